@@ -1,0 +1,42 @@
+package export
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrNotFound: there is no such job, unit or file.
+	ErrNotFound = errors.New("not found")
+	// ErrConflict: the job is in a state from which the step is not allowed, or the name is taken.
+	ErrConflict = errors.New("conflict")
+	// ErrFenced: the caller's fence is stale: another attempt owns the unit, or it is closed. Whatever the caller
+	// made is garbage. It is no failure: the work is done elsewhere.
+	ErrFenced = errors.New("fenced off")
+	// ErrNotLive: the job was cancelled, failed, finished or purged: stop working for it.
+	ErrNotLive = errors.New("job is not live")
+	// ErrUnavailable: a dependency (Redis, object store, source) cannot be reached; try again later.
+	ErrUnavailable = errors.New("unavailable")
+)
+
+// PermanentError is the outcome of a unit that no retry can mend.
+type PermanentError struct{ Reason string }
+
+func (e PermanentError) Error() string { return "permanent: " + e.Reason }
+
+// Permanent returns an outcome that closes the unit as failed, with a reason that the job's owner may read. The
+// reason never holds a patient id.
+func Permanent(format string, args ...any) error {
+	return PermanentError{Reason: fmt.Sprintf(format, args...)}
+}
+
+// Backoff returns how long to wait before the attempt'th retry (from 1): doubling from one second to one minute.
+func Backoff(attempt int) time.Duration {
+	const most = time.Minute
+	if attempt > 6 {
+		return most
+	}
+	return min(time.Second<<max(attempt-1, 0), most)
+}

@@ -1,0 +1,93 @@
+package export
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/hex"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// JobID names a job in URLs, keys and logs. It is 128 bits of randomness, 26 characters of lower-case base32, and
+// says nothing about who asked for what.
+type JobID string
+
+var jobIDForm = regexp.MustCompile(`^[a-z2-7]{26}$`)
+
+// NewJobID returns a fresh random id.
+func NewJobID() JobID {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails: it aborts the process instead
+	return JobID(strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:])))
+}
+
+// ParseJobID returns the id when s has the form of one. Anything else is no job.
+func ParseJobID(s string) (JobID, error) {
+	if !jobIDForm.MatchString(s) {
+		return "", fmt.Errorf("job id: %w", ErrNotFound)
+	}
+	return JobID(s), nil
+}
+
+// Owner is the user that a job belongs to: the same subject from two issuers is two users (SPEC 1).
+type Owner struct {
+	Issuer  string `json:"iss"`
+	Subject string `json:"sub"`
+}
+
+// Hash is a stable name of the owner for logs and admin output, which never show the subject itself.
+func (o Owner) Hash() string {
+	sum := sha256.Sum256([]byte(fmt.Sprintf("%d:%s%s", len(o.Issuer), o.Issuer, o.Subject)))
+	return hex.EncodeToString(sum[:8])
+}
+
+// Dialect is how a job's answers are phrased (SPEC 9).
+type Dialect string
+
+// The dialects: Classic is the documented service, IG is the HL7 Bulk Data Access IG.
+const (
+	Classic Dialect = "classic"
+	IG      Dialect = "ig"
+)
+
+// Request is a validated kick-off. It is stored with the job and never changes.
+type Request struct {
+	URL     string   `json:"url"`     // the absolute URL that the client asked, on the public base URL
+	GroupID string   `json:"group"`   // the group to export
+	Types   []string `json:"types"`   // what to export: asked for, else all allowed; sorted; never empty
+	Dialect Dialect  `json:"dialect"` // fixed at kick-off
+}
+
+// Job is one export as it is stored. Times are UTC with millisecond precision; the zero time means "not yet".
+type Job struct {
+	ID       JobID
+	Owner    Owner
+	Request  Request
+	State    State
+	Created  time.Time
+	Snapshot time.Time // the instant that the data is read at; frozen by the plan
+	Finished time.Time // completed or failed
+	Expires  time.Time // from this instant on the job is not there (SPEC 6)
+	Percent  int       // 0..99 until sealed, never decreasing
+	Failure  string    // why a failed job failed, fit for its owner to read
+	Cohort   Cohort    // set by the plan
+}
+
+// Visible reports whether the owner may still see the job at the instant: it is neither cancelled nor expired. It is
+// decided by the clock and not by whether a sweep has come by (SPEC 6).
+func (j Job) Visible(now time.Time) bool {
+	if j.State == Cancelled || j.State == Expired {
+		return false
+	}
+	return j.Expires.IsZero() || now.Before(j.Expires)
+}
+
+// Cohort describes the stored list of patients that a job may hold data of.
+type Cohort struct {
+	Prefix   string `json:"prefix"`   // object key prefix of the chunks
+	Chunks   int    `json:"chunks"`   // chunk objects, numbered from 0
+	Patients int64  `json:"patients"` // ids in all chunks, no id twice
+}

@@ -1,0 +1,62 @@
+package export
+
+// Kind is what a unit does. Everything a worker does for a job is a unit: claimed with a fence, kept alive by
+// heartbeats, committed by one script, so that one mechanism makes all of it safe to kill, repeat and delay.
+type Kind string
+
+// The kinds of units, in the order in which a job meets them.
+const (
+	KindPlan       Kind = "plan"       // resolve the cohort, cut the units
+	KindExport     Kind = "export"     // export one type of one slice of the cohort
+	KindReferences Kind = "references" // close the set of referenced resources, cut their units
+	KindReferenced Kind = "referenced" // export one referenced type
+	KindSeal       Kind = "seal"       // write the manifest
+)
+
+// UnitID names a unit within its job, such as "plan" or "Observation-0003".
+type UnitID string
+
+// Unit is one piece of work. It is stored once and never changes; its fence and attempts are kept beside it.
+type Unit struct {
+	ID    UnitID `json:"id"`
+	Kind  Kind   `json:"kind"`
+	Type  string `json:"type,omitempty"`  // resource type, for the two kinds that write files
+	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, for KindExport
+	Input string `json:"input,omitempty"` // object key of the id list, for KindReferenced
+	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes: the weight in order and progress
+}
+
+// Slice is a run of cohort chunks: From <= chunk < To.
+type Slice struct {
+	From int `json:"from"`
+	To   int `json:"to"`
+}
+
+// Lease is the right to work on a unit: it holds as long as the unit's fence is the lease's fence. Whoever holds an
+// older fence has lost, and nothing it does is seen.
+type Lease struct {
+	Job     JobID
+	Unit    Unit
+	Fence   int64
+	Attempt int // how often the unit has failed before, 0 at first
+}
+
+// Result is what a unit leaves when it closes.
+type Result struct {
+	Files      []File   `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
+	References []string `json:"references,omitempty"` // object keys of sorted runs of references seen
+	Withheld   int64    `json:"withheld,omitempty"`   // resources that also name a patient outside the cohort
+	Failure    string   `json:"failure,omitempty"`    // why the unit failed for good; then the other fields are empty
+}
+
+// File is one NDJSON file of a job, immutable from the moment its unit is committed.
+type File struct {
+	Name   string `json:"name"`   // unique in the job, such as "Observation-0003.1.0.ndjson"
+	Type   string `json:"type"`   // resource type of every line
+	Error  bool   `json:"error"`  // belongs to the manifest's error list
+	Key    string `json:"key"`    // object key of the gzipped file
+	Count  int64  `json:"count"`  // lines
+	Bytes  int64  `json:"bytes"`  // uncompressed size
+	Stored int64  `json:"stored"` // compressed size, as the object store confirmed it
+	SHA256 string `json:"sha256"` // of the compressed bytes, lower-case hex
+}

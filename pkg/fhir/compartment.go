@@ -1,0 +1,107 @@
+package fhir
+
+import "slices"
+
+// subjectPaths lists, for every type that a patient export may hold because it is about a patient, the elements
+// that say which patient (SPEC 10; conformance.md 14.1, the subject-like column). A path walks through arrays.
+//
+// Role-like links (recorder, author, payee, performer...) are absent on purpose: following them would disclose
+// patients outside the cohort. Group, AuditEvent, Schedule and Person are absent because they are never exported
+// with patients. Patient has no path: a Patient is about itself, and link.other is not followed.
+var subjectPaths = map[string][]string{
+	"Account":                     {"subject"},
+	"AdverseEvent":                {"subject"},
+	"AllergyIntolerance":          {"patient"},
+	"Appointment":                 {"participant.actor"},
+	"AppointmentResponse":         {"actor"},
+	"Basic":                       {"subject"},
+	"BodyStructure":               {"patient"},
+	"CarePlan":                    {"subject"},
+	"CareTeam":                    {"subject"},
+	"ChargeItem":                  {"subject"},
+	"Claim":                       {"patient"},
+	"ClaimResponse":               {"patient"},
+	"ClinicalImpression":          {"subject"},
+	"Communication":               {"subject"},
+	"CommunicationRequest":        {"subject"},
+	"Composition":                 {"subject"},
+	"Condition":                   {"subject"},
+	"Consent":                     {"patient"},
+	"Coverage":                    {"beneficiary"},
+	"CoverageEligibilityRequest":  {"patient"},
+	"CoverageEligibilityResponse": {"patient"},
+	"DetectedIssue":               {"patient"},
+	"Device":                      {"patient"}, // not in the R4 compartment; added by SPEC 10
+	"DeviceRequest":               {"subject"},
+	"DeviceUseStatement":          {"subject"},
+	"DiagnosticReport":            {"subject"},
+	"DocumentManifest":            {"subject"},
+	"DocumentReference":           {"subject"},
+	"Encounter":                   {"subject"},
+	"EnrollmentRequest":           {"candidate"},
+	"EpisodeOfCare":               {"patient"},
+	"ExplanationOfBenefit":        {"patient"},
+	"FamilyMemberHistory":         {"patient"},
+	"Flag":                        {"subject"},
+	"Goal":                        {"subject"},
+	"ImagingStudy":                {"subject"},
+	"Immunization":                {"patient"},
+	"ImmunizationEvaluation":      {"patient"},
+	"ImmunizationRecommendation":  {"patient"},
+	"Invoice":                     {"subject"},
+	"List":                        {"subject"},
+	"MeasureReport":               {"subject"},
+	"Media":                       {"subject"},
+	"MedicationAdministration":    {"subject"},
+	"MedicationDispense":          {"subject"},
+	"MedicationRequest":           {"subject"},
+	"MedicationStatement":         {"subject"},
+	"MolecularSequence":           {"patient"},
+	"NutritionOrder":              {"patient"},
+	"Observation":                 {"subject"},
+	"Patient":                     nil,
+	"Procedure":                   {"subject"},
+	"Provenance":                  {"target"}, // one hop: the patient of what it targets
+	"QuestionnaireResponse":       {"subject"},
+	"RelatedPerson":               {"patient"},
+	"RequestGroup":                {"subject"},
+	"ResearchSubject":             {"individual"},
+	"RiskAssessment":              {"subject"},
+	"ServiceRequest":              {"subject"},
+	"Specimen":                    {"subject"},
+	"SupplyDelivery":              {"patient"},
+	"SupplyRequest":               {"deliverTo"},
+	"VisionPrescription":          {"patient"},
+}
+
+// referencedTypes travel with an export because exported resources reference them, transitively among these
+// types only (SPEC 10).
+var referencedTypes = []string{"Location", "Medication", "Organization", "Practitioner", "PractitionerRole"}
+
+// InCompartment reports whether resources of the type are exported because they are about a patient: the R4
+// patient compartment by subject-like links, plus Device and Provenance, less the four types that name several
+// patients by nature (SPEC 10).
+func InCompartment(typ string) bool {
+	_, ok := subjectPaths[typ]
+	return ok
+}
+
+// SubjectPaths returns the dotted element paths whose references say whom a resource of the type is about. It is
+// empty for Patient, which is about itself, and for every type outside the compartment. Do not modify it.
+func SubjectPaths(typ string) []string { return subjectPaths[typ] }
+
+// IsReferenced reports whether the type is exported only because something exported references it (SPEC 10).
+func IsReferenced(typ string) bool { return slices.Contains(referencedTypes, typ) }
+
+// IsExportable reports whether a group export can ever hold the type.
+func IsExportable(typ string) bool { return InCompartment(typ) || IsReferenced(typ) }
+
+// ExportableTypes returns every type that a group export can hold, sorted by name.
+func ExportableTypes() []string {
+	types := slices.Clone(referencedTypes)
+	for typ := range subjectPaths {
+		types = append(types, typ)
+	}
+	slices.Sort(types)
+	return types
+}
