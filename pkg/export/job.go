@@ -74,6 +74,7 @@ type Job struct {
 	Percent  int       // 0..99 until sealed, never decreasing
 	Failure  string    // why a failed job failed, fit for its owner to read
 	Cohort   Cohort    // set by the plan
+	Manifest string    // object key of the sealed file list (one JSON File a line); set by the seal
 }
 
 // Visible reports whether the owner may still see the job at the instant: it is neither cancelled nor expired. It is
