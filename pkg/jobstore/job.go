@@ -1,0 +1,156 @@
+package jobstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// Create records a job with its first unit, issued at fence 1. The index entry comes first: an entry without a job is
+// harmless, a job without an entry would never be rescued or purged. ErrConflict when the id is taken.
+func (s *Store) Create(ctx context.Context, job export.Job, first export.Unit) error {
+	owner, err := json.Marshal(job.Owner)
+	if err != nil {
+		return fmt.Errorf("encode owner: %w", err)
+	}
+	request, err := json.Marshal(job.Request)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	unit, err := json.Marshal(first)
+	if err != nil {
+		return fmt.Errorf("encode unit: %w", err)
+	}
+	if err := s.enter(ctx, job.ID); err != nil {
+		return err
+	}
+	_, err = s.run(ctx, "create", s.scripts.create, job.ID,
+		string(first.ID), unit, s.now().UnixMilli(),
+		"state", string(job.State), "owner", owner, "request", request, "created", millis(job.Created))
+	return err
+}
+
+// Job returns the record. ErrNotFound when there is none; expiry is the caller's business (Job.Visible).
+func (s *Store) Job(ctx context.Context, id export.JobID) (export.Job, error) {
+	fields, err := s.redis.HGetAll(ctx, key(id, "job")).Result()
+	if err != nil {
+		return export.Job{}, unavailable(fmt.Sprintf("read job %s", id), err)
+	}
+	if len(fields) == 0 {
+		return export.Job{}, fmt.Errorf("read job %s: %w", id, export.ErrNotFound)
+	}
+	job := export.Job{
+		ID:       id,
+		State:    export.State(fields["state"]),
+		Created:  instant(fields["created"]),
+		Snapshot: instant(fields["snapshot"]),
+		Finished: instant(fields["finished"]),
+		Expires:  instant(fields["expires"]),
+		Failure:  fields["failure"],
+		Manifest: fields["manifest"],
+	}
+	if percent := fields["percent"]; percent != "" {
+		if job.Percent, err = strconv.Atoi(percent); err != nil {
+			return export.Job{}, fmt.Errorf("read job %s: percent: %w", id, err)
+		}
+	}
+	err = errors.Join(
+		json.Unmarshal([]byte(fields["owner"]), &job.Owner),
+		json.Unmarshal([]byte(fields["request"]), &job.Request),
+	)
+	if cohort := fields["cohort"]; cohort != "" {
+		err = errors.Join(err, json.Unmarshal([]byte(cohort), &job.Cohort))
+	}
+	if err != nil {
+		return export.Job{}, fmt.Errorf("read job %s: %w", id, err)
+	}
+	return job, nil
+}
+
+// Cancel makes the job its owner's no more: from here on it is not there, its running units stop at their next
+// heartbeat, and it is due to be purged. ErrNotFound, or ErrConflict when it is cancelled or expired already.
+func (s *Store) Cancel(ctx context.Context, id export.JobID, now time.Time) error {
+	return s.end(ctx, "cancel", id, export.Cancelled, now)
+}
+
+// Fail ends a job that cannot produce anything. Its owner sees the reason until the job expires. ErrConflict when it
+// has ended already.
+func (s *Store) Fail(ctx context.Context, id export.JobID, reason string, now, expires time.Time) error {
+	return s.end(ctx, "fail", id, export.Failed, expires,
+		"failure", reason, "finished", millis(now), "expires", millis(expires))
+}
+
+// Expire marks a finished job as expired, due to be purged now. ErrConflict when it is not finished or gone already.
+func (s *Store) Expire(ctx context.Context, id export.JobID, now time.Time) error {
+	return s.end(ctx, "expire", id, export.Expired, now)
+}
+
+// end moves a job to a state in which no work is left. The job is entered in the active index around the step: should
+// the process die before the due index is set, the scheduler finds the ended job there and sets it.
+func (s *Store) end(ctx context.Context, act string, id export.JobID, to export.State, due time.Time, fields ...any) error {
+	if err := s.enter(ctx, id); err != nil {
+		return err
+	}
+	args := append([]any{string(to)}, fields...)
+	if _, err := s.run(ctx, act, s.scripts.move, id, args...); err != nil {
+		return err
+	}
+	return s.SetDue(ctx, id, due)
+}
+
+// Remove forgets a job entirely: every key first, then the index entries, so that a death in between leaves an entry
+// that leads the scheduler back here. It is idempotent.
+func (s *Store) Remove(ctx context.Context, id export.JobID) error {
+	if err := s.redis.Unlink(ctx, keysOf(id)...).Err(); err != nil {
+		return unavailable(fmt.Sprintf("remove job %s", id), err)
+	}
+	if err := s.redis.ZRem(ctx, dueIndex, string(id)).Err(); err != nil {
+		return unavailable(fmt.Sprintf("remove job %s from the due index", id), err)
+	}
+	if err := s.redis.ZRem(ctx, activeIndex, string(id)).Err(); err != nil {
+		return unavailable(fmt.Sprintf("remove job %s from the active index", id), err)
+	}
+	return nil
+}
+
+// File returns a file that a unit of the job has committed. ErrNotFound when there is none of that name.
+func (s *Store) File(ctx context.Context, id export.JobID, name string) (export.File, error) {
+	missing := fmt.Errorf("file of job %s: %w", id, export.ErrNotFound)
+	unit, err := s.redis.HGet(ctx, key(id, "files"), name).Result()
+	if errors.Is(err, redis.Nil) {
+		return export.File{}, missing
+	}
+	if err != nil {
+		return export.File{}, unavailable(fmt.Sprintf("find file of job %s", id), err)
+	}
+	result, err := s.Result(ctx, id, export.UnitID(unit))
+	if err != nil {
+		return export.File{}, err
+	}
+	for _, file := range result.Files {
+		if file.Name == name {
+			return file, nil
+		}
+	}
+	return export.File{}, missing
+}
+
+// AllowPoll counts a status poll. It returns how long the client has to wait when it has asked more than limit times
+// in the window, and zero when the poll is allowed.
+func (s *Store) AllowPoll(
+	ctx context.Context, id export.JobID, window time.Duration, limit int,
+) (wait time.Duration, err error) {
+	reply, err := s.run(ctx, "poll", s.scripts.poll, id, window.Milliseconds(), limit)
+	if err != nil {
+		return 0, err
+	}
+	left, _ := reply[0].(int64)
+	return time.Duration(left) * time.Millisecond, nil
+}

@@ -1,0 +1,41 @@
+-- ARGV: unit id, fence, result json, bytes done, state that the job moves to ('' for none),
+--       next unit id ('' for none), next unit json, number of file names, the file names, then job fields as pairs.
+-- Closes the unit once and for all. What the unit staged becomes visible in the same step, and the next unit is
+-- opened by whichever commit empties the open set, so that no job can stand still between two stages.
+local unit, fence, target, nextid = ARGV[1], ARGV[2], ARGV[5], ARGV[6]
+if not live() then return { 'NOTLIVE' } end
+if not holds(unit, fence) or redis.call('HEXISTS', results, unit) == 1 then return { 'FENCED' } end
+if target ~= '' and not move(target) then return { 'CONFLICT' } end
+
+redis.call('HSET', results, unit, ARGV[3])
+redis.call('ZREM', issued, unit)
+redis.call('HDEL', claims, unit)
+local at = 9
+for _ = 1, tonumber(ARGV[8]) do
+  redis.call('HSET', files, ARGV[at], unit)
+  at = at + 1
+end
+
+local total = tonumber(redis.call('HGET', job, 'weight_total') or '0')
+local fresh = redis.call('ZRANGE', staged, 0, -1, 'WITHSCORES')
+for i = 1, #fresh, 2 do
+  redis.call('ZADD', waiting, fresh[i + 1], fresh[i])
+  total = total + tonumber(fresh[i + 1]) + 1
+end
+redis.call('DEL', staged)
+local done = tonumber(redis.call('HGET', job, 'weight_done') or '0')
+if tonumber(ARGV[4]) >= 0 then done = done + tonumber(ARGV[4]) + 1 end
+redis.call('HSET', job, 'weight_total', string.format('%.0f', total), 'weight_done', string.format('%.0f', done))
+if total > 0 then
+  local percent = math.min(99, math.floor(99 * done / total))
+  if percent > tonumber(redis.call('HGET', job, 'percent') or '0') then redis.call('HSET', job, 'percent', percent) end
+end
+
+for i = at, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
+local open = redis.call('ZCARD', waiting) + redis.call('ZCARD', issued)
+if open == 0 and nextid ~= '' then
+  redis.call('HSETNX', units, nextid, ARGV[7])
+  redis.call('HSETNX', fences, nextid, 1)
+  redis.call('ZADD', waiting, 0, nextid)
+end
+return { 'OK', open }

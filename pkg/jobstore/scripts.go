@@ -1,0 +1,70 @@
+package jobstore
+
+import (
+	"embed"
+	"fmt"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+//go:embed lua/*.lua
+var luaFiles embed.FS
+
+// scripts are the store's compare-and-set steps, one Lua file each. All share a prelude that names the keys of the job
+// and carries the state machine as pkg/export defines it, so that there is one table of transitions.
+type scripts struct {
+	create, claim, heartbeat, stage, commit, issue, setback, rescue, move, poll *redis.Script
+}
+
+func loadScripts() (scripts, error) {
+	prelude := luaPrelude()
+	var errs []string
+	load := func(name string) *redis.Script {
+		text, err := luaFiles.ReadFile("lua/" + name + ".lua")
+		if err != nil {
+			errs = append(errs, err.Error())
+		}
+		return redis.NewScript(prelude + string(text))
+	}
+	s := scripts{
+		create: load("create"), claim: load("claim"), heartbeat: load("heartbeat"), stage: load("stage"),
+		commit: load("commit"), issue: load("issue"), setback: load("setback"), rescue: load("rescue"),
+		move: load("move"), poll: load("poll"),
+	}
+	if len(errs) > 0 {
+		return scripts{}, fmt.Errorf("load scripts: %s", strings.Join(errs, "; "))
+	}
+	return s, nil
+}
+
+func luaPrelude() string {
+	var b strings.Builder
+	for i, name := range jobKeys {
+		fmt.Fprintf(&b, "local %s = KEYS[%d]\n", name, i+1)
+	}
+	b.WriteString("local LIVE, BEFORE = {}, {}\n")
+	for _, state := range export.States() {
+		if state.Live() {
+			fmt.Fprintf(&b, "LIVE[%q] = true\n", state)
+		}
+		fmt.Fprintf(&b, "BEFORE[%q] = {}\n", state)
+		for _, from := range state.Before() {
+			fmt.Fprintf(&b, "BEFORE[%q][%q] = true\n", state, from)
+		}
+	}
+	b.WriteString(`
+local function live() return LIVE[redis.call('HGET', job, 'state') or ''] == true end
+local function move(target)
+  if not BEFORE[target][redis.call('HGET', job, 'state') or ''] then return false end
+  redis.call('HSET', job, 'state', target)
+  return true
+end
+local function holds(unit, fence)
+  return redis.call('HGET', fences, unit) == fence and redis.call('HGET', claims, unit) == fence
+end
+`)
+	return b.String()
+}

@@ -1,0 +1,283 @@
+package jobstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// Claim takes the unit for the caller, who must then be heard of by Heartbeat. ErrFenced when the fence is stale, the
+// unit is closed, or the same task was delivered before and is running; ErrNotLive when the job has ended. Claiming
+// the plan or the seal moves the job to the state that the unit stands for.
+func (s *Store) Claim(
+	ctx context.Context, id export.JobID, unit export.UnitID, kind export.Kind, fence int64,
+) (export.Lease, error) {
+	var target export.State
+	switch kind {
+	case export.KindPlan:
+		target = export.Planning
+	case export.KindSeal:
+		target = export.Sealing
+	default:
+	}
+	reply, err := s.run(ctx, "claim "+string(unit)+" of", s.scripts.claim, id,
+		string(unit), fence, s.now().UnixMilli(), string(target))
+	if err != nil {
+		return export.Lease{}, err
+	}
+	lease := export.Lease{Job: id, Fence: fence}
+	spec, _ := reply[0].(string)
+	failures, _ := reply[1].(string)
+	if err := json.Unmarshal([]byte(spec), &lease.Unit); err != nil {
+		return export.Lease{}, fmt.Errorf("claim %s of job %s: %w", unit, id, err)
+	}
+	if lease.Attempt, err = strconv.Atoi(failures); err != nil {
+		return export.Lease{}, fmt.Errorf("claim %s of job %s: attempts: %w", unit, id, err)
+	}
+	return lease, nil
+}
+
+// Heartbeat says that the lease's holder is alive. ErrFenced or ErrNotLive tell it to stop.
+func (s *Store) Heartbeat(ctx context.Context, lease export.Lease) error {
+	_, err := s.run(ctx, "heartbeat "+string(lease.Unit.ID)+" of", s.scripts.heartbeat, lease.Job,
+		string(lease.Unit.ID), lease.Fence, s.now().UnixMilli())
+	return err
+}
+
+// stageBatch bounds the size of one script call.
+const stageBatch = 500
+
+// Stage stores units that the lease's unit has cut. They stay invisible until it commits; staging again starts over.
+func (s *Store) Stage(ctx context.Context, lease export.Lease, units []export.Unit) error {
+	reset := 1
+	for batch := range slices.Chunk(units, stageBatch) {
+		args := []any{string(lease.Unit.ID), lease.Fence, reset}
+		for _, unit := range batch {
+			spec, err := json.Marshal(unit)
+			if err != nil {
+				return fmt.Errorf("encode unit %s: %w", unit.ID, err)
+			}
+			args = append(args, string(unit.ID), spec, unit.Bytes)
+		}
+		if _, err := s.run(ctx, "stage units of", s.scripts.stage, lease.Job, args...); err != nil {
+			return err
+		}
+		reset = 0
+	}
+	if len(units) > 0 {
+		return nil
+	}
+	_, err := s.run(ctx, "stage units of", s.scripts.stage, lease.Job, string(lease.Unit.ID), lease.Fence, 1)
+	return err
+}
+
+// Commit is what closing a unit changes besides the unit itself.
+type Commit struct {
+	Result export.Result
+	// Next is the unit to open if this commit empties the open set; the zero Unit for none.
+	Next export.Unit
+	// Plan, when set, is what the plan froze; the job moves to Running.
+	Plan *Plan
+	// Seal, when set, completes the job.
+	Seal *Seal
+}
+
+// Plan is what a committed plan freezes.
+type Plan struct {
+	Snapshot time.Time
+	Cohort   export.Cohort
+}
+
+// Seal is what completes a job.
+type Seal struct {
+	Manifest string
+	Finished time.Time
+	Expires  time.Time
+}
+
+// Commit closes the unit with its result, once: ErrFenced when the lease is lost, ErrNotLive when the job has ended; in
+// both cases nothing has changed and what the caller made is garbage.
+func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error {
+	result, err := json.Marshal(c.Result)
+	if err != nil {
+		return fmt.Errorf("encode result: %w", err)
+	}
+	next, err := json.Marshal(c.Next)
+	if err != nil {
+		return fmt.Errorf("encode unit %s: %w", c.Next.ID, err)
+	}
+	weight := lease.Unit.Bytes
+	if k := lease.Unit.Kind; k != export.KindExport && k != export.KindReferenced {
+		weight = -1 // only exports count as progress
+	}
+
+	var target export.State
+	var fields []any
+	if c.Plan != nil {
+		target = export.Running
+		cohort, err := json.Marshal(c.Plan.Cohort)
+		if err != nil {
+			return fmt.Errorf("encode cohort: %w", err)
+		}
+		fields = append(fields, "snapshot", millis(c.Plan.Snapshot), "cohort", cohort)
+	}
+	if c.Seal != nil {
+		target = export.Completed
+		fields = append(fields, "manifest", c.Seal.Manifest, "percent", 100,
+			"finished", millis(c.Seal.Finished), "expires", millis(c.Seal.Expires))
+	}
+	args := []any{
+		string(lease.Unit.ID), lease.Fence, result, weight, string(target), string(c.Next.ID), next, len(c.Result.Files),
+	}
+	for _, file := range c.Result.Files {
+		args = append(args, file.Name)
+	}
+	_, err = s.run(ctx, "commit "+string(lease.Unit.ID)+" of", s.scripts.commit, lease.Job, append(args, fields...)...)
+	if err != nil {
+		return err
+	}
+	if c.Seal != nil {
+		return s.SetDue(ctx, lease.Job, c.Seal.Expires)
+	}
+	return nil
+}
+
+// Issued is a unit that has to be in the queue.
+type Issued struct {
+	Unit     export.Unit
+	Fence    int64
+	Attempts int
+	Lost     bool // its worker was lost and its fence is new
+}
+
+// Issue takes units from the waiting ones, the largest first, until most are outstanding, and returns them to be
+// enqueued. Should the caller die before it has done so, Silent brings them back.
+func (s *Store) Issue(ctx context.Context, id export.JobID, most int) ([]Issued, error) {
+	reply, err := s.run(ctx, "issue units of", s.scripts.issue, id, most, s.now().UnixMilli())
+	if err != nil {
+		return nil, err
+	}
+	var issued []Issued
+	for pair := range slices.Chunk(reply, 2) {
+		unit, err := decodeIssued(pair[0], pair[1])
+		if err != nil {
+			return nil, fmt.Errorf("issue units of job %s: %w", id, err)
+		}
+		issued = append(issued, unit)
+	}
+	return issued, nil
+}
+
+// Release gives the unit back under a new fence, not to be run before the instant. A failed attempt counts against the
+// unit; a hand-back by a worker that stops does not. It returns the new fence, to be enqueued.
+func (s *Store) Release(ctx context.Context, lease export.Lease, notBefore time.Time, failed bool) (int64, error) {
+	count := 0
+	if failed {
+		count = 1
+	}
+	reply, err := s.run(ctx, "release "+string(lease.Unit.ID)+" of", s.scripts.setback, lease.Job,
+		string(lease.Unit.ID), lease.Fence, notBefore.UnixMilli(), count)
+	if err != nil {
+		return 0, err
+	}
+	fence, _ := reply[0].(int64)
+	return fence, nil
+}
+
+// Silent takes up to most units that have not been heard of since the instant and marks them as heard of now. Those
+// whose worker is lost get a new fence. All have to be enqueued (again).
+func (s *Store) Silent(ctx context.Context, id export.JobID, since time.Time, most int) ([]Issued, error) {
+	reply, err := s.run(ctx, "rescue units of", s.scripts.rescue, id, since.UnixMilli(), s.now().UnixMilli(), most)
+	if err != nil {
+		return nil, err
+	}
+	var silent []Issued
+	for row := range slices.Chunk(reply, 4) {
+		unit, err := decodeIssued(row[0], row[1])
+		if err != nil {
+			return nil, fmt.Errorf("rescue units of job %s: %w", id, err)
+		}
+		failures, _ := row[2].(string)
+		if unit.Attempts, err = strconv.Atoi(failures); err != nil {
+			return nil, fmt.Errorf("rescue units of job %s: attempts: %w", id, err)
+		}
+		unit.Lost = row[3] == "1"
+		silent = append(silent, unit)
+	}
+	return silent, nil
+}
+
+func decodeIssued(fence, spec any) (Issued, error) {
+	var unit Issued
+	text, _ := spec.(string)
+	number, _ := fence.(string)
+	if err := json.Unmarshal([]byte(text), &unit.Unit); err != nil {
+		return Issued{}, err
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		return Issued{}, fmt.Errorf("fence: %w", err)
+	}
+	unit.Fence = n
+	return unit, nil
+}
+
+// Result returns what a closed unit left. ErrNotFound when it is not closed.
+func (s *Store) Result(ctx context.Context, id export.JobID, unit export.UnitID) (export.Result, error) {
+	text, err := s.redis.HGet(ctx, key(id, "results"), string(unit)).Result()
+	if errors.Is(err, redis.Nil) {
+		return export.Result{}, fmt.Errorf("result of %s of job %s: %w", unit, id, export.ErrNotFound)
+	}
+	if err != nil {
+		return export.Result{}, unavailable(fmt.Sprintf("result of %s of job %s", unit, id), err)
+	}
+	var result export.Result
+	if err := json.Unmarshal([]byte(text), &result); err != nil {
+		return export.Result{}, fmt.Errorf("result of %s of job %s: %w", unit, id, err)
+	}
+	return result, nil
+}
+
+// Results yields every closed unit with its result, in the order of the units' ids. It holds the ids of the job's
+// units, and one page of results at a time.
+func (s *Store) Results(
+	ctx context.Context, id export.JobID, yield func(export.Unit, export.Result) error,
+) error {
+	act := fmt.Sprintf("results of job %s", id)
+	ids, err := s.redis.HKeys(ctx, key(id, "results")).Result()
+	if err != nil {
+		return unavailable(act, err)
+	}
+	slices.Sort(ids)
+	for page := range slices.Chunk(ids, 200) {
+		units, err := s.redis.HMGet(ctx, key(id, "units"), page...).Result()
+		if err != nil {
+			return unavailable(act, err)
+		}
+		results, err := s.redis.HMGet(ctx, key(id, "results"), page...).Result()
+		if err != nil {
+			return unavailable(act, err)
+		}
+		for i := range page {
+			var unit export.Unit
+			var result export.Result
+			spec, _ := units[i].(string)
+			text, _ := results[i].(string)
+			if err := errors.Join(json.Unmarshal([]byte(spec), &unit), json.Unmarshal([]byte(text), &result)); err != nil {
+				return fmt.Errorf("%s: unit %s: %w", act, page[i], err)
+			}
+			if err := yield(unit, result); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

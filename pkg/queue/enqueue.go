@@ -1,0 +1,130 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
+)
+
+const (
+	// unitTimeout ends a unit that hangs. It is far above what a unit takes: silence is found by heartbeats.
+	unitTimeout = 2 * time.Hour
+	// upkeepTimeout ends a tick or a purge that hangs; the next tick goes on where it stopped.
+	upkeepTimeout = 15 * time.Minute
+	// manyRetries keeps Asynq from archiving a task, which would keep its id reserved.
+	manyRetries = 1000
+)
+
+// Client enqueues. Use Open.
+type Client struct {
+	client    *asynq.Client
+	inspector *asynq.Inspector
+}
+
+// Open returns a client on the Redis at the URL. It makes no connection yet.
+func Open(url string) (*Client, error) {
+	redis, err := connection(url)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{client: asynq.NewClient(redis), inspector: asynq.NewInspector(redis)}, nil
+}
+
+// Close ends the connections.
+func (c *Client) Close() error { return errors.Join(c.client.Close(), c.inspector.Close()) }
+
+// Ping reports whether the queue's Redis answers.
+func (c *Client) Ping(context.Context) error {
+	if err := c.client.Ping(); err != nil {
+		return fmt.Errorf("ping queue: %w: %w", export.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// EnqueueUnit puts the unit's task in its queue. It is idempotent: a task that is there already stays as it is.
+func (c *Client) EnqueueUnit(ctx context.Context, task Task) error {
+	kind, known := unitTypes[task.Kind]
+	if !known {
+		return fmt.Errorf("enqueue unit %s of job %s: unknown kind %q", task.Unit, task.Job, task.Kind)
+	}
+	payload, err := task.payload()
+	if err != nil {
+		return fmt.Errorf("enqueue unit %s of job %s: %w", task.Unit, task.Job, err)
+	}
+	err = c.enqueue(ctx, asynq.NewTask(kind, payload), task.queue(), task.id(),
+		asynq.Timeout(unitTimeout), asynq.ProcessIn(task.Delay))
+	if err != nil {
+		return fmt.Errorf("enqueue unit %s of job %s: %w", task.Unit, task.Job, err)
+	}
+	return nil
+}
+
+// EnqueuePurge asks for the job to be purged soon. It is idempotent; the scheduler's sweep purges in any case.
+func (c *Client) EnqueuePurge(ctx context.Context, id export.JobID) error {
+	payload, err := proto.Marshal(&sluicev1.PurgeTask{JobId: string(id)})
+	if err == nil {
+		err = c.enqueue(ctx, asynq.NewTask(purgeType, payload), upkeepQueue, "purge:"+string(id),
+			asynq.Timeout(upkeepTimeout))
+	}
+	if err != nil {
+		return fmt.Errorf("enqueue purge of job %s: %w", id, err)
+	}
+	return nil
+}
+
+// EnqueueTick asks for one run of a periodic duty. The bucket is the start of the tick's interval: of all schedulers
+// that tick in the same interval one gets through, and the id stays taken until the interval is over.
+func (c *Client) EnqueueTick(ctx context.Context, duty string, bucket time.Time, interval time.Duration) error {
+	payload, err := proto.Marshal(&sluicev1.UpkeepTask{Kind: duty, Bucket: bucket.Unix()})
+	if err == nil {
+		id := fmt.Sprintf("%s:%d", duty, bucket.UnixMilli())
+		_, err = c.client.EnqueueContext(ctx, asynq.NewTask(upkeepType, payload), asynq.Queue(upkeepQueue),
+			asynq.TaskID(id), asynq.Timeout(upkeepTimeout), asynq.MaxRetry(0), asynq.Retention(2*interval))
+		if errors.Is(err, asynq.ErrTaskIDConflict) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("enqueue %s tick: %w: %w", duty, export.ErrUnavailable, err)
+	}
+	return nil
+}
+
+func (c *Client) enqueue(ctx context.Context, task *asynq.Task, queue, id string, opts ...asynq.Option) error {
+	opts = append(opts, asynq.Queue(queue), asynq.TaskID(id), asynq.MaxRetry(manyRetries))
+	_, err := c.client.EnqueueContext(ctx, task, opts...)
+	if errors.Is(err, asynq.ErrTaskIDConflict) {
+		taken, infoErr := c.inspector.GetTaskInfo(queue, id)
+		if infoErr != nil || taken.State != asynq.TaskStateArchived {
+			return nil // queued, running, or done in this very moment
+		}
+		// An archived task only keeps the id from being used: nothing would ever run it.
+		if err := c.inspector.DeleteTask(queue, id); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {
+			return fmt.Errorf("%w: %w", export.ErrUnavailable, err)
+		}
+		_, err = c.client.EnqueueContext(ctx, task, opts...)
+	}
+	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+		return fmt.Errorf("%w: %w", export.ErrUnavailable, err)
+	}
+	return nil
+}
+
+func connection(url string) (asynq.RedisClientOpt, error) {
+	parsed, err := asynq.ParseRedisURI(url)
+	opt, single := parsed.(asynq.RedisClientOpt)
+	if err != nil || !single {
+		return asynq.RedisClientOpt{}, errors.New("the Redis URL cannot be parsed") // an error may quote the password
+	}
+	opt.DialTimeout = 2 * time.Second
+	opt.ReadTimeout = 3 * time.Second
+	opt.WriteTimeout = 3 * time.Second
+	return opt, nil
+}

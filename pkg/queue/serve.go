@@ -1,0 +1,130 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
+)
+
+// ErrDraining is the cause of a handler's ended context when the server stops: the work is to be handed back.
+var ErrDraining = errors.New("the worker is stopping")
+
+// Handlers do the work. A nil handler means that this process does not serve the queue. An error has the task
+// delivered again later; handlers return one only when they could not record the outcome.
+type Handlers struct {
+	Unit   func(ctx context.Context, task Task) error
+	Purge  func(ctx context.Context, id export.JobID) error
+	Upkeep func(ctx context.Context, duty string) error
+}
+
+// ServerConfig says how a process takes work.
+type ServerConfig struct {
+	URL         string        // Redis
+	Concurrency int           // tasks at once
+	Drain       time.Duration // on stop, how long running tasks may go on before they are told to hand back
+	Logger      *slog.Logger
+}
+
+// handBack is how long handlers have to hand back after they are told to.
+const handBack = 5 * time.Second
+
+// Serve takes tasks until the context ends; then it takes no more, lets running ones finish for the drain time, tells
+// the rest to hand back (their contexts end with the cause ErrDraining), and returns when all have.
+func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
+	redis, err := connection(cfg.URL)
+	if err != nil {
+		return err
+	}
+	queues := map[string]int{}
+	mux := asynq.NewServeMux()
+	var running sync.WaitGroup
+	if handlers.Unit != nil {
+		queues[steeringQueue], queues[bulkQueue] = 3, 1
+		for kind, name := range unitTypes {
+			mux.HandleFunc(name, func(ctx context.Context, t *asynq.Task) error {
+				running.Add(1)
+				defer running.Done()
+				task, err := decodeTask(t.Payload())
+				if err != nil {
+					return err
+				}
+				task.Kind = kind
+				return handlers.Unit(ctx, task)
+			})
+		}
+	}
+	if handlers.Purge != nil && handlers.Upkeep != nil {
+		queues[upkeepQueue] = 2
+		mux.HandleFunc(purgeType, func(ctx context.Context, t *asynq.Task) error {
+			running.Add(1)
+			defer running.Done()
+			var message sluicev1.PurgeTask
+			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
+				return fmt.Errorf("decode purge task: %w", err)
+			}
+			return handlers.Purge(ctx, export.JobID(message.GetJobId()))
+		})
+		mux.HandleFunc(upkeepType, func(ctx context.Context, t *asynq.Task) error {
+			running.Add(1)
+			defer running.Done()
+			var message sluicev1.UpkeepTask
+			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
+				return fmt.Errorf("decode upkeep task: %w", err)
+			}
+			return handlers.Upkeep(ctx, message.GetKind())
+		})
+	}
+
+	// The tasks' contexts outlive ctx by the drain time, so they hang on a context of their own.
+	work, stopWork := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopWork(nil)
+	server := asynq.NewServer(redis, asynq.Config{
+		Concurrency:              cfg.Concurrency,
+		BaseContext:              func() context.Context { return work },
+		Queues:                   queues,
+		TaskCheckInterval:        50 * time.Millisecond,
+		DelayedTaskCheckInterval: 500 * time.Millisecond,
+		ShutdownTimeout:          handBack,
+		RetryDelayFunc:           func(n int, _ error, _ *asynq.Task) time.Duration { return export.Backoff(n + 1) },
+		Logger:                   asynqLogger{cfg.Logger},
+		LogLevel:                 asynq.WarnLevel,
+		ErrorHandler: asynq.ErrorHandlerFunc(func(_ context.Context, t *asynq.Task, err error) {
+			cfg.Logger.Error("task is to be delivered again", "task", t.Type(), "err", err)
+		}),
+	})
+	if err := server.Start(mux); err != nil {
+		return fmt.Errorf("start task server: %w", err)
+	}
+	<-ctx.Done()
+	server.Stop()
+	idle := make(chan struct{})
+	go func() { running.Wait(); close(idle) }()
+	drain := time.NewTimer(cfg.Drain)
+	defer drain.Stop()
+	select {
+	case <-idle:
+	case <-drain.C:
+		stopWork(ErrDraining)
+	}
+	server.Shutdown()
+	<-idle
+	return nil
+}
+
+// asynqLogger hands Asynq's own messages to slog. They name queues and servers, never payloads.
+type asynqLogger struct{ log *slog.Logger }
+
+func (l asynqLogger) Debug(args ...any) { l.log.Debug(fmt.Sprint(args...), "part", "asynq") }
+func (l asynqLogger) Info(args ...any)  { l.log.Info(fmt.Sprint(args...), "part", "asynq") }
+func (l asynqLogger) Warn(args ...any)  { l.log.Warn(fmt.Sprint(args...), "part", "asynq") }
+func (l asynqLogger) Error(args ...any) { l.log.Error(fmt.Sprint(args...), "part", "asynq") }
+func (l asynqLogger) Fatal(args ...any) { l.log.Error(fmt.Sprint(args...), "part", "asynq") }

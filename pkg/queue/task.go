@@ -1,0 +1,80 @@
+// Package queue carries work between the services on Asynq. A task names a job, a unit and a fence and nothing else:
+// what is to be done stands in the job store, so a task may be lost (the scheduler enqueues it again), delivered twice
+// or delivered late (its fence is stale by then) without harm.
+//
+// Outcomes are kept in the job store too. A handler returns an error only when it could not even record what happened;
+// the task is then retried, and never archived in practice.
+package queue
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
+)
+
+// The queues. Steering comes before bulk: a plan or a seal is short, and others wait for it.
+const (
+	steeringQueue = "steering" // plan, references, seal
+	bulkQueue     = "bulk"     // the units that write files
+	upkeepQueue   = "upkeep"   // expire, purge, rescue, sweep
+)
+
+// The task types on the wire. A type is never renamed: old and new workers run side by side.
+const (
+	purgeType  = "sluice:purge"
+	upkeepType = "sluice:upkeep"
+)
+
+// unitTypes are the task types of the kinds of units: one task for each unit.
+var unitTypes = map[export.Kind]string{
+	export.KindPlan:       "sluice:plan",
+	export.KindExport:     "sluice:export",
+	export.KindReferences: "sluice:references",
+	export.KindReferenced: "sluice:referenced",
+	export.KindSeal:       "sluice:seal",
+}
+
+// Task is one unit to be worked on at one fence.
+type Task struct {
+	Kind  export.Kind
+	Job   export.JobID
+	Unit  export.UnitID
+	Fence int64
+	Delay time.Duration // not before this long from now
+}
+
+// id is unique to the attempt: a later attempt has a higher fence, so a leftover of an earlier one never blocks it.
+func (t Task) id() string { return fmt.Sprintf("%s:%s:%d", t.Job, t.Unit, t.Fence) }
+
+func (t Task) queue() string {
+	if t.Kind == export.KindExport || t.Kind == export.KindReferenced {
+		return bulkQueue
+	}
+	return steeringQueue
+}
+
+func (t Task) payload() ([]byte, error) {
+	return proto.Marshal(&sluicev1.UnitTask{
+		JobId:  string(t.Job),
+		UnitId: string(t.Unit),
+		Fence:  t.Fence,
+		Kind:   string(t.Kind),
+	})
+}
+
+func decodeTask(payload []byte) (Task, error) {
+	var message sluicev1.UnitTask
+	if err := proto.Unmarshal(payload, &message); err != nil {
+		return Task{}, fmt.Errorf("decode unit task: %w", err)
+	}
+	return Task{
+		Kind:  export.Kind(message.GetKind()),
+		Job:   export.JobID(message.GetJobId()),
+		Unit:  export.UnitID(message.GetUnitId()),
+		Fence: message.GetFence(),
+	}, nil
+}
