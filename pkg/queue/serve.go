@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -44,56 +43,58 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 	if err != nil {
 		return err
 	}
+	// A task's context is ended by a drain through a child of its own: were the context that Asynq gave to end, Asynq
+	// would take the task for failed and stop waiting for its handler.
+	drain, startDrain := context.WithCancel(context.WithoutCancel(ctx))
+	defer startDrain()
+	guard := func(ctx context.Context, handle func(context.Context) error) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(drain, func() { cancel(ErrDraining) })()
+		return handle(ctx)
+	}
+
 	queues := map[string]int{}
 	mux := asynq.NewServeMux()
-	var running sync.WaitGroup
 	if handlers.Unit != nil {
 		queues[steeringQueue], queues[bulkQueue] = 3, 1
 		for kind, name := range unitTypes {
 			mux.HandleFunc(name, func(ctx context.Context, t *asynq.Task) error {
-				running.Add(1)
-				defer running.Done()
 				task, err := decodeTask(t.Payload())
 				if err != nil {
 					return err
 				}
 				task.Kind = kind
-				return handlers.Unit(ctx, task)
+				return guard(ctx, func(ctx context.Context) error { return handlers.Unit(ctx, task) })
 			})
 		}
 	}
 	if handlers.Purge != nil && handlers.Upkeep != nil {
 		queues[upkeepQueue] = 2
 		mux.HandleFunc(purgeType, func(ctx context.Context, t *asynq.Task) error {
-			running.Add(1)
-			defer running.Done()
 			var message sluicev1.PurgeTask
 			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
 				return fmt.Errorf("decode purge task: %w", err)
 			}
-			return handlers.Purge(ctx, export.JobID(message.GetJobId()))
+			return guard(ctx, func(ctx context.Context) error {
+				return handlers.Purge(ctx, export.JobID(message.GetJobId()))
+			})
 		})
 		mux.HandleFunc(upkeepType, func(ctx context.Context, t *asynq.Task) error {
-			running.Add(1)
-			defer running.Done()
 			var message sluicev1.UpkeepTask
 			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
 				return fmt.Errorf("decode upkeep task: %w", err)
 			}
-			return handlers.Upkeep(ctx, message.GetKind())
+			return guard(ctx, func(ctx context.Context) error { return handlers.Upkeep(ctx, message.GetKind()) })
 		})
 	}
 
-	// The tasks' contexts outlive ctx by the drain time, so they hang on a context of their own.
-	work, stopWork := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer stopWork(nil)
 	server := asynq.NewServer(redis, asynq.Config{
 		Concurrency:              cfg.Concurrency,
-		BaseContext:              func() context.Context { return work },
 		Queues:                   queues,
 		TaskCheckInterval:        50 * time.Millisecond,
 		DelayedTaskCheckInterval: 500 * time.Millisecond,
-		ShutdownTimeout:          handBack,
+		ShutdownTimeout:          cfg.Drain + handBack,
 		RetryDelayFunc:           func(n int, _ error, _ *asynq.Task) time.Duration { return export.Backoff(n + 1) },
 		Logger:                   asynqLogger{cfg.Logger},
 		LogLevel:                 asynq.WarnLevel,
@@ -105,18 +106,9 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 		return fmt.Errorf("start task server: %w", err)
 	}
 	<-ctx.Done()
-	server.Stop()
-	idle := make(chan struct{})
-	go func() { running.Wait(); close(idle) }()
-	drain := time.NewTimer(cfg.Drain)
-	defer drain.Stop()
-	select {
-	case <-idle:
-	case <-drain.C:
-		stopWork(ErrDraining)
-	}
+	drained := time.AfterFunc(cfg.Drain, startDrain)
+	defer drained.Stop()
 	server.Shutdown()
-	<-idle
 	return nil
 }
 
