@@ -1,6 +1,10 @@
 package export
 
-import "fmt"
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
 
 // The object store's layout. Everything of a job lies under one prefix, so that a purge is one prefix delete and an
 // orphan is a prefix without a job record. Names below it carry the fence of the attempt that wrote them: two
@@ -33,5 +37,57 @@ func ReferencesPrefix(job JobID, unit UnitID, fence int64) string {
 
 // ManifestKey is the object key of the sealed list of files that an attempt at the seal writes.
 func ManifestKey(job JobID, fence int64) string {
-	return fmt.Sprintf("%s_manifest/%d.ndjson", JobPrefix(job), fence)
+	return fmt.Sprintf("%s%d.ndjson", ManifestPrefix(job), fence)
+}
+
+// ManifestPrefix is the prefix of the manifests that attempts at the seal write.
+func ManifestPrefix(job JobID) string { return JobPrefix(job) + "_manifest/" }
+
+// Scaffolding lists the prefixes of what a job needs only while it runs. It holds patient ids, so it goes as soon as
+// the job ends.
+func Scaffolding(job JobID) []string {
+	return []string{JobPrefix(job) + "_cohort/", JobPrefix(job) + "_references/"}
+}
+
+// Origin tells which attempt at which unit of which job wrote an object.
+type Origin struct {
+	Job         JobID
+	Unit        UnitID
+	Fence       int64
+	Scaffolding bool
+}
+
+// ParseKey reads an object key of this layout. It returns false for any other key.
+func ParseKey(key string) (Origin, bool) {
+	rest, ours := strings.CutPrefix(key, JobsPrefix)
+	id, rest, nested := strings.Cut(rest, "/")
+	job, err := ParseJobID(id)
+	folder, name, inFolder := strings.Cut(rest, "/")
+	if !ours || !nested || err != nil || !inFolder {
+		return Origin{}, false
+	}
+	origin := Origin{Job: job}
+	var fence string
+	switch folder {
+	case "_cohort":
+		origin.Unit, origin.Scaffolding = PlanUnit, true
+		fence, _, _ = strings.Cut(name, "/")
+	case "_references":
+		origin.Scaffolding = true
+		attempt, _, _ := strings.Cut(name, "/")
+		var unit string
+		unit, fence, _ = strings.Cut(attempt, ".")
+		origin.Unit = UnitID(unit)
+	case "_manifest":
+		origin.Unit = SealUnit
+		fence, _, _ = strings.Cut(name, ".")
+	default:
+		parts := strings.Split(name, ".") // <Type>.<unit>.<fence>.<n>.ndjson.gz
+		if len(parts) != 6 {
+			return Origin{}, false
+		}
+		origin.Unit, fence = UnitID(parts[1]), parts[2]
+	}
+	origin.Fence, err = strconv.ParseInt(fence, 10, 64)
+	return origin, err == nil && origin.Unit != ""
 }

@@ -1,5 +1,11 @@
 package export
 
+import (
+	"slices"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
 // Kind is what a unit does. Everything a worker does for a job is a unit: claimed with a fence, kept alive by
 // heartbeats, committed by one script, so that one mechanism makes all of it safe to kill, repeat and delay.
 type Kind string
@@ -13,20 +19,44 @@ const (
 	KindSeal       Kind = "seal"       // write the manifest
 )
 
-// UnitID names a unit within its job, such as "plan" or "Observation-0003".
+// UnitID names a unit within its job, such as "plan" or "Observation-00003". It holds no dot and no slash: it is part of
+// object keys.
 type UnitID string
+
+// The units that every job has by these names.
+const (
+	PlanUnit       UnitID = "plan"
+	ReferencesUnit UnitID = "references"
+	SealUnit       UnitID = "seal"
+)
+
+// FirstUnit is the unit that a kick-off records with the job.
+func FirstUnit() Unit { return Unit{ID: PlanUnit, Kind: KindPlan} }
+
+// Next is the unit to open when no unit is left open after one of the kind has closed. A job without cohort goes
+// straight to the seal, and so does one that exports no referenced types. After the seal comes nothing.
+func (r Request) Next(closed Kind, emptyCohort bool) Unit {
+	switch {
+	case closed == KindSeal:
+		return Unit{}
+	case (closed == KindPlan || closed == KindExport) && !emptyCohort && slices.ContainsFunc(r.Types, fhir.IsReferenced):
+		return Unit{ID: ReferencesUnit, Kind: KindReferences}
+	default:
+		return Unit{ID: SealUnit, Kind: KindSeal}
+	}
+}
 
 // Unit is one piece of work. It is stored once and never changes; its fence and attempts are kept beside it.
 type Unit struct {
 	ID    UnitID `json:"id"`
 	Kind  Kind   `json:"kind"`
 	Type  string `json:"type,omitempty"`  // resource type, for the two kinds that write files
-	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, for KindExport
-	Input string `json:"input,omitempty"` // object key of the id list, for KindReferenced
+	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
+	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindReferenced
 	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes: the weight in order and progress
 }
 
-// Slice is a run of cohort chunks: From <= chunk < To.
+// Slice is a run of chunks of a stored list: From <= chunk < To.
 type Slice struct {
 	From int `json:"from"`
 	To   int `json:"to"`
@@ -51,7 +81,7 @@ type Result struct {
 
 // File is one NDJSON file of a job, immutable from the moment its unit is committed.
 type File struct {
-	Name   string `json:"name"`   // unique in the job, such as "Observation-0003.1.0.ndjson"
+	Name   string `json:"name"`   // unique in the job, such as "Observation.Observation-00003.1.0.ndjson"
 	Type   string `json:"type"`   // resource type of every line
 	Error  bool   `json:"error"`  // belongs to the manifest's error list
 	Key    string `json:"key"`    // object key of the gzipped file
