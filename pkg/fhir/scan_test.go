@@ -1,0 +1,527 @@
+package fhir
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+func TestScan(t *testing.T) {
+	tests := map[string]struct {
+		line string
+		want Facts
+	}{
+		"smallest": {
+			`{"resourceType":"Patient","id":"a"}`,
+			Facts{Type: "Patient", ID: "a"},
+		},
+		"subject and instant": {
+			`{"resourceType":"Observation","id":"o","meta":{"lastUpdated":"2024-02-03T04:05:06.789+02:00"},` +
+				`"subject":{"reference":"Patient/1"}}`,
+			Facts{Type: "Observation", ID: "o", LastUpdated: time.Date(2024, 2, 3, 2, 5, 6, 789e6, time.UTC),
+				Subjects: []Ref{{"Patient", "1"}}},
+		},
+		"type behind everything, white space": {
+			"\t{ \"subject\" : { \"reference\" : \"Patient/1\" } , \"id\" : \"o\" , \"resourceType\" : \"Condition\" } ",
+			Facts{Type: "Condition", ID: "o", Subjects: []Ref{{"Patient", "1"}}},
+		},
+		"escaped keys and values": {
+			`{"\u0072esourceType":"Obser\u0076ation","i\u0064":"o\u002D1",` +
+				`"\u0073ubject":{"referenc\u0065":"Patient\/1"}}`,
+			Facts{Type: "Observation", ID: "o-1", Subjects: []Ref{{"Patient", "1"}}},
+		},
+		"through arrays": {
+			`{"resourceType":"Appointment","id":"x","participant":[{"actor":{"reference":"Patient/1"}},` +
+				`{"status":"accepted"},{"actor":{"reference":"Practitioner/2"}},{"actor":{"reference":"Patient/3"}}]}`,
+			Facts{Type: "Appointment", ID: "x",
+				Subjects: []Ref{{"Patient", "1"}, {"Practitioner", "2"}, {"Patient", "3"}}},
+		},
+		"several targets": {
+			`{"resourceType":"Provenance","id":"x","target":[{"reference":"Observation/1/_history/4"},` +
+				`{"reference":"https://ehr.example.org/fhir/r4/Patient/2"},{"reference":"#c"},{"display":"none"}]}`,
+			Facts{Type: "Provenance", ID: "x", Subjects: []Ref{{"Observation", "1"}, {"Patient", "2"}}},
+		},
+		"role-like and nested subjects do not count": {
+			`{"resourceType":"AllergyIntolerance","id":"x","recorder":{"reference":"Patient/9"},` +
+				`"contained":[{"resourceType":"Patient","id":"c","patient":{"reference":"Patient/8"}}],` +
+				`"patient":{"identifier":{"value":"y"},"extension":[{"valueReference":{"reference":"Patient/7"}}],` +
+				`"reference":"Patient/1"},"subject":{"reference":"Patient/6"}}`,
+			Facts{Type: "AllergyIntolerance", ID: "x", Subjects: []Ref{{"Patient", "1"}}},
+		},
+		"subject of a strange shape is no subject": {
+			`{"resourceType":"Observation","id":"x","subject":"Patient/1"}`,
+			Facts{Type: "Observation", ID: "x"},
+		},
+		"an instant that is none": {
+			`{"resourceType":"Patient","id":"x","meta":{"lastUpdated":"yesterday"}}`,
+			Facts{Type: "Patient", ID: "x"},
+		},
+		"numbers and words": {
+			`{"resourceType":"Patient","id":"x","a":[-0.5e+10,0,1E2,true,false,null,{},[]],"b":{"c":{"d":[[1],[2]]}}}`,
+			Facts{Type: "Patient", ID: "x"},
+		},
+		"type outside the compartment": {
+			`{"resourceType":"Group","id":"x","member":[{"entity":{"reference":"Patient/1"}}]}`,
+			Facts{Type: "Group", ID: "x"},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			var s Scanner
+			got, err := s.Scan([]byte(test.line))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got.Subjects) == 0 {
+				got.Subjects = nil
+			}
+			if !reflect.DeepEqual(got, test.want) {
+				t.Errorf("got %+v, want %+v", got, test.want)
+			}
+		})
+	}
+}
+
+// refused are lines that must not pass, each for one reason.
+var refused = map[string]string{
+	"empty":                "",
+	"blank":                "   ",
+	"array":                `[{"resourceType":"Patient","id":"a"}]`,
+	"string":               `"Patient"`,
+	"no type":              `{"id":"a"}`,
+	"type of another kind": `{"resourceType":1,"id":"a"}`,
+	"empty type":           `{"resourceType":"","id":"a"}`,
+	"no id":                `{"resourceType":"Patient"}`,
+	"id of another kind":   `{"resourceType":"Patient","id":7}`,
+	"id with a slash":      `{"resourceType":"Patient","id":"a/b"}`,
+	"id too long":          `{"resourceType":"Patient","id":"` + strings.Repeat("a", 65) + `"}`,
+	"type twice":           `{"resourceType":"Patient","id":"a","resourceType":"Group"}`,
+	"id twice":             `{"resourceType":"Patient","id":"a","id":"b"}`,
+	"id twice, escaped":    `{"resourceType":"Patient","id":"a","\u0069d":"b"}`,
+	"meta twice":           `{"resourceType":"Patient","id":"a","meta":{},"meta":{}}`,
+	"lastUpdated twice":    `{"resourceType":"Patient","id":"a","meta":{"lastUpdated":"a","lastUpdated":"b"}}`,
+	"subject twice": `{"resourceType":"Observation","id":"a",` +
+		`"subject":{"reference":"Patient/1"},"subject":{}}`,
+	"subject twice, escaped": `{"resourceType":"Observation","id":"a","s\u0075bject":{},` +
+		`"subject":{"reference":"Patient/1"}}`,
+	"reference twice": `{"resourceType":"Observation","id":"a",` +
+		`"subject":{"reference":"Patient/1","reference":"Patient/2"}}`,
+	"actor twice": `{"resourceType":"Appointment","id":"a",` +
+		`"participant":[{"actor":{"reference":"Patient/1"},"actor":{}}]}`,
+	"two values":               `{"resourceType":"Patient","id":"a"}{"resourceType":"Patient","id":"b"}`,
+	"trailing comma":           `{"resourceType":"Patient","id":"a"},`,
+	"cut off":                  `{"resourceType":"Patient","id":"a","name":[{"family":"x"}`,
+	"cut off in a string":      `{"resourceType":"Patient","id":"a","x":"`,
+	"cut off in an escape":     `{"resourceType":"Patient","id":"a","x":"\u00`,
+	"cut off behind a slash":   `{"resourceType":"Patient","id":"a","x":"\`,
+	"wrong bracket":            `{"resourceType":"Patient","id":"a","x":[1}}`,
+	"raw newline in a string":  "{\"resourceType\":\"Patient\",\"id\":\"a\",\"x\":\"1\n2\"}",
+	"raw newline":              "{\"resourceType\":\"Patient\",\n\"id\":\"a\"}",
+	"raw carriage return":      "{\"resourceType\":\"Patient\",\r\"id\":\"a\"}",
+	"control character":        "{\"resourceType\":\"Patient\",\"id\":\"a\",\"x\":\"\x01\"}",
+	"invalid UTF-8":            "{\"resourceType\":\"Patient\",\"id\":\"a\",\"x\":\"\xff\"}",
+	"byte order mark":          "\ufeff{\"resourceType\":\"Patient\",\"id\":\"a\"}",
+	"unknown escape":           `{"resourceType":"Patient","id":"a","x":"\x41"}`,
+	"bad hex":                  `{"resourceType":"Patient","id":"a","x":"\u00g0"}`,
+	"missing colon":            `{"resourceType":"Patient","id":"a","x" 1}`,
+	"missing comma":            `{"resourceType":"Patient","id":"a" "x":1}`,
+	"comma before the end":     `{"resourceType":"Patient","id":"a",}`,
+	"comma before the end, in": `{"resourceType":"Patient","id":"a","x":[1,]}`,
+	"bare word":                `{"resourceType":"Patient","id":"a","x":nul}`,
+	"leading zero":             `{"resourceType":"Patient","id":"a","x":01}`,
+	"lone minus":               `{"resourceType":"Patient","id":"a","x":-}`,
+	"lone point":               `{"resourceType":"Patient","id":"a","x":1.}`,
+	"lone exponent":            `{"resourceType":"Patient","id":"a","x":1e}`,
+	"key without quotes":       `{"resourceType":"Patient","id":"a","x":{y:1}}`,
+	"too deep":                 `{"resourceType":"Patient","id":"a","x":` + deep("[") + deep("]") + `}`,
+}
+
+func deep(bracket string) string { return strings.Repeat(bracket, 2*maxDepth) }
+
+func TestScanRefuses(t *testing.T) {
+	for name, line := range refused {
+		t.Run(name, func(t *testing.T) {
+			var s Scanner
+			if facts, err := s.Scan([]byte(line)); err == nil {
+				t.Errorf("accepted as %+v", facts)
+			} else if strings.Contains(err.Error(), "Patient") {
+				t.Errorf("the error shows content: %v", err)
+			}
+		})
+	}
+}
+
+// TestScanKnowsEveryRoot holds rootName against the compartment table: a subject path whose first element it does
+// not know would never be followed.
+func TestScanKnowsEveryRoot(t *testing.T) {
+	for typ, paths := range subjectPaths {
+		for _, path := range paths {
+			first, _, _ := strings.Cut(path, ".")
+			if rootName([]byte(first)) != first {
+				t.Errorf("%s: %q is unknown to rootName", typ, first)
+			}
+		}
+	}
+}
+
+// TestScanReuse scans lines of different shapes with one Scanner: nothing of one line may show in the next.
+func TestScanReuse(t *testing.T) {
+	var s Scanner
+	long := `{"resourceType":"Provenance","id":"p","target":[{"reference":"Patient/1"},{"reference":"Patient/2"}]}`
+	first, err := s.Scan([]byte(long))
+	if err != nil || len(first.Subjects) != 2 {
+		t.Fatal(first, err)
+	}
+	kept := first.Subjects[1].ID
+	if _, err := s.Scan([]byte(refused["cut off"])); err == nil {
+		t.Fatal("a broken line passed")
+	}
+	second, err := s.Scan([]byte(`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/2"}}`))
+	if err != nil || len(second.Subjects) != 1 || second.Subjects[0] != (Ref{"Patient", "2"}) {
+		t.Fatal(second, err)
+	}
+	third, err := s.Scan([]byte(`{"resourceType":"Observation","id":"o"}`))
+	if err != nil || len(third.Subjects) != 0 || kept != "2" {
+		t.Fatal(third, err, kept)
+	}
+}
+
+func TestParseReference(t *testing.T) {
+	tests := map[string]Ref{
+		"Patient/1":                                         {"Patient", "1"},
+		"Patient/1/_history/2":                              {"Patient", "1"},
+		"http://a.example/Patient/1":                        {"Patient", "1"},
+		"https://a.example/b/c/Group/x.":                    {"Group", "x."},
+		"HTTPS://a.example/fhir/Observation/x-Y/_history/3": {"Observation", "x-Y"},
+		"http://[::1]:8080/fhir/Patient/1":                  {"Patient", "1"},
+		"":                                                  {},
+		"/":                                                 {},
+		"1":                                                 {},
+		"Patient":                                           {},
+		"Patient/":                                          {},
+		"/Patient/1":                                        {},
+		"fhir/Patient/1":                                    {},
+		"Patient/1/":                                        {},
+		"Patient/1/_history":                                {},
+		"Patient/1/_history/":                               {},
+		"Patient//_history/1":                               {},
+		"_history/1":                                        {},
+		"Patient/_history/1":                                {},
+		"#p":                                                {},
+		"Patient/1#p":                                       {},
+		"urn:uuid:0000":                                     {},
+		"urn:x/Patient/1":                                   {},
+		"Patient?identifier=x|1":                            {},
+		"Patient/1?x=y":                                     {},
+		"http://a.example/f?x=/Patient/1":                   {},
+		"http://a.example/#/Patient/1":                      {},
+		"http://Patient/1":                                  {},
+		"http:///Patient/1":                                 {},
+		"http://":                                           {},
+		"ftp://a.example/Patient/1":                         {},
+		"patient/1":                                         {},
+		"Nothing/1":                                         {},
+		"Patient/a b":                                       {},
+		"Patient/ä":                                         {},
+		" Patient/1":                                        {},
+		"Patient/" + strings.Repeat("a", maxID):             {"Patient", strings.Repeat("a", maxID)},
+		"Patient/" + strings.Repeat("a", maxID+1): {},
+	}
+	for text, want := range tests {
+		if got, ok := ParseReference(text); got != want || ok != (want != Ref{}) {
+			t.Errorf("ParseReference(%q) = %v, %v; want %v", text, got, ok, want)
+		}
+	}
+}
+
+func TestReferences(t *testing.T) {
+	line := `{"resourceType":"Encounter","id":"e","subject":{"reference" : "Patient\/1"},"x":"reference",` +
+		`"note":"say \"reference\":\"Patient/9\"","y":["reference","Patient/8"],"z":{"a\"reference":"Patient/7"},` +
+		`"participant":[{"individual":{"ref\u0065rence":"Practitioner/2"}}],` +
+		`"w":{"reference":{"reference":"Location/5"}},` +
+		`"contained":[{"owner":{"reference":"https://a.example/Organization/3"}}],"u":{"reference":"urn:uuid:1"},` +
+		`"reference":"reference","v":{"reference":7},"serviceProvider":{"reference":"Organization/4/_history/1"}}`
+	want := []Ref{{"Patient", "1"}, {"Practitioner", "2"}, {"Location", "5"}, {"Organization", "3"},
+		{"Organization", "4"}}
+	var got []Ref
+	References([]byte(line), func(ref Ref) bool { got = append(got, ref); return true })
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	got = nil
+	References([]byte(line), func(ref Ref) bool { got = append(got, ref); return len(got) < 2 })
+	if !slices.Equal(got, want[:2]) {
+		t.Errorf("stopped: got %v, want %v", got, want[:2])
+	}
+	for name, line := range refused {
+		References([]byte(line), func(Ref) bool { return true }) // must not panic
+		_ = name
+	}
+}
+
+// FuzzScan compares Scan and References with a walk over the tree that encoding/json builds.
+func FuzzScan(f *testing.F) {
+	for _, line := range refused {
+		if len(line) < 1000 {
+			f.Add([]byte(line))
+		}
+	}
+	for _, line := range []string{
+		`{"resourceType":"Observation","id":"o","meta":{"lastUpdated":"2024-02-03T04:05:06Z"},` +
+			`"subject":{"reference":"Patient/1"}}`,
+		`{"id":"a","participant":[[{"actor":[{"reference":"Patient\/1"}]}],` +
+			`{"actor":{"reference":"Patient/2"}}],"resourceType":"Appointment"}`,
+		`{"resourceType":"Provenance","id":"p",` +
+			`"target":[{"reference":"http://h/Patient/1/_history/1"},{"reference":"Group/2"}]}`,
+		`{"\u0072esourceType":"Obser\u0076ation","i\u0064":"o",` +
+			`"\u0073ubject":{"referenc\u0065":"Patient\/1"},"\ud83d\ude00":"\ud83d"}`,
+		`{"resourceType":"Basic","id":"b","subject":null,"x":{"reference":"Location/1"},` +
+			`"y":"\"reference\":\"Location/2\""}`,
+		`{"resourceType":"Patient","id":"p","x":[-0.5e+10,0,1E2,true,false,null,{},[]]}`,
+	} {
+		f.Add([]byte(line))
+	}
+	f.Fuzz(func(t *testing.T, line []byte) {
+		var s Scanner
+		facts, err := s.Scan(line)
+		var found []Ref
+		References(line, func(ref Ref) bool { found = append(found, ref); return true })
+		if err != nil {
+			return
+		}
+		var tree map[string]any
+		if err := json.Unmarshal(line, &tree); err != nil {
+			t.Fatalf("Scan accepted what encoding/json refuses: %v", err)
+		}
+		if facts.Type != tree["resourceType"] || facts.ID != tree["id"] {
+			t.Fatalf("got %s/%s, the tree says %v/%v", facts.Type, facts.ID, tree["resourceType"], tree["id"])
+		}
+		var subjects []Ref
+		for _, path := range SubjectPaths(facts.Type) {
+			subjects = append(subjects, treeSubjects(tree, strings.Split(path, "."))...)
+		}
+		if !slices.Equal(facts.Subjects, subjects) {
+			t.Fatalf("got subjects %v, the tree says %v", facts.Subjects, subjects)
+		}
+		// A key that stands twice in one object hides its first value from the tree: compare as far as the tree sees.
+		for ref := range treeReferences(tree, map[Ref]bool{}) {
+			if !slices.Contains(found, ref) {
+				t.Fatalf("References missed %v", ref)
+			}
+		}
+		if want := tokenReferences(t, line); !slices.Equal(found, want) {
+			t.Fatalf("got references %v, the tokens say %v", found, want)
+		}
+	})
+}
+
+func treeSubjects(node any, path []string) []Ref {
+	switch node := node.(type) {
+	case []any:
+		var refs []Ref
+		for _, element := range node {
+			refs = append(refs, treeSubjects(element, path)...)
+		}
+		return refs
+	case map[string]any:
+		if len(path) > 0 {
+			return treeSubjects(node[path[0]], path[1:])
+		}
+		if text, ok := node["reference"].(string); ok {
+			if ref, ok := ParseReference(text); ok {
+				return []Ref{ref}
+			}
+		}
+	}
+	return nil
+}
+
+func treeReferences(node any, into map[Ref]bool) map[Ref]bool {
+	switch node := node.(type) {
+	case []any:
+		for _, element := range node {
+			treeReferences(element, into)
+		}
+	case map[string]any:
+		for key, value := range node {
+			if text, ok := value.(string); ok && key == "reference" {
+				if ref, ok := ParseReference(text); ok {
+					into[ref] = true
+				}
+			}
+			treeReferences(value, into)
+		}
+	}
+	return into
+}
+
+// tokenReferences reads the references in order from the tokens of encoding/json.
+func tokenReferences(t *testing.T, line []byte) []Ref {
+	var refs []Ref
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	type frame struct{ object, value bool } // value: the next token is a member's value
+	var frames []frame
+	last := ""
+	for decoder.More() || len(frames) > 0 {
+		token, err := decoder.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token == json.Delim('}') || token == json.Delim(']') {
+			frames = frames[:len(frames)-1]
+			continue
+		}
+		if n := len(frames); n > 0 && frames[n-1].object {
+			frames[n-1].value = !frames[n-1].value
+			if frames[n-1].value {
+				last = token.(string)
+				continue
+			}
+			if text, ok := token.(string); ok && last == "reference" {
+				if ref, ok := ParseReference(text); ok {
+					refs = append(refs, ref)
+				}
+			}
+		}
+		if token == json.Delim('{') || token == json.Delim('[') {
+			frames = append(frames, frame{object: token == json.Delim('{')})
+		}
+	}
+	return refs
+}
+
+// TestScanSynthea scans every line of the sample and compares it with the tree.
+func TestScanSynthea(t *testing.T) {
+	for name, lines := range syntheaLines(t) {
+		var s Scanner
+		for i, line := range lines {
+			facts, err := s.Scan(line)
+			if err != nil {
+				t.Fatalf("%s line %d: %v", name, i+1, err)
+			}
+			if i%20 != 0 {
+				continue
+			}
+			var tree map[string]any
+			if err := json.Unmarshal(line, &tree); err != nil {
+				t.Fatal(err)
+			}
+			var subjects []Ref
+			for _, path := range SubjectPaths(facts.Type) {
+				subjects = append(subjects, treeSubjects(tree, strings.Split(path, "."))...)
+			}
+			if facts.Type != tree["resourceType"] || facts.ID != tree["id"] || facts.LastUpdated.IsZero() ||
+				!slices.Equal(facts.Subjects, subjects) {
+				t.Fatalf("%s line %d: got %+v, the tree says %v", name, i+1, facts, subjects)
+			}
+		}
+	}
+}
+
+// syntheaLines reads the sample by file, or a made-up line where the sample is not there.
+func syntheaLines(tb testing.TB) map[string][][]byte {
+	dir, ok := testenv.Synthea(tb)
+	if !ok {
+		return map[string][][]byte{"made up": {madeUpLine(20)}}
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "*.ndjson.gz"))
+	if err != nil || len(names) == 0 {
+		tb.Fatalf("no files in %s (%v)", dir, err)
+	}
+	all := map[string][][]byte{}
+	for _, name := range names {
+		file, err := os.Open(name)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		defer file.Close()
+		plain, err := gzip.NewReader(file)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		lines := bufio.NewScanner(plain)
+		lines.Buffer(nil, 64<<20)
+		for lines.Scan() {
+			all[filepath.Base(name)] = append(all[filepath.Base(name)], bytes.Clone(lines.Bytes()))
+		}
+		if err := lines.Err(); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return all
+}
+
+// madeUpLine is an Observation with the given number of components.
+func madeUpLine(components int) []byte {
+	var b bytes.Buffer
+	b.WriteString(`{"resourceType":"Observation","id":"o-1","meta":{"lastUpdated":"2024-01-01T00:00:00Z"},` +
+		`"status":"final","subject":{"reference":"Patient/p-1"},"component":[`)
+	for i := range components {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"code":{"coding":[{"system":"http://loinc.org","code":"%d-4","display":"Systolic"}]},`+
+			`"valueQuantity":{"value":%d.5,"unit":"mmHg","system":"http://unitsofmeasure.org"}}`, i, i)
+	}
+	b.WriteString(`]}`)
+	return b.Bytes()
+}
+
+func BenchmarkScan(b *testing.B) {
+	samples := syntheaLines(b)
+	samples["one of 5 MB"] = [][]byte{madeUpLine(30000)}
+	for _, name := range []string{"Observation.ndjson.gz", "Patient.ndjson.gz", "ExplanationOfBenefit.ndjson.gz",
+		"Appointment", "one of 5 MB", "made up"} {
+		lines := samples[name]
+		if len(lines) == 0 {
+			continue
+		}
+		b.Run(name, func(b *testing.B) {
+			benchmarkLines(b, lines, func(s *Scanner, line []byte) bool {
+				_, err := s.Scan(line)
+				return err == nil
+			})
+		})
+	}
+}
+
+func BenchmarkReferences(b *testing.B) {
+	for name, lines := range syntheaLines(b) {
+		if !strings.HasPrefix(name, "ExplanationOfBenefit") && !strings.HasPrefix(name, "Observation") {
+			continue
+		}
+		b.Run(name, func(b *testing.B) {
+			benchmarkLines(b, lines, func(_ *Scanner, line []byte) bool {
+				References(line, func(Ref) bool { return true })
+				return true
+			})
+		})
+	}
+}
+
+func benchmarkLines(b *testing.B, lines [][]byte, each func(*Scanner, []byte) bool) {
+	var s Scanner
+	var total int64
+	i := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		line := lines[i%len(lines)]
+		if !each(&s, line) {
+			b.Fatal("a line of the sample is refused")
+		}
+		total += int64(len(line))
+		i++
+	}
+	b.SetBytes(total / int64(b.N))
+}
