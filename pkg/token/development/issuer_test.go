@@ -1,0 +1,243 @@
+package development_test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/pkg/token/development"
+)
+
+const audience = "https://sluice.example/fhir"
+
+func start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 500, time.UTC) }
+
+func open(t *testing.T, dir string) *development.Issuer {
+	t.Helper()
+	issuer, err := development.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issuer
+}
+
+func verify(t *testing.T, issuer *development.Issuer, raw string, now time.Time) (token.Principal, error) {
+	t.Helper()
+	v, err := token.NewVerifier(token.Config{
+		Issuers: []token.Issuer{{
+			Name: development.IssuerName, Audiences: []string{audience}, JWKSFile: issuer.JWKSFile(),
+		}},
+		Now: func() time.Time { return now },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	return v.Verify(t.Context(), raw)
+}
+
+func TestSignedTokensVerify(t *testing.T) {
+	issuer := open(t, filepath.Join(t.TempDir(), "deep", "er"))
+	raw, err := issuer.Sign("user-1", "system/Patient.rs", audience, time.Hour, start())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := verify(t, issuer, raw, start())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (export.Owner{Issuer: development.IssuerName, Subject: "user-1"}); p.Owner != want {
+		t.Errorf("owner %+v, want %+v", p.Owner, want)
+	}
+	if !p.Scopes.MayRead("Patient") || p.Scopes.MayRead("Observation") {
+		t.Error("the scopes are not system/Patient.rs")
+	}
+	if want := start().Truncate(time.Second).Add(time.Hour); !p.Expires.Equal(want) {
+		t.Errorf("expires %s, want %s", p.Expires, want)
+	}
+	if _, err := verify(t, issuer, raw, start().Add(time.Hour+time.Minute)); !errors.Is(err, token.ErrInvalid) {
+		t.Errorf("after its time: %v, want ErrInvalid", err)
+	}
+	if _, err := verify(t, open(t, t.TempDir()), raw, start()); !errors.Is(err, token.ErrInvalid) {
+		t.Errorf("with the key of another folder: %v, want ErrInvalid", err)
+	}
+}
+
+func TestSignRefuses(t *testing.T) {
+	issuer := open(t, t.TempDir())
+	for name, test := range map[string]struct {
+		subject, scope, audience string
+		ttl                      time.Duration
+	}{
+		"no subject":     {"", "system/*.rs", audience, time.Hour},
+		"no scope":       {"u", "", audience, time.Hour},
+		"no audience":    {"u", "system/*.rs", "", time.Hour},
+		"granular scope": {"u", "system/Observation.rs?a=b", audience, time.Hour},
+		"no time":        {"u", "system/*.rs", audience, 0},
+		"negative time":  {"u", "system/*.rs", audience, -time.Hour},
+		"below a second": {"u", "system/*.rs", audience, time.Second - 1},
+		"over a day":     {"u", "system/*.rs", audience, 24*time.Hour + 1},
+	} {
+		if _, err := issuer.Sign(test.subject, test.scope, test.audience, test.ttl, start()); err == nil {
+			t.Errorf("%s: signed", name)
+		}
+	}
+	if _, err := issuer.Sign("u", "system/*.rs", audience, 24*time.Hour, start()); err != nil {
+		t.Errorf("a whole day: %v", err)
+	}
+}
+
+func TestOpenKeepsTheKey(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "token")
+	first := open(t, dir)
+	for path, want := range map[string]os.FileMode{
+		dir: 0o700, filepath.Join(dir, "key.json"): 0o600, first.JWKSFile(): 0o600,
+	} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != want {
+			t.Errorf("%s has mode %#o, want %#o", filepath.Base(path), info.Mode().Perm(), want)
+		}
+	}
+	set, err := os.ReadFile(first.JWKSFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(set), `"d"`) {
+		t.Error("the public key set holds the private key")
+	}
+	before, err := os.Stat(first.JWKSFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := first.Sign("u", "system/*.rs", audience, time.Hour, start())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := open(t, dir)
+	if _, err := verify(t, again, raw, start()); err != nil {
+		t.Errorf("after opening again: %v", err)
+	}
+	after, err := os.Stat(first.JWKSFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(before, after) {
+		t.Error("the key set was replaced for no reason")
+	}
+	if err := os.Remove(first.JWKSFile()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := verify(t, open(t, dir), raw, start()); err != nil {
+		t.Errorf("after the key set was lost: %v", err)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, ".new-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, error %v", left, err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for name, spoil := range map[string]func(dir string) error{
+		"key readable by others": func(dir string) error { return os.Chmod(filepath.Join(dir, "key.json"), 0o640) },
+		"folder writable by all": func(dir string) error { return os.Chmod(dir, 0o777) },
+		"half a key":             func(dir string) error { return os.Truncate(filepath.Join(dir, "key.json"), 20) },
+		"empty key":              func(dir string) error { return os.Truncate(filepath.Join(dir, "key.json"), 0) },
+		"public key": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "key.json"),
+				[]byte(`{"kty":"EC","crv":"P-256","kid":"1","x":"AA","y":"AA"}`), 0o600)
+		},
+		"symmetric key": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "key.json"), []byte(`{"kty":"oct","kid":"1","k":"AAAA"}`), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "token")
+			open(t, dir)
+			if err := spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			spoiled, err := os.ReadFile(filepath.Join(dir, "key.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := development.Open(dir); err == nil {
+				t.Fatal("opened")
+			}
+			kept, err := os.ReadFile(filepath.Join(dir, "key.json"))
+			if err != nil || string(kept) != string(spoiled) {
+				t.Errorf("the key file was replaced, error %v", err)
+			}
+		})
+	}
+}
+
+// openEnv makes this test binary a process that only opens the folder it names and signs one token.
+const openEnv = "SLUICE_TEST_OPEN_DEVELOPMENT_ISSUER"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(openEnv)
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	issuer, err := development.Open(dir)
+	if err != nil {
+		_, _ = os.Stderr.WriteString(err.Error())
+		os.Exit(1)
+	}
+	raw, err := issuer.Sign("u", "system/*.rs", audience, time.Hour, start())
+	if err != nil {
+		_, _ = os.Stderr.WriteString(err.Error())
+		os.Exit(1)
+	}
+	_, _ = os.Stdout.WriteString(raw)
+}
+
+// Processes that race for a folder all end with the one key that it holds.
+func TestOpenRaces(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "token")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens := make([]string, 8)
+	var all sync.WaitGroup
+	for n := range tokens {
+		all.Go(func() {
+			if n%2 == 0 { // within this process
+				issuer, err := development.Open(dir)
+				if err != nil {
+					t.Errorf("open: %v", err)
+					return
+				}
+				if tokens[n], err = issuer.Sign("u", "system/*.rs", audience, time.Hour, start()); err != nil {
+					t.Errorf("sign: %v", err)
+				}
+				return
+			}
+			command := exec.CommandContext(t.Context(), self)
+			command.Env = append(os.Environ(), openEnv+"="+dir)
+			output, err := command.CombinedOutput()
+			if err != nil {
+				t.Errorf("process: %v: %s", err, output)
+			}
+			tokens[n] = string(output)
+		})
+	}
+	all.Wait()
+	issuer := open(t, dir)
+	for n, raw := range tokens {
+		if _, err := verify(t, issuer, raw, start()); err != nil {
+			t.Errorf("token %d: %v", n, err)
+		}
+	}
+}

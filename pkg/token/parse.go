@@ -1,0 +1,222 @@
+package token
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// maxToken is the largest token looked at, in bytes.
+const maxToken = 8 << 10
+
+// parsed is a token that has been taken apart and not been verified: nothing in it is true yet.
+type parsed struct {
+	alg, kid  string
+	claims    claims
+	signed    []byte // header and payload as they were signed
+	signature []byte
+}
+
+// claims are the claims that Sluice reads.
+type claims struct {
+	issuer, subject string
+	audiences       []string
+	expires         time.Time
+	notBefore       time.Time // zero when absent
+	issuedAt        time.Time // zero when absent
+	scope           string    // space separated, whichever form it came in
+}
+
+// parse takes a compact JWS apart. It is stricter than RFC 7515: base64url must be canonical, or one signature would
+// have several spellings; a member may stand once, or two readers could see two tokens.
+func parse(raw string) (parsed, error) {
+	if len(raw) > maxToken {
+		return parsed{}, invalid("too long")
+	}
+	parts := strings.Split(raw, ".")
+	if len(parts) != 3 {
+		return parsed{}, invalid("not a compact JWS")
+	}
+	var decoded [3][]byte
+	for i, part := range parts {
+		var err error
+		if decoded[i], err = decodeSegment(part); err != nil {
+			return parsed{}, invalid("not a compact JWS")
+		}
+	}
+	t := parsed{signed: []byte(raw[:len(parts[0])+1+len(parts[1])]), signature: decoded[2]}
+	if err := t.readHeader(decoded[0]); err != nil {
+		return parsed{}, invalid(err.Error())
+	}
+	if err := t.claims.read(decoded[1]); err != nil {
+		return parsed{}, invalid(err.Error())
+	}
+	return t, nil
+}
+
+var errSegment = errors.New("not base64url")
+
+func decodeSegment(s string) ([]byte, error) {
+	if s == "" || strings.ContainsAny(s, "\r\n") { // the decoder passes over line breaks
+		return nil, errSegment
+	}
+	return base64.RawURLEncoding.Strict().DecodeString(s)
+}
+
+func (t *parsed) readHeader(data []byte) error {
+	header, err := readObject(data)
+	if err != nil {
+		return errors.New("header is not one JSON object with distinct members")
+	}
+	// crit and b64 change what is signed, cty and enc say that the payload is no set of claims.
+	for _, name := range []string{"crit", "b64", "cty", "enc", "zip"} {
+		if _, ok := header[name]; ok {
+			return errors.New("header has " + name)
+		}
+	}
+	var ok bool
+	if t.alg, ok = text(header["alg"]); !ok {
+		return errors.New("header has no alg")
+	}
+	if raw, there := header["kid"]; there {
+		if t.kid, ok = text(raw); !ok {
+			return errors.New("kid is not a string, or empty")
+		}
+	}
+	if raw, there := header["typ"]; there {
+		// An issuer signs more than access tokens with the same key, such as logout tokens (RFC 8725 3.11).
+		typ, _ := text(raw)
+		typ = strings.TrimPrefix(strings.ToLower(typ), "application/")
+		if typ != "jwt" && typ != "at+jwt" {
+			return errors.New("not an access token by its typ")
+		}
+	}
+	return nil
+}
+
+func (c *claims) read(data []byte) error {
+	payload, err := readObject(data)
+	if err != nil {
+		return errors.New("payload is not one JSON object with distinct members")
+	}
+	var ok bool
+	if c.issuer, ok = text(payload["iss"]); !ok {
+		return errors.New("no iss")
+	}
+	if c.subject, ok = text(payload["sub"]); !ok {
+		return errors.New("no sub")
+	}
+	if c.audiences, ok = texts(payload["aud"]); !ok {
+		return errors.New("no aud")
+	}
+	if c.expires, err = instant(payload, "exp"); err != nil {
+		return err
+	}
+	if c.expires.IsZero() {
+		return errors.New("no exp")
+	}
+	if c.notBefore, err = instant(payload, "nbf"); err != nil {
+		return err
+	}
+	if c.issuedAt, err = instant(payload, "iat"); err != nil {
+		return err
+	}
+	scope, there := payload["scope"]
+	if !there || string(scope) == `""` {
+		return nil // it may read nothing
+	}
+	scopes, ok := texts(scope)
+	if !ok {
+		return errors.New("scope is neither a string nor an array of strings")
+	}
+	c.scope = strings.Join(scopes, " ")
+	return nil
+}
+
+// readObject reads one JSON object without anything after it, in valid UTF-8, with no member twice. The library's
+// own decoding would take the last of two members and match names without regard to case.
+func readObject(data []byte) (map[string]json.RawMessage, error) {
+	if !utf8.Valid(data) {
+		return nil, errors.New("not UTF-8")
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
+		return nil, errors.New("not an object")
+	}
+	members := make(map[string]json.RawMessage)
+	for dec.More() {
+		name, err := dec.Token()
+		if err != nil {
+			return nil, err
+		}
+		key, ok := name.(string)
+		if _, twice := members[key]; !ok || twice {
+			return nil, errors.New("a member stands twice")
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return nil, err
+		}
+		members[key] = value
+	}
+	if _, err := dec.Token(); err != nil {
+		return nil, err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something after the object")
+	}
+	return members, nil
+}
+
+// text reads a string that is not empty. Control characters and the replacement character are refused: decoding puts
+// the latter in place of broken escapes, and two subjects must never become one.
+func text(raw json.RawMessage) (string, bool) {
+	var s string
+	if len(raw) == 0 || raw[0] != '"' || json.Unmarshal(raw, &s) != nil {
+		return "", false
+	}
+	bad := func(r rune) bool { return r == utf8.RuneError || unicode.IsControl(r) }
+	return s, s != "" && strings.IndexFunc(s, bad) < 0
+}
+
+// texts reads a string or an array of strings, none of them empty.
+func texts(raw json.RawMessage) ([]string, bool) {
+	if one, ok := text(raw); ok {
+		return []string{one}, true
+	}
+	var elements []json.RawMessage
+	if len(raw) == 0 || raw[0] != '[' || json.Unmarshal(raw, &elements) != nil {
+		return nil, false
+	}
+	all := make([]string, 0, len(elements))
+	for _, element := range elements {
+		one, ok := text(element)
+		if !ok {
+			return nil, false
+		}
+		all = append(all, one)
+	}
+	return all, true
+}
+
+// instant reads a NumericDate, zero time when there is none. RFC 7519 allows fractions; no issuer needs them and
+// numbers such as 1e308 are where readers differ, so it must be plain digits: seconds of at most eleven digits.
+func instant(payload map[string]json.RawMessage, name string) (time.Time, error) {
+	raw, there := payload[name]
+	if !there {
+		return time.Time{}, nil
+	}
+	const mostDigits = 11
+	seconds, err := strconv.ParseUint(string(raw), 10, 63)
+	if err != nil || len(raw) > mostDigits {
+		return time.Time{}, errors.New(name + " is not a whole number of seconds")
+	}
+	return time.Unix(int64(seconds), 0).UTC(), nil
+}
