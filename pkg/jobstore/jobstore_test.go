@@ -1,0 +1,437 @@
+package jobstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// clock is a clock that the test moves.
+type clock struct{ ms atomic.Int64 }
+
+func newClock() *clock {
+	c := &clock{}
+	c.ms.Store(time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC).UnixMilli())
+	return c
+}
+
+func (c *clock) now() time.Time          { return time.UnixMilli(c.ms.Load()).UTC() }
+func (c *clock) advance(d time.Duration) { c.ms.Add(d.Milliseconds()) }
+
+// overBoth runs the test on a real Redis and on the one that the standalone server embeds.
+func overBoth(t *testing.T, test func(t *testing.T, s *jobstore.Store, c *clock, url string)) {
+	run := func(name string, url func(t *testing.T) string) {
+		t.Run(name, func(t *testing.T) {
+			c := newClock()
+			address := url(t)
+			s, err := jobstore.Open(address, c.now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = s.Close() })
+			test(t, s, c, address)
+		})
+	}
+	run("redis", func(t *testing.T) string { return testenv.Redis(t) })
+	run("embedded", func(t *testing.T) string { return "redis://" + miniredis.RunT(t).Addr() })
+}
+
+func create(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
+	t.Helper()
+	job := export.Job{
+		ID: export.NewJobID(), State: export.Scheduled, Created: c.now(),
+		Owner:   export.Owner{Issuer: "https://issuer.example", Subject: "somebody"},
+		Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: "g", Types: []string{"Patient"}, Dialect: export.IG},
+	}
+	must(t, s.Create(t.Context(), job, export.FirstUnit()))
+	got, err := s.Job(t.Context(), job.ID)
+	must(t, err)
+	if got.Owner != job.Owner || !got.Created.Equal(job.Created) || got.Request.URL != job.Request.URL ||
+		!slices.Equal(got.Request.Types, job.Request.Types) || got.Request.Dialect != export.IG || got.State != export.Scheduled {
+		t.Fatalf("read back %+v, want %+v", got, job)
+	}
+	return job.ID
+}
+
+func claim(t *testing.T, s *jobstore.Store, id export.JobID, unit export.UnitID, kind export.Kind, fence int64) export.Lease {
+	t.Helper()
+	lease, err := s.Claim(t.Context(), id, unit, kind, fence)
+	must(t, err)
+	return lease
+}
+
+var threeUnits = []export.Unit{
+	{ID: "Small-00000", Kind: export.KindExport, Type: "Small", Bytes: 10},
+	{ID: "Large-00000", Kind: export.KindExport, Type: "Large", Bytes: 1000},
+	{ID: "Middle-00000", Kind: export.KindExport, Type: "Middle", Bytes: 100},
+}
+
+var sealUnit = export.Unit{ID: export.SealUnit, Kind: export.KindSeal}
+
+// planned returns a running job with three units, none issued.
+func planned(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
+	t.Helper()
+	id := create(t, s, c)
+	lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+	must(t, s.Stage(t.Context(), lease, threeUnits))
+	must(t, s.Commit(t.Context(), lease, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{
+		Snapshot: c.now(), Cohort: export.Cohort{Prefix: "p/", Chunks: 1, Patients: 7},
+	}}))
+	return id
+}
+
+func TestAJobFromKickoffToSeal(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := planned(t, s, c)
+		job, err := s.Job(ctx, id)
+		must(t, err)
+		if job.State != export.Running || !job.Snapshot.Equal(c.now()) || job.Cohort.Patients != 7 {
+			t.Fatalf("after the plan: %+v", job)
+		}
+		first, err := s.Issue(ctx, id, 2)
+		must(t, err)
+		if len(first) != 2 || first[0].Unit.ID != "Large-00000" || first[1].Unit.ID != "Middle-00000" || first[0].Fence != 1 {
+			t.Fatalf("issued %+v, want the two largest, the largest first", first)
+		}
+		none, err := s.Issue(ctx, id, 2)
+		must(t, err)
+		if len(none) != 0 {
+			t.Fatalf("issued %+v although two are outstanding", none)
+		}
+		percent := 0
+		for _, unit := range []export.UnitID{"Large-00000", "Middle-00000", "Small-00000"} {
+			lease := claim(t, s, id, unit, export.KindExport, 1)
+			must(t, s.Commit(ctx, lease, jobstore.Commit{
+				Result: export.Result{Files: []export.File{{Name: string(unit) + ".ndjson", Count: 3}}}, Next: sealUnit,
+			}))
+			job, err = s.Job(ctx, id)
+			must(t, err)
+			if job.Percent < percent || job.Percent > 99 {
+				t.Errorf("percent went from %d to %d before the seal (PITFALLS 14)", percent, job.Percent)
+			}
+			percent = job.Percent
+			_, err = s.Issue(ctx, id, 2)
+			must(t, err)
+		}
+		if percent != 99 {
+			t.Errorf("percent is %d with all units done, want 99", percent)
+		}
+		lease := claim(t, s, id, export.SealUnit, export.KindSeal, 1)
+		if job, err = s.Job(ctx, id); err != nil || job.State != export.Sealing {
+			t.Fatalf("claimed seal: %+v %v", job, err)
+		}
+		expires := c.now().Add(time.Hour)
+		must(t, s.Commit(ctx, lease, jobstore.Commit{Seal: &jobstore.Seal{Manifest: "m", Finished: c.now(), Expires: expires}}))
+		job, err = s.Job(ctx, id)
+		must(t, err)
+		if job.State != export.Completed || job.Percent != 100 || job.Manifest != "m" || !job.Expires.Equal(expires) {
+			t.Fatalf("sealed: %+v", job)
+		}
+		file, err := s.File(ctx, id, "Large-00000.ndjson")
+		if err != nil || file.Count != 3 {
+			t.Fatalf("file: %+v %v", file, err)
+		}
+		if _, err := s.File(ctx, id, "other.ndjson"); !errors.Is(err, export.ErrNotFound) {
+			t.Errorf("unknown file: %v", err)
+		}
+		var seen []export.UnitID
+		must(t, s.Results(ctx, id, func(u export.Unit, _ export.Result) error { seen = append(seen, u.ID); return nil }))
+		if want := []export.UnitID{"Large-00000", "Middle-00000", "Small-00000", "plan", "seal"}; !slices.Equal(seen, want) {
+			t.Errorf("results of %v, want %v", seen, want)
+		}
+		if active, err := s.Active(ctx, 0, 10); err != nil || len(active) != 0 {
+			t.Errorf("active after the seal: %v %v", active, err)
+		}
+		if due, err := s.Due(ctx, expires, 10); err != nil || len(due) != 1 || due[0].ID != id {
+			t.Errorf("due at expiry: %v %v", due, err)
+		}
+		if due, err := s.Due(ctx, expires.Add(-time.Millisecond), 10); err != nil || len(due) != 0 {
+			t.Errorf("due before expiry: %v %v", due, err)
+		}
+	})
+}
+
+func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // PITFALLS 28
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := planned(t, s, c)
+		_, err := s.Issue(ctx, id, 10)
+		must(t, err)
+
+		var won atomic.Int64
+		var group sync.WaitGroup
+		for range 16 { // the same task delivered sixteen times
+			group.Go(func() {
+				_, err := s.Claim(ctx, id, "Large-00000", export.KindExport, 1)
+				if err == nil {
+					won.Add(1)
+				} else if !errors.Is(err, export.ErrFenced) {
+					t.Errorf("claim: %v", err)
+				}
+			})
+		}
+		group.Wait()
+		if won.Load() != 1 {
+			t.Fatalf("%d claims won, want 1", won.Load())
+		}
+
+		old := export.Lease{Job: id, Unit: threeUnits[1], Fence: 1}
+		c.advance(time.Minute)
+		silent, err := s.Silent(ctx, id, c.now().Add(-time.Second), 10)
+		must(t, err)
+		for _, unit := range silent {
+			if lost := unit.Unit.ID == "Large-00000"; unit.Lost != lost || lost && (unit.Fence != 2 || unit.Attempts != 1) {
+				t.Errorf("rescued %+v", unit)
+			}
+		}
+		if len(silent) != 3 {
+			t.Errorf("%d silent units, want 3: unclaimed ones are enqueued again too", len(silent))
+		}
+		for name, step := range map[string]func() error{
+			"heartbeat": func() error { return s.Heartbeat(ctx, old) },
+			"commit":    func() error { return s.Commit(ctx, old, jobstore.Commit{Next: sealUnit}) },
+			"release":   func() error { _, err := s.Release(ctx, old, c.now(), true); return err },
+			"claim":     func() error { _, err := s.Claim(ctx, id, old.Unit.ID, export.KindExport, 1); return err },
+		} {
+			if err := step(); !errors.Is(err, export.ErrFenced) {
+				t.Errorf("%s under a stale fence: %v, want fenced off", name, err)
+			}
+		}
+		fresh := claim(t, s, id, "Large-00000", export.KindExport, 2)
+		if fresh.Attempt != 1 {
+			t.Errorf("attempt %d after one loss", fresh.Attempt)
+		}
+		must(t, s.Heartbeat(ctx, fresh))
+		must(t, s.Commit(ctx, fresh, jobstore.Commit{Next: sealUnit}))
+		if err := s.Commit(ctx, fresh, jobstore.Commit{Next: sealUnit}); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("second commit: %v", err)
+		}
+		if _, err := s.Claim(ctx, id, "Large-00000", export.KindExport, 2); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("claim of a closed unit: %v", err)
+		}
+	})
+}
+
+func TestReleaseGivesANewFence(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := planned(t, s, c)
+		_, err := s.Issue(ctx, id, 1)
+		must(t, err)
+		lease := claim(t, s, id, "Large-00000", export.KindExport, 1)
+		fence, err := s.Release(ctx, lease, c.now(), false) // handed back by a worker that stops
+		must(t, err)
+		lease = claim(t, s, id, "Large-00000", export.KindExport, fence)
+		if lease.Attempt != 0 || fence != 2 {
+			t.Errorf("handed back: fence %d, attempt %d; want 2 and 0", fence, lease.Attempt)
+		}
+		fence, err = s.Release(ctx, lease, c.now().Add(time.Minute), true) // failed
+		must(t, err)
+		c.advance(30 * time.Second)
+		if silent, err := s.Silent(ctx, id, c.now().Add(-20*time.Second), 10); err != nil || len(silent) != 0 {
+			t.Errorf("a unit that waits for its retry is not silent: %v %v", silent, err)
+		}
+		if lease = claim(t, s, id, "Large-00000", export.KindExport, fence); lease.Attempt != 1 {
+			t.Errorf("attempt %d after a failure", lease.Attempt)
+		}
+	})
+}
+
+func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // PITFALLS 8
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := create(t, s, c)
+		lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+		must(t, s.Stage(ctx, lease, threeUnits))
+		if issued, err := s.Issue(ctx, id, 10); err != nil || len(issued) != 0 {
+			t.Fatalf("units of an uncommitted plan were issued: %v %v", issued, err)
+		}
+		c.advance(time.Minute)
+		silent, err := s.Silent(ctx, id, c.now().Add(-time.Second), 10)
+		must(t, err)
+		if len(silent) != 1 || silent[0].Unit.Kind != export.KindPlan || silent[0].Fence != 2 {
+			t.Fatalf("silent: %+v", silent)
+		}
+		if err := s.Stage(ctx, lease, threeUnits); !errors.Is(err, export.ErrFenced) {
+			t.Fatalf("stage under a stale fence: %v", err)
+		}
+		again := claim(t, s, id, export.PlanUnit, export.KindPlan, 2)
+		must(t, s.Stage(ctx, again, threeUnits[:1]))
+		must(t, s.Commit(ctx, again, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{Snapshot: c.now()}}))
+		issued, err := s.Issue(ctx, id, 10)
+		must(t, err)
+		if len(issued) != 1 || issued[0].Unit.ID != "Small-00000" {
+			t.Fatalf("issued %+v, want only what the second plan cut", issued)
+		}
+	})
+}
+
+func TestAnEmptyPlanGoesStraightToTheSeal(t *testing.T) { // PITFALLS 1
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		id := create(t, s, c)
+		lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+		must(t, s.Stage(t.Context(), lease, nil))
+		must(t, s.Commit(t.Context(), lease, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{Snapshot: c.now()}}))
+		issued, err := s.Issue(t.Context(), id, 10)
+		must(t, err)
+		if len(issued) != 1 || issued[0].Unit.Kind != export.KindSeal {
+			t.Fatalf("issued %+v, want the seal", issued)
+		}
+	})
+}
+
+func TestAnEndedJobStopsItsUnits(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := planned(t, s, c)
+		_, err := s.Issue(ctx, id, 10)
+		must(t, err)
+		lease := claim(t, s, id, "Large-00000", export.KindExport, 1)
+		must(t, s.Cancel(ctx, id, c.now()))
+		_, claimErr := s.Claim(ctx, id, "Small-00000", export.KindExport, 1)
+		_, issueErr := s.Issue(ctx, id, 10)
+		_, silentErr := s.Silent(ctx, id, c.now(), 10)
+		for name, err := range map[string]error{
+			"heartbeat": s.Heartbeat(ctx, lease), "claim": claimErr, "issue": issueErr, "silent": silentErr,
+			"commit": s.Commit(ctx, lease, jobstore.Commit{}), "stage": s.Stage(ctx, lease, threeUnits),
+		} {
+			if !errors.Is(err, export.ErrNotLive) {
+				t.Errorf("%s on a cancelled job: %v", name, err)
+			}
+		}
+		if err := s.Cancel(ctx, id, c.now()); !errors.Is(err, export.ErrConflict) {
+			t.Errorf("second cancel: %v", err)
+		}
+		if err := s.Cancel(ctx, export.NewJobID(), c.now()); !errors.Is(err, export.ErrNotFound) {
+			t.Errorf("cancel of nothing: %v", err)
+		}
+		if due, err := s.Due(ctx, c.now(), 10); err != nil || len(due) != 1 {
+			t.Errorf("a cancelled job is due at once: %v %v", due, err)
+		}
+	})
+}
+
+func TestEveryTransitionIsCheckedInRedis(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := create(t, s, c)
+		if err := s.Expire(ctx, id, c.now()); !errors.Is(err, export.ErrConflict) {
+			t.Errorf("a scheduled job was expired: %v", err)
+		}
+		must(t, s.Fail(ctx, id, "it broke", c.now(), c.now().Add(time.Hour)))
+		if job, err := s.Job(ctx, id); err != nil || job.State != export.Failed || job.Failure != "it broke" {
+			t.Errorf("failed: %+v %v", job, err)
+		}
+		if err := s.Fail(ctx, id, "again", c.now(), c.now()); !errors.Is(err, export.ErrConflict) {
+			t.Errorf("failed twice: %v", err)
+		}
+		must(t, s.Expire(ctx, id, c.now()))
+		if err := s.Cancel(ctx, id, c.now()); !errors.Is(err, export.ErrConflict) {
+			t.Errorf("an expired job was cancelled: %v", err)
+		}
+	})
+}
+
+func TestRemoveLeavesNothing(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
+		id := planned(t, s, c)
+		_, err := s.Issue(t.Context(), id, 10)
+		must(t, err)
+		_, err = s.AllowPoll(t.Context(), id, time.Second, 1)
+		must(t, err)
+		must(t, s.Remove(t.Context(), id))
+		must(t, s.Remove(t.Context(), id))
+		if keys := allKeys(t, url); len(keys) != 0 {
+			t.Errorf("left in Redis: %v", keys)
+		}
+	})
+}
+
+func TestPollLimit(t *testing.T) { // PITFALLS 29
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		id := create(t, s, c)
+		for i := range 3 {
+			if wait, err := s.AllowPoll(t.Context(), id, time.Minute, 3); err != nil || wait != 0 {
+				t.Fatalf("poll %d: wait %s, %v", i, wait, err)
+			}
+		}
+		wait, err := s.AllowPoll(t.Context(), id, time.Minute, 3)
+		if err != nil || wait <= 0 || wait > time.Minute {
+			t.Errorf("fourth poll: wait %s, %v", wait, err)
+		}
+	})
+}
+
+func TestManyUnitsAreStagedInPieces(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := create(t, s, c)
+		lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+		var units []export.Unit
+		for i := range 1234 {
+			units = append(units, export.Unit{ID: export.UnitID(fmt.Sprintf("T-%05d", i)), Kind: export.KindExport, Bytes: int64(i)})
+		}
+		must(t, s.Stage(ctx, lease, units))
+		must(t, s.Commit(ctx, lease, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{}}))
+		issued, err := s.Issue(ctx, id, 5000)
+		must(t, err)
+		if len(issued) != len(units) || issued[0].Unit.ID != "T-01233" {
+			t.Errorf("issued %d units, the first %v", len(issued), issued[0].Unit.ID)
+		}
+	})
+}
+
+func TestRedisDownIsUnavailable(t *testing.T) {
+	server := miniredis.RunT(t)
+	s, err := jobstore.Open("redis://"+server.Addr(), time.Now)
+	must(t, err)
+	defer s.Close()
+	server.Close()
+	_, jobErr := s.Job(context.Background(), export.NewJobID())
+	for name, err := range map[string]error{
+		"ping": s.Ping(t.Context()), "job": jobErr, "cancel": s.Cancel(t.Context(), export.NewJobID(), time.Now()),
+		"create": s.Create(t.Context(), export.Job{ID: export.NewJobID()}, export.FirstUnit()),
+	} {
+		if !errors.Is(err, export.ErrUnavailable) {
+			t.Errorf("%s: %v, want unavailable", name, err)
+		}
+	}
+}
+
+func TestABadURLIsRefusedWithoutQuotingIt(t *testing.T) {
+	_, err := jobstore.Open("redis://:secret@host:port:port", time.Now)
+	if err == nil || len(err.Error()) > 60 {
+		t.Errorf("got %v", err)
+	}
+}
+
+func allKeys(t *testing.T, url string) []string {
+	t.Helper()
+	opts, err := redis.ParseURL(url)
+	must(t, err)
+	client := redis.NewClient(opts)
+	defer client.Close()
+	keys, err := client.Keys(t.Context(), "*").Result()
+	must(t, err)
+	return keys
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/services/api/httpapi"
+	"github.com/sluice-fhir/sluice/services/wiring"
+)
+
+// config is the API's configuration, read from SLUICE_* variables.
+type config struct {
+	wiring.Common
+	wiring.Redis
+	wiring.Objects
+	wiring.Directory
+	Addr      string `env:"API_ADDR" envDefault:":8080"`          // the public listener
+	BaseURL   string `env:"BASE_URL,required,notEmpty"`           // public FHIR base; all emitted URLs start with it
+	Dialect   string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (SPEC 9)
+	PollLimit int    `env:"POLL_LIMIT" envDefault:"10"`           // status polls allowed in one announced interval
+	Issuers   string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"` // YAML, see docs/access.md
+
+	base *url.URL
+}
+
+// Validate refuses what cannot work.
+func (c *config) Validate() (err error) {
+	if c.base, err = wiring.BaseURL(c.BaseURL); err != nil {
+		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
+	}
+	if c.PollLimit < 1 {
+		err = errors.Join(err, errors.New("SLUICE_POLL_LIMIT must be at least 1"))
+	}
+	switch c.Dialect {
+	case "auto", "classic", "ig":
+	default:
+		err = errors.Join(err, errors.New("SLUICE_API_DIALECT must be auto, classic or ig"))
+	}
+	return err
+}
+
+func load(args, environ []string) (cfg config, checkOnly bool, err error) {
+	checkOnly, err = wiring.Load("api", args, environ, &cfg)
+	return cfg, checkOnly, err
+}
+
+func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
+	log := platform.NewLogger(stderr, "api", cfg.LogLevel)
+	registry := platform.NewRegistry()
+	jobs, tasks, err := cfg.Redis.Open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
+	objects, err := cfg.Objects.Open()
+	if err != nil {
+		return err
+	}
+	groups, access, err := cfg.Directory.Open()
+	if err != nil {
+		return err
+	}
+	issuers, err := wiring.LoadIssuers(cfg.Issuers)
+	if err != nil {
+		return fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", err)
+	}
+	tokens, err := token.NewVerifier(token.Config{Issuers: issuers, Now: time.Now})
+	if err != nil {
+		return err
+	}
+	parts := httpapi.Parts{
+		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Registry: registry,
+	}
+	handler, err := httpapi.New(httpapi.Config{
+		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,
+	}, parts)
+	if err != nil {
+		return err
+	}
+	public, err := wiring.Listen(ctx, cfg.Addr)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = public.Close() }() // for a start that fails
+	private, err := wiring.Listen(ctx, cfg.Private)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = private.Close() }()
+	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL)
+	return platform.Run(ctx,
+		wiring.HTTP("public listener", public, handler),
+		wiring.HTTP("private listener", private, httpapi.Private(parts)),
+		wiring.Bucket(objects, log),
+	)
+}

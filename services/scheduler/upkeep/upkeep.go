@@ -1,0 +1,170 @@
+// Package upkeep is what the scheduler does: expire finished jobs, purge ended ones, rescue units whose worker or task
+// was lost, and sweep objects that belong to nothing.
+//
+// Every duty is a single pass that may be killed at any instruction, run twice, or run by several schedulers at once. A
+// tick only enqueues a duty; whichever scheduler takes the task does the pass.
+package upkeep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+)
+
+// The duties.
+const (
+	dutyExpire = "expire"
+	dutyRescue = "rescue"
+	dutySweep  = "sweep"
+)
+
+// Config says when what is done. Use Defaults and change what differs.
+type Config struct {
+	ExpireEvery time.Duration // between passes that expire and purge
+	RescueEvery time.Duration // between passes that look for silent units
+	SweepEvery  time.Duration // between passes that look for orphaned objects
+	Silence     time.Duration // a unit not heard of for this long is lost; several heartbeats
+	SweepGrace  time.Duration // objects younger than this are never orphans
+	MaxAge      time.Duration // a job that has not finished after this long has failed
+	Retention   time.Duration // how long a job that failed here is kept
+	Outstanding int           // as the workers' setting
+}
+
+// Defaults are the values that suit a production deployment.
+func Defaults() Config {
+	return Config{
+		ExpireEvery: 30 * time.Second,
+		RescueEvery: 3 * time.Second,
+		SweepEvery:  time.Hour,
+		Silence:     20 * time.Second,
+		SweepGrace:  time.Hour,
+		MaxAge:      72 * time.Hour,
+		Retention:   168 * time.Hour,
+		Outstanding: 16,
+	}
+}
+
+// Validate refuses a configuration that cannot work.
+func (c Config) Validate() error {
+	var errs []error
+	for name, d := range map[string]time.Duration{
+		"expire interval": c.ExpireEvery, "rescue interval": c.RescueEvery, "sweep interval": c.SweepEvery,
+		"silence": c.Silence, "job age": c.MaxAge, "retention": c.Retention,
+	} {
+		if d <= 0 {
+			errs = append(errs, fmt.Errorf("%s must be more than zero", name))
+		}
+	}
+	if c.SweepGrace < 0 {
+		errs = append(errs, errors.New("sweep grace must not be negative"))
+	}
+	if c.Outstanding <= 0 {
+		errs = append(errs, errors.New("outstanding units must be more than zero"))
+	}
+	return errors.Join(errs...)
+}
+
+// Parts are what the scheduler works with.
+type Parts struct {
+	Jobs     *jobstore.Store
+	Queue    *queue.Client
+	Objects  *objects.Store
+	Now      func() time.Time
+	Logger   *slog.Logger
+	Registry prometheus.Registerer
+}
+
+// Upkeep does the duties.
+type Upkeep struct {
+	Parts
+	cfg     Config
+	metrics metrics
+}
+
+// New returns an Upkeep.
+func New(cfg Config, parts Parts) (*Upkeep, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("scheduler: %w", err)
+	}
+	return &Upkeep{Parts: parts, cfg: cfg, metrics: newMetrics(parts.Registry)}, nil
+}
+
+// Tick enqueues the duties at their intervals until the context ends.
+func (u *Upkeep) Tick(ctx context.Context) error {
+	intervals := map[string]time.Duration{
+		dutyExpire: u.cfg.ExpireEvery, dutyRescue: u.cfg.RescueEvery, dutySweep: u.cfg.SweepEvery,
+	}
+	last := map[string]time.Time{}
+	ticker := time.NewTicker(min(u.cfg.ExpireEvery, u.cfg.RescueEvery, u.cfg.SweepEvery, time.Second))
+	defer ticker.Stop()
+	for {
+		for duty, interval := range intervals {
+			bucket := u.Now().Truncate(interval)
+			if bucket.Equal(last[duty]) {
+				continue
+			}
+			if err := u.Queue.EnqueueTick(ctx, duty, bucket, interval); err != nil {
+				u.Logger.Warn("tick is not enqueued", "duty", duty, "err", err)
+				continue
+			}
+			last[duty] = bucket
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// Do runs one pass of a duty.
+func (u *Upkeep) Do(ctx context.Context, duty string) error {
+	switch duty {
+	case dutyExpire:
+		return u.ExpireAndPurge(ctx)
+	case dutyRescue:
+		return u.Rescue(ctx)
+	case dutySweep:
+		return u.Sweep(ctx)
+	default:
+		return fmt.Errorf("unknown duty %q", duty) // of a newer scheduler: its own kind will do it
+	}
+}
+
+// gone reports whether an error says that the job has ended or is not there any more, which is nothing to worry about.
+func gone(err error) bool {
+	return errors.Is(err, export.ErrNotFound) || errors.Is(err, export.ErrConflict) ||
+		errors.Is(err, export.ErrNotLive) || errors.Is(err, export.ErrFenced)
+}
+
+type metrics struct {
+	expired, purged, rescued, orphans, aborted prometheus.Counter
+	purgeLag                                   prometheus.Gauge
+}
+
+func newMetrics(registry prometheus.Registerer) metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := metrics{
+		expired: counter("sluice_scheduler_expired_jobs_total", "Jobs marked expired."),
+		purged:  counter("sluice_scheduler_purged_jobs_total", "Jobs purged."),
+		rescued: counter("sluice_scheduler_rescued_units_total", "Units that had lost their worker."),
+		orphans: counter("sluice_scheduler_orphaned_objects_total", "Objects that belonged to nothing, deleted."),
+		aborted: counter("sluice_scheduler_orphaned_uploads_total", "Unfinished uploads that belonged to nothing, aborted."),
+		purgeLag: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sluice_scheduler_purge_lag_seconds", Help: "How long overdue the next job to purge is.",
+		}),
+	}
+	registry.MustRegister(m.expired, m.purged, m.rescued, m.orphans, m.aborted, m.purgeLag)
+	return m
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/sluice-fhir/sluice/services/wiring"
+)
+
+type options struct {
+	data      string        // folder of NDJSON; empty: a sample population is generated
+	addr      string        // public listener
+	state     string        // keys, objects, sample data and quickstart.json
+	baseURL   string        // public FHIR base; empty: from the listener
+	access    string        // access file; empty: the demo subject may export everything
+	retention time.Duration // of finished jobs
+	verbose   bool
+}
+
+func parse(args []string, stderr io.Writer) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("standalone", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&o.data, "data", "", "folder of .ndjson and .ndjson.gz files; without it a sample is generated")
+	flags.StringVar(&o.addr, "addr", "127.0.0.1:8080", "host:port to serve on; port 0 picks a free one")
+	flags.StringVar(&o.state, "state", "", "folder for keys, exported files and quickstart.json (required)")
+	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http://ADDR/fhir")
+	flags.StringVar(&o.access, "access", "", "access file (YAML); default: the demo subject may export everything")
+	flags.DurationVar(&o.retention, "retention", 168*time.Hour, "how long finished exports are kept")
+	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only trouble")
+	if err := flags.Parse(args); err != nil {
+		return options{}, err
+	}
+	var errs []error
+	if flags.NArg() > 0 {
+		errs = append(errs, fmt.Errorf("unexpected argument %q", flags.Arg(0)))
+	}
+	if o.state == "" {
+		errs = append(errs, errors.New("--state is required"))
+	}
+	if o.retention <= 0 {
+		errs = append(errs, errors.New("--retention must be more than zero"))
+	}
+	if o.baseURL != "" {
+		if _, err := wiring.BaseURL(o.baseURL); err != nil {
+			errs = append(errs, fmt.Errorf("--base-url: %w", err))
+		}
+	}
+	// The embedded object store changes the working directory, so no path may be relative to it.
+	for _, path := range []*string{&o.data, &o.state, &o.access} {
+		if *path == "" {
+			continue
+		}
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		*path = absolute
+	}
+	return o, errors.Join(errs...)
+}

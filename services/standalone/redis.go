@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+)
+
+// embeddedRedis is a Redis in this process's memory, behind a password that only this process knows.
+type embeddedRedis struct {
+	server *miniredis.Miniredis
+	url    string
+}
+
+func startRedis() (*embeddedRedis, error) {
+	server := miniredis.NewMiniRedis()
+	password := rand.Text()
+	server.RequireAuth(password)
+	if err := server.StartAddr("127.0.0.1:0"); err != nil {
+		return nil, fmt.Errorf("start embedded redis: %w", err)
+	}
+	return &embeddedRedis{server: server, url: "redis://:" + password + "@" + server.Addr() + "/0"}, nil
+}
+
+// clock is the part that lets time pass: the embedded server's expiries do not run by themselves.
+func (r *embeddedRedis) clock() platform.Part {
+	const tick = 100 * time.Millisecond
+	return platform.Part{Name: "redis clock", Run: func(ctx context.Context) error {
+		ticker := time.NewTicker(tick)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ticker.C:
+				r.server.FastForward(tick)
+			}
+		}
+	}}
+}
+
+func (r *embeddedRedis) close() { r.server.Close() }

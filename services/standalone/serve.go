@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/objects/embedded"
+	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/synth"
+	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/pkg/token/development"
+	"github.com/sluice-fhir/sluice/services/api/httpapi"
+	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
+	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/worker/pipeline"
+)
+
+const (
+	samplePatients = 50
+	sampleGroup    = "all"
+	unitsAtOnce    = 2
+)
+
+func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err error) {
+	level := slog.LevelWarn
+	if opts.verbose {
+		level = slog.LevelInfo
+	}
+	log := platform.NewLogger(stderr, "standalone", level)
+	if err := os.MkdirAll(opts.state, 0o700); err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	start := quickstart{Subject: demoSubject, Scope: demoScope, State: opts.state, Group: "GROUP-ID"}
+	if err := start.remove(); err != nil { // one of an earlier run would send clients to a server that is gone
+		return err
+	}
+	if opts.data == "" {
+		start.Group = sampleGroup
+		if opts.data, err = sample(ctx, opts.state, stderr); err != nil {
+			return err
+		}
+	}
+
+	listener, err := wiring.Listen(ctx, opts.addr)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = listener.Close() }() // for a start that fails; a server that ran has closed it already
+	if opts.baseURL == "" {
+		opts.baseURL = "http://" + listener.Addr().String() + "/fhir"
+	}
+	base, err := wiring.BaseURL(opts.baseURL)
+	if err != nil {
+		return err
+	}
+	start.BaseURL = base.String()
+
+	redis, err := startRedis()
+	if err != nil {
+		return err
+	}
+	defer redis.close()
+	accessKey, secretKey := "standalone", rand.Text()
+	s3, err := embedded.Start(ctx, embedded.Config{
+		Dir: filepath.Join(opts.state, "objects"), AccessKey: accessKey, SecretKey: secretKey,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s3.Close()) }()
+
+	jobs, tasks, err := wiring.Redis{URL: redis.url}.Open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
+	objects, err := wiring.Objects{
+		Endpoint: s3.Endpoint(), AccessKey: accessKey, SecretKey: secretKey, Bucket: "sluice",
+	}.Open()
+	if err != nil {
+		return err
+	}
+	if err := objects.EnsureBucket(ctx); err != nil {
+		return err
+	}
+	source, err := wiring.Source{Dir: opts.data}.Open(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, source.Close()) }()
+	groups, err := filedir.OpenGroups(opts.data, time.Now)
+	if err != nil {
+		return err
+	}
+	access, err := openAccess(opts)
+	if err != nil {
+		return err
+	}
+	tokens, err := openTokens(opts.state, start.BaseURL)
+	if err != nil {
+		return err
+	}
+
+	registry := platform.NewRegistry()
+	handler, err := httpapi.New(httpapi.Config{
+		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
+	}, httpapi.Parts{
+		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Registry: registry,
+	})
+	if err != nil {
+		return err
+	}
+	pipelineConfig := pipeline.Defaults()
+	pipelineConfig.Retention = opts.retention
+	worker, err := pipeline.New(pipelineConfig, pipeline.Parts{
+		Jobs: jobs, Queue: tasks, Objects: objects, Source: source, Groups: groups, Access: access,
+		Now: time.Now, Logger: log, Registry: registry,
+	})
+	if err != nil {
+		return err
+	}
+	upkeepConfig := upkeep.Defaults()
+	upkeepConfig.Retention = opts.retention
+	keeper, err := upkeep.New(upkeepConfig, upkeep.Parts{
+		Jobs: jobs, Queue: tasks, Objects: objects, Now: time.Now, Logger: log, Registry: registry,
+	})
+	if err != nil {
+		return err
+	}
+
+	if err := errors.Join(start.write(), start.print(stdout)); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, start.remove()) }()
+	return platform.Run(ctx,
+		wiring.HTTP("listener", listener, handler),
+		redis.clock(),
+		platform.Part{Name: "ticks", Run: keeper.Tick},
+		platform.Part{Name: "tasks", Run: func(ctx context.Context) error {
+			return queue.Serve(ctx, queue.ServerConfig{
+				URL: redis.url, Concurrency: unitsAtOnce + 1, Drain: time.Second, Logger: log,
+			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Upkeep: keeper.Do})
+		}},
+	)
+}
+
+// sample generates the sample population, once for a state folder.
+func sample(ctx context.Context, state string, stderr io.Writer) (string, error) {
+	dir := filepath.Join(state, "sample")
+	if found, err := filepath.Glob(filepath.Join(dir, "*.ndjson")); err != nil || len(found) > 0 {
+		return dir, err
+	}
+	fmt.Fprintf(stderr, "Generating a sample population of %d synthetic patients in %s ...\n", samplePatients, dir)
+	if _, err := synth.Generate(ctx, synth.Config{Patients: samplePatients, Seed: 1, Dir: dir}); err != nil {
+		return "", fmt.Errorf("generate the sample: %w", err)
+	}
+	return dir, nil
+}
+
+func openAccess(opts options) (directory.Access, error) {
+	if opts.access != "" {
+		return filedir.OpenAccess(opts.access)
+	}
+	return filedir.AllowOnly(export.Owner{Issuer: development.IssuerName, Subject: demoSubject}), nil
+}
+
+// openTokens trusts the development issuer of this state folder, and nobody else.
+func openTokens(state, audience string) (*token.Verifier, error) {
+	issuer, err := development.Open(filepath.Join(state, "issuer"))
+	if err != nil {
+		return nil, err
+	}
+	return token.NewVerifier(token.Config{Issuers: []token.Issuer{{
+		Name: development.IssuerName, Audiences: []string{audience}, JWKSFile: issuer.JWKSFile(),
+	}}})
+}

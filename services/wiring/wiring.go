@@ -1,0 +1,101 @@
+// Package wiring holds the sections of configuration that several processes share, each with what it opens. A process
+// puts the sections it needs into one struct; nothing else reads the environment.
+package wiring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
+)
+
+// Common is what every process has.
+type Common struct {
+	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`           // debug, info, warn or error
+	Private  string     `env:"PRIVATE_ADDR" envDefault:"127.0.0.1:0"` // host:port for /livez, /readyz and /metrics
+}
+
+// Redis is the place of the job store and the queue.
+type Redis struct {
+	URL string `env:"REDIS_URL,required,notEmpty"` // redis://user:password@host:port/db or rediss://
+}
+
+// Open returns the job store and the queue's client. No connection is made yet.
+func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
+	jobs, err := jobstore.Open(r.URL, time.Now)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%sREDIS_URL: %w", "SLUICE_", err)
+	}
+	tasks, err := queue.Open(r.URL)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("%sREDIS_URL: %w", "SLUICE_", err), jobs.Close())
+	}
+	return jobs, tasks, nil
+}
+
+// Objects is the place of the object store.
+type Objects struct {
+	Endpoint  string `env:"S3_ENDPOINT,required,notEmpty"`   // http(s)://host:port
+	AccessKey string `env:"S3_ACCESS_KEY,required,notEmpty"` //
+	SecretKey string `env:"S3_SECRET_KEY,required,notEmpty"` //
+	Bucket    string `env:"S3_BUCKET" envDefault:"sluice"`   // created when it is not there
+	Region    string `env:"S3_REGION" envDefault:"us-east-1"`
+}
+
+// Open returns the object store. No connection is made yet.
+func (o Objects) Open() (*objects.Store, error) {
+	return objects.Open(objects.Config{
+		Endpoint: o.Endpoint, AccessKey: o.AccessKey, SecretKey: o.SecretKey, Bucket: o.Bucket, Region: o.Region,
+	})
+}
+
+// Source is the place of the clinical data.
+type Source struct {
+	Dir      string `env:"SOURCE_DIR,required,notEmpty"` // folder of .ndjson and .ndjson.gz files
+	SpoolDir string `env:"SPOOL_DIR"`                    // where gzipped files are unpacked; the system's by default
+}
+
+// Open reads the folder's index, which takes seconds for a gigabyte.
+func (s Source) Open(ctx context.Context, log *slog.Logger) (*ndjson.Source, error) {
+	return ndjson.Open(ctx, ndjson.Config{Dir: s.Dir, SpoolDir: s.SpoolDir, Logger: log})
+}
+
+// Directory is the place of groups and grants.
+type Directory struct {
+	GroupsDir  string `env:"GROUPS_DIR,required,notEmpty"`  // folder with Group*.ndjson files
+	AccessFile string `env:"ACCESS_FILE,required,notEmpty"` // YAML, see docs/access.md
+}
+
+// Open reads which groups there are and who may export what.
+func (d Directory) Open() (directory.Groups, directory.Access, error) {
+	groups, err := filedir.OpenGroups(d.GroupsDir, time.Now)
+	if err != nil {
+		return nil, nil, err
+	}
+	access, err := filedir.OpenAccess(d.AccessFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	return groups, access, nil
+}
+
+// BaseURL parses a public base URL: absolute, http or https, without query, fragment, user or trailing slash.
+func BaseURL(text string) (*url.URL, error) {
+	base, err := url.Parse(text)
+	if err != nil || (base.Scheme != "http" && base.Scheme != "https") || base.Host == "" || base.RawQuery != "" ||
+		base.Fragment != "" || base.User != nil {
+		return nil, fmt.Errorf("the base URL must look like https://host/fhir")
+	}
+	base.Path = strings.TrimRight(base.Path, "/")
+	return base, nil
+}

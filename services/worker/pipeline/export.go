@@ -1,0 +1,124 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/services/worker/idset"
+)
+
+// export writes one type of one slice of the cohort: source, guard, gzip, upload, a chunk of patients at a time. On the
+// way it collects what the lines reference among the types that travel along.
+func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
+	cohort, err := idset.Open(ctx, w.Objects, job.Cohort.Prefix)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	g := guard{typ: lease.Unit.Type, cohort: cohort}
+	out := w.newFiles(ctx, lease, lease.Unit.Type, false)
+	met := w.newMet(lease, job)
+	var result export.Result
+
+	write := func(r source.Resource) error {
+		verdict, err := g.check(ctx, r)
+		if err != nil {
+			return err
+		}
+		if verdict == withheld {
+			result.Withheld++
+			w.metrics.withheld.Inc()
+			return nil
+		}
+		if err := met.collect(ctx, r.Body); err != nil {
+			return err
+		}
+		return out.write(r.Body)
+	}
+	err = func() error {
+		for chunk := lease.Unit.Slice.From; chunk < lease.Unit.Slice.To; chunk++ {
+			if g.chunk, err = cohort.Chunk(ctx, chunk); err != nil {
+				return err
+			}
+			query := source.Query{Type: lease.Unit.Type, Patients: g.chunk, AsOf: job.Snapshot}
+			if err := w.Source.ForPatients(ctx, query, write); err != nil {
+				return err
+			}
+		}
+		return nil
+	}()
+	if err != nil {
+		return jobstore.Commit{}, w.abandon(out, fmt.Errorf("export %s: %w", lease.Unit.Type, err))
+	}
+	if result.Files, err = out.close(); err != nil {
+		return jobstore.Commit{}, err
+	}
+	if result.References, err = met.runs(ctx); err != nil {
+		return jobstore.Commit{}, err
+	}
+	return jobstore.Commit{Result: result, Next: job.Request.Next(lease.Unit.Kind, false)}, nil
+}
+
+// abandon drops the file being written and counts the guard's refusals.
+func (w *Worker) abandon(out *files, err error) error {
+	var permanent export.PermanentError
+	if errors.As(err, &permanent) {
+		w.metrics.refusals.Inc()
+	}
+	if abortErr := out.abort(); abortErr != nil {
+		// The object is garbage under our own fence; the sweep removes it. The first error is the one that counts.
+		w.Logger.Warn("unfinished file is left to the sweep", "job_id", out.lease.Job, "unit", out.lease.Unit.ID,
+			"err", abortErr)
+	}
+	return err
+}
+
+// met collects the references to types that travel along with what is exported.
+type met struct {
+	wanted  map[string]bool
+	builder *idset.Builder
+	key     []byte
+}
+
+func (w *Worker) newMet(lease export.Lease, job export.Job) *met {
+	m := &met{wanted: map[string]bool{}}
+	for _, typ := range job.Request.Types {
+		if fhir.IsReferenced(typ) {
+			m.wanted[typ] = true
+		}
+	}
+	m.builder = idset.NewBuilder(w.Objects, export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence))
+	return m
+}
+
+// collect notes the line's references as "Type/id".
+func (m *met) collect(ctx context.Context, line []byte) error {
+	if len(m.wanted) == 0 {
+		return nil
+	}
+	var err error
+	fhir.References(line, func(ref fhir.Ref) bool {
+		if !m.wanted[ref.Type] {
+			return true
+		}
+		m.key = append(append(append(m.key[:0], ref.Type...), '/'), ref.ID...)
+		if m.builder.Has(m.key) {
+			return true
+		}
+		err = m.builder.Add(ctx, string(m.key))
+		return err == nil
+	})
+	return err
+}
+
+func (m *met) runs(ctx context.Context) ([]string, error) {
+	runs, err := m.builder.Runs(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("store references: %w", err)
+	}
+	return runs, nil
+}

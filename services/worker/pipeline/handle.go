@@ -1,0 +1,209 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+)
+
+// settleTimeout bounds what is done for a unit after its own context has ended.
+const settleTimeout = 15 * time.Second
+
+// Handle works on one task: claims the unit, does it while its heart beats, and records what came of it. It returns an
+// error only when the outcome could not be recorded; then the task has to be delivered again.
+func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
+	log := w.Logger.With("job_id", task.Job, "unit", task.Unit, "fence", task.Fence)
+	lease, err := w.Jobs.Claim(ctx, task.Job, task.Unit, task.Kind, task.Fence)
+	switch {
+	case errors.Is(err, export.ErrFenced), errors.Is(err, export.ErrNotLive), errors.Is(err, export.ErrConflict):
+		// A duplicate, a late delivery or an ended job: the work is done, or wanted no more.
+		log.Debug("unit is not for us", "err", err)
+		w.metrics.fenced.Inc()
+		return nil
+	case err != nil:
+		return err
+	}
+	began := time.Now()
+	commit, runErr := w.keepAlive(ctx, lease, func(ctx context.Context) (jobstore.Commit, error) {
+		if lease.Attempt >= w.cfg.MaxAttempts {
+			return jobstore.Commit{}, export.Permanent("it was given up after %d attempts", lease.Attempt)
+		}
+		return w.run(ctx, lease)
+	})
+
+	// The unit's own context may have ended, which is no reason to lose what is known by now.
+	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
+	outcome, err := w.settle(settle, log, lease, commit, runErr)
+	w.metrics.units.WithLabelValues(string(lease.Unit.Kind), outcome).Inc()
+	w.metrics.duration.WithLabelValues(string(lease.Unit.Kind)).Observe(time.Since(began).Seconds())
+	log.Info("unit settled", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "outcome", outcome,
+		"attempt", lease.Attempt+1, "seconds", time.Since(began).Seconds())
+	return err
+}
+
+func (w *Worker) run(ctx context.Context, lease export.Lease) (jobstore.Commit, error) {
+	job, err := w.Jobs.Job(ctx, lease.Job)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	switch lease.Unit.Kind {
+	case export.KindPlan:
+		return w.plan(ctx, lease, job)
+	case export.KindExport:
+		return w.export(ctx, lease, job)
+	case export.KindReferences:
+		return w.references(ctx, lease, job)
+	case export.KindReferenced:
+		return w.referenced(ctx, lease, job)
+	case export.KindSeal:
+		return w.seal(ctx, lease, job)
+	default:
+		return jobstore.Commit{}, fmt.Errorf("unit of unknown kind %q", lease.Unit.Kind)
+	}
+}
+
+// keepAlive runs the work while it reports the lease alive. The work's context ends as soon as a heartbeat learns that
+// the lease is lost or the job has ended; the cause says which.
+func (w *Worker) keepAlive(
+	ctx context.Context, lease export.Lease, work func(context.Context) (jobstore.Commit, error),
+) (jobstore.Commit, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var beating sync.WaitGroup
+	beating.Go(func() {
+		ticker := time.NewTicker(w.cfg.Heartbeat)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			err := w.Jobs.Heartbeat(ctx, lease)
+			if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
+				cancel(err)
+				return
+			}
+			// A store that cannot be reached decides nothing: if we are taken for dead meanwhile, the fence tells.
+		}
+	})
+	commit, err := work(ctx)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	cancel(nil)
+	beating.Wait()
+	return commit, err
+}
+
+// settle records the outcome of a unit and names it for the metrics. Objects that a lost attempt has made are not
+// deleted here: a commit whose answer was lost looks like a lost fence, and the sweep can tell the two apart.
+func (w *Worker) settle(
+	ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit, runErr error,
+) (outcome string, err error) {
+	var permanent export.PermanentError
+	switch {
+	case errors.Is(runErr, export.ErrFenced), errors.Is(runErr, export.ErrNotLive), errors.Is(runErr, export.ErrNotFound) &&
+		w.gone(ctx, lease.Job):
+		return "lost", nil
+	case errors.Is(runErr, queue.ErrDraining):
+		return "handed_back", w.release(ctx, lease, 0, false)
+	case errors.As(runErr, &permanent):
+		log.Error("unit failed for good", "err", runErr)
+		return "failed", w.giveUp(ctx, log, lease, permanent.Reason)
+	case runErr != nil && lease.Attempt+1 >= w.cfg.MaxAttempts:
+		log.Error("unit failed for good", "err", runErr)
+		reason := fmt.Sprintf("its data could not be read or stored in %d attempts", lease.Attempt+1)
+		return "failed", w.giveUp(ctx, log, lease, reason)
+	case runErr != nil:
+		log.Warn("unit is to be tried again", "err", runErr)
+		return "retried", w.release(ctx, lease, export.Backoff(lease.Attempt+1), true)
+	}
+	err = w.close(ctx, log, lease, commit)
+	if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
+		return "lost", nil
+	}
+	return "done", err
+}
+
+// close commits the unit and hands the units that have become free to the queue.
+func (w *Worker) close(ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit) error {
+	if err := w.Jobs.Commit(ctx, lease, commit); err != nil {
+		return err
+	}
+	// From here on the unit is closed. What is not enqueued now is enqueued by the next rescue.
+	if err := w.Issue(ctx, lease.Job); err != nil {
+		log.Warn("units are left to the rescue", "err", err)
+	}
+	return nil
+}
+
+// Issue hands waiting units of the job to the queue, up to the number that may be outstanding.
+func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
+	issued, err := w.Jobs.Issue(ctx, id, w.cfg.Outstanding)
+	if err != nil {
+		if errors.Is(err, export.ErrNotLive) {
+			return nil
+		}
+		return err
+	}
+	var errs []error
+	for _, unit := range issued {
+		errs = append(errs, w.Queue.EnqueueUnit(ctx, queue.Task{
+			Kind: unit.Unit.Kind, Job: id, Unit: unit.Unit.ID, Fence: unit.Fence,
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// release gives the unit back and enqueues it under its new fence.
+func (w *Worker) release(ctx context.Context, lease export.Lease, delay time.Duration, failed bool) error {
+	fence, err := w.Jobs.Release(ctx, lease, w.Now().Add(delay), failed)
+	if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return w.Queue.EnqueueUnit(ctx, queue.Task{
+		Kind: lease.Unit.Kind, Job: lease.Job, Unit: lease.Unit.ID, Fence: fence, Delay: delay,
+	})
+}
+
+// giveUp closes a unit that cannot be done. A job without plan or seal has nothing to give: it fails as a whole.
+// Any other unit becomes an entry of the manifest's error list, and the rest of the job goes on (PITFALLS 10, 21).
+func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Lease, reason string) error {
+	if lease.Unit.Kind == export.KindPlan || lease.Unit.Kind == export.KindSeal {
+		now := w.Now()
+		err := w.Jobs.Fail(ctx, lease.Job, "The export could not be done: "+reason+".", now, now.Add(w.cfg.Retention))
+		if errors.Is(err, export.ErrConflict) || errors.Is(err, export.ErrNotFound) {
+			return nil // it ended in the meantime
+		}
+		return err
+	}
+	job, err := w.Jobs.Job(ctx, lease.Job)
+	if err != nil {
+		return err
+	}
+	err = w.close(ctx, log, lease, jobstore.Commit{
+		Result: export.Result{Failure: reason},
+		Next:   job.Request.Next(lease.Unit.Kind, false),
+	})
+	if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
+		return nil
+	}
+	return err
+}
+
+// gone reports whether the job has no record any more: it was purged under the unit's hands.
+func (w *Worker) gone(ctx context.Context, id export.JobID) bool {
+	exists, err := w.Jobs.Exists(ctx, id)
+	return err == nil && !exists
+}

@@ -1,0 +1,125 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/services/worker/idset"
+)
+
+// plan freezes the snapshot, works out the cohort (the group's members that the owner may see), and cuts one unit for
+// each type, more for a type that is too big for one (SPEC 8). An empty cohort has no units: it is never everybody.
+func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
+	// In whole seconds, as it is shown to IG clients: nothing newer than what they are told is exported (IG row M-01).
+	snapshot := w.Now().UTC().Truncate(time.Second)
+
+	grant, err := w.Access.Grant(ctx, job.Owner)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	// The grant may have become narrower since the kick-off; it is the grant of now that holds.
+	types := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool { return !grant.Types.Has(typ) })
+	if !grant.Groups.Has(job.Request.GroupID) || len(types) == 0 {
+		return jobstore.Commit{}, export.Permanent("the permission for it was withdrawn")
+	}
+
+	cohort, err := w.storeCohort(ctx, lease, job, grant)
+	if errors.Is(err, directory.ErrNoGroup) {
+		return jobstore.Commit{}, export.Permanent("the group can no longer be exported")
+	}
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+
+	var units []export.Unit
+	var result export.Result
+	if cohort.Patients > 0 {
+		sizes, err := w.Source.Sizes(ctx)
+		if err != nil {
+			return jobstore.Commit{}, fmt.Errorf("size up the source: %w", err)
+		}
+		units = cut(types, sizes, cohort, w.cfg.UnitBytes)
+		if result.Files, err = w.reportProblems(ctx, lease, types); err != nil {
+			return jobstore.Commit{}, err
+		}
+	}
+	if err := w.Jobs.Stage(ctx, lease, units); err != nil {
+		return jobstore.Commit{}, err
+	}
+	return jobstore.Commit{
+		Result: result,
+		Next:   job.Request.Next(export.KindPlan, len(units) == 0),
+		Plan:   &jobstore.Plan{Snapshot: snapshot, Cohort: cohort},
+	}, nil
+}
+
+func (w *Worker) storeCohort(
+	ctx context.Context, lease export.Lease, job export.Job, grant directory.Grant,
+) (export.Cohort, error) {
+	prefix := export.CohortPrefix(job.ID, lease.Fence)
+	members := idset.NewBuilder(w.Objects, prefix)
+	err := w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
+		if !fhir.IsID(patient) || !grant.Patients.Has(patient) {
+			return nil
+		}
+		return members.Add(ctx, patient)
+	})
+	if err != nil {
+		return export.Cohort{}, fmt.Errorf("resolve the group: %w", err)
+	}
+	chunks, patients, err := idset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
+		return members.Each(ctx, yield)
+	})
+	if err != nil {
+		return export.Cohort{}, fmt.Errorf("store the cohort: %w", err)
+	}
+	return export.Cohort{Prefix: prefix, Chunks: chunks, Patients: patients}, nil
+}
+
+// cut divides the cohort's data into units: a type's estimated bytes by what a unit should hold, but never finer than
+// a chunk of the cohort. Types that the store does not hold have no unit.
+func cut(types []string, sizes source.Sizes, cohort export.Cohort, unitBytes int64) []export.Unit {
+	var units []export.Unit
+	for _, typ := range types {
+		size := sizes.Types[typ]
+		if !fhir.InCompartment(typ) || size.Resources == 0 {
+			continue
+		}
+		bytes := size.Bytes
+		if sizes.Patients > cohort.Patients {
+			bytes = int64(float64(size.Bytes) * float64(cohort.Patients) / float64(sizes.Patients))
+		}
+		slices := int(min(max((bytes+unitBytes-1)/unitBytes, 1), int64(cohort.Chunks)))
+		for i := range slices {
+			units = append(units, export.Unit{
+				ID:    export.UnitID(fmt.Sprintf("%s-%05d", typ, i)),
+				Kind:  export.KindExport,
+				Type:  typ,
+				Slice: export.Slice{From: i * cohort.Chunks / slices, To: (i + 1) * cohort.Chunks / slices},
+				Bytes: bytes / int64(slices),
+			})
+		}
+	}
+	return units
+}
+
+// reportProblems writes what the source holds and cannot serve as an error file of the job: a malformed line is
+// reported, and the rest is exported.
+func (w *Worker) reportProblems(ctx context.Context, lease export.Lease, types []string) ([]export.File, error) {
+	out := w.newFiles(ctx, lease, outcomeType, true)
+	err := w.Source.Problems(ctx, types, func(p source.Problem) error {
+		return out.writeOutcome(fhir.Outcome("error", "structure", fmt.Sprintf("%s: %s.", p.Place, p.What)))
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("list the source's problems: %w", err), out.abort())
+	}
+	return out.close()
+}

@@ -1,0 +1,289 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/services/worker/idset"
+)
+
+// byIDBatch is how many resources are asked for at once by id.
+const byIDBatch = 512
+
+// references closes the set of referenced resources: what the exported lines reference, what those reference, and so on
+// among the referenced types that the job exports (SPEC 10). It stores the set as a list of "Type/id" and cuts one unit
+// for each type in it.
+func (w *Worker) references(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
+	var frontier []string // runs of references not yet followed
+	err := w.Jobs.Results(ctx, job.ID, func(_ export.Unit, result export.Result) error {
+		frontier = append(frontier, result.References...)
+		return nil
+	})
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+
+	prefix := export.ReferencesPrefix(job.ID, lease.Unit.ID, lease.Fence)
+	list := prefix
+	for round := 0; ; round++ {
+		list = fmt.Sprintf("%sround-%d/", prefix, round)
+		_, count, err := idset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
+			return idset.Merge(ctx, w.Objects, list, frontier, yield)
+		})
+		if err != nil {
+			return jobstore.Commit{}, fmt.Errorf("merge references: %w", err)
+		}
+		if count == 0 {
+			break
+		}
+		grown, runs, err := w.follow(ctx, lease, job, list)
+		if err != nil {
+			return jobstore.Commit{}, err
+		}
+		if !grown {
+			break
+		}
+		// The next round starts from all that is known: following a resource again is cheap, and rounds are few.
+		frontier = append(slices.Clone(frontier), runs...)
+	}
+
+	units, err := w.cutReferenced(ctx, job, list)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	if err := w.Jobs.Stage(ctx, lease, units); err != nil {
+		return jobstore.Commit{}, err
+	}
+	return jobstore.Commit{Next: job.Request.Next(lease.Unit.Kind, false)}, nil
+}
+
+// follow reads every resource of the list and collects what it references. It reports whether that adds to the list.
+func (w *Worker) follow(
+	ctx context.Context, lease export.Lease, job export.Job, prefix string,
+) (grown bool, runs []string, err error) {
+	known, err := idset.Open(ctx, w.Objects, prefix)
+	if err != nil {
+		return false, nil, err
+	}
+	found := w.newMet(lease, job)
+	found.builder = idset.NewBuilder(w.Objects, prefix+"found/")
+	for chunk := range known.Chunks() {
+		refs, err := known.Chunk(ctx, chunk)
+		if err != nil {
+			return false, nil, err
+		}
+		err = w.byID(ctx, job, refs, func(r source.Resource) error { return found.collect(ctx, r.Body) })
+		if err != nil {
+			return false, nil, fmt.Errorf("follow references: %w", err)
+		}
+	}
+	errGrown := errors.New("grown")
+	err = found.builder.Each(ctx, func(ref string) error {
+		there, err := known.Contains(ctx, ref)
+		if err == nil && !there {
+			err = errGrown
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, errGrown) {
+		return false, nil, err
+	}
+	if grown = err != nil; !grown {
+		return false, nil, nil
+	}
+	runs, err = found.runs(ctx)
+	return true, runs, err
+}
+
+// byID streams the resources that the sorted "Type/id" strings name.
+func (w *Worker) byID(
+	ctx context.Context, job export.Job, refs []string, yield func(source.Resource) error,
+) error {
+	for len(refs) > 0 {
+		typ, _, _ := strings.Cut(refs[0], "/")
+		var ids []string
+		for len(refs) > 0 && len(ids) < byIDBatch {
+			id, same := strings.CutPrefix(refs[0], typ+"/")
+			if !same {
+				break
+			}
+			ids = append(ids, id)
+			refs = refs[1:]
+		}
+		if err := w.Source.ByID(ctx, source.ByIDQuery{Type: typ, IDs: ids, AsOf: job.Snapshot}, yield); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cutReferenced cuts a unit for each type in the list, and one for the Provenance about it.
+func (w *Worker) cutReferenced(ctx context.Context, job export.Job, prefix string) ([]export.Unit, error) {
+	list, err := idset.Open(ctx, w.Objects, prefix)
+	if err != nil || list.Chunks() == 0 {
+		return nil, err
+	}
+	sizes, err := w.Source.Sizes(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("size up the source: %w", err)
+	}
+	var units []export.Unit
+	for _, typ := range job.Request.Types {
+		switch {
+		case fhir.IsReferenced(typ) && sizes.Types[typ].Resources > 0:
+			// "Type0" sorts right behind every "Type/id".
+			slice := export.Slice{From: max(list.Place(typ+"/"), 0), To: list.Place(typ+"0") + 1}
+			if slice.From < slice.To {
+				units = append(units, export.Unit{
+					ID: export.UnitID(typ + "-referenced"), Kind: export.KindReferenced, Type: typ,
+					Slice: slice, Input: prefix, Bytes: sizes.Types[typ].Bytes,
+				})
+			}
+		case typ == "Provenance" && sizes.Types[typ].Resources > 0:
+			units = append(units, export.Unit{
+				ID: "Provenance-referenced", Kind: export.KindReferenced, Type: typ,
+				Slice: export.Slice{From: 0, To: list.Chunks()}, Input: prefix,
+			})
+		}
+	}
+	return units, nil
+}
+
+// referenced writes one of the referenced types, or the Provenance about them, from the list that the references unit
+// has stored. The guard here is the list: nothing is written that is not on it.
+func (w *Worker) referenced(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
+	list, err := idset.Open(ctx, w.Objects, lease.Unit.Input)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	out := w.newFiles(ctx, lease, lease.Unit.Type, false)
+	g := listGuard{typ: lease.Unit.Type, list: list}
+	err = func() error {
+		for chunk := lease.Unit.Slice.From; chunk < lease.Unit.Slice.To; chunk++ {
+			refs, err := list.Chunk(ctx, chunk)
+			if err != nil {
+				return err
+			}
+			if lease.Unit.Type == "Provenance" {
+				err = w.about(ctx, refs, &g, out)
+			} else {
+				err = w.byID(ctx, job, ofType(refs, lease.Unit.Type), func(r source.Resource) error {
+					if err := g.checkListed(ctx, r); err != nil {
+						return err
+					}
+					return out.write(r.Body)
+				})
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}()
+	if err != nil {
+		return jobstore.Commit{}, w.abandon(out, fmt.Errorf("export %s: %w", lease.Unit.Type, err))
+	}
+	var result export.Result
+	if result.Files, err = out.close(); err != nil {
+		return jobstore.Commit{}, err
+	}
+	return jobstore.Commit{Result: result, Next: job.Request.Next(lease.Unit.Kind, false)}, nil
+}
+
+// about writes the Provenance whose targets are only referenced resources and that is at home in this chunk: its
+// smallest listed target is here, so that no other chunk writes it again.
+func (w *Worker) about(ctx context.Context, refs []string, g *listGuard, out *files) error {
+	for batch := range slices.Chunk(refs, byIDBatch) {
+		targets := make([]source.Ref, len(batch))
+		for i, ref := range batch {
+			typ, id, _ := strings.Cut(ref, "/")
+			targets[i] = source.Ref{Type: typ, ID: id}
+		}
+		err := w.Source.About(ctx, targets, func(r source.Resource) error {
+			home, err := g.home(ctx, r)
+			if err != nil {
+				return err
+			}
+			if home < batch[0] || home > batch[len(batch)-1] {
+				return nil
+			}
+			return out.write(r.Body)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listGuard checks resources without a patient against the list of what was referenced.
+type listGuard struct {
+	typ     string
+	list    *idset.List
+	scanner fhir.Scanner
+}
+
+func (g *listGuard) scan(r source.Resource) (fhir.Facts, error) {
+	facts, err := g.scanner.Scan(r.Body)
+	if err != nil {
+		return fhir.Facts{}, refuse("a line that cannot be read")
+	}
+	if facts.Type != g.typ || r.Type != g.typ || facts.ID != r.ID {
+		return fhir.Facts{}, refuse("a resource of another type or id than asked for")
+	}
+	return facts, nil
+}
+
+// checkListed refuses a resource that is not on the list.
+func (g *listGuard) checkListed(ctx context.Context, r source.Resource) error {
+	facts, err := g.scan(r)
+	if err != nil {
+		return err
+	}
+	listed, err := g.list.Contains(ctx, facts.Type+"/"+facts.ID)
+	if err == nil && !listed {
+		err = refuse("a resource that nothing exported references")
+	}
+	return err
+}
+
+// home returns the smallest listed target of a Provenance. It refuses one that has anything about a patient among its
+// targets, and one that has no listed target.
+func (g *listGuard) home(ctx context.Context, r source.Resource) (string, error) {
+	facts, err := g.scan(r)
+	if err != nil {
+		return "", err
+	}
+	home := ""
+	for _, target := range facts.Subjects {
+		if fhir.InCompartment(target.Type) {
+			return "", refuse("a Provenance about a patient where none was asked for")
+		}
+		ref := target.Type + "/" + target.ID
+		listed, err := g.list.Contains(ctx, ref)
+		if err != nil {
+			return "", err
+		}
+		if listed && (home == "" || ref < home) {
+			home = ref
+		}
+	}
+	if home == "" {
+		return "", refuse("a Provenance about nothing exported")
+	}
+	return home, nil
+}
+
+// ofType returns the part of the sorted "Type/id" strings that are of the type.
+func ofType(refs []string, typ string) []string {
+	from, _ := slices.BinarySearch(refs, typ+"/")
+	to, _ := slices.BinarySearch(refs, typ+"0")
+	return refs[from:to]
+}

@@ -1,0 +1,127 @@
+// Package pipeline is what a worker does. Each file is a stage of a job's life: handle (claim, keep alive, settle),
+// plan, export (with guard and write), references, seal.
+//
+// A stage never changes a job on its own. It makes objects under its own fence and returns a commit, which settle
+// hands to the job store; whoever lost the fence in the meantime has made garbage that nobody sees.
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+// Config says how a worker works. Use Defaults and change what differs.
+type Config struct {
+	UnitBytes   int64         // NDJSON bytes that one unit should hold, estimated
+	FileBytes   int64         // NDJSON bytes after which a file is closed and the next one begun
+	Outstanding int           // units of one job that may be queued or running at once
+	MaxAttempts int           // failures after which a unit is given up
+	Heartbeat   time.Duration // how often a running unit is reported alive
+	Retention   time.Duration // how long a finished job is kept (SPEC 6)
+}
+
+// Defaults are the values that suit a production deployment.
+func Defaults() Config {
+	return Config{
+		UnitBytes:   1 << 30,
+		FileBytes:   512 << 20,
+		Outstanding: 16,
+		MaxAttempts: 5,
+		Heartbeat:   4 * time.Second,
+		Retention:   168 * time.Hour,
+	}
+}
+
+// Validate refuses a configuration that cannot work.
+func (c Config) Validate() error {
+	var errs []error
+	positive := func(name string, ok bool) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s must be more than zero", name))
+		}
+	}
+	positive("unit bytes", c.UnitBytes > 0)
+	positive("file bytes", c.FileBytes > 0)
+	positive("outstanding units", c.Outstanding > 0)
+	positive("attempts", c.MaxAttempts > 0)
+	positive("heartbeat", c.Heartbeat > 0)
+	positive("retention", c.Retention > 0)
+	return errors.Join(errs...)
+}
+
+// Parts are what a worker works with.
+type Parts struct {
+	Jobs     *jobstore.Store
+	Queue    *queue.Client
+	Objects  *objects.Store
+	Source   source.Source
+	Groups   directory.Groups
+	Access   directory.Access
+	Now      func() time.Time
+	Logger   *slog.Logger
+	Registry prometheus.Registerer
+}
+
+// Worker works on units. It has no state between them: any number run anywhere.
+type Worker struct {
+	Parts
+	cfg     Config
+	metrics metrics
+}
+
+// New returns a worker.
+func New(cfg Config, parts Parts) (*Worker, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	return &Worker{Parts: parts, cfg: cfg, metrics: newMetrics(parts.Registry)}, nil
+}
+
+type metrics struct {
+	units     *prometheus.CounterVec
+	duration  *prometheus.HistogramVec
+	resources *prometheus.CounterVec
+	bytes     *prometheus.CounterVec
+	refusals  prometheus.Counter
+	withheld  prometheus.Counter
+	fenced    prometheus.Counter
+}
+
+func newMetrics(registry prometheus.Registerer) metrics {
+	m := metrics{
+		units: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_worker_units_total", Help: "Units by kind and how they ended.",
+		}, []string{"kind", "outcome"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "sluice_worker_unit_seconds", Help: "Time from claim to settlement of a unit.",
+			Buckets: prometheus.ExponentialBuckets(0.05, 3, 10),
+		}, []string{"kind"}),
+		resources: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_worker_resources_total", Help: "Resources written to files.",
+		}, []string{"type"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_worker_ndjson_bytes_total", Help: "NDJSON bytes written, before compression.",
+		}, []string{"type"}),
+		refusals: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_worker_guard_refusals_total", Help: "Lines refused because they are not about the cohort.",
+		}),
+		withheld: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_worker_withheld_total", Help: "Resources left out because they also name another patient.",
+		}),
+		fenced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_worker_fence_losses_total", Help: "Units that found their fence stale.",
+		}),
+	}
+	registry.MustRegister(m.units, m.duration, m.resources, m.bytes, m.refusals, m.withheld, m.fenced)
+	return m
+}
