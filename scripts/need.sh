@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# need.sh WHAT WHY PACKAGE...: installs Debian packages when apt-get is there and we may use it (as root, or with a sudo
+# that asks nothing). Otherwise it says what is missing, what for, and how to get it, and fails.
+set -euo pipefail
+
+what=${1:?usage: scripts/need.sh WHAT WHY PACKAGE...}
+why=${2:?}
+shift 2
+
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+	as_root=(sudo -n)
+fi
+if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
+	echo "need.sh: $what is missing ($why): installing $*" >&2
+	install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y)
+	# An index that was never fetched, or is too old to fetch by, is the usual reason for the first try to fail.
+	if "${install[@]}" install --no-install-recommends "$@" >/dev/null 2>&1 </dev/null; then
+		exit 0
+	fi
+	"${install[@]}" update >&2 </dev/null
+	exec "${install[@]}" install --no-install-recommends "$@" >&2 </dev/null
+fi
+echo "$what is needed ($why): apt-get install $*, or whatever your system calls it, and run this again" >&2
+exit 1

@@ -1,0 +1,3 @@
+module github.com/sluice-fhir/sluice/tools/testreport
+
+go 1.26.0
