@@ -1,0 +1,37 @@
+package command
+
+import (
+	"context"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Say which build this is",
+		Args:  cobra.NoArgs,
+		RunE: a.run(func(context.Context, []string) error {
+			info, ok := debug.ReadBuildInfo()
+			if !ok {
+				return a.print("sluice, of an unknown build\n")
+			}
+			return a.print(versionLine(info))
+		}),
+	}
+}
+
+func versionLine(info *debug.BuildInfo) string {
+	parts := []string{"sluice", info.Main.Version}
+	for _, setting := range info.Settings {
+		switch {
+		case setting.Key == "vcs.revision":
+			parts = append(parts, setting.Value[:min(len(setting.Value), 12)])
+		case setting.Key == "vcs.modified" && setting.Value == "true":
+			parts = append(parts, "modified")
+		}
+	}
+	return strings.Join(append(parts, info.GoVersion), " ") + "\n"
+}
