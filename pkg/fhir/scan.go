@@ -553,8 +553,13 @@ func hexRune(digits []byte) rune {
 // line is one that Scan accepted; of any other it yields what it can make out.
 func References(line []byte, yield func(Ref) bool) {
 	var s Scanner
+	// Without escapes every place where the quoted key stands is a whole string, and the search may jump to it.
+	sought := []byte(`"reference"`)
+	if bytes.IndexByte(line, '\\') >= 0 {
+		sought = sought[:1]
+	}
 	for i := 0; ; {
-		next := bytes.IndexByte(line[i:], '"')
+		next := bytes.Index(line[i:], sought)
 		if next < 0 {
 			return
 		}

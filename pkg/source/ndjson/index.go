@@ -1,0 +1,428 @@
+package ndjson
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+// builder gathers what the blocks tell. Its lists grow by chunks, so that growing never holds a list twice.
+type builder struct {
+	maxLine int
+	seed    maphash.Seed // of checks and the first half of id hashes
+	seed2   maphash.Seed // of the second half
+
+	mu       sync.Mutex
+	lists    map[string]*list
+	counted  map[string]*source.TypeSize // types that are only counted
+	numbers  map[string]uint32           // patient id -> number
+	ids      []string                    // number -> patient id
+	problems []located
+	broken   int64 // problems, kept or not
+	homeless int64 // resources of the compartment without a patient
+}
+
+// located is a problem at its place.
+type located struct {
+	file      int
+	line      int64
+	typ, what string
+}
+
+// found is one resource while the index is built: its entry, whose home is a patient's number yet, or noPatient,
+// perhaps with the flag manyPeople, and beside it what is dropped in the end.
+type found struct {
+	key
+	entry
+}
+
+// key tells resources and their versions apart. The 128 bits of hash stand for the id within the type.
+type key struct {
+	hash    [2]uint64
+	updated int64 // microseconds since 1970, or math.MinInt64
+}
+
+// list holds the resources of one type. Keys and entries lie apart, so that the entries stay where they are when the
+// keys go: nothing is ever held twice.
+type list struct {
+	keys    chunked[key]
+	entries chunked[entry]
+}
+
+func (l *list) Len() int { return l.entries.n }
+
+func (l *list) Swap(i, j int) {
+	l.keys.Swap(i, j)
+	l.entries.Swap(i, j)
+}
+
+// Less orders by id; of one id the version that is served comes last.
+func (l *list) Less(i, j int) bool {
+	a, b := l.keys.at(i), l.keys.at(j)
+	if a.hash[0] != b.hash[0] {
+		return a.hash[0] < b.hash[0]
+	}
+	if a.hash[1] != b.hash[1] {
+		return a.hash[1] < b.hash[1]
+	}
+	if a.updated != b.updated {
+		return a.updated < b.updated
+	}
+	return l.entries.at(i).place < l.entries.at(j).place
+}
+
+// byHome orders entries by home and place.
+type byHome struct{ *chunked[entry] }
+
+func (h byHome) Len() int { return h.n }
+
+func (h byHome) Less(i, j int) bool {
+	a, b := h.at(i), h.at(j)
+	return a.home < b.home || a.home == b.home && a.place < b.place
+}
+
+// chunked is a long slice in pieces, which grows without being copied.
+type chunked[T any] struct {
+	chunks [][]T
+	n      int
+}
+
+const chunkBits, chunkSize = 13, 1 << 13
+
+func (c *chunked[T]) at(i int) *T { return &c.chunks[i>>chunkBits][i&(chunkSize-1)] }
+
+func (c *chunked[T]) Swap(i, j int) { a, b := c.at(i), c.at(j); *a, *b = *b, *a }
+
+func (c *chunked[T]) add(element T) {
+	last := c.n >> chunkBits
+	switch {
+	case last < len(c.chunks):
+	case last == 0:
+		c.chunks = append(c.chunks, nil) // most types are few: the first chunk grows as a slice does
+	default:
+		c.chunks = append(c.chunks, make([]T, 0, chunkSize))
+	}
+	c.chunks[last] = append(c.chunks[last], element)
+	c.n++
+}
+
+// keep moves the elements that are wanted to the front and drops the others.
+func (c *chunked[T]) keep(wanted func(i int) bool) {
+	kept := 0
+	for i := range c.n {
+		if wanted(i) {
+			*c.at(kept) = *c.at(i)
+			kept++
+		}
+	}
+	c.n = kept
+	c.chunks = slices.Delete(c.chunks, (kept+chunkSize-1)>>chunkBits, len(c.chunks))
+}
+
+// settle sorts the list and keeps one version of each resource (IG row L-14: no id twice).
+func (l *list) settle() {
+	sort.Sort(l)
+	last := func(i int) bool { return i+1 == l.keys.n || l.keys.at(i).hash != l.keys.at(i+1).hash }
+	l.entries.keep(last)
+	l.keys.keep(last)
+}
+
+// find returns the place in a settled list of the resource with the id hash.
+func (l *list) find(hash [2]uint64) (int, bool) {
+	return sort.Find(l.Len(), func(i int) int {
+		at := l.keys.at(i).hash
+		return cmp.Or(cmp.Compare(hash[0], at[0]), cmp.Compare(hash[1], at[1]))
+	})
+}
+
+func newBuilder(seed maphash.Seed, maxLine int) *builder {
+	return &builder{
+		maxLine: maxLine, seed: seed, seed2: maphash.MakeSeed(),
+		lists: map[string]*list{}, counted: map[string]*source.TypeSize{}, numbers: map[string]uint32{},
+	}
+}
+
+func (b *builder) hash(id string) [2]uint64 {
+	return [2]uint64{maphash.String(b.seed, id), maphash.String(b.seed2, id)}
+}
+
+// problem notes a line that is not served.
+func (b *builder) problem(file int, line int64, typ, what string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.broken++; len(b.problems) < maxProblems {
+		b.problems = append(b.problems, located{file, line, typ, what})
+	}
+}
+
+func (b *builder) tooLong(file int, line int64) {
+	b.problem(file, line, "", fmt.Sprintf("not shorter than %d bytes", b.maxLine))
+}
+
+// number returns the number of a patient id. The caller holds mu or is alone.
+func (b *builder) number(id string) uint32 {
+	number, ok := b.numbers[id]
+	if !ok {
+		number = uint32(len(b.ids))
+		id = strings.Clone(id)
+		b.numbers[id] = number
+		b.ids = append(b.ids, id)
+	}
+	return number
+}
+
+// taker takes blocks apart. One goroutine uses one taker.
+type taker struct {
+	*builder
+	files   []*file
+	scanner fhir.Scanner
+}
+
+// take adds every line of the block to the index.
+func (t *taker) take(b block) error {
+	data, offset, line := b.data, b.offset, b.line
+	if offset == 0 {
+		if rest, marked := bytes.CutPrefix(data, []byte("\ufeff")); marked {
+			offset += int64(len(data) - len(rest))
+			data = rest
+		}
+	}
+	for ; len(data) > 0; line++ {
+		text, rest, _ := bytes.Cut(data, []byte{'\n'})
+		body := bytes.TrimLeft(text, " \t\r")
+		start := offset + int64(len(text)-len(body))
+		offset += int64(len(data) - len(rest))
+		data = rest
+		if body = bytes.TrimRight(body, " \t\r"); len(body) == 0 {
+			continue
+		}
+		if len(body) >= t.maxLine {
+			t.tooLong(b.file, line)
+			continue
+		}
+		facts, err := t.scanner.Scan(body)
+		switch {
+		case err != nil:
+			t.problem(b.file, line, typeOfBroken(body), err.Error())
+			continue
+		case !fhir.IsType(facts.Type):
+			t.problem(b.file, line, "", "not a resource type of FHIR R4")
+			continue
+		}
+		if err := t.add(facts, found{
+			key: key{hash: t.hash(facts.ID)},
+			entry: entry{
+				place: uint64(b.file)<<placeBits | uint64(start),
+				check: maphash.Bytes(t.seed, body),
+				size:  uint32(len(body)),
+			},
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// typeOfBroken says to which type's problems a refused line belongs, as far as that can be told.
+func typeOfBroken(body []byte) string {
+	var resource map[string]any
+	if err := json.Unmarshal(body, &resource); err != nil {
+		return ""
+	}
+	if typ, _ := resource["resourceType"].(string); fhir.IsType(typ) {
+		return typ
+	}
+	return ""
+}
+
+func (b *builder) add(facts fhir.Facts, f found) error {
+	f.updated = math.MinInt64
+	if !facts.LastUpdated.IsZero() {
+		f.updated = facts.LastUpdated.UnixMicro()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !fhir.IsExportable(facts.Type) {
+		size := b.counted[facts.Type]
+		if size == nil {
+			size = new(source.TypeSize)
+			b.counted[facts.Type] = size
+		}
+		size.Resources++
+		size.Bytes += int64(f.size) + 1
+		return nil
+	}
+	f.home = noPatient
+	switch {
+	case facts.Type == "Patient":
+		f.home = b.number(facts.ID)
+	case facts.Type != "Provenance": // its home is known when its targets are: provenance.go
+		home, several := homeOf(facts.Subjects)
+		if home != "" {
+			f.home = b.number(home)
+		}
+		if several {
+			f.home |= manyPeople
+		}
+	}
+	l := b.lists[facts.Type]
+	if l == nil {
+		l = new(list)
+		b.lists[facts.Type] = l
+	}
+	l.keys.add(f.key)
+	l.entries.add(f.entry)
+	if l.Len() >= math.MaxUint32 || len(b.ids) >= noPatient {
+		return fmt.Errorf("more than %d resources of a type or %d patients", uint32(math.MaxUint32), noPatient)
+	}
+	return nil
+}
+
+// homeOf returns the smallest patient id among the subjects, "" without one, and whether there are further ones.
+func homeOf(subjects []fhir.Ref) (home string, several bool) {
+	for _, ref := range subjects {
+		switch {
+		case ref.Type != "Patient" || ref.ID == home:
+		case home == "":
+			home = ref.ID
+		default:
+			home, several = min(home, ref.ID), true
+		}
+	}
+	return home, several
+}
+
+// finish turns what was gathered into the index of the source.
+func (b *builder) finish(ctx context.Context, s *Source) error {
+	group, _ := errgroup.WithContext(ctx)
+	group.SetLimit(4)
+	for _, l := range b.lists {
+		group.Go(func() error { l.settle(); return ctx.Err() })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := b.resolveProvenance(ctx, s); err != nil {
+		return err
+	}
+	ranks := b.rankPatients(s)
+	for place, numbers := range s.several {
+		for i, number := range numbers {
+			numbers[i] = ranks[number]
+		}
+		slices.Sort(numbers)
+		s.several[place] = numbers
+	}
+	s.kinds = make(map[string]kind, len(b.lists))
+	s.sizes.Types = make(map[string]source.TypeSize, len(b.lists)+len(b.counted))
+	for typ, size := range b.counted {
+		s.sizes.Types[typ] = *size
+	}
+	for typ, l := range b.lists {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s.kinds[typ], s.sizes.Types[typ] = b.shrink(typ, l, ranks)
+	}
+	b.lists = nil
+	s.sizes.Patients = s.sizes.Types["Patient"].Resources
+	b.settleProblems(s)
+	return nil
+}
+
+// rankPatients moves the patient ids to the source, sorted, and returns the rank of each number.
+func (b *builder) rankPatients(s *Source) []uint32 {
+	b.numbers = nil
+	order := make([]uint32, len(b.ids))
+	total := 0
+	for i, id := range b.ids {
+		order[i] = uint32(i)
+		total += len(id)
+	}
+	slices.SortFunc(order, func(x, y uint32) int { return strings.Compare(b.ids[x], b.ids[y]) })
+	s.patients.ends = make([]uint64, 0, len(order))
+	var text strings.Builder
+	text.Grow(total)
+	ranks := make([]uint32, len(order))
+	for rank, number := range order {
+		ranks[number] = uint32(rank)
+		text.WriteString(b.ids[number])
+		s.patients.ends = append(s.patients.ends, uint64(text.Len()))
+	}
+	s.patients.text = text.String()
+	b.ids = nil
+	return ranks
+}
+
+// shrink turns a list into what is kept of it.
+func (b *builder) shrink(typ string, l *list, ranks []uint32) (kind, source.TypeSize) {
+	size := source.TypeSize{Resources: int64(l.Len())}
+	for i := range l.Len() {
+		size.Bytes += int64(l.entries.at(i).size) + 1
+	}
+	if fhir.IsReferenced(typ) {
+		ids := make([]uint64, l.Len())
+		for i := range ids {
+			ids[i] = l.keys.at(i).hash[0]
+		}
+		return kind{entries: &l.entries, ids: ids}, size
+	}
+	l.keys = chunked[key]{}
+	l.entries.keep(func(i int) bool { return l.entries.at(i).home != noPatient })
+	b.homeless += size.Resources - int64(l.entries.n)
+	for i := range l.entries.n {
+		e := l.entries.at(i)
+		e.home = ranks[e.home&^manyPeople]
+	}
+	sort.Sort(byHome{&l.entries})
+	return kind{entries: &l.entries}, size
+}
+
+func (b *builder) settleProblems(s *Source) {
+	slices.SortFunc(b.problems, func(x, y located) int {
+		return cmp.Or(cmp.Compare(x.file, y.file), cmp.Compare(x.line, y.line))
+	})
+	for _, p := range b.problems {
+		s.problems = append(s.problems, source.Problem{
+			Type: p.typ, Place: fmt.Sprintf("%s line %d", s.files[p.file].name, p.line), What: p.what,
+		})
+	}
+	if more := b.broken - int64(len(b.problems)); more > 0 {
+		s.problems = append(s.problems, source.Problem{
+			Place: "further lines", What: fmt.Sprintf("%d more lines cannot be served", more),
+		})
+	}
+}
+
+// names are the patient ids, one behind the other, in order.
+type names struct {
+	text string
+	ends []uint64 // of each id in text
+}
+
+func (n names) at(i int) string {
+	start := uint64(0)
+	if i > 0 {
+		start = n.ends[i-1]
+	}
+	return n.text[start:n.ends[i]]
+}
+
+// rank returns the place of an id.
+func (n names) rank(id string) (uint32, bool) {
+	i, ok := sort.Find(len(n.ends), func(i int) int { return strings.Compare(id, n.at(i)) })
+	return uint32(i), ok
+}

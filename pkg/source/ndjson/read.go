@@ -1,0 +1,245 @@
+package ndjson
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"sort"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+const (
+	// batchSize is how many lines are sorted by place at a time: the more, the fewer and longer reads, at 24 bytes each.
+	batchSize = 256 << 10
+	// readSize is how many bytes one read brings, unless a single line is longer.
+	readSize = 1 << 20
+	// maxGap is how many unwanted bytes between two lines are cheaper to read than to seek over.
+	maxGap = 64 << 10
+)
+
+var errUnsorted = errors.New("the ids are not sorted, or one stands twice")
+
+// ForPatients implements source.Source. Query.AsOf is ignored: a folder has no past.
+func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
+	if !fhir.InCompartment(q.Type) {
+		return fmt.Errorf("read by patient: %q is no type of the patient compartment", q.Type)
+	}
+	if !ascending(q.Patients) {
+		return fmt.Errorf("read %s by patient: %w", q.Type, errUnsorted)
+	}
+	k, held := s.kinds[q.Type]
+	if !held {
+		return nil
+	}
+	entries := k.entries
+	r := reader{source: s}
+	each := func(e entry, facts fhir.Facts, body []byte) error {
+		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: r.patients(e, facts), Body: body})
+	}
+	var batch []entry
+	at := 0 // ids ascend and so do homes: what is before is done
+	for _, id := range q.Patients {
+		home, known := s.patients.rank(id)
+		if !known {
+			continue
+		}
+		at = seek(entries, at, home)
+		for ; at < entries.n && entries.at(at).home == home; at++ {
+			if len(batch) == s.batchSize {
+				if err := r.read(ctx, batch, each); err != nil {
+					return err
+				}
+				batch = batch[:0]
+			}
+			batch = append(batch, *entries.at(at))
+		}
+	}
+	return r.read(ctx, batch, each)
+}
+
+// ByID implements source.Source. ByIDQuery.AsOf is ignored: a folder has no past.
+func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source.Resource) error) error {
+	if !fhir.IsReferenced(q.Type) {
+		return fmt.Errorf("read by id: %q is no referenced type", q.Type)
+	}
+	if !ascending(q.IDs) {
+		return fmt.Errorf("read %s by id: %w", q.Type, errUnsorted)
+	}
+	k := s.kinds[q.Type]
+	r := reader{source: s}
+	for ids := range slices.Chunk(q.IDs, s.batchSize) {
+		var batch []entry
+		for _, id := range ids {
+			hash := maphash.String(s.seed, id)
+			i, _ := slices.BinarySearch(k.ids, hash)
+			for ; i < len(k.ids) && k.ids[i] == hash; i++ {
+				batch = append(batch, *k.entries.at(i))
+			}
+		}
+		err := r.read(ctx, batch, func(_ entry, facts fhir.Facts, body []byte) error {
+			if _, asked := slices.BinarySearch(ids, facts.ID); !asked { // another id with the same hash
+				return nil
+			}
+			return yield(source.Resource{Type: facts.Type, ID: facts.ID, Body: body})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// About implements source.Source. Within one call no Provenance comes twice.
+func (s *Source) About(ctx context.Context, refs []source.Ref, yield func(source.Resource) error) error {
+	var numbers []uint32
+	asked := make(map[fhir.Ref]bool, len(refs))
+	for _, ref := range refs {
+		asked[fhir.Ref(ref)] = true
+		hash := hashRef(s.seed, ref.Type, ref.ID)
+		i := sort.Search(len(s.about), func(i int) bool { return s.about[i].target >= hash })
+		for ; i < len(s.about) && s.about[i].target == hash; i++ {
+			numbers = append(numbers, s.about[i].entry)
+		}
+	}
+	slices.Sort(numbers)
+	r := reader{source: s}
+	for run := range slices.Chunk(slices.Compact(numbers), s.batchSize) {
+		var batch []entry
+		for _, number := range run {
+			batch = append(batch, s.nobody[number])
+		}
+		err := r.read(ctx, batch, func(_ entry, facts fhir.Facts, body []byte) error {
+			if !slices.ContainsFunc(facts.Subjects, func(ref fhir.Ref) bool { return asked[ref] }) {
+				return nil // another target with the same hash
+			}
+			return yield(source.Resource{Type: facts.Type, ID: facts.ID, Body: body})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ascending reports whether the ids are sorted and none stands twice.
+func ascending(ids []string) bool {
+	for i := 1; i < len(ids); i++ {
+		if ids[i-1] >= ids[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// seek returns the place of the first entry from at on whose home is not below the given one. It looks near the
+// beginning first: the next patient of a dense slice is close by.
+func seek(entries *chunked[entry], at int, home uint32) int {
+	step := 1
+	for at+step < entries.n && entries.at(at+step).home < home {
+		step *= 2
+	}
+	from, to := at+step/2, min(at+step+1, entries.n)
+	return from + sort.Search(to-from, func(i int) bool { return entries.at(from+i).home >= home })
+}
+
+// reader reads lines by their places. One goroutine uses one reader.
+type reader struct {
+	source  *Source
+	scanner fhir.Scanner
+	buffer  []byte
+	last    []string // the patients of the line before
+}
+
+// read sorts the batch by place and hands over each line, checked against the index. The body is valid until each
+// returns. An error of each is returned as it is.
+func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.Facts, []byte) error) error {
+	slices.SortFunc(batch, func(x, y entry) int { return cmp.Compare(x.place, y.place) })
+	for i := 0; i < len(batch); {
+		f := r.source.files[batch[i].file()]
+		if f.spool == nil && (i == 0 || batch[i].file() != batch[i-1].file()) {
+			if err := f.unchanged(); err != nil {
+				return err
+			}
+		}
+		// Take neighbours along as long as one read brings them.
+		start, end := batch[i].offset(), batch[i].offset()+int64(batch[i].size)
+		next := i + 1
+		for ; next < len(batch) && batch[next].file() == batch[i].file(); next++ {
+			nextEnd := batch[next].offset() + int64(batch[next].size)
+			if batch[next].offset()-end > maxGap || nextEnd-start > readSize {
+				break
+			}
+			end = nextEnd
+		}
+		if cap(r.buffer) > 4*readSize && end-start <= readSize {
+			r.buffer = nil // one very long line is no reason to keep so much
+		}
+		if int64(cap(r.buffer)) < end-start {
+			r.buffer = make([]byte, max(end-start, readSize))
+		}
+		text := r.buffer[:end-start]
+		if err := f.readAt(text, start); err != nil {
+			return err
+		}
+		for ; i < next; i++ {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			from := batch[i].offset() - start
+			body := text[from : from+int64(batch[i].size) : from+int64(batch[i].size)]
+			if maphash.Bytes(r.source.seed, body) != batch[i].check {
+				return f.changed()
+			}
+			facts, err := r.scanner.Scan(body)
+			if err != nil { // the line that was indexed did scan
+				return f.changed()
+			}
+			if err := each(batch[i], facts, body); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// patients returns all patients that the line is about, sorted. Neighbouring lines share one slice.
+func (r *reader) patients(e entry, facts fhir.Facts) []string {
+	s := r.source
+	switch facts.Type {
+	case "Patient":
+		return r.keep(facts.ID)
+	case "Provenance":
+		if ranks, ok := s.several[e.place]; ok {
+			ids := make([]string, 0, len(ranks))
+			for _, rank := range ranks {
+				ids = append(ids, s.patients.at(int(rank)))
+			}
+			return ids
+		}
+		return r.keep(s.patients.at(int(e.home)))
+	}
+	home, several := homeOf(facts.Subjects)
+	if !several {
+		return r.keep(home)
+	}
+	var ids []string
+	for _, ref := range facts.Subjects {
+		if ref.Type == "Patient" {
+			ids = append(ids, ref.ID)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+func (r *reader) keep(id string) []string {
+	if len(r.last) != 1 || r.last[0] != id {
+		r.last = []string{id}
+	}
+	return r.last
+}

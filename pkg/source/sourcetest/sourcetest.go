@@ -1,0 +1,519 @@
+// Package sourcetest is the suite that every driver of source.Source passes. It loads small populations written by
+// hand and asks for everything that the contract promises and refuses.
+package sourcetest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+// Load makes a source that holds the lines of the files, which are NDJSON by name ("a/b.ndjson"). Lines that are no
+// resource are left out or become problems, as the driver says.
+type Load func(t *testing.T, files map[string][]byte) source.Source
+
+// Run runs the whole suite.
+func Run(t *testing.T, load Load) {
+	t.Run("attribution", func(t *testing.T) { attribution(t, load) })
+	t.Run("provenance", func(t *testing.T) { provenance(t, load) })
+	t.Run("slices", func(t *testing.T) { slicesAreDisjoint(t, load) })
+	t.Run("never exported with patients", func(t *testing.T) { neverExported(t, load) })
+	t.Run("by id", func(t *testing.T) { byID(t, load) })
+	t.Run("duplicates", func(t *testing.T) { duplicates(t, load) })
+	t.Run("broken lines", func(t *testing.T) { brokenLines(t, load) })
+	t.Run("bodies", func(t *testing.T) { bodies(t, load) })
+	t.Run("stopping", func(t *testing.T) { stopping(t, load) })
+	t.Run("sizes", func(t *testing.T) { sizes(t, load) })
+}
+
+// lines puts lines into one file.
+func lines(lines ...string) map[string][]byte {
+	return map[string][]byte{"all.ndjson": []byte(strings.Join(lines, "\n") + "\n")}
+}
+
+// resource is one line: the type, the id and further members.
+func resource(typ, id string, members ...string) string {
+	head := fmt.Sprintf(`{"resourceType":%q,"id":%q`, typ, id)
+	return strings.Join(append([]string{head}, members...), ",") + "}"
+}
+
+func ref(element, target string) string { return fmt.Sprintf(`%q:{"reference":%q}`, element, target) }
+
+func targets(refs ...string) string {
+	var list []string
+	for _, r := range refs {
+		list = append(list, fmt.Sprintf(`{"reference":%q}`, r))
+	}
+	return `"target":[` + strings.Join(list, ",") + `]`
+}
+
+// collector gathers what a source yields: Type/id of each resource with its subjects.
+type collector struct {
+	t      *testing.T
+	got    map[string][]string
+	bodies map[string]string
+}
+
+func collect(t *testing.T) *collector {
+	return &collector{t: t, got: map[string][]string{}, bodies: map[string]string{}}
+}
+
+// take checks what holds for every resource: it comes once, and its body is the resource it says.
+func (c *collector) take(r source.Resource) error {
+	c.t.Helper()
+	name := r.Type + "/" + r.ID
+	if _, twice := c.got[name]; twice {
+		c.t.Errorf("%s came twice", name)
+	}
+	if bytes.ContainsAny(r.Body, "\r\n") {
+		c.t.Errorf("%s is not on one line", name)
+	}
+	var body struct{ ResourceType, ID string }
+	if err := json.Unmarshal(r.Body, &body); err != nil || body.ResourceType != r.Type || body.ID != r.ID {
+		c.t.Errorf("%s has the body of %s/%s (%v)", name, body.ResourceType, body.ID, err)
+	}
+	if !slices.IsSorted(r.Subjects) || len(slices.Compact(slices.Clone(r.Subjects))) != len(r.Subjects) {
+		c.t.Errorf("%s has subjects %v, want them sorted and each once", name, r.Subjects)
+	}
+	c.got[name] = slices.Clone(r.Subjects)
+	c.bodies[name] = string(r.Body)
+	return nil
+}
+
+// ofPatients reads one type of some patients.
+func ofPatients(t *testing.T, src source.Source, typ string, patients ...string) *collector {
+	t.Helper()
+	c := collect(t)
+	q := source.Query{Type: typ, Patients: patients, AsOf: time.Now()}
+	if err := src.ForPatients(t.Context(), q, c.take); err != nil {
+		t.Fatalf("%s of %v: %v", typ, patients, err)
+	}
+	for name, subjects := range c.got {
+		if len(subjects) == 0 || !slices.Contains(patients, subjects[0]) {
+			t.Errorf("%s came for %v though its home is in %v", name, patients, subjects)
+		}
+	}
+	return c
+}
+
+// expect reads one type of some patients and compares names and subjects.
+func expect(t *testing.T, src source.Source, typ string, patients []string, want map[string][]string) {
+	t.Helper()
+	if got := ofPatients(t, src, typ, patients...).got; !reflect.DeepEqual(got, want) {
+		t.Errorf("%s of %v: got %v, want %v", typ, patients, got, want)
+	}
+}
+
+type names = map[string][]string
+
+// attribution: whose a resource is, by subject-like links only (SPEC 10; PITFALLS row 2).
+func attribution(t *testing.T, load Load) {
+	src := load(t, lines(
+		resource("Patient", "a", `"link":[{"other":{"reference":"Patient/b"},"type":"seealso"}]`),
+		resource("Patient", "b"),
+		resource("Patient", "c"),
+		resource("Observation", "plain", ref("subject", "Patient/a")),
+		resource("Observation", "versioned", ref("subject", "Patient/a/_history/3")),
+		resource("Observation", "absolute", ref("subject", "https://ehr.example.org/fhir/Patient/a")),
+		resource("Observation", "escaped", `"subject":{"reference":"Patient\/a"}`),
+		`{"subject":{"reference":"Patient/a"},"id":"late","resourceType":"Observation"}`,
+		resource("Observation", "urn", ref("subject", "urn:uuid:a")),
+		resource("Observation", "contained", ref("subject", "#a"), `"contained":[{"resourceType":"Patient","id":"a"}]`),
+		resource("Observation", "within", ref("subject", "Patient/b"),
+			`"contained":[{"resourceType":"Observation","id":"x","subject":{"reference":"Patient/a"}}]`),
+		resource("Observation", "conditional", ref("subject", "Patient?identifier=a")),
+		resource("Observation", "logical", `"subject":{"type":"Patient","identifier":{"value":"a"}}`),
+		resource("Observation", "group", ref("subject", "Group/a")),
+		resource("Observation", "none"),
+		resource("Observation", "performed", ref("subject", "Patient/b"), `"performer":[{"reference":"Patient/a"}]`),
+		resource("AllergyIntolerance", "recorded", ref("patient", "Patient/b"), ref("recorder", "Patient/a")),
+		resource("Composition", "authored", ref("subject", "Patient/b"), `"author":[{"reference":"Patient/a"}]`),
+		resource("Communication", "sent", ref("sender", "Patient/a")),
+		resource("Coverage", "covered", ref("beneficiary", "Patient/b"), ref("subscriber", "Patient/a")),
+		resource("Appointment", "two", `"participant":[{"actor":{"reference":"Patient/c"}},`+
+			`{"actor":{"reference":"Practitioner/p"}},{"actor":{"reference":"Patient/a"}},`+
+			`{"actor":{"reference":"Patient/c"}}]`),
+		resource("Device", "implant", ref("patient", "Patient/a")),
+		resource("Device", "stock"),
+	))
+	// PITFALLS row 1: nothing asked is nothing given.
+	for _, typ := range []string{"Patient", "Observation", "Appointment", "Device", "Provenance"} {
+		expect(t, src, typ, nil, names{})
+		expect(t, src, typ, []string{}, names{})
+		expect(t, src, typ, []string{"nobody"}, names{})
+		expect(t, src, typ, []string{""}, names{})
+	}
+	a := []string{"a"}
+	expect(t, src, "Patient", a, names{"Patient/a": a})
+	expect(t, src, "Observation", a, names{"Observation/plain": a, "Observation/versioned": a,
+		"Observation/absolute": a, "Observation/escaped": a, "Observation/late": a})
+	expect(t, src, "Observation", []string{"b"}, names{"Observation/within": {"b"}, "Observation/performed": {"b"}})
+	for _, typ := range []string{"AllergyIntolerance", "Composition", "Communication", "Coverage"} {
+		expect(t, src, typ, a, names{})
+	}
+	expect(t, src, "AllergyIntolerance", []string{"b"}, names{"AllergyIntolerance/recorded": {"b"}})
+	expect(t, src, "Appointment", a, names{"Appointment/two": {"a", "c"}})
+	expect(t, src, "Appointment", []string{"c"}, names{}) // its home is a
+	expect(t, src, "Appointment", []string{"a", "b", "c"}, names{"Appointment/two": {"a", "c"}})
+	expect(t, src, "Device", []string{"a", "b", "c"}, names{"Device/implant": a})
+	expect(t, src, "Goal", a, names{}) // a type that the store does not hold
+}
+
+// provenance: a Provenance is about the patients of what it targets.
+func provenance(t *testing.T, load Load) {
+	src := load(t, lines(
+		resource("Provenance", "observation", targets("Observation/o")), // before what it targets
+		resource("Patient", "a"),
+		resource("Patient", "b"),
+		resource("Observation", "o", ref("subject", "Patient/a")),
+		resource("Observation", "p", ref("subject", "Patient/b")),
+		resource("Observation", "adrift", ref("subject", "urn:uuid:1")),
+		resource("Appointment", "both", `"participant":[{"actor":{"reference":"Patient/b"}},`+
+			`{"actor":{"reference":"Patient/a"}}]`),
+		resource("Organization", "org"),
+		resource("Provenance", "patient", targets("Patient/a", "Patient/a/_history/1"), ref("agent", "Patient/b")),
+		resource("Provenance", "two", targets("Observation/p", "Patient/a")),
+		resource("Provenance", "shared", targets("Appointment/both")),
+		resource("Provenance", "again", targets("Provenance/further")),
+		resource("Provenance", "further", targets("Provenance/observation")),
+		resource("Provenance", "ring", targets("Provenance/ring")),
+		resource("Provenance", "mixed", targets("Organization/org", "Observation/o")),
+		resource("Provenance", "unknown", targets("Observation/gone")),
+		resource("Provenance", "partly-unknown", targets("Observation/gone", "Organization/org")),
+		resource("Provenance", "adrift", targets("Observation/adrift")),
+		resource("Provenance", "urn", targets("urn:uuid:a", "Organization/org")),
+		resource("Provenance", "empty"),
+		resource("Provenance", "org", targets("Organization/org")),
+		resource("Provenance", "org-and-practitioner", targets("Organization/org/_history/2", "Practitioner/pr")),
+		resource("Provenance", "location", targets("Location/l")),
+	))
+	a, both := []string{"a"}, []string{"a", "b"}
+	expect(t, src, "Provenance", a, names{"Provenance/observation": a, "Provenance/patient": a,
+		"Provenance/two": both, "Provenance/shared": both, "Provenance/mixed": a, "Provenance/again": a,
+		"Provenance/further": a})
+	expect(t, src, "Provenance", []string{"b"}, names{})
+
+	about := func(want names, refs ...source.Ref) {
+		t.Helper()
+		c := collect(t)
+		if err := src.About(t.Context(), refs, c.take); err != nil {
+			t.Fatalf("about %v: %v", refs, err)
+		}
+		if !reflect.DeepEqual(c.got, want) {
+			t.Errorf("about %v: got %v, want %v", refs, c.got, want)
+		}
+	}
+	org, practitioner := source.Ref{Type: "Organization", ID: "org"}, source.Ref{Type: "Practitioner", ID: "pr"}
+	about(names{})
+	about(names{"Provenance/org": nil, "Provenance/org-and-practitioner": nil}, org)
+	about(names{"Provenance/org-and-practitioner": nil}, practitioner)
+	about(names{"Provenance/org": nil, "Provenance/org-and-practitioner": nil}, practitioner, org, org)
+	about(names{}, source.Ref{Type: "Organization", ID: "other"}, source.Ref{Type: "Practitioner", ID: "org"})
+	about(names{}, source.Ref{Type: "Patient", ID: "a"}, source.Ref{Type: "Observation", ID: "o"},
+		source.Ref{Type: "Observation", ID: "gone"}, source.Ref{Type: "Observation", ID: "adrift"})
+}
+
+// slicesAreDisjoint cuts a population in every way and compares the sums: nothing is lost, nothing comes twice. One
+// patient of very many costs one patient (PITFALLS row 24 is the driver's benchmark).
+func slicesAreDisjoint(t *testing.T, load Load) {
+	const people = 12
+	var text []string
+	var ids []string
+	for i := range people {
+		id := fmt.Sprintf("p%02d", (i*7)%people)
+		ids = append(ids, id)
+		text = append(text, resource("Patient", id))
+	}
+	slices.Sort(ids)
+	total := 0
+	for i := range people {
+		for j := range people {
+			total++
+			text = append(text, resource("Appointment", fmt.Sprintf("x-%d-%d", i, j), fmt.Sprintf(
+				`"participant":[{"actor":{"reference":"Patient/%s"}},{"actor":{"reference":"Patient/%s"}}]`,
+				ids[i], ids[j])))
+		}
+	}
+	src := load(t, lines(text...))
+	for size := 1; size <= people; size++ {
+		seen := map[string]bool{}
+		for slice := range slices.Chunk(ids, size) {
+			for name, subjects := range ofPatients(t, src, "Appointment", slice...).got {
+				if seen[name] {
+					t.Errorf("%s came in two slices", name)
+				}
+				seen[name] = true
+				var i, j int
+				if _, err := fmt.Sscanf(name, "Appointment/x-%d-%d", &i, &j); err != nil {
+					t.Fatal(err)
+				}
+				want := slices.Compact([]string{ids[min(i, j)], ids[max(i, j)]})
+				if !slices.Equal(subjects, want) {
+					t.Errorf("%s is about %v, want %v", name, subjects, want)
+				}
+			}
+		}
+		if len(seen) != total {
+			t.Errorf("slices of %d: %d of %d resources came", size, len(seen), total)
+		}
+	}
+}
+
+// neverExported: types that name several patients by nature, and types that are no part of the compartment
+// (SPEC 10; PITFALLS row 2).
+func neverExported(t *testing.T, load Load) {
+	refused := []string{
+		resource("Group", "x", `"member":[{"entity":{"reference":"Patient/a"}}]`),
+		resource("AuditEvent", "x", `"agent":[{"who":{"reference":"Patient/a"},"requestor":true}]`),
+		resource("Schedule", "x", `"actor":[{"reference":"Patient/a"}]`),
+		resource("Person", "x", `"link":[{"target":{"reference":"Patient/a"}}]`),
+		resource("Task", "x", ref("for", "Patient/a")),
+		resource("Organization", "x", ref("subject", "Patient/a")),
+	}
+	src := load(t, lines(append(refused, resource("Patient", "a"))...))
+	for _, typ := range []string{"Group", "AuditEvent", "Schedule", "Person", "Task", "Organization", "Nonsense", ""} {
+		q := source.Query{Type: typ, Patients: []string{"a"}, AsOf: time.Now()}
+		err := src.ForPatients(t.Context(), q, func(r source.Resource) error {
+			t.Errorf("%s/%s came", r.Type, r.ID)
+			return nil
+		})
+		if err == nil {
+			t.Errorf("asking for %q by patient is no error", typ)
+		}
+	}
+	for _, typ := range fhir.ExportableTypes() {
+		if !fhir.InCompartment(typ) || typ == "Patient" {
+			continue
+		}
+		expect(t, src, typ, []string{"a"}, names{})
+	}
+}
+
+func byID(t *testing.T, load Load) {
+	src := load(t, lines(
+		resource("Practitioner", "a"), resource("Practitioner", "b"), resource("Practitioner", "c"),
+		resource("Organization", "a"), resource("Location", "a"), resource("PractitionerRole", "a"),
+		resource("Medication", "a"), resource("Patient", "a"),
+		resource("Observation", "a", ref("subject", "Patient/a")),
+	))
+	read := func(typ string, ids ...string) (*collector, error) {
+		c := collect(t)
+		return c, src.ByID(t.Context(), source.ByIDQuery{Type: typ, IDs: ids, AsOf: time.Now()}, c.take)
+	}
+	for _, test := range []struct {
+		typ  string
+		ids  []string
+		want names
+	}{
+		{"Practitioner", nil, names{}},
+		{"Practitioner", []string{"a", "c"}, names{"Practitioner/a": nil, "Practitioner/c": nil}},
+		{"Practitioner", []string{"", "b", "unknown"}, names{"Practitioner/b": nil}},
+		{"Practitioner", []string{"unknown"}, names{}},
+		{"Organization", []string{"a", "b"}, names{"Organization/a": nil}},
+		{"Location", []string{"a"}, names{"Location/a": nil}},
+		{"PractitionerRole", []string{"a"}, names{"PractitionerRole/a": nil}},
+		{"Medication", []string{"a"}, names{"Medication/a": nil}},
+	} {
+		c, err := read(test.typ, test.ids...)
+		if err != nil || !reflect.DeepEqual(c.got, test.want) {
+			t.Errorf("%s %v: got %v (%v), want %v", test.typ, test.ids, c.got, err, test.want)
+		}
+	}
+	for _, typ := range []string{"Patient", "Observation", "Provenance", "Group", "Nonsense", ""} {
+		if c, err := read(typ, "a"); err == nil || len(c.got) > 0 {
+			t.Errorf("asking for %q by id: %v, error %v; want nothing and an error", typ, c.got, err)
+		}
+	}
+}
+
+// duplicates: of one resource the newest version is served, on a tie the later one (IG row L-14).
+func duplicates(t *testing.T, load Load) {
+	at := func(day int) string { return fmt.Sprintf(`"meta":{"lastUpdated":"2024-01-%02dT00:00:00Z"}`, day) }
+	src := load(t, lines(
+		resource("Patient", "a"), resource("Patient", "b"),
+		resource("Observation", "newest-first", at(9), ref("subject", "Patient/a"), `"status":"kept"`),
+		resource("Observation", "newest-first", at(8), ref("subject", "Patient/b")),
+		resource("Observation", "newest-last", at(8), ref("subject", "Patient/b")),
+		resource("Observation", "newest-last", at(9), ref("subject", "Patient/a"), `"status":"kept"`),
+		resource("Observation", "tie", at(9), ref("subject", "Patient/b")),
+		resource("Observation", "tie", at(9), ref("subject", "Patient/a"), `"status":"kept"`),
+		resource("Observation", "dated", at(1), ref("subject", "Patient/a"), `"status":"kept"`),
+		resource("Observation", "dated", ref("subject", "Patient/b")),
+		resource("Observation", "zones", `"meta":{"lastUpdated":"2024-01-01T01:00:00+02:00"}`, ref("subject", "Patient/b")),
+		resource("Observation", "zones", `"meta":{"lastUpdated":"2024-01-01T00:00:00Z"}`,
+			ref("subject", "Patient/a"), `"status":"kept"`),
+		resource("Condition", "tie", ref("subject", "Patient/b")), // another type, another resource
+		resource("Practitioner", "p", at(9), `"status":"kept"`),
+		resource("Practitioner", "p", at(8)),
+	))
+	c := ofPatients(t, src, "Observation", "a", "b")
+	for _, id := range []string{"newest-first", "newest-last", "tie", "dated", "zones"} {
+		name := "Observation/" + id
+		if !slices.Equal(c.got[name], []string{"a"}) || !strings.Contains(c.bodies[name], `"kept"`) {
+			t.Errorf("%s: the wrong version came: %s", name, c.bodies[name])
+		}
+	}
+	if len(c.got) != 5 {
+		t.Errorf("got %d observations, want 5", len(c.got))
+	}
+	expect(t, src, "Condition", []string{"b"}, names{"Condition/tie": {"b"}})
+	p := collect(t)
+	if err := src.ByID(t.Context(), source.ByIDQuery{Type: "Practitioner", IDs: []string{"p"}}, p.take); err != nil ||
+		!strings.Contains(p.bodies["Practitioner/p"], `"kept"`) {
+		t.Errorf("Practitioner/p: %s (%v)", p.bodies["Practitioner/p"], err)
+	}
+}
+
+// brokenLines: what cannot be served does not disturb what can, and its content shows nowhere.
+func brokenLines(t *testing.T, load Load) {
+	const secret = "SECRET"
+	src := load(t, lines(
+		resource("Patient", "a"),
+		`{"resourceType":"Observation","id":"`+secret+`1","subject":{"reference":"Patient/a"}`,
+		`not JSON `+secret,
+		``,
+		"   \t",
+		`{"resourceType":"Observation","id":"`+secret+` bad id","subject":{"reference":"Patient/a"}}`,
+		`{"resourceType":"Observation","subject":{"reference":"Patient/a"},"note":"`+secret+`"}`,
+		`{"resourceType":"`+secret+`","id":"x"}`,
+		`{"id":"`+secret+`"}`,
+		`["`+secret+`"]`,
+		`{"resourceType":"Observation","id":"`+secret+`2","subject":{"reference":"Patient/a"},`+
+			`"subject":{"reference":"Patient/b"}}`,
+		resource("Observation", secret+"3", ref("subject", "Patient/a"), "\"x\":\"\xff\""),
+		resource("Observation", "good", ref("subject", "Patient/a")),
+	))
+	expect(t, src, "Observation", []string{"a", "b"}, names{"Observation/good": {"a"}})
+	seen := map[source.Problem]bool{}
+	for _, types := range [][]string{nil, {"Observation"}, {"Patient", "Observation"}} {
+		err := src.Problems(t.Context(), types, func(p source.Problem) error {
+			if p.Place == "" || p.What == "" || strings.Contains(p.Place+p.What+p.Type, secret) {
+				t.Errorf("problem %+v: want a place, a reason and no content", p)
+			}
+			if p.Type != "" && !slices.Contains(types, p.Type) {
+				t.Errorf("a problem of %s came for %v", p.Type, types)
+			}
+			seen[p] = true
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop := errors.New("stop")
+	err := src.Problems(t.Context(), []string{"Observation"}, func(source.Problem) error { return stop })
+	if len(seen) > 0 && err != stop { //nolint:errorlint // as it is, not wrapped
+		t.Errorf("got %v, want the error of yield as it is", err)
+	}
+}
+
+// bodies: what comes is what was stored, byte for byte, long lines and line ends included.
+func bodies(t *testing.T, load Load) {
+	small := resource("Observation", "small", ref("subject", "Patient/a"),
+		`"note" : [ { "text" : "grüße 😀 \u00e9" } ]`)
+	large := resource("Observation", "large", ref("subject", "Patient/a"),
+		`"note":[{"text":"`+strings.Repeat("0123456789abcdef", 5<<20/16)+`"}]`)
+	last := resource("Observation", "last", ref("subject", "Patient/a"))
+	second := resource("Observation", "second", ref("subject", "Patient/b"))
+	src := load(t, map[string][]byte{
+		"Observation.ndjson":       []byte("\ufeff" + small + "\r\n" + large + "\n\r\n\n" + last), // no newline at the end
+		"sub/folder/second.ndjson": []byte(second + "\n"),
+		"empty.ndjson":             {},
+	})
+	c := ofPatients(t, src, "Observation", "a", "b")
+	want := map[string]string{"small": small, "large": large, "last": last, "second": second}
+	for id, body := range want {
+		if got := c.bodies["Observation/"+id]; got != body {
+			t.Errorf("%s: got %d bytes, want %d", id, len(got), len(body))
+		}
+	}
+	if len(c.bodies) != len(want) {
+		t.Errorf("got %d resources, want %d", len(c.bodies), len(want))
+	}
+}
+
+// stopping: errors of yield come back as they are, a cancelled context ends a stream, and calls may be repeated.
+func stopping(t *testing.T, load Load) {
+	var text []string
+	for i := range 50 {
+		text = append(text, resource("Observation", fmt.Sprint(i), ref("subject", "Patient/a")),
+			resource("Practitioner", fmt.Sprint(i)),
+			resource("Provenance", fmt.Sprint(i), targets("Practitioner/0")))
+	}
+	src := load(t, lines(text...))
+	calls := map[string]func(context.Context, func(source.Resource) error) error{
+		"ForPatients": func(ctx context.Context, yield func(source.Resource) error) error {
+			return src.ForPatients(ctx, source.Query{Type: "Observation", Patients: []string{"a"}}, yield)
+		},
+		"ByID": func(ctx context.Context, yield func(source.Resource) error) error {
+			return src.ByID(ctx, source.ByIDQuery{Type: "Practitioner", IDs: []string{"1", "2", "3"}}, yield)
+		},
+		"About": func(ctx context.Context, yield func(source.Resource) error) error {
+			return src.About(ctx, []source.Ref{{Type: "Practitioner", ID: "0"}}, yield)
+		},
+	}
+	stop := errors.New("stop")
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) {
+			count := 0
+			err := call(t.Context(), func(source.Resource) error { count++; return stop })
+			if err != stop || count != 1 { //nolint:errorlint // as it is, not wrapped
+				t.Errorf("got %v after %d resources, want the error of yield as it is after one", err, count)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			count = 0
+			err = call(ctx, func(source.Resource) error { count++; cancel(); return nil })
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("cancelled after the first resource: got %v after %d", err, count)
+			}
+			all := 0
+			for range 2 {
+				c := collect(t)
+				if err := call(t.Context(), c.take); err != nil {
+					t.Fatal(err)
+				}
+				if all != 0 && len(c.got) != all {
+					t.Errorf("repeated: got %d resources, before %d", len(c.got), all)
+				}
+				all = len(c.got)
+			}
+		})
+	}
+}
+
+func sizes(t *testing.T, load Load) {
+	stored := []string{
+		resource("Patient", "a"), resource("Patient", "b"),
+		resource("Observation", "1", ref("subject", "Patient/a")),
+		resource("Observation", "2", ref("subject", "Patient/b")),
+		resource("Observation", "3"),
+		resource("Practitioner", "p"),
+	}
+	got, err := load(t, lines(stored...)).Sizes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]source.TypeSize{}
+	for _, line := range stored {
+		typ := strings.Split(line, `"`)[3]
+		want[typ] = source.TypeSize{Resources: want[typ].Resources + 1, Bytes: want[typ].Bytes + int64(len(line)) + 1}
+	}
+	if got.Patients != 2 || !reflect.DeepEqual(got.Types, want) {
+		t.Errorf("got %+v, want 2 patients and %+v", got, want)
+	}
+	empty, err := load(t, map[string][]byte{}).Sizes(t.Context())
+	if err != nil || empty.Patients != 0 || len(empty.Types) != 0 {
+		t.Errorf("an empty store: %+v (%v)", empty, err)
+	}
+}
