@@ -30,6 +30,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	case err != nil:
 		return err
 	}
+	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Attempt+1)
 	began := time.Now()
 	commit, runErr := w.keepAlive(ctx, lease, func(ctx context.Context) (jobstore.Commit, error) {
 		if lease.Attempt >= w.cfg.MaxAttempts {

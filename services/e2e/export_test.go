@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/synth"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// goldenHealthNewEngland are the known answers for one group of the Synthea sample.
+var goldenHealthNewEngland = map[string]int{
+	"Patient": 25, "AllergyIntolerance": 13, "CarePlan": 72, "CareTeam": 72, "Claim": 1508, "Condition": 166, "Device": 3,
+	"DiagnosticReport": 124, "Encounter": 840, "ExplanationOfBenefit": 840, "ImagingStudy": 6, "Immunization": 355,
+	"MedicationRequest": 668, "Observation": 3151, "Procedure": 621, "Organization": 50, "Practitioner": 50,
+}
+
+// extraGroups are added to the data's own: one without members, and one whose members are not all active.
+const extraGroups = `{"resourceType":"Group","id":"nobody","active":true,"type":"person","actual":true}
+{"resourceType":"Group","id":"retired-group","active":false,"type":"person","actual":true}
+`
+
+// groupsOf copies the Group files of a data folder and adds the extra groups.
+func groupsOf(t *testing.T, data string) string {
+	t.Helper()
+	dir := t.TempDir()
+	files, err := filepath.Glob(filepath.Join(data, "Group*"))
+	must(t, err)
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(dir, filepath.Base(file)), content, 0o600))
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "Group.extra.ndjson"), []byte(extraGroups), 0o600))
+	return dir
+}
+
+func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
+	data, there := testenv.Synthea(t)
+	if !there {
+		data = generated(t, 40)
+	}
+	population := readPopulation(t, data)
+	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 2})
+
+	statuses := map[string]string{}
+	for group := range population.groups { // all at once: many jobs run side by side (PITFALLS 32)
+		if active, _ := population.groups[group].tree["active"].(bool); active {
+			statuses[group] = s.kickoff(group, "")
+		}
+	}
+	for group, status := range statuses {
+		m := s.wait(status, 2*time.Minute)
+		people := population.members(group)
+		got := s.lines(m.Output)
+		want := population.export(people)
+		sameLines(t, group, got, want)
+		if len(m.Error) != 0 && len(people) > 0 {
+			if lines := s.lines(m.Error); strings.Contains(strings.Join(lines["OperationOutcome"], ""), `"error"`) {
+				t.Errorf("%s: error files %v", group, lines)
+			}
+		}
+		checkIdentities(t, population, people, got)
+		if group == "HealthNewEngland" {
+			counts := map[string]int{}
+			for typ, lines := range got {
+				counts[typ] = len(lines)
+			}
+			if !maps.Equal(counts, goldenHealthNewEngland) {
+				t.Errorf("HealthNewEngland: %v, want %v", counts, goldenHealthNewEngland)
+			}
+			t.Logf("HealthNewEngland: %v", counts)
+		}
+	}
+}
+
+// checkIdentities fails on an id that comes twice and on a line about anybody outside the group (PITFALLS 2).
+func checkIdentities(t *testing.T, p population, people map[string]bool, got map[string][]string) {
+	t.Helper()
+	seen := map[string]bool{}
+	for typ, lines := range got {
+		for _, line := range lines {
+			r := &resource{line: line}
+			must(t, json.Unmarshal([]byte(line), &r.tree))
+			r.typ, _ = r.tree["resourceType"].(string)
+			r.id, _ = r.tree["id"].(string)
+			if r.typ != typ || seen[r.typ+"/"+r.id] {
+				t.Fatalf("%s: a line of type %s, or an id twice", typ, r.typ)
+			}
+			seen[r.typ+"/"+r.id] = true
+			if slices.Contains(travelling, typ) {
+				continue
+			}
+			for _, subject := range p.subjects(r) {
+				if !people[subject] {
+					t.Fatalf("%s: a resource of a foreign patient", typ)
+				}
+			}
+		}
+	}
+}
+
+func TestAnEmptyGroupExportsNothing(t *testing.T) { // PITFALLS 1
+	data := generated(t, 5)
+	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 1})
+	m := s.wait(s.kickoff("nobody", ""), time.Minute)
+	if m.Output == nil || len(m.Output) != 0 || m.Error == nil || len(m.Error) != 0 || m.Deleted == nil {
+		t.Errorf("manifest of an empty group: %+v", m)
+	}
+	// Nothing is kept of it but the manifest.
+	if keys := s.objectKeys(); len(keys) != 1 {
+		t.Errorf("objects: %v", keys)
+	}
+}
+
+func TestAGeneratedPopulation(t *testing.T) {
+	data := generated(t, 40)
+	population := readPopulation(t, data)
+	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 2, worker: []string{
+		"SLUICE_FILE_BYTES=200000", // so that types have several files (PITFALLS 13)
+	}})
+	for _, group := range []string{"all", "ten", "mixed"} {
+		m := s.wait(s.kickoff(group, ""), 2*time.Minute)
+		got := s.lines(m.Output)
+		people := population.members(group)
+		sameLines(t, group, got, population.export(people))
+		checkIdentities(t, population, people, got)
+		if files := len(m.Output); group == "all" && files <= len(got) {
+			t.Errorf("%d files for %d types: no type was rolled over", files, len(got))
+		}
+	}
+	m := s.wait(s.kickoff("ten", "?_type=Patient,Observation&_type=Condition"), time.Minute)
+	got := s.lines(m.Output)
+	want := population.export(population.members("ten"))
+	for typ := range want {
+		if typ != "Patient" && typ != "Observation" && typ != "Condition" {
+			delete(want, typ)
+		}
+	}
+	sameLines(t, "_type", got, want)
+}
+
+// generated returns the folder of a generated population.
+func generated(t *testing.T, patients int) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "population")
+	_, err := synth.Generate(t.Context(), synth.Config{Patients: patients, Seed: 7, Dir: dir})
+	must(t, err)
+	return dir
+}

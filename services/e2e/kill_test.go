@@ -1,0 +1,180 @@
+package e2e
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// populationForFaults is the Synthea sample where it is at hand, else a generated one, with a large group of it.
+func populationForFaults(t *testing.T) (data, group string) {
+	t.Helper()
+	if data, there := testenv.Synthea(t); there {
+		return data, "BlueCrossBlueShield"
+	}
+	return generated(t, 60), "all"
+}
+
+// gate holds back the store's answer to the n'th write of an Observation file, for as long as the test wants: the worker
+// that waits for it is in the middle of its unit, and the store has taken the object in.
+type gate struct {
+	mu      sync.Mutex
+	left    int
+	reached chan struct{}
+	release chan struct{}
+}
+
+func holdObservations(proxy *objectstest.Proxy, nth int) *gate {
+	g := &gate{left: nth, reached: make(chan struct{}), release: make(chan struct{})}
+	proxy.OnReply(func(reply *http.Response) error {
+		r := reply.Request
+		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/Observation/") {
+			return nil
+		}
+		g.mu.Lock()
+		g.left--
+		hold := g.left == 0
+		g.mu.Unlock()
+		if hold {
+			close(g.reached)
+			<-g.release
+		}
+		return nil
+	})
+	return g
+}
+
+func (g *gate) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case <-g.reached:
+	case <-time.After(time.Minute):
+		t.Fatal("no Observation file was written")
+	}
+}
+
+// holder returns the worker that has claimed the Observation unit and not settled it.
+func holder(t *testing.T, workers []*process) *process {
+	t.Helper()
+	for _, w := range workers {
+		if _, found := w.find(observationUnit("unit claimed")); found {
+			return w
+		}
+	}
+	t.Fatal("no worker holds the Observation unit")
+	return nil
+}
+
+func observationUnit(msg string) func(map[string]any) bool {
+	return func(e map[string]any) bool { return e["msg"] == msg && e["type"] == "Observation" }
+}
+
+func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // PITFALLS 8, 11, 13, 26, 27
+	data, group := populationForFaults(t)
+	proxyTo := testenv.ObjectStore(t)
+	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
+	s := deploy(t, setup{
+		data: data, endpoint: proxy.Endpoint(),
+		worker:    []string{"SLUICE_FILE_BYTES=300000", "SLUICE_WORKER_CONCURRENCY=2"},
+		scheduler: []string{"SLUICE_SWEEP_EVERY=1s", "SLUICE_SWEEP_GRACE=0s"},
+	})
+	workers := []*process{s.startWorker(), s.startWorker()}
+	undisturbed := s.lines(s.wait(s.kickoff(group, ""), time.Minute).Output)
+	for _, w := range workers { // their logs must tell of the next job only
+		w.stop()
+	}
+	workers = []*process{s.startWorker(), s.startWorker()}
+	for _, w := range workers {
+		w.ready()
+	}
+
+	g := holdObservations(proxy, 3)
+	status := s.kickoff(group, "")
+	g.wait(t)
+	victim := holder(t, workers)
+	victim.kill()
+	killed := time.Now()
+	close(g.release)
+
+	survivor := workers[0]
+	if survivor == victim {
+		survivor = workers[1]
+	}
+	eventually(t, 30*time.Second, "the unit runs elsewhere", func() bool {
+		_, found := survivor.find(func(e map[string]any) bool {
+			return observationUnit("unit claimed")(e) && e["fence"] != float64(1)
+		})
+		return found
+	})
+	t.Logf("the unit ran elsewhere %.1f s after the kill", time.Since(killed).Seconds())
+
+	m := s.wait(status, time.Minute)
+	sameLines(t, "after the kill", s.lines(m.Output), undisturbed)
+	if len(m.Error) != 0 {
+		t.Errorf("errors: %v", m.Error)
+	}
+	s.onlyManifestIsStored(status, m)
+}
+
+func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // PITFALLS 8
+	data, group := populationForFaults(t)
+	proxyTo := testenv.ObjectStore(t)
+	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
+	s := deploy(t, setup{
+		data: data, endpoint: proxy.Endpoint(),
+		worker:    []string{"SLUICE_FILE_BYTES=300000", "SLUICE_WORKER_CONCURRENCY=2", "SLUICE_WORKER_DRAIN=0s"},
+		scheduler: []string{"SLUICE_SWEEP_EVERY=1s", "SLUICE_SWEEP_GRACE=0s", "SLUICE_UNIT_SILENCE=10m"},
+	})
+	first := s.startWorker()
+	first.ready()
+	g := holdObservations(proxy, 2)
+	status := s.kickoff(group, "")
+	g.wait(t)
+	first.stop()
+	close(g.release)
+	second := s.startWorker()
+	// Silence is set so long that only a hand-back can bring the unit to the second worker.
+	m := s.wait(status, time.Minute)
+	sameLines(t, "after the hand-back", s.lines(m.Output), readPopulation(t, data).export(readPopulation(t, data).members(group)))
+	claimed, found := second.find(observationUnit("unit claimed"))
+	if !found || claimed["attempt"] != float64(1) {
+		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)
+	}
+	s.onlyManifestIsStored(status, m)
+}
+
+// onlyManifestIsStored waits for the sweep and checks that nothing is in the bucket but the files that a manifest lists,
+// and the manifests: no file of a lost attempt, no unfinished upload.
+func (s *stack) onlyManifestIsStored(status string, m manifest) {
+	s.t.Helper()
+	id, err := export.ParseJobID(status[strings.LastIndex(status, "/")+1:])
+	must(s.t, err)
+	want := []string{}
+	for _, item := range slices.Concat(m.Output, m.Error) {
+		want = append(want, export.FileKey(id, item.Type, item.URL[strings.LastIndex(item.URL, "/")+1:]))
+	}
+	slices.Sort(want)
+	if len(slices.Compact(slices.Clone(want))) != len(want) {
+		s.t.Errorf("a file is listed twice: %v", want)
+	}
+	var stored []string
+	eventually(s.t, 30*time.Second, "the sweep has removed what is not listed", func() bool {
+		stored = nil
+		for _, key := range s.objectKeys() {
+			if strings.HasPrefix(key, export.JobPrefix(id)) && !strings.HasPrefix(key, export.ManifestPrefix(id)) {
+				stored = append(stored, key)
+			}
+		}
+		uploads := 0
+		must(s.t, s.store().Uploads(s.t.Context(), func(objects.Upload) error { uploads++; return nil }))
+		return slices.Equal(stored, want) && uploads == 0
+	})
+}

@@ -1,0 +1,426 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/pkg/token/development"
+)
+
+// binaries is the folder with the services, built once for all tests.
+var binaries string
+
+func TestMain(m *testing.M) {
+	code, err := buildAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func buildAndRun(m *testing.M) (int, error) {
+	dir, err := os.MkdirTemp("", "sluice-e2e-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	build := exec.Command("go", "build", "-o", dir+"/", "../api", "../worker", "../scheduler", "../standalone", "../sluice")
+	if out, err := build.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("build the services: %w\n%s", err, out)
+	}
+	binaries = dir
+	return m.Run(), nil
+}
+
+// publicBase is what clients are told; the test's client maps it to where the API listens. That every URL begins with
+// it shows that nothing is taken from the request.
+const publicBase = "https://bulk.example.org/fhir"
+
+// stack is one deployment: an API, workers and a scheduler.
+type stack struct {
+	t         *testing.T
+	redis     string
+	s3        testenv.S3
+	env       []string
+	issuer    *development.Issuer
+	processes []*process
+	api       *process
+	apiAddr   string
+	client    *http.Client
+}
+
+type setup struct {
+	data      string // folder of NDJSON
+	groups    string // folder of Group files
+	access    string // YAML
+	workers   int
+	endpoint  string   // S3 endpoint if not the server itself, such as a proxy
+	worker    []string // more settings of the workers
+	scheduler []string // more settings of the scheduler
+}
+
+// openAccess lets the subject "everything" export everything, and "patients" only what the row says.
+const openAccess = `
+- {issuer: "urn:sluice:development", subject: everything, types: all, groups: all, patients: all}
+- {issuer: "urn:sluice:development", subject: other, types: all, groups: all, patients: all}
+`
+
+func deploy(t *testing.T, with setup) *stack {
+	t.Helper()
+	s := &stack{t: t, redis: testenv.Redis(t), s3: testenv.ObjectStore(t)}
+	dir := t.TempDir()
+	issuer, err := development.Open(filepath.Join(dir, "issuer"))
+	must(t, err)
+	s.issuer = issuer
+	issuers := filepath.Join(dir, "issuers.yaml")
+	must(t, os.WriteFile(issuers, fmt.Appendf(nil, "issuers:\n- name: %q\n  audiences: [%q]\n  jwks_file: %q\n",
+		development.IssuerName, publicBase, issuer.JWKSFile()), 0o600))
+	if with.access == "" {
+		with.access = openAccess
+	}
+	access := filepath.Join(dir, "access.yaml")
+	must(t, os.WriteFile(access, []byte(with.access), 0o600))
+	if with.groups == "" {
+		with.groups = with.data
+	}
+	if with.endpoint == "" {
+		with.endpoint = s.s3.Endpoint
+	}
+	common := []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
+		"SLUICE_LOG_LEVEL=debug",
+		"SLUICE_REDIS_URL=" + s.redis,
+		"SLUICE_S3_ENDPOINT=" + with.endpoint,
+		"SLUICE_S3_ACCESS_KEY=" + s.s3.AccessKey,
+		"SLUICE_S3_SECRET_KEY=" + s.s3.SecretKey,
+		"SLUICE_S3_BUCKET=" + s.s3.Bucket,
+	}
+	s.env = slices.Concat(common, with.worker, []string{
+		"SLUICE_SOURCE_DIR=" + with.data, "SLUICE_GROUPS_DIR=" + with.groups, "SLUICE_ACCESS_FILE=" + access,
+	})
+
+	s.api = s.start("api", append(slices.Clone(common),
+		"SLUICE_GROUPS_DIR="+with.groups, "SLUICE_ACCESS_FILE="+access, "SLUICE_API_ADDR=127.0.0.1:0",
+		"SLUICE_BASE_URL="+publicBase, "SLUICE_TOKEN_ISSUERS_FILE="+issuers)...)
+	s.start("scheduler", slices.Concat(common, with.scheduler)...)
+	for range with.workers {
+		s.startWorker()
+	}
+	s.apiAddr = s.api.ready()["public"]
+	s.client = &http.Client{Transport: mapped{to: s.apiAddr, inner: &http.Transport{DisableCompression: true}}}
+	s.waitReady()
+	return s
+}
+
+func (s *stack) startWorker(more ...string) *process {
+	return s.start("worker", append(slices.Clone(s.env), more...)...)
+}
+
+// waitReady waits until the API says that each dependency can be used.
+func (s *stack) waitReady() {
+	s.t.Helper()
+	eventually(s.t, 30*time.Second, "the API is ready", func() bool {
+		resp, err := s.client.Get("https://bulk.example.org/readyz")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// mapped sends requests for the public base to where the API listens.
+type mapped struct {
+	to    string
+	inner http.RoundTripper
+}
+
+func (m mapped) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.URL.Scheme, r.URL.Host = "http", m.to
+	return m.inner.RoundTrip(r)
+}
+
+// process is one running service.
+type process struct {
+	t    *testing.T
+	name string
+	cmd  *exec.Cmd
+
+	mu     sync.Mutex
+	lines  []map[string]any
+	raw    bytes.Buffer
+	exited chan struct{}
+}
+
+func (s *stack) start(name string, env ...string) *process {
+	s.t.Helper()
+	p := &process{t: s.t, name: name, exited: make(chan struct{})}
+	p.cmd = exec.Command(filepath.Join(binaries, name))
+	p.cmd.Env = env
+	stderr, err := p.cmd.StderrPipe()
+	must(s.t, err)
+	must(s.t, p.cmd.Start())
+	go func() {
+		lines := bufio.NewScanner(stderr)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			var entry map[string]any
+			_ = json.Unmarshal(lines.Bytes(), &entry) // a line that is no JSON stays in raw
+			p.mu.Lock()
+			p.lines = append(p.lines, entry)
+			fmt.Fprintf(&p.raw, "%s\n", lines.Bytes())
+			p.mu.Unlock()
+		}
+		_ = p.cmd.Wait()
+		close(p.exited)
+	}()
+	s.processes = append(s.processes, p)
+	s.t.Cleanup(func() {
+		p.stop()
+		if s.t.Failed() {
+			s.t.Logf("%s said:\n%s", name, p.trouble())
+		}
+	})
+	return p
+}
+
+func (p *process) said() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.raw.String()
+}
+
+// trouble returns what the process said that is not about everyday work.
+func (p *process) trouble() string {
+	var kept []string
+	for line := range strings.Lines(p.said()) {
+		if !strings.Contains(line, `"level":"INFO"`) && !strings.Contains(line, `"level":"DEBUG"`) {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "")
+}
+
+// find returns the first log entry that matches.
+func (p *process) find(match func(entry map[string]any) bool) (map[string]any, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, entry := range p.lines {
+		if entry != nil && match(entry) {
+			return entry, true
+		}
+	}
+	return nil, false
+}
+
+// ready waits for the line with which a service says that it serves, and returns its addresses.
+func (p *process) ready() map[string]string {
+	p.t.Helper()
+	found := map[string]string{}
+	eventually(p.t, 60*time.Second, p.name+" says it is ready", func() bool {
+		entry, ok := p.find(func(e map[string]any) bool {
+			msg, _ := e["msg"].(string)
+			return strings.HasSuffix(msg, " is ready")
+		})
+		for key, value := range entry {
+			if text, isText := value.(string); isText {
+				found[key] = text
+			}
+		}
+		select {
+		case <-p.exited:
+			p.t.Fatalf("%s ended: %s", p.name, p.said())
+		default:
+		}
+		return ok
+	})
+	return found
+}
+
+func (p *process) signal(sig syscall.Signal) { _ = p.cmd.Process.Signal(sig) }
+
+// stop ends the process in order and waits for it, at most a little longer than its drain.
+func (p *process) stop() {
+	p.signal(syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(40 * time.Second):
+		p.signal(syscall.SIGKILL)
+		<-p.exited
+		p.t.Errorf("%s did not stop in time", p.name)
+	}
+}
+
+// kill ends the process at once, as a lost machine would.
+func (p *process) kill() {
+	p.signal(syscall.SIGKILL)
+	<-p.exited
+}
+
+func (s *stack) token(subject, scope string) string {
+	s.t.Helper()
+	signed, err := s.issuer.Sign(subject, scope, publicBase, time.Hour, time.Now())
+	must(s.t, err)
+	return signed
+}
+
+// request sends one request with a token of the subject for everything.
+func (s *stack) request(method, url, subject string, header http.Header) *http.Response {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, url, nil)
+	must(s.t, err)
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	req.Header.Set("Authorization", "Bearer "+s.token(subject, "system/*.rs"))
+	resp, err := s.client.Do(req)
+	must(s.t, err)
+	s.t.Cleanup(func() { _ = resp.Body.Close() })
+	return resp
+}
+
+// manifest is the body of a finished job's status.
+type manifest struct {
+	TransactionTime     string     `json:"transactionTime"`
+	Request             string     `json:"request"`
+	RequiresAccessToken bool       `json:"requiresAccessToken"`
+	Output              []fileItem `json:"output"`
+	Deleted             []fileItem `json:"deleted"`
+	Error               []fileItem `json:"error"`
+}
+
+type fileItem struct {
+	Type  string `json:"type"`
+	URL   string `json:"url"`
+	Count int    `json:"count"`
+}
+
+func (s *stack) kickoff(group, query string) (status string) {
+	s.t.Helper()
+	resp := s.request(http.MethodGet, publicBase+"/Group/"+group+"/$export"+query, "everything", nil)
+	if resp.StatusCode != http.StatusAccepted {
+		body, _ := io.ReadAll(resp.Body)
+		s.t.Fatalf("kick-off: %s %s", resp.Status, body)
+	}
+	status = resp.Header.Get("Content-Location")
+	if !strings.HasPrefix(status, publicBase+"/") {
+		s.t.Fatalf("status URL %q is not below the public base", status)
+	}
+	return status
+}
+
+// wait polls as a client does until the export is finished, and returns the manifest.
+func (s *stack) wait(status string, most time.Duration) manifest {
+	s.t.Helper()
+	var m manifest
+	eventually(s.t, most, "the export finishes", func() bool {
+		resp := s.request(http.MethodGet, status, "everything", nil)
+		defer resp.Body.Close()
+		switch resp.StatusCode {
+		case http.StatusOK:
+			must(s.t, json.NewDecoder(resp.Body).Decode(&m))
+			return true
+		case http.StatusAccepted, http.StatusTooManyRequests:
+			return false
+		default:
+			body, _ := io.ReadAll(resp.Body)
+			s.t.Fatalf("status: %s %s", resp.Status, body)
+			return false
+		}
+	})
+	return m
+}
+
+// lines downloads the files and returns their lines by resource type. It checks each item's count.
+func (s *stack) lines(items []fileItem) map[string][]string {
+	s.t.Helper()
+	byType := map[string][]string{}
+	for _, item := range items {
+		resp := s.request(http.MethodGet, item.URL, "everything", nil)
+		if resp.StatusCode != http.StatusOK {
+			s.t.Fatalf("file: %s", resp.Status)
+		}
+		lines := bufio.NewScanner(resp.Body)
+		lines.Buffer(nil, 16<<20)
+		count := 0
+		for lines.Scan() {
+			byType[item.Type] = append(byType[item.Type], lines.Text())
+			count++
+		}
+		must(s.t, lines.Err())
+		if count != item.Count || count == 0 {
+			s.t.Errorf("%s: %d lines, the manifest says %d", item.URL, count, item.Count)
+		}
+		_ = resp.Body.Close()
+	}
+	return byType
+}
+
+// objectKeys lists all objects in the bucket.
+func (s *stack) objectKeys() []string {
+	s.t.Helper()
+	store := s.store()
+	var keys []string
+	must(s.t, store.List(s.t.Context(), "", func(o objects.Info) error { keys = append(keys, o.Key); return nil }))
+	return keys
+}
+
+func (s *stack) store() *objects.Store {
+	s.t.Helper()
+	store, err := objects.Open(objects.Config{
+		Endpoint: s.s3.Endpoint, AccessKey: s.s3.AccessKey, SecretKey: s.s3.SecretKey, Bucket: s.s3.Bucket,
+	})
+	must(s.t, err)
+	return store
+}
+
+// eventually waits for something that other processes bring about. The time is a guard against waiting for ever.
+func eventually(t *testing.T, most time.Duration, what string, done func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), most)
+	defer cancel()
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waited in vain until %s", what)
+		case <-ticker.C:
+		}
+	}
+}
+
+// freeAddr returns a loopback address that nothing listens on at the moment.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
