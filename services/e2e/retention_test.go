@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/pkg/token/development"
+	"github.com/sluice-fhir/sluice/services/api/httpapi"
+	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
+	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/worker/pipeline"
+)
+
+// inProcess is the whole service in the test's process, on real servers, with a clock that the test moves. It answers
+// like a stack.
+func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, clock *atomic.Int64) {
+	t.Helper()
+	clock = &atomic.Int64{}
+	clock.Store(time.Now().UnixMilli())
+	now := func() time.Time { return time.UnixMilli(clock.Load()).UTC() }
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	s = &stack{t: t, redis: testenv.Redis(t), s3: testenv.ObjectStore(t)}
+
+	issuer, err := development.Open(filepath.Join(t.TempDir(), "issuer"))
+	must(t, err)
+	s.issuer = issuer
+	// Tokens live by the real clock: it is the job that grows old in these tests, not the client's credentials.
+	tokens, err := token.NewVerifier(token.Config{Issuers: []token.Issuer{{
+		Name: development.IssuerName, Audiences: []string{publicBase}, JWKSFile: issuer.JWKSFile(),
+	}}})
+	must(t, err)
+	jobs, err := jobstore.Open(s.redis, now)
+	must(t, err)
+	tasks, err := queue.Open(s.redis)
+	must(t, err)
+	store := s.store()
+	must(t, store.EnsureBucket(t.Context()))
+	source, err := wiring.Source{Dir: data}.Open(t.Context(), log)
+	must(t, err)
+	groups, err := filedir.OpenGroups(data, time.Now)
+	must(t, err)
+	access := filedir.AllowOnly(export.Owner{Issuer: development.IssuerName, Subject: "everything"})
+	base, err := url.Parse(publicBase)
+	must(t, err)
+	handler, err := httpapi.New(httpapi.Config{BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log}, httpapi.Parts{
+		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access,
+		Registry: platform.NewRegistry(),
+	})
+	must(t, err)
+	server := httptest.NewServer(handler)
+	s.client = &http.Client{Transport: mapped{
+		to: strings.TrimPrefix(server.URL, "http://"), inner: &http.Transport{DisableCompression: true},
+	}}
+	worker, err := pipeline.New(pipeline.Defaults(), pipeline.Parts{
+		Jobs: jobs, Queue: tasks, Objects: store, Source: source, Groups: groups, Access: access,
+		Now: now, Logger: log, Registry: prometheus.NewRegistry(),
+	})
+	must(t, err)
+	cfg := upkeep.Defaults()
+	cfg.SweepGrace = 0
+	keeper, err = upkeep.New(cfg, upkeep.Parts{
+		Jobs: jobs, Queue: tasks, Objects: store, Now: now, Logger: log, Registry: prometheus.NewRegistry(),
+	})
+	must(t, err)
+	ctx, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() {
+		served <- queue.Serve(ctx, queue.ServerConfig{URL: s.redis, Concurrency: 4, Logger: log},
+			queue.Handlers{Unit: worker.Handle})
+	}()
+	t.Cleanup(func() {
+		stop()
+		must(t, <-served)
+		server.Close()
+		must(t, source.Close())
+		_, _ = jobs.Close(), tasks.Close()
+	})
+	return s, keeper, clock
+}
+
+func TestRetentionAsClientsSeeIt(t *testing.T) { // SPEC 6, PITFALLS 17
+	data := generated(t, 6)
+	s, keeper, clock := inProcess(t, data)
+	status := s.kickoff("all", "")
+	m := s.wait(status, time.Minute)
+	before := s.lines(m.Output)
+
+	resp := s.request(http.MethodGet, status, "everything", nil)
+	expires, err := http.ParseTime(resp.Header.Get("Expires"))
+	must(t, err)
+	finished, err := time.Parse(time.RFC3339, m.TransactionTime)
+	must(t, err)
+	if kept := expires.Sub(finished); kept < 168*time.Hour-time.Second || kept > 168*time.Hour+time.Second {
+		t.Errorf("Expires is %s after the export finished, want 168h", kept)
+	}
+	never := s.answer(publicBase + "/exports/" + string(export.NewJobID()))
+
+	// The header is in whole seconds; the job's own instant lies within that second.
+	clock.Store(expires.Add(-time.Second).UnixMilli())
+	must(t, keeper.ExpireAndPurge(t.Context()))
+	must(t, keeper.Sweep(t.Context()))
+	sameLines(t, "a second before", s.lines(s.wait(status, time.Minute).Output), before)
+
+	clock.Store(expires.Add(time.Second).UnixMilli())
+	// By the clock alone, before any sweep: status and files are the same 404 as what never was.
+	for what, url := range map[string]string{"status": status, "file": m.Output[0].URL} {
+		if got := s.answer(url); got != never {
+			t.Errorf("%s after expiry: %s\nwant the answer of what never was: %s", what, got, never)
+		}
+	}
+	if keys := s.objectKeys(); len(keys) == 0 {
+		t.Fatal("the objects are gone before the sweep: the test shows nothing")
+	}
+	must(t, keeper.ExpireAndPurge(t.Context()))
+	if keys := s.objectKeys(); len(keys) != 0 {
+		t.Errorf("left in the bucket: %v", keys)
+	}
+	opts, err := redis.ParseURL(s.redis)
+	must(t, err)
+	client := redis.NewClient(opts)
+	defer client.Close()
+	if keys, err := client.Keys(t.Context(), "sluice:*").Result(); err != nil || len(keys) != 0 {
+		t.Errorf("left in Redis: %v %v", keys, err)
+	}
+	if got := s.answer(status); got != never {
+		t.Errorf("status after the purge: %s", got)
+	}
+}
+
+func TestCancelDeletesEverything(t *testing.T) { // SPEC 5, PITFALLS 15, 16
+	data := generated(t, 6)
+	s, keeper, _ := inProcess(t, data)
+	status := s.kickoff("all", "")
+	m := s.wait(status, time.Minute)
+	never := s.answer(publicBase + "/exports/" + string(export.NewJobID()))
+	if resp := s.request(http.MethodDelete, status, "other", nil); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("somebody else's DELETE: %s", resp.Status)
+	}
+	if resp := s.request(http.MethodDelete, status, "everything", nil); resp.StatusCode != http.StatusAccepted {
+		t.Fatalf("DELETE: %s", resp.Status)
+	}
+	for what, url := range map[string]string{"status": status, "file": m.Output[0].URL} {
+		if got := s.answer(url); got != never {
+			t.Errorf("%s after the cancel: %s\nwant %s", what, got, never)
+		}
+	}
+	if resp := s.request(http.MethodDelete, status, "everything", nil); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("second DELETE: %s", resp.Status)
+	}
+	must(t, keeper.ExpireAndPurge(t.Context()))
+	if keys := s.objectKeys(); len(keys) != 0 {
+		t.Errorf("left in the bucket: %v", keys)
+	}
+	uploads := 0
+	must(t, s.store().Uploads(t.Context(), func(objects.Upload) error { uploads++; return nil }))
+	if uploads != 0 {
+		t.Errorf("%d unfinished uploads are left", uploads)
+	}
+}
+
+// answer is all that a client can see of an answer: status, headers that do not differ by nature, and body.
+func (s *stack) answer(url string) string {
+	s.t.Helper()
+	resp := s.request(http.MethodGet, url, "everything", nil)
+	body, err := io.ReadAll(resp.Body)
+	must(s.t, err)
+	header := resp.Header.Clone()
+	header.Del("Date")
+	header.Del("X-Request-Id")
+	var b strings.Builder
+	b.WriteString(resp.Status + "\n")
+	must(s.t, header.Write(&b))
+	return b.String() + string(body)
+}
