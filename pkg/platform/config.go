@@ -3,7 +3,11 @@ package platform
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/caarlos0/env/v11"
@@ -43,23 +47,17 @@ func LoadConfig(environ []string, config any) error {
 		}
 		content, err := os.ReadFile(file)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("%s_FILE: %w", field.Key, err))
+			problems = append(problems, fmt.Errorf("%s_FILE: the file cannot be read: %w", field.Key, withoutPath(err)))
 			continue
 		}
 		values[field.Key] = strings.TrimRight(string(content), "\r\n")
 	}
-	for name := range values {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
 		if !known[name] {
 			problems = append(problems, fmt.Errorf("%s is not a setting of this service", name))
 		}
 	}
-	err = env.ParseWithOptions(config, env.Options{Prefix: Prefix, Environment: values})
-	var all env.AggregateError
-	if errors.As(err, &all) {
-		problems = append(problems, all.Errors...)
-	} else if err != nil {
-		problems = append(problems, err)
-	}
+	problems = append(problems, parse(config, values, fields)...)
 	if checked, ok := config.(interface{ Validate() error }); ok && len(problems) == 0 {
 		if err := checked.Validate(); err != nil {
 			problems = append(problems, err)
@@ -69,4 +67,44 @@ func LoadConfig(environ []string, config any) error {
 		return fmt.Errorf("configuration:\n%w", errors.Join(problems...))
 	}
 	return nil
+}
+
+// parse fills the struct. The library's own errors about values that cannot be read quote them, and name the struct's
+// field in place of the variable; so these are found again, a variable at a time.
+func parse(config any, values map[string]string, fields []env.FieldParams) []error {
+	err := env.ParseWithOptions(config, env.Options{Prefix: Prefix, Environment: values})
+	if err == nil {
+		return nil
+	}
+	all := env.AggregateError{Errors: []error{err}}
+	_ = errors.As(err, &all)
+	var problems []error
+	for _, problem := range all.Errors {
+		if !errors.As(problem, new(env.ParseError)) {
+			problems = append(problems, problem)
+		}
+	}
+	for _, field := range fields {
+		value, given := values[field.Key]
+		if !given {
+			continue
+		}
+		alone := reflect.New(reflect.TypeOf(config).Elem()).Interface()
+		err := env.ParseWithOptions(alone, env.Options{Prefix: Prefix, Environment: map[string]string{field.Key: value}})
+		var unread env.ParseError
+		if errors.As(err, &unread) {
+			problems = append(problems, fmt.Errorf("%s is not of the form of a %s", field.Key, unread.Type))
+		}
+	}
+	return problems
+}
+
+// withoutPath is the error without the file's name: who gives a secret where its file should be named must not read it
+// in a log.
+func withoutPath(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
 }

@@ -24,7 +24,9 @@ func Run(ctx context.Context, parts ...Part) error {
 	for i, part := range parts {
 		group.Go(func() {
 			defer stop()
-			if err := part.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			err := part.Run(ctx)
+			told := ctx.Err() != nil && errors.Is(err, context.Canceled)
+			if err != nil && !told {
 				errs[i] = fmt.Errorf("%s: %w", part.Name, err)
 			}
 		})

@@ -3,6 +3,7 @@ package platform
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"sync"
 	"time"
@@ -15,7 +16,8 @@ import (
 // checkTimeout bounds each readiness check: a dependency that is slower than this is not ready.
 const checkTimeout = 3 * time.Second
 
-// Checks are the dependencies of a process by name, each with a function that fails when it cannot be used.
+// Checks are the dependencies of a process by name, each with a function that fails when it cannot be used and returns
+// soon after its context has ended.
 type Checks map[string]func(context.Context) error
 
 // NewRegistry returns a metrics registry with the process's own figures.
@@ -48,7 +50,7 @@ func (c Checks) report(ctx context.Context) (int, map[string]string) {
 	status, report := http.StatusOK, map[string]string{}
 	for name, check := range c {
 		group.Go(func() {
-			err := check(ctx)
+			err := errors.Join(check(ctx), ctx.Err()) // too late is down, whatever the check says in the end
 			mutex.Lock()
 			defer mutex.Unlock()
 			report[name] = "ok"

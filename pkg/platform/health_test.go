@@ -1,0 +1,84 @@
+package platform_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+)
+
+func ask(handler http.Handler, method, path string) *httptest.ResponseRecorder {
+	recorder := httptest.NewRecorder()
+	handler.ServeHTTP(recorder, httptest.NewRequest(method, path, nil))
+	return recorder
+}
+
+func up(context.Context) error { return nil }
+func down(context.Context) error {
+	return errors.New("dial redis.internal:6379: password hunter2 refused")
+}
+
+// hangs honours its context, and fails with it.
+func hangs(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+
+// late does not look at its context, and succeeds in the end.
+func late(context.Context) error { time.Sleep(time.Minute); return nil }
+
+func TestReadiness(t *testing.T) { // PITFALLS 34
+	for name, row := range map[string]struct {
+		checks platform.Checks
+		status int
+		want   map[string]string
+	}{
+		"all up":     {platform.Checks{"redis": up, "objects": up}, 200, map[string]string{"redis": "ok", "objects": "ok"}},
+		"one down":   {platform.Checks{"redis": down, "objects": up}, 503, map[string]string{"redis": "down", "objects": "ok"}},
+		"one hangs":  {platform.Checks{"redis": up, "objects": hangs}, 503, map[string]string{"redis": "ok", "objects": "down"}},
+		"one late":   {platform.Checks{"redis": late, "objects": up}, 503, map[string]string{"redis": "down", "objects": "ok"}},
+		"all down":   {platform.Checks{"redis": down, "objects": hangs}, 503, map[string]string{"redis": "down", "objects": "down"}},
+		"no parties": {nil, 200, map[string]string{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				handler := platform.Health(row.checks, platform.NewRegistry())
+				ready := ask(handler, http.MethodGet, "/readyz")
+				var got map[string]string
+				if err := json.Unmarshal(ready.Body.Bytes(), &got); err != nil || !maps.Equal(got, row.want) || ready.Code != row.status {
+					t.Errorf("%d %s, want %d %v", ready.Code, ready.Body, row.status, row.want)
+				}
+				if text := ready.Body.String(); strings.Contains(text, "hunter2") || strings.Contains(text, "internal") {
+					t.Errorf("readiness tells details: %s", text)
+				}
+				if live := ask(handler, http.MethodGet, "/livez"); live.Code != http.StatusOK {
+					t.Errorf("livez says %d: a process whose dependencies are down is not to be killed", live.Code)
+				}
+			})
+		})
+	}
+}
+
+func TestHealthServesMetricsAndNothingElse(t *testing.T) {
+	handler := platform.Health(nil, platform.NewRegistry())
+	for _, row := range []struct {
+		method, path string
+		status       int
+		holds        string
+	}{
+		{http.MethodGet, "/metrics", 200, "go_goroutines"},
+		{http.MethodGet, "/", 404, ""},
+		{http.MethodPost, "/readyz", 405, ""},
+		{http.MethodDelete, "/livez", 405, ""},
+	} {
+		got := ask(handler, row.method, row.path)
+		if got.Code != row.status || !strings.Contains(got.Body.String(), row.holds) {
+			t.Errorf("%s %s: %d %s", row.method, row.path, got.Code, got.Body)
+		}
+	}
+}
