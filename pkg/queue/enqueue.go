@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -24,25 +25,35 @@ const (
 
 // Client enqueues. Use Open.
 type Client struct {
+	redis     redis.UniversalClient
 	client    *asynq.Client
 	inspector *asynq.Inspector
 }
 
 // Open returns a client on the Redis at the URL. It makes no connection yet.
 func Open(url string) (*Client, error) {
-	redis, err := connection(url)
+	opt, err := connection(url)
 	if err != nil {
 		return nil, err
 	}
-	return &Client{client: asynq.NewClient(redis), inspector: asynq.NewInspector(redis)}, nil
+	// The connections are ours and not Asynq's: its own ping takes no context, and readiness cannot wait.
+	connections, ok := opt.MakeRedisClient().(redis.UniversalClient)
+	if !ok {
+		return nil, errors.New("the Redis URL leads to an unknown kind of client")
+	}
+	return &Client{
+		redis:     connections,
+		client:    asynq.NewClientFromRedisClient(connections),
+		inspector: asynq.NewInspectorFromRedisClient(connections),
+	}, nil
 }
 
 // Close ends the connections.
-func (c *Client) Close() error { return errors.Join(c.client.Close(), c.inspector.Close()) }
+func (c *Client) Close() error { return c.redis.Close() }
 
-// Ping reports whether the queue's Redis answers.
-func (c *Client) Ping(context.Context) error {
-	if err := c.client.Ping(); err != nil {
+// Ping reports whether the queue's Redis answers. It ends soon after its context.
+func (c *Client) Ping(ctx context.Context) error {
+	if err := c.redis.Ping(ctx).Err(); err != nil {
 		return fmt.Errorf("ping queue: %w: %w", export.ErrUnavailable, err)
 	}
 	return nil
@@ -102,8 +113,14 @@ func (c *Client) enqueue(ctx context.Context, task *asynq.Task, queue, id string
 	_, err := c.client.EnqueueContext(ctx, task, opts...)
 	if errors.Is(err, asynq.ErrTaskIDConflict) {
 		taken, infoErr := c.inspector.GetTaskInfo(queue, id)
-		if infoErr != nil || taken.State != asynq.TaskStateArchived {
-			return nil // queued, running, or done in this very moment
+		if errors.Is(infoErr, asynq.ErrTaskNotFound) {
+			return nil // done in this very moment
+		}
+		if infoErr != nil {
+			return fmt.Errorf("%w: %w", export.ErrUnavailable, infoErr)
+		}
+		if taken.State != asynq.TaskStateArchived {
+			return nil // queued or running
 		}
 		// An archived task only keeps the id from being used: nothing would ever run it.
 		if err := c.inspector.DeleteTask(queue, id); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {

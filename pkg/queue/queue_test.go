@@ -1,0 +1,389 @@
+package queue_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/hibiken/asynq"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// The names on the wire, which are never changed: old and new processes run side by side.
+const (
+	steering = "steering"
+	bulk     = "bulk"
+	upkeep   = "upkeep"
+)
+
+// overBoth runs the test on a real Redis and on the one that the standalone server embeds.
+func overBoth(t *testing.T, test func(t *testing.T, url string)) {
+	t.Run("redis", func(t *testing.T) { test(t, testenv.Redis(t)) })
+	t.Run("embedded", func(t *testing.T) { test(t, "redis://"+miniredis.RunT(t).Addr()) })
+}
+
+func open(t *testing.T, url string) *queue.Client {
+	t.Helper()
+	client, err := queue.Open(url)
+	must(t, err)
+	t.Cleanup(func() { must(t, client.Close()) })
+	return client
+}
+
+func inspect(t *testing.T, url string) *asynq.Inspector {
+	t.Helper()
+	opts, err := asynq.ParseRedisURI(url)
+	must(t, err)
+	inspector := asynq.NewInspector(opts)
+	t.Cleanup(func() { must(t, inspector.Close()) })
+	return inspector
+}
+
+// serve runs Serve beside the test. The function it returns stops it and waits.
+func serve(t *testing.T, cfg queue.ServerConfig, handlers queue.Handlers) (stop func()) {
+	t.Helper()
+	cancel, done := begin(t, cfg, handlers)
+	return func() {
+		cancel()
+		must(t, <-done)
+	}
+}
+
+func begin(t *testing.T, cfg queue.ServerConfig, handlers queue.Handlers) (context.CancelFunc, <-chan error) {
+	t.Helper()
+	cfg.Logger = slog.New(slog.NewJSONHandler(io.Discard, nil))
+	cfg.Concurrency = max(cfg.Concurrency, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	done := make(chan error, 1)
+	go func() { done <- queue.Serve(ctx, cfg, handlers) }()
+	return cancel, done
+}
+
+// collect returns a handler of units that passes each on.
+func collect() (func(context.Context, queue.Task) error, <-chan queue.Task) {
+	tasks := make(chan queue.Task, 100)
+	return func(_ context.Context, task queue.Task) error { tasks <- task; return nil }, tasks
+}
+
+func next[T any](t *testing.T, from <-chan T) T {
+	t.Helper()
+	select {
+	case value := <-from:
+		return value
+	case <-time.After(30 * time.Second):
+		t.Fatal("nothing came")
+		panic("unreachable")
+	}
+}
+
+func task(unit export.UnitID) queue.Task {
+	return queue.Task{Kind: export.KindExport, Job: "abcdefghijklmnopqrstuvwxyz", Unit: unit, Fence: 1}
+}
+
+func TestATaskReachesItsHandler(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		client := open(t, url)
+		handle, got := collect()
+		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{Unit: handle})()
+		for i, kind := range []export.Kind{
+			export.KindPlan, export.KindExport, export.KindReferences, export.KindReferenced, export.KindSeal,
+		} {
+			want := queue.Task{Kind: kind, Job: export.NewJobID(), Unit: "Claim-00001", Fence: int64(i) + 7}
+			must(t, client.EnqueueUnit(t.Context(), want))
+			if task := next(t, got); task != want {
+				t.Errorf("got %+v, want %+v", task, want)
+			}
+		}
+	})
+}
+
+func TestAnUnknownKindIsRefused(t *testing.T) {
+	err := open(t, "redis://127.0.0.1:1").EnqueueUnit(t.Context(), queue.Task{Kind: "other", Unit: "u"})
+	if err == nil || errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestATaskEnqueuedTwiceRunsOnce(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		client := open(t, url)
+		must(t, client.EnqueueUnit(t.Context(), task("a")))
+		must(t, client.EnqueueUnit(t.Context(), task("a"))) // it is queued
+		running := make(chan queue.Task)
+		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
+			Unit: func(_ context.Context, task queue.Task) error { running <- task; return nil },
+		})()
+		if got := next(t, running); got.Unit != "a" {
+			t.Fatalf("got %+v", got)
+		}
+		// The queue is first in, first out, and one runs at a time: what a duplicate left would come before this.
+		must(t, client.EnqueueUnit(t.Context(), task("last")))
+		if got := next(t, running); got.Unit != "last" {
+			t.Errorf("got %+v, want the last", got)
+		}
+	})
+}
+
+func TestATaskThatRunsIsNotQueuedAgain(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		client := open(t, url)
+		var units []export.UnitID
+		done := make(chan struct{})
+		stop := serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
+			Unit: func(ctx context.Context, got queue.Task) error {
+				units = append(units, got.Unit)
+				if got.Unit == "last" {
+					close(done)
+					return nil
+				}
+				return errors.Join(client.EnqueueUnit(ctx, got), client.EnqueueUnit(ctx, task("last")))
+			},
+		})
+		must(t, client.EnqueueUnit(t.Context(), task("a")))
+		next(t, done)
+		stop()
+		if len(units) != 2 {
+			t.Errorf("ran %v", units)
+		}
+	})
+}
+
+func TestAnArchivedTaskDoesNotBlockItsID(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		client, inspector := open(t, url), inspect(t, url)
+		want := task("a")
+		must(t, client.EnqueueUnit(t.Context(), want))
+		pending, err := inspector.ListPendingTasks(bulk)
+		must(t, err)
+		if len(pending) != 1 {
+			t.Fatalf("%d pending tasks", len(pending))
+		}
+		must(t, inspector.ArchiveTask(bulk, pending[0].ID))
+		must(t, client.EnqueuePurge(t.Context(), want.Job))
+		must(t, inspector.ArchiveTask(upkeep, "purge:"+string(want.Job)))
+
+		must(t, client.EnqueueUnit(t.Context(), want))
+		must(t, client.EnqueuePurge(t.Context(), want.Job))
+		handle, got := collect()
+		purged := make(chan export.JobID, 10)
+		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
+			Unit:   handle,
+			Purge:  func(_ context.Context, id export.JobID) error { purged <- id; return nil },
+			Upkeep: func(context.Context, string) error { return nil },
+		})()
+		if task := next(t, got); task != want {
+			t.Errorf("got %+v, want %+v", task, want)
+		}
+		if id := next(t, purged); id != want.Job {
+			t.Errorf("purged %s, want %s", id, want.Job)
+		}
+	})
+}
+
+func TestADelayedTaskLetsOthersPass(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		client := open(t, url)
+		late := task("late")
+		late.Delay = time.Second
+		must(t, client.EnqueueUnit(t.Context(), late))
+		must(t, client.EnqueueUnit(t.Context(), task("soon")))
+		handle, got := collect()
+		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{Unit: handle})()
+		if first, second := next(t, got), next(t, got); first.Unit != "soon" || second.Unit != "late" {
+			t.Errorf("order: %s, %s", first.Unit, second.Unit)
+		}
+	})
+}
+
+func TestAFailedTaskIsDeliveredAgain(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		client := open(t, url)
+		got := make(chan queue.Task, 10)
+		var calls atomic.Int64
+		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
+			Unit: func(_ context.Context, task queue.Task) error {
+				got <- task
+				if calls.Add(1) == 1 {
+					return errors.New("the outcome could not be recorded")
+				}
+				return nil
+			},
+		})()
+		must(t, client.EnqueueUnit(t.Context(), task("a")))
+		if first, second := next(t, got), next(t, got); first != second || first != task("a") {
+			t.Errorf("got %+v, then %+v", first, second)
+		}
+	})
+}
+
+func TestOneRunOfATickWhoeverTicks(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		duties := make(chan string, 100)
+		stop := serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
+			Purge:  func(context.Context, export.JobID) error { return nil },
+			Upkeep: func(_ context.Context, duty string) error { duties <- duty; return errors.New("a bad day") },
+		})
+		bucket := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+		var clients sync.WaitGroup
+		for range 5 {
+			client := open(t, url)
+			clients.Go(func() {
+				if err := client.EnqueueTick(t.Context(), "expire", bucket, time.Minute); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		clients.Wait()
+		if duty := next(t, duties); duty != "expire" {
+			t.Errorf("duty %q", duty)
+		}
+		client := open(t, url)
+		// The tick has run, and failed: it is neither run again in its interval nor delivered again.
+		must(t, client.EnqueueTick(t.Context(), "expire", bucket, time.Minute))
+		// Another interval and another duty are other ticks; first in, first out.
+		must(t, client.EnqueueTick(t.Context(), "rescue", bucket, time.Minute))
+		must(t, client.EnqueueTick(t.Context(), "expire", bucket.Add(time.Minute), time.Minute))
+		if second, third := next(t, duties), next(t, duties); second != "rescue" || third != "expire" {
+			t.Errorf("then %q, %q", second, third)
+		}
+		stop()
+		if len(duties) != 0 {
+			t.Errorf("%d more runs", len(duties))
+		}
+	})
+}
+
+func TestAPurgeIsQueuedOnceAtATime(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		client := open(t, url)
+		first, other := export.NewJobID(), export.NewJobID()
+		must(t, client.EnqueuePurge(t.Context(), first))
+		must(t, client.EnqueuePurge(t.Context(), first))
+		must(t, client.EnqueuePurge(t.Context(), other))
+		purged := make(chan export.JobID)
+		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
+			Purge:  func(_ context.Context, id export.JobID) error { purged <- id; return nil },
+			Upkeep: func(context.Context, string) error { return nil },
+		})()
+		if a, b := next(t, purged), next(t, purged); a != first || b != other {
+			t.Errorf("purged %s, %s; want %s, %s", a, b, first, other)
+		}
+	})
+}
+
+func TestAProcessTakesOnlyWhatItServes(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		client, inspector := open(t, url), inspect(t, url)
+		must(t, client.EnqueuePurge(t.Context(), export.NewJobID()))
+		must(t, client.EnqueueUnit(t.Context(), task("a")))
+		handle, got := collect()
+		stop := serve(t, queue.ServerConfig{URL: url}, queue.Handlers{Unit: handle})
+		next(t, got)
+		stop()
+		if pending, err := inspector.ListPendingTasks(upkeep); err != nil || len(pending) != 1 {
+			t.Errorf("a worker took upkeep: %v %v", pending, err)
+		}
+	})
+}
+
+func TestPayloadsAreSmallAndHoldIDsOnly(t *testing.T) {
+	url := testenv.Redis(t)
+	client, inspector := open(t, url), inspect(t, url)
+	want := queue.Task{
+		Kind: export.KindReferenced, Job: export.NewJobID(),
+		Unit: "MedicinalProductUndesirableEffect-referenced", Fence: math.MaxInt64, Delay: time.Hour,
+	}
+	must(t, client.EnqueueUnit(t.Context(), want))
+	scheduled, err := inspector.ListScheduledTasks(bulk)
+	must(t, err)
+	if len(scheduled) != 1 || len(scheduled[0].Payload) >= 1<<10 {
+		t.Fatalf("scheduled: %+v", scheduled)
+	}
+	var message sluicev1.UnitTask
+	must(t, proto.Unmarshal(scheduled[0].Payload, &message))
+	ids := &sluicev1.UnitTask{
+		JobId: string(want.Job), UnitId: string(want.Unit), Fence: want.Fence, Kind: string(want.Kind),
+	}
+	if !proto.Equal(&message, ids) {
+		t.Errorf("payload %v, want %v", &message, ids)
+	}
+}
+
+func TestSteeringAndBulkHaveQueuesOfTheirOwn(t *testing.T) { // PITFALLS 25
+	url := testenv.Redis(t)
+	client, inspector := open(t, url), inspect(t, url)
+	for kind, queueName := range map[export.Kind]string{
+		export.KindPlan: steering, export.KindReferences: steering, export.KindSeal: steering,
+		export.KindExport: bulk, export.KindReferenced: bulk,
+	} {
+		unit := queue.Task{Kind: kind, Job: export.NewJobID(), Unit: "u", Fence: 1}
+		must(t, client.EnqueueUnit(t.Context(), unit))
+		info, err := inspector.GetTaskInfo(queueName, string(unit.Job)+":u:1")
+		if err != nil {
+			t.Errorf("%s is not in %s: %v", kind, queueName, err)
+			continue
+		}
+		if info.Timeout <= 30*time.Minute { // Asynq's default would end a long unit
+			t.Errorf("%s ends after %s", kind, info.Timeout)
+		}
+	}
+}
+
+func TestRedisDownIsUnavailable(t *testing.T) {
+	server := miniredis.RunT(t)
+	client := open(t, "redis://"+server.Addr())
+	must(t, client.Ping(t.Context()))
+	server.Close()
+	for name, err := range map[string]error{
+		"ping": client.Ping(t.Context()), "unit": client.EnqueueUnit(t.Context(), task("a")),
+		"purge": client.EnqueuePurge(t.Context(), "a"), "tick": client.EnqueueTick(t.Context(), "a", time.Now(), time.Minute),
+	} {
+		if !errors.Is(err, export.ErrUnavailable) {
+			t.Errorf("%s: %v, want unavailable", name, err)
+		}
+	}
+}
+
+func TestPingEndsWithItsContext(t *testing.T) { // PITFALLS 34
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := open(t, testenv.Redis(t)).Ping(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want the context's end", err)
+	}
+}
+
+func TestABadURLIsRefusedWithoutQuotingIt(t *testing.T) {
+	for _, url := range []string{"redis://:secret@host:port:port", "redis-sentinel://:secret@a,b?master=m", "secret"} {
+		_, err := queue.Open(url)
+		if err == nil || len(err.Error()) > 60 {
+			t.Errorf("%q: %v", url, err)
+		}
+		err = queue.Serve(t.Context(), queue.ServerConfig{URL: url}, queue.Handlers{})
+		if err == nil || len(err.Error()) > 60 {
+			t.Errorf("serve %q: %v", url, err)
+		}
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
