@@ -1,0 +1,132 @@
+package directorytest
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// Entry is an owner's grant that an implementation is to hold.
+type Entry struct {
+	Owner    export.Owner
+	Types    Choice // All with Names does not occur
+	Groups   Choice // neither here
+	Patients Choice
+}
+
+// Choice is a directory.Selection in the making: the names, or with All everything but the names.
+type Choice struct {
+	All   bool
+	Names []string
+}
+
+// OpenAccess makes an implementation that holds the entries.
+type OpenAccess func(t *testing.T, entries []Entry) directory.Access
+
+// Access checks everything that directory.Access promises.
+func Access(t *testing.T, open OpenAccess) {
+	all := Choice{All: true}
+	only := func(names ...string) Choice { return Choice{Names: names} }
+	owner := func(issuer, subject string) export.Owner { return export.Owner{Issuer: issuer, Subject: subject} }
+	access := open(t, []Entry{
+		{owner("https://a.example", "full"), all, all, all},
+		{owner("https://a.example", "narrow"), only("Patient", "Observation"), only("g1", "007"), only("p1", "1e3")},
+		{owner("https://a.example", "except"), all, all, Choice{All: true, Names: []string{"p1"}}},
+		{owner("https://a.example", "nothing"), only(), only(), only()},
+		{owner("https://b.example", "narrow"), only("Condition"), all, all},
+		{owner("https://a.example", "123"), only("Patient"), all, all},
+		{owner("https://a.example", "true"), only("Group"), all, all},
+	})
+	type probe struct{ kind, name string }
+	probes := []probe{
+		{"type", "Patient"}, {"type", "Observation"}, {"type", "Condition"}, {"type", "patient"}, {"type", "all"},
+		{"group", "g1"}, {"group", "g2"}, {"group", "007"}, {"group", "7"}, {"group", "G1"},
+		{"patient", "p1"}, {"patient", "p2"}, {"patient", "1e3"}, {"patient", "1000"}, {"patient", "Patient/p1"},
+		{"type", ""}, {"group", ""}, {"patient", ""},
+	}
+	everything := func(p probe) bool { return p.name != "" }
+	nothing := func(probe) bool { return false }
+	among := func(allowed ...probe) func(probe) bool {
+		return func(p probe) bool {
+			for _, one := range allowed {
+				if one == p || one.name == "*" && one.kind == p.kind && p.name != "" {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	for name, test := range map[string]struct {
+		owner export.Owner
+		want  func(probe) bool
+	}{
+		"everything": {owner("https://a.example", "full"), everything},
+		"lists": {owner("https://a.example", "narrow"), among(probe{"type", "Patient"}, probe{"type", "Observation"},
+			probe{"group", "g1"}, probe{"group", "007"}, probe{"patient", "p1"}, probe{"patient", "1e3"})},
+		"all but": {owner("https://a.example", "except"), func(p probe) bool {
+			return p.name != "" && p != probe{"patient", "p1"}
+		}},
+		// PITFALLS 1: an empty list allows nothing, not everything.
+		"empty lists": {owner("https://a.example", "nothing"), nothing},
+		"the same subject of another issuer": {owner("https://b.example", "narrow"),
+			among(probe{"type", "Condition"}, probe{"group", "*"}, probe{"patient", "*"})},
+		"a subject of digits": {owner("https://a.example", "123"),
+			among(probe{"type", "Patient"}, probe{"group", "*"}, probe{"patient", "*"})},
+		"a subject that is a word of YAML": {owner("https://a.example", "true"),
+			among(probe{"type", "Group"}, probe{"group", "*"}, probe{"patient", "*"})},
+		"unknown subject":      {owner("https://a.example", "unknown"), nothing},
+		"unknown issuer":       {owner("https://c.example", "full"), nothing},
+		"subject in capitals":  {owner("https://a.example", "FULL"), nothing},
+		"issuer with a slash":  {owner("https://a.example/", "full"), nothing},
+		"no subject":           {owner("https://a.example", ""), nothing},
+		"nobody":               {owner("", ""), nothing},
+		"issuer and subject":   {owner("", "https://a.examplefull"), nothing},
+		"a pattern":            {owner("https://a.example", "%"), nothing},
+		"a pattern of a shell": {owner("*", "*"), nothing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			grant, err := access.Grant(t.Context(), test.owner)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range probes {
+				selection := map[string]directory.Selection{
+					"type": grant.Types, "group": grant.Groups, "patient": grant.Patients,
+				}[p.kind]
+				if got := selection.Has(p.name); got != test.want(p) {
+					t.Errorf("%s %q: allowed %v, want %v", p.kind, p.name, got, !got)
+				}
+			}
+		})
+	}
+	t.Run("without entries", func(t *testing.T) {
+		grant, err := open(t, nil).Grant(t.Context(), owner("https://a.example", "full"))
+		if err != nil || grant.Types.Has("Patient") || grant.Groups.Has("g1") || grant.Patients.Has("p1") {
+			t.Errorf("grant %+v, error %v, want nothing", grant, err)
+		}
+	})
+	t.Run("a context that ended", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		grant, err := access.Grant(ctx, owner("https://a.example", "full"))
+		if !errors.Is(err, context.Canceled) || grant.Types.Has("Patient") {
+			t.Errorf("grant %+v, error %v, want context.Canceled and nothing", grant, err)
+		}
+	})
+	t.Run("many at once", func(t *testing.T) {
+		var askers sync.WaitGroup
+		for range 8 {
+			askers.Go(func() {
+				grant, err := access.Grant(t.Context(), owner("https://a.example", "full"))
+				if err != nil || !grant.Types.Has("Patient") {
+					t.Errorf("grant %+v, error %v", grant, err)
+				}
+			})
+		}
+		askers.Wait()
+	})
+}

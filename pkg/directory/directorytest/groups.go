@@ -1,0 +1,213 @@
+// Package directorytest is the suite that every implementation of directory.Groups and directory.Access passes.
+package directorytest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+)
+
+// Group is a group that an implementation is to hold.
+type Group struct {
+	ID           string
+	Inactive     bool // active is false
+	Definitional bool // actual is false
+	Members      []Member
+}
+
+// Member is one member of it.
+type Member struct {
+	Reference  string // Group.member.entity.reference
+	Inactive   bool
+	Start, End string // of Group.member.period, FHIR dateTimes of any precision; "" for none
+}
+
+// OpenGroups makes an implementation that holds the groups and takes the present from the clock.
+type OpenGroups func(t *testing.T, now func() time.Time, groups []Group) directory.Groups
+
+// Groups checks everything that directory.Groups promises.
+func Groups(t *testing.T, open OpenGroups) {
+	now := func() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }
+	big := Group{ID: "big"}
+	for n := range 5000 {
+		big.Members = append(big.Members, Member{Reference: fmt.Sprintf("Patient/p%d", n)})
+	}
+	with := func(start, end string) Group {
+		return Group{Members: []Member{{Reference: "Patient/p", Start: start, End: end}}}
+	}
+	held := []Group{
+		{ID: "empty"},
+		{ID: "one", Members: []Member{{Reference: "Patient/p1"}}},
+		{ID: "ONE", Members: []Member{{Reference: "Patient/p2"}}},
+		{ID: "on", Members: []Member{{Reference: "Patient/p3"}}},
+		{ID: "inactive", Inactive: true, Members: []Member{{Reference: "Patient/p1"}}},
+		{ID: "definitional", Definitional: true},
+		{ID: "forms", Members: []Member{
+			{Reference: "Patient/a"},
+			{Reference: "Patient/b/_history/2"},
+			{Reference: "http://fhir.example/base/Patient/c"},
+			{Reference: "https://fhir.example/Patient/D.4-x/_history/1"},
+			{Reference: "Patient/" + strings.Repeat("x", 64)},
+		}},
+		{ID: "no-patients", Members: []Member{
+			{Reference: "Practitioner/1"}, {Reference: "Group/one"}, {Reference: "http://fhir.example/Device/1"},
+			{Reference: "#p1"}, {Reference: "urn:uuid:3f1e8d3c-58ab-4a0b-9d0c-5b6a1c2d3e4f"}, {Reference: ""},
+			{Reference: "Patient"}, {Reference: "Patient/"}, {Reference: "Patient/a/b"}, {Reference: "patient/a"},
+			{Reference: "Patient?identifier=x|1"}, {Reference: "Patient/a_b"}, {Reference: "Patient/a b"},
+			{Reference: "Patient/" + strings.Repeat("x", 65)}, {Reference: "a"}, {Reference: "/Patient/a"},
+			{Reference: "Patient/*"}, {Reference: "Patient/%"}, {Reference: "Patient/a#b"},
+		}},
+		{ID: "left", Members: []Member{
+			{Reference: "Patient/in"}, {Reference: "Patient/out", Inactive: true},
+			{Reference: "Patient/over", End: "2026-03-14"}, {Reference: "Patient/to-come", Start: "2026-03-16"},
+			{Reference: "Patient/again", Inactive: true}, {Reference: "Patient/again"},
+		}},
+		big,
+	}
+	periods := map[string]bool{ // start|end: does it cover the present
+		"|": true, "2026|": true, "2026-03|": true, "2026-03-15|": true, "2027|": false, "2026-04|": false,
+		"2026-03-16|": false, "2026-03-15T12:00:00Z|": true, "2026-03-15T12:00:01Z|": false,
+		"2026-03-15T14:00:00+02:00|": true, "2026-03-15T12:00:00+02:00|": true, "2026-03-15T12:00:00-02:00|": false,
+		"|2026": true, "|2026-03": true, "|2026-03-15": true, "|2025": false, "|2026-02": false, "|2026-03-14": false,
+		"|2026-03-15T12:00:00Z": true, "|2026-03-15T11:59:59Z": false, "|2026-03-15T12:00:00.000Z": true,
+		"|2026-03-15T11:59:59.999Z": false, "|2026-03-15T12:00:00+02:00": false, "|2026-03-15T12:00:00-02:00": true,
+		"2025|2027": true, "2026|2026": true, "2027|2025": false, "2027|2028": false, "2020|2025": false,
+		"2024-02-29|2026-12-31": true,
+	}
+	numbered := slices.Sorted(func(yield func(string) bool) {
+		for period := range periods {
+			if !yield(period) {
+				return
+			}
+		}
+	})
+	for n, period := range numbered {
+		start, end, _ := strings.Cut(period, "|")
+		group := with(start, end)
+		group.ID = fmt.Sprintf("period-%d", n)
+		held = append(held, group)
+	}
+	groups := open(t, now, held)
+
+	for id, want := range map[string][]string{
+		"one": {"p1"}, "ONE": {"p2"}, "on": {"p3"}, // ids are compared exactly
+		"forms":       {"D.4-x", "a", "b", "c", strings.Repeat("x", 64)},
+		"no-patients": nil,
+		"left":        {"again", "in"},
+		// PITFALLS 1: a group without members is there, and nobody is in it.
+		"empty": nil,
+	} {
+		t.Run("members of "+id, func(t *testing.T) {
+			exists(t, groups, id, nil)
+			for range 2 { // asking again gives the same
+				if got := members(t, groups, id); !slices.Equal(got, want) {
+					t.Errorf("members %q, want %q", got, want)
+				}
+			}
+		})
+	}
+	for n, period := range numbered {
+		t.Run("period "+period, func(t *testing.T) {
+			if got := members(t, groups, fmt.Sprintf("period-%d", n)); (len(got) == 1) != periods[period] {
+				t.Errorf("members %q, want covered %v", got, periods[period])
+			}
+		})
+	}
+	for _, id := range []string{
+		"inactive", "definitional", "unknown", "", " ", "on ", "onee", "o", "*", "%", "one%", "One", "o_e", ".", "..", "/",
+		"../one", "one/", "Group/one", "one,empty", "one' OR '1'='1", "one\x00", "\xff", strings.Repeat("x", 100000),
+	} {
+		t.Run("no group "+id[:min(len(id), 20)], func(t *testing.T) {
+			exists(t, groups, id, directory.ErrNoGroup)
+			err := groups.Members(t.Context(), id, func(string) error {
+				t.Error("a member came")
+				return nil
+			})
+			if !errors.Is(err, directory.ErrNoGroup) {
+				t.Errorf("got error %v, want ErrNoGroup", err)
+			}
+		})
+	}
+	t.Run("every member comes", func(t *testing.T) {
+		if got := members(t, groups, "big"); len(got) != len(big.Members) {
+			t.Errorf("%d members, want %d", len(got), len(big.Members))
+		}
+	})
+	t.Run("an error from yield stops and comes back as it is", func(t *testing.T) {
+		enough, calls := errors.New("enough"), 0
+		err := groups.Members(t.Context(), "big", func(string) error {
+			calls++
+			if calls == 3 {
+				return enough
+			}
+			return nil
+		})
+		if err != enough || calls != 3 { //nolint:errorlint // the very same value is promised
+			t.Errorf("error %v after %d calls, want the same error after 3", err, calls)
+		}
+	})
+	t.Run("a context that ends stops it", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		calls := 0
+		err := groups.Members(ctx, "big", func(string) error {
+			calls++
+			cancel()
+			return nil
+		})
+		if !errors.Is(err, context.Canceled) || calls >= len(big.Members) {
+			t.Errorf("error %v after %d calls, want context.Canceled before the end", err, calls)
+		}
+		if err := groups.Exists(ctx, "one"); !errors.Is(err, context.Canceled) {
+			t.Errorf("Exists after the end: %v, want context.Canceled", err)
+		}
+	})
+	t.Run("many at once", func(t *testing.T) {
+		var all sync.WaitGroup
+		for n := range 8 {
+			all.Go(func() {
+				id, want := "big", len(big.Members)
+				if n%2 == 0 {
+					id, want = "one", 1
+				}
+				count := 0
+				err := groups.Members(t.Context(), id, func(string) error {
+					count++
+					return nil
+				})
+				if err != nil || count != want {
+					t.Errorf("%s: %d members, want %d, error %v", id, count, want, err)
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+func exists(t *testing.T, groups directory.Groups, id string, want error) {
+	t.Helper()
+	if err := groups.Exists(t.Context(), id); !errors.Is(err, want) {
+		t.Errorf("Exists: %v, want %v", err, want)
+	}
+}
+
+// members returns the members' ids, sorted, each once.
+func members(t *testing.T, groups directory.Groups, id string) []string {
+	t.Helper()
+	var ids []string
+	err := groups.Members(t.Context(), id, func(patientID string) error {
+		ids = append(ids, patientID)
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("Members: %v", err)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}

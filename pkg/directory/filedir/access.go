@@ -1,0 +1,118 @@
+package filedir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// maxAccess is the largest access file, in bytes: some half a million patient ids. Whoever lists more patients keeps
+// them in a database.
+const maxAccess = 16 << 20
+
+// Access is directory.Access on a YAML file. Its methods may be called from any goroutine.
+type Access struct {
+	file string // "" when the grants are fixed
+
+	mu      sync.Mutex
+	seen    fs.FileInfo // the file that grants and problem come from
+	grants  map[export.Owner]directory.Grant
+	problem error // why there are no grants
+}
+
+var _ directory.Access = (*Access)(nil)
+
+// OpenAccess reads the file and fails on everything in it that is not exactly as the package documents.
+func OpenAccess(file string) (*Access, error) {
+	a := &Access{file: file}
+	if a.load(); a.problem != nil {
+		return nil, fmt.Errorf("access: %w", a.problem)
+	}
+	return a, nil
+}
+
+// AllowOnly is the access of a server with one user, who may export everything.
+func AllowOnly(owner export.Owner) *Access {
+	everything := directory.Grant{
+		Types: directory.Everything(), Groups: directory.Everything(), Patients: directory.Everything(),
+	}
+	return &Access{grants: map[export.Owner]directory.Grant{owner: everything}}
+}
+
+// Grant implements directory.Access. While the file is gone or cannot be read as it is, the answer is an error that
+// wraps export.ErrUnavailable, not the grants of before: the change may be one that takes something away.
+func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant, error) {
+	if err := ctx.Err(); err != nil {
+		return directory.Grant{}, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.file != "" {
+		info, err := os.Stat(a.file)
+		if err != nil {
+			return directory.Grant{}, fmt.Errorf("access: %w: %w", export.ErrUnavailable, err)
+		}
+		if a.seen == nil || !same(info, a.seen) {
+			a.load()
+		}
+	}
+	if a.problem != nil {
+		return directory.Grant{}, fmt.Errorf("access: %w: %w", export.ErrUnavailable, a.problem)
+	}
+	return a.grants[owner], nil
+}
+
+// load reads the file into grants, or problem. The lock is held, or nobody else knows of a yet.
+func (a *Access) load() {
+	a.grants, a.seen = nil, nil
+	var data []byte
+	if data, a.seen, a.problem = readStill(a.file); a.problem != nil {
+		return
+	}
+	a.grants, a.problem = parseAccess(data)
+	if a.problem != nil {
+		a.problem = fmt.Errorf("%s: %w", filepath.Base(a.file), a.problem)
+	}
+}
+
+// readStill reads a file that nobody writes at the same time: half a list of exceptions is a wider grant. Without
+// data there is no FileInfo either, so that the next call reads again.
+func readStill(path string) ([]byte, fs.FileInfo, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer file.Close()
+	before, err := file.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxAccess+1))
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(data) > maxAccess {
+		return nil, before, fmt.Errorf("larger than %d bytes", maxAccess)
+	}
+	after, err := file.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !same(before, after) || int64(len(data)) != before.Size() {
+		return nil, nil, errors.New("changed while it was read")
+	}
+	return data, before, nil
+}
+
+// same reports whether two looks at a file saw the same content.
+func same(a, b fs.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}

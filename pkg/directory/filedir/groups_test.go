@@ -1,0 +1,413 @@
+package filedir_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/directorytest"
+	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+func now() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }
+
+func TestGroups(t *testing.T) {
+	for _, name := range []string{"Group.ndjson", "Group.000.ndjson.gz"} {
+		t.Run(name, func(t *testing.T) {
+			directorytest.Groups(t, func(t *testing.T, now func() time.Time, groups []directorytest.Group) directory.Groups {
+				var lines []string
+				for n, group := range groups {
+					lines = append(lines, resource(t, group, n))
+				}
+				return openGroups(t, folder(t, name, strings.Join(lines, "\n")), now)
+			})
+		})
+	}
+}
+
+// resource is the group as a line of NDJSON; odd ones have their members first and other elements after them.
+func resource(t *testing.T, group directorytest.Group, n int) string {
+	t.Helper()
+	type m = map[string]any
+	var list []m
+	for _, member := range group.Members {
+		one := m{"entity": m{"reference": member.Reference, "display": "…"}}
+		if member.Inactive {
+			one["inactive"] = true
+		}
+		if member.Start != "" || member.End != "" {
+			period := m{}
+			if member.Start != "" {
+				period["start"] = member.Start
+			}
+			if member.End != "" {
+				period["end"] = member.End
+			}
+			one["period"] = period
+		}
+		list = append(list, one)
+	}
+	encode := func(value any) string {
+		data, err := json.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	head := fmt.Sprintf(`"id":%s,"active":%t,"actual":%t`, encode(group.ID), !group.Inactive, !group.Definitional)
+	body := `,"characteristic":[{"member":[{"entity":{"reference":"Patient/not-a-member"}}]}]`
+	if list != nil {
+		body += `,"member":` + encode(list)
+	}
+	if n%2 == 1 {
+		return `{"resourceType":"Group"` + body + "," + head + `,"extension":[{"url":"x"}]}`
+	}
+	return `{"resourceType":"Group",` + head + body + "}"
+}
+
+func folder(t testing.TB, name, content string) string {
+	t.Helper()
+	dir := t.TempDir()
+	put(t, dir, name, content)
+	return dir
+}
+
+// put writes a file as a careful operator does: under another name first.
+func put(t testing.TB, dir, name, content string) {
+	t.Helper()
+	data := []byte(content)
+	if strings.HasSuffix(name, ".gz") {
+		var zipped bytes.Buffer
+		w := gzip.NewWriter(&zipped)
+		_, err := w.Write(data)
+		if err := errors.Join(err, w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		data = zipped.Bytes()
+	}
+	path := filepath.Join(dir, name)
+	if err := errors.Join(os.WriteFile(path+".tmp", data, 0o600), os.Rename(path+".tmp", path)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func openGroups(t testing.TB, dir string, now func() time.Time) *filedir.Groups {
+	t.Helper()
+	groups, err := filedir.OpenGroups(dir, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return groups
+}
+
+func count(t testing.TB, groups directory.Groups, id string) int {
+	t.Helper()
+	n := 0
+	if err := groups.Members(t.Context(), id, func(string) error { n++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+const line1 = `{"resourceType":"Group","id":"g1","active":true,"actual":true,` +
+	`"member":[{"entity":{"reference":"Patient/p1"}}]}`
+
+func TestOpenGroupsNamesTheMalformedLine(t *testing.T) {
+	member := func(m string) string { return `{"resourceType":"Group","id":"g2","member":[` + m + `]}` }
+	for name, line := range map[string]string{
+		"no JSON":               `not JSON`,
+		"half a resource":       line1[:60],
+		"half a member":         line1[:len(line1)-8],
+		"an array":              `[` + line1 + `]`,
+		"null":                  `null`,
+		"two resources":         strings.Replace(line1, "g1", "g2", 1) + strings.Replace(line1, "g1", "g3", 1),
+		"something after it":    strings.Replace(line1, "g1", "g2", 1) + ` x`,
+		"another type":          `{"resourceType":"Patient","id":"p1"}`,
+		"no type":               `{"id":"g2"}`,
+		"type a number":         `{"resourceType":1,"id":"g2"}`,
+		"no id":                 `{"resourceType":"Group"}`,
+		"id empty":              `{"resourceType":"Group","id":""}`,
+		"id not FHIR":           `{"resourceType":"Group","id":"../g2"}`,
+		"id too long":           `{"resourceType":"Group","id":"` + strings.Repeat("x", 65) + `"}`,
+		"id a number":           `{"resourceType":"Group","id":20391}`,
+		"id twice":              `{"resourceType":"Group","id":"g2","id":"g2"}`,
+		"active twice":          `{"resourceType":"Group","id":"g2","active":false,"active":true}`,
+		"member twice":          `{"resourceType":"Group","id":"g2","member":[],"member":[]}`,
+		"member twice, escaped": `{"resourceType":"Group","id":"g2","member":[],"m\u0065mber":[]}`,
+		"active a string":       `{"resourceType":"Group","id":"g2","active":"false"}`,
+		"actual null":           `{"resourceType":"Group","id":"g2","actual":null}`,
+		"member an object":      `{"resourceType":"Group","id":"g2","member":{"entity":{"reference":"Patient/20391"}}}`,
+		"member null":           `{"resourceType":"Group","id":"g2","member":null}`,
+		"a member a string":     member(`"Patient/20391"`),
+		"a reference a number":  member(`{"entity":{"reference":20391}}`),
+		"inactive a string":     member(`{"entity":{"reference":"Patient/20391"},"inactive":"true"}`),
+		"period a string":       member(`{"entity":{"reference":"Patient/20391"},"period":"2026"}`),
+		"period no date":        member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"yesterday"}}`),
+		"period an odd date":    member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"2026-02-30"}}`),
+		"period without zone":   member(`{"period":{"start":"2026-03-15T12:00:00"}}`),
+		"the same id again":     line1,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, file := range []string{"Group.ndjson", "Groups-of-may.ndjson.gz"} {
+				_, err := filedir.OpenGroups(folder(t, file, line1+"\n\n"+line+"\n"), now)
+				if err == nil {
+					t.Fatal("opened")
+				}
+				if want := file + " line 3: "; !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q does not name %q", err, want)
+				}
+				if strings.Contains(err.Error(), "20391") {
+					t.Errorf("error %q quotes the line", err)
+				}
+			}
+		})
+	}
+	t.Run("cut gzip", func(t *testing.T) {
+		dir := folder(t, "Group.ndjson.gz", line1)
+		if err := os.Truncate(filepath.Join(dir, "Group.ndjson.gz"), 60); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := filedir.OpenGroups(dir, now); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("got %v, want ErrUnexpectedEOF", err)
+		}
+	})
+	t.Run("no folder", func(t *testing.T) {
+		if _, err := filedir.OpenGroups(filepath.Join(t.TempDir(), "none"), now); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("got %v, want ErrNotExist", err)
+		}
+	})
+	t.Run("the same id in another file", func(t *testing.T) {
+		dir := folder(t, "Group.1.ndjson", line1)
+		put(t, dir, "Group.2.ndjson.gz", "\n"+strings.Replace(line1, "true", "false", 1))
+		_, err := filedir.OpenGroups(dir, now)
+		const want = "Group.2.ndjson.gz line 2: group g1 stands in Group.1.ndjson line 1"
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestOpenGroupsOpensOnlyFilesOfGroups(t *testing.T) {
+	dir := folder(t, "Group.ndjson", line1+"\r\n   \r\n")
+	for _, name := range []string{
+		"Patient.ndjson", "group.ndjson", "Group.json", "Group.ndjson.bak", "Group", "Group.gz",
+	} {
+		put(t, dir, name, "not to be read")
+	}
+	// Opening a link to nowhere would fail.
+	if err := os.Symlink(filepath.Join(dir, "nowhere"), filepath.Join(dir, "Observation.ndjson")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "Group.d.ndjson"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, openGroups(t, dir, now), "g1"); n != 1 {
+		t.Errorf("%d members, want 1", n)
+	}
+	empty := openGroups(t, t.TempDir(), now)
+	if err := empty.Exists(t.Context(), "g1"); !errors.Is(err, directory.ErrNoGroup) {
+		t.Errorf("in an empty folder: %v, want ErrNoGroup", err)
+	}
+}
+
+func TestGroupsFollowTheirFiles(t *testing.T) {
+	dir := folder(t, "Group.ndjson", line1)
+	groups := openGroups(t, dir, now)
+	exists := func(id string, want error) {
+		t.Helper()
+		if err := groups.Exists(t.Context(), id); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", id, err, want)
+		}
+	}
+	exists("g1", nil)
+	put(t, dir, "Group.2.ndjson", strings.Replace(line1, "g1", "g2", 1))
+	exists("g1", nil)
+	exists("g2", nil)
+
+	put(t, dir, "Group.2.ndjson", "garbage")
+	exists("g2", export.ErrUnavailable)
+	exists("g1", export.ErrUnavailable) // the bad line may have been meant to replace it
+	err := groups.Members(t.Context(), "g1", func(string) error { return nil })
+	if !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("members: %v, want ErrUnavailable", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "Group.2.ndjson")); err != nil {
+		t.Fatal(err)
+	}
+	exists("g1", nil)
+	exists("g2", directory.ErrNoGroup)
+
+	if err := os.Rename(dir, dir+".gone"); err != nil {
+		t.Fatal(err)
+	}
+	exists("g1", export.ErrUnavailable)
+	if err := os.Rename(dir+".gone", dir); err != nil {
+		t.Fatal(err)
+	}
+	// A restored backup may be older, or of the same time and size.
+	sameTime := func() {
+		t.Helper()
+		if err := os.Chtimes(filepath.Join(dir, "Group.ndjson"), now(), now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sameTime()
+	exists("g1", nil)
+	put(t, dir, "Group.ndjson", strings.Replace(line1, "g1", "g9", 1))
+	sameTime()
+	exists("g1", directory.ErrNoGroup)
+	exists("g9", nil)
+
+	// A file replaced while it is streamed is read on as it was.
+	n := 0
+	two := strings.Replace(line1, `"member":[`, `"member":[{"entity":{"reference":"Patient/p0"}},`, 1)
+	put(t, dir, "Group.ndjson", two)
+	err = groups.Members(t.Context(), "g1", func(string) error {
+		if n++; n == 1 {
+			put(t, dir, "Group.ndjson", line1)
+		}
+		return nil
+	})
+	if err != nil || n != 2 {
+		t.Errorf("%d members, want 2, error %v", n, err)
+	}
+	if n := count(t, groups, "g1"); n != 1 {
+		t.Errorf("%d members afterwards, want 1", n)
+	}
+}
+
+// PITFALLS 6, on the member list: what is held does not grow with the group.
+func TestManyMembersAreNotHeld(t *testing.T) {
+	const many = 50_000
+	var b strings.Builder
+	b.WriteString(`{"resourceType":"Group","member":[`)
+	for n := range many {
+		if n > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"entity":{"reference":"Patient/00000000-0000-0000-0000-%012d"}}`, n)
+	}
+	b.WriteString(`],"id":"big","active":true,"actual":true}` + "\n" + line1 + "\n")
+	size := uint64(b.Len())
+	dir := folder(t, "Group.ndjson", b.String())
+	b.Reset()
+	groups := openGroups(t, dir, now)
+
+	var most, before runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	n := 0
+	err := groups.Members(t.Context(), "big", func(string) error {
+		if n++; n%(many/10) == 0 {
+			runtime.GC()
+			var stats runtime.MemStats
+			if runtime.ReadMemStats(&stats); stats.HeapAlloc > most.HeapAlloc {
+				most = stats
+			}
+		}
+		return nil
+	})
+	if err != nil || n != many {
+		t.Fatalf("%d members, want %d, error %v", n, many, err)
+	}
+	if most.HeapAlloc > before.HeapAlloc+size/5 {
+		t.Errorf("heap grew from %d to %d while %d bytes were streamed", before.HeapAlloc, most.HeapAlloc, size)
+	}
+	if n := count(t, groups, "g1"); n != 1 {
+		t.Errorf("%d members of the group behind the big one, want 1", n)
+	}
+}
+
+func TestSyntheaGroups(t *testing.T) {
+	dir, there := testenv.Synthea(t)
+	if !there {
+		return // TestGroups has the same forms
+	}
+	groups := openGroups(t, dir, now)
+	if n := count(t, groups, "BMCHealthNet"); n != 10 {
+		t.Errorf("BMCHealthNet has %d members, want 10", n)
+	}
+}
+
+func BenchmarkMembers(b *testing.B) {
+	const many = 1_000_000
+	var text strings.Builder
+	text.WriteString(`{"resourceType":"Group","id":"big","active":true,"actual":true,"member":[`)
+	for n := range many {
+		if n > 0 {
+			text.WriteByte(',')
+		}
+		fmt.Fprintf(&text, `{"entity":{"reference":"Patient/00000000-0000-0000-0000-%012d"}}`, n)
+	}
+	text.WriteString("]}\n")
+	for _, name := range []string{"Group.ndjson", "Group.ndjson.gz"} {
+		dir := folder(b, name, text.String())
+		b.Run("open "+name, func(b *testing.B) {
+			b.SetBytes(int64(text.Len()))
+			for b.Loop() {
+				openGroups(b, dir, now)
+			}
+		})
+		groups := openGroups(b, dir, now)
+		b.Run("stream "+name, func(b *testing.B) {
+			b.SetBytes(int64(text.Len()))
+			for b.Loop() {
+				if n := count(b, groups, "big"); n != many {
+					b.Fatalf("%d members", n)
+				}
+			}
+		})
+	}
+}
+
+// FuzzGroups: whatever stands in a file, it is refused as a whole, or every group in it streams members that have the
+// form of ids.
+func FuzzGroups(f *testing.F) {
+	for _, seed := range []string{
+		"", "\n", line1, line1 + "\n" + strings.Replace(line1, "g1", "g2", 1),
+		`{"resourceType":"Group","id":"g1","member":[{}]}`, `{"resourceType":"Group","id":"g1"} {}`, "{", "null",
+		`{"resourceType":"Group","id":"g1","member":[null,{"entity":null}]}`,
+		`{"member":[{"entity":{"reference":"http://h/Patient/1/_history/2"},"period":{"end":"2026-03"}}],"id":"g1",` +
+			`"resourceType":"Group"}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := os.WriteFile(filepath.Join(dir, "Group.ndjson"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		groups, err := filedir.OpenGroups(dir, now)
+		if err != nil {
+			return
+		}
+		for line := range bytes.Lines(data) {
+			var group struct{ ID string }
+			if err := json.Unmarshal(line, &group); err != nil {
+				continue // a blank line, for all others are well-formed
+			}
+			err := groups.Members(t.Context(), group.ID, func(id string) error {
+				if !fhir.IsID(id) {
+					t.Errorf("member %q is no id", id)
+				}
+				return nil
+			})
+			if err != nil && !errors.Is(err, directory.ErrNoGroup) {
+				t.Errorf("group %q: %v", group.ID, err)
+			}
+		}
+	})
+}

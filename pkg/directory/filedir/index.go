@@ -1,0 +1,256 @@
+package filedir
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+// Groups is directory.Groups on a folder of NDJSON files. Its methods may be called from any goroutine.
+type Groups struct {
+	dir string
+	now func() time.Time
+
+	mu      sync.Mutex
+	seen    []groupFile      // the files that index and problem come from, by name
+	index   map[string]place // the groups that can be exported, by id
+	problem error            // why there is no index
+}
+
+var _ directory.Groups = (*Groups)(nil)
+
+// place is where a group's resource stands.
+type place struct {
+	file   groupFile
+	line   int   // from 1
+	offset int64 // of the line, in uncompressed bytes
+}
+
+// OpenGroups reads the folder's groups, without their members, and fails on the first line that is no Group. The
+// clock decides which members' periods cover the present.
+func OpenGroups(dir string, now func() time.Time) (*Groups, error) {
+	g := &Groups{dir: dir, now: now}
+	files, err := list(dir)
+	if err != nil {
+		return nil, fmt.Errorf("groups: %w", err)
+	}
+	if g.index, err = readIndex(dir, files); err != nil {
+		return nil, fmt.Errorf("groups: %w", err)
+	}
+	g.seen = files
+	return g, nil
+}
+
+// Exists implements directory.Groups.
+func (g *Groups) Exists(ctx context.Context, groupID string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_, err := g.find(groupID)
+	return err
+}
+
+// find returns the place of a group after reading the folder again if it changed.
+func (g *Groups) find(groupID string) (place, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	files, err := list(g.dir)
+	if err != nil {
+		return place{}, fmt.Errorf("groups: %w: %w", export.ErrUnavailable, err)
+	}
+	if !slices.EqualFunc(files, g.seen, unchanged) {
+		g.index, g.problem = readIndex(g.dir, files)
+		g.seen = files
+	}
+	if g.problem != nil {
+		return place{}, fmt.Errorf("groups: %w: %w", export.ErrUnavailable, g.problem)
+	}
+	at, ok := g.index[groupID]
+	if !ok {
+		return place{}, directory.ErrNoGroup
+	}
+	return at, nil
+}
+
+// list returns the folder's files of groups, sorted by name.
+func list(dir string) ([]groupFile, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var files []groupFile
+	for _, entry := range entries {
+		name := entry.Name()
+		plain := strings.TrimSuffix(name, ".gz")
+		if entry.IsDir() || !strings.HasPrefix(name, "Group") || !strings.HasSuffix(plain, ".ndjson") {
+			continue
+		}
+		info, err := os.Stat(filepath.Join(dir, name)) // follows links, as mounted configuration has them
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, groupFile{name, info})
+	}
+	return files, nil
+}
+
+// groupFile is one look at a file.
+type groupFile struct {
+	name string // in the folder, also where it is a link
+	info fs.FileInfo
+}
+
+// unchanged reports whether two looks at a file saw the same content.
+func unchanged(a, b groupFile) bool {
+	return a.name == b.name && os.SameFile(a.info, b.info) && a.info.Size() == b.info.Size() &&
+		a.info.ModTime().Equal(b.info.ModTime())
+}
+
+func readIndex(dir string, files []groupFile) (map[string]place, error) {
+	index := make(map[string]place)
+	taken := make(map[string]place) // those that cannot be exported, too
+	for _, file := range files {
+		if err := readFile(dir, file, index, taken); err != nil {
+			return nil, err
+		}
+	}
+	return index, nil
+}
+
+func readFile(dir string, file groupFile, index, taken map[string]place) error {
+	content, err := open(filepath.Join(dir, file.name))
+	if err != nil {
+		return fmt.Errorf("%s: %w", file.name, err)
+	}
+	defer content.Close()
+	lines := &lineReader{from: bufio.NewReaderSize(content, bufferSize)}
+	for at := (place{file: file, line: 1}); lines.next(); at.line++ {
+		at.offset = lines.offset
+		group, err := readGroup(json.NewDecoder(lines))
+		if err == nil {
+			err = lines.rest()
+		}
+		if lines.err != nil {
+			return fmt.Errorf("%s line %d: %w", file.name, at.line, lines.err)
+		}
+		if errors.Is(err, io.EOF) {
+			continue // a blank line
+		}
+		if err != nil {
+			return fmt.Errorf("%s line %d: %w", file.name, at.line, err)
+		}
+		if first, twice := taken[group.id]; twice {
+			return fmt.Errorf("%s line %d: group %s stands in %s line %d already",
+				file.name, at.line, group.id, first.file.name, first.line)
+		}
+		taken[group.id] = at
+		if group.exportable {
+			index[group.id] = at
+		}
+	}
+	if lines.err != nil {
+		return fmt.Errorf("%s: %w", file.name, lines.err)
+	}
+	return nil
+}
+
+// header is what the index keeps of a group.
+type header struct {
+	id         string
+	exportable bool
+}
+
+// readGroup reads one whole resource, holding no more than one member or one other element of it at a time. A line
+// without anything on it is io.EOF. Other errors say what is wrong, never what stands there.
+func readGroup(dec *json.Decoder) (header, error) {
+	var typ string
+	group := header{exportable: true}
+	seen := make(map[string]bool)
+	err := eachElement(dec, func(name string) (more bool, err error) {
+		decides := slices.Contains([]string{"resourceType", "id", "active", "actual", "member"}, name)
+		if decides && seen[name] {
+			return false, fmt.Errorf("%s stands twice", name)
+		}
+		seen[name] = decides
+		switch name {
+		case "resourceType":
+			return true, decode(dec, name, &typ)
+		case "id":
+			return true, decode(dec, name, &group.id)
+		case "active", "actual":
+			var yes *bool
+			if err := decode(dec, name, &yes); err != nil || yes == nil {
+				return false, fmt.Errorf("%s is neither true nor false", name)
+			}
+			group.exportable = group.exportable && *yes
+			return true, nil
+		case "member":
+			return true, eachMember(dec, func(m member) error {
+				_, err := m.covers(time.Time{}) // is it readable at all
+				return err
+			})
+		}
+		return true, skip(dec)
+	})
+	switch {
+	case err != nil:
+		return header{}, err
+	case typ != "Group":
+		return header{}, errors.New("not a Group resource")
+	case !fhir.IsID(group.id):
+		return header{}, errors.New("no id, or not a FHIR id")
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return header{}, errors.New("something stands after the resource")
+	}
+	return group, nil
+}
+
+// content is an open file, uncompressed.
+type content struct {
+	io.Reader
+	file *os.File
+}
+
+func (c content) Close() error { return c.file.Close() }
+
+// skipTo moves to an offset of the uncompressed content. It is called first, if at all.
+func (c content) skipTo(ctx context.Context, offset int64) error {
+	if c.Reader == io.Reader(c.file) {
+		_, err := c.file.Seek(offset, io.SeekStart)
+		return err
+	}
+	_, err := io.CopyN(io.Discard, stoppable{ctx, c.Reader}, offset)
+	return err
+}
+
+func open(path string) (content, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return content{}, err
+	}
+	if !strings.HasSuffix(path, ".gz") {
+		return content{Reader: file, file: file}, nil
+	}
+	unzipped, err := gzip.NewReader(file)
+	if err != nil {
+		return content{}, errors.Join(err, file.Close())
+	}
+	return content{Reader: unzipped, file: file}, nil
+}

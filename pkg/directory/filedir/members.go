@@ -1,0 +1,146 @@
+package filedir
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+// member is one element of Group.member.
+type member struct {
+	Entity struct {
+		Reference string `json:"reference"`
+	} `json:"entity"`
+	Period   period `json:"period"`
+	Inactive bool   `json:"inactive"`
+}
+
+// covers reports whether the member counts at the instant.
+func (m member) covers(now time.Time) (bool, error) {
+	within, err := m.Period.covers(now)
+	return within && !m.Inactive, err
+}
+
+// errReplaced says that a file is no longer the one that the index was made from.
+var errReplaced = errors.New("the file was replaced")
+
+// Members implements directory.Groups. It reads the file once, from the group on, and stops where its members end. A
+// file that is replaced meanwhile is read on as it was.
+func (g *Groups) Members(ctx context.Context, groupID string, yield func(patientID string) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	const tries = 3 // the file may be replaced between the look at the index and its opening
+	var err error
+	for range tries {
+		var at place
+		if at, err = g.find(groupID); err != nil {
+			return err
+		}
+		var refused error // what yield returned, which is passed on as it is
+		err = g.stream(ctx, at, func(m member) error {
+			counts, err := m.covers(g.now())
+			if err != nil {
+				return err
+			}
+			ref, ok := fhir.ParseReference(m.Entity.Reference)
+			if !counts || !ok || ref.Type != "Patient" {
+				return nil
+			}
+			if refused = ctx.Err(); refused == nil {
+				refused = yield(ref.ID)
+			}
+			return refused
+		})
+		if refused != nil {
+			return refused
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err == nil {
+			return nil
+		}
+		err = fmt.Errorf("group %s in %s line %d: %w: %w", groupID, at.file.name, at.line, export.ErrUnavailable, err)
+		if !errors.Is(err, errReplaced) {
+			return err
+		}
+	}
+	return err
+}
+
+// stream reads the members of the group at a place.
+func (g *Groups) stream(ctx context.Context, at place, f func(member) error) error {
+	file, err := open(filepath.Join(g.dir, at.file.name))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	info, err := file.file.Stat()
+	if err != nil {
+		return err
+	}
+	if !unchanged(groupFile{at.file.name, info}, at.file) {
+		return errReplaced
+	}
+	if err := file.skipTo(ctx, at.offset); err != nil {
+		return err
+	}
+	line := &lineReader{from: bufio.NewReaderSize(stoppable{ctx, file}, bufferSize)}
+	dec := json.NewDecoder(line)
+	err = eachElement(dec, func(name string) (more bool, err error) {
+		if name == "member" {
+			return false, eachMember(dec, f)
+		}
+		return true, skip(dec)
+	})
+	if line.err != nil { // the decoder hides it
+		return line.err
+	}
+	return err
+}
+
+// stoppable ends with the context, also where much is read and nothing is found.
+type stoppable struct {
+	ctx  context.Context
+	from io.Reader
+}
+
+func (s stoppable) Read(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return s.from.Read(p)
+}
+
+// eachMember calls f for each member of the array that comes next.
+func eachMember(dec *json.Decoder, f func(member) error) error {
+	start, err := dec.Token()
+	if err != nil {
+		return errNotJSON
+	}
+	if start != json.Delim('[') {
+		return errors.New("member is not an array")
+	}
+	for dec.More() {
+		var m member
+		if err := decode(dec, "member", &m); err != nil {
+			return err
+		}
+		if err := f(m); err != nil {
+			return err
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return errNotJSON
+	}
+	return nil
+}
