@@ -79,6 +79,9 @@ func Open(ctx context.Context, store *objects.Store, prefix string) (*List, erro
 	if l.firsts, err = readLines(ctx, store, indexKey(prefix)); err != nil {
 		return nil, fmt.Errorf("open list: %w", err)
 	}
+	if !slices.IsSorted(l.firsts) {
+		return nil, errors.New("open list: the index is damaged")
+	}
 	return l, nil
 }
 
@@ -98,7 +101,8 @@ func (l *List) Chunk(ctx context.Context, chunk int) ([]string, error) {
 		return nil, fmt.Errorf("read chunk %d of list: %w", chunk, err)
 	}
 	// What says who may be exported is not taken on trust.
-	if len(ids) == 0 || ids[0] != l.firsts[chunk] || !slices.IsSorted(ids) {
+	overlaps := len(ids) > 0 && chunk+1 < len(l.firsts) && ids[len(ids)-1] >= l.firsts[chunk+1]
+	if len(ids) == 0 || overlaps || ids[0] != l.firsts[chunk] || !slices.IsSorted(ids) {
 		return nil, fmt.Errorf("chunk %d of list is damaged", chunk)
 	}
 	if len(l.cache) == cachedChunks {
