@@ -193,13 +193,17 @@ func (d *download) keep(file *os.File, name string, stored Stored) error {
 
 // decode gives the pieces of the representation without its content encoding. What is wrong with the compression is
 // ErrMismatch; errors of the reader come back as they are or inside it.
-func decode(in io.Reader, encoding string, take func([]byte) error) error {
+func decode(in io.Reader, encoding string, take func([]byte) error) (err error) {
 	if encoding == "gzip" {
 		unzip, err := gzip.NewReader(bufio.NewReaderSize(in, 128<<10))
 		if err != nil {
 			return fmt.Errorf("%w: it is not gzip: %w", ErrMismatch, err)
 		}
-		defer unzip.Close() // gives nothing back but decoders
+		defer func() {
+			if failed := unzip.Close(); err == nil { // else it only says the same again
+				err = failed
+			}
+		}()
 		in = wrongGzip{unzip}
 	}
 	piece := make([]byte, 256<<10)

@@ -63,7 +63,7 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 
 // wanted is the state of an export that is still to be kicked off. The order of types means nothing.
 func wanted(base string, request Request, keepGzip bool) state {
-	types := slices.Clone(request.Types)
+	types := append([]string{}, request.Types...)
 	slices.Sort(types)
 	return state{Base: base, Group: request.Group, Types: slices.Compact(types), KeepGzip: keepGzip}
 }

@@ -173,8 +173,8 @@ func (f *folder) record(stored Stored) (err error) {
 
 // recorded returns the files of the journal that stand in the folder, by URL. A last line that a crash cut short is
 // no entry; its file is downloaded again.
-func (f *folder) recorded() (map[string]Stored, error) {
-	found := make(map[string]Stored)
+func (f *folder) recorded() (found map[string]Stored, err error) {
+	found = make(map[string]Stored)
 	in, err := f.root.Open(journalFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return found, nil
@@ -182,7 +182,7 @@ func (f *folder) recorded() (map[string]Stored, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
-	defer in.Close() // read only
+	defer func() { err = errors.Join(err, in.Close()) }()
 	reader := bufio.NewReader(in)
 	for {
 		line, err := reader.ReadBytes('\n')

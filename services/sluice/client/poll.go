@@ -94,9 +94,8 @@ func (c *Client) poll(ctx context.Context, target *url.URL, job Job, polls int) 
 	default:
 		return nil, Status{}, refusal(resp)
 	}
-	defer resp.Body.Close() // read only
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
-	if err != nil {
+	if err = errors.Join(err, resp.Body.Close()); err != nil {
 		if ctx.Err() != nil {
 			return nil, Status{}, context.Cause(ctx)
 		}

@@ -100,7 +100,7 @@ func problemsOf(folder *folder, name string, most int) (found []string, err erro
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close() // read only
+	defer func() { err = errors.Join(err, file.Close()) }()
 	var in io.Reader = file
 	if strings.HasSuffix(name, ".gz") {
 		if in, err = gzip.NewReader(file); err != nil {

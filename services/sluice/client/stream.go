@@ -84,7 +84,7 @@ func (c *Client) openStream(ctx context.Context, folder *folder, file File, secr
 		if err := s.part.Truncate(0); err != nil {
 			return nil, fmt.Errorf("empty the part: %w", err)
 		}
-		if err := s.reach(); err != nil {
+		if err := s.reach(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -134,7 +134,7 @@ func (s *stream) read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if s.body == nil {
-			if err := s.reach(); err != nil {
+			if err := s.reach(s.ctx); err != nil {
 				return 0, err
 			}
 		}
@@ -158,7 +158,7 @@ func (s *stream) read(p []byte) (int, error) {
 			return 0, context.Cause(s.ctx)
 		default:
 			s.hangUp(nil)
-			if err := s.pause(lostError{err}); err != nil {
+			if err := s.pause(s.ctx, lostError{err}); err != nil {
 				return 0, err
 			}
 		}
@@ -166,36 +166,36 @@ func (s *stream) read(p []byte) (int, error) {
 }
 
 // reach opens a connection for the bytes from had on, with all the patience that a server in trouble gets.
-func (s *stream) reach() error {
+func (s *stream) reach(ctx context.Context) error {
 	for {
-		err := s.connect()
+		err := s.connect(ctx)
 		if err == nil || errors.Is(err, errChanged) {
 			return err
 		}
-		if err := s.pause(err); err != nil {
+		if err := s.pause(ctx, err); err != nil {
 			return err
 		}
 	}
 }
 
 // pause waits before the next attempt, or returns the reason if there is none.
-func (s *stream) pause(reason error) error {
+func (s *stream) pause(ctx context.Context, reason error) error {
 	s.failures++
 	wait, again := retryIn(reason, s.failures, time.Second)
 	if !again {
 		return reason
 	}
 	s.client.observer.Waiting(reason, wait)
-	return s.client.sleep(s.ctx, wait)
+	return s.client.sleep(ctx, wait)
 }
 
-func (s *stream) connect() error {
+func (s *stream) connect(ctx context.Context) error {
 	header := http.Header{"Accept": {"application/fhir+ndjson"}, "Accept-Encoding": {"gzip"}}
 	if s.had > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", s.had))
 		header.Set("If-Range", s.meta.ETag)
 	}
-	ctx, cancel := context.WithCancelCause(s.ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	resp, err := s.client.send(ctx, http.MethodGet, s.target, header, s.secret)
 	if err != nil {
 		cancel(nil)

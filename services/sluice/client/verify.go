@@ -58,7 +58,7 @@ func Verify(ctx context.Context, dir string) (report Report, err error) {
 	return report, wrong
 }
 
-func verify(ctx context.Context, folder *folder, r result) error {
+func verify(ctx context.Context, folder *folder, r result) (err error) {
 	file, err := folder.root.Open(r.stored.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: it is missing", ErrMismatch)
@@ -66,7 +66,7 @@ func verify(ctx context.Context, folder *folder, r result) error {
 	if err != nil {
 		return err
 	}
-	defer file.Close() // read only
+	defer func() { err = errors.Join(err, file.Close()) }()
 	encoding := ""
 	if strings.HasSuffix(r.stored.File, ".gz") {
 		encoding = "gzip"

@@ -57,6 +57,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	//nolint:contextcheck // commands take their context from cobra, which gets it below
 	root.AddCommand(a.export(), a.token(), a.synth(), a.verify(), a.version())
 
 	err := root.ExecuteContext(ctx)

@@ -67,7 +67,7 @@ func (b *Bars) Polled(status client.Status) {
 
 var (
 	column = decor.WC{W: 1, C: decor.DindentRight | decor.DSyncSpaceR}
-	number = decor.WC{W: 5}
+	number = decor.WC{W: 6, C: decor.DindentRight}
 )
 
 // Planned ends the server's bar and begins one per type.
