@@ -1,0 +1,139 @@
+package objects
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+const (
+	deletesAtOnce = 8
+	// deletePasses bounds how often DeletePrefix looks again: who still writes below a prefix that is being
+	// deleted has to be stopped first.
+	deletePasses = 5
+)
+
+// Upload is a multipart upload that has neither been completed nor aborted.
+type Upload struct {
+	Key     string
+	ID      string
+	Started time.Time // by the store's clock
+}
+
+// Delete deletes the object. Deleting one that is not there is no error.
+func (s *Store) Delete(ctx context.Context, key string) error {
+	err := failure(ctx, s.client.RemoveObject(ctx, s.bucket, key, minio.RemoveObjectOptions{}))
+	if err != nil && !errors.Is(err, export.ErrNotFound) {
+		return fmt.Errorf("delete object %s: %w", key, err)
+	}
+	return nil
+}
+
+// DeletePrefix deletes every object below prefix, aborts every unfinished upload below it, and looks again until it
+// finds nothing. It returns how many objects and uploads it removed, also when it fails; calling it again goes on.
+// The prefix has to end with a slash, so that "jobs/a" cannot take "jobs/ab/" along. When objects keep appearing it
+// is export.ErrConflict.
+func (s *Store) DeletePrefix(ctx context.Context, prefix string) (deleted int, err error) {
+	if prefix == "/" || !strings.HasSuffix(prefix, "/") {
+		return 0, fmt.Errorf("delete below %q: the prefix is empty or does not end with a slash", prefix)
+	}
+	for range deletePasses {
+		// Uploads first: an upload that is aborted cannot become an object behind our back.
+		uploads, err := s.abortBelow(ctx, prefix)
+		deleted += uploads
+		if err != nil {
+			return deleted, fmt.Errorf("delete below %s: %w", prefix, err)
+		}
+		objects, err := s.deleteBelow(ctx, prefix)
+		deleted += objects
+		if err != nil {
+			return deleted, fmt.Errorf("delete below %s: %w", prefix, err)
+		}
+		if uploads+objects == 0 {
+			return deleted, nil
+		}
+	}
+	return deleted, fmt.Errorf("delete below %s: objects keep appearing: %w", prefix, export.ErrConflict)
+}
+
+func (s *Store) abortBelow(ctx context.Context, prefix string) (int, error) {
+	aborted := 0
+	err := s.Uploads(ctx, func(u Upload) error {
+		if !strings.HasPrefix(u.Key, prefix) {
+			return nil
+		}
+		if err := s.AbortUpload(ctx, u.Key, u.ID); err != nil {
+			return err
+		}
+		aborted++
+		return nil
+	})
+	return aborted, err
+}
+
+func (s *Store) deleteBelow(ctx context.Context, prefix string) (int, error) {
+	var deleted atomic.Int64
+	group, inner := errgroup.WithContext(ctx)
+	group.SetLimit(deletesAtOnce)
+	listed := s.List(inner, prefix, func(object Info) error {
+		group.Go(func() error {
+			if err := s.Delete(inner, object.Key); err != nil {
+				return err
+			}
+			deleted.Add(1)
+			return nil
+		})
+		return nil
+	})
+	err := group.Wait()
+	if err == nil { // otherwise the list ended because the deletes did
+		err = listed
+	}
+	return int(deleted.Load()), err
+}
+
+// Uploads streams every unfinished upload in the bucket. An error from yield stops the stream and is returned as it
+// is. MinIO lists those begun since it was started; it drops older ones by itself after a day.
+func (s *Store) Uploads(ctx context.Context, yield func(Upload) error) error {
+	// The prefix is empty because MinIO lists uploads of one exact key or of everything, but not below a prefix.
+	return s.uploads(ctx, "", yield)
+}
+
+func (s *Store) uploads(ctx context.Context, key string, yield func(Upload) error) error {
+	keyMarker, idMarker := "", ""
+	for {
+		page, err := s.client.ListMultipartUploads(ctx, s.bucket, key, keyMarker, idMarker, "", 1000)
+		if err != nil {
+			return fmt.Errorf("list unfinished uploads: %w", failure(ctx, err))
+		}
+		for _, u := range page.Uploads {
+			if err := yield(Upload{Key: u.Key, ID: u.UploadID, Started: u.Initiated.UTC()}); err != nil {
+				return err
+			}
+		}
+		if !page.IsTruncated {
+			return nil
+		}
+		if page.NextKeyMarker == keyMarker && page.NextUploadIDMarker == idMarker {
+			return errors.New("list unfinished uploads: the store repeats a page")
+		}
+		keyMarker, idMarker = page.NextKeyMarker, page.NextUploadIDMarker
+	}
+}
+
+// AbortUpload aborts the upload and drops its parts. Aborting one that is not there is no error.
+func (s *Store) AbortUpload(ctx context.Context, key, id string) error {
+	err := failure(ctx, s.client.AbortMultipartUpload(ctx, s.bucket, key, id))
+	if err != nil && !errors.Is(err, export.ErrNotFound) {
+		return fmt.Errorf("abort upload of %s: %w", key, err)
+	}
+	return nil
+}

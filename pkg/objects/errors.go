@@ -1,0 +1,65 @@
+package objects
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/minio/minio-go/v7"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// failure turns what the client library returned into what callers branch on (see the package comment).
+func failure(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ended := ctx.Err(); ended != nil {
+		return ended
+	}
+	var refusal minio.ErrorResponse
+	if errors.As(err, &refusal) {
+		switch {
+		case refusal.Code == minio.NoSuchKey, refusal.Code == minio.NoSuchUpload:
+			return fmt.Errorf("%s: %w", refusal.Code, export.ErrNotFound)
+		case refusal.Code == minio.NoSuchBucket:
+			// A store without our bucket is the wrong store or not set up yet; it is not a missing object.
+			return fmt.Errorf("%s: %w", refusal.Code, export.ErrUnavailable)
+		case refusal.StatusCode >= 500, refusal.StatusCode == http.StatusTooManyRequests,
+			strings.HasPrefix(refusal.Code, "SlowDown"), refusal.Code == "RequestTimeout":
+			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, export.ErrUnavailable)
+		default:
+			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, err)
+		}
+	}
+	var request *url.Error
+	if errors.As(err, &request) {
+		// Its text has the whole URL with its query; the library also puts the URL into the inner error when
+		// the connection was closed.
+		err = request.Err
+		if strings.Contains(err.Error(), request.URL) {
+			err = errors.New("the store closed the connection")
+		}
+		return fmt.Errorf("%w: %w", export.ErrUnavailable, err)
+	}
+	var network net.Error
+	if errors.As(err, &network) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: %w", export.ErrUnavailable, err)
+	}
+	return err
+}
+
+// refused reports whether the store said no, so that nothing has changed. Any other error leaves it open whether
+// the request was carried out: the answer may have been lost, and a repetition of a request that had succeeded
+// answers NoSuchUpload.
+func refused(err error) bool {
+	var refusal minio.ErrorResponse
+	return errors.As(err, &refusal) && refusal.StatusCode >= 400 && refusal.StatusCode < 500 &&
+		refusal.Code != minio.NoSuchUpload
+}

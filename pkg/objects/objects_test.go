@@ -1,0 +1,126 @@
+package objects_test
+
+import (
+	"crypto/rand"
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// TestMain also finds a part that is still being sent after its writer has ended.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestStoreOnMinIO(t *testing.T) {
+	objectstest.Run(t, func(t *testing.T) objects.Config { return place(t) })
+}
+
+func place(t testing.TB) objects.Config {
+	t.Helper()
+	s3 := testenv.ObjectStore(t)
+	return objects.Config{
+		Endpoint: s3.Endpoint, AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket,
+	}
+}
+
+// Memory follows the part size and not the object (pitfall 6).
+func TestPitfall6MemoryDoesNotFollowTheObject(t *testing.T) {
+	const size = 24 * objects.MinPartSize
+	cfg := place(t)
+	cfg.PartSize = objects.MinPartSize
+	store, err := objects.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if err := store.EnsureBucket(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	chunk := make([]byte, 1<<20)
+	_, _ = rand.Read(chunk) // it never fails
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	w := store.Create(t.Context(), "large", "")
+	for written := 0; written < size; written += len(chunk) {
+		if _, err := w.Write(chunk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stored, err := w.Commit()
+	if err != nil || stored.Size != size {
+		t.Fatalf("Commit: %+v, %v", stored, err)
+	}
+	runtime.ReadMemStats(&after)
+	// Two parts are in use at a time; the rest is requests.
+	if allocated := after.TotalAlloc - before.TotalAlloc; allocated > size/4 {
+		t.Errorf("writing %d bytes allocated %d: the parts are not reused", size, allocated)
+	}
+	if err := store.Delete(t.Context(), "large"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	good := objects.Config{
+		Endpoint: "http://127.0.0.1:9000", AccessKey: "key", SecretKey: "hush-hush", Bucket: "sluice",
+	}
+	if _, err := objects.Open(good); err != nil {
+		t.Fatalf("a good configuration: %v", err)
+	}
+	for name, test := range map[string]struct {
+		spoil func(*objects.Config)
+		says  string
+	}{
+		"no endpoint":     {func(c *objects.Config) { c.Endpoint = "" }, "endpoint"},
+		"no scheme":       {func(c *objects.Config) { c.Endpoint = "127.0.0.1:9000" }, "endpoint"},
+		"other scheme":    {func(c *objects.Config) { c.Endpoint = "s3://127.0.0.1:9000" }, "endpoint"},
+		"path":            {func(c *objects.Config) { c.Endpoint += "/minio" }, "endpoint"},
+		"keys in the URL": {func(c *objects.Config) { c.Endpoint = "http://key:hush-hush@127.0.0.1" }, "endpoint"},
+		"no access key":   {func(c *objects.Config) { c.AccessKey = "" }, "access key"},
+		"no secret key":   {func(c *objects.Config) { c.SecretKey = "" }, "secret key"},
+		"no bucket":       {func(c *objects.Config) { c.Bucket = "" }, "bucket"},
+		"bad bucket":      {func(c *objects.Config) { c.Bucket = "Not_A_Bucket" }, "bucket"},
+		"small parts":     {func(c *objects.Config) { c.PartSize = objects.MinPartSize - 1 }, "part size"},
+		"huge parts":      {func(c *objects.Config) { c.PartSize = 2 << 30 }, "part size"},
+	} {
+		cfg := good
+		test.spoil(&cfg)
+		_, err := objects.Open(cfg)
+		if err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v, want an error about the %s", name, err, test.says)
+		} else if strings.Contains(err.Error(), "hush-hush") {
+			t.Errorf("%s: the error tells the secret", name)
+		}
+	}
+	_, err := objects.Open(objects.Config{})
+	for _, problem := range []string{"endpoint", "access key", "bucket"} {
+		if err == nil || !strings.Contains(err.Error(), problem) {
+			t.Errorf("an empty configuration: %v, which does not name the %s", err, problem)
+		}
+	}
+}
+
+// Wrong keys are a mistake and no outage: only readiness, which asks whether work can be done, calls it unavailable.
+func TestWrongKeys(t *testing.T) {
+	cfg := place(t)
+	cfg.SecretKey = "wrong-secret"
+	store, err := objects.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if err := store.Check(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("Check: %v, want ErrUnavailable", err)
+	}
+	_, err = store.Open(t.Context(), "x", 0, -1)
+	if err == nil || errors.Is(err, export.ErrUnavailable) || errors.Is(err, export.ErrNotFound) {
+		t.Errorf("Open: %v, want an error of its own", err)
+	}
+}

@@ -1,0 +1,189 @@
+package objectstest
+
+import (
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"sync"
+	"testing"
+)
+
+// Proxy stands between a client and a real object store and does what networks and stores do. It passes requests on
+// until it is told otherwise; what it is told holds for the requests that come afterwards, Break also for those under
+// way.
+type Proxy struct {
+	server *httptest.Server
+
+	mu       sync.Mutex
+	requests int
+	broken   bool
+	hang     chan struct{} // closed by Mend; nil when not hanging
+	fail     *countdown    // breaks
+	corrupt  *countdown    // flips a bit
+	reply    func(*http.Response) error
+}
+
+// countdown runs out after a number of body bytes of all requests together.
+type countdown struct{ left int64 }
+
+// NewProxy starts a proxy in front of the endpoint (http://host:port). It ends with the test.
+func NewProxy(t testing.TB, endpoint string) *Proxy {
+	t.Helper()
+	target, err := url.Parse(endpoint)
+	if err != nil {
+		t.Fatalf("proxy: %v", err)
+	}
+	transport := &http.Transport{DisableCompression: true}
+	p := &Proxy{}
+	forward := &httputil.ReverseProxy{
+		Transport: transport,
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(target)
+			r.Out.Host = r.In.Host // it is signed
+		},
+		ModifyResponse: func(reply *http.Response) error {
+			p.mu.Lock()
+			change := p.reply
+			p.mu.Unlock()
+			if change == nil {
+				return nil
+			}
+			return change(reply)
+		},
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ErrorLog:     log.New(io.Discard, "", 0),
+	}
+	p.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		hang := p.admit()
+		if hang != nil {
+			select {
+			case <-hang:
+			case <-r.Context().Done():
+			}
+			panic(http.ErrAbortHandler)
+		}
+		if r.ContentLength != 0 {
+			r.Body = &body{ReadCloser: r.Body, proxy: p}
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() {
+		p.Mend()
+		p.server.CloseClientConnections()
+		p.server.Close()
+		transport.CloseIdleConnections()
+	})
+	return p
+}
+
+// admit counts a request, cuts it off when the proxy is broken, and returns what it has to wait for, if anything.
+func (p *Proxy) admit() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requests++
+	if p.broken {
+		panic(http.ErrAbortHandler) // closes the connection without an answer
+	}
+	return p.hang
+}
+
+// Endpoint is where the proxy listens: http://127.0.0.1:port.
+func (p *Proxy) Endpoint() string { return p.server.URL }
+
+// Requests is how many requests have come so far, passed on or not.
+func (p *Proxy) Requests() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.requests
+}
+
+// Break drops every connection, those with a request under way too, until Mend.
+func (p *Proxy) Break() {
+	p.mu.Lock()
+	p.broken = true
+	p.mu.Unlock()
+	p.server.CloseClientConnections()
+}
+
+// FailAfter breaks as soon as n more bytes of request bodies have passed.
+func (p *Proxy) FailAfter(n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fail = &countdown{left: n}
+}
+
+// CorruptAfter flips one bit in the request bodies, after n more bytes have passed.
+func (p *Proxy) CorruptAfter(n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.corrupt = &countdown{left: n}
+}
+
+// Hang takes requests and never answers them, until Mend drops them.
+func (p *Proxy) Hang() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hang == nil {
+		p.hang = make(chan struct{})
+	}
+}
+
+// OnReply has change see every reply of the store, with the request that it answers (reply.Request), and alter it.
+// When it returns an error the reply is lost: the store has done its work, and the client gets a closed connection.
+// It is called from several goroutines at a time.
+func (p *Proxy) OnReply(change func(reply *http.Response) error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.reply = change
+}
+
+// Mend ends every fault.
+func (p *Proxy) Mend() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.broken, p.fail, p.corrupt, p.reply = false, nil, nil, nil
+	if p.hang != nil {
+		close(p.hang)
+		p.hang = nil
+	}
+}
+
+// body counts what passes.
+type body struct {
+	io.ReadCloser
+	proxy *Proxy
+}
+
+func (b *body) Read(buffer []byte) (int, error) {
+	n, err := b.ReadCloser.Read(buffer)
+	if b.proxy.pass(buffer[:n]) {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// pass lets bytes through and reports whether the proxy has just broken.
+func (p *Proxy) pass(bytes []byte) (broken bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	passed := int64(len(bytes))
+	if p.corrupt != nil {
+		if p.corrupt.left < passed {
+			bytes[p.corrupt.left] ^= 1
+			p.corrupt = nil
+		} else {
+			p.corrupt.left -= passed
+		}
+	}
+	if p.fail != nil {
+		if p.fail.left < passed {
+			p.broken, p.fail = true, nil
+		} else {
+			p.fail.left -= passed
+		}
+	}
+	return p.broken
+}

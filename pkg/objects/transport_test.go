@@ -1,0 +1,56 @@
+package objects
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestStalledConnectionIsAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		defer near.Close()
+		defer far.Close()
+		conn := &watchedConn{Conn: near, stall: 10 * time.Second}
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Read from a peer that is silent: %v", err)
+		}
+		if _, err := conn.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Write to a peer that does not read: %v", err)
+		}
+	})
+}
+
+// The transport reads from an idle connection all the time. A request that is sent late in that read has to have the
+// whole time for its answer.
+func TestRequestRenewsPendingRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		defer near.Close()
+		defer far.Close()
+		conn := &watchedConn{Conn: near, stall: 10 * time.Second}
+		answered := make(chan error, 1)
+		go func() {
+			_, err := io.ReadFull(conn, make([]byte, 2))
+			answered <- err
+		}()
+		go func() {
+			if _, err := io.ReadFull(far, make([]byte, 7)); err != nil {
+				return // the test below fails
+			}
+			time.Sleep(8 * time.Second)
+			_, _ = far.Write([]byte("OK")) // seen by the reader
+		}()
+		time.Sleep(8 * time.Second)
+		if _, err := conn.Write([]byte("request")); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-answered; err != nil {
+			t.Errorf("an answer after 8 s of silence: %v", err)
+		}
+	})
+}

@@ -1,0 +1,345 @@
+package objects
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/crc32"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+)
+
+// cleanUpTimeout bounds what a failed write does to leave nothing behind, after its own context may have ended.
+const cleanUpTimeout = 10 * time.Second
+
+// The checksum that the store verifies, keeps and reports. CRC32C is the one that S3, MinIO and versitygw all keep
+// for the whole object, however many parts it came in.
+const (
+	checksumHeader    = "x-amz-checksum-crc32c"
+	checksumAlgorithm = "x-amz-checksum-algorithm"
+	checksumType      = "x-amz-checksum-type"
+	fullObject        = "FULL_OBJECT"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Stored describes an object as the store confirmed it.
+type Stored struct {
+	Key    string
+	Size   int64  // bytes
+	SHA256 string // lower-case hex of the bytes
+}
+
+// Writer streams one object into the store. It is for one goroutine. Every Writer ends with Commit or Abort; an
+// Abort after either does nothing, so that it can be deferred.
+type Writer struct {
+	store       *Store
+	ctx         context.Context // ends the write as a whole: an io.Writer has no other way to be told
+	cancel      context.CancelFunc
+	key         string
+	contentType string
+
+	filling part
+	size    int64
+	sha     hash.Hash
+	crc     uint32
+
+	began    bool // an upload may exist, even when its id never arrived
+	uploadID string
+	parts    []minio.CompletePart
+	sending  chan sentPart // of the part on its way; nil when there is none
+
+	published bool // the object may be visible
+	committed bool
+	err       error // why the write is over
+}
+
+type sentPart struct {
+	part minio.CompletePart
+	err  error
+}
+
+// Create begins a write. Nothing is sent until a part is full or the write is committed; an object of at most one
+// part is a single PUT. When ctx ends the write fails, and it leaves nothing.
+func (s *Store) Create(ctx context.Context, key, contentType string) *Writer {
+	ctx, cancel := context.WithCancel(ctx)
+	return &Writer{store: s, ctx: ctx, cancel: cancel, key: key, contentType: contentType, sha: sha256.New()}
+}
+
+// Write appends p. After an error the write is over and cleaned up, and every further call returns that error.
+func (w *Writer) Write(p []byte) (int, error) {
+	if err := w.usable(); err != nil {
+		return 0, err
+	}
+	written := 0
+	for len(p) > 0 {
+		// A full part is sent only when more bytes come, so that the last part is never empty and an object
+		// of exactly one part is still a single PUT.
+		if w.filling.size == w.store.partSize {
+			if err := w.send(); err != nil {
+				return written, w.fail("write", err)
+			}
+		}
+		chunk := p[:min(len(p), w.store.partSize-w.filling.size)]
+		w.filling.fill(w.store.blocks, chunk)
+		w.sha.Write(chunk)
+		w.crc = crc32.Update(w.crc, castagnoli, chunk)
+		w.size += int64(len(chunk))
+		written += len(chunk)
+		p = p[len(chunk):]
+	}
+	return written, nil
+}
+
+// Commit makes the object visible and returns after the store has confirmed its size and checksum. When it fails
+// the object is not there.
+func (w *Writer) Commit() (Stored, error) {
+	if err := w.usable(); err != nil {
+		return Stored{}, err
+	}
+	stored := Stored{Key: w.key, Size: w.size, SHA256: hex.EncodeToString(w.sha.Sum(nil))}
+	if err := w.publish(stored); err != nil {
+		return Stored{}, w.fail("commit", err)
+	}
+	w.committed = true
+	w.filling.free(w.store.blocks)
+	w.cancel()
+	return stored, nil
+}
+
+// Abort gives the write up and leaves nothing of it. It may be called again when it has failed.
+func (w *Writer) Abort() error {
+	if w.committed {
+		return nil
+	}
+	if w.err == nil {
+		w.err = fmt.Errorf("object %s: the write was aborted", w.key)
+	}
+	if err := w.discard(); err != nil {
+		return fmt.Errorf("abort object %s: %w", w.key, err)
+	}
+	return nil
+}
+
+func (w *Writer) usable() error {
+	switch {
+	case w.committed:
+		return fmt.Errorf("object %s: it is committed already", w.key)
+	case w.err != nil:
+		return w.err
+	case w.ctx.Err() != nil:
+		return w.fail("write", w.ctx.Err())
+	}
+	return nil
+}
+
+// fail ends the write and cleans up behind it.
+func (w *Writer) fail(act string, err error) error {
+	w.err = fmt.Errorf("%s object %s: %w", act, w.key, errors.Join(err, w.discard()))
+	return w.err
+}
+
+// discard removes what the store may have of the object. What could not be removed is tried again by the next call.
+//
+//nolint:contextcheck // it follows the context that the Writer was created with, on purpose beyond its end
+func (w *Writer) discard() error {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(w.ctx), cleanUpTimeout)
+	defer stop()
+	w.cancel() // the part on its way is of no use any more
+	if w.sending != nil {
+		<-w.sending
+		w.sending = nil
+	}
+	w.filling.free(w.store.blocks)
+
+	var problems []error
+	if w.began {
+		err := w.store.abortUploads(ctx, w.key, w.uploadID)
+		w.began = err != nil
+		problems = append(problems, err)
+	}
+	// The upload goes first: then a completion that is still on its way can no longer make the object visible.
+	if w.published {
+		err := w.store.Delete(ctx, w.key)
+		w.published = err != nil
+		problems = append(problems, err)
+	}
+	return errors.Join(problems...)
+}
+
+// abortUploads aborts the upload, or every upload of the key when the id is not known.
+func (s *Store) abortUploads(ctx context.Context, key, id string) error {
+	if id != "" {
+		return s.AbortUpload(ctx, key, id)
+	}
+	return s.uploads(ctx, key, func(u Upload) error {
+		if u.Key != key {
+			return nil
+		}
+		return s.AbortUpload(ctx, key, u.ID)
+	})
+}
+
+// send sends the part that was filled, after the one before it has arrived.
+func (w *Writer) send() error {
+	if err := w.await(); err != nil {
+		return err
+	}
+	if w.uploadID == "" {
+		if err := w.begin(); err != nil {
+			return err
+		}
+	}
+	number, full := len(w.parts)+1, w.filling
+	w.filling = part{}
+	w.sending = make(chan sentPart, 1)
+	select {
+	case w.store.overlap <- struct{}{}:
+		go func(sending chan<- sentPart) { // await or discard waits for it
+			defer func() { <-w.store.overlap }()
+			sending <- w.sendPart(number, full)
+		}(w.sending)
+		return nil
+	default:
+		w.sending <- w.sendPart(number, full)
+		return w.await()
+	}
+}
+
+// await waits for the part on its way.
+func (w *Writer) await() error {
+	if w.sending == nil {
+		return nil
+	}
+	sent := <-w.sending
+	w.sending = nil
+	if sent.err != nil {
+		return sent.err
+	}
+	w.parts = append(w.parts, sent.part)
+	return nil
+}
+
+// begin opens the multipart upload. A cancelled context must not cut this short, and a lost answer must not be
+// followed by a mere repetition: either way the store would have an upload whose id nobody knows.
+//
+//nolint:contextcheck // as for discard
+func (w *Writer) begin() error {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(w.ctx), cleanUpTimeout)
+	defer stop()
+	w.began = true
+	for attempt := 1; ; attempt++ {
+		id, err := w.store.probe.NewMultipartUpload(ctx, w.store.bucket, w.key, minio.PutObjectOptions{
+			ContentType:  w.contentType,
+			UserMetadata: map[string]string{checksumAlgorithm: "CRC32C", checksumType: fullObject},
+		})
+		if err == nil {
+			w.uploadID = id
+			return nil
+		}
+		if refused(err) || attempt == tries {
+			return fmt.Errorf("begin upload: %w", failure(ctx, err))
+		}
+		if problem := w.store.abortUploads(ctx, w.key, ""); problem != nil {
+			return fmt.Errorf("begin upload: %w", errors.Join(failure(ctx, err), problem))
+		}
+	}
+}
+
+// sendPart sends one part and frees it. The store verifies its SHA-256, which is part of the signature, and its
+// CRC32C, from which it makes up the object's.
+func (w *Writer) sendPart(number int, full part) sentPart {
+	defer full.free(w.store.blocks)
+	sha, crc := sha256.New(), uint32(0)
+	for _, block := range full.blocks {
+		sha.Write(block)
+		crc = crc32.Update(crc, castagnoli, block)
+	}
+	sum := encodeCRC(crc)
+	body := full.reader()
+	defer body.detach()
+	got, err := w.store.client.PutObjectPart(w.ctx, w.store.bucket, w.key, w.uploadID, number, body, int64(full.size),
+		minio.PutObjectPartOptions{
+			Sha256Hex:            hex.EncodeToString(sha.Sum(nil)),
+			CustomHeader:         map[string][]string{checksumHeader: {sum}},
+			DisableContentSha256: true, // the whole part is signed; the library would sign it in chunks instead
+		})
+	if err != nil {
+		return sentPart{err: fmt.Errorf("part %d: %w", number, failure(w.ctx, err))}
+	}
+	if got.ChecksumCRC32C != sum {
+		err = fmt.Errorf("part %d: the store reports CRC32C %q, sent was %q", number, got.ChecksumCRC32C, sum)
+		return sentPart{err: err}
+	}
+	return sentPart{part: minio.CompletePart{PartNumber: number, ETag: got.ETag, ChecksumCRC32C: sum}}
+}
+
+// publish makes the object visible and has the store confirm it.
+func (w *Writer) publish(stored Stored) error {
+	var err error
+	if w.uploadID == "" {
+		w.published = true
+		err = w.putWhole(stored)
+	} else {
+		if err := errors.Join(w.send(), w.await()); err != nil {
+			return err
+		}
+		w.published = true
+		err = w.complete()
+	}
+	if err != nil && refused(err) {
+		w.published = false
+		return failure(w.ctx, err)
+	}
+	// An answer that was lost is no failure yet: what the store holds decides.
+	if problem := w.confirm(); problem != nil {
+		return errors.Join(failure(w.ctx, err), problem)
+	}
+	return nil
+}
+
+func (w *Writer) putWhole(stored Stored) error {
+	body := w.filling.reader()
+	defer body.detach()
+	_, err := w.store.client.PutObject(w.ctx, w.store.bucket, w.key, body, w.size, "", stored.SHA256,
+		minio.PutObjectOptions{
+			ContentType:          w.contentType,
+			UserMetadata:         map[string]string{checksumHeader: encodeCRC(w.crc)},
+			DisableContentSha256: true, // signed as a whole, as for parts
+		})
+	return err
+}
+
+func (w *Writer) complete() error {
+	_, err := w.store.client.CompleteMultipartUpload(w.ctx, w.store.bucket, w.key, w.uploadID, w.parts,
+		minio.PutObjectOptions{
+			UserMetadata: map[string]string{checksumHeader: encodeCRC(w.crc), checksumType: fullObject},
+		})
+	return err
+}
+
+// confirm compares what the store reports with what was written (pitfall 9).
+func (w *Writer) confirm() error {
+	info, err := w.store.client.StatObject(w.ctx, w.store.bucket, w.key, minio.StatObjectOptions{Checksum: true})
+	if err != nil {
+		return fmt.Errorf("confirm: %w", failure(w.ctx, err))
+	}
+	if info.Size != w.size {
+		return fmt.Errorf("confirm: the store holds %d bytes, written were %d", info.Size, w.size)
+	}
+	if sum := encodeCRC(w.crc); info.ChecksumCRC32C != sum {
+		return fmt.Errorf("confirm: the store reports CRC32C %q, written was %q", info.ChecksumCRC32C, sum)
+	}
+	return nil
+}
+
+// encodeCRC writes a checksum as S3 does: base64 of the big-endian bytes.
+func encodeCRC(crc uint32) string {
+	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, crc))
+}
