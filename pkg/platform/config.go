@@ -16,10 +16,10 @@ import (
 // Prefix begins every environment variable that a service reads.
 const Prefix = "SLUICE_"
 
-// LoadConfig fills the struct that config points to from the environment ("KEY=value" entries), by its `env` tags less
-// the prefix. A variable KEY may be given as KEY_FILE instead, which names a file that holds the value: for secrets.
-// Variables with the prefix that the struct does not know are errors: a typo must not be a default. All problems come
-// back at once, and none quotes a value.
+// LoadConfig fills the struct that config points to from the environment ("KEY=value" entries), by its `env` tags
+// less the prefix. A variable KEY may be given as KEY_FILE instead, which names a file that holds the value: for
+// secrets. Variables with the prefix that the struct does not know are errors: a typo must not be a default. All
+// problems come back at once, and none quotes a value.
 func LoadConfig(environ []string, config any) error {
 	values := map[string]string{}
 	var problems []error
@@ -99,8 +99,8 @@ func parse(config any, values map[string]string, fields []env.FieldParams) []err
 	return problems
 }
 
-// withoutPath is the error without the file's name: who gives a secret where its file should be named must not read it
-// in a log.
+// withoutPath is the error without the file's name: who gives a secret where its file should be named must not read
+// it in a log.
 func withoutPath(err error) error {
 	var path *fs.PathError
 	if errors.As(err, &path) {

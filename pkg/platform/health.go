@@ -16,8 +16,8 @@ import (
 // checkTimeout bounds each readiness check: a dependency that is slower than this is not ready.
 const checkTimeout = 3 * time.Second
 
-// Checks are the dependencies of a process by name, each with a function that fails when it cannot be used and returns
-// soon after its context has ended.
+// Checks are the dependencies of a process by name, each with a function that fails when it cannot be used and
+// returns soon after its context has ended.
 type Checks map[string]func(context.Context) error
 
 // NewRegistry returns a metrics registry with the process's own figures.

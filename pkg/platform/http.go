@@ -12,8 +12,8 @@ import (
 // drainTimeout is how long requests may go on after a server is told to stop.
 const drainTimeout = 20 * time.Second
 
-// ServeHTTP serves the handler on the listener until the context ends, then lets running requests finish. Headers have to
-// arrive soon and are bounded; how long a body may take is the handler's business, because files are long.
+// ServeHTTP serves the handler on the listener until the context ends, then lets running requests finish. Headers
+// have to arrive soon and are bounded; how long a body may take is the handler's business, because files are long.
 func ServeHTTP(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler:           handler,

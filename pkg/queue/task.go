@@ -1,9 +1,9 @@
 // Package queue carries work between the services on Asynq. A task names a job, a unit and a fence and nothing else:
-// what is to be done stands in the job store, so a task may be lost (the scheduler enqueues it again), delivered twice
-// or delivered late (its fence is stale by then) without harm.
+// what is to be done stands in the job store, so a task may be lost (the scheduler enqueues it again), delivered
+// twice or delivered late (its fence is stale by then) without harm.
 //
-// Outcomes are kept in the job store too. A handler returns an error only when it could not even record what happened;
-// the task is then retried, and never archived in practice.
+// Outcomes are kept in the job store too. A handler returns an error only when it could not even record what
+// happened; the task is then retried, and never archived in practice.
 package queue
 
 import (

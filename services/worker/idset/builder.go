@@ -1,8 +1,9 @@
 // Package idset keeps sets of ids that may be larger than memory: a cohort, or the references that an export has met.
 //
-// A Builder collects ids in any order, with repeats, and spills sorted runs to the object store when it holds more than
-// its limit. What it has collected is read back merged: ascending, no id twice. A List is such a set stored in chunks,
-// which can be read chunk by chunk and asked for membership. Memory is bounded by the limits here, never by the set.
+// A Builder collects ids in any order, with repeats, and spills sorted runs to the object store when it holds more
+// than its limit. What it has collected is read back merged: ascending, no id twice. A List is such a set stored in
+// chunks, which can be read chunk by chunk and asked for membership. Memory is bounded by the limits here, never by
+// the set.
 package idset
 
 import (
