@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# need.sh WHAT WHY PACKAGE...: installs Debian packages when apt-get is there and we may use it (as root, or with a sudo
-# that asks nothing). Otherwise it says what is missing, what for, and how to get it, and fails.
+# need.sh WHAT WHY PACKAGE...: installs Debian packages when apt-get is there and we may use it (as root, or with a
+# sudo that asks nothing). Otherwise it says what is missing, what for, and how to get it, and fails.
 set -euo pipefail
 
 what=${1:?usage: scripts/need.sh WHAT WHY PACKAGE...}

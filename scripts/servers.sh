@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # servers.sh COMMAND...: runs the command beside a real Redis and a real MinIO of its own.
 #
-# Both listen on free ports of 127.0.0.1, keep what they hold in one temporary folder, and are stopped and removed with it
-# when the command ends, however it ends. The command finds them in SLUICE_TEST_REDIS and SLUICE_TEST_S3; its exit code
-# is this script's. `scripts/servers.sh bash` is a shell with servers.
+# Both listen on free ports of 127.0.0.1, keep what they hold in one temporary folder, and are stopped and removed
+# with it when the command ends, however it ends. The command finds them in SLUICE_TEST_REDIS and SLUICE_TEST_S3; its
+# exit code is this script's. `scripts/servers.sh bash` is a shell with servers.
 set -euo pipefail
 
 if [ $# = 0 ]; then
@@ -51,8 +51,8 @@ free_port() {
 	exit 1
 }
 
-# start NAME HEALTHY START: calls START with a free port until HEALTHY says that it serves; a server that ends by itself
-# (the port was taken meanwhile) is started again on another one.
+# start NAME HEALTHY BEGIN: calls BEGIN with a free port and waits until HEALTHY says that it serves. A server that
+# ends by itself (the port was taken meanwhile) is begun again on another one.
 start() {
 	local name=$1 healthy=$2 begin=$3 try deadline
 	for try in 1 2 3; do

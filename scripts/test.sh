@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# test.sh [PACKAGE...]: runs the tests of the three modules (or of the packages named) under the race detector beside real
-# servers. A failing test fails it, and so does a skipped one. TESTFLAGS adds flags of `go test`, such as -run=Seal.
+# test.sh [PACKAGE...]: runs the tests of the three modules (or of the packages named) under the race detector beside
+# real servers. A failing test fails it, and so does a skipped one. TESTFLAGS adds flags of `go test`, such as
+# -run=Seal.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

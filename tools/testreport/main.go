@@ -1,7 +1,7 @@
-// Command testreport reads the events of `go test -json` and prints what a person needs of them: go's own line for each
-// package, the whole output of what failed or was skipped, and a last line of totals. It exits 1 when a test failed or
-// was skipped, when a package failed without one (it did not build, or its process died), and when nothing passed:
-// tests that did not run say nothing.
+// Command testreport reads the events of `go test -json` and prints what a person needs of them: go's own line for
+// each package, the whole output of what failed or was skipped, and a last line of totals. It exits 1 when a test
+// failed or was skipped, when a package failed without one (it did not build, or its process died), and when nothing
+// passed: tests that did not run say nothing.
 package main
 
 import (
