@@ -1,0 +1,62 @@
+package httpapi
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+const principalKey = "principal"
+
+// authenticate lets only requests with a valid bearer token pass. The token is taken from the Authorization header
+// and from nowhere else: a token in a query string ends up in logs.
+func (s *service) authenticate(c *gin.Context) {
+	raw := bearer(c.Request.Header)
+	if raw == "" {
+		s.refuse(c, unauthenticated("Bearer",
+			"A bearer token is required: send one Authorization header with the scheme Bearer."))
+		return
+	}
+	principal, err := s.Tokens.Verify(c.Request.Context(), raw)
+	if errors.Is(err, token.ErrInvalid) {
+		// Why it is invalid is for the issuer's log: the difference helps nobody but a forger.
+		s.refuse(c, unauthenticated(`Bearer error="invalid_token"`,
+			"The bearer token in the Authorization header is not valid here, or no longer."))
+		return
+	}
+	if err != nil {
+		s.refuse(c, err)
+		return
+	}
+	c.Set(principalKey, principal)
+}
+
+// unauthenticated is a 401 with its challenge (RFC 6750 section 3).
+func unauthenticated(challenge, text string) refusal {
+	return refusal{
+		status: http.StatusUnauthorized, code: "login", text: text,
+		header: map[string]string{"WWW-Authenticate": challenge},
+	}
+}
+
+// bearer returns the token of the only Authorization header, or "" when there is none, more than one (which of them
+// would count?), or another scheme. The scheme's case does not matter (RFC 9110 section 11.1).
+func bearer(header http.Header) string {
+	values := header.Values("Authorization")
+	if len(values) != 1 {
+		return ""
+	}
+	scheme, credentials, found := strings.Cut(values[0], " ")
+	if !found || !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(credentials)
+}
+
+// principalOf returns who asks. The routes put authenticate before every handler that calls it.
+func principalOf(c *gin.Context) token.Principal {
+	return c.MustGet(principalKey).(token.Principal)
+}

@@ -1,0 +1,213 @@
+package httpapi
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/gin-gonic/gin"
+	"github.com/klauspost/compress/gzip"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// transferBuffer is what one download holds in memory, beside the store client's own buffers.
+const transferBuffer = 64 << 10
+
+// representation is a file in the coding that the client gets.
+type representation struct {
+	coding coding
+	size   int64
+	etag   string // strong: a file never changes once it is listed
+	digest string // Repr-Digest (RFC 9530), or "" when it is not known
+}
+
+// file serves one file of a completed job (SPEC 4). Files come through here and never by presigned URL (PITFALLS 31).
+func (s *service) file(c *gin.Context) error {
+	job, file, err := s.ownFile(c)
+	if err != nil {
+		return err
+	}
+	c.Header("Vary", "Accept-Encoding")
+	chosen := chooseCoding(c.Request.Header)
+	if chosen == noCoding {
+		return refusal{
+			status: http.StatusNotAcceptable, code: "not-supported",
+			text: "The header Accept-Encoding allows neither gzip nor identity.",
+		}
+	}
+	form, err := represent(file, chosen)
+	if err != nil {
+		return fmt.Errorf("file %s of job %s: %w", file.Name, job.ID, err)
+	}
+	header := c.Request.Header
+	// The order is that of RFC 9110 section 13.2.2. Conditions on dates are ignored: there is no Last-Modified.
+	if values := header.Values("If-Match"); len(values) > 0 && !matches(values, form.etag, false) {
+		return refusal{
+			status: http.StatusPreconditionFailed, code: "conflict",
+			text: "The header If-Match does not name this representation of the file.",
+		}
+	}
+	c.Header("ETag", form.etag)
+	if values := header.Values("If-None-Match"); matches(values, form.etag, true) {
+		c.Status(http.StatusNotModified)
+		c.Writer.WriteHeaderNow()
+		return nil
+	}
+	c.Header("Accept-Ranges", "bytes")
+	part, status := span{length: form.size}, http.StatusOK
+	// Range has no meaning for HEAD (RFC 9110 section 14.2).
+	if c.Request.Method == http.MethodGet && rangeApplies(header, form.etag) {
+		asked, kind := parseRange(header.Values("Range"), form.size)
+		switch kind {
+		case unsatisfiable:
+			return refusal{
+				status: http.StatusRequestedRangeNotSatisfiable, code: "invalid",
+				text:   "The header Range begins after the end of the file.",
+				header: map[string]string{"Content-Range": fmt.Sprintf("bytes */%d", form.size)},
+			}
+		case partOfFile:
+			part, status = asked, http.StatusPartialContent
+		case wholeFile:
+		}
+	}
+	return s.send(c, job.ID, file, form, part, status)
+}
+
+// ownFile returns the file that the path names when the caller may have it.
+func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
+	job, err := s.ownJob(c)
+	if err != nil {
+		return job, export.File{}, err
+	}
+	if job.State != export.Completed {
+		return job, export.File{}, notAvailable() // nothing is listed yet
+	}
+	file, err := s.Jobs.File(c.Request.Context(), job.ID, c.Param("name"))
+	if errors.Is(err, export.ErrNotFound) {
+		return job, file, notAvailable()
+	}
+	if err != nil {
+		return job, file, fmt.Errorf("looking a file of job %s up: %w", job.ID, err)
+	}
+	// The token may be narrower than the kick-off's (IG row F-06). Reports about the export hold no patient's data.
+	if !file.Error && !principalOf(c).Scopes.MayRead(file.Type) {
+		return job, file, forbidden("The file holds a type that this token may not read: " + file.Type + ".")
+	}
+	return job, file, nil
+}
+
+// represent describes the file in the coding. Both representations are named by the digest of the stored bytes.
+func represent(file export.File, chosen coding) (representation, error) {
+	if chosen == identity {
+		return representation{coding: identity, size: file.Bytes, etag: `"` + file.SHA256 + `"`}, nil
+	}
+	sum, err := hex.DecodeString(file.SHA256)
+	if err != nil {
+		return representation{}, fmt.Errorf("recorded digest: %w", err)
+	}
+	return representation{
+		coding: gzipped, size: file.Stored, etag: `"` + file.SHA256 + `-gzip"`,
+		digest: "sha-256=:" + base64.StdEncoding.EncodeToString(sum) + ":",
+	}, nil
+}
+
+// send writes the headers and streams the part.
+func (s *service) send(
+	c *gin.Context, job export.JobID, file export.File, form representation, part span, status int,
+) error {
+	var body io.ReadCloser
+	if c.Request.Method == http.MethodGet {
+		var err error
+		// Opened, and the first byte read, before the header goes out: a store that is down is a 503.
+		if body, err = s.openPart(c.Request.Context(), job, file, form, part); err != nil {
+			return err
+		}
+		defer func() { _ = body.Close() }() // read only: there is nothing that closing could lose
+	}
+	c.Header("Content-Type", "application/fhir+ndjson")
+	c.Header("Content-Length", strconv.FormatInt(part.length, 10))
+	if form.coding == gzipped {
+		c.Header("Content-Encoding", "gzip")
+	}
+	if form.digest != "" {
+		c.Header("Repr-Digest", form.digest)
+	}
+	if status == http.StatusPartialContent {
+		c.Header("Content-Range", part.contentRange(form.size))
+	}
+	c.Status(status)
+	c.Writer.WriteHeaderNow()
+	if body == nil {
+		return nil
+	}
+	if _, err := io.CopyN(toClient{c.Writer}, body, part.length); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // the store gave less than the file has
+		}
+		// refuse cuts the connection: the client sees a broken transfer and resumes, instead of a good end.
+		return fmt.Errorf("sending file %s of job %s: %w", file.Name, job, err)
+	}
+	return nil
+}
+
+// openPart opens the part of the representation: of the stored bytes as they are, or of what they unpack to. gzip has
+// no index, so that a part of the latter is reached by unpacking what lies before it; nothing is buffered.
+func (s *service) openPart(
+	ctx context.Context, job export.JobID, file export.File, form representation, part span,
+) (io.ReadCloser, error) {
+	if form.coding == gzipped {
+		return s.openObject(ctx, job, file.Key, part.start, part.length)
+	}
+	stored, err := s.openObject(ctx, job, file.Key, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := gzip.NewReader(stored)
+	if err == nil {
+		_, err = io.CopyN(io.Discard, plain, part.start)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("unpacking file %s of job %s: %w", file.Name, job, err), stored.Close())
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{plain, stored}, nil
+}
+
+// openObject opens bytes of an object, length < 0 to its end, and reads the first of them, so that a store that is
+// down or an object that a purge has just deleted is known while there is still a choice of answers.
+func (s *service) openObject(
+	ctx context.Context, job export.JobID, key string, offset, length int64,
+) (io.ReadCloser, error) {
+	object, err := s.Objects.Open(ctx, key, offset, length)
+	if err != nil {
+		return nil, s.openError(ctx, job, err)
+	}
+	buffered := bufio.NewReaderSize(object, transferBuffer)
+	if _, err := buffered.Peek(1); err != nil && !errors.Is(err, io.EOF) {
+		return nil, errors.Join(s.openError(ctx, job, err), object.Close())
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{buffered, object}, nil
+}
+
+// openError tells an object that a purge deleted after the job was read from one that is missing though its job is
+// there, which is the server's fault and never a 404.
+func (s *service) openError(ctx context.Context, id export.JobID, err error) error {
+	if errors.Is(err, export.ErrNotFound) {
+		job, again := s.Jobs.Job(ctx, id)
+		if errors.Is(again, export.ErrNotFound) || again == nil && !job.Visible(s.now()) {
+			return notAvailable()
+		}
+	}
+	return fmt.Errorf("opening an object of job %s: %w", id, err)
+}

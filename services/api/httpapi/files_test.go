@@ -1,0 +1,393 @@
+package httpapi_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// served is a file behind the API with both of its representations.
+type served struct {
+	*world
+	path         string
+	file         export.File
+	plain, gzip  string
+	etag, etagGz string
+}
+
+func serveFile(t *testing.T, c content) *served {
+	t.Helper()
+	w := newWorld(t)
+	id := w.kickoff(w.as("alice"), "")
+	file := w.run(id, c)[0]
+	object, err := w.objects.Open(t.Context(), file.Key, 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer object.Close()
+	packed, err := io.ReadAll(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &served{
+		world: w, path: filePath(id, file), file: file, plain: c.plain(), gzip: string(packed),
+		etag: `"` + file.SHA256 + `"`, etagGz: `"` + file.SHA256 + `-gzip"`,
+	}
+}
+
+func (s *served) get(headers ...string) reply {
+	return s.ask("GET", s.path, append(s.as("alice"), headers...)...)
+}
+
+// wantHeader compares headers; "" means absent.
+func wantHeader(t *testing.T, got reply, pairs ...string) {
+	t.Helper()
+	for i := 0; i < len(pairs); i += 2 {
+		if values := got.header.Values(pairs[i]); strings.Join(values, "|") != pairs[i+1] {
+			t.Errorf("%s: %q, want %q", pairs[i], values, pairs[i+1])
+		}
+	}
+}
+
+// SPEC 4: gzip for those who take it and identity for the rest, with right lengths, strong ETags and a digest; HEAD
+// says the same without a body. PITFALLS 31: the file comes through the API with the bearer header, without redirect.
+func TestFileRepresentations(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, patients(500))
+	always := []string{
+		"Content-Type", "application/fhir+ndjson", "Vary", "Accept-Encoding", "Cache-Control", "no-store",
+		"Accept-Ranges", "bytes", "X-Content-Type-Options", "nosniff", "Content-Range", "", "Location", "",
+		"Last-Modified", "",
+	}
+	identity := append(slices.Clone(always), "Content-Encoding", "", "Content-Length", strconv.Itoa(len(s.plain)),
+		"Etag", s.etag, "Repr-Digest", "")
+	digest := "sha-256=:" + base64.StdEncoding.EncodeToString(sum(s.gzip)) + ":"
+	zipped := append(slices.Clone(always), "Content-Encoding", "gzip", "Content-Length", strconv.Itoa(len(s.gzip)),
+		"Etag", s.etagGz, "Repr-Digest", digest)
+	if s.file.SHA256 != hex.EncodeToString(sum(s.gzip)) {
+		t.Fatal("the recorded digest is not that of the stored bytes")
+	}
+	for _, test := range []struct {
+		encoding []string
+		headers  []string
+		body     string
+	}{
+		{nil, identity, s.plain},
+		{[]string{"Accept-Encoding", "identity"}, identity, s.plain},
+		{[]string{"Accept-Encoding", "br, deflate"}, identity, s.plain},
+		{[]string{"Accept-Encoding", "gzip;q=0"}, identity, s.plain},
+		{[]string{"Accept-Encoding", "gzip"}, zipped, s.gzip},
+		{[]string{"Accept-Encoding", "br, gzip;q=0.5"}, zipped, s.gzip},
+		{[]string{"Accept-Encoding", "*"}, zipped, s.gzip},
+		{[]string{"Accept-Encoding", "identity;q=0, gzip"}, zipped, s.gzip},
+	} {
+		got := s.get(test.encoding...)
+		if got.code != http.StatusOK || got.body != test.body {
+			t.Fatalf("%q: %d, %d bytes, want %d", test.encoding, got.code, len(got.body), len(test.body))
+		}
+		wantHeader(t, got, test.headers...)
+		head := s.ask("HEAD", s.path, append(s.as("alice"), test.encoding...)...)
+		if head.code != http.StatusOK || head.body != "" {
+			t.Errorf("HEAD %q: %d, %d bytes", test.encoding, head.code, len(head.body))
+		}
+		wantHeader(t, head, test.headers...)
+	}
+	for _, encoding := range []string{"identity;q=0", "*;q=0", "gzip;q=0, identity;q=0"} {
+		got := s.get("Accept-Encoding", encoding)
+		wantOutcome(t, got, http.StatusNotAcceptable, "not-supported", "Accept-Encoding")
+		wantHeader(t, got, "Vary", "Accept-Encoding")
+	}
+	// IG row F-03: whatever Accept says, there is only NDJSON.
+	if got := s.get("Accept", "*/*"); got.code != http.StatusOK {
+		t.Errorf("Accept */*: %d", got.code)
+	}
+}
+
+// PITFALLS 18 and 33: ranges of both representations, byte by byte, with the total of the representation.
+func TestFileRanges(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, patients(500))
+	for encoding, whole := range map[string]string{"identity": s.plain, "gzip": s.gzip} {
+		size := len(whole)
+		last := strconv.Itoa(size - 1)
+		total := strconv.Itoa(size)
+		coding := map[string]string{"identity": "", "gzip": "gzip"}[encoding]
+		for asked, want := range map[string]struct{ from, to int }{
+			"bytes=0-0": {0, 1}, "bytes=0-99": {0, 100}, "bytes=100-299": {100, 300}, "bytes=-1": {size - 1, size},
+			"bytes=-250": {size - 250, size}, "bytes=250-": {250, size}, "bytes=0-": {0, size}, "bytes=-999999": {0, size},
+			"bytes=" + last + "-": {size - 1, size}, "bytes=" + last + "-" + total: {size - 1, size},
+			"bytes=10-99999999999999999999": {10, size},
+		} {
+			got := s.get("Accept-Encoding", encoding, "Range", asked)
+			if got.code != http.StatusPartialContent || got.body != whole[want.from:want.to] {
+				t.Fatalf("%s %s: %d, %d bytes", encoding, asked, got.code, len(got.body))
+			}
+			wantHeader(t, got, "Content-Range", fmt.Sprintf("bytes %d-%d/%d", want.from, want.to-1, size),
+				"Content-Length", strconv.Itoa(want.to-want.from), "Content-Encoding", coding,
+				"Content-Type", "application/fhir+ndjson", "Vary", "Accept-Encoding")
+		}
+		for _, asked := range []string{"bytes=" + total + "-", "bytes=99999999999999999999-", "bytes=-0"} {
+			got := s.get("Accept-Encoding", encoding, "Range", asked)
+			wantOutcome(t, got, http.StatusRequestedRangeNotSatisfiable, "invalid", "Range")
+			wantHeader(t, got, "Content-Range", "bytes */"+total, "Content-Encoding", "")
+		}
+		for _, asked := range []string{"bytes=0-1,5-6", "bytes=2-1", "lines=0-1", "bytes=x", "bytes"} {
+			got := s.get("Accept-Encoding", encoding, "Range", asked)
+			if got.code != http.StatusOK || got.body != whole {
+				t.Errorf("%s %s: %d, %d bytes, want the whole", encoding, asked, got.code, len(got.body))
+			}
+			wantHeader(t, got, "Content-Range", "")
+		}
+		// A download in pieces is the file.
+		var pieces strings.Builder
+		for at := 0; at < size; at += 700 {
+			pieces.WriteString(s.get("Accept-Encoding", encoding, "Range", fmt.Sprintf("bytes=%d-%d", at, at+699)).body)
+		}
+		if pieces.String() != whole {
+			t.Errorf("%s: the pieces are not the file", encoding)
+		}
+	}
+	head := s.ask("HEAD", s.path, append(s.as("alice"), "Range", "bytes=0-9")...)
+	if head.code != http.StatusOK || head.header.Get("Content-Length") != strconv.Itoa(len(s.plain)) {
+		t.Errorf("HEAD with a range: %d, Content-Length %s", head.code, head.header.Get("Content-Length"))
+	}
+}
+
+// RFC 9110 section 13: conditions name the representation that would be sent.
+func TestFileConditions(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, patients(50))
+	const date = "Wed, 04 Mar 2026 05:06:07 GMT"
+	tests := []struct {
+		encoding, name, value string
+		extra                 []string
+		status                int
+	}{
+		{"identity", "If-None-Match", s.etag, nil, 304},
+		{"identity", "If-None-Match", "W/" + s.etag, nil, 304},
+		{"identity", "If-None-Match", `"x", ` + s.etag, nil, 304},
+		{"identity", "If-None-Match", "*", nil, 304},
+		{"identity", "If-None-Match", s.etag, []string{"Range", "bytes=0-9"}, 304},
+		{"identity", "If-None-Match", s.etagGz, nil, 200},
+		{"gzip", "If-None-Match", s.etagGz, nil, 304},
+		{"gzip", "If-None-Match", s.etag, nil, 200},
+		{"identity", "If-Match", s.etag, nil, 200},
+		{"identity", "If-Match", "*", nil, 200},
+		{"identity", "If-Match", "W/" + s.etag, nil, 412},
+		{"identity", "If-Match", s.etagGz, nil, 412},
+		{"gzip", "If-Match", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
+		{"gzip", "If-Match", `"x"`, []string{"If-None-Match", s.etagGz}, 412},
+		{"identity", "If-Range", s.etag, []string{"Range", "bytes=0-9"}, 206},
+		{"identity", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 200},
+		{"gzip", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
+		{"gzip", "If-Range", s.etag, []string{"Range", "bytes=0-9"}, 200},
+		{"gzip", "If-Range", "W/" + s.etagGz, []string{"Range", "bytes=0-9"}, 200},
+		{"gzip", "If-Range", date, []string{"Range", "bytes=0-9"}, 200},
+		{"gzip", "If-Range", `"x"`, []string{"Range", "bytes=999999999-"}, 200},
+		{"gzip", "If-Modified-Since", date, nil, 200},
+		{"gzip", "If-Unmodified-Since", "Sun, 06 Nov 1994 08:49:37 GMT", nil, 200},
+	}
+	for _, test := range tests {
+		headers := append([]string{"Accept-Encoding", test.encoding, test.name, test.value}, test.extra...)
+		got := s.get(headers...)
+		if got.code != test.status {
+			t.Errorf("%q: %d, want %d", headers, got.code, test.status)
+		}
+		switch got.code {
+		case http.StatusNotModified:
+			etag := map[string]string{"identity": s.etag, "gzip": s.etagGz}[test.encoding]
+			wantHeader(t, got, "Etag", etag, "Vary", "Accept-Encoding", "Content-Type", "", "Content-Range", "")
+			if got.body != "" {
+				t.Errorf("%q: a body", headers)
+			}
+		case http.StatusPreconditionFailed:
+			wantOutcome(t, got, http.StatusPreconditionFailed, "conflict", "If-Match")
+		}
+	}
+}
+
+// bulk is a file that is big in both representations: more than the buffers between the store and a client hold.
+func bulk(lines int) content {
+	source := rand.New(rand.NewPCG(1, 2))
+	c := content{typ: "Observation"}
+	noise := make([]byte, 45<<10)
+	for i := range lines {
+		for j := range noise {
+			noise[j] = byte(source.Uint32())
+		}
+		c.lines = append(c.lines, fmt.Sprintf(`{"resourceType":"Observation","id":"made-up-%d","note":[{"text":%q}]}`, i,
+			base64.StdEncoding.EncodeToString(noise)))
+	}
+	return c
+}
+
+// A store that fails in the middle cuts the download: the client never takes a part for the whole, and gets the rest
+// by a range with If-Range (PITFALLS 33).
+func TestFileCutAndResumed(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, bulk(200))
+	for encoding, whole := range map[string]string{"identity": s.plain, "gzip": s.gzip} {
+		etag := map[string]string{"identity": s.etag, "gzip": s.etagGz}[encoding]
+		s.objectDoor.ShutAfter(3 << 20)
+		got, err := s.try("GET", s.path, append(s.as("alice"), "Accept-Encoding", encoding)...)
+		if err == nil || got.code != http.StatusOK || len(got.body) == 0 || len(got.body) >= len(whole) {
+			t.Fatalf("%s: %d, %d of %d bytes, %v: want a cut answer", encoding, got.code, len(got.body), len(whole), err)
+		}
+		s.objectDoor.Open()
+		rest := s.get("Accept-Encoding", encoding, "If-Range", etag, "Range", fmt.Sprintf("bytes=%d-", len(got.body)))
+		if rest.code != http.StatusPartialContent || got.body+rest.body != whole {
+			t.Errorf("%s: resumed with %d, %d + %d bytes, want %d", encoding, rest.code, len(got.body), len(rest.body),
+				len(whole))
+		}
+	}
+	const counted = `sluice_api_requests_total{code="cut",method="GET",route="/fhir/exports/:job/files/:name"} 2`
+	if !strings.Contains(s.ask("GET", "/metrics").body, counted) {
+		t.Errorf("no %s", counted)
+	}
+	if !strings.Contains(s.log.String(), "sending file "+s.file.Name) {
+		t.Errorf("the log does not tell why")
+	}
+	// Known before the header is out, it is a 503.
+	s.objectDoor.Shut()
+	for _, headers := range [][]string{nil, {"Accept-Encoding", "gzip"}, {"Range", "bytes=100-"}} {
+		wantOutcome(t, s.get(headers...), http.StatusServiceUnavailable, "transient")
+	}
+	// HEAD does not need the store.
+	if head := s.ask("HEAD", s.path, s.as("alice")...); head.code != http.StatusOK {
+		t.Errorf("HEAD: %d", head.code)
+	}
+}
+
+// IG row D-07: what is being downloaded when the job is cancelled and purged arrives whole. (MinIO holds a delete back
+// until the reads before it are done.)
+func TestFileDownloadOutlivesPurge(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, bulk(300))
+	response, err := s.open("GET", s.path, s.as("alice")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	first := make([]byte, 1000)
+	if _, err := io.ReadFull(response.Body, first); err != nil {
+		t.Fatal(err)
+	}
+	status := s.path[:strings.Index(s.path, "/files/")]
+	if got := s.ask("DELETE", status, s.as("alice")...); got.code != http.StatusAccepted {
+		t.Fatal(got.code)
+	}
+	if got := s.get(); got.code != http.StatusNotFound {
+		t.Errorf("a new download: %d", got.code)
+	}
+	began, purged := make(chan struct{}), make(chan error, 1)
+	s.objectDoor.First(func() { close(began) })
+	go func() {
+		_, err := s.objects.DeletePrefix(t.Context(), export.JobPrefix(export.JobID(path.Base(status))))
+		purged <- err
+	}()
+	<-began
+	rest, err := io.ReadAll(response.Body)
+	if err != nil || string(first)+string(rest) != s.plain {
+		t.Errorf("%d of %d bytes, %v", len(first)+len(rest), len(s.plain), err)
+	}
+	if err := <-purged; err != nil {
+		t.Error(err)
+	}
+}
+
+// A client that hangs up is no error of ours, and still no good end.
+func TestFileClientGone(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, patients(500))
+	request := httptest.NewRequestWithContext(t.Context(), "GET", s.path, nil)
+	request.Header.Set("Authorization", s.as("alice")[1])
+	func() {
+		defer func() {
+			if cause := recover(); cause != http.ErrAbortHandler { //nolint:errorlint // the very value is meant
+				t.Errorf("the answer ends with %v, want it cut", cause)
+			}
+		}()
+		s.handler.ServeHTTP(deafWriter{httptest.NewRecorder()}, request)
+	}()
+	lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
+	if last := lines[len(lines)-1]; !strings.Contains(last, `"level":"INFO"`) || !strings.Contains(last, `"cut":true`) {
+		t.Errorf("logged as %s", last)
+	}
+}
+
+// deafWriter is a connection whose other side is gone.
+type deafWriter struct{ http.ResponseWriter }
+
+func (deafWriter) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+// An object that is missing though its job is there is the server's fault; one of a job that was purged between the
+// look at the record and the read is gone like the rest.
+func TestFileObjectMissing(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, patients(5))
+	status := s.path[:strings.Index(s.path, "/files/")]
+	id := export.JobID(strings.TrimPrefix(status, "/fhir/exports/"))
+	if _, err := s.objects.DeletePrefix(t.Context(), export.JobPrefix(id)); err != nil {
+		t.Fatal(err)
+	}
+	wantOutcome(t, s.get(), http.StatusInternalServerError, "exception")
+	wantOutcome(t, s.ask("GET", status, s.as("alice")...), http.StatusInternalServerError, "exception")
+
+	s.objectDoor.First(func() {
+		if err := s.jobs.Remove(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	})
+	wantOutcome(t, s.get(), http.StatusNotFound, "forbidden")
+}
+
+// Stored files may be gzip members one after another; clients get all of them.
+func TestFileOfSeveralMembers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.kickoff(w.as("alice"), "")
+	w.plan(id, "Patient")
+	lease := w.claim(id, "Patient-00000", export.KindExport)
+	var packed bytes.Buffer
+	plain := ""
+	for i := range 3 {
+		line := patients(i + 1).plain()
+		plain += line
+		zip := gzip.NewWriter(&packed)
+		if _, err := zip.Write([]byte(line)); err != nil {
+			t.Fatal(err)
+		}
+		if err := zip.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := export.FileName(lease.Unit.ID, 1, "Patient", 0)
+	stored := w.put(export.FileKey(id, "Patient", name), packed.Bytes())
+	file := export.File{
+		Name: name, Type: "Patient", Key: stored.Key, Count: 6, Bytes: int64(len(plain)), Stored: stored.Size,
+		SHA256: stored.SHA256,
+	}
+	commit := commitEmpty()
+	commit.Result = export.Result{Files: []export.File{file}}
+	w.commit(lease, commit)
+	w.claim(id, export.SealUnit, export.KindSeal)
+	w.commit(export.Lease{Job: id, Unit: export.Unit{ID: export.SealUnit, Kind: export.KindSeal}, Fence: 1},
+		commitSeal("", w.clock.Now()))
+	if got := w.ask("GET", filePath(id, file), w.as("alice")...); got.code != http.StatusOK || got.body != plain {
+		t.Errorf("%d %q, want %q", got.code, got.body, plain)
+	}
+}

@@ -1,0 +1,188 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+// firstFence is the fence under which the store issues a new job's first unit.
+const firstFence = 1
+
+// undoTimeout bounds how long a kick-off that could not be enqueued tries to take its job record back.
+const undoTimeout = 3 * time.Second
+
+// groupIDForm is FHIR's form of an id. Nothing else can be a group.
+var groupIDForm = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)
+
+// kickoff starts the export of a group (SPEC 1): one write and one enqueue, however big the group is (PITFALLS 12).
+func (s *service) kickoff(c *gin.Context) error {
+	dialect, err := s.chooseDialect(c.Request.Header)
+	if err != nil {
+		return err
+	}
+	asked, err := parseParameters(c.Request.URL.RawQuery)
+	if err != nil {
+		return err
+	}
+	who := principalOf(c)
+	grant, err := s.Access.Grant(c.Request.Context(), who.Owner)
+	if err != nil {
+		return fmt.Errorf("reading the grant of owner %s: %w", who.Owner.Hash(), err)
+	}
+	group := c.Param("group")
+	if err := s.checkGroup(c.Request.Context(), group, grant); err != nil {
+		return err
+	}
+	types, err := allowedTypes(asked.types, who.Scopes, grant)
+	if err != nil {
+		return err
+	}
+
+	job := export.Job{
+		ID:    export.NewJobID(),
+		Owner: who.Owner,
+		Request: export.Request{
+			URL: s.requestURL(c.Request, group), GroupID: group, Types: types, Dialect: dialect,
+		},
+		State:   export.Scheduled,
+		Created: s.now().UTC().Truncate(time.Millisecond),
+	}
+	noteJob(c, job.ID)
+	if err := s.start(c.Request.Context(), job); err != nil {
+		return err
+	}
+	c.Header("Content-Location", s.statusURL(job.ID))
+	c.Status(http.StatusAccepted)
+	c.Writer.WriteHeaderNow()
+	return nil
+}
+
+// start records the job and enqueues its plan. When it returns nil both are done; when it does not, neither holds: a
+// job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34).
+func (s *service) start(ctx context.Context, job export.Job) error {
+	if err := s.Jobs.Create(ctx, job, export.FirstUnit()); err != nil {
+		return fmt.Errorf("recording the job: %w", err)
+	}
+	err := s.Queue.EnqueueUnit(ctx, queue.Task{
+		Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: firstFence,
+	})
+	if err == nil {
+		return nil
+	}
+	// The client may have hung up, which ends ctx; the record has to go all the same. If it cannot be removed the
+	// scheduler finds it; a worker that meets a task without a job drops it.
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	err = fmt.Errorf("enqueueing the plan: %w: %w", export.ErrUnavailable, err)
+	if removeErr := s.Jobs.Remove(undo, job.ID); removeErr != nil {
+		err = errors.Join(err, fmt.Errorf("removing the job that could not be enqueued: %w", removeErr))
+	}
+	return err
+}
+
+// chooseDialect decides how the job's answers will be phrased (SPEC 9), and refuses clients that cannot read them.
+func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
+	const json = "application/json"
+	_, async := preferences(header)["respond-async"]
+	if !accepts(header, fhirJSON, json) {
+		return "", refusal{
+			status: http.StatusNotAcceptable, code: "not-supported",
+			text: "The header Accept allows neither application/fhir+json nor application/json.",
+		}
+	}
+	if s.dialect == string(export.IG) {
+		if len(header.Values("Accept")) == 0 {
+			return "", invalid("The header Accept is required: application/fhir+json.")
+		}
+		if !namesType(header, fhirJSON, json) {
+			return "", refusal{
+				status: http.StatusNotAcceptable, code: "not-supported",
+				text: "The header Accept has to name application/fhir+json.",
+			}
+		}
+		if !async {
+			return "", invalid("The header Prefer is required: respond-async.")
+		}
+	}
+	switch {
+	case s.dialect != DialectAuto:
+		return export.Dialect(s.dialect), nil
+	case async:
+		return export.IG, nil
+	}
+	return export.Classic, nil
+}
+
+// checkGroup answers an unknown group and one outside the grant alike: neither tells whether the group exists.
+func (s *service) checkGroup(ctx context.Context, group string, grant directory.Grant) error {
+	noGroup := refusal{
+		status: http.StatusNotFound, code: "not-found",
+		text: "There is no such Group, or it may not be exported with this token.",
+	}
+	if !groupIDForm.MatchString(group) || !grant.Groups.Has(group) {
+		return noGroup
+	}
+	err := s.Groups.Exists(ctx, group)
+	if errors.Is(err, directory.ErrNoGroup) {
+		return noGroup
+	}
+	if err != nil {
+		return fmt.Errorf("looking the group up: %w", err)
+	}
+	return nil
+}
+
+// allowedTypes applies the token's scopes and the owner's grant. Types that were asked for are all allowed, or the
+// request is refused (SPEC 1, lenient or not); without any asked for, the answer is every type that is allowed.
+func allowedTypes(asked []string, scopes token.Scopes, grant directory.Grant) ([]string, error) {
+	may := func(typ string) bool { return scopes.MayRead(typ) && grant.Types.Has(typ) }
+	if asked != nil {
+		var denied []string
+		for _, typ := range asked {
+			if !may(typ) {
+				denied = append(denied, typ)
+			}
+		}
+		if len(denied) > 0 {
+			return nil, forbidden("The parameter _type names types that may not be exported with this token: " +
+				list(denied) + ".")
+		}
+		return asked, nil
+	}
+	var allowed []string
+	anyAboutPatients := false
+	for _, typ := range fhir.ExportableTypes() {
+		if may(typ) {
+			allowed = append(allowed, typ)
+			anyAboutPatients = anyAboutPatients || fhir.InCompartment(typ)
+		}
+	}
+	if !anyAboutPatients {
+		return nil, forbidden("No resource type may be exported with this token.")
+	}
+	return allowed, nil
+}
+
+// requestURL is the URL that the client asked, on the public base: with its own spelling of $export and its query
+// untouched, since clients compare it with what they sent (IG row M-02). The group is an id and needs no escape.
+func (s *service) requestURL(r *http.Request, group string) string {
+	escaped := r.URL.EscapedPath()
+	operation := escaped[strings.LastIndexByte(escaped, '/')+1:]
+	full := s.baseText + "/Group/" + group + "/" + operation
+	if r.URL.RawQuery != "" {
+		full += "?" + r.URL.RawQuery
+	}
+	return full
+}

@@ -1,0 +1,378 @@
+package httpapi_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/services/api/httpapi"
+)
+
+const groupExport = "/fhir/Group/g1/$export"
+
+// SPEC 1: 202, no body, one absolute Content-Location on the public base whatever host or proxy the request names;
+// the job is stored with its owner and its plan is queued. PITFALLS 12: neither the members of the group nor the
+// object store are touched.
+func TestKickoff(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.objectDoor.Shut()
+	const query = "?_type=Patient,Observation&_type=Practitioner&_outputFormat=application/fhir+ndjson"
+	got := w.ask("GET", groupExport+query,
+		append(w.as("alice"), "Host", "internal:8080", "X-Forwarded-Host", "evil.example.com", "X-Forwarded-Proto", "http",
+			"Forwarded", "host=evil.example.com")...)
+	if got.code != http.StatusAccepted || got.body != "" || got.header.Get("Content-Type") != "" {
+		t.Fatalf("%d %q %q, want a bare 202", got.code, got.body, got.header.Get("Content-Type"))
+	}
+	locations := got.header.Values("Content-Location")
+	if len(locations) != 1 {
+		t.Fatalf("Content-Location %q, want one", locations)
+	}
+	text, found := strings.CutPrefix(locations[0], base+"/exports/")
+	id, err := export.ParseJobID(text)
+	if !found || err != nil {
+		t.Fatalf("Content-Location %q is no status URL", locations[0])
+	}
+
+	job, err := w.jobs.Job(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := export.Job{
+		ID: id, Owner: export.Owner{Issuer: "https://one.example.org", Subject: "alice"}, State: export.Scheduled,
+		Request: export.Request{
+			URL: base + "/Group/g1/$export" + query, GroupID: "g1", Types: []string{"Observation", "Patient", "Practitioner"},
+			Dialect: export.Classic,
+		},
+		Created: w.clock.Now(),
+	}
+	if job.Request.URL != want.Request.URL || job.Request.GroupID != want.Request.GroupID ||
+		!slices.Equal(job.Request.Types, want.Request.Types) || job.Request.Dialect != want.Request.Dialect ||
+		job.Owner != want.Owner || job.State != want.State || !job.Created.Equal(want.Created) {
+		t.Errorf("stored %+v, want %+v", job, want)
+	}
+	if task := w.nextTask(); task != (queue.Task{Kind: export.KindPlan, Job: id, Unit: "plan", Fence: 1}) {
+		t.Errorf("queued %+v, want the plan of %s", task, id)
+	}
+}
+
+// nextTask takes one unit's task from the real queue.
+func (w *world) nextTask() queue.Task {
+	w.t.Helper()
+	ctx, stop := context.WithTimeout(w.t.Context(), 20*time.Second)
+	defer stop()
+	tasks := make(chan queue.Task, 1)
+	served := make(chan error, 1)
+	go func() {
+		served <- queue.Serve(ctx, queue.ServerConfig{
+			URL: w.redisURL, Concurrency: 1, Drain: time.Second, Logger: slog.New(slog.DiscardHandler),
+		}, queue.Handlers{Unit: func(_ context.Context, task queue.Task) error {
+			tasks <- task
+			return nil
+		}})
+	}()
+	var task queue.Task
+	select {
+	case task = <-tasks:
+	case <-ctx.Done():
+		w.t.Error("no task was queued")
+	}
+	stop()
+	if err := <-served; err != nil {
+		w.t.Error(err)
+	}
+	return task
+}
+
+// PITFALLS 35: both spellings of $export work, and the request URL keeps the client's; HEAD and other methods are 405
+// and start nothing.
+func TestKickoffSpellingsAndMethods(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	alice := w.as("alice")
+	for _, spelling := range []string{"$export", "%24export"} {
+		got := w.ask("GET", "/fhir/Group/g1/"+spelling+"?_type=Patient", alice...)
+		id := export.JobID(strings.TrimPrefix(got.header.Get("Content-Location"), base+"/exports/"))
+		job, err := w.jobs.Job(t.Context(), id)
+		if got.code != http.StatusAccepted || err != nil {
+			t.Fatalf("%s: %d %s, %v", spelling, got.code, got.body, err)
+		}
+		if want := base + "/Group/g1/" + spelling + "?_type=Patient"; job.Request.URL != want {
+			t.Errorf("request URL %s, want %s", job.Request.URL, want)
+		}
+	}
+	before := w.active()
+	for _, spelling := range []string{"$export", "%24export"} {
+		for _, method := range []string{"HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
+			got := w.ask(method, "/fhir/Group/g1/"+spelling, alice...)
+			if got.header.Get("Allow") != "GET" || got.code != http.StatusMethodNotAllowed {
+				t.Errorf("%s %s: %d, Allow %q", method, spelling, got.code, got.header.Get("Allow"))
+			}
+			if method != "HEAD" {
+				wantOutcome(t, got, http.StatusMethodNotAllowed, "not-supported", "GET")
+			}
+		}
+	}
+	if after := w.active(); after != before {
+		t.Errorf("%d jobs, want %d as before", after, before)
+	}
+	got := w.ask("PUT", "/fhir/exports/aaaaaaaaaaaaaaaaaaaaaaaaaa", alice...)
+	wantOutcome(t, got, http.StatusMethodNotAllowed, "not-supported", "DELETE, GET, HEAD")
+	if allow := got.header.Get("Allow"); allow != "DELETE, GET, HEAD" {
+		t.Errorf("Allow %q", allow)
+	}
+	for _, path := range []string{
+		"/fhir", "/fhir/", "/fhir/metadata", "/fhir/Group/g1", "/fhir/Group/g1/$export/", "/fhir/group/g1/$export",
+		"/fhir/Group/a%2Fb/$export", "/fhir/Group//$export", "/fhir/exports/", "/elsewhere", "/",
+	} {
+		wantOutcome(t, w.ask("GET", path, alice...), http.StatusNotFound, "not-found")
+	}
+}
+
+func (w *world) active() int {
+	w.t.Helper()
+	entries, err := w.jobs.Active(w.t.Context(), 0, 1000)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// SPEC 7: every refusal is an OperationOutcome that names what is at fault; none starts a job.
+func TestKickoffRefusals(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	alice := w.as("alice")
+	tests := []struct {
+		name    string
+		user    []string
+		query   string
+		headers []string
+		status  int
+		code    string
+		words   []string
+	}{
+		{"unknown type", alice, "?_type=Patient,Nonsense", nil, 400, "invalid", []string{"_type", "Nonsense"}},
+		{"wrong case", alice, "?_type=patient", nil, 400, "invalid", []string{"_type", "patient"}},
+		{"never exported", alice, "?_type=AuditEvent", nil, 400, "not-supported", []string{"_type", "AuditEvent"}},
+		{"only referenced", alice, "?_type=Practitioner", nil, 400, "not-supported", []string{"_type", "reference"}},
+		{"empty type", alice, "?_type=", nil, 400, "invalid", []string{"_type"}},
+		{"xml", alice, "?_outputFormat=application/xml", nil, 400, "not-supported", []string{"_outputFormat"}},
+		{"since", alice, "?_since=2020-01-01T00:00:00Z", nil, 400, "not-supported", []string{"_since"}},
+		{"since, lenient", alice, "?_since=2020-01-01T00:00:00Z", []string{"Prefer", "respond-async, handling=lenient"},
+			400, "not-supported", []string{"_since"}},
+		{"unknown parameter", alice, "?_foo=1", nil, 400, "invalid", []string{"_foo"}},
+		{"Accept xml", alice, "", []string{"Accept", "application/fhir+xml"}, 406, "not-supported", []string{"Accept"}},
+		{"Accept html", alice, "", []string{"Accept", "text/html"}, 406, "not-supported", []string{"Accept"}},
+		{"scopes do not cover", w.as("alice", "system/Patient.rs"), "?_type=Patient,Observation,Condition", nil,
+			403, "forbidden", []string{"_type", "Condition, Observation."}},
+		{"lenient does not help", w.as("alice", "system/Patient.rs"), "?_type=Patient,Observation",
+			[]string{"Prefer", "respond-async, handling=lenient"}, 403, "forbidden", []string{"Observation"}},
+		{"no scopes", w.as("alice", "openid"), "", nil, 403, "forbidden", nil},
+		{"only referenced allowed", w.as("alice", "system/Practitioner.read"), "", nil, 403, "forbidden", nil},
+		{"long URL", alice, "?_format=" + strings.Repeat("x", 9000), nil, 414, "too-long", nil},
+		{"many parameters", alice, "?" + strings.Repeat("_format=x&", 200), nil, 400, "too-costly", nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got := w.ask("GET", groupExport+test.query, append(slices.Clone(test.user), test.headers...)...)
+			wantOutcome(t, got, test.status, test.code, test.words...)
+			if location := got.header.Get("Content-Location"); location != "" {
+				t.Errorf("Content-Location %q", location)
+			}
+		})
+	}
+	if n := w.active(); n != 0 {
+		t.Errorf("%d jobs were started", n)
+	}
+}
+
+// The grant counts like the scopes: for asked types and for the default set (SPEC 1, IG rows Z-04, Z-05, P-15).
+func TestKickoffTypes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const path = "/fhir/Group/g2/$export"
+	wantOutcome(t, w.ask("GET", path+"?_type=Patient,Observation", w.as("carol")...), 403, "forbidden", "Observation")
+
+	for name, test := range map[string]struct {
+		scopes []string
+		want   []string
+	}{
+		"grant decides": {[]string{"system/*.read"}, []string{"Condition", "Organization", "Patient"}},
+		"scopes decide": {
+			[]string{"system/Patient.rs", "system/Organization.rs"}, []string{"Organization", "Patient"},
+		},
+		"both decide":         {[]string{"system/Patient.rs", "system/Observation.rs"}, []string{"Patient"}},
+		"never with patients": {[]string{"system/Patient.rs", "system/Group.rs"}, []string{"Patient"}},
+	} {
+		got := w.ask("GET", path, w.as("carol", test.scopes...)...)
+		if got.code != http.StatusAccepted {
+			t.Fatalf("%s: %d %s", name, got.code, got.body)
+		}
+		id := export.JobID(strings.TrimPrefix(got.header.Get("Content-Location"), base+"/exports/"))
+		job, err := w.jobs.Job(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(job.Request.Types, test.want) {
+			t.Errorf("%s: %q, want %q", name, job.Request.Types, test.want)
+		}
+	}
+	wantOutcome(t, w.ask("GET", groupExport, w.as("nobody")...), http.StatusNotFound, "not-found")
+}
+
+// SPEC 1: an unknown group, one outside the grant and one that cannot be are the same answer, byte by byte.
+func TestKickoffGroupNotFound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	asked := map[string]reply{}
+	for name, test := range map[string]struct {
+		group string
+		user  string
+	}{
+		"unknown": {"g9", "alice"}, "not granted": {"g1", "carol"}, "neither": {"g9", "carol"},
+		"no grant": {"g1", "nobody"}, "no id": {"a_b", "alice"}, "long": {strings.Repeat("g", 65), "alice"},
+	} {
+		got := w.ask("GET", "/fhir/Group/"+test.group+"/$export", w.as(test.user)...)
+		wantOutcome(t, got, http.StatusNotFound, "not-found", "Group")
+		asked[name] = got
+	}
+	wantSame(t, asked)
+}
+
+// wantSame checks that answers cannot be told apart, by body or header.
+func wantSame(t *testing.T, answers map[string]reply) {
+	t.Helper()
+	var first *reply
+	for name, got := range answers {
+		got.header = got.header.Clone()
+		got.header.Del("Date")
+		got.header.Del("X-Request-Id")
+		if first == nil {
+			first = &got
+			continue
+		}
+		if got.code != first.code || got.body != first.body || !sameHeader(got.header, first.header) {
+			t.Errorf("%s: %+v differs from %+v", name, got, *first)
+		}
+	}
+}
+
+func sameHeader(a, b http.Header) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for name, values := range a {
+		if !slices.Equal(values, b[name]) {
+			return false
+		}
+	}
+	return true
+}
+
+// SPEC 9: Prefer: respond-async makes an IG client; the configuration may force either dialect.
+func TestKickoffDialects(t *testing.T) {
+	t.Parallel()
+	const auto, classic, ig = httpapi.DialectAuto, string(export.Classic), string(export.IG)
+	const fhirJSON = "application/fhir+json"
+	worlds := map[string]*world{}
+	for _, dialect := range []string{auto, classic, ig} {
+		worlds[dialect] = newWorld(t, func(cfg *httpapi.Config) { cfg.Dialect = dialect })
+	}
+	tests := []struct {
+		config  string
+		headers []string
+		want    export.Dialect
+		status  int
+		word    string
+	}{
+		{auto, nil, export.Classic, 202, ""},
+		{auto, []string{"Accept", fhirJSON}, export.Classic, 202, ""},
+		{auto, []string{"Prefer", "handling=lenient"}, export.Classic, 202, ""},
+		{auto, []string{"Prefer", "respond-async"}, export.IG, 202, ""},
+		{auto, []string{"Prefer", "Respond-Async; wait=10"}, export.IG, 202, ""},
+		{auto, []string{"Prefer", "handling=lenient", "Prefer", "respond-async"}, export.IG, 202, ""},
+		{auto, []string{"Accept", "*/*", "Prefer", "respond-async, handling=lenient"}, export.IG, 202, ""},
+		{classic, []string{"Accept", fhirJSON, "Prefer", "respond-async"}, export.Classic, 202, ""},
+		{classic, nil, export.Classic, 202, ""},
+		{ig, []string{"Accept", fhirJSON, "Prefer", "respond-async"}, export.IG, 202, ""},
+		{ig, []string{"Accept", "application/json", "Prefer", "respond-async"}, export.IG, 202, ""},
+		{ig, []string{"Prefer", "respond-async"}, "", 400, "Accept"},
+		{ig, []string{"Accept", "*/*", "Prefer", "respond-async"}, "", 406, "Accept"},
+		{ig, []string{"Accept", "text/html", "Prefer", "respond-async"}, "", 406, "Accept"},
+		{ig, []string{"Accept", fhirJSON}, "", 400, "Prefer"},
+		{ig, []string{"Accept", fhirJSON, "Prefer", "handling=strict"}, "", 400, "Prefer"},
+	}
+	for _, test := range tests {
+		w := worlds[test.config]
+		got := w.ask("GET", groupExport, append(w.as("alice"), test.headers...)...)
+		if got.code != test.status || !strings.Contains(got.body, test.word) {
+			t.Errorf("%s %q: %d %s, want %d %s", test.config, test.headers, got.code, got.body, test.status, test.word)
+			continue
+		}
+		if test.status != http.StatusAccepted {
+			continue
+		}
+		id := export.JobID(strings.TrimPrefix(got.header.Get("Content-Location"), base+"/exports/"))
+		job, err := w.jobs.Job(t.Context(), id)
+		if err != nil || job.Request.Dialect != test.want {
+			t.Errorf("%s %q: dialect %q, %v, want %q", test.config, test.headers, job.Request.Dialect, err, test.want)
+		}
+	}
+}
+
+// PITFALLS 34, IG row K-20: without its stores the API answers 503 and never a 202; nothing is left behind, and it
+// works again when they are back.
+func TestKickoffOutage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for name, broken := range map[string]*door{"job store": w.jobDoor, "queue": w.queueDoor} {
+		broken.Shut()
+		got := w.ask("GET", groupExport, w.as("alice")...)
+		wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
+		if retry := got.header.Get("Retry-After"); retry != "5" || got.header.Get("Content-Location") != "" {
+			t.Errorf("%s: Retry-After %q, Content-Location %q", name, retry, got.header.Get("Content-Location"))
+		}
+		broken.Open()
+		if n := w.active(); n != 0 {
+			t.Errorf("%s: %d jobs are left", name, n)
+		}
+	}
+	w.run(w.kickoff(w.as("alice"), ""), patients(1))
+}
+
+// A server error tells the client nothing but the id that finds it in the log; so does a panic.
+func TestKickoffServerErrors(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for name, exists := range map[string]func(string) error{
+		"error": func(string) error { return errors.New("internals: /var/lib/groups is on fire") },
+		"panic": func(string) error { panic("internals: /var/lib/groups is on fire") },
+	} {
+		w.folk.exists = exists
+		recorder := w.serve("GET", groupExport+"?_type=Patient", w.as("alice")...)
+		got := reply{code: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
+		id := got.header.Get("X-Request-Id")
+		wantOutcome(t, got, http.StatusInternalServerError, "exception", id)
+		if strings.Contains(got.body, "internals") || id == "" {
+			t.Errorf("%s: request id %q, body %s", name, id, got.body)
+		}
+		found := false
+		for line := range strings.SplitSeq(w.log.String(), "\n") {
+			found = found || strings.Contains(line, id) && strings.Contains(line, "is on fire")
+		}
+		if !found {
+			t.Errorf("%s: the log does not tell the cause of %s", name, id)
+		}
+	}
+	w.folk.exists = func(string) error { return directory.ErrNoGroup }
+	wantOutcome(t, w.ask("GET", groupExport, w.as("alice")...), http.StatusNotFound, "not-found")
+}

@@ -1,0 +1,131 @@
+package httpapi
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// manifestItem is one file in the manifest.
+type manifestItem struct {
+	Type  string `json:"type"`
+	URL   string `json:"url"`
+	Count int64  `json:"count"`
+}
+
+// manifest streams the answer of a completed job (SPEC 3). The sealed list of files is read twice, for `output` and
+// for `error`, rather than held: a big export has as many files as it likes.
+func (s *service) manifest(c *gin.Context, job export.Job) error {
+	// The list is opened before the header goes out: a store that is down is a 503 and not half a manifest.
+	ctx := c.Request.Context()
+	files, err := s.openList(ctx, job)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = files.Close() }() // read only: there is nothing that closing could lose
+
+	c.Header("Content-Type", "application/json")
+	c.Header("Expires", httpDate(job.Expires))
+	c.Header("X-Progress", "completed")
+	c.Status(http.StatusOK)
+	if c.Request.Method == http.MethodHead {
+		c.Writer.WriteHeaderNow()
+		return nil
+	}
+	// An error from here on cuts the connection: refuse sees that the header is out.
+	c.Writer.WriteHeaderNow()
+	out := bufio.NewWriterSize(toClient{c.Writer}, 32<<10)
+	head := fmt.Sprintf(`{"transactionTime":%s,"request":%s,"requiresAccessToken":true,"output":[`,
+		quote(transactionTime(job)), quote(job.Request.URL))
+	if _, err := out.WriteString(head); err != nil {
+		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
+	}
+	if err := s.writeItems(out, job, files, false); err != nil {
+		return err
+	}
+	if _, err := out.WriteString(`],"deleted":[],"error":[`); err != nil {
+		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
+	}
+	again, err := s.openList(ctx, job)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = again.Close() }()
+	if err := s.writeItems(out, job, again, true); err != nil {
+		return err
+	}
+	if _, err := out.WriteString("]}\n"); err != nil {
+		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
+	}
+	if err := out.Flush(); err != nil {
+		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
+	}
+	return nil
+}
+
+// openList opens the sealed list of files and makes sure that the store delivers it: its first byte, or that it is
+// empty. A job that has no list has no files.
+func (s *service) openList(ctx context.Context, job export.Job) (io.ReadCloser, error) {
+	if job.Manifest == "" {
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	return s.openObject(ctx, job.ID, job.Manifest, 0, -1)
+}
+
+// writeItems writes the items of one of the manifest's lists.
+func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader, errorList bool) error {
+	lines := json.NewDecoder(files)
+	separator := ""
+	for {
+		var file export.File
+		err := lines.Decode(&file)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading the list of files of job %s: %w", job.ID, err)
+		}
+		if file.Error != errorList {
+			continue
+		}
+		item, err := json.Marshal(manifestItem{Type: file.Type, URL: s.fileURL(job.ID, file.Name), Count: file.Count})
+		if err != nil {
+			return fmt.Errorf("encoding file %s of job %s: %w", file.Name, job.ID, err)
+		}
+		if _, err := out.WriteString(separator + string(item)); err != nil {
+			return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
+		}
+		separator = ","
+	}
+}
+
+// transactionTime is when the job finished, and for IG clients the instant of the snapshot (SPEC 9), in whole
+// seconds. A snapshot with a fraction is rounded down: everything up to the instant given is in the export, so that
+// a client that continues from it loses nothing; rounded up it would.
+func transactionTime(job export.Job) string {
+	at := job.Finished
+	if job.Request.Dialect == export.IG {
+		at = job.Snapshot
+	}
+	return at.UTC().Format(time.RFC3339)
+}
+
+// quote writes a JSON string and leaves the & of URLs readable.
+func quote(text string) string {
+	var encoded bytes.Buffer
+	encoder := json.NewEncoder(&encoded)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err != nil {
+		panic(err) // a string always encodes
+	}
+	return string(bytes.TrimSuffix(encoded.Bytes(), []byte("\n")))
+}

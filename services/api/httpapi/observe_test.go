@@ -1,0 +1,213 @@
+package httpapi_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/services/api/httpapi"
+)
+
+// PITFALLS 36: one log line a request, with the route's template; never a path, a query, a token or a subject.
+func TestLog(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	alice := w.as("alice")
+	w.serve("GET", groupExport+"?_type=Patient&patient=Patient/secret-patient", alice...)
+	w.serve("GET", groupExport+"?access_token="+alice[1][7:])
+	got := w.serve("GET", groupExport+"?_type=Patient", append(alice, "X-Request-Id", "chosen-by-the-client")...)
+	id := strings.TrimPrefix(got.Header().Get("Content-Location"), base+"/exports/")
+	w.serve("GET", "/fhir/exports/"+id, alice...)
+	w.serve("GET", "/secret-path", alice...)
+	w.serve("SECRET", groupExport, alice...)
+
+	type line struct {
+		Msg, Method, Route string
+		Status, Bytes      *int
+		Seconds            *float64
+		RequestID          string `json:"request_id"`
+		JobID              string `json:"job_id"`
+	}
+	var lines []line
+	ids := map[string]bool{}
+	for text := range strings.SplitSeq(strings.TrimSpace(w.log.String()), "\n") {
+		var l line
+		if err := json.Unmarshal([]byte(text), &l); err != nil {
+			t.Fatal(err)
+		}
+		if l.Status == nil || l.Bytes == nil || l.Seconds == nil || l.RequestID == "" {
+			t.Errorf("incomplete: %s", text)
+		}
+		lines = append(lines, l)
+		ids[l.RequestID] = true
+	}
+	want := []struct {
+		method, route string
+		status        int
+		job           string
+	}{
+		{"GET", "/fhir/Group/:group/$export", 400, ""}, {"GET", "/fhir/Group/:group/$export", 401, ""},
+		{"GET", "/fhir/Group/:group/$export", 202, id}, {"GET", "/fhir/exports/:job", 202, id}, {"GET", "none", 404, ""},
+		{"other", "none", 405, ""},
+	}
+	if len(lines) != len(want) || len(ids) != len(want) {
+		t.Fatalf("%d lines with %d request ids, want %d:\n%s", len(lines), len(ids), len(want), w.log)
+	}
+	for i, l := range lines {
+		if l.Method != want[i].method || l.Route != want[i].route || *l.Status != want[i].status || l.JobID != want[i].job {
+			t.Errorf("line %+v, want %+v", l, want[i])
+		}
+	}
+	for _, secret := range []string{
+		"secret", "SECRET", alice[1][7:], "alice", "_type", "access_token", "chosen-by-the-client",
+	} {
+		if strings.Contains(w.log.String(), secret) {
+			t.Errorf("the log holds %q", secret)
+		}
+	}
+	if chosen := got.Header().Get("X-Request-Id"); chosen != lines[2].RequestID || chosen == "" {
+		t.Errorf("X-Request-Id %q, in the log %q", chosen, lines[2].RequestID)
+	}
+}
+
+// Metrics have the names and labels that dashboards know, and no ids.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	alice := w.as("alice")
+	got := w.serve("GET", groupExport, alice...)
+	id := strings.TrimPrefix(got.Header().Get("Content-Location"), base+"/exports/")
+	w.serve("GET", groupExport)
+	w.serve("GET", groupExport+"?_foo=1", alice...)
+	w.serve("GET", "/fhir/Group/g9/$export", alice...)
+	w.serve("GET", groupExport+"?_type=Patient", w.as("alice", "openid")...)
+	w.serve("HEAD", groupExport, alice...)
+	w.serve("GET", "/fhir/exports/"+id, alice...)
+	w.serve("GET", "/fhir/exports/"+string(export.NewJobID()), alice...)
+	w.serve("GET", "/secret-path", alice...)
+	text := w.serve("GET", "/metrics").Body.String()
+	for _, want := range []string{
+		`sluice_api_kickoffs_total{outcome="accepted"} 1`, `sluice_api_kickoffs_total{outcome="unauthenticated"} 1`,
+		`sluice_api_kickoffs_total{outcome="invalid"} 1`, `sluice_api_kickoffs_total{outcome="not_found"} 1`,
+		`sluice_api_kickoffs_total{outcome="forbidden"} 1`,
+		`sluice_api_requests_total{code="202",method="GET",route="/fhir/Group/:group/$export"} 1`,
+		`sluice_api_requests_total{code="405",method="HEAD",route="none"} 1`,
+		`sluice_api_requests_total{code="202",method="GET",route="/fhir/exports/:job"} 1`,
+		`sluice_api_requests_total{code="404",method="GET",route="/fhir/exports/:job"} 1`,
+		`sluice_api_requests_total{code="404",method="GET",route="none"} 1`,
+		`sluice_api_request_seconds_count{route="/fhir/exports/:job"} 2`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+	anyID := regexp.MustCompile(`[a-z2-7]{26}`)
+	if strings.Contains(text, id) || strings.Contains(text, "secret") || anyID.MatchString(text) {
+		t.Errorf("the metrics hold an id")
+	}
+}
+
+// PITFALLS 34: readiness names each dependency and is 503 when any is down; liveness does not care. Neither wants a
+// token.
+func TestProbes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ready := func(down ...string) {
+		t.Helper()
+		got := w.ask("GET", "/readyz")
+		var report map[string]string
+		if err := json.Unmarshal([]byte(got.body), &report); err != nil {
+			t.Fatal(err)
+		}
+		want := http.StatusOK
+		if len(down) > 0 {
+			want = http.StatusServiceUnavailable
+		}
+		if got.code != want || len(report) != 3 {
+			t.Errorf("%d %s, want %d", got.code, got.body, want)
+		}
+		for name, state := range report {
+			if isDown := state != "ok"; isDown != slices.Contains(down, name) {
+				t.Errorf("%s is %s", name, state)
+			}
+		}
+		if live := w.ask("GET", "/livez"); live.code != http.StatusOK {
+			t.Errorf("livez %d", live.code)
+		}
+	}
+	ready()
+	for name, broken := range map[string]*door{
+		"job_store": w.jobDoor, "queue": w.queueDoor, "object_store": w.objectDoor,
+	} {
+		broken.Shut()
+		ready(name)
+		broken.Open()
+	}
+	ready()
+	wantOutcome(t, w.ask("POST", "/livez"), http.StatusMethodNotAllowed, "not-supported", "GET")
+}
+
+// Bodies have no meaning here; big ones are refused unread.
+func TestBodyLimit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	body := strings.NewReader(strings.Repeat("x", 1<<20))
+	request := httptest.NewRequestWithContext(t.Context(), "GET", groupExport, body)
+	recorder := httptest.NewRecorder()
+	w.handler.ServeHTTP(recorder, request)
+	got := reply{code: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
+	wantOutcome(t, got, http.StatusRequestEntityTooLarge, "too-long", "body")
+}
+
+// The base URL's path is where the routes are, and every emitted URL begins with it.
+func TestBaseURL(t *testing.T) {
+	t.Parallel()
+	for raw, path := range map[string]string{
+		"https://h.example.org": "", "https://h.example.org/": "", "http://h.example.org:8080/a/b": "/a/b",
+		"https://h.example.org/fhir/": "/fhir",
+	} {
+		w := newWorld(t, func(cfg *httpapi.Config) { cfg.BaseURL = mustURL(t, raw) })
+		got := w.serve("GET", path+"/Group/g1/$export", w.as("alice")...)
+		location, found := strings.CutPrefix(got.Header().Get("Content-Location"), strings.TrimSuffix(raw, "/")+"/exports/")
+		if _, err := export.ParseJobID(location); got.Code != http.StatusAccepted || !found || err != nil {
+			t.Errorf("%s: %d, Content-Location %q", raw, got.Code, got.Header().Get("Content-Location"))
+		}
+		text := w.serve("GET", "/metrics").Body.String()
+		if !strings.Contains(text, `sluice_api_kickoffs_total{outcome="accepted"} 1`) {
+			t.Errorf("%s: the kick-off is not counted", raw)
+		}
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		cfg  httpapi.Config
+		want string
+	}{
+		{httpapi.Config{}, "missing"},
+		{httpapi.Config{BaseURL: mustURL(t, "/fhir")}, "scheme"},
+		{httpapi.Config{BaseURL: mustURL(t, "ftp://h.example.org/fhir")}, "scheme"},
+		{httpapi.Config{BaseURL: mustURL(t, "https:///fhir")}, "host"},
+		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/fhir?x=1")}, "query"},
+		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/fhir#x")}, "fragment"},
+		{httpapi.Config{BaseURL: mustURL(t, "https://a:b@h.example.org/fhir")}, "user"},
+		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/:x")}, "':'"},
+		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/a/../b")}, "clean"},
+		{httpapi.Config{BaseURL: mustURL(t, base), Dialect: "smart"}, "dialect"},
+		{httpapi.Config{BaseURL: mustURL(t, base), PollLimit: -1}, "poll limit"},
+		{httpapi.Config{BaseURL: mustURL(t, base)}, "parts"},
+	}
+	for _, test := range tests {
+		_, err := httpapi.New(test.cfg, httpapi.Parts{Registry: prometheus.NewRegistry()})
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%+v: %v, want an error about %s", test.cfg, err, test.want)
+		}
+	}
+}

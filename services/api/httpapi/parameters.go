@@ -1,0 +1,141 @@
+package httpapi
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+// parameters are those of a kick-off, checked for form and for what a group export can hold.
+type parameters struct {
+	types []string // what `_type` named, sorted, no name twice; nil when it was absent
+}
+
+// outputFormats are the names of NDJSON (IG rows P-01 to P-03). A raw "+" in a query string arrives as a space, a
+// very common slip of clients (row P-05).
+var outputFormats = []string{
+	"application/fhir+ndjson", "application/fhir ndjson", "application/ndjson", "ndjson",
+}
+
+// Only names of these forms are repeated to the client: anything else could be a token or a patient id that went
+// into the wrong place.
+var (
+	typeForm      = regexp.MustCompile(`^[A-Za-z]{1,64}$`)
+	parameterForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_:-]{0,39}$`)
+)
+
+// parseParameters reads a kick-off's query string. Its errors are refusals.
+func parseParameters(rawQuery string) (parameters, error) {
+	var p parameters
+	// The query goes into the job record and back out in the manifest: only what a URI may hold gets in (RFC 3986).
+	for _, char := range []byte(rawQuery) {
+		if char <= ' ' || char > '~' {
+			return p, invalid("The query string has a character that has to be percent-encoded.")
+		}
+	}
+	if strings.Count(rawQuery, "&") >= maxParameters {
+		return p, refusal{
+			status: http.StatusBadRequest, code: "too-costly",
+			text: fmt.Sprintf("The query string has more than %d parameters.", maxParameters),
+		}
+	}
+	query, err := url.ParseQuery(rawQuery)
+	if err != nil {
+		return p, invalid("The query string cannot be read: a percent-encoding is wrong or a ';' is not encoded.")
+	}
+	names := make([]string, 0, len(query))
+	for name := range query {
+		names = append(names, name)
+	}
+	slices.Sort(names) // so that the same request gets the same answer
+	for _, name := range names {
+		if err := p.take(name, query[name]); err != nil {
+			return parameters{}, err
+		}
+	}
+	return p, nil
+}
+
+// take reads one parameter with all its values.
+func (p *parameters) take(name string, values []string) (err error) {
+	switch name {
+	case "_type":
+		p.types, err = parseTypes(values)
+		return err
+	case "_outputFormat":
+		return checkOutputFormat(values)
+	case "_format", "_pretty": // general FHIR parameters; there is only JSON (IG row K-18)
+		return nil
+	case "_since", "_until", "_elements", "_typeFilter", "patient", "includeAssociatedData", "organizeOutputBy",
+		"allowPartialManifests":
+		// Preferring handling=lenient does not help yet: ignoring a parameter has to be reported in the manifest's
+		// error list (IG row K-17), and `patient` must never be ignored silently.
+		return unsupported("The parameter " + name + " is not supported.")
+	}
+	if !parameterForm.MatchString(name) {
+		return invalid("The query string has an unknown parameter.")
+	}
+	return invalid("The parameter " + name + " is unknown.")
+}
+
+// parseTypes returns the union of all repeats and comma lists of `_type` (IG row K-14). Names are case-sensitive. An
+// empty value is refused: it may be a client whose list went missing, and reading it as "everything" would disclose
+// more than was meant (row P-18).
+func parseTypes(values []string) ([]string, error) {
+	var types, unknown, never []string
+	compartment := false
+	for name := range strings.SplitSeq(strings.Join(values, ","), ",") {
+		switch {
+		case name == "":
+			return nil, invalid("The parameter _type has an empty name.")
+		case !typeForm.MatchString(name):
+			return nil, invalid("The parameter _type has a name that is not the name of a resource type.")
+		case !fhir.IsType(name):
+			unknown = append(unknown, name)
+		case !fhir.IsExportable(name):
+			never = append(never, name)
+		}
+		compartment = compartment || fhir.InCompartment(name)
+		types = append(types, name)
+	}
+	switch {
+	case len(unknown) > 0:
+		return nil, invalid("The parameter _type names what is no FHIR R4 resource type: " + list(unknown) +
+			". Names are case-sensitive.")
+	case len(never) > 0:
+		return nil, unsupported("The parameter _type names types that an export of a group never holds, because they " +
+			"are not about single patients: " + list(never) + ".")
+	case !compartment:
+		return nil, unsupported("The parameter _type names only types that are exported because exported resources " +
+			"reference them: " + list(types) + ". Name at least one type that is about patients beside them.")
+	}
+	slices.Sort(types)
+	return slices.Compact(types), nil
+}
+
+func checkOutputFormat(values []string) error {
+	for _, value := range values {
+		if !slices.Contains(outputFormats, value) {
+			return unsupported("The parameter _outputFormat has to be application/fhir+ndjson, application/ndjson or " +
+				"ndjson.")
+		}
+		if canonicalFormat(value) != canonicalFormat(values[0]) {
+			return invalid("The parameter _outputFormat is given twice with different values.")
+		}
+	}
+	return nil
+}
+
+func canonicalFormat(value string) string { return strings.ReplaceAll(value, " ", "+") }
+
+// list writes names for people, each once.
+func list(names []string) string {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), ", ")
+}

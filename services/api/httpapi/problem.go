@@ -1,0 +1,141 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+const fhirJSON = "application/fhir+json"
+
+// retrySeconds is what a 503 asks for. It is in seconds in both dialects: the milliseconds of SPEC 3 are the interval
+// of a job's status, and while a store is down nobody knows whose job it is.
+const retrySeconds = 5
+
+// statusClientGone is never sent: it stands in logs and metrics for a client that hung up before the answer.
+const statusClientGone = 499
+
+// errClientGone marks what failed because the client hung up. It is nobody's fault and not logged as an error.
+var errClientGone = errors.New("client is gone")
+
+// refusal is an answer that is not what the client asked for. It is the only error that reaches a client as it is:
+// its text is written for the client, names the parameter or header at fault and holds no token, secret or patient
+// id.
+type refusal struct {
+	status int
+	code   string // http://hl7.org/fhir/issue-type
+	text   string
+	header map[string]string
+}
+
+func (r refusal) Error() string { return r.text }
+
+func invalid(text string) refusal {
+	return refusal{status: http.StatusBadRequest, code: "invalid", text: text}
+}
+
+func unsupported(text string) refusal {
+	return refusal{status: http.StatusBadRequest, code: "not-supported", text: text}
+}
+
+func forbidden(text string) refusal {
+	return refusal{status: http.StatusForbidden, code: "forbidden", text: text}
+}
+
+// notAvailable is the one answer for a job that never existed, was cancelled, expired, purged or belongs to somebody
+// else, and for a file that such a job or any other does not have (SPEC 3, PITFALLS 19). It is byte-identical in all
+// these cases, which is why it carries nothing of the request.
+func notAvailable() refusal {
+	return refusal{status: http.StatusNotFound, code: "forbidden", text: "The requested export is not available."}
+}
+
+// answer turns a handler's error into the response. It is the only place where an error becomes HTTP.
+func (s *service) answer(handle func(*gin.Context) error) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		if err := handle(c); err != nil {
+			s.refuse(c, err)
+		}
+	}
+}
+
+// refuse answers with the OperationOutcome that the error stands for (SPEC 7), and leaves what the client may not
+// see for the request's log line.
+func (s *service) refuse(c *gin.Context, err error) {
+	c.Abort()
+	var r refusal
+	switch {
+	case errors.As(err, &r):
+	case errors.Is(err, errClientGone) || errors.Is(c.Request.Context().Err(), context.Canceled):
+		c.Status(statusClientGone)
+		panic(http.ErrAbortHandler) // there is nobody to answer
+	case errors.Is(err, export.ErrUnavailable):
+		keepError(c, err)
+		r = refusal{
+			status: http.StatusServiceUnavailable, code: "transient",
+			text:   "A part of the service cannot be reached at the moment. Try again later.",
+			header: map[string]string{"Retry-After": strconv.Itoa(retrySeconds)},
+		}
+	default:
+		keepError(c, err)
+		r = refusal{
+			status: http.StatusInternalServerError, code: "exception",
+			text: "The server could not answer this request. Its operators find the cause by the request id " +
+				requestID(c) + ".",
+		}
+	}
+	if c.Writer.Written() {
+		// The answer has begun as a good one: all that is left is to keep it from ending like one.
+		keepError(c, err)
+		panic(http.ErrAbortHandler)
+	}
+	s.writeProblem(c, r)
+}
+
+// writeProblem writes an OperationOutcome.
+func (s *service) writeProblem(c *gin.Context, r refusal) {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(fhir.Outcome("error", r.code, r.text)); err != nil {
+		panic(err) // two levels of strings always encode
+	}
+	header := c.Writer.Header()
+	for name, value := range r.header {
+		header.Set(name, value)
+	}
+	header.Set("Content-Type", fhirJSON)
+	header.Set("Content-Length", strconv.Itoa(body.Len()))
+	c.Status(r.status)
+	writeBody(c, body.Bytes())
+}
+
+// writeBody sends a short body, or only the headers that it would have had when the request is a HEAD.
+func writeBody(c *gin.Context, body []byte) {
+	c.Writer.WriteHeaderNow()
+	if c.Request.Method == http.MethodHead {
+		return
+	}
+	if _, err := c.Writer.Write(body); err != nil {
+		keepError(c, err) // the client is gone; the log line says so
+	}
+}
+
+// toClient marks the errors of writing to the client, to tell them from those of reading what is written.
+type toClient struct{ io.Writer }
+
+func (w toClient) Write(part []byte) (int, error) {
+	n, err := w.Writer.Write(part)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errClientGone, err)
+	}
+	return n, err
+}

@@ -1,0 +1,145 @@
+package httpapi
+
+import (
+	"fmt"
+	"math"
+	"net/http"
+	"strings"
+)
+
+// span is the part of a representation that is sent: length bytes from the byte at start.
+type span struct{ start, length int64 }
+
+// contentRange is the span in the form of RFC 9110 section 14.4: first and last byte, and the size of the whole.
+func (p span) contentRange(size int64) string {
+	return fmt.Sprintf("bytes %d-%d/%d", p.start, p.start+p.length-1, size)
+}
+
+// rangeKind is what a Range header asks for.
+type rangeKind int
+
+const (
+	wholeFile     rangeKind = iota // no range, or one that is to be ignored
+	partOfFile                     // one satisfiable range
+	unsatisfiable                  // a range outside the file: 416
+)
+
+// parseRange reads a Range header for a representation of size bytes (RFC 9110 section 14.2). Other units than bytes
+// and headers that are not well formed are ignored, as it demands. So are several ranges, as it allows: nobody
+// resumes a download with them, and a multipart answer multiplies the work for the server.
+func parseRange(values []string, size int64) (span, rangeKind) {
+	if len(values) != 1 {
+		return span{}, wholeFile
+	}
+	unit, set, found := strings.Cut(values[0], "=")
+	if !found || !strings.EqualFold(trim(unit), "bytes") {
+		return span{}, wholeFile
+	}
+	ranges := members([]string{set})
+	if len(ranges) != 1 {
+		return span{}, wholeFile
+	}
+	first, last, found := strings.Cut(ranges[0], "-")
+	if !found {
+		return span{}, wholeFile
+	}
+	if first == "" {
+		return suffixRange(last, size)
+	}
+	start, ok := digits(first)
+	if !ok {
+		return span{}, wholeFile
+	}
+	end := int64(math.MaxInt64)
+	if last != "" {
+		if end, ok = digits(last); !ok || end < start {
+			return span{}, wholeFile
+		}
+	}
+	if start >= size {
+		return span{}, unsatisfiable
+	}
+	return span{start: start, length: min(end, size-1) - start + 1}, partOfFile
+}
+
+// suffixRange is the last bytes of the file, all of it when it is shorter.
+func suffixRange(text string, size int64) (span, rangeKind) {
+	length, ok := digits(text)
+	if !ok {
+		return span{}, wholeFile
+	}
+	length = min(length, size)
+	if length == 0 {
+		return span{}, unsatisfiable
+	}
+	return span{start: size - length, length: length}, partOfFile
+}
+
+// digits reads a number of any length; one that is too big for a file's position is as big as can be.
+func digits(text string) (int64, bool) {
+	if text == "" {
+		return 0, false
+	}
+	var value int64
+	for _, char := range []byte(text) {
+		if char < '0' || char > '9' {
+			return 0, false
+		}
+		digit := int64(char - '0')
+		if value > (math.MaxInt64-digit)/10 {
+			value = math.MaxInt64
+			continue
+		}
+		value = value*10 + digit
+	}
+	return value, true
+}
+
+// rangeApplies evaluates If-Range (RFC 9110 section 13.1.5): without it a range counts; with it only when it is the
+// representation's ETag, compared strongly. A date never matches, since files have no Last-Modified.
+func rangeApplies(header http.Header, etag string) bool {
+	values := header.Values("If-Range")
+	return len(values) == 0 || len(values) == 1 && trim(values[0]) == etag
+}
+
+// matches reports whether an If-Match or If-None-Match header lists the ETag or is "*". If-None-Match compares
+// weakly (RFC 9110 section 13.1.2), If-Match strongly (13.1.1).
+func matches(values []string, etag string, weakly bool) bool {
+	for _, value := range values {
+		if trim(value) == "*" {
+			return true
+		}
+		for _, tag := range entityTags(value) {
+			if weakly {
+				tag = strings.TrimPrefix(tag, "W/")
+			}
+			if tag == etag {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// entityTags reads a list of entity tags, up to the first thing that is none. Between the quotes anything but a quote
+// is part of the tag, a comma or a backslash too (RFC 9110 section 8.8.3).
+func entityTags(text string) []string {
+	var tags []string
+	for {
+		text = strings.TrimLeft(text, " \t,")
+		opaque, weak := strings.CutPrefix(text, "W/")
+		if !strings.HasPrefix(opaque, `"`) {
+			return tags
+		}
+		end := strings.IndexByte(opaque[1:], '"')
+		if end < 0 {
+			return tags
+		}
+		tag := opaque[:end+2]
+		if weak {
+			tag = "W/" + tag
+		}
+		tags = append(tags, tag)
+		text = opaque[end+2:]
+	}
+}

@@ -1,0 +1,149 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+// Bounds of the interval that a running job's status asks for.
+const (
+	shortestPoll = time.Second
+	longestPoll  = 30 * time.Second
+)
+
+// status answers in one of three ways (SPEC 3): 404, 202 or 200, and 500 for a job that failed as a whole.
+func (s *service) status(c *gin.Context) error {
+	job, err := s.ownJob(c)
+	if err != nil {
+		return err
+	}
+	// A token that is narrower than the kick-off's does not see an export that it could not have asked for (IG row
+	// Z-08). It is the owner who asks, so saying so reveals nothing.
+	if denied := unreadable(principalOf(c).Scopes, job.Request.Types...); len(denied) > 0 {
+		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
+	}
+	switch job.State {
+	case export.Completed:
+		return s.manifest(c, job)
+	case export.Failed:
+		return failed(job)
+	}
+	return s.progress(c, job)
+}
+
+// ownJob returns the job that the path names when it is the caller's and still there, and otherwise the one 404.
+func (s *service) ownJob(c *gin.Context) (export.Job, error) {
+	id, err := export.ParseJobID(c.Param("job"))
+	if err != nil {
+		return export.Job{}, notAvailable()
+	}
+	job, err := s.Jobs.Job(c.Request.Context(), id)
+	if errors.Is(err, export.ErrNotFound) {
+		return export.Job{}, notAvailable()
+	}
+	if err != nil {
+		return export.Job{}, fmt.Errorf("reading job %s: %w", id, err)
+	}
+	noteJob(c, id)
+	if job.Owner != principalOf(c).Owner || !job.Visible(s.now()) {
+		return export.Job{}, notAvailable()
+	}
+	return job, nil
+}
+
+// progress answers for a job that is not complete. Only these answers are limited: they are the only ones that
+// announce an interval, so that a client that obeys is never refused (PITFALLS 29).
+func (s *service) progress(c *gin.Context, job export.Job) error {
+	interval := pollInterval(s.now().Sub(job.Created))
+	wait, err := s.allowPoll(c.Request.Context(), job.ID, interval)
+	if err != nil {
+		return err
+	}
+	if wait > 0 {
+		return refusal{
+			status: http.StatusTooManyRequests, code: "throttled",
+			text:   "The status was asked for far more often than the header Retry-After of its answers allows.",
+			header: map[string]string{"Retry-After": retryAfter(job.Request.Dialect, min(wait, interval))},
+		}
+	}
+	c.Header("Retry-After", retryAfter(job.Request.Dialect, interval))
+	c.Header("X-Progress", progressWord(job.State))
+	c.Header("X-Progress-Percent", strconv.Itoa(min(job.Percent, 99)))
+	c.Status(http.StatusAccepted)
+	c.Writer.WriteHeaderNow()
+	return nil
+}
+
+func (s *service) allowPoll(ctx context.Context, job export.JobID, interval time.Duration) (time.Duration, error) {
+	wait, err := s.Jobs.AllowPoll(ctx, job, interval, s.pollLimit)
+	if errors.Is(err, export.ErrNotFound) {
+		return 0, notAvailable() // purged since it was read
+	}
+	if err != nil {
+		return 0, fmt.Errorf("counting polls of job %s: %w", job, err)
+	}
+	return wait, nil
+}
+
+// pollInterval is how long a client is asked to wait: a tenth of the job's age, so that short exports are noticed at
+// once and long ones cost little, in whole seconds, so that both dialects say the same.
+func pollInterval(age time.Duration) time.Duration {
+	return min(max((age/10).Truncate(time.Second), shortestPoll), longestPoll)
+}
+
+// retryAfter writes a wait in the job's dialect: milliseconds in Classic (SPEC 3), seconds in IG (SPEC 9), rounded up
+// and never zero. It is never a date: popular clients misread those (PITFALLS 30).
+func retryAfter(dialect export.Dialect, wait time.Duration) string {
+	unit := time.Millisecond
+	if dialect == export.IG {
+		unit = time.Second
+	}
+	return strconv.FormatInt(int64(max((wait+unit-1)/unit, 1)), 10)
+}
+
+// progressWord is the word of SPEC 3 for a live state: "completed" means that only the manifest is being sealed.
+func progressWord(state export.State) string {
+	switch state {
+	case export.Scheduled:
+		return "scheduled"
+	case export.Sealing:
+		return "completed"
+	}
+	return "started"
+}
+
+// failed answers for a job that failed as a whole, until it expires. Its reason was written for its owner. The issue
+// code is none of the transient ones: those say that the job lives (IG row S-12).
+func failed(job export.Job) error {
+	text := "The export failed."
+	if job.Failure != "" {
+		text = "The export failed: " + job.Failure
+	}
+	r := refusal{status: http.StatusInternalServerError, code: "processing", text: text}
+	if !job.Expires.IsZero() {
+		r.header = map[string]string{"Expires": httpDate(job.Expires)}
+	}
+	return r
+}
+
+// unreadable returns the types that the scopes do not allow to read.
+func unreadable(scopes token.Scopes, types ...string) []string {
+	var denied []string
+	for _, typ := range types {
+		if !scopes.MayRead(typ) {
+			denied = append(denied, typ)
+		}
+	}
+	return denied
+}
+
+// httpDate writes a time as RFC 9110 section 5.6.7 wants it (PITFALLS 18).
+func httpDate(t time.Time) string { return t.UTC().Format(http.TimeFormat) }
