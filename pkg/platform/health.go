@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/pprof"
 	"sync"
 	"time"
 
@@ -27,7 +28,8 @@ func NewRegistry() *prometheus.Registry {
 	return registry
 }
 
-// Health answers /livez (the process runs), /readyz (each dependency by name; 503 when one is down) and /metrics.
+// Health answers /livez (the process runs), /readyz (each dependency by name; 503 when one is down), /metrics, and the
+// profiles below /debug/pprof/. It is for a listener that only operators reach.
 func Health(checks Checks, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -38,6 +40,9 @@ func Health(checks Checks, registry *prometheus.Registry) http.Handler {
 		writeJSON(w, status, report)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
 }
 

@@ -25,9 +25,9 @@ type config struct {
 	Concurrency int           `env:"WORKER_CONCURRENCY" envDefault:"0"` // units at once; 0: one for each processor
 	Drain       time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`     // on stop, how long running units may go on
 	MemoryLimit int64         `env:"WORKER_MEMORY_LIMIT" envDefault:"100663296"`
-	UnitBytes   int64         `env:"UNIT_BYTES" envDefault:"1073741824"` // NDJSON bytes a unit should hold
-	FileBytes   int64         `env:"FILE_BYTES" envDefault:"536870912"`  // NDJSON bytes a file may hold, a line more
-	Outstanding int           `env:"UNITS_OUTSTANDING" envDefault:"16"`  // units of a job queued or running at once
+	UnitBytes   int64         `env:"UNIT_BYTES" envDefault:"268435456"` // NDJSON bytes a unit should hold
+	FileBytes   int64         `env:"FILE_BYTES" envDefault:"536870912"` // NDJSON bytes a file may hold, a line more
+	Outstanding int           `env:"UNITS_OUTSTANDING" envDefault:"16"` // units of a job queued or running at once
 	MaxAttempts int           `env:"UNIT_ATTEMPTS" envDefault:"5"`
 	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT" envDefault:"4s"`
 	Retention   time.Duration `env:"RETENTION" envDefault:"168h"` // how long finished jobs are kept

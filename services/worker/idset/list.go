@@ -10,11 +10,12 @@ import (
 )
 
 const (
-	// ChunkSize is how many ids a chunk holds: small enough that a chunk of patients is one query, large enough that
-	// ten million patients are a few thousand objects.
-	ChunkSize = 4096
-	// cachedChunks is how many chunks a List keeps in memory, about 0.3 MB each.
-	cachedChunks = 8
+	// ChunkSize is how many ids a chunk holds. A chunk of patients is one query to the source and the finest cut of a
+	// type's data, so it must be small enough for a heavy type of a few thousand patients to be shared by several
+	// workers; ten million patients are still only twenty thousand small objects.
+	ChunkSize = 512
+	// cachedChunks is how many chunks a List keeps in memory, about 40 kB each.
+	cachedChunks = 32
 )
 
 // Write stores the ids that each yields, which must be ascending without repeats, as a list below the prefix (which

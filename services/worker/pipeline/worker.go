@@ -33,7 +33,7 @@ type Config struct {
 // Defaults are the values that suit a production deployment.
 func Defaults() Config {
 	return Config{
-		UnitBytes:   1 << 30,
+		UnitBytes:   256 << 20,
 		FileBytes:   512 << 20,
 		Outstanding: 16,
 		MaxAttempts: 5,
