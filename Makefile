@@ -48,7 +48,7 @@ build: ## build every service into bin/
 	@mains=$$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./services/...); \
 		if [ -z "$$mains" ]; then echo "services/ has no main package" >&2; exit 1; fi; \
 		CGO_ENABLED=0 go build -trimpath -o bin/ $$mains; \
-		printf 'bin/%s\n' $${mains//*\//}
+		for main in $$mains; do echo "bin/$${main##*/}"; done
 
 .PHONY: up
 up: ## start the whole system in containers
