@@ -44,9 +44,9 @@ func (l *line) bool(key string, value bool) *line {
 }
 
 // narrative writes Resource.text, with a summary that was generated from the resource's data.
-func (l *line) narrative(parts ...string) *line {
+func (l *line) narrative(parts ...string) {
 	l.raw(`,"text":{"status":"generated","div":"<div xmlns=\"http://www.w3.org/1999/xhtml\"><p>`)
-	return l.raw(parts...).raw(`</p></div>"}`)
+	l.raw(parts...).raw(`</p></div>"}`)
 }
 
 // uuid writes the id in the canonical form: 36 characters, version 4.

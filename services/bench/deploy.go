@@ -71,7 +71,7 @@ func deploy(ctx context.Context, opts options, dir, bucket string) (_ *deploymen
 	}
 	directory := []string{"SLUICE_GROUPS_DIR=" + opts.data, "SLUICE_ACCESS_FILE=" + access}
 	start := func(name string, env ...[]string) (*process, error) {
-		p, err := startProcess(filepath.Join(opts.binaries, name), slices.Concat(env...))
+		p, err := startProcess(ctx, filepath.Join(opts.binaries, name), slices.Concat(env...))
 		if err != nil {
 			d.stop()
 			return nil, err
@@ -153,9 +153,9 @@ type process struct {
 	private string // address of its private listener, to be read when ready is closed
 }
 
-func startProcess(path string, env []string) (*process, error) {
+func startProcess(ctx context.Context, path string, env []string) (*process, error) {
 	p := &process{name: filepath.Base(path), ready: make(chan struct{}), done: make(chan struct{})}
-	p.cmd = exec.Command(path)
+	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), path) // it is told to stop in order, not killed
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, env...)
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {

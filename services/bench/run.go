@@ -52,7 +52,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if opts.data == "" {
 		opts.data = filepath.Join(dir, "population")
-		fmt.Fprintf(out, "Generating %d patients ...\n", opts.patients)
+		fmt.Fprintf(os.Stderr, "Generating %d patients ...\n", opts.patients)
 		if _, err := synth.Generate(ctx, synth.Config{Patients: opts.patients, Seed: 1, Dir: opts.data}); err != nil {
 			return err
 		}
@@ -66,7 +66,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	}
 	result := figures{Patients: opts.patients, Workers: opts.workers, Concurrency: opts.concurrency}
 
-	fmt.Fprintln(out, "Measuring the ceiling: the same files through gzip and into the store ...")
+	fmt.Fprintln(os.Stderr, "Measuring the ceiling: the same files through gzip and into the store ...")
 	began := time.Now()
 	bytes, err := ceiling(ctx, store, opts.data, opts.workers*opts.concurrency)
 	if err != nil {
@@ -78,7 +78,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 		return err
 	}
 
-	fmt.Fprintln(out, "Exporting the group of all patients ...")
+	fmt.Fprintln(os.Stderr, "Exporting the group of all patients ...")
 	d, err := deploy(ctx, opts, dir, bucket)
 	if err != nil {
 		return err

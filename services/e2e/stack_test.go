@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -407,15 +406,6 @@ func eventually(t *testing.T, most time.Duration, what string, done func() bool)
 		case <-ticker.C:
 		}
 	}
-}
-
-// freeAddr returns a loopback address that nothing listens on at the moment.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer listener.Close()
-	return listener.Addr().String()
 }
 
 func must(t *testing.T, err error) {

@@ -161,7 +161,10 @@ func sample(ctx context.Context, state string, stderr io.Writer) (string, error)
 	if found, err := filepath.Glob(filepath.Join(dir, "*.ndjson")); err != nil || len(found) > 0 {
 		return dir, err
 	}
-	fmt.Fprintf(stderr, "Generating a sample population of %d synthetic patients in %s ...\n", samplePatients, dir)
+	_, err := fmt.Fprintf(stderr, "Generating a sample population of %d synthetic patients in %s ...\n", samplePatients, dir)
+	if err != nil {
+		return "", err
+	}
 	if _, err := synth.Generate(ctx, synth.Config{Patients: samplePatients, Seed: 1, Dir: dir}); err != nil {
 		return "", fmt.Errorf("generate the sample: %w", err)
 	}

@@ -16,16 +16,16 @@ func Bucket(store *objects.Store, log *slog.Logger) platform.Part {
 	return platform.Part{Name: "bucket", Run: func(ctx context.Context) error {
 		for {
 			err := store.EnsureBucket(ctx)
-			if err == nil || ctx.Err() != nil {
-				break
+			if err == nil {
+				<-ctx.Done()
+				return nil
 			}
-			log.Warn("bucket is not there yet", "err", err)
 			select {
 			case <-ctx.Done():
+				return ctx.Err()
 			case <-time.After(again):
+				log.Warn("bucket is not there yet", "err", err)
 			}
 		}
-		<-ctx.Done()
-		return nil
 	}}
 }

@@ -46,7 +46,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 			number := int(run[next])
 			next++
 			// Following a target may scan another line, which ends the life of facts.Subjects.
-			more, err := b.resolveOne(s, number, slices.Clone(facts.Subjects), body)
+			more, err := b.resolveOne(ctx, s, number, slices.Clone(facts.Subjects), body)
 			links = append(links, more...)
 			return err
 		})
@@ -71,7 +71,9 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 }
 
 // resolveOne finds the patients of one Provenance, or files it with those that have none.
-func (b *builder) resolveOne(s *Source, number int, targets []fhir.Ref, body []byte) (links []link, err error) {
+func (b *builder) resolveOne(
+	ctx context.Context, s *Source, number int, targets []fhir.Ref, body []byte,
+) (links []link, err error) {
 	e := b.lists["Provenance"].entries.at(number)
 	referenced := 0
 	var patients []uint32
@@ -94,7 +96,7 @@ func (b *builder) resolveOne(s *Source, number int, targets []fhir.Ref, body []b
 			case about.home&manyPeople == 0:
 				patients = append(patients, about.home)
 			default:
-				several, err := b.readPatients(s, *about)
+				several, err := b.readPatients(ctx, s, *about)
 				if err != nil {
 					return nil, err
 				}
@@ -156,10 +158,10 @@ func (b *builder) addPatients(s *Source, e *entry, numbers []uint32) bool {
 }
 
 // readPatients reads the line of a resource that is about several patients.
-func (b *builder) readPatients(s *Source, e entry) ([]uint32, error) {
+func (b *builder) readPatients(ctx context.Context, s *Source, e entry) ([]uint32, error) {
 	var numbers []uint32
 	r := reader{source: s}
-	err := r.read(context.Background(), []entry{e}, func(_ entry, facts fhir.Facts, _ []byte) error {
+	err := r.read(ctx, []entry{e}, func(_ entry, facts fhir.Facts, _ []byte) error {
 		for _, ref := range facts.Subjects {
 			if ref.Type == "Patient" {
 				numbers = append(numbers, b.number(ref.ID))

@@ -32,11 +32,13 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 		members := syntheaMembers(t, dir, "HealthNewEngland")
 		got := map[string]int{}
 		wanted := map[fhir.Ref]bool{}
-		take := func(r source.Resource) error {
+		take := func(r source.Resource) error { //nolint:unparam // the form of a yield
 			got[r.Type]++
 			fhir.References(r.Body, func(ref fhir.Ref) bool {
 				if fhir.IsReferenced(ref.Type) {
-					wanted[ref] = wanted[ref]
+					if _, met := wanted[ref]; !met {
+						wanted[ref] = false
+					}
 				}
 				return true
 			})

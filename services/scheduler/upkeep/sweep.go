@@ -17,14 +17,13 @@ func (u *Upkeep) Sweep(ctx context.Context) error {
 	before := u.Now().Add(-u.cfg.SweepGrace)
 	var errs []error
 	err := u.Objects.Prefixes(ctx, export.JobsPrefix, func(prefix string) error {
-		id, err := export.ParseJobID(strings.TrimSuffix(strings.TrimPrefix(prefix, export.JobsPrefix), "/"))
-		if err != nil {
+		id, ours := jobOf(prefix)
+		if !ours {
 			u.Logger.Warn("a prefix in the bucket is not ours and is left alone")
 			return nil
 		}
-		if err := u.sweepJob(ctx, id, before); err != nil {
-			errs = append(errs, err)
-		}
+		// One job's trouble does not keep the others from being swept.
+		errs = append(errs, u.sweepJob(ctx, id, before))
 		return nil
 	})
 	errs = append(errs, err)
@@ -40,6 +39,12 @@ func (u *Upkeep) Sweep(ctx context.Context) error {
 		return nil
 	}))
 	return errors.Join(errs...)
+}
+
+// jobOf returns the job whose prefix it is.
+func jobOf(prefix string) (export.JobID, bool) {
+	id, err := export.ParseJobID(strings.TrimSuffix(strings.TrimPrefix(prefix, export.JobsPrefix), "/"))
+	return id, err == nil
 }
 
 func (u *Upkeep) sweepJob(ctx context.Context, id export.JobID, before time.Time) error {
