@@ -8,6 +8,9 @@ missing() {
 	exit 1
 }
 
+if [[ ! -f docker-compose.yml ]]; then
+	missing "docker-compose.yml is not written yet"
+fi
 if ! command -v docker >/dev/null; then
 	missing "docker is not installed: see https://docs.docker.com/engine/install/"
 fi
