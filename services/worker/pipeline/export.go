@@ -12,8 +12,8 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/idset"
 )
 
-// export writes one type of one slice of the cohort: source, guard, gzip, upload, a chunk of patients at a time. On the
-// way it collects what the lines reference among the types that travel along.
+// export writes one type of one slice of the cohort: source, guard, gzip, upload, a chunk of patients at a time. On
+// the way it collects what the lines reference among the types that travel along.
 func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	cohort, err := idset.Open(ctx, w.Objects, job.Cohort.Prefix)
 	if err != nil {
@@ -45,7 +45,7 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 				return err
 			}
 			query := source.Query{Type: lease.Unit.Type, Patients: g.chunk, AsOf: job.Snapshot}
-			if err := w.Source.ForPatients(ctx, query, write); err != nil {
+			if err := complete(ctx, w.Source.ForPatients(ctx, query, write)); err != nil {
 				return err
 			}
 		}

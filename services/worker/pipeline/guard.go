@@ -69,9 +69,12 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 		return 0, refuse("a resource that is about nobody in the cohort")
 	case outside:
 		return withheld, nil
-	default:
-		return admitted, nil
 	}
+	// At home with another patient means that another unit writes it, or this one in another chunk (source.Query).
+	if _, home := slices.BinarySearch(g.chunk, slices.Min(g.people)); !home {
+		return 0, refuse("a resource that belongs to another part of the export")
+	}
+	return admitted, nil
 }
 
 func refuse(what string) error {

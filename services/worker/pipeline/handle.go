@@ -16,8 +16,8 @@ import (
 // settleTimeout bounds what is done for a unit after its own context has ended.
 const settleTimeout = 15 * time.Second
 
-// Handle works on one task: claims the unit, does it while its heart beats, and records what came of it. It returns an
-// error only when the outcome could not be recorded; then the task has to be delivered again.
+// Handle works on one task: claims the unit, does it while its heart beats, and records what came of it. It returns
+// an error only when the outcome could not be recorded; then the task has to be delivered again.
 func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	log := w.Logger.With("job_id", task.Job, "unit", task.Unit, "fence", task.Fence)
 	lease, err := w.Jobs.Claim(ctx, task.Job, task.Unit, task.Kind, task.Fence)
@@ -43,6 +43,9 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
 	outcome, err := w.settle(settle, log, lease, commit, runErr)
+	if err != nil {
+		outcome = "unrecorded"
+	}
 	w.metrics.units.WithLabelValues(string(lease.Unit.Kind), outcome).Inc()
 	w.metrics.duration.WithLabelValues(string(lease.Unit.Kind)).Observe(time.Since(began).Seconds())
 	log.Info("unit settled", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "outcome", outcome,
@@ -71,8 +74,8 @@ func (w *Worker) run(ctx context.Context, lease export.Lease) (jobstore.Commit, 
 	}
 }
 
-// keepAlive runs the work while it reports the lease alive. The work's context ends as soon as a heartbeat learns that
-// the lease is lost or the job has ended; the cause says which.
+// keepAlive runs the work while it reports the lease alive. The work's context ends as soon as a heartbeat learns
+// that the lease is lost or the job has ended; the cause says which.
 func (w *Worker) keepAlive(
 	ctx context.Context, lease export.Lease, work func(context.Context) (jobstore.Commit, error),
 ) (jobstore.Commit, error) {
@@ -95,13 +98,23 @@ func (w *Worker) keepAlive(
 			// A store that cannot be reached decides nothing: if we are taken for dead meanwhile, the fence tells.
 		}
 	})
+	// Deferred, because work may panic: a heart that beat on would keep a dead unit from ever being rescued.
+	defer beating.Wait()
+	defer cancel(nil)
 	commit, err := work(ctx)
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause // why it was stopped, not how it noticed; work that was done nevertheless is offered for commit
 	}
-	cancel(nil)
-	beating.Wait()
 	return commit, err
+}
+
+// complete returns the error of a stream, else why the context has ended: a driver that ends its stream silently then
+// has not given everything, and what it gave must not be taken for all (PITFALLS 8).
+func complete(ctx context.Context, err error) error {
+	if err == nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // settle records the outcome of a unit and names it for the metrics. Objects that a lost attempt has made are not
@@ -111,8 +124,8 @@ func (w *Worker) settle(
 ) (outcome string, err error) {
 	var permanent export.PermanentError
 	switch {
-	case errors.Is(runErr, export.ErrFenced), errors.Is(runErr, export.ErrNotLive), errors.Is(runErr, export.ErrNotFound) &&
-		w.gone(ctx, lease.Job):
+	case errors.Is(runErr, export.ErrFenced), errors.Is(runErr, export.ErrNotLive),
+		errors.Is(runErr, export.ErrNotFound) && w.gone(ctx, lease.Job):
 		return "lost", nil
 	case errors.Is(runErr, queue.ErrDraining):
 		return "handed_back", w.release(ctx, lease, 0, false)

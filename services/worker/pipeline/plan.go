@@ -25,8 +25,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	// The grant may have become narrower since the kick-off; it is the grant of now that holds.
-	types := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool { return !grant.Types.Has(typ) })
+	types := allowed(job, grant)
 	if !grant.Groups.Has(job.Request.GroupID) || len(types) == 0 {
 		return jobstore.Commit{}, export.Permanent("the permission for it was withdrawn")
 	}
@@ -47,7 +46,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 			return jobstore.Commit{}, fmt.Errorf("size up the source: %w", err)
 		}
 		units = cut(types, sizes, cohort, w.cfg.UnitBytes)
-		if result.Files, err = w.reportProblems(ctx, lease, types); err != nil {
+		if result.Files, err = w.reportProblems(ctx, lease, job.Request.Types, types); err != nil {
 			return jobstore.Commit{}, err
 		}
 	}
@@ -61,6 +60,12 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	}, nil
 }
 
+// allowed returns the job's types that its owner may still export: the grant may have become narrower since the
+// kick-off, and it is the grant of now that holds.
+func allowed(job export.Job, grant directory.Grant) []string {
+	return slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool { return !grant.Types.Has(typ) })
+}
+
 func (w *Worker) storeCohort(
 	ctx context.Context, lease export.Lease, job export.Job, grant directory.Grant,
 ) (export.Cohort, error) {
@@ -72,7 +77,7 @@ func (w *Worker) storeCohort(
 		}
 		return members.Add(ctx, patient)
 	})
-	if err != nil {
+	if err := complete(ctx, err); err != nil {
 		return export.Cohort{}, fmt.Errorf("resolve the group: %w", err)
 	}
 	chunks, patients, err := idset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
@@ -111,14 +116,24 @@ func cut(types []string, sizes source.Sizes, cohort export.Cohort, unitBytes int
 	return units
 }
 
-// reportProblems writes what the source holds and cannot serve as an error file of the job: a malformed line is
-// reported, and the rest is exported.
-func (w *Worker) reportProblems(ctx context.Context, lease export.Lease, types []string) ([]export.File, error) {
+// reportProblems writes an error file of the job: the types that were accepted and may no longer be exported, and
+// what the source holds and cannot serve. A malformed line is reported, and the rest is exported.
+func (w *Worker) reportProblems(
+	ctx context.Context, lease export.Lease, asked, types []string,
+) ([]export.File, error) {
 	out := w.newFiles(ctx, lease, outcomeType, true)
+	for _, typ := range asked {
+		if slices.Contains(types, typ) {
+			continue
+		}
+		if err := out.writeOutcome(fhir.Outcome("error", "forbidden", typ+": the permission was withdrawn.")); err != nil {
+			return nil, errors.Join(err, out.abort())
+		}
+	}
 	err := w.Source.Problems(ctx, types, func(p source.Problem) error {
 		return out.writeOutcome(fhir.Outcome("error", "structure", fmt.Sprintf("%s: %s.", p.Place, p.What)))
 	})
-	if err != nil {
+	if err := complete(ctx, err); err != nil {
 		return nil, errors.Join(fmt.Errorf("list the source's problems: %w", err), out.abort())
 	}
 	return out.close()

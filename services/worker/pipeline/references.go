@@ -17,9 +17,9 @@ import (
 // byIDBatch is how many resources are asked for at once by id.
 const byIDBatch = 512
 
-// references closes the set of referenced resources: what the exported lines reference, what those reference, and so on
-// among the referenced types that the job exports (SPEC 10). It stores the set as a list of "Type/id" and cuts one unit
-// for each type in it.
+// references closes the set of referenced resources: what the exported lines reference, what those reference, and so
+// on among the referenced types that the job exports (SPEC 10). It stores the set as a list of "Type/id" and cuts one
+// unit for each type in it.
 func (w *Worker) references(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	var frontier []string // runs of references not yet followed
 	err := w.Jobs.Results(ctx, job.ID, func(_ export.Unit, result export.Result) error {
@@ -30,12 +30,22 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 		return jobstore.Commit{}, err
 	}
 
+	grant, err := w.Access.Grant(ctx, job.Owner)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	job.Request.Types = allowed(job, grant)
 	prefix := export.ReferencesPrefix(job.ID, lease.Unit.ID, lease.Fence)
 	list := prefix
 	for round := 0; ; round++ {
 		list = fmt.Sprintf("%sround-%d/", prefix, round)
 		_, count, err := idset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
-			return idset.Merge(ctx, w.Objects, list, frontier, yield)
+			return idset.Merge(ctx, w.Objects, list, frontier, func(ref string) error {
+				if typ, _, _ := strings.Cut(ref, "/"); !slices.Contains(job.Request.Types, typ) {
+					return nil
+				}
+				return yield(ref)
+			})
 		})
 		if err != nil {
 			return jobstore.Commit{}, fmt.Errorf("merge references: %w", err)
@@ -65,6 +75,7 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 }
 
 // follow reads every resource of the list and collects what it references. It reports whether that adds to the list.
+// What the source gives unasked is not followed; the unit that is to write it will refuse it.
 func (w *Worker) follow(
 	ctx context.Context, lease export.Lease, job export.Job, prefix string,
 ) (grown bool, runs []string, err error) {
@@ -74,13 +85,24 @@ func (w *Worker) follow(
 	}
 	found := w.newMet(lease, job)
 	found.builder = idset.NewBuilder(w.Objects, prefix+"found/")
+	g := listGuard{list: known}
+	follow := func(r source.Resource) error {
+		g.typ = r.Type
+		var refused export.PermanentError
+		switch err := g.checkListed(ctx, r); {
+		case errors.As(err, &refused):
+			return nil
+		case err != nil:
+			return err
+		}
+		return found.collect(ctx, r.Body)
+	}
 	for chunk := range known.Chunks() {
 		refs, err := known.Chunk(ctx, chunk)
 		if err != nil {
 			return false, nil, err
 		}
-		err = w.byID(ctx, job, refs, func(r source.Resource) error { return found.collect(ctx, r.Body) })
-		if err != nil {
+		if err := w.byID(ctx, job, refs, follow); err != nil {
 			return false, nil, fmt.Errorf("follow references: %w", err)
 		}
 	}
@@ -117,7 +139,8 @@ func (w *Worker) byID(
 			ids = append(ids, id)
 			refs = refs[1:]
 		}
-		if err := w.Source.ByID(ctx, source.ByIDQuery{Type: typ, IDs: ids, AsOf: job.Snapshot}, yield); err != nil {
+		query := source.ByIDQuery{Type: typ, IDs: ids, AsOf: job.Snapshot}
+		if err := complete(ctx, w.Source.ByID(ctx, query, yield)); err != nil {
 			return err
 		}
 	}
@@ -216,7 +239,7 @@ func (w *Worker) about(ctx context.Context, refs []string, g *listGuard, out *fi
 			}
 			return out.write(r.Body)
 		})
-		if err != nil {
+		if err := complete(ctx, err); err != nil {
 			return err
 		}
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
-// seal writes the manifest: every file of every closed unit, and an error file that says what could not be produced. If
-// nothing at all could be produced the job fails instead (SPEC 3).
+// seal writes the manifest: every file of every closed unit, and an error file that says what could not be produced.
+// If nothing at all could be produced the job fails instead (SPEC 3).
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	failed, done := 0, 0
 	out := w.newFiles(ctx, lease, outcomeType, true)
@@ -94,8 +94,8 @@ func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, 
 	return nil
 }
 
-// clear removes what the job needed only while it ran. All units but the seal are closed, and the seal does not read it,
-// so it may be gone before the commit. What cannot be removed now is left to the sweep.
+// clear removes what the job needed only while it ran. All units but the seal are closed, and the seal does not read
+// it, so it may be gone before the commit. What cannot be removed now is left to the sweep.
 func (w *Worker) clear(ctx context.Context, job export.Job) {
 	for _, prefix := range export.Scaffolding(job.ID) {
 		if _, err := w.Objects.DeletePrefix(ctx, prefix); err != nil {

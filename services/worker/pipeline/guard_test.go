@@ -1,0 +1,175 @@
+package pipeline_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/services/worker/idset"
+)
+
+// clinical is data of the three members and of somebody else.
+func clinical(t *testing.T) (all *memory, observations, others []string) {
+	t.Helper()
+	observations = []string{observation(1, 1), observation(2, 2), observation(3, 3), observation(4, 3)}
+	others = []string{patient(1), patient(2), patient(3), condition(1, 2)}
+	foreign := []string{patient(9), observation(9, 9), condition(9, 9)}
+	return holding(t, concat(observations, foreign, others)...), observations, others
+}
+
+func TestOnlyTheCohortIsExported(t *testing.T) { // PITFALLS 2
+	all, observations, others := clinical(t)
+	b := newBench(t, all, members...)
+	got := b.export("Observation", "Condition", "Patient")
+	got.wantLines(t, concat(observations, others)...)
+	got.wantIssues(t, "error")
+	b.wantMetric(8, "sluice_worker_resources_total")
+	b.wantMetric(3, "sluice_worker_units_total", "export", "done")
+}
+
+func TestALeakingSourcePublishesNothing(t *testing.T) { // PITFALLS 2, 10, 21
+	good := observation("x", 1)
+	for name, leak := range map[string]source.Resource{
+		"a foreign patient's":      resource("Observation", "obs-9", observation(9, 9), "pat-9"),
+		"said to be a member's":    resource("Observation", "obs-9", observation(9, 9), "pat-1"),
+		"about nobody":             resource("Observation", "obs-9", `{"resourceType":"Observation","id":"obs-9"}`, "pat-1"),
+		"about a group":            resource("Observation", "o", `{"resourceType":"Observation","id":"o","subject":{"reference":"Group/g"}}`, "pat-1"),
+		"contained subject":        resource("Observation", "o", `{"resourceType":"Observation","id":"o","subject":{"reference":"#pat-1"}}`, "pat-1"),
+		"a member in another role": resource("Observation", "obs-9", observation(9, 9, `,"performer":[{"reference":"Patient/pat-1"}]`), "pat-1"),
+		"another type":             resource("Condition", "con-1", condition(1, 1), "pat-1"),
+		"another type inside":      resource("Observation", "con-1", condition(1, 1), "pat-1"),
+		"another type outside":     resource("Condition", "obs-x", good, "pat-1"),
+		"another id inside":        resource("Observation", "obs-y", good, "pat-1"),
+		"not readable":             resource("Observation", "obs-x", `{"resourceType":"Observation"`, "pat-1"),
+		"nothing":                  resource("Observation", "obs-x", "", "pat-1"),
+		"two lines":                resource("Observation", "obs-x", good+"\n"+good, "pat-1"),
+		"a line break within":      resource("Observation", "obs-x", strings.Replace(good, ",", ",\n", 1), "pat-1"),
+		"two subjects for two readers": resource("Observation", "obs-x",
+			strings.Replace(good, `"subject"`, `"subject":{"reference":"Patient/pat-9"},"subject"`, 1), "pat-1"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, _, others := clinical(t)
+			leaking := &hooked{Source: all, typ: "Observation", extra: []source.Resource{leak}}
+			b := newBench(t, leaking, members...)
+			b.cfg.FileBytes = 1 // files are finished before the leak
+			got := b.export("Observation", "Condition", "Patient")
+			got.wantLines(t, others...)
+			got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: the source gave")
+			b.wantMetric(1, "sluice_worker_guard_refusals_total")
+			b.wantMetric(1, "sluice_worker_units_total", "export", "failed")
+			if leaking.calls != 1 {
+				t.Errorf("%d attempts: what no retry can mend is not tried again", leaking.calls)
+			}
+		})
+	}
+}
+
+func TestAForeignPatientIsRefused(t *testing.T) { // PITFALLS 2
+	all, observations, _ := clinical(t)
+	leak := resource("Patient", "pat-9", patient(9), "pat-1")
+	b := newBench(t, &hooked{Source: all, typ: "Patient", extra: []source.Resource{leak}}, members...)
+	got := b.export("Observation", "Patient")
+	got.wantLines(t, observations...)
+	got.wantIssues(t, "error", "A part of Patient (Patient-00000) is missing")
+}
+
+func TestWhenEveryTypeLeaksTheJobFails(t *testing.T) {
+	all, _, _ := clinical(t)
+	b := newBench(t, &hooked{Source: all, extra: []source.Resource{resource("Flag", "f", "{}")}}, members...)
+	got := b.export("Observation", "Condition", "Patient")
+	if got.job.State != export.Failed || got.job.Failure != "The export could not be done: every part of it failed." {
+		t.Errorf("the job is %s: %s", got.job.State, got.job.Failure)
+	}
+	b.wantMetric(3, "sluice_worker_guard_refusals_total")
+	if want := instant.Add(b.cfg.Retention).Truncate(1e6); !got.job.Expires.Equal(want) {
+		t.Errorf("it expires at %s, want %s", got.job.Expires, want)
+	}
+}
+
+func TestResourcesOfSeveralPatients(t *testing.T) { // PITFALLS 2
+	shared := []string{
+		appointment(1, "pat-2", "pat-1"), appointment(2, "pat-3", "pat-3"), appointment(3, "pat-1", "pat-2", "pat-3"),
+	}
+	b := newBench(t, holding(t, concat(shared, []string{
+		appointment(4, "pat-1", "pat-9"), appointment(5, "pat-9"), appointment(6, "pat-2", "pat-9", "pat-3"), patient(1),
+	})...), members...)
+	got := b.export("Appointment")
+	got.wantLines(t, shared...)
+	got.wantIssues(t, "information", "Appointment: 2 resources that are also about somebody outside of the export")
+	b.wantMetric(2, "sluice_worker_withheld_total")
+	b.wantMetric(0, "sluice_worker_guard_refusals_total")
+}
+
+func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // PITFALLS 2
+	mine := []string{provenance(1, "Observation/obs-1"), provenance(2, "Patient/pat-1", "Observation/obs-2")}
+	b := newBench(t, holding(t, concat(mine, []string{
+		observation(1, 1), observation(2, 2), observation(9, 9), patient(1), patient(2),
+		provenance(3, "Observation/obs-1", "Observation/obs-9"), provenance(4, "Observation/obs-9"), provenance(5, "Patient/pat-9"),
+	})...), members...)
+	got := b.export("Provenance")
+	got.wantLines(t, mine...)
+	got.wantIssues(t, "information", "Provenance: 1 resources")
+}
+
+// crowd returns the ids of so many patients that a cohort of them has two chunks, ascending.
+func crowd() []string {
+	ids := make([]string, idset.ChunkSize+10)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("pat-%05d", i)
+	}
+	return ids
+}
+
+func TestSharedResourcesAreWrittenOnceAcrossUnits(t *testing.T) {
+	ids := crowd()
+	first, last := ids[0], ids[len(ids)-1]
+	shared := []string{
+		appointment(1, last, first), appointment(2, first, last), appointment(3, last), appointment(4, first),
+		appointment(5, ids[idset.ChunkSize-1], ids[idset.ChunkSize]),
+	}
+	for name, unitBytes := range map[string]int64{"two units": 1, "one unit": 1 << 30} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, holding(t, shared...), ids...)
+			b.cfg.UnitBytes = unitBytes
+			got := b.export("Appointment")
+			got.wantLines(t, shared...)
+			got.wantIssues(t, "error")
+			if units := b.metric("sluice_worker_units_total", "export"); units != map[string]float64{"two units": 2, "one unit": 1}[name] {
+				t.Errorf("%v units", units)
+			}
+		})
+	}
+}
+
+func TestASourceThatGivesAnotherUnitsResourcesIsRefused(t *testing.T) { // PITFALLS 2
+	ids := crowd()
+	first, last := ids[0], ids[len(ids)-1]
+	// A source that takes whoever takes part for a home would have it written twice.
+	twice := resource("Appointment", "app-1", appointment(1, first, last), first, last)
+	b := newBench(t, &naive{Source: holding(t, appointment(1, first, last)), line: twice, patient: last}, ids...)
+	b.cfg.UnitBytes = 1
+	got := b.export("Appointment")
+	got.wantLines(t, string(twice.Body))
+	got.wantIssues(t, "error", "belongs to another part of the export")
+}
+
+// naive gives its line whenever the patient is asked for, too.
+type naive struct {
+	source.Source
+	line    source.Resource
+	patient string
+}
+
+func (n *naive) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
+	if err := n.Source.ForPatients(ctx, q, yield); err != nil {
+		return err
+	}
+	if _, asked := slices.BinarySearch(q.Patients, n.patient); asked {
+		return yield(n.line)
+	}
+	return nil
+}

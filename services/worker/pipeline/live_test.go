@@ -1,0 +1,250 @@
+package pipeline_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+// newBenchOnMiniredis is a bench whose Redis can be broken.
+func newBenchOnMiniredis(t *testing.T, src source.Source, members ...string) (*bench, *miniredis.Miniredis) {
+	t.Helper()
+	server := miniredis.RunT(t)
+	return newBenchOn(t, "redis://"+server.Addr(), src, members...), server
+}
+
+// planned returns a job of patients whose plan is done, and the task of its unit.
+func (b *bench) planned() queue.Task {
+	b.t.Helper()
+	id := b.kickOff("Patient")
+	must(b.t, b.worker().Handle(b.t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
+	return queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1}
+}
+
+// untilTold is a source's query that lasts until its context ends.
+func untilTold(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(patience):
+		return errors.New("nobody told the unit to stop")
+	}
+}
+
+// ended checks that the task's worker has left nothing behind that anybody sees, and lost the unit.
+func (b *bench) lost(task queue.Task) {
+	b.t.Helper()
+	if _, err := b.jobs.Result(b.t.Context(), task.Job, task.Unit); !errors.Is(err, export.ErrNotFound) {
+		b.t.Errorf("the unit has a result: %v", err)
+	}
+	b.wantMetric(1, "sluice_worker_units_total", "export", "lost")
+}
+
+func TestACancelStopsARunningUnit(t *testing.T) { // PITFALLS 15, 16
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b := newBench(t, hook, members...)
+	task := b.planned()
+	hook.within = func(ctx context.Context, _ int) error {
+		must(t, b.jobs.Cancel(t.Context(), task.Job, instant))
+		return untilTold(ctx)
+	}
+	must(t, b.worker().Handle(t.Context(), task))
+	b.lost(task)
+	if job, err := b.jobs.Job(t.Context(), task.Job); err != nil || job.State != export.Cancelled {
+		t.Errorf("the job is %s: %v", job.State, err)
+	}
+	if tasks := b.open(task.Job); len(tasks) != 0 {
+		t.Errorf("a cancelled job has tasks: %+v", tasks)
+	}
+	must(t, b.worker().Handle(t.Context(), task)) // queued work is dropped
+}
+
+func TestAJobPurgedUnderAUnit(t *testing.T) {
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b := newBench(t, hook, members...)
+	task := b.planned()
+	hook.within = func(ctx context.Context, _ int) error {
+		must(t, b.jobs.Remove(t.Context(), task.Job))
+		return untilTold(ctx)
+	}
+	must(t, b.worker().Handle(t.Context(), task))
+	b.lost(task)
+	if there, err := b.jobs.Exists(t.Context(), task.Job); err != nil || there {
+		t.Errorf("the job is back: %v %v", there, err)
+	}
+}
+
+func TestARescueStopsTheUnitThatWasTakenForLost(t *testing.T) { // PITFALLS 28
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b := newBench(t, hook, members...)
+	task := b.planned()
+	var fresh queue.Task
+	hook.within = func(ctx context.Context, call int) error {
+		if call > 1 {
+			return nil
+		}
+		fresh = b.again(task)
+		return untilTold(ctx)
+	}
+	w := b.worker()
+	must(t, w.Handle(t.Context(), task))
+	b.lost(task)
+	if fresh.Fence != 2 {
+		t.Fatalf("rescued as %+v", fresh)
+	}
+	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+}
+
+func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b := newBench(t, hook, members...)
+	task := b.planned()
+	ctx, stop := context.WithCancelCause(t.Context())
+	hook.within = func(ctx context.Context, call int) error {
+		if call > 1 {
+			return nil
+		}
+		stop(queue.ErrDraining)
+		return untilTold(ctx)
+	}
+	w := b.worker()
+	must(t, w.Handle(ctx, task))
+	b.wantMetric(1, "sluice_worker_units_total", "export", "handed_back")
+	silent, err := b.jobs.Silent(t.Context(), task.Job, instant, 10)
+	must(t, err)
+	if len(silent) != 1 || silent[0].Fence != 2 || silent[0].Attempts != 0 || silent[0].Lost {
+		t.Errorf("handed back as %+v, want fence 2 and no attempt counted", silent)
+	}
+	if got := b.queued(1); got[0].Unit != task.Unit || got[0].Fence != 2 {
+		t.Errorf("queued: %+v", got)
+	}
+	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+}
+
+// silent ends its streams without an error when their context ends, as drivers do whose loop is left too simply.
+type silent struct{ *hooked }
+
+func (s silent) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
+	err := s.hooked.ForPatients(ctx, q, yield)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // PITFALLS 8, 9
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b := newBench(t, silent{hook}, members...)
+	task := b.planned()
+	ctx, stop := context.WithCancelCause(t.Context())
+	hook.before = func(ctx context.Context, call int) error {
+		if call == 1 { // before any file is begun, whose upload would notice
+			stop(queue.ErrDraining)
+			return untilTold(ctx)
+		}
+		return nil
+	}
+	w := b.worker()
+	must(t, w.Handle(ctx, task))
+	b.wantMetric(1, "sluice_worker_units_total", "export", "handed_back")
+	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+}
+
+func TestAUnitThatIsAliveSaysSo(t *testing.T) { // PITFALLS 27
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b := newBench(t, hook, members...)
+	task := b.planned()
+	hook.within = func(context.Context, int) error {
+		for range 5 {
+			wait(t, b.beats)
+		}
+		return nil
+	}
+	must(t, b.worker().Handle(t.Context(), task))
+	if _, err := b.jobs.Result(t.Context(), task.Job, task.Unit); err != nil {
+		t.Error(err)
+	}
+	for len(b.beats) > 0 {
+		<-b.beats
+	}
+	select {
+	case <-b.beats:
+		t.Error("the heart beats on after the unit")
+	case <-time.After(10 * b.cfg.Heartbeat): // it would have beaten ten times
+	}
+}
+
+func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b, redis := newBenchOnMiniredis(t, hook, members...)
+	task := b.planned()
+	hook.within = func(context.Context, int) error {
+		redis.SetError("LOADING")
+		for range 5 { // beats that nobody hears
+			wait(t, b.beats)
+		}
+		redis.SetError("")
+		return nil
+	}
+	w := b.worker()
+	must(t, w.Handle(t.Context(), task))
+	b.wantMetric(1, "sluice_worker_units_total", "export", "done")
+	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+}
+
+func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // PITFALLS 28
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b, redis := newBenchOnMiniredis(t, hook, members...)
+	task := b.planned()
+	w := b.worker()
+	hook.within = func(context.Context, int) error {
+		hook.within = nil
+		redis.SetError("LOADING")
+		wait(t, b.beats)
+		redis.SetError("")
+		must(t, w.Handle(t.Context(), b.again(task))) // somebody else does it meanwhile
+		return nil
+	}
+	must(t, w.Handle(t.Context(), task))
+	b.wantMetric(1, "sluice_worker_units_total", "export", "done")
+	b.wantMetric(1, "sluice_worker_units_total", "export", "lost")
+	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+}
+
+func TestAPanicEndsTheHeartbeat(t *testing.T) { // PITFALLS 11
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient", within: func(context.Context, int) error { panic("a driver's bug") }}
+	b := newBench(t, hook, members...)
+	task := b.planned()
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic is swallowed")
+			}
+		}()
+		_ = b.worker().Handle(t.Context(), task)
+	}()
+	for len(b.beats) > 0 {
+		<-b.beats
+	}
+	select {
+	case <-b.beats:
+		t.Error("a dead unit is kept alive: nobody would ever rescue it")
+	case <-time.After(10 * b.cfg.Heartbeat):
+	}
+}

@@ -1,0 +1,216 @@
+package pipeline_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+// memory is a source that holds hand-written resources. It refuses calls that the contract forbids.
+type memory struct {
+	resources []source.Resource
+	patients  int64 // that it says it holds; 0: as many as it does
+	problems  []source.Problem
+}
+
+// holding returns a source of the resources, one line of JSON each.
+func holding(t testing.TB, lines ...string) *memory {
+	t.Helper()
+	var scanner fhir.Scanner
+	m := &memory{}
+	targets := map[string][]fhir.Ref{}
+	subjects := map[fhir.Ref][]string{}
+	for _, line := range lines {
+		facts, err := scanner.Scan([]byte(line))
+		if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		r := source.Resource{Type: facts.Type, ID: facts.ID, Body: []byte(line)}
+		if r.Type == "Patient" {
+			r.Subjects = []string{r.ID}
+		}
+		for _, ref := range facts.Subjects {
+			if ref.Type == "Patient" {
+				r.Subjects = append(r.Subjects, ref.ID)
+			}
+		}
+		if r.Type == "Provenance" {
+			targets[r.ID] = slices.Clone(facts.Subjects)
+		}
+		subjects[fhir.Ref{Type: r.Type, ID: r.ID}] = r.Subjects
+		m.resources = append(m.resources, r)
+	}
+	for i, r := range m.resources {
+		for _, target := range targets[r.ID] {
+			r.Subjects = append(r.Subjects, subjects[target]...)
+		}
+		slices.Sort(r.Subjects)
+		m.resources[i].Subjects = slices.Compact(r.Subjects)
+	}
+	return m
+}
+
+func (m *memory) Sizes(context.Context) (source.Sizes, error) {
+	sizes := source.Sizes{Patients: m.patients, Types: map[string]source.TypeSize{}}
+	for _, r := range m.resources {
+		size := sizes.Types[r.Type]
+		size.Resources++
+		size.Bytes += int64(len(r.Body)) + 1
+		sizes.Types[r.Type] = size
+	}
+	if m.patients == 0 {
+		sizes.Patients = sizes.Types["Patient"].Resources
+	}
+	return sizes, nil
+}
+
+func (m *memory) ForPatients(_ context.Context, q source.Query, yield func(source.Resource) error) error {
+	if len(q.Patients) == 0 || !slices.IsSorted(q.Patients) || q.AsOf.IsZero() || !fhir.InCompartment(q.Type) {
+		return fmt.Errorf("a query that the contract forbids for %s", q.Type)
+	}
+	return m.each(q.Type, func(r source.Resource) bool {
+		if len(r.Subjects) == 0 {
+			return false
+		}
+		_, asked := slices.BinarySearch(q.Patients, r.Subjects[0])
+		return asked
+	}, yield)
+}
+
+func (m *memory) ByID(_ context.Context, q source.ByIDQuery, yield func(source.Resource) error) error {
+	if len(q.IDs) == 0 || !slices.IsSorted(q.IDs) || q.AsOf.IsZero() || !fhir.IsReferenced(q.Type) {
+		return fmt.Errorf("a query that the contract forbids for %s", q.Type)
+	}
+	return m.each(q.Type, func(r source.Resource) bool {
+		_, asked := slices.BinarySearch(q.IDs, r.ID)
+		return asked
+	}, yield)
+}
+
+func (m *memory) About(_ context.Context, refs []source.Ref, yield func(source.Resource) error) error {
+	var scanner fhir.Scanner
+	return m.each("Provenance", func(r source.Resource) bool {
+		facts, err := scanner.Scan(r.Body)
+		return err == nil && len(r.Subjects) == 0 && slices.ContainsFunc(facts.Subjects, func(ref fhir.Ref) bool {
+			return slices.Contains(refs, source.Ref(ref))
+		})
+	}, yield)
+}
+
+func (m *memory) Problems(_ context.Context, types []string, yield func(source.Problem) error) error {
+	for _, problem := range m.problems {
+		if problem.Type != "" && !slices.Contains(types, problem.Type) {
+			continue
+		}
+		if err := yield(problem); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memory) each(typ string, wanted func(source.Resource) bool, yield func(source.Resource) error) error {
+	for _, r := range m.resources {
+		if r.Type != typ || !wanted(r) {
+			continue
+		}
+		r.Body = slices.Clone(r.Body)
+		if err := yield(r); err != nil {
+			return err
+		}
+		clear(r.Body) // it is the caller's only until yield returns
+	}
+	return nil
+}
+
+// hooked calls a function before every query of a type, and may add to what the query gives.
+type hooked struct {
+	source.Source
+	typ string
+	// before, when set, is called with the number of the query, from 1. Its error is the query's.
+	before func(ctx context.Context, call int) error
+	// within, when set, is called after the first resource.
+	within func(ctx context.Context, call int) error
+	// extra comes behind what the store holds.
+	extra []source.Resource
+	calls int
+}
+
+func (h *hooked) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
+	return h.query(ctx, q.Type, yield, func(yield func(source.Resource) error) error {
+		return h.Source.ForPatients(ctx, q, yield)
+	})
+}
+
+func (h *hooked) ByID(ctx context.Context, q source.ByIDQuery, yield func(source.Resource) error) error {
+	return h.query(ctx, q.Type, yield, func(yield func(source.Resource) error) error {
+		return h.Source.ByID(ctx, q, yield)
+	})
+}
+
+func (h *hooked) query(
+	ctx context.Context, typ string, yield func(source.Resource) error,
+	give func(func(source.Resource) error) error,
+) error {
+	if typ != h.typ && h.typ != "" {
+		return give(yield)
+	}
+	h.calls++
+	call := h.calls
+	if h.before != nil {
+		if err := h.before(ctx, call); err != nil {
+			return err
+		}
+	}
+	first := true
+	err := give(func(r source.Resource) error {
+		if err := yield(r); err != nil {
+			return err
+		}
+		if !first || h.within == nil {
+			return nil
+		}
+		first = false
+		return h.within(ctx, call)
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range h.extra {
+		if err := yield(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errSource is what a source says that has a bad day.
+var errSource = errors.New("the clinical database is restarting")
+
+// failing fails the first n queries of a type, after their first resource.
+func failing(s source.Source, typ string, n int) *hooked {
+	return &hooked{Source: s, typ: typ, within: func(_ context.Context, call int) error {
+		if call <= n {
+			return errSource
+		}
+		return nil
+	}}
+}
+
+// aboutLeak answers About with one more resource.
+type aboutLeak struct {
+	source.Source
+	extra source.Resource
+}
+
+func (l *aboutLeak) About(ctx context.Context, refs []source.Ref, yield func(source.Resource) error) error {
+	if err := l.Source.About(ctx, refs, yield); err != nil {
+		return err
+	}
+	return yield(l.extra)
+}

@@ -1,0 +1,223 @@
+package pipeline_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/services/worker/pipeline"
+)
+
+func TestAnEmptyCohortExportsNothing(t *testing.T) { // PITFALLS 1
+	for name, row := range map[string]struct {
+		members  []string
+		patients directory.Selection
+	}{
+		"an empty group":             {nil, directory.Everything()},
+		"members who are not seen":   {members, directory.Only("pat-9")},
+		"no access to patients":      {members, directory.Selection{}},
+		"all members excepted":       {members, directory.AllBut(members...)},
+		"members with malformed ids": {[]string{"", "pat 1", "../pat-1", "pat-1\npat-9", strings.Repeat("p", 65)}, directory.Everything()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, _, _ := clinical(t)
+			all.problems = []source.Problem{{Type: "Observation", Place: "Observation.ndjson line 1", What: "not valid JSON"}}
+			b := newBench(t, all, row.members...)
+			b.people.grant.Patients = row.patients
+			got := b.export("Observation", "Patient", "Practitioner")
+			got.wantLines(t)
+			if len(got.files) != 0 {
+				t.Errorf("files: %+v", got.files)
+			}
+			b.wantMetric(2, "sluice_worker_units_total") // plan and seal
+		})
+	}
+}
+
+func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
+	all, _, _ := clinical(t)
+	b := newBench(t, all, "pat-3", "pat-1", "pat-9", "pat-3", "pat-1", "pat-3") // an id may come twice
+	b.people.grant.Patients = directory.AllBut("pat-9")
+	got := b.export("Observation", "Patient")
+	got.wantLines(t, patient(1), patient(3), observation(1, 1), observation(3, 3), observation(4, 3))
+	if got.job.Cohort.Patients != 2 {
+		t.Errorf("%d patients in the cohort", got.job.Cohort.Patients)
+	}
+	if want := instant.Truncate(time.Second); !got.job.Snapshot.Equal(want) {
+		t.Errorf("snapshot %s, want %s (IG row M-01)", got.job.Snapshot, want)
+	}
+}
+
+func TestAPermissionThatIsWithdrawnAfterTheKickoff(t *testing.T) {
+	for name, withdraw := range map[string]func(*people){
+		"all":       func(p *people) { p.grant = directory.Grant{} },
+		"the group": func(p *people) { p.grant.Groups = directory.AllBut(groupID) },
+		"the types": func(p *people) { p.grant.Types = directory.Only("Encounter") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, _, _ := clinical(t)
+			b := newBench(t, all, members...)
+			id := b.kickOff("Observation", "Patient")
+			withdraw(b.people)
+			got := b.outcome(b.finish(b.worker(), id))
+			want := "The export could not be done: the permission for it was withdrawn."
+			if got.job.State != export.Failed || got.job.Failure != want {
+				t.Errorf("the job is %s: %s", got.job.State, got.job.Failure)
+			}
+		})
+	}
+}
+
+func TestATypeThatIsWithdrawnIsLeftOutAndReported(t *testing.T) {
+	lines := []string{
+		`{"resourceType":"Patient","id":"pat-1","generalPractitioner":[{"reference":"Practitioner/a"}],` +
+			`"managingOrganization":{"reference":"Organization/a"}}`,
+		`{"resourceType":"Practitioner","id":"a"}`, `{"resourceType":"Organization","id":"a"}`, observation(1, 1),
+	}
+	b := newBench(t, holding(t, lines...), members...)
+	id := b.kickOff("Observation", "Organization", "Patient", "Practitioner")
+	b.people.grant.Types = directory.AllBut("Observation", "Practitioner")
+	got := b.outcome(b.finish(b.worker(), id))
+	got.wantLines(t, lines[0], lines[2])
+	got.wantIssues(t, "error", "Observation: the permission was withdrawn", "Practitioner: the permission was withdrawn")
+}
+
+func TestAGroupThatIsGone(t *testing.T) {
+	all, _, _ := clinical(t)
+	b := newBench(t, all, members...)
+	b.people.err = fmt.Errorf("group: %w", directory.ErrNoGroup)
+	got := b.export("Patient")
+	if got.job.State != export.Failed || !strings.Contains(got.job.Failure, "the group can no longer be exported") {
+		t.Errorf("the job is %s: %s", got.job.State, got.job.Failure)
+	}
+}
+
+func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // PITFALLS 7
+	all, _, _ := clinical(t)
+	b := newBench(t, all, members...)
+	b.people.err = errors.New("the directory is down")
+	got := b.export("Patient")
+	if got.job.State != export.Failed || !strings.Contains(got.job.Failure, "in 3 attempts") {
+		t.Errorf("the job is %s: %s", got.job.State, got.job.Failure)
+	}
+	b.wantMetric(2, "sluice_worker_units_total", "plan", "retried")
+	b.wantMetric(1, "sluice_worker_units_total", "plan", "failed")
+}
+
+func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // PITFALLS 10
+	all, observations, _ := clinical(t)
+	all.problems = []source.Problem{
+		{Type: "Observation", Place: "Observation.ndjson line 17", What: "not valid JSON"},
+		{Type: "Condition", Place: "Condition.ndjson line 1", What: "not valid JSON"}, // not asked for
+		{Place: "other.ndjson line 3", What: "no resourceType"},
+	}
+	got := newBench(t, all, members...).export("Observation")
+	got.wantLines(t, observations...)
+	got.wantIssues(t, "error", "Observation.ndjson line 17: not valid JSON.", "other.ndjson line 3: no resourceType.")
+}
+
+func TestTypesThatTheStoreDoesNotHold(t *testing.T) {
+	all, _, _ := clinical(t)
+	b := newBench(t, all, members...)
+	got := b.export("Encounter", "Flag")
+	got.wantLines(t)
+	got.wantIssues(t, "error")
+	b.wantMetric(0, "sluice_worker_units_total", "export")
+}
+
+func TestCut(t *testing.T) {
+	size := func(bytes int64) source.TypeSize { return source.TypeSize{Resources: 1, Bytes: bytes} }
+	sizes := source.Sizes{Patients: 1000, Types: map[string]source.TypeSize{
+		"Patient": size(1000), "Observation": size(1_000_000), "Claim": size(0), "Flag": {}, "Organization": size(5),
+		"Encounter": size(10_001),
+	}}
+	everybody := export.Cohort{Chunks: 10, Patients: 1000}
+	half := export.Cohort{Chunks: 5, Patients: 500}
+	for name, row := range map[string]struct {
+		types     []string
+		sizes     source.Sizes
+		cohort    export.Cohort
+		unitBytes int64
+		units     int   // expected
+		bytes     int64 // of each, expected
+	}{
+		"small type":             {[]string{"Patient"}, sizes, everybody, 1000, 1, 1000},
+		"one byte too big":       {[]string{"Patient"}, sizes, everybody, 999, 2, 500},
+		"by size":                {[]string{"Observation"}, sizes, everybody, 250_000, 4, 250_000},
+		"never finer than chunk": {[]string{"Observation"}, sizes, everybody, 1, 10, 100_000},
+		"a part of the patients": {[]string{"Observation"}, sizes, half, 250_000, 2, 250_000},
+		"uneven":                 {[]string{"Observation"}, sizes, everybody, 334_000, 3, 333_333},
+		"unknown size":           {[]string{"Claim"}, sizes, everybody, 1000, 1, 0},
+		"none held":              {[]string{"Flag"}, sizes, everybody, 1000, 0, 0},
+		"not known":              {[]string{"Goal"}, sizes, everybody, 1000, 0, 0},
+		"travels along":          {[]string{"Organization"}, sizes, everybody, 1, 0, 0},
+		"more members than held": {[]string{"Patient"}, sizes, export.Cohort{Chunks: 20, Patients: 2000}, 500, 2, 500},
+		"no patients held": {
+			[]string{"Observation"}, source.Sizes{Types: sizes.Types}, everybody, 500_000, 2, 500_000,
+		},
+		"a hundred terabytes": {
+			[]string{"Observation"}, source.Sizes{Patients: 1e8, Types: map[string]source.TypeSize{"Observation": size(1e14)}},
+			export.Cohort{Chunks: 25_000, Patients: 1e8}, 1 << 30, 25_000, 4e9,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			units := pipeline.Cut(row.types, row.sizes, row.cohort, row.unitBytes)
+			if len(units) != row.units {
+				t.Fatalf("%d units, want %d: %+v", len(units), row.units, units)
+			}
+			next := 0
+			ids := map[export.UnitID]bool{}
+			for _, unit := range units {
+				if unit.Slice.From != next || unit.Slice.To <= unit.Slice.From || unit.Bytes != row.bytes ||
+					unit.Kind != export.KindExport || unit.Type != row.types[0] || ids[unit.ID] {
+					t.Errorf("unit %+v behind chunk %d, want %d bytes", unit, next, row.bytes)
+				}
+				ids[unit.ID] = true
+				next = unit.Slice.To
+			}
+			if row.units > 0 && next != row.cohort.Chunks {
+				t.Errorf("units end at chunk %d of %d", next, row.cohort.Chunks)
+			}
+		})
+	}
+	if units := pipeline.Cut([]string{"Encounter", "Observation", "Patient"}, sizes, everybody, 10_000); len(units) != 2+10+1 {
+		t.Errorf("%d units of three types", len(units))
+	}
+}
+
+func TestTheLargestTypesComeFirstAndFewAtATime(t *testing.T) { // PITFALLS 25
+	b := newBench(t, holding(t,
+		patient(1), observation(1, 1), observation(2, 1), observation(3, 1), condition(1, 1),
+		appointment(1, "pat-1"), appointment(2, "pat-1"),
+	), members...)
+	b.cfg.Outstanding = 2
+	w := b.worker()
+	id := b.kickOff("Appointment", "Condition", "Observation", "Patient")
+	must(t, w.Handle(t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
+	var order []string
+	for {
+		silent, err := b.jobs.Silent(t.Context(), id, instant.Add(time.Hour), 100)
+		must(t, err)
+		if len(silent) == 0 || len(silent) > 2 {
+			t.Fatalf("%d units are outstanding", len(silent))
+		}
+		slices.SortFunc(silent, func(a, b jobstore.Issued) int { return int(b.Unit.Bytes - a.Unit.Bytes) })
+		first := silent[0]
+		if first.Unit.Kind != export.KindExport {
+			break
+		}
+		order = append(order, first.Unit.Type)
+		must(t, w.Handle(t.Context(), queue.Task{Kind: first.Unit.Kind, Job: id, Unit: first.Unit.ID, Fence: first.Fence}))
+	}
+	if want := []string{"Observation", "Appointment", "Condition", "Patient"}; !slices.Equal(order, want) {
+		t.Errorf("order %v, want %v", order, want)
+	}
+}

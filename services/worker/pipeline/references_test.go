@@ -1,0 +1,201 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+// travelling are resources that travel along, by their reference, each referencing the ones named.
+func travelling(typ, id string, refs ...string) string {
+	var links []string
+	for i, ref := range refs {
+		links = append(links, fmt.Sprintf(`{"url":"e%d","valueReference":{"reference":"%s"}}`, i, ref))
+	}
+	return fmt.Sprintf(`{"resourceType":"%s","id":"%s","extension":[%s]}`, typ, id, strings.Join(links, ","))
+}
+
+func org(id string, partOf ...string) string {
+	if len(partOf) == 0 {
+		return fmt.Sprintf(`{"resourceType":"Organization","id":"%s"}`, id)
+	}
+	return fmt.Sprintf(`{"resourceType":"Organization","id":"%s","partOf":{"reference":"Organization/%s"}}`, id, partOf[0])
+}
+
+// network is a patient with an observation and a prescription, what those reference, what that references, and
+// resources of the same types that nothing exported references.
+func network(t *testing.T) (all *memory, lines map[string]string) {
+	t.Helper()
+	lines = map[string]string{
+		"patient": `{"resourceType":"Patient","id":"pat-1","generalPractitioner":[{"reference":"PractitionerRole/gp"}]}`,
+		"obs":     observation(1, 1, `,"performer":[{"reference":"https://ehr.example/fhir/Practitioner/nurse/_history/2"}]`),
+		"drug": `{"resourceType":"MedicationRequest","id":"mr-1","subject":{"reference":"Patient/pat-1"},` +
+			`"medicationReference":{"reference":"Medication/pill"}}`,
+		"role": `{"resourceType":"PractitionerRole","id":"gp","practitioner":{"reference":"Practitioner/gp"},` +
+			`"organization":{"reference":"Organization/ward"},"location":[{"reference":"Location/room"}]}`,
+		"gp":      travelling("Practitioner", "gp"),
+		"nurse":   travelling("Practitioner", "nurse", "Organization/gone"), // which the store does not hold
+		"ward":    org("ward", "hospital"),
+		"clinic":  org("hospital", "holding"),
+		"holding": org("holding", "ward"), // a ring
+		"room": `{"resourceType":"Location","id":"room","managingOrganization":{"reference":"Organization/estate"},` +
+			`"partOf":{"reference":"Location/house"}}`,
+		"house":  travelling("Location", "house"),
+		"estate": org("estate"),
+		"pill":   `{"resourceType":"Medication","id":"pill","manufacturer":{"reference":"Organization/pharma"}}`,
+		"pharma": org("pharma"),
+		"prov":   provenance("orgs", "Organization/ward", "Practitioner/gp", "Organization/pharma"),
+		"prov2":  provenance("patient", "Patient/pat-1"),
+	}
+	strangers := []string{
+		observation(9, 9, `,"performer":[{"reference":"Practitioner/stranger"}]`), travelling("Practitioner", "stranger"),
+		org("stranger"), travelling("Location", "stranger"), travelling("Medication", "stranger"),
+		`{"resourceType":"PractitionerRole","id":"stranger","practitioner":{"reference":"Practitioner/gp"}}`,
+		provenance("stranger", "Organization/stranger"), provenance("foreign", "Observation/obs-9"),
+	}
+	var list []string
+	for _, key := range keysOf(lines) {
+		list = append(list, lines[key])
+	}
+	return holding(t, concat(list, strangers)...), lines
+}
+
+var everyTravelling = []string{
+	"Location", "Medication", "MedicationRequest", "Observation", "Organization", "Patient", "Practitioner",
+	"PractitionerRole", "Provenance",
+}
+
+func TestReferencedResourcesTravelAlong(t *testing.T) {
+	all, lines := network(t)
+	var want []string
+	for _, key := range keysOf(lines) {
+		want = append(want, lines[key])
+	}
+	got := newBench(t, all, members...).export(everyTravelling...)
+	got.wantLines(t, want...)
+	got.wantIssues(t, "error")
+}
+
+func TestReferencesAreFollowedOnlyThroughTypesOfTheJob(t *testing.T) { // SPEC 10
+	for name, row := range map[string]struct {
+		types []string
+		want  []string
+	}{
+		"practitioners without roles": {[]string{"Observation", "Patient", "Practitioner"}, []string{"obs", "patient", "nurse"}},
+		"organizations without roles": {[]string{"Patient", "Organization"}, []string{"patient"}},
+		"roles and organizations": {
+			[]string{"Patient", "PractitionerRole", "Organization"}, []string{"patient", "role", "ward", "clinic", "holding"},
+		},
+		"drugs and makers":       {[]string{"MedicationRequest", "Medication", "Organization"}, []string{"drug", "pill", "pharma"}},
+		"only what travels":      {[]string{"Organization", "Practitioner"}, nil},
+		"a Provenance, once":     {[]string{"MedicationRequest", "Medication", "Organization", "Provenance"}, []string{"drug", "pill", "pharma", "prov", "prov2"}},
+		"a Provenance of people": {[]string{"Observation", "Provenance"}, []string{"obs", "prov2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, lines := network(t)
+			var want []string
+			for _, key := range row.want {
+				want = append(want, lines[key])
+			}
+			got := newBench(t, all, members...).export(row.types...)
+			got.wantLines(t, want...)
+			got.wantIssues(t, "error")
+		})
+	}
+}
+
+func TestManyReferencesOfOneType(t *testing.T) {
+	// More than a query by id asks for at once, and a Provenance whose targets lie in different queries.
+	var lines []string
+	const many = 1100
+	targets := []string{"Organization/org-0000", "Organization/org-0600", "Organization/org-1099"}
+	for i := range many {
+		lines = append(lines, org(fmt.Sprintf("org-%04d", i)), observation(i, 1,
+			fmt.Sprintf(`,"performer":[{"reference":"Organization/org-%04d"},{"reference":"Organization/org-0000"}]`, i)))
+	}
+	lines = append(lines, provenance(1, targets...), provenance(2, targets[2]), provenance(3, "Organization/none", targets[1]))
+	got := newBench(t, holding(t, lines...), members...).export("Observation", "Organization", "Provenance")
+	got.wantLines(t, lines...)
+	got.wantIssues(t, "error")
+}
+
+func TestASourceThatLeaksReferencedResources(t *testing.T) { // PITFALLS 2, 10, 21
+	for name, row := range map[string]struct {
+		typ  string
+		leak source.Resource
+	}{
+		"not referenced":     {"Organization", resource("Organization", "stranger", org("stranger", "pharma"))},
+		"another type":       {"Organization", resource("Practitioner", "gp", travelling("Practitioner", "gp"))},
+		"a patient":          {"Organization", resource("Patient", "pat-9", patient(9))},
+		"a patient inside":   {"Organization", resource("Organization", "ward", patient(9))},
+		"another id":         {"Organization", resource("Organization", "ward", org("stranger"))},
+		"not readable":       {"Organization", resource("Organization", "ward", `{"resourceType":"Organization","id":"ward"`)},
+		"leads to strangers": {"Organization", resource("Organization", "x", travelling("Organization", "x", "Practitioner/stranger"))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, lines := network(t)
+			b := newBench(t, &hooked{Source: all, typ: row.typ, extra: []source.Resource{row.leak}}, members...)
+			b.cfg.FileBytes = 1
+			got := b.export(everyTravelling...)
+			var want []string
+			for _, key := range keysOf(lines) {
+				if !strings.Contains(lines[key], fmt.Sprintf(`{"resourceType":"%s"`, row.typ)) {
+					want = append(want, lines[key])
+				}
+			}
+			got.wantLines(t, want...)
+			got.wantIssues(t, "error", "A part of Organization (Organization-referenced) is missing: the source gave")
+			b.wantMetric(1, "sluice_worker_guard_refusals_total")
+		})
+	}
+}
+
+func TestASourceThatLeaksProvenance(t *testing.T) { // PITFALLS 2
+	for name, leak := range map[string]source.Resource{
+		"about a foreign patient": resource("Provenance", "pro-9", provenance(9, "Patient/pat-9")),
+		"about a member":          resource("Provenance", "pro-9", provenance(9, "Organization/ward", "Patient/pat-1")),
+		"about an observation":    resource("Provenance", "pro-9", provenance(9, "Organization/ward", "Observation/obs-9")),
+		"about a stranger":        resource("Provenance", "pro-9", provenance(9, "Organization/stranger")),
+		"about nothing":           resource("Provenance", "pro-9", `{"resourceType":"Provenance","id":"pro-9"}`),
+		"another type":            resource("Organization", "ward", org("ward", "hospital")),
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, lines := network(t)
+			b := newBench(t, &aboutLeak{Source: all, extra: leak}, members...)
+			got := b.export("Patient", "PractitionerRole", "Organization", "Provenance")
+			got.wantLines(t, lines["patient"], lines["role"], lines["ward"], lines["clinic"], lines["holding"], lines["prov2"])
+			got.wantIssues(t, "error", "A part of Provenance (Provenance-referenced) is missing: the source gave")
+		})
+	}
+}
+
+func TestReferencesOfWithheldResourcesDoNotTravel(t *testing.T) { // PITFALLS 2
+	shared := `{"resourceType":"Appointment","id":"app-1","participant":[{"actor":{"reference":"Patient/pat-1"}},` +
+		`{"actor":{"reference":"Patient/pat-9"}},{"actor":{"reference":"Practitioner/a"}}]}`
+	all := holding(t, shared, travelling("Practitioner", "a"), patient(1))
+	got := newBench(t, all, members...).export("Appointment", "Patient", "Practitioner")
+	got.wantLines(t, patient(1))
+	got.wantIssues(t, "information", "Appointment: 1 resources")
+}
+
+func TestWhenReferencesCannotBeFollowedTheRestIsExported(t *testing.T) { // PITFALLS 21
+	all, lines := network(t)
+	b := newBench(t, failing(all, "PractitionerRole", 1000), members...)
+	got := b.export("Patient", "PractitionerRole", "Organization")
+	got.wantLines(t, lines["patient"])
+	got.wantIssues(t, "error", "Referenced resources are missing: its data could not be read or stored in 3 attempts.")
+}
+
+func TestReferencesSurviveAFailedUnit(t *testing.T) { // PITFALLS 21
+	all, lines := network(t)
+	b := newBench(t, failing(all, "Observation", 1000), members...)
+	got := b.export("Observation", "Patient", "PractitionerRole", "Practitioner")
+	got.wantLines(t, lines["patient"], lines["role"], lines["gp"]) // and not the nurse, whom only the failed unit met
+	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing")
+	if got.job.State != export.Completed {
+		t.Errorf("the job is %s", got.job.State)
+	}
+}
