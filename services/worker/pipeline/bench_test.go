@@ -222,6 +222,12 @@ func (b *bench) outcome(job export.Job) outcome {
 		if recorded, err := b.jobs.File(b.t.Context(), job.ID, file.Name); err != nil || recorded != file {
 			b.t.Errorf("%s is %+v in the manifest and %+v in the record: %v", file.Name, file, recorded, err)
 		}
+		// What the sweep would take for the garbage of a lost attempt must not be listed.
+		origin, ok := export.ParseKey(file.Key)
+		holds, err := b.jobs.Holds(b.t.Context(), job.ID, origin.Unit, origin.Fence)
+		if err != nil || !ok || !holds {
+			b.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
+		}
 		for _, line := range b.readFile(file) {
 			if !file.Error {
 				o.lines[file.Type] = append(o.lines[file.Type], line)
