@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,6 +62,82 @@ func TestReadiness(t *testing.T) { // PITFALLS 34
 				}
 			})
 		})
+	}
+}
+
+// However many ask, and however often, the dependencies are asked once a second; then they are asked again, whatever
+// the last report was.
+func TestReadinessIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked, broken := 0, false
+		handler := platform.Probes(platform.Checks{"redis": func(ctx context.Context) error {
+			asked++
+			time.Sleep(time.Second)
+			if broken {
+				return errors.New("down")
+			}
+			return ctx.Err()
+		}}, time.Now)
+		round := func(want, total int) {
+			t.Helper()
+			var callers sync.WaitGroup
+			for range 20 {
+				callers.Go(func() {
+					if got := ask(handler, http.MethodGet, "/readyz"); got.Code != want {
+						t.Errorf("%d %s, want %d", got.Code, got.Body, want)
+					}
+				})
+			}
+			callers.Wait()
+			if asked != total {
+				t.Errorf("asked %d times, want %d", asked, total)
+			}
+		}
+		round(http.StatusOK, 1)
+		broken = true
+		time.Sleep(time.Second - time.Nanosecond)
+		round(http.StatusOK, 1)
+		time.Sleep(time.Nanosecond)
+		round(http.StatusServiceUnavailable, 2)
+		broken = false
+		round(http.StatusServiceUnavailable, 2)
+		time.Sleep(time.Second)
+		round(http.StatusOK, 3)
+	})
+}
+
+// A caller that hangs up neither spoils the report for the others nor waits for it.
+func TestReadinessOutlivesItsCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		handler := platform.Probes(platform.Checks{"redis": func(ctx context.Context) error {
+			time.Sleep(2 * time.Second)
+			return ctx.Err()
+		}}, time.Now)
+		ctx, hangUp := context.WithCancel(t.Context())
+		var callers sync.WaitGroup
+		for range 2 {
+			callers.Go(func() {
+				handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, http.MethodGet, "/readyz", nil))
+			})
+		}
+		synctest.Wait()
+		hangUp()
+		if got := ask(handler, http.MethodGet, "/readyz"); got.Code != http.StatusOK {
+			t.Errorf("%d %s", got.Code, got.Body)
+		}
+		callers.Wait()
+	})
+}
+
+// What may be reached from outside has neither figures nor profiles.
+func TestProbesServeNothingElse(t *testing.T) {
+	handler := platform.Probes(nil, time.Now)
+	for path, want := range map[string]int{
+		"/livez": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/profile": 404, "/": 404,
+	} {
+		if got := ask(handler, http.MethodGet, path); got.Code != want {
+			t.Errorf("%s: %d, want %d", path, got.Code, want)
+		}
 	}
 }
 

@@ -55,19 +55,38 @@ func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.refresh(); err != nil {
+		return directory.Grant{}, err
+	}
+	return a.grants[owner], nil
+}
+
+// Check reports whether the grants can be read as they are now. It costs what a call costs: a look at the file, and
+// reading it when it changed.
+func (a *Access) Check(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.refresh()
+}
+
+// refresh reads the file again if it changed. The lock is held.
+func (a *Access) refresh() error {
 	if a.file != "" {
 		info, err := os.Stat(a.file)
 		if err != nil {
-			return directory.Grant{}, fmt.Errorf("access: %w: %w", export.ErrUnavailable, err)
+			return fmt.Errorf("access: %w: %w", export.ErrUnavailable, err)
 		}
 		if a.seen == nil || !same(info, a.seen) {
 			a.load()
 		}
 	}
 	if a.problem != nil {
-		return directory.Grant{}, fmt.Errorf("access: %w: %w", export.ErrUnavailable, a.problem)
+		return fmt.Errorf("access: %w: %w", export.ErrUnavailable, a.problem)
 	}
-	return a.grants[owner], nil
+	return nil
 }
 
 // load reads the file into grants, or problem. The lock is held, or nobody else knows of a yet.

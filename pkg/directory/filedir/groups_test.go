@@ -228,6 +228,10 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	groups := openGroups(t, dir, now)
 	exists := func(id string, want error) {
 		t.Helper()
+		// Check looks for itself and says whether the calls after it are answered, PITFALLS 34.
+		if err := groups.Check(t.Context()); errors.Is(err, export.ErrUnavailable) != errors.Is(want, export.ErrUnavailable) {
+			t.Errorf("check: %v, want as for %s: %v", err, id, want)
+		}
 		if err := groups.Exists(t.Context(), id); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", id, err, want)
 		}

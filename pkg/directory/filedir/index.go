@@ -66,26 +66,45 @@ func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	return err
 }
 
+// Check reports whether the groups can be read as they are now. It costs what a call costs: a look at the folder, and
+// reading it when it changed.
+func (g *Groups) Check(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.refresh()
+}
+
 // find returns the place of a group after reading the folder again if it changed.
 func (g *Groups) find(groupID string) (place, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	files, err := list(g.dir)
-	if err != nil {
-		return place{}, fmt.Errorf("groups: %w: %w", export.ErrUnavailable, err)
-	}
-	if !slices.EqualFunc(files, g.seen, unchanged) {
-		g.index, g.problem = readIndex(g.dir, files)
-		g.seen = files
-	}
-	if g.problem != nil {
-		return place{}, fmt.Errorf("groups: %w: %w", export.ErrUnavailable, g.problem)
+	if err := g.refresh(); err != nil {
+		return place{}, err
 	}
 	at, ok := g.index[groupID]
 	if !ok {
 		return place{}, directory.ErrNoGroup
 	}
 	return at, nil
+}
+
+// refresh reads the folder again if it changed. The lock is held.
+func (g *Groups) refresh() error {
+	files, err := list(g.dir)
+	if err != nil {
+		return fmt.Errorf("groups: %w: %w", export.ErrUnavailable, err)
+	}
+	if !slices.EqualFunc(files, g.seen, unchanged) {
+		g.index, g.problem = readIndex(g.dir, files)
+		g.seen = files
+	}
+	if g.problem != nil {
+		return fmt.Errorf("groups: %w: %w", export.ErrUnavailable, g.problem)
+	}
+	return nil
 }
 
 // list returns the folder's files of groups, sorted by name.
