@@ -73,7 +73,11 @@ func (s *Store) Holds(ctx context.Context, id export.JobID, unit export.UnitID, 
 }
 
 func (s *Store) enter(ctx context.Context, id export.JobID) error {
-	err := s.redis.ZAdd(ctx, activeIndex, redis.Z{Score: float64(s.now().UnixMilli()), Member: string(id)}).Err()
+	now := time.Now
+	if s.now != nil {
+		now = s.now
+	}
+	err := s.redis.ZAdd(ctx, activeIndex, redis.Z{Score: float64(now().UnixMilli()), Member: string(id)}).Err()
 	return unavailable(fmt.Sprintf("enter job %s in the active index", id), err)
 }
 

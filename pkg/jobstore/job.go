@@ -32,7 +32,7 @@ func (s *Store) Create(ctx context.Context, job export.Job, first export.Unit) e
 		return err
 	}
 	_, err = s.run(ctx, "create", s.scripts.create, job.ID,
-		string(first.ID), unit, s.now().UnixMilli(),
+		string(first.ID), unit, s.clock(),
 		"state", string(job.State), "owner", owner, "request", request, "created", millis(job.Created))
 	return err
 }
@@ -77,28 +77,42 @@ func (s *Store) Job(ctx context.Context, id export.JobID) (export.Job, error) {
 // Cancel makes the job its owner's no more: from here on it is not there, its running units stop at their next
 // heartbeat, and it is due to be purged. ErrNotFound, or ErrConflict when it is cancelled or expired already.
 func (s *Store) Cancel(ctx context.Context, id export.JobID, now time.Time) error {
-	return s.end(ctx, "cancel", id, export.Cancelled, now)
+	return s.end(ctx, "cancel", id, export.Lease{}, export.Cancelled, now)
 }
 
 // Fail ends a job that cannot produce anything. Its owner sees the reason until the job expires. ErrConflict when it
 // has ended already.
 func (s *Store) Fail(ctx context.Context, id export.JobID, reason string, now, expires time.Time) error {
-	return s.end(ctx, "fail", id, export.Failed, expires,
+	return s.fail(ctx, id, export.Lease{}, reason, now, expires)
+}
+
+// FailUnit is Fail in the name of a unit without which the job is nothing. ErrFenced when the lease is lost: then
+// another attempt decides.
+func (s *Store) FailUnit(ctx context.Context, lease export.Lease, reason string, now, expires time.Time) error {
+	return s.fail(ctx, lease.Job, lease, reason, now, expires)
+}
+
+func (s *Store) fail(
+	ctx context.Context, id export.JobID, lease export.Lease, reason string, now, expires time.Time,
+) error {
+	return s.end(ctx, "fail", id, lease, export.Failed, expires,
 		"failure", reason, "finished", millis(now), "expires", millis(expires))
 }
 
 // Expire marks a finished job as expired, due to be purged now. ErrConflict when it is not finished or gone already.
 func (s *Store) Expire(ctx context.Context, id export.JobID, now time.Time) error {
-	return s.end(ctx, "expire", id, export.Expired, now)
+	return s.end(ctx, "expire", id, export.Lease{}, export.Expired, now)
 }
 
 // end moves a job to a state in which no work is left. The job is entered in the active index around the step: should
 // the process die before the due index is set, the scheduler finds the ended job there and sets it.
-func (s *Store) end(ctx context.Context, act string, id export.JobID, to export.State, due time.Time, fields ...any) error {
+func (s *Store) end(
+	ctx context.Context, act string, id export.JobID, lease export.Lease, to export.State, due time.Time, fields ...any,
+) error {
 	if err := s.enter(ctx, id); err != nil {
 		return err
 	}
-	args := append([]any{string(to)}, fields...)
+	args := append([]any{string(to), string(lease.Unit.ID), lease.Fence}, fields...)
 	if _, err := s.run(ctx, act, s.scripts.move, id, args...); err != nil {
 		return err
 	}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -190,7 +193,7 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // PITFALLS 28
 
 		old := export.Lease{Job: id, Unit: threeUnits[1], Fence: 1}
 		c.advance(time.Minute)
-		silent, err := s.Silent(ctx, id, c.now().Add(-time.Second), 10)
+		silent, err := s.Silent(ctx, id, time.Second, 10)
 		must(t, err)
 		for _, unit := range silent {
 			if lost := unit.Unit.ID == "Large-00000"; unit.Lost != lost || lost && (unit.Fence != 2 || unit.Attempts != 1) {
@@ -203,7 +206,7 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // PITFALLS 28
 		for name, step := range map[string]func() error{
 			"heartbeat": func() error { return s.Heartbeat(ctx, old) },
 			"commit":    func() error { return s.Commit(ctx, old, jobstore.Commit{Next: sealUnit}) },
-			"release":   func() error { _, err := s.Release(ctx, old, c.now(), true); return err },
+			"release":   func() error { _, err := s.Release(ctx, old, 0, true); return err },
 			"claim":     func() error { _, err := s.Claim(ctx, id, old.Unit.ID, export.KindExport, 1); return err },
 		} {
 			if err := step(); !errors.Is(err, export.ErrFenced) {
@@ -232,16 +235,16 @@ func TestReleaseGivesANewFence(t *testing.T) {
 		_, err := s.Issue(ctx, id, 1)
 		must(t, err)
 		lease := claim(t, s, id, "Large-00000", export.KindExport, 1)
-		fence, err := s.Release(ctx, lease, c.now(), false) // handed back by a worker that stops
+		fence, err := s.Release(ctx, lease, 0, false) // handed back by a worker that stops
 		must(t, err)
 		lease = claim(t, s, id, "Large-00000", export.KindExport, fence)
 		if lease.Attempt != 0 || fence != 2 {
 			t.Errorf("handed back: fence %d, attempt %d; want 2 and 0", fence, lease.Attempt)
 		}
-		fence, err = s.Release(ctx, lease, c.now().Add(time.Minute), true) // failed
+		fence, err = s.Release(ctx, lease, time.Minute, true) // failed
 		must(t, err)
 		c.advance(30 * time.Second)
-		if silent, err := s.Silent(ctx, id, c.now().Add(-20*time.Second), 10); err != nil || len(silent) != 0 {
+		if silent, err := s.Silent(ctx, id, 20*time.Second, 10); err != nil || len(silent) != 0 {
 			t.Errorf("a unit that waits for its retry is not silent: %v %v", silent, err)
 		}
 		if lease = claim(t, s, id, "Large-00000", export.KindExport, fence); lease.Attempt != 1 {
@@ -260,7 +263,7 @@ func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // PITFALLS 8
 			t.Fatalf("units of an uncommitted plan were issued: %v %v", issued, err)
 		}
 		c.advance(time.Minute)
-		silent, err := s.Silent(ctx, id, c.now().Add(-time.Second), 10)
+		silent, err := s.Silent(ctx, id, time.Second, 10)
 		must(t, err)
 		if len(silent) != 1 || silent[0].Unit.Kind != export.KindPlan || silent[0].Fence != 2 {
 			t.Fatalf("silent: %+v", silent)
@@ -303,7 +306,7 @@ func TestAnEndedJobStopsItsUnits(t *testing.T) {
 		must(t, s.Cancel(ctx, id, c.now()))
 		_, claimErr := s.Claim(ctx, id, "Small-00000", export.KindExport, 1)
 		_, issueErr := s.Issue(ctx, id, 10)
-		_, silentErr := s.Silent(ctx, id, c.now(), 10)
+		_, silentErr := s.Silent(ctx, id, 0, 10)
 		for name, err := range map[string]error{
 			"heartbeat": s.Heartbeat(ctx, lease), "claim": claimErr, "issue": issueErr, "silent": silentErr,
 			"commit": s.Commit(ctx, lease, jobstore.Commit{}), "stage": s.Stage(ctx, lease, threeUnits),
@@ -373,6 +376,115 @@ func TestPollLimit(t *testing.T) { // PITFALLS 29
 			t.Errorf("fourth poll: wait %s, %v", wait, err)
 		}
 	})
+}
+
+func TestAClientThatObeysIsNeverRefused(t *testing.T) { // PITFALLS 29
+	// The window is Redis's own, so this goes by real time on the real server and by the embedded server's clock there.
+	const window = 60 * time.Millisecond
+	run := func(t *testing.T, url string, wait func()) {
+		s, err := jobstore.Open(url, nil)
+		must(t, err)
+		defer s.Close()
+		id := export.NewJobID()
+		for i := range 5 {
+			if wait, err := s.AllowPoll(t.Context(), id, window, 1); err != nil || wait != 0 {
+				t.Fatalf("poll %d after the announced wait: told to wait %s, %v", i, wait, err)
+			}
+			if told, err := s.AllowPoll(t.Context(), id, window, 1); err != nil || told <= 0 || told > window {
+				t.Fatalf("a poll too many: told to wait %s, %v", told, err)
+			}
+			wait()
+		}
+	}
+	t.Run("redis", func(t *testing.T) { run(t, testenv.Redis(t), func() { time.Sleep(window + 5*time.Millisecond) }) })
+	t.Run("embedded", func(t *testing.T) {
+		server := miniredis.RunT(t)
+		run(t, "redis://"+server.Addr(), func() { server.FastForward(window) })
+	})
+}
+
+func TestLeasesGoByTheServersClock(t *testing.T) { // a worker whose own clock is wrong must not lose its units
+	for name, url := range map[string]string{"redis": testenv.Redis(t), "embedded": "redis://" + miniredis.RunT(t).Addr()} {
+		t.Run(name, func(t *testing.T) {
+			s, err := jobstore.Open(url, nil)
+			must(t, err)
+			defer s.Close()
+			c := newClock() // years away from the server's
+			id := create(t, s, c)
+			lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+			must(t, s.Heartbeat(t.Context(), lease))
+			if silent, err := s.Silent(t.Context(), id, time.Minute, 10); err != nil || len(silent) != 0 {
+				t.Errorf("a unit heard of a moment ago is silent: %v %v", silent, err)
+			}
+			if silent, err := s.Silent(t.Context(), id, -time.Minute, 10); err != nil || len(silent) != 1 {
+				t.Errorf("a minute from now it is silent: %v %v", silent, err)
+			}
+		})
+	}
+}
+
+func TestRefence(t *testing.T) { // PITFALLS 26
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := create(t, s, c)
+		fence, err := s.Refence(ctx, id, export.PlanUnit, 1)
+		if err != nil || fence != 2 {
+			t.Fatalf("refence: %d %v", fence, err)
+		}
+		if _, err := s.Refence(ctx, id, export.PlanUnit, 1); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("refence under a stale fence: %v", err)
+		}
+		if _, err := s.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("claim under the old fence: %v", err)
+		}
+		claim(t, s, id, export.PlanUnit, export.KindPlan, 2)
+		if _, err := s.Refence(ctx, id, export.PlanUnit, 2); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("refence of a claimed unit: %v", err)
+		}
+	})
+}
+
+func TestAStaleAttemptCannotFailTheJob(t *testing.T) { // PITFALLS 28
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		ctx := t.Context()
+		id := create(t, s, c)
+		stale := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+		c.advance(time.Minute)
+		_, err := s.Silent(ctx, id, time.Second, 10)
+		must(t, err)
+		if err := s.FailUnit(ctx, stale, "why", c.now(), c.now()); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("a stale attempt failed the job: %v", err)
+		}
+		fresh := claim(t, s, id, export.PlanUnit, export.KindPlan, 2)
+		must(t, s.FailUnit(ctx, fresh, "why", c.now(), c.now().Add(time.Hour)))
+		if job, err := s.Job(ctx, id); err != nil || job.State != export.Failed {
+			t.Errorf("job: %s %v", job.State, err)
+		}
+	})
+}
+
+func TestARedisThatEvictsIsNotReady(t *testing.T) { // PITFALLS 27
+	for policy, ready := range map[string]bool{"noeviction": true, "allkeys-lru": false, "volatile-ttl": false} {
+		t.Run(policy, func(t *testing.T) {
+			socket := filepath.Join(t.TempDir(), "redis")
+			server := exec.CommandContext(t.Context(), "redis-server", "--port", "0", "--unixsocket", socket,
+				"--save", "", "--maxmemory-policy", policy)
+			must(t, server.Start())
+			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
+			s, err := jobstore.Open("unix://"+socket, nil)
+			must(t, err)
+			defer s.Close()
+			for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+				err = s.Ping(t.Context())
+				if err == nil || strings.Contains(err.Error(), "evicts") || time.Since(begun) > 10*time.Second {
+					break
+				}
+			}
+			if ready != (err == nil) {
+				t.Errorf("ping: %v, want ready %v", err, ready)
+			}
+		})
+	}
 }
 
 func TestManyUnitsAreStagedInPieces(t *testing.T) {

@@ -46,11 +46,14 @@ var jobKeys = []string{
 type Store struct {
 	redis   redis.UniversalClient
 	scripts scripts
-	now     func() time.Time
+	now     func() time.Time // nil: leases go by the server's clock
 }
 
 // Open returns a store on the Redis at the URL (redis:// or rediss://, with user, password and database). It makes no
 // connection yet. Waits are short, because a caller with a client waiting must soon answer 503.
+//
+// Leases, heartbeats and silence go by the clock of Redis, so that no machine's clock can take a unit from a worker. A
+// test gives a clock of its own; everybody else gives nil.
 func Open(url string, now func() time.Time) (*Store, error) {
 	opts, err := redis.ParseURL(url)
 	if err != nil {
@@ -70,9 +73,21 @@ func Open(url string, now func() time.Time) (*Store, error) {
 // Close ends the connections.
 func (s *Store) Close() error { return s.redis.Close() }
 
-// Ping reports whether Redis answers.
+// Ping reports whether Redis answers and keeps what it is given: one that evicts keys when it is full would lose jobs
+// without a word (PITFALLS 27). A server that does not tell its policy is taken at its operator's word.
 func (s *Store) Ping(ctx context.Context) error {
-	return unavailable("ping redis", s.redis.Ping(ctx).Err())
+	info, err := s.redis.InfoMap(ctx, "memory").Result()
+	if err != nil {
+		if err := s.redis.Ping(ctx).Err(); err != nil {
+			return unavailable("ping redis", err)
+		}
+		return nil
+	}
+	policy := info["Memory"]["maxmemory_policy"]
+	if policy != "" && policy != "noeviction" {
+		return fmt.Errorf("redis evicts keys (maxmemory-policy %s): %w", policy, export.ErrUnavailable)
+	}
+	return nil
 }
 
 func keysOf(id export.JobID) []string {
@@ -111,6 +126,14 @@ func unavailable(act string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, err)
+}
+
+// clock is what the scripts are given: the injected clock's instant, or nothing for the server's own.
+func (s *Store) clock() string {
+	if s.now == nil {
+		return ""
+	}
+	return strconv.FormatInt(s.now().UnixMilli(), 10)
 }
 
 func millis(t time.Time) int64 {

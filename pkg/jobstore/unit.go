@@ -29,7 +29,7 @@ func (s *Store) Claim(
 	default:
 	}
 	reply, err := s.run(ctx, "claim "+string(unit)+" of", s.scripts.claim, id,
-		string(unit), fence, s.now().UnixMilli(), string(target))
+		string(unit), fence, s.clock(), string(target))
 	if err != nil {
 		return export.Lease{}, err
 	}
@@ -48,7 +48,7 @@ func (s *Store) Claim(
 // Heartbeat says that the lease's holder is alive. ErrFenced or ErrNotLive tell it to stop.
 func (s *Store) Heartbeat(ctx context.Context, lease export.Lease) error {
 	_, err := s.run(ctx, "heartbeat "+string(lease.Unit.ID)+" of", s.scripts.heartbeat, lease.Job,
-		string(lease.Unit.ID), lease.Fence, s.now().UnixMilli())
+		string(lease.Unit.ID), lease.Fence, s.clock())
 	return err
 }
 
@@ -161,7 +161,7 @@ type Issued struct {
 // Issue takes units from the waiting ones, the largest first, until most are outstanding, and returns them to be
 // enqueued. Should the caller die before it has done so, Silent brings them back.
 func (s *Store) Issue(ctx context.Context, id export.JobID, most int) ([]Issued, error) {
-	reply, err := s.run(ctx, "issue units of", s.scripts.issue, id, most, s.now().UnixMilli())
+	reply, err := s.run(ctx, "issue units of", s.scripts.issue, id, most, s.clock())
 	if err != nil {
 		return nil, err
 	}
@@ -176,26 +176,39 @@ func (s *Store) Issue(ctx context.Context, id export.JobID, most int) ([]Issued,
 	return issued, nil
 }
 
-// Release gives the unit back under a new fence, not to be run before the instant. A failed attempt counts against the
-// unit; a hand-back by a worker that stops does not. It returns the new fence, to be enqueued.
-func (s *Store) Release(ctx context.Context, lease export.Lease, notBefore time.Time, failed bool) (int64, error) {
+// Release gives the unit back under a new fence, to be run after the delay. A failed attempt counts against the unit; a
+// hand-back by a worker that stops, or that found a dependency down, does not. It returns the new fence, to be enqueued.
+func (s *Store) Release(
+	ctx context.Context, lease export.Lease, delay time.Duration, failed bool,
+) (fence int64, err error) {
 	count := 0
 	if failed {
 		count = 1
 	}
 	reply, err := s.run(ctx, "release "+string(lease.Unit.ID)+" of", s.scripts.setback, lease.Job,
-		string(lease.Unit.ID), lease.Fence, notBefore.UnixMilli(), count)
+		string(lease.Unit.ID), lease.Fence, s.clock(), delay.Milliseconds(), count)
 	if err != nil {
 		return 0, err
 	}
-	fence, _ := reply[0].(int64)
+	fence, _ = reply[0].(int64)
 	return fence, nil
 }
 
-// Silent takes up to most units that have not been heard of since the instant and marks them as heard of now. Those
-// whose worker is lost get a new fence. All have to be enqueued (again).
-func (s *Store) Silent(ctx context.Context, id export.JobID, since time.Time, most int) ([]Issued, error) {
-	reply, err := s.run(ctx, "rescue units of", s.scripts.rescue, id, since.UnixMilli(), s.now().UnixMilli(), most)
+// Refence gives a unit that is issued but not claimed a new fence, because its task was taken from the queue and not
+// begun. ErrFenced when it was claimed or closed after all, or has a new fence already.
+func (s *Store) Refence(ctx context.Context, id export.JobID, unit export.UnitID, fence int64) (int64, error) {
+	reply, err := s.run(ctx, "refence "+string(unit)+" of", s.scripts.refence, id, string(unit), fence, s.clock())
+	if err != nil {
+		return 0, err
+	}
+	fresh, _ := reply[0].(int64)
+	return fresh, nil
+}
+
+// Silent takes up to most units that have not been heard of for as long as silence and marks them as heard of now.
+// Those whose worker is lost get a new fence. All have to be enqueued (again).
+func (s *Store) Silent(ctx context.Context, id export.JobID, silence time.Duration, most int) ([]Issued, error) {
+	reply, err := s.run(ctx, "rescue units of", s.scripts.rescue, id, s.clock(), silence.Milliseconds(), most)
 	if err != nil {
 		return nil, err
 	}

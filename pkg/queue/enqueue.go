@@ -59,7 +59,12 @@ func (c *Client) Ping(ctx context.Context) error {
 	return nil
 }
 
-// EnqueueUnit puts the unit's task in its queue. It is idempotent: a task that is there already stays as it is.
+// ErrTaken says that a task of this unit and fence has left the queue and is not done: a worker has it, or it waits to
+// be delivered again.
+var ErrTaken = errors.New("the task was taken already")
+
+// EnqueueUnit puts the unit's task in its queue. It is idempotent: a task that is there already stays as it is, and one
+// that is there no more but not done is ErrTaken, which only a rescue needs to care about.
 func (c *Client) EnqueueUnit(ctx context.Context, task Task) error {
 	kind, known := unitTypes[task.Kind]
 	if !known {
@@ -79,24 +84,45 @@ func (c *Client) EnqueueUnit(ctx context.Context, task Task) error {
 
 // EnqueuePurge asks for the job to be purged soon. It is idempotent; the scheduler's sweep purges in any case.
 func (c *Client) EnqueuePurge(ctx context.Context, id export.JobID) error {
+	return c.enqueuePurge(ctx, id, "purge:"+string(id))
+}
+
+func (c *Client) enqueuePurge(ctx context.Context, id export.JobID, taskID string) error {
 	payload, err := proto.Marshal(&sluicev1.PurgeTask{JobId: string(id)})
 	if err == nil {
-		err = c.enqueue(ctx, asynq.NewTask(purgeType, payload), upkeepQueue, "purge:"+string(id),
+		err = c.enqueue(ctx, asynq.NewTask(purgeType, payload), upkeepQueue, taskID,
 			asynq.Timeout(upkeepTimeout))
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrTaken) {
 		return fmt.Errorf("enqueue purge of job %s: %w", id, err)
 	}
 	return nil
 }
 
+// EnqueueLatePurge asks for another purge after one that may have begun: the unit of an ended job has only now stopped
+// writing. Its id is its own, since the first purge may hold the other.
+func (c *Client) EnqueueLatePurge(ctx context.Context, task Task) error {
+	return c.enqueuePurge(ctx, task.Job, "purge:"+task.id())
+}
+
 // EnqueueTick asks for one run of a periodic duty. The bucket is the start of the tick's interval: of all schedulers
 // that tick in the same interval one gets through, and the id stays taken until the interval is over.
 func (c *Client) EnqueueTick(ctx context.Context, duty string, bucket time.Time, interval time.Duration) error {
+	return c.enqueueTick(ctx, upkeepType, upkeepQueue, duty, bucket, interval)
+}
+
+// EnqueueWatch is EnqueueTick for a duty that must never wait behind one that is slow.
+func (c *Client) EnqueueWatch(ctx context.Context, duty string, bucket time.Time, interval time.Duration) error {
+	return c.enqueueTick(ctx, watchType, watchQueue, duty, bucket, interval)
+}
+
+func (c *Client) enqueueTick(
+	ctx context.Context, kind, queue, duty string, bucket time.Time, interval time.Duration,
+) error {
 	payload, err := proto.Marshal(&sluicev1.UpkeepTask{Kind: duty, Bucket: bucket.Unix()})
 	if err == nil {
 		id := fmt.Sprintf("%s:%d", duty, bucket.UnixMilli())
-		_, err = c.client.EnqueueContext(ctx, asynq.NewTask(upkeepType, payload), asynq.Queue(upkeepQueue),
+		_, err = c.client.EnqueueContext(ctx, asynq.NewTask(kind, payload), asynq.Queue(queue),
 			asynq.TaskID(id), asynq.Timeout(upkeepTimeout), asynq.MaxRetry(0), asynq.Retention(2*interval))
 		if errors.Is(err, asynq.ErrTaskIDConflict) {
 			return nil
@@ -119,8 +145,12 @@ func (c *Client) enqueue(ctx context.Context, task *asynq.Task, queue, id string
 		if infoErr != nil {
 			return fmt.Errorf("%w: %w", export.ErrUnavailable, infoErr)
 		}
-		if taken.State != asynq.TaskStateArchived {
-			return nil // queued or running
+		switch taken.State {
+		case asynq.TaskStateArchived:
+		case asynq.TaskStateActive, asynq.TaskStateRetry:
+			return ErrTaken
+		default:
+			return nil // queued
 		}
 		// An archived task only keeps the id from being used: nothing would ever run it.
 		if err := c.inspector.DeleteTask(queue, id); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {

@@ -23,6 +23,7 @@ type Handlers struct {
 	Unit   func(ctx context.Context, task Task) error
 	Purge  func(ctx context.Context, id export.JobID) error
 	Upkeep func(ctx context.Context, duty string) error
+	Watch  func(ctx context.Context, duty string) error
 }
 
 // ServerConfig says how a process takes work.
@@ -33,8 +34,9 @@ type ServerConfig struct {
 	Logger      *slog.Logger
 }
 
-// handBack is how long handlers have to hand back after they are told to.
-const handBack = 5 * time.Second
+// handBack is how long handlers have to hand back after they are told to: to throw away what they were writing, and to
+// record it, with a store that may be slow.
+const handBack = 25 * time.Second
 
 // Serve takes tasks until the context ends; then it takes no more, lets running ones finish for the drain time, tells
 // the rest to hand back (their contexts end with the cause ErrDraining), and returns when all have.
@@ -69,7 +71,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 			})
 		}
 	}
-	if handlers.Purge != nil && handlers.Upkeep != nil {
+	if handlers.Purge != nil {
 		queues[upkeepQueue] = 2
 		mux.HandleFunc(purgeType, func(ctx context.Context, t *asynq.Task) error {
 			var message sluicev1.PurgeTask
@@ -80,14 +82,22 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 				return handlers.Purge(ctx, export.JobID(message.GetJobId()))
 			})
 		})
-		mux.HandleFunc(upkeepType, func(ctx context.Context, t *asynq.Task) error {
+	}
+	duty := func(kind, queue string, handle func(context.Context, string) error) {
+		if handle == nil {
+			return
+		}
+		queues[queue] = 2
+		mux.HandleFunc(kind, func(ctx context.Context, t *asynq.Task) error {
 			var message sluicev1.UpkeepTask
 			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
-				return fmt.Errorf("decode upkeep task: %w", err)
+				return fmt.Errorf("decode duty: %w", err)
 			}
-			return guard(ctx, func(ctx context.Context) error { return handlers.Upkeep(ctx, message.GetKind()) })
+			return guard(ctx, func(ctx context.Context) error { return handle(ctx, message.GetKind()) })
 		})
 	}
+	duty(upkeepType, upkeepQueue, handlers.Upkeep)
+	duty(watchType, watchQueue, handlers.Watch)
 
 	server := asynq.NewServer(redis, asynq.Config{
 		Concurrency:              cfg.Concurrency,

@@ -20,13 +20,15 @@ import (
 const (
 	steeringQueue = "steering" // plan, references, seal
 	bulkQueue     = "bulk"     // the units that write files
-	upkeepQueue   = "upkeep"   // expire, purge, rescue, sweep
+	upkeepQueue   = "upkeep"   // expire, purge, sweep: as long as the object store takes
+	watchQueue    = "watch"    // rescue: Redis alone, and never behind anything slow
 )
 
 // The task types on the wire. A type is never renamed: old and new workers run side by side.
 const (
 	purgeType  = "sluice:purge"
 	upkeepType = "sluice:upkeep"
+	watchType  = "sluice:watch"
 )
 
 // unitTypes are the task types of the kinds of units: one task for each unit.

@@ -151,6 +151,50 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // PITFALLS 8
 	s.onlyManifestIsStored(status, m)
 }
 
+func TestACancelWhileAWorkerIsWriting(t *testing.T) { // SPEC 5, PITFALLS 15, 16
+	data, group := populationForFaults(t)
+	proxyTo := testenv.ObjectStore(t)
+	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
+	s := deploy(t, setup{data: data, endpoint: proxy.Endpoint(), workers: 2, worker: []string{"SLUICE_FILE_BYTES=300000"}})
+	g := holdObservations(proxy, 2)
+	status := s.kickoff(group, "")
+	g.wait(t)
+	if resp := s.request(http.MethodDelete, status, "everything", nil); resp.StatusCode != http.StatusAccepted {
+		t.Fatalf("DELETE: %s", resp.Status)
+	}
+	if resp := s.request(http.MethodGet, status, "everything", nil); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("status after the cancel: %s", resp.Status)
+	}
+	close(g.release) // only now can the worker learn that it wrote in vain
+	// The sweep has its default grace of an hour here: it is the purges that leave nothing behind.
+	eventually(t, time.Minute, "nothing of the job is left", func() bool {
+		uploads := 0
+		must(t, s.store().Uploads(t.Context(), func(objects.Upload) error { uploads++; return nil }))
+		return uploads == 0 && len(s.objectKeys()) == 0 && s.unitsAtWork() == 0
+	})
+	if keys := s.objectKeys(); len(keys) != 0 {
+		t.Errorf("left in the bucket: %v", keys)
+	}
+}
+
+// unitsAtWork counts the units that workers have claimed and not settled.
+func (s *stack) unitsAtWork() int {
+	claimed := 0
+	for _, p := range s.processes {
+		p.mu.Lock()
+		for _, entry := range p.lines {
+			switch entry["msg"] {
+			case "unit claimed":
+				claimed++
+			case "unit settled":
+				claimed--
+			}
+		}
+		p.mu.Unlock()
+	}
+	return claimed
+}
+
 // onlyManifestIsStored waits for the sweep and checks that nothing is in the bucket but the files that a manifest lists,
 // and the manifests: no file of a lost attempt, no unfinished upload.
 func (s *stack) onlyManifestIsStored(status string, m manifest) {

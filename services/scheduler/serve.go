@@ -80,5 +80,10 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 				URL: cfg.Redis.URL, Concurrency: taskConcurrency, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Purge: keeper.Purge, Upkeep: keeper.Do})
 		}},
+		platform.Part{Name: "watch", Run: func(ctx context.Context) error {
+			return queue.Serve(ctx, queue.ServerConfig{
+				URL: cfg.Redis.URL, Concurrency: 1, Drain: cfg.Drain, Logger: log,
+			}, queue.Handlers{Watch: keeper.Do})
+		}},
 	)
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -113,11 +115,12 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 
 	registry := platform.NewRegistry()
-	handler, err := httpapi.New(httpapi.Config{
-		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
-	}, httpapi.Parts{
+	parts := httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Registry: registry,
-	})
+	}
+	public, err := httpapi.New(httpapi.Config{
+		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
+	}, parts)
 	if err != nil {
 		return err
 	}
@@ -144,15 +147,31 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
 	return platform.Run(ctx,
-		wiring.HTTP("listener", listener, handler),
+		wiring.HTTP("listener", listener, withMetrics(listener.Addr(), public, httpapi.Private(parts))),
 		redis.clock(),
 		platform.Part{Name: "ticks", Run: keeper.Tick},
 		platform.Part{Name: "tasks", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: redis.url, Concurrency: unitsAtOnce + 1, Drain: time.Second, Logger: log,
-			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Upkeep: keeper.Do})
+			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Upkeep: keeper.Do, Watch: keeper.Do})
 		}},
 	)
+}
+
+// withMetrics adds /metrics to the one listener of a standalone server as long as only this machine reaches it. The
+// choice is not a ServeMux's: that one answers paths that are not clean with redirects of its own making.
+func withMetrics(addr net.Addr, public, private http.Handler) http.Handler {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsLoopback() {
+		return public
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/metrics" {
+			private.ServeHTTP(w, r)
+			return
+		}
+		public.ServeHTTP(w, r)
+	})
 }
 
 // sample generates the sample population, once for a state folder.

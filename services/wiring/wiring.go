@@ -32,7 +32,7 @@ type Redis struct {
 
 // Open returns the job store and the queue's client. No connection is made yet.
 func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
-	jobs, err := jobstore.Open(r.URL, time.Now)
+	jobs, err := jobstore.Open(r.URL, nil)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%sREDIS_URL: %w", "SLUICE_", err)
 	}

@@ -30,13 +30,14 @@ type config struct {
 	Outstanding int           `env:"UNITS_OUTSTANDING" envDefault:"16"` // units of a job queued or running at once
 	MaxAttempts int           `env:"UNIT_ATTEMPTS" envDefault:"5"`
 	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT" envDefault:"4s"`
-	Retention   time.Duration `env:"RETENTION" envDefault:"168h"` // how long finished jobs are kept
+	OutageDelay time.Duration `env:"OUTAGE_DELAY" envDefault:"10s"` // how long a unit waits for what is down
+	Retention   time.Duration `env:"RETENTION" envDefault:"168h"`   // how long finished jobs are kept
 }
 
 func (c config) pipeline() pipeline.Config {
 	return pipeline.Config{
 		UnitBytes: c.UnitBytes, FileBytes: c.FileBytes, Outstanding: c.Outstanding, MaxAttempts: c.MaxAttempts,
-		Heartbeat: c.Heartbeat, Retention: c.Retention,
+		Heartbeat: c.Heartbeat, OutageDelay: c.OutageDelay, Retention: c.Retention,
 	}
 }
 
@@ -98,10 +99,11 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		concurrency = runtime.GOMAXPROCS(0)
 	}
 	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency)
-	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check}
+	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check}
 	err = platform.Run(ctx,
 		wiring.HTTP("private listener", private, platform.Health(checks, registry)),
 		wiring.Bucket(objects, log),
+		wiring.Unchanged(source.Check),
 		platform.Part{Name: "units", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Concurrency: concurrency, Drain: cfg.Drain, Logger: log,

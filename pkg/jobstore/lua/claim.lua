@@ -1,4 +1,4 @@
--- ARGV: unit id, fence, now, state that the job moves to ('' for none).
+-- ARGV: unit id, fence, clock, state that the job moves to ('' for none).
 -- A second delivery of the same task finds the claim taken and is fenced off: two runs never share a fence.
 local unit, fence, now, target = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not live() then return { 'NOTLIVE' } end
@@ -7,5 +7,5 @@ if redis.call('HEXISTS', results, unit) == 1 then return { 'FENCED' } end
 if redis.call('HGET', claims, unit) == fence then return { 'FENCED' } end
 if target ~= '' and redis.call('HGET', job, 'state') ~= target and not move(target) then return { 'CONFLICT' } end
 redis.call('HSET', claims, unit, fence)
-redis.call('ZADD', issued, now, unit)
+redis.call('ZADD', issued, clock(now), unit)
 return { 'OK', redis.call('HGET', units, unit), redis.call('HGET', attempts, unit) or '0' }

@@ -1,16 +1,16 @@
--- ARGV: silent since, now, most units. Returns for each unit that has been silent: fence, json, attempts, lost (1|0).
+-- ARGV: clock, ms of silence, most units. Returns for each unit that has been silent: fence, json, attempts, lost (1|0).
 -- A claimed unit has lost its worker: it gets a new fence and the loss counts as an attempt. An unclaimed one may have
 -- lost its task between issue and enqueue: it keeps its fence, and enqueueing it again does nothing if it is queued.
 if not live() then return { 'NOTLIVE' } end
-local out = { 'OK' }
-for _, unit in ipairs(redis.call('ZRANGEBYSCORE', issued, '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
+local out, now = { 'OK' }, clock(ARGV[1])
+for _, unit in ipairs(redis.call('ZRANGEBYSCORE', issued, '-inf', now - ARGV[2], 'LIMIT', 0, ARGV[3])) do
   local lost = redis.call('HGET', claims, unit) == redis.call('HGET', fences, unit)
   if lost then
     redis.call('HDEL', claims, unit)
     redis.call('HINCRBY', fences, unit, 1)
     redis.call('HINCRBY', attempts, unit, 1)
   end
-  redis.call('ZADD', issued, ARGV[2], unit)
+  redis.call('ZADD', issued, now, unit)
   out[#out + 1] = redis.call('HGET', fences, unit)
   out[#out + 1] = redis.call('HGET', units, unit)
   out[#out + 1] = redis.call('HGET', attempts, unit) or '0'

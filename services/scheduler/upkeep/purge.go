@@ -63,10 +63,15 @@ func (u *Upkeep) expireOne(ctx context.Context, entry jobstore.Entry) error {
 	return u.purge(ctx, job.ID)
 }
 
-// Purge is the task that a cancel enqueues. A job that is still its owner's is left alone.
+// Purge is the task that a cancel enqueues, and a unit that was still writing when its job ended. A job that is still its
+// owner's is left alone. A failed one keeps its record, which says why, but nothing that was exported for it.
 func (u *Upkeep) Purge(ctx context.Context, id export.JobID) error {
 	job, err := u.Jobs.Job(ctx, id)
 	if err != nil && !errors.Is(err, export.ErrNotFound) {
+		return err
+	}
+	if err == nil && job.State == export.Failed {
+		_, err := u.Objects.DeletePrefix(ctx, export.JobPrefix(id))
 		return err
 	}
 	if err == nil && job.State != export.Cancelled && job.State != export.Expired {

@@ -15,6 +15,8 @@ const (
 	rescueBatch = 200
 	// settling is how long an index entry may differ from the record: the two are written one after the other.
 	settling = time.Minute
+	// abandoned is how long an entry may be without a record: a kick-off enters it before it creates the job.
+	abandoned = 10 * time.Minute
 )
 
 // Rescue looks at every active job: units that have been silent are enqueued again, under a new fence if they had a
@@ -45,7 +47,7 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 	job, err := u.Jobs.Job(ctx, entry.ID)
 	switch {
 	case errors.Is(err, export.ErrNotFound):
-		if settled {
+		if now.Sub(entry.At) > abandoned {
 			return u.Jobs.Leave(ctx, entry.ID)
 		}
 		return nil
@@ -64,7 +66,7 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 		return u.Jobs.Fail(ctx, job.ID, "The export took too long and was given up.", now, now.Add(u.cfg.Retention))
 	}
 
-	silent, err := u.Jobs.Silent(ctx, job.ID, now.Add(-u.cfg.Silence), rescueBatch)
+	silent, err := u.Jobs.Silent(ctx, job.ID, u.cfg.Silence, rescueBatch)
 	if err != nil {
 		return err
 	}
@@ -79,9 +81,30 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 			u.Logger.Warn("unit lost its worker", "job_id", job.ID, "unit", unit.Unit.ID, "fence", unit.Fence,
 				"attempt", unit.Attempts)
 		}
-		errs = append(errs, u.Queue.EnqueueUnit(ctx, queue.Task{
+		errs = append(errs, u.enqueue(ctx, queue.Task{
 			Kind: unit.Unit.Kind, Job: job.ID, Unit: unit.Unit.ID, Fence: unit.Fence,
 		}))
 	}
 	return errors.Join(errs...)
+}
+
+// enqueue sees to it that the unit has a task in the queue. A task that was taken from the queue and has not claimed its
+// unit in all this time belongs to a process that died in between, or waits long to be delivered again: the unit gets a
+// new fence and a new task, and the old one finds its fence stale.
+func (u *Upkeep) enqueue(ctx context.Context, task queue.Task) error {
+	err := u.Queue.EnqueueUnit(ctx, task)
+	if !errors.Is(err, queue.ErrTaken) {
+		return err
+	}
+	fence, err := u.Jobs.Refence(ctx, task.Job, task.Unit, task.Fence)
+	if gone(err) {
+		return nil // it has been claimed in this moment
+	}
+	if err != nil {
+		return err
+	}
+	u.metrics.rescued.Inc()
+	u.Logger.Warn("unit was taken and never begun", "job_id", task.Job, "unit", task.Unit, "fence", fence)
+	task.Fence = fence
+	return u.Queue.EnqueueUnit(ctx, task)
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -88,6 +89,7 @@ type Upkeep struct {
 	Parts
 	cfg     Config
 	metrics metrics
+	busy    sync.Map // duties under way in this process
 }
 
 // New returns an Upkeep.
@@ -100,19 +102,24 @@ func New(cfg Config, parts Parts) (*Upkeep, error) {
 
 // Tick enqueues the duties at their intervals until the context ends.
 func (u *Upkeep) Tick(ctx context.Context) error {
-	intervals := map[string]time.Duration{
-		dutyExpire: u.cfg.ExpireEvery, dutyRescue: u.cfg.RescueEvery, dutySweep: u.cfg.SweepEvery,
+	duties := map[string]struct {
+		interval time.Duration
+		enqueue  func(ctx context.Context, duty string, bucket time.Time, interval time.Duration) error
+	}{
+		dutyExpire: {u.cfg.ExpireEvery, u.Queue.EnqueueTick},
+		dutySweep:  {u.cfg.SweepEvery, u.Queue.EnqueueTick},
+		dutyRescue: {u.cfg.RescueEvery, u.Queue.EnqueueWatch},
 	}
 	last := map[string]time.Time{}
 	ticker := time.NewTicker(min(u.cfg.ExpireEvery, u.cfg.RescueEvery, u.cfg.SweepEvery, time.Second))
 	defer ticker.Stop()
 	for {
-		for duty, interval := range intervals {
-			bucket := u.Now().Truncate(interval)
+		for duty, how := range duties {
+			bucket := u.Now().Truncate(how.interval)
 			if bucket.Equal(last[duty]) {
 				continue
 			}
-			if err := u.Queue.EnqueueTick(ctx, duty, bucket, interval); err != nil {
+			if err := how.enqueue(ctx, duty, bucket, how.interval); err != nil {
 				u.Logger.Warn("tick is not enqueued", "duty", duty, "err", err)
 				continue
 			}
@@ -126,16 +133,20 @@ func (u *Upkeep) Tick(ctx context.Context) error {
 	}
 }
 
-// Do runs one pass of a duty.
+// Do runs one pass of a duty, unless this process is at it already: a pass that takes longer than its interval, because
+// a store is slow, must not fill all places with its like.
 func (u *Upkeep) Do(ctx context.Context, duty string) error {
-	switch duty {
-	case dutyExpire:
-		return u.ExpireAndPurge(ctx)
-	case dutyRescue:
-		return u.Rescue(ctx)
-	case dutySweep:
-		return u.Sweep(ctx)
+	pass := map[string]func(context.Context) error{
+		dutyExpire: u.ExpireAndPurge, dutyRescue: u.Rescue, dutySweep: u.Sweep,
+	}[duty]
+	switch _, busy := u.busy.LoadOrStore(duty, true); {
+	case busy:
+		return nil
+	case pass != nil:
+		defer u.busy.Delete(duty)
+		return pass(ctx)
 	default:
+		defer u.busy.Delete(duty)
 		return fmt.Errorf("unknown duty %q", duty) // of a newer scheduler: its own kind will do it
 	}
 }

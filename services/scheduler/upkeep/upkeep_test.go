@@ -31,6 +31,7 @@ type world struct {
 	redis *redis.Client
 	proxy *objectstest.Proxy
 	ms    *atomic.Int64
+	url   string
 }
 
 func newWorld(t *testing.T) *world {
@@ -40,6 +41,7 @@ func newWorld(t *testing.T) *world {
 	now := func() time.Time { return time.UnixMilli(w.ms.Load()).UTC() }
 
 	url := testenv.Redis(t)
+	w.url = url
 	jobs, err := jobstore.Open(url, now)
 	w.must(err)
 	tasks, err := queue.Open(url)
@@ -273,7 +275,7 @@ func TestAPurgeKilledWithinAStep(t *testing.T) {
 		if _, redisKeys := w.keys(); len(redisKeys) != 1 {
 			t.Errorf("an entry that is a moment old may belong to a kick-off under way: %v", redisKeys)
 		}
-		w.set(w.Now().Add(2 * time.Minute))
+		w.set(w.Now().Add(abandoned + time.Second))
 		w.must(w.Rescue(t.Context()))
 		w.nothingLeft("entry without a job")
 	})
@@ -296,7 +298,15 @@ func TestTwoPurgesAtOnce(t *testing.T) {
 
 func TestPurgeLeavesALivingJobAlone(t *testing.T) {
 	w := newWorld(t)
-	for _, state := range []export.State{export.Scheduled, export.Completed, export.Failed} {
+	failed := w.job(export.Failed)
+	w.must(w.Purge(t.Context(), failed))
+	if objectKeys, _ := w.keys(); len(objectKeys) != 0 {
+		t.Errorf("a failed job keeps its reason, not its data: %v", objectKeys)
+	}
+	if exists, err := w.Jobs.Exists(t.Context(), failed); err != nil || !exists {
+		t.Errorf("the reason why a job failed is gone (%v)", err)
+	}
+	for _, state := range []export.State{export.Scheduled, export.Completed} {
 		id := w.job(state)
 		w.must(w.Purge(t.Context(), id)) // a stray or forged task
 		if exists, err := w.Jobs.Exists(t.Context(), id); err != nil || !exists {
@@ -339,6 +349,57 @@ func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // PITFALLS 7: enqu
 	if len(tasks) != 1 || !strings.HasSuffix(tasks[0], ":plan:1") {
 		t.Errorf("tasks in the queue: %v", tasks)
 	}
+}
+
+func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // PITFALLS 26, 27
+	w := newWorld(t)
+	id := w.job(export.Scheduled)
+	task := queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}
+	w.must(w.Queue.EnqueueUnit(t.Context(), task))
+	// A worker takes the task and dies before it claims the unit: Asynq holds the task as active for a minute or two.
+	ctx, stop := context.WithCancel(t.Context())
+	taken, ended := make(chan struct{}), make(chan error, 1)
+	release := make(chan struct{})
+	go func() {
+		ended <- queue.Serve(ctx, queue.ServerConfig{URL: w.url, Concurrency: 1, Logger: w.Logger}, queue.Handlers{
+			Unit: func(context.Context, queue.Task) error { close(taken); <-release; return nil },
+		})
+	}()
+	<-taken
+	w.set(w.Now().Add(w.cfg.Silence + time.Second))
+	w.must(w.Rescue(t.Context()))
+	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 1); !errors.Is(err, export.ErrFenced) {
+		t.Errorf("the old task can still claim: %v", err)
+	}
+	tasks, err := w.redis.Keys(t.Context(), "asynq:*"+string(id)+":plan:2").Result()
+	if err != nil || len(tasks) != 1 {
+		t.Errorf("tasks at the new fence: %v %v", tasks, err)
+	}
+	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
+	w.must(err)
+	if lease.Attempt != 0 {
+		t.Errorf("attempt %d: nothing was attempted", lease.Attempt)
+	}
+	close(release)
+	stop()
+	w.must(<-ended)
+}
+
+func TestADutyIsNotDoneTwiceAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.job(export.Cancelled)
+	w.busy.Store(dutyExpire, true)
+	w.must(w.Do(t.Context(), dutyExpire))
+	if objectKeys, _ := w.keys(); len(objectKeys) == 0 {
+		t.Error("a second pass ran beside the first")
+	}
+	w.busy.Delete(dutyExpire)
+	w.must(w.Do(t.Context(), dutyExpire))
+	w.nothingLeft("after the pass")
+	if err := w.Do(t.Context(), "something newer"); err == nil {
+		t.Error("an unknown duty passed for done")
+	}
+	w.must(w.Do(t.Context(), dutyExpire)) // and it is free again
 }
 
 func TestAJobThatTakesTooLongFails(t *testing.T) { // PITFALLS 7

@@ -142,7 +142,7 @@ func (b *bench) open(id export.JobID) []queue.Task {
 		return nil
 	}
 	must(b.t, err)
-	silent, err := b.jobs.Silent(ctx, id, instant.Add(24*time.Hour), 1000)
+	silent, err := b.jobs.Silent(ctx, id, -24*time.Hour, 1000)
 	must(b.t, err)
 	var tasks []queue.Task
 	for _, unit := range silent {

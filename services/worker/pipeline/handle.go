@@ -124,14 +124,20 @@ func (w *Worker) settle(
 ) (outcome string, err error) {
 	var permanent export.PermanentError
 	switch {
-	case errors.Is(runErr, export.ErrFenced), errors.Is(runErr, export.ErrNotLive),
-		errors.Is(runErr, export.ErrNotFound) && w.gone(ctx, lease.Job):
+	case errors.Is(runErr, export.ErrFenced):
 		return "lost", nil
+	case errors.Is(runErr, export.ErrNotLive), errors.Is(runErr, export.ErrNotFound) && w.gone(ctx, lease.Job):
+		return "lost", w.purgeLate(ctx, lease)
 	case errors.Is(runErr, queue.ErrDraining):
 		return "handed_back", w.release(ctx, lease, 0, false)
 	case errors.As(runErr, &permanent):
 		log.Error("unit failed for good", "err", runErr)
 		return "failed", w.giveUp(ctx, log, lease, permanent.Reason)
+	case errors.Is(runErr, export.ErrUnavailable):
+		// Nothing is wrong with the unit. An outage may last longer than any number of attempts, and must not cost a
+		// job what it has; a job that waits too long is ended by the scheduler.
+		log.Warn("unit waits for what is unavailable", "err", runErr)
+		return "waiting", w.release(ctx, lease, w.cfg.OutageDelay, false)
 	case runErr != nil && lease.Attempt+1 >= w.cfg.MaxAttempts:
 		log.Error("unit failed for good", "err", runErr)
 		reason := fmt.Sprintf("its data could not be read or stored in %d attempts", lease.Attempt+1)
@@ -141,10 +147,22 @@ func (w *Worker) settle(
 		return "retried", w.release(ctx, lease, export.Backoff(lease.Attempt+1), true)
 	}
 	err = w.close(ctx, log, lease, commit)
-	if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
+	switch {
+	case errors.Is(err, export.ErrFenced):
 		return "lost", nil
+	case errors.Is(err, export.ErrNotLive):
+		return "lost", w.purgeLate(ctx, lease)
+	default:
+		return "done", err
 	}
-	return "done", err
+}
+
+// purgeLate asks for another purge of a job that ended while the unit was writing: the purge that its end brought about
+// may have been over before the last object came in (SPEC 5, PITFALLS 16).
+func (w *Worker) purgeLate(ctx context.Context, lease export.Lease) error {
+	return w.Queue.EnqueueLatePurge(ctx, queue.Task{
+		Kind: lease.Unit.Kind, Job: lease.Job, Unit: lease.Unit.ID, Fence: lease.Fence,
+	})
 }
 
 // close commits the unit and hands the units that have become free to the queue.
@@ -170,7 +188,7 @@ func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
 	}
 	var errs []error
 	for _, unit := range issued {
-		errs = append(errs, w.Queue.EnqueueUnit(ctx, queue.Task{
+		errs = append(errs, w.enqueue(ctx, queue.Task{
 			Kind: unit.Unit.Kind, Job: id, Unit: unit.Unit.ID, Fence: unit.Fence,
 		}))
 	}
@@ -179,16 +197,24 @@ func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
 
 // release gives the unit back and enqueues it under its new fence.
 func (w *Worker) release(ctx context.Context, lease export.Lease, delay time.Duration, failed bool) error {
-	fence, err := w.Jobs.Release(ctx, lease, w.Now().Add(delay), failed)
+	fence, err := w.Jobs.Release(ctx, lease, delay, failed)
 	if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return w.Queue.EnqueueUnit(ctx, queue.Task{
+	return w.enqueue(ctx, queue.Task{
 		Kind: lease.Unit.Kind, Job: lease.Job, Unit: lease.Unit.ID, Fence: fence, Delay: delay,
 	})
+}
+
+// enqueue puts the task in the queue. One that a worker has taken in this moment needs nothing.
+func (w *Worker) enqueue(ctx context.Context, task queue.Task) error {
+	if err := w.Queue.EnqueueUnit(ctx, task); !errors.Is(err, queue.ErrTaken) {
+		return err
+	}
+	return nil
 }
 
 // giveUp closes a unit that cannot be done. A job without plan or seal has nothing to give: it fails as a whole.
@@ -196,11 +222,14 @@ func (w *Worker) release(ctx context.Context, lease export.Lease, delay time.Dur
 func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Lease, reason string) error {
 	if lease.Unit.Kind == export.KindPlan || lease.Unit.Kind == export.KindSeal {
 		now := w.Now()
-		err := w.Jobs.Fail(ctx, lease.Job, "The export could not be done: "+reason+".", now, now.Add(w.cfg.Retention))
-		if errors.Is(err, export.ErrConflict) || errors.Is(err, export.ErrNotFound) {
-			return nil // it ended in the meantime
+		err := w.Jobs.FailUnit(ctx, lease, "The export could not be done: "+reason+".", now, now.Add(w.cfg.Retention))
+		if errors.Is(err, export.ErrFenced) {
+			return nil // another attempt decides
 		}
-		return err
+		if err != nil && !errors.Is(err, export.ErrConflict) && !errors.Is(err, export.ErrNotFound) {
+			return err
+		}
+		return w.purgeLate(ctx, lease)
 	}
 	job, err := w.Jobs.Job(ctx, lease.Job)
 	if err != nil {

@@ -27,6 +27,7 @@ type Config struct {
 	Outstanding int           // units of one job that may be queued or running at once
 	MaxAttempts int           // failures after which a unit is given up
 	Heartbeat   time.Duration // how often a running unit is reported alive
+	OutageDelay time.Duration // how long a unit waits when a dependency is down
 	Retention   time.Duration // how long a finished job is kept (SPEC 6)
 }
 
@@ -38,6 +39,7 @@ func Defaults() Config {
 		Outstanding: 16,
 		MaxAttempts: 5,
 		Heartbeat:   4 * time.Second,
+		OutageDelay: 10 * time.Second,
 		Retention:   168 * time.Hour,
 	}
 }
@@ -55,6 +57,7 @@ func (c Config) Validate() error {
 	positive("outstanding units", c.Outstanding > 0)
 	positive("attempts", c.MaxAttempts > 0)
 	positive("heartbeat", c.Heartbeat > 0)
+	positive("outage delay", c.OutageDelay > 0)
 	positive("retention", c.Retention > 0)
 	return errors.Join(errs...)
 }

@@ -1,0 +1,33 @@
+package ndjson_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
+)
+
+func TestCheckNoticesAChangedFolder(t *testing.T) { // PITFALLS 34
+	dir := t.TempDir()
+	name := filepath.Join(dir, "Patient.ndjson")
+	if err := os.WriteFile(name, []byte(`{"resourceType":"Patient","id":"a"}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := ndjson.Open(t.Context(), ndjson.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Check(t.Context()); err != nil {
+		t.Fatalf("as it was indexed: %v", err)
+	}
+	if err := os.WriteFile(name, []byte(`{"resourceType":"Patient","id":"b2"}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("after a change: %v", err)
+	}
+}
