@@ -1,0 +1,131 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// sluice runs the command line and returns what it prints on stdout. Its exit code has to be want.
+func sluice(t *testing.T, want int, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binaries, "sluice"), args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != want {
+		t.Fatalf("sluice %v: %v, want exit code %d\n%s", args[0], err, want, stderr.String())
+	}
+	return stdout.String()
+}
+
+// TestStandaloneWithTheCommandLine is the README's way: one process without any server, and the command line.
+func TestStandaloneWithTheCommandLine(t *testing.T) {
+	dir := t.TempDir()
+	data, state, out := filepath.Join(dir, "data"), filepath.Join(dir, "state"), filepath.Join(dir, "out")
+	sluice(t, 0, "synth", "--patients", "20", "--seed", "3", "--out", data)
+	population := readPopulation(t, data)
+
+	// The paths are relative on purpose: the embedded object store changes the working directory.
+	server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
+		"--data", "data", "--state", "state", "--addr", "127.0.0.1:0")
+	server.Dir = dir
+	var said bytes.Buffer
+	server.Stdout, server.Stderr = &said, &said
+	must(t, server.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Wait() }()
+	t.Cleanup(func() { _ = server.Process.Kill() })
+
+	var start struct {
+		BaseURL string `json:"base_url"`
+		Subject string `json:"subject"`
+	}
+	eventually(t, time.Minute, "standalone serves", func() bool {
+		text, err := os.ReadFile(filepath.Join(state, "quickstart.json"))
+		return err == nil && json.Unmarshal(text, &start) == nil
+	})
+	if !strings.HasSuffix(start.BaseURL, "/fhir") || start.Subject == "" {
+		t.Fatalf("quickstart: %+v", start)
+	}
+
+	table := sluice(t, 0, "export", "--base", start.BaseURL, "--group", "all", "--state", state, "--out", out, "--no-progress")
+	if !strings.Contains(table, "Observation") || !strings.Contains(table, "total") {
+		t.Errorf("table: %s", table)
+	}
+	sluice(t, 0, "verify", out)
+	got := readPopulation(t, out)
+	want := population.export(population.members("all"))
+	lines := map[string][]string{}
+	for _, r := range got.byKey {
+		lines[r.typ] = append(lines[r.typ], r.line)
+	}
+	sameLines(t, "downloaded", lines, want)
+
+	// A damaged file is found out.
+	patients, err := filepath.Glob(filepath.Join(out, "Patient.*.ndjson"))
+	must(t, err)
+	text, err := os.ReadFile(patients[0])
+	must(t, err)
+	must(t, os.WriteFile(patients[0], bytes.Replace(text, []byte("Patient"), []byte("Person!"), 1), 0o600))
+	sluice(t, 1, "verify", out)
+
+	// The token command prints the token and nothing else, and the token is what curl needs.
+	token := sluice(t, 0, "token", "--state", state, "--subject", start.Subject, "--scope", "system/Patient.rs")
+	if strings.Count(strings.TrimSpace(token), ".") != 2 || strings.Count(token, "\n") != 1 {
+		t.Errorf("token: %d bytes, %d lines", len(token), strings.Count(token, "\n"))
+	}
+	for bearer, status := range map[string]int{strings.TrimSpace(token): 403, "nonsense": 401} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, start.BaseURL+"/Group/all/$export?_type=Observation", nil)
+		must(t, err)
+		req.Header.Set("Authorization", "Bearer "+bearer)
+		resp, err := http.DefaultClient.Do(req)
+		must(t, err)
+		_, err = io.Copy(io.Discard, resp.Body)
+		must(t, err)
+		must(t, resp.Body.Close())
+		if resp.StatusCode != status {
+			t.Errorf("kick-off: %s, want %d", resp.Status, status)
+		}
+	}
+
+	must(t, server.Process.Signal(syscall.SIGTERM))
+	select {
+	case err := <-ended:
+		must(t, err)
+	case <-time.After(time.Minute):
+		t.Fatalf("standalone did not stop:\n%s", said.String())
+	}
+	if _, err := os.Stat(filepath.Join(state, "quickstart.json")); !os.IsNotExist(err) {
+		t.Errorf("quickstart.json outlives the server: %v", err)
+	}
+	if strings.Contains(said.String(), "ERROR") {
+		t.Errorf("standalone said:\n%s", said.String())
+	}
+}
+
+func TestServicesRefuseABadConfigurationAtOnce(t *testing.T) {
+	for _, service := range []string{"api", "worker", "scheduler"} {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(binaries, service), "--check-config")
+		cmd.Env = []string{"SLUICE_RETENSION=1h", "SLUICE_S3_SECRET_KEY=hush", "SLUICE_LOG_LEVEL=loud"}
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			t.Errorf("%s took a bad configuration", service)
+		}
+		for _, part := range []string{"SLUICE_RETENSION", "SLUICE_REDIS_URL", "SLUICE_S3_ENDPOINT", "SLUICE_LOG_LEVEL"} {
+			if !strings.Contains(string(out), part) {
+				t.Errorf("%s does not name %s: %s", service, part, out)
+			}
+		}
+		if strings.Contains(string(out), "hush") {
+			t.Errorf("%s quotes a secret: %s", service, out)
+		}
+	}
+}
