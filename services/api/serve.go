@@ -33,6 +33,8 @@ type config struct {
 func (c *config) Validate() (err error) {
 	if c.base, err = wiring.BaseURL(c.BaseURL); err != nil {
 		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
+	} else if err = httpapi.CheckBase(c.base); err != nil {
+		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
 	}
 	if c.PollLimit < 1 {
 		err = errors.Join(err, errors.New("SLUICE_POLL_LIMIT must be at least 1"))
@@ -62,6 +64,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	defer objects.Close()
 	groups, access, err := cfg.Directory.Open()
 	if err != nil {
 		return err
@@ -74,6 +77,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	defer tokens.Close()
 	parts := httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Registry: registry,
 	}

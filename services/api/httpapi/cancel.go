@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,12 +17,8 @@ func (s *service) cancel(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.Jobs.Cancel(c.Request.Context(), job.ID, s.now())
-	if errors.Is(err, export.ErrNotFound) || errors.Is(err, export.ErrConflict) {
-		return notAvailable() // somebody else's DELETE or the expiry came first
-	}
-	if err != nil {
-		return fmt.Errorf("cancelling job %s: %w", job.ID, err)
+	if err := s.end(c.Request.Context(), job.ID); err != nil {
+		return err
 	}
 	// The cancel is recorded and the scheduler purges cancelled jobs in any case: this only makes it sooner.
 	if err := s.Queue.EnqueuePurge(c.Request.Context(), job.ID); err != nil {
@@ -29,5 +26,29 @@ func (s *service) cancel(c *gin.Context) error {
 	}
 	c.Status(http.StatusAccepted)
 	c.Writer.WriteHeaderNow()
+	return nil
+}
+
+// end cancels a job that was the caller's a moment ago.
+func (s *service) end(ctx context.Context, id export.JobID) error {
+	err := s.Jobs.Cancel(ctx, id, s.now())
+	if errors.Is(err, export.ErrConflict) {
+		// The store repeats a step whose answer was lost, and a step that was done finds its own traces. A job that
+		// stands as cancelled is what was asked for, whoever did it. Otherwise the expiry came first.
+		job, again := s.Jobs.Job(ctx, id)
+		if again == nil && job.State == export.Cancelled {
+			return nil
+		}
+		if again != nil && !errors.Is(again, export.ErrNotFound) {
+			return fmt.Errorf("reading job %s again: %w", id, again)
+		}
+		return notAvailable()
+	}
+	if errors.Is(err, export.ErrNotFound) {
+		return notAvailable() // purged since it was read
+	}
+	if err != nil {
+		return fmt.Errorf("cancelling job %s: %w", id, err)
+	}
 	return nil
 }

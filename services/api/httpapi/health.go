@@ -1,22 +1,36 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
-// Where the probes and the metrics are.
+// Where the probes are.
 const (
-	livePath    = "/livez"
-	readyPath   = "/readyz"
-	metricsPath = "/metrics"
+	livePath  = "/livez"
+	readyPath = "/readyz"
 )
+
+// checker is a directory that can say cheaply whether it can be used. It is optional: one that cannot say so is left
+// out of readiness.
+type checker interface {
+	Check(ctx context.Context) error
+}
 
 // Checks names the API's dependencies and how to ask each whether it can be used (PITFALLS 34).
 func (p Parts) Checks() platform.Checks {
-	return platform.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check}
+	checks := platform.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check}
+	if groups, ok := p.Groups.(checker); ok {
+		checks["groups"] = groups.Check
+	}
+	if access, ok := p.Access.(checker); ok {
+		checks["access"] = access.Check
+	}
+	return checks
 }
 
-// Private returns the handler of the operators' routes alone, for a listener of their own. New serves them too.
+// Private returns the handler of the operators' routes: probes, metrics and profiles. It belongs on a listener that
+// only they reach; of these New serves the probes alone.
 func Private(parts Parts) http.Handler { return platform.Health(parts.Checks(), parts.Registry) }

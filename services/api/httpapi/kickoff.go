@@ -20,7 +20,7 @@ import (
 // firstFence is the fence under which the store issues a new job's first unit.
 const firstFence = 1
 
-// undoTimeout bounds how long a kick-off that could not be enqueued tries to take its job record back.
+// undoTimeout bounds how long a kick-off that failed tries to take its job record back.
 const undoTimeout = 3 * time.Second
 
 // groupIDForm is FHIR's form of an id. Nothing else can be a group.
@@ -69,25 +69,32 @@ func (s *service) kickoff(c *gin.Context) error {
 	return nil
 }
 
-// start records the job and enqueues its plan. When it returns nil both are done; when it does not, neither holds: a
-// job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34).
+// start records the job and enqueues its plan. When it returns nil both are done; when it does not, neither holds as far
+// as can be helped: a job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34), and one
+// whose id nobody was told would be exported for nobody.
 func (s *service) start(ctx context.Context, job export.Job) error {
-	if err := s.Jobs.Create(ctx, job, export.FirstUnit()); err != nil {
-		return fmt.Errorf("recording the job: %w", err)
-	}
-	err := s.Queue.EnqueueUnit(ctx, queue.Task{
-		Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: firstFence,
-	})
-	if err == nil {
-		return nil
+	err := s.Jobs.Create(ctx, job, export.FirstUnit())
+	switch {
+	case errors.Is(err, export.ErrConflict):
+		// The id is 128 fresh bits: it is taken because the store repeated a command whose answer was lost.
+		err = fmt.Errorf("recording the job: its first answer was lost: %w: %w", export.ErrUnavailable, err)
+	case err != nil:
+		err = fmt.Errorf("recording the job: %w", err) // it may be recorded all the same: the answer may be what was lost
+	default:
+		err = s.Queue.EnqueueUnit(ctx, queue.Task{
+			Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: firstFence,
+		})
+		if err == nil {
+			return nil
+		}
+		err = fmt.Errorf("enqueueing the plan: %w: %w", export.ErrUnavailable, err)
 	}
 	// The client may have hung up, which ends ctx; the record has to go all the same. If it cannot be removed the
 	// scheduler finds it; a worker that meets a task without a job drops it.
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	err = fmt.Errorf("enqueueing the plan: %w: %w", export.ErrUnavailable, err)
 	if removeErr := s.Jobs.Remove(undo, job.ID); removeErr != nil {
-		err = errors.Join(err, fmt.Errorf("removing the job that could not be enqueued: %w", removeErr))
+		err = errors.Join(err, fmt.Errorf("removing the job that could not be started: %w", removeErr))
 	}
 	return err
 }
@@ -103,7 +110,7 @@ func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 		}
 	}
 	if s.dialect == string(export.IG) {
-		if len(header.Values("Accept")) == 0 {
+		if len(mediaRanges(header)) == 0 {
 			return "", invalid("The header Accept is required: application/fhir+json.")
 		}
 		if !namesType(header, fhirJSON, json) {

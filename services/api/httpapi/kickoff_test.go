@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/queue"
@@ -121,9 +122,6 @@ func TestKickoffSpellingsAndMethods(t *testing.T) {
 			}
 		}
 	}
-	if after := w.active(); after != before {
-		t.Errorf("%d jobs, want %d as before", after, before)
-	}
 	got := w.ask("PUT", "/fhir/exports/aaaaaaaaaaaaaaaaaaaaaaaaaa", alice...)
 	wantOutcome(t, got, http.StatusMethodNotAllowed, "not-supported", "DELETE, GET, HEAD")
 	if allow := got.header.Get("Allow"); allow != "DELETE, GET, HEAD" {
@@ -131,9 +129,13 @@ func TestKickoffSpellingsAndMethods(t *testing.T) {
 	}
 	for _, path := range []string{
 		"/fhir", "/fhir/", "/fhir/metadata", "/fhir/Group/g1", "/fhir/Group/g1/$export/", "/fhir/group/g1/$export",
-		"/fhir/Group/a%2Fb/$export", "/fhir/Group//$export", "/fhir/exports/", "/elsewhere", "/",
+		"/fhir/Group/a%2Fb/$export", "/fhir/Group//$export", "/fhir/Group/g1%2F$export", "/fhir/Group/g1%2f%24export",
+		"/fhir/Group%2Fg1/$export", "/fhir%2FGroup/g1/$export", "/fhir/exports/", "/elsewhere", "/",
 	} {
 		wantOutcome(t, w.ask("GET", path, alice...), http.StatusNotFound, "not-found")
+	}
+	if after := w.active(); after != before {
+		t.Errorf("%d jobs, want %d as before", after, before)
 	}
 }
 
@@ -305,7 +307,11 @@ func TestKickoffDialects(t *testing.T) {
 		{classic, nil, export.Classic, 202, ""},
 		{ig, []string{"Accept", fhirJSON, "Prefer", "respond-async"}, export.IG, 202, ""},
 		{ig, []string{"Accept", "application/json", "Prefer", "respond-async"}, export.IG, 202, ""},
+		{auto, []string{"Accept", ""}, export.Classic, 202, ""},
+		{auto, []string{"Accept", "application/json;q=high", "Prefer", "respond-async"}, export.IG, 202, ""},
 		{ig, []string{"Prefer", "respond-async"}, "", 400, "Accept"},
+		{ig, []string{"Accept", "", "Prefer", "respond-async"}, "", 400, "Accept"},
+		{ig, []string{"Accept", "application/json;q=high", "Prefer", "respond-async"}, "", 400, "Accept"},
 		{ig, []string{"Accept", "*/*", "Prefer", "respond-async"}, "", 406, "Accept"},
 		{ig, []string{"Accept", "text/html", "Prefer", "respond-async"}, "", 406, "Accept"},
 		{ig, []string{"Accept", fhirJSON}, "", 400, "Prefer"},
@@ -347,6 +353,49 @@ func TestKickoffOutage(t *testing.T) {
 		}
 	}
 	w.run(w.kickoff(w.as("alice"), ""), patients(1))
+}
+
+// createWord stands in the command that records a job, and in no other of a kick-off.
+const createWord = "\r\nscheduled\r\n"
+
+// A job whose recording was done and not answered is nobody's: the client gets a 503, whether the store's own repetition
+// finds the job there (one answer lost) or is not answered either (two), and no export runs for nobody. (Lost ack.)
+func TestKickoffAnswerLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run(w.kickoff(w.as("alice"), ""), patients(1)) // the scripts are loaded
+	before, keys := w.active(), w.keys()
+	for _, lost := range []int{1, 2} {
+		w.jobDoor.Lose(createWord, lost)
+		got := w.ask("GET", groupExport, w.as("alice")...)
+		wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
+		if got.header.Get("Retry-After") != "5" || got.header.Get("Content-Location") != "" {
+			t.Errorf("%d lost: header %v", lost, got.header)
+		}
+		if left := w.jobDoor.lose; left != 0 {
+			t.Errorf("%d of %d answers were not lost", left, lost)
+		}
+		if n := w.active(); n != before || !slices.Equal(w.keys(), keys) {
+			t.Errorf("%d lost: %d active jobs, want %d; keys %q, want %q", lost, n, before, w.keys(), keys)
+		}
+	}
+}
+
+// keys lists what the job store holds.
+func (w *world) keys() []string {
+	w.t.Helper()
+	options, err := redis.ParseURL(w.redisURL)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	client := redis.NewClient(options)
+	defer client.Close()
+	keys, err := client.Keys(w.t.Context(), "sluice:*").Result()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 // A server error tells the client nothing but the id that finds it in the log; so does a panic.

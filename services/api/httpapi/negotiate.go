@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -9,32 +10,47 @@ import (
 // The parsers here read headers as RFC 9110 and RFC 7240 write them and ignore members that they cannot read: a
 // preference or a quality that makes no sense is no reason to refuse a request.
 
+// mediaRange is a member of an Accept header: its name in lower case, and its quality in thousandths.
+type mediaRange struct {
+	name    string
+	quality int
+}
+
+// mediaRanges returns the members of the Accept headers that can be read. None is the same as no header.
+func mediaRanges(header http.Header) []mediaRange {
+	var ranges []mediaRange
+	for _, member := range members(header.Values("Accept")) {
+		name, quality, ok := weighted(member)
+		major, minor, _ := strings.Cut(name, "/")
+		if ok && (name == "*" || major != "" && minor != "") { // the former is a common slip
+			ranges = append(ranges, mediaRange{name, quality})
+		}
+	}
+	return ranges
+}
+
 // accepts reports whether an Accept header allows an answer of one of the media types (RFC 9110 section 12.5.1). The
-// most specific range decides for each type. No header allows everything.
+// most specific range decides for each type. No header, or one of which nothing can be read, allows everything.
 func accepts(header http.Header, types ...string) bool {
-	values := header.Values("Accept")
-	if len(values) == 0 {
+	ranges := mediaRanges(header)
+	if len(ranges) == 0 {
 		return true
 	}
 	for _, typ := range types {
 		major, _, _ := strings.Cut(typ, "/")
 		specific, quality := -1, 0
-		for _, member := range members(values) {
-			name, q, ok := weighted(member)
-			if !ok {
-				continue
-			}
+		for _, r := range ranges {
 			rank := -1
-			switch name {
+			switch r.name {
 			case typ:
 				rank = 2
 			case major + "/*":
 				rank = 1
-			case "*/*", "*": // the latter is a common slip
+			case "*/*", "*":
 				rank = 0
 			}
 			if rank > specific {
-				specific, quality = rank, q
+				specific, quality = rank, r.quality
 			}
 		}
 		if quality > 0 {
@@ -46,12 +62,9 @@ func accepts(header http.Header, types ...string) bool {
 
 // namesType reports whether an Accept header names one of the media types outright.
 func namesType(header http.Header, types ...string) bool {
-	for _, member := range members(header.Values("Accept")) {
-		name, quality, ok := weighted(member)
-		for _, typ := range types {
-			if ok && quality > 0 && name == typ {
-				return true
-			}
+	for _, r := range mediaRanges(header) {
+		if r.quality > 0 && slices.Contains(types, r.name) {
+			return true
 		}
 	}
 	return false

@@ -107,8 +107,13 @@ func TestAccepts(t *testing.T) {
 		{[]string{"application/json;q=0"}, false, false},
 		{[]string{"*/*, application/fhir+json;q=0, application/json;q=0"}, false, false},
 		{[]string{"*/*, application/*;q=0"}, false, false},
-		{[]string{"application/json;q=x"}, false, false},
-		{[]string{""}, false, false},
+		{[]string{"application/fhir+xml", "application/json;q=x"}, false, false},
+		{[]string{"text/html;q=0"}, false, false},
+		// As if there were none: nothing can be read.
+		{[]string{"application/json;q=x"}, true, false},
+		{[]string{""}, true, false},
+		{[]string{" , ,", "\t"}, true, false},
+		{[]string{"json", "/", "application/", "/json", ";q=0"}, true, false},
 	}
 	for _, test := range tests {
 		header := http.Header{"Accept": test.values}

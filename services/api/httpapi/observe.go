@@ -125,7 +125,7 @@ func (s *service) record(c *gin.Context, took time.Duration, cut bool) {
 	if stack := c.GetString(stackKey); stack != "" {
 		attrs = append(attrs, slog.String(stackKey, stack))
 	}
-	if level == slog.LevelInfo && slices.Contains([]string{livePath, readyPath, metricsPath}, route) {
+	if level == slog.LevelInfo && slices.Contains([]string{livePath, readyPath}, route) {
 		level = slog.LevelDebug // probes come every few seconds, for ever
 	}
 	s.log.LogAttrs(c.Request.Context(), level, "request", attrs...)

@@ -2,14 +2,19 @@ package httpapi_test
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
@@ -76,6 +81,68 @@ func TestLog(t *testing.T) {
 	}
 }
 
+// PITFALLS 36 where things go wrong: what a request's line says of an outage, an error or a panic holds nothing of the
+// request either.
+func TestLogOfServerErrors(t *testing.T) {
+	t.Parallel()
+	const query = "?_type=Patient&_format=secret-query"
+	for name, test := range map[string]struct {
+		status int
+		breaks func(w *world)
+	}{
+		"job store down": {http.StatusServiceUnavailable, func(w *world) { w.jobDoor.Shut() }},
+		"queue down":     {http.StatusServiceUnavailable, func(w *world) { w.queueDoor.Shut() }},
+		"answer lost":    {http.StatusServiceUnavailable, func(w *world) { w.jobDoor.Lose(createWord, 2) }},
+		"groups down":    {http.StatusServiceUnavailable, func(w *world) { spoil(t, w.folk.dir, "Group.ndjson") }},
+		"access down":    {http.StatusServiceUnavailable, func(w *world) { spoil(t, w.folk.dir, "access.yaml") }},
+		"no keys": {http.StatusServiceUnavailable, func(w *world) {
+			w.issuer.mu.Lock()
+			defer w.issuer.mu.Unlock()
+			w.issuer.down = true
+		}},
+		"error": {http.StatusInternalServerError, func(w *world) {
+			w.folk.exists = func(string) error { return errors.New("on fire") }
+		}},
+		"panic": {http.StatusInternalServerError, func(w *world) {
+			w.folk.exists = func(string) error { panic("on fire") }
+		}},
+		"own panic": {http.StatusInternalServerError, func(w *world) {
+			w.folk.exists = func(string) error { var none *world; return none.folk.exists("") }
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			user := w.as("secret-subject")
+			if name != "access down" && name != "no keys" {
+				user = w.as("alice")
+			}
+			test.breaks(w)
+			if got := w.serve("GET", groupExport+query, user...); got.Code != test.status {
+				t.Fatalf("%d %s, want %d", got.Code, got.Body, test.status)
+			}
+			text := w.log.String()
+			if !strings.Contains(text, `"level":"ERROR"`) || !strings.Contains(text, `"err":`) {
+				t.Errorf("the log does not tell the cause: %s", text)
+			}
+			signed := user[1][len("Bearer "):]
+			for _, secret := range []string{"secret", "_type", "_format", "alice", signed, signed[strings.LastIndexByte(signed, '.')+1:]} {
+				if strings.Contains(text, secret) {
+					t.Errorf("the log holds %q: %s", secret, text)
+				}
+			}
+		})
+	}
+}
+
+// spoil makes a file unreadable, its content at least.
+func spoil(t *testing.T, dir, name string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte("{{ garbage"), 0o600); err != nil {
+		t.Error(err)
+	}
+}
+
 // Metrics have the names and labels that dashboards know, and no ids.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
@@ -91,7 +158,7 @@ func TestMetrics(t *testing.T) {
 	w.serve("GET", "/fhir/exports/"+id, alice...)
 	w.serve("GET", "/fhir/exports/"+string(export.NewJobID()), alice...)
 	w.serve("GET", "/secret-path", alice...)
-	text := w.serve("GET", "/metrics").Body.String()
+	text := w.metrics()
 	for _, want := range []string{
 		`sluice_api_kickoffs_total{outcome="accepted"} 1`, `sluice_api_kickoffs_total{outcome="unauthenticated"} 1`,
 		`sluice_api_kickoffs_total{outcome="invalid"} 1`, `sluice_api_kickoffs_total{outcome="not_found"} 1`,
@@ -113,13 +180,14 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// PITFALLS 34: readiness names each dependency and is 503 when any is down; liveness does not care. Neither wants a
-// token.
+// PITFALLS 34: readiness names each dependency, those in the directory too, and is 503 when any is down; liveness does
+// not care. Neither wants a token.
 func TestProbes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ready := func(down ...string) {
 		t.Helper()
+		w.clock.Advance(time.Second) // reports are as old as a second
 		got := w.ask("GET", "/readyz")
 		var report map[string]string
 		if err := json.Unmarshal([]byte(got.body), &report); err != nil {
@@ -129,7 +197,7 @@ func TestProbes(t *testing.T) {
 		if len(down) > 0 {
 			want = http.StatusServiceUnavailable
 		}
-		if got.code != want || len(report) != 3 {
+		if got.code != want || len(report) != 5 {
 			t.Errorf("%d %s, want %d", got.code, got.body, want)
 		}
 		for name, state := range report {
@@ -150,7 +218,51 @@ func TestProbes(t *testing.T) {
 		broken.Open()
 	}
 	ready()
+	for name, file := range map[string]string{"groups": "Group.ndjson", "access": "access.yaml"} {
+		file = filepath.Join(w.folk.dir, file)
+		if err := os.Rename(file, file+".kept"); err != nil {
+			t.Fatal(err)
+		}
+		spoil(t, w.folk.dir, filepath.Base(file))
+		ready(name)
+		if err := os.Rename(file+".kept", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ready()
 	wantOutcome(t, w.ask("POST", "/livez"), http.StatusMethodNotAllowed, "not-supported", "GET")
+
+	// Anybody may ask, and as often as they like: what that costs the dependencies is one look a second.
+	w.jobDoor.Shut()
+	if got := w.ask("GET", "/readyz"); got.code != http.StatusOK {
+		t.Errorf("asked again within a second: %d %s", got.code, got.body)
+	}
+	ready("job_store")
+}
+
+// A directory that cannot say whether it can be used is left out.
+func TestChecksAreOptional(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	parts := w.parts
+	parts.Groups, parts.Access = struct{ directory.Groups }{w.folk}, struct{ directory.Access }{w.folk.Access}
+	if checks := parts.Checks(); len(checks) != 3 || checks["groups"] != nil || checks["access"] != nil {
+		t.Errorf("%d checks", len(checks))
+	}
+}
+
+// Metrics and profiles are for operators: the public listener has none, with a token or without.
+func TestPublicListenerHasNoMetrics(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, path := range []string{"/metrics", "/metrics/", "/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1"} {
+		for _, user := range [][]string{nil, w.as("alice")} {
+			wantOutcome(t, w.ask("GET", path, user...), http.StatusNotFound, "not-found")
+		}
+	}
+	if text := w.metrics(); !strings.Contains(text, "sluice_api_requests_total") {
+		t.Errorf("the private listener has no metrics: %s", text)
+	}
 }
 
 // Bodies have no meaning here; big ones are refused unread.
@@ -178,7 +290,7 @@ func TestBaseURL(t *testing.T) {
 		if _, err := export.ParseJobID(location); got.Code != http.StatusAccepted || !found || err != nil {
 			t.Errorf("%s: %d, Content-Location %q", raw, got.Code, got.Header().Get("Content-Location"))
 		}
-		text := w.serve("GET", "/metrics").Body.String()
+		text := w.metrics()
 		if !strings.Contains(text, `sluice_api_kickoffs_total{outcome="accepted"} 1`) {
 			t.Errorf("%s: the kick-off is not counted", raw)
 		}
@@ -200,6 +312,7 @@ func TestNewRefuses(t *testing.T) {
 		{httpapi.Config{BaseURL: mustURL(t, "https://a:b@h.example.org/fhir")}, "user"},
 		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/:x")}, "':'"},
 		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/a/../b")}, "clean"},
+		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/a%2fb")}, "encoded"},
 		{httpapi.Config{BaseURL: mustURL(t, base), Dialect: "smart"}, "dialect"},
 		{httpapi.Config{BaseURL: mustURL(t, base), PollLimit: -1}, "poll limit"},
 		{httpapi.Config{BaseURL: mustURL(t, base)}, "parts"},

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -17,9 +18,9 @@ import (
 
 const fhirJSON = "application/fhir+json"
 
-// retrySeconds is what a 503 asks for. It is in seconds in both dialects: the milliseconds of SPEC 3 are the interval
-// of a job's status, and while a store is down nobody knows whose job it is.
-const retrySeconds = 5
+// retryOutage is what a 503 asks for: in the dialect of the caller's job when the request is about one (SPEC 3 and 9),
+// and in seconds (RFC 9110) when it is not, or while the job store is down and nobody knows whose job it is.
+const retryOutage = 5 * time.Second
 
 // statusClientGone is never sent: it stands in logs and metrics for a client that hung up before the answer.
 const statusClientGone = 499
@@ -82,7 +83,7 @@ func (s *service) refuse(c *gin.Context, err error) {
 		r = refusal{
 			status: http.StatusServiceUnavailable, code: "transient",
 			text:   "A part of the service cannot be reached at the moment. Try again later.",
-			header: map[string]string{"Retry-After": strconv.Itoa(retrySeconds)},
+			header: map[string]string{"Retry-After": retryAfter(dialectOf(c), retryOutage)},
 		}
 	default:
 		keepError(c, err)
@@ -100,7 +101,16 @@ func (s *service) refuse(c *gin.Context, err error) {
 	s.writeProblem(c, r)
 }
 
-// writeProblem writes an OperationOutcome.
+// staleHeaders describe the good answer that a handler was about to give when it failed. A refusal is no representation
+// of that resource: with its validator a cache or a resumed download would take the one for the other.
+func staleHeaders() []string {
+	return []string{
+		"ETag", "Accept-Ranges", "Content-Range", "Content-Encoding", "Repr-Digest", "Expires", "X-Progress",
+		"X-Progress-Percent",
+	}
+}
+
+// writeProblem writes an OperationOutcome. Of what was set before, only the headers stay that every answer has.
 func (s *service) writeProblem(c *gin.Context, r refusal) {
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
@@ -109,6 +119,12 @@ func (s *service) writeProblem(c *gin.Context, r refusal) {
 		panic(err) // two levels of strings always encode
 	}
 	header := c.Writer.Header()
+	for _, name := range staleHeaders() {
+		header.Del(name)
+	}
+	if r.status != http.StatusNotAcceptable && r.status != http.StatusRequestedRangeNotSatisfiable {
+		header.Del("Vary") // a 406 and a 416 do depend on the negotiation
+	}
 	for name, value := range r.header {
 		header.Set(name, value)
 	}

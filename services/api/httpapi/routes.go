@@ -1,5 +1,5 @@
-// Package httpapi is the FHIR face of Sluice: kick-off, status, cancel and files (SPEC 1-5 and 7), and the probes
-// and metrics that operators need. It authenticates, validates, records, enqueues, answers and streams stored files;
+// Package httpapi is the FHIR face of Sluice: kick-off, status, cancel and files (SPEC 1-5 and 7), and the probes that
+// tell a balancer where to send requests. It authenticates, validates, records, enqueues, answers and streams stored files;
 // it never touches the source's data.
 //
 // Promised: every URL it emits starts with the configured base URL, whatever host or proxy a request came through;
@@ -28,6 +28,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
@@ -79,8 +80,8 @@ type service struct {
 	metrics   *metrics
 }
 
-// New returns the handler of the API's listener: the FHIR routes below the base URL's path, and /livez, /readyz and
-// /metrics at the root.
+// New returns the handler of the API's public listener: the FHIR routes below the base URL's path, and /livez and
+// /readyz at the root. Metrics and profiles are not for everybody: Private serves them, elsewhere.
 func New(cfg Config, parts Parts) (http.Handler, error) {
 	s, err := newService(cfg, parts)
 	if err != nil {
@@ -101,7 +102,7 @@ func New(cfg Config, parts Parts) (http.Handler, error) {
 		return nil, fmt.Errorf("trusting no proxy: %w", err)
 	}
 
-	router.Use(s.observe, s.bound)
+	router.Use(s.observe, s.bound, s.plainPath)
 	router.NoRoute(s.answer(s.noRoute))
 	router.NoMethod(s.answer(s.noMethod))
 
@@ -114,17 +115,17 @@ func New(cfg Config, parts Parts) (http.Handler, error) {
 	fhir.GET(fileRoute, s.answer(s.file))
 	fhir.HEAD(fileRoute, s.answer(s.file))
 
-	private := gin.WrapH(Private(parts))
-	for _, probe := range []string{livePath, readyPath, metricsPath} {
-		router.GET(probe, private)
-		router.HEAD(probe, private)
+	probes := gin.WrapH(platform.Probes(parts.Checks(), s.now))
+	for _, probe := range []string{livePath, readyPath} {
+		router.GET(probe, probes)
+		router.HEAD(probe, probes)
 	}
 	return router, nil
 }
 
 func newService(cfg Config, parts Parts) (*service, error) {
-	base, err := checkBase(cfg.BaseURL)
-	if err != nil {
+	base := cfg.BaseURL
+	if err := CheckBase(base); err != nil {
 		return nil, err
 	}
 	if cfg.Dialect == "" {
@@ -159,24 +160,37 @@ func newService(cfg Config, parts Parts) (*service, error) {
 	}, nil
 }
 
-// checkBase refuses base URLs that could not be the beginning of every emitted URL.
-func checkBase(base *url.URL) (*url.URL, error) {
+// CheckBase refuses base URLs that could not be the beginning of every emitted URL. New applies it; it is here for
+// those who check a configuration without starting anything.
+func CheckBase(base *url.URL) error {
 	switch {
 	case base == nil:
-		return nil, errors.New("base URL is missing")
+		return errors.New("base URL is missing")
 	case base.Scheme != "http" && base.Scheme != "https":
-		return nil, fmt.Errorf("base URL has scheme %q, not http or https", base.Scheme)
+		return fmt.Errorf("base URL has scheme %q, not http or https", base.Scheme)
 	case base.Host == "":
-		return nil, errors.New("base URL has no host")
+		return errors.New("base URL has no host")
 	case base.User != nil || base.RawQuery != "" || base.ForceQuery || base.Fragment != "":
-		return nil, errors.New("base URL has a user, a query or a fragment")
+		return errors.New("base URL has a user, a query or a fragment")
 	case strings.ContainsAny(base.Path, ":*"):
-		return nil, errors.New("base URL's path has a ':' or '*'")
+		return errors.New("base URL's path has a ':' or '*'")
+	case hidesSlash(base):
+		return errors.New("base URL's path has an encoded '/'")
 	case base.Path != "" && path.Clean(base.Path) != strings.TrimSuffix(base.Path, "/") && base.Path != "/":
-		return nil, errors.New("base URL's path is not clean")
+		return errors.New("base URL's path is not clean")
 	}
-	return base, nil
+	return nil
 }
+
+// plainPath refuses paths in which an encoded slash hides. Routes are matched on the decoded path, where such a slash
+// would divide segments: Group/g1%2F$export names a group "g1/$export", and no export of g1.
+func (s *service) plainPath(c *gin.Context) {
+	if hidesSlash(c.Request.URL) {
+		s.refuse(c, s.noRoute(c))
+	}
+}
+
+func hidesSlash(u *url.URL) bool { return strings.Contains(strings.ToUpper(u.EscapedPath()), "%2F") }
 
 // statusURL is the one URL of a job: status, cancel and, below it, its files.
 func (s *service) statusURL(job export.JobID) string { return s.baseText + "/exports/" + string(job) }

@@ -56,7 +56,18 @@ func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 	if job.Owner != principalOf(c).Owner || !job.Visible(s.now()) {
 		return export.Job{}, notAvailable()
 	}
+	c.Set(dialectKey, job.Request.Dialect)
 	return job, nil
+}
+
+// dialectKey is where ownJob leaves the dialect of the caller's own job.
+const dialectKey = "dialect"
+
+// dialectOf returns the dialect of the job that the request is about, "" when there is none that the caller knows.
+func dialectOf(c *gin.Context) export.Dialect {
+	dialect, _ := c.Get(dialectKey)
+	known, _ := dialect.(export.Dialect)
+	return known
 }
 
 // progress answers for a job that is not complete. Only these answers are limited: they are the only ones that
@@ -99,12 +110,12 @@ func pollInterval(age time.Duration) time.Duration {
 	return min(max((age/10).Truncate(time.Second), shortestPoll), longestPoll)
 }
 
-// retryAfter writes a wait in the job's dialect: milliseconds in Classic (SPEC 3), seconds in IG (SPEC 9), rounded up
-// and never zero. It is never a date: popular clients misread those (PITFALLS 30).
+// retryAfter writes a wait in the job's dialect: milliseconds in Classic (SPEC 3), otherwise seconds (SPEC 9, RFC 9110),
+// rounded up and never zero. It is never a date: popular clients misread those (PITFALLS 30).
 func retryAfter(dialect export.Dialect, wait time.Duration) string {
-	unit := time.Millisecond
-	if dialect == export.IG {
-		unit = time.Second
+	unit := time.Second
+	if dialect == export.Classic {
+		unit = time.Millisecond
 	}
 	return strconv.FormatInt(int64(max((wait+unit-1)/unit, 1)), 10)
 }

@@ -169,6 +169,7 @@ func TestStatusManifestOfManyFiles(t *testing.T) {
 	w.objectDoor.Shut()
 	got := w.ask("GET", statusPath(id), w.as("alice")...)
 	wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
+	wantHeader(t, got, "Expires", "", "X-Progress", "")
 	// One that goes down in between cuts the answer: it never ends as if it were whole.
 	w.objectDoor.Open()
 	w.objectDoor.ShutAfter(200 << 10)
@@ -277,6 +278,22 @@ func TestNotAvailable(t *testing.T) {
 	ask("file of purged", "GET", filePath(purged, purgedFile), alice)
 	ask("file of running", "GET", filePath(running, early), alice)
 	ask("unknown file", "GET", statusPath(kept)+"/files/Patient.Patient-00009.1.0.ndjson", alice)
+	// Purged between the look at the record and the read: the headers of the good answer were set by then.
+	raced := func(name, path string, id export.JobID) {
+		if _, err := w.objects.DeletePrefix(t.Context(), export.JobPrefix(id)); err != nil {
+			t.Fatal(err)
+		}
+		w.objectDoor.First(func() {
+			if err := w.jobs.Remove(t.Context(), id); err != nil {
+				t.Error(err)
+			}
+		})
+		ask(name, "GET", path, append(slices.Clone(alice), "Accept-Encoding", "gzip", "Range", "bytes=0-9"))
+	}
+	racedID, racedFile := job()
+	raced("file that is purged meanwhile", filePath(racedID, racedFile), racedID)
+	racedID, _ = job()
+	raced("manifest that is purged meanwhile", statusPath(racedID), racedID)
 	ask("odd file", "GET", statusPath(kept)+"/files/..", alice)
 	for name, got := range answers {
 		if got.code != http.StatusNotFound {
@@ -366,6 +383,36 @@ func mustInt(t *testing.T, text string) int {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// SPEC 3 and 9, PITFALLS 30: a 503 about the caller's own job counts in the job's unit like every other answer about it.
+func TestStatusOutageDialect(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	alice := w.as("alice")
+	for want, headers := range map[string][]string{"5000": nil, "5": {"Prefer", "respond-async"}} {
+		id := w.kickoff(alice, "", headers...)
+		file := w.run(id, patients(1))[0]
+		running := w.kickoff(alice, "", headers...)
+		w.objectDoor.Shut()
+		for _, path := range []string{statusPath(id), filePath(id, file)} {
+			got := w.ask("GET", path, alice...)
+			wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
+			wantHeader(t, got, "Retry-After", want)
+		}
+		w.objectDoor.Open()
+		for method, word := range map[string]string{"GET": ":polls", "DELETE": cancelWord} {
+			w.jobDoor.Before(word, w.jobDoor.Shut)
+			got := w.ask(method, statusPath(running), alice...)
+			wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
+			wantHeader(t, got, "Retry-After", want)
+			w.jobDoor.Open()
+		}
+		// Whose job it is decides: to others nothing is known of it.
+		w.objectDoor.Shut()
+		wantOutcome(t, w.ask("GET", filePath(id, file), w.as("bob")...), http.StatusNotFound, "forbidden")
+		w.objectDoor.Open()
+	}
 }
 
 // SPEC 7: trouble with the store is a 503 and never the 404 that tells a client to give up. IG row S-12.

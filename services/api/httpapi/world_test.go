@@ -23,12 +23,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
@@ -73,6 +73,7 @@ type world struct {
 	redisURL string
 	issuer   *issuer
 	folk     *folk
+	parts    httpapi.Parts
 	registry *prometheus.Registry
 	log      *lockedBuffer
 	handler  http.Handler
@@ -127,10 +128,11 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 	for _, apply := range change {
 		apply(&cfg)
 	}
-	w.handler, err = httpapi.New(cfg, httpapi.Parts{
-		Jobs: w.jobs, Queue: w.queue, Objects: w.objects, Tokens: tokens, Groups: w.folk, Access: w.folk,
+	w.parts = httpapi.Parts{
+		Jobs: w.jobs, Queue: w.queue, Objects: w.objects, Tokens: tokens, Groups: w.folk, Access: w.folk.Access,
 		Registry: w.registry,
-	})
+	}
+	w.handler, err = httpapi.New(cfg, w.parts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,6 +213,17 @@ func (w *world) serve(method, target string, headers ...string) *httptest.Respon
 	recorder := httptest.NewRecorder()
 	w.handler.ServeHTTP(recorder, request)
 	return recorder
+}
+
+// metrics are what operators read on the private listener.
+func (w *world) metrics() string {
+	w.t.Helper()
+	recorder := httptest.NewRecorder()
+	httpapi.Private(w.parts).ServeHTTP(recorder, httptest.NewRequestWithContext(w.t.Context(), "GET", "/metrics", nil))
+	if recorder.Code != http.StatusOK {
+		w.t.Errorf("metrics: %d", recorder.Code)
+	}
+	return recorder.Body.String()
 }
 
 // as makes the headers of a user of the first issuer whose token has the scopes, system/*.read unless given.
@@ -357,10 +370,11 @@ func patients(n int) content {
 	return c
 }
 
-// folk is the group directory and the access directory, on files.
+// folk is the group directory and the access directory, on files of its folder.
 type folk struct {
-	directory.Groups
-	directory.Access
+	*filedir.Groups
+	Access *filedir.Access
+	dir    string
 	exists func(group string) error // when set, decides instead of the files
 }
 
@@ -401,7 +415,7 @@ func newFolk(t testing.TB, now func() time.Time) *folk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &folk{}
+	f := &folk{dir: dir}
 	if f.Groups, err = filedir.OpenGroups(dir, now); err != nil {
 		t.Fatal(err)
 	}
@@ -496,7 +510,10 @@ type door struct {
 	shut  bool
 	left  int64 // bytes still let through when limit is set
 	limit bool
-	first func() // called once, before the next bytes from the near side go through
+	first func() // called once, before the next bytes from the near side that hold when go through
+	when  string
+	word  string // of the requests whose answers are lost
+	lose  int    // how many answers are lost yet
 	conns map[net.Conn]struct{}
 }
 
@@ -541,7 +558,26 @@ func (d *door) ShutAfter(n int64) {
 func (d *door) Open() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.shut, d.limit = false, false
+	d.shut, d.limit, d.lose = false, false, 0
+}
+
+// Lose lets the next n requests that hold the word through, and breaks their connections before their answers pass. An
+// answer that only says that a script is not loaded yet passes.
+func (d *door) Lose(word string, n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.word, d.lose = word, n
+}
+
+// lost reports whether the answer to the request is to be lost.
+func (d *door) lost(request, answer []byte) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lose == 0 || !bytes.Contains(request, []byte(d.word)) || bytes.HasPrefix(answer, []byte("-NOSCRIPT")) {
+		return false
+	}
+	d.lose--
+	return true
 }
 
 func (d *door) serve() {
@@ -560,8 +596,24 @@ func (d *door) serve() {
 			far.Close()
 			continue
 		}
-		d.running.Go(func() { d.pass(far, near, false) })
-		d.running.Go(func() { d.pass(near, far, true) })
+		var request atomic.Value // the last bytes from the near side
+		request.Store([]byte(nil))
+		d.running.Go(func() {
+			d.pass(far, near, func(part []byte) bool {
+				d.callFirst(part)
+				request.Store(bytes.Clone(part))
+				return true
+			})
+		})
+		d.running.Go(func() {
+			d.pass(near, far, func(part []byte) bool {
+				if !d.spend(int64(len(part))) {
+					d.Shut()
+					return false
+				}
+				return !d.lost(request.Load().([]byte), part)
+			})
+		})
 	}
 }
 
@@ -577,20 +629,17 @@ func (d *door) keep(conns ...net.Conn) bool {
 	return true
 }
 
-func (d *door) pass(to, from net.Conn, counted bool) {
+// pass copies as long as nothing breaks and let agrees to each part.
+func (d *door) pass(to, from net.Conn, let func(part []byte) bool) {
 	defer to.Close()
 	defer from.Close()
 	buffer := make([]byte, 16<<10)
 	for {
 		n, err := from.Read(buffer)
-		if counted && !d.spend(int64(n)) {
-			d.Shut()
-			return
-		}
-		if !counted {
-			d.callFirst()
-		}
 		if n > 0 {
+			if !let(buffer[:n]) {
+				return
+			}
 			if _, err := to.Write(buffer[:n]); err != nil {
 				return
 			}
@@ -602,16 +651,24 @@ func (d *door) pass(to, from net.Conn, counted bool) {
 }
 
 // First has the function called before the next request goes through.
-func (d *door) First(call func()) {
+func (d *door) First(call func()) { d.Before("", call) }
+
+// Before has the function called before the next request that holds the word goes through.
+func (d *door) Before(word string, call func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.first = call
+	d.first, d.when = call, word
 }
 
-func (d *door) callFirst() {
+func (d *door) callFirst(request []byte) {
 	d.mu.Lock()
 	call := d.first
-	d.first = nil
+	if !bytes.Contains(request, []byte(d.when)) {
+		call = nil
+	}
+	if call != nil {
+		d.first = nil
+	}
 	d.mu.Unlock()
 	if call != nil {
 		call()

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"go.uber.org/goleak"
+)
+
+// settings are those of an API on real stores whose tokens come from the issuer at the URL.
+func settings(t *testing.T, jwksURL string) []string {
+	t.Helper()
+	dir := t.TempDir()
+	issuers := filepath.Join(dir, "issuers.yaml")
+	access := filepath.Join(dir, "access.yaml")
+	err := errors.Join(
+		os.WriteFile(filepath.Join(dir, "Group.ndjson"), nil, 0o600),
+		os.WriteFile(access, []byte("[]"), 0o600),
+		os.WriteFile(issuers, fmt.Appendf(nil,
+			"issuers:\n- {name: \"https://one.example.org\", audiences: [a], jwks_url: %q}\n", jwksURL), 0o600),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s3 := testenv.ObjectStore(t)
+	return []string{
+		"SLUICE_REDIS_URL=" + testenv.Redis(t), "SLUICE_S3_ENDPOINT=" + s3.Endpoint, "SLUICE_S3_ACCESS_KEY=" + s3.AccessKey,
+		"SLUICE_S3_SECRET_KEY=" + s3.SecretKey, "SLUICE_S3_BUCKET=" + s3.Bucket, "SLUICE_GROUPS_DIR=" + dir,
+		"SLUICE_ACCESS_FILE=" + access, "SLUICE_TOKEN_ISSUERS_FILE=" + issuers, "SLUICE_API_ADDR=127.0.0.1:0",
+	}
+}
+
+// What would keep the API from starting is known to --check-config.
+func TestCheckConfig(t *testing.T) {
+	base := settings(t, "https://one.example.org/keys")
+	for url, want := range map[string]string{
+		"https://h.example.org/fhir":    "",
+		"https://h.example.org/:x":      "':'",
+		"https://h.example.org/a/../b":  "clean",
+		"https://h.example.org/a%2Fb":   "encoded",
+		"https://h.example.org/fhir?":   "query",
+		"https://h.example.org/fhir?x":  "https://host/fhir",
+		"ftp://h.example.org/fhir":      "https://host/fhir",
+		"https://a:b@h.example.org/a/b": "https://host/fhir",
+	} {
+		err := run(t.Context(), []string{"--check-config"}, append(slices.Clone(base), "SLUICE_BASE_URL="+url), io.Discard)
+		if want == "" && err != nil {
+			t.Errorf("%s: %v", url, err)
+		}
+		if want != "" && (err == nil || !strings.Contains(err.Error(), "SLUICE_BASE_URL") || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want an error about %s", url, err, want)
+		}
+	}
+}
+
+// A stopped API leaves nothing behind, a fetch of keys that nobody waits for any more least of all; and of the
+// operators' routes the public listener has none but the probes.
+func TestStop(t *testing.T) {
+	asked := make(chan struct{})
+	var once sync.Once
+	jwks := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		once.Do(func() { close(asked) })
+		<-r.Context().Done()
+	}))
+	defer jwks.Close()
+	environ := append(settings(t, jwks.URL), "SLUICE_BASE_URL=https://h.example.org/fhir")
+	already := goleak.IgnoreCurrent()
+
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	out, stderr := io.Pipe()
+	stopped := make(chan error, 1)
+	go func() {
+		stopped <- run(ctx, nil, environ, stderr)
+		_ = stderr.Close() // never fails
+	}()
+	var ready struct{ Msg, Public, Private string }
+	log := bufio.NewScanner(out)
+	for ready.Msg != "api is ready" && log.Scan() {
+		if err := json.Unmarshal(log.Bytes(), &ready); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		_, _ = io.Copy(io.Discard, out) // until run has returned
+	}()
+
+	transport := &http.Transport{DisableKeepAlives: true}
+	ask := func(ctx context.Context, url, token string) (int, error) {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			request.Header.Set("Authorization", "Bearer "+token)
+		}
+		response, err := transport.RoundTrip(request)
+		if err != nil {
+			return 0, err
+		}
+		return response.StatusCode, response.Body.Close()
+	}
+	for url, want := range map[string]int{
+		"http://" + ready.Public + "/livez": 200, "http://" + ready.Public + "/metrics": 404,
+		"http://" + ready.Private + "/livez": 200, "http://" + ready.Private + "/metrics": 200,
+	} {
+		if got, err := ask(t.Context(), url, ""); got != want || err != nil {
+			t.Errorf("%s: %d, %v, want %d", url, got, err, want)
+		}
+	}
+
+	part := base64.RawURLEncoding.EncodeToString
+	unknown := part([]byte(`{"alg":"RS256","kid":"k"}`)) + "." + part(fmt.Appendf(nil,
+		`{"iss":"https://one.example.org","sub":"s","aud":"a","iat":%d,"exp":%d}`, time.Now().Unix(),
+		time.Now().Add(time.Minute).Unix())) + "." + part(make([]byte, 256))
+	impatient, hangUp := context.WithCancel(t.Context())
+	defer hangUp()
+	go func() {
+		<-asked
+		hangUp()
+	}()
+	if got, err := ask(impatient, "http://"+ready.Public+"/fhir/Group/g/$export", unknown); err == nil {
+		t.Errorf("an answer without keys: %d", got)
+	}
+	stop()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	<-drained
+	goleak.VerifyNone(t, already)
+}
