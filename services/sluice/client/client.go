@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -14,6 +15,8 @@ import (
 var (
 	// ErrForeign: the server named a URL of another origin for something that needs the token.
 	ErrForeign = errors.New("the URL is not on the origin of the base URL: the token stays here")
+	// ErrInsecure: the token would travel over plain http to another machine.
+	ErrInsecure = errors.New("the base URL is plain http to another machine: everybody on the way could read the token")
 	// ErrTokenRefused: the server refused the token and its source has no other one.
 	ErrTokenRefused = errors.New("the token was refused and there is no other")
 	// ErrMismatch: a file is not what the server announced: its digest, count, types or compression are wrong.
@@ -50,6 +53,7 @@ type Config struct {
 	Tokens   TokenSource // nil: the server is open
 	IG       bool        // kick off with Prefer: respond-async; Retry-After is seconds then, else milliseconds
 	Parallel int         // files downloaded at once, at least 1
+	Insecure bool        // send tokens over plain http to other machines, too
 	Observer Observer    // nil: nobody listens
 }
 
@@ -65,7 +69,8 @@ type Client struct {
 	stall    time.Duration // a download that brings no byte for so long is taken for lost
 }
 
-// New returns a client. The base URL must be absolute http or https, without credentials, query or fragment.
+// New returns a client. The base URL must be absolute http or https, without credentials, query or fragment, and
+// https when there are tokens and the server is another machine, unless Config.Insecure.
 func New(cfg Config) (*Client, error) {
 	base, err := url.Parse(strings.TrimRight(cfg.Base, "/"))
 	if err != nil {
@@ -73,6 +78,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	if !isWeb(base) || base.RawQuery != "" || base.Fragment != "" || base.User != nil {
 		return nil, errors.New("the base URL must be an absolute http or https URL without credentials or query")
+	}
+	if cfg.Tokens != nil && !cfg.Insecure && strings.EqualFold(base.Scheme, "http") && !isLoopback(base.Hostname()) {
+		return nil, ErrInsecure
 	}
 	if cfg.Parallel < 1 {
 		return nil, fmt.Errorf("%d parallel downloads: at least 1 is needed", cfg.Parallel)
@@ -128,6 +136,25 @@ func (nobody) Waiting(error, time.Duration) {}
 // isWeb reports whether the URL is absolute http or https.
 func isWeb(u *url.URL) bool {
 	return (strings.EqualFold(u.Scheme, "http") || strings.EqualFold(u.Scheme, "https")) && u.Hostname() != ""
+}
+
+// isLoopback reports whether the host is this machine: a loopback address, or a name that never leaves it (RFC 6761).
+func isLoopback(host string) bool {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return ip.Unmap().IsLoopback()
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+}
+
+// SameOrigin reports whether two texts are http or https URLs of one origin: scheme, host and port (RFC 6454).
+func SameOrigin(a, b string) bool {
+	one, err := url.Parse(a)
+	if err != nil || !isWeb(one) {
+		return false
+	}
+	other, err := url.Parse(b)
+	return err == nil && isWeb(other) && sameOrigin(one, other)
 }
 
 // sameOrigin reports whether two URLs agree in scheme, host and port (RFC 6454).

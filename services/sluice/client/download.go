@@ -22,7 +22,8 @@ import (
 type download struct {
 	client   *Client
 	folder   *folder
-	secret   bool // the files want the token
+	secret   bool          // the files want the token
+	unit     time.Duration // what a Retry-After of the job counts
 	keepGzip bool
 }
 
@@ -97,7 +98,7 @@ func (d *download) file(ctx context.Context, file File) (Stored, error) {
 // attempt reads the file once from its first byte to its last, be they in the part already or still at the server,
 // and gives it its final name if all of it is right.
 func (d *download) attempt(ctx context.Context, file File) (stored Stored, err error) {
-	in, err := d.client.openStream(ctx, d.folder, file, d.secret)
+	in, err := d.client.openStream(ctx, d.folder, file, d.secret, d.unit)
 	if err != nil {
 		return Stored{}, err
 	}

@@ -35,8 +35,7 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 	defer func() { err = errors.Join(err, folder.Close()) }()
 
 	want := wanted(c.base.String(), request, opts.KeepGzip)
-	var finished sealed
-	err = folder.load(manifestFile, &finished)
+	finished, err := folder.sealed()
 	switch {
 	case err == nil && opts.Resume:
 		return again(folder, finished, want)
@@ -118,6 +117,7 @@ func (c *Client) fetch(ctx context.Context, folder *folder, export state, begin 
 		client:   c,
 		folder:   folder,
 		secret:   manifest.RequiresAccessToken,
+		unit:     export.job().unit(),
 		keepGzip: export.KeepGzip,
 	}
 	results, err := d.all(ctx, files)

@@ -154,6 +154,87 @@ func TestBusyServerIsWaitedFor(t *testing.T) {
 	}
 }
 
+// A 503 may come from the server, in the unit of the job, or from a proxy, in seconds.
+func TestOutagesAreWaitedForInTheirUnit(t *testing.T) {
+	for _, row := range []struct {
+		ig     bool
+		header string
+		want   time.Duration
+	}{
+		{false, "5000", 5 * time.Second}, {false, "5", 5 * time.Second}, {false, "999", 999 * time.Second},
+		{true, "5", 5 * time.Second}, {true, "1200", 20 * time.Minute},
+	} {
+		s := newCounterpart(t)
+		s.outage, s.polls = row.header, []int{503}
+		s.add(Output, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503}
+		seen := &witness{}
+		c, _ := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = row.ig, seen })
+		if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()}); err != nil {
+			t.Fatal(err)
+		}
+		if want := []time.Duration{row.want, row.want}; !slices.Equal(seen.waits, want) {
+			t.Errorf("ig %t, Retry-After %s: waited %v, want %v", row.ig, row.header, seen.waits, want)
+		}
+	}
+}
+
+// TestNotAManifest: a 200 that is no manifest is not an export without files, from the server as from the folder.
+func TestNotAManifest(t *testing.T) {
+	const good = `{"transactionTime":"2026-01-02T03:04:05Z","request":"https://a.org/Group/g/$export",` +
+		`"requiresAccessToken":true,"output":[],"error":[]}`
+	without := func(old, put string) string {
+		if !strings.Contains(good, old) {
+			t.Fatalf("%s is not in the manifest", old)
+		}
+		return strings.Replace(good, old, put, 1)
+	}
+	for name, row := range map[string]struct {
+		body string
+		want error
+	}{
+		"good":           {good, nil},
+		"open":           {without("true", "false"), nil},
+		"fraction":       {without("05Z", "05.123+01:00"), nil},
+		"page":           {"<html>Please log in</html>", ErrMismatch},
+		"empty object":   {"{}", ErrMismatch},
+		"null":           {"null", ErrMismatch},
+		"list":           {"[]", ErrMismatch},
+		"outcome":        {`{"resourceType":"OperationOutcome","issue":[]}`, ErrMismatch},
+		"cut":            {good[:len(good)-1], ErrMismatch},
+		"no time":        {without(`"transactionTime":"2026-01-02T03:04:05Z",`, ""), ErrMismatch},
+		"date":           {without("T03:04:05Z", ""), ErrMismatch},
+		"no request":     {without(`"request":"https://a.org/Group/g/$export",`, ""), ErrMismatch},
+		"empty request":  {without("https://a.org/Group/g/$export", ""), ErrMismatch},
+		"no requirement": {without(`"requiresAccessToken":true,`, ""), ErrMismatch},
+		"requirement":    {without("true", `"true"`), ErrMismatch},
+		"no output":      {without(`"output":[],`, ""), ErrMismatch},
+		"null output":    {without(`"output":[]`, `"output":null`), ErrMismatch},
+		"no error":       {without(`,"error":[]`, ""), ErrMismatch},
+		"null error":     {without(`"error":[]`, `"error":null`), ErrMismatch},
+		"item":           {without(`"output":[]`, `"output":["x"]`), ErrMismatch},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newCounterpart(t)
+			s.body = row.body
+			c, _ := newClient(t, s, nil)
+			dir := t.TempDir()
+			if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); !errors.Is(err, row.want) {
+				t.Errorf("export: %v, want %v", err, row.want)
+			}
+			if _, err := os.Stat(filepath.Join(dir, manifestFile)); (err == nil) != (row.want == nil) {
+				t.Errorf("manifest.json: %v", err)
+			}
+			dir = t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, manifestFile), []byte(row.body), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Verify(t.Context(), dir); !errors.Is(err, row.want) {
+				t.Errorf("verify: %v, want %v", err, row.want)
+			}
+		})
+	}
+}
+
 func TestPatienceEnds(t *testing.T) {
 	s := newCounterpart(t)
 	s.polls = slices.Repeat([]int{503}, 100)

@@ -152,6 +152,22 @@ func (f *folder) load(name string, document any) error {
 	return nil
 }
 
+// sealed reads manifest.json. A missing one is fs.ErrNotExist, one that is no manifest ErrMismatch.
+func (f *folder) sealed() (sealed, error) {
+	text, err := f.root.ReadFile(manifestFile)
+	if err != nil {
+		return sealed{}, fmt.Errorf("read %s: %w", manifestFile, err)
+	}
+	if err := checkManifest(text); err != nil {
+		return sealed{}, fmt.Errorf("%s: %w", manifestFile, err)
+	}
+	var finished sealed
+	if err := json.Unmarshal(text, &finished); err != nil {
+		return sealed{}, fmt.Errorf("%s: %w: %w", manifestFile, ErrMismatch, err)
+	}
+	return finished, nil
+}
+
 // record adds a file to the journal, before the file gets its final name.
 func (f *folder) record(stored Stored) (err error) {
 	line, err := json.Marshal(entry{Stored: stored, URL: stored.URL})

@@ -46,7 +46,7 @@ func (c *Client) KickOff(ctx context.Context, request Request) (Job, error) {
 		if err == nil {
 			return Job{StatusURL: location, IG: c.ig}, nil
 		}
-		wait, again := retryIn(err, attempt, time.Second)
+		wait, again := retryIn(err, attempt, time.Second, false)
 		var refused *ServerError
 		if !again || !errors.As(err, &refused) {
 			return Job{}, fmt.Errorf("kick off the export: %w", err)

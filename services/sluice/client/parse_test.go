@@ -101,6 +101,31 @@ func TestBaseURL(t *testing.T) {
 	}
 }
 
+// TestTokensTravelEncrypted: over plain http a token goes to this machine only, unless one insists.
+func TestTokensTravelEncrypted(t *testing.T) {
+	for base, good := range map[string]bool{
+		"https://a.org/fhir": true, "http://localhost:8080/fhir": true, "http://x.localhost": true, "http://LOCALHOST.": true,
+		"http://127.0.0.1:1/fhir": true, "http://127.9.9.9": true, "http://[::1]:8080": true,
+		"http://[::ffff:127.0.0.1]": true, "HTTPS://a.org": true,
+		"http://a.org": false, "HTTP://a.org": false, "http://10.0.0.1/fhir": false, "http://[2001:db8::1]": false,
+		"http://localhost.evil.com": false, "http://127.0.0.1.evil.com": false, "http://0.0.0.0": false,
+	} {
+		for _, cfg := range []Config{
+			{Tokens: fixed("t")}, {Tokens: fixed("t"), Insecure: true}, {},
+		} {
+			want := good || cfg.Insecure || cfg.Tokens == nil
+			cfg.Base, cfg.Parallel = base, 1
+			c, err := New(cfg)
+			if (err == nil) != want || !want && !errors.Is(err, ErrInsecure) {
+				t.Errorf("%s, tokens %v, insecure %t: %v", base, cfg.Tokens, cfg.Insecure, err)
+			}
+			if err == nil {
+				c.Close()
+			}
+		}
+	}
+}
+
 // TestLinesInPieces: however the text is cut into pieces, the verdict is the same.
 func TestLinesInPieces(t *testing.T) {
 	for _, test := range []struct {

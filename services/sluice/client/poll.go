@@ -58,7 +58,7 @@ func (c *Client) Await(ctx context.Context, job Job) (*Manifest, error) {
 		case err != nil:
 			failures++
 			var again bool
-			if wait, again = retryIn(err, failures, job.unit()); !again {
+			if wait, again = retryIn(err, failures, job.unit(), true); !again {
 				return nil, fmt.Errorf("check the export: %w", err)
 			}
 			c.observer.Waiting(err, wait)
@@ -104,9 +104,12 @@ func (c *Client) poll(ctx context.Context, target *url.URL, job Job, polls int) 
 	if len(body) > maxManifest {
 		return nil, Status{}, errors.New("the manifest is too long")
 	}
+	if err := checkManifest(body); err != nil {
+		return nil, Status{}, err
+	}
 	var manifest Manifest
 	if err := json.Unmarshal(body, &manifest); err != nil {
-		return nil, Status{}, fmt.Errorf("read the manifest: %w", err)
+		return nil, Status{}, fmt.Errorf("%w: the manifest cannot be read: %w", ErrMismatch, err)
 	}
 	for _, list := range [][]Item{manifest.Output, manifest.Deleted, manifest.Error} {
 		for i := range list {
@@ -114,6 +117,38 @@ func (c *Client) poll(ctx context.Context, target *url.URL, job Job, polls int) 
 		}
 	}
 	return &manifest, Status{}, nil
+}
+
+// checkManifest refuses a JSON document that is no manifest, ErrMismatch. What else a proxy or another server answers with
+// 200 must not be taken for the manifest of an export without files.
+func checkManifest(text []byte) error {
+	var manifest struct {
+		TransactionTime     string             `json:"transactionTime"`
+		Request             string             `json:"request"`
+		RequiresAccessToken *bool              `json:"requiresAccessToken"`
+		Output              *[]json.RawMessage `json:"output"`
+		Error               *[]json.RawMessage `json:"error"`
+	}
+	if err := json.Unmarshal(text, &manifest); err != nil {
+		return fmt.Errorf("%w: it is no manifest: %w", ErrMismatch, err)
+	}
+	missing := ""
+	_, err := time.Parse(time.RFC3339, manifest.TransactionTime)
+	switch {
+	case err != nil:
+		missing = "transactionTime"
+	case manifest.Request == "":
+		missing = "request"
+	case manifest.RequiresAccessToken == nil:
+		missing = "requiresAccessToken"
+	case manifest.Output == nil:
+		missing = "output"
+	case manifest.Error == nil:
+		missing = "error"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%w: it is no manifest: its %s is missing or wrong", ErrMismatch, missing)
 }
 
 var percent = regexp.MustCompile(`(\d{1,3})\s*%`)

@@ -201,9 +201,9 @@ func issues(body []byte) []fhir.Issue {
 }
 
 // retryIn says how long to wait before the attempt'th retry (from 1) after the error, or false if no retry mends it.
-// The wait grows from retry to retry even when the server asks for less. unit is what the Retry-After of a 429
-// counts: it belongs to the pace of the job's polls; that of a 503 is seconds always (RFC 9110), as proxies send it.
-func retryIn(err error, attempt int, unit time.Duration) (time.Duration, bool) {
+// The wait grows from retry to retry even when the server asks for less. unit is what a Retry-After of the job counts;
+// polled says that the job's status was asked for, whose 429 belongs to the pace of polls and so is in that unit.
+func retryIn(err error, attempt int, unit time.Duration, polled bool) (time.Duration, bool) {
 	if attempt > maxFailures {
 		return 0, false
 	}
@@ -215,11 +215,22 @@ func retryIn(err error, attempt int, unit time.Duration) (time.Duration, bool) {
 	if !errors.As(err, &refused) || !refused.passing() {
 		return 0, false
 	}
-	if refused.Status != http.StatusTooManyRequests {
-		unit = time.Second
+	if !polled || refused.Status != http.StatusTooManyRequests {
+		unit = outageUnit(refused.retryAfter, unit)
 	}
 	asked, _ := retryAfter(refused.retryAfter, unit)
 	return max(asked, export.Backoff(attempt)), true
+}
+
+// outageUnit is what the Retry-After of a refusal counts that may be the server's, in the job's unit, or that of a proxy
+// or of a server which does not know the job, in seconds (RFC 9110). Servers that count milliseconds ask for whole
+// seconds of them, and nobody asks for a quarter of an hour: from 1000 on it is milliseconds.
+func outageUnit(header string, unit time.Duration) time.Duration {
+	n, err := strconv.ParseInt(strings.TrimSpace(header), 10, 64)
+	if unit == time.Millisecond && err == nil && n >= int64(time.Second/time.Millisecond) {
+		return time.Millisecond
+	}
+	return time.Second
 }
 
 // passing reports whether the refusal is about the moment and not about the request.

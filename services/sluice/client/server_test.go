@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -61,6 +62,8 @@ type counterpart struct {
 	open       bool     // requiresAccessToken: false
 	token      string   // the one that is good; "" for any
 	hangUp     bool     // no request is answered
+	body       string   // in place of the manifest
+	outage     string   // Retry-After of refusals; "" for 3
 	queries    []string // the query of each request
 	seen       []string // method, path and range of each request
 	auth       []string // Authorization of each request
@@ -156,7 +159,7 @@ func (s *counterpart) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *counterpart) refuse(w http.ResponseWriter, status int) {
 	w.Header().Set("Content-Type", "application/fhir+json")
-	w.Header().Set("Retry-After", "3")
+	w.Header().Set("Retry-After", cmp.Or(s.outage, "3"))
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(fhir.Outcome("error", "forbidden", s.outcome)); err != nil {
 		s.t.Errorf("send a refusal: %v", err)
@@ -203,6 +206,12 @@ func (s *counterpart) status(w http.ResponseWriter) {
 		w.Header().Set("X-Progress", "started")
 		w.Header().Set("X-Progress-Percent", "40")
 		w.WriteHeader(http.StatusAccepted)
+		return
+	}
+	if s.body != "" {
+		if _, err := io.WriteString(w, s.body); err != nil {
+			s.t.Errorf("send the body: %v", err)
+		}
 		return
 	}
 	manifest := Manifest{

@@ -36,7 +36,8 @@ type stream struct {
 	folder *folder
 	name   string // of the part
 	target *url.URL
-	secret bool // the download bears the token
+	secret bool          // the download bears the token
+	unit   time.Duration // what a Retry-After of the job counts
 	meta   meta
 	begun  bool // meta was read from a first answer of this run
 	part   *os.File
@@ -52,13 +53,15 @@ type stream struct {
 
 // openStream opens the part of a file, or begins one, and learns what the server says about the file: meta is filled.
 // A part that cannot be continued is emptied.
-func (c *Client) openStream(ctx context.Context, folder *folder, file File, secret bool) (_ *stream, err error) {
+func (c *Client) openStream(
+	ctx context.Context, folder *folder, file File, secret bool, unit time.Duration,
+) (_ *stream, err error) {
 	target, err := url.Parse(file.URL)
 	if err != nil {
 		return nil, errors.New("the URL is not a URL")
 	}
 	s := &stream{
-		client: c, ctx: ctx, folder: folder, name: file.Name + partSuffix, target: target, secret: secret,
+		client: c, ctx: ctx, folder: folder, name: file.Name + partSuffix, target: target, secret: secret, unit: unit,
 	}
 	s.part, err = folder.root.OpenFile(s.name, os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
@@ -181,7 +184,7 @@ func (s *stream) reach(ctx context.Context) error {
 // pause waits before the next attempt, or returns the reason if there is none.
 func (s *stream) pause(ctx context.Context, reason error) error {
 	s.failures++
-	wait, again := retryIn(reason, s.failures, time.Second)
+	wait, again := retryIn(reason, s.failures, s.unit, false)
 	if !again {
 		return reason
 	}

@@ -20,10 +20,11 @@ func Verify(ctx context.Context, dir string) (report Report, err error) {
 		return Report{}, err
 	}
 	defer func() { err = errors.Join(err, folder.Close()) }()
-	var finished sealed
-	if err := folder.load(manifestFile, &finished); errors.Is(err, fs.ErrNotExist) {
+	finished, err := folder.sealed()
+	if errors.Is(err, fs.ErrNotExist) {
 		return Report{}, fmt.Errorf("%w: it has no %s: no finished export is in it", ErrFolder, manifestFile)
-	} else if err != nil {
+	}
+	if err != nil {
 		return Report{}, err
 	}
 	results, err := finished.results()

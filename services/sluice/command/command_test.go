@@ -216,6 +216,42 @@ func TestExportWithState(t *testing.T) {
 	}
 }
 
+// Development tokens go to the server that they are for, whatever --base says.
+func TestStateTokensStayAtHome(t *testing.T) {
+	base, authorization := serve(t, false)
+	other, stolen := serve(t, false)
+	folder := state(t, base)
+	for _, elsewhere := range []string{other, "https" + strings.TrimPrefix(base, "http"), "https://example.org/fhir", "nonsense"} {
+		code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", folder, "--base", elsewhere)
+		if code != ExitUsage || !strings.Contains(stderr, "--base") {
+			t.Errorf("%s: exit %d, %q", elsewhere, code, stderr)
+		}
+	}
+	if stolen.Load() != nil {
+		t.Errorf("the other server got %v", stolen.Load())
+	}
+	code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", folder, "--base", base+"/")
+	if sent, _ := authorization.Load().(string); code != ExitGood || strings.Count(sent, ".") != 2 {
+		t.Errorf("its own server: exit %d, %q", code, stderr)
+	}
+}
+
+func TestPlainHTTP(t *testing.T) {
+	out := t.TempDir()
+	args := []string{"export", "--base", "http://192.0.2.1/fhir", "--group", "g", "--out", out, "--token", "secret"}
+	code, _, stderr := run(t, args...)
+	if code != ExitUsage || !strings.Contains(stderr, "--insecure-http") {
+		t.Errorf("exit %d, %q", code, stderr)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // nothing is sent
+	var stdout, told bytes.Buffer
+	code = Run(ctx, append(args, "--insecure-http"), &stdout, &told)
+	if code != ExitFailure || !strings.Contains(told.String(), "interrupted") {
+		t.Errorf("--insecure-http: exit %d, %q", code, told.String())
+	}
+}
+
 // TestSigning covers conformance B-39: a token is replaced before it ends, and at once when it is refused.
 func TestSigning(t *testing.T) {
 	now, n := time.Unix(0, 0), 0

@@ -20,7 +20,7 @@ type exportFlags struct {
 	types                                []string
 	timeout                              time.Duration
 	parallel                             int
-	ig, noProgress, json                 bool
+	ig, noProgress, json, insecure       bool
 	client.Options
 }
 
@@ -49,6 +49,7 @@ The table on standard output counts what was downloaded; bytes are those without
 	f.StringVar(&flags.token, "token", "", "bearer token; other users of this machine can see it in the process list")
 	f.StringVar(&flags.tokenFile, "token-file", "", "file with the bearer token, read for every request")
 	f.StringVar(&flags.state, "state", "", "state folder of a standalone server: sign development tokens as needed")
+	f.BoolVar(&flags.insecure, "insecure-http", false, "send the token over plain http to another machine, too")
 	f.IntVar(&flags.parallel, "parallel", 4, "files downloaded side by side")
 	f.DurationVar(&flags.timeout, "timeout", 0, "give up after this time, as 90m (default never)")
 	f.BoolVar(&flags.ig, "ig", false, "be a client of the HL7 Bulk Data IG: Prefer: respond-async, Retry-After in s")
@@ -100,10 +101,13 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	}
 	shown := a.display(flags.noProgress)
 	c, err := client.New(client.Config{
-		Base: base, Tokens: tokens, IG: flags.ig, Parallel: flags.parallel, Observer: shown.Observer,
+		Base: base, Tokens: tokens, IG: flags.ig, Parallel: flags.parallel, Observer: shown.Observer, Insecure: flags.insecure,
 	})
 	if err != nil {
 		shown.close()
+		if errors.Is(err, client.ErrInsecure) {
+			err = fmt.Errorf("%w (--insecure-http sends it all the same)", err)
+		}
 		return usageError{err}
 	}
 	defer c.Close()

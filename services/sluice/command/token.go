@@ -124,6 +124,10 @@ func (a *app) tokens(flags exportFlags) (client.TokenSource, string, error) {
 	if base == "" {
 		base = quick.BaseURL
 	}
+	// These tokens open one server. To another they would only be given away.
+	if !client.SameOrigin(base, quick.BaseURL) {
+		return nil, "", usage("--base is not on the origin of the server of --state, %s", quick.BaseURL)
+	}
 	sign := func() (string, error) {
 		return issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, a.now())
 	}
