@@ -3,22 +3,12 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
-	"os"
-	"os/signal"
-	"syscall"
+
+	"github.com/sluice-fhir/sluice/services/wiring"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Environ(), os.Stderr)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "scheduler:", err)
-		os.Exit(1)
-	}
-}
+func main() { wiring.Main("scheduler", run) }
 
 // run is the whole process: configuration, parts, listeners, until the context ends.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
