@@ -132,7 +132,7 @@ func checkManifest(text []byte) error {
 	if err := json.Unmarshal(text, &manifest); err != nil {
 		return fmt.Errorf("%w: it is no manifest: %w", ErrMismatch, err)
 	}
-	missing := ""
+	var missing string
 	_, err := time.Parse(time.RFC3339, manifest.TransactionTime)
 	switch {
 	case err != nil:
