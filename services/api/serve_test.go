@@ -62,8 +62,10 @@ func TestCheckConfig(t *testing.T) {
 		if want == "" && err != nil {
 			t.Errorf("%s: %v", url, err)
 		}
-		if want != "" && (err == nil || !strings.Contains(err.Error(), "SLUICE_BASE_URL") || !strings.Contains(err.Error(), want)) {
-			t.Errorf("%s: %v, want an error about %s", url, err, want)
+		for _, word := range []string{"SLUICE_BASE_URL", want} {
+			if want != "" && (err == nil || !strings.Contains(err.Error(), word)) {
+				t.Errorf("%s: %v, want an error about %s and %s", url, err, "SLUICE_BASE_URL", want)
+			}
 		}
 	}
 }

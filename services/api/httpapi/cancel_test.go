@@ -91,7 +91,8 @@ func TestCancelAnswerLost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	alice := w.as("alice")
-	if got := w.ask("DELETE", statusPath(w.kickoff(alice, "")), alice...); got.code != http.StatusAccepted { // loads the script
+	loading := w.kickoff(alice, "") // of the script
+	if got := w.ask("DELETE", statusPath(loading), alice...); got.code != http.StatusAccepted {
 		t.Fatal(got.code)
 	}
 	id := w.kickoff(alice, "")

@@ -126,7 +126,8 @@ func TestLogOfServerErrors(t *testing.T) {
 				t.Errorf("the log does not tell the cause: %s", text)
 			}
 			signed := user[1][len("Bearer "):]
-			for _, secret := range []string{"secret", "_type", "_format", "alice", signed, signed[strings.LastIndexByte(signed, '.')+1:]} {
+			signature := signed[strings.LastIndexByte(signed, '.')+1:]
+			for _, secret := range []string{"secret", "_type", "_format", "alice", signed, signature} {
 				if strings.Contains(text, secret) {
 					t.Errorf("the log holds %q: %s", secret, text)
 				}
@@ -255,7 +256,9 @@ func TestChecksAreOptional(t *testing.T) {
 func TestPublicListenerHasNoMetrics(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for _, path := range []string{"/metrics", "/metrics/", "/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1"} {
+	for _, path := range []string{
+		"/metrics", "/metrics/", "/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1",
+	} {
 		for _, user := range [][]string{nil, w.as("alice")} {
 			wantOutcome(t, w.ask("GET", path, user...), http.StatusNotFound, "not-found")
 		}

@@ -221,7 +221,9 @@ func TestStateTokensStayAtHome(t *testing.T) {
 	base, authorization := serve(t, false)
 	other, stolen := serve(t, false)
 	folder := state(t, base)
-	for _, elsewhere := range []string{other, "https" + strings.TrimPrefix(base, "http"), "https://example.org/fhir", "nonsense"} {
+	for _, elsewhere := range []string{
+		other, "https" + strings.TrimPrefix(base, "http"), "https://example.org/fhir", "nonsense",
+	} {
 		code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", folder, "--base", elsewhere)
 		if code != ExitUsage || !strings.Contains(stderr, "--base") {
 			t.Errorf("%s: exit %d, %q", elsewhere, code, stderr)
