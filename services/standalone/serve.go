@@ -113,6 +113,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
+	defer tokens.Close()
 
 	registry := platform.NewRegistry()
 	parts := httpapi.Parts{
