@@ -13,10 +13,22 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// cleanUpTimeout bounds what a failed write does to leave nothing behind, after its own context may have ended.
-const cleanUpTimeout = 10 * time.Second
+const (
+	// cleanUpTimeout bounds what a failed write does to leave nothing behind, after its own context may have ended.
+	cleanUpTimeout = 10 * time.Second
+	// linger is how long a request that changes something may go on after its write has ended. To cut it off says
+	// nothing to the store, which may carry it out after everything was cleaned up: versitygw brings an upload back
+	// to life that way. Waiting for the answer is surer, and mostly shorter.
+	linger = time.Second
+	// looks is how often the store is looked at when a request got no answer, and lookPause the first pause between
+	// two looks; each further one is twice as long, which makes 750 ms together.
+	looks     = 5
+	lookPause = 50 * time.Millisecond
+)
 
 // The checksum that the store verifies, keeps and reports. CRC32C is the one that S3, MinIO and versitygw all keep
 // for the whole object, however many parts it came in.
@@ -42,6 +54,8 @@ type Writer struct {
 	store       *Store
 	ctx         context.Context // ends the write as a whole: an io.Writer has no other way to be told
 	cancel      context.CancelFunc
+	lingering   context.Context // of requests that change something; outlives ctx for a moment
+	end         func()          // ends both contexts
 	key         string
 	contentType string
 
@@ -56,20 +70,27 @@ type Writer struct {
 	sending  chan sentPart // of the part on its way; nil when there is none
 
 	published bool // the object may be visible
+	unsure    bool // a request that changes something got no answer: it may still be carried out
 	committed bool
 	err       error // why the write is over
 }
 
 type sentPart struct {
-	part minio.CompletePart
-	err  error
+	part   minio.CompletePart
+	err    error
+	unsure bool // as in Writer
 }
 
 // Create begins a write. Nothing is sent until a part is full or the write is committed; an object of at most one
-// part is a single PUT. When ctx ends the write fails, and it leaves nothing.
+// part is a single PUT. When ctx ends the write fails, within about two seconds, and it leaves nothing.
 func (s *Store) Create(ctx context.Context, key, contentType string) *Writer {
+	lingering, end := context.WithCancel(context.WithoutCancel(ctx))
 	ctx, cancel := context.WithCancel(ctx)
-	return &Writer{store: s, ctx: ctx, cancel: cancel, key: key, contentType: contentType, sha: sha256.New()}
+	forget := context.AfterFunc(ctx, func() { time.AfterFunc(linger, end) })
+	return &Writer{
+		store: s, ctx: ctx, cancel: cancel, lingering: lingering, key: key, contentType: contentType, sha: sha256.New(),
+		end: func() { forget(); cancel(); end() },
+	}
 }
 
 // Write appends p. After an error the write is over and cleaned up, and every further call returns that error.
@@ -109,7 +130,7 @@ func (w *Writer) Commit() (Stored, error) {
 	}
 	w.committed = true
 	w.filling.free(w.store.blocks)
-	w.cancel()
+	w.end()
 	return stored, nil
 }
 
@@ -149,41 +170,78 @@ func (w *Writer) fail(act string, err error) error {
 //
 //nolint:contextcheck // it follows the context that the Writer was created with, on purpose beyond its end
 func (w *Writer) discard() error {
+	w.cancel()
+	if w.sending != nil { // it ends by itself, or when it has lingered long enough
+		sent := <-w.sending
+		w.sending = nil
+		w.unsure = w.unsure || sent.unsure
+	}
+	w.end()
+	w.filling.free(w.store.blocks)
+	if !w.began && !w.published {
+		return nil
+	}
+
 	ctx, stop := context.WithTimeout(context.WithoutCancel(w.ctx), cleanUpTimeout)
 	defer stop()
-	w.cancel() // the part on its way is of no use any more
-	if w.sending != nil {
-		<-w.sending
-		w.sending = nil
+	if err := w.remove(ctx); err != nil {
+		return err
 	}
-	w.filling.free(w.store.blocks)
+	for look := 1; w.unsure && look < looks; look++ {
+		if err := pause(ctx, lookPause<<(look-1)); err != nil {
+			return err
+		}
+		if err := w.remove(ctx); err != nil {
+			return err
+		}
+	}
+	w.began, w.published, w.unsure = false, false, false
+	return nil
+}
 
+// remove aborts the upload and deletes the object.
+func (w *Writer) remove(ctx context.Context) error {
 	var problems []error
 	if w.began {
-		err := w.store.abortUploads(ctx, w.key, w.uploadID)
-		w.began = err != nil
-		problems = append(problems, err)
+		if w.uploadID != "" {
+			problems = append(problems, w.store.AbortUpload(ctx, w.key, w.uploadID))
+		}
+		problems = append(problems, w.store.abortUploads(ctx, w.key))
 	}
-	// The upload goes first: then a completion that is still on its way can no longer make the object visible.
+	// The upload goes first: then a completion that is still on its way finds none.
 	if w.published {
-		err := w.store.Delete(ctx, w.key)
-		w.published = err != nil
-		problems = append(problems, err)
+		problems = append(problems, w.store.Delete(ctx, w.key))
 	}
 	return errors.Join(problems...)
 }
 
-// abortUploads aborts the upload, or every upload of the key when the id is not known.
-func (s *Store) abortUploads(ctx context.Context, key, id string) error {
-	if id != "" {
-		return s.AbortUpload(ctx, key, id)
-	}
-	return s.uploads(ctx, key, func(u Upload) error {
-		if u.Key != key {
-			return nil
+// abortUploads aborts every upload of the key, and looks again until there is none.
+func (s *Store) abortUploads(ctx context.Context, key string) error {
+	for range looks {
+		found := false
+		err := s.uploads(ctx, key, func(u Upload) error {
+			if u.Key != key {
+				return nil
+			}
+			found = true
+			return s.AbortUpload(ctx, key, u.ID)
+		})
+		if err != nil || !found {
+			return err
 		}
-		return s.AbortUpload(ctx, key, u.ID)
-	})
+	}
+	return fmt.Errorf("abort uploads of %s: they keep appearing: %w", key, export.ErrConflict)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
 }
 
 // send sends the part that was filled, after the one before it has arrived.
@@ -212,18 +270,18 @@ func (w *Writer) send() error {
 	}
 }
 
-// await waits for the part on its way.
+// await waits for the part on its way, if there is one. It fails also when the write has ended meanwhile.
 func (w *Writer) await() error {
-	if w.sending == nil {
-		return nil
+	if w.sending != nil {
+		sent := <-w.sending
+		w.sending = nil
+		if sent.err != nil {
+			w.unsure = w.unsure || sent.unsure
+			return sent.err
+		}
+		w.parts = append(w.parts, sent.part)
 	}
-	sent := <-w.sending
-	w.sending = nil
-	if sent.err != nil {
-		return sent.err
-	}
-	w.parts = append(w.parts, sent.part)
-	return nil
+	return w.ctx.Err()
 }
 
 // begin opens the multipart upload. A cancelled context must not cut this short, and a lost answer must not be
@@ -243,10 +301,11 @@ func (w *Writer) begin() error {
 			w.uploadID = id
 			return nil
 		}
+		w.unsure = w.unsure || !refused(err)
 		if refused(err) || attempt == tries {
 			return fmt.Errorf("begin upload: %w", failure(ctx, err))
 		}
-		if problem := w.store.abortUploads(ctx, w.key, ""); problem != nil {
+		if problem := w.store.abortUploads(ctx, w.key); problem != nil {
 			return fmt.Errorf("begin upload: %w", errors.Join(failure(ctx, err), problem))
 		}
 	}
@@ -264,14 +323,14 @@ func (w *Writer) sendPart(number int, full part) sentPart {
 	sum := encodeCRC(crc)
 	body := full.reader()
 	defer body.detach()
-	got, err := w.store.client.PutObjectPart(w.ctx, w.store.bucket, w.key, w.uploadID, number, body, int64(full.size),
+	got, err := w.store.client.PutObjectPart(w.lingering, w.store.bucket, w.key, w.uploadID, number, body, int64(full.size),
 		minio.PutObjectPartOptions{
 			Sha256Hex:            hex.EncodeToString(sha.Sum(nil)),
 			CustomHeader:         map[string][]string{checksumHeader: {sum}},
 			DisableContentSha256: true, // the whole part is signed; the library would sign it in chunks instead
 		})
 	if err != nil {
-		return sentPart{err: fmt.Errorf("part %d: %w", number, failure(w.ctx, err))}
+		return sentPart{err: fmt.Errorf("part %d: %w", number, failure(w.ctx, err)), unsure: !refused(err)}
 	}
 	if got.ChecksumCRC32C != sum {
 		err = fmt.Errorf("part %d: the store reports CRC32C %q, sent was %q", number, got.ChecksumCRC32C, sum)
@@ -287,7 +346,10 @@ func (w *Writer) publish(stored Stored) error {
 		w.published = true
 		err = w.putWhole(stored)
 	} else {
-		if err := errors.Join(w.send(), w.await()); err != nil {
+		if err := w.send(); err != nil {
+			return err
+		}
+		if err := w.await(); err != nil {
 			return err
 		}
 		w.published = true
@@ -297,6 +359,7 @@ func (w *Writer) publish(stored Stored) error {
 		w.published = false
 		return failure(w.ctx, err)
 	}
+	w.unsure = w.unsure || err != nil
 	// An answer that was lost is no failure yet: what the store holds decides.
 	if problem := w.confirm(); problem != nil {
 		return errors.Join(failure(w.ctx, err), problem)
@@ -307,7 +370,7 @@ func (w *Writer) publish(stored Stored) error {
 func (w *Writer) putWhole(stored Stored) error {
 	body := w.filling.reader()
 	defer body.detach()
-	_, err := w.store.client.PutObject(w.ctx, w.store.bucket, w.key, body, w.size, "", stored.SHA256,
+	_, err := w.store.client.PutObject(w.lingering, w.store.bucket, w.key, body, w.size, "", stored.SHA256,
 		minio.PutObjectOptions{
 			ContentType:          w.contentType,
 			UserMetadata:         map[string]string{checksumHeader: encodeCRC(w.crc)},
@@ -317,7 +380,7 @@ func (w *Writer) putWhole(stored Stored) error {
 }
 
 func (w *Writer) complete() error {
-	_, err := w.store.client.CompleteMultipartUpload(w.ctx, w.store.bucket, w.key, w.uploadID, w.parts,
+	_, err := w.store.client.CompleteMultipartUpload(w.lingering, w.store.bucket, w.key, w.uploadID, w.parts,
 		minio.PutObjectOptions{
 			UserMetadata: map[string]string{checksumHeader: encodeCRC(w.crc), checksumType: fullObject},
 		})

@@ -45,6 +45,8 @@ func Run(t *testing.T, place func(t *testing.T) objects.Config) {
 		{"WritersSideBySide", s.sideBySide},
 		{"WriterEnds", s.writerEnds},
 		{"Abort", s.abort},
+		{"AbortFindsWhatComesBackToLife", s.abortLooksAgain},
+		{"AbortWaitsForThePartOnItsWay", s.abortWaits},
 		{"Cancel", s.cancel},
 		{"CancelOnTheWay", s.cancelOnTheWay},
 		{"Pitfall9StoreHoldsSomethingElse", s.storeLies},
@@ -311,6 +313,71 @@ func (s suite) abort(t *testing.T) {
 		must(t, w.Abort())
 		nothingLeft(t, store)
 	}
+}
+
+// abortLooksAgain has an upload of the key appear while one is aborted, as some stores make of a part that comes late.
+func (s suite) abortLooksAgain(t *testing.T) {
+	cfg := s.place(t)
+	direct := connect(t, cfg)
+	must(t, direct.EnsureBucket(t.Context()))
+	var behind [2]*objects.Store
+	var proxies [2]*Proxy
+	for i := range behind {
+		proxies[i] = NewProxy(t, cfg.Endpoint)
+		through := cfg
+		through.Endpoint = proxies[i].Endpoint()
+		behind[i] = connect(t, through)
+	}
+	data := random(partSize + 1)
+	w := unfinished(t, behind[0], proxies[0], "revived", data)
+	aborted, revived := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	proxies[0].OnReply(func(reply *http.Response) error {
+		if reply.Request.Method == http.MethodDelete {
+			once.Do(func() { close(aborted); <-revived })
+		}
+		return nil
+	})
+	var group errgroup.Group
+	group.Go(w.Abort)
+	<-aborted
+	other := unfinished(t, behind[1], proxies[1], "revived", data)
+	close(revived)
+	must(t, group.Wait())
+	nothingLeft(t, direct)
+	must(t, other.Abort())
+}
+
+// abortWaits has the store answer a part late: a write that is given up must not abort the upload under its hands.
+func (s suite) abortWaits(t *testing.T) {
+	const late = 100 * time.Millisecond
+	store, proxy, direct := s.openBehind(t)
+	arrived, answered := make(chan struct{}), make(chan struct{})
+	proxy.OnReply(func(reply *http.Response) error {
+		switch {
+		case reply.Request.URL.Query().Has("partNumber"):
+			close(arrived)
+			select {
+			case <-reply.Request.Context().Done():
+			case <-time.After(late):
+				close(answered)
+			}
+		case reply.Request.Method == http.MethodDelete:
+			select {
+			case <-answered:
+			default:
+				t.Error("the upload was aborted before its part was answered")
+			}
+		}
+		return nil
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	w := store.Create(ctx, "late", "")
+	write(t, w, random(partSize+1))
+	<-arrived
+	stop()
+	must(t, w.Abort())
+	nothingLeft(t, direct)
 }
 
 func (s suite) cancel(t *testing.T) {
