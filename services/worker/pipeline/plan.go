@@ -46,7 +46,11 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 			return jobstore.Commit{}, fmt.Errorf("size up the source: %w", err)
 		}
 		units = cut(types, sizes, cohort, w.cfg.UnitBytes)
-		if result.Files, err = w.reportProblems(ctx, lease, job.Request.Types, types); err != nil {
+		withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
+			// With units there is a references unit, which asks again and reports the referenced types.
+			return slices.Contains(types, typ) || fhir.IsReferenced(typ) && len(units) > 0
+		})
+		if result.Files, err = w.reportProblems(ctx, lease, withdrawn, types); err != nil {
 			return jobstore.Commit{}, err
 		}
 	}
@@ -102,31 +106,38 @@ func cut(types []string, sizes source.Sizes, cohort export.Cohort, unitBytes int
 		if sizes.Patients > cohort.Patients {
 			bytes = int64(float64(size.Bytes) * float64(cohort.Patients) / float64(sizes.Patients))
 		}
-		slices := int(min(max((bytes+unitBytes-1)/unitBytes, 1), int64(cohort.Chunks)))
-		for i := range slices {
-			units = append(units, export.Unit{
-				ID:    export.UnitID(fmt.Sprintf("%s-%05d", typ, i)),
-				Kind:  export.KindExport,
-				Type:  typ,
-				Slice: export.Slice{From: i * cohort.Chunks / slices, To: (i + 1) * cohort.Chunks / slices},
-				Bytes: bytes / int64(slices),
-			})
+		units = append(units, divide(export.Unit{
+			ID: export.UnitID(typ), Kind: export.KindExport, Type: typ,
+			Slice: export.Slice{From: 0, To: cohort.Chunks}, Bytes: bytes,
+		}, unitBytes)...)
+	}
+	return units
+}
+
+// divide cuts a unit into as many as its bytes need, numbered behind its id, but never finer than a chunk.
+func divide(whole export.Unit, unitBytes int64) []export.Unit {
+	chunks := whole.Slice.To - whole.Slice.From
+	parts := int(min(max((whole.Bytes+unitBytes-1)/unitBytes, 1), int64(chunks)))
+	units := make([]export.Unit, parts)
+	for i := range units {
+		units[i] = whole
+		units[i].ID = export.UnitID(fmt.Sprintf("%s-%05d", whole.ID, i))
+		units[i].Slice = export.Slice{
+			From: whole.Slice.From + i*chunks/parts, To: whole.Slice.From + (i+1)*chunks/parts,
 		}
+		units[i].Bytes = whole.Bytes / int64(parts)
 	}
 	return units
 }
 
 // reportProblems writes an error file of the job: the types that were accepted and may no longer be exported, and
-// what the source holds and cannot serve. A malformed line is reported, and the rest is exported.
+// what the source holds of the others and cannot serve. A malformed line is reported, and the rest is exported.
 func (w *Worker) reportProblems(
-	ctx context.Context, lease export.Lease, asked, types []string,
+	ctx context.Context, lease export.Lease, withdrawn, types []string,
 ) ([]export.File, error) {
 	out := w.newFiles(ctx, lease, outcomeType, true)
-	for _, typ := range asked {
-		if slices.Contains(types, typ) {
-			continue
-		}
-		if err := out.writeOutcome(fhir.Outcome("error", "forbidden", typ+": the permission was withdrawn.")); err != nil {
+	for _, typ := range withdrawn {
+		if err := out.writeWithdrawn(typ); err != nil {
 			return nil, errors.Join(err, out.abort())
 		}
 	}

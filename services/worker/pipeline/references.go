@@ -17,13 +17,15 @@ import (
 // byIDBatch is how many resources are asked for at once by id.
 const byIDBatch = 512
 
-// references closes the set of referenced resources: what the exported lines reference, what those reference, and so
-// on among the referenced types that the job exports (SPEC 10). It stores the set as a list of "Type/id" and cuts one
-// unit for each type in it.
+// references closes the set of referenced resources: what the exported lines reference, what those and the Provenance
+// about them reference, and so on among the referenced types that the job exports (SPEC 10). It stores the set as a
+// list of "Type/id" and cuts units for each type in it.
 func (w *Worker) references(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	var frontier []string // runs of references not yet followed
-	err := w.Jobs.Results(ctx, job.ID, func(_ export.Unit, result export.Result) error {
+	hadProvenance := false
+	err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
 		frontier = append(frontier, result.References...)
+		hadProvenance = hadProvenance || unit.Type == "Provenance"
 		return nil
 	})
 	if err != nil {
@@ -34,16 +36,21 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
+	asked := job.Request.Types
 	job.Request.Types = allowed(job, grant)
 	prefix := export.ReferencesPrefix(job.ID, lease.Unit.ID, lease.Fence)
 	list := prefix
+	var counts map[string]int64 // references in the list, by type
 	for round := 0; ; round++ {
 		list = fmt.Sprintf("%sround-%d/", prefix, round)
+		counts = map[string]int64{}
 		_, count, err := idset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
 			return idset.Merge(ctx, w.Objects, list, frontier, func(ref string) error {
-				if typ, _, _ := strings.Cut(ref, "/"); !slices.Contains(job.Request.Types, typ) {
+				typ, _, _ := strings.Cut(ref, "/")
+				if !slices.Contains(job.Request.Types, typ) {
 					return nil
 				}
+				counts[typ]++
 				return yield(ref)
 			})
 		})
@@ -64,18 +71,43 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 		frontier = append(slices.Clone(frontier), runs...)
 	}
 
-	units, err := w.cutReferenced(ctx, job, list)
+	units, err := w.cutReferenced(ctx, job, list, counts)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	files, err := w.reportWithdrawn(ctx, lease, asked, job.Request.Types, hadProvenance)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
 	if err := w.Jobs.Stage(ctx, lease, units); err != nil {
 		return jobstore.Commit{}, err
 	}
-	return jobstore.Commit{Next: job.Request.Next(lease.Unit.Kind, false)}, nil
+	return jobstore.Commit{
+		Result: export.Result{Files: files}, Next: job.Request.Next(lease.Unit.Kind, false),
+	}, nil
 }
 
-// follow reads every resource of the list and collects what it references. It reports whether that adds to the list.
-// What the source gives unasked is not followed; the unit that is to write it will refuse it.
+// reportWithdrawn writes an error file of the referenced types that were asked for and may no longer be exported. Of
+// Provenance it says so when the plan still had it exported: what is missing is the part about referenced resources.
+func (w *Worker) reportWithdrawn(
+	ctx context.Context, lease export.Lease, asked, types []string, hadProvenance bool,
+) ([]export.File, error) {
+	out := w.newFiles(ctx, lease, outcomeType, true)
+	for _, typ := range asked {
+		here := fhir.IsReferenced(typ) || typ == "Provenance" && hadProvenance
+		if !here || slices.Contains(types, typ) {
+			continue
+		}
+		if err := out.writeWithdrawn(typ); err != nil {
+			return nil, errors.Join(err, out.abort())
+		}
+	}
+	return out.close()
+}
+
+// follow reads every resource of the list, and the Provenance about it when the job exports that, and collects what
+// they reference. It reports whether that adds to the list. What the source gives unasked is not followed; the unit
+// that is to write it will refuse it.
 func (w *Worker) follow(
 	ctx context.Context, lease export.Lease, job export.Job, prefix string,
 ) (grown bool, runs []string, err error) {
@@ -86,24 +118,40 @@ func (w *Worker) follow(
 	found := w.newMet(lease, job)
 	found.builder = idset.NewBuilder(w.Objects, prefix+"found/")
 	g := listGuard{list: known}
-	follow := func(r source.Resource) error {
-		g.typ = r.Type
-		var refused export.PermanentError
-		switch err := g.checkListed(ctx, r); {
-		case errors.As(err, &refused):
-			return nil
-		case err != nil:
-			return err
+	follow := func(check func(source.Resource) error) func(source.Resource) error {
+		return func(r source.Resource) error {
+			var refused export.PermanentError
+			switch err := check(r); {
+			case errors.As(err, &refused):
+				return nil
+			case err != nil:
+				return err
+			}
+			return found.collect(ctx, r.Body)
 		}
-		return found.collect(ctx, r.Body)
 	}
+	resource := follow(func(r source.Resource) error {
+		g.typ = r.Type
+		return g.checkListed(ctx, r)
+	})
+	provenance := follow(func(r source.Resource) error {
+		g.typ = "Provenance"
+		_, err := g.home(ctx, r)
+		return err
+	})
 	for chunk := range known.Chunks() {
 		refs, err := known.Chunk(ctx, chunk)
 		if err != nil {
 			return false, nil, err
 		}
-		if err := w.byID(ctx, job, refs, follow); err != nil {
+		if err := w.byID(ctx, job, refs, resource); err != nil {
 			return false, nil, fmt.Errorf("follow references: %w", err)
+		}
+		if !slices.Contains(job.Request.Types, "Provenance") {
+			continue
+		}
+		if err := w.about(ctx, refs, func(_ []string, r source.Resource) error { return provenance(r) }); err != nil {
+			return false, nil, fmt.Errorf("follow references of Provenance: %w", err)
 		}
 	}
 	errGrown := errors.New("grown")
@@ -147,8 +195,11 @@ func (w *Worker) byID(
 	return nil
 }
 
-// cutReferenced cuts a unit for each type in the list, and one for the Provenance about it.
-func (w *Worker) cutReferenced(ctx context.Context, job export.Job, prefix string) ([]export.Unit, error) {
+// cutReferenced cuts units for each type in the list, and for the Provenance about it. counts says how many
+// references of each type the list holds.
+func (w *Worker) cutReferenced(
+	ctx context.Context, job export.Job, prefix string, counts map[string]int64,
+) ([]export.Unit, error) {
 	list, err := idset.Open(ctx, w.Objects, prefix)
 	if err != nil || list.Chunks() == 0 {
 		return nil, err
@@ -159,28 +210,33 @@ func (w *Worker) cutReferenced(ctx context.Context, job export.Job, prefix strin
 	}
 	var units []export.Unit
 	for _, typ := range job.Request.Types {
-		switch {
-		case fhir.IsReferenced(typ) && sizes.Types[typ].Resources > 0:
-			// "Type0" sorts right behind every "Type/id".
-			slice := export.Slice{From: max(list.Place(typ+"/"), 0), To: list.Place(typ+"0") + 1}
-			if slice.From < slice.To {
-				units = append(units, export.Unit{
-					ID: export.UnitID(typ + "-referenced"), Kind: export.KindReferenced, Type: typ,
-					Slice: slice, Input: prefix, Bytes: sizes.Types[typ].Bytes,
-				})
-			}
-		case typ == "Provenance" && sizes.Types[typ].Resources > 0:
-			units = append(units, export.Unit{
-				ID: "Provenance-referenced", Kind: export.KindReferenced, Type: typ,
-				Slice: export.Slice{From: 0, To: list.Chunks()}, Input: prefix,
-			})
+		size := sizes.Types[typ]
+		if size.Resources == 0 {
+			continue
 		}
+		whole := export.Unit{ID: export.UnitID(typ + "-referenced"), Kind: export.KindReferenced, Type: typ, Input: prefix}
+		var count int64
+		switch {
+		case fhir.IsReferenced(typ) && counts[typ] > 0:
+			// "Type0" sorts right behind every "Type/id".
+			whole.Slice = export.Slice{From: max(list.Place(typ+"/"), 0), To: list.Place(typ+"0") + 1}
+			count = counts[typ]
+		case typ == "Provenance":
+			whole.Slice = export.Slice{From: 0, To: list.Chunks()}
+			for _, of := range counts { // taken for one about each; most Provenance is about patients
+				count += of
+			}
+		default:
+			continue
+		}
+		whole.Bytes = int64(float64(size.Bytes) * min(float64(count)/float64(size.Resources), 1))
+		units = append(units, divide(whole, w.cfg.UnitBytes)...)
 	}
 	return units, nil
 }
 
-// referenced writes one of the referenced types, or the Provenance about them, from the list that the references unit
-// has stored. The guard here is the list: nothing is written that is not on it.
+// referenced writes one of the referenced types, or the Provenance about them, from a slice of the list that the
+// references unit has stored. The guard here is the list: nothing is written that is not on it.
 func (w *Worker) referenced(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	list, err := idset.Open(ctx, w.Objects, lease.Unit.Input)
 	if err != nil {
@@ -195,7 +251,17 @@ func (w *Worker) referenced(ctx context.Context, lease export.Lease, job export.
 				return err
 			}
 			if lease.Unit.Type == "Provenance" {
-				err = w.about(ctx, refs, &g, out)
+				err = w.about(ctx, refs, func(batch []string, r source.Resource) error {
+					home, err := g.home(ctx, r)
+					if err != nil {
+						return err
+					}
+					// At home in another batch means that the call for that one writes it, here or in another unit.
+					if home < batch[0] || home > batch[len(batch)-1] {
+						return nil
+					}
+					return out.write(r.Body)
+				})
 			} else {
 				err = w.byID(ctx, job, ofType(refs, lease.Unit.Type), func(r source.Resource) error {
 					if err := g.checkListed(ctx, r); err != nil {
@@ -220,25 +286,19 @@ func (w *Worker) referenced(ctx context.Context, lease export.Lease, job export.
 	return jobstore.Commit{Result: result, Next: job.Request.Next(lease.Unit.Kind, false)}, nil
 }
 
-// about writes the Provenance whose targets are only referenced resources and that is at home in this chunk: its
-// smallest listed target is here, so that no other chunk writes it again.
-func (w *Worker) about(ctx context.Context, refs []string, g *listGuard, out *files) error {
+// about streams the Provenance whose targets are only referenced resources and that target any of the sorted
+// "Type/id" strings. It asks for a batch of them at a time and yields that batch along; what targets several batches
+// comes several times.
+func (w *Worker) about(
+	ctx context.Context, refs []string, yield func(batch []string, r source.Resource) error,
+) error {
 	for batch := range slices.Chunk(refs, byIDBatch) {
 		targets := make([]source.Ref, len(batch))
 		for i, ref := range batch {
 			typ, id, _ := strings.Cut(ref, "/")
 			targets[i] = source.Ref{Type: typ, ID: id}
 		}
-		err := w.Source.About(ctx, targets, func(r source.Resource) error {
-			home, err := g.home(ctx, r)
-			if err != nil {
-				return err
-			}
-			if home < batch[0] || home > batch[len(batch)-1] {
-				return nil
-			}
-			return out.write(r.Body)
-		})
+		err := w.Source.About(ctx, targets, func(r source.Resource) error { return yield(batch, r) })
 		if err := complete(ctx, err); err != nil {
 			return err
 		}

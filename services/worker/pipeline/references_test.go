@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
@@ -91,7 +94,7 @@ func TestReferencesAreFollowedOnlyThroughTypesOfTheJob(t *testing.T) { // SPEC 1
 		},
 		"drugs and makers":       {[]string{"MedicationRequest", "Medication", "Organization"}, []string{"drug", "pill", "pharma"}},
 		"only what travels":      {[]string{"Organization", "Practitioner"}, nil},
-		"a Provenance, once":     {[]string{"MedicationRequest", "Medication", "Organization", "Provenance"}, []string{"drug", "pill", "pharma", "prov", "prov2"}},
+		"a Provenance, once":     {[]string{"MedicationRequest", "Medication", "Organization", "Provenance"}, []string{"drug", "pill", "pharma", "prov", "prov2", "ward", "clinic", "holding"}},
 		"a Provenance of people": {[]string{"Observation", "Provenance"}, []string{"obs", "prov2"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -117,9 +120,170 @@ func TestManyReferencesOfOneType(t *testing.T) {
 			fmt.Sprintf(`,"performer":[{"reference":"Organization/org-%04d"},{"reference":"Organization/org-0000"}]`, i)))
 	}
 	lines = append(lines, provenance(1, targets...), provenance(2, targets[2]), provenance(3, "Organization/none", targets[1]))
-	got := newBench(t, holding(t, lines...), members...).export("Observation", "Organization", "Provenance")
-	got.wantLines(t, lines...)
-	got.wantIssues(t, "error")
+	for name, row := range map[string]struct {
+		unitBytes int64
+		units     float64 // of kind referenced
+	}{
+		"one unit a type":    {1 << 30, 2},
+		"a unit for a chunk": {1, 3 + 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, holding(t, lines...), members...)
+			b.cfg.UnitBytes = row.unitBytes
+			got := b.export("Observation", "Organization", "Provenance")
+			got.wantLines(t, lines...)
+			got.wantIssues(t, "error")
+			b.wantMetric(row.units, "sluice_worker_units_total", "referenced", "done")
+		})
+	}
+}
+
+// cutBy returns the units that one unit of the job has cut, after every task up to it is done.
+func (b *bench) cutBy(kind export.Kind, types ...string) map[export.UnitID]export.Unit {
+	b.t.Helper()
+	w, id := b.worker(), b.kickOff(types...)
+	for range 20 {
+		for _, task := range b.open(id) {
+			must(b.t, w.Handle(b.t.Context(), task))
+			if task.Kind != kind {
+				continue
+			}
+			_, err := b.jobs.Issue(b.t.Context(), id, 1000)
+			must(b.t, err)
+			silent, err := b.jobs.Silent(b.t.Context(), id, -time.Hour, 1000)
+			must(b.t, err)
+			units := map[export.UnitID]export.Unit{}
+			for _, unit := range silent {
+				units[unit.Unit.ID] = unit.Unit
+			}
+			return units
+		}
+	}
+	b.t.Fatalf("the job has no unit of kind %s", kind)
+	panic("unreachable")
+}
+
+func TestReferencedUnitsWeighWhatIsReferencedOfAType(t *testing.T) { // SPEC 8; PITFALLS 14
+	var lines []string
+	for i := range 1000 { // 600 of them are referenced, which is two chunks with the one practitioner
+		lines = append(lines, org(fmt.Sprintf("org-%04d", i)))
+		if i < 600 {
+			lines = append(lines, observation(i, 1, fmt.Sprintf(`,"performer":[{"reference":"Organization/org-%04d"}]`, i)))
+		}
+	}
+	lines = append(lines,
+		observation("x", 1, `,"performer":[{"reference":"Practitioner/a"},{"reference":"Practitioner/gone"}]`),
+		travelling("Practitioner", "a"), provenance(1, "Organization/org-0001"), provenance(2, "Patient/pat-1"))
+	size := int64(len(org("org-0000"))) + 1
+	b := newBench(t, holding(t, lines...), members...)
+	b.cfg.UnitBytes = 300 * size
+	units := b.cutBy(export.KindReferences, "Observation", "Organization", "Practitioner", "Provenance")
+	practitioner := int64(len(travelling("Practitioner", "a"))) + 1
+	both := int64(len(provenance(1, "Organization/org-0001"))+len(provenance(2, "Patient/pat-1"))) + 2
+	for id, want := range map[export.UnitID]export.Unit{
+		"Organization-referenced-00000": {Type: "Organization", Slice: export.Slice{To: 1}, Bytes: 300 * size},
+		"Organization-referenced-00001": {Type: "Organization", Slice: export.Slice{From: 1, To: 2}, Bytes: 300 * size},
+		"Practitioner-referenced-00000": {Type: "Practitioner", Slice: export.Slice{From: 1, To: 2}, Bytes: practitioner},
+		"Provenance-referenced-00000":   {Type: "Provenance", Slice: export.Slice{To: 2}, Bytes: both},
+	} {
+		got := units[id]
+		if got.Kind != export.KindReferenced || got.Type != want.Type || got.Slice != want.Slice || got.Bytes != want.Bytes {
+			t.Errorf("%s is %+v, want %+v", id, got, want)
+		}
+		delete(units, id)
+	}
+	if len(units) > 0 {
+		t.Errorf("further units: %+v", units)
+	}
+}
+
+func agent(id, who string, targets ...string) string {
+	return strings.TrimSuffix(provenance(id, targets...), "}") + fmt.Sprintf(`,"agent":[{"who":{"reference":"%s"}}]}`, who)
+}
+
+func TestWhatProvenanceOfReferencedResourcesReferencesTravelsAlong(t *testing.T) { // SPEC 10
+	obs := observation(1, 1, `,"performer":[{"reference":"Practitioner/1"}]`)
+	practitioner, nine, ten, seven := travelling("Practitioner", "1"), org("9", "10"), org("10"), travelling("Practitioner", "7")
+	first := agent("1", "Organization/9", "Practitioner/1")
+	second := agent("2", "Practitioner/7", "Organization/10") // found two rounds later
+	all := holding(t, obs, practitioner, nine, ten, seven, first, second,
+		agent("3", "Organization/8", "Practitioner/6"), org("8"), travelling("Practitioner", "6"),
+		agent("4", "Organization/5", "Observation/obs-9"), observation(9, 9), org("5"))
+	for name, row := range map[string]struct{ types, want []string }{
+		"with Provenance": {
+			[]string{"Observation", "Organization", "Practitioner", "Provenance"},
+			[]string{obs, practitioner, nine, ten, seven, first, second},
+		},
+		"without Provenance":    {[]string{"Observation", "Organization", "Practitioner"}, []string{obs, practitioner}},
+		"without Organizations": {[]string{"Observation", "Practitioner", "Provenance"}, []string{obs, practitioner, first}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := newBench(t, all, members...).export(row.types...)
+			got.wantLines(t, row.want...)
+			got.wantIssues(t, "error")
+		})
+	}
+}
+
+func TestALeakedProvenanceLeadsNowhere(t *testing.T) { // PITFALLS 2
+	obs := observation(1, 1, `,"performer":[{"reference":"Practitioner/1"}]`)
+	for name, line := range map[string]string{
+		"about a foreign patient": agent("9", "Organization/stranger", "Practitioner/1", "Patient/pat-9"),
+		"about a stranger":        agent("9", "Organization/stranger", "Practitioner/stranger"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := holding(t, obs, travelling("Practitioner", "1"), org("stranger"), provenance(1, "Practitioner/1"))
+			b := newBench(t, &aboutLeak{Source: all, extra: resource("Provenance", "pro-9", line)}, members...)
+			got := b.export("Observation", "Organization", "Practitioner", "Provenance")
+			got.wantLines(t, obs, travelling("Practitioner", "1"))
+			got.wantIssues(t, "error", "A part of Provenance (Provenance-referenced-00000) is missing: the source gave")
+		})
+	}
+}
+
+func TestATypeThatIsWithdrawnBetweenPlanAndReferencesIsReportedOnce(t *testing.T) {
+	for name, row := range map[string]struct {
+		before, after []string // withdrawn before the plan, and after it
+		want          []string
+		report        []string
+	}{
+		"nothing":              {nil, nil, []string{"patient", "prov", "prov2", "role", "ward", "clinic", "holding", "pharma"}, nil},
+		"a type that travels":  {nil, []string{"Organization"}, []string{"patient", "prov2", "role"}, []string{"Organization"}},
+		"Provenance":           {nil, []string{"Provenance"}, []string{"patient", "prov2", "role", "ward", "clinic", "holding"}, []string{"Provenance"}},
+		"Provenance, earlier":  {[]string{"Provenance"}, []string{"Provenance"}, []string{"patient", "role", "ward", "clinic", "holding"}, []string{"Provenance"}},
+		"one before the other": {[]string{"Organization"}, []string{"Organization", "PractitionerRole"}, []string{"patient", "prov2"}, []string{"Organization", "PractitionerRole"}},
+		"a type of patients":   {nil, []string{"Patient"}, []string{"patient", "prov", "prov2", "role", "ward", "clinic", "holding", "pharma"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, lines := network(t)
+			b := newBench(t, all, members...)
+			w := b.worker()
+			id := b.kickOff("Organization", "Patient", "PractitionerRole", "Provenance")
+			b.people.grant.Types = directory.AllBut(row.before...)
+			got := b.outcome(b.drive(id, func(task queue.Task) {
+				must(t, w.Handle(t.Context(), task))
+				b.people.grant.Types = directory.AllBut(row.after...)
+			}))
+			var want, reports []string
+			for _, key := range row.want {
+				want = append(want, lines[key])
+			}
+			for _, typ := range row.report {
+				reports = append(reports, typ+": the permission was withdrawn.")
+			}
+			got.wantLines(t, want...)
+			got.wantIssues(t, "error", reports...)
+		})
+	}
+}
+
+func TestATypeThatIsWithdrawnIsReportedWhenNothingIsExported(t *testing.T) {
+	b := newBench(t, holding(t, patient(1)), members...)
+	id := b.kickOff("Flag", "Goal", "Practitioner")
+	b.people.grant.Types = directory.AllBut("Goal", "Practitioner")
+	got := b.outcome(b.finish(b.worker(), id))
+	got.wantLines(t)
+	got.wantIssues(t, "error", "Goal: the permission was withdrawn.", "Practitioner: the permission was withdrawn.")
 }
 
 func TestASourceThatLeaksReferencedResources(t *testing.T) { // PITFALLS 2, 10, 21
@@ -147,7 +311,7 @@ func TestASourceThatLeaksReferencedResources(t *testing.T) { // PITFALLS 2, 10, 
 				}
 			}
 			got.wantLines(t, want...)
-			got.wantIssues(t, "error", "A part of Organization (Organization-referenced) is missing: the source gave")
+			got.wantIssues(t, "error", "A part of Organization (Organization-referenced-00000) is missing: the source gave")
 			b.wantMetric(1, "sluice_worker_guard_refusals_total")
 		})
 	}
@@ -166,8 +330,9 @@ func TestASourceThatLeaksProvenance(t *testing.T) { // PITFALLS 2
 			all, lines := network(t)
 			b := newBench(t, &aboutLeak{Source: all, extra: leak}, members...)
 			got := b.export("Patient", "PractitionerRole", "Organization", "Provenance")
-			got.wantLines(t, lines["patient"], lines["role"], lines["ward"], lines["clinic"], lines["holding"], lines["prov2"])
-			got.wantIssues(t, "error", "A part of Provenance (Provenance-referenced) is missing: the source gave")
+			got.wantLines(t, lines["patient"], lines["role"], lines["ward"], lines["clinic"], lines["holding"], lines["pharma"],
+				lines["prov2"])
+			got.wantIssues(t, "error", "A part of Provenance (Provenance-referenced-00000) is missing: the source gave")
 		})
 	}
 }

@@ -69,6 +69,11 @@ func (f *files) writeOutcome(outcome fhir.OperationOutcome) error {
 	return f.write(line)
 }
 
+// writeWithdrawn says that a type was asked for and may no longer be exported.
+func (f *files) writeWithdrawn(typ string) error {
+	return f.writeOutcome(fhir.Outcome("error", "forbidden", typ+": the permission was withdrawn."))
+}
+
 func (f *files) begin() error {
 	name := export.FileName(f.lease.Unit.ID, f.lease.Fence, f.typ, len(f.done))
 	f.current = export.File{
