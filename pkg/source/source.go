@@ -1,8 +1,8 @@
 // Package source is the contract between the workers and the clinical data. A driver (ndjson, postgres) reads one
 // kind of store; sourcetest is the suite that every driver passes.
 //
-// A source promises completeness and attribution: everything about the patients asked for, each resource once,
-// with the patients that it is about. It does not decide who may see what: the worker checks every resource
+// A source promises completeness and attribution: everything about the patients asked for, each resource once a call,
+// with all the patients that it is about. It does not decide who may see what: the worker checks every resource
 // against the job's cohort again before it writes a line.
 package source
 
@@ -18,8 +18,9 @@ type Source interface {
 	// order. The planner divides by Patients, so estimates are enough.
 	Sizes(ctx context.Context) (Sizes, error)
 
-	// ForPatients streams every resource of q.Type whose home patient is one of q.Patients. A resource's home is
-	// the smallest patient id among all that it is about, so that two slices never hold the same resource.
+	// ForPatients streams every resource of q.Type that is about any of q.Patients, each once a call. One about
+	// several patients comes in the call for each of them, always with all of its Subjects: the worker, who knows
+	// the cohort, writes it in one of those calls and passes over it in the others.
 	// No order is promised. An error from yield stops the stream and is returned as it is.
 	// An empty q.Patients gives nothing: an empty filter is never everybody.
 	ForPatients(ctx context.Context, q Query, yield func(Resource) error) error

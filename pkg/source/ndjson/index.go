@@ -28,6 +28,7 @@ type builder struct {
 	mu       sync.Mutex
 	lists    map[string]*list
 	counted  map[string]*source.TypeSize // types that are only counted
+	further  chunked[further]            // sorted by place when the lists are settled
 	numbers  map[string]uint32           // patient id -> number
 	ids      []string                    // number -> patient id
 	problems []located
@@ -47,6 +48,12 @@ type located struct {
 type found struct {
 	key
 	entry
+}
+
+// further says that a resource is about one more patient than its home.
+type further struct {
+	place  uint64 // of the resource
+	number uint32 // of the patient
 }
 
 // key tells resources and their versions apart. The 128 bits of hash stand for the id within the type.
@@ -130,6 +137,9 @@ func (c *chunked[T]) keep(wanted func(i int) bool) {
 	}
 	c.n = kept
 	c.chunks = slices.Delete(c.chunks, (kept+chunkSize-1)>>chunkBits, len(c.chunks))
+	if rest := kept & (chunkSize - 1); rest > 0 { // add goes on behind what was kept
+		c.chunks[len(c.chunks)-1] = c.chunks[len(c.chunks)-1][:rest]
+	}
 }
 
 // settle sorts the list and keeps one version of each resource (IG row L-14: no id twice).
@@ -276,6 +286,7 @@ func (b *builder) add(facts fhir.Facts, f found) error {
 		}
 		if several {
 			f.home |= manyPeople
+			b.addFurther(f.place, home, facts.Subjects)
 		}
 	}
 	l := b.lists[facts.Type]
@@ -290,6 +301,31 @@ func (b *builder) add(facts fhir.Facts, f found) error {
 	}
 	return nil
 }
+
+// addFurther notes the patients among the subjects that are not the home.
+func (b *builder) addFurther(place uint64, home string, subjects []fhir.Ref) {
+	for i, ref := range subjects {
+		if ref.Type == "Patient" && ref.ID != home && !slices.Contains(subjects[:i], ref) {
+			b.further.add(further{place, b.number(ref.ID)})
+		}
+	}
+}
+
+// furtherOf returns the numbers of the patients beside its home that a resource is about, no Provenance.
+func (b *builder) furtherOf(place uint64) []uint32 {
+	var numbers []uint32
+	i := sort.Search(b.further.n, func(i int) bool { return b.further.at(i).place >= place })
+	for ; i < b.further.n && b.further.at(i).place == place; i++ {
+		numbers = append(numbers, b.further.at(i).number)
+	}
+	return numbers
+}
+
+// byPlace orders what the lists say of further patients.
+type byPlace struct{ *chunked[further] }
+
+func (p byPlace) Len() int           { return p.n }
+func (p byPlace) Less(i, j int) bool { return p.at(i).place < p.at(j).place }
 
 // homeOf returns the smallest patient id among the subjects, "" without one, and whether there are further ones.
 func homeOf(subjects []fhir.Ref) (home string, several bool) {
@@ -315,6 +351,7 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
+	sort.Sort(byPlace{&b.further})
 	if err := b.resolveProvenance(ctx, s); err != nil {
 		return err
 	}
@@ -335,7 +372,7 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		s.kinds[typ], s.sizes.Types[typ] = b.shrink(typ, l, ranks)
+		s.kinds[typ], s.sizes.Types[typ] = b.shrink(s, typ, l, ranks)
 	}
 	b.lists = nil
 	s.sizes.Patients = s.sizes.Types["Patient"].Resources
@@ -367,8 +404,8 @@ func (b *builder) rankPatients(s *Source) []uint32 {
 	return ranks
 }
 
-// shrink turns a list into what is kept of it.
-func (b *builder) shrink(typ string, l *list, ranks []uint32) (kind, source.TypeSize) {
+// shrink turns a list into what is kept of it. A resource about several patients has an entry for each.
+func (b *builder) shrink(s *Source, typ string, l *list, ranks []uint32) (kind, source.TypeSize) {
 	size := source.TypeSize{Resources: int64(l.Len())}
 	for i := range l.Len() {
 		size.Bytes += int64(l.entries.at(i).size) + 1
@@ -385,7 +422,21 @@ func (b *builder) shrink(typ string, l *list, ranks []uint32) (kind, source.Type
 	b.homeless += size.Resources - int64(l.entries.n)
 	for i := range l.entries.n {
 		e := l.entries.at(i)
-		e.home = ranks[e.home&^manyPeople]
+		several, home := e.home&manyPeople != 0, ranks[e.home&^manyPeople]
+		e.home = home
+		if !several {
+			continue
+		}
+		another := *e
+		for _, number := range b.furtherOf(another.place) {
+			another.home = ranks[number]
+			l.entries.add(another)
+		}
+		for _, rank := range s.several[another.place] { // of a Provenance: all of them, its home too
+			if another.home = rank; rank != home {
+				l.entries.add(another)
+			}
+		}
 	}
 	sort.Sort(byHome{&l.entries})
 	return kind{entries: &l.entries}, size

@@ -281,6 +281,60 @@ func TestUnsortedIsRefused(t *testing.T) {
 	}
 }
 
+// TestManySharedResources has more resources of two patients than a chunk of the index holds, each with a version that
+// is not served between them, and reads them in slices and in several batches.
+func TestManySharedResources(t *testing.T) {
+	const people, many = 30, chunkSize + 100
+	line := func(i, day, one, other int) string {
+		return fmt.Sprintf(`{"resourceType":"Appointment","id":"%d","meta":{"lastUpdated":"2024-01-0%dT00:00:00Z"},`+
+			`"participant":[{"actor":{"reference":"Patient/p%03d"}},{"actor":{"reference":"Patient/p%03d"}}]}`+"\n", i, day, one, other)
+	}
+	pair := func(i int) []int { return []int{i % people, (i%people + 1 + i%7) % people} }
+	var text bytes.Buffer
+	for i := range many {
+		text.WriteString(line(i, 1, 900, pair(i)[1]))
+		text.WriteString(line(i, 2, pair(i)[1], pair(i)[0]))
+	}
+	src := open(t, folder(t, map[string][]byte{"all.ndjson": text.Bytes()}), Config{batchSize: 1000})
+	var ids []string
+	for i := range people {
+		ids = append(ids, fmt.Sprintf("p%03d", i))
+	}
+	for _, size := range []int{people, 7, 1} {
+		for slice := range slices.Chunk(ids, size) {
+			seen := map[string]bool{}
+			err := src.ForPatients(t.Context(), source.Query{Type: "Appointment", Patients: slice}, func(r source.Resource) error {
+				var i int
+				if _, err := fmt.Sscan(r.ID, &i); err != nil {
+					return err
+				}
+				want := []string{ids[pair(i)[0]], ids[pair(i)[1]]}
+				slices.Sort(want)
+				if seen[r.ID] || !slices.Equal(r.Subjects, want) {
+					return fmt.Errorf("resource %s twice or about %v, want %v", r.ID, r.Subjects, want)
+				}
+				seen[r.ID] = true
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := 0
+			for i := range many {
+				if slices.ContainsFunc(pair(i), func(p int) bool { return slices.Contains(slice, ids[p]) }) {
+					want++
+				}
+			}
+			if len(seen) != want {
+				t.Errorf("slices of %d: %d of %d came", size, len(seen), want)
+			}
+		}
+	}
+	if sizes, err := src.Sizes(t.Context()); err != nil || sizes.Types["Appointment"].Resources != many {
+		t.Errorf("sizes %+v (%v), want %d", sizes, err, many)
+	}
+}
+
 // TestManyBatches reads more than one batch from several files, in slices, with lines of all lengths.
 func TestManyBatches(t *testing.T) {
 	const people, each = 30, 400

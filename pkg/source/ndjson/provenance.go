@@ -45,10 +45,8 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 		err := r.read(ctx, batch, func(_ entry, facts fhir.Facts, body []byte) error {
 			number := int(run[next])
 			next++
-			// Following a target may scan another line, which ends the life of facts.Subjects.
-			more, err := b.resolveOne(ctx, s, number, slices.Clone(facts.Subjects), body)
-			links = append(links, more...)
-			return err
+			links = append(links, b.resolveOne(s, number, facts.Subjects, body)...)
+			return nil
 		})
 		if err != nil {
 			return err
@@ -71,9 +69,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 }
 
 // resolveOne finds the patients of one Provenance, or files it with those that have none.
-func (b *builder) resolveOne(
-	ctx context.Context, s *Source, number int, targets []fhir.Ref, body []byte,
-) (links []link, err error) {
+func (b *builder) resolveOne(s *Source, number int, targets []fhir.Ref, body []byte) (links []link) {
 	e := b.lists["Provenance"].entries.at(number)
 	referenced := 0
 	var patients []uint32
@@ -96,23 +92,19 @@ func (b *builder) resolveOne(
 			case about.home&manyPeople == 0:
 				patients = append(patients, about.home)
 			default:
-				several, err := b.readPatients(ctx, s, *about)
-				if err != nil {
-					return nil, err
-				}
-				patients = append(patients, several...)
+				patients = append(append(patients, about.home&^manyPeople), b.furtherOf(about.place)...)
 			}
 		}
 	}
 	b.addPatients(s, e, patients)
 	if e.home != noPatient || referenced == 0 || referenced < countTargets(body) {
-		return links, nil
+		return links
 	}
 	for _, target := range targets {
 		s.about = append(s.about, aboutTarget{hashRef(s.seed, target.Type, target.ID), uint32(len(s.nobody))})
 	}
 	s.nobody = append(s.nobody, *e)
-	return links, nil
+	return links
 }
 
 // countTargets tells how many targets a Provenance has, also those that name no resource of the store: a target that
@@ -155,21 +147,6 @@ func (b *builder) addPatients(s *Source, e *entry, numbers []uint32) bool {
 		s.several[e.place] = all
 	}
 	return true
-}
-
-// readPatients reads the line of a resource that is about several patients.
-func (b *builder) readPatients(ctx context.Context, s *Source, e entry) ([]uint32, error) {
-	var numbers []uint32
-	r := reader{source: s}
-	err := r.read(ctx, []entry{e}, func(_ entry, facts fhir.Facts, _ []byte) error {
-		for _, ref := range facts.Subjects {
-			if ref.Type == "Patient" {
-				numbers = append(numbers, b.number(ref.ID))
-			}
-		}
-		return nil
-	})
-	return numbers, err
 }
 
 func hashRef(seed maphash.Seed, typ, id string) uint64 {

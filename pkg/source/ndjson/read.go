@@ -39,7 +39,12 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	entries := k.entries
 	r := reader{source: s}
 	each := func(e entry, facts fhir.Facts, body []byte) error {
-		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: r.patients(e, facts), Body: body})
+		patients := r.patients(e, facts)
+		// What is about several of those asked for is found through each of them; it comes with the first.
+		if len(patients) > 1 && s.patients.at(int(e.home)) != firstOf(patients, q.Patients) {
+			return nil
+		}
+		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: patients, Body: body})
 	}
 	var batch []entry
 	at := 0 // ids ascend and so do homes: what is before is done
@@ -124,6 +129,16 @@ func (s *Source) About(ctx context.Context, refs []source.Ref, yield func(source
 		}
 	}
 	return nil
+}
+
+// firstOf returns the first of the ids that is among those asked for.
+func firstOf(ids, asked []string) string {
+	for _, id := range ids {
+		if _, found := slices.BinarySearch(asked, id); found {
+			return id
+		}
+	}
+	return ""
 }
 
 // ascending reports whether the ids are sorted and none stands twice.

@@ -29,10 +29,14 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 		if err != nil {
 			return err
 		}
-		if verdict == withheld {
+		switch verdict {
+		case elsewhere:
+			return nil
+		case withheld:
 			result.Withheld++
 			w.metrics.withheld.Inc()
 			return nil
+		case admitted:
 		}
 		if err := met.collect(ctx, r.Body); err != nil {
 			return err

@@ -15,8 +15,9 @@ import (
 type verdict int
 
 const (
-	admitted verdict = iota
-	withheld         // it is about the cohort, and about somebody outside of it too
+	admitted  verdict = iota
+	withheld          // it is about the cohort, and about somebody outside of it too
+	elsewhere         // it is about somebody asked for, and written or withheld where its home is asked for
 )
 
 // guard checks every resource against the cohort before it becomes a line, whatever the source says of it (SPEC 10).
@@ -30,8 +31,10 @@ type guard struct {
 	people  []string // scratch
 }
 
-// check returns whether the resource may be written. An error is a refusal: the source gave something that it was not
-// asked for, so nothing it gives can be trusted, and the unit fails.
+// check returns whether the resource may be written. A resource about several members comes for each of them
+// (source.Source); it is at home with the smallest of their ids, so that exactly one chunk writes or counts it. An
+// error is a refusal: the source gave something that it was not asked for, so nothing it gives can be trusted, and the
+// unit fails.
 func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 	facts, err := g.scanner.Scan(r.Body)
 	if err != nil {
@@ -52,27 +55,32 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 	if facts.Type == "Provenance" {
 		g.people = append(g.people, r.Subjects...)
 	}
-	inside := false
-	outside := false
+	home, outside, asked := "", false, false // home: the smallest that is in the cohort
 	for _, patient := range g.people {
 		_, found := slices.BinarySearch(g.chunk, patient)
+		asked = asked || found
 		if !found {
 			if found, err = g.cohort.Contains(ctx, patient); err != nil {
 				return 0, fmt.Errorf("look up the cohort: %w", err)
 			}
 		}
-		inside = inside || found
-		outside = outside || !found
+		switch {
+		case !found:
+			outside = true
+		case home == "" || patient < home:
+			home = patient
+		}
 	}
+	_, here := slices.BinarySearch(g.chunk, home)
 	switch {
-	case !inside:
+	case home == "":
 		return 0, refuse("a resource that is about nobody in the cohort")
+	case !asked:
+		return 0, refuse("a resource that is about nobody it was asked for")
+	case !here:
+		return elsewhere, nil
 	case outside:
 		return withheld, nil
-	}
-	// At home with another patient means that another unit writes it, or this one in another chunk (source.Query).
-	if _, home := slices.BinarySearch(g.chunk, slices.Min(g.people)); !home {
-		return 0, refuse("a resource that belongs to another part of the export")
 	}
 	return admitted, nil
 }

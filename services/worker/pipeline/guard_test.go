@@ -3,6 +3,7 @@ package pipeline_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -145,16 +146,67 @@ func TestSharedResourcesAreWrittenOnceAcrossUnits(t *testing.T) {
 	}
 }
 
+// Somebody outside of the cohort whose id sorts before all members, between two of them, or behind.
+var outsiders = []string{"pat-", "pat-00000-x", "pat-9"}
+
+func TestWithheldResourcesAreCountedOnceWhereverTheOutsiderSorts(t *testing.T) { // PITFALLS 2
+	ids := crowd()
+	first, last := ids[0], ids[len(ids)-1]
+	mine := appointment("mine", first, last)
+	lines := []string{mine, observation("o", "00000"), observation("p", last[len("pat-"):])}
+	mineToo := provenance("mine", "Observation/obs-o", "Observation/obs-p")
+	lines = append(lines, mineToo)
+	for i, outsider := range outsiders {
+		foreign := fmt.Sprintf(`{"resourceType":"Observation","id":"f-%d","subject":{"reference":"Patient/%s"}}`, i, outsider)
+		lines = append(lines, foreign,
+			appointment(fmt.Sprint("one", i), outsider, last),
+			appointment(fmt.Sprint("two", i), last, outsider, first), // in both chunks
+			appointment(fmt.Sprint("none", i), outsider),
+			provenance(fmt.Sprint("two", i), "Observation/obs-o", "Observation/obs-p", fmt.Sprintf("Observation/f-%d", i)),
+			provenance(fmt.Sprint("none", i), fmt.Sprintf("Observation/f-%d", i)),
+		)
+	}
+	for name, unitBytes := range map[string]int64{"two units": 1, "one unit": 1 << 30} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, holding(t, lines...), ids...)
+			b.cfg.UnitBytes = unitBytes
+			got := b.export("Appointment", "Provenance")
+			got.wantLines(t, mine, mineToo)
+			left := map[string]int{}
+			for _, issue := range got.issues {
+				var typ string
+				var count int
+				if _, err := fmt.Sscanf(strings.Replace(issue.Diagnostics, ":", "", 1), "%s %d", &typ, &count); err != nil {
+					t.Errorf("%q: %v", issue.Diagnostics, err)
+				}
+				left[typ] += count
+			}
+			if want := map[string]int{"Appointment": 6, "Provenance": 3}; !maps.Equal(left, want) {
+				t.Errorf("left out %v, want %v", left, want)
+			}
+			b.wantMetric(9, "sluice_worker_withheld_total")
+			b.wantMetric(0, "sluice_worker_guard_refusals_total")
+		})
+	}
+}
+
 func TestASourceThatGivesAnotherUnitsResourcesIsRefused(t *testing.T) { // PITFALLS 2
 	ids := crowd()
 	first, last := ids[0], ids[len(ids)-1]
-	// A source that takes whoever takes part for a home would have it written twice.
-	twice := resource("Appointment", "app-1", appointment(1, first, last), first, last)
-	b := newBench(t, &naive{Source: holding(t, appointment(1, first, last)), line: twice, patient: last}, ids...)
-	b.cfg.UnitBytes = 1
-	got := b.export("Appointment")
-	got.wantLines(t, string(twice.Body))
-	got.wantIssues(t, "error", "belongs to another part of the export")
+	for name, foreign := range map[string]source.Resource{
+		"a member who was not asked for":       resource("Appointment", "app-1", appointment(1, first), first),
+		"said to be about who was asked":       resource("Appointment", "app-1", appointment(1, first), last),
+		"a member not asked for and outsiders": resource("Appointment", "app-1", appointment(1, first, "pat-9"), first, "pat-9"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			own := appointment(2, first)
+			b := newBench(t, &naive{Source: holding(t, own, appointment(3, last)), line: foreign, patient: last}, ids...)
+			b.cfg.UnitBytes = 1
+			got := b.export("Appointment")
+			got.wantLines(t, own)
+			got.wantIssues(t, "error", "about nobody it was asked for")
+		})
+	}
 }
 
 // naive gives its line whenever the patient is asked for, too.

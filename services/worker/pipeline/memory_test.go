@@ -74,11 +74,10 @@ func (m *memory) ForPatients(_ context.Context, q source.Query, yield func(sourc
 		return fmt.Errorf("a query that the contract forbids for %s", q.Type)
 	}
 	return m.each(q.Type, func(r source.Resource) bool {
-		if len(r.Subjects) == 0 {
-			return false
-		}
-		_, asked := slices.BinarySearch(q.Patients, r.Subjects[0])
-		return asked
+		return slices.ContainsFunc(r.Subjects, func(subject string) bool {
+			_, asked := slices.BinarySearch(q.Patients, subject)
+			return asked
+		})
 	}, yield)
 }
 
