@@ -176,21 +176,26 @@ func (p population) export(people map[string]bool) map[string][]string {
 			take(r)
 		}
 	}
-	for len(queue) > 0 {
-		r := queue[0]
-		queue = queue[1:]
-		for _, ref := range references(r.tree) {
-			target := p.byKey[ref]
-			if target != nil && slices.Contains(travelling, target.typ) && !reached[ref] {
-				reached[ref] = true
-				take(target)
+	about := map[string]bool{} // Provenance about what travels along and about nobody
+	for grown := true; grown; {
+		for len(queue) > 0 {
+			r := queue[0]
+			queue = queue[1:]
+			for _, ref := range references(r.tree) {
+				target := p.byKey[ref]
+				if target != nil && slices.Contains(travelling, target.typ) && !reached[ref] {
+					reached[ref] = true
+					take(target)
+				}
 			}
 		}
-	}
-	for _, r := range p.byKey { // Provenance about what travelled along and about nobody
-		if r.typ == "Provenance" && len(p.subjects(r)) == 0 &&
-			slices.ContainsFunc(references(r.tree["target"]), func(ref string) bool { return reached[ref] }) {
-			lines[r.typ] = append(lines[r.typ], r.line)
+		grown = false
+		for key, r := range p.byKey {
+			if r.typ == "Provenance" && !about[key] && len(p.subjects(r)) == 0 &&
+				slices.ContainsFunc(references(r.tree["target"]), func(ref string) bool { return reached[ref] }) {
+				about[key], grown = true, true
+				take(r)
+			}
 		}
 	}
 	return lines
