@@ -117,17 +117,31 @@ func complete(ctx context.Context, err error) error {
 	return err
 }
 
-// settle records the outcome of a unit and names it for the metrics. Objects that a lost attempt has made are not
-// deleted here: a commit whose answer was lost looks like a lost fence, and the sweep can tell the two apart.
+// settle records the outcome of a unit and names it for the metrics. Whatever was to be recorded, a unit that has lost
+// its fence leaves it at that, and one whose job has ended asks for another purge. Objects that a lost attempt has made
+// are not deleted here: a commit whose answer was lost looks like a lost fence, and the sweep can tell the two apart.
 func (w *Worker) settle(
+	ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit, runErr error,
+) (outcome string, err error) {
+	outcome, err = w.record(ctx, log, lease, commit, runErr)
+	switch {
+	case errors.Is(err, export.ErrFenced):
+		return "lost", nil
+	case w.ended(ctx, lease, err):
+		return "lost", w.purgeLate(ctx, lease)
+	default:
+		return outcome, err
+	}
+}
+
+// record does for a unit what its outcome asks for. It returns ErrFenced or ErrNotLive when it is too late for that.
+func (w *Worker) record(
 	ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit, runErr error,
 ) (outcome string, err error) {
 	var permanent export.PermanentError
 	switch {
-	case errors.Is(runErr, export.ErrFenced):
-		return "lost", nil
-	case errors.Is(runErr, export.ErrNotLive), errors.Is(runErr, export.ErrNotFound) && w.gone(ctx, lease.Job):
-		return "lost", w.purgeLate(ctx, lease)
+	case errors.Is(runErr, export.ErrFenced), w.ended(ctx, lease, runErr):
+		return "lost", runErr
 	case errors.Is(runErr, queue.ErrDraining):
 		return "handed_back", w.release(ctx, lease, 0, false)
 	case errors.As(runErr, &permanent):
@@ -146,23 +160,29 @@ func (w *Worker) settle(
 		log.Warn("unit is to be tried again", "err", runErr)
 		return "retried", w.release(ctx, lease, export.Backoff(lease.Attempt+1), true)
 	}
-	err = w.close(ctx, log, lease, commit)
-	switch {
-	case errors.Is(err, export.ErrFenced):
-		return "lost", nil
-	case errors.Is(err, export.ErrNotLive):
-		return "lost", w.purgeLate(ctx, lease)
-	default:
-		return "done", err
+	return "done", w.close(ctx, log, lease, commit)
+}
+
+// ended reports whether an error says that the lease's job has ended, or was purged under the unit's hands.
+func (w *Worker) ended(ctx context.Context, lease export.Lease, err error) bool {
+	if errors.Is(err, export.ErrNotLive) {
+		return true
 	}
+	if !errors.Is(err, export.ErrNotFound) {
+		return false
+	}
+	exists, lookErr := w.Jobs.Exists(ctx, lease.Job)
+	return lookErr == nil && !exists
 }
 
 // purgeLate asks for another purge of a job that ended while the unit was writing: the purge that its end brought about
 // may have been over before the last object came in (SPEC 5, PITFALLS 16).
 func (w *Worker) purgeLate(ctx context.Context, lease export.Lease) error {
-	return w.Queue.EnqueueLatePurge(ctx, queue.Task{
-		Kind: lease.Unit.Kind, Job: lease.Job, Unit: lease.Unit.ID, Fence: lease.Fence,
-	})
+	return w.Queue.EnqueueLatePurge(ctx, taskOf(lease.Job, lease.Unit, lease.Fence))
+}
+
+func taskOf(job export.JobID, unit export.Unit, fence int64) queue.Task {
+	return queue.Task{Kind: unit.Kind, Job: job, Unit: unit.ID, Fence: fence}
 }
 
 // close commits the unit and hands the units that have become free to the queue.
@@ -188,9 +208,7 @@ func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
 	}
 	var errs []error
 	for _, unit := range issued {
-		errs = append(errs, w.enqueue(ctx, queue.Task{
-			Kind: unit.Unit.Kind, Job: id, Unit: unit.Unit.ID, Fence: unit.Fence,
-		}))
+		errs = append(errs, w.enqueue(ctx, taskOf(id, unit.Unit, unit.Fence)))
 	}
 	return errors.Join(errs...)
 }
@@ -198,15 +216,12 @@ func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
 // release gives the unit back and enqueues it under its new fence.
 func (w *Worker) release(ctx context.Context, lease export.Lease, delay time.Duration, failed bool) error {
 	fence, err := w.Jobs.Release(ctx, lease, delay, failed)
-	if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}
-	return w.enqueue(ctx, queue.Task{
-		Kind: lease.Unit.Kind, Job: lease.Job, Unit: lease.Unit.ID, Fence: fence, Delay: delay,
-	})
+	task := taskOf(lease.Job, lease.Unit, fence)
+	task.Delay = delay
+	return w.enqueue(ctx, task)
 }
 
 // enqueue puts the task in the queue. One that a worker has taken in this moment needs nothing.
@@ -223,30 +238,17 @@ func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Leas
 	if lease.Unit.Kind == export.KindPlan || lease.Unit.Kind == export.KindSeal {
 		now := w.Now()
 		err := w.Jobs.FailUnit(ctx, lease, "The export could not be done: "+reason+".", now, now.Add(w.cfg.Retention))
-		if errors.Is(err, export.ErrFenced) {
-			return nil // another attempt decides
-		}
-		if err != nil && !errors.Is(err, export.ErrConflict) && !errors.Is(err, export.ErrNotFound) {
+		if err != nil && !errors.Is(err, export.ErrConflict) {
 			return err
 		}
-		return w.purgeLate(ctx, lease)
+		return w.purgeLate(ctx, lease) // failed, or ended otherwise in the meantime: nothing it has made is wanted
 	}
 	job, err := w.Jobs.Job(ctx, lease.Job)
 	if err != nil {
 		return err
 	}
-	err = w.close(ctx, log, lease, jobstore.Commit{
+	return w.close(ctx, log, lease, jobstore.Commit{
 		Result: export.Result{Failure: reason},
 		Next:   job.Request.Next(lease.Unit.Kind, false),
 	})
-	if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
-		return nil
-	}
-	return err
-}
-
-// gone reports whether the job has no record any more: it was purged under the unit's hands.
-func (w *Worker) gone(ctx context.Context, id export.JobID) bool {
-	exists, err := w.Jobs.Exists(ctx, id)
-	return err == nil && !exists
 }

@@ -3,6 +3,7 @@ package pipeline_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -65,6 +66,47 @@ func TestACancelStopsARunningUnit(t *testing.T) { // PITFALLS 15, 16
 		t.Errorf("a cancelled job has tasks: %+v", tasks)
 	}
 	must(t, b.worker().Handle(t.Context(), task)) // queued work is dropped
+}
+
+func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // PITFALLS 16
+	// However the unit ends, the purge that the cancel brought about may have been over before its last file came in.
+	for name, end := range map[string]error{
+		"done":        nil,
+		"told":        export.ErrNotLive,
+		"to be tried": errors.New("the line went dead"),
+		"given up":    export.Permanent("it cannot be"),
+		"waiting":     export.ErrUnavailable,
+		"handed back": queue.ErrDraining,
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, _, _ := clinical(t)
+			hook := &hooked{Source: all, typ: "Patient"}
+			b := newBench(t, hook, members...)
+			task := b.planned()
+			hook.within = func(context.Context, int) error {
+				err := b.jobs.Cancel(t.Context(), task.Job, instant)
+				if err != nil && !errors.Is(err, export.ErrConflict) {
+					t.Error(err)
+				}
+				return end
+			}
+			must(t, b.worker().Handle(t.Context(), task))
+			b.lost(task)
+
+			purges := make(chan export.JobID, 1)
+			ctx, stop := context.WithCancel(t.Context())
+			served := make(chan error, 1)
+			go func() {
+				served <- queue.Serve(ctx, queue.ServerConfig{URL: b.url, Concurrency: 1, Logger: slog.New(slog.DiscardHandler)},
+					queue.Handlers{Purge: func(_ context.Context, id export.JobID) error { purges <- id; return nil }})
+			}()
+			if id := wait(t, purges); id != task.Job {
+				t.Errorf("purge of %s, want %s", id, task.Job)
+			}
+			stop()
+			must(t, <-served)
+		})
+	}
 }
 
 func TestAJobPurgedUnderAUnit(t *testing.T) {
