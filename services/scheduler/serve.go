@@ -17,28 +17,15 @@ type config struct {
 	wiring.Common
 	wiring.Redis
 	wiring.Objects
-	ExpireEvery time.Duration `env:"EXPIRE_EVERY" envDefault:"30s"`
-	RescueEvery time.Duration `env:"RESCUE_EVERY" envDefault:"3s"`
-	SweepEvery  time.Duration `env:"SWEEP_EVERY" envDefault:"1h"`
-	Silence     time.Duration `env:"UNIT_SILENCE" envDefault:"20s"` // a unit not heard of for this long is lost
-	SweepGrace  time.Duration `env:"SWEEP_GRACE" envDefault:"1h"`   // younger objects are never orphans
-	MaxAge      time.Duration `env:"JOB_MAX_AGE" envDefault:"72h"`  // a job that takes longer has failed
-	Retention   time.Duration `env:"RETENTION" envDefault:"168h"`
-	Outstanding int           `env:"UNITS_OUTSTANDING" envDefault:"16"`
-	Drain       time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"`
-}
-
-func (c config) upkeep() upkeep.Config {
-	return upkeep.Config{
-		ExpireEvery: c.ExpireEvery, RescueEvery: c.RescueEvery, SweepEvery: c.SweepEvery, Silence: c.Silence,
-		SweepGrace: c.SweepGrace, MaxAge: c.MaxAge, Retention: c.Retention, Outstanding: c.Outstanding,
-	}
+	upkeep.Config
+	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"`
 }
 
 // Validate refuses what cannot work.
-func (c config) Validate() error { return c.upkeep().Validate() }
+func (c config) Validate() error { return c.Config.Validate() }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
+	cfg.Config = upkeep.Defaults()
 	checkOnly, err = wiring.Load("scheduler", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
@@ -58,7 +45,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	keeper, err := upkeep.New(cfg.upkeep(), upkeep.Parts{
+	keeper, err := upkeep.New(cfg.Config, upkeep.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {

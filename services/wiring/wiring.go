@@ -34,11 +34,11 @@ type Redis struct {
 func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
 	jobs, err := jobstore.Open(r.URL, nil)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%sREDIS_URL: %w", "SLUICE_", err)
+		return nil, nil, fmt.Errorf("SLUICE_REDIS_URL: %w", err)
 	}
 	tasks, err := queue.Open(r.URL)
 	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("%sREDIS_URL: %w", "SLUICE_", err), jobs.Close())
+		return nil, nil, errors.Join(fmt.Errorf("SLUICE_REDIS_URL: %w", err), jobs.Close())
 	}
 	return jobs, tasks, nil
 }

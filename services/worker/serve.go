@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"runtime"
 	"runtime/debug"
@@ -25,20 +24,7 @@ type config struct {
 	Concurrency int           `env:"WORKER_CONCURRENCY" envDefault:"0"` // units at once; 0: one for each processor
 	Drain       time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`     // on stop, how long running units may go on
 	MemoryLimit int64         `env:"WORKER_MEMORY_LIMIT" envDefault:"100663296"`
-	UnitBytes   int64         `env:"UNIT_BYTES" envDefault:"268435456"` // NDJSON bytes a unit should hold
-	FileBytes   int64         `env:"FILE_BYTES" envDefault:"536870912"` // NDJSON bytes a file may hold, a line more
-	Outstanding int           `env:"UNITS_OUTSTANDING" envDefault:"16"` // units of a job queued or running at once
-	MaxAttempts int           `env:"UNIT_ATTEMPTS" envDefault:"5"`
-	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT" envDefault:"4s"`
-	OutageDelay time.Duration `env:"OUTAGE_DELAY" envDefault:"10s"` // how long a unit waits for what is down
-	Retention   time.Duration `env:"RETENTION" envDefault:"168h"`   // how long finished jobs are kept
-}
-
-func (c config) pipeline() pipeline.Config {
-	return pipeline.Config{
-		UnitBytes: c.UnitBytes, FileBytes: c.FileBytes, Outstanding: c.Outstanding, MaxAttempts: c.MaxAttempts,
-		Heartbeat: c.Heartbeat, OutageDelay: c.OutageDelay, Retention: c.Retention,
-	}
+	pipeline.Config
 }
 
 // Validate refuses what cannot work.
@@ -50,10 +36,11 @@ func (c config) Validate() error {
 	if c.Drain < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_DRAIN must not be negative"))
 	}
-	return errors.Join(append(errs, c.pipeline().Validate())...)
+	return errors.Join(append(errs, c.Config.Validate())...)
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
+	cfg.Config = pipeline.Defaults()
 	checkOnly, err = wiring.Load("worker", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
@@ -87,7 +74,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
-	worker, err := pipeline.New(cfg.pipeline(), pipeline.Parts{
+	worker, err := pipeline.New(cfg.Config, pipeline.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Source: source, Groups: groups, Access: access,
 		Now: time.Now, Logger: log, Registry: registry,
 	})
@@ -100,7 +87,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	}
 	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency)
 	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check}
-	err = platform.Run(ctx,
+	return platform.Run(ctx,
 		wiring.HTTP("private listener", private, platform.Health(checks, registry)),
 		wiring.Bucket(objects, log),
 		wiring.Unchanged(source.Check),
@@ -110,8 +97,4 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
 	)
-	if err != nil {
-		return fmt.Errorf("worker: %w", err)
-	}
-	return nil
 }

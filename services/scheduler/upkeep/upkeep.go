@@ -30,14 +30,14 @@ const (
 
 // Config says when what is done. Use Defaults and change what differs.
 type Config struct {
-	ExpireEvery time.Duration // between passes that expire and purge
-	RescueEvery time.Duration // between passes that look for silent units
-	SweepEvery  time.Duration // between passes that look for orphaned objects
-	Silence     time.Duration // a unit not heard of for this long is lost; several heartbeats
-	SweepGrace  time.Duration // objects younger than this are never orphans
-	MaxAge      time.Duration // a job that has not finished after this long has failed
-	Retention   time.Duration // how long a job that failed here is kept
-	Outstanding int           // as the workers' setting
+	ExpireEvery time.Duration `env:"EXPIRE_EVERY"`      // between passes that expire and purge
+	RescueEvery time.Duration `env:"RESCUE_EVERY"`      // between passes that look for silent units
+	SweepEvery  time.Duration `env:"SWEEP_EVERY"`       // between passes that look for orphaned objects
+	Silence     time.Duration `env:"UNIT_SILENCE"`      // a unit not heard of for this long is lost; several heartbeats
+	SweepGrace  time.Duration `env:"SWEEP_GRACE"`       // objects younger than this are never orphans
+	MaxAge      time.Duration `env:"JOB_MAX_AGE"`       // a job that has not finished after this long has failed
+	Retention   time.Duration `env:"RETENTION"`         // how long a job that failed here is kept
+	Outstanding int           `env:"UNITS_OUTSTANDING"` // as the workers' setting
 }
 
 // Defaults are the values that suit a production deployment.

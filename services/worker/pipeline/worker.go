@@ -22,13 +22,13 @@ import (
 
 // Config says how a worker works. Use Defaults and change what differs.
 type Config struct {
-	UnitBytes   int64         // NDJSON bytes that one unit should hold, estimated
-	FileBytes   int64         // NDJSON bytes after which a file is closed and the next one begun
-	Outstanding int           // units of one job that may be queued or running at once
-	MaxAttempts int           // failures after which a unit is given up
-	Heartbeat   time.Duration // how often a running unit is reported alive
-	OutageDelay time.Duration // how long a unit waits when a dependency is down
-	Retention   time.Duration // how long a finished job is kept (SPEC 6)
+	UnitBytes   int64         `env:"UNIT_BYTES"`        // NDJSON bytes that one unit should hold, estimated
+	FileBytes   int64         `env:"FILE_BYTES"`        // NDJSON bytes after which the next file is begun
+	Outstanding int           `env:"UNITS_OUTSTANDING"` // units of one job that may be queued or running at once
+	MaxAttempts int           `env:"UNIT_ATTEMPTS"`     // failures after which a unit is given up
+	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT"`    // how often a running unit is reported alive
+	OutageDelay time.Duration `env:"OUTAGE_DELAY"`      // how long a unit waits when a dependency is down
+	Retention   time.Duration `env:"RETENTION"`         // how long a finished job is kept (SPEC 6)
 }
 
 // Defaults are the values that suit a production deployment.
