@@ -13,13 +13,21 @@ if [ "$(id -u)" != 0 ]; then
 fi
 if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
 	echo "need.sh: $what is missing ($why): installing $*" >&2
+	if [[ " $* " == *" postgresql"* ]]; then
+		# Installed for the first time, Debian's PostgreSQL makes a database cluster and starts it, unless told not to.
+		clusters=/etc/postgresql-common/createcluster.d
+		trap '"${as_root[@]}" rm -f "$clusters/sluice.conf"' EXIT
+		"${as_root[@]}" mkdir -p "$clusters"
+		"${as_root[@]}" tee "$clusters/sluice.conf" <<<'create_main_cluster = false' >/dev/null
+	fi
 	install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y)
 	# An index that was never fetched, or is too old to fetch by, is the usual reason for the first try to fail.
 	if "${install[@]}" install --no-install-recommends "$@" >/dev/null 2>&1 </dev/null; then
 		exit 0
 	fi
 	"${install[@]}" update >&2 </dev/null
-	exec "${install[@]}" install --no-install-recommends "$@" >&2 </dev/null
+	"${install[@]}" install --no-install-recommends "$@" >&2 </dev/null
+	exit
 fi
 echo "$what is needed ($why): apt-get install $*, or whatever your system calls it, and run this again" >&2
 exit 1

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# servers.sh COMMAND...: runs the command beside a real Redis and a real MinIO of its own.
+# servers.sh COMMAND...: runs the command beside a real Redis, a real MinIO and a real PostgreSQL of its own.
 #
-# Both listen on free ports of 127.0.0.1, keep what they hold in one temporary folder, and are stopped and removed
-# with it when the command ends, however it ends. The command finds them in SLUICE_TEST_REDIS and SLUICE_TEST_S3; its
-# exit code is this script's. `scripts/servers.sh bash` is a shell with servers.
+# They listen on free ports of 127.0.0.1, keep what they hold in one temporary folder, and are stopped and removed
+# with it when the command ends, however it ends. The command finds them in SLUICE_TEST_REDIS, SLUICE_TEST_S3 and
+# SLUICE_TEST_POSTGRES, and PostgreSQL's programs in the folder SLUICE_TEST_POSTGRES_BIN; its exit code is this
+# script's. `scripts/servers.sh bash` is a shell with servers.
 set -euo pipefail
 
 if [ $# = 0 ]; then
@@ -16,8 +17,46 @@ command -v redis-server >/dev/null ||
 	"$scripts/need.sh" redis-server "tests run against a real Redis" redis-server
 minio=$("$scripts/tool.sh" minio)
 
+# find_postgres sets postgres_bin to the folder of PostgreSQL's programs: those in PATH, else the newest of those that
+# Debian keeps out of it. What is older than 14 is passed over.
+find_postgres() {
+	local found version
+	while IFS= read -r found; do
+		if [ -x "$found/initdb" ] && [ -x "$found/pg_isready" ] && version=$("$found/postgres" --version); then
+			version=${version#*) } # postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
+			if [ "${version%%[!0-9]*}" -ge 14 ]; then
+				postgres_bin=$found
+				return
+			fi
+		fi
+	done < <(
+		if found=$(command -v postgres); then
+			dirname "$(realpath "$found")"
+		fi
+		printf '%s\n' /usr/lib/postgresql/*/bin | sort -Vr
+	)
+	return 1
+}
+if ! find_postgres; then
+	"$scripts/need.sh" "PostgreSQL 14 or later" "tests run against a real one" postgresql
+	if ! find_postgres; then
+		echo "servers.sh: no PostgreSQL of version 14 or later in PATH or /usr/lib/postgresql" >&2
+		exit 1
+	fi
+fi
+
 dir=$(mktemp -d "${TMPDIR:-/tmp}/sluice-servers.XXXXXX")
-redis_pid='' minio_pid='' command_pid=''
+mkdir "$dir/postgres"
+as_postgres=()
+if [ "$(id -u)" = 0 ]; then # as which PostgreSQL refuses to run
+	account=postgres
+	id "$account" >/dev/null 2>&1 || account=nobody
+	as_postgres=(setpriv --reuid="$account" --regid="$(id -g "$account")" --clear-groups)
+	chgrp "$(id -g "$account")" "$dir"
+	chmod 710 "$dir"
+	chown "$account:$(id -g "$account")" "$dir/postgres"
+fi
+redis_pid='' minio_pid='' postgres_pid='' command_pid=''
 
 stop() {
 	trap '' INT TERM HUP
@@ -26,11 +65,27 @@ stop() {
 		kill -TERM -- "-$command_pid" 2>/dev/null || true
 		wait "$command_pid" 2>/dev/null || true
 	fi
+	stop_postgres
 	for pid in $redis_pid $minio_pid; do
 		kill -KILL -- "-$pid" 2>/dev/null || true # nothing in them is worth a farewell
 		wait "$pid" 2>/dev/null || true
 	done
 	rm -rf "$dir"
+}
+
+# stop_postgres ends PostgreSQL by an immediate shutdown. After a SIGKILL its backends, which are no part of its group,
+# would run until they notice, and a segment of System V's shared memory would stay behind in the system.
+stop_postgres() {
+	local deadline=$((SECONDS + 10))
+	if [ -z "$postgres_pid" ]; then
+		return
+	fi
+	kill -QUIT -- "-$postgres_pid" 2>/dev/null || true
+	while kill -0 "$postgres_pid" 2>/dev/null && [ "$SECONDS" -lt "$deadline" ]; do
+		sleep 0.02
+	done
+	kill -KILL -- "-$postgres_pid" 2>/dev/null || true
+	wait "$postgres_pid" 2>/dev/null || true
 }
 trap stop EXIT
 trap 'exit 129' HUP
@@ -104,14 +159,43 @@ healthy_minio() {
 	[[ $line == HTTP/1.?' 200 '* ]]
 }
 
+# init_postgres begins to make the database cluster, which takes as long as all the rest.
+init_postgres() {
+	local init=("$postgres_bin/initdb" -D data -U postgres -A scram-sha-256 --pwfile=password
+		--encoding=UTF8 --locale=C --no-sync)
+	printf '%s\n' "$secret" >"$dir/postgres/password"
+	(cd "$dir/postgres" && exec "${as_postgres[@]}" "${init[@]}") >"$dir/postgres.log" 2>&1 </dev/null &
+	postgres_pid=$!
+}
+
+begin_postgres() {
+	local server=("$postgres_bin/postgres" -D data -h 127.0.0.1 -p "$port" -k '' -N 200 -B 128MB
+		-c fsync=off -c synchronous_commit=off -c full_page_writes=off) # it survives nothing, so it waits for no disk
+	(cd "$dir/postgres" && exec "${as_postgres[@]}" "${server[@]}") >"$dir/postgres.log" 2>&1 </dev/null &
+	pid=$! postgres_pid=$!
+}
+
+healthy_postgres() {
+	"$postgres_bin/pg_isready" -q -d "host=127.0.0.1 port=$port user=postgres dbname=postgres sslmode=disable"
+}
+
 random() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
 
 access=$(random 8) secret=$(random 16)
+init_postgres
 start redis healthy_redis begin_redis
 export SLUICE_TEST_REDIS=redis://127.0.0.1:$port
 start minio healthy_minio begin_minio
 export SLUICE_TEST_S3=http://$access:$secret@127.0.0.1:$port
-echo "servers.sh: Redis and MinIO are up in $dir" >&2
+if ! wait "$postgres_pid"; then
+	echo "servers.sh: PostgreSQL's initdb failed; it said:" >&2
+	tail -n 20 "$dir/postgres.log" >&2
+	exit 1
+fi
+start postgres healthy_postgres begin_postgres
+export SLUICE_TEST_POSTGRES=postgres://postgres:$secret@127.0.0.1:$port/postgres?sslmode=disable
+export SLUICE_TEST_POSTGRES_BIN=$postgres_bin
+echo "servers.sh: Redis, MinIO and PostgreSQL are up in $dir" >&2
 
 code=0
 if [ -t 0 ]; then

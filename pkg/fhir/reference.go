@@ -1,6 +1,9 @@
 package fhir
 
-import "strings"
+import (
+	"encoding/json"
+	"strings"
+)
 
 // Ref names one resource.
 type Ref struct{ Type, ID string }
@@ -70,4 +73,18 @@ func cutLast[T string | []byte](s T) (before, last T) {
 		}
 	}
 	return s[:0], s
+}
+
+// CountTargets tells how many targets a Provenance has, also those that name no resource of the store: a target that
+// is a urn or an identifier may well be a patient. The line is one that Scan accepted.
+func CountTargets(provenance []byte) int {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(provenance, &members); err != nil {
+		return 0
+	}
+	var targets []json.RawMessage
+	if err := json.Unmarshal(members["target"], &targets); err != nil {
+		return 1
+	}
+	return len(targets)
 }

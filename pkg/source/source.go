@@ -14,6 +14,11 @@ import (
 // Source reads the clinical data. Methods may be called at any time from any goroutine, and a call may be repeated:
 // the same arguments give the same resources as long as the data has not changed.
 type Source interface {
+	// Snapshot returns the instant that a job reads the store at, in whole seconds: every later call with it as AsOf
+	// gives what the store held then, whatever is written meanwhile. The instant is the store's own, so that no write
+	// that is under way can slip in below it; a store without a past returns now.
+	Snapshot(ctx context.Context, now time.Time) (time.Time, error)
+
 	// Sizes tells, for every type the store holds, how much there is in the whole store. Types come in any
 	// order. The planner divides by Patients, so estimates are enough.
 	Sizes(ctx context.Context) (Sizes, error)
@@ -30,8 +35,8 @@ type Source interface {
 	ByID(ctx context.Context, q ByIDQuery, yield func(Resource) error) error
 
 	// About streams the Provenance resources that have no patient (every target is of a referenced type)
-	// and target at least one of refs. A Provenance with several targets may come in several calls.
-	About(ctx context.Context, refs []Ref, yield func(Resource) error) error
+	// and target at least one of q.Refs. A Provenance with several targets may come in several calls.
+	About(ctx context.Context, q AboutQuery, yield func(Resource) error) error
 
 	// Problems streams what the store holds but cannot serve (a malformed line), for the types asked for. Problems
 	// whose type cannot be told come whatever types are asked for. A place (file and line) is named, never content.
@@ -54,13 +59,19 @@ type TypeSize struct {
 type Query struct {
 	Type     string    // a compartment type (fhir.InCompartment)
 	Patients []string  // patient ids without "Patient/", sorted ascending, no id twice
-	AsOf     time.Time // the job's snapshot instant; drivers that cannot read the past say so in their docs
+	AsOf     time.Time // what Snapshot returned, or zero for now; a driver that cannot read the past says so in its docs
 }
 
 // ByIDQuery asks for resources of one referenced type.
 type ByIDQuery struct {
 	Type string
 	IDs  []string // sorted ascending, no id twice
+	AsOf time.Time
+}
+
+// AboutQuery asks for the Provenance of resources of the referenced types.
+type AboutQuery struct {
+	Refs []Ref
 	AsOf time.Time
 }
 
@@ -74,8 +85,16 @@ type Resource struct {
 	// Subjects are the patients the resource is about by its subject-like links, sorted, no id twice. For a
 	// Provenance they are the patients of its targets: only the source can know them. Empty for ByID and About.
 	Subjects []string
+	// Named are those of Subjects that the body itself names, which is all of them but for a Provenance; known, as
+	// References are, only of a resource with an Attestation.
+	Named []string
+	// References are the "Type/id" of the referenced types (fhir.IsReferenced) that the body names, each once, with
+	// a space between.
+	References []byte
+	// Attestation is what Attest returned when the resource was stored, or 0 when the store keeps none.
+	Attestation uint64
 	// Body is the resource's JSON on one line, without the newline, valid UTF-8. It is the caller's only until yield
-	// returns.
+	// returns. So are the lists above.
 	Body []byte
 }
 

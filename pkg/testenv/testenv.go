@@ -1,5 +1,6 @@
-// Package testenv hands tests their share of the real servers that `make test` starts: a Redis database of their own
-// and an S3 bucket name of their own. A test that needs a server and has none fails; nothing is ever skipped.
+// Package testenv hands tests their share of the real servers that `make test` starts: a Redis database, an S3 bucket
+// name and a PostgreSQL database of their own; and to a test that has to kill one, a PostgreSQL server of its own. A test
+// that needs a server and has none fails; nothing is ever skipped.
 package testenv
 
 import (
@@ -18,8 +19,10 @@ import (
 
 // The variables that `make test` sets.
 const (
-	redisVariable = "SLUICE_TEST_REDIS" // redis://127.0.0.1:6379, started with --databases 1024 or so
-	s3Variable    = "SLUICE_TEST_S3"    // http://access:secret@127.0.0.1:9000
+	redisVariable    = "SLUICE_TEST_REDIS"        // redis://127.0.0.1:6379, started with --databases 1024 or so
+	s3Variable       = "SLUICE_TEST_S3"           // http://access:secret@127.0.0.1:9000
+	postgresVariable = "SLUICE_TEST_POSTGRES"     // postgres://user:password@127.0.0.1:5432/postgres?sslmode=disable
+	programsVariable = "SLUICE_TEST_POSTGRES_BIN" // /usr/lib/postgresql/15/bin, of version 14 or later
 )
 
 // Redis returns the URL of an empty Redis database that no other test uses.

@@ -55,7 +55,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, cloc
 	must(t, err)
 	store := s.store()
 	must(t, store.EnsureBucket(t.Context()))
-	source, err := wiring.Source{Dir: data}.Open(t.Context(), log)
+	source, err := wiring.Source{Dir: data}.Open(t.Context(), log, 0)
 	must(t, err)
 	groups, err := filedir.OpenGroups(data, time.Now)
 	must(t, err)

@@ -96,7 +96,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err := objects.EnsureBucket(ctx); err != nil {
 		return err
 	}
-	source, err := wiring.Source{Dir: opts.data}.Open(ctx, log)
+	source, err := wiring.Source{Dir: opts.data}.Open(ctx, log, 0)
 	if err != nil {
 		return err
 	}

@@ -7,9 +7,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
-// Unchanged is the part of a worker that ends it when its source says that the data is not what was indexed. Such a
+// unchanged is the part of a worker that ends it when its source says that the data is not what was indexed. Such a
 // worker can export nothing any more; the next one reads the folder anew, and the units wait for it.
-func Unchanged(check func(context.Context) error) platform.Part {
+func unchanged(check func(context.Context) error) platform.Part {
 	const every = 15 * time.Second
 	return platform.Part{Name: "source", Run: func(ctx context.Context) error {
 		ticker := time.NewTicker(every)

@@ -3,7 +3,6 @@
 package wiring
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,7 +15,6 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/queue"
-	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
 )
 
 // Common is what every process has.
@@ -57,17 +55,6 @@ func (o Objects) Open() (*objects.Store, error) {
 	return objects.Open(objects.Config{
 		Endpoint: o.Endpoint, AccessKey: o.AccessKey, SecretKey: o.SecretKey, Bucket: o.Bucket, Region: o.Region,
 	})
-}
-
-// Source is the place of the clinical data.
-type Source struct {
-	Dir      string `env:"SOURCE_DIR,required,notEmpty"` // folder of .ndjson and .ndjson.gz files
-	SpoolDir string `env:"SPOOL_DIR"`                    // where gzipped files are unpacked; the system's by default
-}
-
-// Open reads the folder's index, which takes seconds for a gigabyte.
-func (s Source) Open(ctx context.Context, log *slog.Logger) (*ndjson.Source, error) {
-	return ndjson.Open(ctx, ndjson.Config{Dir: s.Dir, SpoolDir: s.SpoolDir, Logger: log})
 }
 
 // Directory is the place of groups and grants.

@@ -36,7 +36,7 @@ func (c config) Validate() error {
 	if c.Drain < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_DRAIN must not be negative"))
 	}
-	return errors.Join(append(errs, c.Config.Validate())...)
+	return errors.Join(append(errs, c.Source.Validate(), c.Config.Validate())...)
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -69,32 +69,38 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { _ = private.Close() }() // for a start that fails
-	source, err := cfg.Source.Open(ctx, log)
+	concurrency := cfg.Concurrency
+	if concurrency == 0 {
+		concurrency = runtime.GOMAXPROCS(0)
+	}
+	source, err := cfg.Source.Open(ctx, log, concurrency)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
 	worker, err := pipeline.New(cfg.Config, pipeline.Parts{
-		Jobs: jobs, Queue: tasks, Objects: objects, Source: source, Groups: groups, Access: access,
+		Jobs: jobs, Queue: tasks, Objects: objects, Source: source.Source, Groups: groups, Access: access,
 		Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {
 		return err
 	}
-	concurrency := cfg.Concurrency
-	if concurrency == 0 {
-		concurrency = runtime.GOMAXPROCS(0)
-	}
 	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency)
 	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check}
-	return platform.Run(ctx,
+	parts := []platform.Part{
 		wiring.HTTP("private listener", private, platform.Health(checks, registry)),
 		wiring.Bucket(objects, log),
-		wiring.Unchanged(source.Check),
-		platform.Part{Name: "units", Run: func(ctx context.Context) error {
+		{Name: "units", Run: func(ctx context.Context) error {
+			if err := source.Await(ctx, log); err != nil {
+				return nil //nolint:nilerr // it only ends early when the process does
+			}
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Concurrency: concurrency, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
-	)
+	}
+	if source.Watch != nil {
+		parts = append(parts, *source.Watch)
+	}
+	return platform.Run(ctx, parts...)
 }

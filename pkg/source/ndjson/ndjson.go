@@ -32,6 +32,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
@@ -150,6 +151,11 @@ func (s *Source) Close() error {
 		}
 	})
 	return s.closeErr
+}
+
+// Snapshot implements source.Source: a folder has no past.
+func (s *Source) Snapshot(_ context.Context, now time.Time) (time.Time, error) {
+	return now.UTC().Truncate(time.Second), nil
 }
 
 // Sizes implements source.Source.

@@ -3,7 +3,6 @@ package ndjson
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"hash/maphash"
 	"slices"
 
@@ -97,7 +96,7 @@ func (b *builder) resolveOne(s *Source, number int, targets []fhir.Ref, body []b
 		}
 	}
 	b.addPatients(s, e, patients)
-	if e.home != noPatient || referenced == 0 || referenced < countTargets(body) {
+	if e.home != noPatient || referenced == 0 || referenced < fhir.CountTargets(body) {
 		return links
 	}
 	for _, target := range targets {
@@ -105,20 +104,6 @@ func (b *builder) resolveOne(s *Source, number int, targets []fhir.Ref, body []b
 	}
 	s.nobody = append(s.nobody, *e)
 	return links
-}
-
-// countTargets tells how many targets a Provenance has, also those that name no resource of the store: a target that
-// is a urn or an identifier may well be a patient.
-func countTargets(body []byte) int {
-	var provenance map[string]json.RawMessage
-	if err := json.Unmarshal(body, &provenance); err != nil {
-		return 0
-	}
-	var targets []json.RawMessage
-	if err := json.Unmarshal(provenance["target"], &targets); err != nil {
-		return 1
-	}
-	return len(targets)
 }
 
 // patientsOf returns the numbers of the patients that a Provenance is known to be about.

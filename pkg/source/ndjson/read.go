@@ -100,10 +100,10 @@ func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source
 }
 
 // About implements source.Source. Within one call no Provenance comes twice.
-func (s *Source) About(ctx context.Context, refs []source.Ref, yield func(source.Resource) error) error {
+func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(source.Resource) error) error {
 	var numbers []uint32
-	asked := make(map[fhir.Ref]bool, len(refs))
-	for _, ref := range refs {
+	asked := make(map[fhir.Ref]bool, len(q.Refs))
+	for _, ref := range q.Refs {
 		asked[fhir.Ref(ref)] = true
 		hash := hashRef(s.seed, ref.Type, ref.ID)
 		i := sort.Search(len(s.about), func(i int) bool { return s.about[i].target >= hash })

@@ -211,7 +211,7 @@ func provenance(t *testing.T, load Load) {
 	about := func(want names, refs ...source.Ref) {
 		t.Helper()
 		c := collect(t)
-		if err := src.About(t.Context(), refs, c.take); err != nil {
+		if err := src.About(t.Context(), source.AboutQuery{Refs: refs, AsOf: time.Now()}, c.take); err != nil {
 			t.Fatalf("about %v: %v", refs, err)
 		}
 		if !reflect.DeepEqual(c.got, want) {
@@ -455,7 +455,7 @@ func stopping(t *testing.T, load Load) {
 			return src.ByID(ctx, source.ByIDQuery{Type: "Practitioner", IDs: []string{"1", "2", "3"}}, yield)
 		},
 		"About": func(ctx context.Context, yield func(source.Resource) error) error {
-			return src.About(ctx, []source.Ref{{Type: "Practitioner", ID: "0"}}, yield)
+			return src.About(ctx, source.AboutQuery{Refs: []source.Ref{{Type: "Practitioner", ID: "0"}}}, yield)
 		},
 	}
 	stop := errors.New("stop")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
@@ -91,14 +92,21 @@ func (m *memory) ByID(_ context.Context, q source.ByIDQuery, yield func(source.R
 	}, yield)
 }
 
-func (m *memory) About(_ context.Context, refs []source.Ref, yield func(source.Resource) error) error {
+func (m *memory) About(_ context.Context, q source.AboutQuery, yield func(source.Resource) error) error {
+	if q.AsOf.IsZero() {
+		return errors.New("a query that the contract forbids for Provenance")
+	}
 	var scanner fhir.Scanner
 	return m.each("Provenance", func(r source.Resource) bool {
 		facts, err := scanner.Scan(r.Body)
 		return err == nil && len(r.Subjects) == 0 && slices.ContainsFunc(facts.Subjects, func(ref fhir.Ref) bool {
-			return slices.Contains(refs, source.Ref(ref))
+			return slices.Contains(q.Refs, source.Ref(ref))
 		})
 	}, yield)
+}
+
+func (m *memory) Snapshot(_ context.Context, now time.Time) (time.Time, error) {
+	return now.UTC().Truncate(time.Second), nil
 }
 
 func (m *memory) Problems(_ context.Context, types []string, yield func(source.Problem) error) error {
@@ -207,8 +215,8 @@ type aboutLeak struct {
 	extra source.Resource
 }
 
-func (l *aboutLeak) About(ctx context.Context, refs []source.Ref, yield func(source.Resource) error) error {
-	if err := l.Source.About(ctx, refs, yield); err != nil {
+func (l *aboutLeak) About(ctx context.Context, q source.AboutQuery, yield func(source.Resource) error) error {
+	if err := l.Source.About(ctx, q, yield); err != nil {
 		return err
 	}
 	return yield(l.extra)

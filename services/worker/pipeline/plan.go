@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -18,8 +17,12 @@ import (
 // plan freezes the snapshot, works out the cohort (the group's members that the owner may see), and cuts one unit for
 // each type, more for a type that is too big for one (SPEC 8). An empty cohort has no units: it is never everybody.
 func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
-	// In whole seconds, as it is shown to IG clients: nothing newer than what they are told is exported (IG row M-01).
-	snapshot := w.Now().UTC().Truncate(time.Second)
+	// The source gives it in whole seconds, as it is shown to IG clients: nothing newer than what they are told is
+	// exported (IG row M-01).
+	snapshot, err := w.Source.Snapshot(ctx, w.Now())
+	if err != nil {
+		return jobstore.Commit{}, fmt.Errorf("freeze the snapshot: %w", err)
+	}
 
 	grant, err := w.Access.Grant(ctx, job.Owner)
 	if err != nil {

@@ -127,7 +127,7 @@ func (w *Worker) follow(
 			case err != nil:
 				return err
 			}
-			return found.collect(ctx, r.Body)
+			return found.collect(ctx, r)
 		}
 	}
 	resource := follow(func(r source.Resource) error {
@@ -150,7 +150,7 @@ func (w *Worker) follow(
 		if !slices.Contains(job.Request.Types, "Provenance") {
 			continue
 		}
-		if err := w.about(ctx, refs, func(_ []string, r source.Resource) error { return provenance(r) }); err != nil {
+		if err := w.about(ctx, job, refs, func(_ []string, r source.Resource) error { return provenance(r) }); err != nil {
 			return false, nil, fmt.Errorf("follow references of Provenance: %w", err)
 		}
 	}
@@ -251,7 +251,7 @@ func (w *Worker) referenced(ctx context.Context, lease export.Lease, job export.
 				return err
 			}
 			if lease.Unit.Type == "Provenance" {
-				err = w.about(ctx, refs, func(batch []string, r source.Resource) error {
+				err = w.about(ctx, job, refs, func(batch []string, r source.Resource) error {
 					home, err := g.home(ctx, r)
 					if err != nil {
 						return err
@@ -290,15 +290,15 @@ func (w *Worker) referenced(ctx context.Context, lease export.Lease, job export.
 // "Type/id" strings. It asks for a batch of them at a time and yields that batch along; what targets several batches
 // comes several times.
 func (w *Worker) about(
-	ctx context.Context, refs []string, yield func(batch []string, r source.Resource) error,
+	ctx context.Context, job export.Job, refs []string, yield func(batch []string, r source.Resource) error,
 ) error {
 	for batch := range slices.Chunk(refs, byIDBatch) {
-		targets := make([]source.Ref, len(batch))
+		query := source.AboutQuery{Refs: make([]source.Ref, len(batch)), AsOf: job.Snapshot}
 		for i, ref := range batch {
 			typ, id, _ := strings.Cut(ref, "/")
-			targets[i] = source.Ref{Type: typ, ID: id}
+			query.Refs[i] = source.Ref{Type: typ, ID: id}
 		}
-		err := w.Source.About(ctx, targets, func(r source.Resource) error { return yield(batch, r) })
+		err := w.Source.About(ctx, query, func(r source.Resource) error { return yield(batch, r) })
 		if err := complete(ctx, err); err != nil {
 			return err
 		}

@@ -1,0 +1,101 @@
+package source_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+func read(t *testing.T, line string) source.Resource {
+	t.Helper()
+	var scanner fhir.Scanner
+	facts, err := scanner.Scan([]byte(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r source.Resource
+	source.Read(&r, facts, []byte(line))
+	return r
+}
+
+const appointment = `{"resourceType":"Appointment","id":"x","participant":[{"actor":{"reference":"Patient/b"}},` +
+	`{"actor":{"reference":"Patient/a"}},{"actor":{"reference":"Practitioner/p"}},{"actor":{"reference":"Patient/b"}},` +
+	`{"actor":{"reference":"Location/l"}},{"actor":{"reference":"Practitioner/p"}}]}`
+
+func TestReadTellsWhomAndWhatALineNames(t *testing.T) {
+	r := read(t, appointment)
+	if r.Type != "Appointment" || r.ID != "x" || !slices.Equal(r.Named, []string{"a", "b"}) ||
+		!slices.Equal(r.Subjects, r.Named) || string(r.References) != "Practitioner/p Location/l" {
+		t.Errorf("got %+v", r)
+	}
+	if !r.Attested() || r.Attest() != r.Attestation {
+		t.Error("it is not attested")
+	}
+	if p := read(t, `{"resourceType":"Patient","id":"x","link":[{"other":{"reference":"Patient/y"}}]}`); !slices.Equal(p.Named, []string{"x"}) {
+		t.Errorf("a patient is about %v", p.Named)
+	}
+}
+
+// TestAttestationNoticesEveryChange: whatever is mixed up, it is another attestation.
+func TestAttestationNoticesEveryChange(t *testing.T) {
+	r := read(t, appointment)
+	for name, change := range map[string]func(*source.Resource){
+		"type":       func(r *source.Resource) { r.Type = "Account" },
+		"id":         func(r *source.Resource) { r.ID = "y" },
+		"one less":   func(r *source.Resource) { r.Named = r.Named[:1] },
+		"one more":   func(r *source.Resource) { r.Named = append(slices.Clone(r.Named), "c") },
+		"another":    func(r *source.Resource) { r.Named = []string{"a", "c"} },
+		"joined":     func(r *source.Resource) { r.Named = []string{"ab"} },
+		"nobody":     func(r *source.Resource) { r.Named = nil },
+		"references": func(r *source.Resource) { r.References = []byte("Practitioner/p") },
+		"body": func(r *source.Resource) {
+			r.Body = []byte(strings.Replace(string(r.Body), "Patient/a", "Patient/c", 1))
+		},
+	} {
+		changed := r
+		change(&changed)
+		if changed.Attest() == r.Attestation {
+			t.Errorf("%s: the attestation is the same", name)
+		}
+	}
+	old := r
+	old.Attestation = r.Attestation&^0xff | 0xfe
+	if old.Attested() {
+		t.Error("an attestation under other rules counts")
+	}
+	old.Attestation = 0
+	if old.Attested() {
+		t.Error("no attestation counts")
+	}
+}
+
+// TestRulesHaveTheirNumber holds the rules against their number: when this test fails, what a line says has changed.
+// Then give the rules the next number (attest.go), so that stores read their lines again, and put the new fingerprint
+// here.
+func TestRulesHaveTheirNumber(t *testing.T) {
+	var text strings.Builder
+	for _, typ := range fhir.ExportableTypes() {
+		fmt.Fprintln(&text, typ, fhir.InCompartment(typ), fhir.IsReferenced(typ), fhir.SubjectPaths(typ))
+	}
+	for _, line := range []string{
+		appointment,
+		`{"resourceType":"Observation","id":"1","subject":{"reference":"https://h/fhir/Patient/a/_history/2"},"performer":[{"reference":"Practitioner\/p"}]}`,
+		`{"resourceType":"Observation","id":"2","subject":{"reference":"urn:uuid:a"},"contained":[{"resourceType":"Patient","id":"x","managingOrganization":{"reference":"Organization/o"}}]}`,
+		`{"resourceType":"Provenance","id":"3","target":[{"reference":"Patient/a"},{"reference":"Observation/1"}],"agent":[{"who":{"reference":"PractitionerRole/r"}}]}`,
+		`{"resourceType":"Device","id":"4","patient":{"reference":"Patient?identifier=a"},"owner":{"reference":"#o"}}`,
+	} {
+		r := read(t, line)
+		fmt.Fprintf(&text, "%s %s %v %s\n", r.Type, r.ID, r.Named, r.References)
+	}
+	const number, fingerprint = 1, 0xef00e0dc8fe895a
+	r := read(t, appointment)
+	if got := xxh3.HashString(text.String()); r.Attestation&0xff != number || got != fingerprint {
+		t.Errorf("rules %d with the fingerprint %#x, want %d with %#x", r.Attestation&0xff, got, number, uint64(fingerprint))
+	}
+}

@@ -1,0 +1,105 @@
+package postgres_test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/source"
+	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+)
+
+func TestChoose(t *testing.T) {
+	for _, test := range []struct {
+		asked, within int64
+		perPatient    float64
+		scan          bool
+	}{
+		{512, 512, 180, true},  // everybody in the range
+		{512, 520, 180, true},  // all but a few
+		{512, 600, 180, false}, // many rows for nothing
+		{512, 1_000_000, 1, false},
+		{100, 1_000_000, 180, false},
+		{1, 1, 1e6, true},
+		{512, 2559, 1, true}, // the crossover: four rows in vain cost what a lookup costs
+		{512, 2560, 1, false},
+		{512, 2561, 1, false},
+	} {
+		if got := sourcepg.Choose(test.asked, test.within, test.perPatient) == sourcepg.Scan; got != test.scan {
+			t.Errorf("%d of %d with %g rows each: scan %v, want %v", test.asked, test.within, test.perPatient, got, test.scan)
+		}
+	}
+}
+
+// TestPathsGiveTheSame asks for sets of patients from one to all, neighbours and spread: both paths give the same, and
+// the one that is chosen is a scan for neighbours and lookups for the spread.
+func TestPathsGiveTheSame(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	const people = 600
+	var lines, all []string
+	for i := range people {
+		id := fmt.Sprintf("p%04d", i)
+		all = append(all, id)
+		lines = append(lines, fmt.Sprintf(`{"resourceType":"Patient","id":%q}`, id))
+		for j := range 8 {
+			lines = append(lines, observation(fmt.Sprintf("%s-%d", id, j), id, 1))
+		}
+		lines = append(lines, fmt.Sprintf(`{"resourceType":"Appointment","id":%q,"participant":[`+
+			`{"actor":{"reference":"Patient/%s"}},{"actor":{"reference":"Patient/p%04d"}}]}`, id, id, (i*7)%people))
+	}
+	s.load(ndjson(lines...))
+	every := func(n int) (ids []string) {
+		for i := 0; i < people; i += n {
+			ids = append(ids, all[i])
+		}
+		return ids
+	}
+	for name, test := range map[string]struct {
+		ask          []string
+		observations any // the path
+	}{
+		"all":             {all, sourcepg.Scan},
+		"one":             {all[17:18], sourcepg.Scan},
+		"neighbours":      {all[100:200], sourcepg.Scan},
+		"all but one":     {slices.Concat(all[:300], all[301:]), sourcepg.Scan},
+		"every second":    {every(2), sourcepg.Lookups}, // eight rows in vain for each lookup
+		"every hundredth": {every(100), sourcepg.Lookups},
+		"first and last":  {[]string{all[0], all[people-1]}, sourcepg.Lookups},
+	} {
+		for _, typ := range []string{"Observation", "Appointment", "Patient"} {
+			q := source.Query{Type: typ, Patients: test.ask, AsOf: time.Now()}
+			got := map[string]string{}
+			for by, path := range map[string]any{"scan": sourcepg.Scan, "lookups": sourcepg.Lookups} {
+				var ids []string
+				take := func(r source.Resource) error {
+					ids = append(ids, r.ID+" "+strings.Join(r.Subjects, "+"))
+					return nil
+				}
+				var err error
+				if path == any(sourcepg.Scan) {
+					err = s.src.ForPatientsBy(t.Context(), sourcepg.Scan, q, take)
+				} else {
+					err = s.src.ForPatientsBy(t.Context(), sourcepg.Lookups, q, take)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				slices.Sort(ids)
+				got[by] = strings.Join(ids, "\n")
+			}
+			if len(slices.Compact(slices.Collect(maps.Values(got)))) != 1 || got["scan"] == "" {
+				t.Errorf("%s of %s: the paths give %d and %d bytes of ids", typ, name, len(got["scan"]), len(got["lookups"]))
+			}
+			if typ != "Observation" {
+				continue
+			}
+			if chosen, err := s.src.PathFor(t.Context(), q); err != nil || any(chosen) != test.observations {
+				t.Errorf("%s: path %v (%v), want %v", name, chosen, err, test.observations)
+			}
+		}
+	}
+}

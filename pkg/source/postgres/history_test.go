@@ -1,0 +1,454 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sluice-fhir/sluice/pkg/source"
+	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+)
+
+// day is how long the tests keep history: for good.
+const day = 24 * time.Hour
+
+func keeping() sourcepg.LoadConfig { return sourcepg.LoadConfig{Parallel: 2, History: day} }
+
+func ndjson(lines ...string) map[string][]byte {
+	return map[string][]byte{"all.ndjson": []byte(strings.Join(lines, "\n"))}
+}
+
+// observation is one of a version: the day of its lastUpdated in January, or 0 for none.
+func observation(id, patient string, updated int, more ...string) string {
+	meta := ""
+	if updated > 0 {
+		meta = fmt.Sprintf(`"meta":{"lastUpdated":"2024-01-%02dT00:00:00Z"},`, updated)
+	}
+	return fmt.Sprintf(`{"resourceType":"Observation","id":%q,%s"subject":{"reference":"Patient/%s"}%s}`,
+		id, meta, patient, strings.Join(append([]string{""}, more...), ","))
+}
+
+func provenance(id string, targets ...string) string {
+	var list []string
+	for _, target := range targets {
+		list = append(list, fmt.Sprintf(`{"reference":%q}`, target))
+	}
+	return fmt.Sprintf(`{"resourceType":"Provenance","id":%q,"target":[%s]}`, id, strings.Join(list, ","))
+}
+
+// snapshot takes one and waits for nothing: a load's Seal has waited.
+func (s *store) snapshot() time.Time {
+	s.t.Helper()
+	at, err := s.src.Snapshot(s.t.Context(), time.Time{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return at
+}
+
+// read returns the bodies of a type of the patients as of an instant, by id.
+func (s *store) read(at time.Time, typ string, patients ...string) map[string]string {
+	s.t.Helper()
+	got := map[string]string{}
+	q := source.Query{Type: typ, Patients: patients, AsOf: at}
+	err := s.src.ForPatients(s.t.Context(), q, func(r source.Resource) error {
+		if _, twice := got[r.ID]; twice {
+			return fmt.Errorf("%s came twice", r.ID)
+		}
+		got[r.ID] = strings.Join(r.Subjects, "+") + " " + string(r.Body)
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return got
+}
+
+func ids(got map[string]string) string { return strings.Join(slices.Sorted(maps.Keys(got)), " ") }
+
+func (s *store) expect(at time.Time, typ, want string, patients ...string) {
+	s.t.Helper()
+	if got := ids(s.read(at, typ, patients...)); got != want {
+		s.t.Errorf("%s of %v: got %q, want %q", typ, patients, got, want)
+	}
+}
+
+func (s *store) exec(text string, args ...any) {
+	s.t.Helper()
+	if _, err := s.in.Exec(s.t.Context(), text, args...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *store) count(text string, args ...any) (n int64) {
+	s.t.Helper()
+	if err := s.in.QueryRow(s.t.Context(), text, args...).Scan(&n); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// sizesHold compares the sizes that are kept with what is there.
+func (s *store) sizesHold() {
+	s.t.Helper()
+	sizes, err := s.src.Sizes(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	rows, err := s.in.Query(s.t.Context(), `SELECT type, count(*), sum(octet_length(body) + 1) FROM resource
+		WHERE ended IS NULL GROUP BY type`)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	want := map[string]source.TypeSize{}
+	var typ string
+	var size source.TypeSize
+	if _, err := pgx.ForEachRow(rows, []any{&typ, &size.Resources, &size.Bytes}, func() error {
+		want[typ] = size
+		return nil
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	if !maps.Equal(sizes.Types, want) {
+		s.t.Errorf("sizes are kept as %v, and are %v", sizes.Types, want)
+	}
+}
+
+func TestALoadUpdatesAndTheSnapshotBeforeItStays(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	first := s.loadWith(ndjson(observation("kept", "a", 5), observation("newer", "a", 5), observation("older", "a", 5),
+		observation("undated", "a", 0), observation("tie", "a", 5), observation("moved", "a", 5)), keeping())
+	before := s.snapshot()
+	second := s.loadWith(ndjson(observation("kept", "a", 5), observation("newer", "a", 6, `"status":"new"`),
+		observation("older", "a", 4, `"status":"old"`), observation("undated", "a", 0, `"status":"new"`),
+		observation("tie", "a", 5, `"status":"new"`), observation("moved", "b", 6), observation("added", "a", 1)), keeping())
+	after := s.snapshot()
+
+	if first != (sourcepg.Merged{Added: 6}) || second != (sourcepg.Merged{Added: 1, Replaced: 4, Unchanged: 2}) {
+		t.Errorf("merged %+v and %+v", first, second)
+	}
+	s.expect(before, "Observation", "kept moved newer older tie undated", "a")
+	s.expect(before, "Observation", "", "b")
+	for id, body := range s.read(before, "Observation", "a") {
+		if strings.Contains(body, "status") {
+			t.Errorf("the snapshot shows %s of a later load", id)
+		}
+	}
+	s.expect(after, "Observation", "added kept newer older tie undated", "a")
+	s.expect(after, "Observation", "moved", "b")
+	for id, body := range s.read(after, "Observation", "a") {
+		if updated := slices.Contains([]string{"newer", "undated", "tie"}, id); updated != strings.Contains(body, `"new"`) ||
+			strings.Contains(body, `"old"`) {
+			t.Errorf("%s: %s", id, body)
+		}
+	}
+	s.expect(time.Time{}, "Observation", "moved", "b")
+	s.expect(before.Add(-time.Hour), "Observation", "", "a", "b")
+	s.sizesHold()
+}
+
+func TestMissingResourcesAreDeletedAndLeaveTombstones(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.loadWith(ndjson(`{"resourceType":"Patient","id":"a"}`, observation("stays", "a", 1), observation("goes", "a", 1),
+		`{"resourceType":"Appointment","id":"both","participant":[{"actor":{"reference":"Patient/b"}},{"actor":{"reference":"Patient/a"}}]}`,
+		`{"resourceType":"Condition","id":"untouched","subject":{"reference":"Patient/a"}}`), keeping())
+	before := s.snapshot()
+	cfg := keeping()
+	cfg.DeleteMissing = true
+	merged := s.loadWith(ndjson(observation("stays", "a", 1), `{"resourceType":"Patient","id":"a"}`,
+		`{"resourceType":"Appointment","id":"other","participant":[{"actor":{"reference":"Patient/a"}}]}`), cfg)
+	if merged != (sourcepg.Merged{Added: 1, Unchanged: 2, Deleted: 2}) {
+		t.Errorf("merged %+v", merged)
+	}
+	s.expect(before, "Observation", "goes stays", "a")
+	s.expect(before, "Appointment", "both", "b")
+	s.expect(time.Time{}, "Observation", "stays", "a")
+	s.expect(time.Time{}, "Appointment", "other", "a", "b")
+	s.expect(time.Time{}, "Condition", "untouched", "a") // the load has none: it says nothing about them
+	if n := s.count(`SELECT count(*) FROM tombstone WHERE (type, id, patient, others) IN
+		(VALUES ('Observation', 'goes', 'a', NULL::text[]), ('Appointment', 'both', 'a', ARRAY['a', 'b']))
+		OR type = 'Observation' AND id = 'goes' AND patient = 'a'`); n != 2 {
+		t.Errorf("%d tombstones, want 2", n)
+	}
+	s.sizesHold()
+
+	s.loadWith(ndjson(observation("goes", "a", 1)), keeping()) // what comes again is there again
+	s.expect(time.Time{}, "Observation", "goes stays", "a")
+	s.sizesHold()
+}
+
+// TestProvenanceFollowsItsTargets: whom one is about changes with what it targets, also by way of others.
+func TestProvenanceFollowsItsTargets(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.loadWith(ndjson(observation("o", "a", 1), provenance("p", "Observation/o"), provenance("q", "Provenance/p"),
+		provenance("early", "Observation/late"), provenance("r", "Patient/c", "Provenance/q"), provenance("fixed", "Patient/a")),
+		keeping())
+	before := s.snapshot()
+	s.expect(before, "Provenance", "fixed p q r", "a")
+	s.expect(before, "Provenance", "r", "c")
+	s.loadWith(ndjson(observation("o", "b", 2), observation("late", "b", 1)), keeping())
+	moved := s.snapshot()
+	s.expect(moved, "Provenance", "fixed", "a")
+	s.expect(moved, "Provenance", "early p q r", "b")
+	s.expect(moved, "Provenance", "r", "c")
+	s.expect(before, "Provenance", "fixed p q r", "a")
+	s.expect(before, "Provenance", "", "b")
+	s.sizesHold()
+
+	s.loadWith(ndjson(provenance("p", "Observation/late", "Patient/d"), provenance("fixed", "Practitioner/x")), keeping())
+	s.expect(time.Time{}, "Provenance", "p q r", "d")
+	s.expect(time.Time{}, "Provenance", "early p q r", "b")
+	s.expect(time.Time{}, "Provenance", "", "a")
+	cfg := keeping()
+	cfg.DeleteMissing = true
+	s.loadWith(ndjson(observation("late", "b", 1)), cfg) // o goes
+	s.expect(time.Time{}, "Provenance", "early p q r", "b")
+	s.loadWith(ndjson(provenance("q", "Provenance/p"), provenance("r", "Patient/c", "Provenance/q")), cfg) // p goes
+	s.expect(time.Time{}, "Provenance", "", "b", "d")
+	s.expect(time.Time{}, "Provenance", "r", "c")
+	s.expect(before, "Provenance", "fixed p q r", "a")
+	s.sizesHold()
+
+	about := func(at time.Time, want string) {
+		t.Helper()
+		var got []string
+		q := source.AboutQuery{Refs: []source.Ref{{Type: "Practitioner", ID: "x"}}, AsOf: at}
+		if err := s.src.About(t.Context(), q, func(r source.Resource) error {
+			got = append(got, r.ID)
+			return nil
+		}); err != nil || strings.Join(got, " ") != want {
+			t.Errorf("about the practitioner: %v (%v), want %q", got, err, want)
+		}
+	}
+	about(before, "")
+	about(time.Time{}, "") // fixed was deleted with p
+	s.loadWith(ndjson(provenance("fixed", "Practitioner/x")), keeping())
+	about(time.Time{}, "fixed")
+}
+
+// TestAnUnfinishedLoadIsTakenBack: whatever a load had done when it ended, nobody sees it, and the next one undoes it.
+func TestAnUnfinishedLoadIsTakenBack(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.loadWith(ndjson(observation("o", "a", 1), observation("gone", "a", 1), provenance("p", "Observation/o")), keeping())
+	broken := errors.New("broken off")
+	for name, end := range map[string]func(*sourcepg.Load){
+		"staged": func(*sourcepg.Load) {},
+		"merged": func(load *sourcepg.Load) {
+			_, err := load.Seal(t.Context(), func(context.Context, pgx.Tx) error { return broken })
+			if !errors.Is(err, broken) {
+				t.Fatalf("the load was sealed: %v", err)
+			}
+		},
+		"cancelled": func(load *sourcepg.Load) {
+			ctx, cancel := context.WithCancel(t.Context())
+			_, err := load.Seal(ctx, func(context.Context, pgx.Tx) error { cancel(); return nil })
+			if !errors.Is(err, context.Canceled) {
+				t.Fatalf("the load was sealed: %v", err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := keeping()
+			cfg.DeleteMissing = true
+			load := s.begin(cfg)
+			s.stage(load, ndjson(observation("o", "b", 2), observation("new", "a", 1), provenance("p", "Patient/c"),
+				provenance("n", "Observation/new")))
+			end(load)
+			s.expect(time.Time{}, "Observation", "gone o", "a")
+			s.expect(time.Time{}, "Provenance", "p", "a")
+			if err := load.Close(context.WithoutCancel(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			s.expect(time.Time{}, "Observation", "gone o", "a")
+			s.expect(time.Time{}, "Observation", "", "b")
+
+			s.loadWith(ndjson(observation("o", "a", 1)), keeping()) // nothing new
+			s.expect(time.Time{}, "Observation", "gone o", "a")
+			s.expect(time.Time{}, "Provenance", "p", "a")
+			if n := s.count("SELECT count(*) FROM resource"); n != 3 {
+				t.Errorf("%d versions are there, want 3", n)
+			}
+			if n := s.count(`SELECT (SELECT count(*) FROM tombstone) + (SELECT count(*) FROM target)
+				+ (SELECT count(*) FROM pg_namespace WHERE nspname = 'sluice_stage')`); n != 1 {
+				t.Errorf("%d tombstones, targets and stages are there, want one target", n)
+			}
+			s.sizesHold()
+		})
+	}
+}
+
+// TestALoadThatLostItsTurnStops: its session ends without its knowing, another one begins, and what the first does
+// then changes nothing.
+func TestALoadThatLostItsTurnStops(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.load(ndjson(observation("o", "a", 1)))
+	lost := s.begin(keeping())
+	s.stage(lost, ndjson(observation("o", "b", 2)))
+	if _, err := sourcepg.BeginLoad(t.Context(), s.in, keeping()); !errors.Is(err, sourcepg.ErrBusy) {
+		t.Fatalf("a second load begins beside the first: %v", err)
+	}
+	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+	// The server ends the session, and with it the turn, in its own time.
+	var mine *sourcepg.Load
+	for deadline := time.Now().Add(time.Minute); mine == nil; {
+		var err error
+		if mine, err = sourcepg.BeginLoad(t.Context(), s.in, keeping()); err != nil && time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	s.stage(mine, ndjson(observation("p", "a", 1)))
+	if _, err := lost.Seal(t.Context(), nil); err == nil {
+		t.Error("a load that lost its turn was sealed")
+	}
+	if err := lost.Close(t.Context()); err == nil {
+		t.Error("closing it says nothing")
+	}
+	if _, err := mine.Seal(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := mine.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(time.Time{}, "Observation", "o p", "a")
+	s.expect(time.Time{}, "Observation", "", "b")
+	s.sizesHold()
+}
+
+// TestWhatWasTrimmedIsAnError: a read that comes too late fails, it does not give less.
+func TestWhatWasTrimmedIsAnError(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.loadWith(ndjson(observation("o", "a", 1), provenance("p", "Observation/o")), keeping())
+	early := s.snapshot()
+	s.loadWith(ndjson(observation("o", "b", 2)), keeping())
+	middle := s.snapshot()
+	s.loadWith(ndjson(observation("x", "b", 2)), sourcepg.LoadConfig{Parallel: 1}) // keeps no history
+	late := s.snapshot()
+	if n := s.count("SELECT count(*) FROM resource WHERE ended IS NOT NULL"); n != 0 {
+		t.Errorf("%d old versions are left", n)
+	}
+	for at, works := range map[time.Time]bool{early: false, middle: false, late: true, {}: true} {
+		err := s.src.ForPatients(t.Context(), source.Query{Type: "Observation", Patients: []string{"a", "b"}, AsOf: at},
+			func(source.Resource) error { return nil })
+		if (err == nil) != works {
+			t.Errorf("a read as of %s: %v", at, err)
+		}
+	}
+	s.sizesHold()
+}
+
+// TestSnapshotsHoldWhileLoadsGoOn reads old and new snapshots again and again while loads change everything: each must
+// show the same as long as it is asked (PITFALLS: consistent reads).
+func TestSnapshotsHoldWhileLoadsGoOn(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	patients := []string{"a", "b", "c", "d"}
+	version := func(n int) map[string][]byte {
+		random := rand.New(rand.NewPCG(1, uint64(n)))
+		var lines []string
+		for i := range 40 {
+			if random.IntN(4) == 0 {
+				continue // it is missing in this version
+			}
+			lines = append(lines, observation(fmt.Sprint("o", i), patients[random.IntN(4)], 1+n, fmt.Sprintf(`"note":[{"text":"%d"}]`, n)),
+				provenance(fmt.Sprint("p", i), fmt.Sprint("Observation/o", random.IntN(40))))
+		}
+		return ndjson(lines...)
+	}
+	cfg := keeping()
+	cfg.DeleteMissing = true
+	type view struct {
+		at                        time.Time
+		observations, provenances map[string]string
+	}
+	look := func(at time.Time) view {
+		return view{at, s.read(at, "Observation", patients...), s.read(at, "Provenance", patients...)}
+	}
+	s.loadWith(version(0), cfg)
+	views := []view{look(s.snapshot())}
+	var mu sync.Mutex
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			mu.Lock()
+			held := views[i%len(views)]
+			mu.Unlock()
+			now := look(held.at)
+			if !maps.Equal(now.observations, held.observations) || !maps.Equal(now.provenances, held.provenances) {
+				t.Errorf("the snapshot of %s shows something else than before", held.at)
+			}
+		}
+	}()
+	for n := 1; n <= 6; n++ {
+		s.loadWith(version(n), cfg)
+		v := look(s.snapshot())
+		for id, body := range v.observations {
+			if !strings.Contains(body, fmt.Sprintf(`"text":"%d"`, n)) {
+				t.Errorf("after load %d %s is %s", n, id, body)
+			}
+		}
+		mu.Lock()
+		views = append(views, v)
+		mu.Unlock()
+	}
+	close(stop)
+	<-stopped
+	s.sizesHold()
+}
+
+// TestASnapshotWaitsForASealUnderWay: one that is taken before the load shows does not show it later.
+func TestASnapshotWaitsForASealUnderWay(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.load(ndjson(observation("o", "a", 1)))
+	load := s.begin(keeping())
+	s.stage(load, ndjson(observation("p", "a", 1)))
+	taken := make(chan time.Time, 1)
+	_, err := load.Seal(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+		// As if sealing were at its end: the lock is held, the instant is given, and the rest takes a while.
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(0x736c7569636531)); err != nil {
+			return err
+		}
+		go func() { taken <- s.snapshot() }()
+		for {
+			var waiting bool
+			err := s.in.QueryRow(ctx, "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").Scan(&waiting)
+			if err != nil || waiting {
+				return err
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := load.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	at := <-taken
+	first := ids(s.read(at, "Observation", "a"))
+	s.loadWith(ndjson(observation("q", "a", 1)), keeping())
+	if again := ids(s.read(at, "Observation", "a")); first != again || strings.Contains(again, "q") {
+		t.Errorf("the snapshot showed %q and shows %q", first, again)
+	}
+}

@@ -1,0 +1,103 @@
+package postgres
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+// merge brings the staged resources of one type into its table, in one transaction.
+func (l *Load) merge(ctx context.Context, typ string) error {
+	var delta source.TypeSize
+	var merged Merged
+	err := l.inStep(ctx, func(tx pgx.Tx) error {
+		delta, merged = source.TypeSize{}, Merged{}
+		if err := l.makeRoom(ctx, tx, typ, &delta, &merged); err != nil {
+			return err
+		}
+		return l.insert(ctx, tx, typ, &delta, &merged)
+	})
+	if err == nil {
+		l.count(typ, delta, merged)
+	}
+	return err
+}
+
+// makeRoom leaves in the stage what is to be inserted, and ends the versions that it replaces.
+func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, delta *source.TypeSize, merged *Merged) error {
+	table, staged := leaf(typ), stage(typ)
+	if _, err := tx.Exec(ctx, "ANALYZE "+staged+" (id, last_updated, patient)"); err != nil {
+		return err
+	}
+	// Of one resource the newest version, on a tie the one that came later (IG row L-14).
+	if _, err := tx.Exec(ctx, "DELETE FROM "+staged+` AS s USING (SELECT ctid, row_number() OVER (
+		PARTITION BY id ORDER BY last_updated DESC NULLS LAST, place DESC) AS rank FROM `+staged+`) AS d
+		WHERE s.ctid = d.ctid AND d.rank > 1`); err != nil {
+		return err
+	}
+	if l.cfg.DeleteMissing {
+		gone, err := l.end(ctx, tx, typ, "NOT EXISTS (SELECT FROM "+staged+" AS s WHERE s.id = r.id)", true)
+		if err != nil {
+			return err
+		}
+		merged.Deleted = gone.Resources
+		delta.Resources -= gone.Resources
+		delta.Bytes -= gone.Bytes
+	}
+	same, err := tx.Exec(ctx, "DELETE FROM "+staged+" AS s USING "+table+` AS r
+		WHERE r.id = s.id AND r.ended IS NULL AND (
+			coalesce(r.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity')
+			OR r.head = s.head AND r.body = s.body)`)
+	if err != nil {
+		return err
+	}
+	merged.Unchanged = same.RowsAffected()
+	replaced, err := l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s)", false)
+	if err != nil {
+		return err
+	}
+	merged.Replaced, merged.Added = replaced.Resources, -replaced.Resources
+	delta.Resources -= replaced.Resources
+	delta.Bytes -= replaced.Bytes
+	return nil
+}
+
+// insert moves what is left in the stage into the table.
+func (l *Load) insert(ctx context.Context, tx pgx.Tx, typ string, delta *source.TypeSize, merged *Merged) error {
+	table, staged := leaf(typ), stage(typ)
+	var added source.TypeSize
+	// In the order of patients: an export reads them one after the other (DESIGN 5).
+	err := tx.QueryRow(ctx, `WITH added AS (
+		INSERT INTO `+table+` (last_updated, born, type, id, patient, others, head, body)
+		SELECT last_updated, $1, $2, id, patient, others, head, body FROM `+staged+` ORDER BY patient, id
+		RETURNING octet_length(body) + 1 AS bytes)
+		SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM added`, l.no, typ).Scan(&added.Resources, &added.Bytes)
+	if err != nil {
+		return err
+	}
+	merged.Added += added.Resources
+	delta.Resources += added.Resources
+	delta.Bytes += added.Bytes
+	_, err = tx.Exec(ctx, `INSERT INTO also (type, patient, id)
+		SELECT $1, unnest(others[2:]), id FROM `+staged+` WHERE others IS NOT NULL ON CONFLICT DO NOTHING`, typ)
+	return err
+}
+
+// end ends the current versions that the condition on r holds for, and returns what they were. Deleted ones leave a
+// tombstone.
+func (l *Load) end(
+	ctx context.Context, tx pgx.Tx, typ, condition string, deleted bool,
+) (ended source.TypeSize, err error) {
+	text := `WITH ended AS (
+		UPDATE ` + leaf(typ) + ` AS r SET ended = $1 WHERE r.ended IS NULL AND ` + condition + `
+		RETURNING r.type, r.id, r.patient, r.others, octet_length(r.body) + 1 AS bytes)`
+	if deleted {
+		text += `, buried AS (INSERT INTO tombstone (type, id, born, patient, others)
+			SELECT type, id, $1, patient, others FROM ended)`
+	}
+	err = tx.QueryRow(ctx, text+" SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM ended", l.no).
+		Scan(&ended.Resources, &ended.Bytes)
+	return ended, err
+}

@@ -1,0 +1,164 @@
+package postgres_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+
+	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+)
+
+func TestContract(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, files map[string][]byte) source.Source {
+		s := newStore(t)
+		s.load(files)
+		return s.src
+	})
+}
+
+func TestSynthea(t *testing.T) {
+	dir, ok := testenv.Synthea(t)
+	if !ok {
+		return // it is no part of the repository; where CI is set it has to be there
+	}
+	s := newStore(t)
+	s.load(folder(t, dir))
+	sourcetest.RunSynthea(t, dir, s.src)
+}
+
+// folder reads every NDJSON file of a folder.
+func folder(t *testing.T, dir string) map[string][]byte {
+	t.Helper()
+	files := map[string][]byte{}
+	paths, err := filepath.Glob(filepath.Join(dir, "*.ndjson*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(path, ".gz") {
+			r, err := gzip.NewReader(bytes.NewReader(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text, err = io.ReadAll(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		files[path] = text
+	}
+	return files
+}
+
+// store is a database of the test's own.
+type store struct {
+	t   *testing.T
+	url string
+	in  *pgxpool.Pool
+	src *sourcepg.Source
+}
+
+func newStore(t *testing.T) *store {
+	t.Helper()
+	s := &store{t: t, url: testenv.Postgres(t)}
+	if _, err := postgres.Migrate(t.Context(), s.url); err != nil {
+		t.Fatal(err)
+	}
+	s.in = s.loader()
+	var err error
+	if s.src, err = sourcepg.Open(t.Context(), postgres.Config{URL: s.url, Connections: 8}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.src.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s *store) loader() *pgxpool.Pool {
+	s.t.Helper()
+	pool, err := sourcepg.OpenLoader(s.t.Context(), postgres.Config{URL: s.url, Connections: 4})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(pool.Close)
+	return pool
+}
+
+func (s *store) begin(cfg sourcepg.LoadConfig) *sourcepg.Load {
+	s.t.Helper()
+	load, err := sourcepg.BeginLoad(s.t.Context(), s.in, cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		if err := load.Close(context.WithoutCancel(s.t.Context())); err != nil {
+			s.t.Error(err)
+		}
+	})
+	return load
+}
+
+// stage stages the good lines of the files.
+func (s *store) stage(load *sourcepg.Load, files map[string][]byte) {
+	s.t.Helper()
+	byType := map[string][]sourcepg.Line{}
+	place := int64(0)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		text := bytes.TrimPrefix(files[name], []byte("\ufeff"))
+		for line := range bytes.Lines(text) {
+			place++
+			var scanner fhir.Scanner
+			body := bytes.TrimSpace(line)
+			facts, err := scanner.Scan(body)
+			if err != nil || !fhir.IsExportable(facts.Type) {
+				continue
+			}
+			byType[facts.Type] = append(byType[facts.Type], sourcepg.Line{Place: place, Facts: facts, Body: body})
+		}
+	}
+	for typ, lines := range byType {
+		if err := load.Stage(s.t.Context(), typ, lines); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+func (s *store) load(files map[string][]byte) sourcepg.Merged {
+	s.t.Helper()
+	return s.loadWith(files, sourcepg.LoadConfig{Parallel: 2})
+}
+
+func (s *store) loadWith(files map[string][]byte, cfg sourcepg.LoadConfig) sourcepg.Merged {
+	s.t.Helper()
+	load := s.begin(cfg)
+	s.stage(load, files)
+	merged, err := load.Seal(s.t.Context(), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := load.Close(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+	return merged
+}

@@ -1,0 +1,134 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source"
+)
+
+// stageSchema holds the tables of the load that is under way. They are not logged: a crash of the server empties them,
+// and the load fails.
+const stageSchema = "sluice_stage"
+
+func stage(typ string) string {
+	return pgx.Identifier{stageSchema, strings.ToLower(typ)}.Sanitize()
+}
+
+func (l *Load) makeStage(ctx context.Context) error {
+	return pgx.BeginFunc(ctx, l.turn, func(tx pgx.Tx) error {
+		text := []string{
+			"DROP SCHEMA IF EXISTS " + stageSchema + " CASCADE",
+			"CREATE SCHEMA " + stageSchema,
+			"CREATE UNLOGGED TABLE " + stageSchema + `."a target" (place bigint NOT NULL, provenance text COLLATE "C" NOT NULL,
+				type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
+		}
+		for _, typ := range fhir.ExportableTypes() {
+			text = append(text, "CREATE UNLOGGED TABLE "+stage(typ)+` (last_updated timestamptz, place bigint NOT NULL,
+				id text COLLATE "C" NOT NULL, patient text COLLATE "C" NOT NULL, others text[] COLLATE "C",
+				head bytea NOT NULL, body text COMPRESSION lz4 COLLATE "C" NOT NULL)
+				WITH (toast_tuple_target = 8160, autovacuum_enabled = false)`)
+		}
+		_, err := tx.Exec(ctx, strings.Join(text, ";"))
+		return err
+	})
+}
+
+// Line is one resource to be staged.
+type Line struct {
+	Place int64 // of two versions with the same meta.lastUpdated the one with the higher place counts
+	Facts fhir.Facts
+	Body  []byte
+}
+
+// Stage takes resources of one exportable type. It may be called from any number of goroutines, each of which takes a
+// connection of the pool; it returns when the server has the rows. After an error the load is to be closed.
+func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
+	if !fhir.IsExportable(typ) {
+		return errNoType(typ)
+	}
+	rows := staging{lines: lines}
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return postgres.Wrap("connect to the store", err)
+	}
+	defer conn.Release()
+	_, err = conn.CopyFrom(ctx, pgx.Identifier{stageSchema, strings.ToLower(typ)}, []string{
+		"last_updated", "place", "id", "patient", "others", "head", "body",
+	}, &rows)
+	if err != nil {
+		return postgres.Wrap("stage "+typ, err)
+	}
+	if typ == "Provenance" {
+		targets := stagingTargets{lines: lines, target: -1}
+		_, err := conn.CopyFrom(ctx, pgx.Identifier{stageSchema, "a target"},
+			[]string{"place", "provenance", "type", "id"}, &targets)
+		if err != nil {
+			return postgres.Wrap("stage the targets of Provenance", err)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.staged[typ] += int64(len(lines))
+	return nil
+}
+
+// staging gives the rows of the lines to COPY.
+type staging struct {
+	lines    []Line
+	resource source.Resource
+	values   [7]any
+}
+
+func (s *staging) Next() bool { return len(s.lines) > 0 }
+func (s *staging) Err() error { return nil }
+
+func (s *staging) Values() ([]any, error) {
+	line := s.lines[0]
+	s.lines = s.lines[1:]
+	r := &s.resource
+	source.Read(r, line.Facts, line.Body)
+	s.values = [...]any{nil, line.Place, r.ID, "", nil, appendHead(nil, r), line.Body}
+	if !line.Facts.LastUpdated.IsZero() {
+		s.values[0] = line.Facts.LastUpdated
+	}
+	if r.Type == "Provenance" { // whom it is about is known when everything else is merged
+		return s.values[:], nil
+	}
+	if len(r.Subjects) > 0 {
+		s.values[3] = r.Subjects[0]
+	}
+	if len(r.Subjects) > 1 {
+		s.values[4] = r.Subjects
+	}
+	return s.values[:], nil
+}
+
+// stagingTargets gives the targets of the lines to COPY.
+type stagingTargets struct {
+	lines  []Line
+	target int // of the first line
+}
+
+func (s *stagingTargets) Next() bool {
+	for s.target++; len(s.lines) > 0 && s.target >= len(s.lines[0].Facts.Subjects); s.target = 0 {
+		s.lines = s.lines[1:]
+	}
+	return len(s.lines) > 0
+}
+
+func (s *stagingTargets) Values() ([]any, error) {
+	if len(s.lines) == 0 {
+		return nil, errors.New("no line is left")
+	}
+	line := s.lines[0]
+	target := line.Facts.Subjects[s.target]
+	return []any{line.Place, line.Facts.ID, target.Type, target.ID}, nil
+}
+
+func (s *stagingTargets) Err() error { return nil }
