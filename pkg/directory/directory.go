@@ -13,7 +13,7 @@ import (
 // never told apart from whether it may be exported.
 var ErrNoGroup = errors.New("no such group")
 
-// Groups reads group membership. Two implementations: files and (later) Postgres.
+// Groups reads group membership. Two implementations: files and Postgres.
 type Groups interface {
 	// Exists returns nil when the group can be exported and ErrNoGroup when not.
 	Exists(ctx context.Context, groupID string) error

@@ -44,7 +44,7 @@ func (c *config) Validate() (err error) {
 	default:
 		err = errors.Join(err, errors.New("SLUICE_API_DIALECT must be auto, classic or ig"))
 	}
-	return err
+	return errors.Join(err, c.Directory.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -65,10 +65,12 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer objects.Close()
-	groups, access, err := cfg.Directory.Open()
+	const questions = 16 // to the directory at once; a kick-off asks two, one after the other
+	directory, err := cfg.Directory.Open(ctx, questions)
 	if err != nil {
 		return err
 	}
+	defer directory.Close()
 	issuers, err := wiring.LoadIssuers(cfg.Issuers)
 	if err != nil {
 		return fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", err)
@@ -79,7 +81,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	}
 	defer tokens.Close()
 	parts := httpapi.Parts{
-		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Registry: registry,
+		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
+		Groups: directory.Groups, Access: directory.Access,
 	}
 	handler, err := httpapi.New(httpapi.Config{
 		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,

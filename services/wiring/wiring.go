@@ -3,6 +3,7 @@
 package wiring
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,8 +13,10 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/postgres"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -57,23 +60,50 @@ func (o Objects) Open() (*objects.Store, error) {
 	})
 }
 
-// Directory is the place of groups and grants.
+// Directory is the place of groups and grants: a database, or a folder and a file.
 type Directory struct {
-	GroupsDir  string `env:"GROUPS_DIR,required,notEmpty"`  // folder with Group*.ndjson files
-	AccessFile string `env:"ACCESS_FILE,required,notEmpty"` // YAML, see docs/access.md
+	URL        string `env:"DIRECTORY_URL"` // postgres://user:password@host:port/database, see sluice admin
+	GroupsDir  string `env:"GROUPS_DIR"`    // folder with Group*.ndjson files
+	AccessFile string `env:"ACCESS_FILE"`   // YAML, see docs/access.md
 }
 
-// Open reads which groups there are and who may export what.
-func (d Directory) Open() (directory.Groups, directory.Access, error) {
+// Validate refuses two places, half of one, and none.
+func (d Directory) Validate() error {
+	if d.URL != "" && d.GroupsDir == "" && d.AccessFile == "" || d.URL == "" && d.GroupsDir != "" && d.AccessFile != "" {
+		return nil
+	}
+	return errors.New("either SLUICE_DIRECTORY_URL must be set, or both SLUICE_GROUPS_DIR and SLUICE_ACCESS_FILE")
+}
+
+// Register is an open directory.
+type Register struct {
+	Groups directory.Groups
+	Access directory.Access
+	Check  func(context.Context) error // whether both can be read, for readiness
+	Close  func()
+}
+
+// Open reads which groups there are and who may export what, for a process that asks so many questions at once. To a
+// database no connection is made yet.
+func (d Directory) Open(ctx context.Context, connections int) (*Register, error) {
+	if d.URL != "" {
+		pool, err := pgdir.Open(ctx, postgres.Config{URL: d.URL, Connections: int32(connections)})
+		if err != nil {
+			return nil, fmt.Errorf("SLUICE_DIRECTORY_URL: %w", err)
+		}
+		groups := pgdir.NewGroups(pool, time.Now)
+		return &Register{Groups: groups, Access: pgdir.NewAccess(pool), Check: groups.Check, Close: pool.Close}, nil
+	}
 	groups, err := filedir.OpenGroups(d.GroupsDir, time.Now)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	access, err := filedir.OpenAccess(d.AccessFile)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return groups, access, nil
+	check := func(ctx context.Context) error { return errors.Join(groups.Check(ctx), access.Check(ctx)) }
+	return &Register{Groups: groups, Access: access, Check: check, Close: func() {}}, nil
 }
 
 // BaseURL parses a public base URL: absolute, http or https, without query, fragment, user or trailing slash.

@@ -36,7 +36,7 @@ func (c config) Validate() error {
 	if c.Drain < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_DRAIN must not be negative"))
 	}
-	return errors.Join(append(errs, c.Source.Validate(), c.Config.Validate())...)
+	return errors.Join(append(errs, c.Source.Validate(), c.Directory.Validate(), c.Config.Validate())...)
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -60,10 +60,6 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	groups, access, err := cfg.Directory.Open()
-	if err != nil {
-		return err
-	}
 	private, err := wiring.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err
@@ -73,20 +69,27 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if concurrency == 0 {
 		concurrency = runtime.GOMAXPROCS(0)
 	}
+	// A unit that plans keeps one connection while it reads a group.
+	directory, err := cfg.Directory.Open(ctx, concurrency+2)
+	if err != nil {
+		return err
+	}
+	defer directory.Close()
 	source, err := cfg.Source.Open(ctx, log, concurrency)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
 	worker, err := pipeline.New(cfg.Config, pipeline.Parts{
-		Jobs: jobs, Queue: tasks, Objects: objects, Source: source.Source, Groups: groups, Access: access,
+		Jobs: jobs, Queue: tasks, Objects: objects, Source: source.Source, Groups: directory.Groups, Access: directory.Access,
 		Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {
 		return err
 	}
 	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency)
-	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check}
+	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
+		"directory": directory.Check}
 	parts := []platform.Part{
 		wiring.HTTP("private listener", private, platform.Health(checks, registry)),
 		wiring.Bucket(objects, log),

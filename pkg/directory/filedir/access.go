@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
@@ -96,9 +97,14 @@ func (a *Access) load() {
 	if data, a.seen, a.problem = readStill(a.file); a.problem != nil {
 		return
 	}
-	a.grants, a.problem = parseAccess(data)
-	if a.problem != nil {
-		a.problem = fmt.Errorf("%s: %w", filepath.Base(a.file), a.problem)
+	entries, err := grants.Parse(data)
+	if err != nil {
+		a.problem = fmt.Errorf("%s: %w", filepath.Base(a.file), err)
+		return
+	}
+	a.grants = make(map[export.Owner]directory.Grant, len(entries))
+	for _, entry := range entries {
+		a.grants[entry.Owner] = entry.Grant()
 	}
 }
 

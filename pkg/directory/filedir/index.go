@@ -3,7 +3,6 @@ package filedir
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,8 +17,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/groupline"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
 // Groups is directory.Groups on a folder of NDJSON files. Its methods may be called from any goroutine.
@@ -161,7 +160,10 @@ func readFile(dir string, file groupFile, index, taken map[string]place) error {
 	lines := &lineReader{from: bufio.NewReaderSize(content, bufferSize)}
 	for at := (place{file: file, line: 1}); lines.next(); at.line++ {
 		at.offset = lines.offset
-		group, err := readGroup(json.NewDecoder(lines))
+		group, err := groupline.Read(lines, func(m groupline.Member) error {
+			_, err := m.Covers(time.Time{}) // is it readable at all
+			return err
+		})
 		if err == nil {
 			err = lines.rest()
 		}
@@ -174,71 +176,19 @@ func readFile(dir string, file groupFile, index, taken map[string]place) error {
 		if err != nil {
 			return fmt.Errorf("%s line %d: %w", file.name, at.line, err)
 		}
-		if first, twice := taken[group.id]; twice {
+		if first, twice := taken[group.ID]; twice {
 			return fmt.Errorf("%s line %d: group %s stands in %s line %d already",
-				file.name, at.line, group.id, first.file.name, first.line)
+				file.name, at.line, group.ID, first.file.name, first.line)
 		}
-		taken[group.id] = at
-		if group.exportable {
-			index[group.id] = at
+		taken[group.ID] = at
+		if group.Exportable {
+			index[group.ID] = at
 		}
 	}
 	if lines.err != nil {
 		return fmt.Errorf("%s: %w", file.name, lines.err)
 	}
 	return nil
-}
-
-// header is what the index keeps of a group.
-type header struct {
-	id         string
-	exportable bool
-}
-
-// readGroup reads one whole resource, holding no more than one member or one other element of it at a time. A line
-// without anything on it is io.EOF. Other errors say what is wrong, never what stands there.
-func readGroup(dec *json.Decoder) (header, error) {
-	var typ string
-	group := header{exportable: true}
-	seen := make(map[string]bool)
-	err := eachElement(dec, func(name string) (more bool, err error) {
-		decides := slices.Contains([]string{"resourceType", "id", "active", "actual", "member"}, name)
-		if decides && seen[name] {
-			return false, fmt.Errorf("%s stands twice", name)
-		}
-		seen[name] = decides
-		switch name {
-		case "resourceType":
-			return true, decode(dec, name, &typ)
-		case "id":
-			return true, decode(dec, name, &group.id)
-		case "active", "actual":
-			var yes *bool
-			if err := decode(dec, name, &yes); err != nil || yes == nil {
-				return false, fmt.Errorf("%s is neither true nor false", name)
-			}
-			group.exportable = group.exportable && *yes
-			return true, nil
-		case "member":
-			return true, eachMember(dec, func(m member) error {
-				_, err := m.covers(time.Time{}) // is it readable at all
-				return err
-			})
-		}
-		return true, skip(dec)
-	})
-	switch {
-	case err != nil:
-		return header{}, err
-	case typ != "Group":
-		return header{}, errors.New("not a Group resource")
-	case !fhir.IsID(group.id):
-		return header{}, errors.New("no id, or not a FHIR id")
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return header{}, errors.New("something stands after the resource")
-	}
-	return group, nil
 }
 
 // content is an open file, uncompressed.

@@ -2,9 +2,7 @@ package filedir
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 )
 
@@ -63,51 +61,4 @@ func (l *lineReader) Read(p []byte) (int, error) {
 func (l *lineReader) rest() error {
 	_, err := io.Copy(io.Discard, struct{ io.Reader }{l})
 	return err
-}
-
-// eachElement calls f for each element of the object that comes next, with the decoder standing before its value,
-// until f says that there is no need for more. io.EOF means that nothing comes at all.
-func eachElement(dec *json.Decoder, f func(name string) (more bool, err error)) error {
-	start, err := dec.Token()
-	if errors.Is(err, io.EOF) {
-		return io.EOF
-	}
-	if err != nil || start != json.Delim('{') {
-		return errors.New("not a JSON object")
-	}
-	for dec.More() {
-		token, err := dec.Token()
-		name, ok := token.(string)
-		if err != nil || !ok {
-			return errNotJSON
-		}
-		if more, err := f(name); err != nil || !more {
-			return err
-		}
-	}
-	if _, err := dec.Token(); err != nil {
-		return errNotJSON
-	}
-	return nil
-}
-
-// errNotJSON stands for the decoder's own errors, which quote the line.
-var errNotJSON = errors.New("not valid JSON")
-
-// decode reads the value that comes next.
-func decode(dec *json.Decoder, name string, to any) error {
-	err := dec.Decode(to)
-	var mistyped *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &mistyped):
-		return fmt.Errorf("%s has a value of the wrong type", name)
-	case err != nil:
-		return errNotJSON
-	}
-	return nil
-}
-
-func skip(dec *json.Decoder) error {
-	var passed json.RawMessage
-	return decode(dec, "", &passed)
 }

@@ -3,31 +3,14 @@ package filedir
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
-	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/directory/groupline"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
-
-// member is one element of Group.member.
-type member struct {
-	Entity struct {
-		Reference string `json:"reference"`
-	} `json:"entity"`
-	Period   period `json:"period"`
-	Inactive bool   `json:"inactive"`
-}
-
-// covers reports whether the member counts at the instant.
-func (m member) covers(now time.Time) (bool, error) {
-	within, err := m.Period.covers(now)
-	return within && !m.Inactive, err
-}
 
 // errReplaced says that a file is no longer the one that the index was made from.
 var errReplaced = errors.New("the file was replaced")
@@ -46,17 +29,17 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 			return err
 		}
 		var refused error // what yield returned, which is passed on as it is
-		err = g.stream(ctx, at, func(m member) error {
-			counts, err := m.covers(g.now())
+		err = g.stream(ctx, at, func(m groupline.Member) error {
+			counts, err := m.Covers(g.now())
 			if err != nil {
 				return err
 			}
-			ref, ok := fhir.ParseReference(m.Entity.Reference)
-			if !counts || !ok || ref.Type != "Patient" {
+			patient, ok := m.Patient()
+			if !counts || !ok {
 				return nil
 			}
 			if refused = ctx.Err(); refused == nil {
-				refused = yield(ref.ID)
+				refused = yield(patient)
 			}
 			return refused
 		})
@@ -78,7 +61,7 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 }
 
 // stream reads the members of the group at a place.
-func (g *Groups) stream(ctx context.Context, at place, f func(member) error) error {
+func (g *Groups) stream(ctx context.Context, at place, f func(groupline.Member) error) error {
 	file, err := open(filepath.Join(g.dir, at.file.name))
 	if err != nil {
 		return err
@@ -95,13 +78,7 @@ func (g *Groups) stream(ctx context.Context, at place, f func(member) error) err
 		return err
 	}
 	line := &lineReader{from: bufio.NewReaderSize(stoppable{ctx, file}, bufferSize)}
-	dec := json.NewDecoder(line)
-	err = eachElement(dec, func(name string) (more bool, err error) {
-		if name == "member" {
-			return false, eachMember(dec, f)
-		}
-		return true, skip(dec)
-	})
+	err = groupline.Members(line, f)
 	if line.err != nil { // the decoder hides it
 		return line.err
 	}
@@ -119,28 +96,4 @@ func (s stoppable) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	return s.from.Read(p)
-}
-
-// eachMember calls f for each member of the array that comes next.
-func eachMember(dec *json.Decoder, f func(member) error) error {
-	start, err := dec.Token()
-	if err != nil {
-		return errNotJSON
-	}
-	if start != json.Delim('[') {
-		return errors.New("member is not an array")
-	}
-	for dec.More() {
-		var m member
-		if err := decode(dec, "member", &m); err != nil {
-			return err
-		}
-		if err := f(m); err != nil {
-			return err
-		}
-	}
-	if _, err := dec.Token(); err != nil {
-		return errNotJSON
-	}
-	return nil
 }

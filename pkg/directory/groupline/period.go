@@ -1,4 +1,4 @@
-package filedir
+package groupline
 
 import (
 	"errors"
@@ -7,33 +7,33 @@ import (
 	"time"
 )
 
-// period is a FHIR Period. A missing end is open, and so is a missing start: "not known" (R4 2.24.0.11).
-type period struct {
+// Period is a FHIR Period. A missing end is open, and so is a missing start: "not known" (R4 2.24.0.11).
+type Period struct {
 	Start string `json:"start"`
 	End   string `json:"end"`
 }
 
 var errDateTime = errors.New("a period's start or end is not a FHIR dateTime")
 
-// covers reports whether the instant lies in the period. Both ends are inclusive to their precision: "If the end of
-// the period is 2012-02-03, this includes any time inclusive up to 2012-02-03T23:59:59" (R4 2.24.0.11).
-func (p period) covers(now time.Time) (bool, error) {
-	covered := true
+// Span is the time that the period covers: from an instant until just before another, nil where it is open. Both ends
+// are inclusive to their precision: "If the end of the period is 2012-02-03, this includes any time inclusive up to
+// 2012-02-03T23:59:59" (R4 2.24.0.11).
+func (p Period) Span() (from, until *time.Time, err error) {
 	if p.Start != "" {
-		from, _, err := span(p.Start)
+		first, _, err := span(p.Start)
 		if err != nil {
-			return false, err
+			return nil, nil, err
 		}
-		covered = !now.Before(from)
+		from = &first
 	}
 	if p.End != "" {
-		_, until, err := span(p.End)
+		_, after, err := span(p.End)
 		if err != nil {
-			return false, err
+			return nil, nil, err
 		}
-		covered = covered && now.Before(until)
+		until = &after
 	}
-	return covered, nil
+	return from, until, nil
 }
 
 var dateTimeForm = regexp.MustCompile(

@@ -1,4 +1,4 @@
-package filedir
+package grants
 
 import (
 	"errors"
@@ -10,14 +10,13 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
-	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// parseAccess reads the entries of an access file. It walks the syntax tree instead of decoding into structs: the
-// decoder's errors quote the lines around, where patient ids stand, and it follows anchors and converts types.
-func parseAccess(data []byte) (map[export.Owner]directory.Grant, error) {
+// Parse reads the entries of an access file. It walks the syntax tree instead of decoding into structs: the decoder's
+// errors quote the lines around, where patient ids stand, and it follows anchors and converts types.
+func Parse(data []byte) ([]Entry, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not valid UTF-8")
 	}
@@ -32,19 +31,19 @@ func parseAccess(data []byte) (map[export.Owner]directory.Grant, error) {
 	if !ok {
 		return nil, errors.New("holds no list of entries; a list without entries is written []")
 	}
-	grants := make(map[export.Owner]directory.Grant, len(list.Values))
+	entries := make([]Entry, 0, len(list.Values))
 	lines := make(map[export.Owner]int, len(list.Values))
 	for _, node := range list.Values {
-		owner, grant, err := readEntry(node)
+		entry, err := readEntry(node)
 		if err != nil {
 			return nil, err
 		}
-		if first, twice := lines[owner]; twice {
+		if first, twice := lines[entry.Owner]; twice {
 			return nil, problem(node, "a second entry for the issuer and subject of line %d", first)
 		}
-		grants[owner], lines[owner] = grant, line(node)
+		entries, lines[entry.Owner] = append(entries, entry), line(node)
 	}
-	return grants, nil
+	return entries, nil
 }
 
 // syntaxError keeps the line of the parser's error and drops its text, which quotes the file.
@@ -56,25 +55,25 @@ func syntaxError(err error) error {
 	return errors.New("not valid YAML")
 }
 
-func readEntry(node ast.Node) (owner export.Owner, grant directory.Grant, err error) {
+func readEntry(node ast.Node) (entry Entry, err error) {
 	fields, err := readKeys(node, "issuer", "subject", "types", "groups", "patients")
 	if err != nil {
-		return owner, grant, err
+		return entry, err
 	}
-	if owner.Issuer, err = readName(fields["issuer"], "issuer"); err != nil {
-		return owner, grant, err
+	if entry.Owner.Issuer, err = readName(fields["issuer"], "issuer"); err != nil {
+		return entry, err
 	}
-	if owner.Subject, err = readName(fields["subject"], "subject"); err != nil {
-		return owner, grant, err
+	if entry.Owner.Subject, err = readName(fields["subject"], "subject"); err != nil {
+		return entry, err
 	}
-	if grant.Types, err = readAllOrList(fields["types"], "types", "a resource type of R4", fhir.IsType); err != nil {
-		return owner, grant, err
+	if entry.Types, err = readAllOrList(fields["types"], "types", aType, fhir.IsType); err != nil {
+		return entry, err
 	}
-	if grant.Groups, err = readAllOrList(fields["groups"], "groups", "a FHIR id", fhir.IsID); err != nil {
-		return owner, grant, err
+	if entry.Groups, err = readAllOrList(fields["groups"], "groups", anID, fhir.IsID); err != nil {
+		return entry, err
 	}
-	grant.Patients, err = readPatients(fields["patients"])
-	return owner, grant, err
+	entry.Patients, err = readPatients(fields["patients"])
+	return entry, err
 }
 
 // readKeys reads a mapping that has exactly the keys named.
@@ -126,34 +125,28 @@ func readName(node ast.Node, key string) (string, error) {
 	return name, nil
 }
 
-func readAllOrList(node ast.Node, key, what string, holds func(string) bool) (directory.Selection, error) {
+func readAllOrList(node ast.Node, key, what string, holds func(string) bool) (List, error) {
 	if isAll(node) {
-		return directory.Everything(), nil
+		return List{All: true}, nil
 	}
 	names, err := readList(node, key, what, holds)
-	if err != nil {
-		return directory.Selection{}, err
-	}
-	return directory.Only(names...), nil
+	return List{Names: names}, err
 }
 
-func readPatients(node ast.Node) (directory.Selection, error) {
+func readPatients(node ast.Node) (List, error) {
 	if isAll(node) {
-		return directory.Everything(), nil
+		return List{All: true}, nil
 	}
 	fields, err := readMapping(node)
 	if err != nil || len(fields) != 1 || fields["only"] == nil && fields["except"] == nil {
-		return directory.Selection{}, problem(node, "patients must be all, {only: [...]} or {except: [...]}")
+		return List{}, problem(node, "patients must be all, {only: [...]} or {except: [...]}")
 	}
 	if listed := fields["only"]; listed != nil {
-		ids, err := readList(listed, "only", "a FHIR id", fhir.IsID)
-		return directory.Only(ids...), err
+		ids, err := readList(listed, "only", anID, fhir.IsID)
+		return List{Names: ids}, err
 	}
-	ids, err := readList(fields["except"], "except", "a FHIR id", fhir.IsID)
-	if err != nil {
-		return directory.Selection{}, err
-	}
-	return directory.AllBut(ids...), nil
+	ids, err := readList(fields["except"], "except", anID, fhir.IsID)
+	return List{All: true, Names: ids}, err
 }
 
 func readList(node ast.Node, key, what string, holds func(string) bool) ([]string, error) {

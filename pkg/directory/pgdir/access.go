@@ -1,0 +1,193 @@
+package pgdir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/grants"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/postgres"
+)
+
+// Access is directory.Access on a database. Its methods may be called from any goroutine. Those that change something
+// change all of it or nothing.
+type Access struct{ pool *pgxpool.Pool }
+
+var _ directory.Access = (*Access)(nil)
+
+// NewAccess returns the grants of the pool's database.
+func NewAccess(pool *pgxpool.Pool) *Access { return &Access{pool: pool} }
+
+// ErrNoGrant says that there is no entry for an owner.
+var ErrNoGrant = errors.New("no such grant")
+
+// Check reports whether the database can be reached and has the schema that this program needs.
+func (a *Access) Check(ctx context.Context) error { return postgres.Check(ctx, a.pool) }
+
+// Grant implements directory.Access.
+func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant, error) {
+	entry, err := a.Entry(ctx, owner)
+	if errors.Is(err, ErrNoGrant) {
+		return directory.Grant{}, nil
+	}
+	if err != nil {
+		return directory.Grant{}, err
+	}
+	return entry.Grant(), nil
+}
+
+// Entry returns the owner's entry, or ErrNoGrant.
+func (a *Access) Entry(ctx context.Context, owner export.Owner) (grants.Entry, error) {
+	if err := ctx.Err(); err != nil {
+		return grants.Entry{}, err
+	}
+	// The server takes no other text, and there is no entry for it.
+	if !grants.Storable(owner.Issuer) || !grants.Storable(owner.Subject) {
+		return grants.Entry{}, ErrNoGrant
+	}
+	entry := grants.Entry{Owner: owner}
+	var kinds [3]string
+	err := a.pool.QueryRow(ctx, `SELECT types, type_names, groups, group_names, patients, patient_names
+		FROM directory_grant WHERE issuer = $1 AND subject = $2`, owner.Issuer, owner.Subject).
+		Scan(&kinds[0], &entry.Types.Names, &kinds[1], &entry.Groups.Names, &kinds[2], &entry.Patients.Names)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return grants.Entry{}, ErrNoGrant
+	}
+	act := "read the grant of owner " + owner.Hash()
+	if err != nil {
+		return grants.Entry{}, wrap(act, err)
+	}
+	for i, list := range []*grants.List{&entry.Types, &entry.Groups, &entry.Patients} {
+		if list.All, err = all(kinds[i], len(list.Names)); err != nil {
+			return grants.Entry{}, fmt.Errorf("%s: %w", act, err)
+		}
+	}
+	if err := entry.Validate(); err != nil {
+		return grants.Entry{}, fmt.Errorf("%s: %w", act, err)
+	}
+	return entry, nil
+}
+
+// The kinds of lists.
+const (
+	kindAll    = "all"
+	kindOnly   = "only"
+	kindExcept = "except"
+)
+
+// all reports whether a list of the kind selects everything but its names.
+func all(kind string, names int) (bool, error) {
+	switch {
+	case kind == kindAll && names == 0 || kind == kindExcept:
+		return true, nil
+	case kind == kindOnly:
+		return false, nil
+	}
+	return false, errors.New("it holds a list of a kind that this program does not know")
+}
+
+func kind(list grants.List) string {
+	switch {
+	case !list.All:
+		return kindOnly
+	case len(list.Names) > 0:
+		return kindExcept
+	}
+	return kindAll
+}
+
+// Summary is an entry without its names.
+type Summary struct {
+	Owner                   export.Owner
+	Types, Groups, Patients Count
+}
+
+// Count is a list without its names.
+type Count struct {
+	Kind  string // all, only or except
+	Names int
+}
+
+// List returns all entries by issuer and subject.
+func (a *Access) List(ctx context.Context) ([]Summary, error) {
+	rows, err := a.pool.Query(ctx, `SELECT issuer, subject, types, cardinality(type_names), groups,
+		cardinality(group_names), patients, cardinality(patient_names) FROM directory_grant ORDER BY issuer, subject`)
+	if err != nil {
+		return nil, wrap("list grants", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Summary, err error) {
+		err = row.Scan(&s.Owner.Issuer, &s.Owner.Subject, &s.Types.Kind, &s.Types.Names, &s.Groups.Kind, &s.Groups.Names,
+			&s.Patients.Kind, &s.Patients.Names)
+		return s, err
+	})
+	return list, wrap("list grants", err)
+}
+
+// Set gives the owner the entry, in place of one that is there.
+func (a *Access) Set(ctx context.Context, entry grants.Entry) error {
+	if err := entry.Validate(); err != nil {
+		return err
+	}
+	_, err := a.pool.Exec(ctx, insertGrant+` ON CONFLICT (issuer, subject) DO UPDATE SET
+		types = excluded.types, type_names = excluded.type_names, groups = excluded.groups,
+		group_names = excluded.group_names, patients = excluded.patients, patient_names = excluded.patient_names`,
+		row(entry)...)
+	return wrap("set the grant of owner "+entry.Owner.Hash(), err)
+}
+
+const insertGrant = `INSERT INTO directory_grant
+	(issuer, subject, types, type_names, groups, group_names, patients, patient_names)
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
+
+func row(e grants.Entry) []any {
+	names := func(list grants.List) []string { return append([]string{}, list.Names...) } // nil would be NULL
+	return []any{
+		e.Owner.Issuer, e.Owner.Subject, kind(e.Types), names(e.Types), kind(e.Groups), names(e.Groups),
+		kind(e.Patients), names(e.Patients),
+	}
+}
+
+// Remove removes the owner's entry. ErrNoGrant when there is none.
+func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
+	if !grants.Storable(owner.Issuer) || !grants.Storable(owner.Subject) {
+		return ErrNoGrant
+	}
+	done, err := a.pool.Exec(ctx, "DELETE FROM directory_grant WHERE issuer = $1 AND subject = $2",
+		owner.Issuer, owner.Subject)
+	if err != nil {
+		return wrap("remove the grant of owner "+owner.Hash(), err)
+	}
+	if done.RowsAffected() == 0 {
+		return ErrNoGrant
+	}
+	return nil
+}
+
+// Replace makes the entries all that there are, at once.
+func (a *Access) Replace(ctx context.Context, entries []grants.Entry) error {
+	for i, entry := range entries {
+		if err := entry.Validate(); err != nil {
+			return fmt.Errorf("entry number %d: %w", i+1, err)
+		}
+	}
+	return wrap("replace the grants", pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
+		// Two that replace take turns: the result is what one of them wanted, not both.
+		if _, err := tx.Exec(ctx, "LOCK TABLE directory_grant IN SHARE ROW EXCLUSIVE MODE"); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "DELETE FROM directory_grant"); err != nil {
+			return err
+		}
+		for _, entry := range entries {
+			if _, err := tx.Exec(ctx, insertGrant, row(entry)...); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}

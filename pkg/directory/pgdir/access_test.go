@@ -1,0 +1,222 @@
+package pgdir_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/directorytest"
+	"github.com/sluice-fhir/sluice/pkg/directory/grants"
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+func TestAccess(t *testing.T) {
+	for name, store := range map[string]func(t *testing.T, access *pgdir.Access, entries []grants.Entry) error{
+		"set": func(t *testing.T, access *pgdir.Access, entries []grants.Entry) error {
+			var err error
+			for _, entry := range entries {
+				// What stood there before is gone as a whole.
+				wide := grants.Entry{Owner: entry.Owner, Types: grants.List{All: true}, Groups: grants.List{All: true},
+					Patients: grants.List{All: true, Names: []string{"p9"}}}
+				err = errors.Join(err, access.Set(t.Context(), wide), access.Set(t.Context(), entry))
+			}
+			return err
+		},
+		"replace": func(t *testing.T, access *pgdir.Access, entries []grants.Entry) error {
+			before := grants.Entry{Owner: export.Owner{Issuer: "https://a.example", Subject: "unknown"},
+				Types: grants.List{All: true}, Groups: grants.List{All: true}, Patients: grants.List{All: true}}
+			return errors.Join(access.Set(t.Context(), before), access.Replace(t.Context(), entries))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			directorytest.Access(t, func(t *testing.T, held []directorytest.Entry) directory.Access {
+				list := func(c directorytest.Choice) grants.List { return grants.List{All: c.All, Names: c.Names} }
+				var entries []grants.Entry
+				for _, e := range held {
+					entries = append(entries, grants.Entry{
+						Owner: e.Owner, Types: list(e.Types), Groups: list(e.Groups), Patients: list(e.Patients),
+					})
+				}
+				access := pgdir.NewAccess(open(t))
+				if err := store(t, access, entries); err != nil {
+					t.Fatal(err)
+				}
+				return access
+			})
+		})
+	}
+}
+
+var owner = export.Owner{Issuer: "https://a.example", Subject: "s"}
+
+func everything(owner export.Owner) grants.Entry {
+	return grants.Entry{
+		Owner: owner, Types: grants.List{All: true}, Groups: grants.List{All: true}, Patients: grants.List{All: true},
+	}
+}
+
+func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
+	pool := open(t)
+	access, other := pgdir.NewAccess(pool), pgdir.NewAccess(pool)
+	allows := func(want bool) {
+		t.Helper()
+		grant, err := access.Grant(t.Context(), owner)
+		if err != nil || grant.Types.Has("Patient") != want || grant.Groups.Has("g") != want || grant.Patients.Has("p") != want {
+			t.Errorf("grant %+v, error %v, want all of it to be %v", grant, err, want)
+		}
+	}
+	allows(false)
+	for _, withdraw := range []func() error{
+		func() error { return other.Remove(t.Context(), owner) },
+		func() error { return other.Set(t.Context(), grants.Entry{Owner: owner}) },
+		func() error { return other.Replace(t.Context(), nil) },
+	} {
+		if err := other.Set(t.Context(), everything(owner)); err != nil {
+			t.Fatal(err)
+		}
+		allows(true)
+		if err := withdraw(); err != nil {
+			t.Fatal(err)
+		}
+		allows(false)
+	}
+	if err := other.Remove(t.Context(), owner); !errors.Is(err, pgdir.ErrNoGrant) {
+		t.Errorf("removing nothing: %v, want ErrNoGrant", err)
+	}
+}
+
+func TestWhatIsNotUnderstoodAllowsNothing(t *testing.T) {
+	pool := open(t)
+	access := pgdir.NewAccess(pool)
+	for name, change := range map[string]string{
+		"a kind of a later version": "patients = 'some'",
+		"a kind in capitals":        "types = 'ALL', type_names = '{}'",
+		"all with names":            "groups = 'all', group_names = '{g2}'",
+		"no name":                   "patients = 'except', patient_names = ARRAY[NULL, 'p2']",
+		"an unknown type":           "types = 'except', type_names = '{Observations}'",
+		"no id":                     "patients = 'except', patient_names = '{Patient/20391}'",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := access.Set(t.Context(), everything(owner)); err != nil {
+				t.Fatal(err)
+			}
+			// The table refuses some of it itself.
+			for constraint := range strings.FieldsSeq(one[string](t, pool, `SELECT coalesce(string_agg(conname, ' '), '')
+				FROM pg_constraint WHERE conrelid = 'directory_grant'::regclass AND contype = 'c'`)) {
+				exec(t, pool, "ALTER TABLE directory_grant DROP CONSTRAINT "+constraint)
+			}
+			exec(t, pool, "UPDATE directory_grant SET "+change)
+			grant, err := access.Grant(t.Context(), owner)
+			if err == nil || grant.Types.Has("Patient") || grant.Groups.Has("g") || grant.Patients.Has("p") {
+				t.Errorf("grant %+v, error %v, want an error and nothing", grant, err)
+			}
+			if err != nil && strings.Contains(err.Error(), "20391") {
+				t.Errorf("error %q quotes an id", err)
+			}
+		})
+	}
+	for _, nobody := range []export.Owner{{Issuer: "a\x00", Subject: "s"}, {Issuer: "a", Subject: "\xff"}} {
+		if grant, err := access.Grant(t.Context(), nobody); err != nil || grant.Types.Has("Patient") {
+			t.Errorf("grant %+v, error %v, want nothing for a name that no entry can have", grant, err)
+		}
+	}
+}
+
+func TestAnEntryThatMakesNoSenseChangesNothing(t *testing.T) {
+	access := pgdir.NewAccess(open(t))
+	if err := access.Set(t.Context(), everything(owner)); err != nil {
+		t.Fatal(err)
+	}
+	for place, change := range map[string]func(*grants.Entry){
+		"issuer":               func(e *grants.Entry) { e.Owner.Issuer = "" },
+		"subject":              func(e *grants.Entry) { e.Owner.Subject = "\x00" },
+		"number 2 of types":    func(e *grants.Entry) { e.Types.Names = []string{"Patient", "patient"} },
+		"number 1 of groups":   func(e *grants.Entry) { e.Groups.Names = []string{"Group/g"} },
+		"number 1 of patients": func(e *grants.Entry) { e.Patients.Names = []string{"p20391*"} },
+	} {
+		bad := grants.Entry{Owner: owner}
+		change(&bad)
+		for _, err := range []error{access.Set(t.Context(), bad), access.Replace(t.Context(), []grants.Entry{{Owner: owner}, bad})} {
+			if err == nil || !strings.Contains(err.Error(), place) || strings.Contains(err.Error(), "20391") {
+				t.Errorf("got error %v, want one that names %s", err, place)
+			}
+		}
+	}
+	// The second of them cannot be: there is one entry for an owner.
+	if err := access.Replace(t.Context(), []grants.Entry{{Owner: owner}, {Owner: owner}}); err == nil {
+		t.Error("two entries for one owner are taken")
+	}
+	if grant, err := access.Grant(t.Context(), owner); err != nil || !grant.Patients.Has("p") {
+		t.Errorf("grant %+v, error %v, want the one of before", grant, err)
+	}
+}
+
+func TestAGrantOfManyPatients(t *testing.T) {
+	const many = 300_000
+	access := pgdir.NewAccess(open(t))
+	entry := grants.Entry{Owner: owner, Types: grants.List{All: true}}
+	for n := range many {
+		entry.Patients.Names = append(entry.Patients.Names, fmt.Sprintf("00000000-0000-0000-0000-%012d", n))
+	}
+	if err := access.Set(t.Context(), entry); err != nil {
+		t.Fatal(err)
+	}
+	grant, err := access.Grant(t.Context(), owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{entry.Patients.Names[0], entry.Patients.Names[many-1]} {
+		if !grant.Patients.Has(name) {
+			t.Errorf("%s is not allowed", name)
+		}
+	}
+	if grant.Patients.Has("p") {
+		t.Error("a patient is allowed who is not listed")
+	}
+	list, err := access.List(t.Context())
+	want := pgdir.Summary{Owner: owner, Types: pgdir.Count{Kind: "all"}, Groups: pgdir.Count{Kind: "only"},
+		Patients: pgdir.Count{Kind: "only", Names: many}}
+	if err != nil || len(list) != 1 || list[0] != want {
+		t.Errorf("listed %+v, error %v, want %+v", list, err, want)
+	}
+}
+
+// Of two who replace all grants one wins, and whoever asks meanwhile sees the one or the other.
+func TestReplacingAtOnce(t *testing.T) {
+	access := pgdir.NewAccess(open(t))
+	versions := make([][]grants.Entry, 4)
+	for v := range versions {
+		for s := range 20 {
+			entry := everything(export.Owner{Issuer: "i", Subject: fmt.Sprintf("%d-%d", v, s)})
+			versions[v] = append(versions[v], entry)
+		}
+		versions[v] = append(versions[v], everything(owner))
+	}
+	if err := access.Replace(t.Context(), versions[0]); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for _, version := range versions {
+		all.Go(func() {
+			for range 5 {
+				if err := access.Replace(t.Context(), version); err != nil {
+					t.Error(err)
+				}
+				list, err := access.List(t.Context())
+				if err != nil || len(list) != 21 {
+					t.Errorf("%d grants, want 21, error %v", len(list), err)
+				}
+				for _, one := range list[1:] { // the first is the one that they share
+					if one.Owner.Subject[:2] != list[1].Owner.Subject[:2] {
+						t.Errorf("%s stands with %s", one.Owner.Subject, list[1].Owner.Subject)
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+}

@@ -1,0 +1,188 @@
+package pgdir_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/directorytest"
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+func TestGroups(t *testing.T) {
+	directorytest.Groups(t, func(t *testing.T, now func() time.Time, held []directorytest.Group) directory.Groups {
+		pool := open(t)
+		var lines []string
+		for n, group := range held {
+			lines = append(lines, resource(t, group, n))
+		}
+		load(t, pool, false, lines...)
+		return pgdir.NewGroups(pool, now)
+	})
+}
+
+// resource is the group as a line; odd ones have their members before what else decides.
+func resource(t *testing.T, group directorytest.Group, n int) string {
+	t.Helper()
+	type m = map[string]any
+	list := []m{}
+	for _, member := range group.Members {
+		one := m{"entity": m{"reference": member.Reference, "display": "…"}}
+		if member.Inactive {
+			one["inactive"] = true
+		}
+		period := m{}
+		if member.Start != "" {
+			period["start"] = member.Start
+		}
+		if member.End != "" {
+			period["end"] = member.End
+		}
+		if len(period) > 0 {
+			one["period"] = period
+		}
+		list = append(list, one)
+	}
+	encoded, err := json.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := fmt.Sprintf(`"id":%q,"active":%t,"actual":%t`, group.ID, !group.Inactive, !group.Definitional)
+	body := `"characteristic":[{"member":[{"entity":{"reference":"Patient/not-a-member"}}]}],"member":` + string(encoded)
+	if n%2 == 1 {
+		head, body = body, head
+	}
+	return `{"resourceType":"Group",` + head + "," + body + "}"
+}
+
+// PITFALLS 6, on the member list: what is held does not grow with the group.
+func TestAMillionMembersAreNotHeld(t *testing.T) {
+	const many = 1_000_000
+	pool := open(t)
+	exec(t, pool, "INSERT INTO directory_group (id, exportable) VALUES ('big', true), ('small', true)")
+	exec(t, pool, `INSERT INTO directory_member (group_id, patient, inactive)
+		SELECT 'big', '00000000-0000-0000-0000-' || lpad(n::text, 12, '0'), n > $1 FROM generate_series(1, $1 + 10) AS n`, many)
+	exec(t, pool, "INSERT INTO directory_member (group_id, patient) VALUES ('small', 'p')")
+	groups := pgdir.NewGroups(pool, now)
+
+	heap := func() uint64 {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	before, most, n := heap(), uint64(0), 0
+	err := groups.Members(t.Context(), "big", func(id string) error {
+		if n++; n%(many/10) == 0 {
+			most = max(most, heap())
+		}
+		return nil
+	})
+	if err != nil || n != many {
+		t.Fatalf("%d members, want %d, error %v", n, many, err)
+	}
+	if most > before+1<<20 {
+		t.Errorf("the heap grew from %d to %d bytes while %d members were streamed", before, most, many)
+	}
+	expect(t, pool, "small", "p")
+
+	// Whoever has enough of a stream gives its connection back.
+	enough := errors.New("enough")
+	for range pool.Config().MaxConns + 1 {
+		if err := groups.Members(t.Context(), "big", func(string) error { return enough }); err != enough { //nolint:errorlint // as it is
+			t.Fatal(err)
+		}
+	}
+}
+
+// A stream is of one instant, whatever is loaded meanwhile.
+func TestMembersAreOfOneSnapshot(t *testing.T) {
+	const many = 50_000 // more than fits between the server and the reader
+	pool := open(t)
+	var before, after []string
+	for n := range many {
+		before = append(before, fmt.Sprintf("before-%d", n))
+		after = append(after, fmt.Sprintf("after-%d", n))
+	}
+	load(t, pool, false, group(t, "g", "", before...))
+	n := 0
+	err := pgdir.NewGroups(pool, now).Members(t.Context(), "g", func(id string) error {
+		if n == 0 {
+			load(t, pool, false, group(t, "g", "", after...))
+		}
+		if n++; !strings.HasPrefix(id, "before-") {
+			return fmt.Errorf("%s came", id)
+		}
+		return nil
+	})
+	if err != nil || n != many {
+		t.Errorf("%d members, want %d, error %v", n, many, err)
+	}
+	n = 0
+	err = pgdir.NewGroups(pool, now).Members(t.Context(), "g", func(id string) error {
+		if n++; !strings.HasPrefix(id, "after-") {
+			return fmt.Errorf("%s came", id)
+		}
+		return nil
+	})
+	if err != nil || n != many {
+		t.Errorf("%d members afterwards, want %d, error %v", n, many, err)
+	}
+}
+
+func TestOutages(t *testing.T) {
+	ask := func(t *testing.T, url, text string) {
+		pool := connect(t, url)
+		groups, access := pgdir.NewGroups(pool, now), pgdir.NewAccess(pool)
+		for name, call := range map[string]func() error{
+			"Exists":  func() error { return groups.Exists(t.Context(), "g") },
+			"Members": func() error { return groups.Members(t.Context(), "g", func(string) error { return nil }) },
+			"Grant": func() error {
+				grant, err := access.Grant(t.Context(), export.Owner{Issuer: "i", Subject: "s"})
+				if grant.Types.Has("Patient") || grant.Groups.Has("g") || grant.Patients.Has("p") {
+					t.Error("the grant allows something")
+				}
+				return err
+			},
+		} {
+			if err := call(); !errors.Is(err, export.ErrUnavailable) || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %v, want ErrUnavailable and %q", name, err, text)
+			}
+		}
+		if groups.Check(t.Context()) == nil || access.Check(t.Context()) == nil {
+			t.Error("the checks find nothing wrong")
+		}
+	}
+	t.Run("nobody listens", func(t *testing.T) {
+		ask(t, "postgres://u:hunter2@127.0.0.1:1/none?sslmode=disable", "")
+	})
+	t.Run("not migrated", func(t *testing.T) { ask(t, testenv.Postgres(t), "sluice admin migrate") })
+	t.Run("in order", func(t *testing.T) {
+		pool := open(t)
+		if err := errors.Join(pgdir.NewGroups(pool, now).Check(t.Context()), pgdir.NewAccess(pool).Check(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func BenchmarkMembers(b *testing.B) {
+	const many = 1_000_000
+	pool := open(b)
+	exec(b, pool, "INSERT INTO directory_group (id, exportable) VALUES ('big', true)")
+	exec(b, pool, `INSERT INTO directory_member (group_id, patient)
+		SELECT 'big', '00000000-0000-0000-0000-' || lpad(n::text, 12, '0') FROM generate_series(1, $1::int) AS n`, many)
+	groups := pgdir.NewGroups(pool, now)
+	for b.Loop() {
+		n := 0
+		if err := groups.Members(b.Context(), "big", func(string) error { n++; return nil }); err != nil || n != many {
+			b.Fatal(n, err)
+		}
+	}
+}

@@ -1,0 +1,437 @@
+package pgdir_test
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// A line that is no Group is a problem, nothing of it stays, and the rest goes in.
+func TestMalformedLines(t *testing.T) {
+	pool := open(t)
+	load(t, pool, false, group(t, "g2", "", "kept"))
+	good := group(t, "g1", "", "p1")
+	member := func(m string) string {
+		return `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/20391"}},` + m + `]}`
+	}
+	l := begin(t, pool)
+	for name, line := range map[string]string{
+		"nothing":              ``,
+		"no JSON":              `not JSON`,
+		"half a resource":      good[:60],
+		"half a member":        good[:len(good)-8],
+		"an array":             `[` + good + `]`,
+		"two resources":        good + good,
+		"not UTF-8":            strings.Replace(good, "p1", "\xff", 1),
+		"another type":         `{"resourceType":"Patient","id":"20391"}`,
+		"no id":                `{"resourceType":"Group","member":[{"entity":{"reference":"Patient/20391"}}]}`,
+		"id not FHIR":          `{"resourceType":"Group","id":"../20391"}`,
+		"id twice":             `{"resourceType":"Group","id":"g2","id":"g3"}`,
+		"active twice":         `{"resourceType":"Group","id":"g2","active":false,"active":true}`,
+		"member twice":         `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/a"}}],"member":[]}`,
+		"active behind":        `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/a"}}],"active":"no"}`,
+		"member an object":     `{"resourceType":"Group","id":"g2","member":{"entity":{"reference":"Patient/20391"}}}`,
+		"a member a string":    member(`"Patient/20391"`),
+		"a reference a number": member(`{"entity":{"reference":20391}}`),
+		"inactive a string":    member(`{"entity":{"reference":"Patient/20391"},"inactive":"true"}`),
+		"period no date":       member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"yesterday"}}`),
+		"period an odd date":   member(`{"entity":{"reference":"Patient/20391"},"period":{"start":"2026-02-30"}}`),
+		"no patient's period":  member(`{"entity":{"reference":"Device/20391"},"period":{"start":"2026-02-30"}}`),
+	} {
+		err := l.Add(t.Context(), []byte(line))
+		var problem *pgdir.Problem
+		if !errors.As(err, &problem) || err.Error() == "" || strings.Contains(err.Error(), "20391") {
+			t.Errorf("%s: got %v, want a Problem that quotes nothing", name, err)
+		}
+	}
+	add(t, l, good)
+	if n := one[int](t, pool, "SELECT count(*) FROM "+stagedMembers(t, pool)); n != 1 {
+		t.Errorf("%d members are staged, want the one of the good line", n)
+	}
+	if err := seal(t, pool, l, false); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, pool, "g1", "p1")
+	expect(t, pool, "g2", "kept")
+
+	l = begin(t, pool)
+	add(t, l, good)
+	if err := l.Add(t.Context(), []byte("no JSON")); err == nil {
+		t.Error("taken")
+	}
+	// Nobody knows whether the line was g2.
+	if err := seal(t, pool, l, true); err == nil || !strings.Contains(err.Error(), "cannot be read") {
+		t.Errorf("deleting what is missing after a problem: %v", err)
+	}
+	expect(t, pool, "g2", "kept")
+}
+
+func stagedMembers(t *testing.T, pool *pgxpool.Pool) string {
+	t.Helper()
+	return "directory_stage." + one[string](t, pool,
+		"SELECT tablename FROM pg_tables WHERE schemaname = 'directory_stage' AND tablename LIKE 'member%'")
+}
+
+// rows describes what is stored of a group's members, with the place of each row: it changes when a row is written.
+func rows(t *testing.T, pool *pgxpool.Pool, id string) map[string]string {
+	t.Helper()
+	found, err := pool.Query(t.Context(), `SELECT patient || ' ' || starts || ' ' || ends || ' ' || inactive,
+		ctid || ' ' || xmin || ' ' || joined FROM directory_member WHERE group_id = $1`, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := map[string]string{}
+	var key, value string
+	if _, err := pgx.ForEachRow(found, []any{&key, &value}, func() error { stored[key] = value; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return stored
+}
+
+func joined(t *testing.T, pool *pgxpool.Pool, id string) map[string]time.Time {
+	t.Helper()
+	known := map[string]time.Time{}
+	err := pgdir.NewGroups(pool, now).Roll(t.Context(), id, func(m pgdir.Member) error {
+		known[m.Patient] = m.Joined
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return known
+}
+
+func TestLoadingAgain(t *testing.T) {
+	pool := open(t)
+	ended := `{"entity":{"reference":"Patient/ends"},"period":{"end":"2027"}}`
+	first := group(t, "g", "2026-01-01T00:00:00Z", "stays", "leaves", "rests", ended)
+	load(t, pool, false, first, group(t, "other", "", "p1"))
+	expect(t, pool, "g", "ends", "leaves", "rests", "stays")
+	was, wasJoined := rows(t, pool, "g"), joined(t, pool, "g")
+	head := one[string](t, pool, "SELECT ctid || ' ' || xmin FROM directory_group WHERE id = 'other'")
+
+	load(t, pool, false, first, group(t, "other", "", "p1"))
+	for key, row := range rows(t, pool, "g") {
+		if was[key] != row {
+			t.Error("a row was written that stays as it is")
+		}
+	}
+	if now := one[string](t, pool, "SELECT ctid || ' ' || xmin FROM directory_group WHERE id = 'other'"); now != head {
+		t.Errorf("a group that stays as it is went from %s to %s", head, now)
+	}
+
+	ended = `{"entity":{"reference":"Patient/ends"},"period":{"start":"2020","end":"2028"}}`
+	rests := `{"entity":{"reference":"Patient/rests"},"inactive":true}`
+	load(t, pool, false, group(t, "g", "2026-01-02T00:00:00Z", "stays", "comes", rests, ended, "stays"))
+	expect(t, pool, "g", "comes", "ends", "stays")
+	expect(t, pool, "other", "p1") // it was not in the load
+	is := joined(t, pool, "g")
+	for _, patient := range []string{"stays", "ends", "rests"} {
+		if !is[patient].Equal(wasJoined[patient]) {
+			t.Errorf("%s joined at %s, now it says %s", patient, wasJoined[patient], is[patient])
+		}
+	}
+	if !is["comes"].After(wasJoined["stays"]) {
+		t.Errorf("comes joined at %s, not after %s", is["comes"], wasJoined["stays"])
+	}
+	if _, there := is["leaves"]; there {
+		t.Error("who left is still known")
+	}
+	if len(rows(t, pool, "g")) != 4 {
+		t.Errorf("rows %v, want 4", rows(t, pool, "g"))
+	}
+
+	// Who left and comes back joins anew.
+	load(t, pool, false, group(t, "g", "2026-01-03T00:00:00Z", "stays", "leaves"))
+	if back := joined(t, pool, "g")["leaves"]; !back.After(is["comes"]) {
+		t.Errorf("who came back joined at %s, want after %s", back, is["comes"])
+	}
+}
+
+// Of one group the newest version counts, on a tie the one that comes later, in a load and over loads.
+func TestVersionsOfAGroup(t *testing.T) {
+	const early, late = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00.5+01:00"
+	for name, test := range map[string]struct {
+		lines []string
+		want  string
+	}{
+		"newest first":       {[]string{group(t, "g", late, "new"), group(t, "g", early, "old")}, "new"},
+		"newest last":        {[]string{group(t, "g", early, "old"), group(t, "g", late, "new")}, "new"},
+		"a tie":              {[]string{group(t, "g", late, "old"), group(t, "g", late, "new")}, "new"},
+		"no dates":           {[]string{group(t, "g", "", "old"), group(t, "g", "", "new")}, "new"},
+		"a date and no date": {[]string{group(t, "g", early, "new"), group(t, "g", "", "old")}, "new"},
+		"no date and a date": {[]string{group(t, "g", "", "old"), group(t, "g", early, "new")}, "new"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pool := open(t)
+			load(t, pool, false, test.lines...)
+			expect(t, pool, "g", test.want)
+			exec(t, pool, "TRUNCATE directory_group, directory_member")
+			for _, line := range test.lines {
+				load(t, pool, true, line)
+			}
+			expect(t, pool, "g", test.want)
+		})
+	}
+	t.Run("one that cannot be exported", func(t *testing.T) {
+		pool := open(t)
+		load(t, pool, false, group(t, "g", early, "p"))
+		load(t, pool, false, strings.Replace(group(t, "g", late, "p"), `"active":true`, `"active":false`, 1))
+		expectNone(t, pool, "g")
+	})
+}
+
+func TestDeleteMissing(t *testing.T) {
+	pool := open(t)
+	both := []string{group(t, "g1", "", "p1"), group(t, "g2", "", "p2")}
+	load(t, pool, false, both...)
+	load(t, pool, false, both[0])
+	expect(t, pool, "g2", "p2")
+	load(t, pool, true) // without any group it is not about groups
+	expect(t, pool, "g2", "p2")
+	load(t, pool, true, both[0])
+	expect(t, pool, "g1", "p1")
+	expectNone(t, pool, "g2")
+	if n := one[int](t, pool, "SELECT count(*) FROM directory_member"); n != 1 {
+		t.Errorf("%d members are stored, want 1", n)
+	}
+}
+
+func TestWhatIsNotSealedIsNotSeen(t *testing.T) {
+	pool := open(t)
+	load(t, pool, false, group(t, "g", "", "p1"))
+	l := begin(t, pool)
+	add(t, l, group(t, "g", "", "p2"), group(t, "h", ""))
+	expect(t, pool, "g", "p1")
+	broken := errors.New("broken")
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		if err := l.Seal(t.Context(), tx, true); err != nil {
+			return err
+		}
+		expect(t, pool, "g", "p1") // readers do not wait
+		return broken
+	})
+	if !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	expect(t, pool, "g", "p1")
+	expectNone(t, pool, "h")
+	if err := seal(t, pool, l, true); err != nil { // a second try is one
+		t.Fatal(err)
+	}
+	expect(t, pool, "g", "p2")
+	expect(t, pool, "h")
+	if err := l.Close(t.Context()); err != nil {
+		t.Errorf("a second Close: %v", err)
+	}
+	if n := one[int](t, pool, "SELECT count(*) FROM pg_tables WHERE schemaname = 'directory_stage'"); n != 0 {
+		t.Errorf("%d tables are left", n)
+	}
+}
+
+func TestLoadsTakeTurns(t *testing.T) {
+	pool := open(t)
+	killed := begin(t, pool)
+	add(t, killed, group(t, "g", "", "p1"))
+	if _, err := pgdir.BeginLoad(t.Context(), pool); !errors.Is(err, pgdir.ErrBusy) {
+		t.Fatalf("a second load: %v, want ErrBusy", err)
+	}
+	// The server ends the session of the first one, as when its machine is gone.
+	exec(t, pool, "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+	next := begin(t, pool)
+	add(t, next, group(t, "g", "", "p2"))
+	var problem *pgdir.Problem
+	if err := killed.Add(t.Context(), []byte(group(t, "h", "", "p1"))); err == nil || errors.As(err, &problem) {
+		t.Errorf("a load that lost its turn goes on: %v", err)
+	}
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return killed.Seal(t.Context(), tx, true) })
+	if err == nil {
+		t.Error("a load that lost its turn is sealed")
+	}
+	if err := killed.Close(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("closing without a session: %v", err)
+	}
+	if err := seal(t, pool, next, false); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, pool, "g", "p2")
+}
+
+// A crash of the server empties what is staged: it must not be taken for a load of few groups.
+func TestWhatWasStagedIsGone(t *testing.T) {
+	pool := open(t)
+	load(t, pool, false, group(t, "g", "", "p1"))
+	l := begin(t, pool)
+	add(t, l, group(t, "g", "", "p1"), group(t, "h", "", "p1"))
+	members := stagedMembers(t, pool)
+	exec(t, pool, "TRUNCATE "+members+", "+strings.Replace(members, "member_", "group_", 1))
+	if err := seal(t, pool, l, true); err == nil || !strings.Contains(err.Error(), "0 of 2") {
+		t.Errorf("sealed: %v", err)
+	}
+	expect(t, pool, "g", "p1")
+}
+
+func TestAddingAtOnce(t *testing.T) {
+	const groups, people = 40, 200
+	pool := open(t)
+	l := begin(t, pool)
+	var all sync.WaitGroup
+	for n := range 8 {
+		all.Go(func() {
+			for g := n; g < groups; g += 8 {
+				var ids []string
+				for p := range people {
+					ids = append(ids, fmt.Sprintf("%d-%d", g, p))
+				}
+				if err := l.Add(t.Context(), []byte(group(t, fmt.Sprintf("g%d", g), "", ids...))); err != nil {
+					t.Error(err)
+				}
+				var problem *pgdir.Problem
+				if err := l.Add(t.Context(), []byte("no JSON")); !errors.As(err, &problem) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if err := seal(t, pool, l, false); err != nil {
+		t.Fatal(err)
+	}
+	list, err := pgdir.NewGroups(pool, now).List(t.Context())
+	if err != nil || len(list) != groups {
+		t.Fatalf("%d groups, want %d, error %v", len(list), groups, err)
+	}
+	for _, g := range list {
+		if g.Members != people || g.Current != people || !g.Exportable {
+			t.Errorf("group %+v, want %d members", g, people)
+		}
+	}
+}
+
+// What a load holds does not grow with the group, apart from the line.
+func TestStagingHoldsNoMembers(t *testing.T) {
+	const many = 150_000
+	pool := open(t)
+	line := []byte(group(t, "big", "", numbered(many)...))
+	l := begin(t, pool)
+	heap := func() uint64 {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	before, most := heap(), uint64(0)
+	done := make(chan error)
+	go func() { done <- l.Add(t.Context(), line) }()
+	for looks := 0; ; looks++ {
+		most = max(most, heap())
+		select {
+		case err := <-done:
+			if err != nil || looks < 3 {
+				t.Fatalf("added after %d looks: %v", looks, err)
+			}
+		default:
+			continue
+		}
+		break
+	}
+	// The line's members in memory would be several times the line; what is thrown away meanwhile counts, too.
+	if most > before+uint64(len(line))/2 {
+		t.Errorf("the heap grew from %d to %d while a line of %d bytes was staged", before, most, len(line))
+	}
+	if err := seal(t, pool, l, false); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(members(t, pgdir.NewGroups(pool, now), "big")); n != many {
+		t.Errorf("%d members, want %d", n, many)
+	}
+}
+
+// Operators and loads that change one group at once: whatever comes out, it is what one after the other would give, and
+// nobody is left in a group that is gone.
+func TestLoadsAndOperatorsAtOnce(t *testing.T) {
+	pool := open(t)
+	groups := pgdir.NewGroups(pool, now)
+	var all sync.WaitGroup
+	for n := range 4 {
+		all.Go(func() {
+			for i := range 10 {
+				_, err := groups.Create(t.Context(), "g", these("created"))
+				if err != nil && !errors.Is(err, pgdir.ErrGroupExists) {
+					t.Error(err)
+				}
+				id := fmt.Sprintf("%d-%d", n, i)
+				if _, err := groups.Add(t.Context(), "g", these(id, id)); err != nil && !isNoGroup(err) {
+					t.Error(err)
+				}
+				if _, err := groups.Remove(t.Context(), "g", these("created", id)); err != nil && !isNoGroup(err) {
+					t.Error(err)
+				}
+				if n == 0 {
+					if err := groups.Delete(t.Context(), "g"); err != nil && !isNoGroup(err) {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	all.Go(func() {
+		for range 10 {
+			load(t, pool, true, group(t, "g", "", "loaded"))
+		}
+	})
+	all.Wait()
+	if err := groups.Delete(t.Context(), "g"); err != nil && !isNoGroup(err) {
+		t.Fatal(err)
+	}
+	if n := one[int](t, pool, "SELECT count(*) FROM directory_member"); n != 0 {
+		t.Errorf("%d members outlive their group", n)
+	}
+	load(t, pool, false, group(t, "g", "", "loaded"))
+	if got := members(t, groups, "g"); !slices.Equal(got, []string{"loaded"}) {
+		t.Errorf("members %q", got)
+	}
+}
+
+func numbered(many int) []string {
+	ids := make([]string, many)
+	for n := range ids {
+		ids[n] = fmt.Sprintf("00000000-0000-0000-0000-%012d", n)
+	}
+	return ids
+}
+
+// BenchmarkLoad brings a group of a million in, the same again, and with a thousand other members.
+func BenchmarkLoad(b *testing.B) {
+	const many = 1_000_000
+	pool := open(b)
+	ids := numbered(many + 1000)
+	versions := []string{group(b, "big", "", ids[:many]...), group(b, "big", "", ids[1000:]...)}
+	b.Run("new", func(b *testing.B) {
+		for b.Loop() {
+			exec(b, pool, "TRUNCATE directory_group, directory_member")
+			load(b, pool, false, versions[0])
+		}
+	})
+	b.Run("unchanged", func(b *testing.B) {
+		for b.Loop() {
+			load(b, pool, false, versions[0])
+		}
+	})
+	b.Run("changed", func(b *testing.B) {
+		for n := 0; b.Loop(); n++ {
+			load(b, pool, false, versions[(n+1)%2])
+		}
+	})
+}
