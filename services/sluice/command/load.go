@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/postgres"
 	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/services/sluice/intake"
@@ -49,17 +49,17 @@ nothing: run it again.`,
 			if opts.history < 0 {
 				return usage("--history must not be negative")
 			}
-			if opts.database == "" {
-				opts.database = os.Getenv("SLUICE_DATABASE_URL")
+			url, err := databaseURL(opts.database)
+			if err != nil {
+				return err
 			}
-			if opts.database == "" {
-				return usage("--database or SLUICE_DATABASE_URL must say where the store is")
-			}
+			opts.database = url
 			return a.runLoad(ctx, opts, paths)
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&opts.database, "database", "", "URL of the database; default: the variable SLUICE_DATABASE_URL")
+	f.StringVar(&opts.database, "database", "",
+		"URL of the database; default: SLUICE_DATABASE_URL or the file that SLUICE_DATABASE_URL_FILE names")
 	f.BoolVar(&opts.deleteMissing, "delete-missing", false,
 		"the files are all there is of the types in them: delete what is not there")
 	f.DurationVar(&opts.history, "history", 7*24*time.Hour,
@@ -91,8 +91,13 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, load.Close(context.WithoutCancel(ctx))) }()
+	groups, err := pgdir.BeginLoad(ctx, pool)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, groups.Close(context.WithoutCancel(ctx))) }()
 
-	summary, err := a.readInto(ctx, load, files)
+	summary, err := a.readInto(ctx, load, groups, files)
 	if err != nil {
 		return err
 	}
@@ -102,7 +107,7 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 	}
 	read := a.now().Sub(began)
 	a.say("read in %s; sorting in\n", read.Round(time.Millisecond))
-	merged, err := load.Seal(ctx, nil)
+	merged, err := load.Seal(ctx, groups.Sealing(opts.deleteMissing))
 	if err != nil {
 		return err
 	}
@@ -117,7 +122,9 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 }
 
 // readInto stages what the files hold.
-func (a *app) readInto(ctx context.Context, load *sourcepg.Load, files []intake.File) (intake.Summary, error) {
+func (a *app) readInto(
+	ctx context.Context, load *sourcepg.Load, groups *pgdir.Load, files []intake.File,
+) (intake.Summary, error) {
 	var total int64
 	for _, file := range files {
 		total += file.Size
@@ -128,8 +135,14 @@ func (a *app) readInto(ctx context.Context, load *sourcepg.Load, files []intake.
 	var done int64
 	return intake.Read(ctx, files, intake.Sink{
 		Resources: load.Stage,
-		Group:     func(context.Context, []byte) (problem, err error) { return nil, nil },
-		Problem:   func(place, what string) { a.say("%s: %s\n", place, what) },
+		Group: func(ctx context.Context, line []byte) (problem, err error) {
+			var told *pgdir.Problem
+			if err = groups.Add(ctx, line); errors.As(err, &told) {
+				return told, nil
+			}
+			return nil, err
+		},
+		Problem: func(place, what string) { a.say("%s: %s\n", place, what) },
 		Progress: func(bytes int64) {
 			mu.Lock()
 			defer mu.Unlock()

@@ -58,7 +58,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	//nolint:contextcheck // commands take their context from cobra, which gets it below
-	root.AddCommand(a.export(), a.token(), a.load(), a.synth(), a.verify(), a.version())
+	root.AddCommand(a.export(), a.token(), a.load(), a.synth(), a.verify(), a.version(), a.admin())
 
 	err := root.ExecuteContext(ctx)
 	var wrong usageError

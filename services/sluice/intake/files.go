@@ -40,17 +40,17 @@ func Find(paths []string) ([]File, error) {
 	}
 	seen := map[string]bool{}
 	for _, file := range files {
-		real, err := filepath.EvalSymlinks(file.Path)
+		origin, err := filepath.EvalSymlinks(file.Path)
 		if err == nil {
-			real, err = filepath.Abs(real)
+			origin, err = filepath.Abs(origin)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("look for files: %w", err)
 		}
-		if seen[real] {
+		if seen[origin] {
 			return nil, fmt.Errorf("%s is named twice", file.Path)
 		}
-		seen[real] = true
+		seen[origin] = true
 	}
 	if len(files) == 0 {
 		return nil, errors.New("no files are named")

@@ -1,0 +1,250 @@
+package command
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+const membersHelp = `
+
+Patients are named by their ids, as arguments or with --file, one a line ("-" is standard input), any number of them.
+One id that is none, and nothing is changed.`
+
+func (a *app) group(flags *adminFlags) *cobra.Command {
+	return family("group", "Look after groups and their members",
+		`Group looks after the groups of the database: the patients that can be exported together. A load that brings a group
+replaces all of it, what was done to its members by hand included.`,
+		a.groupList(flags), a.groupShow(flags), a.groupDelete(flags),
+		a.groupMembers(flags, "create", "Make a group", `Create makes a group that can be exported, also one without members.`,
+			"created the group %s with %d members\n", (*pgdir.Groups).Create),
+		a.groupMembers(flags, "add", "Add members to a group",
+			`Add makes patients members from now on, without end. Those who are stay as they are.`,
+			"group %s: added %d members\n", (*pgdir.Groups).Add),
+		a.groupMembers(flags, "remove", "Remove members from a group",
+			`Remove makes a group forget patients, also when they joined. Those whom it does not know are passed over.`,
+			"group %s: removed %d members\n", (*pgdir.Groups).Remove),
+	)
+}
+
+// groupOutput is a group as JSON.
+type groupOutput struct {
+	ID          string         `json:"id"`
+	Exportable  bool           `json:"exportable"`
+	LastUpdated *time.Time     `json:"last_updated,omitempty"`
+	Known       int64          `json:"known"`
+	Members     int64          `json:"members"`
+	Roll        []memberOutput `json:"roll,omitempty"`
+}
+
+type memberOutput struct {
+	Patient string    `json:"patient"`
+	Joined  time.Time `json:"joined"`
+	Member  bool      `json:"member"` // now
+}
+
+func groupJSON(g pgdir.Group) groupOutput {
+	return groupOutput{
+		ID: g.ID, Exportable: g.Exportable, LastUpdated: g.LastUpdated, Known: g.Members, Members: g.Current,
+	}
+}
+
+func groupRow(g pgdir.Group) []string {
+	exportable, updated := "yes", "-"
+	if !g.Exportable {
+		exportable = "no"
+	}
+	if g.LastUpdated != nil {
+		updated = instant(*g.LastUpdated)
+	}
+	return []string{g.ID, strconv.FormatInt(g.Current, 10), strconv.FormatInt(g.Members, 10), exportable, updated}
+}
+
+var groupHeading = []string{"group", "members", "known", "exportable", "last updated"}
+
+func (a *app) groupList(flags *adminFlags) *cobra.Command {
+	return askJSON(&cobra.Command{
+		Use:   "list",
+		Short: "List the groups",
+		Long: `List lists every group: how many members it has now, how many patients it knows (also inactive ones and those whose
+period does not cover the present), whether it can be exported, and the meta.lastUpdated of what was loaded.`,
+		Args: cobra.NoArgs,
+		RunE: a.run(func(ctx context.Context, _ []string) error {
+			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
+				list, err := groups.List(ctx)
+				if err != nil {
+					return err
+				}
+				output, rows := []groupOutput{}, [][]string{groupHeading}
+				for _, group := range list {
+					output, rows = append(output, groupJSON(group)), append(rows, groupRow(group))
+				}
+				if flags.json {
+					return a.printJSON(output)
+				}
+				return a.printColumns(rows)
+			})
+		}),
+	}, flags)
+}
+
+func (a *app) groupShow(flags *adminFlags) *cobra.Command {
+	var members bool
+	cmd := askJSON(&cobra.Command{
+		Use:   "show GROUP",
+		Short: "Show a group",
+		Long: `Show shows a group as list does. With --members it prints the ids of the patients who are members now, one a line,
+and nothing else; with --json as well it prints everybody that the group knows, and since when.`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.run(func(ctx context.Context, args []string) error {
+			if err := checkGroup(args[0]); err != nil {
+				return err
+			}
+			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
+				group, err := groups.Show(ctx, args[0])
+				switch {
+				case err != nil:
+					return named(args[0], err)
+				case members && !flags.json:
+					return a.printMembers(ctx, groups, group.ID)
+				case !flags.json:
+					return a.printColumns([][]string{groupHeading, groupRow(group)})
+				}
+				output := groupJSON(group)
+				if members {
+					err = groups.Roll(ctx, group.ID, func(m pgdir.Member) error {
+						output.Roll = append(output.Roll, memberOutput{Patient: m.Patient, Joined: m.Joined.UTC(), Member: m.Current})
+						return nil
+					})
+				}
+				if err != nil {
+					return err
+				}
+				return a.printJSON(output)
+			})
+		}),
+	}, flags)
+	cmd.Flags().BoolVar(&members, "members", false, "print the ids of the patients")
+	return cmd
+}
+
+func (a *app) printMembers(ctx context.Context, groups *pgdir.Groups, groupID string) error {
+	w := bufio.NewWriter(a.stdout)
+	err := groups.Roll(ctx, groupID, func(m pgdir.Member) error {
+		if !m.Current {
+			return nil
+		}
+		if _, err := w.WriteString(m.Patient + "\n"); err != nil {
+			return fmt.Errorf("write the result: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
+}
+
+func (a *app) groupDelete(flags *adminFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "delete GROUP",
+		Short: "Delete a group and all that it knows",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.run(func(ctx context.Context, args []string) error {
+			if err := checkGroup(args[0]); err != nil {
+				return err
+			}
+			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
+				if err := groups.Delete(ctx, args[0]); err != nil {
+					return named(args[0], err)
+				}
+				return a.print("deleted the group " + args[0] + "\n")
+			})
+		}),
+	}
+}
+
+// groupMembers is a command that takes a group and patients.
+func (a *app) groupMembers(
+	flags *adminFlags, name, short, long, done string,
+	change func(*pgdir.Groups, context.Context, string, pgdir.Patients) (int64, error),
+) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   name + " GROUP [PATIENT...]",
+		Short: short,
+		Long:  long + membersHelp,
+		Args:  cobra.MinimumNArgs(1),
+		RunE: a.run(func(ctx context.Context, args []string) error {
+			groupID, ids := args[0], args[1:]
+			if err := checkGroup(groupID); err != nil {
+				return err
+			}
+			if len(ids) == 0 && file == "" && name != "create" {
+				return usage("which patients? Name them, or a file of them with --file")
+			}
+			for i, id := range ids {
+				if !fhir.IsID(id) {
+					return usage("PATIENT number %d is not a FHIR id", i+1)
+				}
+			}
+			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
+				changed, err := change(groups, ctx, groupID, patients(ids, file))
+				if err != nil {
+					return named(groupID, err)
+				}
+				return a.print(fmt.Sprintf(done, groupID, changed))
+			})
+		}),
+	}
+	cmd.Flags().StringVar(&file, "file", "", `file of patient ids, one a line; "-" is standard input`)
+	return cmd
+}
+
+// patients yields the ids of the arguments, which are checked, and then of the file, if one is named.
+func patients(ids []string, file string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for id := range slices.Values(ids) {
+			if !yield(id, nil) {
+				return
+			}
+		}
+		if file == "" {
+			return
+		}
+		for id, err := range checked(lines(file), fhir.IsID[string], "the ids in "+place(file), "a FHIR id") {
+			if !yield(id, err) {
+				return
+			}
+		}
+	}
+}
+
+func checkGroup(id string) error {
+	if !fhir.IsID(id) {
+		return usage("GROUP is not a FHIR id")
+	}
+	return nil
+}
+
+// named puts the group's id to errors that do not hold it.
+func named(groupID string, err error) error {
+	if errors.Is(err, directory.ErrNoGroup) || errors.Is(err, pgdir.ErrGroupExists) {
+		return fmt.Errorf("%s: %w", groupID, err)
+	}
+	return err
+}

@@ -1,0 +1,312 @@
+package command
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// console runs the commands of an operator on a database of the test's own.
+type console struct {
+	t   *testing.T
+	url string
+}
+
+func newConsole(t *testing.T) console {
+	t.Helper()
+	for _, name := range []string{"SLUICE_DATABASE_URL", "SLUICE_DATABASE_URL_FILE"} {
+		t.Setenv(name, "")
+	}
+	c := console{t: t, url: testenv.Postgres(t)}
+	c.ok("migrate")
+	return c
+}
+
+// ok runs a command that works and returns what it prints.
+func (c console) ok(args ...string) string {
+	c.t.Helper()
+	code, stdout, stderr := run(c.t, append([]string{"admin", "--database", c.url}, args...)...)
+	if code != ExitGood || stderr != "" {
+		c.t.Fatalf("%q: exit %d: %s", args, code, stderr)
+	}
+	return stdout
+}
+
+// fails runs a command that does not, and checks its exit code and what it says.
+func (c console) fails(code int, says string, args ...string) {
+	c.t.Helper()
+	got, stdout, stderr := run(c.t, append([]string{"admin", "--database", c.url}, args...)...)
+	if got != code || stdout != "" || !strings.Contains(stderr, says) {
+		c.t.Errorf("%q: exit %d, %q, %q; want exit %d and %q", args, got, stdout, stderr, code, says)
+	}
+	if strings.Contains(stderr, "20391") {
+		c.t.Errorf("%q: said %q, which holds an id", args, stderr)
+	}
+}
+
+// members returns who is in a group.
+func (c console) members(group string) []string {
+	c.t.Helper()
+	return strings.Fields(c.ok("group", "show", group, "--members"))
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func decode[T any](t *testing.T, text string) (value T) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), &value); err != nil {
+		t.Fatalf("%q: %v", text, err)
+	}
+	return value
+}
+
+func TestAdminMigrate(t *testing.T) {
+	c := newConsole(t)
+	if got := c.ok("migrate"); !strings.HasPrefix(got, "the schema has version ") {
+		t.Errorf("printed %q", got)
+	}
+	// The database is where the variable or the file says when the flag says nothing.
+	for name, value := range map[string]string{
+		"SLUICE_DATABASE_URL": c.url, "SLUICE_DATABASE_URL_FILE": write(t, c.url+"\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(name, value)
+			if code, _, stderr := run(t, "admin", "group", "list"); code != ExitGood {
+				t.Errorf("exit %d: %s", code, stderr)
+			}
+		})
+	}
+	t.Setenv("SLUICE_DATABASE_URL_FILE", "/nowhere/hunter2")
+	code, _, stderr := run(t, "admin", "group", "list")
+	if code != ExitUsage || !strings.Contains(stderr, "SLUICE_DATABASE_URL_FILE") || strings.Contains(stderr, "hunter2") {
+		t.Errorf("a file that is not there: exit %d, %s", code, stderr)
+	}
+	t.Setenv("SLUICE_DATABASE_URL", c.url)
+	if code, _, stderr := run(t, "admin", "group", "list"); code != ExitUsage || !strings.Contains(stderr, "both set") {
+		t.Errorf("two places: exit %d, %s", code, stderr)
+	}
+}
+
+func TestAdminWithoutADatabase(t *testing.T) {
+	empty := console{t: t, url: testenv.Postgres(t)}
+	empty.fails(ExitFailure, "run sluice admin migrate", "group", "list")
+	nowhere := console{t: t, url: "postgres://u:hunter2@127.0.0.1:1/d"}
+	nowhere.fails(ExitFailure, "", "migrate")
+	nonsense := console{t: t, url: "mysql://20391"}
+	nonsense.fails(ExitFailure, "PostgreSQL", "migrate")
+	nonsense.fails(ExitFailure, "PostgreSQL", "grant", "list")
+	for _, name := range []string{"SLUICE_DATABASE_URL", "SLUICE_DATABASE_URL_FILE"} {
+		t.Setenv(name, "")
+	}
+	nothing := console{t: t}
+	for _, args := range [][]string{{"migrate"}, {"group", "list"}, {"grant", "list"}} {
+		nothing.fails(ExitUsage, "--database or SLUICE_DATABASE_URL", args...)
+	}
+}
+
+func TestAdminGroup(t *testing.T) {
+	c := newConsole(t)
+	if got := c.ok("group", "list", "--json"); got != "[]\n" {
+		t.Errorf("no groups are printed as %q", got)
+	}
+	if got, want := c.ok("group", "create", "g1", "p1", "p2", "p1"), "created the group g1 with 2 members\n"; got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+	c.ok("group", "create", "empty")
+	var many []string
+	for n := range 20_000 {
+		many = append(many, fmt.Sprintf("m%05d", n))
+	}
+	file := write(t, strings.Join(many, "\n")+"\n\n  p1 \r\n")
+	if got, want := c.ok("group", "add", "g1", "p3", "--file", file), "group g1: added 20001 members\n"; got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+	if got := c.members("g1"); len(got) != 20_003 || !slices.Contains(got, "p3") {
+		t.Errorf("%d members, want 20003", len(got))
+	}
+	stdin, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func(was *os.File) { os.Stdin = was; stdin.Close() }(os.Stdin)
+	os.Stdin = stdin
+	if got, want := c.ok("group", "remove", "g1", "--file", "-"), "group g1: removed 20001 members\n"; got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+	if got := c.members("g1"); !slices.Equal(got, []string{"p2", "p3"}) {
+		t.Errorf("members %q", got)
+	}
+
+	type output struct {
+		ID             string
+		Exportable     bool
+		Known, Members int
+		Roll           []struct {
+			Patient, Joined string
+			Member          bool
+		}
+	}
+	list := decode[[]output](t, c.ok("group", "list", "--json"))
+	if len(list) != 2 || list[0].ID != "empty" || list[1].ID != "g1" || list[1].Members != 2 || !list[1].Exportable {
+		t.Errorf("listed %+v", list)
+	}
+	shown := decode[output](t, c.ok("group", "show", "g1", "--json", "--members"))
+	if shown.Known != 2 || len(shown.Roll) != 2 || shown.Roll[0].Patient != "p2" || !shown.Roll[0].Member ||
+		!strings.HasSuffix(shown.Roll[0].Joined, "Z") {
+		t.Errorf("shown %+v", shown)
+	}
+	// Nobody is named who was not asked for.
+	for _, args := range [][]string{{"list"}, {"list", "--json"}, {"show", "g1"}, {"show", "g1", "--json"}} {
+		got := c.ok(append([]string{"group"}, args...)...)
+		if !strings.Contains(got, "g1") || strings.Contains(got, "p2") {
+			t.Errorf("%q: printed %q", args, got)
+		}
+	}
+	table := strings.Split(c.ok("group", "list"), "\n")
+	if got := strings.Fields(table[2]); !slices.Equal(got, []string{"g1", "2", "2", "yes", "-"}) {
+		t.Errorf("the table's row is %q", got)
+	}
+
+	c.fails(ExitFailure, "g1: there is such a group already", "group", "create", "g1")
+	for _, args := range [][]string{{"show", "g2"}, {"delete", "g2"}, {"add", "g2", "p1"}, {"remove", "g2", "p1"}} {
+		c.fails(ExitFailure, "g2: no such group", append([]string{"group"}, args...)...)
+	}
+	for _, args := range [][]string{{"show", "Group/20391"}, {"delete", ""}, {"add", "g_1", "p1"}, {"create", "*"}} {
+		c.fails(ExitUsage, "GROUP is not a FHIR id", append([]string{"group"}, args...)...)
+	}
+	c.fails(ExitUsage, "PATIENT number 2 is not a FHIR id", "group", "add", "g1", "p4", "Patient/20391")
+	c.fails(ExitUsage, "which patients", "group", "remove", "g1")
+	c.fails(ExitUsage, "", "group", "show")
+	c.fails(ExitUsage, "sluice admin group --help", "group")
+	c.fails(ExitUsage, "sluice admin --help")
+	bad := write(t, "p4\np5\nPatient/20391\n")
+	for _, name := range []string{"add", "remove"} {
+		c.fails(ExitFailure, "number 3 of the ids in "+bad+" is not a FHIR id", "group", name, "g1", "p2", "--file", bad)
+		c.fails(ExitFailure, "no such file", "group", name, "g1", "p2", "--file", bad+".none")
+	}
+	c.fails(ExitFailure, "number 3", "group", "create", "new", "--file", bad)
+	c.fails(ExitFailure, "new: no such group", "group", "show", "new")
+	if got := c.members("g1"); !slices.Equal(got, []string{"p2", "p3"}) {
+		t.Errorf("members %q after commands that failed", got)
+	}
+	c.ok("group", "delete", "g1")
+	c.fails(ExitFailure, "g1: no such group", "group", "show", "g1")
+}
+
+func TestAdminGrant(t *testing.T) {
+	c := newConsole(t)
+	who := []string{"--issuer", "https://issuer.example", "--subject", "team"}
+	set := func(types, groups, patients string) []string {
+		return append([]string{"grant", "set", "--types", types, "--groups", groups, "--patients", patients}, who...)
+	}
+	type list struct {
+		Kind  string
+		Count int
+		Names []string
+	}
+	type output struct {
+		Issuer, Subject, Owner  string
+		Types, Groups, Patients list
+	}
+	show := func(more ...string) output {
+		t.Helper()
+		return decode[output](t, c.ok(append(append([]string{"grant", "show", "--json"}, who...), more...)...))
+	}
+
+	c.fails(ExitFailure, "no such grant", append([]string{"grant", "show"}, who...)...)
+	if got := c.ok(set("all", "all", "all")...); !strings.HasPrefix(got, "set the grant of owner ") || strings.Contains(got, "team") {
+		t.Errorf("printed %q", got)
+	}
+	if got := show(); got.Types.Kind != "all" || got.Groups.Kind != "all" || got.Patients.Kind != "all" {
+		t.Errorf("shown %+v", got)
+	}
+	file := write(t, "p2\n\np1\n")
+	c.ok(set("only:Patient,Observation", "only:", "except:@"+file)...)
+	got := show("--patients")
+	if !slices.Equal(got.Types.Names, []string{"Observation", "Patient"}) || got.Groups.Kind != "only" || got.Groups.Count != 0 ||
+		got.Patients.Kind != "except" || !slices.Equal(got.Patients.Names, []string{"p1", "p2"}) {
+		t.Errorf("shown %+v", got)
+	}
+	for _, args := range [][]string{{"list"}, {"list", "--json"}, append([]string{"show"}, who...), append([]string{"show", "--json"}, who...)} {
+		got := c.ok(append([]string{"grant"}, args...)...)
+		if !strings.Contains(got, "team") || !strings.Contains(got, "except") || strings.Contains(got, "p1") {
+			t.Errorf("%q: printed %q", args, got)
+		}
+	}
+	if got := c.ok(append([]string{"grant", "show", "--patients"}, who...)...); !strings.Contains(got, "except:p1,p2") {
+		t.Errorf("printed %q", got)
+	}
+
+	for says, args := range map[string][]string{
+		"number 2 of --types is not a resource type": set("only:Patient,Patients", "all", "all"),
+		"--types must be":                         set("Patient", "all", "all"),
+		"--types must be all":                     set("", "all", "all"),
+		"number 1 of --groups is not a FHIR id":   set("all", "only:Group/20391", "all"),
+		"--groups must be":                        set("all", "but:g", "all"),
+		"number 3 of --patients is not a FHIR id": set("all", "all", "except:@"+write(t, "p1\np2\np_20391\n")),
+		"number 2 of --patients is not a FHIR id": set("all", "all", "only:p1,,p2"),
+		"no such file":                            set("all", "all", "only:@"+file+".none"),
+		"except: names nothing":                   set("all", "all", "except:"),
+		"--patients: except: names nothing":       set("all", "all", "except:@"+write(t, "\n")),
+		"--issuer is empty":                       {"grant", "remove", "--issuer", "", "--subject", "team"},
+		"--subject is empty":                      {"grant", "show", "--issuer", "i", "--subject", ""},
+		"subject":                                 {"grant", "set", "--issuer", "i", "--types", "all", "--groups", "all", "--patients", "all"},
+		"patients":                                append([]string{"grant", "set", "--types", "all", "--groups", "all"}, who...),
+	} {
+		c.fails(ExitUsage, says, args...)
+	}
+	if after := show("--patients"); !slices.Equal(after.Patients.Names, got.Patients.Names) || after.Types.Kind != "only" {
+		t.Errorf("shown %+v after commands that failed", after)
+	}
+
+	c.ok(append([]string{"grant", "remove"}, who...)...)
+	c.fails(ExitFailure, "no such grant", append([]string{"grant", "remove"}, who...)...)
+	if got := c.ok("grant", "list", "--json"); got != "[]\n" {
+		t.Errorf("no grants are printed as %q", got)
+	}
+}
+
+func TestAdminGrantImport(t *testing.T) {
+	c := newConsole(t)
+	c.ok("grant", "set", "--issuer", "i", "--subject", "before", "--types", "all", "--groups", "all", "--patients", "all")
+	file := write(t, `
+- issuer: https://issuer.example
+  subject: research-team
+  types: [Patient, Observation]
+  groups: all
+  patients: {except: [p17, p18]}
+- {issuer: i, subject: registry, types: all, groups: [diabetes], patients: {only: [p1]}}
+`)
+	for range 2 {
+		if got, want := c.ok("grant", "import", file), "there are 2 grants now\n"; got != want {
+			t.Errorf("printed %q, want %q", got, want)
+		}
+		rows := strings.Split(strings.TrimSpace(c.ok("grant", "list")), "\n")
+		if len(rows) != 3 || !strings.HasSuffix(rows[1], "only 2  all     except 2") || !strings.HasSuffix(rows[2], "all     only 1  only 1") {
+			t.Errorf("listed:\n%s", strings.Join(rows, "\n"))
+		}
+	}
+	bad := write(t, "- {issuer: i, subject: s, types: all, groups: all, patients: {only: [Patient/20391]}}\n")
+	c.fails(ExitFailure, "file: line 1: number 1 of only is not a FHIR id", "grant", "import", bad)
+	c.fails(ExitFailure, "no such file", "grant", "import", bad+".none")
+	if got := c.ok("grant", "list"); !strings.Contains(got, "research-team") {
+		t.Errorf("listed %q after an import that failed", got)
+	}
+	c.ok("grant", "import", write(t, "[]\n"))
+	if got := c.ok("grant", "list", "--json"); got != "[]\n" {
+		t.Errorf("listed %q after importing none", got)
+	}
+}
