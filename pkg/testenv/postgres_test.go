@@ -88,7 +88,7 @@ func TestPostgresServerKilledAndStarted(t *testing.T) {
 
 	p.Kill()
 	if _, there := look(backend); there {
-		t.Error("a backend outlives Kill")
+		t.Fatal("a backend outlives Kill")
 	}
 	if err := <-ended; err == nil {
 		t.Error("the busy backend's query ended well")

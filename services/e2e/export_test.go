@@ -42,12 +42,32 @@ func groupsOf(t *testing.T, data string) string {
 }
 
 func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
+	everyGroup(t, func(*testing.T, string) string { return "" })
+}
+
+// TestEveryGroupOfTheSyntheaSampleFromPostgres wants, line by line, what the folder gives.
+func TestEveryGroupOfTheSyntheaSampleFromPostgres(t *testing.T) {
+	everyGroup(t, loaded)
+}
+
+// loaded returns the URL of a database that holds the folder's population.
+func loaded(t *testing.T, data string) string {
+	t.Helper()
+	database := testenv.Postgres(t)
+	said := sluice(t, 0, "load", "--database", database, data)
+	t.Logf("sluice load: %s", said[strings.LastIndex(strings.TrimSpace(said), "\n")+1:])
+	return database
+}
+
+// everyGroup exports every group of the sample at once, and compares each with what belongs to its members.
+func everyGroup(t *testing.T, database func(t *testing.T, data string) string) {
+	t.Helper()
 	data, there := testenv.Synthea(t)
 	if !there {
 		data = generated(t, 40)
 	}
 	population := readPopulation(t, data)
-	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 2})
+	s := deploy(t, setup{data: data, database: database(t, data), groups: groupsOf(t, data), workers: 2})
 
 	statuses := map[string]string{}
 	for group := range population.groups { // all at once: many jobs run side by side (PITFALLS 32)

@@ -62,12 +62,13 @@ type stack struct {
 	issuer    *development.Issuer
 	processes []*process
 	api       *process
-	apiAddr   string
+	apiEnv    []string
 	client    *http.Client
 }
 
 type setup struct {
 	data      string // folder of NDJSON
+	database  string // URL of a store that is filled; then workers do not read data
 	groups    string // folder of Group files
 	access    string // YAML
 	workers   int
@@ -112,21 +113,40 @@ func deploy(t *testing.T, with setup) *stack {
 		"SLUICE_S3_SECRET_KEY=" + s.s3.SecretKey,
 		"SLUICE_S3_BUCKET=" + s.s3.Bucket,
 	}
+	source := "SLUICE_SOURCE_DIR=" + with.data
+	if with.database != "" {
+		source = "SLUICE_SOURCE_URL=" + with.database
+	}
 	s.env = slices.Concat(common, with.worker, []string{
-		"SLUICE_SOURCE_DIR=" + with.data, "SLUICE_GROUPS_DIR=" + with.groups, "SLUICE_ACCESS_FILE=" + access,
+		source, "SLUICE_GROUPS_DIR=" + with.groups, "SLUICE_ACCESS_FILE=" + access,
 	})
 
-	s.api = s.start("api", append(slices.Clone(common),
+	s.apiEnv = append(slices.Clone(common),
 		"SLUICE_GROUPS_DIR="+with.groups, "SLUICE_ACCESS_FILE="+access, "SLUICE_API_ADDR=127.0.0.1:0",
-		"SLUICE_BASE_URL="+publicBase, "SLUICE_TOKEN_ISSUERS_FILE="+issuers)...)
+		"SLUICE_BASE_URL="+publicBase, "SLUICE_TOKEN_ISSUERS_FILE="+issuers)
+	s.api = s.start("api", s.apiEnv...)
 	s.start("scheduler", slices.Concat(common, with.scheduler)...)
 	for range with.workers {
 		s.startWorker()
 	}
-	s.apiAddr = s.api.ready()["public"]
-	s.client = &http.Client{Transport: mapped{to: s.apiAddr, inner: &http.Transport{DisableCompression: true}}}
-	s.waitReady()
+	s.useAPI()
 	return s
+}
+
+// useAPI waits for the API and sends requests to where it listens.
+func (s *stack) useAPI() {
+	s.t.Helper()
+	s.client = &http.Client{Transport: mapped{
+		to: s.api.ready()["public"], inner: &http.Transport{DisableCompression: true},
+	}}
+	s.waitReady()
+}
+
+// restartAPI starts another API in the place of a killed one.
+func (s *stack) restartAPI() {
+	s.t.Helper()
+	s.api = s.start("api", s.apiEnv...)
+	s.useAPI()
 }
 
 func (s *stack) startWorker(more ...string) *process {

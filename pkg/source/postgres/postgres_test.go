@@ -78,7 +78,12 @@ type store struct {
 
 func newStore(t *testing.T) *store {
 	t.Helper()
-	s := &store{t: t, url: testenv.Postgres(t)}
+	return newStoreAt(t, testenv.Postgres(t))
+}
+
+func newStoreAt(t *testing.T, url string) *store {
+	t.Helper()
+	s := &store{t: t, url: url}
 	if _, err := postgres.Migrate(t.Context(), s.url); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,190 @@
+package e2e
+
+import (
+	"bufio"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// patientsVariable makes the population of the outages larger than a test that runs often wants it: 3300 are a million
+// resources.
+const patientsVariable = "SLUICE_TEST_PATIENTS"
+
+// fingerprint stands for a set of lines: how many, and the sum of their hashes, whatever their order.
+type fingerprint struct {
+	count     int
+	low, high uint64
+}
+
+// fingerprints downloads the files, holding none, and returns what they hold by type.
+func (s *stack) fingerprints(items []fileItem) map[string]fingerprint {
+	s.t.Helper()
+	byType := map[string]fingerprint{}
+	for _, item := range items {
+		resp := s.request(http.MethodGet, item.URL, "everything", nil)
+		if resp.StatusCode != http.StatusOK {
+			s.t.Fatalf("file: %s", resp.Status)
+		}
+		sum := byType[item.Type]
+		lines := bufio.NewReaderSize(resp.Body, 1<<20)
+		count := 0
+		for {
+			line, err := lines.ReadSlice('\n')
+			if err == io.EOF && len(line) == 0 { //nolint:errorlint // as readers return it
+				break
+			}
+			must(s.t, err)
+			hash := xxh3.Hash128(line)
+			sum.count, sum.low, sum.high = sum.count+1, sum.low+hash.Lo, sum.high+hash.Hi
+			count++
+		}
+		if count != item.Count {
+			s.t.Errorf("%s: %d lines, the manifest says %d", item.URL, count, item.Count)
+		}
+		byType[item.Type] = sum
+		_ = resp.Body.Close()
+	}
+	return byType
+}
+
+// TestOutagesInTheMiddleOfAPopulation kills PostgreSQL, the API, and then a worker together with both, each in the middle
+// of an export. Each export finishes and gives what the undisturbed one gave.
+func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // PITFALLS 8, 11, 13
+	patients := 150
+	if text := os.Getenv(patientsVariable); text != "" {
+		var err error
+		patients, err = strconv.Atoi(text)
+		must(t, err)
+	}
+	data := generated(t, patients)
+	server := testenv.PostgresServer(t)
+	loading := time.Now()
+	sluice(t, 0, "load", "--database", server.URL(), data)
+	t.Logf("loaded in %.1f s", time.Since(loading).Seconds())
+	proxy := objectstest.NewProxy(t, testenv.ObjectStore(t).Endpoint)
+	s := deploy(t, setup{
+		data: data, database: server.URL(), endpoint: proxy.Endpoint(),
+		worker:    []string{"SLUICE_FILE_BYTES=" + strconv.Itoa(60_000*patients), "SLUICE_WORKER_CONCURRENCY=2"},
+		scheduler: []string{"SLUICE_SWEEP_EVERY=1s", "SLUICE_SWEEP_GRACE=0s"},
+	})
+	workers := []*process{s.startWorker(), s.startWorker()}
+	const most = 5 * time.Minute
+	began := time.Now()
+	undisturbed := s.fingerprints(s.wait(s.kickoff("all", ""), most).Output)
+	t.Logf("undisturbed: exported and downloaded in %.1f s: %v", time.Since(began).Seconds(), undisturbed["Observation"].count)
+	resources := 0
+	for _, sum := range undisturbed {
+		resources += sum.count
+	}
+	t.Logf("%d resources", resources)
+
+	for _, outage := range []struct {
+		name     string
+		kill     func()
+		mend     func()
+		affected string // what a worker says of it
+	}{
+		{"PostgreSQL", server.Kill, server.Start, "unit waits for what is unavailable"},
+		{"the API", func() { s.api.kill() }, s.restartAPI, ""},
+		{"everything", func() {
+			holder(t, workers).kill()
+			server.Kill()
+			s.api.kill()
+		}, func() {
+			server.Start()
+			s.restartAPI()
+		}, ""},
+	} {
+		t.Run(outage.name, func(t *testing.T) {
+			for _, w := range workers { // their logs must tell of the next job only
+				w.stop()
+			}
+			workers = []*process{s.startWorker(), s.startWorker()}
+			for _, w := range workers {
+				w.ready()
+			}
+			g := holdObservations(proxy, 2)
+			began := time.Now()
+			status := s.kickoff("all", "")
+			g.wait(t)
+			outage.kill()
+			close(g.release)
+			if outage.affected != "" {
+				eventually(t, time.Minute, "a unit meets the outage", func() bool {
+					for _, w := range workers {
+						if _, met := w.find(func(e map[string]any) bool { return e["msg"] == outage.affected }); met {
+							return true
+						}
+					}
+					return false
+				})
+			}
+			outage.mend()
+			m := s.wait(status, most)
+			t.Logf("finished %.1f s after the kick-off", time.Since(began).Seconds())
+			if got := s.fingerprints(m.Output); !reflect.DeepEqual(got, undisturbed) {
+				t.Errorf("got %v\nwant %v", got, undisturbed)
+			}
+			if len(m.Error) != 0 {
+				t.Errorf("errors: %v", m.Error)
+			}
+			s.onlyManifestIsStored(status, m)
+		})
+	}
+}
+
+// TestALoadKilledAtAnyInstant kills sluice load again and again, later each time, until one comes through: the store
+// never shows a part of a load, and in the end all of it.
+func TestALoadKilledAtAnyInstant(t *testing.T) {
+	data := generated(t, 60)
+	database := testenv.Postgres(t)
+	s := deploy(t, setup{data: data, database: database, workers: 1})
+	first := time.Now()
+	reference := testenv.Postgres(t)
+	sluice(t, 0, "load", "--database", reference, data)
+	took := time.Since(first)
+	want := deploy(t, setup{data: data, database: reference, workers: 1})
+	whole := want.fingerprints(want.wait(want.kickoff("all", ""), time.Minute).Output)
+
+	killed := 0
+	for delay := took / 8; ; delay += took / 8 {
+		load := exec.CommandContext(t.Context(), filepath.Join(binaries, "sluice"), "load", "--database", database, data)
+		var said strings.Builder
+		load.Stderr = &said
+		must(t, load.Start())
+		kill := time.AfterFunc(delay, func() { _ = load.Process.Kill() })
+		err := load.Wait()
+		kill.Stop()
+		if err == nil {
+			break
+		}
+		// It is killed, or waits for the turn of the one before, whose session the server has yet to end.
+		killed++
+		if killed > 100 {
+			t.Fatalf("no load comes through: %s", said.String())
+		}
+	}
+	if killed == 0 {
+		t.Error("no load was killed: the test shows nothing")
+	}
+	t.Logf("%d loads were killed", killed)
+	if got := s.fingerprints(s.wait(s.kickoff("all", ""), time.Minute).Output); !reflect.DeepEqual(got, whole) {
+		t.Errorf("got %v\nwant %v", got, whole)
+	}
+	if again := sluice(t, 0, "load", "--database", database, data); !strings.Contains(again, "0 added, 0 replaced") {
+		t.Errorf("loaded again: %s", again)
+	}
+}
