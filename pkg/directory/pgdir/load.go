@@ -39,7 +39,6 @@ type Load struct {
 	groups  string        // name of the table in stageSchema
 	members string
 
-	no       atomic.Int64 // of the last Add
 	added    atomic.Int64
 	problems atomic.Int64
 }
@@ -75,9 +74,9 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool) (_ *Load, err error) {
 	_, err = l.turn.Exec(ctx, strings.Join([]string{
 		"DROP SCHEMA IF EXISTS " + stageSchema + " CASCADE",
 		"CREATE SCHEMA " + stageSchema,
-		"CREATE UNLOGGED TABLE " + staged(l.groups) + ` (no bigint NOT NULL, id text COLLATE "C" NOT NULL,
+		"CREATE UNLOGGED TABLE " + staged(l.groups) + ` (place bigint NOT NULL, id text COLLATE "C" NOT NULL,
 			exportable boolean NOT NULL, last_updated timestamptz)`,
-		"CREATE UNLOGGED TABLE " + staged(l.members) + ` (no bigint NOT NULL, patient text COLLATE "C" NOT NULL,
+		"CREATE UNLOGGED TABLE " + staged(l.members) + ` (place bigint NOT NULL, patient text COLLATE "C" NOT NULL,
 			starts timestamptz NOT NULL, ends timestamptz NOT NULL, inactive boolean NOT NULL)
 			WITH (autovacuum_enabled = false)`,
 	}, ";"))
@@ -91,9 +90,9 @@ func staged(table string) string { return pgx.Identifier{stageSchema, table}.San
 
 // Add takes one Group resource, a line without its newline. A *Problem says what is wrong with a line of which nothing
 // is taken; after any other error the load is to be closed. Add may be called from several goroutines, and holds none of
-// the members. Of two lines with one meta.lastUpdated the one that was added later counts.
-func (l *Load) Add(ctx context.Context, line []byte) error {
-	no := l.no.Add(1)
+// the members. Of two lines with one meta.lastUpdated the one with the higher place counts; each line has a place of its
+// own.
+func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 	var scanner fhir.Scanner
 	facts, err := scanner.Scan(line)
 	if err != nil {
@@ -105,7 +104,7 @@ func (l *Load) Add(ctx context.Context, line []byte) error {
 		next, stop := iter.Pull(func(yield func([]any) bool) {
 			var ended bool
 			header, wrong = groupline.Read(bytes.NewReader(line), func(m groupline.Member) error {
-				row, err := stagedMember(no, m)
+				row, err := stagedMember(place, m)
 				if row != nil && !yield(row) {
 					ended = true
 					return io.ErrClosedPipe
@@ -118,7 +117,7 @@ func (l *Load) Add(ctx context.Context, line []byte) error {
 		})
 		defer stop()
 		_, err := tx.CopyFrom(ctx, pgx.Identifier{stageSchema, l.members},
-			[]string{"no", "patient", "starts", "ends", "inactive"}, pgx.CopyFromFunc(func() ([]any, error) {
+			[]string{"place", "patient", "starts", "ends", "inactive"}, pgx.CopyFromFunc(func() ([]any, error) {
 				row, more := next()
 				if !more {
 					return nil, wrong
@@ -132,8 +131,8 @@ func (l *Load) Add(ctx context.Context, line []byte) error {
 		if !facts.LastUpdated.IsZero() {
 			lastUpdated = &facts.LastUpdated
 		}
-		_, err = tx.Exec(ctx, "INSERT INTO "+staged(l.groups)+" (no, id, exportable, last_updated) VALUES ($1, $2, $3, $4)",
-			no, header.ID, header.Exportable, lastUpdated)
+		_, err = tx.Exec(ctx, "INSERT INTO "+staged(l.groups)+" (place, id, exportable, last_updated) VALUES ($1, $2, $3, $4)",
+			place, header.ID, header.Exportable, lastUpdated)
 		return err
 	})
 	switch {
@@ -152,7 +151,7 @@ func (l *Load) problem(err error) error {
 }
 
 // stagedMember is the row of a member, nil for one that is no patient.
-func stagedMember(no int64, m groupline.Member) ([]any, error) {
+func stagedMember(place int64, m groupline.Member) ([]any, error) {
 	from, until, err := m.Period.Span()
 	if err != nil {
 		return nil, err
@@ -170,7 +169,7 @@ func stagedMember(no int64, m groupline.Member) ([]any, error) {
 	if until != nil {
 		ends = pgtype.Timestamptz{Time: until.Truncate(time.Microsecond), Valid: true}
 	}
-	return []any{no, patient, starts, ends, m.Inactive}, nil
+	return []any{place, patient, starts, ends, m.Inactive}, nil
 }
 
 // Seal makes what was added count when the caller's transaction ends well. What stays as it is is not written. With
@@ -211,9 +210,9 @@ func (l *Load) merge(deleteMissing bool) []string {
 	steps := []string{
 		"LOCK TABLE directory_group IN EXCLUSIVE MODE",
 		// Of one group the newest version, on a tie the one that came later.
-		"DELETE FROM " + groups + ` AS s USING (SELECT no, row_number() OVER (
-			PARTITION BY id ORDER BY last_updated DESC NULLS LAST, no DESC) AS rank FROM ` + groups + `) AS d
-			WHERE s.no = d.no AND d.rank > 1`,
+		"DELETE FROM " + groups + ` AS s USING (SELECT place, row_number() OVER (
+			PARTITION BY id ORDER BY last_updated DESC NULLS LAST, place DESC) AS rank FROM ` + groups + `) AS d
+			WHERE s.place = d.place AND d.rank > 1`,
 	}
 	if deleteMissing {
 		steps = append(steps, `WITH gone AS (DELETE FROM directory_group AS g
@@ -234,12 +233,12 @@ func (l *Load) merge(deleteMissing bool) []string {
 			SELECT n.*, coalesce((SELECT min(o.joined) FROM directory_member AS o
 				WHERE o.group_id = n.id AND o.patient = n.patient), clock_timestamp())
 			FROM (SELECT DISTINCT s.id, m.patient, m.starts, m.ends, m.inactive
-				FROM `+groups+" AS s JOIN "+members+` AS m USING (no)
+				FROM `+groups+" AS s JOIN "+members+` AS m USING (place)
 				WHERE NOT EXISTS (SELECT FROM directory_member AS o WHERE o.group_id = s.id AND o.patient = m.patient
 					AND o.starts = m.starts AND o.ends = m.ends AND o.inactive = m.inactive)
 				ORDER BY 1, 2) AS n`,
 		"DELETE FROM directory_member AS o USING "+groups+` AS s WHERE o.group_id = s.id
-			AND NOT EXISTS (SELECT FROM `+members+` AS m WHERE m.no = s.no AND m.patient = o.patient
+			AND NOT EXISTS (SELECT FROM `+members+` AS m WHERE m.place = s.place AND m.patient = o.patient
 				AND m.starts = o.starts AND m.ends = o.ends AND m.inactive = o.inactive)`,
 	)
 }

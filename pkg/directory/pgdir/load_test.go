@@ -49,7 +49,7 @@ func TestMalformedLines(t *testing.T) {
 		"period an odd date":   member(`{"entity":{"reference":"Patient/20391"},"period":{"start":"2026-02-30"}}`),
 		"no patient's period":  member(`{"entity":{"reference":"Device/20391"},"period":{"start":"2026-02-30"}}`),
 	} {
-		err := l.Add(t.Context(), []byte(line))
+		err := l.Add(t.Context(), places.Add(1), []byte(line))
 		var problem *pgdir.Problem
 		if !errors.As(err, &problem) || err.Error() == "" || strings.Contains(err.Error(), "20391") {
 			t.Errorf("%s: got %v, want a Problem that quotes nothing", name, err)
@@ -67,7 +67,7 @@ func TestMalformedLines(t *testing.T) {
 
 	l = begin(t, pool)
 	add(t, l, good)
-	if err := l.Add(t.Context(), []byte("no JSON")); err == nil {
+	if err := l.Add(t.Context(), places.Add(1), []byte("no JSON")); err == nil {
 		t.Error("taken")
 	}
 	// Nobody knows whether the line was g2.
@@ -252,7 +252,7 @@ func TestLoadsTakeTurns(t *testing.T) {
 	next := begin(t, pool)
 	add(t, next, group(t, "g", "", "p2"))
 	var problem *pgdir.Problem
-	if err := killed.Add(t.Context(), []byte(group(t, "h", "", "p1"))); err == nil || errors.As(err, &problem) {
+	if err := killed.Add(t.Context(), places.Add(1), []byte(group(t, "h", "", "p1"))); err == nil || errors.As(err, &problem) {
 		t.Errorf("a load that lost its turn goes on: %v", err)
 	}
 	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return killed.Seal(t.Context(), tx, true) })
@@ -294,11 +294,11 @@ func TestAddingAtOnce(t *testing.T) {
 				for p := range people {
 					ids = append(ids, fmt.Sprintf("%d-%d", g, p))
 				}
-				if err := l.Add(t.Context(), []byte(group(t, fmt.Sprintf("g%d", g), "", ids...))); err != nil {
+				if err := l.Add(t.Context(), places.Add(1), []byte(group(t, fmt.Sprintf("g%d", g), "", ids...))); err != nil {
 					t.Error(err)
 				}
 				var problem *pgdir.Problem
-				if err := l.Add(t.Context(), []byte("no JSON")); !errors.As(err, &problem) {
+				if err := l.Add(t.Context(), places.Add(1), []byte("no JSON")); !errors.As(err, &problem) {
 					t.Error(err)
 				}
 			}
@@ -333,7 +333,7 @@ func TestStagingHoldsNoMembers(t *testing.T) {
 	}
 	before, most := heap(), uint64(0)
 	done := make(chan error)
-	go func() { done <- l.Add(t.Context(), line) }()
+	go func() { done <- l.Add(t.Context(), places.Add(1), line) }()
 	for looks := 0; ; looks++ {
 		most = max(most, heap())
 		select {

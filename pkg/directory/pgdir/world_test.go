@@ -8,6 +8,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,10 +76,13 @@ func begin(t testing.TB, pool *pgxpool.Pool) *pgdir.Load {
 	return load
 }
 
+// places are those of lines: what is added later has a higher one.
+var places atomic.Int64
+
 func add(t testing.TB, load *pgdir.Load, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
-		if err := load.Add(t.Context(), []byte(line)); err != nil {
+		if err := load.Add(t.Context(), places.Add(1), []byte(line)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -135,9 +135,9 @@ func (a *app) readInto(
 	var done int64
 	return intake.Read(ctx, files, intake.Sink{
 		Resources: load.Stage,
-		Group: func(ctx context.Context, line []byte) (problem, err error) {
+		Group: func(ctx context.Context, place int64, line []byte) (problem, err error) {
 			var told *pgdir.Problem
-			if err = groups.Add(ctx, line); errors.As(err, &told) {
+			if err = groups.Add(ctx, place, line); errors.As(err, &told) {
 				return told, nil
 			}
 			return nil, err

@@ -62,7 +62,7 @@ func (r *reader) blocks(
 		}
 		data := rest
 		if len(data) == cap(data) { // one line fills it
-			data = append(make([]byte, 0, 2*cap(data)), data...)
+			data = append(make([]byte, 0, min(2*cap(data), r.maxLine)), data...)
 		}
 		var err error
 		if data, err = fill(text, data); err != nil && !errors.Is(err, io.EOF) {
@@ -79,13 +79,13 @@ func (r *reader) blocks(
 			line++
 		}
 		whole := bytes.LastIndexByte(data, '\n') + 1
-		if ended {
-			whole = len(data)
-		}
 		if whole == 0 && len(data) >= r.maxLine {
 			tooLong(line)
 			rest, skipping = make([]byte, 0, r.blockSize), true
 			continue
+		}
+		if ended {
+			whole = len(data)
 		}
 		rest = append(make([]byte, 0, max(r.blockSize, len(data)-whole)), data[whole:]...)
 		if whole == 0 && !ended {
@@ -97,7 +97,10 @@ func (r *reader) blocks(
 		told = count.n
 		line += int64(bytes.Count(data[:whole], []byte{'\n'}))
 	}
-	return nil
+	if told == count.n {
+		return nil
+	}
+	return yield(block{file: number, line: line, read: count.n - told}) // of a last line that was passed over
 }
 
 // fill reads until the slice is full. io.EOF comes with the last bytes; a gzipped file that was cut off is another

@@ -60,11 +60,12 @@ func Find(paths []string) ([]File, error) {
 
 func inFolder(dir string) ([]File, error) {
 	var files []File
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+	root := dir + string(filepath.Separator) // what a link names, not the link
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		hidden := strings.HasPrefix(entry.Name(), ".") && path != dir
+		hidden := strings.HasPrefix(entry.Name(), ".") && path != root
 		if entry.IsDir() {
 			if hidden {
 				return fs.SkipDir

@@ -18,9 +18,10 @@ import (
 // Sink takes what was read. Its functions are called from several goroutines at once.
 type Sink struct {
 	Resources func(ctx context.Context, typ string, lines []postgres.Line) error
-	Group     func(ctx context.Context, line []byte) (problem error, err error) // one Group resource
-	Problem   func(place, what string)                                          // of a line that is left out
-	Progress  func(bytes int64)                                                 // of the files, as they lie there
+	// Group takes one Group resource, and says what is wrong with the line or with the taking. Places rank as in Line.
+	Group    func(ctx context.Context, place int64, line []byte) (problem error, err error)
+	Problem  func(place, what string) // of a line that is left out
+	Progress func(bytes int64)        // of the files, as they lie there
 }
 
 // Summary is what was read.
@@ -41,6 +42,9 @@ type reader struct{ blockSize, maxLine int }
 
 // placeBits are the bits of a place that hold the line's number.
 const placeBits = 40
+
+// place ranks a line among all lines of all files.
+func place(file int, line int64) int64 { return int64(file)<<placeBits | line }
 
 func (r *reader) read(ctx context.Context, files []File, sink Sink) (Summary, error) {
 	cores := runtime.GOMAXPROCS(0)
@@ -131,7 +135,7 @@ func (t *taker) take(ctx context.Context, scanner *fhir.Scanner, b block) error 
 		case !fhir.IsType(facts.Type):
 			t.problem(b.file, number, "not a resource type of FHIR R4")
 		case facts.Type == "Group":
-			problem, err := t.sink.Group(ctx, body)
+			problem, err := t.sink.Group(ctx, place(b.file, number), body)
 			if err != nil {
 				return err
 			}
@@ -140,12 +144,13 @@ func (t *taker) take(ctx context.Context, scanner *fhir.Scanner, b block) error 
 				continue
 			}
 			groups++
+			bytesRead += int64(len(body)) + 1
 		case !fhir.IsExportable(facts.Type):
 			passedBy[facts.Type]++
 		default:
 			facts.Subjects = slices.Clone(facts.Subjects) // the scanner uses it again
 			byType[facts.Type] = append(byType[facts.Type], postgres.Line{
-				Place: int64(b.file)<<placeBits | number, Facts: facts, Body: body,
+				Place: place(b.file, number), Facts: facts, Body: body,
 			})
 			bytesRead += int64(len(body)) + 1
 		}
