@@ -15,14 +15,19 @@ import (
 	"io"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
 const (
 	// spillBytes bounds the ids that a Builder holds; a map entry costs about 60 bytes beside the id itself.
 	spillBytes = 2 << 20
-	// fanIn bounds how many runs are open at once while they are merged.
-	fanIn = 16
+	// fanIn bounds how many runs are open at once while they are merged, each with a connection and 20 kB: enough to
+	// merge what the types of a usual job leave at once.
+	fanIn = 32
+	// openAtOnce is how many of them are asked for at a time.
+	openAtOnce = 8
 )
 
 // Builder collects ids. It is for one goroutine.
@@ -137,20 +142,31 @@ func Merge(
 }
 
 func mergeOpen(ctx context.Context, store *objects.Store, runs []string, yield func(string) error) (err error) {
-	heads := make(runHeap, 0, len(runs))
-	var opened []*run
+	opened := make([]*run, len(runs))
 	defer func() {
 		for _, r := range opened {
-			err = errors.Join(err, r.body.Close())
+			if r != nil {
+				err = errors.Join(err, r.body.Close())
+			}
 		}
 	}()
-	for _, key := range runs {
-		body, err := store.Open(ctx, key, 0, -1)
-		if err != nil {
-			return fmt.Errorf("open run of ids: %w", err)
-		}
-		r := &run{body: body, lines: lineScanner(body)}
-		opened = append(opened, r)
+	var opening errgroup.Group // at once: one after the other they are most of what a small job waits for
+	opening.SetLimit(openAtOnce)
+	for i, key := range runs {
+		opening.Go(func() error {
+			body, err := store.Open(ctx, key, 0, -1)
+			if err != nil {
+				return fmt.Errorf("open run of ids: %w", err)
+			}
+			opened[i] = &run{body: body, lines: lineScanner(body)}
+			return nil
+		})
+	}
+	if err := opening.Wait(); err != nil {
+		return err
+	}
+	heads := make(runHeap, 0, len(runs))
+	for _, r := range opened {
 		more, err := r.next()
 		if err != nil {
 			return err

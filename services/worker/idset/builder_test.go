@@ -101,7 +101,7 @@ func TestMoreRunsThanCanBeOpenAreMergedInRounds(t *testing.T) {
 	store, _ := open(t)
 	b := tiny(store, 1)
 	want := map[string]bool{}
-	for i := range fanIn*fanIn + 3 { // three rounds: 259 runs, 17, 2
+	for i := range fanIn*fanIn + 3 { // three rounds: the last has two runs
 		id := string(rune('a' + i*7%26))
 		want[id] = true
 		must(t, b.Add(t.Context(), id))
@@ -134,7 +134,7 @@ func TestMergeReturnsWhatFails(t *testing.T) {
 	store, proxy := open(t)
 	b := tiny(store, 1)
 	for i := range fanIn + 1 {
-		must(t, b.Add(t.Context(), string(rune('a'+i))))
+		must(t, b.Add(t.Context(), fmt.Sprintf("%03d", i)))
 	}
 	ctx := t.Context()
 	enough := errors.New("enough")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
@@ -14,8 +15,8 @@ const (
 	// type's data, so it must be small enough for a heavy type of a few thousand patients to be shared by several
 	// workers; ten million patients are still only twenty thousand small objects.
 	ChunkSize = 512
-	// cachedChunks is how many chunks a List keeps in memory, about 40 kB each.
-	cachedChunks = 32
+	// cachedChunks is how many chunks a Cache keeps in memory, about 40 kB each.
+	cachedChunks = 64
 )
 
 // Write stores the ids that each yields, which must be ascending without repeats, as a list below the prefix (which
@@ -60,22 +61,69 @@ func Write(
 	return chunks, count, nil
 }
 
-// List is a stored set. It is for one goroutine.
-type List struct {
-	store  *objects.Store
-	prefix string
-	firsts []string // the first id of every chunk
-	cache  []cached // most recently used last
+// Runs returns the object keys of a list of so many chunks, as sorted runs for Merge.
+func Runs(prefix string, chunks int) []string {
+	keys := make([]string, chunks)
+	for chunk := range keys {
+		keys[chunk] = chunkKey(prefix, chunk)
+	}
+	return keys
+}
+
+// Cache keeps what was last read of lists, for all the Lists that are opened through it: the units of a job read the same
+// cohort, and a read of the store costs as much as exporting some hundred resources. What is stored under a key never
+// changes, so nothing here can be out of date. It may be used from any goroutine.
+type Cache struct {
+	mu   sync.Mutex
+	held []cached // most recently used last
 }
 
 type cached struct {
-	chunk int
-	ids   []string
+	key string
+	ids []string
 }
 
-// Open reads the index of a list that Write has stored.
+// NewCache returns an empty cache.
+func NewCache() *Cache { return &Cache{} }
+
+// get returns what is held under the key and takes it for used.
+func (c *Cache) get(key string) ([]string, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, entry := range c.held {
+		if entry.key == key {
+			c.held = append(slices.Delete(c.held, i, i+1), entry)
+			return entry.ids, true
+		}
+	}
+	return nil, false
+}
+
+func (c *Cache) put(key string, ids []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.held) == cachedChunks {
+		c.held = slices.Delete(c.held, 0, 1)
+	}
+	c.held = append(c.held, cached{key: key, ids: ids})
+}
+
+// List is a stored set. It is for one goroutine.
+type List struct {
+	store  *objects.Store
+	cache  *Cache
+	prefix string
+	firsts []string // the first id of every chunk
+}
+
+// Open reads the index of a list that Write has stored. The list has a cache of its own.
 func Open(ctx context.Context, store *objects.Store, prefix string) (*List, error) {
-	l := &List{store: store, prefix: prefix}
+	return NewCache().Open(ctx, store, prefix)
+}
+
+// Open is Open with this cache. An index is read each time: it says whether the list is still there.
+func (c *Cache) Open(ctx context.Context, store *objects.Store, prefix string) (*List, error) {
+	l := &List{store: store, cache: c, prefix: prefix}
 	var err error
 	if l.firsts, err = readLines(ctx, store, indexKey(prefix)); err != nil {
 		return nil, fmt.Errorf("open list: %w", err)
@@ -88,16 +136,14 @@ func Open(ctx context.Context, store *objects.Store, prefix string) (*List, erro
 
 // Chunk returns the ids of the chunk, ascending. Do not modify them.
 func (l *List) Chunk(ctx context.Context, chunk int) ([]string, error) {
-	for i, c := range l.cache {
-		if c.chunk == chunk {
-			l.cache = append(slices.Delete(l.cache, i, i+1), c)
-			return c.ids, nil
-		}
-	}
 	if chunk < 0 || chunk >= len(l.firsts) {
 		return nil, fmt.Errorf("list has %d chunks, not a chunk %d", len(l.firsts), chunk)
 	}
-	ids, err := readLines(ctx, l.store, chunkKey(l.prefix, chunk))
+	key := chunkKey(l.prefix, chunk)
+	if ids, held := l.cache.get(key); held {
+		return ids, nil
+	}
+	ids, err := readLines(ctx, l.store, key)
 	if err != nil {
 		return nil, fmt.Errorf("read chunk %d of list: %w", chunk, err)
 	}
@@ -106,10 +152,23 @@ func (l *List) Chunk(ctx context.Context, chunk int) ([]string, error) {
 	if len(ids) == 0 || overlaps || ids[0] != l.firsts[chunk] || !slices.IsSorted(ids) {
 		return nil, fmt.Errorf("chunk %d of list is damaged", chunk)
 	}
-	if len(l.cache) == cachedChunks {
-		l.cache = slices.Delete(l.cache, 0, 1)
+	l.cache.put(key, ids)
+	return ids, nil
+}
+
+// Run returns the ids of the chunks from <= chunk < to, ascending. Do not modify them.
+func (l *List) Run(ctx context.Context, from, to int) ([]string, error) {
+	if to == from+1 {
+		return l.Chunk(ctx, from)
 	}
-	l.cache = append(l.cache, cached{chunk: chunk, ids: ids})
+	var ids []string
+	for chunk := from; chunk < to; chunk++ {
+		more, err := l.Chunk(ctx, chunk)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, more...)
+	}
 	return ids, nil
 }
 

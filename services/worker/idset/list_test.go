@@ -148,8 +148,8 @@ func TestAListKeepsFewChunksInMemory(t *testing.T) { // PITFALLS 6
 		if ids[0] != id(chunk*ChunkSize) || len(ids) != ChunkSize {
 			t.Fatalf("chunk %d begins with %s", chunk, ids[0])
 		}
-		if len(list.cache) > cachedChunks {
-			t.Fatalf("%d chunks are kept", len(list.cache))
+		if len(list.cache.held) > cachedChunks {
+			t.Fatalf("%d chunks are kept", len(list.cache.held))
 		}
 		return proxy.Requests() - before
 	}
