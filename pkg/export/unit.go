@@ -56,6 +56,14 @@ type Unit struct {
 	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes: the weight in order and progress
 }
 
+// ShortBytes is up to how many estimated bytes a unit that writes files counts as short: some tenths of a second.
+const ShortBytes = 16 << 20
+
+// Short reports whether the unit is over soon, so that it need not wait behind those that are not.
+func (u Unit) Short() bool {
+	return u.Kind != KindExport && u.Kind != KindReferenced || u.Bytes <= ShortBytes
+}
+
 // Slice is a run of chunks of a stored list: From <= chunk < To.
 type Slice struct {
 	From int `json:"from"`

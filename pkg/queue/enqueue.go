@@ -28,6 +28,7 @@ type Client struct {
 	redis     redis.UniversalClient
 	client    *asynq.Client
 	inspector *asynq.Inspector
+	slots     slots
 }
 
 // Open returns a client on the Redis at the URL. It makes no connection yet.

@@ -387,3 +387,71 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestShortUnitsDoNotWaitBehindLongOnes: the process's only slot for long units is taken, and more of them wait.
+func TestShortUnitsDoNotWaitBehindLongOnes(t *testing.T) { // PITFALLS 25
+	overBoth(t, func(t *testing.T, url string) {
+		client := open(t, url)
+		running, got := make(chan queue.Task, 10), make(chan queue.Task, 10)
+		finish := make(chan struct{})
+		stop := serve(t, queue.ServerConfig{URL: url, Express: 1, Drain: time.Hour}, queue.Handlers{
+			Unit: func(_ context.Context, task queue.Task) error {
+				if task.Unit == "long" {
+					running <- task
+					<-finish
+					return nil
+				}
+				got <- task
+				return nil
+			},
+		})
+		must(t, client.EnqueueUnit(t.Context(), task("long")))
+		next(t, running)
+		must(t, client.EnqueueUnit(t.Context(), task("long-too")))
+		unit := export.Unit{ID: "short", Kind: export.KindExport, Bytes: export.ShortBytes}
+		must(t, client.EnqueueUnit(t.Context(), queue.TaskOf("abcdefghijklmnopqrstuvwxyz", unit, 1)))
+		must(t, client.EnqueueUnit(t.Context(), queue.TaskOf("abcdefghijklmnopqrstuvwxyz", export.FirstUnit(), 1)))
+		if first, second := next(t, got), next(t, got); first.Unit != "short" || second.Unit != export.PlanUnit {
+			t.Errorf("ran %s and %s", first.Unit, second.Unit)
+		}
+		close(finish)
+		if last := next(t, got); last.Unit != "long-too" {
+			t.Errorf("ran %s", last.Unit)
+		}
+		stop()
+	})
+}
+
+// TestOutstandingFollowsTheWorkers: what one job may have in the queue grows with the workers.
+func TestOutstandingFollowsTheWorkers(t *testing.T) { // PITFALLS 25
+	overBoth(t, func(t *testing.T, url string) {
+		most := func(configured int) int {
+			t.Helper()
+			n, err := open(t, url).Outstanding(t.Context(), configured)
+			must(t, err)
+			return n
+		}
+		if n := most(0); n != 16 {
+			t.Errorf("%d without a worker, want 16", n)
+		}
+		handle, _ := collect()
+		for range 2 {
+			defer serve(t, queue.ServerConfig{URL: url, Concurrency: 10, Express: 3}, queue.Handlers{Unit: handle})()
+		}
+		duty := func(context.Context, string) error { return nil }
+		defer serve(t, queue.ServerConfig{URL: url, Concurrency: 30}, queue.Handlers{Upkeep: duty})()
+		deadline := time.Now().Add(30 * time.Second)
+		for most(0) != 40 && time.Now().Before(deadline) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := most(0); n != 40 {
+			t.Errorf("%d with twenty slots for long units, want 40", n)
+		}
+		if n := most(7); n != 7 {
+			t.Errorf("%d, configured are 7", n)
+		}
+	})
+	if _, err := open(t, "redis://127.0.0.1:1").Outstanding(t.Context(), 0); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("without Redis: %v", err)
+	}
+}

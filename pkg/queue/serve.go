@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -30,6 +31,7 @@ type Handlers struct {
 type ServerConfig struct {
 	URL         string        // Redis
 	Concurrency int           // tasks at once
+	Express     int           // further tasks at once of those that are short, for a process that serves units
 	Drain       time.Duration // on stop, how long running tasks may go on before they are told to hand back
 	Logger      *slog.Logger
 }
@@ -99,8 +101,34 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 	duty(upkeepType, upkeepQueue, handlers.Upkeep)
 	duty(watchType, watchQueue, handlers.Watch)
 
-	server := asynq.NewServer(redis, asynq.Config{
-		Concurrency:              cfg.Concurrency,
+	servers := []*asynq.Server{newServer(redis, cfg, cfg.Concurrency, queues)}
+	if cfg.Express > 0 && handlers.Unit != nil {
+		servers = append(servers, newServer(redis, cfg, cfg.Express, map[string]int{steeringQueue: 1}))
+	}
+	var started []*asynq.Server
+	for _, server := range servers {
+		if err = server.Start(mux); err != nil {
+			err = fmt.Errorf("start task server: %w", err)
+			break
+		}
+		started = append(started, server)
+	}
+	if err == nil {
+		<-ctx.Done()
+	}
+	drained := time.AfterFunc(cfg.Drain, startDrain)
+	defer drained.Stop()
+	var stopping sync.WaitGroup
+	for _, server := range started {
+		stopping.Go(server.Shutdown)
+	}
+	stopping.Wait()
+	return err
+}
+
+func newServer(redis asynq.RedisClientOpt, cfg ServerConfig, concurrency int, queues map[string]int) *asynq.Server {
+	return asynq.NewServer(redis, asynq.Config{
+		Concurrency:              concurrency,
 		Queues:                   queues,
 		TaskCheckInterval:        50 * time.Millisecond,
 		DelayedTaskCheckInterval: 500 * time.Millisecond,
@@ -112,14 +140,6 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 			cfg.Logger.Error("task is to be delivered again", "task", t.Type(), "err", err)
 		}),
 	})
-	if err := server.Start(mux); err != nil {
-		return fmt.Errorf("start task server: %w", err)
-	}
-	<-ctx.Done()
-	drained := time.AfterFunc(cfg.Drain, startDrain)
-	defer drained.Stop()
-	server.Shutdown()
-	return nil
 }
 
 // asynqLogger hands Asynq's own messages to slog. They name queues and servers, never payloads.

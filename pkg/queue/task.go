@@ -16,10 +16,12 @@ import (
 	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
 )
 
-// The queues. Steering comes before bulk: a plan or a seal is short, and others wait for it.
+// The queues. Steering comes before bulk, and has slots of its own beside: what is short need not wait behind what is
+// long, so that a small job runs in the middle of a population's. A unit may stand in either, as old and new processes
+// decide differently.
 const (
-	steeringQueue = "steering" // plan, references, seal
-	bulkQueue     = "bulk"     // the units that write files
+	steeringQueue = "steering" // plan, references, seal, and short units that write files
+	bulkQueue     = "bulk"     // long units that write files
 	upkeepQueue   = "upkeep"   // expire, purge, sweep: as long as the object store takes
 	watchQueue    = "watch"    // rescue: Redis alone, and never behind anything slow
 )
@@ -46,14 +48,20 @@ type Task struct {
 	Job   export.JobID
 	Unit  export.UnitID
 	Fence int64
+	Short bool          // over soon (export.Unit.Short); only for the choice of the queue, it does not travel
 	Delay time.Duration // not before this long from now
+}
+
+// TaskOf is the task of a unit at a fence.
+func TaskOf(job export.JobID, unit export.Unit, fence int64) Task {
+	return Task{Kind: unit.Kind, Job: job, Unit: unit.ID, Fence: fence, Short: unit.Short()}
 }
 
 // id is unique to the attempt: a later attempt has a higher fence, so a leftover of an earlier one never blocks it.
 func (t Task) id() string { return fmt.Sprintf("%s:%s:%d", t.Job, t.Unit, t.Fence) }
 
 func (t Task) queue() string {
-	if t.Kind == export.KindExport || t.Kind == export.KindReferenced {
+	if (t.Kind == export.KindExport || t.Kind == export.KindReferenced) && !t.Short {
 		return bulkQueue
 	}
 	return steeringQueue

@@ -21,7 +21,8 @@ type config struct {
 	wiring.Objects
 	wiring.Source
 	wiring.Directory
-	Concurrency int           `env:"WORKER_CONCURRENCY" envDefault:"0"` // units at once; 0: one for each processor
+	Concurrency int           `env:"WORKER_CONCURRENCY" envDefault:"0"` // units at once; 0: one more than processors
+	Express     int           `env:"WORKER_EXPRESS" envDefault:"2"`     // further units at once, of those that are short
 	Drain       time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`     // on stop, how long running units may go on
 	MemoryLimit int64         `env:"WORKER_MEMORY_LIMIT" envDefault:"100663296"`
 	pipeline.Config
@@ -32,6 +33,9 @@ func (c config) Validate() error {
 	var errs []error
 	if c.Concurrency < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_CONCURRENCY must not be negative"))
+	}
+	if c.Express < 0 {
+		errs = append(errs, errors.New("SLUICE_WORKER_EXPRESS must not be negative"))
 	}
 	if c.Drain < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_DRAIN must not be negative"))
@@ -67,15 +71,16 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	defer func() { _ = private.Close() }() // for a start that fails
 	concurrency := cfg.Concurrency
 	if concurrency == 0 {
-		concurrency = runtime.GOMAXPROCS(0)
+		concurrency = runtime.GOMAXPROCS(0) + 1 // while one waits for a store, the others have the processors
 	}
+	units := concurrency + cfg.Express
 	// A unit that plans keeps one connection while it reads a group.
-	directory, err := cfg.Directory.Open(ctx, concurrency+2)
+	directory, err := cfg.Directory.Open(ctx, units+2)
 	if err != nil {
 		return err
 	}
 	defer directory.Close()
-	source, err := cfg.Source.Open(ctx, log, concurrency)
+	source, err := cfg.Source.Open(ctx, log, units)
 	if err != nil {
 		return err
 	}
@@ -87,7 +92,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency)
+	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency,
+		"express", cfg.Express)
 	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
 	parts := []platform.Part{
@@ -98,7 +104,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 				return nil //nolint:nilerr // it only ends early when the process does
 			}
 			return queue.Serve(ctx, queue.ServerConfig{
-				URL: cfg.Redis.URL, Concurrency: concurrency, Drain: cfg.Drain, Logger: log,
+				URL: cfg.Redis.URL, Concurrency: concurrency, Express: cfg.Express, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
 	}

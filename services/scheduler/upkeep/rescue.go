@@ -70,7 +70,11 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 	if err != nil {
 		return err
 	}
-	issued, err := u.Jobs.Issue(ctx, job.ID, u.cfg.Outstanding)
+	most, err := u.Queue.Outstanding(ctx, u.cfg.Outstanding)
+	if err != nil {
+		return err
+	}
+	issued, err := u.Jobs.Issue(ctx, job.ID, most)
 	if err != nil {
 		return err
 	}
@@ -81,9 +85,7 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 			u.Logger.Warn("unit lost its worker", "job_id", job.ID, "unit", unit.Unit.ID, "fence", unit.Fence,
 				"attempt", unit.Attempts)
 		}
-		errs = append(errs, u.enqueue(ctx, queue.Task{
-			Kind: unit.Unit.Kind, Job: job.ID, Unit: unit.Unit.ID, Fence: unit.Fence,
-		}))
+		errs = append(errs, u.enqueue(ctx, queue.TaskOf(job.ID, unit.Unit, unit.Fence)))
 	}
 	return errors.Join(errs...)
 }

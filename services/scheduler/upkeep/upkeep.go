@@ -50,7 +50,6 @@ func Defaults() Config {
 		SweepGrace:  time.Hour,
 		MaxAge:      72 * time.Hour,
 		Retention:   168 * time.Hour,
-		Outstanding: 16,
 	}
 }
 
@@ -68,8 +67,8 @@ func (c Config) Validate() error {
 	if c.SweepGrace < 0 {
 		errs = append(errs, errors.New("sweep grace must not be negative"))
 	}
-	if c.Outstanding <= 0 {
-		errs = append(errs, errors.New("outstanding units must be more than zero"))
+	if c.Outstanding < 0 {
+		errs = append(errs, errors.New("outstanding units must not be negative"))
 	}
 	return errors.Join(errs...)
 }

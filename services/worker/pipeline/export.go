@@ -13,10 +13,10 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/idset"
 )
 
-// export writes one type of one slice of the cohort: source, guard, gzip, upload, a chunk of patients at a time. On
+// export writes one type of one slice of the cohort: source, guard, gzip, upload, some chunks of patients at a time. On
 // the way it collects what the lines reference among the types that travel along.
 func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
-	cohort, err := idset.Open(ctx, w.Objects, job.Cohort.Prefix)
+	cohort, err := w.lists.Open(ctx, w.Objects, job.Cohort.Prefix)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
@@ -44,9 +44,10 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 		}
 		return out.write(r.Body)
 	}
+	atOnce := chunksAtOnce(lease.Unit)
 	err = func() error {
-		for chunk := lease.Unit.Slice.From; chunk < lease.Unit.Slice.To; chunk++ {
-			patients, err := cohort.Chunk(ctx, chunk)
+		for from := lease.Unit.Slice.From; from < lease.Unit.Slice.To; from += atOnce {
+			patients, err := cohort.Run(ctx, from, min(from+atOnce, lease.Unit.Slice.To))
 			if err != nil {
 				return err
 			}
@@ -68,6 +69,20 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 		return jobstore.Commit{}, err
 	}
 	return jobstore.Commit{Result: result, Next: job.Request.Next(lease.Unit.Kind, false)}, nil
+}
+
+const (
+	// queryBytes is how much one query should give, estimated. A query keeps the source from tidying up for as long as
+	// its data takes to be exported, and costs about as much as exporting a thousand resources.
+	queryBytes = 64 << 20
+	// queryChunks bounds the patients of one query: 8192.
+	queryChunks = 16
+)
+
+// chunksAtOnce is how many chunks of the cohort one query of the unit asks for.
+func chunksAtOnce(unit export.Unit) int {
+	chunks := int64(unit.Slice.To - unit.Slice.From)
+	return int(min(max(queryBytes*chunks/max(unit.Bytes, 1), 1), queryChunks))
 }
 
 // abandon drops the file being written and counts the guard's refusals.

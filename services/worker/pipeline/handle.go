@@ -31,6 +31,10 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 		return err
 	}
 	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Attempt+1)
+	if lease.Unit.Short() {
+		w.short.Add(1)
+		defer w.short.Add(-1)
+	}
 	began := time.Now()
 	commit, runErr := w.keepAlive(ctx, lease, func(ctx context.Context) (jobstore.Commit, error) {
 		if lease.Attempt >= w.cfg.MaxAttempts {
@@ -178,11 +182,7 @@ func (w *Worker) ended(ctx context.Context, lease export.Lease, err error) bool 
 // purgeLate asks for another purge of a job that ended while the unit was writing: the purge that its end brought about
 // may have been over before the last object came in (SPEC 5, PITFALLS 16).
 func (w *Worker) purgeLate(ctx context.Context, lease export.Lease) error {
-	return w.Queue.EnqueueLatePurge(ctx, taskOf(lease.Job, lease.Unit, lease.Fence))
-}
-
-func taskOf(job export.JobID, unit export.Unit, fence int64) queue.Task {
-	return queue.Task{Kind: unit.Kind, Job: job, Unit: unit.ID, Fence: fence}
+	return w.Queue.EnqueueLatePurge(ctx, queue.TaskOf(lease.Job, lease.Unit, lease.Fence))
 }
 
 // close commits the unit and hands the units that have become free to the queue.
@@ -199,7 +199,11 @@ func (w *Worker) close(ctx context.Context, log *slog.Logger, lease export.Lease
 
 // Issue hands waiting units of the job to the queue, up to the number that may be outstanding.
 func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
-	issued, err := w.Jobs.Issue(ctx, id, w.cfg.Outstanding)
+	most, err := w.Queue.Outstanding(ctx, w.cfg.Outstanding)
+	if err != nil {
+		return err
+	}
+	issued, err := w.Jobs.Issue(ctx, id, most)
 	if err != nil {
 		if errors.Is(err, export.ErrNotLive) {
 			return nil
@@ -208,7 +212,7 @@ func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
 	}
 	var errs []error
 	for _, unit := range issued {
-		errs = append(errs, w.enqueue(ctx, taskOf(id, unit.Unit, unit.Fence)))
+		errs = append(errs, w.enqueue(ctx, queue.TaskOf(id, unit.Unit, unit.Fence)))
 	}
 	return errors.Join(errs...)
 }
@@ -219,7 +223,7 @@ func (w *Worker) release(ctx context.Context, lease export.Lease, delay time.Dur
 	if err != nil {
 		return err
 	}
-	task := taskOf(lease.Job, lease.Unit, fence)
+	task := queue.TaskOf(lease.Job, lease.Unit, fence)
 	task.Delay = delay
 	return w.enqueue(ctx, task)
 }

@@ -48,7 +48,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 		if err != nil {
 			return jobstore.Commit{}, fmt.Errorf("size up the source: %w", err)
 		}
-		units = cut(types, sizes, cohort, w.cfg.UnitBytes)
+		units = cut(types, sizes, cohort, w.cfg)
 		withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
 			// With units there is a references unit, which asks again and reports the referenced types.
 			return slices.Contains(types, typ) || fhir.IsReferenced(typ) && len(units) > 0
@@ -96,10 +96,11 @@ func (w *Worker) storeCohort(
 	return export.Cohort{Prefix: prefix, Chunks: chunks, Patients: patients}, nil
 }
 
-// cut divides the cohort's data into units: a type's estimated bytes by what a unit should hold, but never finer than
-// a chunk of the cohort. Types that the store does not hold have no unit.
-func cut(types []string, sizes source.Sizes, cohort export.Cohort, unitBytes int64) []export.Unit {
-	var units []export.Unit
+// cut divides the cohort's data into units: a type's estimated bytes by what a unit of such a job should hold, but never
+// finer than a chunk of the cohort. Types that the store does not hold have no unit.
+func cut(types []string, sizes source.Sizes, cohort export.Cohort, cfg Config) []export.Unit {
+	var wholes, units []export.Unit
+	var total int64
 	for _, typ := range types {
 		size := sizes.Types[typ]
 		if !fhir.InCompartment(typ) || size.Resources == 0 {
@@ -109,12 +110,26 @@ func cut(types []string, sizes source.Sizes, cohort export.Cohort, unitBytes int
 		if sizes.Patients > cohort.Patients {
 			bytes = int64(float64(size.Bytes) * float64(cohort.Patients) / float64(sizes.Patients))
 		}
-		units = append(units, divide(export.Unit{
+		wholes = append(wholes, export.Unit{
 			ID: export.UnitID(typ), Kind: export.KindExport, Type: typ,
 			Slice: export.Slice{From: 0, To: cohort.Chunks}, Bytes: bytes,
-		}, unitBytes)...)
+		})
+		total += bytes
+	}
+	for _, whole := range wholes {
+		units = append(units, divide(whole, cfg.unitBytes(total))...)
 	}
 	return units
+}
+
+// unitsWanted is into how many units a large job is cut: many enough that the last ones to end leave hundreds of workers
+// idle for a moment only, and few enough to weigh nothing in Redis.
+const unitsWanted = 1024
+
+// unitBytes is how much a unit of a job of so many bytes should hold. The most is what a worker writes in one to three
+// minutes, so that a lost worker costs no more; small jobs are cut finer, so that all workers have a part in them.
+func (c Config) unitBytes(total int64) int64 {
+	return min(max(total/unitsWanted, c.UnitBytes), c.UnitMost)
 }
 
 // divide cuts a unit into as many as its bytes need, numbered behind its id, but never finer than a chunk.

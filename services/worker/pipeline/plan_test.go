@@ -169,7 +169,8 @@ func TestCut(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			units := pipeline.Cut(row.types, row.sizes, row.cohort, row.unitBytes)
+			units := pipeline.Cut(row.types, row.sizes, row.cohort,
+				pipeline.Config{UnitBytes: row.unitBytes, UnitMost: row.unitBytes})
 			if len(units) != row.units {
 				t.Fatalf("%d units, want %d: %+v", len(units), row.units, units)
 			}
@@ -188,8 +189,29 @@ func TestCut(t *testing.T) {
 			}
 		})
 	}
-	if units := pipeline.Cut([]string{"Encounter", "Observation", "Patient"}, sizes, everybody, 10_000); len(units) != 2+10+1 {
+	cfg := pipeline.Config{UnitBytes: 10_000, UnitMost: 10_000}
+	if units := pipeline.Cut([]string{"Encounter", "Observation", "Patient"}, sizes, everybody, cfg); len(units) != 2+10+1 {
 		t.Errorf("%d units of three types", len(units))
+	}
+}
+
+// TestUnitsGrowWithTheJob: a job is cut into a thousand units or so, but none is smaller or larger than configured.
+func TestUnitsGrowWithTheJob(t *testing.T) { // SPEC 8, PITFALLS 6
+	for name, row := range map[string]struct{ total, units int64 }{
+		"a gigabyte":        {1 << 30, 4},
+		"up to the least":   {256 << 30, 1024},
+		"a terabyte":        {1 << 40, 1024},
+		"up to the most":    {8 << 40, 1024},
+		"a hundred of them": {100 << 40, 12_800},
+	} {
+		sizes := source.Sizes{Patients: 1, Types: map[string]source.TypeSize{
+			"Observation": {Resources: 1, Bytes: row.total / 4 * 3}, "Claim": {Resources: 1, Bytes: row.total / 4},
+		}}
+		units := pipeline.Cut([]string{"Observation", "Claim"}, sizes, export.Cohort{Chunks: 1e6, Patients: 1},
+			pipeline.Defaults())
+		if int64(len(units)) != row.units {
+			t.Errorf("%s: %d units, want %d", name, len(units), row.units)
+		}
 	}
 }
 

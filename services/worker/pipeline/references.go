@@ -44,7 +44,7 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 	for round := 0; ; round++ {
 		list = fmt.Sprintf("%sround-%d/", prefix, round)
 		counts = map[string]int64{}
-		_, count, err := idset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
+		chunks, _, err := idset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
 			return idset.Merge(ctx, w.Objects, list, frontier, func(ref string) error {
 				typ, _, _ := strings.Cut(ref, "/")
 				if !slices.Contains(job.Request.Types, typ) {
@@ -57,7 +57,7 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 		if err != nil {
 			return jobstore.Commit{}, fmt.Errorf("merge references: %w", err)
 		}
-		if count == 0 {
+		if chunks == 0 {
 			break
 		}
 		grown, runs, err := w.follow(ctx, lease, job, list)
@@ -68,7 +68,7 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 			break
 		}
 		// The next round starts from all that is known: following a resource again is cheap, and rounds are few.
-		frontier = append(slices.Clone(frontier), runs...)
+		frontier = append(idset.Runs(list, chunks), runs...)
 	}
 
 	units, err := w.cutReferenced(ctx, job, list, counts)
@@ -111,7 +111,7 @@ func (w *Worker) reportWithdrawn(
 func (w *Worker) follow(
 	ctx context.Context, lease export.Lease, job export.Job, prefix string,
 ) (grown bool, runs []string, err error) {
-	known, err := idset.Open(ctx, w.Objects, prefix)
+	known, err := w.lists.Open(ctx, w.Objects, prefix)
 	if err != nil {
 		return false, nil, err
 	}
@@ -200,7 +200,7 @@ func (w *Worker) byID(
 func (w *Worker) cutReferenced(
 	ctx context.Context, job export.Job, prefix string, counts map[string]int64,
 ) ([]export.Unit, error) {
-	list, err := idset.Open(ctx, w.Objects, prefix)
+	list, err := w.lists.Open(ctx, w.Objects, prefix)
 	if err != nil || list.Chunks() == 0 {
 		return nil, err
 	}
@@ -238,7 +238,7 @@ func (w *Worker) cutReferenced(
 // referenced writes one of the referenced types, or the Provenance about them, from a slice of the list that the
 // references unit has stored. The guard here is the list: nothing is written that is not on it.
 func (w *Worker) referenced(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
-	list, err := idset.Open(ctx, w.Objects, lease.Unit.Input)
+	list, err := w.lists.Open(ctx, w.Objects, lease.Unit.Input)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,13 +19,15 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/services/worker/idset"
 )
 
 // Config says how a worker works. Use Defaults and change what differs.
 type Config struct {
-	UnitBytes   int64         `env:"UNIT_BYTES"`        // NDJSON bytes that one unit should hold, estimated
+	UnitBytes   int64         `env:"UNIT_BYTES"`        // NDJSON bytes that a unit of a small job should hold, estimated
+	UnitMost    int64         `env:"UNIT_BYTES_MOST"`   // the same for a job of any size
 	FileBytes   int64         `env:"FILE_BYTES"`        // NDJSON bytes after which the next file is begun
-	Outstanding int           `env:"UNITS_OUTSTANDING"` // units of one job that may be queued or running at once
+	Outstanding int           `env:"UNITS_OUTSTANDING"` // units of one job queued or running at once; 0: as the workers go
 	MaxAttempts int           `env:"UNIT_ATTEMPTS"`     // failures after which a unit is given up
 	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT"`    // how often a running unit is reported alive
 	OutageDelay time.Duration `env:"OUTAGE_DELAY"`      // how long a unit waits when a dependency is down
@@ -35,8 +38,8 @@ type Config struct {
 func Defaults() Config {
 	return Config{
 		UnitBytes:   256 << 20,
+		UnitMost:    8 << 30,
 		FileBytes:   512 << 20,
-		Outstanding: 16,
 		MaxAttempts: 5,
 		Heartbeat:   4 * time.Second,
 		OutageDelay: 10 * time.Second,
@@ -53,8 +56,13 @@ func (c Config) Validate() error {
 		}
 	}
 	positive("unit bytes", c.UnitBytes > 0)
+	if c.UnitMost < c.UnitBytes {
+		errs = append(errs, errors.New("unit bytes must not be more than the most of them"))
+	}
+	if c.Outstanding < 0 {
+		errs = append(errs, errors.New("outstanding units must not be negative"))
+	}
 	positive("file bytes", c.FileBytes > 0)
-	positive("outstanding units", c.Outstanding > 0)
 	positive("attempts", c.MaxAttempts > 0)
 	positive("heartbeat", c.Heartbeat > 0)
 	positive("outage delay", c.OutageDelay > 0)
@@ -75,10 +83,12 @@ type Parts struct {
 	Registry prometheus.Registerer
 }
 
-// Worker works on units. It has no state between them: any number run anywhere.
+// Worker works on units. It has no state between them but what it need not read again: any number run anywhere.
 type Worker struct {
 	Parts
 	cfg     Config
+	lists   *idset.Cache
+	short   atomic.Int64 // short units under way
 	metrics metrics
 }
 
@@ -87,7 +97,9 @@ func New(cfg Config, parts Parts) (*Worker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
-	return &Worker{Parts: parts, cfg: cfg, metrics: newMetrics(parts.Registry)}, nil
+	return &Worker{
+		Parts: parts, cfg: cfg, lists: idset.NewCache(), metrics: newMetrics(parts.Registry),
+	}, nil
 }
 
 type metrics struct {

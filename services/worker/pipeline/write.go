@@ -31,11 +31,17 @@ type files struct {
 	gzip    *gzip.Writer
 	current export.File
 	done    []export.File
+
+	courtesy courtesy
 }
 
 // newFiles returns the writer of one type's files for the lease. The context holds for all that is written.
 func (w *Worker) newFiles(ctx context.Context, lease export.Lease, typ string, isError bool) *files {
-	return &files{ctx: ctx, worker: w, lease: lease, typ: typ, error: isError}
+	f := &files{ctx: ctx, worker: w, lease: lease, typ: typ, error: isError}
+	if !lease.Unit.Short() {
+		f.courtesy.others = &w.short
+	}
+	return f
 }
 
 var newline = []byte{'\n'}
@@ -55,6 +61,7 @@ func (f *files) write(line []byte) error {
 	}
 	f.current.Count++
 	f.current.Bytes += int64(len(line)) + 1
+	f.courtesy.wrote(len(line))
 	if f.current.Bytes >= f.worker.cfg.FileBytes {
 		return f.finish()
 	}
