@@ -9,99 +9,103 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
+	"github.com/sluice-fhir/sluice/services/sluice/client"
 )
 
-// deployment is one API, one scheduler and some workers, as processes.
+// deployment is one API, one scheduler and some workers, as processes, with a Redis database and a bucket of its own.
 type deployment struct {
 	base      string
+	redis     string
+	store     *objects.Store
+	bucket    string
 	issuer    *development.Issuer
+	client    *client.Client
 	api       *process
 	workers   []*process
 	processes []*process
+
+	mu       sync.Mutex
+	token    string
+	signedAt time.Time
 }
 
 const subject = "bench"
 
-func s3() (*url.URL, error) {
-	place, err := url.Parse(os.Getenv("SLUICE_TEST_S3"))
-	if err != nil || place.Host == "" || place.User == nil {
-		return nil, errors.New("SLUICE_TEST_S3 is not set: run scripts/bench.sh")
-	}
-	return place, nil
-}
-
-func deploy(ctx context.Context, opts options, dir, bucket string) (_ *deployment, err error) {
-	place, err := s3()
-	if err != nil {
-		return nil, err
-	}
-	secret, _ := place.User.Password()
+// deploy starts a deployment on the population.
+func (b *bench) deploy(ctx context.Context, p population, workers int, more ...string) (d *deployment, err error) {
 	addr, err := freeAddr(ctx)
 	if err != nil {
 		return nil, err
 	}
-	d := &deployment{base: "http://" + addr + "/fhir"}
-	if d.issuer, err = development.Open(filepath.Join(dir, "issuer")); err != nil {
-		return nil, err
-	}
-	issuers, access := filepath.Join(dir, "issuers.yaml"), filepath.Join(dir, "access.yaml")
-	err = errors.Join(
-		os.WriteFile(issuers, fmt.Appendf(nil, "issuers:\n- name: %q\n  audiences: [%q]\n  jwks_file: %q\n",
-			development.IssuerName, d.base, d.issuer.JWKSFile()), 0o600),
-		os.WriteFile(access, fmt.Appendf(nil, "- {issuer: %q, subject: %q, types: all, groups: all, patients: all}\n",
-			development.IssuerName, subject), 0o600))
+	dir, err := os.MkdirTemp(b.dir, "deployment-")
 	if err != nil {
 		return nil, err
 	}
-	common := []string{
-		"SLUICE_REDIS_URL=" + os.Getenv("SLUICE_TEST_REDIS"),
-		"SLUICE_S3_ENDPOINT=" + place.Scheme + "://" + place.Host,
-		"SLUICE_S3_ACCESS_KEY=" + place.User.Username(), "SLUICE_S3_SECRET_KEY=" + secret, "SLUICE_S3_BUCKET=" + bucket,
-	}
-	directory := []string{"SLUICE_GROUPS_DIR=" + opts.data, "SLUICE_ACCESS_FILE=" + access}
-	start := func(name string, env ...[]string) (*process, error) {
-		p, err := startProcess(ctx, filepath.Join(opts.binaries, name), slices.Concat(env...))
+	d = &deployment{base: "http://" + addr + "/fhir", redis: b.servers.newRedis()}
+	defer func() {
 		if err != nil {
 			d.stop()
-			return nil, err
 		}
-		d.processes = append(d.processes, p)
-		return p, nil
+	}()
+	if d.store, d.bucket, err = b.servers.newBucket(ctx); err != nil {
+		return d, err
 	}
-	d.api, err = start("api", common, directory, []string{
-		"SLUICE_API_ADDR=" + addr, "SLUICE_BASE_URL=" + d.base, "SLUICE_TOKEN_ISSUERS_FILE=" + issuers,
-		"SLUICE_POLL_LIMIT=1000",
-	})
+	if d.issuer, err = development.Open(filepath.Join(dir, "issuer")); err != nil {
+		return d, err
+	}
+	if d.client, err = client.New(client.Config{Base: d.base, Tokens: d, Parallel: 4}); err != nil {
+		return d, err
+	}
+	issuers := filepath.Join(dir, "issuers.yaml")
+	err = os.WriteFile(issuers, fmt.Appendf(nil, "issuers:\n- name: %q\n  audiences: [%q]\n  jwks_file: %q\n",
+		development.IssuerName, d.base, d.issuer.JWKSFile()), 0o600)
 	if err != nil {
-		return nil, err
+		return d, err
 	}
-	if _, err := start("scheduler", common); err != nil {
-		return nil, err
+	common := []string{
+		"SLUICE_REDIS_URL=" + d.redis,
+		"SLUICE_S3_ENDPOINT=" + b.servers.s3.Scheme + "://" + b.servers.s3.Host,
+		"SLUICE_S3_ACCESS_KEY=" + b.servers.s3.User.Username(), "SLUICE_S3_SECRET_KEY=" + b.servers.secret(),
+		"SLUICE_S3_BUCKET=" + d.bucket,
 	}
-	for range opts.workers {
-		worker, err := start("worker", common, directory, []string{
-			"SLUICE_SOURCE_DIR=" + opts.data, "SLUICE_WORKER_CONCURRENCY=" + strconv.Itoa(opts.concurrency),
-		})
+	start := func(name string, env ...string) (*process, error) {
+		p, err := startProcess(ctx, filepath.Join(b.binaries, name), append(slices.Clone(common), env...))
+		if err == nil {
+			d.processes = append(d.processes, p)
+		}
+		return p, err
+	}
+	d.api, err = start("api", "SLUICE_API_ADDR="+addr, "SLUICE_BASE_URL="+d.base, "SLUICE_TOKEN_ISSUERS_FILE="+issuers,
+		"SLUICE_DIRECTORY_URL="+p.database, "SLUICE_POLL_LIMIT=1000000")
+	if err != nil {
+		return d, err
+	}
+	if _, err := start("scheduler"); err != nil {
+		return d, err
+	}
+	for range workers {
+		worker, err := start("worker", append(slices.Clone(more),
+			"SLUICE_DIRECTORY_URL="+p.database, "SLUICE_SOURCE_URL="+p.database)...)
 		if err != nil {
-			return nil, err
+			return d, err
 		}
 		d.workers = append(d.workers, worker)
 	}
 	for _, p := range d.processes {
 		if err := p.waitReady(ctx); err != nil {
-			d.stop()
-			return nil, err
+			return d, err
 		}
 	}
 	return d, d.waitReady(ctx)
@@ -112,7 +116,7 @@ func (d *deployment) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		resp, err := d.get(ctx, strings.TrimSuffix(d.base, "/fhir")+"/readyz")
+		resp, err := d.get(ctx, strings.TrimSuffix(d.base, "/fhir")+"/readyz", "")
 		if err == nil {
 			status := resp.StatusCode
 			if err := resp.Body.Close(); err != nil {
@@ -124,22 +128,60 @@ func (d *deployment) waitReady(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			d.stop()
 			return errors.New("the API did not become ready")
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// Token signs a fresh token for every request.
+// Token returns a token that holds for minutes, so that signing is no part of any figure.
 func (d *deployment) Token(context.Context, string) (string, error) {
-	return d.issuer.Sign(subject, "system/*.rs", d.base, 5*time.Minute, time.Now())
+	const lives = 5 * time.Minute
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Since(d.signedAt) < lives/2 {
+		return d.token, nil
+	}
+	var err error
+	d.signedAt = time.Now()
+	d.token, err = d.issuer.Sign(subject, "system/*.rs", d.base, lives, d.signedAt)
+	return d.token, err
 }
 
+// stop ends every process. What they have stored goes with the servers.
 func (d *deployment) stop() {
 	for _, p := range d.processes {
 		p.stop()
 	}
+	if d.client != nil {
+		d.client.Close()
+	}
+	if d.store != nil {
+		d.store.Close()
+	}
+}
+
+// sluice runs the command line.
+func (b *bench) sluice(ctx context.Context, args ...string) error {
+	said, err := exec.CommandContext(ctx, filepath.Join(b.binaries, "sluice"), args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("sluice %s: %w: %s", args[0], err, said)
+	}
+	return nil
+}
+
+// claim is a line of a worker's log.
+type claim struct {
+	at    time.Time
+	unit  string
+	fence int64
+}
+
+// claims returns what the worker has taken so far.
+func (p *process) claims() []claim {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.claimed)
 }
 
 // process is a running service.
@@ -149,6 +191,9 @@ type process struct {
 	ready chan struct{} // closed when it says so
 	done  chan struct{} // closed when it has ended
 	last  string        // its last line, to be read when done is closed
+
+	mu      sync.Mutex
+	claimed []claim // units that it took
 
 	private string // address of its private listener, to be read when ready is closed
 }
@@ -178,10 +223,21 @@ func (p *process) follow(stderr io.Reader) {
 	for lines.Scan() {
 		p.last = lines.Text()
 		var entry struct {
-			Msg     string `json:"msg"`
-			Private string `json:"private"`
+			Time    time.Time `json:"time"`
+			Msg     string    `json:"msg"`
+			Private string    `json:"private"`
+			Unit    string    `json:"unit"`
+			Fence   int64     `json:"fence"`
 		}
-		if json.Unmarshal(lines.Bytes(), &entry) == nil && strings.HasSuffix(entry.Msg, " is ready") && !said {
+		if json.Unmarshal(lines.Bytes(), &entry) != nil {
+			continue
+		}
+		if entry.Msg == "unit claimed" {
+			p.mu.Lock()
+			p.claimed = append(p.claimed, claim{at: entry.Time, unit: entry.Unit, fence: entry.Fence})
+			p.mu.Unlock()
+		}
+		if strings.HasSuffix(entry.Msg, " is ready") && !said {
 			said = true
 			p.private = entry.Private
 			close(p.ready)

@@ -1,6 +1,7 @@
-// Command bench measures an export on this machine, beside the ceiling that the same machine sets in the same run: the same
-// bytes through gzip and into the object store with nothing else to do. It needs a Redis and an S3 server (scripts/bench.sh
-// starts both) and the services in bin/.
+// Command bench measures Sluice on this machine, beside the ceiling that the same machine sets in the same run. It is run
+// by scripts/bench.sh, which builds the services into bin/ and starts a Redis, an S3 server and a PostgreSQL of its own.
+//
+// Each file is a section of the report, in this order: throughput, fairness, cohorts, recovery, api, memory.
 package main
 
 import (
@@ -14,13 +15,12 @@ import (
 
 func main() {
 	var opts options
-	flag.IntVar(&opts.patients, "patients", 2600, "patients to generate; about 0.4 MB each")
-	flag.IntVar(&opts.workers, "workers", 1, "worker processes")
-	flag.IntVar(&opts.concurrency, "concurrency", 2, "units at once in each worker")
+	flag.IntVar(&opts.patients, "patients", 5200, "patients of the largest population; about 0.41 MB each")
+	flag.IntVar(&opts.rounds, "rounds", 5, "how often each figure is measured")
+	flag.StringVar(&opts.only, "only", "", "sections to measure, such as throughput,api; default: all")
 	flag.StringVar(&opts.binaries, "bin", "bin", "folder of the services")
-	flag.StringVar(&opts.data, "data", "", "folder of NDJSON to export the group 'all' of; default: generated")
 	flag.StringVar(&opts.json, "json", "", "file to write the figures to")
-	flag.StringVar(&opts.profile, "profile", "", "file to write a CPU profile of the first worker to")
+	flag.StringVar(&opts.profile, "profile", "", "file to write a CPU profile of a worker to, taken during an export")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

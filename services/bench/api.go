@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-fhir/sluice/services/sluice/client"
+)
+
+const (
+	callers  = 8 // requests at once
+	kickoffs = 2000
+	polls    = 10000
+)
+
+// api measures what one API answers, with no worker beside it, and how fast files come through it.
+func (b *bench) api(ctx context.Context) error {
+	p, err := b.population(ctx, b.patients)
+	if err != nil {
+		return err
+	}
+	d, err := b.deploy(ctx, p, 0)
+	if err != nil {
+		return err
+	}
+	defer d.stop()
+	f := &b.report.API
+	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = callers //nolint:forcetypeassert // it is one
+	var mu sync.Mutex
+	var jobs []client.Job
+	f.KickOffs, err = calls(ctx, kickoffs, func(ctx context.Context) error {
+		job, err := d.client.KickOff(ctx, client.Request{Group: "ten"})
+		mu.Lock()
+		defer mu.Unlock()
+		jobs = append(jobs, job)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var next atomic.Int64
+	f.Polls, err = calls(ctx, polls, func(ctx context.Context) error {
+		complete, _, err := d.poll(ctx, jobs[int(next.Add(1))%len(jobs)])
+		if complete {
+			err = errors.New("a job is complete without a worker")
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return b.downloads(ctx, p, f)
+}
+
+// downloads fetches every file of the population: from MinIO, through the API as it is stored, and unpacked.
+func (b *bench) downloads(ctx context.Context, p population, f *apiFigures) error {
+	d, err := b.deploy(ctx, p, 1)
+	if err != nil {
+		return err
+	}
+	defer d.stop()
+	job, _, err := d.export(ctx, "all")
+	if err != nil {
+		return err
+	}
+	manifest, err := d.client.Await(ctx, job)
+	if err != nil {
+		return err
+	}
+	var files, direct []string
+	for _, item := range manifest.Output {
+		files = append(files, item.URL)
+	}
+	if direct, err = b.presigned(ctx, d); err != nil {
+		return err
+	}
+	for round := range b.options.rounds + 1 {
+		for _, way := range []struct {
+			urls     []string
+			encoding string
+			with     func(context.Context, string, string) (*http.Response, error)
+			into     *[]float64
+		}{
+			{direct, "", plain, &f.Direct},
+			{files, "gzip", d.get, &f.Stored},
+			{files, "", d.get, &f.Unpacked},
+		} {
+			rate, err := download(ctx, way.urls, way.encoding, way.with)
+			if err != nil {
+				return err
+			}
+			if round > 0 {
+				*way.into = append(*way.into, rate)
+			}
+		}
+	}
+	return nil
+}
+
+// plain asks without a token: the URL is signed.
+func plain(ctx context.Context, url, _ string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	return http.DefaultClient.Do(req)
+}
+
+// download returns the MB/s of fetching the files, four at once.
+func download(
+	ctx context.Context, urls []string, encoding string, get func(context.Context, string, string) (*http.Response, error),
+) (float64, error) {
+	const atOnce = 4
+	var total atomic.Int64
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	began := time.Now()
+	for _, from := range urls {
+		group.Go(func() error {
+			resp, err := get(ctx, from, encoding)
+			if err != nil {
+				return err
+			}
+			if resp.StatusCode != http.StatusOK {
+				return errors.Join(fmt.Errorf("file: %s", resp.Status), drain(resp))
+			}
+			n, err := discard(resp)
+			total.Add(n)
+			return err
+		})
+	}
+	err := group.Wait()
+	return float64(total.Load()) / 1e6 / time.Since(began).Seconds(), err
+}
+
+// presigned returns URLs of the job's files at MinIO itself.
+func (b *bench) presigned(ctx context.Context, d *deployment) ([]string, error) {
+	store, err := b.servers.minio()
+	if err != nil {
+		return nil, err
+	}
+	var urls []string
+	for object := range store.ListObjectsIter(ctx, d.bucket, listFiles) {
+		if object.Err != nil {
+			return nil, object.Err
+		}
+		if strings.Contains(object.Key, "/_") {
+			continue
+		}
+		signed, err := store.PresignedGetObject(ctx, d.bucket, object.Key, time.Hour, url.Values{})
+		if err != nil {
+			return nil, err
+		}
+		urls = append(urls, signed.String())
+	}
+	return urls, nil
+}
+
+// calls makes so many calls, some at once, and returns the rate and the latencies.
+func calls(ctx context.Context, count int, call func(context.Context) error) (callFigures, error) {
+	latencies := make([]float64, count)
+	var next atomic.Int64
+	group, ctx := errgroup.WithContext(ctx)
+	began := time.Now()
+	for range callers {
+		group.Go(func() error {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= count {
+					return nil
+				}
+				at := time.Now()
+				if err := call(ctx); err != nil {
+					return err
+				}
+				latencies[i] = float64(time.Since(at).Microseconds()) / 1000
+			}
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return callFigures{}, err
+	}
+	took := time.Since(began)
+	slices.Sort(latencies)
+	return callFigures{
+		Calls: count, AtOnce: callers, Rate: float64(count) / took.Seconds(),
+		P50: latencies[count/2], P99: latencies[count*99/100],
+	}, nil
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/sluice-fhir/sluice/services/sluice/client"
+)
+
+// pollEvery is far more often than a client may, so that the wait between two polls is no part of the figures.
+const pollEvery = 50 * time.Millisecond
+
+// never is a percentage that no job comes to before it is complete.
+const never = 101
+
+// export runs a whole job, from kick-off to 200, and returns how long it took.
+func (d *deployment) export(ctx context.Context, group string) (client.Job, time.Duration, error) {
+	began := time.Now()
+	job, err := d.client.KickOff(ctx, client.Request{Group: group})
+	if err != nil {
+		return job, 0, err
+	}
+	if err := d.await(ctx, job, never); err != nil {
+		return job, 0, err
+	}
+	return job, time.Since(began), nil
+}
+
+// await returns when the job is complete, or has come so many per cent far.
+func (d *deployment) await(ctx context.Context, job client.Job, percent int) error {
+	for {
+		complete, done, err := d.poll(ctx, job)
+		if err != nil || complete || done >= percent {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// poll asks once whether the job is complete and how far it is, in per cent.
+func (d *deployment) poll(ctx context.Context, job client.Job) (complete bool, percent int, err error) {
+	resp, err := d.get(ctx, job.StatusURL, "")
+	if err != nil {
+		return false, 0, err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return false, 0, err
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return true, 100, nil
+	case http.StatusAccepted:
+		// It is not told before there is a plan.
+		if text := resp.Header.Get("X-Progress-Percent"); text != "" {
+			percent, err = strconv.Atoi(text)
+		}
+		return false, percent, err
+	default:
+		return false, 0, fmt.Errorf("status: %s", resp.Status)
+	}
+}
+
+// get asks with a token; encoding is the Accept-Encoding, "" for none.
+func (d *deployment) get(ctx context.Context, url, encoding string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	token, err := d.Token(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	if encoding == "" {
+		encoding = "identity"
+	}
+	req.Header.Set("Accept-Encoding", encoding) // set by hand, so that nothing is unpacked behind our back
+	return http.DefaultClient.Do(req)
+}
+
+func drain(resp *http.Response) error {
+	_, err := discard(resp)
+	return err
+}
+
+// discard reads an answer to its end and returns its length.
+func discard(resp *http.Response) (int64, error) {
+	n, err := io.Copy(io.Discard, resp.Body)
+	return n, errors.Join(err, resp.Body.Close())
+}
+
+// cancel drops a job that is not needed any more.
+func (d *deployment) cancel(ctx context.Context, job client.Job) error {
+	return d.client.Cancel(ctx, job)
+}

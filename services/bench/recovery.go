@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/sluice-fhir/sluice/services/sluice/client"
+)
+
+// recovery kills one of two workers in the middle of a population's export.
+func (b *bench) recovery(ctx context.Context) error {
+	p, err := b.population(ctx, b.patients)
+	if err != nil {
+		return err
+	}
+	d, err := b.deploy(ctx, p, 2)
+	if err != nil {
+		return err
+	}
+	defer d.stop()
+	began := time.Now()
+	job, err := d.client.KickOff(ctx, client.Request{Group: "all"})
+	if err != nil {
+		return err
+	}
+	if err := d.await(ctx, job, startAt); err != nil {
+		return err
+	}
+	killed, other := d.workers[0], d.workers[1]
+	if err := killed.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	at := time.Now()
+	if err := d.await(ctx, job, never); err != nil {
+		return err
+	}
+	f := &b.report.Recovery
+	f.Export = time.Since(began).Seconds()
+	for _, c := range other.claims() {
+		if c.fence > 1 && c.at.After(at) {
+			f.Claimed = append(f.Claimed, c.at.Sub(at).Seconds())
+		}
+	}
+	if len(f.Claimed) == 0 {
+		return errors.New("the killed worker held no unit")
+	}
+	return nil
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// report is what a run found. Megabytes are 10^6 bytes of NDJSON before compression unless a comment says otherwise, MiB
+// are of resident memory, and a list holds one figure for each round.
+type report struct {
+	Machine    machineFigures      `json:"machine"`
+	Loads      []loadFigures       `json:"loads"`
+	Throughput []throughputFigures `json:"throughput,omitempty"`
+	Fairness   fairnessFigures     `json:"fairness,omitzero"`
+	Cohorts    []cohortFigures     `json:"cohorts,omitempty"`
+	Recovery   recoveryFigures     `json:"recovery,omitzero"`
+	API        apiFigures          `json:"api,omitzero"`
+	Memory     memoryFigures       `json:"memory,omitzero"`
+}
+
+type machineFigures struct {
+	Processor string  `json:"processor"`
+	Cores     int     `json:"cores"`
+	MemoryGiB float64 `json:"memory_gib"`
+	System    string  `json:"system"`
+	Go        string  `json:"go"`
+}
+
+type loadFigures struct {
+	Patients  int     `json:"patients"`
+	Resources int64   `json:"resources"`
+	Megabytes float64 `json:"megabytes"`
+	Seconds   float64 `json:"seconds"`
+}
+
+type throughputFigures struct {
+	Workers     int       `json:"workers"`
+	Resources   int64     `json:"resources"`
+	Megabytes   float64   `json:"megabytes"`
+	Ceiling     []float64 `json:"ceiling_mb_per_second"`
+	Rate        []float64 `json:"export_mb_per_second"` // from kick-off to 200
+	Ratio       []float64 `json:"ratio_to_ceiling"`     // of the pair
+	FirstStored []float64 `json:"first_file_stored_seconds"`
+	FirstByte   []float64 `json:"first_byte_at_client_seconds"` // files are listed when all are there
+	WorkerPeak  []float64 `json:"worker_peak_mib"`              // of each worker
+	APIPeak     float64   `json:"api_peak_mib"`
+}
+
+type fairnessFigures struct {
+	Alone     []float64 `json:"alone_seconds"`
+	UnderLoad []float64 `json:"under_load_seconds"`
+	Ratio     float64   `json:"ratio_of_medians"`
+}
+
+type cohortFigures struct {
+	Times     int       `json:"times"`
+	Patients  int       `json:"patients"`
+	Megabytes float64   `json:"megabytes"`
+	Seconds   []float64 `json:"seconds"`
+}
+
+type recoveryFigures struct {
+	Claimed []float64 `json:"claimed_elsewhere_after_seconds"` // of each unit that the killed worker held
+	Export  float64   `json:"export_seconds"`
+}
+
+type apiFigures struct {
+	KickOffs callFigures `json:"kick_offs"`
+	Polls    callFigures `json:"status_polls"`
+	Direct   []float64   `json:"minio_direct_mb_per_second"` // gzipped bytes
+	Stored   []float64   `json:"api_gzip_mb_per_second"`     // gzipped bytes
+	Unpacked []float64   `json:"api_identity_mb_per_second"`
+}
+
+type callFigures struct {
+	Calls  int     `json:"calls"`
+	AtOnce int     `json:"at_once"`
+	Rate   float64 `json:"per_second"`
+	P50    float64 `json:"p50_milliseconds"`
+	P99    float64 `json:"p99_milliseconds"`
+}
+
+type memoryFigures struct {
+	WaitingJob  float64 `json:"waiting_job_bytes"` // with its task in the queue
+	CompleteJob float64 `json:"complete_job_bytes"`
+	SmallFiles  int     `json:"complete_job_files"`
+	File        float64 `json:"further_file_bytes"` // with its unit
+	Files       int     `json:"files"`
+}
+
+func median(figures []float64) float64 {
+	if len(figures) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(figures))
+	middle := len(sorted) / 2
+	if len(sorted)%2 == 0 {
+		return (sorted[middle-1] + sorted[middle]) / 2
+	}
+	return sorted[middle]
+}
+
+// spread writes the median and, between brackets, the least and the most.
+func spread(figures []float64, digits int) string {
+	if len(figures) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.*f (%.*f to %.*f)", digits, median(figures), digits, slices.Min(figures),
+		digits, slices.Max(figures))
+}
+
+func list(figures []float64, format string) string {
+	texts := make([]string, len(figures))
+	for i, figure := range figures {
+		texts[i] = fmt.Sprintf(format, figure)
+	}
+	return strings.Join(texts, ", ")
+}
+
+// print writes the report as a table: medians, with the least and the most of all rounds.
+func (r *report) print(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(what, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", what, fmt.Sprintf(format, args...)) }
+	row("what", "median (least to most)")
+	row("----", "----")
+	row("machine", "%s, %d cores, %.0f GiB, %s, %s", r.Machine.Processor, r.Machine.Cores, r.Machine.MemoryGiB,
+		r.Machine.System, r.Machine.Go)
+	for _, l := range r.Loads {
+		row(fmt.Sprintf("load of %d patients", l.Patients), "%d resources, %.0f MB in %.1f s: %.0f resources/s",
+			l.Resources, l.Megabytes, l.Seconds, float64(l.Resources)/l.Seconds)
+	}
+	for _, t := range r.Throughput {
+		name := fmt.Sprintf("%d worker(s): ", t.Workers)
+		row(name+"ceiling, MB/s", "%s", spread(t.Ceiling, 0))
+		row(name+"export from kick-off to 200, MB/s", "%s", spread(t.Rate, 0))
+		row(name+"resources/s", "%.0f", median(t.Rate)/t.Megabytes*float64(t.Resources))
+		row(name+"ratio to the ceiling", "%s", spread(t.Ratio, 2))
+		row(name+"first file in the store, s", "%s", spread(t.FirstStored, 2))
+		row(name+"first byte at a client, s", "%s", spread(t.FirstByte, 2))
+		row(name+"peak memory of each worker, MiB", "%s", list(t.WorkerPeak, "%.0f"))
+		row(name+"peak memory of the API, MiB", "%.0f", t.APIPeak)
+	}
+	if f := r.Fairness; len(f.Alone) > 0 {
+		row("ten patients, alone, s", "%s", spread(f.Alone, 2))
+		row("ten patients, beside the population, s", "%s", spread(f.UnderLoad, 2))
+		row("ratio of the two", "%.1f", f.Ratio)
+	}
+	for _, c := range r.Cohorts {
+		row(fmt.Sprintf("a hundred patients of %d (%dx), s", c.Patients, c.Times), "%s", spread(c.Seconds, 2))
+	}
+	if n := len(r.Cohorts); n > 1 {
+		row("ratio of the largest to the smallest population", "%.2f",
+			median(r.Cohorts[n-1].Seconds)/median(r.Cohorts[0].Seconds))
+	}
+	if f := r.Recovery; len(f.Claimed) > 0 {
+		row("units of a killed worker run elsewhere after, s", "%s", list(f.Claimed, "%.1f"))
+		row("that export, kick-off to 200, s", "%.1f", f.Export)
+	}
+	if f := r.API; f.KickOffs.Calls > 0 {
+		for _, c := range []struct {
+			name string
+			callFigures
+		}{{"kick-offs", f.KickOffs}, {"status polls", f.Polls}} {
+			row(c.name, "%.0f/s, p50 %.1f ms, p99 %.1f ms (%d calls, %d at once)", c.Rate, c.P50, c.P99, c.Calls, c.AtOnce)
+		}
+		row("download from MinIO, gzipped MB/s", "%s", spread(f.Direct, 0))
+		row("download through the API, gzipped MB/s", "%s", spread(f.Stored, 0))
+		row("download through the API, unpacked, MB/s", "%s", spread(f.Unpacked, 0))
+	}
+	if f := r.Memory; f.WaitingJob > 0 {
+		row("Redis, a job that waits, bytes", "%.0f", f.WaitingJob)
+		row("Redis, a complete job, bytes", "%.0f (%d files)", f.CompleteJob, f.SmallFiles)
+		row("Redis, each further file, bytes", "%.0f (of %d)", f.File, f.Files)
+	}
+	return w.Flush()
+}
+
+// machine describes where the run took place, as far as the system tells.
+func machine() machineFigures {
+	m := machineFigures{Processor: runtime.GOARCH, Cores: runtime.NumCPU(), System: runtime.GOOS, Go: runtime.Version()}
+	field := func(file, name string) (value string) {
+		from, err := os.Open(file)
+		if err != nil {
+			return ""
+		}
+		defer from.Close()
+		for lines := bufio.NewScanner(from); lines.Scan(); {
+			key, found, _ := strings.Cut(lines.Text(), ":")
+			if strings.TrimSpace(key) == name {
+				return strings.TrimSpace(found)
+			}
+		}
+		return ""
+	}
+	if name := field("/proc/cpuinfo", "model name"); name != "" {
+		m.Processor = name
+	}
+	var kib float64
+	if _, err := fmt.Sscanf(field("/proc/meminfo", "MemTotal"), "%f", &kib); err == nil {
+		m.MemoryGiB = kib / (1 << 20)
+	}
+	if release, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		m.System += " " + strings.TrimSpace(string(release))
+	}
+	return m
+}
