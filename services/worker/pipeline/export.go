@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -104,11 +105,17 @@ type met struct {
 	wanted  map[string]bool
 	builder *idset.Builder
 	key     []byte
-	last    []byte // the references of the resource before
+
+	seed   maphash.Seed
+	recent [recentLists][]byte // lists of references that were met not long ago, each at its hash
 }
 
+// recentLists is how many lists of references are remembered, some hundred bytes each: what happens at one place names the
+// same people and houses again and again.
+const recentLists = 1024
+
 func (w *Worker) newMet(lease export.Lease, job export.Job) *met {
-	m := &met{wanted: map[string]bool{}}
+	m := &met{wanted: map[string]bool{}, seed: maphash.MakeSeed()}
 	for _, typ := range job.Request.Types {
 		if fhir.IsReferenced(typ) {
 			m.wanted[typ] = true
@@ -124,11 +131,11 @@ func (m *met) collect(ctx context.Context, r source.Resource) error {
 		return nil
 	}
 	if r.Attested() {
-		// What happens at one place names the same people and houses again and again.
-		if bytes.Equal(r.References, m.last) {
+		recent := &m.recent[maphash.Bytes(m.seed, r.References)%recentLists]
+		if bytes.Equal(r.References, *recent) {
 			return nil
 		}
-		m.last = append(m.last[:0], r.References...)
+		*recent = append((*recent)[:0], r.References...)
 		for rest := r.References; len(rest) > 0; {
 			var ref []byte
 			ref, rest, _ = bytes.Cut(rest, []byte{' '})

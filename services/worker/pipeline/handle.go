@@ -32,8 +32,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	}
 	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Attempt+1)
 	if lease.Unit.Short() {
-		w.short.Add(1)
-		defer w.short.Add(-1)
+		defer w.shorts.begin(lease.Job)()
 	}
 	began := time.Now()
 	commit, runErr := w.keepAlive(ctx, lease, func(ctx context.Context) (jobstore.Commit, error) {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -88,7 +87,7 @@ type Worker struct {
 	Parts
 	cfg     Config
 	lists   *idset.Cache
-	short   atomic.Int64 // short units under way
+	shorts  shorts
 	metrics metrics
 }
 

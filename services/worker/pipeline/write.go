@@ -39,7 +39,7 @@ type files struct {
 func (w *Worker) newFiles(ctx context.Context, lease export.Lease, typ string, isError bool) *files {
 	f := &files{ctx: ctx, worker: w, lease: lease, typ: typ, error: isError}
 	if !lease.Unit.Short() {
-		f.courtesy.others = &w.short
+		f.courtesy = courtesy{shorts: &w.shorts, job: lease.Job}
 	}
 	return f
 }
