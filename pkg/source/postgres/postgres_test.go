@@ -70,18 +70,18 @@ func folder(t *testing.T, dir string) map[string][]byte {
 
 // store is a database of the test's own.
 type store struct {
-	t   *testing.T
+	t   testing.TB
 	url string
 	in  *pgxpool.Pool
 	src *sourcepg.Source
 }
 
-func newStore(t *testing.T) *store {
+func newStore(t testing.TB) *store {
 	t.Helper()
 	return newStoreAt(t, testenv.Postgres(t))
 }
 
-func newStoreAt(t *testing.T, url string) *store {
+func newStoreAt(t testing.TB, url string) *store {
 	t.Helper()
 	s := &store{t: t, url: url}
 	if _, err := postgres.Migrate(t.Context(), s.url); err != nil {
