@@ -45,7 +45,8 @@ func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
 	everyGroup(t, func(*testing.T, string) string { return "" })
 }
 
-// TestEveryGroupOfTheSyntheaSampleFromPostgres wants, line by line, what the folder gives.
+// TestEveryGroupOfTheSyntheaSampleFromPostgres wants, line by line, what the folder gives; groups and grants stand in the
+// database as well.
 func TestEveryGroupOfTheSyntheaSampleFromPostgres(t *testing.T) {
 	everyGroup(t, loaded)
 }
@@ -67,7 +68,8 @@ func everyGroup(t *testing.T, database func(t *testing.T, data string) string) {
 		data = generated(t, 40)
 	}
 	population := readPopulation(t, data)
-	s := deploy(t, setup{data: data, database: database(t, data), groups: groupsOf(t, data), workers: 2})
+	store := database(t, data)
+	s := deploy(t, setup{data: data, database: store, directory: store, groups: groupsOf(t, data), workers: 2})
 
 	statuses := map[string]string{}
 	for group := range population.groups { // all at once: many jobs run side by side (PITFALLS 32)

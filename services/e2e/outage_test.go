@@ -76,7 +76,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // PITFALLS 8, 11, 13
 	t.Logf("loaded in %.1f s", time.Since(loading).Seconds())
 	proxy := objectstest.NewProxy(t, testenv.ObjectStore(t).Endpoint)
 	s := deploy(t, setup{
-		data: data, database: server.URL(), endpoint: proxy.Endpoint(),
+		data: data, database: server.URL(), directory: server.URL(), endpoint: proxy.Endpoint(),
 		worker:    []string{"SLUICE_FILE_BYTES=" + strconv.Itoa(60_000*patients), "SLUICE_WORKER_CONCURRENCY=2"},
 		scheduler: []string{"SLUICE_SWEEP_EVERY=1s", "SLUICE_SWEEP_GRACE=0s"},
 	})

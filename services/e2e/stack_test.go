@@ -69,6 +69,7 @@ type stack struct {
 type setup struct {
 	data      string // folder of NDJSON
 	database  string // URL of a store that is filled; then workers do not read data
+	directory string // URL of a store that holds the groups; the grants are imported. Then no process reads files of either
 	groups    string // folder of Group files
 	access    string // YAML
 	workers   int
@@ -117,13 +118,15 @@ func deploy(t *testing.T, with setup) *stack {
 	if with.database != "" {
 		source = "SLUICE_SOURCE_URL=" + with.database
 	}
-	s.env = slices.Concat(common, with.worker, []string{
-		source, "SLUICE_GROUPS_DIR=" + with.groups, "SLUICE_ACCESS_FILE=" + access,
+	directory := []string{"SLUICE_GROUPS_DIR=" + with.groups, "SLUICE_ACCESS_FILE=" + access}
+	if with.directory != "" {
+		sluice(t, 0, "admin", "grant", "import", "--database", with.directory, access)
+		directory = []string{"SLUICE_DIRECTORY_URL=" + with.directory}
+	}
+	s.env = slices.Concat(common, with.worker, directory, []string{source})
+	s.apiEnv = slices.Concat(common, directory, []string{
+		"SLUICE_API_ADDR=127.0.0.1:0", "SLUICE_BASE_URL=" + publicBase, "SLUICE_TOKEN_ISSUERS_FILE=" + issuers,
 	})
-
-	s.apiEnv = append(slices.Clone(common),
-		"SLUICE_GROUPS_DIR="+with.groups, "SLUICE_ACCESS_FILE="+access, "SLUICE_API_ADDR=127.0.0.1:0",
-		"SLUICE_BASE_URL="+publicBase, "SLUICE_TOKEN_ISSUERS_FILE="+issuers)
 	s.api = s.start("api", s.apiEnv...)
 	s.start("scheduler", slices.Concat(common, with.scheduler)...)
 	for range with.workers {

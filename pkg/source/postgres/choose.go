@@ -9,8 +9,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// What reading costs, in units of reading one row and passing it over. Measured by BenchmarkPaths on rows of a
-// kilobyte; the choice hangs on the ratio alone.
+// What reading costs, in units of reading one row and passing it over; the choice hangs on the ratio alone. BenchmarkPaths
+// measures both: with everything in memory a lookup costs 0.6 of a row of a kilobyte (1.2 and 2 microseconds). From a disk
+// it costs a page read by itself, where rows in a row come with the pages that are read ahead: dozens of rows. This stands
+// between, and where the two paths cost the same it matters little which is taken.
 const (
 	rowCost    = 1.0
 	lookupCost = 4.0 // one more descent of the index
