@@ -57,6 +57,11 @@ func Wrap(act string, err error) error {
 	if err == nil {
 		return nil
 	}
+	// A connection that is not made in time ends like a context whose time is over, although the caller's is not.
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) && errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, errTimeout)
+	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s: %w", act, err)
 	}
@@ -73,6 +78,8 @@ func Wrap(act string, err error) error {
 	}
 	return fmt.Errorf("%s: %w", act, err)
 }
+
+var errTimeout = errors.New("the connection was not made in time")
 
 // outage reports whether an error code of the server will pass without anybody mending the query: connection
 // exceptions (08), lack of resources (53), shutdown and recovery (57P), I/O errors (58), serialization failures (40).

@@ -22,6 +22,10 @@ func (l *Load) mergeProvenance(ctx context.Context, staged bool) error {
 	err := l.inStep(ctx, func(tx pgx.Tx) error {
 		delta, merged = source.TypeSize{}, Merged{}
 		if staged {
+			table := pgx.Identifier{stageSchema, targetStage}.Sanitize()
+			if err := l.allStaged(ctx, tx, table, l.targets); err != nil {
+				return err
+			}
 			if err := l.makeRoom(ctx, tx, "Provenance", &delta, &merged); err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
@@ -312,6 +313,11 @@ func TestALoadThatLostItsTurnStops(t *testing.T) {
 		}
 	}
 	s.stage(mine, ndjson(observation("p", "a", 1)))
+	if err := lost.Stage(t.Context(), "Observation", []sourcepg.Line{{
+		Facts: fhir.Facts{Type: "Observation", ID: "q"}, Body: []byte(`{"resourceType":"Observation","id":"q"}`),
+	}}); err == nil {
+		t.Error("a load that lost its turn stages into the tables of the next one")
+	}
 	if _, err := lost.Seal(t.Context(), nil); err == nil {
 		t.Error("a load that lost its turn was sealed")
 	}
@@ -327,6 +333,30 @@ func TestALoadThatLostItsTurnStops(t *testing.T) {
 	s.expect(time.Time{}, "Observation", "o p", "a")
 	s.expect(time.Time{}, "Observation", "", "b")
 	s.sizesHold()
+}
+
+// TestWhatWasStagedIsGone: a crash of the server empties the stage, and the connections that are made anew do not say so.
+func TestWhatWasStagedIsGone(t *testing.T) {
+	t.Parallel()
+	for name, table := range map[string]string{"resources": "observation", "targets": `"a target"`} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			s.load(ndjson(observation("o", "a", 1), provenance("p", "Observation/o")))
+			cfg := keeping()
+			cfg.DeleteMissing = true
+			load := s.begin(cfg)
+			s.stage(load, ndjson(observation("o", "a", 1), observation("n", "b", 1), provenance("q", "Observation/n")))
+			s.exec("TRUNCATE sluice_stage." + table)
+			if _, err := load.Seal(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "staged rows are left") {
+				t.Errorf("sealed: %v", err)
+			}
+			if err := load.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s.expect(time.Time{}, "Observation", "o", "a")
+			s.expect(time.Time{}, "Provenance", "p", "a")
+		})
+	}
 }
 
 // TestWhatWasTrimmedIsAnError: a read that comes too late fails, it does not give less.

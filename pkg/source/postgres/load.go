@@ -42,6 +42,7 @@ type Load struct {
 
 	mu      sync.Mutex
 	staged  map[string]int64 // rows, by type
+	targets int64            // rows of what Provenance targets
 	total   Merged
 	delta   map[string]source.TypeSize
 	touched map[string]int64 // rows written, by type
@@ -186,6 +187,10 @@ func (l *Load) Seal(ctx context.Context, also func(context.Context, pgx.Tx) erro
 // show gives the load its instant, later than every snapshot that was taken before.
 func (l *Load) show(ctx context.Context, also func(context.Context, pgx.Tx) error) (sealed time.Time, err error) {
 	err = l.inStep(ctx, func(tx pgx.Tx) error {
+		// What is shown must not be gone after a crash. The log is written in order: the merges are safe with it.
+		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = on"); err != nil {
+			return err
+		}
 		for typ, delta := range l.delta {
 			_, err := tx.Exec(ctx, `INSERT INTO size AS s (type, resources, bytes) VALUES ($1, $2, $3)
 				ON CONFLICT (type) DO UPDATE SET resources = s.resources + $2, bytes = s.bytes + $3`,

@@ -28,6 +28,9 @@ func (l *Load) merge(ctx context.Context, typ string) error {
 // makeRoom leaves in the stage what is to be inserted, and ends the versions that it replaces.
 func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, delta *source.TypeSize, merged *Merged) error {
 	table, staged := leaf(typ), stage(typ)
+	if err := l.allStaged(ctx, tx, staged, l.staged[typ]); err != nil {
+		return err
+	}
 	if _, err := tx.Exec(ctx, "ANALYZE "+staged+" (id, last_updated, patient)"); err != nil {
 		return err
 	}

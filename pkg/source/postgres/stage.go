@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -16,6 +17,9 @@ import (
 // and the load fails.
 const stageSchema = "sluice_stage"
 
+// targetStage is the table of what staged Provenance targets. No type has such a name.
+const targetStage = "a target"
+
 func stage(typ string) string {
 	return pgx.Identifier{stageSchema, strings.ToLower(typ)}.Sanitize()
 }
@@ -25,7 +29,7 @@ func (l *Load) makeStage(ctx context.Context) error {
 		text := []string{
 			"DROP SCHEMA IF EXISTS " + stageSchema + " CASCADE",
 			"CREATE SCHEMA " + stageSchema,
-			"CREATE UNLOGGED TABLE " + stageSchema + `."a target" (place bigint NOT NULL, provenance text COLLATE "C" NOT NULL,
+			"CREATE UNLOGGED TABLE " + stageSchema + `."` + targetStage + `" (place bigint NOT NULL, provenance text COLLATE "C" NOT NULL,
 				type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
 		}
 		for _, typ := range fhir.ExportableTypes() {
@@ -53,28 +57,38 @@ func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 		return errNoType(typ)
 	}
 	rows := staging{lines: lines}
-	conn, err := l.pool.Acquire(ctx)
-	if err != nil {
-		return postgres.Wrap("connect to the store", err)
-	}
-	defer conn.Release()
-	_, err = conn.CopyFrom(ctx, pgx.Identifier{stageSchema, strings.ToLower(typ)}, []string{
-		"last_updated", "place", "id", "patient", "others", "head", "body",
-	}, &rows)
+	var targets int64
+	// In a step: the tables of a load that lost its turn are those of the next one now.
+	err := l.inStep(ctx, func(tx pgx.Tx) (err error) {
+		_, err = tx.CopyFrom(ctx, pgx.Identifier{stageSchema, strings.ToLower(typ)}, []string{
+			"last_updated", "place", "id", "patient", "others", "head", "body",
+		}, &rows)
+		if err == nil && typ == "Provenance" {
+			targets, err = tx.CopyFrom(ctx, pgx.Identifier{stageSchema, targetStage},
+				[]string{"place", "provenance", "type", "id"}, &stagingTargets{lines: lines, target: -1})
+		}
+		return err
+	})
 	if err != nil {
 		return postgres.Wrap("stage "+typ, err)
-	}
-	if typ == "Provenance" {
-		targets := stagingTargets{lines: lines, target: -1}
-		_, err := conn.CopyFrom(ctx, pgx.Identifier{stageSchema, "a target"},
-			[]string{"place", "provenance", "type", "id"}, &targets)
-		if err != nil {
-			return postgres.Wrap("stage the targets of Provenance", err)
-		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.staged[typ] += int64(len(lines))
+	l.targets += targets
+	return nil
+}
+
+// allStaged fails unless everything that was staged is still there: a crash of the server empties the tables, and a pool
+// that connects again does not say so.
+func (l *Load) allStaged(ctx context.Context, tx pgx.Tx, table string, want int64) error {
+	var kept int64
+	if err := tx.QueryRow(ctx, "SELECT count(*) FROM "+table).Scan(&kept); err != nil {
+		return err
+	}
+	if kept != want {
+		return fmt.Errorf("%d of %d staged rows are left: the server has crashed; load again", kept, want)
+	}
 	return nil
 }
 

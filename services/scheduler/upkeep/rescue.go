@@ -66,11 +66,12 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 		return u.Jobs.Fail(ctx, job.ID, "The export took too long and was given up.", now, now.Add(u.cfg.Retention))
 	}
 
-	silent, err := u.Jobs.Silent(ctx, job.ID, u.cfg.Silence, rescueBatch)
+	// First what may fail without having changed anything: a silent unit that is found counts as heard of again.
+	most, err := u.Queue.Outstanding(ctx, u.cfg.Outstanding)
 	if err != nil {
 		return err
 	}
-	most, err := u.Queue.Outstanding(ctx, u.cfg.Outstanding)
+	silent, err := u.Jobs.Silent(ctx, job.ID, u.cfg.Silence, rescueBatch)
 	if err != nil {
 		return err
 	}

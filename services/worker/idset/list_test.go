@@ -3,7 +3,9 @@ package idset
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -169,5 +171,63 @@ func TestAListKeepsFewChunksInMemory(t *testing.T) { // PITFALLS 6
 	}
 	if first[0] != id(0) || first[ChunkSize-1] != id(ChunkSize-1) {
 		t.Error("ids handed out changed when their chunk went")
+	}
+}
+
+func TestRunsOfChunks(t *testing.T) {
+	store, _ := open(t)
+	list := stored(t, store, 2*ChunkSize+3)
+	for _, row := range []struct{ from, to, first, ids int }{
+		{0, 1, 0, ChunkSize}, {1, 3, ChunkSize, ChunkSize + 3}, {0, 3, 0, 2*ChunkSize + 3}, {2, 2, 0, 0},
+	} {
+		ids, err := list.Run(t.Context(), row.from, row.to)
+		must(t, err)
+		if len(ids) != row.ids || row.ids > 0 && ids[0] != id(row.first) || !slices.IsSorted(ids) {
+			t.Errorf("chunks %d to %d: %d ids, want %d", row.from, row.to, len(ids), row.ids)
+		}
+	}
+	if ids, err := list.Run(t.Context(), 1, 4); err == nil {
+		t.Errorf("%d ids of chunks that are not there", len(ids))
+	}
+	var merged []string
+	err := Merge(t.Context(), store, prefix, append(Runs(prefix, 3), chunkKey(prefix, 1)), func(id string) error {
+		merged = append(merged, id)
+		return nil
+	})
+	must(t, err)
+	if whole, err := list.Run(t.Context(), 0, 3); err != nil || !slices.Equal(merged, whole) {
+		t.Errorf("merged %d ids, want %d (%v)", len(merged), len(whole), err)
+	}
+}
+
+// TestListsShareACache: a chunk is read once for all the units that are at work in a process.
+func TestListsShareACache(t *testing.T) {
+	store, proxy := open(t)
+	stored(t, store, 3*ChunkSize)
+	cache := NewCache()
+	var units sync.WaitGroup
+	for range 4 {
+		list, err := cache.Open(t.Context(), store, prefix)
+		must(t, err)
+		units.Go(func() {
+			for range 50 {
+				for chunk := range list.Chunks() {
+					if ids, err := list.Chunk(t.Context(), chunk); err != nil || ids[0] != id(chunk*ChunkSize) {
+						t.Errorf("chunk %d: %v", chunk, err)
+					}
+				}
+			}
+		})
+	}
+	units.Wait()
+	list, err := cache.Open(t.Context(), store, prefix)
+	must(t, err)
+	before := proxy.Requests()
+	for chunk := range list.Chunks() {
+		_, err := list.Chunk(t.Context(), chunk)
+		must(t, err)
+	}
+	if n := proxy.Requests() - before; n != 0 {
+		t.Errorf("%d requests for what another list has read", n)
 	}
 }

@@ -92,25 +92,31 @@ func TestAnAttestedLeakPublishesNothing(t *testing.T) { // PITFALLS 2, 10, 21
 	}
 }
 
-// misread gives the observations of a store whose every attestation was made from a wrong reading.
+// misread gives one observation of a store whose every attestation was made from a wrong reading.
 type misread struct {
 	source.Source
-	t testing.TB
+	reading source.Resource
 }
 
 func (m *misread) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
 	if q.Type != "Observation" {
 		return m.Source.ForPatients(ctx, q, yield)
 	}
-	r := attest(m.t, resource("Observation", "obs-9", observation(9, 9), "pat-1"))
-	r.Named = []string{"pat-1"}
-	r.Attestation = r.Attest()
-	return yield(r)
+	m.reading.Attestation = m.reading.Attest()
+	return yield(m.reading)
 }
 
 func TestAStoreLoadedByBrokenRulesIsNoticed(t *testing.T) { // PITFALLS 2
-	b := newBench(t, &misread{holding(t, patient(1), observation(1, 1)), t}, members...)
-	got := b.export("Observation", "Patient")
-	got.wantLines(t, patient(1))
-	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: the source gave")
+	foreign := attest(t, resource("Observation", "obs-9", observation(9, 9), "pat-1"))
+	foreign.Named = []string{"pat-1"}
+	leading := attest(t, resource("Observation", "obs-8", observation(8, 1), "pat-1"))
+	leading.References = []byte("Organization/stranger")
+	for name, reading := range map[string]source.Resource{"of patients": foreign, "of references": leading} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, &misread{holding(t, patient(1), observation(1, 1)), reading}, members...)
+			got := b.export("Observation", "Patient")
+			got.wantLines(t, patient(1))
+			got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: the source gave")
+		})
+	}
 }

@@ -16,6 +16,8 @@ const (
 	courtesyShare = 3
 	// courtesyMost bounds one rest: what has taken long was waiting already.
 	courtesyMost = 5 * time.Millisecond
+	// courtesyLasts is how long a unit is taken for short.
+	courtesyLasts = 2 * time.Second
 )
 
 // shorts counts the short units that are under way in the process, by job.

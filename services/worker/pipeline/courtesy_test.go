@@ -50,3 +50,26 @@ func underWay(jobs ...export.JobID) *shorts {
 	}
 	return s
 }
+
+// TestAQueryAsksForBytes: of what is little many patients are asked for at once, of what is much few.
+func TestAQueryAsksForBytes(t *testing.T) { // PITFALLS 6
+	for name, row := range map[string]struct {
+		bytes  int64
+		chunks int
+		want   int
+	}{
+		"nothing known":        {0, 100, queryChunks},
+		"little":               {1 << 20, 100, queryChunks},
+		"just one query":       {queryBytes, 10, 10},
+		"a quarter each":       {4 * queryBytes, 8, 2},
+		"more than one chunk":  {100 * queryBytes, 10, 1},
+		"a terabyte":           {1 << 40, 20_000, 1},
+		"little of very many":  {queryBytes, 100_000, queryChunks},
+		"one chunk of a light": {1, 1, 1},
+	} {
+		got := chunksAtOnce(export.Unit{Bytes: row.bytes, Slice: export.Slice{From: 7, To: 7 + row.chunks}})
+		if min(got, row.chunks) != row.want {
+			t.Errorf("%s: %d chunks, want %d", name, got, row.want)
+		}
+	}
+}

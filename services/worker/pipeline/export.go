@@ -125,7 +125,7 @@ func (w *Worker) newMet(lease export.Lease, job export.Job) *met {
 	return m
 }
 
-// collect notes the resource's references as "Type/id". The guard has seen it: what is attested needs no reading.
+// collect notes the resource's references as "Type/id". A guard has checked it: what is attested needs no reading.
 func (m *met) collect(ctx context.Context, r source.Resource) error {
 	if len(m.wanted) == 0 {
 		return nil

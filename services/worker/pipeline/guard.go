@@ -32,6 +32,7 @@ type guard struct {
 	people  []string // whom the resource is about; a patient may stand twice
 	last    string   // the patient of the last resource that was admitted as about that one alone
 	count   int      // resources checked
+	reading source.Resource
 }
 
 // auditEvery is how many attested resources pass for one that is read again: often enough to stop a store that was
@@ -95,17 +96,21 @@ func (g *guard) identify(r source.Resource) error {
 	g.count++
 	switch {
 	case !r.Attested():
-		if err := g.scan(r); err != nil {
+		if _, err := g.scan(r); err != nil {
 			return err
 		}
 	case r.Attest() != r.Attestation:
 		return refuse("a resource that is not what was loaded")
 	case audit:
-		if err := g.scan(r); err != nil {
+		facts, err := g.scan(r)
+		if err != nil {
 			return err
 		}
 		if !slices.Equal(g.people, r.Named) {
 			return refuse("a resource that is about others than was loaded")
+		}
+		if source.Read(&g.reading, facts, r.Body); g.reading.Attestation != r.Attestation {
+			return refuse("a resource that references others than was loaded")
 		}
 	default:
 		g.people = append(g.people[:0], r.Named...)
@@ -117,16 +122,16 @@ func (g *guard) identify(r source.Resource) error {
 }
 
 // scan reads from the line itself whom it is about.
-func (g *guard) scan(r source.Resource) error {
+func (g *guard) scan(r source.Resource) (fhir.Facts, error) {
 	facts, err := g.scanner.Scan(r.Body)
 	if err != nil {
-		return refuse("a line that cannot be read")
+		return facts, refuse("a line that cannot be read")
 	}
 	if facts.Type != g.typ || facts.ID != r.ID {
-		return refuse("a resource of another type or id than asked for")
+		return facts, refuse("a resource of another type or id than asked for")
 	}
 	g.people = source.Named(g.people[:0], facts)
-	return nil
+	return facts, nil
 }
 
 func refuse(what string) error {

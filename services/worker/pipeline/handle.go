@@ -32,7 +32,10 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	}
 	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Attempt+1)
 	if lease.Unit.Short() {
-		defer w.shorts.begin(lease.Job)()
+		end := sync.OnceFunc(w.shorts.begin(lease.Job))
+		// A plan or a references unit of a population is not short at all; others need not rest for it.
+		defer time.AfterFunc(courtesyLasts, end).Stop()
+		defer end()
 	}
 	began := time.Now()
 	commit, runErr := w.keepAlive(ctx, lease, func(ctx context.Context) (jobstore.Commit, error) {

@@ -129,7 +129,7 @@ const unitsWanted = 1024
 // unitBytes is how much a unit of a job of so many bytes should hold. The most is what a worker writes in one to three
 // minutes, so that a lost worker costs no more; small jobs are cut finer, so that all workers have a part in them.
 func (c Config) unitBytes(total int64) int64 {
-	return min(max(total/unitsWanted, c.UnitBytes), c.UnitMost)
+	return max(min(total/unitsWanted, c.UnitMost), c.UnitBytes)
 }
 
 // divide cuts a unit into as many as its bytes need, numbered behind its id, but never finer than a chunk.

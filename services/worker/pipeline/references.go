@@ -321,6 +321,9 @@ func (g *listGuard) scan(r source.Resource) (fhir.Facts, error) {
 	if facts.Type != g.typ || r.Type != g.typ || facts.ID != r.ID {
 		return fhir.Facts{}, refuse("a resource of another type or id than asked for")
 	}
+	if r.Attested() && r.Attest() != r.Attestation {
+		return fhir.Facts{}, refuse("a resource that is not what was loaded")
+	}
 	return facts, nil
 }
 

@@ -287,6 +287,8 @@ func TestATypeThatIsWithdrawnIsReportedWhenNothingIsExported(t *testing.T) {
 }
 
 func TestASourceThatLeaksReferencedResources(t *testing.T) { // PITFALLS 2, 10, 21
+	mixed := attest(t, resource("Organization", "ward", org("ward", "hospital")))
+	mixed.References = []byte("Practitioner/stranger") // of another version
 	for name, row := range map[string]struct {
 		typ  string
 		leak source.Resource
@@ -297,6 +299,7 @@ func TestASourceThatLeaksReferencedResources(t *testing.T) { // PITFALLS 2, 10, 
 		"a patient inside":   {"Organization", resource("Organization", "ward", patient(9))},
 		"another id":         {"Organization", resource("Organization", "ward", org("stranger"))},
 		"not readable":       {"Organization", resource("Organization", "ward", `{"resourceType":"Organization","id":"ward"`)},
+		"mixed with another": {"Organization", mixed},
 		"leads to strangers": {"Organization", resource("Organization", "x", travelling("Organization", "x", "Practitioner/stranger"))},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -55,9 +55,7 @@ func (c Config) Validate() error {
 		}
 	}
 	positive("unit bytes", c.UnitBytes > 0)
-	if c.UnitMost < c.UnitBytes {
-		errs = append(errs, errors.New("unit bytes must not be more than the most of them"))
-	}
+	positive("most unit bytes", c.UnitMost > 0)
 	if c.Outstanding < 0 {
 		errs = append(errs, errors.New("outstanding units must not be negative"))
 	}
