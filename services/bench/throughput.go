@@ -45,12 +45,15 @@ func (b *bench) throughput(ctx context.Context) error {
 }
 
 // pairs measures pairs of a ceiling and an export, so that a machine that is slower for a while is so for both. The
-// first pair is not counted: it fills caches.
+// first pair is not counted: it fills caches. Nothing of the one is left when the other begins.
 func (b *bench) pairs(ctx context.Context, d *deployment, p population, figures *throughputFigures) error {
 	for round := range b.options.rounds + 1 {
-		ceiling, err := b.ceiling(ctx, d, p)
-		if err != nil {
-			return err
+		var ceiling float64
+		var err error
+		if round%2 == 0 { // so that neither always follows the other
+			if ceiling, err = b.ceiling(ctx, d, p); err != nil {
+				return err
+			}
 		}
 		profiled := make(chan error, 1)
 		go func() { profiled <- d.profile(ctx, b.options.profile) }()
@@ -67,8 +70,16 @@ func (b *bench) pairs(ctx context.Context, d *deployment, p population, figures 
 		if err != nil {
 			return err
 		}
-		if err := d.cancel(ctx, job); err != nil {
+		if err := d.whole(ctx, job, p); err != nil {
 			return err
+		}
+		if err := d.remove(ctx, job); err != nil {
+			return err
+		}
+		if round%2 == 1 {
+			if ceiling, err = b.ceiling(ctx, d, p); err != nil {
+				return err
+			}
 		}
 		say("%d worker(s): ceiling %.0f MB/s, export %.0f MB/s, ratio %.2f", figures.Workers,
 			p.megabytes/ceiling, p.megabytes/took.Seconds(), ceiling/took.Seconds())
@@ -82,6 +93,45 @@ func (b *bench) pairs(ctx context.Context, d *deployment, p population, figures 
 		figures.FirstByte = append(figures.FirstByte, fetched.Seconds())
 	}
 	return nil
+}
+
+// whole fails unless the job has exported everything: all but the few shared resources that nobody's record names.
+func (d *deployment) whole(ctx context.Context, job client.Job, p population) error {
+	manifest, err := d.client.Await(ctx, job)
+	if err != nil {
+		return err
+	}
+	var exported int64
+	for _, item := range manifest.Output {
+		if item.Count == nil {
+			return errors.New("a file has no count")
+		}
+		exported += *item.Count
+	}
+	const unnamed = 100 // at most: synth invents some places and people more than it uses
+	if len(manifest.Error) > 0 || exported < p.resources-unnamed || exported > p.resources {
+		return fmt.Errorf("%d of %d resources were exported, with %d error files", exported, p.resources, len(manifest.Error))
+	}
+	return nil
+}
+
+// remove drops the job and waits until its files are gone, so that nobody deletes them during the next measurement.
+func (d *deployment) remove(ctx context.Context, job client.Job) error {
+	if err := d.cancel(ctx, job); err != nil {
+		return err
+	}
+	for {
+		left := 0
+		err := d.store.List(ctx, "jobs/"+lastPart(job.StatusURL)+"/", func(objects.Info) error { left++; return nil })
+		if err != nil || left == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pollEvery):
+		}
+	}
 }
 
 // ceiling returns how many seconds the program of that name takes for the population.
@@ -114,8 +164,8 @@ func (b *bench) ceiling(ctx context.Context, d *deployment, p population) (float
 // is this machine's.
 func (d *deployment) firstStored(ctx context.Context, job client.Job, from time.Time) (time.Duration, error) {
 	var first time.Time
-	err := d.store.List(ctx, "jobs/", func(o objects.Info) error {
-		if strings.Contains(job.StatusURL, strings.Split(o.Key, "/")[1]) && (first.IsZero() || o.Modified.Before(first)) {
+	err := d.store.List(ctx, "jobs/"+lastPart(job.StatusURL)+"/", func(o objects.Info) error {
+		if !strings.Contains(o.Key, "/_") && (first.IsZero() || o.Modified.Before(first)) {
 			first = o.Modified
 		}
 		return nil

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/klauspost/compress/gzip"
 	"github.com/minio/minio-go/v7"
@@ -21,7 +22,8 @@ import (
 const (
 	piecePages = 16384 // of 8 KiB: 128 MiB
 	partSize   = 16 << 20
-	pipeBuffer = 1 << 20 // a pipe hands on each write by itself, and gzip's are small
+	readBuffer = 128 << 10 // as Sluice's
+	pipeBuffer = 1 << 20   // a pipe hands on each write by itself, and gzip's are small
 )
 
 // Moved is what was read and put. Bytes are those of NDJSON.
@@ -47,6 +49,9 @@ func move(ctx context.Context, database, s3 string, streams int) (Moved, error) 
 		return Moved{}, errors.New("CEILING_DATABASE is not the URL of a PostgreSQL database")
 	}
 	cfg.MaxConns = int32(streams)
+	cfg.ConnConfig.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		return pgproto3.NewFrontend(bufio.NewReaderSize(r, readBuffer), w)
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return Moved{}, err

@@ -192,6 +192,10 @@ func (w *Worker) close(ctx context.Context, log *slog.Logger, lease export.Lease
 	if err := w.Jobs.Commit(ctx, lease, commit); err != nil {
 		return err
 	}
+	if commit.Seal != nil {
+		w.clear(ctx, lease.Job)
+		return nil
+	}
 	// From here on the unit is closed. What is not enqueued now is enqueued by the next rescue.
 	if err := w.Issue(ctx, lease.Job); err != nil {
 		log.Warn("units are left to the rescue", "err", err)

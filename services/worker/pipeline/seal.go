@@ -49,7 +49,6 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	if err := w.writeManifest(ctx, job, manifest, errorFiles); err != nil {
 		return jobstore.Commit{}, err
 	}
-	w.clear(ctx, job)
 	finished := w.Now().UTC().Truncate(time.Millisecond)
 	return jobstore.Commit{
 		Result: export.Result{Files: errorFiles},
@@ -94,12 +93,12 @@ func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, 
 	return nil
 }
 
-// clear removes what the job needed only while it ran. All units but the seal are closed, and the seal does not read
-// it, so it may be gone before the commit. What cannot be removed now is left to the sweep.
-func (w *Worker) clear(ctx context.Context, job export.Job) {
-	for _, prefix := range export.Scaffolding(job.ID) {
+// clear removes what the job needed only while it ran: after the seal, so that its owner need not wait for it. What
+// cannot be removed now is left to the sweep.
+func (w *Worker) clear(ctx context.Context, job export.JobID) {
+	for _, prefix := range export.Scaffolding(job) {
 		if _, err := w.Objects.DeletePrefix(ctx, prefix); err != nil {
-			w.Logger.Warn("scaffolding is left to the sweep", "job_id", job.ID, "err", err)
+			w.Logger.Warn("scaffolding is left to the sweep", "job_id", job, "err", err)
 		}
 	}
 }
