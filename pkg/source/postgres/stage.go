@@ -29,8 +29,8 @@ func (l *Load) makeStage(ctx context.Context) error {
 		text := []string{
 			"DROP SCHEMA IF EXISTS " + stageSchema + " CASCADE",
 			"CREATE SCHEMA " + stageSchema,
-			"CREATE UNLOGGED TABLE " + stageSchema + `."` + targetStage + `" (place bigint NOT NULL, provenance text COLLATE "C" NOT NULL,
-				type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
+			"CREATE UNLOGGED TABLE " + pgx.Identifier{stageSchema, targetStage}.Sanitize() + ` (place bigint NOT NULL,
+				provenance text COLLATE "C" NOT NULL, type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
 		}
 		for _, typ := range fhir.ExportableTypes() {
 			text = append(text, "CREATE UNLOGGED TABLE "+stage(typ)+` (last_updated timestamptz, place bigint NOT NULL,
