@@ -69,11 +69,7 @@ func (b *bench) downloads(ctx context.Context, p population, f *apiFigures) erro
 		return err
 	}
 	defer d.stop()
-	job, _, err := d.export(ctx, "all")
-	if err != nil {
-		return err
-	}
-	manifest, err := d.client.Await(ctx, job)
+	_, manifest, err := d.manifest(ctx, "all")
 	if err != nil {
 		return err
 	}

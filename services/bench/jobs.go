@@ -31,6 +31,16 @@ func (d *deployment) export(ctx context.Context, group string) (client.Job, time
 	return job, time.Since(began), nil
 }
 
+// manifest runs a whole job and returns what it lists.
+func (d *deployment) manifest(ctx context.Context, group string) (client.Job, *client.Manifest, error) {
+	job, _, err := d.export(ctx, group)
+	if err != nil {
+		return job, nil, err
+	}
+	manifest, err := d.client.Await(ctx, job)
+	return job, manifest, err
+}
+
 // await returns when the job is complete, or has come so many per cent far.
 func (d *deployment) await(ctx context.Context, job client.Job, percent int) error {
 	for {

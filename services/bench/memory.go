@@ -44,19 +44,11 @@ func (b *bench) memory(ctx context.Context) (err error) {
 		return err
 	}
 	defer d.stop()
-	job, _, err := d.export(ctx, "all")
+	job, manifest, err := d.manifest(ctx, "all")
 	if err != nil {
 		return err
 	}
-	manifest, err := d.client.Await(ctx, job)
-	if err != nil {
-		return err
-	}
-	small, _, err := d.export(ctx, "ten")
-	if err != nil {
-		return err
-	}
-	smallManifest, err := d.client.Await(ctx, small)
+	small, smallManifest, err := d.manifest(ctx, "ten")
 	if err != nil {
 		return err
 	}
