@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/minio/minio-go/v7"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-fhir/sluice/services/sluice/client"
@@ -127,10 +128,10 @@ func download(
 			if err != nil {
 				return err
 			}
-			if resp.StatusCode != http.StatusOK {
-				return errors.Join(fmt.Errorf("file: %s", resp.Status), drain(resp))
-			}
 			n, err := discard(resp)
+			if resp.StatusCode != http.StatusOK {
+				return errors.Join(fmt.Errorf("file: %s", resp.Status), err)
+			}
 			total.Add(n)
 			return err
 		})
@@ -146,7 +147,7 @@ func (b *bench) presigned(ctx context.Context, d *deployment) ([]string, error) 
 		return nil, err
 	}
 	var urls []string
-	for object := range store.ListObjectsIter(ctx, d.bucket, listFiles) {
+	for object := range store.ListObjectsIter(ctx, d.bucket, minio.ListObjectsOptions{Prefix: "jobs/", Recursive: true}) {
 		if object.Err != nil {
 			return nil, object.Err
 		}

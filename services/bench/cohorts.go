@@ -20,7 +20,7 @@ func (b *bench) cohorts(ctx context.Context) error {
 				figures.Seconds = append(figures.Seconds, took.Seconds())
 			}
 			if err == nil {
-				err = d.cancel(ctx, job)
+				err = d.client.Cancel(ctx, job)
 			}
 			if err != nil {
 				d.stop()

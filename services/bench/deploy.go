@@ -173,7 +173,6 @@ func (b *bench) sluice(ctx context.Context, args ...string) error {
 // claim is a line of a worker's log.
 type claim struct {
 	at    time.Time
-	unit  string
 	fence int64
 }
 
@@ -226,7 +225,6 @@ func (p *process) follow(stderr io.Reader) {
 			Time    time.Time `json:"time"`
 			Msg     string    `json:"msg"`
 			Private string    `json:"private"`
-			Unit    string    `json:"unit"`
 			Fence   int64     `json:"fence"`
 		}
 		if json.Unmarshal(lines.Bytes(), &entry) != nil {
@@ -234,7 +232,7 @@ func (p *process) follow(stderr io.Reader) {
 		}
 		if entry.Msg == "unit claimed" {
 			p.mu.Lock()
-			p.claimed = append(p.claimed, claim{at: entry.Time, unit: entry.Unit, fence: entry.Fence})
+			p.claimed = append(p.claimed, claim{at: entry.Time, fence: entry.Fence})
 			p.mu.Unlock()
 		}
 		if strings.HasSuffix(entry.Msg, " is ready") && !said {

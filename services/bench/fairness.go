@@ -56,7 +56,7 @@ func (b *bench) fairness(ctx context.Context) error {
 		if len(f.UnderLoad) == 0 {
 			return errors.New("the population is exported before ten patients are")
 		}
-		if err := d.cancel(ctx, big); err != nil {
+		if err := d.client.Cancel(ctx, big); err != nil {
 			return err
 		}
 	}
@@ -69,5 +69,5 @@ func (b *bench) small(ctx context.Context, d *deployment) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return took.Seconds(), d.cancel(ctx, job)
+	return took.Seconds(), d.client.Cancel(ctx, job)
 }

@@ -98,18 +98,8 @@ func (d *deployment) get(ctx context.Context, url, encoding string) (*http.Respo
 	return http.DefaultClient.Do(req)
 }
 
-func drain(resp *http.Response) error {
-	_, err := discard(resp)
-	return err
-}
-
 // discard reads an answer to its end and returns its length.
 func discard(resp *http.Response) (int64, error) {
 	n, err := io.Copy(io.Discard, resp.Body)
 	return n, errors.Join(err, resp.Body.Close())
-}
-
-// cancel drops a job that is not needed any more.
-func (d *deployment) cancel(ctx context.Context, job client.Job) error {
-	return d.client.Cancel(ctx, job)
 }

@@ -26,11 +26,14 @@ type bench struct {
 	report      report
 }
 
-// sections are measured in this order.
-var sections = []struct {
+// section is a part of the report.
+type section struct {
 	name    string
 	measure func(*bench, context.Context) error
-}{
+}
+
+// sections are measured in this order.
+var sections = []section{
 	{"throughput", (*bench).throughput},
 	{"fairness", (*bench).fairness},
 	{"cohorts", (*bench).cohorts},
@@ -42,18 +45,13 @@ var sections = []struct {
 func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	var wanted []string
 	for name := range strings.SplitSeq(opts.only, ",") {
-		known := slices.ContainsFunc(sections, func(s struct {
-			name    string
-			measure func(*bench, context.Context) error
-		}) bool {
-			return s.name == name
-		})
-		if name != "" && !known {
+		if name == "" {
+			continue
+		}
+		if !slices.ContainsFunc(sections, func(s section) bool { return s.name == name }) {
 			return fmt.Errorf("there is no section %q", name)
 		}
-		if name != "" {
-			wanted = append(wanted, name)
-		}
+		wanted = append(wanted, name)
 	}
 	if opts.rounds < 1 || opts.patients < 160 {
 		return errors.New("at least 1 round and 160 patients")

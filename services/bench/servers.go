@@ -72,9 +72,6 @@ func (s *servers) newDatabase(ctx context.Context, name string) (string, error) 
 	return place.String(), nil
 }
 
-// listFiles lists every object below jobs/.
-var listFiles = minio.ListObjectsOptions{Prefix: "jobs/", Recursive: true}
-
 // minio returns a plain client of the store, for what Sluice itself never does.
 func (s *servers) minio() (*minio.Client, error) {
 	return minio.New(s.s3.Host, &minio.Options{Creds: credentials.NewStaticV4(s.s3.User.Username(), s.secret(), "")})

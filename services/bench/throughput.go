@@ -117,7 +117,7 @@ func (d *deployment) whole(ctx context.Context, job client.Job, p population) er
 
 // remove drops the job and waits until its files are gone, so that nobody deletes them during the next measurement.
 func (d *deployment) remove(ctx context.Context, job client.Job) error {
-	if err := d.cancel(ctx, job); err != nil {
+	if err := d.client.Cancel(ctx, job); err != nil {
 		return err
 	}
 	for {
