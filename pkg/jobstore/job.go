@@ -161,10 +161,9 @@ func (s *Store) File(ctx context.Context, id export.JobID, name string) (export.
 func (s *Store) AllowPoll(
 	ctx context.Context, id export.JobID, window time.Duration, limit int,
 ) (wait time.Duration, err error) {
-	reply, err := s.run(ctx, "poll", s.scripts.poll, id, window.Milliseconds(), limit)
+	wait, err = s.count(ctx, key(id, "polls"), window, limit)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("count polls of job %s: %w", id, err)
 	}
-	left, _ := reply[0].(int64)
-	return time.Duration(left) * time.Millisecond, nil
+	return wait, nil
 }

@@ -88,7 +88,8 @@ func (b *bench) deploy(ctx context.Context, p population, workers int, more ...s
 		return p, err
 	}
 	d.api, err = start("api", "SLUICE_API_ADDR="+addr, "SLUICE_BASE_URL="+d.base, "SLUICE_TOKEN_ISSUERS_FILE="+issuers,
-		"SLUICE_DIRECTORY_URL="+p.database, "SLUICE_POLL_LIMIT=1000000")
+		"SLUICE_DIRECTORY_URL="+p.database, "SLUICE_POLL_LIMIT=1000000", "SLUICE_JOB_LIMIT=1000000",
+		"SLUICE_KICKOFF_LIMIT=100000000", "SLUICE_STATUS_LIMIT=100000000")
 	if err != nil {
 		return d, err
 	}

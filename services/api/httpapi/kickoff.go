@@ -26,7 +26,7 @@ const undoTimeout = 3 * time.Second
 // groupIDForm is FHIR's form of an id. Nothing else can be a group.
 var groupIDForm = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)
 
-// kickoff starts the export of a group (SPEC 1): one write and one enqueue, however big the group is (PITFALLS 12).
+// kickoff starts the export of a group (SPEC 1): a few writes and one enqueue, however big the group is (PITFALLS 12).
 func (s *service) kickoff(c *gin.Context) error {
 	dialect, err := s.chooseDialect(c.Request.Header)
 	if err != nil {
@@ -34,6 +34,9 @@ func (s *service) kickoff(c *gin.Context) error {
 	}
 	asked, err := parseParameters(c.Request.URL.RawQuery)
 	if err != nil {
+		return err
+	}
+	if err := s.limitKickOffs(c); err != nil {
 		return err
 	}
 	who := principalOf(c)
@@ -59,17 +62,23 @@ func (s *service) kickoff(c *gin.Context) error {
 		State:   export.Scheduled,
 		Created: s.now().UTC().Truncate(time.Millisecond),
 	}
-	noteJob(c, job.ID)
-	if err := s.start(c.Request.Context(), job); err != nil {
+	admitted, err := s.admit(c.Request.Context(), job)
+	if err != nil {
 		return err
 	}
-	c.Header("Content-Location", s.statusURL(job.ID))
+	noteJob(c, admitted)
+	if admitted == job.ID {
+		if err := s.start(c.Request.Context(), job); err != nil {
+			return err
+		}
+	}
+	c.Header("Content-Location", s.statusURL(admitted))
 	c.Status(http.StatusAccepted)
 	c.Writer.WriteHeaderNow()
 	return nil
 }
 
-// start records the job and enqueues its plan. When it returns nil both are done; when it does not, neither holds as far
+// start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds as far
 // as can be helped: a job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34), and one
 // whose id nobody was told would be exported for nobody.
 func (s *service) start(ctx context.Context, job export.Job) error {
@@ -93,7 +102,7 @@ func (s *service) start(ctx context.Context, job export.Job) error {
 	// scheduler finds it; a worker that meets a task without a job drops it.
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if removeErr := s.Jobs.Remove(undo, job.ID); removeErr != nil {
+	if removeErr := errors.Join(s.Jobs.Remove(undo, job.ID), s.Jobs.Withdraw(undo, job)); removeErr != nil {
 		err = errors.Join(err, fmt.Errorf("removing the job that could not be started: %w", removeErr))
 	}
 	return err

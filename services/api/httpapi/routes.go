@@ -48,6 +48,7 @@ type Config struct {
 	Now       func() time.Time // nil is time.Now
 	Logger    *slog.Logger     // nil discards
 	PollLimit int              // polls of a running job within one announced Retry-After; 0 is 10
+	Limits    Limits           // of each subject
 }
 
 // Parts is what the API works with. All are needed.
@@ -77,6 +78,7 @@ type service struct {
 	now       func() time.Time
 	log       *slog.Logger
 	pollLimit int
+	limits    Limits
 	metrics   *metrics
 }
 
@@ -150,13 +152,17 @@ func newService(cfg Config, parts Parts) (*service, error) {
 		parts.Groups == nil || parts.Access == nil || parts.Registry == nil {
 		return nil, errors.New("the API lacks one of its parts")
 	}
+	limits, err := cfg.Limits.withDefaults()
+	if err != nil {
+		return nil, err
+	}
 	metrics, err := newMetrics(parts.Registry)
 	if err != nil {
 		return nil, err
 	}
 	return &service{
 		Parts: parts, base: base, baseText: strings.TrimSuffix(base.String(), "/"), dialect: cfg.Dialect,
-		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, metrics: metrics,
+		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits, metrics: metrics,
 	}, nil
 }
 

@@ -124,6 +124,7 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 	}
 	cfg := httpapi.Config{
 		BaseURL: mustURL(t, base), Now: w.clock.Now, Logger: slog.New(slog.NewJSONHandler(w.log, nil)),
+		Limits: httpapi.Limits{Jobs: 1000, KickOffs: 1e6, Statuses: 1e6}, // out of the way of tests of other things
 	}
 	for _, apply := range change {
 		apply(&cfg)
