@@ -49,6 +49,11 @@ type Config struct {
 	Logger    *slog.Logger     // nil discards
 	PollLimit int              // polls of a running job within one announced Retry-After; 0 is 10
 	Limits    Limits           // of each subject
+	// TokenEndpoint is where clients get their tokens by SMART Backend Services, an absolute URL, for discovery; empty when
+	// they know it from elsewhere.
+	TokenEndpoint string
+	// SMART is the document that describes the token endpoint; nil for none.
+	SMART any
 }
 
 // Parts is what the API works with. All are needed.
@@ -80,6 +85,8 @@ type service struct {
 	pollLimit int
 	limits    Limits
 	metrics   *metrics
+
+	capabilities, smartDocument document
 }
 
 // New returns the handler of the API's public listener: the FHIR routes below the base URL's path, and /livez and
@@ -116,6 +123,13 @@ func New(cfg Config, parts Parts) (http.Handler, error) {
 	fhir.DELETE(statusRoute, s.answer(s.cancel))
 	fhir.GET(fileRoute, s.answer(s.file))
 	fhir.HEAD(fileRoute, s.answer(s.file))
+
+	// What a client reads before it has a token.
+	open := router.Group(strings.TrimSuffix(s.base.Path, "/"))
+	for route, handle := range map[string]func(*gin.Context) error{metadataRoute: s.metadata, smartRoute: s.smart} {
+		open.GET(route, s.answer(handle))
+		open.HEAD(route, s.answer(handle))
+	}
 
 	probes := gin.WrapH(platform.Probes(parts.Checks(), s.now))
 	for _, probe := range []string{livePath, readyPath} {
@@ -160,10 +174,15 @@ func newService(cfg Config, parts Parts) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &service{
+	s := &service{
 		Parts: parts, base: base, baseText: strings.TrimSuffix(base.String(), "/"), dialect: cfg.Dialect,
 		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits, metrics: metrics,
-	}, nil
+	}
+	s.capabilities = newDocument(fhirJSON, newCapabilities(s.baseText, cfg.TokenEndpoint, cfg.Now()))
+	if cfg.SMART != nil {
+		s.smartDocument = newDocument("application/json", cfg.SMART)
+	}
+	return s, nil
 }
 
 // CheckBase refuses base URLs that could not be the beginning of every emitted URL. New applies it; it is here for
