@@ -63,9 +63,8 @@ func newHashing(key []byte) hashing {
 // break and the line's hash. The hash goes over all other bytes of the line.
 func (h hashing) seal(resource []byte, at link) (line []byte, sum string) {
 	line = fmt.Appendf(resource[:len(resource)-1],
-		`,"extension":[{"url":"urn:sluice:audit:chain","extension":[{"url":"chain","valueString":"%s"},`+
-			`{"url":"sequence","valueDecimal":%d},{"url":"previous","valueString":"%s"},{"url":"method","valueCode":"%s"},`+
-			`{"url":"hash","valueString":"`, at.chain, at.sequence, at.previous, h.method)
+		seamBegin+`{"url":"chain","valueString":"%s"},{"url":"sequence","valueDecimal":%d},`+
+			`{"url":"previous","valueString":"%s"},{"url":"method","valueCode":"%s"},{"url":"hash","valueString":"`, at.chain, at.sequence, at.previous, h.method)
 	sum = h.sum(line, []byte(lineEnd))
 	return append(append(append(line, sum...), lineEnd...), '\n'), sum
 }
@@ -78,15 +77,14 @@ func (h hashing) sum(parts ...[]byte) string {
 	return hex.EncodeToString(running.Sum(nil))
 }
 
-// seam is the end of every line. Nothing that an event holds can look like it: a quotation mark in a JSON string has
-// a backslash before it.
-var seam = regexp.MustCompile(`,"extension":\[\{"url":"urn:sluice:audit:chain","extension":\[` +
+// seamBegin begins the end of every line, which seam reads. Nothing that an event holds can look like it: a quotation
+// mark in a JSON string has a backslash before it.
+const seamBegin = `,"extension":[{"url":"urn:sluice:audit:chain","extension":[`
+
+var seam = regexp.MustCompile(`^` + regexp.QuoteMeta(seamBegin) +
 	`\{"url":"chain","valueString":"([0-9a-f]{32})"\},\{"url":"sequence","valueDecimal":(0|[1-9][0-9]{0,17})\},` +
 	`\{"url":"previous","valueString":"([0-9a-f]{64})"\},\{"url":"method","valueCode":"([a-z0-9-]+)"\},` +
 	`\{"url":"hash","valueString":"([0-9a-f]{64})"\}\]\}\]\}$`)
-
-// seamLimit is more than the seam of any line has.
-const seamLimit = 512
 
 // open checks a line, without its line break, and returns its place in its chain and its hash. An error says what is
 // wrong with the line.
@@ -94,7 +92,7 @@ func (h hashing) open(line []byte) (at link, sum string, err error) {
 	if !bytes.HasPrefix(line, []byte(resourceLineBegin)) {
 		return link{}, "", errors.New("it is no line of an audit log")
 	}
-	found := seam.FindSubmatch(line[max(0, len(line)-seamLimit):])
+	found := seam.FindSubmatch(line[max(0, bytes.LastIndex(line, []byte(seamBegin))):])
 	if found == nil {
 		return link{}, "", errors.New("it does not end as a line of an audit log")
 	}

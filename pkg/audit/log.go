@@ -95,7 +95,7 @@ func open(cfg Config, handles opener) (*Log, error) {
 		l.observe = func(Event, error) {}
 	}
 	var err error
-	if isStdout(cfg.Path) {
+	if IsStdout(cfg.Path) {
 		l.place, err = newStream(os.Stdout)
 	} else {
 		err = l.continueFile(cfg, handles)
@@ -112,7 +112,8 @@ func open(cfg Config, handles opener) (*Log, error) {
 	return l, nil
 }
 
-func isStdout(path string) bool { return path == "-" || path == "stdout" }
+// IsStdout reports whether a Config's Path means standard output.
+func IsStdout(path string) bool { return path == "-" || path == "stdout" }
 
 func (c Config) check() error {
 	var problems []error
@@ -125,7 +126,7 @@ func (c Config) check() error {
 	if len(c.Key) > 0 && len(c.Key) < KeyBytes {
 		problems = append(problems, fmt.Errorf("the key has %d bytes, want at least %d", len(c.Key), KeyBytes))
 	}
-	if c.Sync && isStdout(c.Path) {
+	if c.Sync && IsStdout(c.Path) {
 		problems = append(problems, errors.New("standard output cannot be synced: name a file"))
 	}
 	return errors.Join(problems...)

@@ -19,7 +19,7 @@ const childFlag = "AUDIT_TEST_CHILD"
 
 func TestChild(t *testing.T) {
 	if os.Getenv(childFlag) == "" {
-		if isStdout("audit.ndjson") || !isStdout("-") || !isStdout("stdout") {
+		if IsStdout("audit.ndjson") || !IsStdout("-") || !IsStdout("stdout") {
 			t.Error("standard output is taken for a file, or a file for it")
 		}
 		return

@@ -53,7 +53,7 @@ type Chain struct {
 
 // Problem is the first thing that is wrong.
 type Problem struct {
-	File string `json:"file,omitempty"` // "" when something is missing behind the last line
+	File string `json:"file,omitempty"` // "" when it is in no line: lines are missing at the end, or all of them
 	Line int64  `json:"line,omitempty"` // from 1
 	Text string `json:"text"`
 }
@@ -81,6 +81,9 @@ func Verify(proof Proof, parts ...Part) (Report, error) {
 		}
 	}
 	v.report.Chains = slices.DeleteFunc(v.report.Chains, func(c Chain) bool { return c.Lines == 0 })
+	if v.report.Lines == 0 { // opening a log records that
+		v.problem(Problem{Text: "there are no lines in it"})
+	}
 	for _, head := range v.missing {
 		v.problem(Problem{Text: fmt.Sprintf("the line with the hash %s is not there: the log was shortened", head)})
 	}

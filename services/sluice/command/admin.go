@@ -29,10 +29,11 @@ func (a *app) admin() *cobra.Command {
 	var flags adminFlags
 	cmd := &cobra.Command{
 		Use:   "admin",
-		Short: "Look after the PostgreSQL database: its schema, the groups and who may export what",
+		Short: "Look after the PostgreSQL database (its schema, the groups, who may export what) and the audit log",
 		Long: `Admin looks after the PostgreSQL database of a deployment. It talks to the database, not to a server, so that it
 needs the database's URL: --database, or the variable SLUICE_DATABASE_URL or, for a file that holds it,
-SLUICE_DATABASE_URL_FILE. A command that fails has changed nothing.`,
+SLUICE_DATABASE_URL_FILE. A command that fails has changed nothing. The audit log is no part of the database: its
+commands need none.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return usage("a command is needed: see sluice admin --help")
@@ -40,7 +41,7 @@ SLUICE_DATABASE_URL_FILE. A command that fails has changed nothing.`,
 	}
 	cmd.PersistentFlags().StringVar(&flags.database, "database", "",
 		"URL of the database; default: the variable SLUICE_DATABASE_URL")
-	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags))
+	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.audit())
 	return cmd
 }
 
