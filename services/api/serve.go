@@ -20,6 +20,7 @@ type config struct {
 	wiring.Redis
 	wiring.Objects
 	wiring.Directory
+	wiring.Audit
 	Addr         string `env:"API_ADDR" envDefault:":8080"`          // the public listener
 	BaseURL      string `env:"BASE_URL,required,notEmpty"`           // public FHIR base; all emitted URLs start with it
 	Dialect      string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (SPEC 9)
@@ -61,7 +62,7 @@ func (c *config) Validate() (err error) {
 	default:
 		err = errors.Join(err, errors.New("SLUICE_API_DIALECT must be auto, classic or ig"))
 	}
-	return errors.Join(err, c.Directory.Validate())
+	return errors.Join(err, c.Directory.Validate(), c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -97,9 +98,14 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer tokens.Close()
+	events, err := cfg.Audit.Open("api", registry)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, events.Close()) }()
 	parts := httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
-		Groups: directory.Groups, Access: directory.Access,
+		Groups: directory.Groups, Access: directory.Access, Audit: events,
 	}
 	handler, err := httpapi.New(httpapi.Config{
 		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,

@@ -116,8 +116,14 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	defer tokens.Close()
 
 	registry := platform.NewRegistry()
+	events, err := wiring.Audit{Log: filepath.Join(opts.state, "audit.ndjson")}.Open("standalone", registry)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, events.Close()) }()
 	parts := httpapi.Parts{
-		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Registry: registry,
+		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
+		Registry: registry,
 	}
 	public, err := httpapi.New(httpapi.Config{
 		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
@@ -137,7 +143,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	upkeepConfig := upkeep.Defaults()
 	upkeepConfig.Retention = opts.retention
 	keeper, err := upkeep.New(upkeepConfig, upkeep.Parts{
-		Jobs: jobs, Queue: tasks, Objects: objects, Now: time.Now, Logger: log, Registry: registry,
+		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
@@ -15,6 +16,9 @@ import (
 func (s *service) cancel(c *gin.Context) error {
 	job, err := s.ownJob(c)
 	if err != nil {
+		return err
+	}
+	if err := s.recordEvent(c, succeeded(audit.Cancel, job.ID, http.StatusAccepted)); err != nil {
 		return err
 	}
 	if err := s.end(c.Request.Context(), job.ID); err != nil {

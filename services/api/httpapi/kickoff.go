@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -67,10 +68,17 @@ func (s *service) kickoff(c *gin.Context) error {
 		return err
 	}
 	noteJob(c, admitted)
+	event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
+	event.Target, event.Types = "Group/"+group, types
+	err = s.recordEvent(c, event)
 	if admitted == job.ID {
-		if err := s.start(c.Request.Context(), job); err != nil {
-			return err
+		if err != nil {
+			return s.undo(c.Request.Context(), job, err)
 		}
+		err = s.start(c.Request.Context(), job)
+	}
+	if err != nil {
+		return err
 	}
 	c.Header("Content-Location", s.statusURL(admitted))
 	c.Status(http.StatusAccepted)
@@ -98,6 +106,11 @@ func (s *service) start(ctx context.Context, job export.Job) error {
 		}
 		err = fmt.Errorf("enqueueing the plan: %w: %w", export.ErrUnavailable, err)
 	}
+	return s.undo(ctx, job, err)
+}
+
+// undo takes an admitted job back because of the error, which it returns.
+func (s *service) undo(ctx context.Context, job export.Job, err error) error {
 	// The client may have hung up, which ends ctx; the record has to go all the same. If it cannot be removed the
 	// scheduler finds it; a worker that meets a task without a job drops it.
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)

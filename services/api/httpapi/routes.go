@@ -24,6 +24,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
@@ -64,6 +65,7 @@ type Parts struct {
 	Tokens   *token.Verifier
 	Groups   directory.Groups
 	Access   directory.Access
+	Audit    *audit.Log
 	Registry *prometheus.Registry
 }
 
@@ -163,7 +165,7 @@ func newService(cfg Config, parts Parts) (*service, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if parts.Jobs == nil || parts.Queue == nil || parts.Objects == nil || parts.Tokens == nil ||
-		parts.Groups == nil || parts.Access == nil || parts.Registry == nil {
+		parts.Groups == nil || parts.Access == nil || parts.Audit == nil || parts.Registry == nil {
 		return nil, errors.New("the API lacks one of its parts")
 	}
 	limits, err := cfg.Limits.withDefaults()

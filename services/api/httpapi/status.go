@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
@@ -83,6 +84,9 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 	if wait > 0 {
 		return tooMuch("The status was asked for far more often than the header Retry-After of its answers allows.",
 			job.Request.Dialect, min(wait, interval))
+	}
+	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusAccepted)); err != nil {
+		return err
 	}
 	c.Header("Retry-After", retryAfter(job.Request.Dialect, interval))
 	c.Header("X-Progress", progressWord(job.State))

@@ -29,6 +29,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
@@ -76,6 +77,8 @@ type world struct {
 	parts    httpapi.Parts
 	registry *prometheus.Registry
 	log      *lockedBuffer
+	audit    *audit.Log
+	auditAt  string
 	handler  http.Handler
 	server   *httptest.Server
 
@@ -133,6 +136,11 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 		Jobs: w.jobs, Queue: w.queue, Objects: w.objects, Tokens: tokens, Groups: w.folk, Access: w.folk.Access,
 		Registry: w.registry,
 	}
+	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
+	if w.audit, err = audit.Open(audit.Config{Path: w.auditAt, Process: "api", Now: w.clock.Now}); err != nil {
+		t.Fatal(err)
+	}
+	w.parts.Audit = w.audit
 	w.handler, err = httpapi.New(cfg, w.parts)
 	if err != nil {
 		t.Fatal(err)
@@ -141,6 +149,9 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 	t.Cleanup(func() {
 		w.server.Close()
 		tokens.Close()
+		if err := w.audit.Close(); err != nil {
+			t.Errorf("closing the audit log: %v", err)
+		}
 		w.objects.Close()
 		if err := w.queue.Close(); err != nil {
 			t.Errorf("closing the queue: %v", err)
