@@ -64,7 +64,8 @@ func newHashing(key []byte) hashing {
 func (h hashing) seal(resource []byte, at link) (line []byte, sum string) {
 	line = fmt.Appendf(resource[:len(resource)-1],
 		seamBegin+`{"url":"chain","valueString":"%s"},{"url":"sequence","valueDecimal":%d},`+
-			`{"url":"previous","valueString":"%s"},{"url":"method","valueCode":"%s"},{"url":"hash","valueString":"`, at.chain, at.sequence, at.previous, h.method)
+			`{"url":"previous","valueString":"%s"},{"url":"method","valueCode":"%s"},{"url":"hash","valueString":"`,
+		at.chain, at.sequence, at.previous, h.method)
 	sum = h.sum(line, []byte(lineEnd))
 	return append(append(append(line, sum...), lineEnd...), '\n'), sum
 }
