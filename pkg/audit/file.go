@@ -43,6 +43,7 @@ type file struct {
 	path    string
 	durable bool // whether sync means something
 	open    opener
+	accept  func(last []byte) error // whether a file may be continued whose last line that is
 
 	handle handle
 	info   fs.FileInfo // which file the handle is of
@@ -54,66 +55,73 @@ type file struct {
 // continueFile makes the log one that goes on where the file ends.
 func (l *Log) continueFile(cfg Config, handles opener) error {
 	f := &file{path: cfg.Path, durable: cfg.Sync, open: handles}
-	last, news, err := f.reopen()
-	if err != nil {
-		return err
-	}
-	if last != nil {
+	f.accept = func(last []byte) error {
 		at, sum, err := l.hashes.open(last)
 		if err != nil {
-			return errors.Join(fmt.Errorf("the last line of %s cannot be continued: %w; rename the file to begin another",
-				cfg.Path, err), f.close())
+			return fmt.Errorf("%w, its last line; rename the file to begin another", err)
 		}
-		l.at = at.after(sum)
+		if l.place == nil { // after a rotation the chain goes on from the file before
+			l.at = at.after(sum)
+		}
+		return nil
+	}
+	news, err := f.reopen()
+	if err != nil {
+		return err
 	}
 	l.place = f
 	l.tell(news)
 	return nil
 }
 
-// reopen opens the file at the path in place of the one that is open, if any, and cuts off a torn line. It returns the
-// last whole line, without its line break, or nil when there is none.
-func (f *file) reopen() (last []byte, news string, err error) {
+// reopen opens the file at the path in place of the one that is open, if any, and cuts off a torn line. A file
+// that is not accepted stays as it is.
+func (f *file) reopen() (news string, err error) {
 	opened, err := f.open(f.path)
 	if err != nil {
-		return nil, "", err
+		return "", err
 	}
-	last, news, err = f.take(opened)
+	news, err = f.take(opened)
 	if err != nil {
-		return nil, "", errors.Join(fmt.Errorf("continue %s: %w", f.path, err), opened.Close())
+		return "", errors.Join(fmt.Errorf("continue %s: %w", f.path, err), opened.Close())
 	}
 	if before := f.handle; before != nil {
 		f.handle = opened
 		if err := before.Close(); err != nil {
-			return nil, news, fmt.Errorf("close the file before: %w", err)
+			return news, fmt.Errorf("close the file before: %w", err)
 		}
 	}
 	f.handle = opened
-	return last, news, nil
+	return news, nil
 }
 
-func (f *file) take(opened handle) (last []byte, news string, err error) {
+func (f *file) take(opened handle) (news string, err error) {
 	info, err := opened.Stat()
 	if err != nil {
-		return nil, "", err
+		return "", err
 	}
 	last, end, err := lastLine(opened, info.Size())
 	if err != nil {
-		return nil, "", err
+		return "", err
+	}
+	if last != nil {
+		if err := f.accept(last); err != nil {
+			return "", err
+		}
 	}
 	if end < info.Size() {
 		if err := opened.Truncate(end); err != nil {
-			return nil, "", err
+			return "", err
 		}
 		news = fmt.Sprintf("a line of which only %d bytes were written was cut off", info.Size()-end)
 	}
 	if f.durable {
 		if err := syncFolder(filepath.Dir(f.path)); err != nil {
-			return nil, "", err
+			return "", err
 		}
 	}
 	f.info, f.size, f.sure, f.dirty = info, end, end, false
-	return last, news, nil
+	return news, nil
 }
 
 // syncFolder makes sure of the name of a new file.
@@ -134,7 +142,7 @@ func (f *file) prepare() (news string, anew bool, err error) {
 	}
 	there, err := os.Stat(f.path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(there, f.info) {
-		_, news, err = f.reopen()
+		news, err = f.reopen()
 		return news, false, err
 	}
 	if err != nil {

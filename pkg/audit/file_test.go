@@ -69,6 +69,7 @@ func TestWhatIsNotContinued(t *testing.T) {
 		"another key":      {string(whole), bytes.Repeat([]byte("k"), 32), "another key"},
 		"no key any more":  {string(whole), nil, "no key was given"},
 		"an altered line":  {strings.ReplaceAll(string(whole), "host-1", "host-2"), keyOfTests, "altered"},
+		"altered and torn": {strings.ReplaceAll(string(whole), "host-1", "host-2") + "{", keyOfTests, "altered"},
 		"a foreign ending": {string(whole) + "hunter2", keyOfTests, "no audit log"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -171,6 +172,10 @@ func TestRotationThatFails(t *testing.T) {
 	other := mustOpen(t, config(path), openHandle)
 	unavailable(t, l.Record(download()))
 	mustClose(t, other)
+	if err := os.WriteFile(path, []byte("hunter2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unavailable(t, l.Record(download()))
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
