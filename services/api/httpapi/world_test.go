@@ -526,6 +526,7 @@ type door struct {
 	when  string
 	word  string // of the requests whose answers are lost
 	lose  int    // how many answers are lost yet
+	heard []byte // what went through from the near side since Listen
 	conns map[net.Conn]struct{}
 }
 
@@ -612,6 +613,7 @@ func (d *door) serve() {
 		request.Store([]byte(nil))
 		d.running.Go(func() {
 			d.pass(far, near, func(part []byte) bool {
+				d.hear(part)
 				d.callFirst(part)
 				request.Store(bytes.Clone(part))
 				return true
