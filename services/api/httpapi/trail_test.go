@@ -17,17 +17,19 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// Listen forgets what went through from the near side.
+// Listen begins anew to write down what goes through from the near side.
 func (d *door) Listen() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.heard = nil
+	d.tap, d.heard = true, nil
 }
 
 func (d *door) hear(part []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.heard = append(d.heard, part...)
+	if d.tap {
+		d.heard = append(d.heard, part...)
+	}
 }
 
 // commands are the Redis commands that went through since Listen, each with its words between spaces. What only opens

@@ -87,15 +87,24 @@ type world struct {
 
 func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 	t.Helper()
+	w := newWorldOn(t, testenv.Redis(t), testenv.ObjectStore(t), change...)
+	if err := w.objects.EnsureBucket(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// newWorldOn is a world on stores that the test brings. The bucket is there already.
+func newWorldOn(t testing.TB, redisURL string, place testenv.S3, change ...func(*httpapi.Config)) *world {
+	t.Helper()
 	w := &world{
-		t: t, clock: &clock{now: time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)}, redisURL: testenv.Redis(t),
+		t: t, clock: &clock{now: time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)}, redisURL: redisURL,
 		registry: prometheus.NewRegistry(), log: &lockedBuffer{},
 	}
 	w.folk = newFolk(t, w.clock.Now)
 	w.issuer = newIssuer(t, w.clock)
 	redis := mustURL(t, w.redisURL)
 	w.jobDoor, w.queueDoor = openDoor(t, redis.Host), openDoor(t, redis.Host)
-	place := testenv.ObjectStore(t)
 	w.objectDoor = openDoor(t, mustURL(t, place.Endpoint).Host)
 
 	var err error
@@ -110,9 +119,6 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 		Bucket: place.Bucket,
 	})
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.objects.EnsureBucket(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	tokens, err := token.NewVerifier(token.Config{
@@ -526,7 +532,8 @@ type door struct {
 	when  string
 	word  string // of the requests whose answers are lost
 	lose  int    // how many answers are lost yet
-	heard []byte // what went through from the near side since Listen
+	tap   bool   // what goes through from the near side is written down
+	heard []byte
 	conns map[net.Conn]struct{}
 }
 
