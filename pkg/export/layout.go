@@ -83,11 +83,15 @@ func ParseKey(key string) (Origin, bool) {
 		fence, _, _ = strings.Cut(name, ".")
 	default:
 		parts := strings.Split(name, ".") // <Type>.<unit>.<fence>.<n>.ndjson.gz
-		if len(parts) != 6 {
+		if len(parts) != 6 || strings.Contains(name, "/") {
 			return Origin{}, false
 		}
 		origin.Unit, fence = UnitID(parts[1]), parts[2]
 	}
+	// Only as FileName and its like write it: with a sign or a leading zero it would be another key of the same attempt.
 	origin.Fence, err = strconv.ParseInt(fence, 10, 64)
-	return origin, err == nil && origin.Unit != ""
+	if err != nil || origin.Fence < 1 || strconv.FormatInt(origin.Fence, 10) != fence || origin.Unit == "" {
+		return Origin{}, false
+	}
+	return origin, true
 }
