@@ -1,11 +1,8 @@
 package wiring
 
 import (
-	"bytes"
 	"fmt"
 	"os"
-
-	"github.com/goccy/go-yaml"
 
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
@@ -28,7 +25,7 @@ func LoadIssuers(file string) ([]token.Issuer, error) {
 		return nil, fmt.Errorf("read issuers: %w", err)
 	}
 	var parsed issuerFile
-	if err := yaml.NewDecoder(bytes.NewReader(content), yaml.Strict()).Decode(&parsed); err != nil {
+	if err := decodeStrict(content, &parsed); err != nil {
 		return nil, fmt.Errorf("read issuers: %w", err)
 	}
 	issuers := make([]token.Issuer, 0, len(parsed.Issuers))
