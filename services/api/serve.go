@@ -30,6 +30,7 @@ type config struct {
 	KickOffLimit int    `env:"KICKOFF_LIMIT" envDefault:"60"`        // kick-offs of one subject in a minute
 	StatusLimit  int    `env:"STATUS_LIMIT" envDefault:"600"`        // status answers to one subject in a minute
 	Issuers      string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"` // YAML, see docs/access.md
+	NeedGroup    bool   `env:"API_REQUIRE_GROUP_SCOPE"`              // a kick-off needs a scope that reads Group
 
 	base *url.URL
 }
@@ -61,6 +62,9 @@ func (c *config) Validate() (err error) {
 	case "auto", "classic", "ig":
 	default:
 		err = errors.Join(err, errors.New("SLUICE_API_DIALECT must be auto, classic or ig"))
+	}
+	if _, issuersErr := wiring.LoadIssuers(c.Issuers); issuersErr != nil {
+		err = errors.Join(err, fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", issuersErr))
 	}
 	return errors.Join(err, c.Directory.Validate(), c.Audit.Validate())
 }
@@ -112,6 +116,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		Limits: httpapi.Limits{
 			Jobs: cfg.JobLimit, Join: cfg.Repeat == repeatSame, KickOffs: cfg.KickOffLimit, Statuses: cfg.StatusLimit,
 		},
+		RequireGroupScope: cfg.NeedGroup,
 	}, parts)
 	if err != nil {
 		return err

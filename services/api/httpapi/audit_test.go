@@ -42,10 +42,14 @@ func (w *world) record() []onRecord {
 			Subtype []struct{ System, Code string }
 			Outcome string
 			Agent   []struct {
-				Who struct{ Identifier struct{ System, Value string } }
+				Who struct {
+					Identifier struct{ System, Value string }
+				}
 			}
 			Entity []struct {
-				What   struct{ Identifier struct{ System, Value string } }
+				What struct {
+					Identifier struct{ System, Value string }
+				}
 				Detail []struct{ Type, ValueString string }
 			}
 		}
@@ -210,4 +214,3 @@ func TestACutTransferIsOnRecord(t *testing.T) {
 		t.Errorf("%+v, want what was promised", promised)
 	}
 }
-

@@ -41,6 +41,9 @@ func (s *service) kickoff(c *gin.Context) error {
 		return err
 	}
 	who := principalOf(c)
+	if s.needGroup && !who.Scopes.MayRead("Group") { // before the group is looked up: the answer says nothing about it
+		return forbidden("The token's scopes do not allow to read Group, which the export of a group needs here.")
+	}
 	grant, err := s.Access.Grant(c.Request.Context(), who.Owner)
 	if err != nil {
 		return fmt.Errorf("reading the grant of owner %s: %w", who.Owner.Hash(), err)

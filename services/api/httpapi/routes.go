@@ -55,6 +55,8 @@ type Config struct {
 	TokenEndpoint string
 	// SMART is the document that describes the token endpoint; nil for none.
 	SMART any
+
+	RequireGroupScope bool // a kick-off needs a scope that reads Group (IG row Z-13)
 }
 
 // Parts is what the API works with. All are needed.
@@ -86,6 +88,7 @@ type service struct {
 	log       *slog.Logger
 	pollLimit int
 	limits    Limits
+	needGroup bool // see Config.RequireGroupScope
 	metrics   *metrics
 
 	capabilities, smartDocument document
@@ -178,7 +181,8 @@ func newService(cfg Config, parts Parts) (*service, error) {
 	}
 	s := &service{
 		Parts: parts, base: base, baseText: strings.TrimSuffix(base.String(), "/"), dialect: cfg.Dialect,
-		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits, metrics: metrics,
+		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits,
+		needGroup: cfg.RequireGroupScope, metrics: metrics,
 	}
 	s.capabilities = newDocument(fhirJSON, newCapabilities(s.baseText, cfg.TokenEndpoint, cfg.Now()))
 	if cfg.SMART != nil {
