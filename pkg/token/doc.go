@@ -3,8 +3,9 @@
 //
 // It promises that a Principal comes only out of a compact JWS of at most 8 KiB that a configured issuer signed with
 // a key of its published set, that names an audience of ours and a subject, and that is valid at the moment by the
-// injected clock. Everything else is ErrInvalid; when the key set cannot be had the answer is export.ErrUnavailable
-// and never a Principal.
+// injected clock; or out of an issuer's answer, of a minute ago at most, that a token which only it can read is active and
+// says the same (RFC 7662). Everything else is ErrInvalid; when the key set or the answer cannot be had the answer is
+// export.ErrUnavailable and never a Principal.
 //
 // It refuses: every algorithm but RS256, RS384, ES256, ES384 and PS256 (so none and the HMACs too, whatever the
 // configuration); keys for encryption, published with their private half, of another type or curve than the

@@ -70,6 +70,22 @@ func TestCheckConfig(t *testing.T) {
 	}
 }
 
+// A file of issuers that the API would not start with is reported beside what else is wrong.
+func TestCheckConfigReadsIssuers(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "issuers.yaml")
+	if err := os.WriteFile(file, []byte("issuers:\n- {name: a, audiences: []}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	environ := append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
+		"SLUICE_POLL_LIMIT=0", "SLUICE_TOKEN_ISSUERS_FILE="+file, "SLUICE_API_REQUIRE_GROUP_SCOPE=true")
+	err := run(t.Context(), []string{"--check-config"}, environ, io.Discard)
+	for _, word := range []string{"SLUICE_POLL_LIMIT", "SLUICE_TOKEN_ISSUERS_FILE", "no audience"} {
+		if err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%v, want an error about %s", err, word)
+		}
+	}
+}
+
 // A stopped API leaves nothing behind, a fetch of keys that nobody waits for any more least of all; and of the
 // operators' routes the public listener has none but the probes.
 func TestStop(t *testing.T) {
