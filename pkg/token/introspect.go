@@ -61,7 +61,8 @@ func (i Introspection) check() error {
 		problems = append(problems, errors.New("introspection: wants a client id and a client secret"))
 	}
 	if i.CacheFor < 0 || i.CacheFor > maxCacheFor {
-		problems = append(problems, fmt.Errorf("introspection: answers kept for %s, not between 0 and %s", i.CacheFor, maxCacheFor))
+		problems = append(problems,
+			fmt.Errorf("introspection: answers kept for %s, not between 0 and %s", i.CacheFor, maxCacheFor))
 	}
 	return errors.Join(problems...)
 }

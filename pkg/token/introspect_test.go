@@ -63,8 +63,8 @@ func TestIntrospectionRequest(t *testing.T) {
 // What an issuer may answer about a token, RFC 7662 section 2.2: nothing but a whole and fitting answer makes a Principal.
 func TestIntrospectionAnswers(t *testing.T) {
 	unix := func(d time.Duration) int64 { return start().Add(d).Unix() }
-	good, none := error(nil), error(token.ErrInvalid)
-	down := export.ErrUnavailable
+	var good error
+	none, down := token.ErrInvalid, export.ErrUnavailable
 	for name, test := range map[string]struct {
 		answer string
 		want   error
