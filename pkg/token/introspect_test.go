@@ -364,6 +364,17 @@ func TestIntrospectionFlood(t *testing.T) {
 	asked(t, server, before+1)
 	c.Advance(time.Second)
 	accepted(t, v, "new-and-good")
+
+	// Whoever was refused is a stranger, and one who has become so too.
+	server.Serve(`{"active":false}`)
+	c.Advance(time.Minute)
+	refused(t, v, opaque, token.ErrInvalid)
+	c.Advance(10 * time.Second)
+	for i := range burst {
+		_, _ = v.Verify(t.Context(), fmt.Sprint("made-up-at-last-", i))
+	}
+	refused(t, v, opaque, export.ErrUnavailable)
+	refused(t, v, "made-up-0", export.ErrUnavailable)
 }
 
 // Whoever brings a token that is being asked about waits for that answer; and no more questions than there are slots
@@ -400,6 +411,37 @@ func TestIntrospectionsAtOnce(t *testing.T) {
 		if n := most.Load(); n > 16 {
 			t.Errorf("%d questions at once", n)
 		}
+	})
+}
+
+// Questions about strangers that hang leave room for one about a token that has worked.
+func TestIntrospectionKeepsRoomForTheKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if err := r.ParseForm(); err != nil || r.PostForm.Get("token") != opaque {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			answer := active().with("exp", start().Add(time.Hour).Unix()).String()
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(answer))}, nil
+		})}
+		c := newClock()
+		v, err := token.NewVerifier(token.Config{
+			Issuers: []token.Issuer{introspecting("https://issuer.example/introspect")}, Now: c.Now, HTTPClient: client,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted(t, v, opaque)
+		c.Advance(time.Minute)
+		var waiting sync.WaitGroup
+		for i := range 40 {
+			waiting.Go(func() { refused(t, v, fmt.Sprint("stranger-", i), export.ErrUnavailable) })
+		}
+		synctest.Wait()
+		accepted(t, v, opaque)
+		v.Close()
+		waiting.Wait()
 	})
 }
 
