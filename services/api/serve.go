@@ -19,6 +19,7 @@ type config struct {
 	wiring.Common
 	wiring.Redis
 	wiring.Objects
+	wiring.Envelope
 	wiring.Directory
 	wiring.Audit
 	Addr         string `env:"API_ADDR" envDefault:":8080"`          // the public listener
@@ -66,7 +67,7 @@ func (c *config) Validate() (err error) {
 	if _, issuersErr := wiring.LoadIssuers(c.Issuers); issuersErr != nil {
 		err = errors.Join(err, fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", issuersErr))
 	}
-	return errors.Join(err, c.Directory.Validate(), c.Audit.Validate())
+	return errors.Join(err, c.Directory.Validate(), c.Objects.Validate(), c.Envelope.Validate(), c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -82,7 +83,11 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	objects, err := cfg.Objects.Open()
+	ring, err := cfg.Envelope.Ring(jobs)
+	if err != nil {
+		return err
+	}
+	objects, err := cfg.Objects.Open(ring.Key)
 	if err != nil {
 		return err
 	}
@@ -107,9 +112,13 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
+	newKey, err := cfg.Envelope.NewKey()
+	if err != nil {
+		return err
+	}
 	parts := httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
-		Groups: directory.Groups, Access: directory.Access, Audit: events,
+		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey,
 	}
 	handler, err := httpapi.New(httpapi.Config{
 		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,

@@ -23,7 +23,9 @@ type config struct {
 }
 
 // Validate refuses what cannot work.
-func (c config) Validate() error { return errors.Join(c.Config.Validate(), c.Audit.Validate()) }
+func (c config) Validate() error {
+	return errors.Join(c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
+}
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
 	cfg.Config = upkeep.Defaults()
@@ -42,7 +44,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	objects, err := cfg.Objects.Open()
+	objects, err := cfg.Objects.Open(nil)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ type options struct {
 	baseURL   string        // public FHIR base; empty: from the listener
 	access    string        // access file; empty: the demo subject may export everything
 	retention time.Duration // of finished jobs
+	encrypt   bool          // what is exported, with keys that end with the process, as jobs do
 	verbose   bool
 }
 
@@ -31,6 +32,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http://ADDR/fhir")
 	flags.StringVar(&o.access, "access", "", "access file (YAML); default: the demo subject may export everything")
 	flags.DurationVar(&o.retention, "retention", 168*time.Hour, "how long finished exports are kept")
+	flags.BoolVar(&o.encrypt, "encrypt", false, "encrypt exported files (docs/encryption.md)")
 	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only trouble")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err

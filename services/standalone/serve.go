@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -87,9 +88,18 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
+	encryption := masterKey(opts.encrypt)
+	ring, err := encryption.Ring(jobs)
+	if err != nil {
+		return err
+	}
+	newKey, err := encryption.NewKey()
+	if err != nil {
+		return err
+	}
 	objects, err := wiring.Objects{
 		Endpoint: s3.Endpoint(), AccessKey: accessKey, SecretKey: secretKey, Bucket: "sluice",
-	}.Open()
+	}.Open(ring.Key)
 	if err != nil {
 		return err
 	}
@@ -123,7 +133,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	defer func() { err = errors.Join(err, events.Close()) }()
 	parts := httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
-		Registry: registry,
+		Registry: registry, NewKey: newKey,
 	}
 	public, err := httpapi.New(httpapi.Config{
 		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
@@ -163,6 +173,17 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Upkeep: keeper.Do, Watch: keeper.Do})
 		}},
 	)
+}
+
+// masterKey returns a master key of this process alone, or none. It needs to live no longer than the jobs, which are kept
+// in memory.
+func masterKey(wanted bool) wiring.Envelope {
+	if !wanted {
+		return wiring.Envelope{}
+	}
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // it never fails
+	return wiring.Envelope{Keys: "standalone:" + base64.StdEncoding.EncodeToString(secret)}
 }
 
 // withMetrics adds /metrics to the one listener of a standalone server as long as only this machine reaches it. The

@@ -66,6 +66,9 @@ func (s *service) kickoff(c *gin.Context) error {
 		State:   export.Scheduled,
 		Created: s.now().UTC().Truncate(time.Millisecond),
 	}
+	if s.NewKey != nil {
+		job.Key = s.NewKey(job.ID)
+	}
 	admitted, err := s.admit(c.Request.Context(), job)
 	if err != nil {
 		return err

@@ -59,7 +59,7 @@ type Config struct {
 	RequireGroupScope bool // a kick-off needs a scope that reads Group (IG row Z-13)
 }
 
-// Parts is what the API works with. All are needed.
+// Parts is what the API works with. All are needed but NewKey.
 type Parts struct {
 	Jobs     *jobstore.Store
 	Queue    *queue.Client
@@ -69,6 +69,7 @@ type Parts struct {
 	Access   directory.Access
 	Audit    *audit.Log
 	Registry *prometheus.Registry
+	NewKey   func(export.JobID) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
 }
 
 // Route templates, below the base URL's path.
