@@ -46,8 +46,10 @@ func newShelf(t *testing.T) shelf {
 	t.Helper()
 	cfg := place(t)
 	cfg.PartSize = objects.MinPartSize
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
 	outside, err := minio.New(strings.TrimPrefix(cfg.Endpoint, "http://"), &minio.Options{
-		Creds: credentials.NewStaticV4(cfg.AccessKey, cfg.SecretKey, ""),
+		Creds: credentials.NewStaticV4(cfg.AccessKey, cfg.SecretKey, ""), Transport: transport,
 	})
 	must(t, err)
 	s := shelf{t: t, cfg: cfg, outside: outside}
