@@ -197,6 +197,7 @@ fi
 start postgres healthy_postgres begin_postgres
 export SLUICE_TEST_POSTGRES=postgres://postgres:$secret@127.0.0.1:$port/postgres?sslmode=disable
 export SLUICE_TEST_POSTGRES_BIN=$postgres_bin
+export SLUICE_TEST_MINIO_BIN=$minio
 echo "servers.sh: Redis, MinIO and PostgreSQL are up in $dir" >&2
 
 code=0

@@ -54,10 +54,16 @@ type Store struct {
 //
 // Leases, heartbeats and silence go by the clock of Redis, so that no machine's clock can take a unit from a worker. A
 // test gives a clock of its own; everybody else gives nil.
-func Open(url string, now func() time.Time) (*Store, error) {
+func Open(url string, now func() time.Time, options ...Option) (*Store, error) {
 	opts, err := redis.ParseURL(url)
 	if err != nil {
 		return nil, errors.New("the Redis URL cannot be parsed") // the library's error may quote the password
+	}
+	if opts.TLSConfig != nil && opts.TLSConfig.InsecureSkipVerify {
+		return nil, errors.New("the Redis URL says skip_verify, which would let anybody pose as the server")
+	}
+	for _, option := range options {
+		option(opts)
 	}
 	opts.DialTimeout = 2 * time.Second
 	opts.ReadTimeout = 3 * time.Second

@@ -20,6 +20,7 @@ package objects
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -59,7 +60,8 @@ type Config struct {
 	// ServerSide has the store encrypt what it is given: "s3" by keys of its own, "kms:KEY-ID" by that key of its key
 	// management, "" not at all or as the bucket says. A store that does not confirm it is refused.
 	ServerSide string
-	Keys       Keys // nil: nothing is encrypted, and what is encrypted is read as it is stored
+	Keys       Keys           // nil: nothing is encrypted, and what is encrypted is read as it is stored
+	Roots      *x509.CertPool // of an endpoint behind https; nil is the system's
 }
 
 // Keys returns the data key, of 32 bytes, that the object of that key is encrypted with, or nil if it is in plaintext.
@@ -109,7 +111,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg.Region = defaultRegion // an empty region would cost a lookup, and fail when the store is down
 	}
 
-	transport := newTransport()
+	transport := newTransport(cfg.Roots)
 	connect := func(tries int) (*minio.Core, error) {
 		return minio.NewCore(endpoint.Host, &minio.Options{
 			Creds:        credentials.NewStaticV4(cfg.AccessKey, cfg.SecretKey, ""),

@@ -3,6 +3,7 @@ package objects
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"net/http"
 	"time"
@@ -21,7 +22,7 @@ const (
 
 // newTransport returns the connections of one store. There is no proxy: nothing but the configuration reads the
 // environment, and the store is next door.
-func newTransport() *http.Transport {
+func newTransport(roots *x509.CertPool) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
 	return &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -31,7 +32,7 @@ func newTransport() *http.Transport {
 			}
 			return &watchedConn{Conn: conn, stall: stallTimeout}, nil
 		},
-		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		TLSHandshakeTimeout:   5 * time.Second,
 		ResponseHeaderTimeout: answerTimeout,
 		IdleConnTimeout:       idleTimeout,

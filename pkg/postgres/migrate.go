@@ -28,8 +28,9 @@ var errEncoding = errors.New("the database has to be created with the encoding U
 func Migrate(ctx context.Context, url string) (version int64, err error) {
 	parsed, err := pgx.ParseConfig(url)
 	if err != nil {
-		return 0, errors.New("not the URL of a PostgreSQL database")
+		return 0, notURL(err)
 	}
+	secure(&parsed.Config, nil)
 	db := stdlib.OpenDB(*parsed)
 	defer func() { err = errors.Join(err, db.Close()) }()
 	var encoding string

@@ -3,9 +3,11 @@ package postgres
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"strings"
@@ -23,14 +25,16 @@ type Config struct {
 	Connections int32             // at most; default: what pgx takes
 	Settings    map[string]string // of every session, such as jit=off
 	ReadBuffer  int               // bytes read from a connection at once; default: what pgx takes
+	Roots       *x509.CertPool    // for an sslmode of verify-full without sslrootcert; nil: the system's
 }
 
 // Open returns a pool. No connection is made yet. An error names nothing of the URL: it may hold a password.
 func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	parsed, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
-		return nil, errors.New("not the URL of a PostgreSQL database")
+		return nil, notURL(err)
 	}
+	secure(&parsed.ConnConfig.Config, cfg.Roots)
 	if cfg.Connections > 0 {
 		parsed.MaxConns = cfg.Connections
 	}
@@ -48,6 +52,15 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("open pool of PostgreSQL connections: %w", err)
 	}
 	return pool, nil
+}
+
+// notURL says what is wrong with a URL, without the URL and without the names of files that it may hold.
+func notURL(err error) error {
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		return fmt.Errorf("a file that the URL of the PostgreSQL database names: %w", file.Err)
+	}
+	return errors.New("not the URL of a PostgreSQL database")
 }
 
 // Wrap says what was done when err came, without the values that PostgreSQL quotes in its details, and marks it as

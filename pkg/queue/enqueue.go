@@ -32,8 +32,8 @@ type Client struct {
 }
 
 // Open returns a client on the Redis at the URL. It makes no connection yet.
-func Open(url string) (*Client, error) {
-	opt, err := connection(url)
+func Open(url string, options ...Option) (*Client, error) {
+	opt, err := connection(url, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -163,16 +163,4 @@ func (c *Client) enqueue(ctx context.Context, task *asynq.Task, queue, id string
 		return fmt.Errorf("%w: %w", export.ErrUnavailable, err)
 	}
 	return nil
-}
-
-func connection(url string) (asynq.RedisClientOpt, error) {
-	parsed, err := asynq.ParseRedisURI(url)
-	opt, single := parsed.(asynq.RedisClientOpt)
-	if err != nil || !single {
-		return asynq.RedisClientOpt{}, errors.New("the Redis URL cannot be parsed") // an error may quote the password
-	}
-	opt.DialTimeout = 2 * time.Second
-	opt.ReadTimeout = 3 * time.Second
-	opt.WriteTimeout = 3 * time.Second
-	return opt, nil
 }

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,10 +30,11 @@ type Handlers struct {
 
 // ServerConfig says how a process takes work.
 type ServerConfig struct {
-	URL         string        // Redis
-	Concurrency int           // tasks at once
-	Express     int           // further tasks at once of those that are short, for a process that serves units
-	Drain       time.Duration // on stop, how long running tasks may go on before they are told to hand back
+	URL         string         // Redis
+	Roots       *x509.CertPool // of a Redis behind rediss://; nil: the system's
+	Concurrency int            // tasks at once
+	Express     int            // further tasks at once of those that are short, for a process that serves units
+	Drain       time.Duration  // on stop, how long running tasks may go on before they are told to hand back
 	Logger      *slog.Logger
 }
 
@@ -50,7 +52,7 @@ const handBack = 25 * time.Second
 // Serve takes tasks until the context ends; then it takes no more, lets running ones finish for the drain time, tells
 // the rest to hand back (their contexts end with the cause ErrDraining), and returns when all have.
 func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
-	redis, err := connection(cfg.URL)
+	redis, err := connection(cfg.URL, WithRoots(cfg.Roots))
 	if err != nil {
 		return err
 	}

@@ -29,12 +29,21 @@ type PostgresProcess struct {
 	account  *syscall.SysProcAttr
 	port     int
 	password string
+	settings []string      // flags of the server beside those that every test's has
 	running  *exec.Cmd     // nil: killed
 	ended    chan struct{} // closed when running has ended
 }
 
 // PostgresServer starts a server of the test's own.
 func PostgresServer(t testing.TB) *PostgresProcess {
+	t.Helper()
+	p := newPostgres(t)
+	p.begin()
+	return p
+}
+
+// newPostgres makes the database cluster of a server.
+func newPostgres(t testing.TB) *PostgresProcess {
 	t.Helper()
 	// Not t.TempDir, whose parent only root can enter when root runs the tests.
 	dir, err := os.MkdirTemp("", "sluice-postgres-")
@@ -49,14 +58,20 @@ func PostgresServer(t testing.TB) *PostgresProcess {
 		}
 	}
 	p.initialize()
+	return p
+}
+
+// begin starts the server for the first time, on a port that it finds.
+func (p *PostgresProcess) begin() {
+	p.t.Helper()
+	var err error
 	for range 3 { // the port may be taken before the server has it
-		p.port = freePort(t)
+		p.port = freePort(p.t)
 		if err = p.start(); err == nil {
-			return p
+			return
 		}
 	}
-	t.Fatal(err)
-	return nil
+	p.t.Fatal(err)
 }
 
 // URL is the server's, with the name of the database that it comes with. It stays the same over Kill and Start.
@@ -116,6 +131,7 @@ func (p *PostgresProcess) start() error {
 	// Only the machine's crash needs fsync. synchronous_commit, which a commit needs to outlive Kill, is on by default.
 	command := exec.CommandContext(context.Background(), program(p.t, "postgres"), "-D", p.data(), "-h", "127.0.0.1",
 		"-p", strconv.Itoa(p.port), "-k", "", "-B", "16MB", "-c", "fsync=off")
+	command.Args = append(command.Args, p.settings...)
 	command.Dir, command.Stdout, command.Stderr = p.dir, log, log
 	command.SysProcAttr = p.account
 	if err := command.Start(); err != nil {

@@ -67,7 +67,7 @@ func (c *config) Validate() (err error) {
 	if _, issuersErr := wiring.LoadIssuers(c.Issuers); issuersErr != nil {
 		err = errors.Join(err, fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", issuersErr))
 	}
-	return errors.Join(err, c.Directory.Validate(), c.Objects.Validate(), c.Envelope.Validate(), c.Audit.Validate())
+	return errors.Join(err, c.Common.Validate(), c.Directory.Validate(), c.Objects.Validate(), c.Envelope.Validate(), c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -78,6 +78,10 @@ func load(args, environ []string) (cfg config, checkOnly bool, err error) {
 func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	log := platform.NewLogger(stderr, "api", cfg.LogLevel)
 	registry := platform.NewRegistry()
+	listeners, err := cfg.Listeners(log, registry)
+	if err != nil {
+		return err
+	}
 	jobs, tasks, err := cfg.Redis.Open()
 	if err != nil {
 		return err
@@ -142,8 +146,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	defer func() { _ = private.Close() }()
 	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL)
 	return platform.Run(ctx,
-		wiring.HTTP("public listener", public, handler),
-		wiring.HTTP("private listener", private, httpapi.Private(parts)),
+		wiring.HTTP("public listener", public, handler, listeners.Public...),
+		wiring.HTTP("private listener", private, httpapi.Private(parts), listeners.Private...),
 		wiring.Bucket(objects, log),
 	)
 }

@@ -24,7 +24,7 @@ type config struct {
 
 // Validate refuses what cannot work.
 func (c config) Validate() error {
-	return errors.Join(c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
+	return errors.Join(c.Common.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -39,6 +39,10 @@ const taskConcurrency = 4
 func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	log := platform.NewLogger(stderr, "scheduler", cfg.LogLevel)
 	registry := platform.NewRegistry()
+	listeners, err := cfg.Listeners(log, registry)
+	if err != nil {
+		return err
+	}
 	jobs, tasks, err := cfg.Redis.Open()
 	if err != nil {
 		return err
@@ -59,6 +63,10 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	roots, err := cfg.Redis.Roots()
+	if err != nil {
+		return err
+	}
 	private, err := wiring.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err
@@ -67,17 +75,17 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	log.Info("scheduler is ready", "private", private.Addr().String())
 	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check}
 	return platform.Run(ctx,
-		wiring.HTTP("private listener", private, platform.Health(checks, registry)),
+		wiring.HTTP("private listener", private, platform.Health(checks, registry), listeners.Private...),
 		wiring.Bucket(objects, log),
 		platform.Part{Name: "ticks", Run: keeper.Tick},
 		platform.Part{Name: "duties", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
-				URL: cfg.Redis.URL, Concurrency: taskConcurrency, Drain: cfg.Drain, Logger: log,
+				URL: cfg.Redis.URL, Roots: roots, Concurrency: taskConcurrency, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Purge: keeper.Purge, Upkeep: keeper.Do})
 		}},
 		platform.Part{Name: "watch", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
-				URL: cfg.Redis.URL, Concurrency: 1, Drain: cfg.Drain, Logger: log,
+				URL: cfg.Redis.URL, Roots: roots, Concurrency: 1, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Watch: keeper.Do})
 		}},
 	)

@@ -5,9 +5,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/services/wiring"
 )
 
@@ -19,6 +23,8 @@ type options struct {
 	access    string        // access file; empty: the demo subject may export everything
 	retention time.Duration // of finished jobs
 	encrypt   bool          // what is exported, with keys that end with the process, as jobs do
+	tlsCert   string        // certificate (PEM); empty: plain HTTP
+	tlsKey    string        // its key
 	verbose   bool
 }
 
@@ -29,10 +35,12 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.data, "data", "", "folder of .ndjson and .ndjson.gz files; without it a sample is generated")
 	flags.StringVar(&o.addr, "addr", "127.0.0.1:8080", "host:port to serve on; port 0 picks a free one")
 	flags.StringVar(&o.state, "state", "", "folder for keys, exported files and quickstart.json (required)")
-	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http://ADDR/fhir")
+	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http(s)://ADDR/fhir")
 	flags.StringVar(&o.access, "access", "", "access file (YAML); default: the demo subject may export everything")
 	flags.DurationVar(&o.retention, "retention", 168*time.Hour, "how long finished exports are kept")
 	flags.BoolVar(&o.encrypt, "encrypt", false, "encrypt exported files (docs/encryption.md)")
+	flags.StringVar(&o.tlsCert, "tls-cert", "", "certificate (PEM file) to serve TLS with; read again when it changes")
+	flags.StringVar(&o.tlsKey, "tls-key", "", "its key (PEM file)")
 	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only trouble")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
@@ -47,13 +55,16 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if o.retention <= 0 {
 		errs = append(errs, errors.New("--retention must be more than zero"))
 	}
+	if (o.tlsCert == "") != (o.tlsKey == "") {
+		errs = append(errs, errors.New("--tls-cert and --tls-key must be given both or neither"))
+	}
 	if o.baseURL != "" {
 		if _, err := wiring.BaseURL(o.baseURL); err != nil {
 			errs = append(errs, fmt.Errorf("--base-url: %w", err))
 		}
 	}
 	// The embedded object store changes the working directory, so no path may be relative to it.
-	for _, path := range []*string{&o.data, &o.state, &o.access} {
+	for _, path := range []*string{&o.data, &o.state, &o.access, &o.tlsCert, &o.tlsKey} {
 		if *path == "" {
 			continue
 		}
@@ -64,4 +75,20 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		*path = absolute
 	}
 	return o, errors.Join(errs...)
+}
+
+// serving says how the one listener serves, and by which scheme.
+func (o options) serving(log *slog.Logger, registry prometheus.Registerer) ([]platform.Option, string, error) {
+	options := []platform.Option{platform.WithLog(log)}
+	if o.tlsCert == "" {
+		return options, "http", nil
+	}
+	certificate, err := platform.OpenCertificate(o.tlsCert, o.tlsKey, log, time.Now)
+	if err != nil {
+		return nil, "", fmt.Errorf("--tls-cert and --tls-key: %w", err)
+	}
+	if err := certificate.Register(registry, "public"); err != nil {
+		return nil, "", fmt.Errorf("metrics of the certificate: %w", err)
+	}
+	return append(options, platform.WithTLS(platform.ServerTLS(certificate, nil))), "https", nil
 }

@@ -55,13 +55,18 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		}
 	}
 
+	registry := platform.NewRegistry()
+	serving, scheme, err := opts.serving(log, registry)
+	if err != nil {
+		return err
+	}
 	listener, err := wiring.Listen(ctx, opts.addr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = listener.Close() }() // for a start that fails; a server that ran has closed it already
 	if opts.baseURL == "" {
-		opts.baseURL = "http://" + listener.Addr().String() + "/fhir"
+		opts.baseURL = scheme + "://" + listener.Addr().String() + "/fhir"
 	}
 	base, err := wiring.BaseURL(opts.baseURL)
 	if err != nil {
@@ -125,7 +130,6 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer tokens.Close()
 
-	registry := platform.NewRegistry()
 	events, err := wiring.Audit{Log: filepath.Join(opts.state, "audit.ndjson")}.Open("standalone", registry)
 	if err != nil {
 		return err
@@ -164,7 +168,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
 	return platform.Run(ctx,
-		wiring.HTTP("listener", listener, withMetrics(listener.Addr(), public, httpapi.Private(parts))),
+		wiring.HTTP("listener", listener, withMetrics(listener.Addr(), public, httpapi.Private(parts)), serving...),
 		redis.clock(),
 		platform.Part{Name: "ticks", Run: keeper.Tick},
 		platform.Part{Name: "tasks", Run: func(ctx context.Context) error {

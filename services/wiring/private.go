@@ -19,9 +19,9 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 	return listener, nil
 }
 
-// HTTP is the part of a process that serves a handler on an open listener.
-func HTTP(name string, listener net.Listener, handler http.Handler) platform.Part {
+// HTTP is the part of a process that serves a handler on an open listener; see Common.Listeners for the options.
+func HTTP(name string, listener net.Listener, handler http.Handler, options ...platform.Option) platform.Part {
 	return platform.Part{Name: name, Run: func(ctx context.Context) error {
-		return platform.ServeHTTP(ctx, listener, handler)
+		return platform.ServeHTTP(ctx, listener, handler, options...)
 	}}
 }

@@ -3,6 +3,7 @@ package wiring
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 // Source is the place of the clinical data: a database or a folder, one of them.
 type Source struct {
+	Trust
 	URL      string `env:"SOURCE_URL"` // postgres://user:password@host:port/database, filled by sluice load
 	Dir      string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files
 	SpoolDir string `env:"SPOOL_DIR"`  // where gzipped files are unpacked; the system's by default
@@ -41,10 +43,14 @@ type Data struct {
 // takes seconds for a gigabyte; to a database no connection is made yet.
 func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*Data, error) {
 	if s.URL != "" {
-		// Some more, so that neither a check nor small work beside the units waits. They are made when they are needed.
-		opened, err := sourcepg.Open(ctx, postgres.Config{URL: s.URL, Connections: int32(connections) + 4})
+		roots, err := s.Roots()
 		if err != nil {
 			return nil, err
+		}
+		// Some more, so that neither a check nor small work beside the units waits. They are made when they are needed.
+		opened, err := sourcepg.Open(ctx, postgres.Config{URL: s.URL, Connections: int32(connections) + 4, Roots: roots})
+		if err != nil {
+			return nil, fmt.Errorf("SLUICE_SOURCE_URL: %w", err)
 		}
 		return &Data{Source: opened, Check: opened.Check, Close: opened.Close}, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"strings"
 	"time"
@@ -22,22 +23,59 @@ import (
 
 // Common is what every process has.
 type Common struct {
+	TLS
+	Trust
 	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`           // debug, info, warn or error
 	Private  string     `env:"PRIVATE_ADDR" envDefault:"127.0.0.1:0"` // host:port for /livez, /readyz and /metrics
+
+	secrets map[string]string // files that the configuration was read from, by their variables
+}
+
+// SecretFile is told by platform.LoadConfig of each file that a secret was read from.
+func (c *Common) SecretFile(variable, file string) {
+	if c.secrets == nil {
+		c.secrets = map[string]string{}
+	}
+	c.secrets[variable] = file
+}
+
+// secretFiles are all files with secrets that the process has.
+func (c Common) secretFiles() map[string]string {
+	all := maps.Clone(c.secrets)
+	if all == nil {
+		all = map[string]string{}
+	}
+	for _, from := range []files{c.public(), c.private()} {
+		if from.key != "" {
+			all[from.keyName] = from.key
+		}
+	}
+	return all
+}
+
+// Validate refuses what cannot work.
+func (c Common) Validate() error {
+	_, err := c.Roots()
+	return errors.Join(err, c.TLS.Validate())
 }
 
 // Redis is the place of the job store and the queue.
 type Redis struct {
+	Trust
 	URL string `env:"REDIS_URL,required,notEmpty"` // redis://user:password@host:port/db or rediss://
 }
 
 // Open returns the job store and the queue's client. No connection is made yet.
 func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
-	jobs, err := jobstore.Open(r.URL, nil)
+	roots, err := r.Roots()
+	if err != nil {
+		return nil, nil, err
+	}
+	jobs, err := jobstore.Open(r.URL, nil, jobstore.WithRoots(roots))
 	if err != nil {
 		return nil, nil, fmt.Errorf("SLUICE_REDIS_URL: %w", err)
 	}
-	tasks, err := queue.Open(r.URL)
+	tasks, err := queue.Open(r.URL, queue.WithRoots(roots))
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("SLUICE_REDIS_URL: %w", err), jobs.Close())
 	}
@@ -46,6 +84,7 @@ func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
 
 // Objects is the place of the object store.
 type Objects struct {
+	Trust
 	Endpoint  string `env:"S3_ENDPOINT,required,notEmpty"`   // http(s)://host:port
 	AccessKey string `env:"S3_ACCESS_KEY,required,notEmpty"` //
 	SecretKey string `env:"S3_SECRET_KEY,required,notEmpty"` //
@@ -64,14 +103,19 @@ func (o Objects) Validate() error {
 
 // Open returns the object store. No connection is made yet. Who only lists and deletes needs no keys and gives nil.
 func (o Objects) Open(keys objects.Keys) (*objects.Store, error) {
+	roots, err := o.Roots()
+	if err != nil {
+		return nil, err
+	}
 	return objects.Open(objects.Config{
 		Endpoint: o.Endpoint, AccessKey: o.AccessKey, SecretKey: o.SecretKey, Bucket: o.Bucket, Region: o.Region,
-		ServerSide: o.SSE, Keys: keys,
+		ServerSide: o.SSE, Keys: keys, Roots: roots,
 	})
 }
 
 // Directory is the place of groups and grants: a database, or a folder and a file.
 type Directory struct {
+	Trust
 	URL        string `env:"DIRECTORY_URL"` // postgres://user:password@host:port/database, see sluice admin
 	GroupsDir  string `env:"GROUPS_DIR"`    // folder with Group*.ndjson files
 	AccessFile string `env:"ACCESS_FILE"`   // YAML, see docs/access.md
@@ -97,7 +141,11 @@ type Register struct {
 // database no connection is made yet.
 func (d Directory) Open(ctx context.Context, connections int) (*Register, error) {
 	if d.URL != "" {
-		pool, err := pgdir.Open(ctx, postgres.Config{URL: d.URL, Connections: int32(connections)})
+		roots, err := d.Roots()
+		if err != nil {
+			return nil, err
+		}
+		pool, err := pgdir.Open(ctx, postgres.Config{URL: d.URL, Connections: int32(connections), Roots: roots})
 		if err != nil {
 			return nil, fmt.Errorf("SLUICE_DIRECTORY_URL: %w", err)
 		}

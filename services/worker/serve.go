@@ -41,7 +41,7 @@ func (c config) Validate() error {
 	if c.Drain < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_DRAIN must not be negative"))
 	}
-	return errors.Join(append(errs, c.Source.Validate(), c.Directory.Validate(), c.Config.Validate(),
+	return errors.Join(append(errs, c.Common.Validate(), c.Source.Validate(), c.Directory.Validate(), c.Config.Validate(),
 		c.Objects.Validate(), c.Envelope.Validate())...)
 }
 
@@ -54,6 +54,10 @@ func load(args, environ []string) (cfg config, checkOnly bool, err error) {
 func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	log := platform.NewLogger(stderr, "worker", cfg.LogLevel)
 	registry := platform.NewRegistry()
+	listeners, err := cfg.Listeners(log, registry)
+	if err != nil {
+		return err
+	}
 	// The collector works harder near the limit instead of letting the process grow with what passes through it.
 	debug.SetMemoryLimit(cfg.MemoryLimit)
 
@@ -67,6 +71,10 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	objects, err := cfg.Objects.Open(ring.Key)
+	if err != nil {
+		return err
+	}
+	roots, err := cfg.Redis.Roots()
 	if err != nil {
 		return err
 	}
@@ -103,14 +111,14 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
 	parts := []platform.Part{
-		wiring.HTTP("private listener", private, platform.Health(checks, registry)),
+		wiring.HTTP("private listener", private, platform.Health(checks, registry), listeners.Private...),
 		wiring.Bucket(objects, log),
 		{Name: "units", Run: func(ctx context.Context) error {
 			if err := source.Await(ctx, log); err != nil {
 				return nil //nolint:nilerr // it only ends early when the process does
 			}
 			return queue.Serve(ctx, queue.ServerConfig{
-				URL: cfg.Redis.URL, Concurrency: concurrency, Express: cfg.Express, Drain: cfg.Drain, Logger: log,
+				URL: cfg.Redis.URL, Roots: roots, Concurrency: concurrency, Express: cfg.Express, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
 	}

@@ -1,0 +1,132 @@
+package testenv
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+const minioVariable = "SLUICE_TEST_MINIO_BIN" // the server's program
+
+// SecureRedis starts a Redis of the test's own that takes TLS connections alone, shows the certificate, and knows one
+// user. It returns its URL, without anything about trust.
+func SecureRedis(t testing.TB, certificate Certificate) string {
+	t.Helper()
+	dir := t.TempDir()
+	cert, key := certificate.Files(t, dir)
+	password := uuid.NewString()
+	port := strconv.Itoa(freePort(t))
+	launch(t, exec.CommandContext(context.Background(), "redis-server", "--bind", "127.0.0.1", "--port", "0", "--tls-port",
+		port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no", "--save", "", "--dir", dir,
+		"--maxmemory-policy", "noeviction", "--user", "default", "off", "--user", "sluice", "on", ">"+password, "~*", "&*", "+@all"),
+		func() bool { return listens(port) })
+	return "rediss://sluice:" + password + "@127.0.0.1:" + port + "/0"
+}
+
+// SecureObjectStore starts a MinIO of the test's own that speaks https alone and shows the certificate.
+func SecureObjectStore(t testing.TB, certificate Certificate) S3 {
+	t.Helper()
+	program := os.Getenv(minioVariable)
+	if program == "" {
+		t.Fatalf("%s is not set: this test starts a MinIO server; run `make test`", minioVariable)
+	}
+	dir := t.TempDir()
+	certs := filepath.Join(dir, "certs")
+	if err := os.MkdirAll(certs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"public.crt": certificate.Cert, "private.key": certificate.Key} {
+		if err := os.WriteFile(filepath.Join(certs, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	port := strconv.Itoa(freePort(t))
+	store := S3{
+		Endpoint: "https://127.0.0.1:" + port, AccessKey: uuid.NewString()[:16], SecretKey: uuid.NewString(),
+		Bucket: "test-" + uuid.NewString(),
+	}
+	command := exec.CommandContext(context.Background(), program, "server", "--address", "127.0.0.1:"+port,
+		"--certs-dir", certs, filepath.Join(dir, "data"))
+	command.Env = append(os.Environ(), "MINIO_ROOT_USER="+store.AccessKey, "MINIO_ROOT_PASSWORD="+store.SecretKey,
+		"MINIO_BROWSER=off", "MINIO_UPDATE=off")
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
+	launch(t, command, func() bool {
+		answer, err := (&http.Client{Transport: transport, Timeout: time.Second}).Get(store.Endpoint + "/minio/health/cluster")
+		if err != nil {
+			return false
+		}
+		return answer.Body.Close() == nil && answer.StatusCode == http.StatusOK
+	})
+	return store
+}
+
+// SecurePostgres starts a PostgreSQL of the test's own that shows the certificate and takes plain connections as well:
+// it is up to the client. Its URL says nothing of TLS.
+func SecurePostgres(t testing.TB, certificate Certificate) string {
+	t.Helper()
+	p := newPostgres(t)
+	cert, key := certificate.Files(t, p.dir)
+	if who := p.account.Credential; who != nil {
+		for _, file := range []string{cert, key} {
+			if err := os.Chown(file, int(who.Uid), int(who.Gid)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p.settings = []string{"-c", "ssl=on", "-c", "ssl_cert_file=" + cert, "-c", "ssl_key_file=" + key}
+	p.begin()
+	parsed, err := url.Parse(p.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed.RawQuery = ""
+	return parsed.String()
+}
+
+// launch starts a server that ends with the test, and returns when it is ready.
+func launch(t testing.TB, command *exec.Cmd, ready func() bool) {
+	t.Helper()
+	var said strings.Builder
+	command.Stdout, command.Stderr = &said, &said
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = command.Wait() // killed, as a rule
+	}()
+	t.Cleanup(func() {
+		_ = command.Process.Kill() // it may have ended
+		<-ended
+	})
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for deadline := time.After(time.Minute); !ready(); {
+		select {
+		case <-ended:
+			t.Fatalf("%s ended by itself; it said:\n%s", filepath.Base(command.Path), said.String())
+		case <-deadline:
+			t.Fatalf("%s does not come up", filepath.Base(command.Path))
+		case <-again.C:
+		}
+	}
+}
+
+func listens(port string) bool {
+	conn, err := (&net.Dialer{Timeout: time.Second}).Dial("tcp", "127.0.0.1:"+port)
+	return err == nil && conn.Close() == nil
+}
