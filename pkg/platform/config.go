@@ -18,8 +18,9 @@ const Prefix = "SLUICE_"
 
 // LoadConfig fills the struct that config points to from the environment ("KEY=value" entries), by its `env` tags
 // less the prefix. A variable KEY may be given as KEY_FILE instead, which names a file that holds the value: for
-// secrets. A config with a method SecretFile(variable, file string) is told of each that was read. Variables with the prefix that the struct does not know are errors: a typo must not be a default. All
-// problems come back at once, and none quotes a value.
+// secrets. A config with a method SecretFile(variable, file string) is told of each that was read. Variables with the
+// prefix that the struct does not know are errors: a typo must not be a default. All problems come back at once, and
+// none quotes a value.
 func LoadConfig(environ []string, config any) error {
 	values := map[string]string{}
 	var problems []error

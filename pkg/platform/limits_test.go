@@ -127,7 +127,7 @@ func TestASlowDownloadLives(t *testing.T) {
 		for buffer := make([]byte, 8<<10); ; time.Sleep(limit / 10) {
 			n, err := conn.Read(buffer)
 			got += n
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
@@ -147,7 +147,7 @@ func TestASlowDownloadLives(t *testing.T) {
 // In HTTP/2 a client can leave one answer where it is and be alive otherwise. The answer ends, and the others go on.
 func TestAnHTTP2AnswerThatStallsIsCut(t *testing.T) {
 	authority := testenv.NewAuthority(t)
-	cut := make(chan error, 1)
+	cut := make(chan struct{})
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/short" {
 			_, _ = io.WriteString(w, r.Proto)
@@ -157,7 +157,7 @@ func TestAnHTTP2AnswerThatStallsIsCut(t *testing.T) {
 		for err == nil {
 			_, err = w.Write(make([]byte, 64<<10))
 		}
-		cut <- err
+		close(cut)
 	})
 	addr := secured(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, handler,
 		platform.WithLimits(platform.Limits{Stall: 200 * time.Millisecond}))

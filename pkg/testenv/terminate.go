@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
@@ -36,7 +37,8 @@ func Terminate(t testing.TB, certificate Certificate, to string) string {
 // join copies both ways until one side ends, which ends the other.
 func join(near net.Conn, to string) {
 	defer near.Close()
-	far, err := net.Dial("tcp", to)
+	var dialer net.Dialer
+	far, err := dialer.DialContext(context.Background(), "tcp", to)
 	if err != nil {
 		return // the client sees it
 	}

@@ -30,7 +30,8 @@ func SecureRedis(t testing.TB, certificate Certificate) string {
 	port := strconv.Itoa(freePort(t))
 	launch(t, exec.CommandContext(context.Background(), "redis-server", "--bind", "127.0.0.1", "--port", "0", "--tls-port",
 		port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no", "--save", "", "--dir", dir,
-		"--maxmemory-policy", "noeviction", "--user", "default", "off", "--user", "sluice", "on", ">"+password, "~*", "&*", "+@all"),
+		"--maxmemory-policy", "noeviction", "--user", "default", "off", "--user", "sluice", "on", ">"+password,
+		"~*", "&*", "+@all"),
 		func() bool { return listens(port) })
 	return "rediss://sluice:" + password + "@127.0.0.1:" + port + "/0"
 }
@@ -63,7 +64,13 @@ func SecureObjectStore(t testing.TB, certificate Certificate) S3 {
 		"MINIO_BROWSER=off", "MINIO_UPDATE=off")
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
 	launch(t, command, func() bool {
-		answer, err := (&http.Client{Transport: transport, Timeout: time.Second}).Get(store.Endpoint + "/minio/health/cluster")
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		asked, err := http.NewRequestWithContext(ctx, http.MethodGet, store.Endpoint+"/minio/health/cluster", nil)
+		if err != nil {
+			return false
+		}
+		answer, err := transport.RoundTrip(asked)
 		if err != nil {
 			return false
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -18,8 +19,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/wiring/wiringtest"
 )
 
 // settings are those of an API on real stores whose tokens come from the issuer at the URL.
@@ -104,6 +107,67 @@ func TestCheckConfigOfEncryption(t *testing.T) {
 	}
 	if err != nil && (strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "AAAA")) {
 		t.Errorf("a key is quoted: %v", err)
+	}
+}
+
+func TestNoSecretIsQuoted(t *testing.T) {
+	wiringtest.QuotesNothing(t, wiringtest.Service{
+		Config: config{}, Run: run,
+		Environ: append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir"),
+		Instead: map[string][]string{"DIRECTORY_URL": {"GROUPS_DIR", "ACCESS_FILE"}},
+	})
+}
+
+// Each listener of the API serves as it is meant to.
+func TestTLS(t *testing.T) {
+	authority, operators := testenv.NewAuthority(t), testenv.NewAuthority(t)
+	valid := time.Now().Add(time.Hour)
+	cert, key := authority.Issue(valid, "127.0.0.1").Files(t, t.TempDir())
+	environ := append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
+		"SLUICE_TLS_CERT_FILE="+cert, "SLUICE_TLS_KEY_FILE="+key, "SLUICE_PRIVATE_TLS=true",
+		"SLUICE_PRIVATE_CLIENT_CA_FILE="+operators.File())
+	ctx, stop := context.WithCancel(t.Context())
+	out, stderr := io.Pipe()
+	stopped := make(chan error, 1)
+	go func() {
+		stopped <- run(ctx, nil, environ, stderr)
+		_ = stderr.Close() // never fails
+	}()
+	var ready struct{ Msg, Public, Private string }
+	log := bufio.NewScanner(out)
+	for ready.Msg != "api is ready" && log.Scan() {
+		if err := json.Unmarshal(log.Bytes(), &ready); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }() // until run has returned
+	for name, row := range map[string]struct {
+		url          string
+		certificates []tls.Certificate
+		good         bool
+	}{
+		"public":                         {"https://" + ready.Public, nil, true},
+		"public, in plain text":          {"http://" + ready.Public, nil, false},
+		"private, without a certificate": {"https://" + ready.Private, nil, false},
+		"private, an operator":           {"https://" + ready.Private, []tls.Certificate{operators.Issue(valid).TLS(t)}, true},
+	} {
+		client := http.Client{Transport: &http.Transport{
+			TLSClientConfig: &tls.Config{RootCAs: authority.Pool(), Certificates: row.certificates}, DisableKeepAlives: true,
+		}}
+		response, err := client.Get(row.url + "/livez")
+		if err == nil {
+			err = response.Body.Close()
+			if response.StatusCode != http.StatusOK {
+				err = errors.Join(err, errors.New(response.Status))
+			}
+		}
+		if (err == nil) != row.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	stop()
+	if err := <-stopped; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -1,12 +1,62 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
+	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/wiring"
 )
+
+// The one listener shows the certificate that the flags name, and its base URL says so.
+func TestServing(t *testing.T) {
+	authority := testenv.NewAuthority(t)
+	cert, key := authority.Issue(time.Now().Add(time.Hour), "127.0.0.1").Files(t, t.TempDir())
+	parsed, err := parse([]string{"--state", t.TempDir(), "--tls-cert", cert, "--tls-key", key}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serving, scheme, err := parsed.serving(slog.New(slog.DiscardHandler), platform.NewRegistry())
+	if err != nil || scheme != "https" {
+		t.Fatalf("scheme %q, error %v", scheme, err)
+	}
+	listener, err := wiring.Listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- wiring.HTTP("listener", listener, http.NotFoundHandler(), serving...).Run(ctx) }()
+	client := http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, DisableKeepAlives: true,
+	}}
+	response, err := client.Get(scheme + "://" + listener.Addr().String() + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if err := errors.Join(response.Body.Close(), <-served); err != nil {
+		t.Error(err)
+	}
+	parsed.tlsKey = cert
+	_, _, err = parsed.serving(slog.New(slog.DiscardHandler), platform.NewRegistry())
+	if err == nil || !strings.Contains(err.Error(), "--tls-key") {
+		t.Errorf("a key that is none: %v", err)
+	}
+	if _, err := parse([]string{"--state", "s", "--tls-cert", cert}, io.Discard); err == nil || !strings.Contains(err.Error(), "--tls-key") {
+		t.Errorf("a certificate without a key: %v", err)
+	}
+}
 
 // The one listener of a standalone server has the metrics as long as only this machine reaches it, and every other
 // path is the API's, as it came.
