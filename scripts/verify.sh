@@ -128,6 +128,27 @@ buf_breaking() {
 	echo "note: compatible with $(git log -1 --format='%h (%s)' "$base")"
 }
 
+# vulnerabilities fails for a known one that a service can reach, in what pkg and proto or any library does for it. A
+# machine that cannot reach the database is told so; SLUICE_VULNDB names another one, such as file:///srv/vulndb, which
+# has to be there.
+vulnerabilities() {
+	local govulncheck about db=()
+	govulncheck=$(scripts/tool.sh govulncheck)
+	if [ -n "${SLUICE_VULNDB:-}" ]; then
+		db=(-db "$SLUICE_VULNDB")
+	fi
+	about=$("$govulncheck" "${db[@]}" -version)
+	if ! grep '^DB updated: ' <<<"$about"; then
+		if [ -n "${SLUICE_VULNDB:-}" ]; then
+			echo "SLUICE_VULNDB cannot be read"
+			return 1
+		fi
+		echo "note: the database of known vulnerabilities, vuln.go.dev, cannot be reached: nothing was looked up"
+		return
+	fi
+	GOWORK=off "$govulncheck" "${db[@]}" -C services ./...
+}
+
 check "top level" top_level
 check "short mains" short_mains
 check "gofmt" formatted
@@ -140,6 +161,7 @@ check "generated code" generated
 check "buf lint" buf_lint
 check "buf breaking" buf_breaking
 check "golangci-lint" scripts/lint.sh
+check "known vulnerabilities" vulnerabilities
 
 if [ ${#failed[@]} != 0 ]; then
 	printf 'verify: %d failed: ' "${#failed[@]}"
