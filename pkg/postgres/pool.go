@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"net"
 	"strings"
 
@@ -22,7 +23,7 @@ import (
 // Config says where the database is and how to talk to it.
 type Config struct {
 	URL         string            // postgres://user:password@host:port/database?sslmode=verify-full
-	Connections int32             // at most; default: what pgx takes
+	Connections int               // at most; default: what pgx takes
 	Settings    map[string]string // of every session, such as jit=off
 	ReadBuffer  int               // bytes read from a connection at once; default: what pgx takes
 	Roots       *x509.CertPool    // for an sslmode of verify-full without sslrootcert; nil: the system's
@@ -36,7 +37,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	}
 	secure(&parsed.ConnConfig.Config, cfg.Roots)
 	if cfg.Connections > 0 {
-		parsed.MaxConns = cfg.Connections
+		parsed.MaxConns = int32(min(cfg.Connections, math.MaxInt32))
 	}
 	maps.Copy(parsed.ConnConfig.RuntimeParams, cfg.Settings)
 	if _, named := parsed.ConnConfig.RuntimeParams["application_name"]; !named {

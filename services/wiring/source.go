@@ -48,7 +48,7 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 			return nil, err
 		}
 		// Some more, so that neither a check nor small work beside the units waits. They are made when they are needed.
-		opened, err := sourcepg.Open(ctx, postgres.Config{URL: s.URL, Connections: int32(connections) + 4, Roots: roots})
+		opened, err := sourcepg.Open(ctx, postgres.Config{URL: s.URL, Connections: connections + 4, Roots: roots})
 		if err != nil {
 			return nil, fmt.Errorf("SLUICE_SOURCE_URL: %w", err)
 		}

@@ -145,7 +145,7 @@ func (d Directory) Open(ctx context.Context, connections int) (*Register, error)
 		if err != nil {
 			return nil, err
 		}
-		pool, err := pgdir.Open(ctx, postgres.Config{URL: d.URL, Connections: int32(connections), Roots: roots})
+		pool, err := pgdir.Open(ctx, postgres.Config{URL: d.URL, Connections: connections, Roots: roots})
 		if err != nil {
 			return nil, fmt.Errorf("SLUICE_DIRECTORY_URL: %w", err)
 		}

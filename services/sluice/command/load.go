@@ -78,7 +78,7 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 	}
 	began := a.now()
 	pool, err := sourcepg.OpenLoader(ctx, postgres.Config{
-		URL: opts.database, Connections: int32(max(opts.parallel, runtime.GOMAXPROCS(0)) + 4),
+		URL: opts.database, Connections: max(opts.parallel, runtime.GOMAXPROCS(0)) + 4,
 	})
 	if err != nil {
 		return err
