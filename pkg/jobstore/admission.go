@@ -83,7 +83,8 @@ func (s *Store) Admit(ctx context.Context, job export.Job, limit int, join bool)
 	}
 }
 
-// Withdraw gives the place of a job back that was admitted and not started, or that was cancelled. It is idempotent.
+// Withdraw gives the place of a job back that was admitted and not started, that was cancelled, or that is purged. It is
+// idempotent.
 func (s *Store) Withdraw(ctx context.Context, job export.Job) error {
 	running, member, err := s.place(job)
 	if err != nil {

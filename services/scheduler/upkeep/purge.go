@@ -119,6 +119,16 @@ func (u *Upkeep) purgeSteps(id export.JobID) []func(context.Context) error {
 		func(context.Context) error { // on record before the job is forgotten; a purge that is done again is there again
 			return u.record(audit.Purge, id)
 		},
+		func(ctx context.Context) error { // its place among what its owner has at work, which the record leads to
+			job, err := u.Jobs.Job(ctx, id)
+			if errors.Is(err, export.ErrNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			return u.Jobs.Withdraw(ctx, job)
+		},
 		func(ctx context.Context) error { // the record, then the index entries
 			return u.Jobs.Remove(ctx, id)
 		},
