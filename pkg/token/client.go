@@ -1,6 +1,7 @@
 package token
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -124,4 +125,27 @@ func (c Client) HasSecret(secret string) bool {
 		kept = strings.Repeat("-", hex.EncodedLen(sha256.Size)) // the hash of nothing
 	}
 	return subtle.ConstantTimeCompare([]byte(kept), []byte(HashSecret(secret))) == 1
+}
+
+// Record is the client as it is stored.
+func (c Client) Record() ([]byte, error) {
+	record, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("write client: %w", err)
+	}
+	return record, nil
+}
+
+// ParseClient reads a record. One with members that are not known here is refused: they may be restrictions.
+func ParseClient(record []byte) (Client, error) {
+	var c Client
+	dec := json.NewDecoder(bytes.NewReader(record))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&c); err != nil {
+		return Client{}, errors.New("the record of a client cannot be read")
+	}
+	if err := c.Check(); err != nil {
+		return Client{}, fmt.Errorf("the record of a client does not hold: %w", err)
+	}
+	return c, nil
 }
