@@ -36,6 +36,8 @@ type config struct {
 	OfAddress int            `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`    // failures in it from one address
 	OfClient  int            `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`    // failures in it of one client
 	Proxies   []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`    // whose X-Forwarded-For is believed
+
+	base *url.URL
 }
 
 // Validate refuses what cannot work.
