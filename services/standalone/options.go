@@ -17,6 +17,7 @@ type options struct {
 	state     string        // keys, objects, sample data and quickstart.json
 	baseURL   string        // public FHIR base; empty: from the listener
 	access    string        // access file; empty: the demo subject may export everything
+	clients   string        // file of registered clients; empty: there are none
 	retention time.Duration // of finished jobs
 	verbose   bool
 }
@@ -30,6 +31,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.state, "state", "", "folder for keys, exported files and quickstart.json (required)")
 	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http://ADDR/fhir")
 	flags.StringVar(&o.access, "access", "", "access file (YAML); default: the demo subject may export everything")
+	flags.StringVar(&o.clients, "clients", "",
+		"file of clients (YAML, docs/auth.md) that get tokens at /auth/token; default: there are none")
 	flags.DurationVar(&o.retention, "retention", 168*time.Hour, "how long finished exports are kept")
 	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only trouble")
 	if err := flags.Parse(args); err != nil {
@@ -51,7 +54,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		}
 	}
 	// The embedded object store changes the working directory, so no path may be relative to it.
-	for _, path := range []*string{&o.data, &o.state, &o.access} {
+	for _, path := range []*string{&o.data, &o.state, &o.access, &o.clients} {
 		if *path == "" {
 			continue
 		}
