@@ -117,11 +117,12 @@ func (a *app) clientRegister(flags *clientFlags) *cobra.Command {
 	cmd := askJSON(flags.named(&cobra.Command{
 		Use:   "register --id ID --scope SCOPES (--jwks-file FILE | --jwks-url URL | --secret)",
 		Short: "Register a client",
-		Long: `Register registers a client: with its key set, in a file or at a URL of the client's own, or with a secret. A secret
-is made here and printed once; the token service takes it only with SLUICE_AUTH_CLIENT_SECRET=true. The scopes are those
-of the context system/ that read; a token never has more than these.`,
-		Example: `  sluice admin client register --id research --jwks-file research.jwks.json --scope 'system/Patient.rs system/Group.rs'`,
-		Args:    cobra.NoArgs,
+		Long: `Register registers a client: with its key set, in a file or at a URL of the client's own, or with a secret. A
+secret is made here and printed once; the token service takes it only with SLUICE_AUTH_CLIENT_SECRET=true. The scopes
+are those of the context system/ that read; a token never has more than these.`,
+		Example: `  sluice admin client register --id research --jwks-file research.jwks.json \
+    --scope 'system/Patient.rs system/Group.rs'`,
+		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			client.ID = flags.id
 			var err error

@@ -51,7 +51,7 @@ The table on standard output counts what was downloaded; bytes are those without
 	f.StringVar(&flags.tokenFile, "token-file", "", "file with the bearer token, read for every request")
 	f.StringVar(&flags.state, "state", "", "state folder of a standalone server: sign development tokens as needed")
 	f.StringVar(&flags.clientID, "client-id", "", "id of a registered client: fetch tokens from the token service as needed")
-	f.StringVar(&flags.clientKey, "client-key", "", "file with the client's private key, a JWK: see sluice admin client keygen")
+	f.StringVar(&flags.clientKey, "client-key", "", "file with the client's private key (JWK): see sluice admin client keygen")
 	f.StringVar(&flags.tokenURL, "token-url", "", "the token endpoint (default: what the server's SMART configuration says)")
 	f.StringVar(&flags.scope, "scope", "system/*.rs", "scopes to ask the token service for, separated by blanks")
 	f.BoolVar(&flags.insecure, "insecure-http", false, "send the token over plain http to another machine, too")
