@@ -89,6 +89,7 @@ func NewAssertions(cfg AssertionConfig) (*Assertions, error) {
 // Close stops the fetches that are under way and waits for them.
 func (a *Assertions) Close() {
 	a.stop()
+	a.sets.close()
 	a.fetches.Wait()
 }
 

@@ -31,9 +31,10 @@ type clientSets struct {
 	fetches *sync.WaitGroup
 	most    int
 
-	mu    sync.Mutex
-	byURL map[string]*clientSet
-	used  list.List // of *clientSet, the one asked for last in front
+	mu     sync.Mutex
+	closed bool // nothing is fetched any more
+	byURL  map[string]*clientSet
+	used   list.List // of *clientSet, the one asked for last in front
 }
 
 // clientSet is the key set of one URL. At most one fetch of it runs at a time.
@@ -99,9 +100,11 @@ func (s *clientSet) find(ctx context.Context, alg, kid string) (crypto.PublicKey
 			s.mu.Unlock()
 			return nil, err
 		}
-		s.start(now)
 	}
 	flight := s.running
+	if flight == nil {
+		flight = s.start(now)
+	}
 	s.mu.Unlock()
 
 	if err := await(ctx, flight.done); err != nil {
@@ -118,8 +121,15 @@ func (s *clientSet) find(ctx context.Context, alg, kid string) (crypto.PublicKey
 }
 
 // start begins a fetch. The lock is held. What is fetched serves those who wait for it even when it must not be kept.
-func (s *clientSet) start(now time.Time) {
+func (s *clientSet) start(now time.Time) *flight {
 	flight := &flight{done: make(chan struct{})}
+	s.all.mu.Lock()
+	defer s.all.mu.Unlock()
+	if s.all.closed {
+		flight.err = fmt.Errorf("%w: client's key set: nothing is fetched any more", export.ErrUnavailable)
+		close(flight.done)
+		return flight
+	}
 	s.running, s.began = flight, now
 	s.all.fetches.Go(func() {
 		set, age, err := s.fetch()
@@ -135,6 +145,13 @@ func (s *clientSet) start(now time.Time) {
 		flight.set, flight.err = set, err
 		close(flight.done)
 	})
+	return flight
+}
+
+func (c *clientSets) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
 }
 
 func (s *clientSet) fetch() (keySet, time.Duration, error) {
