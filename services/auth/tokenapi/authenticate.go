@@ -117,8 +117,8 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 		}
 		return client, nil
 	}
-	if client.ID == "" || client.SecretHash != "" {
-		return token.Client{}, unauthenticated(false, errors.New("no client of that method"))
+	if client.ID == "" {
+		return token.Client{}, unauthenticated(false, errors.New("no such client"))
 	}
 	if err := s.assertions.Verify(ctx, p.assertion, client); err != nil {
 		return token.Client{}, unauthenticated(false, err)

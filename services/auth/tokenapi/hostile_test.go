@@ -75,6 +75,7 @@ func TestHostileAssertions(t *testing.T) {
 		"B-18 aud an array without us":     signed(w.claims().with("aud", []string{otherURL})),
 		"B-18 aud an object":               signed(w.claims().with("aud", members{"a": w.url})),
 		"B-19 iss is not sub":              signed(w.claims().with("sub", "b")),
+		"B-19 iss of another":              signed(w.claims().with("iss", "b")),
 		"B-19 iss missing":                 signed(w.claims().without("iss")),
 		"B-19 sub missing":                 signed(w.claims().without("sub")),
 		"B-19 sub a number":                signed(w.claims().with("iss", 7).with("sub", 7)),
