@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-FUZZTIME ?= 10s
+FUZZTIME ?= 60s
 
 .PHONY: help
 help: ## list these targets
@@ -31,7 +31,7 @@ bench: ## measure export throughput
 	@scripts/bench.sh
 
 .PHONY: fuzz
-fuzz: ## fuzz every fuzz target for FUZZTIME (10s) each
+fuzz: ## fuzz every fuzz target for FUZZTIME (60s) each
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
 .PHONY: gen

@@ -142,7 +142,9 @@ healthy_redis() {
 }
 
 begin_minio() {
+	# With a key of its own, sluice-test, it can encrypt what it is asked to.
 	MINIO_ROOT_USER=$access MINIO_ROOT_PASSWORD=$secret MINIO_BROWSER=off MINIO_UPDATE=off \
+		MINIO_KMS_SECRET_KEY="sluice-test:$kms" \
 		"$minio" server --address "127.0.0.1:$port" --certs-dir "$dir/certs" "$dir/minio" \
 		>"$dir/minio.log" 2>&1 </dev/null &
 	pid=$! minio_pid=$!
@@ -181,7 +183,7 @@ healthy_postgres() {
 
 random() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
 
-access=$(random 8) secret=$(random 16)
+access=$(random 8) secret=$(random 16) kms=$(head -c 32 /dev/urandom | base64)
 init_postgres
 start redis healthy_redis begin_redis
 export SLUICE_TEST_REDIS=redis://127.0.0.1:$port

@@ -75,6 +75,7 @@ type Job struct {
 	Failure  string    // why a failed job failed, fit for its owner to read
 	Cohort   Cohort    // set by the plan
 	Manifest string    // object key of the sealed file list (one JSON File a line); set by the seal
+	Key      []byte    // the data key of its objects, wrapped (pkg/envelope); empty: they are in plaintext. Fixed at kick-off
 }
 
 // Visible reports whether the owner may still see the job at the instant: it is neither cancelled nor expired. It is

@@ -16,6 +16,14 @@ const JobsPrefix = "jobs/"
 // JobPrefix is the prefix of everything that belongs to the job.
 func JobPrefix(job JobID) string { return JobsPrefix + string(job) + "/" }
 
+// JobOf returns the job below whose prefix the object key lies. It returns false for any other key.
+func JobOf(key string) (JobID, bool) {
+	rest, ours := strings.CutPrefix(key, JobsPrefix)
+	id, _, below := strings.Cut(rest, "/")
+	job, err := ParseJobID(id)
+	return job, ours && below && err == nil
+}
+
 // FileName is the name of the n'th file (from 0) of one type that an attempt at a unit writes. Clients see it in
 // the file's URL.
 func FileName(unit UnitID, fence int64, typ string, n int) string {
@@ -59,11 +67,9 @@ type Origin struct {
 
 // ParseKey reads an object key of this layout. It returns false for any other key.
 func ParseKey(key string) (Origin, bool) {
-	rest, ours := strings.CutPrefix(key, JobsPrefix)
-	id, rest, nested := strings.Cut(rest, "/")
-	job, err := ParseJobID(id)
-	folder, name, inFolder := strings.Cut(rest, "/")
-	if !ours || !nested || err != nil || !inFolder {
+	job, ours := JobOf(key)
+	folder, name, inFolder := strings.Cut(strings.TrimPrefix(key, JobPrefix(job)), "/")
+	if !ours || !inFolder {
 		return Origin{}, false
 	}
 	origin := Origin{Job: job}
@@ -83,11 +89,16 @@ func ParseKey(key string) (Origin, bool) {
 		fence, _, _ = strings.Cut(name, ".")
 	default:
 		parts := strings.Split(name, ".") // <Type>.<unit>.<fence>.<n>.ndjson.gz
-		if len(parts) != 6 {
+		if len(parts) != 6 || strings.Contains(name, "/") {
 			return Origin{}, false
 		}
 		origin.Unit, fence = UnitID(parts[1]), parts[2]
 	}
+	// Only as FileName and its like write it: with a sign or a leading zero it would be another key of the same attempt.
+	var err error
 	origin.Fence, err = strconv.ParseInt(fence, 10, 64)
-	return origin, err == nil && origin.Unit != ""
+	if err != nil || origin.Fence < 1 || strconv.FormatInt(origin.Fence, 10) != fence || origin.Unit == "" {
+		return Origin{}, false
+	}
+	return origin, true
 }

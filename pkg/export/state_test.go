@@ -97,7 +97,9 @@ func TestKeysLeadBackToTheirOrigin(t *testing.T) {
 	}
 	for _, key := range []string{
 		"", "jobs/", "jobs/x/y", "other/" + string(job) + "/_cohort/1/0", export.JobPrefix(job), export.JobPrefix(job) + "a",
-		export.JobPrefix(job) + "Patient/Patient.u.x.0.ndjson.gz", export.JobPrefix(job) + "Patient/a.b.ndjson.gz",
+		export.JobPrefix(job) + "Patient/Patient.u.x.0.ndjson.gz", export.JobPrefix(job) + "_manifest/+4.ndjson",
+		export.JobPrefix(job) + "_cohort/02/x", export.JobPrefix(job) + "_references/u.0/x",
+		export.JobPrefix(job) + "Patient/x/Patient.u.1.0.ndjson.gz", export.JobPrefix(job) + "Patient/a.b.ndjson.gz",
 	} {
 		if origin, ok := export.ParseKey(key); ok {
 			t.Errorf("%q was taken for %+v", key, origin)

@@ -97,4 +97,6 @@ type File struct {
 	Bytes  int64  `json:"bytes"`  // uncompressed size
 	Stored int64  `json:"stored"` // compressed size, as the object store confirmed it
 	SHA256 string `json:"sha256"` // of the compressed bytes, lower-case hex
+
+	Encrypted bool `json:"encrypted,omitempty"` // the object is; what stands above is about what it decrypts to
 }

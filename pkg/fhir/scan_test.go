@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -289,6 +290,11 @@ func FuzzScan(f *testing.F) {
 		`{"resourceType":"Basic","id":"b","subject":null,"x":{"reference":"Location/1"},` +
 			`"y":"\"reference\":\"Location/2\""}`,
 		`{"resourceType":"Patient","id":"p","x":[-0.5e+10,0,1E2,true,false,null,{},[]]}`,
+		`{"resourceType":"Observation","id":"o","subject":[{"reference":"Patient/1"},[{"reference":"Patient/2"}]]}`,
+		`{"resourceType":"Observation","id":"o","Subject":{"reference":"Patient/2"},"subject":{"Reference":"Patient/1"}}`,
+		`{"resourceType":"Observation","id":"o","x":{"a":1,"a":{"subject":{"reference":"Patient/2"}}},"subject":{"x":1,"x":2}}`,
+		`{"resourceType":"Appointment","id":"o","participant":{"actor":[],"x":{"actor":{"reference":"Patient/2"}}}}`,
+		`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient\u002f1\ud800"},"\ud83d\ude00":"\ud83d"}`,
 	} {
 		f.Add([]byte(line))
 	}
@@ -304,15 +310,25 @@ func FuzzScan(f *testing.F) {
 		if err := json.Unmarshal(line, &tree); err != nil {
 			t.Fatalf("Scan accepted what encoding/json refuses: %v", err)
 		}
-		if facts.Type != tree["resourceType"] || facts.ID != tree["id"] {
-			t.Fatalf("got %s/%s, the tree says %v/%v", facts.Type, facts.ID, tree["resourceType"], tree["id"])
-		}
-		var subjects []Ref
-		for _, path := range SubjectPaths(facts.Type) {
-			subjects = append(subjects, treeSubjects(tree, strings.Split(path, "."))...)
-		}
-		if !slices.Equal(facts.Subjects, subjects) {
-			t.Fatalf("got subjects %v, the tree says %v", facts.Subjects, subjects)
+		// Readers differ in which of two members of one name they keep: what decides must not.
+		first, _ := firstOfTwo(t, json.NewDecoder(bytes.NewReader(line))).(map[string]any)
+		for reader, tree := range map[string]map[string]any{"first": first, "last": tree} {
+			if facts.Type != tree["resourceType"] || facts.ID != tree["id"] {
+				t.Fatalf("got %s/%s, the tree of the %s says %v/%v", facts.Type, facts.ID, reader, tree["resourceType"], tree["id"])
+			}
+			var subjects []Ref
+			for _, path := range SubjectPaths(facts.Type) {
+				subjects = append(subjects, treeSubjects(tree, strings.Split(path, "."))...)
+			}
+			if !slices.Equal(facts.Subjects, subjects) {
+				t.Fatalf("got subjects %v, the tree of the %s says %v", facts.Subjects, reader, subjects)
+			}
+			meta, _ := tree["meta"].(map[string]any)
+			text, _ := meta["lastUpdated"].(string)
+			at, err := time.Parse(time.RFC3339Nano, text)
+			if err != nil && !facts.LastUpdated.IsZero() || err == nil && !facts.LastUpdated.Equal(at) {
+				t.Fatalf("got %s, the tree of the %s says %q", facts.LastUpdated, reader, text)
+			}
 		}
 		// A key that stands twice in one object hides its first value from the tree: compare as far as the tree sees.
 		for ref := range treeReferences(tree, map[Ref]bool{}) {
@@ -322,6 +338,78 @@ func FuzzScan(f *testing.F) {
 		}
 		if want := tokenReferences(t, line); !slices.Equal(found, want) {
 			t.Fatalf("got references %v, the tokens say %v", found, want)
+		}
+	})
+}
+
+// firstOfTwo decodes a value; of two members of one name it keeps the first.
+func firstOfTwo(t *testing.T, decoder *json.Decoder) any {
+	next := func() json.Token {
+		token, err := decoder.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
+	}
+	switch token := next(); token {
+	case json.Delim('{'):
+		object := map[string]any{}
+		for decoder.More() {
+			name, _ := next().(string)
+			value := firstOfTwo(t, decoder)
+			if _, twice := object[name]; !twice {
+				object[name] = value
+			}
+		}
+		next()
+		return object
+	case json.Delim('['):
+		var array []any
+		for decoder.More() {
+			array = append(array, firstOfTwo(t, decoder))
+		}
+		next()
+		return array
+	default:
+		return token
+	}
+}
+
+// FuzzParseReference: what is taken for a resource of the store stands in the reference as it is, has the forms of R4,
+// and is what the reference means below any base; what R4 gives as the form of a literal reference is taken for one.
+func FuzzParseReference(f *testing.F) {
+	for _, seed := range []string{
+		"Patient/1", "http://h/Patient/1/_history/2", "HTTPS://h/f/Group/x.", "#Patient/1", "Patient/1#x", "urn:x/Patient/1",
+		"Patient?identifier=Patient/1", "http://Patient/1", "//h/Patient/1", "Patient/Patient/1", "Patient/1/_history",
+		"http://h/Patient/_history/1", "Patient/1/", "http://h//Patient/1", "Patient/\x001", "http://h/Patient/1\n",
+	} {
+		f.Add(seed)
+	}
+	form := regexp.MustCompile(`^(?:https?://[A-Za-z0-9.:%$-]+/(?:[A-Za-z0-9.:%$-]+/)*)?([A-Za-z]+)/([A-Za-z0-9.-]{1,64})` +
+		`(?:/_history/[A-Za-z0-9.-]{1,64})?$`)
+	f.Fuzz(func(t *testing.T, text string) {
+		ref, ok := ParseReference(text)
+		typ, id, same := splitReference([]byte(text))
+		if same != ok || string(typ) != ref.Type || string(id) != ref.ID {
+			t.Fatalf("%q is %v, %t as text and %s/%s, %t as bytes", text, ref, ok, typ, id, same)
+		}
+		if parts := form.FindStringSubmatch(text); parts != nil && IsType(parts[1]) && (!ok || ref != Ref{parts[1], parts[2]}) {
+			t.Errorf("%q is %v, %t", text, ref, ok)
+		}
+		if !ok {
+			if ref != (Ref{}) {
+				t.Errorf("%q is nothing and %v", text, ref)
+			}
+			return
+		}
+		plain := ref.Type + "/" + ref.ID
+		if !IsType(ref.Type) || !IsID(ref.ID) || !strings.Contains(text, plain) || strings.ContainsAny(text, "?# \n") {
+			t.Errorf("%q is taken for %v", text, ref)
+		}
+		for _, again := range []string{plain, "http://h/" + plain, "https://h/a/b/" + plain + "/_history/7"} {
+			if got, ok := ParseReference(again); !ok || got != ref {
+				t.Errorf("%q is %v, %t, want %v", again, got, ok, ref)
+			}
 		}
 	})
 }

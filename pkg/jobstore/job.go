@@ -31,10 +31,29 @@ func (s *Store) Create(ctx context.Context, job export.Job, first export.Unit) e
 	if err := s.enter(ctx, job.ID); err != nil {
 		return err
 	}
-	_, err = s.run(ctx, "create", s.scripts.create, job.ID,
+	args := []any{
 		string(first.ID), unit, s.clock(),
-		"state", string(job.State), "owner", owner, "request", request, "created", millis(job.Created))
+		"state", string(job.State), "owner", owner, "request", request, "created", millis(job.Created),
+	}
+	if len(job.Key) > 0 {
+		args = append(args, "key", job.Key)
+	}
+	_, err = s.run(ctx, "create", s.scripts.create, job.ID, args...)
 	return err
+}
+
+// Key returns the job's wrapped data key, empty when its objects are not encrypted. ErrNotFound when there is no such
+// job: its key went with it.
+func (s *Store) Key(ctx context.Context, id export.JobID) ([]byte, error) {
+	fields, err := s.redis.HMGet(ctx, key(id, "job"), "state", "key").Result()
+	if err != nil {
+		return nil, unavailable(fmt.Sprintf("read key of job %s", id), err)
+	}
+	if fields[0] == nil {
+		return nil, fmt.Errorf("read key of job %s: %w", id, export.ErrNotFound)
+	}
+	wrapped, _ := fields[1].(string)
+	return []byte(wrapped), nil
 }
 
 // Job returns the record. ErrNotFound when there is none; expiry is the caller's business (Job.Visible).
@@ -55,6 +74,7 @@ func (s *Store) Job(ctx context.Context, id export.JobID) (export.Job, error) {
 		Expires:  instant(fields["expires"]),
 		Failure:  fields["failure"],
 		Manifest: fields["manifest"],
+		Key:      []byte(fields["key"]),
 	}
 	if percent := fields["percent"]; percent != "" {
 		if job.Percent, err = strconv.Atoi(percent); err != nil {
@@ -161,10 +181,9 @@ func (s *Store) File(ctx context.Context, id export.JobID, name string) (export.
 func (s *Store) AllowPoll(
 	ctx context.Context, id export.JobID, window time.Duration, limit int,
 ) (wait time.Duration, err error) {
-	reply, err := s.run(ctx, "poll", s.scripts.poll, id, window.Milliseconds(), limit)
+	wait, err = s.count(ctx, key(id, "polls"), window, limit)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("count polls of job %s: %w", id, err)
 	}
-	left, _ := reply[0].(int64)
-	return time.Duration(left) * time.Millisecond, nil
+	return wait, nil
 }

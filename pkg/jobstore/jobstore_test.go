@@ -363,6 +363,29 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	})
 }
 
+func TestTheDataKeyGoesWithTheJob(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		wrapped := []byte{1, 0, 255, '\n', 0x80} // any bytes
+		job := export.Job{ID: export.NewJobID(), State: export.Scheduled, Created: c.now(), Key: wrapped}
+		must(t, s.Create(t.Context(), job, export.FirstUnit()))
+		got, err := s.Job(t.Context(), job.ID)
+		must(t, err)
+		key, err := s.Key(t.Context(), job.ID)
+		must(t, err)
+		if !slices.Equal(got.Key, wrapped) || !slices.Equal(key, wrapped) {
+			t.Errorf("read back %v and %v, want %v", got.Key, key, wrapped)
+		}
+		must(t, s.Remove(t.Context(), job.ID))
+		if key, err := s.Key(t.Context(), job.ID); len(key) > 0 || !errors.Is(err, export.ErrNotFound) {
+			t.Errorf("after the job is removed: %v, %v, want ErrNotFound", key, err)
+		}
+		// A job of before there were keys, or without one.
+		if key, err := s.Key(t.Context(), create(t, s, c)); len(key) > 0 || err != nil {
+			t.Errorf("a job without a key: %v, %v", key, err)
+		}
+	})
+}
+
 func TestPollLimit(t *testing.T) { // PITFALLS 29
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		id := create(t, s, c)
@@ -513,9 +536,11 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	defer s.Close()
 	server.Close()
 	_, jobErr := s.Job(context.Background(), export.NewJobID())
+	_, keyErr := s.Key(t.Context(), export.NewJobID())
 	for name, err := range map[string]error{
 		"ping": s.Ping(t.Context()), "job": jobErr, "cancel": s.Cancel(t.Context(), export.NewJobID(), time.Now()),
 		"create": s.Create(t.Context(), export.Job{ID: export.NewJobID()}, export.FirstUnit()),
+		"key":    keyErr,
 	} {
 		if !errors.Is(err, export.ErrUnavailable) {
 			t.Errorf("%s: %v, want unavailable", name, err)

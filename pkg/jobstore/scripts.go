@@ -16,29 +16,42 @@ var luaFiles embed.FS
 // scripts are the store's compare-and-set steps, one Lua file each. All share a prelude that names the keys of the job
 // and carries the state machine as pkg/export defines it, so that there is one table of transitions.
 type scripts struct {
-	create, claim, heartbeat, stage, commit, issue, setback, rescue, refence, move, poll *redis.Script
+	create, claim, heartbeat, stage, commit, issue, setback, rescue, refence, move *redis.Script
+
+	admit, count *redis.Script // with keys of their own
 }
 
 func loadScripts() (scripts, error) {
-	prelude := luaPrelude()
 	var errs []string
-	load := func(name string) *redis.Script {
+	with := func(prelude, name string) *redis.Script {
 		text, err := luaFiles.ReadFile("lua/" + name + ".lua")
 		if err != nil {
 			errs = append(errs, err.Error())
 		}
 		return redis.NewScript(prelude + string(text))
 	}
+	prelude := luaPrelude()
+	load := func(name string) *redis.Script { return with(prelude, name) }
 	s := scripts{
 		create: load("create"), claim: load("claim"), heartbeat: load("heartbeat"), stage: load("stage"),
 		commit: load("commit"), issue: load("issue"), setback: load("setback"), rescue: load("rescue"),
-		refence: load("refence"), move: load("move"), poll: load("poll"),
+		refence: load("refence"), move: load("move"),
+		admit: with(luaClock, "admit"), count: with("", "count"),
 	}
 	if len(errs) > 0 {
 		return scripts{}, fmt.Errorf("load scripts: %s", strings.Join(errs, "; "))
 	}
 	return s, nil
 }
+
+const luaClock = `
+-- clock is the server's own time in ms, so that no two machines have to agree on it, unless the caller brings one.
+local function clock(given)
+  if given ~= '' then return tonumber(given) end
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+`
 
 func luaPrelude() string {
 	var b strings.Builder
@@ -55,13 +68,8 @@ func luaPrelude() string {
 			fmt.Fprintf(&b, "BEFORE[%q][%q] = true\n", state, from)
 		}
 	}
+	b.WriteString(luaClock)
 	b.WriteString(`
--- clock is the server's own time in ms, so that no two machines have to agree on it, unless the caller brings one.
-local function clock(given)
-  if given ~= '' then return tonumber(given) end
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
 local function live() return LIVE[redis.call('HGET', job, 'state') or ''] == true end
 local function move(target)
   if not BEFORE[target][redis.call('HGET', job, 'state') or ''] then return false end

@@ -31,6 +31,8 @@ func failure(ctx context.Context, err error) error {
 		case refusal.Code == minio.NoSuchBucket:
 			// A store without our bucket is the wrong store or not set up yet; it is not a missing object.
 			return fmt.Errorf("%s: %w", refusal.Code, export.ErrUnavailable)
+		case refusal.StatusCode == http.StatusNotImplemented:
+			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, err) // nor will it be, later
 		case refusal.StatusCode >= 500, refusal.StatusCode == http.StatusTooManyRequests,
 			strings.HasPrefix(refusal.Code, "SlowDown"), refusal.Code == "RequestTimeout":
 			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, export.ErrUnavailable)
@@ -60,6 +62,6 @@ func failure(ctx context.Context, err error) error {
 // answers NoSuchUpload.
 func refused(err error) bool {
 	var refusal minio.ErrorResponse
-	return errors.As(err, &refusal) && refusal.StatusCode >= 400 && refusal.StatusCode < 500 &&
-		refusal.Code != minio.NoSuchUpload
+	return errors.As(err, &refusal) && refusal.Code != minio.NoSuchUpload &&
+		(refusal.StatusCode >= 400 && refusal.StatusCode < 500 || refusal.StatusCode == http.StatusNotImplemented)
 }

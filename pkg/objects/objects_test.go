@@ -89,6 +89,9 @@ func TestOpenRefuses(t *testing.T) {
 		"bad bucket":      {func(c *objects.Config) { c.Bucket = "Not_A_Bucket" }, "bucket"},
 		"small parts":     {func(c *objects.Config) { c.PartSize = objects.MinPartSize - 1 }, "part size"},
 		"huge parts":      {func(c *objects.Config) { c.PartSize = 2 << 30 }, "part size"},
+		"other SSE":       {func(c *objects.Config) { c.ServerSide = "aes" }, "server-side encryption"},
+		"SSE without key": {func(c *objects.Config) { c.ServerSide = "kms:" }, "server-side encryption"},
+		"SSE with a line": {func(c *objects.Config) { c.ServerSide = "kms:a\nb" }, "server-side encryption"},
 	} {
 		cfg := good
 		test.spoil(&cfg)

@@ -1,7 +1,10 @@
 package objects
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"hash/crc32"
 	"io"
 	"sync"
 )
@@ -54,6 +57,16 @@ func (b *part) fill(pool *blockPool, p []byte) {
 		b.blocks[last] = block[:len(block)+n]
 		p = p[n:]
 	}
+}
+
+// sums returns the SHA-256 of the bytes, in lower-case hex, and their CRC32C.
+func (b *part) sums() (string, uint32) {
+	sha, crc := sha256.New(), uint32(0)
+	for _, block := range b.blocks {
+		sha.Write(block)
+		crc = crc32.Update(crc, castagnoli, block)
+	}
+	return hex.EncodeToString(sha.Sum(nil)), crc
 }
 
 // free gives the blocks back; the part is empty afterwards.

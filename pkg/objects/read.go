@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 // Info describes one object.
 type Info struct {
 	Key      string
-	Size     int64     // bytes
+	Size     int64     // bytes; of an encrypted object those of the plaintext, but the stored ones in a List
 	Modified time.Time // when it became visible, by the store's clock, to the second
 }
 
@@ -32,23 +33,52 @@ func (s *Store) Open(ctx context.Context, key string, offset, length int64) (io.
 		}
 		return http.NoBody, nil
 	}
+	dataKey, err := s.dataKey(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("open object %s: %w", key, err)
+	}
+	var body io.ReadCloser
+	if dataKey != nil {
+		body, err = s.openEncrypted(ctx, key, dataKey, offset, length)
+	} else {
+		body, _, err = s.get(ctx, key, offset, length)
+	}
+	if errors.Is(err, errBehindEnd) {
+		return http.NoBody, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open object %s: %w", key, err)
+	}
+	return body, nil
+}
+
+// errBehindEnd: the range begins at the end of the object or behind it.
+var errBehindEnd = errors.New("the range is behind the end")
+
+// get streams stored bytes, with a length above zero or below for everything to the end, and describes the object.
+func (s *Store) get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, Info, error) {
 	var opts minio.GetObjectOptions
 	ranged := offset > 0 || length > 0
 	if ranged {
 		opts.Set("Range", byteRange(offset, length))
 	}
-	body, _, header, err := s.client.GetObject(ctx, s.bucket, key, opts)
+	body, object, header, err := s.client.GetObject(ctx, s.bucket, key, opts)
 	if minio.ToErrorResponse(err).StatusCode == http.StatusRequestedRangeNotSatisfiable {
-		return http.NoBody, nil
+		return nil, Info{}, errBehindEnd
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open object %s: %w", key, failure(ctx, err))
+		return nil, Info{}, failure(ctx, err)
 	}
-	if ranged && !strings.HasPrefix(header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)) {
-		err := errors.New("the store answered another range than was asked")
-		return nil, fmt.Errorf("open object %s: %w", key, errors.Join(err, body.Close()))
+	info := Info{Key: key, Size: object.Size, Modified: object.LastModified.UTC()}
+	if ranged {
+		answered, total, _ := strings.Cut(header.Get("Content-Range"), "/")
+		info.Size, err = strconv.ParseInt(total, 10, 64)
+		if err != nil || !strings.HasPrefix(answered, fmt.Sprintf("bytes %d-", offset)) {
+			err := errors.New("the store answered another range than was asked")
+			return nil, Info{}, errors.Join(err, body.Close())
+		}
 	}
-	return &reader{ctx: ctx, key: key, body: body}, nil
+	return &reader{ctx: ctx, key: key, body: body}, info, nil
 }
 
 func byteRange(offset, length int64) string {
@@ -77,6 +107,17 @@ func (r *reader) Close() error { return r.body.Close() }
 
 // Stat describes the object; ErrNotFound when there is none.
 func (s *Store) Stat(ctx context.Context, key string) (Info, error) {
+	dataKey, err := s.dataKey(ctx, key)
+	if err != nil {
+		return Info{}, fmt.Errorf("stat object %s: %w", key, err)
+	}
+	if dataKey != nil {
+		info, err := s.statEncrypted(ctx, key, dataKey)
+		if err != nil {
+			return Info{}, fmt.Errorf("stat object %s: %w", key, err)
+		}
+		return info, nil
+	}
 	info, err := s.client.StatObject(ctx, s.bucket, key, minio.StatObjectOptions{})
 	if err != nil {
 		return Info{}, fmt.Errorf("stat object %s: %w", key, failure(ctx, err))
@@ -85,7 +126,8 @@ func (s *Store) Stat(ctx context.Context, key string) (Info, error) {
 }
 
 // List streams the objects whose keys begin with prefix, in the order of their keys, a page of 1000 in memory at a
-// time. An error from yield stops the stream and is returned as it is.
+// time. It needs no keys: what nobody can read any more has to be found, too. An error from yield stops the stream and is
+// returned as it is.
 func (s *Store) List(ctx context.Context, prefix string, yield func(Info) error) error {
 	return s.list(ctx, prefix, true, func(o minio.ObjectInfo) error {
 		return yield(Info{Key: o.Key, Size: o.Size, Modified: o.LastModified.UTC()})

@@ -10,6 +10,9 @@
 // apart when one of them has to be undone. No key may be another one's folder ("a" beside "a/b"): MinIO and file
 // systems lose one of the two. Versioned buckets are not supported: a delete has to delete.
 //
+// Objects can be encrypted (Config.Keys). Sizes, ranges and digests are those of the plaintext all the same, but for List.
+// An object that should be encrypted and is not, or is not exactly what was written under its key, is an error.
+//
 // Errors: a store that cannot be reached, answers 5xx or asks to slow down is export.ErrUnavailable; a missing object
 // is export.ErrNotFound; when the caller's context has ended its error is returned instead. Errors name keys, never
 // query strings.
@@ -25,6 +28,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/encrypt"
 	"github.com/minio/minio-go/v7/pkg/s3utils"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -52,7 +56,16 @@ type Config struct {
 	Region    string // "" is us-east-1, which is what MinIO calls itself
 	Bucket    string
 	PartSize  int64 // bytes of a multipart part; 0 is DefaultPartSize
+	// ServerSide has the store encrypt what it is given: "s3" by keys of its own, "kms:KEY-ID" by that key of its key
+	// management, "" not at all or as the bucket says. A store that does not confirm it is refused.
+	ServerSide string
+	Keys       Keys // nil: nothing is encrypted, and what is encrypted is read as it is stored
 }
+
+// Keys returns the data key, of 32 bytes, that the object of that key is encrypted with, or nil if it is in plaintext.
+// It is asked at every read and write and may be asked from any goroutine. Its errors are returned wrapped;
+// export.ErrNotFound is one for objects whose key is no more.
+type Keys func(ctx context.Context, object string) ([]byte, error)
 
 // Store is one bucket. Its methods may be called from any goroutine.
 type Store struct {
@@ -62,6 +75,8 @@ type Store struct {
 	bucket    string
 	region    string
 	partSize  int
+	sse       encrypt.ServerSide // nil: not asked for
+	keys      Keys               // nil: nothing is encrypted here
 	blocks    *blockPool
 	// overlap holds a slot for every part that is sent while its writer fills the next. A writer that finds no slot
 	// waits for its own part, so W writers hold at most W+overlaps parts and no writer ever waits for another.
@@ -85,6 +100,8 @@ func Open(cfg Config) (*Store, error) {
 		problems = append(problems,
 			fmt.Errorf("part size %d is not between %d and %d", cfg.PartSize, MinPartSize, maxPartSize))
 	}
+	sse, err := parseServerSide(cfg.ServerSide)
+	problems = append(problems, err)
 	if err := errors.Join(problems...); err != nil {
 		return nil, fmt.Errorf("object store: %w", err)
 	}
@@ -118,6 +135,8 @@ func Open(cfg Config) (*Store, error) {
 		bucket:    cfg.Bucket,
 		region:    cfg.Region,
 		partSize:  int(cfg.PartSize),
+		sse:       sse,
+		keys:      cfg.Keys,
 		blocks:    newBlockPool(int(cfg.PartSize) * (overlaps + 1)),
 		overlap:   make(chan struct{}, overlaps),
 	}, nil

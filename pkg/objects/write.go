@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"hash"
 	"hash/crc32"
+	"io"
 	"time"
 
 	"github.com/minio/minio-go/v7"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/objects/segments"
 )
 
 const (
@@ -43,9 +45,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Stored describes an object as the store confirmed it.
 type Stored struct {
-	Key    string
-	Size   int64  // bytes
-	SHA256 string // lower-case hex of the bytes
+	Key       string
+	Size      int64  // bytes
+	SHA256    string // lower-case hex of the bytes
+	Encrypted bool   // the store holds them encrypted; size and digest are those of the plaintext
 }
 
 // Writer streams one object into the store. It is for one goroutine. Every Writer ends with Commit or Abort; an
@@ -59,10 +62,16 @@ type Writer struct {
 	key         string
 	contentType string
 
-	filling part
-	size    int64
-	sha     hash.Hash
-	crc     uint32
+	// What is written is what goes out, or an encryption lies between the two.
+	body      io.Writer        // takes what is written; nil before the first byte
+	encrypted *segments.Writer // the body, when the object is encrypted
+	size      int64            // of what was written
+	sha       hash.Hash        // of the same
+
+	partSize int
+	filling  part
+	stored   int64  // bytes that go out
+	crc      uint32 // of the same
 
 	began    bool // an upload may exist, even when its id never arrived
 	uploadID string
@@ -89,7 +98,7 @@ func (s *Store) Create(ctx context.Context, key, contentType string) *Writer {
 	forget := context.AfterFunc(ctx, func() { time.AfterFunc(linger, end) })
 	return &Writer{
 		store: s, ctx: ctx, cancel: cancel, lingering: lingering, key: key, contentType: contentType, sha: sha256.New(),
-		end: func() { forget(); cancel(); end() },
+		partSize: s.partSize, end: func() { forget(); cancel(); end() },
 	}
 }
 
@@ -98,20 +107,61 @@ func (w *Writer) Write(p []byte) (int, error) {
 	if err := w.usable(); err != nil {
 		return 0, err
 	}
+	if err := w.start(); err != nil {
+		return 0, w.fail("write", err)
+	}
+	w.sha.Write(p)
+	w.size += int64(len(p))
+	written, err := w.body.Write(p)
+	// What an encryption holds back are more bytes to come.
+	if err == nil && w.encrypted != nil && w.filling.size == w.partSize && w.encrypted.Held() > 0 {
+		err = w.send()
+	}
+	if err != nil {
+		return written, w.fail("write", err)
+	}
+	return written, nil
+}
+
+// start decides whether the object is encrypted.
+func (w *Writer) start() error {
+	if w.body != nil {
+		return nil
+	}
+	dataKey, err := w.store.dataKey(w.ctx, w.key)
+	if err != nil {
+		return err
+	}
+	if dataKey == nil {
+		w.body = outgoing{w}
+		return nil
+	}
+	if w.encrypted, err = segments.NewWriter(outgoing{w}, dataKey, w.key); err != nil {
+		return err
+	}
+	w.body = w.encrypted
+	// All parts grow by what the encryption adds to one: what is a single PUT without it is one with it.
+	w.partSize = int(segments.StoredSize(int64(w.partSize)))
+	return nil
+}
+
+// outgoing takes the bytes of a Writer that the store is to hold.
+type outgoing struct{ *Writer }
+
+func (w outgoing) Write(p []byte) (int, error) {
 	written := 0
 	for len(p) > 0 {
 		// A full part is sent only when more bytes come, so that the last part is never empty and an object
 		// of exactly one part is still a single PUT.
-		if w.filling.size == w.store.partSize {
+		if w.filling.size == w.partSize {
 			if err := w.send(); err != nil {
-				return written, w.fail("write", err)
+				return written, err
 			}
 		}
-		chunk := p[:min(len(p), w.store.partSize-w.filling.size)]
+		chunk := p[:min(len(p), w.partSize-w.filling.size)]
 		w.filling.fill(w.store.blocks, chunk)
-		w.sha.Write(chunk)
 		w.crc = crc32.Update(w.crc, castagnoli, chunk)
-		w.size += int64(len(chunk))
+		w.stored += int64(len(chunk))
 		written += len(chunk)
 		p = p[len(chunk):]
 	}
@@ -124,14 +174,15 @@ func (w *Writer) Commit() (Stored, error) {
 	if err := w.usable(); err != nil {
 		return Stored{}, err
 	}
-	stored := Stored{Key: w.key, Size: w.size, SHA256: hex.EncodeToString(w.sha.Sum(nil))}
-	if err := w.publish(stored); err != nil {
+	if err := w.publish(); err != nil {
 		return Stored{}, w.fail("commit", err)
 	}
 	w.committed = true
 	w.filling.free(w.store.blocks)
 	w.end()
-	return stored, nil
+	return Stored{
+		Key: w.key, Size: w.size, SHA256: hex.EncodeToString(w.sha.Sum(nil)), Encrypted: w.encrypted != nil,
+	}, nil
 }
 
 // Abort gives the write up and leaves nothing of it. It may be called again when it has failed.
@@ -294,8 +345,9 @@ func (w *Writer) begin() error {
 	w.began = true
 	for attempt := 1; ; attempt++ {
 		id, err := w.store.probe.NewMultipartUpload(ctx, w.store.bucket, w.key, minio.PutObjectOptions{
-			ContentType:  w.contentType,
-			UserMetadata: map[string]string{checksumAlgorithm: "CRC32C", checksumType: fullObject},
+			ContentType:          w.contentType,
+			UserMetadata:         map[string]string{checksumAlgorithm: "CRC32C", checksumType: fullObject},
+			ServerSideEncryption: w.store.sse,
 		})
 		if err == nil {
 			w.uploadID = id
@@ -315,17 +367,13 @@ func (w *Writer) begin() error {
 // CRC32C, from which it makes up the object's.
 func (w *Writer) sendPart(number int, full part) sentPart {
 	defer full.free(w.store.blocks)
-	sha, crc := sha256.New(), uint32(0)
-	for _, block := range full.blocks {
-		sha.Write(block)
-		crc = crc32.Update(crc, castagnoli, block)
-	}
+	sha, crc := full.sums()
 	sum := encodeCRC(crc)
 	body := full.reader()
 	defer body.detach()
 	got, err := w.store.client.PutObjectPart(w.lingering, w.store.bucket, w.key, w.uploadID, number, body, int64(full.size),
 		minio.PutObjectPartOptions{
-			Sha256Hex:            hex.EncodeToString(sha.Sum(nil)),
+			Sha256Hex:            sha,
 			CustomHeader:         map[string][]string{checksumHeader: {sum}},
 			DisableContentSha256: true, // the whole part is signed; the library would sign it in chunks instead
 		})
@@ -340,11 +388,19 @@ func (w *Writer) sendPart(number int, full part) sentPart {
 }
 
 // publish makes the object visible and has the store confirm it.
-func (w *Writer) publish(stored Stored) error {
+func (w *Writer) publish() error {
+	if err := w.start(); err != nil { // nothing was written
+		return err
+	}
+	if w.encrypted != nil {
+		if err := w.encrypted.Close(); err != nil {
+			return err
+		}
+	}
 	var err error
 	if w.uploadID == "" {
 		w.published = true
-		err = w.putWhole(stored)
+		err = w.putWhole()
 	} else {
 		if err := w.send(); err != nil {
 			return err
@@ -367,12 +423,17 @@ func (w *Writer) publish(stored Stored) error {
 	return nil
 }
 
-func (w *Writer) putWhole(stored Stored) error {
+func (w *Writer) putWhole() error {
+	sha := hex.EncodeToString(w.sha.Sum(nil))
+	if w.encrypted != nil {
+		sha, _ = w.filling.sums()
+	}
 	body := w.filling.reader()
 	defer body.detach()
-	_, err := w.store.client.PutObject(w.lingering, w.store.bucket, w.key, body, w.size, "", stored.SHA256,
+	_, err := w.store.client.PutObject(w.lingering, w.store.bucket, w.key, body, w.stored, "", sha,
 		minio.PutObjectOptions{
 			ContentType:          w.contentType,
+			ServerSideEncryption: w.store.sse,
 			UserMetadata:         map[string]string{checksumHeader: encodeCRC(w.crc)},
 			DisableContentSha256: true, // signed as a whole, as for parts
 		})
@@ -393,13 +454,13 @@ func (w *Writer) confirm() error {
 	if err != nil {
 		return fmt.Errorf("confirm: %w", failure(w.ctx, err))
 	}
-	if info.Size != w.size {
-		return fmt.Errorf("confirm: the store holds %d bytes, written were %d", info.Size, w.size)
+	if info.Size != w.stored {
+		return fmt.Errorf("confirm: the store holds %d bytes, written were %d", info.Size, w.stored)
 	}
 	if sum := encodeCRC(w.crc); info.ChecksumCRC32C != sum {
 		return fmt.Errorf("confirm: the store reports CRC32C %q, written was %q", info.ChecksumCRC32C, sum)
 	}
-	return nil
+	return w.store.confirmServerSide(info.Metadata)
 }
 
 // encodeCRC writes a checksum as S3 does: base64 of the big-endian bytes.

@@ -83,13 +83,11 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 	if handlers.Purge != nil {
 		queues[upkeepQueue] = 2
 		mux.HandleFunc(purgeType, func(ctx context.Context, t *asynq.Task) error {
-			var message sluicev1.PurgeTask
-			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
-				return fmt.Errorf("decode purge task: %w", err)
+			job, err := decodePurge(t.Payload())
+			if err != nil {
+				return err
 			}
-			return guard(ctx, func(ctx context.Context) error {
-				return handlers.Purge(ctx, export.JobID(message.GetJobId()))
-			})
+			return guard(ctx, func(ctx context.Context) error { return handlers.Purge(ctx, job) })
 		})
 	}
 	duty := func(kind, queue string, handle func(context.Context, string) error) {

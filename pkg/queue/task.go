@@ -7,7 +7,9 @@
 package queue
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -76,15 +78,33 @@ func (t Task) payload() ([]byte, error) {
 	})
 }
 
+// decodeTask reads what lies in the queue. Ids become parts of keys and prefixes, so that what has not their form is an
+// error, whoever wrote it. Errors repeat nothing of the payload.
 func decodeTask(payload []byte) (Task, error) {
 	var message sluicev1.UnitTask
 	if err := proto.Unmarshal(payload, &message); err != nil {
 		return Task{}, fmt.Errorf("decode unit task: %w", err)
 	}
-	return Task{
-		Kind:  export.Kind(message.GetKind()),
-		Job:   export.JobID(message.GetJobId()),
-		Unit:  export.UnitID(message.GetUnitId()),
-		Fence: message.GetFence(),
-	}, nil
+	job, err := export.ParseJobID(message.GetJobId())
+	if err != nil {
+		return Task{}, fmt.Errorf("decode unit task: %w", err)
+	}
+	unit, fence := message.GetUnitId(), message.GetFence()
+	if unit == "" || strings.ContainsAny(unit, "/.") || fence < 1 {
+		return Task{}, errors.New("decode unit task: it names no unit or no fence")
+	}
+	return Task{Kind: export.Kind(message.GetKind()), Job: job, Unit: export.UnitID(unit), Fence: fence}, nil
+}
+
+// decodePurge reads which job is to be purged.
+func decodePurge(payload []byte) (export.JobID, error) {
+	var message sluicev1.PurgeTask
+	if err := proto.Unmarshal(payload, &message); err != nil {
+		return "", fmt.Errorf("decode purge task: %w", err)
+	}
+	job, err := export.ParseJobID(message.GetJobId())
+	if err != nil {
+		return "", fmt.Errorf("decode purge task: %w", err)
+	}
+	return job, nil
 }

@@ -48,7 +48,7 @@ func (c Client) Check() error {
 		problems = append(problems, errors.New("wants exactly one of a JWKS URL, a JWKS and a secret"))
 	}
 	if c.JWKSURL != "" {
-		problems = append(problems, checkURL(c.JWKSURL))
+		problems = append(problems, checkURL("JWKS URL", c.JWKSURL))
 	}
 	if len(c.JWKS) > 0 {
 		problems = append(problems, checkClientKeys(c.JWKS))

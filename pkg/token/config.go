@@ -15,13 +15,26 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jws"
 )
 
-// Issuer is one source of tokens.
+// Issuer is one source of tokens. Its keys come from exactly one of JWKSURL, JWKSFile and Discovery; an issuer with
+// Introspection may do without.
 type Issuer struct {
 	Name       string   // the iss claim, compared exactly
 	Audiences  []string // a token must name one of these in aud; at least one
-	JWKSURL    string   // the key set, https (http on loopback only); exactly one of JWKSURL and JWKSFile
+	JWKSURL    string   // the key set, https (http on loopback only)
 	JWKSFile   string   // the key set as a local file
+	Discovery  bool     // the key set is where {Name}/.well-known/openid-configuration says (OpenID Connect Discovery 4)
 	Algorithms []string // accepted alg values, a subset of RS256 RS384 ES256 ES384 PS256; none given: all of them
+
+	// SubjectClaim names the claim that becomes the owner's subject: sub (when empty), azp, appid, client_id, cid or
+	// oid. None of them can be chosen by the one it speaks of, and none is given to somebody else later.
+	SubjectClaim string
+	// ScopeClaim names the claim with the scopes, a string or an array: scope (when empty), scp, roles or permissions.
+	ScopeClaim string
+	// RequiredClaims are claims that a token must have, each with exactly this text. They tell apart what an issuer
+	// signs with one key, such as tokens of applications and of people.
+	RequiredClaims map[string]string
+
+	Introspection *Introspection // where opaque tokens are asked about; nil: nowhere. One issuer at most has it
 }
 
 // Config says whose tokens are accepted.
@@ -31,8 +44,8 @@ type Config struct {
 	Skew time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// HTTPClient fetches key sets; nil means a client of its own. Its redirect policy is replaced: a key set may
-	// move on its own host only.
+	// HTTPClient fetches key sets and introspects; nil means a client of its own. Its redirect policy is replaced: a
+	// key set may move on its own host only, and a token goes to no other place than the configured one.
 	HTTPClient *http.Client
 	// MaxLifetime refuses tokens that are valid for longer (exp - iat, or exp - now without iat); zero: no limit.
 	MaxLifetime time.Duration
@@ -41,6 +54,7 @@ type Config struct {
 // Verifier verifies tokens. Its methods may be called from any goroutine.
 type Verifier struct {
 	issuers     map[string]*issuer
+	opaque      *introspector // nil when no issuer introspects
 	skew        time.Duration
 	now         func() time.Time
 	maxLifetime time.Duration
@@ -53,7 +67,8 @@ type issuer struct {
 	name      string
 	audiences []string
 	verifiers map[string]jws.Verifier // by algorithm
-	keys      *keyring
+	keys      *keyring                // nil for an issuer whose tokens are introspected, all of them
+	mapping   mapping
 }
 
 const (
@@ -89,32 +104,51 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 		v.now = time.Now
 	}
 	client := keySetClient(cfg.HTTPClient)
-	for _, iss := range cfg.Issuers {
-		verifiers, err := iss.verifiers()
+	for _, given := range cfg.Issuers {
+		verifiers, err := given.verifiers()
 		if err != nil {
 			stop()
 			return nil, fmt.Errorf("token verification: %w", err)
 		}
-		var from origin = &remote{url: iss.JWKSURL, client: client}
-		if iss.JWKSFile != "" {
-			from = &local{path: iss.JWKSFile}
+		iss := &issuer{
+			name: given.Name, audiences: slices.Clone(given.Audiences), verifiers: verifiers, mapping: given.mapping(),
 		}
-		v.issuers[iss.Name] = &issuer{
-			name:      iss.Name,
-			audiences: slices.Clone(iss.Audiences),
-			verifiers: verifiers,
-			keys:      &keyring{origin: from, now: v.now, life: life, fetches: &v.fetches},
+		if from := given.origin(client); from != nil {
+			iss.keys = &keyring{origin: from, now: v.now, life: life, fetches: &v.fetches}
 		}
+		if given.Introspection != nil {
+			v.opaque = newIntrospector(*given.Introspection, cfg.HTTPClient, iss)
+			v.opaque.now, v.opaque.life, v.opaque.fetches = v.now, life, &v.fetches
+		}
+		v.issuers[iss.name] = iss
 	}
 	return v, nil
 }
 
-// Close stops the fetches that are under way and waits for them. Afterwards keys that are held still serve, and no
-// others can be had.
+// origin is where the issuer's keys come from, nil when it has none.
+func (i Issuer) origin(client *http.Client) origin {
+	switch {
+	case i.JWKSFile != "":
+		return &local{path: i.JWKSFile}
+	case i.JWKSURL != "":
+		return &remote{url: i.JWKSURL, client: client}
+	case i.Discovery:
+		return &discovered{issuer: i.Name, client: client}
+	}
+	return nil
+}
+
+// Close stops the fetches and introspections that are under way and waits for them. Afterwards the keys and answers that
+// are held still serve, and no others can be had.
 func (v *Verifier) Close() {
 	v.stop()
 	for _, iss := range v.issuers {
-		iss.keys.close()
+		if iss.keys != nil {
+			iss.keys.close()
+		}
+	}
+	if v.opaque != nil {
+		v.opaque.close()
 	}
 	v.fetches.Wait()
 }
@@ -131,6 +165,7 @@ func (c Config) check() error {
 		problems = append(problems, fmt.Errorf("longest lifetime %s is negative", c.MaxLifetime))
 	}
 	seen := make(map[string]bool)
+	introspecting := 0
 	for i, iss := range c.Issuers {
 		if err := iss.check(); err != nil {
 			problems = append(problems, fmt.Errorf("issuer %d (%q): %w", i+1, iss.Name, err))
@@ -139,6 +174,13 @@ func (c Config) check() error {
 			problems = append(problems, fmt.Errorf("issuer %d (%q) is there twice", i+1, iss.Name))
 		}
 		seen[iss.Name] = true
+		if iss.Introspection != nil {
+			introspecting++
+		}
+	}
+	if introspecting > 1 {
+		// Asking each of them would show every issuer the tokens of the others.
+		problems = append(problems, errors.New("several issuers introspect: an opaque token does not say whose it is"))
 	}
 	return errors.Join(problems...)
 }
@@ -151,11 +193,10 @@ func (i Issuer) check() error {
 	if len(i.Audiences) == 0 || slices.Contains(i.Audiences, "") {
 		problems = append(problems, errors.New("no audience, or an empty one: tokens for other services would pass"))
 	}
-	if (i.JWKSURL == "") == (i.JWKSFile == "") {
-		problems = append(problems, errors.New("wants exactly one of a JWKS URL and a JWKS file"))
-	}
-	if i.JWKSURL != "" {
-		problems = append(problems, checkURL(i.JWKSURL))
+	problems = append(problems, i.checkKeys())
+	problems = append(problems, i.checkMapping())
+	if i.Introspection != nil {
+		problems = append(problems, i.Introspection.check())
 	}
 	for _, alg := range i.Algorithms {
 		if !slices.Contains(algorithms(), alg) {
@@ -165,21 +206,41 @@ func (i Issuer) check() error {
 	return errors.Join(problems...)
 }
 
-// checkURL wants https: whoever can alter the key set on its way can sign tokens. The URL is not repeated, for it
-// may hold a secret that does not belong there.
-func checkURL(raw string) error {
+// checkKeys wants one place where keys come from, and none only from an issuer that is asked about every token.
+func (i Issuer) checkKeys() error {
+	places := 0
+	for _, given := range []bool{i.JWKSURL != "", i.JWKSFile != "", i.Discovery} {
+		if given {
+			places++
+		}
+	}
+	if places > 1 || places == 0 && i.Introspection == nil {
+		return errors.New("wants exactly one of a JWKS URL, a JWKS file and discovery; or introspection alone")
+	}
+	if i.JWKSURL != "" {
+		return checkURL("JWKS URL", i.JWKSURL)
+	}
+	if i.Discovery {
+		return checkURL("name, which discovery starts from", i.Name)
+	}
+	return nil
+}
+
+// checkURL wants https: whoever can alter a key set or an answer on its way can make tokens. The URL is not repeated,
+// for it may hold a secret that does not belong there.
+func checkURL(what, raw string) error {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil || u.Hostname() == "":
-		return errors.New("JWKS URL: not an absolute URL")
+		return fmt.Errorf("%s: not an absolute URL", what)
 	case u.User != nil || u.Fragment != "":
-		return errors.New("JWKS URL: has a user or a fragment")
+		return fmt.Errorf("%s: has a user or a fragment", what)
 	case u.Scheme == "https":
 		return nil
 	case u.Scheme == "http" && loopback(u.Hostname()):
 		return nil
 	}
-	return errors.New("JWKS URL: wants https, or http on loopback")
+	return fmt.Errorf("%s: wants https, or http on loopback", what)
 }
 
 func loopback(host string) bool {

@@ -2,7 +2,12 @@ package token_test
 
 import (
 	"crypto/elliptic"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -25,6 +30,44 @@ func FuzzVerify(f *testing.F) {
 		}
 		if err != nil && (!errors.Is(err, token.ErrInvalid) || errors.Is(err, export.ErrUnavailable)) {
 			t.Errorf("error %v is not ErrInvalid", err)
+		}
+	})
+}
+
+// FuzzIntrospection: whatever an issuer answers, there is an end, and only what says of an active token that it is for us
+// and whose it is makes a principal, with the subject and the expiry that the answer gives.
+func FuzzIntrospection(f *testing.F) {
+	for _, seed := range []string{
+		active().String(), `{"active":false}`, `{"active":true}`, "", "null", active().without("aud").String(),
+		active().with("aud", []string{audience, "x"}).String(), active().with("cnf", nil).String(),
+		`{"active":"true"` + active().without("active").String()[1:], active().String() + "{}",
+	} {
+		f.Add(seed)
+	}
+	var answer string
+	client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(answer))}, nil
+	})}
+	f.Fuzz(func(t *testing.T, given string) {
+		answer = given
+		v := introspectingWith(t, client)
+		defer v.Close()
+		p, err := v.Verify(t.Context(), opaque)
+		if err != nil {
+			if errors.Is(err, token.ErrInvalid) == errors.Is(err, export.ErrUnavailable) {
+				t.Errorf("error %v is not one of ErrInvalid and ErrUnavailable", err)
+			}
+			return
+		}
+		// Not into a struct: that would take SUB for sub.
+		var said map[string]any
+		if err := json.Unmarshal([]byte(given), &said); err != nil {
+			t.Fatalf("principal %+v of %q: %v", p, given, err)
+		}
+		_, aud := said["aud"]
+		if want := (export.Owner{Issuer: issuerName, Subject: fmt.Sprint(said["sub"])}); said["active"] != true || !aud ||
+			p.Owner != want || float64(p.Expires.Unix()) != said["exp"] {
+			t.Errorf("principal %+v of %q", p, given)
 		}
 	})
 }

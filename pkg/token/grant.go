@@ -69,7 +69,7 @@ func readScopes(list string) ([]asked, error) {
 		if scope == "" { // one blank too many harms nobody
 			continue
 		}
-		read, err := readScope(scope)
+		read, err := readAsked(scope)
 		if err != nil {
 			return nil, fmt.Errorf("%w: number %d of the list %w", ErrScope, len(scopes)+1, err)
 		}
@@ -81,7 +81,7 @@ func readScopes(list string) ([]asked, error) {
 	return scopes, nil
 }
 
-func readScope(scope string) (asked, error) {
+func readAsked(scope string) (asked, error) {
 	if !strings.HasPrefix(scope, "system/") {
 		return asked{}, errors.New("is not in the context system/")
 	}

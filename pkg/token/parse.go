@@ -31,7 +31,7 @@ type claims struct {
 	expires         time.Time
 	notBefore       time.Time // zero when absent
 	issuedAt        time.Time // zero when absent
-	scope           string    // space separated, whichever form it came in
+	all             members   // every claim as it came, for an issuer that names the subject otherwise
 }
 
 // parse takes a compact JWS apart. It is stricter than RFC 7515: base64url must be canonical, or one signature would
@@ -106,6 +106,7 @@ func (c *claims) read(data []byte) error {
 	if err != nil {
 		return errors.New("payload is not one JSON object with distinct members")
 	}
+	c.all = payload
 	var ok bool
 	if c.issuer, ok = text(payload["iss"]); !ok {
 		return errors.New("no iss")
@@ -128,15 +129,6 @@ func (c *claims) read(data []byte) error {
 	if c.issuedAt, err = instant(payload, "iat"); err != nil {
 		return err
 	}
-	scope, there := payload["scope"]
-	if !there || string(scope) == `""` {
-		return nil // it may read nothing
-	}
-	scopes, ok := texts(scope)
-	if !ok {
-		return errors.New("scope is neither a string nor an array of strings")
-	}
-	c.scope = strings.Join(scopes, " ")
 	return nil
 }
 

@@ -372,6 +372,12 @@ func TestNewVerifierRefuses(t *testing.T) {
 		f(&i)
 		return token.Config{Issuers: []token.Issuer{i}}
 	}
+	introspection := func(f func(*token.Introspection)) token.Config {
+		return change(func(i *token.Issuer) {
+			*i = introspecting("https://issuer.example/introspect")
+			f(i.Introspection)
+		})
+	}
 	for name, cfg := range map[string]token.Config{
 		"no issuers":           {},
 		"one issuer twice":     {Issuers: []token.Issuer{good, good}},
@@ -393,6 +399,25 @@ func TestNewVerifierRefuses(t *testing.T) {
 		"negative skew":        {Issuers: []token.Issuer{good}, Skew: -1},
 		"huge skew":            {Issuers: []token.Issuer{good}, Skew: time.Hour},
 		"negative lifetime":    {Issuers: []token.Issuer{good}, MaxLifetime: -1},
+
+		"URL and discovery":            change(func(i *token.Issuer) { i.Discovery = true }),
+		"discovery from no URL":        change(func(i *token.Issuer) { i.JWKSURL, i.Discovery, i.Name = "", true, "urn:x" }),
+		"discovery by http":            change(func(i *token.Issuer) { i.JWKSURL, i.Discovery, i.Name = "", true, "http://a.example" }),
+		"introspection by http":        introspection(func(i *token.Introspection) { i.URL = "http://issuer.example/i" }),
+		"introspection without URL":    introspection(func(i *token.Introspection) { i.URL = "" }),
+		"introspection with a user":    introspection(func(i *token.Introspection) { i.URL = "https://a:b@issuer.example/i" }),
+		"introspection without client": introspection(func(i *token.Introspection) { i.ClientID = "" }),
+		"introspection without secret": introspection(func(i *token.Introspection) { i.ClientSecret = "" }),
+		"answers kept for long":        introspection(func(i *token.Introspection) { i.CacheFor = 5*time.Minute + 1 }),
+		"answers kept for less":        introspection(func(i *token.Introspection) { i.CacheFor = -1 }),
+		"introspection, no audience": change(func(i *token.Issuer) {
+			*i = introspecting("https://issuer.example/i")
+			i.Audiences, i.Introspection.AudienceOptional = nil, true
+		}),
+		"two that introspect": {Issuers: []token.Issuer{
+			introspecting("https://issuer.example/i"),
+			{Name: "b", Audiences: []string{"a"}, Introspection: introspecting("https://b.example/i").Introspection},
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if v, err := token.NewVerifier(cfg); err == nil {

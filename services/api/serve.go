@@ -19,15 +19,28 @@ type config struct {
 	wiring.Common
 	wiring.Redis
 	wiring.Objects
+	wiring.Envelope
 	wiring.Directory
-	Addr      string `env:"API_ADDR" envDefault:":8080"`          // the public listener
-	BaseURL   string `env:"BASE_URL,required,notEmpty"`           // public FHIR base; all emitted URLs start with it
-	Dialect   string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (SPEC 9)
-	PollLimit int    `env:"POLL_LIMIT" envDefault:"10"`           // status polls allowed in one announced interval
-	Issuers   string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"` // YAML, see docs/access.md
+	wiring.Audit
+	Addr         string `env:"API_ADDR" envDefault:":8080"`          // the public listener
+	BaseURL      string `env:"BASE_URL,required,notEmpty"`           // public FHIR base; all emitted URLs start with it
+	Dialect      string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (SPEC 9)
+	PollLimit    int    `env:"POLL_LIMIT" envDefault:"10"`           // status polls allowed in one announced interval
+	JobLimit     int    `env:"JOB_LIMIT" envDefault:"5"`             // exports of one subject at work at once
+	Repeat       string `env:"KICKOFF_REPEAT" envDefault:"new"`      // what a kick-off identical to a running one gets: new or same
+	KickOffLimit int    `env:"KICKOFF_LIMIT" envDefault:"60"`        // kick-offs of one subject in a minute
+	StatusLimit  int    `env:"STATUS_LIMIT" envDefault:"600"`        // status answers to one subject in a minute
+	Issuers      string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"` // YAML, see docs/access.md
+	NeedGroup    bool   `env:"API_REQUIRE_GROUP_SCOPE"`              // a kick-off needs a scope that reads Group
 
 	base *url.URL
 }
+
+// What a kick-off gets that is identical to one whose export is at work.
+const (
+	repeatNew  = "new"  // a job of its own
+	repeatSame = "same" // the status URL of the running job
+)
 
 // Validate refuses what cannot work.
 func (c *config) Validate() (err error) {
@@ -36,15 +49,25 @@ func (c *config) Validate() (err error) {
 	} else if err = httpapi.CheckBase(c.base); err != nil {
 		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
 	}
-	if c.PollLimit < 1 {
-		err = errors.Join(err, errors.New("SLUICE_POLL_LIMIT must be at least 1"))
+	for name, limit := range map[string]int{
+		"POLL": c.PollLimit, "JOB": c.JobLimit, "KICKOFF": c.KickOffLimit, "STATUS": c.StatusLimit,
+	} {
+		if limit < 1 {
+			err = errors.Join(err, fmt.Errorf("SLUICE_%s_LIMIT must be at least 1", name))
+		}
+	}
+	if c.Repeat != repeatNew && c.Repeat != repeatSame {
+		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))
 	}
 	switch c.Dialect {
 	case "auto", "classic", "ig":
 	default:
 		err = errors.Join(err, errors.New("SLUICE_API_DIALECT must be auto, classic or ig"))
 	}
-	return errors.Join(err, c.Directory.Validate())
+	if _, issuersErr := wiring.LoadIssuers(c.Issuers); issuersErr != nil {
+		err = errors.Join(err, fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", issuersErr))
+	}
+	return errors.Join(err, c.Directory.Validate(), c.Objects.Validate(), c.Envelope.Validate(), c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -60,7 +83,11 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	objects, err := cfg.Objects.Open()
+	ring, err := cfg.Envelope.Ring(jobs)
+	if err != nil {
+		return err
+	}
+	objects, err := cfg.Objects.Open(ring.Key)
 	if err != nil {
 		return err
 	}
@@ -80,12 +107,25 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer tokens.Close()
+	events, err := cfg.Audit.Open("api", registry)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, events.Close()) }()
+	newKey, err := cfg.Envelope.NewKey()
+	if err != nil {
+		return err
+	}
 	parts := httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
-		Groups: directory.Groups, Access: directory.Access,
+		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey,
 	}
 	handler, err := httpapi.New(httpapi.Config{
 		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,
+		Limits: httpapi.Limits{
+			Jobs: cfg.JobLimit, Join: cfg.Repeat == repeatSame, KickOffs: cfg.KickOffLimit, Statuses: cfg.StatusLimit,
+		},
+		RequireGroupScope: cfg.NeedGroup,
 	}, parts)
 	if err != nil {
 		return err

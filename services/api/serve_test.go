@@ -70,6 +70,43 @@ func TestCheckConfig(t *testing.T) {
 	}
 }
 
+// A file of issuers that the API would not start with is reported beside what else is wrong.
+func TestCheckConfigReadsIssuers(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "issuers.yaml")
+	if err := os.WriteFile(file, []byte("issuers:\n- {name: a, audiences: []}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	environ := append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
+		"SLUICE_POLL_LIMIT=0", "SLUICE_TOKEN_ISSUERS_FILE="+file, "SLUICE_API_REQUIRE_GROUP_SCOPE=true")
+	err := run(t.Context(), []string{"--check-config"}, environ, io.Discard)
+	for _, word := range []string{"SLUICE_POLL_LIMIT", "SLUICE_TOKEN_ISSUERS_FILE", "no audience"} {
+		if err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%v, want an error about %s", err, word)
+		}
+	}
+}
+
+// Keys that cannot be read and encryption that there is none of are known as well, both at once, and no key is quoted.
+func TestCheckConfigOfEncryption(t *testing.T) {
+	base := append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir")
+	check := func(more ...string) error {
+		return run(t.Context(), []string{"--check-config"}, append(slices.Clone(base), more...), io.Discard)
+	}
+	key := "2026-11:" + strings.Repeat("A", 43) + "="
+	if err := check("SLUICE_ENVELOPE_KEYS="+key, "SLUICE_S3_SSE=kms:sluice"); err != nil {
+		t.Errorf("a good configuration: %v", err)
+	}
+	err := check("SLUICE_ENVELOPE_KEYS="+key+"\nother:hush", "SLUICE_S3_SSE=aes")
+	for _, word := range []string{"SLUICE_ENVELOPE_KEYS: key 2", "SLUICE_S3_SSE"} {
+		if err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%v, want an error about %s", err, word)
+		}
+	}
+	if err != nil && (strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "AAAA")) {
+		t.Errorf("a key is quoted: %v", err)
+	}
+}
+
 // A stopped API leaves nothing behind, a fetch of keys that nobody waits for any more least of all; and of the
 // operators' routes the public listener has none but the probes.
 func TestStop(t *testing.T) {

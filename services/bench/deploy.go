@@ -43,8 +43,17 @@ type deployment struct {
 
 const subject = "bench"
 
-// deploy starts a deployment on the population.
-func (b *bench) deploy(ctx context.Context, p population, workers int, more ...string) (d *deployment, err error) {
+// deploy starts a deployment on the population in which no limit is in the way of what is measured.
+func (b *bench) deploy(ctx context.Context, p population, workers int, more ...string) (*deployment, error) {
+	return b.deployWith(ctx, p, workers, []string{
+		"SLUICE_POLL_LIMIT=1000000", "SLUICE_JOB_LIMIT=1000000", "SLUICE_KICKOFF_LIMIT=100000000", "SLUICE_STATUS_LIMIT=100000000",
+	}, more...)
+}
+
+// deployWith does so with these settings of the API and more ones of the workers.
+func (b *bench) deployWith(
+	ctx context.Context, p population, workers int, api []string, more ...string,
+) (d *deployment, err error) {
 	addr, err := freeAddr(ctx)
 	if err != nil {
 		return nil, err
@@ -87,8 +96,8 @@ func (b *bench) deploy(ctx context.Context, p population, workers int, more ...s
 		}
 		return p, err
 	}
-	d.api, err = start("api", "SLUICE_API_ADDR="+addr, "SLUICE_BASE_URL="+d.base, "SLUICE_TOKEN_ISSUERS_FILE="+issuers,
-		"SLUICE_DIRECTORY_URL="+p.database, "SLUICE_POLL_LIMIT=1000000")
+	d.api, err = start("api", append(slices.Clone(api), "SLUICE_API_ADDR="+addr, "SLUICE_BASE_URL="+d.base,
+		"SLUICE_TOKEN_ISSUERS_FILE="+issuers, "SLUICE_DIRECTORY_URL="+p.database)...)
 	if err != nil {
 		return d, err
 	}

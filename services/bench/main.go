@@ -1,7 +1,7 @@
 // Command bench measures Sluice on this machine, beside the ceiling that the same machine sets in the same run. It is run
 // by scripts/bench.sh, which builds the services into bin/ and starts a Redis, an S3 server and a PostgreSQL of its own.
 //
-// Each file is a section of the report, in this order: throughput, fairness, cohorts, recovery, api, memory.
+// Each file is a section of the report, in this order: throughput, fairness, cohorts, recovery, api, flood, memory.
 package main
 
 import (

@@ -21,6 +21,7 @@ type report struct {
 	Cohorts    []cohortFigures     `json:"cohorts,omitempty"`
 	Recovery   recoveryFigures     `json:"recovery,omitzero"`
 	API        apiFigures          `json:"api,omitzero"`
+	Flood      floodFigures        `json:"flood,omitzero"`
 	Memory     memoryFigures       `json:"memory,omitzero"`
 }
 
@@ -84,6 +85,15 @@ type callFigures struct {
 	Rate   float64 `json:"per_second"`
 	P50    float64 `json:"p50_milliseconds"`
 	P99    float64 `json:"p99_milliseconds"`
+}
+
+type floodFigures struct {
+	Rate     []float64 `json:"flood_per_second"`
+	Accepted int64     `json:"flood_accepted"` // of one round, the most
+	Alone    []float64 `json:"neighbours_alone_p99_milliseconds"`
+	Beside   []float64 `json:"neighbours_beside_p99_milliseconds"`
+	Ratio    []float64 `json:"ratio_of_p99"`
+	Kept     []float64 `json:"redis_bytes_of_a_subject"` // for its limits
 }
 
 type memoryFigures struct {
@@ -172,6 +182,14 @@ func (r *report) print(out io.Writer) error {
 		row("download from MinIO, gzipped MB/s", "%s", spread(f.Direct, 0))
 		row("download through the API, gzipped MB/s", "%s", spread(f.Stored, 0))
 		row("download through the API, unpacked, MB/s", "%s", spread(f.Unpacked, 0))
+	}
+	if f := r.Flood; len(f.Alone) > 0 {
+		row("kick-offs of one subject, as fast as it can, per second", "%s", spread(f.Rate, 0))
+		row("of 10,000 such accepted", "%d", f.Accepted)
+		row("p99 of other subjects' kick-offs, alone, ms", "%s", spread(f.Alone, 1))
+		row("p99 of other subjects' kick-offs, beside them, ms", "%s", spread(f.Beside, 1))
+		row("ratio of the two", "%s", spread(f.Ratio, 2))
+		row("Redis, limits of a subject, bytes", "%s", spread(f.Kept, 0))
 	}
 	if f := r.Memory; f.WaitingJob > 0 {
 		row("Redis, a job that waits, bytes", "%.0f", f.WaitingJob)

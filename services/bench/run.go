@@ -39,6 +39,7 @@ var sections = []section{
 	{"cohorts", (*bench).cohorts},
 	{"recovery", (*bench).recovery},
 	{"api", (*bench).api},
+	{"flood", (*bench).flood},
 	{"memory", (*bench).memory},
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
@@ -62,8 +63,11 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, cloc
 	access := filedir.AllowOnly(export.Owner{Issuer: development.IssuerName, Subject: "everything"})
 	base, err := url.Parse(publicBase)
 	must(t, err)
+	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "api", Now: now})
+	must(t, err)
+	t.Cleanup(func() { must(t, events.Close()) })
 	handler, err := httpapi.New(httpapi.Config{BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log}, httpapi.Parts{
-		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access,
+		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access, Audit: events,
 		Registry: platform.NewRegistry(),
 	})
 	must(t, err)
@@ -79,7 +83,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, cloc
 	cfg := upkeep.Defaults()
 	cfg.SweepGrace = 0
 	keeper, err = upkeep.New(cfg, upkeep.Parts{
-		Jobs: jobs, Queue: tasks, Objects: store, Now: now, Logger: log, Registry: prometheus.NewRegistry(),
+		Jobs: jobs, Queue: tasks, Objects: store, Audit: events, Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})
 	must(t, err)
 	ctx, stop := context.WithCancel(context.Background())

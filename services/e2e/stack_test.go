@@ -74,6 +74,7 @@ type setup struct {
 	access    string // YAML
 	workers   int
 	endpoint  string   // S3 endpoint if not the server itself, such as a proxy
+	api       []string // more settings of the API
 	worker    []string // more settings of the workers
 	scheduler []string // more settings of the scheduler
 }
@@ -126,7 +127,7 @@ func deploy(t *testing.T, with setup) *stack {
 	s.env = slices.Concat(common, with.worker, directory, []string{source})
 	s.apiEnv = slices.Concat(common, directory, []string{
 		"SLUICE_API_ADDR=127.0.0.1:0", "SLUICE_BASE_URL=" + publicBase, "SLUICE_TOKEN_ISSUERS_FILE=" + issuers,
-	})
+	}, with.api)
 	s.api = s.start("api", s.apiEnv...)
 	s.start("scheduler", slices.Concat(common, with.scheduler)...)
 	for range with.workers {

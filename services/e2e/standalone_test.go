@@ -28,6 +28,16 @@ func sluice(t *testing.T, want int, args ...string) string {
 
 // TestStandaloneWithTheCommandLine is the README's way: one process without any server, and the command line.
 func TestStandaloneWithTheCommandLine(t *testing.T) {
+	standalone(t, "\x1f\x8b") // gzip
+}
+
+func TestStandaloneThatEncrypts(t *testing.T) {
+	standalone(t, "sluice\x01", "--encrypt")
+}
+
+// standalone goes the README's way with these flags. Each file of type Patient is to begin so where it is stored.
+func standalone(t *testing.T, form string, flags ...string) {
+	t.Helper()
 	dir := t.TempDir()
 	data, state, out := filepath.Join(dir, "data"), filepath.Join(dir, "state"), filepath.Join(dir, "out")
 	sluice(t, 0, "synth", "--patients", "20", "--seed", "3", "--out", data)
@@ -35,7 +45,7 @@ func TestStandaloneWithTheCommandLine(t *testing.T) {
 
 	// The paths are relative on purpose: the embedded object store changes the working directory.
 	server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
-		"--data", "data", "--state", "state", "--addr", "127.0.0.1:0")
+		append([]string{"--data", "data", "--state", "state", "--addr", "127.0.0.1:0"}, flags...)...)
 	server.Dir = dir
 	var said bytes.Buffer
 	server.Stdout, server.Stderr = &said, &said
@@ -68,6 +78,19 @@ func TestStandaloneWithTheCommandLine(t *testing.T) {
 		lines[r.typ] = append(lines[r.typ], r.line)
 	}
 	sameLines(t, "downloaded", lines, want)
+
+	stored, err := filepath.Glob(filepath.Join(state, "objects", "objects", "sluice", "jobs", "*", "Patient", "*"))
+	must(t, err)
+	for _, file := range stored {
+		content, err := os.ReadFile(file)
+		must(t, err)
+		if !strings.HasPrefix(string(content), form) {
+			t.Errorf("%s is stored in another form than %q", filepath.Base(file), form)
+		}
+	}
+	if len(stored) == 0 {
+		t.Error("no stored file of patients was found")
+	}
 
 	// A damaged file is found out.
 	patients, err := filepath.Glob(filepath.Join(out, "Patient.*.ndjson"))

@@ -17,12 +17,15 @@ type config struct {
 	wiring.Common
 	wiring.Redis
 	wiring.Objects
+	wiring.Audit
 	upkeep.Config
 	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"`
 }
 
 // Validate refuses what cannot work.
-func (c config) Validate() error { return c.Config.Validate() }
+func (c config) Validate() error {
+	return errors.Join(c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
+}
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
 	cfg.Config = upkeep.Defaults()
@@ -41,12 +44,17 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	objects, err := cfg.Objects.Open()
+	objects, err := cfg.Objects.Open(nil)
 	if err != nil {
 		return err
 	}
+	events, err := cfg.Audit.Open("scheduler", registry)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, events.Close()) }()
 	keeper, err := upkeep.New(cfg.Config, upkeep.Parts{
-		Jobs: jobs, Queue: tasks, Objects: objects, Now: time.Now, Logger: log, Registry: registry,
+		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {
 		return err

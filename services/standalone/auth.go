@@ -59,7 +59,7 @@ func openAuth(
 		return nil, err
 	}
 	cfg := tokenapi.Defaults()
-	cfg.TokenURL, cfg.Audience, cfg.Secrets, cfg.Logger = a.name+"/token", base.String(), true, log
+	cfg.TokenURL, cfg.Audience, cfg.Secrets, cfg.Logger = a.tokenURL(), base.String(), true, log
 	a.service, err = tokenapi.New(cfg, tokenapi.Parts{
 		Store: a.store, Keys: keys, Clients: clients.New(a.file, a.store), Registry: registry,
 	})
@@ -73,6 +73,8 @@ func (a *authService) close() error {
 	a.service.Close()
 	return a.store.Close()
 }
+
+func (a *authService) tokenURL() string { return a.name + "/token" }
 
 // owners are the clients that there are at the start, as owners of exports.
 func (a *authService) owners() []export.Owner {

@@ -19,6 +19,7 @@ type options struct {
 	access    string        // access file; empty: the demo subject may export everything
 	clients   string        // file of registered clients; empty: there are none
 	retention time.Duration // of finished jobs
+	encrypt   bool          // what is exported, with keys that end with the process, as jobs do
 	verbose   bool
 }
 
@@ -34,6 +35,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.clients, "clients", "",
 		"file of clients (YAML, docs/auth.md) that get tokens at /auth/token; default: there are none")
 	flags.DurationVar(&o.retention, "retention", 168*time.Hour, "how long finished exports are kept")
+	flags.BoolVar(&o.encrypt, "encrypt", false, "encrypt exported files (docs/encryption.md)")
 	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only trouble")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -87,9 +88,18 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
+	encryption := masterKey(opts.encrypt)
+	ring, err := encryption.Ring(jobs)
+	if err != nil {
+		return err
+	}
+	newKey, err := encryption.NewKey()
+	if err != nil {
+		return err
+	}
 	objects, err := wiring.Objects{
 		Endpoint: s3.Endpoint(), AccessKey: accessKey, SecretKey: secretKey, Bucket: "sluice",
-	}.Open()
+	}.Open(ring.Key)
 	if err != nil {
 		return err
 	}
@@ -121,11 +131,18 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer tokens.Close()
 
+	events, err := wiring.Audit{Log: filepath.Join(opts.state, "audit.ndjson")}.Open("standalone", registry)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, events.Close()) }()
 	parts := httpapi.Parts{
-		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Registry: registry,
+		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
+		Registry: registry, NewKey: newKey,
 	}
 	public, err := httpapi.New(httpapi.Config{
 		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
+		TokenEndpoint: auth.tokenURL(), SMART: token.SMARTConfiguration(auth.tokenURL(), true),
 	}, parts)
 	if err != nil {
 		return err
@@ -142,7 +159,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	upkeepConfig := upkeep.Defaults()
 	upkeepConfig.Retention = opts.retention
 	keeper, err := upkeep.New(upkeepConfig, upkeep.Parts{
-		Jobs: jobs, Queue: tasks, Objects: objects, Now: time.Now, Logger: log, Registry: registry,
+		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {
 		return err
@@ -163,6 +180,17 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Upkeep: keeper.Do, Watch: keeper.Do})
 		}},
 	)
+}
+
+// masterKey returns a master key of this process alone, or none. It needs to live no longer than the jobs, which are kept
+// in memory.
+func masterKey(wanted bool) wiring.Envelope {
+	if !wanted {
+		return wiring.Envelope{}
+	}
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // it never fails
+	return wiring.Envelope{Keys: "standalone:" + base64.StdEncoding.EncodeToString(secret)}
 }
 
 // withMetrics adds /metrics to the one listener of a standalone server as long as only this machine reaches it. The

@@ -51,12 +51,22 @@ type Objects struct {
 	SecretKey string `env:"S3_SECRET_KEY,required,notEmpty"` //
 	Bucket    string `env:"S3_BUCKET" envDefault:"sluice"`   // created when it is not there
 	Region    string `env:"S3_REGION" envDefault:"us-east-1"`
+	SSE       string `env:"S3_SSE"` // server-side encryption: s3 or kms:KEY-ID
 }
 
-// Open returns the object store. No connection is made yet.
-func (o Objects) Open() (*objects.Store, error) {
+// Validate refuses a server-side encryption that there is none of.
+func (o Objects) Validate() error {
+	if err := objects.CheckServerSide(o.SSE); err != nil {
+		return fmt.Errorf("SLUICE_S3_SSE: %w", err)
+	}
+	return nil
+}
+
+// Open returns the object store. No connection is made yet. Who only lists and deletes needs no keys and gives nil.
+func (o Objects) Open(keys objects.Keys) (*objects.Store, error) {
 	return objects.Open(objects.Config{
 		Endpoint: o.Endpoint, AccessKey: o.AccessKey, SecretKey: o.SecretKey, Bucket: o.Bucket, Region: o.Region,
+		ServerSide: o.SSE, Keys: keys,
 	})
 }
 

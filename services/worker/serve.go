@@ -19,6 +19,7 @@ type config struct {
 	wiring.Common
 	wiring.Redis
 	wiring.Objects
+	wiring.Envelope
 	wiring.Source
 	wiring.Directory
 	Concurrency int           `env:"WORKER_CONCURRENCY" envDefault:"0"` // units at once; 0: one more than processors
@@ -40,7 +41,8 @@ func (c config) Validate() error {
 	if c.Drain < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_DRAIN must not be negative"))
 	}
-	return errors.Join(append(errs, c.Source.Validate(), c.Directory.Validate(), c.Config.Validate())...)
+	return errors.Join(append(errs, c.Source.Validate(), c.Directory.Validate(), c.Config.Validate(),
+		c.Objects.Validate(), c.Envelope.Validate())...)
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -60,7 +62,11 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	objects, err := cfg.Objects.Open()
+	ring, err := cfg.Envelope.Ring(jobs)
+	if err != nil {
+		return err
+	}
+	objects, err := cfg.Objects.Open(ring.Key)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/objects/segments"
 )
 
 // partSize keeps the suite's multipart uploads small.
@@ -132,7 +133,9 @@ func (s suite) writeAndRead(t *testing.T) {
 		stored, err := w.Commit()
 		must(t, err)
 		sum := sha256.Sum256(data)
-		want := objects.Stored{Key: key, Size: int64(size), SHA256: hex.EncodeToString(sum[:])}
+		want := objects.Stored{
+			Key: key, Size: int64(size), SHA256: hex.EncodeToString(sum[:]), Encrypted: stored.Encrypted,
+		}
 		if stored != want {
 			t.Errorf("size %d: Commit: %+v, want %+v", size, stored, want)
 		}
@@ -631,6 +634,7 @@ func (s suite) list(t *testing.T) {
 	ctx := t.Context()
 	store := s.open(t)
 	const many = 1050 // more than one page
+	size := int64(4)  // a list tells what is stored
 	var group errgroup.Group
 	group.SetLimit(8)
 	for i := range many {
@@ -639,7 +643,10 @@ func (s suite) list(t *testing.T) {
 			if _, err := w.Write([]byte("1234")); err != nil {
 				return err
 			}
-			_, err := w.Commit()
+			stored, err := w.Commit()
+			if i == 0 && stored.Encrypted {
+				size = segments.StoredSize(4)
+			}
 			return err
 		})
 	}
@@ -648,8 +655,8 @@ func (s suite) list(t *testing.T) {
 
 	next := 0
 	must(t, store.List(ctx, "jobs/a/", func(o objects.Info) error {
-		if want := fmt.Sprintf("jobs/a/%04d", next); o.Key != want || o.Size != 4 || o.Modified.IsZero() {
-			t.Errorf("object %d: %+v, want key %s and 4 bytes", next, o, want)
+		if want := fmt.Sprintf("jobs/a/%04d", next); o.Key != want || o.Size != size || o.Modified.IsZero() {
+			t.Errorf("object %d: %+v, want key %s and %d bytes", next, o, want, size)
 		}
 		next++
 		return nil

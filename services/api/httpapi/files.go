@@ -13,6 +13,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/klauspost/compress/gzip"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
@@ -55,6 +56,11 @@ func (s *service) file(c *gin.Context) error {
 	}
 	c.Header("ETag", form.etag)
 	if values := header.Values("If-None-Match"); matches(values, form.etag, true) {
+		event := succeeded(audit.File, job.ID, http.StatusNotModified)
+		event.File = file.Name
+		if err := s.recordEvent(c, event); err != nil {
+			return err
+		}
 		c.Status(http.StatusNotModified)
 		c.Writer.WriteHeaderNow()
 		return nil
@@ -130,6 +136,17 @@ func (s *service) send(
 		}
 		defer func() { _ = body.Close() }() // read only: there is nothing that closing could lose
 	}
+	event := succeeded(audit.File, job, status)
+	event.File = file.Name
+	if status == http.StatusPartialContent {
+		event.Range = audit.Range{Start: part.start, Length: part.length}
+	}
+	if body != nil {
+		event.Bytes = part.length
+	}
+	if err := s.recordEvent(c, event); err != nil {
+		return err
+	}
 	c.Header("Content-Type", "application/fhir+ndjson")
 	c.Header("Content-Length", strconv.FormatInt(part.length, 10))
 	if form.coding == gzipped {
@@ -146,12 +163,12 @@ func (s *service) send(
 	if body == nil {
 		return nil
 	}
-	if _, err := io.CopyN(toClient{c.Writer}, body, part.length); err != nil {
+	if sent, err := io.CopyN(toClient{c.Writer}, body, part.length); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF // the store gave less than the file has
 		}
 		// refuse cuts the connection: the client sees a broken transfer and resumes, instead of a good end.
-		return fmt.Errorf("sending file %s of job %s: %w", file.Name, job, err)
+		return s.recordCut(c, event, sent, fmt.Errorf("sending file %s of job %s: %w", file.Name, job, err))
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -26,7 +27,7 @@ const undoTimeout = 3 * time.Second
 // groupIDForm is FHIR's form of an id. Nothing else can be a group.
 var groupIDForm = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)
 
-// kickoff starts the export of a group (SPEC 1): one write and one enqueue, however big the group is (PITFALLS 12).
+// kickoff starts the export of a group (SPEC 1): a few writes and one enqueue, however big the group is (PITFALLS 12).
 func (s *service) kickoff(c *gin.Context) error {
 	dialect, err := s.chooseDialect(c.Request.Header)
 	if err != nil {
@@ -36,7 +37,13 @@ func (s *service) kickoff(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.limitKickOffs(c); err != nil {
+		return err
+	}
 	who := principalOf(c)
+	if s.needGroup && !who.Scopes.MayRead("Group") { // before the group is looked up: the answer says nothing about it
+		return forbidden("The token's scopes do not allow to read Group, which the export of a group needs here.")
+	}
 	grant, err := s.Access.Grant(c.Request.Context(), who.Owner)
 	if err != nil {
 		return fmt.Errorf("reading the grant of owner %s: %w", who.Owner.Hash(), err)
@@ -59,17 +66,33 @@ func (s *service) kickoff(c *gin.Context) error {
 		State:   export.Scheduled,
 		Created: s.now().UTC().Truncate(time.Millisecond),
 	}
-	noteJob(c, job.ID)
-	if err := s.start(c.Request.Context(), job); err != nil {
+	if s.NewKey != nil {
+		job.Key = s.NewKey(job.ID)
+	}
+	admitted, err := s.admit(c.Request.Context(), job)
+	if err != nil {
 		return err
 	}
-	c.Header("Content-Location", s.statusURL(job.ID))
+	noteJob(c, admitted)
+	event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
+	event.Target, event.Types = "Group/"+group, types
+	err = s.recordEvent(c, event)
+	if admitted == job.ID {
+		if err != nil {
+			return s.undo(c.Request.Context(), job, err)
+		}
+		err = s.start(c.Request.Context(), job)
+	}
+	if err != nil {
+		return err
+	}
+	c.Header("Content-Location", s.statusURL(admitted))
 	c.Status(http.StatusAccepted)
 	c.Writer.WriteHeaderNow()
 	return nil
 }
 
-// start records the job and enqueues its plan. When it returns nil both are done; when it does not, neither holds as far
+// start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds as far
 // as can be helped: a job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34), and one
 // whose id nobody was told would be exported for nobody.
 func (s *service) start(ctx context.Context, job export.Job) error {
@@ -89,11 +112,16 @@ func (s *service) start(ctx context.Context, job export.Job) error {
 		}
 		err = fmt.Errorf("enqueueing the plan: %w: %w", export.ErrUnavailable, err)
 	}
+	return s.undo(ctx, job, err)
+}
+
+// undo takes an admitted job back because of the error, which it returns.
+func (s *service) undo(ctx context.Context, job export.Job, err error) error {
 	// The client may have hung up, which ends ctx; the record has to go all the same. If it cannot be removed the
 	// scheduler finds it; a worker that meets a task without a job drops it.
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if removeErr := s.Jobs.Remove(undo, job.ID); removeErr != nil {
+	if removeErr := errors.Join(s.Jobs.Remove(undo, job.ID), s.Jobs.Withdraw(undo, job)); removeErr != nil {
 		err = errors.Join(err, fmt.Errorf("removing the job that could not be started: %w", removeErr))
 	}
 	return err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
@@ -33,6 +34,9 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	}
 	defer func() { _ = files.Close() }() // read only: there is nothing that closing could lose
 
+	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusOK)); err != nil {
+		return err
+	}
 	c.Header("Content-Type", "application/json")
 	c.Header("Expires", httpDate(job.Expires))
 	c.Header("X-Progress", "completed")

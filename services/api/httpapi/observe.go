@@ -146,6 +146,8 @@ func kickoffOutcome(code int) string {
 		return "forbidden"
 	case http.StatusNotFound:
 		return "not_found"
+	case http.StatusTooManyRequests:
+		return "throttled"
 	case http.StatusServiceUnavailable:
 		return "unavailable"
 	case statusClientGone:

@@ -3,9 +3,12 @@ package httpapi
 import (
 	"errors"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
 func TestParseParameters(t *testing.T) {
@@ -91,6 +94,8 @@ func TestParseParametersRepeatsNoValues(t *testing.T) {
 func FuzzParseParameters(f *testing.F) {
 	for _, seed := range []string{
 		"", "_type=Patient,Observation&_type=Condition", "_outputFormat=ndjson", "_type=", "%", "a&b&c", "_type=%00",
+		"_type=Patient;x=1", "_type=Patient%2CObservation", "%5ftype=Patient", "_type=Group", "_type=Organization",
+		"_type=Patient&_type=", "_type=patient", "patient=Patient/1", "_Type=Patient", "_type[]=Patient", "_type=Patient%20",
 	} {
 		f.Add(seed)
 	}
@@ -100,8 +105,33 @@ func FuzzParseParameters(f *testing.F) {
 		if err != nil && !errors.As(err, &r) {
 			t.Fatalf("%q: %v is no refusal", query, err)
 		}
-		if err == nil && !slices.IsSorted(got.types) {
-			t.Errorf("%q: %q is not sorted", query, got.types)
+		if err != nil {
+			if r.status != http.StatusBadRequest || got.types != nil {
+				t.Errorf("%q: %d, %q", query, r.status, got.types)
+			}
+			return
+		}
+		// What is accepted is what anybody else reads in the query: neither more types nor fewer.
+		read, err := url.ParseQuery(query)
+		if err != nil {
+			t.Fatalf("%q is accepted: %v", query, err)
+		}
+		var want []string
+		if read.Has("_type") {
+			want = strings.Split(strings.Join(read["_type"], ","), ",")
+			slices.Sort(want)
+			want = slices.Compact(want)
+		}
+		if !slices.Equal(got.types, want) {
+			t.Errorf("%q: %q, want %q", query, got.types, want)
+		}
+		for _, typ := range got.types {
+			if !fhir.IsExportable(typ) {
+				t.Errorf("%q: %s is never exported", query, typ)
+			}
+		}
+		if want != nil && !slices.ContainsFunc(got.types, fhir.InCompartment) {
+			t.Errorf("%q: %q has nothing about patients", query, got.types)
 		}
 	})
 }

@@ -80,11 +80,7 @@ func (s *service) refuse(c *gin.Context, err error) {
 		panic(http.ErrAbortHandler) // there is nobody to answer
 	case errors.Is(err, export.ErrUnavailable):
 		keepError(c, err)
-		r = refusal{
-			status: http.StatusServiceUnavailable, code: "transient",
-			text:   "A part of the service cannot be reached at the moment. Try again later.",
-			header: map[string]string{"Retry-After": retryAfter(dialectOf(c), retryOutage)},
-		}
+		r = s.unavailable(c)
 	default:
 		keepError(c, err)
 		r = refusal{
@@ -98,7 +94,20 @@ func (s *service) refuse(c *gin.Context, err error) {
 		keepError(c, err)
 		panic(http.ErrAbortHandler)
 	}
+	if err := s.recordRefusal(c, r); err != nil {
+		keepError(c, err)
+		r = s.unavailable(c)
+	}
 	s.writeProblem(c, r)
+}
+
+// unavailable is the answer while something is down that the request needs.
+func (s *service) unavailable(c *gin.Context) refusal {
+	return refusal{
+		status: http.StatusServiceUnavailable, code: "transient",
+		text:   "A part of the service cannot be reached at the moment. Try again later.",
+		header: map[string]string{"Retry-After": retryAfter(dialectOf(c), retryOutage)},
+	}
 }
 
 // staleHeaders describe the good answer that a handler was about to give when it failed. A refusal is no representation

@@ -24,6 +24,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
@@ -48,9 +49,17 @@ type Config struct {
 	Now       func() time.Time // nil is time.Now
 	Logger    *slog.Logger     // nil discards
 	PollLimit int              // polls of a running job within one announced Retry-After; 0 is 10
+	Limits    Limits           // of each subject
+	// TokenEndpoint is where clients get their tokens by SMART Backend Services, an absolute URL, for discovery; empty when
+	// they know it from elsewhere.
+	TokenEndpoint string
+	// SMART is the document that describes the token endpoint; nil for none.
+	SMART any
+
+	RequireGroupScope bool // a kick-off needs a scope that reads Group (IG row Z-13)
 }
 
-// Parts is what the API works with. All are needed.
+// Parts is what the API works with. All are needed but NewKey.
 type Parts struct {
 	Jobs     *jobstore.Store
 	Queue    *queue.Client
@@ -58,7 +67,9 @@ type Parts struct {
 	Tokens   *token.Verifier
 	Groups   directory.Groups
 	Access   directory.Access
+	Audit    *audit.Log
 	Registry *prometheus.Registry
+	NewKey   func(export.JobID) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
 }
 
 // Route templates, below the base URL's path.
@@ -77,7 +88,11 @@ type service struct {
 	now       func() time.Time
 	log       *slog.Logger
 	pollLimit int
+	limits    Limits
+	needGroup bool // see Config.RequireGroupScope
 	metrics   *metrics
+
+	capabilities, smartDocument document
 }
 
 // New returns the handler of the API's public listener: the FHIR routes below the base URL's path, and /livez and
@@ -115,6 +130,13 @@ func New(cfg Config, parts Parts) (http.Handler, error) {
 	fhir.GET(fileRoute, s.answer(s.file))
 	fhir.HEAD(fileRoute, s.answer(s.file))
 
+	// What a client reads before it has a token.
+	open := router.Group(strings.TrimSuffix(s.base.Path, "/"))
+	for route, handle := range map[string]func(*gin.Context) error{metadataRoute: s.metadata, smartRoute: s.smart} {
+		open.GET(route, s.answer(handle))
+		open.HEAD(route, s.answer(handle))
+	}
+
 	probes := gin.WrapH(platform.Probes(parts.Checks(), s.now))
 	for _, probe := range []string{livePath, readyPath} {
 		router.GET(probe, probes)
@@ -147,17 +169,27 @@ func newService(cfg Config, parts Parts) (*service, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if parts.Jobs == nil || parts.Queue == nil || parts.Objects == nil || parts.Tokens == nil ||
-		parts.Groups == nil || parts.Access == nil || parts.Registry == nil {
+		parts.Groups == nil || parts.Access == nil || parts.Audit == nil || parts.Registry == nil {
 		return nil, errors.New("the API lacks one of its parts")
+	}
+	limits, err := cfg.Limits.withDefaults()
+	if err != nil {
+		return nil, err
 	}
 	metrics, err := newMetrics(parts.Registry)
 	if err != nil {
 		return nil, err
 	}
-	return &service{
+	s := &service{
 		Parts: parts, base: base, baseText: strings.TrimSuffix(base.String(), "/"), dialect: cfg.Dialect,
-		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, metrics: metrics,
-	}, nil
+		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits,
+		needGroup: cfg.RequireGroupScope, metrics: metrics,
+	}
+	s.capabilities = newDocument(fhirJSON, newCapabilities(s.baseText, cfg.TokenEndpoint, cfg.Now()))
+	if cfg.SMART != nil {
+		s.smartDocument = newDocument("application/json", cfg.SMART)
+	}
+	return s, nil
 }
 
 // CheckBase refuses base URLs that could not be the beginning of every emitted URL. New applies it; it is here for

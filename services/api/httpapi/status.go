@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
@@ -30,6 +30,9 @@ func (s *service) status(c *gin.Context) error {
 	if denied := unreadable(principalOf(c).Scopes, job.Request.Types...); len(denied) > 0 {
 		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
 	}
+	if err := s.limitStatuses(c, job); err != nil {
+		return err
+	}
 	switch job.State {
 	case export.Completed:
 		return s.manifest(c, job)
@@ -39,7 +42,9 @@ func (s *service) status(c *gin.Context) error {
 	return s.progress(c, job)
 }
 
-// ownJob returns the job that the path names when it is the caller's and still there, and otherwise the one 404.
+// ownJob returns the job that the path names when it is the caller's and still there, and otherwise the one 404. All
+// jobs that are not the caller's take the same way to it: one read of the record, whether there is one or not. What has
+// not the form of an id takes a shorter one, which tells nothing: everybody can see that it is no job.
 func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 	id, err := export.ParseJobID(c.Param("job"))
 	if err != nil {
@@ -74,16 +79,16 @@ func dialectOf(c *gin.Context) export.Dialect {
 // announce an interval, so that a client that obeys is never refused (PITFALLS 29).
 func (s *service) progress(c *gin.Context, job export.Job) error {
 	interval := pollInterval(s.now().Sub(job.Created))
-	wait, err := s.allowPoll(c.Request.Context(), job.ID, interval)
+	wait, err := s.Jobs.AllowPoll(c.Request.Context(), job.ID, interval, s.pollLimit)
 	if err != nil {
 		return err
 	}
 	if wait > 0 {
-		return refusal{
-			status: http.StatusTooManyRequests, code: "throttled",
-			text:   "The status was asked for far more often than the header Retry-After of its answers allows.",
-			header: map[string]string{"Retry-After": retryAfter(job.Request.Dialect, min(wait, interval))},
-		}
+		return tooMuch("The status was asked for far more often than the header Retry-After of its answers allows.",
+			job.Request.Dialect, min(wait, interval))
+	}
+	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusAccepted)); err != nil {
+		return err
 	}
 	c.Header("Retry-After", retryAfter(job.Request.Dialect, interval))
 	c.Header("X-Progress", progressWord(job.State))
@@ -91,17 +96,6 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 	c.Status(http.StatusAccepted)
 	c.Writer.WriteHeaderNow()
 	return nil
-}
-
-func (s *service) allowPoll(ctx context.Context, job export.JobID, interval time.Duration) (time.Duration, error) {
-	wait, err := s.Jobs.AllowPoll(ctx, job, interval, s.pollLimit)
-	if errors.Is(err, export.ErrNotFound) {
-		return 0, notAvailable() // purged since it was read
-	}
-	if err != nil {
-		return 0, fmt.Errorf("counting polls of job %s: %w", job, err)
-	}
-	return wait, nil
 }
 
 // pollInterval is how long a client is asked to wait: a tenth of the job's age, so that short exports are noticed at

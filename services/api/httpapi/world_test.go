@@ -29,6 +29,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
@@ -76,6 +77,8 @@ type world struct {
 	parts    httpapi.Parts
 	registry *prometheus.Registry
 	log      *lockedBuffer
+	audit    *audit.Log
+	auditAt  string
 	handler  http.Handler
 	server   *httptest.Server
 
@@ -84,15 +87,24 @@ type world struct {
 
 func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 	t.Helper()
+	w := newWorldOn(t, testenv.Redis(t), testenv.ObjectStore(t), change...)
+	if err := w.objects.EnsureBucket(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// newWorldOn is a world on stores that the test brings. The bucket is there already.
+func newWorldOn(t testing.TB, redisURL string, place testenv.S3, change ...func(*httpapi.Config)) *world {
+	t.Helper()
 	w := &world{
-		t: t, clock: &clock{now: time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)}, redisURL: testenv.Redis(t),
+		t: t, clock: &clock{now: time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)}, redisURL: redisURL,
 		registry: prometheus.NewRegistry(), log: &lockedBuffer{},
 	}
 	w.folk = newFolk(t, w.clock.Now)
 	w.issuer = newIssuer(t, w.clock)
 	redis := mustURL(t, w.redisURL)
 	w.jobDoor, w.queueDoor = openDoor(t, redis.Host), openDoor(t, redis.Host)
-	place := testenv.ObjectStore(t)
 	w.objectDoor = openDoor(t, mustURL(t, place.Endpoint).Host)
 
 	var err error
@@ -109,9 +121,6 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.objects.EnsureBucket(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	tokens, err := token.NewVerifier(token.Config{
 		Issuers: []token.Issuer{
 			{Name: "https://one.example.org", Audiences: []string{audience}, JWKSURL: w.issuer.jwks.URL},
@@ -124,6 +133,7 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 	}
 	cfg := httpapi.Config{
 		BaseURL: mustURL(t, base), Now: w.clock.Now, Logger: slog.New(slog.NewJSONHandler(w.log, nil)),
+		Limits: httpapi.Limits{Jobs: 1000, KickOffs: 1e6, Statuses: 1e6}, // out of the way of tests of other things
 	}
 	for _, apply := range change {
 		apply(&cfg)
@@ -132,6 +142,11 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 		Jobs: w.jobs, Queue: w.queue, Objects: w.objects, Tokens: tokens, Groups: w.folk, Access: w.folk.Access,
 		Registry: w.registry,
 	}
+	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
+	if w.audit, err = audit.Open(audit.Config{Path: w.auditAt, Process: "api", Now: w.clock.Now}); err != nil {
+		t.Fatal(err)
+	}
+	w.parts.Audit = w.audit
 	w.handler, err = httpapi.New(cfg, w.parts)
 	if err != nil {
 		t.Fatal(err)
@@ -140,6 +155,9 @@ func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
 	t.Cleanup(func() {
 		w.server.Close()
 		tokens.Close()
+		if err := w.audit.Close(); err != nil {
+			t.Errorf("closing the audit log: %v", err)
+		}
 		w.objects.Close()
 		if err := w.queue.Close(); err != nil {
 			t.Errorf("closing the queue: %v", err)
@@ -514,6 +532,8 @@ type door struct {
 	when  string
 	word  string // of the requests whose answers are lost
 	lose  int    // how many answers are lost yet
+	tap   bool   // what goes through from the near side is written down
+	heard []byte
 	conns map[net.Conn]struct{}
 }
 
@@ -600,6 +620,7 @@ func (d *door) serve() {
 		request.Store([]byte(nil))
 		d.running.Go(func() {
 			d.pass(far, near, func(part []byte) bool {
+				d.hear(part)
 				d.callFirst(part)
 				request.Store(bytes.Clone(part))
 				return true

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
@@ -55,6 +56,9 @@ func (u *Upkeep) expireOne(ctx context.Context, entry jobstore.Entry) error {
 	case job.Visible(u.Now()):
 		return u.Jobs.SetDue(ctx, job.ID, job.Expires)
 	}
+	if err := u.record(audit.Expire, job.ID); err != nil {
+		return err
+	}
 	if err := u.Jobs.Expire(ctx, job.ID, u.Now()); err != nil && !gone(err) {
 		return err
 	}
@@ -93,6 +97,11 @@ func (u *Upkeep) purge(ctx context.Context, id export.JobID) error {
 	return nil
 }
 
+// record puts a step on record. What cannot be recorded is not done: the next tick tries again.
+func (u *Upkeep) record(action audit.Action, id export.JobID) error {
+	return u.Audit.Record(audit.Event{Action: action, Outcome: audit.Success, Job: id})
+}
+
 // errNotEmpty: an object came in while the prefix was deleted, from a worker that does not know yet that it lost.
 var errNotEmpty = errors.New("objects are left under the job's prefix")
 
@@ -106,6 +115,9 @@ func (u *Upkeep) purgeSteps(id export.JobID) []func(context.Context) error {
 		},
 		func(ctx context.Context) error { // nothing may be left before the job is forgotten
 			return u.Objects.List(ctx, prefix, func(objects.Info) error { return errNotEmpty })
+		},
+		func(context.Context) error { // on record before the job is forgotten; a purge that is done again is there again
+			return u.record(audit.Purge, id)
 		},
 		func(ctx context.Context) error { // the record, then the index entries
 			return u.Jobs.Remove(ctx, id)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
@@ -78,6 +79,7 @@ type Parts struct {
 	Jobs     *jobstore.Store
 	Queue    *queue.Client
 	Objects  *objects.Store
+	Audit    *audit.Log
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer

@@ -6,6 +6,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
@@ -32,6 +36,9 @@ type world struct {
 	proxy *objectstest.Proxy
 	ms    *atomic.Int64
 	url   string
+
+	events  *audit.Log
+	auditAt string
 }
 
 func newWorld(t *testing.T) *world {
@@ -61,8 +68,12 @@ func newWorld(t *testing.T) *world {
 
 	cfg := Defaults()
 	cfg.SweepGrace = 0
+	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
+	w.events, err = audit.Open(audit.Config{Path: w.auditAt, Process: "scheduler", Now: now})
+	w.must(err)
+	t.Cleanup(func() { w.must(w.events.Close()) })
 	w.Upkeep, err = New(cfg, Parts{
-		Jobs: jobs, Queue: tasks, Objects: store, Now: now,
+		Jobs: jobs, Queue: tasks, Objects: store, Audit: w.events, Now: now,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Registry: prometheus.NewRegistry(),
 	})
 	w.must(err)
@@ -512,4 +523,38 @@ func TestAnOutageOfTheObjectStoreOnlyDelaysThePurge(t *testing.T) {
 	w.proxy.Mend()
 	w.must(w.ExpireAndPurge(t.Context()))
 	w.nothingLeft("after the outage")
+}
+
+// SPEC 6: what ends and what is deleted is on record before it happens; while it cannot be, nothing happens.
+func TestExpiryAndPurgeAreOnRecord(t *testing.T) {
+	w := newWorld(t)
+	completed, cancelled := w.job(export.Completed), w.job(export.Cancelled)
+	w.set(w.Now().Add(week))
+
+	deaf, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "scheduler", Now: w.Now})
+	w.must(err)
+	w.must(deaf.Close())
+	w.Audit = deaf
+	if err := w.ExpireAndPurge(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("without a record: %v", err)
+	}
+	for _, id := range []export.JobID{completed, cancelled} {
+		if job, err := w.Jobs.Job(t.Context(), id); err != nil || job.State == export.Expired {
+			t.Errorf("without a record: %s is %q, %v", id, job.State, err)
+		}
+	}
+
+	w.Audit = w.events
+	w.must(w.ExpireAndPurge(t.Context()))
+	w.nothingLeft("on record")
+	text, err := os.ReadFile(w.auditAt)
+	w.must(err)
+	for event, want := range map[string]int{
+		`"code":"expire".*` + string(completed): 1, `"code":"purge".*` + string(completed): 1,
+		`"code":"expire".*` + string(cancelled): 0, `"code":"purge".*` + string(cancelled): 1,
+	} {
+		if found := regexp.MustCompile(event).FindAll(text, -1); len(found) != want {
+			t.Errorf("%s: %d lines, want %d: %s", event, len(found), want, text)
+		}
+	}
 }

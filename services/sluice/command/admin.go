@@ -29,10 +29,11 @@ func (a *app) admin() *cobra.Command {
 	var flags adminFlags
 	cmd := &cobra.Command{
 		Use:   "admin",
-		Short: "Look after a deployment: its database, the groups, who may export what, and clients",
+		Short: "Look after the PostgreSQL database (its schema, the groups, who may export what), clients and the audit log",
 		Long: `Admin looks after the PostgreSQL database of a deployment. It talks to the database, not to a server, so that it
 needs the database's URL: --database, or the variable SLUICE_DATABASE_URL or, for a file that holds it,
-SLUICE_DATABASE_URL_FILE. The commands of admin client talk to Redis instead. A command that fails has changed nothing.`,
+SLUICE_DATABASE_URL_FILE. A command that fails has changed nothing. The audit log is no part of the database: its
+commands need none, and those of admin client talk to Redis instead.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return usage("a command is needed: see sluice admin --help")
@@ -40,7 +41,7 @@ SLUICE_DATABASE_URL_FILE. The commands of admin client talk to Redis instead. A 
 	}
 	cmd.PersistentFlags().StringVar(&flags.database, "database", "",
 		"URL of the database; default: the variable SLUICE_DATABASE_URL")
-	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.client(&flags))
+	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.client(&flags), a.audit())
 	return cmd
 }
 

@@ -44,6 +44,7 @@ type bench struct {
 	jobs     *jobstore.Store
 	tasks    *queue.Client
 	objects  *objects.Store
+	place    objects.Config     // of the objects
 	proxy    *objectstest.Proxy // between the worker and the object store
 	source   source.Source
 	people   *people
@@ -92,9 +93,10 @@ func newBenchOn(t *testing.T, url string, src source.Source, members ...string) 
 	must(t, err)
 	s3 := testenv.ObjectStore(t)
 	b.proxy = objectstest.NewProxy(t, s3.Endpoint)
-	b.objects, err = objects.Open(objects.Config{
+	b.place = objects.Config{
 		Endpoint: b.proxy.Endpoint(), AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket,
-	})
+	}
+	b.objects, err = objects.Open(b.place)
 	must(t, err)
 	must(t, b.objects.EnsureBucket(t.Context()))
 	t.Cleanup(func() {

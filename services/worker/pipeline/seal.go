@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -19,6 +20,10 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	failed, done := 0, 0
 	out := w.newFiles(ctx, lease, outcomeType, true)
 	err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
+		if len(job.Key) > 0 && slices.ContainsFunc(result.Files, func(f export.File) bool { return !f.Encrypted }) {
+			// Nobody can read it, and it has to go: with the failure everything of the job is purged.
+			return export.Permanent("a worker that knows no encryption has written a part of it")
+		}
 		writes := unit.Kind == export.KindExport || unit.Kind == export.KindReferenced
 		switch {
 		case result.Failure != "":

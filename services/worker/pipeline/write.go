@@ -110,7 +110,7 @@ func (f *files) finish() error {
 	if err != nil {
 		return fmt.Errorf("finish file: %w", err)
 	}
-	f.current.Stored, f.current.SHA256 = stored.Size, stored.SHA256
+	f.current.Stored, f.current.SHA256, f.current.Encrypted = stored.Size, stored.SHA256, stored.Encrypted
 	f.done = append(f.done, f.current)
 	f.worker.metrics.resources.WithLabelValues(f.typ).Add(float64(f.current.Count))
 	f.worker.metrics.bytes.WithLabelValues(f.typ).Add(float64(f.current.Bytes))

@@ -1,0 +1,299 @@
+package audit
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestOpenRefusesWhatCannotWork(t *testing.T) {
+	dir := t.TempDir()
+	for name, tc := range map[string]struct {
+		change func(*Config)
+		says   string
+	}{
+		"no path":            {func(c *Config) { c.Path = "" }, "no path"},
+		"no process":         {func(c *Config) { c.Process = "" }, "no process"},
+		"a short key":        {func(c *Config) { c.Key = c.Key[:31] }, "31 bytes, want at least 32"},
+		"stdout synced":      {func(c *Config) { c.Path, c.Sync = "stdout", true }, "cannot be synced"},
+		"a folder":           {func(c *Config) { c.Path = dir }, "no regular file"},
+		"a device":           {func(c *Config) { c.Path = "/dev/null" }, "no regular file"},
+		"a folder not there": {func(c *Config) { c.Path = dir + "/none/audit" }, "no such file"},
+	} {
+		cfg := config(logFile(t))
+		tc.change(&cfg)
+		l, err := Open(cfg)
+		if err == nil || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v, want %q", name, err, tc.says)
+		}
+		if l != nil {
+			mustClose(t, l)
+		}
+	}
+}
+
+func TestRecord(t *testing.T) {
+	path := logFile(t)
+	l := mustOpen(t, config(path), openHandle)
+	mustRecord(t, l, Event{Action: KickOff, Outcome: Success}, download())
+	unavailable(t, l.Record(Event{Action: Denied, Outcome: Refused, Reason: strings.Repeat("x", LineLimit)}))
+	unavailable(t, l.Record(Event{Action: "export", Outcome: Success}))
+	unavailable(t, l.Record(Event{Action: KickOff, Outcome: "good"}))
+	unavailable(t, l.Record(Event{Action: Status, Outcome: Success, Job: "../../etc"}))
+	unavailable(t, l.Record(Event{Action: File, Outcome: Success, Bytes: -1}))
+	mustRecord(t, l, Event{Action: Cancel, Outcome: Failed})
+	mustClose(t, l)
+	mustClose(t, l)
+	unavailable(t, l.Record(download()))
+
+	about, report := proven(t, path)
+	want(t, about, "start kick-off file repair cancel stop")
+	if text := string(content(t, path)); strings.Contains(text, "etc") || !strings.Contains(text, `"5 events before this one`) {
+		t.Errorf("the log holds %s", text)
+	}
+	chain := report.Chains[0]
+	if len(report.Chains) != 1 || chain.First != 0 || chain.Last != 5 || chain.Process != "api" || chain.Site != "host-1" ||
+		!chain.From.Equal(noon().Truncate(time.Millisecond)) || len(chain.Head) != 64 {
+		t.Errorf("report %+v", report)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, error %v", info.Mode(), err)
+	}
+}
+
+// Whatever a field holds, the line stays one line, and its seam is the last thing in it.
+func TestNothingBreaksOutOfAField(t *testing.T) {
+	path := logFile(t)
+	l := mustOpen(t, config(path), openHandle)
+	forged, _ := newHashing(nil).seal([]byte(`{"resourceType":"AuditEvent"}`), newChain())
+	for _, text := range []string{"a\nb", "a\r\n{}", `"}]}]}`, string(forged), "\x00\xff\u2028", `\`, "<>&"} {
+		mustRecord(t, l, Event{
+			Action: Admin, Outcome: Success, Target: text, Reason: text, File: text, RequestID: text, Types: []string{text},
+			Agent: export.Owner{Issuer: text, Subject: text},
+		})
+	}
+	mustClose(t, l)
+	about, _ := proven(t, path)
+	want(t, about, "start admin admin admin admin admin admin admin stop")
+}
+
+func TestObserve(t *testing.T) {
+	var counted []string
+	cfg := config(logFile(t))
+	cfg.Observe = func(e Event, err error) {
+		counted = append(counted, fmt.Sprint(e.Action, " ", e.Outcome, " ", errors.Is(err, export.ErrUnavailable)))
+	}
+	l := mustOpen(t, cfg, openHandle)
+	mustRecord(t, l, Event{Action: Denied, Outcome: Refused})
+	unavailable(t, l.Record(Event{Action: Denied}))
+	mustClose(t, l)
+	if got := strings.Join(counted, ", "); got != "denied refused false, denied  true" {
+		t.Errorf("observed %s", got)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	for _, durable := range []bool{false, true} {
+		path, disk := logFile(t), &faulty{}
+		cfg := config(path)
+		cfg.Sync = durable
+		l := mustOpen(t, cfg, withFaults(disk))
+		const writers, each = 16, 20
+		var all sync.WaitGroup
+		for range writers {
+			all.Go(func() {
+				for range each {
+					if err := l.Record(download()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		mustClose(t, l)
+		if about, _ := proven(t, path); len(about) != writers*each+2 {
+			t.Errorf("%d lines, want %d", len(about), writers*each+2)
+		}
+		if disk.writes != writers*each+2 {
+			t.Errorf("%d writes: want one for each line", disk.writes)
+		}
+		if durable != (disk.syncs > 0) {
+			t.Errorf("durable %v: %d times fsync", durable, disk.syncs)
+		}
+	}
+}
+
+// What waits while the disk is busy shares the next fsync, and nobody gets an answer before it.
+func TestGroupCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path, disk := logFile(t), &faulty{}
+		cfg := config(path)
+		cfg.Sync = true
+		l := mustOpen(t, cfg, withFaults(disk))
+		busy := make(chan struct{})
+		disk.set(func() { disk.beforeSync = func() { <-busy } })
+		var answered atomic.Int64
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() {
+				if err := l.Record(download()); err != nil {
+					t.Error(err)
+				}
+				answered.Add(1)
+			})
+		}
+		synctest.Wait()
+		if answered.Load() != 0 {
+			t.Errorf("%d were answered before the fsync", answered.Load())
+		}
+		close(busy)
+		all.Wait()
+		if disk.syncs > 1+2 { // of the start, of the first, and of all others
+			t.Errorf("%d times fsync for 50 events", disk.syncs)
+		}
+		mustClose(t, l)
+		proven(t, path)
+	})
+}
+
+func TestPartialWriteIsCutOff(t *testing.T) {
+	for short := range []int{0, 1, 100} {
+		path, disk := logFile(t), &faulty{}
+		l := mustOpen(t, config(path), withFaults(disk))
+		mustRecord(t, l, download())
+		before := content(t, path)
+		disk.set(func() { disk.short = short })
+		unavailable(t, l.Record(download()))
+		if !bytes.Equal(content(t, path), before) {
+			t.Errorf("after %d bytes the file holds more than whole lines", short)
+		}
+		mustRecord(t, l, Event{Action: Status, Outcome: Success})
+		mustClose(t, l)
+		about, _ := proven(t, path)
+		want(t, about, "start file repair status stop")
+	}
+}
+
+// A line that cannot be cut off yet stays in nobody's way: nothing is written until it can.
+func TestPartialWriteThatCannotBeCutOff(t *testing.T) {
+	path, disk := logFile(t), &faulty{}
+	l := mustOpen(t, config(path), withFaults(disk))
+	disk.set(func() { disk.short, disk.noCut = 10, true })
+	for range 3 {
+		unavailable(t, l.Record(download()))
+	}
+	if disk.writes != 2 {
+		t.Errorf("%d writes: one before the torn line and that one are all that may be", disk.writes)
+	}
+	disk.set(func() { disk.noCut = false })
+	mustRecord(t, l, download())
+	mustClose(t, l)
+	about, _ := proven(t, path)
+	want(t, about, "start repair file stop")
+	if !bytes.Contains(content(t, path), []byte(`"outcomeDesc":"3 events before this one could not be recorded`)) {
+		t.Error("the log does not say how many events are missing")
+	}
+}
+
+// After a failed fsync nobody knows what the disk has: what it covered is taken back, and nobody was told that it is
+// on record.
+func TestFailedSync(t *testing.T) {
+	path, disk := logFile(t), &faulty{}
+	cfg := config(path)
+	cfg.Sync = true
+	l := mustOpen(t, cfg, withFaults(disk))
+	mustRecord(t, l, download())
+	before := content(t, path)
+	disk.set(func() { disk.syncError = errDisk })
+	unavailable(t, l.Record(Event{Action: Purge, Outcome: Success}))
+	if !bytes.Equal(content(t, path), before) {
+		t.Error("a line that may not be on the disk is still in the file")
+	}
+	mustRecord(t, l, Event{Action: Status, Outcome: Success})
+	mustClose(t, l)
+	about, _ := proven(t, path)
+	want(t, about, "start file repair status stop")
+}
+
+// The news that a failed fsync takes back is told again.
+func TestFailedSyncOfNews(t *testing.T) {
+	path, disk := logFile(t), &faulty{}
+	cfg := config(path)
+	cfg.Sync = true
+	l := mustOpen(t, cfg, withFaults(disk))
+	disk.set(func() { disk.short = 5 })
+	unavailable(t, l.Record(download()))
+	disk.set(func() { disk.syncError = errDisk })
+	unavailable(t, l.Record(download()))
+	mustRecord(t, l, download())
+	mustClose(t, l)
+	about, _ := proven(t, path)
+	want(t, about, "start repair file stop")
+	if !bytes.Contains(content(t, path), []byte(`"outcomeDesc":"2 events before this one`)) {
+		t.Error("the log does not say how many events are missing")
+	}
+}
+
+// A disk that takes nothing must not hold requests for ever, and Close neither.
+func TestStuckDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path, disk := logFile(t), &faulty{}
+		cfg := config(path)
+		cfg.Sync = true
+		l := mustOpen(t, cfg, withFaults(disk))
+		stuck := make(chan struct{})
+		disk.set(func() { disk.beforeSync = func() { <-stuck } })
+		var all sync.WaitGroup
+		for range 3 { // one in the hands of the writer, two before its door
+			all.Go(func() { unavailable(t, l.Record(download())) })
+			synctest.Wait()
+		}
+		all.Wait()
+		if err := l.Close(); err == nil {
+			t.Error("closed although the disk is stuck")
+		}
+		close(stuck)
+		mustClose(t, l)
+		about, _ := proven(t, path)
+		want(t, about, "start file repair stop")
+		if !bytes.Contains(content(t, path), []byte(`"outcomeDesc":"3 events before this one`)) {
+			t.Error("the log does not say that events were refused")
+		}
+	})
+}
+
+func TestUnauthenticatedAndOwn(t *testing.T) {
+	path := logFile(t)
+	l := mustOpen(t, config(path), openHandle)
+	mustRecord(t, l,
+		Event{Action: Denied, Outcome: Refused, Address: netip.MustParseAddr("::ffff:192.0.2.9"), HTTPStatus: 401},
+		Event{Action: Purge, Outcome: Success, Job: someJob})
+	mustClose(t, l)
+	proven(t, path)
+	lines := linesOf(content(t, path))
+	for i, text := range map[int]string{
+		1: `"agent":[{"type":{"coding":[{"system":"urn:sluice:audit:agent","code":"unauthenticated"}],` +
+			`"text":"unauthenticated client"},"requestor":true,"network":{"address":"192.0.2.9","type":"2"}}]`,
+		2: `"agent":[{"type":{"coding":[{"system":"http://dicom.nema.org/resources/ontology/DCM","code":"110150",` +
+			`"display":"Application"}]},"who":{"display":"api"},"requestor":true}]`,
+	} {
+		if !bytes.Contains(lines[i], []byte(text)) {
+			t.Errorf("line %d is %s, want %s", i, lines[i], text)
+		}
+	}
+}

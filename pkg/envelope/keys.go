@@ -1,0 +1,118 @@
+// Package envelope keeps the data keys with which jobs' objects are encrypted.
+//
+// Each job has a random key of its own. It is stored in the job's record, wrapped: encrypted under a master key that only
+// processes hold, and bound to the job. So who has the bucket has nothing, who has the bucket and Redis has nothing, and a
+// purge, which removes the record, makes every copy of the job's objects unreadable.
+//
+// There may be several master keys: the first wraps, all unwrap. That is how they are rotated.
+package envelope
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// keySize is the size of master keys and data keys in bytes: AES-256.
+const keySize = 32
+
+// A wrapped key is 1 byte version, 1 byte length of the master key's id, the id, 12 bytes random nonce, and AES-256-GCM of
+// the data key with its tag, 48 bytes. What comes before the nonce and the job's id are authenticated with it.
+const (
+	version   = 1
+	nonceSize = 12
+)
+
+// keyID is the form of a master key's id.
+var keyID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+// Keys are the master keys.
+type Keys struct {
+	first string
+	byID  map[string]cipher.AEAD
+}
+
+// ParseKeys reads master keys, "id:base64 of 32 bytes" each, separated by white space. The empty text has none. An id may
+// come once only. Errors name the place of a key and never quote it.
+func ParseKeys(text string) (*Keys, error) {
+	keys := &Keys{byID: map[string]cipher.AEAD{}}
+	var problems []error
+	for i, entry := range strings.Fields(text) {
+		id, encoded, _ := strings.Cut(entry, ":")
+		secret, err := base64.StdEncoding.DecodeString(encoded)
+		switch _, twice := keys.byID[id]; {
+		case !keyID.MatchString(id):
+			problems = append(problems, fmt.Errorf("key %d is not of the form id:base64", i+1))
+			continue
+		case err != nil || len(secret) != keySize:
+			problems = append(problems, fmt.Errorf("key %d is not the base64 of %d bytes", i+1, keySize))
+			continue
+		case twice:
+			problems = append(problems, fmt.Errorf("key %d has the id of another one", i+1))
+			continue
+		}
+		if keys.byID[id], err = newAEAD(secret); err != nil {
+			return nil, err
+		}
+		if keys.first == "" {
+			keys.first = id
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	return keys, nil
+}
+
+func newAEAD(secret []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(secret)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+// Empty reports whether there is no master key: then nothing can be wrapped.
+func (k *Keys) Empty() bool { return len(k.byID) == 0 }
+
+// New returns a fresh data key for the job, wrapped. It panics when there is no master key.
+func (k *Keys) New(job export.JobID) []byte {
+	dataKey := make([]byte, keySize)
+	_, _ = rand.Read(dataKey) // it never fails
+	head := append([]byte{version, byte(len(k.first))}, k.first...)
+	wrapped := append(head, make([]byte, nonceSize)...)
+	nonce := wrapped[len(head):]
+	_, _ = rand.Read(nonce)
+	return k.byID[k.first].Seal(wrapped, nonce, dataKey, bound(head, job))
+}
+
+// unwrap returns the job's data key. One wrapped under a master key that is not there is export.ErrUnavailable: it was
+// not handed to this process, and once it is all goes on.
+func (k *Keys) unwrap(job export.JobID, wrapped []byte) ([]byte, error) {
+	if len(wrapped) < 2 || wrapped[0] != version || len(wrapped) < 2+int(wrapped[1])+nonceSize {
+		return nil, fmt.Errorf("data key of job %s: it has another form than it should", job)
+	}
+	head, rest := wrapped[:2+int(wrapped[1])], wrapped[2+int(wrapped[1]):]
+	aead, there := k.byID[string(head[2:])]
+	if !there {
+		return nil, fmt.Errorf("data key of job %s: master key %q is not among the configured ones: %w",
+			job, head[2:], export.ErrUnavailable)
+	}
+	dataKey, err := aead.Open(nil, rest[:nonceSize], rest[nonceSize:], bound(head, job))
+	if err != nil {
+		return nil, fmt.Errorf("data key of job %s: it was not wrapped for this job under master key %q", job, head[2:])
+	}
+	return dataKey, nil
+}
+
+// bound is what a wrapped key is bound to.
+func bound(head []byte, job export.JobID) []byte {
+	return append(append([]byte("sluice data key\x00"), head...), job...)
+}

@@ -1,0 +1,12 @@
+-- KEYS: a counter. ARGV: window in ms, how often it may be counted up in a window. Returns the ms to wait, 0 when this time
+-- is allowed.
+local counter = KEYS[1]
+local count = redis.call('INCR', counter)
+if count == 1 then redis.call('PEXPIRE', counter, ARGV[1]) end
+if count <= tonumber(ARGV[2]) then return 0 end
+local left = redis.call('PTTL', counter)
+if left < 0 then
+  redis.call('PEXPIRE', counter, ARGV[1])
+  left = tonumber(ARGV[1])
+end
+return math.max(left, 1)

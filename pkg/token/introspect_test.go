@@ -1,0 +1,489 @@
+package token_test
+
+import (
+	"context"
+	"crypto/elliptic"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+// opaque is a token that says nothing.
+const opaque = "2YotnFZFEjr1zCsicMWpAA"
+
+// active is the answer about a token that is accepted at start.
+func active() members { return goodClaims().with("active", true).with("token_type", "Bearer") }
+
+// introspecting is an issuer without keys that answers at the URL.
+func introspecting(url string) token.Issuer {
+	return token.Issuer{
+		Name: issuerName, Audiences: []string{"urn:other", audience},
+		Introspection: &token.Introspection{URL: url, ClientID: "sluice api", ClientSecret: "s:ecret"},
+	}
+}
+
+func TestIntrospectionRequest(t *testing.T) {
+	server := serveKeys(t, "")
+	server.Handle(func(w http.ResponseWriter, r *http.Request) {
+		client, secret, _ := r.BasicAuth()
+		if client != "sluice+api" || secret != "s%3Aecret" { // RFC 6749 section 2.3.1
+			t.Errorf("client %q, secret %q", client, secret)
+		}
+		if err := r.ParseForm(); err != nil {
+			t.Error(err)
+		}
+		if r.Method != "POST" || r.URL.RawQuery != "" || len(r.PostForm) != 2 || r.PostForm.Get("token") != opaque ||
+			r.PostForm.Get("token_type_hint") != "access_token" || r.Header.Get("Accept") != "application/json" {
+			t.Errorf("%s %s %v, Accept %q", r.Method, r.URL, r.PostForm, r.Header.Get("Accept"))
+		}
+		_, _ = io.WriteString(w, active().String())
+	})
+	p, err := verifier(t, newClock(), introspecting(server.URL)).Verify(t.Context(), opaque)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (export.Owner{Issuer: issuerName, Subject: subject}); p.Owner != want {
+		t.Errorf("owner %+v, want %+v", p.Owner, want)
+	}
+	if !p.Scopes.MayRead("Observation") || !p.Expires.Equal(start().Add(5*time.Minute)) {
+		t.Errorf("scopes %+v, expires %s", p.Scopes, p.Expires)
+	}
+}
+
+// What an issuer may answer about a token, RFC 7662 section 2.2: nothing but a whole and fitting answer makes a Principal.
+func TestIntrospectionAnswers(t *testing.T) {
+	unix := func(d time.Duration) int64 { return start().Add(d).Unix() }
+	var good error
+	none, down := token.ErrInvalid, export.ErrUnavailable
+	for name, test := range map[string]struct {
+		answer string
+		want   error
+	}{
+		"good":                      {active().String(), good},
+		"no token_type":             {active().without("token_type").String(), good},
+		"token_type in lower case":  {active().with("token_type", "bearer").String(), good},
+		"no iss":                    {active().without("iss").String(), good},
+		"no nbf and no iat":         {active().without("nbf").without("iat").String(), good},
+		"aud array with ours":       {active().with("aud", []string{"urn:x", audience}).String(), good},
+		"no scope":                  {active().without("scope").String(), good},
+		"username":                  {active().with("username", "root").String(), good},
+		"not active":                {`{"active":false}`, none},
+		"not active, with claims":   {active().with("active", false).String(), none},
+		"iss of another":            {active().with("iss", "https://evil.example").String(), none},
+		"iss with a slash":          {active().with("iss", issuerName+"/").String(), none},
+		"iss null":                  {active().with("iss", nil).String(), none},
+		"aud of another":            {active().with("aud", "urn:x").String(), none},
+		"aud missing":               {active().without("aud").String(), none},
+		"aud empty":                 {active().with("aud", []string{}).String(), none},
+		"aud null":                  {active().with("aud", nil).String(), none},
+		"aud a number":              {active().with("aud", 1).String(), none},
+		"sub missing":               {active().without("sub").String(), none},
+		"sub missing, username":     {active().without("sub").with("username", "root").String(), none},
+		"sub empty":                 {active().with("sub", "").String(), none},
+		"sub a number":              {active().with("sub", 1).String(), none},
+		"sub very long":             {active().with("sub", strings.Repeat("x", 1025)).String(), none},
+		"exp missing":               {active().without("exp").String(), none},
+		"exp a string":              {active().with("exp", "1").String(), none},
+		"expired":                   {active().with("exp", unix(-time.Minute)).String(), none},
+		"nbf ahead":                 {active().with("nbf", unix(61*time.Second)).String(), none},
+		"nbf a string":              {active().with("nbf", "1").String(), none},
+		"iat ahead":                 {active().with("iat", unix(61*time.Second)).String(), none},
+		"token_type DPoP":           {active().with("token_type", "DPoP").String(), none},
+		"token_type null":           {active().with("token_type", nil).String(), none},
+		"bound to a key":            {active().with("cnf", map[string]string{"jkt": "x"}).String(), none},
+		"granular scope":            {active().with("scope", "system/Patient.rs?a=b").String(), none},
+		"scope an object":           {active().with("scope", map[string]string{}).String(), none},
+		"active missing":            {goodClaims().String(), down},
+		"active a string":           {active().with("active", "true").String(), down},
+		"active a number":           {active().with("active", 1).String(), down},
+		"active null":               {active().with("active", nil).String(), down},
+		"active twice":              {`{"active":false,` + active().String()[1:], down},
+		"Active":                    {goodClaims().with("Active", true).String(), down},
+		"empty":                     {"", down},
+		"HTML":                      {"<html>", down},
+		"an array":                  {"[" + active().String() + "]", down},
+		"true":                      {"true", down},
+		"two answers":               {active().String() + active().String(), down},
+		"not UTF-8":                 {strings.Replace(active().String(), subject, "\xff", 1), down},
+		"a signed answer, RFC 9701": {"eyJhbGciOiJSUzI1NiJ9.e30.AAAA", down},
+		"more than 64 KiB":          {active().with("pad", strings.Repeat("x", 64<<10)).String(), down},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := verifier(t, newClock(), introspecting(serveKeys(t, test.answer).URL))
+			p, err := v.Verify(t.Context(), opaque)
+			if !errors.Is(err, test.want) || errors.Is(err, token.ErrInvalid) && errors.Is(err, export.ErrUnavailable) {
+				t.Fatalf("got error %v, want %v", err, test.want)
+			}
+			if (err == nil) != (p.Owner == export.Owner{Issuer: issuerName, Subject: subject}) {
+				t.Errorf("principal %+v with error %v", p, err)
+			}
+			if err != nil && (strings.Contains(err.Error(), opaque) || strings.Contains(err.Error(), "root")) {
+				t.Errorf("the error holds a part of the token or of the answer: %v", err)
+			}
+		})
+	}
+}
+
+// An endpoint that cannot be asked is a 503, whatever body comes with it, and no log shows what it was asked with.
+func TestIntrospectionEndpointDown(t *testing.T) {
+	elsewhere := serveKeys(t, active().String())
+	for name, handler := range map[string]http.HandlerFunc{
+		"status 401": status(401), "status 403": status(403), "status 404": status(404), "status 429": status(429),
+		"status 500": status(500), "status 201": status(201),
+		"redirect":              http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect).ServeHTTP,
+		"redirect to the place": http.RedirectHandler("/again", http.StatusPermanentRedirect).ServeHTTP,
+		"cut short": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "100000")
+			_, _ = io.WriteString(w, active().String())
+		},
+		"hangs up": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := serveKeys(t, "")
+			server.Handle(handler)
+			v := verifier(t, newClock(), introspecting(server.URL+"/introspect?key=hidden"))
+			_, err := v.Verify(t.Context(), opaque)
+			if !errors.Is(err, export.ErrUnavailable) || errors.Is(err, token.ErrInvalid) {
+				t.Fatalf("got error %v, want ErrUnavailable", err)
+			}
+			for _, secret := range []string{"hidden", opaque, "ecret"} {
+				if strings.Contains(err.Error(), secret) {
+					t.Errorf("the error shows %q: %v", secret, err)
+				}
+			}
+			server.Serve(active().String())
+			accepted(t, v, opaque) // an outage is not remembered
+		})
+	}
+	if n := elsewhere.asked.Load(); n != 0 {
+		t.Errorf("a token was taken to another place %d times", n)
+	}
+}
+
+func status(code int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, active().String())
+	}
+}
+
+// Only what could be a token of this issuer is shown to it.
+func TestIntrospectionIsAskedAboutItsOwnTokens(t *testing.T) {
+	key, other := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256())
+	keys := serveKeys(t, jwks(jwkOf(t, "k", key)))
+	signed := sign(t, "ES256", "k", key, goodClaims())
+	forged := sign(t, "ES256", "k", other, goodClaims())
+	foreign := sign(t, "ES256", "k", key, goodClaims().with("iss", "https://elsewhere.example"))
+	none := b64.EncodeToString([]byte(`{"alg":"none"}`)) + "." + strings.Split(signed, ".")[1] + "."
+	for name, test := range map[string]struct {
+		raw           string
+		beside, alone bool // whether the issuer is asked when it publishes keys too, and when it does not
+	}{
+		"opaque":                           {opaque, true, true},
+		"opaque with a dot":                {"ory_at_abc.def", true, true},
+		"opaque with two dots":             {"v4.public.abc", true, true},
+		"opaque, all characters":           {"aZ09-._~+/==", true, true},
+		"opaque, base64 of a brace":        {"e3t7e3t7", true, true},
+		"as long as allowed":               {strings.Repeat("x", 8<<10), true, true},
+		"signed":                           {signed, false, true},
+		"forged":                           {forged, false, true},
+		"signed, alg none":                 {none, false, true},
+		"header with blanks":               {b64.EncodeToString([]byte(" { \"alg\":1}")) + ".e30.AAAA", false, false},
+		"signed by another":                {foreign, false, false},
+		"encrypted":                        {"eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ.AAAA.AAAA.AAAA.AAAA", false, false},
+		"payload that cannot be read":      {"eyJhbGciOiJub25lIn0.!.AAAA", false, false},
+		"payload with iss twice":           {"eyJhbGciOiJub25lIn0." + b64.EncodeToString([]byte(`{"iss":"a","iss":"a"}`)) + ".A", false, false},
+		"payload without iss":              {"eyJhbGciOiJub25lIn0.e30.AAAA", false, false},
+		"too long":                         {strings.Repeat("x", 8<<10+1), false, false},
+		"empty":                            {"", false, false},
+		"only padding":                     {"==", false, false},
+		"padding inside":                   {"a=b", false, false},
+		"blank inside":                     {"a b", false, false},
+		"line break":                       {"ab\n", false, false},
+		"other script":                     {"абв", false, false},
+		"a comma, as of two header values": {"ab,cd", false, false},
+	} {
+		for _, place := range []struct {
+			jwks string
+			want bool
+		}{{keys.URL, test.beside}, {"", test.alone}} {
+			t.Run(fmt.Sprintf("%s, keys %v", name, place.jwks != ""), func(t *testing.T) {
+				server := serveKeys(t, `{"active":false}`)
+				issuer := introspecting(server.URL)
+				issuer.JWKSURL = place.jwks
+				_, err := verifier(t, newClock(), issuer).Verify(t.Context(), test.raw)
+				if err != nil && !errors.Is(err, token.ErrInvalid) {
+					t.Error(err)
+				}
+				if (err == nil) != (test.raw == signed && place.jwks != "") {
+					t.Errorf("error %v", err)
+				}
+				if n := server.asked.Load(); (n == 1) != place.want {
+					t.Errorf("asked %d times, want to be asked %v", n, place.want)
+				}
+			})
+		}
+	}
+}
+
+// A second issuer with keys goes on beside the one that introspects.
+func TestIntrospectionBesideOtherIssuers(t *testing.T) {
+	key := ecKey(t, elliptic.P256())
+	keys := issuerAt(serveKeys(t, jwks(jwkOf(t, "k", key))).URL)
+	keys.Name = "https://b.example"
+	server := serveKeys(t, active().String())
+	v := verifier(t, newClock(), introspecting(server.URL), keys)
+	p, err := v.Verify(t.Context(), sign(t, "ES256", "k", key, goodClaims().with("iss", keys.Name)))
+	if err != nil || p.Owner.Issuer != keys.Name {
+		t.Errorf("owner %+v, error %v", p.Owner, err)
+	}
+	asked(t, server, 0)
+	if p, err = v.Verify(t.Context(), opaque); err != nil || p.Owner.Issuer != issuerName {
+		t.Errorf("owner %+v, error %v", p.Owner, err)
+	}
+}
+
+func TestIntrospectionAudienceOptional(t *testing.T) {
+	for name, test := range map[string]struct {
+		answer members
+		want   error
+	}{
+		"no aud":         {active().without("aud"), nil},
+		"aud":            {active(), nil},
+		"aud of another": {active().with("aud", "urn:x"), token.ErrInvalid},
+		"aud empty":      {active().with("aud", []string{}), token.ErrInvalid},
+		"aud null":       {active().with("aud", nil), token.ErrInvalid},
+	} {
+		issuer := introspecting(serveKeys(t, test.answer.String()).URL)
+		issuer.Introspection.AudienceOptional = true
+		if _, err := verifier(t, newClock(), issuer).Verify(t.Context(), opaque); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", name, err, test.want)
+		}
+	}
+	// A signed token needs its aud all the same.
+	key := ecKey(t, elliptic.P256())
+	issuer := introspecting("https://issuer.example")
+	issuer.JWKSURL, issuer.Introspection.AudienceOptional = serveKeys(t, jwks(jwkOf(t, "k", key))).URL, true
+	refused(t, verifier(t, newClock(), issuer), sign(t, "ES256", "k", key, goodClaims().with("aud", []string{})),
+		token.ErrInvalid)
+}
+
+// An answer counts for a minute at most, and never beyond the end of the token; a revoked token stops with it.
+func TestIntrospectionAnswersAge(t *testing.T) {
+	c, server := newClock(), serveKeys(t, active().with("exp", start().Add(90*time.Second).Unix()).String())
+	v := verifier(t, c, introspecting(server.URL))
+	accepted(t, v, opaque)
+	c.Advance(60*time.Second - 1)
+	accepted(t, v, opaque)
+	asked(t, server, 1)
+	c.Advance(1)
+	accepted(t, v, opaque)
+	asked(t, server, 2)
+	c.Advance(30 * time.Second) // it ends: asked again, though a minute has not passed
+	accepted(t, v, opaque)      // within the skew
+	asked(t, server, 3)
+	server.Fail()
+	refused(t, v, opaque, export.ErrUnavailable) // an old answer is no answer
+	server.Serve(`{"active":false}`)
+	refused(t, v, opaque, token.ErrInvalid)
+	asked(t, server, 5)
+	server.Serve(active().String()) // some issuers say no before all their nodes know a new token
+	c.Advance(10*time.Second - 1)
+	refused(t, v, opaque, token.ErrInvalid)
+	asked(t, server, 5)
+	c.Advance(1)
+	accepted(t, v, opaque)
+	asked(t, server, 6)
+}
+
+func TestIntrospectionCacheFor(t *testing.T) {
+	c, server := newClock(), serveKeys(t, active().String())
+	issuer := introspecting(server.URL)
+	issuer.Introspection.CacheFor = 5 * time.Second
+	v := verifier(t, c, issuer)
+	accepted(t, v, opaque)
+	c.Advance(5*time.Second - 1)
+	accepted(t, v, opaque)
+	asked(t, server, 1)
+	server.Serve(`{"active":false}`)
+	c.Advance(1)
+	refused(t, v, opaque, token.ErrInvalid)
+}
+
+// A token that ends while its answer is held ends then: the times count at each use.
+func TestIntrospectedTokenEnds(t *testing.T) {
+	c, server := newClock(), serveKeys(t, active().with("exp", start().Unix()).String())
+	v := verifier(t, c, introspecting(server.URL))
+	accepted(t, v, opaque) // within the skew
+	c.Advance(time.Minute)
+	refused(t, v, opaque, token.ErrInvalid)
+}
+
+// A flood of made-up tokens is not passed on to the issuer, and shuts nobody out whose token has worked before.
+func TestIntrospectionFlood(t *testing.T) {
+	c, server := newClock(), serveKeys(t, active().with("exp", start().Add(time.Hour).Unix()).String())
+	v := verifier(t, c, introspecting(server.URL))
+	accepted(t, v, opaque)
+	server.Serve(`{"active":false}`)
+	limited := 0
+	for i := range 6000 { // more than answers are held
+		_, err := v.Verify(t.Context(), fmt.Sprint("made-up-", i))
+		switch {
+		case errors.Is(err, export.ErrUnavailable) && !errors.Is(err, token.ErrInvalid):
+			limited++
+		case !errors.Is(err, token.ErrInvalid):
+			t.Fatalf("made-up token %d: %v", i, err)
+		}
+	}
+	const burst = 200
+	asked(t, server, burst)
+	if want := 6000 - burst + 1; limited != want {
+		t.Errorf("%d made-up tokens were turned away, want %d", limited, want)
+	}
+	server.Serve(active().with("exp", start().Add(time.Hour).Unix()).String())
+	accepted(t, v, opaque) // from what is held
+	asked(t, server, burst)
+	refused(t, v, "new-and-good", export.ErrUnavailable)
+	c.Advance(time.Minute)
+	for i := range burst {
+		_, _ = v.Verify(t.Context(), fmt.Sprint("made-up-again-", i))
+	}
+	refused(t, v, "new-and-good", export.ErrUnavailable)
+	before := server.asked.Load()
+	accepted(t, v, opaque) // asked again in spite of the flood
+	asked(t, server, before+1)
+	c.Advance(time.Second)
+	accepted(t, v, "new-and-good")
+
+	// Whoever was refused is a stranger, and one who has become so too.
+	server.Serve(`{"active":false}`)
+	c.Advance(time.Minute)
+	refused(t, v, opaque, token.ErrInvalid)
+	c.Advance(10 * time.Second)
+	for i := range burst {
+		_, _ = v.Verify(t.Context(), fmt.Sprint("made-up-at-last-", i))
+	}
+	refused(t, v, opaque, export.ErrUnavailable)
+	refused(t, v, "made-up-0", export.ErrUnavailable)
+}
+
+// Whoever brings a token that is being asked about waits for that answer; and no more questions than there are slots
+// are under way, however many tokens come.
+func TestIntrospectionsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var questions, most atomic.Int64
+		release := make(chan struct{})
+		client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) {
+			most.Store(max(most.Load(), questions.Add(1)))
+			<-release
+			questions.Add(-1)
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(active().String()))}, nil
+		})}
+		v := introspectingWith(t, client)
+		defer v.Close()
+		var waiting sync.WaitGroup
+		for range 50 {
+			waiting.Go(func() { accepted(t, v, opaque) })
+		}
+		synctest.Wait()
+		if n := questions.Load(); n != 1 {
+			t.Errorf("%d questions about one token", n)
+		}
+		for i := range 50 {
+			waiting.Go(func() { accepted(t, v, fmt.Sprint("another-", i)) })
+		}
+		synctest.Wait()
+		if n := questions.Load(); n != 16 {
+			t.Errorf("%d questions at once, want 16", n)
+		}
+		close(release)
+		waiting.Wait()
+		if n := most.Load(); n > 16 {
+			t.Errorf("%d questions at once", n)
+		}
+	})
+}
+
+// Questions about strangers that hang leave room for one about a token that has worked.
+func TestIntrospectionKeepsRoomForTheKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if err := r.ParseForm(); err != nil || r.PostForm.Get("token") != opaque {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			answer := active().with("exp", start().Add(time.Hour).Unix()).String()
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(answer))}, nil
+		})}
+		c := newClock()
+		v, err := token.NewVerifier(token.Config{
+			Issuers: []token.Issuer{introspecting("https://issuer.example/introspect")}, Now: c.Now, HTTPClient: client,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted(t, v, opaque)
+		c.Advance(time.Minute)
+		var waiting sync.WaitGroup
+		for i := range 40 {
+			waiting.Go(func() { refused(t, v, fmt.Sprint("stranger-", i), export.ErrUnavailable) })
+		}
+		synctest.Wait()
+		accepted(t, v, opaque)
+		v.Close()
+		waiting.Wait()
+	})
+}
+
+// A question that hangs ends after five seconds, for those too that wait for its slot; and one that nobody waits for any
+// more ends with the verifier.
+func TestIntrospectionHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		})}
+		v := introspectingWith(t, client)
+		begun := time.Now()
+		var waiting sync.WaitGroup
+		for i := range 40 {
+			waiting.Go(func() { refused(t, v, fmt.Sprint("token-", i), export.ErrUnavailable) })
+		}
+		waiting.Wait()
+		if d := time.Since(begun); d != 5*time.Second { // by the bubble's clock
+			t.Errorf("ended after %s", d)
+		}
+		impatient, hangUp := context.WithCancel(t.Context())
+		waiting.Go(func() {
+			if _, err := v.Verify(impatient, opaque); !errors.Is(err, export.ErrUnavailable) {
+				t.Errorf("a request that ended: %v", err)
+			}
+		})
+		synctest.Wait()
+		hangUp()
+		waiting.Wait()
+		v.Close() // ends the question
+		refused(t, v, "late", export.ErrUnavailable)
+	})
+}
+
+func introspectingWith(t *testing.T, client *http.Client) *token.Verifier {
+	t.Helper()
+	v, err := token.NewVerifier(token.Config{
+		Issuers: []token.Issuer{introspecting("https://issuer.example/introspect")}, Now: newClock().Now, HTTPClient: client,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}

@@ -1,0 +1,335 @@
+package httpapi_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/klauspost/compress/gzip"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/api/httpapi"
+)
+
+// marker stands for a secret: whatever part of a request it is in, it must not come back, nor be logged.
+const marker = "eyJtYXJrZXIiOjF9.czNjcjN0.bWFya2Vy"
+
+// shelf is an object store that only gives what was put on it, so that a fuzz target needs no server.
+type shelf map[string][]byte
+
+func (s shelf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	if key == "" {
+		return // the bucket is there
+	}
+	object, there := s[key]
+	if !there {
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `<Error><Code>NoSuchKey</Code></Error>`)
+		return
+	}
+	w.Header().Set("ETag", fmt.Sprintf(`"%08x"`, crc32.ChecksumIEEE(object)))
+	http.ServeContent(w, r, "", time.Unix(1, 0), bytes.NewReader(object))
+}
+
+// fuzzWorld is an API with a completed and a running job of alice's, of Patient and Observation.
+type fuzzWorld struct {
+	*world
+	redis              *miniredis.Miniredis
+	completed, running export.JobID
+	data, bad          export.File
+	plain, packed      []byte // of data
+}
+
+func newFuzzWorld(f *testing.F) *fuzzWorld {
+	f.Helper()
+	objects := shelf{}
+	store := httptest.NewServer(objects)
+	f.Cleanup(store.Close)
+	w := &fuzzWorld{redis: miniredis.RunT(f)}
+	place := testenv.S3{Endpoint: store.URL, AccessKey: "access", SecretKey: "secret", Bucket: "shelf"}
+	w.world = newWorldOn(f, "redis://"+w.redis.Addr(), place, func(cfg *httpapi.Config) { cfg.PollLimit = 1 << 30 })
+
+	file := func(c content) (export.File, []byte) {
+		var packed bytes.Buffer
+		zip := gzip.NewWriter(&packed)
+		if _, err := zip.Write([]byte(c.plain())); err != nil {
+			f.Fatal(err)
+		}
+		if err := zip.Close(); err != nil {
+			f.Fatal(err)
+		}
+		name := export.FileName(export.UnitID(c.typ+"-00000"), 1, c.typ, 0)
+		made := export.File{
+			Name: name, Type: c.typ, Error: c.error, Key: export.FileKey(w.completed, c.typ, name),
+			Count: int64(len(c.lines)), Bytes: int64(len(c.plain())), Stored: int64(packed.Len()),
+			SHA256: fmt.Sprintf("%x", sum(packed.String())),
+		}
+		objects[made.Key] = packed.Bytes()
+		return made, packed.Bytes()
+	}
+	const query = "?_type=Patient,Observation"
+	w.running = w.kickoff(w.as("alice"), query)
+	w.plan(w.running, "Patient", "Observation")
+	w.completed = w.kickoff(w.as("alice"), query)
+	w.plan(w.completed, "Patient", "OperationOutcome")
+	w.plain = []byte(patients(30).plain())
+	w.data, w.packed = file(patients(30))
+	w.bad, _ = file(content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}})
+	var list []byte
+	for _, made := range []export.File{w.data, w.bad} {
+		line, err := json.Marshal(made)
+		if err != nil {
+			f.Fatal(err)
+		}
+		list = append(append(list, line...), '\n')
+		w.commit(w.claim(w.completed, export.UnitID(made.Type+"-00000"), export.KindExport), jobstore.Commit{
+			Result: export.Result{Files: []export.File{made}}, Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
+		})
+	}
+	manifest := export.ManifestKey(w.completed, 1)
+	objects[manifest] = list
+	w.commit(w.claim(w.completed, export.SealUnit, export.KindSeal), commitSeal(manifest, w.clock.Now()))
+	for path, want := range map[string]int{
+		statusPath(w.running): http.StatusAccepted, statusPath(w.completed): http.StatusOK,
+		filePath(w.completed, w.data): http.StatusOK, filePath(w.completed, w.bad): http.StatusOK, "/readyz": http.StatusOK,
+	} {
+		if got := w.ask("GET", path, w.as("alice")...); got.code != want {
+			f.Fatalf("%s: %d %s", path, got.code, got.body)
+		}
+	}
+	return w
+}
+
+// restore takes back what an input has changed, so that every input finds the same world.
+func (w *fuzzWorld) restore(location string) {
+	w.redis.HSet("sluice:{"+string(w.completed)+"}:job", "state", string(export.Completed))
+	w.redis.HSet("sluice:{"+string(w.running)+"}:job", "state", string(export.Running))
+	if location != "" {
+		id := location[strings.LastIndexByte(location, '/')+1:]
+		if err := w.jobs.Remove(w.t.Context(), export.JobID(id)); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	for _, key := range w.redis.Keys() {
+		if strings.HasPrefix(key, "asynq:{") {
+			w.redis.Del(key)
+		}
+	}
+	w.log.mu.Lock()
+	w.log.text.Reset()
+	w.log.mu.Unlock()
+}
+
+// Who sends a request.
+const (
+	nobody   = iota // or whoever the headers say
+	owner           // of both jobs
+	namesake        // of another issuer, who may read nothing
+	narrow          // the owner, with a token for Observation alone
+	callers
+)
+
+var kickoffPath = regexp.MustCompile(`^/fhir/Group/g[12]/\$export$`)
+
+// FuzzRequest gives the whole API any request that the server would hand it. The stores are there and hold what they
+// should, so there is no excuse for a 5xx. In the input {job}, {run}, {file}, {bad} and {marker} stand for what is only
+// known here.
+func FuzzRequest(f *testing.F) {
+	for _, seed := range []struct {
+		method, target, headers string
+	}{
+		{"GET", "/fhir/Group/g1/$export?_type=Patient&_outputFormat=ndjson", "Prefer: respond-async\r\nAccept: application/fhir+json"},
+		{"GET", "/fhir/Group/g1/%24export?_type={marker}&{marker}=1&x={marker}", "Accept: */*;q=0.1, text/html"},
+		{"GET", "/fhir/Group/{marker}/$export", "Authorization: Bearer {marker}"},
+		{"GET", "/fhir/Group/g1%2F$export?access_token={marker}", "Authorization: Bearer  {marker}\r\nAuthorization: Basic {marker}"},
+		{"GET", "/fhir/exports/{job}?{marker}", "Authorization: bEaReR eyJhbGciOiJub25lIn0.e30."},
+		{"HEAD", "/fhir/exports/{job}", "If-None-Match: *"},
+		{"GET", "/fhir/exports/{run}", "Cookie: token={marker}\r\nX-Request-Id: {marker}"},
+		{"DELETE", "/fhir/exports/{job}", "X-HTTP-Method-Override: GET"},
+		{"DELETE", "/fhir/exports/{run}", ""},
+		{"GET", "/fhir/exports/{job}/files/{file}", "Range: bytes=5-99\r\nAccept-Encoding: gzip;q=0.5, identity"},
+		{"GET", "/fhir/exports/{job}/files/{file}", "Accept-Encoding: gzip\r\nRange: bytes=-7\r\nIf-Range: \"x\""},
+		{"HEAD", "/fhir/exports/{job}/files/{file}", "Accept-Encoding: identity;q=0, *;q=0\r\nIf-Match: W/\"a\", \"b\""},
+		{"GET", "/fhir/exports/{job}/files/{bad}", "If-None-Match: \"{marker}\", *\r\nRange: bytes=99999-"},
+		{"GET", "/fhir/exports/{job}/files/../{file}", "Range: bytes=0-0,2-2"},
+		{"POST", "/fhir/Group/g1/$export", "Content-Length: 5\r\nContent-Type: application/json"},
+		{"PUT", "/fhir/exports/{job}", "Content-Length: 70000"},
+		{"OPTIONS", "/fhir/exports/{job}", "Origin: https://evil.example.com\r\nAccess-Control-Request-Method: GET"},
+		{"TRACE", "/fhir/exports/{job}", "Max-Forwards: 0"},
+		{"CONNECT", "fhir.example.org:443", ""},
+		{"GET", "http://evil.example.com/fhir/exports/{job}", "X-Forwarded-Host: {marker}"},
+		{"GET", "/fhir/exports/..%2f..%2fetc/passwd", "Transfer-Encoding: chunked"},
+		{"GET", "//fhir//exports/{job}//", ""},
+		{"GET", "/fhir/exports/{marker}/files/{marker}", "Referer: {marker}"},
+		{"GET", "/livez", ""},
+		{"PROPFIND", "/readyz", ""},
+		{"GET", "/fhir/Group/g1/$export?" + strings.Repeat("_type=Patient&", 101), ""},
+		{"GET", "/" + strings.Repeat("a", 9000), ""},
+	} {
+		for who := range byte(callers) {
+			f.Add(who, seed.method, seed.target, seed.headers)
+		}
+	}
+	w := newFuzzWorld(f)
+	tokens := [callers]string{
+		owner:    w.issuer.token(f, "https://one.example.org", "alice"),
+		namesake: w.issuer.token(f, "https://two.example.org", "alice", "openid"),
+		narrow:   w.issuer.token(f, "https://one.example.org", "alice", "system/Observation.rs"),
+	}
+	names := strings.NewReplacer("{job}", string(w.completed), "{run}", string(w.running), "{file}", w.data.Name,
+		"{bad}", w.bad.Name, "{marker}", marker)
+	f.Fuzz(func(t *testing.T, who byte, method, target, headers string) {
+		w.t = t
+		who %= callers
+		text := names.Replace(method + " " + target + " HTTP/1.1\r\nHost: fhir.example.org\r\n" + headers)
+		if who != nobody {
+			text += "\r\nAuthorization: Bearer " + tokens[who]
+		}
+		request, ok := asServed(text + "\r\n\r\n")
+		if !ok {
+			return
+		}
+		recorder := httptest.NewRecorder()
+		w.handler.ServeHTTP(recorder, request.WithContext(t.Context()))
+		got := reply{code: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
+		log := w.log.String()
+		w.restore(got.header.Get("Content-Location"))
+		if t.Failed() || strings.HasPrefix(request.URL.Path, "/livez") || strings.HasPrefix(request.URL.Path, "/readyz") {
+			return
+		}
+		w.checkAnswer(t, request, got)
+		w.checkAccess(t, request, who, got)
+		if all := fmt.Sprint(got.header, got.body, log); strings.Contains(all, marker) {
+			t.Errorf("the marker comes back: %s", all)
+		}
+		if strings.Contains(log, `"level":"ERROR"`) {
+			t.Errorf("an error is logged though nothing is wrong: %s", log)
+		}
+	})
+}
+
+// asServed reads a request as the server does, and reports whether the server would hand it on.
+func asServed(text string) (*http.Request, bool) {
+	request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(text)))
+	if err != nil || len(request.Header["Host"]) > 0 || request.RequestURI == "*" {
+		return nil, false
+	}
+	for _, values := range request.Header {
+		for _, value := range values {
+			if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+				return nil, false
+			}
+		}
+	}
+	return request, true
+}
+
+// checkAnswer holds an answer against what is promised of every answer.
+func (w *fuzzWorld) checkAnswer(t *testing.T, request *http.Request, got reply) {
+	wantHeader(t, got, "X-Content-Type-Options", "nosniff", "Cache-Control", "no-store")
+	if got.code >= 500 {
+		t.Fatalf("%d %s", got.code, got.body)
+	}
+	length, err := strconv.Atoi(got.header.Get("Content-Length"))
+	switch {
+	case request.Method == http.MethodHead && got.body != "":
+		t.Errorf("an answer to HEAD has a body: %q", got.body)
+	case request.Method != http.MethodHead && err == nil && length != len(got.body):
+		t.Errorf("%d bytes, said to be %d", len(got.body), length)
+	}
+	if got.code < 400 {
+		return
+	}
+	switch got.code {
+	case http.StatusUnauthorized:
+		if !strings.HasPrefix(got.header.Get("WWW-Authenticate"), "Bearer") {
+			t.Error("a 401 has no challenge")
+		}
+	case http.StatusMethodNotAllowed:
+		allowed := strings.Split(got.header.Get("Allow"), ", ")
+		if got.header.Get("Allow") == "" || slices.Contains(allowed, request.Method) {
+			t.Errorf("405 to %s, Allow %q", request.Method, allowed)
+		}
+	}
+	if kind := got.header.Get("Content-Type"); kind != "application/fhir+json" {
+		t.Errorf("%d of type %q", got.code, kind)
+	}
+	if request.Method == http.MethodHead {
+		return
+	}
+	var outcome struct {
+		ResourceType string `json:"resourceType"`
+		Issue        []struct{ Severity, Code, Diagnostics string }
+	}
+	if err := json.Unmarshal([]byte(got.body), &outcome); err != nil || outcome.ResourceType != "OperationOutcome" ||
+		len(outcome.Issue) != 1 || outcome.Issue[0].Severity != "error" || outcome.Issue[0].Code == "" ||
+		outcome.Issue[0].Diagnostics == "" {
+		t.Errorf("%d %q is no OperationOutcome of one error (%v)", got.code, got.body, err)
+	}
+}
+
+// checkAccess holds an answer that is no refusal against who may have it.
+func (w *fuzzWorld) checkAccess(t *testing.T, request *http.Request, who byte, got reply) {
+	if got.code >= 400 {
+		return
+	}
+	path := request.URL.Path
+	about := fmt.Sprintf("%d to %s %q of caller %d", got.code, request.Method, path, who)
+	if who == nobody || who == namesake || len(request.Header.Values("Authorization")) != 1 {
+		t.Fatalf("%s, who may do nothing", about)
+	}
+	switch {
+	case got.header.Get("Content-Location") != "":
+		if got.code != http.StatusAccepted || request.Method != http.MethodGet || !kickoffPath.MatchString(path) ||
+			strings.Contains(strings.ToUpper(request.URL.EscapedPath()), "%2F") {
+			t.Errorf("%s is taken for a kick-off", about)
+		}
+	case path == statusPath(w.completed), path == statusPath(w.running):
+		if who == narrow && request.Method != http.MethodDelete {
+			t.Errorf("%s, who lacks a type", about)
+		}
+	case path == filePath(w.completed, w.bad):
+	case path == filePath(w.completed, w.data):
+		if who == narrow {
+			t.Errorf("%s, who lacks the type", about)
+		}
+		w.checkPart(t, request, got)
+	default:
+		t.Errorf("%s: there is nothing there", about)
+	}
+}
+
+// checkPart holds what was sent of the file against the file.
+func (w *fuzzWorld) checkPart(t *testing.T, request *http.Request, got reply) {
+	want := w.plain
+	if got.header.Get("Content-Encoding") == "gzip" {
+		want = w.packed
+	}
+	switch got.code {
+	case http.StatusPartialContent:
+		var first, last, size int
+		_, err := fmt.Sscanf(got.header.Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &size)
+		if err != nil || size != len(want) || first < 0 || last < first || last >= size {
+			t.Fatalf("Content-Range %q of %d bytes (%v)", got.header.Get("Content-Range"), len(want), err)
+		}
+		want = want[first : last+1]
+	case http.StatusNotModified:
+		want = nil
+	}
+	if request.Method == http.MethodGet && got.body != string(want) {
+		t.Errorf("%d %q, want %q", got.code, got.body, want)
+	}
+}

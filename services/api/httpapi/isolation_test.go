@@ -1,0 +1,379 @@
+package httpapi_test
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/services/api/httpapi"
+)
+
+// target is a job in one of the states that there are, with the names of its files.
+type target struct {
+	state     string
+	id        string
+	data, bad string // names of a file of data and of one of errors, which the job may not have yet
+	gone      bool   // its owner does not see it either
+}
+
+// targets makes a job of alice's in every state, those that never were included.
+func (w *world) targets() []target {
+	w.t.Helper()
+	ctx := w.t.Context()
+	outcome := content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
+	const query = "?_type=Patient,Observation"
+	// As written by a first attempt: what has no files yet is asked for the ones that it will have.
+	data := export.FileName("Patient-00000", 1, "Patient", 0)
+	bad := export.FileName("OperationOutcome-00000", 1, "OperationOutcome", 0)
+	var all []target
+	add := func(state string, gone bool, id export.JobID) {
+		all = append(all, target{state: state, id: string(id), data: data, bad: bad, gone: gone})
+	}
+	kickoff := func() export.JobID { return w.kickoff(w.as("alice"), query) }
+	completed := func() export.JobID {
+		id := kickoff()
+		w.run(id, patients(20), outcome)
+		return id
+	}
+	check := func(err error) {
+		w.t.Helper()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+
+	add("expired by the clock", true, completed())
+	marked := completed()
+	w.clock.Advance(retention)
+	check(w.jobs.Expire(ctx, marked, w.clock.Now()))
+	add("expired", true, marked)
+
+	add("scheduled", false, kickoff())
+	planning := kickoff()
+	w.claim(planning, export.PlanUnit, export.KindPlan)
+	add("planning", false, planning)
+	running := kickoff()
+	w.plan(running, "Patient", "Observation")
+	commit := commitEmpty()
+	commit.Result.Files = []export.File{w.write(running, "Patient-00000", patients(20))}
+	w.commit(w.claim(running, "Patient-00000", export.KindExport), commit)
+	add("running, with a file", false, running)
+	sealing := kickoff()
+	w.plan(sealing, "Patient")
+	w.commit(w.claim(sealing, "Patient-00000", export.KindExport), commitEmpty())
+	w.claim(sealing, export.SealUnit, export.KindSeal)
+	add("sealing", false, sealing)
+	add("completed", false, completed())
+	failed := kickoff()
+	check(w.jobs.Fail(ctx, failed, "why", w.clock.Now(), w.clock.Now().Add(retention)))
+	add("failed", false, failed)
+	cancelled := completed()
+	check(w.jobs.Cancel(ctx, cancelled, w.clock.Now()))
+	add("cancelled", true, cancelled)
+	purged := completed()
+	_, err := w.objects.DeletePrefix(ctx, export.JobPrefix(purged))
+	check(err)
+	check(w.jobs.Remove(ctx, purged))
+	add("purged", true, purged)
+	add("never existed", true, export.NewJobID())
+	for _, id := range []string{"no-such-job", "%00%22", strings.Repeat("a", 25), strings.Repeat("A", 26), "%C3%A4", ".."} {
+		add("malformed "+id, true, export.JobID(id))
+	}
+	for i, t := range all {
+		if job, err := w.jobs.Job(ctx, export.JobID(t.id)); err == nil && !strings.HasPrefix(t.state, string(job.State)) &&
+			t.state != "expired by the clock" {
+			w.t.Fatalf("job %d is %s and not %s", i, job.State, t.state)
+		}
+	}
+	return all
+}
+
+// question is a request for a job, with headers that change the answer of who may ask.
+type question struct {
+	name    string
+	method  string
+	path    func(target) string
+	headers []string
+}
+
+func status(t target) string   { return "/fhir/exports/" + t.id }
+func dataFile(t target) string { return status(t) + "/files/" + t.data }
+func badFile(t target) string  { return status(t) + "/files/" + t.bad }
+func noFile(t target) string   { return status(t) + "/files/Patient.Patient-00009.1.0.ndjson" }
+func oddFile(t target) string  { return status(t) + "/files/%2E%2E" }
+
+func questions() []question {
+	all := []question{
+		{"status", "GET", status, nil},
+		{"status", "HEAD", status, nil},
+		{"status as IG", "GET", status, []string{"Prefer", "respond-async", "Accept", "application/json"}},
+		{"status as text", "GET", status, []string{"Accept", "text/html"}},
+		{"cancel", "DELETE", status, nil},
+		{"unknown file", "GET", noFile, nil},
+		{"odd file", "GET", oddFile, nil},
+	}
+	for kind, path := range map[string]func(target) string{"data": dataFile, "errors": badFile} {
+		for name, headers := range map[string][]string{
+			"":                             nil,
+			" gzipped":                     {"Accept-Encoding", "gzip"},
+			" in no coding":                {"Accept-Encoding", "identity;q=0, gzip;q=0"},
+			" as text":                     {"Accept", "text/html"},
+			" of which a part":             {"Range", "bytes=0-9"},
+			" of which what is behind it":  {"Range", "bytes=999999999-"},
+			" if there is none":            {"If-None-Match", "*"},
+			" if it is the one":            {"If-Match", `"x"`},
+			" of which a part, if the one": {"If-Range", `"x"`, "Range", "bytes=0-9"},
+		} {
+			all = append(all, question{kind + name, "GET", path, headers}, question{kind + name, "HEAD", path, headers})
+		}
+	}
+	return all
+}
+
+// SPEC 2 and 3, PITFALLS 19: whoever is not the owner, whatever the job's state and whatever is asked, gets the answer
+// that a job gets that never was, byte by byte and by the same way: the same commands to the stores in the same order,
+// so that time tells nothing either. Nothing is changed by any of it. So fares the owner, too, for whom the job is gone.
+func TestIsolation(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	targets := w.targets()
+	never := target{id: string(export.NewJobID()), data: targets[0].data, bad: targets[0].bad}
+	namesake := []string{"Authorization", "Bearer " + w.issuer.token(t, "https://two.example.org", "alice")}
+	callers := []struct {
+		name    string
+		headers []string
+		owner   bool
+	}{
+		{"another subject of the same issuer", w.as("bob"), false},
+		{"the same subject of another issuer", namesake, false},
+		{"another subject who may read nothing", w.as("bob", "openid"), false},
+		{"another subject who may read one type", w.as("bob", "system/Observation.read"), false},
+		{"somebody without a grant", w.as("dave"), false},
+		{"the owner's name in other letters", w.as("Alice"), false},
+		{"the owner", w.as("alice"), true},
+	}
+	before := w.holdings()
+	for _, q := range questions() {
+		w.ask(q.method, q.path(never), append(slices.Clone(callers[0].headers), q.headers...)...) // opens connections
+		w.listen()
+		want := w.ask(q.method, q.path(never), append(slices.Clone(callers[0].headers), q.headers...)...)
+		if want.code != http.StatusNotFound {
+			t.Fatalf("%s %s of a job that never was: %d", q.method, q.name, want.code)
+		}
+		if q.method != http.MethodHead {
+			wantOutcome(t, want, http.StatusNotFound, "forbidden", "The requested export is not available.")
+		}
+		way := w.trail(never.id)
+		if wanted := `job store ["HGETALL sluice:{JOB}:job"], queue [], object store 0 bytes`; way != wanted {
+			t.Fatalf("%s %s of a job that never was: %s, want %s", q.method, q.name, way, wanted)
+		}
+		for _, caller := range callers {
+			for _, job := range targets {
+				if caller.owner && !job.gone {
+					continue
+				}
+				w.listen()
+				got := w.ask(q.method, q.path(job), append(slices.Clone(caller.headers), q.headers...)...)
+				about := fmt.Sprintf("%s %s of a job that is %s, by %s", q.method, q.name, job.state, caller.name)
+				if got.code != want.code || got.body != want.body || plainHeader(got.header) != plainHeader(want.header) {
+					t.Errorf("%s: %+v differs from %+v", about, got, want)
+				}
+				// What has not the form of an id is known not to be a job by everybody, without a look anywhere: it
+				// takes a shorter way, which tells nothing that the caller did not know.
+				wanted := way
+				if strings.HasPrefix(job.state, "malformed") {
+					wanted = "job store [], queue [], object store 0 bytes"
+				}
+				if trail := w.trail(job.id); trail != wanted {
+					t.Errorf("%s: %s, want %s", about, trail, wanted)
+				}
+			}
+		}
+	}
+	w.wantUntouched(before)
+
+	// The owner of what is there has another answer by another way: the test can tell.
+	for _, job := range targets {
+		if job.gone {
+			continue
+		}
+		w.listen()
+		got := w.ask("GET", status(job), w.as("alice")...)
+		if got.code == http.StatusNotFound || w.trail(job.id) == `job store ["HGETALL sluice:{JOB}:job"], queue [], `+
+			`object store 0 bytes` && job.state != "failed" {
+			t.Errorf("%s: the owner gets %d by %s", job.state, got.code, w.trail(job.id))
+		}
+		if job.state != "completed" {
+			continue
+		}
+		for _, path := range []func(target) string{dataFile, badFile} {
+			if got := w.ask("GET", path(job), w.as("alice")...); got.code != http.StatusOK {
+				t.Errorf("the owner's file: %d %s", got.code, got.body)
+			}
+		}
+	}
+}
+
+// Polls by others do not count against the owner, and the owner's do not show in what others get.
+func TestIsolationOfThePollLimit(t *testing.T) {
+	t.Parallel()
+	const limit = 3
+	w := newWorld(t, func(cfg *httpapi.Config) { cfg.PollLimit = limit })
+	alice, bob := w.as("alice"), w.as("bob")
+	id := w.kickoff(alice, "")
+	foreign := func() {
+		t.Helper()
+		for range 2 * limit {
+			got := w.ask("GET", statusPath(id), bob...)
+			wantOutcome(t, got, http.StatusNotFound, "forbidden")
+			wantHeader(t, got, "Retry-After", "", "X-Progress", "")
+		}
+	}
+	foreign()
+	for i := range limit {
+		if got := w.ask("GET", statusPath(id), alice...); got.code != http.StatusAccepted {
+			t.Errorf("poll %d of %d: %d %s", i+1, limit, got.code, got.body)
+		}
+		foreign()
+	}
+	if got := w.ask("GET", statusPath(id), alice...); got.code != http.StatusTooManyRequests {
+		t.Errorf("one poll too many: %d", got.code)
+	}
+	foreign()
+	// A token of the owner that may not see the status does not use it up either.
+	other := w.kickoff(alice, "?_type=Patient")
+	for range 2 * limit {
+		if got := w.ask("GET", statusPath(other), w.as("alice", "system/Observation.read")...); got.code != http.StatusForbidden {
+			t.Errorf("a narrow token: %d %s", got.code, got.body)
+		}
+	}
+	if got := w.ask("GET", statusPath(other), alice...); got.code != http.StatusAccepted {
+		t.Errorf("after a narrow token's polls: %d %s", got.code, got.body)
+	}
+}
+
+// Nothing lists jobs or files but the manifest: what is beside and below the known paths is nothing, for the owner too,
+// with a job in it and without.
+func TestIsolationOfLists(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	alice := w.as("alice")
+	id := w.kickoff(alice, "")
+	file := w.run(id, patients(2))[0]
+	before := w.holdings()
+	answers := map[string]reply{}
+	for caller, headers := range map[string][]string{"nobody": nil, "alice": alice, "bob": w.as("bob")} {
+		for _, path := range []string{
+			"/fhir/exports", "/fhir/exports/", statusPath(id) + "/", statusPath(id) + "/files", statusPath(id) + "/files/",
+			filePath(id, file) + "/", filePath(id, file) + "/x", "/fhir/exports/" + string(id) + "%2Ffiles",
+			"/exports/" + string(id), "/fhir//exports/" + string(id), "/fhir/Exports/" + string(id), "/fhir/Group/g1",
+			"/jobs/" + string(id) + "/", "/" + file.Key, "/metrics", "/debug/pprof/",
+		} {
+			w.listen()
+			answers[caller+" "+path] = w.ask("GET", path, headers...)
+			if got, want := w.trail(string(id)), "job store [], queue [], object store 0 bytes"; got != want {
+				t.Errorf("%s for %s: %s", path, caller, got)
+			}
+		}
+	}
+	wantSame(t, answers)
+	wantOutcome(t, answers["alice /fhir/exports"], http.StatusNotFound, "not-found")
+	w.wantUntouched(before)
+}
+
+// A group that others may export, and have exported, is no more to who may not than one that is not there; to ask for
+// it changes nothing but the caller's own counter, and neither the group directory nor a store is asked.
+func TestIsolationOfGroups(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run(w.kickoff(w.as("alice"), ""), patients(2))
+	looked := 0
+	w.folk.exists = func(string) error { looked++; return nil }
+	before := w.holdings()
+	for name, headers := range map[string][]string{
+		"one who may export another group":  w.as("carol"),
+		"one who may export another's type": w.as("carol", "system/Observation.read"),
+		"one without a grant":               w.as("dave"),
+		"the owner's name in other letters": w.as("ALICE"),
+		"the same subject of another issuer": {
+			"Authorization", "Bearer " + w.issuer.token(t, "https://two.example.org", "carol"),
+		},
+	} {
+		answers, trails := map[string]reply{}, map[string]bool{}
+		for _, group := range []string{"g1", "g9", "no%20id", strings.Repeat("a", 65)} {
+			for _, query := range []string{"", "?_type=Patient", "?_type=Observation"} {
+				w.listen()
+				answers[group+query] = w.ask("GET", "/fhir/Group/"+group+"/$export"+query, headers...)
+				trails[w.trail("-")] = true
+			}
+		}
+		wantSame(t, answers)
+		wantOutcome(t, answers["g1"], http.StatusNotFound, "not-found", "no such Group")
+		for trail := range trails {
+			if len(trails) != 1 || strings.Count(trail, "sluice:") != 1 || !strings.Contains(trail, "1 sluice:rate:kickoff:") ||
+				!strings.HasSuffix(trail, "queue [], object store 0 bytes") {
+				t.Errorf("%s asks, and this is the way, one of %d: %s", name, len(trails), trail)
+			}
+		}
+	}
+	if looked != 0 {
+		t.Errorf("the directory was asked %d times for groups that the caller may not export", looked)
+	}
+	w.wantUntouched(before)
+}
+
+// IG rows Z-08 and F-06: a token of the owner that lacks a type gets nothing of its files and nothing of the status,
+// whatever the headers, no validator, size or digest either; and no object is read for it.
+func TestIsolationOfScopes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	outcome := content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
+	observations := content{typ: "Observation", lines: []string{`{"resourceType":"Observation","id":"o"}`}}
+	id := w.kickoff(w.as("alice"), "?_type=Patient,Observation")
+	files := w.run(id, patients(20), observations, outcome)
+	patient := filePath(id, files[0])
+	before := w.holdings()
+	for _, scopes := range [][]string{
+		{"system/Observation.read"}, {"user/Observation.rs", "system/Patient.write"}, {"system/Observation.r", "system/Patient.s"},
+		{"system/Observation.read", "patient/Patient.read"}, {"system/Observation.read", "system/patient.read"},
+	} {
+		narrow := w.as("alice", scopes...)
+		answers := map[string]reply{}
+		for _, q := range questions() {
+			if q.method != "GET" || !strings.HasPrefix(q.name, "data") {
+				continue
+			}
+			w.listen()
+			answers[q.name] = w.ask("GET", patient, append(slices.Clone(narrow), q.headers...)...)
+			if got := w.trail(string(id)); !strings.Contains(got, "object store 0 bytes") {
+				t.Errorf("%s: %s", q.name, got)
+			}
+		}
+		answers["plain"] = w.ask("GET", patient, narrow...)
+		wantSame(t, answers)
+		wantOutcome(t, answers["plain"], http.StatusForbidden, "forbidden", "Patient")
+		wantHeader(t, answers["plain"], "ETag", "", "Repr-Digest", "", "Content-Range", "", "Accept-Ranges", "", "Vary", "")
+		if head := w.ask("HEAD", patient, narrow...); head.code != http.StatusForbidden ||
+			plainHeader(head.header) != plainHeader(answers["plain"].header) {
+			t.Errorf("HEAD: %+v", head)
+		}
+		for _, method := range []string{"GET", "HEAD"} {
+			w.listen()
+			got := w.ask(method, statusPath(id), narrow...)
+			if got.code != http.StatusForbidden || strings.Contains(got.body, "files") {
+				t.Errorf("%s: %d %s", method, got.code, got.body)
+			}
+			wantHeader(t, got, "Expires", "", "X-Progress", "")
+			if trail := w.trail(string(id)); !strings.Contains(trail, "object store 0 bytes") {
+				t.Errorf("%s: %s", method, trail)
+			}
+		}
+		if got := w.ask("GET", filePath(id, files[1]), narrow...); got.code != http.StatusOK || got.body != observations.plain() {
+			t.Errorf("the type that it may read: %d %s", got.code, got.body)
+		}
+	}
+	w.wantUntouched(before)
+}

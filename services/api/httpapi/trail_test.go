@@ -1,0 +1,176 @@
+package httpapi_test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+)
+
+// Listen begins anew to write down what goes through from the near side.
+func (d *door) Listen() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.tap, d.heard = true, nil
+}
+
+func (d *door) hear(part []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tap {
+		d.heard = append(d.heard, part...)
+	}
+}
+
+// commands are the Redis commands that went through since Listen, each with its words between spaces. What only opens
+// a connection is left out: whether there is one already says nothing about the request.
+func (d *door) commands(t testing.TB) []string {
+	t.Helper()
+	d.mu.Lock()
+	stream := bufio.NewReader(bytes.NewReader(bytes.Clone(d.heard)))
+	d.mu.Unlock()
+	number := func(sign string) int {
+		line, err := stream.ReadString('\n')
+		digits, found := strings.CutPrefix(strings.TrimSuffix(line, "\r\n"), sign)
+		n, notNumber := strconv.Atoi(digits)
+		if err != nil || !found || notNumber != nil {
+			t.Fatalf("what went to Redis is no command: %q", line)
+		}
+		return n
+	}
+	var all []string
+	for {
+		if _, err := stream.Peek(1); err != nil {
+			return all
+		}
+		words := make([]string, number("*"))
+		for i := range words {
+			word := make([]byte, number("$")+len("\r\n"))
+			if _, err := io.ReadFull(stream, word); err != nil {
+				t.Fatalf("a word of a command to Redis: %v", err)
+			}
+			words[i] = strings.TrimSuffix(string(word), "\r\n")
+		}
+		words[0] = strings.ToUpper(words[0])
+		if !slices.Contains([]string{"HELLO", "CLIENT", "AUTH", "SELECT", "PING"}, words[0]) {
+			all = append(all, strings.Join(words, " "))
+		}
+	}
+}
+
+// listen begins to write down what the API asks of its stores.
+func (w *world) listen() {
+	w.jobDoor.Listen()
+	w.queueDoor.Listen()
+	w.objectDoor.Listen()
+}
+
+// trail is what the API has asked of its stores since listen, in which the job's id stands as JOB: the commands to the
+// job store and to the queue, and the bytes to the object store.
+func (w *world) trail(id string) string {
+	w.t.Helper()
+	w.objectDoor.mu.Lock()
+	objects := len(w.objectDoor.heard)
+	w.objectDoor.mu.Unlock()
+	text := fmt.Sprintf("job store %q, queue %q, object store %d bytes",
+		w.jobDoor.commands(w.t), w.queueDoor.commands(w.t), objects)
+	return strings.ReplaceAll(text, id, "JOB")
+}
+
+// holdings is all that Redis and the bucket hold, with every value and every expiry.
+func (w *world) holdings() map[string]string {
+	w.t.Helper()
+	ctx := w.t.Context()
+	options, err := redis.ParseURL(w.redisURL)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	client := redis.NewClient(options)
+	defer client.Close()
+	held := map[string]string{}
+	keys, err := client.Keys(ctx, "*").Result()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, key := range keys {
+		if strings.HasPrefix(key, "sluice:rate:kickoff:") { // how often somebody has asked, whatever for
+			continue
+		}
+		value := contentOf(w.t, client, key)
+		expires, err := client.PExpireTime(ctx, key).Result()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		held[key] = fmt.Sprintf("%s until %s", value, expires)
+	}
+	err = w.objects.List(ctx, export.JobsPrefix, func(object objects.Info) error {
+		held[object.Key] = fmt.Sprintf("%+v", object)
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return held
+}
+
+// contentOf reads a key of any kind. (DUMP will not do: it gives a hash in an order that changes by itself.)
+func contentOf(t testing.TB, client *redis.Client, key string) string {
+	t.Helper()
+	kind, err := client.Type(t.Context(), key).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var value any
+	switch kind {
+	case "string":
+		value, err = client.Get(t.Context(), key).Result()
+	case "hash":
+		value, err = client.HGetAll(t.Context(), key).Result()
+	case "zset":
+		value, err = client.ZRangeWithScores(t.Context(), key, 0, -1).Result()
+	case "list":
+		value, err = client.LRange(t.Context(), key, 0, -1).Result()
+	case "set":
+		value, err = client.SMembersMap(t.Context(), key).Result()
+	default:
+		t.Fatalf("%s is of the kind %s", key, kind)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%s %+v", kind, value)
+}
+
+// wantUntouched checks that the stores hold what they held before.
+func (w *world) wantUntouched(before map[string]string) {
+	w.t.Helper()
+	after := w.holdings()
+	for _, key := range slices.Sorted(maps.Keys(before)) {
+		if after[key] != before[key] {
+			w.t.Errorf("%s was changed:\n%s\n%s", key, before[key], after[key])
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(after)) {
+		if _, there := before[key]; !there {
+			w.t.Errorf("%s was made: %s", key, after[key])
+		}
+	}
+}
+
+// plainHeader is the header without what differs between any two answers.
+func plainHeader(header http.Header) string {
+	header = header.Clone()
+	header.Del("Date")
+	header.Del("X-Request-Id")
+	return fmt.Sprintf("%q", header)
+}

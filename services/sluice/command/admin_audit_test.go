@@ -1,0 +1,146 @@
+package command
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+const auditKey = "0123456789abcdef0123456789abcdef"
+
+// auditLog writes a log of two files, the older one first.
+func auditLog(t *testing.T, key []byte) (files []string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "audit.ndjson")
+	log, err := audit.Open(audit.Config{Path: path, Process: "api", Site: "host-1", Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := audit.Event{Action: audit.Status, Outcome: audit.Success, Agent: export.Owner{Issuer: "i", Subject: "s"}}
+	err = errors.Join(log.Record(event), os.Rename(path, path+".1"), log.Record(event), log.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []string{path + ".1", path}
+}
+
+// auditVerify runs the command without a database.
+func auditVerify(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	return run(t, append([]string{"admin", "audit", "verify"}, args...)...)
+}
+
+func TestAuditVerify(t *testing.T) {
+	t.Setenv("SLUICE_DATABASE_URL", "")
+	files, key := auditLog(t, []byte(auditKey)), write(t, auditKey+"\n")
+	code, stdout, stderr := auditVerify(t, "--key-file", key, files[0], files[1])
+	rows := strings.Split(stdout, "\n")
+	if code != ExitGood || stderr != "" || len(rows) != 4 || rows[2] != "all 4 lines are proven under the key" {
+		t.Fatalf("exit %d, %q, %q", code, stdout, stderr)
+	}
+	if got := strings.Fields(rows[1]); len(got) != 8 || strings.Join(got[1:5], " ") != "api host-1 0 3" {
+		t.Errorf("the chain is printed as %q", rows[1])
+	}
+
+	code, stdout, stderr = auditVerify(t, "--json", "--key-file", key, files[0], files[1])
+	report := decode[audit.Report](t, stdout)
+	if code != ExitGood || stderr != "" || report.Lines != 4 || len(report.Chains) != 1 || report.Problem != nil {
+		t.Fatalf("exit %d, %+v, %q", code, report, stderr)
+	}
+	head := report.Chains[0].Head
+	code, stdout, _ = auditVerify(t, "--json", "--key-file", key, files[0])
+	before := decode[audit.Report](t, stdout).Chains[0].Head
+	if code != ExitGood {
+		t.Errorf("the older file alone: exit %d", code)
+	}
+	for _, tc := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--expect-head", head, files[0], files[1]}, ExitGood, ""},
+		{[]string{"--expect-head", head + "," + before, files[0], files[1]}, ExitGood, ""},
+		{[]string{"--expect-head", before, "--expect-head", head, files[0]}, ExitFailure, "the log was shortened"},
+		{[]string{"--after", before, files[1]}, ExitGood, ""},
+		{[]string{files[1]}, ExitFailure, "the lines before it are missing"},
+		{[]string{files[1], files[0]}, ExitFailure, "line 1: the chain"},
+	} {
+		code, _, stderr := auditVerify(t, append([]string{"--key-file", key}, tc.args...)...)
+		if code != tc.code || !strings.Contains(stderr, tc.says) || (tc.says == "") != (stderr == "") {
+			t.Errorf("%q: exit %d, %q; want exit %d and %q", tc.args, code, stderr, tc.code, tc.says)
+		}
+	}
+}
+
+func TestAuditVerifyFindsWhatIsWrong(t *testing.T) {
+	files, key := auditLog(t, []byte(auditKey)), write(t, auditKey)
+	good, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(files[0], bytes.Replace(good, []byte(`"value":"s"`), []byte(`"value":"x"`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := auditVerify(t, "--key-file", key, files[0], files[1])
+	want := "sluice: the audit log is not proven: " + files[0] + ", line 2: it was altered, or is under another key\n"
+	if code != ExitFailure || stderr != want || strings.Contains(stdout, "proven") || strings.Count(stdout, "\n") != 2 {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+	code, stdout, stderr = auditVerify(t, "--json", "--key-file", key, files[0], files[1])
+	report := decode[audit.Report](t, stdout)
+	if code != ExitFailure || report.Problem == nil || report.Problem.File != files[0] || report.Problem.Line != 2 {
+		t.Errorf("exit %d, %+v, %q", code, report, stderr)
+	}
+}
+
+func TestAuditVerifyWithoutAKey(t *testing.T) {
+	files := auditLog(t, nil)
+	stdin, err := os.Open(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func(was *os.File) { os.Stdin = was; stdin.Close() }(os.Stdin)
+	os.Stdin = stdin
+	code, stdout, stderr := auditVerify(t, "-", files[1])
+	if code != ExitGood || !strings.Contains(stdout, "\nall 4 lines are in their chains; without a key") || stderr != "" {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+	code, _, stderr = auditVerify(t, "--key-file", write(t, auditKey), files[0], files[1])
+	if code != ExitFailure || !strings.Contains(stderr, "not under a key, although one was given") {
+		t.Errorf("with a key: exit %d, %q", code, stderr)
+	}
+	if got := printable("\x1b[2Jhost\n"); got != "?[2Jhost?" {
+		t.Errorf("printed as %q", got)
+	}
+}
+
+func TestAuditUsage(t *testing.T) {
+	file := auditLog(t, nil)[0]
+	for _, tc := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{nil, ExitUsage, "requires at least 1 arg"},
+		{[]string{"--expect-head", "ABC", file}, ExitUsage, "--expect-head"},
+		{[]string{"--after", strings.Repeat("g", 64), file}, ExitUsage, "--after"},
+		{[]string{"--key-file", write(t, "short\n"), file}, ExitFailure, "at least 32 bytes"},
+		{[]string{"--key-file", "/nowhere", file}, ExitFailure, "read the key"},
+		{[]string{"/nowhere"}, ExitFailure, "/nowhere"},
+		{[]string{write(t, "")}, ExitFailure, "no lines"},
+	} {
+		code, _, stderr := auditVerify(t, tc.args...)
+		if code != tc.code || !strings.Contains(stderr, tc.says) {
+			t.Errorf("%q: exit %d, %q; want exit %d and %q", tc.args, code, stderr, tc.code, tc.says)
+		}
+	}
+	if code, _, stderr := run(t, "admin", "audit"); code != ExitUsage || !strings.Contains(stderr, "a command is needed") {
+		t.Errorf("exit %d, %q", code, stderr)
+	}
+}
