@@ -46,23 +46,29 @@ func keySetClient(base *http.Client) *http.Client {
 }
 
 func (r *remote) read(ctx context.Context) ([]byte, error) {
+	data, _, err := r.get(ctx)
+	return data, err
+}
+
+// get returns the whole set and the header that it came with.
+func (r *remote) get(ctx context.Context) ([]byte, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url, nil)
 	if err != nil {
-		return nil, withoutURL(err)
+		return nil, nil, withoutURL(err)
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
 	resp, err := r.client.Do(req)
 	if err != nil {
-		return nil, withoutURL(err)
+		return nil, nil, withoutURL(err)
 	}
 	data, err := readLimited(resp.Body)
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("status %d", resp.StatusCode)
+		return nil, nil, fmt.Errorf("status %d", resp.StatusCode)
 	}
-	return data, nil
+	return data, resp.Header, nil
 }
 
 // changed cannot be told without asking, which is what a fetch is for.

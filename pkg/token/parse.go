@@ -212,3 +212,19 @@ func instant(payload map[string]json.RawMessage, name string) (time.Time, error)
 	}
 	return time.Unix(int64(seconds), 0).UTC(), nil
 }
+
+// readParts returns the members of header and payload of a token that parse has accepted, for readers of more than it
+// reads itself.
+func readParts(raw string) (header, payload map[string]json.RawMessage, err error) {
+	parts := strings.Split(raw, ".")
+	for i, to := range []*map[string]json.RawMessage{&header, &payload} {
+		data, err := decodeSegment(parts[i])
+		if err != nil {
+			return nil, nil, err
+		}
+		if *to, err = readObject(data); err != nil {
+			return nil, nil, err
+		}
+	}
+	return header, payload, nil
+}

@@ -31,6 +31,8 @@ type config struct {
 	KickOffLimit int    `env:"KICKOFF_LIMIT" envDefault:"60"`        // kick-offs of one subject in a minute
 	StatusLimit  int    `env:"STATUS_LIMIT" envDefault:"600"`        // status answers to one subject in a minute
 	Issuers      string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"` // YAML, see docs/access.md
+	TokenURL     string `env:"AUTH_TOKEN_URL"`                       // where clients get tokens, for discovery; as auth's
+	Secrets      bool   `env:"AUTH_CLIENT_SECRET"`                   // as auth's, for discovery
 	NeedGroup    bool   `env:"API_REQUIRE_GROUP_SCOPE"`              // a kick-off needs a scope that reads Group
 
 	base *url.URL
@@ -58,6 +60,9 @@ func (c *config) Validate() (err error) {
 	}
 	if c.Repeat != repeatNew && c.Repeat != repeatSame {
 		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))
+	}
+	if u, urlErr := url.Parse(c.TokenURL); c.TokenURL != "" && (urlErr != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http") {
+		err = errors.Join(err, errors.New("SLUICE_AUTH_TOKEN_URL must be an absolute URL"))
 	}
 	switch c.Dialect {
 	case "auto", "classic", "ig":
@@ -124,7 +129,12 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
 		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey,
 	}
+	var smart any
+	if cfg.TokenURL != "" {
+		smart = token.SMARTConfiguration(cfg.TokenURL, cfg.Secrets)
+	}
 	handler, err := httpapi.New(httpapi.Config{
+		TokenEndpoint: cfg.TokenURL, SMART: smart,
 		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,
 		Limits: httpapi.Limits{
 			Jobs: cfg.JobLimit, Join: cfg.Repeat == repeatSame, KickOffs: cfg.KickOffLimit, Statuses: cfg.StatusLimit,

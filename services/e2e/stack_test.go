@@ -41,7 +41,7 @@ func buildAndRun(m *testing.M) (int, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-o", dir+"/", "../api", "../worker", "../scheduler", "../standalone", "../sluice")
+	build := exec.Command("go", "build", "-o", dir+"/", "../api", "../auth", "../worker", "../scheduler", "../standalone", "../sluice")
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build the services: %w\n%s", err, out)
 	}

@@ -21,6 +21,7 @@ type options struct {
 	state     string        // keys, objects, sample data and quickstart.json
 	baseURL   string        // public FHIR base; empty: from the listener
 	access    string        // access file; empty: the demo subject may export everything
+	clients   string        // file of registered clients; empty: there are none
 	retention time.Duration // of finished jobs
 	encrypt   bool          // what is exported, with keys that end with the process, as jobs do
 	tlsCert   string        // certificate (PEM); empty: plain HTTP
@@ -37,6 +38,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.state, "state", "", "folder for keys, exported files and quickstart.json (required)")
 	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http(s)://ADDR/fhir")
 	flags.StringVar(&o.access, "access", "", "access file (YAML); default: the demo subject may export everything")
+	flags.StringVar(&o.clients, "clients", "",
+		"file of clients (YAML, docs/auth.md) that get tokens at /auth/token; default: there are none")
 	flags.DurationVar(&o.retention, "retention", 168*time.Hour, "how long finished exports are kept")
 	flags.BoolVar(&o.encrypt, "encrypt", false, "encrypt exported files (docs/encryption.md)")
 	flags.StringVar(&o.tlsCert, "tls-cert", "", "certificate (PEM file) to serve TLS with; read again when it changes")
@@ -64,7 +67,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		}
 	}
 	// The embedded object store changes the working directory, so no path may be relative to it.
-	for _, path := range []*string{&o.data, &o.state, &o.access, &o.tlsCert, &o.tlsKey} {
+	for _, path := range []*string{&o.data, &o.state, &o.access, &o.clients, &o.tlsCert, &o.tlsKey} {
 		if *path == "" {
 			continue
 		}

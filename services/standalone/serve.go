@@ -120,27 +120,33 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	access, err := openAccess(opts)
-	if err != nil {
-		return err
-	}
-	tokens, err := openTokens(opts.state, start.BaseURL)
-	if err != nil {
-		return err
-	}
-	defer tokens.Close()
-
 	events, err := wiring.Audit{Log: filepath.Join(opts.state, "audit.ndjson")}.Open("standalone", registry)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
+	auth, err := openAuth(ctx, opts, base, redis.url, log, registry, events)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, auth.close()) }()
+	access, err := openAccess(opts, auth)
+	if err != nil {
+		return err
+	}
+	tokens, err := openTokens(opts.state, start.BaseURL, auth, listener.Addr())
+	if err != nil {
+		return err
+	}
+	defer tokens.Close()
+
 	parts := httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
 		Registry: registry, NewKey: newKey,
 	}
 	public, err := httpapi.New(httpapi.Config{
 		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
+		TokenEndpoint: auth.tokenURL(), SMART: token.SMARTConfiguration(auth.tokenURL(), true),
 	}, parts)
 	if err != nil {
 		return err
@@ -168,7 +174,8 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
 	return platform.Run(ctx,
-		wiring.HTTP("listener", listener, withMetrics(listener.Addr(), public, httpapi.Private(parts)), serving...),
+		wiring.HTTP("listener", listener, auth.beside(withMetrics(listener.Addr(), public, httpapi.Private(parts))), serving...),
+		platform.Part{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(),
 		platform.Part{Name: "ticks", Run: keeper.Tick},
 		platform.Part{Name: "tasks", Run: func(ctx context.Context) error {
@@ -222,20 +229,25 @@ func sample(ctx context.Context, state string, stderr io.Writer) (string, error)
 	return dir, nil
 }
 
-func openAccess(opts options) (directory.Access, error) {
+func openAccess(opts options, auth *authService) (directory.Access, error) {
 	if opts.access != "" {
 		return filedir.OpenAccess(opts.access)
 	}
-	return filedir.AllowOnly(export.Owner{Issuer: development.IssuerName, Subject: demoSubject}), nil
+	owners := append(auth.owners(), export.Owner{Issuer: development.IssuerName, Subject: demoSubject})
+	return filedir.AllowOnly(owners...), nil
 }
 
-// openTokens trusts the development issuer of this state folder, and nobody else.
-func openTokens(state, audience string) (*token.Verifier, error) {
+// openTokens trusts the development issuer of this state folder, the token service beside the API, and nobody else.
+func openTokens(state, audience string, auth *authService, at net.Addr) (*token.Verifier, error) {
 	issuer, err := development.Open(filepath.Join(state, "issuer"))
 	if err != nil {
 		return nil, err
 	}
-	return token.NewVerifier(token.Config{Issuers: []token.Issuer{{
-		Name: development.IssuerName, Audiences: []string{audience}, JWKSFile: issuer.JWKSFile(),
-	}}})
+	return token.NewVerifier(token.Config{
+		Issuers: []token.Issuer{
+			{Name: development.IssuerName, Audiences: []string{audience}, JWKSFile: issuer.JWKSFile()},
+			auth.issuer(audience),
+		},
+		HTTPClient: auth.client(at),
+	})
 }

@@ -40,12 +40,16 @@ func OpenAccess(file string) (*Access, error) {
 	return a, nil
 }
 
-// AllowOnly is the access of a server with one user, who may export everything.
-func AllowOnly(owner export.Owner) *Access {
+// AllowOnly is the access of a server whose only users are these, who may export everything.
+func AllowOnly(owners ...export.Owner) *Access {
 	everything := directory.Grant{
 		Types: directory.Everything(), Groups: directory.Everything(), Patients: directory.Everything(),
 	}
-	return &Access{grants: map[export.Owner]directory.Grant{owner: everything}}
+	a := &Access{grants: make(map[export.Owner]directory.Grant, len(owners))}
+	for _, owner := range owners {
+		a.grants[owner] = everything
+	}
+	return a
 }
 
 // Grant implements directory.Access. While the file is gone or cannot be read as it is, the answer is an error that

@@ -29,11 +29,11 @@ func (a *app) admin() *cobra.Command {
 	var flags adminFlags
 	cmd := &cobra.Command{
 		Use:   "admin",
-		Short: "Look after the PostgreSQL database (its schema, the groups, who may export what) and the audit log",
+		Short: "Look after the PostgreSQL database (its schema, the groups, who may export what), clients and the audit log",
 		Long: `Admin looks after the PostgreSQL database of a deployment. It talks to the database, not to a server, so that it
 needs the database's URL: --database, or the variable SLUICE_DATABASE_URL or, for a file that holds it,
 SLUICE_DATABASE_URL_FILE. A command that fails has changed nothing. The audit log is no part of the database: its
-commands need none.`,
+commands need none, and those of admin client talk to Redis instead.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return usage("a command is needed: see sluice admin --help")
@@ -41,7 +41,7 @@ commands need none.`,
 	}
 	cmd.PersistentFlags().StringVar(&flags.database, "database", "",
 		"URL of the database; default: the variable SLUICE_DATABASE_URL")
-	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.audit())
+	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.client(&flags), a.audit())
 	return cmd
 }
 
@@ -86,7 +86,11 @@ Services of the version before go on meanwhile. A database that is further along
 
 // databaseURL returns what the flag says or else the environment.
 func databaseURL(flag string) (string, error) {
-	const name = "SLUICE_DATABASE_URL"
+	return urlOf(flag, "--database", "SLUICE_DATABASE_URL", "the database")
+}
+
+// urlOf returns the URL of what that the flag says, or else the variable of that name or the file that its _FILE names.
+func urlOf(flag, flagName, name, what string) (string, error) {
 	url, file := os.Getenv(name), os.Getenv(name+"_FILE")
 	switch {
 	case flag != "":
@@ -105,7 +109,7 @@ func databaseURL(flag string) (string, error) {
 		url = strings.TrimSpace(string(content))
 	}
 	if url == "" {
-		return "", usage("--database or %s must say where the database is", name)
+		return "", usage("%s or %s must say where %s is", flagName, name, what)
 	}
 	return url, nil
 }

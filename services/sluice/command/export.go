@@ -17,6 +17,7 @@ import (
 // exportFlags are the flags of sluice export.
 type exportFlags struct {
 	base, group, token, tokenFile, state string
+	clientID, clientKey, tokenURL, scope string
 	types                                []string
 	timeout                              time.Duration
 	parallel                             int
@@ -49,6 +50,10 @@ The table on standard output counts what was downloaded; bytes are those without
 	f.StringVar(&flags.token, "token", "", "bearer token; other users of this machine can see it in the process list")
 	f.StringVar(&flags.tokenFile, "token-file", "", "file with the bearer token, read for every request")
 	f.StringVar(&flags.state, "state", "", "state folder of a standalone server: sign development tokens as needed")
+	f.StringVar(&flags.clientID, "client-id", "", "id of a registered client: fetch tokens from the token service as needed")
+	f.StringVar(&flags.clientKey, "client-key", "", "file with the client's private key (JWK): see sluice admin client keygen")
+	f.StringVar(&flags.tokenURL, "token-url", "", "the token endpoint (default: what the server's SMART configuration says)")
+	f.StringVar(&flags.scope, "scope", "system/*.rs", "scopes to ask the token service for, separated by blanks")
 	f.BoolVar(&flags.insecure, "insecure-http", false, "send the token over plain http to another machine, too")
 	f.IntVar(&flags.parallel, "parallel", 4, "files downloaded side by side")
 	f.DurationVar(&flags.timeout, "timeout", 0, "give up after this time, as 90m (default never)")
@@ -58,7 +63,8 @@ The table on standard output counts what was downloaded; bytes are those without
 	f.BoolVar(&flags.CancelOnInterrupt, "cancel-on-interrupt", false, "on Ctrl-C cancel the export and remove its files")
 	f.BoolVar(&flags.noProgress, "no-progress", false, "show no progress")
 	f.BoolVar(&flags.json, "json", false, "print the result as JSON")
-	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state")
+	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state", "client-id")
+	cmd.MarkFlagsRequiredTogether("client-id", "client-key")
 	for _, name := range []string{"group", "out"} {
 		require(cmd, name)
 	}

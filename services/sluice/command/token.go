@@ -109,6 +109,9 @@ func (a *app) tokens(flags exportFlags) (client.TokenSource, string, error) {
 		return given(flags.token), flags.base, nil
 	case flags.tokenFile != "":
 		return fromFile(flags.tokenFile), flags.base, nil
+	case flags.clientID != "":
+		source, err := a.clientTokens(flags)
+		return source, flags.base, err
 	case flags.state == "":
 		return nil, flags.base, nil
 	}

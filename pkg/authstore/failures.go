@@ -1,0 +1,55 @@
+package authstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Limits say how many authentications may fail in one window.
+type Limits struct {
+	Window     time.Duration // at least a second
+	PerAddress int           // from one address, for whatever client
+	PerClient  int           // of one client, from all addresses
+}
+
+// Check refuses limits that would lock everybody out or nobody.
+func (l Limits) Check() error {
+	if l.Window < time.Second || l.Window > time.Hour {
+		return errors.New("the window of failed authentications must be between 1s and 1h")
+	}
+	if l.PerAddress < 1 || l.PerClient < 1 {
+		return errors.New("the limits of failed authentications must be at least 1")
+	}
+	return nil
+}
+
+// Wait returns how long an address has to wait before it may try to authenticate as the client, zero when it may at
+// once. An address has to wait when it has failed too often itself; and when it has failed at all and the client has, from
+// everywhere, too often. So a client whose own address has done nothing wrong gets its tokens, whatever strangers do
+// in its name; and a stranger with many addresses has one try from each.
+func (s *Store) Wait(ctx context.Context, limits Limits, client, address string) (time.Duration, error) {
+	return s.count(ctx, limits, client, address, 0)
+}
+
+// Failed counts a failed authentication of the client from the address.
+func (s *Store) Failed(ctx context.Context, limits Limits, client, address string) error {
+	_, err := s.count(ctx, limits, client, address, 1)
+	return err
+}
+
+func (s *Store) count(ctx context.Context, limits Limits, client, address string, more int) (time.Duration, error) {
+	keys := []string{failPrefix + digest("address", address), failPrefix + digest("client", client)}
+	wait, err := s.failed.Run(ctx, s.redis, keys,
+		more, limits.Window.Milliseconds(), limits.PerAddress, limits.PerClient).Int64()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return 0, unavailable("count failed authentications", err)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count failed authentications: %w", err)
+	}
+	return time.Duration(wait) * time.Millisecond, nil
+}

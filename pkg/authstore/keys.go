@@ -1,0 +1,157 @@
+package authstore
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// Schedule says when signing keys change.
+type Schedule struct {
+	Rotate  time.Duration // how long a key signs, at least an hour
+	Publish time.Duration // how long it is published before, at least six minutes and at most half of Rotate
+}
+
+// Check refuses a schedule under which a verifier could meet a token whose key it cannot have yet.
+func (s Schedule) Check() error {
+	if s.Rotate < time.Hour {
+		return errors.New("signing keys must sign for at least 1h")
+	}
+	if s.Publish < 6*time.Minute || s.Publish > s.Rotate/2 {
+		return errors.New("signing keys must be published 6m before they sign, and not earlier than half their time")
+	}
+	return nil
+}
+
+// Key is one signing key, on P-256.
+type Key struct {
+	KID     string
+	Private *ecdsa.PrivateKey
+}
+
+// Keys is the key ring that all replicas share. Its methods may be called from any goroutine.
+type Keys struct {
+	store    *Store
+	schedule Schedule
+	seals    []seal // the first one closes, all open
+}
+
+// NewKeys returns the key ring of the store. Keys are sealed with the secret, of 32 bytes at least; those sealed with
+// a previous one can be read too, so that the secret can change while replicas run.
+func NewKeys(store *Store, schedule Schedule, secret string, previous ...string) (*Keys, error) {
+	if err := schedule.Check(); err != nil {
+		return nil, err
+	}
+	k := &Keys{store: store, schedule: schedule}
+	for _, text := range append([]string{secret}, previous...) {
+		s, err := newSeal(text)
+		if err != nil {
+			return nil, fmt.Errorf("secret for signing keys: %w", err)
+		}
+		k.seals = append(k.seals, s)
+	}
+	return k, nil
+}
+
+// CheckSecret reports what is wrong with a secret for seals.
+func CheckSecret(secret string) error {
+	_, err := newSeal(secret)
+	return err
+}
+
+// Current brings the key ring up to date and returns the key to sign with and all that have to be published, those
+// that sign later included. Of replicas that do so at the same time one changes the ring, and the others take what it
+// made. The error wraps export.ErrUnavailable when Redis cannot be reached; a ring whose keys do not open is another
+// error, and nothing of it is used.
+func (k *Keys) Current(ctx context.Context) (signing Key, published []Key, err error) {
+	const tries = 5 // a lost race means that another replica has made the step
+	for range tries {
+		text, now, err := k.store.loadRing(ctx)
+		if err != nil {
+			return Key{}, nil, err
+		}
+		before, err := parseRing(text)
+		if err != nil {
+			return Key{}, nil, err
+		}
+		// A ring that does not open must not be added to: two replicas with different secrets would fill it.
+		if _, err := k.open(before); err != nil {
+			return Key{}, nil, err
+		}
+		after, changed, err := before.step(now, k.schedule, k.seals[0].newKey)
+		if err != nil {
+			return Key{}, nil, err
+		}
+		if changed {
+			swapped, err := k.store.swapRing(ctx, text, after)
+			if err != nil {
+				return Key{}, nil, err
+			}
+			if !swapped {
+				continue
+			}
+		}
+		if published, err = k.open(after); err != nil {
+			return Key{}, nil, err
+		}
+		return published[after.signing(now)], published, nil
+	}
+	return Key{}, nil, fmt.Errorf("rotate signing keys: others do so all the time: %w", export.ErrUnavailable)
+}
+
+func (k *Keys) open(r ring) ([]Key, error) {
+	keys := make([]Key, 0, len(r.Keys))
+	for _, entry := range r.Keys {
+		key, err := k.openOne(entry)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+func (k *Keys) openOne(entry ringKeyEntry) (Key, error) {
+	for _, s := range k.seals {
+		private, err := s.open(entry)
+		if errors.Is(err, errSeal) {
+			continue
+		}
+		return Key{KID: entry.KID, Private: private}, err
+	}
+	return Key{}, errSeal
+}
+
+func (s *Store) loadRing(ctx context.Context) (string, time.Time, error) {
+	reply, err := s.load.Run(ctx, s.redis, []string{ringKey}, s.clock()).StringSlice()
+	if err != nil {
+		return "", time.Time{}, unavailable("read the key ring", err)
+	}
+	const answers = 2
+	if len(reply) != answers {
+		return "", time.Time{}, fmt.Errorf("read the key ring: %d answers, want %d", len(reply), answers)
+	}
+	ms, err := strconv.ParseInt(reply[1], 10, 64)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("read the key ring: the clock of Redis: %w", err)
+	}
+	return reply[0], time.UnixMilli(ms), nil
+}
+
+func (s *Store) swapRing(ctx context.Context, before string, after ring) (bool, error) {
+	text, err := json.Marshal(after)
+	if err != nil {
+		return false, fmt.Errorf("store the key ring: %w", err)
+	}
+	swapped, err := s.swap.Run(ctx, s.redis, []string{ringKey}, before, text).Bool()
+	if err != nil {
+		return false, unavailable("store the key ring", err)
+	}
+	return swapped, nil
+}

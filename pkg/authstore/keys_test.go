@@ -1,0 +1,235 @@
+package authstore_test
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/authstore"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+const (
+	secret = "the secret of these tests, long enough"
+	other  = "another secret, as long as it has to be"
+)
+
+var daily = authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}
+
+// replica is one replica's view of the key ring.
+func replica(t *testing.T, url string, c *clock, secrets ...string) *authstore.Keys {
+	t.Helper()
+	keys, err := authstore.NewKeys(open(t, url, c.now), daily, secrets[0], secrets[1:]...)
+	must(t, err)
+	return keys
+}
+
+func current(t *testing.T, keys *authstore.Keys) (string, []string) {
+	t.Helper()
+	signing, published, err := keys.Current(t.Context())
+	must(t, err)
+	var kids []string
+	for _, key := range published {
+		kids = append(kids, key.KID)
+	}
+	if signing.Private == nil || !slices.Contains(kids, signing.KID) {
+		t.Fatalf("%s signs and is not among the published %v", signing.KID, kids)
+	}
+	return signing.KID, kids
+}
+
+// The life of the ring, minute by minute for three days: every key is published for 15 minutes before it signs and for 15
+// after, each signs for a day, and there are never more than two.
+func TestRotation(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		c := newClock()
+		keys := replica(t, url, c, secret)
+		first, kids := current(t, keys)
+		if len(kids) != 1 {
+			t.Fatalf("%d keys at the first start", len(kids))
+		}
+		published := map[string]time.Time{first: c.now()} // since when
+		var signed []string
+		begun := map[string]time.Time{}
+		ended := map[string]time.Time{}
+		for range 3 * 24 * 60 {
+			signing, kids := current(t, keys)
+			if len(kids) > 2 {
+				t.Fatalf("%d keys are published", len(kids))
+			}
+			for _, kid := range kids {
+				if published[kid].IsZero() {
+					published[kid] = c.now()
+				}
+			}
+			if len(signed) == 0 || signed[len(signed)-1] != signing {
+				if len(signed) > 0 {
+					last := signed[len(signed)-1]
+					ended[last] = c.now()
+					if d := c.now().Sub(begun[last]); d != 24*time.Hour {
+						t.Errorf("a key has signed for %s", d)
+					}
+					if d := c.now().Sub(published[signing]); d < 15*time.Minute {
+						t.Errorf("a key signs %s after it was published", d)
+					}
+				}
+				signed = append(signed, signing)
+				begun[signing] = c.now()
+			}
+			for kid, at := range ended {
+				if d := c.now().Sub(at); slices.Contains(kids, kid) != (d < 15*time.Minute) {
+					t.Errorf("%s after its last token, a key is published: %v", d, slices.Contains(kids, kid))
+				}
+			}
+			c.advance(time.Minute)
+		}
+		if len(signed) != 3 {
+			t.Errorf("%d keys have signed in three days", len(signed))
+		}
+	})
+}
+
+// A service that was down for long goes on with the key that it had, until the next one is known.
+func TestRotationAfterALongStop(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		c := newClock()
+		keys := replica(t, url, c, secret)
+		first, _ := current(t, keys)
+		c.advance(1000 * time.Hour)
+		if signing, kids := current(t, keys); signing != first || len(kids) != 2 {
+			t.Errorf("%s signs of %v, want %s and a second one", signing, kids, first)
+		}
+		c.advance(15 * time.Minute)
+		if signing, _ := current(t, keys); signing == first {
+			t.Error("the old key signs on")
+		}
+	})
+}
+
+// Replicas that rotate at the same time make one key.
+func TestReplicasMakeOneKey(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		c := newClock()
+		for round := 1; round <= 2; round++ {
+			var mu sync.Mutex
+			seen := map[string]bool{}
+			var all sync.WaitGroup
+			for range 8 {
+				keys := replica(t, url, c, secret)
+				all.Go(func() {
+					_, published, err := keys.Current(t.Context())
+					if err != nil && !errors.Is(err, export.ErrUnavailable) { // which says: ask again
+						t.Error(err)
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					for _, key := range published {
+						seen[key.KID] = true
+					}
+				})
+			}
+			all.Wait()
+			if len(seen) != round {
+				t.Errorf("%d keys in round %d", len(seen), round)
+			}
+			c.advance(24*time.Hour - 15*time.Minute)
+		}
+	})
+}
+
+// Redis holds no private key that could be used without the secret.
+func TestSeals(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		c := newClock()
+		signing, _, err := replica(t, url, c, secret).Current(t.Context())
+		must(t, err)
+		private, err := signing.Private.Bytes()
+		must(t, err)
+		text, err := raw(t, url).Get(t.Context(), "sluice:auth:keys").Bytes()
+		must(t, err)
+		if bytes.Contains(text, private) || !bytes.Contains(text, []byte(signing.KID)) {
+			t.Errorf("the ring holds the key in the clear, or is not the ring: %s", text)
+		}
+		for name, strange := range map[string]*authstore.Keys{
+			"another secret": replica(t, url, c, other), "another one": replica(t, url, c, other, other+"x"),
+		} {
+			if _, _, err := strange.Current(t.Context()); err == nil || errors.Is(err, export.ErrUnavailable) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		// Nobody who does not have the secret has changed anything, however long it tried.
+		c.advance(48 * time.Hour)
+		if _, _, err := replica(t, url, c, other).Current(t.Context()); err == nil {
+			t.Error("another secret opens")
+		}
+		after, err := raw(t, url).Get(t.Context(), "sluice:auth:keys").Bytes()
+		must(t, err)
+		if !bytes.Equal(text, after) {
+			t.Error("a replica with another secret has changed the ring")
+		}
+		// A key under the name of another one is none.
+		renamed := strings.Replace(string(text), signing.KID, strings.Repeat("a", len(signing.KID)), 1)
+		must(t, raw(t, url).Set(t.Context(), "sluice:auth:keys", renamed, 0).Err())
+		if _, _, err := replica(t, url, c, secret).Current(t.Context()); err == nil {
+			t.Error("a key opens under another name")
+		}
+		for _, broken := range []string{"x", "{}", `{"keys":[]}`, `{"keys":[{"kid":"b","signs":2},{"kid":"a","signs":1}]}`} {
+			must(t, raw(t, url).Set(t.Context(), "sluice:auth:keys", broken, 0).Err())
+			if _, _, err := replica(t, url, c, secret).Current(t.Context()); err == nil {
+				t.Errorf("the ring %s is accepted", broken)
+			}
+		}
+	})
+}
+
+// The secret changes while replicas of both kinds run, in the three steps of docs/auth.md.
+func TestTheSecretChanges(t *testing.T) {
+	overBoth(t, func(t *testing.T, url string) {
+		c := newClock()
+		first, _ := current(t, replica(t, url, c, secret))
+		knowsBoth, changed := replica(t, url, c, secret, other), replica(t, url, c, other, secret)
+		for range 4 {
+			c.advance(12 * time.Hour)
+			a, aKids := current(t, changed)
+			b, bKids := current(t, knowsBoth)
+			if a != b || !slices.Equal(aKids, bKids) {
+				t.Errorf("one signs with %s, the other with %s", a, b)
+			}
+		}
+		c.advance(24 * time.Hour)
+		for range 3 { // every key of the first secret goes
+			current(t, changed)
+			c.advance(24 * time.Hour)
+		}
+		current(t, changed)
+		c.advance(time.Hour)
+		current(t, changed)
+		if last, _ := current(t, replica(t, url, c, other)); last == first {
+			t.Error("the first key signs on")
+		}
+	})
+}
+
+func TestNewKeysRefuses(t *testing.T) {
+	for name, test := range map[string]struct {
+		schedule authstore.Schedule
+		secret   string
+	}{
+		"a short secret":         {daily, "short"},
+		"no secret":              {daily, ""},
+		"rotates too often":      {authstore.Schedule{Rotate: time.Minute, Publish: 15 * time.Minute}, secret},
+		"publishes too late":     {authstore.Schedule{Rotate: time.Hour, Publish: time.Minute}, secret},
+		"publishes far too soon": {authstore.Schedule{Rotate: time.Hour, Publish: time.Hour}, secret},
+	} {
+		if _, err := authstore.NewKeys(nil, test.schedule, test.secret); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := authstore.NewKeys(nil, daily, secret, "short"); err == nil {
+		t.Error("a short previous secret: accepted")
+	}
+}

@@ -1,0 +1,314 @@
+package token_test
+
+import (
+	"crypto/elliptic"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+const endpoint = "https://auth.example/token"
+
+func assertions(t testing.TB, c *clock) *token.Assertions {
+	t.Helper()
+	a, err := token.NewAssertions(token.AssertionConfig{Audience: endpoint, Now: c.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	return a
+}
+
+func assertionClaims(c *clock) members {
+	return members{
+		"iss": "app", "sub": "app", "aud": endpoint, "jti": "1", "exp": c.Now().Add(4 * time.Minute).Unix(),
+	}
+}
+
+// prove reads and verifies an assertion with the keys of a client.
+func prove(t testing.TB, a *token.Assertions, raw string, client token.Client) error {
+	t.Helper()
+	client.ID = "app"
+	assertion, err := a.Read(raw)
+	if err != nil {
+		return err
+	}
+	return a.Verify(t.Context(), assertion, client)
+}
+
+// IG row B-26: a set is used for as long as the client's server says, and not longer.
+func TestClientSetsAreKeptAsLongAsTheirServerSays(t *testing.T) {
+	const date = "Sun, 01 Mar 2026 12:00:00 GMT"
+	for name, test := range map[string]struct {
+		header http.Header
+		kept   time.Duration
+	}{
+		"nothing said":       {http.Header{}, 5 * time.Minute},
+		"max-age":            {http.Header{"Cache-Control": {"max-age=90"}}, 90 * time.Second},
+		"among others":       {http.Header{"Cache-Control": {`public, MAX-AGE="90", must-revalidate`}}, 90 * time.Second},
+		"in two lines":       {http.Header{"Cache-Control": {"public", "max-age=90"}}, 90 * time.Second},
+		"stated twice":       {http.Header{"Cache-Control": {"max-age=300, max-age=90"}}, 90 * time.Second},
+		"older already":      {http.Header{"Cache-Control": {"max-age=90"}, "Age": {"30"}}, time.Minute},
+		"too old already":    {http.Header{"Cache-Control": {"max-age=90"}, "Age": {"91"}}, 0},
+		"a year":             {http.Header{"Cache-Control": {"max-age=31536000"}}, time.Hour},
+		"beyond all numbers": {http.Header{"Cache-Control": {"max-age=99999999999999999999"}}, 0},
+		"nonsense":           {http.Header{"Cache-Control": {"max-age=soon"}}, 0},
+		"negative":           {http.Header{"Cache-Control": {"max-age=-1"}}, 0},
+		"zero":               {http.Header{"Cache-Control": {"max-age=0"}}, 0},
+		"no-store":           {http.Header{"Cache-Control": {"max-age=90, no-store"}}, 0},
+		"no-cache":           {http.Header{"Cache-Control": {"no-cache"}}, 0},
+		"public alone":       {http.Header{"Cache-Control": {"public"}}, 5 * time.Minute},
+		"Expires":            {http.Header{"Date": {date}, "Expires": {"Sun, 01 Mar 2026 12:02:00 GMT"}}, 2 * time.Minute},
+		"Expires long ago":   {http.Header{"Date": {date}, "Expires": {"Sun, 01 Mar 2020 12:02:00 GMT"}}, 0},
+		"Expires 0":          {http.Header{"Date": {date}, "Expires": {"0"}}, 0},
+		"max-age counts more": {
+			http.Header{"Date": {date}, "Expires": {date}, "Cache-Control": {"max-age=90"}}, 90 * time.Second,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, key := newClock(), ecKey(t, elliptic.P384())
+			server := serveKeys(t, "")
+			server.Handle(func(w http.ResponseWriter, _ *http.Request) {
+				for header, values := range test.header {
+					w.Header()[header] = values
+				}
+				_, _ = w.Write([]byte(jwks(jwkOf(t, "k", key))))
+			})
+			a := assertions(t, c)
+			use := func(want int64) {
+				t.Helper()
+				if err := prove(t, a, sign(t, "ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}); err != nil {
+					t.Fatal(err)
+				}
+				asked(t, server, want)
+			}
+			use(1)
+			if test.kept > 0 {
+				c.Advance(test.kept - time.Second)
+				use(1)
+				c.Advance(time.Second)
+			}
+			use(2)
+		})
+	}
+}
+
+func TestClientSetsThatCannotBeHad(t *testing.T) {
+	key, elsewhere := ecKey(t, elliptic.P384()), serveKeys(t, "")
+	set := jwks(jwkOf(t, "k", key))
+	elsewhere.Serve(set)
+	for name, handler := range map[string]http.HandlerFunc{
+		"status 500": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); _, _ = w.Write([]byte(set)) },
+		"too large":  func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(set + strings.Repeat(" ", 1<<20))) },
+		"HTML":       func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
+		"other host": http.RedirectHandler(elsewhere.URL, http.StatusFound).ServeHTTP,
+		"in circles": http.RedirectHandler("/again", http.StatusFound).ServeHTTP,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, server := newClock(), serveKeys(t, "")
+			server.Handle(handler)
+			a, client := assertions(t, c), token.Client{JWKSURL: server.URL + "/set?secret=1"}
+			raw := sign(t, "ES384", "k", key, assertionClaims(c))
+			for range 5 {
+				err := prove(t, a, raw, client)
+				if !errors.Is(err, export.ErrUnavailable) || errors.Is(err, token.ErrInvalid) || strings.Contains(err.Error(), "secret") {
+					t.Errorf("got %v, want ErrUnavailable without the URL", err)
+				}
+			}
+			first := server.asked.Load()
+			server.Serve(set)
+			c.Advance(5 * time.Second) // one that is back is found soon
+			if err := prove(t, a, raw, client); err != nil {
+				t.Error(err)
+			}
+			asked(t, server, first+1)
+		})
+	}
+	asked(t, elsewhere, 0)
+}
+
+// Who waits for one set waits for one fetch, and sets are bounded in number.
+func TestClientSetsAreFetchedOnceAndBounded(t *testing.T) {
+	c, key := newClock(), ecKey(t, elliptic.P384())
+	set, release := jwks(jwkOf(t, "k", key)), make(chan struct{})
+	server := serveKeys(t, "")
+	server.Handle(func(w http.ResponseWriter, r *http.Request) {
+		<-release
+		_, _ = w.Write([]byte(set))
+	})
+	a := assertions(t, c)
+	raw := sign(t, "ES384", "k", key, assertionClaims(c))
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			if err := prove(t, a, raw, token.Client{JWKSURL: server.URL}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	close(release)
+	all.Wait()
+	asked(t, server, 1)
+	use := func(n int) {
+		t.Helper()
+		if err := prove(t, a, raw, token.Client{JWKSURL: server.URL + "/" + strconv.Itoa(n)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 512 { // the first set, asked for longest ago, makes room
+		use(n)
+	}
+	asked(t, server, 513)
+	use(511)
+	use(0)
+	asked(t, server, 513)
+	if err := prove(t, a, raw, token.Client{JWKSURL: server.URL}); err != nil {
+		t.Fatal(err)
+	}
+	asked(t, server, 514)
+	use(0)
+	asked(t, server, 514)
+	use(1)
+	asked(t, server, 515)
+}
+
+func TestAssertionsOfAnotherClientAndAfterTheEnd(t *testing.T) {
+	c, key := newClock(), ecKey(t, elliptic.P384())
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	a := assertions(t, c)
+	assertion, err := a.Read(sign(t, "ES384", "k", key, assertionClaims(c)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := start().Add(5 * time.Minute); !a.Keep(assertion).Equal(want) {
+		t.Errorf("kept until %s, want %s", a.Keep(assertion), want)
+	}
+	client := token.Client{ID: "other", JWKS: []byte(jwks(jwkOf(t, "k", key)))}
+	if err := a.Verify(t.Context(), assertion, client); !errors.Is(err, token.ErrInvalid) {
+		t.Errorf("an assertion of app for other: %v", err)
+	}
+	a.Close()
+	if err := prove(t, a, sign(t, "ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+func TestNewAssertionsRefuses(t *testing.T) {
+	for name, cfg := range map[string]token.AssertionConfig{
+		"no audience":   {},
+		"negative skew": {Audience: endpoint, Skew: -1},
+		"huge skew":     {Audience: endpoint, Skew: time.Hour},
+	} {
+		if _, err := token.NewAssertions(cfg); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// What SignAssertion makes is what Assertions take.
+func TestSignedAssertionsAreAccepted(t *testing.T) {
+	c := newClock()
+	a := assertions(t, c)
+	private, public, err := token.NewClientKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(public), `"d"`) || !strings.Contains(string(private), `"d"`) {
+		t.Fatal("the halves are mixed up")
+	}
+	client := token.Client{ID: "app", JWKS: public, Scope: "system/*.rs"}
+	if err := client.Check(); err != nil {
+		t.Fatal(err)
+	}
+	rsaPrivate := rsaKey(t, 2048)
+	rsaJWK := jwkOf(t, "r", rsaPrivate).with("d", b64.EncodeToString(rsaPrivate.D.Bytes())).
+		with("p", b64.EncodeToString(rsaPrivate.Primes[0].Bytes())).with("q", b64.EncodeToString(rsaPrivate.Primes[1].Bytes())).
+		with("dp", b64.EncodeToString(rsaPrivate.Precomputed.Dp.Bytes())).with("dq", b64.EncodeToString(rsaPrivate.Precomputed.Dq.Bytes())).
+		with("qi", b64.EncodeToString(rsaPrivate.Precomputed.Qinv.Bytes())).with("key_ops", []string{"sign"})
+	seen := map[string]bool{}
+	for key, registered := range map[string]token.Client{
+		string(private): client, rsaJWK.String(): {JWKS: []byte(jwks(jwkOf(t, "r", rsaPrivate)))},
+	} {
+		signer, err := token.ReadSigner([]byte(key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			raw, err := signer.SignAssertion("app", endpoint, c.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := prove(t, a, raw, registered); err != nil {
+				t.Error(err)
+			}
+			assertion, err := a.Read(raw)
+			if err != nil || seen[assertion.ID] {
+				t.Errorf("an id twice, or %v", err)
+				continue
+			}
+			seen[assertion.ID] = true
+		}
+	}
+}
+
+func TestReadSignerRefuses(t *testing.T) {
+	p384, p256 := ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256())
+	d := func(key interface{ Bytes() ([]byte, error) }) string {
+		secret, err := key.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b64.EncodeToString(secret)
+	}
+	good := jwkOf(t, "k", p384).with("d", d(p384))
+	if _, err := token.ReadSigner([]byte(good.String())); err != nil {
+		t.Fatal(err)
+	}
+	for name, key := range map[string]string{
+		"nothing":      "",
+		"a set":        jwks(good),
+		"no kid":       good.without("kid").String(),
+		"public":       good.without("d").String(),
+		"P-256":        jwkOf(t, "k", p256).with("d", d(p256)).String(),
+		"for ES256":    good.with("alg", "ES256").String(),
+		"a shared key": `{"kty":"oct","kid":"k","k":"c2VjcmV0"}`,
+		"use enc":      good.with("use", "enc").String(),
+	} {
+		_, err := token.ReadSigner([]byte(key))
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+		} else if strings.Contains(err.Error(), d(p384)) {
+			t.Errorf("%s: the error holds the key", name)
+		}
+	}
+}
+
+// FuzzAssertion: whatever comes as an assertion, there is an answer, and only the signed one is accepted.
+func FuzzAssertion(f *testing.F) {
+	c, key := newClock(), ecKey(f, elliptic.P384())
+	a := assertions(f, c)
+	client := token.Client{JWKS: []byte(jwks(jwkOf(f, "k", key)))}
+	good := sign(f, "ES384", "k", key, assertionClaims(c))
+	f.Add(good)
+	for _, seed := range []string{"", "..", "null", "eyJhbGciOiJub25lIn0.e30.", "e30.e30.e30", good[:len(good)-1]} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		err := prove(t, a, raw, client)
+		if (err == nil) != (raw == good) {
+			t.Errorf("error %v for %q", err, raw)
+		}
+		if err != nil && !errors.Is(err, token.ErrInvalid) {
+			t.Errorf("error %v is not ErrInvalid", err)
+		}
+	})
+}

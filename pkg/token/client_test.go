@@ -1,0 +1,155 @@
+package token_test
+
+import (
+	"crypto/elliptic"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+func TestClientCheck(t *testing.T) {
+	key, p256, weak := ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256()), rsaKey(t, 1024)
+	set := []byte(jwks(jwkOf(t, "k", key)))
+	good := token.Client{ID: "app", JWKS: set, Scope: "system/*.rs"}
+	change := func(f func(*token.Client)) token.Client {
+		c := good
+		f(&c)
+		return c
+	}
+	with := func(keys ...members) token.Client {
+		return change(func(c *token.Client) { c.JWKS = []byte(jwks(keys...)) })
+	}
+	hash := token.HashSecret("s")
+	for name, test := range map[string]struct {
+		client token.Client
+		ok     bool
+	}{
+		"inline keys":          {good, true},
+		"RSA":                  {with(jwkOf(t, "r", rsaKey(t, 2048))), true},
+		"beside a useless one": {with(jwkOf(t, "k", key), jwkOf(t, "e", p256)), true},
+		"by URL":               {token.Client{ID: "app", JWKSURL: "https://app.example/jwks", Scope: "system/*.rs"}, true},
+		"loopback URL":         {token.Client{ID: "app", JWKSURL: "http://127.0.0.1:1/jwks", Scope: "system/*.rs"}, true},
+		"secret":               {token.Client{ID: "app", SecretHash: hash, Scope: "system/Patient.read"}, true},
+		"id of a URL":          {change(func(c *token.Client) { c.ID = "https://app.example/client" }), true},
+		"id empty":             {change(func(c *token.Client) { c.ID = "" }), false},
+		"id with a blank":      {change(func(c *token.Client) { c.ID = "a b" }), false},
+		"id too long":          {change(func(c *token.Client) { c.ID = strings.Repeat("a", 129) }), false},
+		"id not ASCII":         {change(func(c *token.Client) { c.ID = "äpp" }), false},
+		"no method":            {token.Client{ID: "app", Scope: "system/*.rs"}, false},
+		"two methods":          {change(func(c *token.Client) { c.SecretHash = hash }), false},
+		"http":                 {token.Client{ID: "app", JWKSURL: "http://app.example/jwks", Scope: "system/*.rs"}, false},
+		"URL with a user":      {token.Client{ID: "app", JWKSURL: "https://u:p@app.example/jwks", Scope: "system/*.rs"}, false},
+		"secret in the clear":  {token.Client{ID: "app", SecretHash: "secret", Scope: "system/*.rs"}, false},
+		"hash in capitals":     {token.Client{ID: "app", SecretHash: strings.ToUpper(hash), Scope: "system/*.rs"}, false},
+		"no scope":             {change(func(c *token.Client) { c.Scope = "" }), false},
+		"scope that writes":    {change(func(c *token.Client) { c.Scope = "system/Patient.cud" }), false},
+		"scope of a user":      {change(func(c *token.Client) { c.Scope = "user/*.rs" }), false},
+		"keys no set":          {change(func(c *token.Client) { c.JWKS = []byte("{}") }), false},
+		"no keys":              {with(), false},
+		"P-256 alone":          {with(jwkOf(t, "e", p256)), false},
+		"weak RSA alone":       {with(jwkOf(t, "w", weak)), false},
+		"no kid":               {with(jwkOf(t, "", key)), false},
+		"a kid twice":          {with(jwkOf(t, "k", key), jwkOf(t, "k", ecKey(t, elliptic.P384()))), false},
+		"private":              {with(jwkOf(t, "k", key).with("d", "AAAA")), false},
+		"a shared key beside":  {with(jwkOf(t, "k", key), members{"kty": "oct", "k": "c2VjcmV0"}), false},
+		"for encryption":       {with(jwkOf(t, "k", key).with("use", "enc")), false},
+		"64 KiB of keys": {change(func(c *token.Client) {
+			c.JWKS = append([]byte(strings.Repeat(" ", 64<<10)), set...)
+		}), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := test.client.Check(); (err == nil) != test.ok {
+				t.Errorf("%v, want accepted: %v", err, test.ok)
+			}
+			if !test.ok || test.client.ID == "" {
+				return
+			}
+			record, err := test.client.Record()
+			if err != nil {
+				t.Fatal(err)
+			}
+			back, err := token.ParseClient(record)
+			if err != nil || back.ID != test.client.ID || back.Scope != test.client.Scope {
+				t.Errorf("read back %+v, %v", back, err)
+			}
+		})
+	}
+	for _, record := range []string{"", "{}", `{"id":"app","secret_hash":"` + hash + `","scope":"system/*.rs","only_from":"10.0.0.0/8"}`} {
+		if _, err := token.ParseClient([]byte(record)); err == nil {
+			t.Errorf("the record %q is accepted", record)
+		}
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	one, two := token.NewSecret(), token.NewSecret()
+	if one == two || len(one) != 43 {
+		t.Errorf("secrets %q and %q", one, two)
+	}
+	c := token.Client{SecretHash: token.HashSecret(one)}
+	if !c.HasSecret(one) || c.HasSecret(two) || c.HasSecret("") || (token.Client{}).HasSecret("") {
+		t.Error("another secret passes, or its own does not")
+	}
+}
+
+// FuzzNarrowScopes: what is granted reads, is in system/, and is granted again as it is; and a token has room for it.
+func FuzzNarrowScopes(f *testing.F) {
+	f.Add("system/*.cruds system/Patient.read", "system/Patient.rs")
+	f.Add("system/Patient.rs?x", "system/*.*")
+	f.Fuzz(func(t *testing.T, list, registered string) {
+		granted, err := token.NarrowScopes(list, registered)
+		if err != nil {
+			if granted != "" {
+				t.Errorf("%q beside %v", granted, err)
+			}
+			return
+		}
+		again, err := token.NarrowScopes(granted, registered)
+		if err != nil || again != granted {
+			t.Errorf("%q is granted, and of that %q, %v", granted, again, err)
+		}
+		scopes, err := token.ParseScopes(granted)
+		if err != nil {
+			t.Fatal(err)
+		}
+		allowed, err := token.ParseScopes(registered)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, typ := range []string{"Patient", "Observation", "Group", "Binary"} {
+			if scopes.MayRead(typ) && !allowed.MayRead(typ) {
+				t.Errorf("%q of %q reads %s", granted, registered, typ)
+			}
+		}
+	})
+}
+
+func TestNarrowScopesNamesTheProblem(t *testing.T) {
+	_, err := token.NarrowScopes("system/Patient.rs secret/x", "system/*.rs")
+	if !errors.Is(err, token.ErrScope) || !strings.Contains(err.Error(), "number 2") || strings.Contains(err.Error(), "secret") {
+		t.Errorf("%v", err)
+	}
+	if _, err := token.NarrowScopes("system/Patient.rs", "user/*.rs"); err == nil {
+		t.Error("a registration that cannot be is accepted")
+	}
+}
+
+func TestSMARTConfiguration(t *testing.T) {
+	text, err := json.Marshal(token.SMARTConfiguration("https://auth.example/token", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, word := range []string{`"token_endpoint":"https://auth.example/token"`, `"client_credentials"`, `"S256"`, `"private_key_jwt"`} {
+		if !strings.Contains(string(text), word) {
+			t.Errorf("%s is not in %s", word, text)
+		}
+	}
+	for _, word := range []string{`"plain"`, `"issuer"`, `"jwks_uri"`, "client_secret_basic"} {
+		if strings.Contains(string(text), word) {
+			t.Errorf("%s is in %s", word, text)
+		}
+	}
+}

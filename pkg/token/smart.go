@@ -1,0 +1,33 @@
+package token
+
+// SMART is the document of {base}/.well-known/smart-configuration of a server for backend services (SMART App Launch,
+// conformance). What needs a user is not in it: no authorization endpoint, and no issuer or jwks_uri, which belong to
+// single sign-on (IG rows B-02 to B-07).
+type SMART struct {
+	TokenEndpoint        string   `json:"token_endpoint"`
+	GrantTypes           []string `json:"grant_types_supported"`
+	AuthMethods          []string `json:"token_endpoint_auth_methods_supported"`
+	AuthAlgorithms       []string `json:"token_endpoint_auth_signing_alg_values_supported"`
+	Scopes               []string `json:"scopes_supported"`
+	CodeChallengeMethods []string `json:"code_challenge_methods_supported"`
+	Capabilities         []string `json:"capabilities"`
+}
+
+// SMARTConfiguration describes a token service at the absolute URL. secrets says whether clients may authenticate by
+// HTTP Basic as well.
+func SMARTConfiguration(tokenEndpoint string, secrets bool) SMART {
+	document := SMART{
+		TokenEndpoint:        tokenEndpoint,
+		GrantTypes:           []string{"client_credentials"},
+		AuthMethods:          []string{"private_key_jwt"},
+		AuthAlgorithms:       AssertionAlgorithms(),
+		Scopes:               []string{"system/*.rs", "system/*.read"},
+		CodeChallengeMethods: []string{"S256"}, // required of every server, also of one without authorization codes
+		Capabilities:         []string{"client-confidential-asymmetric", "permission-v1", "permission-v2"},
+	}
+	if secrets {
+		document.AuthMethods = append(document.AuthMethods, "client_secret_basic")
+		document.Capabilities = append(document.Capabilities, "client-confidential-symmetric")
+	}
+	return document
+}

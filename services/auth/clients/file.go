@@ -1,0 +1,186 @@
+package clients
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+// mostFile is the largest file of clients, in bytes. Whoever has more keeps them in Redis.
+const mostFile = 4 << 20
+
+// File is a file of clients. Its methods may be called from any goroutine.
+type File struct {
+	path string
+
+	mu      sync.Mutex
+	seen    fs.FileInfo // the file that clients and problem come from
+	clients map[string]token.Client
+	problem error // why there are no clients
+}
+
+// OpenFile reads the file and fails on everything in it that is not exactly as docs/auth.md says.
+func OpenFile(path string) (*File, error) {
+	f := &File{path: path}
+	if f.load(); f.problem != nil {
+		return nil, fmt.Errorf("clients: %w", f.problem)
+	}
+	return f, nil
+}
+
+// Client returns a client, or export.ErrNotFound when the file has none of that id.
+func (f *File) Client(id string) (token.Client, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.refresh(); err != nil {
+		return token.Client{}, err
+	}
+	client, ok := f.clients[id]
+	if !ok {
+		return token.Client{}, fmt.Errorf("client: %w", export.ErrNotFound)
+	}
+	return client, nil
+}
+
+// IDs are the clients' ids, in no order.
+func (f *File) IDs() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ids := make([]string, 0, len(f.clients))
+	for id := range f.clients {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Check reports whether the file can be read as it is now.
+func (f *File) Check() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.refresh()
+}
+
+// refresh reads the file again if it changed. The lock is held.
+func (f *File) refresh() error {
+	info, err := os.Stat(f.path)
+	if err != nil {
+		return fmt.Errorf("clients: %w: %w", export.ErrUnavailable, err)
+	}
+	if f.seen == nil || !same(info, f.seen) {
+		f.load()
+	}
+	if f.problem != nil {
+		return fmt.Errorf("clients: %w: %w", export.ErrUnavailable, f.problem)
+	}
+	return nil
+}
+
+// load reads the file into clients, or problem. The lock is held, or nobody else knows of f yet.
+func (f *File) load() {
+	f.clients, f.seen = nil, nil
+	var data []byte
+	if data, f.seen, f.problem = readStill(f.path); f.problem != nil {
+		return
+	}
+	if f.clients, f.problem = parse(data); f.problem != nil {
+		f.problem = fmt.Errorf("%s: %w", filepath.Base(f.path), f.problem)
+	}
+}
+
+// entry is a client as the file spells it. Its jwks is the JWKS itself: JSON is YAML.
+type entry struct {
+	ID           string         `yaml:"id"`
+	JWKSURL      string         `yaml:"jwks_url"`
+	JWKS         map[string]any `yaml:"jwks"`
+	SecretSHA256 string         `yaml:"secret_sha256"`
+	Scope        string         `yaml:"scope"`
+}
+
+func parse(data []byte) (map[string]token.Client, error) {
+	var document struct {
+		Clients *[]entry `yaml:"clients"`
+	}
+	if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(&document); err != nil {
+		return nil, located(err)
+	}
+	if document.Clients == nil {
+		return nil, errors.New("holds no list of clients; one without any is written clients: []")
+	}
+	clients := make(map[string]token.Client, len(*document.Clients))
+	var problems []error
+	for i, e := range *document.Clients {
+		client := token.Client{ID: e.ID, JWKSURL: e.JWKSURL, SecretHash: e.SecretSHA256, Scope: e.Scope}
+		if e.JWKS != nil {
+			text, err := json.Marshal(e.JWKS)
+			if err != nil {
+				return nil, fmt.Errorf("client %d: jwks is not JSON", i+1)
+			}
+			client.JWKS = text
+		}
+		if err := client.Check(); err != nil {
+			problems = append(problems, fmt.Errorf("client %d: %w", i+1, err))
+		}
+		if _, twice := clients[client.ID]; twice {
+			problems = append(problems, fmt.Errorf("client %d: the id stands there twice", i+1))
+		}
+		clients[client.ID] = client
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	return clients, nil
+}
+
+// located keeps the line of the decoder's error and drops its text, which quotes the file.
+func located(err error) error {
+	var at yaml.Error
+	if errors.As(err, &at) && at.GetToken() != nil && at.GetToken().Position != nil {
+		return fmt.Errorf("line %d: not YAML of the form that docs/auth.md shows", at.GetToken().Position.Line)
+	}
+	return errors.New("not YAML of the form that docs/auth.md shows")
+}
+
+// readStill reads a file that nobody writes at the same time: half a list lacks clients. Without data there is no
+// FileInfo either, so that the next call reads again.
+func readStill(path string) ([]byte, fs.FileInfo, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer file.Close()
+	before, err := file.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(file, mostFile+1))
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(data) > mostFile {
+		return nil, before, fmt.Errorf("larger than %d bytes", mostFile)
+	}
+	after, err := file.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !same(before, after) || int64(len(data)) != before.Size() {
+		return nil, nil, errors.New("changed while it was read")
+	}
+	return data, before, nil
+}
+
+// same reports whether two looks at a file saw the same content.
+func same(a, b fs.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}

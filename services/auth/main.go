@@ -1,0 +1,20 @@
+// Command auth is the token service: registered clients get access tokens from it (SMART Backend Services).
+package main
+
+import (
+	"context"
+	"io"
+
+	"github.com/sluice-fhir/sluice/services/wiring"
+)
+
+func main() { wiring.Main("auth", run) }
+
+// run is the whole process: configuration, parts, listeners, until the context ends.
+func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
+	cfg, checkOnly, err := load(args, environ)
+	if err != nil || checkOnly {
+		return err
+	}
+	return serve(ctx, cfg, stderr)
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/authstore"
+	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/services/auth/clients"
+	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
+	"github.com/sluice-fhir/sluice/services/wiring"
+)
+
+// config is the token service's configuration, read from SLUICE_* variables.
+type config struct {
+	wiring.Common
+	wiring.Redis
+	wiring.Audit
+	Addr      string         `env:"AUTH_ADDR" envDefault:":8081"`             // the public listener
+	TokenURL  string         `env:"AUTH_TOKEN_URL,required,notEmpty"`         // public URL of the token endpoint
+	BaseURL   string         `env:"BASE_URL,required,notEmpty"`               // public FHIR base: the tokens' aud
+	Secret    string         `env:"AUTH_KEY_SECRET,required,notEmpty"`        // seals signing keys in Redis
+	Previous  string         `env:"AUTH_KEY_SECRET_PREVIOUS"`                 // opens those that another secret sealed
+	Rotate    time.Duration  `env:"AUTH_KEY_ROTATE" envDefault:"24h"`         // how long a key signs
+	Publish   time.Duration  `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`        // how long it is published before that
+	Life      time.Duration  `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`          // of an access token
+	Clients   string         `env:"AUTH_CLIENTS_FILE"`                        // YAML, see docs/auth.md
+	Secrets   bool           `env:"AUTH_CLIENT_SECRET" envDefault:"false"`    // clients with a secret may use it
+	Replay    bool           `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"` // for test suites alone
+	Window    time.Duration  `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`     // in which failures are counted
+	OfAddress int            `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`    // failures in it from one address
+	OfClient  int            `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`    // failures in it of one client
+	Proxies   []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`    // whose X-Forwarded-For is believed
+
+	base *url.URL
+}
+
+// Validate refuses what cannot work.
+func (c *config) Validate() (err error) {
+	var problems []error
+	add := func(variable string, err error) {
+		if err != nil {
+			problems = append(problems, fmt.Errorf("SLUICE_%s: %w", variable, err))
+		}
+	}
+	c.base, err = wiring.BaseURL(c.BaseURL)
+	add("BASE_URL", err)
+	add("AUTH_TOKEN_URL", checkTokenURL(c.TokenURL))
+	add("AUTH_KEY_SECRET", authstore.CheckSecret(c.Secret))
+	if c.Previous != "" {
+		add("AUTH_KEY_SECRET_PREVIOUS", authstore.CheckSecret(c.Previous))
+	}
+	add("AUTH_KEY_ROTATE, SLUICE_AUTH_KEY_PUBLISH", c.schedule().Check())
+	if c.Clients != "" {
+		_, err := clients.OpenFile(c.Clients)
+		add("AUTH_CLIENTS_FILE", err)
+	}
+	if c.Life < 10*time.Second || c.Life > 5*time.Minute {
+		add("AUTH_TOKEN_LIFE", errors.New("must be between 10s and 5m"))
+	}
+	add("AUTH_FAILURES_*", c.limits().Check())
+	return errors.Join(append(problems, c.Common.Validate(), c.Audit.Validate())...)
+}
+
+func (c *config) schedule() authstore.Schedule {
+	return authstore.Schedule{Rotate: c.Rotate, Publish: c.Publish}
+}
+
+func (c *config) limits() authstore.Limits {
+	return authstore.Limits{Window: c.Window, PerAddress: c.OfAddress, PerClient: c.OfClient}
+}
+
+// checkTokenURL wants https: what a client with a secret sends there can be used by whoever reads it.
+func checkTokenURL(text string) error {
+	if _, err := tokenapi.Issuer(text); err != nil {
+		return err
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		return errors.New("not a URL")
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	if u.Scheme != "https" && u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
+		return errors.New("wants https, or http on loopback")
+	}
+	return nil
+}
+
+func load(args, environ []string) (cfg config, checkOnly bool, err error) {
+	checkOnly, err = wiring.Load("auth", args, environ, &cfg)
+	return cfg, checkOnly, err
+}
+
+func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
+	log := platform.NewLogger(stderr, "auth", cfg.LogLevel)
+	registry := platform.NewRegistry()
+	listeners, err := cfg.Listeners(log, registry)
+	if err != nil {
+		return err
+	}
+	events, err := cfg.Audit.Open("auth", registry)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, events.Close()) }()
+	roots, err := cfg.Redis.Roots()
+	if err != nil {
+		return err
+	}
+	store, err := authstore.Open(cfg.Redis.URL, roots, nil)
+	if err != nil {
+		return fmt.Errorf("SLUICE_REDIS_URL: %w", err)
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	var previous []string
+	if cfg.Previous != "" {
+		previous = append(previous, cfg.Previous)
+	}
+	keys, err := authstore.NewKeys(store, cfg.schedule(), cfg.Secret, previous...)
+	if err != nil {
+		return err
+	}
+	var file *clients.File
+	if cfg.Clients != "" {
+		if file, err = clients.OpenFile(cfg.Clients); err != nil {
+			return err
+		}
+	}
+	api := tokenapi.Defaults()
+	api.TokenURL, api.Audience, api.Life = cfg.TokenURL, cfg.base.String(), cfg.Life
+	api.Secrets, api.Replay, api.Limits, api.Proxies, api.Logger = cfg.Secrets, cfg.Replay, cfg.limits(), cfg.Proxies, log
+	service, err := tokenapi.New(api, tokenapi.Parts{
+		Store: store, Keys: keys, Clients: clients.New(file, store), Audit: events, Registry: registry,
+	})
+	if err != nil {
+		return err
+	}
+	defer service.Close()
+	public, err := wiring.Listen(ctx, cfg.Addr)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = public.Close() }() // for a start that fails
+	private, err := wiring.Listen(ctx, cfg.Private)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = private.Close() }()
+	if cfg.Replay {
+		log.Warn("assertions may be used again (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
+	}
+	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
+	return platform.Run(ctx,
+		wiring.HTTP("public listener", public, withProbes(service), listeners.Public...),
+		wiring.HTTP("private listener", private, platform.Health(service.Checks(), registry), listeners.Private...),
+		platform.Part{Name: "signing keys", Run: service.Run},
+	)
+}
+
+// withProbes adds the probes to the public listener, as the API has them on its own.
+func withProbes(service *tokenapi.Service) http.Handler {
+	probes := platform.Probes(service.Checks(), time.Now)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/livez" || r.URL.Path == "/readyz" {
+			probes.ServeHTTP(w, r)
+			return
+		}
+		service.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"go.uber.org/goleak"
+)
+
+func settings(redis string, more ...string) []string {
+	return append([]string{
+		"SLUICE_REDIS_URL=" + redis, "SLUICE_AUTH_ADDR=127.0.0.1:0", "SLUICE_AUTH_TOKEN_URL=https://auth.example.org/token",
+		"SLUICE_BASE_URL=https://bulk.example.org/fhir", "SLUICE_AUTH_KEY_SECRET=hush, but 32 bytes of it at least",
+	}, more...)
+}
+
+// What would keep the service from starting is known to --check-config, all of it at once, and no secret is told.
+func TestCheckConfig(t *testing.T) {
+	clients := filepath.Join(t.TempDir(), "clients.yaml")
+	if err := os.WriteFile(clients, []byte("clients: [{id: a}]"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		set  []string
+		says []string
+	}{
+		"good":          {nil, nil},
+		"on loopback":   {[]string{"SLUICE_AUTH_TOKEN_URL=http://127.0.0.1:1/auth/token"}, nil},
+		"with proxies":  {[]string{"SLUICE_AUTH_TRUSTED_PROXIES=10.0.0.0/8,fd00::/8"}, nil},
+		"no token URL":  {[]string{"SLUICE_AUTH_TOKEN_URL="}, []string{"AUTH_TOKEN_URL"}},
+		"http":          {[]string{"SLUICE_AUTH_TOKEN_URL=http://auth.example.org/token"}, []string{"AUTH_TOKEN_URL", "https"}},
+		"no /token":     {[]string{"SLUICE_AUTH_TOKEN_URL=https://auth.example.org/tokens"}, []string{"AUTH_TOKEN_URL", "/token"}},
+		"a query":       {[]string{"SLUICE_AUTH_TOKEN_URL=https://auth.example.org/token?a=/token"}, []string{"AUTH_TOKEN_URL"}},
+		"a user":        {[]string{"SLUICE_AUTH_TOKEN_URL=https://a:b@auth.example.org/token"}, []string{"AUTH_TOKEN_URL"}},
+		"base URL":      {[]string{"SLUICE_BASE_URL=bulk.example.org"}, []string{"SLUICE_BASE_URL"}},
+		"a proxy":       {[]string{"SLUICE_AUTH_TRUSTED_PROXIES=10.0.0.300/8"}, []string{"SLUICE_AUTH_TRUSTED_PROXIES"}},
+		"no clients":    {[]string{"SLUICE_AUTH_CLIENTS_FILE=" + clients + ".gone"}, []string{"SLUICE_AUTH_CLIENTS_FILE"}},
+		"an odd switch": {[]string{"SLUICE_AUTH_CLIENT_SECRET=perhaps"}, []string{"SLUICE_AUTH_CLIENT_SECRET"}},
+		"much at once": {[]string{
+			"SLUICE_AUTH_KEY_SECRET=hush", "SLUICE_AUTH_KEY_SECRET_PREVIOUS=hush", "SLUICE_AUTH_KEY_ROTATE=1m",
+			"SLUICE_AUTH_TOKEN_LIFE=1h", "SLUICE_AUTH_CLIENTS_FILE=" + clients, "SLUICE_AUTH_FAILURES_ADDRESS=0",
+			"SLUICE_BASE_URL=x",
+		}, []string{
+			"AUTH_KEY_SECRET:", "AUTH_KEY_SECRET_PREVIOUS:", "AUTH_KEY_ROTATE", "AUTH_TOKEN_LIFE", "AUTH_CLIENTS_FILE: clients",
+			"AUTH_FAILURES", "SLUICE_BASE_URL",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := run(t.Context(), []string{"--check-config"}, settings("redis://127.0.0.1:1", test.set...), io.Discard)
+			if (err == nil) != (test.says == nil) {
+				t.Fatalf("%v", err)
+			}
+			for _, word := range test.says {
+				if !strings.Contains(err.Error(), word) {
+					t.Errorf("%v says nothing about %s", err, word)
+				}
+			}
+			if err != nil && strings.Contains(err.Error(), "hush") {
+				t.Errorf("%v tells a secret", err)
+			}
+		})
+	}
+}
+
+// The service starts while Redis is down and says that it is not ready; it serves as soon as Redis is back, and when it
+// is stopped it leaves nothing behind.
+func TestStartWithoutRedisAndStop(t *testing.T) {
+	redis := miniredis.RunT(t)
+	address := redis.Addr()
+	redis.Close()
+	already := goleak.IgnoreCurrent()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	out, stderr := io.Pipe()
+	stopped := make(chan error, 1)
+	go func() {
+		stopped <- run(ctx, nil, settings("redis://"+address), stderr)
+		_ = stderr.Close() // never fails
+	}()
+	var ready struct{ Msg, Public, Private string }
+	log := bufio.NewScanner(out)
+	for ready.Msg != "auth is ready" && log.Scan() {
+		if err := json.Unmarshal(log.Bytes(), &ready); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		_, _ = io.Copy(io.Discard, out) // until run has returned
+	}()
+	transport := &http.Transport{DisableKeepAlives: true}
+	ask := func(url string) int {
+		t.Helper()
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := transport.RoundTrip(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := response.Body.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode
+	}
+	for url, want := range map[string]int{
+		"http://" + ready.Public + "/livez": 200, "http://" + ready.Public + "/readyz": 503, "http://" + ready.Public + "/jwks": 503,
+		"http://" + ready.Public + "/metrics": 404, "http://" + ready.Private + "/readyz": 503, "http://" + ready.Private + "/metrics": 200,
+	} {
+		if got := ask(url); got != want {
+			t.Errorf("%s: %d, want %d", url, got, want)
+		}
+	}
+	if err := redis.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(time.Minute) // a guard against waiting for ever
+	for ask("http://"+ready.Public+"/jwks") != 200 {
+		if time.Now().After(deadline) {
+			t.Fatal("no keys after Redis is back")
+		}
+	}
+	stop()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	<-drained
+	redis.Close()
+	goleak.VerifyNone(t, already)
+}

@@ -1,0 +1,44 @@
+package tokenapi
+
+import (
+	"net/http"
+	"net/netip"
+	"strings"
+)
+
+// address returns where a request comes from, for counting: of IPv6 the /64, which one machine has to itself. Behind
+// proxies that are believed it is the last address in X-Forwarded-For that is not one of theirs; what a client wrote
+// there itself stands before it and is not looked at.
+func (s *Service) address(r *http.Request) string {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return "unknown"
+	}
+	source := peer.Addr().Unmap()
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && s.trusted(source); i-- {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		source = hop.Unmap()
+	}
+	bits := source.BitLen()
+	if source.Is6() {
+		bits = 64
+	}
+	prefix, err := source.WithZone("").Prefix(bits)
+	if err != nil {
+		return "unknown"
+	}
+	return prefix.String()
+}
+
+func (s *Service) trusted(address netip.Addr) bool {
+	for _, proxy := range s.cfg.Proxies {
+		if proxy.Contains(address) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,141 @@
+package tokenapi
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+// proof is what a request brings to show who its client is: an assertion, or an id and a secret.
+type proof struct {
+	client    string // who it says it is
+	assertion *token.Assertion
+	secret    string
+	basic     bool
+	flaw      error // what is wrong with it whoever the client is; nil when nothing is
+}
+
+// readProof finds the one proof of a request. Several, or one in a place where none is taken, is a request that makes no
+// sense (RFC 6749 section 2.3); one that cannot be good is a failed authentication.
+func (s *Service) readProof(r *http.Request, form map[string]string) (proof, *problem) {
+	headers := r.Header.Values("Authorization")
+	asserted := form["client_assertion"] != "" || form["client_assertion_type"] != ""
+	switch {
+	case form["client_secret"] != "":
+		return proof{}, invalidRequest("client_secret is not taken: use HTTP Basic, or client_assertion")
+	case len(headers) > 1 || len(headers) == 1 && asserted:
+		return proof{}, invalidRequest("more than one way to authenticate in one request")
+	case len(headers) == 1:
+		return readBasic(headers[0], form["client_id"]), nil
+	case form["client_assertion_type"] == "":
+		return proof{}, invalidRequest("client_assertion_type is missing")
+	case form["client_assertion_type"] != token.AssertionType:
+		return proof{}, invalidRequest("client_assertion_type must be " + token.AssertionType)
+	case form["client_assertion"] == "":
+		return proof{}, invalidRequest("client_assertion is missing")
+	}
+	assertion, err := s.assertions.Read(form["client_assertion"])
+	if err != nil {
+		return proof{flaw: err}, nil
+	}
+	p := proof{client: assertion.Client, assertion: assertion}
+	if id := form["client_id"]; id != "" && id != assertion.Client { // RFC 7521 section 4.2
+		p.flaw = errors.New("client_id is not the sub of the assertion")
+	}
+	return p, nil
+}
+
+// readBasic reads HTTP Basic, whose id and secret are form-urlencoded once more (RFC 6749 section 2.3.1).
+func readBasic(header, clientID string) proof {
+	bad := proof{basic: true, flaw: errors.New("no Authorization of HTTP Basic with a client's id and secret")}
+	scheme, encoded, _ := strings.Cut(header, " ")
+	text, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(encoded))
+	if !strings.EqualFold(scheme, "Basic") || err != nil {
+		return bad
+	}
+	id, secret, found := strings.Cut(string(text), ":")
+	client, err1 := url.QueryUnescape(id)
+	secret, err2 := url.QueryUnescape(secret)
+	if !found || err1 != nil || err2 != nil || client == "" || secret == "" {
+		return bad
+	}
+	p := proof{basic: true, client: client, secret: secret}
+	if clientID != "" && clientID != client {
+		p.flaw = errors.New("client_id is not the one of the Authorization")
+	}
+	return p
+}
+
+// authenticate returns the client that a proof is good for. Failures are counted, and too many of them are answered
+// without another look.
+func (s *Service) authenticate(ctx context.Context, p proof, address string) (token.Client, *problem) {
+	wait, err := s.parts.Store.Wait(ctx, s.cfg.Limits, p.client, address)
+	if err != nil {
+		return token.Client{}, unavailable(err)
+	}
+	if wait > 0 {
+		return token.Client{}, limited(wait)
+	}
+	client, refused := s.prove(ctx, p)
+	if refused == nil || refused.code != "invalid_client" {
+		return client, refused
+	}
+	if err := s.parts.Store.Failed(ctx, s.cfg.Limits, p.client, address); err != nil {
+		return token.Client{}, unavailable(err)
+	}
+	return token.Client{}, refused
+}
+
+func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
+	if p.flaw != nil {
+		refused := unauthenticated(p.basic, p.flaw)
+		if errors.Is(p.flaw, token.ErrInvalid) {
+			// What an assertion says of itself is judged before anybody is looked for, so that this tells nothing.
+			refused.text = "client_assertion: " + p.flaw.Error()
+		}
+		return token.Client{}, refused
+	}
+	client, err := s.parts.Clients.Client(ctx, p.client)
+	switch {
+	case errors.Is(err, export.ErrNotFound):
+		client = token.Client{} // and go on: it fails like any other
+	case errors.Is(err, export.ErrUnavailable):
+		return token.Client{}, unavailable(err)
+	case err != nil:
+		return token.Client{}, broken(err)
+	}
+	if p.basic {
+		if !client.HasSecret(p.secret) || !s.cfg.Secrets {
+			return token.Client{}, unauthenticated(true, errors.New("not this secret, or no client of that method"))
+		}
+		return client, nil
+	}
+	if client.ID == "" {
+		return token.Client{}, unauthenticated(false, errors.New("no such client"))
+	}
+	if err := s.assertions.Verify(ctx, p.assertion, client); err != nil {
+		return token.Client{}, unauthenticated(false, err)
+	}
+	return client, s.spend(ctx, p.assertion)
+}
+
+// spend makes sure that an assertion is used once (IG row B-21). It comes after the signature: nobody can spend the id
+// of somebody else's assertion.
+func (s *Service) spend(ctx context.Context, assertion *token.Assertion) *problem {
+	keep := s.assertions.Keep(assertion).Sub(s.cfg.Now())
+	first, err := s.parts.Store.UseOnce(ctx, assertion.Client, assertion.ID, keep+time.Second)
+	if err != nil {
+		return unavailable(err)
+	}
+	if !first && !s.cfg.Replay {
+		return unauthenticated(false, errors.New("the assertion was used before"))
+	}
+	return nil
+}

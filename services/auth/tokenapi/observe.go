@@ -1,0 +1,78 @@
+package tokenapi
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+func newMetrics(registry *prometheus.Registry) (*prometheus.CounterVec, error) {
+	tokens := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_auth_tokens_total", Help: "Token requests by how they ended: issued, or the error of the answer.",
+	}, []string{"outcome"})
+	if err := registry.Register(tokens); err != nil {
+		return nil, fmt.Errorf("registering the token service's metrics: %w", err)
+	}
+	return tokens, nil
+}
+
+// record leaves one log line and counts. The line names a client only when it has proved who it is, by the hash that
+// the API's log has for the owner of its exports; of a refusal it tells the rule that was broken.
+func (s *Service) record(ctx context.Context, client string, refused *problem) {
+	outcome, level := "issued", slog.LevelInfo
+	attrs := []any{}
+	if client != "" {
+		attrs = append(attrs, "owner", export.Owner{Issuer: s.issuer, Subject: client}.Hash())
+	}
+	if refused != nil {
+		outcome = refused.code
+		if refused.status == http.StatusTooManyRequests {
+			outcome = "limited"
+		}
+		if refused.status >= http.StatusInternalServerError {
+			level = slog.LevelError
+		}
+		attrs = append(attrs, "reason", refused.text)
+		if refused.cause != nil {
+			attrs = append(attrs, "err", refused.cause)
+		}
+	}
+	s.tokens.WithLabelValues(outcome).Inc()
+	s.cfg.Logger.Log(ctx, level, "token request", append(attrs, "outcome", outcome)...)
+}
+
+// audit puts on record who gets a token, or who does not and why. A client that has not proved who it is has no name there:
+// it would be whatever was sent.
+func (s *Service) audit(r *http.Request, client, scope string, refused *problem) error {
+	event := audit.Event{Action: audit.Token, Outcome: audit.Success, HTTPStatus: http.StatusOK, Target: scope}
+	if client != "" {
+		event.Agent = export.Owner{Issuer: s.issuer, Subject: client}
+	}
+	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		event.Address = from.Addr().Unmap()
+	}
+	if refused != nil {
+		event.Outcome, event.HTTPStatus, event.Reason, event.Target = audit.Refused, refused.status, refused.text, ""
+		if refused.status >= http.StatusInternalServerError {
+			event.Outcome = audit.Failed
+		}
+	}
+	return s.parts.Audit.Record(event)
+}
+
+// contain turns a panic into a plain server error.
+func (s *Service) contain(w http.ResponseWriter) {
+	if cause := recover(); cause != nil {
+		s.cfg.Logger.Error("panic in the token service", "err", fmt.Sprint(cause), "stack", string(debug.Stack()))
+		s.tokens.WithLabelValues("server_error").Inc()
+		broken(nil).write(w)
+	}
+}

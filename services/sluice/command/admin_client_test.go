@@ -1,0 +1,157 @@
+package command
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/alicebob/miniredis/v2"
+
+	"github.com/sluice-fhir/sluice/pkg/authstore"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+func TestAdminClient(t *testing.T) {
+	for _, name := range []string{"SLUICE_REDIS_URL", "SLUICE_REDIS_URL_FILE"} {
+		t.Setenv(name, "")
+	}
+	redis := miniredis.RunT(t)
+	url, dir := "redis://"+redis.Addr(), t.TempDir()
+	do := func(want int, says string, args ...string) (stdout string) {
+		t.Helper()
+		code, stdout, stderr := run(t, append([]string{"admin", "client", "--redis", url}, args...)...)
+		if code != want || !strings.Contains(stdout+stderr, says) {
+			t.Fatalf("%q: exit %d, %q, %q; want exit %d and %q", args, code, stdout, stderr, want, says)
+		}
+		return stdout
+	}
+	name := filepath.Join(dir, "app")
+	do(0, name+".jwks.json", "keygen", "--out", name)
+	do(1, "exists", "keygen", "--out", name) // a key is never replaced
+	info, err := os.Stat(name + ".key.json")
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the private key: %v, %v", info.Mode(), err)
+	}
+	if _, err := readKey(name + ".key.json"); err != nil {
+		t.Error(err)
+	}
+
+	do(0, "registered client app", "register", "--id", "app", "--jwks-file", name+".jwks.json", "--scope", "system/Patient.rs")
+	do(1, "registered already", "register", "--id", "app", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
+	do(0, "", "register", "--id", "url", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
+	secret := strings.TrimSpace(do(0, "kept nowhere", "register", "--id", "old", "--secret", "--scope", "system/*.read"))
+	if len(secret) != 43 {
+		t.Errorf("a secret of %d characters", len(secret))
+	}
+	var shown clientOutput
+	if err := json.Unmarshal([]byte(do(0, "", "show", "--id", "old", "--json")), &shown); err != nil {
+		t.Fatal(err)
+	}
+	if shown.Method != "client_secret_basic" || shown.Secret != "" || shown.Scope != "system/*.read" {
+		t.Errorf("%+v", shown)
+	}
+	list := do(0, "", "list") + do(0, "", "list", "--json") + do(0, "", "show", "--id", "old")
+	for _, word := range []string{"app", "url", "old", "https://app.example/jwks", "private_key_jwt", "system/Patient.rs"} {
+		if !strings.Contains(list, word) {
+			t.Errorf("%s is not in\n%s", word, list)
+		}
+	}
+	for _, word := range []string{secret, token.HashSecret(secret)} {
+		if strings.Contains(list, word) {
+			t.Errorf("a secret or its hash is in\n%s", list)
+		}
+	}
+
+	var changed clientOutput
+	if err := json.Unmarshal([]byte(do(0, "", "rotate-secret", "--id", "old", "--json")), &changed); err != nil {
+		t.Fatal(err)
+	}
+	store, err := authstore.Open(url, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	client, _, err := readClient(t.Context(), store, "old")
+	if err != nil || client.HasSecret(secret) || !client.HasSecret(changed.Secret) || client.Scope != "system/*.read" {
+		t.Errorf("after the secret was changed: %v, old one good %v, new one %v", err, client.HasSecret(secret), client.HasSecret(changed.Secret))
+	}
+	do(1, "has keys and no secret", "rotate-secret", "--id", "app")
+
+	do(0, "removed client app", "remove", "--id", "app")
+	for _, args := range [][]string{{"remove", "--id", "app"}, {"show", "--id", "app"}, {"rotate-secret", "--id", "app"}} {
+		do(1, "client app is not registered", args...)
+	}
+
+	for _, test := range []struct {
+		says string
+		args []string
+	}{
+		{"scope", []string{"register", "--id", "x", "--jwks-url", "https://a.example", "--scope", "patient/*.rs"}},
+		{"JWKS URL", []string{"register", "--id", "x", "--jwks-url", "http://a.example", "--scope", "system/*.rs"}},
+		{"the id", []string{"register", "--id", "a b", "--jwks-url", "https://a.example", "--scope", "system/*.rs"}},
+		{"private key", []string{"register", "--id", "x", "--jwks-file", privateSet(t, dir, name), "--scope", "system/*.rs"}},
+		{"jwks-file", []string{"register", "--id", "x", "--scope", "system/*.rs"}},
+		{"jwks-url", []string{"register", "--id", "x", "--jwks-url", "https://a.example", "--secret", "--scope", "system/*.rs"}},
+		{"admin client --help", nil},
+	} {
+		do(2, test.says, test.args...)
+	}
+	redis.Close()
+	do(1, "unavailable", "list")
+	url = ""
+	do(2, "SLUICE_REDIS_URL", "list")
+}
+
+// privateSet is a key set that gives a private key away.
+func privateSet(t *testing.T, dir, name string) string {
+	t.Helper()
+	key, err := os.ReadFile(name + ".key.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "private.jwks.json")
+	if err := os.WriteFile(path, []byte(`{"keys":[`+string(key)+`]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestExportWithCredentialsRefuses(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "app")
+	if code, _, stderr := run(t, "admin", "client", "keygen", "--out", name); code != 0 {
+		t.Fatal(stderr)
+	}
+	open := filepath.Join(dir, "open.key.json")
+	key, err := os.ReadFile(name + ".key.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(open, key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(name+".jwks.json", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		code int
+		says string
+		args []string
+	}{
+		{2, "client-key", []string{"--base", "https://x.example", "--client-id", "app"}},
+		{2, "--base", []string{"--client-id", "app", "--client-key", name + ".key.json"}},
+		{1, "0600", []string{"--base", "https://x.example", "--client-id", "app", "--client-key", open}},
+		{1, "JSON Web Key", []string{"--base", "https://x.example", "--client-id", "app", "--client-key", name + ".jwks.json"}},
+		{2, "--token-url", []string{
+			"--base", "https://x.example", "--client-id", "app", "--client-key", name + ".key.json", "--token-url", "http://x.example/token",
+		}},
+		{2, "none of the others", []string{"--base", "https://x.example", "--client-id", "app", "--client-key", "k", "--token", "t"}},
+	} {
+		code, _, stderr := run(t, append([]string{"export", "--group", "g", "--out", filepath.Join(dir, "out")}, test.args...)...)
+		if code != test.code || !strings.Contains(stderr, test.says) {
+			t.Errorf("%q: exit %d, %q; want %d and %q", test.args, code, stderr, test.code, test.says)
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/authstore"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/services/auth/clients"
+	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
+)
+
+// authPath is where the token service is mounted, beside the FHIR base.
+const authPath = "/auth"
+
+// authService is the token service of a standalone server. Its signing keys live in the embedded Redis and end with the
+// process, so the secret that seals them is one of this process, too.
+type authService struct {
+	service *tokenapi.Service
+	store   *authstore.Store
+	file    *clients.File // nil: there are no clients
+	name    string        // iss of its tokens
+}
+
+func openAuth(
+	ctx context.Context, opts options, base *url.URL, redis string, log *slog.Logger, registry *prometheus.Registry,
+	events *audit.Log,
+) (a *authService, err error) {
+	if base.Path == authPath || strings.HasPrefix(base.Path, authPath+"/") {
+		return nil, fmt.Errorf("--base-url: %s is the path of the token service", authPath)
+	}
+	a = &authService{name: base.Scheme + "://" + base.Host + authPath}
+	if opts.clients != "" {
+		if a.file, err = clients.OpenFile(opts.clients); err != nil {
+			return nil, err
+		}
+	}
+	if a.store, err = authstore.Open(redis, nil, nil); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.store.Close())
+		}
+	}()
+	schedule := authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}
+	keys, err := authstore.NewKeys(a.store, schedule, rand.Text()+rand.Text())
+	if err != nil {
+		return nil, err
+	}
+	cfg := tokenapi.Defaults()
+	cfg.TokenURL, cfg.Audience, cfg.Secrets, cfg.Logger = a.tokenURL(), base.String(), true, log
+	a.service, err = tokenapi.New(cfg, tokenapi.Parts{
+		Store: a.store, Keys: keys, Clients: clients.New(a.file, a.store), Audit: events, Registry: registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a, a.service.Refresh(ctx) // so that the first token is signed, and its key known, as soon as anybody asks
+}
+
+func (a *authService) close() error {
+	a.service.Close()
+	return a.store.Close()
+}
+
+func (a *authService) tokenURL() string { return a.name + "/token" }
+
+// owners are the clients that there are at the start, as owners of exports.
+func (a *authService) owners() []export.Owner {
+	if a.file == nil {
+		return nil
+	}
+	var owners []export.Owner
+	for _, id := range a.file.IDs() {
+		owners = append(owners, export.Owner{Issuer: a.name, Subject: id})
+	}
+	return owners
+}
+
+// issuer is how the API knows the service. The key set's URL names no host that could be reached from elsewhere: the
+// client below brings every request to the listener of this process.
+func (a *authService) issuer(audience string) token.Issuer {
+	return token.Issuer{Name: a.name, Audiences: []string{audience}, JWKSURL: "http://localhost" + authPath + "/jwks"}
+}
+
+func (a *authService) client(at net.Addr) *http.Client {
+	var dialer net.Dialer
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, at.Network(), at.String())
+		},
+	}}
+}
+
+// beside serves the token service below its path and everything else as before.
+func (a *authService) beside(others http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, authPath+"/") {
+			a.service.ServeHTTP(w, r)
+			return
+		}
+		others.ServeHTTP(w, r)
+	})
+}
