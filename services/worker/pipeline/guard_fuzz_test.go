@@ -23,9 +23,9 @@ import (
 // fuzzCohort is the cohort of FuzzGuard, of which the first two patients are asked for.
 var fuzzCohort = []string{"pat-1", "pat-2", "pat-3"}
 
-// storedCohort is fuzzCohort as a stored list, on a store that has nothing else, so that the target needs no server.
-func storedCohort(f *testing.F) *idset.List {
-	f.Helper()
+// storedCohort is fuzzCohort as a stored list, on a store that has nothing else, so that there need be no server.
+func storedCohort(t testing.TB) *idset.List {
+	t.Helper()
 	held := map[string]string{"/shelf/c/index": "pat-1\n", "/shelf/c/chunk-000000": strings.Join(fuzzCohort, "\n") + "\n"}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		text, there := held[r.URL.Path]
@@ -37,17 +37,35 @@ func storedCohort(f *testing.F) *idset.List {
 		w.Header().Set("ETag", fmt.Sprintf(`"%08x"`, crc32.ChecksumIEEE([]byte(text))))
 		http.ServeContent(w, r, "", time.Unix(1, 0), strings.NewReader(text))
 	}))
-	f.Cleanup(server.Close)
+	t.Cleanup(server.Close)
 	store, err := objects.Open(objects.Config{Endpoint: server.URL, AccessKey: "access", SecretKey: "secret", Bucket: "shelf"})
 	if err != nil {
-		f.Fatal(err)
+		t.Fatal(err)
 	}
-	f.Cleanup(store.Close)
-	list, err := idset.Open(f.Context(), store, "c/")
+	t.Cleanup(store.Close)
+	list, err := idset.Open(t.Context(), store, "c/")
 	if err != nil {
-		f.Fatal(err)
+		t.Fatal(err)
 	}
 	return list
+}
+
+// What was admitted for one part of the cohort is no reason to admit it for the next.
+func TestTheGuardForgetsWhoWasAskedForBefore(t *testing.T) {
+	g := guard{typ: "Observation", cohort: storedCohort(t)}
+	r := source.Resource{
+		Type: "Observation", ID: "o", Body: []byte(`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/pat-1"}}`),
+	}
+	g.ask(fuzzCohort[:1])
+	for range 2 {
+		if verdict, err := g.check(t.Context(), r); err != nil || verdict != admitted {
+			t.Fatalf("verdict %d, %v", verdict, err)
+		}
+	}
+	g.ask(fuzzCohort[1:2])
+	if verdict, err := g.check(t.Context(), r); err == nil {
+		t.Errorf("verdict %d of a resource about somebody who was asked for before", verdict)
+	}
 }
 
 // FuzzGuard: whatever line a source gives, and whatever it says of the line, it is written only if a full decode finds
