@@ -65,12 +65,15 @@ func TestUnknownKidsRefetchOnceAMinute(t *testing.T) {
 func TestTokensThatCannotPassFetchNothing(t *testing.T) {
 	key := ecKey(t, elliptic.P256())
 	server := serveKeys(t, jwks(jwkOf(t, "k", key)))
-	v := verifier(t, newClock(), issuerAt(server.URL))
+	issuer := issuerAt(server.URL)
+	issuer.Algorithms = []string{"ES256"}
+	v := verifier(t, newClock(), issuer)
 	for _, claims := range []members{
 		goodClaims().with("exp", 1), goodClaims().with("aud", "urn:x"), goodClaims().with("iss", "urn:x"),
 	} {
 		refused(t, v, sign(t, "ES256", "k", key, claims), token.ErrInvalid)
 	}
+	refused(t, v, sign(t, "ES384", "k", ecKey(t, elliptic.P384()), goodClaims()), token.ErrInvalid)
 	asked(t, server, 0)
 }
 
