@@ -183,6 +183,84 @@ func TestAnHTTP2AnswerThatStallsIsCut(t *testing.T) {
 	}
 }
 
+// inTime serves the handler by TLS in the test's own time, all limits being the one given, until done is called.
+func inTime(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pipes, *testenv.Authority, func()) {
+	t.Helper()
+	authority := testenv.NewAuthority(t)
+	cert, key := authority.Issue(time.Now().Add(time.Hour), "server").Files(t, t.TempDir())
+	certificate, err := platform.OpenCertificate(cert, key, slog.New(slog.DiscardHandler), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := newPipes()
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- platform.ServeHTTP(ctx, listener, handler, platform.WithTLS(platform.ServerTLS(certificate, nil)),
+			platform.WithLimits(platform.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit}))
+	}()
+	return listener, authority, func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// An HTTP/2 answer whose handler has nothing to write for a while is not stalled.
+func TestAnHTTP2AnswerMayPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 10 * time.Second
+		listener, authority, done := inTime(t, limit, func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, r.Proto)
+			w.(http.Flusher).Flush()
+			time.Sleep(3 * limit)
+			_, _ = io.WriteString(w, " and more")
+		})
+		transport := &http.Transport{
+			DialContext: listener.dial, TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, ForceAttemptHTTP2: true,
+		}
+		response, err := (&http.Client{Transport: transport}).Get("https://server/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(response.Body)
+		if err := errors.Join(err, response.Body.Close()); err != nil || string(text) != "HTTP/2.0 and more" {
+			t.Errorf("%q, %v", text, err)
+		}
+		transport.CloseIdleConnections()
+		done()
+	})
+}
+
+// A client that takes nothing at all from an HTTP/2 connection, not even what belongs to the protocol, is cut.
+func TestAnHTTP2ConnectionThatStallsIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 10 * time.Second
+		listener, authority, done := inTime(t, limit, http.NotFound)
+		conn, err := listener.dial(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// In TLS 1.2 the server has the last word of the handshake, so that all it writes from then on is HTTP/2.
+		secure := tls.Client(conn, &tls.Config{
+			RootCAs: authority.Pool(), ServerName: "server", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12,
+		})
+		const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // none that differ
+		if _, err := io.WriteString(secure, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+settings); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * limit)
+		if _, err := conn.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("the connection is open after twice the limit: %v", err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+		done()
+	})
+}
+
 func TestAHandshakeThatStallsIsCut(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	addr := secured(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, http.NotFoundHandler(),
