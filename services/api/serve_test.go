@@ -113,7 +113,8 @@ func TestCheckConfigOfEncryption(t *testing.T) {
 func TestNoSecretIsQuoted(t *testing.T) {
 	wiringtest.QuotesNothing(t, wiringtest.Service{
 		Config: config{}, Run: run,
-		Environ: append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir"),
+		Environ: append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
+			"SLUICE_AUDIT_LOG="+filepath.Join(t.TempDir(), "audit.ndjson")),
 		Instead: map[string][]string{"DIRECTORY_URL": {"GROUPS_DIR", "ACCESS_FILE"}},
 	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path/filepath"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/testenv"
@@ -10,6 +11,6 @@ import (
 func TestNoSecretIsQuoted(t *testing.T) {
 	wiringtest.QuotesNothing(t, wiringtest.Service{Config: config{}, Run: run, Environ: []string{
 		"SLUICE_REDIS_URL=" + testenv.Redis(t), "SLUICE_S3_ENDPOINT=http://127.0.0.1:1", "SLUICE_S3_ACCESS_KEY=a",
-		"SLUICE_S3_SECRET_KEY=s",
+		"SLUICE_S3_SECRET_KEY=s", "SLUICE_AUDIT_LOG=" + filepath.Join(t.TempDir(), "audit.ndjson"),
 	}})
 }

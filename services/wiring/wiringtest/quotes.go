@@ -47,7 +47,7 @@ var unusable = []string{
 // told are variables whose values may be told, because they are no secrets and finding what is wrong with them is
 // easier so: places of this machine and names.
 func told(variable string) bool {
-	for _, end := range []string{"_ADDR", "_DIR", "_FILE", "S3_BUCKET"} {
+	for _, end := range []string{"_ADDR", "_DIR", "_FILE", "_LOG", "S3_BUCKET"} {
 		if strings.HasSuffix(variable, end) {
 			return true
 		}
