@@ -85,8 +85,8 @@ func (k *Keys) Empty() bool { return len(k.byID) == 0 }
 // New returns a fresh data key for the job, wrapped. It panics when there is no master key.
 func (k *Keys) New(job export.JobID) []byte {
 	dataKey := make([]byte, keySize)
-	_, _ = rand.Read(dataKey) // it never fails
-	head := append([]byte{version, byte(len(k.first))}, k.first...)
+	_, _ = rand.Read(dataKey)                                       // it never fails
+	head := append([]byte{version, byte(len(k.first))}, k.first...) //nolint:gosec // ids are short: see ParseKeys
 	wrapped := append(head, make([]byte, nonceSize)...)
 	nonce := wrapped[len(head):]
 	_, _ = rand.Read(nonce)

@@ -27,7 +27,7 @@ type config struct {
 	Dialect      string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (SPEC 9)
 	PollLimit    int    `env:"POLL_LIMIT" envDefault:"10"`           // status polls allowed in one announced interval
 	JobLimit     int    `env:"JOB_LIMIT" envDefault:"5"`             // exports of one subject at work at once
-	Repeat       string `env:"KICKOFF_REPEAT" envDefault:"new"`      // what a kick-off identical to a running one gets: new or same
+	Repeat       string `env:"KICKOFF_REPEAT" envDefault:"new"`      // new or same: what an identical kick-off gets
 	KickOffLimit int    `env:"KICKOFF_LIMIT" envDefault:"60"`        // kick-offs of one subject in a minute
 	StatusLimit  int    `env:"STATUS_LIMIT" envDefault:"600"`        // status answers to one subject in a minute
 	Issuers      string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"` // YAML, see docs/access.md
@@ -61,8 +61,10 @@ func (c *config) Validate() (err error) {
 	if c.Repeat != repeatNew && c.Repeat != repeatSame {
 		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))
 	}
-	if u, urlErr := url.Parse(c.TokenURL); c.TokenURL != "" && (urlErr != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http") {
-		err = errors.Join(err, errors.New("SLUICE_AUTH_TOKEN_URL must be an absolute URL"))
+	if c.TokenURL != "" {
+		if _, urlErr := wiring.BaseURL(c.TokenURL); urlErr != nil {
+			err = errors.Join(err, errors.New("SLUICE_AUTH_TOKEN_URL must look like https://host/auth/token"))
+		}
 	}
 	switch c.Dialect {
 	case "auto", "classic", "ig":
@@ -72,7 +74,8 @@ func (c *config) Validate() (err error) {
 	if _, issuersErr := wiring.LoadIssuers(c.Issuers); issuersErr != nil {
 		err = errors.Join(err, fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", issuersErr))
 	}
-	return errors.Join(err, c.Common.Validate(), c.Directory.Validate(), c.Objects.Validate(), c.Envelope.Validate(), c.Audit.Validate())
+	return errors.Join(err, c.Common.Validate(), c.Directory.Validate(), c.Objects.Validate(), c.Envelope.Validate(),
+		c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -111,7 +114,11 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", err)
 	}
-	tokens, err := token.NewVerifier(token.Config{Issuers: issuers, Now: time.Now})
+	client, err := cfg.Common.Client()
+	if err != nil {
+		return err
+	}
+	tokens, err := token.NewVerifier(token.Config{Issuers: issuers, Now: time.Now, HTTPClient: client})
 	if err != nil {
 		return err
 	}

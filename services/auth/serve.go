@@ -133,6 +133,9 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		}
 	}
 	api := tokenapi.Defaults()
+	if api.Client, err = cfg.Common.Client(); err != nil {
+		return err
+	}
 	api.TokenURL, api.Audience, api.Life = cfg.TokenURL, cfg.base.String(), cfg.Life
 	api.Secrets, api.Replay, api.Limits, api.Proxies, api.Logger = cfg.Secrets, cfg.Replay, cfg.limits(), cfg.Proxies, log
 	service, err := tokenapi.New(api, tokenapi.Parts{

@@ -46,7 +46,8 @@ const subject = "bench"
 // deploy starts a deployment on the population in which no limit is in the way of what is measured.
 func (b *bench) deploy(ctx context.Context, p population, workers int, more ...string) (*deployment, error) {
 	return b.deployWith(ctx, p, workers, []string{
-		"SLUICE_POLL_LIMIT=1000000", "SLUICE_JOB_LIMIT=1000000", "SLUICE_KICKOFF_LIMIT=100000000", "SLUICE_STATUS_LIMIT=100000000",
+		"SLUICE_POLL_LIMIT=1000000", "SLUICE_JOB_LIMIT=1000000", "SLUICE_KICKOFF_LIMIT=100000000",
+		"SLUICE_STATUS_LIMIT=100000000",
 	}, more...)
 }
 

@@ -1,8 +1,11 @@
 package wiring
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net/http"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/platform"
 )
@@ -23,4 +26,18 @@ func (t Trust) Roots() (*x509.CertPool, error) {
 		return nil, fmt.Errorf("SLUICE_CA_FILE: %w", err)
 	}
 	return roots, nil
+}
+
+// Client returns a client for https servers that are not ours, such as those of key sets: nil, which stands for the
+// package's own, when the system's roots suffice.
+func (t Trust) Client() (*http.Client, error) {
+	roots, err := t.Roots()
+	if err != nil || roots == nil {
+		return nil, err
+	}
+	transport := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
+		TLSHandshakeTimeout: 5 * time.Second, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+	}
+	return &http.Client{Transport: transport}, nil
 }

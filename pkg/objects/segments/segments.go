@@ -77,7 +77,7 @@ func objectKey(dataKey, salt []byte, name string) (cipher.AEAD, error) {
 
 // nonce writes the nonce of a segment into n.
 func nonce(n *[nonceSize]byte, segment int64, last bool) {
-	binary.BigEndian.PutUint64(n[3:], uint64(segment)) // sizes are not negative
+	binary.BigEndian.PutUint64(n[3:], uint64(segment)) //nolint:gosec // sizes are not negative
 	n[nonceSize-1] = 0
 	if last {
 		n[nonceSize-1] = 1

@@ -92,9 +92,9 @@ func (s *service) kickoff(c *gin.Context) error {
 	return nil
 }
 
-// start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds as far
-// as can be helped: a job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34), and one
-// whose id nobody was told would be exported for nobody.
+// start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds
+// as far as can be helped: a job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34), and
+// one whose id nobody was told would be exported for nobody.
 func (s *service) start(ctx context.Context, job export.Job) error {
 	err := s.Jobs.Create(ctx, job, export.FirstUnit())
 	switch {
