@@ -69,11 +69,11 @@ func (s *Store) Admit(ctx context.Context, job export.Job, limit int, join bool)
 		if reply[0] == "FULL" {
 			return "", FullError{Running: append(found.live, found.pending...)}
 		}
-		if len(found.live) > 0 {
-			return found.live[0], nil
+		if len(found.settled) > 0 {
+			return found.settled[0], nil
 		}
-		// The identical kick-off has taken its place and not yet recorded its job. To name that job now could be to name
-		// one that never comes.
+		// The identical kick-off is not through: its job may not be recorded yet, or be taken back because it could not be
+		// queued. To name that job now could be to name one that never comes.
 		if time.Since(begun) > sameWait {
 			return "", fmt.Errorf("admit a job: the same one is being started: %w", export.ErrUnavailable)
 		}
@@ -81,6 +81,22 @@ func (s *Store) Admit(ctx context.Context, job export.Job, limit int, join bool)
 			return "", unavailable("admit a job", err)
 		}
 	}
+}
+
+// Settle says that an admitted job is recorded and queued: from here on an identical kick-off may be told of it. Without it
+// that comes with the claim of the plan.
+func (s *Store) Settle(ctx context.Context, job export.Job) error {
+	running, member, err := s.place(job)
+	if err != nil {
+		return err
+	}
+	// The sign of the score says it. A member that is gone stays so.
+	now := float64(-time.Now().UnixMilli())
+	if s.now != nil {
+		now = float64(-s.now().UnixMilli())
+	}
+	return unavailable(fmt.Sprintf("settle job %s", job.ID),
+		s.redis.ZAddXX(ctx, running, redis.Z{Score: now, Member: member}).Err())
 }
 
 // Withdraw gives the place of a job back that was admitted and not started, that was cancelled, or that is purged. It is
@@ -134,6 +150,7 @@ func ownerKey(owner export.Owner) string {
 // standing is what the records say about the candidates of an owner's set.
 type standing struct {
 	live    []export.JobID
+	settled []export.JobID // of those, the ones that are queued for certain
 	pending []export.JobID // admitted a moment ago, not recorded yet
 	ended   []any          // members to be removed
 }
@@ -142,11 +159,13 @@ type standing struct {
 func (s *Store) stand(ctx context.Context, found []any) (standing, error) {
 	var members []string
 	var since []time.Time
+	var settled []bool
 	now, _ := found[0].(int64)
 	for i := 1; i+1 < len(found); i += 2 {
 		member, _ := found[i].(string)
 		score, _ := found[i+1].(string)
-		members, since = append(members, member), append(since, instant(score))
+		score, sure := strings.CutPrefix(score, "-")
+		members, since, settled = append(members, member), append(since, instant(score)), append(settled, sure)
 	}
 	states := make([]*redis.StringCmd, len(members))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -164,10 +183,13 @@ func (s *Store) stand(ctx context.Context, found []any) (standing, error) {
 		switch missing := errors.Is(err, redis.Nil); {
 		case err != nil && !missing:
 			return standing{}, unavailable("read the owner's jobs", err)
-		case missing && time.UnixMilli(now).Sub(since[i]) < recordDue:
+		case missing && !settled[i] && time.UnixMilli(now).Sub(since[i]) < recordDue:
 			result.pending = append(result.pending, jobOf(member))
 		case export.State(state).Live():
 			result.live = append(result.live, jobOf(member))
+			if settled[i] || export.State(state) != export.Scheduled { // a plan is claimed by way of the queue
+				result.settled = append(result.settled, jobOf(member))
+			}
 		default:
 			result.ended = append(result.ended, member)
 		}

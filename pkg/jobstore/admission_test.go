@@ -174,6 +174,11 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 			must(t, err)
 			return id
 		}
+		// It is recorded, and its enqueueing may still fail, after which it would be taken back.
+		if id, err := s.Admit(t.Context(), asked(c, somebody, "g"), 5, true); !errors.Is(err, export.ErrUnavailable) {
+			t.Errorf("while the first one is not queued: %s, %v", id, err)
+		}
+		must(t, s.Settle(t.Context(), first))
 		if id := join(asked(c, somebody, "g")); id != first.ID {
 			t.Errorf("an identical kick-off got %s, want the running %s", id, first.ID)
 		}
@@ -194,9 +199,17 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 		if id := join(again); id != again.ID {
 			t.Errorf("after the end of the first job: %s, want a new one", id)
 		}
+		// A job that was taken back is not settled by an answer that comes late.
+		must(t, s.Settle(t.Context(), first))
 		// That one is being started: to name it could be to name a job that never comes.
 		if id, err := s.Admit(t.Context(), asked(c, somebody, "g"), 5, true); !errors.Is(err, export.ErrUnavailable) {
 			t.Errorf("while the identical one is being started: %s, %v", id, err)
+		}
+		// The API died before it could settle the job, and a worker has its plan: so it was queued.
+		must(t, s.Create(t.Context(), again, export.FirstUnit()))
+		claim(t, s, again.ID, export.PlanUnit, export.KindPlan, 1)
+		if id := join(asked(c, somebody, "g")); id != again.ID {
+			t.Errorf("a planned job: got %s, want %s", id, again.ID)
 		}
 	})
 }
@@ -214,7 +227,7 @@ func TestIdenticalKickOffsAtOnceAreOneJob(t *testing.T) {
 				job := asked(c, somebody, "g")
 				id, err := s.Admit(t.Context(), job, 5, true)
 				if err == nil && id == job.ID {
-					err = s.Create(t.Context(), job, export.FirstUnit())
+					err = errors.Join(s.Create(t.Context(), job, export.FirstUnit()), s.Settle(t.Context(), job))
 					mu.Lock()
 					started++
 					mu.Unlock()
@@ -282,4 +295,19 @@ func TestAllow(t *testing.T) {
 	if _, err := s.Admit(t.Context(), export.Job{ID: export.NewJobID(), Owner: somebody}, 1, false); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("without Redis: %v", err)
 	}
+}
+
+// However large the limit is, whoever has ended is found.
+func TestManyJobsAtWork(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		const limit = 120
+		var last export.Job
+		for range limit {
+			last = asked(c, somebody, "g")
+			start(t, s, last, limit)
+			c.advance(time.Millisecond)
+		}
+		must(t, s.Cancel(t.Context(), last.ID, c.now()))
+		start(t, s, asked(c, somebody, "g"), limit)
+	})
 }

@@ -52,6 +52,10 @@ func LoadConfig(environ []string, config any) error {
 			continue
 		}
 		values[field.Key] = strings.TrimRight(string(content), "\r\n")
+		// A mount that nobody has filled must not read as a secret that is not wanted: that would switch off what it is for.
+		if values[field.Key] == "" {
+			problems = append(problems, fmt.Errorf("%s_FILE: the file is empty", field.Key))
+		}
 		if told, ok := config.(interface{ SecretFile(variable, file string) }); ok {
 			told.SecretFile(field.Key+"_FILE", file)
 		}

@@ -53,16 +53,22 @@ func TestLoadConfig(t *testing.T) {
 func TestLoadConfigNamesEveryProblemAndQuotesNoValue(t *testing.T) {
 	const secret = "hunter2"
 	type flat struct {
-		URL     string        `env:"TEST_URL,required,notEmpty"`
-		Empty   string        `env:"TEST_EMPTY,notEmpty"`
-		Secret  string        `env:"TEST_SECRET"`
-		Missing string        `env:"TEST_MISSING"`
-		Drain   time.Duration `env:"TEST_DRAIN"`
+		URL      string        `env:"TEST_URL,required,notEmpty"`
+		Empty    string        `env:"TEST_EMPTY,notEmpty"`
+		Secret   string        `env:"TEST_SECRET"`
+		Missing  string        `env:"TEST_MISSING"`
+		Unfilled string        `env:"TEST_UNFILLED"`
+		Drain    time.Duration `env:"TEST_DRAIN"`
 		Section
 		Count int `env:"TEST_COUNT"`
 	}
+	unfilled := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(unfilled, []byte("\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	var got flat
 	err := platform.LoadConfig([]string{
+		"SLUICE_TEST_UNFILLED_FILE=" + unfilled,
 		"SLUICE_TEST_EMPTY=", "SLUICE_TEST_SECRET=" + secret, "SLUICE_TEST_SECRET_FILE=/" + secret,
 		"SLUICE_TEST_MISSING_FILE=/nowhere/" + secret, "SLUICE_TEST_DRAIN=" + secret, "SLUICE_TEST_OTHER_COUNT=" + secret,
 		"SLUICE_TEST_COUNT=" + secret, "SLUICE_TEST_CUONT=" + secret, "SLUICE_TEST_TYPO_FILE=" + secret, "SLUICE_TEST",
@@ -75,15 +81,15 @@ func TestLoadConfigNamesEveryProblemAndQuotesNoValue(t *testing.T) {
 		t.Errorf("a value is quoted: %s", text)
 	}
 	for _, name := range []string{
-		"TEST_URL", "TEST_EMPTY", "TEST_SECRET and SLUICE_TEST_SECRET_FILE", "TEST_MISSING_FILE", "TEST_DRAIN",
+		"TEST_URL", "TEST_EMPTY", "TEST_SECRET and SLUICE_TEST_SECRET_FILE", "TEST_MISSING_FILE", "TEST_UNFILLED_FILE", "TEST_DRAIN",
 		"TEST_OTHER_COUNT", "TEST_COUNT", "TEST_CUONT", "TEST_TYPO_FILE",
 	} {
 		if !strings.Contains(text, "SLUICE_"+name) {
 			t.Errorf("SLUICE_%s is not named: %s", name, text)
 		}
 	}
-	if lines := strings.Count(text, "\n"); lines != 10 {
-		t.Errorf("%d problems, want 10 and no more: %s", lines, text)
+	if lines := strings.Count(text, "\n"); lines != 11 {
+		t.Errorf("%d problems, want 11 and no more: %s", lines, text)
 	}
 }
 

@@ -127,6 +127,21 @@ func FuzzNarrowScopes(f *testing.F) {
 	})
 }
 
+// Nothing is granted that was not registered: who may only read gets no search.
+func TestNarrowScopesToWhatWasRegistered(t *testing.T) {
+	for _, row := range []struct{ asked, registered, granted string }{
+		{"system/Patient.rs", "system/Patient.r", "system/Patient.r"},
+		{"system/*.cruds", "system/Patient.r", "system/Patient.r"},
+		{"system/Patient.rs", "system/*.read", "system/Patient.rs"},
+		{"system/Patient.r", "system/*.rs", "system/Patient.r"},
+		{"system/Patient.read", "system/Patient.r", "system/Patient.read"},
+	} {
+		if got, err := token.NarrowScopes(row.asked, row.registered); err != nil || got != row.granted {
+			t.Errorf("%s of %s: %q, %v, want %q", row.asked, row.registered, got, err, row.granted)
+		}
+	}
+}
+
 func TestNarrowScopesNamesTheProblem(t *testing.T) {
 	_, err := token.NarrowScopes("system/Patient.rs secret/x", "system/*.rs")
 	if !errors.Is(err, token.ErrScope) || !strings.Contains(err.Error(), "number 2") || strings.Contains(err.Error(), "secret") {

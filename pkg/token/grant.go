@@ -41,7 +41,10 @@ func NarrowScopes(list, registered string) (string, error) {
 	}
 	var granted []string
 	seen := make(map[string]bool) // a type counts once, so that a token's size has a bound
-	grant := func(typ, read string) {
+	grant := func(typ, read, registered string) {
+		if read == "rs" && registered == "r" { // search was not registered
+			read = registered
+		}
 		if !seen[typ] {
 			seen[typ] = true
 			granted = append(granted, "system/"+typ+"."+read)
@@ -51,9 +54,9 @@ func NarrowScopes(list, registered string) (string, error) {
 		for _, may := range allowed {
 			switch {
 			case may.typ == "*" || may.typ == want.typ:
-				grant(want.typ, want.read)
+				grant(want.typ, want.read, may.read)
 			case want.typ == "*":
-				grant(may.typ, want.read)
+				grant(may.typ, want.read, may.read)
 			}
 		}
 	}

@@ -58,6 +58,10 @@ func (c *config) Validate() (err error) {
 			err = errors.Join(err, fmt.Errorf("SLUICE_%s_LIMIT must be at least 1", name))
 		}
 	}
+	if c.StatusLimit < c.JobLimit*httpapi.StatusesOfAJob {
+		err = errors.Join(err, fmt.Errorf("SLUICE_STATUS_LIMIT must be at least %d for each of SLUICE_JOB_LIMIT: clients that "+
+			"poll as they are told would be refused", httpapi.StatusesOfAJob))
+	}
 	if c.Repeat != repeatNew && c.Repeat != repeatSame {
 		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))
 	}
@@ -161,7 +165,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { _ = private.Close() }()
-	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL)
+	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL,
+		"encrypts", newKey != nil)
 	return platform.Run(ctx,
 		wiring.HTTP("public listener", public, handler, listeners.Public...),
 		wiring.HTTP("private listener", private, httpapi.Private(parts), listeners.Private...),

@@ -173,6 +173,18 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 
 // A standalone server gives tokens to the clients of a file, and the command line fetches them as it goes.
 func TestStandaloneWithRegisteredClients(t *testing.T) {
+	standaloneWithClients(t)
+}
+
+func TestStandaloneWithRegisteredClientsOverTLS(t *testing.T) {
+	authority := testenv.NewAuthority(t)
+	cert, key := authority.Issue(time.Now().Add(time.Hour), "127.0.0.1").Files(t, t.TempDir())
+	t.Setenv("SSL_CERT_FILE", authority.File()) // of the command line
+	standaloneWithClients(t, "--tls-cert", cert, "--tls-key", key)
+}
+
+func standaloneWithClients(t *testing.T, flags ...string) {
+	t.Helper()
 	dir := t.TempDir()
 	data, state, name := generated(t, 20), filepath.Join(dir, "state"), filepath.Join(dir, "app")
 	sluice(t, 0, "admin", "client", "keygen", "--out", name)
@@ -183,7 +195,7 @@ func TestStandaloneWithRegisteredClients(t *testing.T) {
 		strings.ReplaceAll(string(set), "\n", " ")), 0o600))
 
 	server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
-		"--data", data, "--state", state, "--addr", "127.0.0.1:0", "--clients", clients)
+		append(flags, "--data", data, "--state", state, "--addr", "127.0.0.1:0", "--clients", clients)...)
 	var said bytes.Buffer
 	server.Stdout, server.Stderr = &said, &said
 	must(t, server.Start())

@@ -126,7 +126,7 @@ func deploy(t *testing.T, with setup) *stack {
 	}
 	s.env = slices.Concat(common, with.worker, directory, []string{source})
 	s.apiEnv = slices.Concat(common, directory, []string{
-		"SLUICE_API_ADDR=127.0.0.1:0", "SLUICE_JOB_LIMIT=100", "SLUICE_BASE_URL=" + publicBase,
+		"SLUICE_API_ADDR=127.0.0.1:0", "SLUICE_JOB_LIMIT=100", "SLUICE_STATUS_LIMIT=4000", "SLUICE_BASE_URL=" + publicBase,
 		"SLUICE_TOKEN_ISSUERS_FILE=" + issuers,
 	}, with.api)
 	s.api = s.start("api", s.apiEnv...)

@@ -1,12 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -90,20 +91,37 @@ func (a *authService) owners() []export.Owner {
 	return owners
 }
 
-// issuer is how the API knows the service. The key set's URL names no host that could be reached from elsewhere: the
-// client below brings every request to the listener of this process.
+// issuer is how the API knows the service. The key set's URL is for the client below, which asks the service itself: there
+// is no way over a listener that TLS, or a name that is known elsewhere only, could be in.
 func (a *authService) issuer(audience string) token.Issuer {
 	return token.Issuer{Name: a.name, Audiences: []string{audience}, JWKSURL: "http://localhost" + authPath + "/jwks"}
 }
 
-func (a *authService) client(at net.Addr) *http.Client {
-	var dialer net.Dialer
-	return &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, at.Network(), at.String())
-		},
-	}}
+func (a *authService) client() *http.Client { return &http.Client{Transport: inProcess{a.service}} }
+
+// inProcess is a transport to a handler of this process.
+type inProcess struct{ handler http.Handler }
+
+// RoundTrip has the handler answer.
+func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := &heldAnswer{header: http.Header{}, status: http.StatusOK}
+	p.handler.ServeHTTP(w, r)
+	return &http.Response{
+		Status: http.StatusText(w.status), StatusCode: w.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: w.header, Body: io.NopCloser(&w.body), ContentLength: int64(w.body.Len()), Request: r,
+	}, nil
 }
+
+// heldAnswer is an answer in memory: of a key set, which is small.
+type heldAnswer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (w *heldAnswer) Header() http.Header            { return w.header }
+func (w *heldAnswer) WriteHeader(status int)         { w.status = status }
+func (w *heldAnswer) Write(part []byte) (int, error) { return w.body.Write(part) }
 
 // beside serves the token service below its path and everything else as before.
 func (a *authService) beside(others http.Handler) http.Handler {

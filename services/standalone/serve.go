@@ -134,7 +134,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	tokens, err := openTokens(opts.state, start.BaseURL, auth, listener.Addr())
+	tokens, err := openTokens(opts.state, start.BaseURL, auth)
 	if err != nil {
 		return err
 	}
@@ -238,7 +238,7 @@ func openAccess(opts options, auth *authService) (directory.Access, error) {
 }
 
 // openTokens trusts the development issuer of this state folder, the token service beside the API, and nobody else.
-func openTokens(state, audience string, auth *authService, at net.Addr) (*token.Verifier, error) {
+func openTokens(state, audience string, auth *authService) (*token.Verifier, error) {
 	issuer, err := development.Open(filepath.Join(state, "issuer"))
 	if err != nil {
 		return nil, err
@@ -248,6 +248,6 @@ func openTokens(state, audience string, auth *authService, at net.Addr) (*token.
 			{Name: development.IssuerName, Audiences: []string{audience}, JWKSFile: issuer.JWKSFile()},
 			auth.issuer(audience),
 		},
-		HTTPClient: auth.client(at),
+		HTTPClient: auth.client(),
 	})
 }

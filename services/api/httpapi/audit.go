@@ -42,7 +42,7 @@ func (s *service) recordRefusal(c *gin.Context, r refusal) error {
 	event := audit.Event{
 		Action: action, Outcome: audit.Refused, Job: export.JobID(c.GetString(jobIDKey)), HTTPStatus: r.status, Reason: r.text,
 	}
-	if r.status >= http.StatusInternalServerError {
+	if r.status >= http.StatusInternalServerError || r.status == statusClientGone {
 		event.Outcome = audit.Failed
 	}
 	return s.recordEvent(c, event)

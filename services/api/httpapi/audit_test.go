@@ -2,8 +2,10 @@ package httpapi_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -212,5 +214,60 @@ func TestACutTransferIsOnRecord(t *testing.T) {
 	}
 	if promised := events[len(events)-2]; promised.outcome != "0" || promised.details["bytes"] == last.details["bytes"] {
 		t.Errorf("%+v, want what was promised", promised)
+	}
+}
+
+// What is on record as done is done, also when the client hangs up in the middle of it; and what it had no answer to
+// before that is on record as failed.
+func TestAHangUpInTheMiddle(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	alice := w.as("alice")
+	// send hangs up when the first command with the word is on its way to the job store; "" is before anything.
+	send := func(method, target, word string) int {
+		ctx, hangUp := context.WithCancel(t.Context())
+		defer hangUp()
+		if word == "" {
+			hangUp()
+		} else {
+			w.jobDoor.Before(word, hangUp)
+		}
+		request := httptest.NewRequestWithContext(ctx, method, strings.TrimPrefix(target, "https://fhir.example.org"), nil)
+		request.Header.Set(alice[0], alice[1])
+		recorder := httptest.NewRecorder()
+		func() {
+			defer func() { _ = recover() }() // how a handler cuts a connection
+			w.handler.ServeHTTP(recorder, request)
+		}()
+		return recorder.Code
+	}
+	if code := send("GET", groupExport, "sluice:jobs:active"); code != http.StatusAccepted {
+		t.Fatalf("kick-off: %d", code)
+	}
+	entries, err := w.jobs.Active(t.Context(), 0, 10)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("%d jobs, %v, want the one that is on record", len(entries), err)
+	}
+	id := entries[0].ID
+	if task := w.nextTask(); task.Job != id {
+		t.Errorf("queued %+v, want the plan of %s", task, id)
+	}
+	send("GET", groupExport, "")
+	send("DELETE", base+"/exports/"+string(id), "")
+	if job, err := w.jobs.Job(t.Context(), id); err != nil || job.State != export.Scheduled {
+		t.Errorf("after a cancel that was not heard to its end: %q, %v", job.State, err)
+	}
+	if code := send("DELETE", base+"/exports/"+string(id), "sluice:jobs:active"); code != http.StatusAccepted {
+		t.Errorf("cancel: %d", code)
+	}
+	if job, err := w.jobs.Job(t.Context(), id); err != nil || job.State != export.Cancelled {
+		t.Errorf("after a cancel that is on record: %q, %v", job.State, err)
+	}
+	var got []string
+	for _, event := range w.record() {
+		got = append(got, event.action+" "+event.outcome)
+	}
+	if want := []string{"kick-off 0", "kick-off 8", "cancel 8", "cancel 0"}; !slices.Equal(got, want) {
+		t.Errorf("on record %q, want %q", got, want)
 	}
 }

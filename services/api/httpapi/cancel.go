@@ -21,16 +21,19 @@ func (s *service) cancel(c *gin.Context) error {
 	if err := s.recordEvent(c, succeeded(audit.Cancel, job.ID, http.StatusAccepted)); err != nil {
 		return err
 	}
-	if err := s.end(c.Request.Context(), job.ID); err != nil {
+	// It is on record, so it is done, also when the client has hung up.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Request.Context()), stepTimeout)
+	defer cancel()
+	if err := s.end(ctx, job.ID); err != nil {
 		return err
 	}
 	// The cancel is recorded and the scheduler purges cancelled jobs in any case: this only makes it sooner.
-	if err := s.Queue.EnqueuePurge(c.Request.Context(), job.ID); err != nil {
+	if err := s.Queue.EnqueuePurge(ctx, job.ID); err != nil {
 		keepError(c, fmt.Errorf("enqueueing the purge of job %s: %w", job.ID, err))
 	}
 	// Its place among the subject's jobs at work is free from here on. Without this it would be once the record says so, or,
 	// when a purge has removed that by then, after a minute: what has no record may be a job that is being started.
-	if err := s.Jobs.Withdraw(c.Request.Context(), job); err != nil {
+	if err := s.Jobs.Withdraw(ctx, job); err != nil {
 		keepError(c, fmt.Errorf("giving the place of job %s back: %w", job.ID, err))
 	}
 	c.Status(http.StatusAccepted)

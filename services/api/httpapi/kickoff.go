@@ -24,6 +24,9 @@ const firstFence = 1
 // undoTimeout bounds how long a kick-off that failed tries to take its job record back.
 const undoTimeout = 3 * time.Second
 
+// stepTimeout bounds a step that goes on when its client has hung up. The stores give up sooner.
+const stepTimeout = 20 * time.Second
+
 // groupIDForm is FHIR's form of an id. Nothing else can be a group.
 var groupIDForm = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)
 
@@ -83,6 +86,11 @@ func (s *service) kickoff(c *gin.Context) error {
 		}
 		err = s.start(c.Request.Context(), job)
 	}
+	if err == nil && admitted == job.ID && s.limits.Join {
+		if err := s.Jobs.Settle(c.Request.Context(), job); err != nil {
+			keepError(c, err) // identical kick-offs wait until a worker has claimed the plan
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -95,7 +103,11 @@ func (s *service) kickoff(c *gin.Context) error {
 // start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds
 // as far as can be helped: a job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34), and
 // one whose id nobody was told would be exported for nobody.
+//
+// A client that hangs up does not stop it halfway.
 func (s *service) start(ctx context.Context, job export.Job) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
+	defer cancel()
 	err := s.Jobs.Create(ctx, job, export.FirstUnit())
 	switch {
 	case errors.Is(err, export.ErrConflict):
@@ -117,8 +129,8 @@ func (s *service) start(ctx context.Context, job export.Job) error {
 
 // undo takes an admitted job back because of the error, which it returns.
 func (s *service) undo(ctx context.Context, job export.Job, err error) error {
-	// The client may have hung up, which ends ctx; the record has to go all the same. If it cannot be removed the
-	// scheduler finds it; a worker that meets a task without a job drops it.
+	// Whatever has ended ctx, the record has to go. If it cannot be removed the scheduler finds it; a worker that meets a
+	// task without a job drops it.
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	if removeErr := errors.Join(s.Jobs.Remove(undo, job.ID), s.Jobs.Withdraw(undo, job)); removeErr != nil {

@@ -14,13 +14,20 @@ import (
 )
 
 // Limits bound what one subject may ask for, whichever of the API's replicas it asks: they are counted in the job store.
-// A client that waits as Retry-After says is never refused for having asked too often. Zero means the default.
+// A client that does one thing at a time and waits as Retry-After says is never refused for having asked too often, with
+// Statuses at least StatusesOfAJob for each of Jobs. Zero means the default.
 type Limits struct {
 	Jobs     int  // exports of a subject at work at once; 5
 	Join     bool // a kick-off identical to one whose export is at work gets that one's status URL, and starts nothing
 	KickOffs int  // kick-offs in a minute, of those that could have started a job; 60
 	Statuses int  // answers about its own jobs in a minute; 600
 }
+
+// StatusesOfAJob is how many status answers in a minute a client gets of one job that it polls as told.
+const StatusesOfAJob = 40
+
+// fullWait is the shortest wait of a subject that has as many exports at work as it may have.
+const fullWait = 5 * time.Second
 
 // limitWindow is the window in which requests are counted.
 const limitWindow = time.Minute
@@ -95,8 +102,8 @@ func (s *service) admit(ctx context.Context, job export.Job) (export.JobID, erro
 // full says which exports are at work: they are the caller's own. The wait is that of the export that asks for the
 // shortest one; there is no telling when one of them ends.
 func (s *service) full(ctx context.Context, running []export.JobID) error {
-	const told = 10 // in an answer
-	wait := longestPoll
+	const told = 10     // in an answer
+	wait := longestPoll // at least fullWait, so that trying again stays within the limit of kick-offs
 	var urls []string
 	for _, id := range running[:min(len(running), told)] {
 		job, err := s.Jobs.Job(ctx, id)
@@ -112,5 +119,5 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 	if len(urls) > 0 {
 		text += " Wait for one to end, or cancel one: " + strings.Join(urls, " ")
 	}
-	return tooMuch(text, "", wait)
+	return tooMuch(text, "", max(wait, fullWait))
 }

@@ -77,6 +77,10 @@ func (s *service) refuse(c *gin.Context, err error) {
 	case errors.As(err, &r):
 	case errors.Is(err, errClientGone) || errors.Is(c.Request.Context().Err(), context.Canceled):
 		c.Status(statusClientGone)
+		// What was on record as done may not have come about.
+		if err := s.recordRefusal(c, refusal{status: statusClientGone, text: "the client hung up"}); err != nil {
+			keepError(c, err)
+		}
 		panic(http.ErrAbortHandler) // there is nobody to answer
 	case errors.Is(err, export.ErrUnavailable):
 		keepError(c, err)

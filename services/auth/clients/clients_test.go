@@ -101,6 +101,7 @@ func TestFilesThatAreRefused(t *testing.T) {
 		"bad scope":        "clients: [{id: a, jwks: " + set + ", scope: 'patient/*.rs'}]",
 		"jwks a string":    "clients: [{id: a, jwks: 'x', scope: 'system/*.rs'}]",
 		"secret in clear":  "clients: [{id: a, secret_sha256: confidential, scope: 'system/*.rs'}]",
+		"a tag alone":      "clients: !x foo", // over which the library panics
 		"not even YAML":    "clients: [{id: confidential",
 		"http":             "clients: [{id: a, jwks_url: 'http://confidential.example', scope: 'system/*.rs'}]",
 		"larger than 4 MB": "clients: []\n" + strings.Repeat("#\n", 2<<20),

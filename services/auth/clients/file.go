@@ -1,7 +1,6 @@
 package clients
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
@@ -88,7 +88,7 @@ func (f *File) refresh() error {
 
 // load reads the file into clients, or problem. The lock is held, or nobody else knows of f yet.
 func (f *File) load() {
-	f.clients, f.seen = nil, nil
+	f.clients, f.seen, f.problem = nil, nil, errors.New("was not read to its end") // until it is
 	var data []byte
 	if data, f.seen, f.problem = readStill(f.path); f.problem != nil {
 		return
@@ -111,7 +111,7 @@ func parse(data []byte) (map[string]token.Client, error) {
 	var document struct {
 		Clients *[]entry `yaml:"clients"`
 	}
-	if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(&document); err != nil {
+	if err := platform.DecodeYAML(data, &document); err != nil {
 		return nil, located(err)
 	}
 	if document.Clients == nil {

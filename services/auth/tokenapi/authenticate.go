@@ -84,7 +84,7 @@ func (s *Service) authenticate(ctx context.Context, p proof, address string) (to
 		return token.Client{}, limited(wait)
 	}
 	client, refused := s.prove(ctx, p)
-	if refused == nil || refused.code != "invalid_client" {
+	if refused == nil || refused.ours || refused.code != "invalid_client" {
 		return client, refused
 	}
 	if err := s.parts.Store.Failed(ctx, s.cfg.Limits, p.client, address); err != nil {
@@ -121,7 +121,9 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 		return token.Client{}, unauthenticated(false, errors.New("no such client"))
 	}
 	if err := s.assertions.Verify(ctx, p.assertion, client); err != nil {
-		return token.Client{}, unauthenticated(false, err)
+		refused := unauthenticated(false, err)
+		refused.ours = errors.Is(err, export.ErrUnavailable) // its keys cannot be had, and that may be our network
+		return token.Client{}, refused
 	}
 	return client, s.spend(ctx, p.assertion)
 }

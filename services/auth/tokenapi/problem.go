@@ -17,6 +17,7 @@ type problem struct {
 	retry     time.Duration // Retry-After, when more than zero
 	challenge bool          // of HTTP Basic
 	cause     error         // for the log
+	ours      bool          // it says nothing about who asked: it is no failed authentication
 }
 
 func (p *problem) because(err error) *problem {

@@ -1,4 +1,4 @@
-package wiring
+package platform
 
 import (
 	"bytes"
@@ -7,10 +7,10 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// decodeStrict reads one YAML document into the struct that into points to; a key that the struct does not know is an
+// DecodeYAML reads one YAML document into the struct that into points to; a key that the struct does not know is an
 // error. The library panics over some documents, such as a list that is nothing but a tag: that is a mistake in a file
 // and must be reported like any other.
-func decodeStrict(content []byte, into any) (err error) {
+func DecodeYAML(content []byte, into any) (err error) {
 	defer func() {
 		if recover() != nil {
 			err = errors.New("the YAML cannot be understood: is there a tag or an anchor where a value should be?")
