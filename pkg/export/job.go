@@ -39,9 +39,12 @@ type Owner struct {
 }
 
 // Hash is a stable name of the owner for logs and admin output, which never show the subject itself.
-func (o Owner) Hash() string {
-	sum := sha256.Sum256([]byte(fmt.Sprintf("%d:%s%s", len(o.Issuer), o.Issuer, o.Subject)))
-	return hex.EncodeToString(sum[:8])
+func (o Owner) Hash() string { return o.Key()[:16] }
+
+// Key names the owner in keys: of one length, whatever a subject looks like, and no two owners alike.
+func (o Owner) Key() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(o.Issuer), o.Issuer, o.Subject))
+	return hex.EncodeToString(sum[:])
 }
 
 // Dialect is how a job's answers are phrased (SPEC 9).

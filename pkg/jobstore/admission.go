@@ -114,7 +114,7 @@ func (s *Store) Withdraw(ctx context.Context, job export.Job) error {
 func (s *Store) Allow(
 	ctx context.Context, what string, owner export.Owner, window time.Duration, limit int,
 ) (wait time.Duration, err error) {
-	wait, err = s.count(ctx, "sluice:rate:"+what+":"+ownerKey(owner), window, limit)
+	wait, err = s.count(ctx, "sluice:rate:"+what+":"+owner.Key(), window, limit)
 	if err != nil {
 		return 0, fmt.Errorf("count %s of an owner: %w", what, err)
 	}
@@ -138,13 +138,7 @@ func (s *Store) place(job export.Job) (running, member string, err error) {
 		return "", "", fmt.Errorf("encode request: %w", err)
 	}
 	sum := sha256.Sum256(request)
-	return "sluice:running:" + ownerKey(job.Owner), string(job.ID) + " " + hex.EncodeToString(sum[:16]), nil
-}
-
-// ownerKey names an owner in keys: of bounded length, whatever a subject looks like, and no two owners alike.
-func ownerKey(owner export.Owner) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(owner.Issuer), owner.Issuer, owner.Subject))
-	return hex.EncodeToString(sum[:])
+	return "sluice:running:" + job.Owner.Key(), string(job.ID) + " " + hex.EncodeToString(sum[:16]), nil
 }
 
 // standing is what the records say about the candidates of an owner's set.

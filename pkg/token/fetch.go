@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"sync"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
 const (
@@ -115,7 +117,7 @@ func (l *local) changed() answer {
 	switch {
 	case err != nil || last == nil:
 		return unknown
-	case !os.SameFile(info, last) || info.Size() != last.Size() || !info.ModTime().Equal(last.ModTime()):
+	case !platform.SameContent(info, last):
 		return yes
 	}
 	return no

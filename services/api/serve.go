@@ -140,12 +140,13 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
 		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey,
 	}
-	var smart any
+	var smart *token.SMART
 	if cfg.TokenURL != "" {
-		smart = token.SMARTConfiguration(cfg.TokenURL, cfg.Secrets)
+		described := token.SMARTConfiguration(cfg.TokenURL, cfg.Secrets)
+		smart = &described
 	}
 	handler, err := httpapi.New(httpapi.Config{
-		TokenEndpoint: cfg.TokenURL, SMART: smart,
+		SMART:   smart,
 		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,
 		Limits: httpapi.Limits{
 			Jobs: cfg.JobLimit, Join: cfg.Repeat == repeatSame, KickOffs: cfg.KickOffLimit, Statuses: cfg.StatusLimit,

@@ -144,9 +144,10 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
 		Registry: registry, NewKey: newKey,
 	}
+	smart := token.SMARTConfiguration(auth.tokenURL(), true)
 	public, err := httpapi.New(httpapi.Config{
 		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
-		TokenEndpoint: auth.tokenURL(), SMART: token.SMARTConfiguration(auth.tokenURL(), true),
+		SMART: &smart,
 	}, parts)
 	if err != nil {
 		return err

@@ -2,9 +2,7 @@ package filedir
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
 // maxAccess is the largest access file, in bytes: some half a million patient ids. Whoever lists more patients keeps
@@ -84,7 +83,7 @@ func (a *Access) refresh() error {
 		if err != nil {
 			return fmt.Errorf("access: %w: %w", export.ErrUnavailable, err)
 		}
-		if a.seen == nil || !same(info, a.seen) {
+		if a.seen == nil || !platform.SameContent(info, a.seen) {
 			a.load()
 		}
 	}
@@ -98,7 +97,7 @@ func (a *Access) refresh() error {
 func (a *Access) load() {
 	a.grants, a.seen = nil, nil
 	var data []byte
-	if data, a.seen, a.problem = readStill(a.file); a.problem != nil {
+	if data, a.seen, a.problem = platform.ReadStill(a.file, maxAccess); a.problem != nil {
 		return
 	}
 	entries, err := grants.Parse(data)
@@ -110,38 +109,4 @@ func (a *Access) load() {
 	for _, entry := range entries {
 		a.grants[entry.Owner] = entry.Grant()
 	}
-}
-
-// readStill reads a file that nobody writes at the same time: half a list of exceptions is a wider grant. Without
-// data there is no FileInfo either, so that the next call reads again.
-func readStill(path string) ([]byte, fs.FileInfo, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer file.Close()
-	before, err := file.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	data, err := io.ReadAll(io.LimitReader(file, maxAccess+1))
-	if err != nil {
-		return nil, nil, err
-	}
-	if len(data) > maxAccess {
-		return nil, before, fmt.Errorf("larger than %d bytes", maxAccess)
-	}
-	after, err := file.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if !same(before, after) || int64(len(data)) != before.Size() {
-		return nil, nil, errors.New("changed while it was read")
-	}
-	return data, before, nil
-}
-
-// same reports whether two looks at a file saw the same content.
-func same(a, b fs.FileInfo) bool {
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
 
@@ -15,8 +17,8 @@ const tokenEndpoint = "https://auth.example.org/token"
 func discoverable(t *testing.T) *world {
 	t.Helper()
 	w := newWorld(t, func(cfg *httpapi.Config) {
-		cfg.TokenEndpoint = tokenEndpoint
-		cfg.SMART = map[string]any{"token_endpoint": tokenEndpoint}
+		smart := token.SMARTConfiguration(tokenEndpoint, false)
+		cfg.SMART = &smart
 	})
 	w.jobDoor.Shut() // it is answered whatever is down
 	w.queueDoor.Shut()
@@ -109,7 +111,8 @@ func TestSMARTConfiguration(t *testing.T) {
 		if got.code != http.StatusOK || got.header.Get("Content-Type") != "application/json" {
 			t.Errorf("%q: %d %q", headers, got.code, got.header.Get("Content-Type"))
 		}
-		if got.body != `{"token_endpoint":"`+tokenEndpoint+`"}`+"\n" {
+		want, err := json.Marshal(token.SMARTConfiguration(tokenEndpoint, false))
+		if err != nil || got.body != string(want)+"\n" || !strings.HasPrefix(got.body, `{"token_endpoint":"`+tokenEndpoint+`",`) {
 			t.Errorf("%q: %s", headers, got.body)
 		}
 	}

@@ -50,11 +50,9 @@ type Config struct {
 	Logger    *slog.Logger     // nil discards
 	PollLimit int              // polls of a running job within one announced Retry-After; 0 is 10
 	Limits    Limits           // of each subject
-	// TokenEndpoint is where clients get their tokens by SMART Backend Services, an absolute URL, for discovery; empty when
-	// they know it from elsewhere.
-	TokenEndpoint string
-	// SMART is the document that describes the token endpoint; nil for none.
-	SMART any
+	// SMART describes where clients get their tokens by SMART Backend Services, for discovery; nil when they know it from
+	// elsewhere.
+	SMART *token.SMART
 
 	RequireGroupScope bool // a kick-off needs a scope that reads Group (IG row Z-13)
 }
@@ -185,10 +183,12 @@ func newService(cfg Config, parts Parts) (*service, error) {
 		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits,
 		needGroup: cfg.RequireGroupScope, metrics: metrics,
 	}
-	s.capabilities = newDocument(fhirJSON, newCapabilities(s.baseText, cfg.TokenEndpoint, cfg.Now()))
+	var tokenEndpoint string
 	if cfg.SMART != nil {
+		tokenEndpoint = cfg.SMART.TokenEndpoint
 		s.smartDocument = newDocument("application/json", cfg.SMART)
 	}
+	s.capabilities = newDocument(fhirJSON, newCapabilities(s.baseText, tokenEndpoint, cfg.Now()))
 	return s, nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -77,7 +76,7 @@ func (f *File) refresh() error {
 	if err != nil {
 		return fmt.Errorf("clients: %w: %w", export.ErrUnavailable, err)
 	}
-	if f.seen == nil || !same(info, f.seen) {
+	if f.seen == nil || !platform.SameContent(info, f.seen) {
 		f.load()
 	}
 	if f.problem != nil {
@@ -90,7 +89,7 @@ func (f *File) refresh() error {
 func (f *File) load() {
 	f.clients, f.seen, f.problem = nil, nil, errors.New("was not read to its end") // until it is
 	var data []byte
-	if data, f.seen, f.problem = readStill(f.path); f.problem != nil {
+	if data, f.seen, f.problem = platform.ReadStill(f.path, mostFile); f.problem != nil {
 		return
 	}
 	if f.clients, f.problem = parse(data); f.problem != nil {
@@ -149,38 +148,4 @@ func located(err error) error {
 		return fmt.Errorf("line %d: not YAML of the form that docs/auth.md shows", at.GetToken().Position.Line)
 	}
 	return errors.New("not YAML of the form that docs/auth.md shows")
-}
-
-// readStill reads a file that nobody writes at the same time: half a list lacks clients. Without data there is no
-// FileInfo either, so that the next call reads again.
-func readStill(path string) ([]byte, fs.FileInfo, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer file.Close()
-	before, err := file.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	data, err := io.ReadAll(io.LimitReader(file, mostFile+1))
-	if err != nil {
-		return nil, nil, err
-	}
-	if len(data) > mostFile {
-		return nil, before, fmt.Errorf("larger than %d bytes", mostFile)
-	}
-	after, err := file.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if !same(before, after) || int64(len(data)) != before.Size() {
-		return nil, nil, errors.New("changed while it was read")
-	}
-	return data, before, nil
-}
-
-// same reports whether two looks at a file saw the same content.
-func same(a, b fs.FileInfo) bool {
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
