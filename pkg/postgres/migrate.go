@@ -9,9 +9,11 @@ import (
 	"io/fs"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
 	"github.com/pressly/goose/v3/lock"
 )
 
@@ -51,14 +53,19 @@ func Migrate(ctx context.Context, url string) (version int64, err error) {
 	return version, Wrap("migrate the database", err)
 }
 
-// Check returns an error unless the database has the schema that this program needs. A newer one serves as well.
+// Check returns an error unless the database has the schema that this program needs. A newer one serves as well. It
+// writes nothing, so that a session or a user that may only read can ask.
 func Check(ctx context.Context, pool *pgxpool.Pool) error {
 	db := stdlib.OpenDBFromPool(pool)
 	provider, err := newProvider(db)
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
-	has, needs, err := provider.GetVersions(ctx)
+	var needs int64
+	for _, migration := range provider.ListSources() {
+		needs = max(needs, migration.Version)
+	}
+	has, err := version(ctx, db)
 	if err := Wrap("check the database's schema", errors.Join(err, db.Close())); err != nil {
 		return err
 	}
@@ -67,6 +74,26 @@ func Check(ctx context.Context, pool *pgxpool.Pool) error {
 	}
 	return nil
 }
+
+// version returns the newest migration that the database has, 0 for one that was never migrated. (What the library
+// offers for it creates the table of migrations where there is none.)
+func version(ctx context.Context, db *sql.DB) (int64, error) {
+	store, err := database.NewStore(database.DialectPostgres, versions)
+	if err != nil {
+		return 0, err
+	}
+	has, err := store.GetLatestVersion(ctx, db)
+	var told *pgconn.PgError
+	if errors.As(err, &told) && told.Code == undefinedTable {
+		return 0, nil
+	}
+	return has, err
+}
+
+const (
+	versions       = "sluice_migration" // the table that goose keeps
+	undefinedTable = "42P01"
+)
 
 func newProvider(db *sql.DB) (*goose.Provider, error) {
 	files, err := fs.Sub(migrations, "migrations")
@@ -78,7 +105,7 @@ func newProvider(db *sql.DB) (*goose.Provider, error) {
 		return nil, fmt.Errorf("read migrations: %w", err)
 	}
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
-		goose.WithSessionLocker(turns), goose.WithDisableGlobalRegistry(true), goose.WithTableName("sluice_migration"))
+		goose.WithSessionLocker(turns), goose.WithDisableGlobalRegistry(true), goose.WithTableName(versions))
 	if err != nil {
 		return nil, fmt.Errorf("read migrations: %w", err)
 	}
