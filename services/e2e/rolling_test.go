@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,9 +14,20 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// workerPaths is what a worker is built from, without tests.
-var workerPaths = []string{
-	"pkg", "proto", "services/worker", "services/wiring", "services/go.mod", ":(exclude,glob)**/*_test.go",
+// workerFolders are the folders, of this repository, from which the worker is built.
+func workerFolders(t *testing.T) []string {
+	t.Helper()
+	list := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{.ImportPath}} {{.Dir}}", "../worker")
+	out, err := list.Output()
+	must(t, err)
+	var folders []string
+	for line := range strings.Lines(string(out)) {
+		path, dir, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if strings.HasPrefix(path, "github.com/sluice-fhir/sluice/") {
+			folders = append(folders, dir)
+		}
+	}
+	return folders
 }
 
 // git runs git in the repository and returns what it says.
@@ -36,7 +48,8 @@ func git(t *testing.T, root string, args ...string) string {
 func previousWorker(t *testing.T) (path, commit string) {
 	t.Helper()
 	root := git(t, ".", "rev-parse", "--show-toplevel")
-	change := git(t, root, append([]string{"log", "-1", "--format=%H", "HEAD", "--"}, workerPaths...)...)
+	change := git(t, root, slices.Concat([]string{"log", "-1", "--format=%H", "HEAD", "--", ":(exclude,glob)**/*_test.go"},
+		workerFolders(t))...)
 	if change == "" {
 		t.Fatal("the history does not tell when the workers changed")
 	}
