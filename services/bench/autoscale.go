@@ -32,11 +32,11 @@ const (
 	autoscalePatients = 2560             // five chunks of a cohort
 	faster            = 10               // a second here is ten of the autoscaler's
 	slowStore         = 5 * time.Second  // for each file larger than
-	slowFrom          = 512 << 10        // bytes
+	slowFrom          = 1 << 20          // bytes
 	autoscaleLongest  = 12 * time.Minute // of all of it, or something is stuck
-	autoscaleDrain    = 30 * time.Second // SLUICE_WORKER_DRAIN of the Deployment
 	autoscaleSeed     = 7                // of who is stopped
 	autoscaleUnit     = 17 << 20         // SLUICE_UNIT_BYTES: just not short
+	autoscaleFile     = 26 << 20         // SLUICE_FILE_BYTES: some units write one file, and some four
 	tail              = 30 * time.Second // after the last worker has gone
 )
 
@@ -65,6 +65,7 @@ type autoscaleFigures struct {
 	HandedBack  int               `json:"handed_back"`
 	Lines       int64             `json:"lines_compared"`
 	Faster      int               `json:"times_faster"`
+	Drain       float64           `json:"drain_seconds"` // by the autoscaler's clock
 }
 
 type autoscaleJob struct {
@@ -127,11 +128,11 @@ func (b *bench) autoscale(ctx context.Context) (err error) {
 		d: d, object: object, scaler: autoscale.Scaler{Object: object}, redis: redis.NewClient(options),
 		choose: rand.New(rand.NewPCG(autoscaleSeed, autoscaleSeed)), //nolint:gosec // it is to be repeated
 		settings: append(workerUnits(),
-			"SLUICE_S3_ENDPOINT="+store.URL, fmt.Sprintf("SLUICE_WORKER_DRAIN=%s", autoscaleDrain/faster)),
+			"SLUICE_S3_ENDPOINT="+store.URL, fmt.Sprintf("SLUICE_WORKER_DRAIN=%s", b.drain/faster)),
 	}
 	defer func() { err = errors.Join(err, f.redis.Close()) }()
 	figures := &b.report.Autoscale
-	figures.Faster = faster
+	figures.Faster, figures.Drain = faster, b.drain.Seconds()
 	jobs, err := f.run(ctx, figures)
 	if err != nil {
 		return err
@@ -165,6 +166,7 @@ func (b *bench) autoscale(ctx context.Context) (err error) {
 func workerUnits() []string {
 	return []string{
 		"SLUICE_WORKER_CONCURRENCY=3", "SLUICE_WORKER_EXPRESS=2", fmt.Sprintf("SLUICE_UNIT_BYTES=%d", autoscaleUnit),
+		fmt.Sprintf("SLUICE_FILE_BYTES=%d", autoscaleFile),
 	}
 }
 

@@ -38,7 +38,7 @@ const (
 	chartRight  = 24.0
 	chartTop    = 56.0
 	chartGap    = 62.0 // between two panels
-	chartBottom = 48.0
+	chartBottom = 70.0
 )
 
 // drawChart writes panels one below the other as SVG. It brings its own paper, so that it can be read on any page.
@@ -82,14 +82,14 @@ text { font-family: system-ui, "DejaVu Sans", sans-serif; fill: #1f2933 }
 		legend := chartWidth - chartRight
 		for _, c := range slices.Backward(p.curves) {
 			text(legend, top-8, "small", "end", c.name)
-			legend -= 6.2*float64(len(c.name)) + 18
-			fmt.Fprintf(&out, `<rect x="%.1f" y="%.1f" width="12" height="8" fill="%s"/>`+"\n", legend+2, top-16, c.colour)
-			legend -= 8
+			legend -= 5.6*float64(len(c.name)) + 24
+			fmt.Fprintf(&out, `<rect x="%.1f" y="%.1f" width="12" height="8" fill="%s"/>`+"\n", legend, top-16, c.colour)
+			legend -= 14
 		}
 		if p.step > 0 {
 			for value := 0.0; value <= p.most; value += p.step {
 				line(chartLeft, y(value), chartWidth-chartRight, y(value), "grid")
-				text(chartLeft-8, y(value)+4, "small", "end", fmt.Sprint(value))
+				text(chartLeft-8, y(value)+4, "small", "end", fmt.Sprintf("%.0f", value))
 			}
 		}
 		for minute := 0.0; minute <= minutes; minute += every {
@@ -105,7 +105,7 @@ text { font-family: system-ui, "DejaVu Sans", sans-serif; fill: #1f2933 }
 			style := fmt.Sprintf(`fill="none" stroke="%s" stroke-width="2"`, c.colour)
 			if c.filled {
 				fmt.Fprintf(&out, "V%.1fZ", y(0))
-				style = fmt.Sprintf(`fill="%s" fill-opacity="0.35"`, c.colour)
+				style = fmt.Sprintf(`fill="%s"`, c.colour)
 			}
 			fmt.Fprintf(&out, `" %s/>`+"\n", style)
 		}
@@ -127,7 +127,7 @@ text { font-family: system-ui, "DejaVu Sans", sans-serif; fill: #1f2933 }
 
 // drawAutoscale shows what was waiting, how many workers there were, and how long the jobs took.
 func drawAutoscale(path string, f *autoscaleFigures) error {
-	const blue, orange, grey, green = "#1d6fb8", "#d9730d", "#8a94a0", "#2f8f5b"
+	const blue, light, orange, grey, green = "#1d6fb8", "#7fb2dd", "#f0b37e", "#8a94a0", "#2f8f5b"
 	var at, workers, alive, pending, active []float64
 	units := 1.0
 	for _, s := range f.Samples {
@@ -136,11 +136,11 @@ func drawAutoscale(path string, f *autoscaleFigures) error {
 		pending, active = append(pending, float64(s.Pending+s.Active)), append(active, float64(s.Active))
 		units = max(units, float64(s.Pending+s.Active))
 	}
-	jobs := panel{title: "Jobs"}
+	jobs := panel{title: "Jobs, from kick-off to manifest"}
 	for i, job := range f.Jobs {
-		name, colour := "all", blue
+		name, colour := fmt.Sprintf("%d patients", autoscalePatients), blue
 		if job.Group != "all" {
-			name, colour = "ten patients", green
+			name, colour = "10 patients", green
 		}
 		jobs.bars = append(jobs.bars, bar{
 			name: fmt.Sprintf("%s, %.1f min", name, job.Took/60), colour: colour, from: job.Begun, to: job.Begun + job.Took, row: i,
@@ -148,12 +148,13 @@ func drawAutoscale(path string, f *autoscaleFigures) error {
 	}
 	jobs.height = float64(18*len(f.Jobs) + 6)
 	return drawChart(path, "Workers follow the work",
-		fmt.Sprintf("%d jobs, %d units, %d executions, %d handed back; %d workers started, %d stopped, %d of them at work",
-			len(f.Jobs), f.Units, f.Executions, f.HandedBack, f.Started, f.Stopped, f.StoppedBusy),
+		fmt.Sprintf("%d jobs, %d units, %d executions, %d handed back; %d workers started, %d stopped, %d of them at work "+
+			"(they may go on for %.0f s)",
+			len(f.Jobs), f.Units, f.Executions, f.HandedBack, f.Started, f.Stopped, f.StoppedBusy, f.Drain),
 		at[len(at)-1], []panel{
 			{title: "Units", height: 130, most: rounded(units, 10), step: rounded(units, 10) / 5, curves: []curve{
 				{name: "waiting", colour: orange, filled: true, at: at, values: pending},
-				{name: "at work", colour: blue, filled: true, at: at, values: active},
+				{name: "at work", colour: light, filled: true, at: at, values: active},
 			}},
 			{title: "Workers", height: 130, most: rounded(float64(f.Most), 4), step: rounded(float64(f.Most), 4) / 4, curves: []curve{
 				{name: "with those that drain", colour: grey, at: at, values: alive},

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -24,6 +25,7 @@ func main() {
 	flag.StringVar(&opts.profile, "profile", "", "file to write a CPU profile of a worker to, taken during an export")
 	flag.StringVar(&opts.scaledObject, "scaledobject", "k8s/base/worker-scaledobject.yaml", "what scales the workers")
 	flag.StringVar(&opts.chart, "chart", "", "SVG file to draw the autoscaling into")
+	flag.DurationVar(&opts.drain, "drain", 180*time.Second, "SLUICE_WORKER_DRAIN of workers that are scaled")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

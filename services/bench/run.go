@@ -16,6 +16,7 @@ type options struct {
 	patients, rounds              int
 	only, binaries, json, profile string
 	scaledObject, chart           string
+	drain                         time.Duration
 }
 
 // bench is one run: the servers, the populations, and what was found so far.
