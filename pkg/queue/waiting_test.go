@@ -3,6 +3,7 @@ package queue_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,13 +18,11 @@ func waiting(t *testing.T, client *queue.Client, name string) queue.Waiting {
 	t.Helper()
 	all, err := client.Waiting(t.Context())
 	must(t, err)
-	for _, w := range all {
-		if w.Queue == name {
-			return w
-		}
+	found := slices.IndexFunc(all, func(w queue.Waiting) bool { return w.Queue == name })
+	if found < 0 {
+		t.Fatalf("no queue %q in %+v", name, all)
 	}
-	t.Fatalf("no queue %q in %+v", name, all)
-	panic("unreachable")
+	return all[found]
 }
 
 func TestWhatWaitsIsCounted(t *testing.T) {

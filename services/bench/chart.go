@@ -146,17 +146,19 @@ func drawAutoscale(path string, f *autoscaleFigures) error {
 			name: fmt.Sprintf("%s, %.1f min", name, job.Took/60), colour: colour, from: job.Begun, to: job.Begun + job.Took, row: i,
 		})
 	}
+	units = rounded(units, 10)
+	most := rounded(float64(f.Most), 4)
 	jobs.height = float64(18*len(f.Jobs) + 6)
 	return drawChart(path, "Workers follow the work",
 		fmt.Sprintf("%d jobs, %d units, %d executions, %d handed back; %d workers started, %d stopped, %d of them at work "+
 			"(they may go on for %.0f s)",
 			len(f.Jobs), f.Units, f.Executions, f.HandedBack, f.Started, f.Stopped, f.StoppedBusy, f.Drain),
 		at[len(at)-1], []panel{
-			{title: "Units", height: 130, most: rounded(units, 10), step: rounded(units, 10) / 5, curves: []curve{
+			{title: "Units", height: 130, most: units, step: units / 5, curves: []curve{
 				{name: "waiting", colour: orange, filled: true, at: at, values: pending},
 				{name: "at work", colour: light, filled: true, at: at, values: active},
 			}},
-			{title: "Workers", height: 130, most: rounded(float64(f.Most), 4), step: rounded(float64(f.Most), 4) / 4, curves: []curve{
+			{title: "Workers", height: 130, most: most, step: most / 4, curves: []curve{
 				{name: "with those that drain", colour: grey, at: at, values: alive},
 				{name: "wanted", colour: blue, at: at, values: workers},
 			}},

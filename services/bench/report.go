@@ -207,7 +207,8 @@ func (r *report) print(out io.Writer) error {
 		row("costs: object store, of a unit, requests, writes", "%.1f, %.1f", f.Requests, f.Writes)
 	}
 	if f := r.Autoscale; len(f.Jobs) > 0 {
-		row("autoscaling: jobs, units, executions, handed back", "%d, %d, %d, %d", len(f.Jobs), f.Units, f.Executions, f.HandedBack)
+		row("autoscaling: jobs, units, executions, handed back", "%d, %d, %d, %d",
+			len(f.Jobs), f.Units, f.Executions, f.HandedBack)
 		row("autoscaling: workers at most, started, stopped, of these at work", "%d, %d, %d, %d",
 			f.Most, f.Started, f.Stopped, f.StoppedBusy)
 		row("autoscaling: lines, compared with an undisturbed export", "%d, identical", f.Lines)
