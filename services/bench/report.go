@@ -23,6 +23,8 @@ type report struct {
 	API        apiFigures          `json:"api,omitzero"`
 	Flood      floodFigures        `json:"flood,omitzero"`
 	Memory     memoryFigures       `json:"memory,omitzero"`
+	Costs      costFigures         `json:"costs,omitzero"`
+	Autoscale  autoscaleFigures    `json:"autoscale,omitzero"`
 }
 
 type machineFigures struct {
@@ -195,6 +197,25 @@ func (r *report) print(out io.Writer) error {
 		row("Redis, a job that waits, bytes", "%.0f", f.WaitingJob)
 		row("Redis, a complete job, bytes", "%.0f (%d files)", f.CompleteJob, f.SmallFiles)
 		row("Redis, each further file, bytes", "%.0f (of %d)", f.File, f.Files)
+	}
+	if f := r.Costs; f.Units > 0 {
+		row("costs: units, files, MB, MB stored, seconds", "%d, %d, %.0f, %.0f, %.1f",
+			f.Units, f.Files, f.Megabytes, f.Stored, f.Seconds)
+		row("costs: Redis, idle, commands per second, of a processor", "%.0f, %.3f", f.IdleCommands, f.IdleCPU)
+		row("costs: Redis, of a unit, commands, processor", "%.0f, %.2f ms", f.Commands, f.CPU)
+		row("costs: Redis, of a unit of a complete job", "%.0f bytes", f.Kept)
+		row("costs: object store, of a unit, requests, writes", "%.1f, %.1f", f.Requests, f.Writes)
+	}
+	if f := r.Autoscale; len(f.Jobs) > 0 {
+		row("autoscaling: jobs, units, executions, handed back", "%d, %d, %d, %d",
+			len(f.Jobs), f.Units, f.Executions, f.HandedBack)
+		row("autoscaling: workers at most, started, stopped, of these at work", "%d, %d, %d, %d",
+			f.Most, f.Started, f.Stopped, f.StoppedBusy)
+		row("autoscaling: lines, compared with an undisturbed export", "%d, identical", f.Lines)
+		for _, job := range f.Jobs {
+			row("autoscaling: job of group "+job.Group, "begun after %.1f min, took %.1f min, by a clock %d times faster",
+				job.Begun/60, job.Took/60, f.Faster)
+		}
 	}
 	return w.Flush()
 }

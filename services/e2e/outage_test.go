@@ -144,6 +144,10 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // PITFALLS 8, 11, 13
 			s.onlyManifestIsStored(status, m)
 		})
 	}
+	for _, w := range workers {
+		w.stop()
+	}
+	t.Run("a storm of SIGTERM", func(t *testing.T) { storm(t, s, proxy, patients, undisturbed) })
 }
 
 // TestALoadKilledAtAnyInstant kills sluice load again and again, later each time, until one comes through: the store

@@ -197,8 +197,15 @@ type process struct {
 
 func (s *stack) start(name string, env ...string) *process {
 	s.t.Helper()
+	return s.startProgram(filepath.Join(binaries, name), env...)
+}
+
+// startProgram starts a service that may be of another version.
+func (s *stack) startProgram(path string, env ...string) *process {
+	s.t.Helper()
+	name := filepath.Base(path)
 	p := &process{t: s.t, name: name, exited: make(chan struct{})}
-	p.cmd = exec.Command(filepath.Join(binaries, name))
+	p.cmd = exec.Command(path)
 	p.cmd.Env = env
 	stderr, err := p.cmd.StderrPipe()
 	must(s.t, err)
@@ -356,22 +363,28 @@ func (s *stack) kickoff(group, query string) (status string) {
 func (s *stack) wait(status string, most time.Duration) manifest {
 	s.t.Helper()
 	var m manifest
-	eventually(s.t, most, "the export finishes", func() bool {
-		resp := s.request(http.MethodGet, status, "everything", nil)
-		defer resp.Body.Close()
-		switch resp.StatusCode {
-		case http.StatusOK:
-			must(s.t, json.NewDecoder(resp.Body).Decode(&m))
-			return true
-		case http.StatusAccepted, http.StatusTooManyRequests:
-			return false
-		default:
-			body, _ := io.ReadAll(resp.Body)
-			s.t.Fatalf("status: %s %s", resp.Status, body)
-			return false
-		}
+	eventually(s.t, most, "the export finishes", func() (finished bool) {
+		m, finished = s.poll(status)
+		return finished
 	})
 	return m
+}
+
+// poll asks once whether the export is finished, and returns the manifest if it is.
+func (s *stack) poll(status string) (m manifest, finished bool) {
+	s.t.Helper()
+	resp := s.request(http.MethodGet, status, "everything", nil)
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+		must(s.t, json.NewDecoder(resp.Body).Decode(&m))
+		return m, true
+	case http.StatusAccepted, http.StatusTooManyRequests:
+	default:
+		body, _ := io.ReadAll(resp.Body)
+		s.t.Fatalf("status: %s %s", resp.Status, body)
+	}
+	return manifest{}, false
 }
 
 // lines downloads the files and returns their lines by resource type. It checks each item's count.

@@ -1,0 +1,171 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+)
+
+// seedVariable repeats the choices of an earlier storm.
+const seedVariable = "SLUICE_TEST_SEED"
+
+// storm exports everything while, every 3 s, a random one of four workers is told to stop and another one takes its
+// place. The store is slow, so that it lasts, and workers hand back at once, so that each SIGTERM hits units.
+func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undisturbed map[string]fingerprint) {
+	const (
+		many    = 4
+		every   = 3 * time.Second
+		units   = 140                     // about, of a million resources; a small population has fewer
+		slow    = 1800 * time.Millisecond // the store's answer to each file
+		atLeast = 5                       // SIGTERMs, or the test shows little
+	)
+	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any will do
+	if text := os.Getenv(seedVariable); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		must(t, err)
+	}
+	t.Logf("%s=%d", seedVariable, seed)
+	choose := rand.New(rand.NewPCG(seed, seed)) //nolint:gosec // it is to be repeated
+
+	proxy.OnReply(func(reply *http.Response) error {
+		if r := reply.Request; r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/jobs/") {
+			select {
+			case <-time.After(slow):
+			case <-r.Context().Done():
+			}
+		}
+		return nil
+	})
+	defer proxy.OnReply(nil)
+	start := func() *process {
+		return s.startWorker("SLUICE_WORKER_CONCURRENCY=1", "SLUICE_WORKER_EXPRESS=1", "SLUICE_WORKER_DRAIN=100ms",
+			fmt.Sprintf("SLUICE_UNIT_BYTES=%d", 410_000*patients/units))
+	}
+	var all, alive []*process
+	for range many {
+		alive = append(alive, start())
+	}
+	all = append(all, alive...)
+	for _, w := range alive {
+		w.ready()
+	}
+
+	began, terms := time.Now(), 0
+	status := s.kickoff("all", "")
+	next := time.NewTicker(every)
+	defer next.Stop()
+	var m manifest
+	eventually(t, 10*time.Minute, "the export finishes", func() (finished bool) {
+		select {
+		case <-next.C:
+			victim := choose.IntN(many)
+			alive[victim].signal(syscall.SIGTERM)
+			alive[victim] = start()
+			all = append(all, alive[victim])
+			terms++
+		default:
+		}
+		m, finished = s.poll(status)
+		return finished
+	})
+	took := time.Since(began)
+	for _, w := range all {
+		w.stop()
+	}
+
+	if got := s.fingerprints(m.Output); !reflect.DeepEqual(got, undisturbed) {
+		t.Errorf("got %v\nwant %v", got, undisturbed)
+	}
+	if len(m.Error) != 0 {
+		t.Errorf("errors: %v", m.Error)
+	}
+	s.onlyManifestIsStored(status, m)
+
+	done := executionsOf(all)
+	t.Logf("%d SIGTERMs in %.1f s to %d workers: %d units, %d executions, %d handed back, others: %v",
+		terms, took.Seconds(), len(all), done.units(), done.claimed, done.outcomes["handed_back"], done.others())
+	if terms < atLeast {
+		t.Errorf("%d SIGTERMs: the export was over too soon to show anything", terms)
+	}
+	if done.outcomes["handed_back"] == 0 {
+		t.Error("no unit was handed back: no SIGTERM hit one")
+	}
+	done.exact(t)
+}
+
+// executions is what the logs of workers say about units.
+type executions struct {
+	claimed  int
+	settled  map[string]int // how often each unit, by job and unit, was done
+	outcomes map[string]int // of all executions
+	fences   map[string]float64
+}
+
+func executionsOf(workers []*process) executions {
+	e := executions{settled: map[string]int{}, outcomes: map[string]int{}, fences: map[string]float64{}}
+	for _, w := range workers {
+		w.mu.Lock()
+		for _, entry := range w.lines {
+			unit := fmt.Sprint(entry["job_id"], " ", entry["unit"])
+			switch entry["msg"] {
+			case "unit claimed":
+				e.claimed++
+				fence, _ := entry["fence"].(float64)
+				e.fences[unit] = max(e.fences[unit], fence)
+			case "unit settled":
+				outcome, _ := entry["outcome"].(string)
+				e.outcomes[outcome]++
+				if outcome == "done" {
+					e.settled[unit]++
+				}
+			}
+		}
+		w.mu.Unlock()
+	}
+	return e
+}
+
+func (e executions) units() int { return len(e.fences) }
+
+// others counts the outcomes that are neither done nor handed back.
+func (e executions) others() map[string]int {
+	others := map[string]int{}
+	for outcome, count := range e.outcomes {
+		if outcome != "done" && outcome != "handed_back" {
+			others[outcome] = count
+		}
+	}
+	return others
+}
+
+// exact reports every execution that was one too many: each unit is done once, and each other execution of it was
+// handed back.
+func (e executions) exact(t *testing.T) {
+	t.Helper()
+	if want := e.units() + e.outcomes["handed_back"]; e.claimed != want {
+		t.Errorf("%d executions, want %d units and %d handed back", e.claimed, e.units(), e.outcomes["handed_back"])
+	}
+	if len(e.others()) != 0 {
+		t.Errorf("executions that were neither done nor handed back: %v", e.others())
+	}
+	raised := 0
+	for unit, fence := range e.fences {
+		raised += int(fence) - 1
+		if e.settled[unit] != 1 {
+			t.Errorf("unit %s was done %d times", unit, e.settled[unit])
+		}
+	}
+	if raised != e.outcomes["handed_back"] {
+		t.Errorf("fences were raised %d times, %d units were handed back", raised, e.outcomes["handed_back"])
+	}
+}
