@@ -24,7 +24,7 @@ type config struct {
 
 // Validate refuses what cannot work.
 func (c config) Validate() error {
-	return errors.Join(c.Common.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
+	return errors.Join(c.Common.Validate(), c.Redis.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
