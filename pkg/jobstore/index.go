@@ -113,6 +113,38 @@ func (s *Store) Standings(ctx context.Context, jobs []Entry) ([]Standing, error)
 	return standings, nil
 }
 
+// States reads the states of the jobs of the entries, "" for one without a record, in one round trip.
+func (s *Store) States(ctx context.Context, jobs []Entry) ([]export.State, error) {
+	if len(jobs) == 0 {
+		return nil, nil
+	}
+	answers := make([]*redis.StringCmd, len(jobs))
+	_, err := s.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, job := range jobs {
+			answers[i] = p.HGet(ctx, key(job.ID, "job"), "state")
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, unavailable("read states of jobs", err)
+	}
+	states := make([]export.State, len(jobs))
+	for i, answer := range answers {
+		states[i] = export.State(answer.Val())
+	}
+	return states, nil
+}
+
+// Sizes returns how many jobs the two indexes hold.
+func (s *Store) Sizes(ctx context.Context) (active, kept int, err error) {
+	a, err := s.redis.ZCard(ctx, activeIndex).Result()
+	if err != nil {
+		return 0, 0, unavailable("count active jobs", err)
+	}
+	k, err := s.redis.ZCard(ctx, dueIndex).Result()
+	return int(a), int(k), unavailable("count kept jobs", err)
+}
+
 // Kept lists jobs that have ended and are kept until they are expired and purged, the first due first, in pages as Active
 // does. The instant is when the job is due.
 func (s *Store) Kept(ctx context.Context, offset, count int) ([]Entry, error) {

@@ -23,10 +23,6 @@ func (u *Upkeep) ExpireAndPurge(ctx context.Context) error {
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		u.metrics.purgeLag.Set(0)
-		if len(due) > 0 {
-			u.metrics.purgeLag.Set(u.Now().Sub(due[0].At).Seconds())
-		}
 		failed := 0
 		for _, entry := range due {
 			if err := u.expireOne(ctx, entry); err != nil {
