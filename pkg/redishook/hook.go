@@ -22,13 +22,15 @@ const (
 
 var classes = map[string]string{
 	"evalsha": script, "eval": script,
-	"ping": probe, "info": probe, "time": probe, "config": probe, "hello": probe, "client": probe, "auth": probe,
-	"select": probe,
+	"ping": probe, "info": probe, "time": probe, "config": probe,
 	"get":    read, "mget": read, "hget": read, "hmget": read, "hgetall": read, "hkeys": read, "hlen": read, "exists": read,
 	"zrange": read, "zcard": read, "zscore": read, "zcount": read, "lrange": read, "llen": read, "lindex": read,
 	"smembers": read, "sismember": read, "zrangebyscore": read, "type": read, "ttl": read, "pttl": read, "scan": read,
 	"keys": read, "strlen": read, "hscan": read, "dbsize": read,
 }
+
+// handshakes are what the library says on each new connection. Older servers refuse parts of it, which means nothing.
+var handshakes = map[string]bool{"hello": true, "auth": true, "select": true, "client": true}
 
 // Observe tells the observer of each command of the client. A pipeline is one call.
 func Observe(client redis.UniversalClient, observer platform.Observer) {
@@ -49,7 +51,7 @@ func (h hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		began := time.Now()
 		err := next(ctx, cmd)
-		h.observer.Tell(class(cmd), began, trouble(err))
+		h.tell(cmd, began, err)
 		return err
 	}
 }
@@ -60,9 +62,15 @@ func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 		began := time.Now()
 		err := next(ctx, cmds)
 		if len(cmds) > 0 {
-			h.observer.Tell(class(cmds[len(cmds)-1]), began, trouble(err)) // of a transaction the last is the EXEC: a write
+			h.tell(cmds[len(cmds)-1], began, err) // of a transaction that is the EXEC: a write
 		}
 		return err
+	}
+}
+
+func (h hook) tell(cmd redis.Cmder, began time.Time, err error) {
+	if !handshakes[cmd.Name()] {
+		h.observer.Tell(class(cmd), began, trouble(err))
 	}
 }
 

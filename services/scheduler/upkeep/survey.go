@@ -77,6 +77,14 @@ func (u *Upkeep) look(ctx context.Context, s *survey) error {
 	if err != nil {
 		return err
 	}
+	queues, err := u.Queue.Waiting(ctx)
+	if err != nil {
+		return err
+	}
+	workers, err := u.Queue.Workers(ctx)
+	if err != nil {
+		return err
+	}
 	if counts[uncounted] = max(active-surveyMost, 0) + max(kept-surveyMost, 0); counts[uncounted] > 0 {
 		u.Logger.Warn("more jobs than a survey counts", "uncounted", counts[uncounted])
 	}
@@ -95,6 +103,15 @@ func (u *Upkeep) look(ctx context.Context, s *survey) error {
 	for _, state := range append(stateNames(), uncounted) {
 		s.gauges.jobs.WithLabelValues(state).Set(float64(counts[state]))
 	}
+	for _, q := range queues {
+		for state, tasks := range map[string]int{
+			"pending": q.Pending, "active": q.Active, "scheduled": q.Scheduled, "retry": q.Retry,
+		} {
+			s.gauges.tasks.WithLabelValues(q.Queue, state).Set(float64(tasks))
+		}
+		s.gauges.waiting.WithLabelValues(q.Queue).Set(q.Oldest.Seconds())
+	}
+	s.gauges.workers.Set(float64(workers.Alive))
 	s.gauges.open.Set(float64(open))
 	s.gauges.oldest.Set(oldest.Seconds())
 	s.gauges.stalled.Set(stalled.Seconds())
@@ -226,8 +243,8 @@ func stateNames() []string {
 
 // gauges tell of all jobs and queues, as the last survey found them.
 type gauges struct {
-	jobs                           *prometheus.GaugeVec
-	open, oldest, stalled, slowest prometheus.Gauge
+	jobs, tasks, waiting                    *prometheus.GaugeVec
+	open, oldest, stalled, slowest, workers prometheus.Gauge
 }
 
 func newGauges(registry prometheus.Registerer) gauges {
@@ -238,13 +255,21 @@ func newGauges(registry prometheus.Registerer) gauges {
 		jobs: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sluice_scheduler_jobs", Help: "Jobs by state; uncounted: more than a survey looks at.",
 		}, []string{"state"}),
-		open:   gauge("sluice_scheduler_open_units", "Units of live jobs that are waiting, queued or running."),
-		oldest: gauge("sluice_scheduler_oldest_job_seconds", "Age of the oldest live job."),
+		tasks: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_scheduler_queue_tasks", Help: "Tasks in a queue by what Asynq has them in.",
+		}, []string{"queue", "state"}),
+		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_scheduler_queue_oldest_seconds",
+			Help: "Since when the oldest task waits that anybody could take; 0: there is none.",
+		}, []string{"queue"}),
+		workers: gauge("sluice_scheduler_workers", "Workers that take units."),
+		open:    gauge("sluice_scheduler_open_units", "Units of live jobs that are waiting, queued or running."),
+		oldest:  gauge("sluice_scheduler_oldest_job_seconds", "Age of the oldest live job."),
 		stalled: gauge("sluice_scheduler_stalled_seconds",
 			"For how long no unit of any job was closed while there were live jobs."),
 		slowest: gauge("sluice_scheduler_stalled_job_seconds",
 			"For how long no unit was closed of that live job which has waited longest."),
 	}
-	registry.MustRegister(g.jobs, g.open, g.oldest, g.stalled, g.slowest)
+	registry.MustRegister(g.jobs, g.tasks, g.waiting, g.open, g.oldest, g.stalled, g.slowest, g.workers)
 	return g
 }
