@@ -28,7 +28,7 @@ type documented struct {
 	services []string // sorted
 }
 
-var metricRow = regexp.MustCompile("(?m)^\\| `(sluice_[a-z_]+)` \\| ([a-z]+) \\| ([^|]*) \\| ([^|]*) \\|")
+var metricRow = regexp.MustCompile("(?m)^\\| `(sluice_[a-z_]+)` \\| ([a-z]+) \\|([^|]*)\\|([^|]*)\\|")
 
 func documentedMetrics(t *testing.T) map[string]documented {
 	t.Helper()
