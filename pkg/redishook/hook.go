@@ -23,7 +23,7 @@ const (
 var classes = map[string]string{
 	"evalsha": script, "eval": script,
 	"ping": probe, "info": probe, "time": probe, "config": probe,
-	"get":    read, "mget": read, "hget": read, "hmget": read, "hgetall": read, "hkeys": read, "hlen": read, "exists": read,
+	"get": read, "mget": read, "hget": read, "hmget": read, "hgetall": read, "hkeys": read, "hlen": read, "exists": read,
 	"zrange": read, "zcard": read, "zscore": read, "zcount": read, "lrange": read, "llen": read, "lindex": read,
 	"smembers": read, "sismember": read, "zrangebyscore": read, "type": read, "ttl": read, "pttl": read, "scan": read,
 	"keys": read, "strlen": read, "hscan": read, "dbsize": read,

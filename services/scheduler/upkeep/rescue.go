@@ -50,7 +50,7 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 	now := u.Now()
 	settled := now.Sub(entry.At) > settling
 	job, err := u.Jobs.Job(ctx, entry.ID)
-	log := platform.WithTrace(u.Logger.With("job_id", entry.ID), job.Trace)
+	log := u.about(entry.ID, job)
 	switch {
 	case errors.Is(err, export.ErrNotFound):
 		if now.Sub(entry.At) > abandoned {

@@ -1,6 +1,8 @@
 package upkeep
 
 import (
+	"encoding/hex"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,7 +11,9 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // figures are the gauges and counters by name and labels, such as "sluice_scheduler_jobs{planning}".
@@ -167,4 +171,36 @@ func TestPassesAreCounted(t *testing.T) {
 		"sluice_scheduler_passes_total{expire,done}": 1, "sluice_scheduler_passes_total{expire,failed}": 1,
 		"sluice_scheduler_passes_total{rescue,done}": 0,
 	})
+}
+
+// What a rescue leaves in the trace of its job leads to the next attempt.
+func TestARescueIsTraced(t *testing.T) {
+	w := newWorld(t)
+	collector := testenv.NewCollector(t)
+	tracing, err := platform.OpenTracing(t.Context(), platform.TracingConfig{
+		Endpoint: collector.URL + "/v1/traces", Ratio: 1, Service: "scheduler", Logger: w.Logger,
+		Registry: prometheus.NewRegistry(),
+	})
+	w.must(err)
+	w.Tracing = tracing
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	id := export.NewJobID()
+	w.must(w.Jobs.Create(t.Context(), export.Job{
+		ID: id, State: export.Scheduled, Created: w.Now(), Trace: parent,
+		Request: export.Request{GroupID: "g", Types: []string{"Patient"}},
+	}, export.FirstUnit()))
+	w.claim(id, export.PlanUnit, export.KindPlan)
+	w.set(w.Now().Add(time.Minute))
+	w.must(w.Rescue(t.Context()))
+	tracing.Close()
+	spans := collector.Spans()
+	if len(spans) != 1 || spans[0].GetName() != "rescue" || spans[0].Attributes["sluice.unit"] != "plan" ||
+		hex.EncodeToString(spans[0].TraceId)+"-"+hex.EncodeToString(spans[0].ParentSpanId) != parent[3:52] {
+		t.Fatalf("spans: %v", spans)
+	}
+	payload, err := w.redis.HGet(t.Context(), "asynq:{steering}:t:"+string(id)+":plan:2", "msg").Result()
+	w.must(err)
+	if !strings.Contains(payload, hex.EncodeToString(spans[0].SpanId)) {
+		t.Error("the task does not say what enqueued it")
+	}
 }

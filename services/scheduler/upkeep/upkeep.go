@@ -162,6 +162,11 @@ func (u *Upkeep) Do(ctx context.Context, duty string) error {
 	}
 }
 
+// about is the logger for lines about a job, of which there may be no record any more.
+func (u *Upkeep) about(id export.JobID, job export.Job) *slog.Logger {
+	return platform.WithTrace(u.Logger.With("job_id", id), job.Trace)
+}
+
 // passed counts a pass.
 func (u *Upkeep) passed(duty string, err error) {
 	if err != nil {
