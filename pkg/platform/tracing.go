@@ -100,12 +100,13 @@ func OpenTracing(ctx context.Context, cfg TracingConfig) (*Tracing, error) {
 	)}, nil
 }
 
-// Close hands the last spans over, if that is done within a moment.
-func (t *Tracing) Close() {
+// Close hands the last spans over, if that is done within a moment. The context may have ended: it mostly has when a
+// process stops.
+func (t *Tracing) Close(ctx context.Context) {
 	if t == nil || t.provider == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
 	_ = t.provider.Shutdown(ctx) // what could not be handed over is counted and logged by then
 }

@@ -54,8 +54,8 @@ func TestATraceIsContinuedElsewhere(t *testing.T) {
 	for _, span := range []trace.Span{unit, root, outer, link} {
 		span.End()
 	}
-	begins.Close()
-	joins.Close()
+	begins.Close(t.Context())
+	joins.Close(t.Context())
 
 	found := map[string]testenv.Span{}
 	for _, span := range collector.Spans() {
@@ -97,8 +97,8 @@ func TestSamplingIsDecidedWhereATraceBegins(t *testing.T) {
 	for _, span := range []trace.Span{root, below, keptRoot, belowKept, orphan, broken} {
 		span.End()
 	}
-	never.Close()
-	always.Close()
+	never.Close(t.Context())
+	always.Close(t.Context())
 	var names []string
 	for _, span := range collector.Spans() {
 		names = append(names, span.GetName())
@@ -118,7 +118,7 @@ func TestNoTracing(t *testing.T) {
 		}
 		platform.EndStep(step, nil)
 		span.End()
-		none.Close()
+		none.Close(t.Context())
 	}
 }
 
@@ -137,7 +137,7 @@ func TestACollectorThatIsDown(t *testing.T) {
 		_, span := down.Begin(context.Background(), "lost")
 		span.End()
 	}
-	down.Close()
+	down.Close(t.Context())
 	count, err := testutil.GatherAndCount(registry, "sluice_trace_export_failures_total")
 	if err != nil || count != 1 {
 		t.Fatalf("%d metrics, %v", count, err)
@@ -169,7 +169,7 @@ func TestCloseDoesNotWaitForACollectorThatHangs(t *testing.T) {
 	_, span := opened.Begin(t.Context(), "kept from its collector")
 	span.End()
 	closed := make(chan struct{})
-	go func() { opened.Close(); close(closed) }()
+	go func() { opened.Close(t.Context()); close(closed) }()
 	select {
 	case <-closed:
 	case <-time.After(20 * time.Second): // a guard: the collector would hold it for ever

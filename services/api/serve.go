@@ -98,7 +98,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer tracing.Close()
+	defer tracing.Close(ctx)
 	dependencies := platform.NewDependencies(registry)
 	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {

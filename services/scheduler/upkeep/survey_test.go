@@ -192,7 +192,7 @@ func TestARescueIsTraced(t *testing.T) {
 	w.claim(id, export.PlanUnit, export.KindPlan)
 	w.set(w.Now().Add(time.Minute))
 	w.must(w.Rescue(t.Context()))
-	tracing.Close()
+	tracing.Close(t.Context())
 	spans := collector.Spans()
 	if len(spans) != 1 || spans[0].GetName() != "rescue" || spans[0].Attributes["sluice.unit"] != "plan" ||
 		hex.EncodeToString(spans[0].TraceId)+"-"+hex.EncodeToString(spans[0].ParentSpanId) != parent[3:52] {
