@@ -13,7 +13,7 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -26,11 +26,15 @@ const (
 	exportTimeout = 10 * time.Second
 	// exportTries bounds the time that one batch is tried again in; then it is dropped.
 	exportTries = 20 * time.Second
+	// exportAgain is the time between two tries.
+	exportAgain = time.Second
 	// flushTimeout bounds the wait for the last spans when a process stops.
 	flushTimeout = 3 * time.Second
 	// spansKept bounds the spans that wait to be handed over, some hundred bytes each; further ones are dropped.
 	spansKept = 2048
 )
+
+const spansLost = "spans are lost: the collector does not take them"
 
 // tracerName names this code among others whose spans may be in the same trace.
 const tracerName = "github.com/sluice-fhir/sluice"
@@ -52,6 +56,7 @@ type TracingConfig struct {
 // The zero value traces nothing.
 type Tracing struct {
 	provider *sdktrace.TracerProvider // nil: nothing is traced
+	log      *slog.Logger
 }
 
 // OpenTracing returns a Tracing. No connection is made yet, and none has to be: a collector that is down is counted in
@@ -64,13 +69,9 @@ func OpenTracing(ctx context.Context, cfg TracingConfig) (*Tracing, error) {
 	if cfg.Client != nil {
 		client.Transport = cfg.Client.Transport
 	}
-	exporter, err := otlptracehttp.New(ctx,
-		otlptracehttp.WithEndpointURL(cfg.Endpoint), otlptracehttp.WithHeaders(cfg.Headers),
-		otlptracehttp.WithHTTPClient(&client), otlptracehttp.WithCompression(otlptracehttp.GzipCompression),
-		otlptracehttp.WithRetry(otlptracehttp.RetryConfig{
-			Enabled: true, InitialInterval: time.Second, MaxInterval: 5 * time.Second, MaxElapsedTime: exportTries,
-		}),
-	)
+	exporter, err := otlptrace.New(ctx, &otlpClient{
+		url: cfg.Endpoint, headers: cfg.Headers, client: &client, again: exportAgain, most: exportTries,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open tracing: %w", err)
 	}
@@ -88,7 +89,7 @@ func OpenTracing(ctx context.Context, cfg TracingConfig) (*Tracing, error) {
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		cfg.Logger.Warn("tracing has trouble", "err", err)
 	}))
-	return &Tracing{provider: sdktrace.NewTracerProvider(
+	return &Tracing{log: cfg.Logger, provider: sdktrace.NewTracerProvider(
 		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(cfg.Ratio))),
 		sdktrace.WithResource(resource.NewSchemaless(
 			attribute.String("service.name", "sluice-"+cfg.Service), attribute.String("host.name", host),
@@ -108,7 +109,9 @@ func (t *Tracing) Close(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
-	_ = t.provider.Shutdown(ctx) // what could not be handed over is counted and logged by then
+	if err := t.provider.Shutdown(ctx); err != nil {
+		t.log.Warn(spansLost, "err", err)
+	}
 }
 
 // Begin begins a trace with its first span, which has to be ended. Whoever calls from outside has no say in it: the
@@ -199,7 +202,7 @@ func (p *patient) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan
 	case err != nil:
 		p.failures.Inc()
 		if !p.down {
-			p.log.Warn("spans are lost: the collector does not take them", "err", err)
+			p.log.Warn(spansLost, "err", err)
 		}
 	case p.down:
 		p.log.Info("the collector takes spans again")

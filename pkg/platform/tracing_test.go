@@ -176,3 +176,24 @@ func TestCloseDoesNotWaitForACollectorThatHangs(t *testing.T) {
 		t.Error("close waits")
 	}
 }
+
+// A collector that is busy gets the spans a little later.
+func TestABusyCollectorIsAskedAgain(t *testing.T) {
+	collector := testenv.NewCollector(t)
+	asked := 0
+	busy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked++; asked == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		collector.Config.Handler.ServeHTTP(w, r)
+	}))
+	defer busy.Close()
+	opened := tracing(t, platform.TracingConfig{Endpoint: busy.URL + "/v1/traces", Ratio: 1})
+	_, span := opened.Begin(t.Context(), "in time")
+	span.End()
+	opened.Close(t.Context())
+	if spans := collector.Spans(); len(spans) != 1 || asked != 2 {
+		t.Errorf("%d spans after %d requests", len(spans), asked)
+	}
+}

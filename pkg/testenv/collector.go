@@ -10,7 +10,6 @@ import (
 	"sync"
 	"testing"
 
-	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -61,7 +60,7 @@ func (c *Collector) receive(r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var request collectorv1.ExportTraceServiceRequest
+	var request tracev1.TracesData // on the wire the same as an ExportTraceServiceRequest
 	if err := proto.Unmarshal(raw, &request); err != nil {
 		return err
 	}
