@@ -170,6 +170,8 @@ for module in "${modules[@]}"; do
 	check "$module vet" env GOWORK=off go -C "$module" vet ./...
 	check "$module tidy" env GOWORK=off go -C "$module" mod tidy -diff
 done
+# What is monitored, by Prometheus' own parser and engine. Its module is built once, in about a minute.
+check "dashboard, alerts and runbooks" env GOWORK=off go -C tools/monitoringcheck test ./...
 check "generated code" generated
 check "buf lint" buf_lint
 check "buf breaking" buf_breaking

@@ -22,6 +22,8 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/redishook"
 )
 
 const (
@@ -74,6 +76,9 @@ func Open(url string, roots *x509.CertPool, now func() time.Time) (*Store, error
 	}
 	return s, nil
 }
+
+// Observe has the observer told of each command. It comes before the first.
+func (s *Store) Observe(observer platform.Observer) { redishook.Observe(s.redis, observer) }
 
 // Close ends the connections.
 func (s *Store) Close() error { return s.redis.Close() }

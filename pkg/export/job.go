@@ -79,6 +79,7 @@ type Job struct {
 	Cohort   Cohort    // set by the plan
 	Manifest string    // object key of the sealed file list (one JSON File a line); set by the seal
 	Key      []byte    // the data key of its objects, wrapped (pkg/envelope); empty: they are in plaintext. Fixed at kick-off
+	Trace    string    // W3C traceparent of the kick-off, below which its units are traced; empty: it is not. Fixed then
 }
 
 // Visible reports whether the owner may still see the job at the instant: it is neither cancelled nor expired. It is

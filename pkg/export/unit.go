@@ -76,7 +76,8 @@ type Lease struct {
 	Job     JobID
 	Unit    Unit
 	Fence   int64
-	Attempt int // how often the unit has failed before, 0 at first
+	Attempt int    // how often the unit has failed before, 0 at first
+	Trace   string // of its job
 }
 
 // Result is what a unit leaves when it closes.

@@ -72,6 +72,88 @@ func (s *Store) Holds(ctx context.Context, id export.JobID, unit export.UnitID, 
 	return current == fence, nil
 }
 
+// Standing is where a job stands, as far as its counters tell.
+type Standing struct {
+	ID      export.JobID
+	State   export.State // "": it has no record
+	Entered time.Time    // when it was entered in its index, or when it is due
+	Closed  int64        // units that are closed
+	Open    int64        // units that are visible and not closed
+}
+
+// Standings reads where the jobs of the entries stand, in one round trip.
+func (s *Store) Standings(ctx context.Context, jobs []Entry) ([]Standing, error) {
+	if len(jobs) == 0 {
+		return nil, nil
+	}
+	type answer struct {
+		state                   *redis.StringCmd
+		closed, waiting, issued *redis.IntCmd
+	}
+	answers := make([]answer, len(jobs))
+	_, err := s.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, job := range jobs {
+			answers[i] = answer{
+				state: p.HGet(ctx, key(job.ID, "job"), "state"), closed: p.HLen(ctx, key(job.ID, "results")),
+				waiting: p.ZCard(ctx, key(job.ID, "waiting")), issued: p.ZCard(ctx, key(job.ID, "issued")),
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, unavailable("read where jobs stand", err)
+	}
+	standings := make([]Standing, len(jobs))
+	for i, a := range answers {
+		standings[i] = Standing{
+			ID: jobs[i].ID, State: export.State(a.state.Val()), Entered: jobs[i].At,
+			Closed: a.closed.Val(), Open: a.waiting.Val() + a.issued.Val(),
+		}
+	}
+	return standings, nil
+}
+
+// States reads the states of the jobs of the entries, "" for one without a record, in one round trip.
+func (s *Store) States(ctx context.Context, jobs []Entry) ([]export.State, error) {
+	if len(jobs) == 0 {
+		return nil, nil
+	}
+	answers := make([]*redis.StringCmd, len(jobs))
+	_, err := s.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, job := range jobs {
+			answers[i] = p.HGet(ctx, key(job.ID, "job"), "state")
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, unavailable("read states of jobs", err)
+	}
+	states := make([]export.State, len(jobs))
+	for i, answer := range answers {
+		states[i] = export.State(answer.Val())
+	}
+	return states, nil
+}
+
+// Sizes returns how many jobs the two indexes hold.
+func (s *Store) Sizes(ctx context.Context) (active, kept int, err error) {
+	a, err := s.redis.ZCard(ctx, activeIndex).Result()
+	if err != nil {
+		return 0, 0, unavailable("count active jobs", err)
+	}
+	k, err := s.redis.ZCard(ctx, dueIndex).Result()
+	return int(a), int(k), unavailable("count kept jobs", err)
+}
+
+// Kept lists jobs that have ended and are kept until they are expired and purged, the first due first, in pages as Active
+// does. The instant is when the job is due.
+func (s *Store) Kept(ctx context.Context, offset, count int) ([]Entry, error) {
+	found, err := s.redis.ZRangeArgsWithScores(ctx, redis.ZRangeArgs{
+		Key: dueIndex, Start: offset, Stop: offset + count - 1,
+	}).Result()
+	return entries(found, unavailable("list kept jobs", err))
+}
+
 func (s *Store) enter(ctx context.Context, id export.JobID) error {
 	now := time.Now
 	if s.now != nil {

@@ -38,6 +38,9 @@ func (s *Store) Create(ctx context.Context, job export.Job, first export.Unit) e
 	if len(job.Key) > 0 {
 		args = append(args, "key", job.Key)
 	}
+	if job.Trace != "" {
+		args = append(args, "trace", job.Trace)
+	}
 	_, err = s.run(ctx, "create", s.scripts.create, job.ID, args...)
 	return err
 }
@@ -75,6 +78,7 @@ func (s *Store) Job(ctx context.Context, id export.JobID) (export.Job, error) {
 		Failure:  fields["failure"],
 		Manifest: fields["manifest"],
 		Key:      []byte(fields["key"]),
+		Trace:    fields["trace"],
 	}
 	if percent := fields["percent"]; percent != "" {
 		if job.Percent, err = strconv.Atoi(percent); err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redishook"
 )
 
 const (
@@ -62,8 +63,9 @@ func Open(url string, now func() time.Time, options ...Option) (*Store, error) {
 	if opts.TLSConfig != nil && opts.TLSConfig.InsecureSkipVerify {
 		return nil, errors.New("the Redis URL says skip_verify, which would let anybody pose as the server")
 	}
+	given := settings{redis: opts}
 	for _, option := range options {
-		option(opts)
+		option(&given)
 	}
 	opts.DialTimeout = 2 * time.Second
 	opts.ReadTimeout = 3 * time.Second
@@ -73,7 +75,9 @@ func Open(url string, now func() time.Time, options ...Option) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{redis: redis.NewClient(opts), scripts: s, now: now}, nil
+	client := redis.NewClient(opts)
+	redishook.Observe(client, given.observe)
+	return &Store{redis: client, scripts: s, now: now}, nil
 }
 
 // Close ends the connections.

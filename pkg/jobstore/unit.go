@@ -36,6 +36,7 @@ func (s *Store) Claim(
 	lease := export.Lease{Job: id, Fence: fence}
 	spec, _ := reply[0].(string)
 	failures, _ := reply[1].(string)
+	lease.Trace, _ = reply[2].(string)
 	if err := json.Unmarshal([]byte(spec), &lease.Unit); err != nil {
 		return export.Lease{}, fmt.Errorf("claim %s of job %s: %w", unit, id, err)
 	}

@@ -33,6 +33,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/s3utils"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
 const (
@@ -62,6 +63,7 @@ type Config struct {
 	ServerSide string
 	Keys       Keys           // nil: nothing is encrypted, and what is encrypted is read as it is stored
 	Roots      *x509.CertPool // of an endpoint behind https; nil is the system's
+	Observe    platform.Observer
 }
 
 // Keys returns the data key, of 32 bytes, that the object of that key is encrypted with, or nil if it is in plaintext.
@@ -116,7 +118,7 @@ func Open(cfg Config) (*Store, error) {
 		return minio.NewCore(endpoint.Host, &minio.Options{
 			Creds:        credentials.NewStaticV4(cfg.AccessKey, cfg.SecretKey, ""),
 			Secure:       endpoint.Scheme == "https",
-			Transport:    transport,
+			Transport:    observed{transport, cfg.Observe},
 			Region:       cfg.Region,
 			BucketLookup: minio.BucketLookupPath,
 			MaxRetries:   tries,

@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
 // Config says where the database is and how to talk to it.
@@ -27,6 +28,7 @@ type Config struct {
 	Settings    map[string]string // of every session, such as jit=off
 	ReadBuffer  int               // bytes read from a connection at once; default: what pgx takes
 	Roots       *x509.CertPool    // for an sslmode of verify-full without sslrootcert; nil: the system's
+	Observe     platform.Observer
 }
 
 // Open returns a pool. No connection is made yet. An error names nothing of the URL: it may hold a password.
@@ -42,6 +44,9 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	maps.Copy(parsed.ConnConfig.RuntimeParams, cfg.Settings)
 	if _, named := parsed.ConnConfig.RuntimeParams["application_name"]; !named {
 		parsed.ConnConfig.RuntimeParams["application_name"] = "sluice"
+	}
+	if cfg.Observe != nil {
+		parsed.ConnConfig.Tracer = observed{cfg.Observe}
 	}
 	if cfg.ReadBuffer > 0 {
 		parsed.ConnConfig.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {

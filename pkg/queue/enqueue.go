@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redishook"
 	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
 )
 
@@ -33,15 +34,16 @@ type Client struct {
 
 // Open returns a client on the Redis at the URL. It makes no connection yet.
 func Open(url string, options ...Option) (*Client, error) {
-	opt, err := connection(url, options...)
+	given, err := connection(url, options...)
 	if err != nil {
 		return nil, err
 	}
 	// The connections are ours and not Asynq's: its own ping takes no context, and readiness cannot wait.
-	connections, ok := opt.MakeRedisClient().(redis.UniversalClient)
+	connections, ok := given.redis.MakeRedisClient().(redis.UniversalClient)
 	if !ok {
 		return nil, errors.New("the Redis URL leads to an unknown kind of client")
 	}
+	redishook.Observe(connections, given.observe)
 	return &Client{
 		redis:     connections,
 		client:    asynq.NewClientFromRedisClient(connections),

@@ -13,11 +13,12 @@ import (
 // FuzzDecodeTask: whatever lies in the queue, what comes out names a job, a unit and a fence of the right forms, for
 // they become parts of keys, and survives being written again.
 func FuzzDecodeTask(f *testing.F) {
-	good := Task{Kind: export.KindExport, Job: export.NewJobID(), Unit: "Patient-00000", Fence: 3}
+	good := Task{Kind: export.KindExport, Job: export.NewJobID(), Unit: "Patient-00000", Fence: 3,
+		Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 	for _, change := range []func(*Task){
 		func(*Task) {}, func(t *Task) { t.Job = "" }, func(t *Task) { t.Job = "../other" }, func(t *Task) { t.Unit = "" },
 		func(t *Task) { t.Unit = "a/b" }, func(t *Task) { t.Fence = -1 }, func(t *Task) { t.Fence = 0 },
-		func(t *Task) { t.Kind = "other" },
+		func(t *Task) { t.Kind = "other" }, func(t *Task) { t.Trace = "no trace at all" },
 	} {
 		task := good
 		change(&task)

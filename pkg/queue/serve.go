@@ -52,7 +52,7 @@ const handBack = 25 * time.Second
 // Serve takes tasks until the context ends; then it takes no more, lets running ones finish for the drain time, tells
 // the rest to hand back (their contexts end with the cause ErrDraining), and returns when all have.
 func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
-	redis, err := connection(cfg.URL, WithRoots(cfg.Roots))
+	given, err := connection(cfg.URL, WithRoots(cfg.Roots))
 	if err != nil {
 		return err
 	}
@@ -108,9 +108,9 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 	duty(upkeepType, upkeepQueue, handlers.Upkeep)
 	duty(watchType, watchQueue, handlers.Watch)
 
-	servers := []*asynq.Server{newServer(redis, cfg, cfg.Concurrency, queues, idleCheck)}
+	servers := []*asynq.Server{newServer(given.redis, cfg, cfg.Concurrency, queues, idleCheck)}
 	if cfg.Express > 0 && handlers.Unit != nil {
-		servers = append(servers, newServer(redis, cfg, cfg.Express, map[string]int{steeringQueue: 1}, expressCheck))
+		servers = append(servers, newServer(given.redis, cfg, cfg.Express, map[string]int{steeringQueue: 1}, expressCheck))
 	}
 	var started []*asynq.Server
 	for _, server := range servers {

@@ -52,6 +52,7 @@ type Task struct {
 	Fence int64
 	Short bool          // over soon (export.Unit.Short); only for the choice of the queue, it does not travel
 	Delay time.Duration // not before this long from now
+	Trace string        // W3C traceparent of who enqueues it, or ""; only to tell what led to what
 }
 
 // TaskOf is the task of a unit at a fence.
@@ -75,6 +76,8 @@ func (t Task) payload() ([]byte, error) {
 		UnitId: string(t.Unit),
 		Fence:  t.Fence,
 		Kind:   string(t.Kind),
+
+		Traceparent: t.Trace,
 	})
 }
 
@@ -93,7 +96,10 @@ func decodeTask(payload []byte) (Task, error) {
 	if unit == "" || strings.ContainsAny(unit, "/.") || fence < 1 {
 		return Task{}, errors.New("decode unit task: it names no unit or no fence")
 	}
-	return Task{Kind: export.Kind(message.GetKind()), Job: job, Unit: export.UnitID(unit), Fence: fence}, nil
+	return Task{
+		Kind: export.Kind(message.GetKind()), Job: job, Unit: export.UnitID(unit), Fence: fence,
+		Trace: message.GetTraceparent(),
+	}, nil
 }
 
 // decodePurge reads which job is to be purged.

@@ -94,7 +94,13 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	jobs, tasks, err := cfg.Redis.Open()
+	tracing, err := cfg.Tracing(ctx, "api", log, registry)
+	if err != nil {
+		return err
+	}
+	defer tracing.Close(ctx)
+	dependencies := platform.NewDependencies(registry)
+	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
 	}
@@ -103,13 +109,13 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	objects, err := cfg.Objects.Open(ring.Key)
+	objects, err := cfg.Objects.Observed(dependencies).Open(ring.Key)
 	if err != nil {
 		return err
 	}
 	defer objects.Close()
 	const questions = 16 // to the directory at once; a kick-off asks two, one after the other
-	directory, err := cfg.Directory.Open(ctx, questions)
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, questions)
 	if err != nil {
 		return err
 	}
@@ -138,7 +144,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	}
 	parts := httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
-		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey,
+		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey, Tracing: tracing,
 	}
 	var smart *token.SMART
 	if cfg.TokenURL != "" {

@@ -118,6 +118,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return fmt.Errorf("SLUICE_REDIS_URL: %w", err)
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	store.Observe(platform.NewDependencies(registry).Observer("redis"))
 	var previous []string
 	if cfg.Previous != "" {
 		previous = append(previous, cfg.Previous)

@@ -44,12 +44,18 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	jobs, tasks, err := cfg.Redis.Open()
+	tracing, err := cfg.Tracing(ctx, "scheduler", log, registry)
+	if err != nil {
+		return err
+	}
+	defer tracing.Close(ctx)
+	dependencies := platform.NewDependencies(registry)
+	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	objects, err := cfg.Objects.Open(nil)
+	objects, err := cfg.Objects.Observed(dependencies).Open(nil)
 	if err != nil {
 		return err
 	}
@@ -60,6 +66,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	defer func() { err = errors.Join(err, events.Close()) }()
 	keeper, err := upkeep.New(cfg.Config, upkeep.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
+		Tracing: tracing,
 	})
 	if err != nil {
 		return err
@@ -82,6 +89,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		wiring.HTTP("private listener", private, operators, listeners.Private...),
 		wiring.Bucket(objects, log),
 		platform.Part{Name: "ticks", Run: keeper.Tick},
+		platform.Part{Name: "survey", Run: keeper.Survey},
 		platform.Part{Name: "duties", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: taskConcurrency, Drain: cfg.Drain, Logger: log,

@@ -88,7 +88,8 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, s3.Close()) }()
 
-	jobs, tasks, err := wiring.Redis{URL: redis.url}.Open()
+	dependencies := platform.NewDependencies(registry)
+	jobs, tasks, err := wiring.Redis{URL: redis.url}.Observed(dependencies).Open()
 	if err != nil {
 		return err
 	}
@@ -104,7 +105,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	objects, err := wiring.Objects{
 		Endpoint: s3.Endpoint(), AccessKey: accessKey, SecretKey: secretKey, Bucket: "sluice",
-	}.Open(ring.Key)
+	}.Observed(dependencies).Open(ring.Key)
 	if err != nil {
 		return err
 	}
@@ -179,6 +180,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		platform.Part{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(),
 		platform.Part{Name: "ticks", Run: keeper.Tick},
+		platform.Part{Name: "survey", Run: keeper.Survey},
 		platform.Part{Name: "tasks", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: redis.url, Concurrency: unitsAtOnce + 1, Express: 1, Drain: time.Second, Logger: log,

@@ -20,6 +20,14 @@ type Source struct {
 	URL      string `env:"SOURCE_URL"` // postgres://user:password@host:port/database, filled by sluice load
 	Dir      string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files
 	SpoolDir string `env:"SPOOL_DIR"`  // where gzipped files are unpacked; the system's by default
+
+	observed *platform.Dependencies
+}
+
+// Observed is the section whose calls are measured, of a database, as "source".
+func (s Source) Observed(by *platform.Dependencies) Source {
+	s.observed = by
+	return s
 }
 
 // Validate refuses two places, none, and what is not the URL of one.
@@ -49,7 +57,9 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 			return nil, err
 		}
 		// Some more, so that neither a check nor small work beside the units waits. They are made when they are needed.
-		opened, err := sourcepg.Open(ctx, postgres.Config{URL: s.URL, Connections: connections + 4, Roots: roots})
+		opened, err := sourcepg.Open(ctx, postgres.Config{
+			URL: s.URL, Connections: connections + 4, Roots: roots, Observe: s.observed.Observer("source"),
+		})
 		if err != nil {
 			return nil, fmt.Errorf("SLUICE_SOURCE_URL: %w", err)
 		}

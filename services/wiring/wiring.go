@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/postgres"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
@@ -25,6 +26,7 @@ import (
 type Common struct {
 	TLS
 	Trust
+	Trace
 	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`           // debug, info, warn or error
 	Private  string     `env:"PRIVATE_ADDR" envDefault:"127.0.0.1:0"` // host:port for /livez, /readyz and /metrics
 
@@ -56,13 +58,21 @@ func (c Common) secretFiles() map[string]string {
 // Validate refuses what cannot work.
 func (c Common) Validate() error {
 	_, err := c.Roots()
-	return errors.Join(err, c.TLS.Validate())
+	return errors.Join(err, c.TLS.Validate(), c.Trace.Validate())
 }
 
 // Redis is the place of the job store and the queue.
 type Redis struct {
 	Trust
 	URL string `env:"REDIS_URL,required,notEmpty"` // redis://user:password@host:port/db or rediss://
+
+	observed *platform.Dependencies
+}
+
+// Observed is the section whose calls are measured: the job store's as "redis", the queue's as "queue".
+func (r Redis) Observed(by *platform.Dependencies) Redis {
+	r.observed = by
+	return r
 }
 
 // Validate refuses a URL that Open would refuse.
@@ -83,11 +93,11 @@ func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	jobs, err := jobstore.Open(r.URL, nil, jobstore.WithRoots(roots))
+	jobs, err := jobstore.Open(r.URL, nil, jobstore.WithRoots(roots), jobstore.WithObserver(r.observed.Observer("redis")))
 	if err != nil {
 		return nil, nil, fmt.Errorf("SLUICE_REDIS_URL: %w", err)
 	}
-	tasks, err := queue.Open(r.URL, queue.WithRoots(roots))
+	tasks, err := queue.Open(r.URL, queue.WithRoots(roots), queue.WithObserver(r.observed.Observer("queue")))
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("SLUICE_REDIS_URL: %w", err), jobs.Close())
 	}
@@ -103,6 +113,14 @@ type Objects struct {
 	Bucket    string `env:"S3_BUCKET" envDefault:"sluice"`   // created when it is not there
 	Region    string `env:"S3_REGION" envDefault:"us-east-1"`
 	SSE       string `env:"S3_SSE"` // server-side encryption: s3 or kms:KEY-ID
+
+	observed *platform.Dependencies
+}
+
+// Observed is the section whose calls are measured as "objects".
+func (o Objects) Observed(by *platform.Dependencies) Objects {
+	o.observed = by
+	return o
 }
 
 // Validate refuses a server-side encryption that there is none of, and a place that Open would refuse.
@@ -129,7 +147,7 @@ func (o Objects) Open(keys objects.Keys) (*objects.Store, error) {
 	}
 	return objects.Open(objects.Config{
 		Endpoint: o.Endpoint, AccessKey: o.AccessKey, SecretKey: o.SecretKey, Bucket: o.Bucket, Region: o.Region,
-		ServerSide: o.SSE, Keys: keys, Roots: roots,
+		ServerSide: o.SSE, Keys: keys, Roots: roots, Observe: o.observed.Observer("objects"),
 	})
 }
 
@@ -139,6 +157,14 @@ type Directory struct {
 	URL        string `env:"DIRECTORY_URL"` // postgres://user:password@host:port/database, see sluice admin
 	GroupsDir  string `env:"GROUPS_DIR"`    // folder with Group*.ndjson files
 	AccessFile string `env:"ACCESS_FILE"`   // YAML, see docs/access.md
+
+	observed *platform.Dependencies
+}
+
+// Observed is the section whose calls are measured, of a database, as "directory".
+func (d Directory) Observed(by *platform.Dependencies) Directory {
+	d.observed = by
+	return d
 }
 
 // Validate refuses two places, half of one, none, and what is not the URL of one.
@@ -178,7 +204,9 @@ func (d Directory) Open(ctx context.Context, connections int) (*Register, error)
 		if err != nil {
 			return nil, err
 		}
-		pool, err := pgdir.Open(ctx, postgres.Config{URL: d.URL, Connections: connections, Roots: roots})
+		pool, err := pgdir.Open(ctx, postgres.Config{
+			URL: d.URL, Connections: connections, Roots: roots, Observe: d.observed.Observer("directory"),
+		})
 		if err != nil {
 			return nil, fmt.Errorf("SLUICE_DIRECTORY_URL: %w", err)
 		}

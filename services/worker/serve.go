@@ -61,7 +61,13 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	// The collector works harder near the limit instead of letting the process grow with what passes through it.
 	debug.SetMemoryLimit(cfg.MemoryLimit)
 
-	jobs, tasks, err := cfg.Redis.Open()
+	tracing, err := cfg.Tracing(ctx, "worker", log, registry)
+	if err != nil {
+		return err
+	}
+	defer tracing.Close(ctx)
+	dependencies := platform.NewDependencies(registry)
+	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
 	}
@@ -70,7 +76,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	objects, err := cfg.Objects.Open(ring.Key)
+	objects, err := cfg.Objects.Observed(dependencies).Open(ring.Key)
 	if err != nil {
 		return err
 	}
@@ -89,19 +95,19 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	}
 	units := concurrency + cfg.Express
 	// A unit that plans keeps one connection while it reads a group.
-	directory, err := cfg.Directory.Open(ctx, units+2)
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, units+2)
 	if err != nil {
 		return err
 	}
 	defer directory.Close()
-	source, err := cfg.Source.Open(ctx, log, units)
+	source, err := cfg.Source.Observed(dependencies).Open(ctx, log, units)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
 	worker, err := pipeline.New(cfg.Config, pipeline.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Source: source.Source, Groups: directory.Groups, Access: directory.Access,
-		Now: time.Now, Logger: log, Registry: registry,
+		Now: time.Now, Logger: log, Registry: registry, Tracing: tracing,
 	})
 	if err != nil {
 		return err

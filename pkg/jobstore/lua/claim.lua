@@ -8,4 +8,6 @@ if redis.call('HGET', claims, unit) == fence then return { 'FENCED' } end
 if target ~= '' and redis.call('HGET', job, 'state') ~= target and not move(target) then return { 'CONFLICT' } end
 redis.call('HSET', claims, unit, fence)
 redis.call('ZADD', issued, clock(now), unit)
-return { 'OK', redis.call('HGET', units, unit), redis.call('HGET', attempts, unit) or '0' }
+return {
+  'OK', redis.call('HGET', units, unit), redis.call('HGET', attempts, unit) or '0', redis.call('HGET', job, 'trace') or ''
+}

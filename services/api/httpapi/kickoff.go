@@ -10,10 +10,14 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
@@ -31,7 +35,10 @@ const stepTimeout = 20 * time.Second
 var groupIDForm = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)
 
 // kickoff starts the export of a group (SPEC 1): a few writes and one enqueue, however big the group is (PITFALLS 12).
-func (s *service) kickoff(c *gin.Context) error {
+func (s *service) kickoff(c *gin.Context) (err error) {
+	ctx, span := s.Tracing.Begin(c.Request.Context(), "kick-off", trace.WithSpanKind(trace.SpanKindServer))
+	c.Request = c.Request.WithContext(ctx)
+	defer func() { endKickOff(c, span, err) }()
 	dialect, err := s.chooseDialect(c.Request.Header)
 	if err != nil {
 		return err
@@ -68,6 +75,7 @@ func (s *service) kickoff(c *gin.Context) error {
 		},
 		State:   export.Scheduled,
 		Created: s.now().UTC().Truncate(time.Millisecond),
+		Trace:   platform.TraceParent(ctx),
 	}
 	if s.NewKey != nil {
 		job.Key = s.NewKey(job.ID)
@@ -100,6 +108,20 @@ func (s *service) kickoff(c *gin.Context) error {
 	return nil
 }
 
+// endKickOff ends the span that the job's others are below. One that led to no job tells by which status.
+func endKickOff(c *gin.Context, span trace.Span, err error) {
+	if job := c.GetString(jobIDKey); job != "" {
+		span.SetAttributes(attribute.String("sluice.job_id", job))
+	}
+	var refused refusal
+	if errors.As(err, &refused) {
+		span.SetAttributes(attribute.Int("http.response.status_code", refused.status))
+		err = nil // the service did what it should
+	}
+	noteTrace(c, platform.TraceParent(trace.ContextWithSpan(c.Request.Context(), span)))
+	platform.EndStep(span, err)
+}
+
 // start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds
 // as far as can be helped: a job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34), and
 // one whose id nobody was told would be exported for nobody.
@@ -117,7 +139,7 @@ func (s *service) start(ctx context.Context, job export.Job) error {
 		err = fmt.Errorf("recording the job: %w", err) // it may be recorded all the same: the answer may be what was lost
 	default:
 		err = s.Queue.EnqueueUnit(ctx, queue.Task{
-			Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: firstFence,
+			Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: firstFence, Trace: job.Trace,
 		})
 		if err == nil {
 			return nil

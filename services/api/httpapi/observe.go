@@ -13,6 +13,7 @@ import (
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
 // Keys of what a request leaves for its log line.
@@ -21,6 +22,7 @@ const (
 	jobIDKey     = "job_id"
 	errorKey     = "err"
 	stackKey     = "stack"
+	traceIDKey   = "trace_id"
 )
 
 type metrics struct {
@@ -118,6 +120,9 @@ func (s *service) record(c *gin.Context, took time.Duration, cut bool) {
 	if job := c.GetString(jobIDKey); job != "" {
 		attrs = append(attrs, slog.String(jobIDKey, job))
 	}
+	if trace := c.GetString(traceIDKey); trace != "" {
+		attrs = append(attrs, slog.String(traceIDKey, trace))
+	}
 	if err := c.GetString(errorKey); err != "" {
 		level = slog.LevelError
 		attrs = append(attrs, slog.String(errorKey, err))
@@ -181,6 +186,9 @@ func methodOf(c *gin.Context) string {
 func requestID(c *gin.Context) string { return c.GetString(requestIDKey) }
 
 func noteJob(c *gin.Context, job export.JobID) { c.Set(jobIDKey, string(job)) }
+
+// noteTrace leaves the trace of a W3C traceparent for the request's log line.
+func noteTrace(c *gin.Context, parent string) { c.Set(traceIDKey, platform.TraceID(parent)) }
 
 // keepError leaves an error for the request's log line. Errors never hold queries, tokens or patient ids.
 func keepError(c *gin.Context, err error) { c.Set(errorKey, err.Error()) }

@@ -57,7 +57,7 @@ type Config struct {
 	RequireGroupScope bool // a kick-off needs a scope that reads Group (IG row Z-13)
 }
 
-// Parts is what the API works with. All are needed but NewKey.
+// Parts is what the API works with. All are needed but NewKey and Tracing.
 type Parts struct {
 	Jobs     *jobstore.Store
 	Queue    *queue.Client
@@ -67,6 +67,7 @@ type Parts struct {
 	Access   directory.Access
 	Audit    *audit.Log
 	Registry *prometheus.Registry
+	Tracing  *platform.Tracing         // nil: nothing is traced
 	NewKey   func(export.JobID) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
 }
 

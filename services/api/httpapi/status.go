@@ -62,6 +62,7 @@ func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 		return export.Job{}, notAvailable()
 	}
 	c.Set(dialectKey, job.Request.Dialect)
+	noteTrace(c, job.Trace)
 	return job, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -23,10 +24,6 @@ func (u *Upkeep) ExpireAndPurge(ctx context.Context) error {
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		u.metrics.purgeLag.Set(0)
-		if len(due) > 0 {
-			u.metrics.purgeLag.Set(u.Now().Sub(due[0].At).Seconds())
-		}
 		failed := 0
 		for _, entry := range due {
 			if err := u.expireOne(ctx, entry); err != nil {
@@ -43,13 +40,14 @@ func (u *Upkeep) ExpireAndPurge(ctx context.Context) error {
 
 func (u *Upkeep) expireOne(ctx context.Context, entry jobstore.Entry) error {
 	job, err := u.Jobs.Job(ctx, entry.ID)
+	log := u.about(entry.ID, job)
 	switch {
 	case errors.Is(err, export.ErrNotFound):
-		return u.purge(ctx, entry.ID) // a purge that was killed after it forgot the job
+		return u.purge(ctx, log, entry.ID) // a purge that was killed after it forgot the job
 	case err != nil:
 		return err
 	case job.State == export.Cancelled || job.State == export.Expired:
-		return u.purge(ctx, job.ID)
+		return u.purge(ctx, log, job.ID)
 	case job.State.Live():
 		// An entry that nothing we know of leaves. A running job is not purged: it is filed anew when it ends.
 		return fmt.Errorf("job %s is due but %s", job.ID, job.State)
@@ -63,8 +61,8 @@ func (u *Upkeep) expireOne(ctx context.Context, entry jobstore.Entry) error {
 		return err
 	}
 	u.metrics.expired.Inc()
-	u.Logger.Info("job expired", "job_id", job.ID)
-	return u.purge(ctx, job.ID)
+	log.Info("job expired")
+	return u.purge(ctx, log, job.ID)
 }
 
 // Purge is the task that a cancel enqueues, and a unit that was still writing when its job ended. A job that is still its
@@ -81,19 +79,19 @@ func (u *Upkeep) Purge(ctx context.Context, id export.JobID) error {
 	if err == nil && job.State != export.Cancelled && job.State != export.Expired {
 		return nil
 	}
-	return u.purge(ctx, id)
+	return u.purge(ctx, u.about(id, job), id)
 }
 
 // purge deletes everything of a job, the record last: as long as the record or its index entry is there, a purge that
 // was killed is found and done again.
-func (u *Upkeep) purge(ctx context.Context, id export.JobID) error {
+func (u *Upkeep) purge(ctx context.Context, log *slog.Logger, id export.JobID) error {
 	for _, step := range u.purgeSteps(id) {
 		if err := step(ctx); err != nil {
 			return fmt.Errorf("purge job %s: %w", id, err)
 		}
 	}
 	u.metrics.purged.Inc()
-	u.Logger.Info("job purged", "job_id", id)
+	log.Info("job purged")
 	return nil
 }
 

@@ -3,10 +3,15 @@ package upkeep
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -45,6 +50,7 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 	now := u.Now()
 	settled := now.Sub(entry.At) > settling
 	job, err := u.Jobs.Job(ctx, entry.ID)
+	log := u.about(entry.ID, job)
 	switch {
 	case errors.Is(err, export.ErrNotFound):
 		if now.Sub(entry.At) > abandoned {
@@ -62,8 +68,12 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 		}
 		return u.Jobs.SetDue(ctx, job.ID, now)
 	case now.Sub(job.Created) > u.cfg.MaxAge:
-		u.Logger.Error("job took too long", "job_id", job.ID, "state", job.State)
-		return u.Jobs.Fail(ctx, job.ID, "The export took too long and was given up.", now, now.Add(u.cfg.Retention))
+		log.Error("job took too long", "state", job.State)
+		err := u.Jobs.Fail(ctx, job.ID, "The export took too long and was given up.", now, now.Add(u.cfg.Retention))
+		if err == nil {
+			u.metrics.failed.Inc()
+		}
+		return err
 	}
 
 	// First what may fail without having changed anything: a silent unit that is found counts as heard of again.
@@ -81,20 +91,32 @@ func (u *Upkeep) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 	}
 	var errs []error
 	for _, unit := range append(silent, issued...) {
+		task := queue.TaskOf(job.ID, unit.Unit, unit.Fence)
+		log := log.With("unit", unit.Unit.ID)
 		if unit.Lost {
 			u.metrics.rescued.Inc()
-			u.Logger.Warn("unit lost its worker", "job_id", job.ID, "unit", unit.Unit.ID, "fence", unit.Fence,
-				"attempt", unit.Attempts)
+			log.Warn("unit lost its worker", "fence", unit.Fence, "attempt", unit.Attempts)
+			task.Trace = u.traceRescue(ctx, job, unit)
 		}
-		errs = append(errs, u.enqueue(ctx, queue.TaskOf(job.ID, unit.Unit, unit.Fence)))
+		errs = append(errs, u.enqueue(ctx, log, task))
 	}
 	return errors.Join(errs...)
+}
+
+// traceRescue leaves a span in the job's trace that tells of a lost worker, and returns its traceparent.
+func (u *Upkeep) traceRescue(ctx context.Context, job export.Job, unit jobstore.Issued) string {
+	ctx, span := u.Tracing.Join(ctx, job.Trace, "rescue", trace.WithAttributes(
+		attribute.String("sluice.job_id", string(job.ID)), attribute.String("sluice.unit", string(unit.Unit.ID)),
+		attribute.Int64("sluice.fence", unit.Fence), attribute.Int("sluice.attempt", unit.Attempts),
+	))
+	defer span.End()
+	return platform.TraceParent(ctx)
 }
 
 // enqueue sees to it that the unit has a task in the queue. A task that was taken from the queue and has not claimed its
 // unit in all this time belongs to a process that died in between, or waits long to be delivered again: the unit gets a
 // new fence and a new task, and the old one finds its fence stale.
-func (u *Upkeep) enqueue(ctx context.Context, task queue.Task) error {
+func (u *Upkeep) enqueue(ctx context.Context, log *slog.Logger, task queue.Task) error {
 	err := u.Queue.EnqueueUnit(ctx, task)
 	if !errors.Is(err, queue.ErrTaken) {
 		return err
@@ -107,7 +129,7 @@ func (u *Upkeep) enqueue(ctx context.Context, task queue.Task) error {
 		return err
 	}
 	u.metrics.rescued.Inc()
-	u.Logger.Warn("unit was taken and never begun", "job_id", task.Job, "unit", task.Unit, "fence", fence)
+	log.Warn("unit was taken and never begun", "fence", fence)
 	task.Fence = fence
 	return u.Queue.EnqueueUnit(ctx, task)
 }

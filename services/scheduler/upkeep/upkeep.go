@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -29,11 +30,15 @@ const (
 	dutySweep  = "sweep"
 )
 
+// dutySurvey is done by every scheduler for itself and by no task.
+const dutySurvey = "survey"
+
 // Config says when what is done. Use Defaults and change what differs.
 type Config struct {
 	ExpireEvery time.Duration `env:"EXPIRE_EVERY"`      // between passes that expire and purge
 	RescueEvery time.Duration `env:"RESCUE_EVERY"`      // between passes that look for silent units
 	SweepEvery  time.Duration `env:"SWEEP_EVERY"`       // between passes that look for orphaned objects
+	SurveyEvery time.Duration `env:"SURVEY_EVERY"`      // between looks at all jobs, for the metrics
 	Silence     time.Duration `env:"UNIT_SILENCE"`      // a unit not heard of for this long is lost; several heartbeats
 	SweepGrace  time.Duration `env:"SWEEP_GRACE"`       // objects younger than this are never orphans
 	MaxAge      time.Duration `env:"JOB_MAX_AGE"`       // a job that has not finished after this long has failed
@@ -47,6 +52,7 @@ func Defaults() Config {
 		ExpireEvery: 30 * time.Second,
 		RescueEvery: 3 * time.Second,
 		SweepEvery:  time.Hour,
+		SurveyEvery: 15 * time.Second,
 		Silence:     20 * time.Second,
 		SweepGrace:  time.Hour,
 		MaxAge:      72 * time.Hour,
@@ -59,7 +65,8 @@ func (c Config) Validate() error {
 	var errs []error
 	for name, d := range map[string]time.Duration{
 		"expire interval": c.ExpireEvery, "rescue interval": c.RescueEvery, "sweep interval": c.SweepEvery,
-		"silence": c.Silence, "job age": c.MaxAge, "retention": c.Retention,
+		"survey interval": c.SurveyEvery,
+		"silence":         c.Silence, "job age": c.MaxAge, "retention": c.Retention,
 	} {
 		if d <= 0 {
 			errs = append(errs, fmt.Errorf("%s must be more than zero", name))
@@ -83,6 +90,7 @@ type Parts struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
+	Tracing  *platform.Tracing // nil: nothing is traced
 }
 
 // Upkeep does the duties.
@@ -98,7 +106,7 @@ func New(cfg Config, parts Parts) (*Upkeep, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("scheduler: %w", err)
 	}
-	return &Upkeep{Parts: parts, cfg: cfg, metrics: newMetrics(parts.Registry)}, nil
+	return &Upkeep{Parts: parts, cfg: cfg, metrics: newMetrics(parts.Registry, parts.Now())}, nil
 }
 
 // Tick enqueues the duties at their intervals until the context ends.
@@ -145,11 +153,28 @@ func (u *Upkeep) Do(ctx context.Context, duty string) error {
 		return nil
 	case pass != nil:
 		defer u.busy.Delete(duty)
-		return pass(ctx)
+		err := pass(ctx)
+		u.passed(duty, err)
+		return err
 	default:
 		defer u.busy.Delete(duty)
 		return fmt.Errorf("unknown duty %q", duty) // of a newer scheduler: its own kind will do it
 	}
+}
+
+// about is the logger for lines about a job, of which there may be no record any more.
+func (u *Upkeep) about(id export.JobID, job export.Job) *slog.Logger {
+	return platform.WithTrace(u.Logger.With("job_id", id), job.Trace)
+}
+
+// passed counts a pass.
+func (u *Upkeep) passed(duty string, err error) {
+	if err != nil {
+		u.metrics.passes.WithLabelValues(duty, "failed").Inc()
+		return
+	}
+	u.metrics.passes.WithLabelValues(duty, "done").Inc()
+	u.metrics.lastPass.WithLabelValues(duty).Set(float64(u.Now().UnixMilli()) / 1000)
 }
 
 // gone reports whether an error says that the job has ended or is not there any more, which is nothing to worry about.
@@ -160,10 +185,14 @@ func gone(err error) bool {
 
 type metrics struct {
 	expired, purged, rescued, orphans, aborted prometheus.Counter
+	failed                                     prometheus.Counter
 	purgeLag                                   prometheus.Gauge
+	passes                                     *prometheus.CounterVec
+	lastPass                                   *prometheus.GaugeVec
+	gauges                                     gauges
 }
 
-func newMetrics(registry prometheus.Registerer) metrics {
+func newMetrics(registry prometheus.Registerer, started time.Time) metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
@@ -176,7 +205,21 @@ func newMetrics(registry prometheus.Registerer) metrics {
 		purgeLag: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "sluice_scheduler_purge_lag_seconds", Help: "How long overdue the next job to purge is.",
 		}),
+		passes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_scheduler_passes_total", Help: "Passes of each duty by how they ended.",
+		}, []string{"duty", "outcome"}),
+		lastPass: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_scheduler_last_pass_timestamp_seconds",
+			Help: "When this scheduler last did a duty to the end, in Unix time; at first, when it started.",
+		}, []string{"duty"}),
+		failed: counter("sluice_scheduler_failed_jobs_total", "Jobs given up because they took too long."),
+		gauges: newGauges(registry),
 	}
-	registry.MustRegister(m.expired, m.purged, m.rescued, m.orphans, m.aborted, m.purgeLag)
+	for _, duty := range []string{dutyExpire, dutyRescue, dutySweep, dutySurvey} {
+		m.passes.WithLabelValues(duty, "done")
+		m.passes.WithLabelValues(duty, "failed")
+		m.lastPass.WithLabelValues(duty).Set(float64(started.UnixMilli()) / 1000)
+	}
+	registry.MustRegister(m.expired, m.purged, m.rescued, m.orphans, m.aborted, m.purgeLag, m.passes, m.lastPass, m.failed)
 	return m
 }

@@ -10,16 +10,29 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
 // settleTimeout bounds what is done for a unit after its own context has ended.
 const settleTimeout = 15 * time.Second
 
+// How an attempt at a unit ends.
+const (
+	outcomeDone       = "done"        // committed
+	outcomeRetried    = "retried"     // failed, to be tried again
+	outcomeFailed     = "failed"      // failed for good
+	outcomeWaiting    = "waiting"     // what it needs is unavailable
+	outcomeHandedBack = "handed_back" // the worker stops
+	outcomeLost       = "lost"        // another attempt has its fence, or its job has ended
+	outcomeUnrecorded = "unrecorded"  // what came of it could not be recorded
+)
+
 // Handle works on one task: claims the unit, does it while its heart beats, and records what came of it. It returns
 // an error only when the outcome could not be recorded; then the task has to be delivered again.
 func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	log := w.Logger.With("job_id", task.Job, "unit", task.Unit, "fence", task.Fence)
+	arrived := time.Now()
 	lease, err := w.Jobs.Claim(ctx, task.Job, task.Unit, task.Kind, task.Fence)
 	switch {
 	case errors.Is(err, export.ErrFenced), errors.Is(err, export.ErrNotLive), errors.Is(err, export.ErrConflict):
@@ -30,6 +43,10 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	case err != nil:
 		return err
 	}
+	log = platform.WithTrace(log, lease.Trace)
+	ctx, span := w.traceUnit(ctx, lease, task.Trace, arrived)
+	w.metrics.busy.Inc()
+	defer w.metrics.busy.Dec()
 	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Attempt+1)
 	if lease.Unit.Short() {
 		end := sync.OnceFunc(w.shorts.begin(lease.Job))
@@ -50,10 +67,11 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	defer cancel()
 	outcome, err := w.settle(settle, log, lease, commit, runErr)
 	if err != nil {
-		outcome = "unrecorded"
+		outcome = outcomeUnrecorded
 	}
-	w.metrics.units.WithLabelValues(string(lease.Unit.Kind), outcome).Inc()
+	w.metrics.units.WithLabelValues(string(lease.Unit.Kind), lease.Unit.Type, outcome).Inc()
 	w.metrics.duration.WithLabelValues(string(lease.Unit.Kind)).Observe(time.Since(began).Seconds())
+	endUnit(span, commit.Result, outcome)
 	log.Info("unit settled", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "outcome", outcome,
 		"attempt", lease.Attempt+1, "seconds", time.Since(began).Seconds())
 	return err
@@ -132,9 +150,9 @@ func (w *Worker) settle(
 	outcome, err = w.record(ctx, log, lease, commit, runErr)
 	switch {
 	case errors.Is(err, export.ErrFenced):
-		return "lost", nil
+		return outcomeLost, nil
 	case w.ended(ctx, lease, err):
-		return "lost", w.purgeLate(ctx, lease)
+		return outcomeLost, w.purgeLate(ctx, lease)
 	default:
 		return outcome, err
 	}
@@ -147,26 +165,26 @@ func (w *Worker) record(
 	var permanent export.PermanentError
 	switch {
 	case errors.Is(runErr, export.ErrFenced), w.ended(ctx, lease, runErr):
-		return "lost", runErr
+		return outcomeLost, runErr
 	case errors.Is(runErr, queue.ErrDraining):
-		return "handed_back", w.release(ctx, lease, 0, false)
+		return outcomeHandedBack, w.release(ctx, lease, 0, false)
 	case errors.As(runErr, &permanent):
 		log.Error("unit failed for good", "err", runErr)
-		return "failed", w.giveUp(ctx, log, lease, permanent.Reason)
+		return outcomeFailed, w.giveUp(ctx, log, lease, permanent.Reason)
 	case errors.Is(runErr, export.ErrUnavailable):
 		// Nothing is wrong with the unit. An outage may last longer than any number of attempts, and must not cost a
 		// job what it has; a job that waits too long is ended by the scheduler.
 		log.Warn("unit waits for what is unavailable", "err", runErr)
-		return "waiting", w.release(ctx, lease, w.cfg.OutageDelay, false)
+		return outcomeWaiting, w.release(ctx, lease, w.cfg.OutageDelay, false)
 	case runErr != nil && lease.Attempt+1 >= w.cfg.MaxAttempts:
 		log.Error("unit failed for good", "err", runErr)
 		reason := fmt.Sprintf("its data could not be read or stored in %d attempts", lease.Attempt+1)
-		return "failed", w.giveUp(ctx, log, lease, reason)
+		return outcomeFailed, w.giveUp(ctx, log, lease, reason)
 	case runErr != nil:
 		log.Warn("unit is to be tried again", "err", runErr)
-		return "retried", w.release(ctx, lease, export.Backoff(lease.Attempt+1), true)
+		return outcomeRetried, w.release(ctx, lease, export.Backoff(lease.Attempt+1), true)
 	}
-	return "done", w.close(ctx, log, lease, commit)
+	return outcomeDone, w.close(ctx, log, lease, commit)
 }
 
 // ended reports whether an error says that the lease's job has ended, or was purged under the unit's hands.
@@ -189,10 +207,20 @@ func (w *Worker) purgeLate(ctx context.Context, lease export.Lease) error {
 
 // close commits the unit and hands the units that have become free to the queue.
 func (w *Worker) close(ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit) error {
-	if err := w.Jobs.Commit(ctx, lease, commit); err != nil {
+	err := func() (err error) {
+		ctx, span := platform.Step(ctx, "commit")
+		defer func() { platform.EndStep(span, err) }()
+		return w.Jobs.Commit(ctx, lease, commit)
+	}()
+	if err != nil {
 		return err
 	}
+	w.metrics.committed.SetToCurrentTime()
+	if commit.Result.Failure != "" {
+		w.metrics.gaveUp.Inc()
+	}
 	if commit.Seal != nil {
+		w.metrics.jobs.WithLabelValues(jobCompleted).Inc()
 		w.clear(ctx, lease.Job)
 		return nil
 	}
@@ -236,6 +264,7 @@ func (w *Worker) release(ctx context.Context, lease export.Lease, delay time.Dur
 
 // enqueue puts the task in the queue. One that a worker has taken in this moment needs nothing.
 func (w *Worker) enqueue(ctx context.Context, task queue.Task) error {
+	task.Trace = platform.TraceParent(ctx)
 	if err := w.Queue.EnqueueUnit(ctx, task); !errors.Is(err, queue.ErrTaken) {
 		return err
 	}
@@ -250,6 +279,9 @@ func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Leas
 		err := w.Jobs.FailUnit(ctx, lease, "The export could not be done: "+reason+".", now, now.Add(w.cfg.Retention))
 		if err != nil && !errors.Is(err, export.ErrConflict) {
 			return err
+		}
+		if err == nil {
+			w.metrics.jobs.WithLabelValues(jobFailed).Inc()
 		}
 		return w.purgeLate(ctx, lease) // failed, or ended otherwise in the meantime: nothing it has made is wanted
 	}

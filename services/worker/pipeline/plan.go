@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"slices"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/services/worker/idset"
 )
@@ -75,10 +78,15 @@ func allowed(job export.Job, grant directory.Grant) []string {
 
 func (w *Worker) storeCohort(
 	ctx context.Context, lease export.Lease, job export.Job, grant directory.Grant,
-) (export.Cohort, error) {
+) (cohort export.Cohort, err error) {
+	ctx, span := platform.Step(ctx, "cohort")
+	defer func() {
+		span.SetAttributes(attribute.Int64("sluice.patients", cohort.Patients))
+		platform.EndStep(span, err)
+	}()
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
 	members := idset.NewBuilder(w.Objects, prefix)
-	err := w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
+	err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
 		if !fhir.IsID(patient) || !grant.Patients.Has(patient) {
 			return nil
 		}

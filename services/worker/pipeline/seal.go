@@ -12,6 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
 // seal writes the manifest: every file of every closed unit, and an error file that says what could not be produced.
@@ -70,7 +71,9 @@ func failureText(unit export.Unit, result export.Result) string {
 	return fmt.Sprintf("A part of %s (%s) is missing: %s.", unit.Type, unit.ID, result.Failure)
 }
 
-func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, last []export.File) error {
+func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, last []export.File) (err error) {
+	ctx, span := platform.Step(ctx, "manifest")
+	defer func() { platform.EndStep(span, err) }()
 	object := w.Objects.Create(ctx, key, "application/x-ndjson")
 	buffered := bufio.NewWriterSize(object, 32<<10)
 	lines := json.NewEncoder(buffered)
@@ -82,7 +85,7 @@ func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, 
 		}
 		return nil
 	}
-	err := w.Jobs.Results(ctx, job.ID, func(_ export.Unit, result export.Result) error { return write(result.Files) })
+	err = w.Jobs.Results(ctx, job.ID, func(_ export.Unit, result export.Result) error { return write(result.Files) })
 	if err == nil {
 		err = write(last)
 	}

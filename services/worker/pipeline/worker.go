@@ -16,6 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/services/worker/idset"
@@ -78,6 +79,7 @@ type Parts struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
+	Tracing  *platform.Tracing // nil: nothing is traced
 }
 
 // Worker works on units. It has no state between them but what it need not read again: any number run anywhere.
@@ -104,16 +106,27 @@ type metrics struct {
 	duration  *prometheus.HistogramVec
 	resources *prometheus.CounterVec
 	bytes     *prometheus.CounterVec
+	stored    *prometheus.CounterVec
+	jobs      *prometheus.CounterVec
+	busy      prometheus.Gauge
+	committed prometheus.Gauge
 	refusals  prometheus.Counter
 	withheld  prometheus.Counter
 	fenced    prometheus.Counter
+	gaveUp    prometheus.Counter
 }
+
+// How a worker ends a job.
+const (
+	jobCompleted = "completed"
+	jobFailed    = "failed"
+)
 
 func newMetrics(registry prometheus.Registerer) metrics {
 	m := metrics{
 		units: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_worker_units_total", Help: "Units by kind and how they ended.",
-		}, []string{"kind", "outcome"}),
+			Name: "sluice_worker_units_total", Help: "Attempts at units by how they ended.",
+		}, []string{"kind", "type", "outcome"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "sluice_worker_unit_seconds", Help: "Time from claim to settlement of a unit.",
 			Buckets: prometheus.ExponentialBuckets(0.05, 3, 10),
@@ -124,16 +137,37 @@ func newMetrics(registry prometheus.Registerer) metrics {
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_worker_ndjson_bytes_total", Help: "NDJSON bytes written, before compression.",
 		}, []string{"type"}),
+		stored: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_worker_stored_bytes_total", Help: "Bytes of files as the object store confirmed them, gzipped.",
+		}, []string{"type"}),
+		jobs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_worker_jobs_total", Help: "Jobs that this worker has brought to their end.",
+		}, []string{"outcome"}),
+		busy: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sluice_worker_busy_units", Help: "Units that this worker is working on.",
+		}),
+		committed: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sluice_worker_last_commit_timestamp_seconds",
+			Help: "When this worker last committed a unit, in Unix time; 0: not yet.",
+		}),
 		refusals: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_worker_guard_refusals_total", Help: "Lines refused because they are not about the cohort.",
 		}),
 		withheld: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_worker_withheld_total", Help: "Resources left out because they also name another patient.",
 		}),
+		gaveUp: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_worker_given_up_units_total", Help: "Units that became an entry of their manifest's error list.",
+		}),
 		fenced: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_worker_fence_losses_total", Help: "Units that found their fence stale.",
 		}),
 	}
-	registry.MustRegister(m.units, m.duration, m.resources, m.bytes, m.refusals, m.withheld, m.fenced)
+	// There from the beginning, so that the first one shows as an increase.
+	for _, outcome := range []string{jobCompleted, jobFailed} {
+		m.jobs.WithLabelValues(outcome)
+	}
+	registry.MustRegister(m.units, m.duration, m.resources, m.bytes, m.stored, m.refusals, m.withheld, m.fenced, m.jobs,
+		m.busy, m.committed, m.gaveUp)
 	return m
 }

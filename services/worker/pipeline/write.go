@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/klauspost/compress/gzip"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -33,6 +34,7 @@ type files struct {
 	done    []export.File
 
 	courtesy courtesy
+	span     trace.Span
 }
 
 // newFiles returns the writer of one type's files for the lease. The context holds for all that is written.
@@ -43,6 +45,8 @@ func (w *Worker) newFiles(ctx context.Context, lease export.Lease, typ string, i
 	}
 	return f
 }
+
+var errAborted = errors.New("aborted")
 
 var newline = []byte{'\n'}
 
@@ -87,6 +91,7 @@ func (f *files) begin() error {
 		Name: name, Type: f.typ, Error: f.error, Key: export.FileKey(f.lease.Job, f.typ, name),
 	}
 	f.object = f.worker.Objects.Create(f.ctx, f.current.Key, ndjsonType)
+	f.traceUpload()
 	if f.gzip != nil {
 		f.gzip.Reset(f.object)
 		return nil
@@ -100,7 +105,8 @@ func (f *files) begin() error {
 }
 
 // finish closes the current file and has the store confirm it (PITFALLS 9).
-func (f *files) finish() error {
+func (f *files) finish() (err error) {
+	defer func() { f.endUpload(err) }()
 	object := f.object
 	f.object = nil
 	if err := f.gzip.Close(); err != nil {
@@ -114,6 +120,7 @@ func (f *files) finish() error {
 	f.done = append(f.done, f.current)
 	f.worker.metrics.resources.WithLabelValues(f.typ).Add(float64(f.current.Count))
 	f.worker.metrics.bytes.WithLabelValues(f.typ).Add(float64(f.current.Bytes))
+	f.worker.metrics.stored.WithLabelValues(f.typ).Add(float64(f.current.Stored))
 	return nil
 }
 
@@ -134,5 +141,6 @@ func (f *files) abort() error {
 	}
 	object := f.object
 	f.object = nil
+	f.endUpload(errAborted)
 	return object.Abort()
 }

@@ -1,0 +1,54 @@
+package platform_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+)
+
+func TestCallsOfDependenciesAreCounted(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	redis := platform.NewDependencies(registry).Observer("redis")
+	began := time.Now()
+	redis.Tell("read", began, nil)
+	redis.Tell("read", began, fmt.Errorf("read: %w", context.Canceled)) // its caller's doing
+	redis.Tell("write", began, errors.New("it is down"))
+	want := `
+# HELP sluice_dependency_errors_total Calls of a dependency that failed.
+# TYPE sluice_dependency_errors_total counter
+sluice_dependency_errors_total{dependency="redis",operation="read"} 0
+sluice_dependency_errors_total{dependency="redis",operation="write"} 1
+`
+	err := testutil.GatherAndCompare(registry, strings.NewReader(want), "sluice_dependency_errors_total")
+	if err != nil {
+		t.Error(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := map[string]uint64{}
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if histogram := metric.GetHistogram(); histogram != nil {
+				calls[metric.GetLabel()[1].GetValue()] += histogram.GetSampleCount()
+			}
+		}
+	}
+	if calls["read"] != 2 || calls["write"] != 1 {
+		t.Errorf("calls: %v", calls)
+	}
+}
+
+func TestNobodyHasToObserve(t *testing.T) {
+	var none *platform.Dependencies
+	none.Observer("redis").Tell("read", time.Now(), errors.New("down"))
+}

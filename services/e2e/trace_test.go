@@ -1,0 +1,147 @@
+package e2e
+
+import (
+	"encoding/hex"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// tracedSetup is a deployment of which each process hands its spans to the endpoint.
+func tracedSetup(data, endpoint string) setup {
+	traced := []string{"SLUICE_TRACE_ENDPOINT=" + endpoint}
+	return setup{data: data, workers: 2, api: traced, worker: traced, scheduler: traced}
+}
+
+// A job is one trace, from the kick-off in the API to the seal in whichever worker has it, and its logs name it.
+func TestAJobIsOneTrace(t *testing.T) {
+	data := generated(t, 10)
+	population := readPopulation(t, data)
+	collector := testenv.NewCollector(t)
+	s := deploy(t, tracedSetup(data, collector.URL))
+	status := s.kickoff("all", "")
+	m := s.wait(status, time.Minute)
+	job := path.Base(status)
+	for _, p := range s.processes {
+		p.stop() // which hands over what is left
+	}
+
+	spans := map[string][]testenv.Span{} // of the job, by name
+	byID := map[string]testenv.Span{}
+	traces := map[string]bool{}
+	for _, span := range collector.Spans() {
+		traces[string(span.TraceId)] = true
+		spans[span.GetName()] = append(spans[span.GetName()], span)
+		byID[string(span.SpanId)] = span
+		for key, value := range span.Attributes {
+			_, patient := population.byKey["Patient/"+value]
+			if patient || value == "all" || strings.Contains(value, "everything") {
+				t.Errorf("%s: %s is %q", span.GetName(), key, value)
+			}
+		}
+	}
+	if len(traces) != 1 || len(spans["kick-off"]) != 1 {
+		t.Fatalf("%d traces, spans %v", len(traces), spans)
+	}
+	root := spans["kick-off"][0]
+	if len(root.ParentSpanId) != 0 || root.Service != "sluice-api" || root.Attributes["sluice.job_id"] != job {
+		t.Errorf("kick-off: %v", root)
+	}
+	types := map[string]bool{}
+	for _, item := range m.Output {
+		types[item.Type] = true
+	}
+	for name, want := range map[string]struct {
+		parents []string // what the span is directly below
+		links   []string // what it is linked to: what enqueued it
+		service string
+	}{
+		"plan":       {[]string{"kick-off"}, []string{"kick-off"}, "sluice-worker"},
+		"export":     {[]string{"kick-off"}, []string{"plan", "export"}, "sluice-worker"},
+		"references": {[]string{"kick-off"}, []string{"export"}, "sluice-worker"},
+		"referenced": {[]string{"kick-off"}, []string{"references", "referenced"}, "sluice-worker"},
+		"seal":       {[]string{"kick-off"}, []string{"referenced"}, "sluice-worker"},
+		"cohort":     {[]string{"plan"}, nil, "sluice-worker"},
+		"upload":     {[]string{"export", "referenced"}, nil, "sluice-worker"},
+		"manifest":   {[]string{"seal"}, nil, "sluice-worker"},
+		"commit":     {[]string{"plan", "export", "references", "referenced", "seal"}, nil, "sluice-worker"},
+	} {
+		if len(spans[name]) == 0 {
+			t.Errorf("there is no span %s", name)
+		}
+		for _, span := range spans[name] {
+			if !slices.Contains(want.parents, byID[string(span.ParentSpanId)].GetName()) || span.Service != want.service {
+				t.Errorf("%s of %s is below %q", name, span.Service, byID[string(span.ParentSpanId)].GetName())
+			}
+			if want.links == nil {
+				continue
+			}
+			if len(span.GetLinks()) != 1 || !slices.Contains(want.links, byID[string(span.GetLinks()[0].SpanId)].GetName()) {
+				t.Errorf("%s has links %v", name, span.GetLinks())
+			}
+			if span.Attributes["sluice.job_id"] != job || span.Attributes["sluice.outcome"] != "done" ||
+				span.Attributes["sluice.unit"] == "" || span.Attributes["sluice.fence"] == "" {
+				t.Errorf("%s: %v", name, span.Attributes)
+			}
+		}
+	}
+	uploaded := map[string]bool{}
+	for _, span := range spans["upload"] {
+		uploaded[span.Attributes["sluice.type"]] = true
+	}
+	for typ := range types {
+		if !uploaded[typ] {
+			t.Errorf("no upload of %s", typ)
+		}
+	}
+	linesNameTheJob(t, s, job, hex.EncodeToString(root.TraceId))
+}
+
+// linesNameTheJob fails on a line about a unit without its job, and on one about the job without its trace.
+func linesNameTheJob(t *testing.T, s *stack, job, trace string) {
+	t.Helper()
+	lines := 0
+	for _, p := range s.processes {
+		p.mu.Lock()
+		for _, entry := range p.lines {
+			_, unit := entry["unit"]
+			switch id := entry["job_id"]; {
+			case unit && id == nil:
+				t.Errorf("%s: a unit without a job: %v", p.name, entry)
+			case id == job && entry["trace_id"] != trace && entry["msg"] != "unit is not for us":
+				t.Errorf("%s: the job without its trace: %v", p.name, entry)
+			case id == job:
+				lines++
+			}
+		}
+		p.mu.Unlock()
+	}
+	if lines < 10 {
+		t.Errorf("only %d lines name the job", lines)
+	}
+}
+
+// A collector that is down takes nothing from an export.
+func TestACollectorThatIsDownHarmsNoExport(t *testing.T) {
+	data := generated(t, 10)
+	population := readPopulation(t, data)
+	s := deploy(t, tracedSetup(data, "http://127.0.0.1:1"))
+	m := s.wait(s.kickoff("all", ""), time.Minute)
+	sameLines(t, "all", s.lines(m.Output), population.export(population.members("all")))
+	lost := false
+	for _, p := range s.processes {
+		p.stop()
+		_, told := p.find(func(e map[string]any) bool {
+			msg, _ := e["msg"].(string)
+			return strings.HasPrefix(msg, "spans are lost")
+		})
+		lost = lost || told
+	}
+	if !lost {
+		t.Error("nobody says that spans are lost: they may have been none")
+	}
+}

@@ -1,0 +1,66 @@
+package pipeline
+
+import (
+	"context"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform"
+)
+
+// traceUnit begins the span of an attempt at a unit, at the instant its task arrived: below the kick-off of its job, so
+// that a job is one trace, with a link to what enqueued it. Nothing in it is about a patient or names the group.
+func (w *Worker) traceUnit(
+	ctx context.Context, lease export.Lease, from string, arrived time.Time,
+) (context.Context, trace.Span) {
+	attributes := []attribute.KeyValue{
+		attribute.String("sluice.job_id", string(lease.Job)),
+		attribute.String("sluice.unit", string(lease.Unit.ID)),
+		attribute.String("sluice.kind", string(lease.Unit.Kind)),
+		attribute.Int64("sluice.fence", lease.Fence),
+		attribute.Int("sluice.attempt", lease.Attempt+1),
+	}
+	if lease.Unit.Type != "" {
+		attributes = append(attributes, attribute.String("sluice.type", lease.Unit.Type))
+	}
+	return w.Tracing.Join(ctx, lease.Trace, string(lease.Unit.Kind), trace.WithTimestamp(arrived),
+		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(attributes...), platform.LinkTo(from))
+}
+
+// endUnit ends the span of an attempt with what came of it.
+func endUnit(span trace.Span, result export.Result, outcome string) {
+	span.SetAttributes(attribute.String("sluice.outcome", outcome))
+	if outcome == outcomeDone {
+		var resources int64
+		for _, file := range result.Files {
+			resources += file.Count
+		}
+		span.SetAttributes(
+			attribute.Int("sluice.files", len(result.Files)), attribute.Int64("sluice.resources", resources),
+			attribute.Int64("sluice.withheld", result.Withheld),
+		)
+	}
+	if outcome == outcomeFailed || outcome == outcomeRetried || outcome == outcomeUnrecorded {
+		span.SetStatus(codes.Error, outcome)
+	}
+	span.End()
+}
+
+// traceUpload begins the span of a file, from its first line to the store's confirmation.
+func (f *files) traceUpload() {
+	_, f.span = platform.Step(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithAttributes(attribute.String("sluice.type", f.typ), attribute.Int("sluice.file", len(f.done))))
+}
+
+// endUpload ends it.
+func (f *files) endUpload(err error) {
+	f.span.SetAttributes(
+		attribute.Int64("sluice.resources", f.current.Count), attribute.Int64("sluice.bytes", f.current.Bytes),
+		attribute.Int64("sluice.stored_bytes", f.current.Stored),
+	)
+	platform.EndStep(f.span, err)
+}
