@@ -4,16 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
+// Ids come from outside, and go into the audit log and into keys.
+var (
+	unitForm   = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}$`)
+	workerForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,255}:[0-9]{1,10}$`)
+)
+
+func checkUnit(unit export.UnitID) error {
+	if !unitForm.MatchString(string(unit)) {
+		return fmt.Errorf("a unit of that id: %w", export.ErrNotFound)
+	}
+	return nil
+}
+
 // RetryUnit has a unit run at once under a new fence, with all its attempts: one that was given up, one whose worker does
 // not get on with it, or one that waits to be tried again. What the worker before brings for it counts no more.
 // ErrConflict when it is done, waits for its turn, or the stage that builds on it has begun.
 func (o *Operator) RetryUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
+	if err := checkUnit(unit); err != nil {
+		return err
+	}
 	return o.change(audit.Event{Action: audit.Admin, Job: id, Target: "retry of unit " + string(unit)}, func() error {
 		issued, err := o.Jobs.Reopen(ctx, id, unit)
 		if err != nil {
@@ -35,6 +52,9 @@ const givenUp = "it was given up by an operator"
 // Schedulers issue what becomes free by it. ErrConflict for the plan and the seal, without which a job is nothing: cancel
 // it; and for a unit that is closed.
 func (o *Operator) FailUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
+	if err := checkUnit(unit); err != nil {
+		return err
+	}
 	return o.change(audit.Event{Action: audit.Admin, Job: id, Target: "giving up unit " + string(unit)}, func() error {
 		job, err := o.Jobs.Job(ctx, id)
 		if err != nil {

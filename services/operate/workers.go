@@ -2,8 +2,10 @@ package operate
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -23,6 +25,9 @@ func (o *Operator) Workers(ctx context.Context) ([]queue.Process, error) {
 // drain time (SLUICE_WORKER_DRAIN), hands the rest back, and exits with 0, so that what supervises it starts another.
 // ErrNotFound when there is none of that id; ErrConflict for a process that takes no orders, such as a standalone server.
 func (o *Operator) DrainWorker(ctx context.Context, id string) error {
+	if !workerForm.MatchString(id) {
+		return fmt.Errorf("a worker of that id: %w", export.ErrNotFound)
+	}
 	return o.change(audit.Event{Action: audit.Admin, Target: "drain of worker " + id}, func() error {
 		return o.Queue.Drain(ctx, id)
 	})
