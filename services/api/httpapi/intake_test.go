@@ -15,8 +15,8 @@ import (
 // A pause counts for every replica, for kick-offs alone, tells no client why, and is not counted against who asks.
 func TestIntakeThatIsPaused(t *testing.T) {
 	t.Parallel()
-	one := newWorld(t, func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 2 })
-	other := newWorldOn(t, one.redisURL, testenv.ObjectStore(t), func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 2 })
+	one := newWorld(t, func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 4 })
+	other := newWorldOn(t, one.redisURL, testenv.ObjectStore(t), func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 4 })
 	worlds := []*world{one, other}
 	must := func(err error) {
 		t.Helper()
@@ -31,7 +31,7 @@ func TestIntakeThatIsPaused(t *testing.T) {
 	operator := one.direct()
 	must(operator.PauseIntake(t.Context(), jobstore.Pause{Reason: "the array is being rebuilt", Since: one.clock.Now()}))
 	for _, w := range worlds {
-		for range 3 { // more often than kick-offs are allowed
+		for range 5 { // more often than kick-offs are allowed
 			got := w.ask("GET", groupExport, w.as("alice")...)
 			wantOutcome(t, got, http.StatusServiceUnavailable, "transient", "paused")
 			if got.header.Get("Retry-After") != "60" || strings.Contains(got.body, "array") {
@@ -50,7 +50,7 @@ func TestIntakeThatIsPaused(t *testing.T) {
 	}
 	must(operator.PauseIntake(t.Context(), jobstore.Pause{Until: one.clock.Now().Add(20 * time.Minute)}))
 	for _, w := range worlds { // the clock of these tests is behind that of Redis: this pause is over there
-		w.kickoff(w.as("dave"), "")
+		w.kickoff(w.as("alice"), "")
 	}
 	must(operator.PauseIntake(t.Context(), jobstore.Pause{Until: time.Now().Add(20 * time.Minute)}))
 	got := one.ask("GET", groupExport, one.as("carol")...)
