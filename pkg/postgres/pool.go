@@ -55,6 +55,14 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
+// CheckURL returns the error that Open would have with the URL, also about the files that it names.
+func CheckURL(url string) error {
+	if _, err := pgxpool.ParseConfig(url); err != nil {
+		return notURL(err)
+	}
+	return nil
+}
+
 // notURL says what is wrong with a URL, without the URL and without the names of files that it may hold.
 func notURL(err error) error {
 	var file *fs.PathError

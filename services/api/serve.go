@@ -78,8 +78,8 @@ func (c *config) Validate() (err error) {
 	if _, issuersErr := wiring.LoadIssuers(c.Issuers); issuersErr != nil {
 		err = errors.Join(err, fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", issuersErr))
 	}
-	return errors.Join(err, c.Common.Validate(), c.Directory.Validate(), c.Objects.Validate(), c.Envelope.Validate(),
-		c.Audit.Validate())
+	return errors.Join(err, c.Common.Validate(), c.Redis.Validate(), c.Directory.Validate(), c.Objects.Validate(),
+		c.Envelope.Validate(), c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {

@@ -65,7 +65,7 @@ func (c *config) Validate() (err error) {
 		add("AUTH_TOKEN_LIFE", errors.New("must be between 10s and 5m"))
 	}
 	add("AUTH_FAILURES_*", c.limits().Check())
-	return errors.Join(append(problems, c.Common.Validate(), c.Audit.Validate())...)
+	return errors.Join(append(problems, c.Common.Validate(), c.Redis.Validate(), c.Audit.Validate())...)
 }
 
 func (c *config) schedule() authstore.Schedule {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/platform"
@@ -24,7 +25,7 @@ type config struct {
 
 // Validate refuses what cannot work.
 func (c config) Validate() error {
-	return errors.Join(c.Common.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
+	return errors.Join(c.Common.Validate(), c.Redis.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -74,8 +75,11 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	defer func() { _ = private.Close() }() // for a start that fails
 	log.Info("scheduler is ready", "private", private.Addr().String())
 	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check}
+	operators := http.NewServeMux()
+	operators.Handle("GET /scale", scaleHandler(tasks, log))
+	operators.Handle("/", platform.Health(checks, registry))
 	return platform.Run(ctx,
-		wiring.HTTP("private listener", private, platform.Health(checks, registry), listeners.Private...),
+		wiring.HTTP("private listener", private, operators, listeners.Private...),
 		wiring.Bucket(objects, log),
 		platform.Part{Name: "ticks", Run: keeper.Tick},
 		platform.Part{Name: "duties", Run: func(ctx context.Context) error {

@@ -20,15 +20,15 @@ import (
 
 func TestDirectoryIsInOnePlace(t *testing.T) {
 	for text, good := range map[string]bool{
-		"":                              false,
-		"DIRECTORY_URL=u":               true,
-		"GROUPS_DIR=g ACCESS_FILE=a":    true,
-		"GROUPS_DIR=g":                  false,
-		"ACCESS_FILE=a":                 false,
-		"DIRECTORY_URL=u GROUPS_DIR=g":  false,
-		"DIRECTORY_URL=u ACCESS_FILE=a": false,
-		"DIRECTORY_URL= GROUPS_DIR= ACCESS_FILE=":    false,
-		"DIRECTORY_URL=u GROUPS_DIR=g ACCESS_FILE=a": false,
+		"":                             false,
+		"DIRECTORY_URL=postgres://h/d": true,
+		"GROUPS_DIR=g ACCESS_FILE=a":   true,
+		"GROUPS_DIR=g":                 false,
+		"ACCESS_FILE=a":                false,
+		"DIRECTORY_URL=postgres://h/d GROUPS_DIR=g":               false,
+		"DIRECTORY_URL=postgres://h/d ACCESS_FILE=a":              false,
+		"DIRECTORY_URL= GROUPS_DIR= ACCESS_FILE=":                 false,
+		"DIRECTORY_URL=postgres://h/d GROUPS_DIR=g ACCESS_FILE=a": false,
 	} {
 		var environ []string
 		for entry := range strings.FieldsSeq(text) {
@@ -119,4 +119,37 @@ func TestOpenDirectory(t *testing.T) {
 		}
 		answers(t, place)
 	})
+}
+
+// A place that no process could open is known before one starts, and its password is not told.
+func TestPlacesAreChecked(t *testing.T) {
+	const secret = "hunter2"
+	s3 := wiring.Objects{Endpoint: "http://h:9000", AccessKey: "a", SecretKey: secret, Bucket: "sluice"}
+	elsewhere, unnamed := s3, s3
+	elsewhere.Endpoint, unnamed.Bucket = "h:9000", "No Bucket"
+	for name, row := range map[string]struct {
+		err  error
+		want string // "": no error
+	}{
+		"redis":                  {wiring.Redis{URL: "redis://u:" + secret + "@h:6379/0"}.Validate(), ""},
+		"redis by name":          {wiring.Redis{URL: "u:" + secret + "@h:6379"}.Validate(), "SLUICE_REDIS_URL"},
+		"redis, no proof":        {wiring.Redis{URL: "rediss://:" + secret + "@h?skip_verify=true"}.Validate(), "skip_verify"},
+		"objects":                {s3.Validate(), ""},
+		"objects, no scheme":     {elsewhere.Validate(), "SLUICE_S3_ENDPOINT"},
+		"objects, bad bucket":    {unnamed.Validate(), "SLUICE_S3_BUCKET"},
+		"directory":              {wiring.Directory{URL: "postgres://u:" + secret + "@h/d"}.Validate(), ""},
+		"directory, bad port":    {wiring.Directory{URL: "postgres://u:" + secret + "@h:x/d"}.Validate(), "SLUICE_DIRECTORY_URL"},
+		"directory, bad sslmode": {wiring.Directory{URL: "postgres://u:" + secret + "@h/d?sslmode=x"}.Validate(), "SLUICE_DIRECTORY_URL"},
+		"source":                 {wiring.Source{URL: "postgres://u:" + secret + "@h/d"}.Validate(), ""},
+		"source, no file":        {wiring.Source{URL: "postgres://u:" + secret + "@h/d?sslrootcert=/none"}.Validate(), "SLUICE_SOURCE_URL"},
+	} {
+		switch {
+		case row.want == "" && row.err != nil:
+			t.Errorf("%s: %v", name, row.err)
+		case row.want != "" && (row.err == nil || !strings.Contains(row.err.Error(), row.want)):
+			t.Errorf("%s: %v, want %s", name, row.err, row.want)
+		case row.err != nil && strings.Contains(row.err.Error(), secret):
+			t.Errorf("%s tells the password: %v", name, row.err)
+		}
+	}
 }

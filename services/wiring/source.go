@@ -22,12 +22,13 @@ type Source struct {
 	SpoolDir string `env:"SPOOL_DIR"`  // where gzipped files are unpacked; the system's by default
 }
 
-// Validate refuses two places, and none.
+// Validate refuses two places, none, and what is not the URL of one.
 func (s Source) Validate() error {
+	err := checkDatabase("SLUICE_SOURCE_URL", s.URL)
 	if (s.URL == "") == (s.Dir == "") {
-		return errors.New("exactly one of SLUICE_SOURCE_URL and SLUICE_SOURCE_DIR must be set")
+		err = errors.Join(err, errors.New("exactly one of SLUICE_SOURCE_URL and SLUICE_SOURCE_DIR must be set"))
 	}
-	return nil
+	return err
 }
 
 // Data is an open source.

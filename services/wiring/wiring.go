@@ -65,6 +65,18 @@ type Redis struct {
 	URL string `env:"REDIS_URL,required,notEmpty"` // redis://user:password@host:port/db or rediss://
 }
 
+// Validate refuses a URL that Open would refuse.
+func (r Redis) Validate() error {
+	if _, err := r.Roots(); r.URL == "" || err != nil {
+		return nil // told of elsewhere
+	}
+	jobs, tasks, err := r.Open()
+	if err != nil {
+		return err
+	}
+	return errors.Join(tasks.Close(), jobs.Close())
+}
+
 // Open returns the job store and the queue's client. No connection is made yet.
 func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
 	roots, err := r.Roots()
@@ -93,11 +105,19 @@ type Objects struct {
 	SSE       string `env:"S3_SSE"` // server-side encryption: s3 or kms:KEY-ID
 }
 
-// Validate refuses a server-side encryption that there is none of.
+// Validate refuses a server-side encryption that there is none of, and a place that Open would refuse.
 func (o Objects) Validate() error {
 	if err := objects.CheckServerSide(o.SSE); err != nil {
 		return fmt.Errorf("SLUICE_S3_SSE: %w", err)
 	}
+	if _, err := o.Roots(); err != nil || o.Endpoint == "" || o.AccessKey == "" || o.SecretKey == "" {
+		return nil // told of elsewhere
+	}
+	store, err := o.Open(nil)
+	if err != nil {
+		return fmt.Errorf("SLUICE_S3_ENDPOINT, SLUICE_S3_BUCKET: %w", err)
+	}
+	store.Close()
 	return nil
 }
 
@@ -121,12 +141,25 @@ type Directory struct {
 	AccessFile string `env:"ACCESS_FILE"`   // YAML, see docs/access.md
 }
 
-// Validate refuses two places, half of one, and none.
+// Validate refuses two places, half of one, none, and what is not the URL of one.
 func (d Directory) Validate() error {
+	err := checkDatabase("SLUICE_DIRECTORY_URL", d.URL)
 	if d.URL != "" && d.GroupsDir == "" && d.AccessFile == "" || d.URL == "" && d.GroupsDir != "" && d.AccessFile != "" {
+		return err
+	}
+	return errors.Join(err,
+		errors.New("either SLUICE_DIRECTORY_URL must be set, or both SLUICE_GROUPS_DIR and SLUICE_ACCESS_FILE"))
+}
+
+// checkDatabase refuses what is not the URL of a PostgreSQL database; no URL at all is none of its business.
+func checkDatabase(variable, url string) error {
+	if url == "" {
 		return nil
 	}
-	return errors.New("either SLUICE_DIRECTORY_URL must be set, or both SLUICE_GROUPS_DIR and SLUICE_ACCESS_FILE")
+	if err := postgres.CheckURL(url); err != nil {
+		return fmt.Errorf("%s: %w", variable, err)
+	}
+	return nil
 }
 
 // Register is an open directory.

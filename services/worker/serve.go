@@ -41,8 +41,8 @@ func (c config) Validate() error {
 	if c.Drain < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_DRAIN must not be negative"))
 	}
-	return errors.Join(append(errs, c.Common.Validate(), c.Source.Validate(), c.Directory.Validate(), c.Config.Validate(),
-		c.Objects.Validate(), c.Envelope.Validate())...)
+	return errors.Join(append(errs, c.Common.Validate(), c.Redis.Validate(), c.Source.Validate(), c.Directory.Validate(),
+		c.Config.Validate(), c.Objects.Validate(), c.Envelope.Validate())...)
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
