@@ -32,3 +32,6 @@ func (o *Operator) DrainWorker(ctx context.Context, id string) error {
 		return o.Queue.Drain(ctx, id)
 	})
 }
+
+// Queues returns what each queue holds and since when the oldest task waits.
+func (o *Operator) Queues(ctx context.Context) ([]queue.Waiting, error) { return o.Queue.Waiting(ctx) }
