@@ -53,14 +53,14 @@ func TestIntakeThatIsPaused(t *testing.T) {
 		w.kickoff(w.as("alice"), "")
 	}
 	must(operator.PauseIntake(t.Context(), jobstore.Pause{Until: time.Now().Add(20 * time.Minute)}))
-	got := one.ask("GET", groupExport, one.as("carol")...)
+	got := one.ask("GET", groupExport, one.as("bob")...)
 	wantOutcome(t, got, http.StatusServiceUnavailable, "transient", "paused")
 	if got.header.Get("Retry-After") != "3600" { // at most: it may be resumed earlier
 		t.Errorf("Retry-After %q", got.header.Get("Retry-After"))
 	}
 	must(operator.ResumeIntake(t.Context()))
 	for _, w := range worlds {
-		w.kickoff(w.as("carol"), "")
+		w.kickoff(w.as("bob"), "")
 	}
 	if job, err := one.jobs.Job(t.Context(), before); err != nil || job.State != export.Cancelled {
 		t.Errorf("%s, %v", job.State, err)
