@@ -249,11 +249,12 @@ func (o *Operator) examineJobs(ctx context.Context, r *report) {
 	if due, err := o.Jobs.Due(ctx, o.Now(), 1); err != nil {
 		r.add("purges", Bad, err.Error(), "see the findings about Redis")
 	} else {
-		overdue := time.Duration(0)
+		overdue, detail := time.Duration(0), "none is overdue"
 		if len(due) > 0 {
 			overdue = o.Now().Sub(due[0].At)
+			detail = fmt.Sprintf("the next one is %s overdue", overdue.Round(time.Second))
 		}
-		r.judge("purges", overdue < overdueMost, Bad, fmt.Sprintf("the next one is %s overdue", overdue.Round(time.Second)),
+		r.judge("purges", overdue < overdueMost, Bad, detail,
 			"data outlives its time: look at the schedulers' logs and at the object store")
 	}
 	o.examineActive(ctx, r)
@@ -296,8 +297,11 @@ func (o *Operator) examineActive(ctx context.Context, r *report) {
 			}
 		}
 	}
-	r.judge("jobs at work", len(silent) == 0, Bad,
-		fmt.Sprintf("%d; units that have been silent for minutes: %d %s", live, len(silent), strings.Join(silent, ", ")),
+	told := fmt.Sprintf("%d; no unit is silent", live)
+	if len(silent) > 0 {
+		told = fmt.Sprintf("%d; silent for minutes: %s", live, strings.Join(silent, ", "))
+	}
+	r.judge("jobs at work", len(silent) == 0, Bad, told,
 		"lost units are not rescued: look at the schedulers; sluice admin unit retry JOB UNIT starts one elsewhere")
 	r.judge("entries without a job", abandoned == 0, Warning, strconv.Itoa(abandoned),
 		"schedulers should have removed them: look at their logs")

@@ -212,10 +212,19 @@ func detailJSON(d operate.Detail) any {
 	return output
 }
 
+// someOf names types, as long as they fit on a line.
+func someOf(types []string) string {
+	const most = 6
+	if len(types) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(types[:most], ","), len(types)-most)
+	}
+	return strings.Join(types, ",")
+}
+
 func (a *app) printDetail(d operate.Detail) error {
 	facts := [][]string{
 		{"job", string(d.ID)}, {"state", fmt.Sprintf("%s, %d%%", d.State, d.Percent)}, {"owner", d.Owner},
-		{"asked for", fmt.Sprintf("Group/%s: %s (%s)", d.Group, strings.Join(d.Types, ","), d.Dialect)},
+		{"asked for", fmt.Sprintf("Group/%s: %s (%s)", d.Group, someOf(d.Types), d.Dialect)},
 		{"created", instant(d.Created) + ", " + span(d.Age) + " ago"},
 	}
 	for _, fact := range []struct {
