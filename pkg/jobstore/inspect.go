@@ -81,9 +81,11 @@ type Standing struct {
 	Cause    export.Cause // why it was last given back or lost; "" when it never was
 	Waiting  bool         // not yet handed to the queue
 	Claimed  bool         // a worker has it
-	Heard    time.Time    // when it was issued or last heard of; later than Inspection.At: it is to be tried again then. Zero: not issued
-	Closed   bool
-	Result   export.Result // of a closed one
+	// Heard is when it was issued or last heard of, or later than Inspection.At, when it is to be tried again. Zero: it is
+	// not issued.
+	Heard  time.Time
+	Closed bool
+	Result export.Result // of a closed one
 }
 
 // Inspection is a job and its units at one instant of Redis' clock (or the injected one).

@@ -65,7 +65,8 @@ func (o *Operator) FailUnit(ctx context.Context, id export.JobID, unit export.Un
 			return err
 		}
 		if found.Kind == export.KindPlan || found.Kind == export.KindSeal {
-			return fmt.Errorf("give up %s of job %s: %w: without it the job is nothing; cancel the job", unit, id, export.ErrConflict)
+			return fmt.Errorf("give up %s of job %s: %w: without it the job is nothing; cancel the job", unit, id,
+				export.ErrConflict)
 		}
 		return o.Jobs.GiveUp(ctx, id, unit, givenUp, job.Request.Next(found.Kind, false))
 	})

@@ -115,7 +115,7 @@ type Unit struct {
 	State     UnitState
 	Fence     int64
 	Attempts  int           // failures so far
-	Silent    time.Duration // since a running one was last heard of, or a queued one was queued; below zero: until a delayed one is tried
+	Silent    time.Duration // since it was queued or, running, last heard of; below zero: until a delayed one is tried
 	Cause     export.Cause  // why it was last given back or lost; "" when it never was
 	Failure   string        // of a failed one
 	Resources int64         // of a done one

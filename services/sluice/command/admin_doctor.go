@@ -157,7 +157,8 @@ func (f *doctorFlags) directoryFiles(patient operate.Patient) operate.Patient {
 	return patient
 }
 
-func (f *doctorFlags) printVerdict(findings []operate.Finding) error {
+// verdict is an error when a finding is bad.
+func verdict(findings []operate.Finding) error {
 	bad := 0
 	for _, finding := range findings {
 		if finding.Verdict == operate.Bad {
@@ -192,9 +193,8 @@ func (a *app) printFindings(f *doctorFlags, findings []operate.Finding, left []s
 	for _, name := range left {
 		rows = append(rows, []string{name, "-", "not looked at: nothing says where it is"})
 	}
-	print := func() error { return a.printColumns(rows) }
 	if f.json {
-		print = func() error { return a.printJSON(output) }
+		return errors.Join(a.printJSON(output), verdict(findings))
 	}
-	return errors.Join(print(), f.printVerdict(findings))
+	return errors.Join(a.printColumns(rows), verdict(findings))
 }

@@ -58,8 +58,8 @@ func (a *app) intakePause(admin *adminFlags) *cobra.Command {
 	cmd := flags.changes(&cobra.Command{
 		Use:   "pause --reason TEXT [--for DURATION]",
 		Short: "Take no new jobs",
-		Long: `Pause has kick-offs refused until the time is over or, without --for, until sluice admin intake resume. The reason is
-for operators and the audit log; clients do not see it. It must not name a patient.`,
+		Long: `Pause has kick-offs refused until the time is over or, without --for, until sluice admin intake resume. The reason
+is for operators and the audit log; clients do not see it. It must not name a patient.`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			if err := operate.CheckReason(reason); err != nil {

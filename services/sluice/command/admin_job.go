@@ -265,11 +265,12 @@ func (a *app) printDetail(d operate.Detail) error {
 	rows := [][]string{{"unit", "kind", "state", "fence", "failed attempts", "last heard of", "last cause"}}
 	for _, u := range d.Units {
 		heard := "-"
-		switch {
-		case u.State == operate.UnitDelayed:
+		switch u.State {
+		case operate.UnitDelayed:
 			heard = "again in " + span(-u.Silent)
-		case u.State == operate.UnitRunning || u.State == operate.UnitQueued:
+		case operate.UnitRunning, operate.UnitQueued:
 			heard = span(u.Silent) + " ago"
+		default:
 		}
 		rows = append(rows, []string{
 			string(u.ID), string(u.Kind), string(u.State), strconv.FormatInt(u.Fence, 10), strconv.Itoa(u.Attempts), heard,

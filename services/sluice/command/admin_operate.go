@@ -32,23 +32,29 @@ const operateHelp = `
 The command talks to Redis: --redis, or the variable SLUICE_REDIS_URL or, for a file that holds it,
 SLUICE_REDIS_URL_FILE.`
 
-const changeHelp = operateHelp + ` It is recorded in the audit log before it is done: --audit-log, or SLUICE_AUDIT_LOG, must name a
-file of its own for these commands, or stdout; SLUICE_AUDIT_KEY or SLUICE_AUDIT_KEY_FILE is the key of its chain.`
+const changeHelp = operateHelp + ` It is recorded in the audit log before it is done: --audit-log, or
+SLUICE_AUDIT_LOG, must name a file of its own for these commands, or stdout; SLUICE_AUDIT_KEY or SLUICE_AUDIT_KEY_FILE
+is the key of its chain.`
 
 // looks gives a command what it needs to look.
 func (f *operateFlags) looks(cmd *cobra.Command) *cobra.Command {
 	cmd.Long = strings.TrimSpace(cmd.Long) + operateHelp
-	cmd.Flags().StringVar(&f.redis, "redis", "", "URL of Redis; default: the variable SLUICE_REDIS_URL")
-	cmd.Flags().StringVar(&f.caFile, "ca-file", "", "authorities (PEM) beside the system's; default: the variable SLUICE_CA_FILE")
+	f.place(cmd)
 	return askJSON(cmd, f.adminFlags)
 }
 
 // changes gives a command what it needs to change something.
 func (f *operateFlags) changes(cmd *cobra.Command) *cobra.Command {
 	cmd.Long = strings.TrimSpace(cmd.Long) + changeHelp
-	cmd.Flags().StringVar(&f.redis, "redis", "", "URL of Redis; default: the variable SLUICE_REDIS_URL")
-	cmd.Flags().StringVar(&f.caFile, "ca-file", "", "authorities (PEM) beside the system's; default: the variable SLUICE_CA_FILE")
+	f.place(cmd)
 	return cmd
+}
+
+// place gives a command the flags that say where Redis is.
+func (f *operateFlags) place(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.redis, "redis", "", "URL of Redis; default: the variable SLUICE_REDIS_URL")
+	cmd.Flags().StringVar(&f.caFile, "ca-file", "",
+		"authorities (PEM) beside the system's; default: the variable SLUICE_CA_FILE")
 }
 
 // destroys is changes for what cannot be undone: it asks before.

@@ -43,15 +43,16 @@ func (a *app) unitFail(admin *adminFlags) *cobra.Command {
 	return flags.destroys(&cobra.Command{
 		Use:   "fail JOB UNIT",
 		Short: "Give a unit up: the job goes on without it",
-		Long: `Fail gives an open unit up: it becomes an entry of the manifest's error list, and the rest of the job goes on. It is
-refused for the plan and the seal, without which there is no export: cancel the job. It asks before; --yes does not.`,
+		Long: `Fail gives an open unit up: it becomes an entry of the manifest's error list, and the rest of the job goes on. It
+is refused for the plan and the seal, without which there is no export: cancel the job. It asks before; --yes does not.`,
 		Args: cobra.ExactArgs(2),
 		RunE: a.run(func(ctx context.Context, args []string) error {
 			id, err := jobArgument(args[0])
 			if err != nil {
 				return err
 			}
-			if err := a.confirm(&flags, fmt.Sprintf("Give unit %s of job %s up, whose data will be missing?", printable(args[1]), id)); err != nil {
+			question := fmt.Sprintf("Give unit %s of job %s up, whose data will be missing?", printable(args[1]), id)
+			if err := a.confirm(&flags, question); err != nil {
 				return err
 			}
 			done := fmt.Sprintf("unit %s of job %s was given up", args[1], id)

@@ -51,8 +51,8 @@ func (a *app) workerList(admin *adminFlags) *cobra.Command {
 	return flags.looks(&cobra.Command{
 		Use:   "list",
 		Short: "List the workers with the units that they have, and the queues",
-		Long: `List lists the workers that are alive with the units that they have, and what waits in the queues. A worker that was
-killed is listed for some ten seconds more.`,
+		Long: `List lists the workers that are alive with the units that they have, and what waits in the queues. A worker that
+was killed is listed for some ten seconds more.`,
 		Args: cobra.NoArgs,
 		RunE: a.looking(&flags, func(ctx context.Context, o *operate.Operator, _ []string) error {
 			workers, err := o.Workers(ctx)
@@ -105,7 +105,9 @@ func (a *app) printWorkers(workers []queue.Process, queues []queue.Waiting) erro
 		case !w.Obeys:
 			state = "active, takes no orders"
 		}
-		rows = append(rows, []string{w.ID, state, span(a.now().Sub(w.Started)), strconv.Itoa(w.Slots), strconv.Itoa(len(w.Tasks))})
+		rows = append(rows, []string{
+			w.ID, state, span(a.now().Sub(w.Started)), strconv.Itoa(w.Slots), strconv.Itoa(len(w.Tasks)),
+		})
 		for _, at := range w.Tasks {
 			atWork = append(atWork, []string{
 				string(at.Task.Job), string(at.Task.Unit), strconv.FormatInt(at.Task.Fence, 10), w.ID, span(a.now().Sub(at.Since)),
