@@ -205,7 +205,7 @@ func (a *app) groupMembers(
 			}
 			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
 				var changed int64
-				err := recorded(flags, name+" of members of Group/"+groupID, func() (err error) {
+				err := recorded(flags, name+" of Group/"+groupID, func() (err error) {
 					changed, err = change(groups, ctx, groupID, patients(ids, file))
 					return err
 				})

@@ -455,3 +455,31 @@ func TestAdminDoctor(t *testing.T) {
 		t.Errorf("%v", after)
 	}
 }
+
+// Clients and groups are changed without an audit log too; with one that is named, not off the record.
+func TestAdminChangesAreOnRecord(t *testing.T) {
+	d := newDesk(t)
+	database := testenv.Postgres(t)
+	register := func(id string) []string {
+		return []string{"client", "register", "--id", id, "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs"}
+	}
+	d.do(0, "the schema", "migrate", "--database", database)
+	d.do(0, "registered client app", register("app")...)
+	d.do(1, "registered already", register("app")...)
+	d.do(0, "", "group", "create", "study", "p1", "--database", database)
+	d.do(0, "", "grant", "set", "--issuer", "i", "--subject", "s", "--types", "all", "--groups", "all", "--patients", "all",
+		"--database", database)
+	want := strings.Join([]string{
+		"admin:0:schema of the database", "admin:0:registration of client app", "admin:0:registration of client app",
+		"admin:8:registration of client app", "admin:0:create of Group/study",
+		"admin:0:grant of owner " + export.Owner{Issuer: "i", Subject: "s"}.Hash(),
+	}, "\n")
+	if got := d.actions(); got != want {
+		t.Errorf("on record:\n%s\nwant\n%s", got, want)
+	}
+	t.Setenv("SLUICE_AUDIT_LOG", filepath.Join(t.TempDir(), "no", "such"))
+	d.do(1, "SLUICE_AUDIT_LOG", register("other")...)
+	d.do(1, "not registered", "client", "show", "--id", "other")
+	t.Setenv("SLUICE_AUDIT_LOG", "")
+	d.do(0, "registered client other", register("other")...)
+}
