@@ -40,3 +40,16 @@ func Backoff(attempt int) time.Duration {
 	}
 	return min(time.Second<<max(attempt-1, 0), most)
 }
+
+// Cause is the class of what last went wrong with a unit. It is kept for operators, who never see an error's text: that
+// may tell of data.
+type Cause string
+
+// The causes.
+const (
+	CauseUnavailable Cause = "unavailable" // a dependency could not be reached
+	CauseDraining    Cause = "draining"    // its worker stopped and handed it back
+	CauseError       Cause = "error"       // its data could not be read or stored
+	CauseLost        Cause = "lost"        // its worker was not heard of any more
+	CauseOperator    Cause = "operator"    // an operator took it from its worker
+)

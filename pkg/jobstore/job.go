@@ -68,7 +68,11 @@ func (s *Store) Job(ctx context.Context, id export.JobID) (export.Job, error) {
 	if len(fields) == 0 {
 		return export.Job{}, fmt.Errorf("read job %s: %w", id, export.ErrNotFound)
 	}
-	job := export.Job{
+	return decodeJob(id, fields)
+}
+
+func decodeJob(id export.JobID, fields map[string]string) (job export.Job, err error) {
+	job = export.Job{
 		ID:       id,
 		State:    export.State(fields["state"]),
 		Created:  instant(fields["created"]),

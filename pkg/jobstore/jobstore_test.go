@@ -206,7 +206,7 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // PITFALLS 28
 		for name, step := range map[string]func() error{
 			"heartbeat": func() error { return s.Heartbeat(ctx, old) },
 			"commit":    func() error { return s.Commit(ctx, old, jobstore.Commit{Next: sealUnit}) },
-			"release":   func() error { _, err := s.Release(ctx, old, 0, true); return err },
+			"release":   func() error { _, err := s.Release(ctx, old, 0, export.CauseError); return err },
 			"claim":     func() error { _, err := s.Claim(ctx, id, old.Unit.ID, export.KindExport, 1); return err },
 		} {
 			if err := step(); !errors.Is(err, export.ErrFenced) {
@@ -235,13 +235,13 @@ func TestReleaseGivesANewFence(t *testing.T) {
 		_, err := s.Issue(ctx, id, 1)
 		must(t, err)
 		lease := claim(t, s, id, "Large-00000", export.KindExport, 1)
-		fence, err := s.Release(ctx, lease, 0, false) // handed back by a worker that stops
+		fence, err := s.Release(ctx, lease, 0, export.CauseDraining) // handed back by a worker that stops
 		must(t, err)
 		lease = claim(t, s, id, "Large-00000", export.KindExport, fence)
 		if lease.Attempt != 0 || fence != 2 {
 			t.Errorf("handed back: fence %d, attempt %d; want 2 and 0", fence, lease.Attempt)
 		}
-		fence, err = s.Release(ctx, lease, time.Minute, true) // failed
+		fence, err = s.Release(ctx, lease, time.Minute, export.CauseError) // failed
 		must(t, err)
 		c.advance(30 * time.Second)
 		if silent, err := s.Silent(ctx, id, 20*time.Second, 10); err != nil || len(silent) != 0 {

@@ -110,7 +110,8 @@ func keysOf(id export.JobID) []string {
 
 func key(id export.JobID, name string) string { return "sluice:{" + string(id) + "}:" + name }
 
-// run executes a script and maps its verdict to the domain's errors. It returns what follows the verdict.
+// run executes a script and maps its verdict to the domain's errors, with the reason if the script gives one. It returns
+// what follows the verdict.
 func (s *Store) run(ctx context.Context, act string, script *redis.Script, id export.JobID, args ...any) ([]any, error) {
 	reply, err := script.Run(ctx, s.redis, keysOf(id), args...).Slice()
 	if err != nil {
@@ -118,6 +119,9 @@ func (s *Store) run(ctx context.Context, act string, script *redis.Script, id ex
 	}
 	verdict, _ := reply[0].(string)
 	if cause, refused := verdicts[verdict]; refused {
+		if len(reply) > 1 {
+			return nil, fmt.Errorf("%s job %s: %w: %v", act, id, cause, reply[1])
+		}
 		return nil, fmt.Errorf("%s job %s: %w", act, id, cause)
 	}
 	return reply[1:], nil

@@ -177,17 +177,22 @@ func (s *Store) Issue(ctx context.Context, id export.JobID, most int) ([]Issued,
 	return issued, nil
 }
 
-// Release gives the unit back under a new fence, to be run after the delay. A failed attempt counts against the unit; a
-// hand-back by a worker that stops, or that found a dependency down, does not. It returns the new fence, to be enqueued.
+// causeField, behind a unit's id, is the field beside its attempts that says why it was last given back or lost. (A key of
+// its own would be left behind by the purge of a scheduler that does not know of it. No unit's id holds a dot.)
+const causeField = ".cause"
+
+// Release gives the unit back under a new fence, to be run after the delay. A failed attempt (CauseError) counts against
+// the unit; a hand-back by a worker that stops, or that found a dependency down, does not. It returns the new fence, to
+// be enqueued.
 func (s *Store) Release(
-	ctx context.Context, lease export.Lease, delay time.Duration, failed bool,
+	ctx context.Context, lease export.Lease, delay time.Duration, cause export.Cause,
 ) (fence int64, err error) {
 	count := 0
-	if failed {
+	if cause == export.CauseError {
 		count = 1
 	}
 	reply, err := s.run(ctx, "release "+string(lease.Unit.ID)+" of", s.scripts.setback, lease.Job,
-		string(lease.Unit.ID), lease.Fence, s.clock(), delay.Milliseconds(), count)
+		string(lease.Unit.ID), lease.Fence, s.clock(), delay.Milliseconds(), count, string(cause))
 	if err != nil {
 		return 0, err
 	}
@@ -242,6 +247,56 @@ func decodeIssued(fence, spec any) (Issued, error) {
 	}
 	unit.Fence = n
 	return unit, nil
+}
+
+// Reopen has a unit run at once, under a new fence and with all its attempts: one that was given up, as long as nothing
+// that builds on it has begun; one whose worker does not get on, which is fenced off by this; or one that waits to be
+// tried again. The unit has to be enqueued; should the caller die before, Silent brings it back. ErrNotFound when there is
+// no such unit; ErrNotLive when the job has ended; ErrConflict when the unit is done, waits for its turn, or is built on.
+func (s *Store) Reopen(ctx context.Context, id export.JobID, unit export.UnitID) (Issued, error) {
+	act := "retry " + string(unit) + " of"
+	reply, err := s.run(ctx, act, s.scripts.reopen, id, string(unit), s.clock())
+	if err != nil {
+		return Issued{}, err
+	}
+	fence, _ := reply[0].(int64)
+	issued, err := decodeIssued(strconv.FormatInt(fence, 10), reply[1])
+	if err != nil {
+		return Issued{}, fmt.Errorf("%s job %s: %w", act, id, err)
+	}
+	return issued, nil
+}
+
+// GiveUp closes an open unit as failed for the reason, whoever has it; next is the unit to open if no unit is left open.
+// It is idempotent for the same reason. ErrNotFound when there is no such unit; ErrNotLive when the job has ended;
+// ErrConflict when the unit is closed.
+func (s *Store) GiveUp(ctx context.Context, id export.JobID, unit export.UnitID, reason string, next export.Unit) error {
+	result, err := json.Marshal(export.Result{Failure: reason})
+	if err != nil {
+		return fmt.Errorf("encode result: %w", err)
+	}
+	spec, err := json.Marshal(next)
+	if err != nil {
+		return fmt.Errorf("encode unit %s: %w", next.ID, err)
+	}
+	_, err = s.run(ctx, "give up "+string(unit)+" of", s.scripts.giveup, id, string(unit), result, string(next.ID), spec)
+	return err
+}
+
+// Unit returns a unit of the job. ErrNotFound when there is none of that id.
+func (s *Store) Unit(ctx context.Context, id export.JobID, unit export.UnitID) (export.Unit, error) {
+	text, err := s.redis.HGet(ctx, key(id, "units"), string(unit)).Bytes()
+	if errors.Is(err, redis.Nil) {
+		return export.Unit{}, fmt.Errorf("unit %s of job %s: %w", unit, id, export.ErrNotFound)
+	}
+	if err != nil {
+		return export.Unit{}, unavailable(fmt.Sprintf("unit %s of job %s", unit, id), err)
+	}
+	var found export.Unit
+	if err := json.Unmarshal(text, &found); err != nil {
+		return export.Unit{}, fmt.Errorf("unit %s of job %s: %w", unit, id, err)
+	}
+	return found, nil
 }
 
 // Result returns what a closed unit left. ErrNotFound when it is not closed.

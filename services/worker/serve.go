@@ -112,8 +112,12 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	id, err := queue.ProcessID()
+	if err != nil {
+		return err
+	}
 	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency,
-		"express", cfg.Express)
+		"express", cfg.Express, "worker", id)
 	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
 	parts := []platform.Part{
@@ -128,6 +132,12 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
 	}
+	parts = append(parts, platform.Part{Name: "orders", Run: func(ctx context.Context) error {
+		if tasks.AwaitDrain(ctx, id) { // to return ends the process in order, as a SIGTERM does
+			log.Info("worker is drained by order of an operator", "worker", id)
+		}
+		return nil
+	}})
 	if source.Watch != nil {
 		parts = append(parts, *source.Watch)
 	}

@@ -16,26 +16,16 @@ for _ = 1, tonumber(ARGV[8]) do
   at = at + 1
 end
 
-local total = tonumber(redis.call('HGET', job, 'weight_total') or '0')
+local total = 0
 local fresh = redis.call('ZRANGE', staged, 0, -1, 'WITHSCORES')
 for i = 1, #fresh, 2 do
   redis.call('ZADD', waiting, fresh[i + 1], fresh[i])
   total = total + tonumber(fresh[i + 1]) + 1
 end
 redis.call('DEL', staged)
-local done = tonumber(redis.call('HGET', job, 'weight_done') or '0')
-if tonumber(ARGV[4]) >= 0 then done = done + tonumber(ARGV[4]) + 1 end
-redis.call('HSET', job, 'weight_total', string.format('%.0f', total), 'weight_done', string.format('%.0f', done))
-if total > 0 then
-  local percent = math.min(99, math.floor(99 * done / total))
-  if percent > tonumber(redis.call('HGET', job, 'percent') or '0') then redis.call('HSET', job, 'percent', percent) end
-end
+local done = 0
+if tonumber(ARGV[4]) >= 0 then done = tonumber(ARGV[4]) + 1 end
+progress(total, done)
 
 for i = at, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
-local open = redis.call('ZCARD', waiting) + redis.call('ZCARD', issued)
-if open == 0 and nextid ~= '' then
-  redis.call('HSETNX', units, nextid, ARGV[7])
-  redis.call('HSETNX', fences, nextid, 1)
-  redis.call('ZADD', waiting, 0, nextid)
-end
-return { 'OK', open }
+return { 'OK', open_next(nextid, ARGV[7]) }

@@ -9,6 +9,7 @@ for _, unit in ipairs(redis.call('ZRANGEBYSCORE', issued, '-inf', now - ARGV[2],
     redis.call('HDEL', claims, unit)
     redis.call('HINCRBY', fences, unit, 1)
     redis.call('HINCRBY', attempts, unit, 1)
+    redis.call('HSET', attempts, unit .. '.cause', 'lost')
   end
   redis.call('ZADD', issued, now, unit)
   out[#out + 1] = redis.call('HGET', fences, unit)

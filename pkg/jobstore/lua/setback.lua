@@ -1,9 +1,10 @@
--- ARGV: unit id, fence, clock, ms to wait, whether it counts as an attempt (1|0).
+-- ARGV: unit id, fence, clock, ms to wait, whether it counts as an attempt (1|0), why.
 -- The unit goes back with a new fence: the caller's is worth nothing from here on.
 local unit = ARGV[1]
 if not live() then return { 'NOTLIVE' } end
 if not holds(unit, ARGV[2]) then return { 'FENCED' } end
 redis.call('HDEL', claims, unit)
 redis.call('HINCRBY', attempts, unit, ARGV[5])
+redis.call('HSET', attempts, unit .. '.cause', ARGV[6])
 redis.call('ZADD', issued, clock(ARGV[3]) + ARGV[4], unit)
 return { 'OK', redis.call('HINCRBY', fences, unit, 1) }

@@ -3,13 +3,7 @@
 -- attempt staged.
 if not live() then return { 'NOTLIVE' } end
 if not holds(ARGV[1], ARGV[2]) then return { 'FENCED' } end
-if ARGV[3] == '1' then
-  for _, id in ipairs(redis.call('ZRANGE', staged, 0, -1)) do
-    redis.call('HDEL', units, id)
-    redis.call('HDEL', fences, id)
-  end
-  redis.call('DEL', staged)
-end
+if ARGV[3] == '1' then unstage() end
 for i = 4, #ARGV, 3 do
   redis.call('HSET', units, ARGV[i], ARGV[i + 1])
   redis.call('HSET', fences, ARGV[i], 1)

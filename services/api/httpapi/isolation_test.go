@@ -313,7 +313,8 @@ func TestIsolationOfGroups(t *testing.T) {
 		wantSame(t, answers)
 		wantOutcome(t, answers["g1"], http.StatusNotFound, "not-found", "no such Group")
 		for trail := range trails {
-			if len(trails) != 1 || strings.Count(trail, "sluice:") != 1 || !strings.Contains(trail, "1 sluice:rate:kickoff:") ||
+			if len(trails) != 1 || strings.Count(trail, "sluice:") != 2 || !strings.Contains(trail, "GET sluice:intake") ||
+				!strings.Contains(trail, "1 sluice:rate:kickoff:") ||
 				!strings.HasSuffix(trail, "queue [], object store 0 bytes") {
 				t.Errorf("%s asks, and this is the way, one of %d: %s", name, len(trails), trail)
 			}

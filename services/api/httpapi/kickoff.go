@@ -47,6 +47,9 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := s.takesJobs(c); err != nil {
+		return err
+	}
 	if err := s.limitKickOffs(c); err != nil {
 		return err
 	}

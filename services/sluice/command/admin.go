@@ -22,6 +22,7 @@ import (
 // adminFlags are those that every command of an operator has.
 type adminFlags struct {
 	database string
+	audit    string // where changes are recorded
 	json     bool
 }
 
@@ -29,11 +30,13 @@ func (a *app) admin() *cobra.Command {
 	var flags adminFlags
 	cmd := &cobra.Command{
 		Use:   "admin",
-		Short: "Look after the PostgreSQL database (its schema, the groups, who may export what), clients and the audit log",
-		Long: `Admin looks after the PostgreSQL database of a deployment. It talks to the database, not to a server, so that it
-needs the database's URL: --database, or the variable SLUICE_DATABASE_URL or, for a file that holds it,
-SLUICE_DATABASE_URL_FILE. A command that fails has changed nothing. The audit log is no part of the database: its
-commands need none, and those of admin client talk to Redis instead.`,
+		Short: "Look after a deployment: its jobs, workers and intake, its database, clients and the audit log",
+		Long: `Admin looks after a deployment. Its commands talk to the stores and not to a server.
+
+Those about groups, grants and the schema talk to PostgreSQL: --database, or the variable SLUICE_DATABASE_URL or, for a
+file that holds the URL, SLUICE_DATABASE_URL_FILE. Those about jobs, units, the intake, workers and clients talk to
+Redis: --redis, SLUICE_REDIS_URL or SLUICE_REDIS_URL_FILE. Doctor looks at everything. A command that fails has changed
+nothing, unless it says otherwise.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return usage("a command is needed: see sluice admin --help")
@@ -41,7 +44,10 @@ commands need none, and those of admin client talk to Redis instead.`,
 	}
 	cmd.PersistentFlags().StringVar(&flags.database, "database", "",
 		"URL of the database; default: the variable SLUICE_DATABASE_URL")
-	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.client(&flags), a.audit())
+	cmd.PersistentFlags().StringVar(&flags.audit, "audit-log", "",
+		"file that changes are recorded in, or stdout; default: the variable SLUICE_AUDIT_LOG")
+	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.client(&flags), a.audit(),
+		a.job(&flags), a.unit(&flags), a.intake(&flags), a.worker(&flags), a.doctor(&flags))
 	return cmd
 }
 
@@ -75,7 +81,11 @@ Services of the version before go on meanwhile. A database that is further along
 			if err != nil {
 				return err
 			}
-			version, err := postgres.Migrate(ctx, url)
+			var version int64
+			err = recorded(flags, "schema of the database", func() (err error) {
+				version, err = postgres.Migrate(ctx, url)
+				return err
+			})
 			if err != nil {
 				return err
 			}
@@ -91,27 +101,34 @@ func databaseURL(flag string) (string, error) {
 
 // urlOf returns the URL of what that the flag says, or else the variable of that name or the file that its _FILE names.
 func urlOf(flag, flagName, name, what string) (string, error) {
-	url, file := os.Getenv(name), os.Getenv(name+"_FILE")
-	switch {
-	case flag != "":
+	if flag != "" {
 		return flag, nil
-	case url != "" && file != "":
+	}
+	url, err := variable(name)
+	if err == nil && url == "" {
+		err = usage("%s or %s must say where %s is", flagName, name, what)
+	}
+	return url, err
+}
+
+// variable returns what the variable of that name or the file that its _FILE names holds, "" when there is neither.
+func variable(name string) (string, error) {
+	value, file := os.Getenv(name), os.Getenv(name+"_FILE")
+	if value != "" && file != "" {
 		return "", usage("%s and %s_FILE are both set", name, name)
-	case file != "":
-		content, err := os.ReadFile(file)
-		if err != nil {
-			var path *fs.PathError
-			if errors.As(err, &path) { // whose name may be the secret itself
-				err = path.Err
-			}
-			return "", usage("%s_FILE: the file cannot be read: %w", name, err)
+	}
+	if file == "" {
+		return value, nil
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		var path *fs.PathError
+		if errors.As(err, &path) { // whose name may be the secret itself
+			err = path.Err
 		}
-		url = strings.TrimSpace(string(content))
+		return "", usage("%s_FILE: the file cannot be read: %w", name, err)
 	}
-	if url == "" {
-		return "", usage("%s or %s must say where %s is", flagName, name, what)
-	}
-	return url, nil
+	return strings.TrimSpace(string(content)), nil
 }
 
 // directory runs the work on the directory of the database.

@@ -144,7 +144,9 @@ are those of the context system/ that read; a token never has more than these.`,
 				return err
 			}
 			return flags.withClients(func(store *authstore.Store) error {
-				err := store.AddClient(ctx, client.ID, record)
+				err := recorded(flags.adminFlags, "registration of client "+client.ID, func() error {
+					return store.AddClient(ctx, client.ID, record)
+				})
 				if errors.Is(err, export.ErrConflict) {
 					return fmt.Errorf("client %s is registered already: remove it first", client.ID)
 				}
@@ -230,7 +232,10 @@ func (a *app) clientRemove(flags *clientFlags) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			return flags.withClients(func(store *authstore.Store) error {
-				if err := store.RemoveClient(ctx, flags.id); err != nil {
+				err := recorded(flags.adminFlags, "removal of client "+flags.id, func() error {
+					return store.RemoveClient(ctx, flags.id)
+				})
+				if err != nil {
 					return ofClient(flags.id, err)
 				}
 				return a.print("removed client " + flags.id + "\n")
@@ -260,7 +265,9 @@ func (a *app) clientRotateSecret(flags *clientFlags) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				err = store.ReplaceClient(ctx, flags.id, before, record)
+				err = recorded(flags.adminFlags, "new secret of client "+flags.id, func() error {
+					return store.ReplaceClient(ctx, flags.id, before, record)
+				})
 				if errors.Is(err, export.ErrConflict) {
 					return fmt.Errorf("client %s was changed by somebody else at the same time", flags.id)
 				}

@@ -194,7 +194,8 @@ func (a *app) grantSet(flags *adminFlags) *cobra.Command {
 				}
 			}
 			return a.directory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
-				if err := access.Set(ctx, entry); err != nil {
+				err := recorded(flags, "grant of owner "+owner.Hash(), func() error { return access.Set(ctx, entry) })
+				if err != nil {
 					return err
 				}
 				return a.print("set the grant of owner " + owner.Hash() + "\n")
@@ -260,7 +261,8 @@ func (a *app) grantRemove(flags *adminFlags) *cobra.Command {
 				return err
 			}
 			return a.directory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
-				if err := access.Remove(ctx, owner); err != nil {
+				what := "removal of the grant of owner " + owner.Hash()
+				if err := recorded(flags, what, func() error { return access.Remove(ctx, owner) }); err != nil {
 					return ofOwner(owner, err)
 				}
 				return a.print("removed the grant of owner " + owner.Hash() + "\n")
@@ -287,7 +289,8 @@ changes nothing.`,
 				return fmt.Errorf("%s: %w", filepath.Base(args[0]), err)
 			}
 			return a.directory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
-				if err := access.Replace(ctx, entries); err != nil {
+				what := fmt.Sprintf("replacement of all grants by %d", len(entries))
+				if err := recorded(flags, what, func() error { return access.Replace(ctx, entries) }); err != nil {
 					return err
 				}
 				return a.print(fmt.Sprintf("there are %d grants now\n", len(entries)))

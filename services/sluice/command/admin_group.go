@@ -169,7 +169,8 @@ func (a *app) groupDelete(flags *adminFlags) *cobra.Command {
 				return err
 			}
 			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
-				if err := groups.Delete(ctx, args[0]); err != nil {
+				err := recorded(flags, "deletion of Group/"+args[0], func() error { return groups.Delete(ctx, args[0]) })
+				if err != nil {
 					return named(args[0], err)
 				}
 				return a.print("deleted the group " + args[0] + "\n")
@@ -203,7 +204,11 @@ func (a *app) groupMembers(
 				}
 			}
 			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
-				changed, err := change(groups, ctx, groupID, patients(ids, file))
+				var changed int64
+				err := recorded(flags, name+" of Group/"+groupID, func() (err error) {
+					changed, err = change(groups, ctx, groupID, patients(ids, file))
+					return err
+				})
 				if err != nil {
 					return named(groupID, err)
 				}

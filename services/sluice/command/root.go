@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,6 +35,7 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 
 // app is what the commands share.
 type app struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	now            func() time.Time
 	running        bool // the command line was understood
@@ -41,7 +43,7 @@ type app struct {
 
 // Run runs one command line, without the program's name, and returns the exit code. It ends soon after ctx is done.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, now: time.Now}
+	a := &app{stdin: os.Stdin, stdout: stdout, stderr: stderr, now: time.Now}
 	root := &cobra.Command{
 		Use:           "sluice",
 		Short:         "Export FHIR data in bulk, and make and check such data",

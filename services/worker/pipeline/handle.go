@@ -167,7 +167,7 @@ func (w *Worker) record(
 	case errors.Is(runErr, export.ErrFenced), w.ended(ctx, lease, runErr):
 		return outcomeLost, runErr
 	case errors.Is(runErr, queue.ErrDraining):
-		return outcomeHandedBack, w.release(ctx, lease, 0, false)
+		return outcomeHandedBack, w.release(ctx, lease, 0, export.CauseDraining)
 	case errors.As(runErr, &permanent):
 		log.Error("unit failed for good", "err", runErr)
 		return outcomeFailed, w.giveUp(ctx, log, lease, permanent.Reason)
@@ -175,14 +175,14 @@ func (w *Worker) record(
 		// Nothing is wrong with the unit. An outage may last longer than any number of attempts, and must not cost a
 		// job what it has; a job that waits too long is ended by the scheduler.
 		log.Warn("unit waits for what is unavailable", "err", runErr)
-		return outcomeWaiting, w.release(ctx, lease, w.cfg.OutageDelay, false)
+		return outcomeWaiting, w.release(ctx, lease, w.cfg.OutageDelay, export.CauseUnavailable)
 	case runErr != nil && lease.Attempt+1 >= w.cfg.MaxAttempts:
 		log.Error("unit failed for good", "err", runErr)
 		reason := fmt.Sprintf("its data could not be read or stored in %d attempts", lease.Attempt+1)
 		return outcomeFailed, w.giveUp(ctx, log, lease, reason)
 	case runErr != nil:
 		log.Warn("unit is to be tried again", "err", runErr)
-		return outcomeRetried, w.release(ctx, lease, export.Backoff(lease.Attempt+1), true)
+		return outcomeRetried, w.release(ctx, lease, export.Backoff(lease.Attempt+1), export.CauseError)
 	}
 	return outcomeDone, w.close(ctx, log, lease, commit)
 }
@@ -252,8 +252,10 @@ func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
 }
 
 // release gives the unit back and enqueues it under its new fence.
-func (w *Worker) release(ctx context.Context, lease export.Lease, delay time.Duration, failed bool) error {
-	fence, err := w.Jobs.Release(ctx, lease, delay, failed)
+func (w *Worker) release(
+	ctx context.Context, lease export.Lease, delay time.Duration, cause export.Cause,
+) error {
+	fence, err := w.Jobs.Release(ctx, lease, delay, cause)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,243 @@
+package jobstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// Known lists the jobs of both indices, each once, in no order that means anything: at most so many of the newest of
+// each. more says that there are others.
+func (s *Store) Known(ctx context.Context, most int) (ids []export.JobID, more bool, err error) {
+	var active, due *redis.StringSliceCmd
+	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		active = pipe.ZRevRange(ctx, activeIndex, 0, int64(most))
+		due = pipe.ZRevRange(ctx, dueIndex, 0, int64(most))
+		return nil
+	})
+	if err != nil {
+		return nil, false, unavailable("list jobs", err)
+	}
+	seen := map[string]bool{}
+	for _, index := range [][]string{active.Val(), due.Val()} {
+		more = more || len(index) > most
+		for _, member := range index[:min(len(index), most)] {
+			if id, err := export.ParseJobID(member); err == nil && !seen[member] {
+				seen[member] = true
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids, more, nil
+}
+
+// readBatch bounds what one question to Redis brings back.
+const readBatch = 500
+
+// Jobs returns the records of those jobs that have one, in the order of the ids. What nobody but a worker needs, the
+// wrapped data key, is left out.
+func (s *Store) Jobs(ctx context.Context, ids []export.JobID) ([]export.Job, error) {
+	jobs := make([]export.Job, 0, len(ids))
+	for batch := range slices.Chunk(ids, readBatch) {
+		records := make([]*redis.MapStringStringCmd, len(batch))
+		_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+			for i, id := range batch {
+				records[i] = pipe.HGetAll(ctx, key(id, "job"))
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, unavailable("read jobs", err)
+		}
+		for i, id := range batch {
+			if len(records[i].Val()) == 0 {
+				continue
+			}
+			job, err := decodeJob(id, records[i].Val())
+			if err != nil {
+				return nil, err
+			}
+			job.Key = nil
+			jobs = append(jobs, job)
+		}
+	}
+	return jobs, nil
+}
+
+// UnitStanding is where a unit stands.
+type UnitStanding struct {
+	Unit     export.Unit
+	Fence    int64
+	Attempts int          // failures so far
+	Cause    export.Cause // why it was last given back or lost; "" when it never was
+	Waiting  bool         // not yet handed to the queue
+	Claimed  bool         // a worker has it
+	// Heard is when it was issued or last heard of, or later than Inspection.At, when it is to be tried again. Zero: it is
+	// not issued.
+	Heard  time.Time
+	Closed bool
+	Result export.Result // of a closed one
+}
+
+// Inspection is a job and its units at one instant of Redis' clock (or the injected one).
+type Inspection struct {
+	Job   export.Job
+	At    time.Time
+	Units []UnitStanding // in the order of their ids, without those that an uncommitted plan has cut
+}
+
+// Inspect reads a job with all its units: the records in one step, then the results, of which a unit that is reopened
+// meanwhile has none. It holds all units of the job at once. ErrNotFound when there is no such job.
+func (s *Store) Inspect(ctx context.Context, id export.JobID) (Inspection, error) {
+	act := fmt.Sprintf("inspect job %s", id)
+	var clock *redis.TimeCmd
+	var record, units, fences, attempts, claims *redis.MapStringStringCmd
+	var issued, waiting *redis.ZSliceCmd
+	var staged, closed *redis.StringSliceCmd
+	_, err := s.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+		record, units = tx.HGetAll(ctx, key(id, "job")), tx.HGetAll(ctx, key(id, "units"))
+		fences, attempts = tx.HGetAll(ctx, key(id, "fences")), tx.HGetAll(ctx, key(id, "attempts"))
+		claims, closed = tx.HGetAll(ctx, key(id, "claims")), tx.HKeys(ctx, key(id, "results"))
+		issued, waiting = tx.ZRangeWithScores(ctx, key(id, "issued"), 0, -1), tx.ZRangeWithScores(ctx, key(id, "waiting"), 0, -1)
+		staged = tx.ZRange(ctx, key(id, "staged"), 0, -1)
+		return nil
+	})
+	if err != nil {
+		return Inspection{}, unavailable(act, err)
+	}
+	if len(record.Val()) == 0 {
+		return Inspection{}, fmt.Errorf("%s: %w", act, export.ErrNotFound)
+	}
+	found := Inspection{}
+	if found.Job, err = decodeJob(id, record.Val()); err != nil {
+		return Inspection{}, err
+	}
+	found.Job.Key = nil
+	if s.now != nil {
+		found.At = s.now()
+	} else {
+		clock = s.redis.Time(ctx)
+		if err := clock.Err(); err != nil {
+			return Inspection{}, unavailable(act, err)
+		}
+		found.At = clock.Val().UTC()
+	}
+
+	hidden := map[string]bool{}
+	for _, unit := range staged.Val() {
+		hidden[unit] = true
+	}
+	position := map[string]int{}
+	for name, spec := range units.Val() {
+		if hidden[name] {
+			continue
+		}
+		standing := UnitStanding{Cause: export.Cause(attempts.Val()[name+causeField])}
+		if err := json.Unmarshal([]byte(spec), &standing.Unit); err != nil {
+			return Inspection{}, fmt.Errorf("%s: unit %s: %w", act, name, err)
+		}
+		standing.Fence, err = strconv.ParseInt(fences.Val()[name], 10, 64)
+		if failures := attempts.Val()[name]; failures != "" && err == nil {
+			standing.Attempts, err = strconv.Atoi(failures)
+		}
+		if err != nil {
+			return Inspection{}, fmt.Errorf("%s: unit %s: %w", act, name, err)
+		}
+		standing.Claimed = claims.Val()[name] == fences.Val()[name]
+		found.Units = append(found.Units, standing)
+	}
+	slices.SortFunc(found.Units, func(a, b UnitStanding) int { return strings.Compare(string(a.Unit.ID), string(b.Unit.ID)) })
+	for i, standing := range found.Units {
+		position[string(standing.Unit.ID)] = i
+	}
+	for _, z := range issued.Val() {
+		if i, known := position[member(z)]; known {
+			found.Units[i].Heard = time.UnixMilli(int64(z.Score)).UTC()
+		}
+	}
+	for _, z := range waiting.Val() {
+		if i, known := position[member(z)]; known {
+			found.Units[i].Waiting = true
+		}
+	}
+	return found, s.readResults(ctx, act, &found, closed.Val(), position)
+}
+
+func member(z redis.Z) string {
+	name, _ := z.Member.(string)
+	return name
+}
+
+func (s *Store) readResults(
+	ctx context.Context, act string, found *Inspection, closed []string, position map[string]int,
+) error {
+	for batch := range slices.Chunk(closed, readBatch) {
+		results, err := s.redis.HMGet(ctx, key(found.Job.ID, "results"), batch...).Result()
+		if err != nil {
+			return unavailable(act, err)
+		}
+		for i, name := range batch {
+			text, there := results[i].(string)
+			at, known := position[name]
+			if !there || !known {
+				continue
+			}
+			found.Units[at].Closed = true
+			if err := json.Unmarshal([]byte(text), &found.Units[at].Result); err != nil {
+				return fmt.Errorf("%s: result of %s: %w", act, name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Health is what Redis says of itself. Text that it does not tell, as an embedded one does, is empty.
+type Health struct {
+	Version    string
+	Eviction   string        // maxmemory-policy
+	AOF        string        // "1": an append-only file is written
+	AOFStatus  string        // "ok" when the last write of it was good
+	Role       string        // master or slave
+	Memory     int64         // bytes in use
+	MemoryMost int64         // bytes that may be in use; 0: no limit
+	Clock      time.Time     // its clock, about half of Latency ago
+	Latency    time.Duration // of one question
+}
+
+// Health asks Redis what it is.
+func (s *Store) Health(ctx context.Context) (Health, error) {
+	if err := s.redis.Ping(ctx).Err(); err != nil { // not to count the connection as latency
+		return Health{}, unavailable("ask redis", err)
+	}
+	begun := time.Now()
+	clock, err := s.redis.Time(ctx).Result()
+	if err != nil {
+		return Health{}, unavailable("ask redis", err)
+	}
+	health := Health{Clock: clock.UTC(), Latency: time.Since(begun)}
+	info, err := s.redis.InfoMap(ctx).Result()
+	var told redis.Error
+	if err != nil && !errors.As(err, &told) {
+		return Health{}, unavailable("ask redis", err)
+	}
+	health.Version, health.Role = info["Server"]["redis_version"], info["Replication"]["role"]
+	health.Eviction = info["Memory"]["maxmemory_policy"]
+	health.AOF, health.AOFStatus = info["Persistence"]["aof_enabled"], info["Persistence"]["aof_last_write_status"]
+	for field, into := range map[string]*int64{"used_memory": &health.Memory, "maxmemory": &health.MemoryMost} {
+		if text := info["Memory"][field]; text != "" {
+			if *into, err = strconv.ParseInt(text, 10, 64); err != nil {
+				return Health{}, fmt.Errorf("ask redis: %s: %w", field, err)
+			}
+		}
+	}
+	return health, nil
+}

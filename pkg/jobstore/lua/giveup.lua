@@ -1,0 +1,20 @@
+-- ARGV: unit id, result json, next unit id, next unit json. An operator gives a unit up that is open, whoever has it: it is
+-- closed with its failure, under a new fence, so that nothing a worker brings for it counts.
+local unit = ARGV[1]
+local spec = redis.call('HGET', units, unit)
+if redis.call('EXISTS', job) == 0 or not spec or redis.call('ZSCORE', staged, unit) then return { 'NOTFOUND' } end
+if redis.call('HGET', results, unit) == ARGV[2] then return { 'OK' } end -- a repetition: the first answer was lost
+if not live() then return { 'NOTLIVE' } end
+if redis.call('HEXISTS', results, unit) == 1 then return { 'CONFLICT', 'it is closed' } end
+local decoded = cjson.decode(spec)
+if decoded.kind == 'references' then unstage() end
+redis.call('HSET', results, unit, ARGV[2])
+redis.call('ZREM', issued, unit)
+redis.call('ZREM', waiting, unit)
+redis.call('HDEL', claims, unit)
+redis.call('HINCRBY', fences, unit, 1)
+redis.call('HSET', attempts, unit .. '.cause', 'operator')
+if decoded.kind == 'export' or decoded.kind == 'referenced' then
+  progress(0, decoded.bytes + 1)
+end
+return { 'OK', open_next(ARGV[3], ARGV[4]) }

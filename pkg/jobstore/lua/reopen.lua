@@ -1,0 +1,38 @@
+-- ARGV: unit id, clock. An operator has a unit run (again) at once: one that was given up, or one that a worker has and does
+-- not get on with, or one that waits to be tried again. It gets a new fence and all its attempts.
+-- Returns the fence and the unit's json.
+local unit, now = ARGV[1], clock(ARGV[2])
+local spec = redis.call('HGET', units, unit)
+if redis.call('EXISTS', job) == 0 or not spec or redis.call('ZSCORE', staged, unit) then return { 'NOTFOUND' } end
+if not live() then return { 'NOTLIVE' } end
+if redis.call('ZSCORE', waiting, unit) then return { 'CONFLICT', 'it waits for its turn' } end
+local result = redis.call('HGET', results, unit)
+if result then
+  local failure = cjson.decode(result).failure
+  if not failure or failure == '' then return { 'CONFLICT', 'it is done' } end
+  if redis.call('HGET', job, 'state') == 'sealing' then return { 'CONFLICT', 'the manifest is being written' } end
+  local decoded = cjson.decode(spec)
+  -- The stages behind it were opened without what it will bring: they have to begin anew, or have begun already.
+  local later = { 'seal' }
+  if decoded.kind == 'export' then later = { 'references', 'seal' } end
+  for _, stage in ipairs(later) do
+    if redis.call('HEXISTS', results, stage) == 1 or redis.call('HEXISTS', claims, stage) == 1 then
+      return { 'CONFLICT', 'the stage after it (' .. stage .. ') has begun' }
+    end
+  end
+  for _, stage in ipairs(later) do
+    if redis.call('ZREM', issued, stage) + redis.call('ZREM', waiting, stage) > 0 then
+      redis.call('HINCRBY', fences, stage, 1)
+      unstage() -- what a lost attempt at it has cut: the next commit of any unit would make it visible
+    end
+  end
+  redis.call('HDEL', results, unit)
+  if decoded.kind == 'export' or decoded.kind == 'referenced' then
+    local done = tonumber(redis.call('HGET', job, 'weight_done') or '0') - decoded.bytes - 1
+    redis.call('HSET', job, 'weight_done', string.format('%.0f', math.max(0, done)))
+  end
+end
+redis.call('HDEL', claims, unit)
+redis.call('HSET', attempts, unit, 0, unit .. '.cause', 'operator')
+redis.call('ZADD', issued, now, unit)
+return { 'OK', redis.call('HINCRBY', fences, unit, 1), spec }

@@ -1,0 +1,81 @@
+package e2e
+
+import (
+	"encoding/json"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// admin runs a command of an operator on the deployment and returns what it prints.
+func (s *stack) admin(want int, args ...string) string {
+	s.t.Helper()
+	return sluice(s.t, want, append([]string{"admin"}, append(args, "--redis", s.redis)...)...)
+}
+
+// An operator drains the worker that is in the middle of a unit: it ends with 0, and what it has is done by another.
+func TestAnOperatorDrainsAWorker(t *testing.T) {
+	data, group := populationForFaults(t)
+	proxyTo := testenv.ObjectStore(t)
+	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
+	s := deploy(t, setup{
+		data: data, endpoint: proxy.Endpoint(),
+		worker:    []string{"SLUICE_FILE_BYTES=300000", "SLUICE_WORKER_CONCURRENCY=2", "SLUICE_WORKER_DRAIN=0s"},
+		scheduler: []string{"SLUICE_SWEEP_EVERY=1s", "SLUICE_SWEEP_GRACE=0s", "SLUICE_UNIT_SILENCE=10m"},
+	})
+	first := s.startWorker()
+	id := first.ready()["worker"]
+	g := holdObservations(proxy, 2)
+	status := s.kickoff(group, "")
+	g.wait(t)
+	job := status[strings.LastIndex(status, "/")+1:]
+	if shown := s.admin(0, "job", "show", job); !strings.Contains(shown, "running") || !strings.Contains(shown, "Observation") {
+		t.Errorf("%s", shown)
+	}
+	log := filepath.Join(t.TempDir(), "audit.ndjson")
+	eventually(t, 20*time.Second, "the worker takes orders and says what it has", func() bool {
+		var list struct {
+			Workers []struct {
+				ID        string `json:"id"`
+				Drainable bool   `json:"drainable"`
+				Units     []any  `json:"units"`
+			} `json:"workers"`
+		}
+		must(t, json.Unmarshal([]byte(s.admin(0, "worker", "list", "--json")), &list))
+		return len(list.Workers) == 1 && list.Workers[0].ID == id && list.Workers[0].Drainable && len(list.Workers[0].Units) > 0
+	})
+	s.admin(0, "worker", "drain", id, "--yes", "--audit-log", log)
+	eventually(t, 20*time.Second, "the worker hears the order", func() bool {
+		_, heard := first.find(func(e map[string]any) bool { return e["msg"] == "worker is drained by order of an operator" })
+		return heard
+	})
+	close(g.release)
+	<-first.exited
+	if code := first.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("it ended with %d", code)
+	}
+
+	s.admin(0, "intake", "pause", "--reason", "a test", "--audit-log", log)
+	resp := s.request(http.MethodGet, publicBase+"/Group/"+group+"/$export", "everything", nil)
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("kick-off while the intake is paused: %s", resp.Status)
+	}
+	second := s.startWorker()
+	// Silence is set so long that only a hand-back can bring the unit to the second worker. The pause does not stop the job.
+	m := s.wait(status, time.Minute)
+	people := readPopulation(t, data)
+	sameLines(t, "after the drain", s.lines(m.Output), people.export(people.members(group)))
+	claimed, found := second.find(observationUnit("unit claimed"))
+	if !found || claimed["attempt"] != float64(1) {
+		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)
+	}
+	s.onlyManifestIsStored(status, m)
+	s.admin(0, "intake", "resume", "--audit-log", log)
+	s.kickoff(group, "")
+	sluice(t, 0, "admin", "audit", "verify", log)
+}

@@ -1,0 +1,220 @@
+package operate_test
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/operate"
+)
+
+// desk is an operator on a real Redis.
+type desk struct {
+	*operate.Operator
+	t   *testing.T
+	now time.Time
+}
+
+func newDesk(t *testing.T) *desk {
+	t.Helper()
+	d := &desk{t: t, now: time.Now().UTC().Truncate(time.Millisecond)}
+	url := testenv.Redis(t)
+	jobs, err := jobstore.Open(url, nil)
+	d.must(err)
+	tasks, err := queue.Open(url)
+	d.must(err)
+	log, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit"), Process: "test", Now: time.Now})
+	d.must(err)
+	t.Cleanup(func() { d.must(errors.Join(tasks.Close(), jobs.Close())) })
+	t.Cleanup(func() { _ = log.Close() }) // a test may have closed it
+	d.Operator, err = operate.New(operate.Parts{Jobs: jobs, Queue: tasks, Audit: log, Now: func() time.Time { return d.now }})
+	d.must(err)
+	return d
+}
+
+func (d *desk) must(err error) {
+	d.t.Helper()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// job records a job of the subject that was created so long ago.
+func (d *desk) job(subject string, age time.Duration) export.JobID {
+	d.t.Helper()
+	id := export.NewJobID()
+	d.must(d.Jobs.Create(d.t.Context(), export.Job{
+		ID: id, State: export.Scheduled, Created: d.now.Add(-age), Owner: export.Owner{Issuer: "i", Subject: subject},
+		Request: export.Request{GroupID: "g", Types: []string{"Patient"}}, Key: []byte("wrapped"),
+	}, export.FirstUnit()))
+	return id
+}
+
+// sealing brings a job to where its manifest is about to be committed.
+func (d *desk) sealing(id export.JobID) export.Lease {
+	d.t.Helper()
+	ctx := d.t.Context()
+	plan, err := d.Jobs.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1)
+	d.must(err)
+	d.must(d.Jobs.Commit(ctx, plan, jobstore.Commit{
+		Plan: &jobstore.Plan{Snapshot: d.now}, Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
+	}))
+	_, err = d.Jobs.Issue(ctx, id, 10)
+	d.must(err)
+	lease, err := d.Jobs.Claim(ctx, id, export.SealUnit, export.KindSeal, 1)
+	d.must(err)
+	return lease
+}
+
+func (d *desk) seal(lease export.Lease) error {
+	return d.Jobs.Commit(d.t.Context(), lease, jobstore.Commit{
+		Seal: &jobstore.Seal{Manifest: "m", Finished: d.now, Expires: d.now.Add(time.Hour)},
+	})
+}
+
+// A cancel and the seal at the same moment: whichever comes first, the job is cancelled and due to be purged.
+func TestCancelRacesTheSeal(t *testing.T) {
+	d := newDesk(t)
+	sealed := 0
+	for n := range 30 {
+		id := d.job("s", 0)
+		lease := d.sealing(id)
+		var cancelErr, sealErr error
+		var both sync.WaitGroup
+		both.Go(func() { cancelErr = d.Cancel(t.Context(), id) })
+		both.Go(func() {
+			time.Sleep(time.Duration(n) * 50 * time.Microsecond) // a cancel has more to do before it comes to the point
+			sealErr = d.seal(lease)
+		})
+		both.Wait()
+		d.must(cancelErr)
+		if sealErr == nil {
+			sealed++
+		} else if !errors.Is(sealErr, export.ErrNotLive) {
+			t.Errorf("seal: %v", sealErr)
+		}
+		job, err := d.Jobs.Job(t.Context(), id)
+		if err != nil || job.State != export.Cancelled {
+			t.Errorf("the job is %s, %v", job.State, err)
+		}
+		if err := d.RetryUnit(t.Context(), id, export.SealUnit); !errors.Is(err, export.ErrNotLive) {
+			t.Errorf("retry: %v", err)
+		}
+	}
+	t.Logf("the seal came first %d times of 30", sealed)
+}
+
+// A purge and a cancel at the same moment, and each of them again.
+func TestPurgeRacesACancel(t *testing.T) {
+	d := newDesk(t)
+	for range 20 {
+		id := d.job("s", 0)
+		if err := d.PurgeNow(t.Context(), id); !errors.Is(err, export.ErrConflict) || !strings.Contains(err.Error(), "cancel it") {
+			t.Fatalf("purge of a job at work: %v", err)
+		}
+		d.must(d.seal(d.sealing(id)))
+		var purgeErr, cancelErr error
+		var both sync.WaitGroup
+		both.Go(func() { purgeErr = d.PurgeNow(t.Context(), id) })
+		both.Go(func() { cancelErr = d.Cancel(t.Context(), id) })
+		both.Wait()
+		d.must(purgeErr)
+		d.must(d.PurgeNow(t.Context(), id))
+		job, err := d.Jobs.Job(t.Context(), id)
+		d.must(err)
+		if job.Visible(d.now) || cancelErr != nil && !errors.Is(cancelErr, export.ErrConflict) {
+			t.Errorf("the job is %s; cancel: %v", job.State, cancelErr)
+		}
+	}
+	due, err := d.Jobs.Due(t.Context(), d.now, 100)
+	if err != nil || len(due) != 20 {
+		t.Errorf("%d jobs are due, %v", len(due), err)
+	}
+}
+
+func TestList(t *testing.T) {
+	d := newDesk(t)
+	var ids []export.JobID
+	for n := range 5 {
+		ids = append(ids, d.job([]string{"alice", "bob"}[n%2], time.Duration(n)*time.Hour))
+	}
+	d.must(d.seal(d.sealing(ids[1])))
+	d.must(d.Cancel(t.Context(), ids[2]))
+	alice := export.Owner{Issuer: "i", Subject: "alice"}.Key()
+	for name, tc := range map[string]struct {
+		filter  operate.Filter
+		want    []int
+		matches int
+	}{
+		"all, the newest first": {operate.Filter{}, []int{0, 1, 2, 3, 4}, 5},
+		"a page":                {operate.Filter{Offset: 1, Limit: 2}, []int{1, 2}, 5},
+		"behind the end":        {operate.Filter{Offset: 5}, nil, 5},
+		"states":                {operate.Filter{States: []export.State{export.Completed, export.Cancelled}}, []int{1, 2}, 2},
+		"an owner":              {operate.Filter{Owner: alice[:16]}, []int{0, 2, 4}, 3},
+		"old ones":              {operate.Filter{Older: 150 * time.Minute}, []int{3, 4}, 2},
+		"old ones of an owner":  {operate.Filter{Older: 150 * time.Minute, Owner: alice, Limit: 1}, []int{4}, 1},
+	} {
+		page, err := d.List(t.Context(), tc.filter)
+		d.must(err)
+		good := len(page.Jobs) == len(tc.want) && page.Matches == tc.matches && page.States[export.Scheduled] == 3
+		for i := range min(len(page.Jobs), len(tc.want)) {
+			good = good && page.Jobs[i].ID == ids[tc.want[i]]
+		}
+		if !good {
+			t.Errorf("%s: %d of %d: %+v", name, len(page.Jobs), page.Matches, page)
+		}
+	}
+}
+
+// What cannot be recorded is not done.
+func TestNothingIsChangedOffTheRecord(t *testing.T) {
+	d := newDesk(t)
+	id := d.job("s", 0)
+	blind, err := operate.New(operate.Parts{Jobs: d.Jobs, Queue: d.Queue, Now: d.Now})
+	d.must(err)
+	closed := *d.Operator
+	d.must(closed.Audit.Close())
+	for name, o := range map[string]*operate.Operator{"without a log": blind, "with a log that is closed": &closed} {
+		for what, step := range map[string]func() error{
+			"cancel": func() error { return o.Cancel(t.Context(), id) },
+			"purge":  func() error { return o.PurgeNow(t.Context(), id) },
+			"retry":  func() error { return o.RetryUnit(t.Context(), id, export.PlanUnit) },
+			"fail":   func() error { return o.FailUnit(t.Context(), id, export.PlanUnit) },
+			"pause":  func() error { return o.PauseIntake(t.Context(), "x", time.Time{}) },
+			"drain":  func() error { return o.DrainWorker(t.Context(), "host:1") },
+		} {
+			if err := step(); err == nil {
+				t.Errorf("%s %s was done", what, name)
+			}
+		}
+	}
+	detail, err := d.Inspect(t.Context(), id)
+	d.must(err)
+	if detail.State != export.Scheduled || detail.Units[0].Fence != 1 {
+		t.Errorf("%+v", detail)
+	}
+	if intake, err := d.Intake(t.Context()); err != nil || !intake.Open {
+		t.Errorf("%+v, %v", intake, err)
+	}
+}
+
+func TestPauseRefuses(t *testing.T) {
+	d := newDesk(t)
+	if err := d.PauseIntake(t.Context(), "x", d.now); err == nil {
+		t.Error("a pause that is over")
+	}
+	if err := d.PauseIntake(t.Context(), strings.Repeat("x", 201), time.Time{}); err == nil {
+		t.Error("a reason that is a book")
+	}
+	if err := d.RetryUnit(t.Context(), d.job("s", 0), "a/b"); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("a unit that is a path: %v", err)
+	}
+}

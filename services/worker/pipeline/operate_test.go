@@ -1,0 +1,104 @@
+package pipeline_test
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/services/operate"
+)
+
+func (b *bench) operator() *operate.Operator {
+	b.t.Helper()
+	log, err := audit.Open(audit.Config{Path: filepath.Join(b.t.TempDir(), "audit.ndjson"), Process: "test", Now: time.Now})
+	must(b.t, err)
+	b.t.Cleanup(func() { must(b.t, log.Close()) })
+	operator, err := operate.New(operate.Parts{
+		Jobs: b.jobs, Queue: b.tasks, Audit: log, Now: func() time.Time { return instant },
+	})
+	must(b.t, err)
+	return operator
+}
+
+// A unit is given up while a worker is in the middle of it. What the worker brings counts no more, the last open unit
+// leads to the seal, and the manifest says what is missing.
+func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // PITFALLS 10, 21
+	all, _, others := clinical(t)
+	hook := &hooked{Source: all, typ: "Observation"}
+	b := newBench(t, hook, members...)
+	operator := b.operator()
+	id := b.kickOff("Observation", "Condition", "Patient")
+	hook.within = func(ctx context.Context, _ int) error {
+		must(t, operator.FailUnit(t.Context(), id, "Observation-00000"))
+		return untilTold(ctx)
+	}
+	got := b.outcome(b.finish(b.worker(), id))
+	got.wantLines(t, others...)
+	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: it was given up by an operator.")
+	detail, err := operator.Inspect(t.Context(), id)
+	must(t, err)
+	at := slices.IndexFunc(detail.Units, func(u operate.Unit) bool { return u.ID == "Observation-00000" })
+	if at < 0 || detail.Units[at].State != operate.UnitFailed || detail.Units[at].Cause != export.CauseOperator ||
+		len(detail.Errors) != 1 || detail.State != export.Completed {
+		t.Errorf("%+v", detail)
+	}
+}
+
+// A unit that was given up is retried while others are open, and nothing is missing in the end.
+func TestAUnitThatAnOperatorRetries(t *testing.T) {
+	all, want := everything(t)
+	b := newBench(t, all, members...)
+	operator := b.operator()
+	id := b.kickOff(everyType...)
+	w := b.worker()
+	failed := false
+	job := b.drive(id, func(task queue.Task) {
+		if task.Kind == export.KindExport && !failed {
+			failed = true
+			must(t, operator.FailUnit(t.Context(), id, task.Unit))
+			must(t, w.Handle(t.Context(), task)) // a task that comes too late
+			must(t, operator.RetryUnit(t.Context(), id, task.Unit))
+			return
+		}
+		must(t, w.Handle(t.Context(), task))
+	})
+	got := b.outcome(job)
+	got.wantLines(t, want...)
+	got.wantIssues(t, "")
+}
+
+// A worker does not get on; its unit is taken from it and run by another, and both end at the same time.
+func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // PITFALLS 28
+	all, _, _ := clinical(t)
+	hook := &hooked{Source: all, typ: "Patient"}
+	b := newBench(t, hook, members...)
+	operator := b.operator()
+	task := b.planned()
+	hook.within = func(_ context.Context, call int) error {
+		if call > 1 {
+			return nil
+		}
+		must(t, operator.RetryUnit(t.Context(), task.Job, task.Unit))
+		fresh := task
+		fresh.Fence = 2
+		must(t, b.worker().Handle(t.Context(), fresh))
+		return nil // it gets on after all, and has everything
+	}
+	w := b.worker()
+	must(t, w.Handle(t.Context(), task))
+	detail, err := operator.Inspect(t.Context(), task.Job)
+	must(t, err)
+	at := slices.IndexFunc(detail.Units, func(u operate.Unit) bool { return u.ID == task.Unit })
+	if at < 0 || detail.Units[at].State != operate.UnitDone || detail.Units[at].Fence != 2 {
+		t.Fatalf("%+v", detail.Units)
+	}
+	got := b.outcome(b.finish(w, task.Job))
+	if len(got.files) != 1 {
+		t.Errorf("%d files, want those of one attempt", len(got.files))
+	}
+}
