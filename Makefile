@@ -34,6 +34,11 @@ bench: ## measure export throughput
 fuzz: ## fuzz every fuzz target for FUZZTIME (60s) each
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
+.PHONY: shots
+shots: ## take the pictures of the operator's page in docs/img anew
+	@mkdir -p docs/img
+	@SLUICE_SCREENSHOTS=$(CURDIR)/docs/img TESTFLAGS=-run=TestOperatorsPage scripts/test.sh ./services/e2e
+
 .PHONY: gen
 gen: ## regenerate proto/ from its .proto files
 	@scripts/gen.sh proto

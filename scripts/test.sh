@@ -12,6 +12,11 @@ if ! printf '#include <stdlib.h>\nint main(void) { return 0; }\n' |
 fi
 export CGO_ENABLED=1
 
+# The operator's page is looked at with a real browser.
+if ! command -v chromium chromium-browser google-chrome >/dev/null; then
+	scripts/need.sh Chromium "the operator's page is tested in it" chromium
+fi
+
 if [ $# = 0 ]; then
 	set -- ./proto/... ./pkg/... ./services/...
 fi

@@ -24,6 +24,7 @@ import (
 const (
 	activeIndex = "sluice:jobs:active" // member: job id, score: when it was entered, ms
 	dueIndex    = "sluice:jobs:due"    // member: job id, score: when it expires or is to be purged, ms
+	committed   = "sluice:committed"   // hash: resources and bytes of all commits ever, as good as it gets (tally)
 )
 
 // jobKeys are the keys of one job, by the names that the scripts use.

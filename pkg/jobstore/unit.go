@@ -136,8 +136,10 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 			"finished", millis(c.Seal.Finished), "expires", millis(c.Seal.Expires))
 	}
 	args := []any{
-		string(lease.Unit.ID), lease.Fence, result, weight, string(target), string(c.Next.ID), next, len(c.Result.Files),
+		string(lease.Unit.ID), lease.Fence, result, weight, string(target), string(c.Next.ID), next,
 	}
+	made := totalsOf(c.Result)
+	args = append(args, made.Resources, made.Bytes, made.Stored, len(c.Result.Files))
 	for _, file := range c.Result.Files {
 		args = append(args, file.Name)
 	}
@@ -145,6 +147,7 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 	if err != nil {
 		return err
 	}
+	s.tally(ctx, made)
 	if c.Seal != nil {
 		return s.SetDue(ctx, lease.Job, c.Seal.Expires)
 	}

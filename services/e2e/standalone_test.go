@@ -57,6 +57,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 	var start struct {
 		BaseURL string `json:"base_url"`
 		Subject string `json:"subject"`
+		Page    string `json:"operator_url"`
 	}
 	eventually(t, time.Minute, "standalone serves", func() bool {
 		text, err := os.ReadFile(filepath.Join(state, "quickstart.json"))
@@ -90,6 +91,16 @@ func standalone(t *testing.T, form string, flags ...string) {
 	}
 	if len(stored) == 0 {
 		t.Error("no stored file of patients was found")
+	}
+
+	// The operator's page shows the job.
+	resp, err := http.Get(start.Page)
+	must(t, err)
+	shown, err := io.ReadAll(resp.Body)
+	must(t, err)
+	must(t, resp.Body.Close())
+	if resp.StatusCode != http.StatusOK || !strings.Contains(string(shown), "completed") || !strings.Contains(string(shown), "Intake is open") {
+		t.Errorf("the operator's page: %s\n%s", resp.Status, shown)
 	}
 
 	// A damaged file is found out.

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/operator"
 	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
 	"github.com/sluice-fhir/sluice/services/wiring"
 )
@@ -19,13 +23,15 @@ type config struct {
 	wiring.Redis
 	wiring.Objects
 	wiring.Audit
+	wiring.OperatorPage
 	upkeep.Config
 	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"`
 }
 
 // Validate refuses what cannot work.
 func (c config) Validate() error {
-	return errors.Join(c.Common.Validate(), c.Redis.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate())
+	return errors.Join(c.Common.Validate(), c.Redis.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate(),
+		c.OperatorPage.Validate())
 }
 
 func load(args, environ []string) (cfg config, checkOnly bool, err error) {
@@ -85,20 +91,37 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	operators := http.NewServeMux()
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
 	operators.Handle("/", platform.Health(checks, registry))
-	return platform.Run(ctx,
+	page, err := openPage(cfg, private.Addr(), operate.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now}, log)
+	if err != nil {
+		return err
+	}
+	parts := []platform.Part{
 		wiring.HTTP("private listener", private, operators, listeners.Private...),
 		wiring.Bucket(objects, log),
-		platform.Part{Name: "ticks", Run: keeper.Tick},
-		platform.Part{Name: "survey", Run: keeper.Survey},
-		platform.Part{Name: "duties", Run: func(ctx context.Context) error {
+		{Name: "ticks", Run: keeper.Tick},
+		{Name: "survey", Run: keeper.Survey},
+		{Name: "duties", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: taskConcurrency, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Purge: keeper.Purge, Upkeep: keeper.Do})
 		}},
-		platform.Part{Name: "watch", Run: func(ctx context.Context) error {
+		{Name: "watch", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: 1, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Watch: keeper.Do})
 		}},
-	)
+	}
+	if page != nil {
+		operators.Handle(operator.Path, page)
+		parts = append(parts, platform.Part{Name: "operator's page", Run: page.Run})
+	}
+	return platform.Run(ctx, parts...)
+}
+
+// openPage returns the operator's page, or nil where it may not be shown.
+func openPage(cfg config, at net.Addr, parts operate.Parts, log *slog.Logger) (*operator.Page, error) {
+	if !cfg.OperatorPage.Shown(cfg.TLS, at) {
+		return nil, nil //nolint:nilnil // as documented
+	}
+	return operator.New(operator.Config{Hosts: cfg.Hosts, Logger: log}, parts)
 }

@@ -21,6 +21,8 @@ type quickstart struct {
 	Scope   string `json:"scope"`
 	State   string `json:"state"`
 	Group   string `json:"group,omitempty"` // a group to begin with
+	// Operator is the URL of the operator's page; none: it is not shown.
+	Operator string `json:"operator_url,omitempty"`
 }
 
 // write puts the file in place whole, so that whoever waits for it never reads half of it.
@@ -49,6 +51,10 @@ func (q quickstart) remove() error {
 
 // print tells a person how to go on.
 func (q quickstart) print(w io.Writer) error {
+	page := ""
+	if q.Operator != "" {
+		page = "Watch it, and intervene, in a browser: " + q.Operator + "\n\n"
+	}
 	_, err := fmt.Fprintf(w, strings.TrimLeft(`
 Sluice serves FHIR Bulk Data at %[1]s
 
@@ -63,7 +69,7 @@ Or with curl, step by step:
   curl -s -H "Authorization: Bearer $TOKEN" FILE-URL          # each file that the manifest lists
   curl -s -i -X DELETE -H "Authorization: Bearer $TOKEN" "$STATUS"
 
-Stop with Ctrl-C.
-`, "\n"), q.BaseURL, q.State, q.Subject, q.Group, q.Scope)
+%[6]sStop with Ctrl-C.
+`, "\n"), q.BaseURL, q.State, q.Subject, q.Group, q.Scope, page)
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
@@ -24,6 +25,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
+	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/operator"
 	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
 	"github.com/sluice-fhir/sluice/services/wiring"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
@@ -65,6 +68,8 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { _ = listener.Close() }() // for a start that fails; a server that ran has closed it already
+	// Behind a base URL of its own there may be a proxy, and to that one everybody is on this machine.
+	local := opts.baseURL == "" && wiring.Loopback(listener.Addr())
 	if opts.baseURL == "" {
 		opts.baseURL = scheme + "://" + listener.Addr().String() + "/fhir"
 	}
@@ -73,6 +78,9 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	start.BaseURL = base.String()
+	if local {
+		start.Operator = base.Scheme + "://" + base.Host + operator.Path
+	}
 
 	redis, err := startRedis()
 	if err != nil {
@@ -171,14 +179,27 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 
+	page, err := operator.New(operator.Config{Logger: log}, operate.Parts{
+		Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now,
+	})
+	if err != nil {
+		return err
+	}
+	var shown http.Handler
+	if local {
+		shown = page
+	}
+	served := auth.beside(withOperators(listener.Addr(), public, httpapi.Private(parts), shown))
+
 	if err := errors.Join(start.write(), start.print(stdout)); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
 	return platform.Run(ctx,
-		wiring.HTTP("listener", listener, auth.beside(withMetrics(listener.Addr(), public, httpapi.Private(parts))), serving...),
+		wiring.HTTP("listener", listener, served, serving...),
 		platform.Part{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(),
+		platform.Part{Name: "operator's page", Run: page.Run},
 		platform.Part{Name: "ticks", Run: keeper.Tick},
 		platform.Part{Name: "survey", Run: keeper.Survey},
 		platform.Part{Name: "tasks", Run: func(ctx context.Context) error {
@@ -200,19 +221,22 @@ func masterKey(wanted bool) wiring.Envelope {
 	return wiring.Envelope{Keys: "standalone:" + base64.StdEncoding.EncodeToString(secret)}
 }
 
-// withMetrics adds /metrics to the one listener of a standalone server as long as only this machine reaches it. The
-// choice is not a ServeMux's: that one answers paths that are not clean with redirects of its own making.
-func withMetrics(addr net.Addr, public, private http.Handler) http.Handler {
-	tcp, ok := addr.(*net.TCPAddr)
-	if !ok || !tcp.IP.IsLoopback() {
+// withOperators adds what is for operators, /metrics and their page, to the one listener of a standalone server as long
+// as only this machine reaches it. The choice is not a ServeMux's: that one answers paths that are not clean with
+// redirects of its own making. A nil page is not shown.
+func withOperators(addr net.Addr, public, private, page http.Handler) http.Handler {
+	if !wiring.Loopback(addr) {
 		return public
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/metrics" {
+		switch {
+		case r.URL.Path == "/metrics":
 			private.ServeHTTP(w, r)
-			return
+		case page != nil && strings.HasPrefix(r.URL.Path, operator.Path):
+			page.ServeHTTP(w, r)
+		default:
+			public.ServeHTTP(w, r)
 		}
-		public.ServeHTTP(w, r)
 	})
 }
 

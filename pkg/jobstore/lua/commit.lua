@@ -1,5 +1,6 @@
 -- ARGV: unit id, fence, result json, bytes done, state that the job moves to ('' for none),
---       next unit id ('' for none), next unit json, number of file names, the file names, then job fields as pairs.
+--       next unit id ('' for none), next unit json, resources, bytes, stored bytes, number of file names, the file names,
+--       then job fields as pairs.
 -- Closes the unit once and for all. What the unit staged becomes visible in the same step, and the next unit is
 -- opened by whichever commit empties the open set, so that no job can stand still between two stages.
 local unit, fence, target, nextid = ARGV[1], ARGV[2], ARGV[5], ARGV[6]
@@ -10,8 +11,11 @@ if target ~= '' and not move(target) then return { 'CONFLICT' } end
 redis.call('HSET', results, unit, ARGV[3])
 redis.call('ZREM', issued, unit)
 redis.call('HDEL', claims, unit)
-local at = 9
-for _ = 1, tonumber(ARGV[8]) do
+for i, total in ipairs({ 'resources', 'bytes', 'stored' }) do
+  if ARGV[7 + i] ~= '0' then redis.call('HINCRBY', job, total, ARGV[7 + i]) end
+end
+local at = 12
+for _ = 1, tonumber(ARGV[11]) do
   redis.call('HSET', files, ARGV[at], unit)
   at = at + 1
 end

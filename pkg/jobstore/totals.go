@@ -1,0 +1,98 @@
+package jobstore
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+// Totals is how much units have committed. Of a job whose units an older release committed it says less than there is.
+type Totals struct {
+	Resources int64 // lines, without those of error files
+	Bytes     int64 // of these lines
+	Stored    int64 // bytes in the object store, error files included
+}
+
+func totalsOf(result export.Result) Totals {
+	var t Totals
+	for _, file := range result.Files {
+		t.Stored += file.Stored
+		if !file.Error {
+			t.Resources += file.Count
+			t.Bytes += file.Bytes
+		}
+	}
+	return t
+}
+
+// Totals returns what the units of each job have committed, in the order of the ids. A job that is not there has none.
+// It is one round trip: ask for some hundreds at once.
+func (s *Store) Totals(ctx context.Context, ids []export.JobID) ([]Totals, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	replies := make([]*redis.SliceCmd, len(ids))
+	pipe := s.redis.Pipeline()
+	for i, id := range ids {
+		replies[i] = pipe.HMGet(ctx, key(id, "job"), "resources", "bytes", "stored")
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, unavailable("totals of jobs", err)
+	}
+	totals := make([]Totals, len(ids))
+	for i, reply := range replies {
+		t, err := totalsFrom(reply.Val())
+		if err != nil {
+			return nil, fmt.Errorf("totals of job %s: %w", ids[i], err)
+		}
+		totals[i] = t
+	}
+	return totals, nil
+}
+
+// Committed returns what all units of all jobs have committed since this Redis began, for whoever wants to know how fast
+// it grows. It may lack a commit whose worker lost Redis right after it.
+func (s *Store) Committed(ctx context.Context) (Totals, error) {
+	fields, err := s.redis.HMGet(ctx, committed, "resources", "bytes", "stored").Result()
+	if err != nil {
+		return Totals{}, unavailable("read what is committed", err)
+	}
+	t, err := totalsFrom(fields)
+	if err != nil {
+		return Totals{}, fmt.Errorf("read what is committed: %w", err)
+	}
+	return t, nil
+}
+
+// tally adds to Committed. It is a key of no job's, so it is no part of the commit's script; and an error is nobody's
+// concern: the commit stands, and must not be told to its worker as one that may not.
+func (s *Store) tally(ctx context.Context, t Totals) {
+	if t == (Totals{}) {
+		return
+	}
+	pipe := s.redis.Pipeline()
+	pipe.HIncrBy(ctx, committed, "resources", t.Resources)
+	pipe.HIncrBy(ctx, committed, "bytes", t.Bytes)
+	pipe.HIncrBy(ctx, committed, "stored", t.Stored)
+	_, _ = pipe.Exec(ctx)
+}
+
+func totalsFrom(fields []any) (Totals, error) {
+	var t Totals
+	for i, to := range []*int64{&t.Resources, &t.Bytes, &t.Stored} {
+		text, there := fields[i].(string)
+		if !there {
+			continue
+		}
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return Totals{}, fmt.Errorf("a number: %w", err)
+		}
+		*to = n
+	}
+	return t, nil
+}

@@ -1,0 +1,139 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+)
+
+// browser is one tab of a real, headless Chromium, with a profile of its own.
+type browser struct {
+	t   *testing.T
+	ctx context.Context
+}
+
+// openBrowser starts a Chromium. It ends with the test.
+func openBrowser(t *testing.T) *browser {
+	t.Helper()
+	options := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.NoSandbox, // tests run as root where there is nobody else
+		chromedp.DisableGPU,
+		chromedp.UserDataDir(t.TempDir()),
+		chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-component-update", true),
+	)
+	ctx, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	t.Cleanup(stop)
+	ctx, closeTab := chromedp.NewContext(ctx)
+	t.Cleanup(closeTab)
+	must(t, chromedp.Do(ctx)) // starts it; a context with a time would end it, too
+	return &browser{t: t, ctx: ctx}
+}
+
+// ask runs an action, within a minute, and returns what it brings.
+func ask[T any](b *browser, action chromedp.Action[T]) T {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
+	defer cancel()
+	value, err := chromedp.Run(ctx, action)
+	if err != nil {
+		shows, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string]("location.href + '\\n' + document.body.innerText"))
+		b.t.Fatalf("browser: %v\nIt shows %s", err, shows)
+	}
+	return value
+}
+
+// eval has the page work something out.
+func eval[T any](b *browser, script string) T {
+	b.t.Helper()
+	return ask(b, chromedp.Evaluate[T](script))
+}
+
+// desktop and phone are the widths that the page is looked at in.
+func (b *browser) desktop() { b.t.Helper(); ask(b, chromedp.EmulateViewport(1280, 800)) }
+func (b *browser) phone() {
+	b.t.Helper()
+	ask(b, chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile, chromedp.EmulateTouch, chromedp.EmulateScale(2)))
+}
+
+// prefer is what the system's scheme of colours is: light or dark.
+func (b *browser) prefer(scheme string) {
+	b.t.Helper()
+	_, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+	})
+	must(b.t, err)
+}
+
+// scripts has pages run scripts, or none.
+func (b *browser) scripts(on bool) {
+	b.t.Helper()
+	_, err := chromedp.Call(b.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: !on})
+	must(b.t, err)
+}
+
+func (b *browser) open(url string) { b.t.Helper(); ask(b, chromedp.Navigate(url)) }
+
+// follow presses what the first selector finds and waits until the page shows what the second one does. It looks and
+// presses in one step, because live parts of the page are replaced at any time; and only what a finger could reach.
+func (b *browser) follow(press, shows string) {
+	b.t.Helper()
+	trouble := eval[string](b, `(() => {
+		const target = document.querySelector(`+strconv.Quote(press)+`)
+		if (!target) { return "is not there" }
+		target.scrollIntoView({block: "center", behavior: "instant"})
+		const box = target.getBoundingClientRect()
+		if (!target.contains(document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2))) { return "is covered" }
+		target.click()
+		return ""
+	})()`)
+	if trouble != "" {
+		b.t.Fatalf("%s %s on\n%s", press, trouble, b.text("body"))
+	}
+	eventually(b.t, time.Minute, "the page shows "+shows, func() bool {
+		seen, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](
+			"document.querySelector("+strconv.Quote(shows)+")?.checkVisibility() === true"))
+		return err == nil && seen // an error: the page is just being left
+	})
+}
+
+// text is what the first element of that selector says, or nothing.
+func (b *browser) text(selector string) string {
+	b.t.Helper()
+	return eval[string](b, "document.querySelector("+strconv.Quote(selector)+")?.innerText ?? ''")
+}
+
+// fill types something into a field, as somebody at a keyboard does.
+func (b *browser) fill(selector, text string) {
+	b.t.Helper()
+	ask(b, chromedp.SendKeys(chromedp.CSS(selector), text))
+}
+
+// picture takes the whole page down as a PNG, screen what of it the window shows: into the folder SLUICE_SCREENSHOTS, or
+// one that goes with the test.
+func (b *browser) picture(name string) {
+	b.t.Helper()
+	b.keep(name, ask(b, chromedp.FullScreenshot(100)))
+}
+func (b *browser) screen(name string) {
+	b.t.Helper()
+	b.keep(name, ask(b, chromedp.CaptureScreenshot()))
+}
+
+func (b *browser) keep(name string, png []byte) {
+	b.t.Helper()
+	dir := os.Getenv("SLUICE_SCREENSHOTS")
+	if dir == "" {
+		dir = b.t.TempDir()
+	}
+	if len(png) == 0 {
+		b.t.Fatalf("%s: the picture is empty", name)
+	}
+	must(b.t, os.WriteFile(filepath.Join(dir, name), png, 0o644))
+}

@@ -1,0 +1,131 @@
+package operator
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/operate"
+)
+
+// open returns the page of a service on that Redis.
+func open(t *testing.T, redis string) *Page {
+	t.Helper()
+	jobs, err := jobstore.Open(redis, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks, err := queue.Open(redis)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "scheduler"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(events.Close(), tasks.Close(), jobs.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	page, err := New(Config{Logger: slog.New(slog.DiscardHandler)}, operate.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return page
+}
+
+func get(t *testing.T, page *Page, method, path string) (int, string) {
+	t.Helper()
+	recorder := httptest.NewRecorder()
+	page.ServeHTTP(recorder, httptest.NewRequest(method, "http://localhost:9090"+path, nil))
+	response := recorder.Result()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(response.Header.Get("Content-Security-Policy"), "default-src 'none'") {
+		t.Errorf("%s %s: no policy for its content", method, path)
+	}
+	return response.StatusCode, string(body)
+}
+
+func TestPages(t *testing.T) {
+	page := open(t, testenv.Redis(t))
+	none := string(export.NewJobID())
+	for _, row := range []struct {
+		method, path string
+		status       int
+		says         string
+	}{
+		{"GET", "/operator/", http.StatusOK, "There are no jobs."},
+		{"GET", "/operator/?state=running&owner=%3Cscript%3E", http.StatusOK, "There are no jobs of this kind."},
+		{"GET", "/operator/?state=nonsense&from=-1", http.StatusOK, "There are no jobs."},
+		{"GET", "/operator/?done=%3Cscript%3E", http.StatusOK, "No worker is alive"},
+		{"GET", "/operator/style.css", http.StatusOK, "prefers-color-scheme"},
+		{"GET", "/operator/live.js", http.StatusOK, "use strict"},
+		{"GET", "/operator/icon.svg", http.StatusOK, "<svg"},
+		{"GET", "/operator/templates/layout.html", http.StatusNotFound, "There is no such page"},
+		{"GET", "/operator/jobs/" + none, http.StatusNotFound, "It is not there"},
+		{"GET", "/operator/jobs/%3Cscript%3E", http.StatusNotFound, "It is not there"},
+		{"GET", "/operator/jobs/" + none + "/cancel", http.StatusNotFound, "It is not there"},
+		{"GET", "/operator/jobs/" + none + "/units/plan/retry", http.StatusNotFound, "It is not there"},
+		{"GET", "/operator/workers/nobody/drain", http.StatusNotFound, "It is not there"},
+		{"GET", "/operator/intake/pause", http.StatusOK, "Pause the intake?"},
+		{"POST", "/operator/", http.StatusMethodNotAllowed, ""},
+		{"POST", "/operator/intake/pause", http.StatusForbidden, "Nothing was changed"},
+		{"DELETE", "/operator/intake/pause", http.StatusMethodNotAllowed, ""},
+	} {
+		status, body := get(t, page, row.method, row.path)
+		if status != row.status || !strings.Contains(body, row.says) || strings.Contains(body, "<script>") {
+			t.Errorf("%s %s: %d, want %d with %q\n%s", row.method, row.path, status, row.status, row.says, body)
+		}
+	}
+}
+
+// Without Redis the page says so, and nothing about what it is or where.
+func TestPagesWithoutRedis(t *testing.T) {
+	page := open(t, "redis://:hunter2@127.0.0.1:1")
+	for _, path := range []string{"/operator/", "/operator/jobs/" + string(export.NewJobID()), "/operator/workers/w/drain"} {
+		status, body := get(t, page, "GET", path)
+		if status != http.StatusServiceUnavailable || strings.Contains(body, "127.0.0.1") || strings.Contains(body, "hunter2") {
+			t.Errorf("%s: %d\n%s", path, status, body)
+		}
+	}
+	if err := page.meter.runOnce(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("a sample without Redis: %v", err)
+	}
+}
+
+// Whoever has a client certificate acts in its name; nobody else has a name to act in.
+func TestWhoActs(t *testing.T) {
+	page := open(t, testenv.Redis(t))
+	request := httptest.NewRequest(http.MethodPost, "http://localhost/operator/intake/resume", nil)
+	request.RemoteAddr = "[::ffff:192.0.2.7]:1234"
+	if got := page.as(request).Agent; got != (export.Owner{Issuer: agentIssuer, Subject: "address 192.0.2.7"}) {
+		t.Errorf("without a certificate: %+v", got)
+	}
+	certificate := &x509.Certificate{Subject: pkix.Name{CommonName: "jane", Organization: []string{"operators"}}}
+	request.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{certificate}}
+	if got := page.as(request).Agent; got.Subject != "address 192.0.2.7" {
+		t.Errorf("with a certificate that nobody has verified: %+v", got)
+	}
+	request.TLS.VerifiedChains = [][]*x509.Certificate{{certificate}}
+	if got := page.as(request).Agent; got.Subject != "certificate CN=jane,O=operators" {
+		t.Errorf("with a certificate: %+v", got)
+	}
+}
