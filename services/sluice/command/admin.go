@@ -46,7 +46,7 @@ nothing, unless it says otherwise.`,
 		"URL of the database; default: the variable SLUICE_DATABASE_URL")
 	cmd.PersistentFlags().StringVar(&flags.audit, "audit-log", "",
 		"file that changes are recorded in, or stdout; default: the variable SLUICE_AUDIT_LOG")
-	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.client(&flags), a.audit(),
+	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.client(&flags), a.audit(), a.certificate(),
 		a.job(&flags), a.unit(&flags), a.intake(&flags), a.worker(&flags), a.doctor(&flags))
 	return cmd
 }

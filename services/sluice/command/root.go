@@ -60,7 +60,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	//nolint:contextcheck // commands take their context from cobra, which gets it below
-	root.AddCommand(a.export(), a.token(), a.load(), a.synth(), a.verify(), a.version(), a.admin())
+	root.AddCommand(a.export(), a.token(), a.load(), a.synth(), a.verify(), a.version(), a.health(), a.admin())
 
 	err := root.ExecuteContext(ctx)
 	var wrong usageError

@@ -1,0 +1,118 @@
+package command
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// certificateFiles are the three files of admin certificate, in the order in which they are written.
+var certificateFiles = []struct {
+	name string
+	mode fs.FileMode
+}{{"ca.pem", 0o644}, {"tls.pem", 0o644}, {"tls.key", 0o600}}
+
+// certificate is for trials on one machine, where nobody else would issue one. The authority's key is never written: what
+// trusts the authority trusts the one certificate, and there can be no other.
+func (a *app) certificate() *cobra.Command {
+	var out string
+	var names []string
+	var valid time.Duration
+	cmd := &cobra.Command{
+		Use:   "certificate --out DIR --name NAME...",
+		Short: "Make a TLS certificate for a trial, of an authority of its own",
+		Long: `Certificate makes a key (tls.key) and a certificate (tls.pem) for the listeners of a trial installation, and the
+certificate of the authority that issued it (ca.pem), which clients are to trust. The authority's key is thrown away:
+it issues nothing else. It replaces no file. For anything but a trial, get certificates where you get them for the
+rest of what you run: docs/tls.md.`,
+		Example: `  sluice admin certificate --out tls --name localhost --name 127.0.0.1`,
+		Args:    cobra.NoArgs,
+		RunE: a.run(func(context.Context, []string) error {
+			if valid <= 0 {
+				return usage("--valid must be positive")
+			}
+			made, err := makeCertificate(names, a.now(), valid)
+			if err != nil {
+				return err
+			}
+			for n, file := range certificateFiles {
+				if err := writeNew(filepath.Join(out, file.name), made[n], file.mode); err != nil {
+					for _, written := range certificateFiles[:n] {
+						err = errors.Join(err, os.Remove(filepath.Join(out, written.name)))
+					}
+					return fmt.Errorf("write %s: %w", file.name, err)
+				}
+			}
+			return a.print(fmt.Sprintf("certificate: %s\n", filepath.Join(out, "tls.pem")))
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&out, "out", "", "folder for the three files")
+	f.StringSliceVar(&names, "name", nil, "names and addresses of the servers")
+	f.DurationVar(&valid, "valid", 365*24*time.Hour, "how long the certificate is valid")
+	require(cmd, "out")
+	require(cmd, "name")
+	return cmd
+}
+
+// makeCertificate returns, in PEM, the certificate of an authority, the one that it issues for the names, and the key of
+// the latter.
+func makeCertificate(names []string, now time.Time, valid time.Duration) ([3][]byte, error) {
+	var made [3][]byte
+	// An hour earlier, for clocks that are behind.
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Sluice trial authority"},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(valid),
+		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	server := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Sluice trial"},
+		NotBefore: authority.NotBefore, NotAfter: authority.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			server.IPAddresses = append(server.IPAddresses, ip)
+		} else {
+			server.DNSNames = append(server.DNSNames, name)
+		}
+	}
+	authorityKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return made, fmt.Errorf("make the authority's key: %w", err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return made, fmt.Errorf("make the key: %w", err)
+	}
+	of, err := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
+	if err != nil {
+		return made, fmt.Errorf("make the authority's certificate: %w", err)
+	}
+	issued, err := x509.CreateCertificate(rand.Reader, server, authority, key.Public(), authorityKey)
+	if err != nil {
+		return made, fmt.Errorf("make the certificate: %w", err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return made, fmt.Errorf("encode the key: %w", err)
+	}
+	made[0] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: of})
+	made[1] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issued})
+	made[2] = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
+	return made, nil
+}
