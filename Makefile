@@ -56,9 +56,9 @@ build: ## build every service into bin/
 		for main in $$mains; do echo "bin/$${main##*/}"; done
 
 .PHONY: up
-up: ## start the whole system in containers
-	@scripts/compose.sh up --build --detach --wait
+up: ## start the whole system in containers with sample data, and say how to export
+	@scripts/compose.sh up
 
 .PHONY: down
-down: ## stop the containers and remove what they hold
-	@scripts/compose.sh down --volumes --remove-orphans
+down: ## remove the containers, what they hold, and their secrets
+	@scripts/compose.sh down
