@@ -161,6 +161,14 @@ named_tests() {
 	return "$code"
 }
 
+# compose compares docker-compose.yml with the Dockerfile, the settings, the files that it mounts and what the services
+# accept, and shows that each kind of mistake is found.
+compose() {
+	GOWORK=off go -C tools/composecheck vet ./...
+	GOWORK=off go -C tools/composecheck mod tidy -diff
+	GOWORK=off go -C tools/composecheck test -count=1 ./...
+}
+
 check "top level" top_level
 check "short mains" short_mains
 check "tests that docs/security.md names" named_tests
@@ -175,6 +183,7 @@ check "dashboard, alerts and runbooks" env GOWORK=off go -C tools/monitoringchec
 check "generated code" generated
 check "buf lint" buf_lint
 check "buf breaking" buf_breaking
+check "compose" compose
 check "golangci-lint" scripts/lint.sh
 check "known vulnerabilities" vulnerabilities
 
