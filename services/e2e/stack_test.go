@@ -203,13 +203,20 @@ func (s *stack) start(name string, env ...string) *process {
 // startProgram starts a service that may be of another version.
 func (s *stack) startProgram(path string, env ...string) *process {
 	s.t.Helper()
-	name := filepath.Base(path)
-	p := &process{t: s.t, name: name, exited: make(chan struct{})}
-	p.cmd = exec.Command(path)
-	p.cmd.Env = env
+	cmd := exec.Command(path)
+	cmd.Env = env
+	p := launch(s.t, filepath.Base(path), cmd)
+	s.processes = append(s.processes, p)
+	return p
+}
+
+// launch starts a command and reads what it says on stderr; it is stopped when the test ends.
+func launch(t *testing.T, name string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, name: name, cmd: cmd, exited: make(chan struct{})}
 	stderr, err := p.cmd.StderrPipe()
-	must(s.t, err)
-	must(s.t, p.cmd.Start())
+	must(t, err)
+	must(t, p.cmd.Start())
 	go func() {
 		lines := bufio.NewScanner(stderr)
 		lines.Buffer(nil, 1<<20)
@@ -224,11 +231,10 @@ func (s *stack) startProgram(path string, env ...string) *process {
 		_ = p.cmd.Wait()
 		close(p.exited)
 	}()
-	s.processes = append(s.processes, p)
-	s.t.Cleanup(func() {
+	t.Cleanup(func() {
 		p.stop()
-		if s.t.Failed() {
-			s.t.Logf("%s said:\n%s", name, p.trouble())
+		if t.Failed() {
+			t.Logf("%s said:\n%s", name, p.trouble())
 		}
 	})
 	return p
