@@ -31,6 +31,7 @@ type composed struct {
 
 	services  []composeService
 	processes map[string]*process
+	checks    map[string]composeProcess // health checks by world and service
 }
 
 type composeService struct {
@@ -60,7 +61,7 @@ func newComposed(t *testing.T) *composed {
 	must(t, os.Chmod(dir, 0o755))
 	c := &composed{
 		t: t, root: root, dir: dir, state: filepath.Join(dir, "state"), check: filepath.Join(dir, "composecheck"),
-		ports: map[string]int{}, processes: map[string]*process{},
+		ports: map[string]int{}, processes: map[string]*process{}, checks: map[string]composeProcess{},
 	}
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", c.check, ".")
 	build.Dir, build.Env = filepath.Join(root, "tools", "composecheck"), append(os.Environ(), "GOWORK=off")
@@ -171,8 +172,11 @@ func (c *composed) done(what string, said *bytes.Buffer, ended chan error) strin
 // healthy runs a service's health check once.
 func (c *composed) healthy(world, name string) (bool, string) {
 	c.t.Helper()
-	var check composeProcess
-	c.ask(&check, "health", world, name)
+	check, known := c.checks[world+name]
+	if !known {
+		c.ask(&check, "health", world, name)
+		c.checks[world+name] = check
+	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), 6*time.Second) // the file's timeout
 	defer cancel()
 	cmd := exec.CommandContext(ctx, check.Args[0], check.Args[1:]...)
