@@ -154,7 +154,8 @@ func (t *tree) hardened(s types.ServiceConfig) (problems []string) {
 	if s.Privileged || s.NetworkMode != "" || s.Pid != "" || s.Ipc != "" || s.UserNSMode != "" || len(s.Devices) > 0 {
 		problems = append(problems, "it has something of the host")
 	}
-	if user, _, _ := strings.Cut(s.User, ":"); user == "" || strings.Trim(user, "0123456789") != "" || strings.Trim(user, "0") == "" {
+	user, _, _ := strings.Cut(s.User, ":")
+	if user == "" || strings.Trim(user, "0123456789") != "" || strings.Trim(user, "0") == "" {
 		problems = append(problems, "it does not say by a number which account other than root it runs as")
 	}
 	if s.MemLimit == 0 || s.PidsLimit == 0 {
@@ -182,7 +183,7 @@ func (t *tree) pinned(s types.ServiceConfig) []string {
 	if !strings.HasSuffix(s.Image, ":local") {
 		problems = append(problems, "what is built here is tagged local, so that nobody takes it for a release")
 	}
-	if file, err := filepath.Rel(t.root, filepath.Join(s.Build.Context, s.Build.Dockerfile)); err != nil || file != dockerfileName {
+	if filepath.Join(s.Build.Context, s.Build.Dockerfile) != filepath.Join(t.root, dockerfileName) {
 		problems = append(problems, fmt.Sprintf("it is built by %s", s.Build.Dockerfile))
 	}
 	if _, is := t.image.stages[s.Build.Target]; !is {
@@ -234,8 +235,8 @@ func (t *tree) stops(s types.ServiceConfig) []string {
 		}
 	}
 	if grace := time.Duration(*s.StopGracePeriod); grace < max(drain+5*time.Second, besidesDrain+5*time.Second) {
-		return []string{fmt.Sprintf("it is killed after %s: before its drain of %s, or its listeners' of %s, is over", grace, drain,
-			besidesDrain)}
+		return []string{fmt.Sprintf("it is killed after %s: before its drain of %s, or its listeners' of %s, is over",
+			grace, drain, besidesDrain)}
 	}
 	return nil
 }
@@ -256,7 +257,8 @@ func (t *tree) depends(s types.ServiceConfig) (problems []string) {
 		default:
 			problems = append(problems, fmt.Sprintf("it starts when %s has %s: want healthy or completed", name, how.Condition))
 		}
-		if len(on.Profiles) > 0 && !slices.ContainsFunc(s.Profiles, func(p string) bool { return slices.Contains(on.Profiles, p) }) {
+		together := func(profile string) bool { return slices.Contains(on.Profiles, profile) }
+		if len(on.Profiles) > 0 && !slices.ContainsFunc(s.Profiles, together) {
 			problems = append(problems, "it waits for "+name+", whose profile may be off")
 		}
 	}
@@ -349,7 +351,7 @@ func (t *tree) mounted(s types.ServiceConfig) (problems []string) {
 		has[m.target] = true
 		switch m.kind {
 		case "secret":
-			if !strings.HasPrefix(m.source, filepath.Join(t.root, ".compose")+"/") {
+			if !t.made(m.source) {
 				problems = append(problems, fmt.Sprintf("secret %s is not a file below .compose", m.name))
 			}
 			if replacePaths(told, map[string]string{m.target: ""}) == told {
@@ -358,7 +360,7 @@ func (t *tree) mounted(s types.ServiceConfig) (problems []string) {
 		case "config":
 			if m.source == "" {
 				problems = append(problems, fmt.Sprintf("config %s is no file: a read-only container cannot get it", m.name))
-			} else if _, err := os.Stat(m.source); err != nil && !strings.HasPrefix(m.source, filepath.Join(t.root, ".compose")+"/") {
+			} else if _, err := os.Stat(m.source); err != nil && !t.made(m.source) {
 				problems = append(problems, fmt.Sprintf("config %s: %v", m.name, err))
 			}
 		}
@@ -371,6 +373,11 @@ func (t *tree) mounted(s types.ServiceConfig) (problems []string) {
 	return problems
 }
 
+// made says whether scripts/compose.sh makes a file, by where it is.
+func (t *tree) made(file string) bool {
+	return strings.HasPrefix(file, filepath.Join(t.root, ".compose")+"/")
+}
+
 // published wants ports to be published on loopback or where the settings say, from a network that has a way out.
 func (t *tree) published(s types.ServiceConfig) (problems []string) {
 	for _, port := range s.Ports {
@@ -379,7 +386,7 @@ func (t *tree) published(s types.ServiceConfig) (problems []string) {
 		}
 	}
 	outside := slices.ContainsFunc(slices.Collect(maps.Keys(s.Networks)), func(name string) bool {
-		return !bool(t.project.Networks[name].Internal)
+		return !t.project.Networks[name].Internal
 	})
 	if outside != (len(s.Ports) > 0) {
 		problems = append(problems, "it is in a network with a way out without publishing anything, or the reverse")
@@ -457,8 +464,8 @@ func (t *tree) unused() (problems []string) {
 		}
 	}
 	declared := slices.Concat(
-		named("secret ", slices.Collect(maps.Keys(t.project.Secrets))), named("config ", slices.Collect(maps.Keys(t.project.Configs))),
-		named("volume ", slices.Collect(maps.Keys(t.project.Volumes))), named("network ", slices.Collect(maps.Keys(t.project.Networks))),
+		named("secret ", t.project.Secrets), named("config ", t.project.Configs),
+		named("volume ", t.project.Volumes), named("network ", t.project.Networks),
 	)
 	for _, one := range slices.Sorted(slices.Values(declared)) {
 		if !used[one] {
@@ -468,8 +475,8 @@ func (t *tree) unused() (problems []string) {
 	return problems
 }
 
-func named(kind string, names []string) (all []string) {
-	for _, name := range names {
+func named[V any](kind string, declared map[string]V) (all []string) {
+	for name := range declared {
 		all = append(all, kind+name)
 	}
 	return all

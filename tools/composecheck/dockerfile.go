@@ -153,7 +153,8 @@ func (t *tree) lintDockerfile(ctx context.Context) (problems []string) {
 	}
 	for _, name := range t.image.order {
 		stage := t.image.stages[name]
-		if _, ours := t.image.stages[stage.BaseName]; !ours && stage.BaseName != "scratch" && !versioned.MatchString(stage.BaseName) {
+		_, ours := t.image.stages[stage.BaseName]
+		if !ours && stage.BaseName != "scratch" && !versioned.MatchString(stage.BaseName) {
 			say("stage %s: its base %s has no version", name, stage.BaseName)
 		}
 		for _, command := range stage.Commands {

@@ -155,12 +155,12 @@ func (w world) place(service string, m mount) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 		return "", err
 	}
-	new, err := os.CreateTemp(filepath.Dir(at), ".new-*") // mode 0600; others may be reading the one before
+	fresh, err := os.CreateTemp(filepath.Dir(at), ".new-*") // mode 0600; others may be reading the one before
 	if err != nil {
 		return "", err
 	}
-	_, err = new.WriteString(w.hosts(string(content)))
-	return at, errors.Join(err, new.Close(), os.Rename(new.Name(), at))
+	_, err = fresh.WriteString(w.hosts(string(content)))
+	return at, errors.Join(err, fresh.Close(), os.Rename(fresh.Name(), at))
 }
 
 // stateFile maps a file below ROOT/.compose to where the state is.

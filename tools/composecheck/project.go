@@ -21,7 +21,9 @@ const (
 )
 
 // load reads the file as docker compose does with these settings and profiles. Paths come back absolute, below root.
-func load(ctx context.Context, root string, content []byte, env map[string]string, profiles ...string) (*types.Project, error) {
+func load(
+	ctx context.Context, root string, content []byte, env map[string]string, profiles ...string,
+) (*types.Project, error) {
 	return loader.LoadWithContext(ctx, types.ConfigDetails{
 		WorkingDir:  root,
 		ConfigFiles: []types.ConfigFile{{Filename: filepath.Join(root, composeFile), Content: content}},
