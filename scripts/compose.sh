@@ -178,6 +178,7 @@ quickstart() {
 		    --client-id $client --client-key $state/client/$client.key.json
 		  bin/sluice verify export
 
+		The operator's page: http://127.0.0.1:$(setting SCHEDULER_PORT)/operator/
 		More workers: docker compose up --detach --scale worker=4 --no-recreate. More of everything: docs/containers.md
 	EOF
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -343,7 +344,7 @@ func TestTheComposeFileOutsideOfContainers(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Join(home, "bin"), 0o755))
 	must(t, os.Symlink(filepath.Join(binaries, "sluice"), filepath.Join(home, "bin", "sluice")))
 	_, commands, found := strings.Cut(told, "makes bin/sluice):\n")
-	commands, _, more := strings.Cut(commands, "More workers:")
+	commands, _, more := strings.Cut(commands, "The operator's page:")
 	if !found || !more || strings.Count(commands, "bin/sluice") != 2 {
 		t.Fatalf("there is no quickstart in what make up says:\n%s", told)
 	}
@@ -364,6 +365,12 @@ func TestTheComposeFileOutsideOfContainers(t *testing.T) {
 		}
 	}
 	export()
+	page, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/operator/", c.ports["scheduler:9090"]))
+	must(t, err)
+	must(t, page.Body.Close())
+	if page.StatusCode != http.StatusOK {
+		t.Errorf("the operator's page: %s", page.Status)
+	}
 
 	// Jobs and clients survive a restart of Redis, whose AOF is on.
 	c.stop("redis", "30s", syscall.SIGTERM)
