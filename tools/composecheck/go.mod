@@ -1,10 +1,10 @@
 module github.com/sluice-fhir/sluice/tools/composecheck
 
-go 1.26.8
+go 1.26.6
 
 require (
 	github.com/compose-spec/compose-go/v2 v2.16.2
-	github.com/moby/buildkit v0.34.2
+	github.com/moby/buildkit v0.33.0
 	github.com/moby/patternmatcher v0.6.1
 	github.com/opencontainers/go-digest v1.0.0
 	go.yaml.in/yaml/v4 v4.0.0-rc.4
