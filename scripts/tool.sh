@@ -29,7 +29,7 @@ package=$(GOWORK=off go -C "$dir" list tool)
 echo "tool.sh: building $package from source, as $dir/go.mod pins it; done once and kept in $cache" >&2
 echo "tool.sh: on a machine that never built it this takes seconds (protoc-gen-go) to minutes (the others)" >&2
 began=$SECONDS
-GOWORK=off go -C "$dir" build -o "$half" "$package" >&2
+GOWORK=off go -C "$dir" build -ldflags='-s -w' -o "$half" "$package" >&2
 chmod 755 "$half"
 mv "$half" "$bin"
 echo "tool.sh: $name is built ($((SECONDS - began)) s)" >&2

@@ -184,6 +184,7 @@ check "generated code" generated
 check "buf lint" buf_lint
 check "buf breaking" buf_breaking
 check "compose" compose
+check "k8s" scripts/k8s-verify.sh
 check "golangci-lint" scripts/lint.sh
 check "known vulnerabilities" vulnerabilities
 

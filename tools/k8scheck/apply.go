@@ -30,6 +30,8 @@ const manager = "k8scheck"
 
 // Client applies objects to a server. It is for one goroutine.
 type Client struct {
+	DryRun bool // whether Apply only asks
+
 	dynamic  dynamic.Interface
 	mapper   *restmapper.DeferredDiscoveryRESTMapper
 	warnings *warnings
@@ -101,9 +103,11 @@ func (c *Client) Apply(ctx context.Context, object Object) (version string, err 
 	if err != nil {
 		return "", about(object, err)
 	}
-	applied, err := resource.Patch(ctx, object.GetName(), types.ApplyPatchType, data, metav1.PatchOptions{
-		FieldManager: manager, FieldValidation: metav1.FieldValidationStrict,
-	})
+	options := metav1.PatchOptions{FieldManager: manager, FieldValidation: metav1.FieldValidationStrict}
+	if c.DryRun {
+		options.DryRun = []string{metav1.DryRunAll}
+	}
+	applied, err := resource.Patch(ctx, object.GetName(), types.ApplyPatchType, data, options)
 	if err = errors.Join(err, c.warnings.take()); err != nil {
 		return "", about(object, err)
 	}

@@ -22,7 +22,7 @@ import (
 type problems []error
 
 func (p *problems) add(about fmt.Stringer, format string, args ...any) {
-	*p = append(*p, fmt.Errorf("%s: %s", about, fmt.Sprintf(format, args...)))
+	*p = append(*p, fmt.Errorf("%s: %w", about, fmt.Errorf(format, args...)))
 }
 
 // named is the name of an object in a message.
@@ -83,7 +83,9 @@ func (s *Set) Pods() error {
 }
 
 // ours says whether a workload runs a program of ours.
-func ours(w Workload) bool { return len(w.Template.Spec.Containers) > 0 && program(w.Template.Spec.Containers[0]) != "" }
+func ours(w Workload) bool {
+	return len(w.Template.Spec.Containers) > 0 && program(w.Template.Spec.Containers[0]) != ""
+}
 
 func secretMode(volume corev1.Volume) *int32 {
 	usual := corev1.SecretVolumeSourceDefaultMode
@@ -214,6 +216,7 @@ func (s *Set) References() error {
 	}
 	s.budgets(&found)
 	s.autoscalers(&found)
+	s.scalers(&found, services)
 	s.monitors(&found)
 	ingresses, err := all[networkingv1.Ingress](s, "Ingress")
 	if err != nil {
@@ -298,6 +301,29 @@ func (s *Set) autoscalers(found *problems) {
 	}
 }
 
+// scalers: a URL that KEDA asks is a Service's, named as it is named from another namespace.
+func (s *Set) scalers(found *problems, services []corev1.Service) {
+	for _, object := range s.Objects {
+		if object.GetKind() != "ScaledObject" {
+			continue
+		}
+		triggers, _, _ := unstructured.NestedSlice(object.Object, "spec", "triggers") // the server wants them
+		for _, trigger := range triggers {
+			asked, ok, _ := unstructured.NestedString(trigger.(map[string]any), "metadata", "url")
+			if !ok {
+				continue
+			}
+			if !slices.ContainsFunc(services, func(service corev1.Service) bool {
+				return slices.ContainsFunc(service.Spec.Ports, func(port corev1.ServicePort) bool {
+					return strings.HasPrefix(asked, fmt.Sprintf("http://%s.%s:%d/", service.Name, s.Namespace, port.Port))
+				})
+			}) {
+				found.add(named("ScaledObject "+object.GetName()), "%s is of no Service", asked)
+			}
+		}
+	}
+}
+
 // monitors: what Prometheus is told to scrape is a port of the pods, and all services are scraped.
 func (s *Set) monitors(found *problems) {
 	scraped, any := map[string]bool{}, false
@@ -309,8 +335,11 @@ func (s *Set) monitors(found *problems) {
 		about := named("PodMonitor " + object.GetName())
 		spec, err := As[struct {
 			Spec struct {
-				Selector  metav1.LabelSelector     `json:"selector"`
-				Endpoints []struct{ Port, Path string } `json:"podMetricsEndpoints"`
+				Selector  metav1.LabelSelector `json:"selector"`
+				Endpoints []struct {
+					Port string `json:"port"`
+					Path string `json:"path"`
+				} `json:"podMetricsEndpoints"`
 			} `json:"spec"`
 		}](object)
 		if err != nil {
@@ -337,8 +366,8 @@ func (s *Set) monitors(found *problems) {
 	}
 }
 
-// listName is the form of a list of tasks that wait or are at work, as Asynq calls them in Redis.
-var listName = regexp.MustCompile(`^asynq:\{([a-z]+)\}:(pending|active)$`)
+// listName is the form of a list of tasks that wait, are at work, or are to be tried again, as Asynq calls them in Redis.
+var listName = regexp.MustCompile(`^asynq:\{([a-z]+)\}:(pending|active|scheduled)$`)
 
 // Lists checks that every list of Redis that a ScaledObject looks at is one of the queues given.
 func (s *Set) Lists(queues []string) error {
@@ -366,7 +395,13 @@ func (s *Set) Lists(queues []string) error {
 	return errors.Join(found...)
 }
 
-// Secrets are the keys of Secrets that the pods refer to, by the name of the Secret.
+// keyOf is what a TriggerAuthentication takes from a Secret.
+type keyOf struct {
+	Name string `json:"name"`
+	Key  string `json:"key"`
+}
+
+// Secrets are the keys of Secrets that pods and KEDA refer to, by the name of the Secret.
 func (s *Set) Secrets() map[string][]string {
 	keys := map[string]map[string]bool{}
 	add := func(name, key string) {
@@ -406,6 +441,15 @@ func (s *Set) Secrets() map[string][]string {
 				if variable.ValueFrom != nil && variable.ValueFrom.SecretKeyRef != nil {
 					add(variable.ValueFrom.SecretKeyRef.Name, variable.ValueFrom.SecretKeyRef.Key)
 				}
+			}
+		}
+	}
+	for _, object := range s.Objects {
+		targets, _, _ := unstructured.NestedSlice(object.Object, "spec", "secretTargetRef") // of a TriggerAuthentication
+		for _, target := range targets {
+			ref, err := As[keyOf](Object{Object: target.(map[string]any)})
+			if err == nil {
+				add(ref.Name, ref.Key)
 			}
 		}
 	}
