@@ -92,8 +92,8 @@ func (c *Client) of(object *Object) (dynamic.ResourceInterface, error) {
 	return c.dynamic.Resource(mapping.Resource), nil
 }
 
-// Apply applies an object as `kubectl apply --server-side --validate=strict` does and returns its version on the server. What
-// the server warns of is an error.
+// Apply applies an object as `kubectl apply --server-side --validate=strict` does and returns its version on the server.
+// What the server warns of is an error.
 func (c *Client) Apply(ctx context.Context, object Object) (version string, err error) {
 	resource, err := c.of(&object)
 	if err != nil {

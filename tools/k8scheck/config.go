@@ -42,8 +42,8 @@ func program(container corev1.Container) string {
 // Values are the contents of Secrets by name and key.
 type Values map[string]map[string]string
 
-// Machine runs programs of ours as pods would: with the environment, the files and the arguments of a container, below a folder
-// in place of the root.
+// Machine runs programs of ours as pods would: with the environment, the files and the arguments of a container, below a
+// folder in place of the root.
 type Machine struct {
 	Set     *Set
 	Secrets Values
@@ -334,7 +334,7 @@ func (r *mounted) addresses(container corev1.Container) error {
 		if !slices.ContainsFunc(container.Ports, func(p corev1.ContainerPort) bool {
 			return p.Name == name && address == fmt.Sprintf(":%d", p.ContainerPort)
 		}) {
-			found = append(found, fmt.Errorf("%s is %s, and no port of the container is called %s and the same", variable, address, name))
+			found = append(found, fmt.Errorf("%s is %s, and the container has no such port called %s", variable, address, name))
 		}
 	}
 	if r.env["SLUICE_PRIVATE_ADDR"] == "" {
@@ -343,8 +343,8 @@ func (r *mounted) addresses(container corev1.Container) error {
 	return errors.Join(found...)
 }
 
-// serve starts the service on ports that are free and asks what the probes would ask. Nothing that it depends on is there, so
-// that ready it must not be.
+// serve starts the service on ports that are free and asks what the probes would ask. Nothing that it depends on is there,
+// so that ready it must not be.
 func (r *mounted) serve(ctx context.Context, container corev1.Container) error {
 	for _, variable := range []string{"SLUICE_PRIVATE_ADDR", "SLUICE_API_ADDR", "SLUICE_AUTH_ADDR"} {
 		if _, given := r.env[variable]; given {

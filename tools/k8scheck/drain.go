@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -43,8 +44,8 @@ func (s Source) seconds(file, name string) (time.Duration, error) {
 	return time.ParseDuration(found[0] + "s")
 }
 
-// Graces checks that no pod is killed in the middle of its end: for as long as it lets running work go on, hands back what is
-// left, and finishes answers.
+// Graces checks that no pod is killed in the middle of its end: for as long as it lets running work go on, hands back what
+// is left, and finishes answers.
 func (m Machine) Graces(source Source) error {
 	answers, err := source.seconds("pkg/platform/http.go", "drainTimeout")
 	if err != nil {
@@ -67,10 +68,8 @@ func (m Machine) Graces(source Source) error {
 				return err
 			}
 			need := answers
-			for service, variable := range map[string]string{"worker": "SLUICE_WORKER_DRAIN", "scheduler": "SLUICE_SCHEDULER_DRAIN"} {
-				if service != name {
-					continue
-				}
+			if name == "worker" || name == "scheduler" {
+				variable := "SLUICE_" + strings.ToUpper(name) + "_DRAIN"
 				drain, err := time.ParseDuration(env[variable]) // said in the open, so that the two can be compared
 				if err != nil {
 					found.add(w, "%s: %w", variable, err)

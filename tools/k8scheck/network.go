@@ -19,8 +19,8 @@ type policies struct {
 }
 
 // Arrows are the connections that are allowed, as "from -> to:port", sorted. Pods of the namespace go by their label
-// app.kubernetes.io/name, pods of others by the name of the namespace and their label, addresses by the block. It is an error
-// if a policy selects no pod or names a port that a pod has not.
+// app.kubernetes.io/name, pods of others by the name of the namespace and their label, addresses by the block. It is an
+// error if a policy selects no pod or names a port that a pod has not.
 func (s *Set) Arrows() ([]string, error) {
 	list, err := all[networkingv1.NetworkPolicy](s, "NetworkPolicy")
 	if err != nil {
@@ -116,8 +116,15 @@ func rules(policy networkingv1.NetworkPolicy, way networkingv1.PolicyType) []rul
 
 func portAllowed(ports []networkingv1.NetworkPolicyPort, port corev1.ContainerPort) bool {
 	return len(ports) == 0 || slices.ContainsFunc(ports, func(p networkingv1.NetworkPolicyPort) bool {
-		return protocol(p.Protocol) == corev1.ProtocolTCP &&
-			(p.Port == nil || p.Port.Type == intstr.Int && p.Port.IntVal == port.ContainerPort || p.Port.StrVal == port.Name && port.Name != "")
+		switch {
+		case protocol(p.Protocol) != corev1.ProtocolTCP:
+			return false
+		case p.Port == nil:
+			return true
+		case p.Port.Type == intstr.String:
+			return p.Port.StrVal == port.Name
+		}
+		return p.Port.IntVal == port.ContainerPort
 	})
 }
 

@@ -326,12 +326,12 @@ func (s *Set) scalers(found *problems, services []corev1.Service) {
 
 // monitors: what Prometheus is told to scrape is a port of the pods, and all services are scraped.
 func (s *Set) monitors(found *problems) {
-	scraped, any := map[string]bool{}, false
+	scraped, monitored := map[string]bool{}, false
 	for _, object := range s.Objects {
 		if object.GetKind() != "PodMonitor" {
 			continue
 		}
-		any = true
+		monitored = true
 		about := named("PodMonitor " + object.GetName())
 		spec, err := As[struct {
 			Spec struct {
@@ -360,7 +360,7 @@ func (s *Set) monitors(found *problems) {
 		}
 	}
 	for _, w := range s.Workloads {
-		if any && w.Kind == "Deployment" && !scraped[w.Name] {
+		if monitored && w.Kind == "Deployment" && !scraped[w.Name] {
 			found.add(w, "nobody scrapes it")
 		}
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // altered is a copy of k8s/ in which a text of one file, which has to be there, is replaced wherever it stands.
-func altered(t *testing.T, file, old, new string) string {
+func altered(t *testing.T, file, before, after string) string {
 	t.Helper()
 	tree := t.TempDir()
 	if err := os.CopyFS(tree, os.DirFS(filepath.Join(root, "k8s"))); err != nil {
@@ -21,10 +21,10 @@ func altered(t *testing.T, file, old, new string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(content), old) {
-		t.Fatalf("%s has no %q", file, old)
+	if !strings.Contains(string(content), before) {
+		t.Fatalf("%s has no %q", file, before)
 	}
-	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(content), old, new)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(content), before, after)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return tree
@@ -67,9 +67,9 @@ func TestMistakesAreFound(t *testing.T) {
 	alone := func(_ context.Context, set *Set) error { return set.Pods() }
 
 	for name, test := range map[string]struct {
-		file, old, new string
-		check          func(context.Context, *Set) error
-		want           string
+		file, before, after string
+		check               func(context.Context, *Set) error
+		want                string
 	}{
 		"a misspelt field":              {"base/api.yaml", "enableServiceLinks", "enableServiceLink", apply, `enableServiceLink`},
 		"a misspelt field of KEDA's":    {"base/worker-scaledobject.yaml", "pollingInterval", "pollInterval", apply, "pollInterval"},
@@ -115,7 +115,7 @@ func TestMistakesAreFound(t *testing.T) {
 		"a policy without an end": {"base/networkpolicies.yaml", "    - from: [{podSelector: {matchLabels: {app.kubernetes.io/name: sluice-api}}}]\n      ports", "    - ports", arrows, "allows everybody"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			set := render(t, filepath.Join(altered(t, test.file, test.old, test.new), "overlays/production"))
+			set := render(t, filepath.Join(altered(t, test.file, test.before, test.after), "overlays/production"))
 			if err := test.check(t.Context(), set); err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%v, want an error about %s", err, test.want)
 			}

@@ -63,7 +63,8 @@ func NewSet(objects []Object) (*Set, error) {
 			set.Namespace = namespace
 		}
 		if namespace != set.Namespace {
-			return nil, fmt.Errorf("%s %s is in namespace %q and not in %q", object.GetKind(), object.GetName(), namespace, set.Namespace)
+			return nil, fmt.Errorf("%s %s is in namespace %q and not in %q",
+				object.GetKind(), object.GetName(), namespace, set.Namespace)
 		}
 		workload := Workload{Kind: object.GetKind(), Name: object.GetName()}
 		switch object.GetKind() {

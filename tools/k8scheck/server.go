@@ -69,7 +69,7 @@ func Start(ctx context.Context, etcd, apiserver, dir string) (_ *Server, err err
 		return nil, err
 	}
 	ca, certificate, key := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	ports, err := freePorts(3)
+	ports, err := freePorts(ctx, 3)
 	if err != nil {
 		return nil, err
 	}
@@ -149,14 +149,16 @@ func (s *Server) Stop() {
 	s.processes = nil
 }
 
-func freePorts(n int) ([]string, error) {
+// freePorts finds ports of loopback. All are held until the last is found.
+func freePorts(ctx context.Context, n int) ([]string, error) {
+	var config net.ListenConfig
 	var ports []string
 	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
-		defer listener.Close() // all are held until the last is found
+		defer listener.Close()
 		ports = append(ports, strconv.Itoa(listener.Addr().(*net.TCPAddr).Port))
 	}
 	return ports, nil
