@@ -45,7 +45,11 @@ var overlays = map[string]struct {
 		sluice-worker -> redis:6379`},
 	"production": {"../../k8s/overlays/production", production0},
 	"everything": {"testdata/everything", production0 + `
-		sluice-api -> 0.0.0.0/0:443`},
+		sluice-api -> 0.0.0.0/0:443
+		sluice-api -> monitoring/opentelemetry-collector:4318
+		sluice-auth -> monitoring/opentelemetry-collector:4318
+		sluice-scheduler -> monitoring/opentelemetry-collector:4318
+		sluice-worker -> monitoring/opentelemetry-collector:4318`},
 }
 
 const production0 = `
