@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path"
@@ -294,7 +295,7 @@ func (m Machine) Probes(ctx context.Context) error {
 				}
 				ready, err := m.mount(w, container)
 				if err == nil {
-					err = ready.serve(ctx, container)
+					err = ready.serve(ctx, container, m.Set.asks(w))
 				}
 				if err != nil {
 					found[i] = fmt.Errorf("%s, container %s: %w", w, container.Name, err)
@@ -345,7 +346,7 @@ func (r *mounted) addresses(container corev1.Container) error {
 
 // serve starts the service on ports that are free and asks what the probes would ask. Nothing that it depends on is there,
 // so that ready it must not be.
-func (r *mounted) serve(ctx context.Context, container corev1.Container) error {
+func (r *mounted) serve(ctx context.Context, container corev1.Container, also []string) error {
 	for _, variable := range []string{"SLUICE_PRIVATE_ADDR", "SLUICE_API_ADDR", "SLUICE_AUTH_ADDR"} {
 		if _, given := r.env[variable]; given {
 			r.env[variable] = "127.0.0.1:0"
@@ -371,7 +372,7 @@ func (r *mounted) serve(ctx context.Context, container corev1.Container) error {
 		_, _ = io.Copy(io.Discard, log)
 	}()
 	if err == nil {
-		err = ask(ctx, address, container)
+		err = ask(ctx, address, container, also)
 	}
 	if stopErr := cmd.Process.Signal(syscall.SIGTERM); stopErr != nil {
 		err = errors.Join(err, stopErr)
@@ -392,8 +393,28 @@ func privateAddress(log io.Reader) (string, error) {
 	return "", errors.Join(errors.New("it does not say where it listens"), lines.Err())
 }
 
-func ask(ctx context.Context, address string, container corev1.Container) error {
+// asks are the paths at which KEDA asks a workload's pods for figures.
+func (s *Set) asks(w Workload) []string {
+	var found []string
+	for _, object := range s.Objects {
+		if object.GetKind() != "ScaledObject" {
+			continue
+		}
+		for _, asked := range askedURLs(object) {
+			if at, err := url.Parse(asked); err == nil && strings.HasPrefix(at.Host, w.Component+".") {
+				found = append(found, at.Path)
+			}
+		}
+	}
+	return found
+}
+
+// ask asks the probes and metrics, and the paths that need what the service depends on.
+func ask(ctx context.Context, address string, container corev1.Container, also []string) error {
 	want := map[string]int{"/metrics": http.StatusOK}
+	for _, path := range also {
+		want[path] = http.StatusServiceUnavailable
+	}
 	for _, probe := range []*corev1.Probe{container.StartupProbe, container.LivenessProbe, container.ReadinessProbe} {
 		if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Port.StrVal != "private" {
 			return errors.New("a probe does not ask the private port by HTTP")

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // overlays are all that is checked, with what may connect to what. What stands here has to be true, and nothing else.
@@ -243,6 +244,41 @@ func TestDevelopersSecrets(t *testing.T) {
 	for name := range values {
 		if _, wanted := want[name]; !wanted {
 			t.Errorf("secrets.sh makes the Secret %s, which no pod refers to", name)
+		}
+	}
+}
+
+// Each component changes what it is for.
+func TestComponents(t *testing.T) {
+	set := render(t, "testdata/everything")
+	for _, object := range set.Objects {
+		if least, found, _ := unstructured.NestedInt64(object.Object, "spec", "minReplicaCount"); found && least != 0 {
+			t.Errorf("with scale-to-zero there are %d workers at least", least)
+		}
+	}
+	for _, w := range set.Workloads {
+		if w.Kind != "Deployment" {
+			continue
+		}
+		env, err := machine(t, set, production(t)).environment(w, w.Template.Spec.Containers[0])
+		if err != nil || env["SLUICE_TRACE_ENDPOINT"] == "" || env["SLUICE_LOG_LEVEL"] == "" {
+			t.Errorf("%s sends no traces: %v", w, err)
+		}
+	}
+}
+
+// The stores of the overlay dev are those of docker-compose.yml, which is tried with real ones.
+func TestStoresOfCompose(t *testing.T) {
+	compose, err := os.ReadFile(filepath.Join(root, "docker-compose.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range render(t, "../../k8s/overlays/dev").Workloads {
+		for _, container := range w.containers() {
+			image, store := strings.CutPrefix(container.Image, "docker.io/library/")
+			if store && !strings.Contains(string(compose), "image: "+image+"\n") {
+				t.Errorf("docker-compose.yml has no image %s", image)
+			}
 		}
 	}
 }

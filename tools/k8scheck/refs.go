@@ -301,18 +301,25 @@ func (s *Set) autoscalers(found *problems) {
 	}
 }
 
+// askedURLs are those that KEDA asks for the figures of a ScaledObject.
+func askedURLs(object Object) []string {
+	var found []string
+	triggers, _, _ := unstructured.NestedSlice(object.Object, "spec", "triggers") // the server wants them
+	for _, trigger := range triggers {
+		if asked, ok, _ := unstructured.NestedString(trigger.(map[string]any), "metadata", "url"); ok {
+			found = append(found, asked)
+		}
+	}
+	return found
+}
+
 // scalers: a URL that KEDA asks is a Service's, named as it is named from another namespace.
 func (s *Set) scalers(found *problems, services []corev1.Service) {
 	for _, object := range s.Objects {
 		if object.GetKind() != "ScaledObject" {
 			continue
 		}
-		triggers, _, _ := unstructured.NestedSlice(object.Object, "spec", "triggers") // the server wants them
-		for _, trigger := range triggers {
-			asked, ok, _ := unstructured.NestedString(trigger.(map[string]any), "metadata", "url")
-			if !ok {
-				continue
-			}
+		for _, asked := range askedURLs(object) {
 			if !slices.ContainsFunc(services, func(service corev1.Service) bool {
 				return slices.ContainsFunc(service.Spec.Ports, func(port corev1.ServicePort) bool {
 					return strings.HasPrefix(asked, fmt.Sprintf("http://%s.%s:%d/", service.Name, s.Namespace, port.Port))

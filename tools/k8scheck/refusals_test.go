@@ -98,6 +98,7 @@ func TestMistakesAreFound(t *testing.T) {
 		"links to Services":        {"base/api.yaml", "enableServiceLinks: false", "enableServiceLinks: true", configuration, "SLUICE_AUTH_SERVICE_HOST is not a setting"},
 		"a command that is none":   {"base/migrate.yaml", "admin, migrate", "admin, migrates", configuration, "migrates"},
 		"a probe of no path":       {"base/worker.yaml", "/livez", "/alive", probing, "/alive answers 404"},
+		"a question of no path":    {"base/worker-scaledobject.yaml", ":9090/scale", ":9090/scales", probing, "/scales answers 404"},
 		"another port":             {"base/kustomization.yaml", "SLUICE_API_ADDR=:8080", "SLUICE_API_ADDR=:8000", configuration, "SLUICE_API_ADDR"},
 
 		"a short grace":           {"base/worker.yaml", "GracePeriodSeconds: 75", "GracePeriodSeconds: 55", graces, "want 1m0s"},
