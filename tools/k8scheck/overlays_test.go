@@ -96,6 +96,7 @@ func TestOverlays(t *testing.T) {
 			for what, check := range map[string]func() error{
 				"pods":          set.Pods,
 				"references":    set.References,
+				"formulas":      set.Formulas,
 				"lists":         func() error { return set.Lists(queues) },
 				"graces":        func() error { return machine(t, set, values).Graces(source) },
 				"configuration": func() error { return machine(t, set, values).Configuration(t.Context()) },

@@ -408,6 +408,38 @@ type keyOf struct {
 	Key  string `json:"key"`
 }
 
+// word is a name or a function of a formula; a function has a parenthesis behind it.
+var word = regexp.MustCompile(`[a-z_]+\(?`)
+
+// Formulas checks that what a ScaledObject computes with are its triggers, and that it computes with all of them.
+func (s *Set) Formulas() error {
+	var found problems
+	for _, object := range s.Objects {
+		formula, ok, _ := unstructured.NestedString(object.Object, "spec", "advanced", "scalingModifiers", "formula")
+		if object.GetKind() != "ScaledObject" || !ok {
+			continue
+		}
+		about, names := named("ScaledObject "+object.GetName()), map[string]bool{}
+		triggers, _, _ := unstructured.NestedSlice(object.Object, "spec", "triggers") // the server wants them
+		for _, trigger := range triggers {
+			name, _, _ := unstructured.NestedString(trigger.(map[string]any), "name") // optional
+			names[name] = false
+		}
+		for _, name := range word.FindAllString(formula, -1) {
+			if _, ok := names[name]; !ok && !strings.HasSuffix(name, "(") {
+				found.add(about, "the formula has %s, which is no trigger", name)
+			}
+			names[name] = true
+		}
+		for name, used := range names {
+			if !used {
+				found.add(about, "the formula does not use the trigger %q", name)
+			}
+		}
+	}
+	return errors.Join(found...)
+}
+
 // Secrets are the keys of Secrets that pods and KEDA refer to, by the name of the Secret.
 func (s *Set) Secrets() map[string][]string {
 	keys := map[string]map[string]bool{}

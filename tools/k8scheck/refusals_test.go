@@ -60,6 +60,7 @@ func TestMistakesAreFound(t *testing.T) {
 		return errors.Join(err, set.Lists(queues))
 	}
 	references := func(_ context.Context, set *Set) error { return set.References() }
+	formulas := func(_ context.Context, set *Set) error { return set.Formulas() }
 	arrows := func(_ context.Context, set *Set) error {
 		_, err := set.Arrows()
 		return err
@@ -104,6 +105,8 @@ func TestMistakesAreFound(t *testing.T) {
 		"a short grace":           {"base/worker.yaml", "GracePeriodSeconds: 75", "GracePeriodSeconds: 55", graces, "want 1m0s"},
 		"a list of no queue":      {"base/worker-scaledobject.yaml", "asynq:{bulk}:pending", "asynq:{bulk}:waiting", lists, "asynq:{bulk}:waiting"},
 		"a queue that is none":    {"base/worker-scaledobject.yaml", "asynq:{bulk}:active", "asynq:{large}:active", lists, "asynq:{large}:active"},
+		"a name of no trigger":    {"base/worker-scaledobject.yaml", "name: busy_workers", "name: busy", formulas, "busy_workers, which is no trigger"},
+		"a trigger for nothing":   {"base/worker-scaledobject.yaml", "name: busy_workers", "name: busy", formulas, `does not use the trigger "busy"`},
 		"a Service of no pods":    {"base/auth.yaml", "selector: {app.kubernetes.io/name: sluice-auth}", "selector: {app: auth}", references, "selects no pods"},
 		"a Service of no port":    {"base/auth.yaml", "targetPort: public", "targetPort: https", references, "no port https"},
 		"a monitor of no port":    {"base/podmonitor.yaml", "port: private", "port: metrics", references, "port metrics"},
