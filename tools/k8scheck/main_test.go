@@ -38,7 +38,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	if server, err = Start(ctx, os.Getenv("K8SCHECK_ETCD"), os.Getenv("K8SCHECK_APISERVER"), dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
