@@ -283,3 +283,23 @@ func TestStoresOfCompose(t *testing.T) {
 		}
 	}
 }
+
+// An autoscaler that takes a worker for more or less than it does at once would start too few or too many.
+func TestTargetIsWhatAWorkerDoes(t *testing.T) {
+	set := render(t, "../../k8s/overlays/production")
+	target := ""
+	for _, object := range set.Objects {
+		if object.GetKind() == "ScaledObject" {
+			target, _, _ = unstructured.NestedString(object.Object, "spec", "advanced", "scalingModifiers", "target")
+		}
+	}
+	for _, w := range set.Workloads {
+		if program(w.Template.Spec.Containers[0]) != "worker" {
+			continue
+		}
+		env, err := machine(t, set, production(t)).environment(w, w.Template.Spec.Containers[0])
+		if concurrency := env["SLUICE_WORKER_CONCURRENCY"]; err != nil || target == "" || target != concurrency {
+			t.Errorf("target is %q and SLUICE_WORKER_CONCURRENCY %q (%v)", target, concurrency, err)
+		}
+	}
+}
