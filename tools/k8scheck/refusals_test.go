@@ -102,7 +102,7 @@ func TestMistakesAreFound(t *testing.T) {
 		"a question of no path":    {"base/worker-scaledobject.yaml", ":9090/scale", ":9090/scales", probing, "/scales answers 404"},
 		"another port":             {"base/kustomization.yaml", "SLUICE_API_ADDR=:8080", "SLUICE_API_ADDR=:8000", configuration, "SLUICE_API_ADDR"},
 
-		"a short grace":           {"base/worker.yaml", "GracePeriodSeconds: 75", "GracePeriodSeconds: 55", graces, "want 1m0s"},
+		"a short grace":           {"base/worker.yaml", "GracePeriodSeconds: 240", "GracePeriodSeconds: 205", graces, "want 3m30s"},
 		"a list of no queue":      {"base/worker-scaledobject.yaml", "asynq:{bulk}:pending", "asynq:{bulk}:waiting", lists, "asynq:{bulk}:waiting"},
 		"a queue that is none":    {"base/worker-scaledobject.yaml", "asynq:{bulk}:active", "asynq:{large}:active", lists, "asynq:{large}:active"},
 		"a name of no trigger":    {"base/worker-scaledobject.yaml", "name: busy_workers", "name: busy", formulas, "busy_workers, which is no trigger"},
