@@ -28,6 +28,12 @@ func (t Trust) Roots() (*x509.CertPool, error) {
 	return roots, nil
 }
 
+// readable reports whether the file of authorities can be read. Common's Validate tells what is wrong with it, once.
+func (t Trust) readable() bool {
+	_, err := t.Roots()
+	return err == nil
+}
+
 // Client returns a client for https servers that are not ours, such as those of key sets: nil, which stands for the
 // package's own, when the system's roots suffice.
 func (t Trust) Client() (*http.Client, error) {
