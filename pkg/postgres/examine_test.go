@@ -37,7 +37,11 @@ func TestExamine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(ctx)
+	defer func() {
+		if err := conn.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
 	role := "reader_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	for _, step := range []string{
 		"CREATE ROLE " + role + " LOGIN PASSWORD 'x'", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + role,

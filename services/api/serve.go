@@ -82,8 +82,8 @@ func (c *config) Validate() (err error) {
 		c.Envelope.Validate(), c.Audit.Validate())
 }
 
-func load(args, environ []string) (cfg config, checkOnly bool, err error) {
-	checkOnly, err = wiring.Load("api", args, environ, &cfg)
+func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bool, err error) {
+	checkOnly, err = wiring.Load(ctx, "api", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
 

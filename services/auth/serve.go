@@ -92,8 +92,8 @@ func checkTokenURL(text string) error {
 	return nil
 }
 
-func load(args, environ []string) (cfg config, checkOnly bool, err error) {
-	checkOnly, err = wiring.Load("auth", args, environ, &cfg)
+func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bool, err error) {
+	checkOnly, err = wiring.Load(ctx, "auth", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
 

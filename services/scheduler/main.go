@@ -12,7 +12,7 @@ func main() { wiring.Main("scheduler", run) }
 
 // run is the whole process: configuration, parts, listeners, until the context ends.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
-	cfg, checkOnly, err := load(args, environ)
+	cfg, checkOnly, err := load(ctx, args, environ)
 	if err != nil || checkOnly {
 		return err
 	}

@@ -34,9 +34,9 @@ func (c config) Validate() error {
 		c.OperatorPage.Validate())
 }
 
-func load(args, environ []string) (cfg config, checkOnly bool, err error) {
+func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bool, err error) {
 	cfg.Config = upkeep.Defaults()
-	checkOnly, err = wiring.Load("scheduler", args, environ, &cfg)
+	checkOnly, err = wiring.Load(ctx, "scheduler", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
 

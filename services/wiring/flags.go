@@ -11,7 +11,7 @@ import (
 // Load fills the config of a service from the environment. A service has two flags, with which nothing is started:
 // --check-config reports what is wrong with the configuration, and --check-health whether the service that runs with the
 // same environment is ready, which it asks at its private listener: for containers, whose image has nothing else to ask by.
-func Load(service string, args, environ []string, config any) (checkOnly bool, err error) {
+func Load(ctx context.Context, service string, args, environ []string, config any) (checkOnly bool, err error) {
 	flags := flag.NewFlagSet(service, flag.ContinueOnError)
 	flags.BoolVar(&checkOnly, "check-config", false, "check the configuration and exit")
 	asksHealth := flags.Bool("check-health", false, "ask the running service whether it is ready and exit")
@@ -22,7 +22,7 @@ func Load(service string, args, environ []string, config any) (checkOnly bool, e
 		return false, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if *asksHealth {
-		return true, checkHealth(context.Background(), environ)
+		return true, checkHealth(ctx, environ)
 	}
 	return checkOnly, platform.LoadConfig(environ, config)
 }

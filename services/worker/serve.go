@@ -45,9 +45,9 @@ func (c config) Validate() error {
 		c.Config.Validate(), c.Objects.Validate(), c.Envelope.Validate())...)
 }
 
-func load(args, environ []string) (cfg config, checkOnly bool, err error) {
+func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bool, err error) {
 	cfg.Config = pipeline.Defaults()
-	checkOnly, err = wiring.Load("worker", args, environ, &cfg)
+	checkOnly, err = wiring.Load(ctx, "worker", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
 
