@@ -97,6 +97,10 @@ func TestReopen(t *testing.T) {
 		if issued := issue(t, s, id, 10); len(issued) != 0 {
 			t.Errorf("issued %+v beside the unit that was reopened", issued)
 		}
+		// The seal was taken back. Nobody may have it run, or give it up, before the unit is closed: the manifest would lack it.
+		_, err = s.Reopen(ctx, id, export.SealUnit)
+		wantErr(t, "a retry of the seal that was taken back", err, export.ErrConflict)
+		wantErr(t, "giving it up", s.GiveUp(ctx, id, export.SealUnit, "x", seal), export.ErrConflict)
 		must(t, finish(t, s, id, three, again.Fence))
 		after := issue(t, s, id, 10)
 		if len(after) != 1 || after[0].Unit.ID != export.SealUnit || after[0].Fence <= before[0].Fence {
@@ -150,7 +154,12 @@ func TestReopenRefuses(t *testing.T) {
 		must(t, err)
 		again, err := s.Reopen(ctx, id, threeUnits[0].ID)
 		must(t, err)
-		must(t, finish(t, s, id, threeUnits[0], again.Fence))
+		_, err = s.Reopen(ctx, id, export.ReferencesUnit)
+		wantErr(t, "a retry of the references that were taken back", err, export.ErrConflict)
+		next := export.Unit{ID: export.ReferencesUnit, Kind: export.KindReferences}
+		wantErr(t, "giving them up", s.GiveUp(ctx, id, export.ReferencesUnit, "x", seal), export.ErrConflict)
+		lease := claim(t, s, id, threeUnits[0].ID, threeUnits[0].Kind, again.Fence)
+		must(t, s.Commit(ctx, lease, jobstore.Commit{Next: next}))
 		found, err := s.Inspect(ctx, id)
 		must(t, err)
 		if slices.ContainsFunc(found.Units, func(u jobstore.UnitStanding) bool { return u.Unit.ID == cut.ID }) {

@@ -65,7 +65,10 @@ func OpenTracing(ctx context.Context, cfg TracingConfig) (*Tracing, error) {
 	if cfg.Endpoint == "" {
 		return &Tracing{}, nil
 	}
-	client := http.Client{Timeout: exportTimeout}
+	// A redirect would take the headers, which are secret, to somebody else.
+	client := http.Client{
+		Timeout: exportTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	if cfg.Client != nil {
 		client.Transport = cfg.Client.Transport
 	}

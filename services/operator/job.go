@@ -65,7 +65,7 @@ func (p *Page) job(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	page := jobPage{
-		frame: p.frame(r, "Job "+abbreviated(job.ID)), Base: jobPath(job.ID),
+		frame: p.frame(r, "Job "+abbreviated(job.ID), p.Now()), Base: jobPath(job.ID),
 		Job:       jobRow{ID: job.ID, Short: abbreviated(job.ID), State: stateOf(job.State), Percent: job.Percent},
 		CanCancel: job.State.CanBecome(export.Cancelled), CanPurge: !job.State.Live(), Failure: job.Failure,
 		Facts: factsOf(job),

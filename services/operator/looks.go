@@ -2,7 +2,7 @@ package operator
 
 import (
 	"context"
-
+	"maps"
 	"time"
 )
 
@@ -11,6 +11,8 @@ const (
 	lookLife = time.Second
 	// lookShare is how much of the time may at most be spent looking: what took long to read is kept so many times longer.
 	lookShare = 10
+	// lookMost is how old at most: operators act on what they see.
+	lookMost = 10 * time.Second
 	// looksKept bounds how many different ones are kept.
 	looksKept = 64
 )
@@ -48,11 +50,12 @@ func (l *looks[T]) at(ctx context.Context, key string, read func(context.Context
 	if err != nil {
 		return none, err
 	}
+	ended := l.now()
+	maps.DeleteFunc(l.kept, func(_ string, old kept[T]) bool { return !ended.Before(old.until) })
 	if len(l.kept) >= looksKept {
 		clear(l.kept)
 	}
-	ended := l.now()
-	l.kept[key] = kept[T]{value, ended.Add(max(lookLife, lookShare*ended.Sub(begun)))}
+	l.kept[key] = kept[T]{value, ended.Add(min(lookMost, max(lookLife, lookShare*ended.Sub(begun))))}
 	return value, nil
 }
 

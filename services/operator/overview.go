@@ -84,7 +84,9 @@ type purgeRow struct {
 // overviewLook is what the page is made of, read at one time.
 type overviewLook struct {
 	list    operate.Page
+	at      time.Time                        // when the look began
 	totals  map[export.JobID]jobstore.Totals // of the jobs listed and of those to be purged
+	jobs    int                              // that were added up
 	stored  int64                            // bytes in the object store, of all jobs
 	intake  operate.Intake
 	queues  []queue.Waiting
@@ -94,6 +96,7 @@ type overviewLook struct {
 }
 
 func (p *Page) look(ctx context.Context, filter operate.Filter) (look overviewLook, err error) {
+	look.at = p.Now()
 	if look.list, err = p.operator.List(ctx, filter); err != nil {
 		return look, err
 	}
@@ -122,28 +125,40 @@ func (p *Page) look(ctx context.Context, filter operate.Filter) (look overviewLo
 	for _, record := range records {
 		look.states[record.ID] = record.State
 	}
-	look.totals, look.stored, err = p.sum(ctx)
+	shown := map[export.JobID]bool{}
+	for _, job := range look.list.Jobs {
+		shown[job.ID] = true
+	}
+	for _, id := range due {
+		shown[id] = true
+	}
+	look.totals, look.jobs, look.stored, err = p.sum(ctx, shown)
 	return look, err
 }
 
-// sum returns what each job has exported, and how much the object store holds of all of them.
-func (p *Page) sum(ctx context.Context) (of map[export.JobID]jobstore.Totals, stored int64, err error) {
+// sum returns what each of the jobs shown has exported, how many jobs there are, and how much the object store holds of
+// all of them.
+func (p *Page) sum(
+	ctx context.Context, shown map[export.JobID]bool,
+) (of map[export.JobID]jobstore.Totals, jobs int, stored int64, err error) {
 	ids, _, err := p.Jobs.Known(ctx, summedMost)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
-	of = make(map[export.JobID]jobstore.Totals, len(ids))
+	of = make(map[export.JobID]jobstore.Totals, len(shown))
 	for batch := range slices.Chunk(ids, 500) {
 		totals, err := p.Jobs.Totals(ctx, batch)
 		if err != nil {
-			return nil, 0, err
+			return nil, 0, 0, err
 		}
 		for i, id := range batch {
-			of[id] = totals[i]
+			if shown[id] {
+				of[id] = totals[i]
+			}
 			stored += totals[i].Stored
 		}
 	}
-	return of, stored, nil
+	return of, len(ids), stored, nil
 }
 
 // filterOf reads which jobs are asked for. What is none is left out: a list shows more then, never something else.
@@ -171,10 +186,10 @@ func (p *Page) overview(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, err, Path)
 		return
 	}
-	now := p.Now()
+	now := look.at
 	samples := p.meter.all()
 	page := overviewPage{
-		frame: p.frame(r, "Exports"), Chart: draw(samples, now), Owner: filter.Owner,
+		frame: p.frame(r, "Exports", now), Chart: draw(samples, p.Now()), Owner: filter.Owner,
 		Filtered: len(filter.States) > 0 || filter.Owner != "", Intake: showIntake(look.intake), Tiles: tiles(look, samples),
 	}
 	for _, state := range export.States() {
@@ -201,7 +216,7 @@ func (p *Page) overview(w http.ResponseWriter, r *http.Request) {
 	for _, worker := range look.workers {
 		page.Workers = append(page.Workers, showWorker(worker, now))
 	}
-	page.Stored = fmt.Sprintf("%s in the object store, of %s.", size(look.stored), plural(len(look.totals), "job"))
+	page.Stored = fmt.Sprintf("%s in the object store, of %s.", size(look.stored), plural(look.jobs, "job"))
 	for _, entry := range look.due {
 		state, there := look.states[entry.ID]
 		if !there {

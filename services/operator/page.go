@@ -107,13 +107,13 @@ func (p *Page) Run(ctx context.Context) error {
 // frame is what every page has. The templates find its fields in each page's own.
 type frame struct {
 	Title  string
-	Live   bool // it is kept up to date
-	Now    string
+	Live   bool   // it is kept up to date
+	Now    string // when what it shows was read
 	Notice string // what has just been done
 }
 
-func (p *Page) frame(r *http.Request, title string) frame {
-	return frame{Title: title, Live: true, Now: p.Now().UTC().Format("15:04:05 UTC"), Notice: done[r.URL.Query().Get("done")]}
+func (p *Page) frame(r *http.Request, title string, seen time.Time) frame {
+	return frame{Title: title, Live: true, Now: seen.UTC().Format("15:04:05 UTC"), Notice: done[r.URL.Query().Get("done")]}
 }
 
 // render answers with a page, which is made as a whole before any of it is sent.

@@ -120,7 +120,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 
 // openPage returns the operator's page, or nil where it may not be shown.
 func openPage(cfg config, at net.Addr, parts operate.Parts, log *slog.Logger) (*operator.Page, error) {
-	if !cfg.OperatorPage.Shown(cfg.TLS, at) {
+	if !cfg.OperatorPage.Shown(at) {
 		return nil, nil //nolint:nilnil // as documented
 	}
 	return operator.New(operator.Config{Hosts: cfg.Hosts, Logger: log}, parts)

@@ -8,8 +8,8 @@ import (
 )
 
 // OperatorPage says whether a process shows the operator's page (docs/operators-page.md) on its private listener. It can
-// cancel jobs and asks for no password, so by itself it is only where nobody but operators can be: behind client
-// certificates, or on an address that only this machine reaches.
+// cancel jobs and asks for no password, so by itself it is only on an address that only this machine reaches. Client
+// certificates alone are not enough: who scrapes metrics has one too.
 type OperatorPage struct {
 	Page  string   `env:"OPERATOR_PAGE" envDefault:"auto"` // auto, true or false
 	Hosts []string `env:"OPERATOR_HOSTS"`                  // names that it is asked by, besides localhost and addresses
@@ -31,11 +31,11 @@ func (o OperatorPage) Validate() error {
 }
 
 // Shown decides for a private listener at the address.
-func (o OperatorPage) Shown(t TLS, addr net.Addr) bool {
+func (o OperatorPage) Shown(addr net.Addr) bool {
 	if o.Page != "auto" {
 		return o.Page == "true"
 	}
-	return t.PrivateClientCA != "" || Loopback(addr)
+	return Loopback(addr)
 }
 
 // Loopback reports whether only this machine reaches the address.

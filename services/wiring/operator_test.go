@@ -10,26 +10,25 @@ import (
 // By itself the page is shown only where nobody but operators can be.
 func TestWhereTheOperatorsPageIsShown(t *testing.T) {
 	for _, row := range []struct {
-		page, ip, clients string
-		want              bool
+		page, ip string
+		want     bool
 	}{
-		{"auto", "127.0.0.1", "", true},
-		{"auto", "::1", "", true},
-		{"auto", "::", "", false},
-		{"auto", "0.0.0.0", "", false},
-		{"auto", "10.0.0.1", "", false},
-		{"auto", "10.0.0.1", "ca.pem", true},
-		{"true", "0.0.0.0", "", true},
-		{"false", "127.0.0.1", "", false},
-		{"false", "10.0.0.1", "ca.pem", false},
+		{"auto", "127.0.0.1", true},
+		{"auto", "::1", true},
+		{"auto", "::", false},
+		{"auto", "0.0.0.0", false},
+		{"auto", "10.0.0.1", false},
+		{"true", "0.0.0.0", true},
+		{"false", "127.0.0.1", false},
+		{"false", "10.0.0.1", false},
 	} {
 		page := wiring.OperatorPage{Page: row.page}
 		if err := page.Validate(); err != nil {
 			t.Errorf("%s: %v", row.page, err)
 		}
 		addr := &net.TCPAddr{IP: net.ParseIP(row.ip), Port: 9090}
-		if got := page.Shown(wiring.TLS{PrivateClientCA: row.clients}, addr); got != row.want {
-			t.Errorf("%s on %s, clients of %q: shown %v, want %v", row.page, row.ip, row.clients, got, row.want)
+		if got := page.Shown(addr); got != row.want {
+			t.Errorf("%s on %s: shown %v, want %v", row.page, row.ip, got, row.want)
 		}
 	}
 	for _, bad := range []string{"", "on", "True", "1"} {

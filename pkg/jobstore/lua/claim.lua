@@ -5,6 +5,8 @@ if not live() then return { 'NOTLIVE' } end
 if redis.call('HGET', fences, unit) ~= fence then return { 'FENCED' } end
 if redis.call('HEXISTS', results, unit) == 1 then return { 'FENCED' } end
 if redis.call('HGET', claims, unit) == fence then return { 'FENCED' } end
+-- A manifest that is written while a unit is open would lack what that unit brings.
+if target == 'sealing' and redis.call('ZCARD', waiting) + redis.call('ZCARD', issued) > 1 then return { 'FENCED' } end
 if target ~= '' and redis.call('HGET', job, 'state') ~= target and not move(target) then return { 'CONFLICT' } end
 redis.call('HSET', claims, unit, fence)
 redis.call('ZADD', issued, clock(now), unit)

@@ -6,6 +6,9 @@ if redis.call('EXISTS', job) == 0 or not spec or redis.call('ZSCORE', staged, un
 if redis.call('HGET', results, unit) == ARGV[2] then return { 'OK' } end -- a repetition: the first answer was lost
 if not live() then return { 'NOTLIVE' } end
 if redis.call('HEXISTS', results, unit) == 1 then return { 'CONFLICT', 'it is closed' } end
+if not redis.call('ZSCORE', issued, unit) and not redis.call('ZSCORE', waiting, unit) then
+  return { 'CONFLICT', 'it waits for its turn' } -- a stage that was taken back for the sake of a retry
+end
 local decoded = cjson.decode(spec)
 if decoded.kind == 'references' then unstage() end
 redis.call('HSET', results, unit, ARGV[2])

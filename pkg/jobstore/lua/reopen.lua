@@ -7,11 +7,18 @@ if redis.call('EXISTS', job) == 0 or not spec or redis.call('ZSCORE', staged, un
 if not live() then return { 'NOTLIVE' } end
 if redis.call('ZSCORE', waiting, unit) then return { 'CONFLICT', 'it waits for its turn' } end
 local result = redis.call('HGET', results, unit)
+-- A later stage that was taken back for the sake of a retry is nowhere: it is opened when that unit is closed.
+if not result and not redis.call('ZSCORE', issued, unit) then return { 'CONFLICT', 'it waits for its turn' } end
 if result then
   local failure = cjson.decode(result).failure
   if not failure or failure == '' then return { 'CONFLICT', 'it is done' } end
   if redis.call('HGET', job, 'state') == 'sealing' then return { 'CONFLICT', 'the manifest is being written' } end
   local decoded = cjson.decode(spec)
+  if decoded.kind == 'references' then
+    for _, other in ipairs(redis.call('HVALS', units)) do
+      if cjson.decode(other).kind == 'referenced' then return { 'CONFLICT', 'what an attempt at it has cut is there already' } end
+    end
+  end
   -- The stages behind it were opened without what it will bring: they have to begin anew, or have begun already.
   local later = { 'seal' }
   if decoded.kind == 'export' then later = { 'references', 'seal' } end

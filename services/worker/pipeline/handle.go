@@ -291,6 +291,12 @@ func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Leas
 	if err != nil {
 		return err
 	}
+	if lease.Unit.Kind == export.KindReferences {
+		// What a lost attempt at it has cut would come to light with its failure.
+		if err := w.Jobs.Stage(ctx, lease, nil); err != nil {
+			return err
+		}
+	}
 	return w.close(ctx, log, lease, jobstore.Commit{
 		Result: export.Result{Failure: reason},
 		Next:   job.Request.Next(lease.Unit.Kind, false),
