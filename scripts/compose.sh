@@ -174,9 +174,9 @@ quickstart() {
 
 		Export everybody ($patients synthetic patients), and check what came (\`make build\` makes bin/sluice):
 
-		  SSL_CERT_FILE=$state/ca.pem bin/sluice export --base $(api_url) --group $group --out export \\
+		  SSL_CERT_FILE=$state/ca.pem bin/sluice export --base $(api_url) --group $group --out $state/export \\
 		    --client-id $client --client-key $state/client/$client.key.json
-		  bin/sluice verify export
+		  bin/sluice verify $state/export
 
 		The operator's page: http://127.0.0.1:$(setting SCHEDULER_PORT)/operator/
 		More workers: docker compose up --detach --scale worker=4 --no-recreate. More of everything: docs/containers.md

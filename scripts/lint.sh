@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 lint=$(scripts/tool.sh golangci-lint)
 code=0
-for module in proto pkg services tools/testreport tools/composecheck tools/k8scheck; do
+for module in proto pkg services tools/testreport tools/composecheck tools/k8scheck tools/monitoringcheck; do
 	# A module that holds no package yet has nothing to lint, which golangci-lint takes for an error.
 	if [ -z "$(GOWORK=off go -C "$module" list ./... 2>/dev/null)" ]; then
 		continue

@@ -327,6 +327,18 @@ func (c *composed) stop(name string, grace string, sig syscall.Signal) {
 	}
 }
 
+// grace is what the file gives a service to stop in.
+func (c *composed) grace(name string) string {
+	c.t.Helper()
+	for _, s := range c.services {
+		if s.Name == name {
+			return s.Grace
+		}
+	}
+	c.t.Fatalf("there is no service %s", name)
+	return ""
+}
+
 // composePatients is how many the sample data has.
 const composePatients = 20
 
@@ -398,7 +410,7 @@ func TestTheComposeFileOutsideOfContainers(t *testing.T) {
 	export()
 
 	// Everything stops in order, within the grace that it gets, the last one started first.
-	c.stop("second worker", "30s", syscall.SIGTERM)
+	c.stop("second worker", c.grace("worker"), syscall.SIGTERM)
 	for n := range c.services {
 		s := c.services[len(c.services)-1-n]
 		switch {

@@ -27,8 +27,11 @@ const (
 	ourImage         = "sluice:local"
 	ourUser          = "65532:65532"
 	privatePort      = 9090
-	// What a service of ours may take to stop beside its drain: the listeners' 20 s, and closing what is open.
-	besidesDrain = 20 * time.Second
+	// What a service of ours may take to stop: the listeners' 20 s (pkg/platform), or its drain and then 25 s to hand back
+	// (pkg/queue); and some to close what is open.
+	answers  = 20 * time.Second
+	handBack = 25 * time.Second
+	margin   = 5 * time.Second
 )
 
 // writable are the services whose root file system may be written to, with the reason.
@@ -225,18 +228,18 @@ func (t *tree) stops(s types.ServiceConfig) []string {
 	if s.StopGracePeriod == nil {
 		return []string{"it has no stop_grace_period"}
 	}
-	drain := time.Duration(0)
+	need := answers
 	for name, value := range s.Environment {
 		if strings.HasSuffix(name, "_DRAIN") && value != nil {
-			var err error
-			if drain, err = time.ParseDuration(*value); err != nil {
+			drain, err := time.ParseDuration(*value)
+			if err != nil {
 				return []string{name + ": " + err.Error()}
 			}
+			need = max(need, drain+handBack)
 		}
 	}
-	if grace := time.Duration(*s.StopGracePeriod); grace < max(drain+5*time.Second, besidesDrain+5*time.Second) {
-		return []string{fmt.Sprintf("it is killed after %s: before its drain of %s, or its listeners' of %s, is over",
-			grace, drain, besidesDrain)}
+	if grace := time.Duration(*s.StopGracePeriod); grace < need+margin {
+		return []string{fmt.Sprintf("it is killed after %s, want %s", grace, need+margin)}
 	}
 	return nil
 }

@@ -85,8 +85,11 @@ func TestMistakesAreFound(t *testing.T) {
 		{composeFile, "test: [CMD, /usr/local/bin/auth, --check-health]", "test: [CMD, /bin/curl, x]", "stage sluice has no /bin/curl"},
 		{composeFile, "  timeout: 6s\n", "", "leaves times to the engine"},
 		{composeFile, "127.0.0.1:6379 ping", "127.0.0.1:6378 ping", "redis: its health check asks port 6378"},
-		{composeFile, "stop_grace_period: 30s # SLUICE_WORKER_DRAIN", "stop_grace_period: 12s # SLUICE_WORKER_DRAIN", "worker: it is killed after 12s"},
-		{composeFile, "SLUICE_WORKER_DRAIN: 10s", "SLUICE_WORKER_DRAIN: 5m", "worker: it is killed after 30s"},
+		{composeFile, "stop_grace_period: 45s # SLUICE_WORKER_DRAIN", "stop_grace_period: 39s # SLUICE_WORKER_DRAIN",
+			"worker: it is killed after 39s, want 40s"},
+		{composeFile, "stop_grace_period: 40s # SLUICE_SCHEDULER_DRAIN", "stop_grace_period: 30s # SLUICE_SCHEDULER_DRAIN",
+			"scheduler: it is killed after 30s, want 35s"},
+		{composeFile, "SLUICE_WORKER_DRAIN: 10s", "SLUICE_WORKER_DRAIN: 5m", "worker: it is killed after 45s"},
 		// The order of the start.
 		{composeFile, "postgres: { condition: service_healthy }", "postgres: { condition: service_started }", "want healthy or completed"},
 		{composeFile, "postgres: { condition: service_healthy }", "postgres: { condition: service_completed_successfully }", "runs for ever"},

@@ -20,7 +20,7 @@ var overlays = map[string]struct {
 	"dev": {"../../k8s/overlays/dev", `
 		ingress/ -> sluice-api:8080
 		ingress/ -> sluice-auth:8081
-		keda/keda-operator -> sluice-scheduler:9090
+		keda/ -> sluice-scheduler:9090
 		monitoring/prometheus -> sluice-api:9090
 		monitoring/prometheus -> sluice-auth:9090
 		monitoring/prometheus -> sluice-scheduler:9090
@@ -56,7 +56,7 @@ var overlays = map[string]struct {
 const production0 = `
 		ingress/ -> sluice-api:8080
 		ingress/ -> sluice-auth:8081
-		keda/keda-operator -> sluice-scheduler:9090
+		keda/ -> sluice-scheduler:9090
 		monitoring/prometheus -> sluice-api:9090
 		monitoring/prometheus -> sluice-auth:9090
 		monitoring/prometheus -> sluice-scheduler:9090
@@ -246,6 +246,15 @@ func TestDevelopersSecrets(t *testing.T) {
 		if _, wanted := want[name]; !wanted {
 			t.Errorf("secrets.sh makes the Secret %s, which no pod refers to", name)
 		}
+	}
+}
+
+// Who renames the namespace need not think of what KEDA asks.
+func TestNamespaceIsSetInOnePlace(t *testing.T) {
+	tree := altered(t, "overlays/production/kustomization.yaml", "namespace: sluice\n", "namespace: other\n")
+	set := render(t, filepath.Join(tree, "overlays/production"))
+	if err := set.References(); err != nil || set.Namespace != "other" {
+		t.Errorf("in namespace %s: %v", set.Namespace, err)
 	}
 }
 

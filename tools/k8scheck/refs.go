@@ -322,7 +322,7 @@ func (s *Set) scalers(found *problems, services []corev1.Service) {
 		for _, asked := range askedURLs(object) {
 			if !slices.ContainsFunc(services, func(service corev1.Service) bool {
 				return slices.ContainsFunc(service.Spec.Ports, func(port corev1.ServicePort) bool {
-					return strings.HasPrefix(asked, fmt.Sprintf("http://%s.%s:%d/", service.Name, s.Namespace, port.Port))
+					return strings.HasPrefix(asked, fmt.Sprintf("http://%s.%s.svc:%d/", service.Name, s.Namespace, port.Port))
 				})
 			}) {
 				found.add(named("ScaledObject "+object.GetName()), "%s is of no Service", asked)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	random "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -149,19 +150,23 @@ func (s *Server) Stop() {
 	s.processes = nil
 }
 
-// freePorts finds ports of loopback. All are held until the last is found.
+// freePorts finds ports of loopback below the range that the system hands out by itself. All are held until the last is
+// found.
 func freePorts(ctx context.Context, n int) ([]string, error) {
 	var config net.ListenConfig
 	var ports []string
-	for range n {
-		listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
+	for range 100 {
+		port := strconv.Itoa(20000 + random.IntN(12000))
+		listener, err := config.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", port))
 		if err != nil {
-			return nil, err
+			continue // taken
 		}
 		defer listener.Close()
-		ports = append(ports, strconv.Itoa(listener.Addr().(*net.TCPAddr).Port))
+		if ports = append(ports, port); len(ports) == n {
+			return ports, nil
+		}
 	}
-	return ports, nil
+	return nil, errors.New("there are no free ports")
 }
 
 // writeCertificate writes ca.pem, cert.pem and key.pem: of a server on loopback that is an administrator as a client.
