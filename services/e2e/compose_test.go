@@ -362,16 +362,16 @@ func TestTheComposeFileOutsideOfContainers(t *testing.T) {
 	}
 	export := func() {
 		t.Helper()
-		must(t, os.RemoveAll(filepath.Join(home, "export")))
+		must(t, os.RemoveAll(filepath.Join(c.state, "export")))
 		paste := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", commands)
 		paste.Dir = home
 		if out, err := paste.CombinedOutput(); err != nil {
 			t.Fatalf("the quickstart: %v\n%s\n%s", err, commands, out)
 		}
-		if patients := countLines(t, filepath.Join(home, "export", "Patient*.ndjson")); patients != composePatients {
+		if patients := countLines(t, filepath.Join(c.state, "export", "Patient*.ndjson")); patients != composePatients {
 			t.Errorf("%d patients are exported, want %d", patients, composePatients)
 		}
-		if some, all := countLines(t, filepath.Join(home, "export", "Observation*.ndjson")),
+		if some, all := countLines(t, filepath.Join(c.state, "export", "Observation*.ndjson")),
 			countLines(t, filepath.Join(c.dir, "volumes", "*sample", "*", "Observation*.ndjson")); some != all || all == 0 {
 			t.Errorf("%d observations are exported, want %d", some, all)
 		}
