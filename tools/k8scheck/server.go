@@ -156,7 +156,7 @@ func freePorts(ctx context.Context, n int) ([]string, error) {
 	var config net.ListenConfig
 	var ports []string
 	for range 100 {
-		port := strconv.Itoa(20000 + random.IntN(12000))
+		port := strconv.Itoa(20000 + random.IntN(12000)) //nolint:gosec // no secret: the ports are tried, not guessed
 		listener, err := config.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", port))
 		if err != nil {
 			continue // taken

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/promql/parser"
 )
 
@@ -40,7 +40,7 @@ func TestQueriesAskForWhatThereIs(t *testing.T) {
 			asked[selector.Name] = true
 			here = append(here, of...)
 			for _, matcher := range selector.LabelMatchers {
-				if matcher.Name != labels.MetricName && !slices.Contains(of, matcher.Name) {
+				if matcher.Name != model.MetricNameLabel && !slices.Contains(of, matcher.Name) {
 					t.Errorf("%s: %s has no label %s", q.where, selector.Name, matcher.Name)
 				}
 			}
