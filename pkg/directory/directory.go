@@ -1,5 +1,5 @@
 // Package directory knows who is in which group and who may export what. Sluice does not own groups: it reads them
-// (SPEC 1). Access fails closed: no entry means no access.
+// (spec 1). Access fails closed: no entry means no access.
 package directory
 
 import (

@@ -32,7 +32,7 @@ func ParseJobID(s string) (JobID, error) {
 	return JobID(s), nil
 }
 
-// Owner is the user that a job belongs to: the same subject from two issuers is two users (SPEC 1).
+// Owner is the user that a job belongs to: the same subject from two issuers is two users (spec 1).
 type Owner struct {
 	Issuer  string `json:"iss"`
 	Subject string `json:"sub"`
@@ -47,7 +47,7 @@ func (o Owner) Key() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Dialect is how a job's answers are phrased (SPEC 9).
+// Dialect is how a job's answers are phrased (spec 9).
 type Dialect string
 
 // The dialects: Classic is the documented service, IG is the HL7 Bulk Data Access IG.
@@ -73,7 +73,7 @@ type Job struct {
 	Created  time.Time
 	Snapshot time.Time // the instant that the data is read at; frozen by the plan
 	Finished time.Time // completed or failed
-	Expires  time.Time // from this instant on the job is not there (SPEC 6)
+	Expires  time.Time // from this instant on the job is not there (spec 6)
 	Percent  int       // 0..99 until sealed, never decreasing
 	Failure  string    // why a failed job failed, fit for its owner to read
 	Cohort   Cohort    // set by the plan
@@ -83,7 +83,7 @@ type Job struct {
 }
 
 // Visible reports whether the owner may still see the job at the instant: it is neither cancelled nor expired. It is
-// decided by the clock and not by whether a sweep has come by (SPEC 6).
+// decided by the clock and not by whether a sweep has come by (spec 6).
 func (j Job) Visible(now time.Time) bool {
 	if j.State == Cancelled || j.State == Expired {
 		return false

@@ -3,7 +3,7 @@ package fhir
 import "slices"
 
 // subjectPaths lists, for every type that a patient export may hold because it is about a patient, the elements
-// that say which patient (SPEC 10; conformance.md 14.1, the subject-like column). A path walks through arrays.
+// that say which patient (spec 10; conformance 14.1, the subject-like column). A path walks through arrays.
 //
 // Role-like links (recorder, author, payee, performer...) are absent on purpose: following them would disclose
 // patients outside the cohort. Group, AuditEvent, Schedule and Person are absent because they are never exported
@@ -31,7 +31,7 @@ var subjectPaths = map[string][]string{
 	"CoverageEligibilityRequest":  {"patient"},
 	"CoverageEligibilityResponse": {"patient"},
 	"DetectedIssue":               {"patient"},
-	"Device":                      {"patient"}, // not in the R4 compartment; added by SPEC 10
+	"Device":                      {"patient"}, // not in the R4 compartment; added by spec 10
 	"DeviceRequest":               {"subject"},
 	"DeviceUseStatement":          {"subject"},
 	"DiagnosticReport":            {"subject"},
@@ -75,12 +75,12 @@ var subjectPaths = map[string][]string{
 }
 
 // referencedTypes travel with an export because exported resources reference them, transitively among these
-// types only (SPEC 10).
+// types only (spec 10).
 var referencedTypes = []string{"Location", "Medication", "Organization", "Practitioner", "PractitionerRole"}
 
 // InCompartment reports whether resources of the type are exported because they are about a patient: the R4
 // patient compartment by subject-like links, plus Device and Provenance, less the four types that name several
-// patients by nature (SPEC 10).
+// patients by nature (spec 10).
 func InCompartment(typ string) bool {
 	_, ok := subjectPaths[typ]
 	return ok
@@ -90,7 +90,7 @@ func InCompartment(typ string) bool {
 // empty for Patient, which is about itself, and for every type outside the compartment. Do not modify it.
 func SubjectPaths(typ string) []string { return subjectPaths[typ] }
 
-// IsReferenced reports whether the type is exported only because something exported references it (SPEC 10).
+// IsReferenced reports whether the type is exported only because something exported references it (spec 10).
 func IsReferenced(typ string) bool { return slices.Contains(referencedTypes, typ) }
 
 // IsExportable reports whether a group export can ever hold the type.

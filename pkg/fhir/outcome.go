@@ -1,6 +1,6 @@
 package fhir
 
-// OperationOutcome is the FHIR resource in which every refusal and every report travels (SPEC 7).
+// OperationOutcome is the FHIR resource in which every refusal and every report travels (spec 7).
 type OperationOutcome struct {
 	ResourceType string  `json:"resourceType"`
 	Issue        []Issue `json:"issue"`

@@ -26,7 +26,7 @@ func IsID[T string | []byte](s T) bool {
 }
 
 // ParseReference reads a literal reference to a resource: Patient/1, Patient/1/_history/2, and both below any http
-// or https base (conformance.md 14.1 note 7). A base is not compared with anything: a store holds the resources that
+// or https base (conformance 14.1 note 7). A base is not compared with anything: a store holds the resources that
 // its references mean. Contained (#x), urn:, conditional (Patient?identifier=) and logical references, unknown types
 // and malformed ids name no resource of the store: the answer is false.
 func ParseReference(ref string) (Ref, bool) {

@@ -34,5 +34,5 @@ var knownTypes = func() map[string]bool {
 	return known
 }()
 
-// IsType reports whether name is a concrete resource type of FHIR R4. Names are case-sensitive (IG row P-16).
+// IsType reports whether name is a concrete resource type of FHIR R4. Names are case-sensitive (P-16).
 func IsType(name string) bool { return knownTypes[name] }

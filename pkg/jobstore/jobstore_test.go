@@ -123,7 +123,7 @@ func TestAJobFromKickoffToSeal(t *testing.T) {
 			job, err = s.Job(ctx, id)
 			must(t, err)
 			if job.Percent < percent || job.Percent > 99 {
-				t.Errorf("percent went from %d to %d before the seal (PITFALLS 14)", percent, job.Percent)
+				t.Errorf("percent went from %d to %d before the seal (pitfall 14)", percent, job.Percent)
 			}
 			percent = job.Percent
 			_, err = s.Issue(ctx, id, 2)
@@ -167,7 +167,7 @@ func TestAJobFromKickoffToSeal(t *testing.T) {
 	})
 }
 
-func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // PITFALLS 28
+func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()
 		id := planned(t, s, c)
@@ -253,7 +253,7 @@ func TestReleaseGivesANewFence(t *testing.T) {
 	})
 }
 
-func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // PITFALLS 8
+func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // pitfall 8
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
@@ -282,7 +282,7 @@ func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // PITFALLS 8
 	})
 }
 
-func TestAnEmptyPlanGoesStraightToTheSeal(t *testing.T) { // PITFALLS 1
+func TestAnEmptyPlanGoesStraightToTheSeal(t *testing.T) { // pitfall 1
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		id := create(t, s, c)
 		lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
@@ -386,7 +386,7 @@ func TestTheDataKeyGoesWithTheJob(t *testing.T) {
 	})
 }
 
-func TestPollLimit(t *testing.T) { // PITFALLS 29
+func TestPollLimit(t *testing.T) { // pitfall 29
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		id := create(t, s, c)
 		for i := range 3 {
@@ -401,7 +401,7 @@ func TestPollLimit(t *testing.T) { // PITFALLS 29
 	})
 }
 
-func TestAClientThatObeysIsNeverRefused(t *testing.T) { // PITFALLS 29
+func TestAClientThatObeysIsNeverRefused(t *testing.T) { // pitfall 29
 	// The window is Redis's own, so this goes by real time on the real server and by the embedded server's clock there.
 	const window = 60 * time.Millisecond
 	run := func(t *testing.T, url string, wait func()) {
@@ -446,7 +446,7 @@ func TestLeasesGoByTheServersClock(t *testing.T) { // a worker whose own clock i
 	}
 }
 
-func TestRefence(t *testing.T) { // PITFALLS 26
+func TestRefence(t *testing.T) { // pitfall 26
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
@@ -467,7 +467,7 @@ func TestRefence(t *testing.T) { // PITFALLS 26
 	})
 }
 
-func TestAStaleAttemptCannotFailTheJob(t *testing.T) { // PITFALLS 28
+func TestAStaleAttemptCannotFailTheJob(t *testing.T) { // pitfall 28
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
@@ -486,7 +486,7 @@ func TestAStaleAttemptCannotFailTheJob(t *testing.T) { // PITFALLS 28
 	})
 }
 
-func TestARedisThatEvictsIsNotReady(t *testing.T) { // PITFALLS 27
+func TestARedisThatEvictsIsNotReady(t *testing.T) { // pitfall 27
 	for policy, ready := range map[string]bool{"noeviction": true, "allkeys-lru": false, "volatile-ttl": false} {
 		t.Run(policy, func(t *testing.T) {
 			socket := filepath.Join(t.TempDir(), "redis")

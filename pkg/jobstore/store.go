@@ -85,7 +85,7 @@ func Open(url string, now func() time.Time, options ...Option) (*Store, error) {
 func (s *Store) Close() error { return s.redis.Close() }
 
 // Ping reports whether Redis answers and keeps what it is given: one that evicts keys when it is full would lose jobs
-// without a word (PITFALLS 27). A server that does not tell its policy is taken at its operator's word.
+// without a word (pitfall 27). A server that does not tell its policy is taken at its operator's word.
 func (s *Store) Ping(ctx context.Context) error {
 	info, err := s.redis.InfoMap(ctx, "memory").Result()
 	if err != nil {

@@ -33,7 +33,7 @@ func hangs(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 // late does not look at its context, and succeeds in the end.
 func late(context.Context) error { time.Sleep(time.Minute); return nil }
 
-func TestReadiness(t *testing.T) { // PITFALLS 34
+func TestReadiness(t *testing.T) { // pitfall 34
 	for name, row := range map[string]struct {
 		checks platform.Checks
 		status int

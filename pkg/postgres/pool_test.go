@@ -11,7 +11,7 @@ import (
 )
 
 // TestAServerThatNeverAnswersIsAnOutage: a host that lost its power refuses nothing. What waits for it must not be taken
-// for failed (PITFALLS 20, 21).
+// for failed (pitfalls 20, 21).
 func TestAServerThatNeverAnswersIsAnOutage(t *testing.T) {
 	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {

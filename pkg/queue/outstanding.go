@@ -27,7 +27,7 @@ type slots struct {
 
 // Outstanding returns how many units of one job may be queued or running at once: what is configured, or for 0 twice as
 // many as all the workers that are alive can do at once, and 16 at least. So one job can use every worker, and no job can
-// fill the queue before another one (PITFALLS 25).
+// fill the queue before another one (pitfall 25).
 func (c *Client) Outstanding(ctx context.Context, configured int) (int, error) {
 	if configured > 0 {
 		return configured, nil

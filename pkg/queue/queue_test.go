@@ -325,7 +325,7 @@ func TestPayloadsAreSmallAndHoldIDsOnly(t *testing.T) {
 	}
 }
 
-func TestSteeringAndBulkHaveQueuesOfTheirOwn(t *testing.T) { // PITFALLS 25
+func TestSteeringAndBulkHaveQueuesOfTheirOwn(t *testing.T) { // pitfall 25
 	url := testenv.Redis(t)
 	client, inspector := open(t, url), inspect(t, url)
 	for kind, queueName := range map[export.Kind]string{
@@ -360,7 +360,7 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	}
 }
 
-func TestPingEndsWithItsContext(t *testing.T) { // PITFALLS 34
+func TestPingEndsWithItsContext(t *testing.T) { // pitfall 34
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := open(t, testenv.Redis(t)).Ping(ctx); !errors.Is(err, context.Canceled) {
@@ -389,7 +389,7 @@ func must(t testing.TB, err error) {
 }
 
 // TestShortUnitsDoNotWaitBehindLongOnes: the process's only slot for long units is taken, and more of them wait.
-func TestShortUnitsDoNotWaitBehindLongOnes(t *testing.T) { // PITFALLS 25
+func TestShortUnitsDoNotWaitBehindLongOnes(t *testing.T) { // pitfall 25
 	overBoth(t, func(t *testing.T, url string) {
 		client := open(t, url)
 		running, got := make(chan queue.Task, 10), make(chan queue.Task, 10)
@@ -423,7 +423,7 @@ func TestShortUnitsDoNotWaitBehindLongOnes(t *testing.T) { // PITFALLS 25
 }
 
 // TestOutstandingFollowsTheWorkers: what one job may have in the queue grows with the workers.
-func TestOutstandingFollowsTheWorkers(t *testing.T) { // PITFALLS 25
+func TestOutstandingFollowsTheWorkers(t *testing.T) { // pitfall 25
 	overBoth(t, func(t *testing.T, url string) {
 		most := func(configured int) int {
 			t.Helper()

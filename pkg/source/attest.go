@@ -33,7 +33,7 @@ func (r *Resource) Attest() uint64 {
 func (r *Resource) Attested() bool { return r.Attestation&rulesMask == rules }
 
 // Read fills r with what the line says, attested: the patients by its subject-like links and the referenced types that
-// it names (SPEC 10). facts are what a fhir.Scanner found in body. Subjects are the same patients: those of what a
+// it names (spec 10). facts are what a fhir.Scanner found in body. Subjects are the same patients: those of what a
 // Provenance targets are for the source to add. Slices of r are used again.
 func Read(r *Resource, facts fhir.Facts, body []byte) {
 	r.Type, r.ID, r.Body = facts.Type, facts.ID, body

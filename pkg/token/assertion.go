@@ -170,7 +170,7 @@ func (a *Assertions) Keep(assertion *Assertion) time.Time { return assertion.Exp
 
 // Verify checks the signature with the keys that the client was registered with. It returns ErrInvalid when the
 // assertion is no good, and export.ErrUnavailable when the client's keys cannot be had. Only a JWKS URL of the
-// registration is ever fetched: a jku that is not the same is refused unread (IG row B-24).
+// registration is ever fetched: a jku that is not the same is refused unread (B-24).
 func (a *Assertions) Verify(ctx context.Context, assertion *Assertion, client Client) error {
 	if assertion.Client != client.ID {
 		return invalid("made by another client")

@@ -44,7 +44,7 @@ func prove(t testing.TB, a *token.Assertions, raw string, client token.Client) e
 	return a.Verify(t.Context(), assertion, client)
 }
 
-// IG row B-26: a set is used for as long as the client's server says, and not longer.
+// B-26: a set is used for as long as the client's server says, and not longer.
 func TestClientSetsAreKeptAsLongAsTheirServerSays(t *testing.T) {
 	const date = "Sun, 01 Mar 2026 12:00:00 GMT"
 	for name, test := range map[string]struct {

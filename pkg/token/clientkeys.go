@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// How long the key set behind a client's URL is used. The client decides (IG row B-26: not longer than its
+// How long the key set behind a client's URL is used. The client decides (B-26: not longer than its
 // Cache-Control says); these are for those who do not.
 const (
 	clientSetAge     = 5 * time.Minute // without a word about caching

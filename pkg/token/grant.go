@@ -17,7 +17,7 @@ type asked struct{ typ, read string }
 // CheckScopes reports ErrScope when a list of scopes names one that is never granted to a backend service, or none at
 // all. The text says which one by its number in the list and never repeats it.
 //
-// Never granted are: other contexts than system/ (patient/ and user/ need somebody who is not there, IG row Z-12), and
+// Never granted are: other contexts than system/ (patient/ and user/ need somebody who is not there, Z-12), and
 // what is no resource scope (launch, openid, fhirUser); types that FHIR R4 does not have; actions that SMART does not
 // have, or letters out of the order c r u d s; scopes that only write, or only search; and scopes with a query, whose
 // filter would not be applied (Z-10).

@@ -13,7 +13,7 @@ import (
 // Read from SMART scopes in the contexts system/ and user/ (whose out-of-band context is the grant that the access
 // directory has for the subject): v1 .read and .*, and v2 letters in the order c r u d s. Reading needs the letter
 // r: .r, .rs and .cruds allow it. An export is a search-like read, yet r alone suffices, because s adds the right to
-// filter and not to see more; s alone does not (IG row Z-11), because it gives no right to whole resources. Scopes
+// filter and not to see more; s alone does not (Z-11), because it gives no right to whole resources. Scopes
 // for writing, in the context patient/, with unknown types, or of any other form (openid, .dus) allow nothing.
 type Scopes struct {
 	all   bool
@@ -21,7 +21,7 @@ type Scopes struct {
 }
 
 // ErrGranularScope refuses a scope that narrows a type by a query, such as system/Observation.rs?category=laboratory.
-// Granting it without its filter would disclose more than was allowed (IG row Z-10).
+// Granting it without its filter would disclose more than was allowed (Z-10).
 var ErrGranularScope = errors.New("a scope with a query is not supported")
 
 // The types and actions of a scope: v1 words or v2 letters, each at most once and in order.

@@ -9,7 +9,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// IG rows B-28 to B-37 and Z-10 to Z-12, as far as they concern the resource server.
+// B-28 to B-37 and Z-10 to Z-12, as far as they concern the resource server.
 func TestParseScopes(t *testing.T) {
 	probe := []string{"Patient", "Observation", "Group", "Nonsense", "*", ""}
 	everything := []string{"Patient", "Observation", "Group"}
@@ -80,7 +80,7 @@ func TestParseScopes(t *testing.T) {
 	}
 }
 
-// IG rows Z-10 and B-37: never granted with the filter ignored.
+// Z-10 and B-37: never granted with the filter ignored.
 func TestParseScopesRefusesGranularScopes(t *testing.T) {
 	for _, list := range []string{
 		"system/Observation.rs?category=laboratory", "user/Observation.rs?category=laboratory",

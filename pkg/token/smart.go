@@ -2,7 +2,7 @@ package token
 
 // SMART is the document of {base}/.well-known/smart-configuration of a server for backend services (SMART App Launch,
 // conformance). What needs a user is not in it: no authorization endpoint, and no issuer or jwks_uri, which belong to
-// single sign-on (IG rows B-02 to B-07).
+// single sign-on (B-02 to B-07).
 type SMART struct {
 	TokenEndpoint        string   `json:"token_endpoint"`
 	GrantTypes           []string `json:"grant_types_supported"`

@@ -89,7 +89,7 @@ func TestVerifyAccepts(t *testing.T) {
 	}
 }
 
-// IG rows Z-02, Z-03, B-22, B-23, B-24 on the resource server.
+// Z-02, Z-03, B-22, B-23, B-24 on the resource server.
 func TestVerifyRefusesHostileTokens(t *testing.T) {
 	rsaA, rsaB := rsaKey(t, 2048), rsaKey(t, 2048)
 	ecA, ecA384 := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())

@@ -24,7 +24,7 @@ type config struct {
 	wiring.Audit
 	Addr         string `env:"API_ADDR" envDefault:":8080"`          // the public listener
 	BaseURL      string `env:"BASE_URL,required,notEmpty"`           // public FHIR base; all emitted URLs start with it
-	Dialect      string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (SPEC 9)
+	Dialect      string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (spec 9)
 	PollLimit    int    `env:"POLL_LIMIT" envDefault:"10"`           // status polls allowed in one announced interval
 	JobLimit     int    `env:"JOB_LIMIT" envDefault:"5"`             // exports of one subject at work at once
 	Repeat       string `env:"KICKOFF_REPEAT" envDefault:"new"`      // new or same: what an identical kick-off gets

@@ -82,7 +82,7 @@ func (s *stack) bearing(method, target, bearer string) *http.Response {
 	return resp
 }
 
-// IG row B-39: two replicas of the token service, a client that is registered by the command line, and a token for each
+// B-39: two replicas of the token service, a client that is registered by the command line, and a token for each
 // step of an export. The API knows the service by its published keys alone.
 func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	data := generated(t, 20)

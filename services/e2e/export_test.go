@@ -72,7 +72,7 @@ func everyGroup(t *testing.T, database func(t *testing.T, data string) string) {
 	s := deploy(t, setup{data: data, database: store, directory: store, groups: groupsOf(t, data), workers: 2})
 
 	statuses := map[string]string{}
-	for group := range population.groups { // all at once: many jobs run side by side (PITFALLS 32)
+	for group := range population.groups { // all at once: many jobs run side by side (pitfall 32)
 		if active, _ := population.groups[group].tree["active"].(bool); active {
 			statuses[group] = s.kickoff(group, "")
 		}
@@ -102,7 +102,7 @@ func everyGroup(t *testing.T, database func(t *testing.T, data string) string) {
 	}
 }
 
-// checkIdentities fails on an id that comes twice and on a line about anybody outside the group (PITFALLS 2).
+// checkIdentities fails on an id that comes twice and on a line about anybody outside the group (pitfall 2).
 func checkIdentities(t *testing.T, p population, people map[string]bool, got map[string][]string) {
 	t.Helper()
 	seen := map[string]bool{}
@@ -128,7 +128,7 @@ func checkIdentities(t *testing.T, p population, people map[string]bool, got map
 	}
 }
 
-func TestAnEmptyGroupExportsNothing(t *testing.T) { // PITFALLS 1
+func TestAnEmptyGroupExportsNothing(t *testing.T) { // pitfall 1
 	data := generated(t, 5)
 	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 1})
 	m := s.wait(s.kickoff("nobody", ""), time.Minute)
@@ -145,7 +145,7 @@ func TestAGeneratedPopulation(t *testing.T) {
 	data := generated(t, 40)
 	population := readPopulation(t, data)
 	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 2, worker: []string{
-		"SLUICE_FILE_BYTES=200000", // so that types have several files (PITFALLS 13)
+		"SLUICE_FILE_BYTES=200000", // so that types have several files (pitfall 13)
 	}})
 	for _, group := range []string{"all", "ten", "mixed"} {
 		m := s.wait(s.kickoff(group, ""), 2*time.Minute)

@@ -77,7 +77,7 @@ func observationUnit(msg string) func(map[string]any) bool {
 	return func(e map[string]any) bool { return e["msg"] == msg && e["type"] == "Observation" }
 }
 
-func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // PITFALLS 8, 11, 13, 26, 27
+func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11, 13, 26, 27
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
@@ -124,7 +124,7 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // PITFALLS 8, 11
 	s.onlyManifestIsStored(status, m)
 }
 
-func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // PITFALLS 8
+func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
@@ -151,7 +151,7 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // PITFALLS 8
 	s.onlyManifestIsStored(status, m)
 }
 
-func TestACancelWhileAWorkerIsWriting(t *testing.T) { // SPEC 5, PITFALLS 15, 16
+func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)

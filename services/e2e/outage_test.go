@@ -62,7 +62,7 @@ func (s *stack) fingerprints(items []fileItem) map[string]fingerprint {
 
 // TestOutagesInTheMiddleOfAPopulation kills PostgreSQL, the API, and then a worker together with both, each in the middle
 // of an export. Each export finishes and gives what the undisturbed one gave.
-func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // PITFALLS 8, 11, 13
+func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 	patients := 150
 	if text := os.Getenv(patientsVariable); text != "" {
 		var err error

@@ -103,7 +103,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, cloc
 	return s, keeper, clock
 }
 
-func TestRetentionAsClientsSeeIt(t *testing.T) { // SPEC 6, PITFALLS 17
+func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 	data := generated(t, 6)
 	s, keeper, clock := inProcess(t, data)
 	status := s.kickoff("all", "")
@@ -158,7 +158,7 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // SPEC 6, PITFALLS 17
 	}
 }
 
-func TestCancelDeletesEverything(t *testing.T) { // SPEC 5, PITFALLS 15, 16
+func TestCancelDeletesEverything(t *testing.T) { // spec 5, pitfalls 15, 16
 	data := generated(t, 6)
 	s, keeper, _ := inProcess(t, data)
 	status := s.kickoff("all", "")

@@ -11,8 +11,8 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
-	"github.com/sluice-fhir/sluice/services/operate"
-	"github.com/sluice-fhir/sluice/services/operator"
+	"github.com/sluice-fhir/sluice/services/adminui"
+	"github.com/sluice-fhir/sluice/services/ops"
 	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
 	"github.com/sluice-fhir/sluice/services/wiring"
 )
@@ -91,7 +91,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	operators := http.NewServeMux()
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
 	operators.Handle("/", platform.Health(checks, registry))
-	page, err := openPage(cfg, private.Addr(), operate.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now}, log)
+	page, err := openPage(cfg, private.Addr(), ops.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now}, log)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 }
 
 // openPage returns the operator's page, or nil where it may not be shown.
-func openPage(cfg config, at net.Addr, parts operate.Parts, log *slog.Logger) (*operator.Page, error) {
+func openPage(cfg config, at net.Addr, parts ops.Parts, log *slog.Logger) (*operator.Page, error) {
 	if !cfg.OperatorPage.Shown(at) {
 		return nil, nil //nolint:nilnil // as documented
 	}

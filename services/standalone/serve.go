@@ -24,9 +24,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
+	"github.com/sluice-fhir/sluice/services/adminui"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
-	"github.com/sluice-fhir/sluice/services/operate"
-	"github.com/sluice-fhir/sluice/services/operator"
+	"github.com/sluice-fhir/sluice/services/ops"
 	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
 	"github.com/sluice-fhir/sluice/services/wiring"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
@@ -179,7 +179,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 
-	page, err := operator.New(operator.Config{Logger: log}, operate.Parts{
+	page, err := operator.New(operator.Config{Logger: log}, ops.Parts{
 		Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now,
 	})
 	if err != nil {

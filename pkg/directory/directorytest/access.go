@@ -70,7 +70,7 @@ func Access(t *testing.T, open OpenAccess) {
 		"all but": {owner("https://a.example", "except"), func(p probe) bool {
 			return p.name != "" && p != probe{"patient", "p1"}
 		}},
-		// PITFALLS 1: an empty list allows nothing, not everything.
+		// pitfall 1: an empty list allows nothing, not everything.
 		"empty lists": {owner("https://a.example", "nothing"), nothing},
 		"the same subject of another issuer": {owner("https://b.example", "narrow"),
 			among(probe{"type", "Condition"}, probe{"group", "*"}, probe{"patient", "*"})},

@@ -101,7 +101,7 @@ func Groups(t *testing.T, open OpenGroups) {
 		"forms":       {"D.4-x", "a", "b", "c", strings.Repeat("x", 64)},
 		"no-patients": nil,
 		"left":        {"again", "in"},
-		// PITFALLS 1: a group without members is there, and nobody is in it.
+		// pitfall 1: a group without members is there, and nobody is in it.
 		"empty": nil,
 	} {
 		t.Run("members of "+id, func(t *testing.T) {

@@ -178,7 +178,7 @@ func TestAccessFollowsItsFile(t *testing.T) {
 	expect := func(want bool, wantErr error) {
 		t.Helper()
 		for range 2 {
-			// Check looks for itself and says whether the calls after it are answered, PITFALLS 34.
+			// Check looks for itself and says whether the calls after it are answered, pitfall 34.
 			if err := access.Check(t.Context()); !errors.Is(err, wantErr) {
 				t.Errorf("check: error %v, want %v", err, wantErr)
 			}

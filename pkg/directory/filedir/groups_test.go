@@ -228,7 +228,7 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	groups := openGroups(t, dir, now)
 	exists := func(id string, want error) {
 		t.Helper()
-		// Check looks for itself and says whether the calls after it are answered, PITFALLS 34.
+		// Check looks for itself and says whether the calls after it are answered, pitfall 34.
 		if err := groups.Check(t.Context()); errors.Is(err, export.ErrUnavailable) != errors.Is(want, export.ErrUnavailable) {
 			t.Errorf("check: %v, want as for %s: %v", err, id, want)
 		}
@@ -293,7 +293,7 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	}
 }
 
-// PITFALLS 6, on the member list: what is held does not grow with the group.
+// pitfall 6, on the member list: what is held does not grow with the group.
 func TestManyMembersAreNotHeld(t *testing.T) {
 	const many = 50_000
 	var b strings.Builder

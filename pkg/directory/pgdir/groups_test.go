@@ -62,7 +62,7 @@ func resource(t *testing.T, group directorytest.Group, n int) string {
 	return `{"resourceType":"Group",` + head + "," + body + "}"
 }
 
-// PITFALLS 6, on the member list: what is held does not grow with the group.
+// pitfall 6, on the member list: what is held does not grow with the group.
 func TestAMillionMembersAreNotHeld(t *testing.T) {
 	const many = 1_000_000
 	pool := open(t)

@@ -96,7 +96,7 @@ func heap() uint64 {
 	return sample[0].Value.Uint64()
 }
 
-// BenchmarkForPatients reads everybody, and 100 patients of many (PITFALLS row 24: the cost follows the cohort), from
+// BenchmarkForPatients reads everybody, and 100 patients of many (pitfall 24: the cost follows the cohort), from
 // a file in the order of patients and from one in no order.
 func BenchmarkForPatients(b *testing.B) {
 	const people, each = 4000, 100

@@ -10,7 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
 )
 
-func TestCheckNoticesAChangedFolder(t *testing.T) { // PITFALLS 34
+func TestCheckNoticesAChangedFolder(t *testing.T) { // pitfall 34
 	dir := t.TempDir()
 	name := filepath.Join(dir, "Patient.ndjson")
 	if err := os.WriteFile(name, []byte(`{"resourceType":"Patient","id":"a"}`+"\n"), 0o600); err != nil {

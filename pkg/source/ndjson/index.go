@@ -142,7 +142,7 @@ func (c *chunked[T]) keep(wanted func(i int) bool) {
 	}
 }
 
-// settle sorts the list and keeps one version of each resource (IG row L-14: no id twice).
+// settle sorts the list and keeps one version of each resource (L-14: no id twice).
 func (l *list) settle() {
 	sort.Sort(l)
 	last := func(i int) bool { return i+1 == l.keys.n || l.keys.at(i).hash != l.keys.at(i+1).hash }

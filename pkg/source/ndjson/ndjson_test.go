@@ -148,7 +148,7 @@ func TestProblemsAreBounded(t *testing.T) {
 	}
 }
 
-// TestTooLongLines: PITFALLS row 6: a line without an end does not fill the memory.
+// TestTooLongLines: pitfall 6: a line without an end does not fill the memory.
 func TestTooLongLines(t *testing.T) {
 	long := strings.Repeat(" ", 3*blockSize)
 	const limit = 2*blockSize + 100

@@ -11,7 +11,7 @@ import (
 )
 
 // mergeProvenance brings the staged Provenance into its table, if there is any, with the patients that it is about, and
-// finds them anew for every other that this load may have changed (SPEC 10: a Provenance is about the patients of what
+// finds them anew for every other that this load may have changed (spec 10: a Provenance is about the patients of what
 // it targets): what it targets has come, changed or gone, or it targets such a one.
 //
 // A Provenance whose patients change without its text gets a new version with the same text: who reads the past still

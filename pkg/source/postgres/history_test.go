@@ -383,7 +383,7 @@ func TestWhatWasTrimmedIsAnError(t *testing.T) {
 }
 
 // TestSnapshotsHoldWhileLoadsGoOn reads old and new snapshots again and again while loads change everything: each must
-// show the same as long as it is asked (PITFALLS: consistent reads).
+// show the same as long as it is asked (a paged read shows one version throughout).
 func TestSnapshotsHoldWhileLoadsGoOn(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)

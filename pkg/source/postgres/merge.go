@@ -34,7 +34,7 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, delta *sourc
 	if _, err := tx.Exec(ctx, "ANALYZE "+staged+" (id, last_updated, patient)"); err != nil {
 		return err
 	}
-	// Of one resource the newest version, on a tie the one that came later (IG row L-14).
+	// Of one resource the newest version, on a tie the one that came later (L-14).
 	if _, err := tx.Exec(ctx, "DELETE FROM "+staged+` AS s USING (SELECT ctid, row_number() OVER (
 		PARTITION BY id ORDER BY last_updated DESC NULLS LAST, place DESC) AS rank FROM `+staged+`) AS d
 		WHERE s.ctid = d.ctid AND d.rank > 1`); err != nil {
@@ -71,7 +71,7 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, delta *sourc
 func (l *Load) insert(ctx context.Context, tx pgx.Tx, typ string, delta *source.TypeSize, merged *Merged) error {
 	table, staged := leaf(typ), stage(typ)
 	var added source.TypeSize
-	// In the order of patients: an export reads them one after the other (DESIGN 5).
+	// In the order of patients: an export reads them one after the other.
 	err := tx.QueryRow(ctx, `WITH added AS (
 		INSERT INTO `+table+` (last_updated, born, type, id, patient, others, head, body)
 		SELECT last_updated, $1, $2, id, patient, others, head, body FROM `+staged+` ORDER BY patient, id

@@ -117,7 +117,7 @@ func expect(t *testing.T, src source.Source, typ string, patients []string, want
 
 type names = map[string][]string
 
-// attribution: whose a resource is, by subject-like links only (SPEC 10; PITFALLS row 2).
+// attribution: whose a resource is, by subject-like links only (spec 10; pitfall 2).
 func attribution(t *testing.T, load Load) {
 	src := load(t, lines(
 		resource("Patient", "a", `"link":[{"other":{"reference":"Patient/b"},"type":"seealso"}]`),
@@ -147,7 +147,7 @@ func attribution(t *testing.T, load Load) {
 		resource("Device", "implant", ref("patient", "Patient/a")),
 		resource("Device", "stock"),
 	))
-	// PITFALLS row 1: nothing asked is nothing given.
+	// pitfall 1: nothing asked is nothing given.
 	for _, typ := range []string{"Patient", "Observation", "Appointment", "Device", "Provenance"} {
 		expect(t, src, typ, nil, names{})
 		expect(t, src, typ, []string{}, names{})
@@ -229,7 +229,7 @@ func provenance(t *testing.T, load Load) {
 }
 
 // everySliceIsComplete cuts a population in every way: every slice has all that is about anybody in it, once, with
-// all whom it is about, in the slice or not. One patient of very many costs one patient (PITFALLS row 24 is the
+// all whom it is about, in the slice or not. One patient of very many costs one patient (pitfall 24 is the
 // driver's benchmark).
 func everySliceIsComplete(t *testing.T, load Load) {
 	const people = 12
@@ -266,7 +266,7 @@ func everySliceIsComplete(t *testing.T, load Load) {
 }
 
 // neverExported: types that name several patients by nature, and types that are no part of the compartment
-// (SPEC 10; PITFALLS row 2).
+// (spec 10; pitfall 2).
 func neverExported(t *testing.T, load Load) {
 	refused := []string{
 		resource("Group", "x", `"member":[{"entity":{"reference":"Patient/a"}}]`),
@@ -332,7 +332,7 @@ func byID(t *testing.T, load Load) {
 	}
 }
 
-// duplicates: of one resource the newest version is served, on a tie the later one (IG row L-14).
+// duplicates: of one resource the newest version is served, on a tie the later one (L-14).
 func duplicates(t *testing.T, load Load) {
 	at := func(day int) string { return fmt.Sprintf(`"meta":{"lastUpdated":"2024-01-%02dT00:00:00Z"}`, day) }
 	src := load(t, lines(

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Every FHIR route wants a valid token before anything else, and says so as RFC 6750 does (SPEC 7, IG rows Z-01 to
+// Every FHIR route wants a valid token before anything else, and says so as RFC 6750 does (spec 7, Z-01 to
 // Z-03, S-15, D-06, F-04). The answer does not depend on what is there.
 func TestAuthentication(t *testing.T) {
 	t.Parallel()

@@ -276,7 +276,7 @@ func hostile(t *testing.T, w *world) map[string]string {
 	}
 }
 
-// IG row Z-03: one answer to every token that is not good, byte by byte, whatever is wrong with it and wherever it is
+// Z-03: one answer to every token that is not good, byte by byte, whatever is wrong with it and wherever it is
 // brought (RFC 6750 section 3.1). None is obeyed, none is logged, and none makes the API ask an address in it.
 func TestHostileTokens(t *testing.T) {
 	t.Parallel()

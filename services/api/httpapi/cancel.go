@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// cancel ends the caller's job, finished or not (SPEC 5). The job is gone when the answer is out; its objects follow.
+// cancel ends the caller's job, finished or not (spec 5). The job is gone when the answer is out; its objects follow.
 // A token that may not read the export may still end it: nothing of it is disclosed.
 func (s *service) cancel(c *gin.Context) error {
 	job, err := s.ownJob(c)

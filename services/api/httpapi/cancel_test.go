@@ -16,8 +16,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// SPEC 5: a job in any state can be cancelled; it is gone at once, what works for it is told to stop, and its purge
-// is queued (PITFALLS 15; 16 as far as the edge goes). The second DELETE is the 404.
+// spec 5: a job in any state can be cancelled; it is gone at once, what works for it is told to stop, and its purge
+// is queued (pitfall 15; 16 as far as the edge goes). The second DELETE is the 404.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -41,7 +41,7 @@ func (d document) serve(c *gin.Context) {
 	writeBody(c, d.body)
 }
 
-// metadata serves the CapabilityStatement (IG rows C-01 to C-06).
+// metadata serves the CapabilityStatement (C-01 to C-06).
 func (s *service) metadata(c *gin.Context) error {
 	if !accepts(c.Request.Header, fhirJSON, "application/json") {
 		return refusal{
@@ -53,7 +53,7 @@ func (s *service) metadata(c *gin.Context) error {
 	return nil
 }
 
-// smart serves the SMART configuration, whatever the client accepts (IG row B-01). A deployment whose clients get their
+// smart serves the SMART configuration, whatever the client accepts (B-01). A deployment whose clients get their
 // tokens elsewhere has none.
 func (s *service) smart(c *gin.Context) error {
 	if s.smartDocument.body == nil {
@@ -123,13 +123,13 @@ func newCapabilities(base, tokenEndpoint string, since time.Time) capabilityStat
 		System: "http://terminology.hl7.org/CodeSystem/restful-security-service", Code: "SMART-on-FHIR",
 	}}}}}
 	if tokenEndpoint != "" {
-		// Clients of the first edition of SMART look for the token endpoint here (IG row C-05).
+		// Clients of the first edition of SMART look for the token endpoint here (C-05).
 		security.Extension = []extension{{
 			URL:       "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris",
 			Extension: []extension{{URL: "token", ValueURI: tokenEndpoint}},
 		}}
 	}
-	// Two names for one operation: test suites differ in which they look for (IG row C-04).
+	// Two names for one operation: test suites differ in which they look for (C-04).
 	resources := []resourceCapability{{Type: "Group", Operation: []operationCapability{
 		{Name: "export", Definition: groupExport}, {Name: "group-export", Definition: groupExport},
 	}}}

@@ -26,7 +26,7 @@ func discoverable(t *testing.T) *world {
 	return w
 }
 
-// IG rows C-01 to C-06: without a token, the statement names what this server does, and nothing else.
+// C-01 to C-06: without a token, the statement names what this server does, and nothing else.
 func TestMetadata(t *testing.T) {
 	t.Parallel()
 	w := discoverable(t)
@@ -102,7 +102,7 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-// IG row B-01: the SMART configuration needs no token, and comes whatever the client accepts.
+// B-01: the SMART configuration needs no token, and comes whatever the client accepts.
 func TestSMARTConfiguration(t *testing.T) {
 	t.Parallel()
 	w := discoverable(t)

@@ -28,7 +28,7 @@ type representation struct {
 	digest string // Repr-Digest (RFC 9530), or "" when it is not known
 }
 
-// file serves one file of a completed job (SPEC 4). Files come through here and never by presigned URL (PITFALLS 31).
+// file serves one file of a completed job (spec 4). Files come through here and never by presigned URL (pitfall 31).
 func (s *service) file(c *gin.Context) error {
 	job, file, err := s.ownFile(c)
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 	if err != nil {
 		return job, file, fmt.Errorf("looking a file of job %s up: %w", job.ID, err)
 	}
-	// The token may be narrower than the kick-off's (IG row F-06). Reports about the export hold no patient's data.
+	// The token may be narrower than the kick-off's (F-06). Reports about the export hold no patient's data.
 	if !file.Error && !principalOf(c).Scopes.MayRead(file.Type) {
 		return job, file, forbidden("The file holds a type that this token may not read: " + file.Type + ".")
 	}

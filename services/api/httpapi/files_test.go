@@ -63,8 +63,8 @@ func wantHeader(t *testing.T, got reply, pairs ...string) {
 	}
 }
 
-// SPEC 4: gzip for those who take it and identity for the rest, with right lengths, strong ETags and a digest; HEAD
-// says the same without a body. PITFALLS 31: the file comes through the API with the bearer header, without redirect.
+// spec 4: gzip for those who take it and identity for the rest, with right lengths, strong ETags and a digest; HEAD
+// says the same without a body. pitfall 31: the file comes through the API with the bearer header, without redirect.
 func TestFileRepresentations(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(500))
@@ -111,13 +111,13 @@ func TestFileRepresentations(t *testing.T) {
 		wantOutcome(t, got, http.StatusNotAcceptable, "not-supported", "Accept-Encoding")
 		wantHeader(t, got, "Vary", "Accept-Encoding")
 	}
-	// IG row F-03: whatever Accept says, there is only NDJSON.
+	// F-03: whatever Accept says, there is only NDJSON.
 	if got := s.get("Accept", "*/*"); got.code != http.StatusOK {
 		t.Errorf("Accept */*: %d", got.code)
 	}
 }
 
-// PITFALLS 18 and 33: ranges of both representations, byte by byte, with the total of the representation.
+// pitfalls 18 and 33: ranges of both representations, byte by byte, with the total of the representation.
 func TestFileRanges(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(500))
@@ -238,7 +238,7 @@ func bulk(lines int) content {
 }
 
 // A store that fails in the middle cuts the download: the client never takes a part for the whole, and gets the rest
-// by a range with If-Range (PITFALLS 33).
+// by a range with If-Range (pitfall 33).
 func TestFileCutAndResumed(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, bulk(200))
@@ -278,7 +278,7 @@ func TestFileCutAndResumed(t *testing.T) {
 	}
 }
 
-// IG row D-07: what is being downloaded when the job is cancelled and purged arrives whole. (MinIO holds a delete back
+// D-07: what is being downloaded when the job is cancelled and purged arrives whole. (MinIO holds a delete back
 // until the reads before it are done.)
 func TestFileDownloadOutlivesPurge(t *testing.T) {
 	t.Parallel()

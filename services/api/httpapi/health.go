@@ -19,7 +19,7 @@ type checker interface {
 	Check(ctx context.Context) error
 }
 
-// Checks names the API's dependencies and how to ask each whether it can be used (PITFALLS 34).
+// Checks names the API's dependencies and how to ask each whether it can be used (pitfall 34).
 func (p Parts) Checks() platform.Checks {
 	checks := platform.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check}
 	if groups, ok := p.Groups.(checker); ok {

@@ -133,7 +133,7 @@ func questions() []question {
 	return all
 }
 
-// SPEC 2 and 3, PITFALLS 19: whoever is not the owner, whatever the job's state and whatever is asked, gets the answer
+// spec 2 and 3, pitfall 19: whoever is not the owner, whatever the job's state and whatever is asked, gets the answer
 // that a job gets that never was, byte by byte and by the same way: the same commands to the stores in the same order,
 // so that time tells nothing either. Nothing is changed by any of it. So fares the owner, too, for whom the job is gone.
 func TestIsolation(t *testing.T) {
@@ -326,7 +326,7 @@ func TestIsolationOfGroups(t *testing.T) {
 	w.wantUntouched(before)
 }
 
-// IG rows Z-08 and F-06: a token of the owner that lacks a type gets nothing of its files and nothing of the status,
+// Z-08 and F-06: a token of the owner that lacks a type gets nothing of its files and nothing of the status,
 // whatever the headers, no validator, size or digest either; and no object is read for it.
 func TestIsolationOfScopes(t *testing.T) {
 	t.Parallel()

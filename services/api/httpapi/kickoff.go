@@ -34,7 +34,7 @@ const stepTimeout = 20 * time.Second
 // groupIDForm is FHIR's form of an id. Nothing else can be a group.
 var groupIDForm = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)
 
-// kickoff starts the export of a group (SPEC 1): a few writes and one enqueue, however big the group is (PITFALLS 12).
+// kickoff starts the export of a group (spec 1): a few writes and one enqueue, however big the group is (pitfall 12).
 func (s *service) kickoff(c *gin.Context) (err error) {
 	ctx, span := s.Tracing.Begin(c.Request.Context(), "kick-off", trace.WithSpanKind(trace.SpanKindServer))
 	c.Request = c.Request.WithContext(ctx)
@@ -126,7 +126,7 @@ func endKickOff(c *gin.Context, span trace.Span, err error) {
 }
 
 // start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds
-// as far as can be helped: a job that is recorded but not queued would be polled for ever (IG row K-20, PITFALLS 34), and
+// as far as can be helped: a job that is recorded but not queued would be polled for ever (K-20, pitfall 34), and
 // one whose id nobody was told would be exported for nobody.
 //
 // A client that hangs up does not stop it halfway.
@@ -164,7 +164,7 @@ func (s *service) undo(ctx context.Context, job export.Job, err error) error {
 	return err
 }
 
-// chooseDialect decides how the job's answers will be phrased (SPEC 9), and refuses clients that cannot read them.
+// chooseDialect decides how the job's answers will be phrased (spec 9), and refuses clients that cannot read them.
 func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 	const json = "application/json"
 	_, async := preferences(header)["respond-async"]
@@ -217,7 +217,7 @@ func (s *service) checkGroup(ctx context.Context, group string, grant directory.
 }
 
 // allowedTypes applies the token's scopes and the owner's grant. Types that were asked for are all allowed, or the
-// request is refused (SPEC 1, lenient or not); without any asked for, the answer is every type that is allowed.
+// request is refused (spec 1, lenient or not); without any asked for, the answer is every type that is allowed.
 func allowedTypes(asked []string, scopes token.Scopes, grant directory.Grant) ([]string, error) {
 	may := func(typ string) bool { return scopes.MayRead(typ) && grant.Types.Has(typ) }
 	if asked != nil {
@@ -248,7 +248,7 @@ func allowedTypes(asked []string, scopes token.Scopes, grant directory.Grant) ([
 }
 
 // requestURL is the URL that the client asked, on the public base: with its own spelling of $export and its query
-// untouched, since clients compare it with what they sent (IG row M-02). The group is an id and needs no escape.
+// untouched, since clients compare it with what they sent (M-02). The group is an id and needs no escape.
 func (s *service) requestURL(r *http.Request, group string) string {
 	escaped := r.URL.EscapedPath()
 	operation := escaped[strings.LastIndexByte(escaped, '/')+1:]

@@ -19,8 +19,8 @@ import (
 
 const groupExport = "/fhir/Group/g1/$export"
 
-// SPEC 1: 202, no body, one absolute Content-Location on the public base whatever host or proxy the request names;
-// the job is stored with its owner and its plan is queued. PITFALLS 12: neither the members of the group nor the
+// spec 1: 202, no body, one absolute Content-Location on the public base whatever host or proxy the request names;
+// the job is stored with its owner and its plan is queued. pitfall 12: neither the members of the group nor the
 // object store are touched.
 func TestKickoff(t *testing.T) {
 	t.Parallel()
@@ -93,7 +93,7 @@ func (w *world) nextTask() queue.Task {
 	return task
 }
 
-// PITFALLS 35: both spellings of $export work, and the request URL keeps the client's; HEAD and other methods are 405
+// pitfall 35: both spellings of $export work, and the request URL keeps the client's; HEAD and other methods are 405
 // and start nothing.
 func TestKickoffSpellingsAndMethods(t *testing.T) {
 	t.Parallel()
@@ -148,7 +148,7 @@ func (w *world) active() int {
 	return len(entries)
 }
 
-// SPEC 7: every refusal is an OperationOutcome that names what is at fault; none starts a job.
+// spec 7: every refusal is an OperationOutcome that names what is at fault; none starts a job.
 func TestKickoffRefusals(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -197,7 +197,7 @@ func TestKickoffRefusals(t *testing.T) {
 	}
 }
 
-// The grant counts like the scopes: for asked types and for the default set (SPEC 1, IG rows Z-04, Z-05, P-15).
+// The grant counts like the scopes: for asked types and for the default set (spec 1, Z-04, Z-05, P-15).
 func TestKickoffTypes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -231,7 +231,7 @@ func TestKickoffTypes(t *testing.T) {
 	wantOutcome(t, w.ask("GET", groupExport, w.as("nobody")...), http.StatusNotFound, "not-found")
 }
 
-// SPEC 1: an unknown group, one outside the grant and one that cannot be are the same answer, byte by byte.
+// spec 1: an unknown group, one outside the grant and one that cannot be are the same answer, byte by byte.
 func TestKickoffGroupNotFound(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -280,7 +280,7 @@ func sameHeader(a, b http.Header) bool {
 	return true
 }
 
-// SPEC 9: Prefer: respond-async makes an IG client; the configuration may force either dialect.
+// spec 9: Prefer: respond-async makes an IG client; the configuration may force either dialect.
 func TestKickoffDialects(t *testing.T) {
 	t.Parallel()
 	const auto, classic, ig = httpapi.DialectAuto, string(export.Classic), string(export.IG)
@@ -335,7 +335,7 @@ func TestKickoffDialects(t *testing.T) {
 	}
 }
 
-// PITFALLS 34, IG row K-20: without its stores the API answers 503 and never a 202; nothing is left behind, and it
+// pitfall 34, K-20: without its stores the API answers 503 and never a 202; nothing is left behind, and it
 // works again when they are back.
 func TestKickoffOutage(t *testing.T) {
 	t.Parallel()

@@ -77,7 +77,7 @@ func (s *service) limit(c *gin.Context, what string, limit int, dialect export.D
 	return tooMuch(text, dialect, wait)
 }
 
-// tooMuch is a 429 (SPEC 7, IG rows K-15 and S-05).
+// tooMuch is a 429 (spec 7, K-15 and S-05).
 func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
 	return refusal{
 		status: http.StatusTooManyRequests, code: "throttled", text: text,

@@ -44,7 +44,7 @@ func wantThrottled(t testing.TB, got reply, words ...string) int {
 	return wait
 }
 
-// IG row K-15: one more export than a subject may have at work is a 429 that names those at work, to their owner alone.
+// K-15: one more export than a subject may have at work is a 429 that names those at work, to their owner alone.
 func TestJobsAtWorkAreLimited(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(cfg *httpapi.Config) { cfg.Limits = httpapi.Limits{} }) // the defaults: five

@@ -23,7 +23,7 @@ type manifestItem struct {
 	Count int64  `json:"count"`
 }
 
-// manifest streams the answer of a completed job (SPEC 3). The sealed list of files is read twice, for `output` and
+// manifest streams the answer of a completed job (spec 3). The sealed list of files is read twice, for `output` and
 // for `error`, rather than held: a big export has as many files as it likes.
 func (s *service) manifest(c *gin.Context, job export.Job) error {
 	// The list is opened before the header goes out: a store that is down is a 503 and not half a manifest.
@@ -112,7 +112,7 @@ func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader,
 	}
 }
 
-// transactionTime is when the job finished, and for IG clients the instant of the snapshot (SPEC 9), in whole
+// transactionTime is when the job finished, and for IG clients the instant of the snapshot (spec 9), in whole
 // seconds. A snapshot with a fraction is rounded down: everything up to the instant given is in the export, so that
 // a client that continues from it loses nothing; rounded up it would.
 func transactionTime(job export.Job) string {

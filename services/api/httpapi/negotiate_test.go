@@ -12,7 +12,7 @@ func TestChooseCoding(t *testing.T) {
 		values []string
 		want   coding
 	}{
-		{nil, identity}, // IG row F-11: nobody is forced to gzip
+		{nil, identity}, // F-11: nobody is forced to gzip
 		{[]string{""}, identity},
 		{[]string{"gzip"}, gzipped},
 		{[]string{"GZip"}, gzipped},
@@ -64,7 +64,7 @@ func TestPreferences(t *testing.T) {
 		{nil, map[string]string{}},
 		{[]string{"respond-async"}, map[string]string{"respond-async": ""}},
 		{[]string{"Respond-Async"}, map[string]string{"respond-async": ""}},
-		// IG row K-12.
+		// K-12.
 		{[]string{"respond-async, handling=lenient"}, map[string]string{"respond-async": "", "handling": "lenient"}},
 		{[]string{"respond-async", "handling=lenient"}, map[string]string{"respond-async": "", "handling": "lenient"}},
 		{[]string{"respond-async ; foo=bar,handling = lenient"},

@@ -54,7 +54,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 
 // observe gives the request an id, sets the headers that every answer has, turns a panic into a plain server error,
 // and leaves one log line and the metrics. The line holds the route template and never the path, the query or a
-// header: those carry patient lists and tokens (PITFALLS 36).
+// header: those carry patient lists and tokens (pitfall 36).
 func (s *service) observe(c *gin.Context) {
 	begun := time.Now()
 	// A client's own id is not taken over: it would let anybody write into the log.

@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
 
-// PITFALLS 36: one log line a request, with the route's template; never a path, a query, a token or a subject.
+// pitfall 36: one log line a request, with the route's template; never a path, a query, a token or a subject.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -81,7 +81,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// PITFALLS 36 where things go wrong: what a request's line says of an outage, an error or a panic holds nothing of the
+// pitfall 36 where things go wrong: what a request's line says of an outage, an error or a panic holds nothing of the
 // request either.
 func TestLogOfServerErrors(t *testing.T) {
 	t.Parallel()
@@ -181,7 +181,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// PITFALLS 34: readiness names each dependency, those in the directory too, and is 503 when any is down; liveness does
+// pitfall 34: readiness names each dependency, those in the directory too, and is 503 when any is down; liveness does
 // not care. Neither wants a token.
 func TestProbes(t *testing.T) {
 	t.Parallel()

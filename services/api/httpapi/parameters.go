@@ -16,7 +16,7 @@ type parameters struct {
 	types []string // what `_type` named, sorted, no name twice; nil when it was absent
 }
 
-// outputFormats are the names of NDJSON (IG rows P-01 to P-03). A raw "+" in a query string arrives as a space, a
+// outputFormats are the names of NDJSON (P-01 to P-03). A raw "+" in a query string arrives as a space, a
 // very common slip of clients (row P-05).
 var outputFormats = []string{
 	"application/fhir+ndjson", "application/fhir ndjson", "application/ndjson", "ndjson",
@@ -69,12 +69,12 @@ func (p *parameters) take(name string, values []string) (err error) {
 		return err
 	case "_outputFormat":
 		return checkOutputFormat(values)
-	case "_format", "_pretty": // general FHIR parameters; there is only JSON (IG row K-18)
+	case "_format", "_pretty": // general FHIR parameters; there is only JSON (K-18)
 		return nil
 	case "_since", "_until", "_elements", "_typeFilter", "patient", "includeAssociatedData", "organizeOutputBy",
 		"allowPartialManifests":
 		// Preferring handling=lenient does not help yet: ignoring a parameter has to be reported in the manifest's
-		// error list (IG row K-17), and `patient` must never be ignored silently.
+		// error list (K-17), and `patient` must never be ignored silently.
 		return unsupported("The parameter " + name + " is not supported.")
 	}
 	if !parameterForm.MatchString(name) {
@@ -83,7 +83,7 @@ func (p *parameters) take(name string, values []string) (err error) {
 	return invalid("The parameter " + name + " is unknown.")
 }
 
-// parseTypes returns the union of all repeats and comma lists of `_type` (IG row K-14). Names are case-sensitive. An
+// parseTypes returns the union of all repeats and comma lists of `_type` (K-14). Names are case-sensitive. An
 // empty value is refused: it may be a client whose list went missing, and reading it as "everything" would disclose
 // more than was meant (row P-18).
 func parseTypes(values []string) ([]string, error) {

@@ -18,7 +18,7 @@ import (
 
 const fhirJSON = "application/fhir+json"
 
-// retryOutage is what a 503 asks for: in the dialect of the caller's job when the request is about one (SPEC 3 and 9),
+// retryOutage is what a 503 asks for: in the dialect of the caller's job when the request is about one (spec 3 and 9),
 // and in seconds (RFC 9110) when it is not, or while the job store is down and nobody knows whose job it is.
 const retryOutage = 5 * time.Second
 
@@ -53,7 +53,7 @@ func forbidden(text string) refusal {
 }
 
 // notAvailable is the one answer for a job that never existed, was cancelled, expired, purged or belongs to somebody
-// else, and for a file that such a job or any other does not have (SPEC 3, PITFALLS 19). It is byte-identical in all
+// else, and for a file that such a job or any other does not have (spec 3, pitfall 19). It is byte-identical in all
 // these cases, which is why it carries nothing of the request.
 func notAvailable() refusal {
 	return refusal{status: http.StatusNotFound, code: "forbidden", text: "The requested export is not available."}
@@ -68,7 +68,7 @@ func (s *service) answer(handle func(*gin.Context) error) gin.HandlerFunc {
 	}
 }
 
-// refuse answers with the OperationOutcome that the error stands for (SPEC 7), and leaves what the client may not
+// refuse answers with the OperationOutcome that the error stands for (spec 7), and leaves what the client may not
 // see for the request's log line.
 func (s *service) refuse(c *gin.Context, err error) {
 	c.Abort()

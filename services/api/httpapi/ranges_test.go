@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// PITFALLS 18: the forms of RFC 9110 section 14, byte by byte.
+// pitfall 18: the forms of RFC 9110 section 14, byte by byte.
 func TestParseRange(t *testing.T) {
 	t.Parallel()
 	const size = 10000

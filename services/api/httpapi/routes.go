@@ -1,4 +1,4 @@
-// Package httpapi is the FHIR face of Sluice: kick-off, status, cancel and files (SPEC 1-5 and 7), and the probes that
+// Package httpapi is the FHIR face of Sluice: kick-off, status, cancel and files (spec 1-5 and 7), and the probes that
 // tell a balancer where to send requests. It authenticates, validates, records, enqueues, answers and streams stored files;
 // it never touches the source's data.
 //
@@ -34,7 +34,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// DialectAuto decides the dialect of each job by its kick-off (SPEC 9). The other values of Config.Dialect are those
+// DialectAuto decides the dialect of each job by its kick-off (spec 9). The other values of Config.Dialect are those
 // of export.Dialect, which force one.
 const DialectAuto = "auto"
 
@@ -54,7 +54,7 @@ type Config struct {
 	// elsewhere.
 	SMART *token.SMART
 
-	RequireGroupScope bool // a kick-off needs a scope that reads Group (IG row Z-13)
+	RequireGroupScope bool // a kick-off needs a scope that reads Group (Z-13)
 }
 
 // Parts is what the API works with. All are needed but NewKey and Tracing.
@@ -106,7 +106,7 @@ func New(cfg Config, parts Parts) (http.Handler, error) {
 	// the logger by default.
 	gin.SetMode(gin.ReleaseMode)
 	router := gin.New()
-	// Routes are matched on the decoded path: that is what makes $export and %24export one route (PITFALLS 35).
+	// Routes are matched on the decoded path: that is what makes $export and %24export one route (pitfall 35).
 	router.UseRawPath = false
 	router.HandleMethodNotAllowed = true
 	router.RedirectTrailingSlash = false // a redirect would go to a URL that the base URL did not make

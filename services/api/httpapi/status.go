@@ -19,14 +19,13 @@ const (
 	longestPoll  = 30 * time.Second
 )
 
-// status answers in one of three ways (SPEC 3): 404, 202 or 200, and 500 for a job that failed as a whole.
+// status answers in one of three ways (spec 3): 404, 202 or 200, and 500 for a job that failed as a whole.
 func (s *service) status(c *gin.Context) error {
 	job, err := s.ownJob(c)
 	if err != nil {
 		return err
 	}
-	// A token that is narrower than the kick-off's does not see an export that it could not have asked for (IG row
-	// Z-08). It is the owner who asks, so saying so reveals nothing.
+	// A token that is narrower than the kick-off's does not see an export that it could not have asked for (Z-08). It is the owner who asks, so saying so reveals nothing.
 	if denied := unreadable(principalOf(c).Scopes, job.Request.Types...); len(denied) > 0 {
 		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
 	}
@@ -77,7 +76,7 @@ func dialectOf(c *gin.Context) export.Dialect {
 }
 
 // progress answers for a job that is not complete. Only these answers are limited: they are the only ones that
-// announce an interval, so that a client that obeys is never refused (PITFALLS 29).
+// announce an interval, so that a client that obeys is never refused (pitfall 29).
 func (s *service) progress(c *gin.Context, job export.Job) error {
 	interval := pollInterval(s.now().Sub(job.Created))
 	wait, err := s.Jobs.AllowPoll(c.Request.Context(), job.ID, interval, s.pollLimit)
@@ -105,8 +104,8 @@ func pollInterval(age time.Duration) time.Duration {
 	return min(max((age/10).Truncate(time.Second), shortestPoll), longestPoll)
 }
 
-// retryAfter writes a wait in the job's dialect: milliseconds in Classic (SPEC 3), otherwise seconds (SPEC 9, RFC 9110),
-// rounded up and never zero. It is never a date: popular clients misread those (PITFALLS 30).
+// retryAfter writes a wait in the job's dialect: milliseconds in Classic (spec 3), otherwise seconds (spec 9, RFC 9110),
+// rounded up and never zero. It is never a date: popular clients misread those (pitfall 30).
 func retryAfter(dialect export.Dialect, wait time.Duration) string {
 	unit := time.Second
 	if dialect == export.Classic {
@@ -115,7 +114,7 @@ func retryAfter(dialect export.Dialect, wait time.Duration) string {
 	return strconv.FormatInt(int64(max((wait+unit-1)/unit, 1)), 10)
 }
 
-// progressWord is the word of SPEC 3 for a live state: "completed" means that only the manifest is being sealed.
+// progressWord is the word of spec 3 for a live state: "completed" means that only the manifest is being sealed.
 func progressWord(state export.State) string {
 	switch state {
 	case export.Scheduled:
@@ -127,7 +126,7 @@ func progressWord(state export.State) string {
 }
 
 // failed answers for a job that failed as a whole, until it expires. Its reason was written for its owner. The issue
-// code is none of the transient ones: those say that the job lives (IG row S-12).
+// code is none of the transient ones: those say that the job lives (S-12).
 func failed(job export.Job) error {
 	text := "The export failed."
 	if job.Failure != "" {
@@ -151,5 +150,5 @@ func unreadable(scopes token.Scopes, types ...string) []string {
 	return denied
 }
 
-// httpDate writes a time as RFC 9110 section 5.6.7 wants it (PITFALLS 18).
+// httpDate writes a time as RFC 9110 section 5.6.7 wants it (pitfall 18).
 func httpDate(t time.Time) string { return t.UTC().Format(http.TimeFormat) }

@@ -19,8 +19,8 @@ func filePath(id export.JobID, file export.File) string {
 	return statusPath(id) + "/files/" + file.Name
 }
 
-// SPEC 3: while a job runs its status is a 202 without a body, with the interval in the job's dialect and one of
-// three words. PITFALLS 14 at the edge: never 100 percent before the seal.
+// spec 3: while a job runs its status is a 202 without a body, with the interval in the job's dialect and one of
+// three words. pitfall 14 at the edge: never 100 percent before the seal.
 func TestStatusProgress(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -62,7 +62,7 @@ func TestStatusProgress(t *testing.T) {
 			if head.code != http.StatusAccepted || head.header.Get("X-Progress") != "completed" {
 				t.Errorf("HEAD: %d, X-Progress %q", head.code, head.header.Get("X-Progress"))
 			}
-			// IG row S-18: whatever the client says it accepts.
+			// S-18: whatever the client says it accepts.
 			for _, accept := range []string{"application/json", "*/*", "text/html"} {
 				if got := w.ask("GET", statusPath(id), append(w.as("alice"), "Accept", accept)...); got.code != 202 {
 					t.Errorf("Accept %s: %d", accept, got.code)
@@ -73,8 +73,8 @@ func TestStatusProgress(t *testing.T) {
 	}
 }
 
-// SPEC 3 and 9: the manifest, byte by byte. PITFALLS 22: output, deleted, error, count and Expires are always there;
-// PITFALLS 17 and 18: Expires is an HTTP-date seven days after the end.
+// spec 3 and 9: the manifest, byte by byte. pitfall 22: output, deleted, error, count and Expires are always there;
+// pitfalls 17 and 18: Expires is an HTTP-date seven days after the end.
 func TestStatusManifest(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -99,7 +99,7 @@ func TestStatusManifest(t *testing.T) {
 				`{"type":"Observation","url":"` + url + `Observation.Observation-00000.1.0.ndjson","count":1}],"deleted":[],` +
 				`"error":[{"type":"OperationOutcome","url":"` + url +
 				`OperationOutcome.OperationOutcome-00000.1.0.ndjson","count":1}]}` + "\n"
-			// Not limited, and the same every time (IG row S-17).
+			// Not limited, and the same every time (S-17).
 			for range 15 {
 				got := w.ask("GET", statusPath(id), append(w.as("alice"), "Host", "evil.example.com")...)
 				if got.code != http.StatusOK || got.body != want {
@@ -118,7 +118,7 @@ func TestStatusManifest(t *testing.T) {
 	}
 }
 
-// PITFALLS 1 at the edge: an export of nobody is an empty list and not a list of everybody.
+// pitfall 1 at the edge: an export of nobody is an empty list and not a list of everybody.
 func TestStatusManifestOfNobody(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -165,7 +165,7 @@ func TestStatusManifestOfManyFiles(t *testing.T) {
 		t.Errorf("%d files and %d errors", len(manifest.Output), len(manifest.Error))
 	}
 
-	// PITFALLS 34: a store that is down is a 503 and no half manifest.
+	// pitfall 34: a store that is down is a 503 and no half manifest.
 	w.objectDoor.Shut()
 	got := w.ask("GET", statusPath(id), w.as("alice")...)
 	wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
@@ -193,7 +193,7 @@ func TestStatusManifestDamaged(t *testing.T) {
 	}
 }
 
-// SPEC 3: a job of which nothing could be produced is a 500 with its reason, until it expires.
+// spec 3: a job of which nothing could be produced is a 500 with its reason, until it expires.
 func TestStatusFailed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -212,7 +212,7 @@ func TestStatusFailed(t *testing.T) {
 	wantOutcome(t, w.ask("GET", statusPath(id), w.as("alice")...), http.StatusNotFound, "forbidden", "not available")
 }
 
-// SPEC 2 and 3, PITFALLS 15, 17 and 19: never existed, malformed, somebody else's (the same subject of another issuer
+// spec 2 and 3, pitfalls 15, 17 and 19: never existed, malformed, somebody else's (the same subject of another issuer
 // too), cancelled, expired by the clock, marked expired and purged are one answer, byte by byte, for status, cancel
 // and files, and so is a file that the job does not have.
 func TestNotAvailable(t *testing.T) {
@@ -314,7 +314,7 @@ func TestNotAvailable(t *testing.T) {
 	if got := w.ask("GET", statusPath(kept), alice...); got.code != http.StatusOK {
 		t.Errorf("the owner gets %d %s", got.code, got.body)
 	}
-	// The last moment is still there (SPEC 6: decided by the clock).
+	// The last moment is still there (spec 6: decided by the clock).
 	w.clock.Advance(retention - time.Millisecond)
 	if got := w.ask("GET", filePath(kept, keptFile), w.as("alice")...); got.code != http.StatusOK {
 		t.Errorf("a millisecond before it expires: %d", got.code)
@@ -325,7 +325,7 @@ func TestNotAvailable(t *testing.T) {
 	}
 }
 
-// IG row Z-08: a token of the owner that is narrower than the kick-off's sees neither the manifest nor the files of
+// Z-08: a token of the owner that is narrower than the kick-off's sees neither the manifest nor the files of
 // the types it lacks; it may still cancel.
 func TestStatusNarrowToken(t *testing.T) {
 	t.Parallel()
@@ -345,7 +345,7 @@ func TestStatusNarrowToken(t *testing.T) {
 	}
 }
 
-// PITFALLS 29 and 30: polling far too often is a 429 with an integer Retry-After in the job's unit that is no longer
+// pitfalls 29 and 30: polling far too often is a 429 with an integer Retry-After in the job's unit that is no longer
 // than the announced interval. Other jobs are not touched.
 func TestStatusPollLimit(t *testing.T) {
 	t.Parallel()
@@ -385,7 +385,7 @@ func mustInt(t *testing.T, text string) int {
 	return n
 }
 
-// SPEC 3 and 9, PITFALLS 30: a 503 about the caller's own job counts in the job's unit like every other answer about it.
+// spec 3 and 9, pitfall 30: a 503 about the caller's own job counts in the job's unit like every other answer about it.
 func TestStatusOutageDialect(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -415,7 +415,7 @@ func TestStatusOutageDialect(t *testing.T) {
 	}
 }
 
-// SPEC 7: trouble with the store is a 503 and never the 404 that tells a client to give up. IG row S-12.
+// spec 7: trouble with the store is a 503 and never the 404 that tells a client to give up. S-12.
 func TestStatusOutage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -450,7 +450,7 @@ func (f *folk) Exists(ctx context.Context, group string) error {
 	return f.Groups.Exists(ctx, group)
 }
 
-// Members is work for a worker: an API that reads members does a kick-off's work inline (PITFALLS 12).
+// Members is work for a worker: an API that reads members does a kick-off's work inline (pitfall 12).
 func (f *folk) Members(context.Context, string, func(string) error) error {
 	panic("the API reads members")
 }

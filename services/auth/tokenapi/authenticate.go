@@ -128,7 +128,7 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 	return client, s.spend(ctx, p.assertion)
 }
 
-// spend makes sure that an assertion is used once (IG row B-21). It comes after the signature: nobody can spend the id
+// spend makes sure that an assertion is used once (B-21). It comes after the signature: nobody can spend the id
 // of somebody else's assertion.
 func (s *Service) spend(ctx context.Context, assertion *token.Assertion) *problem {
 	keep := s.assertions.Keep(assertion).Sub(s.cfg.Now())

@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// IG rows B-15, B-18 to B-20 and B-22 to B-24: every one of these is invalid_client, and spends nothing.
+// B-15, B-18 to B-20 and B-22 to B-24: every one of these is invalid_client, and spends nothing.
 func TestHostileAssertions(t *testing.T) {
 	var fetched atomic.Int64
 	trap := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {

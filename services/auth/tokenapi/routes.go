@@ -43,7 +43,7 @@ func Defaults() Config {
 	}
 }
 
-// Bounds of a token's life (IG row B-39: 300 s at most).
+// Bounds of a token's life (B-39: 300 s at most).
 const (
 	leastLife = 10 * time.Second
 	mostLife  = 5 * time.Minute

@@ -348,7 +348,7 @@ func (w *world) ask(scope string) reply {
 	return w.post(w.form(w.asserted(nil), scope))
 }
 
-// wantError checks a refusal: status, error, and what every refusal has (IG row B-38).
+// wantError checks a refusal: status, error, and what every refusal has (B-38).
 func wantError(t *testing.T, r reply, status int, code string) {
 	t.Helper()
 	if r.status != status || r.Error != code || r.Description == "" || r.AccessToken != "" {

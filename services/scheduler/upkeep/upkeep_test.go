@@ -172,7 +172,7 @@ func (w *world) nothingLeft(what string) {
 	}
 }
 
-func TestRetentionToTheSecond(t *testing.T) { // SPEC 6
+func TestRetentionToTheSecond(t *testing.T) { // spec 6
 	w := newWorld(t)
 	start := w.Now()
 	id := w.job(export.Completed)
@@ -196,7 +196,7 @@ func TestRetentionToTheSecond(t *testing.T) { // SPEC 6
 	w.must(w.ExpireAndPurge(t.Context())) // again, with nothing to do
 }
 
-func TestEveryEndedJobIsPurgedInTime(t *testing.T) { // SPEC 6, PITFALLS 15, 16
+func TestEveryEndedJobIsPurgedInTime(t *testing.T) { // spec 6, pitfalls 15, 16
 	for _, state := range []export.State{export.Cancelled, export.Expired} {
 		w := newWorld(t)
 		w.job(state)
@@ -214,7 +214,7 @@ func TestEveryEndedJobIsPurgedInTime(t *testing.T) { // SPEC 6, PITFALLS 15, 16
 	w.nothingLeft("failed")
 }
 
-func TestAPurgeKilledBetweenAnyTwoSteps(t *testing.T) { // SPEC 6
+func TestAPurgeKilledBetweenAnyTwoSteps(t *testing.T) { // spec 6
 	steps := len((&Upkeep{}).purgeSteps(export.NewJobID()))
 	for _, state := range []export.State{export.Completed, export.Cancelled} {
 		for done := range steps + 1 {
@@ -329,7 +329,7 @@ func TestPurgeLeavesALivingJobAlone(t *testing.T) {
 	}
 }
 
-func TestASilentUnitIsRescued(t *testing.T) { // PITFALLS 7, 11, 26, 27
+func TestASilentUnitIsRescued(t *testing.T) { // pitfalls 7, 11, 26, 27
 	w := newWorld(t)
 	id := w.job(export.Scheduled)
 	w.claim(id, export.PlanUnit, export.KindPlan)
@@ -352,7 +352,7 @@ func TestASilentUnitIsRescued(t *testing.T) { // PITFALLS 7, 11, 26, 27
 	}
 }
 
-func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // PITFALLS 7: enqueue and record are two steps
+func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // pitfall 7: enqueue and record are two steps
 	w := newWorld(t)
 	id := w.job(export.Scheduled) // recorded, but the process died before it enqueued
 	w.set(w.Now().Add(time.Minute))
@@ -365,7 +365,7 @@ func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // PITFALLS 7: enqu
 	}
 }
 
-func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // PITFALLS 26, 27
+func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26, 27
 	w := newWorld(t)
 	id := w.job(export.Scheduled)
 	task := queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}
@@ -416,7 +416,7 @@ func TestADutyIsNotDoneTwiceAtOnce(t *testing.T) {
 	w.must(w.Do(t.Context(), dutyExpire)) // and it is free again
 }
 
-func TestAJobThatTakesTooLongFails(t *testing.T) { // PITFALLS 7
+func TestAJobThatTakesTooLongFails(t *testing.T) { // pitfall 7
 	w := newWorld(t)
 	id := w.job(export.Scheduled)
 	w.set(w.Now().Add(w.cfg.MaxAge + time.Second))
@@ -428,7 +428,7 @@ func TestAJobThatTakesTooLongFails(t *testing.T) { // PITFALLS 7
 	}
 }
 
-func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // SPEC 6
+func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 	w := newWorld(t)
 	ctx := t.Context()
 	done, running := w.job(export.Completed), w.job(export.Scheduled)
@@ -491,7 +491,7 @@ func TestTheSweepSparesTheYoung(t *testing.T) {
 	w.nothingLeft("an orphan older than the grace")
 }
 
-func TestTheSweepAbortsUnfinishedUploads(t *testing.T) { // PITFALLS 16
+func TestTheSweepAbortsUnfinishedUploads(t *testing.T) { // pitfall 16
 	w := newWorld(t)
 	ctx := t.Context()
 	done := w.job(export.Completed)
@@ -528,7 +528,7 @@ func TestAnOutageOfTheObjectStoreOnlyDelaysThePurge(t *testing.T) {
 	w.nothingLeft("after the outage")
 }
 
-// SPEC 6: what ends and what is deleted is on record before it happens; while it cannot be, nothing happens.
+// spec 6: what ends and what is deleted is on record before it happens; while it cannot be, nothing happens.
 func TestExpiryAndPurgeAreOnRecord(t *testing.T) {
 	w := newWorld(t)
 	completed, cancelled := w.job(export.Completed), w.job(export.Cancelled)

@@ -127,7 +127,7 @@ func (c *credentialTokens) fetch(ctx context.Context) (given grant, err error) {
 	return given, nil
 }
 
-// discover reads the token endpoint from the SMART configuration below the FHIR base (IG row B-02).
+// discover reads the token endpoint from the SMART configuration below the FHIR base (B-02).
 func (c *credentialTokens) discover(ctx context.Context) (string, error) {
 	target := strings.TrimRight(c.Base, "/") + "/.well-known/smart-configuration"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)

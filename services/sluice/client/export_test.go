@@ -122,7 +122,7 @@ func TestKickOffNamesTypesOnce(t *testing.T) {
 	}
 }
 
-// TestEmptyExport: no files at all is a good answer (PITFALLS 1).
+// TestEmptyExport: no files at all is a good answer (pitfall 1).
 func TestEmptyExport(t *testing.T) {
 	s := newCounterpart(t)
 	c, _ := newClient(t, s, nil)
@@ -286,7 +286,7 @@ func TestRefusalIsASentence(t *testing.T) {
 	}
 }
 
-// TestLostConnection: a download goes on where the connection was lost (PITFALLS 33).
+// TestLostConnection: a download goes on where the connection was lost (pitfall 33).
 func TestLostConnection(t *testing.T) {
 	s := newCounterpart(t)
 	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 2000)
@@ -667,7 +667,7 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// TestNamesAreUnique: names that would be one file on some disk are told apart, whatever their order (PITFALLS 13).
+// TestNamesAreUnique: names that would be one file on some disk are told apart, whatever their order (pitfall 13).
 func TestNamesAreUnique(t *testing.T) {
 	urls := []string{
 		"https://a.org/1/Patient.ndjson", "https://a.org/2/Patient.ndjson", "https://a.org/patient.ndjson.gz",

@@ -22,7 +22,7 @@ type Job struct {
 	IG        bool   // was kicked off with Prefer: respond-async
 }
 
-// unit is what the job's Retry-After counts (SPEC 3 and 9).
+// unit is what the job's Retry-After counts (spec 3 and 9).
 func (j Job) unit() time.Duration {
 	if j.IG {
 		return time.Second

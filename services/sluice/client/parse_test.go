@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestRetryAfter: integers of either unit, no busy loop whatever the server writes (PITFALLS 30).
+// TestRetryAfter: integers of either unit, no busy loop whatever the server writes (pitfall 30).
 func TestRetryAfter(t *testing.T) {
 	for _, test := range []struct {
 		header string
@@ -160,7 +160,7 @@ func TestLinesInPieces(t *testing.T) {
 	}
 }
 
-// TestLongLinesTakeNoMemory: of a line that begins with its type nothing is kept (PITFALLS 6).
+// TestLongLinesTakeNoMemory: of a line that begins with its type nothing is kept (pitfall 6).
 func TestLongLinesTakeNoMemory(t *testing.T) {
 	check := newLines("Binary")
 	if _, err := check.Write([]byte(`{"resourceType":"Binary","data":"`)); err != nil {

@@ -22,7 +22,7 @@ type Status struct {
 	Next    time.Duration // until the next check
 }
 
-// Manifest lists the files of a finished export (SPEC 3).
+// Manifest lists the files of a finished export (spec 3).
 type Manifest struct {
 	TransactionTime     string `json:"transactionTime"`
 	Request             string `json:"request"`

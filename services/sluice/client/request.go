@@ -245,7 +245,7 @@ func (e *ServerError) passing() bool {
 }
 
 // retryAfter reads a Retry-After header: an integer of the unit, or an HTTP-date. Whatever a server writes, the wait
-// is at least a tenth of a second: a client that reads 0 must not spin (PITFALLS 30).
+// is at least a tenth of a second: a client that reads 0 must not spin (pitfall 30).
 func retryAfter(header string, unit time.Duration) (time.Duration, bool) {
 	const least = 100 * time.Millisecond
 	header = strings.TrimSpace(header)

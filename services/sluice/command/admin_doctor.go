@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/postgres"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 	"github.com/sluice-fhir/sluice/services/wiring"
 )
 
@@ -37,7 +37,7 @@ SLUICE_S3_ACCESS_KEY, SLUICE_S3_SECRET_KEY, SLUICE_S3_BUCKET), PostgreSQL (SLUIC
 SLUICE_DATABASE_URL), and the files SLUICE_TOKEN_ISSUERS_FILE, SLUICE_GROUPS_DIR and SLUICE_ACCESS_FILE. It compares
 the clocks of all of them with that of this machine. All that it writes is one object under doctor/, which it deletes.`,
 		Args: cobra.NoArgs,
-		RunE: a.looking(&flags.operateFlags, func(ctx context.Context, o *operate.Operator, _ []string) error {
+		RunE: a.looking(&flags.operateFlags, func(ctx context.Context, o *ops.Operator, _ []string) error {
 			patient, left, err := flags.patient()
 			if err != nil {
 				return err
@@ -68,7 +68,7 @@ the clocks of all of them with that of this machine. All that it writes is one o
 }
 
 // patient returns what is to be looked at, and names what is left out.
-func (f *doctorFlags) patient() (patient operate.Patient, left []string, err error) {
+func (f *doctorFlags) patient() (patient ops.Patient, left []string, err error) {
 	trust := wiring.Trust{CAFile: orVariable(f.caFile, "SLUICE_CA_FILE")}
 	roots, err := trust.Roots()
 	if err != nil {
@@ -98,7 +98,7 @@ func (f *doctorFlags) patient() (patient operate.Patient, left []string, err err
 		if err := postgres.CheckURL(url); err != nil {
 			return patient, nil, usage("%s or %s: %w", database.flagName, database.variable, err)
 		}
-		patient.Databases = append(patient.Databases, operate.Database{
+		patient.Databases = append(patient.Databases, ops.Database{
 			Name: database.name, Config: postgres.Config{URL: url, Roots: roots},
 		})
 	}
@@ -108,7 +108,7 @@ func (f *doctorFlags) patient() (patient operate.Patient, left []string, err err
 	if file := orVariable(f.issuers, "SLUICE_TOKEN_ISSUERS_FILE"); file == "" {
 		left = append(left, "issuers")
 	} else {
-		patient.Files = append(patient.Files, operate.File{
+		patient.Files = append(patient.Files, ops.File{
 			Name: "issuers", Advice: "mend the file: docs/access.md",
 			Check: func(context.Context) error { _, err := wiring.LoadIssuers(file); return err },
 		})
@@ -136,9 +136,9 @@ func (f *doctorFlags) objects(trust wiring.Trust, endpoint string) (*objects.Sto
 	return store, nil
 }
 
-func (f *doctorFlags) directoryFiles(patient operate.Patient) operate.Patient {
+func (f *doctorFlags) directoryFiles(patient ops.Patient) ops.Patient {
 	if dir := orVariable(f.groups, "SLUICE_GROUPS_DIR"); dir != "" {
-		patient.Files = append(patient.Files, operate.File{
+		patient.Files = append(patient.Files, ops.File{
 			Name: "groups", Advice: "mend the folder: docs/access.md", Check: func(ctx context.Context) error {
 				groups, err := filedir.OpenGroups(dir, nil)
 				if err != nil {
@@ -149,7 +149,7 @@ func (f *doctorFlags) directoryFiles(patient operate.Patient) operate.Patient {
 		})
 	}
 	if file := orVariable(f.access, "SLUICE_ACCESS_FILE"); file != "" {
-		patient.Files = append(patient.Files, operate.File{
+		patient.Files = append(patient.Files, ops.File{
 			Name: "grants", Advice: "mend the file: docs/access.md",
 			Check: func(context.Context) error { _, err := filedir.OpenAccess(file); return err },
 		})
@@ -158,10 +158,10 @@ func (f *doctorFlags) directoryFiles(patient operate.Patient) operate.Patient {
 }
 
 // verdict is an error when a finding is bad.
-func verdict(findings []operate.Finding) error {
+func verdict(findings []ops.Finding) error {
 	bad := 0
 	for _, finding := range findings {
-		if finding.Verdict == operate.Bad {
+		if finding.Verdict == ops.Bad {
 			bad++
 		}
 	}
@@ -171,7 +171,7 @@ func verdict(findings []operate.Finding) error {
 	return nil
 }
 
-func (a *app) printFindings(f *doctorFlags, findings []operate.Finding, left []string) error {
+func (a *app) printFindings(f *doctorFlags, findings []ops.Finding, left []string) error {
 	type findingOutput struct {
 		Check   string `json:"check"`
 		Verdict string `json:"verdict"`

@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 func (a *app) intake(admin *adminFlags) *cobra.Command {
@@ -23,7 +23,7 @@ func (a *app) intakeStatus(admin *adminFlags) *cobra.Command {
 		Short: "Say whether new jobs are taken",
 		Long:  "Status says whether new jobs are taken, and if not since when, until when and why.",
 		Args:  cobra.NoArgs,
-		RunE: a.looking(&flags, func(ctx context.Context, o *operate.Operator, _ []string) error {
+		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
 			intake, err := o.Intake(ctx)
 			if err != nil {
 				return err
@@ -62,7 +62,7 @@ func (a *app) intakePause(admin *adminFlags) *cobra.Command {
 is for operators and the audit log; clients do not see it. It must not name a patient.`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
-			if err := operate.CheckReason(reason); err != nil {
+			if err := ops.CheckReason(reason); err != nil {
 				return usage("--reason: %w", err)
 			}
 			if last < 0 {
@@ -74,7 +74,7 @@ is for operators and the audit log; clients do not see it. It must not name a pa
 				until = a.now().Add(last)
 				done = "the intake is paused until " + instant(until)
 			}
-			return a.change(&flags, done, func(o *operate.Operator) error { return o.PauseIntake(ctx, reason, until) })
+			return a.change(&flags, done, func(o *ops.Operator) error { return o.PauseIntake(ctx, reason, until) })
 		}),
 	})
 	cmd.Flags().StringVar(&reason, "reason", "", "why, in a line of text")
@@ -91,7 +91,7 @@ func (a *app) intakeResume(admin *adminFlags) *cobra.Command {
 		Long:  "Resume has new jobs taken again. It may be done when the intake is open.",
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
-			return a.change(&flags, "the intake is open", func(o *operate.Operator) error { return o.ResumeIntake(ctx) })
+			return a.change(&flags, "the intake is open", func(o *ops.Operator) error { return o.ResumeIntake(ctx) })
 		}),
 	})
 }

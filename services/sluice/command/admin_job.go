@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 func (a *app) job(admin *adminFlags) *cobra.Command {
@@ -39,7 +39,7 @@ type jobOutput struct {
 	Failure  string     `json:"failure,omitempty"`
 }
 
-func jobJSON(j operate.Job) jobOutput {
+func jobJSON(j ops.Job) jobOutput {
 	return jobOutput{
 		ID: string(j.ID), State: string(j.State), Percent: j.Percent, Owner: j.Owner, Group: j.Group, Types: j.Types,
 		Dialect: string(j.Dialect), Created: j.Created, Snapshot: moment(j.Snapshot), Finished: moment(j.Finished),
@@ -52,7 +52,7 @@ var ownerForm = regexp.MustCompile(`^[0-9a-f]{0,64}$`)
 
 func (a *app) jobList(admin *adminFlags) *cobra.Command {
 	flags := operateFlags{adminFlags: admin}
-	var filter operate.Filter
+	var filter ops.Filter
 	var states []string
 	cmd := flags.looks(&cobra.Command{
 		Use:   "list",
@@ -60,7 +60,7 @@ func (a *app) jobList(admin *adminFlags) *cobra.Command {
 		Long: `List lists the jobs that are at work, that are finished and not yet expired, and that wait to be purged. Owners are
 shown by the digest that logs have too.`,
 		Args: cobra.NoArgs,
-		RunE: a.looking(&flags, func(ctx context.Context, o *operate.Operator, _ []string) error {
+		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
 			for _, text := range states {
 				state := export.State(text)
 				if !slices.Contains(export.States(), state) {
@@ -85,11 +85,11 @@ shown by the digest that logs have too.`,
 	cmd.Flags().StringVar(&filter.Owner, "owner", "", "only jobs of the owner whose digest begins so")
 	cmd.Flags().DurationVar(&filter.Older, "older", 0, "only jobs at least this old, such as 2h")
 	cmd.Flags().IntVar(&filter.Offset, "offset", 0, "jobs to leave out at the beginning")
-	cmd.Flags().IntVar(&filter.Limit, "limit", operate.PageSize, "most jobs to list")
+	cmd.Flags().IntVar(&filter.Limit, "limit", ops.PageSize, "most jobs to list")
 	return cmd
 }
 
-func (a *app) printJobs(flags *operateFlags, page operate.Page) error {
+func (a *app) printJobs(flags *operateFlags, page ops.Page) error {
 	if flags.json {
 		output := struct {
 			Jobs    []jobOutput          `json:"jobs"`
@@ -165,7 +165,7 @@ func (a *app) jobShow(admin *adminFlags) *cobra.Command {
 could not be reached), error (its data could not be read or stored), draining (its worker stopped), lost (its worker
 was not heard of any more) or operator (one took it away).`,
 		Args: cobra.ExactArgs(1),
-		RunE: a.looking(&flags, func(ctx context.Context, o *operate.Operator, args []string) error {
+		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, args []string) error {
 			id, err := jobArgument(args[0])
 			if err != nil {
 				return err
@@ -177,8 +177,8 @@ was not heard of any more) or operator (one took it away).`,
 			if err != nil {
 				return told("job", err)
 			}
-			detail.Units = slices.DeleteFunc(detail.Units, func(u operate.Unit) bool {
-				return which == "none" || which == "open" && u.State == operate.UnitDone
+			detail.Units = slices.DeleteFunc(detail.Units, func(u ops.Unit) bool {
+				return which == "none" || which == "open" && u.State == ops.UnitDone
 			})
 			if flags.json {
 				return a.printJSON(detailJSON(detail))
@@ -190,7 +190,7 @@ was not heard of any more) or operator (one took it away).`,
 	return cmd
 }
 
-func detailJSON(d operate.Detail) any {
+func detailJSON(d ops.Detail) any {
 	output := struct {
 		jobOutput
 		Progress []progressOutput `json:"progress"`
@@ -221,7 +221,7 @@ func someOf(types []string) string {
 	return strings.Join(types, ",")
 }
 
-func (a *app) printDetail(d operate.Detail) error {
+func (a *app) printDetail(d ops.Detail) error {
 	facts := [][]string{
 		{"job", string(d.ID)}, {"state", fmt.Sprintf("%s, %d%%", d.State, d.Percent)}, {"owner", d.Owner},
 		{"asked for", fmt.Sprintf("Group/%s: %s (%s)", d.Group, someOf(d.Types), d.Dialect)},
@@ -266,9 +266,9 @@ func (a *app) printDetail(d operate.Detail) error {
 	for _, u := range d.Units {
 		heard := "-"
 		switch u.State {
-		case operate.UnitDelayed:
+		case ops.UnitDelayed:
 			heard = "again in " + span(-u.Silent)
-		case operate.UnitRunning, operate.UnitQueued:
+		case ops.UnitRunning, ops.UnitQueued:
 			heard = span(u.Silent) + " ago"
 		default:
 		}
@@ -293,19 +293,19 @@ func (a *app) jobCancel(admin *adminFlags) *cobra.Command {
 		`Cancel ends a job as its owner can: from then on it is not there for its owner, its units stop within seconds, and a
 scheduler deletes all its files and its record. It asks before; --yes does not.`,
 		"Cancel job %s and delete all its files?", "cancelled job %s; schedulers delete what it has",
-		(*operate.Operator).Cancel)
+		(*ops.Operator).Cancel)
 }
 
 func (a *app) jobPurge(admin *adminFlags) *cobra.Command {
 	return a.jobEnd(admin, "purge", "Delete a finished job and its files now, before it expires",
 		`Purge has a finished or failed job expire now: from then on it is not there for its owner, and a scheduler deletes all
 its files and its record. A job at work is refused: cancel it, which deletes it too. It asks before; --yes does not.`,
-		"Delete job %s and all its files?", "job %s has expired; schedulers delete what it has", (*operate.Operator).PurgeNow)
+		"Delete job %s and all its files?", "job %s has expired; schedulers delete what it has", (*ops.Operator).PurgeNow)
 }
 
 func (a *app) jobEnd(
 	admin *adminFlags, name, short, long, question, done string,
-	end func(*operate.Operator, context.Context, export.JobID) error,
+	end func(*ops.Operator, context.Context, export.JobID) error,
 ) *cobra.Command {
 	flags := operateFlags{adminFlags: admin}
 	return flags.destroys(&cobra.Command{
@@ -318,7 +318,7 @@ func (a *app) jobEnd(
 			if err := a.confirm(&flags, fmt.Sprintf(question, id)); err != nil {
 				return err
 			}
-			return a.change(&flags, fmt.Sprintf(done, id), func(o *operate.Operator) error {
+			return a.change(&flags, fmt.Sprintf(done, id), func(o *ops.Operator) error {
 				return told("job", end(o, ctx, id))
 			})
 		}),

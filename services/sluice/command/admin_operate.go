@@ -16,7 +16,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 	"github.com/sluice-fhir/sluice/services/wiring"
 )
 
@@ -79,11 +79,11 @@ func orVariable(flag, name string) string {
 }
 
 // look runs the work with an operator who changes nothing.
-func (a *app) look(f *operateFlags, work func(o *operate.Operator) error) error {
+func (a *app) look(f *operateFlags, work func(o *ops.Operator) error) error {
 	return a.operate(f, nil, work)
 }
 
-func (a *app) operate(f *operateFlags, log *audit.Log, work func(o *operate.Operator) error) (err error) {
+func (a *app) operate(f *operateFlags, log *audit.Log, work func(o *ops.Operator) error) (err error) {
 	redis, err := f.wiring()
 	if err != nil {
 		return err
@@ -93,7 +93,7 @@ func (a *app) operate(f *operateFlags, log *audit.Log, work func(o *operate.Oper
 		return usageError{err}
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	operator, err := operate.New(operate.Parts{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
+	operator, err := ops.New(ops.Parts{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (a *app) operate(f *operateFlags, log *audit.Log, work func(o *operate.Oper
 
 // change runs the work with an operator who may change something, and then says what was done: on standard output, or
 // on standard error when the audit log is there.
-func (a *app) change(f *operateFlags, done string, work func(o *operate.Operator) error) error {
+func (a *app) change(f *operateFlags, done string, work func(o *ops.Operator) error) error {
 	if _, err := f.wiring(); err != nil { // before a log is begun for nothing
 		return err
 	}
@@ -246,9 +246,9 @@ func orDash(text string) string {
 }
 
 // looking is the work of a command on an operator that changes nothing.
-func (a *app) looking(f *operateFlags, work func(ctx context.Context, o *operate.Operator, args []string) error) func(
+func (a *app) looking(f *operateFlags, work func(ctx context.Context, o *ops.Operator, args []string) error) func(
 	*cobra.Command, []string) error {
 	return a.run(func(ctx context.Context, args []string) error {
-		return a.look(f, func(o *operate.Operator) error { return work(ctx, o, args) })
+		return a.look(f, func(o *ops.Operator) error { return work(ctx, o, args) })
 	})
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 func (a *app) unit(admin *adminFlags) *cobra.Command {
@@ -31,7 +31,7 @@ unit that is done, and when what builds on the unit has begun: the references or
 				return err
 			}
 			done := fmt.Sprintf("unit %s of job %s is in the queue again", args[1], id)
-			return a.change(&flags, done, func(o *operate.Operator) error {
+			return a.change(&flags, done, func(o *ops.Operator) error {
 				return told("job or unit", o.RetryUnit(ctx, id, export.UnitID(args[1])))
 			})
 		}),
@@ -56,7 +56,7 @@ is refused for the plan and the seal, without which there is no export: cancel t
 				return err
 			}
 			done := fmt.Sprintf("unit %s of job %s was given up", args[1], id)
-			return a.change(&flags, done, func(o *operate.Operator) error {
+			return a.change(&flags, done, func(o *ops.Operator) error {
 				return told("job or unit", o.FailUnit(ctx, id, export.UnitID(args[1])))
 			})
 		}),

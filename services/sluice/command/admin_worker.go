@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/queue"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 func (a *app) worker(admin *adminFlags) *cobra.Command {
@@ -54,7 +54,7 @@ func (a *app) workerList(admin *adminFlags) *cobra.Command {
 		Long: `List lists the workers that are alive with the units that they have, and what waits in the queues. A worker that
 was killed is listed for some ten seconds more.`,
 		Args: cobra.NoArgs,
-		RunE: a.looking(&flags, func(ctx context.Context, o *operate.Operator, _ []string) error {
+		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
 			workers, err := o.Workers(ctx)
 			if err != nil {
 				return err
@@ -145,7 +145,7 @@ starts another; to have one less, scale down instead. WORKER is its id in sluice
 			if err := a.confirm(&flags, fmt.Sprintf("End worker %s?", printable(args[0]))); err != nil {
 				return err
 			}
-			return a.change(&flags, "worker "+args[0]+" is told to end", func(o *operate.Operator) error {
+			return a.change(&flags, "worker "+args[0]+" is told to end", func(o *ops.Operator) error {
 				return told("worker", o.DrainWorker(ctx, args[0]))
 			})
 		}),

@@ -161,7 +161,7 @@ func TestMergeReturnsWhatFails(t *testing.T) {
 	}
 }
 
-func TestALostAnswerToASpillLosesNoID(t *testing.T) { // PITFALLS 9
+func TestALostAnswerToASpillLosesNoID(t *testing.T) { // pitfall 9
 	store, proxy := open(t)
 	b := tiny(store, 1)
 	proxy.FailAfter(0)

@@ -138,7 +138,7 @@ func TestADamagedListIsRefused(t *testing.T) {
 	}
 }
 
-func TestAListKeepsFewChunksInMemory(t *testing.T) { // PITFALLS 6
+func TestAListKeepsFewChunksInMemory(t *testing.T) { // pitfall 6
 	store, proxy := open(t)
 	ctx := t.Context()
 	list := stored(t, store, (cachedChunks+1)*ChunkSize)

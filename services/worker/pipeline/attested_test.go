@@ -32,7 +32,7 @@ func (a *attesting) ForPatients(ctx context.Context, q source.Query, yield func(
 	return a.Source.ForPatients(ctx, q, func(r source.Resource) error { return yield(attest(a.t, r)) })
 }
 
-func TestAnAttestedExportIsTheSame(t *testing.T) { // PITFALLS 2
+func TestAnAttestedExportIsTheSame(t *testing.T) { // pitfall 2
 	var lines []string
 	for i := range 200 { // past the audit's stride
 		lines = append(lines, observation(i, 1+i%3, fmt.Sprintf(`,"performer":[{"reference":"Practitioner/p%d"}]`, i%5)))
@@ -56,7 +56,7 @@ func TestAnAttestedExportIsTheSame(t *testing.T) { // PITFALLS 2
 	attested.wantLines(t, want...)
 }
 
-func TestAnAttestedLeakPublishesNothing(t *testing.T) { // PITFALLS 2, 10, 21
+func TestAnAttestedLeakPublishesNothing(t *testing.T) { // pitfalls 2, 10, 21
 	foreign := attest(t, resource("Observation", "obs-9", observation(9, 9), "pat-1"))
 	mine := attest(t, resource("Observation", "obs-8", observation(8, 1), "pat-1"))
 	change := func(r source.Resource, how func(*source.Resource)) source.Resource {
@@ -106,7 +106,7 @@ func (m *misread) ForPatients(ctx context.Context, q source.Query, yield func(so
 	return yield(m.reading)
 }
 
-func TestAStoreLoadedByBrokenRulesIsNoticed(t *testing.T) { // PITFALLS 2
+func TestAStoreLoadedByBrokenRulesIsNoticed(t *testing.T) { // pitfall 2
 	foreign := attest(t, resource("Observation", "obs-9", observation(9, 9), "pat-1"))
 	foreign.Named = []string{"pat-1"}
 	leading := attest(t, resource("Observation", "obs-8", observation(8, 1), "pat-1"))

@@ -168,7 +168,7 @@ func (b *bench) drive(id export.JobID, do func(queue.Task)) export.Job {
 			job, err := b.jobs.Job(b.t.Context(), id)
 			must(b.t, err)
 			if job.State.Live() {
-				b.t.Fatalf("the job is %s and has no task (PITFALLS 7)", job.State)
+				b.t.Fatalf("the job is %s and has no task (pitfall 7)", job.State)
 			}
 			return job
 		}
@@ -214,7 +214,7 @@ func (b *bench) outcome(job export.Job) outcome {
 		must(b.t, json.Unmarshal([]byte(entry), &file))
 		o.files = append(o.files, file)
 		if names[file.Name] || names[file.Key] {
-			b.t.Errorf("%s is listed twice (PITFALLS 13)", file.Name)
+			b.t.Errorf("%s is listed twice (pitfall 13)", file.Name)
 		}
 		names[file.Name], names[file.Key] = true, true
 		if file.Error != (file.Type == "OperationOutcome") {

@@ -54,7 +54,7 @@ func (s *shorts) ofOthers(job export.JobID) bool {
 
 // courtesy makes a long unit give way to short ones of other jobs in the same process. A small job needs little of the
 // processor but hundreds of answers one after the other, from the stores and from the worker itself, and each of them
-// comes later the more the long units use the machine (PITFALLS 25).
+// comes later the more the long units use the machine (pitfall 25).
 type courtesy struct {
 	shorts  *shorts // nil for a unit that gives way to nobody
 	job     export.JobID

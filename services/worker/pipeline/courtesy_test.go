@@ -10,7 +10,7 @@ import (
 
 // TestALongUnitGivesWayToShortOnes: it rests three times as long as it has worked, at most 5 ms, and only while others
 // are under way.
-func TestALongUnitGivesWayToShortOnes(t *testing.T) { // PITFALLS 25
+func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
 	for name, row := range map[string]struct {
 		others *shorts
 		works  time.Duration
@@ -52,7 +52,7 @@ func underWay(jobs ...export.JobID) *shorts {
 }
 
 // TestAQueryAsksForBytes: of what is little many patients are asked for at once, of what is much few.
-func TestAQueryAsksForBytes(t *testing.T) { // PITFALLS 6
+func TestAQueryAsksForBytes(t *testing.T) { // pitfall 6
 	for name, row := range map[string]struct {
 		bytes  int64
 		chunks int

@@ -20,7 +20,7 @@ const (
 	elsewhere         // it is about somebody asked for, and written or withheld where its home is asked for
 )
 
-// guard checks every resource against the cohort before it becomes a line, whatever the source says of it (SPEC 10).
+// guard checks every resource against the cohort before it becomes a line, whatever the source says of it (spec 10).
 // It reads the subject from the line itself, or takes what was read from it when it was stored, as long as the
 // attestation shows that the line and the reading belong together; one line in every auditEvery is read all the same.
 // Only for a Provenance it has to take the source's word for whom the targets are about, and then only to be stricter.

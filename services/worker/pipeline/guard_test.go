@@ -22,7 +22,7 @@ func clinical(t *testing.T) (all *memory, observations, others []string) {
 	return holding(t, concat(observations, foreign, others)...), observations, others
 }
 
-func TestOnlyTheCohortIsExported(t *testing.T) { // PITFALLS 2
+func TestOnlyTheCohortIsExported(t *testing.T) { // pitfall 2
 	all, observations, others := clinical(t)
 	b := newBench(t, all, members...)
 	got := b.export("Observation", "Condition", "Patient")
@@ -32,7 +32,7 @@ func TestOnlyTheCohortIsExported(t *testing.T) { // PITFALLS 2
 	b.wantMetric(3, "sluice_worker_units_total", "export", "done")
 }
 
-func TestALeakingSourcePublishesNothing(t *testing.T) { // PITFALLS 2, 10, 21
+func TestALeakingSourcePublishesNothing(t *testing.T) { // pitfalls 2, 10, 21
 	good := observation("x", 1)
 	for name, leak := range map[string]source.Resource{
 		"a foreign patient's":      resource("Observation", "obs-9", observation(9, 9), "pat-9"),
@@ -69,7 +69,7 @@ func TestALeakingSourcePublishesNothing(t *testing.T) { // PITFALLS 2, 10, 21
 	}
 }
 
-func TestAForeignPatientIsRefused(t *testing.T) { // PITFALLS 2
+func TestAForeignPatientIsRefused(t *testing.T) { // pitfall 2
 	all, observations, _ := clinical(t)
 	leak := resource("Patient", "pat-9", patient(9), "pat-1")
 	b := newBench(t, &hooked{Source: all, typ: "Patient", extra: []source.Resource{leak}}, members...)
@@ -91,7 +91,7 @@ func TestWhenEveryTypeLeaksTheJobFails(t *testing.T) {
 	}
 }
 
-func TestResourcesOfSeveralPatients(t *testing.T) { // PITFALLS 2
+func TestResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
 	shared := []string{
 		appointment(1, "pat-2", "pat-1"), appointment(2, "pat-3", "pat-3"), appointment(3, "pat-1", "pat-2", "pat-3"),
 	}
@@ -105,7 +105,7 @@ func TestResourcesOfSeveralPatients(t *testing.T) { // PITFALLS 2
 	b.wantMetric(0, "sluice_worker_guard_refusals_total")
 }
 
-func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // PITFALLS 2
+func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // pitfall 2
 	mine := []string{provenance(1, "Observation/obs-1"), provenance(2, "Patient/pat-1", "Observation/obs-2")}
 	b := newBench(t, holding(t, concat(mine, []string{
 		observation(1, 1), observation(2, 2), observation(9, 9), patient(1), patient(2),
@@ -149,7 +149,7 @@ func TestSharedResourcesAreWrittenOnceAcrossUnits(t *testing.T) {
 // Somebody outside of the cohort whose id sorts before all members, between two of them, or behind.
 var outsiders = []string{"pat-", "pat-00000-x", "pat-9"}
 
-func TestWithheldResourcesAreCountedOnceWhereverTheOutsiderSorts(t *testing.T) { // PITFALLS 2
+func TestWithheldResourcesAreCountedOnceWhereverTheOutsiderSorts(t *testing.T) { // pitfall 2
 	ids := crowd()
 	first, last := ids[0], ids[len(ids)-1]
 	mine := appointment("mine", first, last)
@@ -190,7 +190,7 @@ func TestWithheldResourcesAreCountedOnceWhereverTheOutsiderSorts(t *testing.T) {
 	}
 }
 
-func TestASourceThatGivesAnotherUnitsResourcesIsRefused(t *testing.T) { // PITFALLS 2
+func TestASourceThatGivesAnotherUnitsResourcesIsRefused(t *testing.T) { // pitfall 2
 	ids := crowd()
 	first, last := ids[0], ids[len(ids)-1]
 	for name, foreign := range map[string]source.Resource{

@@ -133,7 +133,7 @@ func (w *Worker) keepAlive(
 }
 
 // complete returns the error of a stream, else why the context has ended: a driver that ends its stream silently then
-// has not given everything, and what it gave must not be taken for all (PITFALLS 8).
+// has not given everything, and what it gave must not be taken for all (pitfall 8).
 func complete(ctx context.Context, err error) error {
 	if err == nil && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -200,7 +200,7 @@ func (w *Worker) ended(ctx context.Context, lease export.Lease, err error) bool 
 }
 
 // purgeLate asks for another purge of a job that ended while the unit was writing: the purge that its end brought about
-// may have been over before the last object came in (SPEC 5, PITFALLS 16).
+// may have been over before the last object came in (spec 5, pitfall 16).
 func (w *Worker) purgeLate(ctx context.Context, lease export.Lease) error {
 	return w.Queue.EnqueueLatePurge(ctx, queue.TaskOf(lease.Job, lease.Unit, lease.Fence))
 }
@@ -274,7 +274,7 @@ func (w *Worker) enqueue(ctx context.Context, task queue.Task) error {
 }
 
 // giveUp closes a unit that cannot be done. A job without plan or seal has nothing to give: it fails as a whole.
-// Any other unit becomes an entry of the manifest's error list, and the rest of the job goes on (PITFALLS 10, 21).
+// Any other unit becomes an entry of the manifest's error list, and the rest of the job goes on (pitfalls 10, 21).
 func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Lease, reason string) error {
 	if lease.Unit.Kind == export.KindPlan || lease.Unit.Kind == export.KindSeal {
 		now := w.Now()

@@ -48,7 +48,7 @@ func (b *bench) lost(task queue.Task) {
 	b.wantMetric(1, "sluice_worker_units_total", "export", "lost")
 }
 
-func TestACancelStopsARunningUnit(t *testing.T) { // PITFALLS 15, 16
+func TestACancelStopsARunningUnit(t *testing.T) { // pitfalls 15, 16
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	b := newBench(t, hook, members...)
@@ -68,7 +68,7 @@ func TestACancelStopsARunningUnit(t *testing.T) { // PITFALLS 15, 16
 	must(t, b.worker().Handle(t.Context(), task)) // queued work is dropped
 }
 
-func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // PITFALLS 16
+func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 16
 	// However the unit ends, the purge that the cancel brought about may have been over before its last file came in.
 	for name, end := range map[string]error{
 		"done":        nil,
@@ -125,7 +125,7 @@ func TestAJobPurgedUnderAUnit(t *testing.T) {
 	}
 }
 
-func TestARescueStopsTheUnitThatWasTakenForLost(t *testing.T) { // PITFALLS 28
+func TestARescueStopsTheUnitThatWasTakenForLost(t *testing.T) { // pitfall 28
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	b := newBench(t, hook, members...)
@@ -185,7 +185,7 @@ func (s silent) ForPatients(ctx context.Context, q source.Query, yield func(sour
 	return err
 }
 
-func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // PITFALLS 8, 9
+func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // pitfalls 8, 9
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	b := newBench(t, silent{hook}, members...)
@@ -204,7 +204,7 @@ func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // PITFALLS 8, 9
 	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
-func TestAUnitThatIsAliveSaysSo(t *testing.T) { // PITFALLS 27
+func TestAUnitThatIsAliveSaysSo(t *testing.T) { // pitfall 27
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	b := newBench(t, hook, members...)
@@ -248,7 +248,7 @@ func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
 	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
-func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // PITFALLS 28
+func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // pitfall 28
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	b, redis := newBenchOnMiniredis(t, hook, members...)
@@ -268,7 +268,7 @@ func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // PITFALLS 28
 	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
-func TestAPanicEndsTheHeartbeat(t *testing.T) { // PITFALLS 11
+func TestAPanicEndsTheHeartbeat(t *testing.T) { // pitfall 11
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient", within: func(context.Context, int) error { panic("a driver's bug") }}
 	b := newBench(t, hook, members...)

@@ -10,15 +10,15 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/queue"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-func (b *bench) operator() *operate.Operator {
+func (b *bench) operator() *ops.Operator {
 	b.t.Helper()
 	log, err := audit.Open(audit.Config{Path: filepath.Join(b.t.TempDir(), "audit.ndjson"), Process: "test", Now: time.Now})
 	must(b.t, err)
 	b.t.Cleanup(func() { must(b.t, log.Close()) })
-	operator, err := operate.New(operate.Parts{
+	operator, err := ops.New(ops.Parts{
 		Jobs: b.jobs, Queue: b.tasks, Audit: log, Now: func() time.Time { return instant },
 	})
 	must(b.t, err)
@@ -27,7 +27,7 @@ func (b *bench) operator() *operate.Operator {
 
 // A unit is given up while a worker is in the middle of it. What the worker brings counts no more, the last open unit
 // leads to the seal, and the manifest says what is missing.
-func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // PITFALLS 10, 21
+func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // pitfalls 10, 21
 	all, _, others := clinical(t)
 	hook := &hooked{Source: all, typ: "Observation"}
 	b := newBench(t, hook, members...)
@@ -42,8 +42,8 @@ func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // PITFALLS 10, 21
 	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: it was given up by an operator.")
 	detail, err := operator.Inspect(t.Context(), id)
 	must(t, err)
-	at := slices.IndexFunc(detail.Units, func(u operate.Unit) bool { return u.ID == "Observation-00000" })
-	if at < 0 || detail.Units[at].State != operate.UnitFailed || detail.Units[at].Cause != export.CauseOperator ||
+	at := slices.IndexFunc(detail.Units, func(u ops.Unit) bool { return u.ID == "Observation-00000" })
+	if at < 0 || detail.Units[at].State != ops.UnitFailed || detail.Units[at].Cause != export.CauseOperator ||
 		len(detail.Errors) != 1 || detail.State != export.Completed {
 		t.Errorf("%+v", detail)
 	}
@@ -73,7 +73,7 @@ func TestAUnitThatAnOperatorRetries(t *testing.T) {
 }
 
 // A worker does not get on; its unit is taken from it and run by another, and both end at the same time.
-func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // PITFALLS 28
+func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	b := newBench(t, hook, members...)
@@ -93,8 +93,8 @@ func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // PITFALLS 28
 	must(t, w.Handle(t.Context(), task))
 	detail, err := operator.Inspect(t.Context(), task.Job)
 	must(t, err)
-	at := slices.IndexFunc(detail.Units, func(u operate.Unit) bool { return u.ID == task.Unit })
-	if at < 0 || detail.Units[at].State != operate.UnitDone || detail.Units[at].Fence != 2 {
+	at := slices.IndexFunc(detail.Units, func(u ops.Unit) bool { return u.ID == task.Unit })
+	if at < 0 || detail.Units[at].State != ops.UnitDone || detail.Units[at].Fence != 2 {
 		t.Fatalf("%+v", detail.Units)
 	}
 	got := b.outcome(b.finish(w, task.Job))

@@ -18,10 +18,10 @@ import (
 )
 
 // plan freezes the snapshot, works out the cohort (the group's members that the owner may see), and cuts one unit for
-// each type, more for a type that is too big for one (SPEC 8). An empty cohort has no units: it is never everybody.
+// each type, more for a type that is too big for one (spec 8). An empty cohort has no units: it is never everybody.
 func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	// The source gives it in whole seconds, as it is shown to IG clients: nothing newer than what they are told is
-	// exported (IG row M-01).
+	// exported (M-01).
 	snapshot, err := w.Source.Snapshot(ctx, w.Now())
 	if err != nil {
 		return jobstore.Commit{}, fmt.Errorf("freeze the snapshot: %w", err)

@@ -16,7 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
-func TestAnEmptyCohortExportsNothing(t *testing.T) { // PITFALLS 1
+func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
 	for name, row := range map[string]struct {
 		members  []string
 		patients directory.Selection
@@ -52,7 +52,7 @@ func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
 		t.Errorf("%d patients in the cohort", got.job.Cohort.Patients)
 	}
 	if want := instant.Truncate(time.Second); !got.job.Snapshot.Equal(want) {
-		t.Errorf("snapshot %s, want %s (IG row M-01)", got.job.Snapshot, want)
+		t.Errorf("snapshot %s, want %s (M-01)", got.job.Snapshot, want)
 	}
 }
 
@@ -100,7 +100,7 @@ func TestAGroupThatIsGone(t *testing.T) {
 	}
 }
 
-func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // PITFALLS 7
+func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // pitfall 7
 	all, _, _ := clinical(t)
 	b := newBench(t, all, members...)
 	b.people.err = errors.New("the directory is down")
@@ -112,7 +112,7 @@ func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // PITFALLS 7
 	b.wantMetric(1, "sluice_worker_units_total", "plan", "failed")
 }
 
-func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // PITFALLS 10
+func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // pitfall 10
 	all, observations, _ := clinical(t)
 	all.problems = []source.Problem{
 		{Type: "Observation", Place: "Observation.ndjson line 17", What: "not valid JSON"},
@@ -196,7 +196,7 @@ func TestCut(t *testing.T) {
 }
 
 // TestUnitsGrowWithTheJob: a job is cut into a thousand units or so, but none is smaller or larger than configured.
-func TestUnitsGrowWithTheJob(t *testing.T) { // SPEC 8, PITFALLS 6
+func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
 	for name, row := range map[string]struct{ total, units int64 }{
 		"a gigabyte":        {1 << 30, 4},
 		"up to the least":   {256 << 30, 1024},
@@ -215,7 +215,7 @@ func TestUnitsGrowWithTheJob(t *testing.T) { // SPEC 8, PITFALLS 6
 	}
 }
 
-func TestTheLargestTypesComeFirstAndFewAtATime(t *testing.T) { // PITFALLS 25
+func TestTheLargestTypesComeFirstAndFewAtATime(t *testing.T) { // pitfall 25
 	b := newBench(t, holding(t,
 		patient(1), observation(1, 1), observation(2, 1), observation(3, 1), condition(1, 1),
 		appointment(1, "pat-1"), appointment(2, "pat-1"),

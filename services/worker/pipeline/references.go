@@ -18,7 +18,7 @@ import (
 const byIDBatch = 512
 
 // references closes the set of referenced resources: what the exported lines reference, what those and the Provenance
-// about them reference, and so on among the referenced types that the job exports (SPEC 10). It stores the set as a
+// about them reference, and so on among the referenced types that the job exports (spec 10). It stores the set as a
 // list of "Type/id" and cuts units for each type in it.
 func (w *Worker) references(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	var frontier []string // runs of references not yet followed

@@ -82,7 +82,7 @@ func TestReferencedResourcesTravelAlong(t *testing.T) {
 	got.wantIssues(t, "error")
 }
 
-func TestReferencesAreFollowedOnlyThroughTypesOfTheJob(t *testing.T) { // SPEC 10
+func TestReferencesAreFollowedOnlyThroughTypesOfTheJob(t *testing.T) { // spec 10
 	for name, row := range map[string]struct {
 		types []string
 		want  []string
@@ -163,7 +163,7 @@ func (b *bench) cutBy(kind export.Kind, types ...string) map[export.UnitID]expor
 	panic("unreachable")
 }
 
-func TestReferencedUnitsWeighWhatIsReferencedOfAType(t *testing.T) { // SPEC 8; PITFALLS 14
+func TestReferencedUnitsWeighWhatIsReferencedOfAType(t *testing.T) { // spec 8; pitfall 14
 	var lines []string
 	for i := range 1000 { // 600 of them are referenced, which is two chunks with the one practitioner
 		lines = append(lines, org(fmt.Sprintf("org-%04d", i)))
@@ -201,7 +201,7 @@ func agent(id, who string, targets ...string) string {
 	return strings.TrimSuffix(provenance(id, targets...), "}") + fmt.Sprintf(`,"agent":[{"who":{"reference":"%s"}}]}`, who)
 }
 
-func TestWhatProvenanceOfReferencedResourcesReferencesTravelsAlong(t *testing.T) { // SPEC 10
+func TestWhatProvenanceOfReferencedResourcesReferencesTravelsAlong(t *testing.T) { // spec 10
 	obs := observation(1, 1, `,"performer":[{"reference":"Practitioner/1"}]`)
 	practitioner, nine, ten, seven := travelling("Practitioner", "1"), org("9", "10"), org("10"), travelling("Practitioner", "7")
 	first := agent("1", "Organization/9", "Practitioner/1")
@@ -225,7 +225,7 @@ func TestWhatProvenanceOfReferencedResourcesReferencesTravelsAlong(t *testing.T)
 	}
 }
 
-func TestALeakedProvenanceLeadsNowhere(t *testing.T) { // PITFALLS 2
+func TestALeakedProvenanceLeadsNowhere(t *testing.T) { // pitfall 2
 	obs := observation(1, 1, `,"performer":[{"reference":"Practitioner/1"}]`)
 	for name, line := range map[string]string{
 		"about a foreign patient": agent("9", "Organization/stranger", "Practitioner/1", "Patient/pat-9"),
@@ -286,7 +286,7 @@ func TestATypeThatIsWithdrawnIsReportedWhenNothingIsExported(t *testing.T) {
 	got.wantIssues(t, "error", "Goal: the permission was withdrawn.", "Practitioner: the permission was withdrawn.")
 }
 
-func TestASourceThatLeaksReferencedResources(t *testing.T) { // PITFALLS 2, 10, 21
+func TestASourceThatLeaksReferencedResources(t *testing.T) { // pitfalls 2, 10, 21
 	mixed := attest(t, resource("Organization", "ward", org("ward", "hospital")))
 	mixed.References = []byte("Practitioner/stranger") // of another version
 	for name, row := range map[string]struct {
@@ -320,7 +320,7 @@ func TestASourceThatLeaksReferencedResources(t *testing.T) { // PITFALLS 2, 10, 
 	}
 }
 
-func TestASourceThatLeaksProvenance(t *testing.T) { // PITFALLS 2
+func TestASourceThatLeaksProvenance(t *testing.T) { // pitfall 2
 	for name, leak := range map[string]source.Resource{
 		"about a foreign patient": resource("Provenance", "pro-9", provenance(9, "Patient/pat-9")),
 		"about a member":          resource("Provenance", "pro-9", provenance(9, "Organization/ward", "Patient/pat-1")),
@@ -340,7 +340,7 @@ func TestASourceThatLeaksProvenance(t *testing.T) { // PITFALLS 2
 	}
 }
 
-func TestReferencesOfWithheldResourcesDoNotTravel(t *testing.T) { // PITFALLS 2
+func TestReferencesOfWithheldResourcesDoNotTravel(t *testing.T) { // pitfall 2
 	shared := `{"resourceType":"Appointment","id":"app-1","participant":[{"actor":{"reference":"Patient/pat-1"}},` +
 		`{"actor":{"reference":"Patient/pat-9"}},{"actor":{"reference":"Practitioner/a"}}]}`
 	all := holding(t, shared, travelling("Practitioner", "a"), patient(1))
@@ -349,7 +349,7 @@ func TestReferencesOfWithheldResourcesDoNotTravel(t *testing.T) { // PITFALLS 2
 	got.wantIssues(t, "information", "Appointment: 1 resources")
 }
 
-func TestWhenReferencesCannotBeFollowedTheRestIsExported(t *testing.T) { // PITFALLS 21
+func TestWhenReferencesCannotBeFollowedTheRestIsExported(t *testing.T) { // pitfall 21
 	all, lines := network(t)
 	b := newBench(t, failing(all, "PractitionerRole", 1000), members...)
 	got := b.export("Patient", "PractitionerRole", "Organization")
@@ -357,7 +357,7 @@ func TestWhenReferencesCannotBeFollowedTheRestIsExported(t *testing.T) { // PITF
 	got.wantIssues(t, "error", "Referenced resources are missing: its data could not be read or stored in 3 attempts.")
 }
 
-func TestReferencesSurviveAFailedUnit(t *testing.T) { // PITFALLS 21
+func TestReferencesSurviveAFailedUnit(t *testing.T) { // pitfall 21
 	all, lines := network(t)
 	b := newBench(t, failing(all, "Observation", 1000), members...)
 	got := b.export("Observation", "Patient", "PractitionerRole", "Practitioner")

@@ -45,7 +45,7 @@ func TestAnUndisturbedExport(t *testing.T) {
 	b.wantMetric(0, "sluice_worker_units_total", "retried")
 }
 
-func TestASourceThatFailsAndRecovers(t *testing.T) { // PITFALLS 8, 13, 20
+func TestASourceThatFailsAndRecovers(t *testing.T) { // pitfalls 8, 13, 20
 	for _, typ := range everyType {
 		t.Run(typ, func(t *testing.T) {
 			all, want := everything(t)
@@ -98,7 +98,7 @@ func (b *bench) queued(n int) []queue.Task {
 	return found
 }
 
-func TestASourceThatAlwaysFails(t *testing.T) { // PITFALLS 20, 21
+func TestASourceThatAlwaysFails(t *testing.T) { // pitfalls 20, 21
 	all, _, others := clinical(t)
 	down := failing(all, "Observation", 1000)
 	b := newBench(t, down, members...)
@@ -112,7 +112,7 @@ func TestASourceThatAlwaysFails(t *testing.T) { // PITFALLS 20, 21
 	b.wantMetric(0, "sluice_worker_guard_refusals_total")
 }
 
-func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // PITFALLS 20
+func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // pitfall 20
 	all, _ := network(t)
 	b := newBench(t, failing(all, "", 1000), members...)
 	got := b.export("Observation", "Patient", "Practitioner")
@@ -121,7 +121,7 @@ func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // PITFALLS 20
 	}
 }
 
-func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // PITFALLS 13, 28
+func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // pitfalls 13, 28
 	all, want := everything(t)
 	b := newBench(t, all, members...)
 	w, other := b.worker(), b.worker()
@@ -136,7 +136,7 @@ func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // PITFALLS 13, 28
 	b.wantMetric(0, "sluice_worker_units_total")
 }
 
-func TestALateTaskOfAnEarlierFenceIsNothing(t *testing.T) { // PITFALLS 28
+func TestALateTaskOfAnEarlierFenceIsNothing(t *testing.T) { // pitfall 28
 	all, want := everything(t)
 	b := newBench(t, failing(all, "Condition", 2), members...)
 	w := b.worker()
@@ -171,7 +171,7 @@ func (b *bench) again(task queue.Task) queue.Task {
 	panic("unreachable")
 }
 
-func TestKilledBeforeTheCommit(t *testing.T) { // PITFALLS 8, 9, 11, 13, 20
+func TestKilledBeforeTheCommit(t *testing.T) { // pitfalls 8, 9, 11, 13, 20
 	all, want := everything(t)
 	for _, fileBytes := range []int64{1, 1 << 30} {
 		t.Run(fmt.Sprint(fileBytes), func(t *testing.T) {
@@ -208,7 +208,7 @@ func (b *bench) driveOne(id export.JobID, do func(queue.Task)) export.Job {
 	}
 }
 
-func TestKilledAtEveryRequestToTheStore(t *testing.T) { // PITFALLS 8, 9, 13, 16, 20
+func TestKilledAtEveryRequestToTheStore(t *testing.T) { // pitfalls 8, 9, 13, 16, 20
 	t.Parallel()
 	all, want := everything(t)
 	b := newBench(t, all, members...)
@@ -265,7 +265,7 @@ func (b *bench) dieAt(w *pipeline.Worker, lease export.Lease, request int) (died
 	return died
 }
 
-func TestKilledBetweenTheCommitAndTheQueue(t *testing.T) { // PITFALLS 7, 11
+func TestKilledBetweenTheCommitAndTheQueue(t *testing.T) { // pitfalls 7, 11
 	all, want := everything(t)
 	b := newBench(t, all, members...)
 	w := b.worker()
@@ -278,7 +278,7 @@ func TestKilledBetweenTheCommitAndTheQueue(t *testing.T) { // PITFALLS 7, 11
 	b.outcome(job).wantLines(t, want...)
 }
 
-func TestAUnitThatKillsItsWorkersIsGivenUp(t *testing.T) { // PITFALLS 7, 11, 21
+func TestAUnitThatKillsItsWorkersIsGivenUp(t *testing.T) { // pitfalls 7, 11, 21
 	all, _, others := clinical(t)
 	b := newBench(t, all, members...)
 	w := b.worker()
@@ -296,7 +296,7 @@ func TestAUnitThatKillsItsWorkersIsGivenUp(t *testing.T) { // PITFALLS 7, 11, 21
 	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: it was given up after 3 attempts.")
 }
 
-func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // PITFALLS 9, 20
+func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // pitfalls 9, 20
 	for _, kind := range []export.Kind{
 		export.KindPlan, export.KindExport, export.KindReferences, export.KindReferenced, export.KindSeal,
 	} {
@@ -322,7 +322,7 @@ func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // PITFALLS 9, 20
 	}
 }
 
-func TestAnOutageLongerThanAllAttemptsCostsNothing(t *testing.T) { // PITFALLS 20, 21
+func TestAnOutageLongerThanAllAttemptsCostsNothing(t *testing.T) { // pitfalls 20, 21
 	for _, kind := range []export.Kind{export.KindPlan, export.KindExport, export.KindSeal} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel() // it waits for the client's own retries
@@ -347,7 +347,7 @@ func TestAnOutageLongerThanAllAttemptsCostsNothing(t *testing.T) { // PITFALLS 2
 	}
 }
 
-func TestAFileThatIsCorruptedOnItsWayIsNotPublished(t *testing.T) { // PITFALLS 9
+func TestAFileThatIsCorruptedOnItsWayIsNotPublished(t *testing.T) { // pitfall 9
 	t.Parallel()
 	all, want := everything(t)
 	b := newBench(t, all, members...)
@@ -384,7 +384,7 @@ func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
 	b.outcome(b.finish(w, id)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
-func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // PITFALLS 13, 28
+func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // pitfalls 13, 28
 	// Every unit is rescued while its first worker lives on and comes to its commit late.
 	all, want := everything(t)
 	b := newBench(t, all, members...)
@@ -396,7 +396,7 @@ func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // PITFALLS 13, 28
 		fresh := b.again(task)
 		must(t, w.Handle(t.Context(), fresh))
 		if err := b.jobs.Commit(t.Context(), lease, commit); !errors.Is(err, export.ErrFenced) && !errors.Is(err, export.ErrNotLive) {
-			t.Errorf("%s: the loser's commit: %v (PITFALLS 28)", task.Unit, err)
+			t.Errorf("%s: the loser's commit: %v (pitfall 28)", task.Unit, err)
 		}
 	})
 	b.outcome(job).wantLines(t, want...)

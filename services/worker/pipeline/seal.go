@@ -16,7 +16,7 @@ import (
 )
 
 // seal writes the manifest: every file of every closed unit, and an error file that says what could not be produced.
-// If nothing at all could be produced the job fails instead (SPEC 3).
+// If nothing at all could be produced the job fails instead (spec 3).
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	failed, done := 0, 0
 	out := w.newFiles(ctx, lease, outcomeType, true)

@@ -49,7 +49,7 @@ func (b *bench) await(id export.JobID) export.Job {
 		job, err := b.jobs.Job(b.t.Context(), id)
 		must(b.t, err)
 		if job.Percent < percent || job.State.Live() && job.Percent > 99 {
-			b.t.Errorf("percent went from %d to %d (PITFALLS 14)", percent, job.Percent)
+			b.t.Errorf("percent went from %d to %d (pitfall 14)", percent, job.Percent)
 		}
 		percent = job.Percent
 		if !job.State.Live() {
@@ -60,7 +60,7 @@ func (b *bench) await(id export.JobID) export.Job {
 	panic("unreachable")
 }
 
-func TestTwoWorkersOnTheQueue(t *testing.T) { // PITFALLS 7, 12
+func TestTwoWorkersOnTheQueue(t *testing.T) { // pitfalls 7, 12
 	all, want := everything(t)
 	b := newBench(t, all, members...)
 	b.cfg.Outstanding = 2
@@ -72,7 +72,7 @@ func TestTwoWorkersOnTheQueue(t *testing.T) { // PITFALLS 7, 12
 	other()
 }
 
-func TestARetryComesByTheQueue(t *testing.T) { // PITFALLS 20
+func TestARetryComesByTheQueue(t *testing.T) { // pitfall 20
 	all, _, _ := clinical(t)
 	b := newBench(t, failing(all, "Patient", 1), members...)
 	stop := b.serve(1, 0, b.worker().Handle)
@@ -81,7 +81,7 @@ func TestARetryComesByTheQueue(t *testing.T) { // PITFALLS 20
 	b.wantMetric(1, "sluice_worker_units_total", "export", "retried")
 }
 
-func TestARollingUpdateLosesNothing(t *testing.T) { // PITFALLS 8, 11
+func TestARollingUpdateLosesNothing(t *testing.T) { // pitfalls 8, 11
 	all, want := everything(t)
 	hook := &hooked{Source: all, typ: "Condition"}
 	b := newBench(t, hook, members...)

@@ -31,7 +31,7 @@ type Config struct {
 	MaxAttempts int           `env:"UNIT_ATTEMPTS"`     // failures after which a unit is given up
 	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT"`    // how often a running unit is reported alive
 	OutageDelay time.Duration `env:"OUTAGE_DELAY"`      // how long a unit waits when a dependency is down
-	Retention   time.Duration `env:"RETENTION"`         // how long a finished job is kept (SPEC 6)
+	Retention   time.Duration `env:"RETENTION"`         // how long a finished job is kept (spec 6)
 }
 
 // Defaults are the values that suit a production deployment.

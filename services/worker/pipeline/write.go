@@ -20,7 +20,7 @@ const (
 )
 
 // files writes one type's lines as gzipped NDJSON objects, the next one begun when one is full. No object is made
-// before the first line: there are no empty files (SPEC 4). It is for one goroutine.
+// before the first line: there are no empty files (spec 4). It is for one goroutine.
 type files struct {
 	ctx    context.Context
 	worker *Worker
@@ -104,7 +104,7 @@ func (f *files) begin() error {
 	return nil
 }
 
-// finish closes the current file and has the store confirm it (PITFALLS 9).
+// finish closes the current file and has the store confirm it (pitfall 9).
 func (f *files) finish() (err error) {
 	defer func() { f.endUpload(err) }()
 	object := f.object

@@ -8,7 +8,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-func TestFilesRollOver(t *testing.T) { // PITFALLS 6, 13
+func TestFilesRollOver(t *testing.T) { // pitfalls 6, 13
 	var all []string
 	for i := range 100 {
 		all = append(all, observation(fmt.Sprintf("%03d", i), 1+i%3), condition(i, 1))

@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 // open returns the page of a service on that Redis.
@@ -42,7 +42,7 @@ func open(t *testing.T, redis string) *Page {
 			t.Error(err)
 		}
 	})
-	page, err := New(Config{Logger: slog.New(slog.DiscardHandler)}, operate.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
+	page, err := New(Config{Logger: slog.New(slog.DiscardHandler)}, ops.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/queue"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 const (
@@ -83,19 +83,19 @@ type purgeRow struct {
 
 // overviewLook is what the page is made of, read at one time.
 type overviewLook struct {
-	list    operate.Page
+	list    ops.Page
 	at      time.Time                        // when the look began
 	totals  map[export.JobID]jobstore.Totals // of the jobs listed and of those to be purged
 	jobs    int                              // that were added up
 	stored  int64                            // bytes in the object store, of all jobs
-	intake  operate.Intake
+	intake  ops.Intake
 	queues  []queue.Waiting
 	workers []queue.Process
 	due     []jobstore.Entry
 	states  map[export.JobID]export.State // of those due
 }
 
-func (p *Page) look(ctx context.Context, filter operate.Filter) (look overviewLook, err error) {
+func (p *Page) look(ctx context.Context, filter ops.Filter) (look overviewLook, err error) {
 	look.at = p.Now()
 	if look.list, err = p.operator.List(ctx, filter); err != nil {
 		return look, err
@@ -162,8 +162,8 @@ func (p *Page) sum(
 }
 
 // filterOf reads which jobs are asked for. What is none is left out: a list shows more then, never something else.
-func filterOf(query url.Values) operate.Filter {
-	filter := operate.Filter{Limit: jobsShown}
+func filterOf(query url.Values) ops.Filter {
+	filter := ops.Filter{Limit: jobsShown}
 	if state := export.State(query.Get("state")); slices.Contains(export.States(), state) {
 		filter.States = []export.State{state}
 	}
@@ -282,7 +282,7 @@ func lately(samples []sample) (resources, bytes float64) {
 	return sum.perSecond()
 }
 
-func showIntake(intake operate.Intake) intakeView {
+func showIntake(intake ops.Intake) intakeView {
 	view := intakeView{Paused: !intake.Open, Reason: intake.Pause.Reason}
 	if view.Paused {
 		view.Since = instant(intake.Pause.Since)
@@ -311,7 +311,7 @@ func showWorker(worker queue.Process, now time.Time) workerRow {
 }
 
 // told says which part of which jobs a list is.
-func told(list operate.Page, filter operate.Filter) string {
+func told(list ops.Page, filter ops.Filter) string {
 	text := fmt.Sprintf("%s, the newest first", plural(list.Matches, "job"))
 	if list.Matches > len(list.Jobs) {
 		text = fmt.Sprintf("%d to %d of %s", filter.Offset+1, filter.Offset+len(list.Jobs), text)
@@ -323,7 +323,7 @@ func told(list operate.Page, filter operate.Filter) string {
 }
 
 // from is the address of another page of the list.
-func from(filter operate.Filter, offset int) string {
+func from(filter ops.Filter, offset int) string {
 	query := url.Values{}
 	if len(filter.States) > 0 {
 		query.Set("state", string(filter.States[0]))

@@ -1,4 +1,4 @@
-package operate_test
+package ops_test
 
 import (
 	"errors"
@@ -13,12 +13,12 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 // desk is an operator on a real Redis.
 type desk struct {
-	*operate.Operator
+	*ops.Operator
 	t   *testing.T
 	now time.Time
 }
@@ -35,7 +35,7 @@ func newDesk(t *testing.T) *desk {
 	d.must(err)
 	t.Cleanup(func() { d.must(errors.Join(tasks.Close(), jobs.Close())) })
 	t.Cleanup(func() { _ = log.Close() }) // a test may have closed it
-	d.Operator, err = operate.New(operate.Parts{Jobs: jobs, Queue: tasks, Audit: log, Now: func() time.Time { return d.now }})
+	d.Operator, err = ops.New(ops.Parts{Jobs: jobs, Queue: tasks, Audit: log, Now: func() time.Time { return d.now }})
 	d.must(err)
 	return d
 }
@@ -150,17 +150,17 @@ func TestList(t *testing.T) {
 	d.must(d.Cancel(t.Context(), ids[2]))
 	alice := export.Owner{Issuer: "i", Subject: "alice"}.Key()
 	for name, tc := range map[string]struct {
-		filter  operate.Filter
+		filter  ops.Filter
 		want    []int
 		matches int
 	}{
-		"all, the newest first": {operate.Filter{}, []int{0, 1, 2, 3, 4}, 5},
-		"a page":                {operate.Filter{Offset: 1, Limit: 2}, []int{1, 2}, 5},
-		"behind the end":        {operate.Filter{Offset: 5}, nil, 5},
-		"states":                {operate.Filter{States: []export.State{export.Completed, export.Cancelled}}, []int{1, 2}, 2},
-		"an owner":              {operate.Filter{Owner: alice[:16]}, []int{0, 2, 4}, 3},
-		"old ones":              {operate.Filter{Older: 150 * time.Minute}, []int{3, 4}, 2},
-		"old ones of an owner":  {operate.Filter{Older: 150 * time.Minute, Owner: alice, Limit: 1}, []int{4}, 1},
+		"all, the newest first": {ops.Filter{}, []int{0, 1, 2, 3, 4}, 5},
+		"a page":                {ops.Filter{Offset: 1, Limit: 2}, []int{1, 2}, 5},
+		"behind the end":        {ops.Filter{Offset: 5}, nil, 5},
+		"states":                {ops.Filter{States: []export.State{export.Completed, export.Cancelled}}, []int{1, 2}, 2},
+		"an owner":              {ops.Filter{Owner: alice[:16]}, []int{0, 2, 4}, 3},
+		"old ones":              {ops.Filter{Older: 150 * time.Minute}, []int{3, 4}, 2},
+		"old ones of an owner":  {ops.Filter{Older: 150 * time.Minute, Owner: alice, Limit: 1}, []int{4}, 1},
 	} {
 		page, err := d.List(t.Context(), tc.filter)
 		d.must(err)
@@ -178,11 +178,11 @@ func TestList(t *testing.T) {
 func TestNothingIsChangedOffTheRecord(t *testing.T) {
 	d := newDesk(t)
 	id := d.job("s", 0)
-	blind, err := operate.New(operate.Parts{Jobs: d.Jobs, Queue: d.Queue, Now: d.Now})
+	blind, err := ops.New(ops.Parts{Jobs: d.Jobs, Queue: d.Queue, Now: d.Now})
 	d.must(err)
 	closed := *d.Operator
 	d.must(closed.Audit.Close())
-	for name, o := range map[string]*operate.Operator{"without a log": blind, "with a log that is closed": &closed} {
+	for name, o := range map[string]*ops.Operator{"without a log": blind, "with a log that is closed": &closed} {
 		for what, step := range map[string]func() error{
 			"cancel": func() error { return o.Cancel(t.Context(), id) },
 			"purge":  func() error { return o.PurgeNow(t.Context(), id) },

@@ -1,4 +1,4 @@
-// Package operate is what an operator can see and do: jobs and their units, the intake of new jobs, workers and queues,
+// Package ops is what an operator can see and do: jobs and their units, the intake of new jobs, workers and queues,
 // and whether everything that a deployment needs is in order. The command line and the operator's page are two faces of
 // it; nothing here knows how it is presented.
 //
@@ -10,7 +10,7 @@
 //
 // Errors: export.ErrNotFound, ErrNotLive (the job has ended) and ErrConflict (not in this state; the text says why) are
 // answers; export.ErrUnavailable means that something cannot be reached, the audit log among them.
-package operate
+package ops
 
 import (
 	"errors"

@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 const unitsShown = 50
@@ -48,12 +48,12 @@ type unitRow struct {
 }
 
 // detail reads a job. What stands in a URL and cannot be a job's id is none.
-func (p *Page) detail(ctx context.Context, text string) (operate.Detail, error) {
+func (p *Page) detail(ctx context.Context, text string) (ops.Detail, error) {
 	id, err := export.ParseJobID(text)
 	if err != nil {
-		return operate.Detail{}, err
+		return ops.Detail{}, err
 	}
-	return p.details.at(ctx, string(id), func(ctx context.Context) (operate.Detail, error) {
+	return p.details.at(ctx, string(id), func(ctx context.Context) (ops.Detail, error) {
 		return p.operator.Inspect(ctx, id)
 	})
 }
@@ -96,8 +96,8 @@ func (p *Page) job(w http.ResponseWriter, r *http.Request) {
 	p.render(w, http.StatusOK, "job.html", page)
 }
 
-func factsOf(job operate.Detail) []fact {
-	var total operate.Progress
+func factsOf(job ops.Detail) []fact {
+	var total ops.Progress
 	for _, progress := range job.Progress {
 		total.Resources += progress.Resources
 		total.Bytes += progress.Bytes
@@ -122,7 +122,7 @@ func factsOf(job operate.Detail) []fact {
 	}
 }
 
-func showProgress(progress operate.Progress) typeRow {
+func showProgress(progress ops.Progress) typeRow {
 	row := typeRow{
 		Name: progress.Type, Units: progress.Units, Done: progress.Done, Failed: progress.Failed,
 		Resources: count(progress.Resources), Bytes: size(progress.Bytes),
@@ -134,16 +134,16 @@ func showProgress(progress operate.Progress) typeRow {
 }
 
 // unitOrder is the order of units: what needs somebody's eyes comes first.
-var unitOrder = []operate.UnitState{
-	operate.UnitFailed, operate.UnitDelayed, operate.UnitRunning, operate.UnitQueued, operate.UnitWaiting, operate.UnitDone,
+var unitOrder = []ops.UnitState{
+	ops.UnitFailed, ops.UnitDelayed, ops.UnitRunning, ops.UnitQueued, ops.UnitWaiting, ops.UnitDone,
 }
 
-func ordered(units []operate.Unit, all bool) []operate.Unit {
+func ordered(units []ops.Unit, all bool) []ops.Unit {
 	sorted := slices.Clone(units)
 	if !all {
-		sorted = slices.DeleteFunc(sorted, func(u operate.Unit) bool { return u.State == operate.UnitDone })
+		sorted = slices.DeleteFunc(sorted, func(u ops.Unit) bool { return u.State == ops.UnitDone })
 	}
-	slices.SortStableFunc(sorted, func(a, b operate.Unit) int {
+	slices.SortStableFunc(sorted, func(a, b ops.Unit) int {
 		return cmp.Compare(slices.Index(unitOrder, a.State), slices.Index(unitOrder, b.State))
 	})
 	return sorted
@@ -159,8 +159,8 @@ func (p jobPage) unitsFrom(offset int) string {
 }
 
 // unitsTold counts the units by their states.
-func unitsTold(job operate.Detail) string {
-	in := map[operate.UnitState]int{}
+func unitsTold(job ops.Detail) string {
+	in := map[ops.UnitState]int{}
 	for _, unit := range job.Units {
 		in[unit.State]++
 	}
@@ -173,31 +173,31 @@ func unitsTold(job operate.Detail) string {
 	return strings.Join(parts, ", ")
 }
 
-func showUnit(job operate.Detail, unit operate.Unit) unitRow {
+func showUnit(job ops.Detail, unit ops.Unit) unitRow {
 	row := unitRow{
 		ID: unit.ID, Fence: unit.Fence, Attempts: unit.Attempts, Heard: "–", Error: string(unit.Cause),
-		State: label{string(unit.State), map[operate.UnitState]string{
-			operate.UnitFailed: bad, operate.UnitDelayed: warn, operate.UnitRunning: busy, operate.UnitDone: good,
+		State: label{string(unit.State), map[ops.UnitState]string{
+			ops.UnitFailed: bad, ops.UnitDelayed: warn, ops.UnitRunning: busy, ops.UnitDone: good,
 		}[unit.State]},
 	}
 	if row.State.Tone == "" {
 		row.State.Tone = quiet
 	}
 	switch unit.State {
-	case operate.UnitFailed:
+	case ops.UnitFailed:
 		row.Error = unit.Failure
-	case operate.UnitDelayed:
+	case ops.UnitDelayed:
 		row.Heard = "tried in " + age(-unit.Silent)
-	case operate.UnitRunning, operate.UnitQueued:
+	case ops.UnitRunning, ops.UnitQueued:
 		row.Heard = age(unit.Silent) + " ago"
-	case operate.UnitWaiting, operate.UnitDone:
+	case ops.UnitWaiting, ops.UnitDone:
 	}
 	// What is offered is a guess at this moment; the step itself decides.
 	if !job.State.Live() {
 		return row
 	}
-	open := unit.State != operate.UnitDone && unit.State != operate.UnitFailed
-	if unit.State == operate.UnitFailed && job.State != export.Sealing || open && unit.State != operate.UnitWaiting {
+	open := unit.State != ops.UnitDone && unit.State != ops.UnitFailed
+	if unit.State == ops.UnitFailed && job.State != export.Sealing || open && unit.State != ops.UnitWaiting {
 		row.Retry = unitPath(job.ID, unit.ID, "retry")
 	}
 	if open && unit.Kind != export.KindPlan && unit.Kind != export.KindSeal {

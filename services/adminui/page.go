@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 // Path is where the page is mounted.
@@ -30,20 +30,20 @@ type Config struct {
 
 // Page is the operator's page: a handler of everything below Path, and a loop that takes down the throughput.
 type Page struct {
-	operate.Parts
-	operator  *operate.Operator
+	ops.Parts
+	operator  *ops.Operator
 	log       *slog.Logger
 	guard     *guard
 	meter     *meter
 	overviews *looks[overviewLook]
-	details   *looks[operate.Detail]
+	details   *looks[ops.Detail]
 	templates *template.Template
 	mux       *http.ServeMux
 }
 
 // New returns the page of what the parts hold.
-func New(cfg Config, parts operate.Parts) (*Page, error) {
-	operator, err := operate.New(parts)
+func New(cfg Config, parts ops.Parts) (*Page, error) {
+	operator, err := ops.New(parts)
 	if err != nil {
 		return nil, fmt.Errorf("operator's page: %w", err)
 	}
@@ -58,7 +58,7 @@ func New(cfg Config, parts operate.Parts) (*Page, error) {
 	p := &Page{
 		Parts: parts, operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, parts.Now),
 		meter:     &meter{jobs: parts.Jobs, now: parts.Now},
-		overviews: newLooks[overviewLook](parts.Now), details: newLooks[operate.Detail](parts.Now),
+		overviews: newLooks[overviewLook](parts.Now), details: newLooks[ops.Detail](parts.Now),
 		templates: templates, mux: http.NewServeMux(),
 	}
 	p.mux.HandleFunc("GET "+Path+"{$}", p.overview)

@@ -9,7 +9,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/queue"
-	"github.com/sluice-fhir/sluice/services/operate"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 // agentIssuer is where the names of who uses the page come from.
@@ -17,7 +17,7 @@ const agentIssuer = "urn:sluice:operator-page"
 
 // as returns the use cases in the name of who asks, for the audit log: the subject of the client's certificate, which the
 // listener has verified, or else the address that the request came from.
-func (p *Page) as(r *http.Request) *operate.Operator {
+func (p *Page) as(r *http.Request) *ops.Operator {
 	agent := export.Owner{Issuer: agentIssuer, Subject: "address " + addressOf(r).String()}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		agent.Subject = "certificate " + r.TLS.VerifiedChains[0][0].Subject.String()
@@ -27,7 +27,7 @@ func (p *Page) as(r *http.Request) *operate.Operator {
 
 // jobStep is a step about a job, with what is known of it.
 func (p *Page) jobStep(
-	r *http.Request, s step, take func(*operate.Operator, context.Context, export.JobID) error,
+	r *http.Request, s step, take func(*ops.Operator, context.Context, export.JobID) error,
 ) (step, error) {
 	job, err := p.detail(r.Context(), r.PathValue("job"))
 	if err != nil {
@@ -46,25 +46,25 @@ func (p *Page) cancel(r *http.Request) (step, error) {
 	return p.jobStep(r, step{
 		title: "Cancel this job?", button: "Cancel the job", done: "cancel", harm: true,
 		what: "For its owner the job is gone at once. Its running units stop, and its files are deleted. This cannot be undone.",
-	}, (*operate.Operator).Cancel)
+	}, (*ops.Operator).Cancel)
 }
 
 func (p *Page) purge(r *http.Request) (step, error) {
 	return p.jobStep(r, step{
 		title: "Purge this job now?", button: "Purge it now", done: "purge", harm: true,
 		what: "The job expires now and not when its time is over: its files are deleted, then its record. This cannot be undone.",
-	}, (*operate.Operator).PurgeNow)
+	}, (*ops.Operator).PurgeNow)
 }
 
 // unitStep is a step about a unit, with what is known of it.
 func (p *Page) unitStep(
-	r *http.Request, s step, take func(*operate.Operator, context.Context, export.JobID, export.UnitID) error,
+	r *http.Request, s step, take func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
 ) (step, error) {
 	job, err := p.detail(r.Context(), r.PathValue("job"))
 	if err != nil {
 		return step{}, err
 	}
-	at := slices.IndexFunc(job.Units, func(u operate.Unit) bool { return string(u.ID) == r.PathValue("unit") })
+	at := slices.IndexFunc(job.Units, func(u ops.Unit) bool { return string(u.ID) == r.PathValue("unit") })
 	if at < 0 {
 		return step{}, fmt.Errorf("unit of job %s: %w", job.ID, export.ErrNotFound)
 	}
@@ -83,7 +83,7 @@ func (p *Page) retry(r *http.Request) (step, error) {
 		title: "Retry this unit?", button: "Retry the unit", done: "retry",
 		what: "The unit runs at once, under a new fence and with all its attempts. If a worker has it now, what that worker " +
 			"brings counts no more.",
-	}, (*operate.Operator).RetryUnit)
+	}, (*ops.Operator).RetryUnit)
 }
 
 func (p *Page) fail(r *http.Request) (step, error) {
@@ -91,7 +91,7 @@ func (p *Page) fail(r *http.Request) (step, error) {
 		title: "Give this unit up?", button: "Give the unit up", done: "fail", harm: true,
 		what: "What the unit would have exported will be missing: it becomes an entry of the manifest's error list, and the " +
 			"rest of the job goes on. It can be retried until the next stage of the job begins.",
-	}, (*operate.Operator).FailUnit)
+	}, (*ops.Operator).FailUnit)
 }
 
 func (p *Page) pause(*http.Request) (step, error) {
@@ -109,7 +109,7 @@ func (p *Page) pause(*http.Request) (step, error) {
 				until = p.Now().Add(d)
 			}
 			reason := r.PostForm.Get("reason")
-			if err := operate.CheckReason(reason); err != nil {
+			if err := ops.CheckReason(reason); err != nil {
 				return wrongInput{"The pause is not taken: " + err.Error() + "."}
 			}
 			return p.as(r).PauseIntake(r.Context(), reason, until)
