@@ -25,7 +25,8 @@ func (s *service) status(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	// A token that is narrower than the kick-off's does not see an export that it could not have asked for (Z-08). It is the owner who asks, so saying so reveals nothing.
+	// A token that is narrower than the kick-off's does not see an export that it could not have asked for (Z-08).
+	// The owner asks, so the answer reveals nothing.
 	if denied := unreadable(principalOf(c).Scopes, job.Request.Types...); len(denied) > 0 {
 		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
 	}
