@@ -22,7 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sluice-fhir/sluice/pkg/testenv"
-	"github.com/sluice-fhir/sluice/services/wiring/wiringtest"
+	"github.com/sluice-fhir/sluice/services/config/configtest"
 )
 
 // settings are those of an API on real stores whose tokens come from the issuer at the URL.
@@ -111,8 +111,8 @@ func TestCheckConfigOfEncryption(t *testing.T) {
 }
 
 func TestNoSecretIsQuoted(t *testing.T) {
-	wiringtest.QuotesNothing(t, wiringtest.Service{
-		Config: config{}, Run: run,
+	configtest.QuotesNothing(t, configtest.Service{
+		Config: settings{}, Run: run,
 		Environ: append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
 			"SLUICE_AUDIT_LOG="+filepath.Join(t.TempDir(), "audit.ndjson")),
 		Instead: map[string][]string{"DIRECTORY_URL": {"GROUPS_DIR", "ACCESS_FILE"}},
