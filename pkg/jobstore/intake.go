@@ -12,46 +12,46 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// intakeKey is there while no new jobs are taken. It may have an end of life, which is the pause's.
+// intakeKey exists while kick-offs are paused. Its TTL, if any, is the end of the pause.
 const intakeKey = "sluice:intake"
 
-// Pause says that no new jobs are taken.
+// Pause is a pause of kick-offs.
 type Pause struct {
 	Reason string    `json:"reason,omitempty"` // for operators; clients never see it
-	Since  time.Time `json:"since"`            // by the clock of who paused
-	Until  time.Time `json:"until,omitzero"`   // by the clock of Redis the pause ends by itself; the zero time: it does not
+	Since  time.Time `json:"since"`            // by the clock of the process that paused
+	Until  time.Time `json:"until,omitzero"`   // by Redis' clock; zero: until ResumeKickoffs
 }
 
-// PauseIntake has no new jobs taken, over all replicas of the API. A pause that is there already is replaced.
-func (s *Store) PauseIntake(ctx context.Context, pause Pause) error {
+// PauseKickoffs pauses kick-offs on all replicas of the API. It replaces the pause before.
+func (s *Store) PauseKickoffs(ctx context.Context, pause Pause) error {
 	text, err := json.Marshal(pause)
 	if err != nil {
-		return fmt.Errorf("pause the intake: %w", err)
+		return fmt.Errorf("pause kick-offs: %w", err)
 	}
 	args := redis.SetArgs{}
 	if !pause.Until.IsZero() {
 		args.ExpireAt = pause.Until
 	}
-	return unavailable("pause the intake", s.redis.SetArgs(ctx, intakeKey, text, args).Err())
+	return unavailable("pause kick-offs", s.redis.SetArgs(ctx, intakeKey, text, args).Err())
 }
 
-// ResumeIntake has new jobs taken again. It is idempotent.
-func (s *Store) ResumeIntake(ctx context.Context) error {
-	return unavailable("resume the intake", s.redis.Del(ctx, intakeKey).Err())
+// ResumeKickoffs ends the pause. It is idempotent.
+func (s *Store) ResumeKickoffs(ctx context.Context) error {
+	return unavailable("resume kick-offs", s.redis.Del(ctx, intakeKey).Err())
 }
 
-// Intake returns whether new jobs are taken, and otherwise the pause. It is one question to Redis.
-func (s *Store) Intake(ctx context.Context) (pause Pause, open bool, err error) {
+// KickoffsPaused returns whether kick-offs are paused, and the pause. It is one read of Redis.
+func (s *Store) KickoffsPaused(ctx context.Context) (pause Pause, paused bool, err error) {
 	text, err := s.redis.Get(ctx, intakeKey).Bytes()
 	if errors.Is(err, redis.Nil) {
-		return Pause{}, true, nil
+		return Pause{}, false, nil
 	}
 	if err != nil {
-		return Pause{}, false, unavailable("read the intake's state", err)
+		return Pause{}, false, unavailable("read the pause of kick-offs", err)
 	}
 	if err := json.Unmarshal(text, &pause); err != nil {
-		// Somebody wanted it paused. That nobody can read why is no reason to open it.
-		return Pause{}, false, fmt.Errorf("read the intake's state: %w: %w", export.ErrUnavailable, err)
+		// Kick-offs stay paused: an unreadable pause must not accept them.
+		return Pause{}, true, fmt.Errorf("read the pause of kick-offs: %w: %w", export.ErrUnavailable, err)
 	}
-	return pause, false, nil
+	return pause, true, nil
 }

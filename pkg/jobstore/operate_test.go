@@ -258,24 +258,24 @@ func TestKnown(t *testing.T) {
 	})
 }
 
-func TestIntake(t *testing.T) {
+func TestKickoffPause(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, _ *clock, _ string) {
 		ctx := t.Context()
-		state := func(wantOpen bool, reason string) {
+		state := func(want bool, reason string) {
 			t.Helper()
-			pause, open, err := s.Intake(ctx)
-			if err != nil || open != wantOpen || pause.Reason != reason {
-				t.Errorf("open %v, %+v, %v; want open %v, %q", open, pause, err, wantOpen, reason)
+			pause, paused, err := s.KickoffsPaused(ctx)
+			if err != nil || paused != want || pause.Reason != reason {
+				t.Errorf("paused %v, %+v, %v; want paused %v, %q", paused, pause, err, want, reason)
 			}
 		}
-		state(true, "")
-		must(t, s.PauseIntake(ctx, jobstore.Pause{Reason: "one"}))
-		state(false, "one")
-		must(t, s.PauseIntake(ctx, jobstore.Pause{Reason: "two", Until: time.Now().Add(time.Hour)}))
-		state(false, "two")
-		must(t, s.ResumeIntake(ctx))
-		must(t, s.ResumeIntake(ctx))
-		state(true, "")
+		state(false, "")
+		must(t, s.PauseKickoffs(ctx, jobstore.Pause{Reason: "one"}))
+		state(true, "one")
+		must(t, s.PauseKickoffs(ctx, jobstore.Pause{Reason: "two", Until: time.Now().Add(time.Hour)}))
+		state(true, "two")
+		must(t, s.ResumeKickoffs(ctx))
+		must(t, s.ResumeKickoffs(ctx))
+		state(false, "")
 	})
 }
 

@@ -110,7 +110,7 @@ func factsOf(job ops.Detail) []fact {
 		patients = count(job.Patients)
 	}
 	return []fact{
-		{"Age", age(job.Age), "kicked off " + instant(job.Created)},
+		{"Age", age(job.Age.Duration), "kicked off " + instant(job.Created)},
 		{"Owner (digest)", job.Owner[:16], ""},
 		{"Group", job.Group, plural(len(job.Types), "type") + " asked for"},
 		{"Patients in the cohort", patients, ""},
@@ -187,9 +187,9 @@ func showUnit(job ops.Detail, unit ops.Unit) unitRow {
 	case ops.UnitFailed:
 		row.Error = unit.Failure
 	case ops.UnitDelayed:
-		row.Heard = "tried in " + age(-unit.Silent)
+		row.Heard = "tried in " + age(-unit.Silent.Duration)
 	case ops.UnitRunning, ops.UnitQueued:
-		row.Heard = age(unit.Silent) + " ago"
+		row.Heard = age(unit.Silent.Duration) + " ago"
 	case ops.UnitWaiting, ops.UnitDone:
 	}
 	// What is offered is a guess at this moment; the step itself decides.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
@@ -88,9 +87,9 @@ type overviewLook struct {
 	totals  map[export.JobID]jobstore.Totals // of the jobs listed and of those to be purged
 	jobs    int                              // that were added up
 	stored  int64                            // bytes in the object store, of all jobs
-	intake  ops.Intake
-	queues  []queue.Waiting
-	workers []queue.Process
+	intake  ops.Kickoffs
+	queues  []ops.Queue
+	workers []ops.Worker
 	due     []jobstore.Entry
 	states  map[export.JobID]export.State // of those due
 }
@@ -100,7 +99,7 @@ func (p *Page) look(ctx context.Context, filter ops.Filter) (look overviewLook, 
 	if look.list, err = p.operator.List(ctx, filter); err != nil {
 		return look, err
 	}
-	if look.intake, err = p.operator.Intake(ctx); err != nil {
+	if look.intake, err = p.operator.Kickoffs(ctx); err != nil {
 		return look, err
 	}
 	if look.queues, err = p.operator.Queues(ctx); err != nil {
@@ -199,7 +198,7 @@ func (p *Page) overview(w http.ResponseWriter, r *http.Request) {
 	for _, job := range look.list.Jobs {
 		page.Jobs = append(page.Jobs, jobRow{
 			ID: job.ID, Short: abbreviated(job.ID), State: stateOf(job.State), Percent: job.Percent, Owner: job.Owner[:16],
-			Age: age(job.Age), Group: job.Group, Exported: size(look.totals[job.ID].Bytes),
+			Age: age(job.Age.Duration), Group: job.Group, Exported: size(look.totals[job.ID].Bytes),
 		})
 	}
 	if filter.Offset > 0 {
@@ -246,7 +245,7 @@ func tiles(look overviewLook, samples []sample) []fact {
 		if q.Units {
 			pending += q.Pending
 			active += q.Active
-			oldest = max(oldest, q.Oldest)
+			oldest = max(oldest, q.Oldest.Duration)
 		}
 	}
 	slots := 0
@@ -282,29 +281,29 @@ func lately(samples []sample) (resources, bytes float64) {
 	return sum.perSecond()
 }
 
-func showIntake(intake ops.Intake) intakeView {
-	view := intakeView{Paused: !intake.Open, Reason: intake.Pause.Reason}
+func showIntake(intake ops.Kickoffs) intakeView {
+	view := intakeView{Paused: !intake.Open, Reason: intake.Reason}
 	if view.Paused {
-		view.Since = instant(intake.Pause.Since)
-		if !intake.Pause.Until.IsZero() {
-			view.Until = instant(intake.Pause.Until)
+		view.Since = instant(intake.Since)
+		if !intake.Until.IsZero() {
+			view.Until = instant(intake.Until)
 		}
 	}
 	return view
 }
 
-func showWorker(worker queue.Process, now time.Time) workerRow {
+func showWorker(worker ops.Worker, now time.Time) workerRow {
 	row := workerRow{
 		Host: worker.Host, PID: worker.PID, State: label{"idle", quiet}, Up: since(worker.Started, now),
-		Busy: fmt.Sprintf("%d of %d", len(worker.Tasks), worker.Slots),
+		Busy: fmt.Sprintf("%d of %d", len(worker.Units), worker.Slots),
 	}
 	switch {
 	case worker.Draining:
 		row.State = label{"draining", warn}
-	case len(worker.Tasks) > 0:
+	case len(worker.Units) > 0:
 		row.State = label{"at work", busy}
 	}
-	if worker.Obeys && !worker.Draining {
+	if worker.Drainable && !worker.Draining {
 		row.Drain = Path + "workers/" + url.PathEscape(worker.ID) + "/drain"
 	}
 	return row
@@ -337,9 +336,9 @@ func from(filter ops.Filter, offset int) string {
 	return Path + "?" + query.Encode()
 }
 
-func waited(q queue.Waiting) string {
+func waited(q ops.Queue) string {
 	if q.Pending == 0 {
 		return "–"
 	}
-	return age(q.Oldest)
+	return age(q.Oldest.Duration)
 }

@@ -30,7 +30,7 @@ type Config struct {
 
 // Page is the operator's page: a handler of everything below Path, and a loop that takes down the throughput.
 type Page struct {
-	ops.Parts
+	ops.Deps
 	operator  *ops.Operator
 	log       *slog.Logger
 	guard     *guard
@@ -41,9 +41,9 @@ type Page struct {
 	mux       *http.ServeMux
 }
 
-// New returns the page of what the parts hold.
-func New(cfg Config, parts ops.Parts) (*Page, error) {
-	operator, err := ops.New(parts)
+// New returns the page over the dependencies.
+func New(cfg Config, deps ops.Deps) (*Page, error) {
+	operator, err := ops.New(deps)
 	if err != nil {
 		return nil, fmt.Errorf("operator's page: %w", err)
 	}
@@ -56,9 +56,9 @@ func New(cfg Config, parts ops.Parts) (*Page, error) {
 		return nil, fmt.Errorf("operator's page: %w", err)
 	}
 	p := &Page{
-		Parts: parts, operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, parts.Now),
-		meter:     &meter{jobs: parts.Jobs, now: parts.Now},
-		overviews: newLooks[overviewLook](parts.Now), details: newLooks[ops.Detail](parts.Now),
+		Deps: deps, operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, deps.Now),
+		meter:     &meter{jobs: deps.Jobs, now: deps.Now},
+		overviews: newLooks[overviewLook](deps.Now), details: newLooks[ops.Detail](deps.Now),
 		templates: templates, mux: http.NewServeMux(),
 	}
 	p.mux.HandleFunc("GET "+Path+"{$}", p.overview)

@@ -42,7 +42,7 @@ func open(t *testing.T, redis string) *Page {
 			t.Error(err)
 		}
 	})
-	page, err := New(Config{Logger: slog.New(slog.DiscardHandler)}, ops.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
+	page, err := New(Config{Logger: slog.New(slog.DiscardHandler)}, ops.Deps{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
@@ -36,7 +35,7 @@ func (p *Page) jobStep(
 	s.back, s.after = jobPath(job.ID), Path // its own page may be gone by then
 	s.about = []fact{
 		{Label: "Job", Value: string(job.ID)}, {Label: "State", Value: string(job.State)},
-		{Label: "Age", Value: age(job.Age)}, {Label: "Owner (digest)", Value: job.Owner[:16]},
+		{Label: "Age", Value: age(job.Age.Duration)}, {Label: "Owner (digest)", Value: job.Owner[:16]},
 	}
 	s.take = func(r *http.Request) error { return take(p.as(r), r.Context(), job.ID) }
 	return s, nil
@@ -91,7 +90,7 @@ func (p *Page) fail(r *http.Request) (step, error) {
 		title: "Give this unit up?", button: "Give the unit up", done: "fail", harm: true,
 		what: "What the unit would have exported will be missing: it becomes an entry of the manifest's error list, and the " +
 			"rest of the job goes on. It can be retried until the next stage of the job begins.",
-	}, (*ops.Operator).FailUnit)
+	}, (*ops.Operator).GiveUpUnit)
 }
 
 func (p *Page) pause(*http.Request) (step, error) {
@@ -112,7 +111,7 @@ func (p *Page) pause(*http.Request) (step, error) {
 			if err := ops.CheckReason(reason); err != nil {
 				return wrongInput{"The pause is not taken: " + err.Error() + "."}
 			}
-			return p.as(r).PauseIntake(r.Context(), reason, until)
+			return p.as(r).PauseKickoffs(r.Context(), reason, until)
 		},
 	}, nil
 }
@@ -121,7 +120,7 @@ func (p *Page) resume(*http.Request) (step, error) {
 	return step{
 		title: "Resume the intake?", button: "Resume intake", done: "resume", back: Path, after: Path,
 		what: "New kick-offs are taken again, by every replica of the API.",
-		take: func(r *http.Request) error { return p.as(r).ResumeIntake(r.Context()) },
+		take: func(r *http.Request) error { return p.as(r).ResumeKickoffs(r.Context()) },
 	}, nil
 }
 
@@ -131,7 +130,7 @@ func (p *Page) drain(r *http.Request) (step, error) {
 		return step{}, err
 	}
 	id := r.PathValue("worker")
-	at := slices.IndexFunc(workers, func(w queue.Process) bool { return w.ID == id })
+	at := slices.IndexFunc(workers, func(w ops.Worker) bool { return w.ID == id })
 	if at < 0 {
 		return step{}, fmt.Errorf("worker: %w", export.ErrNotFound)
 	}
@@ -141,7 +140,7 @@ func (p *Page) drain(r *http.Request) (step, error) {
 		what: "The worker takes no new unit, finishes or hands back what it has, and exits as on SIGTERM. What supervises it " +
 			"starts another.",
 		about: []fact{
-			{Label: "Worker", Value: worker.ID}, {Label: "Units at work", Value: count(int64(len(worker.Tasks)))},
+			{Label: "Worker", Value: worker.ID}, {Label: "Units at work", Value: count(int64(len(worker.Units)))},
 		},
 		take: func(r *http.Request) error { return p.as(r).DrainWorker(r.Context(), worker.ID) },
 	}, nil

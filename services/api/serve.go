@@ -142,7 +142,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	parts := httpapi.Parts{
+	deps := httpapi.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
 		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey, Tracing: tracing,
 	}
@@ -158,7 +158,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 			Jobs: cfg.JobLimit, Join: cfg.Repeat == repeatSame, KickOffs: cfg.KickOffLimit, Statuses: cfg.StatusLimit,
 		},
 		RequireGroupScope: cfg.NeedGroup,
-	}, parts)
+	}, deps)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		"encrypts", newKey != nil)
 	return platform.Run(ctx,
 		config.HTTP("public listener", public, handler, listeners.Public...),
-		config.HTTP("private listener", private, httpapi.Private(parts), listeners.Private...),
+		config.HTTP("private listener", private, httpapi.Private(deps), listeners.Private...),
 		config.Bucket(objects, log),
 	)
 }

@@ -48,10 +48,10 @@ func (o *Operator) RetryUnit(ctx context.Context, id export.JobID, unit export.U
 // givenUp is what the owner reads in the manifest's error list.
 const givenUp = "it was given up by an operator"
 
-// FailUnit gives an open unit up: it becomes an entry of the manifest's error list and the rest of the job goes on.
+// GiveUpUnit gives an open unit up: it becomes an entry of the manifest's error list and the rest of the job goes on.
 // Schedulers issue what becomes free by it. ErrConflict for the plan and the seal, without which a job is nothing: cancel
 // it; and for a unit that is closed.
-func (o *Operator) FailUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
+func (o *Operator) GiveUpUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
 	if err := checkUnit(unit); err != nil {
 		return err
 	}

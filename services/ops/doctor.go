@@ -26,16 +26,16 @@ const (
 	Bad     Verdict = "bad"     // it does not work, or data is at risk
 )
 
-// Finding is what a check has found.
+// Finding is the result of a check.
 type Finding struct {
-	Check   string // such as "redis: eviction"
-	Verdict Verdict
-	Detail  string // what was found
-	Advice  string // what to do about it; "" when it is good
+	Check   string  `json:"check"` // such as "redis: eviction"
+	Verdict Verdict `json:"verdict"`
+	Detail  string  `json:"detail"`           // what was found
+	Advice  string  `json:"advice,omitempty"` // what to do about it; "" when it is good
 }
 
-// Patient is what a Doctor looks at besides what its Operator has. What is nil or empty is not looked at.
-type Patient struct {
+// DoctorConfig is what Doctor checks besides the job store and the queue. What is nil or empty is not checked.
+type DoctorConfig struct {
 	Objects   *objects.Store // opened without keys
 	Databases []Database
 	Files     []File
@@ -86,19 +86,19 @@ func (r *report) judge(check string, holds bool, otherwise Verdict, detail, advi
 
 // Doctor checks every dependency and the state of the deployment, and says of each finding what to do. All that it writes
 // is one object under the prefix doctor/, which it deletes again.
-func (o *Operator) Doctor(ctx context.Context, patient Patient) []Finding {
+func (o *Operator) Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	r := &report{}
 	if o.examineRedis(ctx, r) {
 		o.examineProcesses(ctx, r)
 		o.examineJobs(ctx, r)
 	}
-	if patient.Objects != nil {
-		o.examineObjects(ctx, r, patient.Objects)
+	if cfg.Objects != nil {
+		o.examineObjects(ctx, r, cfg.Objects)
 	}
-	for _, database := range patient.Databases {
+	for _, database := range cfg.Databases {
 		o.examineDatabase(ctx, r, database)
 	}
-	for _, file := range patient.Files {
+	for _, file := range cfg.Files {
 		ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 		err := file.Check(ctx)
 		cancel()
@@ -236,15 +236,15 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 }
 
 func (o *Operator) examineJobs(ctx context.Context, r *report) {
-	intake, err := o.Intake(ctx)
+	kickoffs, err := o.Kickoffs(ctx)
 	if err != nil {
 		r.add("intake", Bad, err.Error(), "sluice admin intake resume, or pause it anew")
 	} else {
 		detail := "open"
-		if !intake.Open {
-			detail = "paused since " + intake.Pause.Since.UTC().Format(time.RFC3339)
+		if !kickoffs.Open {
+			detail = "paused since " + kickoffs.Since.UTC().Format(time.RFC3339)
 		}
-		r.judge("intake", intake.Open, Warning, detail, "sluice admin intake resume, when the reason is gone")
+		r.judge("intake", kickoffs.Open, Warning, detail, "sluice admin intake resume, when the reason is gone")
 	}
 	if due, err := o.Jobs.Due(ctx, o.Now(), 1); err != nil {
 		r.add("purges", Bad, err.Error(), "see the findings about Redis")
@@ -292,7 +292,7 @@ func (o *Operator) examineActive(ctx context.Context, r *report) {
 			continue // it has ended in this moment
 		}
 		for _, unit := range detail.Units {
-			if unit.State == UnitRunning && unit.Silent > silentMost {
+			if unit.State == UnitRunning && unit.Silent.Duration > silentMost {
 				silent = append(silent, fmt.Sprintf("%s of %s", unit.ID, job.ID))
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -11,48 +12,63 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
-// Job is what an operator sees of a job.
+// Job is the operator's view of a job. Its JSON is what sluice admin prints with --json.
 type Job struct {
-	ID       export.JobID
-	State    export.State
-	Owner    string   // export.Owner.Key
-	Group    string   // what was asked for
-	Types    []string //
-	Dialect  export.Dialect
-	Created  time.Time
-	Snapshot time.Time // zero: not planned yet
-	Finished time.Time // zero: not yet
-	Expires  time.Time // zero: not yet
-	Age      time.Duration
-	Percent  int    // as its owner sees it
-	Patients int64  // in the cohort; 0 before the plan
-	Failure  string // why it failed as a whole, in the words that its owner sees
+	ID       export.JobID   `json:"id"`
+	State    export.State   `json:"state"`
+	Percent  int            `json:"percent"` // as the owner sees it
+	Owner    string         `json:"owner"`   // export.Owner.Key
+	Group    string         `json:"group"`
+	Types    []string       `json:"types"`
+	Dialect  export.Dialect `json:"dialect"`
+	Created  time.Time      `json:"created"`
+	Snapshot time.Time      `json:"snapshot,omitzero"` // zero: not planned yet
+	Finished time.Time      `json:"finished,omitzero"`
+	Expires  time.Time      `json:"expires,omitzero"`
+	Age      Seconds        `json:"age_seconds"`
+	Patients int64          `json:"patients"`          // in the cohort; 0 before the plan
+	Failure  string         `json:"failure,omitempty"` // why the job failed as a whole, as its owner reads it
 }
 
-// Filter says which jobs are listed. Its zero value means the first page of all.
+// Seconds is a duration that is written to JSON as a number of seconds.
+type Seconds struct{ time.Duration }
+
+// MarshalJSON writes the seconds with three decimals at most.
+func (s Seconds) MarshalJSON() ([]byte, error) {
+	return strconv.AppendFloat(nil, float64(s.Milliseconds())/1000, 'f', -1, 64), nil
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (s *Seconds) UnmarshalJSON(text []byte) error {
+	seconds, err := strconv.ParseFloat(string(text), 64)
+	s.Duration = time.Duration(seconds * float64(time.Second))
+	return err
+}
+
+// Filter selects jobs. The zero Filter selects the first page of all.
 type Filter struct {
 	States []export.State // none: all
-	Owner  string         // the beginning of the owner's key
-	Older  time.Duration  // at least this old
-	Offset int            // jobs to leave out at the beginning
+	Owner  string         // prefix of the owner's key
+	Older  time.Duration  // minimum age
+	Offset int            // jobs to skip
 	Limit  int            // jobs on the page; 0: PageSize
 }
 
-// PageSize is how many jobs a page has when nobody says.
+// PageSize is the default of Filter.Limit.
 const PageSize = 50
 
-// listMost is how many jobs of each index are looked at: what a list costs is bounded, however many jobs there are.
+// listMost bounds how many jobs of each index List reads.
 const listMost = 5000
 
 // Page is a part of a list of jobs, the newest first.
 type Page struct {
-	Jobs    []Job
-	Matches int                  // jobs that match the filter
-	States  map[export.State]int // of all jobs that were looked at, whatever the filter
-	Bounded bool                 // there are more jobs than are looked at; the oldest are left out
+	Jobs    []Job                `json:"jobs"`
+	Matches int                  `json:"matches"` // jobs that match the filter
+	States  map[export.State]int `json:"states"`  // of all jobs that were read, whatever the filter
+	Bounded bool                 `json:"bounded"` // there are more jobs than List reads; the oldest are left out
 }
 
-// List returns a page of the jobs that are at work, finished and not expired, or waiting to be purged.
+// List returns a page of the jobs that are running, finished and not expired, or waiting to be purged.
 func (o *Operator) List(ctx context.Context, filter Filter) (Page, error) {
 	ids, more, err := o.Jobs.Known(ctx, listMost)
 	if err != nil {
@@ -74,7 +90,7 @@ func (o *Operator) List(ctx context.Context, filter Filter) (Page, error) {
 		page.States[record.State]++
 		job := o.show(record)
 		if len(filter.States) > 0 && !slices.Contains(filter.States, job.State) ||
-			!strings.HasPrefix(job.Owner, filter.Owner) || job.Age < filter.Older {
+			!strings.HasPrefix(job.Owner, filter.Owner) || job.Age.Duration < filter.Older {
 			continue
 		}
 		if page.Matches >= filter.Offset && len(page.Jobs) < limit {
@@ -88,64 +104,75 @@ func (o *Operator) List(ctx context.Context, filter Filter) (Page, error) {
 func (o *Operator) show(job export.Job) Job {
 	return Job{
 		ID: job.ID, State: job.State, Owner: job.Owner.Key(), Group: job.Request.GroupID, Types: job.Request.Types,
-		Dialect: job.Request.Dialect, Created: job.Created, Snapshot: job.Snapshot, Finished: job.Finished,
-		Expires: job.Expires, Age: o.Now().Sub(job.Created), Percent: job.Percent, Patients: job.Cohort.Patients,
-		Failure: job.Failure,
+		Dialect: job.Request.Dialect, Created: job.Created, Snapshot: job.Snapshot.UTC(), Finished: job.Finished.UTC(),
+		Expires: job.Expires.UTC(), Age: Seconds{o.Now().Sub(job.Created)}, Percent: job.Percent,
+		Patients: job.Cohort.Patients, Failure: job.Failure,
 	}
 }
 
-// UnitState is where a unit stands.
+// UnitState is the state of a unit.
 type UnitState string
 
 // The states of units.
 const (
-	UnitWaiting UnitState = "waiting" // not yet handed to the queue
+	UnitWaiting UnitState = "waiting" // not yet in the queue
 	UnitQueued  UnitState = "queued"  // in the queue
-	UnitDelayed UnitState = "delayed" // to be tried again later
-	UnitRunning UnitState = "running" // a worker has it
-	UnitDone    UnitState = "done"    //
-	UnitFailed  UnitState = "failed"  // given up: an entry of the manifest's error list
+	UnitDelayed UnitState = "delayed" // waits for its next attempt
+	UnitRunning UnitState = "running" // claimed by a worker
+	UnitDone    UnitState = "done"
+	UnitFailed  UnitState = "failed" // given up: an entry of the manifest's error list
 )
 
-// Unit is what an operator sees of a unit.
+// Unit is the operator's view of a unit.
 type Unit struct {
-	ID        export.UnitID
-	Kind      export.Kind
-	Type      string // resource type; "" for plan, references and seal
-	State     UnitState
-	Fence     int64
-	Attempts  int           // failures so far
-	Silent    time.Duration // since it was queued or, running, last heard of; below zero: until a delayed one is tried
-	Cause     export.Cause  // why it was last given back or lost; "" when it never was
-	Failure   string        // of a failed one
-	Resources int64         // of a done one
-	Bytes     int64         // NDJSON; of a done one as written, otherwise as estimated
+	ID        export.UnitID `json:"id"`
+	Kind      export.Kind   `json:"kind"`
+	Type      string        `json:"type,omitempty"` // resource type; none for plan, references and seal
+	State     UnitState     `json:"state"`
+	Fence     int64         `json:"fence"`
+	Attempts  int           `json:"failed_attempts"`
+	Silent    Seconds       `json:"silent_seconds"`       // since the enqueue or the last heartbeat; negative: until the next attempt
+	Cause     export.Cause  `json:"last_cause,omitempty"` // why it was last given back or lost
+	Failure   string        `json:"failure,omitempty"`    // of a failed unit
+	Resources int64         `json:"resources"`            // of a done unit
+	Bytes     int64         `json:"bytes"`                // NDJSON; as written when done, otherwise as estimated
 }
 
-// Progress is how far the units of one type are.
+// Open reports whether the unit is neither done nor given up.
+func (u Unit) Open() bool { return u.State != UnitDone && u.State != UnitFailed }
+
+// Progress is the progress of the units of one resource type.
 type Progress struct {
-	Type                            string
-	Units, Done, Failed, Run        int   // all; closed; given up; that a worker has
-	Files, Resources, Bytes, Stored int64 // of what is done: files, lines, NDJSON bytes, bytes in the object store
-	Withheld                        int64 // resources left out because they name somebody outside of the cohort as well
+	Type      string `json:"type"`
+	Units     int    `json:"units"`
+	Done      int    `json:"done"`
+	Failed    int    `json:"failed"`
+	Running   int    `json:"running"`
+	Files     int64  `json:"files"` // this and what follows: of the units that are done
+	Resources int64  `json:"resources"`
+	Bytes     int64  `json:"bytes"`        // NDJSON
+	Stored    int64  `json:"stored_bytes"` // in the object store
+	Withheld  int64  `json:"withheld"`     // resources left out because they name somebody outside of the cohort as well
 }
 
 // Detail is a job with its units.
 type Detail struct {
 	Job
-	At       time.Time // the instant of Redis' clock that the ages go by
-	Progress []Progress
-	Units    []Unit
-	Errors   []string // what failed, in the words of the manifest's error list
+	At       time.Time  `json:"-"` // Redis' clock, which the ages are relative to
+	Progress []Progress `json:"progress"`
+	Units    []Unit     `json:"units"`
+	Errors   []string   `json:"errors"` // of the units that were given up
 }
 
-// Inspect returns a job with its units and how far each type is. ErrNotFound when there is none.
+// Inspect returns a job with its units and the progress of each type. ErrNotFound when there is none.
 func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error) {
 	found, err := o.Jobs.Inspect(ctx, id)
 	if err != nil {
 		return Detail{}, err
 	}
-	detail := Detail{Job: o.show(found.Job), At: found.At, Units: make([]Unit, 0, len(found.Units))}
+	detail := Detail{
+		Job: o.show(found.Job), At: found.At, Progress: []Progress{}, Units: make([]Unit, 0, len(found.Units)), Errors: []string{},
+	}
 	byType := map[string]*Progress{}
 	for _, standing := range found.Units {
 		unit := showUnit(standing, found.At)
@@ -176,7 +203,7 @@ func (p *Progress) add(unit Unit, result export.Result) {
 	case UnitFailed:
 		p.Failed++
 	case UnitRunning:
-		p.Run++
+		p.Running++
 	default:
 	}
 	for _, file := range result.Files {
@@ -197,7 +224,7 @@ func showUnit(s jobstore.UnitStanding, now time.Time) Unit {
 		Failure: s.Result.Failure, Bytes: s.Unit.Bytes,
 	}
 	if !s.Heard.IsZero() {
-		unit.Silent = now.Sub(s.Heard)
+		unit.Silent = Seconds{now.Sub(s.Heard)}
 	}
 	switch {
 	case s.Closed && unit.Failure != "":
@@ -212,7 +239,7 @@ func showUnit(s jobstore.UnitStanding, now time.Time) Unit {
 		}
 	case s.Claimed:
 		unit.State = UnitRunning
-	case unit.Silent < 0:
+	case unit.Silent.Duration < 0:
 		unit.State = UnitDelayed
 	case s.Waiting || s.Heard.IsZero():
 		unit.State = UnitWaiting

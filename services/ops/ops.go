@@ -23,8 +23,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// Parts are what an Operator works with.
-type Parts struct {
+// Deps are what an Operator works with.
+type Deps struct {
 	Jobs  *jobstore.Store
 	Queue *queue.Client
 	Audit *audit.Log   // nil: for looking only; every change is refused
@@ -33,14 +33,14 @@ type Parts struct {
 }
 
 // Operator has the use cases. Its methods may be called from any goroutine.
-type Operator struct{ Parts }
+type Operator struct{ Deps }
 
 // New returns an Operator.
-func New(parts Parts) (*Operator, error) {
-	if parts.Jobs == nil || parts.Queue == nil || parts.Now == nil {
-		return nil, errors.New("operator: a part is missing")
+func New(deps Deps) (*Operator, error) {
+	if deps.Jobs == nil || deps.Queue == nil || deps.Now == nil {
+		return nil, errors.New("ops: a dependency is missing")
 	}
-	return &Operator{parts}, nil
+	return &Operator{deps}, nil
 }
 
 // As returns the operator under whose name changes are recorded.

@@ -35,7 +35,7 @@ func newDesk(t *testing.T) *desk {
 	d.must(err)
 	t.Cleanup(func() { d.must(errors.Join(tasks.Close(), jobs.Close())) })
 	t.Cleanup(func() { _ = log.Close() }) // a test may have closed it
-	d.Operator, err = ops.New(ops.Parts{Jobs: jobs, Queue: tasks, Audit: log, Now: func() time.Time { return d.now }})
+	d.Operator, err = ops.New(ops.Deps{Jobs: jobs, Queue: tasks, Audit: log, Now: func() time.Time { return d.now }})
 	d.must(err)
 	return d
 }
@@ -178,7 +178,7 @@ func TestList(t *testing.T) {
 func TestNothingIsChangedOffTheRecord(t *testing.T) {
 	d := newDesk(t)
 	id := d.job("s", 0)
-	blind, err := ops.New(ops.Parts{Jobs: d.Jobs, Queue: d.Queue, Now: d.Now})
+	blind, err := ops.New(ops.Deps{Jobs: d.Jobs, Queue: d.Queue, Now: d.Now})
 	d.must(err)
 	closed := *d.Operator
 	d.must(closed.Audit.Close())
@@ -187,8 +187,8 @@ func TestNothingIsChangedOffTheRecord(t *testing.T) {
 			"cancel": func() error { return o.Cancel(t.Context(), id) },
 			"purge":  func() error { return o.PurgeNow(t.Context(), id) },
 			"retry":  func() error { return o.RetryUnit(t.Context(), id, export.PlanUnit) },
-			"fail":   func() error { return o.FailUnit(t.Context(), id, export.PlanUnit) },
-			"pause":  func() error { return o.PauseIntake(t.Context(), "x", time.Time{}) },
+			"fail":   func() error { return o.GiveUpUnit(t.Context(), id, export.PlanUnit) },
+			"pause":  func() error { return o.PauseKickoffs(t.Context(), "x", time.Time{}) },
 			"drain":  func() error { return o.DrainWorker(t.Context(), "host:1") },
 		} {
 			if err := step(); err == nil {
@@ -201,17 +201,17 @@ func TestNothingIsChangedOffTheRecord(t *testing.T) {
 	if detail.State != export.Scheduled || detail.Units[0].Fence != 1 {
 		t.Errorf("%+v", detail)
 	}
-	if intake, err := d.Intake(t.Context()); err != nil || !intake.Open {
+	if intake, err := d.Kickoffs(t.Context()); err != nil || !intake.Open {
 		t.Errorf("%+v, %v", intake, err)
 	}
 }
 
 func TestPauseRefuses(t *testing.T) {
 	d := newDesk(t)
-	if err := d.PauseIntake(t.Context(), "x", d.now); err == nil {
+	if err := d.PauseKickoffs(t.Context(), "x", d.now); err == nil {
 		t.Error("a pause that is over")
 	}
-	if err := d.PauseIntake(t.Context(), strings.Repeat("x", 201), time.Time{}); err == nil {
+	if err := d.PauseKickoffs(t.Context(), strings.Repeat("x", 201), time.Time{}); err == nil {
 		t.Error("a reason that is a book")
 	}
 	if err := d.RetryUnit(t.Context(), d.job("s", 0), "a/b"); !errors.Is(err, export.ErrNotFound) {

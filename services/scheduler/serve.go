@@ -91,7 +91,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	operators := http.NewServeMux()
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
 	operators.Handle("/", platform.Health(checks, registry))
-	page, err := openPage(cfg, private.Addr(), ops.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now}, log)
+	page, err := openPage(cfg, private.Addr(), ops.Deps{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now}, log)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 }
 
 // openPage returns the operator's page, or nil where it may not be shown.
-func openPage(cfg settings, at net.Addr, parts ops.Parts, log *slog.Logger) (*adminui.Page, error) {
+func openPage(cfg settings, at net.Addr, parts ops.Deps, log *slog.Logger) (*adminui.Page, error) {
 	if !cfg.OperatorPage.Shown(at) {
 		return nil, nil //nolint:nilnil // as documented
 	}

@@ -149,7 +149,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer tokens.Close()
 
-	parts := httpapi.Parts{
+	parts := httpapi.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
 		Registry: registry, NewKey: newKey,
 	}
@@ -179,7 +179,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 
-	page, err := adminui.New(adminui.Config{Logger: log}, ops.Parts{
+	page, err := adminui.New(adminui.Config{Logger: log}, ops.Deps{
 		Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now,
 	})
 	if err != nil {

@@ -362,10 +362,10 @@ func TestOpaqueTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tokens.Close()
-	parts := w.parts
-	parts.Tokens, parts.Registry = tokens, prometheus.NewRegistry()
-	parts.Access = filedir.AllowOnly(export.Owner{Issuer: "https://opaque.example.org", Subject: "alice"})
-	handler, err := httpapi.New(httpapi.Config{BaseURL: mustURL(t, base), Now: w.clock.Now}, parts)
+	deps := w.deps
+	deps.Tokens, deps.Registry = tokens, prometheus.NewRegistry()
+	deps.Access = filedir.AllowOnly(export.Owner{Issuer: "https://opaque.example.org", Subject: "alice"})
+	handler, err := httpapi.New(httpapi.Config{BaseURL: mustURL(t, base), Now: w.clock.Now}, deps)
 	if err != nil {
 		t.Fatal(err)
 	}

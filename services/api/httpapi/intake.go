@@ -19,8 +19,8 @@ const (
 // takesJobs refuses kick-offs while an operator has the intake paused (docs/operating.md). It comes before anything is
 // counted: a client that tries again as it is told must not be limited for it. Why it is paused is no client's business.
 func (s *service) takesJobs(c *gin.Context) error {
-	pause, open, err := s.Jobs.Intake(c.Request.Context())
-	if err != nil || open {
+	pause, paused, err := s.Jobs.KickoffsPaused(c.Request.Context())
+	if err != nil || !paused {
 		return err
 	}
 	wait := pauseWait

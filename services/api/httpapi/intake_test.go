@@ -29,7 +29,7 @@ func TestIntakeThatIsPaused(t *testing.T) {
 	one.run(finished, patients(1))
 
 	operator := one.direct()
-	must(operator.PauseIntake(t.Context(), jobstore.Pause{Reason: "the array is being rebuilt", Since: one.clock.Now()}))
+	must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Reason: "the array is being rebuilt", Since: one.clock.Now()}))
 	for _, w := range worlds {
 		for range 5 { // more often than kick-offs are allowed
 			got := w.ask("GET", groupExport, w.as("alice")...)
@@ -48,17 +48,17 @@ func TestIntakeThatIsPaused(t *testing.T) {
 	if got := other.ask("DELETE", base+"/exports/"+string(before), other.as("alice")...); got.code != http.StatusAccepted {
 		t.Errorf("cancel: %d", got.code)
 	}
-	must(operator.PauseIntake(t.Context(), jobstore.Pause{Until: one.clock.Now().Add(20 * time.Minute)}))
+	must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Until: one.clock.Now().Add(20 * time.Minute)}))
 	for _, w := range worlds { // the clock of these tests is behind that of Redis: this pause is over there
 		w.kickoff(w.as("alice"), "")
 	}
-	must(operator.PauseIntake(t.Context(), jobstore.Pause{Until: time.Now().Add(20 * time.Minute)}))
+	must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Until: time.Now().Add(20 * time.Minute)}))
 	got := one.ask("GET", groupExport, one.as("bob")...)
 	wantOutcome(t, got, http.StatusServiceUnavailable, "transient", "paused")
 	if got.header.Get("Retry-After") != "3600" { // at most: it may be resumed earlier
 		t.Errorf("Retry-After %q", got.header.Get("Retry-After"))
 	}
-	must(operator.ResumeIntake(t.Context()))
+	must(operator.ResumeKickoffs(t.Context()))
 	for _, w := range worlds {
 		w.kickoff(w.as("bob"), "")
 	}

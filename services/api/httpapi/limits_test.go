@@ -178,11 +178,11 @@ func TestTenThousandKickOffs(t *testing.T) {
 	t.Parallel()
 	const callers, each, allowed, atWork = 16, 625, 2000, 5
 	w := limited(t, httpapi.Limits{KickOffs: allowed, Jobs: atWork})
-	parts := w.parts
-	parts.Registry = prometheus.NewRegistry()
+	deps := w.deps
+	deps.Registry = prometheus.NewRegistry()
 	second, err := httpapi.New(httpapi.Config{
 		BaseURL: mustURL(t, base), Now: w.clock.Now, Limits: httpapi.Limits{KickOffs: allowed, Jobs: atWork},
-	}, parts)
+	}, deps)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -245,9 +245,9 @@ func TestProbes(t *testing.T) {
 func TestChecksAreOptional(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	parts := w.parts
-	parts.Groups, parts.Access = struct{ directory.Groups }{w.folk}, struct{ directory.Access }{w.folk.Access}
-	if checks := parts.Checks(); len(checks) != 3 || checks["groups"] != nil || checks["access"] != nil {
+	deps := w.deps
+	deps.Groups, deps.Access = struct{ directory.Groups }{w.folk}, struct{ directory.Access }{w.folk.Access}
+	if checks := deps.Checks(); len(checks) != 3 || checks["groups"] != nil || checks["access"] != nil {
 		t.Errorf("%d checks", len(checks))
 	}
 }
@@ -318,10 +318,10 @@ func TestNewRefuses(t *testing.T) {
 		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/a%2fb")}, "encoded"},
 		{httpapi.Config{BaseURL: mustURL(t, base), Dialect: "smart"}, "dialect"},
 		{httpapi.Config{BaseURL: mustURL(t, base), PollLimit: -1}, "poll limit"},
-		{httpapi.Config{BaseURL: mustURL(t, base)}, "parts"},
+		{httpapi.Config{BaseURL: mustURL(t, base)}, "dependency"},
 	}
 	for _, test := range tests {
-		_, err := httpapi.New(test.cfg, httpapi.Parts{Registry: prometheus.NewRegistry()})
+		_, err := httpapi.New(test.cfg, httpapi.Deps{Registry: prometheus.NewRegistry()})
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%+v: %v, want an error about %s", test.cfg, err, test.want)
 		}

@@ -57,8 +57,8 @@ type Config struct {
 	RequireGroupScope bool // a kick-off needs a scope that reads Group (Z-13)
 }
 
-// Parts is what the API works with. All are needed but NewKey and Tracing.
-type Parts struct {
+// Deps is what the API works with. All are needed but NewKey and Tracing.
+type Deps struct {
 	Jobs     *jobstore.Store
 	Queue    *queue.Client
 	Objects  *objects.Store
@@ -80,7 +80,7 @@ const (
 
 // service holds what the handlers share. It never changes once made.
 type service struct {
-	Parts
+	Deps
 	base      *url.URL
 	baseText  string // the base URL as it is emitted, without a trailing slash
 	dialect   string
@@ -96,8 +96,8 @@ type service struct {
 
 // New returns the handler of the API's public listener: the FHIR routes below the base URL's path, and /livez and
 // /readyz at the root. Metrics and profiles are not for everybody: Private serves them, elsewhere.
-func New(cfg Config, parts Parts) (http.Handler, error) {
-	s, err := newService(cfg, parts)
+func New(cfg Config, deps Deps) (http.Handler, error) {
+	s, err := newService(cfg, deps)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func New(cfg Config, parts Parts) (http.Handler, error) {
 		open.HEAD(route, s.answer(handle))
 	}
 
-	probes := gin.WrapH(platform.Probes(parts.Checks(), s.now))
+	probes := gin.WrapH(platform.Probes(deps.Checks(), s.now))
 	for _, probe := range []string{livePath, readyPath} {
 		router.GET(probe, probes)
 		router.HEAD(probe, probes)
@@ -144,7 +144,7 @@ func New(cfg Config, parts Parts) (http.Handler, error) {
 	return router, nil
 }
 
-func newService(cfg Config, parts Parts) (*service, error) {
+func newService(cfg Config, deps Deps) (*service, error) {
 	base := cfg.BaseURL
 	if err := CheckBase(base); err != nil {
 		return nil, err
@@ -167,20 +167,20 @@ func newService(cfg Config, parts Parts) (*service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if parts.Jobs == nil || parts.Queue == nil || parts.Objects == nil || parts.Tokens == nil ||
-		parts.Groups == nil || parts.Access == nil || parts.Audit == nil || parts.Registry == nil {
-		return nil, errors.New("the API lacks one of its parts")
+	if deps.Jobs == nil || deps.Queue == nil || deps.Objects == nil || deps.Tokens == nil ||
+		deps.Groups == nil || deps.Access == nil || deps.Audit == nil || deps.Registry == nil {
+		return nil, errors.New("httpapi: a dependency is missing")
 	}
 	limits, err := cfg.Limits.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	metrics, err := newMetrics(parts.Registry)
+	metrics, err := newMetrics(deps.Registry)
 	if err != nil {
 		return nil, err
 	}
 	s := &service{
-		Parts: parts, base: base, baseText: strings.TrimSuffix(base.String(), "/"), dialect: cfg.Dialect,
+		Deps: deps, base: base, baseText: strings.TrimSuffix(base.String(), "/"), dialect: cfg.Dialect,
 		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits,
 		needGroup: cfg.RequireGroupScope, metrics: metrics,
 	}

@@ -74,7 +74,7 @@ type world struct {
 	redisURL string
 	issuer   *issuer
 	folk     *folk
-	parts    httpapi.Parts
+	deps    httpapi.Deps
 	registry *prometheus.Registry
 	log      *lockedBuffer
 	audit    *audit.Log
@@ -138,7 +138,7 @@ func newWorldOn(t testing.TB, redisURL string, place testenv.S3, change ...func(
 	for _, apply := range change {
 		apply(&cfg)
 	}
-	w.parts = httpapi.Parts{
+	w.deps = httpapi.Deps{
 		Jobs: w.jobs, Queue: w.queue, Objects: w.objects, Tokens: tokens, Groups: w.folk, Access: w.folk.Access,
 		Registry: w.registry,
 	}
@@ -146,8 +146,8 @@ func newWorldOn(t testing.TB, redisURL string, place testenv.S3, change ...func(
 	if w.audit, err = audit.Open(audit.Config{Path: w.auditAt, Process: "api", Now: w.clock.Now}); err != nil {
 		t.Fatal(err)
 	}
-	w.parts.Audit = w.audit
-	w.handler, err = httpapi.New(cfg, w.parts)
+	w.deps.Audit = w.audit
+	w.handler, err = httpapi.New(cfg, w.deps)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +237,7 @@ func (w *world) serve(method, target string, headers ...string) *httptest.Respon
 func (w *world) metrics() string {
 	w.t.Helper()
 	recorder := httptest.NewRecorder()
-	httpapi.Private(w.parts).ServeHTTP(recorder, httptest.NewRequestWithContext(w.t.Context(), "GET", "/metrics", nil))
+	httpapi.Private(w.deps).ServeHTTP(recorder, httptest.NewRequestWithContext(w.t.Context(), "GET", "/metrics", nil))
 	if recorder.Code != http.StatusOK {
 		w.t.Errorf("metrics: %d", recorder.Code)
 	}
@@ -500,15 +500,15 @@ func (i *issuer) token(t testing.TB, name, subject string, scopes ...string) str
 
 func (i *issuer) sign(t testing.TB, header, claims map[string]any) string {
 	t.Helper()
-	var parts []string
+	var deps []string
 	for _, part := range []map[string]any{header, claims} {
 		encoded, err := json.Marshal(part)
 		if err != nil {
 			t.Fatal(err)
 		}
-		parts = append(parts, base64.RawURLEncoding.EncodeToString(encoded))
+		deps = append(deps, base64.RawURLEncoding.EncodeToString(encoded))
 	}
-	signed := strings.Join(parts, ".")
+	signed := strings.Join(deps, ".")
 	digest := crypto.SHA384.New()
 	digest.Write([]byte(signed))
 	signature, err := rsa.SignPKCS1v15(rand.Reader, i.key, crypto.SHA384, digest.Sum(nil))

@@ -68,7 +68,7 @@ the clocks of all of them with that of this machine. All that it writes is one o
 }
 
 // patient returns what is to be looked at, and names what is left out.
-func (f *doctorFlags) patient() (patient ops.Patient, left []string, err error) {
+func (f *doctorFlags) patient() (patient ops.DoctorConfig, left []string, err error) {
 	trust := config.Trust{CAFile: orVariable(f.caFile, "SLUICE_CA_FILE")}
 	roots, err := trust.Roots()
 	if err != nil {
@@ -136,7 +136,7 @@ func (f *doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Sto
 	return store, nil
 }
 
-func (f *doctorFlags) directoryFiles(patient ops.Patient) ops.Patient {
+func (f *doctorFlags) directoryFiles(patient ops.DoctorConfig) ops.DoctorConfig {
 	if dir := orVariable(f.groups, "SLUICE_GROUPS_DIR"); dir != "" {
 		patient.Files = append(patient.Files, ops.File{
 			Name: "groups", Advice: "mend the folder: docs/access.md", Check: func(ctx context.Context) error {

@@ -24,7 +24,7 @@ func (a *app) intakeStatus(admin *adminFlags) *cobra.Command {
 		Long:  "Status says whether new jobs are taken, and if not since when, until when and why.",
 		Args:  cobra.NoArgs,
 		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
-			intake, err := o.Intake(ctx)
+			intake, err := o.Kickoffs(ctx)
 			if err != nil {
 				return err
 			}
@@ -34,18 +34,18 @@ func (a *app) intakeStatus(admin *adminFlags) *cobra.Command {
 					Since  *time.Time `json:"since,omitempty"`
 					Until  *time.Time `json:"until,omitempty"`
 					Reason string     `json:"reason,omitempty"`
-				}{intake.Open, moment(intake.Pause.Since), moment(intake.Pause.Until), intake.Pause.Reason})
+				}{intake.Open, moment(intake.Since), moment(intake.Until), intake.Reason})
 			}
 			if intake.Open {
 				return a.print("open\n")
 			}
 			until := "until it is resumed"
-			if !intake.Pause.Until.IsZero() {
-				until = instant(intake.Pause.Until)
+			if !intake.Until.IsZero() {
+				until = instant(intake.Until)
 			}
 			return a.printColumns([][]string{
 				{"intake", "since", "until", "reason"},
-				{"paused", instant(intake.Pause.Since), until, orDash(printable(intake.Pause.Reason))},
+				{"paused", instant(intake.Since), until, orDash(printable(intake.Reason))},
 			})
 		}),
 	})
@@ -74,7 +74,7 @@ is for operators and the audit log; clients do not see it. It must not name a pa
 				until = a.now().Add(last)
 				done = "the intake is paused until " + instant(until)
 			}
-			return a.change(&flags, done, func(o *ops.Operator) error { return o.PauseIntake(ctx, reason, until) })
+			return a.change(&flags, done, func(o *ops.Operator) error { return o.PauseKickoffs(ctx, reason, until) })
 		}),
 	})
 	cmd.Flags().StringVar(&reason, "reason", "", "why, in a line of text")
@@ -91,7 +91,7 @@ func (a *app) intakeResume(admin *adminFlags) *cobra.Command {
 		Long:  "Resume has new jobs taken again. It may be done when the intake is open.",
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
-			return a.change(&flags, "the intake is open", func(o *ops.Operator) error { return o.ResumeIntake(ctx) })
+			return a.change(&flags, "the intake is open", func(o *ops.Operator) error { return o.ResumeKickoffs(ctx) })
 		}),
 	})
 }

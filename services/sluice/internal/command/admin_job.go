@@ -43,7 +43,7 @@ func jobJSON(j ops.Job) jobOutput {
 	return jobOutput{
 		ID: string(j.ID), State: string(j.State), Percent: j.Percent, Owner: j.Owner, Group: j.Group, Types: j.Types,
 		Dialect: string(j.Dialect), Created: j.Created, Snapshot: moment(j.Snapshot), Finished: moment(j.Finished),
-		Expires: moment(j.Expires), Age: seconds(j.Age), Patients: j.Patients, Failure: j.Failure,
+		Expires: moment(j.Expires), Age: seconds(j.Age.Duration), Patients: j.Patients, Failure: j.Failure,
 	}
 }
 
@@ -110,7 +110,7 @@ func (a *app) printJobs(flags *operateFlags, page ops.Page) error {
 		}
 		rows = append(rows, []string{
 			string(job.ID), string(job.State), strconv.Itoa(job.Percent) + "%", job.Owner[:16], job.Group,
-			strconv.Itoa(len(job.Types)), span(job.Age), expires,
+			strconv.Itoa(len(job.Types)), span(job.Age.Duration), expires,
 		})
 	}
 	if err := a.printColumns(rows); err != nil {
@@ -199,14 +199,14 @@ func detailJSON(d ops.Detail) any {
 	}{jobOutput: jobJSON(d.Job), Progress: []progressOutput{}, Units: []unitOutput{}, Errors: append([]string{}, d.Errors...)}
 	for _, p := range d.Progress {
 		output.Progress = append(output.Progress, progressOutput{
-			Type: p.Type, Units: p.Units, Done: p.Done, Failed: p.Failed, Running: p.Run, Files: p.Files,
+			Type: p.Type, Units: p.Units, Done: p.Done, Failed: p.Failed, Running: p.Running, Files: p.Files,
 			Resources: p.Resources, Bytes: p.Bytes, Stored: p.Stored, Withheld: p.Withheld,
 		})
 	}
 	for _, u := range d.Units {
 		output.Units = append(output.Units, unitOutput{
 			ID: string(u.ID), Kind: string(u.Kind), Type: u.Type, State: string(u.State), Fence: u.Fence, Attempts: u.Attempts,
-			Silent: seconds(u.Silent), Cause: string(u.Cause), Failure: u.Failure, Resources: u.Resources, Bytes: u.Bytes,
+			Silent: seconds(u.Silent.Duration), Cause: string(u.Cause), Failure: u.Failure, Resources: u.Resources, Bytes: u.Bytes,
 		})
 	}
 	return output
@@ -225,7 +225,7 @@ func (a *app) printDetail(d ops.Detail) error {
 	facts := [][]string{
 		{"job", string(d.ID)}, {"state", fmt.Sprintf("%s, %d%%", d.State, d.Percent)}, {"owner", d.Owner},
 		{"asked for", fmt.Sprintf("Group/%s: %s (%s)", d.Group, someOf(d.Types), d.Dialect)},
-		{"created", instant(d.Created) + ", " + span(d.Age) + " ago"},
+		{"created", instant(d.Created) + ", " + span(d.Age.Duration) + " ago"},
 	}
 	for _, fact := range []struct {
 		name string
@@ -251,7 +251,7 @@ func (a *app) printDetail(d ops.Detail) error {
 		rows := [][]string{{"type", "units", "done", "failed", "running", "resources", "bytes"}}
 		for _, p := range d.Progress {
 			rows = append(rows, []string{
-				p.Type, strconv.Itoa(p.Units), strconv.Itoa(p.Done), strconv.Itoa(p.Failed), strconv.Itoa(p.Run),
+				p.Type, strconv.Itoa(p.Units), strconv.Itoa(p.Done), strconv.Itoa(p.Failed), strconv.Itoa(p.Running),
 				strconv.FormatInt(p.Resources, 10), strconv.FormatInt(p.Bytes, 10),
 			})
 		}
@@ -267,9 +267,9 @@ func (a *app) printDetail(d ops.Detail) error {
 		heard := "-"
 		switch u.State {
 		case ops.UnitDelayed:
-			heard = "again in " + span(-u.Silent)
+			heard = "again in " + span(-u.Silent.Duration)
 		case ops.UnitRunning, ops.UnitQueued:
-			heard = span(u.Silent) + " ago"
+			heard = span(u.Silent.Duration) + " ago"
 		default:
 		}
 		rows = append(rows, []string{

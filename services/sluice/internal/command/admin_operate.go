@@ -93,7 +93,7 @@ func (a *app) operate(f *operateFlags, log *audit.Log, work func(o *ops.Operator
 		return usageError{err}
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	operator, err := ops.New(ops.Parts{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
+	operator, err := ops.New(ops.Deps{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
 	if err != nil {
 		return err
 	}

@@ -407,7 +407,7 @@ func TestAdminDoctor(t *testing.T) {
 	d.must(store.EnsureBucket(t.Context()))
 	d.do(0, "the schema", "migrate", "--database", database)
 	d.must(os.WriteFile(issuers, []byte(`issuers: [{name: "https://a.example", audiences: [x], jwks_url: "https://a.example/jwks"}]`), 0o600))
-	d.must(d.jobs.PauseIntake(t.Context(), jobstore.Pause{Reason: "x"}))
+	d.must(d.jobs.PauseKickoffs(t.Context(), jobstore.Pause{Reason: "x"}))
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	nothing := func(context.Context, string) error { return nil }

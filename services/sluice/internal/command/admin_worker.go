@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
@@ -71,30 +70,30 @@ was killed is listed for some ten seconds more.`,
 	})
 }
 
-func workersJSON(workers []queue.Process, queues []queue.Waiting) any {
+func workersJSON(workers []ops.Worker, queues []ops.Queue) any {
 	output := struct {
 		Workers []workerOutput `json:"workers"`
 		Queues  []queueOutput  `json:"queues"`
 	}{[]workerOutput{}, []queueOutput{}}
 	for _, w := range workers {
 		one := workerOutput{
-			ID: w.ID, Host: w.Host, PID: w.PID, Started: w.Started, Slots: w.Slots, Draining: w.Draining, Obeys: w.Obeys,
+			ID: w.ID, Host: w.Host, PID: w.PID, Started: w.Started, Slots: w.Slots, Draining: w.Draining, Obeys: w.Drainable,
 			Units: []runningOutput{},
 		}
-		for _, at := range w.Tasks {
+		for _, at := range w.Units {
 			one.Units = append(one.Units, runningOutput{
-				Job: string(at.Task.Job), Unit: string(at.Task.Unit), Fence: at.Task.Fence, Since: at.Since,
+				Job: string(at.Job), Unit: string(at.Unit), Fence: at.Fence, Since: at.Since,
 			})
 		}
 		output.Workers = append(output.Workers, one)
 	}
 	for _, q := range queues {
-		output.Queues = append(output.Queues, queueOutput{q.Queue, q.Pending, q.Active, q.Scheduled, q.Retry, seconds(q.Oldest)})
+		output.Queues = append(output.Queues, queueOutput{q.Queue, q.Pending, q.Active, q.Scheduled, q.Retry, seconds(q.Oldest.Duration)})
 	}
 	return output
 }
 
-func (a *app) printWorkers(workers []queue.Process, queues []queue.Waiting) error {
+func (a *app) printWorkers(workers []ops.Worker, queues []ops.Queue) error {
 	rows := [][]string{{"worker", "state", "up", "slots", "busy"}}
 	atWork := [][]string{{"job", "unit", "fence", "worker", "for"}}
 	for _, w := range workers {
@@ -102,15 +101,15 @@ func (a *app) printWorkers(workers []queue.Process, queues []queue.Waiting) erro
 		switch {
 		case w.Draining:
 			state = "draining"
-		case !w.Obeys:
+		case !w.Drainable:
 			state = "active, takes no orders"
 		}
 		rows = append(rows, []string{
-			w.ID, state, span(a.now().Sub(w.Started)), strconv.Itoa(w.Slots), strconv.Itoa(len(w.Tasks)),
+			w.ID, state, span(a.now().Sub(w.Started)), strconv.Itoa(w.Slots), strconv.Itoa(len(w.Units)),
 		})
-		for _, at := range w.Tasks {
+		for _, at := range w.Units {
 			atWork = append(atWork, []string{
-				string(at.Task.Job), string(at.Task.Unit), strconv.FormatInt(at.Task.Fence, 10), w.ID, span(a.now().Sub(at.Since)),
+				string(at.Job), string(at.Unit), strconv.FormatInt(at.Fence, 10), w.ID, span(a.now().Sub(at.Since)),
 			})
 		}
 	}
@@ -125,7 +124,7 @@ func (a *app) printWorkers(workers []queue.Process, queues []queue.Waiting) erro
 	waits := [][]string{{"queue", "pending", "active", "later", "oldest"}}
 	for _, q := range queues {
 		waits = append(waits, []string{
-			q.Queue, strconv.Itoa(q.Pending), strconv.Itoa(q.Active), strconv.Itoa(q.Scheduled + q.Retry), span(q.Oldest),
+			q.Queue, strconv.Itoa(q.Pending), strconv.Itoa(q.Active), strconv.Itoa(q.Scheduled + q.Retry), span(q.Oldest.Duration),
 		})
 	}
 	return a.printBelow(waits)
