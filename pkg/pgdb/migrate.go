@@ -1,0 +1,113 @@
+package pgdb
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
+	"github.com/pressly/goose/v3/lock"
+)
+
+// Migrations are additive, so that services of the version before go on while the new ones start.
+//
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// errEncoding: a database in another encoding cannot hold what FHIR allows.
+var errEncoding = errors.New("the database has to be created with the encoding UTF8")
+
+// Migrate brings the database to this program's schema and returns the version that it has then. Several may run at
+// once: they take turns. A database that is further along stays as it is.
+func Migrate(ctx context.Context, url string) (version int64, err error) {
+	parsed, err := pgx.ParseConfig(url)
+	if err != nil {
+		return 0, notURL(err)
+	}
+	secure(&parsed.Config, nil)
+	db := stdlib.OpenDB(*parsed)
+	defer func() { err = errors.Join(err, db.Close()) }()
+	var encoding string
+	if err := db.QueryRowContext(ctx, "SHOW server_encoding").Scan(&encoding); err != nil {
+		return 0, Wrap("migrate the database", err)
+	}
+	if encoding != "UTF8" {
+		return 0, errEncoding
+	}
+	provider, err := newProvider(db)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return 0, Wrap("migrate the database", err)
+	}
+	version, err = provider.GetDBVersion(ctx)
+	return version, Wrap("migrate the database", err)
+}
+
+// Check returns an error unless the database has the schema that this program needs. A newer one serves as well. It
+// writes nothing, so that a session or a user that may only read can ask.
+func Check(ctx context.Context, pool *pgxpool.Pool) error {
+	db := stdlib.OpenDBFromPool(pool)
+	provider, err := newProvider(db)
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	var needs int64
+	for _, migration := range provider.ListSources() {
+		needs = max(needs, migration.Version)
+	}
+	has, err := version(ctx, db)
+	if err := Wrap("check the database's schema", errors.Join(err, db.Close())); err != nil {
+		return err
+	}
+	if has < needs {
+		return fmt.Errorf("the database's schema has version %d and %d is needed: run sluice admin migrate", has, needs)
+	}
+	return nil
+}
+
+// version returns the newest migration that the database has, 0 for one that was never migrated. (What the library
+// offers for it creates the table of migrations where there is none.)
+func version(ctx context.Context, db *sql.DB) (int64, error) {
+	store, err := database.NewStore(database.DialectPostgres, versions)
+	if err != nil {
+		return 0, err
+	}
+	has, err := store.GetLatestVersion(ctx, db)
+	var told *pgconn.PgError
+	if errors.As(err, &told) && told.Code == undefinedTable {
+		return 0, nil
+	}
+	return has, err
+}
+
+const (
+	versions       = "sluice_migration" // the table that goose keeps
+	undefinedTable = "42P01"
+)
+
+func newProvider(db *sql.DB) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, fmt.Errorf("read migrations: %w", err)
+	}
+	turns, err := lock.NewPostgresSessionLocker()
+	if err != nil {
+		return nil, fmt.Errorf("read migrations: %w", err)
+	}
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
+		goose.WithSessionLocker(turns), goose.WithDisableGlobalRegistry(true), goose.WithTableName(versions))
+	if err != nil {
+		return nil, fmt.Errorf("read migrations: %w", err)
+	}
+	return provider, nil
+}

@@ -1,0 +1,85 @@
+package pgdb
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+)
+
+// observed tells an observer how long it takes to get a connection from the pool ("acquire"), to make one ("connect"), and
+// to query: until the last row was read ("query"), or of a batch, whose rows may be read for minutes while they are
+// exported, until it was over ("stream"). It sees statements and their arguments, and keeps nothing of them.
+type observed struct{ observe platform.Observer }
+
+var (
+	_ pgx.QueryTracer       = observed{}
+	_ pgx.BatchTracer       = observed{}
+	_ pgx.ConnectTracer     = observed{}
+	_ pgxpool.AcquireTracer = observed{}
+)
+
+// A connection is acquired, made and used inside one another, so that each keeps its beginning under a key of its own.
+type (
+	queryBegan   struct{}
+	batchBegan   struct{}
+	connectBegan struct{}
+	acquireBegan struct{}
+)
+
+func (o observed) tell(ctx context.Context, key any, operation string, err error) {
+	began, known := ctx.Value(key).(time.Time)
+	if !known || errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	if known {
+		o.observe.Tell(operation, began, err)
+	}
+}
+
+// TraceQueryStart implements pgx.QueryTracer.
+func (o observed) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return context.WithValue(ctx, queryBegan{}, time.Now())
+}
+
+// TraceQueryEnd implements pgx.QueryTracer.
+func (o observed) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	o.tell(ctx, queryBegan{}, "query", data.Err)
+}
+
+// TraceBatchStart implements pgx.BatchTracer.
+func (o observed) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	return context.WithValue(ctx, batchBegan{}, time.Now())
+}
+
+// TraceBatchQuery implements pgx.BatchTracer: the batch counts as a whole.
+func (o observed) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+
+// TraceBatchEnd implements pgx.BatchTracer.
+func (o observed) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchEndData) {
+	o.tell(ctx, batchBegan{}, "stream", data.Err)
+}
+
+// TraceConnectStart implements pgx.ConnectTracer.
+func (o observed) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+	return context.WithValue(ctx, connectBegan{}, time.Now())
+}
+
+// TraceConnectEnd implements pgx.ConnectTracer.
+func (o observed) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
+	o.tell(ctx, connectBegan{}, "connect", data.Err)
+}
+
+// TraceAcquireStart implements pgxpool.AcquireTracer.
+func (o observed) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+	return context.WithValue(ctx, acquireBegan{}, time.Now())
+}
+
+// TraceAcquireEnd implements pgxpool.AcquireTracer.
+func (o observed) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
+	o.tell(ctx, acquireBegan{}, "acquire", data.Err)
+}
