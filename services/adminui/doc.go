@@ -1,9 +1,8 @@
-// Package adminui is the operator's page: what the service is doing, and a few ways to intervene, in a browser.
+// Package adminui is the operator's page: the state of the deployment in a browser, and a few ways to intervene.
 //
-// It is rendered by the server and works without scripts. It shows states, counts and ids, never a patient's data, a
-// subject or a token. A change takes two steps, a page that says what will happen and a form on it, and the form has to
-// come from that page: it carries a token that is good for this browser, this step and an hour. Requests by a name that is
-// not this server's, and requests that another site has caused, are refused.
+// The server renders the page; it works without scripts. It shows states, counts and ids, never a patient's data, a subject
+// or a token. A change takes two steps: a page that describes it, and the form on that page. The form carries a token that
+// is valid for this browser and this action for an hour. Requests with an unknown Host and cross-site requests are refused.
 //
-// Who may open the page is decided by who reaches the listener it is mounted on: see Config and docs/operators-page.md.
+// The page asks for no password: access is limited by the listener it is mounted on (docs/operators-page.md).
 package adminui

@@ -16,20 +16,19 @@ import (
 )
 
 const (
-	// sessionCookie holds a random name of the browser. It says nothing and opens nothing: it only ties forms to the
-	// browser that they were made for.
+	// sessionCookie holds a random id of the browser. It grants nothing: it ties forms to the browser they were made for.
 	sessionCookie = "sluice-operator"
-	// formLife is how long after it was shown a form may be sent.
+	// formLife is how long a form is valid.
 	formLife = time.Hour
-	// formBytes bounds what a form may hold.
+	// formBytes bounds the size of a form.
 	formBytes = 16 << 10
 )
 
-// guard is what every request has to pass, and what every form has to bring along.
+// guard checks the Host of requests and the token of forms.
 type guard struct {
-	hosts  []string // names of this server besides localhost and addresses
+	hosts  []string // accepted besides localhost and addresses
 	origin *http.CrossOriginProtection
-	secret [32]byte // of this process: forms that another process made are not taken
+	secret [32]byte // of this process: forms of other processes are refused
 	now    func() time.Time
 }
 
@@ -42,9 +41,9 @@ func newGuard(hosts []string, now func() time.Time) *guard {
 	return g
 }
 
-// knows reports whether a request's Host is a name of this server. A site that has its own name resolve to this server's
-// address (DNS rebinding) could otherwise pass its pages off as ours. An address cannot be rebound.
-func (g *guard) knows(host string) bool {
+// accepts reports whether a request's Host is a name of this server. It protects against DNS rebinding: another site whose
+// name resolves to this server's address. An address cannot be rebound.
+func (g *guard) accepts(host string) bool {
 	name := host
 	if bare, _, err := net.SplitHostPort(host); err == nil {
 		name = bare
@@ -56,8 +55,8 @@ func (g *guard) knows(host string) bool {
 	return name == "localhost" || slices.Contains(g.hosts, name)
 }
 
-// secure sets the headers of every answer: nothing from elsewhere, nothing inline, nowhere in a frame, kept by nobody.
-func secure(header http.Header) {
+// setHeaders sets the security headers of every answer: no foreign or inline content, no framing, no caching.
+func setHeaders(header http.Header) {
 	for name, value := range map[string]string{
 		"Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; " +
 			"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -73,7 +72,7 @@ func secure(header http.Header) {
 	}
 }
 
-// session returns the name of the browser, and gives it one if it has none.
+// session returns the id of the browser, and sets it when there is none.
 func session(w http.ResponseWriter, r *http.Request) string {
 	if cookie, err := r.Cookie(sessionCookie); err == nil && cookie.Value != "" {
 		return cookie.Value
@@ -85,27 +84,27 @@ func session(w http.ResponseWriter, r *http.Request) string {
 	return name
 }
 
-// token returns what a form for the step (the path that it is sent to) has to hold.
-func (g *guard) token(session, step string) string {
-	return g.tokenOf(session, step, g.now().Unix())
+// token returns the token of a form that is sent to the path.
+func (g *guard) token(session, path string) string {
+	return g.tokenOf(session, path, g.now().Unix())
 }
 
-func (g *guard) tokenOf(session, step string, made int64) string {
+func (g *guard) tokenOf(session, path string, made int64) string {
 	stamp := binary.BigEndian.AppendUint64(nil, uint64(made)) //nolint:gosec // the clock is past 1970
 	mac := hmac.New(sha256.New, g.secret[:])
 	mac.Write(stamp)
-	mac.Write([]byte(session + "\x00" + step))
+	mac.Write([]byte(session + "\x00" + path))
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(stamp))
 }
 
-// Reasons to refuse a form, fit to be read by who sent it.
+// Reasons to refuse a form. The page shows them.
 var (
 	errForeign = errors.New("this form was not sent from the operator's page")
-	errStale   = errors.New("this form is too old, or the server was started anew meanwhile: go back and open it again")
+	errStale   = errors.New("this form is too old, or the server was restarted: go back and open it again")
 )
 
-// admits reports whether a form may do what it asks: it comes from a page of ours, of this browser and for this very step.
-func (g *guard) admits(r *http.Request) error {
+// checkForm refuses a form that does not come from this page, this browser and this action.
+func (g *guard) checkForm(r *http.Request) error {
 	if err := g.origin.Check(r); err != nil {
 		return errForeign
 	}
@@ -121,7 +120,7 @@ func (g *guard) admits(r *http.Request) error {
 	if err != nil || len(raw) != 8+sha256.Size {
 		return errForeign
 	}
-	made := int64(binary.BigEndian.Uint64(raw)) //nolint:gosec // any number will do: it is compared as a part of the token
+	made := int64(binary.BigEndian.Uint64(raw)) //nolint:gosec // any number is valid: the comparison covers it
 	if !hmac.Equal([]byte(given), []byte(g.tokenOf(cookie.Value, r.URL.Path, made))) {
 		return errStale
 	}

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-func TestNamesOfThisServer(t *testing.T) {
+func TestHosts(t *testing.T) {
 	g := newGuard([]string{"Scheduler.example"}, time.Now)
 	for host, want := range map[string]bool{
 		"localhost": true, "LOCALHOST:9090": true, "127.0.0.1:9090": true, "[::1]:9090": true, "::1": true, "10.1.2.3": true,
@@ -17,7 +17,7 @@ func TestNamesOfThisServer(t *testing.T) {
 		"": false, "rebound.example": false, "rebound.example:9090": false, "localhost.rebound.example": false,
 		"127.0.0.1.rebound.example": false, "x-scheduler.example": false, "[::1": true,
 	} {
-		if got := g.knows(host); got != want {
+		if got := g.accepts(host); got != want {
 			t.Errorf("%q: %v, want %v", host, got, want)
 		}
 	}
@@ -67,7 +67,7 @@ func TestForms(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1:9090"+step, body)
 		r.Header = row.header.Clone()
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		if got := g.admits(r); got != row.want { //nolint:errorlint // these very values
+		if got := g.checkForm(r); got != row.want { //nolint:errorlint // these very values
 			t.Errorf("a form %s: %v, want %v", name, got, row.want)
 		}
 	}
@@ -75,7 +75,7 @@ func TestForms(t *testing.T) {
 	now = time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
 	r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1:9090"+step+"?token="+good, nil)
 	r.Header = ours
-	if g.admits(r) == nil {
+	if g.checkForm(r) == nil {
 		t.Error("a token in the URL was taken")
 	}
 }

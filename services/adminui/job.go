@@ -18,127 +18,109 @@ const unitsShown = 50
 
 type jobPage struct {
 	frame
-	Base                string // path of the job
-	Job                 jobRow
-	CanCancel, CanPurge bool
-	Failure             string
-	Facts               []fact
-	Types               []typeRow
-	Units               []unitRow
-	All                 bool // also units that are done
-	UnitsTold           string
-	Fewer, More         string
+	Base           string // path of the job
+	Job            ops.Detail
+	Total          ops.Progress
+	Units          []ops.Unit // the part that is shown
+	All            bool       // also units that are done
+	UnitCounts     string
+	Previous, Next string // URLs of other parts of the units
 }
 
-type typeRow struct {
-	Name                string
-	Percent             int
-	Units, Done, Failed int
-	Resources, Bytes    string
-}
-
-type unitRow struct {
-	ID          export.UnitID
-	State       label
-	Fence       int64
-	Attempts    int
-	Heard       string
-	Error       string
-	Retry, Fail string // paths of the steps; "": it cannot be done
-}
-
-// detail reads a job. What stands in a URL and cannot be a job's id is none.
-func (p *Page) detail(ctx context.Context, text string) (ops.Detail, error) {
+// readJob reads a job. ErrNotFound for an invalid id.
+func (p *Page) readJob(ctx context.Context, text string) (ops.Detail, error) {
 	id, err := export.ParseJobID(text)
 	if err != nil {
 		return ops.Detail{}, err
 	}
-	return p.details.at(ctx, string(id), func(ctx context.Context) (ops.Detail, error) {
+	return p.details.get(ctx, string(id), func(ctx context.Context) (ops.Detail, error) {
 		return p.operator.Inspect(ctx, id)
 	})
 }
 
-func (p *Page) job(w http.ResponseWriter, r *http.Request) {
-	job, err := p.detail(r.Context(), r.PathValue("job"))
+func (p *Page) showJob(w http.ResponseWriter, r *http.Request) {
+	job, err := p.readJob(r.Context(), r.PathValue("job"))
 	if err != nil {
 		p.refuse(w, err, Path)
 		return
 	}
 	page := jobPage{
-		frame: p.frame(r, "Job "+abbreviated(job.ID), p.Now()), Base: jobPath(job.ID),
-		Job:       jobRow{ID: job.ID, Short: abbreviated(job.ID), State: stateOf(job.State), Percent: job.Percent},
-		CanCancel: job.State.CanBecome(export.Cancelled), CanPurge: !job.State.Live(), Failure: job.Failure,
-		Facts: factsOf(job),
+		frame: p.frame(r, "Job "+abbreviated(job.ID), p.Now()), Base: jobPath(job.ID), Job: job,
+		All: r.URL.Query().Get("all") != "", UnitCounts: unitCounts(job.Units),
 	}
 	for _, progress := range job.Progress {
-		page.Types = append(page.Types, showProgress(progress))
+		page.Total.Resources += progress.Resources
+		page.Total.Bytes += progress.Bytes
+		page.Total.Stored += progress.Stored
+		page.Total.Files += progress.Files
+		page.Total.Withheld += progress.Withheld
 	}
-	page.All = r.URL.Query().Get("all") != ""
-	units := ordered(job.Units, page.All)
+	units := sortedUnits(job.Units, page.All)
 	offset, err := strconv.Atoi(r.URL.Query().Get("units"))
 	if err != nil || offset < 0 || offset >= len(units) {
 		offset = 0
 	}
 	end := min(offset+unitsShown, len(units))
-	for _, unit := range units[offset:end] {
-		page.Units = append(page.Units, showUnit(job, unit))
-	}
-	page.UnitsTold = unitsTold(job)
+	page.Units = units[offset:end]
 	if len(page.Units) < len(units) {
-		page.UnitsTold += fmt.Sprintf("; shown: %d to %d of %d", offset+1, end, len(units))
+		page.UnitCounts += fmt.Sprintf("; shown: %d to %d of %d", offset+1, end, len(units))
 	}
 	if offset > 0 {
-		page.Fewer = page.unitsFrom(max(offset-unitsShown, 0))
+		page.Previous = page.unitsURL(max(offset-unitsShown, 0))
 	}
 	if end < len(units) {
-		page.More = page.unitsFrom(end)
+		page.Next = page.unitsURL(end)
 	}
 	p.render(w, http.StatusOK, "job.html", page)
 }
 
-func factsOf(job ops.Detail) []fact {
-	var total ops.Progress
-	for _, progress := range job.Progress {
-		total.Resources += progress.Resources
-		total.Bytes += progress.Bytes
-		total.Stored += progress.Stored
-		total.Files += progress.Files
-		total.Withheld += progress.Withheld
+func (p jobPage) unitsURL(offset int) string {
+	query := url.Values{"units": {strconv.Itoa(offset)}}
+	if p.All {
+		query.Set("all", "true")
 	}
-	patients := "–"
-	if !job.Snapshot.IsZero() {
-		patients = count(job.Patients)
-	}
-	return []fact{
-		{"Age", age(job.Age.Duration), "kicked off " + instant(job.Created)},
-		{"Owner (digest)", job.Owner[:16], ""},
-		{"Group", job.Group, plural(len(job.Types), "type") + " asked for"},
-		{"Patients in the cohort", patients, ""},
-		{"Exported", count(total.Resources) + " resources", size(total.Bytes)},
-		{"Stored", size(total.Stored), plural(int(total.Files), "file")},
-		{"Withheld", count(total.Withheld), "also about somebody else"},
-		{"Finished", instant(job.Finished), ""},
-		{"Expires", instant(job.Expires), ""},
-	}
+	return p.Base + "?" + query.Encode()
 }
 
-func showProgress(progress ops.Progress) typeRow {
-	row := typeRow{
-		Name: progress.Type, Units: progress.Units, Done: progress.Done, Failed: progress.Failed,
-		Resources: count(progress.Resources), Bytes: size(progress.Bytes),
-	}
-	if progress.Units > 0 {
-		row.Percent = 100 * (progress.Done + progress.Failed) / progress.Units
-	}
-	return row
+// CanCancel, CanPurge, CanRetry and CanGiveUp report whether an action is offered. The action itself decides: the state
+// may have changed.
+func (p jobPage) CanCancel() bool { return p.Job.State.CanBecome(export.Cancelled) }
+
+// CanPurge: see CanCancel.
+func (p jobPage) CanPurge() bool { return !p.Job.State.Live() }
+
+// CanRetry: see CanCancel.
+func (p jobPage) CanRetry(u ops.Unit) bool {
+	return p.Job.State.Live() && (u.State == ops.UnitFailed && p.Job.State != export.Sealing ||
+		u.Open() && u.State != ops.UnitWaiting)
 }
 
-// unitOrder is the order of units: what needs somebody's eyes comes first.
+// CanGiveUp: see CanCancel.
+func (p jobPage) CanGiveUp(u ops.Unit) bool {
+	return p.Job.State.Live() && u.Open() && u.Kind != export.KindPlan && u.Kind != export.KindSeal
+}
+
+// lastHeard is when a unit was last heard of, or is tried next.
+func lastHeard(u ops.Unit) string {
+	switch u.State {
+	case ops.UnitDelayed:
+		return "tried in " + age(-u.Silent.Duration)
+	case ops.UnitRunning, ops.UnitQueued:
+		return age(u.Silent.Duration) + " ago"
+	case ops.UnitWaiting, ops.UnitDone, ops.UnitFailed:
+	}
+	return "–"
+}
+
+// percent is the share of a type's units that are closed.
+func percent(p ops.Progress) int { return 100 * (p.Done + p.Failed) / max(p.Units, 1) }
+
+// unitOrder puts the units that need attention first.
 var unitOrder = []ops.UnitState{
 	ops.UnitFailed, ops.UnitDelayed, ops.UnitRunning, ops.UnitQueued, ops.UnitWaiting, ops.UnitDone,
 }
 
-func ordered(units []ops.Unit, all bool) []ops.Unit {
+func sortedUnits(units []ops.Unit, all bool) []ops.Unit {
 	sorted := slices.Clone(units)
 	if !all {
 		sorted = slices.DeleteFunc(sorted, func(u ops.Unit) bool { return u.State == ops.UnitDone })
@@ -149,59 +131,17 @@ func ordered(units []ops.Unit, all bool) []ops.Unit {
 	return sorted
 }
 
-// unitsFrom is the address of another part of the units.
-func (p jobPage) unitsFrom(offset int) string {
-	query := url.Values{"units": {strconv.Itoa(offset)}}
-	if p.All {
-		query.Set("all", "true")
-	}
-	return p.Base + "?" + query.Encode()
-}
-
-// unitsTold counts the units by their states.
-func unitsTold(job ops.Detail) string {
-	in := map[ops.UnitState]int{}
-	for _, unit := range job.Units {
-		in[unit.State]++
+// unitCounts counts the units by state.
+func unitCounts(units []ops.Unit) string {
+	counts := map[ops.UnitState]int{}
+	for _, unit := range units {
+		counts[unit.State]++
 	}
 	var parts []string
 	for _, state := range unitOrder {
-		if in[state] > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", in[state], state))
+		if counts[state] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", counts[state], state))
 		}
 	}
 	return strings.Join(parts, ", ")
-}
-
-func showUnit(job ops.Detail, unit ops.Unit) unitRow {
-	row := unitRow{
-		ID: unit.ID, Fence: unit.Fence, Attempts: unit.Attempts, Heard: "–", Error: string(unit.Cause),
-		State: label{string(unit.State), map[ops.UnitState]string{
-			ops.UnitFailed: bad, ops.UnitDelayed: warn, ops.UnitRunning: busy, ops.UnitDone: good,
-		}[unit.State]},
-	}
-	if row.State.Tone == "" {
-		row.State.Tone = quiet
-	}
-	switch unit.State {
-	case ops.UnitFailed:
-		row.Error = unit.Failure
-	case ops.UnitDelayed:
-		row.Heard = "tried in " + age(-unit.Silent.Duration)
-	case ops.UnitRunning, ops.UnitQueued:
-		row.Heard = age(unit.Silent.Duration) + " ago"
-	case ops.UnitWaiting, ops.UnitDone:
-	}
-	// What is offered is a guess at this moment; the step itself decides.
-	if !job.State.Live() {
-		return row
-	}
-	open := unit.State != ops.UnitDone && unit.State != ops.UnitFailed
-	if unit.State == ops.UnitFailed && job.State != export.Sealing || open && unit.State != ops.UnitWaiting {
-		row.Retry = unitPath(job.ID, unit.ID, "retry")
-	}
-	if open && unit.Kind != export.KindPlan && unit.Kind != export.KindSeal {
-		row.Fail = unitPath(job.ID, unit.ID, "fail")
-	}
-	return row
 }

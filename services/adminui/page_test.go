@@ -73,19 +73,19 @@ func TestPages(t *testing.T) {
 		says         string
 	}{
 		{"GET", "/operator/", http.StatusOK, "There are no jobs."},
-		{"GET", "/operator/?state=running&owner=%3Cscript%3E", http.StatusOK, "There are no jobs of this kind."},
+		{"GET", "/operator/?state=running&owner=%3Cscript%3E", http.StatusOK, "No jobs match."},
 		{"GET", "/operator/?state=nonsense&from=-1", http.StatusOK, "There are no jobs."},
-		{"GET", "/operator/?done=%3Cscript%3E", http.StatusOK, "No worker is alive"},
+		{"GET", "/operator/?done=%3Cscript%3E", http.StatusOK, "No worker is running"},
 		{"GET", "/operator/style.css", http.StatusOK, "prefers-color-scheme"},
 		{"GET", "/operator/live.js", http.StatusOK, "use strict"},
 		{"GET", "/operator/icon.svg", http.StatusOK, "<svg"},
-		{"GET", "/operator/templates/layout.html", http.StatusNotFound, "There is no such page"},
-		{"GET", "/operator/jobs/" + none, http.StatusNotFound, "It is not there"},
-		{"GET", "/operator/jobs/%3Cscript%3E", http.StatusNotFound, "It is not there"},
-		{"GET", "/operator/jobs/" + none + "/cancel", http.StatusNotFound, "It is not there"},
-		{"GET", "/operator/jobs/" + none + "/units/plan/retry", http.StatusNotFound, "It is not there"},
-		{"GET", "/operator/workers/nobody/drain", http.StatusNotFound, "It is not there"},
-		{"GET", "/operator/intake/pause", http.StatusOK, "Pause the intake?"},
+		{"GET", "/operator/templates/layout.html", http.StatusNotFound, "Page not found"},
+		{"GET", "/operator/jobs/" + none, http.StatusNotFound, "Not found"},
+		{"GET", "/operator/jobs/%3Cscript%3E", http.StatusNotFound, "Not found"},
+		{"GET", "/operator/jobs/" + none + "/cancel", http.StatusNotFound, "Not found"},
+		{"GET", "/operator/jobs/" + none + "/units/plan/retry", http.StatusNotFound, "Not found"},
+		{"GET", "/operator/workers/none:1/drain", http.StatusNotFound, "Not found"},
+		{"GET", "/operator/intake/pause", http.StatusOK, "Pause new exports?"},
 		{"POST", "/operator/", http.StatusMethodNotAllowed, ""},
 		{"POST", "/operator/intake/pause", http.StatusForbidden, "Nothing was changed"},
 		{"DELETE", "/operator/intake/pause", http.StatusMethodNotAllowed, ""},
@@ -97,7 +97,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// Without Redis the page says so, and nothing about what it is or where.
+// Without Redis the page is unavailable, and shows neither its address nor its password.
 func TestPagesWithoutRedis(t *testing.T) {
 	page := open(t, "redis://:hunter2@127.0.0.1:1")
 	for _, path := range []string{"/operator/", "/operator/jobs/" + string(export.NewJobID()), "/operator/workers/w/drain"} {
@@ -106,26 +106,25 @@ func TestPagesWithoutRedis(t *testing.T) {
 			t.Errorf("%s: %d\n%s", path, status, body)
 		}
 	}
-	if err := page.meter.runOnce(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+	if err := page.sampler.runOnce(t.Context()); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("a sample without Redis: %v", err)
 	}
 }
 
-// Whoever has a client certificate acts in its name; nobody else has a name to act in.
-func TestWhoActs(t *testing.T) {
-	page := open(t, testenv.Redis(t))
+// The audit log names the verified client certificate, otherwise the address.
+func TestAgent(t *testing.T) {
 	request := httptest.NewRequest(http.MethodPost, "http://localhost/operator/intake/resume", nil)
 	request.RemoteAddr = "[::ffff:192.0.2.7]:1234"
-	if got := page.as(request).Agent; got != (export.Owner{Issuer: agentIssuer, Subject: "address 192.0.2.7"}) {
+	if got := agentOf(request); got != (export.Owner{Issuer: agentIssuer, Subject: "address 192.0.2.7"}) {
 		t.Errorf("without a certificate: %+v", got)
 	}
 	certificate := &x509.Certificate{Subject: pkix.Name{CommonName: "jane", Organization: []string{"operators"}}}
 	request.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{certificate}}
-	if got := page.as(request).Agent; got.Subject != "address 192.0.2.7" {
-		t.Errorf("with a certificate that nobody has verified: %+v", got)
+	if got := agentOf(request); got.Subject != "address 192.0.2.7" {
+		t.Errorf("with an unverified certificate: %+v", got)
 	}
 	request.TLS.VerifiedChains = [][]*x509.Certificate{{certificate}}
-	if got := page.as(request).Agent; got.Subject != "certificate CN=jane,O=operators" {
+	if got := agentOf(request); got.Subject != "certificate CN=jane,O=operators" {
 		t.Errorf("with a certificate: %+v", got)
 	}
 }

@@ -1,5 +1,5 @@
-// Keeps the page up to date: asks for it again every two seconds and puts its live parts in place of those shown. Without
-// this script the page reloads itself (see the noscript element).
+// Fetches the page every two seconds and replaces its live parts. Without this script the page reloads itself (see the
+// noscript element).
 "use strict";
 
 (() => {
@@ -9,18 +9,18 @@
 		return;
 	}
 
-	const told = document.getElementById("updated");
+	const status = document.getElementById("updated");
 	let paused = false;
 	const button = document.getElementById("updates");
 	button.hidden = false;
 	button.addEventListener("click", () => {
 		paused = !paused;
 		button.textContent = paused ? "Resume updates" : "Pause updates";
-		told.textContent = paused ? "not updated" : "live";
+		status.textContent = paused ? "not updated" : "live";
 	});
 
-	// A link that has the focus has it again after its part was put in place.
-	const put = (part, next) => {
+	// Keeps the focus of a link when its part is replaced.
+	const replace = (part, next) => {
 		const link = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
 		part.replaceChildren(...next.childNodes);
 		if (link !== null) {
@@ -45,12 +45,12 @@
 			for (const part of parts) {
 				const next = fresh.getElementById(part.id);
 				if (next && !paused && part.innerHTML !== next.innerHTML) {
-					put(part, next);
+					replace(part, next);
 				}
 			}
-			told.textContent = paused ? "not updated" : "live";
+			status.textContent = paused ? "not updated" : "live";
 		} catch {
-			told.textContent = "no answer: what you see is old";
+			status.textContent = "no answer: the page is out of date";
 		}
 	};
 

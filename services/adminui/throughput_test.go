@@ -12,8 +12,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// The meter takes down differences, and nothing when there is nothing to compare with.
-func TestMeter(t *testing.T) {
+// A sample is a difference; there is none without an earlier reading.
+func TestSampler(t *testing.T) {
 	address := testenv.Redis(t)
 	jobs, err := jobstore.Open(address, nil)
 	if err != nil {
@@ -26,7 +26,7 @@ func TestMeter(t *testing.T) {
 	raw := redis.NewClient(options)
 	t.Cleanup(func() { _ = errors.Join(jobs.Close(), raw.Close()) })
 	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
-	m := &meter{jobs: jobs, now: func() time.Time { return now }}
+	m := &sampler{jobs: jobs, now: func() time.Time { return now }}
 	take := func(resources, bytes int64) {
 		t.Helper()
 		if err := raw.HSet(t.Context(), "sluice:committed", "resources", resources, "bytes", bytes).Err(); err != nil {
@@ -39,10 +39,10 @@ func TestMeter(t *testing.T) {
 	}
 	take(1000, 9000)
 	if n := len(m.all()); n != 0 {
-		t.Errorf("%d samples after the first look, want none", n)
+		t.Errorf("%d samples after the first run, want none", n)
 	}
 	take(1500, 9900)
-	take(0, 0) // a Redis that was begun anew
+	take(0, 0) // Redis was emptied
 	take(10, 20)
 	got := m.all()
 	if len(got) != 2 || got[0].Resources != 500 || got[0].Bytes != 900 || got[0].Took != sampleEvery || got[1].Resources != 10 {
@@ -61,6 +61,6 @@ func TestMeter(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := m.runOnce(t.Context()); err == nil || errors.Is(err, export.ErrUnavailable) {
-		t.Errorf("a count that is none: %v", err)
+		t.Errorf("a count that is not a number: %v", err)
 	}
 }

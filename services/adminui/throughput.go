@@ -11,16 +11,16 @@ import (
 )
 
 const (
-	// sampleEvery is how often the throughput is taken down. It costs Redis one question.
+	// sampleEvery is the interval of samples. A sample is one read of Redis.
 	sampleEvery = 5 * time.Second
-	// samplesKept is how many are kept: half an hour.
+	// samplesKept is the number of samples kept: half an hour.
 	samplesKept = 360
 )
 
-// sample is what was committed, over all jobs and workers, in the time before an instant.
+// sample is what all workers committed in an interval.
 type sample struct {
-	At        time.Time
-	Took      time.Duration // the time that it is about
+	At        time.Time     // end of the interval
+	Took      time.Duration // length of the interval
 	Resources int64
 	Bytes     int64 // NDJSON
 }
@@ -33,21 +33,21 @@ func (s sample) perSecond() (resources, bytes float64) {
 	return float64(s.Resources) / s.Took.Seconds(), float64(s.Bytes) / s.Took.Seconds()
 }
 
-// meter takes the throughput down from the count that commits add to. It keeps the latest samples in memory, for this
-// process alone. Its methods may be called from any goroutine.
-type meter struct {
+// sampler samples the throughput from the counters that commits increment. It keeps the samples in memory. Its methods may
+// be called from any goroutine.
+type sampler struct {
 	jobs *jobstore.Store
 	now  func() time.Time
 
 	mu      sync.Mutex
 	samples []sample // the oldest first
 	last    jobstore.Totals
-	at      time.Time // of last; zero: there is none
+	at      time.Time // of last; zero before the first run
 }
 
-// runOnce takes one sample. The first one only notes where the count stands, and so does one that finds it smaller than
-// before: then Redis was begun anew.
-func (m *meter) runOnce(ctx context.Context) error {
+// runOnce takes one sample. The first run only reads the counters, and so does one that finds them smaller than before:
+// Redis was emptied.
+func (m *sampler) runOnce(ctx context.Context) error {
 	total, err := m.jobs.Committed(ctx)
 	if err != nil {
 		return fmt.Errorf("sample the throughput: %w", err)
@@ -68,8 +68,22 @@ func (m *meter) runOnce(ctx context.Context) error {
 }
 
 // all returns the samples, the oldest first.
-func (m *meter) all() []sample {
+func (m *sampler) all() []sample {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.samples)
+}
+
+// lastMinute is the mean of the samples of the last minute.
+func lastMinute(samples []sample) (resources, bytes float64) {
+	var sum sample
+	for _, s := range slices.Backward(samples) {
+		if sum.Took >= time.Minute {
+			break
+		}
+		sum.Took += s.Took
+		sum.Resources += s.Resources
+		sum.Bytes += s.Bytes
+	}
+	return sum.perSecond()
 }

@@ -1,14 +1,25 @@
 package adminui
 
 import (
+	"cmp"
 	"fmt"
+	"html/template"
 	"strconv"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-// age puts a duration into a few characters: two units at most, the second only beside a small first one.
+// functions are what the templates call.
+var functions = template.FuncMap{
+	"age": age, "until": until, "instant": instant, "size": size, "count": count, "plural": plural, "short": abbreviated,
+	"tone": tone, "lastHeard": lastHeard, "percent": percent,
+	"sub": func(a, b time.Time) time.Duration { return a.Sub(b) },
+	"add": func(a, b int) int { return a + b },
+}
+
+// age formats a duration with two units at most, the second only beside a small first one.
 func age(d time.Duration) string {
 	d = max(d, 0).Truncate(time.Second)
 	day := 24 * time.Hour
@@ -26,15 +37,7 @@ func age(d time.Duration) string {
 	}
 }
 
-// since is the age of an instant; a dash stands for none.
-func since(at, now time.Time) string {
-	if at.IsZero() {
-		return "–"
-	}
-	return age(now.Sub(at))
-}
-
-// until tells how far an instant lies ahead.
+// until is the time until an instant.
 func until(at, now time.Time) string {
 	switch {
 	case at.IsZero():
@@ -46,7 +49,7 @@ func until(at, now time.Time) string {
 	}
 }
 
-// instant is a point of time in UTC.
+// instant formats a time in UTC.
 func instant(at time.Time) string {
 	if at.IsZero() {
 		return "–"
@@ -54,7 +57,7 @@ func instant(at time.Time) string {
 	return at.UTC().Format("2006-01-02 15:04:05 UTC")
 }
 
-// size puts bytes into a few characters, by powers of a thousand.
+// size formats a number of bytes, by powers of a thousand.
 func size(bytes int64) string {
 	value, units := float64(bytes), []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
 	for len(units) > 1 && value >= 999.5 {
@@ -75,7 +78,7 @@ func count(n int64) string {
 	return text
 }
 
-// short is a number of about three digits.
+// short formats a number with about three digits.
 func short(value float64) string {
 	for _, unit := range []string{"", " k", " M", " G"} {
 		if value < 999.5 {
@@ -89,38 +92,20 @@ func short(value float64) string {
 	return fmt.Sprintf("%.0f T", value)
 }
 
-// label is a word with the colour that it is shown in; the colour never says more than the word.
-type label struct{ Text, Tone string }
-
-// The tones, as style.css has them.
-const (
-	good  = "good"
-	warn  = "warn"
-	bad   = "bad"
-	busy  = "busy"
-	quiet = "quiet"
-)
-
-func stateOf(s export.State) label {
-	tone := quiet
-	switch s {
-	case export.Planning, export.Running, export.Sealing:
-		tone = busy
-	case export.Completed:
-		tone = good
-	case export.Failed:
-		tone = bad
-	case export.Cancelled:
-		tone = warn
-	case export.Scheduled, export.Expired:
-	}
-	return label{Text: string(s), Tone: tone}
+// tones are the colours of states, as classes of style.css. The colour adds nothing to the word.
+var tones = map[string]string{
+	string(export.Planning): "busy", string(export.Running): "busy", string(export.Sealing): "busy",
+	string(export.Completed): "good", string(export.Failed): "bad", string(export.Cancelled): "warn",
+	string(ops.UnitDelayed): "warn", string(ops.UnitDone): "good", "draining": "warn",
 }
 
-// abbreviated is enough of a job's id to tell it from others on one page.
+// tone is the colour of the state of a job, a unit or a worker.
+func tone(state any) string { return cmp.Or(tones[fmt.Sprint(state)], "quiet") }
+
+// abbreviated is the beginning of a job's id: enough to distinguish the jobs on one page.
 func abbreviated(id export.JobID) string { return string(id[:min(len(id), 12)]) + "…" }
 
-// plural counts something.
+// plural formats a number of things.
 func plural(n int, noun string) string {
 	if n != 1 {
 		noun += "s"

@@ -1,0 +1,67 @@
+package adminui
+
+import (
+	"context"
+	"maps"
+	"time"
+)
+
+const (
+	// cacheLife is how long a value is served to other browsers.
+	cacheLife = time.Second
+	// cacheFactor bounds the share of time spent on reading: a value lives this many times longer than its read took.
+	cacheFactor = 10
+	// cacheLifeMost bounds that: operators act on what they see.
+	cacheLifeMost = 10 * time.Second
+	// cacheSize bounds the number of values.
+	cacheSize = 64
+)
+
+// cache keeps recently read values, so that many browsers cost as much as one. It reads one value at a time.
+type cache[T any] struct {
+	now    func() time.Time
+	turn   chan struct{} // holds one token during a read
+	values map[string]cached[T]
+}
+
+type cached[T any] struct {
+	value T
+	until time.Time
+}
+
+func newCache[T any](now func() time.Time) *cache[T] {
+	return &cache[T]{now: now, turn: make(chan struct{}, 1), values: map[string]cached[T]{}}
+}
+
+// get returns the value of the key. It calls read when there is none or it is too old; errors are not kept.
+func (c *cache[T]) get(ctx context.Context, key string, read func(context.Context) (T, error)) (T, error) {
+	var none T
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
+	defer func() { <-c.turn }()
+	begun := c.now()
+	if old, ok := c.values[key]; ok && begun.Before(old.until) {
+		return old.value, nil
+	}
+	value, err := read(ctx)
+	if err != nil {
+		return none, err
+	}
+	ended := c.now()
+	maps.DeleteFunc(c.values, func(_ string, old cached[T]) bool { return !ended.Before(old.until) })
+	if len(c.values) >= cacheSize {
+		clear(c.values)
+	}
+	c.values[key] = cached[T]{value, ended.Add(min(cacheLifeMost, max(cacheLife, cacheFactor*ended.Sub(begun))))}
+	return value, nil
+}
+
+// clear removes all values: something was changed.
+func (c *cache[T]) clear() {
+	c.turn <- struct{}{}
+	clear(c.values)
+	<-c.turn
+}
