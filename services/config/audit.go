@@ -10,9 +10,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/audit"
 )
 
-// Audit is the place of the audit log (docs/audit.md). Whoever hands out data has one: it cannot be turned off. Standard
-// output is the default because that always works, nothing else is written there, and what runs the containers
-// collects it.
+// Audit configures the audit log (docs/audit.md). It cannot be turned off. The default is standard output: it always works,
+// nothing else is written there, and container runtimes collect it.
 type Audit struct {
 	// the audit log: a file of this process alone, or stdout: docs/audit.md
 	Log string `env:"AUDIT_LOG" envDefault:"stdout"`

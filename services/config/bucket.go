@@ -9,8 +9,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
-// Bucket is the part of a process that sees to it that the bucket exists. Services start in any order: an object store
-// that is not there yet is asked again, and readiness says so meanwhile.
+// Bucket is the part of a process that creates the bucket if it does not exist. Services start in any order: it retries
+// while the object store is unavailable, and the process is not ready meanwhile.
 func Bucket(store *objects.Store, log *slog.Logger) platform.Part {
 	const again = 2 * time.Second
 	return platform.Part{Name: "bucket", Run: func(ctx context.Context) error {

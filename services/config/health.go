@@ -56,8 +56,7 @@ func checkHealth(ctx context.Context, environ []string) error {
 	return platform.AskHealth(ctx, transport, scheme+"://"+net.JoinHostPort(host, port)+"/readyz")
 }
 
-// trusted believes the server that shows this very certificate, whoever issued it and for whichever name, and shows it
-// as well: a listener with PRIVATE_CLIENT_CA_FILE takes it when it is of those authorities and good for clients.
+// trusted accepts exactly this server certificate, whatever its issuer and name, and sends it as the client certificate: a listener with PRIVATE_CLIENT_CA_FILE takes it when it is of those authorities and good for clients.
 func (f files) trusted() (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
 	if err != nil {

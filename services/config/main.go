@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// Main runs a service until it is told to stop (SIGINT or SIGTERM) and ends the process with its exit code: 0 when it
-// stopped in order, 1 when it could not go on, which it says on stderr.
+// Main runs a service until SIGINT or SIGTERM and exits: with 0 after an orderly stop, with 1 and the error on stderr
+// otherwise.
 func Main(service string, run func(ctx context.Context, args, environ []string, stderr io.Writer) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Environ(), os.Stderr)

@@ -14,7 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
-// Trace says where spans go (docs/observability.md). Every process takes it; those that have a part in a job have spans.
+// Trace configures the export of spans (docs/observability.md).
 type Trace struct {
 	// OTLP collector, http(s)://host:port; none: no traces: docs/observability.md
 	Endpoint string  `env:"TRACE_ENDPOINT"`
@@ -66,7 +66,7 @@ func (t Trace) headers() (map[string]string, error) {
 	return headers, nil
 }
 
-// Tracing opens the traces of a process, such as "api". It waits for nobody.
+// Tracing opens the traces of a process, such as "api". It does not wait for the collector.
 func (c Common) Tracing(
 	ctx context.Context, service string, log *slog.Logger, registry prometheus.Registerer,
 ) (*platform.Tracing, error) {

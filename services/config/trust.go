@@ -10,14 +10,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
-// Trust says which servers are believed to be who they say: those of the system's authorities, and of some more. Each
-// section with a server has it, so that one variable counts for all of them.
+// Trust configures the certificate authorities of servers, in addition to the system's. Each section with a server has it,
+// so that one variable applies to all of them.
 type Trust struct {
 	// authorities, PEM, in addition to the system's: Redis, object store, PostgreSQL, key sets
 	CAFile string `env:"CA_FILE"`
 }
 
-// Roots returns the root certificates for connections that the process makes; nil stands for the system's.
+// Roots returns the root certificates for connections that the process makes; nil means the system's.
 func (t Trust) Roots() (*x509.CertPool, error) {
 	if t.CAFile == "" {
 		return nil, nil //nolint:nilnil // as documented
@@ -29,13 +29,13 @@ func (t Trust) Roots() (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// readable reports whether the file of authorities can be read. Common's Validate tells what is wrong with it, once.
+// readable reports whether the file of authorities can be read. Common.Validate reports the error, once.
 func (t Trust) readable() bool {
 	_, err := t.Roots()
 	return err == nil
 }
 
-// Client returns a client for https servers that are not ours, such as those of key sets: nil, which stands for the
+// Client returns a client for https servers that are not ours, such as those of key sets: nil, which means the
 // package's own, when the system's roots suffice.
 func (t Trust) Client() (*http.Client, error) {
 	roots, err := t.Roots()

@@ -7,8 +7,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 )
 
-// unchanged is the part of a worker that ends it when its source says that the data is not what was indexed. Such a
-// worker can export nothing any more; the next one reads the folder anew, and the units wait for it.
+// unchanged is the part of a worker that stops it when the data differs from the index of its source. Such a worker cannot
+// export any more; the next one indexes the folder again, and the units wait for it.
 func unchanged(check func(context.Context) error) platform.Part {
 	const every = 15 * time.Second
 	return platform.Part{Name: "source", Run: func(ctx context.Context) error {

@@ -34,7 +34,7 @@ type Common struct {
 	secrets map[string]string // files that the configuration was read from, by their variables
 }
 
-// SecretFile is told by platform.LoadConfig of each file that a secret was read from.
+// SecretFile is called by platform.LoadConfig for each file that a secret was read from.
 func (c *Common) SecretFile(variable, file string) {
 	if c.secrets == nil {
 		c.secrets = map[string]string{}
@@ -80,7 +80,7 @@ func (r Redis) Observed(by *platform.Dependencies) Redis {
 // Validate refuses a URL that Open would refuse.
 func (r Redis) Validate() error {
 	if r.URL == "" || !r.readable() {
-		return nil // told of elsewhere
+		return nil // reported by Common.Validate, or as a missing variable
 	}
 	jobs, tasks, err := r.Open()
 	if err != nil {
@@ -126,13 +126,13 @@ func (o Objects) Observed(by *platform.Dependencies) Objects {
 	return o
 }
 
-// Validate refuses a server-side encryption that there is none of, and a place that Open would refuse.
+// Validate refuses an unknown server-side encryption, and a store that Open would refuse.
 func (o Objects) Validate() error {
 	if err := objects.CheckServerSide(o.SSE); err != nil {
 		return fmt.Errorf("SLUICE_S3_SSE: %w", err)
 	}
 	if o.Endpoint == "" || o.AccessKey == "" || o.SecretKey == "" || !o.readable() {
-		return nil // told of elsewhere
+		return nil // reported by Common.Validate, or as a missing variable
 	}
 	store, err := o.Open(nil)
 	if err != nil {

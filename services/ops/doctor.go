@@ -16,13 +16,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// Verdict is what a check came to.
+// Verdict is the result of a check.
 type Verdict string
 
 // The verdicts.
 const (
 	Good    Verdict = "good"
-	Warning Verdict = "warning" // it works, and somebody should look at it
+	Warning Verdict = "warning" // it works, but needs attention
 	Bad     Verdict = "bad"     // it does not work, or data is at risk
 )
 
@@ -62,7 +62,7 @@ const (
 	overdueMost   = 10 * time.Minute
 	silentMost    = 2 * time.Minute // several times SLUICE_UNIT_SILENCE
 	abandonedMost = 15 * time.Minute
-	jobsLooked    = 20 // at work, the oldest, for silent units
+	jobsLooked    = 20 // of the live jobs, the oldest
 	checkTimeout  = 20 * time.Second
 )
 
@@ -84,8 +84,8 @@ func (r *report) judge(check string, holds bool, otherwise Verdict, detail, advi
 	r.add(check, otherwise, detail, advice)
 }
 
-// Doctor checks every dependency and the state of the deployment, and says of each finding what to do. All that it writes
-// is one object under the prefix doctor/, which it deletes again.
+// Doctor checks every dependency and the state of the deployment, with advice for each finding. It writes only one object
+// under the prefix doctor/, and deletes it.
 func (o *Operator) Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	r := &report{}
 	if o.examineRedis(ctx, r) {
@@ -116,7 +116,7 @@ func (o *Operator) examineRedis(ctx context.Context, r *report) (reachable bool)
 	defer cancel()
 	health, err := o.Jobs.Health(ctx)
 	if err != nil {
-		r.add("redis: reachable", Bad, err.Error(), "start Redis, or mend SLUICE_REDIS_URL, its password, or the network")
+		r.add("redis: reachable", Bad, err.Error(), "start Redis, or correct SLUICE_REDIS_URL, its password, or the network")
 		return false
 	}
 	r.judge("redis: reachable", health.Latency <= latencyMost, Warning,
@@ -125,14 +125,14 @@ func (o *Operator) examineRedis(ctx context.Context, r *report) (reachable bool)
 	r.judge("redis: version", newEnough(health.Version), Bad, orUnknown(health.Version), "use Redis 6.2 or later")
 	switch health.Eviction {
 	case "":
-		r.add("redis: eviction", Warning, "it does not tell its maxmemory-policy", "see that it is noeviction")
+		r.add("redis: eviction", Warning, "maxmemory-policy is unknown", "make sure that it is noeviction")
 	default:
 		r.judge("redis: eviction", health.Eviction == "noeviction", Bad, "maxmemory-policy is "+health.Eviction,
 			"jobs are lost when Redis is full: CONFIG SET maxmemory-policy noeviction, and in its configuration file")
 	}
 	switch {
 	case health.AOF == "":
-		r.add("redis: append-only file", Warning, "it does not tell", "see that it runs with appendonly yes")
+		r.add("redis: append-only file", Warning, "unknown", "make sure that it runs with appendonly yes")
 	case health.AOF != "1":
 		r.add("redis: append-only file", Bad, "there is none",
 			"jobs are lost when Redis restarts: CONFIG SET appendonly yes, and in its configuration file")
@@ -151,7 +151,7 @@ func (o *Operator) examineRedis(ctx context.Context, r *report) (reachable bool)
 	}
 	o.compareClocks(r, "redis: clock", health.Clock, health.Latency, 0)
 	if err := o.Queue.Ping(ctx); err != nil {
-		r.add("queue: reachable", Bad, err.Error(), "start Redis, or mend SLUICE_REDIS_URL")
+		r.add("queue: reachable", Bad, err.Error(), "start Redis, or correct SLUICE_REDIS_URL")
 		return false
 	}
 	return true
@@ -159,12 +159,12 @@ func (o *Operator) examineRedis(ctx context.Context, r *report) (reachable bool)
 
 func orUnknown(text string) string {
 	if text == "" {
-		return "it does not tell"
+		return "unknown"
 	}
 	return text
 }
 
-// newEnough reports whether a version is 6.2 or later, or not told.
+// newEnough reports whether a version is 6.2 or later, or unknown.
 func newEnough(version string) bool {
 	major, rest, _ := strings.Cut(version, ".")
 	minor, _, _ := strings.Cut(rest, ".")
@@ -238,7 +238,7 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 func (o *Operator) examineJobs(ctx context.Context, r *report) {
 	kickoffs, err := o.Kickoffs(ctx)
 	if err != nil {
-		r.add("intake", Bad, err.Error(), "sluice admin intake resume, or pause it anew")
+		r.add("intake", Bad, err.Error(), "sluice admin intake resume, or pause again")
 	} else {
 		detail := "open"
 		if !kickoffs.Open {
@@ -260,7 +260,7 @@ func (o *Operator) examineJobs(ctx context.Context, r *report) {
 	o.examineActive(ctx, r)
 }
 
-// examineActive looks at the index of jobs at work: for entries that lead nowhere, and for units that nobody rescues.
+// examineActive checks the index of live jobs for entries without a job, and their units for missing heartbeats.
 func (o *Operator) examineActive(ctx context.Context, r *report) {
 	entries, err := o.Jobs.Active(ctx, 0, listMost)
 	if err != nil {
@@ -297,11 +297,11 @@ func (o *Operator) examineActive(ctx context.Context, r *report) {
 			}
 		}
 	}
-	told := fmt.Sprintf("%d; no unit is silent", live)
+	summary := fmt.Sprintf("%d; no unit is silent", live)
 	if len(silent) > 0 {
-		told = fmt.Sprintf("%d; silent for minutes: %s", live, strings.Join(silent, ", "))
+		summary = fmt.Sprintf("%d; silent for minutes: %s", live, strings.Join(silent, ", "))
 	}
-	r.judge("jobs at work", len(silent) == 0, Bad, told,
+	r.judge("jobs at work", len(silent) == 0, Bad, summary,
 		"lost units are not rescued: look at the schedulers; sluice admin unit retry JOB UNIT starts one elsewhere")
 	r.judge("entries without a job", abandoned == 0, Warning, strconv.Itoa(abandoned),
 		"schedulers should have removed them: look at their logs")
@@ -312,7 +312,7 @@ func (o *Operator) examineObjects(ctx context.Context, r *report, store *objects
 	defer cancel()
 	if err := store.Check(ctx); err != nil {
 		r.add("object store: bucket", Bad, err.Error(),
-			"start it, mend SLUICE_S3_ENDPOINT, the keys or the network; a service makes the bucket if its user may")
+			"start it, correct SLUICE_S3_ENDPOINT, the keys or the network; a service makes the bucket if its user may")
 		return
 	}
 	r.add("object store: bucket", Good, "it is there", "")
@@ -326,7 +326,7 @@ func (o *Operator) examineObjects(ctx context.Context, r *report, store *objects
 	begun := o.Now()
 	clock, err := store.Clock(ctx)
 	if err != nil {
-		r.add("object store: clock", Warning, err.Error(), "it does not tell its time: see that its machine has the right one")
+		r.add("object store: clock", Warning, err.Error(), "make sure that the clock of its machine is right")
 		return
 	}
 	o.compareClocks(r, "object store: clock", clock, o.Now().Sub(begun), time.Second)
@@ -385,13 +385,13 @@ func (o *Operator) examineDatabase(ctx context.Context, r *report, database Data
 	name := "postgresql (" + database.Name + "): "
 	facts, err := pgdb.Examine(ctx, database.Config)
 	if err != nil {
-		r.add(name+"reachable", Bad, err.Error(), "start it, or mend the URL, its password, sslmode, or the network")
+		r.add(name+"reachable", Bad, err.Error(), "start it, or correct the URL, its password, sslmode, or the network")
 		return
 	}
 	r.judge(name+"reachable", facts.Latency <= latencyMost, Warning,
 		fmt.Sprintf("version %s; it answers in %s", facts.Version, facts.Latency.Round(10*time.Microsecond)),
 		"it is slow or far away: see whether its machine is busy")
-	r.judge(name+"encoding", facts.Encoding == "UTF8", Bad, facts.Encoding, "create the database anew with the encoding UTF8")
+	r.judge(name+"encoding", facts.Encoding == "UTF8", Bad, facts.Encoding, "create a database with the encoding UTF8")
 	detail := "it is as this program needs it"
 	if err = pgdb.CheckSchema(ctx, database.Config); err != nil {
 		detail = err.Error()

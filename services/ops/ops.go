@@ -1,15 +1,14 @@
-// Package ops is what an operator can see and do: jobs and their units, the intake of new jobs, workers and queues,
-// and whether everything that a deployment needs is in order. The command line and the operator's page are two faces of
-// it; nothing here knows how it is presented.
+// Package ops has the operator's use cases: jobs and their units, the pause of kick-offs, workers and queues, and the check
+// of everything that a deployment depends on. The command line and the operator's page present it.
 //
-// It promises that every change is on record in the audit log before it is made, and is not made when it cannot be
-// recorded; that a change which was decided by the state of a job is one compare-and-set step in the job store; and that
-// every step may be repeated, or die halfway, without harm: what it leaves undone a scheduler does.
+// Every change is recorded in the audit log first, and is not made when it cannot be recorded. A change that depends on the
+// state of a job is one compare-and-set step in the job store. Every change may be repeated, or be interrupted: a scheduler
+// completes it.
 //
-// It shows no patient's data and no subject: owners go by export.Owner.Key, errors by their class.
+// It returns no patient data and no subject: owners appear as export.Owner.Key, errors as their class.
 //
-// Errors: export.ErrNotFound, ErrNotLive (the job has ended) and ErrConflict (not in this state; the text says why) are
-// answers; export.ErrUnavailable means that something cannot be reached, the audit log among them.
+// Errors: export.ErrNotFound, ErrNotLive (the job has ended), ErrConflict (the state does not allow it), and
+// ErrUnavailable (a dependency or the audit log cannot be reached).
 package ops
 
 import (
@@ -23,16 +22,16 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// Deps are what an Operator works with.
+// Deps are the dependencies of an Operator.
 type Deps struct {
 	Jobs  *jobstore.Store
 	Queue *queue.Client
-	Audit *audit.Log   // nil: for looking only; every change is refused
-	Agent export.Owner // who changes something, for the audit log; the zero Owner: the process itself
+	Audit *audit.Log   // nil: every change is refused
+	Agent export.Owner // in the audit log; zero: the process itself
 	Now   func() time.Time
 }
 
-// Operator has the use cases. Its methods may be called from any goroutine.
+// Operator has the use cases. It is safe for concurrent use.
 type Operator struct{ Deps }
 
 // New returns an Operator.
@@ -43,15 +42,15 @@ func New(deps Deps) (*Operator, error) {
 	return &Operator{deps}, nil
 }
 
-// As returns the operator under whose name changes are recorded.
+// As returns an operator whose changes are recorded with the agent.
 func (o *Operator) As(agent export.Owner) *Operator {
 	other := *o
 	other.Agent = agent
 	return &other
 }
 
-// change records what is about to be done and does it. A step that fails is recorded once more, as refused when the state
-// of things forbids it, and otherwise as failed.
+// change records the event and performs the step. A step that fails is recorded again: as refused when the state does not
+// allow it, otherwise as failed.
 func (o *Operator) change(event audit.Event, step func() error) error {
 	if o.Audit == nil {
 		return errors.New("there is no audit log to record the change in")

@@ -11,11 +11,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// Nothing is done or disclosed that is not on record: each event is recorded before the step that it tells of, and when
-// it cannot be recorded the step is not taken and the answer is 503. What then fails after all is recorded as failed, by
-// the refusal that the client gets.
+// Each event is recorded before its step. If it cannot be recorded the step is not taken and the answer is 503. If the step
+// then fails, the refusal that the client gets is recorded as well.
 
-// recordEvent records what the caller is about to do or to get. The event's agent, address and request are filled in.
+// recordEvent records what the caller is about to do or to get. It fills in the agent, the address and the request id.
 func (s *service) recordEvent(c *gin.Context, event audit.Event) error {
 	if principal, known := c.Get(principalKey); known {
 		event.Agent = principal.(token.Principal).Owner //nolint:forcetypeassert // authenticate sets nothing else
@@ -32,8 +31,7 @@ func succeeded(action audit.Action, job export.JobID, status int) audit.Event {
 	return audit.Event{Action: action, Outcome: audit.Success, Job: job, HTTPStatus: status}
 }
 
-// recordRefusal records that the caller does not get what it asked for. Requests that lead nowhere and what everybody may
-// read are no events.
+// recordRefusal records a refused request. Unknown paths and public documents are not recorded.
 func (s *service) recordRefusal(c *gin.Context, r refusal) error {
 	action, audited := s.actionOf(c)
 	if !audited {
@@ -48,7 +46,7 @@ func (s *service) recordRefusal(c *gin.Context, r refusal) error {
 	return s.recordEvent(c, event)
 }
 
-// actionOf returns what a request asks for by its route. What comes from nobody who is known is denied, whatever it is.
+// actionOf returns the action of a request by its route; without an authenticated caller it is Denied.
 func (s *service) actionOf(c *gin.Context) (action audit.Action, audited bool) {
 	switch c.FullPath() {
 	case joinPath(s.base.Path, kickoffRoute):
@@ -69,7 +67,7 @@ func (s *service) actionOf(c *gin.Context) (action audit.Action, audited bool) {
 	return action, true
 }
 
-// recordCut records how much of a file went out when its transfer broke off.
+// recordCut records how many bytes of a file were sent before the transfer broke off.
 func (s *service) recordCut(c *gin.Context, event audit.Event, sent int64, cause error) error {
 	event.Outcome, event.Bytes, event.Reason = audit.Failed, sent, "the transfer broke off"
 	return errors.Join(cause, s.recordEvent(c, event))

@@ -23,7 +23,7 @@ type onRecord struct {
 }
 
 // record reads the audit log, proves it, and returns what the API has recorded since the log was opened.
-func (w *world) record() []onRecord {
+func (w *fixture) record() []onRecord {
 	w.t.Helper()
 	text, err := os.ReadFile(w.auditAt)
 	if err != nil {
@@ -88,7 +88,7 @@ const alicesName = "https://one.example.org alice"
 // Every step of an export is on record with who took it, and so is every one that was refused.
 func TestEveryStepIsOnRecord(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, bob := w.as("alice"), w.as("bob")
 	job := w.kickoff(alice, "?_type=Patient")
 	status := base + "/exports/" + string(job)
@@ -152,7 +152,7 @@ func TestEveryStepIsOnRecord(t *testing.T) {
 // While nothing can be recorded nothing is done and nothing is disclosed, and everybody gets the same answer.
 func TestWithoutARecordNothingHappens(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	finished, running := w.kickoff(alice, ""), w.kickoff(alice, "")
 	files := w.run(finished, patients(3))
@@ -193,7 +193,7 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 // A transfer that breaks off is on record with what went out.
 func TestACutTransferIsOnRecord(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	job := w.kickoff(alice, "")
 	files := w.run(job, patients(200_000)) // more than what lies in buffers on the way
@@ -221,7 +221,7 @@ func TestACutTransferIsOnRecord(t *testing.T) {
 // before that is on record as failed.
 func TestAHangUpInTheMiddle(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	// send hangs up when the first command with the word is on its way to the job store; "" is before anything.
 	send := func(method, target, word string) int {

@@ -22,9 +22,9 @@ func (s *service) authenticate(c *gin.Context) {
 	}
 	principal, err := s.Tokens.Verify(c.Request.Context(), raw)
 	if errors.Is(err, token.ErrInvalid) {
-		// Why it is invalid is for the issuer's log: the difference helps nobody but a forger.
+		// Only the log has the reason: it would help a forger.
 		s.refuse(c, unauthenticated(`Bearer error="invalid_token"`,
-			"The bearer token in the Authorization header is not valid here, or no longer."))
+			"The bearer token in the Authorization header is invalid or expired."))
 		return
 	}
 	if err != nil {

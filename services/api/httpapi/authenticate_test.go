@@ -12,7 +12,7 @@ import (
 // Z-03, S-15, D-06, F-04). The answer does not depend on what is there.
 func TestAuthentication(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	file := w.run(id, patients(2))[0]
 	routes := []struct{ method, path string }{
@@ -86,7 +86,7 @@ func TestAuthentication(t *testing.T) {
 // An issuer that is down is a 503: the token may be good.
 func TestAuthenticationIssuerDown(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.issuer.mu.Lock()
 	w.issuer.down = true
 	w.issuer.mu.Unlock()

@@ -30,12 +30,12 @@ import (
 // are TestAuthentication's, Z-03 TestHostileTokens', Z-08 TestStatusNarrowToken's and Z-09 TestNotAvailable's.
 func TestAuthorizationRows(t *testing.T) {
 	t.Parallel()
-	open := newWorld(t)
-	strict := newWorld(t, func(c *httpapi.Config) { c.RequireGroupScope = true })
+	open := newFixture(t)
+	strict := newFixture(t, func(c *httpapi.Config) { c.RequireGroupScope = true })
 	const g1, g2, unknown = groupExport, "/fhir/Group/g2/$export", "/fhir/Group/g9/$export"
 	for _, test := range []struct {
 		row, name string
-		w         *world
+		w         *fixture
 		subject   string
 		scopes    string
 		path      string
@@ -116,7 +116,7 @@ func TestAuthorizationRows(t *testing.T) {
 }
 
 // hostile are tokens that must not be accepted, from tokens that are.
-func hostile(t *testing.T, w *world) map[string]string {
+func hostile(t *testing.T, w *fixture) map[string]string {
 	t.Helper()
 	part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 	now := w.clock.Now()
@@ -280,7 +280,7 @@ func hostile(t *testing.T, w *world) map[string]string {
 // brought (RFC 6750 section 3.1). None is obeyed, none is logged, and none makes the API ask an address in it.
 func TestHostileTokens(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	routes := []struct{ method, path string }{{"GET", groupExport}, {"GET", statusPath(id)}, {"DELETE", statusPath(id)}}
 	var first string
@@ -321,7 +321,7 @@ func TestHostileTokens(t *testing.T) {
 // answer is a 503, for the token may be good.
 func TestOpaqueTokens(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	var asked atomic.Int64
 	answers := map[string]string{}
 	for raw, change := range map[string]string{

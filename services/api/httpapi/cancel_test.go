@@ -20,7 +20,7 @@ import (
 // is queued (pitfall 15; 16 as far as the edge goes). The second DELETE is the 404.
 func TestCancel(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	purges := make(chan export.JobID, 10)
 	ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
 	defer stop()
@@ -71,7 +71,7 @@ func TestCancel(t *testing.T) {
 // A cancel counts once it is recorded: that the purge was not queued is for the log; the scheduler purges anyhow.
 func TestCancelWithoutQueue(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	w.queueDoor.Shut()
 	if got := w.serve("DELETE", statusPath(id), w.as("alice")...); got.Code != http.StatusAccepted {
@@ -89,7 +89,7 @@ func TestCancelWithoutQueue(t *testing.T) {
 // queued. A job that expired in between is gone. (Lost ack.)
 func TestCancelAnswerLost(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	loading := w.kickoff(alice, "") // of the script
 	if got := w.ask("DELETE", statusPath(loading), alice...); got.code != http.StatusAccepted {
@@ -123,7 +123,7 @@ func TestCancelAnswerLost(t *testing.T) {
 const cancelWord = "\r\ncancelled\r\n"
 
 // direct is the job store without a door.
-func (w *world) direct() *jobstore.Store {
+func (w *fixture) direct() *jobstore.Store {
 	w.t.Helper()
 	jobs, err := jobstore.Open(w.redisURL, w.clock.Now)
 	if err != nil {
@@ -138,7 +138,7 @@ func (w *world) direct() *jobstore.Store {
 }
 
 // purges counts the purges that are queued.
-func (w *world) purges() int {
+func (w *fixture) purges() int {
 	w.t.Helper()
 	options, err := asynq.ParseRedisURI(w.redisURL)
 	if err != nil {
@@ -169,7 +169,7 @@ func (w *world) purges() int {
 // asked for, and the rest the 404.
 func TestCancelRaces(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	for range 5 {
 		id := w.kickoff(alice, "")

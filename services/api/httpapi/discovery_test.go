@@ -14,9 +14,9 @@ import (
 
 const tokenEndpoint = "https://auth.example.org/token"
 
-func discoverable(t *testing.T) *world {
+func discoverable(t *testing.T) *fixture {
 	t.Helper()
-	w := newWorld(t, func(cfg *httpapi.Config) {
+	w := newFixture(t, func(cfg *httpapi.Config) {
 		smart := token.SMARTConfiguration(tokenEndpoint, false)
 		cfg.SMART = &smart
 	})
@@ -122,6 +122,6 @@ func TestSMARTConfiguration(t *testing.T) {
 	}
 	wantOutcome(t, w.ask("POST", "/fhir/.well-known/smart-configuration"), http.StatusMethodNotAllowed, "not-supported")
 
-	without := newWorld(t)
+	without := newFixture(t)
 	wantOutcome(t, without.ask("GET", "/fhir/.well-known/smart-configuration"), http.StatusNotFound, "not-found")
 }

@@ -66,7 +66,7 @@ func (s *service) file(c *gin.Context) error {
 		return nil
 	}
 	c.Header("Accept-Ranges", "bytes")
-	part, status := span{length: form.size}, http.StatusOK
+	part, status := byteRange{length: form.size}, http.StatusOK
 	// Range has no meaning for HEAD (RFC 9110 section 14.2).
 	if c.Request.Method == http.MethodGet && rangeApplies(header, form.etag) {
 		asked, kind := parseRange(header.Values("Range"), form.size)
@@ -125,7 +125,7 @@ func represent(file export.File, chosen coding) (representation, error) {
 
 // send writes the headers and streams the part.
 func (s *service) send(
-	c *gin.Context, job export.JobID, file export.File, form representation, part span, status int,
+	c *gin.Context, job export.JobID, file export.File, form representation, part byteRange, status int,
 ) error {
 	var body io.ReadCloser
 	if c.Request.Method == http.MethodGet {
@@ -176,7 +176,7 @@ func (s *service) send(
 // openPart opens the part of the representation: of the stored bytes as they are, or of what they unpack to. gzip has
 // no index, so that a part of the latter is reached by unpacking what lies before it; nothing is buffered.
 func (s *service) openPart(
-	ctx context.Context, job export.JobID, file export.File, form representation, part span,
+	ctx context.Context, job export.JobID, file export.File, form representation, part byteRange,
 ) (io.ReadCloser, error) {
 	if form.coding == gzipped {
 		return s.openObject(ctx, job, file.Key, part.start, part.length)
@@ -217,8 +217,8 @@ func (s *service) openObject(
 	}{buffered, object}, nil
 }
 
-// openError tells an object that a purge deleted after the job was read from one that is missing though its job is
-// there, which is the server's fault and never a 404.
+// openError distinguishes an object that a purge deleted after the job was read (404) from one that is missing although
+// its job exists (a server error).
 func (s *service) openError(ctx context.Context, id export.JobID, err error) error {
 	if errors.Is(err, export.ErrNotFound) {
 		job, again := s.Jobs.Job(ctx, id)

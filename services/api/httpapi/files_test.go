@@ -22,7 +22,7 @@ import (
 
 // served is a file behind the API with both of its representations.
 type served struct {
-	*world
+	*fixture
 	path         string
 	file         export.File
 	plain, gzip  string
@@ -31,7 +31,7 @@ type served struct {
 
 func serveFile(t *testing.T, c content) *served {
 	t.Helper()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	file := w.run(id, c)[0]
 	object, err := w.objects.Open(t.Context(), file.Key, 0, -1)
@@ -44,7 +44,7 @@ func serveFile(t *testing.T, c content) *served {
 		t.Fatal(err)
 	}
 	return &served{
-		world: w, path: filePath(id, file), file: file, plain: c.plain(), gzip: string(packed),
+		fixture: w, path: filePath(id, file), file: file, plain: c.plain(), gzip: string(packed),
 		etag: `"` + file.SHA256 + `"`, etagGz: `"` + file.SHA256 + `-gzip"`,
 	}
 }
@@ -364,7 +364,7 @@ func TestFileObjectMissing(t *testing.T) {
 // Stored files may be gzip members one after another; clients get all of them.
 func TestFileOfSeveralMembers(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	w.plan(id, "Patient")
 	lease := w.claim(id, "Patient-00000", export.KindExport)

@@ -46,7 +46,7 @@ func (s shelf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // fuzzWorld is an API with a completed and a running job of alice's, of Patient and Observation.
 type fuzzWorld struct {
-	*world
+	*fixture
 	redis              *miniredis.Miniredis
 	completed, running export.JobID
 	data, bad          export.File
@@ -60,7 +60,7 @@ func newFuzzWorld(f *testing.F) *fuzzWorld {
 	f.Cleanup(store.Close)
 	w := &fuzzWorld{redis: miniredis.RunT(f)}
 	place := testenv.S3{Endpoint: store.URL, AccessKey: "access", SecretKey: "secret", Bucket: "shelf"}
-	w.world = newWorldOn(f, "redis://"+w.redis.Addr(), place, func(cfg *httpapi.Config) { cfg.PollLimit = 1 << 30 })
+	w.fixture = newFixtureOn(f, "redis://"+w.redis.Addr(), place, func(cfg *httpapi.Config) { cfg.PollLimit = 1 << 30 })
 
 	file := func(c content) (export.File, []byte) {
 		var packed bytes.Buffer
@@ -113,7 +113,7 @@ func newFuzzWorld(f *testing.F) *fuzzWorld {
 	return w
 }
 
-// restore takes back what an input has changed, so that every input finds the same world.
+// restore takes back what an input has changed, so that every input finds the same fixture.
 func (w *fuzzWorld) restore(location string) {
 	w.redis.HSet("sluice:{"+string(w.completed)+"}:job", "state", string(export.Completed))
 	w.redis.HSet("sluice:{"+string(w.running)+"}:job", "state", string(export.Running))

@@ -8,16 +8,15 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// What a kick-off is asked to wait while the intake is paused: as long as the pause lasts, within these bounds, or, when
-// nobody has said how long, the first.
+// Retry-After while kick-offs are paused: the rest of the pause, within bounds.
 const (
-	pauseWait        = time.Minute
+	pauseWait        = time.Minute // for a pause without an end
 	shortestPause    = 5 * time.Second
-	longestPauseWait = time.Hour // a client has to notice when it is resumed earlier
+	longestPauseWait = time.Hour // a pause may be resumed earlier
 )
 
-// takesJobs refuses kick-offs while an operator has the intake paused (docs/operating.md). It comes before anything is
-// counted: a client that tries again as it is told must not be limited for it. Why it is paused is no client's business.
+// takesJobs refuses kick-offs while they are paused (docs/operating.md). It comes before the limits: a client that obeys
+// Retry-After must not be limited for it. Clients do not see the reason of the pause.
 func (s *service) takesJobs(c *gin.Context) error {
 	pause, paused, err := s.Jobs.KickoffsPaused(c.Request.Context())
 	if err != nil || !paused {
@@ -29,8 +28,8 @@ func (s *service) takesJobs(c *gin.Context) error {
 	}
 	return refusal{
 		status: http.StatusServiceUnavailable, code: "transient",
-		text: "The intake of new exports is paused. Exports at work go on. Try again as the header Retry-After says.",
-		// In seconds, as for every answer that is not about a job.
+		text: "New exports are paused. Running exports continue. Retry after the time in the header Retry-After.",
+		// In seconds, like every answer that is not about a job.
 		header: map[string]string{"Retry-After": retryAfter(export.IG, wait)},
 	}
 }

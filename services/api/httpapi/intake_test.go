@@ -15,9 +15,9 @@ import (
 // A pause counts for every replica, for kick-offs alone, tells no client why, and is not counted against who asks.
 func TestIntakeThatIsPaused(t *testing.T) {
 	t.Parallel()
-	one := newWorld(t, func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 4 })
-	other := newWorldOn(t, one.redisURL, testenv.ObjectStore(t), func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 4 })
-	worlds := []*world{one, other}
+	one := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 4 })
+	other := newFixtureOn(t, one.redisURL, testenv.ObjectStore(t), func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 4 })
+	fixtures := []*fixture{one, other}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -30,7 +30,7 @@ func TestIntakeThatIsPaused(t *testing.T) {
 
 	operator := one.direct()
 	must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Reason: "the array is being rebuilt", Since: one.clock.Now()}))
-	for _, w := range worlds {
+	for _, w := range fixtures {
 		for range 5 { // more often than kick-offs are allowed
 			got := w.ask("GET", groupExport, w.as("alice")...)
 			wantOutcome(t, got, http.StatusServiceUnavailable, "transient", "paused")
@@ -49,7 +49,7 @@ func TestIntakeThatIsPaused(t *testing.T) {
 		t.Errorf("cancel: %d", got.code)
 	}
 	must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Until: one.clock.Now().Add(20 * time.Minute)}))
-	for _, w := range worlds { // the clock of these tests is behind that of Redis: this pause is over there
+	for _, w := range fixtures { // the clock of these tests is behind that of Redis: this pause is over there
 		w.kickoff(w.as("alice"), "")
 	}
 	must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Until: time.Now().Add(20 * time.Minute)}))
@@ -59,7 +59,7 @@ func TestIntakeThatIsPaused(t *testing.T) {
 		t.Errorf("Retry-After %q", got.header.Get("Retry-After"))
 	}
 	must(operator.ResumeKickoffs(t.Context()))
-	for _, w := range worlds {
+	for _, w := range fixtures {
 		w.kickoff(w.as("bob"), "")
 	}
 	if job, err := one.jobs.Job(t.Context(), before); err != nil || job.State != export.Cancelled {

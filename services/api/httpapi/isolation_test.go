@@ -20,7 +20,7 @@ type target struct {
 }
 
 // targets makes a job of alice's in every state, those that never were included.
-func (w *world) targets() []target {
+func (w *fixture) targets() []target {
 	w.t.Helper()
 	ctx := w.t.Context()
 	outcome := content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
@@ -138,7 +138,7 @@ func questions() []question {
 // so that time tells nothing either. Nothing is changed by any of it. So fares the owner, too, for whom the job is gone.
 func TestIsolation(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	targets := w.targets()
 	never := target{id: string(export.NewJobID()), data: targets[0].data, bad: targets[0].bad}
 	namesake := []string{"Authorization", "Bearer " + w.issuer.token(t, "https://two.example.org", "alice")}
@@ -221,7 +221,7 @@ func TestIsolation(t *testing.T) {
 func TestIsolationOfThePollLimit(t *testing.T) {
 	t.Parallel()
 	const limit = 3
-	w := newWorld(t, func(cfg *httpapi.Config) { cfg.PollLimit = limit })
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.PollLimit = limit })
 	alice, bob := w.as("alice"), w.as("bob")
 	id := w.kickoff(alice, "")
 	foreign := func() {
@@ -259,7 +259,7 @@ func TestIsolationOfThePollLimit(t *testing.T) {
 // with a job in it and without.
 func TestIsolationOfLists(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	id := w.kickoff(alice, "")
 	file := w.run(id, patients(2))[0]
@@ -288,10 +288,10 @@ func TestIsolationOfLists(t *testing.T) {
 // it changes nothing but the caller's own counter, and neither the group directory nor a store is asked.
 func TestIsolationOfGroups(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.run(w.kickoff(w.as("alice"), ""), patients(2))
 	looked := 0
-	w.folk.exists = func(string) error { looked++; return nil }
+	w.users.exists = func(string) error { looked++; return nil }
 	before := w.holdings()
 	for name, headers := range map[string][]string{
 		"one who may export another group":  w.as("carol"),
@@ -330,7 +330,7 @@ func TestIsolationOfGroups(t *testing.T) {
 // whatever the headers, no validator, size or digest either; and no object is read for it.
 func TestIsolationOfScopes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	outcome := content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
 	observations := content{typ: "Observation", lines: []string{`{"resourceType":"Observation","id":"o"}`}}
 	id := w.kickoff(w.as("alice"), "?_type=Patient,Observation")

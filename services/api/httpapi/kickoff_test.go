@@ -24,7 +24,7 @@ const groupExport = "/fhir/Group/g1/$export"
 // object store are touched.
 func TestKickoff(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.objectDoor.Shut()
 	const query = "?_type=Patient,Observation&_type=Practitioner&_outputFormat=application/fhir+ndjson"
 	got := w.ask("GET", groupExport+query,
@@ -66,7 +66,7 @@ func TestKickoff(t *testing.T) {
 }
 
 // nextTask takes one unit's task from the real queue.
-func (w *world) nextTask() queue.Task {
+func (w *fixture) nextTask() queue.Task {
 	w.t.Helper()
 	ctx, stop := context.WithTimeout(w.t.Context(), 20*time.Second)
 	defer stop()
@@ -97,7 +97,7 @@ func (w *world) nextTask() queue.Task {
 // and start nothing.
 func TestKickoffSpellingsAndMethods(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	for _, spelling := range []string{"$export", "%24export"} {
 		got := w.ask("GET", "/fhir/Group/g1/"+spelling+"?_type=Patient", alice...)
@@ -139,7 +139,7 @@ func TestKickoffSpellingsAndMethods(t *testing.T) {
 	}
 }
 
-func (w *world) active() int {
+func (w *fixture) active() int {
 	w.t.Helper()
 	entries, err := w.jobs.Active(w.t.Context(), 0, 1000)
 	if err != nil {
@@ -151,7 +151,7 @@ func (w *world) active() int {
 // spec 7: every refusal is an OperationOutcome that names what is at fault; none starts a job.
 func TestKickoffRefusals(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	tests := []struct {
 		name    string
@@ -200,7 +200,7 @@ func TestKickoffRefusals(t *testing.T) {
 // The grant counts like the scopes: for asked types and for the default set (spec 1, Z-04, Z-05, P-15).
 func TestKickoffTypes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	const path = "/fhir/Group/g2/$export"
 	wantOutcome(t, w.ask("GET", path+"?_type=Patient,Observation", w.as("carol")...), 403, "forbidden", "Observation")
 
@@ -234,7 +234,7 @@ func TestKickoffTypes(t *testing.T) {
 // spec 1: an unknown group, one outside the grant and one that cannot be are the same answer, byte by byte.
 func TestKickoffGroupNotFound(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	asked := map[string]reply{}
 	for name, test := range map[string]struct {
 		group string
@@ -285,9 +285,9 @@ func TestKickoffDialects(t *testing.T) {
 	t.Parallel()
 	const auto, classic, ig = httpapi.DialectAuto, string(export.Classic), string(export.IG)
 	const fhirJSON = "application/fhir+json"
-	worlds := map[string]*world{}
+	fixtures := map[string]*fixture{}
 	for _, dialect := range []string{auto, classic, ig} {
-		worlds[dialect] = newWorld(t, func(cfg *httpapi.Config) { cfg.Dialect = dialect })
+		fixtures[dialect] = newFixture(t, func(cfg *httpapi.Config) { cfg.Dialect = dialect })
 	}
 	tests := []struct {
 		config  string
@@ -318,7 +318,7 @@ func TestKickoffDialects(t *testing.T) {
 		{ig, []string{"Accept", fhirJSON, "Prefer", "handling=strict"}, "", 400, "Prefer"},
 	}
 	for _, test := range tests {
-		w := worlds[test.config]
+		w := fixtures[test.config]
 		got := w.ask("GET", groupExport, append(w.as("alice"), test.headers...)...)
 		if got.code != test.status || !strings.Contains(got.body, test.word) {
 			t.Errorf("%s %q: %d %s, want %d %s", test.config, test.headers, got.code, got.body, test.status, test.word)
@@ -339,7 +339,7 @@ func TestKickoffDialects(t *testing.T) {
 // works again when they are back.
 func TestKickoffOutage(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for name, broken := range map[string]*door{"job store": w.jobDoor, "queue": w.queueDoor} {
 		broken.Shut()
 		got := w.ask("GET", groupExport, w.as("alice")...)
@@ -362,7 +362,7 @@ const createWord = "\r\nscheduled\r\n"
 // finds the job there (one answer lost) or is not answered either (two), and no export runs for nobody. (Lost ack.)
 func TestKickoffAnswerLost(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.run(w.kickoff(w.as("alice"), ""), patients(1)) // the scripts are loaded
 	before, keys := w.active(), w.keys()
 	for _, lost := range []int{1, 2} {
@@ -382,7 +382,7 @@ func TestKickoffAnswerLost(t *testing.T) {
 }
 
 // keys lists what the job store holds.
-func (w *world) keys() []string {
+func (w *fixture) keys() []string {
 	w.t.Helper()
 	options, err := redis.ParseURL(w.redisURL)
 	if err != nil {
@@ -401,12 +401,12 @@ func (w *world) keys() []string {
 // A server error tells the client nothing but the id that finds it in the log; so does a panic.
 func TestKickoffServerErrors(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for name, exists := range map[string]func(string) error{
 		"error": func(string) error { return errors.New("internals: /var/lib/groups is on fire") },
 		"panic": func(string) error { panic("internals: /var/lib/groups is on fire") },
 	} {
-		w.folk.exists = exists
+		w.users.exists = exists
 		recorder := w.serve("GET", groupExport+"?_type=Patient", w.as("alice")...)
 		got := reply{code: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
 		id := got.header.Get("X-Request-Id")
@@ -422,6 +422,6 @@ func TestKickoffServerErrors(t *testing.T) {
 			t.Errorf("%s: the log does not tell the cause of %s", name, id)
 		}
 	}
-	w.folk.exists = func(string) error { return directory.ErrNoGroup }
+	w.users.exists = func(string) error { return directory.ErrNoGroup }
 	wantOutcome(t, w.ask("GET", groupExport, w.as("alice")...), http.StatusNotFound, "not-found")
 }

@@ -16,10 +16,10 @@ import (
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
 
-// limited makes a world with these limits and no others in the way.
-func limited(t testing.TB, limits httpapi.Limits) *world {
+// limited makes a fixture with these limits and no others in the way.
+func limited(t testing.TB, limits httpapi.Limits) *fixture {
 	t.Helper()
-	return newWorld(t, func(cfg *httpapi.Config) {
+	return newFixture(t, func(cfg *httpapi.Config) {
 		if limits.Jobs != 0 {
 			cfg.Limits.Jobs = limits.Jobs
 		}
@@ -47,7 +47,7 @@ func wantThrottled(t testing.TB, got reply, words ...string) int {
 // K-15: one more export than a subject may have at work is a 429 that names those at work, to their owner alone.
 func TestJobsAtWorkAreLimited(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(cfg *httpapi.Config) { cfg.Limits = httpapi.Limits{} }) // the defaults: five
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits = httpapi.Limits{} }) // the defaults: five
 	alice := w.as("alice")
 	var jobs []export.JobID
 	for range 5 {

@@ -22,7 +22,7 @@ import (
 // pitfall 36: one log line a request, with the route's template; never a path, a query, a token or a subject.
 func TestLog(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	w.serve("GET", groupExport+"?_type=Patient&patient=Patient/secret-patient", alice...)
 	w.serve("GET", groupExport+"?access_token="+alice[1][7:])
@@ -88,31 +88,31 @@ func TestLogOfServerErrors(t *testing.T) {
 	const query = "?_type=Patient&_format=secret-query"
 	for name, test := range map[string]struct {
 		status int
-		breaks func(w *world)
+		breaks func(w *fixture)
 	}{
-		"job store down": {http.StatusServiceUnavailable, func(w *world) { w.jobDoor.Shut() }},
-		"queue down":     {http.StatusServiceUnavailable, func(w *world) { w.queueDoor.Shut() }},
-		"answer lost":    {http.StatusServiceUnavailable, func(w *world) { w.jobDoor.Lose(createWord, 2) }},
-		"groups down":    {http.StatusServiceUnavailable, func(w *world) { spoil(t, w.folk.dir, "Group.ndjson") }},
-		"access down":    {http.StatusServiceUnavailable, func(w *world) { spoil(t, w.folk.dir, "access.yaml") }},
-		"no keys": {http.StatusServiceUnavailable, func(w *world) {
+		"job store down": {http.StatusServiceUnavailable, func(w *fixture) { w.jobDoor.Shut() }},
+		"queue down":     {http.StatusServiceUnavailable, func(w *fixture) { w.queueDoor.Shut() }},
+		"answer lost":    {http.StatusServiceUnavailable, func(w *fixture) { w.jobDoor.Lose(createWord, 2) }},
+		"groups down":    {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "Group.ndjson") }},
+		"access down":    {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "access.yaml") }},
+		"no keys": {http.StatusServiceUnavailable, func(w *fixture) {
 			w.issuer.mu.Lock()
 			defer w.issuer.mu.Unlock()
 			w.issuer.down = true
 		}},
-		"error": {http.StatusInternalServerError, func(w *world) {
-			w.folk.exists = func(string) error { return errors.New("on fire") }
+		"error": {http.StatusInternalServerError, func(w *fixture) {
+			w.users.exists = func(string) error { return errors.New("on fire") }
 		}},
-		"panic": {http.StatusInternalServerError, func(w *world) {
-			w.folk.exists = func(string) error { panic("on fire") }
+		"panic": {http.StatusInternalServerError, func(w *fixture) {
+			w.users.exists = func(string) error { panic("on fire") }
 		}},
-		"own panic": {http.StatusInternalServerError, func(w *world) {
-			w.folk.exists = func(string) error { var none *world; return none.folk.exists("") }
+		"own panic": {http.StatusInternalServerError, func(w *fixture) {
+			w.users.exists = func(string) error { var none *fixture; return none.users.exists("") }
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			user := w.as("secret-subject")
 			if name != "access down" && name != "no keys" {
 				user = w.as("alice")
@@ -147,7 +147,7 @@ func spoil(t *testing.T, dir, name string) {
 // Metrics have the names and labels that dashboards know, and no ids.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	got := w.serve("GET", groupExport, alice...)
 	id := strings.TrimPrefix(got.Header().Get("Content-Location"), base+"/exports/")
@@ -185,7 +185,7 @@ func TestMetrics(t *testing.T) {
 // not care. Neither wants a token.
 func TestProbes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	ready := func(down ...string) {
 		t.Helper()
 		w.clock.Advance(time.Second) // reports are as old as a second
@@ -220,11 +220,11 @@ func TestProbes(t *testing.T) {
 	}
 	ready()
 	for name, file := range map[string]string{"groups": "Group.ndjson", "access": "access.yaml"} {
-		file = filepath.Join(w.folk.dir, file)
+		file = filepath.Join(w.users.dir, file)
 		if err := os.Rename(file, file+".kept"); err != nil {
 			t.Fatal(err)
 		}
-		spoil(t, w.folk.dir, filepath.Base(file))
+		spoil(t, w.users.dir, filepath.Base(file))
 		ready(name)
 		if err := os.Rename(file+".kept", file); err != nil {
 			t.Fatal(err)
@@ -244,9 +244,9 @@ func TestProbes(t *testing.T) {
 // A directory that cannot say whether it can be used is left out.
 func TestChecksAreOptional(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	deps := w.deps
-	deps.Groups, deps.Access = struct{ directory.Groups }{w.folk}, struct{ directory.Access }{w.folk.Access}
+	deps.Groups, deps.Access = struct{ directory.Groups }{w.users}, struct{ directory.Access }{w.users.Access}
 	if checks := deps.Checks(); len(checks) != 3 || checks["groups"] != nil || checks["access"] != nil {
 		t.Errorf("%d checks", len(checks))
 	}
@@ -255,7 +255,7 @@ func TestChecksAreOptional(t *testing.T) {
 // Metrics and profiles are for operators: the public listener has none, with a token or without.
 func TestPublicListenerHasNoMetrics(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for _, path := range []string{
 		"/metrics", "/metrics/", "/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1",
 	} {
@@ -271,7 +271,7 @@ func TestPublicListenerHasNoMetrics(t *testing.T) {
 // Bodies have no meaning here; big ones are refused unread.
 func TestBodyLimit(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	body := strings.NewReader(strings.Repeat("x", 1<<20))
 	request := httptest.NewRequestWithContext(t.Context(), "GET", groupExport, body)
 	recorder := httptest.NewRecorder()
@@ -287,7 +287,7 @@ func TestBaseURL(t *testing.T) {
 		"https://h.example.org": "", "https://h.example.org/": "", "http://h.example.org:8080/a/b": "/a/b",
 		"https://h.example.org/fhir/": "/fhir",
 	} {
-		w := newWorld(t, func(cfg *httpapi.Config) { cfg.BaseURL = mustURL(t, raw) })
+		w := newFixture(t, func(cfg *httpapi.Config) { cfg.BaseURL = mustURL(t, raw) })
 		got := w.serve("GET", path+"/Group/g1/$export", w.as("alice")...)
 		location, found := strings.CutPrefix(got.Header().Get("Content-Location"), strings.TrimSuffix(raw, "/")+"/exports/")
 		if _, err := export.ParseJobID(location); got.Code != http.StatusAccepted || !found || err != nil {

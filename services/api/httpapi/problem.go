@@ -19,14 +19,14 @@ import (
 const fhirJSON = "application/fhir+json"
 
 // retryOutage is what a 503 asks for: in the dialect of the caller's job when the request is about one (spec 3 and 9),
-// and in seconds (RFC 9110) when it is not, or while the job store is down and nobody knows whose job it is.
+// and in seconds (RFC 9110) when it is not, or while the job store is down and the job's owner is unknown.
 const retryOutage = 5 * time.Second
 
-// statusClientGone is never sent: it stands in logs and metrics for a client that hung up before the answer.
+// statusClientGone is never sent. Logs and metrics use it for a client that disconnected before the answer.
 const statusClientGone = 499
 
-// errClientGone marks what failed because the client hung up. It is nobody's fault and not logged as an error.
-var errClientGone = errors.New("client is gone")
+// errClientGone marks a failure caused by the client's disconnect. It is not logged as an error.
+var errClientGone = errors.New("client disconnected")
 
 // refusal is an answer that is not what the client asked for. It is the only error that reaches a client as it is:
 // its text is written for the client, names the parameter or header at fault and holds no token, secret or patient
@@ -68,8 +68,8 @@ func (s *service) answer(handle func(*gin.Context) error) gin.HandlerFunc {
 	}
 }
 
-// refuse answers with the OperationOutcome that the error stands for (spec 7), and leaves what the client may not
-// see for the request's log line.
+// refuse answers with the OperationOutcome of the error (spec 7). Details that the client may not see go to the request's
+// log line.
 func (s *service) refuse(c *gin.Context, err error) {
 	c.Abort()
 	var r refusal
@@ -77,11 +77,11 @@ func (s *service) refuse(c *gin.Context, err error) {
 	case errors.As(err, &r):
 	case errors.Is(err, errClientGone) || errors.Is(c.Request.Context().Err(), context.Canceled):
 		c.Status(statusClientGone)
-		// What was on record as done may not have come about.
+		// The step that is on record as done may not have happened.
 		if err := s.recordRefusal(c, refusal{status: statusClientGone, text: "the client hung up"}); err != nil {
 			keepError(c, err)
 		}
-		panic(http.ErrAbortHandler) // there is nobody to answer
+		panic(http.ErrAbortHandler)
 	case errors.Is(err, export.ErrUnavailable):
 		keepError(c, err)
 		r = s.unavailable(c)
@@ -154,7 +154,7 @@ func writeBody(c *gin.Context, body []byte) {
 		return
 	}
 	if _, err := c.Writer.Write(body); err != nil {
-		keepError(c, err) // the client is gone; the log line says so
+		keepError(c, err) // the client has disconnected
 	}
 }
 

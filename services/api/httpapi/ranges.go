@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// span is the part of a representation that is sent: length bytes from the byte at start.
-type span struct{ start, length int64 }
+// byteRange is the part of a representation that is sent.
+type byteRange struct{ start, length int64 }
 
-// contentRange is the span in the form of RFC 9110 section 14.4: first and last byte, and the size of the whole.
-func (p span) contentRange(size int64) string {
+// contentRange is the range in the form of RFC 9110 section 14.4: first and last byte, and the size of the whole.
+func (p byteRange) contentRange(size int64) string {
 	return fmt.Sprintf("bytes %d-%d/%d", p.start, p.start+p.length-1, size)
 }
 
@@ -25,54 +25,54 @@ const (
 )
 
 // parseRange reads a Range header for a representation of size bytes (RFC 9110 section 14.2). Other units than bytes
-// and headers that are not well formed are ignored, as it demands. So are several ranges, as it allows: nobody
-// resumes a download with them, and a multipart answer multiplies the work for the server.
-func parseRange(values []string, size int64) (span, rangeKind) {
+// and malformed headers are ignored, as it requires. Multiple ranges are ignored too, as it allows: clients do not resume
+// downloads with them, and a multipart answer multiplies the work for the server.
+func parseRange(values []string, size int64) (byteRange, rangeKind) {
 	if len(values) != 1 {
-		return span{}, wholeFile
+		return byteRange{}, wholeFile
 	}
 	unit, set, found := strings.Cut(values[0], "=")
 	if !found || !strings.EqualFold(trim(unit), "bytes") {
-		return span{}, wholeFile
+		return byteRange{}, wholeFile
 	}
 	ranges := members([]string{set})
 	if len(ranges) != 1 {
-		return span{}, wholeFile
+		return byteRange{}, wholeFile
 	}
 	first, last, found := strings.Cut(ranges[0], "-")
 	if !found {
-		return span{}, wholeFile
+		return byteRange{}, wholeFile
 	}
 	if first == "" {
 		return suffixRange(last, size)
 	}
 	start, ok := digits(first)
 	if !ok {
-		return span{}, wholeFile
+		return byteRange{}, wholeFile
 	}
 	end := int64(math.MaxInt64)
 	if last != "" {
 		if end, ok = digits(last); !ok || end < start {
-			return span{}, wholeFile
+			return byteRange{}, wholeFile
 		}
 	}
 	if start >= size {
-		return span{}, unsatisfiable
+		return byteRange{}, unsatisfiable
 	}
-	return span{start: start, length: min(end, size-1) - start + 1}, partOfFile
+	return byteRange{start: start, length: min(end, size-1) - start + 1}, partOfFile
 }
 
 // suffixRange is the last bytes of the file, all of it when it is shorter.
-func suffixRange(text string, size int64) (span, rangeKind) {
+func suffixRange(text string, size int64) (byteRange, rangeKind) {
 	length, ok := digits(text)
 	if !ok {
-		return span{}, wholeFile
+		return byteRange{}, wholeFile
 	}
 	length = min(length, size)
 	if length == 0 {
-		return span{}, unsatisfiable
+		return byteRange{}, unsatisfiable
 	}
-	return span{start: size - length, length: length}, partOfFile
+	return byteRange{start: size - length, length: length}, partOfFile
 }
 
 // digits reads a number of any length; one that is too big for a file's position is as big as can be.

@@ -1,14 +1,13 @@
-// Package httpapi is the FHIR face of Sluice: kick-off, status, cancel and files (spec 1-5 and 7), and the probes that
-// tell a balancer where to send requests. It authenticates, validates, records, enqueues, answers and streams stored files;
-// it never touches the source's data.
+// Package httpapi is the FHIR API of Sluice: kick-off, status, cancel and files (spec 1-5 and 7), and the health probes. It
+// authenticates, validates, records, enqueues, answers and streams stored files; it never reads the source's data.
 //
-// Promised: every URL it emits starts with the configured base URL, whatever host or proxy a request came through;
-// every refusal on a FHIR path is an OperationOutcome, made in one place (problem.go); a job that is not the caller's
-// is answered exactly like one that never was; a 202 is never given for a job that is not stored and queued; a
-// download that cannot be finished is cut off and never ends as if it were whole.
+// It guarantees: every URL it emits starts with the configured base URL, whatever host or proxy a request came through;
+// every refusal on a FHIR path is an OperationOutcome, made in one place (problem.go); a job of somebody else gets the same
+// answer as an unknown job; a 202 is only given for a job that is stored and queued; a download that cannot be finished
+// is cut off and never ends as if it were complete.
 //
-// Refused: query strings, tokens and subjects in logs, metrics and answers; ids as metric labels; buffering of files
-// and manifests.
+// Query strings, tokens and subjects are never in logs, metrics and answers; ids are never metric labels; files and
+// manifests are not buffered.
 package httpapi
 
 import (
@@ -42,7 +41,7 @@ const DialectAuto = "auto"
 // is expected, and test suites that pace themselves make a few more.
 const defaultPollLimit = 10
 
-// Config says how the API answers.
+// Config configures the API.
 type Config struct {
 	BaseURL   *url.URL         // public FHIR base, such as https://host/fhir: every emitted URL starts with it
 	Dialect   string           // auto | classic | ig; empty is auto
@@ -57,7 +56,7 @@ type Config struct {
 	RequireGroupScope bool // a kick-off needs a scope that reads Group (Z-13)
 }
 
-// Deps is what the API works with. All are needed but NewKey and Tracing.
+// Deps are the dependencies of the API. Only NewKey and Tracing are optional.
 type Deps struct {
 	Jobs     *jobstore.Store
 	Queue    *queue.Client
@@ -78,7 +77,7 @@ const (
 	fileRoute    = "/exports/:job/files/:name"
 )
 
-// service holds what the handlers share. It never changes once made.
+// service is shared by the handlers and immutable.
 type service struct {
 	Deps
 	base      *url.URL
@@ -95,7 +94,7 @@ type service struct {
 }
 
 // New returns the handler of the API's public listener: the FHIR routes below the base URL's path, and /livez and
-// /readyz at the root. Metrics and profiles are not for everybody: Private serves them, elsewhere.
+// /readyz at the root. Private serves metrics and profiles.
 func New(cfg Config, deps Deps) (http.Handler, error) {
 	s, err := newService(cfg, deps)
 	if err != nil {
@@ -129,7 +128,7 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 	fhir.GET(fileRoute, s.answer(s.file))
 	fhir.HEAD(fileRoute, s.answer(s.file))
 
-	// What a client reads before it has a token.
+	// Public documents: clients read them before they have a token.
 	open := router.Group(strings.TrimSuffix(s.base.Path, "/"))
 	for route, handle := range map[string]func(*gin.Context) error{metadataRoute: s.metadata, smartRoute: s.smart} {
 		open.GET(route, s.answer(handle))
@@ -193,8 +192,8 @@ func newService(cfg Config, deps Deps) (*service, error) {
 	return s, nil
 }
 
-// CheckBase refuses base URLs that could not be the beginning of every emitted URL. New applies it; it is here for
-// those who check a configuration without starting anything.
+// CheckBase refuses base URLs that cannot be the beginning of every emitted URL. New applies it; it is exported for
+// --check-config.
 func CheckBase(base *url.URL) error {
 	switch {
 	case base == nil:
@@ -215,8 +214,8 @@ func CheckBase(base *url.URL) error {
 	return nil
 }
 
-// plainPath refuses paths in which an encoded slash hides. Routes are matched on the decoded path, where such a slash
-// would divide segments: Group/g1%2F$export names a group "g1/$export", and no export of g1.
+// plainPath refuses paths with an encoded slash. Routes are matched on the decoded path, where such a slash would divide
+// segments: Group/g1%2F$export names a group "g1/$export", not an export of g1.
 func (s *service) plainPath(c *gin.Context) {
 	if hidesSlash(c.Request.URL) {
 		s.refuse(c, s.noRoute(c))

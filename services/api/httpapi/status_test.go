@@ -23,7 +23,7 @@ func filePath(id export.JobID, file export.File) string {
 // three words. pitfall 14 at the edge: never 100 percent before the seal.
 func TestStatusProgress(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for dialect, headers := range map[export.Dialect][]string{
 		export.Classic: nil, export.IG: {"Prefer", "respond-async"},
 	} {
@@ -77,7 +77,7 @@ func TestStatusProgress(t *testing.T) {
 // pitfalls 17 and 18: Expires is an HTTP-date seven days after the end.
 func TestStatusManifest(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	outcome := content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
 	observations := content{typ: "Observation", lines: []string{`{"resourceType":"Observation","id":"o"}`}}
 	const query = "?_type=Patient,Observation&_format=json%20&_pretty=<a>"
@@ -88,7 +88,7 @@ func TestStatusManifest(t *testing.T) {
 			alice := w.as("alice")
 			id := w.kickoff(alice, query, headers...)
 			w.run(id, patients(3), outcome, observations)
-			// The world's clock stands: finished at 05:06:07.089, snapshot 90 s before.
+			// The fixture's clock stands: finished at 05:06:07.089, snapshot 90 s before.
 			transaction := map[export.Dialect]string{
 				export.Classic: "2026-03-04T05:06:07Z", export.IG: "2026-03-04T05:04:37Z",
 			}[dialect]
@@ -121,7 +121,7 @@ func TestStatusManifest(t *testing.T) {
 // pitfall 1 at the edge: an export of nobody is an empty list and not a list of everybody.
 func TestStatusManifestOfNobody(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	w.run(id)
 	got := w.ask("GET", statusPath(id), w.as("alice")...)
@@ -140,7 +140,7 @@ func TestStatusManifestOfNobody(t *testing.T) {
 // A big manifest streams; it is JSON to the end.
 func TestStatusManifestOfManyFiles(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	w.plan(id)
 	lease := w.claim(id, export.SealUnit, export.KindSeal)
@@ -181,7 +181,7 @@ func TestStatusManifestOfManyFiles(t *testing.T) {
 // A list of files that cannot be read to its end does not make a shorter manifest.
 func TestStatusManifestDamaged(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	w.plan(id)
 	lease := w.claim(id, export.SealUnit, export.KindSeal)
@@ -196,7 +196,7 @@ func TestStatusManifestDamaged(t *testing.T) {
 // spec 3: a job of which nothing could be produced is a 500 with its reason, until it expires.
 func TestStatusFailed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	id := w.kickoff(alice, "")
 	now := w.clock.Now()
@@ -217,7 +217,7 @@ func TestStatusFailed(t *testing.T) {
 // and files, and so is a file that the job does not have.
 func TestNotAvailable(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	job := func() (export.JobID, export.File) {
 		id := w.kickoff(alice, "")
@@ -329,7 +329,7 @@ func TestNotAvailable(t *testing.T) {
 // the types it lacks; it may still cancel.
 func TestStatusNarrowToken(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "?_type=Patient,Observation")
 	narrow := w.as("alice", "system/Observation.read")
 	wantOutcome(t, w.ask("GET", statusPath(id), narrow...), http.StatusForbidden, "forbidden", "Patient")
@@ -349,7 +349,7 @@ func TestStatusNarrowToken(t *testing.T) {
 // than the announced interval. Other jobs are not touched.
 func TestStatusPollLimit(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(cfg *httpapi.Config) { cfg.PollLimit = 3 })
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.PollLimit = 3 })
 	for dialect, headers := range map[export.Dialect][]string{
 		export.Classic: nil, export.IG: {"Prefer", "respond-async"},
 	} {
@@ -388,7 +388,7 @@ func mustInt(t *testing.T, text string) int {
 // spec 3 and 9, pitfall 30: a 503 about the caller's own job counts in the job's unit like every other answer about it.
 func TestStatusOutageDialect(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.as("alice")
 	for want, headers := range map[string][]string{"5000": nil, "5": {"Prefer", "respond-async"}} {
 		id := w.kickoff(alice, "", headers...)
@@ -418,7 +418,7 @@ func TestStatusOutageDialect(t *testing.T) {
 // spec 7: trouble with the store is a 503 and never the 404 that tells a client to give up. S-12.
 func TestStatusOutage(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	file := w.run(id, patients(1))[0]
 	w.jobDoor.Shut()

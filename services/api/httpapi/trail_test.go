@@ -69,7 +69,7 @@ func (d *door) commands(t testing.TB) []string {
 }
 
 // listen begins to write down what the API asks of its stores.
-func (w *world) listen() {
+func (w *fixture) listen() {
 	w.jobDoor.Listen()
 	w.queueDoor.Listen()
 	w.objectDoor.Listen()
@@ -77,7 +77,7 @@ func (w *world) listen() {
 
 // trail is what the API has asked of its stores since listen, in which the job's id stands as JOB: the commands to the
 // job store and to the queue, and the bytes to the object store.
-func (w *world) trail(id string) string {
+func (w *fixture) trail(id string) string {
 	w.t.Helper()
 	w.objectDoor.mu.Lock()
 	objects := len(w.objectDoor.heard)
@@ -88,7 +88,7 @@ func (w *world) trail(id string) string {
 }
 
 // holdings is all that Redis and the bucket hold, with every value and every expiry.
-func (w *world) holdings() map[string]string {
+func (w *fixture) holdings() map[string]string {
 	w.t.Helper()
 	ctx := w.t.Context()
 	options, err := redis.ParseURL(w.redisURL)
@@ -152,7 +152,7 @@ func contentOf(t testing.TB, client *redis.Client, key string) string {
 }
 
 // wantUntouched checks that the stores hold what they held before.
-func (w *world) wantUntouched(before map[string]string) {
+func (w *fixture) wantUntouched(before map[string]string) {
 	w.t.Helper()
 	after := w.holdings()
 	for _, key := range slices.Sorted(maps.Keys(before)) {

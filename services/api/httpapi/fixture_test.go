@@ -64,8 +64,8 @@ func (c *clock) Advance(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// world is an API on real stores, each behind a door that a test can close.
-type world struct {
+// fixture is an API on real stores, each behind a door that a test can close.
+type fixture struct {
 	t        testing.TB
 	clock    *clock
 	jobs     *jobstore.Store
@@ -73,8 +73,8 @@ type world struct {
 	objects  *objects.Store
 	redisURL string
 	issuer   *issuer
-	folk     *folk
-	deps    httpapi.Deps
+	users    *users
+	deps     httpapi.Deps
 	registry *prometheus.Registry
 	log      *lockedBuffer
 	audit    *audit.Log
@@ -85,23 +85,23 @@ type world struct {
 	jobDoor, queueDoor, objectDoor *door
 }
 
-func newWorld(t testing.TB, change ...func(*httpapi.Config)) *world {
+func newFixture(t testing.TB, change ...func(*httpapi.Config)) *fixture {
 	t.Helper()
-	w := newWorldOn(t, testenv.Redis(t), testenv.ObjectStore(t), change...)
+	w := newFixtureOn(t, testenv.Redis(t), testenv.ObjectStore(t), change...)
 	if err := w.objects.EnsureBucket(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return w
 }
 
-// newWorldOn is a world on stores that the test brings. The bucket is there already.
-func newWorldOn(t testing.TB, redisURL string, place testenv.S3, change ...func(*httpapi.Config)) *world {
+// newFixtureOn is a fixture on stores that the test brings. The bucket is there already.
+func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...func(*httpapi.Config)) *fixture {
 	t.Helper()
-	w := &world{
+	w := &fixture{
 		t: t, clock: &clock{now: time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)}, redisURL: redisURL,
 		registry: prometheus.NewRegistry(), log: &lockedBuffer{},
 	}
-	w.folk = newFolk(t, w.clock.Now)
+	w.users = newUsers(t, w.clock.Now)
 	w.issuer = newIssuer(t, w.clock)
 	redis := mustURL(t, w.redisURL)
 	w.jobDoor, w.queueDoor = openDoor(t, redis.Host), openDoor(t, redis.Host)
@@ -139,7 +139,7 @@ func newWorldOn(t testing.TB, redisURL string, place testenv.S3, change ...func(
 		apply(&cfg)
 	}
 	w.deps = httpapi.Deps{
-		Jobs: w.jobs, Queue: w.queue, Objects: w.objects, Tokens: tokens, Groups: w.folk, Access: w.folk.Access,
+		Jobs: w.jobs, Queue: w.queue, Objects: w.objects, Tokens: tokens, Groups: w.users, Access: w.users.Access,
 		Registry: w.registry,
 	}
 	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
@@ -177,7 +177,7 @@ type reply struct {
 }
 
 // ask sends a request as it is and reads the whole answer. It fails the test when the answer is cut.
-func (w *world) ask(method, target string, headers ...string) reply {
+func (w *fixture) ask(method, target string, headers ...string) reply {
 	w.t.Helper()
 	got, err := w.try(method, target, headers...)
 	if err != nil {
@@ -187,7 +187,7 @@ func (w *world) ask(method, target string, headers ...string) reply {
 }
 
 // try is ask for answers that may be cut.
-func (w *world) try(method, target string, headers ...string) (reply, error) {
+func (w *fixture) try(method, target string, headers ...string) (reply, error) {
 	w.t.Helper()
 	response, err := w.open(method, target, headers...)
 	if err != nil {
@@ -199,7 +199,7 @@ func (w *world) try(method, target string, headers ...string) (reply, error) {
 }
 
 // open sends a request to the test server. A target on the public base is sent there too, with the public Host.
-func (w *world) open(method, target string, headers ...string) (*http.Response, error) {
+func (w *fixture) open(method, target string, headers ...string) (*http.Response, error) {
 	w.t.Helper()
 	target = strings.TrimPrefix(target, "https://fhir.example.org")
 	request, err := http.NewRequestWithContext(w.t.Context(), method, w.server.URL+target, nil)
@@ -222,7 +222,7 @@ func (w *world) open(method, target string, headers ...string) (*http.Response, 
 }
 
 // serve answers without a network, so that the log line is written when it returns.
-func (w *world) serve(method, target string, headers ...string) *httptest.ResponseRecorder {
+func (w *fixture) serve(method, target string, headers ...string) *httptest.ResponseRecorder {
 	w.t.Helper()
 	request := httptest.NewRequestWithContext(w.t.Context(), method, target, nil)
 	for i := 0; i < len(headers); i += 2 {
@@ -234,7 +234,7 @@ func (w *world) serve(method, target string, headers ...string) *httptest.Respon
 }
 
 // metrics are what operators read on the private listener.
-func (w *world) metrics() string {
+func (w *fixture) metrics() string {
 	w.t.Helper()
 	recorder := httptest.NewRecorder()
 	httpapi.Private(w.deps).ServeHTTP(recorder, httptest.NewRequestWithContext(w.t.Context(), "GET", "/metrics", nil))
@@ -245,13 +245,13 @@ func (w *world) metrics() string {
 }
 
 // as makes the headers of a user of the first issuer whose token has the scopes, system/*.read unless given.
-func (w *world) as(subject string, scopes ...string) []string {
+func (w *fixture) as(subject string, scopes ...string) []string {
 	w.t.Helper()
 	return []string{"Authorization", "Bearer " + w.issuer.token(w.t, "https://one.example.org", subject, scopes...)}
 }
 
 // kickoff starts an export of the group as the user and returns its id.
-func (w *world) kickoff(user []string, query string, headers ...string) export.JobID {
+func (w *fixture) kickoff(user []string, query string, headers ...string) export.JobID {
 	w.t.Helper()
 	got := w.ask("GET", "/fhir/Group/g1/$export"+query, append(slices.Clone(user), headers...)...)
 	if got.code != http.StatusAccepted {
@@ -274,7 +274,7 @@ type content struct {
 func (c content) plain() string { return strings.Join(c.lines, "\n") + "\n" }
 
 // claim takes a unit of the job that the store has issued, the plan or another.
-func (w *world) claim(id export.JobID, unit export.UnitID, kind export.Kind) export.Lease {
+func (w *fixture) claim(id export.JobID, unit export.UnitID, kind export.Kind) export.Lease {
 	w.t.Helper()
 	if unit != export.PlanUnit {
 		if _, err := w.jobs.Issue(w.t.Context(), id, 100); err != nil {
@@ -288,7 +288,7 @@ func (w *world) claim(id export.JobID, unit export.UnitID, kind export.Kind) exp
 	return lease
 }
 
-func (w *world) commit(lease export.Lease, c jobstore.Commit) {
+func (w *fixture) commit(lease export.Lease, c jobstore.Commit) {
 	w.t.Helper()
 	if err := w.jobs.Commit(w.t.Context(), lease, c); err != nil {
 		w.t.Fatal(err)
@@ -296,7 +296,7 @@ func (w *world) commit(lease export.Lease, c jobstore.Commit) {
 }
 
 // plan plays the worker's first unit: one unit a type follows.
-func (w *world) plan(id export.JobID, types ...string) {
+func (w *fixture) plan(id export.JobID, types ...string) {
 	w.t.Helper()
 	lease := w.claim(id, export.PlanUnit, export.KindPlan)
 	units := make([]export.Unit, 0, len(types))
@@ -315,7 +315,7 @@ func (w *world) plan(id export.JobID, types ...string) {
 }
 
 // run plays the worker for a job: plans, writes the files, seals. It returns the files as they are recorded.
-func (w *world) run(id export.JobID, contents ...content) []export.File {
+func (w *fixture) run(id export.JobID, contents ...content) []export.File {
 	w.t.Helper()
 	var types []string
 	for _, c := range contents {
@@ -347,7 +347,7 @@ func (w *world) run(id export.JobID, contents ...content) []export.File {
 	return files
 }
 
-func (w *world) write(id export.JobID, unit export.UnitID, c content) export.File {
+func (w *fixture) write(id export.JobID, unit export.UnitID, c content) export.File {
 	w.t.Helper()
 	var packed bytes.Buffer
 	zip := gzip.NewWriter(&packed)
@@ -366,7 +366,7 @@ func (w *world) write(id export.JobID, unit export.UnitID, c content) export.Fil
 	}
 }
 
-func (w *world) put(key string, data []byte) objects.Stored {
+func (w *fixture) put(key string, data []byte) objects.Stored {
 	w.t.Helper()
 	writer := w.objects.Create(w.t.Context(), key, "application/octet-stream")
 	if _, err := writer.Write(data); err != nil {
@@ -388,8 +388,8 @@ func patients(n int) content {
 	return c
 }
 
-// folk is the group directory and the access directory, on files of its folder.
-type folk struct {
+// users is the group directory and the access directory, on files of its folder.
+type users struct {
 	*filedir.Groups
 	Access *filedir.Access
 	dir    string
@@ -424,7 +424,7 @@ const (
 `
 )
 
-func newFolk(t testing.TB, now func() time.Time) *folk {
+func newUsers(t testing.TB, now func() time.Time) *users {
 	t.Helper()
 	dir := t.TempDir()
 	access := filepath.Join(dir, "access.yaml")
@@ -433,7 +433,7 @@ func newFolk(t testing.TB, now func() time.Time) *folk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &folk{dir: dir}
+	f := &users{dir: dir}
 	if f.Groups, err = filedir.OpenGroups(dir, now); err != nil {
 		t.Fatal(err)
 	}
@@ -443,7 +443,7 @@ func newFolk(t testing.TB, now func() time.Time) *folk {
 	return f
 }
 
-func (f *folk) Exists(ctx context.Context, group string) error {
+func (f *users) Exists(ctx context.Context, group string) error {
 	if f.exists != nil {
 		return f.exists(group)
 	}
@@ -451,7 +451,7 @@ func (f *folk) Exists(ctx context.Context, group string) error {
 }
 
 // Members is work for a worker: an API that reads members does a kick-off's work inline (pitfall 12).
-func (f *folk) Members(context.Context, string, func(string) error) error {
+func (f *users) Members(context.Context, string, func(string) error) error {
 	panic("the API reads members")
 }
 
