@@ -9,7 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/services/wiring"
 )
 
@@ -39,7 +39,7 @@ func TestAuditConfiguration(t *testing.T) {
 			environ = append(environ, "SLUICE_"+entry)
 		}
 		var section wiring.Audit
-		err := platform.LoadConfig(environ, &section)
+		err := envconfig.Load(environ, &section)
 		if (err == nil) != (wrong == nil) {
 			t.Errorf("%q: %v", text, err)
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/postgres"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/wiring"
@@ -34,7 +34,7 @@ func TestDirectoryIsInOnePlace(t *testing.T) {
 		for entry := range strings.FieldsSeq(text) {
 			environ = append(environ, "SLUICE_"+entry)
 		}
-		err := platform.LoadConfig(environ, &wiring.Directory{})
+		err := envconfig.Load(environ, &wiring.Directory{})
 		if (err == nil) != good {
 			t.Errorf("%q: %v, want good %v", text, err, good)
 		}

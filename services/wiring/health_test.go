@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/wiring"
 )
@@ -20,10 +22,10 @@ import (
 func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 	t.Helper()
 	var common wiring.Common
-	if err := platform.LoadConfig(environ, &common); err != nil {
+	if err := envconfig.Load(environ, &common); err != nil {
 		t.Fatal(err)
 	}
-	registry := platform.NewRegistry()
+	registry := telemetry.NewRegistry()
 	listeners, err := common.Listeners(slog.New(slog.DiscardHandler), registry)
 	if err != nil {
 		t.Fatal(err)
@@ -32,13 +34,13 @@ func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checks := platform.Checks{"store": func(context.Context) error {
+	checks := health.Checks{"store": func(context.Context) error {
 		if down.Load() {
 			return errors.New("down")
 		}
 		return nil
 	}}
-	part := wiring.HTTP("private listener", listener, platform.Health(checks, registry), listeners.Private...)
+	part := wiring.HTTP("private listener", listener, health.Handler(checks, registry), listeners.Private...)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- part.Run(ctx) }()

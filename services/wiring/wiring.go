@@ -17,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/postgres"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
@@ -33,7 +33,7 @@ type Common struct {
 	secrets map[string]string // files that the configuration was read from, by their variables
 }
 
-// SecretFile is told by platform.LoadConfig of each file that a secret was read from.
+// SecretFile is called by envconfig.Load for each file that a secret was read from.
 func (c *Common) SecretFile(variable, file string) {
 	if c.secrets == nil {
 		c.secrets = map[string]string{}
@@ -66,11 +66,11 @@ type Redis struct {
 	Trust
 	URL string `env:"REDIS_URL,required,notEmpty"` // redis://user:password@host:port/db or rediss://
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured: the job store's as "redis", the queue's as "queue".
-func (r Redis) Observed(by *platform.Dependencies) Redis {
+func (r Redis) Observed(by *telemetry.Dependencies) Redis {
 	r.observed = by
 	return r
 }
@@ -114,11 +114,11 @@ type Objects struct {
 	Region    string `env:"S3_REGION" envDefault:"us-east-1"`
 	SSE       string `env:"S3_SSE"` // server-side encryption: s3 or kms:KEY-ID
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured as "objects".
-func (o Objects) Observed(by *platform.Dependencies) Objects {
+func (o Objects) Observed(by *telemetry.Dependencies) Objects {
 	o.observed = by
 	return o
 }
@@ -158,11 +158,11 @@ type Directory struct {
 	GroupsDir  string `env:"GROUPS_DIR"`    // folder with Group*.ndjson files
 	AccessFile string `env:"ACCESS_FILE"`   // YAML, see docs/access.md
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured, of a database, as "directory".
-func (d Directory) Observed(by *platform.Dependencies) Directory {
+func (d Directory) Observed(by *telemetry.Dependencies) Directory {
 	d.observed = by
 	return d
 }

@@ -8,7 +8,9 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/services/wiring"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
@@ -52,8 +54,8 @@ func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bo
 }
 
 func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
-	log := platform.NewLogger(stderr, "worker", cfg.LogLevel)
-	registry := platform.NewRegistry()
+	log := telemetry.NewLogger(stderr, "worker", cfg.LogLevel)
+	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
 		return err
@@ -66,7 +68,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer tracing.Close(ctx)
-	dependencies := platform.NewDependencies(registry)
+	dependencies := telemetry.NewDependencies(registry)
 	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
@@ -118,10 +120,10 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	}
 	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency,
 		"express", cfg.Express, "worker", id)
-	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
+	checks := health.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
-	parts := []platform.Part{
-		wiring.HTTP("private listener", private, platform.Health(checks, registry), listeners.Private...),
+	parts := []rungroup.Component{
+		wiring.HTTP("private listener", private, health.Handler(checks, registry), listeners.Private...),
 		wiring.Bucket(objects, log),
 		{Name: "units", Run: func(ctx context.Context) error {
 			if err := source.Await(ctx, log); err != nil {
@@ -132,7 +134,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
 	}
-	parts = append(parts, platform.Part{Name: "orders", Run: func(ctx context.Context) error {
+	parts = append(parts, rungroup.Component{Name: "orders", Run: func(ctx context.Context) error {
 		if tasks.AwaitDrain(ctx, id) { // to return ends the process in order, as a SIGTERM does
 			log.Info("worker is drained by order of an operator", "worker", id)
 		}
@@ -141,5 +143,5 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if source.Watch != nil {
 		parts = append(parts, *source.Watch)
 	}
-	return platform.Run(ctx, parts...)
+	return rungroup.Run(ctx, parts...)
 }

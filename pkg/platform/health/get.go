@@ -1,4 +1,4 @@
-package platform
+package health
 
 import (
 	"context"
@@ -8,9 +8,9 @@ import (
 	"net/url"
 )
 
-// AskHealth asks a server how it is: nil when it answers 200 at the URL, which must be http or https. Redirects are not
-// followed: what they lead to is somebody else. The context bounds the wait. No error quotes more of the URL than its host.
-func AskHealth(ctx context.Context, transport http.RoundTripper, at string) error {
+// Get requests an http or https URL and returns nil for status 200. It does not follow redirects, which lead to another
+// server. Errors contain only the URL's host.
+func Get(ctx context.Context, transport http.RoundTripper, at string) error {
 	target, err := url.Parse(at)
 	if err != nil || target.Host == "" || (target.Scheme != "http" && target.Scheme != "https") {
 		return errors.New("wants a URL such as http://host:port/readyz")
@@ -24,7 +24,7 @@ func AskHealth(ctx context.Context, transport http.RoundTripper, at string) erro
 		return fmt.Errorf("%s does not answer: %w", target.Host, err)
 	}
 	if err := response.Body.Close(); err != nil {
-		return fmt.Errorf("%s: end of its answer: %w", target.Host, err)
+		return fmt.Errorf("%s: close the answer: %w", target.Host, err)
 	}
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s answers %d", target.Host, response.StatusCode)

@@ -1,4 +1,4 @@
-package platform_test
+package health_test
 
 import (
 	"context"
@@ -13,10 +13,15 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-func ask(handler http.Handler, method, path string) *httptest.ResponseRecorder {
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func request(handler http.Handler, method, path string) *httptest.ResponseRecorder {
 	recorder := httptest.NewRecorder()
 	handler.ServeHTTP(recorder, httptest.NewRequest(method, path, nil))
 	return recorder
@@ -27,51 +32,50 @@ func down(context.Context) error {
 	return errors.New("dial redis.internal:6379: password hunter2 refused")
 }
 
-// hangs honours its context, and fails with it.
+// hangs fails when its context ends.
 func hangs(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 
-// late does not look at its context, and succeeds in the end.
+// late ignores its context and succeeds.
 func late(context.Context) error { time.Sleep(time.Minute); return nil }
 
 func TestReadiness(t *testing.T) { // pitfall 34
 	for name, row := range map[string]struct {
-		checks platform.Checks
+		checks health.Checks
 		status int
 		want   map[string]string
 	}{
-		"all up":     {platform.Checks{"redis": up, "objects": up}, 200, map[string]string{"redis": "ok", "objects": "ok"}},
-		"one down":   {platform.Checks{"redis": down, "objects": up}, 503, map[string]string{"redis": "down", "objects": "ok"}},
-		"one hangs":  {platform.Checks{"redis": up, "objects": hangs}, 503, map[string]string{"redis": "ok", "objects": "down"}},
-		"one late":   {platform.Checks{"redis": late, "objects": up}, 503, map[string]string{"redis": "down", "objects": "ok"}},
-		"all down":   {platform.Checks{"redis": down, "objects": hangs}, 503, map[string]string{"redis": "down", "objects": "down"}},
-		"no parties": {nil, 200, map[string]string{}},
+		"all up":    {health.Checks{"redis": up, "objects": up}, 200, map[string]string{"redis": "ok", "objects": "ok"}},
+		"one down":  {health.Checks{"redis": down, "objects": up}, 503, map[string]string{"redis": "down", "objects": "ok"}},
+		"one hangs": {health.Checks{"redis": up, "objects": hangs}, 503, map[string]string{"redis": "ok", "objects": "down"}},
+		"one late":  {health.Checks{"redis": late, "objects": up}, 503, map[string]string{"redis": "down", "objects": "ok"}},
+		"all down":  {health.Checks{"redis": down, "objects": hangs}, 503, map[string]string{"redis": "down", "objects": "down"}},
+		"no checks": {nil, 200, map[string]string{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				handler := platform.Health(row.checks, platform.NewRegistry())
-				ready := ask(handler, http.MethodGet, "/readyz")
+				handler := health.Handler(row.checks, telemetry.NewRegistry())
+				ready := request(handler, http.MethodGet, "/readyz")
 				var got map[string]string
 				if err := json.Unmarshal(ready.Body.Bytes(), &got); err != nil || !maps.Equal(got, row.want) || ready.Code != row.status {
 					t.Errorf("%d %s, want %d %v", ready.Code, ready.Body, row.status, row.want)
 				}
 				if text := ready.Body.String(); strings.Contains(text, "hunter2") || strings.Contains(text, "internal") {
-					t.Errorf("readiness tells details: %s", text)
+					t.Errorf("readiness contains details: %s", text)
 				}
-				if live := ask(handler, http.MethodGet, "/livez"); live.Code != http.StatusOK {
-					t.Errorf("livez says %d: a process whose dependencies are down is not to be killed", live.Code)
+				if live := request(handler, http.MethodGet, "/livez"); live.Code != http.StatusOK {
+					t.Errorf("livez: %d: dependencies that are down are no reason to kill the process", live.Code)
 				}
 			})
 		})
 	}
 }
 
-// However many ask, and however often, the dependencies are asked once a second; then they are asked again, whatever
-// the last report was.
+// Requests share one report a second, whatever its result.
 func TestReadinessIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		asked, broken := 0, false
-		handler := platform.Probes(platform.Checks{"redis": func(ctx context.Context) error {
-			asked++
+		checked, broken := 0, false
+		handler := health.Probes(health.Checks{"redis": func(ctx context.Context) error {
+			checked++
 			time.Sleep(time.Second)
 			if broken {
 				return errors.New("down")
@@ -83,14 +87,14 @@ func TestReadinessIsShared(t *testing.T) {
 			var callers sync.WaitGroup
 			for range 20 {
 				callers.Go(func() {
-					if got := ask(handler, http.MethodGet, "/readyz"); got.Code != want {
+					if got := request(handler, http.MethodGet, "/readyz"); got.Code != want {
 						t.Errorf("%d %s, want %d", got.Code, got.Body, want)
 					}
 				})
 			}
 			callers.Wait()
-			if asked != total {
-				t.Errorf("asked %d times, want %d", asked, total)
+			if checked != total {
+				t.Errorf("checked %d times, want %d", checked, total)
 			}
 		}
 		round(http.StatusOK, 1)
@@ -106,10 +110,10 @@ func TestReadinessIsShared(t *testing.T) {
 	})
 }
 
-// A caller that hangs up neither spoils the report for the others nor waits for it.
+// A caller that hangs up does not affect the report for others.
 func TestReadinessOutlivesItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		handler := platform.Probes(platform.Checks{"redis": func(ctx context.Context) error {
+		handler := health.Probes(health.Checks{"redis": func(ctx context.Context) error {
 			time.Sleep(2 * time.Second)
 			return ctx.Err()
 		}}, time.Now)
@@ -122,27 +126,27 @@ func TestReadinessOutlivesItsCaller(t *testing.T) {
 		}
 		synctest.Wait()
 		hangUp()
-		if got := ask(handler, http.MethodGet, "/readyz"); got.Code != http.StatusOK {
+		if got := request(handler, http.MethodGet, "/readyz"); got.Code != http.StatusOK {
 			t.Errorf("%d %s", got.Code, got.Body)
 		}
 		callers.Wait()
 	})
 }
 
-// What may be reached from outside has neither figures nor profiles.
+// A public listener serves neither metrics nor profiles.
 func TestProbesServeNothingElse(t *testing.T) {
-	handler := platform.Probes(nil, time.Now)
+	handler := health.Probes(nil, time.Now)
 	for path, want := range map[string]int{
 		"/livez": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/profile": 404, "/": 404,
 	} {
-		if got := ask(handler, http.MethodGet, path); got.Code != want {
+		if got := request(handler, http.MethodGet, path); got.Code != want {
 			t.Errorf("%s: %d, want %d", path, got.Code, want)
 		}
 	}
 }
 
-func TestHealthServesMetricsAndNothingElse(t *testing.T) {
-	handler := platform.Health(nil, platform.NewRegistry())
+func TestHandlerServesMetrics(t *testing.T) {
+	handler := health.Handler(nil, telemetry.NewRegistry())
 	for _, row := range []struct {
 		method, path string
 		status       int
@@ -153,7 +157,7 @@ func TestHealthServesMetricsAndNothingElse(t *testing.T) {
 		{http.MethodPost, "/readyz", 405, ""},
 		{http.MethodDelete, "/livez", 405, ""},
 	} {
-		got := ask(handler, row.method, row.path)
+		got := request(handler, row.method, row.path)
 		if got.Code != row.status || !strings.Contains(got.Body.String(), row.holds) {
 			t.Errorf("%s %s: %d %s", row.method, row.path, got.Code, got.Body)
 		}

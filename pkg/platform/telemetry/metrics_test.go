@@ -1,4 +1,4 @@
-package platform_test
+package telemetry_test
 
 import (
 	"context"
@@ -10,19 +10,22 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-func TestCallsOfDependenciesAreCounted(t *testing.T) {
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestDependencies(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	redis := platform.NewDependencies(registry).Observer("redis")
+	redis := telemetry.NewDependencies(registry).Observer("redis")
 	began := time.Now()
-	redis.Tell("read", began, nil)
-	redis.Tell("read", began, fmt.Errorf("read: %w", context.Canceled)) // its caller's doing
-	redis.Tell("write", began, errors.New("it is down"))
+	redis.Observe("read", began, nil)
+	redis.Observe("read", began, fmt.Errorf("read: %w", context.Canceled)) // counts as no error
+	redis.Observe("write", began, errors.New("it is down"))
 	want := `
-# HELP sluice_dependency_errors_total Calls of a dependency that failed.
+# HELP sluice_dependency_errors_total Failed calls of a dependency.
 # TYPE sluice_dependency_errors_total counter
 sluice_dependency_errors_total{dependency="redis",operation="read"} 0
 sluice_dependency_errors_total{dependency="redis",operation="write"} 1
@@ -48,7 +51,7 @@ sluice_dependency_errors_total{dependency="redis",operation="write"} 1
 	}
 }
 
-func TestNobodyHasToObserve(t *testing.T) {
-	var none *platform.Dependencies
-	none.Observer("redis").Tell("read", time.Now(), errors.New("down"))
+func TestNilDependencies(t *testing.T) {
+	var none *telemetry.Dependencies
+	none.Observer("redis").Observe("read", time.Now(), errors.New("down"))
 }

@@ -1,8 +1,7 @@
-package platform_test
+package httpserver_test
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -16,12 +15,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/certs"
+	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// Every way to hold a connection by doing nothing, or next to nothing, ends.
-func TestAClientThatStallsIsCut(t *testing.T) {
+func TestStalledClientsAreDisconnected(t *testing.T) {
 	const limit = 10 * time.Second
 	endless := func(w http.ResponseWriter, _ *http.Request) {
 		for {
@@ -41,44 +40,37 @@ func TestAClientThatStallsIsCut(t *testing.T) {
 		handler http.HandlerFunc
 		trickle string // sent a byte a second, after the request
 		request string
-		takes   bool // what is answered
+		reads   bool // whether the client reads answers
 	}{
-		"sends nothing":              {short, "", "", true},
-		"sends half a line":          {short, "", "GET / HT", true},
-		"trickles its headers":       {short, strings.Repeat("x", 1000), "GET / HTTP/1.1\r\nHost: h\r\nX-Y: ", true},
-		"trickles its body":          {body, strings.Repeat("x", 1000), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n", true},
-		"trickles a body in vain":    {short, strings.Repeat("x", 1000), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n", true},
-		"idles after its answer":     {short, "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", true},
-		"takes none of a file":       {endless, "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", false},
-		"takes no short answer":      {short, "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", false},
-		"takes no flushed headers":   {flush, "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", false},
-		"takes no refusal of a line": {short, "", "NONSENSE\r\n\r\n", true},
+		"sends nothing":                 {short, "", "", true},
+		"sends half a line":             {short, "", "GET / HT", true},
+		"trickles its headers":          {short, strings.Repeat("x", 1000), "GET / HTTP/1.1\r\nHost: h\r\nX-Y: ", true},
+		"trickles its body":             {body, strings.Repeat("x", 1000), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n", true},
+		"trickles an unread body":       {short, strings.Repeat("x", 1000), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n", true},
+		"is idle after the answer":      {short, "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", true},
+		"does not read a file":          {endless, "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", false},
+		"does not read a short answer":  {short, "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", false},
+		"does not read flushed headers": {flush, "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", false},
+		"sends an invalid line":         {short, "", "NONSENSE\r\n\r\n", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				listener := newPipes()
-				ctx, stop := context.WithCancel(t.Context())
-				served := make(chan error, 1)
-				limits := platform.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit}
-				go func() { served <- platform.ServeHTTP(ctx, listener, row.handler, platform.WithLimits(limits)) }()
-				conn, err := listener.dial(ctx, "", "")
-				if err != nil {
-					t.Fatal(err)
-				}
+				listener, stop := start(t, row.handler, allLimits(limit))
+				conn := connect(t, listener)
 				began := time.Now()
 				closed := make(chan struct{})
 				go func() {
 					defer close(closed)
-					if row.takes {
+					if row.reads {
 						_, _ = io.Copy(io.Discard, conn)
 					}
 				}()
-				_, err = io.WriteString(conn, row.request)
+				_, err := io.WriteString(conn, row.request)
 				for i := 0; i < len(row.trickle) && err == nil; i++ {
 					time.Sleep(time.Second)
 					_, err = io.WriteString(conn, row.trickle[i:i+1])
 				}
-				if !row.takes {
+				if !row.reads {
 					time.Sleep(2*limit + time.Second)
 					_, err = conn.Write([]byte("x"))
 					if !errors.Is(err, io.ErrClosedPipe) {
@@ -90,7 +82,7 @@ func TestAClientThatStallsIsCut(t *testing.T) {
 					t.Errorf("the connection was held for %s", held)
 				}
 				stop()
-				if err := errors.Join(<-served, conn.Close()); err != nil {
+				if err := conn.Close(); err != nil {
 					t.Error(err)
 				}
 			})
@@ -98,28 +90,24 @@ func TestAClientThatStallsIsCut(t *testing.T) {
 	}
 }
 
-// A download that goes on lives, however slow it is and however long its handler waits in between.
-func TestASlowDownloadLives(t *testing.T) {
+// allLimits sets every time limit to the same value.
+func allLimits(limit time.Duration) httpserver.Option {
+	return httpserver.WithLimits(httpserver.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit})
+}
+
+func TestASlowDownloadIsNotCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit, size = 10 * time.Second, 256 << 10
-		listener := newPipes()
-		ctx, stop := context.WithCancel(t.Context())
-		served := make(chan error, 1)
-		go func() {
-			served <- platform.ServeHTTP(ctx, listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				time.Sleep(3 * limit) // until there is something to write
-				if _, err := w.Write(make([]byte, size)); err != nil {
-					t.Error(err)
-				}
-				if err := r.Context().Err(); err != nil {
-					t.Error(err)
-				}
-			}), platform.WithLimits(platform.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit}))
-		}()
-		conn, err := listener.dial(ctx, "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		listener, stop := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(3 * limit) // a slow handler
+			if _, err := w.Write(make([]byte, size)); err != nil {
+				t.Error(err)
+			}
+			if err := r.Context().Err(); err != nil {
+				t.Error(err)
+			}
+		}), allLimits(limit))
+		conn := connect(t, listener)
 		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
@@ -135,17 +123,17 @@ func TestASlowDownloadLives(t *testing.T) {
 			}
 		}
 		if got < size {
-			t.Errorf("%d bytes of %d came", got, size)
+			t.Errorf("received %d bytes of %d", got, size)
 		}
 		stop()
-		if err := errors.Join(<-served, conn.Close()); err != nil {
+		if err := conn.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// In HTTP/2 a client can leave one answer where it is and be alive otherwise. The answer ends, and the others go on.
-func TestAnHTTP2AnswerThatStallsIsCut(t *testing.T) {
+// An HTTP/2 client can stall one stream and use others: only the stalled stream ends.
+func TestAStalledHTTP2StreamIsReset(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	cut := make(chan struct{})
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -159,8 +147,8 @@ func TestAnHTTP2AnswerThatStallsIsCut(t *testing.T) {
 		}
 		close(cut)
 	})
-	addr := secured(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, handler,
-		platform.WithLimits(platform.Limits{Stall: 200 * time.Millisecond}))
+	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, handler,
+		httpserver.WithLimits(httpserver.Limits{Stall: 200 * time.Millisecond}))
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
@@ -169,9 +157,9 @@ func TestAnHTTP2AnswerThatStallsIsCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stalled.Body.Close()
-	<-cut // nobody reads: the client's window is all that was sent
+	<-cut // nothing is read, so only the client's window was sent
 	if _, err := io.Copy(io.Discard, stalled.Body); err == nil {
-		t.Error("an answer that was cut ended like a whole one")
+		t.Error("a reset stream ended without an error")
 	}
 	short, err := client.Get("https://" + addr + "/short")
 	if err != nil {
@@ -183,35 +171,23 @@ func TestAnHTTP2AnswerThatStallsIsCut(t *testing.T) {
 	}
 }
 
-// inTime serves the handler by TLS in the test's own time, all limits being the one given, until done is called.
-func inTime(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pipes, *testenv.Authority, func()) {
+// startTLS serves the handler like start, with TLS for the name "server".
+func startTLS(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pipes, *testenv.Authority, func()) {
 	t.Helper()
 	authority := testenv.NewAuthority(t)
 	cert, key := authority.Issue(time.Now().Add(time.Hour), "server").Files(t, t.TempDir())
-	certificate, err := platform.OpenCertificate(cert, key, slog.New(slog.DiscardHandler), time.Now)
+	certificate, err := certs.Open(cert, key, slog.New(slog.DiscardHandler), time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener := newPipes()
-	ctx, stop := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() {
-		served <- platform.ServeHTTP(ctx, listener, handler, platform.WithTLS(platform.ServerTLS(certificate, nil)),
-			platform.WithLimits(platform.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit}))
-	}()
-	return listener, authority, func() {
-		stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	}
+	listener, stop := start(t, handler, httpserver.WithTLS(certs.ServerTLS(certificate, nil)), allLimits(limit))
+	return listener, authority, stop
 }
 
-// An HTTP/2 answer whose handler has nothing to write for a while is not stalled.
-func TestAnHTTP2AnswerMayPause(t *testing.T) {
+func TestAnHTTP2HandlerMayPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10 * time.Second
-		listener, authority, done := inTime(t, limit, func(w http.ResponseWriter, r *http.Request) {
+		listener, authority, stop := startTLS(t, limit, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, r.Proto)
 			w.(http.Flusher).Flush()
 			time.Sleep(3 * limit)
@@ -229,24 +205,21 @@ func TestAnHTTP2AnswerMayPause(t *testing.T) {
 			t.Errorf("%q, %v", text, err)
 		}
 		transport.CloseIdleConnections()
-		done()
+		stop()
 	})
 }
 
-// A client that takes nothing at all from an HTTP/2 connection, not even what belongs to the protocol, is cut.
-func TestAnHTTP2ConnectionThatStallsIsCut(t *testing.T) {
+// A client that does not even read protocol frames is disconnected.
+func TestAStalledHTTP2ConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10 * time.Second
-		listener, authority, done := inTime(t, limit, http.NotFound)
-		conn, err := listener.dial(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		// In TLS 1.2 the server has the last word of the handshake, so that all it writes from then on is HTTP/2.
+		listener, authority, stop := startTLS(t, limit, http.NotFound)
+		conn := connect(t, listener)
+		// In TLS 1.2 the server sends the last handshake message, so everything it writes later is HTTP/2.
 		secure := tls.Client(conn, &tls.Config{
 			RootCAs: authority.Pool(), ServerName: "server", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12,
 		})
-		const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // none that differ
+		const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // empty
 		if _, err := io.WriteString(secure, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+settings); err != nil {
 			t.Fatal(err)
 		}
@@ -257,14 +230,14 @@ func TestAnHTTP2ConnectionThatStallsIsCut(t *testing.T) {
 		if err := conn.Close(); err != nil {
 			t.Error(err)
 		}
-		done()
+		stop()
 	})
 }
 
-func TestAHandshakeThatStallsIsCut(t *testing.T) {
+func TestAStalledHandshakeIsCut(t *testing.T) {
 	authority := testenv.NewAuthority(t)
-	addr := secured(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, http.NotFoundHandler(),
-		platform.WithLimits(platform.Limits{Header: 50 * time.Millisecond}))
+	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, http.NotFoundHandler(),
+		httpserver.WithLimits(httpserver.Limits{Header: 50 * time.Millisecond}))
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -275,26 +248,13 @@ func TestAHandshakeThatStallsIsCut(t *testing.T) {
 	}
 }
 
-// One connection more than may be open is served when one of them is closed.
-func TestConnectionsAreBounded(t *testing.T) {
+func TestConnectionLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		listener := newPipes()
-		ctx, stop := context.WithCancel(t.Context())
-		served := make(chan error, 1)
-		go func() {
-			served <- platform.ServeHTTP(ctx, listener, http.NotFoundHandler(), platform.WithLimits(platform.Limits{Connections: 2}))
-		}()
-		first, err := listener.dial(ctx, "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		second, err := listener.dial(ctx, "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		listener, stop := start(t, http.NotFoundHandler(), httpserver.WithLimits(httpserver.Limits{Connections: 2}))
+		first, second := connect(t, listener), connect(t, listener)
 		third := make(chan net.Conn)
 		go func() {
-			conn, err := listener.dial(ctx, "", "")
+			conn, err := listener.dial(t.Context(), "", "")
 			if err != nil {
 				t.Error(err)
 			}
@@ -303,7 +263,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		synctest.Wait()
 		select {
 		case <-third:
-			t.Error("a third connection was taken beside two")
+			t.Error("accepted a third connection")
 		default:
 		}
 		if err := first.Close(); err != nil {
@@ -311,24 +271,24 @@ func TestConnectionsAreBounded(t *testing.T) {
 		}
 		conn := <-third
 		stop()
-		if err := errors.Join(<-served, second.Close(), conn.Close()); err != nil {
+		if err := errors.Join(second.Close(), conn.Close()); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-func TestHeadersAreBounded(t *testing.T) {
-	addr := listening(t, http.HandlerFunc(protocol))
-	// "Connection" comes on top of those that a row has.
+func TestHeaderLimits(t *testing.T) {
+	addr := serveTCP(t, http.HandlerFunc(protocol))
+	// The request has a Connection header in addition.
 	for name, row := range map[string]struct {
 		headers string
 		status  int
 	}{
-		"as many as may be": {strings.Repeat("X-Y: z\r\n", 99), 200},
-		"one too many":      {strings.Repeat("X-Y: z\r\n", 100), 431},
-		"different ones":    {numbered(100), 431},
-		"long enough":       {"X-Y: " + strings.Repeat("z", 30<<10) + "\r\n", 200},
-		"too long":          {"X-Y: " + strings.Repeat("z", 40<<10) + "\r\n", 431},
+		"most lines":     {strings.Repeat("X-Y: z\r\n", 99), 200},
+		"too many lines": {strings.Repeat("X-Y: z\r\n", 100), 431},
+		"too many names": {numbered(100), 431},
+		"long":           {"X-Y: " + strings.Repeat("z", 30<<10) + "\r\n", 200},
+		"too long":       {"X-Y: " + strings.Repeat("z", 40<<10) + "\r\n", 431},
 	} {
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -356,18 +316,18 @@ func numbered(n int) string {
 	return all.String()
 }
 
-// lines hands over what is logged, a line at a time.
+// lines receives the log, one line at a time.
 type lines chan string
 
 func (l lines) Write(line []byte) (int, error) { l <- string(line); return len(line), nil }
 
-// What the server itself has to say is JSON too, and a client cannot fill the log with handshakes.
-func TestTheServersOwnLog(t *testing.T) {
+// The server's own errors are logged as JSON, and failed handshakes only at level debug.
+func TestServerLog(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	log := make(lines, 10)
-	addr := secured(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil,
+	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil,
 		http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") }),
-		platform.WithLog(slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
+		httpserver.WithLog(slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
 	for level, roots := range map[string]*x509.CertPool{"DEBUG": x509.NewCertPool(), "ERROR": authority.Pool()} {
 		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}
 		if response, err := (&http.Client{Transport: transport}).Get("https://" + addr + "/"); err == nil {
@@ -377,4 +337,19 @@ func TestTheServersOwnLog(t *testing.T) {
 			t.Errorf("logged %s, want the level %s", line, level)
 		}
 	}
+}
+
+func TestDefaultLimitsApplyWithoutOptions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		listener, stop := start(t, http.NotFoundHandler())
+		conn := connect(t, listener)
+		began := time.Now()
+		if _, err := io.ReadAll(conn); err != nil || time.Since(began) > time.Minute {
+			t.Errorf("closed after %s: %v", time.Since(began), err)
+		}
+		stop()
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }

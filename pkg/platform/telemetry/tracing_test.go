@@ -1,4 +1,4 @@
-package platform_test
+package telemetry_test
 
 import (
 	"bytes"
@@ -15,11 +15,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-func tracing(t *testing.T, cfg platform.TracingConfig) *platform.Tracing {
+func tracing(t *testing.T, cfg telemetry.TracingConfig) *telemetry.Tracing {
 	t.Helper()
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -28,29 +28,28 @@ func tracing(t *testing.T, cfg platform.TracingConfig) *platform.Tracing {
 		cfg.Registry = prometheus.NewRegistry()
 	}
 	cfg.Service = "test"
-	opened, err := platform.OpenTracing(t.Context(), cfg)
+	opened, err := telemetry.OpenTracing(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return opened
 }
 
-// A trace that one process begins is continued by another one, below what it began with.
-func TestATraceIsContinuedElsewhere(t *testing.T) {
+func TestJoinContinuesATrace(t *testing.T) {
 	collector := testenv.NewCollector(t)
-	cfg := platform.TracingConfig{
+	cfg := telemetry.TracingConfig{
 		Endpoint: collector.URL + "/v1/traces", Ratio: 1, Headers: map[string]string{"Authorization": "Bearer x"},
 	}
 	begins, joins := tracing(t, cfg), tracing(t, cfg)
 
-	// What a caller brings along has no say in the trace.
+	// Begin ignores the caller's trace.
 	foreign, outer := begins.Begin(t.Context(), "foreign")
 	ctx, root := begins.Begin(foreign, "root")
-	parent := platform.TraceParent(ctx)
+	parent := telemetry.TraceParent(ctx)
 	linked, link := begins.Begin(t.Context(), "linked")
-	ctx, unit := joins.Join(t.Context(), parent, "unit", platform.LinkTo(platform.TraceParent(linked)))
-	_, step := platform.Step(ctx, "step")
-	platform.EndStep(step, errors.New("it broke for somebody"))
+	ctx, unit := joins.Join(t.Context(), parent, "unit", telemetry.LinkTo(telemetry.TraceParent(linked)))
+	_, step := telemetry.StartSpan(ctx, "step")
+	telemetry.EndSpan(step, errors.New("step failed"))
 	for _, span := range []trace.Span{unit, root, outer, link} {
 		span.End()
 	}
@@ -67,7 +66,7 @@ func TestATraceIsContinuedElsewhere(t *testing.T) {
 	}
 	if id(found["unit"].TraceId) != id(found["root"].TraceId) || id(found["unit"].ParentSpanId) != id(found["root"].SpanId) ||
 		id(found["step"].ParentSpanId) != id(found["unit"].SpanId) {
-		t.Errorf("the spans do not hang together: %v", found)
+		t.Errorf("wrong parents or traces: %v", found)
 	}
 	if links := found["unit"].GetLinks(); len(links) != 1 || id(links[0].SpanId) != id(found["linked"].SpanId) {
 		t.Errorf("links: %v", links)
@@ -78,22 +77,22 @@ func TestATraceIsContinuedElsewhere(t *testing.T) {
 	if found["root"].Service != "sluice-test" || collector.Header().Get("Authorization") != "Bearer x" {
 		t.Errorf("service %q, header %v", found["root"].Service, collector.Header())
 	}
-	if want := platform.TraceID(parent); len(want) != 32 {
+	if want := telemetry.TraceID(parent); len(want) != 32 {
 		t.Errorf("trace id %q", want)
 	}
 }
 
-// Where a trace begins it is decided whether it is kept, and nobody else decides anew.
-func TestSamplingIsDecidedWhereATraceBegins(t *testing.T) {
+// The sampling decision is made where a trace begins.
+func TestSampling(t *testing.T) {
 	collector := testenv.NewCollector(t)
-	never := tracing(t, platform.TracingConfig{Endpoint: collector.URL + "/v1/traces", Ratio: 0})
-	always := tracing(t, platform.TracingConfig{Endpoint: collector.URL + "/v1/traces", Ratio: 1})
+	never := tracing(t, telemetry.TracingConfig{Endpoint: collector.URL + "/v1/traces", Ratio: 0})
+	always := tracing(t, telemetry.TracingConfig{Endpoint: collector.URL + "/v1/traces", Ratio: 1})
 	dropped, root := never.Begin(t.Context(), "dropped")
-	_, below := always.Join(t.Context(), platform.TraceParent(dropped), "below dropped")
+	_, below := always.Join(t.Context(), telemetry.TraceParent(dropped), "below dropped")
 	kept, keptRoot := always.Begin(t.Context(), "kept")
-	_, belowKept := never.Join(t.Context(), platform.TraceParent(kept), "below kept")
-	_, orphan := always.Join(t.Context(), "", "of no trace")
-	_, broken := always.Join(t.Context(), "00-zz-zz-01", "of no trace either")
+	_, belowKept := never.Join(t.Context(), telemetry.TraceParent(kept), "below kept")
+	_, orphan := always.Join(t.Context(), "", "without a traceparent")
+	_, broken := always.Join(t.Context(), "00-zz-zz-01", "invalid traceparent")
 	for _, span := range []trace.Span{root, below, keptRoot, belowKept, orphan, broken} {
 		span.End()
 	}
@@ -108,32 +107,31 @@ func TestSamplingIsDecidedWhereATraceBegins(t *testing.T) {
 	}
 }
 
-// Without a collector nothing is traced, and nothing has to be asked for that.
 func TestNoTracing(t *testing.T) {
-	for name, none := range map[string]*platform.Tracing{"nil": nil, "closed": tracing(t, platform.TracingConfig{})} {
+	for name, none := range map[string]*telemetry.Tracing{"nil": nil, "closed": tracing(t, telemetry.TracingConfig{})} {
 		ctx, span := none.Begin(t.Context(), "root")
-		ctx, step := platform.Step(ctx, "step")
-		if parent := platform.TraceParent(ctx); parent != "" || platform.TraceID("") != "" {
+		ctx, step := telemetry.StartSpan(ctx, "step")
+		if parent := telemetry.TraceParent(ctx); parent != "" || telemetry.TraceID("") != "" {
 			t.Errorf("%s: traceparent %q", name, parent)
 		}
-		platform.EndStep(step, nil)
+		telemetry.EndSpan(step, nil)
 		span.End()
 		none.Close(t.Context())
 	}
 }
 
-// A collector that is down costs the spans, a count and one line, and nobody waits for it.
-func TestACollectorThatIsDown(t *testing.T) {
+// An outage of the collector loses spans, is counted, and is logged once.
+func TestCollectorDown(t *testing.T) {
 	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusForbidden) // one that is not tried again
+		w.WriteHeader(http.StatusForbidden) // not retried
 	}))
 	defer refuses.Close()
-	var said bytes.Buffer
+	var logged bytes.Buffer
 	registry := prometheus.NewRegistry()
-	down := tracing(t, platform.TracingConfig{
-		Endpoint: refuses.URL + "/v1/traces", Ratio: 1, Registry: registry, Logger: slog.New(slog.NewJSONHandler(&said, nil)),
+	down := tracing(t, telemetry.TracingConfig{
+		Endpoint: refuses.URL + "/v1/traces", Ratio: 1, Registry: registry, Logger: slog.New(slog.NewJSONHandler(&logged, nil)),
 	})
-	for range 3 * 2048 { // more than is kept for it
+	for range 3 * 2048 { // more than the queue holds
 		_, span := down.Begin(context.Background(), "lost")
 		span.End()
 	}
@@ -149,13 +147,12 @@ func TestACollectorThatIsDown(t *testing.T) {
 	if lost := families[0].GetMetric()[0].GetCounter().GetValue(); lost < 1 {
 		t.Errorf("%v failures are counted", lost)
 	}
-	if lines := strings.Count(said.String(), "spans are lost"); lines != 1 {
-		t.Errorf("%d lines: %s", lines, said.String())
+	if lines := strings.Count(logged.String(), "spans are lost"); lines != 1 {
+		t.Errorf("%d lines: %s", lines, logged.String())
 	}
 }
 
-// TestCloseDoesNotWaitForACollectorThatHangs closes while the collector keeps the request.
-func TestCloseDoesNotWaitForACollectorThatHangs(t *testing.T) {
+func TestCloseDoesNotWaitForAHangingCollector(t *testing.T) {
 	release := make(chan struct{})
 	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		select {
@@ -165,35 +162,34 @@ func TestCloseDoesNotWaitForACollectorThatHangs(t *testing.T) {
 	}))
 	defer hangs.Close()
 	defer close(release)
-	opened := tracing(t, platform.TracingConfig{Endpoint: hangs.URL + "/v1/traces", Ratio: 1})
-	_, span := opened.Begin(t.Context(), "kept from its collector")
+	opened := tracing(t, telemetry.TracingConfig{Endpoint: hangs.URL + "/v1/traces", Ratio: 1})
+	_, span := opened.Begin(t.Context(), "unsent")
 	span.End()
 	closed := make(chan struct{})
 	go func() { opened.Close(t.Context()); close(closed) }()
 	select {
 	case <-closed:
-	case <-time.After(20 * time.Second): // a guard: the collector would hold it for ever
+	case <-time.After(20 * time.Second): // the collector would hang forever
 		t.Error("close waits")
 	}
 }
 
-// A collector that is busy gets the spans a little later.
-func TestABusyCollectorIsAskedAgain(t *testing.T) {
+func TestRetryWhileTheCollectorIsBusy(t *testing.T) {
 	collector := testenv.NewCollector(t)
-	asked := 0
+	requests := 0
 	busy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if asked++; asked == 1 {
+		if requests++; requests == 1 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
 		collector.Config.Handler.ServeHTTP(w, r)
 	}))
 	defer busy.Close()
-	opened := tracing(t, platform.TracingConfig{Endpoint: busy.URL + "/v1/traces", Ratio: 1})
-	_, span := opened.Begin(t.Context(), "in time")
+	opened := tracing(t, telemetry.TracingConfig{Endpoint: busy.URL + "/v1/traces", Ratio: 1})
+	_, span := opened.Begin(t.Context(), "retried")
 	span.End()
 	opened.Close(t.Context())
-	if spans := collector.Spans(); len(spans) != 1 || asked != 2 {
-		t.Errorf("%d spans after %d requests", len(spans), asked)
+	if spans := collector.Spans(); len(spans) != 1 || requests != 2 {
+		t.Errorf("%d spans after %d requests", len(spans), requests)
 	}
 }

@@ -1,9 +1,9 @@
-package platform
+// Package envconfig loads a service's configuration from environment variables and from the files that they name.
+package envconfig
 
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"reflect"
@@ -11,17 +11,19 @@ import (
 	"strings"
 
 	"github.com/caarlos0/env/v11"
+
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
 // Prefix begins every environment variable that a service reads.
 const Prefix = "SLUICE_"
 
-// LoadConfig fills the struct that config points to from the environment ("KEY=value" entries), by its `env` tags
-// less the prefix. A variable KEY may be given as KEY_FILE instead, which names a file that holds the value: for
-// secrets. A config with a method SecretFile(variable, file string) is told of each that was read. Variables with the
-// prefix that the struct does not know are errors: a typo must not be a default. All problems come back at once, and
-// none quotes a value.
-func LoadConfig(environ []string, config any) error {
+// Load fills the struct that config points to from environ ("KEY=value" entries), by its `env` tags without the prefix. A
+// secret KEY may be given as KEY_FILE instead, the name of a file with the value; config's method
+// SecretFile(variable, file string), if it has one, is called for each such file. Unknown variables with the prefix are
+// errors: a typo must not become a default. If config has a method Validate() error, it runs last. Load returns all problems
+// at once, without values.
+func Load(environ []string, config any) error {
 	values := map[string]string{}
 	var problems []error
 	for _, entry := range environ {
@@ -48,16 +50,16 @@ func LoadConfig(environ []string, config any) error {
 		}
 		content, err := os.ReadFile(file)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("%s_FILE: the file cannot be read: %w", field.Key, withoutPath(err)))
+			problems = append(problems, fmt.Errorf("%s_FILE: the file cannot be read: %w", field.Key, configfile.WithoutPath(err)))
 			continue
 		}
 		values[field.Key] = strings.TrimRight(string(content), "\r\n")
-		// A mount that nobody has filled must not read as a secret that is not wanted: that would switch off what it is for.
+		// An empty mount must not be taken for an unset secret: that would disable what the secret protects.
 		if values[field.Key] == "" {
 			problems = append(problems, fmt.Errorf("%s_FILE: the file is empty", field.Key))
 		}
-		if told, ok := config.(interface{ SecretFile(variable, file string) }); ok {
-			told.SecretFile(field.Key+"_FILE", file)
+		if notified, ok := config.(interface{ SecretFile(variable, file string) }); ok {
+			notified.SecretFile(field.Key+"_FILE", file)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(values)) {
@@ -77,8 +79,8 @@ func LoadConfig(environ []string, config any) error {
 	return nil
 }
 
-// parse fills the struct. The library's own errors about values that cannot be read quote them, and name the struct's
-// field in place of the variable; so these are found again, a variable at a time.
+// parse fills the struct. The library's parse errors contain the value and the struct's field in place of the variable; so
+// they are found again one variable at a time.
 func parse(config any, values map[string]string, fields []env.FieldParams) []error {
 	err := env.ParseWithOptions(config, env.Options{Prefix: Prefix, Environment: values})
 	if err == nil {
@@ -97,22 +99,12 @@ func parse(config any, values map[string]string, fields []env.FieldParams) []err
 		if !given {
 			continue
 		}
-		alone := reflect.New(reflect.TypeOf(config).Elem()).Interface()
-		err := env.ParseWithOptions(alone, env.Options{Prefix: Prefix, Environment: map[string]string{field.Key: value}})
-		var unread env.ParseError
-		if errors.As(err, &unread) {
-			problems = append(problems, fmt.Errorf("%s is not of the form of a %s", field.Key, unread.Type))
+		single := reflect.New(reflect.TypeOf(config).Elem()).Interface()
+		err := env.ParseWithOptions(single, env.Options{Prefix: Prefix, Environment: map[string]string{field.Key: value}})
+		var invalid env.ParseError
+		if errors.As(err, &invalid) {
+			problems = append(problems, fmt.Errorf("%s is not a valid %s", field.Key, invalid.Type))
 		}
 	}
 	return problems
-}
-
-// withoutPath is the error without the file's name: who gives a secret where its file should be named must not read
-// it in a log.
-func withoutPath(err error) error {
-	var path *fs.PathError
-	if errors.As(err, &path) {
-		return path.Err
-	}
-	return err
 }

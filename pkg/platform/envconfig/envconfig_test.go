@@ -1,4 +1,4 @@
-package platform_test
+package envconfig_test
 
 import (
 	"errors"
@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 )
 
 type config struct {
@@ -17,7 +17,7 @@ type config struct {
 	Count int           `env:"TEST_COUNT" envDefault:"3"`
 }
 
-// Section has a field of the same name as config has: problems have to be told apart by the variable.
+// Section has a field with the same name as one of config: problems must name the variable.
 type Section struct {
 	Count int `env:"TEST_OTHER_COUNT" envDefault:"4"`
 }
@@ -31,7 +31,7 @@ func (c config) Validate() error {
 	return nil
 }
 
-func TestLoadConfig(t *testing.T) {
+func TestLoad(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(file, []byte("from file\r\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ func TestLoadConfig(t *testing.T) {
 		Drain  time.Duration `env:"TEST_DRAIN" envDefault:"10s"`
 	}
 	var got flat
-	err := platform.LoadConfig([]string{
+	err := envconfig.Load([]string{
 		"PATH=/bin", "OTHER_SLUICE_X=1", "SLUICE_TEST_URL=http://x/?a=b", "SLUICE_TEST_SECRET_FILE=" + file,
 	}, &got)
 	if want := (flat{URL: "http://x/?a=b", Secret: "from file", Drain: 10 * time.Second}); err != nil || got != want {
@@ -50,7 +50,7 @@ func TestLoadConfig(t *testing.T) {
 	}
 }
 
-func TestLoadConfigNamesEveryProblemAndQuotesNoValue(t *testing.T) {
+func TestLoadReportsEveryProblemWithoutValues(t *testing.T) {
 	const secret = "hunter2"
 	type flat struct {
 		URL      string        `env:"TEST_URL,required,notEmpty"`
@@ -67,7 +67,7 @@ func TestLoadConfigNamesEveryProblemAndQuotesNoValue(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got flat
-	err := platform.LoadConfig([]string{
+	err := envconfig.Load([]string{
 		"SLUICE_TEST_UNFILLED_FILE=" + unfilled,
 		"SLUICE_TEST_EMPTY=", "SLUICE_TEST_SECRET=" + secret, "SLUICE_TEST_SECRET_FILE=/" + secret,
 		"SLUICE_TEST_MISSING_FILE=/nowhere/" + secret, "SLUICE_TEST_DRAIN=" + secret, "SLUICE_TEST_OTHER_COUNT=" + secret,
@@ -89,24 +89,24 @@ func TestLoadConfigNamesEveryProblemAndQuotesNoValue(t *testing.T) {
 		}
 	}
 	if lines := strings.Count(text, "\n"); lines != 11 {
-		t.Errorf("%d problems, want 11 and no more: %s", lines, text)
+		t.Errorf("%d problems, want 11: %s", lines, text)
 	}
 }
 
-func TestLoadConfigValidates(t *testing.T) {
+func TestLoadValidates(t *testing.T) {
 	var got config
-	err := platform.LoadConfig([]string{"SLUICE_TEST_COUNT=13", "SLUICE_TEST_OTHER_COUNT=1"}, &got)
+	err := envconfig.Load([]string{"SLUICE_TEST_COUNT=13", "SLUICE_TEST_OTHER_COUNT=1"}, &got)
 	if !errors.Is(err, errIncoherent) || got.Section.Count != 1 {
 		t.Errorf("got %+v, %v; want %v", got, err, errIncoherent)
 	}
-	if err := platform.LoadConfig(nil, &got); err != nil || got.Count != 3 || got.Section.Count != 4 {
+	if err := envconfig.Load(nil, &got); err != nil || got.Count != 3 || got.Section.Count != 4 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 }
 
-func TestLoadConfigRefusesWhatIsNoStruct(t *testing.T) {
+func TestLoadRefusesNonStructs(t *testing.T) {
 	var text string
-	if err := platform.LoadConfig(nil, &text); err == nil {
+	if err := envconfig.Load(nil, &text); err == nil {
 		t.Error("accepted a string")
 	}
 }

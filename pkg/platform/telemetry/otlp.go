@@ -1,4 +1,4 @@
-package platform
+package telemetry
 
 import (
 	"bytes"
@@ -13,14 +13,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// otlpClient posts spans as OTLP, protobuf over HTTP. The library's own client does the same and links gRPC for it, which
-// made every service larger by 25 MB.
+// otlpClient posts spans as OTLP, protobuf over HTTP. OpenTelemetry's own client links gRPC, which makes every binary 25 MB
+// larger (ADR-0012).
 type otlpClient struct {
-	url     string
-	headers map[string]string
-	client  *http.Client
-	again   time.Duration // between tries
-	most    time.Duration // after which a batch is not tried again
+	url        string
+	headers    map[string]string
+	client     *http.Client
+	retryPause time.Duration // between attempts
+	retryLimit time.Duration // a batch is dropped after this
 }
 
 // Start implements otlptrace.Client.
@@ -29,9 +29,9 @@ func (*otlpClient) Start(context.Context) error { return nil }
 // Stop implements otlptrace.Client.
 func (*otlpClient) Stop(context.Context) error { return nil }
 
-// UploadTraces implements otlptrace.Client: for a while it tries again when the collector cannot be reached or asks for it.
+// UploadTraces implements otlptrace.Client. It retries while the collector is unreachable or asks for it.
 func (c *otlpClient) UploadTraces(ctx context.Context, spans []*tracev1.ResourceSpans) error {
-	// On the wire this is an ExportTraceServiceRequest: both hold the spans alone, as field 1.
+	// TracesData and ExportTraceServiceRequest have the same encoding: both hold only the spans, as field 1.
 	raw, err := proto.Marshal(&tracev1.TracesData{ResourceSpans: spans})
 	if err != nil {
 		return fmt.Errorf("encode spans: %w", err)
@@ -45,20 +45,20 @@ func (c *otlpClient) UploadTraces(ctx context.Context, spans []*tracev1.Resource
 		return fmt.Errorf("encode spans: %w", err)
 	}
 	for began := time.Now(); ; {
-		again, err := c.post(ctx, body.Bytes())
-		if err == nil || !again || time.Since(began) > c.most {
+		retry, err := c.post(ctx, body.Bytes())
+		if err == nil || !retry || time.Since(began) > c.retryLimit {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(c.again):
+		case <-time.After(c.retryPause):
 		}
 	}
 }
 
-// post is one try. It reports whether another one may succeed, which is as OTLP has it: not when the collector refuses.
-func (c *otlpClient) post(ctx context.Context, body []byte) (again bool, err error) {
+// post makes one attempt and reports whether another one may succeed, by OTLP's list of statuses.
+func (c *otlpClient) post(ctx context.Context, body []byte) (retry bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
 		return false, fmt.Errorf("post spans: %w", err)
@@ -73,12 +73,12 @@ func (c *otlpClient) post(ctx context.Context, body []byte) (again bool, err err
 		return true, fmt.Errorf("post spans: %w", err)
 	}
 	defer resp.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection is reused
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusAccepted, http.StatusNoContent:
 		return false, nil
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		again = true
+		retry = true
 	}
-	return again, fmt.Errorf("post spans: the collector answers %d", resp.StatusCode)
+	return retry, fmt.Errorf("post spans: the collector answers %d", resp.StatusCode)
 }

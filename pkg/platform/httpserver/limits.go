@@ -1,6 +1,7 @@
-package platform
+package httpserver
 
 import (
+	"cmp"
 	"net/http"
 	"time"
 )
@@ -9,23 +10,21 @@ const (
 	maxHeaderBytes = 32 << 10 // of a request; more is answered 431
 	maxHeaderLines = 100      // of a request: clients send a dozen and proxies add another
 	maxStreams     = 100      // requests at once on one HTTP/2 connection
-	// writePiece is how much is written under one deadline, so that a long answer in one piece is not taken for a
-	// stalled one.
-	writePiece = 32 << 10
+	// chunkSize is the number of bytes that share one write deadline, so that a slow but steady download is not cut.
+	chunkSize = 32 << 10
 )
 
-// Limits bound what a client can hold of a server by doing little or nothing.
+// Limits bound the resources that an idle or slow client can hold.
 type Limits struct {
 	Connections int           // open at once; further ones wait until one is closed
 	Header      time.Duration // for a TLS handshake, and for the headers of a request
 	Request     time.Duration // for a request, headers and body
 	Idle        time.Duration // between two requests of a connection
-	// Stall is how long the client may take none of an answer. One that takes 32 KiB in this time may go on for as long
-	// as it likes.
+	// Stall is the longest time for 32 KiB of a response.
 	Stall time.Duration
 }
 
-// DefaultLimits are those of a listener that anybody may reach.
+// DefaultLimits returns the limits of a public listener.
 func DefaultLimits() Limits {
 	return Limits{
 		Connections: 10_000, Header: 10 * time.Second, Request: time.Minute, Idle: 2 * time.Minute, Stall: time.Minute,
@@ -33,26 +32,21 @@ func DefaultLimits() Limits {
 }
 
 func (l Limits) orDefaults() Limits {
-	all := DefaultLimits()
-	if l.Connections > 0 {
-		all.Connections = l.Connections
+	defaults := DefaultLimits()
+	return Limits{
+		Connections: cmp.Or(l.Connections, defaults.Connections),
+		Header:      cmp.Or(l.Header, defaults.Header),
+		Request:     cmp.Or(l.Request, defaults.Request),
+		Idle:        cmp.Or(l.Idle, defaults.Idle),
+		Stall:       cmp.Or(l.Stall, defaults.Stall),
 	}
-	for _, field := range []struct {
-		given time.Duration
-		to    *time.Duration
-	}{{l.Header, &all.Header}, {l.Request, &all.Request}, {l.Idle, &all.Idle}, {l.Stall, &all.Stall}} {
-		if field.given > 0 {
-			*field.to = field.given
-		}
-	}
-	return all
 }
 
-// server returns a server that keeps the limits. The number of connections is its listener's business.
+// server returns a server with the limits, except for Connections, which the listener applies.
 func (l Limits) server(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           &bounded{handler: handler, stall: l.Stall},
-		ReadHeaderTimeout: l.Header, // bounds the handshake too, being the shortest
+		ReadHeaderTimeout: l.Header, // also bounds the TLS handshake, because it is the shortest
 		ReadTimeout:       l.Request,
 		IdleTimeout:       l.Idle,
 		MaxHeaderBytes:    maxHeaderBytes,
@@ -60,8 +54,8 @@ func (l Limits) server(handler http.Handler) *http.Server {
 	}
 }
 
-// bounded is a handler whose requests have few headers, and whose answers may take long but may not stall. The time for
-// a write is set here and not on the connection: in HTTP/2 a client can stop to take one answer of several.
+// bounded limits header lines and stalled responses. It sets write deadlines per response and not per connection, because
+// an HTTP/2 client can stall one stream of several.
 type bounded struct {
 	handler http.Handler
 	stall   time.Duration
@@ -78,12 +72,11 @@ func (b *bounded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	paced := &pacedWriter{ResponseWriter: w, control: http.NewResponseController(w), stall: b.stall}
 	b.handler.ServeHTTP(paced, r)
-	// The server has yet to send what it buffered. It forgets the deadline when it has, and an error is that of a
-	// connection that is gone.
+	// The server now sends what it buffered and then resets the deadline. An error means that the connection is gone.
 	_ = paced.control.SetWriteDeadline(time.Now().Add(b.stall))
 }
 
-// pacedWriter gives every piece of an answer its own time.
+// pacedWriter sets a new deadline for each chunk of a response.
 type pacedWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
@@ -92,9 +85,9 @@ type pacedWriter struct {
 
 func (w *pacedWriter) Write(p []byte) (written int, err error) {
 	for {
-		piece := p[written:min(len(p), written+writePiece)]
-		err = w.inTime(func() error {
-			n, err := w.ResponseWriter.Write(piece)
+		chunk := p[written:min(len(p), written+chunkSize)]
+		err = w.withDeadline(func() error {
+			n, err := w.ResponseWriter.Write(chunk)
 			written += n
 			return err
 		})
@@ -104,18 +97,18 @@ func (w *pacedWriter) Write(p []byte) (written int, err error) {
 	}
 }
 
-// FlushError serves http.ResponseController.
-func (w *pacedWriter) FlushError() error { return w.inTime(w.control.Flush) }
+// FlushError implements http.ResponseController's interface.
+func (w *pacedWriter) FlushError() error { return w.withDeadline(w.control.Flush) }
 
-// Flush serves http.Flusher; a connection that is gone shows at the next write.
+// Flush implements http.Flusher. A lost connection is reported by the next write.
 func (w *pacedWriter) Flush() { _ = w.FlushError() }
 
-// Unwrap serves http.ResponseController.
+// Unwrap implements http.ResponseController's interface.
 func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// inTime lifts the deadline again when the write is done: HTTP/2 resets a stream whose deadline passes while the
-// handler waits for something else.
-func (w *pacedWriter) inTime(write func() error) error {
+// withDeadline removes the deadline after the write: HTTP/2 resets a stream whose deadline passes while the handler waits
+// for something else.
+func (w *pacedWriter) withDeadline(write func() error) error {
 	if err := w.control.SetWriteDeadline(time.Now().Add(w.stall)); err != nil {
 		return err
 	}
