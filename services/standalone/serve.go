@@ -18,7 +18,6 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/objects/embedded"
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
@@ -29,6 +28,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 	"github.com/sluice-fhir/sluice/services/ops"
 	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
+	"github.com/sluice-fhir/sluice/services/standalone/internal/embeddeds3"
 	"github.com/sluice-fhir/sluice/services/wiring"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
@@ -89,7 +89,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer redis.close()
 	accessKey, secretKey := "standalone", rand.Text()
-	s3, err := embedded.Start(ctx, embedded.Config{
+	s3, err := embeddeds3.Start(ctx, embeddeds3.Config{
 		Dir: filepath.Join(opts.state, "objects"), AccessKey: accessKey, SecretKey: secretKey,
 	})
 	if err != nil {

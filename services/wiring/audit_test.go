@@ -107,7 +107,7 @@ func TestAuditOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	report, err := audit.Verify(audit.Proof{Key: []byte(auditKey)}, audit.Part{Name: path, Reader: file})
+	report, err := audit.Verify(audit.Proof{Key: []byte(auditKey)}, audit.Input{Name: path, Reader: file})
 	if err != nil || report.Problem != nil || report.Chains[0].Process != "api" || report.Chains[0].Site == "" {
 		t.Errorf("%v, %+v", err, report)
 	}

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/sluice-fhir/sluice/pkg/objects/segments"
+	"github.com/sluice-fhir/sluice/pkg/objects/internal/segments"
 )
 
 const (

@@ -15,15 +15,15 @@ import (
 )
 
 var (
-	keyOfTests = []byte("0123456789abcdef0123456789abcdef")
-	someJob    = export.JobID(strings.Repeat("a", 26))
-	someOwner  = export.Owner{Issuer: "https://login.example.org", Subject: "research-team"}
+	testKey   = []byte("0123456789abcdef0123456789abcdef")
+	someJob   = export.JobID(strings.Repeat("a", 26))
+	someOwner = export.Owner{Issuer: "https://login.example.org", Subject: "research-team"}
 )
 
-// noon is a clock that stands still.
+// noon is a fixed clock.
 func noon() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, int(7*time.Millisecond), time.UTC) }
 
-// download is an event with everything that one can have.
+// download is an event with many fields.
 func download() Event {
 	return Event{
 		Action: File, Outcome: Success, Agent: someOwner, Address: netip.MustParseAddr("192.0.2.7"), Job: someJob,
@@ -32,7 +32,7 @@ func download() Event {
 }
 
 func config(path string) Config {
-	return Config{Path: path, Process: "api", Site: "host-1", Key: keyOfTests, Now: noon}
+	return Config{Path: path, Process: "api", Site: "host-1", Key: testKey, Now: noon}
 }
 
 func mustOpen(t testing.TB, cfg Config, handles opener) *Log {
@@ -41,7 +41,7 @@ func mustOpen(t testing.TB, cfg Config, handles opener) *Log {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() }) // again, for tests that end early
+	t.Cleanup(func() { _ = l.Close() }) // a second time, unless the test failed
 	return l
 }
 
@@ -61,7 +61,7 @@ func mustClose(t testing.TB, l *Log) {
 	}
 }
 
-// unavailable checks that an event is not on record, and that the caller can tell.
+// unavailable checks that Record refused an event.
 func unavailable(t *testing.T, err error) {
 	t.Helper()
 	if !errors.Is(err, export.ErrUnavailable) {
@@ -84,25 +84,25 @@ func linesOf(text []byte) [][]byte {
 	return lines[:len(lines)-1]
 }
 
-// proven checks that the files are one whole log and returns what each line is about.
-func proven(t *testing.T, files ...string) (about []string, report Report) {
+// verified checks that the files are one valid log and returns the action of each line.
+func verified(t *testing.T, files ...string) (actions []string, report Report) {
 	t.Helper()
-	var parts []Part
+	var inputs []Input
 	for _, file := range files {
 		text := content(t, file)
-		parts = append(parts, Part{file, bytes.NewReader(text)})
+		inputs = append(inputs, Input{file, bytes.NewReader(text)})
 		for _, line := range linesOf(text) {
-			about = append(about, actionOf(t, line))
+			actions = append(actions, actionOf(t, line))
 		}
 	}
-	report, err := Verify(Proof{Key: keyOfTests}, parts...)
+	report, err := Verify(Proof{Key: testKey}, inputs...)
 	if err != nil || report.Problem != nil {
 		t.Fatalf("%v, %+v\n%s", err, report.Problem, content(t, files[len(files)-1]))
 	}
-	if report.Lines != int64(len(about)) {
-		t.Fatalf("%d lines verified, want %d", report.Lines, len(about))
+	if report.Lines != int64(len(actions)) {
+		t.Fatalf("%d lines verified, want %d", report.Lines, len(actions))
 	}
-	return about, report
+	return actions, report
 }
 
 func actionOf(t testing.TB, line []byte) string {
@@ -115,7 +115,7 @@ func actionOf(t testing.TB, line []byte) string {
 	return string(action)
 }
 
-// want compares what lines are about.
+// want compares the actions of lines.
 func want(t *testing.T, got []string, want string) {
 	t.Helper()
 	if strings.Join(got, " ") != want {
@@ -125,13 +125,13 @@ func want(t *testing.T, got []string, want string) {
 
 func logFile(t testing.TB) string { return filepath.Join(t.TempDir(), "audit.ndjson") }
 
-// faulty wraps a real file. Its faults are set by the test that owns it.
+// faulty is a real file with injected faults.
 type faulty struct {
 	handle
 	mu          sync.Mutex
-	short       int   // bytes that the next write writes before it fails; -1: it writes all
-	noCut       bool  // cutting fails
-	syncError   error // of the next fsync
+	short       int   // bytes that the next write writes before it fails; -1: no fault
+	noCut       bool  // Truncate fails
+	syncError   error // returned by the next Sync
 	beforeSync  func()
 	writes      int
 	syncs, cuts int
@@ -182,11 +182,11 @@ func (f *faulty) set(change func()) {
 	change()
 }
 
-// withFaults is an opener whose files are all given to the test.
-func withFaults(given *faulty) opener {
+// withFaults opens files as disk.
+func withFaults(disk *faulty) opener {
 	return func(path string) (handle, error) {
 		opened, err := openHandle(path)
-		given.handle, given.short = opened, -1
-		return given, err
+		disk.handle, disk.short = opened, -1
+		return disk, err
 	}
 }

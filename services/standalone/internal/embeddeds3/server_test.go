@@ -1,4 +1,4 @@
-package embedded_test
+package embeddeds3_test
 
 import (
 	"context"
@@ -12,21 +12,21 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/objects/embedded"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/services/standalone/internal/embeddeds3"
 )
 
 const access, secret = "embedded-access", "embedded-secret"
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
-		// What Close leaves: fasthttp's clock, for good, and its sweeper of idle workers, for ten seconds at most.
+		// Close leaves fasthttp's clock running, and its cleaner of idle workers for up to ten seconds.
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
 	)
 }
 
-func TestStoreOnEmbedded(t *testing.T) {
+func TestStoreContract(t *testing.T) {
 	server := start(t, t.TempDir())
 	defer stop(t, server)
 	objectstest.Run(t, func(*testing.T) objects.Config {
@@ -36,7 +36,7 @@ func TestStoreOnEmbedded(t *testing.T) {
 	})
 }
 
-func TestServesAgainWhatItStored(t *testing.T) {
+func TestRestartKeepsObjects(t *testing.T) {
 	parent := t.TempDir()
 	t.Chdir(parent)
 	for _, step := range []string{"first", "second"} {
@@ -78,7 +78,7 @@ func same(t *testing.T, a, b string) bool {
 	return os.SameFile(one, other)
 }
 
-func TestFilesAreForTheOwnerOnly(t *testing.T) {
+func TestFileModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	server := start(t, dir)
 	defer stop(t, server)
@@ -99,19 +99,19 @@ func TestFilesAreForTheOwnerOnly(t *testing.T) {
 
 func TestStartRefuses(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := embedded.Start(t.Context(), embedded.Config{Dir: dir, AccessKey: access}); err == nil {
+	if _, err := embeddeds3.Start(t.Context(), embeddeds3.Config{Dir: dir, AccessKey: access}); err == nil {
 		t.Error("without a secret key: no error")
 	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := embedded.Start(t.Context(), config(file)); err == nil {
+	if _, err := embeddeds3.Start(t.Context(), config(file)); err == nil {
 		t.Error("on a file: no error")
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if server, err := embedded.Start(ended, config(dir)); err == nil {
+	if server, err := embeddeds3.Start(ended, config(dir)); err == nil {
 		stop(t, server)
 		t.Error("with an ended context: no error")
 	}
@@ -121,37 +121,37 @@ func TestStartRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := embedded.Start(t.Context(), config(t.TempDir())); err == nil {
+	if _, err := embeddeds3.Start(t.Context(), config(t.TempDir())); err == nil {
 		t.Error("a second server: no error")
 	}
 	if after, err := os.Getwd(); err != nil || after != before {
-		t.Errorf("the refused start moved the running server from %s to %s (%v)", before, after, err)
+		t.Errorf("the refused start changed the working directory from %s to %s (%v)", before, after, err)
 	}
 	stop(t, server)
-	stop(t, server) // again is no error
+	stop(t, server) // a second Close succeeds
 }
 
-func config(dir string) embedded.Config {
-	return embedded.Config{Dir: dir, AccessKey: access, SecretKey: secret}
+func config(dir string) embeddeds3.Config {
+	return embeddeds3.Config{Dir: dir, AccessKey: access, SecretKey: secret}
 }
 
-func start(t *testing.T, dir string) *embedded.Server {
+func start(t *testing.T, dir string) *embeddeds3.Server {
 	t.Helper()
-	server, err := embedded.Start(t.Context(), config(dir))
+	server, err := embeddeds3.Start(t.Context(), config(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return server
 }
 
-func stop(t *testing.T, server *embedded.Server) {
+func stop(t *testing.T, server *embeddeds3.Server) {
 	t.Helper()
 	if err := server.Close(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func open(t *testing.T, server *embedded.Server) *objects.Store {
+func open(t *testing.T, server *embeddeds3.Server) *objects.Store {
 	t.Helper()
 	store, err := objects.Open(objects.Config{
 		Endpoint: server.Endpoint(), AccessKey: access, SecretKey: secret, Bucket: "sluice",

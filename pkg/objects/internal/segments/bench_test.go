@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/objects/segments"
+	"github.com/sluice-fhir/sluice/pkg/objects/internal/segments"
 )
 
 // sums is what a store's writer does for every byte that goes out, encrypted or not.

@@ -1,17 +1,15 @@
-// Package embedded runs an S3 server (versitygw with its posix backend) inside the process, for a laptop, the demo
-// and tests that have no MinIO. It promises what the objects package needs and stores plainly: an object is a file
-// below Config.Dir/objects. What a file system may not be able to hold beside a file (checksums, content types) is
-// kept in a second tree, Config.Dir/metadata: no extended attributes are used, so that any Linux file system will do.
+// Package embeddeds3 runs an S3 server (versitygw with its posix backend) inside the process, for laptops and the demo. An
+// object is a file below Config.Dir/objects. Checksums and content types are in a second tree, Config.Dir/metadata, and not
+// in extended attributes, so every Linux file system works.
 //
-// What comes with the backend, and has to be known by whoever starts it:
-//   - One server a process: a second Start before the first is closed is an error.
-//   - The backend changes the working directory of the process to Config.Dir/objects and needs it to stay there.
-//     Resolve relative paths before Start. Close goes back.
-//   - It listens on a loopback port of its own and asks for the keys like any S3 server. Folders are created with
-//     mode 0700: other users of the machine neither read nor list.
-//   - It is quiet but for internal errors, which it prints to standard error itself. A client that hangs up in the
-//     middle of a request, such as a cancelled export, counts as one: "[INTERNAL ERROR]: unexpected EOF".
-package embedded
+// Properties of the backend:
+//   - One server per process: a second Start before Close is an error.
+//   - It changes the working directory of the process to Config.Dir/objects and needs it to stay there. Resolve relative
+//     paths before Start. Close changes back.
+//   - It listens on a loopback port and requires the keys. Folders are created with mode 0700.
+//   - It prints internal errors to standard error. A client that disconnects during a request, such as a cancelled export,
+//     counts as one: "[INTERNAL ERROR]: unexpected EOF".
+package embeddeds3
 
 import (
 	"context"
@@ -37,22 +35,21 @@ import (
 const (
 	mode         = fs.FileMode(0o700)
 	fileMode     = fs.FileMode(0o600)
-	region       = "us-east-1" // where objects.Config is unless it says otherwise
+	region       = "us-east-1" // the default of objects.Config
 	connections  = 1024
 	maxParts     = 10_000
-	maxCopy      = 5 << 30 // S3's own limit; the backend's zero value refuses every copy
+	maxCopy      = 5 << 30 // S3's limit; with zero the backend refuses every copy
 	portAttempts = 10
 
 	answerTimeout = 10 * time.Second
 )
 
-// started guards the working directory, which is the whole process's: a second backend must not move it away from
-// under the first, not even to be refused.
+// started guards the working directory of the process: a second Start must not change it, not even to fail.
 var started atomic.Bool
 
-// Config says where the data lies and which keys the server asks for.
+// Config configures the server.
 type Config struct {
-	Dir       string // created with mode 0700; what is in it is served again
+	Dir       string // created with mode 0700; existing data is served
 	AccessKey string
 	SecretKey string
 }
@@ -66,13 +63,13 @@ type Server struct {
 	close    func() error  // does its work once
 }
 
-// Start starts the server and returns when it answers. Close ends it, and not ctx, which bounds the start only.
+// Start starts the server and returns when it answers. ctx bounds only the start; Close stops the server.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.AccessKey == "" || cfg.SecretKey == "" {
 		return nil, errors.New("embedded object store: access key or secret key is missing")
 	}
 	if !started.CompareAndSwap(false, true) {
-		return nil, errors.New("embedded object store: it is running already")
+		return nil, errors.New("embedded object store: already running")
 	}
 	server, err := startIn(ctx, cfg)
 	if err != nil {
@@ -96,7 +93,7 @@ func startIn(ctx context.Context, cfg Config) (*Server, error) {
 			return nil, err
 		}
 	}
-	// The server does not tell which port it got, so it is given one that was free a moment ago.
+	// The server does not report its port, so it gets one that was free a moment ago.
 	for attempt := 1; ; attempt++ {
 		server, err := serve(ctx, cfg, dir)
 		if err == nil {
@@ -121,7 +118,7 @@ func serve(ctx context.Context, cfg Config, dir string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	// SideCarDir stays empty: it would only have the backend announce the folder on standard output.
+	// SideCarDir stays empty: it only makes the backend print the folder to standard output.
 	options := posix.PosixOpts{CopyObjectThreshold: maxCopy}
 	options.SetNewDirPerm(mode)
 	options.SetNewFilePerm(fileMode)
@@ -133,12 +130,12 @@ func serve(ctx context.Context, cfg Config, dir string) (*Server, error) {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	listening := make(chan struct{})
 	server := &Server{endpoint: "http://" + address, stop: stop, done: make(chan struct{})}
-	go func() { // Close, or the failed start, waits for it
+	go func() { // waited for by Close or the failed start
 		defer close(server.done)
 		server.result = embedgw.RunVersityGW(running, backend, &embedgw.Config{
 			RootUserAccess: cfg.AccessKey,
 			RootUserSecret: cfg.SecretKey,
-			// The same that the server would choose, without its announcement on standard output.
+			// The server's default, which would also print a message to standard output.
 			IAMService: auth.NewIAMServiceSingle(auth.Account{
 				Access: cfg.AccessKey, Secret: cfg.SecretKey, Role: auth.RoleAdmin,
 			}),
@@ -158,15 +155,15 @@ func serve(ctx context.Context, cfg Config, dir string) (*Server, error) {
 	case <-server.done:
 		return nil, server.wait()
 	}
-	// It is listening, but stopping it before it serves would leave the listener behind.
-	if err := errors.Join(server.ask(ctx), ctx.Err()); err != nil {
+	// Stopping a server that listens but does not serve yet would leak the listener.
+	if err := errors.Join(server.ping(ctx), ctx.Err()); err != nil {
 		return nil, errors.Join(err, server.wait())
 	}
 	return server, nil
 }
 
-// ask waits for an answer, whatever it says.
-func (s *Server) ask(ctx context.Context) error {
+// ping waits for any answer.
+func (s *Server) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.endpoint, nil)
@@ -188,18 +185,17 @@ func freeAddress(ctx context.Context) (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
-// wait ends the server and returns how it ended.
+// wait stops the server and returns its result.
 func (s *Server) wait() error {
 	s.stop()
 	<-s.done
 	return s.result
 }
 
-// Endpoint is where the server answers: http://127.0.0.1:port.
+// Endpoint returns the server's URL, http://127.0.0.1:port.
 func (s *Server) Endpoint() string { return s.endpoint }
 
-// Close stops the server: it lets requests that are under way finish, for up to ten seconds, and goes back to the
-// working directory that Start found.
+// Close stops the server after running requests finish, within ten seconds, and restores the working directory.
 func (s *Server) Close() error {
 	if err := s.close(); err != nil {
 		return fmt.Errorf("close embedded object store: %w", err)
