@@ -13,7 +13,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/platform/certs"
 	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/config"
 )
 
 type options struct {
@@ -63,7 +63,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		errs = append(errs, errors.New("--tls-cert and --tls-key must be given both or neither"))
 	}
 	if o.baseURL != "" {
-		if _, err := wiring.BaseURL(o.baseURL); err != nil {
+		if _, err := config.BaseURL(o.baseURL); err != nil {
 			errs = append(errs, fmt.Errorf("--base-url: %w", err))
 		}
 	}
