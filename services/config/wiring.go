@@ -17,8 +17,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -33,7 +34,7 @@ type Common struct {
 	secrets map[string]string // files that the configuration was read from, by their variables
 }
 
-// SecretFile is called by envconfig.Load for each file that a secret was read from.
+// SecretFile is told by envconfig.Load of each file that a secret was read from.
 func (c *Common) SecretFile(variable, file string) {
 	if c.secrets == nil {
 		c.secrets = map[string]string{}
@@ -182,7 +183,7 @@ func checkDatabase(variable, url string) error {
 	if url == "" {
 		return nil
 	}
-	if err := postgres.CheckURL(url); err != nil {
+	if err := pgdb.CheckURL(url); err != nil {
 		return fmt.Errorf("%s: %w", variable, err)
 	}
 	return nil
@@ -204,7 +205,7 @@ func (d Directory) Open(ctx context.Context, connections int) (*Register, error)
 		if err != nil {
 			return nil, err
 		}
-		pool, err := pgdir.Open(ctx, postgres.Config{
+		pool, err := pgdir.Open(ctx, pgdb.Config{
 			URL: d.URL, Connections: connections, Roots: roots, Observe: d.observed.Observer("directory"),
 		})
 		if err != nil {
