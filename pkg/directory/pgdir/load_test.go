@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
 // A line that is no Group is a problem, nothing of it stays, and the rest goes in.
@@ -244,7 +245,7 @@ func TestLoadsTakeTurns(t *testing.T) {
 	pool := open(t)
 	killed := begin(t, pool)
 	add(t, killed, group(t, "g", "", "p1"))
-	if _, err := pgdir.BeginLoad(t.Context(), pool); !errors.Is(err, pgdir.ErrBusy) {
+	if _, err := pgdir.BeginLoad(t.Context(), pool); !errors.Is(err, pgdb.ErrBusy) {
 		t.Fatalf("a second load: %v, want ErrBusy", err)
 	}
 	// The server ends the session of the first one, as when its machine is gone.

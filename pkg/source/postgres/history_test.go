@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
@@ -299,7 +300,7 @@ func TestALoadThatLostItsTurnStops(t *testing.T) {
 	s.load(ndjson(observation("o", "a", 1)))
 	lost := s.begin(keeping())
 	s.stage(lost, ndjson(observation("o", "b", 2)))
-	if _, err := postgres.BeginLoad(t.Context(), s.in, keeping()); !errors.Is(err, postgres.ErrBusy) {
+	if _, err := postgres.BeginLoad(t.Context(), s.in, keeping()); !errors.Is(err, pgdb.ErrBusy) {
 		t.Fatalf("a second load begins beside the first: %v", err)
 	}
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
