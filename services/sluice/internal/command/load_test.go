@@ -403,10 +403,10 @@ func TestLoadTakesTurns(t *testing.T) {
 		says  string
 		begin func() (underWay, error)
 	}{
-		{"sluice: another load is under way\n", func() (underWay, error) {
+		{"sluice: begin the load: another load is running\n", func() (underWay, error) {
 			return postgres.BeginLoad(t.Context(), pool, postgres.LoadConfig{Parallel: 1})
 		}},
-		{"sluice: another load of groups is under way\n", func() (underWay, error) {
+		{"sluice: begin the load of groups: another load is running\n", func() (underWay, error) {
 			return pgdir.BeginLoad(t.Context(), pool)
 		}},
 	} {
