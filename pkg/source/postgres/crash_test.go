@@ -10,7 +10,6 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
