@@ -8,13 +8,13 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // observed measures the time to acquire a connection from the pool ("acquire"), to connect ("connect"), to run a query
 // until its last row was read ("query"), and to run a batch ("stream"), whose rows may be exported for minutes. It does
 // not record statements or arguments.
-type observed struct{ observe platform.Observer }
+type observed struct{ observe telemetry.Observer }
 
 var (
 	_ pgx.QueryTracer       = observed{}
@@ -37,7 +37,7 @@ func (o observed) tell(ctx context.Context, key any, operation string, err error
 		err = nil
 	}
 	if known {
-		o.observe.Tell(operation, began, err)
+		o.observe.Observe(operation, began, err)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // Config configures a connection pool.
@@ -28,7 +28,7 @@ type Config struct {
 	Settings    map[string]string // of every session, such as jit=off
 	ReadBuffer  int               // bytes; default: pgx's
 	Roots       *x509.CertPool    // for TLS without sslrootcert; nil: the system's
-	Observe     platform.Observer
+	Observe     telemetry.Observer
 }
 
 // Open returns a pool. It does not connect. An error has no part of the URL, which may hold a password.

@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
 // Groups is directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
@@ -136,7 +136,7 @@ type groupFile struct {
 
 // unchanged reports whether both states have the same content.
 func unchanged(a, b groupFile) bool {
-	return a.name == b.name && platform.SameContent(a.info, b.info)
+	return a.name == b.name && configfile.SameContent(a.info, b.info)
 }
 
 func readIndex(dir string, files []groupFile) (map[string]place, error) {
