@@ -7,7 +7,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/certs"
 )
 
 // Trust configures the certificate authorities of servers, in addition to the system's. Each section with a server has it,
@@ -22,7 +22,7 @@ func (t Trust) Roots() (*x509.CertPool, error) {
 	if t.CAFile == "" {
 		return nil, nil //nolint:nilnil // as documented
 	}
-	roots, err := platform.Roots(t.CAFile)
+	roots, err := certs.LoadRoots(t.CAFile)
 	if err != nil {
 		return nil, fmt.Errorf("SLUICE_CA_FILE: %w", err)
 	}

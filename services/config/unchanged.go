@@ -4,14 +4,14 @@ import (
 	"context"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 )
 
 // unchanged is the part of a worker that stops it when the data differs from the index of its source. Such a worker cannot
 // export any more; the next one indexes the folder again, and the units wait for it.
-func unchanged(check func(context.Context) error) platform.Part {
+func unchanged(check func(context.Context) error) rungroup.Component {
 	const every = 15 * time.Second
-	return platform.Part{Name: "source", Run: func(ctx context.Context) error {
+	return rungroup.Component{Name: "source", Run: func(ctx context.Context) error {
 		ticker := time.NewTicker(every)
 		defer ticker.Stop()
 		for {

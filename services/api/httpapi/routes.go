@@ -28,7 +28,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
@@ -66,7 +67,7 @@ type Deps struct {
 	Access   directory.Access
 	Audit    *audit.Log
 	Registry *prometheus.Registry
-	Tracing  *platform.Tracing         // nil: nothing is traced
+	Tracing  *telemetry.Tracing        // nil: nothing is traced
 	NewKey   func(export.JobID) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
 }
 
@@ -135,7 +136,7 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 		open.HEAD(route, s.answer(handle))
 	}
 
-	probes := gin.WrapH(platform.Probes(deps.Checks(), s.now))
+	probes := gin.WrapH(health.Probes(deps.Checks(), s.now))
 	for _, probe := range []string{livePath, readyPath} {
 		router.GET(probe, probes)
 		router.HEAD(probe, probes)

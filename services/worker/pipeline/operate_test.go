@@ -18,7 +18,7 @@ func (b *bench) operator() *ops.Operator {
 	log, err := audit.Open(audit.Config{Path: filepath.Join(b.t.TempDir(), "audit.ndjson"), Process: "test", Now: time.Now})
 	must(b.t, err)
 	b.t.Cleanup(func() { must(b.t, log.Close()) })
-	operator, err := ops.New(ops.Parts{
+	operator, err := ops.New(ops.Deps{
 		Jobs: b.jobs, Queue: b.tasks, Audit: log, Now: func() time.Time { return instant },
 	})
 	must(b.t, err)
