@@ -7,6 +7,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
+
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
@@ -18,7 +20,7 @@ func (s *Store) Client(ctx context.Context, id string) ([]byte, error) {
 		return nil, fmt.Errorf("client: %w", export.ErrNotFound)
 	}
 	if err != nil {
-		return nil, unavailable("read client", err)
+		return nil, redisclient.Unavailable("read client", err)
 	}
 	return record, nil
 }
@@ -27,7 +29,7 @@ func (s *Store) Client(ctx context.Context, id string) ([]byte, error) {
 func (s *Store) AddClient(ctx context.Context, id string, record []byte) error {
 	added, err := s.redis.HSetNX(ctx, clientsKey, id, record).Result()
 	if err != nil {
-		return unavailable("register client", err)
+		return redisclient.Unavailable("register client", err)
 	}
 	if !added {
 		return fmt.Errorf("register client: %w", export.ErrConflict)
@@ -40,7 +42,7 @@ func (s *Store) AddClient(ctx context.Context, id string, record []byte) error {
 func (s *Store) ReplaceClient(ctx context.Context, id string, old, record []byte) error {
 	done, err := s.put.Run(ctx, s.redis, []string{clientsKey}, id, old, record).Bool()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return unavailable("change client", err)
+		return redisclient.Unavailable("change client", err)
 	}
 	if !done {
 		return fmt.Errorf("change client: %w", export.ErrConflict)
@@ -53,7 +55,7 @@ func (s *Store) ReplaceClient(ctx context.Context, id string, old, record []byte
 func (s *Store) RemoveClient(ctx context.Context, id string) error {
 	removed, err := s.redis.HDel(ctx, clientsKey, id).Result()
 	if err != nil {
-		return unavailable("remove client", err)
+		return redisclient.Unavailable("remove client", err)
 	}
 	if removed == 0 {
 		return fmt.Errorf("client: %w", export.ErrNotFound)
@@ -79,5 +81,5 @@ func (s *Store) Clients(ctx context.Context, visit func(id string, record []byte
 			return err
 		}
 	}
-	return unavailable("list clients", entries.Err())
+	return redisclient.Unavailable("list clients", entries.Err())
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // Limits say how many authentications may fail in one window.
@@ -46,7 +48,7 @@ func (s *Store) count(ctx context.Context, limits Limits, client, address string
 	wait, err := s.failed.Run(ctx, s.redis, keys,
 		more, limits.Window.Milliseconds(), limits.PerAddress, limits.PerClient).Int64()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return 0, unavailable("count failed authentications", err)
+		return 0, redisclient.Unavailable("count failed authentications", err)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("count failed authentications: %w", err)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // Schedule says when signing keys change.
@@ -129,9 +130,9 @@ func (k *Keys) openOne(entry ringKeyEntry) (Key, error) {
 }
 
 func (s *Store) loadRing(ctx context.Context) (string, time.Time, error) {
-	reply, err := s.load.Run(ctx, s.redis, []string{ringKey}, s.clock()).StringSlice()
+	reply, err := s.load.Run(ctx, s.redis, []string{ringKey}, redisclient.Clock(s.now)).StringSlice()
 	if err != nil {
-		return "", time.Time{}, unavailable("read the key ring", err)
+		return "", time.Time{}, redisclient.Unavailable("read the key ring", err)
 	}
 	const answers = 2
 	if len(reply) != answers {
@@ -151,7 +152,7 @@ func (s *Store) swapRing(ctx context.Context, before string, after ring) (bool, 
 	}
 	swapped, err := s.swap.Run(ctx, s.redis, []string{ringKey}, before, text).Bool()
 	if err != nil {
-		return false, unavailable("store the key ring", err)
+		return false, redisclient.Unavailable("store the key ring", err)
 	}
 	return swapped, nil
 }

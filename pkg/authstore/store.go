@@ -16,14 +16,12 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/platform"
-	"github.com/sluice-fhir/sluice/pkg/redishook"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 const (
@@ -38,7 +36,7 @@ var luaFiles embed.FS
 
 // Store is the token service's part of Redis. Use Open.
 type Store struct {
-	redis  redis.UniversalClient
+	redis  *redis.Client
 	now    func() time.Time // nil: the server's clock
 	failed *redis.Script
 	load   *redis.Script
@@ -50,21 +48,11 @@ type Store struct {
 // connection yet. Keys rotate by the clock of Redis; a test gives a clock of its own, everybody else gives nil. roots are
 // the authorities that a rediss:// server is verified with, nil for the system's.
 func Open(url string, roots *x509.CertPool, now func() time.Time) (*Store, error) {
-	opts, err := redis.ParseURL(url)
+	client, err := redisclient.Open(url, redisclient.WithRoots(roots))
 	if err != nil {
-		return nil, errors.New("the Redis URL cannot be parsed") // the library's error may quote the password
+		return nil, err
 	}
-	if opts.TLSConfig != nil {
-		if opts.TLSConfig.InsecureSkipVerify {
-			return nil, errors.New("the Redis URL says skip_verify, which would let anybody pose as the server")
-		}
-		opts.TLSConfig.RootCAs = roots
-	}
-	opts.DialTimeout = 2 * time.Second
-	opts.ReadTimeout = 3 * time.Second
-	opts.WriteTimeout = 3 * time.Second
-	opts.MaxRetries = 1
-	s := &Store{redis: redis.NewClient(opts), now: now}
+	s := &Store{redis: client, now: now}
 	for name, script := range map[string]**redis.Script{
 		"failed": &s.failed, "load": &s.load, "swap": &s.swap, "put": &s.put,
 	} {
@@ -78,37 +66,11 @@ func Open(url string, roots *x509.CertPool, now func() time.Time) (*Store, error
 }
 
 // Observe has the observer told of each command. It comes before the first.
-func (s *Store) Observe(observer platform.Observer) { redishook.Observe(s.redis, observer) }
+func (s *Store) Observe(observer platform.Observer) { redisclient.Observe(s.redis, observer) }
 
 // Close ends the connections.
 func (s *Store) Close() error { return s.redis.Close() }
 
-// Ping reports whether Redis answers and keeps what it is given. A server that does not tell its policy is taken at its
-// operator's word.
-func (s *Store) Ping(ctx context.Context) error {
-	info, err := s.redis.InfoMap(ctx, "memory").Result()
-	if err != nil {
-		return unavailable("ping redis", s.redis.Ping(ctx).Err())
-	}
-	policy := info["Memory"]["maxmemory_policy"]
-	if policy != "" && policy != "noeviction" {
-		return fmt.Errorf("redis evicts keys (maxmemory-policy %s): %w", policy, export.ErrUnavailable)
-	}
-	return nil
-}
+// Ping returns an error unless Redis answers and never evicts keys.
+func (s *Store) Ping(ctx context.Context) error { return redisclient.Ping(ctx, s.redis) }
 
-// unavailable wraps trouble with Redis, so that callers can tell it from an answer.
-func unavailable(act string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, err)
-}
-
-// clock is what the scripts are given: the injected clock's instant in ms, or nothing for the server's own.
-func (s *Store) clock() string {
-	if s.now == nil {
-		return ""
-	}
-	return strconv.FormatInt(s.now().UnixMilli(), 10)
-}

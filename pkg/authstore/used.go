@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // UseOnce records that the issuer used the id, for as long as is given, and reports whether this is its first use. An
@@ -21,7 +23,7 @@ func (s *Store) UseOnce(ctx context.Context, issuer, id string, keep time.Durati
 		return false, nil
 	}
 	if err != nil {
-		return false, unavailable("record an assertion", err)
+		return false, redisclient.Unavailable("record an assertion", err)
 	}
 	return true, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // intakeKey is there while no new jobs are taken. It may have an end of life, which is the pause's.
@@ -32,12 +33,12 @@ func (s *Store) PauseIntake(ctx context.Context, pause Pause) error {
 	if !pause.Until.IsZero() {
 		args.ExpireAt = pause.Until
 	}
-	return unavailable("pause the intake", s.redis.SetArgs(ctx, intakeKey, text, args).Err())
+	return redisclient.Unavailable("pause the intake", s.redis.SetArgs(ctx, intakeKey, text, args).Err())
 }
 
 // ResumeIntake has new jobs taken again. It is idempotent.
 func (s *Store) ResumeIntake(ctx context.Context) error {
-	return unavailable("resume the intake", s.redis.Del(ctx, intakeKey).Err())
+	return redisclient.Unavailable("resume the intake", s.redis.Del(ctx, intakeKey).Err())
 }
 
 // Intake returns whether new jobs are taken, and otherwise the pause. It is one question to Redis.
@@ -47,7 +48,7 @@ func (s *Store) Intake(ctx context.Context) (pause Pause, open bool, err error) 
 		return Pause{}, true, nil
 	}
 	if err != nil {
-		return Pause{}, false, unavailable("read the intake's state", err)
+		return Pause{}, false, redisclient.Unavailable("read the intake's state", err)
 	}
 	if err := json.Unmarshal(text, &pause); err != nil {
 		// Somebody wanted it paused. That nobody can read why is no reason to open it.

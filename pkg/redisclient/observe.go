@@ -1,5 +1,4 @@
-// Package redishook tells an observer of each command that is sent to Redis, for the stores that live there.
-package redishook
+package redisclient
 
 import (
 	"context"
@@ -14,7 +13,7 @@ import (
 
 // The classes of commands.
 const (
-	script = "script" // a step of ours, or of the queue's
+	script = "script"
 	read   = "read"
 	write  = "write"
 	probe  = "probe"
@@ -29,19 +28,13 @@ var classes = map[string]string{
 	"keys": read, "strlen": read, "hscan": read, "dbsize": read,
 }
 
-// handshakes are what the library says on each new connection. Older servers refuse parts of it, which means nothing.
+// handshakes are the commands that go-redis sends on each new connection. Older servers refuse some of them, harmlessly.
 var handshakes = map[string]bool{"hello": true, "auth": true, "select": true, "client": true}
 
-// Observe tells the observer of each command of the client. A pipeline is one call.
-func Observe(client redis.UniversalClient, observer platform.Observer) {
-	if observer != nil {
-		client.AddHook(hook{observer})
-	}
-}
-
+// hook reports commands to an observer. A pipeline counts as one call.
 type hook struct{ observer platform.Observer }
 
-// DialHook implements redis.Hook: that no connection is made shows in the command that wanted one.
+// DialHook implements redis.Hook. A failed dial is reported with the command that needed the connection.
 func (h hook) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
 }
@@ -51,7 +44,7 @@ func (h hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		began := time.Now()
 		err := next(ctx, cmd)
-		h.tell(cmd, began, err)
+		h.report(cmd, began, err)
 		return err
 	}
 }
@@ -62,29 +55,30 @@ func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 		began := time.Now()
 		err := next(ctx, cmds)
 		if len(cmds) > 0 {
-			h.tell(cmds[len(cmds)-1], began, err) // of a transaction that is the EXEC: a write
+			h.report(cmds[len(cmds)-1], began, err) // the last of a transaction is EXEC: a write
 		}
 		return err
 	}
 }
 
-func (h hook) tell(cmd redis.Cmder, began time.Time, err error) {
-	if !handshakes[cmd.Name()] {
-		h.observer.Tell(class(cmd), began, trouble(err))
+func (h hook) report(cmd redis.Cmder, began time.Time, err error) {
+	name := cmd.Name()
+	if handshakes[name] {
+		return
 	}
-}
-
-func class(cmd redis.Cmder) string {
-	if known := classes[cmd.Name()]; known != "" {
-		return known
+	class := classes[name]
+	if class == "" {
+		class = write
 	}
-	return write
-}
-
-// trouble is the error unless it is an answer: that nothing is there, or that the server has yet to be told a script.
-func trouble(err error) error {
 	if errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "NOSCRIPT") {
-		return nil
+		err = nil // answers, not failures
 	}
-	return err
+	h.observer.Tell(class, began, err)
+}
+
+// Observe reports each command of the client to the observer.
+func Observe(client *redis.Client, observer platform.Observer) {
+	if observer != nil {
+		client.AddHook(hook{observer})
+	}
 }
