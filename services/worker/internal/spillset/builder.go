@@ -1,10 +1,10 @@
-// Package idset keeps sets of ids that may be larger than memory: a cohort, or the references that an export has met.
+// Package spillset keeps sets of ids that may be larger than memory: a cohort, or the references that an export has met.
 //
 // A Builder collects ids in any order, with repeats, and spills sorted runs to the object store when it holds more
 // than its limit. What it has collected is read back merged: ascending, no id twice. A List is such a set stored in
 // chunks, which can be read chunk by chunk and asked for membership. Memory is bounded by the limits here, never by
 // the set.
-package idset
+package spillset
 
 import (
 	"bufio"

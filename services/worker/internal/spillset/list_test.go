@@ -1,4 +1,4 @@
-package idset
+package spillset
 
 import (
 	"errors"
