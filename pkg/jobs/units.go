@@ -75,7 +75,7 @@ func (l *Lifecycle) GiveUp(ctx context.Context, lease export.Lease, reason strin
 	if err != nil {
 		return nil, err
 	}
-	if lease.Unit.Kind == export.KindReferences {
+	if lease.Unit.Kind == export.KindResolveReferences {
 		// Units that a lost attempt has staged would become visible with the failure.
 		if err := l.Store.Stage(ctx, lease, nil); err != nil {
 			return nil, err

@@ -25,7 +25,7 @@ func running(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
 
 var seal = export.Unit{ID: export.SealUnit, Kind: export.KindSeal}
 
-func issue(t *testing.T, s *jobstore.Store, id export.JobID, most int) []jobstore.Issued {
+func issue(t *testing.T, s *jobstore.Store, id export.JobID, most int) []export.Lease {
 	t.Helper()
 	issued, err := s.Issue(t.Context(), id, most)
 	must(t, err)
@@ -162,7 +162,7 @@ func TestReopenRefuses(t *testing.T) {
 		must(t, s.Commit(ctx, lease, jobstore.Commit{Next: next}))
 		found, err := s.Inspect(ctx, id)
 		must(t, err)
-		if slices.ContainsFunc(found.Units, func(u jobstore.UnitStanding) bool { return u.Unit.ID == cut.ID }) {
+		if slices.ContainsFunc(found.Units, func(u jobstore.UnitStatus) bool { return u.Unit.ID == cut.ID }) {
 			t.Error("a unit of a lost attempt has come to light")
 		}
 	})
@@ -180,7 +180,7 @@ func TestReopenRacesACommit(t *testing.T) {
 				must(t, finish(t, s, id, other, 1))
 			}
 			lease := claim(t, s, id, unit.ID, unit.Kind, 1)
-			var again jobstore.Issued
+			var again export.Lease
 			var retryErr, commitErr error
 			var both sync.WaitGroup
 			both.Go(func() { again, retryErr = s.Reopen(ctx, id, unit.ID) })
@@ -211,15 +211,14 @@ func TestInspect(t *testing.T) {
 		must(t, s.Commit(ctx, lease, jobstore.Commit{Result: export.Result{Files: []export.File{file}}, Next: seal}))
 		claim(t, s, id, threeUnits[1].ID, export.KindExport, 1)
 		c.advance(time.Minute)
-		lost, err := s.Silent(ctx, id, 30*time.Second, 10)
-		must(t, err)
+		lost := stale(t, s, id, 30*time.Second)
 		if len(lost) != 2 {
 			t.Fatalf("%+v", lost)
 		}
 		c.advance(time.Second)
 		found, err := s.Inspect(ctx, id)
 		must(t, err)
-		byID := map[export.UnitID]jobstore.UnitStanding{}
+		byID := map[export.UnitID]jobstore.UnitStatus{}
 		for _, unit := range found.Units {
 			byID[unit.Unit.ID] = unit
 		}
@@ -236,12 +235,12 @@ func TestInspect(t *testing.T) {
 	})
 }
 
-func TestKnown(t *testing.T) {
+func TestListJobs(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()
 		live, ended := create(t, s, c), create(t, s, c)
-		must(t, s.Fail(ctx, ended, "why", c.now(), c.now().Add(time.Hour)))
-		ids, more, err := s.Known(ctx, 10)
+		must(t, s.FailJob(ctx, ended, "why", c.now(), c.now().Add(time.Hour)))
+		ids, more, err := s.ListJobs(ctx, 10)
 		must(t, err)
 		if len(ids) != 2 || more {
 			t.Errorf("%v, more %v", ids, more)
@@ -252,8 +251,8 @@ func TestKnown(t *testing.T) {
 			t.Errorf("%+v", records)
 		}
 		create(t, s, c)
-		if _, more, err = s.Known(ctx, 1); err != nil || !more {
-			t.Errorf("of two active jobs one is looked at: more %v, %v", more, err)
+		if _, more, err = s.ListJobs(ctx, 1); err != nil || !more {
+			t.Errorf("of two active jobs one is listed: more %v, %v", more, err)
 		}
 	})
 }

@@ -110,7 +110,7 @@ func (p *Page) look(ctx context.Context, filter ops.Filter) (look overviewLook, 
 		return look, err
 	}
 	// Everything that has an end is due at some time; ten years hence all of it is.
-	if look.due, err = p.Jobs.Due(ctx, p.Now().AddDate(10, 0, 0), purgesShown); err != nil {
+	if look.due, err = p.Jobs.Due(ctx, p.Now().AddDate(10, 0, 0), 0, purgesShown); err != nil {
 		return look, err
 	}
 	due := make([]export.JobID, 0, len(look.due))
@@ -141,7 +141,7 @@ func (p *Page) look(ctx context.Context, filter ops.Filter) (look overviewLook, 
 func (p *Page) sum(
 	ctx context.Context, shown map[export.JobID]bool,
 ) (of map[export.JobID]jobstore.Totals, jobs int, stored int64, err error) {
-	ids, _, err := p.Jobs.Known(ctx, summedMost)
+	ids, _, err := p.Jobs.ListJobs(ctx, summedMost)
 	if err != nil {
 		return nil, 0, 0, err
 	}
@@ -304,7 +304,7 @@ func showWorker(worker queue.Process, now time.Time) workerRow {
 	case len(worker.Tasks) > 0:
 		row.State = label{"at work", busy}
 	}
-	if worker.Obeys && !worker.Draining {
+	if worker.Drainable && !worker.Draining {
 		row.Drain = Path + "workers/" + url.PathEscape(worker.ID) + "/drain"
 	}
 	return row

@@ -91,7 +91,7 @@ func (p *Page) fail(r *http.Request) (step, error) {
 		title: "Give this unit up?", button: "Give the unit up", done: "fail", harm: true,
 		what: "What the unit would have exported will be missing: it becomes an entry of the manifest's error list, and the " +
 			"rest of the job goes on. It can be retried until the next stage of the job begins.",
-	}, (*ops.Operator).FailUnit)
+	}, (*ops.Operator).GiveUpUnit)
 }
 
 func (p *Page) pause(*http.Request) (step, error) {

@@ -35,7 +35,7 @@ import (
 
 // inProcess is the whole service in the test's process, on real servers, with a clock that the test moves. It answers
 // like a stack.
-func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep, clock *atomic.Int64) {
+func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Runner, clock *atomic.Int64) {
 	t.Helper()
 	clock = &atomic.Int64{}
 	clock.Store(time.Now().UnixMilli())

@@ -103,12 +103,12 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		{Name: "duties", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: taskConcurrency, Drain: cfg.Drain, Logger: log,
-			}, queue.Handlers{Purge: keeper.Purge, Upkeep: keeper.Do})
+			}, queue.Handlers{Purge: keeper.Purge, Pass: keeper.Do})
 		}},
 		{Name: "watch", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: 1, Drain: cfg.Drain, Logger: log,
-			}, queue.Handlers{Watch: keeper.Do})
+			}, queue.Handlers{Rescue: keeper.Do})
 		}},
 	}
 	if page != nil {

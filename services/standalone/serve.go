@@ -205,7 +205,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		platform.Part{Name: "tasks", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: redis.url, Concurrency: unitsAtOnce + 1, Express: 1, Drain: time.Second, Logger: log,
-			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Upkeep: keeper.Do, Watch: keeper.Do})
+			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Pass: keeper.Do, Rescue: keeper.Do})
 		}},
 	)
 }

@@ -29,8 +29,8 @@ func TestCancel(t *testing.T) {
 		served <- queue.Serve(ctx, queue.ServerConfig{
 			URL: w.redisURL, Concurrency: 1, Drain: time.Second, Logger: slog.New(slog.DiscardHandler),
 		}, queue.Handlers{
-			Purge:  func(_ context.Context, id export.JobID) error { purges <- id; return nil },
-			Upkeep: func(context.Context, string) error { return nil },
+			Purge: func(_ context.Context, id export.JobID) error { purges <- id; return nil },
+			Pass:  func(context.Context, string) error { return nil },
 		})
 	}()
 	alice := w.as("alice")
@@ -38,7 +38,7 @@ func TestCancel(t *testing.T) {
 		w.kickoff(alice, "")
 	lease := w.claim(running, export.PlanUnit, export.KindPlan)
 	w.run(completed, patients(1))
-	if err := w.jobs.Fail(t.Context(), failed, "why", w.clock.Now(), w.clock.Now().Add(retention)); err != nil {
+	if err := w.jobs.FailJob(t.Context(), failed, "why", w.clock.Now(), w.clock.Now().Add(retention)); err != nil {
 		t.Fatal(err)
 	}
 	for name, id := range map[string]export.JobID{

@@ -8,7 +8,7 @@ import (
 
 // Expire marks finished jobs whose retention is over as expired and queues the purge of all ended jobs that are due.
 func (r *Runner) Expire(ctx context.Context) error {
-	expired, err := r.Jobs.ExpireDue(ctx)
+	expired, err := r.lifecycle.ExpireDue(ctx)
 	for _, job := range expired {
 		r.metrics.expired.Inc()
 		r.jobLogger(job.ID, job).Info("job expired")
@@ -18,7 +18,7 @@ func (r *Runner) Expire(ctx context.Context) error {
 
 // Purge deletes everything of an ended job.
 func (r *Runner) Purge(ctx context.Context, id export.JobID) error {
-	purged, err := r.Jobs.Purge(ctx, id)
+	purged, err := r.lifecycle.Purge(ctx, id)
 	if purged {
 		r.metrics.purged.Inc()
 		r.Logger.Info("job purged", "job_id", id)

@@ -16,9 +16,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
 // The passes, by their names on the wire and in metrics.
@@ -79,7 +83,11 @@ func (c Config) Validate() error {
 
 // Deps are the dependencies of a Runner.
 type Deps struct {
-	Jobs     *jobs.Lifecycle // Retention and Outstanding are set from the Config
+	Jobs     *jobstore.Store
+	Queue    *queue.Client
+	Objects  *objects.Store
+	Audit    *audit.Log
+	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
 	Tracing  *platform.Tracing // nil: nothing is traced
@@ -88,9 +96,10 @@ type Deps struct {
 // Runner runs the passes.
 type Runner struct {
 	Deps
-	cfg     Config
-	metrics metrics
-	running sync.Map // passes that this process is running
+	lifecycle *jobs.Lifecycle
+	cfg       Config
+	metrics   metrics
+	running   sync.Map // passes that this process is running
 }
 
 // New returns a Runner.
@@ -98,10 +107,13 @@ func New(cfg Config, deps Deps) (*Runner, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("scheduler: %w", err)
 	}
-	lifecycle := *deps.Jobs
-	lifecycle.Retention, lifecycle.Outstanding = cfg.Retention, cfg.Outstanding
-	deps.Jobs = &lifecycle
-	return &Runner{Deps: deps, cfg: cfg, metrics: newMetrics(deps.Registry, lifecycle.Now())}, nil
+	return &Runner{
+		Deps: deps, cfg: cfg, metrics: newMetrics(deps.Registry, deps.Now()),
+		lifecycle: &jobs.Lifecycle{
+			Store: deps.Jobs, Queue: deps.Queue, Objects: deps.Objects, Audit: deps.Audit, Now: deps.Now,
+			Retention: cfg.Retention, Outstanding: cfg.Outstanding,
+		},
+	}, nil
 }
 
 // Run enqueues the passes at their intervals until the context ends.
@@ -110,16 +122,16 @@ func (r *Runner) Run(ctx context.Context) error {
 		interval time.Duration
 		enqueue  func(ctx context.Context, pass string, bucket time.Time, interval time.Duration) error
 	}{
-		passExpire: {r.cfg.ExpireEvery, r.Jobs.Queue.EnqueuePass},
-		passSweep:  {r.cfg.SweepEvery, r.Jobs.Queue.EnqueuePass},
-		passRescue: {r.cfg.RescueEvery, r.Jobs.Queue.EnqueueRescue},
+		passExpire: {r.cfg.ExpireEvery, r.Queue.EnqueuePass},
+		passSweep:  {r.cfg.SweepEvery, r.Queue.EnqueuePass},
+		passRescue: {r.cfg.RescueEvery, r.Queue.EnqueueRescue},
 	}
 	last := map[string]time.Time{}
 	ticker := time.NewTicker(min(r.cfg.ExpireEvery, r.cfg.RescueEvery, r.cfg.SweepEvery, time.Second))
 	defer ticker.Stop()
 	for {
 		for name, pass := range passes {
-			bucket := r.Jobs.Now().Truncate(pass.interval)
+			bucket := r.Now().Truncate(pass.interval)
 			if bucket.Equal(last[name]) {
 				continue
 			}
@@ -167,7 +179,7 @@ func (r *Runner) passed(name string, err error) {
 		return
 	}
 	r.metrics.passes.WithLabelValues(name, "done").Inc()
-	r.metrics.lastPass.WithLabelValues(name).Set(float64(r.Jobs.Now().UnixMilli()) / 1000)
+	r.metrics.lastPass.WithLabelValues(name).Set(float64(r.Now().UnixMilli()) / 1000)
 }
 
 type metrics struct {

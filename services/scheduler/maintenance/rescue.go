@@ -25,7 +25,7 @@ func (r *Runner) Rescue(ctx context.Context) error {
 	var errs []error
 	for offset := 0; ; offset += activePage {
 		// A job that ends meanwhile moves later ones forward; the next pass sees those.
-		page, err := r.Jobs.Store.Active(ctx, offset, activePage)
+		page, err := r.Jobs.Active(ctx, offset, activePage)
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
@@ -41,26 +41,26 @@ func (r *Runner) Rescue(ctx context.Context) error {
 }
 
 func (r *Runner) rescueOne(ctx context.Context, entry jobstore.Entry) error {
-	now := r.Jobs.Now()
-	job, err := r.Jobs.Store.Job(ctx, entry.ID)
+	now := r.Now()
+	job, err := r.Jobs.Job(ctx, entry.ID)
 	log := r.jobLogger(entry.ID, job)
 	switch {
 	case err != nil && !errors.Is(err, export.ErrNotFound):
 		return err
 	case err != nil || !job.State.Live():
 		if now.Sub(entry.At) > refileAfter {
-			return r.Jobs.Store.Refile(ctx, entry.ID, now)
+			return r.Jobs.Refile(ctx, entry.ID, now)
 		}
 		return nil
 	case now.Sub(job.Created) > r.cfg.MaxAge:
 		log.Error("job took too long", "state", job.State)
-		err := r.Jobs.FailJob(ctx, job.ID, "The export took too long and was given up.")
+		err := r.lifecycle.FailJob(ctx, job.ID, "The export took too long and was given up.")
 		if err == nil {
 			r.metrics.failed.Inc()
 		}
 		return err
 	}
-	rescued, err := r.Jobs.Rescue(ctx, job.ID, r.cfg.Silence, func(ctx context.Context, lease export.Lease) string {
+	rescued, err := r.lifecycle.Rescue(ctx, job.ID, r.cfg.Silence, func(ctx context.Context, lease export.Lease) string {
 		return r.traceRescue(ctx, job, lease)
 	})
 	r.metrics.rescued.Add(float64(len(rescued.Lost) + len(rescued.Refenced)))

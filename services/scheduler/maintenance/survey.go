@@ -60,8 +60,8 @@ func (r *Runner) Survey(ctx context.Context) error {
 
 // surveyOnce is one survey. If it fails the gauges keep their values; the time of the last pass shows their age.
 func (r *Runner) surveyOnce(ctx context.Context, s *survey) error {
-	now := r.Jobs.Now()
-	active, ended, err := r.Jobs.Store.Sizes(ctx)
+	now := r.Now()
+	active, ended, err := r.Jobs.Sizes(ctx)
 	if err != nil {
 		return err
 	}
@@ -77,11 +77,11 @@ func (r *Runner) surveyOnce(ctx context.Context, s *survey) error {
 	if err != nil {
 		return err
 	}
-	queues, err := r.Jobs.Queue.Waiting(ctx)
+	queues, err := r.Queue.Waiting(ctx)
 	if err != nil {
 		return err
 	}
-	workers, err := r.Jobs.Queue.Workers(ctx)
+	workers, err := r.Queue.Workers(ctx)
 	if err != nil {
 		return err
 	}
@@ -124,11 +124,11 @@ func (r *Runner) surveyOnce(ctx context.Context, s *survey) error {
 func (r *Runner) liveJobs(ctx context.Context) (live []jobstore.JobCounts, ended map[export.JobID]export.State, err error) {
 	ended = map[export.JobID]export.State{}
 	for offset := 0; offset < surveyMost; offset += surveyPage {
-		page, err := r.Jobs.Store.Active(ctx, offset, surveyPage)
+		page, err := r.Jobs.Active(ctx, offset, surveyPage)
 		if err != nil {
 			return nil, nil, err
 		}
-		listed, err := r.Jobs.Store.Counts(ctx, page)
+		listed, err := r.Jobs.Counts(ctx, page)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -150,11 +150,11 @@ func (r *Runner) liveJobs(ctx context.Context) (live []jobstore.JobCounts, ended
 func (r *Runner) endedJobs(ctx context.Context) (map[string]int, error) {
 	counts := map[string]int{}
 	for offset := 0; offset < surveyMost; offset += surveyPage {
-		page, err := r.Jobs.Store.ListEnded(ctx, offset, surveyPage)
+		page, err := r.Jobs.ListEnded(ctx, offset, surveyPage)
 		if err != nil {
 			return nil, err
 		}
-		states, err := r.Jobs.Store.States(ctx, page)
+		states, err := r.Jobs.States(ctx, page)
 		if err != nil {
 			return nil, err
 		}
@@ -172,7 +172,7 @@ func (r *Runner) endedJobs(ctx context.Context) (map[string]int, error) {
 
 // lag is how long the next job to expire or purge is overdue.
 func (r *Runner) lag(ctx context.Context, now time.Time) (time.Duration, error) {
-	due, err := r.Jobs.Store.Due(ctx, now, 0, 1)
+	due, err := r.Jobs.Due(ctx, now, 0, 1)
 	if err != nil || len(due) == 0 {
 		return 0, err
 	}
@@ -198,7 +198,7 @@ func (r *Runner) finished(
 		}
 		ask = append(ask, jobstore.Entry{ID: id})
 	}
-	states, err := r.Jobs.Store.States(ctx, ask)
+	states, err := r.Jobs.States(ctx, ask)
 	if err != nil {
 		return false, err
 	}

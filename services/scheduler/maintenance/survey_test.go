@@ -97,7 +97,7 @@ func TestASurveyTellsAStandstill(t *testing.T) {
 	look("its owner gives up", time.Minute, 180, 180)
 	third := w.job(export.Scheduled)
 	look("and tries again", time.Minute, 240, 240)
-	w.must(w.Jobs.Fail(t.Context(), third, "too old", w.Now(), w.Now().Add(week)))
+	w.must(w.Jobs.FailJob(t.Context(), third, "too old", w.Now(), w.Now().Add(week)))
 	look("a job fails", time.Minute, 300, 300)
 
 	lease := w.claim(first, export.PlanUnit, export.KindPlan)
@@ -129,7 +129,7 @@ func TestASurveyThatFails(t *testing.T) {
 	w.job(export.Scheduled)
 	s := &survey{gauges: w.metrics.gauges, nothing: true}
 	w.must(w.look(t.Context(), s))
-	w.passed(dutySurvey, nil)
+	w.passed(passSurvey, nil)
 	last := w.figures()["sluice_scheduler_last_pass_timestamp_seconds{survey}"]
 	w.set(w.Now().Add(time.Minute))
 	w.must(w.Jobs.Close())
@@ -137,7 +137,7 @@ func TestASurveyThatFails(t *testing.T) {
 	if err == nil {
 		t.Fatal("a survey without a store does not fail")
 	}
-	w.passed(dutySurvey, err)
+	w.passed(passSurvey, err)
 	w.want("failed", map[string]float64{
 		"sluice_scheduler_jobs{scheduled}":                     1,
 		"sluice_scheduler_passes_total{survey,failed}":         1,
@@ -160,11 +160,11 @@ func TestASurveyIsBounded(t *testing.T) {
 
 func TestPassesAreCounted(t *testing.T) {
 	w := newWorld(t)
-	w.must(w.Do(t.Context(), dutyExpire))
+	w.must(w.Pass(t.Context(), passExpire))
 	w.job(export.Cancelled)
 	w.proxy.Break()
 	w.set(w.Now().Add(time.Minute))
-	if err := w.Do(t.Context(), dutyExpire); err == nil {
+	if err := w.Pass(t.Context(), passExpire); err == nil {
 		t.Fatal("a purge without an object store does not fail")
 	}
 	w.want("passes", map[string]float64{
@@ -185,10 +185,11 @@ func TestARescueIsTraced(t *testing.T) {
 	w.Tracing = tracing
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	id := export.NewJobID()
-	w.must(w.Jobs.Create(t.Context(), export.Job{
+	_, err = w.Jobs.Create(t.Context(), export.Job{
 		ID: id, State: export.Scheduled, Created: w.Now(), Trace: parent,
 		Request: export.Request{GroupID: "g", Types: []string{"Patient"}},
-	}, export.FirstUnit()))
+	}, export.FirstUnit(), jobstore.Admission{Limit: 100})
+	w.must(err)
 	w.claim(id, export.PlanUnit, export.KindPlan)
 	w.set(w.Now().Add(time.Minute))
 	w.must(w.Rescue(t.Context()))

@@ -14,9 +14,9 @@ import (
 // attempts and those that were needed only while the job ran. It leaves everything younger than the grace and everything
 // of live jobs.
 func (r *Runner) Sweep(ctx context.Context) error {
-	before := r.Jobs.Now().Add(-r.cfg.SweepGrace)
+	before := r.Now().Add(-r.cfg.SweepGrace)
 	var errs []error
-	err := r.Jobs.Objects.Prefixes(ctx, export.JobsPrefix, func(prefix string) error {
+	err := r.Objects.Prefixes(ctx, export.JobsPrefix, func(prefix string) error {
 		id, ours := jobOf(prefix)
 		if !ours {
 			r.Logger.Warn("the bucket has a foreign prefix, which is left alone")
@@ -27,10 +27,10 @@ func (r *Runner) Sweep(ctx context.Context) error {
 		return nil
 	})
 	errs = append(errs, err)
-	errs = append(errs, r.Jobs.Objects.Uploads(ctx, func(upload objects.Upload) error {
+	errs = append(errs, r.Objects.Uploads(ctx, func(upload objects.Upload) error {
 		orphan, err := r.orphan(ctx, upload.Key, upload.Started, before)
 		if err == nil && orphan {
-			err = r.Jobs.Objects.AbortUpload(ctx, upload.Key, upload.ID)
+			err = r.Objects.AbortUpload(ctx, upload.Key, upload.ID)
 			r.metrics.aborted.Inc()
 		}
 		if err != nil {
@@ -48,14 +48,14 @@ func jobOf(prefix string) (export.JobID, bool) {
 }
 
 func (r *Runner) sweepJob(ctx context.Context, id export.JobID, before time.Time) error {
-	return r.Jobs.Objects.List(ctx, export.JobPrefix(id), func(object objects.Info) error {
+	return r.Objects.List(ctx, export.JobPrefix(id), func(object objects.Info) error {
 		orphan, err := r.orphan(ctx, object.Key, object.Modified, before)
 		if err != nil || !orphan {
 			return err
 		}
 		r.metrics.orphans.Inc()
 		r.Logger.Info("orphaned object deleted", "job_id", id)
-		return r.Jobs.Objects.Delete(ctx, object.Key)
+		return r.Objects.Delete(ctx, object.Key)
 	})
 }
 
@@ -68,7 +68,7 @@ func (r *Runner) orphan(ctx context.Context, key string, modified, before time.T
 	if !ours {
 		return false, nil
 	}
-	job, err := r.Jobs.Store.Job(ctx, origin.Job)
+	job, err := r.Jobs.Job(ctx, origin.Job)
 	switch {
 	case errors.Is(err, export.ErrNotFound):
 		return true, nil
@@ -79,6 +79,6 @@ func (r *Runner) orphan(ctx context.Context, key string, modified, before time.T
 	case origin.Scaffolding:
 		return true, nil
 	}
-	current, err := r.Jobs.Store.IsCurrentFence(ctx, origin.Job, origin.Unit, origin.Fence)
+	current, err := r.Jobs.IsCurrentFence(ctx, origin.Job, origin.Unit, origin.Fence)
 	return !current, err
 }

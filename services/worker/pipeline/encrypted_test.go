@@ -29,7 +29,7 @@ func TestAPartThatAnOldWorkerWroteInPlaintext(t *testing.T) {
 				ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner, Key: []byte("wrapped"),
 				Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: groupID, Types: []string{"Patient"}},
 			}
-			must(t, fx.jobs.Create(t.Context(), job, export.FirstUnit()))
+			fx.record(job)
 			done := fx.drive(job.ID, func(task queue.Task) {
 				w := fresh
 				if old(task) {

@@ -130,8 +130,22 @@ func (fx *fixture) kickOff(types ...string) export.JobID {
 		ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner,
 		Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: groupID, Types: types},
 	}
-	must(fx.t, fx.jobs.Create(fx.t.Context(), job, export.FirstUnit()))
+	fx.record(job)
 	return job.ID
+}
+
+func (fx *fixture) record(job export.Job) {
+	fx.t.Helper()
+	_, err := fx.jobs.Create(fx.t.Context(), job, export.FirstUnit(), jobstore.Admission{Limit: 1000})
+	must(fx.t, err)
+}
+
+// stale returns all units that a rescue after such a silence enqueues.
+func (fx *fixture) stale(id export.JobID, silence time.Duration) []export.Lease {
+	fx.t.Helper()
+	lost, unclaimed, err := fx.jobs.RescueStale(fx.t.Context(), id, silence, 1000)
+	must(fx.t, err)
+	return append(lost, unclaimed...)
 }
 
 // open returns the tasks that the job waits for, as the scheduler's rescue finds them. Units whose worker has not
@@ -144,10 +158,8 @@ func (fx *fixture) open(id export.JobID) []queue.Task {
 		return nil
 	}
 	must(fx.t, err)
-	silent, err := fx.jobs.Silent(ctx, id, -24*time.Hour, 1000)
-	must(fx.t, err)
 	var tasks []queue.Task
-	for _, unit := range silent {
+	for _, unit := range fx.stale(id, -24*time.Hour) {
 		tasks = append(tasks, queue.Task{Kind: unit.Unit.Kind, Job: id, Unit: unit.Unit.ID, Fence: unit.Fence})
 	}
 	return tasks
@@ -226,8 +238,8 @@ func (fx *fixture) outcome(job export.Job) outcome {
 		}
 		// What the sweep would take for the garbage of a lost attempt must not be listed.
 		origin, ok := export.ParseKey(file.Key)
-		holds, err := fx.jobs.Holds(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
-		if err != nil || !ok || !holds {
+		current, err := fx.jobs.IsCurrentFence(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
+		if err != nil || !ok || !current {
 			fx.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
 		}
 		for _, line := range fx.readFile(file) {

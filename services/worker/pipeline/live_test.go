@@ -163,10 +163,10 @@ func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
 	w := fx.worker()
 	must(t, w.Handle(ctx, task))
 	fx.wantMetric(1, "sluice_worker_units_total", "export", "handed_back")
-	silent, err := fx.jobs.Silent(t.Context(), task.Job, 0, 10)
+	lost, unclaimed, err := fx.jobs.RescueStale(t.Context(), task.Job, 0, 10)
 	must(t, err)
-	if len(silent) != 1 || silent[0].Fence != 2 || silent[0].Attempts != 0 || silent[0].Lost {
-		t.Errorf("handed back as %+v, want fence 2 and no attempt counted", silent)
+	if len(lost) != 0 || len(unclaimed) != 1 || unclaimed[0].Fence != 2 || unclaimed[0].Attempt != 0 {
+		t.Errorf("handed back as %+v, lost %+v; want fence 2 and no attempt counted", unclaimed, lost)
 	}
 	if got := fx.queued(1); got[0].Unit != task.Unit || got[0].Fence != 2 {
 		t.Errorf("queued: %+v", got)

@@ -34,7 +34,7 @@ func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // pitfalls 10, 21
 	operator := fx.operator()
 	id := fx.kickOff("Observation", "Condition", "Patient")
 	hook.within = func(ctx context.Context, _ int) error {
-		must(t, operator.FailUnit(t.Context(), id, "Observation-00000"))
+		must(t, operator.GiveUpUnit(t.Context(), id, "Observation-00000"))
 		return untilTold(ctx)
 	}
 	got := fx.outcome(fx.finish(fx.worker(), id))
@@ -60,7 +60,7 @@ func TestAUnitThatAnOperatorRetries(t *testing.T) {
 	job := fx.drive(id, func(task queue.Task) {
 		if task.Kind == export.KindExport && !failed {
 			failed = true
-			must(t, operator.FailUnit(t.Context(), id, task.Unit))
+			must(t, operator.GiveUpUnit(t.Context(), id, task.Unit))
 			must(t, w.Handle(t.Context(), task)) // a task that comes too late
 			must(t, operator.RetryUnit(t.Context(), id, task.Unit))
 			return

@@ -150,10 +150,8 @@ func (fx *fixture) cutBy(kind export.Kind, types ...string) map[export.UnitID]ex
 			}
 			_, err := fx.jobs.Issue(fx.t.Context(), id, 1000)
 			must(fx.t, err)
-			silent, err := fx.jobs.Silent(fx.t.Context(), id, -time.Hour, 1000)
-			must(fx.t, err)
 			units := map[export.UnitID]export.Unit{}
-			for _, unit := range silent {
+			for _, unit := range fx.stale(id, -time.Hour) {
 				units[unit.Unit.ID] = unit.Unit
 			}
 			return units

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform"
@@ -85,6 +86,7 @@ type Deps struct {
 // Worker works on units. It has no state between them but what it need not read again: any number run anywhere.
 type Worker struct {
 	Deps
+	lifecycle  *jobs.Lifecycle
 	cfg        Config
 	lists      *spillset.Cache
 	shortUnits activeShortUnits
@@ -98,6 +100,9 @@ func New(cfg Config, deps Deps) (*Worker, error) {
 	}
 	return &Worker{
 		Deps: deps, cfg: cfg, lists: spillset.NewCache(), metrics: newMetrics(deps.Registry),
+		lifecycle: &jobs.Lifecycle{
+			Store: deps.Jobs, Queue: deps.Queue, Now: deps.Now, Retention: cfg.Retention, Outstanding: cfg.Outstanding,
+		},
 	}, nil
 }
 

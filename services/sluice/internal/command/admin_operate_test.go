@@ -101,10 +101,11 @@ var deskOwner = export.Owner{Issuer: "https://login.example.org", Subject: "rese
 func (d *desk) running() export.JobID {
 	d.t.Helper()
 	ctx, id := d.t.Context(), export.NewJobID()
-	d.must(d.jobs.Create(ctx, export.Job{
+	_, err := d.jobs.Create(ctx, export.Job{
 		ID: id, State: export.Scheduled, Created: time.Now().Add(-time.Hour), Owner: deskOwner,
 		Request: export.Request{URL: "https://x/fhir/Group/g/$export?_type=Patient", GroupID: "g", Types: []string{"Condition", "Patient"}},
-	}, export.FirstUnit()))
+	}, export.FirstUnit(), jobstore.Admission{Limit: 100})
+	d.must(err)
 	plan, err := d.jobs.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1)
 	d.must(err)
 	d.must(d.jobs.Stage(ctx, plan, []export.Unit{
@@ -229,7 +230,7 @@ func TestAdminJobAndUnit(t *testing.T) {
 func TestAdminJobPurge(t *testing.T) {
 	d := newDesk(t)
 	id := d.running()
-	d.must(d.jobs.Fail(t.Context(), id, "why", time.Now(), time.Now().Add(time.Hour)))
+	d.must(d.jobs.FailJob(t.Context(), id, "why", time.Now(), time.Now().Add(time.Hour)))
 	d.do(0, "has expired", "job", "purge", string(id), "--yes")
 	d.do(0, "has expired", "job", "purge", string(id), "--yes") // before the scheduler comes by
 	s3 := testenv.ObjectStore(t)
@@ -413,12 +414,12 @@ func TestAdminDoctor(t *testing.T) {
 	nothing := func(context.Context, string) error { return nil }
 	go func() {
 		served <- queue.Serve(ctx, queue.ServerConfig{URL: d.url, Concurrency: 3, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))},
-			queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }, Upkeep: nothing, Watch: nothing})
+			queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }, Pass: nothing, Rescue: nothing})
 	}()
 	defer func() { stop(); d.must(<-served) }()
-	d.must(d.tasks.EnqueueWatch(t.Context(), "rescue", time.Now(), time.Hour))
+	d.must(d.tasks.EnqueueRescue(t.Context(), "rescue", time.Now(), time.Hour))
 	for deadline := time.Now().Add(20 * time.Second); ; {
-		last, err := d.tasks.LastWatch(t.Context())
+		last, err := d.tasks.LastRescue(t.Context())
 		d.must(err)
 		list, err := d.tasks.Processes(t.Context())
 		d.must(err)

@@ -57,7 +57,7 @@ is refused for the plan and the seal, without which there is no export: cancel t
 			}
 			done := fmt.Sprintf("unit %s of job %s was given up", args[1], id)
 			return a.change(&flags, done, func(o *ops.Operator) error {
-				return told("job or unit", o.FailUnit(ctx, id, export.UnitID(args[1])))
+				return told("job or unit", o.GiveUpUnit(ctx, id, export.UnitID(args[1])))
 			})
 		}),
 	})

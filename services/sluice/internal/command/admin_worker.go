@@ -78,7 +78,7 @@ func workersJSON(workers []queue.Process, queues []queue.Waiting) any {
 	}{[]workerOutput{}, []queueOutput{}}
 	for _, w := range workers {
 		one := workerOutput{
-			ID: w.ID, Host: w.Host, PID: w.PID, Started: w.Started, Slots: w.Slots, Draining: w.Draining, Obeys: w.Obeys,
+			ID: w.ID, Host: w.Host, PID: w.PID, Started: w.Started, Slots: w.Slots, Draining: w.Draining, Drainable: w.Drainable,
 			Units: []runningOutput{},
 		}
 		for _, at := range w.Tasks {
@@ -102,7 +102,7 @@ func (a *app) printWorkers(workers []queue.Process, queues []queue.Waiting) erro
 		switch {
 		case w.Draining:
 			state = "draining"
-		case !w.Obeys:
+		case !w.Drainable:
 			state = "active, takes no orders"
 		}
 		rows = append(rows, []string{
