@@ -49,7 +49,7 @@ func (l *Lifecycle) ExpireNow(ctx context.Context, id export.JobID) error {
 		return err
 	}
 	if job.State.Live() {
-		return fmt.Errorf("expire job %s: %w: it is %s", id, export.ErrConflict, job.State)
+		return fmt.Errorf("expire job %s: %w: it is live; cancel it", id, export.ErrConflict)
 	}
 	err = l.Store.Expire(ctx, id, l.Now())
 	if errors.Is(err, export.ErrNotFound) {

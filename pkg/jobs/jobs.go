@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -41,7 +41,7 @@ func Gone(err error) bool {
 // enqueue puts the unit's task in the queue. A task that a worker has taken meanwhile is fine.
 func (l *Lifecycle) enqueue(ctx context.Context, task queue.Task) error {
 	if task.Trace == "" {
-		task.Trace = platform.TraceParent(ctx)
+		task.Trace = telemetry.TraceParent(ctx)
 	}
 	err := l.Queue.EnqueueUnit(ctx, task)
 	if errors.Is(err, queue.ErrTaken) {

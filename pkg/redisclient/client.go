@@ -16,7 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // Option is an option of Open.
@@ -24,11 +24,11 @@ type Option func(*settings)
 
 type settings struct {
 	roots   *x509.CertPool
-	observe platform.Observer
+	observe telemetry.Observer
 }
 
 // WithObserver reports each command to the observer.
-func WithObserver(observe platform.Observer) Option { return func(s *settings) { s.observe = observe } }
+func WithObserver(observe telemetry.Observer) Option { return func(s *settings) { s.observe = observe } }
 
 // WithRoots verifies a rediss:// server with these root certificates; nil means the system's.
 func WithRoots(roots *x509.CertPool) Option { return func(s *settings) { s.roots = roots } }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // The classes of commands.
@@ -32,7 +32,7 @@ var classes = map[string]string{
 var handshakes = map[string]bool{"hello": true, "auth": true, "select": true, "client": true}
 
 // hook reports commands to an observer. A pipeline counts as one call.
-type hook struct{ observer platform.Observer }
+type hook struct{ observer telemetry.Observer }
 
 // DialHook implements redis.Hook. A failed dial is reported with the command that needed the connection.
 func (h hook) DialHook(next redis.DialHook) redis.DialHook {
@@ -73,11 +73,11 @@ func (h hook) report(cmd redis.Cmder, began time.Time, err error) {
 	if errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "NOSCRIPT") {
 		err = nil // answers, not failures
 	}
-	h.observer.Tell(class, began, err)
+	h.observer.Observe(class, began, err)
 }
 
 // Observe reports each command of the client to the observer.
-func Observe(client *redis.Client, observer platform.Observer) {
+func Observe(client *redis.Client, observer telemetry.Observer) {
 	if observer != nil {
 		client.AddHook(hook{observer})
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -90,7 +90,7 @@ type Deps struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
-	Tracing  *platform.Tracing // nil: nothing is traced
+	Tracing  *telemetry.Tracing // nil: nothing is traced
 }
 
 // Runner runs the passes.
@@ -169,7 +169,7 @@ func (r *Runner) Pass(ctx context.Context, name string) error {
 
 // jobLogger is the logger for lines about a job, whose record may be gone.
 func (r *Runner) jobLogger(id export.JobID, job export.Job) *slog.Logger {
-	return platform.WithTrace(r.Logger.With("job_id", id), job.Trace)
+	return telemetry.WithTrace(r.Logger.With("job_id", id), job.Trace)
 }
 
 // passed counts a pass.

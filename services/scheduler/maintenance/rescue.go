@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 const (
@@ -80,5 +80,5 @@ func (r *Runner) traceRescue(ctx context.Context, job export.Job, lease export.L
 		attribute.Int64("sluice.fence", lease.Fence), attribute.Int("sluice.attempt", lease.Attempt),
 	))
 	defer span.End()
-	return platform.TraceParent(ctx)
+	return telemetry.TraceParent(ctx)
 }

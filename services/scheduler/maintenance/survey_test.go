@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"context"
 	"encoding/hex"
 	"strings"
 	"testing"
@@ -11,7 +12,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
@@ -61,7 +62,7 @@ func TestASurveyCountsJobsByState(t *testing.T) {
 		Kind: export.KindPlan, Job: planning, Unit: export.PlanUnit, Fence: 1,
 	}))
 	w.set(began.Add(90 * time.Second))
-	w.must(w.look(t.Context(), &survey{gauges: w.metrics.gauges, nothing: true}))
+	w.must(w.surveyOnce(t.Context(), &survey{gauges: w.metrics.gauges, idle: true}))
 	w.want("survey", map[string]float64{
 		"sluice_scheduler_jobs{scheduled}": 1, "sluice_scheduler_jobs{planning}": 1, "sluice_scheduler_jobs{running}": 0,
 		"sluice_scheduler_jobs{sealing}": 0, "sluice_scheduler_jobs{completed}": 2, "sluice_scheduler_jobs{failed}": 1,
@@ -76,13 +77,13 @@ func TestASurveyCountsJobsByState(t *testing.T) {
 // The standstill is that of all jobs together: whoever gives up or begins does not end it, whoever closes a unit does.
 func TestASurveyTellsAStandstill(t *testing.T) {
 	w := newWorld(t)
-	s := &survey{gauges: w.metrics.gauges, nothing: true}
+	s := &survey{gauges: w.metrics.gauges, idle: true}
 	now := w.Now()
 	look := func(step string, after time.Duration, stalled, slowest float64) {
 		t.Helper()
 		now = now.Add(after)
 		w.set(now)
-		w.must(w.look(t.Context(), s))
+		w.must(w.surveyOnce(t.Context(), s))
 		w.want(step, map[string]float64{
 			"sluice_scheduler_stalled_seconds": stalled, "sluice_scheduler_stalled_job_seconds": slowest,
 		})
@@ -127,13 +128,13 @@ func TestASurveyTellsAStandstill(t *testing.T) {
 func TestASurveyThatFails(t *testing.T) {
 	w := newWorld(t)
 	w.job(export.Scheduled)
-	s := &survey{gauges: w.metrics.gauges, nothing: true}
-	w.must(w.look(t.Context(), s))
+	s := &survey{gauges: w.metrics.gauges, idle: true}
+	w.must(w.surveyOnce(t.Context(), s))
 	w.passed(passSurvey, nil)
 	last := w.figures()["sluice_scheduler_last_pass_timestamp_seconds{survey}"]
 	w.set(w.Now().Add(time.Minute))
 	w.must(w.Jobs.Close())
-	err := w.look(t.Context(), s)
+	err := w.surveyOnce(t.Context(), s)
 	if err == nil {
 		t.Fatal("a survey without a store does not fail")
 	}
@@ -154,18 +155,17 @@ func TestASurveyIsBounded(t *testing.T) {
 		due = append(due, redis.Z{Score: float64(n), Member: string(export.NewJobID())})
 	}
 	w.must(w.redis.ZAdd(t.Context(), "sluice:jobs:due", due...).Err())
-	w.must(w.look(t.Context(), &survey{gauges: w.metrics.gauges, nothing: true}))
+	w.must(w.surveyOnce(t.Context(), &survey{gauges: w.metrics.gauges, idle: true}))
 	w.want("bounded", map[string]float64{"sluice_scheduler_jobs{uncounted}": 3})
 }
 
 func TestPassesAreCounted(t *testing.T) {
 	w := newWorld(t)
 	w.must(w.Pass(t.Context(), passExpire))
-	w.job(export.Cancelled)
-	w.proxy.Break()
-	w.set(w.Now().Add(time.Minute))
-	if err := w.Pass(t.Context(), passExpire); err == nil {
-		t.Fatal("a purge without an object store does not fail")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.Pass(ended, passExpire); err == nil {
+		t.Fatal("a pass without Redis does not fail")
 	}
 	w.want("passes", map[string]float64{
 		"sluice_scheduler_passes_total{expire,done}": 1, "sluice_scheduler_passes_total{expire,failed}": 1,
@@ -177,7 +177,7 @@ func TestPassesAreCounted(t *testing.T) {
 func TestARescueIsTraced(t *testing.T) {
 	w := newWorld(t)
 	collector := testenv.NewCollector(t)
-	tracing, err := platform.OpenTracing(t.Context(), platform.TracingConfig{
+	tracing, err := telemetry.OpenTracing(t.Context(), telemetry.TracingConfig{
 		Endpoint: collector.URL + "/v1/traces", Ratio: 1, Service: "scheduler", Logger: w.Logger,
 		Registry: prometheus.NewRegistry(),
 	})

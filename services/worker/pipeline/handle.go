@@ -10,7 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -52,7 +52,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	case err != nil:
 		return err
 	}
-	log = platform.WithTrace(log, lease.Trace)
+	log = telemetry.WithTrace(log, lease.Trace)
 	ctx, span := w.traceUnit(ctx, lease, task.Trace, arrived)
 	w.metrics.busy.Inc()
 	defer w.metrics.busy.Dec()
@@ -215,8 +215,8 @@ func (w *Worker) record(ctx context.Context, log *slog.Logger, lease export.Leas
 // commit closes the unit. Once the seal is committed the job's scaffolding is deleted.
 func (w *Worker) commit(ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit) error {
 	issueErr, err := func() (_, err error) {
-		ctx, span := platform.Step(ctx, "commit")
-		defer func() { platform.EndStep(span, err) }()
+		ctx, span := telemetry.StartSpan(ctx, "commit")
+		defer func() { telemetry.EndSpan(span, err) }()
 		return w.lifecycle.Commit(ctx, lease, commit)
 	}()
 	if err != nil {

@@ -127,7 +127,7 @@ func (d *desk) actions() string {
 	file, err := os.Open(d.log)
 	d.must(err)
 	defer file.Close()
-	report, err := audit.Verify(audit.Proof{Key: []byte(deskKey)}, audit.Part{Name: "log", Reader: file})
+	report, err := audit.Verify(audit.Proof{Key: []byte(deskKey)}, audit.Input{Name: "log", Reader: file})
 	d.must(err)
 	if report.Problem != nil || len(report.Chains) != 1 {
 		d.t.Fatalf("%d chains, %v", len(report.Chains), report.Problem)
@@ -204,7 +204,7 @@ func TestAdminJobAndUnit(t *testing.T) {
 		t.Errorf("%+v", detail)
 	}
 
-	d.do(1, "it is at work; cancel it", "job", "purge", id, "--yes")
+	d.do(1, "it is live; cancel it", "job", "purge", id, "--yes")
 	d.do(0, "cancelled job", "job", "cancel", id, "--yes")
 	d.do(0, "cancelled job", "job", "cancel", id, "--yes")
 	d.do(1, "the job has ended", "unit", "retry", id, "Patient-00000")
@@ -240,12 +240,13 @@ func TestAdminJobPurge(t *testing.T) {
 	d.must(store.EnsureBucket(t.Context()))
 	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit"), Process: "scheduler", Now: time.Now})
 	d.must(err)
-	keeper, err := maintenance.New(maintenance.Defaults(), maintenance.Parts{
+	passes, err := maintenance.New(maintenance.Defaults(), maintenance.Deps{
 		Jobs: d.jobs, Queue: d.tasks, Objects: store, Audit: events, Now: time.Now,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Registry: prometheus.NewRegistry(),
 	})
 	d.must(err)
-	d.must(keeper.ExpireAndPurge(t.Context()))
+	d.must(passes.Expire(t.Context()))
+	d.must(passes.Purge(t.Context(), id))
 	d.must(events.Close())
 	d.do(1, "no such job", "job", "show", string(id))
 }
@@ -289,7 +290,7 @@ func TestAdminWorker(t *testing.T) {
 		}
 	}
 	d.do(0, "takes no orders", "worker", "list")
-	d.do(1, "takes no orders", "worker", "drain", id, "--yes")
+	d.do(1, "does not take drain orders", "worker", "drain", id, "--yes")
 	output := decode[struct {
 		Workers []workerOutput
 		Queues  []queueOutput

@@ -19,14 +19,14 @@ func (a *app) worker(admin *adminFlags) *cobra.Command {
 
 // workerOutput is a worker as JSON.
 type workerOutput struct {
-	ID       string          `json:"id"`
-	Host     string          `json:"host"`
-	PID      int             `json:"pid"`
-	Started  time.Time       `json:"started"`
-	Slots    int             `json:"slots"`
-	Draining bool            `json:"draining"`
-	Obeys    bool            `json:"drainable"`
-	Units    []runningOutput `json:"units"`
+	ID        string          `json:"id"`
+	Host      string          `json:"host"`
+	PID       int             `json:"pid"`
+	Started   time.Time       `json:"started"`
+	Slots     int             `json:"slots"`
+	Draining  bool            `json:"draining"`
+	Drainable bool            `json:"drainable"`
+	Units     []runningOutput `json:"units"`
 }
 
 type runningOutput struct {
