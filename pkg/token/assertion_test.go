@@ -37,7 +37,7 @@ func assertionClaims(c *clock) members {
 func prove(t testing.TB, a *token.Assertions, raw string, client token.Client) error {
 	t.Helper()
 	client.ID = "app"
-	assertion, err := a.Read(raw)
+	assertion, err := a.Parse(raw)
 	if err != nil {
 		return err
 	}
@@ -185,12 +185,12 @@ func TestAssertionsOfAnotherClientAndAfterTheEnd(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
 	a := assertions(t, c)
-	assertion, err := a.Read(sign(t, "ES384", "k", key, assertionClaims(c)))
+	assertion, err := a.Parse(sign(t, "ES384", "k", key, assertionClaims(c)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := start().Add(5 * time.Minute); !a.Keep(assertion).Equal(want) {
-		t.Errorf("kept until %s, want %s", a.Keep(assertion), want)
+	if want := start().Add(5 * time.Minute); !a.RememberUntil(assertion).Equal(want) {
+		t.Errorf("kept until %s, want %s", a.RememberUntil(assertion), want)
 	}
 	client := token.Client{ID: "other", JWKS: []byte(jwks(jwkOf(t, "k", key)))}
 	if err := a.Verify(t.Context(), assertion, client); !errors.Is(err, token.ErrInvalid) {
@@ -250,7 +250,7 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 			if err := prove(t, a, raw, registered); err != nil {
 				t.Error(err)
 			}
-			assertion, err := a.Read(raw)
+			assertion, err := a.Parse(raw)
 			if err != nil || seen[assertion.ID] {
 				t.Errorf("an id twice, or %v", err)
 				continue

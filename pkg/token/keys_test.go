@@ -1,15 +1,18 @@
 package token_test
 
 import (
+	"context"
 	"crypto/elliptic"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,13 +125,13 @@ func TestIssuerGoesDown(t *testing.T) {
 	accepted(t, v, good)
 	server.Fail()
 	for range 6 {
-		c.Advance(10 * time.Minute)
+		c.Advance(10*time.Minute - time.Second)
 		accepted(t, v, good)
-		// Whether a new key exists cannot be told: no 401. It also waits for the fetch that the token before began.
+		// The key may exist: no 401. This token also waits for the fetch that the one before started.
 		refused(t, v, unknown, export.ErrUnavailable)
 	}
 	asked(t, server, 7)
-	c.Advance(time.Second) // an hour and a second after the issuer last confirmed the set
+	c.Advance(6 * time.Second) // an hour after the issuer last confirmed the set
 	refused(t, v, good, export.ErrUnavailable)
 	server.Serve(jwks(jwkOf(t, "k", key)))
 	c.Advance(5 * time.Second)
@@ -200,12 +203,19 @@ func TestSlowIssuerDoesNotBlockKnownKids(t *testing.T) {
 	asked(t, server, 2)
 }
 
-func TestWaitingForKeysEndsWithTheRequest(t *testing.T) {
+func TestFetchOutlivesTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key, c := ecKey(t, elliptic.P256()), newClock()
+		var fetches atomic.Int64
+		release := make(chan struct{})
 		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			<-r.Context().Done()
-			return nil, r.Context().Err()
+			fetches.Add(1)
+			select {
+			case <-release:
+				return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(jwks(jwkOf(t, "k", key))))}, nil
+			case <-r.Context().Done():
+				return nil, r.Context().Err()
+			}
 		})}
 		v, err := token.NewVerifier(token.Config{
 			Issuers: []token.Issuer{issuerAt("https://issuer.example/jwks")}, Now: c.Now, HTTPClient: client,
@@ -214,17 +224,37 @@ func TestWaitingForKeysEndsWithTheRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		good := sign(t, "ES256", "k", key, longLived())
-		refused(t, v, good, export.ErrUnavailable) // the fetch times out
+		var waiting sync.WaitGroup
+		verify := func(ctx context.Context, want error) {
+			waiting.Go(func() {
+				if _, err := v.Verify(ctx, good); !errors.Is(err, want) {
+					t.Errorf("got error %v, want %v", err, want)
+				}
+			})
+			synctest.Wait()
+		}
+
+		verify(t.Context(), export.ErrUnavailable)
+		waiting.Wait() // the fetch times out
 		c.Advance(time.Minute)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			refused(t, v, good, export.ErrUnavailable)
-		}()
-		synctest.Wait()
-		v.Close() // ends the fetch, and with it the wait
-		<-done
-		refused(t, v, good, export.ErrUnavailable)
+		ctx, cancel := context.WithCancel(t.Context())
+		verify(ctx, export.ErrUnavailable)
+		cancel()
+		waiting.Wait()
+		verify(t.Context(), nil) // joins the fetch of the request that ended
+		close(release)
+		waiting.Wait()
+		if n := fetches.Load(); n != 2 {
+			t.Errorf("%d fetches, want 2", n)
+		}
+
+		release = make(chan struct{})
+		c.Advance(2 * time.Hour)
+		verify(t.Context(), export.ErrUnavailable)
+		v.Close() // cancels the fetch
+		waiting.Wait()
+		verify(t.Context(), export.ErrUnavailable)
+		waiting.Wait()
 	})
 }
 
@@ -320,7 +350,7 @@ func TestKeyFile(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	c.Advance(time.Hour)
+	c.Advance(time.Hour - time.Second)
 	accepted(t, v, byNewer)
 	c.Advance(time.Second)
 	refused(t, v, byNewer, export.ErrUnavailable)

@@ -41,7 +41,7 @@ func (s *Service) readProof(r *http.Request, form map[string]string) (proof, *pr
 	case form["client_assertion"] == "":
 		return proof{}, invalidRequest("client_assertion is missing")
 	}
-	assertion, err := s.assertions.Read(form["client_assertion"])
+	assertion, err := s.assertions.Parse(form["client_assertion"])
 	if err != nil {
 		return proof{flaw: err}, nil
 	}
@@ -131,7 +131,7 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 // spend makes sure that an assertion is used once (B-21). It comes after the signature: nobody can spend the id
 // of somebody else's assertion.
 func (s *Service) spend(ctx context.Context, assertion *token.Assertion) *problem {
-	keep := s.assertions.Keep(assertion).Sub(s.cfg.Now())
+	keep := s.assertions.RememberUntil(assertion).Sub(s.cfg.Now())
 	first, err := s.parts.Store.UseOnce(ctx, assertion.Client, assertion.ID, keep+time.Second)
 	if err != nil {
 		return unavailable(err)
