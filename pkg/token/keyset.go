@@ -102,7 +102,7 @@ func (s keySet) find(alg, kid string) (crypto.PublicKey, error) {
 			continue
 		}
 		named = true
-		if (candidate.alg == "" || candidate.alg == alg) && fits(alg, candidate.key) {
+		if candidate.fits(alg) {
 			fitting = append(fitting, candidate.key)
 		}
 	}
@@ -117,9 +117,13 @@ func (s keySet) find(alg, kid string) (crypto.PublicKey, error) {
 	return nil, errUnknownKey
 }
 
-// fits reports whether the key is of the type, and on the curve, that the algorithm is defined for (RFC 7518 3.1).
-func fits(alg string, key crypto.PublicKey) bool {
-	switch key := key.(type) {
+// fits reports whether the key is for the algorithm: the only one that it names, if it names one, and of the type and on
+// the curve that RFC 7518 section 3.1 defines.
+func (k publicKey) fits(alg string) bool {
+	if k.alg != "" && k.alg != alg {
+		return false
+	}
+	switch key := k.key.(type) {
 	case *rsa.PublicKey:
 		return alg == jwa.RS256.String() || alg == jwa.RS384.String() || alg == jwa.PS256.String()
 	case *ecdsa.PublicKey:

@@ -74,7 +74,7 @@ func (i *issuer) principal(c claims) (Principal, error) {
 	if !ok || len(subject) > maxSubject {
 		return Principal{}, invalid("no subject, or one longer than 1 KiB")
 	}
-	list, err := readScope(c.all, i.mapping.scope)
+	list, err := scopeList(c.all, i.mapping.scope)
 	if err != nil {
 		return Principal{}, invalid(err.Error())
 	}
@@ -87,8 +87,8 @@ func (i *issuer) principal(c claims) (Principal, error) {
 	}, nil
 }
 
-// readScope reads a claim with scopes, a string or an array, as a space-separated list: "" when it is absent.
-func readScope(all members, name string) (string, error) {
+// scopeList reads a claim with scopes, a string or an array, as a space-separated list: "" when it is absent.
+func scopeList(all members, name string) (string, error) {
 	raw, present := all[name]
 	if !present || string(raw) == `""` {
 		return "", nil // the token may read nothing

@@ -22,26 +22,26 @@ type config struct {
 	wiring.Common
 	wiring.Redis
 	wiring.Audit
-	Addr      string         `env:"AUTH_ADDR" envDefault:":8081"`             // the public listener
-	TokenURL  string         `env:"AUTH_TOKEN_URL,required,notEmpty"`         // public URL of the token endpoint
-	BaseURL   string         `env:"BASE_URL,required,notEmpty"`               // public FHIR base: the tokens' aud
-	Secret    string         `env:"AUTH_KEY_SECRET,required,notEmpty"`        // seals signing keys in Redis
-	Previous  string         `env:"AUTH_KEY_SECRET_PREVIOUS"`                 // opens those that another secret sealed
-	Rotate    time.Duration  `env:"AUTH_KEY_ROTATE" envDefault:"24h"`         // how long a key signs
-	Publish   time.Duration  `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`        // how long it is published before that
-	Life      time.Duration  `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`          // of an access token
-	Clients   string         `env:"AUTH_CLIENTS_FILE"`                        // YAML, see docs/auth.md
-	Secrets   bool           `env:"AUTH_CLIENT_SECRET" envDefault:"false"`    // clients with a secret may use it
-	Replay    bool           `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"` // for test suites alone
-	Window    time.Duration  `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`     // in which failures are counted
-	OfAddress int            `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`    // failures in it from one address
-	OfClient  int            `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`    // failures in it of one client
-	Proxies   []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`    // whose X-Forwarded-For is believed
+	Addr       string         `env:"AUTH_ADDR" envDefault:":8081"`             // the public listener
+	TokenURL   string         `env:"AUTH_TOKEN_URL,required,notEmpty"`         // public URL of the token endpoint
+	BaseURL    string         `env:"BASE_URL,required,notEmpty"`               // public FHIR base: the tokens' aud
+	Secret     string         `env:"AUTH_KEY_SECRET,required,notEmpty"`        // encrypts signing keys in Redis
+	Previous   string         `env:"AUTH_KEY_SECRET_PREVIOUS"`                 // decrypts keys of the previous secret
+	Rotate     time.Duration  `env:"AUTH_KEY_ROTATE" envDefault:"24h"`         // how long a key signs
+	Publish    time.Duration  `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`        // how long a key is published before it signs
+	Lifetime   time.Duration  `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`          // of an access token
+	Clients    string         `env:"AUTH_CLIENTS_FILE"`                        // YAML, see docs/auth.md
+	Secrets    bool           `env:"AUTH_CLIENT_SECRET" envDefault:"false"`    // accept client secrets
+	Replay     bool           `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"` // accept used assertions, for test suites only
+	Window     time.Duration  `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`     // in which failed authentications are counted
+	PerAddress int            `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`    // failures from one address in a window
+	PerClient  int            `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`    // failures of one client in a window
+	Proxies    []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`    // trusted to set X-Forwarded-For
 
 	base *url.URL
 }
 
-// Validate refuses what cannot work.
+// Validate returns every problem in one error.
 func (c *config) Validate() (err error) {
 	var problems []error
 	add := func(variable string, err error) {
@@ -61,7 +61,7 @@ func (c *config) Validate() (err error) {
 		_, err := clients.OpenFile(c.Clients)
 		add("AUTH_CLIENTS_FILE", err)
 	}
-	if c.Life < 10*time.Second || c.Life > 5*time.Minute {
+	if c.Lifetime < 10*time.Second || c.Lifetime > 5*time.Minute {
 		add("AUTH_TOKEN_LIFE", errors.New("must be between 10s and 5m"))
 	}
 	add("AUTH_FAILURES_*", c.limits().Check())
@@ -73,10 +73,10 @@ func (c *config) schedule() authstore.Schedule {
 }
 
 func (c *config) limits() authstore.Limits {
-	return authstore.Limits{Window: c.Window, PerAddress: c.OfAddress, PerClient: c.OfClient}
+	return authstore.Limits{Window: c.Window, PerAddress: c.PerAddress, PerClient: c.PerClient}
 }
 
-// checkTokenURL wants https: what a client with a secret sends there can be used by whoever reads it.
+// checkTokenURL requires https, because anyone who reads a client secret in transit can use it.
 func checkTokenURL(text string) error {
 	if _, err := tokenapi.Issuer(text); err != nil {
 		return err
@@ -87,7 +87,7 @@ func checkTokenURL(text string) error {
 	}
 	ip, err := netip.ParseAddr(u.Hostname())
 	if u.Scheme != "https" && u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
-		return errors.New("wants https, or http on loopback")
+		return errors.New("must be https, or http on loopback")
 	}
 	return nil
 }
@@ -134,12 +134,13 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		}
 	}
 	api := tokenapi.Defaults()
-	if api.Client, err = cfg.Common.Client(); err != nil {
+	if api.HTTPClient, err = cfg.Common.Client(); err != nil {
 		return err
 	}
-	api.TokenURL, api.Audience, api.Life = cfg.TokenURL, cfg.base.String(), cfg.Life
-	api.Secrets, api.Replay, api.Limits, api.Proxies, api.Logger = cfg.Secrets, cfg.Replay, cfg.limits(), cfg.Proxies, log
-	service, err := tokenapi.New(api, tokenapi.Parts{
+	api.TokenURL, api.Audience, api.Lifetime = cfg.TokenURL, cfg.base.String(), cfg.Lifetime
+	api.ClientSecrets, api.AllowReplay = cfg.Secrets, cfg.Replay
+	api.Limits, api.Proxies, api.Logger = cfg.limits(), cfg.Proxies, log
+	service, err := tokenapi.New(api, tokenapi.Deps{
 		Store: store, Keys: keys, Clients: clients.New(file, store), Audit: events, Registry: registry,
 	})
 	if err != nil {
@@ -150,14 +151,14 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = public.Close() }() // for a start that fails
+	defer func() { _ = public.Close() }() // if the start fails
 	private, err := wiring.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = private.Close() }()
 	if cfg.Replay {
-		log.Warn("assertions may be used again (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
+		log.Warn("used assertions are accepted (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
 	}
 	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
 	return platform.Run(ctx,
@@ -167,7 +168,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	)
 }
 
-// withProbes adds the probes to the public listener, as the API has them on its own.
+// withProbes adds the probes to the public listener, as on the API's.
 func withProbes(service *tokenapi.Service) http.Handler {
 	probes := platform.Probes(service.Checks(), time.Now)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

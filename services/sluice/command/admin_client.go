@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"crypto/elliptic"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -289,7 +290,7 @@ func (a *app) clientKeygen() *cobra.Command {
 NAME.jwks.json, the public key set, to be registered. It replaces no file and talks to no server.`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
-			private, public, err := token.NewClientKey()
+			private, public, err := token.NewKey(elliptic.P384())
 			if err != nil {
 				return err
 			}
