@@ -149,18 +149,6 @@ vulnerabilities() {
 	GOWORK=off "$govulncheck" "${db[@]}" -C services ./...
 }
 
-# named_tests looks for every test that docs/security.md names as the proof of something.
-named_tests() {
-	local name code=0
-	while IFS= read -r name; do
-		if ! git grep -q --untracked "^func $name(" -- '*_test.go'; then
-			echo "docs/security.md: there is no $name"
-			code=1
-		fi
-	done < <(grep -oE '`(Test|Fuzz)[A-Za-z0-9_]+`' docs/security.md | tr -d '`' | sort -u)
-	return "$code"
-}
-
 # compose compares docker-compose.yml with the Dockerfile, the settings, the files that it mounts and what the services
 # accept, and shows that each kind of mistake is found.
 compose() {
@@ -185,7 +173,7 @@ kubernetes() {
 
 check "top level" top_level
 check "short mains" short_mains
-check "tests that docs/security.md names" named_tests
+check "citations of docs/spec" scripts/citations.sh
 check "gofmt" formatted
 for module in "${modules[@]}"; do
 	check "$module builds alone" env GOWORK=off go -C "$module" build ./...
