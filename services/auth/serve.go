@@ -22,21 +22,35 @@ type settings struct {
 	config.Common
 	config.Redis
 	config.Audit
-	Addr       string         `env:"AUTH_ADDR" envDefault:":8081"`             // the public listener
-	TokenURL   string         `env:"AUTH_TOKEN_URL,required,notEmpty"`         // public URL of the token endpoint
-	BaseURL    string         `env:"BASE_URL,required,notEmpty"`               // public FHIR base: the tokens' aud
-	Secret     string         `env:"AUTH_KEY_SECRET,required,notEmpty"`        // encrypts signing keys in Redis
-	Previous   string         `env:"AUTH_KEY_SECRET_PREVIOUS"`                 // decrypts keys of the previous secret
-	Rotate     time.Duration  `env:"AUTH_KEY_ROTATE" envDefault:"24h"`         // how long a key signs
-	Publish    time.Duration  `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`        // how long a key is published before it signs
-	Lifetime   time.Duration  `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`          // of an access token
-	Clients    string         `env:"AUTH_CLIENTS_FILE"`                        // YAML, see docs/auth.md
-	Secrets    bool           `env:"AUTH_CLIENT_SECRET" envDefault:"false"`    // accept client secrets
-	Replay     bool           `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"` // accept used assertions, for test suites only
-	Window     time.Duration  `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`     // in which failed authentications are counted
-	PerAddress int            `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`    // failures from one address in a window
-	PerClient  int            `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`    // failures of one client in a window
-	Proxies    []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`    // trusted to set X-Forwarded-For
+	// the public listener of the token service: docs/auth.md
+	Addr string `env:"AUTH_ADDR" envDefault:":8081"`
+	// public URL of the token endpoint, such as https://host/auth/token
+	TokenURL string `env:"AUTH_TOKEN_URL,required,notEmpty"`
+	// public FHIR base, the audience of the tokens
+	BaseURL string `env:"BASE_URL,required,notEmpty"`
+	// secret, 32 bytes or more; wraps the signing keys in Redis
+	Secret string `env:"AUTH_KEY_SECRET,required,notEmpty"`
+	// the secret before, while it is being replaced
+	Previous string        `env:"AUTH_KEY_SECRET_PREVIOUS"`
+	Rotate   time.Duration `env:"AUTH_KEY_ROTATE" envDefault:"24h"` // how long a key signs tokens
+	// how long a key is published before it signs
+	Publish time.Duration `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`
+	// lifetime of an access token, 10 s to 5 min
+	Life time.Duration `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`
+	// registered clients, YAML, in addition to those in Redis: docs/auth.md
+	Clients string `env:"AUTH_CLIENTS_FILE"`
+	// clients that are registered with a secret may use it
+	Secrets bool `env:"AUTH_CLIENT_SECRET" envDefault:"false"`
+	// assertions may be used again; for conformance suites only
+	Replay bool `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"`
+	// the window in which failed authentications are counted
+	Window time.Duration `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`
+	// failures allowed per address and window
+	OfAddress int `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`
+	// failures allowed per client and window
+	OfClient int `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`
+	// networks whose X-Forwarded-For is trusted, such as 10.0.0.0/8,fd00::/8
+	Proxies []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`
 
 	base *url.URL
 }
@@ -61,7 +75,7 @@ func (c *settings) Validate() (err error) {
 		_, err := clients.OpenFile(c.Clients)
 		add("AUTH_CLIENTS_FILE", err)
 	}
-	if c.Lifetime < 10*time.Second || c.Lifetime > 5*time.Minute {
+	if c.Life < 10*time.Second || c.Life > 5*time.Minute {
 		add("AUTH_TOKEN_LIFE", errors.New("must be between 10s and 5m"))
 	}
 	add("AUTH_FAILURES_*", c.limits().Check())
@@ -73,7 +87,7 @@ func (c *settings) schedule() authstore.Schedule {
 }
 
 func (c *settings) limits() authstore.Limits {
-	return authstore.Limits{Window: c.Window, PerAddress: c.PerAddress, PerClient: c.PerClient}
+	return authstore.Limits{Window: c.Window, PerAddress: c.OfAddress, PerClient: c.OfClient}
 }
 
 // checkTokenURL requires https, because anyone who reads a client secret in transit can use it.
@@ -137,7 +151,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if api.HTTPClient, err = cfg.Common.Client(); err != nil {
 		return err
 	}
-	api.TokenURL, api.Audience, api.Lifetime = cfg.TokenURL, cfg.base.String(), cfg.Lifetime
+	api.TokenURL, api.Audience, api.Lifetime = cfg.TokenURL, cfg.base.String(), cfg.Life
 	api.ClientSecrets, api.AllowReplay = cfg.Secrets, cfg.Replay
 	api.Limits, api.Proxies, api.Logger = cfg.limits(), cfg.Proxies, log
 	service, err := tokenapi.New(api, tokenapi.Deps{

@@ -7,19 +7,21 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
 // Source is the place of the clinical data: a database or a folder, one of them.
 type Source struct {
 	Trust
-	URL      string `env:"SOURCE_URL"` // postgres://user:password@host:port/database, filled by sluice load
-	Dir      string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files
-	SpoolDir string `env:"SPOOL_DIR"`  // where gzipped files are unpacked; the system's by default
+	// postgres://user:password@host:port/database with the data, or SOURCE_DIR: docs/postgres.md
+	URL string `env:"SOURCE_URL"`
+	Dir string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files with the data
+	// where gzipped files are unpacked at start; none: the system's temporary folder
+	SpoolDir string `env:"SPOOL_DIR"`
 
 	observed *platform.Dependencies
 }
@@ -57,7 +59,7 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 			return nil, err
 		}
 		// Some more, so that neither a check nor small work beside the units waits. They are made when they are needed.
-		opened, err := sourcepg.Open(ctx, postgres.Config{
+		opened, err := postgres.Open(ctx, pgdb.Config{
 			URL: s.URL, Connections: connections + 4, Roots: roots, Observe: s.observed.Observer("source"),
 		})
 		if err != nil {
