@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
 const (
@@ -225,5 +225,5 @@ func (f *keyFile) changed() bool {
 	last := f.last
 	f.mu.Unlock()
 	info, err := os.Stat(f.path)
-	return err != nil || last == nil || !platform.SameContent(info, last)
+	return err != nil || last == nil || !configfile.SameContent(info, last)
 }

@@ -304,7 +304,7 @@ func TestTokensAreAudited(t *testing.T) {
 	f.ask("launch")
 	text, err := os.ReadFile(f.auditAt)
 	must(t, err)
-	report, err := audit.Verify(audit.Proof{}, audit.Part{Name: "log", Reader: bytes.NewReader(text)})
+	report, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
 	must(t, err)
 	if report.Problem != nil || report.Lines != 4 { // the first is the log's own
 		t.Errorf("%+v", report)
