@@ -73,4 +73,3 @@ func (s *Store) Close() error { return s.redis.Close() }
 
 // Ping returns an error unless Redis answers and never evicts keys.
 func (s *Store) Ping(ctx context.Context) error { return redisclient.Ping(ctx, s.redis) }
-

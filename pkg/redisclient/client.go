@@ -28,7 +28,9 @@ type settings struct {
 }
 
 // WithObserver reports each command to the observer.
-func WithObserver(observe telemetry.Observer) Option { return func(s *settings) { s.observe = observe } }
+func WithObserver(observe telemetry.Observer) Option {
+	return func(s *settings) { s.observe = observe }
+}
 
 // WithRoots verifies a rediss:// server with these root certificates; nil means the system's.
 func WithRoots(roots *x509.CertPool) Option { return func(s *settings) { s.roots = roots } }

@@ -80,8 +80,8 @@ func TestCancelWithoutQueue(t *testing.T) {
 	if got := w.ask("GET", statusPath(id), w.as("alice")...); got.code != http.StatusNotFound {
 		t.Errorf("afterwards: %d", got.code)
 	}
-	if !strings.Contains(w.log.String(), "enqueueing the purge of job "+string(id)) {
-		t.Errorf("the log does not tell: %s", w.log)
+	if !strings.Contains(w.log.String(), "enqueue purge of job "+string(id)) {
+		t.Errorf("the log lacks the error: %s", w.log)
 	}
 }
 
