@@ -85,6 +85,7 @@ func (s *stack) bearing(method, target, bearer string) *http.Response {
 // B-39: two replicas of the token service, a client that is registered by the command line, and a token for each
 // step of an export. The API knows the service by its published keys alone.
 func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 20)
 	s := deploy(t, setup{data: data, workers: 1, access: fmt.Sprintf(openAccess+`
 - {issuer: %q, subject: app, types: all, groups: all, patients: all}
@@ -171,20 +172,11 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	}
 }
 
-// A standalone server gives tokens to the clients of a file, and the command line fetches them as it goes.
+// A standalone server issues tokens, over TLS, to the clients of a file; the command line fetches them as needed.
 func TestStandaloneWithRegisteredClients(t *testing.T) {
-	standaloneWithClients(t)
-}
-
-func TestStandaloneWithRegisteredClientsOverTLS(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	cert, key := authority.Issue(time.Now().Add(time.Hour), "127.0.0.1").Files(t, t.TempDir())
 	t.Setenv("SSL_CERT_FILE", authority.File()) // of the command line
-	standaloneWithClients(t, "--tls-cert", cert, "--tls-key", key)
-}
-
-func standaloneWithClients(t *testing.T, flags ...string) {
-	t.Helper()
 	dir := t.TempDir()
 	data, state, name := generated(t, 20), filepath.Join(dir, "state"), filepath.Join(dir, "app")
 	sluice(t, 0, "admin", "client", "keygen", "--out", name)
@@ -195,7 +187,7 @@ func standaloneWithClients(t *testing.T, flags ...string) {
 		strings.ReplaceAll(string(set), "\n", " ")), 0o600))
 
 	server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
-		append(flags, "--data", data, "--state", state, "--addr", "127.0.0.1:0", "--clients", clients)...)
+		"--tls-cert", cert, "--tls-key", key, "--data", data, "--state", state, "--addr", "127.0.0.1:0", "--clients", clients)
 	var said bytes.Buffer
 	server.Stdout, server.Stderr = &said, &said
 	must(t, server.Start())

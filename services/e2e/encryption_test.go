@@ -51,6 +51,7 @@ func masterKeys(t *testing.T, secrets map[string]string, ids ...string) (setting
 
 // TestAnEncryptedExport looks at everything that goes to the object store, and at what a client gets for it.
 func TestAnEncryptedExport(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 20)
 	population := readPopulation(t, data)
 	people := population.members("all")
@@ -120,6 +121,7 @@ func (s *stack) gzipped(url, span string) ([]byte, http.Header) {
 // TestMasterKeysAreRotated gives every process another first key while one export is done and another is under way, and
 // later takes the old one away.
 func TestMasterKeysAreRotated(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 6)
 	population := readPopulation(t, data)
 	want := population.export(population.members("all"))
@@ -165,6 +167,7 @@ func TestMasterKeysAreRotated(t *testing.T) {
 
 // TestAPurgeDestroysCopies keeps a copy of every object of a job, as a backup of the bucket would.
 func TestAPurgeDestroysCopies(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 6)
 	secrets := map[string]string{}
 	setting := masterKeys(t, secrets, "a")

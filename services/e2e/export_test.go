@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,16 +44,6 @@ func groupsOf(t *testing.T, data string) string {
 	return dir
 }
 
-func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
-	everyGroup(t, func(*testing.T, string) string { return "" })
-}
-
-// TestEveryGroupOfTheSyntheaSampleFromPostgres wants, line by line, what the folder gives; groups and grants stand in the
-// database as well.
-func TestEveryGroupOfTheSyntheaSampleFromPostgres(t *testing.T) {
-	everyGroup(t, loaded)
-}
-
 // loaded returns the URL of a database that holds the folder's population.
 func loaded(t *testing.T, data string) string {
 	t.Helper()
@@ -60,15 +53,16 @@ func loaded(t *testing.T, data string) string {
 	return database
 }
 
-// everyGroup exports every group of the sample at once, and compares each with what belongs to its members.
-func everyGroup(t *testing.T, database func(t *testing.T, data string) string) {
-	t.Helper()
+// TestEveryGroupOfTheSyntheaSample exports every group of the sample at once, with data, groups and grants in PostgreSQL,
+// and compares each with the resources of its members.
+func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
+	t.Parallel()
 	data, there := testenv.Synthea(t)
 	if !there {
 		data = generated(t, 40)
 	}
 	population := readPopulation(t, data)
-	store := database(t, data)
+	store := loaded(t, data)
 	s := deploy(t, setup{data: data, database: store, directory: store, groups: groupsOf(t, data), workers: 2})
 
 	statuses := map[string]string{}
@@ -129,19 +123,20 @@ func checkIdentities(t *testing.T, p population, people map[string]bool, got map
 }
 
 func TestAnEmptyGroupExportsNothing(t *testing.T) { // pitfall 1
-	data := generated(t, 5)
+	t.Parallel()
+	data := generated(t, 6)
 	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 1})
 	m := s.wait(s.kickoff("nobody", ""), time.Minute)
 	if m.Output == nil || len(m.Output) != 0 || m.Error == nil || len(m.Error) != 0 || m.Deleted == nil {
 		t.Errorf("manifest of an empty group: %+v", m)
 	}
-	// Nothing is kept of it but the manifest.
-	if keys := s.objectKeys(); len(keys) != 1 {
+	if keys := s.objectKeys(); len(keys) != 1 { // the manifest
 		t.Errorf("objects: %v", keys)
 	}
 }
 
 func TestAGeneratedPopulation(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 40)
 	population := readPopulation(t, data)
 	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 2, worker: []string{
@@ -168,11 +163,17 @@ func TestAGeneratedPopulation(t *testing.T) {
 	sameLines(t, "_type", got, want)
 }
 
-// generated returns the folder of a generated population.
+var populations sync.Map // of functions that generate a population once, by the number of patients
+
+// generated returns the folder of a generated population, which all tests share and none changes.
 func generated(t *testing.T, patients int) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "population")
-	_, err := synth.Generate(t.Context(), synth.Config{Patients: patients, Seed: 7, Dir: dir})
+	once, _ := populations.LoadOrStore(patients, sync.OnceValues(func() (string, error) {
+		dir := filepath.Join(shared, fmt.Sprintf("population-%d", patients))
+		_, err := synth.Generate(context.Background(), synth.Config{Patients: patients, Seed: 7, Dir: dir})
+		return dir, err
+	}))
+	dir, err := once.(func() (string, error))()
 	must(t, err)
 	return dir
 }

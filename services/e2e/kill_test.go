@@ -78,6 +78,7 @@ func observationUnit(msg string) func(map[string]any) bool {
 }
 
 func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11, 13, 26, 27
+	t.Parallel()
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
@@ -125,6 +126,7 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11
 }
 
 func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
+	t.Parallel()
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
@@ -152,6 +154,7 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 }
 
 func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16
+	t.Parallel()
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)

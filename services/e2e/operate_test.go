@@ -20,6 +20,7 @@ func (s *stack) admin(want int, args ...string) string {
 
 // An operator drains the worker that is in the middle of a unit: it ends with 0, and what it has is done by another.
 func TestAnOperatorDrainsAWorker(t *testing.T) {
+	t.Parallel()
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)

@@ -104,6 +104,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, cloc
 }
 
 func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
+	t.Parallel()
 	data := generated(t, 6)
 	s, keeper, clock := inProcess(t, data)
 	status := s.kickoff("all", "")
@@ -159,6 +160,7 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 }
 
 func TestCancelDeletesEverything(t *testing.T) { // spec 5, pitfalls 15, 16
+	t.Parallel()
 	data := generated(t, 6)
 	s, keeper, _ := inProcess(t, data)
 	status := s.kickoff("all", "")

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,8 +24,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 )
 
-// binaries is the folder with the services, built once for all tests.
-var binaries string
+// shared is a folder for all tests: services, which are built once, and generated populations. binaries is the folder of
+// the services.
+var shared, binaries string
 
 func TestMain(m *testing.M) {
 	code, err := buildAndRun(m)
@@ -41,11 +43,16 @@ func buildAndRun(m *testing.M) (int, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-o", dir+"/", "../api", "../auth", "../worker", "../scheduler", "../standalone", "../sluice")
+	shared, binaries = dir, filepath.Join(dir, "bin")
+	build := exec.Command("go", "build", "-o", binaries+"/", "../api", "../auth", "../worker", "../scheduler", "../standalone", "../sluice")
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build the services: %w\n%s", err, out)
 	}
-	binaries = dir
+	// Tests mostly wait for other processes, so more of them run at once than there are processors.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		return 0, err
+	}
 	return m.Run(), nil
 }
 

@@ -28,10 +28,12 @@ func sluice(t *testing.T, want int, args ...string) string {
 
 // TestStandaloneWithTheCommandLine is the README's way: one process without any server, and the command line.
 func TestStandaloneWithTheCommandLine(t *testing.T) {
+	t.Parallel()
 	standalone(t, "\x1f\x8b") // gzip
 }
 
 func TestStandaloneThatEncrypts(t *testing.T) {
+	t.Parallel()
 	standalone(t, "sluice\x01", "--encrypt")
 }
 
@@ -146,6 +148,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 }
 
 func TestServicesRefuseABadConfigurationAtOnce(t *testing.T) {
+	t.Parallel()
 	for _, service := range []string{"api", "worker", "scheduler"} {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(binaries, service), "--check-config")
 		cmd.Env = []string{"SLUICE_RETENSION=1h", "SLUICE_S3_SECRET_KEY=hush", "SLUICE_LOG_LEVEL=loud"}

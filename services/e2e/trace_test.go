@@ -19,6 +19,7 @@ func tracedSetup(data, endpoint string) setup {
 
 // A job is one trace, from the kick-off in the API to the seal in whichever worker has it, and its logs name it.
 func TestAJobIsOneTrace(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 10)
 	population := readPopulation(t, data)
 	collector := testenv.NewCollector(t)
@@ -127,6 +128,7 @@ func linesNameTheJob(t *testing.T, s *stack, job, trace string) {
 
 // A collector that is down takes nothing from an export.
 func TestACollectorThatIsDownHarmsNoExport(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 10)
 	population := readPopulation(t, data)
 	s := deploy(t, tracedSetup(data, "http://127.0.0.1:1"))
