@@ -131,9 +131,8 @@ while IFS= read -r type; do
 done < <(find "$data" -maxdepth 1 -name '*.ndjson' | sed -E 's|.*/([A-Za-z]+)\..*|\1|' | sort -u)
 ((compared > 0)) || fail "nothing was generated"
 ((wrong == 0)) || fail "$wrong of $compared types differ"
-echo "all $compared types are as they should be: every resource of every patient, the shared ones that their records"
-echo "name, and no Group"
+echo "all $compared types match: every resource of every patient, the resources they refer to, and no Group"
 
 step "Stopping the server"
-stop_server || fail "the server did not stop in order"
-echo "done; nothing is left behind"
+stop_server || fail "the server did not stop cleanly"
+echo "done"
