@@ -17,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// goldenHealthNewEngland are the known answers for one group of the Synthea sample.
+// goldenHealthNewEngland has the known counts of one group of the Synthea sample.
 var goldenHealthNewEngland = map[string]int{
 	"Patient": 25, "AllergyIntolerance": 13, "CarePlan": 72, "CareTeam": 72, "Claim": 1508, "Condition": 166, "Device": 3,
 	"DiagnosticReport": 124, "Encounter": 840, "ExplanationOfBenefit": 840, "ImagingStudy": 6, "Immunization": 355,
@@ -66,7 +66,7 @@ func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
 	s := deploy(t, setup{data: data, database: store, directory: store, groups: groupsOf(t, data), workers: 2})
 
 	statuses := map[string]string{}
-	for group := range population.groups { // all at once: many jobs run side by side (pitfall 32)
+	for group := range population.groups { // concurrent jobs (pitfall 32)
 		if active, _ := population.groups[group].tree["active"].(bool); active {
 			statuses[group] = s.kickoff(group, "")
 		}
@@ -96,7 +96,7 @@ func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
 	}
 }
 
-// checkIdentities fails on an id that comes twice and on a line about anybody outside the group (pitfall 2).
+// checkIdentities fails for a duplicate id and for a line about a patient outside the group (pitfall 2).
 func checkIdentities(t *testing.T, p population, people map[string]bool, got map[string][]string) {
 	t.Helper()
 	seen := map[string]bool{}
