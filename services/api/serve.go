@@ -11,17 +11,17 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/config"
 )
 
-// config is the API's configuration, read from SLUICE_* variables.
-type config struct {
-	wiring.Common
-	wiring.Redis
-	wiring.Objects
-	wiring.Envelope
-	wiring.Directory
-	wiring.Audit
+// settings is the API's configuration, read from SLUICE_* variables.
+type settings struct {
+	config.Common
+	config.Redis
+	config.Objects
+	config.Envelope
+	config.Directory
+	config.Audit
 	Addr         string `env:"API_ADDR" envDefault:":8080"`          // the public listener
 	BaseURL      string `env:"BASE_URL,required,notEmpty"`           // public FHIR base; all emitted URLs start with it
 	Dialect      string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (spec 9)
@@ -45,8 +45,8 @@ const (
 )
 
 // Validate refuses what cannot work.
-func (c *config) Validate() (err error) {
-	if c.base, err = wiring.BaseURL(c.BaseURL); err != nil {
+func (c *settings) Validate() (err error) {
+	if c.base, err = config.BaseURL(c.BaseURL); err != nil {
 		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
 	} else if err = httpapi.CheckBase(c.base); err != nil {
 		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
@@ -66,7 +66,7 @@ func (c *config) Validate() (err error) {
 		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))
 	}
 	if c.TokenURL != "" {
-		if _, urlErr := wiring.BaseURL(c.TokenURL); urlErr != nil {
+		if _, urlErr := config.BaseURL(c.TokenURL); urlErr != nil {
 			err = errors.Join(err, errors.New("SLUICE_AUTH_TOKEN_URL must look like https://host/auth/token"))
 		}
 	}
@@ -75,19 +75,19 @@ func (c *config) Validate() (err error) {
 	default:
 		err = errors.Join(err, errors.New("SLUICE_API_DIALECT must be auto, classic or ig"))
 	}
-	if _, issuersErr := wiring.LoadIssuers(c.Issuers); issuersErr != nil {
+	if _, issuersErr := config.LoadIssuers(c.Issuers); issuersErr != nil {
 		err = errors.Join(err, fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", issuersErr))
 	}
 	return errors.Join(err, c.Common.Validate(), c.Redis.Validate(), c.Directory.Validate(), c.Objects.Validate(),
 		c.Envelope.Validate(), c.Audit.Validate())
 }
 
-func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bool, err error) {
-	checkOnly, err = wiring.Load(ctx, "api", args, environ, &cfg)
+func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
+	checkOnly, err = config.Load(ctx, "api", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
 
-func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
+func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := platform.NewLogger(stderr, "api", cfg.LogLevel)
 	registry := platform.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
@@ -120,7 +120,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer directory.Close()
-	issuers, err := wiring.LoadIssuers(cfg.Issuers)
+	issuers, err := config.LoadIssuers(cfg.Issuers)
 	if err != nil {
 		return fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", err)
 	}
@@ -162,12 +162,12 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	public, err := wiring.Listen(ctx, cfg.Addr)
+	public, err := config.Listen(ctx, cfg.Addr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = public.Close() }() // for a start that fails
-	private, err := wiring.Listen(ctx, cfg.Private)
+	private, err := config.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err
 	}
@@ -175,8 +175,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL,
 		"encrypts", newKey != nil)
 	return platform.Run(ctx,
-		wiring.HTTP("public listener", public, handler, listeners.Public...),
-		wiring.HTTP("private listener", private, httpapi.Private(parts), listeners.Private...),
-		wiring.Bucket(objects, log),
+		config.HTTP("public listener", public, handler, listeners.Public...),
+		config.HTTP("private listener", private, httpapi.Private(parts), listeners.Private...),
+		config.Bucket(objects, log),
 	)
 }

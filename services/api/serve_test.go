@@ -22,11 +22,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sluice-fhir/sluice/pkg/testenv"
-	"github.com/sluice-fhir/sluice/services/wiring/wiringtest"
+	"github.com/sluice-fhir/sluice/services/config/configtest"
 )
 
 // settings are those of an API on real stores whose tokens come from the issuer at the URL.
-func settings(t *testing.T, jwksURL string) []string {
+func environment(t *testing.T, jwksURL string) []string {
 	t.Helper()
 	dir := t.TempDir()
 	issuers := filepath.Join(dir, "issuers.yaml")
@@ -50,7 +50,7 @@ func settings(t *testing.T, jwksURL string) []string {
 
 // What would keep the API from starting is known to --check-config.
 func TestCheckConfig(t *testing.T) {
-	base := settings(t, "https://one.example.org/keys")
+	base := environment(t, "https://one.example.org/keys")
 	for url, want := range map[string]string{
 		"https://h.example.org/fhir":    "",
 		"https://h.example.org/:x":      "':'",
@@ -79,7 +79,7 @@ func TestCheckConfigReadsIssuers(t *testing.T) {
 	if err := os.WriteFile(file, []byte("issuers:\n- {name: a, audiences: []}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	environ := append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
+	environ := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
 		"SLUICE_POLL_LIMIT=0", "SLUICE_TOKEN_ISSUERS_FILE="+file, "SLUICE_API_REQUIRE_GROUP_SCOPE=true")
 	err := run(t.Context(), []string{"--check-config"}, environ, io.Discard)
 	for _, word := range []string{"SLUICE_POLL_LIMIT", "SLUICE_TOKEN_ISSUERS_FILE", "no audience"} {
@@ -91,7 +91,7 @@ func TestCheckConfigReadsIssuers(t *testing.T) {
 
 // Keys that cannot be read and encryption that there is none of are known as well, both at once, and no key is quoted.
 func TestCheckConfigOfEncryption(t *testing.T) {
-	base := append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir")
+	base := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir")
 	check := func(more ...string) error {
 		return run(t.Context(), []string{"--check-config"}, append(slices.Clone(base), more...), io.Discard)
 	}
@@ -111,9 +111,9 @@ func TestCheckConfigOfEncryption(t *testing.T) {
 }
 
 func TestNoSecretIsQuoted(t *testing.T) {
-	wiringtest.QuotesNothing(t, wiringtest.Service{
-		Config: config{}, Run: run,
-		Environ: append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
+	configtest.QuotesNothing(t, configtest.Service{
+		Config: settings{}, Run: run,
+		Environ: append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
 			"SLUICE_AUDIT_LOG="+filepath.Join(t.TempDir(), "audit.ndjson")),
 		Instead: map[string][]string{"DIRECTORY_URL": {"GROUPS_DIR", "ACCESS_FILE"}},
 	})
@@ -124,7 +124,7 @@ func TestTLS(t *testing.T) {
 	authority, operators := testenv.NewAuthority(t), testenv.NewAuthority(t)
 	valid := time.Now().Add(time.Hour)
 	cert, key := authority.Issue(valid, "127.0.0.1").Files(t, t.TempDir())
-	environ := append(settings(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
+	environ := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
 		"SLUICE_TLS_CERT_FILE="+cert, "SLUICE_TLS_KEY_FILE="+key, "SLUICE_PRIVATE_TLS=true",
 		"SLUICE_PRIVATE_CLIENT_CA_FILE="+operators.File())
 	ctx, stop := context.WithCancel(t.Context())
@@ -182,7 +182,7 @@ func TestStop(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	defer jwks.Close()
-	environ := append(settings(t, jwks.URL), "SLUICE_BASE_URL=https://h.example.org/fhir")
+	environ := append(environment(t, jwks.URL), "SLUICE_BASE_URL=https://h.example.org/fhir")
 	already := goleak.IgnoreCurrent()
 
 	ctx, stop := context.WithCancel(t.Context())

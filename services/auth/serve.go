@@ -14,14 +14,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/services/auth/clients"
 	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/config"
 )
 
-// config is the token service's configuration, read from SLUICE_* variables.
-type config struct {
-	wiring.Common
-	wiring.Redis
-	wiring.Audit
+// settings is the token service's configuration, read from SLUICE_* variables.
+type settings struct {
+	config.Common
+	config.Redis
+	config.Audit
 	Addr      string         `env:"AUTH_ADDR" envDefault:":8081"`             // the public listener
 	TokenURL  string         `env:"AUTH_TOKEN_URL,required,notEmpty"`         // public URL of the token endpoint
 	BaseURL   string         `env:"BASE_URL,required,notEmpty"`               // public FHIR base: the tokens' aud
@@ -42,14 +42,14 @@ type config struct {
 }
 
 // Validate refuses what cannot work.
-func (c *config) Validate() (err error) {
+func (c *settings) Validate() (err error) {
 	var problems []error
 	add := func(variable string, err error) {
 		if err != nil {
 			problems = append(problems, fmt.Errorf("SLUICE_%s: %w", variable, err))
 		}
 	}
-	c.base, err = wiring.BaseURL(c.BaseURL)
+	c.base, err = config.BaseURL(c.BaseURL)
 	add("BASE_URL", err)
 	add("AUTH_TOKEN_URL", checkTokenURL(c.TokenURL))
 	add("AUTH_KEY_SECRET", authstore.CheckSecret(c.Secret))
@@ -68,11 +68,11 @@ func (c *config) Validate() (err error) {
 	return errors.Join(append(problems, c.Common.Validate(), c.Redis.Validate(), c.Audit.Validate())...)
 }
 
-func (c *config) schedule() authstore.Schedule {
+func (c *settings) schedule() authstore.Schedule {
 	return authstore.Schedule{Rotate: c.Rotate, Publish: c.Publish}
 }
 
-func (c *config) limits() authstore.Limits {
+func (c *settings) limits() authstore.Limits {
 	return authstore.Limits{Window: c.Window, PerAddress: c.OfAddress, PerClient: c.OfClient}
 }
 
@@ -92,12 +92,12 @@ func checkTokenURL(text string) error {
 	return nil
 }
 
-func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bool, err error) {
-	checkOnly, err = wiring.Load(ctx, "auth", args, environ, &cfg)
+func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
+	checkOnly, err = config.Load(ctx, "auth", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
 
-func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
+func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := platform.NewLogger(stderr, "auth", cfg.LogLevel)
 	registry := platform.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
@@ -146,12 +146,12 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer service.Close()
-	public, err := wiring.Listen(ctx, cfg.Addr)
+	public, err := config.Listen(ctx, cfg.Addr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = public.Close() }() // for a start that fails
-	private, err := wiring.Listen(ctx, cfg.Private)
+	private, err := config.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err
 	}
@@ -161,8 +161,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	}
 	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
 	return platform.Run(ctx,
-		wiring.HTTP("public listener", public, withProbes(service), listeners.Public...),
-		wiring.HTTP("private listener", private, platform.Health(service.Checks(), registry), listeners.Private...),
+		config.HTTP("public listener", public, withProbes(service), listeners.Public...),
+		config.HTTP("private listener", private, platform.Health(service.Checks(), registry), listeners.Private...),
 		platform.Part{Name: "signing keys", Run: service.Run},
 	)
 }

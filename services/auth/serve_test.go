@@ -16,7 +16,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-func settings(redis string, more ...string) []string {
+func environment(redis string, more ...string) []string {
 	return append([]string{
 		"SLUICE_REDIS_URL=" + redis, "SLUICE_AUTH_ADDR=127.0.0.1:0", "SLUICE_AUTH_TOKEN_URL=https://auth.example.org/token",
 		"SLUICE_BASE_URL=https://bulk.example.org/fhir", "SLUICE_AUTH_KEY_SECRET=hush, but 32 bytes of it at least",
@@ -55,7 +55,7 @@ func TestCheckConfig(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := run(t.Context(), []string{"--check-config"}, settings("redis://127.0.0.1:1", test.set...), io.Discard)
+			err := run(t.Context(), []string{"--check-config"}, environment("redis://127.0.0.1:1", test.set...), io.Discard)
 			if (err == nil) != (test.says == nil) {
 				t.Fatalf("%v", err)
 			}
@@ -83,7 +83,7 @@ func TestStartWithoutRedisAndStop(t *testing.T) {
 	out, stderr := io.Pipe()
 	stopped := make(chan error, 1)
 	go func() {
-		stopped <- run(ctx, nil, settings("redis://"+address), stderr)
+		stopped <- run(ctx, nil, environment("redis://"+address), stderr)
 		_ = stderr.Close() // never fails
 	}()
 	var ready struct{ Msg, Public, Private string }

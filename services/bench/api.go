@@ -15,7 +15,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/sluice-fhir/sluice/services/sluice/client"
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
 const (
@@ -38,9 +38,9 @@ func (b *bench) api(ctx context.Context) error {
 	f := &b.report.API
 	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = callers //nolint:forcetypeassert // it is one
 	var mu sync.Mutex
-	var jobs []client.Job
+	var jobs []bulkclient.Job
 	f.KickOffs, err = calls(ctx, kickoffs, func(ctx context.Context) error {
-		job, err := d.client.KickOff(ctx, client.Request{Group: "ten"})
+		job, err := d.client.KickOff(ctx, bulkclient.Request{Group: "ten"})
 		mu.Lock()
 		defer mu.Unlock()
 		jobs = append(jobs, job)

@@ -21,8 +21,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/zeebo/xxh3"
 
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 	"github.com/sluice-fhir/sluice/services/bench/autoscale"
-	"github.com/sluice-fhir/sluice/services/sluice/client"
 )
 
 // The simulation of autoscaling. Everything is real but the cluster: services, stores, signals and formula. Time goes ten
@@ -231,7 +231,7 @@ type lineSet struct {
 }
 
 // fingerprints downloads what the job's manifest lists, checks each file's count, and keeps none of it.
-func (d *deployment) fingerprints(ctx context.Context, job client.Job) (map[string]lineSet, error) {
+func (d *deployment) fingerprints(ctx context.Context, job bulkclient.Job) (map[string]lineSet, error) {
 	manifest, err := d.client.Await(ctx, job)
 	if err != nil {
 		return nil, err
@@ -272,13 +272,13 @@ func (f *fleet) now() (time.Duration, time.Time) {
 
 // run kicks jobs off and scales until all are done and the last worker has gone. It returns the jobs, in the order of
 // the figures.
-func (f *fleet) run(ctx context.Context, figures *autoscaleFigures) ([]client.Job, error) {
+func (f *fleet) run(ctx context.Context, figures *autoscaleFigures) ([]bulkclient.Job, error) {
 	ctx, cancel := context.WithTimeout(ctx, autoscaleLongest)
 	defer cancel()
 	f.began = time.Now()
 	polling := time.NewTicker(time.Duration(f.object.Spec.Polling) * time.Second / faster)
 	defer polling.Stop()
-	var jobs []client.Job
+	var jobs []bulkclient.Job
 	var gone time.Duration // since when there is nothing left
 	wave, synced := 0, time.Duration(0)
 	for {
@@ -294,7 +294,7 @@ func (f *fleet) run(ctx context.Context, figures *autoscaleFigures) ([]client.Jo
 				if n >= waves[wave].large {
 					group = "ten"
 				}
-				job, err := f.d.client.KickOff(ctx, client.Request{Group: group})
+				job, err := f.d.client.KickOff(ctx, bulkclient.Request{Group: group})
 				if err != nil {
 					return nil, err
 				}

@@ -19,9 +19,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
-	"github.com/sluice-fhir/sluice/services/sluice/client"
 )
 
 // deployment is one API, one scheduler and some workers, as processes, with a Redis database and a bucket of its own.
@@ -31,7 +31,7 @@ type deployment struct {
 	store     *objects.Store
 	bucket    string
 	issuer    *development.Issuer
-	client    *client.Client
+	client    *bulkclient.Client
 	api       *process
 	workers   []*process
 	processes []*process
@@ -78,7 +78,7 @@ func (b *bench) deployWith(
 	if d.issuer, err = development.Open(filepath.Join(dir, "issuer")); err != nil {
 		return d, err
 	}
-	if d.client, err = client.New(client.Config{Base: d.base, Tokens: d, Parallel: 4}); err != nil {
+	if d.client, err = bulkclient.New(bulkclient.Config{Base: d.base, Tokens: d, Parallel: 4}); err != nil {
 		return d, err
 	}
 	issuers := filepath.Join(dir, "issuers.yaml")

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 
-	"github.com/sluice-fhir/sluice/services/sluice/client"
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
 // startAt is how far the population's export has come, in per cent, when the small job is begun.
@@ -32,7 +32,7 @@ func (b *bench) fairness(ctx context.Context) error {
 		}
 	}
 	for len(f.UnderLoad) < b.options.rounds {
-		big, err := d.client.KickOff(ctx, client.Request{Group: "all"})
+		big, err := d.client.KickOff(ctx, bulkclient.Request{Group: "all"})
 		if err != nil {
 			return err
 		}

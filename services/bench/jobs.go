@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/sluice-fhir/sluice/services/sluice/client"
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
 // pollEvery is far more often than a client may, so that the wait between two polls is no part of the figures.
@@ -19,9 +19,9 @@ const pollEvery = 50 * time.Millisecond
 const never = 101
 
 // export runs a whole job, from kick-off to 200, and returns how long it took.
-func (d *deployment) export(ctx context.Context, group string) (client.Job, time.Duration, error) {
+func (d *deployment) export(ctx context.Context, group string) (bulkclient.Job, time.Duration, error) {
 	began := time.Now()
-	job, err := d.client.KickOff(ctx, client.Request{Group: group})
+	job, err := d.client.KickOff(ctx, bulkclient.Request{Group: group})
 	if err != nil {
 		return job, 0, err
 	}
@@ -32,7 +32,7 @@ func (d *deployment) export(ctx context.Context, group string) (client.Job, time
 }
 
 // manifest runs a whole job and returns what it lists.
-func (d *deployment) manifest(ctx context.Context, group string) (client.Job, *client.Manifest, error) {
+func (d *deployment) manifest(ctx context.Context, group string) (bulkclient.Job, *bulkclient.Manifest, error) {
 	job, _, err := d.export(ctx, group)
 	if err != nil {
 		return job, nil, err
@@ -42,7 +42,7 @@ func (d *deployment) manifest(ctx context.Context, group string) (client.Job, *c
 }
 
 // await returns when the job is complete, or has come so many per cent far.
-func (d *deployment) await(ctx context.Context, job client.Job, percent int) error {
+func (d *deployment) await(ctx context.Context, job bulkclient.Job, percent int) error {
 	for {
 		complete, done, err := d.poll(ctx, job)
 		if err != nil || complete || done >= percent {
@@ -57,7 +57,7 @@ func (d *deployment) await(ctx context.Context, job client.Job, percent int) err
 }
 
 // poll asks once whether the job is complete and how far it is, in per cent.
-func (d *deployment) poll(ctx context.Context, job client.Job) (complete bool, percent int, err error) {
+func (d *deployment) poll(ctx context.Context, job bulkclient.Job) (complete bool, percent int, err error) {
 	resp, err := d.get(ctx, job.StatusURL, "")
 	if err != nil {
 		return false, 0, err

@@ -7,7 +7,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/sluice-fhir/sluice/services/sluice/client"
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
 // memory weighs what Redis holds of a job that waits, and of one that is complete.
@@ -27,7 +27,7 @@ func (b *bench) memory(ctx context.Context) (err error) {
 		return err
 	}
 	for range jobs {
-		if _, err := waiting.client.KickOff(ctx, client.Request{Group: "ten"}); err != nil {
+		if _, err := waiting.client.KickOff(ctx, bulkclient.Request{Group: "ten"}); err != nil {
 			return err
 		}
 	}

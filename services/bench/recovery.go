@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/sluice-fhir/sluice/services/sluice/client"
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
 // recovery kills one of two workers in the middle of a population's export.
@@ -20,7 +20,7 @@ func (b *bench) recovery(ctx context.Context) error {
 	}
 	defer d.stop()
 	began := time.Now()
-	job, err := d.client.KickOff(ctx, client.Request{Group: "all"})
+	job, err := d.client.KickOff(ctx, bulkclient.Request{Group: "all"})
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/services/sluice/client"
 )
 
 // throughput exports the whole population with one worker and with two, each time beside the ceiling.
@@ -96,7 +96,7 @@ func (b *bench) pairs(ctx context.Context, d *deployment, p population, figures 
 }
 
 // whole fails unless the job has exported everything: all but the few shared resources that nobody's record names.
-func (d *deployment) whole(ctx context.Context, job client.Job, p population) error {
+func (d *deployment) whole(ctx context.Context, job bulkclient.Job, p population) error {
 	manifest, err := d.client.Await(ctx, job)
 	if err != nil {
 		return err
@@ -116,7 +116,7 @@ func (d *deployment) whole(ctx context.Context, job client.Job, p population) er
 }
 
 // remove drops the job and waits until its files are gone, so that nobody deletes them during the next measurement.
-func (d *deployment) remove(ctx context.Context, job client.Job) error {
+func (d *deployment) remove(ctx context.Context, job bulkclient.Job) error {
 	if err := d.client.Cancel(ctx, job); err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (b *bench) ceiling(ctx context.Context, d *deployment, p population) (float
 
 // firstStored returns how long after the kick-off the job's first file was in the store, by the store's clock, which
 // is this machine's.
-func (d *deployment) firstStored(ctx context.Context, job client.Job, from time.Time) (time.Duration, error) {
+func (d *deployment) firstStored(ctx context.Context, job bulkclient.Job, from time.Time) (time.Duration, error) {
 	var first time.Time
 	err := d.store.List(ctx, "jobs/"+lastPart(job.StatusURL)+"/", func(o objects.Info) error {
 		if !strings.Contains(o.Key, "/_") && (first.IsZero() || o.Modified.Before(first)) {
@@ -177,7 +177,7 @@ func (d *deployment) firstStored(ctx context.Context, job client.Job, from time.
 }
 
 // firstByte returns how long after the kick-off a client has the first byte of a file, when it asks for the manifest now.
-func (d *deployment) firstByte(ctx context.Context, job client.Job, from time.Time) (time.Duration, error) {
+func (d *deployment) firstByte(ctx context.Context, job bulkclient.Job, from time.Time) (time.Duration, error) {
 	before := time.Now()
 	waited := before.Sub(from)
 	manifest, err := d.client.Await(ctx, job)

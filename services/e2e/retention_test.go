@@ -28,13 +28,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
-	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/config"
+	"github.com/sluice-fhir/sluice/services/scheduler/maintenance"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
 // inProcess runs the whole service in the process of the test, on real servers, with a clock that the test sets.
-func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, clock *atomic.Int64) {
+func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep, clock *atomic.Int64) {
 	t.Helper()
 	clock = &atomic.Int64{}
 	clock.Store(time.Now().UnixMilli())
@@ -56,7 +56,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, cloc
 	must(t, err)
 	store := s.store()
 	must(t, store.EnsureBucket(t.Context()))
-	source, err := wiring.Source{Dir: data}.Open(t.Context(), log, 0)
+	source, err := config.Source{Dir: data}.Open(t.Context(), log, 0)
 	must(t, err)
 	groups, err := filedir.OpenGroups(data, time.Now)
 	must(t, err)
@@ -80,9 +80,9 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *upkeep.Upkeep, cloc
 		Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})
 	must(t, err)
-	cfg := upkeep.Defaults()
+	cfg := maintenance.Defaults()
 	cfg.SweepGrace = 0
-	keeper, err = upkeep.New(cfg, upkeep.Parts{
+	keeper, err = maintenance.New(cfg, maintenance.Parts{
 		Jobs: jobs, Queue: tasks, Objects: store, Audit: events, Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})
 	must(t, err)

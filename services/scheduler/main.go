@@ -5,10 +5,10 @@ import (
 	"context"
 	"io"
 
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/config"
 )
 
-func main() { wiring.Main("scheduler", run) }
+func main() { config.Main("scheduler", run) }
 
 // run is the whole process: configuration, parts, listeners, until the context ends.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {

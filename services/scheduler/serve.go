@@ -12,38 +12,38 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/services/adminui"
+	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/ops"
-	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/scheduler/maintenance"
 )
 
-// config is the scheduler's configuration, read from SLUICE_* variables.
-type config struct {
-	wiring.Common
-	wiring.Redis
-	wiring.Objects
-	wiring.Audit
-	wiring.OperatorPage
-	upkeep.Config
+// settings is the scheduler's configuration, read from SLUICE_* variables.
+type settings struct {
+	config.Common
+	config.Redis
+	config.Objects
+	config.Audit
+	config.OperatorPage
+	maintenance.Config
 	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"`
 }
 
 // Validate refuses what cannot work.
-func (c config) Validate() error {
+func (c settings) Validate() error {
 	return errors.Join(c.Common.Validate(), c.Redis.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate(),
 		c.OperatorPage.Validate())
 }
 
-func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bool, err error) {
-	cfg.Config = upkeep.Defaults()
-	checkOnly, err = wiring.Load(ctx, "scheduler", args, environ, &cfg)
+func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
+	cfg.Config = maintenance.Defaults()
+	checkOnly, err = config.Load(ctx, "scheduler", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
 
 // taskConcurrency is how many duties and purges run at once. They wait for the stores, not for the processor.
 const taskConcurrency = 4
 
-func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
+func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := platform.NewLogger(stderr, "scheduler", cfg.LogLevel)
 	registry := platform.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
@@ -70,7 +70,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
-	keeper, err := upkeep.New(cfg.Config, upkeep.Parts{
+	keeper, err := maintenance.New(cfg.Config, maintenance.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
 		Tracing: tracing,
 	})
@@ -81,7 +81,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	private, err := wiring.Listen(ctx, cfg.Private)
+	private, err := config.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err
 	}
@@ -96,8 +96,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		return err
 	}
 	parts := []platform.Part{
-		wiring.HTTP("private listener", private, operators, listeners.Private...),
-		wiring.Bucket(objects, log),
+		config.HTTP("private listener", private, operators, listeners.Private...),
+		config.Bucket(objects, log),
 		{Name: "ticks", Run: keeper.Tick},
 		{Name: "survey", Run: keeper.Survey},
 		{Name: "duties", Run: func(ctx context.Context) error {
@@ -112,16 +112,16 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 		}},
 	}
 	if page != nil {
-		operators.Handle(operator.Path, page)
+		operators.Handle(adminui.Path, page)
 		parts = append(parts, platform.Part{Name: "operator's page", Run: page.Run})
 	}
 	return platform.Run(ctx, parts...)
 }
 
 // openPage returns the operator's page, or nil where it may not be shown.
-func openPage(cfg config, at net.Addr, parts ops.Parts, log *slog.Logger) (*operator.Page, error) {
+func openPage(cfg settings, at net.Addr, parts ops.Parts, log *slog.Logger) (*adminui.Page, error) {
 	if !cfg.OperatorPage.Shown(at) {
 		return nil, nil //nolint:nilnil // as documented
 	}
-	return operator.New(operator.Config{Hosts: cfg.Hosts, Logger: log}, parts)
+	return adminui.New(adminui.Config{Hosts: cfg.Hosts, Logger: log}, parts)
 }

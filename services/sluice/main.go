@@ -7,7 +7,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/sluice-fhir/sluice/services/sluice/command"
+	"github.com/sluice-fhir/sluice/services/sluice/internal/command"
 )
 
 func main() {

@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-fhir/sluice/pkg/platform"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/config"
 )
 
 type options struct {
@@ -62,7 +62,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		errs = append(errs, errors.New("--tls-cert and --tls-key must be given both or neither"))
 	}
 	if o.baseURL != "" {
-		if _, err := wiring.BaseURL(o.baseURL); err != nil {
+		if _, err := config.BaseURL(o.baseURL); err != nil {
 			errs = append(errs, fmt.Errorf("--base-url: %w", err))
 		}
 	}

@@ -26,9 +26,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 	"github.com/sluice-fhir/sluice/services/adminui"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
+	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/ops"
-	"github.com/sluice-fhir/sluice/services/scheduler/upkeep"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/scheduler/maintenance"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
@@ -63,23 +63,23 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	listener, err := wiring.Listen(ctx, opts.addr)
+	listener, err := config.Listen(ctx, opts.addr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = listener.Close() }() // for a start that fails; a server that ran has closed it already
 	// Behind a base URL of its own there may be a proxy, and to that one everybody is on this machine.
-	local := opts.baseURL == "" && wiring.Loopback(listener.Addr())
+	local := opts.baseURL == "" && config.Loopback(listener.Addr())
 	if opts.baseURL == "" {
 		opts.baseURL = scheme + "://" + listener.Addr().String() + "/fhir"
 	}
-	base, err := wiring.BaseURL(opts.baseURL)
+	base, err := config.BaseURL(opts.baseURL)
 	if err != nil {
 		return err
 	}
 	start.BaseURL = base.String()
 	if local {
-		start.Operator = base.Scheme + "://" + base.Host + operator.Path
+		start.Operator = base.Scheme + "://" + base.Host + adminui.Path
 	}
 
 	redis, err := startRedis()
@@ -97,7 +97,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	defer func() { err = errors.Join(err, s3.Close()) }()
 
 	dependencies := platform.NewDependencies(registry)
-	jobs, tasks, err := wiring.Redis{URL: redis.url}.Observed(dependencies).Open()
+	jobs, tasks, err := config.Redis{URL: redis.url}.Observed(dependencies).Open()
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	objects, err := wiring.Objects{
+	objects, err := config.Objects{
 		Endpoint: s3.Endpoint(), AccessKey: accessKey, SecretKey: secretKey, Bucket: "sluice",
 	}.Observed(dependencies).Open(ring.Key)
 	if err != nil {
@@ -120,7 +120,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err := objects.EnsureBucket(ctx); err != nil {
 		return err
 	}
-	source, err := wiring.Source{Dir: opts.data}.Open(ctx, log, 0)
+	source, err := config.Source{Dir: opts.data}.Open(ctx, log, 0)
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	events, err := wiring.Audit{Log: filepath.Join(opts.state, "audit.ndjson")}.Open("standalone", registry)
+	events, err := config.Audit{Log: filepath.Join(opts.state, "audit.ndjson")}.Open("standalone", registry)
 	if err != nil {
 		return err
 	}
@@ -170,16 +170,16 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	upkeepConfig := upkeep.Defaults()
+	upkeepConfig := maintenance.Defaults()
 	upkeepConfig.Retention = opts.retention
-	keeper, err := upkeep.New(upkeepConfig, upkeep.Parts{
+	keeper, err := maintenance.New(upkeepConfig, maintenance.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {
 		return err
 	}
 
-	page, err := operator.New(operator.Config{Logger: log}, ops.Parts{
+	page, err := adminui.New(adminui.Config{Logger: log}, ops.Parts{
 		Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now,
 	})
 	if err != nil {
@@ -196,7 +196,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
 	return platform.Run(ctx,
-		wiring.HTTP("listener", listener, served, serving...),
+		config.HTTP("listener", listener, served, serving...),
 		platform.Part{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(),
 		platform.Part{Name: "operator's page", Run: page.Run},
@@ -212,27 +212,27 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 
 // masterKey returns a master key of this process alone, or none. It needs to live no longer than the jobs, which are kept
 // in memory.
-func masterKey(wanted bool) wiring.Envelope {
+func masterKey(wanted bool) config.Envelope {
 	if !wanted {
-		return wiring.Envelope{}
+		return config.Envelope{}
 	}
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // it never fails
-	return wiring.Envelope{Keys: "standalone:" + base64.StdEncoding.EncodeToString(secret)}
+	return config.Envelope{Keys: "standalone:" + base64.StdEncoding.EncodeToString(secret)}
 }
 
 // withOperators adds what is for operators, /metrics and their page, to the one listener of a standalone server as long
 // as only this machine reaches it. The choice is not a ServeMux's: that one answers paths that are not clean with
 // redirects of its own making. A nil page is not shown.
 func withOperators(addr net.Addr, public, private, page http.Handler) http.Handler {
-	if !wiring.Loopback(addr) {
+	if !config.Loopback(addr) {
 		return public
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.URL.Path == "/metrics":
 			private.ServeHTTP(w, r)
-		case page != nil && strings.HasPrefix(r.URL.Path, operator.Path):
+		case page != nil && strings.HasPrefix(r.URL.Path, adminui.Path):
 			page.ServeHTTP(w, r)
 		default:
 			public.ServeHTTP(w, r)

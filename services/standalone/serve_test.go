@@ -15,7 +15,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/config"
 )
 
 // The one listener shows the certificate that the flags name, and its base URL says so.
@@ -30,13 +30,13 @@ func TestServing(t *testing.T) {
 	if err != nil || scheme != "https" {
 		t.Fatalf("scheme %q, error %v", scheme, err)
 	}
-	listener, err := wiring.Listen(t.Context(), "127.0.0.1:0")
+	listener, err := config.Listen(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- wiring.HTTP("listener", listener, http.NotFoundHandler(), serving...).Run(ctx) }()
+	go func() { served <- config.HTTP("listener", listener, http.NotFoundHandler(), serving...).Run(ctx) }()
 	client := http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, DisableKeepAlives: true,
 	}}

@@ -10,18 +10,18 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
-	"github.com/sluice-fhir/sluice/services/wiring"
+	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
-// config is the worker's configuration, read from SLUICE_* variables.
-type config struct {
-	wiring.Common
-	wiring.Redis
-	wiring.Objects
-	wiring.Envelope
-	wiring.Source
-	wiring.Directory
+// settings is the worker's configuration, read from SLUICE_* variables.
+type settings struct {
+	config.Common
+	config.Redis
+	config.Objects
+	config.Envelope
+	config.Source
+	config.Directory
 	Concurrency int           `env:"WORKER_CONCURRENCY" envDefault:"0"` // units at once; 0: one more than processors
 	Express     int           `env:"WORKER_EXPRESS" envDefault:"2"`     // further units at once, of those that are short
 	Drain       time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`     // on stop, how long running units may go on
@@ -30,7 +30,7 @@ type config struct {
 }
 
 // Validate refuses what cannot work.
-func (c config) Validate() error {
+func (c settings) Validate() error {
 	var errs []error
 	if c.Concurrency < 0 {
 		errs = append(errs, errors.New("SLUICE_WORKER_CONCURRENCY must not be negative"))
@@ -45,13 +45,13 @@ func (c config) Validate() error {
 		c.Config.Validate(), c.Objects.Validate(), c.Envelope.Validate())...)
 }
 
-func load(ctx context.Context, args, environ []string) (cfg config, checkOnly bool, err error) {
+func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
 	cfg.Config = pipeline.Defaults()
-	checkOnly, err = wiring.Load(ctx, "worker", args, environ, &cfg)
+	checkOnly, err = config.Load(ctx, "worker", args, environ, &cfg)
 	return cfg, checkOnly, err
 }
 
-func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
+func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := platform.NewLogger(stderr, "worker", cfg.LogLevel)
 	registry := platform.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
@@ -84,7 +84,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	private, err := wiring.Listen(ctx, cfg.Private)
+	private, err := config.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err
 	}
@@ -121,8 +121,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer) (err error) {
 	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
 	parts := []platform.Part{
-		wiring.HTTP("private listener", private, platform.Health(checks, registry), listeners.Private...),
-		wiring.Bucket(objects, log),
+		config.HTTP("private listener", private, platform.Health(checks, registry), listeners.Private...),
+		config.Bucket(objects, log),
 		{Name: "units", Run: func(ctx context.Context) error {
 			if err := source.Await(ctx, log); err != nil {
 				return nil //nolint:nilerr // it only ends early when the process does

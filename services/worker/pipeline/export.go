@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	"github.com/sluice-fhir/sluice/services/worker/idset"
+	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
 // export writes one type of one slice of the cohort: source, guard, gzip, upload, some chunks of patients at a time. On
@@ -103,7 +103,7 @@ func (w *Worker) abandon(out *files, err error) error {
 // met collects the references to types that travel along with what is exported.
 type met struct {
 	wanted  map[string]bool
-	builder *idset.Builder
+	builder *spillset.Builder
 	key     []byte
 
 	seed   maphash.Seed
@@ -121,7 +121,7 @@ func (w *Worker) newMet(lease export.Lease, job export.Job) *met {
 			m.wanted[typ] = true
 		}
 	}
-	m.builder = idset.NewBuilder(w.Objects, export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence))
+	m.builder = spillset.NewBuilder(w.Objects, export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence))
 	return m
 }
 

@@ -8,7 +8,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	"github.com/sluice-fhir/sluice/services/worker/idset"
+	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
 // verdict is what the guard says of a resource.
@@ -26,7 +26,7 @@ const (
 // Only for a Provenance it has to take the source's word for whom the targets are about, and then only to be stricter.
 type guard struct {
 	typ     string
-	cohort  *idset.List
+	cohort  *spillset.List
 	scanner fhir.Scanner
 	chunk   []string // the part of the cohort that was asked for, ascending
 	people  []string // whom the resource is about; a patient may stand twice

@@ -17,14 +17,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	"github.com/sluice-fhir/sluice/services/worker/idset"
+	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
 // fuzzCohort is the cohort of FuzzGuard, of which the first two patients are asked for.
 var fuzzCohort = []string{"pat-1", "pat-2", "pat-3"}
 
 // storedCohort is fuzzCohort as a stored list, on a store that has nothing else, so that there need be no server.
-func storedCohort(t testing.TB) *idset.List {
+func storedCohort(t testing.TB) *spillset.List {
 	t.Helper()
 	held := map[string]string{"/shelf/c/index": "pat-1\n", "/shelf/c/chunk-000000": strings.Join(fuzzCohort, "\n") + "\n"}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -43,7 +43,7 @@ func storedCohort(t testing.TB) *idset.List {
 		t.Fatal(err)
 	}
 	t.Cleanup(store.Close)
-	list, err := idset.Open(t.Context(), store, "c/")
+	list, err := spillset.Open(t.Context(), store, "c/")
 	if err != nil {
 		t.Fatal(err)
 	}

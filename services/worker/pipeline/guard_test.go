@@ -10,7 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	"github.com/sluice-fhir/sluice/services/worker/idset"
+	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
 // clinical is data of the three members and of somebody else.
@@ -118,7 +118,7 @@ func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // pitfall 2
 
 // crowd returns the ids of so many patients that a cohort of them has two chunks, ascending.
 func crowd() []string {
-	ids := make([]string, idset.ChunkSize+10)
+	ids := make([]string, spillset.ChunkSize+10)
 	for i := range ids {
 		ids[i] = fmt.Sprintf("pat-%05d", i)
 	}
@@ -130,7 +130,7 @@ func TestSharedResourcesAreWrittenOnceAcrossUnits(t *testing.T) {
 	first, last := ids[0], ids[len(ids)-1]
 	shared := []string{
 		appointment(1, last, first), appointment(2, first, last), appointment(3, last), appointment(4, first),
-		appointment(5, ids[idset.ChunkSize-1], ids[idset.ChunkSize]),
+		appointment(5, ids[spillset.ChunkSize-1], ids[spillset.ChunkSize]),
 	}
 	for name, unitBytes := range map[string]int64{"two units": 1, "one unit": 1 << 30} {
 		t.Run(name, func(t *testing.T) {

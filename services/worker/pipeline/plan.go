@@ -14,7 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	"github.com/sluice-fhir/sluice/services/worker/idset"
+	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
 // plan freezes the snapshot, works out the cohort (the group's members that the owner may see), and cuts one unit for
@@ -85,7 +85,7 @@ func (w *Worker) storeCohort(
 		platform.EndStep(span, err)
 	}()
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
-	members := idset.NewBuilder(w.Objects, prefix)
+	members := spillset.NewBuilder(w.Objects, prefix)
 	err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
 		if !fhir.IsID(patient) || !grant.Patients.Has(patient) {
 			return nil
@@ -95,7 +95,7 @@ func (w *Worker) storeCohort(
 	if err := complete(ctx, err); err != nil {
 		return export.Cohort{}, fmt.Errorf("resolve the group: %w", err)
 	}
-	chunks, patients, err := idset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
+	chunks, patients, err := spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
 		return members.Each(ctx, yield)
 	})
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	"github.com/sluice-fhir/sluice/services/worker/idset"
+	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
 // byIDBatch is how many resources are asked for at once by id.
@@ -44,8 +44,8 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 	for round := 0; ; round++ {
 		list = fmt.Sprintf("%sround-%d/", prefix, round)
 		counts = map[string]int64{}
-		chunks, _, err := idset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
-			return idset.Merge(ctx, w.Objects, list, frontier, func(ref string) error {
+		chunks, _, err := spillset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
+			return spillset.Merge(ctx, w.Objects, list, frontier, func(ref string) error {
 				typ, _, _ := strings.Cut(ref, "/")
 				if !slices.Contains(job.Request.Types, typ) {
 					return nil
@@ -68,7 +68,7 @@ func (w *Worker) references(ctx context.Context, lease export.Lease, job export.
 			break
 		}
 		// The next round starts from all that is known: following a resource again is cheap, and rounds are few.
-		frontier = append(idset.Runs(list, chunks), runs...)
+		frontier = append(spillset.Runs(list, chunks), runs...)
 	}
 
 	units, err := w.cutReferenced(ctx, job, list, counts)
@@ -116,7 +116,7 @@ func (w *Worker) follow(
 		return false, nil, err
 	}
 	found := w.newMet(lease, job)
-	found.builder = idset.NewBuilder(w.Objects, prefix+"found/")
+	found.builder = spillset.NewBuilder(w.Objects, prefix+"found/")
 	g := listGuard{list: known}
 	follow := func(check func(source.Resource) error) func(source.Resource) error {
 		return func(r source.Resource) error {
@@ -309,7 +309,7 @@ func (w *Worker) about(
 // listGuard checks resources without a patient against the list of what was referenced.
 type listGuard struct {
 	typ     string
-	list    *idset.List
+	list    *spillset.List
 	scanner fhir.Scanner
 }
 

@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	"github.com/sluice-fhir/sluice/services/worker/idset"
+	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
 // Config says how a worker works. Use Defaults and change what differs.
@@ -86,7 +86,7 @@ type Parts struct {
 type Worker struct {
 	Parts
 	cfg     Config
-	lists   *idset.Cache
+	lists   *spillset.Cache
 	shorts  shorts
 	metrics metrics
 }
@@ -97,7 +97,7 @@ func New(cfg Config, parts Parts) (*Worker, error) {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	return &Worker{
-		Parts: parts, cfg: cfg, lists: idset.NewCache(), metrics: newMetrics(parts.Registry),
+		Parts: parts, cfg: cfg, lists: spillset.NewCache(), metrics: newMetrics(parts.Registry),
 	}, nil
 }
 

@@ -1,0 +1,841 @@
+package bulkclient
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestExportBringsEverythingHome(t *testing.T) {
+	for _, test := range []struct {
+		name             string
+		ig, keep, plain  bool
+		retryAfter, file string
+		wait             time.Duration
+	}{
+		{name: "classic", retryAfter: "1500", wait: 1500 * time.Millisecond, file: "Patient.p.1.0.ndjson"},
+		{name: "ig", ig: true, retryAfter: "2", wait: 2 * time.Second, file: "Patient.p.1.0.ndjson"},
+		{name: "keep gzip", keep: true, retryAfter: "100", wait: time.Second / 10, file: "Patient.p.1.0.ndjson.gz"},
+		{name: "identity", keep: true, plain: true, retryAfter: "1000", wait: time.Second, file: "Patient.p.1.0.ndjson"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newCounterpart(t)
+			s.pending, s.retryAfter = 2, test.retryAfter
+			patients := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 30)
+			first := s.add(Output, "Observation", "Observation.a.1.0.ndjson", 200)
+			second := s.add(Output, "Observation", "Observation.b.1.0.ndjson", 100)
+			s.addLines(Errors, "OperationOutcome", "OperationOutcome.e.1.0.ndjson", []byte(`{"resourceType":`+
+				`"OperationOutcome","issue":[{"severity":"error","code":"processing","diagnostics":"Condition is gone"}]}`+"\n"))
+			s.addLines(Deleted, "Bundle", "Bundle.d.1.0.ndjson", []byte(`{"type":"transaction","resourceType":"Bundle"}`+"\n"))
+			for _, file := range s.files {
+				if file.identity = test.plain; test.plain {
+					file.digest = digestOf(file.plain)
+				}
+			}
+			seen := &witness{}
+			c, slept := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = test.ig, seen })
+			dir := filepath.Join(t.TempDir(), "new", "folder")
+			report, err := c.Export(t.Context(), Request{Group: "g", Types: []string{"Patient", "Observation"}}, Options{
+				Dir: dir, KeepGzip: test.keep,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := []time.Duration{test.wait, test.wait}; !slices.Equal(slept.all, want) {
+				t.Errorf("waited %v, want %v", slept.all, want)
+			}
+			if prefer := s.heads[0].Get("Prefer"); (prefer == "respond-async") != test.ig {
+				t.Errorf("kicked off with Prefer %q", prefer)
+			}
+			for i, head := range s.heads {
+				if head.Get("Authorization") != "Bearer t0" {
+					t.Errorf("request %d bears %q", i, head.Get("Authorization"))
+				}
+			}
+			got := content(t, dir, test.file)
+			if test.keep && !test.plain {
+				got = unzip(t, got)
+			}
+			if !bytes.Equal(got, patients.plain) {
+				t.Errorf("%s differs from the served file", test.file)
+			}
+			for _, name := range names(t, dir) {
+				if !isData(name) && name != manifestFile {
+					t.Errorf("%s was left in the folder", name)
+				}
+			}
+			if len(names(t, dir)) != 6 {
+				t.Errorf("the folder holds %v", names(t, dir))
+			}
+			observations := Total{Type: "Observation", Files: 2, Resources: 300,
+				Bytes: int64(len(first.plain) + len(second.plain))}
+			if got := withoutSeconds(report.Types[0]); len(report.Types) != 2 || got != observations {
+				t.Errorf("types: %+v, want %+v first", report.Types, observations)
+			}
+			all := Total{Files: 3, Resources: 330, Bytes: observations.Bytes + int64(len(patients.plain))}
+			if got := withoutSeconds(report.Total); got != all {
+				t.Errorf("total: %+v, want %+v", got, all)
+			}
+			if report.Errors.Resources != 1 || report.Deleted.Resources != 1 {
+				t.Errorf("errors %+v, deleted %+v", report.Errors, report.Deleted)
+			}
+			if want := []string{"Condition is gone (processing)"}; !slices.Equal(report.Problems, want) {
+				t.Errorf("problems %q, want %q", report.Problems, want)
+			}
+			if seen.resources != 332 || seen.planned != 5 || seen.finished != 5 || len(seen.statuses) != 2 {
+				t.Errorf("heard of %+v", seen)
+			}
+			if status := seen.statuses[0]; status.State != "started" || status.Percent != 40 {
+				t.Errorf("heard of status %+v", status)
+			}
+			again, err := Verify(t.Context(), dir)
+			if err != nil || withoutSeconds(again.Total) != all {
+				t.Errorf("verify: %+v, %v", again, err)
+			}
+		})
+	}
+}
+
+func withoutSeconds(t Total) Total { t.Seconds = 0; return t }
+
+func TestKickOffNamesTypesOnce(t *testing.T) {
+	s := newCounterpart(t)
+	c, _ := newClient(t, s, nil)
+	request := Request{Group: "g", Types: []string{"Patient", "Observation", "Patient"}}
+	if _, err := c.Export(t.Context(), request, Options{Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.queries[0]; got != "_type=Observation%2CPatient" {
+		t.Errorf("query %q", got)
+	}
+}
+
+// TestEmptyExport: no files at all is a good answer (pitfall 1).
+func TestEmptyExport(t *testing.T) {
+	s := newCounterpart(t)
+	c, _ := newClient(t, s, nil)
+	dir := t.TempDir()
+	report, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
+	if err != nil || report.Total.Files != 0 || len(report.Types) != 0 {
+		t.Fatalf("report %+v, %v", report, err)
+	}
+	if got := names(t, dir); !slices.Equal(got, []string{manifestFile}) {
+		t.Errorf("the folder holds %v", got)
+	}
+}
+
+func TestBusyServerIsWaitedFor(t *testing.T) {
+	s := newCounterpart(t)
+	s.kickOffs = []int{429, 503}
+	s.polls = []int{429, 503, 502}
+	s.add(Output, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503, 429, 504}
+	seen := &witness{}
+	c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	// Every refusal carries Retry-After: 3. That is milliseconds for a 429 of a classic job's status, where the
+	// first retry's own second is longer, and seconds everywhere else.
+	want := []time.Duration{3e9, 3e9, 1e9, 3e9, 4e9, 3e9, 3e9, 4e9}
+	if !slices.Equal(seen.waits, want) {
+		t.Errorf("waited %v, want %v", seen.waits, want)
+	}
+}
+
+// A 503 may come from the server, in the unit of the job, or from a proxy, in seconds.
+func TestOutagesAreWaitedForInTheirUnit(t *testing.T) {
+	for _, row := range []struct {
+		ig     bool
+		header string
+		want   time.Duration
+	}{
+		{false, "5000", 5 * time.Second}, {false, "5", 5 * time.Second}, {false, "999", 999 * time.Second},
+		{true, "5", 5 * time.Second}, {true, "1200", 20 * time.Minute},
+	} {
+		s := newCounterpart(t)
+		s.outage, s.polls = row.header, []int{503}
+		s.add(Output, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503}
+		seen := &witness{}
+		c, _ := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = row.ig, seen })
+		if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()}); err != nil {
+			t.Fatal(err)
+		}
+		if want := []time.Duration{row.want, row.want}; !slices.Equal(seen.waits, want) {
+			t.Errorf("ig %t, Retry-After %s: waited %v, want %v", row.ig, row.header, seen.waits, want)
+		}
+	}
+}
+
+// TestNotAManifest: a 200 that is no manifest is not an export without files, from the server as from the folder.
+func TestNotAManifest(t *testing.T) {
+	const good = `{"transactionTime":"2026-01-02T03:04:05Z","request":"https://a.org/Group/g/$export",` +
+		`"requiresAccessToken":true,"output":[],"error":[]}`
+	without := func(old, put string) string {
+		if !strings.Contains(good, old) {
+			t.Fatalf("%s is not in the manifest", old)
+		}
+		return strings.Replace(good, old, put, 1)
+	}
+	for name, row := range map[string]struct {
+		body string
+		want error
+	}{
+		"good":           {good, nil},
+		"open":           {without("true", "false"), nil},
+		"fraction":       {without("05Z", "05.123+01:00"), nil},
+		"page":           {"<html>Please log in</html>", ErrMismatch},
+		"empty object":   {"{}", ErrMismatch},
+		"null":           {"null", ErrMismatch},
+		"list":           {"[]", ErrMismatch},
+		"outcome":        {`{"resourceType":"OperationOutcome","issue":[]}`, ErrMismatch},
+		"cut":            {good[:len(good)-1], ErrMismatch},
+		"no time":        {without(`"transactionTime":"2026-01-02T03:04:05Z",`, ""), ErrMismatch},
+		"date":           {without("T03:04:05Z", ""), ErrMismatch},
+		"no request":     {without(`"request":"https://a.org/Group/g/$export",`, ""), ErrMismatch},
+		"empty request":  {without("https://a.org/Group/g/$export", ""), ErrMismatch},
+		"no requirement": {without(`"requiresAccessToken":true,`, ""), ErrMismatch},
+		"requirement":    {without("true", `"true"`), ErrMismatch},
+		"no output":      {without(`"output":[],`, ""), ErrMismatch},
+		"null output":    {without(`"output":[]`, `"output":null`), ErrMismatch},
+		"no error":       {without(`,"error":[]`, ""), ErrMismatch},
+		"null error":     {without(`"error":[]`, `"error":null`), ErrMismatch},
+		"item":           {without(`"output":[]`, `"output":["x"]`), ErrMismatch},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newCounterpart(t)
+			s.body = row.body
+			c, _ := newClient(t, s, nil)
+			dir := t.TempDir()
+			if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); !errors.Is(err, row.want) {
+				t.Errorf("export: %v, want %v", err, row.want)
+			}
+			if _, err := os.Stat(filepath.Join(dir, manifestFile)); (err == nil) != (row.want == nil) {
+				t.Errorf("manifest.json: %v", err)
+			}
+			dir = t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, manifestFile), []byte(row.body), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Verify(t.Context(), dir); !errors.Is(err, row.want) {
+				t.Errorf("verify: %v, want %v", err, row.want)
+			}
+		})
+	}
+}
+
+func TestPatienceEnds(t *testing.T) {
+	s := newCounterpart(t)
+	s.polls = slices.Repeat([]int{503}, 100)
+	c, slept := newClient(t, s, nil)
+	_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()})
+	var refused *ServerError
+	if !errors.As(err, &refused) || refused.Status != 503 {
+		t.Fatalf("error %v, want the 503", err)
+	}
+	if len(slept.all) != maxFailures {
+		t.Errorf("waited %d times, want %d", len(slept.all), maxFailures)
+	}
+}
+
+func TestKickOffIsNotRepeatedBlindly(t *testing.T) {
+	s := newCounterpart(t)
+	s.hangUp = true
+	c, slept := newClient(t, s, nil)
+	_, err := c.KickOff(t.Context(), Request{Group: "g"})
+	var lost lostError
+	if kicked := len(s.requests()); !errors.As(err, &lost) || kicked != 1 || len(slept.all) != 0 {
+		t.Errorf("error %v after %d kick-offs and %d waits", err, kicked, len(slept.all))
+	}
+}
+
+func TestErrorsNeverHoldTheQueryOrTheToken(t *testing.T) {
+	s := newCounterpart(t)
+	s.Close()
+	c, _ := newClient(t, s, nil)
+	_, err := c.KickOff(t.Context(), Request{Group: "g", Types: []string{"Patient"}})
+	if err == nil || strings.Contains(err.Error(), "_type") || strings.Contains(err.Error(), "t0") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestRefusalIsASentence(t *testing.T) {
+	s := newCounterpart(t)
+	s.kickOffs = []int{403}
+	s.outcome = "You may not export Condition.\x1b[2J\nAsk"
+	c, _ := newClient(t, s, nil)
+	dir := t.TempDir()
+	_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
+	want := "kick off the export: the server answered 403 Forbidden: You may not export Condition.[2J Ask (forbidden)"
+	if err == nil || err.Error() != want {
+		t.Errorf("error %q, want %q", err, want)
+	}
+	if got := names(t, dir); len(got) != 0 {
+		t.Errorf("the folder holds %v", got)
+	}
+}
+
+// TestLostConnection: a download goes on where the connection was lost (pitfall 33).
+func TestLostConnection(t *testing.T) {
+	s := newCounterpart(t)
+	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 2000)
+	size := len(file.body)
+	for _, cuts := range [][]int{{0}, {1}, {size / 2}, {size - 1}, {size}, {0, 0, 100_000, 1, 0, 70_000}} {
+		t.Run(fmt.Sprint(cuts), func(t *testing.T) {
+			s.mu.Lock()
+			s.seen, s.heads, file.cuts = nil, nil, slices.Clone(cuts)
+			s.mu.Unlock()
+			seen := &witness{}
+			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
+			dir := t.TempDir()
+			if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
+				t.Error("the file differs from the served one")
+			}
+			want, at := []string{}, 0
+			for _, cut := range append([]int{0}, cuts...) {
+				if at += cut; at == size {
+					break // nothing was missing
+				}
+				request := "GET /fhir/jobs/1/Patient.p.1.0.ndjson"
+				if at > 0 {
+					request += fmt.Sprintf(" bytes=%d-", at)
+				}
+				want = append(want, request)
+			}
+			if got := s.requests()[2:]; !slices.Equal(got, want) {
+				t.Errorf("asked for %q, want %q", got, want)
+			}
+			if last := s.heads[len(s.heads)-1]; last.Get("Range") != "" && last.Get("If-Range") != file.etag {
+				t.Errorf("the range depends on %q, want %q", last.Get("If-Range"), file.etag)
+			}
+			if seen.resources != 2000 || seen.bytes != int64(len(file.plain)) {
+				t.Errorf("heard of %d resources and %d bytes", seen.resources, seen.bytes)
+			}
+		})
+	}
+}
+
+func TestStalledConnection(t *testing.T) {
+	s := newCounterpart(t)
+	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 500)
+	file.stall = true
+	c, _ := newClient(t, s, nil)
+	c.stall = 50 * time.Millisecond
+	dir := t.TempDir()
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
+		t.Error("the file differs from the served one")
+	}
+	if n := s.countOf("GET /fhir/jobs/1/Patient.p.1.0.ndjson"); n < 2 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestKilledClientGoesOn runs a client into a wall while one file is whole, one is begun and one is not, and another
+// client after it.
+func TestKilledClientGoesOn(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		t.Run(fmt.Sprintf("keep gzip %t", keep), func(t *testing.T) {
+			s := newCounterpart(t)
+			whole := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 300)
+			begun := s.add(Output, "Condition", "Condition.c.1.0.ndjson", 200)
+			s.add(Output, "Device", "Device.d.1.0.ndjson", 100)
+			begun.cuts, begun.refuse = []int{10_000}, nil
+			s.after["Condition.c.1.0.ndjson"] = func() { begun.refuse = []int{500} }
+			one, _ := newClient(t, s, func(cfg *Config) { cfg.Parallel = 1 })
+			dir := t.TempDir()
+			request, opts := Request{Group: "g"}, Options{Dir: dir, KeepGzip: keep}
+			_, err := one.Export(t.Context(), request, opts)
+			var refused *ServerError
+			if !errors.As(err, &refused) || refused.Status != 500 {
+				t.Fatalf("error %v, want the 500", err)
+			}
+			if part := content(t, dir, "Condition.c.1.0.ndjson.part"); !bytes.Equal(part, begun.body[:10_000]) {
+				t.Fatalf("the part holds %d bytes", len(part))
+			}
+
+			if _, err := one.Export(t.Context(), request, opts); !errors.Is(err, ErrFolder) {
+				t.Errorf("a new export into the same folder: %v", err)
+			}
+			opts.Resume = true
+			if _, err := one.Export(t.Context(), Request{Group: "h"}, opts); !errors.Is(err, ErrFolder) {
+				t.Errorf("another export resumed in the folder: %v", err)
+			}
+
+			s.mu.Lock()
+			s.seen, begun.refuse, s.after = nil, nil, nil
+			s.mu.Unlock()
+			seen := &witness{}
+			two, _ := newClient(t, s, func(cfg *Config) { cfg.Observer, cfg.Parallel = seen, 1 })
+			report, err := two.Export(t.Context(), request, opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := []string{
+				"GET /fhir/jobs/1",
+				"GET /fhir/jobs/1/Condition.c.1.0.ndjson bytes=10000-",
+				"GET /fhir/jobs/1/Device.d.1.0.ndjson",
+			}
+			if got := s.requests(); !slices.Equal(got, want) {
+				t.Errorf("asked for %q, want %q", got, want)
+			}
+			if report.Total.Resources != 600 || seen.resources != 600 || seen.finished != 3 {
+				t.Errorf("report %+v, heard of %+v", report.Total, seen)
+			}
+			if _, err := Verify(t.Context(), dir); err != nil {
+				t.Error(err)
+			}
+			if keep {
+				if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson.gz"), whole.body) {
+					t.Error("the kept file is not the stored one")
+				}
+			} else if !bytes.Equal(content(t, dir, "Condition.c.1.0.ndjson"), begun.plain) {
+				t.Error("the resumed file differs from the served one")
+			}
+
+			s.mu.Lock()
+			s.seen = nil
+			s.mu.Unlock()
+			again, err := two.Export(t.Context(), request, opts)
+			if err != nil || withoutSeconds(again.Total) != withoutSeconds(report.Total) || len(s.requests()) != 0 {
+				t.Errorf("once more: %+v, %v, %q", again.Total, err, s.requests())
+			}
+			opts.Resume = false
+			if _, err := two.Export(t.Context(), request, opts); !errors.Is(err, ErrFolder) {
+				t.Errorf("a new export over a finished one: %v", err)
+			}
+		})
+	}
+}
+
+// TestKilledAtTheLastStep: a file in the journal without its final name is made again from its part, without a
+// request; a crash in the middle of a journal line costs that file only.
+func TestKilledAtTheLastStep(t *testing.T) {
+	s := newCounterpart(t)
+	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 300)
+	s.add(Output, "Device", "Device.d.1.0.ndjson", 10).refuse = []int{500}
+	c, _ := newClient(t, s, func(cfg *Config) { cfg.Parallel = 1 })
+	dir := t.TempDir()
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err == nil {
+		t.Fatal("no error from the 500")
+	}
+	final := filepath.Join(dir, "Patient.p.1.0.ndjson")
+	said, err := json.Marshal(meta{
+		URL: s.base() + "/jobs/1/Patient.p.1.0.ndjson", ETag: file.etag, Length: int64(len(file.body)), Encoding: "gzip",
+		Digest: file.digest,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal, err := os.OpenFile(filepath.Join(dir, journalFile), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = journal.WriteString(`{"file":"Dev`)
+	for _, err := range []error{
+		err, journal.Close(), os.Remove(final),
+		os.WriteFile(final+".part", file.body, 0o600), os.WriteFile(final+".part.json", said, 0o600),
+		os.WriteFile(final+".new", []byte("half"), 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := s.countOf("GET /fhir/jobs/1/Patient")
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: true}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
+		t.Error("the file differs from the served one")
+	}
+	if after := s.countOf("GET /fhir/jobs/1/Patient"); after != before {
+		t.Errorf("a whole part was asked for again")
+	}
+	if got := names(t, dir); len(got) != 3 {
+		t.Errorf("the folder holds %v", got)
+	}
+}
+
+func TestChangedFileStartsOver(t *testing.T) {
+	s := newCounterpart(t)
+	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 400)
+	file.cuts = []int{50_000}
+	s.after["Patient.p.1.0.ndjson"] = func() {
+		if s.after["Patient.p.1.0.ndjson"] = nil; len(file.cuts) == 0 {
+			file.set(bytes.ReplaceAll(file.plain, []byte("patient-"), []byte("person-")))
+		}
+	}
+	seen := &witness{}
+	c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
+	dir := t.TempDir()
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	got := content(t, dir, "Patient.p.1.0.ndjson")
+	if !bytes.Equal(got, file.plain) || !bytes.Contains(got, []byte("person-")) {
+		t.Error("the file is not the one that the server has now")
+	}
+	if s.countOf("GET /fhir/jobs/1/Patient.p.1.0.ndjson bytes=50000-") != 1 {
+		t.Errorf("asked for %q", s.requests())
+	}
+	if seen.resources != 400 || seen.bytes != int64(len(file.plain)) {
+		t.Errorf("heard of %d resources and %d bytes", seen.resources, seen.bytes)
+	}
+}
+
+// TestWrongFiles: what is not as announced gets no final name, and its bytes are of no use to a later run.
+func TestWrongFiles(t *testing.T) {
+	good := `{"resourceType":"Patient","id":"a"}`
+	count := func(n int64) *int64 { return &n }
+	for name, wrong := range map[string]func(*stored){
+		"digest":           func(f *stored) { f.digest = digestOf([]byte("something else")) },
+		"digest form":      func(f *stored) { f.digest = "sha-256=abc" },
+		"digest length":    func(f *stored) { f.digest = "sha-256=:YWJj:" },
+		"count too small":  func(f *stored) { f.count = count(1) },
+		"count too large":  func(f *stored) { f.count = count(3) },
+		"type":             func(f *stored) { f.set([]byte(good + "\n" + `{"resourceType":"Observation"}` + "\n")) },
+		"type behind":      func(f *stored) { f.set([]byte(`{"id":"a","resourceType":"Observation"}` + "\n")) },
+		"longer type":      func(f *stored) { f.set([]byte(`{"resourceType":"PatientX"}` + "\n")) },
+		"no type":          func(f *stored) { f.set([]byte(`{"id":"resourceType Patient"}` + "\n")) },
+		"not JSON":         func(f *stored) { f.set([]byte(`<Patient/>` + "\n")) },
+		"empty line":       func(f *stored) { f.set([]byte(good + "\n\n")) },
+		"cut line":         func(f *stored) { f.set([]byte(good + "\n" + `{"resourceType":"Patient","id` + "\n")) },
+		"not gzip":         func(f *stored) { f.body = []byte("plain"); f.digest = "" },
+		"gzip checksum":    func(f *stored) { f.body[len(f.body)-5] ^= 1; f.digest = digestOf(f.body) },
+		"gzip cut":         func(f *stored) { f.body = f.body[:len(f.body)-9]; f.digest = digestOf(f.body) },
+		"trailing rubbish": func(f *stored) { f.body = append(f.body, "rubbish"...); f.digest = digestOf(f.body) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newCounterpart(t)
+			file := s.addLines(Output, "Patient", "Patient.p.1.0.ndjson", []byte(good+"\n"+good+"\n"))
+			wrong(file)
+			seen := &witness{}
+			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
+			dir := t.TempDir()
+			_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
+			if !errors.Is(err, ErrMismatch) || strings.Contains(err.Error(), `"a"`) {
+				t.Fatalf("error %v, want ErrMismatch", err)
+			}
+			if got, want := names(t, dir), []string{stateFile}; !slices.Equal(got, want) {
+				t.Errorf("the folder holds %v, want %v", got, want)
+			}
+			if seen.resources != 0 || seen.bytes != 0 || seen.finished != 0 {
+				t.Errorf("heard of %+v", seen)
+			}
+		})
+	}
+}
+
+// TestTokenStaysAtHome: the token is never sent to another origin, wherever the server points.
+func TestTokenStaysAtHome(t *testing.T) {
+	var mu sync.Mutex
+	var got []string
+	reply := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }
+	foreign := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, r.Header.Get("Authorization"))
+		reply(w, r)
+	}))
+	defer foreign.Close()
+	for name, point := range map[string]func(s *counterpart){
+		"status": func(s *counterpart) { s.location = foreign.URL + "/fhir/jobs/1" },
+		"status by https": func(s *counterpart) {
+			s.location = strings.Replace(s.URL, "http", "https", 1) + "/fhir/jobs/1"
+		},
+		"file": func(s *counterpart) { s.add(Output, "Patient", foreign.URL+"/Patient.ndjson", 1) },
+		"redirect of file": func(s *counterpart) {
+			s.add(Output, "Patient", "Patient.ndjson", 1).moved = foreign.URL + "/Patient.ndjson"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newCounterpart(t)
+			point(s)
+			c, _ := newClient(t, s, nil)
+			_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()})
+			if name == "redirect of file" {
+				var refused *ServerError
+				if !errors.As(err, &refused) || refused.Status != http.StatusTeapot {
+					t.Errorf("error %v, want the other server's answer", err)
+				}
+			} else if !errors.Is(err, ErrForeign) {
+				t.Errorf("error %v, want ErrForeign", err)
+			}
+		})
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if want := []string{""}; !slices.Equal(got, want) { // the redirect arrives, and bears nothing
+		t.Errorf("the other server got %q", got)
+	}
+}
+
+func TestOpenFilesGetNoToken(t *testing.T) {
+	s := newCounterpart(t)
+	s.open = true
+	s.add(Output, "Patient", "Patient.p.1.0.ndjson", 1)
+	c, _ := newClient(t, s, nil)
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"Bearer t0", "Bearer t0", ""}; !slices.Equal(s.auth, want) {
+		t.Errorf("authorizations %q, want %q", s.auth, want)
+	}
+}
+
+// counting hands out t1, t2, ...: a new one for each refused one.
+type counting struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (c *counting) Token(_ context.Context, refused string) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == 0 || refused == fmt.Sprintf("t%d", c.n) {
+		c.n++
+	}
+	return fmt.Sprintf("t%d", c.n), nil
+}
+
+// TestTokensAreShorterThanExports covers conformance B-39: a job goes on with a fresh token of the same user.
+func TestTokensAreShorterThanExports(t *testing.T) {
+	s := newCounterpart(t)
+	s.token, s.pending = "t1", 2
+	s.onPoll = func() { s.token = "t" + strconv.Itoa(3-max(s.pending, 1)) } // t1, t2, t2
+	for _, name := range []string{"Patient.a.ndjson", "Patient.b.ndjson", "Patient.c.ndjson", "Patient.d.ndjson"} {
+		s.add(Output, "Patient", name, 50)
+	}
+	s.after["Patient.a.ndjson"] = func() { s.token = "t3" }
+	c, _ := newClient(t, s, func(cfg *Config) { cfg.Tokens = &counting{} })
+	dir := t.TempDir()
+	report, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
+	if err != nil || report.Total.Resources != 200 {
+		t.Fatalf("report %+v, %v", report, err)
+	}
+
+	s.mu.Lock()
+	s.token = "another"
+	s.mu.Unlock()
+	c, _ = newClient(t, s, nil)
+	_, err = c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()})
+	var refused *ServerError
+	if !errors.Is(err, ErrTokenRefused) || !errors.As(err, &refused) || refused.Status != 401 {
+		t.Errorf("error %v, want the 401 and ErrTokenRefused", err)
+	}
+}
+
+func TestHostileNames(t *testing.T) {
+	const base = "https://example.org/fhir/jobs/1/"
+	for _, hostile := range []string{
+		base + "..", base + "%2e%2e", base + "..%2f..%2fetc%2fpasswd", base + "a%2fb.ndjson", base + "a%5cb.ndjson",
+		base + "..%5c..%5cx.ndjson", base + "%00.ndjson", base + "a%0ab", base + ".bashrc", base + "x..ndjson", base,
+		base + "C:x.ndjson", base + "~", base + "-rf", base + strings.Repeat("a", 300), "https://example.org",
+		"file:///etc/passwd", "/etc/passwd", "Patient.ndjson", "https:///x", "%", base + "%zz", base + "a%20b.ndjson",
+	} {
+		t.Run(hostile, func(t *testing.T) {
+			got, err := files(&Manifest{Output: []Item{{Type: "Patient", URL: hostile}}})
+			if hostile == base { // a URL may end in a slash: its last segment is the name
+				if err != nil || got[0].Name != "1.ndjson" {
+					t.Errorf("named %v, %v", got, err)
+				}
+				return
+			}
+			if err == nil {
+				t.Errorf("named %q", got[0].Name)
+			}
+		})
+	}
+	if _, err := files(&Manifest{Output: []Item{{Type: "../x", URL: base + "a.ndjson"}}}); err == nil {
+		t.Error("a hostile type was taken")
+	}
+}
+
+// TestNamesAreUnique: names that would be one file on some disk are told apart, whatever their order (pitfall 13).
+func TestNamesAreUnique(t *testing.T) {
+	urls := []string{
+		"https://a.org/1/Patient.ndjson", "https://a.org/2/Patient.ndjson", "https://a.org/patient.ndjson.gz",
+		"https://a.org/Binary/7?x=1", "https://a.org/Binary/7?x=2",
+	}
+	seen := make(map[string]bool)
+	manifest := &Manifest{}
+	for _, u := range urls {
+		manifest.Output = append(manifest.Output, Item{Type: "Patient", URL: u})
+	}
+	got, err := files(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range got {
+		if lower := strings.ToLower(file.Name); seen[lower] || !strings.HasSuffix(lower, ".ndjson") {
+			t.Errorf("name %q", file.Name)
+		} else {
+			seen[lower] = true
+		}
+	}
+	manifest.Error = manifest.Output[:1]
+	if _, err := files(manifest); err == nil {
+		t.Error("a file that is listed twice was taken")
+	}
+}
+
+// TestLinksDoNotLeadOut: a link in the folder is not followed out of it.
+func TestLinksDoNotLeadOut(t *testing.T) {
+	s := newCounterpart(t)
+	s.add(Output, "Patient", "Patient.p.1.0.ndjson", 1).refuse = []int{500}
+	c, _ := newClient(t, s, nil)
+	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "victim")
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err == nil {
+		t.Fatal("no error from the 500")
+	}
+	part := filepath.Join(dir, "Patient.p.1.0.ndjson.part")
+	if err := errors.Join(os.Remove(part), os.Symlink(out, part)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: true}); err == nil {
+		t.Error("the link was followed")
+	}
+	if _, err := os.Stat(out); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("outside of the folder: %v", err)
+	}
+}
+
+func TestInterrupt(t *testing.T) {
+	for _, cancel := range []bool{false, true} {
+		t.Run(fmt.Sprintf("cancel %t", cancel), func(t *testing.T) {
+			s := newCounterpart(t)
+			s.pending = 100
+			ctx, interrupt := context.WithCancel(t.Context())
+			defer interrupt()
+			c, _ := newClient(t, s, nil)
+			c.sleep = func(ctx context.Context, _ time.Duration) error { interrupt(); return ctx.Err() }
+			dir := t.TempDir()
+			_, err := c.Export(ctx, Request{Group: "g"}, Options{Dir: dir, CancelOnInterrupt: cancel})
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("error %v, want context.Canceled", err)
+			}
+			if got := s.countOf("DELETE /fhir/jobs/1"); (got == 1) != cancel {
+				t.Errorf("%d deletions", got)
+			}
+			if got := names(t, dir); (len(got) == 0) != cancel {
+				t.Errorf("the folder holds %v", got)
+			}
+		})
+	}
+}
+
+func TestFolderOfSomebodyElse(t *testing.T) {
+	s := newCounterpart(t)
+	c, _ := newClient(t, s, nil)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "thesis.txt"), []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, resume := range []bool{false, true} {
+		_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: resume})
+		if !errors.Is(err, ErrFolder) {
+			t.Errorf("resume %t: error %v, want ErrFolder", resume, err)
+		}
+	}
+	if len(s.requests()) != 0 {
+		t.Errorf("asked for %q", s.requests())
+	}
+}
+
+func TestOneProcessAFolder(t *testing.T) {
+	dir := t.TempDir()
+	first, err := openFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openFolder(dir); !errors.Is(err, ErrFolder) {
+		t.Errorf("error %v, want ErrFolder", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := openFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestExpiredJob(t *testing.T) {
+	s := newCounterpart(t)
+	s.polls = []int{500}
+	c, _ := newClient(t, s, nil)
+	dir := t.TempDir()
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err == nil {
+		t.Fatal("no error from the 500")
+	}
+	s.mu.Lock()
+	s.polls = []int{404}
+	s.mu.Unlock()
+	_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: true})
+	if err == nil || !strings.Contains(err.Error(), "the export is gone") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestVerifyFindsDamage(t *testing.T) {
+	for name, damage := range map[string]func(dir string) error{
+		"changed byte": func(dir string) error {
+			return change(dir, "Patient.p.1.0.ndjson", func(b []byte) []byte { b[len(b)-9] ^= 1; return b })
+		},
+		"lost line": func(dir string) error {
+			return change(dir, "Patient.p.1.0.ndjson", func(b []byte) []byte { return b[bytes.IndexByte(b, '\n')+1:] })
+		},
+		"missing file": func(dir string) error { return os.Remove(filepath.Join(dir, "Patient.p.1.0.ndjson")) },
+		"other file": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "More.ndjson"), nil, 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newCounterpart(t)
+			s.add(Output, "Patient", "Patient.p.1.0.ndjson", 5)
+			s.add(Output, "Device", "Device.d.1.0.ndjson", 5)
+			c, _ := newClient(t, s, nil)
+			dir := t.TempDir()
+			if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err != nil {
+				t.Fatal(err)
+			}
+			if err := damage(dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Verify(t.Context(), dir); !errors.Is(err, ErrMismatch) {
+				t.Errorf("error %v, want ErrMismatch", err)
+			}
+		})
+	}
+	if _, err := Verify(t.Context(), t.TempDir()); !errors.Is(err, ErrFolder) {
+		t.Errorf("an empty folder: %v", err)
+	}
+}
+
+func change(dir, name string, how func([]byte) []byte) error {
+	path := filepath.Join(dir, name)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, how(text), 0o600)
+}

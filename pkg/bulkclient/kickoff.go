@@ -1,0 +1,103 @@
+package bulkclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Request says what to export: the data of a group's members.
+type Request struct {
+	Group string   // the Group's id
+	Types []string // resource types; none: every type that the token allows
+}
+
+// Job is an export that the server has accepted.
+type Job struct {
+	StatusURL string // absolute
+	IG        bool   // was kicked off with Prefer: respond-async
+}
+
+// unit is what the job's Retry-After counts (spec 3 and 9).
+func (j Job) unit() time.Duration {
+	if j.IG {
+		return time.Second
+	}
+	return time.Millisecond
+}
+
+// KickOff asks for an export. It waits and asks again while the server says that it is too busy, but not after a
+// lost connection: the server may have accepted then, and a second job would be made.
+func (c *Client) KickOff(ctx context.Context, request Request) (Job, error) {
+	target := c.base.JoinPath("Group", request.Group, "$export")
+	if len(request.Types) > 0 {
+		target.RawQuery = "_type=" + url.QueryEscape(strings.Join(request.Types, ","))
+	}
+	header := http.Header{"Accept": {"application/fhir+json"}}
+	if c.ig {
+		header.Set("Prefer", "respond-async")
+	}
+	for attempt := 1; ; attempt++ {
+		location, err := c.kickOff(ctx, target, header)
+		if err == nil {
+			return Job{StatusURL: location, IG: c.ig}, nil
+		}
+		wait, again := retryIn(err, attempt, time.Second, false)
+		var refused *ServerError
+		if !again || !errors.As(err, &refused) {
+			return Job{}, fmt.Errorf("kick off the export: %w", err)
+		}
+		c.observer.Waiting(err, wait)
+		if err := c.sleep(ctx, wait); err != nil {
+			return Job{}, fmt.Errorf("wait to kick off the export: %w", err)
+		}
+	}
+}
+
+func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Header) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, shortCall)
+	defer cancel()
+	resp, err := c.send(ctx, http.MethodGet, target, header, true)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusAccepted {
+		return "", refusal(resp)
+	}
+	if err := resp.Body.Close(); err != nil {
+		return "", fmt.Errorf("close the answer: %w", err)
+	}
+	location, err := url.Parse(resp.Header.Get("Content-Location"))
+	if err != nil || location.String() == "" {
+		return "", errors.New("the server accepted, but its Content-Location is no URL")
+	}
+	location = target.ResolveReference(location)
+	if !isWeb(location) {
+		return "", errors.New("the server accepted, but its Content-Location is no http URL")
+	}
+	return location.String(), nil
+}
+
+// Cancel cancels the job, or deletes a finished one. A job that is gone already is no error.
+func (c *Client) Cancel(ctx context.Context, job Job) error {
+	target, err := url.Parse(job.StatusURL)
+	if err != nil {
+		return errors.New("cancel the export: the status URL is not a URL")
+	}
+	resp, err := c.send(ctx, http.MethodDelete, target, http.Header{"Accept": {"application/fhir+json"}}, true)
+	if err != nil {
+		return fmt.Errorf("cancel the export: %w", err)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound:
+		if err := resp.Body.Close(); err != nil {
+			return fmt.Errorf("cancel the export: %w", err)
+		}
+		return nil
+	}
+	return fmt.Errorf("cancel the export: %w", refusal(resp))
+}

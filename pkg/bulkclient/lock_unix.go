@@ -1,0 +1,13 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package bulkclient
+
+import (
+	"os"
+	"syscall"
+)
+
+// lockFile takes the file for this process. The lock ends with the process, however it ends.
+func lockFile(file *os.File) error {
+	return syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+}

@@ -1,0 +1,429 @@
+package bulkclient
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// stored is a file at the counterpart.
+type stored struct {
+	list     List
+	typ      string
+	body     []byte // as stored
+	plain    []byte
+	identity bool
+	etag     string
+	digest   string
+	count    *int64
+	cuts     []int // the n'th answer is cut after so many bytes; -1: not
+	refuse   []int // the first answers' status codes
+	stall    bool  // the first answer stops after half of its bytes and never goes on
+	moved    string
+}
+
+// counterpart is the server's side of the protocol, with the faults of a bad day. Its fields are set before the
+// requests begin, or under its mutex.
+type counterpart struct {
+	*httptest.Server
+	t *testing.T
+
+	mu         sync.Mutex
+	files      map[string]*stored
+	order      []string
+	pending    int      // 202s before the manifest
+	retryAfter string   // of a 202
+	kickOffs   []int    // status codes of the first answers to kick-offs
+	polls      []int    // status codes of the first answers to polls, before pending counts
+	location   string   // of Content-Location; "" for the right one
+	open       bool     // requiresAccessToken: false
+	token      string   // the one that is good; "" for any
+	hangUp     bool     // no request is answered
+	body       string   // in place of the manifest
+	outage     string   // Retry-After of refusals; "" for 3
+	queries    []string // the query of each request
+	seen       []string // method, path and range of each request
+	auth       []string // Authorization of each request
+	heads      []http.Header
+	outcome    string            // diagnostics of refusals
+	onPoll     func()            // called with each poll
+	after      map[string]func() // called under the mutex after a file's answer
+}
+
+func newCounterpart(t *testing.T) *counterpart {
+	s := &counterpart{t: t, files: make(map[string]*stored), retryAfter: "100", after: make(map[string]func())}
+	s.Server = httptest.NewServer(s)
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *counterpart) base() string { return s.URL + "/fhir" }
+
+// add stores a file of so many resources, gzipped, whose bytes hardly compress.
+func (s *counterpart) add(list List, typ, name string, resources int) *stored {
+	random := rand.New(rand.NewPCG(1, uint64(len(s.order))))
+	var plain bytes.Buffer
+	for i := range resources {
+		fmt.Fprintf(&plain, `{"resourceType":%q,"id":"%s-%d","x":"`, typ, strings.ToLower(typ), i)
+		for range 20 {
+			fmt.Fprintf(&plain, "%016x", random.Uint64())
+		}
+		plain.WriteString("\"}\n")
+	}
+	return s.addLines(list, typ, name, plain.Bytes())
+}
+
+func (s *counterpart) addLines(list List, typ, name string, plain []byte) *stored {
+	file := &stored{list: list, typ: typ}
+	file.set(plain)
+	s.files[name] = file
+	s.order = append(s.order, name)
+	return file
+}
+
+// set gives the file its content and everything that follows from it.
+func (f *stored) set(plain []byte) {
+	var zipped bytes.Buffer
+	zip := gzip.NewWriter(&zipped)
+	_, err := zip.Write(plain)
+	if err != nil || zip.Close() != nil {
+		panic("gzip into memory")
+	}
+	f.plain = plain
+	f.body = zipped.Bytes()
+	f.etag = fmt.Sprintf(`"%x"`, sha256.Sum256(f.body))
+	f.digest = digestOf(f.body)
+	n := int64(bytes.Count(plain, []byte{'\n'}))
+	f.count = &n
+}
+
+func digestOf(body []byte) string {
+	sum := sha256.Sum256(body)
+	return "sha-512=:AAAA:, sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
+}
+
+func (s *counterpart) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	note := r.Method + " " + r.URL.Path
+	if ranges := r.Header.Get("Range"); ranges != "" {
+		note += " " + ranges
+	}
+	s.seen = append(s.seen, note)
+	s.auth = append(s.auth, r.Header.Get("Authorization"))
+	s.heads = append(s.heads, r.Header.Clone())
+	s.queries = append(s.queries, r.URL.RawQuery)
+	good := s.token == "" || r.Header.Get("Authorization") == "Bearer "+s.token
+	hangUp := s.hangUp
+	s.mu.Unlock()
+	if hangUp {
+		panic(http.ErrAbortHandler)
+	}
+	if !good {
+		s.refuse(w, http.StatusUnauthorized)
+		return
+	}
+	switch {
+	case r.Method == http.MethodDelete:
+		w.WriteHeader(http.StatusAccepted)
+	case strings.HasSuffix(r.URL.Path, "/$export"):
+		s.kickOff(w)
+	case strings.HasSuffix(r.URL.Path, "/jobs/1"):
+		s.status(w)
+	default:
+		s.file(w, r)
+	}
+}
+
+func (s *counterpart) refuse(w http.ResponseWriter, status int) {
+	w.Header().Set("Content-Type", "application/fhir+json")
+	w.Header().Set("Retry-After", cmp.Or(s.outage, "3"))
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(fhir.Outcome("error", "forbidden", s.outcome)); err != nil {
+		s.t.Errorf("send a refusal: %v", err)
+	}
+}
+
+func next(codes *[]int) int {
+	if len(*codes) == 0 {
+		return 0
+	}
+	code := (*codes)[0]
+	*codes = (*codes)[1:]
+	return code
+}
+
+func (s *counterpart) kickOff(w http.ResponseWriter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if code := next(&s.kickOffs); code != 0 {
+		s.refuse(w, code)
+		return
+	}
+	location := s.location
+	if location == "" {
+		location = s.base() + "/jobs/1"
+	}
+	w.Header().Set("Content-Location", location)
+	w.WriteHeader(http.StatusAccepted)
+}
+
+func (s *counterpart) status(w http.ResponseWriter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.onPoll != nil {
+		s.onPoll()
+	}
+	if code := next(&s.polls); code != 0 {
+		s.refuse(w, code)
+		return
+	}
+	if s.pending > 0 {
+		s.pending--
+		w.Header().Set("Retry-After", s.retryAfter)
+		w.Header().Set("X-Progress", "started")
+		w.Header().Set("X-Progress-Percent", "40")
+		w.WriteHeader(http.StatusAccepted)
+		return
+	}
+	if s.body != "" {
+		if _, err := io.WriteString(w, s.body); err != nil {
+			s.t.Errorf("send the body: %v", err)
+		}
+		return
+	}
+	manifest := Manifest{
+		TransactionTime: "2026-01-02T03:04:05Z", Request: s.base() + "/Group/g/$export", RequiresAccessToken: !s.open,
+		Output: []Item{}, Deleted: []Item{}, Error: []Item{},
+	}
+	for _, name := range s.order {
+		file := s.files[name]
+		item := Item{Type: file.typ, URL: s.base() + "/jobs/1/" + name, Count: file.count}
+		if strings.HasPrefix(name, "http") {
+			item.URL = name
+		}
+		switch file.list {
+		case Errors:
+			manifest.Error = append(manifest.Error, item)
+		case Deleted:
+			manifest.Deleted = append(manifest.Deleted, item)
+		default:
+			manifest.Output = append(manifest.Output, item)
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(manifest); err != nil {
+		s.t.Errorf("send the manifest: %v", err)
+	}
+}
+
+func (s *counterpart) file(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+	file := s.files[name]
+	if file == nil {
+		s.mu.Unlock()
+		s.refuse(w, http.StatusNotFound)
+		return
+	}
+	if after := s.after[name]; after != nil {
+		defer func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			after()
+		}()
+	}
+	if code := next(&file.refuse); code != 0 {
+		s.mu.Unlock()
+		s.refuse(w, code)
+		return
+	}
+	if file.moved != "" {
+		s.mu.Unlock()
+		http.Redirect(w, r, file.moved, http.StatusTemporaryRedirect)
+		return
+	}
+	body, cut, stall := file.body, -1, file.stall
+	if file.identity {
+		body = file.plain
+	}
+	if len(file.cuts) > 0 {
+		cut = next(&file.cuts)
+	}
+	file.stall = false
+	head := w.Header()
+	head.Set("Content-Type", "application/fhir+ndjson")
+	head.Set("ETag", file.etag)
+	if file.digest != "" {
+		head.Set("Repr-Digest", file.digest)
+	}
+	if !file.identity {
+		head.Set("Content-Encoding", "gzip")
+	}
+	status := http.StatusOK
+	var first int
+	if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &first); n == 1 && r.Header.Get("If-Range") == file.etag {
+		status = http.StatusPartialContent
+		head.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, len(body)-1, len(body)))
+		body = body[first:]
+	}
+	s.mu.Unlock()
+	head.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	if stall {
+		_, _ = w.Write(body[:len(body)/2])
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		return
+	}
+	if cut >= 0 {
+		_, _ = w.Write(body[:min(cut, len(body))])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	_, _ = w.Write(body) // the client may be gone
+}
+
+// requests returns the requests so far, sorted by nothing: as they came.
+func (s *counterpart) requests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.seen)
+}
+
+// count counts the requests that begin so.
+func (s *counterpart) countOf(begin string) int {
+	n := 0
+	for _, request := range s.requests() {
+		if strings.HasPrefix(request, begin) {
+			n++
+		}
+	}
+	return n
+}
+
+// fixed is a token that never changes.
+type fixed string
+
+func (f fixed) Token(_ context.Context, refused string) (string, error) {
+	if refused == string(f) {
+		return "", ErrTokenRefused
+	}
+	return string(f), nil
+}
+
+// witness is an Observer that counts.
+type witness struct {
+	mu               sync.Mutex
+	statuses         []Status
+	planned          int
+	finished         int
+	resources, bytes int64
+	waits            []time.Duration
+}
+
+func (o *witness) Polled(s Status) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.statuses = append(o.statuses, s)
+}
+func (o *witness) Planned(files []File) { o.mu.Lock(); defer o.mu.Unlock(); o.planned += len(files) }
+func (o *witness) Finished(File)        { o.mu.Lock(); defer o.mu.Unlock(); o.finished++ }
+func (o *witness) Advanced(_ File, resources, bytes int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.resources += resources
+	o.bytes += bytes
+}
+func (o *witness) Waiting(_ error, wait time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waits = append(o.waits, wait)
+}
+
+// newClient returns a client whose waits take no time, and the waits.
+func newClient(t *testing.T, s *counterpart, change func(*Config)) (*Client, *waits) {
+	t.Helper()
+	cfg := Config{Base: s.base(), Tokens: fixed("t0"), Parallel: 3}
+	if change != nil {
+		change(&cfg)
+	}
+	c, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	slept := &waits{}
+	c.sleep = slept.sleep
+	return c, slept
+}
+
+type waits struct {
+	mu  sync.Mutex
+	all []time.Duration
+}
+
+func (w *waits) sleep(ctx context.Context, d time.Duration) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = append(w.all, d)
+	return ctx.Err()
+}
+
+// names lists what is in a folder.
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := []string{}
+	for _, e := range entries {
+		found = append(found, e.Name())
+	}
+	return found
+}
+
+func content(t *testing.T, dir, name string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func unzip(t *testing.T, zipped []byte) []byte {
+	t.Helper()
+	in, err := gzip.NewReader(bytes.NewReader(zipped))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}

@@ -1,0 +1,68 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+)
+
+// Audit is the place of the audit log (docs/audit.md). Whoever hands out data has one: it cannot be turned off. Standard
+// output is the default because that always works, nothing else is written there, and what runs the containers
+// collects it.
+type Audit struct {
+	Log  string `env:"AUDIT_LOG" envDefault:"stdout"` // a file, or stdout
+	Key  string `env:"AUDIT_KEY"`                     // secret; at least 32 bytes; none: the chain proves little
+	Sync bool   `env:"AUDIT_SYNC"`                    // whether an event is on the disk before its request is answered
+}
+
+// Validate refuses what cannot work.
+func (a Audit) Validate() error {
+	var problems []error
+	if a.Log == "" {
+		problems = append(problems, errors.New("SLUICE_AUDIT_LOG must name a file, or be stdout"))
+	}
+	if a.Key != "" && len(a.Key) < audit.KeyBytes {
+		problems = append(problems, fmt.Errorf("SLUICE_AUDIT_KEY must have at least %d bytes", audit.KeyBytes))
+	}
+	if a.Sync && audit.IsStdout(a.Log) {
+		problems = append(problems, errors.New("SLUICE_AUDIT_SYNC needs a file: SLUICE_AUDIT_LOG is stdout"))
+	}
+	return errors.Join(problems...)
+}
+
+// Open opens the log for a process, such as "api", and counts in the registry what is recorded and what could not be.
+func (a Audit) Open(process string, registry prometheus.Registerer) (*audit.Log, error) {
+	events := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_audit_events_total", Help: "Events in the audit log.",
+	}, []string{"action", "outcome"})
+	failures := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "sluice_audit_failures_total", Help: "Events that could not be recorded. What they were about was refused.",
+	})
+	for _, collector := range []prometheus.Collector{events, failures} {
+		if err := registry.Register(collector); err != nil {
+			return nil, fmt.Errorf("registering the audit log's metrics: %w", err)
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("audit log: %w", err)
+	}
+	log, err := audit.Open(audit.Config{
+		Path: a.Log, Process: process, Site: host, Key: []byte(a.Key), Sync: a.Sync,
+		Observe: func(e audit.Event, err error) {
+			if err != nil {
+				failures.Inc()
+				return
+			}
+			events.WithLabelValues(string(e.Action), string(e.Outcome)).Inc()
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("SLUICE_AUDIT_LOG: %w", err)
+	}
+	return log, nil
+}

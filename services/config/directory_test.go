@@ -1,0 +1,155 @@
+package config_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/grants"
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/config"
+)
+
+func TestDirectoryIsInOnePlace(t *testing.T) {
+	for text, good := range map[string]bool{
+		"":                             false,
+		"DIRECTORY_URL=postgres://h/d": true,
+		"GROUPS_DIR=g ACCESS_FILE=a":   true,
+		"GROUPS_DIR=g":                 false,
+		"ACCESS_FILE=a":                false,
+		"DIRECTORY_URL=postgres://h/d GROUPS_DIR=g":               false,
+		"DIRECTORY_URL=postgres://h/d ACCESS_FILE=a":              false,
+		"DIRECTORY_URL= GROUPS_DIR= ACCESS_FILE=":                 false,
+		"DIRECTORY_URL=postgres://h/d GROUPS_DIR=g ACCESS_FILE=a": false,
+	} {
+		var environ []string
+		for entry := range strings.FieldsSeq(text) {
+			environ = append(environ, "SLUICE_"+entry)
+		}
+		err := platform.LoadConfig(environ, &config.Directory{})
+		if (err == nil) != good {
+			t.Errorf("%q: %v, want good %v", text, err, good)
+		}
+		for _, name := range []string{"SLUICE_DIRECTORY_URL", "SLUICE_GROUPS_DIR", "SLUICE_ACCESS_FILE"} {
+			if err != nil && !strings.Contains(err.Error(), name) {
+				t.Errorf("%q: %v, want an error that names %s", text, err, name)
+			}
+		}
+	}
+	malformed := config.Directory{URL: "mysql://hunter2"}
+	_, err := malformed.Open(t.Context(), 1)
+	if err == nil || !strings.Contains(err.Error(), "SLUICE_DIRECTORY_URL") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a malformed URL: %v", err)
+	}
+}
+
+// Both places answer the same.
+func TestOpenDirectory(t *testing.T) {
+	owner := export.Owner{Issuer: "i", Subject: "s"}
+	const group = `{"resourceType":"Group","id":"g","member":[{"entity":{"reference":"Patient/p1"}}]}`
+	answers := func(t *testing.T, place config.Directory) {
+		t.Helper()
+		register, err := place.Open(t.Context(), 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer register.Close()
+		var members []string
+		err = errors.Join(register.Check(t.Context()), register.Groups.Exists(t.Context(), "g"),
+			register.Groups.Members(t.Context(), "g", func(id string) error { members = append(members, id); return nil }))
+		if err != nil || len(members) != 1 || members[0] != "p1" {
+			t.Errorf("members %q, error %v", members, err)
+		}
+		if err := register.Groups.Exists(t.Context(), "h"); !errors.Is(err, directory.ErrNoGroup) {
+			t.Errorf("an unknown group: %v", err)
+		}
+		grant, err := register.Access.Grant(t.Context(), owner)
+		if err != nil || !grant.Types.Has("Patient") || grant.Types.Has("Condition") || !grant.Groups.Has("g") || grant.Patients.Has("p2") {
+			t.Errorf("grant %+v, error %v", grant, err)
+		}
+	}
+	t.Run("files", func(t *testing.T) {
+		dir := t.TempDir()
+		access := filepath.Join(dir, "access.yaml")
+		err := errors.Join(os.WriteFile(filepath.Join(dir, "Group.ndjson"), []byte(group), 0o600), os.WriteFile(access,
+			[]byte("- {issuer: i, subject: s, types: [Patient], groups: all, patients: {except: [p2]}}\n"), 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers(t, config.Directory{GroupsDir: dir, AccessFile: access})
+	})
+	t.Run("database", func(t *testing.T) {
+		url := testenv.Postgres(t)
+		place := config.Directory{URL: url}
+		early, err := place.Open(t.Context(), 2) // services start in any order
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer early.Close()
+		if early.Check(t.Context()) == nil {
+			t.Error("a database without tables is ready")
+		}
+		if _, err := postgres.Migrate(t.Context(), url); err != nil {
+			t.Fatal(err)
+		}
+		if err := early.Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+		pool, err := pgdir.Open(t.Context(), postgres.Config{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pool.Close()
+		patients := func(yield func(string, error) bool) { yield("p1", nil) }
+		_, err = pgdir.NewGroups(pool, time.Now).Create(t.Context(), "g", patients)
+		err = errors.Join(err, pgdir.NewAccess(pool).Set(t.Context(), grants.Entry{
+			Owner: owner, Types: grants.List{Names: []string{"Patient"}}, Groups: grants.List{All: true},
+			Patients: grants.List{All: true, Names: []string{"p2"}},
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers(t, place)
+	})
+}
+
+// A place that no process could open is known before one starts, and its password is not told.
+func TestPlacesAreChecked(t *testing.T) {
+	const secret = "hunter2"
+	s3 := config.Objects{Endpoint: "http://h:9000", AccessKey: "a", SecretKey: secret, Bucket: "sluice"}
+	elsewhere, unnamed := s3, s3
+	elsewhere.Endpoint, unnamed.Bucket = "h:9000", "No Bucket"
+	for name, row := range map[string]struct {
+		err  error
+		want string // "": no error
+	}{
+		"redis":                  {config.Redis{URL: "redis://u:" + secret + "@h:6379/0"}.Validate(), ""},
+		"redis by name":          {config.Redis{URL: "u:" + secret + "@h:6379"}.Validate(), "SLUICE_REDIS_URL"},
+		"redis, no proof":        {config.Redis{URL: "rediss://:" + secret + "@h?skip_verify=true"}.Validate(), "skip_verify"},
+		"objects":                {s3.Validate(), ""},
+		"objects, no scheme":     {elsewhere.Validate(), "SLUICE_S3_ENDPOINT"},
+		"objects, bad bucket":    {unnamed.Validate(), "SLUICE_S3_BUCKET"},
+		"directory":              {config.Directory{URL: "postgres://u:" + secret + "@h/d"}.Validate(), ""},
+		"directory, bad port":    {config.Directory{URL: "postgres://u:" + secret + "@h:x/d"}.Validate(), "SLUICE_DIRECTORY_URL"},
+		"directory, bad sslmode": {config.Directory{URL: "postgres://u:" + secret + "@h/d?sslmode=x"}.Validate(), "SLUICE_DIRECTORY_URL"},
+		"source":                 {config.Source{URL: "postgres://u:" + secret + "@h/d"}.Validate(), ""},
+		"source, no file":        {config.Source{URL: "postgres://u:" + secret + "@h/d?sslrootcert=/none"}.Validate(), "SLUICE_SOURCE_URL"},
+	} {
+		switch {
+		case row.want == "" && row.err != nil:
+			t.Errorf("%s: %v", name, row.err)
+		case row.want != "" && (row.err == nil || !strings.Contains(row.err.Error(), row.want)):
+			t.Errorf("%s: %v, want %s", name, row.err, row.want)
+		case row.err != nil && strings.Contains(row.err.Error(), secret):
+			t.Errorf("%s tells the password: %v", name, row.err)
+		}
+	}
+}

@@ -1,0 +1,45 @@
+package config
+
+import (
+	"errors"
+	"net"
+	"slices"
+	"strings"
+)
+
+// OperatorPage says whether a process shows the operator's page (docs/operators-page.md) on its private listener. It can
+// cancel jobs and asks for no password, so by itself it is only on an address that only this machine reaches. Client
+// certificates alone are not enough: who scrapes metrics has one too.
+type OperatorPage struct {
+	Page  string   `env:"OPERATOR_PAGE" envDefault:"auto"` // auto, true or false
+	Hosts []string `env:"OPERATOR_HOSTS"`                  // names that it is asked by, besides localhost and addresses
+}
+
+// Validate refuses what is no choice, and what is no name.
+func (o OperatorPage) Validate() error {
+	var problems []error
+	if !slices.Contains([]string{"auto", "true", "false"}, o.Page) {
+		problems = append(problems, errors.New("SLUICE_OPERATOR_PAGE must be auto, true or false"))
+	}
+	for _, host := range o.Hosts {
+		if host == "" || strings.ContainsAny(host, "/:@* \t") {
+			problems = append(problems, errors.New("SLUICE_OPERATOR_HOSTS must be names of hosts, without scheme and port"))
+			break
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// Shown decides for a private listener at the address.
+func (o OperatorPage) Shown(addr net.Addr) bool {
+	if o.Page != "auto" {
+		return o.Page == "true"
+	}
+	return Loopback(addr)
+}
+
+// Loopback reports whether only this machine reaches the address.
+func Loopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}

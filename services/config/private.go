@@ -1,0 +1,27 @@
+package config
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+)
+
+// Listen opens a TCP listener.
+func Listen(ctx context.Context, addr string) (net.Listener, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return listener, nil
+}
+
+// HTTP is the part of a process that serves a handler on an open listener; see Common.Listeners for the options.
+func HTTP(name string, listener net.Listener, handler http.Handler, options ...platform.Option) platform.Part {
+	return platform.Part{Name: name, Run: func(ctx context.Context) error {
+		return platform.ServeHTTP(ctx, listener, handler, options...)
+	}}
+}

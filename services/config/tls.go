@@ -1,0 +1,142 @@
+package config
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+)
+
+// privateConnections is how many may be open to the private listener at once: those of probes and of a few operators.
+const privateConnections = 256
+
+// TLS is what the listeners of a process show, and ask for. The files are PEM; certificates and keys are read again
+// when they change.
+type TLS struct {
+	CertFile        string `env:"TLS_CERT_FILE"`          // of the public listener; without: plain HTTP
+	KeyFile         string `env:"TLS_KEY_FILE"`           //
+	PrivateTLS      bool   `env:"PRIVATE_TLS"`            // the private listener serves TLS, by the same files
+	PrivateCertFile string `env:"PRIVATE_TLS_CERT_FILE"`  // or by its own
+	PrivateKeyFile  string `env:"PRIVATE_TLS_KEY_FILE"`   //
+	PrivateClientCA string `env:"PRIVATE_CLIENT_CA_FILE"` // whose certificates its clients must have; without: none
+	MaxConnections  int    `env:"MAX_CONNECTIONS" envDefault:"10000"`
+}
+
+// files are the variables of one certificate and its key, and the values.
+type files struct{ certName, cert, keyName, key string }
+
+func (t TLS) public() files {
+	return files{"SLUICE_TLS_CERT_FILE", t.CertFile, "SLUICE_TLS_KEY_FILE", t.KeyFile}
+}
+
+// private are the files of the private listener; none when it serves plain HTTP.
+func (t TLS) private() files {
+	switch {
+	case t.PrivateCertFile != "" || t.PrivateKeyFile != "":
+		return files{"SLUICE_PRIVATE_TLS_CERT_FILE", t.PrivateCertFile, "SLUICE_PRIVATE_TLS_KEY_FILE", t.PrivateKeyFile}
+	case t.PrivateTLS:
+		return t.public()
+	}
+	return files{}
+}
+
+// open reads the certificate, or returns nil when there is none.
+func (f files) open(log *slog.Logger) (*platform.Certificate, error) {
+	if f.cert == "" && f.key == "" {
+		return nil, nil //nolint:nilnil // plain HTTP
+	}
+	if f.cert == "" || f.key == "" {
+		return nil, fmt.Errorf("%s and %s must be set both or neither", f.certName, f.keyName)
+	}
+	certificate, err := platform.OpenCertificate(f.cert, f.key, log, time.Now)
+	if err != nil {
+		return nil, fmt.Errorf("%s and %s: %w", f.certName, f.keyName, err)
+	}
+	return certificate, nil
+}
+
+// clients returns whose certificates the private listener's clients must have, or nil.
+func (t TLS) clients() (*x509.CertPool, error) {
+	if t.PrivateClientCA == "" {
+		return nil, nil //nolint:nilnil // none is asked for
+	}
+	if t.private() == (files{}) {
+		return nil, errors.New("SLUICE_PRIVATE_CLIENT_CA_FILE needs SLUICE_PRIVATE_TLS=true")
+	}
+	pool, err := platform.Authorities(t.PrivateClientCA)
+	if err != nil {
+		return nil, fmt.Errorf("SLUICE_PRIVATE_CLIENT_CA_FILE: %w", err)
+	}
+	return pool, nil
+}
+
+// Validate refuses what would keep the listeners from serving.
+func (t TLS) Validate() error {
+	log := slog.New(slog.DiscardHandler)
+	_, publicErr := t.public().open(log)
+	var privateErr error
+	switch own := t.private(); {
+	case t.PrivateTLS && own.cert == "" && own.key == "":
+		privateErr = errors.New("SLUICE_PRIVATE_TLS needs SLUICE_TLS_CERT_FILE or SLUICE_PRIVATE_TLS_CERT_FILE")
+	case own != t.public():
+		_, privateErr = own.open(log)
+	}
+	_, clientErr := t.clients()
+	var boundErr error
+	if t.MaxConnections < 1 {
+		boundErr = errors.New("SLUICE_MAX_CONNECTIONS must be at least 1")
+	}
+	return errors.Join(publicErr, privateErr, clientErr, boundErr)
+}
+
+// Listeners says how the listeners of a process serve: options for HTTP.
+type Listeners struct {
+	Public, Private []platform.Option
+}
+
+// Listeners opens the certificates, has the registry tell how long they are valid, and warns of files with secrets that
+// every account of the machine may read.
+func (c Common) Listeners(log *slog.Logger, registry prometheus.Registerer) (*Listeners, error) {
+	clients, err := c.clients()
+	if err != nil {
+		return nil, err
+	}
+	public, err := c.secured("public", c.public(), nil, log, registry)
+	if err != nil {
+		return nil, err
+	}
+	private, err := c.secured("private", c.private(), clients, log, registry)
+	if err != nil {
+		return nil, err
+	}
+	for variable, file := range c.secretFiles() {
+		if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o007 != 0 {
+			log.Warn("every account of this machine may use a file that holds a secret", "variable", variable)
+		}
+	}
+	return &Listeners{
+		Public:  append(public, platform.WithLimits(platform.Limits{Connections: c.MaxConnections})),
+		Private: append(private, platform.WithLimits(platform.Limits{Connections: privateConnections})),
+	}, nil
+}
+
+// secured returns the options of one listener, without limits.
+func (c Common) secured(
+	name string, from files, clients *x509.CertPool, log *slog.Logger, registry prometheus.Registerer,
+) ([]platform.Option, error) {
+	options := []platform.Option{platform.WithLog(log)}
+	certificate, err := from.open(log)
+	if err != nil || certificate == nil {
+		return options, err
+	}
+	if err := certificate.Register(registry, name); err != nil {
+		return nil, fmt.Errorf("metrics of the %s listener's certificate: %w", name, err)
+	}
+	return append(options, platform.WithTLS(platform.ServerTLS(certificate, clients))), nil
+}

@@ -1,0 +1,49 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/platform"
+)
+
+// Trust says which servers are believed to be who they say: those of the system's authorities, and of some more. Each
+// section with a server has it, so that one variable counts for all of them.
+type Trust struct {
+	CAFile string `env:"CA_FILE"` // PEM, beside the system's root certificates
+}
+
+// Roots returns the root certificates for connections that the process makes; nil stands for the system's.
+func (t Trust) Roots() (*x509.CertPool, error) {
+	if t.CAFile == "" {
+		return nil, nil //nolint:nilnil // as documented
+	}
+	roots, err := platform.Roots(t.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("SLUICE_CA_FILE: %w", err)
+	}
+	return roots, nil
+}
+
+// readable reports whether the file of authorities can be read. Common's Validate tells what is wrong with it, once.
+func (t Trust) readable() bool {
+	_, err := t.Roots()
+	return err == nil
+}
+
+// Client returns a client for https servers that are not ours, such as those of key sets: nil, which stands for the
+// package's own, when the system's roots suffice.
+func (t Trust) Client() (*http.Client, error) {
+	roots, err := t.Roots()
+	if err != nil || roots == nil {
+		return nil, err
+	}
+	transport := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
+		TLSHandshakeTimeout: 5 * time.Second, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+	}
+	return &http.Client{Transport: transport}, nil
+}

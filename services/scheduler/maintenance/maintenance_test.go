@@ -1,0 +1,563 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+const week = 168 * time.Hour
+
+// world is an Upkeep on real servers, with a clock that the test moves.
+type world struct {
+	*Upkeep
+	t     *testing.T
+	redis *redis.Client
+	proxy *objectstest.Proxy
+	ms    *atomic.Int64
+	url   string
+
+	events  *audit.Log
+	auditAt string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, ms: &atomic.Int64{}}
+	w.ms.Store(time.Now().Add(time.Hour).UnixMilli()) // the store's own clock stamps objects before this
+	now := func() time.Time { return time.UnixMilli(w.ms.Load()).UTC() }
+
+	url := testenv.Redis(t)
+	w.url = url
+	jobs, err := jobstore.Open(url, now)
+	w.must(err)
+	tasks, err := queue.Open(url)
+	w.must(err)
+	opts, err := redis.ParseURL(url)
+	w.must(err)
+	w.redis = redis.NewClient(opts)
+	t.Cleanup(func() { _, _, _ = jobs.Close(), tasks.Close(), w.redis.Close() })
+
+	s3 := testenv.ObjectStore(t)
+	w.proxy = objectstest.NewProxy(t, s3.Endpoint)
+	store, err := objects.Open(objects.Config{
+		Endpoint: w.proxy.Endpoint(), AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket,
+	})
+	w.must(err)
+	w.must(store.EnsureBucket(t.Context()))
+
+	cfg := Defaults()
+	cfg.SweepGrace = 0
+	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
+	w.events, err = audit.Open(audit.Config{Path: w.auditAt, Process: "scheduler", Now: now})
+	w.must(err)
+	t.Cleanup(func() { w.must(w.events.Close()) })
+	w.Upkeep, err = New(cfg, Parts{
+		Jobs: jobs, Queue: tasks, Objects: store, Audit: w.events, Now: now,
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Registry: prometheus.NewRegistry(),
+	})
+	w.must(err)
+	return w
+}
+
+func (w *world) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) set(now time.Time) { w.ms.Store(now.UnixMilli()) }
+
+// job makes a job of seven files in the given state. Finished ones expire a week from now.
+func (w *world) job(state export.State) export.JobID {
+	w.t.Helper()
+	ctx := w.t.Context()
+	id := export.NewJobID()
+	w.must(w.Jobs.Create(ctx, export.Job{
+		ID: id, State: export.Scheduled, Created: w.Now(), Owner: export.Owner{Issuer: "i", Subject: "s"},
+		Request: export.Request{GroupID: "g", Types: []string{"Patient"}},
+	}, export.FirstUnit()))
+	var files []export.File
+	for n := range 7 {
+		name := export.FileName("Patient-00000", 1, "Patient", n)
+		files = append(files, export.File{Name: name, Type: "Patient", Key: export.FileKey(id, "Patient", name), Count: 1})
+		w.put(files[n].Key)
+	}
+	w.put(export.CohortPrefix(id, 1) + "chunk-000000")
+	w.put(export.ManifestKey(id, 1))
+	seal := export.Unit{ID: export.SealUnit, Kind: export.KindSeal}
+	switch state {
+	case export.Completed, export.Expired, export.Cancelled:
+		plan := w.claim(id, export.PlanUnit, export.KindPlan)
+		unit := export.Unit{ID: "Patient-00000", Kind: export.KindExport, Type: "Patient"}
+		w.must(w.Jobs.Stage(ctx, plan, []export.Unit{unit}))
+		w.must(w.Jobs.Commit(ctx, plan, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: w.Now()}, Next: seal}))
+		_, err := w.Jobs.Issue(ctx, id, 10)
+		w.must(err)
+		w.must(w.Jobs.Commit(ctx, w.claim(id, unit.ID, unit.Kind), jobstore.Commit{
+			Result: export.Result{Files: files}, Next: seal,
+		}))
+		_, err = w.Jobs.Issue(ctx, id, 10)
+		w.must(err)
+		w.must(w.Jobs.Commit(ctx, w.claim(id, export.SealUnit, export.KindSeal), jobstore.Commit{
+			Seal: &jobstore.Seal{Manifest: export.ManifestKey(id, 1), Finished: w.Now(), Expires: w.Now().Add(week)},
+		}))
+		if state == export.Cancelled {
+			w.must(w.Jobs.Cancel(ctx, id, w.Now()))
+		}
+		if state == export.Expired {
+			w.must(w.Jobs.Expire(ctx, id, w.Now()))
+		}
+	case export.Failed:
+		w.must(w.Jobs.Fail(ctx, id, "it broke", w.Now(), w.Now().Add(week)))
+	default:
+	}
+	return id
+}
+
+func (w *world) claim(id export.JobID, unit export.UnitID, kind export.Kind) export.Lease {
+	w.t.Helper()
+	lease, err := w.Jobs.Claim(w.t.Context(), id, unit, kind, 1)
+	w.must(err)
+	return lease
+}
+
+func (w *world) put(key string) {
+	w.t.Helper()
+	object := w.Objects.Create(w.t.Context(), key, "text/plain")
+	_, err := object.Write([]byte("x"))
+	w.must(err)
+	_, err = object.Commit()
+	w.must(err)
+}
+
+// keys lists what is in the bucket, and what Redis holds of jobs.
+func (w *world) keys() (objectKeys, redisKeys []string) {
+	w.t.Helper()
+	w.must(w.Objects.List(w.t.Context(), "", func(o objects.Info) error { objectKeys = append(objectKeys, o.Key); return nil }))
+	all, err := w.redis.Keys(w.t.Context(), "sluice:*").Result()
+	w.must(err)
+	// What was ever committed is counted over all jobs, and says nothing of any.
+	all = slices.DeleteFunc(all, func(key string) bool { return key == "sluice:committed" })
+	return objectKeys, all
+}
+
+func (w *world) nothingLeft(what string) {
+	w.t.Helper()
+	objectKeys, redisKeys := w.keys()
+	if len(objectKeys) > 0 || len(redisKeys) > 0 {
+		w.t.Errorf("%s: left in the bucket %v, in Redis %v", what, objectKeys, redisKeys)
+	}
+}
+
+func TestRetentionToTheSecond(t *testing.T) { // spec 6
+	w := newWorld(t)
+	start := w.Now()
+	id := w.job(export.Completed)
+	expires := start.Add(week)
+
+	w.set(expires.Add(-time.Second))
+	w.must(w.ExpireAndPurge(t.Context()))
+	job, err := w.Jobs.Job(t.Context(), id)
+	w.must(err)
+	objectKeys, _ := w.keys()
+	if !job.Visible(w.Now()) || job.State != export.Completed || len(objectKeys) != 9 {
+		t.Fatalf("a second before: %s, %d objects", job.State, len(objectKeys))
+	}
+
+	w.set(expires)
+	if job.Visible(w.Now()) {
+		t.Error("at seven days the job is still visible, before any sweep")
+	}
+	w.must(w.ExpireAndPurge(t.Context()))
+	w.nothingLeft("after the sweep")
+	w.must(w.ExpireAndPurge(t.Context())) // again, with nothing to do
+}
+
+func TestEveryEndedJobIsPurgedInTime(t *testing.T) { // spec 6, pitfalls 15, 16
+	for _, state := range []export.State{export.Cancelled, export.Expired} {
+		w := newWorld(t)
+		w.job(state)
+		w.must(w.ExpireAndPurge(t.Context()))
+		w.nothingLeft(string(state))
+	}
+	w := newWorld(t)
+	id := w.job(export.Failed)
+	w.must(w.ExpireAndPurge(t.Context()))
+	if job, err := w.Jobs.Job(t.Context(), id); err != nil || !job.Visible(w.Now()) {
+		t.Errorf("a failed job stays for its retention: %v %v", job.State, err)
+	}
+	w.set(w.Now().Add(week))
+	w.must(w.ExpireAndPurge(t.Context()))
+	w.nothingLeft("failed")
+}
+
+func TestAPurgeKilledBetweenAnyTwoSteps(t *testing.T) { // spec 6
+	steps := len((&Upkeep{}).purgeSteps(export.NewJobID()))
+	for _, state := range []export.State{export.Completed, export.Cancelled} {
+		for done := range steps + 1 {
+			w := newWorld(t)
+			id := w.job(state)
+			if state == export.Completed {
+				w.set(w.Now().Add(week))
+				w.must(w.Jobs.Expire(t.Context(), id, w.Now()))
+			}
+			for _, step := range w.purgeSteps(id)[:done] { // and here the process dies
+				w.must(step(t.Context()))
+			}
+			w.must(w.ExpireAndPurge(t.Context()))
+			w.nothingLeft("killed after a step")
+		}
+	}
+}
+
+func TestAPurgeKilledWithinAStep(t *testing.T) {
+	t.Run("while objects are deleted", func(t *testing.T) {
+		for requests := 1; requests < 12; requests += 2 {
+			w := newWorld(t)
+			w.job(export.Cancelled)
+			left := atomic.Int64{}
+			left.Store(int64(requests))
+			w.proxy.OnReply(func(*http.Response) error {
+				if left.Add(-1) < 0 {
+					return errors.New("the machine is gone")
+				}
+				return nil
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			_ = w.ExpireAndPurge(ctx) // how far it gets is the proxy's choice
+			cancel()
+			w.proxy.Mend()
+			if _, redisKeys := w.keys(); len(redisKeys) == 0 {
+				if objectKeys, _ := w.keys(); len(objectKeys) > 0 {
+					t.Fatalf("the job was forgotten while objects are left: %v", objectKeys)
+				}
+			}
+			w.must(w.ExpireAndPurge(t.Context()))
+			w.nothingLeft("after the second purge")
+		}
+	})
+	t.Run("after the record, before the index", func(t *testing.T) {
+		w := newWorld(t)
+		id := w.job(export.Cancelled)
+		keys, err := w.redis.Keys(t.Context(), "sluice:{"+string(id)+"}:*").Result()
+		w.must(err)
+		w.must(w.redis.Unlink(t.Context(), keys...).Err())
+		w.must(w.ExpireAndPurge(t.Context()))
+		w.nothingLeft("after the second purge")
+	})
+	t.Run("ended, but not filed as due", func(t *testing.T) {
+		for _, state := range []export.State{export.Cancelled, export.Completed, export.Failed} {
+			w := newWorld(t)
+			id := w.job(state)
+			w.must(w.redis.ZRem(t.Context(), "sluice:jobs:due", string(id)).Err())
+			w.must(w.redis.ZAdd(t.Context(), "sluice:jobs:active",
+				redis.Z{Score: float64(w.Now().UnixMilli()), Member: string(id)}).Err())
+			w.set(w.Now().Add(week + time.Hour))
+			w.must(w.Rescue(t.Context()))
+			w.must(w.ExpireAndPurge(t.Context()))
+			w.nothingLeft(string(state))
+		}
+	})
+	t.Run("entered, but never created", func(t *testing.T) {
+		w := newWorld(t)
+		w.must(w.redis.ZAdd(t.Context(), "sluice:jobs:active",
+			redis.Z{Score: float64(w.Now().UnixMilli()), Member: string(export.NewJobID())}).Err())
+		w.must(w.Rescue(t.Context()))
+		if _, redisKeys := w.keys(); len(redisKeys) != 1 {
+			t.Errorf("an entry that is a moment old may belong to a kick-off under way: %v", redisKeys)
+		}
+		w.set(w.Now().Add(abandoned + time.Second))
+		w.must(w.Rescue(t.Context()))
+		w.nothingLeft("entry without a job")
+	})
+}
+
+func TestTwoPurgesAtOnce(t *testing.T) {
+	w := newWorld(t)
+	id := w.job(export.Cancelled)
+	errs := make(chan error, 4)
+	for range 4 {
+		go func() { errs <- w.Purge(t.Context(), id) }()
+	}
+	for range 4 {
+		if err := <-errs; err != nil {
+			t.Errorf("purge: %v", err)
+		}
+	}
+	w.nothingLeft("after four purges at once")
+}
+
+func TestPurgeLeavesALivingJobAlone(t *testing.T) {
+	w := newWorld(t)
+	failed := w.job(export.Failed)
+	w.must(w.Purge(t.Context(), failed))
+	if objectKeys, _ := w.keys(); len(objectKeys) != 0 {
+		t.Errorf("a failed job keeps its reason, not its data: %v", objectKeys)
+	}
+	if exists, err := w.Jobs.Exists(t.Context(), failed); err != nil || !exists {
+		t.Errorf("the reason why a job failed is gone (%v)", err)
+	}
+	for _, state := range []export.State{export.Scheduled, export.Completed} {
+		id := w.job(state)
+		w.must(w.Purge(t.Context(), id)) // a stray or forged task
+		if exists, err := w.Jobs.Exists(t.Context(), id); err != nil || !exists {
+			t.Errorf("%s: purged (%v)", state, err)
+		}
+	}
+}
+
+func TestASilentUnitIsRescued(t *testing.T) { // pitfalls 7, 11, 26, 27
+	w := newWorld(t)
+	id := w.job(export.Scheduled)
+	w.claim(id, export.PlanUnit, export.KindPlan)
+	w.set(w.Now().Add(w.cfg.Silence - time.Second))
+	w.must(w.Rescue(t.Context()))
+	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2); !errors.Is(err, export.ErrFenced) {
+		t.Fatalf("rescued before its silence was over: %v", err)
+	}
+	w.set(w.Now().Add(2 * time.Second))
+	w.must(w.Rescue(t.Context()))
+	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
+	w.must(err)
+	if lease.Attempt != 1 {
+		t.Errorf("attempt %d", lease.Attempt)
+	}
+	tasks, err := w.redis.Keys(t.Context(), "asynq:*"+string(id)+"*").Result()
+	w.must(err)
+	if len(tasks) != 1 || !strings.HasSuffix(tasks[0], ":plan:2") {
+		t.Errorf("tasks in the queue: %v, want the plan at fence 2", tasks)
+	}
+}
+
+func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // pitfall 7: enqueue and record are two steps
+	w := newWorld(t)
+	id := w.job(export.Scheduled) // recorded, but the process died before it enqueued
+	w.set(w.Now().Add(time.Minute))
+	w.must(w.Rescue(t.Context()))
+	w.must(w.Rescue(t.Context())) // twice: still one task
+	tasks, err := w.redis.Keys(t.Context(), "asynq:*"+string(id)+"*").Result()
+	w.must(err)
+	if len(tasks) != 1 || !strings.HasSuffix(tasks[0], ":plan:1") {
+		t.Errorf("tasks in the queue: %v", tasks)
+	}
+}
+
+func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26, 27
+	w := newWorld(t)
+	id := w.job(export.Scheduled)
+	task := queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}
+	w.must(w.Queue.EnqueueUnit(t.Context(), task))
+	// A worker takes the task and dies before it claims the unit: Asynq holds the task as active for a minute or two.
+	ctx, stop := context.WithCancel(t.Context())
+	taken, ended := make(chan struct{}), make(chan error, 1)
+	release := make(chan struct{})
+	go func() {
+		ended <- queue.Serve(ctx, queue.ServerConfig{URL: w.url, Concurrency: 1, Logger: w.Logger}, queue.Handlers{
+			Unit: func(context.Context, queue.Task) error { close(taken); <-release; return nil },
+		})
+	}()
+	<-taken
+	w.set(w.Now().Add(w.cfg.Silence + time.Second))
+	w.must(w.Rescue(t.Context()))
+	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 1); !errors.Is(err, export.ErrFenced) {
+		t.Errorf("the old task can still claim: %v", err)
+	}
+	tasks, err := w.redis.Keys(t.Context(), "asynq:*"+string(id)+":plan:2").Result()
+	if err != nil || len(tasks) != 1 {
+		t.Errorf("tasks at the new fence: %v %v", tasks, err)
+	}
+	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
+	w.must(err)
+	if lease.Attempt != 0 {
+		t.Errorf("attempt %d: nothing was attempted", lease.Attempt)
+	}
+	close(release)
+	stop()
+	w.must(<-ended)
+}
+
+func TestADutyIsNotDoneTwiceAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.job(export.Cancelled)
+	w.busy.Store(dutyExpire, true)
+	w.must(w.Do(t.Context(), dutyExpire))
+	if objectKeys, _ := w.keys(); len(objectKeys) == 0 {
+		t.Error("a second pass ran beside the first")
+	}
+	w.busy.Delete(dutyExpire)
+	w.must(w.Do(t.Context(), dutyExpire))
+	w.nothingLeft("after the pass")
+	if err := w.Do(t.Context(), "something newer"); err == nil {
+		t.Error("an unknown duty passed for done")
+	}
+	w.must(w.Do(t.Context(), dutyExpire)) // and it is free again
+}
+
+func TestAJobThatTakesTooLongFails(t *testing.T) { // pitfall 7
+	w := newWorld(t)
+	id := w.job(export.Scheduled)
+	w.set(w.Now().Add(w.cfg.MaxAge + time.Second))
+	w.must(w.Rescue(t.Context()))
+	job, err := w.Jobs.Job(t.Context(), id)
+	w.must(err)
+	if job.State != export.Failed || job.Failure == "" || !job.Expires.Equal(w.Now().Add(week)) {
+		t.Errorf("job: %+v", job)
+	}
+}
+
+func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
+	w := newWorld(t)
+	ctx := t.Context()
+	done, running := w.job(export.Completed), w.job(export.Scheduled)
+	stranger := export.NewJobID()
+	gone := []string{
+		export.FileKey(stranger, "Patient", export.FileName("Patient-00000", 1, "Patient", 0)), // no record
+		export.CohortPrefix(stranger, 1) + "chunk-000000",
+		export.FileKey(done, "Patient", export.FileName("Patient-00000", 2, "Patient", 0)), // a lost attempt
+		export.ManifestKey(done, 2),
+		export.CohortPrefix(done, 1) + "chunk-000001", // scaffolding of an ended job
+		export.ReferencesPrefix(done, "Patient-00000", 1) + "run-000000",
+	}
+	kept := []string{
+		export.FileKey(running, "Patient", export.FileName("Patient-00000", 2, "Patient", 0)),
+		export.CohortPrefix(running, 1) + "chunk-000001",
+		"somebody-elses/object",
+		"jobs/not-a-job-id/object",
+	}
+	for _, key := range append(gone, kept...) {
+		w.put(key)
+	}
+	w.must(w.Sweep(ctx))
+	w.must(w.Sweep(ctx))
+	objectKeys, _ := w.keys()
+	there := map[string]bool{}
+	for _, key := range objectKeys {
+		there[key] = true
+	}
+	for _, key := range gone {
+		if there[key] {
+			t.Errorf("%s is still there", key)
+		}
+	}
+	for _, key := range kept {
+		if !there[key] {
+			t.Errorf("%s is gone", key)
+		}
+	}
+	if job, err := w.Jobs.Job(ctx, done); err != nil || !there[job.Manifest] {
+		t.Errorf("the manifest of a completed job is gone (%v)", err)
+	}
+	for n := range 7 {
+		if key := export.FileKey(done, "Patient", export.FileName("Patient-00000", 1, "Patient", n)); !there[key] {
+			t.Errorf("a listed file is gone: %s", key)
+		}
+	}
+}
+
+func TestTheSweepSparesTheYoung(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.SweepGrace = 48 * time.Hour
+	key := export.ManifestKey(export.NewJobID(), 1)
+	w.put(key)
+	w.must(w.Sweep(t.Context()))
+	if objectKeys, _ := w.keys(); len(objectKeys) != 1 {
+		t.Error("an object younger than the grace was swept")
+	}
+	w.set(w.Now().Add(72 * time.Hour))
+	w.must(w.Sweep(t.Context()))
+	w.nothingLeft("an orphan older than the grace")
+}
+
+func TestTheSweepAbortsUnfinishedUploads(t *testing.T) { // pitfall 16
+	w := newWorld(t)
+	ctx := t.Context()
+	done := w.job(export.Completed)
+	running := w.job(export.Scheduled)
+	for _, key := range []string{
+		export.FileKey(export.NewJobID(), "Patient", export.FileName("Patient-00000", 1, "Patient", 0)),
+		export.FileKey(done, "Patient", export.FileName("Patient-00000", 2, "Patient", 0)),
+		export.FileKey(running, "Patient", export.FileName("Patient-00000", 1, "Patient", 9)),
+	} {
+		object := w.Objects.Create(ctx, key, "text/plain")
+		_, err := object.Write(make([]byte, 40<<20)) // more than a part, and never finished
+		w.must(err)
+	}
+	w.must(w.Sweep(ctx))
+	var left []string
+	w.must(w.Objects.Uploads(ctx, func(u objects.Upload) error { left = append(left, u.Key); return nil }))
+	if len(left) != 1 || !strings.HasPrefix(left[0], export.JobPrefix(running)) {
+		t.Errorf("unfinished uploads: %v, want only the running job's", left)
+	}
+}
+
+func TestAnOutageOfTheObjectStoreOnlyDelaysThePurge(t *testing.T) {
+	w := newWorld(t)
+	id := w.job(export.Cancelled)
+	w.proxy.Break()
+	if err := w.ExpireAndPurge(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("purge during an outage: %v", err)
+	}
+	if exists, err := w.Jobs.Exists(t.Context(), id); err != nil || !exists {
+		t.Fatalf("the job was forgotten during an outage (%v)", err)
+	}
+	w.proxy.Mend()
+	w.must(w.ExpireAndPurge(t.Context()))
+	w.nothingLeft("after the outage")
+}
+
+// spec 6: what ends and what is deleted is on record before it happens; while it cannot be, nothing happens.
+func TestExpiryAndPurgeAreOnRecord(t *testing.T) {
+	w := newWorld(t)
+	completed, cancelled := w.job(export.Completed), w.job(export.Cancelled)
+	w.set(w.Now().Add(week))
+
+	deaf, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "scheduler", Now: w.Now})
+	w.must(err)
+	w.must(deaf.Close())
+	w.Audit = deaf
+	if err := w.ExpireAndPurge(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("without a record: %v", err)
+	}
+	for _, id := range []export.JobID{completed, cancelled} {
+		if job, err := w.Jobs.Job(t.Context(), id); err != nil || job.State == export.Expired {
+			t.Errorf("without a record: %s is %q, %v", id, job.State, err)
+		}
+	}
+
+	w.Audit = w.events
+	w.must(w.ExpireAndPurge(t.Context()))
+	w.nothingLeft("on record")
+	text, err := os.ReadFile(w.auditAt)
+	w.must(err)
+	for event, want := range map[string]int{
+		`"code":"expire".*` + string(completed): 1, `"code":"purge".*` + string(completed): 1,
+		`"code":"expire".*` + string(cancelled): 0, `"code":"purge".*` + string(cancelled): 1,
+	} {
+		if found := regexp.MustCompile(event).FindAll(text, -1); len(found) != want {
+			t.Errorf("%s: %d lines, want %d: %s", event, len(found), want, text)
+		}
+	}
+}

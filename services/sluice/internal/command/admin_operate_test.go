@@ -1,0 +1,485 @@
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/scheduler/maintenance"
+)
+
+const deskKey = "0123456789abcdef0123456789abcdef"
+
+// desk is where an operator sits: the stores of a deployment without its services.
+type desk struct {
+	t     *testing.T
+	url   string
+	log   string
+	jobs  *jobstore.Store
+	tasks *queue.Client
+}
+
+func newDesk(t *testing.T) *desk {
+	t.Helper()
+	return newDeskOn(t, testenv.Redis(t))
+}
+
+func newDeskOn(t *testing.T, url string) *desk {
+	t.Helper()
+	for _, line := range os.Environ() {
+		if name, _, _ := strings.Cut(line, "="); strings.HasPrefix(name, "SLUICE_") && !strings.HasPrefix(name, "SLUICE_TEST_") {
+			t.Setenv(name, "")
+		}
+	}
+	d := &desk{t: t, url: url, log: filepath.Join(t.TempDir(), "audit.ndjson")}
+	t.Setenv("SLUICE_REDIS_URL", d.url)
+	t.Setenv("SLUICE_AUDIT_LOG", d.log)
+	t.Setenv("SLUICE_AUDIT_KEY", deskKey)
+	var err error
+	if d.jobs, err = jobstore.Open(d.url, nil); err != nil {
+		t.Fatal(err)
+	}
+	if d.tasks, err = queue.Open(d.url); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(d.tasks.Close(), d.jobs.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func (d *desk) must(err error) {
+	d.t.Helper()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// do runs a command of an operator, and checks its exit code and what it says.
+func (d *desk) do(code int, says string, args ...string) string {
+	d.t.Helper()
+	got, stdout, stderr := run(d.t, append([]string{"admin"}, args...)...)
+	if got != code || !strings.Contains(stdout+stderr, says) {
+		d.t.Fatalf("%q: exit %d, %q, %q; want exit %d and %q", args, got, stdout, stderr, code, says)
+	}
+	return stdout
+}
+
+// answer has standard input say something.
+func (d *desk) answer(text string) {
+	d.t.Helper()
+	read, write, err := os.Pipe()
+	d.must(err)
+	_, err = write.WriteString(text)
+	d.must(errors.Join(err, write.Close()))
+	before := os.Stdin
+	os.Stdin = read
+	d.t.Cleanup(func() { os.Stdin = before; _ = read.Close() })
+}
+
+var deskOwner = export.Owner{Issuer: "https://login.example.org", Subject: "research-team"}
+
+// running records a job with two units in the queue, as a worker leaves it after the plan.
+func (d *desk) running() export.JobID {
+	d.t.Helper()
+	ctx, id := d.t.Context(), export.NewJobID()
+	d.must(d.jobs.Create(ctx, export.Job{
+		ID: id, State: export.Scheduled, Created: time.Now().Add(-time.Hour), Owner: deskOwner,
+		Request: export.Request{URL: "https://x/fhir/Group/g/$export?_type=Patient", GroupID: "g", Types: []string{"Condition", "Patient"}},
+	}, export.FirstUnit()))
+	plan, err := d.jobs.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1)
+	d.must(err)
+	d.must(d.jobs.Stage(ctx, plan, []export.Unit{
+		{ID: "Patient-00000", Kind: export.KindExport, Type: "Patient", Bytes: 100},
+		{ID: "Condition-00000", Kind: export.KindExport, Type: "Condition", Bytes: 200},
+	}))
+	d.must(d.jobs.Commit(ctx, plan, jobstore.Commit{
+		Plan: &jobstore.Plan{Snapshot: time.Now(), Cohort: export.Cohort{Patients: 7}},
+		Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
+	}))
+	_, err = d.jobs.Issue(ctx, id, 10)
+	d.must(err)
+	return id
+}
+
+// actions are what the audit log says, one word for each event, after it was proven.
+func (d *desk) actions() string {
+	d.t.Helper()
+	file, err := os.Open(d.log)
+	d.must(err)
+	defer file.Close()
+	report, err := audit.Verify(audit.Proof{Key: []byte(deskKey)}, audit.Part{Name: "log", Reader: file})
+	d.must(err)
+	if report.Problem != nil || len(report.Chains) != 1 {
+		d.t.Fatalf("%d chains, %v", len(report.Chains), report.Problem)
+	}
+	text, err := os.ReadFile(d.log)
+	d.must(err)
+	var words []string
+	for line := range strings.Lines(string(text)) {
+		var event struct {
+			Outcome string `json:"outcome"`
+			Subtype []struct {
+				Code string `json:"code"`
+			} `json:"subtype"`
+			Entity []struct {
+				Name string `json:"name"`
+			} `json:"entity"`
+		}
+		d.must(json.Unmarshal([]byte(line), &event))
+		word := event.Subtype[0].Code + ":" + event.Outcome
+		for _, entity := range event.Entity {
+			if entity.Name != "" {
+				word += ":" + entity.Name
+			}
+		}
+		if event.Subtype[0].Code != "start" && event.Subtype[0].Code != "stop" {
+			words = append(words, word)
+		}
+	}
+	return strings.Join(words, "\n")
+}
+
+func TestAdminJobAndUnit(t *testing.T) {
+	d := newDesk(t)
+	id := string(d.running())
+	list := d.do(0, "running", "job", "list")
+	for _, word := range []string{id, "1h0m", deskOwner.Hash()} {
+		if !strings.Contains(list, word) {
+			t.Errorf("%s is not in\n%s", word, list)
+		}
+	}
+	page := decode[struct {
+		Jobs    []jobOutput
+		Matches int
+		States  map[string]int
+	}](t, d.do(0, "", "job", "list", "--json", "--state", "running", "--older", "30m", "--owner", deskOwner.Hash()))
+	if len(page.Jobs) != 1 || page.Jobs[0].Owner != deskOwner.Key() || page.States["running"] != 1 || page.Jobs[0].Patients != 7 {
+		t.Errorf("%+v", page)
+	}
+	if d.do(0, "", "job", "list", "--state", "failed"); strings.Contains(d.do(0, "", "job", "list", "--older", "2h"), id) {
+		t.Error("a filter let everything through")
+	}
+
+	d.do(0, "is in the queue again", "unit", "retry", id, "Patient-00000")
+	d.do(1, "not confirmed", "unit", "fail", id, "Condition-00000")
+	d.answer("no\n")
+	d.do(1, "not confirmed", "unit", "fail", id, "Condition-00000")
+	d.answer("yes\n")
+	d.do(0, "was given up", "unit", "fail", id, "Condition-00000")
+	d.do(1, "cancel the job", "unit", "fail", id, "plan", "--yes")
+	d.do(1, "no such", "unit", "retry", id, "Nothing-00000")
+	shown := d.do(0, "given up by an operator", "job", "show", id)
+	for _, word := range []string{"Patient-00000", "queued", "failed", "operator", "Group/g: Condition,Patient", deskOwner.Key()} {
+		if !strings.Contains(shown, word) {
+			t.Errorf("%s is not in\n%s", word, shown)
+		}
+	}
+	if strings.Contains(shown+list, deskOwner.Subject) || strings.Contains(shown, "$export") {
+		t.Errorf("the subject or the URL is in\n%s%s", list, shown)
+	}
+	detail := decode[struct {
+		Units []unitOutput
+	}](t, d.do(0, "", "job", "show", id, "--json", "--units", "all"))
+	if len(detail.Units) != 3 || detail.Units[1].State != "queued" || detail.Units[1].Fence != 2 {
+		t.Errorf("%+v", detail)
+	}
+
+	d.do(1, "it is at work; cancel it", "job", "purge", id, "--yes")
+	d.do(0, "cancelled job", "job", "cancel", id, "--yes")
+	d.do(0, "cancelled job", "job", "cancel", id, "--yes")
+	d.do(1, "the job has ended", "unit", "retry", id, "Patient-00000")
+	d.do(0, "schedulers delete", "job", "purge", id, "--yes")
+	want := strings.Join([]string{
+		"admin:0:retry of unit Patient-00000", "admin:0:giving up unit Condition-00000",
+		"admin:0:giving up unit plan", "admin:4:giving up unit plan",
+		"admin:0:retry of unit Nothing-00000", "admin:4:retry of unit Nothing-00000",
+		"expire:0", "expire:4", "cancel:0", "cancel:0",
+		"admin:0:retry of unit Patient-00000", "admin:4:retry of unit Patient-00000", "expire:0",
+	}, "\n")
+	if got := d.actions(); got != want {
+		t.Errorf("on record:\n%s\nwant\n%s", got, want)
+	}
+	text, err := os.ReadFile(d.log)
+	d.must(err)
+	if !strings.Contains(string(text), `"system":"urn:sluice:os-user"`) {
+		t.Error("the log does not say who did it")
+	}
+}
+
+// A finished job is purged before its time, by a scheduler.
+func TestAdminJobPurge(t *testing.T) {
+	d := newDesk(t)
+	id := d.running()
+	d.must(d.jobs.Fail(t.Context(), id, "why", time.Now(), time.Now().Add(time.Hour)))
+	d.do(0, "has expired", "job", "purge", string(id), "--yes")
+	d.do(0, "has expired", "job", "purge", string(id), "--yes") // before the scheduler comes by
+	s3 := testenv.ObjectStore(t)
+	store, err := objects.Open(objects.Config{Endpoint: s3.Endpoint, AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket})
+	d.must(err)
+	defer store.Close()
+	d.must(store.EnsureBucket(t.Context()))
+	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit"), Process: "scheduler", Now: time.Now})
+	d.must(err)
+	keeper, err := maintenance.New(maintenance.Defaults(), maintenance.Parts{
+		Jobs: d.jobs, Queue: d.tasks, Objects: store, Audit: events, Now: time.Now,
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Registry: prometheus.NewRegistry(),
+	})
+	d.must(err)
+	d.must(keeper.ExpireAndPurge(t.Context()))
+	d.must(events.Close())
+	d.do(1, "no such job", "job", "show", string(id))
+}
+
+func TestAdminIntake(t *testing.T) {
+	d := newDesk(t)
+	d.do(0, "open", "intake", "status")
+	d.do(0, "until it is resumed", "intake", "pause", "--reason", "the array is being rebuilt")
+	d.do(0, "the array is being rebuilt", "intake", "status")
+	d.do(0, "is paused until 2", "intake", "pause", "--reason", "two", "--for", "30m")
+	state := decode[map[string]any](t, d.do(0, "", "intake", "status", "--json"))
+	if state["open"] != false || state["reason"] != "two" || state["until"] == nil {
+		t.Errorf("%v", state)
+	}
+	d.do(0, "the intake is open", "intake", "resume")
+	d.do(0, "open", "intake", "status")
+	for _, says := range []string{"pause of the intake", "resumption of the intake"} {
+		if got := d.actions(); !strings.Contains(got, says) {
+			t.Errorf("%s is not in\n%s", says, got)
+		}
+	}
+}
+
+func TestAdminWorker(t *testing.T) {
+	d := newDesk(t)
+	d.do(0, "steering", "worker", "list")
+	d.do(1, "no such worker", "worker", "drain", "elsewhere:1", "--yes")
+	d.do(1, "no such worker", "worker", "drain", "no id", "--yes")
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- queue.Serve(ctx, queue.ServerConfig{URL: d.url, Concurrency: 3, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))},
+			queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }})
+	}()
+	defer func() { stop(); d.must(<-served) }()
+	id, err := queue.ProcessID()
+	d.must(err)
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(d.do(0, "", "worker", "list"), id); {
+		if time.Now().After(deadline) {
+			t.Fatal("the worker is not listed")
+		}
+	}
+	d.do(0, "takes no orders", "worker", "list")
+	d.do(1, "takes no orders", "worker", "drain", id, "--yes")
+	output := decode[struct {
+		Workers []workerOutput
+		Queues  []queueOutput
+	}](t, d.do(0, "", "worker", "list", "--json"))
+	if len(output.Workers) != 1 || output.Workers[0].Slots != 3 || len(output.Queues) != 4 {
+		t.Errorf("%+v", output)
+	}
+}
+
+// What cannot be recorded is not done, and mistakes on the command line name what is wrong.
+func TestAdminOperateRefuses(t *testing.T) {
+	d := newDesk(t)
+	id := string(d.running())
+	for _, test := range []struct {
+		says string
+		args []string
+	}{
+		{"JOB is not", []string{"job", "show", "X"}},
+		{"JOB is not", []string{"unit", "retry", "X", "plan"}},
+		{"--state", []string{"job", "list", "--state", "sleeping"}},
+		{"--owner", []string{"job", "list", "--owner", "alice"}},
+		{"--limit", []string{"job", "list", "--limit", "0"}},
+		{"--units", []string{"job", "show", id, "--units", "some"}},
+		{"reason", []string{"intake", "pause"}},
+		{"--reason", []string{"intake", "pause", "--reason", "a\nb"}},
+		{"--for", []string{"intake", "pause", "--reason", "x", "--for", "-1s"}},
+		{"admin intake --help", []string{"intake"}},
+	} {
+		d.do(2, test.says, test.args...)
+	}
+	t.Setenv("SLUICE_AUDIT_LOG", "")
+	d.do(2, "--audit-log", "intake", "pause", "--reason", "x")
+	d.do(1, "SLUICE_AUDIT_LOG", "intake", "pause", "--reason", "x", "--audit-log", filepath.Join(t.TempDir(), "no", "such"))
+	t.Setenv("SLUICE_AUDIT_KEY", "short")
+	d.do(2, "SLUICE_AUDIT_KEY", "intake", "pause", "--reason", "x", "--audit-log", d.log)
+	t.Setenv("SLUICE_AUDIT_KEY", deskKey)
+	busy, err := audit.Open(audit.Config{Path: d.log, Process: "another", Key: []byte(deskKey), Now: time.Now})
+	d.must(err)
+	d.do(1, "another process writes it", "job", "cancel", id, "--yes", "--audit-log", d.log)
+	d.must(busy.Close())
+	d.do(0, "open", "intake", "status")
+	if job, err := d.jobs.Job(t.Context(), export.JobID(id)); err != nil || job.State != export.Running {
+		t.Errorf("%s, %v", job.State, err)
+	}
+	t.Setenv("SLUICE_REDIS_URL", "")
+	d.do(2, "SLUICE_REDIS_URL", "job", "list")
+	d.do(2, "SLUICE_REDIS_URL", "job", "cancel", id, "--yes", "--audit-log", d.log)
+	d.do(1, "unavailable", "job", "list", "--redis", "redis://127.0.0.1:1")
+}
+
+// startRedis runs a Redis of the test's own, with these settings.
+func startRedis(t *testing.T, settings ...string) (url string) {
+	t.Helper()
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "redis")
+	server := exec.CommandContext(t.Context(), "redis-server",
+		append([]string{"--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""}, settings...)...)
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			return "unix://" + socket
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("redis-server does not come up")
+		}
+	}
+}
+
+func TestAdminDoctor(t *testing.T) {
+	d := newDeskOn(t, startRedis(t, "--appendonly", "yes"))
+	type report struct {
+		Findings []struct{ Check, Verdict, Detail, Advice string }
+		Left     []string `json:"not_looked_at"`
+	}
+	verdicts := func(code int) map[string]string {
+		t.Helper()
+		got, stdout, stderr := run(t, "admin", "doctor", "--json")
+		if got != code {
+			t.Fatalf("exit %d, want %d: %s%s", got, code, stdout, stderr)
+		}
+		found := map[string]string{}
+		for _, one := range decode[report](t, stdout).Findings {
+			found[one.Check] = one.Verdict
+			if (one.Advice == "") != (one.Verdict == "good") {
+				t.Errorf("%+v", one)
+			}
+		}
+		return found
+	}
+	s3 := testenv.ObjectStore(t)
+	database := testenv.Postgres(t)
+	t.Setenv("SLUICE_S3_ENDPOINT", s3.Endpoint)
+	t.Setenv("SLUICE_S3_ACCESS_KEY", s3.AccessKey)
+	t.Setenv("SLUICE_S3_SECRET_KEY", s3.SecretKey)
+	t.Setenv("SLUICE_S3_BUCKET", s3.Bucket)
+	t.Setenv("SLUICE_SOURCE_URL", database)
+	issuers := write(t, "issuers: nonsense\n")
+	t.Setenv("SLUICE_TOKEN_ISSUERS_FILE", issuers)
+	before := verdicts(1)
+	for check, want := range map[string]string{
+		"redis: reachable": "good", "redis: eviction": "good", "redis: clock": "good", "schedulers": "bad", "workers": "warning",
+		"object store: bucket": "bad", "postgresql (source): reachable": "good", "postgresql (source): schema": "bad",
+		"postgresql (source): clock": "good", "issuers": "bad", "intake": "good", "purges": "good",
+	} {
+		if before[check] != want {
+			t.Errorf("%s is %q, want %q", check, before[check], want)
+		}
+	}
+
+	store, err := objects.Open(objects.Config{Endpoint: s3.Endpoint, AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket})
+	d.must(err)
+	defer store.Close()
+	d.must(store.EnsureBucket(t.Context()))
+	d.do(0, "the schema", "migrate", "--database", database)
+	d.must(os.WriteFile(issuers, []byte(`issuers: [{name: "https://a.example", audiences: [x], jwks_url: "https://a.example/jwks"}]`), 0o600))
+	d.must(d.jobs.PauseIntake(t.Context(), jobstore.Pause{Reason: "x"}))
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	nothing := func(context.Context, string) error { return nil }
+	go func() {
+		served <- queue.Serve(ctx, queue.ServerConfig{URL: d.url, Concurrency: 3, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))},
+			queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }, Upkeep: nothing, Watch: nothing})
+	}()
+	defer func() { stop(); d.must(<-served) }()
+	d.must(d.tasks.EnqueueWatch(t.Context(), "rescue", time.Now(), time.Hour))
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		last, err := d.tasks.LastWatch(t.Context())
+		d.must(err)
+		list, err := d.tasks.Processes(t.Context())
+		d.must(err)
+		if !last.IsZero() && len(list) == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the duty was not done")
+		}
+	}
+	for check, verdict := range verdicts(0) {
+		if want := map[bool]string{true: "warning", false: "good"}[check == "intake"]; verdict != want {
+			t.Errorf("%s is %s, want %s", check, verdict, want)
+		}
+	}
+	left := 0
+	d.must(store.List(t.Context(), "doctor/", func(objects.Info) error { left++; return nil }))
+	if left > 0 {
+		t.Errorf("%d objects of the doctor are left", left)
+	}
+	if text := d.do(0, "-> sluice admin intake resume", "doctor"); !strings.Contains(text, "object store: permissions") {
+		t.Error(text)
+	}
+
+	d.do(1, "start Redis", "doctor", "--redis", "redis://127.0.0.1:1")
+	t.Setenv("SLUICE_S3_ENDPOINT", "http://127.0.0.1:1")
+	t.Setenv("SLUICE_SOURCE_URL", "postgres://127.0.0.1:1/d?sslmode=disable")
+	t.Setenv("SLUICE_REDIS_URL", startRedis(t, "--maxmemory-policy", "allkeys-lru"))
+	after := verdicts(1)
+	if after["object store: bucket"] != "bad" || after["postgresql (source): reachable"] != "bad" {
+		t.Errorf("%v", after)
+	}
+	if after["redis: eviction"] != "bad" || after["redis: append-only file"] != "bad" {
+		t.Errorf("%v", after)
+	}
+}
+
+// Clients and groups are changed without an audit log too; with one that is named, not off the record.
+func TestAdminChangesAreOnRecord(t *testing.T) {
+	d := newDesk(t)
+	database := testenv.Postgres(t)
+	register := func(id string) []string {
+		return []string{"client", "register", "--id", id, "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs"}
+	}
+	d.do(0, "the schema", "migrate", "--database", database)
+	d.do(0, "registered client app", register("app")...)
+	d.do(1, "registered already", register("app")...)
+	d.do(0, "", "group", "create", "study", "p1", "--database", database)
+	d.do(0, "", "grant", "set", "--issuer", "i", "--subject", "s", "--types", "all", "--groups", "all", "--patients", "all",
+		"--database", database)
+	want := strings.Join([]string{
+		"admin:0:schema of the database", "admin:0:registration of client app", "admin:0:registration of client app",
+		"admin:8:registration of client app", "admin:0:create of Group/study",
+		"admin:0:grant of owner " + export.Owner{Issuer: "i", Subject: "s"}.Hash(),
+	}, "\n")
+	if got := d.actions(); got != want {
+		t.Errorf("on record:\n%s\nwant\n%s", got, want)
+	}
+	t.Setenv("SLUICE_AUDIT_LOG", filepath.Join(t.TempDir(), "no", "such"))
+	d.do(1, "SLUICE_AUDIT_LOG", register("other")...)
+	d.do(1, "not registered", "client", "show", "--id", "other")
+	t.Setenv("SLUICE_AUDIT_LOG", "")
+	d.do(0, "registered client other", register("other")...)
+}

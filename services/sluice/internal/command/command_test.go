@@ -1,0 +1,322 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+	"github.com/sluice-fhir/sluice/pkg/token/development"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serve answers an export of one Patient file, and of one error file when partial. Files are served without
+// compression and without digest, as other servers may.
+func serve(t *testing.T, partial bool) (base string, authorization *atomic.Value) {
+	authorization = &atomic.Value{}
+	mux := http.NewServeMux()
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	base = server.URL + "/fhir"
+	write := func(w http.ResponseWriter, text string) {
+		if _, err := w.Write([]byte(text)); err != nil {
+			t.Errorf("answer: %v", err)
+		}
+	}
+	mux.HandleFunc("GET /fhir/Group/{group}/$export", func(w http.ResponseWriter, r *http.Request) {
+		authorization.Store(r.Header.Get("Authorization"))
+		if r.PathValue("group") != "g" {
+			w.WriteHeader(http.StatusNotFound)
+			write(w, `{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"not-found",`+
+				`"diagnostics":"There is no such group."}]}`)
+			return
+		}
+		w.Header().Set("Content-Location", base+"/jobs/1")
+		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("GET /fhir/jobs/1", func(w http.ResponseWriter, _ *http.Request) {
+		failed := ""
+		if partial {
+			failed = fmt.Sprintf(`{"type":"OperationOutcome","url":"%s/jobs/1/o.ndjson","count":1}`, base)
+		}
+		write(w, fmt.Sprintf(`{"transactionTime":"2026-01-02T03:04:05Z","request":"r","requiresAccessToken":true,
+			"output":[{"type":"Patient","url":"%s/jobs/1/p.ndjson","count":2}],"deleted":[],"error":[%s]}`, base, failed))
+	})
+	mux.HandleFunc("GET /fhir/jobs/1/p.ndjson", func(w http.ResponseWriter, _ *http.Request) {
+		write(w, `{"resourceType":"Patient","id":"1"}`+"\n"+`{"resourceType":"Patient","id":"2"}`+"\n")
+	})
+	mux.HandleFunc("GET /fhir/jobs/1/o.ndjson", func(w http.ResponseWriter, _ *http.Request) {
+		write(w, `{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"exception",`+
+			`"diagnostics":"Observation could not be read."}]}`+"\n")
+	})
+	return base, authorization
+}
+
+// run runs a command line and returns what it leaves.
+func run(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = Run(t.Context(), args, &out, &err)
+	return code, out.String(), err.String()
+}
+
+func TestExportPrintsATable(t *testing.T) {
+	base, authorization := serve(t, false)
+	dir := filepath.Join(t.TempDir(), "out")
+	code, stdout, stderr := run(t, "export", "--base", base, "--group", "g", "--out", dir, "--token", "secret")
+	if code != ExitGood {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	lines := strings.Split(strings.TrimSpace(stdout), "\n")
+	if len(lines) != 5 || !strings.HasPrefix(lines[0], "type") || !strings.HasPrefix(lines[4], "total") {
+		t.Fatalf("printed:\n%s", stdout)
+	}
+	for i, want := range map[int][]string{2: {"Patient", "1", "2", "72"}, 4: {"total", "1", "2", "72"}} {
+		if got := strings.Fields(lines[i]); len(got) != 5 || strings.Join(got[:4], " ") != strings.Join(want, " ") {
+			t.Errorf("line %d is %q, want %q", i, got, want)
+		}
+	}
+	if !strings.Contains(stderr, "downloaded 1 of 1 files: 2 resources, 72 B\n") || strings.Contains(stderr, "\x1b") {
+		t.Errorf("standard error, which is no terminal, got %q", stderr)
+	}
+	if authorization.Load() != "Bearer secret" {
+		t.Errorf("sent %q", authorization.Load())
+	}
+
+	code, stdout, stderr = run(t, "verify", dir)
+	if want := dir + ": 1 files with 2 resources are as they were exported\n"; code != ExitGood || stdout != want {
+		t.Errorf("verify: exit %d, %q, %q", code, stdout, stderr)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "p.ndjson"), []byte("{}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr = run(t, "verify", dir)
+	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, "p.ndjson") {
+		t.Errorf("verify of a damaged file: exit %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+func TestExportThatIsNotComplete(t *testing.T) {
+	base, _ := serve(t, true)
+	code, stdout, stderr := run(t,
+		"export", "--base", base, "--group", "g", "--out", t.TempDir(), "--json", "--no-progress")
+	if code != ExitPartial {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	var report bulkclient.Report
+	if err := json.Unmarshal([]byte(stdout), &report); err != nil {
+		t.Fatalf("printed %q: %v", stdout, err)
+	}
+	if report.Total.Resources != 2 || report.Errors.Resources != 1 || len(report.Problems) != 1 {
+		t.Errorf("report %+v", report)
+	}
+	if !strings.HasPrefix(stderr, "not exported: Observation could not be read. (exception)\n") {
+		t.Errorf("standard error got %q", stderr)
+	}
+}
+
+func TestExportThatFails(t *testing.T) {
+	base, _ := serve(t, false)
+	code, stdout, stderr := run(t, "export", "--base", base, "--group", "unknown", "--out", t.TempDir())
+	want := "sluice: kick off the export: the server answered 404 Not Found: There is no such group. (not-found)\n"
+	if code != ExitFailure || stdout != "" || stderr != want {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out, told bytes.Buffer
+	code = Run(ctx, []string{"export", "--base", base, "--group", "g", "--out", t.TempDir()}, &out, &told)
+	if code != ExitFailure || !strings.HasPrefix(told.String(), "sluice: interrupted (--resume goes on from here)") {
+		t.Errorf("interrupted: exit %d, %q", code, told.String())
+	}
+}
+
+func TestUsage(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{}, {"nonsense"}, {"--nonsense"}, {"export"}, {"export", "--base", "http://a.org"},
+		{"export", "--group", "g", "--out", dir},
+		{"export", "--base", "ftp://a.org", "--group", "g", "--out", dir},
+		{"export", "--base", "http://a.org", "--group", "a/b", "--out", dir},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", ""},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--type", "patient"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--parallel", "0"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--parallel", "x"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--timeout", "-1s"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--token", "a", "--token-file", "b"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "more"},
+		{"token", "--state", dir}, {"token", "--state", dir, "--subject", "", "--scope", "s"},
+		{"token", "--state", dir, "--subject", "a", "--scope", "system/*.rs", "--ttl", "0s"},
+		{"synth", "--out", dir}, {"synth", "--patients", "0", "--out", dir}, {"verify"}, {"verify", dir, dir},
+		{"version", "x"},
+	} {
+		code, stdout, stderr := run(t, args...)
+		if code != ExitUsage || stdout != "" || !strings.HasPrefix(stderr, "sluice: ") {
+			t.Errorf("%q: exit %d, %q, %q", args, code, stdout, stderr)
+		}
+	}
+	code, stdout, _ := run(t, "export", "--help")
+	if code != ExitGood || !strings.Contains(stdout, "3  the export finished, but") {
+		t.Errorf("help: exit %d, %q", code, stdout)
+	}
+}
+
+// state is a state folder as the standalone server leaves it.
+func state(t *testing.T, base string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "issuer"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := development.Open(filepath.Join(dir, "issuer")); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf(`{"base_url": %q, "subject": "demo", "scope": "system/*.rs", "state": %q}`, base, dir)
+	if err := os.WriteFile(filepath.Join(dir, "quickstart.json"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestToken(t *testing.T) {
+	dir := state(t, "https://example.org/fhir")
+	code, stdout, stderr := run(t, "token", "--state", dir, "--subject", "me", "--scope", "system/Patient.rs")
+	if code != ExitGood || strings.Count(stdout, ".") != 2 || strings.Count(stdout, "\n") != 1 || stderr != "" {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+	empty := t.TempDir()
+	code, stdout, stderr = run(t, "token", "--state", empty, "--subject", "me", "--scope", "system/Patient.rs")
+	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, "has a standalone server served") {
+		t.Errorf("no server: exit %d, %q, %q", code, stdout, stderr)
+	}
+	code, _, stderr = run(t, "token", "--state", empty, "--subject", "me", "--scope", "s", "--audience", "a")
+	if _, err := os.Stat(filepath.Join(empty, "issuer")); code != ExitFailure || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no issuer: exit %d, %q, %v", code, stderr, err)
+	}
+}
+
+func TestExportWithState(t *testing.T) {
+	base, authorization := serve(t, false)
+	code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", state(t, base))
+	if sent, _ := authorization.Load().(string); code != ExitGood || strings.Count(sent, ".") != 2 {
+		t.Errorf("exit %d, %q", code, stderr)
+	}
+}
+
+// Development tokens go to the server that they are for, whatever --base says.
+func TestStateTokensStayAtHome(t *testing.T) {
+	base, authorization := serve(t, false)
+	other, stolen := serve(t, false)
+	folder := state(t, base)
+	for _, elsewhere := range []string{
+		other, "https" + strings.TrimPrefix(base, "http"), "https://example.org/fhir", "nonsense",
+	} {
+		code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", folder, "--base", elsewhere)
+		if code != ExitUsage || !strings.Contains(stderr, "--base") {
+			t.Errorf("%s: exit %d, %q", elsewhere, code, stderr)
+		}
+	}
+	if stolen.Load() != nil {
+		t.Errorf("the other server got %v", stolen.Load())
+	}
+	code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", folder, "--base", base+"/")
+	if sent, _ := authorization.Load().(string); code != ExitGood || strings.Count(sent, ".") != 2 {
+		t.Errorf("its own server: exit %d, %q", code, stderr)
+	}
+}
+
+func TestPlainHTTP(t *testing.T) {
+	out := t.TempDir()
+	args := []string{"export", "--base", "http://192.0.2.1/fhir", "--group", "g", "--out", out, "--token", "secret"}
+	code, _, stderr := run(t, args...)
+	if code != ExitUsage || !strings.Contains(stderr, "--insecure-http") {
+		t.Errorf("exit %d, %q", code, stderr)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // nothing is sent
+	var stdout, told bytes.Buffer
+	code = Run(ctx, append(args, "--insecure-http"), &stdout, &told)
+	if code != ExitFailure || !strings.Contains(told.String(), "interrupted") {
+		t.Errorf("--insecure-http: exit %d, %q", code, told.String())
+	}
+}
+
+// TestSigning covers conformance B-39: a token is replaced before it ends, and at once when it is refused.
+func TestSigning(t *testing.T) {
+	now, n := time.Unix(0, 0), 0
+	source := &signing{
+		sign: func() (string, error) { n++; return fmt.Sprintf("t%d", n), nil },
+		now:  func() time.Time { return now },
+	}
+	for i, step := range []struct {
+		pass    time.Duration
+		refused string
+		want    string
+	}{
+		{0, "", "t1"}, {2 * time.Minute, "", "t1"}, {time.Minute, "", "t2"},
+		{0, "t1", "t2"}, {0, "t2", "t3"}, {0, "", "t3"},
+	} {
+		now = now.Add(step.pass)
+		if got, err := source.Token(t.Context(), step.refused); got != step.want || err != nil {
+			t.Errorf("step %d: %q, %v, want %q", i, got, err, step.want)
+		}
+	}
+}
+
+func TestTokenFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "token")
+	source := fromFile(name)
+	if _, err := source.Token(t.Context(), ""); err == nil {
+		t.Error("a missing file gave a token")
+	}
+	for text, want := range map[string]string{"abc\n": "abc", "": "", "two words": ""} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := source.Token(t.Context(), "")
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", text, got, err)
+		}
+	}
+	if err := os.WriteFile(name, []byte("abc"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := source.Token(t.Context(), "abc"); !errors.Is(err, bulkclient.ErrTokenRefused) {
+		t.Errorf("the refused token came again: %v", err)
+	}
+}
+
+func TestSynth(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	code, stdout, stderr := run(t, "synth", "--patients", "3", "--seed", "7", "--out", dir)
+	if code != ExitGood || !strings.Contains(stdout, "\nPatient ") || !strings.Contains(stdout, "\ntotal ") {
+		t.Fatalf("exit %d, %q, %q", code, stdout, stderr)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "Patient.ndjson"))
+	if err != nil || bytes.Count(text, []byte{'\n'}) != 3 {
+		t.Errorf("%d bytes of patients, %v", len(text), err)
+	}
+	if code, _, stderr := run(t, "synth", "--patients", "3", "--out", dir); code != ExitFailure || stderr == "" {
+		t.Errorf("over another population: exit %d, %q", code, stderr)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	code, stdout, stderr := run(t, "version")
+	if code != ExitGood || !strings.HasPrefix(stdout, "sluice ") || stderr != "" {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+}

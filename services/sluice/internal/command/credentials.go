@@ -1,0 +1,69 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+	"github.com/sluice-fhir/sluice/pkg/token"
+)
+
+// clientTokens returns a source that fetches tokens for the client that the flags name.
+func (a *app) clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
+	if flags.base == "" {
+		return nil, usage("--base is needed")
+	}
+	signer, err := readKey(flags.clientKey)
+	if err != nil {
+		return nil, err
+	}
+	source, err := bulkclient.NewCredentialTokens(bulkclient.Credentials{
+		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, Insecure: flags.insecure, Now: a.now,
+		Assert: func(endpoint string) (string, error) {
+			return signer.SignAssertion(flags.clientID, endpoint, a.now())
+		},
+	})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--token-url: %w", err)}
+	}
+	return source, nil
+}
+
+// readKey reads a private key that only its owner can read.
+func readKey(file string) (*token.Signer, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the client's key: %w", err)
+	}
+	const most = 64 << 10
+	if info.Size() > most {
+		return nil, fmt.Errorf("%s is no private key", file)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s may be read or written by others: its mode is %#o, want 0600", file, info.Mode().Perm())
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the client's key: %w", err)
+	}
+	signer, err := token.ReadSigner(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return signer, nil
+}
+
+// writeNew writes a file that must not be there yet: a key is never replaced.
+func writeNew(file string, data []byte, mode fs.FileMode) error {
+	to, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = to.Write(data)
+	if err = errors.Join(err, to.Sync(), to.Close()); err != nil {
+		return errors.Join(err, os.Remove(file))
+	}
+	return nil
+}

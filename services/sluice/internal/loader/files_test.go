@@ -1,0 +1,124 @@
+package loader
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// write writes a file, and the folders that it is in. A name that ends with .gz is for compressed text.
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if strings.HasSuffix(path, ".gz") {
+		text = zipped(t, text)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func zipped(t *testing.T, text string) string {
+	t.Helper()
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+func TestFind(t *testing.T) {
+	root := t.TempDir()
+	for _, path := range []string{
+		"elsewhere/far.ndjson", "elsewhere/notes.txt", "folder/b.ndjson", "folder/a.ndjson.gz", "folder/notes.txt",
+		"folder/a.ndjson.bak", "folder/.hidden.ndjson", "folder/.git/x.ndjson", "folder/sub/c.ndjson",
+		"folder/sub/deeper/d.ndjson.gz", "folder/sub.ndjson/e.ndjson", "folder/empty/.keep", ".dotted/f.ndjson",
+	} {
+		write(t, filepath.Join(root, path), strings.Repeat("x", len(path)))
+	}
+	for link, target := range map[string]string{
+		"folder/link.ndjson": "../elsewhere/far.ndjson", "folder/zero.ndjson": os.DevNull, "linked": "folder",
+		"dangling/x.ndjson": "nowhere",
+	} {
+		if err := os.MkdirAll(filepath.Join(root, filepath.Dir(link)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, filepath.Join(root, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := []string{
+		"a.ndjson.gz", "b.ndjson", "link.ndjson", "sub/c.ndjson", "sub/deeper/d.ndjson.gz", "sub.ndjson/e.ndjson",
+	}
+	slices.Sort(found)
+	in := func(folder string) (paths []string) {
+		for _, name := range found {
+			paths = append(paths, folder+"/"+name)
+		}
+		return paths
+	}
+	for name, test := range map[string]struct {
+		paths, want []string
+		says        string // of the error
+	}{
+		"a file":             {paths: []string{"folder/b.ndjson"}, want: []string{"folder/b.ndjson"}},
+		"a file of any name": {paths: []string{"folder/notes.txt"}, want: []string{"folder/notes.txt"}},
+		"a hidden file":      {paths: []string{"folder/.hidden.ndjson"}, want: []string{"folder/.hidden.ndjson"}},
+		"a folder":           {paths: []string{"folder"}, want: in("folder")},
+		"a folder by a link": {paths: []string{"linked"}, want: in("linked")},
+		"a hidden folder":    {paths: []string{".dotted"}, want: []string{".dotted/f.ndjson"}},
+		"in the order that is given": {
+			paths: []string{"folder/b.ndjson", ".dotted"}, want: []string{"folder/b.ndjson", ".dotted/f.ndjson"},
+		},
+		"nothing named":          {says: "no files are named"},
+		"nothing there":          {paths: []string{"folder/b.ndjson", "none"}, says: "none: no such file"},
+		"a folder without files": {paths: []string{"folder/empty"}, says: "folder/empty holds no *.ndjson"},
+		"a link to nothing":      {paths: []string{"dangling"}, says: "dangling/x.ndjson: no such file"},
+		"a file twice":           {paths: []string{"folder/b.ndjson", "folder/b.ndjson"}, says: "b.ndjson is named twice"},
+		"a file by two ways":     {paths: []string{"folder/b.ndjson", "linked/b.ndjson"}, says: "b.ndjson is named twice"},
+		"a file and its folder":  {paths: []string{"folder/b.ndjson", "folder"}, says: "folder/b.ndjson is named twice"},
+		"a file and its link": {
+			paths: []string{"elsewhere/far.ndjson", "folder/link.ndjson"}, says: "folder/link.ndjson is named twice",
+		},
+		"a folder and its link": {paths: []string{"folder", "linked"}, says: "is named twice"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Chdir(root)
+			files, err := Find(test.paths)
+			if test.says != "" {
+				if err == nil || !strings.Contains(err.Error(), test.says) {
+					t.Fatalf("%v, %v; want an error that says %q", files, err, test.says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, file := range files {
+				got = append(got, file.Path)
+				info, err := os.Stat(file.Path)
+				if err != nil || info.Size() != file.Size {
+					t.Errorf("%s has the size %d (%v)", file.Path, file.Size, err)
+				}
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("found %q, want %q", got, test.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,407 @@
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
+)
+
+// taken keeps what is handed on.
+type taken struct {
+	mu       sync.Mutex
+	bodies   map[int64]string // by place
+	subjects map[int64][]fhir.Ref
+	types    map[string]int64
+	groups   []string
+	problems []string
+	read     int64
+}
+
+func (k *taken) sink() Sink {
+	k.bodies, k.subjects, k.types = map[int64]string{}, map[int64][]fhir.Ref{}, map[string]int64{}
+	return Sink{
+		Resources: func(_ context.Context, typ string, lines []postgres.Line) error {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			for _, line := range lines {
+				if line.Facts.Type != typ {
+					return fmt.Errorf("a %s among %s", line.Facts.Type, typ)
+				}
+				if _, twice := k.bodies[line.Place]; twice {
+					return fmt.Errorf("two lines have the place %d", line.Place)
+				}
+				k.bodies[line.Place], k.subjects[line.Place] = string(line.Body), line.Facts.Subjects
+				k.types[typ]++
+			}
+			return nil
+		},
+		Group: func(_ context.Context, _ int64, line []byte) (problem, err error) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.groups = append(k.groups, string(line))
+			k.types["Group"]++
+			return nil, nil
+		},
+		Problem: func(place, what string) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.problems = append(k.problems, place+": "+what)
+		},
+		Progress: func(bytes int64) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.read += bytes
+		},
+	}
+}
+
+// holds checks what is told of what was read against what was handed on.
+func (k *taken) holds(t *testing.T, files []File, sum Summary) {
+	t.Helper()
+	var size, bytes int64
+	for _, file := range files {
+		size += file.Size
+	}
+	for _, body := range slices.Concat(slices.Collect(maps.Values(k.bodies)), k.groups) {
+		bytes += int64(len(body)) + 1
+	}
+	if k.read != size {
+		t.Errorf("%d bytes of %d are told of", k.read, size)
+	}
+	if !maps.Equal(sum.Resources, k.types) || sum.Bytes != bytes || sum.Problems != int64(len(k.problems)) {
+		t.Errorf("summary %+v; want %v, %d bytes, %d problems", sum, k.types, bytes, len(k.problems))
+	}
+	for _, problem := range k.problems {
+		if strings.Contains(problem, "20391") {
+			t.Errorf("%q quotes the line", problem)
+		}
+	}
+}
+
+func patient(id string) string { return fmt.Sprintf(`{"resourceType":"Patient","id":%q}`, id) }
+
+// long is a patient of exactly this many bytes.
+func long(id string, length int) string {
+	text := fmt.Sprintf(`{"resourceType":"Patient","id":%q,"language":""}`, id)
+	return strings.Replace(text, `""`, `"`+strings.Repeat("x", length-len(text))+`"`, 1)
+}
+
+// numbered are texts by the number of their line.
+type numbered = map[int64]string
+
+// Every text is read in blocks of several sizes, plain and compressed.
+func TestRead(t *testing.T) {
+	const maxLine = 100
+	const tooLong = "not shorter than 100 bytes"
+	type reading struct {
+		text           string
+		want, problems numbered
+		passedBy       map[string]int64
+	}
+	a, b, c, secret := patient("a"), patient("b"), patient("c"), patient("20391")
+	tests := map[string]reading{
+		"nothing":            {},
+		"lines":              {text: a + "\n" + b + "\n", want: numbered{1: a, 2: b}},
+		"no last newline":    {text: a + "\n" + b, want: numbered{1: a, 2: b}},
+		"CRLF":               {text: a + "\r\n" + b + "\r\n", want: numbered{1: a, 2: b}},
+		"blank lines":        {text: "\n\n" + a + "\n \t\r\n  " + b + "\t\n\n", want: numbered{3: a, 5: b}},
+		"nothing but blanks": {text: "\n\r\n "},
+		"a byte order mark":  {text: "\ufeff" + a + "\n" + b, want: numbered{1: a, 2: b}},
+		"nothing but a mark": {text: "\ufeff"},
+		"types passed by": {
+			text: `{"resourceType":"Task","id":"1"}` + "\n" + a + "\n" + `{"resourceType":"Slot","id":"1"}` + "\n" +
+				`{"resourceType":"Task","id":"2"}`,
+			want: numbered{2: a}, passedBy: map[string]int64{"Task": 2, "Slot": 1},
+		},
+		"the longest lines": {
+			text: a + "\n" + long("l", maxLine-1) + "\n" + b + "\n" + long("m", maxLine-1),
+			want: numbered{1: a, 2: long("l", maxLine-1), 3: b, 4: long("m", maxLine-1)},
+		},
+		"too long": {
+			text: a + "\n" + long("20391", maxLine) + "\n\n" + b + "\n" + long("20391", 7*maxLine) + "\n{\n" + c,
+			want: numbered{1: a, 4: b, 7: c}, problems: numbered{2: tooLong, 5: tooLong, 6: "not valid JSON"},
+		},
+		"one after the other too long": {
+			text: strings.Repeat(long("20391", 2*maxLine)+"\n", 3) + a, want: numbered{4: a},
+			problems: numbered{1: tooLong, 2: tooLong, 3: tooLong},
+		},
+		"the last too long": {
+			text: a + "\n" + long("20391", 3*maxLine) + "\n", want: numbered{1: a}, problems: numbered{2: tooLong},
+		},
+		"the last too long and without newline": {
+			text: a + "\n" + long("20391", 3*maxLine), want: numbered{1: a}, problems: numbered{2: tooLong},
+		},
+		"the last just too long and without newline": {
+			text: a + "\n" + long("20391", maxLine), want: numbered{1: a}, problems: numbered{2: tooLong},
+		},
+	}
+	for name, bad := range map[string]struct{ line, what string }{
+		"half a line":       {secret[:30], "not valid JSON"},
+		"no JSON at all":    {"20391", "not a JSON object"},
+		"a mark further on": {"\ufeff" + secret, "not a JSON object"},
+		"not UTF-8":         {"{\"20391\":\"\xff\"}", "not valid UTF-8"},
+		"a NUL":             {"\x00", "not a JSON object"},
+		"two in a line":     {secret + secret, "more than one JSON value"},
+		"no id":             {`{"resourceType":"Patient","name":"20391"}`, "no id"},
+		"an id that is not": {`{"resourceType":"Patient","id":"20391\u0000"}`, "no id"},
+		"no type":           {`{"id":"20391"}`, "no resourceType"},
+		"no type of R4":     {`{"resourceType":"X20391","id":"a"}`, "not a resource type"},
+	} {
+		tests[name] = reading{
+			text: a + "\n" + bad.line + "\n" + b, want: numbered{1: a, 3: b}, problems: numbered{2: bad.what},
+		}
+		tests[name+" at the end"] = reading{
+			text: a + "\r\n\n" + bad.line, want: numbered{1: a}, problems: numbered{3: bad.what},
+		}
+	}
+	for name, test := range tests {
+		for _, size := range []int{1, 7, 64, 99, maxLine} {
+			for _, ending := range []string{".ndjson", ".ndjson.gz"} {
+				t.Run(fmt.Sprintf("%s/%d%s", name, size, ending), func(t *testing.T) {
+					path := filepath.Join(t.TempDir(), "in"+ending)
+					write(t, path, test.text)
+					files, err := Find([]string{path})
+					if err != nil {
+						t.Fatal(err)
+					}
+					var got taken
+					sum, err := (&reader{blockSize: size, maxLine: maxLine}).read(t.Context(), files, got.sink())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !maps.Equal(got.bodies, test.want) {
+						t.Errorf("handed on %v, want %v", got.bodies, test.want)
+					}
+					if !maps.Equal(sum.PassedBy, test.passedBy) {
+						t.Errorf("passed by %v, want %v", sum.PassedBy, test.passedBy)
+					}
+					for line, what := range test.problems {
+						said := fmt.Sprintf("%s line %d: %s", path, line, what)
+						told := func(problem string) bool { return strings.HasPrefix(problem, said) }
+						if !slices.ContainsFunc(got.problems, told) {
+							t.Errorf("problems %q, want %q", got.problems, said)
+						}
+					}
+					if len(got.problems) != len(test.problems) {
+						t.Errorf("problems %q, want %d", got.problems, len(test.problems))
+					}
+					got.holds(t, files, sum)
+				})
+			}
+		}
+	}
+}
+
+// TestReadRanks: of two versions of a resource the one in the later line of the later file counts, whatever is read
+// first.
+func TestReadRanks(t *testing.T) {
+	dir := t.TempDir()
+	var files []File
+	var want []string
+	for n, lines := range []int{5, 100, 1, 40} {
+		var text []string
+		for i := range lines {
+			text = append(text, fmt.Sprintf(
+				`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/%d-%d"}}`, n, i))
+		}
+		// In the order that is given, which is not that of the names.
+		path := filepath.Join(dir, fmt.Sprintf("%d.ndjson", 9-n))
+		write(t, path, strings.Join(text, "\n"))
+		found, err := Find([]string{path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, want = append(files, found...), append(want, text...)
+	}
+	var got taken
+	sum, err := (&reader{blockSize: 300, maxLine: 1000}).read(t.Context(), files, got.sink())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.holds(t, files, sum)
+	places := slices.Sorted(maps.Keys(got.bodies))
+	if len(places) != len(want) {
+		t.Fatalf("%d lines, want %d", len(places), len(want))
+	}
+	for i, place := range places {
+		if got.bodies[place] != want[i] {
+			t.Fatalf("number %d in rank is %s, want %s", i, got.bodies[place], want[i])
+		}
+		// The next line has not overwritten whom this one is about.
+		if refs := got.subjects[place]; len(refs) != 1 || !strings.Contains(want[i], `"Patient/`+refs[0].ID+`"`) {
+			t.Errorf("%s is about %v", want[i], refs)
+		}
+	}
+}
+
+// TestReadSeveralMembers: gzipped files that were put behind each other are one file.
+func TestReadSeveralMembers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "in.ndjson.gz")
+	text := zipped(t, patient("a")+"\n") + zipped(t, "") + zipped(t, patient("b")+"\n")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	files := []File{{Path: path, Size: int64(len(text))}}
+	var got taken
+	sum, err := Read(t.Context(), files, got.sink())
+	if err != nil || sum.Resources["Patient"] != 2 {
+		t.Errorf("%+v, %v", sum, err)
+	}
+	got.holds(t, files, sum)
+}
+
+func TestReadGroups(t *testing.T) {
+	dir := t.TempDir()
+	group := func(id string) string { return fmt.Sprintf(`{"resourceType":"Group","id":%q}`, id) }
+	write(t, filepath.Join(dir, "in.ndjson"), strings.Join([]string{
+		group("g1"), patient("a"), "", group("odd"), group("g2") + "\r", `{"resourceType":"Group"}`,
+	}, "\n"))
+	files, err := Find([]string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got taken
+	sink := got.sink()
+	add := sink.Group
+	sink.Group = func(ctx context.Context, place int64, line []byte) (problem, err error) {
+		if string(line) == group("odd") {
+			return errors.New("it is odd"), nil
+		}
+		return add(ctx, place, line)
+	}
+	sum, err := Read(t.Context(), files, sink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.holds(t, files, sum)
+	if want := []string{group("g1"), group("g2")}; !slices.Equal(got.groups, want) {
+		t.Errorf("groups %q, want %q", got.groups, want)
+	}
+	if want := map[string]int64{"Group": 2, "Patient": 1}; !maps.Equal(sum.Resources, want) {
+		t.Errorf("%v, want %v", sum.Resources, want)
+	}
+	place := files[0].Path + " line "
+	want := []string{place + "4: it is odd", place + "6: no id, or not a FHIR id"}
+	if !slices.Equal(got.problems, want) {
+		t.Errorf("problems %q, want %q", got.problems, want)
+	}
+}
+
+// A file that cannot be read to its end is an error: nobody knows what it held.
+func TestReadBrokenFiles(t *testing.T) {
+	whole := zipped(t, strings.Repeat(patient("20391")+"\n", 1000))
+	for name, test := range map[string]struct {
+		text string
+		want error // nil: any
+	}{
+		"empty":              {text: ""},
+		"not gzip":           {text: patient("20391")},
+		"half a header":      {text: whole[:5]},
+		"half of it":         {text: whole[:len(whole)/2], want: io.ErrUnexpectedEOF},
+		"no checksum":        {text: whole[:len(whole)-8], want: io.ErrUnexpectedEOF},
+		"half a checksum":    {text: whole[:len(whole)-1], want: io.ErrUnexpectedEOF},
+		"the wrong checksum": {text: whole[:len(whole)-8] + "\x00\x00\x00\x00" + whole[len(whole)-4:]},
+		"more behind it":     {text: whole + "20391"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "in.ndjson.gz")
+			if err := os.WriteFile(path, []byte(test.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var got taken
+			_, err := Read(t.Context(), []File{{Path: path, Size: int64(len(test.text))}}, got.sink())
+			if err == nil || !strings.Contains(err.Error(), path) || test.want != nil && !errors.Is(err, test.want) ||
+				strings.Contains(err.Error(), "20391") {
+				t.Errorf("%v, want an error that names the file", err)
+			}
+		})
+	}
+	gone := filepath.Join(t.TempDir(), "gone.ndjson")
+	var got taken
+	_, err := Read(t.Context(), []File{{Path: gone}}, got.sink())
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), gone) {
+		t.Errorf("a file that is gone: %v", err)
+	}
+}
+
+// many is a file of so many lines that no test gets through it by chance.
+func many(t *testing.T, line string) []File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "in.ndjson")
+	write(t, path, strings.Repeat(line+"\n", 10_000))
+	files, err := Find([]string{path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func TestReadStopsAtAnErrorOfASink(t *testing.T) {
+	broken := errors.New("broken")
+	most := runtime.GOMAXPROCS(0) + 4 // the third fails, and each of the takers may have one more under way
+	for name, line := range map[string]string{"Resources": patient("a"), "Group": `{"resourceType":"Group","id":"g"}`} {
+		t.Run(name, func(t *testing.T) {
+			var mu sync.Mutex
+			calls := 0
+			take := func(ctx context.Context) error {
+				mu.Lock()
+				calls++
+				n := calls
+				mu.Unlock()
+				if n > 3 { // goes on for as long as nobody stops it
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				if n == 3 {
+					return broken
+				}
+				return nil
+			}
+			var got taken
+			sink := got.sink()
+			sink.Resources = func(ctx context.Context, _ string, _ []postgres.Line) error { return take(ctx) }
+			sink.Group = func(ctx context.Context, _ int64, _ []byte) (problem, err error) { return nil, take(ctx) }
+			_, err := (&reader{blockSize: 1, maxLine: 100}).read(t.Context(), many(t, line), sink)
+			if !errors.Is(err, broken) || calls > most {
+				t.Errorf("%v after %d calls, want %v after %d at most", err, calls, broken, most)
+			}
+			if len(got.problems) > 0 {
+				t.Errorf("problems %q", got.problems)
+			}
+		})
+	}
+}
+
+func TestReadStopsWithItsContext(t *testing.T) {
+	files := many(t, patient("a"))
+	ctx, cancel := context.WithCancel(t.Context())
+	var got taken
+	sink := got.sink()
+	keep := sink.Resources
+	sink.Resources = func(within context.Context, typ string, lines []postgres.Line) error {
+		cancel()
+		<-within.Done()
+		return keep(within, typ, lines)
+	}
+	r := reader{blockSize: 1, maxLine: 100}
+	if _, err := r.read(ctx, files, sink); !errors.Is(err, context.Canceled) || len(got.bodies) == 10_000 {
+		t.Errorf("%v after %d lines", err, len(got.bodies))
+	}
+	got = taken{}
+	if _, err := r.read(ctx, files, got.sink()); !errors.Is(err, context.Canceled) || len(got.bodies) > 0 {
+		t.Errorf("begun too late: %v after %d lines", err, len(got.bodies))
+	}
+}

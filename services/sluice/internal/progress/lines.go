@@ -1,0 +1,106 @@
+package progress
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+)
+
+// between is how often Lines writes at most while all goes well.
+const between = 5 * time.Second
+
+// Lines tells of an export in plain lines, for logs and pipes. It implements bulkclient.Observer.
+type Lines struct {
+	out io.Writer
+	now func() time.Time
+
+	mu               sync.Mutex
+	state            string
+	last             time.Time // of the last line
+	files, finished  int
+	resources, bytes int64
+}
+
+// NewLines returns Lines that write to out and read the time from now.
+func NewLines(out io.Writer, now func() time.Time) *Lines { return &Lines{out: out, now: now} }
+
+var _ bulkclient.Observer = (*Lines)(nil)
+
+// Polled writes a line when the server's word changes, else now and then.
+func (l *Lines) Polled(status bulkclient.Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if status.State == l.state && !l.due() {
+		return
+	}
+	l.state = status.State
+	if status.Percent >= 0 {
+		l.line("the server is at work: %s, %d %%", status.State, status.Percent)
+		return
+	}
+	l.line("the server is at work: %s", status.State)
+}
+
+// Planned says what will be downloaded.
+func (l *Lines) Planned(files []bulkclient.File) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.files = len(files)
+	l.line("the export is complete: downloading %d files", l.files)
+}
+
+// Advanced writes a line now and then.
+func (l *Lines) Advanced(_ bulkclient.File, resources, bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.resources += resources
+	l.bytes += bytes
+	if l.due() {
+		l.downloaded()
+	}
+}
+
+// Finished counts a file, and writes a line for the last one.
+func (l *Lines) Finished(bulkclient.File) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.finished++
+	if l.finished == l.files {
+		l.downloaded()
+	}
+}
+
+// Waiting says why nothing moves.
+func (l *Lines) Waiting(reason error, wait time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.line("%v; next attempt in %s", reason, wait)
+}
+
+// Close has nothing to do: every line is written already.
+func (l *Lines) Close() {}
+
+func (l *Lines) due() bool { return l.now().Sub(l.last) >= between }
+
+func (l *Lines) downloaded() {
+	l.line("downloaded %d of %d files: %d resources, %s", l.finished, l.files, l.resources, Size(l.bytes))
+}
+
+func (l *Lines) line(format string, args ...any) {
+	l.last = l.now()
+	// A line that cannot be shown is no reason to end an export.
+	_, _ = fmt.Fprintf(l.out, format+"\n", args...)
+}
+
+// Size writes a number of bytes for people, as 12.3 MB.
+func Size(bytes int64) string {
+	if bytes < 1000 {
+		return fmt.Sprintf("%d B", bytes)
+	}
+	return fmt.Sprintf("% .1f", decor.SizeB1000(bytes))
+}

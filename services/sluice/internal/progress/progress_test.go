@@ -1,0 +1,133 @@
+package progress
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	patients = bulkclient.File{List: bulkclient.Output, Type: "Patient", Name: "a", Count: 10}
+	reports  = bulkclient.File{List: bulkclient.Errors, Type: "OperationOutcome", Name: "b", Count: -1}
+)
+
+func TestLinesComeNowAndThen(t *testing.T) {
+	now := time.Unix(0, 0)
+	var out bytes.Buffer
+	lines := NewLines(&out, func() time.Time { return now })
+	lines.Polled(bulkclient.Status{State: "scheduled", Percent: -1})
+	lines.Polled(bulkclient.Status{State: "scheduled", Percent: -1})
+	lines.Polled(bulkclient.Status{State: "started", Percent: 7})
+	lines.Polled(bulkclient.Status{State: "started", Percent: 8})
+	now = now.Add(between)
+	lines.Polled(bulkclient.Status{State: "started", Percent: 9})
+	lines.Waiting(errors.New("no answer"), time.Second)
+	lines.Planned([]bulkclient.File{patients, reports})
+	for range 5 {
+		lines.Advanced(patients, 1, 1000)
+	}
+	now = now.Add(between)
+	lines.Advanced(patients, 5, 5000)
+	lines.Finished(patients)
+	lines.Advanced(reports, 1, 100)
+	lines.Finished(reports)
+	lines.Close()
+	want := `the server is at work: scheduled
+the server is at work: started, 7 %
+the server is at work: started, 9 %
+no answer; next attempt in 1s
+the export is complete: downloading 2 files
+downloaded 0 of 2 files: 10 resources, 10.0 KB
+downloaded 2 of 2 files: 11 resources, 10.1 KB
+`
+	if out.String() != want {
+		t.Errorf("wrote:\n%swant:\n%s", out.String(), want)
+	}
+}
+
+// screen is a writer that the drawing goroutine and the test share.
+type screen struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+// TestBarsEnd: whatever happens in whatever order, drawing goes on beside it and Close comes back.
+func TestBarsEnd(t *testing.T) {
+	for name, finish := range map[string]bool{"finished": true, "interrupted": false} {
+		t.Run(name, func(t *testing.T) {
+			out := &screen{}
+			bars := newBars(out, mpb.WithAutoRefresh(), mpb.WithRefreshRate(time.Millisecond))
+			for percent := range 200 { // long enough to be drawn in between
+				bars.Polled(bulkclient.Status{State: "started", Percent: percent})
+			}
+			bars.Waiting(errors.New("no answer"), time.Second)
+			bars.Planned([]bulkclient.File{patients, reports})
+			var group sync.WaitGroup
+			for range 4 {
+				group.Go(func() {
+					for range 100 {
+						bars.Advanced(patients, 1, 10)
+						bars.Advanced(patients, -1, -10)
+						bars.Advanced(reports, 1, 10)
+					}
+				})
+			}
+			group.Wait()
+			if finish {
+				bars.Advanced(patients, 10, 100)
+				bars.Finished(patients)
+				bars.Finished(reports)
+			}
+			bars.Close()
+			text := out.text.String()
+			for _, want := range []string{"no answer; next attempt in 1s", "Patient", "error OperationOutcome"} {
+				if !strings.Contains(text, want) {
+					t.Errorf("%q was not drawn in %q", want, text)
+				}
+			}
+			if finish != strings.Contains(text, "10 / 10") {
+				t.Errorf("drew %q", text)
+			}
+		})
+	}
+}
+
+func TestBarsWithoutWork(t *testing.T) {
+	NewBars(&screen{}).Close()
+	bars := NewBars(&screen{})
+	bars.Planned(nil)
+	bars.Close()
+}
+
+func TestCountInLines(t *testing.T) {
+	now := time.Unix(0, 0)
+	var out bytes.Buffer
+	count := NewCount(&out, "patients", 10, func() time.Time { return now })
+	count.Set(1)
+	now = now.Add(between)
+	count.Set(5)
+	count.Set(10)
+	count.Close()
+	if want := "5 of 10 patients\n"; out.String() != want {
+		t.Errorf("wrote %q, want %q", out.String(), want)
+	}
+	if Terminal(&out) {
+		t.Error("a buffer is taken for a terminal")
+	}
+}

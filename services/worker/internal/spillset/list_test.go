@@ -1,0 +1,233 @@
+package spillset
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+)
+
+// id returns the n'th id of the lists here; between two of them there is room.
+func id(n int) string { return fmt.Sprintf("p%06d", 2*n) }
+
+// between returns an id that is in no list: right behind the n'th.
+func between(n int) string { return fmt.Sprintf("p%06d", 2*n+1) }
+
+func stored(t *testing.T, store *objects.Store, n int) *List {
+	t.Helper()
+	chunks, count, err := Write(t.Context(), store, prefix, func(yield func(string) error) error {
+		for i := range n {
+			if err := yield(id(i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	must(t, err)
+	if want := (n + ChunkSize - 1) / ChunkSize; chunks != want || count != int64(n) {
+		t.Fatalf("%d ids in %d chunks, want %d in %d", count, chunks, n, want)
+	}
+	list, err := Open(t.Context(), store, prefix)
+	must(t, err)
+	if list.Chunks() != chunks {
+		t.Fatalf("%d chunks read, %d written", list.Chunks(), chunks)
+	}
+	return list
+}
+
+func TestListsOfEverySize(t *testing.T) {
+	store, _ := open(t)
+	ctx := t.Context()
+	for _, n := range []int{0, 1, ChunkSize - 1, ChunkSize, ChunkSize + 1, 2 * ChunkSize, 2*ChunkSize + 1} {
+		list := stored(t, store, n)
+		seen := 0
+		for chunk := range list.Chunks() {
+			ids, err := list.Chunk(ctx, chunk)
+			must(t, err)
+			for _, got := range ids {
+				if got != id(seen) {
+					t.Fatalf("%d ids: the %dth is %s", n, seen, got)
+				}
+				seen++
+			}
+		}
+		if seen != n {
+			t.Errorf("%d ids read, want %d", seen, n)
+		}
+		edges := []int{0, 1, ChunkSize - 1, ChunkSize, ChunkSize + 1, 2*ChunkSize - 1, 2 * ChunkSize, n - 1, n}
+		for _, edge := range edges {
+			if edge < 0 {
+				continue
+			}
+			if there, err := list.Contains(ctx, id(edge)); err != nil || there != (edge < n) {
+				t.Errorf("%d ids: contains the %dth: %v %v", n, edge, there, err)
+			}
+			if there, err := list.Contains(ctx, between(edge)); err != nil || there {
+				t.Errorf("%d ids: contains what is behind the %dth: %v %v", n, edge, there, err)
+			}
+			if place := list.Place(between(edge)); n > 0 && place != min(edge, n-1)/ChunkSize {
+				t.Errorf("%d ids: place behind the %dth is %d", n, edge, place)
+			}
+		}
+		for _, before := range []string{"", "a", "p"} {
+			if there, err := list.Contains(ctx, before); err != nil || there || list.Place(before) != -1 {
+				t.Errorf("%d ids: %q is in chunk %d, contained: %v %v", n, before, list.Place(before), there, err)
+			}
+		}
+		for _, chunk := range []int{-1, list.Chunks()} {
+			if ids, err := list.Chunk(ctx, chunk); err == nil {
+				t.Errorf("%d ids: chunk %d has %d", n, chunk, len(ids))
+			}
+		}
+	}
+}
+
+func TestUnsortedInputIsRefused(t *testing.T) {
+	store, _ := open(t)
+	for _, ids := range [][]string{{"b", "a"}, {"a", "a"}, {"", ""}, {"a", "b", "a"}} {
+		if _, _, err := Write(t.Context(), store, prefix, eachOf(ids)); err == nil {
+			t.Errorf("%q was accepted", ids)
+		}
+	}
+	broken := errors.New("broken")
+	_, _, err := Write(t.Context(), store, prefix, func(func(string) error) error { return broken })
+	if !errors.Is(err, broken) {
+		t.Errorf("the source's error: %v", err)
+	}
+	if _, err := Open(t.Context(), store, prefix); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("a list that was never finished: %v", err)
+	}
+}
+
+func TestADamagedListIsRefused(t *testing.T) {
+	for name, damage := range map[string]struct {
+		key   string
+		lines []string
+	}{
+		"another first id": {chunkKey(prefix, 0), []string{id(1), id(2)}},
+		"unsorted":         {chunkKey(prefix, 0), []string{id(0), id(2), id(1)}},
+		"no ids":           {chunkKey(prefix, 0), nil},
+		"another chunk":    {chunkKey(prefix, 1), []string{id(0)}},
+		"into the next":    {chunkKey(prefix, 0), []string{id(0), id(ChunkSize)}},
+		"index":            {indexKey(prefix), []string{id(ChunkSize), id(0)}},
+		"id too long":      {chunkKey(prefix, 0), []string{id(0), id(0) + strings.Repeat("x", 70<<10)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store, _ := open(t)
+			stored(t, store, 2*ChunkSize)
+			must(t, writeLines(t.Context(), store, damage.key, eachOf(damage.lines)))
+			list, err := Open(t.Context(), store, prefix)
+			for chunk := 0; err == nil && chunk < list.Chunks(); chunk++ {
+				_, err = list.Contains(t.Context(), id(chunk*ChunkSize))
+			}
+			if err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+	store, _ := open(t)
+	list := stored(t, store, 1)
+	must(t, store.Delete(t.Context(), chunkKey(prefix, 0)))
+	if _, err := list.Contains(t.Context(), id(0)); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("a chunk that is gone: %v", err)
+	}
+}
+
+func TestAListKeepsFewChunksInMemory(t *testing.T) { // pitfall 6
+	store, proxy := open(t)
+	ctx := t.Context()
+	list := stored(t, store, (cachedChunks+1)*ChunkSize)
+	read := func(chunk int) (requests int) {
+		t.Helper()
+		before := proxy.Requests()
+		ids, err := list.Chunk(ctx, chunk)
+		must(t, err)
+		if ids[0] != id(chunk*ChunkSize) || len(ids) != ChunkSize {
+			t.Fatalf("chunk %d begins with %s", chunk, ids[0])
+		}
+		if len(list.cache.held) > cachedChunks {
+			t.Fatalf("%d chunks are kept", len(list.cache.held))
+		}
+		return proxy.Requests() - before
+	}
+	for chunk := range cachedChunks {
+		if read(chunk) == 0 || read(chunk) != 0 {
+			t.Errorf("chunk %d is not read once", chunk)
+		}
+	}
+	first, err := list.Chunk(ctx, 0) // used again: chunk 1 is now the one used longest ago
+	must(t, err)
+	read(cachedChunks)
+	if read(0) != 0 || read(1) == 0 {
+		t.Error("it was not the chunk used longest ago that went")
+	}
+	for chunk := range cachedChunks + 1 {
+		read(chunk)
+	}
+	if first[0] != id(0) || first[ChunkSize-1] != id(ChunkSize-1) {
+		t.Error("ids handed out changed when their chunk went")
+	}
+}
+
+func TestRunsOfChunks(t *testing.T) {
+	store, _ := open(t)
+	list := stored(t, store, 2*ChunkSize+3)
+	for _, row := range []struct{ from, to, first, ids int }{
+		{0, 1, 0, ChunkSize}, {1, 3, ChunkSize, ChunkSize + 3}, {0, 3, 0, 2*ChunkSize + 3}, {2, 2, 0, 0},
+	} {
+		ids, err := list.Run(t.Context(), row.from, row.to)
+		must(t, err)
+		if len(ids) != row.ids || row.ids > 0 && ids[0] != id(row.first) || !slices.IsSorted(ids) {
+			t.Errorf("chunks %d to %d: %d ids, want %d", row.from, row.to, len(ids), row.ids)
+		}
+	}
+	if ids, err := list.Run(t.Context(), 1, 4); err == nil {
+		t.Errorf("%d ids of chunks that are not there", len(ids))
+	}
+	var merged []string
+	err := Merge(t.Context(), store, prefix, append(Runs(prefix, 3), chunkKey(prefix, 1)), func(id string) error {
+		merged = append(merged, id)
+		return nil
+	})
+	must(t, err)
+	if whole, err := list.Run(t.Context(), 0, 3); err != nil || !slices.Equal(merged, whole) {
+		t.Errorf("merged %d ids, want %d (%v)", len(merged), len(whole), err)
+	}
+}
+
+// TestListsShareACache: a chunk is read once for all the units that are at work in a process.
+func TestListsShareACache(t *testing.T) {
+	store, proxy := open(t)
+	stored(t, store, 3*ChunkSize)
+	cache := NewCache()
+	var units sync.WaitGroup
+	for range 4 {
+		list, err := cache.Open(t.Context(), store, prefix)
+		must(t, err)
+		units.Go(func() {
+			for range 50 {
+				for chunk := range list.Chunks() {
+					if ids, err := list.Chunk(t.Context(), chunk); err != nil || ids[0] != id(chunk*ChunkSize) {
+						t.Errorf("chunk %d: %v", chunk, err)
+					}
+				}
+			}
+		})
+	}
+	units.Wait()
+	list, err := cache.Open(t.Context(), store, prefix)
+	must(t, err)
+	before := proxy.Requests()
+	for chunk := range list.Chunks() {
+		_, err := list.Chunk(t.Context(), chunk)
+		must(t, err)
+	}
+	if n := proxy.Requests() - before; n != 0 {
+		t.Errorf("%d requests for what another list has read", n)
+	}
+}
