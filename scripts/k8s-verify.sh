@@ -32,6 +32,7 @@ free_port() {
 	while port=$((20000 + RANDOM % 12000)) && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
 }
 tls=$work/tls
+mkdir "$tls"
 "$work/bin/sluice" admin certificate --out "$tls" --name 127.0.0.1 >/dev/null
 token=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
 echo "$token,admin,admin,system:masters" >"$work/tokens.csv"
@@ -44,13 +45,13 @@ free_port
 pids+=($!)
 "$apiserver" --etcd-servers "$store" --bind-address 127.0.0.1 --secure-port "$port" --endpoint-reconciler-type none \
 	--tls-cert-file "$tls/tls.pem" --tls-private-key-file "$tls/tls.key" --token-auth-file "$work/tokens.csv" \
-	--service-account-issuer https://127.0.0.1 --service-account-key-file "$tls/tls.key" \
+	--service-account-issuer https://127.0.0.1 --service-account-key-file "$tls/tls.pem" \
 	--service-account-signing-key-file "$tls/tls.key" --authorization-mode RBAC --service-cluster-ip-range 10.96.0.0/16 \
 	>"$work/apiserver.log" 2>&1 &
 pids+=($!)
 
 kube() {
-	"$kubectl" --server "https://127.0.0.1:$port" --certificate-authority "$tls/ca.pem" --token "$token" \
+	"$kubectl" --kubeconfig /dev/null --server "https://127.0.0.1:$port" --certificate-authority "$tls/ca.pem" --token "$token" \
 		--cache-dir "$work/cache" --warnings-as-errors "$@"
 }
 apply() { kube apply --server-side --validate=strict -f "$@" >/dev/null; }
@@ -89,6 +90,7 @@ check_config() {
 	local container file content args env code output
 	kube get --namespace "$1" deployments,jobs,configmaps,secrets -o json |
 		jq -c --arg root "$work/roots/$1" -f scripts/k8s-containers.jq >"$work/containers"
+	mkdir -p "$work/roots/$1/sample"
 	while IFS= read -r container; do
 		while IFS=$'\t' read -r file content; do
 			mkdir -p "${file%/*}"
@@ -112,8 +114,8 @@ check_config() {
 	done <"$work/containers"
 }
 
-# check DIR NAMESPACE: applies an overlay and its Secrets; creates a pod of each workload as a dry run, because a namespace
-# has rules for pods; checks the configuration; and applies the overlay with another image tag, as an upgrade does.
+# check DIR NAMESPACE: applies an overlay and its Secrets, creates a pod of each workload as a dry run, because namespaces
+# have rules for pods, and checks the configuration.
 check() {
 	local dir=$1 namespace=$2 checked=0
 	"$kubectl" kustomize "k8s/$dir" >"$work/objects.yaml"
@@ -122,8 +124,11 @@ check() {
 	kube get --namespace "$namespace" serviceaccount default >/dev/null 2>&1 ||
 		kube create --namespace "$namespace" serviceaccount default >/dev/null # a controller would create it
 	kube get --namespace "$namespace" deployments,statefulsets,jobs -o json | jq '.items[] | {
-		apiVersion: "v1", kind: "Pod", spec: .spec.template.spec,
-		metadata: {name: .metadata.name, namespace: .metadata.namespace, labels: .spec.template.metadata.labels}
+		apiVersion: "v1", kind: "Pod",
+		metadata: {name: .metadata.name, namespace: .metadata.namespace, labels: .spec.template.metadata.labels},
+		spec: (.spec.template.spec + {volumes: ((.spec.template.spec.volumes // []) + [
+			.spec.volumeClaimTemplates[]?.metadata.name | {name: ., persistentVolumeClaim: {claimName: .}}
+		])})
 	}' >"$work/pods.json"
 	kube create --dry-run=server --validate=strict -f "$work/pods.json" >/dev/null
 	check_config "$namespace"
@@ -131,20 +136,23 @@ check() {
 		echo "k8s-verify.sh: $dir has no container of ours"
 		return 1
 	fi
-	"$kubectl" kustomize "$work/next/$dir" >"$work/objects.yaml"
-	apply "$work/objects.yaml"
 	echo "k8s-verify.sh: $dir is applied; $checked containers accept their configuration"
 }
 
 # Secrets: those of the overlay dev, with stores that refuse connections; for production in the form that
 # docs/kubernetes.md requires.
-SLUICE=$work/bin/sluice k8s/overlays/dev/secrets.sh "$work/client" 2>/dev/null |
+SLUICE=$work/bin/sluice k8s/overlays/dev/secrets.sh "$work/client" |
 	sed -e 's/@postgres:5432/@127.0.0.1:1/; s/@redis:6379/@127.0.0.1:1/' >"$work/secrets-sluice-dev.yaml"
 sed -e 's/namespace: sluice-dev/namespace: sluice/; s|redis://:|rediss://sluice:|; s/sslmode=disable/sslmode=verify-full/' \
 	"$work/secrets-sluice-dev.yaml" >"$work/secrets-sluice.yaml"
-cp -r k8s "$work/next"
-sed -i 's/newTag: [^}]*/newTag: next/' "$work/next"/overlays/*/kustomization.yaml
 
 check overlays/dev sluice-dev
 check overlays/production sluice
 check test/every-component sluice
+
+# An upgrade: production is applied again with another image tag.
+cp -r k8s "$work/next"
+sed -i 's/newTag: [^}]*/newTag: next/' "$work/next/overlays/production/kustomization.yaml"
+"$kubectl" kustomize "$work/next/overlays/production" >"$work/objects.yaml"
+apply "$work/objects.yaml"
+echo "k8s-verify.sh: overlays/production is applied with another image tag"
