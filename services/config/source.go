@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
 // Source is the place of the clinical data: a database or a folder, one of them.
@@ -57,7 +57,7 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 			return nil, err
 		}
 		// Some more, so that neither a check nor small work beside the units waits. They are made when they are needed.
-		opened, err := sourcepg.Open(ctx, postgres.Config{
+		opened, err := postgres.Open(ctx, pgdb.Config{
 			URL: s.URL, Connections: connections + 4, Roots: roots, Observe: s.observed.Observer("source"),
 		})
 		if err != nil {

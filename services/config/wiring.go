@@ -17,8 +17,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -182,7 +182,7 @@ func checkDatabase(variable, url string) error {
 	if url == "" {
 		return nil
 	}
-	if err := postgres.CheckURL(url); err != nil {
+	if err := pgdb.CheckURL(url); err != nil {
 		return fmt.Errorf("%s: %w", variable, err)
 	}
 	return nil
@@ -204,7 +204,7 @@ func (d Directory) Open(ctx context.Context, connections int) (*Register, error)
 		if err != nil {
 			return nil, err
 		}
-		pool, err := pgdir.Open(ctx, postgres.Config{
+		pool, err := pgdir.Open(ctx, pgdb.Config{
 			URL: d.URL, Connections: connections, Roots: roots, Observe: d.observed.Observer("directory"),
 		})
 		if err != nil {

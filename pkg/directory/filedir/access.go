@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
-	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/platform"
 )
@@ -100,7 +99,7 @@ func (a *Access) load() {
 	if data, a.seen, a.problem = platform.ReadStill(a.file, maxAccess); a.problem != nil {
 		return
 	}
-	entries, err := grants.Parse(data)
+	entries, err := directory.ParseGrants(data)
 	if err != nil {
 		a.problem = fmt.Errorf("%s: %w", filepath.Base(a.file), err)
 		return

@@ -15,9 +15,9 @@ import (
 )
 
 func TestAccess(t *testing.T) {
-	for name, style := range map[string]func(directorytest.Entry) string{"block": blockEntry, "flow": flowEntry} {
+	for name, style := range map[string]func(directory.GrantEntry) string{"block": blockEntry, "flow": flowEntry} {
 		t.Run(name, func(t *testing.T) {
-			directorytest.Access(t, func(t *testing.T, entries []directorytest.Entry) directory.Access {
+			directorytest.Access(t, func(t *testing.T, entries []directory.GrantEntry) directory.Access {
 				text := "# access\n---\n"
 				for _, entry := range entries {
 					text += style(entry)
@@ -35,8 +35,8 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-func flowEntry(e directorytest.Entry) string {
-	list := func(c directorytest.Choice) string {
+func flowEntry(e directory.GrantEntry) string {
+	list := func(c directory.NameList) string {
 		if c.All {
 			return "all"
 		}
@@ -52,8 +52,8 @@ func flowEntry(e directorytest.Entry) string {
 		e.Owner.Issuer, e.Owner.Subject, list(e.Types), list(e.Groups), patients)
 }
 
-func blockEntry(e directorytest.Entry) string {
-	list := func(indent string, c directorytest.Choice, all string) string {
+func blockEntry(e directory.GrantEntry) string {
+	list := func(indent string, c directory.NameList, all string) string {
 		if c.All && len(c.Names) == 0 {
 			return " " + all + "\n"
 		}

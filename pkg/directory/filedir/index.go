@@ -17,7 +17,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
-	"github.com/sluice-fhir/sluice/pkg/directory/groupline"
+	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
@@ -160,7 +160,7 @@ func readFile(dir string, file groupFile, index, taken map[string]place) error {
 	lines := &lineReader{from: bufio.NewReaderSize(content, bufferSize)}
 	for at := (place{file: file, line: 1}); lines.next(); at.line++ {
 		at.offset = lines.offset
-		group, err := groupline.Read(lines, func(m groupline.Member) error {
+		group, err := groupndjson.Read(lines, func(m groupndjson.Member) error {
 			_, err := m.Covers(time.Time{}) // is it readable at all
 			return err
 		})

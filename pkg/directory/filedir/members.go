@@ -8,7 +8,7 @@ import (
 	"io"
 	"path/filepath"
 
-	"github.com/sluice-fhir/sluice/pkg/directory/groupline"
+	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
@@ -29,7 +29,7 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 			return err
 		}
 		var refused error // what yield returned, which is passed on as it is
-		err = g.stream(ctx, at, func(m groupline.Member) error {
+		err = g.stream(ctx, at, func(m groupndjson.Member) error {
 			counts, err := m.Covers(g.now())
 			if err != nil {
 				return err
@@ -61,7 +61,7 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 }
 
 // stream reads the members of the group at a place.
-func (g *Groups) stream(ctx context.Context, at place, f func(groupline.Member) error) error {
+func (g *Groups) stream(ctx context.Context, at place, f func(groupndjson.Member) error) error {
 	file, err := open(filepath.Join(g.dir, at.file.name))
 	if err != nil {
 		return err
@@ -78,7 +78,7 @@ func (g *Groups) stream(ctx context.Context, at place, f func(groupline.Member) 
 		return err
 	}
 	line := &lineReader{from: bufio.NewReaderSize(stoppable{ctx, file}, bufferSize)}
-	err = groupline.Members(line, f)
+	err = groupndjson.Members(line, f)
 	if line.err != nil { // the decoder hides it
 		return line.err
 	}

@@ -9,9 +9,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
-	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
 // Access is directory.Access on a database. Its methods may be called from any goroutine. Those that change something
@@ -27,7 +26,7 @@ func NewAccess(pool *pgxpool.Pool) *Access { return &Access{pool: pool} }
 var ErrNoGrant = errors.New("no such grant")
 
 // Check reports whether the database can be reached and has the schema that this program needs.
-func (a *Access) Check(ctx context.Context) error { return postgres.Check(ctx, a.pool) }
+func (a *Access) Check(ctx context.Context) error { return pgdb.Check(ctx, a.pool) }
 
 // Grant implements directory.Access.
 func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant, error) {
@@ -42,33 +41,33 @@ func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant
 }
 
 // Entry returns the owner's entry, or ErrNoGrant.
-func (a *Access) Entry(ctx context.Context, owner export.Owner) (grants.Entry, error) {
+func (a *Access) Entry(ctx context.Context, owner export.Owner) (directory.GrantEntry, error) {
 	if err := ctx.Err(); err != nil {
-		return grants.Entry{}, err
+		return directory.GrantEntry{}, err
 	}
 	// The server takes no other text, and there is no entry for it.
-	if !grants.Storable(owner.Issuer) || !grants.Storable(owner.Subject) {
-		return grants.Entry{}, ErrNoGrant
+	if !directory.IsStorable(owner.Issuer) || !directory.IsStorable(owner.Subject) {
+		return directory.GrantEntry{}, ErrNoGrant
 	}
-	entry := grants.Entry{Owner: owner}
+	entry := directory.GrantEntry{Owner: owner}
 	var kinds [3]string
 	err := a.pool.QueryRow(ctx, `SELECT types, type_names, groups, group_names, patients, patient_names
 		FROM directory_grant WHERE issuer = $1 AND subject = $2`, owner.Issuer, owner.Subject).
 		Scan(&kinds[0], &entry.Types.Names, &kinds[1], &entry.Groups.Names, &kinds[2], &entry.Patients.Names)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return grants.Entry{}, ErrNoGrant
+		return directory.GrantEntry{}, ErrNoGrant
 	}
 	act := "read the grant of owner " + owner.Hash()
 	if err != nil {
-		return grants.Entry{}, wrap(act, err)
+		return directory.GrantEntry{}, wrap(act, err)
 	}
-	for i, list := range []*grants.List{&entry.Types, &entry.Groups, &entry.Patients} {
+	for i, list := range []*directory.NameList{&entry.Types, &entry.Groups, &entry.Patients} {
 		if list.All, err = all(kinds[i], len(list.Names)); err != nil {
-			return grants.Entry{}, fmt.Errorf("%s: %w", act, err)
+			return directory.GrantEntry{}, fmt.Errorf("%s: %w", act, err)
 		}
 	}
 	if err := entry.Validate(); err != nil {
-		return grants.Entry{}, fmt.Errorf("%s: %w", act, err)
+		return directory.GrantEntry{}, fmt.Errorf("%s: %w", act, err)
 	}
 	return entry, nil
 }
@@ -91,7 +90,7 @@ func all(kind string, names int) (bool, error) {
 	return false, errors.New("it holds a list of a kind that this program does not know")
 }
 
-func kind(list grants.List) string {
+func kind(list directory.NameList) string {
 	switch {
 	case !list.All:
 		return kindOnly
@@ -129,7 +128,7 @@ func (a *Access) List(ctx context.Context) ([]Summary, error) {
 }
 
 // Set gives the owner the entry, in place of one that is there.
-func (a *Access) Set(ctx context.Context, entry grants.Entry) error {
+func (a *Access) Set(ctx context.Context, entry directory.GrantEntry) error {
 	if err := entry.Validate(); err != nil {
 		return err
 	}
@@ -144,8 +143,8 @@ const insertGrant = `INSERT INTO directory_grant
 	(issuer, subject, types, type_names, groups, group_names, patients, patient_names)
 	VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
 
-func row(e grants.Entry) []any {
-	names := func(list grants.List) []string { return append([]string{}, list.Names...) } // nil would be NULL
+func row(e directory.GrantEntry) []any {
+	names := func(list directory.NameList) []string { return append([]string{}, list.Names...) } // nil would be NULL
 	return []any{
 		e.Owner.Issuer, e.Owner.Subject, kind(e.Types), names(e.Types), kind(e.Groups), names(e.Groups),
 		kind(e.Patients), names(e.Patients),
@@ -154,7 +153,7 @@ func row(e grants.Entry) []any {
 
 // Remove removes the owner's entry. ErrNoGrant when there is none.
 func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
-	if !grants.Storable(owner.Issuer) || !grants.Storable(owner.Subject) {
+	if !directory.IsStorable(owner.Issuer) || !directory.IsStorable(owner.Subject) {
 		return ErrNoGrant
 	}
 	done, err := a.pool.Exec(ctx, "DELETE FROM directory_grant WHERE issuer = $1 AND subject = $2",
@@ -169,7 +168,7 @@ func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
 }
 
 // Replace makes the entries all that there are, at once.
-func (a *Access) Replace(ctx context.Context, entries []grants.Entry) error {
+func (a *Access) Replace(ctx context.Context, entries []directory.GrantEntry) error {
 	for i, entry := range entries {
 		if err := entry.Validate(); err != nil {
 			return fmt.Errorf("entry number %d: %w", i+1, err)

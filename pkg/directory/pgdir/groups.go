@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
 // sessions are the settings of every session: a group is read through the index on groups, however many members the
@@ -22,9 +22,9 @@ var sessions = map[string]string{
 }
 
 // Open returns a pool for NewGroups and NewAccess, which the caller closes. No connection is made yet.
-func Open(ctx context.Context, cfg postgres.Config) (*pgxpool.Pool, error) {
+func Open(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 	cfg.Settings = sessions
-	return postgres.Open(ctx, cfg)
+	return pgdb.Open(ctx, cfg)
 }
 
 // Groups is directory.Groups on a database. Its methods may be called from any goroutine. Those that change something
@@ -43,7 +43,7 @@ func NewGroups(pool *pgxpool.Pool, now func() time.Time) *Groups {
 }
 
 // Check reports whether the database can be reached and has the schema that this program needs.
-func (g *Groups) Check(ctx context.Context) error { return postgres.Check(ctx, g.pool) }
+func (g *Groups) Check(ctx context.Context) error { return pgdb.Check(ctx, g.pool) }
 
 // Exists implements directory.Groups.
 func (g *Groups) Exists(ctx context.Context, groupID string) error {
@@ -116,12 +116,12 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 var errNotMigrated = fmt.Errorf("%w: the database has no tables of the directory: run sluice admin migrate",
 	export.ErrUnavailable)
 
-// wrap is postgres.Wrap for statements that are right once the database is migrated.
+// wrap is pgdb.Wrap for statements that are right once the database is migrated.
 func wrap(act string, err error) error {
 	const undefinedTable = "42P01"
 	var told *pgconn.PgError
 	if errors.As(err, &told) && told.Code == undefinedTable {
 		return fmt.Errorf("%s: %w", act, errNotMigrated)
 	}
-	return postgres.Wrap(act, err)
+	return pgdb.Wrap(act, err)
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/sluice-fhir/sluice/pkg/directory/groupline"
+	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
@@ -100,10 +100,10 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 	}
 	var wrong error // with the line
 	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		var header groupline.Header
+		var header groupndjson.Header
 		next, stop := iter.Pull(func(yield func([]any) bool) {
 			var ended bool
-			header, wrong = groupline.Read(bytes.NewReader(line), func(m groupline.Member) error {
+			header, wrong = groupndjson.Read(bytes.NewReader(line), func(m groupndjson.Member) error {
 				row, err := stagedMember(place, m)
 				if row != nil && !yield(row) {
 					ended = true
@@ -151,7 +151,7 @@ func (l *Load) problem(err error) error {
 }
 
 // stagedMember is the row of a member, nil for one that is no patient.
-func stagedMember(place int64, m groupline.Member) ([]any, error) {
+func stagedMember(place int64, m groupndjson.Member) ([]any, error) {
 	from, until, err := m.Period.Span()
 	if err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -30,7 +30,7 @@ func now() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }
 func open(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	url := testenv.Postgres(t)
-	if _, err := postgres.Migrate(t.Context(), url); err != nil {
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
 	return connect(t, url)
@@ -38,7 +38,7 @@ func open(t testing.TB) *pgxpool.Pool {
 
 func connect(t testing.TB, url string) *pgxpool.Pool {
 	t.Helper()
-	pool, err := pgdir.Open(t.Context(), postgres.Config{URL: url, Connections: 12})
+	pool, err := pgdir.Open(t.Context(), pgdb.Config{URL: url, Connections: 12})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
 // BenchmarkPaths tells what the constants of choose.go stand for: reading a row of a kilobyte and passing it over, and one
@@ -37,18 +37,18 @@ func BenchmarkPaths(b *testing.B) {
 		per      string
 		units    int
 	}{
-		{"scan", []string{nobody[0], nobody[people-1]}, sourcepg.Scan, "ns/row", (people - 1) * each},
-		{"lookups", nobody, sourcepg.Lookups, "ns/lookup", people},
+		{"scan", []string{nobody[0], nobody[people-1]}, postgres.Scan, "ns/row", (people - 1) * each},
+		{"lookups", nobody, postgres.Lookups, "ns/lookup", people},
 	} {
 		b.Run(row.name, func(b *testing.B) {
 			q := source.Query{Type: "Observation", Patients: row.patients, AsOf: time.Now()}
 			none := func(source.Resource) error { return fmt.Errorf("somebody has something") }
 			for b.Loop() {
 				var err error
-				if row.path == any(sourcepg.Scan) {
-					err = s.src.ForPatientsBy(b.Context(), sourcepg.Scan, q, none)
+				if row.path == any(postgres.Scan) {
+					err = s.src.ForPatientsBy(b.Context(), postgres.Scan, q, none)
 				} else {
-					err = s.src.ForPatientsBy(b.Context(), sourcepg.Lookups, q, none)
+					err = s.src.ForPatientsBy(b.Context(), postgres.Lookups, q, none)
 				}
 				if err != nil {
 					b.Fatal(err)

@@ -5,7 +5,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
@@ -54,7 +54,7 @@ func (s *Source) pathFor(ctx context.Context, conn *pgxpool.Conn, q source.Query
 		SELECT FROM resource_patient WHERE patient BETWEEN $1 AND $2 AND ended IS NULL LIMIT $3) AS within`,
 		q.Patients[0], q.Patients[len(q.Patients)-1], mostWithin(asked, perPatient)).Scan(&within)
 	if err != nil {
-		return 0, postgres.Wrap("count patients", err)
+		return 0, pgdb.Wrap("count patients", err)
 	}
 	return choose(asked, max(within, asked), perPatient), nil
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -71,7 +71,7 @@ func TestACrashOfTheServer(t *testing.T) {
 // TestASchemaThatIsMissingOrOld: a process that needs it says what to do.
 func TestASchemaThatIsMissingOrOld(t *testing.T) {
 	t.Parallel()
-	src, err := sourcepg.Open(t.Context(), postgres.Config{URL: testenv.Postgres(t)})
+	src, err := postgres.Open(t.Context(), pgdb.Config{URL: testenv.Postgres(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,13 +16,13 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
 // day is how long the tests keep history: for good.
 const day = 24 * time.Hour
 
-func keeping() sourcepg.LoadConfig { return sourcepg.LoadConfig{Parallel: 2, History: day} }
+func keeping() postgres.LoadConfig { return postgres.LoadConfig{Parallel: 2, History: day} }
 
 func ndjson(lines ...string) map[string][]byte {
 	return map[string][]byte{"all.ndjson": []byte(strings.Join(lines, "\n"))}
@@ -135,7 +135,7 @@ func TestALoadUpdatesAndTheSnapshotBeforeItStays(t *testing.T) {
 		observation("tie", "a", 5, `"status":"new"`), observation("moved", "b", 6), observation("added", "a", 1)), keeping())
 	after := s.snapshot()
 
-	if first != (sourcepg.Merged{Added: 6}) || second != (sourcepg.Merged{Added: 1, Replaced: 4, Unchanged: 2}) {
+	if first != (postgres.Merged{Added: 6}) || second != (postgres.Merged{Added: 1, Replaced: 4, Unchanged: 2}) {
 		t.Errorf("merged %+v and %+v", first, second)
 	}
 	s.expect(before, "Observation", "kept moved newer older tie undated", "a")
@@ -169,7 +169,7 @@ func TestMissingResourcesAreDeletedAndLeaveTombstones(t *testing.T) {
 	cfg.DeleteMissing = true
 	merged := s.loadWith(ndjson(observation("stays", "a", 1), `{"resourceType":"Patient","id":"a"}`,
 		`{"resourceType":"Appointment","id":"other","participant":[{"actor":{"reference":"Patient/a"}}]}`), cfg)
-	if merged != (sourcepg.Merged{Added: 1, Unchanged: 2, Deleted: 2}) {
+	if merged != (postgres.Merged{Added: 1, Unchanged: 2, Deleted: 2}) {
 		t.Errorf("merged %+v", merged)
 	}
 	s.expect(before, "Observation", "goes stays", "a")
@@ -245,15 +245,15 @@ func TestAnUnfinishedLoadIsTakenBack(t *testing.T) {
 	s := newStore(t)
 	s.loadWith(ndjson(observation("o", "a", 1), observation("gone", "a", 1), provenance("p", "Observation/o")), keeping())
 	broken := errors.New("broken off")
-	for name, end := range map[string]func(*sourcepg.Load){
-		"staged": func(*sourcepg.Load) {},
-		"merged": func(load *sourcepg.Load) {
+	for name, end := range map[string]func(*postgres.Load){
+		"staged": func(*postgres.Load) {},
+		"merged": func(load *postgres.Load) {
 			_, err := load.Seal(t.Context(), func(context.Context, pgx.Tx) error { return broken })
 			if !errors.Is(err, broken) {
 				t.Fatalf("the load was sealed: %v", err)
 			}
 		},
-		"cancelled": func(load *sourcepg.Load) {
+		"cancelled": func(load *postgres.Load) {
 			ctx, cancel := context.WithCancel(t.Context())
 			_, err := load.Seal(ctx, func(context.Context, pgx.Tx) error { cancel(); return nil })
 			if !errors.Is(err, context.Canceled) {
@@ -299,21 +299,21 @@ func TestALoadThatLostItsTurnStops(t *testing.T) {
 	s.load(ndjson(observation("o", "a", 1)))
 	lost := s.begin(keeping())
 	s.stage(lost, ndjson(observation("o", "b", 2)))
-	if _, err := sourcepg.BeginLoad(t.Context(), s.in, keeping()); !errors.Is(err, sourcepg.ErrBusy) {
+	if _, err := postgres.BeginLoad(t.Context(), s.in, keeping()); !errors.Is(err, postgres.ErrBusy) {
 		t.Fatalf("a second load begins beside the first: %v", err)
 	}
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 	// The server ends the session, and with it the turn, in its own time.
-	var mine *sourcepg.Load
+	var mine *postgres.Load
 	for deadline := time.Now().Add(time.Minute); mine == nil; {
 		var err error
-		if mine, err = sourcepg.BeginLoad(t.Context(), s.in, keeping()); err != nil && time.Now().After(deadline) {
+		if mine, err = postgres.BeginLoad(t.Context(), s.in, keeping()); err != nil && time.Now().After(deadline) {
 			t.Fatal(err)
 		}
 	}
 	s.stage(mine, ndjson(observation("p", "a", 1)))
-	if err := lost.Stage(t.Context(), "Observation", []sourcepg.Line{{
+	if err := lost.Stage(t.Context(), "Observation", []postgres.Line{{
 		Facts: fhir.Facts{Type: "Observation", ID: "q"}, Body: []byte(`{"resourceType":"Observation","id":"q"}`),
 	}}); err == nil {
 		t.Error("a load that lost its turn stages into the tables of the next one")
@@ -367,7 +367,7 @@ func TestWhatWasTrimmedIsAnError(t *testing.T) {
 	early := s.snapshot()
 	s.loadWith(ndjson(observation("o", "b", 2)), keeping())
 	middle := s.snapshot()
-	s.loadWith(ndjson(observation("x", "b", 2)), sourcepg.LoadConfig{Parallel: 1}) // keeps no history
+	s.loadWith(ndjson(observation("x", "b", 2)), postgres.LoadConfig{Parallel: 1}) // keeps no history
 	late := s.snapshot()
 	if n := s.count("SELECT count(*) FROM resource WHERE ended IS NOT NULL"); n != 0 {
 		t.Errorf("%d old versions are left", n)

@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
@@ -65,9 +65,9 @@ var loading = map[string]string{
 }
 
 // OpenLoader returns a pool for loads. No connection is made yet.
-func OpenLoader(ctx context.Context, cfg postgres.Config) (*pgxpool.Pool, error) {
+func OpenLoader(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 	cfg.Settings = loading
-	return postgres.Open(ctx, cfg)
+	return pgdb.Open(ctx, cfg)
 }
 
 // BeginLoad takes the turn, takes back what an unfinished load has left, and begins a new one. ErrBusy says that it is
@@ -79,7 +79,7 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load
 	}
 	l.cfg.Parallel = max(l.cfg.Parallel, 1)
 	if l.turn, err = pool.Acquire(ctx); err != nil {
-		return nil, postgres.Wrap("connect to the store", err)
+		return nil, pgdb.Wrap("connect to the store", err)
 	}
 	defer func() {
 		if err != nil {
@@ -88,21 +88,21 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load
 	}()
 	var mine bool
 	if err := l.turn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", int64(turnLock)).Scan(&mine); err != nil {
-		return nil, postgres.Wrap("begin the load", err)
+		return nil, pgdb.Wrap("begin the load", err)
 	}
 	if !mine {
 		return nil, ErrBusy
 	}
 	if err := l.takeBack(ctx); err != nil {
-		return nil, postgres.Wrap("take back an unfinished load", err)
+		return nil, pgdb.Wrap("take back an unfinished load", err)
 	}
 	err = l.turn.QueryRow(ctx,
 		"INSERT INTO load (no) SELECT coalesce(max(no), 0) + 1 FROM load RETURNING no").Scan(&l.no)
 	if err != nil {
-		return nil, postgres.Wrap("begin the load", err)
+		return nil, pgdb.Wrap("begin the load", err)
 	}
 	if err := l.makeStage(ctx); err != nil {
-		return nil, postgres.Wrap("begin the load", err)
+		return nil, pgdb.Wrap("begin the load", err)
 	}
 	return l, nil
 }
@@ -162,7 +162,7 @@ func (l *Load) Seal(ctx context.Context, also func(context.Context, pgx.Tx) erro
 	group.SetLimit(l.cfg.Parallel)
 	for _, typ := range types {
 		if typ != "Provenance" {
-			group.Go(func() error { return postgres.Wrap("merge "+typ, l.merge(merging, typ)) })
+			group.Go(func() error { return pgdb.Wrap("merge "+typ, l.merge(merging, typ)) })
 		}
 	}
 	if err := group.Wait(); err != nil {
@@ -170,15 +170,15 @@ func (l *Load) Seal(ctx context.Context, also func(context.Context, pgx.Tx) erro
 	}
 	// Whom a Provenance is about hangs on all the others.
 	if err := l.mergeProvenance(ctx, slices.Contains(types, "Provenance")); err != nil {
-		return Merged{}, postgres.Wrap("merge Provenance", err)
+		return Merged{}, pgdb.Wrap("merge Provenance", err)
 	}
 	sealed, err := l.show(ctx, also)
 	if err != nil {
-		return Merged{}, postgres.Wrap("seal the load", err)
+		return Merged{}, pgdb.Wrap("seal the load", err)
 	}
 	for _, settle := range []func(context.Context) error{l.trim, l.vacuum} {
 		if err := settle(ctx); err != nil {
-			return l.total, postgres.Wrap("tidy up after the load, which is in", err)
+			return l.total, pgdb.Wrap("tidy up after the load, which is in", err)
 		}
 	}
 	return l.total, l.waitForNextSecond(ctx, sealed)
@@ -220,7 +220,7 @@ func (l *Load) waitForNextSecond(ctx context.Context, sealed time.Time) error {
 		`SELECT greatest(extract(epoch FROM date_trunc('second', $1::timestamptz) + interval '1 second'
 			- clock_timestamp()), 0)::float8`, sealed).Scan(&wait)
 	if err != nil {
-		return postgres.Wrap("seal the load", err)
+		return pgdb.Wrap("seal the load", err)
 	}
 	select {
 	case <-ctx.Done():
@@ -245,7 +245,7 @@ func (l *Load) Close(ctx context.Context) error {
 	}
 	conn := l.turn.Hijack()
 	l.turn = nil
-	return postgres.Wrap("close the load", errors.Join(err, conn.Close(ctx)))
+	return pgdb.Wrap("close the load", errors.Join(err, conn.Close(ctx)))
 }
 
 // count adds a change of what is visible of a type.

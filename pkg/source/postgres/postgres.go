@@ -22,11 +22,11 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// Source is a source.Source over a database that has been migrated (postgres.Migrate).
+// Source is a source.Source over a database that has been migrated (pgdb.Migrate).
 type Source struct {
 	pool *pgxpool.Pool
 
@@ -47,9 +47,9 @@ var sessions = map[string]string{
 const readBuffer = 128 << 10
 
 // Open returns a source over the database. No connection is made yet: Check does that. The caller closes it.
-func Open(ctx context.Context, cfg postgres.Config) (*Source, error) {
+func Open(ctx context.Context, cfg pgdb.Config) (*Source, error) {
 	cfg.Settings, cfg.ReadBuffer = sessions, readBuffer
-	pool, err := postgres.Open(ctx, cfg)
+	pool, err := pgdb.Open(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func (s *Source) Close() error {
 }
 
 // Check reports whether the database can be reached and has the schema that this program needs.
-func (s *Source) Check(ctx context.Context) error { return postgres.Check(ctx, s.pool) }
+func (s *Source) Check(ctx context.Context) error { return pgdb.Check(ctx, s.pool) }
 
 // sealLock is held alone while a load is sealed, and shared while a snapshot is taken.
 const sealLock = 0x736c7569636531 // "sluice1"
@@ -78,7 +78,7 @@ func (s *Source) Snapshot(ctx context.Context, _ time.Time) (time.Time, error) {
 		}
 		return tx.QueryRow(ctx, "SELECT date_trunc('second', clock_timestamp())").Scan(&at)
 	})
-	return at.UTC(), postgres.Wrap("take a snapshot", err)
+	return at.UTC(), pgdb.Wrap("take a snapshot", err)
 }
 
 // shape is what the choice of a read path needs to know of a type.
@@ -88,7 +88,7 @@ type shape map[string]source.TypeSize
 func (s *Source) Sizes(ctx context.Context) (source.Sizes, error) {
 	rows, err := s.pool.Query(ctx, "SELECT type, resources, bytes FROM size WHERE resources > 0")
 	if err != nil {
-		return source.Sizes{}, postgres.Wrap("read sizes", err)
+		return source.Sizes{}, pgdb.Wrap("read sizes", err)
 	}
 	sizes := source.Sizes{Types: map[string]source.TypeSize{}}
 	var typ string
@@ -98,7 +98,7 @@ func (s *Source) Sizes(ctx context.Context) (source.Sizes, error) {
 		return nil
 	})
 	sizes.Patients = sizes.Types["Patient"].Resources
-	return sizes, postgres.Wrap("read sizes", err)
+	return sizes, pgdb.Wrap("read sizes", err)
 }
 
 // shapeNow returns the sizes as they were some seconds ago at most: they only decide which path is quicker.

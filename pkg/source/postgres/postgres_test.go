@@ -15,12 +15,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
 func TestContract(t *testing.T) {
@@ -73,7 +73,7 @@ type store struct {
 	t   testing.TB
 	url string
 	in  *pgxpool.Pool
-	src *sourcepg.Source
+	src *postgres.Source
 }
 
 func newStore(t testing.TB) *store {
@@ -84,12 +84,12 @@ func newStore(t testing.TB) *store {
 func newStoreAt(t testing.TB, url string) *store {
 	t.Helper()
 	s := &store{t: t, url: url}
-	if _, err := postgres.Migrate(t.Context(), s.url); err != nil {
+	if _, err := pgdb.Migrate(t.Context(), s.url); err != nil {
 		t.Fatal(err)
 	}
 	s.in = s.loader()
 	var err error
-	if s.src, err = sourcepg.Open(t.Context(), postgres.Config{URL: s.url, Connections: 8}); err != nil {
+	if s.src, err = postgres.Open(t.Context(), pgdb.Config{URL: s.url, Connections: 8}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -102,7 +102,7 @@ func newStoreAt(t testing.TB, url string) *store {
 
 func (s *store) loader() *pgxpool.Pool {
 	s.t.Helper()
-	pool, err := sourcepg.OpenLoader(s.t.Context(), postgres.Config{URL: s.url, Connections: 4})
+	pool, err := postgres.OpenLoader(s.t.Context(), pgdb.Config{URL: s.url, Connections: 4})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -110,9 +110,9 @@ func (s *store) loader() *pgxpool.Pool {
 	return pool
 }
 
-func (s *store) begin(cfg sourcepg.LoadConfig) *sourcepg.Load {
+func (s *store) begin(cfg postgres.LoadConfig) *postgres.Load {
 	s.t.Helper()
-	load, err := sourcepg.BeginLoad(s.t.Context(), s.in, cfg)
+	load, err := postgres.BeginLoad(s.t.Context(), s.in, cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -125,9 +125,9 @@ func (s *store) begin(cfg sourcepg.LoadConfig) *sourcepg.Load {
 }
 
 // stage stages the good lines of the files.
-func (s *store) stage(load *sourcepg.Load, files map[string][]byte) {
+func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 	s.t.Helper()
-	byType := map[string][]sourcepg.Line{}
+	byType := map[string][]postgres.Line{}
 	place := int64(0)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		text := bytes.TrimPrefix(files[name], []byte("\ufeff"))
@@ -139,7 +139,7 @@ func (s *store) stage(load *sourcepg.Load, files map[string][]byte) {
 			if err != nil || !fhir.IsExportable(facts.Type) {
 				continue
 			}
-			byType[facts.Type] = append(byType[facts.Type], sourcepg.Line{Place: place, Facts: facts, Body: body})
+			byType[facts.Type] = append(byType[facts.Type], postgres.Line{Place: place, Facts: facts, Body: body})
 		}
 	}
 	for typ, lines := range byType {
@@ -149,12 +149,12 @@ func (s *store) stage(load *sourcepg.Load, files map[string][]byte) {
 	}
 }
 
-func (s *store) load(files map[string][]byte) sourcepg.Merged {
+func (s *store) load(files map[string][]byte) postgres.Merged {
 	s.t.Helper()
-	return s.loadWith(files, sourcepg.LoadConfig{Parallel: 2})
+	return s.loadWith(files, postgres.LoadConfig{Parallel: 2})
 }
 
-func (s *store) loadWith(files map[string][]byte, cfg sourcepg.LoadConfig) sourcepg.Merged {
+func (s *store) loadWith(files map[string][]byte, cfg postgres.LoadConfig) postgres.Merged {
 	s.t.Helper()
 	load := s.begin(cfg)
 	s.stage(load, files)

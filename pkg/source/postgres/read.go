@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
@@ -163,7 +163,7 @@ func instant(asOf time.Time) pgtype.Timestamptz {
 func (s *Source) onConnection(ctx context.Context, use func(*pgxpool.Conn) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return postgres.Wrap("connect to the source", err)
+		return pgdb.Wrap("connect to the source", err)
 	}
 	defer conn.Release()
 	return use(conn)
@@ -232,7 +232,7 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 	if err == nil {
 		err = closeErr
 	}
-	return postgres.Wrap("read "+typ, err)
+	return pgdb.Wrap("read "+typ, err)
 }
 
 // row reads rows into one resource, again and again.

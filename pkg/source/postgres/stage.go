@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
@@ -70,7 +70,7 @@ func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 		return err
 	})
 	if err != nil {
-		return postgres.Wrap("stage "+typ, err)
+		return pgdb.Wrap("stage "+typ, err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

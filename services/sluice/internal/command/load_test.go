@@ -17,9 +17,9 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
@@ -67,9 +67,9 @@ func quotesNothing(t *testing.T, said string) {
 	}
 }
 
-func (s store) source() *sourcepg.Source {
+func (s store) source() *postgres.Source {
 	s.t.Helper()
-	src, err := sourcepg.Open(s.t.Context(), postgres.Config{URL: s.url, Connections: 2})
+	src, err := postgres.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 2})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func (s store) shows(at time.Time, want string, patients ...string) {
 // group checks who is in a group. "none" stands for no such group.
 func (s store) group(id, want string) {
 	s.t.Helper()
-	pool, err := pgdir.Open(s.t.Context(), postgres.Config{URL: s.url, Connections: 1})
+	pool, err := pgdir.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 1})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func (s store) group(id, want string) {
 // list returns the strings that a query gives.
 func (s store) list(query string) (found []string) {
 	s.t.Helper()
-	pool, err := postgres.Open(s.t.Context(), postgres.Config{URL: s.url, Connections: 1})
+	pool, err := pgdb.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 1})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -393,7 +393,7 @@ func TestLoadTakesTurns(t *testing.T) {
 	s := newStore(t)
 	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), groupOf("g", "a")))
 	file := ndjson(t, patient("b"), groupOf("g", "b"))
-	pool, err := sourcepg.OpenLoader(t.Context(), postgres.Config{URL: s.url, Connections: 4})
+	pool, err := postgres.OpenLoader(t.Context(), pgdb.Config{URL: s.url, Connections: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -404,7 +404,7 @@ func TestLoadTakesTurns(t *testing.T) {
 		begin func() (underWay, error)
 	}{
 		{"sluice: another load is under way\n", func() (underWay, error) {
-			return sourcepg.BeginLoad(t.Context(), pool, sourcepg.LoadConfig{Parallel: 1})
+			return postgres.BeginLoad(t.Context(), pool, postgres.LoadConfig{Parallel: 1})
 		}},
 		{"sluice: another load of groups is under way\n", func() (underWay, error) {
 			return pgdir.BeginLoad(t.Context(), pool)

@@ -1,42 +1,39 @@
-// Package grants has what an operator writes about who may export what: entries, and the YAML form that holds a list of
-// them (docs/access.md). Errors never hold a patient id.
-package grants
+package directory
 
 import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
 
-	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// Entry is one owner's grant, spelled out.
-type Entry struct {
+// GrantEntry is one owner's grant, spelled out.
+type GrantEntry struct {
 	Owner    export.Owner
-	Types    List // resource types
-	Groups   List // group ids
-	Patients List // patient ids
+	Types    NameList // resource types
+	Groups   NameList // group ids
+	Patients NameList // patient ids
 }
 
-// List is the names, or with All everything but the names. The zero List selects nothing.
-type List struct {
+// NameList is the names, or with All everything but the names. The zero NameList selects nothing.
+type NameList struct {
 	All   bool
 	Names []string
 }
 
 // Selection is what the list selects.
-func (l List) Selection() directory.Selection {
+func (l NameList) Selection() Selection {
 	if l.All {
-		return directory.AllBut(l.Names...)
+		return AllBut(l.Names...)
 	}
-	return directory.Only(l.Names...)
+	return Only(l.Names...)
 }
 
 // Grant is what the entry allows.
-func (e Entry) Grant() directory.Grant {
-	return directory.Grant{
+func (e GrantEntry) Grant() Grant {
+	return Grant{
 		Types: e.Types.Selection(), Groups: e.Groups.Selection(), Patients: e.Patients.Selection(),
 	}
 }
@@ -47,9 +44,9 @@ const (
 )
 
 // Validate names the first thing in the entry that no entry can hold.
-func (e Entry) Validate() error {
+func (e GrantEntry) Validate() error {
 	for key, name := range map[string]string{"issuer": e.Owner.Issuer, "subject": e.Owner.Subject} {
-		if !Storable(name) {
+		if !IsStorable(name) {
 			return fmt.Errorf("the %s is empty or not valid text", key)
 		}
 	}
@@ -72,7 +69,7 @@ func (e Entry) Validate() error {
 	return nil
 }
 
-// Storable reports whether there can be an entry for an issuer or subject of this name.
-func Storable(name string) bool {
+// IsStorable reports whether there can be an entry for an issuer or subject of this name.
+func IsStorable(name string) bool {
 	return name != "" && utf8.ValidString(name) && !strings.Contains(name, "\x00")
 }

@@ -1,4 +1,4 @@
-package postgres_test
+package pgdb_test
 
 import (
 	"sync"
@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -22,7 +22,7 @@ func TestQueriesAreObserved(t *testing.T) {
 			failed[operation]++
 		}
 	}
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testenv.Postgres(t), Observe: observe})
+	pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: testenv.Postgres(t), Observe: observe})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestQueriesAreObserved(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), "SELECT FROM nowhere"); err == nil {
 		t.Fatal("a query of nowhere")
 	}
-	gone, err := postgres.Open(t.Context(), postgres.Config{URL: "postgres://127.0.0.1:1/none?sslmode=disable", Observe: observe})
+	gone, err := pgdb.Open(t.Context(), pgdb.Config{URL: "postgres://127.0.0.1:1/none?sslmode=disable", Observe: observe})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package postgres_test
+package pgdb_test
 
 import (
 	"crypto/x509"
@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -46,12 +46,12 @@ func TestTLS(t *testing.T) {
 		"plain server on this host":  {server: plain(t), query: "", plain: true},
 		"TLS server on this machine": {server: good, query: ""},
 	} {
-		pool, err := postgres.Open(t.Context(), postgres.Config{URL: row.server + "?" + row.query, Roots: row.roots})
+		pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: row.server + "?" + row.query, Roots: row.roots})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var encrypted bool
-		err = postgres.Wrap("ask", pool.QueryRow(t.Context(), "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&encrypted))
+		err = pgdb.Wrap("ask", pool.QueryRow(t.Context(), "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&encrypted))
 		if row.want == "" && (err != nil || encrypted == row.plain) {
 			t.Errorf("%s: %v, encrypted %v", name, err, encrypted)
 		}
@@ -63,10 +63,10 @@ func TestTLS(t *testing.T) {
 		}
 		pool.Close()
 	}
-	if _, err := postgres.Migrate(t.Context(), good+"?sslmode=verify-full"+file); err != nil {
+	if _, err := pgdb.Migrate(t.Context(), good+"?sslmode=verify-full"+file); err != nil {
 		t.Error(err)
 	}
-	if _, err := postgres.Migrate(t.Context(), good+"?sslmode=verify-full"+other); err == nil {
+	if _, err := pgdb.Migrate(t.Context(), good+"?sslmode=verify-full"+other); err == nil {
 		t.Error("migrated the database of somebody else")
 	}
 }
@@ -88,7 +88,7 @@ func password(t *testing.T, server string) string {
 }
 
 func TestAFileOfRootsThatIsNotThere(t *testing.T) {
-	_, err := postgres.Open(t.Context(), postgres.Config{URL: "postgres://u:hunter2@h/d?sslmode=verify-full&sslrootcert=/hunter2"})
+	_, err := pgdb.Open(t.Context(), pgdb.Config{URL: "postgres://u:hunter2@h/d?sslmode=verify-full&sslrootcert=/hunter2"})
 	if !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("got %v, want that a file is missing and not which", err)
 	}
@@ -111,7 +111,7 @@ func TestModes(t *testing.T) {
 		"host=/run/postgresql dbname=d":                "/run/postgresql:5432 plain",
 		"postgres://h/d?sslmode=prefer&sslrootcert=no": "",
 	} {
-		pool, err := postgres.Open(t.Context(), postgres.Config{URL: text})
+		pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: text})
 		if err != nil {
 			if want != "" {
 				t.Errorf("%s: %v", text, err)

@@ -1,4 +1,4 @@
-package groupline
+package groupndjson
 
 import (
 	"errors"

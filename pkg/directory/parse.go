@@ -1,4 +1,4 @@
-package grants
+package directory
 
 import (
 	"errors"
@@ -14,9 +14,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// Parse reads the entries of an access file. It walks the syntax tree instead of decoding into structs: the decoder's
+// ParseGrants reads the entries of an access file. It walks the syntax tree instead of decoding into structs: the decoder's
 // errors quote the lines around, where patient ids stand, and it follows anchors and converts types.
-func Parse(data []byte) ([]Entry, error) {
+func ParseGrants(data []byte) ([]GrantEntry, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not valid UTF-8")
 	}
@@ -31,7 +31,7 @@ func Parse(data []byte) ([]Entry, error) {
 	if !ok {
 		return nil, errors.New("holds no list of entries; a list without entries is written []")
 	}
-	entries := make([]Entry, 0, len(list.Values))
+	entries := make([]GrantEntry, 0, len(list.Values))
 	lines := make(map[export.Owner]int, len(list.Values))
 	for _, node := range list.Values {
 		entry, err := readEntry(node)
@@ -55,7 +55,7 @@ func syntaxError(err error) error {
 	return errors.New("not valid YAML")
 }
 
-func readEntry(node ast.Node) (entry Entry, err error) {
+func readEntry(node ast.Node) (entry GrantEntry, err error) {
 	fields, err := readKeys(node, "issuer", "subject", "types", "groups", "patients")
 	if err != nil {
 		return entry, err
@@ -125,28 +125,28 @@ func readName(node ast.Node, key string) (string, error) {
 	return name, nil
 }
 
-func readAllOrList(node ast.Node, key, what string, holds func(string) bool) (List, error) {
+func readAllOrList(node ast.Node, key, what string, holds func(string) bool) (NameList, error) {
 	if isAll(node) {
-		return List{All: true}, nil
+		return NameList{All: true}, nil
 	}
 	names, err := readList(node, key, what, holds)
-	return List{Names: names}, err
+	return NameList{Names: names}, err
 }
 
-func readPatients(node ast.Node) (List, error) {
+func readPatients(node ast.Node) (NameList, error) {
 	if isAll(node) {
-		return List{All: true}, nil
+		return NameList{All: true}, nil
 	}
 	fields, err := readMapping(node)
 	if err != nil || len(fields) != 1 || fields["only"] == nil && fields["except"] == nil {
-		return List{}, problem(node, "patients must be all, {only: [...]} or {except: [...]}")
+		return NameList{}, problem(node, "patients must be all, {only: [...]} or {except: [...]}")
 	}
 	if listed := fields["only"]; listed != nil {
 		ids, err := readList(listed, "only", anID, fhir.IsID)
-		return List{Names: ids}, err
+		return NameList{Names: ids}, err
 	}
 	ids, err := readList(fields["except"], "except", anID, fhir.IsID)
-	return List{All: true, Names: ids}, err
+	return NameList{All: true, Names: ids}, err
 }
 
 func readList(node ast.Node, key, what string, holds func(string) bool) ([]string, error) {

@@ -1,4 +1,4 @@
-package postgres_test
+package pgdb_test
 
 import (
 	"net/url"
@@ -10,7 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -18,16 +18,16 @@ import (
 func TestExamine(t *testing.T) {
 	owner := testenv.Postgres(t)
 	ctx := t.Context()
-	if err := postgres.CheckSchema(ctx, postgres.Config{URL: owner}); err == nil || !strings.Contains(err.Error(), "sluice admin migrate") {
+	if err := pgdb.CheckSchema(ctx, pgdb.Config{URL: owner}); err == nil || !strings.Contains(err.Error(), "sluice admin migrate") {
 		t.Errorf("before the migration: %v", err)
 	}
-	if _, err := postgres.Migrate(ctx, owner); err != nil {
+	if _, err := pgdb.Migrate(ctx, owner); err != nil {
 		t.Fatal(err)
 	}
-	if err := postgres.CheckSchema(ctx, postgres.Config{URL: owner}); err != nil {
+	if err := pgdb.CheckSchema(ctx, pgdb.Config{URL: owner}); err != nil {
 		t.Error(err)
 	}
-	facts, err := postgres.Examine(ctx, postgres.Config{URL: owner})
+	facts, err := pgdb.Examine(ctx, pgdb.Config{URL: owner})
 	if err != nil || facts.Encoding != "UTF8" || facts.Version == "" || facts.Latency <= 0 || len(facts.Hidden) != 0 ||
 		time.Since(facts.Clock).Abs() > time.Minute {
 		t.Errorf("%+v, %v", facts, err)
@@ -63,11 +63,11 @@ func TestExamine(t *testing.T) {
 		t.Fatal(err)
 	}
 	reader.User = url.UserPassword(role, "x")
-	facts, err = postgres.Examine(ctx, postgres.Config{URL: reader.String()})
+	facts, err = pgdb.Examine(ctx, pgdb.Config{URL: reader.String()})
 	if err != nil || !slices.Equal(facts.Hidden, []string{"directory_grant"}) {
 		t.Errorf("%+v, %v", facts, err)
 	}
-	if _, err := postgres.Examine(ctx, postgres.Config{URL: "postgres://127.0.0.1:1/d?sslmode=disable"}); err == nil {
+	if _, err := pgdb.Examine(ctx, pgdb.Config{URL: "postgres://127.0.0.1:1/d?sslmode=disable"}); err == nil {
 		t.Error("there is no server")
 	}
 }

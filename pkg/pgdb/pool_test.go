@@ -1,4 +1,4 @@
-package postgres_test
+package pgdb_test
 
 import (
 	"context"
@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
 // TestAServerThatNeverAnswersIsAnOutage: a host that lost its power refuses nothing. What waits for it must not be taken
@@ -18,7 +18,7 @@ func TestAServerThatNeverAnswersIsAnOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	pool, err := postgres.Open(t.Context(), postgres.Config{
+	pool, err := pgdb.Open(t.Context(), pgdb.Config{
 		URL: "postgres://user:secret@" + silent.Addr().String() + "/store?sslmode=disable&connect_timeout=1",
 	})
 	if err != nil {
@@ -26,7 +26,7 @@ func TestAServerThatNeverAnswersIsAnOutage(t *testing.T) {
 	}
 	defer pool.Close()
 	_, err = pool.Exec(t.Context(), "SELECT 1")
-	err = postgres.Wrap("ask", err)
+	err = pgdb.Wrap("ask", err)
 	if !errors.Is(err, export.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want export.ErrUnavailable and no deadline of the caller's", err)
 	}
@@ -34,7 +34,7 @@ func TestAServerThatNeverAnswersIsAnOutage(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = pool.Exec(ctx, "SELECT 1")
-	if err = postgres.Wrap("ask", err); !errors.Is(err, context.Canceled) || errors.Is(err, export.ErrUnavailable) {
+	if err = pgdb.Wrap("ask", err); !errors.Is(err, context.Canceled) || errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
 }
