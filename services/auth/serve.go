@@ -22,21 +22,35 @@ type settings struct {
 	config.Common
 	config.Redis
 	config.Audit
-	Addr      string         `env:"AUTH_ADDR" envDefault:":8081"`             // the public listener
-	TokenURL  string         `env:"AUTH_TOKEN_URL,required,notEmpty"`         // public URL of the token endpoint
-	BaseURL   string         `env:"BASE_URL,required,notEmpty"`               // public FHIR base: the tokens' aud
-	Secret    string         `env:"AUTH_KEY_SECRET,required,notEmpty"`        // seals signing keys in Redis
-	Previous  string         `env:"AUTH_KEY_SECRET_PREVIOUS"`                 // opens those that another secret sealed
-	Rotate    time.Duration  `env:"AUTH_KEY_ROTATE" envDefault:"24h"`         // how long a key signs
-	Publish   time.Duration  `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`        // how long it is published before that
-	Life      time.Duration  `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`          // of an access token
-	Clients   string         `env:"AUTH_CLIENTS_FILE"`                        // YAML, see docs/auth.md
-	Secrets   bool           `env:"AUTH_CLIENT_SECRET" envDefault:"false"`    // clients with a secret may use it
-	Replay    bool           `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"` // for test suites alone
-	Window    time.Duration  `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`     // in which failures are counted
-	OfAddress int            `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`    // failures in it from one address
-	OfClient  int            `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`    // failures in it of one client
-	Proxies   []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`    // whose X-Forwarded-For is believed
+	// the public listener of the token service: docs/auth.md
+	Addr string `env:"AUTH_ADDR" envDefault:":8081"`
+	// public URL of the token endpoint, such as https://host/auth/token
+	TokenURL string `env:"AUTH_TOKEN_URL,required,notEmpty"`
+	// public FHIR base, the audience of the tokens
+	BaseURL string `env:"BASE_URL,required,notEmpty"`
+	// secret, 32 bytes or more; wraps the signing keys in Redis
+	Secret string `env:"AUTH_KEY_SECRET,required,notEmpty"`
+	// the secret before, while it is being replaced
+	Previous string        `env:"AUTH_KEY_SECRET_PREVIOUS"`
+	Rotate   time.Duration `env:"AUTH_KEY_ROTATE" envDefault:"24h"` // how long a key signs tokens
+	// how long a key is published before it signs
+	Publish time.Duration `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`
+	// lifetime of an access token, 10 s to 5 min
+	Life time.Duration `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`
+	// registered clients, YAML, in addition to those in Redis: docs/auth.md
+	Clients string `env:"AUTH_CLIENTS_FILE"`
+	// clients that are registered with a secret may use it
+	Secrets bool `env:"AUTH_CLIENT_SECRET" envDefault:"false"`
+	// assertions may be used again; for conformance suites only
+	Replay bool `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"`
+	// the window in which failed authentications are counted
+	Window time.Duration `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`
+	// failures allowed per address and window
+	OfAddress int `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`
+	// failures allowed per client and window
+	OfClient int `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`
+	// networks whose X-Forwarded-For is trusted, such as 10.0.0.0/8,fd00::/8
+	Proxies []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`
 
 	base *url.URL
 }

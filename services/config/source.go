@@ -17,9 +17,11 @@ import (
 // Source is the place of the clinical data: a database or a folder, one of them.
 type Source struct {
 	Trust
-	URL      string `env:"SOURCE_URL"` // postgres://user:password@host:port/database, filled by sluice load
-	Dir      string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files
-	SpoolDir string `env:"SPOOL_DIR"`  // where gzipped files are unpacked; the system's by default
+	// postgres://user:password@host:port/database with the data, or SOURCE_DIR: docs/postgres.md
+	URL string `env:"SOURCE_URL"`
+	Dir string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files with the data
+	// where gzipped files are unpacked at start; none: the system's temporary folder
+	SpoolDir string `env:"SPOOL_DIR"`
 
 	observed *platform.Dependencies
 }

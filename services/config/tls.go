@@ -19,13 +19,18 @@ const privateConnections = 256
 // TLS is what the listeners of a process show, and ask for. The files are PEM; certificates and keys are read again
 // when they change.
 type TLS struct {
-	CertFile        string `env:"TLS_CERT_FILE"`          // of the public listener; without: plain HTTP
-	KeyFile         string `env:"TLS_KEY_FILE"`           //
-	PrivateTLS      bool   `env:"PRIVATE_TLS"`            // the private listener serves TLS, by the same files
-	PrivateCertFile string `env:"PRIVATE_TLS_CERT_FILE"`  // or by its own
-	PrivateKeyFile  string `env:"PRIVATE_TLS_KEY_FILE"`   //
-	PrivateClientCA string `env:"PRIVATE_CLIENT_CA_FILE"` // whose certificates its clients must have; without: none
-	MaxConnections  int    `env:"MAX_CONNECTIONS" envDefault:"10000"`
+	// certificate of the public listener, PEM, reloaded when it changes; none: plain HTTP: docs/tls.md
+	CertFile string `env:"TLS_CERT_FILE"`
+	KeyFile  string `env:"TLS_KEY_FILE"` // its key
+	// the private listener uses TLS with the same certificate
+	PrivateTLS bool `env:"PRIVATE_TLS"`
+	// a certificate of its own for the private listener
+	PrivateCertFile string `env:"PRIVATE_TLS_CERT_FILE"`
+	PrivateKeyFile  string `env:"PRIVATE_TLS_KEY_FILE"` // its key
+	// authorities, PEM; the private listener's clients need a certificate of theirs
+	PrivateClientCA string `env:"PRIVATE_CLIENT_CA_FILE"`
+	// open connections of the public listener; more wait
+	MaxConnections int `env:"MAX_CONNECTIONS" envDefault:"10000"`
 }
 
 // files are the variables of one certificate and its key, and the values.

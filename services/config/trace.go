@@ -16,8 +16,9 @@ import (
 
 // Trace says where spans go (docs/observability.md). Every process takes it; those that have a part in a job have spans.
 type Trace struct {
-	Endpoint string  `env:"TRACE_ENDPOINT"`             // http(s)://host:port[/path] of an OTLP collector; none: no traces
-	Headers  string  `env:"TRACE_HEADERS"`              // secret; sent along, NAME=VALUE, several by commas
+	// OTLP collector, http(s)://host:port; none: no traces: docs/observability.md
+	Endpoint string  `env:"TRACE_ENDPOINT"`
+	Headers  string  `env:"TRACE_HEADERS"`              // secret; headers for the collector, NAME=VALUE,...
 	Ratio    float64 `env:"TRACE_RATIO" envDefault:"1"` // share of the jobs that are traced
 }
 

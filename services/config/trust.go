@@ -13,7 +13,8 @@ import (
 // Trust says which servers are believed to be who they say: those of the system's authorities, and of some more. Each
 // section with a server has it, so that one variable counts for all of them.
 type Trust struct {
-	CAFile string `env:"CA_FILE"` // PEM, beside the system's root certificates
+	// authorities, PEM, in addition to the system's: Redis, object store, PostgreSQL, key sets
+	CAFile string `env:"CA_FILE"`
 }
 
 // Roots returns the root certificates for connections that the process makes; nil stands for the system's.

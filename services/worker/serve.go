@@ -22,10 +22,14 @@ type settings struct {
 	config.Envelope
 	config.Source
 	config.Directory
-	Concurrency int           `env:"WORKER_CONCURRENCY" envDefault:"0"` // units at once; 0: one more than processors
-	Express     int           `env:"WORKER_EXPRESS" envDefault:"2"`     // further units at once, of those that are short
-	Drain       time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`     // on stop, how long running units may go on
-	MemoryLimit int64         `env:"WORKER_MEMORY_LIMIT" envDefault:"100663296"`
+	// units at once; 0: one more than processors
+	Concurrency int `env:"WORKER_CONCURRENCY" envDefault:"0"`
+	// further units at once, short ones only, so that small jobs pass large ones
+	Express int `env:"WORKER_EXPRESS" envDefault:"2"`
+	// how long running units may continue after SIGTERM before they are handed back
+	Drain time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`
+	// bytes of the soft memory limit of the Go runtime
+	MemoryLimit int64 `env:"WORKER_MEMORY_LIMIT" envDefault:"100663296"`
 	pipeline.Config
 }
 

@@ -24,14 +24,19 @@ import (
 
 // Config says how a worker works. Use Defaults and change what differs.
 type Config struct {
-	UnitBytes   int64         `env:"UNIT_BYTES"`        // NDJSON bytes that a unit of a small job should hold, estimated
-	UnitMost    int64         `env:"UNIT_BYTES_MOST"`   // the same for a job of any size
-	FileBytes   int64         `env:"FILE_BYTES"`        // NDJSON bytes after which the next file is begun
-	Outstanding int           `env:"UNITS_OUTSTANDING"` // units of one job queued or running at once; 0: as the workers go
-	MaxAttempts int           `env:"UNIT_ATTEMPTS"`     // failures after which a unit is given up
-	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT"`    // how often a running unit is reported alive
-	OutageDelay time.Duration `env:"OUTAGE_DELAY"`      // how long a unit waits when a dependency is down
-	Retention   time.Duration `env:"RETENTION"`         // how long a finished job is kept (spec 6)
+	// NDJSON bytes of a unit of a small job, estimated; a large job has about a thousand units
+	UnitBytes int64 `env:"UNIT_BYTES"`
+	UnitMost  int64 `env:"UNIT_BYTES_MOST"` // upper bound of the same for a job of any size
+	FileBytes int64 `env:"FILE_BYTES"`      // NDJSON bytes after which the next file begins
+	// units of one job that are queued or running at once; 0: twice the slots of all workers, at least 16; the
+	// same for worker and scheduler
+	Outstanding int           `env:"UNITS_OUTSTANDING"`
+	MaxAttempts int           `env:"UNIT_ATTEMPTS"`  // failures after which a unit is given up
+	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT"` // interval of the heartbeats of a running unit
+	// retry delay while a dependency is unavailable; an outage costs no attempt
+	OutageDelay time.Duration `env:"OUTAGE_DELAY"`
+	// how long an ended job is kept (spec 6); the same for worker and scheduler
+	Retention time.Duration `env:"RETENTION"`
 }
 
 // Defaults are the values that suit a production deployment.
