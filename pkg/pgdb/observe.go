@@ -8,13 +8,13 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // observed tells an observer how long it takes to get a connection from the pool ("acquire"), to make one ("connect"), and
 // to query: until the last row was read ("query"), or of a batch, whose rows may be read for minutes while they are
 // exported, until it was over ("stream"). It sees statements and their arguments, and keeps nothing of them.
-type observed struct{ observe platform.Observer }
+type observed struct{ observe telemetry.Observer }
 
 var (
 	_ pgx.QueryTracer       = observed{}
@@ -37,7 +37,7 @@ func (o observed) tell(ctx context.Context, key any, operation string, err error
 		err = nil
 	}
 	if known {
-		o.observe.Tell(operation, began, err)
+		o.observe.Observe(operation, began, err)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // Config says where the database is and how to talk to it.
@@ -28,7 +28,7 @@ type Config struct {
 	Settings    map[string]string // of every session, such as jit=off
 	ReadBuffer  int               // bytes read from a connection at once; default: what pgx takes
 	Roots       *x509.CertPool    // for an sslmode of verify-full without sslrootcert; nil: the system's
-	Observe     platform.Observer
+	Observe     telemetry.Observer
 }
 
 // Open returns a pool. No connection is made yet. An error names nothing of the URL: it may hold a password.

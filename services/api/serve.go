@@ -8,7 +8,8 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 	"github.com/sluice-fhir/sluice/services/config"
@@ -94,8 +95,8 @@ func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly 
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := platform.NewLogger(stderr, "api", cfg.LogLevel)
-	registry := platform.NewRegistry()
+	log := telemetry.NewLogger(stderr, "api", cfg.LogLevel)
+	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
 		return err
@@ -105,7 +106,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer tracing.Close(ctx)
-	dependencies := platform.NewDependencies(registry)
+	dependencies := telemetry.NewDependencies(registry)
 	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
@@ -180,7 +181,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	defer func() { _ = private.Close() }()
 	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL,
 		"encrypts", newKey != nil)
-	return platform.Run(ctx,
+	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, handler, listeners.Public...),
 		config.HTTP("private listener", private, httpapi.Private(parts), listeners.Private...),
 		config.Bucket(objects, log),

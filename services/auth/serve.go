@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/authstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/services/auth/clients"
 	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
 	"github.com/sluice-fhir/sluice/services/config"
@@ -112,8 +114,8 @@ func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly 
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := platform.NewLogger(stderr, "auth", cfg.LogLevel)
-	registry := platform.NewRegistry()
+	log := telemetry.NewLogger(stderr, "auth", cfg.LogLevel)
+	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
 		return err
@@ -132,7 +134,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return fmt.Errorf("SLUICE_REDIS_URL: %w", err)
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	store.Observe(platform.NewDependencies(registry).Observer("redis"))
+	store.Observe(telemetry.NewDependencies(registry).Observer("redis"))
 	var previous []string
 	if cfg.Previous != "" {
 		previous = append(previous, cfg.Previous)
@@ -174,16 +176,16 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		log.Warn("assertions may be used again (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
 	}
 	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
-	return platform.Run(ctx,
+	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, withProbes(service), listeners.Public...),
-		config.HTTP("private listener", private, platform.Health(service.Checks(), registry), listeners.Private...),
-		platform.Part{Name: "signing keys", Run: service.Run},
+		config.HTTP("private listener", private, health.Handler(service.Checks(), registry), listeners.Private...),
+		rungroup.Component{Name: "signing keys", Run: service.Run},
 	)
 }
 
 // withProbes adds the probes to the public listener, as the API has them on its own.
 func withProbes(service *tokenapi.Service) http.Handler {
-	probes := platform.Probes(service.Checks(), time.Now)
+	probes := health.Probes(service.Checks(), time.Now)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/livez" || r.URL.Path == "/readyz" {
 			probes.ServeHTTP(w, r)

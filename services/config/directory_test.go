@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/config"
 )
@@ -33,7 +33,7 @@ func TestDirectoryIsInOnePlace(t *testing.T) {
 		for entry := range strings.FieldsSeq(text) {
 			environ = append(environ, "SLUICE_"+entry)
 		}
-		err := platform.LoadConfig(environ, &config.Directory{})
+		err := envconfig.Load(environ, &config.Directory{})
 		if (err == nil) != good {
 			t.Errorf("%q: %v, want good %v", text, err, good)
 		}

@@ -8,7 +8,8 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
@@ -23,11 +24,11 @@ type Source struct {
 	// where gzipped files are unpacked at start; none: the system's temporary folder
 	SpoolDir string `env:"SPOOL_DIR"`
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured, of a database, as "source".
-func (s Source) Observed(by *platform.Dependencies) Source {
+func (s Source) Observed(by *telemetry.Dependencies) Source {
 	s.observed = by
 	return s
 }
@@ -47,7 +48,7 @@ type Data struct {
 	Check func(context.Context) error // whether it can be read, for readiness
 	Close func() error
 	// Watch is a part of the process, or nil: it ends the process when the source can never be read again.
-	Watch *platform.Part
+	Watch *rungroup.Component
 }
 
 // Open opens the place for a process that runs so many units at once. A folder's index is read, which

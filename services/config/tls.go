@@ -10,7 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/certs"
+	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
 )
 
 // privateConnections is how many may be open to the private listener at once: those of probes and of a few operators.
@@ -52,14 +53,14 @@ func (t TLS) private() files {
 }
 
 // open reads the certificate, or returns nil when there is none.
-func (f files) open(log *slog.Logger) (*platform.Certificate, error) {
+func (f files) open(log *slog.Logger) (*certs.Certificate, error) {
 	if f.cert == "" && f.key == "" {
 		return nil, nil //nolint:nilnil // plain HTTP
 	}
 	if f.cert == "" || f.key == "" {
 		return nil, fmt.Errorf("%s and %s must be set both or neither", f.certName, f.keyName)
 	}
-	certificate, err := platform.OpenCertificate(f.cert, f.key, log, time.Now)
+	certificate, err := certs.Open(f.cert, f.key, log, time.Now)
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", f.certName, f.keyName, err)
 	}
@@ -74,7 +75,7 @@ func (t TLS) clients() (*x509.CertPool, error) {
 	if t.private() == (files{}) {
 		return nil, errors.New("SLUICE_PRIVATE_CLIENT_CA_FILE needs SLUICE_PRIVATE_TLS=true")
 	}
-	pool, err := platform.Authorities(t.PrivateClientCA)
+	pool, err := certs.LoadPool(t.PrivateClientCA)
 	if err != nil {
 		return nil, fmt.Errorf("SLUICE_PRIVATE_CLIENT_CA_FILE: %w", err)
 	}
@@ -102,7 +103,7 @@ func (t TLS) Validate() error {
 
 // Listeners says how the listeners of a process serve: options for HTTP.
 type Listeners struct {
-	Public, Private []platform.Option
+	Public, Private []httpserver.Option
 }
 
 // Listeners opens the certificates, has the registry tell how long they are valid, and warns of files with secrets that
@@ -126,16 +127,16 @@ func (c Common) Listeners(log *slog.Logger, registry prometheus.Registerer) (*Li
 		}
 	}
 	return &Listeners{
-		Public:  append(public, platform.WithLimits(platform.Limits{Connections: c.MaxConnections})),
-		Private: append(private, platform.WithLimits(platform.Limits{Connections: privateConnections})),
+		Public:  append(public, httpserver.WithLimits(httpserver.Limits{Connections: c.MaxConnections})),
+		Private: append(private, httpserver.WithLimits(httpserver.Limits{Connections: privateConnections})),
 	}, nil
 }
 
 // secured returns the options of one listener, without limits.
 func (c Common) secured(
 	name string, from files, clients *x509.CertPool, log *slog.Logger, registry prometheus.Registerer,
-) ([]platform.Option, error) {
-	options := []platform.Option{platform.WithLog(log)}
+) ([]httpserver.Option, error) {
+	options := []httpserver.Option{httpserver.WithLog(log)}
 	certificate, err := from.open(log)
 	if err != nil || certificate == nil {
 		return options, err
@@ -143,5 +144,5 @@ func (c Common) secured(
 	if err := certificate.Register(registry, name); err != nil {
 		return nil, fmt.Errorf("metrics of the %s listener's certificate: %w", name, err)
 	}
-	return append(options, platform.WithTLS(platform.ServerTLS(certificate, clients))), nil
+	return append(options, httpserver.WithTLS(certs.ServerTLS(certificate, clients))), nil
 }

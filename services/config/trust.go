@@ -7,7 +7,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/certs"
 )
 
 // Trust says which servers are believed to be who they say: those of the system's authorities, and of some more. Each
@@ -22,7 +22,7 @@ func (t Trust) Roots() (*x509.CertPool, error) {
 	if t.CAFile == "" {
 		return nil, nil //nolint:nilnil // as documented
 	}
-	roots, err := platform.Roots(t.CAFile)
+	roots, err := certs.LoadRoots(t.CAFile)
 	if err != nil {
 		return nil, fmt.Errorf("SLUICE_CA_FILE: %w", err)
 	}

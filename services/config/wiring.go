@@ -18,7 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -34,7 +34,7 @@ type Common struct {
 	secrets map[string]string // files that the configuration was read from, by their variables
 }
 
-// SecretFile is told by platform.LoadConfig of each file that a secret was read from.
+// SecretFile is told by envconfig.Load of each file that a secret was read from.
 func (c *Common) SecretFile(variable, file string) {
 	if c.secrets == nil {
 		c.secrets = map[string]string{}
@@ -68,11 +68,11 @@ type Redis struct {
 	// redis://user:password@host:port/db or rediss://; Redis needs noeviction and AOF
 	URL string `env:"REDIS_URL,required,notEmpty"`
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured: the job store's as "redis", the queue's as "queue".
-func (r Redis) Observed(by *platform.Dependencies) Redis {
+func (r Redis) Observed(by *telemetry.Dependencies) Redis {
 	r.observed = by
 	return r
 }
@@ -117,11 +117,11 @@ type Objects struct {
 	// server-side encryption, s3 or kms:KEY-ID; a store that does not confirm it is an error
 	SSE string `env:"S3_SSE"`
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured as "objects".
-func (o Objects) Observed(by *platform.Dependencies) Objects {
+func (o Objects) Observed(by *telemetry.Dependencies) Objects {
 	o.observed = by
 	return o
 }
@@ -163,11 +163,11 @@ type Directory struct {
 	GroupsDir  string `env:"GROUPS_DIR"`  // folder with Group*.ndjson files
 	AccessFile string `env:"ACCESS_FILE"` // grants, YAML: docs/access.md
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured, of a database, as "directory".
-func (d Directory) Observed(by *platform.Dependencies) Directory {
+func (d Directory) Observed(by *telemetry.Dependencies) Directory {
 	d.observed = by
 	return d
 }

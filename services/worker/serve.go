@@ -8,7 +8,9 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
@@ -56,8 +58,8 @@ func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly 
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := platform.NewLogger(stderr, "worker", cfg.LogLevel)
-	registry := platform.NewRegistry()
+	log := telemetry.NewLogger(stderr, "worker", cfg.LogLevel)
+	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
 		return err
@@ -70,7 +72,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer tracing.Close(ctx)
-	dependencies := platform.NewDependencies(registry)
+	dependencies := telemetry.NewDependencies(registry)
 	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
@@ -122,10 +124,10 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency,
 		"express", cfg.Express, "worker", id)
-	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
+	checks := health.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
-	parts := []platform.Part{
-		config.HTTP("private listener", private, platform.Health(checks, registry), listeners.Private...),
+	parts := []rungroup.Component{
+		config.HTTP("private listener", private, health.Handler(checks, registry), listeners.Private...),
 		config.Bucket(objects, log),
 		{Name: "units", Run: func(ctx context.Context) error {
 			if err := source.Await(ctx, log); err != nil {
@@ -136,7 +138,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
 	}
-	parts = append(parts, platform.Part{Name: "orders", Run: func(ctx context.Context) error {
+	parts = append(parts, rungroup.Component{Name: "orders", Run: func(ctx context.Context) error {
 		if tasks.AwaitDrain(ctx, id) { // to return ends the process in order, as a SIGTERM does
 			log.Info("worker is drained by order of an operator", "worker", id)
 		}
@@ -145,5 +147,5 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if source.Watch != nil {
 		parts = append(parts, *source.Watch)
 	}
-	return platform.Run(ctx, parts...)
+	return rungroup.Run(ctx, parts...)
 }

@@ -10,7 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
 // maxAccess is the largest access file, in bytes: some half a million patient ids. Whoever lists more patients keeps
@@ -82,7 +82,7 @@ func (a *Access) refresh() error {
 		if err != nil {
 			return fmt.Errorf("access: %w: %w", export.ErrUnavailable, err)
 		}
-		if a.seen == nil || !platform.SameContent(info, a.seen) {
+		if a.seen == nil || !configfile.SameContent(info, a.seen) {
 			a.load()
 		}
 	}
@@ -96,7 +96,7 @@ func (a *Access) refresh() error {
 func (a *Access) load() {
 	a.grants, a.seen = nil, nil
 	var data []byte
-	if data, a.seen, a.problem = platform.ReadStill(a.file, maxAccess); a.problem != nil {
+	if data, a.seen, a.problem = configfile.ReadStable(a.file, maxAccess); a.problem != nil {
 		return
 	}
 	entries, err := directory.ParseGrants(data)

@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -94,7 +94,7 @@ type Parts struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
-	Tracing  *platform.Tracing // nil: nothing is traced
+	Tracing  *telemetry.Tracing // nil: nothing is traced
 }
 
 // Upkeep does the duties.
@@ -168,7 +168,7 @@ func (u *Upkeep) Do(ctx context.Context, duty string) error {
 
 // about is the logger for lines about a job, of which there may be no record any more.
 func (u *Upkeep) about(id export.JobID, job export.Job) *slog.Logger {
-	return platform.WithTrace(u.Logger.With("job_id", id), job.Trace)
+	return telemetry.WithTrace(u.Logger.With("job_id", id), job.Trace)
 }
 
 // passed counts a pass.

@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // seal writes the manifest: every file of every closed unit, and an error file that says what could not be produced.
@@ -72,8 +72,8 @@ func failureText(unit export.Unit, result export.Result) string {
 }
 
 func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, last []export.File) (err error) {
-	ctx, span := platform.Step(ctx, "manifest")
-	defer func() { platform.EndStep(span, err) }()
+	ctx, span := telemetry.StartSpan(ctx, "manifest")
+	defer func() { telemetry.EndSpan(span, err) }()
 	object := w.Objects.Create(ctx, key, "application/x-ndjson")
 	buffered := bufio.NewWriterSize(object, 32<<10)
 	lines := json.NewEncoder(buffered)

@@ -9,7 +9,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // traceUnit begins the span of an attempt at a unit, at the instant its task arrived: below the kick-off of its job, so
@@ -28,7 +28,7 @@ func (w *Worker) traceUnit(
 		attributes = append(attributes, attribute.String("sluice.type", lease.Unit.Type))
 	}
 	return w.Tracing.Join(ctx, lease.Trace, string(lease.Unit.Kind), trace.WithTimestamp(arrived),
-		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(attributes...), platform.LinkTo(from))
+		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(attributes...), telemetry.LinkTo(from))
 }
 
 // endUnit ends the span of an attempt with what came of it.
@@ -52,7 +52,7 @@ func endUnit(span trace.Span, result export.Result, outcome string) {
 
 // traceUpload begins the span of a file, from its first line to the store's confirmation.
 func (f *files) traceUpload() {
-	_, f.span = platform.Step(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
+	_, f.span = telemetry.StartSpan(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(attribute.String("sluice.type", f.typ), attribute.Int("sluice.file", len(f.done))))
 }
 
@@ -62,5 +62,5 @@ func (f *files) endUpload(err error) {
 		attribute.Int64("sluice.resources", f.current.Count), attribute.Int64("sluice.bytes", f.current.Bytes),
 		attribute.Int64("sluice.stored_bytes", f.current.Stored),
 	)
-	platform.EndStep(f.span, err)
+	telemetry.EndSpan(f.span, err)
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
@@ -84,7 +84,7 @@ type Parts struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
-	Tracing  *platform.Tracing // nil: nothing is traced
+	Tracing  *telemetry.Tracing // nil: nothing is traced
 }
 
 // Worker works on units. It has no state between them but what it need not read again: any number run anywhere.
