@@ -62,8 +62,8 @@ func openAuth(
 		return nil, err
 	}
 	cfg := tokenapi.Defaults()
-	cfg.TokenURL, cfg.Audience, cfg.Secrets, cfg.Logger = a.tokenURL(), base.String(), true, log
-	a.service, err = tokenapi.New(cfg, tokenapi.Parts{
+	cfg.TokenURL, cfg.Audience, cfg.ClientSecrets, cfg.Logger = a.tokenURL(), base.String(), true, log
+	a.service, err = tokenapi.New(cfg, tokenapi.Deps{
 		Store: a.store, Keys: keys, Clients: clients.New(a.file, a.store), Audit: events, Registry: registry,
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"crypto/elliptic"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -289,7 +290,7 @@ func (a *app) clientKeygen() *cobra.Command {
 public key set to register. Existing files are not replaced.`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
-			private, public, err := token.NewClientKey()
+			private, public, err := token.NewKey(elliptic.P384())
 			if err != nil {
 				return err
 			}

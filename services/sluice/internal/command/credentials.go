@@ -48,7 +48,7 @@ func readKey(file string) (*token.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the client's key: %w", err)
 	}
-	signer, err := token.ReadSigner(data)
+	signer, err := token.ParseSigner(data, token.AssertionAlgorithms()...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
