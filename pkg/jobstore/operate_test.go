@@ -138,17 +138,17 @@ func TestReopenRefuses(t *testing.T) {
 
 		// What builds on the unit has begun.
 		for _, unit := range threeUnits {
-			must(t, s.GiveUp(ctx, id, unit.ID, "x", export.Unit{ID: export.ReferencesUnit, Kind: export.KindReferences}))
+			must(t, s.GiveUp(ctx, id, unit.ID, "x", export.Unit{ID: export.ReferencesUnit, Kind: export.KindResolveReferences}))
 		}
 		issue(t, s, id, 10)
-		references := claim(t, s, id, export.ReferencesUnit, export.KindReferences, 1)
+		references := claim(t, s, id, export.ReferencesUnit, export.KindResolveReferences, 1)
 		_, err = s.Reopen(ctx, id, threeUnits[0].ID)
 		wantErr(t, "while references are followed", err, export.ErrConflict)
 		if err == nil || !strings.Contains(err.Error(), "references") {
 			t.Errorf("%v does not say why", err)
 		}
 		// A lost attempt has cut units, and is taken back: nothing of it may come to light with another unit's commit.
-		cut := export.Unit{ID: "Organization-00000", Kind: export.KindReferenced, Type: "Organization"}
+		cut := export.Unit{ID: "Organization-00000", Kind: export.KindExportReferenced, Type: "Organization"}
 		must(t, s.Stage(ctx, references, []export.Unit{cut}))
 		_, err = s.Release(ctx, references, 0, export.CauseDraining)
 		must(t, err)
@@ -156,7 +156,7 @@ func TestReopenRefuses(t *testing.T) {
 		must(t, err)
 		_, err = s.Reopen(ctx, id, export.ReferencesUnit)
 		wantErr(t, "a retry of the references that were taken back", err, export.ErrConflict)
-		next := export.Unit{ID: export.ReferencesUnit, Kind: export.KindReferences}
+		next := export.Unit{ID: export.ReferencesUnit, Kind: export.KindResolveReferences}
 		wantErr(t, "giving them up", s.GiveUp(ctx, id, export.ReferencesUnit, "x", seal), export.ErrConflict)
 		lease := claim(t, s, id, threeUnits[0].ID, threeUnits[0].Kind, again.Fence)
 		must(t, s.Commit(ctx, lease, jobstore.Commit{Next: next}))

@@ -102,7 +102,7 @@ func TestATaskReachesItsHandler(t *testing.T) {
 		handle, got := collect()
 		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{Unit: handle})()
 		for i, kind := range []export.Kind{
-			export.KindPlan, export.KindExport, export.KindReferences, export.KindReferenced, export.KindSeal,
+			export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 		} {
 			want := queue.Task{Kind: kind, Job: export.NewJobID(), Unit: "Claim-00001", Fence: int64(i) + 7}
 			must(t, client.EnqueueUnit(t.Context(), want))
@@ -306,7 +306,7 @@ func TestPayloadsAreSmallAndHoldIDsOnly(t *testing.T) {
 	url := testenv.Redis(t)
 	client, inspector := open(t, url), inspect(t, url)
 	want := queue.Task{
-		Kind: export.KindReferenced, Job: export.NewJobID(),
+		Kind: export.KindExportReferenced, Job: export.NewJobID(),
 		Unit: "MedicinalProductUndesirableEffect-referenced", Fence: math.MaxInt64, Delay: time.Hour,
 	}
 	must(t, client.EnqueueUnit(t.Context(), want))
@@ -329,8 +329,8 @@ func TestSteeringAndBulkHaveQueuesOfTheirOwn(t *testing.T) { // pitfall 25
 	url := testenv.Redis(t)
 	client, inspector := open(t, url), inspect(t, url)
 	for kind, queueName := range map[export.Kind]string{
-		export.KindPlan: steering, export.KindReferences: steering, export.KindSeal: steering,
-		export.KindExport: bulk, export.KindReferenced: bulk,
+		export.KindPlan: steering, export.KindResolveReferences: steering, export.KindSeal: steering,
+		export.KindExport: bulk, export.KindExportReferenced: bulk,
 	} {
 		unit := queue.Task{Kind: kind, Job: export.NewJobID(), Unit: "u", Fence: 1}
 		must(t, client.EnqueueUnit(t.Context(), unit))

@@ -37,11 +37,11 @@ const (
 
 // unitTypes are the task types of the kinds of units: one task for each unit.
 var unitTypes = map[export.Kind]string{
-	export.KindPlan:       "sluice:plan",
-	export.KindExport:     "sluice:export",
-	export.KindReferences: "sluice:references",
-	export.KindReferenced: "sluice:referenced",
-	export.KindSeal:       "sluice:seal",
+	export.KindPlan:              "sluice:plan",
+	export.KindExport:            "sluice:export",
+	export.KindResolveReferences: "sluice:references",
+	export.KindExportReferenced:  "sluice:referenced",
+	export.KindSeal:              "sluice:seal",
 }
 
 // Task is one unit to be worked on at one fence.
@@ -64,7 +64,7 @@ func TaskOf(job export.JobID, unit export.Unit, fence int64) Task {
 func (t Task) id() string { return fmt.Sprintf("%s:%s:%d", t.Job, t.Unit, t.Fence) }
 
 func (t Task) queue() string {
-	if (t.Kind == export.KindExport || t.Kind == export.KindReferenced) && !t.Short {
+	if (t.Kind == export.KindExport || t.Kind == export.KindExportReferenced) && !t.Short {
 		return bulkQueue
 	}
 	return steeringQueue

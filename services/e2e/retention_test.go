@@ -75,7 +75,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep,
 	s.client = &http.Client{Transport: mapped{
 		to: strings.TrimPrefix(server.URL, "http://"), inner: &http.Transport{DisableCompression: true},
 	}}
-	worker, err := pipeline.New(pipeline.Defaults(), pipeline.Parts{
+	worker, err := pipeline.New(pipeline.Defaults(), pipeline.Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Source: source, Groups: groups, Access: access,
 		Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})

@@ -164,7 +164,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	pipelineConfig := pipeline.Defaults()
 	pipelineConfig.Retention = opts.retention
-	worker, err := pipeline.New(pipelineConfig, pipeline.Parts{
+	worker, err := pipeline.New(pipelineConfig, pipeline.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Source: source, Groups: groups, Access: access,
 		Now: time.Now, Logger: log, Registry: registry,
 	})

@@ -49,9 +49,9 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	defer w.metrics.busy.Dec()
 	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Attempt+1)
 	if lease.Unit.Short() {
-		end := sync.OnceFunc(w.shorts.begin(lease.Job))
+		end := sync.OnceFunc(w.shortUnits.begin(lease.Job))
 		// A plan or a references unit of a population is not short at all; others need not rest for it.
-		defer time.AfterFunc(courtesyLasts, end).Stop()
+		defer time.AfterFunc(shortUnitWindow, end).Stop()
 		defer end()
 	}
 	began := time.Now()
@@ -87,9 +87,9 @@ func (w *Worker) run(ctx context.Context, lease export.Lease) (jobstore.Commit, 
 		return w.plan(ctx, lease, job)
 	case export.KindExport:
 		return w.export(ctx, lease, job)
-	case export.KindReferences:
+	case export.KindResolveReferences:
 		return w.references(ctx, lease, job)
-	case export.KindReferenced:
+	case export.KindExportReferenced:
 		return w.referenced(ctx, lease, job)
 	case export.KindSeal:
 		return w.seal(ctx, lease, job)
@@ -291,7 +291,7 @@ func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Leas
 	if err != nil {
 		return err
 	}
-	if lease.Unit.Kind == export.KindReferences {
+	if lease.Unit.Kind == export.KindResolveReferences {
 		// What a lost attempt at it has cut would come to light with its failure.
 		if err := w.Jobs.Stage(ctx, lease, nil); err != nil {
 			return err

@@ -30,7 +30,7 @@ func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
 		t.Run(name, func(t *testing.T) {
 			all, _, _ := clinical(t)
 			all.problems = []source.Problem{{Type: "Observation", Place: "Observation.ndjson line 1", What: "not valid JSON"}}
-			b := newBench(t, all, row.members...)
+			b := newFixture(t, all, row.members...)
 			b.people.grant.Patients = row.patients
 			got := b.export("Observation", "Patient", "Practitioner")
 			got.wantLines(t)
@@ -44,7 +44,7 @@ func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
 
 func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
 	all, _, _ := clinical(t)
-	b := newBench(t, all, "pat-3", "pat-1", "pat-9", "pat-3", "pat-1", "pat-3") // an id may come twice
+	b := newFixture(t, all, "pat-3", "pat-1", "pat-9", "pat-3", "pat-1", "pat-3") // an id may come twice
 	b.people.grant.Patients = directory.AllBut("pat-9")
 	got := b.export("Observation", "Patient")
 	got.wantLines(t, patient(1), patient(3), observation(1, 1), observation(3, 3), observation(4, 3))
@@ -64,7 +64,7 @@ func TestAPermissionThatIsWithdrawnAfterTheKickoff(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, _, _ := clinical(t)
-			b := newBench(t, all, members...)
+			b := newFixture(t, all, members...)
 			id := b.kickOff("Observation", "Patient")
 			withdraw(b.people)
 			got := b.outcome(b.finish(b.worker(), id))
@@ -82,7 +82,7 @@ func TestATypeThatIsWithdrawnIsLeftOutAndReported(t *testing.T) {
 			`"managingOrganization":{"reference":"Organization/a"}}`,
 		`{"resourceType":"Practitioner","id":"a"}`, `{"resourceType":"Organization","id":"a"}`, observation(1, 1),
 	}
-	b := newBench(t, holding(t, lines...), members...)
+	b := newFixture(t, holding(t, lines...), members...)
 	id := b.kickOff("Observation", "Organization", "Patient", "Practitioner")
 	b.people.grant.Types = directory.AllBut("Observation", "Practitioner")
 	got := b.outcome(b.finish(b.worker(), id))
@@ -92,7 +92,7 @@ func TestATypeThatIsWithdrawnIsLeftOutAndReported(t *testing.T) {
 
 func TestAGroupThatIsGone(t *testing.T) {
 	all, _, _ := clinical(t)
-	b := newBench(t, all, members...)
+	b := newFixture(t, all, members...)
 	b.people.err = fmt.Errorf("group: %w", directory.ErrNoGroup)
 	got := b.export("Patient")
 	if got.job.State != export.Failed || !strings.Contains(got.job.Failure, "the group can no longer be exported") {
@@ -102,7 +102,7 @@ func TestAGroupThatIsGone(t *testing.T) {
 
 func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // pitfall 7
 	all, _, _ := clinical(t)
-	b := newBench(t, all, members...)
+	b := newFixture(t, all, members...)
 	b.people.err = errors.New("the directory is down")
 	got := b.export("Patient")
 	if got.job.State != export.Failed || !strings.Contains(got.job.Failure, "in 3 attempts") {
@@ -119,14 +119,14 @@ func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // pitfall 10
 		{Type: "Condition", Place: "Condition.ndjson line 1", What: "not valid JSON"}, // not asked for
 		{Place: "other.ndjson line 3", What: "no resourceType"},
 	}
-	got := newBench(t, all, members...).export("Observation")
+	got := newFixture(t, all, members...).export("Observation")
 	got.wantLines(t, observations...)
 	got.wantIssues(t, "error", "Observation.ndjson line 17: not valid JSON.", "other.ndjson line 3: no resourceType.")
 }
 
 func TestTypesThatTheStoreDoesNotHold(t *testing.T) {
 	all, _, _ := clinical(t)
-	b := newBench(t, all, members...)
+	b := newFixture(t, all, members...)
 	got := b.export("Encounter", "Flag")
 	got.wantLines(t)
 	got.wantIssues(t, "error")
@@ -216,7 +216,7 @@ func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
 }
 
 func TestTheLargestTypesComeFirstAndFewAtATime(t *testing.T) { // pitfall 25
-	b := newBench(t, holding(t,
+	b := newFixture(t, holding(t,
 		patient(1), observation(1, 1), observation(2, 1), observation(3, 1), condition(1, 1),
 		appointment(1, "pat-1"), appointment(2, "pat-1"),
 	), members...)

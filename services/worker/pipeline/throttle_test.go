@@ -12,7 +12,7 @@ import (
 // are under way.
 func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
 	for name, row := range map[string]struct {
-		others *shorts
+		others *activeShortUnits
 		works  time.Duration
 		rests  time.Duration
 	}{
@@ -25,13 +25,13 @@ func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := courtesy{shorts: row.others, job: "own"}
-				c.wrote(courtesyBytes) // from here on it is known how long it works
+				c := throttle{active: row.others, job: "own"}
+				c.wrote(throttleInterval) // from here on it is known how long it works
 				for range 10 {
 					began := time.Now()
-					c.wrote(courtesyBytes / 2)
+					c.wrote(throttleInterval / 2)
 					time.Sleep(row.works)
-					c.wrote(courtesyBytes / 2)
+					c.wrote(throttleInterval / 2)
 					if rested := time.Since(began) - row.works; rested != row.rests {
 						t.Fatalf("rested for %s, want %s", rested, row.rests)
 					}
@@ -42,8 +42,8 @@ func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
 }
 
 // underWay returns a count of short units of the jobs, and of some that have ended.
-func underWay(jobs ...export.JobID) *shorts {
-	s := new(shorts)
+func underWay(jobs ...export.JobID) *activeShortUnits {
+	s := new(activeShortUnits)
 	s.begin("other")()
 	for _, job := range jobs {
 		s.begin(job)

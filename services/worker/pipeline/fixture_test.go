@@ -35,9 +35,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// bench is a worker on a real Redis and a real object store, with a source and a directory that the test sets. Tests
+// fixture is a worker on a real Redis and a real object store, with a source and a directory that the test sets. Tests
 // drive it unit by unit, as the queue would, without the queue's waiting times.
-type bench struct {
+type fixture struct {
 	t        *testing.T
 	cfg      pipeline.Config
 	url      string // of Redis
@@ -60,15 +60,15 @@ var owner = export.Owner{Issuer: "https://issuer.example", Subject: "somebody"}
 
 const groupID = "the-group"
 
-// newBench returns a bench whose group has the members.
-func newBench(t *testing.T, src source.Source, members ...string) *bench {
+// newFixture returns a fixture whose group has the members.
+func newFixture(t *testing.T, src source.Source, members ...string) *fixture {
 	t.Helper()
-	return newBenchOn(t, testenv.Redis(t), src, members...)
+	return newFixtureOn(t, testenv.Redis(t), src, members...)
 }
 
-func newBenchOn(t *testing.T, url string, src source.Source, members ...string) *bench {
+func newFixtureOn(t *testing.T, url string, src source.Source, members ...string) *fixture {
 	t.Helper()
-	b := &bench{
+	fx := &fixture{
 		t: t, url: url, source: src, registry: prometheus.NewRegistry(), log: &lockedBuffer{}, beats: make(chan struct{}, 1),
 		people: &people{
 			members: members,
@@ -77,75 +77,75 @@ func newBenchOn(t *testing.T, url string, src source.Source, members ...string) 
 			},
 		},
 	}
-	b.cfg = pipeline.Defaults()
-	b.cfg.MaxAttempts = 3
-	b.cfg.Heartbeat = 5 * time.Millisecond
+	fx.cfg = pipeline.Defaults()
+	fx.cfg.MaxAttempts = 3
+	fx.cfg.Heartbeat = 5 * time.Millisecond
 	var err error
-	b.jobs, err = jobstore.Open(url, func() time.Time {
+	fx.jobs, err = jobstore.Open(url, func() time.Time {
 		select {
-		case b.beats <- struct{}{}:
+		case fx.beats <- struct{}{}:
 		default:
 		}
 		return instant
 	})
 	must(t, err)
-	b.tasks, err = queue.Open(url)
+	fx.tasks, err = queue.Open(url)
 	must(t, err)
 	s3 := testenv.ObjectStore(t)
-	b.proxy = objectstest.NewProxy(t, s3.Endpoint)
-	b.place = objects.Config{
-		Endpoint: b.proxy.Endpoint(), AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket,
+	fx.proxy = objectstest.NewProxy(t, s3.Endpoint)
+	fx.place = objects.Config{
+		Endpoint: fx.proxy.Endpoint(), AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket,
 	}
-	b.objects, err = objects.Open(b.place)
+	fx.objects, err = objects.Open(fx.place)
 	must(t, err)
-	must(t, b.objects.EnsureBucket(t.Context()))
+	must(t, fx.objects.EnsureBucket(t.Context()))
 	t.Cleanup(func() {
-		b.objects.Close()
-		must(t, errors.Join(b.tasks.Close(), b.jobs.Close()))
+		fx.objects.Close()
+		must(t, errors.Join(fx.tasks.Close(), fx.jobs.Close()))
 		// Every patient's id in these tests begins so.
-		if strings.Contains(b.log.String(), "pat-") {
-			t.Errorf("the log names a patient: %s", b.log)
+		if strings.Contains(fx.log.String(), "pat-") {
+			t.Errorf("the log names a patient: %s", fx.log)
 		}
 	})
-	return b
+	return fx
 }
 
 // worker returns a new worker: workers have no state between units.
-func (b *bench) worker() *pipeline.Worker {
-	b.t.Helper()
-	b.registry = prometheus.NewRegistry()
-	worker, err := pipeline.New(b.cfg, pipeline.Parts{
-		Jobs: b.jobs, Queue: b.tasks, Objects: b.objects, Source: b.source, Groups: b.people, Access: b.people,
-		Now: func() time.Time { return instant }, Logger: slog.New(slog.NewJSONHandler(b.log, nil)), Registry: b.registry,
+func (fx *fixture) worker() *pipeline.Worker {
+	fx.t.Helper()
+	fx.registry = prometheus.NewRegistry()
+	worker, err := pipeline.New(fx.cfg, pipeline.Deps{
+		Jobs: fx.jobs, Queue: fx.tasks, Objects: fx.objects, Source: fx.source, Groups: fx.people, Access: fx.people,
+		Now: func() time.Time { return instant }, Logger: slog.New(slog.NewJSONHandler(fx.log, nil)), Registry: fx.registry,
 	})
-	must(b.t, err)
+	must(fx.t, err)
 	return worker
 }
 
 // kickOff records a job as the API does.
-func (b *bench) kickOff(types ...string) export.JobID {
-	b.t.Helper()
+func (fx *fixture) kickOff(types ...string) export.JobID {
+	fx.t.Helper()
 	types = slices.Sorted(slices.Values(types)) // callers share theirs, in parallel
 	job := export.Job{
 		ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner,
 		Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: groupID, Types: types},
 	}
-	must(b.t, b.jobs.Create(b.t.Context(), job, export.FirstUnit()))
+	must(fx.t, fx.jobs.Create(fx.t.Context(), job, export.FirstUnit()))
 	return job.ID
 }
 
 // open returns the tasks that the job waits for, as the scheduler's rescue finds them. Units whose worker has not
 // settled them are taken for lost and come with a new fence.
-func (b *bench) open(id export.JobID) []queue.Task {
-	b.t.Helper()
-	ctx := b.t.Context()
-	_, err := b.jobs.Issue(ctx, id, 1000)
+func (fx *fixture) open(id export.JobID) []queue.Task {
+	fx.t.Helper()
+	ctx := fx.t.Context()
+	_, err := fx.jobs.Issue(ctx, id, 1000)
 	if errors.Is(err, export.ErrNotLive) {
 		return nil
 	}
-	must(b.t, err)
-	silent, err := b.jobs.Silent(ctx, id, -24*time.Hour, 1000)
-	must(b.t, err)
+	must(fx.t, err)
+	silent, err := fx.jobs.Silent(ctx, id, -24*time.Hour, 1000)
+	must(fx.t, err)
 	var tasks []queue.Task
 	for _, unit := range silent {
 		tasks = append(tasks, queue.Task{Kind: unit.Unit.Kind, Job: id, Unit: unit.Unit.ID, Fence: unit.Fence})
@@ -154,21 +154,21 @@ func (b *bench) open(id export.JobID) []queue.Task {
 }
 
 // finish has the worker do every task of the job until there is none.
-func (b *bench) finish(w *pipeline.Worker, id export.JobID) export.Job {
-	b.t.Helper()
-	return b.drive(id, func(task queue.Task) { must(b.t, w.Handle(b.t.Context(), task)) })
+func (fx *fixture) finish(w *pipeline.Worker, id export.JobID) export.Job {
+	fx.t.Helper()
+	return fx.drive(id, func(task queue.Task) { must(fx.t, w.Handle(fx.t.Context(), task)) })
 }
 
 // drive hands every task of the job to the function until there is none, and returns the job.
-func (b *bench) drive(id export.JobID, do func(queue.Task)) export.Job {
-	b.t.Helper()
+func (fx *fixture) drive(id export.JobID, do func(queue.Task)) export.Job {
+	fx.t.Helper()
 	for range 200 {
-		tasks := b.open(id)
+		tasks := fx.open(id)
 		if len(tasks) == 0 {
-			job, err := b.jobs.Job(b.t.Context(), id)
-			must(b.t, err)
+			job, err := fx.jobs.Job(fx.t.Context(), id)
+			must(fx.t, err)
 			if job.State.Live() {
-				b.t.Fatalf("the job is %s and has no task (pitfall 7)", job.State)
+				fx.t.Fatalf("the job is %s and has no task (pitfall 7)", job.State)
 			}
 			return job
 		}
@@ -176,14 +176,14 @@ func (b *bench) drive(id export.JobID, do func(queue.Task)) export.Job {
 			do(task)
 		}
 	}
-	b.t.Fatal("the job has not ended after 200 rounds")
+	fx.t.Fatal("the job has not ended after 200 rounds")
 	panic("unreachable")
 }
 
 // export runs one job to its end and returns what came of it.
-func (b *bench) export(types ...string) outcome {
-	b.t.Helper()
-	return b.outcome(b.finish(b.worker(), b.kickOff(types...)))
+func (fx *fixture) export(types ...string) outcome {
+	fx.t.Helper()
+	return fx.outcome(fx.finish(fx.worker(), fx.kickOff(types...)))
 }
 
 // outcome is what a client would find.
@@ -195,48 +195,48 @@ type outcome struct {
 }
 
 // outcome reads the manifest and every file that it lists, and checks each against what the manifest says of it.
-func (b *bench) outcome(job export.Job) outcome {
-	b.t.Helper()
+func (fx *fixture) outcome(job export.Job) outcome {
+	fx.t.Helper()
 	o := outcome{job: job, lines: map[string][]string{}}
 	if job.State != export.Completed {
 		if job.Manifest != "" {
-			b.t.Errorf("a %s job has a manifest", job.State)
+			fx.t.Errorf("a %s job has a manifest", job.State)
 		}
 		return o
 	}
 	names := map[string]bool{}
-	manifest := b.read(job.Manifest)
+	manifest := fx.read(job.Manifest)
 	if len(manifest) == 0 {
 		return o
 	}
-	for _, entry := range lines(b.t, manifest) {
+	for _, entry := range lines(fx.t, manifest) {
 		var file export.File
-		must(b.t, json.Unmarshal([]byte(entry), &file))
+		must(fx.t, json.Unmarshal([]byte(entry), &file))
 		o.files = append(o.files, file)
 		if names[file.Name] || names[file.Key] {
-			b.t.Errorf("%s is listed twice (pitfall 13)", file.Name)
+			fx.t.Errorf("%s is listed twice (pitfall 13)", file.Name)
 		}
 		names[file.Name], names[file.Key] = true, true
 		if file.Error != (file.Type == "OperationOutcome") {
-			b.t.Errorf("%s: type %s, error %v", file.Name, file.Type, file.Error)
+			fx.t.Errorf("%s: type %s, error %v", file.Name, file.Type, file.Error)
 		}
 		// The seal's own files stand in its result, which the record has too.
-		if recorded, err := b.jobs.File(b.t.Context(), job.ID, file.Name); err != nil || recorded != file {
-			b.t.Errorf("%s is %+v in the manifest and %+v in the record: %v", file.Name, file, recorded, err)
+		if recorded, err := fx.jobs.File(fx.t.Context(), job.ID, file.Name); err != nil || recorded != file {
+			fx.t.Errorf("%s is %+v in the manifest and %+v in the record: %v", file.Name, file, recorded, err)
 		}
 		// What the sweep would take for the garbage of a lost attempt must not be listed.
 		origin, ok := export.ParseKey(file.Key)
-		holds, err := b.jobs.Holds(b.t.Context(), job.ID, origin.Unit, origin.Fence)
+		holds, err := fx.jobs.Holds(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
 		if err != nil || !ok || !holds {
-			b.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
+			fx.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
 		}
-		for _, line := range b.readFile(file) {
+		for _, line := range fx.readFile(file) {
 			if !file.Error {
 				o.lines[file.Type] = append(o.lines[file.Type], line)
 				continue
 			}
 			var report fhir.OperationOutcome
-			must(b.t, json.Unmarshal([]byte(line), &report))
+			must(fx.t, json.Unmarshal([]byte(line), &report))
 			o.issues = append(o.issues, report.Issue...)
 		}
 	}
@@ -245,33 +245,33 @@ func (b *bench) outcome(job export.Job) outcome {
 	}
 	for _, issue := range o.issues {
 		if strings.Contains(issue.Diagnostics, "pat-") {
-			b.t.Errorf("an issue names a patient: %s", issue.Diagnostics)
+			fx.t.Errorf("an issue names a patient: %s", issue.Diagnostics)
 		}
 	}
 	return o
 }
 
-func (b *bench) read(key string) []byte {
-	b.t.Helper()
-	body, err := b.objects.Open(b.t.Context(), key, 0, -1)
-	must(b.t, err)
+func (fx *fixture) read(key string) []byte {
+	fx.t.Helper()
+	body, err := fx.objects.Open(fx.t.Context(), key, 0, -1)
+	must(fx.t, err)
 	data, err := io.ReadAll(body)
-	must(b.t, errors.Join(err, body.Close()))
+	must(fx.t, errors.Join(err, body.Close()))
 	return data
 }
 
-func (b *bench) readFile(file export.File) []string {
-	b.t.Helper()
-	stored := b.read(file.Key)
+func (fx *fixture) readFile(file export.File) []string {
+	fx.t.Helper()
+	stored := fx.read(file.Key)
 	sum := sha256.Sum256(stored)
 	unzip, err := gzip.NewReader(bytes.NewReader(stored))
-	must(b.t, err)
+	must(fx.t, err)
 	plain, err := io.ReadAll(unzip)
-	must(b.t, err)
-	found := lines(b.t, plain)
+	must(fx.t, err)
+	found := lines(fx.t, plain)
 	if file.Stored != int64(len(stored)) || file.SHA256 != hex.EncodeToString(sum[:]) ||
 		file.Bytes != int64(len(plain)) || file.Count != int64(len(found)) || file.Count == 0 {
-		b.t.Errorf("%+v is not what is stored: %d bytes, %d plain, %d lines", file, len(stored), len(plain), len(found))
+		fx.t.Errorf("%+v is not what is stored: %d bytes, %d plain, %d lines", file, len(stored), len(plain), len(found))
 	}
 	return found
 }
@@ -322,10 +322,10 @@ func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
 }
 
 // metric sums the worker's counters of the name whose labels have all of the values.
-func (b *bench) metric(name string, labels ...string) float64 {
-	b.t.Helper()
-	families, err := b.registry.Gather()
-	must(b.t, err)
+func (fx *fixture) metric(name string, labels ...string) float64 {
+	fx.t.Helper()
+	families, err := fx.registry.Gather()
+	must(fx.t, err)
 	sum := 0.0
 	for _, family := range families {
 		if family.GetName() != name {
@@ -344,10 +344,10 @@ func (b *bench) metric(name string, labels ...string) float64 {
 	return sum
 }
 
-func (b *bench) wantMetric(want float64, name string, labels ...string) {
-	b.t.Helper()
-	if got := b.metric(name, labels...); got != want {
-		b.t.Errorf("%s%v is %v, want %v", name, labels, got, want)
+func (fx *fixture) wantMetric(want float64, name string, labels ...string) {
+	fx.t.Helper()
+	if got := fx.metric(name, labels...); got != want {
+		fx.t.Errorf("%s%v is %v, want %v", name, labels, got, want)
 	}
 }
 
