@@ -46,8 +46,8 @@ func (s *Store) ReplaceClient(ctx context.Context, id string, old, record []byte
 	return nil
 }
 
-// RemoveClient deletes a client, or returns export.ErrNotFound. The client gets no more tokens; those that it has stay valid
-// until they expire.
+// RemoveClient deletes a client, or returns export.ErrNotFound. The client gets no more tokens; those that it has stay
+// valid until they expire.
 func (s *Store) RemoveClient(ctx context.Context, id string) error {
 	removed, err := s.redis.HDel(ctx, clientsKey, id).Result()
 	if err != nil {

@@ -27,8 +27,8 @@ func (l Limits) Check() error {
 	return nil
 }
 
-// Wait returns how long an address must wait before it may authenticate as the client, or zero. An address must wait when it
-// has failed too often itself, or when it has failed at all and the client has failed too often from all addresses. So
+// Wait returns how long an address must wait before it may authenticate as the client, or zero. An address must wait when
+// it has failed too often itself, or when it has failed at all and the client has failed too often from all addresses. So
 // failures from other addresses do not lock out a client whose own address has none, and an attacker with many addresses
 // has one attempt from each.
 func (s *Store) Wait(ctx context.Context, limits Limits, client, address string) (time.Duration, error) {

@@ -42,8 +42,8 @@ type Keys struct {
 	seals    []seal // the first one encrypts, all decrypt
 }
 
-// NewKeys returns the key ring of the store. Keys are encrypted with the secret, of at least 32 bytes. Keys encrypted with a
-// previous secret can be read too, so that the secret can change while replicas run.
+// NewKeys returns the key ring of the store. Keys are encrypted with the secret, of at least 32 bytes. Keys encrypted with
+// a previous secret can be read too, so that the secret can change while replicas run.
 func NewKeys(store *Store, schedule Schedule, secret string, previous ...string) (*Keys, error) {
 	if err := schedule.Check(); err != nil {
 		return nil, err

@@ -10,9 +10,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// UseOnce records for the given time that the issuer used the id, and reports whether this is the first use. An id is stored
-// as a digest, so that its length does not matter. After an error the use may have been recorded, and the caller must
-// treat the id as used.
+// UseOnce records for the given time that the issuer used the id, and reports whether this is the first use. An id is
+// stored as a digest, so that its length does not matter. After an error the use may have been recorded, and the caller
+// must treat the id as used.
 func (s *Store) UseOnce(ctx context.Context, issuer, id string, keep time.Duration) (bool, error) {
 	err := s.redis.SetArgs(ctx, usedPrefix+digest(issuer, id), "", redis.SetArgs{
 		Mode: "NX", TTL: max(keep, time.Second),

@@ -36,7 +36,8 @@ var (
 func (c Client) Check() error {
 	var problems []error
 	if !clientID.MatchString(c.ID) {
-		problems = append(problems, errors.New("the id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : / @ -, and begin with a letter or digit"))
+		problems = append(problems,
+			errors.New("the id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : / @ -, and begin with a letter or digit"))
 	}
 	if count(c.JWKSURL != "", len(c.JWKS) > 0, c.SecretHash != "") != 1 {
 		problems = append(problems, errors.New("needs exactly one of a JWKS URL, a JWKS and a secret"))
@@ -104,8 +105,8 @@ func NewSecret() string {
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// HashSecret returns the stored form of a secret. Passwords need a slow hash, but a secret of NewSecret does not: 256 random
-// bits cannot be guessed, however fast the hash is.
+// HashSecret returns the stored form of a secret. Passwords need a slow hash, but a secret of NewSecret does not: 256
+// random bits cannot be guessed, however fast the hash is.
 func HashSecret(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return hex.EncodeToString(sum[:])

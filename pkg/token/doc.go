@@ -14,7 +14,7 @@
 // seconds; tokens bound to a key (cnf). It ignores headers that bring their own key (jwk, jku, x5c, x5u): keys come from
 // the configuration alone. No error holds any part of a token.
 //
-// The keyring is our own code because jwk.Cache of the JOSE library limits neither the size of a response nor the time that
-// a stale set serves, and cannot fetch a set for an unknown key; the caches are plain LRUs with a time in each entry because
-// expirable of golang-lru has one lifetime for all entries, no injected clock, and a goroutine that never ends.
+// The keyring is our own code because jwk.Cache of the JOSE library limits neither the size of a response, nor the time
+// that a stale set serves, nor the rate of fetches for unknown keys. The caches are plain LRUs with a time in each entry
+// because expirable of golang-lru has one lifetime for all entries, no injected clock, and a goroutine that never ends.
 package token

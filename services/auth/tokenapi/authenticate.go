@@ -22,8 +22,8 @@ type proof struct {
 	flaw      error // why no client could authenticate with it; nil if one could
 }
 
-// readProof returns the proof of a request. Several proofs, or one in an unsupported place, are an invalid request (RFC 6749
-// section 2.3); a malformed one is a failed authentication.
+// readProof returns the proof of a request. Several proofs, or one in an unsupported place, are an invalid request (RFC
+// 6749 section 2.3); a malformed one is a failed authentication.
 func (s *Service) readProof(r *http.Request, form map[string]string) (proof, *problem) {
 	headers := r.Header.Values("Authorization")
 	asserted := form["client_assertion"] != "" || form["client_assertion_type"] != ""
