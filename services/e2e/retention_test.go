@@ -33,8 +33,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
-// inProcess is the whole service in the test's process, on real servers, with a clock that the test moves. It answers
-// like a stack.
+// inProcess runs the whole service in the process of the test, on real servers, with a clock that the test sets.
 func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner, clock *atomic.Int64) {
 	t.Helper()
 	clock = &atomic.Int64{}
@@ -46,7 +45,7 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	issuer, err := development.Open(filepath.Join(t.TempDir(), "issuer"))
 	must(t, err)
 	s.issuer = issuer
-	// Tokens live by the real clock: it is the job that grows old in these tests, not the client's credentials.
+	// Tokens use the real clock; only jobs age in these tests.
 	tokens, err := token.NewVerifier(token.Config{Issuers: []token.Issuer{{
 		Name: development.IssuerName, Audiences: []string{publicBase}, JWKSFile: issuer.JWKSFile(),
 	}}})
@@ -123,6 +122,7 @@ func (s *stack) awaitPurge(status string) {
 }
 
 func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
+	t.Parallel()
 	data := generated(t, 6)
 	s, passes, clock := inProcess(t, data)
 	status := s.kickoff("all", "")
@@ -139,21 +139,21 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 	}
 	never := s.answer(publicBase + "/exports/" + string(export.NewJobID()))
 
-	// The header is in whole seconds; the job's own instant lies within that second.
+	// The header is in whole seconds; the expiry of the job is within that second.
 	clock.Store(expires.Add(-time.Second).UnixMilli())
 	must(t, passes.Expire(t.Context()))
 	must(t, passes.Sweep(t.Context()))
 	sameLines(t, "a second before", s.lines(s.wait(status, time.Minute).Output), before)
 
 	clock.Store(expires.Add(time.Second).UnixMilli())
-	// By the clock alone, before any sweep: status and files are the same 404 as what never was.
+	// Before any sweep, status and files are the same 404 as an unknown job.
 	for what, url := range map[string]string{"status": status, "file": m.Output[0].URL} {
 		if got := s.answer(url); got != never {
-			t.Errorf("%s after expiry: %s\nwant the answer of what never was: %s", what, got, never)
+			t.Errorf("%s after expiry: %s\nwant that of an unknown job: %s", what, got, never)
 		}
 	}
 	if keys := s.objectKeys(); len(keys) == 0 {
-		t.Fatal("the objects are gone before the sweep: the test shows nothing")
+		t.Fatal("the objects are deleted before the sweep")
 	}
 	must(t, passes.Expire(t.Context()))
 	s.awaitPurge(status)
@@ -179,13 +179,14 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 }
 
 func TestCancelDeletesEverything(t *testing.T) { // spec 5, pitfalls 15, 16
+	t.Parallel()
 	data := generated(t, 6)
 	s, passes, _ := inProcess(t, data)
 	status := s.kickoff("all", "")
 	m := s.wait(status, time.Minute)
 	never := s.answer(publicBase + "/exports/" + string(export.NewJobID()))
 	if resp := s.request(http.MethodDelete, status, "other", nil); resp.StatusCode != http.StatusNotFound {
-		t.Errorf("somebody else's DELETE: %s", resp.Status)
+		t.Errorf("DELETE by another owner: %s", resp.Status)
 	}
 	if resp := s.request(http.MethodDelete, status, "everything", nil); resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("DELETE: %s", resp.Status)
@@ -210,7 +211,7 @@ func TestCancelDeletesEverything(t *testing.T) { // spec 5, pitfalls 15, 16
 	}
 }
 
-// answer is all that a client can see of an answer: status, headers that do not differ by nature, and body.
+// answer is a response as a client sees it: status, headers except Date and X-Request-Id, and body.
 func (s *stack) answer(url string) string {
 	s.t.Helper()
 	resp := s.request(http.MethodGet, url, "everything", nil)

@@ -69,7 +69,7 @@ func TestAuditVerify(t *testing.T) {
 		{[]string{"--expect-head", before, "--expect-head", head, files[0]}, ExitFailure, "the log was shortened"},
 		{[]string{"--after", before, files[1]}, ExitGood, ""},
 		{[]string{files[1]}, ExitFailure, "the lines before it are missing"},
-		{[]string{files[1], files[0]}, ExitFailure, "line 1: the chain"},
+		{[]string{files[1], files[0]}, ExitFailure, "line 1: chain"},
 	} {
 		code, _, stderr := auditVerify(t, append([]string{"--key-file", key}, tc.args...)...)
 		if code != tc.code || !strings.Contains(stderr, tc.contains) || (tc.contains == "") != (stderr == "") {
@@ -88,7 +88,7 @@ func TestAuditVerifyFindsAnAlteredLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, stdout, stderr := auditVerify(t, "--key-file", key, files[0], files[1])
-	want := "sluice: the audit log is invalid: " + files[0] + ", line 2: it was altered, or is under another key\n"
+	want := "sluice: the audit log is invalid: " + files[0] + ", line 2: it was altered, or was written under another key\n"
 	if code != ExitFailure || stderr != want || strings.Contains(stdout, "valid") || strings.Count(stdout, "\n") != 2 {
 		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
 	}
@@ -112,7 +112,7 @@ func TestAuditVerifyWithoutAKey(t *testing.T) {
 		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
 	}
 	code, _, stderr = auditVerify(t, "--key-file", write(t, auditKey), files[0], files[1])
-	if code != ExitFailure || !strings.Contains(stderr, "not under a key, although one was given") {
+	if code != ExitFailure || !strings.Contains(stderr, "written without a key, and a key is given") {
 		t.Errorf("with a key: exit %d, %q", code, stderr)
 	}
 	if got := printable("\x1b[2Jhost\n"); got != "?[2Jhost?" {
@@ -133,7 +133,7 @@ func TestAuditUsage(t *testing.T) {
 		{[]string{"--key-file", write(t, "short\n"), file}, ExitFailure, "at least 32 bytes"},
 		{[]string{"--key-file", "/nowhere", file}, ExitFailure, "read the key"},
 		{[]string{"/nowhere"}, ExitFailure, "/nowhere"},
-		{[]string{write(t, "")}, ExitFailure, "no lines"},
+		{[]string{write(t, "")}, ExitFailure, "the log is empty"},
 	} {
 		code, _, stderr := auditVerify(t, tc.args...)
 		if code != tc.code || !strings.Contains(stderr, tc.contains) {

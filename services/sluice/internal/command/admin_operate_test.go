@@ -256,7 +256,7 @@ func TestAdminKickoffs(t *testing.T) {
 	d.do(0, "open", "kickoffs", "show")
 	d.do(0, "until they are resumed", "kickoffs", "pause", "--reason", "the array is being rebuilt")
 	d.do(0, "the array is being rebuilt", "kickoffs", "show")
-	d.do(0, "is paused until 2", "kickoffs", "pause", "--reason", "two", "--for", "30m")
+	d.do(0, "are paused until 2", "kickoffs", "pause", "--reason", "two", "--for", "30m")
 	state := decode[map[string]any](t, d.do(0, "", "kickoffs", "show", "--json"))
 	if state["open"] != false || state["reason"] != "two" || state["until"] == nil {
 		t.Errorf("%v", state)
@@ -467,7 +467,7 @@ func TestAdminChangesAreRecorded(t *testing.T) {
 	}
 	d.do(0, "the schema", "migrate", "--database", database)
 	d.do(0, "registered client app", register("app")...)
-	d.do(1, "registered already", register("app")...)
+	d.do(1, "already registered", register("app")...)
 	d.do(0, "", "group", "create", "study", "p1", "--database", database)
 	d.do(0, "", "grant", "set", "--issuer", "i", "--subject", "s", "--types", "all", "--groups", "all", "--patients", "all",
 		"--database", database)
