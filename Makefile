@@ -7,23 +7,27 @@ FUZZTIME ?= 60s
 
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: ## run everything in one process on this machine; state is kept in .state
+run: ## run all services in one process; state is kept in .state
 	@CGO_ENABLED=0 go build -trimpath -o bin/ ./services/standalone
 	@exec bin/standalone --state .state
 
 .PHONY: demo
-demo: ## show an export from kick-off to files, on synthetic patients
+demo: ## run one export from kick-off to verified files, with synthetic patients
 	@scripts/demo.sh
 
 .PHONY: test
-test: ## run all tests under the race detector beside a real Redis and MinIO; a skip fails
+test: ## run the tests under the race detector beside a real Redis, MinIO and PostgreSQL; a skip fails
 	@scripts/test.sh
 
+.PHONY: test-long
+test-long: ## also run the long tests: outages, storms of stops, a rolling upgrade, the admin page in a browser
+	@TESTFLAGS="-tags=long $(TESTFLAGS)" scripts/test.sh
+
 .PHONY: verify
-verify: ## check what no test does: modules, generated code, proto compatibility, lint, layout
+verify: ## run all other checks: modules, generated code, lint, vulnerabilities, alert rules, Kubernetes
 	@scripts/verify.sh
 
 .PHONY: bench
@@ -31,34 +35,39 @@ bench: ## measure export throughput
 	@scripts/bench.sh
 
 .PHONY: fuzz
-fuzz: ## fuzz every fuzz target for FUZZTIME (60s) each
+fuzz: ## run every fuzz target for FUZZTIME (60s) each
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
 .PHONY: shots
-shots: ## take the pictures of the operator's page in docs/img anew
+shots: ## retake the screenshots of the admin page in docs/img
 	@mkdir -p docs/img
-	@SLUICE_SCREENSHOTS=$(CURDIR)/docs/img TESTFLAGS=-run=TestOperatorsPage scripts/test.sh ./services/e2e
+	@SLUICE_SCREENSHOTS=$(CURDIR)/docs/img TESTFLAGS="-tags=long -run=TestOperatorsPage" scripts/test.sh ./services/e2e
 
 .PHONY: gen
-gen: ## regenerate proto/ from its .proto files
-	@scripts/gen.sh proto
+gen: ## regenerate the Go of proto/ and the PrometheusRule of k8s/monitoring
+	@scripts/gen.sh .
 
 .PHONY: lint
 lint: ## run golangci-lint over each module
 	@scripts/lint.sh
 
+.PHONY: settings
+settings: ## regenerate the table in docs/configuration.md
+	@go run ./services/config/internal/configdoc docs/configuration.md
+gen: settings
+
 .PHONY: build
 build: ## build every service into bin/
 	@mkdir -p bin
-	@mains=$$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./services/...); \
+	@mains=$$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./services/... | grep -v /internal/); \
 		if [ -z "$$mains" ]; then echo "services/ has no main package" >&2; exit 1; fi; \
 		CGO_ENABLED=0 go build -trimpath -o bin/ $$mains; \
 		for main in $$mains; do echo "bin/$${main##*/}"; done
 
 .PHONY: up
-up: ## start the whole system in containers with sample data, and say how to export
+up: ## start the whole system in containers with sample data, and print how to export
 	@scripts/compose.sh up
 
 .PHONY: down
-down: ## remove the containers, what they hold, and their secrets
+down: ## remove the containers, their volumes and their secrets
 	@scripts/compose.sh down

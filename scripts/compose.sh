@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # compose.sh up|down|prepare|keys: the whole system in containers, by docker-compose.yml.
 #
-#   up       makes what is missing (.env, secrets, a certificate), builds, starts and waits, loads sample data, registers
-#            a demo client and says how to export. Again: brings everything to the present state of the tree.
-#   down     removes the containers, what they hold, and the secrets, which are good for nothing without it.
-#   prepare  makes .env and the secrets and starts nothing; keys makes what a container of ours has to make: the
-#            certificate and the demo client's key. After both, `docker compose` works by hand.
+#   up       creates missing files (.env, secrets, a certificate), builds, starts and waits, loads sample data, registers
+#            a demo client and prints how to export. It may run again after a change.
+#   down     removes the containers, their volumes and the secrets.
+#   prepare  creates .env and the secrets; keys creates the certificate and the key of the demo client, in a container.
+#            After both, `docker compose` works by hand.
 #
-# SLUICE_COMPOSE_STATE names another folder for the secrets than .compose, and for .env, for tests.
+# SLUICE_COMPOSE_STATE names another folder than .compose for the secrets, and for .env.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,14 +31,14 @@ need_docker() {
 		missing "docker has no compose plugin: see https://docs.docker.com/compose/install/"
 	fi
 	if ! docker info >/dev/null 2>&1; then
-		missing "the docker daemon does not answer: start it"
+		missing "the docker daemon does not respond: start it"
 	fi
 }
 
 random() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
 
-# write FILE: from standard input, in one step. Containers run as other accounts than ours and get these files as they
-# are, so everybody may read them; that nobody but us may enter their folder is what keeps them.
+# write FILE: writes standard input to a file, atomically. Containers run as other accounts and get these files with their
+# mode, so all users may read them; the mode of their folder protects them.
 write() {
 	local new=$state/.new-$1
 	cat >"$new"
@@ -46,7 +46,7 @@ write() {
 	mv -f "$new" "$state/$1"
 }
 
-# once FILE: the same, unless it is there.
+# once FILE: the same, unless the file exists.
 once() {
 	if [ -e "$state/$1" ]; then
 		cat >/dev/null
@@ -55,7 +55,7 @@ once() {
 	fi
 }
 
-# setting NAME: what the environment says or else .env, as docker compose sees it.
+# setting NAME: the value in the environment, or else in .env, as in docker compose.
 setting() {
 	if [ -n "${!1+set}" ]; then
 		echo "${!1}"
@@ -69,7 +69,7 @@ prepare() {
 	chmod 700 "$state"
 	if [ ! -e "$settings" ]; then
 		cp .env.example "$settings"
-		echo "compose.sh: .env is made from .env.example" >&2
+		echo "compose.sh: created .env from .env.example" >&2
 	fi
 	random 24 | once redis_password
 	random 24 | once postgres_password
@@ -94,7 +94,7 @@ api_url() { echo "https://localhost:$(setting API_PORT)/fhir"; }
 auth_url() { echo "https://localhost:$(setting AUTH_PORT)/auth"; }
 keycloak_url() { echo "https://localhost:$(setting KEYCLOAK_PORT)/realms/health"; }
 
-# issuers is the file of docs/access.md. Clients reach the token service by its published port, the API by its name.
+# issuers prints the file of docs/access.md. Clients use the published port of the token service, the API uses its name.
 issuers() {
 	cat <<-EOF
 		issuers:
@@ -116,21 +116,20 @@ keycloak_issuer() {
 	EOF
 }
 
-# The realm has the demo client with its own key, so that it exports with tokens of either issuer.
+# The realm has the demo client with the same key, so it can export with tokens of either issuer.
 keycloak_realm() {
 	local realm keys
 	realm=$(<scripts/compose/keycloak-realm.json)
-	keys=$(tr -d '\n' <"$state/client/$client.jwks.json" | sed 's/\\/\\\\/g; s/"/\\"/g') # text in a text of JSON
+	keys=$(tr -d '\n' <"$state/client/$client.jwks.json" | sed 's/\\/\\\\/g; s/"/\\"/g') # a JSON string
 	realm=${realm//@AUDIENCE@/"$(api_url)"}
 	realm=${realm//@CLIENT@/"$client"}
 	printf '%s\n' "${realm//@KEYS@/"$keys"}"
 }
 
-# run FLAGS... sluice ARGUMENTS...: the command line in a container of its own.
+# run FLAGS... sluice ARGUMENTS...: runs the command line in a container.
 run() { compose run --rm --no-TTY "$@"; }
 
-# keys makes what is missing of the certificate and the demo client's key. Both are written into the folder of the secrets,
-# by our account and beside no store.
+# keys creates the certificate and the demo client's key in the folder of the secrets, with our account, unless they exist.
 keys() {
 	local own=(--no-deps --user "$(id -u):$(id -g)" --volume "$(cd "$state" && pwd):/keys" sluice)
 	if [ ! -e "$state/tls.key" ]; then
@@ -147,12 +146,12 @@ keys() {
 	keycloak_realm | write keycloak-realm.json
 }
 
-# sample brings the sample data and the demo client; all of it may be there already.
+# sample loads the sample data and registers the demo client, unless they exist.
 sample() {
 	local issuer folder
 	folder=$(cat "$state/sample" 2>/dev/null || true)
 	if [[ $folder != "$patients-"* ]]; then
-		folder=$patients-$(random 4) # a population that was broken off is in another one
+		folder=$patients-$(random 4) # an incomplete population is in another folder
 		run sluice synth --patients "$patients" --seed 1 --out "/sample/$folder"
 		printf '%s' "$folder" | write sample
 	fi
@@ -172,14 +171,14 @@ quickstart() {
 		Everything is up and healthy. FHIR base: $(api_url)
 		The demo client's private key: $state/client/$client.key.json
 
-		Export everybody ($patients synthetic patients), and check what came (\`make build\` makes bin/sluice):
+		Export all $patients synthetic patients and verify the files (\`make build\` builds bin/sluice):
 
 		  SSL_CERT_FILE=$state/ca.pem bin/sluice export --base $(api_url) --group $group --out $state/export \\
 		    --client-id $client --client-key $state/client/$client.key.json
 		  bin/sluice verify $state/export
 
-		The operator's page: http://127.0.0.1:$(setting SCHEDULER_PORT)/operator/
-		More workers: docker compose up --detach --scale worker=4 --no-recreate. More of everything: docs/containers.md
+		The admin page: http://127.0.0.1:$(setting SCHEDULER_PORT)/operator/
+		More workers: docker compose up --detach --scale worker=4 --no-recreate. More: docs/containers.md
 	EOF
 }
 
@@ -207,7 +206,7 @@ up() {
 
 down() {
 	need_docker
-	prepare # the file cannot be read without its variables
+	prepare # docker-compose.yml needs its variables
 	compose --profile '*' down --volumes --remove-orphans
 	rm -rf "$state"
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole service on one machine, in a minute: invents a population, serves it, exports it with the command line,
-# checks every file, and compares what came home with what was invented. Leaves no process and no file behind.
-# The exit code says whether all of it was right. Usage: scripts/demo.sh [PATIENTS]
+# demo.sh [PATIENTS]: the whole service on one machine, in a minute. Generates a population, serves it, exports it with the
+# command line, verifies every file, and compares the exported resources with the generated ones. It leaves no process and
+# no file behind, and exits with 0 when everything matches.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,7 +32,7 @@ clean() {
   trap - EXIT INT TERM
   stop_server || true
   if ((code != 0)) && [[ -s $log ]]; then
-    echo "The server's last words:" >&2
+    echo "The end of the server's log:" >&2
     tail -n 20 "$log" >&2
   fi
   rm -rf "$dir"
@@ -42,16 +42,16 @@ trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-say() { printf '\n== %s\n' "$*"; }
+step() { printf '\n== %s\n' "$*"; }
 fail() {
   echo "demo: $*" >&2
   exit 1
 }
 
-# alive ends the demo when the server has ended.
-alive() { kill -0 "$server" 2>/dev/null || fail "the server ended by itself"; }
+# alive fails the demo when the server has exited.
+alive() { kill -0 "$server" 2>/dev/null || fail "the server has exited"; }
 
-# answers HOST PORT PATH: the server says 200. Needs nothing but bash.
+# answers HOST PORT PATH: whether the server responds with 200, without any program but bash.
 answers() {
   local line=
   {
@@ -61,7 +61,7 @@ answers() {
   [[ $line == "HTTP/1.1 200 "* ]]
 } 2>/dev/null
 
-# lines GLOB...: the number of lines of all files that match, 0 when none does.
+# lines GLOB...: the number of lines of all matching files.
 lines() {
   local files=() glob
   for glob in "$@"; do
@@ -74,14 +74,14 @@ lines() {
   fi
 }
 
-say "Building"
-make build
+step "Building"
+CGO_ENABLED=0 go build -trimpath -o bin/ ./services/standalone ./services/sluice
 mkdir -m 700 "$state"
 
-say "Inventing $patients patients; no person among them exists"
+step "Generating $patients synthetic patients"
 bin/sluice synth --patients "$patients" --seed 1 --out "$data"
 
-say "Serving them: API, workers, queue and object store in one process"
+step "Serving them: API, workers, queue and object store in one process"
 bin/standalone --data "$data" --state "$state" --addr 127.0.0.1:0 >"$log" 2>&1 &
 server=$!
 deadline=$((SECONDS + wait_for))
@@ -100,40 +100,39 @@ until answers "$host" "$port" /readyz; do
 done
 echo "ready at $base"
 
-say "Exporting the group of everybody, with tokens of the development issuer"
+step "Exporting the group of all patients, with tokens of the development issuer"
 bin/sluice export --base "$base" --state "$state" --group all --out "$out"
 
-say "Checking every file against the manifest"
+step "Checking every file against the manifest"
 bin/sluice verify "$out"
 
-say "Comparing what came home with what was invented"
+step "Comparing the exported with the generated resources"
 wrong=0 compared=0
 while IFS= read -r type; do
-  invented=$(lines "$data/$type.ndjson" "$data/$type.[0-9]*.ndjson")
+  generated=$(lines "$data/$type.ndjson" "$data/$type.[0-9]*.ndjson")
   exported=$(lines "$out/$type.*ndjson")
   right=no
   case $type in
-    Group) # never leaves with patients
+    Group) # is never exported
       ((exported == 0)) && right=yes
       ;;
-    Organization | Location | Practitioner | PractitionerRole | Medication) # those that somebody's record names
-      ((exported > 0 && exported <= invented)) && right=yes
+    Organization | Location | Practitioner | PractitionerRole | Medication) # only if a patient's record refers to it
+      ((exported > 0 && exported <= generated)) && right=yes
       ;;
     *)
-      ((exported == invented)) && right=yes
+      ((exported == generated)) && right=yes
       ;;
   esac
   if [[ $right == no ]]; then
-    echo "$type: $invented invented, $exported exported" >&2
+    echo "$type: $generated generated, $exported exported" >&2
     wrong=$((wrong + 1))
   fi
   compared=$((compared + 1))
 done < <(find "$data" -maxdepth 1 -name '*.ndjson' | sed -E 's|.*/([A-Za-z]+)\..*|\1|' | sort -u)
-((compared > 0)) || fail "nothing was invented"
+((compared > 0)) || fail "nothing was generated"
 ((wrong == 0)) || fail "$wrong of $compared types differ"
-echo "all $compared types are as they should be: every resource of every patient, the shared ones that their records"
-echo "name, and no Group"
+echo "all $compared types match: every resource of every patient, the resources they refer to, and no Group"
 
-say "Stopping the server"
-stop_server || fail "the server did not stop in order"
-echo "done; nothing is left behind"
+step "Stopping the server"
+stop_server || fail "the server did not stop cleanly"
+echo "done"

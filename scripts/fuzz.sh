@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# fuzz.sh: runs every fuzz target for FUZZTIME (60s) each. What breaks one is left in its testdata/fuzz: commit it.
-# The seeds are run by `make test` as well. An input is made smaller for a second at most: by default that may take all of
-# the time that there is.
+# fuzz.sh: runs every fuzz target for FUZZTIME (60s) each. Failing inputs are stored in testdata/fuzz: commit them. `make
+# test` runs the seeds. Minimizing is limited to a second, because it may use the whole time otherwise.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 targets=$(git grep -Eo --untracked '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' || true)
 if [ -z "$targets" ]; then
-	echo "fuzz: there are no fuzz targets" >&2
+	echo "fuzz: no fuzz targets found" >&2
 	exit 1
 fi
 code=0

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# servers.sh COMMAND...: runs the command beside a real Redis, a real MinIO and a real PostgreSQL of its own.
+# servers.sh COMMAND...: runs the command beside a Redis, a MinIO and a PostgreSQL of its own, and exits with its code.
 #
-# They listen on free ports of 127.0.0.1, keep what they hold in one temporary folder, and are stopped and removed
-# with it when the command ends, however it ends. The command finds them in SLUICE_TEST_REDIS, SLUICE_TEST_S3 and
-# SLUICE_TEST_POSTGRES, and PostgreSQL's programs in the folder SLUICE_TEST_POSTGRES_BIN; its exit code is this
-# script's. `scripts/servers.sh bash` is a shell with servers.
+# The servers listen on free ports of 127.0.0.1 and store their data in one temporary folder. They are stopped and the
+# folder is removed when the command ends. SLUICE_TEST_REDIS, SLUICE_TEST_S3 and SLUICE_TEST_POSTGRES hold their
+# addresses, SLUICE_TEST_POSTGRES_BIN the folder of PostgreSQL's programs. `scripts/servers.sh bash` starts a shell.
 set -euo pipefail
 
 if [ $# = 0 ]; then
@@ -17,8 +16,8 @@ command -v redis-server >/dev/null ||
 	"$scripts/need.sh" redis-server "tests run against a real Redis" redis-server
 minio=$("$scripts/tool.sh" minio)
 
-# find_postgres sets postgres_bin to the folder of PostgreSQL's programs: those in PATH, else the newest of those that
-# Debian keeps out of it. What is older than 14 is passed over.
+# find_postgres sets postgres_bin to the folder of PostgreSQL's programs, version 14 or later: in PATH, or the newest in
+# Debian's folders.
 find_postgres() {
 	local found version
 	while IFS= read -r found; do
@@ -48,7 +47,7 @@ fi
 dir=$(mktemp -d "${TMPDIR:-/tmp}/sluice-servers.XXXXXX")
 mkdir "$dir/postgres"
 as_postgres=()
-if [ "$(id -u)" = 0 ]; then # as which PostgreSQL refuses to run
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
 	account=postgres
 	id "$account" >/dev/null 2>&1 || account=nobody
 	as_postgres=(setpriv --reuid="$account" --regid="$(id -g "$account")" --clear-groups)
@@ -60,21 +59,21 @@ redis_pid='' minio_pid='' postgres_pid='' command_pid=''
 
 stop() {
 	trap '' INT TERM HUP
-	# Each is the leader of its own process group (set -m), so that what it started goes with it.
+	# Each process leads a process group (set -m), so its children are stopped, too.
 	if [ -n "$command_pid" ]; then
 		kill -TERM -- "-$command_pid" 2>/dev/null || true
 		wait "$command_pid" 2>/dev/null || true
 	fi
 	stop_postgres
 	for pid in $redis_pid $minio_pid; do
-		kill -KILL -- "-$pid" 2>/dev/null || true # nothing in them is worth a farewell
+		kill -KILL -- "-$pid" 2>/dev/null || true # no data to keep
 		wait "$pid" 2>/dev/null || true
 	done
 	rm -rf "$dir"
 }
 
-# stop_postgres ends PostgreSQL by an immediate shutdown. After a SIGKILL its backends, which are no part of its group,
-# would run until they notice, and a segment of System V's shared memory would stay behind in the system.
+# stop_postgres stops PostgreSQL with an immediate shutdown. SIGKILL would leave its backends, which are not in its process
+# group, running for a while, and a System V shared memory segment behind.
 stop_postgres() {
 	local deadline=$((SECONDS + 10))
 	if [ -z "$postgres_pid" ]; then
@@ -91,9 +90,9 @@ trap stop EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
-set -m # a Ctrl-C goes to the command; the servers outlive it and are stopped last
+set -m # Ctrl-C reaches the command only; the servers are stopped after it
 
-# free_port sets port to one that nobody listens on, below the range that the system hands out by itself.
+# free_port sets port to a free one, below the range of ephemeral ports.
 free_port() {
 	local tries
 	for tries in {1..100}; do
@@ -106,8 +105,8 @@ free_port() {
 	exit 1
 }
 
-# start NAME HEALTHY BEGIN: calls BEGIN with a free port and waits until HEALTHY says that it serves. A server that
-# ends by itself (the port was taken meanwhile) is begun again on another one.
+# start NAME HEALTHY BEGIN: calls BEGIN with a free port and waits until HEALTHY succeeds. A server that exits (the port
+# was taken meanwhile) is started again on another port.
 start() {
 	local name=$1 healthy=$2 begin=$3 try deadline
 	for try in 1 2 3; do
@@ -124,13 +123,13 @@ start() {
 		kill -KILL -- "-$pid" 2>/dev/null || true
 		wait "$pid" 2>/dev/null || true
 	done
-	echo "servers.sh: $name did not come up after $try tries; it said:" >&2
+	echo "servers.sh: $name did not start after $try tries; its log:" >&2
 	tail -n 20 "$dir/$name.log" >&2
 	exit 1
 }
 
 begin_redis() {
-	# 4096 databases: each test takes one of its own.
+	# Each test takes its own database.
 	redis-server --bind 127.0.0.1 --port "$port" --dir "$dir" --save "" --appendonly no \
 		--maxmemory-policy noeviction --databases 4096 --daemonize no --supervised no \
 		>"$dir/redis.log" 2>&1 </dev/null &
@@ -142,7 +141,7 @@ healthy_redis() {
 }
 
 begin_minio() {
-	# With a key of its own, sluice-test, it can encrypt what it is asked to.
+	# Tests of server-side encryption use the key sluice-test.
 	MINIO_ROOT_USER=$access MINIO_ROOT_PASSWORD=$secret MINIO_BROWSER=off MINIO_UPDATE=off \
 		MINIO_KMS_SECRET_KEY="sluice-test:$kms" \
 		"$minio" server --address "127.0.0.1:$port" --certs-dir "$dir/certs" "$dir/minio" \
@@ -152,7 +151,7 @@ begin_minio() {
 
 healthy_minio() {
 	local line
-	# "cluster" is the probe that answers 200 only when writes are taken.
+	# The probe "cluster" returns 200 when the server accepts writes.
 	{
 		exec 3<>"/dev/tcp/127.0.0.1/$port" &&
 			printf 'GET /minio/health/cluster HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n' >&3 &&
@@ -161,7 +160,7 @@ healthy_minio() {
 	[[ $line == HTTP/1.?' 200 '* ]]
 }
 
-# init_postgres begins to make the database cluster, which takes as long as all the rest.
+# init_postgres creates the database cluster in the background; it takes as long as everything else together.
 init_postgres() {
 	local init=("$postgres_bin/initdb" -D data -U postgres -A scram-sha-256 --pwfile=password
 		--encoding=UTF8 --locale=C --no-sync)
@@ -172,7 +171,7 @@ init_postgres() {
 
 begin_postgres() {
 	local server=("$postgres_bin/postgres" -D data -h 127.0.0.1 -p "$port" -k '' -N 200 -B 128MB
-		-c fsync=off -c synchronous_commit=off -c full_page_writes=off) # it survives nothing, so it waits for no disk
+		-c fsync=off -c synchronous_commit=off -c full_page_writes=off) # durability is not needed
 	(cd "$dir/postgres" && exec "${as_postgres[@]}" "${server[@]}") >"$dir/postgres.log" 2>&1 </dev/null &
 	pid=$! postgres_pid=$!
 }
@@ -190,7 +189,7 @@ export SLUICE_TEST_REDIS=redis://127.0.0.1:$port
 start minio healthy_minio begin_minio
 export SLUICE_TEST_S3=http://$access:$secret@127.0.0.1:$port
 if ! wait "$postgres_pid"; then
-	echo "servers.sh: PostgreSQL's initdb failed; it said:" >&2
+	echo "servers.sh: PostgreSQL's initdb failed; its log:" >&2
 	tail -n 20 "$dir/postgres.log" >&2
 	exit 1
 fi
@@ -202,7 +201,7 @@ echo "servers.sh: Redis, MinIO and PostgreSQL are up in $dir" >&2
 
 code=0
 if [ -t 0 ]; then
-	"$@" || code=$? # at a terminal: in the foreground, so that it may read what is typed
+	"$@" || code=$? # in the foreground, so that the command can read from the terminal
 else
 	"$@" <&0 &
 	command_pid=$!

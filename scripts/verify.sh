@@ -1,102 +1,80 @@
 #!/usr/bin/env bash
-# verify.sh: what has to hold of the tree besides its tests. Every check runs, then the failed ones are named. Checks
-# of a module run with GOWORK=off: a module that leans on another's requirements through the workspace is broken for
+# verify.sh: what has to hold of the tree besides its tests. All checks run, several at once, and the failed ones are
+# listed at the end. Checks of a module run with GOWORK=off: a module that only builds inside the workspace is broken for
 # everybody outside it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-modules=(proto pkg services)
-lines_of_main=60
-
 work=$(mktemp -d "${TMPDIR:-/tmp}/sluice-verify.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-failed=()
+mkdir "$work/failed"
+set -m # each check is a process group, so that an interrupted run stops what it started
+stop() {
+	local pid
+	for pid in $(jobs -p); do
+		kill -TERM -- "-$pid" 2>/dev/null || true
+	done
+	wait
+	rm -rf "$work"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
-# check NAME COMMAND...: runs it and prints a line, its notes, and on failure the first hundred lines of output.
+# check NAME COMMAND...: runs it in the background and prints one line, its notes, and on failure its output.
 check() {
-	local name=$1 began=$SECONDS code
+	run "$@" &
+}
+run() {
+	local name=$1 log code began=$SECONDS
+	log=$(mktemp "$work/log.XXXXXX")
 	shift
 	set +e # not `if "$@"`, in which bash lets a function go on after a command of it failed
 	(
 		set -e
 		"$@"
-	) >"$work/log" 2>&1 </dev/null
+	) >"$log" 2>&1 </dev/null
 	code=$?
 	set -e
 	if [ "$code" = 0 ]; then
-		printf 'ok    %s (%d s)\n' "$name" "$((SECONDS - began))"
-		grep '^note: ' "$work/log" | sed 's/^/      /' || true
+		echo "$(
+			echo "ok    $name ($((SECONDS - began)) s)"
+			sed -n 's/^note: /      &/p' "$log"
+		)"
 	else
-		printf 'FAIL  %s (%d s)\n' "$name" "$((SECONDS - began))"
-		head -n 100 "$work/log" | sed 's/^/      /'
-		if [ "$(wc -l <"$work/log")" -gt 100 ]; then
-			echo "      ... $(($(wc -l <"$work/log") - 100)) more lines"
-		fi
-		failed+=("$name")
+		touch "$work/failed/$name"
+		echo "$(
+			echo "FAIL  $name ($((SECONDS - began)) s)"
+			tail -n 100 "$log" | sed 's/^/      /'
+		)"
 	fi
 }
 
-# sources prints the files of the tree: tracked ones, and new ones that are not ignored.
-sources() {
-	local file
-	git ls-files --cached --others --exclude-standard -- "$@" | while IFS= read -r file; do
-		if [ -f "$file" ]; then # a deleted file is listed until that is committed
-			printf '%s\n' "$file"
-		fi
-	done
-}
-
-top_level() {
-	local entry code=0
-	while IFS= read -r entry; do
-		case $entry in
-		.* | services | pkg | proto | docker-compose.yml | k8s | scripts | go.work | go.work.sum) ;;
-		Makefile | README.md | docs | tools) ;;
-		*)
-			echo "$entry: the top level is fixed; find it a place below"
-			code=1
-			;;
-		esac
-	done < <(sources | cut -d/ -f1 | sort -u)
-	return "$code"
-}
-
-short_mains() {
-	local file lines code=0
-	while IFS= read -r file; do
-		lines=$(wc -l <"$file")
-		if [ "$lines" -gt "$lines_of_main" ]; then
-			echo "$file: $lines lines, want at most $lines_of_main: wiring belongs beside it"
-			code=1
-		fi
-	done < <(sources 'services/*main.go')
-	return "$code"
+# alone MODULE: the module builds without the workspace, and its go.mod is tidy.
+alone() {
+	GOWORK=off go -C "$1" build ./...
+	GOWORK=off go -C "$1" mod tidy -diff
 }
 
 formatted() {
 	local unformatted
-	unformatted=$(sources '*.go' | xargs gofmt -l)
+	unformatted=$(git ls-files --cached --others --exclude-standard --deduplicate '*.go' |
+		while IFS= read -r file; do [ ! -f "$file" ] || echo "$file"; done | xargs gofmt -l)
 	if [ -n "$unformatted" ]; then
 		printf '%s\n' "$unformatted"
-		echo "gofmt -w mends these"
+		echo "run gofmt -w on these files"
 		return 1
 	fi
 }
 
+# generated compares the committed generated files with new ones.
 generated() {
-	mkdir "$work/generated"
 	scripts/gen.sh "$work/generated"
-	# Both ways: a stale file, a missing one, and one that nothing generates (hand-written code) all show.
-	diff -ru --exclude='*.proto' proto/sluice "$work/generated/sluice" || {
-		echo "make gen, and commit what it writes"
+	# A recursive diff also shows a missing file, and a file in proto/sluice that nothing generates.
+	if ! diff -ru --exclude='*.proto' proto/sluice "$work/generated/proto/sluice" ||
+		! diff -u k8s/monitoring/prometheusrule.yaml "$work/generated/k8s/monitoring/prometheusrule.yaml"; then
+		echo "run make gen and commit the result"
 		return 1
-	}
-}
-
-buf_lint() {
-	local buf
-	buf=$(scripts/tool.sh buf)
-	"$buf" lint proto
+	fi
 }
 
 # proto_base prints the commit whose .proto files the present ones have to be compatible with: where this branch left
@@ -114,12 +92,14 @@ proto_base() {
 	fi
 }
 
-buf_breaking() {
+protobuf() {
 	local buf base
+	generated
 	buf=$(scripts/tool.sh buf)
+	"$buf" lint proto
 	base=$(proto_base)
 	if [ -z "$base" ] || [ -z "$(git ls-tree -r --name-only "$base" -- proto | grep '\.proto$')" ]; then
-		echo "note: no earlier version of proto/ is known here: nothing can break yet"
+		echo "note: no earlier version of proto/ is known: nothing to compare with"
 		return
 	fi
 	mkdir "$work/before"
@@ -128,72 +108,58 @@ buf_breaking() {
 	echo "note: compatible with $(git log -1 --format='%h (%s)' "$base")"
 }
 
-# vulnerabilities fails for a known one that a service can reach, in what pkg and proto or any library does for it. A
-# machine that cannot reach the database is told so; SLUICE_VULNDB names another one, such as file:///srv/vulndb, which
-# has to be there.
+# alerts checks the alert rules and runs their tests. Every alert needs a test in which it fires.
+alerts() {
+	local promtool alert
+	promtool=$(scripts/tool.sh promtool)
+	"$promtool" check rules --lint=all --lint-fatal k8s/monitoring/alerts.yaml
+	"$promtool" test rules k8s/monitoring/alerts_test.yaml
+	while IFS= read -r alert; do
+		if ! grep -q "name: \"$alert fires" k8s/monitoring/alerts_test.yaml; then
+			echo "alerts_test.yaml has no test in which $alert fires"
+			return 1
+		fi
+	done < <(sed -n 's/^ *- alert: //p' k8s/monitoring/alerts.yaml)
+}
+
+# vulnerabilities fails for a known vulnerability that a service can reach. It uses the database that SLUICE_VULNDB names
+# (such as file:///srv/vulndb), or else the public one, or, when that cannot be reached, an archived copy beside the
+# checkout.
 vulnerabilities() {
-	local govulncheck about db=()
+	local govulncheck db=() archive
 	govulncheck=$(scripts/tool.sh govulncheck)
 	if [ -n "${SLUICE_VULNDB:-}" ]; then
 		db=(-db "$SLUICE_VULNDB")
-	fi
-	about=$("$govulncheck" "${db[@]}" -version)
-	if ! grep '^DB updated: ' <<<"$about"; then
-		if [ -n "${SLUICE_VULNDB:-}" ]; then
-			echo "SLUICE_VULNDB cannot be read"
-			return 1
+	elif ! "$govulncheck" -version | grep -q '^DB updated: '; then
+		archive=$(compgen -G '../shared/data/vulndb-*.tar.gz' | sort | tail -n 1)
+		if [ -z "$archive" ]; then
+			echo "note: the vulnerability database, vuln.go.dev, cannot be reached: nothing was checked"
+			return
 		fi
-		echo "note: the database of known vulnerabilities, vuln.go.dev, cannot be reached: nothing was looked up"
-		return
+		echo "note: vuln.go.dev cannot be reached: checked with ${archive##*/}"
+		mkdir "$work/vulndb"
+		tar -xzf "$archive" -C "$work/vulndb" --strip-components=1
+		db=(-db "file://$work/vulndb")
 	fi
+	"$govulncheck" "${db[@]}" -version | grep '^DB updated: '
 	GOWORK=off "$govulncheck" "${db[@]}" -C services ./...
 }
 
-# compose compares docker-compose.yml with the Dockerfile, the settings, the files that it mounts and what the services
-# accept, and shows that each kind of mistake is found.
-compose() {
-	GOWORK=off go -C tools/composecheck vet ./...
-	GOWORK=off go -C tools/composecheck mod tidy -diff
-	GOWORK=off go -C tools/composecheck test -count=1 ./...
-}
-
-# monitoring checks dashboard, alerts and runbooks. Go's cache of results knows no files outside of the module.
-monitoring() {
-	GOWORK=off go -C tools/monitoringcheck vet ./...
-	GOWORK=off go -C tools/monitoringcheck mod tidy -diff
-	GOWORK=off go -C tools/monitoringcheck test -count=1 ./...
-}
-
-# kubernetes compares k8s/ with a real API server and with the services.
-kubernetes() {
-	GOWORK=off go -C tools/k8scheck vet ./...
-	GOWORK=off go -C tools/k8scheck mod tidy -diff
-	scripts/k8s-verify.sh
-}
-
-check "top level" top_level
-check "short mains" short_mains
-check "citations of docs/spec" scripts/citations.sh
-check "gofmt" formatted
-for module in "${modules[@]}"; do
-	check "$module builds alone" env GOWORK=off go -C "$module" build ./...
-	check "$module vet" env GOWORK=off go -C "$module" vet ./...
-	check "$module tidy" env GOWORK=off go -C "$module" mod tidy -diff
-done
-# What is monitored, by Prometheus' own parser and engine. Its module is built once, in about a minute.
-check "dashboard, alerts and runbooks" monitoring
-check "generated code" generated
-check "buf lint" buf_lint
-check "buf breaking" buf_breaking
-check "compose" compose
-check "k8s" kubernetes
+# The slowest start first: it compiles kube-apiserver, etcd and kubectl when they are not cached.
+check "k8s" scripts/k8s-verify.sh
 check "golangci-lint" scripts/lint.sh
 check "known vulnerabilities" vulnerabilities
+check "alert rules" alerts
+for module in proto pkg services; do
+	check "$module builds alone" alone "$module"
+done
+check "generated code and protobuf" protobuf
+check "citations of docs/spec" scripts/citations.sh
+check "gofmt" formatted
+wait
 
-if [ ${#failed[@]} != 0 ]; then
-	printf 'verify: %d failed: ' "${#failed[@]}"
-	printf '%s; ' "${failed[@]}"
-	echo
+if [ -n "$(ls "$work/failed")" ]; then
+	echo "verify: failed: $(ls "$work/failed" | paste -sd ';' | sed 's/;/; /g')"
 	exit 1
 fi
 echo "verify: all good"

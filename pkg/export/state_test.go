@@ -71,8 +71,8 @@ func TestNextUnit(t *testing.T) {
 		{"with referenced types", full, export.KindExport, false, export.ReferencesUnit},
 		{"with referenced types, nothing planned", full, export.KindPlan, false, export.ReferencesUnit},
 		{"empty cohort", full, export.KindPlan, true, export.SealUnit},
-		{"references closed", full, export.KindReferences, false, export.SealUnit},
-		{"referenced closed", full, export.KindReferenced, false, export.SealUnit},
+		{"references closed", full, export.KindResolveReferences, false, export.SealUnit},
+		{"referenced closed", full, export.KindExportReferenced, false, export.SealUnit},
 		{"sealed", full, export.KindSeal, false, ""},
 	} {
 		if got := row.request.Next(row.closed, row.empty).ID; got != row.want {

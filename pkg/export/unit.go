@@ -12,11 +12,11 @@ type Kind string
 
 // The kinds of units, in the order in which a job meets them.
 const (
-	KindPlan       Kind = "plan"       // resolve the cohort, cut the units
-	KindExport     Kind = "export"     // export one type of one slice of the cohort
-	KindReferences Kind = "references" // close the set of referenced resources, cut their units
-	KindReferenced Kind = "referenced" // export one referenced type
-	KindSeal       Kind = "seal"       // write the manifest
+	KindPlan              Kind = "plan"       // resolve the cohort, cut the units
+	KindExport            Kind = "export"     // export one type of one slice of the cohort
+	KindResolveReferences Kind = "references" // close the set of referenced resources, cut their units
+	KindExportReferenced  Kind = "referenced" // export one referenced type
+	KindSeal              Kind = "seal"       // write the manifest
 )
 
 // UnitID names a unit within its job, such as "plan" or "Observation-00003". It holds no dot and no slash: it is part of
@@ -40,7 +40,7 @@ func (r Request) Next(closed Kind, emptyCohort bool) Unit {
 	case closed == KindSeal:
 		return Unit{}
 	case (closed == KindPlan || closed == KindExport) && !emptyCohort && slices.ContainsFunc(r.Types, fhir.IsReferenced):
-		return Unit{ID: ReferencesUnit, Kind: KindReferences}
+		return Unit{ID: ReferencesUnit, Kind: KindResolveReferences}
 	default:
 		return Unit{ID: SealUnit, Kind: KindSeal}
 	}
@@ -52,7 +52,7 @@ type Unit struct {
 	Kind  Kind   `json:"kind"`
 	Type  string `json:"type,omitempty"`  // resource type, for the two kinds that write files
 	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
-	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindReferenced
+	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
 	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes: the weight in order and progress
 }
 
@@ -61,7 +61,7 @@ const ShortBytes = 16 << 20
 
 // Short reports whether the unit is over soon, so that it need not wait behind those that are not.
 func (u Unit) Short() bool {
-	return u.Kind != KindExport && u.Kind != KindReferenced || u.Bytes <= ShortBytes
+	return u.Kind != KindExport && u.Kind != KindExportReferenced || u.Bytes <= ShortBytes
 }
 
 // Slice is a run of chunks of a stored list: From <= chunk < To.

@@ -27,30 +27,40 @@ func asked(c *clock, owner export.Owner, group string) export.Job {
 	}
 }
 
-// start admits the job and records it.
+// start records the job as one of so many that its owner may have.
 func start(t *testing.T, s *jobstore.Store, job export.Job, limit int) {
 	t.Helper()
-	if id, err := s.Admit(t.Context(), job, limit, false); err != nil || id != job.ID {
-		t.Fatalf("admit: %s, %v", id, err)
+	admission := jobstore.Admission{Limit: limit}
+	for range 2 { // the answer may be lost, and the command repeated
+		if id, err := s.Create(t.Context(), job, export.FirstUnit(), admission); err != nil || id != job.ID {
+			t.Fatalf("create: %s, %v", id, err)
+		}
 	}
-	must(t, s.Create(t.Context(), job, export.FirstUnit()))
 }
 
+// wantFull checks that there is no place for the job, and that looking for one records nothing.
 func wantFull(t *testing.T, s *jobstore.Store, job export.Job, limit int, running ...export.JobID) {
 	t.Helper()
-	_, err := s.Admit(t.Context(), job, limit, false)
-	var full jobstore.FullError
-	if !errors.As(err, &full) {
-		t.Fatalf("admit: %v, want that there is no place", err)
-	}
-	slices.Sort(full.Running)
 	slices.Sort(running)
-	if !slices.Equal(full.Running, running) {
-		t.Errorf("at work %q, want %q", full.Running, running)
+	admission := jobstore.Admission{Limit: limit}
+	_, admitErr := s.Admit(t.Context(), job, admission)
+	_, createErr := s.Create(t.Context(), job, export.FirstUnit(), admission)
+	for _, err := range []error{admitErr, createErr} {
+		var full jobstore.FullError
+		if !errors.As(err, &full) {
+			t.Fatalf("%v, want FullError", err)
+		}
+		slices.Sort(full.Running)
+		if !slices.Equal(full.Running, running) {
+			t.Errorf("live jobs %q, want %q", full.Running, running)
+		}
+	}
+	if _, err := s.Job(t.Context(), job.ID); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("a refused job is recorded: %v", err)
 	}
 }
 
-func TestAnOwnerNeverHasMoreJobsAtWorkThanAllowed(t *testing.T) {
+func TestAnOwnerNeverHasMoreLiveJobsThanAllowed(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
 		const limit, callers = 5, 60
 		other, err := jobstore.Open(url, c.now) // another replica
@@ -65,11 +75,8 @@ func TestAnOwnerNeverHasMoreJobsAtWorkThanAllowed(t *testing.T) {
 				store := []*jobstore.Store{s, other}[i%2]
 				group.Go(func() {
 					job := asked(c, somebody, "g")
-					id, err := store.Admit(t.Context(), job, limit, false)
+					id, err := store.Create(t.Context(), job, export.FirstUnit(), jobstore.Admission{Limit: limit})
 					var full jobstore.FullError
-					if err == nil {
-						err = store.Create(t.Context(), job, export.FirstUnit())
-					}
 					mu.Lock()
 					defer mu.Unlock()
 					switch {
@@ -97,21 +104,20 @@ func TestAnOwnerNeverHasMoreJobsAtWorkThanAllowed(t *testing.T) {
 	})
 }
 
-func TestWhateverEndsAJobFreesItsPlace(t *testing.T) {
+func TestEveryEndFreesThePlace(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		fail := func(id export.JobID) error { return s.FailJob(t.Context(), id, "why", c.now(), c.now()) }
 		for name, end := range map[string]func(export.JobID) error{
 			"cancelled": func(id export.JobID) error { return s.Cancel(t.Context(), id, c.now()) },
-			"failed":    func(id export.JobID) error { return s.Fail(t.Context(), id, "why", c.now(), c.now()) },
-			"expired": func(id export.JobID) error {
-				return errors.Join(s.Fail(t.Context(), id, "why", c.now(), c.now()), s.Expire(t.Context(), id, c.now()))
-			},
-			"withdrawn": func(id export.JobID) error { return s.Remove(t.Context(), id) },
+			"failed":    fail,
+			"expired":   func(id export.JobID) error { return errors.Join(fail(id), s.Expire(t.Context(), id, c.now())) },
+			"removed":   func(id export.JobID) error { return s.Remove(t.Context(), id) },
 		} {
 			owner := export.Owner{Issuer: "i", Subject: name}
 			first := asked(c, owner, "g")
 			start(t, s, first, 1)
 			wantFull(t, s, asked(c, owner, "g"), 1, first.ID)
-			c.advance(time.Hour) // a record that is gone counts for a minute as one that is about to come
+			c.advance(time.Hour)
 			wantFull(t, s, asked(c, owner, "g"), 1, first.ID)
 			must(t, end(first.ID))
 			start(t, s, asked(c, owner, "g"), 1)
@@ -119,34 +125,15 @@ func TestWhateverEndsAJobFreesItsPlace(t *testing.T) {
 	})
 }
 
-func TestAKickOffThatDiedGivesItsPlaceBack(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
-		dead := asked(c, somebody, "g")
-		for range 2 { // the answer may be lost, and the question repeated
-			if id, err := s.Admit(t.Context(), dead, 1, false); err != nil || id != dead.ID {
-				t.Fatalf("admit: %s, %v", id, err)
-			}
-		}
-		wantFull(t, s, asked(c, somebody, "g"), 1, dead.ID)
-		c.advance(59 * time.Second)
-		wantFull(t, s, asked(c, somebody, "g"), 1, dead.ID)
-		c.advance(2 * time.Second)
-		next := asked(c, somebody, "g")
-		start(t, s, next, 1)
-		wantFull(t, s, asked(c, somebody, "g"), 1, next.ID)
-	})
-}
-
-func TestWithdraw(t *testing.T) {
+// The previous release enters a job before its record: a young entry without one takes a place, an old one does not.
+func TestEntriesOfThePreviousRelease(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
-		job := asked(c, somebody, "g")
-		_, err := s.Admit(t.Context(), job, 1, false)
-		must(t, err)
-		must(t, s.Withdraw(t.Context(), job))
-		must(t, s.Withdraw(t.Context(), job))
-		if keys := allKeys(t, url); len(keys) > 0 {
-			t.Errorf("left in Redis: %v", keys)
-		}
+		pending := asked(c, somebody, "g")
+		must(t, connect(t, url).ZAdd(t.Context(), "sluice:running:"+somebody.Key(),
+			redis.Z{Score: float64(c.now().UnixMilli()), Member: string(pending.ID) + " 0123456789abcdef"}).Err())
+		c.advance(59 * time.Second)
+		wantFull(t, s, asked(c, somebody, "g"), 1, pending.ID)
+		c.advance(2 * time.Second)
 		start(t, s, asked(c, somebody, "g"), 1)
 	})
 }
@@ -166,22 +153,22 @@ func TestOwnersAreCountedApart(t *testing.T) {
 
 func TestAnIdenticalKickOffJoins(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		join := jobstore.Admission{Limit: 5, Join: true}
 		first := asked(c, somebody, "g")
 		start(t, s, first, 5)
-		join := func(job export.Job) export.JobID {
+		want := func(what string, job export.Job, want export.JobID) {
 			t.Helper()
-			id, err := s.Admit(t.Context(), job, 5, true)
-			must(t, err)
-			return id
+			if id, err := s.Admit(t.Context(), job, join); err != nil || id != want {
+				t.Errorf("%s: %s, %v; want %s", what, id, err, want)
+			}
 		}
-		// It is recorded, and its enqueueing may still fail, after which it would be taken back.
-		if id, err := s.Admit(t.Context(), asked(c, somebody, "g"), 5, true); !errors.Is(err, export.ErrUnavailable) {
+		// Its enqueueing may still fail, and it would be removed.
+		if id, err := s.Create(t.Context(), asked(c, somebody, "g"), export.FirstUnit(), join); !errors.Is(err, export.ErrUnavailable) {
 			t.Errorf("while the first one is not queued: %s, %v", id, err)
 		}
-		must(t, s.Settle(t.Context(), first))
-		if id := join(asked(c, somebody, "g")); id != first.ID {
-			t.Errorf("an identical kick-off got %s, want the running %s", id, first.ID)
-		}
+		must(t, s.Queued(t.Context(), first.ID))
+		must(t, s.Queued(t.Context(), first.ID))
+		want("an identical kick-off", asked(c, somebody, "g"), first.ID)
 		for name, change := range map[string]func(*export.Job){
 			"group": func(j *export.Job) { j.Request.GroupID = "h" },
 			"url":   func(j *export.Job) { j.Request.URL += "?_type=Patient" },
@@ -190,50 +177,39 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 		} {
 			other := asked(c, somebody, "g")
 			change(&other)
-			if id := join(other); id != other.ID {
-				t.Errorf("a kick-off with another %s got %s, want one of its own", name, id)
-			}
+			want("another "+name, other, other.ID)
 		}
 		must(t, s.Cancel(t.Context(), first.ID, c.now()))
 		again := asked(c, somebody, "g")
-		if id := join(again); id != again.ID {
-			t.Errorf("after the end of the first job: %s, want a new one", id)
+		want("after the end of the first job", again, again.ID)
+		if err := s.Queued(t.Context(), export.NewJobID()); !errors.Is(err, export.ErrNotFound) {
+			t.Errorf("a removed job was marked as queued: %v", err)
 		}
-		// A job that was taken back is not settled by an answer that comes late.
-		must(t, s.Settle(t.Context(), first))
-		// That one is being started: to name it could be to name a job that never comes.
-		if id, err := s.Admit(t.Context(), asked(c, somebody, "g"), 5, true); !errors.Is(err, export.ErrUnavailable) {
-			t.Errorf("while the identical one is being started: %s, %v", id, err)
-		}
-		// The API died before it could settle the job, and a worker has its plan: so it was queued.
-		must(t, s.Create(t.Context(), again, export.FirstUnit()))
+		start(t, s, again, 5)
+		// The API died before it could mark the job. A worker has its plan, so it was queued.
 		claim(t, s, again.ID, export.PlanUnit, export.KindPlan, 1)
-		if id := join(asked(c, somebody, "g")); id != again.ID {
-			t.Errorf("a planned job: got %s, want %s", id, again.ID)
-		}
+		want("a planned job", asked(c, somebody, "g"), again.ID)
 	})
 }
 
-// Many identical kick-offs at the same time are one job.
 func TestIdenticalKickOffsAtOnceAreOneJob(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		const callers = 30
 		var mu sync.Mutex
-		ids := map[export.JobID]int{}
-		started := 0
+		ids, started := map[export.JobID]int{}, 0
 		var group sync.WaitGroup
 		for range callers {
 			group.Go(func() {
 				job := asked(c, somebody, "g")
-				id, err := s.Admit(t.Context(), job, 5, true)
+				id, err := s.Create(t.Context(), job, export.FirstUnit(), jobstore.Admission{Limit: 5, Join: true})
 				if err == nil && id == job.ID {
-					err = errors.Join(s.Create(t.Context(), job, export.FirstUnit()), s.Settle(t.Context(), job))
+					err = s.Queued(t.Context(), job.ID)
 					mu.Lock()
 					started++
 					mu.Unlock()
 				}
 				if err != nil {
-					t.Errorf("admit: %v", err)
+					t.Errorf("create: %v", err)
 				}
 				mu.Lock()
 				ids[id]++
@@ -269,13 +245,9 @@ func TestAllow(t *testing.T) {
 			if wait, err := s.Allow(t.Context(), "y", somebody, window, 3); err != nil || wait != 0 {
 				t.Errorf("something else: %s, %v", wait, err)
 			}
-			// Nothing that a stranger can make Redis keep is kept for ever.
-			options, err := redis.ParseURL(url)
-			must(t, err)
-			client := redis.NewClient(options)
-			defer client.Close()
+			// Counters of strangers expire.
 			for _, key := range allKeys(t, url) {
-				if left := client.PTTL(t.Context(), key).Val(); left <= 0 || left > window {
+				if left := ttl(t, url, key); left <= 0 || left > window {
 					t.Errorf("%s lives for %s", key, left)
 				}
 			}
@@ -292,13 +264,9 @@ func TestAllow(t *testing.T) {
 	if _, err := s.Allow(t.Context(), "x", somebody, window, 3); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("without Redis: %v", err)
 	}
-	if _, err := s.Admit(t.Context(), export.Job{ID: export.NewJobID(), Owner: somebody}, 1, false); !errors.Is(err, export.ErrUnavailable) {
-		t.Errorf("without Redis: %v", err)
-	}
 }
 
-// However large the limit is, whoever has ended is found.
-func TestManyJobsAtWork(t *testing.T) {
+func TestManyLiveJobs(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		const limit = 120
 		var last export.Job

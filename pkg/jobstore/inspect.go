@@ -13,11 +13,11 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// Known lists the jobs of both indices, each once, in no order that means anything: at most so many of the newest of
-// each. more says that there are others.
-func (s *Store) Known(ctx context.Context, most int) (ids []export.JobID, more bool, err error) {
+// ListJobs lists the newest jobs of both indexes, at most so many of each, unordered. more reports that there are others.
+func (s *Store) ListJobs(ctx context.Context, most int) (ids []export.JobID, more bool, err error) {
 	var active, due *redis.StringSliceCmd
 	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		active = pipe.ZRevRange(ctx, activeIndex, 0, int64(most))
@@ -25,7 +25,7 @@ func (s *Store) Known(ctx context.Context, most int) (ids []export.JobID, more b
 		return nil
 	})
 	if err != nil {
-		return nil, false, unavailable("list jobs", err)
+		return nil, false, redisclient.Unavailable("list jobs", err)
 	}
 	seen := map[string]bool{}
 	for _, index := range [][]string{active.Val(), due.Val()} {
@@ -40,11 +40,10 @@ func (s *Store) Known(ctx context.Context, most int) (ids []export.JobID, more b
 	return ids, more, nil
 }
 
-// readBatch bounds what one question to Redis brings back.
+// readBatch bounds the reply to one command or pipeline.
 const readBatch = 500
 
-// Jobs returns the records of those jobs that have one, in the order of the ids. What nobody but a worker needs, the
-// wrapped data key, is left out.
+// Jobs returns the records of those jobs that have one, in the order of the ids, without their wrapped data keys.
 func (s *Store) Jobs(ctx context.Context, ids []export.JobID) ([]export.Job, error) {
 	jobs := make([]export.Job, 0, len(ids))
 	for batch := range slices.Chunk(ids, readBatch) {
@@ -56,7 +55,7 @@ func (s *Store) Jobs(ctx context.Context, ids []export.JobID) ([]export.Job, err
 			return nil
 		})
 		if err != nil {
-			return nil, unavailable("read jobs", err)
+			return nil, redisclient.Unavailable("read jobs", err)
 		}
 		for i, id := range batch {
 			if len(records[i].Val()) == 0 {
@@ -73,8 +72,8 @@ func (s *Store) Jobs(ctx context.Context, ids []export.JobID) ([]export.Job, err
 	return jobs, nil
 }
 
-// UnitStanding is where a unit stands.
-type UnitStanding struct {
+// UnitStatus is a unit with everything that is kept beside it.
+type UnitStatus struct {
 	Unit     export.Unit
 	Fence    int64
 	Attempts int          // failures so far
@@ -92,11 +91,11 @@ type UnitStanding struct {
 type Inspection struct {
 	Job   export.Job
 	At    time.Time
-	Units []UnitStanding // in the order of their ids, without those that an uncommitted plan has cut
+	Units []UnitStatus // in the order of their ids, without those that an uncommitted plan has cut
 }
 
-// Inspect reads a job with all its units: the records in one step, then the results, of which a unit that is reopened
-// meanwhile has none. It holds all units of the job at once. ErrNotFound when there is no such job.
+// Inspect reads a job with all its units: the records in one transaction, then the results. It holds all units of the job
+// at once. ErrNotFound when there is no such job.
 func (s *Store) Inspect(ctx context.Context, id export.JobID) (Inspection, error) {
 	act := fmt.Sprintf("inspect job %s", id)
 	var clock *redis.TimeCmd
@@ -112,7 +111,7 @@ func (s *Store) Inspect(ctx context.Context, id export.JobID) (Inspection, error
 		return nil
 	})
 	if err != nil {
-		return Inspection{}, unavailable(act, err)
+		return Inspection{}, redisclient.Unavailable(act, err)
 	}
 	if len(record.Val()) == 0 {
 		return Inspection{}, fmt.Errorf("%s: %w", act, export.ErrNotFound)
@@ -127,7 +126,7 @@ func (s *Store) Inspect(ctx context.Context, id export.JobID) (Inspection, error
 	} else {
 		clock = s.redis.Time(ctx)
 		if err := clock.Err(); err != nil {
-			return Inspection{}, unavailable(act, err)
+			return Inspection{}, redisclient.Unavailable(act, err)
 		}
 		found.At = clock.Val().UTC()
 	}
@@ -141,23 +140,23 @@ func (s *Store) Inspect(ctx context.Context, id export.JobID) (Inspection, error
 		if hidden[name] {
 			continue
 		}
-		standing := UnitStanding{Cause: export.Cause(attempts.Val()[name+causeField])}
-		if err := json.Unmarshal([]byte(spec), &standing.Unit); err != nil {
+		status := UnitStatus{Cause: export.Cause(attempts.Val()[name+causeField])}
+		if err := json.Unmarshal([]byte(spec), &status.Unit); err != nil {
 			return Inspection{}, fmt.Errorf("%s: unit %s: %w", act, name, err)
 		}
-		standing.Fence, err = strconv.ParseInt(fences.Val()[name], 10, 64)
+		status.Fence, err = strconv.ParseInt(fences.Val()[name], 10, 64)
 		if failures := attempts.Val()[name]; failures != "" && err == nil {
-			standing.Attempts, err = strconv.Atoi(failures)
+			status.Attempts, err = strconv.Atoi(failures)
 		}
 		if err != nil {
 			return Inspection{}, fmt.Errorf("%s: unit %s: %w", act, name, err)
 		}
-		standing.Claimed = claims.Val()[name] == fences.Val()[name]
-		found.Units = append(found.Units, standing)
+		status.Claimed = claims.Val()[name] == fences.Val()[name]
+		found.Units = append(found.Units, status)
 	}
-	slices.SortFunc(found.Units, func(a, b UnitStanding) int { return strings.Compare(string(a.Unit.ID), string(b.Unit.ID)) })
-	for i, standing := range found.Units {
-		position[string(standing.Unit.ID)] = i
+	slices.SortFunc(found.Units, func(a, b UnitStatus) int { return strings.Compare(string(a.Unit.ID), string(b.Unit.ID)) })
+	for i, status := range found.Units {
+		position[string(status.Unit.ID)] = i
 	}
 	for _, z := range issued.Val() {
 		if i, known := position[member(z)]; known {
@@ -183,7 +182,7 @@ func (s *Store) readResults(
 	for batch := range slices.Chunk(closed, readBatch) {
 		results, err := s.redis.HMGet(ctx, key(found.Job.ID, "results"), batch...).Result()
 		if err != nil {
-			return unavailable(act, err)
+			return redisclient.Unavailable(act, err)
 		}
 		for i, name := range batch {
 			text, there := results[i].(string)
@@ -200,7 +199,7 @@ func (s *Store) readResults(
 	return nil
 }
 
-// Health is what Redis says of itself. Text that it does not tell, as an embedded one does, is empty.
+// Health is the state of the Redis server. Fields that it does not report, as an embedded one, are empty.
 type Health struct {
 	Version    string
 	Eviction   string        // maxmemory-policy
@@ -210,24 +209,24 @@ type Health struct {
 	Memory     int64         // bytes in use
 	MemoryMost int64         // bytes that may be in use; 0: no limit
 	Clock      time.Time     // its clock, about half of Latency ago
-	Latency    time.Duration // of one question
+	Latency    time.Duration // of one command
 }
 
-// Health asks Redis what it is.
+// Health reads the state of the Redis server.
 func (s *Store) Health(ctx context.Context) (Health, error) {
 	if err := s.redis.Ping(ctx).Err(); err != nil { // not to count the connection as latency
-		return Health{}, unavailable("ask redis", err)
+		return Health{}, redisclient.Unavailable("read the health of redis", err)
 	}
 	begun := time.Now()
 	clock, err := s.redis.Time(ctx).Result()
 	if err != nil {
-		return Health{}, unavailable("ask redis", err)
+		return Health{}, redisclient.Unavailable("read the health of redis", err)
 	}
 	health := Health{Clock: clock.UTC(), Latency: time.Since(begun)}
 	info, err := s.redis.InfoMap(ctx).Result()
 	var told redis.Error
 	if err != nil && !errors.As(err, &told) {
-		return Health{}, unavailable("ask redis", err)
+		return Health{}, redisclient.Unavailable("read the health of redis", err)
 	}
 	health.Version, health.Role = info["Server"]["redis_version"], info["Replication"]["role"]
 	health.Eviction = info["Memory"]["maxmemory_policy"]
@@ -235,7 +234,7 @@ func (s *Store) Health(ctx context.Context) (Health, error) {
 	for field, into := range map[string]*int64{"used_memory": &health.Memory, "maxmemory": &health.MemoryMost} {
 		if text := info["Memory"][field]; text != "" {
 			if *into, err = strconv.ParseInt(text, 10, 64); err != nil {
-				return Health{}, fmt.Errorf("ask redis: %s: %w", field, err)
+				return Health{}, fmt.Errorf("read the health of redis: %s: %w", field, err)
 			}
 		}
 	}

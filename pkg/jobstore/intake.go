@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // intakeKey exists while kick-offs are paused. Its TTL, if any, is the end of the pause.
@@ -32,12 +33,12 @@ func (s *Store) PauseKickoffs(ctx context.Context, pause Pause) error {
 	if !pause.Until.IsZero() {
 		args.ExpireAt = pause.Until
 	}
-	return unavailable("pause kick-offs", s.redis.SetArgs(ctx, intakeKey, text, args).Err())
+	return redisclient.Unavailable("pause kick-offs", s.redis.SetArgs(ctx, intakeKey, text, args).Err())
 }
 
 // ResumeKickoffs ends the pause. It is idempotent.
 func (s *Store) ResumeKickoffs(ctx context.Context) error {
-	return unavailable("resume kick-offs", s.redis.Del(ctx, intakeKey).Err())
+	return redisclient.Unavailable("resume kick-offs", s.redis.Del(ctx, intakeKey).Err())
 }
 
 // KickoffsPaused returns whether kick-offs are paused, and the pause. It is one read of Redis.
@@ -47,7 +48,7 @@ func (s *Store) KickoffsPaused(ctx context.Context) (pause Pause, paused bool, e
 		return Pause{}, false, nil
 	}
 	if err != nil {
-		return Pause{}, false, unavailable("read the pause of kick-offs", err)
+		return Pause{}, false, redisclient.Unavailable("read the pause of kick-offs", err)
 	}
 	if err := json.Unmarshal(text, &pause); err != nil {
 		// Kick-offs stay paused: an unreadable pause must not accept them.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -58,7 +56,7 @@ func create(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
 		Owner:   export.Owner{Issuer: "https://issuer.example", Subject: "somebody"},
 		Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: "g", Types: []string{"Patient"}, Dialect: export.IG},
 	}
-	must(t, s.Create(t.Context(), job, export.FirstUnit()))
+	record(t, s, job)
 	got, err := s.Job(t.Context(), job.ID)
 	must(t, err)
 	if got.Owner != job.Owner || !got.Created.Equal(job.Created) || got.Request.URL != job.Request.URL ||
@@ -66,6 +64,24 @@ func create(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
 		t.Fatalf("read back %+v, want %+v", got, job)
 	}
 	return job.ID
+}
+
+// record creates the job without a limit that matters.
+func record(t *testing.T, s *jobstore.Store, job export.Job) {
+	t.Helper()
+	id, err := s.Create(t.Context(), job, export.FirstUnit(), jobstore.Admission{Limit: 1000})
+	must(t, err)
+	if id != job.ID {
+		t.Fatalf("created %s, want %s", id, job.ID)
+	}
+}
+
+// stale returns all units that RescueStale returns.
+func stale(t *testing.T, s *jobstore.Store, id export.JobID, silence time.Duration) []export.Lease {
+	t.Helper()
+	lost, unclaimed, err := s.RescueStale(t.Context(), id, silence, 10)
+	must(t, err)
+	return append(lost, unclaimed...)
 }
 
 func claim(t *testing.T, s *jobstore.Store, id export.JobID, unit export.UnitID, kind export.Kind, fence int64) export.Lease {
@@ -158,10 +174,10 @@ func TestAJobFromKickoffToSeal(t *testing.T) {
 		if active, err := s.Active(ctx, 0, 10); err != nil || len(active) != 0 {
 			t.Errorf("active after the seal: %v %v", active, err)
 		}
-		if due, err := s.Due(ctx, expires, 10); err != nil || len(due) != 1 || due[0].ID != id {
+		if due, err := s.Due(ctx, expires, 0, 10); err != nil || len(due) != 1 || due[0].ID != id {
 			t.Errorf("due at expiry: %v %v", due, err)
 		}
-		if due, err := s.Due(ctx, expires.Add(-time.Millisecond), 10); err != nil || len(due) != 0 {
+		if due, err := s.Due(ctx, expires.Add(-time.Millisecond), 0, 10); err != nil || len(due) != 0 {
 			t.Errorf("due before expiry: %v %v", due, err)
 		}
 	})
@@ -193,15 +209,10 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
 
 		old := export.Lease{Job: id, Unit: threeUnits[1], Fence: 1}
 		c.advance(time.Minute)
-		silent, err := s.Silent(ctx, id, time.Second, 10)
+		lost, unclaimed, err := s.RescueStale(ctx, id, time.Second, 10)
 		must(t, err)
-		for _, unit := range silent {
-			if lost := unit.Unit.ID == "Large-00000"; unit.Lost != lost || lost && (unit.Fence != 2 || unit.Attempts != 1) {
-				t.Errorf("rescued %+v", unit)
-			}
-		}
-		if len(silent) != 3 {
-			t.Errorf("%d silent units, want 3: unclaimed ones are enqueued again too", len(silent))
+		if len(lost) != 1 || lost[0].Unit.ID != "Large-00000" || lost[0].Fence != 2 || lost[0].Attempt != 1 || len(unclaimed) != 2 {
+			t.Errorf("lost %+v, unclaimed %+v", lost, unclaimed)
 		}
 		for name, step := range map[string]func() error{
 			"heartbeat": func() error { return s.Heartbeat(ctx, old) },
@@ -219,8 +230,13 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
 		}
 		must(t, s.Heartbeat(ctx, fresh))
 		must(t, s.Commit(ctx, fresh, jobstore.Commit{Next: sealUnit}))
-		if err := s.Commit(ctx, fresh, jobstore.Commit{Next: sealUnit}); !errors.Is(err, export.ErrFenced) {
-			t.Errorf("second commit: %v", err)
+		must(t, s.Commit(ctx, fresh, jobstore.Commit{Next: sealUnit})) // the first answer was lost
+		other := jobstore.Commit{Result: export.Result{Withheld: 1}, Next: sealUnit}
+		if err := s.Commit(ctx, fresh, other); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("second commit with another result: %v", err)
+		}
+		if err := s.Commit(ctx, old, jobstore.Commit{Next: sealUnit}); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("an equal result under a stale fence: %v", err)
 		}
 		if _, err := s.Claim(ctx, id, "Large-00000", export.KindExport, 2); !errors.Is(err, export.ErrFenced) {
 			t.Errorf("claim of a closed unit: %v", err)
@@ -244,8 +260,8 @@ func TestReleaseGivesANewFence(t *testing.T) {
 		fence, err = s.Release(ctx, lease, time.Minute, export.CauseError) // failed
 		must(t, err)
 		c.advance(30 * time.Second)
-		if silent, err := s.Silent(ctx, id, 20*time.Second, 10); err != nil || len(silent) != 0 {
-			t.Errorf("a unit that waits for its retry is not silent: %v %v", silent, err)
+		if units := stale(t, s, id, 20*time.Second); len(units) != 0 {
+			t.Errorf("a unit that waits for its retry is not stale: %v", units)
 		}
 		if lease = claim(t, s, id, "Large-00000", export.KindExport, fence); lease.Attempt != 1 {
 			t.Errorf("attempt %d after a failure", lease.Attempt)
@@ -263,8 +279,7 @@ func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // pitfall 8
 			t.Fatalf("units of an uncommitted plan were issued: %v %v", issued, err)
 		}
 		c.advance(time.Minute)
-		silent, err := s.Silent(ctx, id, time.Second, 10)
-		must(t, err)
+		silent := stale(t, s, id, time.Second)
 		if len(silent) != 1 || silent[0].Unit.Kind != export.KindPlan || silent[0].Fence != 2 {
 			t.Fatalf("silent: %+v", silent)
 		}
@@ -306,22 +321,20 @@ func TestAnEndedJobStopsItsUnits(t *testing.T) {
 		must(t, s.Cancel(ctx, id, c.now()))
 		_, claimErr := s.Claim(ctx, id, "Small-00000", export.KindExport, 1)
 		_, issueErr := s.Issue(ctx, id, 10)
-		_, silentErr := s.Silent(ctx, id, 0, 10)
+		_, _, staleErr := s.RescueStale(ctx, id, 0, 10)
 		for name, err := range map[string]error{
-			"heartbeat": s.Heartbeat(ctx, lease), "claim": claimErr, "issue": issueErr, "silent": silentErr,
+			"heartbeat": s.Heartbeat(ctx, lease), "claim": claimErr, "issue": issueErr, "rescue": staleErr,
 			"commit": s.Commit(ctx, lease, jobstore.Commit{}), "stage": s.Stage(ctx, lease, threeUnits),
 		} {
 			if !errors.Is(err, export.ErrNotLive) {
 				t.Errorf("%s on a cancelled job: %v", name, err)
 			}
 		}
-		if err := s.Cancel(ctx, id, c.now()); !errors.Is(err, export.ErrConflict) {
-			t.Errorf("second cancel: %v", err)
-		}
+		must(t, s.Cancel(ctx, id, c.now())) // the first answer was lost
 		if err := s.Cancel(ctx, export.NewJobID(), c.now()); !errors.Is(err, export.ErrNotFound) {
 			t.Errorf("cancel of nothing: %v", err)
 		}
-		if due, err := s.Due(ctx, c.now(), 10); err != nil || len(due) != 1 {
+		if due, err := s.Due(ctx, c.now(), 0, 10); err != nil || len(due) != 1 {
 			t.Errorf("a cancelled job is due at once: %v %v", due, err)
 		}
 	})
@@ -334,14 +347,19 @@ func TestEveryTransitionIsCheckedInRedis(t *testing.T) {
 		if err := s.Expire(ctx, id, c.now()); !errors.Is(err, export.ErrConflict) {
 			t.Errorf("a scheduled job was expired: %v", err)
 		}
-		must(t, s.Fail(ctx, id, "it broke", c.now(), c.now().Add(time.Hour)))
+		must(t, s.FailJob(ctx, id, "it broke", c.now(), c.now().Add(time.Hour)))
 		if job, err := s.Job(ctx, id); err != nil || job.State != export.Failed || job.Failure != "it broke" {
 			t.Errorf("failed: %+v %v", job, err)
 		}
-		if err := s.Fail(ctx, id, "again", c.now(), c.now()); !errors.Is(err, export.ErrConflict) {
-			t.Errorf("failed twice: %v", err)
+		must(t, s.FailJob(ctx, id, "again", c.now(), c.now()))
+		if job, err := s.Job(ctx, id); err != nil || job.Failure != "it broke" {
+			t.Errorf("failed twice: %+v %v", job, err)
 		}
 		must(t, s.Expire(ctx, id, c.now()))
+		must(t, s.Expire(ctx, id, c.now()))
+		if err := s.FailJob(ctx, id, "late", c.now(), c.now()); !errors.Is(err, export.ErrConflict) {
+			t.Errorf("an expired job failed: %v", err)
+		}
 		if err := s.Cancel(ctx, id, c.now()); !errors.Is(err, export.ErrConflict) {
 			t.Errorf("an expired job was cancelled: %v", err)
 		}
@@ -357,8 +375,17 @@ func TestRemoveLeavesNothing(t *testing.T) {
 		must(t, err)
 		must(t, s.Remove(t.Context(), id))
 		must(t, s.Remove(t.Context(), id))
-		if keys := allKeys(t, url); len(keys) != 0 {
+		mark := "sluice:{" + string(id) + "}:removed"
+		if keys := allKeys(t, url); !slices.Equal(keys, []string{mark}) {
 			t.Errorf("left in Redis: %v", keys)
+		}
+		if left := ttl(t, url, mark); left <= 0 || left > time.Hour {
+			t.Errorf("the mark of the removal lives for %s", left)
+		}
+		// A create that was under way when the job was removed must not record it again.
+		_, err = s.Create(t.Context(), export.Job{ID: id, State: export.Scheduled}, export.FirstUnit(), jobstore.Admission{Limit: 1})
+		if !errors.Is(err, export.ErrConflict) {
+			t.Errorf("create after the removal: %v", err)
 		}
 	})
 }
@@ -367,7 +394,7 @@ func TestTheDataKeyGoesWithTheJob(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		wrapped := []byte{1, 0, 255, '\n', 0x80} // any bytes
 		job := export.Job{ID: export.NewJobID(), State: export.Scheduled, Created: c.now(), Key: wrapped}
-		must(t, s.Create(t.Context(), job, export.FirstUnit()))
+		record(t, s, job)
 		got, err := s.Job(t.Context(), job.ID)
 		must(t, err)
 		key, err := s.Key(t.Context(), job.ID)
@@ -436,11 +463,11 @@ func TestLeasesGoByTheServersClock(t *testing.T) { // a worker whose own clock i
 			id := create(t, s, c)
 			lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
 			must(t, s.Heartbeat(t.Context(), lease))
-			if silent, err := s.Silent(t.Context(), id, time.Minute, 10); err != nil || len(silent) != 0 {
-				t.Errorf("a unit heard of a moment ago is silent: %v %v", silent, err)
+			if units := stale(t, s, id, time.Minute); len(units) != 0 {
+				t.Errorf("a unit with a recent heartbeat is stale: %v", units)
 			}
-			if silent, err := s.Silent(t.Context(), id, -time.Minute, 10); err != nil || len(silent) != 1 {
-				t.Errorf("a minute from now it is silent: %v %v", silent, err)
+			if units := stale(t, s, id, -time.Minute); len(units) != 1 {
+				t.Errorf("in a minute it is stale: %v", units)
 			}
 		})
 	}
@@ -471,43 +498,18 @@ func TestAStaleAttemptCannotFailTheJob(t *testing.T) { // pitfall 28
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
-		stale := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+		old := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
 		c.advance(time.Minute)
-		_, err := s.Silent(ctx, id, time.Second, 10)
-		must(t, err)
-		if err := s.FailUnit(ctx, stale, "why", c.now(), c.now()); !errors.Is(err, export.ErrFenced) {
+		stale(t, s, id, time.Second)
+		if err := s.FailJobFrom(ctx, old, "why", c.now(), c.now()); !errors.Is(err, export.ErrFenced) {
 			t.Errorf("a stale attempt failed the job: %v", err)
 		}
 		fresh := claim(t, s, id, export.PlanUnit, export.KindPlan, 2)
-		must(t, s.FailUnit(ctx, fresh, "why", c.now(), c.now().Add(time.Hour)))
+		must(t, s.FailJobFrom(ctx, fresh, "why", c.now(), c.now().Add(time.Hour)))
 		if job, err := s.Job(ctx, id); err != nil || job.State != export.Failed {
 			t.Errorf("job: %s %v", job.State, err)
 		}
 	})
-}
-
-func TestARedisThatEvictsIsNotReady(t *testing.T) { // pitfall 27
-	for policy, ready := range map[string]bool{"noeviction": true, "allkeys-lru": false, "volatile-ttl": false} {
-		t.Run(policy, func(t *testing.T) {
-			socket := filepath.Join(t.TempDir(), "redis")
-			server := exec.CommandContext(t.Context(), "redis-server", "--port", "0", "--unixsocket", socket,
-				"--save", "", "--maxmemory-policy", policy)
-			must(t, server.Start())
-			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-			s, err := jobstore.Open("unix://"+socket, nil)
-			must(t, err)
-			defer s.Close()
-			for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-				err = s.Ping(t.Context())
-				if err == nil || strings.Contains(err.Error(), "evicts") || time.Since(begun) > 10*time.Second {
-					break
-				}
-			}
-			if ready != (err == nil) {
-				t.Errorf("ping: %v, want ready %v", err, ready)
-			}
-		})
-	}
 }
 
 func TestManyUnitsAreStagedInPieces(t *testing.T) {
@@ -537,10 +539,10 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	server.Close()
 	_, jobErr := s.Job(context.Background(), export.NewJobID())
 	_, keyErr := s.Key(t.Context(), export.NewJobID())
+	_, createErr := s.Create(t.Context(), export.Job{ID: export.NewJobID()}, export.FirstUnit(), jobstore.Admission{Limit: 1})
 	for name, err := range map[string]error{
 		"ping": s.Ping(t.Context()), "job": jobErr, "cancel": s.Cancel(t.Context(), export.NewJobID(), time.Now()),
-		"create": s.Create(t.Context(), export.Job{ID: export.NewJobID()}, export.FirstUnit()),
-		"key":    keyErr,
+		"create": createErr, "key": keyErr,
 	} {
 		if !errors.Is(err, export.ErrUnavailable) {
 			t.Errorf("%s: %v, want unavailable", name, err)
@@ -548,20 +550,95 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	}
 }
 
-func TestABadURLIsRefusedWithoutQuotingIt(t *testing.T) {
-	_, err := jobstore.Open("redis://:secret@host:port:port", time.Now)
-	if err == nil || len(err.Error()) > 60 {
-		t.Errorf("got %v", err)
-	}
+// A record is never without its index entry, and every key of a job ends by itself if no scheduler ever purges it.
+func TestIndexesAndSafetyTTL(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
+		ctx := t.Context()
+		check := func(step string, active, due int) {
+			t.Helper()
+			live, err := s.Active(ctx, 0, 10)
+			must(t, err)
+			ended, err := s.Due(ctx, c.now().Add(1000*time.Hour), 0, 10)
+			must(t, err)
+			if len(live) != active || len(ended) != due {
+				t.Errorf("%s: active %v, due %v; want %d and %d", step, live, ended, active, due)
+			}
+			for _, key := range allKeys(t, url) {
+				if strings.Contains(key, "{") && ttl(t, url, key) <= 24*time.Hour {
+					t.Errorf("%s: %s lives for %s", step, key, ttl(t, url, key))
+				}
+			}
+		}
+		id := planned(t, s, c)
+		check("planned", 1, 0)
+		must(t, s.FailJob(ctx, id, "it broke", c.now(), c.now().Add(time.Hour)))
+		check("failed", 0, 1)
+		other := planned(t, s, c)
+		check("another", 1, 1)
+		must(t, s.Cancel(ctx, other, c.now()))
+		check("cancelled", 0, 2)
+		must(t, s.Refile(ctx, other, c.now())) // nothing to repair
+		check("refiled", 0, 2)
+	})
 }
 
-func allKeys(t *testing.T, url string) []string {
+// Under the previous release an ended job may still be in the active index, and an entry may have no record.
+func TestRefile(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
+		ctx := t.Context()
+		ended, live, gone := create(t, s, c), create(t, s, c), export.NewJobID()
+		must(t, s.Cancel(ctx, ended, c.now()))
+		client := connect(t, url)
+		for _, id := range []export.JobID{ended, gone} {
+			must(t, client.ZAdd(ctx, "sluice:jobs:active", redis.Z{Score: 1, Member: string(id)}).Err())
+		}
+		must(t, client.Del(ctx, "sluice:jobs:due").Err())
+		for _, id := range []export.JobID{ended, live, gone} {
+			must(t, s.Refile(ctx, id, c.now()))
+		}
+		active, err := s.Active(ctx, 0, 10)
+		must(t, err)
+		due, err := s.Due(ctx, c.now(), 0, 10)
+		must(t, err)
+		if len(active) != 1 || active[0].ID != live || len(due) != 1 || due[0].ID != ended {
+			t.Errorf("active %v, due %v", active, due)
+		}
+	})
+}
+
+func TestCounts(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+		entries := []jobstore.Entry{{ID: planned(t, s, c)}, {ID: export.NewJobID()}} // the second has no record
+		states, err := s.States(t.Context(), entries)
+		must(t, err)
+		counts, err := s.Counts(t.Context(), entries)
+		must(t, err)
+		want := []jobstore.JobCounts{{Entry: entries[0], State: export.Running, Closed: 1, Open: 3}, {Entry: entries[1]}}
+		if !slices.Equal(states, []export.State{export.Running, ""}) || !slices.Equal(counts, want) {
+			t.Errorf("states %v, counts %+v, want %+v", states, counts, want)
+		}
+	})
+}
+
+func connect(t *testing.T, url string) *redis.Client {
 	t.Helper()
 	opts, err := redis.ParseURL(url)
 	must(t, err)
 	client := redis.NewClient(opts)
-	defer client.Close()
-	keys, err := client.Keys(t.Context(), "*").Result()
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+func ttl(t *testing.T, url, key string) time.Duration {
+	t.Helper()
+	left, err := connect(t, url).PTTL(t.Context(), key).Result()
+	must(t, err)
+	return left
+}
+
+func allKeys(t *testing.T, url string) []string {
+	t.Helper()
+	keys, err := connect(t, url).Keys(t.Context(), "*").Result()
 	must(t, err)
 	return keys
 }

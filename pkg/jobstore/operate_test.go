@@ -25,7 +25,7 @@ func running(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
 
 var seal = export.Unit{ID: export.SealUnit, Kind: export.KindSeal}
 
-func issue(t *testing.T, s *jobstore.Store, id export.JobID, most int) []jobstore.Issued {
+func issue(t *testing.T, s *jobstore.Store, id export.JobID, most int) []export.Lease {
 	t.Helper()
 	issued, err := s.Issue(t.Context(), id, most)
 	must(t, err)
@@ -138,17 +138,17 @@ func TestReopenRefuses(t *testing.T) {
 
 		// What builds on the unit has begun.
 		for _, unit := range threeUnits {
-			must(t, s.GiveUp(ctx, id, unit.ID, "x", export.Unit{ID: export.ReferencesUnit, Kind: export.KindReferences}))
+			must(t, s.GiveUp(ctx, id, unit.ID, "x", export.Unit{ID: export.ReferencesUnit, Kind: export.KindResolveReferences}))
 		}
 		issue(t, s, id, 10)
-		references := claim(t, s, id, export.ReferencesUnit, export.KindReferences, 1)
+		references := claim(t, s, id, export.ReferencesUnit, export.KindResolveReferences, 1)
 		_, err = s.Reopen(ctx, id, threeUnits[0].ID)
 		wantErr(t, "while references are followed", err, export.ErrConflict)
 		if err == nil || !strings.Contains(err.Error(), "references") {
 			t.Errorf("%v does not say why", err)
 		}
 		// A lost attempt has cut units, and is taken back: nothing of it may come to light with another unit's commit.
-		cut := export.Unit{ID: "Organization-00000", Kind: export.KindReferenced, Type: "Organization"}
+		cut := export.Unit{ID: "Organization-00000", Kind: export.KindExportReferenced, Type: "Organization"}
 		must(t, s.Stage(ctx, references, []export.Unit{cut}))
 		_, err = s.Release(ctx, references, 0, export.CauseDraining)
 		must(t, err)
@@ -156,13 +156,13 @@ func TestReopenRefuses(t *testing.T) {
 		must(t, err)
 		_, err = s.Reopen(ctx, id, export.ReferencesUnit)
 		wantErr(t, "a retry of the references that were taken back", err, export.ErrConflict)
-		next := export.Unit{ID: export.ReferencesUnit, Kind: export.KindReferences}
+		next := export.Unit{ID: export.ReferencesUnit, Kind: export.KindResolveReferences}
 		wantErr(t, "giving them up", s.GiveUp(ctx, id, export.ReferencesUnit, "x", seal), export.ErrConflict)
 		lease := claim(t, s, id, threeUnits[0].ID, threeUnits[0].Kind, again.Fence)
 		must(t, s.Commit(ctx, lease, jobstore.Commit{Next: next}))
 		found, err := s.Inspect(ctx, id)
 		must(t, err)
-		if slices.ContainsFunc(found.Units, func(u jobstore.UnitStanding) bool { return u.Unit.ID == cut.ID }) {
+		if slices.ContainsFunc(found.Units, func(u jobstore.UnitStatus) bool { return u.Unit.ID == cut.ID }) {
 			t.Error("a unit of a lost attempt has come to light")
 		}
 	})
@@ -180,7 +180,7 @@ func TestReopenRacesACommit(t *testing.T) {
 				must(t, finish(t, s, id, other, 1))
 			}
 			lease := claim(t, s, id, unit.ID, unit.Kind, 1)
-			var again jobstore.Issued
+			var again export.Lease
 			var retryErr, commitErr error
 			var both sync.WaitGroup
 			both.Go(func() { again, retryErr = s.Reopen(ctx, id, unit.ID) })
@@ -211,15 +211,14 @@ func TestInspect(t *testing.T) {
 		must(t, s.Commit(ctx, lease, jobstore.Commit{Result: export.Result{Files: []export.File{file}}, Next: seal}))
 		claim(t, s, id, threeUnits[1].ID, export.KindExport, 1)
 		c.advance(time.Minute)
-		lost, err := s.Silent(ctx, id, 30*time.Second, 10)
-		must(t, err)
+		lost := stale(t, s, id, 30*time.Second)
 		if len(lost) != 2 {
 			t.Fatalf("%+v", lost)
 		}
 		c.advance(time.Second)
 		found, err := s.Inspect(ctx, id)
 		must(t, err)
-		byID := map[export.UnitID]jobstore.UnitStanding{}
+		byID := map[export.UnitID]jobstore.UnitStatus{}
 		for _, unit := range found.Units {
 			byID[unit.Unit.ID] = unit
 		}
@@ -236,12 +235,12 @@ func TestInspect(t *testing.T) {
 	})
 }
 
-func TestKnown(t *testing.T) {
+func TestListJobs(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()
 		live, ended := create(t, s, c), create(t, s, c)
-		must(t, s.Fail(ctx, ended, "why", c.now(), c.now().Add(time.Hour)))
-		ids, more, err := s.Known(ctx, 10)
+		must(t, s.FailJob(ctx, ended, "why", c.now(), c.now().Add(time.Hour)))
+		ids, more, err := s.ListJobs(ctx, 10)
 		must(t, err)
 		if len(ids) != 2 || more {
 			t.Errorf("%v, more %v", ids, more)
@@ -252,8 +251,8 @@ func TestKnown(t *testing.T) {
 			t.Errorf("%+v", records)
 		}
 		create(t, s, c)
-		if _, more, err = s.Known(ctx, 1); err != nil || !more {
-			t.Errorf("of two active jobs one is looked at: more %v, %v", more, err)
+		if _, more, err = s.ListJobs(ctx, 1); err != nil || !more {
+			t.Errorf("of two active jobs one is listed: more %v, %v", more, err)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package jobstore
 import (
 	"embed"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -13,51 +14,42 @@ import (
 //go:embed lua/*.lua
 var luaFiles embed.FS
 
-// scripts are the store's compare-and-set steps, one Lua file each. All share a prelude that names the keys of the job
-// and carries the state machine as pkg/export defines it, so that there is one table of transitions.
+// scripts are the store's compare-and-set steps, one Lua file each. All but count share a prelude that names the keys
+// and carries the state machine of pkg/export, so that there is one table of transitions.
 type scripts struct {
-	create, claim, heartbeat, stage, commit, issue, setback, rescue, refence, move, reopen, giveup *redis.Script
+	create, queued, claim, heartbeat, stage, commit, issue, release, rescue, refence, reopen, giveup *redis.Script
+	end, remove, refile                                                                              *redis.Script
 
-	admit, count *redis.Script // with keys of their own
+	count *redis.Script // has a key of its own
 }
 
 func loadScripts() (scripts, error) {
-	var errs []string
-	with := func(prelude, name string) *redis.Script {
+	var s scripts
+	prelude := luaPrelude()
+	for name, script := range map[string]**redis.Script{
+		"create": &s.create, "queued": &s.queued, "claim": &s.claim, "heartbeat": &s.heartbeat, "stage": &s.stage,
+		"commit": &s.commit, "issue": &s.issue, "release": &s.release, "rescue": &s.rescue, "refence": &s.refence,
+		"reopen": &s.reopen, "giveup": &s.giveup, "end": &s.end, "remove": &s.remove, "refile": &s.refile, "count": &s.count,
+	} {
 		text, err := luaFiles.ReadFile("lua/" + name + ".lua")
 		if err != nil {
-			errs = append(errs, err.Error())
+			return scripts{}, fmt.Errorf("load scripts: %w", err)
 		}
-		return redis.NewScript(prelude + string(text))
-	}
-	prelude := luaPrelude()
-	load := func(name string) *redis.Script { return with(prelude, name) }
-	s := scripts{
-		create: load("create"), claim: load("claim"), heartbeat: load("heartbeat"), stage: load("stage"),
-		commit: load("commit"), issue: load("issue"), setback: load("setback"), rescue: load("rescue"),
-		refence: load("refence"), move: load("move"), reopen: load("reopen"), giveup: load("giveup"),
-		admit: with(luaClock, "admit"), count: with("", "count"),
-	}
-	if len(errs) > 0 {
-		return scripts{}, fmt.Errorf("load scripts: %s", strings.Join(errs, "; "))
+		if script == &s.count {
+			*script = redis.NewScript(string(text))
+		} else {
+			*script = redis.NewScript(prelude + string(text))
+		}
 	}
 	return s, nil
 }
 
-const luaClock = `
--- clock is the server's own time in ms, so that no two machines have to agree on it, unless the caller brings one.
-local function clock(given)
-  if given ~= '' then return tonumber(given) end
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-`
-
 func luaPrelude() string {
 	var b strings.Builder
-	for i, name := range jobKeys {
+	for i, name := range append(slices.Clone(jobKeys), "removed", "active", "due", "committed") {
 		fmt.Fprintf(&b, "local %s = KEYS[%d]\n", name, i+1)
 	}
+	fmt.Fprintf(&b, "local JOBKEYS = { unpack(KEYS, 1, %d) }\n", len(jobKeys))
 	b.WriteString("local LIVE, BEFORE = {}, {}\n")
 	for _, state := range export.States() {
 		if state.Live() {
@@ -68,8 +60,31 @@ func luaPrelude() string {
 			fmt.Fprintf(&b, "BEFORE[%q][%q] = true\n", state, from)
 		}
 	}
-	b.WriteString(luaClock)
 	b.WriteString(`
+local ID = string.match(job, '{(.+)}')
+-- clock is the server's own time in ms, so that no two machines have to agree on it, unless a test passes one.
+local function clock(given)
+  if given ~= '' then return tonumber(given) end
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+-- running_of is the set of an owner's jobs that count against its limit. Members are "<job id> <fingerprint>".
+local function running_of(owner) return 'sluice:running:' .. owner end
+-- leave gives the job's place among its owner's running jobs back.
+local function leave()
+  local owner = redis.call('HGET', job, 'owner_key')
+  if owner then redis.call('ZREM', running_of(owner), ID .. ' ' .. redis.call('HGET', job, 'fingerprint')) end
+end
+-- file moves an ended job from the active to the due index.
+local function file(at)
+  redis.call('ZADD', due, at, ID)
+  redis.call('ZREM', active, ID)
+  leave()
+end
+-- keep sets the safety TTL: a job whose purge never comes must not stay in Redis for ever.
+local function keep(ms)
+  for _, name in ipairs(JOBKEYS) do redis.call('PEXPIRE', name, ms) end
+end
 local function live() return LIVE[redis.call('HGET', job, 'state') or ''] == true end
 local function move(target)
   if not BEFORE[target][redis.call('HGET', job, 'state') or ''] then return false end

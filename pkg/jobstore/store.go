@@ -1,16 +1,15 @@
 // Package jobstore keeps jobs and their units in Redis. Every step that changes a job is one Lua script that compares
-// before it sets, so each may be repeated, delayed or raced and still happens once or not at all.
+// before it sets, and changes record, units and indexes together: it may be repeated, delayed or raced, and it happens once
+// or not at all. A record is never without its index entry.
 //
-// All keys of a job share one hash tag, so a job lives in one slot of a cluster. Two sorted sets index all jobs:
-// "active" (jobs that may need work) and "due" (jobs to expire or purge, by time). They are updated beside the scripts
-// in an order that leaves at worst a superfluous entry, which the scheduler's next tick removes.
+// Two sorted sets index all jobs: "active" (live jobs) and "due" (ended jobs, by when they expire or are to be purged). A
+// third one for each owner counts the live jobs against the owner's limit.
 //
 // Redis must run with noeviction and an append-only file: what is lost there is lost.
 package jobstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -18,13 +17,23 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/redishook"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 const (
-	activeIndex = "sluice:jobs:active" // member: job id, score: when it was entered, ms
+	activeIndex = "sluice:jobs:active" // member: job id, score: when it was created, ms
 	dueIndex    = "sluice:jobs:due"    // member: job id, score: when it expires or is to be purged, ms
-	committed   = "sluice:committed"   // hash: resources and bytes of all commits ever, as good as it gets (tally)
+	committed   = "sluice:committed"   // hash: resources, bytes and stored bytes of all commits ever
+)
+
+const (
+	// safetyTTL ends the keys of a live job that no scheduler ever purges. It is far beyond the age at which jobs fail, and
+	// starts again with each claim and commit.
+	safetyTTL = 90 * 24 * time.Hour
+	// endedTTL is the same for an ended job, from the instant at which it is due.
+	endedTTL = 30 * 24 * time.Hour
+	// removedTTL is how long a removed job's id is refused. Longer than any command can be under way.
+	removedTTL = 10 * time.Minute
 )
 
 // jobKeys are the keys of one job, by the names that the scripts use.
@@ -46,67 +55,40 @@ var jobKeys = []string{
 
 // Store is the job store. Use Open.
 type Store struct {
-	redis   redis.UniversalClient
+	redis   *redis.Client
 	scripts scripts
 	now     func() time.Time // nil: leases go by the server's clock
 }
 
-// Open returns a store on the Redis at the URL (redis:// or rediss://, with user, password and database). It makes no
-// connection yet. Waits are short, because a caller with a client waiting must soon answer 503.
+// Open returns a store on the Redis at the URL. It makes no connection yet.
 //
-// Leases, heartbeats and silence go by the clock of Redis, so that no machine's clock can take a unit from a worker. A
-// test gives a clock of its own; everybody else gives nil.
-func Open(url string, now func() time.Time, options ...Option) (*Store, error) {
-	opts, err := redis.ParseURL(url)
-	if err != nil {
-		return nil, errors.New("the Redis URL cannot be parsed") // the library's error may quote the password
-	}
-	if opts.TLSConfig != nil && opts.TLSConfig.InsecureSkipVerify {
-		return nil, errors.New("the Redis URL says skip_verify, which would let anybody pose as the server")
-	}
-	given := settings{redis: opts}
-	for _, option := range options {
-		option(&given)
-	}
-	opts.DialTimeout = 2 * time.Second
-	opts.ReadTimeout = 3 * time.Second
-	opts.WriteTimeout = 3 * time.Second
-	opts.MaxRetries = 1
-	s, err := loadScripts()
+// Leases, heartbeats and silence use the clock of Redis, so that no machine's clock can take a unit from a worker. Tests
+// pass a clock; everything else passes nil.
+func Open(url string, now func() time.Time, options ...redisclient.Option) (*Store, error) {
+	scripts, err := loadScripts()
 	if err != nil {
 		return nil, err
 	}
-	client := redis.NewClient(opts)
-	redishook.Observe(client, given.observe)
-	return &Store{redis: client, scripts: s, now: now}, nil
+	client, err := redisclient.Open(url, options...)
+	if err != nil {
+		return nil, err
+	}
+	return &Store{redis: client, scripts: scripts, now: now}, nil
 }
 
 // Close ends the connections.
 func (s *Store) Close() error { return s.redis.Close() }
 
-// Ping reports whether Redis answers and keeps what it is given: one that evicts keys when it is full would lose jobs
-// without a word (pitfall 27). A server that does not tell its policy is taken at its operator's word.
-func (s *Store) Ping(ctx context.Context) error {
-	info, err := s.redis.InfoMap(ctx, "memory").Result()
-	if err != nil {
-		if err := s.redis.Ping(ctx).Err(); err != nil {
-			return unavailable("ping redis", err)
-		}
-		return nil
-	}
-	policy := info["Memory"]["maxmemory_policy"]
-	if policy != "" && policy != "noeviction" {
-		return fmt.Errorf("redis evicts keys (maxmemory-policy %s): %w", policy, export.ErrUnavailable)
-	}
-	return nil
-}
+// Ping returns an error unless Redis answers and never evicts keys.
+func (s *Store) Ping(ctx context.Context) error { return redisclient.Ping(ctx, s.redis) }
 
+// keysOf are the KEYS of a job's scripts: its own, the mark of its removal, and those that all jobs share.
 func keysOf(id export.JobID) []string {
-	keys := make([]string, len(jobKeys))
-	for i, name := range jobKeys {
-		keys[i] = key(id, name)
+	keys := make([]string, 0, len(jobKeys)+4)
+	for _, name := range jobKeys {
+		keys = append(keys, key(id, name))
 	}
-	return keys
+	return append(keys, key(id, "removed"), activeIndex, dueIndex, committed)
 }
 
 func key(id export.JobID, name string) string { return "sluice:{" + string(id) + "}:" + name }
@@ -116,7 +98,7 @@ func key(id export.JobID, name string) string { return "sluice:{" + string(id) +
 func (s *Store) run(ctx context.Context, act string, script *redis.Script, id export.JobID, args ...any) ([]any, error) {
 	reply, err := script.Run(ctx, s.redis, keysOf(id), args...).Slice()
 	if err != nil {
-		return nil, unavailable(fmt.Sprintf("%s job %s", act, id), err)
+		return nil, redisclient.Unavailable(fmt.Sprintf("%s job %s", act, id), err)
 	}
 	verdict, _ := reply[0].(string)
 	if cause, refused := verdicts[verdict]; refused {
@@ -135,21 +117,7 @@ var verdicts = map[string]error{
 	"NOTFOUND": export.ErrNotFound,
 }
 
-// unavailable wraps trouble with Redis, so that callers can tell it from an answer.
-func unavailable(act string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, err)
-}
-
-// clock is what the scripts are given: the injected clock's instant, or nothing for the server's own.
-func (s *Store) clock() string {
-	if s.now == nil {
-		return ""
-	}
-	return strconv.FormatInt(s.now().UnixMilli(), 10)
-}
+func (s *Store) clock() string { return redisclient.Clock(s.now) }
 
 func millis(t time.Time) int64 {
 	if t.IsZero() {

@@ -8,6 +8,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // Totals is how much units have committed. Of a job whose units an older release committed it says less than there is.
@@ -41,7 +42,7 @@ func (s *Store) Totals(ctx context.Context, ids []export.JobID) ([]Totals, error
 		replies[i] = pipe.HMGet(ctx, key(id, "job"), "resources", "bytes", "stored")
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, unavailable("totals of jobs", err)
+		return nil, redisclient.Unavailable("totals of jobs", err)
 	}
 	totals := make([]Totals, len(ids))
 	for i, reply := range replies {
@@ -54,31 +55,17 @@ func (s *Store) Totals(ctx context.Context, ids []export.JobID) ([]Totals, error
 	return totals, nil
 }
 
-// Committed returns what all units of all jobs have committed since this Redis began, for whoever wants to know how fast
-// it grows. It may lack a commit whose worker lost Redis right after it.
+// Committed returns what all units of all jobs have committed since this Redis began.
 func (s *Store) Committed(ctx context.Context) (Totals, error) {
 	fields, err := s.redis.HMGet(ctx, committed, "resources", "bytes", "stored").Result()
 	if err != nil {
-		return Totals{}, unavailable("read what is committed", err)
+		return Totals{}, redisclient.Unavailable("read what is committed", err)
 	}
 	t, err := totalsFrom(fields)
 	if err != nil {
 		return Totals{}, fmt.Errorf("read what is committed: %w", err)
 	}
 	return t, nil
-}
-
-// tally adds to Committed. It is a key of no job's, so it is no part of the commit's script; and an error is nobody's
-// concern: the commit stands, and must not be told to its worker as one that may not.
-func (s *Store) tally(ctx context.Context, t Totals) {
-	if t == (Totals{}) {
-		return
-	}
-	pipe := s.redis.Pipeline()
-	pipe.HIncrBy(ctx, committed, "resources", t.Resources)
-	pipe.HIncrBy(ctx, committed, "bytes", t.Bytes)
-	pipe.HIncrBy(ctx, committed, "stored", t.Stored)
-	_, _ = pipe.Exec(ctx)
 }
 
 func totalsFrom(fields []any) (Totals, error) {

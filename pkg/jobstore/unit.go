@@ -12,11 +12,12 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// Claim takes the unit for the caller, who must then be heard of by Heartbeat. ErrFenced when the fence is stale, the
-// unit is closed, or the same task was delivered before and is running; ErrNotLive when the job has ended. Claiming
-// the plan or the seal moves the job to the state that the unit stands for.
+// Claim leases the unit to the caller, which must then call Heartbeat. ErrFenced when the fence is stale, the unit is
+// closed, or the same task was delivered before; ErrNotLive when the job has ended. Claiming the plan or the seal moves the
+// job to Planning or Sealing.
 func (s *Store) Claim(
 	ctx context.Context, id export.JobID, unit export.UnitID, kind export.Kind, fence int64,
 ) (export.Lease, error) {
@@ -29,7 +30,7 @@ func (s *Store) Claim(
 	default:
 	}
 	reply, err := s.run(ctx, "claim "+string(unit)+" of", s.scripts.claim, id,
-		string(unit), fence, s.clock(), string(target))
+		string(unit), fence, s.clock(), string(target), safetyTTL.Milliseconds())
 	if err != nil {
 		return export.Lease{}, err
 	}
@@ -46,7 +47,7 @@ func (s *Store) Claim(
 	return lease, nil
 }
 
-// Heartbeat says that the lease's holder is alive. ErrFenced or ErrNotLive tell it to stop.
+// Heartbeat renews the lease. ErrFenced or ErrNotLive: the caller must stop.
 func (s *Store) Heartbeat(ctx context.Context, lease export.Lease) error {
 	_, err := s.run(ctx, "heartbeat "+string(lease.Unit.ID)+" of", s.scripts.heartbeat, lease.Job,
 		string(lease.Unit.ID), lease.Fence, s.clock())
@@ -60,7 +61,7 @@ const stageBatch = 500
 func (s *Store) Stage(ctx context.Context, lease export.Lease, units []export.Unit) error {
 	reset := 1
 	for batch := range slices.Chunk(units, stageBatch) {
-		args := []any{string(lease.Unit.ID), lease.Fence, reset}
+		args := []any{string(lease.Unit.ID), lease.Fence, reset, safetyTTL.Milliseconds()}
 		for _, unit := range batch {
 			spec, err := json.Marshal(unit)
 			if err != nil {
@@ -76,7 +77,8 @@ func (s *Store) Stage(ctx context.Context, lease export.Lease, units []export.Un
 	if len(units) > 0 {
 		return nil
 	}
-	_, err := s.run(ctx, "stage units of", s.scripts.stage, lease.Job, string(lease.Unit.ID), lease.Fence, 1)
+	_, err := s.run(ctx, "stage units of", s.scripts.stage, lease.Job,
+		string(lease.Unit.ID), lease.Fence, 1, safetyTTL.Milliseconds())
 	return err
 }
 
@@ -104,8 +106,8 @@ type Seal struct {
 	Expires  time.Time
 }
 
-// Commit closes the unit with its result, once: ErrFenced when the lease is lost, ErrNotLive when the job has ended; in
-// both cases nothing has changed and what the caller made is garbage.
+// Commit closes the unit with its result, once; a repetition with the same result succeeds. ErrFenced when the lease is
+// lost, ErrNotLive when the job has ended: nothing has changed then, and the caller's objects are garbage.
 func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error {
 	result, err := json.Marshal(c.Result)
 	if err != nil {
@@ -116,12 +118,13 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 		return fmt.Errorf("encode unit %s: %w", c.Next.ID, err)
 	}
 	weight := lease.Unit.Bytes
-	if k := lease.Unit.Kind; k != export.KindExport && k != export.KindReferenced {
+	if k := lease.Unit.Kind; k != export.KindExport && k != export.KindExportReferenced {
 		weight = -1 // only exports count as progress
 	}
 
 	var target export.State
 	var fields []any
+	due, ttl := "", safetyTTL.Milliseconds()
 	if c.Plan != nil {
 		target = export.Running
 		cohort, err := json.Marshal(c.Plan.Cohort)
@@ -134,59 +137,44 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 		target = export.Completed
 		fields = append(fields, "manifest", c.Seal.Manifest, "percent", 100,
 			"finished", millis(c.Seal.Finished), "expires", millis(c.Seal.Expires))
+		due, ttl = strconv.FormatInt(millis(c.Seal.Expires), 10), s.ttlFrom(c.Seal.Expires)
 	}
 	args := []any{
 		string(lease.Unit.ID), lease.Fence, result, weight, string(target), string(c.Next.ID), next,
 	}
 	made := totalsOf(c.Result)
-	args = append(args, made.Resources, made.Bytes, made.Stored, len(c.Result.Files))
+	args = append(args, made.Resources, made.Bytes, made.Stored, due, ttl, len(c.Result.Files))
 	for _, file := range c.Result.Files {
 		args = append(args, file.Name)
 	}
 	_, err = s.run(ctx, "commit "+string(lease.Unit.ID)+" of", s.scripts.commit, lease.Job, append(args, fields...)...)
-	if err != nil {
-		return err
-	}
-	s.tally(ctx, made)
-	if c.Seal != nil {
-		return s.SetDue(ctx, lease.Job, c.Seal.Expires)
-	}
-	return nil
+	return err
 }
 
-// Issued is a unit that has to be in the queue.
-type Issued struct {
-	Unit     export.Unit
-	Fence    int64
-	Attempts int
-	Lost     bool // its worker was lost and its fence is new
-}
-
-// Issue takes units from the waiting ones, the largest first, until most are outstanding, and returns them to be
-// enqueued. Should the caller die before it has done so, Silent brings them back.
-func (s *Store) Issue(ctx context.Context, id export.JobID, most int) ([]Issued, error) {
+// Issue takes waiting units, the largest first, until most are outstanding, and returns them to be enqueued. If the caller
+// dies before it has enqueued them, RescueStale returns them.
+func (s *Store) Issue(ctx context.Context, id export.JobID, most int) ([]export.Lease, error) {
 	reply, err := s.run(ctx, "issue units of", s.scripts.issue, id, most, s.clock())
 	if err != nil {
 		return nil, err
 	}
-	var issued []Issued
+	var issued []export.Lease
 	for pair := range slices.Chunk(reply, 2) {
-		unit, err := decodeIssued(pair[0], pair[1])
+		lease, err := decodeLease(id, pair[0], pair[1])
 		if err != nil {
 			return nil, fmt.Errorf("issue units of job %s: %w", id, err)
 		}
-		issued = append(issued, unit)
+		issued = append(issued, lease)
 	}
 	return issued, nil
 }
 
-// causeField, behind a unit's id, is the field beside its attempts that says why it was last given back or lost. (A key of
-// its own would be left behind by the purge of a scheduler that does not know of it. No unit's id holds a dot.)
+// causeField, appended to a unit's id, is the field beside its attempts with the cause of its last release or loss. Ids of
+// units have no dot. A key of its own would be missed by the purge of an older scheduler.
 const causeField = ".cause"
 
-// Release gives the unit back under a new fence, to be run after the delay. A failed attempt (CauseError) counts against
-// the unit; a hand-back by a worker that stops, or that found a dependency down, does not. It returns the new fence, to
-// be enqueued.
+// Release gives the unit back under a new fence, to run after the delay. A failed attempt (CauseError) counts against the
+// unit; an unavailable dependency or a stopping worker does not. It returns the new fence, which has to be enqueued.
 func (s *Store) Release(
 	ctx context.Context, lease export.Lease, delay time.Duration, cause export.Cause,
 ) (fence int64, err error) {
@@ -194,7 +182,7 @@ func (s *Store) Release(
 	if cause == export.CauseError {
 		count = 1
 	}
-	reply, err := s.run(ctx, "release "+string(lease.Unit.ID)+" of", s.scripts.setback, lease.Job,
+	reply, err := s.run(ctx, "release "+string(lease.Unit.ID)+" of", s.scripts.release, lease.Job,
 		string(lease.Unit.ID), lease.Fence, s.clock(), delay.Milliseconds(), count, string(cause))
 	if err != nil {
 		return 0, err
@@ -203,8 +191,8 @@ func (s *Store) Release(
 	return fence, nil
 }
 
-// Refence gives a unit that is issued but not claimed a new fence, because its task was taken from the queue and not
-// begun. ErrFenced when it was claimed or closed after all, or has a new fence already.
+// Refence gives an issued, unclaimed unit a new fence: its task left the queue and never claimed the unit. ErrFenced when
+// it was claimed, closed or refenced meanwhile.
 func (s *Store) Refence(ctx context.Context, id export.JobID, unit export.UnitID, fence int64) (int64, error) {
 	reply, err := s.run(ctx, "refence "+string(unit)+" of", s.scripts.refence, id, string(unit), fence, s.clock())
 	if err != nil {
@@ -214,64 +202,68 @@ func (s *Store) Refence(ctx context.Context, id export.JobID, unit export.UnitID
 	return fresh, nil
 }
 
-// Silent takes up to most units that have not been heard of for as long as silence and marks them as heard of now.
-// Those whose worker is lost get a new fence. All have to be enqueued (again).
-func (s *Store) Silent(ctx context.Context, id export.JobID, silence time.Duration, most int) ([]Issued, error) {
+// RescueStale takes up to most units without a heartbeat for as long as silence and marks them as heard of now. A unit
+// that had a worker gets a new fence (lost); the others may have lost their task. All have to be enqueued again.
+func (s *Store) RescueStale(
+	ctx context.Context, id export.JobID, silence time.Duration, most int,
+) (lost, unclaimed []export.Lease, err error) {
 	reply, err := s.run(ctx, "rescue units of", s.scripts.rescue, id, s.clock(), silence.Milliseconds(), most)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var silent []Issued
 	for row := range slices.Chunk(reply, 4) {
-		unit, err := decodeIssued(row[0], row[1])
+		lease, err := decodeLease(id, row[0], row[1])
 		if err != nil {
-			return nil, fmt.Errorf("rescue units of job %s: %w", id, err)
+			return nil, nil, fmt.Errorf("rescue units of job %s: %w", id, err)
 		}
 		failures, _ := row[2].(string)
-		if unit.Attempts, err = strconv.Atoi(failures); err != nil {
-			return nil, fmt.Errorf("rescue units of job %s: attempts: %w", id, err)
+		if lease.Attempt, err = strconv.Atoi(failures); err != nil {
+			return nil, nil, fmt.Errorf("rescue units of job %s: attempts: %w", id, err)
 		}
-		unit.Lost = row[3] == "1"
-		silent = append(silent, unit)
+		if row[3] == "1" {
+			lost = append(lost, lease)
+		} else {
+			unclaimed = append(unclaimed, lease)
+		}
 	}
-	return silent, nil
+	return lost, unclaimed, nil
 }
 
-func decodeIssued(fence, spec any) (Issued, error) {
-	var unit Issued
+// decodeLease reads a unit at a fence as the scripts return it: what a worker gets when it claims the unit.
+func decodeLease(id export.JobID, fence, spec any) (export.Lease, error) {
+	lease := export.Lease{Job: id}
 	text, _ := spec.(string)
 	number, _ := fence.(string)
-	if err := json.Unmarshal([]byte(text), &unit.Unit); err != nil {
-		return Issued{}, err
+	if err := json.Unmarshal([]byte(text), &lease.Unit); err != nil {
+		return export.Lease{}, err
 	}
-	n, err := strconv.ParseInt(number, 10, 64)
-	if err != nil {
-		return Issued{}, fmt.Errorf("fence: %w", err)
+	var err error
+	if lease.Fence, err = strconv.ParseInt(number, 10, 64); err != nil {
+		return export.Lease{}, fmt.Errorf("fence: %w", err)
 	}
-	unit.Fence = n
-	return unit, nil
+	return lease, nil
 }
 
-// Reopen has a unit run at once, under a new fence and with all its attempts: one that was given up, as long as nothing
-// that builds on it has begun; one whose worker does not get on, which is fenced off by this; or one that waits to be
-// tried again. The unit has to be enqueued; should the caller die before, Silent brings it back. ErrNotFound when there is
-// no such unit; ErrNotLive when the job has ended; ErrConflict when the unit is done, waits for its turn, or is built on.
-func (s *Store) Reopen(ctx context.Context, id export.JobID, unit export.UnitID) (Issued, error) {
+// Reopen runs a unit again at once, under a new fence and with all its attempts: a failed one that nothing builds on yet,
+// a claimed one, whose worker is fenced off, or a delayed one. The unit has to be enqueued; if the caller dies before,
+// RescueStale returns it. ErrNotFound when there is no such unit; ErrNotLive when the job has ended; ErrConflict when the
+// unit is done, waits for its stage, or a later stage has begun.
+func (s *Store) Reopen(ctx context.Context, id export.JobID, unit export.UnitID) (export.Lease, error) {
 	act := "retry " + string(unit) + " of"
 	reply, err := s.run(ctx, act, s.scripts.reopen, id, string(unit), s.clock())
 	if err != nil {
-		return Issued{}, err
+		return export.Lease{}, err
 	}
 	fence, _ := reply[0].(int64)
-	issued, err := decodeIssued(strconv.FormatInt(fence, 10), reply[1])
+	lease, err := decodeLease(id, strconv.FormatInt(fence, 10), reply[1])
 	if err != nil {
-		return Issued{}, fmt.Errorf("%s job %s: %w", act, id, err)
+		return export.Lease{}, fmt.Errorf("%s job %s: %w", act, id, err)
 	}
-	return issued, nil
+	return lease, nil
 }
 
-// GiveUp closes an open unit as failed for the reason, whoever has it; next is the unit to open if no unit is left open.
-// It is idempotent for the same reason. ErrNotFound when there is no such unit; ErrNotLive when the job has ended;
+// GiveUp closes an open unit as failed for the reason, also one that a worker has claimed; next is the unit to open if no
+// unit is left open. It is idempotent for the same reason. ErrNotFound when there is no such unit; ErrNotLive when the job has ended;
 // ErrConflict when the unit is closed.
 func (s *Store) GiveUp(ctx context.Context, id export.JobID, unit export.UnitID, reason string, next export.Unit) error {
 	result, err := json.Marshal(export.Result{Failure: reason})
@@ -293,7 +285,7 @@ func (s *Store) Unit(ctx context.Context, id export.JobID, unit export.UnitID) (
 		return export.Unit{}, fmt.Errorf("unit %s of job %s: %w", unit, id, export.ErrNotFound)
 	}
 	if err != nil {
-		return export.Unit{}, unavailable(fmt.Sprintf("unit %s of job %s", unit, id), err)
+		return export.Unit{}, redisclient.Unavailable(fmt.Sprintf("unit %s of job %s", unit, id), err)
 	}
 	var found export.Unit
 	if err := json.Unmarshal(text, &found); err != nil {
@@ -309,7 +301,7 @@ func (s *Store) Result(ctx context.Context, id export.JobID, unit export.UnitID)
 		return export.Result{}, fmt.Errorf("result of %s of job %s: %w", unit, id, export.ErrNotFound)
 	}
 	if err != nil {
-		return export.Result{}, unavailable(fmt.Sprintf("result of %s of job %s", unit, id), err)
+		return export.Result{}, redisclient.Unavailable(fmt.Sprintf("result of %s of job %s", unit, id), err)
 	}
 	var result export.Result
 	if err := json.Unmarshal([]byte(text), &result); err != nil {
@@ -326,17 +318,17 @@ func (s *Store) Results(
 	act := fmt.Sprintf("results of job %s", id)
 	ids, err := s.redis.HKeys(ctx, key(id, "results")).Result()
 	if err != nil {
-		return unavailable(act, err)
+		return redisclient.Unavailable(act, err)
 	}
 	slices.Sort(ids)
 	for page := range slices.Chunk(ids, 200) {
 		units, err := s.redis.HMGet(ctx, key(id, "units"), page...).Result()
 		if err != nil {
-			return unavailable(act, err)
+			return redisclient.Unavailable(act, err)
 		}
 		results, err := s.redis.HMGet(ctx, key(id, "results"), page...).Result()
 		if err != nil {
-			return unavailable(act, err)
+			return redisclient.Unavailable(act, err)
 		}
 		for i := range page {
 			var unit export.Unit

@@ -11,63 +11,52 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/redishook"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
 )
 
 const (
 	// unitTimeout ends a unit that hangs. It is far above what a unit takes: silence is found by heartbeats.
 	unitTimeout = 2 * time.Hour
-	// upkeepTimeout ends a tick or a purge that hangs; the next tick goes on where it stopped.
-	upkeepTimeout = 15 * time.Minute
+	// passTimeout ends a pass or a purge that hangs; the next one continues.
+	passTimeout = 15 * time.Minute
 	// manyRetries keeps Asynq from archiving a task, which would keep its id reserved.
 	manyRetries = 1000
 )
 
 // Client enqueues. Use Open.
 type Client struct {
-	redis     redis.UniversalClient
+	redis     *redis.Client
 	client    *asynq.Client
 	inspector *asynq.Inspector
 	slots     slots
 }
 
 // Open returns a client on the Redis at the URL. It makes no connection yet.
-func Open(url string, options ...Option) (*Client, error) {
-	given, err := connection(url, options...)
+func Open(url string, options ...redisclient.Option) (*Client, error) {
+	// The connections are not Asynq's own: its ping takes no context, and a readiness check must end soon.
+	client, err := redisclient.Open(url, options...)
 	if err != nil {
 		return nil, err
 	}
-	// The connections are ours and not Asynq's: its own ping takes no context, and readiness cannot wait.
-	connections, ok := given.redis.MakeRedisClient().(redis.UniversalClient)
-	if !ok {
-		return nil, errors.New("the Redis URL leads to an unknown kind of client")
-	}
-	redishook.Observe(connections, given.observe)
 	return &Client{
-		redis:     connections,
-		client:    asynq.NewClientFromRedisClient(connections),
-		inspector: asynq.NewInspectorFromRedisClient(connections),
+		redis: client, client: asynq.NewClientFromRedisClient(client), inspector: asynq.NewInspectorFromRedisClient(client),
 	}, nil
 }
 
 // Close ends the connections.
 func (c *Client) Close() error { return c.redis.Close() }
 
-// Ping reports whether the queue's Redis answers. It ends soon after its context.
+// Ping returns an error unless the queue's Redis answers. It ends soon after its context.
 func (c *Client) Ping(ctx context.Context) error {
-	if err := c.redis.Ping(ctx).Err(); err != nil {
-		return fmt.Errorf("ping queue: %w: %w", export.ErrUnavailable, err)
-	}
-	return nil
+	return redisclient.Unavailable("ping queue", c.redis.Ping(ctx).Err())
 }
 
-// ErrTaken says that a task of this unit and fence has left the queue and is not done: a worker has it, or it waits to
-// be delivered again.
+// ErrTaken: a task of this unit and fence has left the queue and is not done. A worker has it, or Asynq retries it later.
 var ErrTaken = errors.New("the task was taken already")
 
-// EnqueueUnit puts the unit's task in its queue. It is idempotent: a task that is there already stays as it is, and one
-// that is there no more but not done is ErrTaken, which only a rescue needs to care about.
+// EnqueueUnit puts the unit's task in its queue. It is idempotent: a queued task stays as it is. ErrTaken matters only to
+// a rescue.
 func (c *Client) EnqueueUnit(ctx context.Context, task Task) error {
 	kind, known := unitTypes[task.Kind]
 	if !known {
@@ -85,16 +74,27 @@ func (c *Client) EnqueueUnit(ctx context.Context, task Task) error {
 	return nil
 }
 
-// EnqueuePurge asks for the job to be purged soon. It is idempotent; the scheduler's sweep purges in any case.
+// EnqueuePurge enqueues the purge of a job. It is idempotent while the purge is queued or running.
 func (c *Client) EnqueuePurge(ctx context.Context, id export.JobID) error {
 	return c.enqueuePurge(ctx, id, "purge:"+string(id))
 }
 
-func (c *Client) enqueuePurge(ctx context.Context, id export.JobID, taskID string) error {
+// latePurgeEvery is the interval in which late purges of a job are one task.
+const latePurgeEvery = 5 * time.Second
+
+// EnqueueLatePurge enqueues another purge of an ended job, for a unit that was still writing when the job ended: the
+// first purge may be over, or have passed the unit's prefix. All units that report in the same few seconds share one
+// task, which runs after them.
+func (c *Client) EnqueueLatePurge(ctx context.Context, id export.JobID) error {
+	due := time.Now().Truncate(latePurgeEvery).Add(latePurgeEvery)
+	return c.enqueuePurge(ctx, id, fmt.Sprintf("purge:%s:%d", id, due.Unix()), asynq.ProcessAt(due))
+}
+
+func (c *Client) enqueuePurge(ctx context.Context, id export.JobID, taskID string, opts ...asynq.Option) error {
 	payload, err := proto.Marshal(&sluicev1.PurgeTask{JobId: string(id)})
 	if err == nil {
-		err = c.enqueue(ctx, asynq.NewTask(purgeType, payload), upkeepQueue, taskID,
-			asynq.Timeout(upkeepTimeout))
+		err = c.enqueue(ctx, asynq.NewTask(purgeType, payload), maintenanceQueue, taskID,
+			append(opts, asynq.Timeout(passTimeout))...)
 	}
 	if err != nil && !errors.Is(err, ErrTaken) {
 		return fmt.Errorf("enqueue purge of job %s: %w", id, err)
@@ -102,39 +102,30 @@ func (c *Client) enqueuePurge(ctx context.Context, id export.JobID, taskID strin
 	return nil
 }
 
-// EnqueueLatePurge asks for another purge after one that may have begun: the unit of an ended job has only now stopped
-// writing. Its id is its own, since the first purge may hold the other.
-func (c *Client) EnqueueLatePurge(ctx context.Context, task Task) error {
-	return c.enqueuePurge(ctx, task.Job, "purge:"+task.id())
+// EnqueuePass enqueues one pass of the scheduler's periodic work. bucket is the start of the pass's interval: only one of
+// all the schedulers that enqueue it in the same interval succeeds, and the id stays taken until the interval is over.
+func (c *Client) EnqueuePass(ctx context.Context, pass string, bucket time.Time, interval time.Duration) error {
+	return c.enqueuePass(ctx, passType, maintenanceQueue, pass, bucket, interval)
 }
 
-// EnqueueTick asks for one run of a periodic duty. The bucket is the start of the tick's interval: of all schedulers
-// that tick in the same interval one gets through, and the id stays taken until the interval is over.
-func (c *Client) EnqueueTick(ctx context.Context, duty string, bucket time.Time, interval time.Duration) error {
-	return c.enqueueTick(ctx, upkeepType, upkeepQueue, duty, bucket, interval)
+// EnqueueRescue is EnqueuePass for the rescue, in a queue of its own: it must never wait behind a slow pass.
+func (c *Client) EnqueueRescue(ctx context.Context, pass string, bucket time.Time, interval time.Duration) error {
+	return c.enqueuePass(ctx, rescueType, rescueQueue, pass, bucket, interval)
 }
 
-// EnqueueWatch is EnqueueTick for a duty that must never wait behind one that is slow.
-func (c *Client) EnqueueWatch(ctx context.Context, duty string, bucket time.Time, interval time.Duration) error {
-	return c.enqueueTick(ctx, watchType, watchQueue, duty, bucket, interval)
-}
-
-func (c *Client) enqueueTick(
-	ctx context.Context, kind, queue, duty string, bucket time.Time, interval time.Duration,
+func (c *Client) enqueuePass(
+	ctx context.Context, kind, queue, pass string, bucket time.Time, interval time.Duration,
 ) error {
-	payload, err := proto.Marshal(&sluicev1.UpkeepTask{Kind: duty, Bucket: bucket.Unix()})
+	payload, err := proto.Marshal(&sluicev1.UpkeepTask{Kind: pass, Bucket: bucket.Unix()})
 	if err == nil {
-		id := fmt.Sprintf("%s:%d", duty, bucket.UnixMilli())
+		id := fmt.Sprintf("%s:%d", pass, bucket.UnixMilli())
 		_, err = c.client.EnqueueContext(ctx, asynq.NewTask(kind, payload), asynq.Queue(queue),
-			asynq.TaskID(id), asynq.Timeout(upkeepTimeout), asynq.MaxRetry(0), asynq.Retention(2*interval))
+			asynq.TaskID(id), asynq.Timeout(passTimeout), asynq.MaxRetry(0), asynq.Retention(2*interval))
 		if errors.Is(err, asynq.ErrTaskIDConflict) {
 			return nil
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("enqueue %s tick: %w: %w", duty, export.ErrUnavailable, err)
-	}
-	return nil
+	return redisclient.Unavailable("enqueue the pass "+pass, err)
 }
 
 func (c *Client) enqueue(ctx context.Context, task *asynq.Task, queue, id string, opts ...asynq.Option) error {
@@ -143,7 +134,7 @@ func (c *Client) enqueue(ctx context.Context, task *asynq.Task, queue, id string
 	if errors.Is(err, asynq.ErrTaskIDConflict) {
 		taken, infoErr := c.inspector.GetTaskInfo(queue, id)
 		if errors.Is(infoErr, asynq.ErrTaskNotFound) {
-			return nil // done in this very moment
+			return nil // it was done meanwhile
 		}
 		if infoErr != nil {
 			return fmt.Errorf("%w: %w", export.ErrUnavailable, infoErr)
@@ -155,7 +146,7 @@ func (c *Client) enqueue(ctx context.Context, task *asynq.Task, queue, id string
 		default:
 			return nil // queued
 		}
-		// An archived task only keeps the id from being used: nothing would ever run it.
+		// An archived task never runs and only blocks its id.
 		if err := c.inspector.DeleteTask(queue, id); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {
 			return fmt.Errorf("%w: %w", export.ErrUnavailable, err)
 		}

@@ -12,22 +12,21 @@ import (
 const (
 	// fewestOutstanding keeps a few workers busy, also while they come up.
 	fewestOutstanding = 16
-	// outstandingPerSlot: while a slot takes the next unit, the one after it is already on its way.
+	// outstandingPerSlot keeps the next unit of a slot in the queue while one runs.
 	outstandingPerSlot = 2
-	// slotsFresh is how long a count of slots is good for. Asynq itself tells of a dead server for 10 s.
+	// slotsFresh is how long a count is used. Asynq lists a dead server for 10 s anyway.
 	slotsFresh = 10 * time.Second
 )
 
-// slots is a count of the places at which workers do long units.
+// slots counts the long units that all workers can run at once.
 type slots struct {
 	mu    sync.Mutex
 	count int
 	till  time.Time
 }
 
-// Outstanding returns how many units of one job may be queued or running at once: what is configured, or for 0 twice as
-// many as all the workers that are alive can do at once, and 16 at least. So one job can use every worker, and no job can
-// fill the queue before another one (pitfall 25).
+// Outstanding returns how many units of one job may be queued or running at once: the configured number, or, for 0, twice
+// the slots of all live workers, at least 16. One job can use every worker, and no job fills the queue (pitfall 25).
 func (c *Client) Outstanding(ctx context.Context, configured int) (int, error) {
 	if configured > 0 {
 		return configured, nil

@@ -102,7 +102,7 @@ func TestATaskReachesItsHandler(t *testing.T) {
 		handle, got := collect()
 		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{Unit: handle})()
 		for i, kind := range []export.Kind{
-			export.KindPlan, export.KindExport, export.KindReferences, export.KindReferenced, export.KindSeal,
+			export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 		} {
 			want := queue.Task{Kind: kind, Job: export.NewJobID(), Unit: "Claim-00001", Fence: int64(i) + 7}
 			must(t, client.EnqueueUnit(t.Context(), want))
@@ -183,9 +183,9 @@ func TestAnArchivedTaskDoesNotBlockItsID(t *testing.T) {
 		handle, got := collect()
 		purged := make(chan export.JobID, 10)
 		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
-			Unit:   handle,
-			Purge:  func(_ context.Context, id export.JobID) error { purged <- id; return nil },
-			Upkeep: func(context.Context, string) error { return nil },
+			Unit:  handle,
+			Purge: func(_ context.Context, id export.JobID) error { purged <- id; return nil },
+			Pass:  func(context.Context, string) error { return nil },
 		})()
 		if task := next(t, got); task != want {
 			t.Errorf("got %+v, want %+v", task, want)
@@ -236,15 +236,15 @@ func TestOneRunOfATickWhoeverTicks(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		duties := make(chan string, 100)
 		stop := serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
-			Purge:  func(context.Context, export.JobID) error { return nil },
-			Upkeep: func(_ context.Context, duty string) error { duties <- duty; return errors.New("a bad day") },
+			Purge: func(context.Context, export.JobID) error { return nil },
+			Pass:  func(_ context.Context, duty string) error { duties <- duty; return errors.New("a bad day") },
 		})
 		bucket := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
 		var clients sync.WaitGroup
 		for range 5 {
 			client := open(t, url)
 			clients.Go(func() {
-				if err := client.EnqueueTick(t.Context(), "expire", bucket, time.Minute); err != nil {
+				if err := client.EnqueuePass(t.Context(), "expire", bucket, time.Minute); err != nil {
 					t.Error(err)
 				}
 			})
@@ -255,10 +255,10 @@ func TestOneRunOfATickWhoeverTicks(t *testing.T) {
 		}
 		client := open(t, url)
 		// The tick has run, and failed: it is neither run again in its interval nor delivered again.
-		must(t, client.EnqueueTick(t.Context(), "expire", bucket, time.Minute))
+		must(t, client.EnqueuePass(t.Context(), "expire", bucket, time.Minute))
 		// Another interval and another duty are other ticks; first in, first out.
-		must(t, client.EnqueueTick(t.Context(), "rescue", bucket, time.Minute))
-		must(t, client.EnqueueTick(t.Context(), "expire", bucket.Add(time.Minute), time.Minute))
+		must(t, client.EnqueuePass(t.Context(), "rescue", bucket, time.Minute))
+		must(t, client.EnqueuePass(t.Context(), "expire", bucket.Add(time.Minute), time.Minute))
 		if second, third := next(t, duties), next(t, duties); second != "rescue" || third != "expire" {
 			t.Errorf("then %q, %q", second, third)
 		}
@@ -278,8 +278,8 @@ func TestAPurgeIsQueuedOnceAtATime(t *testing.T) {
 		must(t, client.EnqueuePurge(t.Context(), other))
 		purged := make(chan export.JobID)
 		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
-			Purge:  func(_ context.Context, id export.JobID) error { purged <- id; return nil },
-			Upkeep: func(context.Context, string) error { return nil },
+			Purge: func(_ context.Context, id export.JobID) error { purged <- id; return nil },
+			Pass:  func(context.Context, string) error { return nil },
 		})()
 		if a, b := next(t, purged), next(t, purged); a != first || b != other {
 			t.Errorf("purged %s, %s; want %s, %s", a, b, first, other)
@@ -306,7 +306,7 @@ func TestPayloadsAreSmallAndHoldIDsOnly(t *testing.T) {
 	url := testenv.Redis(t)
 	client, inspector := open(t, url), inspect(t, url)
 	want := queue.Task{
-		Kind: export.KindReferenced, Job: export.NewJobID(),
+		Kind: export.KindExportReferenced, Job: export.NewJobID(),
 		Unit: "MedicinalProductUndesirableEffect-referenced", Fence: math.MaxInt64, Delay: time.Hour,
 	}
 	must(t, client.EnqueueUnit(t.Context(), want))
@@ -329,8 +329,8 @@ func TestSteeringAndBulkHaveQueuesOfTheirOwn(t *testing.T) { // pitfall 25
 	url := testenv.Redis(t)
 	client, inspector := open(t, url), inspect(t, url)
 	for kind, queueName := range map[export.Kind]string{
-		export.KindPlan: steering, export.KindReferences: steering, export.KindSeal: steering,
-		export.KindExport: bulk, export.KindReferenced: bulk,
+		export.KindPlan: steering, export.KindResolveReferences: steering, export.KindSeal: steering,
+		export.KindExport: bulk, export.KindExportReferenced: bulk,
 	} {
 		unit := queue.Task{Kind: kind, Job: export.NewJobID(), Unit: "u", Fence: 1}
 		must(t, client.EnqueueUnit(t.Context(), unit))
@@ -352,7 +352,7 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	server.Close()
 	for name, err := range map[string]error{
 		"ping": client.Ping(t.Context()), "unit": client.EnqueueUnit(t.Context(), task("a")),
-		"purge": client.EnqueuePurge(t.Context(), "a"), "tick": client.EnqueueTick(t.Context(), "a", time.Now(), time.Minute),
+		"purge": client.EnqueuePurge(t.Context(), "a"), "tick": client.EnqueuePass(t.Context(), "a", time.Now(), time.Minute),
 	} {
 		if !errors.Is(err, export.ErrUnavailable) {
 			t.Errorf("%s: %v, want unavailable", name, err)
@@ -409,8 +409,8 @@ func TestShortUnitsDoNotWaitBehindLongOnes(t *testing.T) { // pitfall 25
 		next(t, running)
 		must(t, client.EnqueueUnit(t.Context(), task("long-too")))
 		unit := export.Unit{ID: "short", Kind: export.KindExport, Bytes: export.ShortBytes}
-		must(t, client.EnqueueUnit(t.Context(), queue.TaskOf("abcdefghijklmnopqrstuvwxyz", unit, 1)))
-		must(t, client.EnqueueUnit(t.Context(), queue.TaskOf("abcdefghijklmnopqrstuvwxyz", export.FirstUnit(), 1)))
+		must(t, client.EnqueueUnit(t.Context(), queue.TaskOf(export.Lease{Job: "abcdefghijklmnopqrstuvwxyz", Unit: unit, Fence: 1})))
+		must(t, client.EnqueueUnit(t.Context(), queue.TaskOf(export.Lease{Job: "abcdefghijklmnopqrstuvwxyz", Unit: export.FirstUnit(), Fence: 1})))
 		if first, second := next(t, got), next(t, got); first.Unit != "short" || second.Unit != export.PlanUnit {
 			t.Errorf("ran %s and %s", first.Unit, second.Unit)
 		}
@@ -439,7 +439,7 @@ func TestOutstandingFollowsTheWorkers(t *testing.T) { // pitfall 25
 			defer serve(t, queue.ServerConfig{URL: url, Concurrency: 10, Express: 3}, queue.Handlers{Unit: handle})()
 		}
 		duty := func(context.Context, string) error { return nil }
-		defer serve(t, queue.ServerConfig{URL: url, Concurrency: 30}, queue.Handlers{Upkeep: duty})()
+		defer serve(t, queue.ServerConfig{URL: url, Concurrency: 30}, queue.Handlers{Pass: duty})()
 		deadline := time.Now().Add(30 * time.Second)
 		for most(0) != 40 && time.Now().Before(deadline) {
 			time.Sleep(10 * time.Millisecond)

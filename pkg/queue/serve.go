@@ -10,25 +10,27 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
 )
 
-// ErrDraining is the cause of a handler's ended context when the server stops: the work is to be handed back.
+// ErrDraining is the cause of a handler's ended context when the server stops: the unit has to be handed back.
 var ErrDraining = errors.New("the worker is stopping")
 
-// Handlers do the work. A nil handler means that this process does not serve the queue. An error has the task
-// delivered again later; handlers return one only when they could not record the outcome.
+// Handlers process the tasks of a process; the queues of nil handlers are not served. A task whose handler returns an
+// error is delivered again later.
 type Handlers struct {
 	Unit   func(ctx context.Context, task Task) error
 	Purge  func(ctx context.Context, id export.JobID) error
-	Upkeep func(ctx context.Context, duty string) error
-	Watch  func(ctx context.Context, duty string) error
+	Pass   func(ctx context.Context, pass string) error
+	Rescue func(ctx context.Context, pass string) error
 }
 
-// ServerConfig says how a process takes work.
+// ServerConfig configures Serve.
 type ServerConfig struct {
 	URL         string         // Redis
 	Roots       *x509.CertPool // of a Redis behind rediss://; nil: the system's
@@ -38,26 +40,27 @@ type ServerConfig struct {
 	Logger      *slog.Logger
 }
 
-// How often an idle process looks for work. A job waits so long between its stages, four times; each look costs Redis some
-// 20 microseconds. Stages of a job are begun by whoever looks first, so the express lane alone has to be quick.
+// The intervals at which an idle process polls its queues. A job waits four times so long between its stages; each poll costs
+// Redis some 20 microseconds. The express queue carries the stages of jobs, so it alone has to be quick.
 const (
 	idleCheck    = 50 * time.Millisecond
 	expressCheck = 20 * time.Millisecond
 )
 
-// handBack is how long handlers have to hand back after they are told to: to throw away what they were writing, and to
-// record it, with a store that may be slow.
+// handBack is how long handlers have to hand back their units after the drain time: they delete what they were writing
+// and record the release, on stores that may be slow.
 const handBack = 25 * time.Second
 
-// Serve takes tasks until the context ends; then it takes no more, lets running ones finish for the drain time, tells
-// the rest to hand back (their contexts end with the cause ErrDraining), and returns when all have.
-func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
-	given, err := connection(cfg.URL, WithRoots(cfg.Roots))
+// Serve takes tasks until the context ends. Then it takes no more, lets running ones finish for the drain time, ends the
+// contexts of the rest with the cause ErrDraining, and returns when all handlers have returned.
+func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error) {
+	client, err := redisclient.Open(cfg.URL, redisclient.WithRoots(cfg.Roots))
 	if err != nil {
 		return err
 	}
-	// A task's context is ended by a drain through a child of its own: were the context that Asynq gave to end, Asynq
-	// would take the task for failed and stop waiting for its handler.
+	defer func() { err = errors.Join(err, client.Close()) }()
+	// A drain ends a child of the task's context. If the context that Asynq passed ended, Asynq would take the task for
+	// failed and stop waiting for its handler.
 	drain, startDrain := context.WithCancel(context.WithoutCancel(ctx))
 	defer startDrain()
 	guard := func(ctx context.Context, handle func(context.Context) error) error {
@@ -70,7 +73,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 	queues := map[string]int{}
 	mux := asynq.NewServeMux()
 	if handlers.Unit != nil {
-		queues[steeringQueue], queues[bulkQueue] = 3, 1
+		queues[expressQueue], queues[bulkQueue] = 3, 1
 		for kind, name := range unitTypes {
 			mux.HandleFunc(name, func(ctx context.Context, t *asynq.Task) error {
 				task, err := decodeTask(t.Payload())
@@ -83,7 +86,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 		}
 	}
 	if handlers.Purge != nil {
-		queues[upkeepQueue] = 2
+		queues[maintenanceQueue] = 2
 		mux.HandleFunc(purgeType, func(ctx context.Context, t *asynq.Task) error {
 			job, err := decodePurge(t.Payload())
 			if err != nil {
@@ -92,7 +95,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 			return guard(ctx, func(ctx context.Context) error { return handlers.Purge(ctx, job) })
 		})
 	}
-	duty := func(kind, queue string, handle func(context.Context, string) error) {
+	pass := func(kind, queue string, handle func(context.Context, string) error) {
 		if handle == nil {
 			return
 		}
@@ -100,17 +103,17 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 		mux.HandleFunc(kind, func(ctx context.Context, t *asynq.Task) error {
 			var message sluicev1.UpkeepTask
 			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
-				return fmt.Errorf("decode duty: %w", err)
+				return fmt.Errorf("decode pass: %w", err)
 			}
 			return guard(ctx, func(ctx context.Context) error { return handle(ctx, message.GetKind()) })
 		})
 	}
-	duty(upkeepType, upkeepQueue, handlers.Upkeep)
-	duty(watchType, watchQueue, handlers.Watch)
+	pass(passType, maintenanceQueue, handlers.Pass)
+	pass(rescueType, rescueQueue, handlers.Rescue)
 
-	servers := []*asynq.Server{newServer(given.redis, cfg, cfg.Concurrency, queues, idleCheck)}
+	servers := []*asynq.Server{newServer(client, cfg, cfg.Concurrency, queues, idleCheck)}
 	if cfg.Express > 0 && handlers.Unit != nil {
-		servers = append(servers, newServer(given.redis, cfg, cfg.Express, map[string]int{steeringQueue: 1}, expressCheck))
+		servers = append(servers, newServer(client, cfg, cfg.Express, map[string]int{expressQueue: 1}, expressCheck))
 	}
 	var started []*asynq.Server
 	for _, server := range servers {
@@ -134,9 +137,9 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) error {
 }
 
 func newServer(
-	redis asynq.RedisClientOpt, cfg ServerConfig, concurrency int, queues map[string]int, idle time.Duration,
+	client *redis.Client, cfg ServerConfig, concurrency int, queues map[string]int, idle time.Duration,
 ) *asynq.Server {
-	return asynq.NewServer(redis, asynq.Config{
+	return asynq.NewServerFromRedisClient(client, asynq.Config{
 		Concurrency:              concurrency,
 		Queues:                   queues,
 		TaskCheckInterval:        idle,
@@ -146,12 +149,12 @@ func newServer(
 		Logger:                   asynqLogger{cfg.Logger},
 		LogLevel:                 asynq.WarnLevel,
 		ErrorHandler: asynq.ErrorHandlerFunc(func(_ context.Context, t *asynq.Task, err error) {
-			cfg.Logger.Error("task is to be delivered again", "task", t.Type(), "err", err)
+			cfg.Logger.Error("task failed and will be delivered again", "task", t.Type(), "err", err)
 		}),
 	})
 }
 
-// asynqLogger hands Asynq's own messages to slog. They name queues and servers, never payloads.
+// asynqLogger passes Asynq's messages to slog. They name queues and servers, never payloads.
 type asynqLogger struct{ log *slog.Logger }
 
 func (l asynqLogger) Debug(args ...any) { l.log.Debug(fmt.Sprint(args...), "part", "asynq") }

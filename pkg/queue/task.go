@@ -1,9 +1,9 @@
-// Package queue carries work between the services on Asynq. A task names a job, a unit and a fence and nothing else:
-// what is to be done stands in the job store, so a task may be lost (the scheduler enqueues it again), delivered
-// twice or delivered late (its fence is stale by then) without harm.
+// Package queue carries work between the services on Asynq. A task names a job, a unit and a fence and nothing else: the
+// work itself is in the job store. So a task may be lost (the scheduler enqueues it again), delivered twice or delivered
+// late (its fence is stale by then) without harm.
 //
-// Outcomes are kept in the job store too. A handler returns an error only when it could not even record what
-// happened; the task is then retried, and never archived in practice.
+// Outcomes are kept in the job store too. A handler returns an error only when it could not record the outcome; Asynq
+// then retries the task, and in practice never archives it.
 package queue
 
 import (
@@ -18,56 +18,58 @@ import (
 	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
 )
 
-// The queues. Steering comes before bulk, and has slots of its own beside: what is short need not wait behind what is
-// long, so that a small job runs in the middle of a population's. A unit may stand in either, as old and new processes
-// decide differently.
+// The queues. Short units do not wait behind long ones, so that a small job passes a population's: the express queue comes
+// first and has slots of its own. A unit may be in either, since releases decide differently. The names on the wire are
+// those of the first release and never change.
 const (
-	steeringQueue = "steering" // plan, references, seal, and short units that write files
-	bulkQueue     = "bulk"     // long units that write files
-	upkeepQueue   = "upkeep"   // expire, purge, sweep: as long as the object store takes
-	watchQueue    = "watch"    // rescue: Redis alone, and never behind anything slow
+	expressQueue     = "steering" // plan, references, seal, and short units that write files
+	bulkQueue        = "bulk"     // long units that write files
+	maintenanceQueue = "upkeep"   // expire, purge, sweep: as slow as the object store
+	rescueQueue      = "watch"    // rescue: needs Redis alone
 )
 
 // The task types on the wire. A type is never renamed: old and new workers run side by side.
 const (
 	purgeType  = "sluice:purge"
-	upkeepType = "sluice:upkeep"
-	watchType  = "sluice:watch"
+	passType   = "sluice:upkeep"
+	rescueType = "sluice:watch"
 )
 
 // unitTypes are the task types of the kinds of units: one task for each unit.
 var unitTypes = map[export.Kind]string{
-	export.KindPlan:       "sluice:plan",
-	export.KindExport:     "sluice:export",
-	export.KindReferences: "sluice:references",
-	export.KindReferenced: "sluice:referenced",
-	export.KindSeal:       "sluice:seal",
+	export.KindPlan:              "sluice:plan",
+	export.KindExport:            "sluice:export",
+	export.KindResolveReferences: "sluice:references",
+	export.KindExportReferenced:  "sluice:referenced",
+	export.KindSeal:              "sluice:seal",
 }
 
-// Task is one unit to be worked on at one fence.
+// Task is one unit at one fence.
 type Task struct {
 	Kind  export.Kind
 	Job   export.JobID
 	Unit  export.UnitID
 	Fence int64
-	Short bool          // over soon (export.Unit.Short); only for the choice of the queue, it does not travel
-	Delay time.Duration // not before this long from now
-	Trace string        // W3C traceparent of who enqueues it, or ""; only to tell what led to what
+	Short bool          // export.Unit.Short: decides the queue, and is not sent
+	Delay time.Duration // until the task may be taken
+	Trace string        // W3C traceparent of the caller, or ""
 }
 
-// TaskOf is the task of a unit at a fence.
-func TaskOf(job export.JobID, unit export.Unit, fence int64) Task {
-	return Task{Kind: unit.Kind, Job: job, Unit: unit.ID, Fence: fence, Short: unit.Short()}
+// TaskOf is the task of a unit at the lease's fence.
+func TaskOf(lease export.Lease) Task {
+	return Task{
+		Kind: lease.Unit.Kind, Job: lease.Job, Unit: lease.Unit.ID, Fence: lease.Fence, Short: lease.Unit.Short(),
+	}
 }
 
-// id is unique to the attempt: a later attempt has a higher fence, so a leftover of an earlier one never blocks it.
+// id is unique to the attempt, so that the task of an earlier attempt never blocks a later one.
 func (t Task) id() string { return fmt.Sprintf("%s:%s:%d", t.Job, t.Unit, t.Fence) }
 
 func (t Task) queue() string {
-	if (t.Kind == export.KindExport || t.Kind == export.KindReferenced) && !t.Short {
+	if (t.Kind == export.KindExport || t.Kind == export.KindExportReferenced) && !t.Short {
 		return bulkQueue
 	}
-	return steeringQueue
+	return expressQueue
 }
 
 func (t Task) payload() ([]byte, error) {
@@ -81,8 +83,8 @@ func (t Task) payload() ([]byte, error) {
 	})
 }
 
-// decodeTask reads what lies in the queue. Ids become parts of keys and prefixes, so that what has not their form is an
-// error, whoever wrote it. Errors repeat nothing of the payload.
+// decodeTask reads a payload. Ids become parts of keys and prefixes, so any other form is an error. Errors never quote the
+// payload.
 func decodeTask(payload []byte) (Task, error) {
 	var message sluicev1.UnitTask
 	if err := proto.Unmarshal(payload, &message); err != nil {
@@ -102,7 +104,7 @@ func decodeTask(payload []byte) (Task, error) {
 	}, nil
 }
 
-// decodePurge reads which job is to be purged.
+// decodePurge reads the job of a purge.
 func decodePurge(payload []byte) (export.JobID, error) {
 	var message sluicev1.PurgeTask
 	if err := proto.Unmarshal(payload, &message); err != nil {

@@ -12,32 +12,31 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Waiting is what one queue holds, at one moment.
+// Waiting is the content of one queue at one moment.
 type Waiting struct {
-	Queue     string        // its name, which is on the wire and never changes
-	Units     bool          // workers serve it; the others are the schedulers'
-	Long      bool          // its units are long: they alone decide how many workers are of use
-	Pending   int           // tasks that anybody may take now
-	Active    int           // tasks that somebody has
-	Scheduled int           // tasks that are not to be taken before some time, such as units that wait for what is down
-	Retry     int           // tasks whose outcome could not be recorded and that will be delivered again
-	Oldest    time.Duration // since the oldest pending task could be taken first; 0: there is none
+	Queue     string        // its name on the wire
+	Units     bool          // workers serve it; schedulers serve the others
+	Long      bool          // it holds long units, which decide how many workers are needed
+	Pending   int           // tasks that can be taken now
+	Active    int           // tasks that a process has
+	Scheduled int           // delayed tasks, such as units that wait for a dependency
+	Retry     int           // tasks whose outcome could not be recorded
+	Oldest    time.Duration // how long the oldest pending task has waited; 0: there is none
 }
 
-// oldestLooked is how many tasks at the head of a queue are looked at for the oldest one. Asynq puts what a stopping
-// server did not finish there, without the time since when it waits.
+// oldestLooked is how many tasks at the head of a queue are read for the oldest one. Asynq puts unfinished tasks of a
+// stopped server there, without the time since which they wait.
 const oldestLooked = 8
 
 // listKey is the Redis key of one of a queue's collections, as Asynq names it: pending and active are lists, scheduled
 // and retry sorted sets. Autoscalers read them too (k8s/base/worker-scaledobject.yaml).
 func listKey(queue, collection string) string { return "asynq:{" + queue + "}:" + collection }
 
-// Waiting returns what each queue holds: a fixed number of reads, however much that is. The counts are of one moment.
-// An error is export.ErrUnavailable.
+// Waiting returns the content of each queue in a fixed number of reads. Errors are export.ErrUnavailable.
 func (c *Client) Waiting(ctx context.Context) ([]Waiting, error) {
 	all := []Waiting{
-		{Queue: steeringQueue, Units: true}, {Queue: bulkQueue, Units: true, Long: true},
-		{Queue: upkeepQueue}, {Queue: watchQueue},
+		{Queue: expressQueue, Units: true}, {Queue: bulkQueue, Units: true, Long: true},
+		{Queue: maintenanceQueue}, {Queue: rescueQueue},
 	}
 	counts := make([][4]*redis.IntCmd, len(all))
 	heads := make([]*redis.StringSliceCmd, len(all))
@@ -52,7 +51,7 @@ func (c *Client) Waiting(ctx context.Context) ([]Waiting, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("count what waits: %w: %w", export.ErrUnavailable, err)
+		return nil, fmt.Errorf("count waiting tasks: %w: %w", export.ErrUnavailable, err)
 	}
 	since := make([][]*redis.StringCmd, len(all))
 	_, err = c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -63,8 +62,8 @@ func (c *Client) Waiting(ctx context.Context) ([]Waiting, error) {
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, redis.Nil) { // a task that was taken meanwhile waits no more
-		return nil, fmt.Errorf("age what waits: %w: %w", export.ErrUnavailable, err)
+	if err != nil && !errors.Is(err, redis.Nil) { // a task may be taken meanwhile
+		return nil, fmt.Errorf("read the age of waiting tasks: %w: %w", export.ErrUnavailable, err)
 	}
 	now := time.Now()
 	for i := range all {
@@ -79,7 +78,7 @@ func (c *Client) Waiting(ctx context.Context) ([]Waiting, error) {
 			}
 			nanoseconds, parseErr := strconv.ParseInt(text, 10, 64)
 			if err = errors.Join(err, parseErr); err != nil {
-				return nil, fmt.Errorf("age what waits: %w: %w", export.ErrUnavailable, err)
+				return nil, fmt.Errorf("read the age of waiting tasks: %w: %w", export.ErrUnavailable, err)
 			}
 			w.Oldest = max(w.Oldest, now.Sub(time.Unix(0, nanoseconds)))
 		}
@@ -87,15 +86,15 @@ func (c *Client) Waiting(ctx context.Context) ([]Waiting, error) {
 	return all, nil
 }
 
-// Workers says how many processes serve long units.
+// Workers counts the processes that serve long units.
 type Workers struct {
-	Alive int // that take units; one that stops does not
-	Busy  int // of these, that have a long unit now
-	Slots int // long units that those alive can do at once
+	Alive int // processes that take units; stopping ones do not count
+	Busy  int // those of them with a long unit
+	Slots int // long units that they can run at once
 }
 
-// Workers counts the workers by what they say of themselves every 5 s; one that was killed counts for 10 s more.
-// An error is export.ErrUnavailable.
+// Workers counts the workers by their heartbeats, which come every 5 s; a killed one counts for 10 s more. Errors are
+// export.ErrUnavailable.
 func (c *Client) Workers(ctx context.Context) (Workers, error) {
 	if err := ctx.Err(); err != nil {
 		return Workers{}, err

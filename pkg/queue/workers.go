@@ -18,35 +18,34 @@ import (
 
 // Process is a process that takes tasks: a worker, a scheduler, or both in one.
 type Process struct {
-	ID       string    // host:pid, by which an operator names it
-	Host     string    //
-	PID      int       //
-	Started  time.Time //
-	Slots    int       // tasks at once
-	Units    bool      // it takes units
-	Upkeep   bool      // it takes duties and purges
-	Draining bool      // it takes nothing more
-	Obeys    bool      // it listens for orders to drain
-	Tasks    []Running // at work, the longest first
+	ID          string    // host:pid
+	Host        string    //
+	PID         int       //
+	Started     time.Time //
+	Slots       int       // tasks at once
+	Units       bool      // it takes units
+	Maintenance bool      // it takes passes and purges
+	Draining    bool      // it takes no more tasks
+	Drainable   bool      // it listens for drain orders
+	Tasks       []Running // running units, the longest first
 }
 
-// Running is a unit at work.
+// Running is a running unit.
 type Running struct {
 	Task  Task
 	Since time.Time
 }
 
-// Keys of drain orders, behind which a process' id stands.
+// Prefixes of the keys of drain orders; a process id follows.
 const (
-	listensKey = "sluice:worker:listens:" // there while the process listens
+	listensKey = "sluice:worker:listens:" // exists while the process listens
 	drainKey   = "sluice:worker:drain:"   // the instant of the order, ms of Redis' clock
 )
 
 const (
 	listenEvery = 2 * time.Second
-	listenLife  = 15 * time.Second // a pause of the process, or of Redis, is not taken for its end
-	// orderLife is how long an order waits for its process. One that has died does not need it any more, and the next one
-	// of its name does not obey what is older than itself.
+	listenLife  = 15 * time.Second // outlasts a pause of the process or of Redis
+	// orderLife is how long an order waits for its process. A later process of the same id ignores orders older than itself.
 	orderLife = time.Minute
 )
 
@@ -61,8 +60,8 @@ func ProcessID() (string, error) {
 
 func processID(host string, pid int) string { return host + ":" + strconv.Itoa(pid) }
 
-// Processes lists the processes that take tasks and have been heard of in the last ten seconds, the oldest first. Of the
-// ends of the connection Asynq's Inspector takes no context: it gives up after some seconds.
+// Processes lists the processes with a heartbeat in the last ten seconds, the oldest first. The Inspector ignores ctx; it
+// times out after a few seconds.
 func (c *Client) Processes(ctx context.Context) ([]Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -79,7 +78,7 @@ func (c *Client) Processes(ctx context.Context) ([]Process, error) {
 			process = &Process{ID: id, Host: server.Host, PID: server.PID, Started: server.Started.UTC()}
 			found[id] = process
 		}
-		process.take(server)
+		process.add(server)
 	}
 	list := make([]Process, 0, len(found))
 	for _, process := range found {
@@ -88,7 +87,7 @@ func (c *Client) Processes(ctx context.Context) ([]Process, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list workers: %w: %w", export.ErrUnavailable, err)
 		}
-		process.Obeys = n > 0
+		process.Drainable = n > 0
 		list = append(list, *process)
 	}
 	slices.SortFunc(list, func(a, b Process) int {
@@ -97,28 +96,28 @@ func (c *Client) Processes(ctx context.Context) ([]Process, error) {
 	return list, nil
 }
 
-// take adds one of the process' servers: it has one for the express lane beside that for everything.
-func (p *Process) take(server *asynq.ServerInfo) {
+// add adds one of the process' servers: a worker has one for the express queue and one for all.
+func (p *Process) add(server *asynq.ServerInfo) {
 	if server.Started.Before(p.Started) {
 		p.Started = server.Started.UTC()
 	}
 	p.Slots += server.Concurrency
 	p.Draining = p.Draining || server.Status != "active"
 	for name := range server.Queues {
-		p.Units = p.Units || name == steeringQueue || name == bulkQueue
-		p.Upkeep = p.Upkeep || name == upkeepQueue || name == watchQueue
+		p.Units = p.Units || name == expressQueue || name == bulkQueue
+		p.Maintenance = p.Maintenance || name == maintenanceQueue || name == rescueQueue
 	}
 	for _, at := range server.ActiveWorkers {
-		// What cannot be read is of a later version: it is at work all the same, on nothing that we can name.
-		if task, err := decodeTask(at.TaskPayload); err == nil && slices.Contains([]string{steeringQueue, bulkQueue}, at.Queue) {
+		// A payload that cannot be read is of a later release: the task runs, but has no name here.
+		if task, err := decodeTask(at.TaskPayload); err == nil && slices.Contains([]string{expressQueue, bulkQueue}, at.Queue) {
 			p.Tasks = append(p.Tasks, Running{Task: task, Since: at.Started.UTC()})
 		}
 	}
 }
 
-// Drain orders the process to end as if it had been told by a SIGTERM: it takes nothing more, finishes or hands back
-// what it has, and exits. The order holds for a minute, and for no process that starts after it. ErrNotFound when there is
-// no such process; ErrConflict when it does not listen.
+// Drain orders the process to stop as after a SIGTERM: it takes no more tasks, finishes or hands back its units, and exits.
+// The order expires after a minute and does not bind processes that start later. ErrNotFound when there is no such process;
+// ErrConflict when it does not listen for orders.
 func (c *Client) Drain(ctx context.Context, id string) error {
 	processes, err := c.Processes(ctx)
 	if err != nil {
@@ -128,8 +127,8 @@ func (c *Client) Drain(ctx context.Context, id string) error {
 	switch {
 	case at < 0:
 		return fmt.Errorf("drain worker %s: %w", id, export.ErrNotFound)
-	case !processes[at].Obeys:
-		return fmt.Errorf("drain worker %s: %w: it takes no orders", id, export.ErrConflict)
+	case !processes[at].Drainable:
+		return fmt.Errorf("drain worker %s: %w: it does not take drain orders", id, export.ErrConflict)
 	}
 	now, err := c.redis.Time(ctx).Result()
 	if err == nil {
@@ -141,8 +140,8 @@ func (c *Client) Drain(ctx context.Context, id string) error {
 	return nil
 }
 
-// AwaitDrain listens for orders to the process of that id until there is one, or the context ends. Redis may be away
-// meanwhile: orders given then are not heard, because they cannot be given either.
+// AwaitDrain waits for a drain order to the process of that id, or for the end of the context. It outlasts outages of
+// Redis.
 func (c *Client) AwaitDrain(ctx context.Context, id string) (ordered bool) {
 	var since time.Time
 	ticker := time.NewTicker(listenEvery)
@@ -161,7 +160,7 @@ func (c *Client) AwaitDrain(ctx context.Context, id string) (ordered bool) {
 				since = clock.Val()
 			}
 			if at, err := order.Int64(); err == nil && at >= since.UnixMilli() {
-				_ = c.redis.Del(ctx, listensKey+id, drainKey+id).Err() // both end by themselves
+				_ = c.redis.Del(ctx, listensKey+id, drainKey+id).Err() // both expire
 				return true
 			}
 		}
@@ -173,18 +172,18 @@ func (c *Client) AwaitDrain(ctx context.Context, id string) (ordered bool) {
 	}
 }
 
-// LastWatch returns when a scheduler last finished to look for silent units, or the zero time when that was so long ago
-// that nothing tells of it any more: twice the interval at which it should.
-func (c *Client) LastWatch(ctx context.Context) (time.Time, error) {
+// LastRescue returns when a scheduler last finished a rescue pass, or the zero time when that is longer ago than twice the
+// pass's interval.
+func (c *Client) LastRescue(ctx context.Context) (time.Time, error) {
 	if err := ctx.Err(); err != nil {
 		return time.Time{}, err
 	}
-	done, err := c.inspector.ListCompletedTasks(watchQueue, asynq.PageSize(100))
+	done, err := c.inspector.ListCompletedTasks(rescueQueue, asynq.PageSize(100))
 	if errors.Is(err, asynq.ErrQueueNotFound) {
 		return time.Time{}, nil
 	}
 	if err != nil {
-		return time.Time{}, fmt.Errorf("read the last duty: %w: %w", export.ErrUnavailable, err)
+		return time.Time{}, fmt.Errorf("read the last rescue: %w: %w", export.ErrUnavailable, err)
 	}
 	var last time.Time
 	for _, task := range done {

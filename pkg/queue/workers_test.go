@@ -44,7 +44,7 @@ func TestProcesses(t *testing.T) {
 	})
 	id, err := queue.ProcessID()
 	must(t, err)
-	if process.ID != id || process.Slots != 3 || !process.Units || process.Upkeep || process.Draining || process.Obeys ||
+	if process.ID != id || process.Slots != 3 || !process.Units || process.Maintenance || process.Draining || process.Drainable ||
 		process.Tasks[0].Task != task {
 		t.Errorf("%+v", process)
 	}
@@ -87,7 +87,7 @@ func TestAnOrderIsNotForTheNextProcess(t *testing.T) {
 	until(t, "it listens", func() bool {
 		list, err := client.Processes(t.Context())
 		must(t, err)
-		return len(list) == 1 && list[0].Obeys
+		return len(list) == 1 && list[0].Drainable
 	})
 	die()
 	if <-died {

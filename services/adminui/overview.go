@@ -65,7 +65,7 @@ func (p *Page) readOverview(ctx context.Context, filter ops.Filter) (o overview,
 
 func (p *Page) readPurges(ctx context.Context, o *overview) error {
 	// Every ended job is due at some time: all of them within ten years.
-	due, err := p.Jobs.Due(ctx, p.Now().AddDate(10, 0, 0), purgesShown)
+	due, err := p.Jobs.Due(ctx, p.Now().AddDate(10, 0, 0), 0, purgesShown)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (p *Page) sum(ctx context.Context, o *overview) error {
 	for _, purge := range o.Purges {
 		o.Totals[purge.ID] = jobstore.Totals{}
 	}
-	ids, _, err := p.Jobs.Known(ctx, summedMost)
+	ids, _, err := p.Jobs.ListJobs(ctx, summedMost)
 	if err != nil {
 		return err
 	}

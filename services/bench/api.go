@@ -6,20 +6,16 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/minio/minio-go/v7"
+	vegeta "github.com/tsenart/vegeta/v12/lib"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
 const (
-	callers  = 8 // requests at once
 	kickoffs = 2000
 	polls    = 10000
 )
@@ -36,31 +32,36 @@ func (b *bench) api(ctx context.Context) error {
 	}
 	defer d.stop()
 	f := &b.report.API
-	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = callers //nolint:forcetypeassert // it is one
-	var mu sync.Mutex
-	var jobs []bulkclient.Job
-	f.KickOffs, err = calls(ctx, kickoffs, func(ctx context.Context) error {
-		job, err := d.client.KickOff(ctx, bulkclient.Request{Group: "ten"})
-		mu.Lock()
-		defer mu.Unlock()
-		jobs = append(jobs, job)
-		return err
-	})
+	token, err := d.Token(ctx, "")
 	if err != nil {
 		return err
 	}
-	var next atomic.Int64
-	f.Polls, err = calls(ctx, polls, func(ctx context.Context) error {
-		complete, _, err := d.poll(ctx, jobs[int(next.Add(1))%len(jobs)])
-		if complete {
-			err = errors.New("a job is complete without a worker")
-		}
-		return err
-	})
+	var jobs []string // status URLs
+	m, err := load(ctx, callers, kickoffs,
+		func(int) vegeta.Target { return d.kickOff(token) },
+		func(r *vegeta.Result) error {
+			jobs = append(jobs, r.Headers.Get("Content-Location"))
+			return wantStatus(http.StatusAccepted)(r)
+		})
 	if err != nil {
 		return err
 	}
+	f.KickOffs = figuresOf(m)
+	m, err = load(ctx, callers, polls,
+		func(i int) vegeta.Target { return authorized(http.MethodGet, jobs[i%len(jobs)], token) },
+		wantStatus(http.StatusAccepted)) // there is no worker: no job completes
+	if err != nil {
+		return err
+	}
+	f.Polls = figuresOf(m)
 	return b.downloads(ctx, p, f)
+}
+
+func figuresOf(m vegeta.Metrics) callFigures {
+	return callFigures{
+		Calls: m.Requests, AtOnce: callers, Rate: m.Throughput,
+		P50: milliseconds(m.Latencies.P50), P99: milliseconds(m.Latencies.P99),
+	}
 }
 
 // downloads fetches every file of the population: from MinIO, through the API as it is stored, and unpacked.
@@ -161,36 +162,4 @@ func (b *bench) presigned(ctx context.Context, d *deployment) ([]string, error) 
 		urls = append(urls, signed.String())
 	}
 	return urls, nil
-}
-
-// calls makes so many calls, some at once, and returns the rate and the latencies.
-func calls(ctx context.Context, count int, call func(context.Context) error) (callFigures, error) {
-	latencies := make([]float64, count)
-	var next atomic.Int64
-	group, ctx := errgroup.WithContext(ctx)
-	began := time.Now()
-	for range callers {
-		group.Go(func() error {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= count {
-					return nil
-				}
-				at := time.Now()
-				if err := call(ctx); err != nil {
-					return err
-				}
-				latencies[i] = float64(time.Since(at).Microseconds()) / 1000
-			}
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return callFigures{}, err
-	}
-	took := time.Since(began)
-	slices.Sort(latencies)
-	return callFigures{
-		Calls: count, AtOnce: callers, Rate: float64(count) / took.Seconds(),
-		P50: latencies[count/2], P99: latencies[count*99/100],
-	}, nil
 }

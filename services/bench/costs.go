@@ -16,8 +16,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// costsIdle is how long nothing is done, so that what is asked all the time can be told from what units ask.
-const costsIdle = 10 * time.Second
+const (
+	costsPatients = 2560             // five chunks of a cohort
+	costsIdle     = 10 * time.Second // without units: the commands that do not belong to units
+)
 
 // costFigures is what a unit costs the stores: the figures of docs/scale.md.
 type costFigures struct {
@@ -40,7 +42,7 @@ type tally struct{ commands, cpu float64 }
 
 // costs counts what the units of a population's export ask of Redis and of the object store.
 func (b *bench) costs(ctx context.Context) (err error) {
-	p, err := b.population(ctx, autoscalePatients)
+	p, err := b.population(ctx, costsPatients)
 	if err != nil {
 		return err
 	}
@@ -63,7 +65,9 @@ func (b *bench) costs(ctx context.Context) (err error) {
 		return err
 	}
 	defer d.stop()
-	worker, err := d.startWorker(append(workerUnits(), "SLUICE_S3_ENDPOINT="+store.URL)...)
+	worker, err := d.startWorker("SLUICE_S3_ENDPOINT="+store.URL, "SLUICE_WORKER_CONCURRENCY=3", "SLUICE_WORKER_EXPRESS=2",
+		// Units just too large to be short, so that there are some fifty of them.
+		fmt.Sprintf("SLUICE_UNIT_BYTES=%d", 17<<20), fmt.Sprintf("SLUICE_FILE_BYTES=%d", 26<<20))
 	if err != nil {
 		return err
 	}

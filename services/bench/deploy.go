@@ -36,8 +36,7 @@ type deployment struct {
 	workers   []*process
 	processes []*process
 
-	startWorker func(more ...string) (*process, error) // one more, with more settings; it is not awaited
-	scheduler   *process
+	startWorker func(more ...string) (*process, error) // with further settings; it does not wait for readiness
 
 	mu       sync.Mutex
 	token    string
@@ -105,7 +104,7 @@ func (b *bench) deployWith(
 	if err != nil {
 		return d, err
 	}
-	if d.scheduler, err = start("scheduler"); err != nil {
+	if _, err = start("scheduler"); err != nil {
 		return d, err
 	}
 	d.startWorker = func(more ...string) (*process, error) {
@@ -208,16 +207,13 @@ type process struct {
 	last  string        // its last line, to be read when done is closed
 
 	mu      sync.Mutex
-	claimed []claim        // units that it took
-	settled map[string]int // units that it was done with, by outcome
+	claimed []claim
 
 	private string // address of its private listener, to be read when ready is closed
 }
 
 func startProcess(ctx context.Context, path string, env []string) (*process, error) {
-	p := &process{
-		name: filepath.Base(path), ready: make(chan struct{}), done: make(chan struct{}), settled: map[string]int{},
-	}
+	p := &process{name: filepath.Base(path), ready: make(chan struct{}), done: make(chan struct{})}
 	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), path) // it is told to stop in order, not killed
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, env...)
 	stderr, err := p.cmd.StderrPipe()
@@ -245,7 +241,6 @@ func (p *process) follow(stderr io.Reader) {
 			Msg     string    `json:"msg"`
 			Private string    `json:"private"`
 			Fence   int64     `json:"fence"`
-			Outcome string    `json:"outcome"`
 		}
 		if json.Unmarshal(lines.Bytes(), &entry) != nil {
 			continue
@@ -253,11 +248,6 @@ func (p *process) follow(stderr io.Reader) {
 		if entry.Msg == "unit claimed" {
 			p.mu.Lock()
 			p.claimed = append(p.claimed, claim{at: entry.Time, fence: entry.Fence})
-			p.mu.Unlock()
-		}
-		if entry.Msg == "unit settled" {
-			p.mu.Lock()
-			p.settled[entry.Outcome]++
 			p.mu.Unlock()
 		}
 		if strings.HasSuffix(entry.Msg, " is ready") && !said {

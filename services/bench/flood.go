@@ -4,27 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
+	vegeta "github.com/tsenart/vegeta/v12/lib"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 )
 
 const (
-	floodKickOffs = 10000 // of the one subject
-	neighbours    = 200   // subjects that ask beside it, one after the other
-	neighbourAsks = 5     // kick-offs of each, as many as may be at work
+	floodKickOffs = 10000 // of the flooding subject
+	neighbours    = 200   // other subjects
+	neighbourJobs = 5     // kick-offs of each: the default of JOB_LIMIT
 )
 
-// flood measures what 200 subjects notice when another one kicks off as fast as it can, with the limits as they come.
+// flood measures the kick-offs of 200 subjects while another one kicks off as fast as it can, with the default limits.
 func (b *bench) flood(ctx context.Context) error {
 	p, err := b.population(ctx, b.patients)
 	if err != nil {
@@ -84,83 +83,58 @@ func (d *deployment) flood(ctx context.Context, f *floodFigures) error {
 		return err
 	}
 
-	var asked, accepted atomic.Int64
-	flood, floodCtx := errgroup.WithContext(ctx)
-	began := time.Now()
-	for range callers {
-		flood.Go(func() error {
-			for asked.Add(1) <= floodKickOffs {
-				status, _, err := d.kickOff(floodCtx, tokens[subject])
-				if err != nil {
-					return err
+	var flood vegeta.Metrics
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		flood, err = load(groupCtx, callers, floodKickOffs,
+			func(int) vegeta.Target { return d.kickOff(tokens[subject]) },
+			func(r *vegeta.Result) error {
+				if r.Code != http.StatusAccepted && r.Code != http.StatusTooManyRequests {
+					return fmt.Errorf("flood: status %d", r.Code)
 				}
-				switch status {
-				case http.StatusAccepted:
-					accepted.Add(1)
-				case http.StatusTooManyRequests:
-				default:
-					return fmt.Errorf("flood: status %d", status)
-				}
-			}
-			return nil
-		})
-	}
-	beside, err := d.neighbours(floodCtx, tokens)
-	if err := errors.Join(err, flood.Wait()); err != nil {
+				return nil
+			})
+		return err
+	})
+	beside, err := d.neighbours(groupCtx, tokens)
+	if err := errors.Join(err, group.Wait()); err != nil {
 		return err
 	}
-	f.Rate = append(f.Rate, floodKickOffs/time.Since(began).Seconds())
 	kept, err := weigh(ctx, d.redis, "sluice:r*") // running jobs and rates
 	if err != nil {
 		return err
 	}
-	f.Accepted = max(f.Accepted, accepted.Load())
+	f.Rate = append(f.Rate, flood.Rate)
+	f.Accepted = max(f.Accepted, flood.StatusCodes[strconv.Itoa(http.StatusAccepted)])
 	f.Alone, f.Beside = append(f.Alone, alone), append(f.Beside, beside)
 	f.Ratio = append(f.Ratio, beside/alone)
 	f.Kept = append(f.Kept, float64(kept)/(neighbours+1))
 	return nil
 }
 
-// neighbours has each subject kick off and cancel, and returns the 99th percentile of the kick-offs in ms.
+// neighbours has each subject kick off as many jobs as it may have, one request after another, and returns the 99th
+// percentile of the latencies in ms. It cancels the jobs afterwards.
 func (d *deployment) neighbours(ctx context.Context, tokens map[string]string) (float64, error) {
-	var latencies []float64
-	for range neighbourAsks {
-		for _, name := range neighbourNames() {
-			at := time.Now()
-			status, location, err := d.kickOff(ctx, tokens[name])
-			if err != nil {
-				return 0, err
-			}
-			latencies = append(latencies, float64(time.Since(at).Microseconds())/1000)
-			if status != http.StatusAccepted {
-				return 0, fmt.Errorf("a kick-off of %s: status %d", name, status)
-			}
-			if status, _, err = d.ask(ctx, http.MethodDelete, location, tokens[name]); err != nil {
-				return 0, err
-			}
-			if status != http.StatusAccepted {
-				return 0, fmt.Errorf("a cancel of %s: status %d", name, status)
-			}
-		}
+	const count = neighbours * neighbourJobs
+	names := neighbourNames()
+	token := func(i int) string { return tokens[names[i%neighbours]] }
+	var jobs []string // status URLs, in the order of the kick-offs
+	metrics, err := load(ctx, 1, count,
+		func(i int) vegeta.Target { return d.kickOff(token(i)) },
+		func(r *vegeta.Result) error {
+			jobs = append(jobs, r.Headers.Get("Content-Location"))
+			return wantStatus(http.StatusAccepted)(r)
+		})
+	if err != nil {
+		return 0, err
 	}
-	slices.Sort(latencies)
-	return latencies[len(latencies)*99/100], nil
+	_, err = load(ctx, callers, count,
+		func(i int) vegeta.Target { return authorized(http.MethodDelete, jobs[i], token(i)) },
+		wantStatus(http.StatusAccepted))
+	return milliseconds(metrics.Latencies.P99), err
 }
 
-func (d *deployment) kickOff(ctx context.Context, token string) (status int, location string, err error) {
-	return d.ask(ctx, http.MethodGet, d.base+"/Group/ten/$export", token)
-}
-
-func (d *deployment) ask(ctx context.Context, method, url, token string) (status int, location string, err error) {
-	req, err := http.NewRequestWithContext(ctx, method, url, nil)
-	if err != nil {
-		return 0, "", err
-	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, "", err
-	}
-	_, err = io.Copy(io.Discard, resp.Body)
-	return resp.StatusCode, resp.Header.Get("Content-Location"), errors.Join(err, resp.Body.Close())
+// kickOff is a kick-off of the group of ten.
+func (d *deployment) kickOff(token string) vegeta.Target {
+	return authorized(http.MethodGet, d.base+"/Group/ten/$export", token)
 }

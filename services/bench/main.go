@@ -2,7 +2,7 @@
 // by scripts/bench.sh, which builds the services into bin/ and starts a Redis, an S3 server and a PostgreSQL of its own.
 //
 // Each file is a section of the report, in this order: throughput, fairness, cohorts, recovery, api, flood, memory,
-// costs, autoscale.
+// costs.
 package main
 
 import (
@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 )
 
 func main() {
@@ -23,9 +22,6 @@ func main() {
 	flag.StringVar(&opts.binaries, "bin", "bin", "folder of the services")
 	flag.StringVar(&opts.json, "json", "", "file to write the figures to")
 	flag.StringVar(&opts.profile, "profile", "", "file to write a CPU profile of a worker to, taken during an export")
-	flag.StringVar(&opts.scaledObject, "scaledobject", "k8s/base/worker-scaledobject.yaml", "what scales the workers")
-	flag.StringVar(&opts.chart, "chart", "", "SVG file to draw the autoscaling into")
-	flag.DurationVar(&opts.drain, "drain", 180*time.Second, "SLUICE_WORKER_DRAIN of workers that are scaled")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

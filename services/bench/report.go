@@ -24,7 +24,6 @@ type report struct {
 	Flood      floodFigures        `json:"flood,omitzero"`
 	Memory     memoryFigures       `json:"memory,omitzero"`
 	Costs      costFigures         `json:"costs,omitzero"`
-	Autoscale  autoscaleFigures    `json:"autoscale,omitzero"`
 }
 
 type machineFigures struct {
@@ -82,7 +81,7 @@ type apiFigures struct {
 }
 
 type callFigures struct {
-	Calls  int     `json:"calls"`
+	Calls  uint64  `json:"calls"`
 	AtOnce int     `json:"at_once"`
 	Rate   float64 `json:"per_second"`
 	P50    float64 `json:"p50_milliseconds"`
@@ -91,7 +90,7 @@ type callFigures struct {
 
 type floodFigures struct {
 	Rate     []float64 `json:"flood_per_second"`
-	Accepted int64     `json:"flood_accepted"` // of one round, the most
+	Accepted int       `json:"flood_accepted"` // of one round, the most
 	Alone    []float64 `json:"neighbours_alone_p99_milliseconds"`
 	Beside   []float64 `json:"neighbours_beside_p99_milliseconds"`
 	Ratio    []float64 `json:"ratio_of_p99"`
@@ -205,17 +204,6 @@ func (r *report) print(out io.Writer) error {
 		row("costs: Redis, of a unit, commands, processor", "%.0f, %.2f ms", f.Commands, f.CPU)
 		row("costs: Redis, of a unit of a complete job", "%.0f bytes", f.Kept)
 		row("costs: object store, of a unit, requests, writes", "%.1f, %.1f", f.Requests, f.Writes)
-	}
-	if f := r.Autoscale; len(f.Jobs) > 0 {
-		row("autoscaling: jobs, units, executions, handed back", "%d, %d, %d, %d",
-			len(f.Jobs), f.Units, f.Executions, f.HandedBack)
-		row("autoscaling: workers at most, started, stopped, of these at work", "%d, %d, %d, %d",
-			f.Most, f.Started, f.Stopped, f.StoppedBusy)
-		row("autoscaling: lines, compared with an undisturbed export", "%d, identical", f.Lines)
-		for _, job := range f.Jobs {
-			row("autoscaling: job of group "+job.Group, "begun after %.1f min, took %.1f min, by a clock %d times faster",
-				job.Begun/60, job.Took/60, f.Faster)
-		}
 	}
 	return w.Flush()
 }

@@ -15,8 +15,6 @@ import (
 type options struct {
 	patients, rounds              int
 	only, binaries, json, profile string
-	scaledObject, chart           string
-	drain                         time.Duration
 }
 
 // bench is one run: the servers, the populations, and what was found so far.
@@ -44,7 +42,6 @@ var sections = []section{
 	{"flood", (*bench).flood},
 	{"memory", (*bench).memory},
 	{"costs", (*bench).costs},
-	{"autoscale", (*bench).autoscale},
 }
 
 func run(ctx context.Context, opts options, out io.Writer) (err error) {

@@ -20,6 +20,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // Common is what every process has.
@@ -95,11 +96,11 @@ func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	jobs, err := jobstore.Open(r.URL, nil, jobstore.WithRoots(roots), jobstore.WithObserver(r.observed.Observer("redis")))
+	jobs, err := jobstore.Open(r.URL, nil, redisclient.WithRoots(roots), redisclient.WithObserver(r.observed.Observer("redis")))
 	if err != nil {
 		return nil, nil, fmt.Errorf("SLUICE_REDIS_URL: %w", err)
 	}
-	tasks, err := queue.Open(r.URL, queue.WithRoots(roots), queue.WithObserver(r.observed.Observer("queue")))
+	tasks, err := queue.Open(r.URL, redisclient.WithRoots(roots), redisclient.WithObserver(r.observed.Observer("queue")))
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("SLUICE_REDIS_URL: %w", err), jobs.Close())
 	}

@@ -24,7 +24,7 @@ const (
 	authURL    = authIssuer + "/token"
 )
 
-// authClient is a client whose key is in a file that the command line has made.
+// authClient is a client with a key from `sluice admin client keygen`.
 type authClient struct {
 	t      *testing.T
 	id     string
@@ -39,12 +39,12 @@ func newAuthClient(t *testing.T, id, redis, at string) authClient {
 	sluice(t, 0, "admin", "client", "register", "--redis", redis, "--id", id, "--jwks-file", name+".jwks.json", "--scope", "system/*.rs")
 	key, err := os.ReadFile(name + ".key.json")
 	must(t, err)
-	signer, err := token.ReadSigner(key)
+	signer, err := token.ParseSigner(key, token.AssertionAlgorithms()...)
 	must(t, err)
 	return authClient{t: t, id: id, signer: signer, at: at}
 }
 
-// ask asks for a token and returns the answer's status and the token.
+// ask requests a token and returns the status and the token.
 func (c authClient) ask() (int, string) {
 	c.t.Helper()
 	assertion, err := c.signer.SignAssertion(c.id, authURL, time.Now())
@@ -66,7 +66,7 @@ func (c authClient) token() string {
 	c.t.Helper()
 	status, given := c.ask()
 	if status != http.StatusOK || given == "" {
-		c.t.Fatalf("%s asks for a token: %d", c.id, status)
+		c.t.Fatalf("token request of %s: %d", c.id, status)
 	}
 	return given
 }
@@ -82,9 +82,10 @@ func (s *stack) bearing(method, target, bearer string) *http.Response {
 	return resp
 }
 
-// B-39: two replicas of the token service, a client that is registered by the command line, and a token for each
-// step of an export. The API knows the service by its published keys alone.
+// B-39: two replicas of the token service, a client registered with the command line, and a new token for each step of an
+// export. The API only has the published keys of the service.
 func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 20)
 	s := deploy(t, setup{data: data, workers: 1, access: fmt.Sprintf(openAccess+`
 - {issuer: %q, subject: app, types: all, groups: all, patients: all}
@@ -145,7 +146,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 		}
 	}
 
-	// One replica is lost; the API goes on with the keys that it holds, and the client with the other replica.
+	// One replica is lost: the API continues with its cached keys, and the client with the other replica.
 	second.kill()
 	app.at = one
 	resp := s.bearing(http.MethodGet, done.Output[0].URL, app.token())
@@ -157,34 +158,25 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	last := app.token()
 	sluice(t, 0, "admin", "client", "remove", "--redis", redis, "--id", "app")
 	if status, given := app.ask(); status != http.StatusBadRequest || given != "" {
-		t.Errorf("a client that was removed asks for a token: %d", status)
+		t.Errorf("token request of a removed client: %d", status)
 	}
 	if resp := s.bearing(http.MethodDelete, status, last); resp.StatusCode != http.StatusAccepted {
 		t.Errorf("delete: %s", resp.Status)
 	}
 	for _, p := range s.processes {
 		for _, secret := range []string{tokenA, last, "32 bytes and some more"} {
-			if strings.Contains(p.said(), secret) {
+			if strings.Contains(p.log(), secret) {
 				t.Errorf("%s has logged a token or a secret", p.name)
 			}
 		}
 	}
 }
 
-// A standalone server gives tokens to the clients of a file, and the command line fetches them as it goes.
+// A standalone server issues tokens, over TLS, to the clients of a file; the command line fetches them as needed.
 func TestStandaloneWithRegisteredClients(t *testing.T) {
-	standaloneWithClients(t)
-}
-
-func TestStandaloneWithRegisteredClientsOverTLS(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	cert, key := authority.Issue(time.Now().Add(time.Hour), "127.0.0.1").Files(t, t.TempDir())
 	t.Setenv("SSL_CERT_FILE", authority.File()) // of the command line
-	standaloneWithClients(t, "--tls-cert", cert, "--tls-key", key)
-}
-
-func standaloneWithClients(t *testing.T, flags ...string) {
-	t.Helper()
 	dir := t.TempDir()
 	data, state, name := generated(t, 20), filepath.Join(dir, "state"), filepath.Join(dir, "app")
 	sluice(t, 0, "admin", "client", "keygen", "--out", name)
@@ -195,7 +187,7 @@ func standaloneWithClients(t *testing.T, flags ...string) {
 		strings.ReplaceAll(string(set), "\n", " ")), 0o600))
 
 	server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
-		append(flags, "--data", data, "--state", state, "--addr", "127.0.0.1:0", "--clients", clients)...)
+		"--tls-cert", cert, "--tls-key", key, "--data", data, "--state", state, "--addr", "127.0.0.1:0", "--clients", clients)
 	var said bytes.Buffer
 	server.Stdout, server.Stderr = &said, &said
 	must(t, server.Start())
@@ -211,16 +203,16 @@ func standaloneWithClients(t *testing.T, flags ...string) {
 	})
 	credentials := []string{
 		"export", "--base", start.BaseURL, "--group", "all", "--no-progress",
-		"--client-id", "app", "--client-key", name + ".key.json", // the server says where its token service is
+		"--client-id", "app", "--client-key", name + ".key.json", // the server metadata names the token service
 	}
 	table := sluice(t, 0, append(credentials, "--type", "Patient", "--out", filepath.Join(dir, "out"))...)
 	if !strings.Contains(table, "Patient") {
 		t.Errorf("table: %s", table)
 	}
 	sluice(t, 0, "verify", filepath.Join(dir, "out"))
-	// Its registration does not read Observation, whatever it asks for.
+	// Its registration does not include Observation.
 	sluice(t, 1, append(credentials, "--type", "Observation", "--out", filepath.Join(dir, "more"))...)
-	// The development issuer is as good as before.
+	// The development issuer still works.
 	sluice(t, 0, "export", "--state", state, "--group", "all", "--type", "Patient", "--no-progress", "--out", filepath.Join(dir, "dev"))
 
 	must(t, server.Process.Signal(os.Interrupt))
@@ -231,6 +223,6 @@ func standaloneWithClients(t *testing.T, flags ...string) {
 		t.Fatalf("standalone did not stop:\n%s", said.String())
 	}
 	if strings.Contains(said.String(), "ERROR") {
-		t.Errorf("standalone said:\n%s", said.String())
+		t.Errorf("standalone logged:\n%s", said.String())
 	}
 }

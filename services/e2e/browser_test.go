@@ -1,3 +1,5 @@
+//go:build long
+
 package e2e
 
 import (
@@ -12,7 +14,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// browser is one tab of a real, headless Chromium, with a profile of its own.
+// browser is one tab of a headless Chromium with a new profile.
 type browser struct {
 	t   *testing.T
 	ctx context.Context
@@ -22,7 +24,7 @@ type browser struct {
 func openBrowser(t *testing.T) *browser {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.NoSandbox, // tests run as root where there is nobody else
+		chromedp.NoSandbox, // tests may run as root
 		chromedp.DisableGPU,
 		chromedp.UserDataDir(t.TempDir()),
 		chromedp.Flag("disable-quic", true),
@@ -36,7 +38,7 @@ func openBrowser(t *testing.T) *browser {
 	return &browser{t: t, ctx: ctx}
 }
 
-// ask runs an action, within a minute, and returns what it brings.
+// ask runs an action within a minute and returns its result.
 func ask[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
@@ -49,20 +51,20 @@ func ask[T any](b *browser, action chromedp.Action[T]) T {
 	return value
 }
 
-// eval has the page work something out.
+// eval evaluates a script in the page.
 func eval[T any](b *browser, script string) T {
 	b.t.Helper()
 	return ask(b, chromedp.Evaluate[T](script))
 }
 
-// desktop and phone are the widths that the page is looked at in.
+// desktop and phone set the size of the window.
 func (b *browser) desktop() { b.t.Helper(); ask(b, chromedp.EmulateViewport(1280, 800)) }
 func (b *browser) phone() {
 	b.t.Helper()
 	ask(b, chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile, chromedp.EmulateTouch, chromedp.EmulateScale(2)))
 }
 
-// prefer is what the system's scheme of colours is: light or dark.
+// prefer sets the color scheme of the system: light or dark.
 func (b *browser) prefer(scheme string) {
 	b.t.Helper()
 	_, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
@@ -71,7 +73,7 @@ func (b *browser) prefer(scheme string) {
 	must(b.t, err)
 }
 
-// scripts has pages run scripts, or none.
+// scripts enables or disables scripts.
 func (b *browser) scripts(on bool) {
 	b.t.Helper()
 	_, err := chromedp.Call(b.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: !on})
@@ -80,8 +82,8 @@ func (b *browser) scripts(on bool) {
 
 func (b *browser) open(url string) { b.t.Helper(); ask(b, chromedp.Navigate(url)) }
 
-// follow presses what the first selector finds and waits until the page shows what the second one does. It looks and
-// presses in one step, because live parts of the page are replaced at any time; and only what a finger could reach.
+// follow clicks the element of the first selector and waits until that of the second is visible. It finds and clicks in one
+// step, because live parts of the page may be replaced at any time. A covered element is a failure.
 func (b *browser) follow(press, shows string) {
 	b.t.Helper()
 	trouble := eval[string](b, `(() => {
@@ -99,24 +101,23 @@ func (b *browser) follow(press, shows string) {
 	eventually(b.t, time.Minute, "the page shows "+shows, func() bool {
 		seen, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](
 			"document.querySelector("+strconv.Quote(shows)+")?.checkVisibility() === true"))
-		return err == nil && seen // an error: the page is just being left
+		return err == nil && seen // an error while the page navigates
 	})
 }
 
-// text is what the first element of that selector says, or nothing.
+// text is the text of the first element of the selector, or "".
 func (b *browser) text(selector string) string {
 	b.t.Helper()
 	return eval[string](b, "document.querySelector("+strconv.Quote(selector)+")?.innerText ?? ''")
 }
 
-// fill types something into a field, as somebody at a keyboard does.
+// fill types text into a field.
 func (b *browser) fill(selector, text string) {
 	b.t.Helper()
 	ask(b, chromedp.SendKeys(chromedp.CSS(selector), text))
 }
 
-// picture takes the whole page down as a PNG, screen what of it the window shows: into the folder SLUICE_SCREENSHOTS, or
-// one that goes with the test.
+// picture saves the whole page as a PNG, screen its visible part, in the folder SLUICE_SCREENSHOTS or in a temporary one.
 func (b *browser) picture(name string) {
 	b.t.Helper()
 	b.keep(name, ask(b, chromedp.FullScreenshot(100)))

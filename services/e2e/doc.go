@@ -1,3 +1,3 @@
-// Package e2e tests Sluice as its users run it: separate processes on a real Redis and a real S3 server, asked over HTTP,
-// some of them killed. It holds no code but tests.
+// Package e2e tests Sluice as users run it: separate processes, some of which are killed, on a real Redis, MinIO and
+// PostgreSQL. Tests that take minutes have the build tag long. The package contains only tests.
 package e2e

@@ -31,8 +31,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// masterKeys writes master keys of those ids into a file, the first of which wraps, and returns the setting that names it.
-// The same id is the same key.
+// masterKeys writes master keys with these ids into a file and returns the setting that names it. The first key wraps;
+// equal ids have equal keys.
 func masterKeys(t *testing.T, secrets map[string]string, ids ...string) (setting string) {
 	t.Helper()
 	var lines strings.Builder
@@ -49,8 +49,9 @@ func masterKeys(t *testing.T, secrets map[string]string, ids ...string) (setting
 	return "SLUICE_ENVELOPE_KEYS_FILE=" + file
 }
 
-// TestAnEncryptedExport looks at everything that goes to the object store, and at what a client gets for it.
+// TestAnEncryptedExport checks all data sent to the object store, and the data that a client downloads.
 func TestAnEncryptedExport(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 20)
 	population := readPopulation(t, data)
 	people := population.members("all")
@@ -81,7 +82,7 @@ func TestAnEncryptedExport(t *testing.T) {
 		}
 	}
 
-	// A download that is resumed gives the bytes of one that is not, and both are what was announced.
+	// A resumed download equals a complete one, and both match the digest.
 	largest := slices.MaxFunc(m.Output, func(a, b fileItem) int { return a.Count - b.Count })
 	whole, header := s.gzipped(largest.URL, "")
 	sum := sha256.Sum256(whole)
@@ -117,9 +118,10 @@ func (s *stack) gzipped(url, span string) ([]byte, http.Header) {
 	return content, resp.Header
 }
 
-// TestMasterKeysAreRotated gives every process another first key while one export is done and another is under way, and
-// later takes the old one away.
+// TestMasterKeysAreRotated replaces the first key of every process while one export is done and another is running, and
+// then removes the old one.
 func TestMasterKeysAreRotated(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 6)
 	population := readPopulation(t, data)
 	want := population.export(population.members("all"))
@@ -129,15 +131,15 @@ func TestMasterKeysAreRotated(t *testing.T) {
 	finished := s.kickoff("all", "")
 	s.wait(finished, time.Minute)
 	worker.stop()
-	pending := s.kickoff("all", "") // its key is wrapped, and nobody has begun
+	pending := s.kickoff("all", "") // its key is wrapped, and no unit has started
 
-	// A worker that was forgotten waits for the key of what it was given, however long that takes.
-	forgotten := s.startWorker()
+	// A worker without the key waits for it.
+	keyless := s.startWorker()
 	eventually(t, time.Minute, "the worker waits for the master key", func() bool {
-		_, waits := forgotten.find(func(e map[string]any) bool { return e["msg"] == "unit waits for what is unavailable" })
+		_, waits := keyless.find(func(e map[string]any) bool { return e["msg"] == "unit waits for what is unavailable" })
 		return waits
 	})
-	forgotten.stop()
+	keyless.stop()
 
 	replace := func(setting string) {
 		s.api.stop()
@@ -163,8 +165,9 @@ func TestMasterKeysAreRotated(t *testing.T) {
 	}
 }
 
-// TestAPurgeDestroysCopies keeps a copy of every object of a job, as a backup of the bucket would.
+// TestAPurgeDestroysCopies keeps a copy of every object of a job, like a backup of the bucket.
 func TestAPurgeDestroysCopies(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 6)
 	secrets := map[string]string{}
 	setting := masterKeys(t, secrets, "a")
@@ -178,7 +181,7 @@ func TestAPurgeDestroysCopies(t *testing.T) {
 	defer jobs.Close()
 	keys, err := envelope.ParseKeys(secrets["a"])
 	must(t, err)
-	open := func() error { // in a process of its own: nothing is remembered
+	open := func() error { // without cached keys
 		store, err := objects.Open(objects.Config{
 			Endpoint: s.s3.Endpoint, AccessKey: s.s3.AccessKey, SecretKey: s.s3.SecretKey, Bucket: s.s3.Bucket,
 			Keys: envelope.NewRing(keys, jobs.Key, nil).Key,
@@ -213,7 +216,7 @@ func TestAPurgeDestroysCopies(t *testing.T) {
 			minio.PutObjectOptions{})
 		must(t, err)
 		if err := open(); !errors.Is(err, export.ErrNotFound) {
-			t.Errorf("a copy of %s was put back after the purge: %v, want ErrNotFound", key, err)
+			t.Errorf("restored copy of %s: %v, want ErrNotFound", key, err)
 		}
 		must(t, outside.RemoveObject(t.Context(), s.s3.Bucket, key, minio.RemoveObjectOptions{}))
 	}
@@ -228,7 +231,7 @@ func read(ctx context.Context, store *objects.Store, key string) error {
 	return errors.Join(err, body.Close())
 }
 
-// bucket is the object store as anybody with its keys sees it.
+// bucket is a plain client of the object store.
 func (s *stack) bucket() *minio.Client {
 	s.t.Helper()
 	client, err := minio.New(strings.TrimPrefix(s.s3.Endpoint, "http://"), &minio.Options{
@@ -247,7 +250,7 @@ func get(t *testing.T, client *minio.Client, bucket, key string) []byte {
 	return content
 }
 
-// watch passes requests on to the object store and looks into every body that is sent.
+// watch is a proxy of the object store that searches every request body.
 type watch struct {
 	endpoint string
 
@@ -263,7 +266,7 @@ func newWatch(t *testing.T, endpoint string, needles [][]byte) *watch {
 	w := &watch{}
 	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(target)
-		r.Out.Host = r.In.Host // it is signed
+		r.Out.Host = r.In.Host // the signature covers it
 	}}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/jobs/") {
@@ -286,7 +289,7 @@ func (w *watch) look(content []byte, needles [][]byte) {
 	defer w.mu.Unlock()
 	w.bodies++
 	for _, needle := range needles {
-		// Three bytes turn up anywhere by chance: those of gzip count where they begin a file.
+		// Three bytes occur by chance, so those of gzip only count at the start.
 		if len(needle) > 3 && bytes.Contains(content, needle) || bytes.HasPrefix(content, needle) {
 			w.found = string(needle)
 		}

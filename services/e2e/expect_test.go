@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// This file works out what an export has to hold from the data itself, the slow and obvious way: whole resources in maps,
-// references found by walking the tree. It shares no code with what it checks.
+// This file computes the expected content of an export from the data, in the simplest way: whole resources in maps,
+// references found by a walk over the tree. It shares no code with the product.
 
 type resource struct {
 	typ, id string
@@ -60,7 +60,7 @@ func readPopulation(t *testing.T, dir string) population {
 
 var travelling = []string{"Practitioner", "PractitionerRole", "Organization", "Location", "Medication"}
 
-// subjectElements is where each type of the test data says whom it is about.
+// subjectElements names the element of each type that refers to its patient.
 var subjectElements = map[string]string{
 	"AllergyIntolerance": "patient", "Claim": "patient", "ExplanationOfBenefit": "patient", "Immunization": "patient",
 	"Device": "patient", "RelatedPerson": "patient", "Coverage": "beneficiary", "Appointment": "participant.actor",

@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// goldenHealthNewEngland are the known answers for one group of the Synthea sample.
+// goldenHealthNewEngland has the known counts of one group of the Synthea sample.
 var goldenHealthNewEngland = map[string]int{
 	"Patient": 25, "AllergyIntolerance": 13, "CarePlan": 72, "CareTeam": 72, "Claim": 1508, "Condition": 166, "Device": 3,
 	"DiagnosticReport": 124, "Encounter": 840, "ExplanationOfBenefit": 840, "ImagingStudy": 6, "Immunization": 355,
@@ -41,16 +44,6 @@ func groupsOf(t *testing.T, data string) string {
 	return dir
 }
 
-func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
-	everyGroup(t, func(*testing.T, string) string { return "" })
-}
-
-// TestEveryGroupOfTheSyntheaSampleFromPostgres wants, line by line, what the folder gives; groups and grants stand in the
-// database as well.
-func TestEveryGroupOfTheSyntheaSampleFromPostgres(t *testing.T) {
-	everyGroup(t, loaded)
-}
-
 // loaded returns the URL of a database that holds the folder's population.
 func loaded(t *testing.T, data string) string {
 	t.Helper()
@@ -60,19 +53,20 @@ func loaded(t *testing.T, data string) string {
 	return database
 }
 
-// everyGroup exports every group of the sample at once, and compares each with what belongs to its members.
-func everyGroup(t *testing.T, database func(t *testing.T, data string) string) {
-	t.Helper()
+// TestEveryGroupOfTheSyntheaSample exports every group of the sample at once, with data, groups and grants in PostgreSQL,
+// and compares each with the resources of its members.
+func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
+	t.Parallel()
 	data, there := testenv.Synthea(t)
 	if !there {
 		data = generated(t, 40)
 	}
 	population := readPopulation(t, data)
-	store := database(t, data)
+	store := loaded(t, data)
 	s := deploy(t, setup{data: data, database: store, directory: store, groups: groupsOf(t, data), workers: 2})
 
 	statuses := map[string]string{}
-	for group := range population.groups { // all at once: many jobs run side by side (pitfall 32)
+	for group := range population.groups { // concurrent jobs (pitfall 32)
 		if active, _ := population.groups[group].tree["active"].(bool); active {
 			statuses[group] = s.kickoff(group, "")
 		}
@@ -102,7 +96,7 @@ func everyGroup(t *testing.T, database func(t *testing.T, data string) string) {
 	}
 }
 
-// checkIdentities fails on an id that comes twice and on a line about anybody outside the group (pitfall 2).
+// checkIdentities fails for a duplicate id and for a line about a patient outside the group (pitfall 2).
 func checkIdentities(t *testing.T, p population, people map[string]bool, got map[string][]string) {
 	t.Helper()
 	seen := map[string]bool{}
@@ -129,19 +123,20 @@ func checkIdentities(t *testing.T, p population, people map[string]bool, got map
 }
 
 func TestAnEmptyGroupExportsNothing(t *testing.T) { // pitfall 1
-	data := generated(t, 5)
+	t.Parallel()
+	data := generated(t, 6)
 	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 1})
 	m := s.wait(s.kickoff("nobody", ""), time.Minute)
 	if m.Output == nil || len(m.Output) != 0 || m.Error == nil || len(m.Error) != 0 || m.Deleted == nil {
 		t.Errorf("manifest of an empty group: %+v", m)
 	}
-	// Nothing is kept of it but the manifest.
-	if keys := s.objectKeys(); len(keys) != 1 {
+	if keys := s.objectKeys(); len(keys) != 1 { // the manifest
 		t.Errorf("objects: %v", keys)
 	}
 }
 
 func TestAGeneratedPopulation(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 40)
 	population := readPopulation(t, data)
 	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 2, worker: []string{
@@ -168,11 +163,17 @@ func TestAGeneratedPopulation(t *testing.T) {
 	sameLines(t, "_type", got, want)
 }
 
-// generated returns the folder of a generated population.
+var populations sync.Map // of functions that generate a population once, by the number of patients
+
+// generated returns the folder of a generated population, which all tests share and none changes.
 func generated(t *testing.T, patients int) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "population")
-	_, err := synth.Generate(t.Context(), synth.Config{Patients: patients, Seed: 7, Dir: dir})
+	once, _ := populations.LoadOrStore(patients, sync.OnceValues(func() (string, error) {
+		dir := filepath.Join(shared, fmt.Sprintf("population-%d", patients))
+		_, err := synth.Generate(context.Background(), synth.Config{Patients: patients, Seed: 7, Dir: dir})
+		return dir, err
+	}))
+	dir, err := once.(func() (string, error))()
 	must(t, err)
 	return dir
 }

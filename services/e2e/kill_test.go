@@ -23,8 +23,8 @@ func populationForFaults(t *testing.T) (data, group string) {
 	return generated(t, 60), "all"
 }
 
-// gate holds back the store's answer to the n'th write of an Observation file, for as long as the test wants: the worker
-// that waits for it is in the middle of its unit, and the store has taken the object in.
+// gate delays the response of the store to the n'th write of an Observation file until the test releases it. Meanwhile the
+// worker is in the middle of its unit, and the store has the object.
 type gate struct {
 	mu      sync.Mutex
 	left    int
@@ -78,6 +78,7 @@ func observationUnit(msg string) func(map[string]any) bool {
 }
 
 func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11, 13, 26, 27
+	t.Parallel()
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
@@ -88,7 +89,7 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11
 	})
 	workers := []*process{s.startWorker(), s.startWorker()}
 	undisturbed := s.lines(s.wait(s.kickoff(group, ""), time.Minute).Output)
-	for _, w := range workers { // their logs must tell of the next job only
+	for _, w := range workers { // the logs of the new ones only cover the next job
 		w.stop()
 	}
 	workers = []*process{s.startWorker(), s.startWorker()}
@@ -125,6 +126,7 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11
 }
 
 func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
+	t.Parallel()
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
@@ -141,7 +143,7 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 	first.stop()
 	close(g.release)
 	second := s.startWorker()
-	// Silence is set so long that only a hand-back can bring the unit to the second worker.
+	// UNIT_SILENCE is long, so the second worker only gets the unit by a hand-back.
 	m := s.wait(status, time.Minute)
 	sameLines(t, "after the hand-back", s.lines(m.Output), readPopulation(t, data).export(readPopulation(t, data).members(group)))
 	claimed, found := second.find(observationUnit("unit claimed"))
@@ -152,6 +154,7 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 }
 
 func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16
+	t.Parallel()
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
@@ -165,20 +168,20 @@ func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16
 	if resp := s.request(http.MethodGet, status, "everything", nil); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("status after the cancel: %s", resp.Status)
 	}
-	close(g.release) // only now can the worker learn that it wrote in vain
-	// The sweep has its default grace of an hour here: it is the purges that leave nothing behind.
-	eventually(t, time.Minute, "nothing of the job is left", func() bool {
+	close(g.release) // the worker only now finds out that the job was cancelled
+	// The sweep has its default grace of an hour, so only purges can delete these.
+	eventually(t, time.Minute, "the data of the job is deleted", func() bool {
 		uploads := 0
 		must(t, s.store().Uploads(t.Context(), func(objects.Upload) error { uploads++; return nil }))
-		return uploads == 0 && len(s.objectKeys()) == 0 && s.unitsAtWork() == 0
+		return uploads == 0 && len(s.objectKeys()) == 0 && s.runningUnits() == 0
 	})
 	if keys := s.objectKeys(); len(keys) != 0 {
 		t.Errorf("left in the bucket: %v", keys)
 	}
 }
 
-// unitsAtWork counts the units that workers have claimed and not settled.
-func (s *stack) unitsAtWork() int {
+// runningUnits counts the units that are claimed and not settled.
+func (s *stack) runningUnits() int {
 	claimed := 0
 	for _, p := range s.processes {
 		p.mu.Lock()
@@ -195,8 +198,8 @@ func (s *stack) unitsAtWork() int {
 	return claimed
 }
 
-// onlyManifestIsStored waits for the sweep and checks that nothing is in the bucket but the files that a manifest lists,
-// and the manifests: no file of a lost attempt, no unfinished upload.
+// onlyManifestIsStored waits until the bucket only holds the manifest and its files: the sweep has removed the files of
+// lost attempts and unfinished uploads.
 func (s *stack) onlyManifestIsStored(status string, m manifest) {
 	s.t.Helper()
 	id, err := export.ParseJobID(status[strings.LastIndex(status, "/")+1:])
@@ -210,7 +213,7 @@ func (s *stack) onlyManifestIsStored(status string, m manifest) {
 		s.t.Errorf("a file is listed twice: %v", want)
 	}
 	var stored []string
-	eventually(s.t, 30*time.Second, "the sweep has removed what is not listed", func() bool {
+	eventually(s.t, 30*time.Second, "only the listed files are stored", func() bool {
 		stored = nil
 		for _, key := range s.objectKeys() {
 			if strings.HasPrefix(key, export.JobPrefix(id)) && !strings.HasPrefix(key, export.ManifestPrefix(id)) {

@@ -12,14 +12,15 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// admin runs a command of an operator on the deployment and returns what it prints.
+// admin runs an admin command on the deployment and returns its output.
 func (s *stack) admin(want int, args ...string) string {
 	s.t.Helper()
 	return sluice(s.t, want, append([]string{"admin"}, append(args, "--redis", s.redis)...)...)
 }
 
-// An operator drains the worker that is in the middle of a unit: it ends with 0, and what it has is done by another.
+// An operator drains a worker in the middle of a unit: it exits with 0, and another worker runs the unit.
 func TestAnOperatorDrainsAWorker(t *testing.T) {
+	t.Parallel()
 	data, group := populationForFaults(t)
 	proxyTo := testenv.ObjectStore(t)
 	proxy := objectstest.NewProxy(t, proxyTo.Endpoint)
@@ -38,7 +39,7 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 		t.Errorf("%s", shown)
 	}
 	log := filepath.Join(t.TempDir(), "audit.ndjson")
-	eventually(t, 20*time.Second, "the worker takes orders and says what it has", func() bool {
+	eventually(t, 20*time.Second, "the worker is drainable and reports its units", func() bool {
 		var list struct {
 			Workers []struct {
 				ID        string `json:"id"`
@@ -50,23 +51,23 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 		return len(list.Workers) == 1 && list.Workers[0].ID == id && list.Workers[0].Drainable && len(list.Workers[0].Units) > 0
 	})
 	s.admin(0, "worker", "drain", id, "--yes", "--audit-log", log)
-	eventually(t, 20*time.Second, "the worker hears the order", func() bool {
+	eventually(t, 20*time.Second, "the worker drains", func() bool {
 		_, heard := first.find(func(e map[string]any) bool { return e["msg"] == "worker is drained by order of an operator" })
 		return heard
 	})
 	close(g.release)
 	<-first.exited
 	if code := first.cmd.ProcessState.ExitCode(); code != 0 {
-		t.Errorf("it ended with %d", code)
+		t.Errorf("the worker exited with %d", code)
 	}
 
-	s.admin(0, "intake", "pause", "--reason", "a test", "--audit-log", log)
+	s.admin(0, "kickoffs", "pause", "--reason", "a test", "--audit-log", log)
 	resp := s.request(http.MethodGet, publicBase+"/Group/"+group+"/$export", "everything", nil)
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("kick-off while the intake is paused: %s", resp.Status)
 	}
 	second := s.startWorker()
-	// Silence is set so long that only a hand-back can bring the unit to the second worker. The pause does not stop the job.
+	// UNIT_SILENCE is long, so the second worker only gets the unit by a hand-back. The pause does not stop the job.
 	m := s.wait(status, time.Minute)
 	people := readPopulation(t, data)
 	sameLines(t, "after the drain", s.lines(m.Output), people.export(people.members(group)))
@@ -75,7 +76,7 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)
 	}
 	s.onlyManifestIsStored(status, m)
-	s.admin(0, "intake", "resume", "--audit-log", log)
+	s.admin(0, "kickoffs", "resume", "--audit-log", log)
 	s.kickoff(group, "")
 	sluice(t, 0, "admin", "audit", "verify", log)
 }

@@ -1,3 +1,5 @@
+//go:build long
+
 package e2e
 
 import (
@@ -28,15 +30,15 @@ type desk struct {
 	hold  *holding
 }
 
-// holding keeps the store's answers to writes of files of some types until it is told to let go, and has all others take
-// a while, so that an export lasts long enough to be looked at.
+// holding delays the responses of the store to writes of some types until it is released, and slows down all others, so
+// that a test can observe a running export.
 type holding struct {
 	mu    sync.Mutex
 	types []string
 	let   chan struct{}
 }
 
-// these holds files of these types from now on, and lets go of those of others.
+// these delays files of these types from now on, and releases those of others.
 func (h *holding) these(types ...string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -103,7 +105,7 @@ func (d desk) status(url string) int {
 	return resp.StatusCode
 }
 
-// rehearse exports for a minute when pictures are wanted, so that there is something to be seen in them.
+// rehearse runs exports for a minute before screenshots are taken, so that they show data.
 func (d desk) rehearse() {
 	if os.Getenv("SLUICE_SCREENSHOTS") == "" {
 		return
@@ -115,12 +117,12 @@ func (d desk) rehearse() {
 	}
 }
 
-// tryKickoff returns the answer to a kick-off.
+// tryKickoff returns the response to a kick-off.
 func (d desk) tryKickoff() *http.Response {
 	return d.request(http.MethodGet, publicBase+"/Group/all/$export?_type=Patient", "everything", nil)
 }
 
-// percent reads a job's progress from the page as it stands there, in words.
+// percent reads a job's progress from the text of the page.
 func (b *browser) percent() int {
 	b.t.Helper()
 	n, err := strconv.Atoi(strings.TrimSuffix(b.text("#head .progress span"), " %"))
@@ -128,7 +130,7 @@ func (b *browser) percent() int {
 	return n
 }
 
-// fits fails when the page is wider than the window, or something to press is smaller than a finger.
+// fits fails if the page is wider than the window, or a control is smaller than 44 pixels.
 func (b *browser) fits(what string) {
 	b.t.Helper()
 	if wide := eval[int](b, "document.documentElement.scrollWidth - window.innerWidth"); wide > 0 {
@@ -142,7 +144,7 @@ func (b *browser) fits(what string) {
 	}
 }
 
-// accessible fails when what a screen reader needs is missing.
+// accessible fails if the page lacks what screen readers need.
 func (b *browser) accessible(what string) {
 	b.t.Helper()
 	missing := eval[[]string](b, `[
@@ -241,7 +243,7 @@ func TestOperatorsPage(t *testing.T) {
 	b.open(d.jobURL(second))
 	b.follow(`a[href$="/cancel"]`, "form button")
 	if text := b.text("main"); !strings.Contains(text, jobOf(second)) {
-		t.Errorf("the confirmation does not say which job: %s", text)
+		t.Errorf("the confirmation does not name the job: %s", text)
 	}
 	if got := d.status(second); got != http.StatusAccepted {
 		t.Errorf("a job whose end was not confirmed yet: status %d", got)
@@ -301,7 +303,7 @@ func TestOperatorsPage(t *testing.T) {
 		})
 	})
 
-	// All of it is on record, and nobody's data is in what the page showed.
+	// Every change is in the audit log.
 	trail, err := os.ReadFile(d.trail)
 	must(t, err)
 	for _, want := range []string{
@@ -309,12 +311,12 @@ func TestOperatorsPage(t *testing.T) {
 		jobOf(second), jobOf(third), "urn:sluice:operator-page",
 	} {
 		if !strings.Contains(string(trail), want) {
-			t.Errorf("the audit log does not tell of %q", want)
+			t.Errorf("the audit log has no %q", want)
 		}
 	}
 }
 
-// Whoever is not on the page cannot use it: no form without its token, of another site, by another name, of another step.
+// Forms without their token, of another site, for another host name or for another step are refused.
 func TestForgedFormsChangeNothing(t *testing.T) {
 	d := deployDesk(t)
 	d.hold.these("Observation")
@@ -392,7 +394,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 	must(t, err)
 	resp.Body.Close()
 
-	// A real browser that is on another site: the form sends itself, as a hostile page's would.
+	// A real browser on another site: the form submits itself, as on a hostile page.
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		_, _ = io.WriteString(w, `<form method="post" action="`+cancel+`"><input name="token" value="`+token+`"></form>
@@ -417,7 +419,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 	if n := strings.Count(string(trail), "this form"); n < 9 {
 		t.Errorf("%d refusals are on record, want 9", n)
 	}
-	// The same with everything in order does it, so that it was not for another reason.
+	// The valid form works, so the others were not refused for another reason.
 	if got := send(cancel, token, "", ours, cookies[0].Value); got != http.StatusSeeOther {
 		t.Errorf("the form as it should be: %d", got)
 	}

@@ -1,3 +1,5 @@
+//go:build long
+
 package e2e
 
 import (
@@ -19,11 +21,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// patientsVariable makes the population of the outages larger than a test that runs often wants it: 3300 are a million
-// resources.
+// patientsVariable sets a larger population for the outages: 3300 patients are a million resources.
 const patientsVariable = "SLUICE_TEST_PATIENTS"
 
-// fingerprint stands for a set of lines: how many, and the sum of their hashes, whatever their order.
+// fingerprint identifies a set of lines in any order: their number and the sum of their hashes.
 type fingerprint struct {
 	count     int
 	low, high uint64
@@ -52,7 +53,7 @@ func (s *stack) fingerprints(items []fileItem) map[string]fingerprint {
 			count++
 		}
 		if count != item.Count {
-			s.t.Errorf("%s: %d lines, the manifest says %d", item.URL, count, item.Count)
+			s.t.Errorf("%s: %d lines, want %d as in the manifest", item.URL, count, item.Count)
 		}
 		byType[item.Type] = sum
 		_ = resp.Body.Close()
@@ -95,7 +96,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 		name     string
 		kill     func()
 		mend     func()
-		affected string // what a worker says of it
+		affected string // log message of a worker
 	}{
 		{"PostgreSQL", server.Kill, server.Start, "unit waits for what is unavailable"},
 		{"the API", func() { s.api.kill() }, s.restartAPI, ""},
@@ -109,7 +110,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 		}, ""},
 	} {
 		t.Run(outage.name, func(t *testing.T) {
-			for _, w := range workers { // their logs must tell of the next job only
+			for _, w := range workers { // the logs of the new ones only cover the next job
 				w.stop()
 			}
 			workers = []*process{s.startWorker(), s.startWorker()}
@@ -150,8 +151,8 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 	t.Run("a storm of SIGTERM", func(t *testing.T) { storm(t, s, proxy, patients, undisturbed) })
 }
 
-// TestALoadKilledAtAnyInstant kills sluice load again and again, later each time, until one comes through: the store
-// never shows a part of a load, and in the end all of it.
+// TestALoadKilledAtAnyInstant kills sluice load repeatedly, later each time, until one succeeds. The store never shows a
+// partial load, and finally shows all of it.
 func TestALoadKilledAtAnyInstant(t *testing.T) {
 	data := generated(t, 60)
 	database := testenv.Postgres(t)
@@ -175,14 +176,14 @@ func TestALoadKilledAtAnyInstant(t *testing.T) {
 		if err == nil {
 			break
 		}
-		// It is killed, or waits for the turn of the one before, whose session the server has yet to end.
+		// It was killed, or waits for the session of the previous load to end.
 		killed++
 		if killed > 100 {
-			t.Fatalf("no load comes through: %s", said.String())
+			t.Fatalf("no load succeeds: %s", said.String())
 		}
 	}
 	if killed == 0 {
-		t.Error("no load was killed: the test shows nothing")
+		t.Error("no load was killed")
 	}
 	t.Logf("%d loads were killed", killed)
 	if got := s.fingerprints(s.wait(s.kickoff("all", ""), time.Minute).Output); !reflect.DeepEqual(got, whole) {

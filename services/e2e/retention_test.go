@@ -33,9 +33,8 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
-// inProcess is the whole service in the test's process, on real servers, with a clock that the test moves. It answers
-// like a stack.
-func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep, clock *atomic.Int64) {
+// inProcess runs the whole service in the process of the test, on real servers, with a clock that the test sets.
+func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner, clock *atomic.Int64) {
 	t.Helper()
 	clock = &atomic.Int64{}
 	clock.Store(time.Now().UnixMilli())
@@ -46,7 +45,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep,
 	issuer, err := development.Open(filepath.Join(t.TempDir(), "issuer"))
 	must(t, err)
 	s.issuer = issuer
-	// Tokens live by the real clock: it is the job that grows old in these tests, not the client's credentials.
+	// Tokens use the real clock; only jobs age in these tests.
 	tokens, err := token.NewVerifier(token.Config{Issuers: []token.Issuer{{
 		Name: development.IssuerName, Audiences: []string{publicBase}, JWKSFile: issuer.JWKSFile(),
 	}}})
@@ -76,14 +75,14 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep,
 	s.client = &http.Client{Transport: mapped{
 		to: strings.TrimPrefix(server.URL, "http://"), inner: &http.Transport{DisableCompression: true},
 	}}
-	worker, err := pipeline.New(pipeline.Defaults(), pipeline.Parts{
+	worker, err := pipeline.New(pipeline.Defaults(), pipeline.Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Source: source, Groups: groups, Access: access,
 		Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})
 	must(t, err)
 	cfg := maintenance.Defaults()
 	cfg.SweepGrace = 0
-	keeper, err = maintenance.New(cfg, maintenance.Parts{
+	passes, err = maintenance.New(cfg, maintenance.Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Audit: events, Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})
 	must(t, err)
@@ -91,7 +90,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep,
 	served := make(chan error, 1)
 	go func() {
 		served <- queue.Serve(ctx, queue.ServerConfig{URL: s.redis, Concurrency: 4, Logger: log},
-			queue.Handlers{Unit: worker.Handle})
+			queue.Handlers{Unit: worker.Handle, Purge: passes.Purge})
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -100,12 +99,32 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep,
 		must(t, source.Close())
 		_, _ = jobs.Close(), tasks.Close()
 	})
-	return s, keeper, clock
+	return s, passes, clock
+}
+
+// awaitPurge waits until the job of the status URL is forgotten: the purge is a task.
+func (s *stack) awaitPurge(status string) {
+	s.t.Helper()
+	jobs, err := jobstore.Open(s.redis, nil)
+	must(s.t, err)
+	defer jobs.Close()
+	id := export.JobID(status[strings.LastIndexByte(status, '/')+1:])
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		exists, err := jobs.Exists(s.t.Context(), id)
+		must(s.t, err)
+		if !exists {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatal("the job was not purged within a minute")
+		}
+	}
 }
 
 func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
+	t.Parallel()
 	data := generated(t, 6)
-	s, keeper, clock := inProcess(t, data)
+	s, passes, clock := inProcess(t, data)
 	status := s.kickoff("all", "")
 	m := s.wait(status, time.Minute)
 	before := s.lines(m.Output)
@@ -120,23 +139,24 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 	}
 	never := s.answer(publicBase + "/exports/" + string(export.NewJobID()))
 
-	// The header is in whole seconds; the job's own instant lies within that second.
+	// The header is in whole seconds; the expiry of the job is within that second.
 	clock.Store(expires.Add(-time.Second).UnixMilli())
-	must(t, keeper.ExpireAndPurge(t.Context()))
-	must(t, keeper.Sweep(t.Context()))
+	must(t, passes.Expire(t.Context()))
+	must(t, passes.Sweep(t.Context()))
 	sameLines(t, "a second before", s.lines(s.wait(status, time.Minute).Output), before)
 
 	clock.Store(expires.Add(time.Second).UnixMilli())
-	// By the clock alone, before any sweep: status and files are the same 404 as what never was.
+	// Before any sweep, status and files are the same 404 as an unknown job.
 	for what, url := range map[string]string{"status": status, "file": m.Output[0].URL} {
 		if got := s.answer(url); got != never {
-			t.Errorf("%s after expiry: %s\nwant the answer of what never was: %s", what, got, never)
+			t.Errorf("%s after expiry: %s\nwant that of an unknown job: %s", what, got, never)
 		}
 	}
 	if keys := s.objectKeys(); len(keys) == 0 {
-		t.Fatal("the objects are gone before the sweep: the test shows nothing")
+		t.Fatal("the objects are deleted before the sweep")
 	}
-	must(t, keeper.ExpireAndPurge(t.Context()))
+	must(t, passes.Expire(t.Context()))
+	s.awaitPurge(status)
 	if keys := s.objectKeys(); len(keys) != 0 {
 		t.Errorf("left in the bucket: %v", keys)
 	}
@@ -146,9 +166,9 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 	defer client.Close()
 	keys, err := client.Keys(t.Context(), "sluice:*").Result()
 	must(t, err)
-	// How often somebody asked is forgotten within the minute; what was ever committed is a count over all jobs.
+	// Counters of requests and the mark of the removal expire within minutes; the totals of all jobs stay.
 	keys = slices.DeleteFunc(keys, func(key string) bool {
-		return strings.HasPrefix(key, "sluice:rate:") || key == "sluice:committed"
+		return strings.HasPrefix(key, "sluice:rate:") || key == "sluice:committed" || strings.HasSuffix(key, "}:removed")
 	})
 	if len(keys) != 0 {
 		t.Errorf("left in Redis: %v", keys)
@@ -159,13 +179,14 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 }
 
 func TestCancelDeletesEverything(t *testing.T) { // spec 5, pitfalls 15, 16
+	t.Parallel()
 	data := generated(t, 6)
-	s, keeper, _ := inProcess(t, data)
+	s, passes, _ := inProcess(t, data)
 	status := s.kickoff("all", "")
 	m := s.wait(status, time.Minute)
 	never := s.answer(publicBase + "/exports/" + string(export.NewJobID()))
 	if resp := s.request(http.MethodDelete, status, "other", nil); resp.StatusCode != http.StatusNotFound {
-		t.Errorf("somebody else's DELETE: %s", resp.Status)
+		t.Errorf("DELETE by another owner: %s", resp.Status)
 	}
 	if resp := s.request(http.MethodDelete, status, "everything", nil); resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("DELETE: %s", resp.Status)
@@ -178,7 +199,8 @@ func TestCancelDeletesEverything(t *testing.T) { // spec 5, pitfalls 15, 16
 	if resp := s.request(http.MethodDelete, status, "everything", nil); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("second DELETE: %s", resp.Status)
 	}
-	must(t, keeper.ExpireAndPurge(t.Context()))
+	must(t, passes.Expire(t.Context()))
+	s.awaitPurge(status)
 	if keys := s.objectKeys(); len(keys) != 0 {
 		t.Errorf("left in the bucket: %v", keys)
 	}
@@ -189,7 +211,7 @@ func TestCancelDeletesEverything(t *testing.T) { // spec 5, pitfalls 15, 16
 	}
 }
 
-// answer is all that a client can see of an answer: status, headers that do not differ by nature, and body.
+// answer is a response as a client sees it: status, headers except Date and X-Request-Id, and body.
 func (s *stack) answer(url string) string {
 	s.t.Helper()
 	resp := s.request(http.MethodGet, url, "everything", nil)

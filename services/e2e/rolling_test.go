@@ -1,3 +1,5 @@
+//go:build long
+
 package e2e
 
 import (
@@ -30,7 +32,7 @@ func workerFolders(t *testing.T) []string {
 	return folders
 }
 
-// git runs git in the repository and returns what it says.
+// git runs git in the repository and returns its output.
 func git(t *testing.T, root string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "git", append([]string{"-C", root}, args...)...)
@@ -96,7 +98,7 @@ func TestAJobSharedWithWorkersOfThePreviousCommit(t *testing.T) {
 		undisturbed)
 	alone[0].stop()
 
-	// The store takes its time, so that nobody takes all the units while the other one looks.
+	// The store is slow, so that no worker takes all units.
 	proxy.OnReply(func(reply *http.Response) error {
 		if reply.Request.Method == http.MethodPut {
 			time.Sleep(50 * time.Millisecond)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,8 +24,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 )
 
-// binaries is the folder with the services, built once for all tests.
-var binaries string
+// shared is a folder for all tests: services, which are built once, and generated populations. binaries is the folder of
+// the services.
+var shared, binaries string
 
 func TestMain(m *testing.M) {
 	code, err := buildAndRun(m)
@@ -41,16 +43,21 @@ func buildAndRun(m *testing.M) (int, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-o", dir+"/", "../api", "../auth", "../worker", "../scheduler", "../standalone", "../sluice")
+	shared, binaries = dir, filepath.Join(dir, "bin")
+	build := exec.Command("go", "build", "-o", binaries+"/", "../api", "../auth", "../worker", "../scheduler", "../standalone", "../sluice")
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build the services: %w\n%s", err, out)
 	}
-	binaries = dir
+	// Tests mostly wait for other processes, so more of them run at once than there are processors.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		return 0, err
+	}
 	return m.Run(), nil
 }
 
-// publicBase is what clients are told; the test's client maps it to where the API listens. That every URL begins with
-// it shows that nothing is taken from the request.
+// publicBase is the base URL for clients; the test's client maps it to the address of the API. If every URL starts with it,
+// none is derived from the request.
 const publicBase = "https://bulk.example.org/fhir"
 
 // stack is one deployment: an API, workers and a scheduler.
@@ -79,7 +86,7 @@ type setup struct {
 	scheduler []string // more settings of the scheduler
 }
 
-// openAccess lets the subject "everything" export everything, and "patients" only what the row says.
+// openAccess grants everything to the subjects "everything" and "other".
 const openAccess = `
 - {issuer: "urn:sluice:development", subject: everything, types: all, groups: all, patients: all}
 - {issuer: "urn:sluice:development", subject: other, types: all, groups: all, patients: all}
@@ -138,7 +145,7 @@ func deploy(t *testing.T, with setup) *stack {
 	return s
 }
 
-// useAPI waits for the API and sends requests to where it listens.
+// useAPI waits for the API and sends requests to its address.
 func (s *stack) useAPI() {
 	s.t.Helper()
 	s.client = &http.Client{Transport: mapped{
@@ -147,7 +154,7 @@ func (s *stack) useAPI() {
 	s.waitReady()
 }
 
-// restartAPI starts another API in the place of a killed one.
+// restartAPI replaces a stopped API.
 func (s *stack) restartAPI() {
 	s.t.Helper()
 	s.api = s.start("api", s.apiEnv...)
@@ -158,7 +165,7 @@ func (s *stack) startWorker(more ...string) *process {
 	return s.start("worker", append(slices.Clone(s.env), more...)...)
 }
 
-// waitReady waits until the API says that each dependency can be used.
+// waitReady waits until the API is ready.
 func (s *stack) waitReady() {
 	s.t.Helper()
 	eventually(s.t, 30*time.Second, "the API is ready", func() bool {
@@ -171,7 +178,7 @@ func (s *stack) waitReady() {
 	})
 }
 
-// mapped sends requests for the public base to where the API listens.
+// mapped sends requests for the public base to the address of the API.
 type mapped struct {
 	to    string
 	inner http.RoundTripper
@@ -183,7 +190,7 @@ func (m mapped) RoundTrip(r *http.Request) (*http.Response, error) {
 	return m.inner.RoundTrip(r)
 }
 
-// process is one running service.
+// process is a running service.
 type process struct {
 	t    *testing.T
 	name string
@@ -200,7 +207,7 @@ func (s *stack) start(name string, env ...string) *process {
 	return s.startProgram(filepath.Join(binaries, name), env...)
 }
 
-// startProgram starts a service that may be of another version.
+// startProgram starts a service, possibly of another version.
 func (s *stack) startProgram(path string, env ...string) *process {
 	s.t.Helper()
 	cmd := exec.Command(path)
@@ -210,7 +217,7 @@ func (s *stack) startProgram(path string, env ...string) *process {
 	return p
 }
 
-// launch starts a command and reads what it says on stderr; it is stopped when the test ends.
+// launch starts a command and reads its log on stderr. The command is stopped when the test ends.
 func launch(t *testing.T, name string, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{t: t, name: name, cmd: cmd, exited: make(chan struct{})}
@@ -222,7 +229,7 @@ func launch(t *testing.T, name string, cmd *exec.Cmd) *process {
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
 			var entry map[string]any
-			_ = json.Unmarshal(lines.Bytes(), &entry) // a line that is no JSON stays in raw
+			_ = json.Unmarshal(lines.Bytes(), &entry) // lines that are not JSON are only in raw
 			p.mu.Lock()
 			p.lines = append(p.lines, entry)
 			fmt.Fprintf(&p.raw, "%s\n", lines.Bytes())
@@ -234,22 +241,22 @@ func launch(t *testing.T, name string, cmd *exec.Cmd) *process {
 	t.Cleanup(func() {
 		p.stop()
 		if t.Failed() {
-			t.Logf("%s said:\n%s", name, p.trouble())
+			t.Logf("%s logged:\n%s", name, p.problems())
 		}
 	})
 	return p
 }
 
-func (p *process) said() string {
+func (p *process) log() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.raw.String()
 }
 
-// trouble returns what the process said that is not about everyday work.
-func (p *process) trouble() string {
+// problems returns the log lines at level WARN or above.
+func (p *process) problems() string {
 	var kept []string
-	for line := range strings.Lines(p.said()) {
+	for line := range strings.Lines(p.log()) {
 		if !strings.Contains(line, `"level":"INFO"`) && !strings.Contains(line, `"level":"DEBUG"`) {
 			kept = append(kept, line)
 		}
@@ -269,11 +276,11 @@ func (p *process) find(match func(entry map[string]any) bool) (map[string]any, b
 	return nil, false
 }
 
-// ready waits for the line with which a service says that it serves, and returns its addresses.
+// ready waits for the log line of a service that is ready, and returns its addresses.
 func (p *process) ready() map[string]string {
 	p.t.Helper()
 	found := map[string]string{}
-	eventually(p.t, 60*time.Second, p.name+" says it is ready", func() bool {
+	eventually(p.t, 60*time.Second, p.name+" is ready", func() bool {
 		entry, ok := p.find(func(e map[string]any) bool {
 			msg, _ := e["msg"].(string)
 			return strings.HasSuffix(msg, " is ready")
@@ -285,7 +292,7 @@ func (p *process) ready() map[string]string {
 		}
 		select {
 		case <-p.exited:
-			p.t.Fatalf("%s ended: %s", p.name, p.said())
+			p.t.Fatalf("%s ended: %s", p.name, p.log())
 		default:
 		}
 		return ok
@@ -295,7 +302,7 @@ func (p *process) ready() map[string]string {
 
 func (p *process) signal(sig syscall.Signal) { _ = p.cmd.Process.Signal(sig) }
 
-// stop ends the process in order and waits for it, at most a little longer than its drain.
+// stop sends SIGTERM and waits, a little longer than the drain.
 func (p *process) stop() {
 	p.signal(syscall.SIGTERM)
 	select {
@@ -307,7 +314,7 @@ func (p *process) stop() {
 	}
 }
 
-// kill ends the process at once, as a lost machine would.
+// kill sends SIGKILL, as if the machine were lost.
 func (p *process) kill() {
 	p.signal(syscall.SIGKILL)
 	<-p.exited
@@ -365,7 +372,7 @@ func (s *stack) kickoff(group, query string) (status string) {
 	return status
 }
 
-// wait polls as a client does until the export is finished, and returns the manifest.
+// wait polls until the export is finished and returns the manifest.
 func (s *stack) wait(status string, most time.Duration) manifest {
 	s.t.Helper()
 	var m manifest
@@ -376,7 +383,7 @@ func (s *stack) wait(status string, most time.Duration) manifest {
 	return m
 }
 
-// poll asks once whether the export is finished, and returns the manifest if it is.
+// poll requests the status once and returns the manifest if the export is finished.
 func (s *stack) poll(status string) (m manifest, finished bool) {
 	s.t.Helper()
 	resp := s.request(http.MethodGet, status, "everything", nil)
@@ -393,7 +400,7 @@ func (s *stack) poll(status string) (m manifest, finished bool) {
 	return manifest{}, false
 }
 
-// lines downloads the files and returns their lines by resource type. It checks each item's count.
+// lines downloads the files and returns their lines by resource type. It checks the count of each file.
 func (s *stack) lines(items []fileItem) map[string][]string {
 	s.t.Helper()
 	byType := map[string][]string{}
@@ -411,7 +418,7 @@ func (s *stack) lines(items []fileItem) map[string][]string {
 		}
 		must(s.t, lines.Err())
 		if count != item.Count || count == 0 {
-			s.t.Errorf("%s: %d lines, the manifest says %d", item.URL, count, item.Count)
+			s.t.Errorf("%s: %d lines, want %d as in the manifest", item.URL, count, item.Count)
 		}
 		_ = resp.Body.Close()
 	}
@@ -436,7 +443,7 @@ func (s *stack) store() *objects.Store {
 	return store
 }
 
-// eventually waits for something that other processes bring about. The time is a guard against waiting for ever.
+// eventually waits until done returns true; it fails the test after the given time.
 func eventually(t *testing.T, most time.Duration, what string, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), most)
@@ -446,7 +453,7 @@ func eventually(t *testing.T, most time.Duration, what string, done func() bool)
 	for !done() {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("waited in vain until %s", what)
+			t.Fatalf("timeout: %s", what)
 		case <-ticker.C:
 		}
 	}

@@ -26,16 +26,18 @@ func sluice(t *testing.T, want int, args ...string) string {
 	return stdout.String()
 }
 
-// TestStandaloneWithTheCommandLine is the README's way: one process without any server, and the command line.
+// TestStandaloneWithTheCommandLine follows the README: one process without servers, and the command line.
 func TestStandaloneWithTheCommandLine(t *testing.T) {
+	t.Parallel()
 	standalone(t, "\x1f\x8b") // gzip
 }
 
 func TestStandaloneThatEncrypts(t *testing.T) {
+	t.Parallel()
 	standalone(t, "sluice\x01", "--encrypt")
 }
 
-// standalone goes the README's way with these flags. Each file of type Patient is to begin so where it is stored.
+// standalone follows the README with these flags. Each stored file of type Patient has to start with form.
 func standalone(t *testing.T, form string, flags ...string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -43,7 +45,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 	sluice(t, 0, "synth", "--patients", "20", "--seed", "3", "--out", data)
 	population := readPopulation(t, data)
 
-	// The paths are relative on purpose: the embedded object store changes the working directory.
+	// Relative paths, because the embedded object store changes the working directory.
 	server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
 		append([]string{"--data", "data", "--state", "state", "--addr", "127.0.0.1:0"}, flags...)...)
 	server.Dir = dir
@@ -86,24 +88,24 @@ func standalone(t *testing.T, form string, flags ...string) {
 		content, err := os.ReadFile(file)
 		must(t, err)
 		if !strings.HasPrefix(string(content), form) {
-			t.Errorf("%s is stored in another form than %q", filepath.Base(file), form)
+			t.Errorf("%s does not start with %q", filepath.Base(file), form)
 		}
 	}
 	if len(stored) == 0 {
 		t.Error("no stored file of patients was found")
 	}
 
-	// The operator's page shows the job.
+	// The admin page shows the job.
 	resp, err := http.Get(start.Page)
 	must(t, err)
 	shown, err := io.ReadAll(resp.Body)
 	must(t, err)
 	must(t, resp.Body.Close())
 	if resp.StatusCode != http.StatusOK || !strings.Contains(string(shown), "completed") || !strings.Contains(string(shown), "Intake is open") {
-		t.Errorf("the operator's page: %s\n%s", resp.Status, shown)
+		t.Errorf("the admin page: %s\n%s", resp.Status, shown)
 	}
 
-	// A damaged file is found out.
+	// verify detects a damaged file.
 	patients, err := filepath.Glob(filepath.Join(out, "Patient.*.ndjson"))
 	must(t, err)
 	text, err := os.ReadFile(patients[0])
@@ -141,17 +143,18 @@ func standalone(t *testing.T, form string, flags ...string) {
 		t.Errorf("quickstart.json outlives the server: %v", err)
 	}
 	if strings.Contains(said.String(), "ERROR") {
-		t.Errorf("standalone said:\n%s", said.String())
+		t.Errorf("standalone logged:\n%s", said.String())
 	}
 }
 
 func TestServicesRefuseABadConfigurationAtOnce(t *testing.T) {
+	t.Parallel()
 	for _, service := range []string{"api", "worker", "scheduler"} {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(binaries, service), "--check-config")
 		cmd.Env = []string{"SLUICE_RETENSION=1h", "SLUICE_S3_SECRET_KEY=hush", "SLUICE_LOG_LEVEL=loud"}
 		out, err := cmd.CombinedOutput()
 		if err == nil {
-			t.Errorf("%s took a bad configuration", service)
+			t.Errorf("%s accepted an invalid configuration", service)
 		}
 		for _, part := range []string{"SLUICE_RETENSION", "SLUICE_REDIS_URL", "SLUICE_S3_ENDPOINT", "SLUICE_LOG_LEVEL"} {
 			if !strings.Contains(string(out), part) {

@@ -1,3 +1,5 @@
+//go:build long
+
 package e2e
 
 import (
@@ -18,8 +20,8 @@ import (
 // seedVariable repeats the choices of an earlier storm.
 const seedVariable = "SLUICE_TEST_SEED"
 
-// storm exports everything while, every 3 s, a random one of four workers is told to stop and another one takes its
-// place. The store is slow, so that it lasts, and workers hand back at once, so that each SIGTERM hits units.
+// storm exports everything while, every 3 s, a random one of four workers gets a SIGTERM and another one replaces it. The
+// store is slow, and workers hand units back at once, so that each SIGTERM hits units.
 func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undisturbed map[string]fingerprint) {
 	const (
 		many    = 4
@@ -103,7 +105,7 @@ func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undis
 	done.exact(t)
 }
 
-// executions is what the logs of workers say about units.
+// executions is the record of units in the logs of workers.
 type executions struct {
 	claimed  int
 	settled  map[string]int // how often each unit, by job and unit, was done

@@ -11,14 +11,15 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// tracedSetup is a deployment of which each process hands its spans to the endpoint.
+// tracedSetup is a deployment whose processes send spans to the endpoint.
 func tracedSetup(data, endpoint string) setup {
 	traced := []string{"SLUICE_TRACE_ENDPOINT=" + endpoint}
 	return setup{data: data, workers: 2, api: traced, worker: traced, scheduler: traced}
 }
 
-// A job is one trace, from the kick-off in the API to the seal in whichever worker has it, and its logs name it.
+// A job is one trace, from the kick-off in the API to the seal in a worker, and its log lines have the trace id.
 func TestAJobIsOneTrace(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 10)
 	population := readPopulation(t, data)
 	collector := testenv.NewCollector(t)
@@ -27,7 +28,7 @@ func TestAJobIsOneTrace(t *testing.T) {
 	m := s.wait(status, time.Minute)
 	job := path.Base(status)
 	for _, p := range s.processes {
-		p.stop() // which hands over what is left
+		p.stop() // which sends the remaining spans
 	}
 
 	spans := map[string][]testenv.Span{} // of the job, by name
@@ -101,7 +102,7 @@ func TestAJobIsOneTrace(t *testing.T) {
 	linesNameTheJob(t, s, job, hex.EncodeToString(root.TraceId))
 }
 
-// linesNameTheJob fails on a line about a unit without its job, and on one about the job without its trace.
+// linesNameTheJob fails for a log line with a unit but no job, and for one with the job but no trace.
 func linesNameTheJob(t *testing.T, s *stack, job, trace string) {
 	t.Helper()
 	lines := 0
@@ -125,8 +126,9 @@ func linesNameTheJob(t *testing.T, s *stack, job, trace string) {
 	}
 }
 
-// A collector that is down takes nothing from an export.
+// An unavailable collector does not affect exports.
 func TestACollectorThatIsDownHarmsNoExport(t *testing.T) {
+	t.Parallel()
 	data := generated(t, 10)
 	population := readPopulation(t, data)
 	s := deploy(t, tracedSetup(data, "http://127.0.0.1:1"))
@@ -142,6 +144,6 @@ func TestACollectorThatIsDownHarmsNoExport(t *testing.T) {
 		lost = lost || told
 	}
 	if !lost {
-		t.Error("nobody says that spans are lost: they may have been none")
+		t.Error("no process logs that spans are lost")
 	}
 }

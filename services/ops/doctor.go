@@ -198,7 +198,7 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 			workers++
 			slots += process.Slots
 		}
-		if process.Upkeep && !process.Draining {
+		if process.Maintenance && !process.Draining {
 			schedulers++
 		}
 	}
@@ -220,7 +220,7 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 		r.judge("workers", oldest < overdueMost, Warning, waiting, "start more workers, or see why units take so long: "+
 			"sluice admin worker list")
 	}
-	last, err := o.Queue.LastWatch(ctx)
+	last, err := o.Queue.LastRescue(ctx)
 	switch {
 	case err != nil:
 		r.add("schedulers", Bad, err.Error(), "see the findings about Redis")
@@ -246,7 +246,7 @@ func (o *Operator) examineJobs(ctx context.Context, r *report) {
 		}
 		r.judge("intake", kickoffs.Open, Warning, detail, "sluice admin intake resume, when the reason is gone")
 	}
-	if due, err := o.Jobs.Due(ctx, o.Now(), 1); err != nil {
+	if due, err := o.Jobs.Due(ctx, o.Now(), 0, 1); err != nil {
 		r.add("purges", Bad, err.Error(), "see the findings about Redis")
 	} else {
 		overdue, detail := time.Duration(0), "none is overdue"

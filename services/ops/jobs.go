@@ -70,7 +70,7 @@ type Page struct {
 
 // List returns a page of the jobs that are running, finished and not expired, or waiting to be purged.
 func (o *Operator) List(ctx context.Context, filter Filter) (Page, error) {
-	ids, more, err := o.Jobs.Known(ctx, listMost)
+	ids, more, err := o.Jobs.ListJobs(ctx, listMost)
 	if err != nil {
 		return Page{}, err
 	}
@@ -218,7 +218,7 @@ func (p *Progress) add(unit Unit, result export.Result) {
 	p.Withheld += result.Withheld
 }
 
-func showUnit(s jobstore.UnitStanding, now time.Time) Unit {
+func showUnit(s jobstore.UnitStatus, now time.Time) Unit {
 	unit := Unit{
 		ID: s.Unit.ID, Kind: s.Unit.Kind, Type: s.Unit.Type, Fence: s.Fence, Attempts: s.Attempts, Cause: s.Cause,
 		Failure: s.Result.Failure, Bytes: s.Unit.Bytes,

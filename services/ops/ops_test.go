@@ -51,10 +51,11 @@ func (d *desk) must(err error) {
 func (d *desk) job(subject string, age time.Duration) export.JobID {
 	d.t.Helper()
 	id := export.NewJobID()
-	d.must(d.Jobs.Create(d.t.Context(), export.Job{
+	_, err := d.Jobs.Create(d.t.Context(), export.Job{
 		ID: id, State: export.Scheduled, Created: d.now.Add(-age), Owner: export.Owner{Issuer: "i", Subject: subject},
 		Request: export.Request{GroupID: "g", Types: []string{"Patient"}}, Key: []byte("wrapped"),
-	}, export.FirstUnit()))
+	}, export.FirstUnit(), jobstore.Admission{Limit: 100})
+	d.must(err)
 	return id
 }
 
@@ -134,7 +135,7 @@ func TestPurgeRacesACancel(t *testing.T) {
 			t.Errorf("the job is %s; cancel: %v", job.State, cancelErr)
 		}
 	}
-	due, err := d.Jobs.Due(t.Context(), d.now, 100)
+	due, err := d.Jobs.Due(t.Context(), d.now, 0, 100)
 	if err != nil || len(due) != 20 {
 		t.Errorf("%d jobs are due, %v", len(due), err)
 	}

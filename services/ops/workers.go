@@ -38,7 +38,7 @@ func (o *Operator) Workers(ctx context.Context) ([]Worker, error) {
 			continue
 		}
 		worker := Worker{
-			ID: p.ID, Host: p.Host, PID: p.PID, Started: p.Started, Slots: p.Slots, Draining: p.Draining, Drainable: p.Obeys,
+			ID: p.ID, Host: p.Host, PID: p.PID, Started: p.Started, Slots: p.Slots, Draining: p.Draining, Drainable: p.Drainable,
 			Units: []RunningUnit{},
 		}
 		for _, running := range p.Tasks {

@@ -72,7 +72,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
-	keeper, err := maintenance.New(cfg.Config, maintenance.Parts{
+	passes, err := maintenance.New(cfg.Config, maintenance.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
 		Tracing: tracing,
 	})
@@ -100,17 +100,17 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	parts := []rungroup.Component{
 		config.HTTP("private listener", private, operators, listeners.Private...),
 		config.Bucket(objects, log),
-		{Name: "ticks", Run: keeper.Tick},
-		{Name: "survey", Run: keeper.Survey},
+		{Name: "passes", Run: passes.Run},
+		{Name: "survey", Run: passes.Survey},
 		{Name: "duties", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: taskConcurrency, Drain: cfg.Drain, Logger: log,
-			}, queue.Handlers{Purge: keeper.Purge, Upkeep: keeper.Do})
+			}, queue.Handlers{Purge: passes.Purge, Pass: passes.Pass})
 		}},
 		{Name: "watch", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: 1, Drain: cfg.Drain, Logger: log,
-			}, queue.Handlers{Watch: keeper.Do})
+			}, queue.Handlers{Rescue: passes.Pass})
 		}},
 	}
 	if page != nil {

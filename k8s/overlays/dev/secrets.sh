@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# secrets.sh DIR: prints the Secrets of the overlay dev, made anew from chance, for `kubectl apply -f -`. DIR, which must
-# not exist, keeps what a client on this machine needs: demo.key.json and ca.pem. It uses bin/sluice (make build), or what
-# SLUICE names.
+# secrets.sh DIR: prints new random Secrets of the overlay dev for `kubectl apply -f -`. It creates DIR with the files of a
+# client on this machine, demo.key.json and ca.pem. It uses bin/sluice (make build), or the program that SLUICE names.
 set -euo pipefail
 
 dir=${1:?usage: k8s/overlays/dev/secrets.sh DIR}
@@ -26,7 +25,7 @@ done
 
 redis=$(random 24) postgres=$(random 24)
 
-# secret NAME: the head of a Secret. What follows are its keys.
+# secret NAME: prints the head of a Secret; the caller prints its keys.
 secret() {
 	printf -- '---\napiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: sluice-dev}\nstringData:\n' "$1"
 }
@@ -58,4 +57,4 @@ printf '  ca.crt: |\n%s\n' "$(indented "$dir/ca.pem")"
 secret sluice-clients
 printf '  clients.yaml: |\n    clients:\n      - id: demo\n        scope: system/*.rs\n        jwks: %s\n' \
 	"$(tr -d '\n' <"$dir/demo.jwks.json")"
-rm "$dir/tls.key" "$dir/tls.pem" # the Secrets have them
+rm "$dir/tls.key" "$dir/tls.pem" # they are in the Secrets

@@ -1,4 +1,4 @@
--- ARGV: unit id, fence, clock, state that the job moves to ('' for none).
+-- ARGV: unit id, fence, clock, state that the job moves to ('' for none), safety TTL in ms.
 -- A second delivery of the same task finds the claim taken and is fenced off: two runs never share a fence.
 local unit, fence, now, target = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not live() then return { 'NOTLIVE' } end
@@ -10,6 +10,7 @@ if target == 'sealing' and redis.call('ZCARD', waiting) + redis.call('ZCARD', is
 if target ~= '' and redis.call('HGET', job, 'state') ~= target and not move(target) then return { 'CONFLICT' } end
 redis.call('HSET', claims, unit, fence)
 redis.call('ZADD', issued, clock(now), unit)
+keep(ARGV[5])
 return {
   'OK', redis.call('HGET', units, unit), redis.call('HGET', attempts, unit) or '0', redis.call('HGET', job, 'trace') or ''
 }

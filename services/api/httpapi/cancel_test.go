@@ -29,8 +29,8 @@ func TestCancel(t *testing.T) {
 		served <- queue.Serve(ctx, queue.ServerConfig{
 			URL: w.redisURL, Concurrency: 1, Drain: time.Second, Logger: slog.New(slog.DiscardHandler),
 		}, queue.Handlers{
-			Purge:  func(_ context.Context, id export.JobID) error { purges <- id; return nil },
-			Upkeep: func(context.Context, string) error { return nil },
+			Purge: func(_ context.Context, id export.JobID) error { purges <- id; return nil },
+			Pass:  func(context.Context, string) error { return nil },
 		})
 	}()
 	alice := w.as("alice")
@@ -38,7 +38,7 @@ func TestCancel(t *testing.T) {
 		w.kickoff(alice, "")
 	lease := w.claim(running, export.PlanUnit, export.KindPlan)
 	w.run(completed, patients(1))
-	if err := w.jobs.Fail(t.Context(), failed, "why", w.clock.Now(), w.clock.Now().Add(retention)); err != nil {
+	if err := w.jobs.FailJob(t.Context(), failed, "why", w.clock.Now(), w.clock.Now().Add(retention)); err != nil {
 		t.Fatal(err)
 	}
 	for name, id := range map[string]export.JobID{
@@ -80,8 +80,8 @@ func TestCancelWithoutQueue(t *testing.T) {
 	if got := w.ask("GET", statusPath(id), w.as("alice")...); got.code != http.StatusNotFound {
 		t.Errorf("afterwards: %d", got.code)
 	}
-	if !strings.Contains(w.log.String(), "enqueueing the purge of job "+string(id)) {
-		t.Errorf("the log does not tell: %s", w.log)
+	if !strings.Contains(w.log.String(), "enqueue purge of job "+string(id)) {
+		t.Errorf("the log lacks the error: %s", w.log)
 	}
 }
 

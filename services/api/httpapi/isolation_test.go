@@ -68,7 +68,7 @@ func (w *fixture) targets() []target {
 	add("sealing", false, sealing)
 	add("completed", false, completed())
 	failed := kickoff()
-	check(w.jobs.Fail(ctx, failed, "why", w.clock.Now(), w.clock.Now().Add(retention)))
+	check(w.jobs.FailJob(ctx, failed, "why", w.clock.Now(), w.clock.Now().Add(retention)))
 	add("failed", false, failed)
 	cancelled := completed()
 	check(w.jobs.Cancel(ctx, cancelled, w.clock.Now()))

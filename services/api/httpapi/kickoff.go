@@ -17,16 +17,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
-	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
-
-// firstFence is the fence under which the store issues a new job's first unit.
-const firstFence = 1
-
-// undoTimeout bounds how long a kick-off that failed tries to take its job record back.
-const undoTimeout = 3 * time.Second
 
 // stepTimeout bounds a step that goes on when its client has hung up. The stores give up sooner.
 const stepTimeout = 20 * time.Second
@@ -83,27 +77,19 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if s.NewKey != nil {
 		job.Key = s.NewKey(job.ID)
 	}
-	admitted, err := s.admit(c.Request.Context(), job)
-	if err != nil {
-		return err
-	}
-	noteJob(c, admitted)
-	event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
-	event.Target, event.Types = "Group/"+group, types
-	err = s.recordEvent(c, event)
-	if admitted == job.ID {
-		if err != nil {
-			return s.undo(c.Request.Context(), job, err)
-		}
-		err = s.start(c.Request.Context(), job)
-	}
-	if err == nil && admitted == job.ID && s.limits.Join {
-		if err := s.Jobs.Settle(c.Request.Context(), job); err != nil {
-			keepError(c, err) // identical kick-offs wait until a worker has claimed the plan
-		}
+	admission := jobstore.Admission{Limit: s.limits.Jobs, Join: s.limits.Join}
+	admitted, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
+		noteJob(c, admitted)
+		event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
+		event.Target, event.Types = "Group/"+group, types
+		return s.recordEvent(c, event)
+	})
+	var full jobstore.FullError
+	if errors.As(err, &full) {
+		return s.full(ctx, full.Running)
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("starting the job: %w", err)
 	}
 	c.Header("Content-Location", s.statusURL(admitted))
 	c.Status(http.StatusAccepted)
@@ -123,45 +109,6 @@ func endKickOff(c *gin.Context, span trace.Span, err error) {
 	}
 	noteTrace(c, telemetry.TraceParent(trace.ContextWithSpan(c.Request.Context(), span)))
 	telemetry.EndSpan(span, err)
-}
-
-// start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds
-// as far as can be helped: a job that is recorded but not queued would be polled for ever (K-20, pitfall 34), and
-// one whose id nobody was told would be exported for nobody.
-//
-// A client that hangs up does not stop it halfway.
-func (s *service) start(ctx context.Context, job export.Job) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
-	defer cancel()
-	err := s.Jobs.Create(ctx, job, export.FirstUnit())
-	switch {
-	case errors.Is(err, export.ErrConflict):
-		// The id is 128 fresh bits: it is taken because the store repeated a command whose answer was lost.
-		err = fmt.Errorf("recording the job: its first answer was lost: %w: %w", export.ErrUnavailable, err)
-	case err != nil:
-		err = fmt.Errorf("recording the job: %w", err) // it may be recorded all the same: the answer may be what was lost
-	default:
-		err = s.Queue.EnqueueUnit(ctx, queue.Task{
-			Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: firstFence, Trace: job.Trace,
-		})
-		if err == nil {
-			return nil
-		}
-		err = fmt.Errorf("enqueueing the plan: %w: %w", export.ErrUnavailable, err)
-	}
-	return s.undo(ctx, job, err)
-}
-
-// undo takes an admitted job back because of the error, which it returns.
-func (s *service) undo(ctx context.Context, job export.Job, err error) error {
-	// Whatever has ended ctx, the record has to go. If it cannot be removed the scheduler finds it; a worker that meets a
-	// task without a job drops it.
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	if removeErr := errors.Join(s.Jobs.Remove(undo, job.ID), s.Jobs.Withdraw(undo, job)); removeErr != nil {
-		err = errors.Join(err, fmt.Errorf("removing the job that could not be started: %w", removeErr))
-	}
-	return err
 }
 
 // chooseDialect decides how the job's answers will be phrased (spec 9), and refuses clients that cannot read them.

@@ -355,33 +355,36 @@ func TestKickoffOutage(t *testing.T) {
 	w.run(w.kickoff(w.as("alice"), ""), patients(1))
 }
 
-// createWord stands in the command that records a job, and in no other of a kick-off.
-const createWord = "\r\nscheduled\r\n"
+// createWord is in the command that records a job, and in no other of a kick-off.
+const createWord = `"kind":"plan"`
 
-// A job whose recording was done and not answered is nobody's: the client gets a 503, whether the store's own repetition
-// finds the job there (one answer lost) or is not answered either (two), and no export runs for nobody. (Lost ack.)
+// If the answer to the recording is lost once, the job store repeats the command and the kick-off succeeds. If the second
+// answer is lost too, the client gets a 503 and no job is left that would run for no client.
 func TestKickoffAnswerLost(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	w.run(w.kickoff(w.as("alice"), ""), patients(1)) // the scripts are loaded
-	before, keys := w.active(), w.keys()
-	for _, lost := range []int{1, 2} {
-		w.jobDoor.Lose(createWord, lost)
-		got := w.ask("GET", groupExport, w.as("alice")...)
-		wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
-		if got.header.Get("Retry-After") != "5" || got.header.Get("Content-Location") != "" {
-			t.Errorf("%d lost: header %v", lost, got.header)
-		}
-		if left := w.jobDoor.lose; left != 0 {
-			t.Errorf("%d of %d answers were not lost", left, lost)
-		}
-		if n := w.active(); n != before || !slices.Equal(w.keys(), keys) {
-			t.Errorf("%d lost: %d active jobs, want %d; keys %q, want %q", lost, n, before, w.keys(), keys)
-		}
+	before := w.active()
+	w.jobDoor.Lose(createWord, 1)
+	if got := w.ask("GET", groupExport, w.as("alice")...); got.code != http.StatusAccepted {
+		t.Errorf("one answer lost: %d", got.code)
+	}
+	if n := w.active(); n != before+1 || w.jobDoor.lose != 0 {
+		t.Errorf("one answer lost: %d active jobs, want %d; %d answers were not lost", n, before+1, w.jobDoor.lose)
+	}
+	keys := w.keys()
+	w.jobDoor.Lose(createWord, 2)
+	got := w.ask("GET", groupExport, w.as("alice")...)
+	wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
+	if got.header.Get("Retry-After") != "5" || got.header.Get("Content-Location") != "" {
+		t.Errorf("two answers lost: header %v", got.header)
+	}
+	if n := w.active(); n != before+1 || !slices.Equal(w.keys(), keys) || w.jobDoor.lose != 0 {
+		t.Errorf("two answers lost: %d active jobs, want %d; keys %q, want %q", n, before+1, w.keys(), keys)
 	}
 }
 
-// keys lists what the job store holds.
+// keys lists the job store's keys, without the marks of removed jobs, which expire.
 func (w *fixture) keys() []string {
 	w.t.Helper()
 	options, err := redis.ParseURL(w.redisURL)
@@ -395,7 +398,7 @@ func (w *fixture) keys() []string {
 		w.t.Fatal(err)
 	}
 	slices.Sort(keys)
-	return keys
+	return slices.DeleteFunc(keys, func(key string) bool { return strings.HasSuffix(key, "}:removed") })
 }
 
 // A server error tells the client nothing but the id that finds it in the log; so does a panic.

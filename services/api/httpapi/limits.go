@@ -10,7 +10,6 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
 // Limits bound what one subject may ask for, whichever of the API's replicas it asks: they are counted in the job store.
@@ -83,20 +82,6 @@ func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
 		status: http.StatusTooManyRequests, code: "throttled", text: text,
 		header: map[string]string{"Retry-After": retryAfter(dialect, wait)},
 	}
-}
-
-// admit takes a place among the subject's exports at work. It returns the id of the job, or that of the identical one
-// that the kick-off joins.
-func (s *service) admit(ctx context.Context, job export.Job) (export.JobID, error) {
-	id, err := s.Jobs.Admit(ctx, job, s.limits.Jobs, s.limits.Join)
-	var full jobstore.FullError
-	if errors.As(err, &full) {
-		return "", s.full(ctx, full.Running)
-	}
-	if err != nil {
-		return "", fmt.Errorf("admitting the job: %w", err)
-	}
-	return id, nil
 }
 
 // full says which exports are at work: they are the caller's own. The wait is that of the export that asks for the

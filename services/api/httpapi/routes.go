@@ -26,6 +26,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/health"
@@ -90,6 +91,7 @@ type service struct {
 	limits    Limits
 	needGroup bool // see Config.RequireGroupScope
 	metrics   *metrics
+	lifecycle *jobs.Lifecycle
 
 	capabilities, smartDocument document
 }
@@ -183,6 +185,7 @@ func newService(cfg Config, deps Deps) (*service, error) {
 		Deps: deps, base: base, baseText: strings.TrimSuffix(base.String(), "/"), dialect: cfg.Dialect,
 		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits,
 		needGroup: cfg.RequireGroupScope, metrics: metrics,
+		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: cfg.Now},
 	}
 	var tokenEndpoint string
 	if cfg.SMART != nil {

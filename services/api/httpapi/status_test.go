@@ -200,7 +200,7 @@ func TestStatusFailed(t *testing.T) {
 	alice := w.as("alice")
 	id := w.kickoff(alice, "")
 	now := w.clock.Now()
-	if err := w.jobs.Fail(t.Context(), id, "every type failed", now, now.Add(retention)); err != nil {
+	if err := w.jobs.FailJob(t.Context(), id, "every type failed", now, now.Add(retention)); err != nil {
 		t.Fatal(err)
 	}
 	got := w.ask("GET", statusPath(id), alice...)
@@ -246,7 +246,7 @@ func TestNotAvailable(t *testing.T) {
 	commit.Result = export.Result{Files: []export.File{early}}
 	w.commit(w.claim(running, "Patient-00000", export.KindExport), commit)
 	failed := w.kickoff(alice, "")
-	if err := w.jobs.Fail(t.Context(), failed, "why", w.clock.Now(), w.clock.Now().Add(retention)); err != nil {
+	if err := w.jobs.FailJob(t.Context(), failed, "why", w.clock.Now(), w.clock.Now().Add(retention)); err != nil {
 		t.Fatal(err)
 	}
 	two := []string{"Authorization", "Bearer " + w.issuer.token(t, "https://two.example.org", "alice")}

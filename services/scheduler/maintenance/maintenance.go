@@ -1,8 +1,9 @@
-// Package maintenance is what the scheduler does: expire finished jobs, purge ended ones, rescue units whose worker or task
-// was lost, and sweep objects that belong to nothing.
+// Package maintenance is the scheduler's periodic work: expire finished jobs, purge ended ones, rescue units whose worker
+// or task was lost, and sweep objects that belong to nothing.
 //
-// Every duty is a single pass that may be killed at any instruction, run twice, or run by several schedulers at once. A
-// tick only enqueues a duty; whichever scheduler takes the task does the pass.
+// Each is a pass that may be killed at any instruction, run twice, or run by several schedulers at once. Run enqueues the
+// passes at their intervals; whichever scheduler takes the task runs the pass. A survey is the exception: every scheduler
+// reads the gauges for itself.
 package maintenance
 
 import (
@@ -17,37 +18,32 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// The duties.
+// The passes, by their names on the wire and in metrics.
 const (
-	dutyExpire = "expire"
-	dutyRescue = "rescue"
-	dutySweep  = "sweep"
+	passExpire = "expire"
+	passRescue = "rescue"
+	passSweep  = "sweep"
+	passSurvey = "survey" // never enqueued
 )
 
-// dutySurvey is done by every scheduler for itself and by no task.
-const dutySurvey = "survey"
-
-// Config says when what is done. Use Defaults and change what differs.
+// Config has the intervals and limits. Use Defaults and change what differs.
 type Config struct {
-	ExpireEvery time.Duration `env:"EXPIRE_EVERY"` // interval of expiry and purge
-	RescueEvery time.Duration `env:"RESCUE_EVERY"` // interval of the search for silent units
-	SweepEvery  time.Duration `env:"SWEEP_EVERY"`  // interval of the search for orphaned objects
-	SurveyEvery time.Duration `env:"SURVEY_EVERY"` // interval of the count of all jobs, for the metrics
-	// a unit without a heartbeat for this long is lost; several UNIT_HEARTBEATs
-	Silence    time.Duration `env:"UNIT_SILENCE"`
-	SweepGrace time.Duration `env:"SWEEP_GRACE"` // younger objects are never orphans
-	MaxAge     time.Duration `env:"JOB_MAX_AGE"` // an unfinished job fails at this age
-	// how long an ended job is kept (spec 6); the same for worker and scheduler
-	Retention time.Duration `env:"RETENTION"`
-	// units of one job that are queued or running at once; 0: twice the slots of all workers, at least 16; the
-	// same for worker and scheduler
-	Outstanding int `env:"UNITS_OUTSTANDING"`
+	ExpireEvery time.Duration `env:"EXPIRE_EVERY"`      // between expire passes
+	RescueEvery time.Duration `env:"RESCUE_EVERY"`      // between rescue passes
+	SweepEvery  time.Duration `env:"SWEEP_EVERY"`       // between sweeps
+	SurveyEvery time.Duration `env:"SURVEY_EVERY"`      // between surveys of all jobs for the gauges
+	Silence     time.Duration `env:"UNIT_SILENCE"`      // a unit without a heartbeat for this long is lost; several heartbeats
+	SweepGrace  time.Duration `env:"SWEEP_GRACE"`       // objects younger than this are never orphans
+	MaxAge      time.Duration `env:"JOB_MAX_AGE"`       // a job that has not finished after this long has failed
+	Retention   time.Duration `env:"RETENTION"`         // how long a job that failed here is kept
+	Outstanding int           `env:"UNITS_OUTSTANDING"` // as the workers' setting
 }
 
 // Defaults are the values that suit a production deployment.
@@ -85,8 +81,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Parts are what the scheduler works with.
-type Parts struct {
+// Deps are the dependencies of a Runner.
+type Deps struct {
 	Jobs     *jobstore.Store
 	Queue    *queue.Client
 	Objects  *objects.Store
@@ -97,46 +93,53 @@ type Parts struct {
 	Tracing  *telemetry.Tracing // nil: nothing is traced
 }
 
-// Upkeep does the duties.
-type Upkeep struct {
-	Parts
-	cfg     Config
-	metrics metrics
-	busy    sync.Map // duties under way in this process
+// Runner runs the passes.
+type Runner struct {
+	Deps
+	lifecycle *jobs.Lifecycle
+	cfg       Config
+	metrics   metrics
+	running   sync.Map // passes that this process is running
 }
 
-// New returns an Upkeep.
-func New(cfg Config, parts Parts) (*Upkeep, error) {
+// New returns a Runner.
+func New(cfg Config, deps Deps) (*Runner, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("scheduler: %w", err)
 	}
-	return &Upkeep{Parts: parts, cfg: cfg, metrics: newMetrics(parts.Registry, parts.Now())}, nil
+	return &Runner{
+		Deps: deps, cfg: cfg, metrics: newMetrics(deps.Registry, deps.Now()),
+		lifecycle: &jobs.Lifecycle{
+			Store: deps.Jobs, Queue: deps.Queue, Objects: deps.Objects, Audit: deps.Audit, Now: deps.Now,
+			Retention: cfg.Retention, Outstanding: cfg.Outstanding,
+		},
+	}, nil
 }
 
-// Tick enqueues the duties at their intervals until the context ends.
-func (u *Upkeep) Tick(ctx context.Context) error {
-	duties := map[string]struct {
+// Run enqueues the passes at their intervals until the context ends.
+func (r *Runner) Run(ctx context.Context) error {
+	passes := map[string]struct {
 		interval time.Duration
-		enqueue  func(ctx context.Context, duty string, bucket time.Time, interval time.Duration) error
+		enqueue  func(ctx context.Context, pass string, bucket time.Time, interval time.Duration) error
 	}{
-		dutyExpire: {u.cfg.ExpireEvery, u.Queue.EnqueueTick},
-		dutySweep:  {u.cfg.SweepEvery, u.Queue.EnqueueTick},
-		dutyRescue: {u.cfg.RescueEvery, u.Queue.EnqueueWatch},
+		passExpire: {r.cfg.ExpireEvery, r.Queue.EnqueuePass},
+		passSweep:  {r.cfg.SweepEvery, r.Queue.EnqueuePass},
+		passRescue: {r.cfg.RescueEvery, r.Queue.EnqueueRescue},
 	}
 	last := map[string]time.Time{}
-	ticker := time.NewTicker(min(u.cfg.ExpireEvery, u.cfg.RescueEvery, u.cfg.SweepEvery, time.Second))
+	ticker := time.NewTicker(min(r.cfg.ExpireEvery, r.cfg.RescueEvery, r.cfg.SweepEvery, time.Second))
 	defer ticker.Stop()
 	for {
-		for duty, how := range duties {
-			bucket := u.Now().Truncate(how.interval)
-			if bucket.Equal(last[duty]) {
+		for name, pass := range passes {
+			bucket := r.Now().Truncate(pass.interval)
+			if bucket.Equal(last[name]) {
 				continue
 			}
-			if err := how.enqueue(ctx, duty, bucket, how.interval); err != nil {
-				u.Logger.Warn("tick is not enqueued", "duty", duty, "err", err)
+			if err := pass.enqueue(ctx, name, bucket, pass.interval); err != nil {
+				r.Logger.Warn("pass is not enqueued", "duty", name, "err", err)
 				continue
 			}
-			last[duty] = bucket
+			last[name] = bucket
 		}
 		select {
 		case <-ctx.Done():
@@ -146,45 +149,37 @@ func (u *Upkeep) Tick(ctx context.Context) error {
 	}
 }
 
-// Do runs one pass of a duty, unless this process is at it already: a pass that takes longer than its interval, because
-// a store is slow, must not fill all places with its like.
-func (u *Upkeep) Do(ctx context.Context, duty string) error {
+// Pass runs one pass, unless this process is running it already: a pass that takes longer than its interval must not
+// fill every slot.
+func (r *Runner) Pass(ctx context.Context, name string) error {
 	pass := map[string]func(context.Context) error{
-		dutyExpire: u.ExpireAndPurge, dutyRescue: u.Rescue, dutySweep: u.Sweep,
-	}[duty]
-	switch _, busy := u.busy.LoadOrStore(duty, true); {
-	case busy:
-		return nil
-	case pass != nil:
-		defer u.busy.Delete(duty)
-		err := pass(ctx)
-		u.passed(duty, err)
-		return err
-	default:
-		defer u.busy.Delete(duty)
-		return fmt.Errorf("unknown duty %q", duty) // of a newer scheduler: its own kind will do it
+		passExpire: r.Expire, passRescue: r.Rescue, passSweep: r.Sweep,
+	}[name]
+	if pass == nil {
+		return fmt.Errorf("unknown pass %q", name) // of a newer scheduler, which will run it
 	}
+	if _, running := r.running.LoadOrStore(name, true); running {
+		return nil
+	}
+	defer r.running.Delete(name)
+	err := pass(ctx)
+	r.passed(name, err)
+	return err
 }
 
-// about is the logger for lines about a job, of which there may be no record any more.
-func (u *Upkeep) about(id export.JobID, job export.Job) *slog.Logger {
-	return telemetry.WithTrace(u.Logger.With("job_id", id), job.Trace)
+// jobLogger is the logger for lines about a job, whose record may be gone.
+func (r *Runner) jobLogger(id export.JobID, job export.Job) *slog.Logger {
+	return telemetry.WithTrace(r.Logger.With("job_id", id), job.Trace)
 }
 
 // passed counts a pass.
-func (u *Upkeep) passed(duty string, err error) {
+func (r *Runner) passed(name string, err error) {
 	if err != nil {
-		u.metrics.passes.WithLabelValues(duty, "failed").Inc()
+		r.metrics.passes.WithLabelValues(name, "failed").Inc()
 		return
 	}
-	u.metrics.passes.WithLabelValues(duty, "done").Inc()
-	u.metrics.lastPass.WithLabelValues(duty).Set(float64(u.Now().UnixMilli()) / 1000)
-}
-
-// gone reports whether an error says that the job has ended or is not there any more, which is nothing to worry about.
-func gone(err error) bool {
-	return errors.Is(err, export.ErrNotFound) || errors.Is(err, export.ErrConflict) ||
-		errors.Is(err, export.ErrNotLive) || errors.Is(err, export.ErrFenced)
+	r.metrics.passes.WithLabelValues(name, "done").Inc()
+	r.metrics.lastPass.WithLabelValues(name).Set(float64(r.Now().UnixMilli()) / 1000)
 }
 
 type metrics struct {
@@ -203,26 +198,26 @@ func newMetrics(registry prometheus.Registerer, started time.Time) metrics {
 	m := metrics{
 		expired: counter("sluice_scheduler_expired_jobs_total", "Jobs marked expired."),
 		purged:  counter("sluice_scheduler_purged_jobs_total", "Jobs purged."),
-		rescued: counter("sluice_scheduler_rescued_units_total", "Units that had lost their worker."),
-		orphans: counter("sluice_scheduler_orphaned_objects_total", "Objects that belonged to nothing, deleted."),
-		aborted: counter("sluice_scheduler_orphaned_uploads_total", "Unfinished uploads that belonged to nothing, aborted."),
+		rescued: counter("sluice_scheduler_rescued_units_total", "Units that had lost their worker or their task."),
+		orphans: counter("sluice_scheduler_orphaned_objects_total", "Orphaned objects deleted."),
+		aborted: counter("sluice_scheduler_orphaned_uploads_total", "Orphaned uploads aborted."),
 		purgeLag: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "sluice_scheduler_purge_lag_seconds", Help: "How long overdue the next job to purge is.",
+			Name: "sluice_scheduler_purge_lag_seconds", Help: "How long the next job to expire or purge is overdue.",
 		}),
 		passes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_scheduler_passes_total", Help: "Passes of each duty by how they ended.",
+			Name: "sluice_scheduler_passes_total", Help: "Passes of each kind by outcome.",
 		}, []string{"duty", "outcome"}),
 		lastPass: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sluice_scheduler_last_pass_timestamp_seconds",
-			Help: "When this scheduler last did a duty to the end, in Unix time; at first, when it started.",
+			Help: "When this scheduler last finished a pass, in Unix time; at first, when it started.",
 		}, []string{"duty"}),
 		failed: counter("sluice_scheduler_failed_jobs_total", "Jobs given up because they took too long."),
 		gauges: newGauges(registry),
 	}
-	for _, duty := range []string{dutyExpire, dutyRescue, dutySweep, dutySurvey} {
-		m.passes.WithLabelValues(duty, "done")
-		m.passes.WithLabelValues(duty, "failed")
-		m.lastPass.WithLabelValues(duty).Set(float64(started.UnixMilli()) / 1000)
+	for _, pass := range []string{passExpire, passRescue, passSweep, passSurvey} {
+		m.passes.WithLabelValues(pass, "done")
+		m.passes.WithLabelValues(pass, "failed")
+		m.lastPass.WithLabelValues(pass).Set(float64(started.UnixMilli()) / 1000)
 	}
 	registry.MustRegister(m.expired, m.purged, m.rescued, m.orphans, m.aborted, m.purgeLag, m.passes, m.lastPass, m.failed)
 	return m

@@ -29,9 +29,9 @@ import (
 
 const week = 168 * time.Hour
 
-// world is an Upkeep on real servers, with a clock that the test moves.
+// world is a Runner on real servers, with a clock that the test moves.
 type world struct {
-	*Upkeep
+	*Runner
 	t     *testing.T
 	redis *redis.Client
 	proxy *objectstest.Proxy
@@ -73,7 +73,7 @@ func newWorld(t *testing.T) *world {
 	w.events, err = audit.Open(audit.Config{Path: w.auditAt, Process: "scheduler", Now: now})
 	w.must(err)
 	t.Cleanup(func() { w.must(w.events.Close()) })
-	w.Upkeep, err = New(cfg, Parts{
+	w.Runner, err = New(cfg, Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Audit: w.events, Now: now,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Registry: prometheus.NewRegistry(),
 	})
@@ -95,10 +95,11 @@ func (w *world) job(state export.State) export.JobID {
 	w.t.Helper()
 	ctx := w.t.Context()
 	id := export.NewJobID()
-	w.must(w.Jobs.Create(ctx, export.Job{
+	_, err := w.Jobs.Create(ctx, export.Job{
 		ID: id, State: export.Scheduled, Created: w.Now(), Owner: export.Owner{Issuer: "i", Subject: "s"},
 		Request: export.Request{GroupID: "g", Types: []string{"Patient"}},
-	}, export.FirstUnit()))
+	}, export.FirstUnit(), jobstore.Admission{Limit: 1000})
+	w.must(err)
 	var files []export.File
 	for n := range 7 {
 		name := export.FileName("Patient-00000", 1, "Patient", n)
@@ -114,7 +115,7 @@ func (w *world) job(state export.State) export.JobID {
 		unit := export.Unit{ID: "Patient-00000", Kind: export.KindExport, Type: "Patient"}
 		w.must(w.Jobs.Stage(ctx, plan, []export.Unit{unit}))
 		w.must(w.Jobs.Commit(ctx, plan, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: w.Now()}, Next: seal}))
-		_, err := w.Jobs.Issue(ctx, id, 10)
+		_, err = w.Jobs.Issue(ctx, id, 10)
 		w.must(err)
 		w.must(w.Jobs.Commit(ctx, w.claim(id, unit.ID, unit.Kind), jobstore.Commit{
 			Result: export.Result{Files: files}, Next: seal,
@@ -131,7 +132,7 @@ func (w *world) job(state export.State) export.JobID {
 			w.must(w.Jobs.Expire(ctx, id, w.Now()))
 		}
 	case export.Failed:
-		w.must(w.Jobs.Fail(ctx, id, "it broke", w.Now(), w.Now().Add(week)))
+		w.must(w.Jobs.FailJob(ctx, id, "it broke", w.Now(), w.Now().Add(week)))
 	default:
 	}
 	return id
@@ -159,9 +160,32 @@ func (w *world) keys() (objectKeys, redisKeys []string) {
 	w.must(w.Objects.List(w.t.Context(), "", func(o objects.Info) error { objectKeys = append(objectKeys, o.Key); return nil }))
 	all, err := w.redis.Keys(w.t.Context(), "sluice:*").Result()
 	w.must(err)
-	// What was ever committed is counted over all jobs, and says nothing of any.
-	all = slices.DeleteFunc(all, func(key string) bool { return key == "sluice:committed" })
+	// The totals of all jobs stay, and so does the mark of a removal for some minutes.
+	all = slices.DeleteFunc(all, func(key string) bool {
+		return key == "sluice:committed" || strings.HasSuffix(key, "}:removed")
+	})
 	return objectKeys, all
+}
+
+// expireAndPurge runs an expire pass and the purges that it queues.
+func (w *world) expireAndPurge(ctx context.Context) error {
+	w.t.Helper()
+	return errors.Join(w.Expire(ctx), w.purgeQueued(ctx))
+}
+
+// purgeQueued runs the queued purges.
+func (w *world) purgeQueued(ctx context.Context) error {
+	w.t.Helper()
+	var errs []error
+	for {
+		task, err := w.redis.RPop(w.t.Context(), "asynq:{upkeep}:pending").Result()
+		if errors.Is(err, redis.Nil) {
+			return errors.Join(errs...)
+		}
+		w.must(err)
+		w.must(w.redis.Del(w.t.Context(), "asynq:{upkeep}:t:"+task).Err())
+		errs = append(errs, w.Purge(ctx, export.JobID(strings.TrimPrefix(task, "purge:"))))
+	}
 }
 
 func (w *world) nothingLeft(what string) {
@@ -179,7 +203,7 @@ func TestRetentionToTheSecond(t *testing.T) { // spec 6
 	expires := start.Add(week)
 
 	w.set(expires.Add(-time.Second))
-	w.must(w.ExpireAndPurge(t.Context()))
+	w.must(w.expireAndPurge(t.Context()))
 	job, err := w.Jobs.Job(t.Context(), id)
 	w.must(err)
 	objectKeys, _ := w.keys()
@@ -191,46 +215,27 @@ func TestRetentionToTheSecond(t *testing.T) { // spec 6
 	if job.Visible(w.Now()) {
 		t.Error("at seven days the job is still visible, before any sweep")
 	}
-	w.must(w.ExpireAndPurge(t.Context()))
+	w.must(w.expireAndPurge(t.Context()))
 	w.nothingLeft("after the sweep")
-	w.must(w.ExpireAndPurge(t.Context())) // again, with nothing to do
+	w.must(w.expireAndPurge(t.Context())) // again, with nothing to do
 }
 
 func TestEveryEndedJobIsPurgedInTime(t *testing.T) { // spec 6, pitfalls 15, 16
 	for _, state := range []export.State{export.Cancelled, export.Expired} {
 		w := newWorld(t)
 		w.job(state)
-		w.must(w.ExpireAndPurge(t.Context()))
+		w.must(w.expireAndPurge(t.Context()))
 		w.nothingLeft(string(state))
 	}
 	w := newWorld(t)
 	id := w.job(export.Failed)
-	w.must(w.ExpireAndPurge(t.Context()))
+	w.must(w.expireAndPurge(t.Context()))
 	if job, err := w.Jobs.Job(t.Context(), id); err != nil || !job.Visible(w.Now()) {
 		t.Errorf("a failed job stays for its retention: %v %v", job.State, err)
 	}
 	w.set(w.Now().Add(week))
-	w.must(w.ExpireAndPurge(t.Context()))
+	w.must(w.expireAndPurge(t.Context()))
 	w.nothingLeft("failed")
-}
-
-func TestAPurgeKilledBetweenAnyTwoSteps(t *testing.T) { // spec 6
-	steps := len((&Upkeep{}).purgeSteps(export.NewJobID()))
-	for _, state := range []export.State{export.Completed, export.Cancelled} {
-		for done := range steps + 1 {
-			w := newWorld(t)
-			id := w.job(state)
-			if state == export.Completed {
-				w.set(w.Now().Add(week))
-				w.must(w.Jobs.Expire(t.Context(), id, w.Now()))
-			}
-			for _, step := range w.purgeSteps(id)[:done] { // and here the process dies
-				w.must(step(t.Context()))
-			}
-			w.must(w.ExpireAndPurge(t.Context()))
-			w.nothingLeft("killed after a step")
-		}
-	}
 }
 
 func TestAPurgeKilledWithinAStep(t *testing.T) {
@@ -247,7 +252,7 @@ func TestAPurgeKilledWithinAStep(t *testing.T) {
 				return nil
 			})
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			_ = w.ExpireAndPurge(ctx) // how far it gets is the proxy's choice
+			_ = w.expireAndPurge(ctx) // how far it gets is the proxy's choice
 			cancel()
 			w.proxy.Mend()
 			if _, redisKeys := w.keys(); len(redisKeys) == 0 {
@@ -255,7 +260,7 @@ func TestAPurgeKilledWithinAStep(t *testing.T) {
 					t.Fatalf("the job was forgotten while objects are left: %v", objectKeys)
 				}
 			}
-			w.must(w.ExpireAndPurge(t.Context()))
+			w.must(w.expireAndPurge(t.Context()))
 			w.nothingLeft("after the second purge")
 		}
 	})
@@ -265,7 +270,7 @@ func TestAPurgeKilledWithinAStep(t *testing.T) {
 		keys, err := w.redis.Keys(t.Context(), "sluice:{"+string(id)+"}:*").Result()
 		w.must(err)
 		w.must(w.redis.Unlink(t.Context(), keys...).Err())
-		w.must(w.ExpireAndPurge(t.Context()))
+		w.must(w.expireAndPurge(t.Context()))
 		w.nothingLeft("after the second purge")
 	})
 	t.Run("ended, but not filed as due", func(t *testing.T) {
@@ -277,7 +282,7 @@ func TestAPurgeKilledWithinAStep(t *testing.T) {
 				redis.Z{Score: float64(w.Now().UnixMilli()), Member: string(id)}).Err())
 			w.set(w.Now().Add(week + time.Hour))
 			w.must(w.Rescue(t.Context()))
-			w.must(w.ExpireAndPurge(t.Context()))
+			w.must(w.expireAndPurge(t.Context()))
 			w.nothingLeft(string(state))
 		}
 	})
@@ -289,7 +294,7 @@ func TestAPurgeKilledWithinAStep(t *testing.T) {
 		if _, redisKeys := w.keys(); len(redisKeys) != 1 {
 			t.Errorf("an entry that is a moment old may belong to a kick-off under way: %v", redisKeys)
 		}
-		w.set(w.Now().Add(abandoned + time.Second))
+		w.set(w.Now().Add(refileAfter + time.Second))
 		w.must(w.Rescue(t.Context()))
 		w.nothingLeft("entry without a job")
 	})
@@ -399,21 +404,23 @@ func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26,
 	w.must(<-ended)
 }
 
-func TestADutyIsNotDoneTwiceAtOnce(t *testing.T) {
+func TestAPassDoesNotRunTwiceAtOnce(t *testing.T) {
 	w := newWorld(t)
 	w.job(export.Cancelled)
-	w.busy.Store(dutyExpire, true)
-	w.must(w.Do(t.Context(), dutyExpire))
+	w.running.Store(passExpire, true)
+	w.must(w.Pass(t.Context(), passExpire))
+	w.must(w.purgeQueued(t.Context()))
 	if objectKeys, _ := w.keys(); len(objectKeys) == 0 {
 		t.Error("a second pass ran beside the first")
 	}
-	w.busy.Delete(dutyExpire)
-	w.must(w.Do(t.Context(), dutyExpire))
+	w.running.Delete(passExpire)
+	w.must(w.Pass(t.Context(), passExpire))
+	w.must(w.purgeQueued(t.Context()))
 	w.nothingLeft("after the pass")
-	if err := w.Do(t.Context(), "something newer"); err == nil {
-		t.Error("an unknown duty passed for done")
+	if err := w.Pass(t.Context(), "something newer"); err == nil {
+		t.Error("an unknown pass succeeded")
 	}
-	w.must(w.Do(t.Context(), dutyExpire)) // and it is free again
+	w.must(w.Pass(t.Context(), passExpire)) // and it is free again
 }
 
 func TestAJobThatTakesTooLongFails(t *testing.T) { // pitfall 7
@@ -517,14 +524,14 @@ func TestAnOutageOfTheObjectStoreOnlyDelaysThePurge(t *testing.T) {
 	w := newWorld(t)
 	id := w.job(export.Cancelled)
 	w.proxy.Break()
-	if err := w.ExpireAndPurge(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+	if err := w.expireAndPurge(t.Context()); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("purge during an outage: %v", err)
 	}
 	if exists, err := w.Jobs.Exists(t.Context(), id); err != nil || !exists {
 		t.Fatalf("the job was forgotten during an outage (%v)", err)
 	}
 	w.proxy.Mend()
-	w.must(w.ExpireAndPurge(t.Context()))
+	w.must(w.expireAndPurge(t.Context()))
 	w.nothingLeft("after the outage")
 }
 
@@ -537,8 +544,8 @@ func TestExpiryAndPurgeAreOnRecord(t *testing.T) {
 	deaf, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "scheduler", Now: w.Now})
 	w.must(err)
 	w.must(deaf.Close())
-	w.Audit = deaf
-	if err := w.ExpireAndPurge(t.Context()); !errors.Is(err, export.ErrUnavailable) {
+	w.lifecycle.Audit = deaf
+	if err := w.expireAndPurge(t.Context()); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("without a record: %v", err)
 	}
 	for _, id := range []export.JobID{completed, cancelled} {
@@ -547,8 +554,8 @@ func TestExpiryAndPurgeAreOnRecord(t *testing.T) {
 		}
 	}
 
-	w.Audit = w.events
-	w.must(w.ExpireAndPurge(t.Context()))
+	w.lifecycle.Audit = w.events
+	w.must(w.expireAndPurge(t.Context()))
 	w.nothingLeft("on record")
 	text, err := os.ReadFile(w.auditAt)
 	w.must(err)

@@ -11,21 +11,21 @@ import (
 )
 
 const (
-	// surveyPage is how many jobs one round trip of a survey asks about.
+	// surveyPage is how many jobs one round trip reads.
 	surveyPage = 500
-	// surveyMost bounds what a survey costs Redis: of so many active jobs, and of so many kept ones, it asks for the state.
+	// surveyMost bounds the cost of a survey: how many live jobs it reads, and how many ended ones.
 	surveyMost = 10_000
 )
 
-// uncounted is the state under which jobs are counted that a survey did not get to.
+// uncounted is the state under which the jobs beyond surveyMost are counted.
 const uncounted = "uncounted"
 
-// survey is what one look at all jobs gives, and what it remembers of the one before.
+// survey is the state between two surveys.
 type survey struct {
-	gauges  gauges
-	closed  map[export.JobID]progress // of live jobs
-	moved   time.Time                 // when any of them last got on; while there is none, the present
-	nothing bool                      // whether there was no live job at the last look
+	gauges gauges
+	closed map[export.JobID]progress // of live jobs
+	moved  time.Time                 // when any of them last progressed; the present while there is none
+	idle   bool                      // there was no live job at the last survey
 }
 
 // progress is how far a live job is, and since when.
@@ -35,21 +35,21 @@ type progress struct {
 	since  time.Time
 }
 
-// Survey looks at all jobs and queues at its interval until the context ends, and sets the gauges that tell of them.
-// Every scheduler does so for itself: a gauge that only whoever got the task would set goes stale in all the others.
-func (u *Upkeep) Survey(ctx context.Context) error {
-	s := &survey{gauges: u.metrics.gauges, nothing: true}
-	ticker := time.NewTicker(u.cfg.SurveyEvery)
+// Survey reads all jobs and queues at its interval and sets their gauges, until the context ends. Every scheduler does
+// so for itself: if it were a task, the gauges of the other schedulers would go stale.
+func (r *Runner) Survey(ctx context.Context) error {
+	s := &survey{gauges: r.metrics.gauges, idle: true}
+	ticker := time.NewTicker(r.cfg.SurveyEvery)
 	defer ticker.Stop()
 	for {
-		err := u.look(ctx, s)
+		err := r.surveyOnce(ctx, s)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
-			u.Logger.Warn("jobs could not be surveyed", "err", err)
+			r.Logger.Warn("survey failed", "err", err)
 		}
-		u.passed(dutySurvey, err)
+		r.passed(passSurvey, err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -58,44 +58,44 @@ func (u *Upkeep) Survey(ctx context.Context) error {
 	}
 }
 
-// look is one survey. When it fails the gauges stay as they were, and the time of the last pass tells how old they are.
-func (u *Upkeep) look(ctx context.Context, s *survey) error {
-	now := u.Now()
-	active, kept, err := u.Jobs.Sizes(ctx)
+// surveyOnce is one survey. If it fails the gauges keep their values; the time of the last pass shows their age.
+func (r *Runner) surveyOnce(ctx context.Context, s *survey) error {
+	now := r.Now()
+	active, ended, err := r.Jobs.Sizes(ctx)
 	if err != nil {
 		return err
 	}
-	live, ended, err := u.liveJobs(ctx)
+	live, notLive, err := r.liveJobs(ctx)
 	if err != nil {
 		return err
 	}
-	counts, err := u.keptJobs(ctx)
+	counts, err := r.endedJobs(ctx)
 	if err != nil {
 		return err
 	}
-	lag, err := u.lag(ctx, now)
+	lag, err := r.lag(ctx, now)
 	if err != nil {
 		return err
 	}
-	queues, err := u.Queue.Waiting(ctx)
+	queues, err := r.Queue.Waiting(ctx)
 	if err != nil {
 		return err
 	}
-	workers, err := u.Queue.Workers(ctx)
+	workers, err := r.Queue.Workers(ctx)
 	if err != nil {
 		return err
 	}
-	if counts[uncounted] = max(active-surveyMost, 0) + max(kept-surveyMost, 0); counts[uncounted] > 0 {
-		u.Logger.Warn("more jobs than a survey counts", "uncounted", counts[uncounted])
+	if counts[uncounted] = max(active-surveyMost, 0) + max(ended-surveyMost, 0); counts[uncounted] > 0 {
+		r.Logger.Warn("more jobs than a survey reads", "uncounted", counts[uncounted])
 	}
 	var open int64
 	var oldest time.Duration
 	for _, job := range live {
 		counts[string(job.State)]++
 		open += job.Open
-		oldest = max(oldest, now.Sub(job.Entered))
+		oldest = max(oldest, now.Sub(job.At))
 	}
-	finished, err := u.finished(ctx, s, live, ended)
+	finished, err := r.finished(ctx, s, live, notLive)
 	if err != nil {
 		return err
 	}
@@ -116,23 +116,23 @@ func (u *Upkeep) look(ctx context.Context, s *survey) error {
 	s.gauges.oldest.Set(oldest.Seconds())
 	s.gauges.stalled.Set(stalled.Seconds())
 	s.gauges.slowest.Set(slowest.Seconds())
-	u.metrics.purgeLag.Set(lag.Seconds())
+	r.metrics.purgeLag.Set(lag.Seconds())
 	return nil
 }
 
-// liveJobs are the active jobs that have work to do, and the ids of those that have none any more.
-func (u *Upkeep) liveJobs(ctx context.Context) (live []jobstore.Standing, ended map[export.JobID]export.State, err error) {
+// liveJobs returns the live jobs, and the states of those in the active index that are not.
+func (r *Runner) liveJobs(ctx context.Context) (live []jobstore.JobCounts, ended map[export.JobID]export.State, err error) {
 	ended = map[export.JobID]export.State{}
 	for offset := 0; offset < surveyMost; offset += surveyPage {
-		page, err := u.Jobs.Active(ctx, offset, surveyPage)
+		page, err := r.Jobs.Active(ctx, offset, surveyPage)
 		if err != nil {
 			return nil, nil, err
 		}
-		standings, err := u.Jobs.Standings(ctx, page)
+		listed, err := r.Jobs.Counts(ctx, page)
 		if err != nil {
 			return nil, nil, err
 		}
-		for _, job := range standings {
+		for _, job := range listed {
 			if job.State.Live() {
 				live = append(live, job)
 			} else {
@@ -146,20 +146,20 @@ func (u *Upkeep) liveJobs(ctx context.Context) (live []jobstore.Standing, ended 
 	return live, ended, nil
 }
 
-// keptJobs counts the jobs that have ended, by state.
-func (u *Upkeep) keptJobs(ctx context.Context) (map[string]int, error) {
+// endedJobs counts the ended jobs by state.
+func (r *Runner) endedJobs(ctx context.Context) (map[string]int, error) {
 	counts := map[string]int{}
 	for offset := 0; offset < surveyMost; offset += surveyPage {
-		page, err := u.Jobs.Kept(ctx, offset, surveyPage)
+		page, err := r.Jobs.ListEnded(ctx, offset, surveyPage)
 		if err != nil {
 			return nil, err
 		}
-		states, err := u.Jobs.States(ctx, page)
+		states, err := r.Jobs.States(ctx, page)
 		if err != nil {
 			return nil, err
 		}
 		for _, state := range states {
-			if state != "" && !state.Live() { // live in both indexes, for a moment: counted in the other
+			if state != "" && !state.Live() { // it may be in both indexes under the previous release
 				counts[string(state)]++
 			}
 		}
@@ -170,19 +170,19 @@ func (u *Upkeep) keptJobs(ctx context.Context) (map[string]int, error) {
 	return counts, nil
 }
 
-// lag is how long overdue the next job to expire or purge is.
-func (u *Upkeep) lag(ctx context.Context, now time.Time) (time.Duration, error) {
-	due, err := u.Jobs.Due(ctx, now, 1)
+// lag is how long the next job to expire or purge is overdue.
+func (r *Runner) lag(ctx context.Context, now time.Time) (time.Duration, error) {
+	due, err := r.Jobs.Due(ctx, now, 0, 1)
 	if err != nil || len(due) == 0 {
 		return 0, err
 	}
 	return now.Sub(due[0].At), nil
 }
 
-// finished reports whether a job that was live at the last look has been completed since. One that was cancelled, failed
-// or given up has not got on: clients that lose patience must not make a standstill look like progress.
-func (u *Upkeep) finished(
-	ctx context.Context, s *survey, live []jobstore.Standing, ended map[export.JobID]export.State,
+// finished reports whether a job that was live at the last survey has completed since. Cancelled and failed jobs do not
+// count: impatient clients must not make a standstill look like progress.
+func (r *Runner) finished(
+	ctx context.Context, s *survey, live []jobstore.JobCounts, ended map[export.JobID]export.State,
 ) (bool, error) {
 	missing := map[export.JobID]bool{}
 	for id := range s.closed {
@@ -198,7 +198,7 @@ func (u *Upkeep) finished(
 		}
 		ask = append(ask, jobstore.Entry{ID: id})
 	}
-	states, err := u.Jobs.States(ctx, ask)
+	states, err := r.Jobs.States(ctx, ask)
 	if err != nil {
 		return false, err
 	}
@@ -210,10 +210,10 @@ func (u *Upkeep) finished(
 	return false, nil
 }
 
-// progress returns for how long no job has got on while there was one, and for how long that one has not which has waited
-// longest. A job gets on when a unit of it is closed or its state changes.
-func (s *survey) progress(now time.Time, live []jobstore.Standing, finished bool) (stalled, slowest time.Duration) {
-	if len(live) == 0 || s.nothing || finished {
+// progress returns how long no live job has progressed, and how long the slowest one has not. A job progresses when one of
+// its units is closed or its state changes.
+func (s *survey) progress(now time.Time, live []jobstore.JobCounts, finished bool) (stalled, slowest time.Duration) {
+	if len(live) == 0 || s.idle || finished {
 		s.moved = now
 	}
 	next := make(map[export.JobID]progress, len(live))
@@ -229,7 +229,7 @@ func (s *survey) progress(now time.Time, live []jobstore.Standing, finished bool
 		next[job.ID] = got
 		slowest = max(slowest, now.Sub(got.since))
 	}
-	s.closed, s.nothing = next, len(live) == 0
+	s.closed, s.idle = next, len(live) == 0
 	return now.Sub(s.moved), slowest
 }
 
@@ -241,7 +241,7 @@ func stateNames() []string {
 	return names
 }
 
-// gauges tell of all jobs and queues, as the last survey found them.
+// gauges are set by each survey.
 type gauges struct {
 	jobs, tasks, waiting                    *prometheus.GaugeVec
 	open, oldest, stalled, slowest, workers prometheus.Gauge
@@ -253,22 +253,22 @@ func newGauges(registry prometheus.Registerer) gauges {
 	}
 	g := gauges{
 		jobs: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sluice_scheduler_jobs", Help: "Jobs by state; uncounted: more than a survey looks at.",
+			Name: "sluice_scheduler_jobs", Help: "Jobs by state; uncounted: beyond what a survey reads.",
 		}, []string{"state"}),
 		tasks: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sluice_scheduler_queue_tasks", Help: "Tasks in a queue by what Asynq has them in.",
+			Name: "sluice_scheduler_queue_tasks", Help: "Tasks in a queue by their state in Asynq.",
 		}, []string{"queue", "state"}),
 		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sluice_scheduler_queue_oldest_seconds",
-			Help: "Since when the oldest task waits that anybody could take; 0: there is none.",
+			Help: "How long the oldest task that can be taken has waited; 0: there is none.",
 		}, []string{"queue"}),
 		workers: gauge("sluice_scheduler_workers", "Workers that take units."),
 		open:    gauge("sluice_scheduler_open_units", "Units of live jobs that are waiting, queued or running."),
 		oldest:  gauge("sluice_scheduler_oldest_job_seconds", "Age of the oldest live job."),
 		stalled: gauge("sluice_scheduler_stalled_seconds",
-			"For how long no unit of any job was closed while there were live jobs."),
+			"How long no unit of any live job has been closed."),
 		slowest: gauge("sluice_scheduler_stalled_job_seconds",
-			"For how long no unit was closed of that live job which has waited longest."),
+			"How long no unit of the slowest live job has been closed."),
 	}
 	registry.MustRegister(g.jobs, g.tasks, g.waiting, g.open, g.oldest, g.stalled, g.slowest, g.workers)
 	return g

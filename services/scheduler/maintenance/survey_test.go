@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"context"
 	"encoding/hex"
 	"strings"
 	"testing"
@@ -61,7 +62,7 @@ func TestASurveyCountsJobsByState(t *testing.T) {
 		Kind: export.KindPlan, Job: planning, Unit: export.PlanUnit, Fence: 1,
 	}))
 	w.set(began.Add(90 * time.Second))
-	w.must(w.look(t.Context(), &survey{gauges: w.metrics.gauges, nothing: true}))
+	w.must(w.surveyOnce(t.Context(), &survey{gauges: w.metrics.gauges, idle: true}))
 	w.want("survey", map[string]float64{
 		"sluice_scheduler_jobs{scheduled}": 1, "sluice_scheduler_jobs{planning}": 1, "sluice_scheduler_jobs{running}": 0,
 		"sluice_scheduler_jobs{sealing}": 0, "sluice_scheduler_jobs{completed}": 2, "sluice_scheduler_jobs{failed}": 1,
@@ -76,13 +77,13 @@ func TestASurveyCountsJobsByState(t *testing.T) {
 // The standstill is that of all jobs together: whoever gives up or begins does not end it, whoever closes a unit does.
 func TestASurveyTellsAStandstill(t *testing.T) {
 	w := newWorld(t)
-	s := &survey{gauges: w.metrics.gauges, nothing: true}
+	s := &survey{gauges: w.metrics.gauges, idle: true}
 	now := w.Now()
 	look := func(step string, after time.Duration, stalled, slowest float64) {
 		t.Helper()
 		now = now.Add(after)
 		w.set(now)
-		w.must(w.look(t.Context(), s))
+		w.must(w.surveyOnce(t.Context(), s))
 		w.want(step, map[string]float64{
 			"sluice_scheduler_stalled_seconds": stalled, "sluice_scheduler_stalled_job_seconds": slowest,
 		})
@@ -97,7 +98,7 @@ func TestASurveyTellsAStandstill(t *testing.T) {
 	look("its owner gives up", time.Minute, 180, 180)
 	third := w.job(export.Scheduled)
 	look("and tries again", time.Minute, 240, 240)
-	w.must(w.Jobs.Fail(t.Context(), third, "too old", w.Now(), w.Now().Add(week)))
+	w.must(w.Jobs.FailJob(t.Context(), third, "too old", w.Now(), w.Now().Add(week)))
 	look("a job fails", time.Minute, 300, 300)
 
 	lease := w.claim(first, export.PlanUnit, export.KindPlan)
@@ -127,17 +128,17 @@ func TestASurveyTellsAStandstill(t *testing.T) {
 func TestASurveyThatFails(t *testing.T) {
 	w := newWorld(t)
 	w.job(export.Scheduled)
-	s := &survey{gauges: w.metrics.gauges, nothing: true}
-	w.must(w.look(t.Context(), s))
-	w.passed(dutySurvey, nil)
+	s := &survey{gauges: w.metrics.gauges, idle: true}
+	w.must(w.surveyOnce(t.Context(), s))
+	w.passed(passSurvey, nil)
 	last := w.figures()["sluice_scheduler_last_pass_timestamp_seconds{survey}"]
 	w.set(w.Now().Add(time.Minute))
 	w.must(w.Jobs.Close())
-	err := w.look(t.Context(), s)
+	err := w.surveyOnce(t.Context(), s)
 	if err == nil {
 		t.Fatal("a survey without a store does not fail")
 	}
-	w.passed(dutySurvey, err)
+	w.passed(passSurvey, err)
 	w.want("failed", map[string]float64{
 		"sluice_scheduler_jobs{scheduled}":                     1,
 		"sluice_scheduler_passes_total{survey,failed}":         1,
@@ -154,18 +155,17 @@ func TestASurveyIsBounded(t *testing.T) {
 		due = append(due, redis.Z{Score: float64(n), Member: string(export.NewJobID())})
 	}
 	w.must(w.redis.ZAdd(t.Context(), "sluice:jobs:due", due...).Err())
-	w.must(w.look(t.Context(), &survey{gauges: w.metrics.gauges, nothing: true}))
+	w.must(w.surveyOnce(t.Context(), &survey{gauges: w.metrics.gauges, idle: true}))
 	w.want("bounded", map[string]float64{"sluice_scheduler_jobs{uncounted}": 3})
 }
 
 func TestPassesAreCounted(t *testing.T) {
 	w := newWorld(t)
-	w.must(w.Do(t.Context(), dutyExpire))
-	w.job(export.Cancelled)
-	w.proxy.Break()
-	w.set(w.Now().Add(time.Minute))
-	if err := w.Do(t.Context(), dutyExpire); err == nil {
-		t.Fatal("a purge without an object store does not fail")
+	w.must(w.Pass(t.Context(), passExpire))
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.Pass(ended, passExpire); err == nil {
+		t.Fatal("a pass without Redis does not fail")
 	}
 	w.want("passes", map[string]float64{
 		"sluice_scheduler_passes_total{expire,done}": 1, "sluice_scheduler_passes_total{expire,failed}": 1,
@@ -185,10 +185,11 @@ func TestARescueIsTraced(t *testing.T) {
 	w.Tracing = tracing
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	id := export.NewJobID()
-	w.must(w.Jobs.Create(t.Context(), export.Job{
+	_, err = w.Jobs.Create(t.Context(), export.Job{
 		ID: id, State: export.Scheduled, Created: w.Now(), Trace: parent,
 		Request: export.Request{GroupID: "g", Types: []string{"Patient"}},
-	}, export.FirstUnit()))
+	}, export.FirstUnit(), jobstore.Admission{Limit: 100})
+	w.must(err)
 	w.claim(id, export.PlanUnit, export.KindPlan)
 	w.set(w.Now().Add(time.Minute))
 	w.must(w.Rescue(t.Context()))

@@ -10,28 +10,28 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// Sweep deletes objects and unfinished uploads that belong to nothing: of jobs without a record, and of ended jobs
-// what a lost attempt left or what was needed only while the job ran. Nothing younger than the grace is touched, and
-// nothing of a job that still runs.
-func (u *Upkeep) Sweep(ctx context.Context) error {
-	before := u.Now().Add(-u.cfg.SweepGrace)
+// Sweep deletes orphaned objects and unfinished uploads: those of jobs without a record and, of ended jobs, those of lost
+// attempts and those that were needed only while the job ran. It leaves everything younger than the grace and everything
+// of live jobs.
+func (r *Runner) Sweep(ctx context.Context) error {
+	before := r.Now().Add(-r.cfg.SweepGrace)
 	var errs []error
-	err := u.Objects.Prefixes(ctx, export.JobsPrefix, func(prefix string) error {
+	err := r.Objects.Prefixes(ctx, export.JobsPrefix, func(prefix string) error {
 		id, ours := jobOf(prefix)
 		if !ours {
-			u.Logger.Warn("a prefix in the bucket is not ours and is left alone")
+			r.Logger.Warn("the bucket has a foreign prefix, which is left alone")
 			return nil
 		}
-		// One job's trouble does not keep the others from being swept.
-		errs = append(errs, u.sweepJob(ctx, id, before))
+		// An error of one job does not stop the sweep of the others.
+		errs = append(errs, r.sweepJob(ctx, id, before))
 		return nil
 	})
 	errs = append(errs, err)
-	errs = append(errs, u.Objects.Uploads(ctx, func(upload objects.Upload) error {
-		orphan, err := u.orphan(ctx, upload.Key, upload.Started, before)
+	errs = append(errs, r.Objects.Uploads(ctx, func(upload objects.Upload) error {
+		orphan, err := r.orphan(ctx, upload.Key, upload.Started, before)
 		if err == nil && orphan {
-			err = u.Objects.AbortUpload(ctx, upload.Key, upload.ID)
-			u.metrics.aborted.Inc()
+			err = r.Objects.AbortUpload(ctx, upload.Key, upload.ID)
+			r.metrics.aborted.Inc()
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -41,27 +41,26 @@ func (u *Upkeep) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// jobOf returns the job whose prefix it is.
+// jobOf returns the job of a prefix.
 func jobOf(prefix string) (export.JobID, bool) {
 	id, err := export.ParseJobID(strings.TrimSuffix(strings.TrimPrefix(prefix, export.JobsPrefix), "/"))
 	return id, err == nil
 }
 
-func (u *Upkeep) sweepJob(ctx context.Context, id export.JobID, before time.Time) error {
-	return u.Objects.List(ctx, export.JobPrefix(id), func(object objects.Info) error {
-		orphan, err := u.orphan(ctx, object.Key, object.Modified, before)
+func (r *Runner) sweepJob(ctx context.Context, id export.JobID, before time.Time) error {
+	return r.Objects.List(ctx, export.JobPrefix(id), func(object objects.Info) error {
+		orphan, err := r.orphan(ctx, object.Key, object.Modified, before)
 		if err != nil || !orphan {
 			return err
 		}
-		u.metrics.orphans.Inc()
-		u.Logger.Info("orphaned object deleted", "job_id", id)
-		return u.Objects.Delete(ctx, object.Key)
+		r.metrics.orphans.Inc()
+		r.Logger.Info("orphaned object deleted", "job_id", id)
+		return r.Objects.Delete(ctx, object.Key)
 	})
 }
 
-// orphan reports whether the object of that key belongs to nothing. Keys that are not of our layout are nobody's to
-// judge unless they lie under a job.
-func (u *Upkeep) orphan(ctx context.Context, key string, modified, before time.Time) (bool, error) {
+// orphan reports whether nothing owns the object of that key. Keys outside of the layout are left alone.
+func (r *Runner) orphan(ctx context.Context, key string, modified, before time.Time) (bool, error) {
 	if modified.After(before) {
 		return false, nil
 	}
@@ -69,7 +68,7 @@ func (u *Upkeep) orphan(ctx context.Context, key string, modified, before time.T
 	if !ours {
 		return false, nil
 	}
-	job, err := u.Jobs.Job(ctx, origin.Job)
+	job, err := r.Jobs.Job(ctx, origin.Job)
 	switch {
 	case errors.Is(err, export.ErrNotFound):
 		return true, nil
@@ -80,6 +79,6 @@ func (u *Upkeep) orphan(ctx context.Context, key string, modified, before time.T
 	case origin.Scaffolding:
 		return true, nil
 	}
-	holds, err := u.Jobs.Holds(ctx, origin.Job, origin.Unit, origin.Fence)
-	return !holds, err
+	current, err := r.Jobs.IsCurrentFence(ctx, origin.Job, origin.Unit, origin.Fence)
+	return !current, err
 }

@@ -46,8 +46,8 @@ func TestAnAttestedExportIsTheSame(t *testing.T) { // pitfall 2
 	types := []string{"Appointment", "Observation", "Patient", "Practitioner", "Provenance"}
 	all := holding(t, concat(lines, foreign)...)
 
-	plain := newBench(t, all, members...).export(types...)
-	attested := newBench(t, &attesting{all, t}, members...).export(types...)
+	plain := newFixture(t, all, members...).export(types...)
+	attested := newFixture(t, &attesting{all, t}, members...).export(types...)
 	want := slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
 		return line == appointment(2, "pat-1", "pat-9") || line == provenance(2, "Observation/obs-1", "Patient/pat-9") ||
 			line == `{"resourceType":"Practitioner","id":"p5"}` // nothing names it
@@ -82,7 +82,7 @@ func TestAnAttestedLeakPublishesNothing(t *testing.T) { // pitfalls 2, 10, 21
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, _, others := clinical(t)
-			b := newBench(t, &hooked{Source: &attesting{all, t}, typ: "Observation", extra: []source.Resource{leak}}, members...)
+			b := newFixture(t, &hooked{Source: &attesting{all, t}, typ: "Observation", extra: []source.Resource{leak}}, members...)
 			b.cfg.FileBytes = 1 // files are finished before the leak
 			got := b.export("Observation", "Condition", "Patient")
 			got.wantLines(t, others...)
@@ -113,7 +113,7 @@ func TestAStoreLoadedByBrokenRulesIsNoticed(t *testing.T) { // pitfall 2
 	leading.References = []byte("Organization/stranger")
 	for name, reading := range map[string]source.Resource{"of patients": foreign, "of references": leading} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, &misread{holding(t, patient(1), observation(1, 1)), reading}, members...)
+			b := newFixture(t, &misread{holding(t, patient(1), observation(1, 1)), reading}, members...)
 			got := b.export("Observation", "Patient")
 			got.wantLines(t, patient(1))
 			got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: the source gave")

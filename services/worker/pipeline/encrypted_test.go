@@ -21,16 +21,16 @@ func TestAPartThatAnOldWorkerWroteInPlaintext(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, _, _ := clinical(t)
-			b := newBench(t, all, members...)
-			plain := b.worker()
-			b.encrypt(func(context.Context, string) ([]byte, error) { return make([]byte, 32), nil })
-			fresh := b.worker()
+			fx := newFixture(t, all, members...)
+			plain := fx.worker()
+			fx.encrypt(func(context.Context, string) ([]byte, error) { return make([]byte, 32), nil })
+			fresh := fx.worker()
 			job := export.Job{
 				ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner, Key: []byte("wrapped"),
 				Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: groupID, Types: []string{"Patient"}},
 			}
-			must(t, b.jobs.Create(t.Context(), job, export.FirstUnit()))
-			done := b.drive(job.ID, func(task queue.Task) {
+			fx.record(job)
+			done := fx.drive(job.ID, func(task queue.Task) {
 				w := fresh
 				if old(task) {
 					w = plain
@@ -38,7 +38,7 @@ func TestAPartThatAnOldWorkerWroteInPlaintext(t *testing.T) {
 				must(t, w.Handle(t.Context(), task))
 			})
 			if name == "none" {
-				b.outcome(done).wantLines(t, patient(1), patient(2), patient(3))
+				fx.outcome(done).wantLines(t, patient(1), patient(2), patient(3))
 				return
 			}
 			if done.State != export.Failed || done.Manifest != "" {
@@ -51,13 +51,13 @@ func TestAPartThatAnOldWorkerWroteInPlaintext(t *testing.T) {
 	}
 }
 
-// encrypt puts a store in the place of the bench's that encrypts with the keys.
-func (b *bench) encrypt(keys objects.Keys) {
-	b.t.Helper()
-	cfg := b.place
+// encrypt replaces the fixture's store by one that encrypts with the keys.
+func (fx *fixture) encrypt(keys objects.Keys) {
+	fx.t.Helper()
+	cfg := fx.place
 	cfg.Keys = keys
 	store, err := objects.Open(cfg)
-	must(b.t, err)
-	b.t.Cleanup(b.objects.Close)
-	b.objects = store
+	must(fx.t, err)
+	fx.t.Cleanup(fx.objects.Close)
+	fx.objects = store
 }

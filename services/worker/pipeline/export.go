@@ -23,7 +23,7 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	}
 	g := guard{typ: lease.Unit.Type, cohort: cohort}
 	out := w.newFiles(ctx, lease, lease.Unit.Type, false)
-	met := w.newMet(lease, job)
+	refs := w.newRefCollector(lease, job)
 	var result export.Result
 
 	write := func(r source.Resource) error {
@@ -40,7 +40,7 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 			return nil
 		case admitted:
 		}
-		if err := met.collect(ctx, r); err != nil {
+		if err := refs.collect(ctx, r); err != nil {
 			return err
 		}
 		return out.write(r.Body)
@@ -66,7 +66,7 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	if result.Files, err = out.close(); err != nil {
 		return jobstore.Commit{}, err
 	}
-	if result.References, err = met.runs(ctx); err != nil {
+	if result.References, err = refs.runs(ctx); err != nil {
 		return jobstore.Commit{}, err
 	}
 	return jobstore.Commit{Result: result, Next: job.Request.Next(lease.Unit.Kind, false)}, nil
@@ -100,8 +100,8 @@ func (w *Worker) abandon(out *files, err error) error {
 	return err
 }
 
-// met collects the references to types that travel along with what is exported.
-type met struct {
+// refCollector collects the references to types that travel along with what is exported.
+type refCollector struct {
 	wanted  map[string]bool
 	builder *spillset.Builder
 	key     []byte
@@ -114,24 +114,24 @@ type met struct {
 // same people and houses again and again.
 const recentLists = 1024
 
-func (w *Worker) newMet(lease export.Lease, job export.Job) *met {
-	m := &met{wanted: map[string]bool{}, seed: maphash.MakeSeed()}
+func (w *Worker) newRefCollector(lease export.Lease, job export.Job) *refCollector {
+	c := &refCollector{wanted: map[string]bool{}, seed: maphash.MakeSeed()}
 	for _, typ := range job.Request.Types {
 		if fhir.IsReferenced(typ) {
-			m.wanted[typ] = true
+			c.wanted[typ] = true
 		}
 	}
-	m.builder = spillset.NewBuilder(w.Objects, export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence))
-	return m
+	c.builder = spillset.NewBuilder(w.Objects, export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence))
+	return c
 }
 
 // collect notes the resource's references as "Type/id". A guard has checked it: what is attested needs no reading.
-func (m *met) collect(ctx context.Context, r source.Resource) error {
-	if len(m.wanted) == 0 {
+func (c *refCollector) collect(ctx context.Context, r source.Resource) error {
+	if len(c.wanted) == 0 {
 		return nil
 	}
 	if r.Attested() {
-		recent := &m.recent[maphash.Bytes(m.seed, r.References)%recentLists]
+		recent := &c.recent[maphash.Bytes(c.seed, r.References)%recentLists]
 		if bytes.Equal(r.References, *recent) {
 			return nil
 		}
@@ -140,10 +140,10 @@ func (m *met) collect(ctx context.Context, r source.Resource) error {
 			var ref []byte
 			ref, rest, _ = bytes.Cut(rest, []byte{' '})
 			typ, _, _ := bytes.Cut(ref, []byte{'/'})
-			if !m.wanted[string(typ)] {
+			if !c.wanted[string(typ)] {
 				continue
 			}
-			if err := m.add(ctx, ref); err != nil {
+			if err := c.add(ctx, ref); err != nil {
 				return err
 			}
 		}
@@ -151,24 +151,24 @@ func (m *met) collect(ctx context.Context, r source.Resource) error {
 	}
 	var err error
 	fhir.References(r.Body, func(ref fhir.Ref) bool {
-		if m.wanted[ref.Type] {
-			m.key = append(append(append(m.key[:0], ref.Type...), '/'), ref.ID...)
-			err = m.add(ctx, m.key)
+		if c.wanted[ref.Type] {
+			c.key = append(append(append(c.key[:0], ref.Type...), '/'), ref.ID...)
+			err = c.add(ctx, c.key)
 		}
 		return err == nil
 	})
 	return err
 }
 
-func (m *met) add(ctx context.Context, ref []byte) error {
-	if m.builder.Has(ref) {
+func (c *refCollector) add(ctx context.Context, ref []byte) error {
+	if c.builder.Has(ref) {
 		return nil
 	}
-	return m.builder.Add(ctx, string(ref))
+	return c.builder.Add(ctx, string(ref))
 }
 
-func (m *met) runs(ctx context.Context) ([]string, error) {
-	runs, err := m.builder.Runs(ctx)
+func (c *refCollector) runs(ctx context.Context) ([]string, error) {
+	runs, err := c.builder.Runs(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("store references: %w", err)
 	}

@@ -24,7 +24,7 @@ func clinical(t *testing.T) (all *memory, observations, others []string) {
 
 func TestOnlyTheCohortIsExported(t *testing.T) { // pitfall 2
 	all, observations, others := clinical(t)
-	b := newBench(t, all, members...)
+	b := newFixture(t, all, members...)
 	got := b.export("Observation", "Condition", "Patient")
 	got.wantLines(t, concat(observations, others)...)
 	got.wantIssues(t, "error")
@@ -55,7 +55,7 @@ func TestALeakingSourcePublishesNothing(t *testing.T) { // pitfalls 2, 10, 21
 		t.Run(name, func(t *testing.T) {
 			all, _, others := clinical(t)
 			leaking := &hooked{Source: all, typ: "Observation", extra: []source.Resource{leak}}
-			b := newBench(t, leaking, members...)
+			b := newFixture(t, leaking, members...)
 			b.cfg.FileBytes = 1 // files are finished before the leak
 			got := b.export("Observation", "Condition", "Patient")
 			got.wantLines(t, others...)
@@ -72,7 +72,7 @@ func TestALeakingSourcePublishesNothing(t *testing.T) { // pitfalls 2, 10, 21
 func TestAForeignPatientIsRefused(t *testing.T) { // pitfall 2
 	all, observations, _ := clinical(t)
 	leak := resource("Patient", "pat-9", patient(9), "pat-1")
-	b := newBench(t, &hooked{Source: all, typ: "Patient", extra: []source.Resource{leak}}, members...)
+	b := newFixture(t, &hooked{Source: all, typ: "Patient", extra: []source.Resource{leak}}, members...)
 	got := b.export("Observation", "Patient")
 	got.wantLines(t, observations...)
 	got.wantIssues(t, "error", "A part of Patient (Patient-00000) is missing")
@@ -80,7 +80,7 @@ func TestAForeignPatientIsRefused(t *testing.T) { // pitfall 2
 
 func TestWhenEveryTypeLeaksTheJobFails(t *testing.T) {
 	all, _, _ := clinical(t)
-	b := newBench(t, &hooked{Source: all, extra: []source.Resource{resource("Flag", "f", "{}")}}, members...)
+	b := newFixture(t, &hooked{Source: all, extra: []source.Resource{resource("Flag", "f", "{}")}}, members...)
 	got := b.export("Observation", "Condition", "Patient")
 	if got.job.State != export.Failed || got.job.Failure != "The export could not be done: every part of it failed." {
 		t.Errorf("the job is %s: %s", got.job.State, got.job.Failure)
@@ -95,7 +95,7 @@ func TestResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
 	shared := []string{
 		appointment(1, "pat-2", "pat-1"), appointment(2, "pat-3", "pat-3"), appointment(3, "pat-1", "pat-2", "pat-3"),
 	}
-	b := newBench(t, holding(t, concat(shared, []string{
+	b := newFixture(t, holding(t, concat(shared, []string{
 		appointment(4, "pat-1", "pat-9"), appointment(5, "pat-9"), appointment(6, "pat-2", "pat-9", "pat-3"), patient(1),
 	})...), members...)
 	got := b.export("Appointment")
@@ -107,7 +107,7 @@ func TestResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
 
 func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // pitfall 2
 	mine := []string{provenance(1, "Observation/obs-1"), provenance(2, "Patient/pat-1", "Observation/obs-2")}
-	b := newBench(t, holding(t, concat(mine, []string{
+	b := newFixture(t, holding(t, concat(mine, []string{
 		observation(1, 1), observation(2, 2), observation(9, 9), patient(1), patient(2),
 		provenance(3, "Observation/obs-1", "Observation/obs-9"), provenance(4, "Observation/obs-9"), provenance(5, "Patient/pat-9"),
 	})...), members...)
@@ -134,7 +134,7 @@ func TestSharedResourcesAreWrittenOnceAcrossUnits(t *testing.T) {
 	}
 	for name, unitBytes := range map[string]int64{"two units": 1, "one unit": 1 << 30} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, holding(t, shared...), ids...)
+			b := newFixture(t, holding(t, shared...), ids...)
 			b.cfg.UnitBytes = unitBytes
 			got := b.export("Appointment")
 			got.wantLines(t, shared...)
@@ -168,7 +168,7 @@ func TestWithheldResourcesAreCountedOnceWhereverTheOutsiderSorts(t *testing.T) {
 	}
 	for name, unitBytes := range map[string]int64{"two units": 1, "one unit": 1 << 30} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, holding(t, lines...), ids...)
+			b := newFixture(t, holding(t, lines...), ids...)
 			b.cfg.UnitBytes = unitBytes
 			got := b.export("Appointment", "Provenance")
 			got.wantLines(t, mine, mineToo)
@@ -200,7 +200,7 @@ func TestASourceThatGivesAnotherUnitsResourcesIsRefused(t *testing.T) { // pitfa
 	} {
 		t.Run(name, func(t *testing.T) {
 			own := appointment(2, first)
-			b := newBench(t, &naive{Source: holding(t, own, appointment(3, last)), line: foreign, patient: last}, ids...)
+			b := newFixture(t, &naive{Source: holding(t, own, appointment(3, last)), line: foreign, patient: last}, ids...)
 			b.cfg.UnitBytes = 1
 			got := b.export("Appointment")
 			got.wantLines(t, own)

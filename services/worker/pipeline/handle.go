@@ -14,30 +14,39 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// settleTimeout bounds what is done for a unit after its own context has ended.
-const settleTimeout = 15 * time.Second
+// recordTimeout bounds the recording of a unit's outcome, which goes on after the unit's own context has ended.
+const recordTimeout = 15 * time.Second
 
-// How an attempt at a unit ends.
+// outcome is how an attempt at a unit ends. decide makes it once and record carries it out.
+type outcome struct {
+	name   string          // one of the names below
+	commit jobstore.Commit // done
+	reason string          // failed: for the job's owner
+	delay  time.Duration   // retried, waiting, handed back: until the unit runs again
+	cause  export.Cause    // the same: why
+	ended  bool            // lost: the job has ended, so what the attempt wrote has to be purged
+}
+
+// The names of outcomes, as in metrics.
 const (
 	outcomeDone       = "done"        // committed
-	outcomeRetried    = "retried"     // failed, to be tried again
+	outcomeRetried    = "retried"     // failed; another attempt follows
 	outcomeFailed     = "failed"      // failed for good
-	outcomeWaiting    = "waiting"     // what it needs is unavailable
+	outcomeWaiting    = "waiting"     // a dependency is unavailable
 	outcomeHandedBack = "handed_back" // the worker stops
-	outcomeLost       = "lost"        // another attempt has its fence, or its job has ended
-	outcomeUnrecorded = "unrecorded"  // what came of it could not be recorded
+	outcomeLost       = "lost"        // another attempt has the unit, or the job has ended
+	outcomeUnrecorded = "unrecorded"  // the outcome could not be recorded
 )
 
-// Handle works on one task: claims the unit, does it while its heart beats, and records what came of it. It returns
-// an error only when the outcome could not be recorded; then the task has to be delivered again.
+// Handle claims the task's unit, runs it with heartbeats, and records the outcome. It returns an error only when the
+// outcome could not be recorded; the task is then delivered again.
 func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	log := w.Logger.With("job_id", task.Job, "unit", task.Unit, "fence", task.Fence)
 	arrived := time.Now()
 	lease, err := w.Jobs.Claim(ctx, task.Job, task.Unit, task.Kind, task.Fence)
 	switch {
 	case errors.Is(err, export.ErrFenced), errors.Is(err, export.ErrNotLive), errors.Is(err, export.ErrConflict):
-		// A duplicate, a late delivery or an ended job: the work is done, or wanted no more.
-		log.Debug("unit is not for us", "err", err)
+		log.Debug("task is a duplicate, late, or of an ended job", "err", err)
 		w.metrics.fenced.Inc()
 		return nil
 	case err != nil:
@@ -49,9 +58,9 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	defer w.metrics.busy.Dec()
 	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Attempt+1)
 	if lease.Unit.Short() {
-		end := sync.OnceFunc(w.shorts.begin(lease.Job))
-		// A plan or a references unit of a population is not short at all; others need not rest for it.
-		defer time.AfterFunc(courtesyLasts, end).Stop()
+		end := sync.OnceFunc(w.shortUnits.begin(lease.Job))
+		// The plan and the references of a population are not short; other units must not be throttled for their whole time.
+		defer time.AfterFunc(shortUnitWindow, end).Stop()
 		defer end()
 	}
 	began := time.Now()
@@ -62,17 +71,20 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 		return w.run(ctx, lease)
 	})
 
-	// The unit's own context may have ended, which is no reason to lose what is known by now.
-	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	recordCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
-	outcome, err := w.settle(settle, log, lease, commit, runErr)
-	if err != nil {
-		outcome = outcomeUnrecorded
+	result := w.decide(recordCtx, lease, commit, runErr)
+	err = w.record(recordCtx, log, lease, result, runErr)
+	if lost, is := w.lost(recordCtx, lease, err); is { // since the decision
+		result, err = lost, w.record(recordCtx, log, lease, lost, nil)
 	}
-	w.metrics.units.WithLabelValues(string(lease.Unit.Kind), lease.Unit.Type, outcome).Inc()
+	if err != nil {
+		result.name = outcomeUnrecorded
+	}
+	w.metrics.units.WithLabelValues(string(lease.Unit.Kind), lease.Unit.Type, result.name).Inc()
 	w.metrics.duration.WithLabelValues(string(lease.Unit.Kind)).Observe(time.Since(began).Seconds())
-	endUnit(span, commit.Result, outcome)
-	log.Info("unit settled", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "outcome", outcome,
+	endUnit(span, commit.Result, result.name)
+	log.Info("unit ended", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "outcome", result.name,
 		"attempt", lease.Attempt+1, "seconds", time.Since(began).Seconds())
 	return err
 }
@@ -87,9 +99,9 @@ func (w *Worker) run(ctx context.Context, lease export.Lease) (jobstore.Commit, 
 		return w.plan(ctx, lease, job)
 	case export.KindExport:
 		return w.export(ctx, lease, job)
-	case export.KindReferences:
+	case export.KindResolveReferences:
 		return w.references(ctx, lease, job)
-	case export.KindReferenced:
+	case export.KindExportReferenced:
 		return w.referenced(ctx, lease, job)
 	case export.KindSeal:
 		return w.seal(ctx, lease, job)
@@ -98,14 +110,14 @@ func (w *Worker) run(ctx context.Context, lease export.Lease) (jobstore.Commit, 
 	}
 }
 
-// keepAlive runs the work while it reports the lease alive. The work's context ends as soon as a heartbeat learns
-// that the lease is lost or the job has ended; the cause says which.
+// keepAlive runs the work with heartbeats. The work's context ends with the cause ErrFenced or ErrNotLive as soon as a
+// heartbeat returns it.
 func (w *Worker) keepAlive(
 	ctx context.Context, lease export.Lease, work func(context.Context) (jobstore.Commit, error),
 ) (jobstore.Commit, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	var beating sync.WaitGroup
-	beating.Go(func() {
+	var heartbeats sync.WaitGroup
+	heartbeats.Go(func() {
 		ticker := time.NewTicker(w.cfg.Heartbeat)
 		defer ticker.Stop()
 		for {
@@ -119,21 +131,21 @@ func (w *Worker) keepAlive(
 				cancel(err)
 				return
 			}
-			// A store that cannot be reached decides nothing: if we are taken for dead meanwhile, the fence tells.
+			// An unreachable store decides nothing: if the unit was rescued meanwhile, its fence is stale.
 		}
 	})
-	// Deferred, because work may panic: a heart that beat on would keep a dead unit from ever being rescued.
-	defer beating.Wait()
+	// Deferred, because work may panic: further heartbeats would keep the dead unit from being rescued.
+	defer heartbeats.Wait()
 	defer cancel(nil)
 	commit, err := work(ctx)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
-		err = cause // why it was stopped, not how it noticed; work that was done nevertheless is offered for commit
+		err = cause // work that finished all the same is offered for commit
 	}
 	return commit, err
 }
 
-// complete returns the error of a stream, else why the context has ended: a driver that ends its stream silently then
-// has not given everything, and what it gave must not be taken for all (pitfall 8).
+// complete returns the error of a stream, or else the cause of an ended context: a stream that ends without an error then
+// is not complete (pitfall 8).
 func complete(ctx context.Context, err error) error {
 	if err == nil && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -141,164 +153,106 @@ func complete(ctx context.Context, err error) error {
 	return err
 }
 
-// settle records the outcome of a unit and names it for the metrics. Whatever was to be recorded, a unit that has lost
-// its fence leaves it at that, and one whose job has ended asks for another purge. Objects that a lost attempt has made
-// are not deleted here: a commit whose answer was lost looks like a lost fence, and the sweep can tell the two apart.
-func (w *Worker) settle(
-	ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit, runErr error,
-) (outcome string, err error) {
-	outcome, err = w.record(ctx, log, lease, commit, runErr)
-	switch {
-	case errors.Is(err, export.ErrFenced):
-		return outcomeLost, nil
-	case w.ended(ctx, lease, err):
-		return outcomeLost, w.purgeLate(ctx, lease)
-	default:
-		return outcome, err
+// decide turns the result of a run into its outcome.
+func (w *Worker) decide(ctx context.Context, lease export.Lease, commit jobstore.Commit, runErr error) outcome {
+	if lost, is := w.lost(ctx, lease, runErr); is {
+		return lost
 	}
-}
-
-// record does for a unit what its outcome asks for. It returns ErrFenced or ErrNotLive when it is too late for that.
-func (w *Worker) record(
-	ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit, runErr error,
-) (outcome string, err error) {
 	var permanent export.PermanentError
 	switch {
-	case errors.Is(runErr, export.ErrFenced), w.ended(ctx, lease, runErr):
-		return outcomeLost, runErr
+	case runErr == nil:
+		return outcome{name: outcomeDone, commit: commit}
 	case errors.Is(runErr, queue.ErrDraining):
-		return outcomeHandedBack, w.release(ctx, lease, 0, export.CauseDraining)
+		return outcome{name: outcomeHandedBack, cause: export.CauseDraining}
 	case errors.As(runErr, &permanent):
-		log.Error("unit failed for good", "err", runErr)
-		return outcomeFailed, w.giveUp(ctx, log, lease, permanent.Reason)
+		return outcome{name: outcomeFailed, reason: permanent.Reason}
 	case errors.Is(runErr, export.ErrUnavailable):
-		// Nothing is wrong with the unit. An outage may last longer than any number of attempts, and must not cost a
-		// job what it has; a job that waits too long is ended by the scheduler.
-		log.Warn("unit waits for what is unavailable", "err", runErr)
-		return outcomeWaiting, w.release(ctx, lease, w.cfg.OutageDelay, export.CauseUnavailable)
-	case runErr != nil && lease.Attempt+1 >= w.cfg.MaxAttempts:
-		log.Error("unit failed for good", "err", runErr)
+		// An outage may last longer than any number of attempts, so it counts none. The scheduler ends a job that waits
+		// too long.
+		return outcome{name: outcomeWaiting, delay: w.cfg.OutageDelay, cause: export.CauseUnavailable}
+	case lease.Attempt+1 >= w.cfg.MaxAttempts:
 		reason := fmt.Sprintf("its data could not be read or stored in %d attempts", lease.Attempt+1)
-		return outcomeFailed, w.giveUp(ctx, log, lease, reason)
-	case runErr != nil:
-		log.Warn("unit is to be tried again", "err", runErr)
-		return outcomeRetried, w.release(ctx, lease, export.Backoff(lease.Attempt+1), export.CauseError)
+		return outcome{name: outcomeFailed, reason: reason}
 	}
-	return outcomeDone, w.close(ctx, log, lease, commit)
+	return outcome{name: outcomeRetried, delay: export.Backoff(lease.Attempt + 1), cause: export.CauseError}
 }
 
-// ended reports whether an error says that the lease's job has ended, or was purged under the unit's hands.
-func (w *Worker) ended(ctx context.Context, lease export.Lease, err error) bool {
-	if errors.Is(err, export.ErrNotLive) {
-		return true
+// lost reports whether the error means that the attempt has lost its unit: the fence is stale, or the job has ended or was
+// purged. The objects of an attempt whose fence is stale are left to the sweep, which can tell a lost fence from a commit
+// whose answer was lost.
+func (w *Worker) lost(ctx context.Context, lease export.Lease, err error) (outcome, bool) {
+	switch {
+	case errors.Is(err, export.ErrFenced):
+		return outcome{name: outcomeLost}, true
+	case errors.Is(err, export.ErrNotLive):
+		return outcome{name: outcomeLost, ended: true}, true
+	case errors.Is(err, export.ErrNotFound): // of the job, or of some object
+		exists, err := w.Jobs.Exists(ctx, lease.Job)
+		return outcome{name: outcomeLost, ended: true}, err == nil && !exists
 	}
-	if !errors.Is(err, export.ErrNotFound) {
-		return false
-	}
-	exists, lookErr := w.Jobs.Exists(ctx, lease.Job)
-	return lookErr == nil && !exists
+	return outcome{}, false
 }
 
-// purgeLate asks for another purge of a job that ended while the unit was writing: the purge that its end brought about
-// may have been over before the last object came in (spec 5, pitfall 16).
-func (w *Worker) purgeLate(ctx context.Context, lease export.Lease) error {
-	return w.Queue.EnqueueLatePurge(ctx, queue.TaskOf(lease.Job, lease.Unit, lease.Fence))
+// record carries the outcome out. It returns ErrFenced, ErrNotLive or ErrNotFound when the attempt has lost its unit.
+func (w *Worker) record(ctx context.Context, log *slog.Logger, lease export.Lease, result outcome, runErr error) error {
+	switch result.name {
+	case outcomeLost:
+		if result.ended {
+			return w.lifecycle.RequestLatePurge(ctx, lease.Job)
+		}
+		return nil
+	case outcomeDone:
+		return w.commit(ctx, log, lease, result.commit)
+	case outcomeFailed:
+		log.Error("unit failed for good", "err", runErr)
+		return w.giveUp(ctx, log, lease, result.reason)
+	default:
+		log.Warn("unit is given back", "outcome", result.name, "err", runErr)
+		return w.lifecycle.Release(ctx, lease, result.delay, result.cause)
+	}
 }
 
-// close commits the unit and hands the units that have become free to the queue.
-func (w *Worker) close(ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit) error {
-	err := func() (err error) {
+// commit closes the unit. Once the seal is committed the job's scaffolding is deleted.
+func (w *Worker) commit(ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit) error {
+	issueErr, err := func() (_, err error) {
 		ctx, span := telemetry.StartSpan(ctx, "commit")
 		defer func() { telemetry.EndSpan(span, err) }()
-		return w.Jobs.Commit(ctx, lease, commit)
+		return w.lifecycle.Commit(ctx, lease, commit)
 	}()
 	if err != nil {
 		return err
 	}
-	w.metrics.committed.SetToCurrentTime()
-	if commit.Result.Failure != "" {
-		w.metrics.gaveUp.Inc()
-	}
+	w.closed(log, issueErr)
 	if commit.Seal != nil {
 		w.metrics.jobs.WithLabelValues(jobCompleted).Inc()
 		w.clear(ctx, lease.Job)
-		return nil
-	}
-	// From here on the unit is closed. What is not enqueued now is enqueued by the next rescue.
-	if err := w.Issue(ctx, lease.Job); err != nil {
-		log.Warn("units are left to the rescue", "err", err)
 	}
 	return nil
 }
 
-// Issue hands waiting units of the job to the queue, up to the number that may be outstanding.
-func (w *Worker) Issue(ctx context.Context, id export.JobID) error {
-	most, err := w.Queue.Outstanding(ctx, w.cfg.Outstanding)
-	if err != nil {
-		return err
+// closed notes that a unit was closed.
+func (w *Worker) closed(log *slog.Logger, issueErr error) {
+	w.metrics.committed.SetToCurrentTime()
+	if issueErr != nil {
+		log.Warn("units are left to the rescue", "err", issueErr)
 	}
-	issued, err := w.Jobs.Issue(ctx, id, most)
-	if err != nil {
-		if errors.Is(err, export.ErrNotLive) {
-			return nil
-		}
-		return err
-	}
-	var errs []error
-	for _, unit := range issued {
-		errs = append(errs, w.enqueue(ctx, queue.TaskOf(id, unit.Unit, unit.Fence)))
-	}
-	return errors.Join(errs...)
 }
 
-// release gives the unit back and enqueues it under its new fence.
-func (w *Worker) release(
-	ctx context.Context, lease export.Lease, delay time.Duration, cause export.Cause,
-) error {
-	fence, err := w.Jobs.Release(ctx, lease, delay, cause)
-	if err != nil {
-		return err
-	}
-	task := queue.TaskOf(lease.Job, lease.Unit, fence)
-	task.Delay = delay
-	return w.enqueue(ctx, task)
-}
-
-// enqueue puts the task in the queue. One that a worker has taken in this moment needs nothing.
-func (w *Worker) enqueue(ctx context.Context, task queue.Task) error {
-	task.Trace = telemetry.TraceParent(ctx)
-	if err := w.Queue.EnqueueUnit(ctx, task); !errors.Is(err, queue.ErrTaken) {
-		return err
-	}
-	return nil
-}
-
-// giveUp closes a unit that cannot be done. A job without plan or seal has nothing to give: it fails as a whole.
-// Any other unit becomes an entry of the manifest's error list, and the rest of the job goes on (pitfalls 10, 21).
+// giveUp closes a unit that cannot be done. Without plan or seal there is no export: the job fails. Any other unit becomes
+// an entry of the manifest's error list, and the rest of the job goes on (pitfalls 10, 21).
 func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Lease, reason string) error {
 	if lease.Unit.Kind == export.KindPlan || lease.Unit.Kind == export.KindSeal {
-		now := w.Now()
-		err := w.Jobs.FailUnit(ctx, lease, "The export could not be done: "+reason+".", now, now.Add(w.cfg.Retention))
-		if err != nil && !errors.Is(err, export.ErrConflict) {
-			return err
-		}
-		if err == nil {
+		failed, err := w.lifecycle.FailJobFrom(ctx, lease, "The export could not be done: "+reason+".")
+		if failed {
 			w.metrics.jobs.WithLabelValues(jobFailed).Inc()
 		}
-		return w.purgeLate(ctx, lease) // failed, or ended otherwise in the meantime: nothing it has made is wanted
+		return err
 	}
-	job, err := w.Jobs.Job(ctx, lease.Job)
+	issueErr, err := w.lifecycle.GiveUp(ctx, lease, reason)
 	if err != nil {
 		return err
 	}
-	if lease.Unit.Kind == export.KindReferences {
-		// What a lost attempt at it has cut would come to light with its failure.
-		if err := w.Jobs.Stage(ctx, lease, nil); err != nil {
-			return err
-		}
-	}
-	return w.close(ctx, log, lease, jobstore.Commit{
-		Result: export.Result{Failure: reason},
-		Next:   job.Request.Next(lease.Unit.Kind, false),
-	})
+	w.metrics.gaveUp.Inc()
+	w.closed(log, issueErr)
+	return nil
 }

@@ -14,18 +14,18 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// newBenchOnMiniredis is a bench whose Redis can be broken.
-func newBenchOnMiniredis(t *testing.T, src source.Source, members ...string) (*bench, *miniredis.Miniredis) {
+// newFixtureOnMiniredis is a fixture whose Redis can be broken.
+func newFixtureOnMiniredis(t *testing.T, src source.Source, members ...string) (*fixture, *miniredis.Miniredis) {
 	t.Helper()
 	server := miniredis.RunT(t)
-	return newBenchOn(t, "redis://"+server.Addr(), src, members...), server
+	return newFixtureOn(t, "redis://"+server.Addr(), src, members...), server
 }
 
 // planned returns a job of patients whose plan is done, and the task of its unit.
-func (b *bench) planned() queue.Task {
-	b.t.Helper()
-	id := b.kickOff("Patient")
-	must(b.t, b.worker().Handle(b.t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
+func (fx *fixture) planned() queue.Task {
+	fx.t.Helper()
+	id := fx.kickOff("Patient")
+	must(fx.t, fx.worker().Handle(fx.t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
 	return queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1}
 }
 
@@ -40,32 +40,32 @@ func untilTold(ctx context.Context) error {
 }
 
 // ended checks that the task's worker has left nothing behind that anybody sees, and lost the unit.
-func (b *bench) lost(task queue.Task) {
-	b.t.Helper()
-	if _, err := b.jobs.Result(b.t.Context(), task.Job, task.Unit); !errors.Is(err, export.ErrNotFound) {
-		b.t.Errorf("the unit has a result: %v", err)
+func (fx *fixture) lost(task queue.Task) {
+	fx.t.Helper()
+	if _, err := fx.jobs.Result(fx.t.Context(), task.Job, task.Unit); !errors.Is(err, export.ErrNotFound) {
+		fx.t.Errorf("the unit has a result: %v", err)
 	}
-	b.wantMetric(1, "sluice_worker_units_total", "export", "lost")
+	fx.wantMetric(1, "sluice_worker_units_total", "export", "lost")
 }
 
 func TestACancelStopsARunningUnit(t *testing.T) { // pitfalls 15, 16
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b := newBench(t, hook, members...)
-	task := b.planned()
+	fx := newFixture(t, hook, members...)
+	task := fx.planned()
 	hook.within = func(ctx context.Context, _ int) error {
-		must(t, b.jobs.Cancel(t.Context(), task.Job, instant))
+		must(t, fx.jobs.Cancel(t.Context(), task.Job, instant))
 		return untilTold(ctx)
 	}
-	must(t, b.worker().Handle(t.Context(), task))
-	b.lost(task)
-	if job, err := b.jobs.Job(t.Context(), task.Job); err != nil || job.State != export.Cancelled {
+	must(t, fx.worker().Handle(t.Context(), task))
+	fx.lost(task)
+	if job, err := fx.jobs.Job(t.Context(), task.Job); err != nil || job.State != export.Cancelled {
 		t.Errorf("the job is %s: %v", job.State, err)
 	}
-	if tasks := b.open(task.Job); len(tasks) != 0 {
+	if tasks := fx.open(task.Job); len(tasks) != 0 {
 		t.Errorf("a cancelled job has tasks: %+v", tasks)
 	}
-	must(t, b.worker().Handle(t.Context(), task)) // queued work is dropped
+	must(t, fx.worker().Handle(t.Context(), task)) // queued work is dropped
 }
 
 func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 16
@@ -81,23 +81,23 @@ func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 
 		t.Run(name, func(t *testing.T) {
 			all, _, _ := clinical(t)
 			hook := &hooked{Source: all, typ: "Patient"}
-			b := newBench(t, hook, members...)
-			task := b.planned()
+			fx := newFixture(t, hook, members...)
+			task := fx.planned()
 			hook.within = func(context.Context, int) error {
-				err := b.jobs.Cancel(t.Context(), task.Job, instant)
+				err := fx.jobs.Cancel(t.Context(), task.Job, instant)
 				if err != nil && !errors.Is(err, export.ErrConflict) {
 					t.Error(err)
 				}
 				return end
 			}
-			must(t, b.worker().Handle(t.Context(), task))
-			b.lost(task)
+			must(t, fx.worker().Handle(t.Context(), task))
+			fx.lost(task)
 
 			purges := make(chan export.JobID, 1)
 			ctx, stop := context.WithCancel(t.Context())
 			served := make(chan error, 1)
 			go func() {
-				served <- queue.Serve(ctx, queue.ServerConfig{URL: b.url, Concurrency: 1, Logger: slog.New(slog.DiscardHandler)},
+				served <- queue.Serve(ctx, queue.ServerConfig{URL: fx.url, Concurrency: 1, Logger: slog.New(slog.DiscardHandler)},
 					queue.Handlers{Purge: func(_ context.Context, id export.JobID) error { purges <- id; return nil }})
 			}()
 			if id := wait(t, purges); id != task.Job {
@@ -112,15 +112,15 @@ func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 
 func TestAJobPurgedUnderAUnit(t *testing.T) {
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b := newBench(t, hook, members...)
-	task := b.planned()
+	fx := newFixture(t, hook, members...)
+	task := fx.planned()
 	hook.within = func(ctx context.Context, _ int) error {
-		must(t, b.jobs.Remove(t.Context(), task.Job))
+		must(t, fx.jobs.Remove(t.Context(), task.Job))
 		return untilTold(ctx)
 	}
-	must(t, b.worker().Handle(t.Context(), task))
-	b.lost(task)
-	if there, err := b.jobs.Exists(t.Context(), task.Job); err != nil || there {
+	must(t, fx.worker().Handle(t.Context(), task))
+	fx.lost(task)
+	if there, err := fx.jobs.Exists(t.Context(), task.Job); err != nil || there {
 		t.Errorf("the job is back: %v %v", there, err)
 	}
 }
@@ -128,30 +128,30 @@ func TestAJobPurgedUnderAUnit(t *testing.T) {
 func TestARescueStopsTheUnitThatWasTakenForLost(t *testing.T) { // pitfall 28
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b := newBench(t, hook, members...)
-	task := b.planned()
+	fx := newFixture(t, hook, members...)
+	task := fx.planned()
 	var fresh queue.Task
 	hook.within = func(ctx context.Context, call int) error {
 		if call > 1 {
 			return nil
 		}
-		fresh = b.again(task)
+		fresh = fx.again(task)
 		return untilTold(ctx)
 	}
-	w := b.worker()
+	w := fx.worker()
 	must(t, w.Handle(t.Context(), task))
-	b.lost(task)
+	fx.lost(task)
 	if fresh.Fence != 2 {
 		t.Fatalf("rescued as %+v", fresh)
 	}
-	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
 func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b := newBench(t, hook, members...)
-	task := b.planned()
+	fx := newFixture(t, hook, members...)
+	task := fx.planned()
 	ctx, stop := context.WithCancelCause(t.Context())
 	hook.within = func(ctx context.Context, call int) error {
 		if call > 1 {
@@ -160,18 +160,18 @@ func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
 		stop(queue.ErrDraining)
 		return untilTold(ctx)
 	}
-	w := b.worker()
+	w := fx.worker()
 	must(t, w.Handle(ctx, task))
-	b.wantMetric(1, "sluice_worker_units_total", "export", "handed_back")
-	silent, err := b.jobs.Silent(t.Context(), task.Job, 0, 10)
+	fx.wantMetric(1, "sluice_worker_units_total", "export", "handed_back")
+	lost, unclaimed, err := fx.jobs.RescueStale(t.Context(), task.Job, 0, 10)
 	must(t, err)
-	if len(silent) != 1 || silent[0].Fence != 2 || silent[0].Attempts != 0 || silent[0].Lost {
-		t.Errorf("handed back as %+v, want fence 2 and no attempt counted", silent)
+	if len(lost) != 0 || len(unclaimed) != 1 || unclaimed[0].Fence != 2 || unclaimed[0].Attempt != 0 {
+		t.Errorf("handed back as %+v, lost %+v; want fence 2 and no attempt counted", unclaimed, lost)
 	}
-	if got := b.queued(1); got[0].Unit != task.Unit || got[0].Fence != 2 {
+	if got := fx.queued(1); got[0].Unit != task.Unit || got[0].Fence != 2 {
 		t.Errorf("queued: %+v", got)
 	}
-	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
 // silent ends its streams without an error when their context ends, as drivers do whose loop is left too simply.
@@ -188,8 +188,8 @@ func (s silent) ForPatients(ctx context.Context, q source.Query, yield func(sour
 func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // pitfalls 8, 9
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b := newBench(t, silent{hook}, members...)
-	task := b.planned()
+	fx := newFixture(t, silent{hook}, members...)
+	task := fx.planned()
 	ctx, stop := context.WithCancelCause(t.Context())
 	hook.before = func(ctx context.Context, call int) error {
 		if call == 1 { // before any file is begun, whose upload would notice
@@ -198,95 +198,95 @@ func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // pitfalls 8, 9
 		}
 		return nil
 	}
-	w := b.worker()
+	w := fx.worker()
 	must(t, w.Handle(ctx, task))
-	b.wantMetric(1, "sluice_worker_units_total", "export", "handed_back")
-	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+	fx.wantMetric(1, "sluice_worker_units_total", "export", "handed_back")
+	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
 func TestAUnitThatIsAliveSaysSo(t *testing.T) { // pitfall 27
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b := newBench(t, hook, members...)
-	task := b.planned()
+	fx := newFixture(t, hook, members...)
+	task := fx.planned()
 	hook.within = func(context.Context, int) error {
 		for range 5 {
-			wait(t, b.beats)
+			wait(t, fx.beats)
 		}
 		return nil
 	}
-	must(t, b.worker().Handle(t.Context(), task))
-	if _, err := b.jobs.Result(t.Context(), task.Job, task.Unit); err != nil {
+	must(t, fx.worker().Handle(t.Context(), task))
+	if _, err := fx.jobs.Result(t.Context(), task.Job, task.Unit); err != nil {
 		t.Error(err)
 	}
-	for len(b.beats) > 0 {
-		<-b.beats
+	for len(fx.beats) > 0 {
+		<-fx.beats
 	}
 	select {
-	case <-b.beats:
+	case <-fx.beats:
 		t.Error("the heart beats on after the unit")
-	case <-time.After(10 * b.cfg.Heartbeat): // it would have beaten ten times
+	case <-time.After(10 * fx.cfg.Heartbeat): // it would have beaten ten times
 	}
 }
 
 func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b, redis := newBenchOnMiniredis(t, hook, members...)
-	task := b.planned()
+	fx, redis := newFixtureOnMiniredis(t, hook, members...)
+	task := fx.planned()
 	hook.within = func(context.Context, int) error {
 		redis.SetError("LOADING")
 		for range 5 { // beats that nobody hears
-			wait(t, b.beats)
+			wait(t, fx.beats)
 		}
 		redis.SetError("")
 		return nil
 	}
-	w := b.worker()
+	w := fx.worker()
 	must(t, w.Handle(t.Context(), task))
-	b.wantMetric(1, "sluice_worker_units_total", "export", "done")
-	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+	fx.wantMetric(1, "sluice_worker_units_total", "export", "done")
+	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
 func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // pitfall 28
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b, redis := newBenchOnMiniredis(t, hook, members...)
-	task := b.planned()
-	w := b.worker()
+	fx, redis := newFixtureOnMiniredis(t, hook, members...)
+	task := fx.planned()
+	w := fx.worker()
 	hook.within = func(context.Context, int) error {
 		hook.within = nil
 		redis.SetError("LOADING")
-		wait(t, b.beats)
+		wait(t, fx.beats)
 		redis.SetError("")
-		must(t, w.Handle(t.Context(), b.again(task))) // somebody else does it meanwhile
+		must(t, w.Handle(t.Context(), fx.again(task))) // somebody else does it meanwhile
 		return nil
 	}
 	must(t, w.Handle(t.Context(), task))
-	b.wantMetric(1, "sluice_worker_units_total", "export", "done")
-	b.wantMetric(1, "sluice_worker_units_total", "export", "lost")
-	b.outcome(b.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+	fx.wantMetric(1, "sluice_worker_units_total", "export", "done")
+	fx.wantMetric(1, "sluice_worker_units_total", "export", "lost")
+	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
 func TestAPanicEndsTheHeartbeat(t *testing.T) { // pitfall 11
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient", within: func(context.Context, int) error { panic("a driver's bug") }}
-	b := newBench(t, hook, members...)
-	task := b.planned()
+	fx := newFixture(t, hook, members...)
+	task := fx.planned()
 	func() {
 		defer func() {
 			if recover() == nil {
 				t.Error("the panic is swallowed")
 			}
 		}()
-		_ = b.worker().Handle(t.Context(), task)
+		_ = fx.worker().Handle(t.Context(), task)
 	}()
-	for len(b.beats) > 0 {
-		<-b.beats
+	for len(fx.beats) > 0 {
+		<-fx.beats
 	}
 	select {
-	case <-b.beats:
+	case <-fx.beats:
 		t.Error("a dead unit is kept alive: nobody would ever rescue it")
-	case <-time.After(10 * b.cfg.Heartbeat):
+	case <-time.After(10 * fx.cfg.Heartbeat):
 	}
 }

@@ -13,15 +13,15 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-func (b *bench) operator() *ops.Operator {
-	b.t.Helper()
-	log, err := audit.Open(audit.Config{Path: filepath.Join(b.t.TempDir(), "audit.ndjson"), Process: "test", Now: time.Now})
-	must(b.t, err)
-	b.t.Cleanup(func() { must(b.t, log.Close()) })
+func (fx *fixture) operator() *ops.Operator {
+	fx.t.Helper()
+	log, err := audit.Open(audit.Config{Path: filepath.Join(fx.t.TempDir(), "audit.ndjson"), Process: "test", Now: time.Now})
+	must(fx.t, err)
+	fx.t.Cleanup(func() { must(fx.t, log.Close()) })
 	operator, err := ops.New(ops.Deps{
-		Jobs: b.jobs, Queue: b.tasks, Audit: log, Now: func() time.Time { return instant },
+		Jobs: fx.jobs, Queue: fx.tasks, Audit: log, Now: func() time.Time { return instant },
 	})
-	must(b.t, err)
+	must(fx.t, err)
 	return operator
 }
 
@@ -30,14 +30,14 @@ func (b *bench) operator() *ops.Operator {
 func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // pitfalls 10, 21
 	all, _, others := clinical(t)
 	hook := &hooked{Source: all, typ: "Observation"}
-	b := newBench(t, hook, members...)
-	operator := b.operator()
-	id := b.kickOff("Observation", "Condition", "Patient")
+	fx := newFixture(t, hook, members...)
+	operator := fx.operator()
+	id := fx.kickOff("Observation", "Condition", "Patient")
 	hook.within = func(ctx context.Context, _ int) error {
 		must(t, operator.GiveUpUnit(t.Context(), id, "Observation-00000"))
 		return untilTold(ctx)
 	}
-	got := b.outcome(b.finish(b.worker(), id))
+	got := fx.outcome(fx.finish(fx.worker(), id))
 	got.wantLines(t, others...)
 	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: it was given up by an operator.")
 	detail, err := operator.Inspect(t.Context(), id)
@@ -52,12 +52,12 @@ func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // pitfalls 10, 21
 // A unit that was given up is retried while others are open, and nothing is missing in the end.
 func TestAUnitThatAnOperatorRetries(t *testing.T) {
 	all, want := everything(t)
-	b := newBench(t, all, members...)
-	operator := b.operator()
-	id := b.kickOff(everyType...)
-	w := b.worker()
+	fx := newFixture(t, all, members...)
+	operator := fx.operator()
+	id := fx.kickOff(everyType...)
+	w := fx.worker()
 	failed := false
-	job := b.drive(id, func(task queue.Task) {
+	job := fx.drive(id, func(task queue.Task) {
 		if task.Kind == export.KindExport && !failed {
 			failed = true
 			must(t, operator.GiveUpUnit(t.Context(), id, task.Unit))
@@ -67,7 +67,7 @@ func TestAUnitThatAnOperatorRetries(t *testing.T) {
 		}
 		must(t, w.Handle(t.Context(), task))
 	})
-	got := b.outcome(job)
+	got := fx.outcome(job)
 	got.wantLines(t, want...)
 	got.wantIssues(t, "")
 }
@@ -76,9 +76,9 @@ func TestAUnitThatAnOperatorRetries(t *testing.T) {
 func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b := newBench(t, hook, members...)
-	operator := b.operator()
-	task := b.planned()
+	fx := newFixture(t, hook, members...)
+	operator := fx.operator()
+	task := fx.planned()
 	hook.within = func(_ context.Context, call int) error {
 		if call > 1 {
 			return nil
@@ -86,10 +86,10 @@ func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
 		must(t, operator.RetryUnit(t.Context(), task.Job, task.Unit))
 		fresh := task
 		fresh.Fence = 2
-		must(t, b.worker().Handle(t.Context(), fresh))
+		must(t, fx.worker().Handle(t.Context(), fresh))
 		return nil // it gets on after all, and has everything
 	}
-	w := b.worker()
+	w := fx.worker()
 	must(t, w.Handle(t.Context(), task))
 	detail, err := operator.Inspect(t.Context(), task.Job)
 	must(t, err)
@@ -97,7 +97,7 @@ func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
 	if at < 0 || detail.Units[at].State != ops.UnitDone || detail.Units[at].Fence != 2 {
 		t.Fatalf("%+v", detail.Units)
 	}
-	got := b.outcome(b.finish(w, task.Job))
+	got := fx.outcome(fx.finish(w, task.Job))
 	if len(got.files) != 1 {
 		t.Errorf("%d files, want those of one attempt", len(got.files))
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
@@ -30,7 +29,7 @@ func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
 		t.Run(name, func(t *testing.T) {
 			all, _, _ := clinical(t)
 			all.problems = []source.Problem{{Type: "Observation", Place: "Observation.ndjson line 1", What: "not valid JSON"}}
-			b := newBench(t, all, row.members...)
+			b := newFixture(t, all, row.members...)
 			b.people.grant.Patients = row.patients
 			got := b.export("Observation", "Patient", "Practitioner")
 			got.wantLines(t)
@@ -44,7 +43,7 @@ func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
 
 func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
 	all, _, _ := clinical(t)
-	b := newBench(t, all, "pat-3", "pat-1", "pat-9", "pat-3", "pat-1", "pat-3") // an id may come twice
+	b := newFixture(t, all, "pat-3", "pat-1", "pat-9", "pat-3", "pat-1", "pat-3") // an id may come twice
 	b.people.grant.Patients = directory.AllBut("pat-9")
 	got := b.export("Observation", "Patient")
 	got.wantLines(t, patient(1), patient(3), observation(1, 1), observation(3, 3), observation(4, 3))
@@ -64,7 +63,7 @@ func TestAPermissionThatIsWithdrawnAfterTheKickoff(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, _, _ := clinical(t)
-			b := newBench(t, all, members...)
+			b := newFixture(t, all, members...)
 			id := b.kickOff("Observation", "Patient")
 			withdraw(b.people)
 			got := b.outcome(b.finish(b.worker(), id))
@@ -82,7 +81,7 @@ func TestATypeThatIsWithdrawnIsLeftOutAndReported(t *testing.T) {
 			`"managingOrganization":{"reference":"Organization/a"}}`,
 		`{"resourceType":"Practitioner","id":"a"}`, `{"resourceType":"Organization","id":"a"}`, observation(1, 1),
 	}
-	b := newBench(t, holding(t, lines...), members...)
+	b := newFixture(t, holding(t, lines...), members...)
 	id := b.kickOff("Observation", "Organization", "Patient", "Practitioner")
 	b.people.grant.Types = directory.AllBut("Observation", "Practitioner")
 	got := b.outcome(b.finish(b.worker(), id))
@@ -92,7 +91,7 @@ func TestATypeThatIsWithdrawnIsLeftOutAndReported(t *testing.T) {
 
 func TestAGroupThatIsGone(t *testing.T) {
 	all, _, _ := clinical(t)
-	b := newBench(t, all, members...)
+	b := newFixture(t, all, members...)
 	b.people.err = fmt.Errorf("group: %w", directory.ErrNoGroup)
 	got := b.export("Patient")
 	if got.job.State != export.Failed || !strings.Contains(got.job.Failure, "the group can no longer be exported") {
@@ -102,7 +101,7 @@ func TestAGroupThatIsGone(t *testing.T) {
 
 func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // pitfall 7
 	all, _, _ := clinical(t)
-	b := newBench(t, all, members...)
+	b := newFixture(t, all, members...)
 	b.people.err = errors.New("the directory is down")
 	got := b.export("Patient")
 	if got.job.State != export.Failed || !strings.Contains(got.job.Failure, "in 3 attempts") {
@@ -119,14 +118,14 @@ func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // pitfall 10
 		{Type: "Condition", Place: "Condition.ndjson line 1", What: "not valid JSON"}, // not asked for
 		{Place: "other.ndjson line 3", What: "no resourceType"},
 	}
-	got := newBench(t, all, members...).export("Observation")
+	got := newFixture(t, all, members...).export("Observation")
 	got.wantLines(t, observations...)
 	got.wantIssues(t, "error", "Observation.ndjson line 17: not valid JSON.", "other.ndjson line 3: no resourceType.")
 }
 
 func TestTypesThatTheStoreDoesNotHold(t *testing.T) {
 	all, _, _ := clinical(t)
-	b := newBench(t, all, members...)
+	b := newFixture(t, all, members...)
 	got := b.export("Encounter", "Flag")
 	got.wantLines(t)
 	got.wantIssues(t, "error")
@@ -216,7 +215,7 @@ func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
 }
 
 func TestTheLargestTypesComeFirstAndFewAtATime(t *testing.T) { // pitfall 25
-	b := newBench(t, holding(t,
+	b := newFixture(t, holding(t,
 		patient(1), observation(1, 1), observation(2, 1), observation(3, 1), condition(1, 1),
 		appointment(1, "pat-1"), appointment(2, "pat-1"),
 	), members...)
@@ -226,12 +225,11 @@ func TestTheLargestTypesComeFirstAndFewAtATime(t *testing.T) { // pitfall 25
 	must(t, w.Handle(t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
 	var order []string
 	for {
-		silent, err := b.jobs.Silent(t.Context(), id, -time.Hour, 100)
-		must(t, err)
+		silent := b.stale(id, -time.Hour)
 		if len(silent) == 0 || len(silent) > 2 {
 			t.Fatalf("%d units are outstanding", len(silent))
 		}
-		slices.SortFunc(silent, func(a, b jobstore.Issued) int { return int(b.Unit.Bytes - a.Unit.Bytes) })
+		slices.SortFunc(silent, func(a, b export.Lease) int { return int(b.Unit.Bytes - a.Unit.Bytes) })
 		first := silent[0]
 		if first.Unit.Kind != export.KindExport {
 			break

@@ -115,7 +115,7 @@ func (w *Worker) follow(
 	if err != nil {
 		return false, nil, err
 	}
-	found := w.newMet(lease, job)
+	found := w.newRefCollector(lease, job)
 	found.builder = spillset.NewBuilder(w.Objects, prefix+"found/")
 	g := listGuard{list: known}
 	follow := func(check func(source.Resource) error) func(source.Resource) error {
@@ -214,7 +214,7 @@ func (w *Worker) cutReferenced(
 		if size.Resources == 0 {
 			continue
 		}
-		whole := export.Unit{ID: export.UnitID(typ + "-referenced"), Kind: export.KindReferenced, Type: typ, Input: prefix}
+		whole := export.Unit{ID: export.UnitID(typ + "-referenced"), Kind: export.KindExportReferenced, Type: typ, Input: prefix}
 		var count int64
 		switch {
 		case fhir.IsReferenced(typ) && counts[typ] > 0:

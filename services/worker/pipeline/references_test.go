@@ -77,7 +77,7 @@ func TestReferencedResourcesTravelAlong(t *testing.T) {
 	for _, key := range keysOf(lines) {
 		want = append(want, lines[key])
 	}
-	got := newBench(t, all, members...).export(everyTravelling...)
+	got := newFixture(t, all, members...).export(everyTravelling...)
 	got.wantLines(t, want...)
 	got.wantIssues(t, "error")
 }
@@ -103,7 +103,7 @@ func TestReferencesAreFollowedOnlyThroughTypesOfTheJob(t *testing.T) { // spec 1
 			for _, key := range row.want {
 				want = append(want, lines[key])
 			}
-			got := newBench(t, all, members...).export(row.types...)
+			got := newFixture(t, all, members...).export(row.types...)
 			got.wantLines(t, want...)
 			got.wantIssues(t, "error")
 		})
@@ -128,38 +128,36 @@ func TestManyReferencesOfOneType(t *testing.T) {
 		"a unit for a chunk": {1, 3 + 3},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, holding(t, lines...), members...)
-			b.cfg.UnitBytes = row.unitBytes
-			got := b.export("Observation", "Organization", "Provenance")
+			fx := newFixture(t, holding(t, lines...), members...)
+			fx.cfg.UnitBytes = row.unitBytes
+			got := fx.export("Observation", "Organization", "Provenance")
 			got.wantLines(t, lines...)
 			got.wantIssues(t, "error")
-			b.wantMetric(row.units, "sluice_worker_units_total", "referenced", "done")
+			fx.wantMetric(row.units, "sluice_worker_units_total", "referenced", "done")
 		})
 	}
 }
 
 // cutBy returns the units that one unit of the job has cut, after every task up to it is done.
-func (b *bench) cutBy(kind export.Kind, types ...string) map[export.UnitID]export.Unit {
-	b.t.Helper()
-	w, id := b.worker(), b.kickOff(types...)
+func (fx *fixture) cutBy(kind export.Kind, types ...string) map[export.UnitID]export.Unit {
+	fx.t.Helper()
+	w, id := fx.worker(), fx.kickOff(types...)
 	for range 20 {
-		for _, task := range b.open(id) {
-			must(b.t, w.Handle(b.t.Context(), task))
+		for _, task := range fx.open(id) {
+			must(fx.t, w.Handle(fx.t.Context(), task))
 			if task.Kind != kind {
 				continue
 			}
-			_, err := b.jobs.Issue(b.t.Context(), id, 1000)
-			must(b.t, err)
-			silent, err := b.jobs.Silent(b.t.Context(), id, -time.Hour, 1000)
-			must(b.t, err)
+			_, err := fx.jobs.Issue(fx.t.Context(), id, 1000)
+			must(fx.t, err)
 			units := map[export.UnitID]export.Unit{}
-			for _, unit := range silent {
+			for _, unit := range fx.stale(id, -time.Hour) {
 				units[unit.Unit.ID] = unit.Unit
 			}
 			return units
 		}
 	}
-	b.t.Fatalf("the job has no unit of kind %s", kind)
+	fx.t.Fatalf("the job has no unit of kind %s", kind)
 	panic("unreachable")
 }
 
@@ -175,9 +173,9 @@ func TestReferencedUnitsWeighWhatIsReferencedOfAType(t *testing.T) { // spec 8; 
 		observation("x", 1, `,"performer":[{"reference":"Practitioner/a"},{"reference":"Practitioner/gone"}]`),
 		travelling("Practitioner", "a"), provenance(1, "Organization/org-0001"), provenance(2, "Patient/pat-1"))
 	size := int64(len(org("org-0000"))) + 1
-	b := newBench(t, holding(t, lines...), members...)
-	b.cfg.UnitBytes = 300 * size
-	units := b.cutBy(export.KindReferences, "Observation", "Organization", "Practitioner", "Provenance")
+	fx := newFixture(t, holding(t, lines...), members...)
+	fx.cfg.UnitBytes = 300 * size
+	units := fx.cutBy(export.KindResolveReferences, "Observation", "Organization", "Practitioner", "Provenance")
 	practitioner := int64(len(travelling("Practitioner", "a"))) + 1
 	both := int64(len(provenance(1, "Organization/org-0001"))+len(provenance(2, "Patient/pat-1"))) + 2
 	for id, want := range map[export.UnitID]export.Unit{
@@ -187,7 +185,7 @@ func TestReferencedUnitsWeighWhatIsReferencedOfAType(t *testing.T) { // spec 8; 
 		"Provenance-referenced-00000":   {Type: "Provenance", Slice: export.Slice{To: 2}, Bytes: both},
 	} {
 		got := units[id]
-		if got.Kind != export.KindReferenced || got.Type != want.Type || got.Slice != want.Slice || got.Bytes != want.Bytes {
+		if got.Kind != export.KindExportReferenced || got.Type != want.Type || got.Slice != want.Slice || got.Bytes != want.Bytes {
 			t.Errorf("%s is %+v, want %+v", id, got, want)
 		}
 		delete(units, id)
@@ -218,7 +216,7 @@ func TestWhatProvenanceOfReferencedResourcesReferencesTravelsAlong(t *testing.T)
 		"without Organizations": {[]string{"Observation", "Practitioner", "Provenance"}, []string{obs, practitioner, first}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := newBench(t, all, members...).export(row.types...)
+			got := newFixture(t, all, members...).export(row.types...)
 			got.wantLines(t, row.want...)
 			got.wantIssues(t, "error")
 		})
@@ -233,8 +231,8 @@ func TestALeakedProvenanceLeadsNowhere(t *testing.T) { // pitfall 2
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := holding(t, obs, travelling("Practitioner", "1"), org("stranger"), provenance(1, "Practitioner/1"))
-			b := newBench(t, &aboutLeak{Source: all, extra: resource("Provenance", "pro-9", line)}, members...)
-			got := b.export("Observation", "Organization", "Practitioner", "Provenance")
+			fx := newFixture(t, &aboutLeak{Source: all, extra: resource("Provenance", "pro-9", line)}, members...)
+			got := fx.export("Observation", "Organization", "Practitioner", "Provenance")
 			got.wantLines(t, obs, travelling("Practitioner", "1"))
 			got.wantIssues(t, "error", "A part of Provenance (Provenance-referenced-00000) is missing: the source gave")
 		})
@@ -256,13 +254,13 @@ func TestATypeThatIsWithdrawnBetweenPlanAndReferencesIsReportedOnce(t *testing.T
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, lines := network(t)
-			b := newBench(t, all, members...)
-			w := b.worker()
-			id := b.kickOff("Organization", "Patient", "PractitionerRole", "Provenance")
-			b.people.grant.Types = directory.AllBut(row.before...)
-			got := b.outcome(b.drive(id, func(task queue.Task) {
+			fx := newFixture(t, all, members...)
+			w := fx.worker()
+			id := fx.kickOff("Organization", "Patient", "PractitionerRole", "Provenance")
+			fx.people.grant.Types = directory.AllBut(row.before...)
+			got := fx.outcome(fx.drive(id, func(task queue.Task) {
 				must(t, w.Handle(t.Context(), task))
-				b.people.grant.Types = directory.AllBut(row.after...)
+				fx.people.grant.Types = directory.AllBut(row.after...)
 			}))
 			var want, reports []string
 			for _, key := range row.want {
@@ -278,10 +276,10 @@ func TestATypeThatIsWithdrawnBetweenPlanAndReferencesIsReportedOnce(t *testing.T
 }
 
 func TestATypeThatIsWithdrawnIsReportedWhenNothingIsExported(t *testing.T) {
-	b := newBench(t, holding(t, patient(1)), members...)
-	id := b.kickOff("Flag", "Goal", "Practitioner")
-	b.people.grant.Types = directory.AllBut("Goal", "Practitioner")
-	got := b.outcome(b.finish(b.worker(), id))
+	fx := newFixture(t, holding(t, patient(1)), members...)
+	id := fx.kickOff("Flag", "Goal", "Practitioner")
+	fx.people.grant.Types = directory.AllBut("Goal", "Practitioner")
+	got := fx.outcome(fx.finish(fx.worker(), id))
 	got.wantLines(t)
 	got.wantIssues(t, "error", "Goal: the permission was withdrawn.", "Practitioner: the permission was withdrawn.")
 }
@@ -304,9 +302,9 @@ func TestASourceThatLeaksReferencedResources(t *testing.T) { // pitfalls 2, 10, 
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, lines := network(t)
-			b := newBench(t, &hooked{Source: all, typ: row.typ, extra: []source.Resource{row.leak}}, members...)
-			b.cfg.FileBytes = 1
-			got := b.export(everyTravelling...)
+			fx := newFixture(t, &hooked{Source: all, typ: row.typ, extra: []source.Resource{row.leak}}, members...)
+			fx.cfg.FileBytes = 1
+			got := fx.export(everyTravelling...)
 			var want []string
 			for _, key := range keysOf(lines) {
 				if !strings.Contains(lines[key], fmt.Sprintf(`{"resourceType":"%s"`, row.typ)) {
@@ -315,7 +313,7 @@ func TestASourceThatLeaksReferencedResources(t *testing.T) { // pitfalls 2, 10, 
 			}
 			got.wantLines(t, want...)
 			got.wantIssues(t, "error", "A part of Organization (Organization-referenced-00000) is missing: the source gave")
-			b.wantMetric(1, "sluice_worker_guard_refusals_total")
+			fx.wantMetric(1, "sluice_worker_guard_refusals_total")
 		})
 	}
 }
@@ -331,8 +329,8 @@ func TestASourceThatLeaksProvenance(t *testing.T) { // pitfall 2
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, lines := network(t)
-			b := newBench(t, &aboutLeak{Source: all, extra: leak}, members...)
-			got := b.export("Patient", "PractitionerRole", "Organization", "Provenance")
+			fx := newFixture(t, &aboutLeak{Source: all, extra: leak}, members...)
+			got := fx.export("Patient", "PractitionerRole", "Organization", "Provenance")
 			got.wantLines(t, lines["patient"], lines["role"], lines["ward"], lines["clinic"], lines["holding"], lines["pharma"],
 				lines["prov2"])
 			got.wantIssues(t, "error", "A part of Provenance (Provenance-referenced-00000) is missing: the source gave")
@@ -344,23 +342,23 @@ func TestReferencesOfWithheldResourcesDoNotTravel(t *testing.T) { // pitfall 2
 	shared := `{"resourceType":"Appointment","id":"app-1","participant":[{"actor":{"reference":"Patient/pat-1"}},` +
 		`{"actor":{"reference":"Patient/pat-9"}},{"actor":{"reference":"Practitioner/a"}}]}`
 	all := holding(t, shared, travelling("Practitioner", "a"), patient(1))
-	got := newBench(t, all, members...).export("Appointment", "Patient", "Practitioner")
+	got := newFixture(t, all, members...).export("Appointment", "Patient", "Practitioner")
 	got.wantLines(t, patient(1))
 	got.wantIssues(t, "information", "Appointment: 1 resources")
 }
 
 func TestWhenReferencesCannotBeFollowedTheRestIsExported(t *testing.T) { // pitfall 21
 	all, lines := network(t)
-	b := newBench(t, failing(all, "PractitionerRole", 1000), members...)
-	got := b.export("Patient", "PractitionerRole", "Organization")
+	fx := newFixture(t, failing(all, "PractitionerRole", 1000), members...)
+	got := fx.export("Patient", "PractitionerRole", "Organization")
 	got.wantLines(t, lines["patient"])
 	got.wantIssues(t, "error", "Referenced resources are missing: its data could not be read or stored in 3 attempts.")
 }
 
 func TestReferencesSurviveAFailedUnit(t *testing.T) { // pitfall 21
 	all, lines := network(t)
-	b := newBench(t, failing(all, "Observation", 1000), members...)
-	got := b.export("Observation", "Patient", "PractitionerRole", "Practitioner")
+	fx := newFixture(t, failing(all, "Observation", 1000), members...)
+	got := fx.export("Observation", "Patient", "PractitionerRole", "Practitioner")
 	got.wantLines(t, lines["patient"], lines["role"], lines["gp"]) // and not the nurse, whom only the failed unit met
 	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing")
 	if got.job.State != export.Completed {

@@ -38,23 +38,23 @@ var everyType = concat(everyTravelling, []string{"Condition"})
 
 func TestAnUndisturbedExport(t *testing.T) {
 	all, want := everything(t)
-	b := newBench(t, all, members...)
-	got := b.export(everyType...)
+	fx := newFixture(t, all, members...)
+	got := fx.export(everyType...)
 	got.wantLines(t, want...)
-	b.wantMetric(0, "sluice_worker_fence_losses_total")
-	b.wantMetric(0, "sluice_worker_units_total", "retried")
+	fx.wantMetric(0, "sluice_worker_fence_losses_total")
+	fx.wantMetric(0, "sluice_worker_units_total", "retried")
 }
 
 func TestASourceThatFailsAndRecovers(t *testing.T) { // pitfalls 8, 13, 20
 	for _, typ := range everyType {
 		t.Run(typ, func(t *testing.T) {
 			all, want := everything(t)
-			b := newBench(t, failing(all, typ, 2), members...)
-			b.cfg.FileBytes = 1 // files of the failed attempts are finished, and are garbage
-			got := b.export(everyType...)
+			fx := newFixture(t, failing(all, typ, 2), members...)
+			fx.cfg.FileBytes = 1 // files of the failed attempts are finished, and are garbage
+			got := fx.export(everyType...)
 			got.wantLines(t, want...)
 			got.wantIssues(t, "error")
-			b.wantMetric(2, "sluice_worker_units_total", "retried")
+			fx.wantMetric(2, "sluice_worker_units_total", "retried")
 		})
 	}
 }
@@ -62,36 +62,35 @@ func TestASourceThatFailsAndRecovers(t *testing.T) { // pitfalls 8, 13, 20
 func TestARetryWaitsLonger(t *testing.T) {
 	t.Parallel()
 	all, _, _ := clinical(t)
-	b := newBench(t, failing(all, "Patient", 2), members...)
-	b.cfg.MaxAttempts = 5
-	w := b.worker()
-	id := b.kickOff("Patient")
+	fx := newFixture(t, failing(all, "Patient", 2), members...)
+	fx.cfg.MaxAttempts = 5
+	w := fx.worker()
+	id := fx.kickOff("Patient")
 	must(t, w.Handle(t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
 	task := queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1}
 	for attempt, wantDelay := range []time.Duration{time.Second, 2 * time.Second} {
 		must(t, w.Handle(t.Context(), task))
 		task.Fence++
-		early, err := b.jobs.Silent(t.Context(), id, -(wantDelay - time.Millisecond), 10)
-		must(t, err)
+		early := fx.stale(id, -(wantDelay - time.Millisecond))
 		if len(early) != 0 {
 			t.Errorf("after attempt %d the unit is wanted before %s: %+v", attempt+1, wantDelay, early)
 		}
 	}
 	// Both retries stand in the queue under their new fences, the second behind the first.
-	if got := b.queued(2); got[0].Fence != 2 || got[1] != task {
+	if got := fx.queued(2); got[0].Fence != 2 || got[1] != task {
 		t.Errorf("queued: %+v", got)
 	}
 }
 
 // queued returns the next tasks of units of single types that stand in the queue, the plan's own left out.
-func (b *bench) queued(n int) []queue.Task {
-	b.t.Helper()
+func (fx *fixture) queued(n int) []queue.Task {
+	fx.t.Helper()
 	tasks := make(chan queue.Task, 100)
-	stop := b.serve(1, 0, func(_ context.Context, task queue.Task) error { tasks <- task; return nil })
+	stop := fx.serve(1, 0, func(_ context.Context, task queue.Task) error { tasks <- task; return nil })
 	defer stop()
 	var found []queue.Task
 	for len(found) < n {
-		if task := wait(b.t, tasks); task.Fence > 1 {
+		if task := wait(fx.t, tasks); task.Fence > 1 {
 			found = append(found, task)
 		}
 	}
@@ -101,21 +100,21 @@ func (b *bench) queued(n int) []queue.Task {
 func TestASourceThatAlwaysFails(t *testing.T) { // pitfalls 20, 21
 	all, _, others := clinical(t)
 	down := failing(all, "Observation", 1000)
-	b := newBench(t, down, members...)
-	b.cfg.FileBytes = 1
-	got := b.export("Observation", "Condition", "Patient")
+	fx := newFixture(t, down, members...)
+	fx.cfg.FileBytes = 1
+	got := fx.export("Observation", "Condition", "Patient")
 	got.wantLines(t, others...)
 	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: its data could not be read or stored in 3 attempts.")
 	if down.calls != 3 {
 		t.Errorf("%d attempts, want 3", down.calls)
 	}
-	b.wantMetric(0, "sluice_worker_guard_refusals_total")
+	fx.wantMetric(0, "sluice_worker_guard_refusals_total")
 }
 
 func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // pitfall 20
 	all, _ := network(t)
-	b := newBench(t, failing(all, "", 1000), members...)
-	got := b.export("Observation", "Patient", "Practitioner")
+	fx := newFixture(t, failing(all, "", 1000), members...)
+	got := fx.export("Observation", "Patient", "Practitioner")
 	if got.job.State != export.Failed || got.job.Failure != "The export could not be done: every part of it failed." {
 		t.Errorf("the job is %s: %s", got.job.State, got.job.Failure)
 	}
@@ -123,51 +122,51 @@ func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // pitfall 20
 
 func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // pitfalls 13, 28
 	all, want := everything(t)
-	b := newBench(t, all, members...)
-	w, other := b.worker(), b.worker()
+	fx := newFixture(t, all, members...)
+	w, other := fx.worker(), fx.worker()
 	tasks := 0
-	job := b.drive(b.kickOff(everyType...), func(task queue.Task) {
+	job := fx.drive(fx.kickOff(everyType...), func(task queue.Task) {
 		tasks++
 		must(t, w.Handle(t.Context(), task))
 		must(t, other.Handle(t.Context(), task)) // as when the answer to the commit was lost
 	})
-	b.outcome(job).wantLines(t, want...)
-	b.wantMetric(float64(tasks), "sluice_worker_fence_losses_total")
-	b.wantMetric(0, "sluice_worker_units_total")
+	fx.outcome(job).wantLines(t, want...)
+	fx.wantMetric(float64(tasks), "sluice_worker_fence_losses_total")
+	fx.wantMetric(0, "sluice_worker_units_total")
 }
 
 func TestALateTaskOfAnEarlierFenceIsNothing(t *testing.T) { // pitfall 28
 	all, want := everything(t)
-	b := newBench(t, failing(all, "Condition", 2), members...)
-	w := b.worker()
+	fx := newFixture(t, failing(all, "Condition", 2), members...)
+	w := fx.worker()
 	var done []queue.Task
-	job := b.drive(b.kickOff(everyType...), func(task queue.Task) {
+	job := fx.drive(fx.kickOff(everyType...), func(task queue.Task) {
 		must(t, w.Handle(t.Context(), task))
 		done = append(done, task)
 		for _, late := range done {
 			must(t, w.Handle(t.Context(), late))
 		}
 	})
-	b.outcome(job).wantLines(t, want...)
+	fx.outcome(job).wantLines(t, want...)
 }
 
 // claim takes the task as a worker does.
-func (b *bench) claim(task queue.Task) export.Lease {
-	b.t.Helper()
-	lease, err := b.jobs.Claim(b.t.Context(), task.Job, task.Unit, task.Kind, task.Fence)
-	must(b.t, err)
+func (fx *fixture) claim(task queue.Task) export.Lease {
+	fx.t.Helper()
+	lease, err := fx.jobs.Claim(fx.t.Context(), task.Job, task.Unit, task.Kind, task.Fence)
+	must(fx.t, err)
 	return lease
 }
 
 // again returns the unit's task under the fence that it has after its worker was lost.
-func (b *bench) again(task queue.Task) queue.Task {
-	b.t.Helper()
-	for _, found := range b.open(task.Job) {
+func (fx *fixture) again(task queue.Task) queue.Task {
+	fx.t.Helper()
+	for _, found := range fx.open(task.Job) {
 		if found.Unit == task.Unit {
 			return found
 		}
 	}
-	b.t.Fatalf("unit %s is lost for good", task.Unit)
+	fx.t.Fatalf("unit %s is lost for good", task.Unit)
 	panic("unreachable")
 }
 
@@ -175,21 +174,21 @@ func TestKilledBeforeTheCommit(t *testing.T) { // pitfalls 8, 9, 11, 13, 20
 	all, want := everything(t)
 	for _, fileBytes := range []int64{1, 1 << 30} {
 		t.Run(fmt.Sprint(fileBytes), func(t *testing.T) {
-			b := newBench(t, all, members...)
-			b.cfg.FileBytes = fileBytes
-			w := b.worker()
+			fx := newFixture(t, all, members...)
+			fx.cfg.FileBytes = fileBytes
+			w := fx.worker()
 			killed := map[export.Kind]int{}
-			job := b.driveOne(b.kickOff(everyType...), func(task queue.Task) {
-				if _, err := w.Unsettled(t.Context(), b.claim(task)); err != nil {
+			job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
+				if _, err := w.Unsettled(t.Context(), fx.claim(task)); err != nil {
 					t.Fatal(err)
 				}
 				killed[task.Kind]++
-				must(t, w.Handle(t.Context(), b.again(task)))
+				must(t, w.Handle(t.Context(), fx.again(task)))
 			})
 			if len(killed) != 5 {
 				t.Errorf("killed %v, want every kind of unit", killed)
 			}
-			got := b.outcome(job)
+			got := fx.outcome(job)
 			got.wantLines(t, want...)
 			got.wantIssues(t, "error")
 		})
@@ -197,12 +196,12 @@ func TestKilledBeforeTheCommit(t *testing.T) { // pitfalls 8, 9, 11, 13, 20
 }
 
 // driveOne hands the job's tasks over one at a time, looking again after each.
-func (b *bench) driveOne(id export.JobID, do func(queue.Task)) export.Job {
-	b.t.Helper()
+func (fx *fixture) driveOne(id export.JobID, do func(queue.Task)) export.Job {
+	fx.t.Helper()
 	for {
-		tasks := b.open(id)
+		tasks := fx.open(id)
 		if len(tasks) == 0 {
-			return b.drive(id, do)
+			return fx.drive(id, do)
 		}
 		do(tasks[0])
 	}
@@ -211,16 +210,16 @@ func (b *bench) driveOne(id export.JobID, do func(queue.Task)) export.Job {
 func TestKilledAtEveryRequestToTheStore(t *testing.T) { // pitfalls 8, 9, 13, 16, 20
 	t.Parallel()
 	all, want := everything(t)
-	b := newBench(t, all, members...)
-	b.cfg.MaxAttempts = 1000
-	b.cfg.FileBytes = 2000
-	w := b.worker()
+	fx := newFixture(t, all, members...)
+	fx.cfg.MaxAttempts = 1000
+	fx.cfg.FileBytes = 2000
+	w := fx.worker()
 	kills := map[export.Kind]int{}
-	job := b.driveOne(b.kickOff(everyType...), func(task queue.Task) {
+	job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
 		for request := 1; ; request++ {
-			lease := b.claim(task)
-			died := b.dieAt(w, lease, request)
-			task = b.again(task)
+			lease := fx.claim(task)
+			died := fx.dieAt(w, lease, request)
+			task = fx.again(task)
 			if !died {
 				break // this attempt was finished, and lost before its commit
 			}
@@ -229,25 +228,25 @@ func TestKilledAtEveryRequestToTheStore(t *testing.T) { // pitfalls 8, 9, 13, 16
 		must(t, w.Handle(t.Context(), task))
 	})
 	for _, kind := range []export.Kind{
-		export.KindPlan, export.KindExport, export.KindReferences, export.KindReferenced, export.KindSeal,
+		export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 	} {
 		if kills[kind] < 2 {
 			t.Errorf("%d deaths of a %s", kills[kind], kind)
 		}
 	}
-	got := b.outcome(job)
+	got := fx.outcome(job)
 	got.wantLines(t, want...)
 	got.wantIssues(t, "error")
 }
 
 // dieAt does the unit's work until the object store has answered so many requests: the store did what the last of them
 // asked, and the worker is dead before it learns so. It reports whether it came to that.
-func (b *bench) dieAt(w *pipeline.Worker, lease export.Lease, request int) (died bool) {
-	b.t.Helper()
-	ctx, die := context.WithCancel(b.t.Context())
+func (fx *fixture) dieAt(w *pipeline.Worker, lease export.Lease, request int) (died bool) {
+	fx.t.Helper()
+	ctx, die := context.WithCancel(fx.t.Context())
 	defer die()
 	var answers atomic.Int64
-	b.proxy.OnReply(func(*http.Response) error {
+	fx.proxy.OnReply(func(*http.Response) error {
 		switch n := answers.Add(1); {
 		case n < int64(request):
 			return nil
@@ -257,67 +256,67 @@ func (b *bench) dieAt(w *pipeline.Worker, lease export.Lease, request int) (died
 		die()
 		return errors.New("nobody is there to hear")
 	})
-	defer b.proxy.Mend()
+	defer fx.proxy.Mend()
 	_, err := w.Unsettled(ctx, lease)
 	if died = ctx.Err() != nil; !died && err != nil {
-		b.t.Fatalf("%s: %v", lease.Unit.ID, err)
+		fx.t.Fatalf("%s: %v", lease.Unit.ID, err)
 	}
 	return died
 }
 
 func TestKilledBetweenTheCommitAndTheQueue(t *testing.T) { // pitfalls 7, 11
 	all, want := everything(t)
-	b := newBench(t, all, members...)
-	w := b.worker()
-	job := b.driveOne(b.kickOff(everyType...), func(task queue.Task) {
-		lease := b.claim(task)
+	fx := newFixture(t, all, members...)
+	w := fx.worker()
+	job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
+		lease := fx.claim(task)
 		commit, err := w.Unsettled(t.Context(), lease)
 		must(t, err)
-		must(t, b.jobs.Commit(t.Context(), lease, commit))
+		must(t, fx.jobs.Commit(t.Context(), lease, commit))
 	})
-	b.outcome(job).wantLines(t, want...)
+	fx.outcome(job).wantLines(t, want...)
 }
 
 func TestAUnitThatKillsItsWorkersIsGivenUp(t *testing.T) { // pitfalls 7, 11, 21
 	all, _, others := clinical(t)
-	b := newBench(t, all, members...)
-	w := b.worker()
+	fx := newFixture(t, all, members...)
+	w := fx.worker()
 	deaths := 0
-	job := b.drive(b.kickOff("Observation", "Condition", "Patient"), func(task queue.Task) {
-		if task.Unit == "Observation-00000" && deaths < b.cfg.MaxAttempts {
+	job := fx.drive(fx.kickOff("Observation", "Condition", "Patient"), func(task queue.Task) {
+		if task.Unit == "Observation-00000" && deaths < fx.cfg.MaxAttempts {
 			deaths++
-			b.claim(task)
+			fx.claim(task)
 			return
 		}
 		must(t, w.Handle(t.Context(), task))
 	})
-	got := b.outcome(job)
+	got := fx.outcome(job)
 	got.wantLines(t, others...)
 	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: it was given up after 3 attempts.")
 }
 
 func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // pitfalls 9, 20
 	for _, kind := range []export.Kind{
-		export.KindPlan, export.KindExport, export.KindReferences, export.KindReferenced, export.KindSeal,
+		export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 	} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel() // it waits for the client's own retries
 			all, want := everything(t)
-			b := newBench(t, all, members...)
-			w := b.worker()
+			fx := newFixture(t, all, members...)
+			w := fx.worker()
 			broken := 0
-			job := b.drive(b.kickOff(everyType...), func(task queue.Task) {
+			job := fx.drive(fx.kickOff(everyType...), func(task queue.Task) {
 				if task.Kind == kind && broken == 0 {
 					broken++
-					b.proxy.FailAfter(10) // it goes away while the first object is written
+					fx.proxy.FailAfter(10) // it goes away while the first object is written
 				}
 				must(t, w.Handle(t.Context(), task))
-				b.proxy.Mend()
+				fx.proxy.Mend()
 			})
-			got := b.outcome(job)
+			got := fx.outcome(job)
 			got.wantLines(t, want...)
 			got.wantIssues(t, "error")
-			b.wantMetric(1, "sluice_worker_units_total", string(kind), "waiting")
+			fx.wantMetric(1, "sluice_worker_units_total", string(kind), "waiting")
 		})
 	}
 }
@@ -327,22 +326,22 @@ func TestAnOutageLongerThanAllAttemptsCostsNothing(t *testing.T) { // pitfalls 2
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel() // it waits for the client's own retries
 			all, observations, _ := clinical(t)
-			b := newBench(t, all, members...)
-			b.cfg.MaxAttempts = 2
-			w := b.worker()
+			fx := newFixture(t, all, members...)
+			fx.cfg.MaxAttempts = 2
+			w := fx.worker()
 			down := 0
-			job := b.drive(b.kickOff("Observation"), func(task queue.Task) {
-				if task.Kind == kind && down <= b.cfg.MaxAttempts {
+			job := fx.drive(fx.kickOff("Observation"), func(task queue.Task) {
+				if task.Kind == kind && down <= fx.cfg.MaxAttempts {
 					down++
-					b.proxy.Break()
+					fx.proxy.Break()
 				}
 				must(t, w.Handle(t.Context(), task))
-				b.proxy.Mend()
+				fx.proxy.Mend()
 			})
-			got := b.outcome(job)
+			got := fx.outcome(job)
 			got.wantLines(t, observations...)
 			got.wantIssues(t, "error")
-			b.wantMetric(float64(b.cfg.MaxAttempts+1), "sluice_worker_units_total", string(kind), "waiting")
+			fx.wantMetric(float64(fx.cfg.MaxAttempts+1), "sluice_worker_units_total", string(kind), "waiting")
 		})
 	}
 }
@@ -350,54 +349,54 @@ func TestAnOutageLongerThanAllAttemptsCostsNothing(t *testing.T) { // pitfalls 2
 func TestAFileThatIsCorruptedOnItsWayIsNotPublished(t *testing.T) { // pitfall 9
 	t.Parallel()
 	all, want := everything(t)
-	b := newBench(t, all, members...)
-	w := b.worker()
+	fx := newFixture(t, all, members...)
+	w := fx.worker()
 	corrupted := false
-	job := b.drive(b.kickOff(everyType...), func(task queue.Task) {
+	job := fx.drive(fx.kickOff(everyType...), func(task queue.Task) {
 		if task.Kind == export.KindExport && !corrupted {
 			corrupted = true
-			b.proxy.CorruptAfter(30)
+			fx.proxy.CorruptAfter(30)
 		}
 		must(t, w.Handle(t.Context(), task))
-		b.proxy.Mend()
+		fx.proxy.Mend()
 	})
-	b.outcome(job).wantLines(t, want...)
-	b.wantMetric(1, "sluice_worker_units_total", "retried")
+	fx.outcome(job).wantLines(t, want...)
+	fx.wantMetric(1, "sluice_worker_units_total", "retried")
 }
 
 func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
-	b, redis := newBenchOnMiniredis(t, hook, members...)
+	fx, redis := newFixtureOnMiniredis(t, hook, members...)
 	hook.within = func(context.Context, int) error { redis.SetError("LOADING"); return nil }
-	w := b.worker()
-	id := b.kickOff("Patient")
+	w := fx.worker()
+	id := fx.kickOff("Patient")
 	must(t, w.Handle(t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
 	err := w.Handle(t.Context(), queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1})
 	if !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("got %v: nobody would deliver the task again", err)
 	}
-	b.wantMetric(1, "sluice_worker_units_total", "export", "unrecorded")
-	b.wantMetric(0, "sluice_worker_units_total", "export", "done")
+	fx.wantMetric(1, "sluice_worker_units_total", "export", "unrecorded")
+	fx.wantMetric(0, "sluice_worker_units_total", "export", "done")
 	redis.SetError("")
 	hook.within = nil
-	b.outcome(b.finish(w, id)).wantLines(t, patient(1), patient(2), patient(3))
+	fx.outcome(fx.finish(w, id)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
 func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // pitfalls 13, 28
 	// Every unit is rescued while its first worker lives on and comes to its commit late.
 	all, want := everything(t)
-	b := newBench(t, all, members...)
-	w := b.worker()
-	job := b.driveOne(b.kickOff(everyType...), func(task queue.Task) {
-		lease := b.claim(task)
+	fx := newFixture(t, all, members...)
+	w := fx.worker()
+	job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
+		lease := fx.claim(task)
 		commit, err := w.Unsettled(t.Context(), lease)
 		must(t, err)
-		fresh := b.again(task)
+		fresh := fx.again(task)
 		must(t, w.Handle(t.Context(), fresh))
-		if err := b.jobs.Commit(t.Context(), lease, commit); !errors.Is(err, export.ErrFenced) && !errors.Is(err, export.ErrNotLive) {
+		if err := fx.jobs.Commit(t.Context(), lease, commit); !errors.Is(err, export.ErrFenced) && !errors.Is(err, export.ErrNotLive) {
 			t.Errorf("%s: the loser's commit: %v (pitfall 28)", task.Unit, err)
 		}
 	})
-	b.outcome(job).wantLines(t, want...)
+	fx.outcome(job).wantLines(t, want...)
 }

@@ -25,7 +25,7 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 			// Nobody can read it, and it has to go: with the failure everything of the job is purged.
 			return export.Permanent("a worker that knows no encryption has written a part of it")
 		}
-		writes := unit.Kind == export.KindExport || unit.Kind == export.KindReferenced
+		writes := unit.Kind == export.KindExport || unit.Kind == export.KindExportReferenced
 		switch {
 		case result.Failure != "":
 			failed++
@@ -65,7 +65,7 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 }
 
 func failureText(unit export.Unit, result export.Result) string {
-	if unit.Kind == export.KindReferences {
+	if unit.Kind == export.KindResolveReferences {
 		return "Referenced resources are missing: " + result.Failure + "."
 	}
 	return fmt.Sprintf("A part of %s (%s) is missing: %s.", unit.Type, unit.ID, result.Failure)

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
@@ -73,8 +74,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Parts are what a worker works with.
-type Parts struct {
+// Deps are the stores and services that a worker uses.
+type Deps struct {
 	Jobs     *jobstore.Store
 	Queue    *queue.Client
 	Objects  *objects.Store
@@ -89,20 +90,24 @@ type Parts struct {
 
 // Worker works on units. It has no state between them but what it need not read again: any number run anywhere.
 type Worker struct {
-	Parts
-	cfg     Config
-	lists   *spillset.Cache
-	shorts  shorts
-	metrics metrics
+	Deps
+	lifecycle  *jobs.Lifecycle
+	cfg        Config
+	lists      *spillset.Cache
+	shortUnits activeShortUnits
+	metrics    metrics
 }
 
 // New returns a worker.
-func New(cfg Config, parts Parts) (*Worker, error) {
+func New(cfg Config, deps Deps) (*Worker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	return &Worker{
-		Parts: parts, cfg: cfg, lists: spillset.NewCache(), metrics: newMetrics(parts.Registry),
+		Deps: deps, cfg: cfg, lists: spillset.NewCache(), metrics: newMetrics(deps.Registry),
+		lifecycle: &jobs.Lifecycle{
+			Store: deps.Jobs, Queue: deps.Queue, Now: deps.Now, Retention: cfg.Retention, Outstanding: cfg.Outstanding,
+		},
 	}, nil
 }
 

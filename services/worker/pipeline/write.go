@@ -33,7 +33,7 @@ type files struct {
 	current export.File
 	done    []export.File
 
-	courtesy courtesy
+	throttle throttle
 	span     trace.Span
 }
 
@@ -41,7 +41,7 @@ type files struct {
 func (w *Worker) newFiles(ctx context.Context, lease export.Lease, typ string, isError bool) *files {
 	f := &files{ctx: ctx, worker: w, lease: lease, typ: typ, error: isError}
 	if !lease.Unit.Short() {
-		f.courtesy = courtesy{shorts: &w.shorts, job: lease.Job}
+		f.throttle = throttle{active: &w.shortUnits, job: lease.Job}
 	}
 	return f
 }
@@ -65,7 +65,7 @@ func (f *files) write(line []byte) error {
 	}
 	f.current.Count++
 	f.current.Bytes += int64(len(line)) + 1
-	f.courtesy.wrote(len(line))
+	f.throttle.wrote(len(line))
 	if f.current.Bytes >= f.worker.cfg.FileBytes {
 		return f.finish()
 	}

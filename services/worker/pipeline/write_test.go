@@ -26,7 +26,7 @@ func TestFilesRollOver(t *testing.T) { // pitfalls 6, 13
 		"no limit reached":   {1 << 30, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, holding(t, all...), members...)
+			b := newFixture(t, holding(t, all...), members...)
 			b.cfg.FileBytes = row.fileBytes
 			got := b.export("Observation", "Condition", "Flag")
 			got.wantLines(t, all...)
@@ -58,13 +58,13 @@ func TestLinesAreWrittenAsTheyAre(t *testing.T) {
 		`{ "id" : "obs-b" ,	"resourceType":"Observation","subject":{"reference":"Patient\/pat-1"},"valueDecimal":1.00 }`,
 		observation("c", 1, `,"note":[{"text":"`+strings.Repeat("long ", 200_000)+`"}]`),
 	}
-	got := newBench(t, holding(t, odd...), members...).export("Observation")
+	got := newFixture(t, holding(t, odd...), members...).export("Observation")
 	got.wantLines(t, odd...)
 }
 
 func TestTheScaffoldingIsGoneWhenAJobIsSealed(t *testing.T) {
 	all, _ := network(t)
-	b := newBench(t, all, members...)
+	b := newFixture(t, all, members...)
 	got := b.export(everyTravelling...)
 	for _, prefix := range export.Scaffolding(got.job.ID) {
 		if n, err := b.objects.DeletePrefix(t.Context(), prefix); err != nil || n != 0 {

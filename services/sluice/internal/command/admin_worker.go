@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,48 +11,19 @@ import (
 )
 
 func (a *app) worker(admin *adminFlags) *cobra.Command {
-	return family("worker", "Look at workers, and drain one", "Worker looks at workers, and drains one (docs/operating.md).",
+	return parent("worker", "List workers and queues, and drain a worker",
+		"List workers and queues, and drain a worker (docs/operating.md).",
 		a.workerList(admin), a.workerDrain(admin))
 }
 
-// workerOutput is a worker as JSON.
-type workerOutput struct {
-	ID       string          `json:"id"`
-	Host     string          `json:"host"`
-	PID      int             `json:"pid"`
-	Started  time.Time       `json:"started"`
-	Slots    int             `json:"slots"`
-	Draining bool            `json:"draining"`
-	Obeys    bool            `json:"drainable"`
-	Units    []runningOutput `json:"units"`
-}
-
-type runningOutput struct {
-	Job   string    `json:"job"`
-	Unit  string    `json:"unit"`
-	Fence int64     `json:"fence"`
-	Since time.Time `json:"since"`
-}
-
-// queueOutput is a queue as JSON.
-type queueOutput struct {
-	Queue     string  `json:"queue"`
-	Pending   int     `json:"pending"`
-	Active    int     `json:"active"`
-	Scheduled int     `json:"scheduled"`
-	Retry     int     `json:"retry"`
-	Oldest    float64 `json:"oldest_seconds"`
-}
-
 func (a *app) workerList(admin *adminFlags) *cobra.Command {
-	flags := operateFlags{adminFlags: admin}
-	return flags.looks(&cobra.Command{
+	flags := redisFlags{adminFlags: admin}
+	return flags.reads(&cobra.Command{
 		Use:   "list",
-		Short: "List the workers with the units that they have, and the queues",
-		Long: `List lists the workers that are alive with the units that they have, and what waits in the queues. A worker that
-was killed is listed for some ten seconds more.`,
-		Args: cobra.NoArgs,
-		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		Short: "List the workers with their units, and the queues",
+		Long:  `List the live workers with their units, and the queues. A killed worker is listed for about ten more seconds.`,
+		Args:  cobra.NoArgs,
+		RunE: a.reading(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
 			workers, err := o.Workers(ctx)
 			if err != nil {
 				return err
@@ -63,89 +33,69 @@ was killed is listed for some ten seconds more.`,
 				return err
 			}
 			if flags.json {
-				return a.printJSON(workersJSON(workers, queues))
+				return a.printJSON(struct {
+					Workers []ops.Worker `json:"workers"`
+					Queues  []ops.Queue  `json:"queues"`
+				}{workers, queues})
 			}
 			return a.printWorkers(workers, queues)
 		}),
 	})
 }
 
-func workersJSON(workers []ops.Worker, queues []ops.Queue) any {
-	output := struct {
-		Workers []workerOutput `json:"workers"`
-		Queues  []queueOutput  `json:"queues"`
-	}{[]workerOutput{}, []queueOutput{}}
-	for _, w := range workers {
-		one := workerOutput{
-			ID: w.ID, Host: w.Host, PID: w.PID, Started: w.Started, Slots: w.Slots, Draining: w.Draining, Obeys: w.Drainable,
-			Units: []runningOutput{},
-		}
-		for _, at := range w.Units {
-			one.Units = append(one.Units, runningOutput{
-				Job: string(at.Job), Unit: string(at.Unit), Fence: at.Fence, Since: at.Since,
-			})
-		}
-		output.Workers = append(output.Workers, one)
-	}
-	for _, q := range queues {
-		output.Queues = append(output.Queues, queueOutput{q.Queue, q.Pending, q.Active, q.Scheduled, q.Retry, seconds(q.Oldest.Duration)})
-	}
-	return output
-}
-
 func (a *app) printWorkers(workers []ops.Worker, queues []ops.Queue) error {
 	rows := [][]string{{"worker", "state", "up", "slots", "busy"}}
-	atWork := [][]string{{"job", "unit", "fence", "worker", "for"}}
+	running := [][]string{{"job", "unit", "fence", "worker", "for"}}
 	for _, w := range workers {
 		state := "active"
 		switch {
 		case w.Draining:
 			state = "draining"
 		case !w.Drainable:
-			state = "active, takes no orders"
+			state = "active, cannot be drained"
 		}
 		rows = append(rows, []string{
 			w.ID, state, span(a.now().Sub(w.Started)), strconv.Itoa(w.Slots), strconv.Itoa(len(w.Units)),
 		})
-		for _, at := range w.Units {
-			atWork = append(atWork, []string{
-				string(at.Job), string(at.Unit), strconv.FormatInt(at.Fence, 10), w.ID, span(a.now().Sub(at.Since)),
+		for _, unit := range w.Units {
+			running = append(running, []string{
+				string(unit.Job), string(unit.Unit), decimal(unit.Fence), w.ID, span(a.now().Sub(unit.Since)),
 			})
 		}
 	}
 	if err := a.printColumns(rows); err != nil {
 		return err
 	}
-	if len(atWork) > 1 {
-		if err := a.printBelow(atWork); err != nil {
+	if len(running) > 1 {
+		if err := a.printBelow(running); err != nil {
 			return err
 		}
 	}
-	waits := [][]string{{"queue", "pending", "active", "later", "oldest"}}
+	rows = [][]string{{"queue", "pending", "active", "later", "oldest"}}
 	for _, q := range queues {
-		waits = append(waits, []string{
+		rows = append(rows, []string{
 			q.Queue, strconv.Itoa(q.Pending), strconv.Itoa(q.Active), strconv.Itoa(q.Scheduled + q.Retry), span(q.Oldest.Duration),
 		})
 	}
-	return a.printBelow(waits)
+	return a.printBelow(rows)
 }
 
 func (a *app) workerDrain(admin *adminFlags) *cobra.Command {
-	flags := operateFlags{adminFlags: admin}
+	flags := redisFlags{adminFlags: admin}
 	return flags.destroys(&cobra.Command{
 		Use:   "drain WORKER",
-		Short: "End a worker in order: it hands back what it has",
-		Long: `Drain has a worker end within seconds as a SIGTERM would: it takes no further unit, finishes what it can within its
-SLUICE_WORKER_DRAIN, hands the rest back, and exits with 0. What supervises it (Kubernetes, compose, systemd) then
-starts another; to have one less, scale down instead. WORKER is its id in sluice admin worker list. It asks before;
---yes does not.`,
+		Short: "Shut down a worker gracefully",
+		Long: `Shut down a worker as a SIGTERM does: it takes no more units, finishes what it can within its
+SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its supervisor (Kubernetes, compose, systemd) then
+starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
+confirmation unless --yes.`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.run(func(ctx context.Context, args []string) error {
-			if err := a.confirm(&flags, fmt.Sprintf("End worker %s?", printable(args[0]))); err != nil {
+			if err := a.confirm(&flags, fmt.Sprintf("Shut down worker %s?", printable(args[0]))); err != nil {
 				return err
 			}
-			return a.change(&flags, "worker "+args[0]+" is told to end", func(o *ops.Operator) error {
-				return told("worker", o.DrainWorker(ctx, args[0]))
+			return a.change(&flags, "worker "+args[0]+" is draining", func(o *ops.Operator) error {
+				return explainOps("worker", o.DrainWorker(ctx, args[0]))
 			})
 		}),
 	})

@@ -1,0 +1,149 @@
+package bulkclient
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// issuing is a token endpoint, and the FHIR server that announces it.
+type issuing struct {
+	*httptest.Server
+	asked    atomic.Int64
+	answer   http.HandlerFunc // in place of a token, when it is set
+	endpoint string           // the token_endpoint of discovery
+}
+
+func newIssuing(t *testing.T) *issuing {
+	s := &issuing{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/fhir/.well-known/smart-configuration":
+			_ = json.NewEncoder(w).Encode(map[string]string{"token_endpoint": s.endpoint})
+		case s.answer != nil:
+			s.asked.Add(1)
+			s.answer(w, r)
+		default:
+			n := s.asked.Add(1)
+			if r.Method != http.MethodPost || r.URL.RawQuery != "" || r.PostFormValue("grant_type") != "client_credentials" ||
+				r.PostFormValue("client_assertion") != "for "+s.URL+"/token" || r.PostFormValue("scope") != "system/*.rs" ||
+				r.PostFormValue("client_assertion_type") != assertionType {
+				t.Errorf("invalid token request: %s %v", r.Method, r.PostForm)
+			}
+			_ = json.NewEncoder(w).Encode(map[string]any{
+				"access_token": "token-" + strconv.FormatInt(n, 10), "token_type": "Bearer", "expires_in": 300,
+			})
+		}
+	}))
+	t.Cleanup(s.Close)
+	s.endpoint = s.URL + "/token"
+	return s
+}
+
+func (s *issuing) source(t *testing.T, now func() time.Time, tokenURL string) TokenSource {
+	t.Helper()
+	source, err := NewTokenSource(Credentials{
+		Base: s.URL + "/fhir/", TokenURL: tokenURL, Scope: "system/*.rs", Now: now,
+		Assert: func(endpoint string) (string, error) { return "for " + endpoint, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return source
+}
+
+// Tokens are fetched on first use, at half of their lifetime, and when the server refuses one.
+func TestCredentialTokens(t *testing.T) {
+	now := time.Now()
+	clock := func() time.Time { return now }
+	for name, discovered := range map[string]bool{"named": false, "discovered": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newIssuing(t)
+			tokenURL := s.endpoint
+			if discovered {
+				tokenURL = ""
+			}
+			source := s.source(t, clock, tokenURL)
+			wants := func(refused, want string) {
+				t.Helper()
+				got, err := source.Token(t.Context(), refused)
+				if err != nil || got != want {
+					t.Errorf("got %q, %v, want %q", got, err, want)
+				}
+			}
+			wants("", "token-1")
+			wants("", "token-1")
+			now = now.Add(149 * time.Second)
+			wants("", "token-1")
+			now = now.Add(2 * time.Second)
+			wants("", "token-2")
+			wants("token-1", "token-2") // refused was one that is no longer used
+			wants("token-2", "token-3")
+		})
+	}
+}
+
+func TestCredentialTokensRefused(t *testing.T) {
+	elsewhere := newIssuing(t)
+	for name, test := range map[string]struct {
+		answer   http.HandlerFunc
+		contains string
+		passes   bool
+	}{
+		"invalid_client": {func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(400)
+			_, _ = w.Write([]byte(`{"error":"invalid_client","error_description":"who\u001b is this"}`))
+		}, "who is this (invalid_client)", false},
+		"down": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, "503", true},
+		"no token": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"token_type":"bearer"}`))
+		}, "no bearer token", false},
+		"another kind": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"access_token":"x","token_type":"mac"}`))
+		}, "no bearer token", false},
+		"redirected": {http.RedirectHandler(elsewhere.endpoint, http.StatusTemporaryRedirect).ServeHTTP, "redirects", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newIssuing(t)
+			s.answer = test.answer
+			_, err := s.source(t, time.Now, s.endpoint).Token(t.Context(), "")
+			if err == nil || !strings.Contains(err.Error(), test.contains) || strings.Contains(err.Error(), "\x1b") {
+				t.Fatalf("%v, want %q", err, test.contains)
+			}
+			if _, again := retryIn(err, 1, time.Second, false); again != test.passes {
+				t.Errorf("%v is tried again: %v", err, again)
+			}
+		})
+	}
+	if elsewhere.asked.Load() != 0 {
+		t.Error("an assertion went where the token service redirected it")
+	}
+}
+
+// An assertion is sent over https or to this machine only.
+func TestAssertionsNeedHTTPS(t *testing.T) {
+	for url, want := range map[string]bool{
+		"https://auth.example/token": true, "http://127.0.0.1:1/token": true, "http://auth.example/token": false,
+		"ftp://auth.example/token": false, "/token": false, "https://u:p@auth.example/token": false,
+	} {
+		_, err := NewTokenSource(Credentials{TokenURL: url, Now: time.Now})
+		if (err == nil) != want {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	s := newIssuing(t)
+	s.endpoint = "http://auth.example/token"
+	if _, err := s.source(t, time.Now, "").Token(t.Context(), ""); !errors.Is(err, ErrInsecureHTTP) {
+		t.Errorf("a discovered one: %v", err)
+	}
+	s.endpoint = ""
+	if _, err := s.source(t, time.Now, "").Token(t.Context(), ""); err == nil {
+		t.Error("a server that names no token endpoint has one")
+	}
+}

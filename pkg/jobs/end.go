@@ -1,0 +1,168 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+)
+
+// Cancel hides a job from its owner at once, finished or not, and queues its purge (spec 5). It is idempotent. ErrNotFound
+// when there is no such job; ErrConflict when it has expired. An error of the queue is not returned: the expire pass
+// purges the job in any case.
+func (l *Lifecycle) Cancel(ctx context.Context, id export.JobID) (queueErr, err error) {
+	if err := l.Store.Cancel(ctx, id, l.Now()); err != nil {
+		return nil, err
+	}
+	return l.Queue.EnqueuePurge(ctx, id), nil
+}
+
+// FailJob ends a live job with a reason for its owner, and queues the deletion of its files.
+func (l *Lifecycle) FailJob(ctx context.Context, id export.JobID, reason string) error {
+	now := l.Now()
+	if err := l.Store.FailJob(ctx, id, reason, now, now.Add(l.Retention)); err != nil {
+		return err
+	}
+	return l.Queue.EnqueueLatePurge(ctx, id)
+}
+
+// FailJobFrom is FailJob by the holder of a lease on the plan or the seal. failed is false when the job had ended
+// otherwise meanwhile.
+func (l *Lifecycle) FailJobFrom(ctx context.Context, lease export.Lease, reason string) (failed bool, err error) {
+	now := l.Now()
+	err = l.Store.FailJobFrom(ctx, lease, reason, now, now.Add(l.Retention))
+	if err != nil && !errors.Is(err, export.ErrConflict) {
+		return false, err
+	}
+	return err == nil, l.Queue.EnqueueLatePurge(ctx, lease.Job)
+}
+
+// ExpireNow expires a finished job before its time and queues its purge; for a cancelled or expired one it queues the
+// purge once more. ErrNotFound when there is no such job; ErrConflict when it is live.
+func (l *Lifecycle) ExpireNow(ctx context.Context, id export.JobID) error {
+	job, err := l.Store.Job(ctx, id)
+	if err != nil {
+		return err
+	}
+	if job.State.Live() {
+		return fmt.Errorf("expire job %s: %w: it is live; cancel it", id, export.ErrConflict)
+	}
+	err = l.Store.Expire(ctx, id, l.Now())
+	if errors.Is(err, export.ErrNotFound) {
+		return nil // purged meanwhile
+	}
+	if err != nil && !errors.Is(err, export.ErrConflict) { // cancelled
+		return err
+	}
+	return l.Queue.EnqueuePurge(ctx, id)
+}
+
+// RequestLatePurge queues another purge of an ended job for a unit that was still writing when the job ended
+// (spec 5, pitfall 16).
+func (l *Lifecycle) RequestLatePurge(ctx context.Context, id export.JobID) error {
+	return l.Queue.EnqueueLatePurge(ctx, id)
+}
+
+// dueBatch is how many due jobs are read at once.
+const dueBatch = 100
+
+// ExpireDue marks finished jobs whose retention is over as expired and queues the purge of every ended job that is due. It
+// returns the jobs that it expired. An error of one job does not stop the others.
+func (l *Lifecycle) ExpireDue(ctx context.Context) (expired []export.Job, err error) {
+	now := l.Now()
+	var errs []error
+	for offset := 0; ; offset += dueBatch {
+		due, err := l.Store.Due(ctx, now, offset, dueBatch)
+		if err != nil {
+			return expired, errors.Join(append(errs, err)...)
+		}
+		for _, entry := range due {
+			job, err := l.expireOne(ctx, entry)
+			if err != nil {
+				errs = append(errs, err)
+			} else if job != nil {
+				expired = append(expired, *job)
+			}
+		}
+		if len(due) < dueBatch {
+			return expired, errors.Join(errs...)
+		}
+	}
+}
+
+// expireOne returns the job if it has expired by this call.
+func (l *Lifecycle) expireOne(ctx context.Context, entry jobstore.Entry) (*export.Job, error) {
+	id := entry.ID
+	job, err := l.Store.Job(ctx, id)
+	switch {
+	case errors.Is(err, export.ErrNotFound), job.State == export.Cancelled, job.State == export.Expired:
+		return nil, l.Queue.EnqueuePurge(ctx, id)
+	case err != nil:
+		return nil, err
+	case job.State.Live():
+		return nil, fmt.Errorf("job %s is due but %s", id, job.State)
+	case job.Visible(l.Now()):
+		return nil, l.Store.Refile(ctx, id, l.Now())
+	}
+	if err := l.record(audit.Expire, id); err != nil {
+		return nil, err
+	}
+	if err := l.Store.Expire(ctx, id, entry.At); err != nil { // keeps its place in the index that is being read
+		if Gone(err) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	return &job, l.Queue.EnqueuePurge(ctx, id)
+}
+
+// Purge deletes everything of a job that its owner can no longer see, the record last: a purge that was killed is found
+// by the record or the index entry and done again. A failed job keeps its record, which holds the reason, but loses its
+// files. Any other job is left alone. purged is false unless the job was forgotten.
+func (l *Lifecycle) Purge(ctx context.Context, id export.JobID) (purged bool, err error) {
+	job, err := l.Store.Job(ctx, id)
+	switch {
+	case errors.Is(err, export.ErrNotFound):
+	case err != nil:
+		return false, err
+	case job.State == export.Failed && job.Visible(l.Now()):
+		_, err := l.Objects.DeletePrefix(ctx, export.JobPrefix(id))
+		return false, err
+	case job.State != export.Cancelled && job.State != export.Expired:
+		return false, nil
+	}
+	for _, step := range l.purgeSteps(id) {
+		if err := step(ctx); err != nil {
+			return false, fmt.Errorf("purge job %s: %w", id, err)
+		}
+	}
+	return true, nil
+}
+
+// errNotEmpty: a worker that does not know yet that its job has ended wrote an object during the deletion.
+var errNotEmpty = errors.New("objects are left under the job's prefix")
+
+// purgeSteps are the steps of a purge, in order. Each is idempotent.
+func (l *Lifecycle) purgeSteps(id export.JobID) []func(context.Context) error {
+	prefix := export.JobPrefix(id)
+	return []func(context.Context) error{
+		func(ctx context.Context) error { // objects and unfinished uploads
+			_, err := l.Objects.DeletePrefix(ctx, prefix)
+			return err
+		},
+		func(ctx context.Context) error { // nothing may be left before the job is forgotten
+			return l.Objects.List(ctx, prefix, func(objects.Info) error { return errNotEmpty })
+		},
+		func(context.Context) error { return l.record(audit.Purge, id) },
+		func(ctx context.Context) error { return l.Store.Remove(ctx, id) },
+	}
+}
+
+// record puts a step in the audit log before it is taken. If that fails the step is not taken; the next pass tries again.
+func (l *Lifecycle) record(action audit.Action, id export.JobID) error {
+	return l.Audit.Record(audit.Event{Action: action, Outcome: audit.Success, Job: id})
+}

@@ -1,0 +1,51 @@
+// Package jobs is the life of a job. It alone pairs a step in the job store with what has to follow in the queue and the
+// object store: the API, the workers, the scheduler and the operators' commands all call it.
+//
+// The step in the store decides; it is one script. What follows may be lost with the process: a rescue enqueues a unit
+// without a task, and the expire pass enqueues the purge of every ended job again. So each function may be repeated or die
+// halfway.
+package jobs
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+)
+
+// Lifecycle moves jobs through their states. Store, Queue and Now are required.
+type Lifecycle struct {
+	Store   *jobstore.Store
+	Queue   *queue.Client
+	Objects *objects.Store // for Purge
+	Audit   *audit.Log     // for ExpireDue and Purge
+	Now     func() time.Time
+
+	Retention   time.Duration // how long a finished job is kept (spec 6), for Seal and FailJob
+	Outstanding int           // units of one job queued or running at once; 0: as queue.Client.Outstanding
+}
+
+// Gone reports whether the error means that the job or the unit is no longer there to be changed: another caller was
+// faster.
+func Gone(err error) bool {
+	return errors.Is(err, export.ErrNotFound) || errors.Is(err, export.ErrConflict) ||
+		errors.Is(err, export.ErrNotLive) || errors.Is(err, export.ErrFenced)
+}
+
+// enqueue puts the unit's task in the queue. A task that a worker has taken meanwhile is fine.
+func (l *Lifecycle) enqueue(ctx context.Context, task queue.Task) error {
+	if task.Trace == "" {
+		task.Trace = telemetry.TraceParent(ctx)
+	}
+	err := l.Queue.EnqueueUnit(ctx, task)
+	if errors.Is(err, queue.ErrTaken) {
+		return nil
+	}
+	return err
+}

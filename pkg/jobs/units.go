@@ -1,0 +1,100 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+)
+
+// Issue hands waiting units of the job to the queue, up to the number that may be outstanding. A unit that is not
+// enqueued because of an error is enqueued by the next rescue.
+func (l *Lifecycle) Issue(ctx context.Context, id export.JobID) error {
+	most, err := l.Queue.Outstanding(ctx, l.Outstanding)
+	if err != nil {
+		return err
+	}
+	issued, err := l.Store.Issue(ctx, id, most)
+	if errors.Is(err, export.ErrNotLive) {
+		return nil
+	}
+	var errs []error
+	for _, lease := range issued {
+		errs = append(errs, l.enqueue(ctx, queue.TaskOf(lease)))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// Release gives the unit back under a new fence, to run after the delay, and enqueues it.
+func (l *Lifecycle) Release(ctx context.Context, lease export.Lease, delay time.Duration, cause export.Cause) error {
+	fence, err := l.Store.Release(ctx, lease, delay, cause)
+	if err != nil {
+		return err
+	}
+	lease.Fence = fence
+	task := queue.TaskOf(lease)
+	task.Delay = delay
+	return l.enqueue(ctx, task)
+}
+
+// RetryUnit runs a unit again at once, under a new fence and with all its attempts, as jobstore.Reopen does.
+func (l *Lifecycle) RetryUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
+	lease, err := l.Store.Reopen(ctx, id, unit)
+	if err != nil {
+		return err
+	}
+	return l.enqueue(ctx, queue.TaskOf(lease))
+}
+
+// GiveUpUnit closes an open unit as failed: it becomes an entry of the manifest's error list, and the rest of the job
+// goes on. The next rescue issues what becomes free. ErrConflict for the plan and the seal, without which there is no
+// export, and for a closed unit; ErrNotFound when there is no such unit; ErrNotLive when the job has ended.
+func (l *Lifecycle) GiveUpUnit(ctx context.Context, id export.JobID, unit export.UnitID, reason string) error {
+	job, err := l.Store.Job(ctx, id)
+	if err != nil {
+		return err
+	}
+	found, err := l.Store.Unit(ctx, id, unit)
+	if err != nil {
+		return err
+	}
+	if found.Kind == export.KindPlan || found.Kind == export.KindSeal {
+		return fmt.Errorf("give up %s of job %s: %w: there is no export without it; cancel the job", unit, id,
+			export.ErrConflict)
+	}
+	return l.Store.GiveUp(ctx, id, unit, reason, job.Request.Next(found.Kind, false))
+}
+
+// GiveUp closes the lease's unit as failed, as GiveUpUnit does for an operator, and issues what becomes free.
+func (l *Lifecycle) GiveUp(ctx context.Context, lease export.Lease, reason string) (issueErr, err error) {
+	job, err := l.Store.Job(ctx, lease.Job)
+	if err != nil {
+		return nil, err
+	}
+	if lease.Unit.Kind == export.KindResolveReferences {
+		// Units that a lost attempt has staged would become visible with the failure.
+		if err := l.Store.Stage(ctx, lease, nil); err != nil {
+			return nil, err
+		}
+	}
+	return l.Commit(ctx, lease, jobstore.Commit{
+		Result: export.Result{Failure: reason},
+		Next:   job.Request.Next(lease.Unit.Kind, false),
+	})
+}
+
+// Commit closes the unit with its result and issues the units that become free. After a commit that succeeded issueErr
+// is why they could not be enqueued; the next rescue enqueues them.
+func (l *Lifecycle) Commit(ctx context.Context, lease export.Lease, commit jobstore.Commit) (issueErr, err error) {
+	if err := l.Store.Commit(ctx, lease, commit); err != nil {
+		return nil, err
+	}
+	if commit.Seal != nil {
+		return nil, nil
+	}
+	return l.Issue(ctx, lease.Job), nil
+}

@@ -1,0 +1,8 @@
+-- Forgets a job: its keys, its index entries and its owner's entry. ARGV: ms for which the id stays refused, so that a
+-- create that arrives late records nothing.
+leave()
+for _, name in ipairs(JOBKEYS) do redis.call('DEL', name) end
+redis.call('ZREM', active, ID)
+redis.call('ZREM', due, ID)
+redis.call('SET', removed, 1, 'PX', ARGV[1])
+return { 'OK' }

@@ -1,0 +1,94 @@
+// Package redisclient opens connections to Redis for the stores that live there. The URL, TLS, time limits, metrics and
+// error classes are decided here once.
+//
+// One Redis primary serves all of Sluice, with Sentinel or a managed failover behind one address. Redis Cluster is not
+// supported: scripts change a job and the indexes over all jobs in one step (ADR-0013).
+package redisclient
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
+)
+
+// Option is an option of Open.
+type Option func(*settings)
+
+type settings struct {
+	roots   *x509.CertPool
+	observe telemetry.Observer
+}
+
+// WithObserver reports each command to the observer.
+func WithObserver(observe telemetry.Observer) Option {
+	return func(s *settings) { s.observe = observe }
+}
+
+// WithRoots verifies a rediss:// server with these root certificates; nil means the system's.
+func WithRoots(roots *x509.CertPool) Option { return func(s *settings) { s.roots = roots } }
+
+// Open returns a client of the Redis at the URL (redis://, rediss:// or unix://, with user, password and database). It
+// makes no connection yet. Time limits are short, because a caller with a client waiting must soon answer 503. Errors
+// never quote the URL, which may hold a password.
+func Open(url string, options ...Option) (*redis.Client, error) {
+	var given settings
+	for _, option := range options {
+		option(&given)
+	}
+	opts, err := redis.ParseURL(url)
+	if err != nil {
+		return nil, errors.New("the Redis URL cannot be parsed")
+	}
+	if opts.TLSConfig != nil {
+		if opts.TLSConfig.InsecureSkipVerify {
+			return nil, errors.New("the Redis URL has skip_verify, which disables the check of the server's certificate")
+		}
+		opts.TLSConfig.RootCAs = given.roots
+	}
+	opts.DialTimeout = 2 * time.Second
+	opts.ReadTimeout = 3 * time.Second
+	opts.WriteTimeout = 3 * time.Second
+	opts.MaxRetries = 1
+	client := redis.NewClient(opts)
+	Observe(client, given.observe)
+	return client, nil
+}
+
+// Ping returns an error unless Redis answers and never evicts keys: one that evicts loses jobs silently (pitfall 27). A
+// managed Redis that hides its policy passes.
+func Ping(ctx context.Context, client *redis.Client) error {
+	info, err := client.InfoMap(ctx, "memory").Result()
+	if err != nil {
+		return Unavailable("ping redis", client.Ping(ctx).Err())
+	}
+	policy := info["Memory"]["maxmemory_policy"]
+	if policy != "" && policy != "noeviction" {
+		return fmt.Errorf("redis evicts keys (maxmemory-policy %s): %w", policy, export.ErrUnavailable)
+	}
+	return nil
+}
+
+// Unavailable wraps an error of Redis as export.ErrUnavailable; nil stays nil.
+func Unavailable(act string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, err)
+}
+
+// Clock is the time argument of a script: the injected clock in ms, or "" for the server's own time. Services use the
+// server's, so that no machine's clock can take a unit from a worker.
+func Clock(now func() time.Time) string {
+	if now == nil {
+		return ""
+	}
+	return strconv.FormatInt(now().UnixMilli(), 10)
+}

@@ -1,0 +1,337 @@
+package tokenapi_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
+)
+
+// Conformance 10.1 and 10.2 over HTTP.
+
+func TestB01ToB07Discovery(t *testing.T) {
+	for _, secrets := range []bool{false, true} {
+		f := newFixture(t, func(c *tokenapi.Config) { c.ClientSecrets = secrets })
+		var doc token.SMART
+		get(t, f.base+"/.well-known/smart-configuration", "application/json", &doc)
+		if doc.TokenEndpoint != f.url || !slices.Equal(doc.GrantTypes, []string{"client_credentials"}) ||
+			!slices.Equal(doc.CodeChallengeMethods, []string{"S256"}) ||
+			!slices.Equal(doc.AuthAlgorithms, []string{"RS384", "ES384"}) || !slices.Contains(doc.Scopes, "system/*.rs") {
+			t.Errorf("%+v", doc)
+		}
+		for _, capability := range []string{"client-confidential-asymmetric", "permission-v1", "permission-v2"} {
+			if !slices.Contains(doc.Capabilities, capability) {
+				t.Errorf("capability %s is missing", capability)
+			}
+		}
+		if slices.Contains(doc.AuthMethods, "client_secret_basic") != secrets || !slices.Contains(doc.AuthMethods, "private_key_jwt") {
+			t.Errorf("methods %v with secrets %v", doc.AuthMethods, secrets)
+		}
+		var all map[string]any
+		get(t, f.base+"/.well-known/smart-configuration", "application/json", &all)
+		for _, absent := range []string{"issuer", "jwks_uri", "authorization_endpoint"} { // B-07
+			if _, there := all[absent]; there {
+				t.Errorf("%s is for single sign-on", absent)
+			}
+		}
+	}
+}
+
+func TestB10ToB12AndB39Token(t *testing.T) {
+	f := newFixture(t, nil)
+	f.app(everything)
+	for name, assertion := range map[string]string{
+		"RS384":           forge("RS384", keys().rsa, `{"alg":"RS384","kid":"r","typ":"JWT"}`, f.claims().String()),
+		"ES384":           f.asserted(nil),
+		"aud in an array": f.asserted(f.claims().With("aud", []string{"urn:x", f.url})),
+		"no typ":          forge("ES384", keys().ec, `{"alg":"ES384","kid":"e"}`, f.claims().String()),
+		"nbf and iat":     f.asserted(f.claims().With("nbf", start().Unix()).With("iat", start().Unix())),
+		"long jti":        f.asserted(f.claims().With("jti", strings.Repeat("j", 4000))),
+		"5 min and skew":  f.asserted(f.claims().With("exp", start().Add(6*time.Minute).Unix())),
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := f.post(f.form(assertion, everything))
+			wantToken(t, r, everything)
+			if r.header.Get("Cache-Control") != "no-store" || r.header.Get("Pragma") != "no-cache" ||
+				r.header.Get("Content-Type") != "application/json" {
+				t.Errorf("headers %v", r.header)
+			}
+			if !strings.EqualFold(r.TokenType, "bearer") || r.ExpiresIn != 300 {
+				t.Errorf("type %q, expires in %v s", r.TokenType, r.ExpiresIn)
+			}
+			if strings.Contains(r.raw, "refresh_token") {
+				t.Error("there is a refresh token")
+			}
+			header, payload := bearer(t, r.AccessToken)
+			if header["typ"] != "at+jwt" || header["alg"] != "ES256" || header["kid"] == "" {
+				t.Errorf("header %v", header)
+			}
+			for claim, want := range map[string]any{
+				"iss": f.base, "sub": "app", "client_id": "app", "aud": audience, "scope": everything,
+				"iat": float64(start().Unix()), "exp": float64(start().Unix() + 300),
+			} {
+				if payload[claim] != want {
+					t.Errorf("%s is %v, want %v", claim, payload[claim], want)
+				}
+			}
+			if payload["jti"] == "" || payload["jti"] == nil {
+				t.Error("no jti")
+			}
+		})
+	}
+}
+
+// The API's verifier accepts the token with the published key set.
+func TestTokensVerifyThroughTheKeySet(t *testing.T) {
+	f := newFixture(t, func(c *tokenapi.Config) { c.Lifetime = time.Minute })
+	f.app("system/Patient.rs")
+	r := f.ask("system/*.read")
+	wantToken(t, r, "system/Patient.read")
+	verifier, err := token.NewVerifier(token.Config{Now: f.clock.now, Issuers: []token.Issuer{{
+		Name: f.base, Audiences: []string{audience}, JWKSURL: f.base + "/jwks",
+	}}})
+	must(t, err)
+	defer verifier.Close()
+	principal, err := verifier.Verify(t.Context(), r.AccessToken)
+	must(t, err)
+	if principal.Owner != (export.Owner{Issuer: f.base, Subject: "app"}) || !principal.Scopes.MayRead("Patient") ||
+		principal.Scopes.MayRead("Observation") || !principal.Expires.Equal(start().Add(time.Minute)) {
+		t.Errorf("%+v", principal)
+	}
+	var set struct{ Keys []map[string]string }
+	header := get(t, f.base+"/jwks", "application/jwk-set+json", &set)
+	if header.Get("Cache-Control") != "public, max-age=300" || len(set.Keys) != 1 || set.Keys[0]["d"] != "" {
+		t.Errorf("%v %v", header, set)
+	}
+}
+
+func TestB13ToB17Requests(t *testing.T) {
+	f := newFixture(t, nil)
+	f.app(everything)
+	for name, test := range map[string]struct {
+		change func(form map[string][]string)
+		status int
+		code   string
+	}{
+		"B-13 grant_type missing":            {func(f map[string][]string) { delete(f, "grant_type") }, 400, "invalid_request"},
+		"B-13 grant_type empty":              {func(f map[string][]string) { f["grant_type"] = []string{""} }, 400, "invalid_request"},
+		"B-13 grant_type unknown":            {func(f map[string][]string) { f["grant_type"] = []string{"not_a_grant_type"} }, 400, "unsupported_grant_type"},
+		"B-13 grant_type of a user":          {func(f map[string][]string) { f["grant_type"] = []string{"password"} }, 400, "unsupported_grant_type"},
+		"B-14 client_assertion_type missing": {func(f map[string][]string) { delete(f, "client_assertion_type") }, 400, "invalid_request"},
+		"B-14 client_assertion_type wrong":   {func(f map[string][]string) { f["client_assertion_type"] = []string{"urn:x"} }, 400, "invalid_request"},
+		"B-15 client_assertion missing":      {func(f map[string][]string) { delete(f, "client_assertion") }, 400, "invalid_request"},
+		"B-15 client_assertion no JWT":       {func(f map[string][]string) { f["client_assertion"] = []string{"not-a-jwt"} }, 400, "invalid_client"},
+		"B-16 scope missing":                 {func(f map[string][]string) { delete(f, "scope") }, 400, "invalid_scope"},
+		"B-16 scope unparsable":              {func(f map[string][]string) { f["scope"] = []string{"\x01 {}"} }, 400, "invalid_scope"},
+		"no proof at all": {func(f map[string][]string) {
+			delete(f, "client_assertion")
+			delete(f, "client_assertion_type")
+		}, 400, "invalid_request"},
+		"client_id of another":  {func(f map[string][]string) { f["client_id"] = []string{"somebody"} }, 400, "invalid_client"},
+		"client_secret in body": {func(f map[string][]string) { f["client_secret"] = []string{"s"} }, 400, "invalid_request"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			form := f.form(f.asserted(nil), everything)
+			test.change(form)
+			wantError(t, f.post(form), test.status, test.code)
+		})
+	}
+	form := f.form(f.asserted(nil), everything)
+	form.Set("client_id", "app")
+	form.Set("resource", "of no interest")
+	wantToken(t, f.post(form), everything)
+}
+
+func TestB21AnAssertionIsUsedOnce(t *testing.T) {
+	f := newFixture(t, nil)
+	f.app(everything)
+	f.register(token.Client{ID: "other", JWKS: jwks(jwkOf("e", keys().ecB))})
+	claims := f.claims()
+	form := f.form(f.asserted(claims), everything)
+	wantToken(t, f.post(form), everything)
+	wantError(t, f.post(form), 400, "invalid_client")
+	// Another assertion with the same jti is refused while the first one could still be accepted.
+	wantError(t, f.post(f.form(f.asserted(claims.With("exp", start().Add(5*time.Minute).Unix())), everything)), 400, "invalid_client")
+	// Another client may use the same jti.
+	others := claims.With("iss", "other").With("sub", "other")
+	wantToken(t, f.post(f.form(f.assertedByB(others), everything)), everything)
+
+	// An assertion whose signature does not verify uses up no jti.
+	claims = f.claims()
+	wantError(t, f.post(f.form(f.assertedByB(claims), everything)), 400, "invalid_client")
+	wantToken(t, f.post(f.form(f.asserted(claims), everything)), everything)
+
+	// An assertion that comes with an invalid scope is not used up either.
+	form = f.form(f.asserted(nil), "launch")
+	wantError(t, f.post(form), 400, "invalid_scope")
+	form.Set("scope", everything)
+	wantToken(t, f.post(form), everything)
+}
+
+func TestB21ConcurrentUses(t *testing.T) {
+	f := newFixture(t, nil)
+	f.app(everything)
+	form := f.form(f.asserted(nil), everything)
+	var given atomic.Int64
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			if f.post(form).status == http.StatusOK {
+				given.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	if given.Load() != 1 {
+		t.Errorf("%d tokens for one assertion", given.Load())
+	}
+}
+
+// Q-02: a switch allows replay for test suites.
+func TestB21Switch(t *testing.T) {
+	f := newFixture(t, func(c *tokenapi.Config) { c.AllowReplay = true })
+	f.app(everything)
+	form := f.form(f.asserted(nil), everything)
+	wantToken(t, f.post(form), everything)
+	wantToken(t, f.post(form), everything)
+}
+
+func TestB25AndB26KeySetByURL(t *testing.T) {
+	var mu sync.Mutex
+	asked, control, set := 0, "max-age=60", jwks(jwkOf("e", keys().ec))
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked++
+		rw.Header().Set("Cache-Control", control)
+		_, _ = rw.Write(set)
+	}))
+	defer server.Close()
+	count := func(want int) {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		if asked != want {
+			t.Errorf("%d requests for the key set, want %d", asked, want)
+		}
+	}
+	serve := func(cacheControl string, keys ...members) {
+		mu.Lock()
+		defer mu.Unlock()
+		control, set = cacheControl, jwks(keys...)
+	}
+	f := newFixture(t, nil)
+	f.register(token.Client{ID: "app", JWKSURL: server.URL})
+	newer := func() reply {
+		return f.post(f.form(forge("ES384", keys().ecB, `{"alg":"ES384","kid":"new"}`, f.claims().String()), everything))
+	}
+	withJKU := func(jku string) reply {
+		return f.post(f.form(forge("ES384", keys().ec, `{"alg":"ES384","kid":"e","jku":"`+jku+`"}`, f.claims().String()), everything))
+	}
+	wantToken(t, f.ask(everything), everything)
+	wantToken(t, f.ask(everything), everything)
+	wantToken(t, withJKU(server.URL), everything) // B-24: the registered one
+	count(1)
+
+	// An unknown key causes a fetch at most once a minute.
+	wantError(t, newer(), 400, "invalid_client")
+	count(1)
+	f.clock.advance(60 * time.Second)
+	serve("max-age=60", jwkOf("e", keys().ec), jwkOf("new", keys().ecB))
+	wantToken(t, newer(), everything)
+	count(2)
+
+	// A withdrawn key stops working when the cached set expires.
+	serve("no-store", jwkOf("new", keys().ecB))
+	f.clock.advance(59 * time.Second)
+	wantToken(t, f.ask(everything), everything)
+	f.clock.advance(time.Second)
+	wantError(t, f.ask(everything), 400, "invalid_client")
+	count(3)
+	wantToken(t, newer(), everything) // no-store: fetched each time
+	wantToken(t, newer(), everything)
+	count(5)
+}
+
+func TestB27ToB37Scopes(t *testing.T) {
+	f := newFixture(t, nil)
+	for _, test := range []struct{ row, registered, asked, granted string }{
+		{"B-27", "system/Patient.rs system/Observation.rs", "system/*.rs", "system/Patient.rs system/Observation.rs"},
+		{"B-27", "system/Patient.rs", "system/Patient.rs system/Observation.rs", "system/Patient.rs"},
+		{"B-27", "system/Patient.rs", "system/Observation.rs", ""},
+		{"B-27", "system/*.read", "system/Patient.rs", "system/Patient.rs"},
+		{"B-28", everything, "launch fhirUser", ""},
+		{"B-28", everything, "", ""},
+		{"B-28", everything, " ", ""},
+		{"B-28", everything, "openid system/*.rs", ""},
+		{"Z-12", everything, "patient/Patient.rs", ""},
+		{"Z-12", everything, "user/Patient.read", ""},
+		{"Z-12", everything, "patient/*.*", ""},
+		{"B-29", everything, "system/*.read", "system/*.read"},
+		{"B-29", everything, "system/Patient.read", "system/Patient.read"},
+		{"B-30", everything, "system/*.*", "system/*.read"},
+		{"B-30", everything, "system/Patient.*", "system/Patient.read"},
+		{"B-31", everything, "system/*.rs", "system/*.rs"},
+		{"B-31", everything, "system/Patient.rs", "system/Patient.rs"},
+		{"B-31", everything, "system/Patient.r", "system/Patient.r"},
+		{"B-31", everything, "system/Patient.rr", ""},
+		{"B-31", everything, "system/Patient.sr", ""},
+		{"B-32", everything, "system/*.cruds", "system/*.rs"},
+		{"B-32", everything, "system/*.crud", "system/*.r"},
+		{"B-33", everything, "system/Patient.write", ""},
+		{"B-33", everything, "system/Patient.c", ""},
+		{"B-33", everything, "system/Patient.cu", ""},
+		{"B-33", everything, "system/Patient.cud", ""},
+		{"B-33", everything, "system/Patient.u", ""},
+		{"B-33", everything, "system/Patient.d", ""},
+		{"Z-11", everything, "system/Patient.s", ""},
+		{"B-34", everything, "system/Patient.unknownAction", ""},
+		{"B-34", everything, "system/Patient.xyz", ""},
+		{"B-34", everything, "system/Patient.dus", ""},
+		{"B-34", everything, "system/Patient.", ""},
+		{"B-34", everything, "system/Patient", ""},
+		{"B-35", everything, "system/UnknownResource.read", ""},
+		{"B-35", everything, "system/UnknownResource.r", ""},
+		{"B-36", everything, "system/Patient.read system/Observation.rs", "system/Patient.read system/Observation.rs"},
+		{"B-37", everything, "system/Patient.rs?a=b", ""},
+		{"B-37", everything, "system/*.rs system/Observation.rs?category=laboratory", ""},
+		{"twice", everything, "system/Patient.rs  system/Patient.rs", "system/Patient.rs"},
+	} {
+		t.Run(test.row+" "+test.asked, func(t *testing.T) {
+			f.app(test.registered)
+			defer func() { must(t, f.store.RemoveClient(t.Context(), "app")) }()
+			r := f.ask(test.asked)
+			if test.granted == "" {
+				wantError(t, r, 400, "invalid_scope")
+				if word := strings.TrimSpace(test.asked); word != "" && strings.Contains(r.raw, word) {
+					t.Errorf("the response repeats the scope: %s", r.raw)
+				}
+				return
+			}
+			wantToken(t, r, test.granted)
+			if _, payload := bearer(t, r.AccessToken); payload["scope"] != test.granted {
+				t.Errorf("the token's scope is %v", payload["scope"])
+			}
+		})
+	}
+}
+
+// A removal or a change of a client applies to the next token.
+func TestRegistrationsApplyAtOnce(t *testing.T) {
+	f := newFixture(t, nil)
+	wantError(t, f.ask(everything), 400, "invalid_client")
+	f.app("system/Patient.rs")
+	wantToken(t, f.ask(everything), "system/Patient.rs")
+	must(t, f.store.RemoveClient(t.Context(), "app"))
+	wantError(t, f.ask(everything), 400, "invalid_client")
+	f.app("system/Group.rs")
+	wantToken(t, f.ask(everything), "system/Group.rs")
+}

@@ -1,0 +1,470 @@
+package pipeline_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/worker/pipeline"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fixture is a worker on a real Redis and a real object store, with a source and a directory that the test sets. Tests
+// drive it unit by unit, as the queue would, without the queue's waiting times.
+type fixture struct {
+	t        *testing.T
+	cfg      pipeline.Config
+	url      string // of Redis
+	jobs     *jobstore.Store
+	tasks    *queue.Client
+	objects  *objects.Store
+	place    objects.Config     // of the objects
+	proxy    *objectstest.Proxy // between the worker and the object store
+	source   source.Source
+	people   *people
+	registry *prometheus.Registry
+	log      *lockedBuffer
+	beats    chan struct{} // something comes whenever the job store looks at the clock
+}
+
+// instant is the time in which all tests live.
+var instant = time.Date(2030, 1, 1, 12, 0, 0, 123456789, time.UTC)
+
+var owner = export.Owner{Issuer: "https://issuer.example", Subject: "somebody"}
+
+const groupID = "the-group"
+
+// newFixture returns a fixture whose group has the members.
+func newFixture(t *testing.T, src source.Source, members ...string) *fixture {
+	t.Helper()
+	return newFixtureOn(t, testenv.Redis(t), src, members...)
+}
+
+func newFixtureOn(t *testing.T, url string, src source.Source, members ...string) *fixture {
+	t.Helper()
+	fx := &fixture{
+		t: t, url: url, source: src, registry: prometheus.NewRegistry(), log: &lockedBuffer{}, beats: make(chan struct{}, 1),
+		people: &people{
+			members: members,
+			grant: directory.Grant{
+				Types: directory.Everything(), Groups: directory.Only(groupID), Patients: directory.Everything(),
+			},
+		},
+	}
+	fx.cfg = pipeline.Defaults()
+	fx.cfg.MaxAttempts = 3
+	fx.cfg.Heartbeat = 5 * time.Millisecond
+	var err error
+	fx.jobs, err = jobstore.Open(url, func() time.Time {
+		select {
+		case fx.beats <- struct{}{}:
+		default:
+		}
+		return instant
+	})
+	must(t, err)
+	fx.tasks, err = queue.Open(url)
+	must(t, err)
+	s3 := testenv.ObjectStore(t)
+	fx.proxy = objectstest.NewProxy(t, s3.Endpoint)
+	fx.place = objects.Config{
+		Endpoint: fx.proxy.Endpoint(), AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket,
+	}
+	fx.objects, err = objects.Open(fx.place)
+	must(t, err)
+	must(t, fx.objects.EnsureBucket(t.Context()))
+	t.Cleanup(func() {
+		fx.objects.Close()
+		must(t, errors.Join(fx.tasks.Close(), fx.jobs.Close()))
+		// Every patient's id in these tests begins so.
+		if strings.Contains(fx.log.String(), "pat-") {
+			t.Errorf("the log names a patient: %s", fx.log)
+		}
+	})
+	return fx
+}
+
+// worker returns a new worker: workers have no state between units.
+func (fx *fixture) worker() *pipeline.Worker {
+	fx.t.Helper()
+	fx.registry = prometheus.NewRegistry()
+	worker, err := pipeline.New(fx.cfg, pipeline.Deps{
+		Jobs: fx.jobs, Queue: fx.tasks, Objects: fx.objects, Source: fx.source, Groups: fx.people, Access: fx.people,
+		Now: func() time.Time { return instant }, Logger: slog.New(slog.NewJSONHandler(fx.log, nil)), Registry: fx.registry,
+	})
+	must(fx.t, err)
+	return worker
+}
+
+// kickOff records a job as the API does.
+func (fx *fixture) kickOff(types ...string) export.JobID {
+	fx.t.Helper()
+	types = slices.Sorted(slices.Values(types)) // callers share theirs, in parallel
+	job := export.Job{
+		ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner,
+		Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: groupID, Types: types},
+	}
+	fx.record(job)
+	return job.ID
+}
+
+func (fx *fixture) record(job export.Job) {
+	fx.t.Helper()
+	_, err := fx.jobs.Create(fx.t.Context(), job, export.FirstUnit(), jobstore.Admission{Limit: 1000})
+	must(fx.t, err)
+}
+
+// stale returns all units that a rescue after such a silence enqueues.
+func (fx *fixture) stale(id export.JobID, silence time.Duration) []export.Lease {
+	fx.t.Helper()
+	lost, unclaimed, err := fx.jobs.RescueStale(fx.t.Context(), id, silence, 1000)
+	must(fx.t, err)
+	return append(lost, unclaimed...)
+}
+
+// open returns the tasks that the job waits for, as the scheduler's rescue finds them. Units whose worker has not
+// settled them are taken for lost and come with a new fence.
+func (fx *fixture) open(id export.JobID) []queue.Task {
+	fx.t.Helper()
+	ctx := fx.t.Context()
+	_, err := fx.jobs.Issue(ctx, id, 1000)
+	if errors.Is(err, export.ErrNotLive) {
+		return nil
+	}
+	must(fx.t, err)
+	var tasks []queue.Task
+	for _, unit := range fx.stale(id, -24*time.Hour) {
+		tasks = append(tasks, queue.Task{Kind: unit.Unit.Kind, Job: id, Unit: unit.Unit.ID, Fence: unit.Fence})
+	}
+	return tasks
+}
+
+// finish has the worker do every task of the job until there is none.
+func (fx *fixture) finish(w *pipeline.Worker, id export.JobID) export.Job {
+	fx.t.Helper()
+	return fx.drive(id, func(task queue.Task) { must(fx.t, w.Handle(fx.t.Context(), task)) })
+}
+
+// drive hands every task of the job to the function until there is none, and returns the job.
+func (fx *fixture) drive(id export.JobID, do func(queue.Task)) export.Job {
+	fx.t.Helper()
+	for range 200 {
+		tasks := fx.open(id)
+		if len(tasks) == 0 {
+			job, err := fx.jobs.Job(fx.t.Context(), id)
+			must(fx.t, err)
+			if job.State.Live() {
+				fx.t.Fatalf("the job is %s and has no task (pitfall 7)", job.State)
+			}
+			return job
+		}
+		for _, task := range tasks {
+			do(task)
+		}
+	}
+	fx.t.Fatal("the job has not ended after 200 rounds")
+	panic("unreachable")
+}
+
+// export runs one job to its end and returns what came of it.
+func (fx *fixture) export(types ...string) outcome {
+	fx.t.Helper()
+	return fx.outcome(fx.finish(fx.worker(), fx.kickOff(types...)))
+}
+
+// outcome is what a client would find.
+type outcome struct {
+	job    export.Job
+	lines  map[string][]string // by type, sorted
+	issues []fhir.Issue        // of the error files
+	files  []export.File
+}
+
+// outcome reads the manifest and every file that it lists, and checks each against what the manifest says of it.
+func (fx *fixture) outcome(job export.Job) outcome {
+	fx.t.Helper()
+	o := outcome{job: job, lines: map[string][]string{}}
+	if job.State != export.Completed {
+		if job.Manifest != "" {
+			fx.t.Errorf("a %s job has a manifest", job.State)
+		}
+		return o
+	}
+	names := map[string]bool{}
+	manifest := fx.read(job.Manifest)
+	if len(manifest) == 0 {
+		return o
+	}
+	for _, entry := range lines(fx.t, manifest) {
+		var file export.File
+		must(fx.t, json.Unmarshal([]byte(entry), &file))
+		o.files = append(o.files, file)
+		if names[file.Name] || names[file.Key] {
+			fx.t.Errorf("%s is listed twice (pitfall 13)", file.Name)
+		}
+		names[file.Name], names[file.Key] = true, true
+		if file.Error != (file.Type == "OperationOutcome") {
+			fx.t.Errorf("%s: type %s, error %v", file.Name, file.Type, file.Error)
+		}
+		// The seal's own files stand in its result, which the record has too.
+		if recorded, err := fx.jobs.File(fx.t.Context(), job.ID, file.Name); err != nil || recorded != file {
+			fx.t.Errorf("%s is %+v in the manifest and %+v in the record: %v", file.Name, file, recorded, err)
+		}
+		// What the sweep would take for the garbage of a lost attempt must not be listed.
+		origin, ok := export.ParseKey(file.Key)
+		current, err := fx.jobs.IsCurrentFence(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
+		if err != nil || !ok || !current {
+			fx.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
+		}
+		for _, line := range fx.readFile(file) {
+			if !file.Error {
+				o.lines[file.Type] = append(o.lines[file.Type], line)
+				continue
+			}
+			var report fhir.OperationOutcome
+			must(fx.t, json.Unmarshal([]byte(line), &report))
+			o.issues = append(o.issues, report.Issue...)
+		}
+	}
+	for _, of := range o.lines {
+		slices.Sort(of)
+	}
+	for _, issue := range o.issues {
+		if strings.Contains(issue.Diagnostics, "pat-") {
+			fx.t.Errorf("an issue names a patient: %s", issue.Diagnostics)
+		}
+	}
+	return o
+}
+
+func (fx *fixture) read(key string) []byte {
+	fx.t.Helper()
+	body, err := fx.objects.Open(fx.t.Context(), key, 0, -1)
+	must(fx.t, err)
+	data, err := io.ReadAll(body)
+	must(fx.t, errors.Join(err, body.Close()))
+	return data
+}
+
+func (fx *fixture) readFile(file export.File) []string {
+	fx.t.Helper()
+	stored := fx.read(file.Key)
+	sum := sha256.Sum256(stored)
+	unzip, err := gzip.NewReader(bytes.NewReader(stored))
+	must(fx.t, err)
+	plain, err := io.ReadAll(unzip)
+	must(fx.t, err)
+	found := lines(fx.t, plain)
+	if file.Stored != int64(len(stored)) || file.SHA256 != hex.EncodeToString(sum[:]) ||
+		file.Bytes != int64(len(plain)) || file.Count != int64(len(found)) || file.Count == 0 {
+		fx.t.Errorf("%+v is not what is stored: %d bytes, %d plain, %d lines", file, len(stored), len(plain), len(found))
+	}
+	return found
+}
+
+func lines(t *testing.T, data []byte) []string {
+	t.Helper()
+	text, ended := strings.CutSuffix(string(data), "\n")
+	if !ended {
+		t.Error("the last line has no end")
+	}
+	return strings.Split(text, "\n")
+}
+
+// wantLines checks that exactly these lines came out, of all types together, each once.
+func (o outcome) wantLines(t *testing.T, want ...string) {
+	t.Helper()
+	if o.job.State != export.Completed {
+		t.Fatalf("the job is %s: %s", o.job.State, o.job.Failure)
+	}
+	var got []string
+	for _, of := range o.lines {
+		got = append(got, of...)
+	}
+	slices.Sort(got)
+	want = slices.Sorted(slices.Values(want))
+	if !slices.Equal(got, want) {
+		t.Errorf("got %d lines:\n%s\nwant %d:\n%s", len(got), strings.Join(got, "\n"), len(want), strings.Join(want, "\n"))
+	}
+}
+
+// wantIssues checks that there is one issue for each of the texts, in any order.
+func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
+	t.Helper()
+	left := slices.Clone(o.issues)
+	for _, text := range texts {
+		at := slices.IndexFunc(left, func(issue fhir.Issue) bool {
+			return issue.Severity == severity && strings.Contains(issue.Diagnostics, text)
+		})
+		if at < 0 {
+			t.Errorf("no %s says %q: %+v", severity, text, o.issues)
+			continue
+		}
+		left = slices.Delete(left, at, at+1)
+	}
+	if len(left) > 0 {
+		t.Errorf("more issues than expected: %+v", left)
+	}
+}
+
+// metric sums the worker's counters of the name whose labels have all of the values.
+func (fx *fixture) metric(name string, labels ...string) float64 {
+	fx.t.Helper()
+	families, err := fx.registry.Gather()
+	must(fx.t, err)
+	sum := 0.0
+	for _, family := range families {
+		if family.GetName() != name {
+			continue
+		}
+		for _, metric := range family.GetMetric() {
+			values := map[string]bool{}
+			for _, pair := range metric.GetLabel() {
+				values[pair.GetValue()] = true
+			}
+			if !slices.ContainsFunc(labels, func(label string) bool { return !values[label] }) {
+				sum += metric.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func (fx *fixture) wantMetric(want float64, name string, labels ...string) {
+	fx.t.Helper()
+	if got := fx.metric(name, labels...); got != want {
+		fx.t.Errorf("%s%v is %v, want %v", name, labels, got, want)
+	}
+}
+
+// people is the directory: one group, one grant.
+type people struct {
+	members []string
+	grant   directory.Grant
+	err     error
+}
+
+func (p *people) Exists(context.Context, string) error { return p.err }
+
+func (p *people) Members(_ context.Context, group string, yield func(string) error) error {
+	if group != groupID {
+		return directory.ErrNoGroup
+	}
+	for _, member := range p.members {
+		if err := yield(member); err != nil {
+			return err
+		}
+	}
+	return p.err
+}
+
+func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, error) {
+	if asked != owner {
+		return directory.Grant{}, nil
+	}
+	return p.grant, nil
+}
+
+// lockedBuffer is a buffer that several goroutines write.
+type lockedBuffer struct {
+	mutex  sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	return b.buffer.String()
+}
+
+// The resources that most tests use. Patients 1 to 3 are members of the group, 9 is not.
+var members = []string{"pat-1", "pat-2", "pat-3"}
+
+func patient(n int) string { return fmt.Sprintf(`{"resourceType":"Patient","id":"pat-%d"}`, n) }
+
+func observation(id, patient any, more ...string) string {
+	return fmt.Sprintf(`{"resourceType":"Observation","id":"obs-%v","subject":{"reference":"Patient/pat-%v"}%s}`,
+		id, patient, strings.Join(more, ""))
+}
+
+func condition(id, patient any) string {
+	return fmt.Sprintf(`{"resourceType":"Condition","id":"con-%v","subject":{"reference":"Patient/pat-%v"}}`, id, patient)
+}
+
+func appointment(id any, patients ...string) string {
+	var actors []string
+	for _, patient := range patients {
+		actors = append(actors, fmt.Sprintf(`{"actor":{"reference":"Patient/%s"}}`, patient))
+	}
+	return fmt.Sprintf(`{"resourceType":"Appointment","id":"app-%v","participant":[%s]}`, id, strings.Join(actors, ","))
+}
+
+func provenance(id any, targets ...string) string {
+	var refs []string
+	for _, target := range targets {
+		refs = append(refs, fmt.Sprintf(`{"reference":"%s"}`, target))
+	}
+	return fmt.Sprintf(`{"resourceType":"Provenance","id":"pro-%v","target":[%s]}`, id, strings.Join(refs, ","))
+}
+
+// resource makes a source's answer of a line, whatever the line says.
+func resource(typ, id, line string, subjects ...string) source.Resource {
+	return source.Resource{Type: typ, ID: id, Subjects: subjects, Body: []byte(line)}
+}
+
+func concat[T any](lists ...[]T) []T { return slices.Concat(lists...) }
+
+func keysOf[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// patience guards waits that end on their own.
+const patience = 30 * time.Second
+
+func wait[T any](t *testing.T, from <-chan T) T {
+	t.Helper()
+	select {
+	case value := <-from:
+		return value
+	case <-time.After(patience):
+		t.Fatal("nothing came")
+		panic("unreachable")
+	}
+}

@@ -1,3 +1,0 @@
-module github.com/sluice-fhir/sluice/tools/testreport
-
-go 1.26.0
