@@ -289,7 +289,7 @@ func TestHostileTokens(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, route := range routes {
 				got := w.ask(route.method, route.path, "Authorization", "Bearer "+raw)
-				wantOutcome(t, got, http.StatusUnauthorized, "login", "not valid")
+				wantOutcome(t, got, http.StatusUnauthorized, "login", "invalid or expired")
 				if challenge := got.header.Values("WWW-Authenticate"); len(challenge) != 1 ||
 					challenge[0] != `Bearer error="invalid_token"` {
 					t.Errorf("%s: WWW-Authenticate %q", route.method, challenge)
