@@ -47,6 +47,11 @@ gen: ## regenerate proto/ from its .proto files
 lint: ## run golangci-lint over each module
 	@scripts/lint.sh
 
+.PHONY: settings
+settings: ## regenerate the table in docs/configuration.md
+	@go run ./services/config/internal/configdoc docs/configuration.md
+gen: settings
+
 .PHONY: build
 build: ## build every service into bin/
 	@mkdir -p bin

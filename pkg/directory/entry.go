@@ -9,7 +9,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// GrantEntry is one owner's grant, spelled out.
+// GrantEntry is one owner's grant as an operator writes it (docs/access.md).
 type GrantEntry struct {
 	Owner    export.Owner
 	Types    NameList // resource types
@@ -17,13 +17,13 @@ type GrantEntry struct {
 	Patients NameList // patient ids
 }
 
-// NameList is the names, or with All everything but the names. The zero NameList selects nothing.
+// NameList is the names, or with All every name except them. The zero NameList selects nothing.
 type NameList struct {
 	All   bool
 	Names []string
 }
 
-// Selection is what the list selects.
+// Selection returns the set that the list selects.
 func (l NameList) Selection() Selection {
 	if l.All {
 		return AllBut(l.Names...)
@@ -31,7 +31,7 @@ func (l NameList) Selection() Selection {
 	return Only(l.Names...)
 }
 
-// Grant is what the entry allows.
+// Grant returns the grant of the entry.
 func (e GrantEntry) Grant() Grant {
 	return Grant{
 		Types: e.Types.Selection(), Groups: e.Groups.Selection(), Patients: e.Patients.Selection(),
@@ -43,7 +43,7 @@ const (
 	anID  = "a FHIR id"
 )
 
-// Validate names the first thing in the entry that no entry can hold.
+// Validate returns an error for a name that is not valid in an entry.
 func (e GrantEntry) Validate() error {
 	for key, name := range map[string]string{"issuer": e.Owner.Issuer, "subject": e.Owner.Subject} {
 		if !IsStorable(name) {
@@ -69,7 +69,7 @@ func (e GrantEntry) Validate() error {
 	return nil
 }
 
-// IsStorable reports whether there can be an entry for an issuer or subject of this name.
+// IsStorable reports whether an entry can have this name as issuer or subject.
 func IsStorable(name string) bool {
 	return name != "" && utf8.ValidString(name) && !strings.Contains(name, "\x00")
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// ParseGrants reads the entries of an access file. It walks the syntax tree instead of decoding into structs: the decoder's
-// errors quote the lines around, where patient ids stand, and it follows anchors and converts types.
+// ParseGrants reads the entries of a YAML access file. It walks the syntax tree by hand because the library's decoder
+// quotes lines with patient ids in its errors, follows anchors and converts types.
 func ParseGrants(data []byte) ([]GrantEntry, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not valid UTF-8")
@@ -25,11 +25,11 @@ func ParseGrants(data []byte) ([]GrantEntry, error) {
 		return nil, syntaxError(err)
 	}
 	if len(file.Docs) != 1 {
-		return nil, errors.New("wants exactly one YAML document")
+		return nil, errors.New("must be exactly one YAML document")
 	}
 	list, ok := file.Docs[0].Body.(*ast.SequenceNode)
 	if !ok {
-		return nil, errors.New("holds no list of entries; a list without entries is written []")
+		return nil, errors.New("not a list of entries; write an empty list as []")
 	}
 	entries := make([]GrantEntry, 0, len(list.Values))
 	lines := make(map[export.Owner]int, len(list.Values))
@@ -39,18 +39,18 @@ func ParseGrants(data []byte) ([]GrantEntry, error) {
 			return nil, err
 		}
 		if first, twice := lines[entry.Owner]; twice {
-			return nil, problem(node, "a second entry for the issuer and subject of line %d", first)
+			return nil, problem(node, "duplicate of the issuer and subject of line %d", first)
 		}
 		entries, lines[entry.Owner] = append(entries, entry), line(node)
 	}
 	return entries, nil
 }
 
-// syntaxError keeps the line of the parser's error and drops its text, which quotes the file.
+// syntaxError returns the line of the parser's error without its text, which quotes the file.
 func syntaxError(err error) error {
 	var located yaml.Error
 	if errors.As(err, &located) && located.GetToken() != nil && located.GetToken().Position != nil {
-		return fmt.Errorf("line %d: not valid YAML, or a key that stands twice", located.GetToken().Position.Line)
+		return fmt.Errorf("line %d: not valid YAML, or a duplicate key", located.GetToken().Position.Line)
 	}
 	return errors.New("not valid YAML")
 }
@@ -76,7 +76,7 @@ func readEntry(node ast.Node) (entry GrantEntry, err error) {
 	return entry, err
 }
 
-// readKeys reads a mapping that has exactly the keys named.
+// readKeys reads a mapping with exactly the given keys.
 func readKeys(node ast.Node, names ...string) (map[string]ast.Node, error) {
 	fields, err := readMapping(node)
 	if err != nil {
@@ -90,7 +90,7 @@ func readKeys(node ast.Node, names ...string) (map[string]ast.Node, error) {
 	if len(fields) == len(names) {
 		return fields, nil
 	}
-	return nil, problem(node, "has an unknown key; known are %s", strings.Join(names, ", "))
+	return nil, problem(node, "unknown key; the keys are %s", strings.Join(names, ", "))
 }
 
 func readMapping(node ast.Node) (map[string]ast.Node, error) {
@@ -101,16 +101,16 @@ func readMapping(node ast.Node) (map[string]ast.Node, error) {
 	case *ast.MappingValueNode:
 		values = []*ast.MappingValueNode{mapping}
 	default:
-		return nil, problem(node, "wants keys with values here")
+		return nil, problem(node, "not a mapping")
 	}
 	fields := make(map[string]ast.Node, len(values))
 	for _, value := range values {
 		key, ok := value.Key.(*ast.StringNode)
 		if !ok || value.Value == nil {
-			return nil, problem(value, "wants a plain key with a value here")
+			return nil, problem(value, "not a plain key with a value")
 		}
 		if fields[key.Value] != nil {
-			return nil, problem(value, "a key stands twice")
+			return nil, problem(value, "duplicate key")
 		}
 		fields[key.Value] = value.Value
 	}
@@ -120,7 +120,7 @@ func readMapping(node ast.Node) (map[string]ast.Node, error) {
 func readName(node ast.Node, key string) (string, error) {
 	name, ok := text(node)
 	if !ok || name == "" {
-		return "", problem(node, "%s must be a string that is not empty", key)
+		return "", problem(node, "%s must be a non-empty string", key)
 	}
 	return name, nil
 }
@@ -152,7 +152,7 @@ func readPatients(node ast.Node) (NameList, error) {
 func readList(node ast.Node, key, what string, holds func(string) bool) ([]string, error) {
 	list, ok := node.(*ast.SequenceNode)
 	if !ok {
-		return nil, problem(node, "%s wants a list here", key)
+		return nil, problem(node, "%s must be a list", key)
 	}
 	names := make([]string, 0, len(list.Values))
 	for i, value := range list.Values {
@@ -170,8 +170,7 @@ func isAll(node ast.Node) bool {
 	return ok && word.Value == "all"
 }
 
-// text returns a string, or a number as it is spelled: ids such as 007 and 1e3 are not numbers. What YAML takes for
-// a boolean or for nothing has to be quoted.
+// text returns a string, or a number as it is written: 007 and 1e3 are ids. Booleans and null must be quoted.
 func text(node ast.Node) (string, bool) {
 	switch scalar := node.(type) {
 	case *ast.StringNode:

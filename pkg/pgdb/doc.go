@@ -1,4 +1,3 @@
-// Package postgres is the door to PostgreSQL for the clinical source and the group directory: it opens pools, keeps
-// the one set of migrations of their common database, and tells an outage from a mistake. Both parts keep their own
-// queries.
+// Package pgdb opens the PostgreSQL database that the clinical source and the group directory share: connection pools,
+// TLS, the migrations, the turn of a load, and which errors are outages. The queries are in the packages that use it.
 package pgdb

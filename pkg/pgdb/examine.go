@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// Facts are what a database says of itself to one of its users.
+// Facts describe a database as one of its users sees it.
 type Facts struct {
 	Version  string        // such as 15.14
-	Encoding string        // of the server; UTF8 is needed
-	Clock    time.Time     // its clock, about half of Latency ago
-	Latency  time.Duration // of one question
-	Hidden   []string      // our tables that the user may not read; there are none before the schema is there
+	Encoding string        // of the server; must be UTF8
+	Clock    time.Time     // about half of Latency ago
+	Latency  time.Duration // of one query
+	Hidden   []string      // tables that the user may not read; none before the migration
 }
 
-// Examine asks a database what it is. It writes nothing.
+// Examine reads the facts of a database. It writes nothing.
 func Examine(ctx context.Context, cfg Config) (Facts, error) {
 	const act = "examine the database"
 	cfg.Connections = 1
@@ -23,7 +23,7 @@ func Examine(ctx context.Context, cfg Config) (Facts, error) {
 		return Facts{}, err
 	}
 	defer pool.Close()
-	if err := pool.Ping(ctx); err != nil { // not to count the connection as latency
+	if err := pool.Ping(ctx); err != nil { // connecting is not part of the latency
 		return Facts{}, Wrap(act, err)
 	}
 	var facts Facts
@@ -40,9 +40,9 @@ func Examine(ctx context.Context, cfg Config) (Facts, error) {
 	return facts, Wrap(act, err)
 }
 
-// CheckSchema is Check for who has no pool.
+// CheckSchema is Check without a pool.
 func CheckSchema(ctx context.Context, cfg Config) error {
-	cfg.Connections = 2 // the library takes one for itself
+	cfg.Connections = 2 // goose holds one
 	pool, err := Open(ctx, cfg)
 	if err != nil {
 		return err

@@ -1,20 +1,15 @@
 package pgdb_test
 
 import (
-	"net/url"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
-
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// A user who may not read a table is told which one.
 func TestExamine(t *testing.T) {
 	owner := testenv.Postgres(t)
 	ctx := t.Context()
@@ -33,37 +28,10 @@ func TestExamine(t *testing.T) {
 		t.Errorf("%+v, %v", facts, err)
 	}
 
-	conn, err := pgx.Connect(ctx, owner)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := conn.Close(ctx); err != nil {
-			t.Error(err)
-		}
-	}()
-	role := "reader_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	for _, step := range []string{
-		"CREATE ROLE " + role + " LOGIN PASSWORD 'x'", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + role,
-		"REVOKE SELECT ON directory_grant FROM " + role,
-	} {
-		if _, err := conn.Exec(ctx, step); err != nil {
-			t.Fatal(err)
-		}
-	}
-	defer func() {
-		for _, step := range []string{"DROP OWNED BY " + role, "DROP ROLE " + role} {
-			if _, err := conn.Exec(ctx, step); err != nil {
-				t.Error(err)
-			}
-		}
-	}()
-	reader, err := url.Parse(owner)
-	if err != nil {
-		t.Fatal(err)
-	}
-	reader.User = url.UserPassword(role, "x")
-	facts, err = pgdb.Examine(ctx, pgdb.Config{URL: reader.String()})
+	conn := dial(t, owner)
+	readerURL, role := reader(t, conn, owner)
+	exec(t, conn, "REVOKE SELECT ON directory_grant FROM "+role)
+	facts, err = pgdb.Examine(ctx, pgdb.Config{URL: readerURL})
 	if err != nil || !slices.Equal(facts.Hidden, []string{"directory_grant"}) {
 		t.Errorf("%+v, %v", facts, err)
 	}

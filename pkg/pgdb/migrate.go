@@ -17,16 +17,16 @@ import (
 	"github.com/pressly/goose/v3/lock"
 )
 
-// Migrations are additive, so that services of the version before go on while the new ones start.
+// Migrations keep services of the release before working, because old and new ones run side by side during a rollout.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// errEncoding: a database in another encoding cannot hold what FHIR allows.
-var errEncoding = errors.New("the database has to be created with the encoding UTF8")
+// errEncoding: another encoding cannot store all text that FHIR allows.
+var errEncoding = errors.New("the database must have the encoding UTF8")
 
-// Migrate brings the database to this program's schema and returns the version that it has then. Several may run at
-// once: they take turns. A database that is further along stays as it is.
+// Migrate brings the database to this program's schema and returns the schema version. Concurrent calls take turns. A
+// newer schema is left unchanged.
 func Migrate(ctx context.Context, url string) (version int64, err error) {
 	parsed, err := pgx.ParseConfig(url)
 	if err != nil {
@@ -53,8 +53,8 @@ func Migrate(ctx context.Context, url string) (version int64, err error) {
 	return version, Wrap("migrate the database", err)
 }
 
-// Check returns an error unless the database has the schema that this program needs. A newer one serves as well. It
-// writes nothing, so that a session or a user that may only read can ask.
+// Check returns an error unless the database has the schema that this program needs, or a newer one. It writes nothing,
+// so a read-only session can call it.
 func Check(ctx context.Context, pool *pgxpool.Pool) error {
 	db := stdlib.OpenDBFromPool(pool)
 	provider, err := newProvider(db)
@@ -75,23 +75,23 @@ func Check(ctx context.Context, pool *pgxpool.Pool) error {
 	return nil
 }
 
-// version returns the newest migration that the database has, 0 for one that was never migrated. (What the library
-// offers for it creates the table of migrations where there is none.)
+// version returns the schema version, 0 for a database without schema. Provider.GetDBVersion is not used because it
+// creates the table of migrations when it is missing.
 func version(ctx context.Context, db *sql.DB) (int64, error) {
 	store, err := database.NewStore(database.DialectPostgres, versions)
 	if err != nil {
 		return 0, err
 	}
 	has, err := store.GetLatestVersion(ctx, db)
-	var told *pgconn.PgError
-	if errors.As(err, &told) && told.Code == undefinedTable {
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) && refused.Code == undefinedTable {
 		return 0, nil
 	}
 	return has, err
 }
 
 const (
-	versions       = "sluice_migration" // the table that goose keeps
+	versions       = "sluice_migration" // the table of goose
 	undefinedTable = "42P01"
 )
 

@@ -11,9 +11,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-// observed tells an observer how long it takes to get a connection from the pool ("acquire"), to make one ("connect"), and
-// to query: until the last row was read ("query"), or of a batch, whose rows may be read for minutes while they are
-// exported, until it was over ("stream"). It sees statements and their arguments, and keeps nothing of them.
+// observed measures the time to acquire a connection from the pool ("acquire"), to connect ("connect"), to run a query
+// until its last row was read ("query"), and to run a batch ("stream"), whose rows may be exported for minutes. It does
+// not record statements or arguments.
 type observed struct{ observe telemetry.Observer }
 
 var (
@@ -23,7 +23,7 @@ var (
 	_ pgxpool.AcquireTracer = observed{}
 )
 
-// A connection is acquired, made and used inside one another, so that each keeps its beginning under a key of its own.
+// These operations nest, so each stores its start under its own key.
 type (
 	queryBegan   struct{}
 	batchBegan   struct{}

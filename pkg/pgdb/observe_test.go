@@ -29,7 +29,7 @@ func TestQueriesAreObserved(t *testing.T) {
 	defer pool.Close()
 	var one int
 	if err := pool.QueryRow(t.Context(), "SELECT 1 WHERE false").Scan(&one); err == nil {
-		t.Fatal("a row out of nothing")
+		t.Fatal("got a row")
 	}
 	var batch pgx.Batch
 	batch.Queue("SELECT 1")
@@ -43,7 +43,7 @@ func TestQueriesAreObserved(t *testing.T) {
 	}
 	mu.Unlock()
 	if _, err := pool.Exec(t.Context(), "SELECT FROM nowhere"); err == nil {
-		t.Fatal("a query of nowhere")
+		t.Fatal("queried a missing table")
 	}
 	gone, err := pgdb.Open(t.Context(), pgdb.Config{URL: "postgres://127.0.0.1:1/none?sslmode=disable", Observe: observe})
 	if err != nil {
@@ -51,7 +51,7 @@ func TestQueriesAreObserved(t *testing.T) {
 	}
 	defer gone.Close()
 	if err := gone.Ping(t.Context()); err == nil {
-		t.Fatal("a ping without a server")
+		t.Fatal("pinged without a server")
 	}
 	mu.Lock()
 	defer mu.Unlock()

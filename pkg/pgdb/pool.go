@@ -21,17 +21,17 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-// Config says where the database is and how to talk to it.
+// Config configures a connection pool.
 type Config struct {
 	URL         string            // postgres://user:password@host:port/database?sslmode=verify-full
-	Connections int               // at most; default: what pgx takes
+	Connections int               // maximum; default: pgx's
 	Settings    map[string]string // of every session, such as jit=off
-	ReadBuffer  int               // bytes read from a connection at once; default: what pgx takes
-	Roots       *x509.CertPool    // for an sslmode of verify-full without sslrootcert; nil: the system's
+	ReadBuffer  int               // bytes; default: pgx's
+	Roots       *x509.CertPool    // for TLS without sslrootcert; nil: the system's
 	Observe     telemetry.Observer
 }
 
-// Open returns a pool. No connection is made yet. An error names nothing of the URL: it may hold a password.
+// Open returns a pool. It does not connect. An error has no part of the URL, which may hold a password.
 func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	parsed, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -60,7 +60,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// CheckURL returns the error that Open would have with the URL, also about the files that it names.
+// CheckURL returns the error that Open would return for the URL, including errors of files that it names.
 func CheckURL(url string) error {
 	if _, err := pgxpool.ParseConfig(url); err != nil {
 		return notURL(err)
@@ -68,23 +68,23 @@ func CheckURL(url string) error {
 	return nil
 }
 
-// notURL says what is wrong with a URL, without the URL and without the names of files that it may hold.
+// notURL is the error of a malformed URL, without the URL and file names in it.
 func notURL(err error) error {
 	var file *fs.PathError
 	if errors.As(err, &file) {
-		return fmt.Errorf("a file that the URL of the PostgreSQL database names: %w", file.Err)
+		return fmt.Errorf("a file named in the URL of the PostgreSQL database: %w", file.Err)
 	}
 	return errors.New("not the URL of a PostgreSQL database")
 }
 
-// Wrap says what was done when err came, without the values that PostgreSQL quotes in its details, and marks it as
-// export.ErrUnavailable when it is an outage: the server cannot be reached, goes down, has no connection left or
-// breaks off. nil stays nil; the context's own errors stay what they are.
+// Wrap adds the act to err and removes the values that PostgreSQL quotes in details. It marks outages as
+// export.ErrUnavailable: the server is unreachable, shuts down, has no free connection or drops the connection. nil stays
+// nil; errors of the context stay what they are.
 func Wrap(act string, err error) error {
 	if err == nil {
 		return nil
 	}
-	// A connection that is not made in time ends like a context whose time is over, although the caller's is not.
+	// A connect timeout is a DeadlineExceeded too, although the caller's context has not ended.
 	var connect *pgconn.ConnectError
 	if errors.As(err, &connect) && errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, errTimeout)
@@ -92,36 +92,36 @@ func Wrap(act string, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s: %w", act, err)
 	}
-	var told *pgconn.PgError
+	var refused *pgconn.PgError
 	switch {
-	case errors.As(err, &told) && outage(told.Code):
-		return fmt.Errorf("%s: %w: postgres says %s", act, export.ErrUnavailable, told.Code)
-	case told != nil && quotable(told.Code):
-		return fmt.Errorf("%s: postgres says %s: %s", act, told.Code, told.Message)
-	case told != nil:
-		return fmt.Errorf("%s: postgres says %s", act, told.Code)
+	case errors.As(err, &refused) && outage(refused.Code):
+		return fmt.Errorf("%s: %w: postgres error %s", act, export.ErrUnavailable, refused.Code)
+	case refused != nil && quotable(refused.Code):
+		return fmt.Errorf("%s: postgres error %s: %s", act, refused.Code, refused.Message)
+	case refused != nil:
+		return fmt.Errorf("%s: postgres error %s", act, refused.Code)
 	case broken(err):
 		return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, err)
 	}
 	return fmt.Errorf("%s: %w", act, err)
 }
 
-var errTimeout = errors.New("the connection was not made in time")
+var errTimeout = errors.New("connect timeout")
 
-// outage reports whether an error code of the server will pass without anybody mending the query: connection
-// exceptions (08), lack of resources (53), shutdown and recovery (57P), I/O errors (58), serialization failures (40).
+// outage reports whether a retry of the same query may succeed: connection exceptions (08), lack of resources (53),
+// shutdown and recovery (57P), I/O errors (58), serialization failures (40).
 func outage(code string) bool {
 	return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "53") || strings.HasPrefix(code, "57P") ||
 		strings.HasPrefix(code, "58") || strings.HasPrefix(code, "40")
 }
 
-// quotable reports whether the server's message can only hold names of ours: of the query (42), the database (3D) or
-// the user (28).
+// quotable reports whether the server's message has only names of the query (42), the database (3D) or the user (28), or
+// is raised by a migration (P0001).
 func quotable(code string) bool {
-	return strings.HasPrefix(code, "42") || strings.HasPrefix(code, "3D") || strings.HasPrefix(code, "28")
+	return code == "P0001" || strings.HasPrefix(code, "42") || strings.HasPrefix(code, "3D") || strings.HasPrefix(code, "28")
 }
 
-// broken reports whether the connection failed, or was never made.
+// broken reports whether the connection failed or was never established.
 func broken(err error) bool {
 	var connect *pgconn.ConnectError
 	var network net.Error

@@ -18,13 +18,12 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// A database that does not prove who it is gets nothing, although it would take plain text as well.
 func TestTLS(t *testing.T) {
-	authority, stranger := testenv.NewAuthority(t), testenv.NewAuthority(t)
+	authority, otherAuthority := testenv.NewAuthority(t), testenv.NewAuthority(t)
 	valid := time.Now().Add(time.Hour)
 	good := testenv.SecurePostgres(t, authority.Issue(valid, "127.0.0.1"))
 	expired := testenv.SecurePostgres(t, authority.Issue(time.Now().Add(-time.Hour), "127.0.0.1"))
-	file, other := "&sslrootcert="+url.QueryEscape(authority.File()), "&sslrootcert="+url.QueryEscape(stranger.File())
+	file, other := "&sslrootcert="+url.QueryEscape(authority.File()), "&sslrootcert="+url.QueryEscape(otherAuthority.File())
 	for name, row := range map[string]struct {
 		server, query string
 		roots         *x509.CertPool
@@ -33,11 +32,11 @@ func TestTLS(t *testing.T) {
 	}{
 		"by a file":                  {server: good, query: "sslmode=verify-full" + file},
 		"by the roots":               {server: good, query: "sslmode=verify-full", roots: authority.Pool()},
-		"a file beats the roots":     {server: good, query: "sslmode=verify-full" + file, roots: stranger.Pool()},
+		"a file beats the roots":     {server: good, query: "sslmode=verify-full" + file, roots: otherAuthority.Pool()},
 		"verify-ca by the roots":     {server: good, query: "sslmode=verify-ca", roots: authority.Pool()},
 		"another authority":          {server: good, query: "sslmode=verify-full" + other, want: "unknown authority"},
-		"other roots":                {server: good, query: "sslmode=verify-full", roots: stranger.Pool(), want: "unknown authority"},
-		"verify-ca, other roots":     {server: good, query: "sslmode=verify-ca", roots: stranger.Pool(), want: "unknown authority"},
+		"other roots":                {server: good, query: "sslmode=verify-full", roots: otherAuthority.Pool(), want: "unknown authority"},
+		"verify-ca, other roots":     {server: good, query: "sslmode=verify-ca", roots: otherAuthority.Pool(), want: "unknown authority"},
 		"the system's alone":         {server: good, query: "sslmode=verify-full", want: "unknown authority"},
 		"another host":               {server: strings.Replace(good, "127.0.0.1", "localhost", 1), query: "sslmode=verify-full" + file, want: "wanted to match localhost"},
 		"expired":                    {server: expired, query: "sslmode=verify-full" + file, want: "expired"},
@@ -51,12 +50,12 @@ func TestTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 		var encrypted bool
-		err = pgdb.Wrap("ask", pool.QueryRow(t.Context(), "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&encrypted))
+		err = pgdb.Wrap("query", pool.QueryRow(t.Context(), "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&encrypted))
 		if row.want == "" && (err != nil || encrypted == row.plain) {
 			t.Errorf("%s: %v, encrypted %v", name, err, encrypted)
 		}
 		if row.want != "" && (!errors.Is(err, export.ErrUnavailable) || !strings.Contains(err.Error(), row.want)) {
-			t.Errorf("%s: %v, want an outage that says %q", name, err, row.want)
+			t.Errorf("%s: %v, want an outage with %q", name, err, row.want)
 		}
 		if err != nil && strings.Contains(err.Error(), password(t, row.server)) {
 			t.Errorf("%s: the password is in %v", name, err)
@@ -67,7 +66,7 @@ func TestTLS(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := pgdb.Migrate(t.Context(), good+"?sslmode=verify-full"+other); err == nil {
-		t.Error("migrated the database of somebody else")
+		t.Error("migrated an unverified database")
 	}
 }
 
@@ -87,14 +86,14 @@ func password(t *testing.T, server string) string {
 	return secret
 }
 
-func TestAFileOfRootsThatIsNotThere(t *testing.T) {
+func TestMissingRootsFile(t *testing.T) {
 	_, err := pgdb.Open(t.Context(), pgdb.Config{URL: "postgres://u:hunter2@h/d?sslmode=verify-full&sslrootcert=/hunter2"})
 	if !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "hunter2") {
-		t.Errorf("got %v, want that a file is missing and not which", err)
+		t.Errorf("got %v, want ErrNotExist without the name", err)
 	}
 }
 
-// What a mode that leaves it open how to connect comes to. It is decided before anything is sent.
+// TestModes checks how each sslmode connects, without a server.
 func TestModes(t *testing.T) {
 	for text, want := range map[string]string{
 		"postgres://h/d":                               "h:5432 verified",
@@ -125,7 +124,7 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// ways says how a pool connects, and in which order it tries.
+// ways returns the ways in which a pool tries to connect, in order.
 func ways(pool *pgxpool.Pool) string {
 	config := pool.Config().ConnConfig
 	all := []*pgconn.FallbackConfig{{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}}

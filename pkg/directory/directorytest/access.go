@@ -10,10 +10,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// OpenAccess makes an implementation that holds the entries. Types and Groups with All have no Names.
+// OpenAccess returns an implementation with the entries. Types and Groups with All have no Names.
 type OpenAccess func(t *testing.T, entries []directory.GrantEntry) directory.Access
 
-// Access checks everything that directory.Access promises.
+// Access tests the contract of directory.Access.
 func Access(t *testing.T, open OpenAccess) {
 	all := directory.NameList{All: true}
 	only := func(names ...string) directory.NameList { return directory.NameList{Names: names} }
@@ -73,7 +73,7 @@ func Access(t *testing.T, open OpenAccess) {
 		"subject in capitals":  {owner("https://a.example", "FULL"), nothing},
 		"issuer with a slash":  {owner("https://a.example/", "full"), nothing},
 		"no subject":           {owner("https://a.example", ""), nothing},
-		"nobody":               {owner("", ""), nothing},
+		"no issuer or subject": {owner("", ""), nothing},
 		"issuer and subject":   {owner("", "https://a.examplefull"), nothing},
 		"a pattern":            {owner("https://a.example", "%"), nothing},
 		"a pattern of a shell": {owner("*", "*"), nothing},
@@ -99,7 +99,7 @@ func Access(t *testing.T, open OpenAccess) {
 			t.Errorf("grant %+v, error %v, want nothing", grant, err)
 		}
 	})
-	t.Run("a context that ended", func(t *testing.T) {
+	t.Run("a cancelled context", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		grant, err := access.Grant(ctx, owner("https://a.example", "full"))

@@ -12,23 +12,23 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// errReplaced says that a file is no longer the one that the index was made from.
+// errReplaced: the file is not the one that was indexed.
 var errReplaced = errors.New("the file was replaced")
 
-// Members implements directory.Groups. It reads the file once, from the group on, and stops where its members end. A
-// file that is replaced meanwhile is read on as it was.
+// Members implements directory.Groups. It reads the file from the group to the end of its members. When the file is
+// replaced meanwhile it continues to read the old one.
 func (g *Groups) Members(ctx context.Context, groupID string, yield func(patientID string) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	const tries = 3 // the file may be replaced between the look at the index and its opening
+	const tries = 3 // the file may be replaced between find and open
 	var err error
 	for range tries {
 		var at place
 		if at, err = g.find(groupID); err != nil {
 			return err
 		}
-		var refused error // what yield returned, which is passed on as it is
+		var refused error // of yield, returned unchanged
 		err = g.stream(ctx, at, func(m groupndjson.Member) error {
 			counts, err := m.Covers(g.now())
 			if err != nil {
@@ -60,7 +60,7 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 	return err
 }
 
-// stream reads the members of the group at a place.
+// stream calls f for each member of the group at a place.
 func (g *Groups) stream(ctx context.Context, at place, f func(groupndjson.Member) error) error {
 	file, err := open(filepath.Join(g.dir, at.file.name))
 	if err != nil {
@@ -85,7 +85,7 @@ func (g *Groups) stream(ctx context.Context, at place, f func(groupndjson.Member
 	return err
 }
 
-// stoppable ends with the context, also where much is read and nothing is found.
+// stoppable is a reader that ends with the context.
 type stoppable struct {
 	ctx  context.Context
 	from io.Reader

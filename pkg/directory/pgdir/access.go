@@ -13,8 +13,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// Access is directory.Access on a database. Its methods may be called from any goroutine. Those that change something
-// change all of it or nothing.
+// Access is directory.Access on a database, and the changes that operators make. Methods may be called concurrently.
+// Changes are atomic.
 type Access struct{ pool *pgxpool.Pool }
 
 var _ directory.Access = (*Access)(nil)
@@ -22,10 +22,10 @@ var _ directory.Access = (*Access)(nil)
 // NewAccess returns the grants of the pool's database.
 func NewAccess(pool *pgxpool.Pool) *Access { return &Access{pool: pool} }
 
-// ErrNoGrant says that there is no entry for an owner.
+// ErrNoGrant: the owner has no entry.
 var ErrNoGrant = errors.New("no such grant")
 
-// Check reports whether the database can be reached and has the schema that this program needs.
+// Check returns an error unless the database is reachable and has the schema that this program needs.
 func (a *Access) Check(ctx context.Context) error { return pgdb.Check(ctx, a.pool) }
 
 // Grant implements directory.Access.
@@ -45,7 +45,7 @@ func (a *Access) Entry(ctx context.Context, owner export.Owner) (directory.Grant
 	if err := ctx.Err(); err != nil {
 		return directory.GrantEntry{}, err
 	}
-	// The server takes no other text, and there is no entry for it.
+	// The server refuses such text, so no entry can have it.
 	if !directory.IsStorable(owner.Issuer) || !directory.IsStorable(owner.Subject) {
 		return directory.GrantEntry{}, ErrNoGrant
 	}
@@ -72,14 +72,14 @@ func (a *Access) Entry(ctx context.Context, owner export.Owner) (directory.Grant
 	return entry, nil
 }
 
-// The kinds of lists.
+// Kinds of lists.
 const (
 	kindAll    = "all"
 	kindOnly   = "only"
 	kindExcept = "except"
 )
 
-// all reports whether a list of the kind selects everything but its names.
+// all reports whether a list of the kind means all but its names.
 func all(kind string, names int) (bool, error) {
 	switch {
 	case kind == kindAll && names == 0 || kind == kindExcept:
@@ -87,7 +87,7 @@ func all(kind string, names int) (bool, error) {
 	case kind == kindOnly:
 		return false, nil
 	}
-	return false, errors.New("it holds a list of a kind that this program does not know")
+	return false, errors.New("unknown kind of list")
 }
 
 func kind(list directory.NameList) string {
@@ -112,7 +112,7 @@ type Count struct {
 	Names int
 }
 
-// List returns all entries by issuer and subject.
+// List returns all entries, sorted by issuer and subject.
 func (a *Access) List(ctx context.Context) ([]Summary, error) {
 	rows, err := a.pool.Query(ctx, `SELECT issuer, subject, types, cardinality(type_names), groups,
 		cardinality(group_names), patients, cardinality(patient_names) FROM directory_grant ORDER BY issuer, subject`)
@@ -127,7 +127,7 @@ func (a *Access) List(ctx context.Context) ([]Summary, error) {
 	return list, wrap("list grants", err)
 }
 
-// Set gives the owner the entry, in place of one that is there.
+// Set creates or replaces the owner's entry.
 func (a *Access) Set(ctx context.Context, entry directory.GrantEntry) error {
 	if err := entry.Validate(); err != nil {
 		return err
@@ -151,7 +151,7 @@ func row(e directory.GrantEntry) []any {
 	}
 }
 
-// Remove removes the owner's entry. ErrNoGrant when there is none.
+// Remove deletes the owner's entry. ErrNoGrant when there is none.
 func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
 	if !directory.IsStorable(owner.Issuer) || !directory.IsStorable(owner.Subject) {
 		return ErrNoGrant
@@ -167,7 +167,7 @@ func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
 	return nil
 }
 
-// Replace makes the entries all that there are, at once.
+// Replace replaces all entries, atomically.
 func (a *Access) Replace(ctx context.Context, entries []directory.GrantEntry) error {
 	for i, entry := range entries {
 		if err := entry.Validate(); err != nil {
@@ -175,7 +175,7 @@ func (a *Access) Replace(ctx context.Context, entries []directory.GrantEntry) er
 		}
 	}
 	return wrap("replace the grants", pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
-		// Two that replace take turns: the result is what one of them wanted, not both.
+		// Serialize concurrent calls: the result is the entries of one of them, not of both.
 		if _, err := tx.Exec(ctx, "LOCK TABLE directory_grant IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 			return err
 		}

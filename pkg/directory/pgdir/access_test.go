@@ -78,7 +78,7 @@ func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotUnderstoodAllowsNothing(t *testing.T) {
+func TestInvalidRowsAllowNothing(t *testing.T) {
 	pool := open(t)
 	access := pgdir.NewAccess(pool)
 	for name, change := range map[string]string{
@@ -93,7 +93,7 @@ func TestWhatIsNotUnderstoodAllowsNothing(t *testing.T) {
 			if err := access.Set(t.Context(), everything(owner)); err != nil {
 				t.Fatal(err)
 			}
-			// The table refuses some of it itself.
+			// The table refuses some of these rows.
 			for constraint := range strings.FieldsSeq(one[string](t, pool, `SELECT coalesce(string_agg(conname, ' '), '')
 				FROM pg_constraint WHERE conrelid = 'directory_grant'::regclass AND contype = 'c'`)) {
 				exec(t, pool, "ALTER TABLE directory_grant DROP CONSTRAINT "+constraint)
@@ -108,14 +108,14 @@ func TestWhatIsNotUnderstoodAllowsNothing(t *testing.T) {
 			}
 		})
 	}
-	for _, nobody := range []export.Owner{{Issuer: "a\x00", Subject: "s"}, {Issuer: "a", Subject: "\xff"}} {
-		if grant, err := access.Grant(t.Context(), nobody); err != nil || grant.Types.Has("Patient") {
+	for _, invalid := range []export.Owner{{Issuer: "a\x00", Subject: "s"}, {Issuer: "a", Subject: "\xff"}} {
+		if grant, err := access.Grant(t.Context(), invalid); err != nil || grant.Types.Has("Patient") {
 			t.Errorf("grant %+v, error %v, want nothing for a name that no entry can have", grant, err)
 		}
 	}
 }
 
-func TestAnEntryThatMakesNoSenseChangesNothing(t *testing.T) {
+func TestInvalidEntriesChangeNothing(t *testing.T) {
 	access := pgdir.NewAccess(open(t))
 	if err := access.Set(t.Context(), everything(owner)); err != nil {
 		t.Fatal(err)
@@ -136,12 +136,12 @@ func TestAnEntryThatMakesNoSenseChangesNothing(t *testing.T) {
 			}
 		}
 	}
-	// The second of them cannot be: there is one entry for an owner.
+	// An owner has one entry.
 	if err := access.Replace(t.Context(), []directory.GrantEntry{{Owner: owner}, {Owner: owner}}); err == nil {
-		t.Error("two entries for one owner are taken")
+		t.Error("accepted two entries for one owner")
 	}
 	if grant, err := access.Grant(t.Context(), owner); err != nil || !grant.Patients.Has("p") {
-		t.Errorf("grant %+v, error %v, want the one of before", grant, err)
+		t.Errorf("grant %+v, error %v, want the old one", grant, err)
 	}
 }
 
@@ -175,8 +175,8 @@ func TestAGrantOfManyPatients(t *testing.T) {
 	}
 }
 
-// Of two who replace all grants one wins, and whoever asks meanwhile sees the one or the other.
-func TestReplacingAtOnce(t *testing.T) {
+// TestConcurrentReplace: readers see the entries of one call, never a mix.
+func TestConcurrentReplace(t *testing.T) {
 	access := pgdir.NewAccess(open(t))
 	versions := make([][]directory.GrantEntry, 4)
 	for v := range versions {
@@ -202,7 +202,7 @@ func TestReplacingAtOnce(t *testing.T) {
 				}
 				for _, one := range list[1:] { // the first is the one that they share
 					if one.Owner.Subject[:2] != list[1].Owner.Subject[:2] {
-						t.Errorf("%s stands with %s", one.Owner.Subject, list[1].Owner.Subject)
+						t.Errorf("%s is listed with %s", one.Owner.Subject, list[1].Owner.Subject)
 					}
 				}
 			}

@@ -20,11 +20,11 @@ func TestChoose(t *testing.T) {
 	}{
 		{512, 512, 180, true},  // everybody in the range
 		{512, 520, 180, true},  // all but a few
-		{512, 600, 180, false}, // many rows for nothing
+		{512, 600, 180, false}, // many rows of others
 		{512, 1_000_000, 1, false},
 		{100, 1_000_000, 180, false},
 		{1, 1, 1e6, true},
-		{512, 2559, 1, true}, // the crossover: four rows in vain cost what a lookup costs
+		{512, 2559, 1, true}, // the crossover: four rows of others cost a lookup
 		{512, 2560, 1, false},
 		{512, 2561, 1, false},
 	} {
@@ -34,9 +34,9 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// TestPathsGiveTheSame asks for sets of patients from one to all, neighbours and spread: both paths give the same, and
-// the one that is chosen is a scan for neighbours and lookups for the spread.
-func TestPathsGiveTheSame(t *testing.T) {
+// TestPaths reads sets of patients, neighbouring and spread: both paths return the same, and pathFor chooses a scan for
+// neighbours and lookups for spread patients.
+func TestPaths(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	const people = 600
@@ -60,13 +60,13 @@ func TestPathsGiveTheSame(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		ask          []string
-		observations any // the path
+		observations any // path
 	}{
 		"all":             {all, postgres.Scan},
 		"one":             {all[17:18], postgres.Scan},
 		"neighbours":      {all[100:200], postgres.Scan},
 		"all but one":     {slices.Concat(all[:300], all[301:]), postgres.Scan},
-		"every second":    {every(2), postgres.Lookups}, // eight rows in vain for each lookup
+		"every second":    {every(2), postgres.Lookups}, // eight rows of others for each lookup
 		"every hundredth": {every(100), postgres.Lookups},
 		"first and last":  {[]string{all[0], all[people-1]}, postgres.Lookups},
 	} {

@@ -15,13 +15,13 @@ type Member struct {
 	Inactive bool   `json:"inactive"`
 }
 
-// Patient returns the id of the patient that the member is, and false for one that is no patient of the store.
+// Patient returns the patient id of the member, and false for a member that is not a patient.
 func (m Member) Patient() (id string, ok bool) {
 	ref, ok := fhir.ParseReference(m.Entity.Reference)
 	return ref.ID, ok && ref.Type == "Patient"
 }
 
-// Covers reports whether the member counts at the instant.
+// Covers reports whether the member is active at the instant.
 func (m Member) Covers(now time.Time) (bool, error) {
 	from, until, err := m.Period.Span()
 	begun := from == nil || !now.Before(*from)

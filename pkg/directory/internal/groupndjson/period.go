@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Period is a FHIR Period. A missing end is open, and so is a missing start: "not known" (R4 2.24.0.11).
+// Period is a FHIR Period. A missing start or end is open (R4 2.24.0.11).
 type Period struct {
 	Start string `json:"start"`
 	End   string `json:"end"`
@@ -15,9 +15,9 @@ type Period struct {
 
 var errDateTime = errors.New("a period's start or end is not a FHIR dateTime")
 
-// Span is the time that the period covers: from an instant until just before another, nil where it is open. Both ends
-// are inclusive to their precision: "If the end of the period is 2012-02-03, this includes any time inclusive up to
-// 2012-02-03T23:59:59" (R4 2.24.0.11).
+// Span returns the half-open interval of the period, with nil for an open end. Start and end are inclusive to their
+// precision: "If the end of the period is 2012-02-03, this includes any time inclusive up to 2012-02-03T23:59:59" (R4
+// 2.24.0.11).
 func (p Period) Span() (from, until *time.Time, err error) {
 	if p.Start != "" {
 		first, _, err := span(p.Start)
@@ -39,8 +39,7 @@ func (p Period) Span() (from, until *time.Time, err error) {
 var dateTimeForm = regexp.MustCompile(
 	`^\d{4}(-\d\d(-\d\d(T\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d))?)?)?$`)
 
-// span is the time that a dateTime of any precision stands for: from its first instant until the first one after it.
-// Dates have no zone in FHIR; they are read as UTC.
+// span returns the half-open interval of a dateTime of any precision. Dates have no zone in FHIR: they are read as UTC.
 func span(dateTime string) (from, until time.Time, err error) {
 	parts := dateTimeForm.FindStringSubmatch(dateTime)
 	if parts == nil {

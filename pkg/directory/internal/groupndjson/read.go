@@ -1,3 +1,5 @@
+// Package groupndjson reads a Group resource (FHIR R4) from one line of NDJSON. A group may have any number of members:
+// they are streamed, never held in memory. Errors hold no content of the line.
 package groupndjson
 
 import (
@@ -10,15 +12,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// Header is what a group is apart from its members.
+// Header is a group without its members.
 type Header struct {
 	ID         string
 	Exportable bool // neither inactive (active false) nor definitional (actual false)
 }
 
-// Read reads one whole resource to the end of the line, holding no more than one member or one other element of it at
-// a time, and calls each for every member. An error of each stops it and is returned as it is. A line without anything
-// on it is io.EOF.
+// Read reads a resource to the end of the line and calls each for every member. It holds one member or other element at
+// a time. An error of each ends it and is returned unchanged. A blank line is io.EOF.
 func Read(line io.Reader, each func(Member) error) (Header, error) {
 	var typ string
 	group := Header{Exportable: true}
@@ -27,7 +28,7 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 	err := eachElement(dec, func(name string) (more bool, err error) {
 		decides := slices.Contains([]string{"resourceType", "id", "active", "actual", "member"}, name)
 		if decides && seen[name] {
-			return false, fmt.Errorf("%s stands twice", name)
+			return false, fmt.Errorf("%s is duplicate", name)
 		}
 		seen[name] = decides
 		switch name {
@@ -38,7 +39,7 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 		case "active", "actual":
 			var yes *bool
 			if err := decode(dec, name, &yes); err != nil || yes == nil {
-				return false, fmt.Errorf("%s is neither true nor false", name)
+				return false, fmt.Errorf("%s is not a boolean", name)
 			}
 			group.Exportable = group.Exportable && *yes
 			return true, nil
@@ -53,16 +54,16 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 	case typ != "Group":
 		return Header{}, errors.New("not a Group resource")
 	case !fhir.IsID(group.ID):
-		return Header{}, errors.New("no id, or not a FHIR id")
+		return Header{}, errors.New("id is missing or not a FHIR id")
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Header{}, errors.New("something stands after the resource")
+		return Header{}, errors.New("text after the resource")
 	}
 	return group, nil
 }
 
-// Members reads a line that Read accepts and stops where its members end. An error of each stops it and is returned
-// as it is.
+// Members reads a line that Read accepts, up to the end of its members. An error of each ends it and is returned
+// unchanged.
 func Members(line io.Reader, each func(Member) error) error {
 	dec := json.NewDecoder(line)
 	return eachElement(dec, func(name string) (more bool, err error) {
@@ -73,8 +74,8 @@ func Members(line io.Reader, each func(Member) error) error {
 	})
 }
 
-// eachElement calls f for each element of the object that comes next, with the decoder standing before its value,
-// until f says that there is no need for more. io.EOF means that nothing comes at all.
+// eachElement calls f for each element of the next object, with the decoder before its value, until f returns false.
+// io.EOF means that there is no next value.
 func eachElement(dec *json.Decoder, f func(name string) (more bool, err error)) error {
 	start, err := dec.Token()
 	if errors.Is(err, io.EOF) {
@@ -99,7 +100,7 @@ func eachElement(dec *json.Decoder, f func(name string) (more bool, err error)) 
 	return nil
 }
 
-// eachMember calls f for each member of the array that comes next.
+// eachMember calls f for each element of the next array.
 func eachMember(dec *json.Decoder, f func(Member) error) error {
 	start, err := dec.Token()
 	if err != nil {
@@ -123,10 +124,10 @@ func eachMember(dec *json.Decoder, f func(Member) error) error {
 	return nil
 }
 
-// errNotJSON stands for the decoder's own errors, which quote the line.
+// errNotJSON replaces the decoder's errors, which quote the line.
 var errNotJSON = errors.New("not valid JSON")
 
-// decode reads the value that comes next.
+// decode reads the next value.
 func decode(dec *json.Decoder, name string, to any) error {
 	err := dec.Decode(to)
 	var mistyped *json.UnmarshalTypeError
@@ -140,6 +141,6 @@ func decode(dec *json.Decoder, name string, to any) error {
 }
 
 func skip(dec *json.Decoder) error {
-	var passed json.RawMessage
-	return decode(dec, "", &passed)
+	var skipped json.RawMessage
+	return decode(dec, "", &skipped)
 }

@@ -40,5 +40,5 @@ func run(args []string) error {
 		return err
 	}
 	page = bytes.Join([][]byte{before, []byte(begin), rows, []byte(end), after}, nil)
-	return os.WriteFile(args[0], page, 0o644)
+	return os.WriteFile(args[0], page, 0o600)
 }

@@ -229,7 +229,7 @@ func TestLoadShowsGroupsAndResourcesAtOnce(t *testing.T) {
 		ndjson(t, groupOf("g", "a", "b"), patient("a"), about("Observation", "o", "a")))
 	s.group("g", "a b")
 	s.shows(s.snapshot(), "Observation/o Patient/a", "a")
-	const together = `SELECT 'one' FROM load, directory_group AS g, directory_member AS m
+	const together = `SELECT 'one' FROM load_batch AS load, directory_group AS g, directory_member AS m
 		WHERE load.sealed_at IS NOT NULL AND load.xmin = g.xmin AND load.xmin = m.xmin`
 	if got := s.list(together); len(got) != 2 { // for each member
 		t.Errorf("%d of 2 members were written by the transaction that sealed the load", len(got))
@@ -403,10 +403,10 @@ func TestLoadTakesTurns(t *testing.T) {
 		says  string
 		begin func() (underWay, error)
 	}{
-		{"sluice: another load is under way\n", func() (underWay, error) {
+		{"sluice: begin the load: another load is running\n", func() (underWay, error) {
 			return postgres.BeginLoad(t.Context(), pool, postgres.LoadConfig{Parallel: 1})
 		}},
-		{"sluice: another load of groups is under way\n", func() (underWay, error) {
+		{"sluice: begin the load of groups: another load is running\n", func() (underWay, error) {
 			return pgdir.BeginLoad(t.Context(), pool)
 		}},
 	} {

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func now() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }
 
-// open returns a pool on a migrated database of the test's own.
+// open returns a pool on a new migrated database.
 func open(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	url := testenv.Postgres(t)
@@ -53,7 +53,7 @@ func exec(t testing.TB, pool *pgxpool.Pool, text string, args ...any) {
 	}
 }
 
-// one returns the only value that a query gives.
+// one returns the only value of a query.
 func one[T any](t testing.TB, pool *pgxpool.Pool, text string, args ...any) T {
 	t.Helper()
 	rows, err := pool.Query(t.Context(), text, args...)
@@ -76,7 +76,7 @@ func begin(t testing.TB, pool *pgxpool.Pool) *pgdir.Load {
 	return load
 }
 
-// places are those of lines: what is added later has a higher one.
+// places numbers the lines of all loads.
 var places atomic.Int64
 
 func add(t testing.TB, load *pgdir.Load, lines ...string) {
@@ -97,7 +97,7 @@ func seal(t testing.TB, pool *pgxpool.Pool, load *pgdir.Load, deleteMissing bool
 	return err
 }
 
-// load brings the lines in.
+// load loads the lines.
 func load(t testing.TB, pool *pgxpool.Pool, deleteMissing bool, lines ...string) {
 	t.Helper()
 	l := begin(t, pool)
@@ -107,7 +107,7 @@ func load(t testing.TB, pool *pgxpool.Pool, deleteMissing bool, lines ...string)
 	}
 }
 
-// group is a line; a member is a patient's id, or JSON.
+// group returns a line; a member is a patient id or JSON.
 func group(t testing.TB, id, lastUpdated string, members ...string) string {
 	t.Helper()
 	var list []string
@@ -129,7 +129,7 @@ func group(t testing.TB, id, lastUpdated string, members ...string) string {
 	return line
 }
 
-// members returns who counts, sorted, or nil when there is no group.
+// members returns the current members, sorted, or nil when there is no group.
 func members(t testing.TB, groups directory.Groups, id string) []string {
 	t.Helper()
 	ids := []string{}
