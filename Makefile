@@ -55,7 +55,7 @@ gen: settings
 .PHONY: build
 build: ## build every service into bin/
 	@mkdir -p bin
-	@mains=$$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./services/...); \
+	@mains=$$(go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./services/... | grep -v /internal/); \
 		if [ -z "$$mains" ]; then echo "services/ has no main package" >&2; exit 1; fi; \
 		CGO_ENABLED=0 go build -trimpath -o bin/ $$mains; \
 		for main in $$mains; do echo "bin/$${main##*/}"; done

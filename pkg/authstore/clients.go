@@ -10,8 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Client returns the record of a client as it was put, or export.ErrNotFound. Nothing is kept in memory: a client that
-// was removed is gone for the next question.
+// Client returns the record of a client, or export.ErrNotFound. It is not cached, so that a removal has effect at once.
 func (s *Store) Client(ctx context.Context, id string) ([]byte, error) {
 	record, err := s.redis.HGet(ctx, clientsKey, id).Bytes()
 	if errors.Is(err, redis.Nil) {
@@ -23,7 +22,7 @@ func (s *Store) Client(ctx context.Context, id string) ([]byte, error) {
 	return record, nil
 }
 
-// AddClient stores the record of a new client, or returns export.ErrConflict when there is one of that id.
+// AddClient stores the record of a new client, or returns export.ErrConflict if the id exists.
 func (s *Store) AddClient(ctx context.Context, id string, record []byte) error {
 	added, err := s.redis.HSetNX(ctx, clientsKey, id, record).Result()
 	if err != nil {
@@ -35,8 +34,7 @@ func (s *Store) AddClient(ctx context.Context, id string, record []byte) error {
 	return nil
 }
 
-// ReplaceClient stores the new record of a client if the one that is there is still the old, and returns
-// export.ErrConflict if it is another one or gone.
+// ReplaceClient stores a new record if the current one equals old, and returns export.ErrConflict otherwise.
 func (s *Store) ReplaceClient(ctx context.Context, id string, old, record []byte) error {
 	done, err := s.put.Run(ctx, s.redis, []string{clientsKey}, id, old, record).Bool()
 	if err != nil && !errors.Is(err, redis.Nil) {
@@ -48,8 +46,8 @@ func (s *Store) ReplaceClient(ctx context.Context, id string, old, record []byte
 	return nil
 }
 
-// RemoveClient forgets a client, or returns export.ErrNotFound when there is none. The client gets no further token;
-// those that it holds are good until they end.
+// RemoveClient deletes a client, or returns export.ErrNotFound. The client gets no more tokens; those that it has stay valid
+// until they expire.
 func (s *Store) RemoveClient(ctx context.Context, id string) error {
 	removed, err := s.redis.HDel(ctx, clientsKey, id).Result()
 	if err != nil {
@@ -61,8 +59,8 @@ func (s *Store) RemoveClient(ctx context.Context, id string) error {
 	return nil
 }
 
-// Clients calls visit with each client until that fails. In what order is not said, and a client that is added or
-// removed meanwhile may or may not be among them; each comes once.
+// Clients calls visit once for each client, in no particular order, until visit fails. A client that is added or removed
+// meanwhile may be missing.
 func (s *Store) Clients(ctx context.Context, visit func(id string, record []byte) error) error {
 	seen := make(map[string]bool)
 	entries := s.redis.HScan(ctx, clientsKey, 0, "", 100).Iterator()
@@ -71,7 +69,7 @@ func (s *Store) Clients(ctx context.Context, visit func(id string, record []byte
 		if !entries.Next(ctx) {
 			break
 		}
-		if seen[id] { // HSCAN may return what it has returned before
+		if seen[id] { // HSCAN may return an entry twice
 			continue
 		}
 		seen[id] = true

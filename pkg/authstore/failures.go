@@ -9,14 +9,14 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Limits say how many authentications may fail in one window.
+// Limits are how many authentications may fail in a window.
 type Limits struct {
 	Window     time.Duration // at least a second
-	PerAddress int           // from one address, for whatever client
+	PerAddress int           // from one address, for any client
 	PerClient  int           // of one client, from all addresses
 }
 
-// Check refuses limits that would lock everybody out or nobody.
+// Check refuses limits that lock out every client or none.
 func (l Limits) Check() error {
 	if l.Window < time.Second || l.Window > time.Hour {
 		return errors.New("the window of failed authentications must be between 1s and 1h")
@@ -27,10 +27,10 @@ func (l Limits) Check() error {
 	return nil
 }
 
-// Wait returns how long an address has to wait before it may try to authenticate as the client, zero when it may at
-// once. An address has to wait when it has failed too often itself; and when it has failed at all and the client has, from
-// everywhere, too often. So a client whose own address has done nothing wrong gets its tokens, whatever strangers do
-// in its name; and a stranger with many addresses has one try from each.
+// Wait returns how long an address must wait before it may authenticate as the client, or zero. An address must wait when it
+// has failed too often itself, or when it has failed at all and the client has failed too often from all addresses. So
+// failures from other addresses do not lock out a client whose own address has none, and an attacker with many addresses
+// has one attempt from each.
 func (s *Store) Wait(ctx context.Context, limits Limits, client, address string) (time.Duration, error) {
 	return s.count(ctx, limits, client, address, 0)
 }

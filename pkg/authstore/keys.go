@@ -12,19 +12,19 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Schedule says when signing keys change.
+// Schedule is when signing keys rotate.
 type Schedule struct {
 	Rotate  time.Duration // how long a key signs, at least an hour
-	Publish time.Duration // how long it is published before, at least six minutes and at most half of Rotate
+	Publish time.Duration // how long a key is published before it signs, at least six minutes and at most half of Rotate
 }
 
-// Check refuses a schedule under which a verifier could meet a token whose key it cannot have yet.
+// Check refuses a schedule in which a verifier may not have fetched a key before the key signs.
 func (s Schedule) Check() error {
 	if s.Rotate < time.Hour {
 		return errors.New("signing keys must sign for at least 1h")
 	}
 	if s.Publish < 6*time.Minute || s.Publish > s.Rotate/2 {
-		return errors.New("signing keys must be published 6m before they sign, and not earlier than half their time")
+		return errors.New("signing keys must be published at least 6m before they sign, and at most half of their lifetime")
 	}
 	return nil
 }
@@ -39,11 +39,11 @@ type Key struct {
 type Keys struct {
 	store    *Store
 	schedule Schedule
-	seals    []seal // the first one closes, all open
+	seals    []seal // the first one encrypts, all decrypt
 }
 
-// NewKeys returns the key ring of the store. Keys are sealed with the secret, of 32 bytes at least; those sealed with
-// a previous one can be read too, so that the secret can change while replicas run.
+// NewKeys returns the key ring of the store. Keys are encrypted with the secret, of at least 32 bytes. Keys encrypted with a
+// previous secret can be read too, so that the secret can change while replicas run.
 func NewKeys(store *Store, schedule Schedule, secret string, previous ...string) (*Keys, error) {
 	if err := schedule.Check(); err != nil {
 		return nil, err
@@ -59,18 +59,18 @@ func NewKeys(store *Store, schedule Schedule, secret string, previous ...string)
 	return k, nil
 }
 
-// CheckSecret reports what is wrong with a secret for seals.
+// CheckSecret reports why a secret cannot encrypt signing keys.
 func CheckSecret(secret string) error {
 	_, err := newSeal(secret)
 	return err
 }
 
-// Current brings the key ring up to date and returns the key to sign with and all that have to be published, those
-// that sign later included. Of replicas that do so at the same time one changes the ring, and the others take what it
-// made. The error wraps export.ErrUnavailable when Redis cannot be reached; a ring whose keys do not open is another
-// error, and nothing of it is used.
+// Current rotates the key ring if it is due, and returns the signing key and all keys to publish, future ones included. Of
+// several replicas at the same time one changes the ring, and the others use its result. The error wraps
+// export.ErrUnavailable when Redis cannot be reached. Keys that cannot be decrypted are another error, and then the ring is
+// not used at all.
 func (k *Keys) Current(ctx context.Context) (signing Key, published []Key, err error) {
-	const tries = 5 // a lost race means that another replica has made the step
+	const tries = 5 // after a lost race another replica has rotated the ring
 	for range tries {
 		text, now, err := k.store.loadRing(ctx)
 		if err != nil {
@@ -80,7 +80,7 @@ func (k *Keys) Current(ctx context.Context) (signing Key, published []Key, err e
 		if err != nil {
 			return Key{}, nil, err
 		}
-		// A ring that does not open must not be added to: two replicas with different secrets would fill it.
+		// Do not add to a ring that cannot be decrypted: two replicas with different secrets would fill it.
 		if _, err := k.open(before); err != nil {
 			return Key{}, nil, err
 		}
@@ -102,7 +102,7 @@ func (k *Keys) Current(ctx context.Context) (signing Key, published []Key, err e
 		}
 		return published[after.signing(now)], published, nil
 	}
-	return Key{}, nil, fmt.Errorf("rotate signing keys: others do so all the time: %w", export.ErrUnavailable)
+	return Key{}, nil, fmt.Errorf("rotate signing keys: too many conflicts: %w", export.ErrUnavailable)
 }
 
 func (k *Keys) open(r ring) ([]Key, error) {
@@ -133,13 +133,13 @@ func (s *Store) loadRing(ctx context.Context) (string, time.Time, error) {
 	if err != nil {
 		return "", time.Time{}, unavailable("read the key ring", err)
 	}
-	const answers = 2
-	if len(reply) != answers {
-		return "", time.Time{}, fmt.Errorf("read the key ring: %d answers, want %d", len(reply), answers)
+	const values = 2
+	if len(reply) != values {
+		return "", time.Time{}, fmt.Errorf("read the key ring: %d values, want %d", len(reply), values)
 	}
 	ms, err := strconv.ParseInt(reply[1], 10, 64)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("read the key ring: the clock of Redis: %w", err)
+		return "", time.Time{}, fmt.Errorf("read the key ring: clock of Redis: %w", err)
 	}
 	return reply[0], time.UnixMilli(ms), nil
 }

@@ -20,7 +20,7 @@ const (
 
 var daily = authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}
 
-// replica is one replica's view of the key ring.
+// replica opens the key ring as a replica does.
 func replica(t *testing.T, url string, c *clock, secrets ...string) *authstore.Keys {
 	t.Helper()
 	keys, err := authstore.NewKeys(open(t, url, c.now), daily, secrets[0], secrets[1:]...)
@@ -42,8 +42,8 @@ func current(t *testing.T, keys *authstore.Keys) (string, []string) {
 	return signing.KID, kids
 }
 
-// The life of the ring, minute by minute for three days: every key is published for 15 minutes before it signs and for 15
-// after, each signs for a day, and there are never more than two.
+// Three days of the ring, minute by minute: every key is published 15 minutes before it signs and 15 minutes afterwards,
+// signs for a day, and at most two keys are published.
 func TestRotation(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		c := newClock()
@@ -54,7 +54,7 @@ func TestRotation(t *testing.T) {
 		}
 		published := map[string]time.Time{first: c.now()} // since when
 		var signed []string
-		begun := map[string]time.Time{}
+		began := map[string]time.Time{}
 		ended := map[string]time.Time{}
 		for range 3 * 24 * 60 {
 			signing, kids := current(t, keys)
@@ -70,7 +70,7 @@ func TestRotation(t *testing.T) {
 				if len(signed) > 0 {
 					last := signed[len(signed)-1]
 					ended[last] = c.now()
-					if d := c.now().Sub(begun[last]); d != 24*time.Hour {
+					if d := c.now().Sub(began[last]); d != 24*time.Hour {
 						t.Errorf("a key has signed for %s", d)
 					}
 					if d := c.now().Sub(published[signing]); d < 15*time.Minute {
@@ -78,7 +78,7 @@ func TestRotation(t *testing.T) {
 					}
 				}
 				signed = append(signed, signing)
-				begun[signing] = c.now()
+				began[signing] = c.now()
 			}
 			for kid, at := range ended {
 				if d := c.now().Sub(at); slices.Contains(kids, kid) != (d < 15*time.Minute) {
@@ -93,7 +93,7 @@ func TestRotation(t *testing.T) {
 	})
 }
 
-// A service that was down for long goes on with the key that it had, until the next one is known.
+// After a long stop the old key signs until the next one has been published long enough.
 func TestRotationAfterALongStop(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		c := newClock()
@@ -110,8 +110,8 @@ func TestRotationAfterALongStop(t *testing.T) {
 	})
 }
 
-// Replicas that rotate at the same time make one key.
-func TestReplicasMakeOneKey(t *testing.T) {
+// Replicas that rotate at the same time add one key.
+func TestConcurrentReplicasAddOneKey(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		c := newClock()
 		for round := 1; round <= 2; round++ {
@@ -122,7 +122,7 @@ func TestReplicasMakeOneKey(t *testing.T) {
 				keys := replica(t, url, c, secret)
 				all.Go(func() {
 					_, published, err := keys.Current(t.Context())
-					if err != nil && !errors.Is(err, export.ErrUnavailable) { // which says: ask again
+					if err != nil && !errors.Is(err, export.ErrUnavailable) { // too many conflicts: the caller retries
 						t.Error(err)
 					}
 					mu.Lock()
@@ -141,7 +141,7 @@ func TestReplicasMakeOneKey(t *testing.T) {
 	})
 }
 
-// Redis holds no private key that could be used without the secret.
+// The private keys in Redis cannot be used without the secret.
 func TestSeals(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		c := newClock()
@@ -161,7 +161,7 @@ func TestSeals(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		// Nobody who does not have the secret has changed anything, however long it tried.
+		// A replica with another secret does not change the ring, also when a rotation is due.
 		c.advance(48 * time.Hour)
 		if _, _, err := replica(t, url, c, other).Current(t.Context()); err == nil {
 			t.Error("another secret opens")
@@ -171,11 +171,11 @@ func TestSeals(t *testing.T) {
 		if !bytes.Equal(text, after) {
 			t.Error("a replica with another secret has changed the ring")
 		}
-		// A key under the name of another one is none.
+		// A key does not decrypt under another kid.
 		renamed := strings.Replace(string(text), signing.KID, strings.Repeat("a", len(signing.KID)), 1)
 		must(t, raw(t, url).Set(t.Context(), "sluice:auth:keys", renamed, 0).Err())
 		if _, _, err := replica(t, url, c, secret).Current(t.Context()); err == nil {
-			t.Error("a key opens under another name")
+			t.Error("a key decrypts under another kid")
 		}
 		for _, broken := range []string{"x", "{}", `{"keys":[]}`, `{"keys":[{"kid":"b","signs":2},{"kid":"a","signs":1}]}`} {
 			must(t, raw(t, url).Set(t.Context(), "sluice:auth:keys", broken, 0).Err())
@@ -186,8 +186,8 @@ func TestSeals(t *testing.T) {
 	})
 }
 
-// The secret changes while replicas of both kinds run, in the three steps of docs/auth.md.
-func TestTheSecretChanges(t *testing.T) {
+// The secret changes in the three steps of docs/auth.md, while replicas with both run.
+func TestSecretChange(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		c := newClock()
 		first, _ := current(t, replica(t, url, c, secret))

@@ -8,21 +8,20 @@ import (
 	"time"
 )
 
-// tail is how long a key is still published after it has signed its last token: as long as a token may live (5
-// minutes), as a verifier's clock may be off (5 minutes at most) and as it may keep a key set (5 minutes, then the key
-// that is not there any more would only be missed by a token that has ended).
+// tail is how long a key is published after its last signature: the lifetime of a token (5 minutes), plus the skew of a
+// verifier's clock (at most 5 minutes), plus the age of its cached key set (5 minutes).
 const tail = 15 * time.Minute
 
-// ring is the key ring as Redis holds it, the key that signs last at the end. Every instant is in ms by Redis' clock.
+// ring is the key ring in Redis, ordered by when the keys begin to sign. Times are ms by the clock of Redis.
 type ring struct {
 	Keys []ringKeyEntry `json:"keys"`
 }
 
-// ringKeyEntry is one key. It signs from its own instant until that of the next one.
+// ringKeyEntry is one key. It signs until the next one begins.
 type ringKeyEntry struct {
 	KID    string `json:"kid"`
 	Signs  int64  `json:"signs"`  // when it begins to sign
-	Sealed []byte `json:"sealed"` // the private key
+	Sealed []byte `json:"sealed"` // the encrypted private key
 }
 
 func parseRing(text string) (ring, error) {
@@ -31,18 +30,18 @@ func parseRing(text string) (ring, error) {
 		return r, nil
 	}
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
-		return r, fmt.Errorf("the key ring cannot be read: %w", err)
+		return r, fmt.Errorf("malformed key ring: %w", err)
 	}
 	inOrder := slices.IsSortedFunc(r.Keys, func(a, b ringKeyEntry) int { return int(max(-1, min(1, a.Signs-b.Signs))) })
 	if len(r.Keys) == 0 || !inOrder {
-		return r, errors.New("the key ring cannot be read: no keys, or not in order")
+		return r, errors.New("malformed key ring: no keys, or not in order")
 	}
 	return r, nil
 }
 
-// step brings the ring up to an instant: keys whose last token is dead go, and the next key comes so long before it
-// signs that every verifier has it by then. It reports whether anything changed. A ring without keys gets one that signs
-// at once: nobody holds an older set. newKey makes a key that is to sign from an instant on.
+// step returns the ring as it has to be at a time, and whether that is a change. It removes keys whose last token has
+// expired, and adds the next key early enough for every verifier to fetch it. An empty ring gets a key that signs at once:
+// no verifier has an older set. newKey makes a key that signs from a time on.
 func (r ring) step(now time.Time, schedule Schedule, newKey func(signs int64) (ringKeyEntry, error)) (ring, bool, error) {
 	ms := now.UnixMilli()
 	var kept []ringKeyEntry
@@ -70,8 +69,8 @@ func (r ring) step(now time.Time, schedule Schedule, newKey func(signs int64) (r
 	return ring{Keys: append(kept, added)}, true, nil
 }
 
-// signing returns the index of the key that signs at an instant: the newest whose time has come. When none's has, as
-// after a clock was set back, it is the first: it is published, so its tokens are accepted.
+// signing returns the index of the key that signs at a time: the last one that has begun. If none has, as after a clock was
+// set back, it is the first: it is published, so its tokens verify.
 func (r ring) signing(now time.Time) int {
 	for i := len(r.Keys) - 1; i > 0; i-- {
 		if r.Keys[i].Signs <= now.UnixMilli() {

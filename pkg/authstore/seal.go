@@ -13,17 +13,17 @@ import (
 	"strings"
 )
 
-// leastSecret is the least length of a secret for seals, in bytes.
-const leastSecret = 32
+// minSecret is the least length of a secret, in bytes.
+const minSecret = 32
 
-var errSeal = errors.New("the seal of a signing key does not open with the secret given")
+var errSeal = errors.New("a signing key cannot be decrypted with this secret")
 
-// seal opens and closes seals with the key of one secret.
+// seal encrypts and decrypts private keys with one secret.
 type seal struct{ aead cipher.AEAD }
 
 func newSeal(secret string) (seal, error) {
-	if len(secret) < leastSecret {
-		return seal{}, fmt.Errorf("shorter than %d bytes", leastSecret)
+	if len(secret) < minSecret {
+		return seal{}, fmt.Errorf("shorter than %d bytes", minSecret)
 	}
 	key, err := hkdf.Key(sha256.New, []byte(secret), nil, "sluice token service: signing keys, version 1", 32)
 	if err != nil {
@@ -40,7 +40,7 @@ func newSeal(secret string) (seal, error) {
 	return seal{aead}, nil
 }
 
-// newKey makes a P-256 key. Its kid is sealed in with it: nobody can give the key of one name to another.
+// newKey makes a P-256 key. Its kid is authenticated with it, so that a key cannot be stored under another kid.
 func (s seal) newKey(signs int64) (ringKeyEntry, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -51,7 +51,7 @@ func (s seal) newKey(signs int64) (ringKeyEntry, error) {
 		return ringKeyEntry{}, fmt.Errorf("make a signing key: %w", err)
 	}
 	kid := strings.ToLower(rand.Text())
-	sealed := s.aead.Seal(nil, nil, secret, []byte(kid)) //nolint:gosec // this AEAD makes its nonce by itself
+	sealed := s.aead.Seal(nil, nil, secret, []byte(kid)) //nolint:gosec // this AEAD generates its nonce
 	return ringKeyEntry{KID: kid, Signs: signs, Sealed: sealed}, nil
 }
 
@@ -62,7 +62,7 @@ func (s seal) open(key ringKeyEntry) (*ecdsa.PrivateKey, error) {
 	}
 	private, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), secret)
 	if err != nil {
-		return nil, fmt.Errorf("a signing key is none: %w", err)
+		return nil, fmt.Errorf("malformed signing key: %w", err)
 	}
 	return private, nil
 }

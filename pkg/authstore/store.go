@@ -1,13 +1,13 @@
-// Package authstore keeps in Redis what the replicas of the token service share: the registered clients, the ids of
-// assertions that were used, the counts of failed authentications, and the keys that sign tokens.
+// Package authstore keeps in Redis what the replicas of the token service share: the registered clients, the ids of used
+// assertions, the counts of failed authentications, and the keys that sign tokens.
 //
-// It promises that of two uses of one id, one is told that it is the first; that a client which was removed is gone for
-// the next question of any replica; that all replicas sign with one key and publish the next one well before it signs;
-// and that nobody gets a token out of Redis alone: private keys are there under a seal whose secret is not. Whoever can
-// write to Redis can register clients, though, as the command line does.
+// Of two uses of an id exactly one is the first. A removed client is gone for all replicas at once. All replicas sign with
+// the same key, and publish the next one well before it signs. Redis alone does not suffice to sign a token: the private
+// keys in it are encrypted with a secret that is not in Redis. But anyone who can write to Redis can register clients, as
+// the command line does.
 //
-// Every key has an expiry but those of the clients and the key ring, so that nothing grows with what strangers send.
-// Redis must run with noeviction: an id that was dropped could be used again.
+// All Redis keys expire but those of the clients and of the key ring, so that requests cannot fill Redis. Redis must run
+// with noeviction: an evicted id could be used again.
 package authstore
 
 import (

@@ -16,7 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// clock is a clock that the test moves.
+// clock moves only when a test advances it.
 type clock struct{ ms atomic.Int64 }
 
 func newClock() *clock {
@@ -43,7 +43,7 @@ func open(t *testing.T, url string, now func() time.Time) *authstore.Store {
 	return s
 }
 
-// overBoth runs the test on a real Redis and on the one that the standalone server embeds.
+// overBoth runs the test on a real Redis and on the embedded one of the standalone server.
 func overBoth(t *testing.T, test func(t *testing.T, url string)) {
 	t.Run("redis", func(t *testing.T) { test(t, testenv.Redis(t)) })
 	t.Run("embedded", func(t *testing.T) { test(t, "redis://"+miniredis.RunT(t).Addr()) })
@@ -72,7 +72,7 @@ func TestUseOnce(t *testing.T) {
 			first, err := s.UseOnce(t.Context(), test.issuer, test.id, time.Minute)
 			must(t, err)
 			if first != test.first {
-				t.Errorf("issuer %q, id of %d bytes: first %v, want %v", test.issuer, len(test.id), first, test.first)
+				t.Errorf("issuer %q, id of %d bytes: first use %v, want %v", test.issuer, len(test.id), first, test.first)
 			}
 		}
 		c := raw(t, url)
@@ -82,7 +82,7 @@ func TestUseOnce(t *testing.T) {
 			left, err := c.PTTL(t.Context(), key).Result()
 			must(t, err)
 			if len(key) > 60 || left <= 0 || left > time.Minute {
-				t.Errorf("a key of %d bytes that ends in %s", len(key), left)
+				t.Errorf("a key of %d bytes that expires in %s", len(key), left)
 			}
 		}
 	})
@@ -110,19 +110,19 @@ func TestFailures(t *testing.T) {
 		waits("c", "1", false)
 		fail("c", "1")
 		waits("c", "1", true)
-		waits("other", "1", true) // the address has failed too often, whoever it says it is
+		waits("other", "1", true) // the address has failed too often, for any client
 		waits("c", "2", false)
 		fail("c", "2")
-		waits("c", "2", true)      // the client has, and this address was one of those
-		waits("c", "3", false)     // this one was not
-		waits("other", "2", false) // and 2 has failed once only
+		waits("c", "2", true)      // the client has failed too often, also from this address
+		waits("c", "3", false)     // but not from this one
+		waits("other", "2", false) // and 2 has failed only once
 		keys, err := raw(t, url).Keys(t.Context(), "*").Result()
 		must(t, err)
 		for _, key := range keys {
 			left, err := raw(t, url).PTTL(t.Context(), key).Result()
 			must(t, err)
 			if left <= 0 || left > time.Hour {
-				t.Errorf("a count that ends in %s", left)
+				t.Errorf("a count that expires in %s", left)
 			}
 		}
 	})
@@ -206,7 +206,7 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	}
 }
 
-// A URL that cannot be parsed is not told: it may hold a password.
+// The error does not contain the URL, which may hold a password.
 func TestOpenRefuses(t *testing.T) {
 	_, err := authstore.Open("redis://user:password@host:port:1/x", nil, nil)
 	if err == nil || strings.Contains(err.Error(), "password") {

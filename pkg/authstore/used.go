@@ -10,9 +10,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// UseOnce records that the issuer used the id, for as long as is given, and reports whether this is its first use. An
-// id is kept as a digest: one of 8 KiB takes no more room than a short one. When the error is not nil nobody knows
-// whether it was recorded: the id is spent, and nothing may be given for it.
+// UseOnce records for the given time that the issuer used the id, and reports whether this is the first use. An id is stored
+// as a digest, so that its length does not matter. After an error the use may have been recorded, and the caller must
+// treat the id as used.
 func (s *Store) UseOnce(ctx context.Context, issuer, id string, keep time.Duration) (bool, error) {
 	err := s.redis.SetArgs(ctx, usedPrefix+digest(issuer, id), "", redis.SetArgs{
 		Mode: "NX", TTL: max(keep, time.Second),
@@ -26,11 +26,11 @@ func (s *Store) UseOnce(ctx context.Context, issuer, id string, keep time.Durati
 	return true, nil
 }
 
-// digest is 32 bytes that stand for the texts, whatever they hold: each goes in with its length.
+// digest hashes the texts, each with its length, so that different lists have different digests.
 func digest(texts ...string) string {
 	h := sha256.New()
 	for _, text := range texts {
-		_ = binary.Write(h, binary.BigEndian, uint64(len(text))) // a hash takes everything
+		_ = binary.Write(h, binary.BigEndian, uint64(len(text))) // a hash never fails
 		h.Write([]byte(text))
 	}
 	return string(h.Sum(nil))

@@ -13,51 +13,52 @@ import (
 
 // Errors that callers branch on.
 var (
-	// ErrForeign: the server named a URL of another origin for something that needs the token.
-	ErrForeign = errors.New("the URL is not on the origin of the base URL: the token stays here")
-	// ErrInsecure: the token would travel over plain http to another machine.
-	ErrInsecure = errors.New("the base URL is plain http to another machine: everybody on the way could read the token")
+	// ErrForeignOrigin: a URL that needs the token is not on the origin of the base URL.
+	ErrForeignOrigin = errors.New("the URL is not on the origin of the base URL: the token is not sent there")
+	// ErrInsecureHTTP: the token would be sent over plain http to another machine.
+	ErrInsecureHTTP = errors.New("the base URL is plain http to another machine: anyone on the path could read the token")
 	// ErrTokenRefused: the server refused the token and its source has no other one.
 	ErrTokenRefused = errors.New("the token was refused and there is no other")
-	// ErrMismatch: a file is not what the server announced: its digest, count, types or compression are wrong.
+	// ErrMismatch: a file or manifest differs from what the server announced, or is malformed.
 	ErrMismatch = errors.New("not what the server announced")
-	// ErrFolder: the folder holds something that does not go together with the export asked for.
-	ErrFolder = errors.New("the folder does not fit")
+	// ErrFolder: the folder cannot be used for this export.
+	ErrFolder = errors.New("the folder cannot be used")
 )
 
-// TokenSource hands out bearer tokens. It is called from several goroutines at once.
+// TokenSource provides bearer tokens. It is called from several goroutines at once.
 type TokenSource interface {
-	// Token returns the token to send. refused is "" or the token that the server just answered with 401: then
-	// another one is wanted, and a source that has none returns ErrTokenRefused.
+	// Token returns the token to send. refused is "" or the token that the server has just answered with 401; then
+	// another one is needed, and a source that has none returns ErrTokenRefused.
 	Token(ctx context.Context, refused string) (string, error)
 }
 
-// Observer hears how an export goes. Its methods are called from several goroutines at once and return quickly.
+// Observer receives the progress of an export. Its methods are called from several goroutines at once and must return
+// quickly.
 type Observer interface {
-	// Polled: the server said how far it is.
+	// Polled: the server answered that the job is not complete.
 	Polled(Status)
 	// Planned: the manifest was read; these files will be downloaded. Called once.
 	Planned([]File)
-	// Advanced: so many more resources and bytes (without compression) of a file have arrived. Both are negative
-	// when a file starts over because it changed on the server.
+	// Advanced: this many more resources and bytes (uncompressed) of a file have arrived. Both are negative when a
+	// file starts over because it changed on the server.
 	Advanced(file File, resources, bytes int64)
-	// Finished: the file was checked and stands under its final name.
+	// Finished: the file was checked and has its final name.
 	Finished(File)
-	// Waiting: the server or the way to it is in trouble; the next attempt follows after wait.
+	// Waiting: a request failed; the next attempt follows after wait.
 	Waiting(reason error, wait time.Duration)
 }
 
-// Config says whom a client talks to.
+// Config configures a Client.
 type Config struct {
-	Base     string      // the FHIR base URL, absolute
-	Tokens   TokenSource // nil: the server is open
-	IG       bool        // kick off with Prefer: respond-async; Retry-After is seconds then, else milliseconds
-	Parallel int         // files downloaded at once, at least 1
-	Insecure bool        // send tokens over plain http to other machines, too
-	Observer Observer    // nil: nobody listens
+	Base         string      // the FHIR base URL, absolute
+	Tokens       TokenSource // nil: the server needs no token
+	IG           bool        // kick off with Prefer: respond-async; then Retry-After is in seconds, else milliseconds
+	Parallel     int         // concurrent downloads, at least 1
+	InsecureHTTP bool        // send tokens over plain http to other machines as well
+	Observer     Observer    // nil: none
 }
 
-// Client talks to one server. It is safe for use by several goroutines.
+// Client is a client of one server. It is safe for concurrent use.
 type Client struct {
 	base     *url.URL
 	tokens   TokenSource
@@ -66,11 +67,11 @@ type Client struct {
 	observer Observer
 	http     *http.Client
 	sleep    func(context.Context, time.Duration) error
-	stall    time.Duration // a download that brings no byte for so long is taken for lost
+	stall    time.Duration // a download without a byte for this long is reconnected
 }
 
 // New returns a client. The base URL must be absolute http or https, without credentials, query or fragment, and
-// https when there are tokens and the server is another machine, unless Config.Insecure.
+// https when there are tokens and the server is another machine, unless Config.InsecureHTTP.
 func New(cfg Config) (*Client, error) {
 	base, err := url.Parse(strings.TrimRight(cfg.Base, "/"))
 	if err != nil {
@@ -79,18 +80,18 @@ func New(cfg Config) (*Client, error) {
 	if !isWeb(base) || base.RawQuery != "" || base.Fragment != "" || base.User != nil {
 		return nil, errors.New("the base URL must be an absolute http or https URL without credentials or query")
 	}
-	if cfg.Tokens != nil && !cfg.Insecure && strings.EqualFold(base.Scheme, "http") && !isLoopback(base.Hostname()) {
-		return nil, ErrInsecure
+	if cfg.Tokens != nil && !cfg.InsecureHTTP && isInsecure(base) {
+		return nil, ErrInsecureHTTP
 	}
 	if cfg.Parallel < 1 {
-		return nil, fmt.Errorf("%d parallel downloads: at least 1 is needed", cfg.Parallel)
+		return nil, fmt.Errorf("parallel downloads must be at least 1, not %d", cfg.Parallel)
 	}
 	transport, ok := http.DefaultTransport.(*http.Transport)
 	if !ok {
 		return nil, errors.New("the default HTTP transport was replaced")
 	}
 	transport = transport.Clone()
-	transport.DisableCompression = true // the stored gzip bytes are wanted as they are: digest and ranges are theirs
+	transport.DisableCompression = true // digests and ranges are of the stored gzip bytes
 	transport.MaxIdleConnsPerHost = cfg.Parallel + 1
 	transport.ResponseHeaderTimeout = time.Minute
 	c := &Client{
@@ -103,13 +104,13 @@ func New(cfg Config) (*Client, error) {
 		stall:    time.Minute,
 	}
 	if c.observer == nil {
-		c.observer = nobody{}
+		c.observer = noObserver{}
 	}
 	c.http = &http.Client{Transport: transport, CheckRedirect: c.redirect}
 	return c, nil
 }
 
-// Close gives idle connections back.
+// Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // sleep waits for d, or returns early with the context's error.
@@ -124,27 +125,30 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// nobody is the Observer of those who want none.
-type nobody struct{}
+type noObserver struct{}
 
-func (nobody) Polled(Status)                {}
-func (nobody) Planned([]File)               {}
-func (nobody) Advanced(File, int64, int64)  {}
-func (nobody) Finished(File)                {}
-func (nobody) Waiting(error, time.Duration) {}
+func (noObserver) Polled(Status)                {}
+func (noObserver) Planned([]File)               {}
+func (noObserver) Advanced(File, int64, int64)  {}
+func (noObserver) Finished(File)                {}
+func (noObserver) Waiting(error, time.Duration) {}
 
-// isWeb reports whether the URL is absolute http or https.
+// isWeb reports whether the URL is absolute http or https. url.Parse has lowered the scheme.
 func isWeb(u *url.URL) bool {
-	return (strings.EqualFold(u.Scheme, "http") || strings.EqualFold(u.Scheme, "https")) && u.Hostname() != ""
+	return (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != ""
 }
 
-// isLoopback reports whether the host is this machine: a loopback address, or a name that never leaves it (RFC 6761).
-func isLoopback(host string) bool {
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return ip.Unmap().IsLoopback()
+// isInsecure reports whether the URL is plain http to another machine: not to a loopback address, nor to a name that
+// always resolves to one (RFC 6761).
+func isInsecure(u *url.URL) bool {
+	if u.Scheme != "http" {
+		return false
 	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil {
+		return !ip.Unmap().IsLoopback()
+	}
+	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+	return host != "localhost" && !strings.HasSuffix(host, ".localhost")
 }
 
 // SameOrigin reports whether two texts are http or https URLs of one origin: scheme, host and port (RFC 6454).
@@ -157,16 +161,15 @@ func SameOrigin(a, b string) bool {
 	return err == nil && isWeb(other) && sameOrigin(one, other)
 }
 
-// sameOrigin reports whether two URLs agree in scheme, host and port (RFC 6454).
 func sameOrigin(a, b *url.URL) bool {
-	return strings.EqualFold(a.Scheme, b.Scheme) && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
 func port(u *url.URL) string {
 	switch p := u.Port(); {
 	case p != "":
 		return p
-	case strings.EqualFold(u.Scheme, "https"):
+	case u.Scheme == "https":
 		return "443"
 	default:
 		return "80"

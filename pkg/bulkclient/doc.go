@@ -1,10 +1,19 @@
-// Package bulkclient is a client of a FHIR Bulk Data export: it kicks an export off, polls it, and downloads its files.
+// Package bulkclient is a client for FHIR Bulk Data exports of a Group: it kicks off an export, polls its status, and
+// downloads its files into a folder. It works with Sluice and with any server of the HL7 Bulk Data Access IG.
 //
-// It promises that a file stands under its final name only when everything that can be known about it was checked:
-// the digest of the stored representation (Repr-Digest, RFC 9530), the gzip checksum, the number of lines and the
-// type of every line. What was downloaded survives a lost connection and a killed process: Export continues in the
-// same folder with ranges that are conditional on the file's ETag. Memory is flat, whatever the size of a file.
+//	client, err := bulkclient.New(bulkclient.Config{Base: base, Tokens: tokens, IG: true, Parallel: 4})
+//	...
+//	defer client.Close()
+//	report, err := client.Export(ctx, bulkclient.Request{Group: "cohort"}, bulkclient.Options{Dir: "export"})
 //
-// It refuses to send its token anywhere but to the origin of the base URL, and to write anywhere but directly inside
-// its folder, whatever names the server chooses. It writes nothing to a terminal: an Observer hears how things go.
+// [Client.Export] runs the whole protocol. [Client.KickOff], [Client.Await] and [Client.Cancel] are its single steps, and
+// [Verify] checks a finished folder again. [NewTokenSource] returns the tokens of a SMART Backend Services client.
+//
+// A file gets its final name only after its checks: the digest of the stored representation (Repr-Digest, RFC 9530), the
+// gzip checksum, the number of lines and the type of every line. A lost connection or a killed process loses no
+// downloaded bytes: Export with Options.Resume continues in the same folder with ranges that are conditional on the
+// file's ETag. Memory use does not depend on the size of a file.
+//
+// The client sends its token only to the origin of the base URL, and writes only directly inside the folder, whatever
+// names the server chooses. It writes nothing to a terminal: an [Observer] receives its progress.
 package bulkclient

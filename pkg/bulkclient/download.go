@@ -6,38 +6,40 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sync/errgroup"
 )
 
-// download is the files' part of an export.
+// download downloads the files of an export.
 type download struct {
-	client   *Client
-	folder   *folder
-	secret   bool          // the files want the token
-	unit     time.Duration // what a Retry-After of the job counts
-	keepGzip bool
+	client    *Client
+	folder    *folder
+	authorize bool          // the files need the token
+	unit      time.Duration // of the job's Retry-After
+	keepGzip  bool
 }
 
-// result is one file in the folder and the time that this run spent on it.
+// result is one file in the folder, and when this run downloaded it.
 type result struct {
 	file       File
-	stored     Stored
-	begin, end time.Time // zero when the file was there before
+	stored     StoredFile
+	begin, end time.Time // zero when an earlier run downloaded it
 }
 
-// all downloads what is not there yet, several files at once, the largest first so that none is left alone at the
-// end. The first failure stops the others; their parts stay. The results are in the order of the files.
+// all downloads the missing files concurrently, the largest first so that no large one runs alone at the end. The first
+// failure stops the others; their parts stay. The results are in the order of files.
 func (d *download) all(ctx context.Context, files []File) ([]result, error) {
-	there, err := d.folder.recorded()
+	recorded, err := d.folder.recorded()
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +55,7 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 	group.SetLimit(d.client.parallel)
 	for _, i := range order {
 		file := files[i]
-		if stored, ok := there[file.URL]; ok {
+		if stored, ok := recorded[file.URL]; ok {
 			d.client.observer.Advanced(file, stored.Resources, stored.Bytes)
 			d.client.observer.Finished(file)
 			results[i] = result{file: file, stored: stored}
@@ -76,31 +78,31 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 	return results, nil
 }
 
-// file downloads one file, from the start again when it changes on the server meanwhile.
-func (d *download) file(ctx context.Context, file File) (Stored, error) {
+// file downloads one file. It starts over if the file changes on the server meanwhile.
+func (d *download) file(ctx context.Context, file File) (StoredFile, error) {
 	const restarts = 3
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
-			return Stored{}, err
+			return StoredFile{}, err
 		}
 		stored, err := d.attempt(ctx, file)
 		if !errors.Is(err, errChanged) && !errors.Is(err, ErrMismatch) {
 			return stored, err
 		}
-		// These bytes are of no use: not now, and not to a later run.
+		// The part is wrong, for this run and for later ones.
 		err = errors.Join(err, d.folder.remove(file.Name+partSuffix, file.Name+metaSuffix))
 		if n == restarts || !errors.Is(err, errChanged) {
-			return Stored{}, err
+			return StoredFile{}, err
 		}
 	}
 }
 
-// attempt reads the file once from its first byte to its last, be they in the part already or still at the server,
-// and gives it its final name if all of it is right.
-func (d *download) attempt(ctx context.Context, file File) (stored Stored, err error) {
-	in, err := d.client.openStream(ctx, d.folder, file, d.secret, d.unit)
+// attempt reads the file once from its first byte to its last, first from the part and then from the server, and gives
+// it its final name if all checks pass.
+func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, err error) {
+	in, err := d.client.openStream(ctx, d.folder, file, d.authorize, d.unit)
 	if err != nil {
-		return Stored{}, err
+		return StoredFile{}, err
 	}
 	var resources, length int64
 	defer func() {
@@ -111,89 +113,76 @@ func (d *download) attempt(ctx context.Context, file File) (stored Stored, err e
 	}()
 	announced, err := sha256Of(in.meta.Digest)
 	if err != nil {
-		return Stored{}, err
+		return StoredFile{}, err
 	}
-	stored.URL, stored.File = file.URL, file.Name
-	var out *os.File // nil when the part becomes the file
-	if in.meta.Encoding == "gzip" && d.keepGzip {
-		stored.File += ".gz"
-	} else if in.meta.Encoding == "gzip" {
-		out, err = d.folder.root.OpenFile(file.Name+newSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
+	stored.File = file.Name
+	out, name := in.part, in.name // the part becomes the file, unless it has to be unzipped
+	unzips := in.meta.Encoding == "gzip" && !d.keepGzip
+	if unzips {
+		name = file.Name + newSuffix
+		out, err = d.folder.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
 		if err != nil {
-			return Stored{}, fmt.Errorf("make the file: %w", err)
+			return StoredFile{}, fmt.Errorf("create the file: %w", err)
 		}
 		defer func() {
 			err = errors.Join(err, out.Close())
 			if err != nil {
-				err = errors.Join(err, d.folder.remove(file.Name+newSuffix))
+				err = errors.Join(err, d.folder.remove(name))
 			}
 		}()
+	} else if in.meta.Encoding == "gzip" {
+		stored.File += ".gz"
 	}
 
 	raw, plain, check := sha256.New(), sha256.New(), newLines(file.Type)
-	wire := io.TeeReader(in, raw)
-	sink := []io.Writer{check}
-	if out != nil {
-		sink = append(sink, plain, out)
+	sink := io.Writer(check)
+	if unzips {
+		sink = io.MultiWriter(check, plain, out)
 	}
-	err = decode(wire, in.meta.Encoding, func(piece []byte) error {
-		before := check.count
-		for _, w := range sink {
-			if _, err := w.Write(piece); err != nil {
-				return err
-			}
+	err = decode(io.TeeReader(in, raw), in.meta.Encoding, func(piece []byte) error {
+		if _, err := sink.Write(piece); err != nil {
+			return err
 		}
+		d.client.observer.Advanced(file, check.count-resources, int64(len(piece)))
 		resources, length = check.count, length+int64(len(piece))
-		d.client.observer.Advanced(file, check.count-before, int64(len(piece)))
 		return ctx.Err()
 	})
 	switch {
 	case in.err != nil:
-		return Stored{}, in.err
+		return StoredFile{}, in.err
 	case err != nil:
-		return Stored{}, err
+		return StoredFile{}, err
 	}
 	if announced != nil && !bytes.Equal(announced, raw.Sum(nil)) {
-		return Stored{}, fmt.Errorf("%w: its digest is not the one in Repr-Digest", ErrMismatch)
+		return StoredFile{}, fmt.Errorf("%w: its digest differs from Repr-Digest", ErrMismatch)
 	}
-	before := check.count
 	if err := check.Close(file.Count); err != nil {
-		return Stored{}, err
+		return StoredFile{}, err
 	}
+	d.client.observer.Advanced(file, check.count-resources, 0)
 	resources = check.count
-	d.client.observer.Advanced(file, check.count-before, 0)
-	stored.Resources, stored.Bytes = check.count, length
 
-	if out == nil {
-		stored.Size, stored.SHA256 = in.pos, hex.EncodeToString(raw.Sum(nil))
-		err = d.keep(in.part, in.name, stored)
-	} else {
+	stored.Resources, stored.Bytes = resources, length
+	stored.Size, stored.SHA256 = in.pos, hex.EncodeToString(raw.Sum(nil))
+	if unzips {
 		stored.Size, stored.SHA256 = length, hex.EncodeToString(plain.Sum(nil))
-		err = d.keep(out, file.Name+newSuffix, stored)
 	}
-	if err != nil {
-		return Stored{}, err
+	// A process that is killed between these steps loses nothing: a file that the journal lists and the folder holds is
+	// finished, any other is made again from its part.
+	if err := out.Sync(); err != nil {
+		return StoredFile{}, fmt.Errorf("flush %s: %w", name, err)
+	}
+	if err := d.folder.record(file.URL, stored); err != nil {
+		return StoredFile{}, err
+	}
+	if err := d.folder.root.Rename(name, stored.File); err != nil {
+		return StoredFile{}, fmt.Errorf("rename to %s: %w", stored.File, err)
 	}
 	return stored, d.folder.remove(file.Name+partSuffix, file.Name+metaSuffix)
 }
 
-// keep gives a file that is checked its final name. The order matters to a process that is killed in between: what
-// the journal lists and the folder holds is finished, everything else is done again from the part.
-func (d *download) keep(file *os.File, name string, stored Stored) error {
-	if err := file.Sync(); err != nil {
-		return fmt.Errorf("flush %s: %w", name, err)
-	}
-	if err := d.folder.record(stored); err != nil {
-		return err
-	}
-	if err := d.folder.root.Rename(name, stored.File); err != nil {
-		return fmt.Errorf("rename to %s: %w", stored.File, err)
-	}
-	return nil
-}
-
-// decode gives the pieces of the representation without its content encoding. What is wrong with the compression is
-// ErrMismatch; errors of the reader come back as they are or inside it.
+// decode passes on the representation in pieces, without its content encoding. Invalid compression is ErrMismatch;
+// errors of the reader are returned as they are or wrapped.
 func decode(in io.Reader, encoding string, take func([]byte) error) (err error) {
 	if encoding == "gzip" {
 		unzip, err := gzip.NewReader(bufio.NewReaderSize(in, 128<<10))
@@ -201,11 +190,11 @@ func decode(in io.Reader, encoding string, take func([]byte) error) (err error) 
 			return fmt.Errorf("%w: it is not gzip: %w", ErrMismatch, err)
 		}
 		defer func() {
-			if failed := unzip.Close(); err == nil { // else it only says the same again
-				err = failed
+			if closeErr := unzip.Close(); err == nil { // else it is the same error again
+				err = closeErr
 			}
 		}()
-		in = wrongGzip{unzip}
+		in = gzipReader{unzip}
 	}
 	piece := make([]byte, 256<<10)
 	for {
@@ -224,13 +213,33 @@ func decode(in io.Reader, encoding string, take func([]byte) error) (err error) 
 	}
 }
 
-// wrongGzip says of an error in compressed data that the data are at fault.
-type wrongGzip struct{ in io.Reader }
+// gzipReader marks errors of the decompression as ErrMismatch.
+type gzipReader struct{ in io.Reader }
 
-func (w wrongGzip) Read(p []byte) (int, error) {
-	n, err := w.in.Read(p)
+func (r gzipReader) Read(p []byte) (int, error) {
+	n, err := r.in.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%w: its gzip is damaged: %w", ErrMismatch, err)
 	}
 	return n, err
+}
+
+// sha256Of returns the SHA-256 of a Repr-Digest header (RFC 9530: a dictionary of byte sequences, as
+// sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:), or nil if the header has none.
+func sha256Of(header string) ([]byte, error) {
+	for member := range strings.SplitSeq(header, ",") { // base64 has no comma
+		key, value, _ := strings.Cut(strings.TrimSpace(member), "=")
+		if !strings.EqualFold(key, "sha-256") {
+			continue
+		}
+		value, _, _ = strings.Cut(value, ";")
+		text, prefixed := strings.CutPrefix(strings.TrimSpace(value), ":")
+		text, suffixed := strings.CutSuffix(text, ":")
+		sum, err := base64.StdEncoding.DecodeString(text)
+		if !prefixed || !suffixed || err != nil || len(sum) != sha256.Size {
+			return nil, fmt.Errorf("%w: its Repr-Digest is malformed", ErrMismatch)
+		}
+		return sum, nil
+	}
+	return nil, nil
 }

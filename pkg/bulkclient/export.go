@@ -10,22 +10,22 @@ import (
 	"time"
 )
 
-// Options say how an export is brought home.
+// Options configure one export into a folder.
 type Options struct {
-	Dir string // the folder; made when missing
-	// Resume goes on with the unfinished export in the folder. When there is none, a new one is made.
+	Dir string // the folder; created when missing
+	// Resume continues the unfinished export in the folder. If there is none, a new one starts.
 	Resume bool
-	// KeepGzip keeps the files as they are stored, gzipped, when the server serves them so.
+	// KeepGzip keeps the files compressed when the server sends them so.
 	KeepGzip bool
 	// CancelOnInterrupt cancels the job at the server when the context is cancelled (not when it times out), and
-	// removes what was downloaded: nothing could finish it.
+	// removes the downloaded files: no later run could finish them.
 	CancelOnInterrupt bool
 }
 
-// Export runs a whole export into a folder: kick-off, wait, download, manifest.json. The folder must be empty, unless
-// Options.Resume. When Export returns an error the folder holds what a later call with Resume needs to go on, without
-// a new kick-off and without the bytes that are there already. A finished folder holds the data files and
-// manifest.json and nothing else.
+// Export runs a whole export into a folder: kick-off, polling, download, manifest.json. The folder must be empty, unless
+// Options.Resume. When Export returns an error, a later call with Resume continues from the folder, without a new
+// kick-off and without the bytes that are there already. A finished folder holds the data files and manifest.json, and
+// nothing else.
 func (c *Client) Export(ctx context.Context, request Request, opts Options) (report Report, err error) {
 	begin := time.Now()
 	folder, err := openFolder(opts.Dir)
@@ -34,17 +34,20 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 	}
 	defer func() { err = errors.Join(err, folder.Close()) }()
 
-	want := wanted(c.base.String(), request, opts.KeepGzip)
-	finished, err := folder.sealed()
+	types := slices.Sorted(slices.Values(request.Types))
+	want := state{
+		Base: c.base.String(), Group: request.Group, Types: append([]string{}, slices.Compact(types)...), KeepGzip: opts.KeepGzip,
+	}
+	done, err := folder.finished()
 	switch {
 	case err == nil && opts.Resume:
-		return again(folder, finished, want)
+		return reportFinished(folder, done, want)
 	case err == nil:
 		return Report{}, fmt.Errorf("%w: it already holds a finished export", ErrFolder)
 	case !errors.Is(err, fs.ErrNotExist):
 		return Report{}, err
 	}
-	export, err := c.job(ctx, folder, want, opts.Resume)
+	export, err := c.resumeOrKickOff(ctx, folder, want, opts.Resume)
 	if err != nil {
 		return Report{}, err
 	}
@@ -52,37 +55,29 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 	if err != nil && opts.CancelOnInterrupt && errors.Is(ctx.Err(), context.Canceled) {
 		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelCall)
 		defer stop()
-		if failed := c.Cancel(ctx, export.job()); failed != nil {
-			return Report{}, errors.Join(err, failed)
+		if cancelErr := c.Cancel(ctx, export.job()); cancelErr != nil {
+			return Report{}, errors.Join(err, cancelErr)
 		}
-		return Report{}, errors.Join(err, folder.abandon())
+		return Report{}, errors.Join(err, folder.removeExport())
 	}
 	return report, err
 }
 
-// wanted is the state of an export that is still to be kicked off. The order of types means nothing.
-func wanted(base string, request Request, keepGzip bool) state {
-	types := append([]string{}, request.Types...)
-	slices.Sort(types)
-	return state{Base: base, Group: request.Group, Types: slices.Compact(types), KeepGzip: keepGzip}
-}
-
-// fits refuses to take the export in a folder for another one.
+// fits refuses an export in a folder that differs from the requested one.
 func (s state) fits(want state) error {
 	if s.Base == want.Base && s.Group == want.Group && slices.Equal(s.Types, want.Types) && s.KeepGzip == want.KeepGzip {
 		return nil
 	}
-	return fmt.Errorf("%w: it holds an export of something else: base URL, group, types and compression differ",
-		ErrFolder)
+	return fmt.Errorf("%w: it holds another export: the base URL, group, types or compression differ", ErrFolder)
 }
 
-// job returns the export that the folder remembers, or kicks one off and remembers it.
-func (c *Client) job(ctx context.Context, folder *folder, want state, resume bool) (state, error) {
+// resumeOrKickOff returns the unfinished export of the folder, or kicks off a new one and records it.
+func (c *Client) resumeOrKickOff(ctx context.Context, folder *folder, want state, resume bool) (state, error) {
 	var have state
 	err := folder.load(stateFile, &have)
 	switch {
 	case err == nil && !resume:
-		return state{}, fmt.Errorf("%w: it holds an unfinished export: resume it or take another folder", ErrFolder)
+		return state{}, fmt.Errorf("%w: it holds an unfinished export: resume it or use another folder", ErrFolder)
 	case err == nil:
 		return have, have.fits(want)
 	case !errors.Is(err, fs.ErrNotExist):
@@ -99,14 +94,14 @@ func (c *Client) job(ctx context.Context, folder *folder, want state, resume boo
 	return want, folder.save(stateFile, want)
 }
 
-// fetch waits for the job and brings its files home.
+// fetch waits for the job and downloads its files.
 func (c *Client) fetch(ctx context.Context, folder *folder, export state, begin time.Time) (Report, error) {
 	manifest, err := c.Await(ctx, export.job())
+	var refused *ServerError
+	if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+		return Report{}, fmt.Errorf("the export no longer exists; a new one needs an empty folder: %w", err)
+	}
 	if err != nil {
-		var refused *ServerError
-		if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
-			err = fmt.Errorf("the export is gone; a new one needs an empty folder: %w", err)
-		}
 		return Report{}, err
 	}
 	files, err := files(manifest)
@@ -114,45 +109,44 @@ func (c *Client) fetch(ctx context.Context, folder *folder, export state, begin 
 		return Report{}, err
 	}
 	d := &download{
-		client:   c,
-		folder:   folder,
-		secret:   manifest.RequiresAccessToken,
-		unit:     export.job().unit(),
-		keepGzip: export.KeepGzip,
+		client:    c,
+		folder:    folder,
+		authorize: manifest.RequiresAccessToken,
+		unit:      export.job().unit(),
+		keepGzip:  export.KeepGzip,
 	}
 	results, err := d.all(ctx, files)
 	if err != nil {
 		return Report{}, err
 	}
 	i := 0
-	for _, list := range [][]Item{manifest.Output, manifest.Deleted, manifest.Error} { // as files lists them
+	for _, list := range [][]Item{manifest.Output, manifest.Deleted, manifest.Error} { // the order of files
 		for k := range list {
 			list[k].Local = &results[i].stored
 			i++
 		}
 	}
 	seconds := time.Since(begin).Seconds()
-	done := sealed{Manifest: *manifest, Export: export, Seconds: seconds}
-	if err := folder.save(manifestFile, done); err != nil {
+	if err := folder.save(manifestFile, finished{Manifest: *manifest, Export: export, Seconds: seconds}); err != nil {
 		return Report{}, err
 	}
 	if err := folder.remove(stateFile, journalFile); err != nil {
 		return Report{}, err
 	}
-	return makeReport(folder, manifest.TransactionTime, results, seconds)
+	return newReport(folder, manifest.TransactionTime, results, seconds)
 }
 
-// again reports on an export that an earlier run finished, and clears away what it was killed too early to clear.
-func again(folder *folder, finished sealed, want state) (Report, error) {
-	if err := finished.Export.fits(want); err != nil {
+// reportFinished reports on an export that an earlier run finished, and removes what that run had no time to remove.
+func reportFinished(folder *folder, done finished, want state) (Report, error) {
+	if err := done.Export.fits(want); err != nil {
 		return Report{}, err
 	}
 	if err := folder.remove(stateFile, journalFile); err != nil {
 		return Report{}, err
 	}
-	results, err := finished.results()
+	results, err := done.results()
 	if err != nil {
 		return Report{}, err
 	}
-	return makeReport(folder, finished.TransactionTime, results, finished.Seconds)
+	return newReport(folder, done.TransactionTime, results, done.Seconds)
 }

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-func TestExportBringsEverythingHome(t *testing.T) {
+func TestExport(t *testing.T) {
 	for _, test := range []struct {
 		name             string
 		ig, keep, plain  bool
@@ -31,20 +31,20 @@ func TestExportBringsEverythingHome(t *testing.T) {
 		{name: "identity", keep: true, plain: true, retryAfter: "1000", wait: time.Second, file: "Patient.p.1.0.ndjson"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := newCounterpart(t)
+			s := newFakeServer(t)
 			s.pending, s.retryAfter = 2, test.retryAfter
-			patients := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 30)
-			first := s.add(Output, "Observation", "Observation.a.1.0.ndjson", 200)
-			second := s.add(Output, "Observation", "Observation.b.1.0.ndjson", 100)
-			s.addLines(Errors, "OperationOutcome", "OperationOutcome.e.1.0.ndjson", []byte(`{"resourceType":`+
+			patients := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 30)
+			first := s.add(ListOutput, "Observation", "Observation.a.1.0.ndjson", 200)
+			second := s.add(ListOutput, "Observation", "Observation.b.1.0.ndjson", 100)
+			s.addLines(ListError, "OperationOutcome", "OperationOutcome.e.1.0.ndjson", []byte(`{"resourceType":`+
 				`"OperationOutcome","issue":[{"severity":"error","code":"processing","diagnostics":"Condition is gone"}]}`+"\n"))
-			s.addLines(Deleted, "Bundle", "Bundle.d.1.0.ndjson", []byte(`{"type":"transaction","resourceType":"Bundle"}`+"\n"))
+			s.addLines(ListDeleted, "Bundle", "Bundle.d.1.0.ndjson", []byte(`{"type":"transaction","resourceType":"Bundle"}`+"\n"))
 			for _, file := range s.files {
 				if file.identity = test.plain; test.plain {
 					file.digest = digestOf(file.plain)
 				}
 			}
-			seen := &witness{}
+			seen := &recorder{}
 			c, slept := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = test.ig, seen })
 			dir := filepath.Join(t.TempDir(), "new", "folder")
 			report, err := c.Export(t.Context(), Request{Group: "g", Types: []string{"Patient", "Observation"}}, Options{
@@ -95,10 +95,10 @@ func TestExportBringsEverythingHome(t *testing.T) {
 				t.Errorf("problems %q, want %q", report.Problems, want)
 			}
 			if seen.resources != 332 || seen.planned != 5 || seen.finished != 5 || len(seen.statuses) != 2 {
-				t.Errorf("heard of %+v", seen)
+				t.Errorf("observed %+v", seen)
 			}
 			if status := seen.statuses[0]; status.State != "started" || status.Percent != 40 {
-				t.Errorf("heard of status %+v", status)
+				t.Errorf("observed status %+v", status)
 			}
 			again, err := Verify(t.Context(), dir)
 			if err != nil || withoutSeconds(again.Total) != all {
@@ -108,10 +108,26 @@ func TestExportBringsEverythingHome(t *testing.T) {
 	}
 }
 
+func mustExport(t *testing.T, c *Client, opts Options) {
+	t.Helper()
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, opts); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mustFail runs an export into the 500 of the server.
+func mustFail(t *testing.T, c *Client, opts Options) {
+	t.Helper()
+	var refused *ServerError
+	if _, err := c.Export(t.Context(), Request{Group: "g"}, opts); !errors.As(err, &refused) || refused.Status != 500 {
+		t.Fatalf("error %v, want the 500", err)
+	}
+}
+
 func withoutSeconds(t Total) Total { t.Seconds = 0; return t }
 
 func TestKickOffNamesTypesOnce(t *testing.T) {
-	s := newCounterpart(t)
+	s := newFakeServer(t)
 	c, _ := newClient(t, s, nil)
 	request := Request{Group: "g", Types: []string{"Patient", "Observation", "Patient"}}
 	if _, err := c.Export(t.Context(), request, Options{Dir: t.TempDir()}); err != nil {
@@ -122,9 +138,9 @@ func TestKickOffNamesTypesOnce(t *testing.T) {
 	}
 }
 
-// TestEmptyExport: no files at all is a good answer (pitfall 1).
+// TestEmptyExport: an export without files is valid (pitfall 1).
 func TestEmptyExport(t *testing.T) {
-	s := newCounterpart(t)
+	s := newFakeServer(t)
 	c, _ := newClient(t, s, nil)
 	dir := t.TempDir()
 	report, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
@@ -136,16 +152,14 @@ func TestEmptyExport(t *testing.T) {
 	}
 }
 
-func TestBusyServerIsWaitedFor(t *testing.T) {
-	s := newCounterpart(t)
+func TestBusyServerIsRetried(t *testing.T) {
+	s := newFakeServer(t)
 	s.kickOffs = []int{429, 503}
 	s.polls = []int{429, 503, 502}
-	s.add(Output, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503, 429, 504}
-	seen := &witness{}
+	s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503, 429, 504}
+	seen := &recorder{}
 	c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
-	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()}); err != nil {
-		t.Fatal(err)
-	}
+	mustExport(t, c, Options{Dir: t.TempDir()})
 	// Every refusal carries Retry-After: 3. That is milliseconds for a 429 of a classic job's status, where the
 	// first retry's own second is longer, and seconds everywhere else.
 	want := []time.Duration{3e9, 3e9, 1e9, 3e9, 4e9, 3e9, 3e9, 4e9}
@@ -155,7 +169,7 @@ func TestBusyServerIsWaitedFor(t *testing.T) {
 }
 
 // A 503 may come from the server, in the unit of the job, or from a proxy, in seconds.
-func TestOutagesAreWaitedForInTheirUnit(t *testing.T) {
+func TestUnitOfRetryAfterDuringOutages(t *testing.T) {
 	for _, row := range []struct {
 		ig     bool
 		header string
@@ -164,21 +178,19 @@ func TestOutagesAreWaitedForInTheirUnit(t *testing.T) {
 		{false, "5000", 5 * time.Second}, {false, "5", 5 * time.Second}, {false, "999", 999 * time.Second},
 		{true, "5", 5 * time.Second}, {true, "1200", 20 * time.Minute},
 	} {
-		s := newCounterpart(t)
+		s := newFakeServer(t)
 		s.outage, s.polls = row.header, []int{503}
-		s.add(Output, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503}
-		seen := &witness{}
+		s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503}
+		seen := &recorder{}
 		c, _ := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = row.ig, seen })
-		if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()}); err != nil {
-			t.Fatal(err)
-		}
+		mustExport(t, c, Options{Dir: t.TempDir()})
 		if want := []time.Duration{row.want, row.want}; !slices.Equal(seen.waits, want) {
 			t.Errorf("ig %t, Retry-After %s: waited %v, want %v", row.ig, row.header, seen.waits, want)
 		}
 	}
 }
 
-// TestNotAManifest: a 200 that is no manifest is not an export without files, from the server as from the folder.
+// TestNotAManifest: a document that is not a manifest is an error, from the server and in the folder.
 func TestNotAManifest(t *testing.T) {
 	const good = `{"transactionTime":"2026-01-02T03:04:05Z","request":"https://a.org/Group/g/$export",` +
 		`"requiresAccessToken":true,"output":[],"error":[]}`
@@ -214,7 +226,7 @@ func TestNotAManifest(t *testing.T) {
 		"item":           {without(`"output":[]`, `"output":["x"]`), ErrMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newCounterpart(t)
+			s := newFakeServer(t)
 			s.body = row.body
 			c, _ := newClient(t, s, nil)
 			dir := t.TempDir()
@@ -235,8 +247,8 @@ func TestNotAManifest(t *testing.T) {
 	}
 }
 
-func TestPatienceEnds(t *testing.T) {
-	s := newCounterpart(t)
+func TestRetriesEnd(t *testing.T) {
+	s := newFakeServer(t)
 	s.polls = slices.Repeat([]int{503}, 100)
 	c, slept := newClient(t, s, nil)
 	_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()})
@@ -249,8 +261,8 @@ func TestPatienceEnds(t *testing.T) {
 	}
 }
 
-func TestKickOffIsNotRepeatedBlindly(t *testing.T) {
-	s := newCounterpart(t)
+func TestLostKickOffIsNotRetried(t *testing.T) {
+	s := newFakeServer(t)
 	s.hangUp = true
 	c, slept := newClient(t, s, nil)
 	_, err := c.KickOff(t.Context(), Request{Group: "g"})
@@ -260,8 +272,8 @@ func TestKickOffIsNotRepeatedBlindly(t *testing.T) {
 	}
 }
 
-func TestErrorsNeverHoldTheQueryOrTheToken(t *testing.T) {
-	s := newCounterpart(t)
+func TestErrorsContainNeitherQueryNorToken(t *testing.T) {
+	s := newFakeServer(t)
 	s.Close()
 	c, _ := newClient(t, s, nil)
 	_, err := c.KickOff(t.Context(), Request{Group: "g", Types: []string{"Patient"}})
@@ -270,8 +282,8 @@ func TestErrorsNeverHoldTheQueryOrTheToken(t *testing.T) {
 	}
 }
 
-func TestRefusalIsASentence(t *testing.T) {
-	s := newCounterpart(t)
+func TestErrorOfARefusal(t *testing.T) {
+	s := newFakeServer(t)
 	s.kickOffs = []int{403}
 	s.outcome = "You may not export Condition.\x1b[2J\nAsk"
 	c, _ := newClient(t, s, nil)
@@ -286,22 +298,20 @@ func TestRefusalIsASentence(t *testing.T) {
 	}
 }
 
-// TestLostConnection: a download goes on where the connection was lost (pitfall 33).
+// TestLostConnection: a download continues where the connection was lost (pitfall 33).
 func TestLostConnection(t *testing.T) {
-	s := newCounterpart(t)
-	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 2000)
+	s := newFakeServer(t)
+	file := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 2000)
 	size := len(file.body)
 	for _, cuts := range [][]int{{0}, {1}, {size / 2}, {size - 1}, {size}, {0, 0, 100_000, 1, 0, 70_000}} {
 		t.Run(fmt.Sprint(cuts), func(t *testing.T) {
 			s.mu.Lock()
 			s.seen, s.heads, file.cuts = nil, nil, slices.Clone(cuts)
 			s.mu.Unlock()
-			seen := &witness{}
+			seen := &recorder{}
 			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
 			dir := t.TempDir()
-			if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err != nil {
-				t.Fatal(err)
-			}
+			mustExport(t, c, Options{Dir: dir})
 			if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
 				t.Error("the file differs from the served one")
 			}
@@ -317,28 +327,26 @@ func TestLostConnection(t *testing.T) {
 				want = append(want, request)
 			}
 			if got := s.requests()[2:]; !slices.Equal(got, want) {
-				t.Errorf("asked for %q, want %q", got, want)
+				t.Errorf("requested %q, want %q", got, want)
 			}
 			if last := s.heads[len(s.heads)-1]; last.Get("Range") != "" && last.Get("If-Range") != file.etag {
 				t.Errorf("the range depends on %q, want %q", last.Get("If-Range"), file.etag)
 			}
 			if seen.resources != 2000 || seen.bytes != int64(len(file.plain)) {
-				t.Errorf("heard of %d resources and %d bytes", seen.resources, seen.bytes)
+				t.Errorf("observed %d resources and %d bytes", seen.resources, seen.bytes)
 			}
 		})
 	}
 }
 
 func TestStalledConnection(t *testing.T) {
-	s := newCounterpart(t)
-	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 500)
+	s := newFakeServer(t)
+	file := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 500)
 	file.stall = true
 	c, _ := newClient(t, s, nil)
 	c.stall = 50 * time.Millisecond
 	dir := t.TempDir()
-	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err != nil {
-		t.Fatal(err)
-	}
+	mustExport(t, c, Options{Dir: dir})
 	if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
 		t.Error("the file differs from the served one")
 	}
@@ -347,15 +355,14 @@ func TestStalledConnection(t *testing.T) {
 	}
 }
 
-// TestKilledClientGoesOn runs a client into a wall while one file is whole, one is begun and one is not, and another
-// client after it.
-func TestKilledClientGoesOn(t *testing.T) {
+// TestResumeAfterFailure fails an export while one file is finished, one is partial and one is missing, and resumes it.
+func TestResumeAfterFailure(t *testing.T) {
 	for _, keep := range []bool{false, true} {
 		t.Run(fmt.Sprintf("keep gzip %t", keep), func(t *testing.T) {
-			s := newCounterpart(t)
-			whole := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 300)
-			begun := s.add(Output, "Condition", "Condition.c.1.0.ndjson", 200)
-			s.add(Output, "Device", "Device.d.1.0.ndjson", 100)
+			s := newFakeServer(t)
+			whole := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 300)
+			begun := s.add(ListOutput, "Condition", "Condition.c.1.0.ndjson", 200)
+			s.add(ListOutput, "Device", "Device.d.1.0.ndjson", 100)
 			begun.cuts, begun.refuse = []int{10_000}, nil
 			s.after["Condition.c.1.0.ndjson"] = func() { begun.refuse = []int{500} }
 			one, _ := newClient(t, s, func(cfg *Config) { cfg.Parallel = 1 })
@@ -381,7 +388,7 @@ func TestKilledClientGoesOn(t *testing.T) {
 			s.mu.Lock()
 			s.seen, begun.refuse, s.after = nil, nil, nil
 			s.mu.Unlock()
-			seen := &witness{}
+			seen := &recorder{}
 			two, _ := newClient(t, s, func(cfg *Config) { cfg.Observer, cfg.Parallel = seen, 1 })
 			report, err := two.Export(t.Context(), request, opts)
 			if err != nil {
@@ -393,10 +400,10 @@ func TestKilledClientGoesOn(t *testing.T) {
 				"GET /fhir/jobs/1/Device.d.1.0.ndjson",
 			}
 			if got := s.requests(); !slices.Equal(got, want) {
-				t.Errorf("asked for %q, want %q", got, want)
+				t.Errorf("requested %q, want %q", got, want)
 			}
 			if report.Total.Resources != 600 || seen.resources != 600 || seen.finished != 3 {
-				t.Errorf("report %+v, heard of %+v", report.Total, seen)
+				t.Errorf("report %+v, observed %+v", report.Total, seen)
 			}
 			if _, err := Verify(t.Context(), dir); err != nil {
 				t.Error(err)
@@ -424,17 +431,15 @@ func TestKilledClientGoesOn(t *testing.T) {
 	}
 }
 
-// TestKilledAtTheLastStep: a file in the journal without its final name is made again from its part, without a
-// request; a crash in the middle of a journal line costs that file only.
-func TestKilledAtTheLastStep(t *testing.T) {
-	s := newCounterpart(t)
-	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 300)
-	s.add(Output, "Device", "Device.d.1.0.ndjson", 10).refuse = []int{500}
+// TestResumeAfterCrashBeforeRename: a file in the journal without its final name is made again from its part, without a
+// request; a truncated line of the journal affects only its own file.
+func TestResumeAfterCrashBeforeRename(t *testing.T) {
+	s := newFakeServer(t)
+	file := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 300)
+	s.add(ListOutput, "Device", "Device.d.1.0.ndjson", 10).refuse = []int{500}
 	c, _ := newClient(t, s, func(cfg *Config) { cfg.Parallel = 1 })
 	dir := t.TempDir()
-	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err == nil {
-		t.Fatal("no error from the 500")
-	}
+	mustFail(t, c, Options{Dir: dir})
 	final := filepath.Join(dir, "Patient.p.1.0.ndjson")
 	said, err := json.Marshal(meta{
 		URL: s.base() + "/jobs/1/Patient.p.1.0.ndjson", ETag: file.etag, Length: int64(len(file.body)), Encoding: "gzip",
@@ -458,48 +463,44 @@ func TestKilledAtTheLastStep(t *testing.T) {
 		}
 	}
 	before := s.countOf("GET /fhir/jobs/1/Patient")
-	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: true}); err != nil {
-		t.Fatal(err)
-	}
+	mustExport(t, c, Options{Dir: dir, Resume: true})
 	if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
 		t.Error("the file differs from the served one")
 	}
 	if after := s.countOf("GET /fhir/jobs/1/Patient"); after != before {
-		t.Errorf("a whole part was asked for again")
+		t.Errorf("a whole part was requested again")
 	}
 	if got := names(t, dir); len(got) != 3 {
 		t.Errorf("the folder holds %v", got)
 	}
 }
 
-func TestChangedFileStartsOver(t *testing.T) {
-	s := newCounterpart(t)
-	file := s.add(Output, "Patient", "Patient.p.1.0.ndjson", 400)
+func TestChangedFileRestarts(t *testing.T) {
+	s := newFakeServer(t)
+	file := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 400)
 	file.cuts = []int{50_000}
 	s.after["Patient.p.1.0.ndjson"] = func() {
 		if s.after["Patient.p.1.0.ndjson"] = nil; len(file.cuts) == 0 {
 			file.set(bytes.ReplaceAll(file.plain, []byte("patient-"), []byte("person-")))
 		}
 	}
-	seen := &witness{}
+	seen := &recorder{}
 	c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
 	dir := t.TempDir()
-	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err != nil {
-		t.Fatal(err)
-	}
+	mustExport(t, c, Options{Dir: dir})
 	got := content(t, dir, "Patient.p.1.0.ndjson")
 	if !bytes.Equal(got, file.plain) || !bytes.Contains(got, []byte("person-")) {
 		t.Error("the file is not the one that the server has now")
 	}
 	if s.countOf("GET /fhir/jobs/1/Patient.p.1.0.ndjson bytes=50000-") != 1 {
-		t.Errorf("asked for %q", s.requests())
+		t.Errorf("requested %q", s.requests())
 	}
 	if seen.resources != 400 || seen.bytes != int64(len(file.plain)) {
-		t.Errorf("heard of %d resources and %d bytes", seen.resources, seen.bytes)
+		t.Errorf("observed %d resources and %d bytes", seen.resources, seen.bytes)
 	}
 }
 
-// TestWrongFiles: what is not as announced gets no final name, and its bytes are of no use to a later run.
+// TestWrongFiles: a file that fails a check gets no final name, and its part is removed.
 func TestWrongFiles(t *testing.T) {
 	good := `{"resourceType":"Patient","id":"a"}`
 	count := func(n int64) *int64 { return &n }
@@ -522,10 +523,10 @@ func TestWrongFiles(t *testing.T) {
 		"trailing rubbish": func(f *stored) { f.body = append(f.body, "rubbish"...); f.digest = digestOf(f.body) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newCounterpart(t)
-			file := s.addLines(Output, "Patient", "Patient.p.1.0.ndjson", []byte(good+"\n"+good+"\n"))
+			s := newFakeServer(t)
+			file := s.addLines(ListOutput, "Patient", "Patient.p.1.0.ndjson", []byte(good+"\n"+good+"\n"))
 			wrong(file)
-			seen := &witness{}
+			seen := &recorder{}
 			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
 			dir := t.TempDir()
 			_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
@@ -536,14 +537,14 @@ func TestWrongFiles(t *testing.T) {
 				t.Errorf("the folder holds %v, want %v", got, want)
 			}
 			if seen.resources != 0 || seen.bytes != 0 || seen.finished != 0 {
-				t.Errorf("heard of %+v", seen)
+				t.Errorf("observed %+v", seen)
 			}
 		})
 	}
 }
 
-// TestTokenStaysAtHome: the token is never sent to another origin, wherever the server points.
-func TestTokenStaysAtHome(t *testing.T) {
+// TestTokenIsSentToItsOriginOnly: no URL or redirect of the server sends the token to another origin.
+func TestTokenIsSentToItsOriginOnly(t *testing.T) {
 	var mu sync.Mutex
 	var got []string
 	reply := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }
@@ -554,18 +555,18 @@ func TestTokenStaysAtHome(t *testing.T) {
 		reply(w, r)
 	}))
 	defer foreign.Close()
-	for name, point := range map[string]func(s *counterpart){
-		"status": func(s *counterpart) { s.location = foreign.URL + "/fhir/jobs/1" },
-		"status by https": func(s *counterpart) {
+	for name, point := range map[string]func(s *fakeServer){
+		"status": func(s *fakeServer) { s.location = foreign.URL + "/fhir/jobs/1" },
+		"status by https": func(s *fakeServer) {
 			s.location = strings.Replace(s.URL, "http", "https", 1) + "/fhir/jobs/1"
 		},
-		"file": func(s *counterpart) { s.add(Output, "Patient", foreign.URL+"/Patient.ndjson", 1) },
-		"redirect of file": func(s *counterpart) {
-			s.add(Output, "Patient", "Patient.ndjson", 1).moved = foreign.URL + "/Patient.ndjson"
+		"file": func(s *fakeServer) { s.add(ListOutput, "Patient", foreign.URL+"/Patient.ndjson", 1) },
+		"redirect of file": func(s *fakeServer) {
+			s.add(ListOutput, "Patient", "Patient.ndjson", 1).moved = foreign.URL + "/Patient.ndjson"
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newCounterpart(t)
+			s := newFakeServer(t)
 			point(s)
 			c, _ := newClient(t, s, nil)
 			_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()})
@@ -574,8 +575,8 @@ func TestTokenStaysAtHome(t *testing.T) {
 				if !errors.As(err, &refused) || refused.Status != http.StatusTeapot {
 					t.Errorf("error %v, want the other server's answer", err)
 				}
-			} else if !errors.Is(err, ErrForeign) {
-				t.Errorf("error %v, want ErrForeign", err)
+			} else if !errors.Is(err, ErrForeignOrigin) {
+				t.Errorf("error %v, want ErrForeignOrigin", err)
 			}
 		})
 	}
@@ -587,19 +588,17 @@ func TestTokenStaysAtHome(t *testing.T) {
 }
 
 func TestOpenFilesGetNoToken(t *testing.T) {
-	s := newCounterpart(t)
+	s := newFakeServer(t)
 	s.open = true
-	s.add(Output, "Patient", "Patient.p.1.0.ndjson", 1)
+	s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 1)
 	c, _ := newClient(t, s, nil)
-	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: t.TempDir()}); err != nil {
-		t.Fatal(err)
-	}
+	mustExport(t, c, Options{Dir: t.TempDir()})
 	if want := []string{"Bearer t0", "Bearer t0", ""}; !slices.Equal(s.auth, want) {
 		t.Errorf("authorizations %q, want %q", s.auth, want)
 	}
 }
 
-// counting hands out t1, t2, ...: a new one for each refused one.
+// counting returns t1, t2, ...: a new token after each refused one.
 type counting struct {
 	mu sync.Mutex
 	n  int
@@ -614,13 +613,13 @@ func (c *counting) Token(_ context.Context, refused string) (string, error) {
 	return fmt.Sprintf("t%d", c.n), nil
 }
 
-// TestTokensAreShorterThanExports covers conformance B-39: a job goes on with a fresh token of the same user.
-func TestTokensAreShorterThanExports(t *testing.T) {
-	s := newCounterpart(t)
+// TestTokenIsRefreshed covers conformance B-39: a job continues with a fresh token of the same user.
+func TestTokenIsRefreshed(t *testing.T) {
+	s := newFakeServer(t)
 	s.token, s.pending = "t1", 2
 	s.onPoll = func() { s.token = "t" + strconv.Itoa(3-max(s.pending, 1)) } // t1, t2, t2
 	for _, name := range []string{"Patient.a.ndjson", "Patient.b.ndjson", "Patient.c.ndjson", "Patient.d.ndjson"} {
-		s.add(Output, "Patient", name, 50)
+		s.add(ListOutput, "Patient", name, 50)
 	}
 	s.after["Patient.a.ndjson"] = func() { s.token = "t3" }
 	c, _ := newClient(t, s, func(cfg *Config) { cfg.Tokens = &counting{} })
@@ -667,7 +666,7 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// TestNamesAreUnique: names that would be one file on some disk are told apart, whatever their order (pitfall 13).
+// TestNamesAreUnique: names that differ only in case get distinct files (pitfall 13).
 func TestNamesAreUnique(t *testing.T) {
 	urls := []string{
 		"https://a.org/1/Patient.ndjson", "https://a.org/2/Patient.ndjson", "https://a.org/patient.ndjson.gz",
@@ -695,15 +694,13 @@ func TestNamesAreUnique(t *testing.T) {
 	}
 }
 
-// TestLinksDoNotLeadOut: a link in the folder is not followed out of it.
-func TestLinksDoNotLeadOut(t *testing.T) {
-	s := newCounterpart(t)
-	s.add(Output, "Patient", "Patient.p.1.0.ndjson", 1).refuse = []int{500}
+// TestSymlinksAreNotFollowedOut: a link in the folder is not followed out of it.
+func TestSymlinksAreNotFollowedOut(t *testing.T) {
+	s := newFakeServer(t)
+	s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 1).refuse = []int{500}
 	c, _ := newClient(t, s, nil)
 	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "victim")
-	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err == nil {
-		t.Fatal("no error from the 500")
-	}
+	mustFail(t, c, Options{Dir: dir})
 	part := filepath.Join(dir, "Patient.p.1.0.ndjson.part")
 	if err := errors.Join(os.Remove(part), os.Symlink(out, part)); err != nil {
 		t.Fatal(err)
@@ -719,7 +716,7 @@ func TestLinksDoNotLeadOut(t *testing.T) {
 func TestInterrupt(t *testing.T) {
 	for _, cancel := range []bool{false, true} {
 		t.Run(fmt.Sprintf("cancel %t", cancel), func(t *testing.T) {
-			s := newCounterpart(t)
+			s := newFakeServer(t)
 			s.pending = 100
 			ctx, interrupt := context.WithCancel(t.Context())
 			defer interrupt()
@@ -740,8 +737,8 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-func TestFolderOfSomebodyElse(t *testing.T) {
-	s := newCounterpart(t)
+func TestFolderWithOtherFiles(t *testing.T) {
+	s := newFakeServer(t)
 	c, _ := newClient(t, s, nil)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "thesis.txt"), []byte("mine"), 0o600); err != nil {
@@ -754,11 +751,11 @@ func TestFolderOfSomebodyElse(t *testing.T) {
 		}
 	}
 	if len(s.requests()) != 0 {
-		t.Errorf("asked for %q", s.requests())
+		t.Errorf("requested %q", s.requests())
 	}
 }
 
-func TestOneProcessAFolder(t *testing.T) {
+func TestOneProcessPerFolder(t *testing.T) {
 	dir := t.TempDir()
 	first, err := openFolder(dir)
 	if err != nil {
@@ -780,18 +777,16 @@ func TestOneProcessAFolder(t *testing.T) {
 }
 
 func TestExpiredJob(t *testing.T) {
-	s := newCounterpart(t)
+	s := newFakeServer(t)
 	s.polls = []int{500}
 	c, _ := newClient(t, s, nil)
 	dir := t.TempDir()
-	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err == nil {
-		t.Fatal("no error from the 500")
-	}
+	mustFail(t, c, Options{Dir: dir})
 	s.mu.Lock()
 	s.polls = []int{404}
 	s.mu.Unlock()
 	_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: true})
-	if err == nil || !strings.Contains(err.Error(), "the export is gone") {
+	if err == nil || !strings.Contains(err.Error(), "the export no longer exists") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -810,14 +805,12 @@ func TestVerifyFindsDamage(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newCounterpart(t)
-			s.add(Output, "Patient", "Patient.p.1.0.ndjson", 5)
-			s.add(Output, "Device", "Device.d.1.0.ndjson", 5)
+			s := newFakeServer(t)
+			s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 5)
+			s.add(ListOutput, "Device", "Device.d.1.0.ndjson", 5)
 			c, _ := newClient(t, s, nil)
 			dir := t.TempDir()
-			if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); err != nil {
-				t.Fatal(err)
-			}
+			mustExport(t, c, Options{Dir: dir})
 			if err := damage(dir); err != nil {
 				t.Fatal(err)
 			}

@@ -14,34 +14,32 @@ import (
 	"time"
 )
 
-// What a folder holds beside the data files. A name of a data file ends in .ndjson or .ndjson.gz, so that none of
-// these can be one.
+// The files of a folder beside the data files. Names of data files end in .ndjson or .ndjson.gz, so they never collide
+// with these.
 const (
 	manifestFile = "manifest.json" // of a finished export: written last
 	stateFile    = "export.json"   // of an unfinished export: the job and the request
-	journalFile  = "export.files"  // of an unfinished export: one Stored a line
-	partSuffix   = ".part"         // a download as it came over the wire
-	metaSuffix   = ".part.json"    // what the server said about it
-	newSuffix    = ".new"          // a file that is still written
+	journalFile  = "export.files"  // of an unfinished export: one journalEntry per line
+	partSuffix   = ".part"         // a download as received
+	metaSuffix   = ".part.json"    // its meta
+	newSuffix    = ".new"          // a file that is being written
 )
 
-// Stored is what stands in the folder.
-type Stored struct {
+// StoredFile is a finished file in the folder.
+type StoredFile struct {
 	File      string `json:"file"`      // name in the folder
-	SHA256    string `json:"sha256"`    // hex, of the file as it stands there
-	Size      int64  `json:"size"`      // bytes of the file as it stands there
-	Bytes     int64  `json:"bytes"`     // without compression
+	SHA256    string `json:"sha256"`    // hex, of the file in the folder
+	Size      int64  `json:"size"`      // bytes of the file in the folder
+	Bytes     int64  `json:"bytes"`     // uncompressed
 	Resources int64  `json:"resources"` // lines
-	URL       string `json:"-"`
 }
 
-// entry is one line of the journal.
-type entry struct {
-	Stored
+type journalEntry struct {
+	StoredFile
 	URL string `json:"url"`
 }
 
-// state is what a later run must know to go on.
+// state is what a later run needs to resume.
 type state struct {
 	Base      string    `json:"base"`
 	Group     string    `json:"group"`
@@ -54,31 +52,31 @@ type state struct {
 
 func (s state) job() Job { return Job{StatusURL: s.StatusURL, IG: s.IG} }
 
-// sealed is the manifest.json of a finished folder: the server's manifest, with what was stored for every file.
-type sealed struct {
+// finished is the manifest.json of a finished folder: the server's manifest, with the stored file of every item.
+type finished struct {
 	Manifest
 	Export  state   `json:"export"`
-	Seconds float64 `json:"seconds"` // that the run took which finished the export
+	Seconds float64 `json:"seconds"` // duration of the run that finished the export
 }
 
 // results are the files of the manifest as they were stored.
-func (s *sealed) results() ([]result, error) {
-	files, err := files(&s.Manifest)
+func (f *finished) results() ([]result, error) {
+	files, err := files(&f.Manifest)
 	if err != nil {
 		return nil, err
 	}
 	results := make([]result, 0, len(files))
-	for i, item := range slices.Concat(s.Output, s.Deleted, s.Error) { // as files lists them
+	for i, item := range slices.Concat(f.Output, f.Deleted, f.Error) { // the order of files
 		if item.Local == nil {
-			return nil, fmt.Errorf("%s does not say where %s is stored", manifestFile, files[i].Name)
+			return nil, fmt.Errorf("%s has no stored file for %s", manifestFile, files[i].Name)
 		}
 		results = append(results, result{file: files[i], stored: *item.Local})
 	}
 	return results, nil
 }
 
-// folder is the only place that a client writes to. An os.Root keeps every name inside it, whatever the name is. One
-// process at a time holds it.
+// folder is the only place that a client writes to. The os.Root keeps every name inside it. One process at a time
+// holds its lock.
 type folder struct {
 	root *os.Root
 	lock *os.File
@@ -87,7 +85,7 @@ type folder struct {
 
 func openFolder(dir string) (*folder, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return nil, fmt.Errorf("make the folder: %w", err)
+		return nil, fmt.Errorf("create the folder: %w", err)
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -97,41 +95,36 @@ func openFolder(dir string) (*folder, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the folder: %w", err), root.Close())
 	}
+	f := &folder{root: root, lock: lock}
 	if err := lockFile(lock); err != nil {
-		err = fmt.Errorf("%w: another process works in it: %w", ErrFolder, err)
-		return nil, errors.Join(err, lock.Close(), root.Close())
+		return nil, errors.Join(fmt.Errorf("%w: another process uses it: %w", ErrFolder, err), f.Close())
 	}
-	return &folder{root: root, lock: lock}, nil
+	return f, nil
 }
 
 func (f *folder) Close() error { return errors.Join(f.lock.Close(), f.root.Close()) }
 
 // mustBeEmpty refuses a folder in which a new export could overwrite something.
 func (f *folder) mustBeEmpty() error {
-	names, err := fs.ReadDir(f.root.FS(), ".")
+	entries, err := fs.ReadDir(f.root.FS(), ".")
 	if err != nil {
 		return fmt.Errorf("list the folder: %w", err)
 	}
-	for _, name := range names {
-		if name.Name() != stateFile+newSuffix { // of a run that was killed before it had anything else
+	for _, entry := range entries {
+		if entry.Name() != stateFile+newSuffix { // left by a run that was killed while it wrote its first file
 			return fmt.Errorf("%w: it is not empty", ErrFolder)
 		}
 	}
 	return nil
 }
 
-// save writes a JSON document under its name at once or not at all.
-func (f *folder) save(name string, document any) (err error) {
+// save writes a JSON document atomically.
+func (f *folder) save(name string, document any) error {
 	text, err := json.MarshalIndent(document, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", name, err)
 	}
-	out, err := f.root.OpenFile(name+newSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	_, err = out.Write(append(text, '\n'))
-	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+	if err := f.write(name+newSuffix, os.O_TRUNC, text); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	if err := f.root.Rename(name+newSuffix, name); err != nil {
@@ -140,57 +133,58 @@ func (f *folder) save(name string, document any) (err error) {
 	return nil
 }
 
+// write writes the text and a newline, flushed to the disk. mode is os.O_TRUNC or os.O_APPEND.
+func (f *folder) write(name string, mode int, text []byte) error {
+	out, err := f.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|mode, 0o640)
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(append(text, '\n'))
+	return errors.Join(err, out.Sync(), out.Close())
+}
+
 // load reads a JSON document. A missing one is fs.ErrNotExist.
 func (f *folder) load(name string, document any) error {
 	text, err := f.root.ReadFile(name)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", name, err)
+	if err == nil {
+		err = json.Unmarshal(text, document)
 	}
-	if err := json.Unmarshal(text, document); err != nil {
+	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
 	return nil
 }
 
-// sealed reads manifest.json. A missing one is fs.ErrNotExist, one that is no manifest ErrMismatch.
-func (f *folder) sealed() (sealed, error) {
+// finished reads manifest.json. A missing one is fs.ErrNotExist, an invalid one ErrMismatch.
+func (f *folder) finished() (manifest finished, err error) {
 	text, err := f.root.ReadFile(manifestFile)
 	if err != nil {
-		return sealed{}, fmt.Errorf("read %s: %w", manifestFile, err)
+		return finished{}, fmt.Errorf("read %s: %w", manifestFile, err)
 	}
-	if err := checkManifest(text); err != nil {
-		return sealed{}, fmt.Errorf("%s: %w", manifestFile, err)
+	if err := readManifest(text, &manifest); err != nil {
+		return finished{}, fmt.Errorf("%s: %w", manifestFile, err)
 	}
-	var finished sealed
-	if err := json.Unmarshal(text, &finished); err != nil {
-		return sealed{}, fmt.Errorf("%s: %w: %w", manifestFile, ErrMismatch, err)
-	}
-	return finished, nil
+	return manifest, nil
 }
 
 // record adds a file to the journal, before the file gets its final name.
-func (f *folder) record(stored Stored) (err error) {
-	line, err := json.Marshal(entry{Stored: stored, URL: stored.URL})
+func (f *folder) record(url string, stored StoredFile) error {
+	line, err := json.Marshal(journalEntry{StoredFile: stored, URL: url})
 	if err != nil {
 		return fmt.Errorf("encode the journal: %w", err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out, err := f.root.OpenFile(journalFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
-	if err != nil {
-		return fmt.Errorf("write the journal: %w", err)
-	}
-	_, err = out.Write(append(line, '\n'))
-	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+	if err := f.write(journalFile, os.O_APPEND, line); err != nil {
 		return fmt.Errorf("write the journal: %w", err)
 	}
 	return nil
 }
 
-// recorded returns the files of the journal that stand in the folder, by URL. A last line that a crash cut short is
-// no entry; its file is downloaded again.
-func (f *folder) recorded() (found map[string]Stored, err error) {
-	found = make(map[string]Stored)
+// recorded returns the files of the journal that are in the folder, by URL. A line that a crash cut short is skipped;
+// its file is downloaded again.
+func (f *folder) recorded() (found map[string]StoredFile, err error) {
+	found = make(map[string]StoredFile)
 	in, err := f.root.Open(journalFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return found, nil
@@ -202,12 +196,11 @@ func (f *folder) recorded() (found map[string]Stored, err error) {
 	reader := bufio.NewReader(in)
 	for {
 		line, err := reader.ReadBytes('\n')
-		var one entry
-		if json.Unmarshal(line, &one) == nil && one.URL != "" {
-			info, err := f.root.Stat(one.File)
-			if err == nil && info.Size() == one.Size {
-				one.Stored.URL = one.URL
-				found[one.URL] = one.Stored
+		var entry journalEntry
+		if json.Unmarshal(line, &entry) == nil && entry.URL != "" {
+			info, err := f.root.Stat(entry.File)
+			if err == nil && info.Size() == entry.Size {
+				found[entry.URL] = entry.StoredFile
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -219,7 +212,7 @@ func (f *folder) recorded() (found map[string]Stored, err error) {
 	}
 }
 
-// remove deletes names that may be gone already.
+// remove deletes files. Missing ones are not an error.
 func (f *folder) remove(names ...string) error {
 	var all error
 	for _, name := range names {
@@ -230,31 +223,25 @@ func (f *folder) remove(names ...string) error {
 	return all
 }
 
-// abandon removes everything that the export wrote: its job is gone, so that no later run could finish it. The folder
-// was empty before, so that everything with the names that an export gives is ours.
-func (f *folder) abandon() error {
-	names, err := fs.ReadDir(f.root.FS(), ".")
+// removeExport removes every file of a cancelled export: no later run could finish it. The folder was empty before, so
+// files with such names were written by this client.
+func (f *folder) removeExport() error {
+	entries, err := fs.ReadDir(f.root.FS(), ".")
 	if err != nil {
 		return fmt.Errorf("list the folder: %w", err)
 	}
-	var ours []string
-	for _, name := range names {
-		if name.Type().IsRegular() && isOurs(name.Name()) {
-			ours = append(ours, name.Name())
+	var names []string
+	for _, entry := range entries {
+		name := strings.TrimSuffix(entry.Name(), newSuffix)
+		data := isData(strings.TrimSuffix(strings.TrimSuffix(name, metaSuffix), partSuffix))
+		if entry.Type().IsRegular() && (data || name == manifestFile || name == stateFile || name == journalFile) {
+			names = append(names, entry.Name())
 		}
 	}
-	return f.remove(ours...)
+	return f.remove(names...)
 }
 
-func isOurs(name string) bool {
-	name = strings.TrimSuffix(name, newSuffix)
-	if slices.Contains([]string{manifestFile, stateFile, journalFile}, name) {
-		return true
-	}
-	return isData(strings.TrimSuffix(strings.TrimSuffix(name, metaSuffix), partSuffix))
-}
-
-// isData reports whether the name is one of a data file.
+// isData reports whether the name is that of a data file.
 func isData(name string) bool {
 	return strings.HasSuffix(name, ".ndjson") || strings.HasSuffix(name, ".ndjson.gz")
 }

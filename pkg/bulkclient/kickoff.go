@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Request says what to export: the data of a group's members.
+// Request is what to export: the data of a group's members.
 type Request struct {
 	Group string   // the Group's id
 	Types []string // resource types; none: every type that the token allows
@@ -22,7 +22,7 @@ type Job struct {
 	IG        bool   // was kicked off with Prefer: respond-async
 }
 
-// unit is what the job's Retry-After counts (spec 3 and 9).
+// unit is the unit of the job's Retry-After (spec 3 and 9).
 func (j Job) unit() time.Duration {
 	if j.IG {
 		return time.Second
@@ -30,8 +30,8 @@ func (j Job) unit() time.Duration {
 	return time.Millisecond
 }
 
-// KickOff asks for an export. It waits and asks again while the server says that it is too busy, but not after a
-// lost connection: the server may have accepted then, and a second job would be made.
+// KickOff starts an export. It retries while the server is too busy, but not after a lost connection: the server may
+// have accepted the request, and a retry would make a second job.
 func (c *Client) KickOff(ctx context.Context, request Request) (Job, error) {
 	target := c.base.JoinPath("Group", request.Group, "$export")
 	if len(request.Types) > 0 {
@@ -46,14 +46,12 @@ func (c *Client) KickOff(ctx context.Context, request Request) (Job, error) {
 		if err == nil {
 			return Job{StatusURL: location, IG: c.ig}, nil
 		}
-		wait, again := retryIn(err, attempt, time.Second, false)
 		var refused *ServerError
-		if !again || !errors.As(err, &refused) {
-			return Job{}, fmt.Errorf("kick off the export: %w", err)
+		if errors.As(err, &refused) {
+			err = c.retry(ctx, err, attempt, time.Second, false)
 		}
-		c.observer.Waiting(err, wait)
-		if err := c.sleep(ctx, wait); err != nil {
-			return Job{}, fmt.Errorf("wait to kick off the export: %w", err)
+		if err != nil {
+			return Job{}, fmt.Errorf("kick off the export: %w", err)
 		}
 	}
 }
@@ -69,35 +67,39 @@ func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Heade
 		return "", refusal(resp)
 	}
 	if err := resp.Body.Close(); err != nil {
-		return "", fmt.Errorf("close the answer: %w", err)
+		return "", fmt.Errorf("close the response: %w", err)
 	}
 	location, err := url.Parse(resp.Header.Get("Content-Location"))
 	if err != nil || location.String() == "" {
-		return "", errors.New("the server accepted, but its Content-Location is no URL")
+		return "", errors.New("the server accepted, but its Content-Location is not a URL")
 	}
 	location = target.ResolveReference(location)
 	if !isWeb(location) {
-		return "", errors.New("the server accepted, but its Content-Location is no http URL")
+		return "", errors.New("the server accepted, but its Content-Location is not an http URL")
 	}
 	return location.String(), nil
 }
 
-// Cancel cancels the job, or deletes a finished one. A job that is gone already is no error.
+// Cancel cancels the job, or deletes a finished one. A job that no longer exists is not an error.
 func (c *Client) Cancel(ctx context.Context, job Job) error {
+	if err := c.cancel(ctx, job); err != nil {
+		return fmt.Errorf("cancel the export: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) cancel(ctx context.Context, job Job) error {
 	target, err := url.Parse(job.StatusURL)
 	if err != nil {
-		return errors.New("cancel the export: the status URL is not a URL")
+		return errors.New("the status URL is not a URL")
 	}
 	resp, err := c.send(ctx, http.MethodDelete, target, http.Header{"Accept": {"application/fhir+json"}}, true)
 	if err != nil {
-		return fmt.Errorf("cancel the export: %w", err)
+		return err
 	}
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound:
-		if err := resp.Body.Close(); err != nil {
-			return fmt.Errorf("cancel the export: %w", err)
-		}
-		return nil
+		return resp.Body.Close()
 	}
-	return fmt.Errorf("cancel the export: %w", refusal(resp))
+	return refusal(resp)
 }

@@ -4,5 +4,5 @@ package bulkclient
 
 import "os"
 
-// lockFile does nothing here: keeping two processes out of one folder is left to their user.
+// lockFile does nothing: on this platform two processes in one folder are not detected.
 func lockFile(*os.File) error { return nil }

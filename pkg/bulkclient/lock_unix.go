@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// lockFile takes the file for this process. The lock ends with the process, however it ends.
+// lockFile locks the file for this process. The lock ends with the process.
 func lockFile(file *os.File) error {
 	return syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 }

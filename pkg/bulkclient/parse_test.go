@@ -101,8 +101,8 @@ func TestBaseURL(t *testing.T) {
 	}
 }
 
-// TestTokensTravelEncrypted: over plain http a token goes to this machine only, unless one insists.
-func TestTokensTravelEncrypted(t *testing.T) {
+// TestPlainHTTPNeedsInsecureHTTP: without InsecureHTTP, a token is sent over plain http to this machine only.
+func TestPlainHTTPNeedsInsecureHTTP(t *testing.T) {
 	for base, good := range map[string]bool{
 		"https://a.org/fhir": true, "http://localhost:8080/fhir": true, "http://x.localhost": true, "http://LOCALHOST.": true,
 		"http://127.0.0.1:1/fhir": true, "http://127.9.9.9": true, "http://[::1]:8080": true,
@@ -111,13 +111,13 @@ func TestTokensTravelEncrypted(t *testing.T) {
 		"http://localhost.evil.com": false, "http://127.0.0.1.evil.com": false, "http://0.0.0.0": false,
 	} {
 		for _, cfg := range []Config{
-			{Tokens: fixed("t")}, {Tokens: fixed("t"), Insecure: true}, {},
+			{Tokens: fixed("t")}, {Tokens: fixed("t"), InsecureHTTP: true}, {},
 		} {
-			want := good || cfg.Insecure || cfg.Tokens == nil
+			want := good || cfg.InsecureHTTP || cfg.Tokens == nil
 			cfg.Base, cfg.Parallel = base, 1
 			c, err := New(cfg)
-			if (err == nil) != want || !want && !errors.Is(err, ErrInsecure) {
-				t.Errorf("%s, tokens %v, insecure %t: %v", base, cfg.Tokens, cfg.Insecure, err)
+			if (err == nil) != want || !want && !errors.Is(err, ErrInsecureHTTP) {
+				t.Errorf("%s, tokens %v, insecure %t: %v", base, cfg.Tokens, cfg.InsecureHTTP, err)
 			}
 			if err == nil {
 				c.Close()
@@ -126,7 +126,7 @@ func TestTokensTravelEncrypted(t *testing.T) {
 	}
 }
 
-// TestLinesInPieces: however the text is cut into pieces, the verdict is the same.
+// TestLinesInPieces: the result does not depend on how the text is cut into pieces.
 func TestLinesInPieces(t *testing.T) {
 	for _, test := range []struct {
 		name, text string
@@ -137,7 +137,7 @@ func TestLinesInPieces(t *testing.T) {
 		{"no newline at the end", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Patient"}`, 2, true},
 		{"type behind and blanks", `{ "id": "a", "resourceType" : "Patient" }` + "\n", 1, true},
 		{"carriage return", `{"resourceType":"Patient"}` + "\r\n", 1, true},
-		{"nobody counts", `{"resourceType":"Patient"}` + "\n", -1, true},
+		{"no count", `{"resourceType":"Patient"}` + "\n", -1, true},
 		{"nothing", "", 0, true},
 		{"nothing announced as one", "", 1, false},
 		{"another type", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Person"}`, 2, false},
@@ -160,8 +160,8 @@ func TestLinesInPieces(t *testing.T) {
 	}
 }
 
-// TestLongLinesTakeNoMemory: of a line that begins with its type nothing is kept (pitfall 6).
-func TestLongLinesTakeNoMemory(t *testing.T) {
+// TestLongLinesAreNotBuffered: a line that begins with its type is not kept in memory (pitfall 6).
+func TestLongLinesAreNotBuffered(t *testing.T) {
 	check := newLines("Binary")
 	if _, err := check.Write([]byte(`{"resourceType":"Binary","data":"`)); err != nil {
 		t.Fatal(err)

@@ -2,7 +2,6 @@ package bulkclient
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,71 +14,56 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Status is how far the server says it is.
+// Status is the progress that the server reports.
 type Status struct {
-	State   string        // X-Progress: scheduled, started, completed; any text of other servers
-	Percent int           // 0 to 100, -1 when the server does not say
-	Next    time.Duration // until the next check
+	State   string        // X-Progress: scheduled, started or completed; any text from other servers
+	Percent int           // 0 to 100, -1 when unknown
+	Next    time.Duration // until the next poll
 }
 
-// Manifest lists the files of a finished export (spec 3).
-type Manifest struct {
-	TransactionTime     string `json:"transactionTime"`
-	Request             string `json:"request"`
-	RequiresAccessToken bool   `json:"requiresAccessToken"`
-	Output              []Item `json:"output"`
-	Deleted             []Item `json:"deleted"`
-	Error               []Item `json:"error"`
-}
-
-// Item is one file of a manifest.
-type Item struct {
-	Type  string  `json:"type"`
-	URL   string  `json:"url"`
-	Count *int64  `json:"count,omitempty"` // lines; nil when the server does not say
-	Local *Stored `json:"local,omitempty"` // only in the manifest.json of a folder: what was stored
-}
-
-// maxManifest bounds the body of a finished status: some 1 million files.
+// maxManifest bounds the body of a finished status: about 1 million files.
 const maxManifest = 256 << 20
 
-// Await polls until the job is complete, at the pace that the server asks for, and returns its manifest. A refusal
-// that passes and a lost connection are outlasted a few times in a row; any other refusal ends the wait.
+// Await polls until the job is complete, at the pace that the server sets, and returns its manifest. Lost connections
+// and temporary refusals are retried a few times in a row; any other refusal is an error.
 func (c *Client) Await(ctx context.Context, job Job) (*Manifest, error) {
+	manifest, err := c.await(ctx, job)
+	if err != nil {
+		return nil, fmt.Errorf("check the export: %w", err)
+	}
+	return manifest, nil
+}
+
+func (c *Client) await(ctx context.Context, job Job) (*Manifest, error) {
 	target, err := url.Parse(job.StatusURL)
 	if err != nil {
-		return nil, errors.New("check the export: the status URL is not a URL")
+		return nil, errors.New("the status URL is not a URL")
 	}
 	failures := 0
 	for polls := 1; ; polls++ {
 		manifest, status, err := c.poll(ctx, target, job, polls)
-		wait := status.Next
 		switch {
 		case err != nil:
 			failures++
-			var again bool
-			if wait, again = retryIn(err, failures, job.unit(), true); !again {
-				return nil, fmt.Errorf("check the export: %w", err)
-			}
-			c.observer.Waiting(err, wait)
+			err = c.retry(ctx, err, failures, job.unit(), true)
 		case manifest != nil:
 			return manifest, nil
 		default:
 			failures = 0
 			c.observer.Polled(status)
+			err = c.sleep(ctx, status.Next)
 		}
-		if err := c.sleep(ctx, wait); err != nil {
-			return nil, fmt.Errorf("wait for the export: %w", err)
+		if err != nil {
+			return nil, err
 		}
 	}
 }
 
-// poll asks once. The manifest is nil while the job is not complete.
+// poll polls once. The manifest is nil while the job is not complete.
 func (c *Client) poll(ctx context.Context, target *url.URL, job Job, polls int) (*Manifest, Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortCall)
 	defer cancel()
-	header := http.Header{"Accept": {"application/json"}}
-	resp, err := c.send(ctx, http.MethodGet, target, header, true)
+	resp, err := c.send(ctx, http.MethodGet, target, http.Header{"Accept": {"application/json"}}, true)
 	if err != nil {
 		return nil, Status{}, err
 	}
@@ -96,65 +80,26 @@ func (c *Client) poll(ctx context.Context, target *url.URL, job Job, polls int) 
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
-		if ctx.Err() != nil {
-			return nil, Status{}, context.Cause(ctx)
-		}
-		return nil, Status{}, lostError{err}
+		return nil, Status{}, lost(ctx, err)
 	}
 	if len(body) > maxManifest {
 		return nil, Status{}, errors.New("the manifest is too long")
 	}
-	if err := checkManifest(body); err != nil {
+	manifest := &Manifest{}
+	if err := readManifest(body, manifest); err != nil {
 		return nil, Status{}, err
-	}
-	var manifest Manifest
-	if err := json.Unmarshal(body, &manifest); err != nil {
-		return nil, Status{}, fmt.Errorf("%w: the manifest cannot be read: %w", ErrMismatch, err)
 	}
 	for _, list := range [][]Item{manifest.Output, manifest.Deleted, manifest.Error} {
 		for i := range list {
-			list[i].Local = nil // ours, not the server's
+			list[i].Local = nil // set by this client, never by the server
 		}
 	}
-	return &manifest, Status{}, nil
-}
-
-// checkManifest refuses a JSON document that is no manifest, ErrMismatch. What else a proxy or another server answers with
-// 200 must not be taken for the manifest of an export without files.
-func checkManifest(text []byte) error {
-	var manifest struct {
-		TransactionTime     string             `json:"transactionTime"`
-		Request             string             `json:"request"`
-		RequiresAccessToken *bool              `json:"requiresAccessToken"`
-		Output              *[]json.RawMessage `json:"output"`
-		Error               *[]json.RawMessage `json:"error"`
-	}
-	if err := json.Unmarshal(text, &manifest); err != nil {
-		return fmt.Errorf("%w: it is no manifest: %w", ErrMismatch, err)
-	}
-	var missing string
-	_, err := time.Parse(time.RFC3339, manifest.TransactionTime)
-	switch {
-	case err != nil:
-		missing = "transactionTime"
-	case manifest.Request == "":
-		missing = "request"
-	case manifest.RequiresAccessToken == nil:
-		missing = "requiresAccessToken"
-	case manifest.Output == nil:
-		missing = "output"
-	case manifest.Error == nil:
-		missing = "error"
-	default:
-		return nil
-	}
-	return fmt.Errorf("%w: it is no manifest: its %s is missing or wrong", ErrMismatch, missing)
+	return manifest, Status{}, nil
 }
 
 var percent = regexp.MustCompile(`(\d{1,3})\s*%`)
 
-// statusOf reads the headers of a 202. A server that names no Retry-After is asked after 1 s, then less and less
-// often, at least every 16 s.
+// statusOf reads the headers of a 202. Without a Retry-After the interval grows from 1 s to 16 s.
 func statusOf(header http.Header, unit time.Duration, polls int) Status {
 	const longest = 5 // Backoff of 16 s
 	status := Status{State: printable(header.Get("X-Progress")), Percent: -1}
@@ -165,8 +110,8 @@ func statusOf(header http.Header, unit time.Duration, polls int) Status {
 	if n, err := strconv.Atoi(number); err == nil && n >= 0 && n <= 100 {
 		status.Percent = n
 	}
-	next, asked := retryAfter(header.Get("Retry-After"), unit)
-	if !asked {
+	next, given := retryAfter(header.Get("Retry-After"), unit)
+	if !given {
 		next = export.Backoff(min(polls, longest))
 	}
 	status.Next = next

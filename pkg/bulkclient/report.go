@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -12,14 +13,14 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// Report is what an export brought home.
+// Report counts the files of a finished export.
 type Report struct {
 	TransactionTime string   `json:"transactionTime"`
 	Types           []Total  `json:"types"`    // of output, by name
 	Total           Total    `json:"total"`    // of output; its seconds are those of the whole run
 	Deleted         Total    `json:"deleted"`  // files of deletions
 	Errors          Total    `json:"errors"`   // files of OperationOutcomes
-	Problems        []string `json:"problems"` // what the server could not produce, the first few in its words
+	Problems        []string `json:"problems"` // the first issues of the error files
 }
 
 // Total counts files.
@@ -27,17 +28,17 @@ type Total struct {
 	Type      string  `json:"type,omitempty"`
 	Files     int     `json:"files"`
 	Resources int64   `json:"resources"`
-	Bytes     int64   `json:"bytes"`   // without compression
-	Seconds   float64 `json:"seconds"` // from the first download's begin to the last one's end, in this run
+	Bytes     int64   `json:"bytes"`   // uncompressed
+	Seconds   float64 `json:"seconds"` // from the start of the first download to the end of the last, in this run
 }
 
-func (t *Total) add(s Stored) {
+func (t *Total) add(s StoredFile) {
 	t.Files++
 	t.Resources += s.Resources
 	t.Bytes += s.Bytes
 }
 
-func makeReport(folder *folder, transactionTime string, results []result, seconds float64) (Report, error) {
+func newReport(folder *folder, transactionTime string, results []result, seconds float64) (Report, error) {
 	report := count(results)
 	report.TransactionTime, report.Total.Seconds = transactionTime, seconds
 	var err error
@@ -47,50 +48,53 @@ func makeReport(folder *folder, transactionTime string, results []result, second
 
 func count(results []result) Report {
 	report := Report{Types: []Total{}, Problems: []string{}}
-	byType := make(map[string][]result)
+	types := make(map[string]*Total)
+	begin, end := make(map[string]time.Time), make(map[string]time.Time)
 	for _, r := range results {
 		switch r.file.List {
-		case Errors:
+		case ListError:
 			report.Errors.add(r.stored)
-		case Deleted:
+			continue
+		case ListDeleted:
 			report.Deleted.add(r.stored)
-		default:
-			report.Total.add(r.stored)
-			byType[r.file.Type] = append(byType[r.file.Type], r)
+			continue
+		}
+		report.Total.add(r.stored)
+		typ := r.file.Type
+		if types[typ] == nil {
+			types[typ] = &Total{Type: typ}
+		}
+		types[typ].add(r.stored)
+		if r.begin.IsZero() {
+			continue
+		}
+		if begin[typ].IsZero() || r.begin.Before(begin[typ]) {
+			begin[typ] = r.begin
+		}
+		if r.end.After(end[typ]) {
+			end[typ] = r.end
 		}
 	}
-	for typ, rows := range byType {
-		total := Total{Type: typ}
-		var begin, end time.Time
-		for _, r := range rows {
-			total.add(r.stored)
-			if !r.begin.IsZero() && (begin.IsZero() || r.begin.Before(begin)) {
-				begin = r.begin
-			}
-			if r.end.After(end) {
-				end = r.end
-			}
-		}
-		total.Seconds = end.Sub(begin).Seconds()
-		report.Types = append(report.Types, total)
+	for _, typ := range slices.Sorted(maps.Keys(types)) {
+		types[typ].Seconds = end[typ].Sub(begin[typ]).Seconds()
+		report.Types = append(report.Types, *types[typ])
 	}
-	slices.SortFunc(report.Types, func(a, b Total) int { return strings.Compare(a.Type, b.Type) })
 	return report
 }
 
-// problems reads the beginning of the error files: the first sentences tell most.
+// problems returns the first issues of the error files.
 func problems(folder *folder, results []result) ([]string, error) {
 	const most = 20
 	found := []string{}
 	for _, r := range results {
-		if r.file.List != Errors || len(found) >= most {
+		if r.file.List != ListError || len(found) >= most {
 			continue
 		}
-		sentences, err := problemsOf(folder, r.stored.File, most-len(found))
+		texts, err := problemsOf(folder, r.stored.File, most-len(found))
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", r.stored.File, err)
 		}
-		found = append(found, sentences...)
+		found = append(found, texts...)
 	}
 	return found, nil
 }
@@ -111,10 +115,10 @@ func problemsOf(folder *folder, name string, most int) (found []string, err erro
 	scanner.Buffer(nil, maxOutcome)
 	for len(found) < most && scanner.Scan() {
 		for _, issue := range issues(scanner.Bytes()) {
-			found = append(found, Sentence(issue))
+			found = append(found, describe(issue))
 		}
 	}
-	if err := scanner.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) { // a long one is told by its file
+	if err := scanner.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) { // a long line is in the file itself
 		return nil, err
 	}
 	return found[:min(len(found), most)], nil

@@ -29,7 +29,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// stored is a file at the counterpart.
+// stored is a file on the fakeServer.
 type stored struct {
 	list     List
 	typ      string
@@ -45,9 +45,9 @@ type stored struct {
 	moved    string
 }
 
-// counterpart is the server's side of the protocol, with the faults of a bad day. Its fields are set before the
-// requests begin, or under its mutex.
-type counterpart struct {
+// fakeServer implements the server side of the protocol, with injected faults. Its fields are set before the first
+// request, or under its mutex.
+type fakeServer struct {
 	*httptest.Server
 	t *testing.T
 
@@ -73,17 +73,17 @@ type counterpart struct {
 	after      map[string]func() // called under the mutex after a file's answer
 }
 
-func newCounterpart(t *testing.T) *counterpart {
-	s := &counterpart{t: t, files: make(map[string]*stored), retryAfter: "100", after: make(map[string]func())}
+func newFakeServer(t *testing.T) *fakeServer {
+	s := &fakeServer{t: t, files: make(map[string]*stored), retryAfter: "100", after: make(map[string]func())}
 	s.Server = httptest.NewServer(s)
 	t.Cleanup(s.Close)
 	return s
 }
 
-func (s *counterpart) base() string { return s.URL + "/fhir" }
+func (s *fakeServer) base() string { return s.URL + "/fhir" }
 
 // add stores a file of so many resources, gzipped, whose bytes hardly compress.
-func (s *counterpart) add(list List, typ, name string, resources int) *stored {
+func (s *fakeServer) add(list List, typ, name string, resources int) *stored {
 	random := rand.New(rand.NewPCG(1, uint64(len(s.order))))
 	var plain bytes.Buffer
 	for i := range resources {
@@ -96,7 +96,7 @@ func (s *counterpart) add(list List, typ, name string, resources int) *stored {
 	return s.addLines(list, typ, name, plain.Bytes())
 }
 
-func (s *counterpart) addLines(list List, typ, name string, plain []byte) *stored {
+func (s *fakeServer) addLines(list List, typ, name string, plain []byte) *stored {
 	file := &stored{list: list, typ: typ}
 	file.set(plain)
 	s.files[name] = file
@@ -125,7 +125,7 @@ func digestOf(body []byte) string {
 	return "sha-512=:AAAA:, sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
 }
 
-func (s *counterpart) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	note := r.Method + " " + r.URL.Path
 	if ranges := r.Header.Get("Range"); ranges != "" {
@@ -157,7 +157,7 @@ func (s *counterpart) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *counterpart) refuse(w http.ResponseWriter, status int) {
+func (s *fakeServer) refuse(w http.ResponseWriter, status int) {
 	w.Header().Set("Content-Type", "application/fhir+json")
 	w.Header().Set("Retry-After", cmp.Or(s.outage, "3"))
 	w.WriteHeader(status)
@@ -175,7 +175,7 @@ func next(codes *[]int) int {
 	return code
 }
 
-func (s *counterpart) kickOff(w http.ResponseWriter) {
+func (s *fakeServer) kickOff(w http.ResponseWriter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if code := next(&s.kickOffs); code != 0 {
@@ -190,7 +190,7 @@ func (s *counterpart) kickOff(w http.ResponseWriter) {
 	w.WriteHeader(http.StatusAccepted)
 }
 
-func (s *counterpart) status(w http.ResponseWriter) {
+func (s *fakeServer) status(w http.ResponseWriter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.onPoll != nil {
@@ -225,9 +225,9 @@ func (s *counterpart) status(w http.ResponseWriter) {
 			item.URL = name
 		}
 		switch file.list {
-		case Errors:
+		case ListError:
 			manifest.Error = append(manifest.Error, item)
-		case Deleted:
+		case ListDeleted:
 			manifest.Deleted = append(manifest.Deleted, item)
 		default:
 			manifest.Output = append(manifest.Output, item)
@@ -239,7 +239,7 @@ func (s *counterpart) status(w http.ResponseWriter) {
 	}
 }
 
-func (s *counterpart) file(w http.ResponseWriter, r *http.Request) {
+func (s *fakeServer) file(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
 	file := s.files[name]
@@ -306,15 +306,15 @@ func (s *counterpart) file(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body) // the client may be gone
 }
 
-// requests returns the requests so far, sorted by nothing: as they came.
-func (s *counterpart) requests() []string {
+// requests returns the requests so far, in order of arrival.
+func (s *fakeServer) requests() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.seen)
 }
 
-// count counts the requests that begin so.
-func (s *counterpart) countOf(begin string) int {
+// countOf counts the requests with the prefix.
+func (s *fakeServer) countOf(begin string) int {
 	n := 0
 	for _, request := range s.requests() {
 		if strings.HasPrefix(request, begin) {
@@ -334,8 +334,8 @@ func (f fixed) Token(_ context.Context, refused string) (string, error) {
 	return string(f), nil
 }
 
-// witness is an Observer that counts.
-type witness struct {
+// recorder is an Observer that counts.
+type recorder struct {
 	mu               sync.Mutex
 	statuses         []Status
 	planned          int
@@ -344,27 +344,27 @@ type witness struct {
 	waits            []time.Duration
 }
 
-func (o *witness) Polled(s Status) {
+func (o *recorder) Polled(s Status) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.statuses = append(o.statuses, s)
 }
-func (o *witness) Planned(files []File) { o.mu.Lock(); defer o.mu.Unlock(); o.planned += len(files) }
-func (o *witness) Finished(File)        { o.mu.Lock(); defer o.mu.Unlock(); o.finished++ }
-func (o *witness) Advanced(_ File, resources, bytes int64) {
+func (o *recorder) Planned(files []File) { o.mu.Lock(); defer o.mu.Unlock(); o.planned += len(files) }
+func (o *recorder) Finished(File)        { o.mu.Lock(); defer o.mu.Unlock(); o.finished++ }
+func (o *recorder) Advanced(_ File, resources, bytes int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.resources += resources
 	o.bytes += bytes
 }
-func (o *witness) Waiting(_ error, wait time.Duration) {
+func (o *recorder) Waiting(_ error, wait time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.waits = append(o.waits, wait)
 }
 
-// newClient returns a client whose waits take no time, and the waits.
-func newClient(t *testing.T, s *counterpart, change func(*Config)) (*Client, *waits) {
+// newClient returns a client whose waits return at once, and the recorded waits.
+func newClient(t *testing.T, s *fakeServer, change func(*Config)) (*Client, *waits) {
 	t.Helper()
 	cfg := Config{Base: s.base(), Tokens: fixed("t0"), Parallel: 3}
 	if change != nil {
@@ -392,7 +392,7 @@ func (w *waits) sleep(ctx context.Context, d time.Duration) error {
 	return ctx.Err()
 }
 
-// names lists what is in a folder.
+// names lists a folder.
 func names(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

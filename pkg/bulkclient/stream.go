@@ -13,55 +13,54 @@ import (
 	"time"
 )
 
-// errChanged: the file on the server is not the one that the part began with: start over.
+// errChanged: the file on the server is no longer the one that the part belongs to. The download starts over.
 var errChanged = errors.New("the file changed on the server")
 
-var errStalled = errors.New("no byte arrived for too long")
+var errStalled = errors.New("no data arrived for too long")
 
-// meta is what the server said about a file, kept beside its part.
+// meta holds the headers of a file, stored beside its part.
 type meta struct {
 	URL      string `json:"url"`
 	ETag     string `json:"etag"`
-	Length   int64  `json:"length"`   // of the stored representation in bytes, -1 unknown
+	Length   int64  `json:"length"`   // of the stored representation in bytes, -1 when unknown
 	Encoding string `json:"encoding"` // "gzip" or ""
-	Digest   string `json:"digest"`   // the Repr-Digest header as it came
+	Digest   string `json:"digest"`   // the raw Repr-Digest header
 }
 
-// stream reads one file in the representation that the server stores. It first gives what the part already holds,
-// then asks for the rest and adds it to the part, and when the connection is lost it asks again from there: who reads
-// it notices none of this. It is for one goroutine.
+// stream reads one file in the representation that the server stores: first the bytes of the part, then the rest from
+// the server, which it appends to the part. It reconnects after a lost connection without an error to the reader. It is
+// for one goroutine.
 type stream struct {
-	client *Client
-	ctx    context.Context // of the download: a Reader has no parameter for it
-	folder *folder
-	name   string // of the part
-	target *url.URL
-	secret bool          // the download bears the token
-	unit   time.Duration // what a Retry-After of the job counts
-	meta   meta
-	begun  bool // meta was read from a first answer of this run
-	part   *os.File
-	had    int64 // bytes of the part
-	pos    int64 // bytes given to the reader
-	body   io.ReadCloser
-	cancel context.CancelCauseFunc // of the request that body belongs to
-	timer  *time.Timer             // cancels a request that stalls
-	err    error                   // the error that ended the stream, nil at a regular end
+	client    *Client
+	ctx       context.Context // of the download: a Reader has no parameter for it
+	folder    *folder
+	name      string // of the part
+	target    *url.URL
+	authorize bool          // send the token
+	unit      time.Duration // of the job's Retry-After
+	meta      meta
+	begun     bool // meta is from the first response of this run
+	part      *os.File
+	size      int64 // bytes of the part
+	pos       int64 // bytes returned to the reader
+	body      io.ReadCloser
+	cancel    context.CancelCauseFunc // cancels the request of body
+	timer     *time.Timer             // cancels a stalled request
+	err       error                   // the error that ended the stream, nil at EOF
 
-	failures int // in a row without a byte
+	failures int // consecutive, without a byte
 }
 
-// openStream opens the part of a file, or begins one, and learns what the server says about the file: meta is filled.
-// A part that cannot be continued is emptied.
+// openStream opens or creates the part of a file and fills meta. A part that cannot be continued is truncated.
 func (c *Client) openStream(
-	ctx context.Context, folder *folder, file File, secret bool, unit time.Duration,
+	ctx context.Context, folder *folder, file File, authorize bool, unit time.Duration,
 ) (_ *stream, err error) {
 	target, err := url.Parse(file.URL)
 	if err != nil {
 		return nil, errors.New("the URL is not a URL")
 	}
 	s := &stream{
-		client: c, ctx: ctx, folder: folder, name: file.Name + partSuffix, target: target, secret: secret, unit: unit,
+		client: c, ctx: ctx, folder: folder, name: file.Name + partSuffix, target: target, authorize: authorize, unit: unit,
 	}
 	s.part, err = folder.root.OpenFile(s.name, os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
@@ -76,45 +75,44 @@ func (c *Client) openStream(
 	if err != nil {
 		return nil, fmt.Errorf("open the part: %w", err)
 	}
-	s.had = info.Size()
+	s.size = info.Size()
 	err = folder.load(file.Name+metaSuffix, &s.meta)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) || s.meta.URL != file.URL {
 		s.meta = meta{}
 	}
 	strong := s.meta.ETag != "" && !strings.HasPrefix(s.meta.ETag, "W/") // RFC 9110 13.1.5
-	if !strong || s.had == 0 || s.meta.Length >= 0 && s.had > s.meta.Length {
-		s.had, s.meta = 0, meta{URL: file.URL, Length: -1}
+	if !strong || s.size == 0 || s.meta.Length >= 0 && s.size > s.meta.Length {
+		s.size, s.meta = 0, meta{URL: file.URL, Length: -1}
 		if err := s.part.Truncate(0); err != nil {
-			return nil, fmt.Errorf("empty the part: %w", err)
+			return nil, fmt.Errorf("truncate the part: %w", err)
 		}
-		if err := s.reach(ctx); err != nil {
+		if err := s.connect(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// Close gives up the connection and closes the part, whose bytes stay.
+// Close closes the connection and the part.
 func (s *stream) Close() error {
-	s.hangUp(nil)
+	s.disconnect(nil)
 	if err := s.part.Close(); err != nil {
 		return fmt.Errorf("close the part: %w", err)
 	}
 	return nil
 }
 
-func (s *stream) hangUp(cause error) {
+func (s *stream) disconnect(cause error) {
 	if s.body == nil {
 		return
 	}
 	s.timer.Stop()
 	s.cancel(cause)
-	// The request is over, one way or the other: how its body takes that changes nothing.
-	_ = s.body.Close()
+	_ = s.body.Close() // the request has ended either way
 	s.body = nil
 }
 
-// Read gives the next bytes.
+// Read implements io.Reader.
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -124,8 +122,8 @@ func (s *stream) Read(p []byte) (int, error) {
 }
 
 func (s *stream) read(p []byte) (int, error) {
-	if s.pos < s.had {
-		n, err := s.part.ReadAt(p[:min(int64(len(p)), s.had-s.pos)], s.pos)
+	if s.pos < s.size {
+		n, err := s.part.ReadAt(p[:min(int64(len(p)), s.size-s.pos)], s.pos)
 		s.pos += int64(n)
 		if n > 0 {
 			return n, nil
@@ -137,7 +135,7 @@ func (s *stream) read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if s.body == nil {
-			if err := s.reach(s.ctx); err != nil {
+			if err := s.connect(s.ctx); err != nil {
 				return 0, err
 			}
 		}
@@ -149,9 +147,9 @@ func (s *stream) read(p []byte) (int, error) {
 				return 0, fmt.Errorf("write the part: %w", err)
 			}
 			s.pos += int64(n)
-			s.had = s.pos
+			s.size = s.pos
 			s.failures = 0
-			return n, nil // an error, if there is one, comes back with the next read
+			return n, nil // the next read returns the error again
 		}
 		switch {
 		case err == nil:
@@ -160,54 +158,48 @@ func (s *stream) read(p []byte) (int, error) {
 		case s.ctx.Err() != nil:
 			return 0, context.Cause(s.ctx)
 		default:
-			s.hangUp(nil)
-			if err := s.pause(s.ctx, lostError{err}); err != nil {
+			s.disconnect(nil)
+			if err := s.retry(s.ctx, lostError{err}); err != nil {
 				return 0, err
 			}
 		}
 	}
 }
 
-// reach opens a connection for the bytes from had on, with all the patience that a server in trouble gets.
-func (s *stream) reach(ctx context.Context) error {
+// connect requests the bytes from size on, and retries.
+func (s *stream) connect(ctx context.Context) error {
 	for {
-		err := s.connect(ctx)
+		err := s.connectOnce(ctx)
 		if err == nil || errors.Is(err, errChanged) {
 			return err
 		}
-		if err := s.pause(ctx, err); err != nil {
+		if err := s.retry(ctx, err); err != nil {
 			return err
 		}
 	}
 }
 
-// pause waits before the next attempt, or returns the reason if there is none.
-func (s *stream) pause(ctx context.Context, reason error) error {
+func (s *stream) retry(ctx context.Context, reason error) error {
 	s.failures++
-	wait, again := retryIn(reason, s.failures, s.unit, false)
-	if !again {
-		return reason
-	}
-	s.client.observer.Waiting(reason, wait)
-	return s.client.sleep(ctx, wait)
+	return s.client.retry(ctx, reason, s.failures, s.unit, false)
 }
 
-func (s *stream) connect(ctx context.Context) error {
+func (s *stream) connectOnce(ctx context.Context) error {
 	header := http.Header{"Accept": {"application/fhir+ndjson"}, "Accept-Encoding": {"gzip"}}
-	if s.had > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", s.had))
+	if s.size > 0 {
+		header.Set("Range", fmt.Sprintf("bytes=%d-", s.size))
 		header.Set("If-Range", s.meta.ETag)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	resp, err := s.client.send(ctx, http.MethodGet, s.target, header, s.secret)
+	resp, err := s.client.send(ctx, http.MethodGet, s.target, header, s.authorize)
 	if err != nil {
 		cancel(nil)
 		return err
 	}
 	switch {
-	case resp.StatusCode == http.StatusOK && s.had == 0:
+	case resp.StatusCode == http.StatusOK && s.size == 0:
 		err = s.begin(resp)
-	case resp.StatusCode == http.StatusPartialContent && s.had > 0:
+	case resp.StatusCode == http.StatusPartialContent && s.size > 0:
 		err = s.resume(resp)
 	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
 		err = errChanged
@@ -224,7 +216,7 @@ func (s *stream) connect(ctx context.Context) error {
 	return nil
 }
 
-// begin takes note of what the server says about the file, before its first byte is kept.
+// begin stores the headers of the file before its first byte.
 func (s *stream) begin(resp *http.Response) error {
 	encoding := strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding")))
 	switch encoding {
@@ -235,25 +227,25 @@ func (s *stream) begin(resp *http.Response) error {
 	default:
 		return fmt.Errorf("%w: it has the content encoding %q", ErrMismatch, printable(encoding))
 	}
-	said := meta{
+	received := meta{
 		URL:      s.meta.URL,
 		ETag:     resp.Header.Get("ETag"),
 		Length:   resp.ContentLength,
 		Encoding: encoding,
 		Digest:   resp.Header.Get("Repr-Digest"),
 	}
-	if s.begun && said != s.meta { // the first connection was lost before its first byte
+	if s.begun && received != s.meta { // the first connection was lost before its first byte
 		return errChanged
 	}
-	s.meta, s.begun = said, true
-	return s.folder.save(s.name+".json", s.meta)
+	s.meta, s.begun = received, true
+	return s.folder.save(s.name+".json", s.meta) // metaSuffix
 }
 
-// resume makes sure that the bytes are the ones that follow those of the part.
+// resume checks that the response continues the part.
 func (s *stream) resume(resp *http.Response) error {
 	var first, last, total int64
 	_, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &total)
-	if err != nil || first != s.had {
+	if err != nil || first != s.size {
 		return errChanged
 	}
 	if s.meta.Length >= 0 && total != s.meta.Length {

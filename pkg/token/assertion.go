@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sync"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/lestrrat-go/jwx/v2/jwa"
 	"github.com/lestrrat-go/jwx/v2/jws"
 )
@@ -17,14 +17,13 @@ import (
 const AssertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 const (
-	// assertionLife is how far ahead of us an assertion may end (SMART: no more than five minutes).
-	assertionLife = 5 * time.Minute
-	// mostKeySets is how many key sets of clients are kept at once. One of 1 MiB is the exception; a usual one has
-	// some hundred bytes.
-	mostKeySets = 512
+	// assertionLifetime is how far ahead the exp of an assertion may be (SMART: no more than five minutes).
+	assertionLifetime = 5 * time.Minute
+	// cachedKeySets is how many key sets of clients are cached. A set has some hundred bytes, and at most 1 MiB.
+	cachedKeySets = 512
 )
 
-// Assertion is a client's assertion taken apart. Until Assertions.Verify has accepted it, nothing in it is true.
+// Assertion is a client's assertion. Nothing in it is trusted before Assertions.Verify has accepted it.
 type Assertion struct {
 	Client  string    // iss and sub, which are the same
 	ID      string    // jti: unique among the assertions of the client
@@ -34,16 +33,16 @@ type Assertion struct {
 	parsed
 }
 
-// AssertionConfig says what assertions are accepted.
+// AssertionConfig configures Assertions.
 type AssertionConfig struct {
-	// Audience is the URL of the token endpoint: aud has to be it, or a list that holds it.
+	// Audience is the URL of the token endpoint: aud must be it, or a list with it.
 	Audience string
-	// Skew is by how much the clients' clocks may differ from ours, at most five minutes; zero means 60 seconds.
+	// Skew is how far the clients' clocks may be off, at most five minutes; zero means 60 seconds.
 	Skew time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// HTTPClient fetches key sets; nil means a client of its own. Its redirect policy is replaced: a key set may
-	// move on its own host only.
+	// HTTPClient fetches key sets; nil means a new client. Its redirect policy is replaced: a key set may move on its own
+	// host only.
 	HTTPClient *http.Client
 }
 
@@ -53,78 +52,72 @@ type Assertions struct {
 	audience  string
 	skew      time.Duration
 	now       func() time.Time
-	verifiers map[string]jws.Verifier // by algorithm
-	sets      *clientSets
-	stop      context.CancelFunc
-	fetches   sync.WaitGroup
+	client    *http.Client
+	verifiers map[string]jws.Verifier      // by algorithm
+	keys      *lru.Cache[string, *keyring] // by JWKS URL
+	fetches   *fetches
 }
 
 // NewAssertions refuses a configuration without an audience or with a skew out of bounds. It fetches nothing.
 func NewAssertions(cfg AssertionConfig) (*Assertions, error) {
 	if cfg.Audience == "" {
-		return nil, errors.New("assertions: no audience: those for other services would pass")
+		return nil, errors.New("assertions: no audience: assertions for other services would pass")
 	}
-	if cfg.Skew < 0 || cfg.Skew > maxSkew {
-		return nil, fmt.Errorf("assertions: skew %s is not between 0 and %s", cfg.Skew, maxSkew)
-	}
-	verifiers, err := Issuer{Algorithms: AssertionAlgorithms()}.verifiers()
+	skew, now, err := clockSettings(cfg.Skew, cfg.Now)
 	if err != nil {
 		return nil, fmt.Errorf("assertions: %w", err)
 	}
-	life, stop := context.WithCancel(context.Background())
-	a := &Assertions{audience: cfg.Audience, skew: cfg.Skew, now: cfg.Now, verifiers: verifiers, stop: stop}
-	if a.skew == 0 {
-		a.skew = defaultSkew
+	verifiers, err := newVerifiers(AssertionAlgorithms())
+	if err != nil {
+		return nil, fmt.Errorf("assertions: %w", err)
 	}
-	if a.now == nil {
-		a.now = time.Now
+	keys, err := lru.New[string, *keyring](cachedKeySets)
+	if err != nil {
+		return nil, fmt.Errorf("assertions: %w", err)
 	}
-	a.sets = &clientSets{
-		client: keySetClient(cfg.HTTPClient), now: a.now, life: life, fetches: &a.fetches, most: mostKeySets,
-		byURL: make(map[string]*clientSet),
-	}
-	return a, nil
+	return &Assertions{
+		audience: cfg.Audience, skew: skew, now: now, client: keySetClient(cfg.HTTPClient), verifiers: verifiers, keys: keys,
+		fetches: newFetches(),
+	}, nil
 }
 
-// Close stops the fetches that are under way and waits for them.
-func (a *Assertions) Close() {
-	a.stop()
-	a.sets.close()
-	a.fetches.Wait()
-}
+// Close cancels the running fetches and waits for them.
+func (a *Assertions) Close() { a.fetches.close() }
 
-// AssertionAlgorithms are those with which assertions may be signed: the two that SMART names.
+// AssertionAlgorithms are the algorithms of assertions: the two that SMART names.
 func AssertionAlgorithms() []string { return []string{jwa.RS384.String(), jwa.ES384.String()} }
 
-// Read takes an assertion apart and checks all that it says of itself: form, algorithm, audience and times. The error
-// is ErrInvalid and depends on the assertion alone, not on what clients there are. The iss of a good one says whose
-// keys it has to be verified with.
-func (a *Assertions) Read(raw string) (*Assertion, error) {
+// Parse reads an assertion and checks its form, algorithm, audience and times. The error is ErrInvalid and depends on the
+// assertion alone, not on which clients are registered.
+func (a *Assertions) Parse(raw string) (*Assertion, error) {
 	t, err := parse(raw)
 	if err != nil {
 		return nil, err
 	}
 	assertion := &Assertion{Client: t.claims.subject, Expires: t.claims.expires, parsed: t}
-	if err := assertion.readMore(raw); err != nil {
+	if err := assertion.read(); err != nil {
 		return nil, invalid(err.Error())
 	}
 	if _, ok := a.verifiers[t.alg]; !ok {
 		return nil, invalid("alg is neither RS384 nor ES384")
 	}
-	if err := a.checkClaims(t.claims); err != nil {
+	now := a.now()
+	if err := t.claims.check(now, a.skew); err != nil {
 		return nil, err
+	}
+	if t.claims.expires.After(now.Add(assertionLifetime + a.skew)) {
+		return nil, invalid("exp is more than five minutes ahead")
+	}
+	if !intersect(t.claims.audiences, []string{a.audience}) {
+		return nil, invalid("aud is not the URL of the token endpoint")
 	}
 	return assertion, nil
 }
 
-// readMore reads what an assertion has and an access token has not. Its parts are known to be well-formed.
-func (a *Assertion) readMore(raw string) error {
-	header, payload, err := readParts(raw)
-	if err != nil {
-		return err
-	}
-	if typ, there := header["typ"]; there {
-		// A token that this service or another one has signed for somebody to bear is no assertion (RFC 8725 3.11).
+// read reads what assertions have beyond access tokens.
+func (a *Assertion) read() error {
+	if typ, present := a.header["typ"]; present {
+		// An access token is no assertion (RFC 8725 3.11).
 		if word, _ := text(typ); word != "JWT" && word != "jwt" {
 			return errors.New("typ is not JWT")
 		}
@@ -132,8 +125,8 @@ func (a *Assertion) readMore(raw string) error {
 	if a.kid == "" {
 		return errors.New("header has no kid")
 	}
-	if jku, there := header["jku"]; there {
-		var ok bool
+	var ok bool
+	if jku, present := a.header["jku"]; present {
 		if a.jku, ok = text(jku); !ok {
 			return errors.New("jku is not a string, or empty")
 		}
@@ -141,36 +134,20 @@ func (a *Assertion) readMore(raw string) error {
 	if a.claims.issuer != a.claims.subject {
 		return errors.New("iss and sub differ")
 	}
-	var ok bool
-	if a.ID, ok = text(payload["jti"]); !ok {
+	if a.ID, ok = text(a.claims.all["jti"]); !ok {
 		return errors.New("no jti")
 	}
 	return nil
 }
 
-func (a *Assertions) checkClaims(c claims) error {
-	now := a.now()
-	switch {
-	case !now.Before(c.expires.Add(a.skew)):
-		return invalid("expired")
-	case c.expires.After(now.Add(assertionLife + a.skew)):
-		return invalid("exp is more than five minutes ahead")
-	case now.Add(a.skew).Before(c.notBefore):
-		return invalid("not valid yet")
-	case now.Add(a.skew).Before(c.issuedAt):
-		return invalid("issued in the future")
-	case !intersect(c.audiences, []string{a.audience}):
-		return invalid("aud is not the URL of the token endpoint")
-	}
-	return nil
+// RememberUntil is when the assertion stops being accepted, so that its jti need not be remembered any longer.
+func (a *Assertions) RememberUntil(assertion *Assertion) time.Time {
+	return assertion.Expires.Add(a.skew)
 }
 
-// Keep is until when the jti of an assertion must be remembered: no longer than that would the assertion be accepted.
-func (a *Assertions) Keep(assertion *Assertion) time.Time { return assertion.Expires.Add(a.skew) }
-
-// Verify checks the signature with the keys that the client was registered with. It returns ErrInvalid when the
-// assertion is no good, and export.ErrUnavailable when the client's keys cannot be had. Only a JWKS URL of the
-// registration is ever fetched: a jku that is not the same is refused unread (B-24).
+// Verify checks the signature with the client's registered keys. It returns ErrInvalid when the assertion is refused, and
+// export.ErrUnavailable when the client's keys cannot be fetched. Only the registered JWKS URL is fetched: a different jku
+// is refused (B-24).
 func (a *Assertions) Verify(ctx context.Context, assertion *Assertion, client Client) error {
 	if assertion.Client != client.ID {
 		return invalid("made by another client")
@@ -183,22 +160,32 @@ func (a *Assertions) Verify(ctx context.Context, assertion *Assertion, client Cl
 		return err
 	}
 	if a.verifiers[assertion.alg].Verify(assertion.signed, assertion.signature, key) != nil {
-		return invalid("signature does not verify") // the library's reason adds nothing but risk
+		return invalid("signature does not verify") // the library's error may quote the assertion
 	}
 	return nil
 }
 
 func (a *Assertions) key(ctx context.Context, assertion *Assertion, client Client) (crypto.PublicKey, error) {
 	if client.JWKSURL != "" {
-		return a.sets.of(client.JWKSURL).find(ctx, assertion.alg, assertion.kid)
+		return a.keyring(client.JWKSURL).find(ctx, assertion.alg, assertion.kid)
 	}
 	set, err := parseKeySet(client.JWKS)
 	if err != nil {
 		return nil, invalid("the client has no keys")
 	}
-	key, err := set.find(assertion.alg, assertion.kid)
-	if errors.Is(err, errUnknownKey) {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	return set.find(assertion.alg, assertion.kid)
+}
+
+func (a *Assertions) keyring(url string) *keyring {
+	if held, ok := a.keys.Get(url); ok {
+		return held
 	}
-	return key, err
+	added := &keyring{
+		read: func(ctx context.Context) ([]byte, http.Header, error) { return get(ctx, a.client, url) },
+		keep: keepClient, now: a.now, fetches: a.fetches,
+	}
+	if held, ok, _ := a.keys.PeekOrAdd(url, added); ok { // another goroutine was faster
+		return held
+	}
+	return added
 }

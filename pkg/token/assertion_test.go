@@ -33,42 +33,42 @@ func assertionClaims(c *clock) members {
 	}
 }
 
-// prove reads and verifies an assertion with the keys of a client.
+// prove parses and verifies an assertion with the keys of a client.
 func prove(t testing.TB, a *token.Assertions, raw string, client token.Client) error {
 	t.Helper()
 	client.ID = "app"
-	assertion, err := a.Read(raw)
+	assertion, err := a.Parse(raw)
 	if err != nil {
 		return err
 	}
 	return a.Verify(t.Context(), assertion, client)
 }
 
-// B-26: a set is used for as long as the client's server says, and not longer.
-func TestClientSetsAreKeptAsLongAsTheirServerSays(t *testing.T) {
+// B-26: a key set is cached as long as its response headers allow, and not longer.
+func TestClientKeySetsFollowCachingHeaders(t *testing.T) {
 	const date = "Sun, 01 Mar 2026 12:00:00 GMT"
 	for name, test := range map[string]struct {
 		header http.Header
 		kept   time.Duration
 	}{
-		"nothing said":       {http.Header{}, 5 * time.Minute},
-		"max-age":            {http.Header{"Cache-Control": {"max-age=90"}}, 90 * time.Second},
-		"among others":       {http.Header{"Cache-Control": {`public, MAX-AGE="90", must-revalidate`}}, 90 * time.Second},
-		"in two lines":       {http.Header{"Cache-Control": {"public", "max-age=90"}}, 90 * time.Second},
-		"stated twice":       {http.Header{"Cache-Control": {"max-age=300, max-age=90"}}, 90 * time.Second},
-		"older already":      {http.Header{"Cache-Control": {"max-age=90"}, "Age": {"30"}}, time.Minute},
-		"too old already":    {http.Header{"Cache-Control": {"max-age=90"}, "Age": {"91"}}, 0},
-		"a year":             {http.Header{"Cache-Control": {"max-age=31536000"}}, time.Hour},
-		"beyond all numbers": {http.Header{"Cache-Control": {"max-age=99999999999999999999"}}, 0},
-		"nonsense":           {http.Header{"Cache-Control": {"max-age=soon"}}, 0},
-		"negative":           {http.Header{"Cache-Control": {"max-age=-1"}}, 0},
-		"zero":               {http.Header{"Cache-Control": {"max-age=0"}}, 0},
-		"no-store":           {http.Header{"Cache-Control": {"max-age=90, no-store"}}, 0},
-		"no-cache":           {http.Header{"Cache-Control": {"no-cache"}}, 0},
-		"public alone":       {http.Header{"Cache-Control": {"public"}}, 5 * time.Minute},
-		"Expires":            {http.Header{"Date": {date}, "Expires": {"Sun, 01 Mar 2026 12:02:00 GMT"}}, 2 * time.Minute},
-		"Expires long ago":   {http.Header{"Date": {date}, "Expires": {"Sun, 01 Mar 2020 12:02:00 GMT"}}, 0},
-		"Expires 0":          {http.Header{"Date": {date}, "Expires": {"0"}}, 0},
+		"no headers":       {http.Header{}, 5 * time.Minute},
+		"max-age":          {http.Header{"Cache-Control": {"max-age=90"}}, 90 * time.Second},
+		"among others":     {http.Header{"Cache-Control": {`public, MAX-AGE="90", must-revalidate`}}, 90 * time.Second},
+		"in two lines":     {http.Header{"Cache-Control": {"public", "max-age=90"}}, 90 * time.Second},
+		"stated twice":     {http.Header{"Cache-Control": {"max-age=300, max-age=90"}}, 90 * time.Second},
+		"with an Age":      {http.Header{"Cache-Control": {"max-age=90"}, "Age": {"30"}}, time.Minute},
+		"Age over it":      {http.Header{"Cache-Control": {"max-age=90"}, "Age": {"91"}}, 0},
+		"a year":           {http.Header{"Cache-Control": {"max-age=31536000"}}, time.Hour},
+		"too many digits":  {http.Header{"Cache-Control": {"max-age=99999999999999999999"}}, 0},
+		"nonsense":         {http.Header{"Cache-Control": {"max-age=soon"}}, 0},
+		"negative":         {http.Header{"Cache-Control": {"max-age=-1"}}, 0},
+		"zero":             {http.Header{"Cache-Control": {"max-age=0"}}, 0},
+		"no-store":         {http.Header{"Cache-Control": {"max-age=90, no-store"}}, 0},
+		"no-cache":         {http.Header{"Cache-Control": {"no-cache"}}, 0},
+		"public alone":     {http.Header{"Cache-Control": {"public"}}, 5 * time.Minute},
+		"Expires":          {http.Header{"Date": {date}, "Expires": {"Sun, 01 Mar 2026 12:02:00 GMT"}}, 2 * time.Minute},
+		"Expires long ago": {http.Header{"Date": {date}, "Expires": {"Sun, 01 Mar 2020 12:02:00 GMT"}}, 0},
+		"Expires 0":        {http.Header{"Date": {date}, "Expires": {"0"}}, 0},
 		"max-age counts more": {
 			http.Header{"Date": {date}, "Expires": {date}, "Cache-Control": {"max-age=90"}}, 90 * time.Second,
 		},
@@ -80,12 +80,12 @@ func TestClientSetsAreKeptAsLongAsTheirServerSays(t *testing.T) {
 				for header, values := range test.header {
 					w.Header()[header] = values
 				}
-				_, _ = w.Write([]byte(jwks(jwkOf(t, "k", key))))
+				_, _ = w.Write([]byte(jwks(jwkOf("k", key))))
 			})
 			a := assertions(t, c)
 			use := func(want int64) {
 				t.Helper()
-				if err := prove(t, a, sign(t, "ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}); err != nil {
+				if err := prove(t, a, sign("ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}); err != nil {
 					t.Fatal(err)
 				}
 				asked(t, server, want)
@@ -101,9 +101,9 @@ func TestClientSetsAreKeptAsLongAsTheirServerSays(t *testing.T) {
 	}
 }
 
-func TestClientSetsThatCannotBeHad(t *testing.T) {
+func TestClientKeySetUnavailable(t *testing.T) {
 	key, elsewhere := ecKey(t, elliptic.P384()), serveKeys(t, "")
-	set := jwks(jwkOf(t, "k", key))
+	set := jwks(jwkOf("k", key))
 	elsewhere.Serve(set)
 	for name, handler := range map[string]http.HandlerFunc{
 		"status 500": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); _, _ = w.Write([]byte(set)) },
@@ -116,7 +116,7 @@ func TestClientSetsThatCannotBeHad(t *testing.T) {
 			c, server := newClock(), serveKeys(t, "")
 			server.Handle(handler)
 			a, client := assertions(t, c), token.Client{JWKSURL: server.URL + "/set?secret=1"}
-			raw := sign(t, "ES384", "k", key, assertionClaims(c))
+			raw := sign("ES384", "k", key, assertionClaims(c))
 			for range 5 {
 				err := prove(t, a, raw, client)
 				if !errors.Is(err, export.ErrUnavailable) || errors.Is(err, token.ErrInvalid) || strings.Contains(err.Error(), "secret") {
@@ -125,7 +125,7 @@ func TestClientSetsThatCannotBeHad(t *testing.T) {
 			}
 			first := server.asked.Load()
 			server.Serve(set)
-			c.Advance(5 * time.Second) // one that is back is found soon
+			c.Advance(5 * time.Second) // retryLimit
 			if err := prove(t, a, raw, client); err != nil {
 				t.Error(err)
 			}
@@ -135,17 +135,17 @@ func TestClientSetsThatCannotBeHad(t *testing.T) {
 	asked(t, elsewhere, 0)
 }
 
-// Who waits for one set waits for one fetch, and sets are bounded in number.
-func TestClientSetsAreFetchedOnceAndBounded(t *testing.T) {
+// Concurrent assertions share one fetch, and the number of cached sets is limited.
+func TestClientKeySetsAreFetchedOnceAndLimited(t *testing.T) {
 	c, key := newClock(), ecKey(t, elliptic.P384())
-	set, release := jwks(jwkOf(t, "k", key)), make(chan struct{})
+	set, release := jwks(jwkOf("k", key)), make(chan struct{})
 	server := serveKeys(t, "")
 	server.Handle(func(w http.ResponseWriter, r *http.Request) {
 		<-release
 		_, _ = w.Write([]byte(set))
 	})
 	a := assertions(t, c)
-	raw := sign(t, "ES384", "k", key, assertionClaims(c))
+	raw := sign("ES384", "k", key, assertionClaims(c))
 	var all sync.WaitGroup
 	for range 16 {
 		all.Go(func() {
@@ -163,7 +163,7 @@ func TestClientSetsAreFetchedOnceAndBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for n := range 512 { // the first set, asked for longest ago, makes room
+	for n := range 512 { // evicts the first set, which was used longest ago
 		use(n)
 	}
 	asked(t, server, 513)
@@ -180,25 +180,25 @@ func TestClientSetsAreFetchedOnceAndBounded(t *testing.T) {
 	asked(t, server, 515)
 }
 
-func TestAssertionsOfAnotherClientAndAfterTheEnd(t *testing.T) {
+func TestAssertionOfAnotherClientAndAfterClose(t *testing.T) {
 	c, key := newClock(), ecKey(t, elliptic.P384())
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
 	a := assertions(t, c)
-	assertion, err := a.Read(sign(t, "ES384", "k", key, assertionClaims(c)))
+	assertion, err := a.Parse(sign("ES384", "k", key, assertionClaims(c)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := start().Add(5 * time.Minute); !a.Keep(assertion).Equal(want) {
-		t.Errorf("kept until %s, want %s", a.Keep(assertion), want)
+	if want := start().Add(5 * time.Minute); !a.RememberUntil(assertion).Equal(want) {
+		t.Errorf("kept until %s, want %s", a.RememberUntil(assertion), want)
 	}
-	client := token.Client{ID: "other", JWKS: []byte(jwks(jwkOf(t, "k", key)))}
+	client := token.Client{ID: "other", JWKS: []byte(jwks(jwkOf("k", key)))}
 	if err := a.Verify(t.Context(), assertion, client); !errors.Is(err, token.ErrInvalid) {
 		t.Errorf("an assertion of app for other: %v", err)
 	}
 	a.Close()
-	if err := prove(t, a, sign(t, "ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}); !errors.Is(err, export.ErrUnavailable) {
-		t.Errorf("after the end: %v", err)
+	if err := prove(t, a, sign("ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("after Close: %v", err)
 	}
 }
 
@@ -214,31 +214,31 @@ func TestNewAssertionsRefuses(t *testing.T) {
 	}
 }
 
-// What SignAssertion makes is what Assertions take.
+// Assertions accept what SignAssertion returns.
 func TestSignedAssertionsAreAccepted(t *testing.T) {
 	c := newClock()
 	a := assertions(t, c)
-	private, public, err := token.NewClientKey()
+	private, public, err := token.NewKey(elliptic.P384())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(string(public), `"d"`) || !strings.Contains(string(private), `"d"`) {
-		t.Fatal("the halves are mixed up")
+		t.Fatal("the private and the public half are exchanged")
 	}
 	client := token.Client{ID: "app", JWKS: public, Scope: "system/*.rs"}
 	if err := client.Check(); err != nil {
 		t.Fatal(err)
 	}
 	rsaPrivate := rsaKey(t, 2048)
-	rsaJWK := jwkOf(t, "r", rsaPrivate).with("d", b64.EncodeToString(rsaPrivate.D.Bytes())).
-		with("p", b64.EncodeToString(rsaPrivate.Primes[0].Bytes())).with("q", b64.EncodeToString(rsaPrivate.Primes[1].Bytes())).
-		with("dp", b64.EncodeToString(rsaPrivate.Precomputed.Dp.Bytes())).with("dq", b64.EncodeToString(rsaPrivate.Precomputed.Dq.Bytes())).
-		with("qi", b64.EncodeToString(rsaPrivate.Precomputed.Qinv.Bytes())).with("key_ops", []string{"sign"})
+	rsaJWK := jwkOf("r", rsaPrivate).With("d", b64.EncodeToString(rsaPrivate.D.Bytes())).
+		With("p", b64.EncodeToString(rsaPrivate.Primes[0].Bytes())).With("q", b64.EncodeToString(rsaPrivate.Primes[1].Bytes())).
+		With("dp", b64.EncodeToString(rsaPrivate.Precomputed.Dp.Bytes())).With("dq", b64.EncodeToString(rsaPrivate.Precomputed.Dq.Bytes())).
+		With("qi", b64.EncodeToString(rsaPrivate.Precomputed.Qinv.Bytes())).With("key_ops", []string{"sign"})
 	seen := map[string]bool{}
 	for key, registered := range map[string]token.Client{
-		string(private): client, rsaJWK.String(): {JWKS: []byte(jwks(jwkOf(t, "r", rsaPrivate)))},
+		string(private): client, rsaJWK.String(): {JWKS: []byte(jwks(jwkOf("r", rsaPrivate)))},
 	} {
-		signer, err := token.ReadSigner([]byte(key))
+		signer, err := token.ParseSigner([]byte(key), token.AssertionAlgorithms()...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +250,7 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 			if err := prove(t, a, raw, registered); err != nil {
 				t.Error(err)
 			}
-			assertion, err := a.Read(raw)
+			assertion, err := a.Parse(raw)
 			if err != nil || seen[assertion.ID] {
 				t.Errorf("an id twice, or %v", err)
 				continue
@@ -260,7 +260,7 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 	}
 }
 
-func TestReadSignerRefuses(t *testing.T) {
+func TestParseSignerRefuses(t *testing.T) {
 	p384, p256 := ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256())
 	d := func(key interface{ Bytes() ([]byte, error) }) string {
 		secret, err := key.Bytes()
@@ -269,21 +269,21 @@ func TestReadSignerRefuses(t *testing.T) {
 		}
 		return b64.EncodeToString(secret)
 	}
-	good := jwkOf(t, "k", p384).with("d", d(p384))
-	if _, err := token.ReadSigner([]byte(good.String())); err != nil {
+	good := jwkOf("k", p384).With("d", d(p384))
+	if _, err := token.ParseSigner([]byte(good.String()), token.AssertionAlgorithms()...); err != nil {
 		t.Fatal(err)
 	}
 	for name, key := range map[string]string{
 		"nothing":      "",
 		"a set":        jwks(good),
-		"no kid":       good.without("kid").String(),
-		"public":       good.without("d").String(),
-		"P-256":        jwkOf(t, "k", p256).with("d", d(p256)).String(),
-		"for ES256":    good.with("alg", "ES256").String(),
+		"no kid":       good.Without("kid").String(),
+		"public":       good.Without("d").String(),
+		"P-256":        jwkOf("k", p256).With("d", d(p256)).String(),
+		"for ES256":    good.With("alg", "ES256").String(),
 		"a shared key": `{"kty":"oct","kid":"k","k":"c2VjcmV0"}`,
-		"use enc":      good.with("use", "enc").String(),
+		"use enc":      good.With("use", "enc").String(),
 	} {
-		_, err := token.ReadSigner([]byte(key))
+		_, err := token.ParseSigner([]byte(key), token.AssertionAlgorithms()...)
 		if err == nil {
 			t.Errorf("%s: accepted", name)
 		} else if strings.Contains(err.Error(), d(p384)) {
@@ -292,12 +292,12 @@ func TestReadSignerRefuses(t *testing.T) {
 	}
 }
 
-// FuzzAssertion: whatever comes as an assertion, there is an answer, and only the signed one is accepted.
+// FuzzAssertion: only the signed assertion is accepted, and every other one is ErrInvalid.
 func FuzzAssertion(f *testing.F) {
 	c, key := newClock(), ecKey(f, elliptic.P384())
 	a := assertions(f, c)
-	client := token.Client{JWKS: []byte(jwks(jwkOf(f, "k", key)))}
-	good := sign(f, "ES384", "k", key, assertionClaims(c))
+	client := token.Client{JWKS: []byte(jwks(jwkOf("k", key)))}
+	good := sign("ES384", "k", key, assertionClaims(c))
 	f.Add(good)
 	for _, seed := range []string{"", "..", "null", "eyJhbGciOiJub25lIn0.e30.", "e30.e30.e30", good[:len(good)-1]} {
 		f.Add(seed)

@@ -14,19 +14,19 @@ import (
 	"strings"
 )
 
-// Client is a registered client of the token service: how it authenticates, and what it may ask for. It has exactly
-// one of JWKSURL, JWKS and SecretHash, and can use no other method than that one.
+// Client is a registered client of the token service. It has exactly one of JWKSURL, JWKS and SecretHash, and can
+// authenticate by that method only.
 type Client struct {
 	ID         string          `json:"id"`                    // client_id; see Check for its form
-	JWKSURL    string          `json:"jwks_url,omitempty"`    // key set, https (http on loopback only)
-	JWKS       json.RawMessage `json:"jwks,omitempty"`        // key set itself, at most 64 KiB
-	SecretHash string          `json:"secret_hash,omitempty"` // HashSecret of the client's secret
-	Scope      string          `json:"scope"`                 // system/ scopes that read, separated by blanks
+	JWKSURL    string          `json:"jwks_url,omitempty"`    // URL of its key set, https (http on loopback only)
+	JWKS       json.RawMessage `json:"jwks,omitempty"`        // its key set, at most 64 KiB
+	SecretHash string          `json:"secret_hash,omitempty"` // HashSecret of its secret
+	Scope      string          `json:"scope"`                 // space-separated system/ scopes that read
 }
 
 const maxInlineSet = 64 << 10
 
-// A client id goes into HTTP Basic, forms and the sub of tokens: plain characters that none of them spells twice.
+// A client id is part of HTTP Basic, forms and the sub of tokens. All of its characters have one encoding in each.
 var (
 	clientID   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._~:/@-]{0,127}$`)
 	secretHash = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -36,16 +36,10 @@ var (
 func (c Client) Check() error {
 	var problems []error
 	if !clientID.MatchString(c.ID) {
-		problems = append(problems, errors.New("the id wants 1 to 128 of A-Z a-z 0-9 . _ ~ : / @ -, a letter or digit first"))
+		problems = append(problems, errors.New("the id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : / @ -, and begin with a letter or digit"))
 	}
-	methods := 0
-	for _, given := range []bool{c.JWKSURL != "", len(c.JWKS) > 0, c.SecretHash != ""} {
-		if given {
-			methods++
-		}
-	}
-	if methods != 1 {
-		problems = append(problems, errors.New("wants exactly one of a JWKS URL, a JWKS and a secret"))
+	if count(c.JWKSURL != "", len(c.JWKS) > 0, c.SecretHash != "") != 1 {
+		problems = append(problems, errors.New("needs exactly one of a JWKS URL, a JWKS and a secret"))
 	}
 	if c.JWKSURL != "" {
 		problems = append(problems, checkURL("JWKS URL", c.JWKSURL))
@@ -62,8 +56,8 @@ func (c Client) Check() error {
 	return errors.Join(problems...)
 }
 
-// checkClientKeys wants a key set with a key that an assertion can be verified with, and no private or symmetric one:
-// who sends such a key has given it away.
+// checkClientKeys requires a key that can verify assertions, and refuses private and symmetric keys, which are no longer
+// secret.
 func checkClientKeys(data []byte) error {
 	if len(data) > maxInlineSet {
 		return errors.New("JWKS: larger than 64 KiB")
@@ -76,8 +70,8 @@ func checkClientKeys(data []byte) error {
 	}
 	for _, key := range document.Keys {
 		for _, private := range []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"} {
-			if _, there := key[private]; there {
-				return errors.New("JWKS: holds a private key: make another key pair, and register its public half")
+			if _, present := key[private]; present {
+				return errors.New("JWKS: contains a private key: make a new key pair and register its public half")
 			}
 		}
 	}
@@ -88,11 +82,11 @@ func checkClientKeys(data []byte) error {
 	kids := make(map[string]bool)
 	for _, key := range set {
 		for _, alg := range AssertionAlgorithms() {
-			if key.kid == "" || !fits(alg, key.key) || key.alg != "" && key.alg != alg {
+			if key.kid == "" || !key.fits(alg) {
 				continue
 			}
 			if kids[key.kid] {
-				return errors.New("JWKS: two keys with one kid")
+				return errors.New("JWKS: two keys with the same kid")
 			}
 			kids[key.kid] = true
 		}
@@ -103,31 +97,31 @@ func checkClientKeys(data []byte) error {
 	return nil
 }
 
-// NewSecret returns a fresh client secret of 256 random bits.
+// NewSecret returns a new client secret of 256 random bits.
 func NewSecret() string {
 	var b [32]byte
-	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails: it aborts the process instead
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// HashSecret is what is kept of a secret. One round of SHA-256 suffices where passwords want a slow hash: a secret is
-// never chosen by a person but is 256 random bits of NewSecret, and nobody can try those, however fast the hash.
+// HashSecret returns the stored form of a secret. Passwords need a slow hash, but a secret of NewSecret does not: 256 random
+// bits cannot be guessed, however fast the hash is.
 func HashSecret(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return hex.EncodeToString(sum[:])
 }
 
-// HasSecret reports whether the secret is the client's. It takes equally long for every wrong one, and for a client that
-// has none.
+// HasSecret reports whether the secret is the client's. Every wrong secret takes the same time, also for a client without
+// one.
 func (c Client) HasSecret(secret string) bool {
-	kept := c.SecretHash
-	if kept == "" {
-		kept = strings.Repeat("-", hex.EncodedLen(sha256.Size)) // the hash of nothing
+	hash := c.SecretHash
+	if hash == "" {
+		hash = strings.Repeat("-", hex.EncodedLen(sha256.Size)) // no secret has this hash
 	}
-	return subtle.ConstantTimeCompare([]byte(kept), []byte(HashSecret(secret))) == 1
+	return subtle.ConstantTimeCompare([]byte(hash), []byte(HashSecret(secret))) == 1
 }
 
-// Record is the client as it is stored.
+// Record returns the stored form of the client.
 func (c Client) Record() ([]byte, error) {
 	record, err := json.Marshal(c)
 	if err != nil {
@@ -136,16 +130,16 @@ func (c Client) Record() ([]byte, error) {
 	return record, nil
 }
 
-// ParseClient reads a record. One with members that are not known here is refused: they may be restrictions.
+// ParseClient reads a record. It refuses unknown members, which may be restrictions.
 func ParseClient(record []byte) (Client, error) {
 	var c Client
 	dec := json.NewDecoder(bytes.NewReader(record))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&c); err != nil {
-		return Client{}, errors.New("the record of a client cannot be read")
+		return Client{}, errors.New("client record: malformed")
 	}
 	if err := c.Check(); err != nil {
-		return Client{}, fmt.Errorf("the record of a client does not hold: %w", err)
+		return Client{}, fmt.Errorf("client record: %w", err)
 	}
 	return c, nil
 }

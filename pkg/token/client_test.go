@@ -12,7 +12,7 @@ import (
 
 func TestClientCheck(t *testing.T) {
 	key, p256, weak := ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256()), rsaKey(t, 1024)
-	set := []byte(jwks(jwkOf(t, "k", key)))
+	set := []byte(jwks(jwkOf("k", key)))
 	good := token.Client{ID: "app", JWKS: set, Scope: "system/*.rs"}
 	change := func(f func(*token.Client)) token.Client {
 		c := good
@@ -28,8 +28,8 @@ func TestClientCheck(t *testing.T) {
 		ok     bool
 	}{
 		"inline keys":          {good, true},
-		"RSA":                  {with(jwkOf(t, "r", rsaKey(t, 2048))), true},
-		"beside a useless one": {with(jwkOf(t, "k", key), jwkOf(t, "e", p256)), true},
+		"RSA":                  {with(jwkOf("r", rsaKey(t, 2048))), true},
+		"beside a useless one": {with(jwkOf("k", key), jwkOf("e", p256)), true},
 		"by URL":               {token.Client{ID: "app", JWKSURL: "https://app.example/jwks", Scope: "system/*.rs"}, true},
 		"loopback URL":         {token.Client{ID: "app", JWKSURL: "http://127.0.0.1:1/jwks", Scope: "system/*.rs"}, true},
 		"secret":               {token.Client{ID: "app", SecretHash: hash, Scope: "system/Patient.read"}, true},
@@ -49,13 +49,13 @@ func TestClientCheck(t *testing.T) {
 		"scope of a user":      {change(func(c *token.Client) { c.Scope = "user/*.rs" }), false},
 		"keys no set":          {change(func(c *token.Client) { c.JWKS = []byte("{}") }), false},
 		"no keys":              {with(), false},
-		"P-256 alone":          {with(jwkOf(t, "e", p256)), false},
-		"weak RSA alone":       {with(jwkOf(t, "w", weak)), false},
-		"no kid":               {with(jwkOf(t, "", key)), false},
-		"a kid twice":          {with(jwkOf(t, "k", key), jwkOf(t, "k", ecKey(t, elliptic.P384()))), false},
-		"private":              {with(jwkOf(t, "k", key).with("d", "AAAA")), false},
-		"a shared key beside":  {with(jwkOf(t, "k", key), members{"kty": "oct", "k": "c2VjcmV0"}), false},
-		"for encryption":       {with(jwkOf(t, "k", key).with("use", "enc")), false},
+		"P-256 alone":          {with(jwkOf("e", p256)), false},
+		"weak RSA alone":       {with(jwkOf("w", weak)), false},
+		"no kid":               {with(jwkOf("", key)), false},
+		"a kid twice":          {with(jwkOf("k", key), jwkOf("k", ecKey(t, elliptic.P384()))), false},
+		"private":              {with(jwkOf("k", key).With("d", "AAAA")), false},
+		"a shared key beside":  {with(jwkOf("k", key), members{"kty": "oct", "k": "c2VjcmV0"}), false},
+		"for encryption":       {with(jwkOf("k", key).With("use", "enc")), false},
 		"64 KiB of keys": {change(func(c *token.Client) {
 			c.JWKS = append([]byte(strings.Repeat(" ", 64<<10)), set...)
 		}), false},
@@ -91,11 +91,11 @@ func TestSecrets(t *testing.T) {
 	}
 	c := token.Client{SecretHash: token.HashSecret(one)}
 	if !c.HasSecret(one) || c.HasSecret(two) || c.HasSecret("") || (token.Client{}).HasSecret("") {
-		t.Error("another secret passes, or its own does not")
+		t.Error("another secret is accepted, or the own one is refused")
 	}
 }
 
-// FuzzNarrowScopes: what is granted reads, is in system/, and is granted again as it is; and a token has room for it.
+// FuzzNarrowScopes: granted scopes are granted again unchanged, and allow no type that is not registered.
 func FuzzNarrowScopes(f *testing.F) {
 	f.Add("system/*.cruds system/Patient.read", "system/Patient.rs")
 	f.Add("system/Patient.rs?x", "system/*.*")
@@ -127,8 +127,8 @@ func FuzzNarrowScopes(f *testing.F) {
 	})
 }
 
-// Nothing is granted that was not registered: who may only read gets no search.
-func TestNarrowScopesToWhatWasRegistered(t *testing.T) {
+// Search is granted only where it is registered.
+func TestNarrowScopesToRegisteredActions(t *testing.T) {
 	for _, row := range []struct{ asked, registered, granted string }{
 		{"system/Patient.rs", "system/Patient.r", "system/Patient.r"},
 		{"system/*.cruds", "system/Patient.r", "system/Patient.r"},
@@ -148,7 +148,7 @@ func TestNarrowScopesNamesTheProblem(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if _, err := token.NarrowScopes("system/Patient.rs", "user/*.rs"); err == nil {
-		t.Error("a registration that cannot be is accepted")
+		t.Error("an invalid registration is accepted")
 	}
 }
 

@@ -8,44 +8,43 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/lestrrat-go/jwx/v2/jwa"
 	"github.com/lestrrat-go/jwx/v2/jws"
 )
 
-// Issuer is one source of tokens. Its keys come from exactly one of JWKSURL, JWKSFile and Discovery; an issuer with
-// Introspection may do without.
+// Issuer is a trusted issuer of tokens. Its keys come from exactly one of JWKSURL, JWKSFile and Discovery; an issuer with
+// Introspection may have none.
 type Issuer struct {
 	Name       string   // the iss claim, compared exactly
 	Audiences  []string // a token must name one of these in aud; at least one
 	JWKSURL    string   // the key set, https (http on loopback only)
 	JWKSFile   string   // the key set as a local file
-	Discovery  bool     // the key set is where {Name}/.well-known/openid-configuration says (OpenID Connect Discovery 4)
-	Algorithms []string // accepted alg values, a subset of RS256 RS384 ES256 ES384 PS256; none given: all of them
+	Discovery  bool     // {Name}/.well-known/openid-configuration names the key set (OpenID Connect Discovery 4)
+	Algorithms []string // accepted alg values, a subset of RS256 RS384 ES256 ES384 PS256; empty means all
 
-	// SubjectClaim names the claim that becomes the owner's subject: sub (when empty), azp, appid, client_id, cid or
-	// oid. None of them can be chosen by the one it speaks of, and none is given to somebody else later.
+	// SubjectClaim names the claim that becomes the owner's subject: sub (when empty), azp, appid, client_id, cid or oid.
+	// These are assigned by the issuer and never pass to another client or person.
 	SubjectClaim string
 	// ScopeClaim names the claim with the scopes, a string or an array: scope (when empty), scp, roles or permissions.
 	ScopeClaim string
-	// RequiredClaims are claims that a token must have, each with exactly this text. They tell apart what an issuer
+	// RequiredClaims are claims that a token must have, each with exactly this text. They distinguish tokens that an issuer
 	// signs with one key, such as tokens of applications and of people.
 	RequiredClaims map[string]string
 
-	Introspection *Introspection // where opaque tokens are asked about; nil: nowhere. One issuer at most has it
+	Introspection *Introspection // for opaque tokens; nil means none. At most one issuer has it
 }
 
-// Config says whose tokens are accepted.
+// Config configures a Verifier.
 type Config struct {
 	Issuers []Issuer
-	// Skew is by how much the issuers' clocks may differ from ours, at most five minutes; zero means 60 seconds.
+	// Skew is how far the issuers' clocks may be off, at most five minutes; zero means 60 seconds.
 	Skew time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// HTTPClient fetches key sets and introspects; nil means a client of its own. Its redirect policy is replaced: a
-	// key set may move on its own host only, and a token goes to no other place than the configured one.
+	// HTTPClient fetches key sets and introspects; nil means a new client. Its redirect policy is replaced: a key set may
+	// move on its own host only, and an introspection is never redirected.
 	HTTPClient *http.Client
 	// MaxLifetime refuses tokens that are valid for longer (exp - iat, or exp - now without iat); zero: no limit.
 	MaxLifetime time.Duration
@@ -58,16 +57,15 @@ type Verifier struct {
 	skew        time.Duration
 	now         func() time.Time
 	maxLifetime time.Duration
-	stop        context.CancelFunc
-	fetches     sync.WaitGroup
+	fetches     *fetches
 }
 
-// issuer is one configured issuer at work.
+// issuer is an Issuer prepared for verification.
 type issuer struct {
 	name      string
 	audiences []string
 	verifiers map[string]jws.Verifier // by algorithm
-	keys      *keyring                // nil for an issuer whose tokens are introspected, all of them
+	keys      *keyring                // nil when all tokens are introspected
 	mapping   mapping
 }
 
@@ -76,81 +74,80 @@ const (
 	maxSkew     = 5 * time.Minute
 )
 
-// algorithms are all that can ever be accepted: asymmetric ones that SMART names, plus two that OIDC issuers use.
+// algorithms are all algorithms that can be accepted: the asymmetric ones that SMART names, plus two that OIDC issuers use.
 func algorithms() []string {
 	return []string{
 		jwa.RS256.String(), jwa.RS384.String(), jwa.ES256.String(), jwa.ES384.String(), jwa.PS256.String(),
 	}
 }
 
-// NewVerifier refuses an incoherent configuration with every problem in one error. It opens nothing: key sets are
-// fetched when the first token needs them, so that the API starts while an issuer is down.
+// NewVerifier refuses an incoherent configuration with every problem in one error. It fetches no key sets: the first token
+// does, so that the API starts while an issuer is down.
 func NewVerifier(cfg Config) (*Verifier, error) {
-	if err := cfg.check(); err != nil {
+	skew, now, err := clockSettings(cfg.Skew, cfg.Now)
+	if err := errors.Join(err, cfg.check()); err != nil {
 		return nil, fmt.Errorf("token verification: %w", err)
 	}
-	life, stop := context.WithCancel(context.Background())
 	v := &Verifier{
-		issuers:     make(map[string]*issuer, len(cfg.Issuers)),
-		skew:        cfg.Skew,
-		now:         cfg.Now,
-		maxLifetime: cfg.MaxLifetime,
-		stop:        stop,
-	}
-	if v.skew == 0 {
-		v.skew = defaultSkew
-	}
-	if v.now == nil {
-		v.now = time.Now
+		issuers: make(map[string]*issuer, len(cfg.Issuers)), skew: skew, now: now, maxLifetime: cfg.MaxLifetime,
+		fetches: newFetches(),
 	}
 	client := keySetClient(cfg.HTTPClient)
 	for _, given := range cfg.Issuers {
-		verifiers, err := given.verifiers()
+		if len(given.Algorithms) == 0 {
+			given.Algorithms = algorithms()
+		}
+		verifiers, err := newVerifiers(given.Algorithms)
 		if err != nil {
-			stop()
 			return nil, fmt.Errorf("token verification: %w", err)
 		}
 		iss := &issuer{
 			name: given.Name, audiences: slices.Clone(given.Audiences), verifiers: verifiers, mapping: given.mapping(),
-		}
-		if from := given.origin(client); from != nil {
-			iss.keys = &keyring{origin: from, now: v.now, life: life, fetches: &v.fetches}
+			keys: v.keyring(given, client),
 		}
 		if given.Introspection != nil {
-			v.opaque = newIntrospector(*given.Introspection, cfg.HTTPClient, iss)
-			v.opaque.now, v.opaque.life, v.opaque.fetches = v.now, life, &v.fetches
+			if v.opaque, err = newIntrospector(*given.Introspection, cfg.HTTPClient, iss, now, v.fetches); err != nil {
+				return nil, fmt.Errorf("token verification: %w", err)
+			}
 		}
 		v.issuers[iss.name] = iss
 	}
 	return v, nil
 }
 
-// origin is where the issuer's keys come from, nil when it has none.
-func (i Issuer) origin(client *http.Client) origin {
+// keyring returns the keyring of an issuer, or nil if it has no keys.
+func (v *Verifier) keyring(i Issuer, client *http.Client) *keyring {
+	k := &keyring{keep: keepIssuer, now: v.now, fetches: v.fetches}
 	switch {
 	case i.JWKSFile != "":
-		return &local{path: i.JWKSFile}
+		k.file = &keyFile{path: i.JWKSFile}
+		k.read = k.file.read
 	case i.JWKSURL != "":
-		return &remote{url: i.JWKSURL, client: client}
+		k.read = func(ctx context.Context) ([]byte, http.Header, error) { return get(ctx, client, i.JWKSURL) }
 	case i.Discovery:
-		return &discovered{issuer: i.Name, client: client}
+		k.read = func(ctx context.Context) ([]byte, http.Header, error) { return discover(ctx, client, i.Name) }
+	default:
+		return nil
 	}
-	return nil
+	return k
 }
 
-// Close stops the fetches and introspections that are under way and waits for them. Afterwards the keys and answers that
-// are held still serve, and no others can be had.
-func (v *Verifier) Close() {
-	v.stop()
-	for _, iss := range v.issuers {
-		if iss.keys != nil {
-			iss.keys.close()
-		}
+// Close cancels the running fetches and introspections and waits for them. Cached keys and verdicts still serve
+// afterwards; nothing else is fetched.
+func (v *Verifier) Close() { v.fetches.close() }
+
+// clockSettings applies the defaults for a skew and a clock.
+func clockSettings(skew time.Duration, now func() time.Time) (time.Duration, func() time.Time, error) {
+	if skew < 0 || skew > maxSkew {
+		return 0, nil, fmt.Errorf("skew %s is not between 0 and %s", skew, maxSkew)
 	}
-	if v.opaque != nil {
-		v.opaque.close()
+	if skew == 0 {
+		skew = defaultSkew
 	}
-	v.fetches.Wait()
+	if now == nil {
+		now = time.Now
+	}
+	return skew, now, nil
 }
 
 func (c Config) check() error {
@@ -158,11 +155,8 @@ func (c Config) check() error {
 	if len(c.Issuers) == 0 {
 		problems = append(problems, errors.New("no issuers"))
 	}
-	if c.Skew < 0 || c.Skew > maxSkew {
-		problems = append(problems, fmt.Errorf("skew %s is not between 0 and %s", c.Skew, maxSkew))
-	}
 	if c.MaxLifetime < 0 {
-		problems = append(problems, fmt.Errorf("longest lifetime %s is negative", c.MaxLifetime))
+		problems = append(problems, fmt.Errorf("maximum lifetime %s is negative", c.MaxLifetime))
 	}
 	seen := make(map[string]bool)
 	introspecting := 0
@@ -171,7 +165,7 @@ func (c Config) check() error {
 			problems = append(problems, fmt.Errorf("issuer %d (%q): %w", i+1, iss.Name, err))
 		}
 		if seen[iss.Name] {
-			problems = append(problems, fmt.Errorf("issuer %d (%q) is there twice", i+1, iss.Name))
+			problems = append(problems, fmt.Errorf("issuer %d (%q): duplicate name", i+1, iss.Name))
 		}
 		seen[iss.Name] = true
 		if iss.Introspection != nil {
@@ -179,8 +173,8 @@ func (c Config) check() error {
 		}
 	}
 	if introspecting > 1 {
-		// Asking each of them would show every issuer the tokens of the others.
-		problems = append(problems, errors.New("several issuers introspect: an opaque token does not say whose it is"))
+		// Each of them would see the tokens of the others.
+		problems = append(problems, errors.New("several issuers introspect, but an opaque token names no issuer"))
 	}
 	return errors.Join(problems...)
 }
@@ -206,54 +200,55 @@ func (i Issuer) check() error {
 	return errors.Join(problems...)
 }
 
-// checkKeys wants one place where keys come from, and none only from an issuer that is asked about every token.
+// checkKeys requires one source of keys, which may be missing only with introspection.
 func (i Issuer) checkKeys() error {
-	places := 0
-	for _, given := range []bool{i.JWKSURL != "", i.JWKSFile != "", i.Discovery} {
-		if given {
-			places++
-		}
-	}
-	if places > 1 || places == 0 && i.Introspection == nil {
-		return errors.New("wants exactly one of a JWKS URL, a JWKS file and discovery; or introspection alone")
+	sources := count(i.JWKSURL != "", i.JWKSFile != "", i.Discovery)
+	if sources > 1 || sources == 0 && i.Introspection == nil {
+		return errors.New("needs exactly one of a JWKS URL, a JWKS file and discovery; or introspection alone")
 	}
 	if i.JWKSURL != "" {
 		return checkURL("JWKS URL", i.JWKSURL)
 	}
 	if i.Discovery {
-		return checkURL("name, which discovery starts from", i.Name)
+		return checkURL("name (the base of discovery)", i.Name)
 	}
 	return nil
 }
 
-// checkURL wants https: whoever can alter a key set or an answer on its way can make tokens. The URL is not repeated,
-// for it may hold a secret that does not belong there.
+// count returns how many of the conditions are true.
+func count(conditions ...bool) (n int) {
+	for _, c := range conditions {
+		if c {
+			n++
+		}
+	}
+	return n
+}
+
+// checkURL requires https, because anyone who can change a key set or a response in transit can make tokens. Errors do not
+// hold the URL, which may contain a secret.
 func checkURL(what, raw string) error {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil || u.Hostname() == "":
 		return fmt.Errorf("%s: not an absolute URL", what)
 	case u.User != nil || u.Fragment != "":
-		return fmt.Errorf("%s: has a user or a fragment", what)
+		return fmt.Errorf("%s: must not have a user or a fragment", what)
 	case u.Scheme == "https":
 		return nil
 	case u.Scheme == "http" && loopback(u.Hostname()):
 		return nil
 	}
-	return fmt.Errorf("%s: wants https, or http on loopback", what)
+	return fmt.Errorf("%s: must be https, or http on loopback", what)
 }
 
 func loopback(host string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
-func (i Issuer) verifiers() (map[string]jws.Verifier, error) {
-	accepted := i.Algorithms
-	if len(accepted) == 0 {
-		accepted = algorithms()
-	}
-	verifiers := make(map[string]jws.Verifier, len(accepted))
-	for _, alg := range accepted {
+func newVerifiers(algorithms []string) (map[string]jws.Verifier, error) {
+	verifiers := make(map[string]jws.Verifier, len(algorithms))
+	for _, alg := range algorithms {
 		verifier, err := jws.NewVerifier(jwa.SignatureAlgorithm(alg))
 		if err != nil {
 			return nil, fmt.Errorf("algorithm %s: %w", alg, err)

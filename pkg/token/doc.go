@@ -1,16 +1,20 @@
-// Package token verifies bearer tokens and reads their scopes. It is the only package that knows the JOSE library
-// (docs/adr/0004).
+// Package token verifies bearer tokens and reads their scopes, and signs and verifies what clients and the token service
+// exchange. It is the only package that uses the JOSE library (docs/adr/0004).
 //
-// It promises that a Principal comes only out of a compact JWS of at most 8 KiB that a configured issuer signed with
-// a key of its published set, that names an audience of ours and a subject, and that is valid at the moment by the
-// injected clock; or out of an issuer's answer, no older than configured, that a token which only it can read is active
-// and says the same (RFC 7662). Everything else is ErrInvalid; when the key set or the answer cannot be had the error is
-// export.ErrUnavailable.
+// It returns a Principal only for a compact JWS of at most 8 KiB that a configured issuer signed with a key of its
+// published set, that names one of our audiences and a subject, and that is valid by the injected clock; or for a token
+// that its issuer's introspection endpoint reports active with the same claims (RFC 7662), in a response no older than
+// configured. Everything else is ErrInvalid. The error is export.ErrUnavailable when the key set or the response cannot be
+// fetched.
 //
-// It refuses: every algorithm but RS256, RS384, ES256, ES384 and PS256 (so none and the HMACs too, whatever the
-// configuration); keys for encryption, published with their private half, of another type or curve than the
-// algorithm wants, or of fewer than 2048 bits; two keys that both answer to a token; headers that change what is
-// signed or nest a token (crit, b64, cty) or make it something else than an access token (typ); repeated claims;
-// times that are not whole seconds; tokens bound to a key (cnf). Headers that bring their own key (jwk, jku, x5c, x5u)
-// are not looked at: keys come from the configuration alone. No error holds any part of a token.
+// It refuses: every algorithm but RS256, RS384, ES256, ES384 and PS256, and so none and the HMACs, whatever the
+// configuration; keys for encryption, keys published with their private half, keys of another type or curve than the
+// algorithm needs, and RSA keys of fewer than 2048 bits; two keys that fit one token; headers that change what is signed
+// or nest a token (crit, b64, cty) or mark it as another kind of token (typ); duplicate claims; times that are not whole
+// seconds; tokens bound to a key (cnf). It ignores headers that bring their own key (jwk, jku, x5c, x5u): keys come from
+// the configuration alone. No error holds any part of a token.
+//
+// The keyring is our own code because jwk.Cache of the JOSE library limits neither the size of a response nor the time that
+// a stale set serves, and cannot fetch a set for an unknown key; the caches are plain LRUs with a time in each entry because
+// expirable of golang-lru has one lifetime for all entries, no injected clock, and a goroutine that never ends.
 package token

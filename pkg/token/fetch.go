@@ -9,8 +9,13 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
+	"time"
 
+	"golang.org/x/sync/singleflight"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
@@ -19,21 +24,71 @@ const (
 	maxRedirects = 3
 )
 
-var errTooLarge = errors.New("larger than 1 MiB")
+// fetches runs requests to issuers and to key set servers in the background. A fetch outlives the token that started it,
+// because other tokens wait for it too.
+type fetches struct {
+	life   context.Context // ends with close
+	cancel context.CancelFunc
 
-// remote is a key set behind a URL.
-type remote struct {
-	url    string
-	client *http.Client
+	mu      sync.Mutex // no fetch begins after close
+	running sync.WaitGroup
 }
 
-// keySetClient copies a client and ties it to the host that was asked: a key set that moves to another host, or off
-// https, is somebody else's.
-func keySetClient(base *http.Client) *http.Client {
-	client := http.Client{}
-	if base != nil {
-		client = *base
+func newFetches() *fetches {
+	life, cancel := context.WithCancel(context.Background())
+	return &fetches{life: life, cancel: cancel}
+}
+
+// startFetch runs fetch with a time limit. Calls with the same group and key share one run.
+func startFetch[T any](
+	f *fetches, group *singleflight.Group, key string, limit time.Duration, fetch func(context.Context) (T, error),
+) <-chan singleflight.Result {
+	return group.DoChan(key, func() (any, error) {
+		if !f.begin() {
+			return nil, fmt.Errorf("%w: closed", export.ErrUnavailable)
+		}
+		defer f.running.Done()
+		ctx, cancel := context.WithTimeout(f.life, limit)
+		defer cancel()
+		return fetch(ctx)
+	})
+}
+
+// awaitFetch returns the result of a fetch, or export.ErrUnavailable when ctx ends first.
+func awaitFetch[T any](ctx context.Context, result <-chan singleflight.Result) (found T, err error) {
+	select {
+	case r := <-result:
+		if r.Err == nil {
+			found = r.Val.(T)
+		}
+		return found, r.Err
+	case <-ctx.Done():
+		return found, fmt.Errorf("%w: wait for issuer: %w", export.ErrUnavailable, ctx.Err())
 	}
+}
+
+func (f *fetches) begin() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.life.Err() != nil {
+		return false
+	}
+	f.running.Add(1)
+	return true
+}
+
+// close cancels the running fetches and waits for them.
+func (f *fetches) close() {
+	f.mu.Lock()
+	f.cancel()
+	f.mu.Unlock()
+	f.running.Wait()
+}
+
+// keySetClient copies a client and limits its redirects to the host that was asked: a key set on another host, or not on
+// https, may be an attacker's.
+func keySetClient(base *http.Client) *http.Client {
+	client := copyClient(base)
 	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
 		first := via[0].URL
 		if req.URL.Host != first.Host || req.URL.Scheme != first.Scheme {
@@ -44,26 +99,36 @@ func keySetClient(base *http.Client) *http.Client {
 		}
 		return nil
 	}
+	return client
+}
+
+func copyClient(base *http.Client) *http.Client {
+	client := http.Client{}
+	if base != nil {
+		client = *base
+	}
 	return &client
 }
 
-func (r *remote) read(ctx context.Context) ([]byte, error) {
-	data, _, err := r.get(ctx)
-	return data, err
-}
-
-// get returns the whole set and the header that it came with.
-func (r *remote) get(ctx context.Context) ([]byte, http.Header, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url, nil)
+// get returns a document of at most 1 MiB and the header that it came with.
+func get(ctx context.Context, client *http.Client, address string) ([]byte, http.Header, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, nil, withoutURL(err)
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
-	resp, err := r.client.Do(req)
+	data, header, err := do(client, req, maxKeySet)
+	return data, header, err
+}
+
+// do sends a request and returns the body and the header of a 200 response. Other statuses are errors, and so is a body of
+// more than limit bytes.
+func do(client *http.Client, req *http.Request, limit int64) ([]byte, http.Header, error) {
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, nil, withoutURL(err)
 	}
-	data, err := readLimited(resp.Body)
+	data, err := readLimited(resp.Body, limit)
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return nil, nil, err
 	}
@@ -73,10 +138,18 @@ func (r *remote) get(ctx context.Context) ([]byte, http.Header, error) {
 	return data, resp.Header, nil
 }
 
-// changed cannot be told without asking, which is what a fetch is for.
-func (r *remote) changed() answer { return unknown }
+func readLimited(from io.Reader, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(from, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("larger than %d KiB", limit>>10)
+	}
+	return data, nil
+}
 
-// withoutURL takes the URL out of an error: it may have a query string, which no log shows.
+// withoutURL removes the URL from an error: it may have a query string, which must not be logged.
 func withoutURL(err error) error {
 	var named *url.Error
 	if errors.As(err, &named) {
@@ -85,51 +158,72 @@ func withoutURL(err error) error {
 	return err
 }
 
-// local is a key set in a file. It is read again when its size, time or identity changes; replace it by renaming.
-type local struct {
+// discover returns the key set that an issuer's configuration document names (OpenID Connect Discovery 4). It reads the
+// document with each key set, because an issuer may move its keys.
+func discover(ctx context.Context, client *http.Client, issuer string) ([]byte, http.Header, error) {
+	// The path replaces a slash at the end (OpenID Connect Discovery 4.1).
+	document, _, err := get(ctx, client, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration")
+	if err != nil {
+		return nil, nil, fmt.Errorf("discovery document: %w", err)
+	}
+	keys, err := readDiscovery(document, issuer)
+	if err != nil {
+		return nil, nil, fmt.Errorf("discovery document: %w", err)
+	}
+	return get(ctx, client, keys)
+}
+
+// readDiscovery returns the jwks_uri of a configuration document. Its issuer member must equal the issuer's name (OpenID
+// Connect Discovery 4.3). A document that came over the network must not point to this machine: http on loopback is
+// accepted only for an issuer that is itself on loopback.
+func readDiscovery(document []byte, issuer string) (string, error) {
+	all, err := readObject(document)
+	if err != nil {
+		return "", errors.New("not one JSON object with distinct members")
+	}
+	if name, ok := text(all["issuer"]); !ok || name != issuer {
+		return "", errors.New("issuer is not the configured name")
+	}
+	keys, ok := text(all["jwks_uri"])
+	if !ok {
+		return "", errors.New("no jwks_uri")
+	}
+	if strings.HasPrefix(issuer, "https:") && !strings.HasPrefix(keys, "https:") {
+		return "", errors.New("jwks_uri: must be https")
+	}
+	return keys, checkURL("jwks_uri", keys)
+}
+
+// keyFile is a key set in a file. Replace the file by renaming.
+type keyFile struct {
 	path string
 
 	mu   sync.Mutex
-	last fs.FileInfo // of what was read last; nil before the first reading
+	last fs.FileInfo // of the file that was read last; nil before the first read
 }
 
-func (l *local) read(context.Context) ([]byte, error) {
-	file, err := os.Open(l.path)
+func (f *keyFile) read(context.Context) ([]byte, http.Header, error) {
+	file, err := os.Open(f.path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer file.Close()
-	info, err := file.Stat() // before the content: what changes while it is read shows as changed afterwards
+	info, err := file.Stat() // before the content: a change during the read shows as a change afterwards
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	l.mu.Lock()
-	l.last = info
-	l.mu.Unlock()
-	return readLimited(file)
+	f.mu.Lock()
+	f.last = info
+	f.mu.Unlock()
+	data, err := readLimited(file, maxKeySet)
+	return data, nil, err
 }
 
-func (l *local) changed() answer {
-	l.mu.Lock()
-	last := l.last
-	l.mu.Unlock()
-	info, err := os.Stat(l.path)
-	switch {
-	case err != nil || last == nil:
-		return unknown
-	case !configfile.SameContent(info, last):
-		return yes
-	}
-	return no
-}
-
-func readLimited(from io.Reader) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(from, maxKeySet+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxKeySet {
-		return nil, errTooLarge
-	}
-	return data, nil
+// changed reports whether the file differs from what was read last in size, time or identity. A missing file has changed.
+func (f *keyFile) changed() bool {
+	f.mu.Lock()
+	last := f.last
+	f.mu.Unlock()
+	info, err := os.Stat(f.path)
+	return err != nil || last == nil || !configfile.SameContent(info, last)
 }

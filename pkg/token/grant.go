@@ -8,71 +8,70 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// ErrScope refuses a scope that the token service never grants, or what is left of a request when nothing is.
+// ErrScope refuses a scope that the token service never grants, or a request of which no scope can be granted.
 var ErrScope = errors.New("invalid scope")
 
-// asked is one scope of a request: its resource type or *, and how its right to read is spelled.
-type asked struct{ typ, read string }
+// readScope is a scope that can be granted: its resource type or *, and its actions, reduced to those that read.
+type readScope struct{ typ, actions string }
 
-// CheckScopes reports ErrScope when a list of scopes names one that is never granted to a backend service, or none at
-// all. The text says which one by its number in the list and never repeats it.
+// CheckScopes returns ErrScope when a list is empty or has a scope that is never granted to a backend service. The error
+// has the scope's number in the list, not its text.
 //
-// Never granted are: other contexts than system/ (patient/ and user/ need somebody who is not there, Z-12), and
-// what is no resource scope (launch, openid, fhirUser); types that FHIR R4 does not have; actions that SMART does not
-// have, or letters out of the order c r u d s; scopes that only write, or only search; and scopes with a query, whose
-// filter would not be applied (Z-10).
+// Never granted are: contexts other than system/ (patient/ and user/ need a user, Z-12); scopes that are not for
+// resources (launch, openid, fhirUser); types that are not in FHIR R4; unknown actions, or letters out of the order
+// c r u d s; scopes that only write or only search; and scopes with a query, because the filter would not be applied
+// (Z-10).
 func CheckScopes(list string) error {
-	_, err := readScopes(list)
+	_, err := parseReadScopes(list)
 	return err
 }
 
-// NarrowScopes returns what of the asked scopes a client with the registered ones is granted: of each asked type what is
-// registered too, and of its actions those that read. A scope of SMART v1 is answered in v1 and one of v2 in v2: of
-// .* there remains .read, and of .cruds there remains .rs. It is ErrScope when one of the asked is never granted
-// (CheckScopes), or when nothing remains.
-func NarrowScopes(list, registered string) (string, error) {
-	wanted, err := readScopes(list)
+// NarrowScopes returns the requested scopes reduced to the registered types and to the actions that read. A SMART v1 scope
+// stays v1 and a v2 scope stays v2: .* becomes .read, and .cruds becomes .rs. The error is ErrScope when a requested scope
+// is never granted (CheckScopes), or when nothing remains.
+func NarrowScopes(requested, registered string) (string, error) {
+	wanted, err := parseReadScopes(requested)
 	if err != nil {
 		return "", err
 	}
-	allowed, err := readScopes(registered)
+	allowed, err := parseReadScopes(registered)
 	if err != nil {
 		return "", fmt.Errorf("registration: %w", err)
 	}
 	var granted []string
-	seen := make(map[string]bool) // a type counts once, so that a token's size has a bound
-	grant := func(typ, read, registered string) {
-		if read == "rs" && registered == "r" { // search was not registered
-			read = registered
+	seen := make(map[string]bool) // each type once, which limits the token's size
+	grant := func(typ, actions, registered string) {
+		if actions == "rs" && registered == "r" { // search is not registered
+			actions = registered
 		}
 		if !seen[typ] {
 			seen[typ] = true
-			granted = append(granted, "system/"+typ+"."+read)
+			granted = append(granted, "system/"+typ+"."+actions)
 		}
 	}
 	for _, want := range wanted {
 		for _, may := range allowed {
 			switch {
 			case may.typ == "*" || may.typ == want.typ:
-				grant(want.typ, want.read, may.read)
+				grant(want.typ, want.actions, may.actions)
 			case want.typ == "*":
-				grant(may.typ, want.read, may.read)
+				grant(may.typ, want.actions, may.actions)
 			}
 		}
 	}
 	if len(granted) == 0 {
-		return "", fmt.Errorf("%w: none of those asked for is among those registered", ErrScope)
+		return "", fmt.Errorf("%w: none of the requested scopes is registered", ErrScope)
 	}
 	return strings.Join(granted, " "), nil
 }
 
-func readScopes(list string) ([]asked, error) {
-	var scopes []asked
+func parseReadScopes(list string) ([]readScope, error) {
+	var scopes []readScope
 	for scope := range strings.SplitSeq(list, " ") {
-		if scope == "" { // one blank too many harms nobody
+		if scope == "" {
 			continue
 		}
-		read, err := readAsked(scope)
+		read, err := parseReadScope(scope)
 		if err != nil {
 			return nil, fmt.Errorf("%w: number %d of the list %w", ErrScope, len(scopes)+1, err)
 		}
@@ -84,27 +83,27 @@ func readScopes(list string) ([]asked, error) {
 	return scopes, nil
 }
 
-func readAsked(scope string) (asked, error) {
+func parseReadScope(scope string) (readScope, error) {
 	if !strings.HasPrefix(scope, "system/") {
-		return asked{}, errors.New("is not in the context system/")
+		return readScope{}, errors.New("is not in the context system/")
 	}
 	if strings.Contains(scope, "?") {
-		return asked{}, errors.New("has a query, which is not supported")
+		return readScope{}, errors.New("has a query, which is not supported")
 	}
 	form := scopeForm.FindStringSubmatch(scope)
 	if form == nil || form[2] == "" {
-		return asked{}, errors.New("is not a scope of SMART v1 or v2")
+		return readScope{}, errors.New("is not a scope of SMART v1 or v2")
 	}
 	typ, actions := form[1], form[2]
 	switch {
 	case typ != "*" && !fhir.IsType(typ):
-		return asked{}, errors.New("names no resource type of FHIR R4")
+		return readScope{}, errors.New("has no resource type of FHIR R4")
 	case !readActions.MatchString(actions):
-		return asked{}, errors.New("does not read")
+		return readScope{}, errors.New("does not allow reading")
 	case actions == "read" || actions == "*":
-		return asked{typ, "read"}, nil
+		return readScope{typ, "read"}, nil
 	case strings.HasSuffix(actions, "s"):
-		return asked{typ, "rs"}, nil
+		return readScope{typ, "rs"}, nil
 	}
-	return asked{typ, "r"}, nil
+	return readScope{typ, "r"}, nil
 }

@@ -8,136 +8,118 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Introspection is how the tokens of an issuer are asked about that carry nothing to read (RFC 7662). The issuer's
-// audiences and its claims count as they do for signed tokens.
+// Introspection configures token introspection (RFC 7662), for an issuer whose tokens are opaque. The issuer's audiences
+// and claims apply as they do to signed tokens.
 type Introspection struct {
 	URL          string // the introspection endpoint, https (http on loopback only)
-	ClientID     string // as whom to ask, by HTTP Basic (RFC 6749 section 2.3.1)
+	ClientID     string // for HTTP Basic (RFC 6749 section 2.3.1)
 	ClientSecret string
-	// AudienceOptional accepts an answer without aud. It is for issuers that never give one and answer that a token is
-	// not active to everybody but those it is meant for (RFC 7662 section 4). An aud that is there counts all the same.
+	// AudienceOptional accepts a response without aud. It is for issuers that never send one, and that answer "not active"
+	// to every service but the token's own (RFC 7662 section 4). An aud that is present is checked all the same.
 	AudienceOptional bool
-	// CacheFor is how long an answer may be used again, so that a revoked token works for no longer; at most five
-	// minutes, zero means one. No token is used beyond its own end.
+	// CacheFor is how long a response is cached, and so how long a revoked token may still work: at most five minutes, zero
+	// means one. A response is never cached beyond the token's expiry.
 	CacheFor time.Duration
 }
 
 const (
 	defaultCacheFor = time.Minute
 	maxCacheFor     = 5 * time.Minute
-	// refusedFor is how long it is remembered that a token is no good. It is short because an issuer that hands out
-	// tokens before all its nodes know them says so of a good one.
+	// refusedFor is how long a refusal is cached. It is short because an issuer may hand out a token before all its nodes
+	// have it.
 	refusedFor = 10 * time.Second
-	// mostAnswers is how many answers of each kind are held. The two kinds have their own room, or a flood of made-up
-	// tokens would push out those that work.
-	mostAnswers = 4096
+	// cachedTokens is the size of each of the two caches. Accepted and refused tokens have a cache each, so that a flood of
+	// invented tokens does not evict good ones.
+	cachedTokens = 4096
 )
 
-// What introspection may ask of an issuer. A flood of made-up tokens must not become one on the issuer; and it must not
-// shut out those whose tokens have worked before, so these have slots of their own, and no rate: they ask once in CacheFor.
+// Limits of introspection. A flood of invented tokens must not become a flood at the issuer, and must not lock out tokens
+// that were accepted before. So those have slots of their own and no rate limit: each is introspected once in CacheFor.
 const (
-	strangersRate  = 50  // questions a second about tokens that never worked here
-	strangersBurst = 200 // at once, such as after a start
-	slots          = 16  // questions under way, of each of the two
-	// introspectTimeout bounds one question, the wait for a slot included.
+	newTokenRate    = 50  // introspections a second of tokens that were not accepted before
+	newTokenBurst   = 200 // at once, such as after a start
+	introspectSlots = 16  // concurrent introspections, of new and of accepted tokens each
+	// introspectTimeout bounds one introspection, the wait for a slot included.
 	introspectTimeout = 5 * time.Second
+
+	maxResponse = 64 << 10 // bytes
 )
 
-// check refuses what cannot work, or would hand tokens to whoever listens.
+// check refuses what cannot work, or would send tokens in the clear.
 func (i Introspection) check() error {
 	problems := []error{checkURL("introspection URL", i.URL)}
 	if i.ClientID == "" || i.ClientSecret == "" {
-		problems = append(problems, errors.New("introspection: wants a client id and a client secret"))
+		problems = append(problems, errors.New("introspection: needs a client id and a client secret"))
 	}
 	if i.CacheFor < 0 || i.CacheFor > maxCacheFor {
 		problems = append(problems,
-			fmt.Errorf("introspection: answers kept for %s, not between 0 and %s", i.CacheFor, maxCacheFor))
+			fmt.Errorf("introspection: cache time %s is not between 0 and %s", i.CacheFor, maxCacheFor))
 	}
 	return errors.Join(problems...)
 }
 
-// fingerprint stands for a token wherever one is held.
+// fingerprint identifies a token in the caches, which hold no tokens.
 type fingerprint = [sha256.Size]byte
 
-// verdict is what is known of a token.
+// verdict is the result of an introspection.
 type verdict struct {
 	claims    claims
 	principal Principal
 	refusal   error     // an ErrInvalid; nil for a good token
-	until     time.Time // when it has to be asked about again
+	until     time.Time // when the token has to be introspected again
 }
 
-// inquiry is a question under way. What it found is there once done is closed.
-type inquiry struct {
-	done    chan struct{}
-	verdict verdict
-	err     error // the issuer did not say
-}
-
-// introspector asks an issuer about tokens and remembers what it said. Whoever brings a token that is being asked about
-// waits for that answer.
+// introspector introspects tokens and caches the verdicts.
 type introspector struct {
-	issuer           *issuer
-	endpoint         endpoint
-	audienceOptional bool
-	cacheFor         time.Duration
-	now              func() time.Time
-	life             context.Context // ends with the Verifier: a question outlives the request that raised it
-	fetches          *sync.WaitGroup
+	Introspection
+	issuer  *issuer
+	client  *http.Client
+	now     func() time.Time
+	fetches *fetches
+	flight  singleflight.Group // by fingerprint
 
-	rate             *rate.Limiter // of strangers
-	strangers, known chan struct{} // slots
-
-	mu       sync.Mutex
-	closed   bool
-	accepted *simplelru.LRU[fingerprint, verdict] // also stale ones: they tell who is no stranger
-	refused  *simplelru.LRU[fingerprint, verdict]
-	running  map[fingerprint]*inquiry
+	newTokens          *rate.Limiter
+	newSlots, oldSlots *semaphore.Weighted
+	accepted           *lru.Cache[fingerprint, verdict] // expired verdicts too: their tokens are not new
+	refused            *lru.Cache[fingerprint, verdict]
 }
 
-// newIntrospector leaves out what it shares with the Verifier: now, life and fetches.
-func newIntrospector(cfg Introspection, client *http.Client, iss *issuer) *introspector {
-	i := &introspector{
-		issuer:           iss,
-		endpoint:         newEndpoint(cfg, client),
-		audienceOptional: cfg.AudienceOptional,
-		cacheFor:         cfg.CacheFor,
-		rate:             rate.NewLimiter(strangersRate, strangersBurst),
-		strangers:        make(chan struct{}, slots),
-		known:            make(chan struct{}, slots),
-		accepted:         newAnswers(),
-		refused:          newAnswers(),
-		running:          make(map[fingerprint]*inquiry),
+func newIntrospector(
+	cfg Introspection, base *http.Client, iss *issuer, now func() time.Time, fetches *fetches,
+) (*introspector, error) {
+	client := copyClient(base)
+	// A redirect would send the token to another place.
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	if cfg.CacheFor == 0 {
+		cfg.CacheFor = defaultCacheFor
 	}
-	if i.cacheFor == 0 {
-		i.cacheFor = defaultCacheFor
-	}
-	return i
+	accepted, err1 := lru.New[fingerprint, verdict](cachedTokens)
+	refused, err2 := lru.New[fingerprint, verdict](cachedTokens)
+	return &introspector{
+		Introspection: cfg, issuer: iss, client: client, now: now, fetches: fetches,
+		newTokens: rate.NewLimiter(newTokenRate, newTokenBurst),
+		newSlots:  semaphore.NewWeighted(introspectSlots), oldSlots: semaphore.NewWeighted(introspectSlots),
+		accepted: accepted, refused: refused,
+	}, errors.Join(err1, err2)
 }
 
-func newAnswers() *simplelru.LRU[fingerprint, verdict] {
-	answers, err := simplelru.NewLRU[fingerprint, verdict](mostAnswers, nil)
-	if err != nil {
-		panic(err) // only for a size that is not positive
-	}
-	return answers
-}
-
-// takes reports whether a token is one to ask about. What looks like a signed or an encrypted token goes by its
-// signature: it is asked about only when it names this issuer and the issuer publishes no keys. So no issuer is shown
-// another's token, and no forgery that the keys refuse gets a second opinion.
-func (i *introspector) takes(raw string) bool {
+// applies reports whether a token is introspected. A token in the form of a JWS or a JWE is introspected only when it
+// names this issuer and the issuer publishes no keys. So no issuer sees the tokens of another, and a forged token that
+// fails against the keys is not introspected.
+func (i *introspector) applies(raw string) bool {
 	const signed, encrypted = 3, 5 // parts of the compact forms (RFC 7515 and 7516 section 7.1)
 	parts := strings.Split(raw, ".")
 	if len(parts) != signed && len(parts) != encrypted || !beginsObject(parts[0]) {
@@ -158,8 +140,8 @@ func (i *introspector) takes(raw string) bool {
 	return ok && name == i.issuer.name
 }
 
-// beginsObject reports whether a segment is base64 of what begins like a JSON object with a member, as every header does.
-// It is lenient, so that a header that parse refuses is one here too.
+// beginsObject reports whether a segment is base64 of the beginning of a JSON object with a member, as every header is. It
+// is lenient, so that a malformed header still counts as one.
 func beginsObject(segment string) bool {
 	const enough = 64                                                                     // characters, a multiple of four
 	decoded, _ := base64.RawURLEncoding.DecodeString(segment[:min(len(segment), enough)]) // what precedes an error counts
@@ -170,133 +152,136 @@ func beginsObject(segment string) bool {
 // tokenForm is what RFC 6750 section 2.1 allows a bearer token to be.
 var tokenForm = regexp.MustCompile(`^[A-Za-z0-9._~+/-]+=*$`)
 
-// find returns what is known of a token, ErrInvalid when it is no good, or export.ErrUnavailable when the issuer cannot
-// be asked. Beyond the limits the answer is export.ErrUnavailable too: nobody knows whether the token is good, and a
-// client whose good token were called invalid would throw it away and fetch another one, which is more load and no help.
+// find returns the verdict on a token, ErrInvalid when it is refused, or export.ErrUnavailable when the issuer cannot be
+// reached. Above the limits the error is export.ErrUnavailable too: the token may be good, and a client whose good token
+// is called invalid fetches another one, which adds load.
 func (i *introspector) find(ctx context.Context, raw string) (verdict, error) {
 	if len(raw) > maxToken || !tokenForm.MatchString(raw) {
-		return verdict{}, invalid("too long, or not of a token's characters")
+		return verdict{}, invalid("too long, or has characters that no token has")
 	}
 	key := sha256.Sum256([]byte(raw))
-	i.mu.Lock()
+	found, ok := i.cached(key, i.now())
+	if !ok {
+		var err error
+		found, err = awaitFetch[verdict](ctx, startFetch(i.fetches, &i.flight, string(key[:]), introspectTimeout,
+			func(ctx context.Context) (verdict, error) { return i.introspect(ctx, key, raw) }))
+		if err != nil {
+			return verdict{}, err
+		}
+	}
+	return found, found.refusal
+}
+
+func (i *introspector) cached(key fingerprint, now time.Time) (verdict, bool) {
+	found, ok := i.accepted.Get(key)
+	if !ok || !now.Before(found.until) {
+		found, ok = i.refused.Get(key)
+	}
+	return found, ok && now.Before(found.until)
+}
+
+// introspect gets the verdict on a token from the issuer, once a slot is free, and caches it.
+func (i *introspector) introspect(ctx context.Context, key fingerprint, raw string) (verdict, error) {
 	now := i.now()
-	held, there := i.held(key, now)
-	if there {
-		i.mu.Unlock()
-		return held, held.refusal
+	if found, ok := i.cached(key, now); ok { // by an introspection that has ended since the caller looked
+		return found, nil
 	}
-	asked, err := i.ask(key, raw, now)
-	i.mu.Unlock()
-	if err != nil {
-		return verdict{}, err
-	}
-	select {
-	case <-asked.done:
-	case <-ctx.Done():
-		return verdict{}, fmt.Errorf("%w: wait for introspection: %w", export.ErrUnavailable, ctx.Err())
-	}
-	if asked.err != nil {
-		return verdict{}, fmt.Errorf("%w: introspection by issuer %q: %w", export.ErrUnavailable, i.issuer.name, asked.err)
-	}
-	return asked.verdict, asked.verdict.refusal
-}
-
-// held returns an answer that may still be used. The lock is held.
-func (i *introspector) held(key fingerprint, now time.Time) (verdict, bool) {
-	for _, answers := range []*simplelru.LRU[fingerprint, verdict]{i.accepted, i.refused} {
-		if v, there := answers.Get(key); there && now.Before(v.until) {
-			return v, true
-		}
-	}
-	return verdict{}, false
-}
-
-// ask starts a question about a token, unless one is under way. The lock is held.
-func (i *introspector) ask(key fingerprint, raw string, now time.Time) (*inquiry, error) {
-	if asked, there := i.running[key]; there {
-		return asked, nil
-	}
-	if i.closed {
-		return nil, fmt.Errorf("%w: verifier is closed", export.ErrUnavailable)
-	}
-	slot := i.known
+	slots := i.oldSlots
 	if !i.accepted.Contains(key) {
-		if !i.rate.AllowN(now, 1) {
-			return nil, fmt.Errorf("%w: too many unknown tokens", export.ErrUnavailable)
+		if !i.newTokens.AllowN(now, 1) {
+			return verdict{}, fmt.Errorf("%w: too many unknown tokens", export.ErrUnavailable)
 		}
-		slot = i.strangers
+		slots = i.newSlots
 	}
-	asked := &inquiry{done: make(chan struct{})}
-	i.running[key] = asked
-	i.fetches.Go(func() {
-		found, err := i.fetch(raw, slot)
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		if err == nil {
-			i.keep(key, found, now)
-		}
-		asked.verdict, asked.err = found, err
-		delete(i.running, key)
-		close(asked.done)
-	})
-	return asked, nil
-}
-
-// keep stores the answer to a question of that time. The lock is held.
-func (i *introspector) keep(key fingerprint, found verdict, asked time.Time) {
+	found, err := i.ask(ctx, slots, raw)
+	if err != nil {
+		return verdict{}, fmt.Errorf("%w: introspection by issuer %q: %w", export.ErrUnavailable, i.issuer.name, err)
+	}
 	if found.refusal != nil {
-		found.until = asked.Add(refusedFor)
+		found.until = now.Add(refusedFor)
 		i.accepted.Remove(key)
 		i.refused.Add(key, found)
-		return
+		return found, nil
 	}
-	found.until = asked.Add(i.cacheFor)
+	found.until = now.Add(i.CacheFor)
 	if end := found.claims.expires; end.Before(found.until) {
 		found.until = end
 	}
 	i.refused.Remove(key)
 	i.accepted.Add(key, found)
+	return found, nil
 }
 
-// fetch asks the issuer, once a slot is free.
-func (i *introspector) fetch(raw string, slot chan struct{}) (verdict, error) {
-	ctx, cancel := context.WithTimeout(i.life, introspectTimeout)
-	defer cancel()
-	select {
-	case slot <- struct{}{}:
-		defer func() { <-slot }()
-	case <-ctx.Done():
-		return verdict{}, fmt.Errorf("wait for a slot: %w", ctx.Err())
+// ask sends a token to the endpoint (RFC 7662 section 2.1). Every status but 200 is an error, 401 too: it is about our own
+// credentials.
+func (i *introspector) ask(ctx context.Context, slots *semaphore.Weighted, raw string) (verdict, error) {
+	if err := slots.Acquire(ctx, 1); err != nil {
+		return verdict{}, fmt.Errorf("wait for a slot: %w", err)
 	}
-	data, err := i.endpoint.ask(ctx, raw)
+	defer slots.Release(1)
+	form := url.Values{"token": {raw}, "token_type_hint": {"access_token"}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, i.URL, strings.NewReader(form.Encode()))
+	if err != nil {
+		return verdict{}, withoutURL(err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Accept", "application/json")
+	// RFC 6749 section 2.3.1 demands the escapes.
+	req.SetBasicAuth(url.QueryEscape(i.ClientID), url.QueryEscape(i.ClientSecret))
+	data, _, err := do(i.client, req, maxResponse)
 	if err != nil {
 		return verdict{}, err
 	}
-	c, err := readAnswer(data, i.issuer.name)
-	if errors.Is(err, ErrInvalid) {
-		return verdict{refusal: err}, nil
-	}
-	if err != nil {
-		return verdict{}, err
-	}
-	return i.judge(c), nil
+	return i.judge(data)
 }
 
-// judge applies the issuer's rules to the claims of an active token.
-func (i *introspector) judge(c claims) verdict {
-	if !(i.audienceOptional && c.audiences == nil) && !intersect(c.audiences, i.issuer.audiences) {
-		return verdict{refusal: invalid("made for another audience")}
+// judge reads an introspection response (RFC 7662 section 2.2) as strictly as a signed token. It refuses a token that is
+// not active or whose claims do not fit; a malformed response is an error. username is for display and is not read.
+func (i *introspector) judge(data []byte) (verdict, error) {
+	all, err := readObject(data)
+	if err != nil {
+		return verdict{}, errors.New("response is not one JSON object with distinct members")
+	}
+	switch string(all["active"]) {
+	case "true":
+	case "false":
+		return verdict{refusal: invalid("not active")}, nil
+	default:
+		return verdict{}, errors.New("response has no active of true or false")
+	}
+	c, err := i.readClaims(all)
+	if err != nil {
+		return verdict{refusal: invalid(err.Error())}, nil
 	}
 	principal, err := i.issuer.principal(c)
 	if err != nil {
-		return verdict{refusal: err}
+		return verdict{refusal: err}, nil
 	}
-	c.all = nil // an answer may be large, and has been read
-	return verdict{claims: c, principal: principal}
+	c.all = nil // it may be large and is not needed any more
+	return verdict{claims: c, principal: principal}, nil
 }
 
-func (i *introspector) close() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.closed = true
+func (i *introspector) readClaims(all members) (claims, error) {
+	c := claims{issuer: i.issuer.name, all: all}
+	if raw, present := all["iss"]; present {
+		if name, ok := text(raw); !ok || name != c.issuer {
+			return c, errors.New("iss is another issuer")
+		}
+	}
+	if raw, present := all["token_type"]; present {
+		if kind, ok := text(raw); !ok || !strings.EqualFold(kind, "Bearer") {
+			return c, errors.New("token_type is not Bearer")
+		}
+	}
+	raw, present := all["aud"]
+	if present {
+		var ok bool
+		if c.audiences, ok = texts(raw); !ok {
+			return c, errors.New("aud is neither a string nor an array of strings")
+		}
+	}
+	if (present || !i.AudienceOptional) && !intersect(c.audiences, i.issuer.audiences) {
+		return c, errors.New("made for another audience")
+	}
+	return c, c.readTimes()
 }

@@ -18,13 +18,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// opaque is a token that says nothing.
+// opaque is a token that only its issuer can read.
 const opaque = "2YotnFZFEjr1zCsicMWpAA"
 
-// active is the answer about a token that is accepted at start.
-func active() members { return goodClaims().with("active", true).with("token_type", "Bearer") }
+// active is the response for a token that is accepted at start.
+func active() members { return goodClaims().With("active", true).With("token_type", "Bearer") }
 
-// introspecting is an issuer without keys that answers at the URL.
+// introspecting is an issuer without keys, with an introspection endpoint.
 func introspecting(url string) token.Issuer {
 	return token.Issuer{
 		Name: issuerName, Audiences: []string{"urn:other", audience},
@@ -60,8 +60,8 @@ func TestIntrospectionRequest(t *testing.T) {
 	}
 }
 
-// What an issuer may answer about a token, RFC 7662 section 2.2: nothing but a whole and fitting answer makes a Principal.
-func TestIntrospectionAnswers(t *testing.T) {
+// Only a complete and fitting response makes a Principal (RFC 7662 section 2.2).
+func TestIntrospectionResponses(t *testing.T) {
 	unix := func(d time.Duration) int64 { return start().Add(d).Unix() }
 	var good error
 	none, down := token.ErrInvalid, export.ErrUnavailable
@@ -70,45 +70,45 @@ func TestIntrospectionAnswers(t *testing.T) {
 		want   error
 	}{
 		"good":                      {active().String(), good},
-		"no token_type":             {active().without("token_type").String(), good},
-		"token_type in lower case":  {active().with("token_type", "bearer").String(), good},
-		"no iss":                    {active().without("iss").String(), good},
-		"no nbf and no iat":         {active().without("nbf").without("iat").String(), good},
-		"aud array with ours":       {active().with("aud", []string{"urn:x", audience}).String(), good},
-		"no scope":                  {active().without("scope").String(), good},
-		"username":                  {active().with("username", "root").String(), good},
+		"no token_type":             {active().Without("token_type").String(), good},
+		"token_type in lower case":  {active().With("token_type", "bearer").String(), good},
+		"no iss":                    {active().Without("iss").String(), good},
+		"no nbf and no iat":         {active().Without("nbf").Without("iat").String(), good},
+		"aud array with ours":       {active().With("aud", []string{"urn:x", audience}).String(), good},
+		"no scope":                  {active().Without("scope").String(), good},
+		"username":                  {active().With("username", "root").String(), good},
 		"not active":                {`{"active":false}`, none},
-		"not active, with claims":   {active().with("active", false).String(), none},
-		"iss of another":            {active().with("iss", "https://evil.example").String(), none},
-		"iss with a slash":          {active().with("iss", issuerName+"/").String(), none},
-		"iss null":                  {active().with("iss", nil).String(), none},
-		"aud of another":            {active().with("aud", "urn:x").String(), none},
-		"aud missing":               {active().without("aud").String(), none},
-		"aud empty":                 {active().with("aud", []string{}).String(), none},
-		"aud null":                  {active().with("aud", nil).String(), none},
-		"aud a number":              {active().with("aud", 1).String(), none},
-		"sub missing":               {active().without("sub").String(), none},
-		"sub missing, username":     {active().without("sub").with("username", "root").String(), none},
-		"sub empty":                 {active().with("sub", "").String(), none},
-		"sub a number":              {active().with("sub", 1).String(), none},
-		"sub very long":             {active().with("sub", strings.Repeat("x", 1025)).String(), none},
-		"exp missing":               {active().without("exp").String(), none},
-		"exp a string":              {active().with("exp", "1").String(), none},
-		"expired":                   {active().with("exp", unix(-time.Minute)).String(), none},
-		"nbf ahead":                 {active().with("nbf", unix(61*time.Second)).String(), none},
-		"nbf a string":              {active().with("nbf", "1").String(), none},
-		"iat ahead":                 {active().with("iat", unix(61*time.Second)).String(), none},
-		"token_type DPoP":           {active().with("token_type", "DPoP").String(), none},
-		"token_type null":           {active().with("token_type", nil).String(), none},
-		"bound to a key":            {active().with("cnf", map[string]string{"jkt": "x"}).String(), none},
-		"granular scope":            {active().with("scope", "system/Patient.rs?a=b").String(), none},
-		"scope an object":           {active().with("scope", map[string]string{}).String(), none},
+		"not active, with claims":   {active().With("active", false).String(), none},
+		"iss of another":            {active().With("iss", "https://evil.example").String(), none},
+		"iss with a slash":          {active().With("iss", issuerName+"/").String(), none},
+		"iss null":                  {active().With("iss", nil).String(), none},
+		"aud of another":            {active().With("aud", "urn:x").String(), none},
+		"aud missing":               {active().Without("aud").String(), none},
+		"aud empty":                 {active().With("aud", []string{}).String(), none},
+		"aud null":                  {active().With("aud", nil).String(), none},
+		"aud a number":              {active().With("aud", 1).String(), none},
+		"sub missing":               {active().Without("sub").String(), none},
+		"sub missing, username":     {active().Without("sub").With("username", "root").String(), none},
+		"sub empty":                 {active().With("sub", "").String(), none},
+		"sub a number":              {active().With("sub", 1).String(), none},
+		"sub very long":             {active().With("sub", strings.Repeat("x", 1025)).String(), none},
+		"exp missing":               {active().Without("exp").String(), none},
+		"exp a string":              {active().With("exp", "1").String(), none},
+		"expired":                   {active().With("exp", unix(-time.Minute)).String(), none},
+		"nbf ahead":                 {active().With("nbf", unix(61*time.Second)).String(), none},
+		"nbf a string":              {active().With("nbf", "1").String(), none},
+		"iat ahead":                 {active().With("iat", unix(61*time.Second)).String(), none},
+		"token_type DPoP":           {active().With("token_type", "DPoP").String(), none},
+		"token_type null":           {active().With("token_type", nil).String(), none},
+		"bound to a key":            {active().With("cnf", map[string]string{"jkt": "x"}).String(), none},
+		"granular scope":            {active().With("scope", "system/Patient.rs?a=b").String(), none},
+		"scope an object":           {active().With("scope", map[string]string{}).String(), none},
 		"active missing":            {goodClaims().String(), down},
-		"active a string":           {active().with("active", "true").String(), down},
-		"active a number":           {active().with("active", 1).String(), down},
-		"active null":               {active().with("active", nil).String(), down},
+		"active a string":           {active().With("active", "true").String(), down},
+		"active a number":           {active().With("active", 1).String(), down},
+		"active null":               {active().With("active", nil).String(), down},
 		"active twice":              {`{"active":false,` + active().String()[1:], down},
-		"Active":                    {goodClaims().with("Active", true).String(), down},
+		"Active":                    {goodClaims().With("Active", true).String(), down},
 		"empty":                     {"", down},
 		"HTML":                      {"<html>", down},
 		"an array":                  {"[" + active().String() + "]", down},
@@ -116,7 +116,7 @@ func TestIntrospectionAnswers(t *testing.T) {
 		"two answers":               {active().String() + active().String(), down},
 		"not UTF-8":                 {strings.Replace(active().String(), subject, "\xff", 1), down},
 		"a signed answer, RFC 9701": {"eyJhbGciOiJSUzI1NiJ9.e30.AAAA", down},
-		"more than 64 KiB":          {active().with("pad", strings.Repeat("x", 64<<10)).String(), down},
+		"more than 64 KiB":          {active().With("pad", strings.Repeat("x", 64<<10)).String(), down},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := verifier(t, newClock(), introspecting(serveKeys(t, test.answer).URL))
@@ -128,13 +128,13 @@ func TestIntrospectionAnswers(t *testing.T) {
 				t.Errorf("principal %+v with error %v", p, err)
 			}
 			if err != nil && (strings.Contains(err.Error(), opaque) || strings.Contains(err.Error(), "root")) {
-				t.Errorf("the error holds a part of the token or of the answer: %v", err)
+				t.Errorf("the error holds a part of the token or of the response: %v", err)
 			}
 		})
 	}
 }
 
-// An endpoint that cannot be asked is a 503, whatever body comes with it, and no log shows what it was asked with.
+// An endpoint that fails makes tokens ErrUnavailable, whatever its body, and the error holds no secret.
 func TestIntrospectionEndpointDown(t *testing.T) {
 	elsewhere := serveKeys(t, active().String())
 	for name, handler := range map[string]http.HandlerFunc{
@@ -162,11 +162,11 @@ func TestIntrospectionEndpointDown(t *testing.T) {
 				}
 			}
 			server.Serve(active().String())
-			accepted(t, v, opaque) // an outage is not remembered
+			accepted(t, v, opaque) // an outage is not cached
 		})
 	}
 	if n := elsewhere.asked.Load(); n != 0 {
-		t.Errorf("a token was taken to another place %d times", n)
+		t.Errorf("a token was sent to another host %d times", n)
 	}
 }
 
@@ -177,17 +177,17 @@ func status(code int) http.HandlerFunc {
 	}
 }
 
-// Only what could be a token of this issuer is shown to it.
-func TestIntrospectionIsAskedAboutItsOwnTokens(t *testing.T) {
+// The issuer receives only tokens that may be its own.
+func TestIntrospectionOfOwnTokensOnly(t *testing.T) {
 	key, other := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256())
-	keys := serveKeys(t, jwks(jwkOf(t, "k", key)))
-	signed := sign(t, "ES256", "k", key, goodClaims())
-	forged := sign(t, "ES256", "k", other, goodClaims())
-	foreign := sign(t, "ES256", "k", key, goodClaims().with("iss", "https://elsewhere.example"))
+	keys := serveKeys(t, jwks(jwkOf("k", key)))
+	signed := sign("ES256", "k", key, goodClaims())
+	forged := sign("ES256", "k", other, goodClaims())
+	foreign := sign("ES256", "k", key, goodClaims().With("iss", "https://elsewhere.example"))
 	none := b64.EncodeToString([]byte(`{"alg":"none"}`)) + "." + strings.Split(signed, ".")[1] + "."
 	for name, test := range map[string]struct {
 		raw           string
-		beside, alone bool // whether the issuer is asked when it publishes keys too, and when it does not
+		beside, alone bool // whether an issuer with keys introspects it, and one without
 	}{
 		"opaque":                           {opaque, true, true},
 		"opaque with a dot":                {"ory_at_abc.def", true, true},
@@ -229,21 +229,21 @@ func TestIntrospectionIsAskedAboutItsOwnTokens(t *testing.T) {
 					t.Errorf("error %v", err)
 				}
 				if n := server.asked.Load(); (n == 1) != place.want {
-					t.Errorf("asked %d times, want to be asked %v", n, place.want)
+					t.Errorf("%d introspections, want one: %v", n, place.want)
 				}
 			})
 		}
 	}
 }
 
-// A second issuer with keys goes on beside the one that introspects.
+// An issuer with keys works beside one that introspects.
 func TestIntrospectionBesideOtherIssuers(t *testing.T) {
 	key := ecKey(t, elliptic.P256())
-	keys := issuerAt(serveKeys(t, jwks(jwkOf(t, "k", key))).URL)
+	keys := issuerAt(serveKeys(t, jwks(jwkOf("k", key))).URL)
 	keys.Name = "https://b.example"
 	server := serveKeys(t, active().String())
 	v := verifier(t, newClock(), introspecting(server.URL), keys)
-	p, err := v.Verify(t.Context(), sign(t, "ES256", "k", key, goodClaims().with("iss", keys.Name)))
+	p, err := v.Verify(t.Context(), sign("ES256", "k", key, goodClaims().With("iss", keys.Name)))
 	if err != nil || p.Owner.Issuer != keys.Name {
 		t.Errorf("owner %+v, error %v", p.Owner, err)
 	}
@@ -258,11 +258,11 @@ func TestIntrospectionAudienceOptional(t *testing.T) {
 		answer members
 		want   error
 	}{
-		"no aud":         {active().without("aud"), nil},
+		"no aud":         {active().Without("aud"), nil},
 		"aud":            {active(), nil},
-		"aud of another": {active().with("aud", "urn:x"), token.ErrInvalid},
-		"aud empty":      {active().with("aud", []string{}), token.ErrInvalid},
-		"aud null":       {active().with("aud", nil), token.ErrInvalid},
+		"aud of another": {active().With("aud", "urn:x"), token.ErrInvalid},
+		"aud empty":      {active().With("aud", []string{}), token.ErrInvalid},
+		"aud null":       {active().With("aud", nil), token.ErrInvalid},
 	} {
 		issuer := introspecting(serveKeys(t, test.answer.String()).URL)
 		issuer.Introspection.AudienceOptional = true
@@ -270,17 +270,17 @@ func TestIntrospectionAudienceOptional(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, test.want)
 		}
 	}
-	// A signed token needs its aud all the same.
+	// A signed token still needs an aud.
 	key := ecKey(t, elliptic.P256())
 	issuer := introspecting("https://issuer.example")
-	issuer.JWKSURL, issuer.Introspection.AudienceOptional = serveKeys(t, jwks(jwkOf(t, "k", key))).URL, true
-	refused(t, verifier(t, newClock(), issuer), sign(t, "ES256", "k", key, goodClaims().with("aud", []string{})),
+	issuer.JWKSURL, issuer.Introspection.AudienceOptional = serveKeys(t, jwks(jwkOf("k", key))).URL, true
+	refused(t, verifier(t, newClock(), issuer), sign("ES256", "k", key, goodClaims().With("aud", []string{})),
 		token.ErrInvalid)
 }
 
-// An answer counts for a minute at most, and never beyond the end of the token; a revoked token stops with it.
-func TestIntrospectionAnswersAge(t *testing.T) {
-	c, server := newClock(), serveKeys(t, active().with("exp", start().Add(90*time.Second).Unix()).String())
+// A response is cached for a minute, and never beyond the token's expiry. Then a revoked token is refused.
+func TestIntrospectionCache(t *testing.T) {
+	c, server := newClock(), serveKeys(t, active().With("exp", start().Add(90*time.Second).Unix()).String())
 	v := verifier(t, c, introspecting(server.URL))
 	accepted(t, v, opaque)
 	c.Advance(60*time.Second - 1)
@@ -289,15 +289,15 @@ func TestIntrospectionAnswersAge(t *testing.T) {
 	c.Advance(1)
 	accepted(t, v, opaque)
 	asked(t, server, 2)
-	c.Advance(30 * time.Second) // it ends: asked again, though a minute has not passed
+	c.Advance(30 * time.Second) // the token expires, so it is introspected again within the minute
 	accepted(t, v, opaque)      // within the skew
 	asked(t, server, 3)
 	server.Fail()
-	refused(t, v, opaque, export.ErrUnavailable) // an old answer is no answer
+	refused(t, v, opaque, export.ErrUnavailable) // an expired response does not serve
 	server.Serve(`{"active":false}`)
 	refused(t, v, opaque, token.ErrInvalid)
 	asked(t, server, 5)
-	server.Serve(active().String()) // some issuers say no before all their nodes know a new token
+	server.Serve(active().String()) // some issuers hand out a token before all their nodes have it
 	c.Advance(10*time.Second - 1)
 	refused(t, v, opaque, token.ErrInvalid)
 	asked(t, server, 5)
@@ -320,38 +320,38 @@ func TestIntrospectionCacheFor(t *testing.T) {
 	refused(t, v, opaque, token.ErrInvalid)
 }
 
-// A token that ends while its answer is held ends then: the times count at each use.
-func TestIntrospectedTokenEnds(t *testing.T) {
-	c, server := newClock(), serveKeys(t, active().with("exp", start().Unix()).String())
+// The times of a cached token are checked at each use.
+func TestIntrospectedTokenExpires(t *testing.T) {
+	c, server := newClock(), serveKeys(t, active().With("exp", start().Unix()).String())
 	v := verifier(t, c, introspecting(server.URL))
 	accepted(t, v, opaque) // within the skew
 	c.Advance(time.Minute)
 	refused(t, v, opaque, token.ErrInvalid)
 }
 
-// A flood of made-up tokens is not passed on to the issuer, and shuts nobody out whose token has worked before.
+// A flood of invented tokens is limited, and does not lock out a token that was accepted before.
 func TestIntrospectionFlood(t *testing.T) {
-	c, server := newClock(), serveKeys(t, active().with("exp", start().Add(time.Hour).Unix()).String())
+	c, server := newClock(), serveKeys(t, active().With("exp", start().Add(time.Hour).Unix()).String())
 	v := verifier(t, c, introspecting(server.URL))
 	accepted(t, v, opaque)
 	server.Serve(`{"active":false}`)
 	limited := 0
-	for i := range 6000 { // more than answers are held
+	for i := range 6000 { // more than are cached
 		_, err := v.Verify(t.Context(), fmt.Sprint("made-up-", i))
 		switch {
 		case errors.Is(err, export.ErrUnavailable) && !errors.Is(err, token.ErrInvalid):
 			limited++
 		case !errors.Is(err, token.ErrInvalid):
-			t.Fatalf("made-up token %d: %v", i, err)
+			t.Fatalf("invented token %d: %v", i, err)
 		}
 	}
 	const burst = 200
 	asked(t, server, burst)
 	if want := 6000 - burst + 1; limited != want {
-		t.Errorf("%d made-up tokens were turned away, want %d", limited, want)
+		t.Errorf("%d invented tokens are over the limit, want %d", limited, want)
 	}
-	server.Serve(active().with("exp", start().Add(time.Hour).Unix()).String())
-	accepted(t, v, opaque) // from what is held
+	server.Serve(active().With("exp", start().Add(time.Hour).Unix()).String())
+	accepted(t, v, opaque) // from the cache
 	asked(t, server, burst)
 	refused(t, v, "new-and-good", export.ErrUnavailable)
 	c.Advance(time.Minute)
@@ -360,12 +360,12 @@ func TestIntrospectionFlood(t *testing.T) {
 	}
 	refused(t, v, "new-and-good", export.ErrUnavailable)
 	before := server.asked.Load()
-	accepted(t, v, opaque) // asked again in spite of the flood
+	accepted(t, v, opaque) // introspected again despite the flood
 	asked(t, server, before+1)
 	c.Advance(time.Second)
 	accepted(t, v, "new-and-good")
 
-	// Whoever was refused is a stranger, and one who has become so too.
+	// A refused token is limited as a new one, also if it was accepted before.
 	server.Serve(`{"active":false}`)
 	c.Advance(time.Minute)
 	refused(t, v, opaque, token.ErrInvalid)
@@ -377,16 +377,15 @@ func TestIntrospectionFlood(t *testing.T) {
 	refused(t, v, "made-up-0", export.ErrUnavailable)
 }
 
-// Whoever brings a token that is being asked about waits for that answer; and no more questions than there are slots
-// are under way, however many tokens come.
-func TestIntrospectionsAtOnce(t *testing.T) {
+// Concurrent uses of a token share one introspection, and at most as many introspections run as there are slots.
+func TestConcurrentIntrospections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var questions, most atomic.Int64
+		var running, most atomic.Int64
 		release := make(chan struct{})
 		client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) {
-			most.Store(max(most.Load(), questions.Add(1)))
+			most.Store(max(most.Load(), running.Add(1)))
 			<-release
-			questions.Add(-1)
+			running.Add(-1)
 			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(active().String()))}, nil
 		})}
 		v := introspectingWith(t, client)
@@ -396,47 +395,44 @@ func TestIntrospectionsAtOnce(t *testing.T) {
 			waiting.Go(func() { accepted(t, v, opaque) })
 		}
 		synctest.Wait()
-		if n := questions.Load(); n != 1 {
-			t.Errorf("%d questions about one token", n)
+		if n := running.Load(); n != 1 {
+			t.Errorf("%d introspections of one token", n)
 		}
 		for i := range 50 {
 			waiting.Go(func() { accepted(t, v, fmt.Sprint("another-", i)) })
 		}
 		synctest.Wait()
-		if n := questions.Load(); n != 16 {
-			t.Errorf("%d questions at once, want 16", n)
+		if n := running.Load(); n != 16 {
+			t.Errorf("%d concurrent introspections, want 16", n)
 		}
 		close(release)
 		waiting.Wait()
 		if n := most.Load(); n > 16 {
-			t.Errorf("%d questions at once", n)
+			t.Errorf("%d concurrent introspections", n)
 		}
 	})
 }
 
-// Questions about strangers that hang leave room for one about a token that has worked.
-func TestIntrospectionKeepsRoomForTheKnown(t *testing.T) {
+// Introspections of new tokens that hang leave slots for a token that was accepted before.
+func TestIntrospectionKeepsSlotsForAcceptedTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 			if err := r.ParseForm(); err != nil || r.PostForm.Get("token") != opaque {
 				<-r.Context().Done()
 				return nil, r.Context().Err()
 			}
-			answer := active().with("exp", start().Add(time.Hour).Unix()).String()
+			answer := active().With("exp", start().Add(time.Hour).Unix()).String()
 			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(answer))}, nil
 		})}
 		c := newClock()
-		v, err := token.NewVerifier(token.Config{
+		v := verifierWith(t, token.Config{
 			Issuers: []token.Issuer{introspecting("https://issuer.example/introspect")}, Now: c.Now, HTTPClient: client,
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
 		accepted(t, v, opaque)
 		c.Advance(time.Minute)
 		var waiting sync.WaitGroup
 		for i := range 40 {
-			waiting.Go(func() { refused(t, v, fmt.Sprint("stranger-", i), export.ErrUnavailable) })
+			waiting.Go(func() { refused(t, v, fmt.Sprint("new-", i), export.ErrUnavailable) })
 		}
 		synctest.Wait()
 		accepted(t, v, opaque)
@@ -445,8 +441,8 @@ func TestIntrospectionKeepsRoomForTheKnown(t *testing.T) {
 	})
 }
 
-// A question that hangs ends after five seconds, for those too that wait for its slot; and one that nobody waits for any
-// more ends with the verifier.
+// An introspection that hangs times out after five seconds, the wait for a slot included. Close cancels one whose request
+// has ended.
 func TestIntrospectionHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -454,36 +450,32 @@ func TestIntrospectionHangs(t *testing.T) {
 			return nil, r.Context().Err()
 		})}
 		v := introspectingWith(t, client)
-		begun := time.Now()
+		began := time.Now()
 		var waiting sync.WaitGroup
 		for i := range 40 {
 			waiting.Go(func() { refused(t, v, fmt.Sprint("token-", i), export.ErrUnavailable) })
 		}
 		waiting.Wait()
-		if d := time.Since(begun); d != 5*time.Second { // by the bubble's clock
+		if d := time.Since(began); d != 5*time.Second { // by the bubble's clock
 			t.Errorf("ended after %s", d)
 		}
-		impatient, hangUp := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
 		waiting.Go(func() {
-			if _, err := v.Verify(impatient, opaque); !errors.Is(err, export.ErrUnavailable) {
+			if _, err := v.Verify(ctx, opaque); !errors.Is(err, export.ErrUnavailable) {
 				t.Errorf("a request that ended: %v", err)
 			}
 		})
 		synctest.Wait()
-		hangUp()
+		cancel()
 		waiting.Wait()
-		v.Close() // ends the question
+		v.Close() // cancels the introspection
 		refused(t, v, "late", export.ErrUnavailable)
 	})
 }
 
 func introspectingWith(t *testing.T, client *http.Client) *token.Verifier {
 	t.Helper()
-	v, err := token.NewVerifier(token.Config{
+	return verifierWith(t, token.Config{
 		Issuers: []token.Issuer{introspecting("https://issuer.example/introspect")}, Now: newClock().Now, HTTPClient: client,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
 }

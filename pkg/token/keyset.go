@@ -13,23 +13,25 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jwk"
 )
 
-// keySet is what of a JWKS can verify signatures.
+// keySet holds the keys of a JWKS that can verify signatures.
 type keySet []publicKey
 
 type publicKey struct {
 	kid string
-	alg string // the only algorithm that the key is for; "" when the set does not say
+	alg string // the only algorithm of the key; "" for any that fits
 	key crypto.PublicKey
 }
 
-// RSA moduli outside these bounds are too weak, or take so long to verify that a token becomes an attack.
+// Bits of an RSA modulus. Shorter ones are weak, and longer ones take so long to verify that tokens become an attack.
 const (
-	leastModulus = 2048
-	mostModulus  = 8192
+	minModulus = 2048
+	maxModulus = 8192
 )
 
-// parseKeySet reads a JWKS. Keys in it that cannot be used or understood are passed over, as RFC 7517 section 5
-// demands; what is no JWKS at all is an error.
+// errUnknownKey is the ErrInvalid for which a newer key set may help.
+var errUnknownKey = invalid("no such key")
+
+// parseKeySet reads a JWKS. It skips keys that cannot be used or understood, as RFC 7517 section 5 demands.
 func parseKeySet(data []byte) (keySet, error) {
 	var document struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -41,7 +43,7 @@ func parseKeySet(data []byte) (keySet, error) {
 	for _, raw := range document.Keys {
 		parsed, err := jwk.ParseKey(raw)
 		if err != nil {
-			continue // RFC 7517 section 5
+			continue
 		}
 		if key, ok := verifying(parsed); ok {
 			set = append(set, key)
@@ -50,28 +52,28 @@ func parseKeySet(data []byte) (keySet, error) {
 	return set, nil
 }
 
-// verifying returns the key when it is sound and published for verifying signatures.
+// verifying returns the key if it is valid and published for verifying signatures.
 func verifying(parsed jwk.Key) (publicKey, bool) {
 	if use := parsed.KeyUsage(); use != "" && use != string(jwk.ForSignature) {
 		return publicKey{}, false
 	}
-	if ops, there := parsed.Get(jwk.KeyOpsKey); there {
+	if ops, present := parsed.Get(jwk.KeyOpsKey); present {
 		list, ok := ops.(jwk.KeyOperationList)
 		if !ok || !slices.Contains(list, jwk.KeyOpVerify) {
 			return publicKey{}, false
 		}
 	}
 	found := publicKey{kid: parsed.KeyID()}
-	if _, there := parsed.Get(jwk.AlgorithmKey); there {
+	if _, present := parsed.Get(jwk.AlgorithmKey); present {
 		found.alg = parsed.Algorithm().String()
 	}
-	// A published private key (jwk.RSAPrivateKey, jwk.ECDSAPrivateKey) proves nothing about who signed, and a
-	// symmetric one even less.
+	// A published private key (jwk.RSAPrivateKey, jwk.ECDSAPrivateKey) or a symmetric one is refused: anyone could have
+	// signed with it.
 	switch parsed.(type) {
 	case jwk.RSAPublicKey:
 		var key rsa.PublicKey
 		if parsed.Raw(&key) != nil || key.E < 3 || key.E%2 == 0 ||
-			key.N.BitLen() < leastModulus || key.N.BitLen() > mostModulus {
+			key.N.BitLen() < minModulus || key.N.BitLen() > maxModulus {
 			return publicKey{}, false
 		}
 		found.key = &key
@@ -90,8 +92,8 @@ func verifying(parsed jwk.Key) (publicKey, bool) {
 	return found, true
 }
 
-// find returns the one key that answers to the kid and fits the algorithm. A token without a kid gets the set's only
-// fitting key. Two answers are none (SMART: "if more than one key is found, the verification fails").
+// find returns the one key that has the kid and fits the algorithm. A token without a kid gets the set's only fitting key.
+// Two such keys are refused (SMART: "if more than one key is found, the verification fails"). Errors are ErrInvalid.
 func (s keySet) find(alg, kid string) (crypto.PublicKey, error) {
 	var fitting []crypto.PublicKey
 	named := false
@@ -100,7 +102,7 @@ func (s keySet) find(alg, kid string) (crypto.PublicKey, error) {
 			continue
 		}
 		named = true
-		if (candidate.alg == "" || candidate.alg == alg) && fits(alg, candidate.key) {
+		if candidate.fits(alg) {
 			fitting = append(fitting, candidate.key)
 		}
 	}
@@ -108,16 +110,20 @@ func (s keySet) find(alg, kid string) (crypto.PublicKey, error) {
 	case len(fitting) == 1:
 		return fitting[0], nil
 	case len(fitting) > 1:
-		return nil, invalid("several keys answer to it")
+		return nil, invalid("several keys fit")
 	case named && kid != "":
-		return nil, invalid("its key is not for its algorithm")
+		return nil, invalid("the key is not for the algorithm")
 	}
 	return nil, errUnknownKey
 }
 
-// fits reports whether the key is of the type, and on the curve, that the algorithm is defined for (RFC 7518 3.1).
-func fits(alg string, key crypto.PublicKey) bool {
-	switch key := key.(type) {
+// fits reports whether the key is for the algorithm: the only one that it names, if it names one, and of the type and on
+// the curve that RFC 7518 section 3.1 defines.
+func (k publicKey) fits(alg string) bool {
+	if k.alg != "" && k.alg != alg {
+		return false
+	}
+	switch key := k.key.(type) {
 	case *rsa.PublicKey:
 		return alg == jwa.RS256.String() || alg == jwa.RS384.String() || alg == jwa.PS256.String()
 	case *ecdsa.PublicKey:

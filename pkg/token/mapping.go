@@ -1,7 +1,6 @@
 package token
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,25 +10,22 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// members are the members of a JSON object, each as it was written.
-type members = map[string]json.RawMessage
-
-// mapping says which claims of an issuer's tokens make a Principal.
+// mapping names the claims of an issuer's tokens that make a Principal.
 type mapping struct {
 	subject, scope string            // names of claims
-	required       map[string]string // claims that must be there with exactly this text
+	required       map[string]string // claims that must have exactly this text
 }
 
 const (
 	subjectClaim = "sub"
 	scopeClaim   = "scope"
 
-	// mostSubject bounds what becomes part of every job record, in bytes. OpenID Connect allows 255 characters.
-	mostSubject = 1024
+	// maxSubject limits what becomes part of every job record, in bytes. OpenID Connect allows 255 characters.
+	maxSubject = 1024
 )
 
-// subjectClaims and scopeClaims are the claims that providers are known to use. A free choice would allow a name or an
-// address, which people choose for themselves and which pass from one to the next.
+// subjectClaims and scopeClaims are the claims that known providers use. A free choice would allow a name or an address,
+// which people choose themselves and which may later belong to another person.
 func subjectClaims() []string {
 	return []string{subjectClaim, "azp", "appid", "client_id", "cid", "oid"}
 }
@@ -63,23 +59,22 @@ func (i Issuer) checkMapping() error {
 	return errors.Join(problems...)
 }
 
-// principal makes a Principal of claims that are the issuer's. Whether they are, and still hold, is for the caller to
-// see.
+// principal makes a Principal of the claims. The caller checks the signature and the times.
 func (i *issuer) principal(c claims) (Principal, error) {
 	for name, want := range i.mapping.required {
 		if got, ok := text(c.all[name]); !ok || got != want {
-			return Principal{}, invalid("a required claim is missing or says something else")
+			return Principal{}, invalid("a required claim is missing or has another value")
 		}
 	}
 	if _, bound := c.all["cnf"]; bound {
-		// Its holder must prove a key (RFC 7800, 8705, 9449). Nobody proves one here, so it may be a stolen one.
+		// Its bearer must prove possession of a key (RFC 7800, 8705, 9449), which Sluice cannot check.
 		return Principal{}, invalid("bound to a key")
 	}
 	subject, ok := text(c.all[i.mapping.subject])
-	if !ok || len(subject) > mostSubject {
-		return Principal{}, invalid("no subject, or a very long one")
+	if !ok || len(subject) > maxSubject {
+		return Principal{}, invalid("no subject, or one longer than 1 KiB")
 	}
-	list, err := readScope(c.all, i.mapping.scope)
+	list, err := scopeList(c.all, i.mapping.scope)
 	if err != nil {
 		return Principal{}, invalid(err.Error())
 	}
@@ -92,11 +87,11 @@ func (i *issuer) principal(c claims) (Principal, error) {
 	}, nil
 }
 
-// readScope reads a claim with scopes, a string or an array, as a space-separated list: "" when there is none.
-func readScope(all members, name string) (string, error) {
-	raw, there := all[name]
-	if !there || string(raw) == `""` {
-		return "", nil // it may read nothing
+// scopeList reads a claim with scopes, a string or an array, as a space-separated list: "" when it is absent.
+func scopeList(all members, name string) (string, error) {
+	raw, present := all[name]
+	if !present || string(raw) == `""` {
+		return "", nil // the token may read nothing
 	}
 	list, ok := texts(raw)
 	if !ok {

@@ -13,11 +13,15 @@ import (
 	"unicode/utf8"
 )
 
-// maxToken is the largest token looked at, in bytes.
+// maxToken is the size limit of a token, in bytes.
 const maxToken = 8 << 10
 
-// parsed is a token that has been taken apart and not been verified: nothing in it is true yet.
+// members are the members of a JSON object, each as it was written.
+type members = map[string]json.RawMessage
+
+// parsed is a token whose signature has not been verified.
 type parsed struct {
+	header    members
 	alg, kid  string
 	claims    claims
 	signed    []byte // header and payload as they were signed
@@ -31,11 +35,11 @@ type claims struct {
 	expires         time.Time
 	notBefore       time.Time // zero when absent
 	issuedAt        time.Time // zero when absent
-	all             members   // every claim as it came, for an issuer that names the subject otherwise
+	all             members   // every claim, for issuers whose subject is another claim
 }
 
-// parse takes a compact JWS apart. It is stricter than RFC 7515: base64url must be canonical, or one signature would
-// have several spellings; a member may stand once, or two readers could see two tokens.
+// parse reads a compact JWS. It is stricter than RFC 7515: base64url must be canonical, because otherwise one signature has
+// several spellings, and members must be distinct, because otherwise two readers may see different tokens.
 func parse(raw string) (parsed, error) {
 	if len(raw) > maxToken {
 		return parsed{}, invalid("too long")
@@ -64,7 +68,7 @@ func parse(raw string) (parsed, error) {
 var errSegment = errors.New("not base64url")
 
 func decodeSegment(s string) ([]byte, error) {
-	if s == "" || strings.ContainsAny(s, "\r\n") { // the decoder passes over line breaks
+	if s == "" || strings.ContainsAny(s, "\r\n") { // the decoder skips line breaks
 		return nil, errSegment
 	}
 	return base64.RawURLEncoding.Strict().DecodeString(s)
@@ -75,27 +79,28 @@ func (t *parsed) readHeader(data []byte) error {
 	if err != nil {
 		return errors.New("header is not one JSON object with distinct members")
 	}
-	// crit and b64 change what is signed, cty and enc say that the payload is no set of claims.
+	// crit and b64 change what is signed; with cty, enc or zip the payload is no set of claims.
 	for _, name := range []string{"crit", "b64", "cty", "enc", "zip"} {
 		if _, ok := header[name]; ok {
 			return errors.New("header has " + name)
 		}
 	}
+	t.header = header
 	var ok bool
 	if t.alg, ok = text(header["alg"]); !ok {
 		return errors.New("header has no alg")
 	}
-	if raw, there := header["kid"]; there {
+	if raw, present := header["kid"]; present {
 		if t.kid, ok = text(raw); !ok {
 			return errors.New("kid is not a string, or empty")
 		}
 	}
-	if raw, there := header["typ"]; there {
-		// An issuer signs more than access tokens with the same key, such as logout tokens (RFC 8725 3.11).
+	if raw, present := header["typ"]; present {
+		// An issuer signs other things with the same key, such as logout tokens (RFC 8725 3.11).
 		typ, _ := text(raw)
 		typ = strings.TrimPrefix(strings.ToLower(typ), "application/")
 		if typ != "jwt" && typ != "at+jwt" {
-			return errors.New("not an access token by its typ")
+			return errors.New("typ is not that of an access token")
 		}
 	}
 	return nil
@@ -117,24 +122,40 @@ func (c *claims) read(data []byte) error {
 	if c.audiences, ok = texts(payload["aud"]); !ok {
 		return errors.New("no aud")
 	}
-	if c.expires, err = instant(payload, "exp"); err != nil {
+	return c.readTimes()
+}
+
+// readTimes reads exp, which is required, nbf and iat.
+func (c *claims) readTimes() (err error) {
+	if c.expires, err = instant(c.all, "exp"); err != nil {
 		return err
 	}
 	if c.expires.IsZero() {
 		return errors.New("no exp")
 	}
-	if c.notBefore, err = instant(payload, "nbf"); err != nil {
+	if c.notBefore, err = instant(c.all, "nbf"); err != nil {
 		return err
 	}
-	if c.issuedAt, err = instant(payload, "iat"); err != nil {
-		return err
+	c.issuedAt, err = instant(c.all, "iat")
+	return err
+}
+
+// check compares the times with the clock.
+func (c *claims) check(now time.Time, skew time.Duration) error {
+	switch {
+	case !now.Before(c.expires.Add(skew)):
+		return invalid("expired")
+	case now.Add(skew).Before(c.notBefore):
+		return invalid("not valid yet")
+	case now.Add(skew).Before(c.issuedAt):
+		return invalid("issued in the future")
 	}
 	return nil
 }
 
 // readObject reads one JSON object without anything after it, in valid UTF-8, with no member twice. The library's
 // own decoding would take the last of two members and match names without regard to case.
-func readObject(data []byte) (map[string]json.RawMessage, error) {
+func readObject(data []byte) (members, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not UTF-8")
 	}
@@ -142,7 +163,7 @@ func readObject(data []byte) (map[string]json.RawMessage, error) {
 	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
 		return nil, errors.New("not an object")
 	}
-	members := make(map[string]json.RawMessage)
+	members := make(members)
 	for dec.More() {
 		name, err := dec.Token()
 		if err != nil {
@@ -150,7 +171,7 @@ func readObject(data []byte) (map[string]json.RawMessage, error) {
 		}
 		key, ok := name.(string)
 		if _, twice := members[key]; !ok || twice {
-			return nil, errors.New("a member stands twice")
+			return nil, errors.New("duplicate member")
 		}
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
@@ -162,13 +183,13 @@ func readObject(data []byte) (map[string]json.RawMessage, error) {
 		return nil, err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something after the object")
+		return nil, errors.New("trailing data")
 	}
 	return members, nil
 }
 
-// text reads a string that is not empty. Control characters and the replacement character are refused: decoding puts
-// the latter in place of broken escapes, and two subjects must never become one.
+// text reads a string that is not empty. It refuses control characters and the replacement character: decoding replaces
+// malformed escapes by the latter, and two subjects must never become one.
 func text(raw json.RawMessage) (string, bool) {
 	var s string
 	if len(raw) == 0 || raw[0] != '"' || json.Unmarshal(raw, &s) != nil {
@@ -198,11 +219,11 @@ func texts(raw json.RawMessage) ([]string, bool) {
 	return all, true
 }
 
-// instant reads a NumericDate, zero time when there is none. RFC 7519 allows fractions; no issuer needs them and
-// numbers such as 1e308 are where readers differ, so it must be plain digits: seconds of at most eleven digits.
-func instant(payload map[string]json.RawMessage, name string) (time.Time, error) {
-	raw, there := payload[name]
-	if !there {
+// instant reads a NumericDate, or returns the zero time when it is absent. RFC 7519 allows fractions, but no issuer needs
+// them and readers disagree about numbers such as 1e308. So only plain digits are accepted, at most eleven.
+func instant(payload members, name string) (time.Time, error) {
+	raw, present := payload[name]
+	if !present {
 		return time.Time{}, nil
 	}
 	const mostDigits = 11
@@ -211,20 +232,4 @@ func instant(payload map[string]json.RawMessage, name string) (time.Time, error)
 		return time.Time{}, errors.New(name + " is not a whole number of seconds")
 	}
 	return time.Unix(int64(seconds), 0).UTC(), nil
-}
-
-// readParts returns the members of header and payload of a token that parse has accepted, for readers of more than it
-// reads itself.
-func readParts(raw string) (header, payload map[string]json.RawMessage, err error) {
-	parts := strings.Split(raw, ".")
-	for i, to := range []*map[string]json.RawMessage{&header, &payload} {
-		data, err := decodeSegment(parts[i])
-		if err != nil {
-			return nil, nil, err
-		}
-		if *to, err = readObject(data); err != nil {
-			return nil, nil, err
-		}
-	}
-	return header, payload, nil
 }

@@ -13,8 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// What the tokens of well-known providers look like in a client credentials grant, with their own headers and claims. All
-// values are made up.
+// Tokens of known providers in a client credentials grant, with their headers and claims. All values are synthetic.
 func TestTokensOfProviders(t *testing.T) {
 	key := rsaKey(t, 2048)
 	now, end := start().Unix(), start().Unix()+300
@@ -35,8 +34,8 @@ func TestTokensOfProviders(t *testing.T) {
 		"tid": "11111111-aaaa-4bbb-8ccc-222222222222", "uti": "x", "rh": "0.x",
 		"roles": []string{"system/Patient.rs", "system/Group.rs"},
 	}
-	azureV1 := azure.with("iss", "https://sts.windows.net/11111111-aaaa-4bbb-8ccc-222222222222/").with("ver", "1.0").
-		with("aud", "api://sluice").with("appid", azure["azp"]).with("appidacr", "2").without("azp").without("azpacr")
+	azureV1 := azure.With("iss", "https://sts.windows.net/11111111-aaaa-4bbb-8ccc-222222222222/").With("ver", "1.0").
+		With("aud", "api://sluice").With("appid", azure["azp"]).With("appidacr", "2").Without("azp").Without("azpacr")
 	okta := members{
 		"ver": 1, "jti": "AT.made-up", "iss": "https://example.okta.com/oauth2/aus1", "aud": audience, "iat": now, "exp": end,
 		"cid": "0oa1exporter", "scp": []string{"system/*.rs"}, "sub": "0oa1exporter",
@@ -56,11 +55,11 @@ func TestTokensOfProviders(t *testing.T) {
 			token.Issuer{}, `{"alg":"RS256","typ" : "JWT","kid" : "k"}`, keycloak, keycloak["sub"].(string), "Observation",
 		},
 		"Keycloak, without the client scope": {
-			token.Issuer{}, `{"alg":"RS256","typ" : "JWT","kid" : "k"}`, keycloak.with("scope", "profile email"),
+			token.Issuer{}, `{"alg":"RS256","typ" : "JWT","kid" : "k"}`, keycloak.With("scope", "profile email"),
 			keycloak["sub"].(string), "",
 		},
 		"Keycloak, without the audience mapper": {
-			token.Issuer{}, `{"alg":"RS256","typ" : "JWT","kid" : "k"}`, keycloak.with("aud", "account"), "", "",
+			token.Issuer{}, `{"alg":"RS256","typ" : "JWT","kid" : "k"}`, keycloak.With("aud", "account"), "", "",
 		},
 		"Keycloak, by client": {
 			token.Issuer{SubjectClaim: "azp", RequiredClaims: map[string]string{"typ": "Bearer"}},
@@ -68,10 +67,10 @@ func TestTokensOfProviders(t *testing.T) {
 		},
 		"Keycloak, an ID token": {
 			token.Issuer{RequiredClaims: map[string]string{"typ": "Bearer"}}, `{"alg":"RS256","typ" : "JWT","kid" : "k"}`,
-			keycloak.with("typ", "ID"), "", "",
+			keycloak.With("typ", "ID"), "", "",
 		},
 		"Keycloak, bound to a key": {
-			token.Issuer{}, `{"alg":"RS256","typ" : "JWT","kid" : "k"}`, keycloak.with("cnf", members{"jkt": "x"}), "", "",
+			token.Issuer{}, `{"alg":"RS256","typ" : "JWT","kid" : "k"}`, keycloak.With("cnf", members{"jkt": "x"}), "", "",
 		},
 		"Azure v2": {
 			token.Issuer{SubjectClaim: "oid", ScopeClaim: "roles", RequiredClaims: map[string]string{"idtyp": "app"}},
@@ -84,22 +83,22 @@ func TestTokensOfProviders(t *testing.T) {
 		},
 		"Azure, a person's token": {
 			token.Issuer{SubjectClaim: "azp", ScopeClaim: "scp", RequiredClaims: map[string]string{"idtyp": "app"}},
-			`{"typ":"JWT","alg":"RS256","kid":"k"}`, azure.without("roles").with("scp", "user/*.rs").with("idtyp", "user"), "", "",
+			`{"typ":"JWT","alg":"RS256","kid":"k"}`, azure.Without("roles").With("scp", "user/*.rs").With("idtyp", "user"), "", "",
 		},
 		"Azure, no idtyp": {
 			token.Issuer{RequiredClaims: map[string]string{"idtyp": "app"}}, `{"typ":"JWT","alg":"RS256","kid":"k"}`,
-			azure.without("idtyp"), "", "",
+			azure.Without("idtyp"), "", "",
 		},
 		"Azure, roles in one string": {
 			token.Issuer{ScopeClaim: "roles"}, `{"typ":"JWT","alg":"RS256","kid":"k"}`,
-			azure.with("roles", "system/Patient.rs system/Group.rs"), azure["sub"].(string), "Patient",
+			azure.With("roles", "system/Patient.rs system/Group.rs"), azure["sub"].(string), "Patient",
 		},
 		"Azure, no roles": {
 			token.Issuer{ScopeClaim: "roles"}, `{"typ":"JWT","alg":"RS256","kid":"k"}`,
-			azure.without("roles").with("scope", "system/*.rs"), azure["sub"].(string), "",
+			azure.Without("roles").With("scope", "system/*.rs"), azure["sub"].(string), "",
 		},
 		"Azure, roles an object": {
-			token.Issuer{ScopeClaim: "roles"}, `{"typ":"JWT","alg":"RS256","kid":"k"}`, azure.with("roles", members{}), "", "",
+			token.Issuer{ScopeClaim: "roles"}, `{"typ":"JWT","alg":"RS256","kid":"k"}`, azure.With("roles", members{}), "", "",
 		},
 		"Okta": {
 			token.Issuer{ScopeClaim: "scp", SubjectClaim: "cid"}, `{"kid":"k","alg":"RS256"}`, okta, "0oa1exporter", "Observation",
@@ -108,27 +107,27 @@ func TestTokensOfProviders(t *testing.T) {
 			token.Issuer{ScopeClaim: "scp"}, `{"kid":"k","typ":"application/okta-internal-at+jwt","alg":"RS256"}`, okta, "", "",
 		},
 		"Okta, no cid": {
-			token.Issuer{ScopeClaim: "scp", SubjectClaim: "cid"}, `{"kid":"k","alg":"RS256"}`, okta.without("cid"), "", "",
+			token.Issuer{ScopeClaim: "scp", SubjectClaim: "cid"}, `{"kid":"k","alg":"RS256"}`, okta.Without("cid"), "", "",
 		},
 		"Okta, cid an array": {
-			token.Issuer{SubjectClaim: "cid"}, `{"kid":"k","alg":"RS256"}`, okta.with("cid", []string{"a"}), "", "",
+			token.Issuer{SubjectClaim: "cid"}, `{"kid":"k","alg":"RS256"}`, okta.With("cid", []string{"a"}), "", "",
 		},
 		"Okta, cid very long": {
-			token.Issuer{SubjectClaim: "cid"}, `{"kid":"k","alg":"RS256"}`, okta.with("cid", strings.Repeat("x", 1025)), "", "",
+			token.Issuer{SubjectClaim: "cid"}, `{"kid":"k","alg":"RS256"}`, okta.With("cid", strings.Repeat("x", 1025)), "", "",
 		},
 		"Auth0": {token.Issuer{}, `{"alg":"RS256","typ":"JWT","kid":"k"}`, auth0, "abc@clients", "Observation"},
 		"Auth0, RFC 9068": {
 			token.Issuer{ScopeClaim: "permissions", SubjectClaim: "client_id"}, `{"alg":"RS256","typ":"at+jwt","kid":"k"}`,
-			auth0.with("client_id", "abc").with("permissions", []string{"system/Patient.r"}), "abc", "Patient",
+			auth0.With("client_id", "abc").With("permissions", []string{"system/Patient.r"}), "abc", "Patient",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			issuer := test.issuer
 			issuer.Name = test.claims["iss"].(string)
 			issuer.Audiences = []string{audience, "33333333-aaaa-4bbb-8ccc-444444444444", "api://sluice"}
-			issuer.JWKSURL = serveKeys(t, jwks(jwkOf(t, "k", key).with("use", "sig").with("x5t", "k").with("x5c", []string{}))).URL
+			issuer.JWKSURL = serveKeys(t, jwks(jwkOf("k", key).With("use", "sig").With("x5t", "k").With("x5c", []string{}))).URL
 			p, err := verifier(t, newClock(), issuer).Verify(t.Context(),
-				forge(t, "RS256", key, test.header, test.claims.String()))
+				forge("RS256", key, test.header, test.claims.String()))
 			if test.subject == "" {
 				if !errors.Is(err, token.ErrInvalid) {
 					t.Fatalf("owner %+v, error %v, want ErrInvalid", p.Owner, err)
@@ -147,7 +146,7 @@ func TestTokensOfProviders(t *testing.T) {
 	}
 }
 
-// Claims that people choose for themselves, or that say nothing about who it is, are no subjects.
+// Claims that people choose themselves, or that do not identify a client, cannot be subjects.
 func TestMappingRefuses(t *testing.T) {
 	for name, change := range map[string]func(*token.Issuer){
 		"username":                 func(i *token.Issuer) { i.SubjectClaim = "preferred_username" },
@@ -167,7 +166,7 @@ func TestMappingRefuses(t *testing.T) {
 	}
 }
 
-// OpenID Connect Discovery 4: the key set is where the issuer's own document says.
+// OpenID Connect Discovery 4: the issuer's document names the key set.
 func TestDiscovery(t *testing.T) {
 	key := ecKey(t, elliptic.P256())
 	for name, test := range map[string]struct {
@@ -198,14 +197,14 @@ func TestDiscovery(t *testing.T) {
 				case wellKnown:
 					_, _ = fmt.Fprint(w, test.document(server.URL))
 				case "/keys":
-					_, _ = fmt.Fprint(w, jwks(jwkOf(t, "k", key)))
+					_, _ = fmt.Fprint(w, jwks(jwkOf("k", key)))
 				default:
 					http.NotFound(w, r)
 				}
 			})
 			issuer := token.Issuer{Name: server.URL + test.path, Audiences: []string{audience}, Discovery: true}
 			_, err := verifier(t, newClock(), issuer).Verify(t.Context(),
-				sign(t, "ES256", "k", key, goodClaims().with("iss", issuer.Name)))
+				sign("ES256", "k", key, goodClaims().With("iss", issuer.Name)))
 			if !errors.Is(err, test.want) {
 				t.Errorf("got error %v, want %v", err, test.want)
 			}
@@ -213,7 +212,7 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// A document that came over the network does not send the service to its own machine.
+// A document that came over the network cannot point to this machine.
 func TestDiscoveryKeepsOffLoopback(t *testing.T) {
 	trap := serveKeys(t, "")
 	client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -222,15 +221,11 @@ func TestDiscoveryKeepsOffLoopback(t *testing.T) {
 		}
 		return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(document("https://issuer.example", trap.URL)))}, nil
 	})}
-	v, err := token.NewVerifier(token.Config{
+	v := verifierWith(t, token.Config{
 		Issuers: []token.Issuer{{Name: "https://issuer.example", Audiences: []string{audience}, Discovery: true}},
 		Now:     newClock().Now, HTTPClient: client,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer v.Close()
-	refused(t, v, sign(t, "ES256", "k", ecKey(t, elliptic.P256()), goodClaims().with("iss", "https://issuer.example")),
+	refused(t, v, sign("ES256", "k", ecKey(t, elliptic.P256()), goodClaims().With("iss", "https://issuer.example")),
 		export.ErrUnavailable)
 	asked(t, trap, 0)
 }

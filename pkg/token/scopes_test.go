@@ -9,7 +9,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// B-28 to B-37 and Z-10 to Z-12, as far as they concern the resource server.
+// B-28 to B-37 and Z-10 to Z-12 at the resource server.
 func TestParseScopes(t *testing.T) {
 	probe := []string{"Patient", "Observation", "Group", "Nonsense", "*", ""}
 	everything := []string{"Patient", "Observation", "Group"}
@@ -80,7 +80,7 @@ func TestParseScopes(t *testing.T) {
 	}
 }
 
-// Z-10 and B-37: never granted with the filter ignored.
+// Z-10 and B-37: a scope with a filter is never granted without it.
 func TestParseScopesRefusesGranularScopes(t *testing.T) {
 	for _, list := range []string{
 		"system/Observation.rs?category=laboratory", "user/Observation.rs?category=laboratory",
@@ -122,7 +122,7 @@ func FuzzParseScopes(f *testing.F) {
 		slices.Reverse(words)
 		reversed, reversedErr := token.ParseScopes(strings.Join(words, " "))
 		if (err == nil) != (reversedErr == nil) || scopes.MayRead("Patient") != reversed.MayRead("Patient") {
-			t.Errorf("%q means something else in another order", list)
+			t.Errorf("%q depends on the order", list)
 		}
 	})
 }

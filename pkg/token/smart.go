@@ -1,8 +1,8 @@
 package token
 
-// SMART is the document of {base}/.well-known/smart-configuration of a server for backend services (SMART App Launch,
-// conformance). What needs a user is not in it: no authorization endpoint, and no issuer or jwks_uri, which belong to
-// single sign-on (B-02 to B-07).
+// SMART is the document at {base}/.well-known/smart-configuration of a server for backend services (SMART App Launch,
+// conformance). It has no authorization endpoint, which needs a user, and no issuer or jwks_uri, which are for single
+// sign-on (B-02 to B-07).
 type SMART struct {
 	TokenEndpoint        string   `json:"token_endpoint"`
 	GrantTypes           []string `json:"grant_types_supported"`
@@ -13,8 +13,7 @@ type SMART struct {
 	Capabilities         []string `json:"capabilities"`
 }
 
-// SMARTConfiguration describes a token service at the absolute URL. secrets says whether clients may authenticate by
-// HTTP Basic as well.
+// SMARTConfiguration describes a token service. tokenEndpoint is absolute; secrets adds HTTP Basic.
 func SMARTConfiguration(tokenEndpoint string, secrets bool) SMART {
 	document := SMART{
 		TokenEndpoint:        tokenEndpoint,
@@ -22,7 +21,7 @@ func SMARTConfiguration(tokenEndpoint string, secrets bool) SMART {
 		AuthMethods:          []string{"private_key_jwt"},
 		AuthAlgorithms:       AssertionAlgorithms(),
 		Scopes:               []string{"system/*.rs", "system/*.read"},
-		CodeChallengeMethods: []string{"S256"}, // required of every server, also of one without authorization codes
+		CodeChallengeMethods: []string{"S256"}, // required, also without authorization codes
 		Capabilities:         []string{"client-confidential-asymmetric", "permission-v1", "permission-v2"},
 	}
 	if secrets {

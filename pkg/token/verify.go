@@ -4,27 +4,28 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// ErrInvalid says that a token is no good: the answer is 401. The text after it names the rule that the token broke,
-// never any part of the token.
+// ErrInvalid refuses a token: the response is 401. Its text names the rule that the token breaks, and never holds any part
+// of the token.
 var ErrInvalid = errors.New("invalid token")
 
-// Principal is who a verified token speaks for and what it may read.
+// Principal is the owner of a verified token and what the token may read.
 type Principal struct {
 	Owner   export.Owner
 	Scopes  Scopes
 	Expires time.Time // the exp claim; the token is accepted up to Config.Skew longer
 }
 
-// Verify returns the principal of a token, ErrInvalid when the token is no good, or export.ErrUnavailable when its
-// issuer cannot say (503). What the token says of itself is checked before any key is looked for, so that a token
-// which cannot pass causes no fetch.
+// Verify returns the principal of a token, ErrInvalid when the token is refused, or export.ErrUnavailable when its issuer
+// cannot be reached (503). It checks the claims before it looks for the key, so that a token that cannot pass causes no
+// fetch.
 func (v *Verifier) Verify(ctx context.Context, raw string) (Principal, error) {
-	if v.opaque != nil && v.opaque.takes(raw) {
+	if v.opaque != nil && v.opaque.applies(raw) {
 		return v.verifyOpaque(ctx, raw)
 	}
 	t, err := parse(raw)
@@ -54,33 +55,27 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Principal, error) {
 		return Principal{}, fmt.Errorf("keys of issuer %q: %w", iss.name, err)
 	}
 	if verifier.Verify(t.signed, t.signature, key) != nil {
-		return Principal{}, invalid("signature does not verify") // the library's reason adds nothing but risk
+		return Principal{}, invalid("signature does not verify") // the library's error may quote the token
 	}
 	return claimed, nil
 }
 
-// verifyOpaque is Verify for a token that only its issuer can read. An answer may be up to a minute old, and times go on
-// meanwhile.
+// verifyOpaque verifies a token by introspection. It checks the times at each use, because the verdict may be cached.
 func (v *Verifier) verifyOpaque(ctx context.Context, raw string) (Principal, error) {
-	known, err := v.opaque.find(ctx, raw)
+	found, err := v.opaque.find(ctx, raw)
 	if err != nil {
 		return Principal{}, err
 	}
-	if err := v.checkTimes(known.claims); err != nil {
+	if err := v.checkTimes(found.claims); err != nil {
 		return Principal{}, err
 	}
-	return known.principal, nil
+	return found.principal, nil
 }
 
 func (v *Verifier) checkTimes(c claims) error {
 	now := v.now()
-	switch {
-	case !now.Before(c.expires.Add(v.skew)):
-		return invalid("expired")
-	case now.Add(v.skew).Before(c.notBefore):
-		return invalid("not valid yet")
-	case now.Add(v.skew).Before(c.issuedAt):
-		return invalid("issued in the future")
+	if err := c.check(now, v.skew); err != nil {
+		return err
 	}
 	if v.maxLifetime == 0 {
 		return nil
@@ -96,14 +91,7 @@ func (v *Verifier) checkTimes(c claims) error {
 }
 
 func intersect(a, b []string) bool {
-	for _, x := range a {
-		for _, y := range b {
-			if x == y {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(a, func(x string) bool { return slices.Contains(b, x) })
 }
 
 func invalid(rule string) error { return fmt.Errorf("%w: %s", ErrInvalid, rule) }

@@ -1,4 +1,4 @@
-// Command auth is the token service: registered clients get access tokens from it (SMART Backend Services).
+// Command auth is the token service: it issues access tokens to registered clients (SMART Backend Services).
 package main
 
 import (
@@ -10,7 +10,7 @@ import (
 
 func main() { config.Main("auth", run) }
 
-// run is the whole process: configuration, parts, listeners, until the context ends.
+// run loads the configuration and serves until the context ends.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	cfg, checkOnly, err := load(ctx, args, environ)
 	if err != nil || checkOnly {

@@ -57,7 +57,7 @@ type settings struct {
 	base *url.URL
 }
 
-// Validate refuses what cannot work.
+// Validate returns every problem in one error.
 func (c *settings) Validate() (err error) {
 	var problems []error
 	add := func(variable string, err error) {
@@ -92,7 +92,7 @@ func (c *settings) limits() authstore.Limits {
 	return authstore.Limits{Window: c.Window, PerAddress: c.OfAddress, PerClient: c.OfClient}
 }
 
-// checkTokenURL wants https: what a client with a secret sends there can be used by whoever reads it.
+// checkTokenURL requires https, because anyone who reads a client secret in transit can use it.
 func checkTokenURL(text string) error {
 	if _, err := tokenapi.Issuer(text); err != nil {
 		return err
@@ -103,7 +103,7 @@ func checkTokenURL(text string) error {
 	}
 	ip, err := netip.ParseAddr(u.Hostname())
 	if u.Scheme != "https" && u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
-		return errors.New("wants https, or http on loopback")
+		return errors.New("must be https, or http on loopback")
 	}
 	return nil
 }
@@ -150,12 +150,13 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		}
 	}
 	api := tokenapi.Defaults()
-	if api.Client, err = cfg.Common.Client(); err != nil {
+	if api.HTTPClient, err = cfg.Common.Client(); err != nil {
 		return err
 	}
-	api.TokenURL, api.Audience, api.Life = cfg.TokenURL, cfg.base.String(), cfg.Life
-	api.Secrets, api.Replay, api.Limits, api.Proxies, api.Logger = cfg.Secrets, cfg.Replay, cfg.limits(), cfg.Proxies, log
-	service, err := tokenapi.New(api, tokenapi.Parts{
+	api.TokenURL, api.Audience, api.Lifetime = cfg.TokenURL, cfg.base.String(), cfg.Life
+	api.ClientSecrets, api.AllowReplay = cfg.Secrets, cfg.Replay
+	api.Limits, api.Proxies, api.Logger = cfg.limits(), cfg.Proxies, log
+	service, err := tokenapi.New(api, tokenapi.Deps{
 		Store: store, Keys: keys, Clients: clients.New(file, store), Audit: events, Registry: registry,
 	})
 	if err != nil {
@@ -166,14 +167,14 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = public.Close() }() // for a start that fails
+	defer func() { _ = public.Close() }() // if the start fails
 	private, err := config.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = private.Close() }()
 	if cfg.Replay {
-		log.Warn("assertions may be used again (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
+		log.Warn("used assertions are accepted (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
 	}
 	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
 	return rungroup.Run(ctx,
@@ -183,7 +184,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	)
 }
 
-// withProbes adds the probes to the public listener, as the API has them on its own.
+// withProbes adds the probes to the public listener, as on the API's.
 func withProbes(service *tokenapi.Service) http.Handler {
 	probes := health.Probes(service.Checks(), time.Now)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

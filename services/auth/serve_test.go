@@ -23,7 +23,7 @@ func environment(redis string, more ...string) []string {
 	}, more...)
 }
 
-// What would keep the service from starting is known to --check-config, all of it at once, and no secret is told.
+// --check-config reports every problem at once, and no secret.
 func TestCheckConfig(t *testing.T) {
 	clients := filepath.Join(t.TempDir(), "clients.yaml")
 	if err := os.WriteFile(clients, []byte("clients: [{id: a}]"), 0o600); err != nil {
@@ -31,7 +31,7 @@ func TestCheckConfig(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		set  []string
-		says []string
+		want []string
 	}{
 		"good":          {nil, nil},
 		"on loopback":   {[]string{"SLUICE_AUTH_TOKEN_URL=http://127.0.0.1:1/auth/token"}, nil},
@@ -56,23 +56,22 @@ func TestCheckConfig(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := run(t.Context(), []string{"--check-config"}, environment("redis://127.0.0.1:1", test.set...), io.Discard)
-			if (err == nil) != (test.says == nil) {
+			if (err == nil) != (test.want == nil) {
 				t.Fatalf("%v", err)
 			}
-			for _, word := range test.says {
+			for _, word := range test.want {
 				if !strings.Contains(err.Error(), word) {
-					t.Errorf("%v says nothing about %s", err, word)
+					t.Errorf("%v does not mention %s", err, word)
 				}
 			}
 			if err != nil && strings.Contains(err.Error(), "hush") {
-				t.Errorf("%v tells a secret", err)
+				t.Errorf("%v contains a secret", err)
 			}
 		})
 	}
 }
 
-// The service starts while Redis is down and says that it is not ready; it serves as soon as Redis is back, and when it
-// is stopped it leaves nothing behind.
+// The service starts while Redis is down and is not ready. It serves when Redis is back, and stops without leaks.
 func TestStartWithoutRedisAndStop(t *testing.T) {
 	redis := miniredis.RunT(t)
 	address := redis.Addr()
@@ -125,7 +124,7 @@ func TestStartWithoutRedisAndStop(t *testing.T) {
 	if err := redis.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(time.Minute) // a guard against waiting for ever
+	deadline := time.Now().Add(time.Minute) // against an endless loop
 	for ask("http://"+ready.Public+"/jwks") != 200 {
 		if time.Now().After(deadline) {
 			t.Fatal("no keys after Redis is back")

@@ -39,7 +39,7 @@ func newAuthClient(t *testing.T, id, redis, at string) authClient {
 	sluice(t, 0, "admin", "client", "register", "--redis", redis, "--id", id, "--jwks-file", name+".jwks.json", "--scope", "system/*.rs")
 	key, err := os.ReadFile(name + ".key.json")
 	must(t, err)
-	signer, err := token.ReadSigner(key)
+	signer, err := token.ParseSigner(key, token.AssertionAlgorithms()...)
 	must(t, err)
 	return authClient{t: t, id: id, signer: signer, at: at}
 }

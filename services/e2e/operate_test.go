@@ -60,7 +60,7 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 		t.Errorf("it ended with %d", code)
 	}
 
-	s.admin(0, "intake", "pause", "--reason", "a test", "--audit-log", log)
+	s.admin(0, "kickoffs", "pause", "--reason", "a test", "--audit-log", log)
 	resp := s.request(http.MethodGet, publicBase+"/Group/"+group+"/$export", "everything", nil)
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("kick-off while the intake is paused: %s", resp.Status)
@@ -75,7 +75,7 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)
 	}
 	s.onlyManifestIsStored(status, m)
-	s.admin(0, "intake", "resume", "--audit-log", log)
+	s.admin(0, "kickoffs", "resume", "--audit-log", log)
 	s.kickoff(group, "")
 	sluice(t, 0, "admin", "audit", "verify", log)
 }

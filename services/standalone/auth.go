@@ -26,12 +26,12 @@ import (
 // authPath is where the token service is mounted, beside the FHIR base.
 const authPath = "/auth"
 
-// authService is the token service of a standalone server. Its signing keys live in the embedded Redis and end with the
-// process, so the secret that seals them is one of this process, too.
+// authService is the token service of a standalone server. Its signing keys are in the embedded Redis and end with the
+// process, so they are sealed with a random secret.
 type authService struct {
 	service *tokenapi.Service
 	store   *authstore.Store
-	file    *clients.File // nil: there are no clients
+	file    *clients.File // nil: no clients
 	name    string        // iss of its tokens
 }
 
@@ -62,14 +62,14 @@ func openAuth(
 		return nil, err
 	}
 	cfg := tokenapi.Defaults()
-	cfg.TokenURL, cfg.Audience, cfg.Secrets, cfg.Logger = a.tokenURL(), base.String(), true, log
-	a.service, err = tokenapi.New(cfg, tokenapi.Parts{
+	cfg.TokenURL, cfg.Audience, cfg.ClientSecrets, cfg.Logger = a.tokenURL(), base.String(), true, log
+	a.service, err = tokenapi.New(cfg, tokenapi.Deps{
 		Store: a.store, Keys: keys, Clients: clients.New(a.file, a.store), Audit: events, Registry: registry,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return a, a.service.Refresh(ctx) // so that the first token is signed, and its key known, as soon as anybody asks
+	return a, a.service.Refresh(ctx) // the first token needs a key
 }
 
 func (a *authService) close() error {
@@ -79,7 +79,7 @@ func (a *authService) close() error {
 
 func (a *authService) tokenURL() string { return a.name + "/token" }
 
-// owners are the clients that there are at the start, as owners of exports.
+// owners returns the clients as owners of exports.
 func (a *authService) owners() []export.Owner {
 	if a.file == nil {
 		return nil
@@ -91,20 +91,20 @@ func (a *authService) owners() []export.Owner {
 	return owners
 }
 
-// issuer is how the API knows the service. The key set's URL is for the client below, which asks the service itself: there
-// is no way over a listener that TLS, or a name that is known elsewhere only, could be in.
+// issuer returns the service as an issuer of the API. The URL of the key set works only with the client below, which
+// calls the service in process: the public name or certificate may not be valid on this machine.
 func (a *authService) issuer(audience string) token.Issuer {
 	return token.Issuer{Name: a.name, Audiences: []string{audience}, JWKSURL: "http://localhost" + authPath + "/jwks"}
 }
 
 func (a *authService) client() *http.Client { return &http.Client{Transport: inProcess{a.service}} }
 
-// inProcess is a transport to a handler of this process.
+// inProcess is a transport that calls a handler.
 type inProcess struct{ handler http.Handler }
 
-// RoundTrip has the handler answer.
+// RoundTrip implements http.RoundTripper.
 func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
-	w := &heldAnswer{header: http.Header{}, status: http.StatusOK}
+	w := &response{header: http.Header{}, status: http.StatusOK}
 	p.handler.ServeHTTP(w, r)
 	return &http.Response{
 		Status: http.StatusText(w.status), StatusCode: w.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -112,18 +112,18 @@ func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// heldAnswer is an answer in memory: of a key set, which is small.
-type heldAnswer struct {
+// response buffers a response. Key sets are small.
+type response struct {
 	header http.Header
 	status int
 	body   bytes.Buffer
 }
 
-func (w *heldAnswer) Header() http.Header            { return w.header }
-func (w *heldAnswer) WriteHeader(status int)         { w.status = status }
-func (w *heldAnswer) Write(part []byte) (int, error) { return w.body.Write(part) }
+func (w *response) Header() http.Header            { return w.header }
+func (w *response) WriteHeader(status int)         { w.status = status }
+func (w *response) Write(part []byte) (int, error) { return w.body.Write(part) }
 
-// beside serves the token service below its path and everything else as before.
+// beside serves the token service below its path, and all other paths with the other handler.
 func (a *authService) beside(others http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, authPath+"/") {

@@ -1,5 +1,5 @@
-// Command standalone is all of Sluice in one process with embedded parts: for a laptop and for the demo. No server has
-// to be installed. Jobs live in memory and end with the process; what they left behind is swept at the next start.
+// Command standalone runs all services of Sluice in one process with an embedded Redis and object store, for a laptop and
+// for the demo. Jobs are kept in memory and end with the process; their files are deleted at the next start.
 package main
 
 import (

@@ -17,14 +17,14 @@ import (
 )
 
 type options struct {
-	data      string        // folder of NDJSON; empty: a sample population is generated
+	data      string        // folder of NDJSON; empty: a generated sample
 	addr      string        // public listener
 	state     string        // keys, objects, sample data and quickstart.json
 	baseURL   string        // public FHIR base; empty: from the listener
 	access    string        // access file; empty: the demo subject may export everything
 	clients   string        // file of registered clients; empty: there are none
 	retention time.Duration // of finished jobs
-	encrypt   bool          // what is exported, with keys that end with the process, as jobs do
+	encrypt   bool          // encrypts exported files, with keys that end with the process, as jobs do
 	tlsCert   string        // certificate (PEM); empty: plain HTTP
 	tlsKey    string        // its key
 	verbose   bool
@@ -34,18 +34,18 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("standalone", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&o.data, "data", "", "folder of .ndjson and .ndjson.gz files; without it a sample is generated")
-	flags.StringVar(&o.addr, "addr", "127.0.0.1:8080", "host:port to serve on; port 0 picks a free one")
+	flags.StringVar(&o.data, "data", "", "folder of .ndjson and .ndjson.gz files; default: a generated sample")
+	flags.StringVar(&o.addr, "addr", "127.0.0.1:8080", "host:port of the listener; port 0 picks a free port")
 	flags.StringVar(&o.state, "state", "", "folder for keys, exported files and quickstart.json (required)")
 	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http(s)://ADDR/fhir")
 	flags.StringVar(&o.access, "access", "", "access file (YAML); default: the demo subject may export everything")
 	flags.StringVar(&o.clients, "clients", "",
-		"file of clients (YAML, docs/auth.md) that get tokens at /auth/token; default: there are none")
+		"file of clients of /auth/token (YAML, docs/auth.md); default: none")
 	flags.DurationVar(&o.retention, "retention", 168*time.Hour, "how long finished exports are kept")
 	flags.BoolVar(&o.encrypt, "encrypt", false, "encrypt exported files (docs/encryption.md)")
-	flags.StringVar(&o.tlsCert, "tls-cert", "", "certificate (PEM file) to serve TLS with; read again when it changes")
-	flags.StringVar(&o.tlsKey, "tls-key", "", "its key (PEM file)")
-	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only trouble")
+	flags.StringVar(&o.tlsCert, "tls-cert", "", "certificate (PEM file) for TLS; reloaded when it changes")
+	flags.StringVar(&o.tlsKey, "tls-key", "", "key of the certificate (PEM file)")
+	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only warnings")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
@@ -57,17 +57,17 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		errs = append(errs, errors.New("--state is required"))
 	}
 	if o.retention <= 0 {
-		errs = append(errs, errors.New("--retention must be more than zero"))
+		errs = append(errs, errors.New("--retention must be positive"))
 	}
 	if (o.tlsCert == "") != (o.tlsKey == "") {
-		errs = append(errs, errors.New("--tls-cert and --tls-key must be given both or neither"))
+		errs = append(errs, errors.New("--tls-cert and --tls-key must be set together"))
 	}
 	if o.baseURL != "" {
 		if _, err := config.BaseURL(o.baseURL); err != nil {
 			errs = append(errs, fmt.Errorf("--base-url: %w", err))
 		}
 	}
-	// The embedded object store changes the working directory, so no path may be relative to it.
+	// The embedded object store changes the working directory, so paths must be absolute.
 	for _, path := range []*string{&o.data, &o.state, &o.access, &o.clients, &o.tlsCert, &o.tlsKey} {
 		if *path == "" {
 			continue
@@ -81,7 +81,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	return o, errors.Join(errs...)
 }
 
-// serving says how the one listener serves, and by which scheme.
+// serving returns the options and the scheme of the listener.
 func (o options) serving(log *slog.Logger, registry prometheus.Registerer) ([]httpserver.Option, string, error) {
 	options := []httpserver.Option{httpserver.WithLog(log)}
 	if o.tlsCert == "" {

@@ -9,23 +9,22 @@ import (
 	"strings"
 )
 
-// demoSubject may export everything unless an access file says otherwise.
+// demoSubject may export everything unless there is an access file.
 const demoSubject = "demo"
 
 const demoScope = "system/*.rs"
 
-// quickstart is what a client needs to begin, written to STATE/quickstart.json once the server serves.
+// quickstart is what a client needs. It is written to STATE/quickstart.json when the server is ready.
 type quickstart struct {
-	BaseURL string `json:"base_url"` // the FHIR base
-	Subject string `json:"subject"`  // a subject that may export everything, unless --access was given
-	Scope   string `json:"scope"`
-	State   string `json:"state"`
-	Group   string `json:"group,omitempty"` // a group to begin with
-	// Operator is the URL of the operator's page; none: it is not shown.
-	Operator string `json:"operator_url,omitempty"`
+	BaseURL  string `json:"base_url"` // the FHIR base
+	Subject  string `json:"subject"`  // a subject that may export everything, unless --access was given
+	Scope    string `json:"scope"`
+	State    string `json:"state"`
+	Group    string `json:"group,omitempty"`        // a group to export
+	Operator string `json:"operator_url,omitempty"` // URL of the operator's page; empty: not served
 }
 
-// write puts the file in place whole, so that whoever waits for it never reads half of it.
+// write writes the file atomically: clients wait for it.
 func (q quickstart) write() error {
 	text, err := json.MarshalIndent(q, "", "  ")
 	if err != nil {
@@ -49,11 +48,11 @@ func (q quickstart) remove() error {
 	return nil
 }
 
-// print tells a person how to go on.
+// print prints the next steps.
 func (q quickstart) print(w io.Writer) error {
 	page := ""
 	if q.Operator != "" {
-		page = "Watch it, and intervene, in a browser: " + q.Operator + "\n\n"
+		page = "Operator's page: " + q.Operator + "\n\n"
 	}
 	_, err := fmt.Fprintf(w, strings.TrimLeft(`
 Sluice serves FHIR Bulk Data at %[1]s

@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 )
 
-// embeddedRedis is a Redis in this process's memory, behind a password that only this process knows.
+// embeddedRedis is a Redis in the memory of this process, with a random password.
 type embeddedRedis struct {
 	server *miniredis.Miniredis
 	url    string
@@ -27,7 +27,7 @@ func startRedis() (*embeddedRedis, error) {
 	return &embeddedRedis{server: server, url: "redis://:" + password + "@" + server.Addr() + "/0"}, nil
 }
 
-// clock is the part that lets time pass: the embedded server's expiries do not run by themselves.
+// clock advances the time of the embedded server, which does not expire keys by itself.
 func (r *embeddedRedis) clock() rungroup.Component {
 	const tick = 100 * time.Millisecond
 	return rungroup.Component{Name: "redis clock", Run: func(ctx context.Context) error {

@@ -49,7 +49,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return fmt.Errorf("state folder: %w", err)
 	}
 	start := quickstart{Subject: demoSubject, Scope: demoScope, State: opts.state, Group: "GROUP-ID"}
-	if err := start.remove(); err != nil { // one of an earlier run would send clients to a server that is gone
+	if err := start.remove(); err != nil { // of an earlier run: it would send clients to a server that has stopped
 		return err
 	}
 	if opts.data == "" {
@@ -68,8 +68,8 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	defer func() { _ = listener.Close() }() // for a start that fails; a server that ran has closed it already
-	// Behind a base URL of its own there may be a proxy, and to that one everybody is on this machine.
+	defer func() { _ = listener.Close() }() // for a failed start; a server that ran has closed it
+	// With a configured base URL there may be a proxy, which makes every client look local.
 	local := opts.baseURL == "" && config.Loopback(listener.Addr())
 	if opts.baseURL == "" {
 		opts.baseURL = scheme + "://" + listener.Addr().String() + "/fhir"
@@ -171,9 +171,9 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	upkeepConfig := maintenance.Defaults()
-	upkeepConfig.Retention = opts.retention
-	keeper, err := maintenance.New(upkeepConfig, maintenance.Parts{
+	maintenanceConfig := maintenance.Defaults()
+	maintenanceConfig.Retention = opts.retention
+	maintainer, err := maintenance.New(maintenanceConfig, maintenance.Parts{
 		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {
@@ -190,7 +190,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if local {
 		shown = page
 	}
-	served := auth.beside(withOperators(listener.Addr(), public, httpapi.Private(parts), shown))
+	served := auth.beside(withPrivate(listener.Addr(), public, httpapi.Private(parts), shown))
 
 	if err := errors.Join(start.write(), start.print(stdout)); err != nil {
 		return err
@@ -201,31 +201,29 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		rungroup.Component{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(),
 		rungroup.Component{Name: "operator's page", Run: page.Run},
-		rungroup.Component{Name: "ticks", Run: keeper.Tick},
-		rungroup.Component{Name: "survey", Run: keeper.Survey},
+		rungroup.Component{Name: "ticks", Run: maintainer.Tick},
+		rungroup.Component{Name: "survey", Run: maintainer.Survey},
 		rungroup.Component{Name: "tasks", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: redis.url, Concurrency: unitsAtOnce + 1, Express: 1, Drain: time.Second, Logger: log,
-			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Upkeep: keeper.Do, Watch: keeper.Do})
+			}, queue.Handlers{Unit: worker.Handle, Purge: maintainer.Purge, Upkeep: maintainer.Do, Watch: maintainer.Do})
 		}},
 	)
 }
 
-// masterKey returns a master key of this process alone, or none. It needs to live no longer than the jobs, which are kept
-// in memory.
+// masterKey returns a random master key, or none. Like the jobs, it ends with the process.
 func masterKey(wanted bool) config.Envelope {
 	if !wanted {
 		return config.Envelope{}
 	}
 	secret := make([]byte, 32)
-	_, _ = rand.Read(secret) // it never fails
+	_, _ = rand.Read(secret) // never fails
 	return config.Envelope{Keys: "standalone:" + base64.StdEncoding.EncodeToString(secret)}
 }
 
-// withOperators adds what is for operators, /metrics and their page, to the one listener of a standalone server as long
-// as only this machine reaches it. The choice is not a ServeMux's: that one answers paths that are not clean with
-// redirects of its own making. A nil page is not shown.
-func withOperators(addr net.Addr, public, private, page http.Handler) http.Handler {
+// withPrivate adds /metrics and the operator's page to the listener if it is a loopback address. It is not a ServeMux,
+// which redirects unclean paths. A nil page is not served.
+func withPrivate(addr net.Addr, public, private, page http.Handler) http.Handler {
 	if !config.Loopback(addr) {
 		return public
 	}
@@ -241,7 +239,7 @@ func withOperators(addr net.Addr, public, private, page http.Handler) http.Handl
 	})
 }
 
-// sample generates the sample population, once for a state folder.
+// sample generates the sample population, once per state folder.
 func sample(ctx context.Context, state string, stderr io.Writer) (string, error) {
 	dir := filepath.Join(state, "sample")
 	if found, err := filepath.Glob(filepath.Join(dir, "*.ndjson")); err != nil || len(found) > 0 {
@@ -265,7 +263,7 @@ func openAccess(opts options, auth *authService) (directory.Access, error) {
 	return filedir.AllowOnly(owners...), nil
 }
 
-// openTokens trusts the development issuer of this state folder, the token service beside the API, and nobody else.
+// openTokens trusts the development issuer of the state folder and the token service, and no other issuer.
 func openTokens(state, audience string, auth *authService) (*token.Verifier, error) {
 	issuer, err := development.Open(filepath.Join(state, "issuer"))
 	if err != nil {

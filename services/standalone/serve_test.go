@@ -18,7 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
-// The one listener shows the certificate that the flags name, and its base URL says so.
+// The listener uses the certificate of the flags, and the base URL is https.
 func TestServing(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	cert, key := authority.Issue(time.Now().Add(time.Hour), "127.0.0.1").Files(t, t.TempDir())
@@ -51,16 +51,15 @@ func TestServing(t *testing.T) {
 	parsed.tlsKey = cert
 	_, _, err = parsed.serving(slog.New(slog.DiscardHandler), telemetry.NewRegistry())
 	if err == nil || !strings.Contains(err.Error(), "--tls-key") {
-		t.Errorf("a key that is none: %v", err)
+		t.Errorf("a file without a key: %v", err)
 	}
 	if _, err := parse([]string{"--state", "s", "--tls-cert", cert}, io.Discard); err == nil || !strings.Contains(err.Error(), "--tls-key") {
 		t.Errorf("a certificate without a key: %v", err)
 	}
 }
 
-// The one listener of a standalone server has the metrics and the operator's page as long as only this machine reaches it,
-// and every other path is the API's, as it came.
-func TestMetricsAndThePageAreForThisMachine(t *testing.T) {
+// Metrics and the operator's page are served on loopback addresses only. All other paths reach the API unchanged.
+func TestPrivatePathsNeedALoopbackAddress(t *testing.T) {
 	named := func(name string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, name+" "+r.URL.Path) })
 	}
@@ -80,7 +79,7 @@ func TestMetricsAndThePageAreForThisMachine(t *testing.T) {
 		{"::", "/metrics", "public /metrics"},
 		{"192.0.2.1", "/metrics", "public /metrics"},
 	} {
-		handler := withOperators(&net.TCPAddr{IP: net.ParseIP(row.ip)}, named("public"), named("private"), named("page"))
+		handler := withPrivate(&net.TCPAddr{IP: net.ParseIP(row.ip)}, named("public"), named("private"), named("page"))
 		recorder := httptest.NewRecorder()
 		handler.ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, row.path, nil))
 		if got := recorder.Body.String(); recorder.Code != http.StatusOK || got != row.want {
@@ -88,7 +87,7 @@ func TestMetricsAndThePageAreForThisMachine(t *testing.T) {
 		}
 	}
 	recorder := httptest.NewRecorder()
-	withOperators(&net.TCPAddr{IP: net.IPv6loopback}, named("public"), named("private"), nil).
+	withPrivate(&net.TCPAddr{IP: net.IPv6loopback}, named("public"), named("private"), nil).
 		ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/operator/", nil))
 	if got := recorder.Body.String(); got != "public /operator/" {
 		t.Errorf("without a page: %q", got)

@@ -1,5 +1,5 @@
--- KEYS: failures of the address, failures of the client. ARGV: failures to add, window in ms, the most of the address,
--- the most of the client. Returns the ms to wait, 0 when there is nothing to wait for.
+-- KEYS: failures of the address, failures of the client. ARGV: failures to add, window in ms, limit of the address, limit
+-- of the client. Returns the ms to wait, or 0.
 local counts = {}
 for i, key in ipairs(KEYS) do
   if ARGV[1] ~= '0' then

@@ -1,4 +1,4 @@
--- KEYS: the key ring. ARGV: clock. Returns the ring ('' when there is none) and the instant in ms.
+-- KEYS: the key ring. ARGV: clock, or '' for that of Redis. Returns the ring, '' if missing, and the time in ms.
 local now = ARGV[1]
 if now == '' then
   local t = redis.call('TIME')

@@ -1,4 +1,4 @@
--- KEYS: the key ring. ARGV: the ring that has to be there ('' for none), the ring to store.
+-- KEYS: the key ring. ARGV: expected ring ('' for none), new ring. Returns 1 if it was replaced.
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1

@@ -1,6 +1,7 @@
 package clients_test
 
 import (
+	"crypto/elliptic"
 	"errors"
 	"fmt"
 	"os"
@@ -31,7 +32,7 @@ func put(t *testing.T, path, content string) {
 
 func jwks(t *testing.T) string {
 	t.Helper()
-	_, public, err := token.NewClientKey()
+	_, public, err := token.NewKey(elliptic.P384())
 	must(t, err)
 	return strings.ReplaceAll(string(public), "\n", " ")
 }
@@ -61,31 +62,31 @@ clients:
 		}
 	}
 	if _, err := file.Client("other"); !errors.Is(err, export.ErrNotFound) {
-		t.Errorf("a client that is not there: %v", err)
+		t.Errorf("unknown client: %v", err)
 	}
 	if len(file.IDs()) != 3 {
 		t.Errorf("ids %v", file.IDs())
 	}
 
-	put(t, path, "clients: []") // counts at once
+	put(t, path, "clients: []") // has effect at once
 	if _, err := file.Client("url"); !errors.Is(err, export.ErrNotFound) {
 		t.Errorf("a client that was removed: %v", err)
 	}
-	for _, broken := range []string{"clients: [", ""} { // and what cannot be read is never guessed
+	for _, broken := range []string{"clients: [", ""} {
 		put(t, path, broken)
 		if _, err := file.Client("url"); !errors.Is(err, export.ErrUnavailable) || file.Check() == nil {
-			t.Errorf("a file that holds %q: %v", broken, err)
+			t.Errorf("file %q: %v", broken, err)
 		}
 	}
 	must(t, os.Remove(path))
 	if _, err := file.Client("url"); !errors.Is(err, export.ErrUnavailable) {
-		t.Errorf("a file that is gone: %v", err)
+		t.Errorf("missing file: %v", err)
 	}
 	put(t, path, "clients: []")
 	must(t, file.Check())
 }
 
-func TestFilesThatAreRefused(t *testing.T) {
+func TestOpenFileRefuses(t *testing.T) {
 	set, hash := jwks(t), token.HashSecret("confidential")
 	path := filepath.Join(t.TempDir(), "clients.yaml")
 	for name, content := range map[string]string{
@@ -101,7 +102,7 @@ func TestFilesThatAreRefused(t *testing.T) {
 		"bad scope":        "clients: [{id: a, jwks: " + set + ", scope: 'patient/*.rs'}]",
 		"jwks a string":    "clients: [{id: a, jwks: 'x', scope: 'system/*.rs'}]",
 		"secret in clear":  "clients: [{id: a, secret_sha256: confidential, scope: 'system/*.rs'}]",
-		"a tag alone":      "clients: !x foo", // over which the library panics
+		"a tag alone":      "clients: !x foo", // the library panics on it
 		"not even YAML":    "clients: [{id: confidential",
 		"http":             "clients: [{id: a, jwks_url: 'http://confidential.example', scope: 'system/*.rs'}]",
 		"larger than 4 MB": "clients: []\n" + strings.Repeat("#\n", 2<<20),
@@ -116,8 +117,8 @@ func TestFilesThatAreRefused(t *testing.T) {
 	}
 }
 
-// Where both know an id the file counts, and while it cannot be read nobody can say which ids those are.
-func TestRegister(t *testing.T) {
+// The file takes precedence over Redis, and while it cannot be read no client is found.
+func TestRegistry(t *testing.T) {
 	store, err := authstore.Open("redis://"+miniredis.RunT(t).Addr(), nil, nil)
 	must(t, err)
 	defer store.Close()
@@ -150,13 +151,13 @@ func TestRegister(t *testing.T) {
 	}
 	put(t, path, "x")
 	if _, err := register.Client(t.Context(), "redis"); !errors.Is(err, export.ErrUnavailable) || register.Check(t.Context()) == nil {
-		t.Errorf("beside a file that cannot be read: %v", err)
+		t.Errorf("with a malformed file: %v", err)
 	}
 	alone := clients.New(nil, store)
 	if client, err := alone.Client(t.Context(), "both"); err != nil || client.JWKSURL != inRedis || alone.Check(t.Context()) != nil {
 		t.Errorf("without a file: %+v, %v", client, err)
 	}
-	if _, err := alone.Client(t.Context(), "nobody"); !errors.Is(err, export.ErrNotFound) {
-		t.Errorf("nobody: %v", err)
+	if _, err := alone.Client(t.Context(), "unknown"); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("unknown client: %v", err)
 	}
 }

@@ -1,7 +1,6 @@
-// Package clients is the register of the token service: clients in a YAML file, and clients in Redis that the command
-// line has put there. Where both know an id, the file counts.
+// Package clients is the client registry of the token service: a YAML file, and clients that the command line stored in
+// Redis. For an id in both, the file takes precedence.
 //
-// The file is read again when it changes; replace it by renaming. While it is gone or cannot be read as it is, every
-// question is answered with an error that wraps export.ErrUnavailable, also one about a client in Redis: nobody could
-// say whether the file, which counts more, knows it. Errors never quote the file.
+// The file is read again when it changes; replace it by renaming. While it is missing or malformed every lookup fails with
+// export.ErrUnavailable, also of clients in Redis, because the file might have the id. Errors never quote the file.
 package clients

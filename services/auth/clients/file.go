@@ -16,20 +16,20 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// mostFile is the largest file of clients, in bytes. Whoever has more keeps them in Redis.
-const mostFile = 4 << 20
+// maxFile is the size limit of the file, in bytes. More clients fit into Redis.
+const maxFile = 4 << 20
 
-// File is a file of clients. Its methods may be called from any goroutine.
+// File is a client file. Its methods may be called from any goroutine.
 type File struct {
 	path string
 
 	mu      sync.Mutex
-	seen    fs.FileInfo // the file that clients and problem come from
+	seen    fs.FileInfo // of the file that was read
 	clients map[string]token.Client
-	problem error // why there are no clients
+	problem error // why it could not be read
 }
 
-// OpenFile reads the file and fails on everything in it that is not exactly as docs/auth.md says.
+// OpenFile reads the file and refuses everything that docs/auth.md does not allow.
 func OpenFile(path string) (*File, error) {
 	f := &File{path: path}
 	if f.load(); f.problem != nil {
@@ -52,7 +52,7 @@ func (f *File) Client(id string) (token.Client, error) {
 	return client, nil
 }
 
-// IDs are the clients' ids, in no order.
+// IDs are the clients' ids, in no particular order.
 func (f *File) IDs() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -63,7 +63,7 @@ func (f *File) IDs() []string {
 	return ids
 }
 
-// Check reports whether the file can be read as it is now.
+// Check reports whether the file can be read.
 func (f *File) Check() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -85,11 +85,11 @@ func (f *File) refresh() error {
 	return nil
 }
 
-// load reads the file into clients, or problem. The lock is held, or nobody else knows of f yet.
+// load reads the file and sets clients or problem. The lock is held, or f is not shared yet.
 func (f *File) load() {
-	f.clients, f.seen, f.problem = nil, nil, errors.New("was not read to its end") // until it is
+	f.clients, f.seen, f.problem = nil, nil, errors.New("not read") // if the decoder panics
 	var data []byte
-	if data, f.seen, f.problem = configfile.ReadStable(f.path, mostFile); f.problem != nil {
+	if data, f.seen, f.problem = configfile.ReadStable(f.path, maxFile); f.problem != nil {
 		return
 	}
 	if f.clients, f.problem = parse(data); f.problem != nil {
@@ -97,7 +97,7 @@ func (f *File) load() {
 	}
 }
 
-// entry is a client as the file spells it. Its jwks is the JWKS itself: JSON is YAML.
+// entry is a client in the file. Its jwks may be JSON, which is YAML.
 type entry struct {
 	ID           string         `yaml:"id"`
 	JWKSURL      string         `yaml:"jwks_url"`
@@ -114,7 +114,7 @@ func parse(data []byte) (map[string]token.Client, error) {
 		return nil, located(err)
 	}
 	if document.Clients == nil {
-		return nil, errors.New("holds no list of clients; one without any is written clients: []")
+		return nil, errors.New("has no list of clients; an empty list is clients: []")
 	}
 	clients := make(map[string]token.Client, len(*document.Clients))
 	var problems []error
@@ -131,7 +131,7 @@ func parse(data []byte) (map[string]token.Client, error) {
 			problems = append(problems, fmt.Errorf("client %d: %w", i+1, err))
 		}
 		if _, twice := clients[client.ID]; twice {
-			problems = append(problems, fmt.Errorf("client %d: the id stands there twice", i+1))
+			problems = append(problems, fmt.Errorf("client %d: duplicate id", i+1))
 		}
 		clients[client.ID] = client
 	}
@@ -141,11 +141,11 @@ func parse(data []byte) (map[string]token.Client, error) {
 	return clients, nil
 }
 
-// located keeps the line of the decoder's error and drops its text, which quotes the file.
+// located returns the line of the decoder's error without its text, which quotes the file.
 func located(err error) error {
 	var at yaml.Error
 	if errors.As(err, &at) && at.GetToken() != nil && at.GetToken().Position != nil {
-		return fmt.Errorf("line %d: not YAML of the form that docs/auth.md shows", at.GetToken().Position.Line)
+		return fmt.Errorf("line %d: not in the format of docs/auth.md", at.GetToken().Position.Line)
 	}
-	return errors.New("not YAML of the form that docs/auth.md shows")
+	return errors.New("not in the format of docs/auth.md")
 }

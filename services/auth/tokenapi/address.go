@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// address returns where a request comes from, for counting: of IPv6 the /64, which one machine has to itself. Behind
-// proxies that are believed it is the last address in X-Forwarded-For that is not one of theirs; what a client wrote
-// there itself stands before it and is not looked at.
+// address returns the source of a request for counting failures; for IPv6 it is the /64, which is usually one machine's.
+// Behind trusted proxies it is the last address in X-Forwarded-For that is not a trusted proxy. Addresses before it may be
+// forged and are ignored.
 func (s *Service) address(r *http.Request) string {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {

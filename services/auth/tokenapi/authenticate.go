@@ -13,23 +13,23 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// proof is what a request brings to show who its client is: an assertion, or an id and a secret.
+// proof is how a request authenticates its client: by an assertion, or by an id and a secret.
 type proof struct {
-	client    string // who it says it is
+	client    string // claimed id
 	assertion *token.Assertion
 	secret    string
 	basic     bool
-	flaw      error // what is wrong with it whoever the client is; nil when nothing is
+	flaw      error // why no client could authenticate with it; nil if one could
 }
 
-// readProof finds the one proof of a request. Several, or one in a place where none is taken, is a request that makes no
-// sense (RFC 6749 section 2.3); one that cannot be good is a failed authentication.
+// readProof returns the proof of a request. Several proofs, or one in an unsupported place, are an invalid request (RFC 6749
+// section 2.3); a malformed one is a failed authentication.
 func (s *Service) readProof(r *http.Request, form map[string]string) (proof, *problem) {
 	headers := r.Header.Values("Authorization")
 	asserted := form["client_assertion"] != "" || form["client_assertion_type"] != ""
 	switch {
 	case form["client_secret"] != "":
-		return proof{}, invalidRequest("client_secret is not taken: use HTTP Basic, or client_assertion")
+		return proof{}, invalidRequest("client_secret is not supported: use HTTP Basic or client_assertion")
 	case len(headers) > 1 || len(headers) == 1 && asserted:
 		return proof{}, invalidRequest("more than one way to authenticate in one request")
 	case len(headers) == 1:
@@ -41,7 +41,7 @@ func (s *Service) readProof(r *http.Request, form map[string]string) (proof, *pr
 	case form["client_assertion"] == "":
 		return proof{}, invalidRequest("client_assertion is missing")
 	}
-	assertion, err := s.assertions.Read(form["client_assertion"])
+	assertion, err := s.assertions.Parse(form["client_assertion"])
 	if err != nil {
 		return proof{flaw: err}, nil
 	}
@@ -54,7 +54,7 @@ func (s *Service) readProof(r *http.Request, form map[string]string) (proof, *pr
 
 // readBasic reads HTTP Basic, whose id and secret are form-urlencoded once more (RFC 6749 section 2.3.1).
 func readBasic(header, clientID string) proof {
-	bad := proof{basic: true, flaw: errors.New("no Authorization of HTTP Basic with a client's id and secret")}
+	bad := proof{basic: true, flaw: errors.New("Authorization is not HTTP Basic with a client id and secret")}
 	scheme, encoded, _ := strings.Cut(header, " ")
 	text, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(encoded))
 	if !strings.EqualFold(scheme, "Basic") || err != nil {
@@ -68,15 +68,15 @@ func readBasic(header, clientID string) proof {
 	}
 	p := proof{basic: true, client: client, secret: secret}
 	if clientID != "" && clientID != client {
-		p.flaw = errors.New("client_id is not the one of the Authorization")
+		p.flaw = errors.New("client_id differs from the id in Authorization")
 	}
 	return p
 }
 
-// authenticate returns the client that a proof is good for. Failures are counted, and too many of them are answered
-// without another look.
+// authenticate returns the client that the proof authenticates. It counts failures, and after too many of them refuses
+// without a check.
 func (s *Service) authenticate(ctx context.Context, p proof, address string) (token.Client, *problem) {
-	wait, err := s.parts.Store.Wait(ctx, s.cfg.Limits, p.client, address)
+	wait, err := s.deps.Store.Wait(ctx, s.cfg.Limits, p.client, address)
 	if err != nil {
 		return token.Client{}, unavailable(err)
 	}
@@ -84,10 +84,10 @@ func (s *Service) authenticate(ctx context.Context, p proof, address string) (to
 		return token.Client{}, limited(wait)
 	}
 	client, refused := s.prove(ctx, p)
-	if refused == nil || refused.ours || refused.code != "invalid_client" {
+	if refused == nil || refused.notCounted || refused.code != "invalid_client" {
 		return client, refused
 	}
-	if err := s.parts.Store.Failed(ctx, s.cfg.Limits, p.client, address); err != nil {
+	if err := s.deps.Store.Failed(ctx, s.cfg.Limits, p.client, address); err != nil {
 		return token.Client{}, unavailable(err)
 	}
 	return token.Client{}, refused
@@ -97,23 +97,23 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 	if p.flaw != nil {
 		refused := unauthenticated(p.basic, p.flaw)
 		if errors.Is(p.flaw, token.ErrInvalid) {
-			// What an assertion says of itself is judged before anybody is looked for, so that this tells nothing.
+			// The assertion alone is at fault, so the text does not show whether the client exists.
 			refused.text = "client_assertion: " + p.flaw.Error()
 		}
 		return token.Client{}, refused
 	}
-	client, err := s.parts.Clients.Client(ctx, p.client)
+	client, err := s.deps.Clients.Client(ctx, p.client)
 	switch {
 	case errors.Is(err, export.ErrNotFound):
-		client = token.Client{} // and go on: it fails like any other
+		client = token.Client{} // fails below like a wrong proof
 	case errors.Is(err, export.ErrUnavailable):
 		return token.Client{}, unavailable(err)
 	case err != nil:
 		return token.Client{}, broken(err)
 	}
 	if p.basic {
-		if !client.HasSecret(p.secret) || !s.cfg.Secrets {
-			return token.Client{}, unauthenticated(true, errors.New("not this secret, or no client of that method"))
+		if !client.HasSecret(p.secret) || !s.cfg.ClientSecrets {
+			return token.Client{}, unauthenticated(true, errors.New("wrong secret, or no client with a secret"))
 		}
 		return client, nil
 	}
@@ -122,21 +122,21 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 	}
 	if err := s.assertions.Verify(ctx, p.assertion, client); err != nil {
 		refused := unauthenticated(false, err)
-		refused.ours = errors.Is(err, export.ErrUnavailable) // its keys cannot be had, and that may be our network
+		refused.notCounted = errors.Is(err, export.ErrUnavailable) // may be the fault of our network
 		return token.Client{}, refused
 	}
-	return client, s.spend(ctx, p.assertion)
+	return client, s.useOnce(ctx, p.assertion)
 }
 
-// spend makes sure that an assertion is used once (B-21). It comes after the signature: nobody can spend the id
-// of somebody else's assertion.
-func (s *Service) spend(ctx context.Context, assertion *token.Assertion) *problem {
-	keep := s.assertions.Keep(assertion).Sub(s.cfg.Now())
-	first, err := s.parts.Store.UseOnce(ctx, assertion.Client, assertion.ID, keep+time.Second)
+// useOnce refuses an assertion that was used before (B-21). It comes after the check of the signature, so that only the
+// client can use up a jti.
+func (s *Service) useOnce(ctx context.Context, assertion *token.Assertion) *problem {
+	remember := s.assertions.RememberUntil(assertion).Sub(s.cfg.Now())
+	first, err := s.deps.Store.UseOnce(ctx, assertion.Client, assertion.ID, remember+time.Second)
 	if err != nil {
 		return unavailable(err)
 	}
-	if !first && !s.cfg.Replay {
+	if !first && !s.cfg.AllowReplay {
 		return unauthenticated(false, errors.New("the assertion was used before"))
 	}
 	return nil

@@ -12,20 +12,20 @@ import (
 )
 
 const (
-	mostBody       = 64 << 10 // bytes
-	mostParameters = 20
+	maxBody       = 64 << 10 // bytes
+	maxParameters = 20
 )
 
-// parameters are those that the service reads. An error names one of these and no other.
+// parameters are those that the service reads. Errors name no others.
 var parameters = []string{
 	"grant_type", "scope", "client_id", "client_secret", "client_assertion_type", "client_assertion",
 }
 
-// readForm reads the parameters of a token request. Everything that RFC 6749 section 3.2 forbids is refused: parameters
-// in the URL, where logs keep them, and one that stands twice. One without a value counts as left out.
+// readForm reads the parameters of a token request. It refuses what RFC 6749 section 3.2 forbids: parameters in the URL,
+// which is logged, and repeated ones. A parameter without a value counts as omitted.
 func readForm(w http.ResponseWriter, r *http.Request) (map[string]string, *problem) {
 	if r.URL.RawQuery != "" {
-		return nil, invalidRequest("parameters belong into the body, not into the URL")
+		return nil, invalidRequest("parameters must be in the body, not in the URL")
 	}
 	media, options, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset := strings.ToLower(options["charset"])
@@ -35,7 +35,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (map[string]string, *probl
 	if r.Header.Get("Content-Encoding") != "" {
 		return nil, unsupported("the body must not have a Content-Encoding")
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	if errors.As(err, &tooLarge) {
 		p := invalidRequest("the body is larger than 64 KiB")
@@ -43,7 +43,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (map[string]string, *probl
 		return nil, p
 	}
 	if err != nil {
-		return nil, invalidRequest("the body did not arrive").because(err)
+		return nil, invalidRequest("the body could not be read").because(err)
 	}
 	return parseForm(string(body))
 }
@@ -62,8 +62,8 @@ func parseForm(body string) (map[string]string, *problem) {
 		if pair == "" {
 			continue
 		}
-		if count++; count > mostParameters {
-			return nil, invalidRequest("more than %d parameters", mostParameters)
+		if count++; count > maxParameters {
+			return nil, invalidRequest("more than %d parameters", maxParameters)
 		}
 		rawName, rawValue, _ := strings.Cut(pair, "=")
 		name, err1 := url.QueryUnescape(rawName)
@@ -73,9 +73,9 @@ func parseForm(body string) (map[string]string, *problem) {
 		}
 		if seen[name] {
 			if slices.Contains(parameters, name) {
-				return nil, invalidRequest("%s stands twice", name)
+				return nil, invalidRequest("%s is repeated", name)
 			}
-			return nil, invalidRequest("a parameter stands twice")
+			return nil, invalidRequest("a parameter is repeated")
 		}
 		seen[name] = true
 		if value != "" && slices.Contains(parameters, name) {

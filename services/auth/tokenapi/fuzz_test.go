@@ -18,7 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
 )
 
-// FuzzForm: whatever stands in a body, there is an answer of RFC 6749, and nobody who is not registered gets a token.
+// FuzzForm: every body gets a 4xx response of RFC 6749, because no client is registered.
 func FuzzForm(f *testing.F) {
 	store, err := authstore.Open("redis://"+miniredis.RunT(f).Addr(), nil, nil)
 	must(f, err)
@@ -29,7 +29,7 @@ func FuzzForm(f *testing.F) {
 	events, err := audit.Open(audit.Config{Path: filepath.Join(f.TempDir(), "audit.ndjson"), Process: "auth"})
 	must(f, err)
 	defer events.Close()
-	service, err := tokenapi.New(cfg, tokenapi.Parts{
+	service, err := tokenapi.New(cfg, tokenapi.Deps{
 		Store: store, Clients: clients.New(nil, store), Audit: events, Registry: prometheus.NewRegistry(),
 	})
 	must(f, err)

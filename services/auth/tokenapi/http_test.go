@@ -17,7 +17,6 @@ import (
 
 	"github.com/alicebob/miniredis/v2/server"
 	"github.com/sluice-fhir/sluice/pkg/audit"
-	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
 )
@@ -38,9 +37,9 @@ func get(t *testing.T, target, contentType string, into any) http.Header {
 
 // B-17, and RFC 6749 section 3.2.
 func TestRequestForms(t *testing.T) {
-	w := newWorld(t, nil)
-	w.app(everything)
-	good := func() string { return w.form(w.asserted(nil), everything).Encode() }
+	f := newFixture(t, nil)
+	f.app(everything)
+	good := func() string { return f.form(f.asserted(nil), everything).Encode() }
 	contentType := func(value string) func(*http.Request) {
 		return func(r *http.Request) { r.Header.Set("Content-Type", value) }
 	}
@@ -73,7 +72,7 @@ func TestRequestForms(t *testing.T) {
 		"not UTF-8":             {"POST", "", good() + "&x=%ff", none, 400},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := w.send(test.method, w.url+test.query, test.body, test.change)
+			r := f.send(test.method, f.url+test.query, test.body, test.change)
 			wantError(t, r, test.status, "invalid_request")
 			if test.status == http.StatusMethodNotAllowed && r.header.Get("Allow") != "POST" {
 				t.Errorf("Allow is %q", r.header.Get("Allow"))
@@ -81,14 +80,14 @@ func TestRequestForms(t *testing.T) {
 		})
 	}
 	for _, body := range []string{good(), good() + "&&", good() + "&x=1&refresh_token=", "client_id=&" + good()} {
-		wantToken(t, w.send("POST", w.url, body, contentType("application/x-www-form-urlencoded; charset=UTF-8")), everything)
+		wantToken(t, f.send("POST", f.url, body, contentType("application/x-www-form-urlencoded; charset=UTF-8")), everything)
 	}
 	for path, want := range map[string]int{"/jwks": 405, "/.well-known/smart-configuration": 405, "/": 404, "/token/": 404, "/tokens": 404} {
-		if r := w.send("POST", w.base+path, ""); r.status != want {
+		if r := f.send("POST", f.base+path, ""); r.status != want {
 			t.Errorf("POST %s: %d, want %d", path, r.status, want)
 		}
 	}
-	if r := w.send("GET", strings.TrimSuffix(w.base, "/auth")+"/token", ""); r.status != 404 {
+	if r := f.send("GET", strings.TrimSuffix(f.base, "/auth")+"/token", ""); r.status != 404 {
 		t.Errorf("/token besides the token URL: %d", r.status)
 	}
 }
@@ -111,11 +110,11 @@ func basic(id, secret string) func(*http.Request) {
 func TestClientSecrets(t *testing.T) {
 	secret := token.NewSecret()
 	bare := url.Values{"grant_type": {"client_credentials"}, "scope": {everything}}
-	on := newWorld(t, func(c *tokenapi.Config) { c.Secrets = true })
-	off := newWorld(t, nil)
-	for _, w := range []*world{on, off} {
-		w.app(everything)
-		w.register(token.Client{ID: "a:b/c", SecretHash: token.HashSecret(secret)})
+	on := newFixture(t, func(c *tokenapi.Config) { c.ClientSecrets = true })
+	off := newFixture(t, nil)
+	for _, f := range []*fixture{on, off} {
+		f.app(everything)
+		f.register(token.Client{ID: "a:b/c", SecretHash: token.HashSecret(secret)})
 	}
 	wantToken(t, on.post(bare, basic("a:b/c", secret)), everything)
 	wantToken(t, on.post(bare, basic("a:b/c", secret)), everything)
@@ -124,7 +123,7 @@ func TestClientSecrets(t *testing.T) {
 		return func(r *http.Request) { r.Header.Set("Authorization", header) }
 	}
 	for name, test := range map[string]struct {
-		w      *world
+		f      *fixture
 		change func(*http.Request)
 	}{
 		"switched off":            {off, basic("a:b/c", secret)},
@@ -132,7 +131,7 @@ func TestClientSecrets(t *testing.T) {
 		"its hash":                {on, basic("a:b/c", token.HashSecret(secret))},
 		"no secret":               {on, basic("a:b/c", "")},
 		"no id":                   {on, basic("", secret)},
-		"unknown client":          {on, basic("nobody", secret)},
+		"unknown client":          {on, basic("stranger", secret)},
 		"a client with keys":      {on, basic("app", secret)},
 		"a client with keys only": {on, basic("app", strings.Repeat("-", 64))},
 		"Bearer":                  {on, raw("Bearer " + secret)},
@@ -142,17 +141,17 @@ func TestClientSecrets(t *testing.T) {
 		"empty":                   {on, raw("Basic ")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := test.w.post(bare, test.change)
+			r := test.f.post(bare, test.change)
 			wantError(t, r, 401, "invalid_client")
 			if !strings.HasPrefix(r.header.Get("WWW-Authenticate"), "Basic ") {
 				t.Error("no challenge")
 			}
 			if r.Description != "the client could not be authenticated" {
-				t.Errorf("the answer tells more than that: %s", r.raw)
+				t.Errorf("description: %s", r.raw)
 			}
 		})
 	}
-	// Two ways at once, and an id that is somebody else's.
+	// Two methods in one request, and the id of another client.
 	wantError(t, on.post(on.form(on.asserted(nil), everything), basic("app", secret)), 400, "invalid_request")
 	two := func(r *http.Request) {
 		basic("a:b/c", secret)(r)
@@ -161,28 +160,28 @@ func TestClientSecrets(t *testing.T) {
 	wantError(t, on.post(bare, two), 400, "invalid_request")
 	foreign := url.Values{"grant_type": {"client_credentials"}, "scope": {everything}, "client_id": {"app"}}
 	wantError(t, on.post(foreign, basic("a:b/c", secret)), 401, "invalid_client")
-	for _, w := range []*world{on, off} {
-		if strings.Contains(w.log.String(), secret) {
+	for _, f := range []*fixture{on, off} {
+		if strings.Contains(f.log.String(), secret) {
 			t.Error("the log holds the secret")
 		}
 	}
 }
 
-// Failures are limited for an address and for a client; a client whose own address is clean gets its tokens all the same.
+// Failures are limited per address and per client. A client whose own address has not failed still gets tokens.
 func TestFailuresAreLimited(t *testing.T) {
-	w := newWorld(t, func(c *tokenapi.Config) {
+	f := newFixture(t, func(c *tokenapi.Config) {
 		c.Limits.PerAddress, c.Limits.PerClient, c.Limits.Window = 3, 5, time.Hour
 		c.Proxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8")}
 	})
-	w.app(everything)
-	w.register(token.Client{ID: "other", JWKS: jwks(jwkOf("e", keys().ecB))})
+	f.app(everything)
+	f.register(token.Client{ID: "other", JWKS: jwks(jwkOf("e", keys().ecB))})
 	from := func(hops string) func(*http.Request) {
 		return func(r *http.Request) { r.Header.Set("X-Forwarded-For", hops) }
 	}
 	bad := func(hops string) reply {
-		return w.post(w.form(forge("ES384", keys().ecB, `{"alg":"ES384","kid":"e"}`, w.claims().String()), everything), from(hops))
+		return f.post(f.form(f.assertedByB(f.claims()), everything), from(hops))
 	}
-	good := func(hops string) reply { return w.post(w.form(w.asserted(nil), everything), from(hops)) }
+	good := func(hops string) reply { return f.post(f.form(f.asserted(nil), everything), from(hops)) }
 	limited := func(r reply) {
 		t.Helper()
 		wantError(t, r, 429, "invalid_client")
@@ -196,27 +195,27 @@ func TestFailuresAreLimited(t *testing.T) {
 	}
 	limited(bad("192.0.2.1"))
 	limited(good("192.0.2.1"))
-	limited(good("203.0.113.9, 192.0.2.1, 10.1.2.3")) // what the client wrote itself is not looked at
+	limited(good("203.0.113.9, 192.0.2.1, 10.1.2.3")) // hops before the trusted proxies are ignored
 	wantToken(t, good("192.0.2.2"), everything)
 	wantToken(t, good("192.0.2.1, 192.0.2.2"), everything)
 
-	// IPv6: a /64 is one machine.
+	// IPv6 addresses are counted per /64.
 	for i := range 2 {
 		wantError(t, bad(fmt.Sprintf("2001:db8::%d", i)), 400, "invalid_client")
 	}
-	// Five failures of the client: every address that has failed is refused, one that has not is not.
+	// After five failures of the client every address that has failed is refused.
 	limited(good("2001:db8::77"))
 	limited(bad("2001:db8:0:0:9::1"))
 	wantToken(t, good("2001:db8:0:1::1"), everything)
 	wantToken(t, good("192.0.2.2"), everything)
 	wantError(t, bad("192.0.2.3"), 400, "invalid_client")
 	limited(good("192.0.2.3"))
-	// Another client from that address is not hindered: the address itself has failed once only.
-	claims := w.claims().with("iss", "other").with("sub", "other")
-	other := forge("ES384", keys().ecB, `{"alg":"ES384","kid":"e"}`, claims.String())
-	wantToken(t, w.post(w.form(other, everything), from("192.0.2.3")), everything)
+	// Another client from that address is accepted: the address itself has failed only once.
+	claims := f.claims().With("iss", "other").With("sub", "other")
+	other := f.assertedByB(claims)
+	wantToken(t, f.post(f.form(other, everything), from("192.0.2.3")), everything)
 
-	families, err := w.metrics.Gather()
+	families, err := f.metrics.Gather()
 	must(t, err)
 	counted := map[string]float64{}
 	for _, metric := range families[0].GetMetric() {
@@ -228,84 +227,82 @@ func TestFailuresAreLimited(t *testing.T) {
 	}
 }
 
-// What a client says of where it comes from counts for nothing when nobody is trusted.
-func TestForwardedForOfStrangers(t *testing.T) {
-	w := newWorld(t, func(c *tokenapi.Config) { c.Limits.PerAddress, c.Limits.Window = 1, time.Hour })
-	w.app(everything)
+// X-Forwarded-For is ignored when no proxy is trusted.
+func TestForwardedForWithoutTrustedProxies(t *testing.T) {
+	f := newFixture(t, func(c *tokenapi.Config) { c.Limits.PerAddress, c.Limits.Window = 1, time.Hour })
+	f.app(everything)
 	spoofed := func(r *http.Request) { r.Header.Set("X-Forwarded-For", "192.0.2.77") }
-	wantError(t, w.post(w.form("x", everything), spoofed), 400, "invalid_client")
-	wantError(t, w.post(w.form(w.asserted(nil), everything)), 429, "invalid_client")
+	wantError(t, f.post(f.form("x", everything), spoofed), 400, "invalid_client")
+	wantError(t, f.post(f.form(f.asserted(nil), everything)), 429, "invalid_client")
 }
 
-// While Redis is down there is no token, and a key set that was published stays so.
+// While Redis is down no token is issued, and the key set stays published.
 func TestRedisDown(t *testing.T) {
-	redis := embedded(t)
-	w := worldOn(t, "redis://"+redis.Addr(), nil)
-	w.app(everything)
-	wantToken(t, w.ask(everything), everything)
+	f, redis := embeddedFixture(t)
+	f.app(everything)
+	wantToken(t, f.ask(everything), everything)
 	redis.Close()
-	for _, r := range []reply{w.ask(everything), w.post(w.form("no JWT", everything))} {
+	for _, r := range []reply{f.ask(everything), f.post(f.form("no JWT", everything))} {
 		wantError(t, r, 503, "temporarily_unavailable")
 		if r.header.Get("Retry-After") != "5" {
 			t.Errorf("Retry-After %q", r.header.Get("Retry-After"))
 		}
 	}
-	if err := w.service.Refresh(t.Context()); err == nil {
+	if err := f.service.Refresh(t.Context()); err == nil {
 		t.Error("keys from a Redis that is down")
 	}
 	var set struct{ Keys []any }
-	get(t, w.base+"/jwks", "application/jwk-set+json", &set)
+	get(t, f.base+"/jwks", "application/jwk-set+json", &set)
 	if len(set.Keys) != 1 {
 		t.Errorf("%d keys are published", len(set.Keys))
 	}
 	must(t, redis.Restart())
-	wantToken(t, w.ask(everything), everything)
+	wantToken(t, f.ask(everything), everything)
 }
 
-// A token is never given for an assertion whose use was not recorded.
-func TestNoTokenWithoutARecordOfItsAssertion(t *testing.T) {
-	redis := embedded(t)
-	w := worldOn(t, "redis://"+redis.Addr(), nil)
-	w.app(everything)
+// No token is issued for an assertion whose use was not recorded.
+func TestNoTokenUnlessUseIsRecorded(t *testing.T) {
+	f, redis := embeddedFixture(t)
+	f.app(everything)
 	redis.Server().SetPreHook(func(peer *server.Peer, cmd string, _ ...string) bool {
 		if cmd == "SET" {
 			peer.WriteError("MISCONF no writes now")
 		}
 		return cmd == "SET"
 	})
-	form := w.form(w.asserted(nil), everything)
-	wantError(t, w.post(form), 503, "temporarily_unavailable")
+	form := f.form(f.asserted(nil), everything)
+	wantError(t, f.post(form), 503, "temporarily_unavailable")
 	redis.Server().SetPreHook(nil)
-	wantToken(t, w.post(form), everything)
+	wantToken(t, f.post(form), everything)
 }
 
-// Before there are keys, and when they do not open, nothing is signed or published.
+// Without keys that can be decrypted nothing is signed or published.
 func TestNoKeys(t *testing.T) {
-	redis := embedded(t)
-	w := worldOn(t, "redis://"+redis.Addr(), nil)
-	w.app(everything)
+	f, redis := embeddedFixture(t)
+	f.app(everything)
 	must(t, redis.Set("sluice:auth:keys", `{"keys":[{"kid":"x","signs":1,"sealed":"AAAA"}]}`))
-	if err := w.service.Refresh(t.Context()); err == nil {
-		t.Fatal("a seal of nobody opens")
+	if err := f.service.Refresh(t.Context()); err == nil {
+		t.Fatal("accepted a key that cannot be decrypted")
 	}
-	wantError(t, w.ask(everything), 503, "temporarily_unavailable")
-	if r := w.send("GET", w.base+"/jwks", ""); r.status != 503 {
-		t.Errorf("/jwks answers %d", r.status)
+	wantError(t, f.ask(everything), 503, "temporarily_unavailable")
+	if r := f.send("GET", f.base+"/jwks", ""); r.status != 503 {
+		t.Errorf("/jwks: %d", r.status)
 	}
 	redis.Del("sluice:auth:keys")
-	must(t, w.service.Refresh(t.Context()))
-	wantToken(t, w.ask(everything), everything)
+	must(t, f.service.Refresh(t.Context()))
+	wantToken(t, f.ask(everything), everything)
 }
 
-// Every token and every refusal is on record, with who it was when that was proved; and there is no token without.
-func TestTokensAreOnRecord(t *testing.T) {
-	w := worldOn(t, testenv.Redis(t), nil)
-	w.app(everything)
-	w.ask(everything)
-	stranger := w.claims().with("iss", "nobody-that-is-known").with("sub", "nobody-that-is-known")
-	w.post(w.form(w.asserted(stranger), everything))
-	w.ask("launch")
-	text, err := os.ReadFile(w.auditAt)
+// Every token and every refusal is in the audit log, with the client if it was authenticated. Without the log no token is
+// issued.
+func TestTokensAreAudited(t *testing.T) {
+	f := newFixture(t, nil)
+	f.app(everything)
+	f.ask(everything)
+	stranger := f.claims().With("iss", "an-unknown-client").With("sub", "an-unknown-client")
+	f.post(f.form(f.asserted(stranger), everything))
+	f.ask("launch")
+	text, err := os.ReadFile(f.auditAt)
 	must(t, err)
 	report, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
 	must(t, err)
@@ -314,21 +311,21 @@ func TestTokensAreOnRecord(t *testing.T) {
 	}
 	lines := strings.Split(string(text), "\n")
 	for i, words := range [][]string{
-		{`"code":"token"`, `"outcome":"0"`, `"system":"` + w.base + `"`, everything},
+		{`"code":"token"`, `"outcome":"0"`, `"system":"` + f.base + `"`, everything},
 		{`"code":"token"`, `"outcome":"4"`, "could not be authenticated", `"unauthenticated"`},
 		{`"code":"token"`, `"outcome":"4"`, "scope"},
 	} {
 		for _, word := range words {
 			if !strings.Contains(lines[i+1], word) {
-				t.Errorf("event %d does not say %q: %s", i, word, lines[i+1])
+				t.Errorf("event %d lacks %q: %s", i, word, lines[i+1])
 			}
 		}
 	}
-	for _, secret := range []string{"nobody-that-is-known", "eyJ"} {
+	for _, secret := range []string{"an-unknown-client", "eyJ"} {
 		if strings.Contains(string(text), secret) {
 			t.Errorf("the log holds %q", secret)
 		}
 	}
-	must(t, w.events.Close())
-	wantError(t, w.ask(everything), 503, "temporarily_unavailable")
+	must(t, f.events.Close())
+	wantError(t, f.ask(everything), 503, "temporarily_unavailable")
 }

@@ -12,17 +12,17 @@ import (
 )
 
 const (
-	refreshEvery = 30 * time.Second // how often the key ring is looked at
-	retryEvery   = time.Second      // the same while that fails
+	refreshInterval = 30 * time.Second // between reads of the key ring
+	retryInterval   = time.Second      // after a failed one
 )
 
-// signing is the key to sign with and the key set to publish. It is never altered, only replaced.
+// signing is the current signing key and the published key set. It is never modified, only replaced.
 type signing struct {
 	signer *token.Signer
 	jwks   map[string]any
 }
 
-// Run keeps the keys up to date until the context ends.
+// Run refreshes the keys until the context ends.
 func (s *Service) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -32,50 +32,53 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
-		next := refreshEvery
+		next := refreshInterval
 		if err := s.Refresh(ctx); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.ErrorContext(ctx, "signing keys are not up to date", "err", err)
-			next = retryEvery
+			next = retryInterval
 		}
 		timer.Reset(next)
 	}
 }
 
-// Refresh takes the keys from the ring, which rotates when it is time. While Redis is down those in hand stay: what was
-// published must be verifiable on. After any other error nothing is signed or published: keys that do not open
-// are not ours.
+// Refresh reads the keys from the ring, and rotates it when it is due. While Redis is down the current keys stay, because
+// issued tokens must still verify. After any other error nothing is signed or published.
 func (s *Service) Refresh(ctx context.Context) error {
-	current, published, err := s.parts.Keys.Current(ctx)
+	current, published, err := s.deps.Keys.Current(ctx)
 	if err != nil {
 		if !errors.Is(err, export.ErrUnavailable) {
 			s.state.Store(nil)
 		}
 		return fmt.Errorf("signing keys: %w", err)
 	}
-	signer, err := token.NewSigner(current.Private, current.KID)
-	if err != nil {
-		return fmt.Errorf("signing keys: %w", err)
-	}
+	var signer *token.Signer
 	keys := make([]any, 0, len(published))
 	for _, key := range published {
-		public, err := token.PublicJWK(&key.Private.PublicKey, "ES256", key.KID)
+		s, err := token.NewSigner(key.Private, key.KID)
+		if err != nil {
+			return fmt.Errorf("signing keys: %w", err)
+		}
+		public, err := s.PublicJWK()
 		if err != nil {
 			return fmt.Errorf("signing keys: %w", err)
 		}
 		keys = append(keys, public)
+		if key.KID == current.KID {
+			signer = s
+		}
 	}
 	s.state.Store(&signing{signer: signer, jwks: map[string]any{"keys": keys}})
 	return nil
 }
 
-// jwks publishes the key set. A verifier may keep it as long as a key is published at the least before it signs.
+// jwks serves the key set. Its max-age is less than the time between a key's publication and its first signature.
 func (s *Service) jwks(w http.ResponseWriter, r *http.Request) {
-	if !reads(w, r) {
+	if !isGet(w, r) {
 		return
 	}
 	state := s.state.Load()
 	if state == nil {
-		unavailable(nil).write(w)
+		unavailable(errNoKeys).write(w)
 		return
 	}
 	w.Header().Del("Pragma")
@@ -84,14 +87,14 @@ func (s *Service) jwks(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, state.jwks)
 }
 
-// smart is the discovery document. The one that clients look for is below the FHIR base, and the API serves it.
+// smart serves the discovery document. Clients look for it below the FHIR base, where the API serves it.
 func (s *Service) smart(w http.ResponseWriter, r *http.Request) {
-	if reads(w, r) {
-		writeJSON(w, http.StatusOK, token.SMARTConfiguration(s.cfg.TokenURL, s.cfg.Secrets))
+	if isGet(w, r) {
+		writeJSON(w, http.StatusOK, token.SMARTConfiguration(s.cfg.TokenURL, s.cfg.ClientSecrets))
 	}
 }
 
-func reads(w http.ResponseWriter, r *http.Request) bool {
+func isGet(w http.ResponseWriter, r *http.Request) bool {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		return true
 	}

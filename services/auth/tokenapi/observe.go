@@ -16,16 +16,16 @@ import (
 
 func newMetrics(registry *prometheus.Registry) (*prometheus.CounterVec, error) {
 	tokens := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "sluice_auth_tokens_total", Help: "Token requests by how they ended: issued, or the error of the answer.",
+		Name: "sluice_auth_tokens_total", Help: "Token requests by outcome: issued, or the error of the response.",
 	}, []string{"outcome"})
 	if err := registry.Register(tokens); err != nil {
-		return nil, fmt.Errorf("registering the token service's metrics: %w", err)
+		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	return tokens, nil
 }
 
-// record leaves one log line and counts. The line names a client only when it has proved who it is, by the hash that
-// the API's log has for the owner of its exports; of a refusal it tells the rule that was broken.
+// record logs a request and counts it. The log line has an authenticated client's hash, as in the API's log, and the
+// reason of a refusal.
 func (s *Service) record(ctx context.Context, client string, refused *problem) {
 	outcome, level := "issued", slog.LevelInfo
 	attrs := []any{}
@@ -49,8 +49,7 @@ func (s *Service) record(ctx context.Context, client string, refused *problem) {
 	s.cfg.Logger.Log(ctx, level, "token request", append(attrs, "outcome", outcome)...)
 }
 
-// audit puts on record who gets a token, or who does not and why. A client that has not proved who it is has no name there:
-// it would be whatever was sent.
+// audit records a token or a refusal. It names only authenticated clients: other names would be whatever was sent.
 func (s *Service) audit(r *http.Request, client, scope string, refused *problem) error {
 	event := audit.Event{Action: audit.Token, Outcome: audit.Success, HTTPStatus: http.StatusOK, Target: scope}
 	if client != "" {
@@ -65,10 +64,10 @@ func (s *Service) audit(r *http.Request, client, scope string, refused *problem)
 			event.Outcome = audit.Failed
 		}
 	}
-	return s.parts.Audit.Record(event)
+	return s.deps.Audit.Record(event)
 }
 
-// contain turns a panic into a plain server error.
+// contain turns a panic into a server error.
 func (s *Service) contain(w http.ResponseWriter) {
 	if cause := recover(); cause != nil {
 		s.cfg.Logger.Error("panic in the token service", "err", fmt.Sprint(cause), "stack", string(debug.Stack()))

@@ -20,36 +20,38 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// Config says what the service issues, to whom it speaks and how patient it is.
+// Config configures a Service.
 type Config struct {
-	TokenURL string           // the public URL of the token endpoint; its path ends in /token
-	Audience string           // aud of the tokens: the FHIR base
-	Life     time.Duration    // of a token, 10 s to 5 min
-	Secrets  bool             // clients with a secret may use it
-	Replay   bool             // an assertion may be used again (conformance Q-02): for test suites that do so
-	Limits   authstore.Limits // of failed authentications
-	Proxies  []netip.Prefix   // whose X-Forwarded-For is believed
-	Now      func() time.Time
-	Logger   *slog.Logger
-	Client   *http.Client // fetches key sets of clients; nil means one of its own
+	TokenURL      string           // the public URL of the token endpoint; its path ends in /token
+	Audience      string           // aud of the tokens: the FHIR base
+	Lifetime      time.Duration    // of a token, 10 s to 5 min
+	ClientSecrets bool             // clients with a secret may authenticate with it
+	AllowReplay   bool             // an assertion may be used again: for test suites only
+	Limits        authstore.Limits // of failed authentications
+	Proxies       []netip.Prefix   // trusted to set X-Forwarded-For
+	Now           func() time.Time
+	Logger        *slog.Logger
+	HTTPClient    *http.Client // fetches key sets of clients; nil means a new client
 }
 
-// Defaults are the values of a deployment that says nothing else.
+// Defaults returns a Config without the required TokenURL, Audience and Logger.
 func Defaults() Config {
 	return Config{
-		Life:   mostLife,
-		Limits: authstore.Limits{Window: time.Minute, PerAddress: 30, PerClient: 300},
-		Now:    time.Now,
+		Lifetime: maxLifetime,
+		Limits:   authstore.Limits{Window: time.Minute, PerAddress: 30, PerClient: 300},
+		Now:      time.Now,
 	}
 }
 
-// Bounds of a token's life (B-39: 300 s at most).
+// Bounds of a token's lifetime (B-39: 300 s at most).
 const (
-	leastLife = 10 * time.Second
-	mostLife  = 5 * time.Minute
+	minLifetime = 10 * time.Second
+	maxLifetime = 5 * time.Minute
 )
 
-// Validate refuses what cannot work, with every problem in one error.
+var errNoKeys = errors.New("no signing keys")
+
+// Validate returns every problem in one error.
 func (c Config) Validate() error {
 	var problems []error
 	if _, err := Issuer(c.TokenURL); err != nil {
@@ -58,14 +60,14 @@ func (c Config) Validate() error {
 	if c.Audience == "" {
 		problems = append(problems, errors.New("no audience for tokens"))
 	}
-	if c.Life < leastLife || c.Life > mostLife {
-		problems = append(problems, fmt.Errorf("the life of a token must be between %s and %s", leastLife, mostLife))
+	if c.Lifetime < minLifetime || c.Lifetime > maxLifetime {
+		problems = append(problems, fmt.Errorf("the lifetime of a token must be between %s and %s", minLifetime, maxLifetime))
 	}
 	return errors.Join(append(problems, c.Limits.Check())...)
 }
 
-// Issuer is the iss of the tokens that are issued at a token URL: the URL without its last step, /token. The key set is
-// at /jwks below it. The token URL must be absolute, http or https, without user, query and fragment.
+// Issuer returns the iss of the tokens of a token URL: the URL without its /token. The key set is at /jwks below it. The
+// token URL must be absolute, http or https, without user, query and fragment.
 func Issuer(tokenURL string) (string, error) {
 	u, err := url.Parse(tokenURL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil ||
@@ -75,8 +77,8 @@ func Issuer(tokenURL string) (string, error) {
 	return strings.TrimSuffix(tokenURL, "/token"), nil
 }
 
-// Parts are what the service works with.
-type Parts struct {
+// Deps are the dependencies of a Service.
+type Deps struct {
 	Store    *authstore.Store
 	Keys     *authstore.Keys
 	Clients  Clients
@@ -84,27 +86,27 @@ type Parts struct {
 	Registry *prometheus.Registry
 }
 
-// Clients is the register.
+// Clients is the client registry.
 type Clients interface {
 	// Client returns a client, export.ErrNotFound when it is not registered, or export.ErrUnavailable.
 	Client(ctx context.Context, id string) (token.Client, error)
-	// Check reports whether the register can be read.
+	// Check reports whether the registry can be read.
 	Check(ctx context.Context) error
 }
 
-// Service is the token service. Use New, run Run beside the handler, and Close it at the end.
+// Service is the token service. Run must run while it serves; Close it at the end.
 type Service struct {
 	cfg        Config
-	parts      Parts
+	deps       Deps
 	issuer     string
-	path       string // of the token endpoint, less /token
+	path       string // of the token endpoint, without /token
 	assertions *token.Assertions
 	tokens     *prometheus.CounterVec
-	state      atomic.Pointer[signing] // nil: there are no keys to sign with
+	state      atomic.Pointer[signing] // nil while there are no keys
 }
 
-// New returns a service that signs nothing before Run has fetched its keys.
-func New(cfg Config, parts Parts) (*Service, error) {
+// New returns a service without signing keys. Run reads them.
+func New(cfg Config, deps Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("token service: %w", err)
 	}
@@ -116,25 +118,25 @@ func New(cfg Config, parts Parts) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("token service: %w", err)
 	}
-	s := &Service{cfg: cfg, parts: parts, issuer: issuer, path: at.Path}
-	if s.tokens, err = newMetrics(parts.Registry); err != nil {
+	s := &Service{cfg: cfg, deps: deps, issuer: issuer, path: at.Path}
+	if s.tokens, err = newMetrics(deps.Registry); err != nil {
 		return nil, err
 	}
 	s.assertions, err = token.NewAssertions(token.AssertionConfig{
-		Audience: cfg.TokenURL, Now: cfg.Now, HTTPClient: cfg.Client,
+		Audience: cfg.TokenURL, Now: cfg.Now, HTTPClient: cfg.HTTPClient,
 	})
 	return s, err
 }
 
-// Close stops the fetches of key sets that are under way and waits for them.
+// Close cancels the running fetches of key sets and waits for them.
 func (s *Service) Close() { s.assertions.Close() }
 
-// ServeHTTP answers beside the token URL: /token, /jwks and /.well-known/smart-configuration.
+// ServeHTTP serves /token, /jwks and /.well-known/smart-configuration below the issuer's path.
 func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Cache-Control", "no-store")
-	header.Set("Pragma", "no-cache") // RFC 6749 5.1 asks for both
+	header.Set("Pragma", "no-cache") // RFC 6749 section 5.1 requires both
 	defer s.contain(w)
 	switch path, _ := strings.CutPrefix(r.URL.Path, s.path); {
 	case !strings.HasPrefix(r.URL.Path, s.path+"/"):
@@ -150,14 +152,14 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Checks are the dependencies for readiness.
+// Checks are the readiness checks.
 func (s *Service) Checks() health.Checks {
 	return health.Checks{
-		"redis":   s.parts.Store.Ping,
-		"clients": s.parts.Clients.Check,
+		"redis":   s.deps.Store.Ping,
+		"clients": s.deps.Clients.Check,
 		"keys": func(context.Context) error {
 			if s.state.Load() == nil {
-				return errors.New("no keys to sign with")
+				return errNoKeys
 			}
 			return nil
 		},

@@ -9,70 +9,70 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// answer is a token given (RFC 6749 section 5.1). There is no refresh token: a client can always ask again.
-type answer struct {
+// response is an issued token (RFC 6749 section 5.1). There is no refresh token: a client can authenticate again.
+type response struct {
 	AccessToken string `json:"access_token"`
 	TokenType   string `json:"token_type"`
 	ExpiresIn   int64  `json:"expires_in"` // seconds
-	Scope       string `json:"scope"`      // what was granted, which may be less than was asked for
+	Scope       string `json:"scope"`      // the granted scopes, which may be fewer than requested
 }
 
 // token is the token endpoint.
 func (s *Service) token(w http.ResponseWriter, r *http.Request) {
-	given, client, refused := s.grant(w, r)
-	if err := s.audit(r, client, given.Scope, refused); err != nil {
-		given, refused = answer{}, unavailable(err) // no token that is not on record
+	issued, client, refused := s.grant(w, r)
+	if err := s.audit(r, client, issued.Scope, refused); err != nil {
+		issued, refused = response{}, unavailable(err) // no token without an audit event
 	}
 	s.record(r.Context(), client, refused)
 	if refused != nil {
 		refused.write(w)
 		return
 	}
-	writeJSON(w, http.StatusOK, given)
+	writeJSON(w, http.StatusOK, issued)
 }
 
-// grant goes through a request: its form, who asks, what they get. What can be told from the request alone is told
-// before an assertion is spent. client is who was asked for as far as that was proved, "" otherwise.
-func (s *Service) grant(w http.ResponseWriter, r *http.Request) (given answer, client string, refused *problem) {
+// grant handles a token request. It checks everything in the request before it uses up an assertion. client is "" unless it
+// has authenticated.
+func (s *Service) grant(w http.ResponseWriter, r *http.Request) (issued response, client string, refused *problem) {
 	if r.Method != http.MethodPost {
-		return answer{}, "", notAllowed(w, http.MethodPost)
+		return response{}, "", notAllowed(w, http.MethodPost)
 	}
 	form, refused := readForm(w, r)
 	if refused != nil {
-		return answer{}, "", refused
+		return response{}, "", refused
 	}
 	switch form["grant_type"] {
 	case "client_credentials":
 	case "":
-		return answer{}, "", invalidRequest("grant_type is missing")
+		return response{}, "", invalidRequest("grant_type is missing")
 	default:
-		return answer{}, "", &problem{
+		return response{}, "", &problem{
 			status: http.StatusBadRequest, code: "unsupported_grant_type", text: "grant_type must be client_credentials",
 		}
 	}
 	proof, refused := s.readProof(r, form)
 	if refused != nil {
-		return answer{}, "", refused
+		return response{}, "", refused
 	}
 	if err := token.CheckScopes(form["scope"]); err != nil {
-		return answer{}, "", invalidScope(err)
+		return response{}, "", invalidScope(err)
 	}
-	who, refused := s.authenticate(r.Context(), proof, s.address(r))
+	registered, refused := s.authenticate(r.Context(), proof, s.address(r))
 	if refused != nil {
-		return answer{}, "", refused
+		return response{}, "", refused
 	}
-	scope, err := token.NarrowScopes(form["scope"], who.Scope)
+	scope, err := token.NarrowScopes(form["scope"], registered.Scope)
 	if errors.Is(err, token.ErrScope) {
-		return answer{}, who.ID, invalidScope(err)
+		return response{}, registered.ID, invalidScope(err)
 	}
 	if err != nil {
-		return answer{}, who.ID, broken(err)
+		return response{}, registered.ID, broken(err)
 	}
-	given, err = s.sign(who.ID, scope)
+	issued, err = s.sign(registered.ID, scope)
 	if err != nil {
-		return answer{}, who.ID, unavailable(err)
+		return response{}, registered.ID, unavailable(err)
 	}
-	return given, who.ID, nil
+	return issued, registered.ID, nil
 }
 
 func invalidScope(err error) *problem {
@@ -80,15 +80,15 @@ func invalidScope(err error) *problem {
 }
 
 // sign makes the access token (RFC 9068).
-func (s *Service) sign(client, scope string) (answer, error) {
+func (s *Service) sign(client, scope string) (response, error) {
 	state := s.state.Load()
 	if state == nil {
-		return answer{}, errors.New("no keys to sign with")
+		return response{}, errNoKeys
 	}
-	now, life := s.cfg.Now().Unix(), int64(s.cfg.Life/time.Second)
+	now, lifetime := s.cfg.Now().Unix(), int64(s.cfg.Lifetime/time.Second)
 	signed, err := state.signer.Sign("at+jwt", map[string]any{
 		"iss": s.issuer, "sub": client, "client_id": client, "aud": s.cfg.Audience, "scope": scope,
-		"iat": now, "exp": now + life, "jti": rand.Text(),
+		"iat": now, "exp": now + lifetime, "jti": rand.Text(),
 	})
-	return answer{AccessToken: signed, TokenType: "bearer", ExpiresIn: life, Scope: scope}, err
+	return response{AccessToken: signed, TokenType: "bearer", ExpiresIn: lifetime, Scope: scope}, err
 }

@@ -19,10 +19,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// adminFlags are those that every command of an operator has.
+// adminFlags are the flags of every admin command.
 type adminFlags struct {
 	database string
-	audit    string // where changes are recorded
+	audit    string // file of the audit log, or stdout
 	json     bool
 }
 
@@ -30,51 +30,51 @@ func (a *app) admin() *cobra.Command {
 	var flags adminFlags
 	cmd := &cobra.Command{
 		Use:   "admin",
-		Short: "Look after a deployment: its jobs, workers and intake, its database, clients and the audit log",
-		Long: `Admin looks after a deployment. Its commands talk to the stores and not to a server.
+		Short: "Operate a deployment: jobs, workers, kick-offs, database, clients and audit log",
+		Long: `Operate a deployment. The commands connect to the stores, not to a server.
 
-Those about groups, grants and the schema talk to PostgreSQL: --database, or the variable SLUICE_DATABASE_URL or, for a
-file that holds the URL, SLUICE_DATABASE_URL_FILE. Those about jobs, units, the intake, workers and clients talk to
-Redis: --redis, SLUICE_REDIS_URL or SLUICE_REDIS_URL_FILE. Doctor looks at everything. A command that fails has changed
-nothing, unless it says otherwise.`,
+Commands for groups, grants and the schema use PostgreSQL: --database, SLUICE_DATABASE_URL, or the content of the file
+SLUICE_DATABASE_URL_FILE. Commands for jobs, units, kick-offs, workers and clients use Redis: --redis, SLUICE_REDIS_URL,
+or the content of the file SLUICE_REDIS_URL_FILE. Doctor checks all stores. A failed command has changed nothing unless
+its error states otherwise.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usage("a command is needed: see sluice admin --help")
+			return usage("missing command: see sluice admin --help")
 		},
 	}
 	cmd.PersistentFlags().StringVar(&flags.database, "database", "",
-		"URL of the database; default: the variable SLUICE_DATABASE_URL")
+		"URL of the database; default: SLUICE_DATABASE_URL")
 	cmd.PersistentFlags().StringVar(&flags.audit, "audit-log", "",
-		"file that changes are recorded in, or stdout; default: the variable SLUICE_AUDIT_LOG")
+		"file of the audit log, or stdout; default: SLUICE_AUDIT_LOG")
 	cmd.AddCommand(a.migrate(&flags), a.group(&flags), a.grant(&flags), a.client(&flags), a.audit(), a.certificate(),
-		a.job(&flags), a.unit(&flags), a.intake(&flags), a.worker(&flags), a.doctor(&flags))
+		a.job(&flags), a.unit(&flags), a.kickoffs(&flags), a.intake(&flags), a.worker(&flags), a.doctor(&flags))
 	return cmd
 }
 
-// askJSON gives the command the flag --json.
-func askJSON(cmd *cobra.Command, flags *adminFlags) *cobra.Command {
-	cmd.Flags().BoolVar(&flags.json, "json", false, "print JSON in place of a table")
+// withJSON adds the flag --json.
+func withJSON(cmd *cobra.Command, flags *adminFlags) *cobra.Command {
+	cmd.Flags().BoolVar(&flags.json, "json", false, "print JSON instead of a table")
 	return cmd
 }
 
-// family is a command that only holds others.
-func family(name, short, long string, members ...*cobra.Command) *cobra.Command {
+// parent is a command with subcommands only.
+func parent(name, short, long string, subcommands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: name, Short: short, Long: long, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usage("a command is needed: see sluice admin %s --help", name)
+			return usage("missing command: see sluice admin %s --help", name)
 		},
 	}
-	cmd.AddCommand(members...)
+	cmd.AddCommand(subcommands...)
 	return cmd
 }
 
 func (a *app) migrate(flags *adminFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "migrate",
-		Short: "Bring the database to the schema of this program",
-		Long: `Migrate brings the database to the schema of this program, from an empty database or from any version before.
-Services of the version before go on meanwhile. A database that is further along stays as it is.`,
+		Short: "Migrate the database to the schema of this program",
+		Long: `Migrate the database to the schema of this program, from an empty database or from any earlier version.
+Services of the previous version keep running meanwhile. A database with a newer schema is not changed.`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			url, err := databaseURL(flags.database)
@@ -94,24 +94,24 @@ Services of the version before go on meanwhile. A database that is further along
 	}
 }
 
-// databaseURL returns what the flag says or else the environment.
+// databaseURL returns the URL of the flag or of the environment.
 func databaseURL(flag string) (string, error) {
-	return urlOf(flag, "--database", "SLUICE_DATABASE_URL", "the database")
+	return urlOf(flag, "--database", "SLUICE_DATABASE_URL")
 }
 
-// urlOf returns the URL of what that the flag says, or else the variable of that name or the file that its _FILE names.
-func urlOf(flag, flagName, name, what string) (string, error) {
+// urlOf returns the URL of the flag, or else of the variable or the file that its _FILE names.
+func urlOf(flag, flagName, name string) (string, error) {
 	if flag != "" {
 		return flag, nil
 	}
 	url, err := variable(name)
 	if err == nil && url == "" {
-		err = usage("%s or %s must say where %s is", flagName, name, what)
+		err = usage("%s or %s is required", flagName, name)
 	}
 	return url, err
 }
 
-// variable returns what the variable of that name or the file that its _FILE names holds, "" when there is neither.
+// variable returns the value of the variable, or the content of the file that its _FILE names, or "".
 func variable(name string) (string, error) {
 	value, file := os.Getenv(name), os.Getenv(name+"_FILE")
 	if value != "" && file != "" {
@@ -123,7 +123,7 @@ func variable(name string) (string, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
 		var path *fs.PathError
-		if errors.As(err, &path) { // whose name may be the secret itself
+		if errors.As(err, &path) { // without the name: it may be the secret itself
 			err = path.Err
 		}
 		return "", usage("%s_FILE: the file cannot be read: %w", name, err)
@@ -131,8 +131,8 @@ func variable(name string) (string, error) {
 	return strings.TrimSpace(string(content)), nil
 }
 
-// directory runs the work on the directory of the database.
-func (a *app) directory(
+// withDirectory runs the work on the groups and grants of the database.
+func (a *app) withDirectory(
 	ctx context.Context, flags *adminFlags, work func(groups *pgdir.Groups, access *pgdir.Access) error,
 ) error {
 	url, err := databaseURL(flags.database)
@@ -147,7 +147,7 @@ func (a *app) directory(
 	return work(pgdir.NewGroups(pool, a.now), pgdir.NewAccess(pool))
 }
 
-// printJSON writes a result for programs.
+// printJSON writes a result as JSON.
 func (a *app) printJSON(value any) error {
 	text, err := json.MarshalIndent(value, "", "  ")
 	if err != nil {
@@ -156,7 +156,7 @@ func (a *app) printJSON(value any) error {
 	return a.print(string(text) + "\n")
 }
 
-// printColumns writes rows, of which the first is the heading.
+// printColumns writes rows as a table. The first row is the heading.
 func (a *app) printColumns(rows [][]string) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
@@ -170,7 +170,7 @@ func (a *app) printColumns(rows [][]string) error {
 
 func instant(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// lines yields what a file holds, one a line, without blank lines; "-" is standard input. An error names the file.
+// lines yields the trimmed lines of a file except empty ones; "-" is standard input. An error names the file.
 func lines(file string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		from := os.Stdin
@@ -202,13 +202,13 @@ func place(file string) string {
 	return file
 }
 
-// checked yields the ids that hold, and an error in place of the first that does not. It says which one of what is
-// meant, never what stands there.
-func checked(ids iter.Seq2[string, error], holds func(string) bool, what, form string) iter.Seq2[string, error] {
+// validated yields the valid ids, and an error instead of the first invalid one. The error has its number, never its
+// text: it may be an identifier of a patient.
+func validated(ids iter.Seq2[string, error], valid func(string) bool, what, form string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		n := 0
 		for id, err := range ids {
-			if n++; err == nil && !holds(id) {
+			if n++; err == nil && !valid(id) {
 				err = fmt.Errorf("number %d of %s is not %s", n, what, form)
 			}
 			if !yield(id, err) || err != nil {

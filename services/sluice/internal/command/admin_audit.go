@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"unicode"
 
@@ -16,11 +15,11 @@ import (
 )
 
 func (a *app) audit() *cobra.Command {
-	return family("audit", "Check the audit log", "Audit checks the audit log. It reads files and needs no database.",
+	return parent("audit", "Verify the audit log", "Verify the audit log. The command reads files and needs no database.",
 		a.auditVerify())
 }
 
-// auditFlags say what a log is compared with.
+// auditFlags are the flags of audit verify.
 type auditFlags struct {
 	adminFlags
 	keyFile string
@@ -30,15 +29,15 @@ type auditFlags struct {
 
 func (a *app) auditVerify() *cobra.Command {
 	var flags auditFlags
-	cmd := askJSON(&cobra.Command{
+	cmd := withJSON(&cobra.Command{
 		Use:   "verify FILE...",
-		Short: "Prove that no line of an audit log was altered, removed, added or moved",
-		Long: `Verify reads an audit log, its oldest file first ("-" is standard input), and proves the chain of its lines. It
-prints each chain with the hash of its last line, its head, and ends with 0 when all is proven. Otherwise it ends with
-1 and says where the first problem is; the chains are printed as far as they are proven.
+		Short: "Verify that no line of an audit log was altered, removed, added or moved",
+		Long: `Verify the hash chains of an audit log, oldest file first ("-" is standard input). The command prints each
+chain with its head, the hash of its last line. If a line is wrong, it reports the first problem, prints the chains up
+to there and exits with 1.
 
-That lines are missing at the end shows only to who knows of them: note the heads in another place, and give them back
-with --expect-head. A log that has grown since still holds them.`,
+Lines missing at the end can only be detected with a known head: store the heads in another place, and pass them with
+--expect-head. A log that has grown since still contains them.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: a.run(func(_ context.Context, args []string) error {
 			proof, err := flags.proof()
@@ -55,15 +54,15 @@ with --expect-head. A log that has grown since still holds them.`,
 				err = a.printChains(report, len(proof.Key) > 0)
 			}
 			if err == nil && report.Problem != nil {
-				return fmt.Errorf("the audit log is not proven: %w", *report.Problem)
+				return fmt.Errorf("the audit log is invalid: %w", *report.Problem)
 			}
 			return err
 		}),
 	}, &flags.adminFlags)
-	cmd.Flags().StringVar(&flags.keyFile, "key-file", "", "file with the key that the log was written under")
-	cmd.Flags().StringSliceVar(&flags.heads, "expect-head", nil, "hash that the log must hold; may repeat")
+	cmd.Flags().StringVar(&flags.keyFile, "key-file", "", "file with the key of the log")
+	cmd.Flags().StringSliceVar(&flags.heads, "expect-head", nil, "hash that the log must contain; repeatable")
 	cmd.Flags().StringSliceVar(&flags.after, "after", nil,
-		"head of older files that are left out, behind which a chain may begin; may repeat")
+		"head of omitted older files, after which a chain may start; repeatable")
 	return cmd
 }
 
@@ -85,9 +84,9 @@ func (f auditFlags) proof() (audit.Proof, error) {
 	if err != nil {
 		return audit.Proof{}, fmt.Errorf("read the key: %w", err)
 	}
-	proof.Key = []byte(strings.TrimRight(string(content), "\r\n")) // as the services read it
+	proof.Key = []byte(strings.TrimRight(string(content), "\r\n")) // as in the services
 	if len(proof.Key) < audit.KeyBytes {
-		return audit.Proof{}, fmt.Errorf("--key-file: a key has at least %d bytes", audit.KeyBytes)
+		return audit.Proof{}, fmt.Errorf("--key-file: a key must have at least %d bytes", audit.KeyBytes)
 	}
 	return proof, nil
 }
@@ -113,21 +112,21 @@ func (a *app) printChains(report audit.Report, keyed bool) error {
 	rows := [][]string{{"chain", "process", "site", "first", "last", "from", "until", "head"}}
 	for _, c := range report.Chains {
 		rows = append(rows, []string{
-			c.ID, printable(c.Process), printable(c.Site), strconv.FormatInt(c.First, 10), strconv.FormatInt(c.Last, 10),
+			c.ID, printable(c.Process), printable(c.Site), decimal(c.First), decimal(c.Last),
 			instant(c.From), instant(c.Until), c.Head,
 		})
 	}
 	if err := a.printColumns(rows); err != nil || report.Problem != nil {
 		return err
 	}
-	verdict := "all %d lines are in their chains; without a key that shows damage, not forgery\n"
+	verdict := "all %d lines are valid; without a key this detects damage, not forgery\n"
 	if keyed {
-		verdict = "all %d lines are proven under the key\n"
+		verdict = "all %d lines are valid under the key\n"
 	}
 	return a.print(fmt.Sprintf(verdict, report.Lines))
 }
 
-// printable is the text without what a terminal would take for a command: a forged log may hold anything.
+// printable replaces control characters: a forged log may contain terminal commands.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {

@@ -41,7 +41,7 @@ func TestAuditVerify(t *testing.T) {
 	files, key := auditLog(t, []byte(auditKey)), write(t, auditKey+"\n")
 	code, stdout, stderr := auditVerify(t, "--key-file", key, files[0], files[1])
 	rows := strings.Split(stdout, "\n")
-	if code != ExitGood || stderr != "" || len(rows) != 4 || rows[2] != "all 4 lines are proven under the key" {
+	if code != ExitGood || stderr != "" || len(rows) != 4 || rows[2] != "all 4 lines are valid under the key" {
 		t.Fatalf("exit %d, %q, %q", code, stdout, stderr)
 	}
 	if got := strings.Fields(rows[1]); len(got) != 8 || strings.Join(got[1:5], " ") != "api host-1 0 3" {
@@ -60,9 +60,9 @@ func TestAuditVerify(t *testing.T) {
 		t.Errorf("the older file alone: exit %d", code)
 	}
 	for _, tc := range []struct {
-		args []string
-		code int
-		says string
+		args     []string
+		code     int
+		contains string
 	}{
 		{[]string{"--expect-head", head, files[0], files[1]}, ExitGood, ""},
 		{[]string{"--expect-head", head + "," + before, files[0], files[1]}, ExitGood, ""},
@@ -72,13 +72,13 @@ func TestAuditVerify(t *testing.T) {
 		{[]string{files[1], files[0]}, ExitFailure, "line 1: the chain"},
 	} {
 		code, _, stderr := auditVerify(t, append([]string{"--key-file", key}, tc.args...)...)
-		if code != tc.code || !strings.Contains(stderr, tc.says) || (tc.says == "") != (stderr == "") {
-			t.Errorf("%q: exit %d, %q; want exit %d and %q", tc.args, code, stderr, tc.code, tc.says)
+		if code != tc.code || !strings.Contains(stderr, tc.contains) || (tc.contains == "") != (stderr == "") {
+			t.Errorf("%q: exit %d, %q; want exit %d and %q", tc.args, code, stderr, tc.code, tc.contains)
 		}
 	}
 }
 
-func TestAuditVerifyFindsWhatIsWrong(t *testing.T) {
+func TestAuditVerifyFindsAnAlteredLine(t *testing.T) {
 	files, key := auditLog(t, []byte(auditKey)), write(t, auditKey)
 	good, err := os.ReadFile(files[0])
 	if err != nil {
@@ -88,8 +88,8 @@ func TestAuditVerifyFindsWhatIsWrong(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, stdout, stderr := auditVerify(t, "--key-file", key, files[0], files[1])
-	want := "sluice: the audit log is not proven: " + files[0] + ", line 2: it was altered, or is under another key\n"
-	if code != ExitFailure || stderr != want || strings.Contains(stdout, "proven") || strings.Count(stdout, "\n") != 2 {
+	want := "sluice: the audit log is invalid: " + files[0] + ", line 2: it was altered, or is under another key\n"
+	if code != ExitFailure || stderr != want || strings.Contains(stdout, "valid") || strings.Count(stdout, "\n") != 2 {
 		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
 	}
 	code, stdout, stderr = auditVerify(t, "--json", "--key-file", key, files[0], files[1])
@@ -108,7 +108,7 @@ func TestAuditVerifyWithoutAKey(t *testing.T) {
 	defer func(was *os.File) { os.Stdin = was; stdin.Close() }(os.Stdin)
 	os.Stdin = stdin
 	code, stdout, stderr := auditVerify(t, "-", files[1])
-	if code != ExitGood || !strings.Contains(stdout, "\nall 4 lines are in their chains; without a key") || stderr != "" {
+	if code != ExitGood || !strings.Contains(stdout, "\nall 4 lines are valid; without a key") || stderr != "" {
 		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
 	}
 	code, _, stderr = auditVerify(t, "--key-file", write(t, auditKey), files[0], files[1])
@@ -123,9 +123,9 @@ func TestAuditVerifyWithoutAKey(t *testing.T) {
 func TestAuditUsage(t *testing.T) {
 	file := auditLog(t, nil)[0]
 	for _, tc := range []struct {
-		args []string
-		code int
-		says string
+		args     []string
+		code     int
+		contains string
 	}{
 		{nil, ExitUsage, "requires at least 1 arg"},
 		{[]string{"--expect-head", "ABC", file}, ExitUsage, "--expect-head"},
@@ -136,11 +136,11 @@ func TestAuditUsage(t *testing.T) {
 		{[]string{write(t, "")}, ExitFailure, "no lines"},
 	} {
 		code, _, stderr := auditVerify(t, tc.args...)
-		if code != tc.code || !strings.Contains(stderr, tc.says) {
-			t.Errorf("%q: exit %d, %q; want exit %d and %q", tc.args, code, stderr, tc.code, tc.says)
+		if code != tc.code || !strings.Contains(stderr, tc.contains) {
+			t.Errorf("%q: exit %d, %q; want exit %d and %q", tc.args, code, stderr, tc.code, tc.contains)
 		}
 	}
-	if code, _, stderr := run(t, "admin", "audit"); code != ExitUsage || !strings.Contains(stderr, "a command is needed") {
+	if code, _, stderr := run(t, "admin", "audit"); code != ExitUsage || !strings.Contains(stderr, "missing command") {
 		t.Errorf("exit %d, %q", code, stderr)
 	}
 }

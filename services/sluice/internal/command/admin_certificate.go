@@ -20,25 +20,24 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// certificateFiles are the three files of admin certificate, in the order in which they are written.
+// certificateFiles are the files of admin certificate, in the order of writing.
 var certificateFiles = []struct {
 	name string
 	mode fs.FileMode
 }{{"ca.pem", 0o644}, {"tls.pem", 0o644}, {"tls.key", 0o600}}
 
-// certificate is for trials on one machine, where nobody else would issue one. The authority's key is never written: what
-// trusts the authority trusts the one certificate, and there can be no other.
+// certificate is for trials on one machine. The authority's key is never written, so the authority can never issue a
+// second certificate.
 func (a *app) certificate() *cobra.Command {
 	var out string
 	var names []string
 	var valid time.Duration
 	cmd := &cobra.Command{
 		Use:   "certificate --out DIR --name NAME...",
-		Short: "Make a TLS certificate for a trial, of an authority of its own",
-		Long: `Certificate makes a key (tls.key) and a certificate (tls.pem) for the listeners of a trial installation, and the
-certificate of the authority that issued it (ca.pem), which clients are to trust. The authority's key is thrown away:
-it issues nothing else. It replaces no file. For anything but a trial, get certificates where you get them for the
-rest of what you run: docs/tls.md.`,
+		Short: "Generate a TLS certificate for a trial, with its own authority",
+		Long: `Generate a key (tls.key) and a certificate (tls.pem) for the listeners of a trial installation, and the
+certificate of the issuing authority (ca.pem), which clients must trust. The key of the authority is discarded. Existing
+files are not replaced. For production, use your usual certificate authority (docs/tls.md).`,
 		Example: `  sluice admin certificate --out tls --name localhost --name 127.0.0.1`,
 		Args:    cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
@@ -62,18 +61,17 @@ rest of what you run: docs/tls.md.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&out, "out", "", "folder for the three files")
-	f.StringSliceVar(&names, "name", nil, "names and addresses of the servers")
-	f.DurationVar(&valid, "valid", 365*24*time.Hour, "how long the certificate is valid")
-	require(cmd, "out")
-	require(cmd, "name")
+	f.StringSliceVar(&names, "name", nil, "DNS names and IP addresses of the servers")
+	f.DurationVar(&valid, "valid", 365*24*time.Hour, "validity of the certificate")
+	require(cmd, "out", "name")
 	return cmd
 }
 
-// makeCertificate returns, in PEM, the certificate of an authority, the one that it issues for the names, and the key of
-// the latter.
+// makeCertificate returns in PEM the certificate of an authority, the certificate that it issues for the names, and the
+// key of the latter.
 func makeCertificate(names []string, now time.Time, valid time.Duration) ([3][]byte, error) {
 	var made [3][]byte
-	// An hour earlier, for clocks that are behind.
+	// An hour earlier, for slow clocks.
 	authority := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Sluice trial authority"},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(valid),
@@ -93,19 +91,19 @@ func makeCertificate(names []string, now time.Time, valid time.Duration) ([3][]b
 	}
 	authorityKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return made, fmt.Errorf("make the authority's key: %w", err)
+		return made, fmt.Errorf("generate the authority's key: %w", err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return made, fmt.Errorf("make the key: %w", err)
+		return made, fmt.Errorf("generate the key: %w", err)
 	}
 	of, err := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
 	if err != nil {
-		return made, fmt.Errorf("make the authority's certificate: %w", err)
+		return made, fmt.Errorf("issue the authority's certificate: %w", err)
 	}
 	issued, err := x509.CreateCertificate(rand.Reader, server, authority, key.Public(), authorityKey)
 	if err != nil {
-		return made, fmt.Errorf("make the certificate: %w", err)
+		return made, fmt.Errorf("issue the certificate: %w", err)
 	}
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {

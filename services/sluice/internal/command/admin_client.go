@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"crypto/elliptic"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// clientFlags are those of the commands about registered clients.
+// clientFlags are the flags of the commands for registered clients.
 type clientFlags struct {
 	*adminFlags
 	redis, id string
@@ -24,14 +25,14 @@ type clientFlags struct {
 
 func (a *app) client(admin *adminFlags) *cobra.Command {
 	flags := clientFlags{adminFlags: admin}
-	cmd := family("client", "Look after the clients of the token service",
-		`Client looks after the clients that are registered with the token service (docs/auth.md). The commands talk to Redis:
---redis, or the variable SLUICE_REDIS_URL or, for a file that holds it, SLUICE_REDIS_URL_FILE. A change counts for the
-next token; tokens that a client holds are good for up to five minutes more. Clients in the token service's own file are
-not among them; where the file has a client of the same id, the file counts.`,
+	cmd := parent("client", "Manage the clients of the token service",
+		`Manage the clients that are registered with the token service (docs/auth.md). The commands use Redis: --redis,
+SLUICE_REDIS_URL, or the content of the file SLUICE_REDIS_URL_FILE. A change applies to the next token; existing tokens
+stay valid for up to five minutes. Clients in the token service's own file are not listed; if the file has a client of
+the same id, the file takes precedence.`,
 		a.clientRegister(&flags), a.clientList(&flags), a.clientShow(&flags), a.clientRemove(&flags),
 		a.clientRotateSecret(&flags), a.clientKeygen())
-	cmd.PersistentFlags().StringVar(&flags.redis, "redis", "", "URL of Redis; default: the variable SLUICE_REDIS_URL")
+	cmd.PersistentFlags().StringVar(&flags.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
 	return cmd
 }
 
@@ -43,7 +44,7 @@ func (f *clientFlags) named(cmd *cobra.Command) *cobra.Command {
 
 // withClients runs the work on the clients in Redis.
 func (f *clientFlags) withClients(work func(store *authstore.Store) error) (err error) {
-	url, err := urlOf(f.redis, "--redis", "SLUICE_REDIS_URL", "Redis")
+	url, err := urlOf(f.redis, "--redis", "SLUICE_REDIS_URL")
 	if err != nil {
 		return err
 	}
@@ -55,14 +56,14 @@ func (f *clientFlags) withClients(work func(store *authstore.Store) error) (err 
 	return work(store)
 }
 
-// clientOutput is a client as JSON. Of a secret it says only that there is one.
+// clientOutput is a client as JSON, without its secret.
 type clientOutput struct {
 	ID      string   `json:"id"`
 	Method  string   `json:"method"` // private_key_jwt or client_secret_basic
 	JWKSURL string   `json:"jwks_url,omitempty"`
-	KIDs    []string `json:"kids,omitempty"` // of the keys that are registered themselves
+	KIDs    []string `json:"kids,omitempty"` // of the registered keys
 	Scope   string   `json:"scope"`
-	Secret  string   `json:"secret,omitempty"` // only when it was made just now
+	Secret  string   `json:"secret,omitempty"` // only when just created
 }
 
 func clientJSON(c token.Client) clientOutput {
@@ -114,12 +115,12 @@ func (a *app) clientRegister(flags *clientFlags) *cobra.Command {
 	var client token.Client
 	var keysFile string
 	var withSecret bool
-	cmd := askJSON(flags.named(&cobra.Command{
+	cmd := withJSON(flags.named(&cobra.Command{
 		Use:   "register --id ID --scope SCOPES (--jwks-file FILE | --jwks-url URL | --secret)",
 		Short: "Register a client",
-		Long: `Register registers a client: with its key set, in a file or at a URL of the client's own, or with a secret. A
-secret is made here and printed once; the token service takes it only with SLUICE_AUTH_CLIENT_SECRET=true. The scopes
-are those of the context system/ that read; a token never has more than these.`,
+		Long: `Register a client with its key set, in a file or at a URL of the client, or with a secret. A secret is
+generated and printed once; the token service accepts it only with SLUICE_AUTH_CLIENT_SECRET=true. Scopes must be read
+scopes of the context system/; tokens have no others.`,
 		Example: `  sluice admin client register --id research --jwks-file research.jwks.json \
     --scope 'system/Patient.rs system/Group.rs'`,
 		Args: cobra.NoArgs,
@@ -148,7 +149,7 @@ are those of the context system/ that read; a token never has more than these.`,
 					return store.AddClient(ctx, client.ID, record)
 				})
 				if errors.Is(err, export.ErrConflict) {
-					return fmt.Errorf("client %s is registered already: remove it first", client.ID)
+					return fmt.Errorf("client %s is already registered: remove it first", client.ID)
 				}
 				if err != nil {
 					return err
@@ -160,15 +161,15 @@ are those of the context system/ that read; a token never has more than these.`,
 	f := cmd.Flags()
 	f.StringVar(&keysFile, "jwks-file", "", "file with the client's public keys, a JWKS")
 	f.StringVar(&client.JWKSURL, "jwks-url", "", "URL of the client's public keys: https, or http on loopback")
-	f.BoolVar(&withSecret, "secret", false, "make a secret for HTTP Basic")
-	f.StringVar(&client.Scope, "scope", "", "scopes, separated by blanks, as 'system/*.rs'")
+	f.BoolVar(&withSecret, "secret", false, "generate a secret for HTTP Basic")
+	f.StringVar(&client.Scope, "scope", "", "scopes, separated by spaces, such as 'system/*.rs'")
 	require(cmd, "scope")
 	cmd.MarkFlagsMutuallyExclusive("jwks-file", "jwks-url", "secret")
 	cmd.MarkFlagsOneRequired("jwks-file", "jwks-url", "secret")
 	return cmd
 }
 
-// printRegistered tells what is registered, and the secret that was made for it: nobody can read it again.
+// printRegistered prints a registered client and its new secret, which cannot be read again.
 func (a *app) printRegistered(flags *clientFlags, client token.Client, secret string) error {
 	output := clientJSON(client)
 	output.Secret = secret
@@ -176,14 +177,14 @@ func (a *app) printRegistered(flags *clientFlags, client token.Client, secret st
 		return a.printJSON(output)
 	}
 	if secret != "" {
-		a.say("The secret of %s follows. It is kept nowhere: whoever loses it needs another one.\n", client.ID)
+		a.say("The secret of %s follows. It is not stored and cannot be shown again.\n", client.ID)
 		return a.print(secret + "\n")
 	}
 	return a.print("registered client " + client.ID + "\n")
 }
 
 func (a *app) clientList(flags *clientFlags) *cobra.Command {
-	return askJSON(&cobra.Command{
+	return withJSON(&cobra.Command{
 		Use:   "list",
 		Short: "List the clients",
 		Args:  cobra.NoArgs,
@@ -209,7 +210,7 @@ func (a *app) clientList(flags *clientFlags) *cobra.Command {
 }
 
 func (a *app) clientShow(flags *clientFlags) *cobra.Command {
-	return askJSON(flags.named(&cobra.Command{
+	return withJSON(flags.named(&cobra.Command{
 		Use:   "show --id ID",
 		Short: "Show a client",
 		Args:  cobra.NoArgs,
@@ -228,7 +229,7 @@ func (a *app) clientShow(flags *clientFlags) *cobra.Command {
 func (a *app) clientRemove(flags *clientFlags) *cobra.Command {
 	return flags.named(&cobra.Command{
 		Use:   "remove --id ID",
-		Short: "Remove a client: it gets no further token",
+		Short: "Remove a client",
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			return flags.withClients(func(store *authstore.Store) error {
@@ -245,10 +246,10 @@ func (a *app) clientRemove(flags *clientFlags) *cobra.Command {
 }
 
 func (a *app) clientRotateSecret(flags *clientFlags) *cobra.Command {
-	return askJSON(flags.named(&cobra.Command{
+	return withJSON(flags.named(&cobra.Command{
 		Use:   "rotate-secret --id ID",
-		Short: "Give a client another secret, in place of the one that it has",
-		Long:  `Rotate-secret makes another secret for a client and prints it once. The one before is good for nothing at once.`,
+		Short: "Replace the secret of a client",
+		Long:  `Generate a new secret for a client and print it once. The old secret is invalid immediately.`,
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			return flags.withClients(func(store *authstore.Store) error {
@@ -257,7 +258,7 @@ func (a *app) clientRotateSecret(flags *clientFlags) *cobra.Command {
 					return err
 				}
 				if client.SecretHash == "" {
-					return fmt.Errorf("client %s has keys and no secret", flags.id)
+					return fmt.Errorf("client %s has keys, not a secret", flags.id)
 				}
 				secret := token.NewSecret()
 				client.SecretHash = token.HashSecret(secret)
@@ -269,7 +270,7 @@ func (a *app) clientRotateSecret(flags *clientFlags) *cobra.Command {
 					return store.ReplaceClient(ctx, flags.id, before, record)
 				})
 				if errors.Is(err, export.ErrConflict) {
-					return fmt.Errorf("client %s was changed by somebody else at the same time", flags.id)
+					return fmt.Errorf("client %s was changed concurrently: try again", flags.id)
 				}
 				if err != nil {
 					return err
@@ -284,12 +285,12 @@ func (a *app) clientKeygen() *cobra.Command {
 	var out string
 	cmd := &cobra.Command{
 		Use:   "keygen --out NAME",
-		Short: "Make a key pair for a client",
-		Long: `Keygen makes a key pair on P-384 (ES384): NAME.key.json, the private key, which stays with the client, and
-NAME.jwks.json, the public key set, to be registered. It replaces no file and talks to no server.`,
+		Short: "Generate a key pair for a client",
+		Long: `Generate a P-384 key pair (ES384): NAME.key.json, the private key for the client, and NAME.jwks.json, the
+public key set to register. Existing files are not replaced.`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
-			private, public, err := token.NewClientKey()
+			private, public, err := token.NewKey(elliptic.P384())
 			if err != nil {
 				return err
 			}
@@ -303,12 +304,12 @@ NAME.jwks.json, the public key set, to be registered. It replaces no file and ta
 			return a.print(fmt.Sprintf("private key: %s\nkey set to register: %s\n", keyFile, setFile))
 		}),
 	}
-	cmd.Flags().StringVar(&out, "out", "", "path that both files begin with")
+	cmd.Flags().StringVar(&out, "out", "", "path prefix of both files")
 	require(cmd, "out")
 	return cmd
 }
 
-// readClient returns a client and its record as it is stored.
+// readClient returns a client and its stored record.
 func readClient(ctx context.Context, store *authstore.Store, id string) (token.Client, []byte, error) {
 	record, err := store.Client(ctx, id)
 	if err != nil {

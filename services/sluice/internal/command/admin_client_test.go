@@ -19,11 +19,11 @@ func TestAdminClient(t *testing.T) {
 	}
 	redis := miniredis.RunT(t)
 	url, dir := "redis://"+redis.Addr(), t.TempDir()
-	do := func(want int, says string, args ...string) (stdout string) {
+	do := func(want int, contains string, args ...string) (stdout string) {
 		t.Helper()
 		code, stdout, stderr := run(t, append([]string{"admin", "client", "--redis", url}, args...)...)
-		if code != want || !strings.Contains(stdout+stderr, says) {
-			t.Fatalf("%q: exit %d, %q, %q; want exit %d and %q", args, code, stdout, stderr, want, says)
+		if code != want || !strings.Contains(stdout+stderr, contains) {
+			t.Fatalf("%q: exit %d, %q, %q; want exit %d and %q", args, code, stdout, stderr, want, contains)
 		}
 		return stdout
 	}
@@ -39,9 +39,9 @@ func TestAdminClient(t *testing.T) {
 	}
 
 	do(0, "registered client app", "register", "--id", "app", "--jwks-file", name+".jwks.json", "--scope", "system/Patient.rs")
-	do(1, "registered already", "register", "--id", "app", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
+	do(1, "already registered", "register", "--id", "app", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
 	do(0, "", "register", "--id", "url", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
-	secret := strings.TrimSpace(do(0, "kept nowhere", "register", "--id", "old", "--secret", "--scope", "system/*.read"))
+	secret := strings.TrimSpace(do(0, "not stored", "register", "--id", "old", "--secret", "--scope", "system/*.read"))
 	if len(secret) != 43 {
 		t.Errorf("a secret of %d characters", len(secret))
 	}
@@ -77,7 +77,7 @@ func TestAdminClient(t *testing.T) {
 	if err != nil || client.HasSecret(secret) || !client.HasSecret(changed.Secret) || client.Scope != "system/*.read" {
 		t.Errorf("after the secret was changed: %v, old one good %v, new one %v", err, client.HasSecret(secret), client.HasSecret(changed.Secret))
 	}
-	do(1, "has keys and no secret", "rotate-secret", "--id", "app")
+	do(1, "has keys, not a secret", "rotate-secret", "--id", "app")
 
 	do(0, "removed client app", "remove", "--id", "app")
 	for _, args := range [][]string{{"remove", "--id", "app"}, {"show", "--id", "app"}, {"rotate-secret", "--id", "app"}} {
@@ -85,8 +85,8 @@ func TestAdminClient(t *testing.T) {
 	}
 
 	for _, test := range []struct {
-		says string
-		args []string
+		contains string
+		args     []string
 	}{
 		{"scope", []string{"register", "--id", "x", "--jwks-url", "https://a.example", "--scope", "patient/*.rs"}},
 		{"JWKS URL", []string{"register", "--id", "x", "--jwks-url", "http://a.example", "--scope", "system/*.rs"}},
@@ -96,7 +96,7 @@ func TestAdminClient(t *testing.T) {
 		{"jwks-url", []string{"register", "--id", "x", "--jwks-url", "https://a.example", "--secret", "--scope", "system/*.rs"}},
 		{"admin client --help", nil},
 	} {
-		do(2, test.says, test.args...)
+		do(2, test.contains, test.args...)
 	}
 	redis.Close()
 	do(1, "unavailable", "list")
@@ -104,7 +104,7 @@ func TestAdminClient(t *testing.T) {
 	do(2, "SLUICE_REDIS_URL", "list")
 }
 
-// privateSet is a key set that gives a private key away.
+// privateSet is a key set with a private key.
 func privateSet(t *testing.T, dir, name string) string {
 	t.Helper()
 	key, err := os.ReadFile(name + ".key.json")
@@ -136,9 +136,9 @@ func TestExportWithCredentialsRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
-		code int
-		says string
-		args []string
+		code     int
+		contains string
+		args     []string
 	}{
 		{2, "client-key", []string{"--base", "https://x.example", "--client-id", "app"}},
 		{2, "--base", []string{"--client-id", "app", "--client-key", name + ".key.json"}},
@@ -150,8 +150,8 @@ func TestExportWithCredentialsRefuses(t *testing.T) {
 		{2, "none of the others", []string{"--base", "https://x.example", "--client-id", "app", "--client-key", "k", "--token", "t"}},
 	} {
 		code, _, stderr := run(t, append([]string{"export", "--group", "g", "--out", filepath.Join(dir, "out")}, test.args...)...)
-		if code != test.code || !strings.Contains(stderr, test.says) {
-			t.Errorf("%q: exit %d, %q; want %d and %q", test.args, code, stderr, test.code, test.says)
+		if code != test.code || !strings.Contains(stderr, test.contains) {
+			t.Errorf("%q: exit %d, %q; want %d and %q", test.args, code, stderr, test.code, test.contains)
 		}
 	}
 }

@@ -15,37 +15,37 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-// doctorFlags say what is looked at besides Redis. What is given nowhere is left out, and it is said.
+// doctorFlags are the dependencies to check besides Redis. Those that are not configured are skipped and listed.
 type doctorFlags struct {
-	operateFlags
+	redisFlags
 	endpoint, bucket, region     string
 	issuers, groups, access      string
 	sourceDatabase, directoryURL string
 }
 
 func (a *app) doctor(admin *adminFlags) *cobra.Command {
-	flags := doctorFlags{operateFlags: operateFlags{adminFlags: admin}}
-	cmd := flags.looks(&cobra.Command{
+	flags := doctorFlags{redisFlags: redisFlags{adminFlags: admin}}
+	cmd := flags.reads(&cobra.Command{
 		Use:   "doctor",
-		Short: "Check every dependency and the state of the deployment, and say what to do",
-		Long: `Doctor checks everything that a deployment needs, and for each thing says whether it is good, to be looked at
-(warning) or bad, and what to do. It ends with 1 when something is bad.
+		Short: "Check the dependencies and the state of the deployment",
+		Long: `Check everything that a deployment needs. Each finding is good, warning or bad, with advice. The exit code is 1
+if a finding is bad.
 
-It looks at Redis (reachable, version, eviction, append-only file, memory), at workers, schedulers, queues, the intake,
-purges and jobs, and at what the variables of the services name: the object store (SLUICE_S3_ENDPOINT,
+It checks Redis (connection, version, eviction, append-only file, memory), workers, schedulers, queues, kick-offs,
+purges and jobs, and the dependencies in the variables of the services: the object store (SLUICE_S3_ENDPOINT,
 SLUICE_S3_ACCESS_KEY, SLUICE_S3_SECRET_KEY, SLUICE_S3_BUCKET), PostgreSQL (SLUICE_SOURCE_URL, SLUICE_DIRECTORY_URL,
 SLUICE_DATABASE_URL), and the files SLUICE_TOKEN_ISSUERS_FILE, SLUICE_GROUPS_DIR and SLUICE_ACCESS_FILE. It compares
-the clocks of all of them with that of this machine. All that it writes is one object under doctor/, which it deletes.`,
+their clocks with the local one. It writes one object under doctor/ and deletes it.`,
 		Args: cobra.NoArgs,
-		RunE: a.looking(&flags.operateFlags, func(ctx context.Context, o *ops.Operator, _ []string) error {
-			patient, left, err := flags.patient()
+		RunE: a.reading(&flags.redisFlags, func(ctx context.Context, o *ops.Operator, _ []string) error {
+			patient, skipped, err := flags.patient()
 			if err != nil {
 				return err
 			}
 			if patient.Objects != nil {
 				defer patient.Objects.Close()
 			}
-			return a.printFindings(&flags, o.Doctor(ctx, patient), left)
+			return a.printFindings(&flags, o.Doctor(ctx, patient), skipped)
 		}),
 	})
 	for _, flag := range []struct {
@@ -62,20 +62,20 @@ the clocks of all of them with that of this machine. All that it writes is one o
 		{&flags.sourceDatabase, "source", "SLUICE_SOURCE_URL", "database of the clinical data"},
 		{&flags.directoryURL, "directory", "SLUICE_DIRECTORY_URL", "database of groups and grants"},
 	} {
-		cmd.Flags().StringVar(flag.at, flag.name, "", flag.what+"; default: the variable "+flag.variable)
+		cmd.Flags().StringVar(flag.at, flag.name, "", flag.what+"; default: "+flag.variable)
 	}
 	return cmd
 }
 
-// patient returns what is to be looked at, and names what is left out.
-func (f *doctorFlags) patient() (patient ops.Patient, left []string, err error) {
+// patient returns the dependencies to check, and the names of those that are not configured.
+func (f *doctorFlags) patient() (patient ops.Patient, skipped []string, err error) {
 	trust := config.Trust{CAFile: orVariable(f.caFile, "SLUICE_CA_FILE")}
 	roots, err := trust.Roots()
 	if err != nil {
 		return patient, nil, usageError{err}
 	}
 	if endpoint := orVariable(f.endpoint, "SLUICE_S3_ENDPOINT"); endpoint == "" {
-		left = append(left, "object store")
+		skipped = append(skipped, "object store")
 	} else if patient.Objects, err = f.objects(trust, endpoint); err != nil {
 		return patient, nil, err
 	}
@@ -103,17 +103,17 @@ func (f *doctorFlags) patient() (patient ops.Patient, left []string, err error) 
 		})
 	}
 	if len(known) == 0 {
-		left = append(left, "postgresql")
+		skipped = append(skipped, "postgresql")
 	}
 	if file := orVariable(f.issuers, "SLUICE_TOKEN_ISSUERS_FILE"); file == "" {
-		left = append(left, "issuers")
+		skipped = append(skipped, "issuers")
 	} else {
 		patient.Files = append(patient.Files, ops.File{
-			Name: "issuers", Advice: "mend the file: docs/access.md",
+			Name: "issuers", Advice: "correct the file (docs/access.md)",
 			Check: func(context.Context) error { _, err := config.LoadIssuers(file); return err },
 		})
 	}
-	return f.directoryFiles(patient), left, nil
+	return f.directoryFiles(patient), skipped, nil
 }
 
 func (f *doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Store, error) {
@@ -122,14 +122,14 @@ func (f *doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Sto
 	if err := errors.Join(accessErr, secretErr); err != nil {
 		return nil, err
 	}
-	place := config.Objects{
+	settings := config.Objects{
 		Trust: trust, Endpoint: endpoint, AccessKey: accessKey, SecretKey: secretKey, SSE: os.Getenv("SLUICE_S3_SSE"),
 		Bucket: orVariable(f.bucket, "SLUICE_S3_BUCKET"), Region: orVariable(f.region, "SLUICE_S3_REGION"),
 	}
-	if place.Bucket == "" {
-		place.Bucket = "sluice" // as the services
+	if settings.Bucket == "" {
+		settings.Bucket = "sluice" // the services' default
 	}
-	store, err := place.Open(nil)
+	store, err := settings.Open(nil)
 	if err != nil {
 		return nil, usageError{err}
 	}
@@ -139,7 +139,7 @@ func (f *doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Sto
 func (f *doctorFlags) directoryFiles(patient ops.Patient) ops.Patient {
 	if dir := orVariable(f.groups, "SLUICE_GROUPS_DIR"); dir != "" {
 		patient.Files = append(patient.Files, ops.File{
-			Name: "groups", Advice: "mend the folder: docs/access.md", Check: func(ctx context.Context) error {
+			Name: "groups", Advice: "correct the folder (docs/access.md)", Check: func(ctx context.Context) error {
 				groups, err := filedir.OpenGroups(dir, nil)
 				if err != nil {
 					return err
@@ -150,14 +150,14 @@ func (f *doctorFlags) directoryFiles(patient ops.Patient) ops.Patient {
 	}
 	if file := orVariable(f.access, "SLUICE_ACCESS_FILE"); file != "" {
 		patient.Files = append(patient.Files, ops.File{
-			Name: "grants", Advice: "mend the file: docs/access.md",
+			Name: "grants", Advice: "correct the file (docs/access.md)",
 			Check: func(context.Context) error { _, err := filedir.OpenAccess(file); return err },
 		})
 	}
 	return patient
 }
 
-// verdict is an error when a finding is bad.
+// verdict is an error if a finding is bad.
 func verdict(findings []ops.Finding) error {
 	bad := 0
 	for _, finding := range findings {
@@ -171,7 +171,7 @@ func verdict(findings []ops.Finding) error {
 	return nil
 }
 
-func (a *app) printFindings(f *doctorFlags, findings []ops.Finding, left []string) error {
+func (a *app) printFindings(f *doctorFlags, findings []ops.Finding, skipped []string) error {
 	type findingOutput struct {
 		Check   string `json:"check"`
 		Verdict string `json:"verdict"`
@@ -180,8 +180,8 @@ func (a *app) printFindings(f *doctorFlags, findings []ops.Finding, left []strin
 	}
 	output := struct {
 		Findings []findingOutput `json:"findings"`
-		Left     []string        `json:"not_looked_at"`
-	}{[]findingOutput{}, append([]string{}, left...)}
+		Skipped  []string        `json:"not_looked_at"`
+	}{[]findingOutput{}, append([]string{}, skipped...)}
 	rows := [][]string{{"check", "verdict", "found"}}
 	for _, one := range findings {
 		output.Findings = append(output.Findings, findingOutput{one.Check, string(one.Verdict), one.Detail, one.Advice})
@@ -190,8 +190,8 @@ func (a *app) printFindings(f *doctorFlags, findings []ops.Finding, left []strin
 			rows = append(rows, []string{"", "", "-> " + one.Advice})
 		}
 	}
-	for _, name := range left {
-		rows = append(rows, []string{name, "-", "not looked at: nothing says where it is"})
+	for _, name := range skipped {
+		rows = append(rows, []string{name, "-", "skipped: not configured"})
 	}
 	if f.json {
 		return errors.Join(a.printJSON(output), verdict(findings))

@@ -20,27 +20,26 @@ import (
 )
 
 func (a *app) grant(flags *adminFlags) *cobra.Command {
-	return family("grant", "Look after who may export what",
-		`Grant looks after who may export what. An owner is the issuer and the subject of a token; one without a grant may
-export nothing. A change counts for every export that is kicked off or planned afterwards; see docs/access.md.`,
+	return parent("grant", "Manage export grants",
+		`Manage export grants (docs/access.md). An owner is the issuer and the subject of a token; an owner without a grant can
+export nothing. A change applies to every export that is kicked off or planned afterwards.`,
 		a.grantList(flags), a.grantShow(flags), a.grantSet(flags), a.grantRemove(flags), a.grantImport(flags))
 }
 
-// ownerFlags name an owner.
+// ownerFlags identify an owner.
 type ownerFlags struct{ issuer, subject string }
 
 func (o *ownerFlags) add(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&o.issuer, "issuer", "", "the iss of the owner's tokens")
 	cmd.Flags().StringVar(&o.subject, "subject", "", "the sub of the owner's tokens")
-	require(cmd, "issuer")
-	require(cmd, "subject")
+	require(cmd, "issuer", "subject")
 	return cmd
 }
 
 func (o *ownerFlags) owner() (export.Owner, error) {
 	for flag, value := range map[string]string{"--issuer": o.issuer, "--subject": o.subject} {
 		if !directory.IsStorable(value) {
-			return export.Owner{}, usage("%s is empty or not valid text", flag)
+			return export.Owner{}, usage("%s is empty or invalid text", flag)
 		}
 	}
 	return export.Owner{Issuer: o.issuer, Subject: o.subject}, nil
@@ -101,12 +100,12 @@ func grantRow(g grantOutput) []string {
 var grantHeading = []string{"issuer", "subject", "owner in logs", "types", "groups", "patients"}
 
 func (a *app) grantList(flags *adminFlags) *cobra.Command {
-	return askJSON(&cobra.Command{
+	return withJSON(&cobra.Command{
 		Use:   "list",
-		Short: "List the grants, without what they name",
+		Short: "List the grants, without ids",
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
-			return a.directory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
 				list, err := access.List(ctx)
 				if err != nil {
 					return err
@@ -128,17 +127,17 @@ func (a *app) grantList(flags *adminFlags) *cobra.Command {
 func (a *app) grantShow(flags *adminFlags) *cobra.Command {
 	var who ownerFlags
 	var patients bool
-	cmd := askJSON(who.add(&cobra.Command{
+	cmd := withJSON(who.add(&cobra.Command{
 		Use:   "show --issuer URL --subject NAME",
 		Short: "Show an owner's grant",
-		Long:  `Show shows an owner's grant. The ids of patients are printed with --patients only.`,
+		Long:  `Show an owner's grant. Patient ids are printed only with --patients.`,
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			owner, err := who.owner()
 			if err != nil {
 				return err
 			}
-			return a.directory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
 				entry, err := access.Entry(ctx, owner)
 				if err != nil {
 					return ofOwner(owner, err)
@@ -154,7 +153,7 @@ func (a *app) grantShow(flags *adminFlags) *cobra.Command {
 			})
 		}),
 	}), flags)
-	cmd.Flags().BoolVar(&patients, "patients", false, "print the ids of the patients that the grant names")
+	cmd.Flags().BoolVar(&patients, "patients", false, "print the patient ids of the grant")
 	return cmd
 }
 
@@ -163,13 +162,13 @@ func (a *app) grantSet(flags *adminFlags) *cobra.Command {
 	var types, groups, patients string
 	cmd := who.add(&cobra.Command{
 		Use:   "set --issuer URL --subject NAME --types LIST --groups LIST --patients LIST",
-		Short: "Give an owner a grant, in place of the one that is there",
-		Long: `Set gives an owner a grant, in place of the one that is there. A list is one of
+		Short: "Set an owner's grant, replacing an existing one",
+		Long: `Set an owner's grant, replacing an existing one. A list is one of
 
   all                 everything
-  only:a,b            what is named; "only:" allows nothing
-  except:a,b          everything but what is named
-  only:@FILE          as only: and except:, with the names in a file, one a line ("@-" is standard input)
+  only:a,b            the listed names; "only:" allows nothing
+  except:a,b          everything except the listed names
+  only:@FILE          as above, with the names in a file, one per line ("@-" is standard input)
   except:@FILE`,
 		Example: `  sluice admin grant set --issuer https://issuer.example --subject research-team \
     --types only:Patient,Observation --groups all --patients except:@withdrawn.txt`,
@@ -182,18 +181,18 @@ func (a *app) grantSet(flags *adminFlags) *cobra.Command {
 			entry := directory.GrantEntry{Owner: owner}
 			for _, flag := range []struct {
 				name, value, form string
-				holds             func(string) bool
+				valid             func(string) bool
 				to                *directory.NameList
 			}{
 				{"--types", types, "a resource type of R4", fhir.IsType, &entry.Types},
 				{"--groups", groups, "a FHIR id", fhir.IsID[string], &entry.Groups},
 				{"--patients", patients, "a FHIR id", fhir.IsID[string], &entry.Patients},
 			} {
-				if *flag.to, err = readNames(flag.name, flag.value, flag.form, flag.holds); err != nil {
+				if *flag.to, err = readNames(flag.name, flag.value, flag.form, flag.valid); err != nil {
 					return err
 				}
 			}
-			return a.directory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
 				err := recorded(flags, "grant of owner "+owner.Hash(), func() error { return access.Set(ctx, entry) })
 				if err != nil {
 					return err
@@ -206,14 +205,12 @@ func (a *app) grantSet(flags *adminFlags) *cobra.Command {
 	f.StringVar(&types, "types", "", "resource types")
 	f.StringVar(&groups, "groups", "", "ids of groups")
 	f.StringVar(&patients, "patients", "", "ids of patients")
-	for _, name := range []string{"types", "groups", "patients"} {
-		require(cmd, name)
-	}
+	require(cmd, "types", "groups", "patients")
 	return cmd
 }
 
-// readNames reads a list as the flag spells it.
-func readNames(flag, value, form string, holds func(string) bool) (directory.NameList, error) {
+// readNames parses a list.
+func readNames(flag, value, form string, valid func(string) bool) (directory.NameList, error) {
 	kind, names, listed := strings.Cut(value, ":")
 	switch {
 	case value == "all":
@@ -235,16 +232,16 @@ func readNames(flag, value, form string, holds func(string) bool) (directory.Nam
 		}
 	}
 	if from != nil {
-		for name, err := range checked(from, holds, flag, form) {
+		for name, err := range validated(from, valid, flag, form) {
 			if err != nil {
 				return directory.NameList{}, usageError{err}
 			}
 			list.Names = append(list.Names, name)
 		}
 	}
-	// All but nobody is what a lost list looks like; who means everything says all.
+	// An empty exception list is probably a mistake, and "all" exists.
 	if list.All && len(list.Names) == 0 {
-		return directory.NameList{}, usage("%s: except: names nothing; everything is written all", flag)
+		return directory.NameList{}, usage("%s: except: has no names; use all for everything", flag)
 	}
 	return list, nil
 }
@@ -253,14 +250,14 @@ func (a *app) grantRemove(flags *adminFlags) *cobra.Command {
 	var who ownerFlags
 	return who.add(&cobra.Command{
 		Use:   "remove --issuer URL --subject NAME",
-		Short: "Remove an owner's grant: the owner may export nothing",
+		Short: "Remove an owner's grant",
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			owner, err := who.owner()
 			if err != nil {
 				return err
 			}
-			return a.directory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
 				what := "removal of the grant of owner " + owner.Hash()
 				if err := recorded(flags, what, func() error { return access.Remove(ctx, owner) }); err != nil {
 					return ofOwner(owner, err)
@@ -275,9 +272,8 @@ func (a *app) grantImport(flags *adminFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "import FILE",
 		Short: "Replace all grants with those of an access file",
-		Long: `Import takes a YAML file as SLUICE_ACCESS_FILE names one (docs/access.md) and makes its entries all grants that
-there are, at once: who does not stand in the file may export nothing afterwards. Importing the same file again
-changes nothing.`,
+		Long: `Replace all grants at once with those of a YAML file in the format of SLUICE_ACCESS_FILE (docs/access.md).
+Owners who are not in the file can export nothing afterwards. Importing the same file again changes nothing.`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.run(func(ctx context.Context, args []string) error {
 			text, err := os.ReadFile(args[0])
@@ -288,12 +284,12 @@ changes nothing.`,
 			if err != nil {
 				return fmt.Errorf("%s: %w", filepath.Base(args[0]), err)
 			}
-			return a.directory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
 				what := fmt.Sprintf("replacement of all grants by %d", len(entries))
 				if err := recorded(flags, what, func() error { return access.Replace(ctx, entries) }); err != nil {
 					return err
 				}
-				return a.print(fmt.Sprintf("there are %d grants now\n", len(entries)))
+				return a.print(fmt.Sprintf("imported %d grants\n", len(entries)))
 			})
 		}),
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,21 +18,21 @@ import (
 
 const membersHelp = `
 
-Patients are named by their ids, as arguments or with --file, one a line ("-" is standard input), any number of them.
-One id that is none, and nothing is changed.`
+Patients are ids, as arguments or with --file, one per line ("-" is standard input). If one id is invalid, nothing is
+changed.`
 
 func (a *app) group(flags *adminFlags) *cobra.Command {
-	return family("group", "Look after groups and their members",
-		`Group looks after the groups of the database: the patients that can be exported together. A load that brings a group
-replaces all of it, what was done to its members by hand included.`,
+	return parent("group", "Manage groups and their members",
+		`Manage the groups of the database: sets of patients that can be exported. A load replaces the groups in its files,
+including changes made with these commands.`,
 		a.groupList(flags), a.groupShow(flags), a.groupDelete(flags),
-		a.groupMembers(flags, "create", "Make a group", `Create makes a group that can be exported, also one without members.`,
-			"created the group %s with %d members\n", (*pgdir.Groups).Create),
+		a.groupMembers(flags, "create", "Create a group", `Create a group that can be exported. It may have no members.`,
+			"created group %s with %d members\n", (*pgdir.Groups).Create),
 		a.groupMembers(flags, "add", "Add members to a group",
-			`Add makes patients members from now on, without end. Those who are stay as they are.`,
+			`Add patients to a group from now on, without an end date. Existing members are not changed.`,
 			"group %s: added %d members\n", (*pgdir.Groups).Add),
 		a.groupMembers(flags, "remove", "Remove members from a group",
-			`Remove makes a group forget patients, also when they joined. Those whom it does not know are passed over.`,
+			`Remove patients from a group, with the date on which they joined. Patients who are not in the group are ignored.`,
 			"group %s: removed %d members\n", (*pgdir.Groups).Remove),
 	)
 }
@@ -68,20 +67,20 @@ func groupRow(g pgdir.Group) []string {
 	if g.LastUpdated != nil {
 		updated = instant(*g.LastUpdated)
 	}
-	return []string{g.ID, strconv.FormatInt(g.Current, 10), strconv.FormatInt(g.Members, 10), exportable, updated}
+	return []string{g.ID, decimal(g.Current), decimal(g.Members), exportable, updated}
 }
 
 var groupHeading = []string{"group", "members", "known", "exportable", "last updated"}
 
 func (a *app) groupList(flags *adminFlags) *cobra.Command {
-	return askJSON(&cobra.Command{
+	return withJSON(&cobra.Command{
 		Use:   "list",
 		Short: "List the groups",
-		Long: `List lists every group: how many members it has now, how many patients it knows (also inactive ones and those whose
-period does not cover the present), whether it can be exported, and the meta.lastUpdated of what was loaded.`,
+		Long: `List every group: its current members, all its patients (including inactive ones and those whose period does
+not cover the present), whether it can be exported, and its meta.lastUpdated.`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
-			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
 				list, err := groups.List(ctx)
 				if err != nil {
 					return err
@@ -101,17 +100,17 @@ period does not cover the present), whether it can be exported, and the meta.las
 
 func (a *app) groupShow(flags *adminFlags) *cobra.Command {
 	var members bool
-	cmd := askJSON(&cobra.Command{
+	cmd := withJSON(&cobra.Command{
 		Use:   "show GROUP",
 		Short: "Show a group",
-		Long: `Show shows a group as list does. With --members it prints the ids of the patients who are members now, one a line,
-and nothing else; with --json as well it prints everybody that the group knows, and since when.`,
+		Long: `Show a group as list does. With --members, print only the ids of the current members, one per line; with
+--members --json, all patients of the group and when they joined.`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.run(func(ctx context.Context, args []string) error {
 			if err := checkGroup(args[0]); err != nil {
 				return err
 			}
-			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
 				group, err := groups.Show(ctx, args[0])
 				switch {
 				case err != nil:
@@ -162,24 +161,24 @@ func (a *app) printMembers(ctx context.Context, groups *pgdir.Groups, groupID st
 func (a *app) groupDelete(flags *adminFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "delete GROUP",
-		Short: "Delete a group and all that it knows",
+		Short: "Delete a group and its membership",
 		Args:  cobra.ExactArgs(1),
 		RunE: a.run(func(ctx context.Context, args []string) error {
 			if err := checkGroup(args[0]); err != nil {
 				return err
 			}
-			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
 				err := recorded(flags, "deletion of Group/"+args[0], func() error { return groups.Delete(ctx, args[0]) })
 				if err != nil {
 					return named(args[0], err)
 				}
-				return a.print("deleted the group " + args[0] + "\n")
+				return a.print("deleted group " + args[0] + "\n")
 			})
 		}),
 	}
 }
 
-// groupMembers is a command that takes a group and patients.
+// groupMembers is a command with a group and patients as arguments.
 func (a *app) groupMembers(
 	flags *adminFlags, name, short, long, done string,
 	change func(*pgdir.Groups, context.Context, string, pgdir.Patients) (int64, error),
@@ -196,14 +195,14 @@ func (a *app) groupMembers(
 				return err
 			}
 			if len(ids) == 0 && file == "" && name != "create" {
-				return usage("which patients? Name them, or a file of them with --file")
+				return usage("missing patients: pass PATIENT arguments or --file")
 			}
 			for i, id := range ids {
 				if !fhir.IsID(id) {
 					return usage("PATIENT number %d is not a FHIR id", i+1)
 				}
 			}
-			return a.directory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
+			return a.withDirectory(ctx, flags, func(groups *pgdir.Groups, _ *pgdir.Access) error {
 				var changed int64
 				err := recorded(flags, name+" of Group/"+groupID, func() (err error) {
 					changed, err = change(groups, ctx, groupID, patients(ids, file))
@@ -216,11 +215,11 @@ func (a *app) groupMembers(
 			})
 		}),
 	}
-	cmd.Flags().StringVar(&file, "file", "", `file of patient ids, one a line; "-" is standard input`)
+	cmd.Flags().StringVar(&file, "file", "", `file of patient ids, one per line; "-" is standard input`)
 	return cmd
 }
 
-// patients yields the ids of the arguments, which are checked, and then of the file, if one is named.
+// patients yields the ids of the arguments, which are valid, and then those of the file, if any.
 func patients(ids []string, file string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		for id := range slices.Values(ids) {
@@ -231,7 +230,7 @@ func patients(ids []string, file string) iter.Seq2[string, error] {
 		if file == "" {
 			return
 		}
-		for id, err := range checked(lines(file), fhir.IsID[string], "the ids in "+place(file), "a FHIR id") {
+		for id, err := range validated(lines(file), fhir.IsID[string], "the ids in "+place(file), "a FHIR id") {
 			if !yield(id, err) {
 				return
 			}
@@ -246,7 +245,7 @@ func checkGroup(id string) error {
 	return nil
 }
 
-// named puts the group's id to errors that do not hold it.
+// named adds the group's id to errors without it.
 func named(groupID string, err error) error {
 	if errors.Is(err, directory.ErrNoGroup) || errors.Is(err, pgdir.ErrGroupExists) {
 		return fmt.Errorf("%s: %w", groupID, err)

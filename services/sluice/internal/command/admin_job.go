@@ -16,8 +16,8 @@ import (
 )
 
 func (a *app) job(admin *adminFlags) *cobra.Command {
-	return family("job", "Look at jobs, and end them",
-		"Job looks at the exports of a deployment, and ends them (docs/operating.md).",
+	return parent("job", "List, show, cancel and purge jobs",
+		"List, show, cancel and purge the jobs of a deployment (docs/operating.md).",
 		a.jobList(admin), a.jobShow(admin), a.jobCancel(admin), a.jobPurge(admin))
 }
 
@@ -47,32 +47,32 @@ func jobJSON(j ops.Job) jobOutput {
 	}
 }
 
-// ownerForm is the beginning of the digest of an owner, as logs and lists show it.
+// ownerForm is a prefix of an owner's digest.
 var ownerForm = regexp.MustCompile(`^[0-9a-f]{0,64}$`)
 
 func (a *app) jobList(admin *adminFlags) *cobra.Command {
-	flags := operateFlags{adminFlags: admin}
+	flags := redisFlags{adminFlags: admin}
 	var filter ops.Filter
 	var states []string
-	cmd := flags.looks(&cobra.Command{
+	cmd := flags.reads(&cobra.Command{
 		Use:   "list",
 		Short: "List the jobs, the newest first",
-		Long: `List lists the jobs that are at work, that are finished and not yet expired, and that wait to be purged. Owners are
-shown by the digest that logs have too.`,
+		Long: `List the jobs that are live, finished and not yet expired, or waiting to be purged. Owners are shown by their
+digest, as in logs.`,
 		Args: cobra.NoArgs,
-		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		RunE: a.reading(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
 			for _, text := range states {
 				state := export.State(text)
 				if !slices.Contains(export.States(), state) {
-					return usage("--state: %q is none of the states %v", text, export.States())
+					return usage("--state: %q is not one of %v", text, export.States())
 				}
 				filter.States = append(filter.States, state)
 			}
 			if !ownerForm.MatchString(filter.Owner) {
-				return usage("--owner is not the beginning of an owner's digest in hexadecimal")
+				return usage("--owner is not a hexadecimal prefix of an owner's digest")
 			}
 			if filter.Offset < 0 || filter.Limit < 1 || filter.Older < 0 {
-				return usage("--offset and --older must not be below 0, and --limit not below 1")
+				return usage("--offset and --older must not be negative, and --limit must be at least 1")
 			}
 			page, err := o.List(ctx, filter)
 			if err != nil {
@@ -81,15 +81,15 @@ shown by the digest that logs have too.`,
 			return a.printJobs(&flags, page)
 		}),
 	})
-	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state; may repeat")
-	cmd.Flags().StringVar(&filter.Owner, "owner", "", "only jobs of the owner whose digest begins so")
+	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state; repeatable")
+	cmd.Flags().StringVar(&filter.Owner, "owner", "", "only jobs of owners whose digest has this prefix")
 	cmd.Flags().DurationVar(&filter.Older, "older", 0, "only jobs at least this old, such as 2h")
-	cmd.Flags().IntVar(&filter.Offset, "offset", 0, "jobs to leave out at the beginning")
-	cmd.Flags().IntVar(&filter.Limit, "limit", ops.PageSize, "most jobs to list")
+	cmd.Flags().IntVar(&filter.Offset, "offset", 0, "number of jobs to skip")
+	cmd.Flags().IntVar(&filter.Limit, "limit", ops.PageSize, "maximum number of jobs")
 	return cmd
 }
 
-func (a *app) printJobs(flags *operateFlags, page ops.Page) error {
+func (a *app) printJobs(flags *redisFlags, page ops.Page) error {
 	if flags.json {
 		output := struct {
 			Jobs    []jobOutput          `json:"jobs"`
@@ -120,7 +120,7 @@ func (a *app) printJobs(flags *operateFlags, page ops.Page) error {
 		a.say("%d of %d jobs; see --offset and --limit\n", len(page.Jobs), page.Matches)
 	}
 	if page.Bounded {
-		a.say("There are more jobs than are looked at: the oldest are left out.\n")
+		a.say("There are too many jobs: the oldest are not listed.\n")
 	}
 	return nil
 }
@@ -155,17 +155,17 @@ type progressOutput struct {
 }
 
 func (a *app) jobShow(admin *adminFlags) *cobra.Command {
-	flags := operateFlags{adminFlags: admin}
+	flags := redisFlags{adminFlags: admin}
 	var which string
-	cmd := flags.looks(&cobra.Command{
+	cmd := flags.reads(&cobra.Command{
 		Use:   "show JOB",
-		Short: "Show a job, how far each type is, and its units",
-		Long: `Show shows a job, how far each of its resource types is, and its units: those that are open or were given up
-(--units open, the default), all, or none. What went wrong with a unit is shown by its class: unavailable (a dependency
-could not be reached), error (its data could not be read or stored), draining (its worker stopped), lost (its worker
-was not heard of any more) or operator (one took it away).`,
+		Short: "Show a job, its progress by type, and its units",
+		Long: `Show a job, its progress by resource type, and its units: the open and failed ones (--units open, the default),
+all, or none. The last cause of a unit is a class: unavailable (a dependency could not be reached), error (its data
+could not be read or stored), draining (its worker stopped), lost (its worker sent no heartbeats) or operator (an
+operator retried it).`,
 		Args: cobra.ExactArgs(1),
-		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, args []string) error {
+		RunE: a.reading(&flags, func(ctx context.Context, o *ops.Operator, args []string) error {
 			id, err := jobArgument(args[0])
 			if err != nil {
 				return err
@@ -175,7 +175,7 @@ was not heard of any more) or operator (one took it away).`,
 			}
 			detail, err := o.Inspect(ctx, id)
 			if err != nil {
-				return told("job", err)
+				return explainOps("job", err)
 			}
 			detail.Units = slices.DeleteFunc(detail.Units, func(u ops.Unit) bool {
 				return which == "none" || which == "open" && u.State == ops.UnitDone
@@ -186,7 +186,7 @@ was not heard of any more) or operator (one took it away).`,
 			return a.printDetail(detail)
 		}),
 	})
-	cmd.Flags().StringVar(&which, "units", "open", "units to show: open (and given up), all or none")
+	cmd.Flags().StringVar(&which, "units", "open", "units to show: open (and failed), all or none")
 	return cmd
 }
 
@@ -212,7 +212,7 @@ func detailJSON(d ops.Detail) any {
 	return output
 }
 
-// someOf names types, as long as they fit on a line.
+// someOf joins the first types.
 func someOf(types []string) string {
 	const most = 6
 	if len(types) > most {
@@ -224,7 +224,7 @@ func someOf(types []string) string {
 func (a *app) printDetail(d ops.Detail) error {
 	facts := [][]string{
 		{"job", string(d.ID)}, {"state", fmt.Sprintf("%s, %d%%", d.State, d.Percent)}, {"owner", d.Owner},
-		{"asked for", fmt.Sprintf("Group/%s: %s (%s)", d.Group, someOf(d.Types), d.Dialect)},
+		{"request", fmt.Sprintf("Group/%s: %s (%s)", d.Group, someOf(d.Types), d.Dialect)},
 		{"created", instant(d.Created) + ", " + span(d.Age) + " ago"},
 	}
 	for _, fact := range []struct {
@@ -236,7 +236,7 @@ func (a *app) printDetail(d ops.Detail) error {
 		}
 	}
 	if !d.Snapshot.IsZero() {
-		facts = append(facts, []string{"patients", strconv.FormatInt(d.Patients, 10)})
+		facts = append(facts, []string{"patients", decimal(d.Patients)})
 	}
 	if d.Failure != "" {
 		facts = append(facts, []string{"failure", d.Failure})
@@ -252,7 +252,7 @@ func (a *app) printDetail(d ops.Detail) error {
 		for _, p := range d.Progress {
 			rows = append(rows, []string{
 				p.Type, strconv.Itoa(p.Units), strconv.Itoa(p.Done), strconv.Itoa(p.Failed), strconv.Itoa(p.Run),
-				strconv.FormatInt(p.Resources, 10), strconv.FormatInt(p.Bytes, 10),
+				decimal(p.Resources), decimal(p.Bytes),
 			})
 		}
 		if err := a.printBelow(rows); err != nil {
@@ -262,25 +262,25 @@ func (a *app) printDetail(d ops.Detail) error {
 	if len(d.Units) == 0 {
 		return nil
 	}
-	rows := [][]string{{"unit", "kind", "state", "fence", "failed attempts", "last heard of", "last cause"}}
+	rows := [][]string{{"unit", "kind", "state", "fence", "failed attempts", "last heartbeat", "last cause"}}
 	for _, u := range d.Units {
-		heard := "-"
+		heartbeat := "-"
 		switch u.State {
 		case ops.UnitDelayed:
-			heard = "again in " + span(-u.Silent)
+			heartbeat = "retry in " + span(-u.Silent)
 		case ops.UnitRunning, ops.UnitQueued:
-			heard = span(u.Silent) + " ago"
+			heartbeat = span(u.Silent) + " ago"
 		default:
 		}
 		rows = append(rows, []string{
-			string(u.ID), string(u.Kind), string(u.State), strconv.FormatInt(u.Fence, 10), strconv.Itoa(u.Attempts), heard,
+			string(u.ID), string(u.Kind), string(u.State), decimal(u.Fence), strconv.Itoa(u.Attempts), heartbeat,
 			orDash(string(u.Cause)),
 		})
 	}
 	return a.printBelow(rows)
 }
 
-// printBelow prints a table below something else.
+// printBelow prints an empty line and a table.
 func (a *app) printBelow(rows [][]string) error {
 	if err := a.print("\n"); err != nil {
 		return err
@@ -289,25 +289,25 @@ func (a *app) printBelow(rows [][]string) error {
 }
 
 func (a *app) jobCancel(admin *adminFlags) *cobra.Command {
-	return a.jobEnd(admin, "cancel", "Cancel a job, at work or finished: it and its files go",
-		`Cancel ends a job as its owner can: from then on it is not there for its owner, its units stop within seconds, and a
-scheduler deletes all its files and its record. It asks before; --yes does not.`,
-		"Cancel job %s and delete all its files?", "cancelled job %s; schedulers delete what it has",
+	return a.jobEnd(admin, "cancel", "Cancel a live or finished job and delete its files",
+		`Cancel a job as its owner can: its owner gets 404 from then on, its units stop within seconds, and a scheduler deletes
+its files and its record. The command asks for confirmation unless --yes.`,
+		"Cancel job %s and delete all its files?", "cancelled job %s; a scheduler deletes its files",
 		(*ops.Operator).Cancel)
 }
 
 func (a *app) jobPurge(admin *adminFlags) *cobra.Command {
-	return a.jobEnd(admin, "purge", "Delete a finished job and its files now, before it expires",
-		`Purge has a finished or failed job expire now: from then on it is not there for its owner, and a scheduler deletes all
-its files and its record. A job at work is refused: cancel it, which deletes it too. It asks before; --yes does not.`,
-		"Delete job %s and all its files?", "job %s has expired; schedulers delete what it has", (*ops.Operator).PurgeNow)
+	return a.jobEnd(admin, "purge", "Expire a finished job now and delete its files",
+		`Expire a finished or failed job now: its owner gets 404 from then on, and a scheduler deletes its files and its record.
+A live job is refused: cancel it instead. The command asks for confirmation unless --yes.`,
+		"Delete job %s and all its files?", "job %s has expired; a scheduler deletes its files", (*ops.Operator).PurgeNow)
 }
 
 func (a *app) jobEnd(
 	admin *adminFlags, name, short, long, question, done string,
 	end func(*ops.Operator, context.Context, export.JobID) error,
 ) *cobra.Command {
-	flags := operateFlags{adminFlags: admin}
+	flags := redisFlags{adminFlags: admin}
 	return flags.destroys(&cobra.Command{
 		Use: name + " JOB", Short: short, Long: long, Args: cobra.ExactArgs(1),
 		RunE: a.run(func(ctx context.Context, args []string) error {
@@ -319,7 +319,7 @@ func (a *app) jobEnd(
 				return err
 			}
 			return a.change(&flags, fmt.Sprintf(done, id), func(o *ops.Operator) error {
-				return told("job", end(o, ctx, id))
+				return explainOps("job", end(o, ctx, id))
 			})
 		}),
 	})

@@ -20,51 +20,44 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-// operateFlags are those of the commands about jobs, units, the intake and workers.
-type operateFlags struct {
+// redisFlags are the flags of the commands for jobs, units, kick-offs and workers.
+type redisFlags struct {
 	*adminFlags
 	redis, caFile string
-	yes           bool // do not ask
+	yes           bool // no confirmation
 }
 
-const operateHelp = `
+const redisHelp = `
 
-The command talks to Redis: --redis, or the variable SLUICE_REDIS_URL or, for a file that holds it,
-SLUICE_REDIS_URL_FILE.`
+The command uses Redis: --redis, SLUICE_REDIS_URL, or the content of the file SLUICE_REDIS_URL_FILE.`
 
-const changeHelp = operateHelp + ` It is recorded in the audit log before it is done: --audit-log, or
-SLUICE_AUDIT_LOG, must name a file of its own for these commands, or stdout; SLUICE_AUDIT_KEY or SLUICE_AUDIT_KEY_FILE
-is the key of its chain.`
+const changeHelp = redisHelp + ` The change is
+recorded in the audit log first: --audit-log or SLUICE_AUDIT_LOG must name a file that no service writes, or stdout.
+SLUICE_AUDIT_KEY or SLUICE_AUDIT_KEY_FILE is the key of its chain.`
 
-// looks gives a command what it needs to look.
-func (f *operateFlags) looks(cmd *cobra.Command) *cobra.Command {
-	cmd.Long = strings.TrimSpace(cmd.Long) + operateHelp
-	f.place(cmd)
-	return askJSON(cmd, f.adminFlags)
+// reads adds the flags and help of a command that changes nothing.
+func (f *redisFlags) reads(cmd *cobra.Command) *cobra.Command {
+	return withJSON(f.add(cmd, redisHelp), f.adminFlags)
 }
 
-// changes gives a command what it needs to change something.
-func (f *operateFlags) changes(cmd *cobra.Command) *cobra.Command {
-	cmd.Long = strings.TrimSpace(cmd.Long) + changeHelp
-	f.place(cmd)
-	return cmd
-}
+// changes adds the flags and help of a command that changes something.
+func (f *redisFlags) changes(cmd *cobra.Command) *cobra.Command { return f.add(cmd, changeHelp) }
 
-// place gives a command the flags that say where Redis is.
-func (f *operateFlags) place(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.redis, "redis", "", "URL of Redis; default: the variable SLUICE_REDIS_URL")
-	cmd.Flags().StringVar(&f.caFile, "ca-file", "",
-		"authorities (PEM) beside the system's; default: the variable SLUICE_CA_FILE")
-}
-
-// destroys is changes for what cannot be undone: it asks before.
-func (f *operateFlags) destroys(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().BoolVar(&f.yes, "yes", false, "do not ask whether it is meant")
+// destroys is changes for a command that cannot be undone and asks for confirmation.
+func (f *redisFlags) destroys(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&f.yes, "yes", false, "do not ask for confirmation")
 	return f.changes(cmd)
 }
 
-func (f *operateFlags) wiring() (config.Redis, error) {
-	url, err := urlOf(f.redis, "--redis", "SLUICE_REDIS_URL", "Redis")
+func (f *redisFlags) add(cmd *cobra.Command, help string) *cobra.Command {
+	cmd.Long = strings.TrimSpace(cmd.Long) + help
+	cmd.Flags().StringVar(&f.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
+	cmd.Flags().StringVar(&f.caFile, "ca-file", "", "additional certificate authorities (PEM); default: SLUICE_CA_FILE")
+	return cmd
+}
+
+func (f *redisFlags) redisConfig() (config.Redis, error) {
+	url, err := urlOf(f.redis, "--redis", "SLUICE_REDIS_URL")
 	if err != nil {
 		return config.Redis{}, err
 	}
@@ -78,13 +71,9 @@ func orVariable(flag, name string) string {
 	return os.Getenv(name)
 }
 
-// look runs the work with an operator who changes nothing.
-func (a *app) look(f *operateFlags, work func(o *ops.Operator) error) error {
-	return a.operate(f, nil, work)
-}
-
-func (a *app) operate(f *operateFlags, log *audit.Log, work func(o *ops.Operator) error) (err error) {
-	redis, err := f.wiring()
+// withOperator runs the work with an operator, who can change something only with an audit log.
+func (a *app) withOperator(f *redisFlags, log *audit.Log, work func(o *ops.Operator) error) (err error) {
+	redis, err := f.redisConfig()
 	if err != nil {
 		return err
 	}
@@ -100,10 +89,10 @@ func (a *app) operate(f *operateFlags, log *audit.Log, work func(o *ops.Operator
 	return work(operator)
 }
 
-// change runs the work with an operator who may change something, and then says what was done: on standard output, or
-// on standard error when the audit log is there.
-func (a *app) change(f *operateFlags, done string, work func(o *ops.Operator) error) error {
-	if _, err := f.wiring(); err != nil { // before a log is begun for nothing
+// change runs the work with an operator and prints the result: on standard output, or on standard error if the audit
+// log is on standard output.
+func (a *app) change(f *redisFlags, done string, work func(o *ops.Operator) error) error {
+	if _, err := f.redisConfig(); err != nil { // before the audit log is opened
 		return err
 	}
 	log, err := openAudit(f.audit)
@@ -111,9 +100,9 @@ func (a *app) change(f *operateFlags, done string, work func(o *ops.Operator) er
 		return err
 	}
 	if log == nil {
-		return usage("--audit-log or SLUICE_AUDIT_LOG must say where the change is recorded: a file, or stdout")
+		return usage("--audit-log or SLUICE_AUDIT_LOG is required: a file, or stdout")
 	}
-	err = a.operate(f, log, work)
+	err = a.withOperator(f, log, work)
 	if err = errors.Join(err, log.Close()); err != nil {
 		return err
 	}
@@ -126,8 +115,7 @@ func (a *app) change(f *operateFlags, done string, work func(o *ops.Operator) er
 
 const auditVariable = "SLUICE_AUDIT_LOG"
 
-// openAudit opens the audit log that the flag or else the variable names; nil when neither does. A file is written
-// through to the disk: there is one event in the life of this process.
+// openAudit opens the audit log of the flag or the variable; nil if neither is set. A file is flushed after every event.
 func openAudit(flag string) (*audit.Log, error) {
 	place := orVariable(flag, auditVariable)
 	if place == "" {
@@ -144,8 +132,8 @@ func openAudit(flag string) (*audit.Log, error) {
 	return settings.Open("sluice admin", prometheus.NewRegistry())
 }
 
-// recorded puts a change of a command that needs no audit log on record, when one is named, and then makes it. What
-// cannot be recorded is not done; what then fails is recorded as failed.
+// recorded records a change in the audit log, if there is one, and makes it. A change that cannot be recorded is not
+// made; one that fails is recorded as failed.
 func recorded(flags *adminFlags, what string, step func() error) (err error) {
 	log, err := openAudit(flags.audit)
 	if err != nil {
@@ -166,52 +154,52 @@ func recorded(flags *adminFlags, what string, step func() error) (err error) {
 	return nil
 }
 
-// whoami is who runs the command, as the operating system knows it.
+// whoami returns the user of the operating system.
 func whoami() export.Owner {
-	name := strconv.Itoa(os.Getuid()) // of an image without a list of users
+	name := strconv.Itoa(os.Getuid()) // in an image without /etc/passwd
 	if known, err := user.Current(); err == nil && known.Username != "" {
 		name = known.Username
 	}
 	return export.Owner{Issuer: "urn:sluice:os-user", Subject: name}
 }
 
-// confirm asks whether it is meant, unless --yes says so.
-func (a *app) confirm(f *operateFlags, question string) error {
+// confirm asks for confirmation, unless --yes.
+func (a *app) confirm(f *redisFlags, question string) error {
 	if f.yes {
 		return nil
 	}
-	a.say("%s Type yes to go on: ", question)
+	a.say("%s Type yes to continue: ", question)
 	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
 	if err != nil && answer == "" {
 		a.say("\n")
 	}
 	if strings.TrimSpace(answer) != "yes" {
-		return errors.New("it was not confirmed, and nothing was changed; --yes does not ask")
+		return errors.New("not confirmed; nothing was changed (--yes skips the question)")
 	}
 	return nil
 }
 
-// jobArgument reads the argument JOB.
+// jobArgument parses the argument JOB.
 func jobArgument(text string) (export.JobID, error) {
 	id, err := export.ParseJobID(text)
 	if err != nil {
-		return "", usage("JOB is not the id of a job: 26 of the characters a-z and 2-7")
+		return "", usage("JOB is not a job id: 26 characters of a-z and 2-7")
 	}
 	return id, nil
 }
 
-// told says in an operator's words what an answer about a job or its unit means.
-func told(what string, err error) error {
+// explainOps adds an explanation to an error of an operator's step on the named thing.
+func explainOps(what string, err error) error {
 	switch {
 	case errors.Is(err, export.ErrNotFound):
-		return fmt.Errorf("there is no such %s: %w", what, err)
+		return fmt.Errorf("no such %s: %w", what, err)
 	case errors.Is(err, export.ErrNotLive):
 		return fmt.Errorf("the job has ended: %w", err)
 	}
 	return err
 }
 
-// span writes a length of time as far as an operator wants to know it.
+// span formats a duration with at most two units.
 func span(d time.Duration) string {
 	switch abs := d.Abs(); {
 	case abs >= 48*time.Hour:
@@ -226,7 +214,7 @@ func span(d time.Duration) string {
 	return d.Round(100 * time.Millisecond).String()
 }
 
-// moment is an instant as JSON, nothing for the zero time.
+// moment is an instant for JSON, nil for the zero time.
 func moment(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -235,7 +223,7 @@ func moment(t time.Time) *time.Time {
 	return &t
 }
 
-// seconds is a length of time as JSON.
+// seconds is a duration for JSON.
 func seconds(d time.Duration) float64 { return float64(d.Milliseconds()) / 1000 }
 
 func orDash(text string) string {
@@ -245,10 +233,10 @@ func orDash(text string) string {
 	return text
 }
 
-// looking is the work of a command on an operator that changes nothing.
-func (a *app) looking(f *operateFlags, work func(ctx context.Context, o *ops.Operator, args []string) error) func(
+// reading is the RunE of a command that changes nothing.
+func (a *app) reading(f *redisFlags, work func(ctx context.Context, o *ops.Operator, args []string) error) func(
 	*cobra.Command, []string) error {
 	return a.run(func(ctx context.Context, args []string) error {
-		return a.look(f, func(o *ops.Operator) error { return work(ctx, o, args) })
+		return a.withOperator(f, nil, func(o *ops.Operator) error { return work(ctx, o, args) })
 	})
 }

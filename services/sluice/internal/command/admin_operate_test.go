@@ -26,7 +26,7 @@ import (
 
 const deskKey = "0123456789abcdef0123456789abcdef"
 
-// desk is where an operator sits: the stores of a deployment without its services.
+// desk is the stores of a deployment, without its services.
 type desk struct {
 	t     *testing.T
 	url   string
@@ -73,17 +73,17 @@ func (d *desk) must(err error) {
 	}
 }
 
-// do runs a command of an operator, and checks its exit code and what it says.
-func (d *desk) do(code int, says string, args ...string) string {
+// do runs an admin command, and checks its exit code and output.
+func (d *desk) do(code int, contains string, args ...string) string {
 	d.t.Helper()
 	got, stdout, stderr := run(d.t, append([]string{"admin"}, args...)...)
-	if got != code || !strings.Contains(stdout+stderr, says) {
-		d.t.Fatalf("%q: exit %d, %q, %q; want exit %d and %q", args, got, stdout, stderr, code, says)
+	if got != code || !strings.Contains(stdout+stderr, contains) {
+		d.t.Fatalf("%q: exit %d, %q, %q; want exit %d and %q", args, got, stdout, stderr, code, contains)
 	}
 	return stdout
 }
 
-// answer has standard input say something.
+// answer sets standard input.
 func (d *desk) answer(text string) {
 	d.t.Helper()
 	read, write, err := os.Pipe()
@@ -120,7 +120,7 @@ func (d *desk) running() export.JobID {
 	return id
 }
 
-// actions are what the audit log says, one word for each event, after it was proven.
+// actions returns one word per event of the audit log, after its verification.
 func (d *desk) actions() string {
 	d.t.Helper()
 	file, err := os.Open(d.log)
@@ -176,15 +176,15 @@ func TestAdminJobAndUnit(t *testing.T) {
 		t.Errorf("%+v", page)
 	}
 	if d.do(0, "", "job", "list", "--state", "failed"); strings.Contains(d.do(0, "", "job", "list", "--older", "2h"), id) {
-		t.Error("a filter let everything through")
+		t.Error("a filter has no effect")
 	}
 
-	d.do(0, "is in the queue again", "unit", "retry", id, "Patient-00000")
+	d.do(0, "is queued again", "unit", "retry", id, "Patient-00000")
 	d.do(1, "not confirmed", "unit", "fail", id, "Condition-00000")
 	d.answer("no\n")
 	d.do(1, "not confirmed", "unit", "fail", id, "Condition-00000")
 	d.answer("yes\n")
-	d.do(0, "was given up", "unit", "fail", id, "Condition-00000")
+	d.do(0, "has failed", "unit", "fail", id, "Condition-00000")
 	d.do(1, "cancel the job", "unit", "fail", id, "plan", "--yes")
 	d.do(1, "no such", "unit", "retry", id, "Nothing-00000")
 	shown := d.do(0, "given up by an operator", "job", "show", id)
@@ -207,7 +207,7 @@ func TestAdminJobAndUnit(t *testing.T) {
 	d.do(0, "cancelled job", "job", "cancel", id, "--yes")
 	d.do(0, "cancelled job", "job", "cancel", id, "--yes")
 	d.do(1, "the job has ended", "unit", "retry", id, "Patient-00000")
-	d.do(0, "schedulers delete", "job", "purge", id, "--yes")
+	d.do(0, "a scheduler deletes", "job", "purge", id, "--yes")
 	want := strings.Join([]string{
 		"admin:0:retry of unit Patient-00000", "admin:0:giving up unit Condition-00000",
 		"admin:0:giving up unit plan", "admin:4:giving up unit plan",
@@ -216,22 +216,22 @@ func TestAdminJobAndUnit(t *testing.T) {
 		"admin:0:retry of unit Patient-00000", "admin:4:retry of unit Patient-00000", "expire:0",
 	}, "\n")
 	if got := d.actions(); got != want {
-		t.Errorf("on record:\n%s\nwant\n%s", got, want)
+		t.Errorf("recorded:\n%s\nwant\n%s", got, want)
 	}
 	text, err := os.ReadFile(d.log)
 	d.must(err)
 	if !strings.Contains(string(text), `"system":"urn:sluice:os-user"`) {
-		t.Error("the log does not say who did it")
+		t.Error("the log does not contain the user")
 	}
 }
 
-// A finished job is purged before its time, by a scheduler.
+// A scheduler purges an expired job.
 func TestAdminJobPurge(t *testing.T) {
 	d := newDesk(t)
 	id := d.running()
 	d.must(d.jobs.Fail(t.Context(), id, "why", time.Now(), time.Now().Add(time.Hour)))
 	d.do(0, "has expired", "job", "purge", string(id), "--yes")
-	d.do(0, "has expired", "job", "purge", string(id), "--yes") // before the scheduler comes by
+	d.do(0, "has expired", "job", "purge", string(id), "--yes") // before the scheduler runs
 	s3 := testenv.ObjectStore(t)
 	store, err := objects.Open(objects.Config{Endpoint: s3.Endpoint, AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, Bucket: s3.Bucket})
 	d.must(err)
@@ -249,21 +249,21 @@ func TestAdminJobPurge(t *testing.T) {
 	d.do(1, "no such job", "job", "show", string(id))
 }
 
-func TestAdminIntake(t *testing.T) {
+func TestAdminKickoffs(t *testing.T) {
 	d := newDesk(t)
-	d.do(0, "open", "intake", "status")
-	d.do(0, "until it is resumed", "intake", "pause", "--reason", "the array is being rebuilt")
-	d.do(0, "the array is being rebuilt", "intake", "status")
-	d.do(0, "is paused until 2", "intake", "pause", "--reason", "two", "--for", "30m")
-	state := decode[map[string]any](t, d.do(0, "", "intake", "status", "--json"))
+	d.do(0, "open", "kickoffs", "show")
+	d.do(0, "until they are resumed", "kickoffs", "pause", "--reason", "the array is being rebuilt")
+	d.do(0, "the array is being rebuilt", "kickoffs", "show")
+	d.do(0, "is paused until 2", "kickoffs", "pause", "--reason", "two", "--for", "30m")
+	state := decode[map[string]any](t, d.do(0, "", "kickoffs", "show", "--json"))
 	if state["open"] != false || state["reason"] != "two" || state["until"] == nil {
 		t.Errorf("%v", state)
 	}
-	d.do(0, "the intake is open", "intake", "resume")
-	d.do(0, "open", "intake", "status")
-	for _, says := range []string{"pause of the intake", "resumption of the intake"} {
-		if got := d.actions(); !strings.Contains(got, says) {
-			t.Errorf("%s is not in\n%s", says, got)
+	d.do(0, "kick-offs are accepted", "kickoffs", "resume")
+	d.do(0, "use sluice admin kickoffs", "intake", "status") // the deprecated name
+	for _, contains := range []string{"pause of the intake", "resumption of the intake"} {
+		if got := d.actions(); !strings.Contains(got, contains) {
+			t.Errorf("%s is not in\n%s", contains, got)
 		}
 	}
 }
@@ -287,7 +287,7 @@ func TestAdminWorker(t *testing.T) {
 			t.Fatal("the worker is not listed")
 		}
 	}
-	d.do(0, "takes no orders", "worker", "list")
+	d.do(0, "cannot be drained", "worker", "list")
 	d.do(1, "takes no orders", "worker", "drain", id, "--yes")
 	output := decode[struct {
 		Workers []workerOutput
@@ -298,13 +298,13 @@ func TestAdminWorker(t *testing.T) {
 	}
 }
 
-// What cannot be recorded is not done, and mistakes on the command line name what is wrong.
+// A change that cannot be recorded is not made, and a usage error names the argument.
 func TestAdminOperateRefuses(t *testing.T) {
 	d := newDesk(t)
 	id := string(d.running())
 	for _, test := range []struct {
-		says string
-		args []string
+		contains string
+		args     []string
 	}{
 		{"JOB is not", []string{"job", "show", "X"}},
 		{"JOB is not", []string{"unit", "retry", "X", "plan"}},
@@ -312,24 +312,24 @@ func TestAdminOperateRefuses(t *testing.T) {
 		{"--owner", []string{"job", "list", "--owner", "alice"}},
 		{"--limit", []string{"job", "list", "--limit", "0"}},
 		{"--units", []string{"job", "show", id, "--units", "some"}},
-		{"reason", []string{"intake", "pause"}},
-		{"--reason", []string{"intake", "pause", "--reason", "a\nb"}},
-		{"--for", []string{"intake", "pause", "--reason", "x", "--for", "-1s"}},
-		{"admin intake --help", []string{"intake"}},
+		{"reason", []string{"kickoffs", "pause"}},
+		{"--reason", []string{"kickoffs", "pause", "--reason", "a\nb"}},
+		{"--for", []string{"kickoffs", "pause", "--reason", "x", "--for", "-1s"}},
+		{"admin kickoffs --help", []string{"kickoffs"}},
 	} {
-		d.do(2, test.says, test.args...)
+		d.do(2, test.contains, test.args...)
 	}
 	t.Setenv("SLUICE_AUDIT_LOG", "")
-	d.do(2, "--audit-log", "intake", "pause", "--reason", "x")
-	d.do(1, "SLUICE_AUDIT_LOG", "intake", "pause", "--reason", "x", "--audit-log", filepath.Join(t.TempDir(), "no", "such"))
+	d.do(2, "--audit-log", "kickoffs", "pause", "--reason", "x")
+	d.do(1, "SLUICE_AUDIT_LOG", "kickoffs", "pause", "--reason", "x", "--audit-log", filepath.Join(t.TempDir(), "no", "such"))
 	t.Setenv("SLUICE_AUDIT_KEY", "short")
-	d.do(2, "SLUICE_AUDIT_KEY", "intake", "pause", "--reason", "x", "--audit-log", d.log)
+	d.do(2, "SLUICE_AUDIT_KEY", "kickoffs", "pause", "--reason", "x", "--audit-log", d.log)
 	t.Setenv("SLUICE_AUDIT_KEY", deskKey)
 	busy, err := audit.Open(audit.Config{Path: d.log, Process: "another", Key: []byte(deskKey), Now: time.Now})
 	d.must(err)
 	d.do(1, "another process writes it", "job", "cancel", id, "--yes", "--audit-log", d.log)
 	d.must(busy.Close())
-	d.do(0, "open", "intake", "status")
+	d.do(0, "open", "kickoffs", "show")
 	if job, err := d.jobs.Job(t.Context(), export.JobID(id)); err != nil || job.State != export.Running {
 		t.Errorf("%s, %v", job.State, err)
 	}
@@ -339,7 +339,7 @@ func TestAdminOperateRefuses(t *testing.T) {
 	d.do(1, "unavailable", "job", "list", "--redis", "redis://127.0.0.1:1")
 }
 
-// startRedis runs a Redis of the test's own, with these settings.
+// startRedis runs a Redis with these settings.
 func startRedis(t *testing.T, settings ...string) (url string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -426,7 +426,7 @@ func TestAdminDoctor(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("the duty was not done")
+			t.Fatal("the duty did not run")
 		}
 	}
 	for check, verdict := range verdicts(0) {
@@ -456,8 +456,8 @@ func TestAdminDoctor(t *testing.T) {
 	}
 }
 
-// Clients and groups are changed without an audit log too; with one that is named, not off the record.
-func TestAdminChangesAreOnRecord(t *testing.T) {
+// Changes of clients and groups need no audit log, but are recorded if there is one.
+func TestAdminChangesAreRecorded(t *testing.T) {
 	d := newDesk(t)
 	database := testenv.Postgres(t)
 	register := func(id string) []string {
@@ -475,7 +475,7 @@ func TestAdminChangesAreOnRecord(t *testing.T) {
 		"admin:0:grant of owner " + export.Owner{Issuer: "i", Subject: "s"}.Hash(),
 	}, "\n")
 	if got := d.actions(); got != want {
-		t.Errorf("on record:\n%s\nwant\n%s", got, want)
+		t.Errorf("recorded:\n%s\nwant\n%s", got, want)
 	}
 	t.Setenv("SLUICE_AUDIT_LOG", filepath.Join(t.TempDir(), "no", "such"))
 	d.do(1, "SLUICE_AUDIT_LOG", register("other")...)

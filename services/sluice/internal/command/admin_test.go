@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// console runs the commands of an operator on a database of the test's own.
+// console runs admin commands on a database.
 type console struct {
 	t   *testing.T
 	url string
@@ -28,7 +28,7 @@ func newConsole(t *testing.T) console {
 	return c
 }
 
-// ok runs a command that works and returns what it prints.
+// ok runs a command that succeeds and returns its output.
 func (c console) ok(args ...string) string {
 	c.t.Helper()
 	code, stdout, stderr := run(c.t, append([]string{"admin", "--database", c.url}, args...)...)
@@ -38,19 +38,19 @@ func (c console) ok(args ...string) string {
 	return stdout
 }
 
-// fails runs a command that does not, and checks its exit code and what it says.
-func (c console) fails(code int, says string, args ...string) {
+// fails runs a command that fails, and checks its exit code and standard error.
+func (c console) fails(code int, contains string, args ...string) {
 	c.t.Helper()
 	got, stdout, stderr := run(c.t, append([]string{"admin", "--database", c.url}, args...)...)
-	if got != code || stdout != "" || !strings.Contains(stderr, says) {
-		c.t.Errorf("%q: exit %d, %q, %q; want exit %d and %q", args, got, stdout, stderr, code, says)
+	if got != code || stdout != "" || !strings.Contains(stderr, contains) {
+		c.t.Errorf("%q: exit %d, %q, %q; want exit %d and %q", args, got, stdout, stderr, code, contains)
 	}
 	if strings.Contains(stderr, "20391") {
-		c.t.Errorf("%q: said %q, which holds an id", args, stderr)
+		c.t.Errorf("%q: %q contains an id", args, stderr)
 	}
 }
 
-// members returns who is in a group.
+// members returns the members of a group.
 func (c console) members(group string) []string {
 	c.t.Helper()
 	return strings.Fields(c.ok("group", "show", group, "--members"))
@@ -78,7 +78,7 @@ func TestAdminMigrate(t *testing.T) {
 	if got := c.ok("migrate"); !strings.HasPrefix(got, "the schema has version ") {
 		t.Errorf("printed %q", got)
 	}
-	// The database is where the variable or the file says when the flag says nothing.
+	// Without the flag the URL is in the variable or in the file.
 	for name, value := range map[string]string{
 		"SLUICE_DATABASE_URL": c.url, "SLUICE_DATABASE_URL_FILE": write(t, c.url+"\n"),
 	} {
@@ -96,7 +96,7 @@ func TestAdminMigrate(t *testing.T) {
 	}
 	t.Setenv("SLUICE_DATABASE_URL", c.url)
 	if code, _, stderr := run(t, "admin", "group", "list"); code != ExitUsage || !strings.Contains(stderr, "both set") {
-		t.Errorf("two places: exit %d, %s", code, stderr)
+		t.Errorf("both set: exit %d, %s", code, stderr)
 	}
 }
 
@@ -122,7 +122,7 @@ func TestAdminGroup(t *testing.T) {
 	if got := c.ok("group", "list", "--json"); got != "[]\n" {
 		t.Errorf("no groups are printed as %q", got)
 	}
-	if got, want := c.ok("group", "create", "g1", "p1", "p2", "p1"), "created the group g1 with 2 members\n"; got != want {
+	if got, want := c.ok("group", "create", "g1", "p1", "p2", "p1"), "created group g1 with 2 members\n"; got != want {
 		t.Errorf("printed %q, want %q", got, want)
 	}
 	c.ok("group", "create", "empty")
@@ -168,7 +168,7 @@ func TestAdminGroup(t *testing.T) {
 		!strings.HasSuffix(shown.Roll[0].Joined, "Z") {
 		t.Errorf("shown %+v", shown)
 	}
-	// Nobody is named who was not asked for.
+	// Members are printed only with --members.
 	for _, args := range [][]string{{"list"}, {"list", "--json"}, {"show", "g1"}, {"show", "g1", "--json"}} {
 		got := c.ok(append([]string{"group"}, args...)...)
 		if !strings.Contains(got, "g1") || strings.Contains(got, "p2") {
@@ -188,7 +188,7 @@ func TestAdminGroup(t *testing.T) {
 		c.fails(ExitUsage, "GROUP is not a FHIR id", append([]string{"group"}, args...)...)
 	}
 	c.fails(ExitUsage, "PATIENT number 2 is not a FHIR id", "group", "add", "g1", "p4", "Patient/20391")
-	c.fails(ExitUsage, "which patients", "group", "remove", "g1")
+	c.fails(ExitUsage, "missing patients", "group", "remove", "g1")
 	c.fails(ExitUsage, "", "group", "show")
 	c.fails(ExitUsage, "sluice admin group --help", "group")
 	c.fails(ExitUsage, "sluice admin --help")
@@ -250,7 +250,7 @@ func TestAdminGrant(t *testing.T) {
 		t.Errorf("printed %q", got)
 	}
 
-	for says, args := range map[string][]string{
+	for contains, args := range map[string][]string{
 		"number 2 of --types is not a resource type": set("only:Patient,Patients", "all", "all"),
 		"--types must be":                         set("Patient", "all", "all"),
 		"--types must be all":                     set("", "all", "all"),
@@ -259,14 +259,14 @@ func TestAdminGrant(t *testing.T) {
 		"number 3 of --patients is not a FHIR id": set("all", "all", "except:@"+write(t, "p1\np2\np_20391\n")),
 		"number 2 of --patients is not a FHIR id": set("all", "all", "only:p1,,p2"),
 		"no such file":                            set("all", "all", "only:@"+file+".none"),
-		"except: names nothing":                   set("all", "all", "except:"),
-		"--patients: except: names nothing":       set("all", "all", "except:@"+write(t, "\n")),
+		"except: has no names":                    set("all", "all", "except:"),
+		"--patients: except: has no names":        set("all", "all", "except:@"+write(t, "\n")),
 		"--issuer is empty":                       {"grant", "remove", "--issuer", "", "--subject", "team"},
 		"--subject is empty":                      {"grant", "show", "--issuer", "i", "--subject", ""},
 		"subject":                                 {"grant", "set", "--issuer", "i", "--types", "all", "--groups", "all", "--patients", "all"},
 		"patients":                                append([]string{"grant", "set", "--types", "all", "--groups", "all"}, who...),
 	} {
-		c.fails(ExitUsage, says, args...)
+		c.fails(ExitUsage, contains, args...)
 	}
 	if after := show("--patients"); !slices.Equal(after.Patients.Names, got.Patients.Names) || after.Types.Kind != "only" {
 		t.Errorf("shown %+v after commands that failed", after)
@@ -291,7 +291,7 @@ func TestAdminGrantImport(t *testing.T) {
 - {issuer: i, subject: registry, types: all, groups: [diabetes], patients: {only: [p1]}}
 `)
 	for range 2 {
-		if got, want := c.ok("grant", "import", file), "there are 2 grants now\n"; got != want {
+		if got, want := c.ok("grant", "import", file), "imported 2 grants\n"; got != want {
 			t.Errorf("printed %q, want %q", got, want)
 		}
 		rows := strings.Split(strings.TrimSpace(c.ok("grant", "list")), "\n")

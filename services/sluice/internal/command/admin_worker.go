@@ -13,7 +13,8 @@ import (
 )
 
 func (a *app) worker(admin *adminFlags) *cobra.Command {
-	return family("worker", "Look at workers, and drain one", "Worker looks at workers, and drains one (docs/operating.md).",
+	return parent("worker", "List workers and queues, and drain a worker",
+		"List workers and queues, and drain a worker (docs/operating.md).",
 		a.workerList(admin), a.workerDrain(admin))
 }
 
@@ -47,14 +48,13 @@ type queueOutput struct {
 }
 
 func (a *app) workerList(admin *adminFlags) *cobra.Command {
-	flags := operateFlags{adminFlags: admin}
-	return flags.looks(&cobra.Command{
+	flags := redisFlags{adminFlags: admin}
+	return flags.reads(&cobra.Command{
 		Use:   "list",
-		Short: "List the workers with the units that they have, and the queues",
-		Long: `List lists the workers that are alive with the units that they have, and what waits in the queues. A worker that
-was killed is listed for some ten seconds more.`,
-		Args: cobra.NoArgs,
-		RunE: a.looking(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		Short: "List the workers with their units, and the queues",
+		Long:  `List the live workers with their units, and the queues. A killed worker is listed for about ten more seconds.`,
+		Args:  cobra.NoArgs,
+		RunE: a.reading(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
 			workers, err := o.Workers(ctx)
 			if err != nil {
 				return err
@@ -81,9 +81,9 @@ func workersJSON(workers []queue.Process, queues []queue.Waiting) any {
 			ID: w.ID, Host: w.Host, PID: w.PID, Started: w.Started, Slots: w.Slots, Draining: w.Draining, Obeys: w.Obeys,
 			Units: []runningOutput{},
 		}
-		for _, at := range w.Tasks {
+		for _, task := range w.Tasks {
 			one.Units = append(one.Units, runningOutput{
-				Job: string(at.Task.Job), Unit: string(at.Task.Unit), Fence: at.Task.Fence, Since: at.Since,
+				Job: string(task.Task.Job), Unit: string(task.Task.Unit), Fence: task.Task.Fence, Since: task.Since,
 			})
 		}
 		output.Workers = append(output.Workers, one)
@@ -96,57 +96,57 @@ func workersJSON(workers []queue.Process, queues []queue.Waiting) any {
 
 func (a *app) printWorkers(workers []queue.Process, queues []queue.Waiting) error {
 	rows := [][]string{{"worker", "state", "up", "slots", "busy"}}
-	atWork := [][]string{{"job", "unit", "fence", "worker", "for"}}
+	running := [][]string{{"job", "unit", "fence", "worker", "for"}}
 	for _, w := range workers {
 		state := "active"
 		switch {
 		case w.Draining:
 			state = "draining"
 		case !w.Obeys:
-			state = "active, takes no orders"
+			state = "active, cannot be drained"
 		}
 		rows = append(rows, []string{
 			w.ID, state, span(a.now().Sub(w.Started)), strconv.Itoa(w.Slots), strconv.Itoa(len(w.Tasks)),
 		})
-		for _, at := range w.Tasks {
-			atWork = append(atWork, []string{
-				string(at.Task.Job), string(at.Task.Unit), strconv.FormatInt(at.Task.Fence, 10), w.ID, span(a.now().Sub(at.Since)),
+		for _, task := range w.Tasks {
+			running = append(running, []string{
+				string(task.Task.Job), string(task.Task.Unit), decimal(task.Task.Fence), w.ID, span(a.now().Sub(task.Since)),
 			})
 		}
 	}
 	if err := a.printColumns(rows); err != nil {
 		return err
 	}
-	if len(atWork) > 1 {
-		if err := a.printBelow(atWork); err != nil {
+	if len(running) > 1 {
+		if err := a.printBelow(running); err != nil {
 			return err
 		}
 	}
-	waits := [][]string{{"queue", "pending", "active", "later", "oldest"}}
+	rows = [][]string{{"queue", "pending", "active", "later", "oldest"}}
 	for _, q := range queues {
-		waits = append(waits, []string{
+		rows = append(rows, []string{
 			q.Queue, strconv.Itoa(q.Pending), strconv.Itoa(q.Active), strconv.Itoa(q.Scheduled + q.Retry), span(q.Oldest),
 		})
 	}
-	return a.printBelow(waits)
+	return a.printBelow(rows)
 }
 
 func (a *app) workerDrain(admin *adminFlags) *cobra.Command {
-	flags := operateFlags{adminFlags: admin}
+	flags := redisFlags{adminFlags: admin}
 	return flags.destroys(&cobra.Command{
 		Use:   "drain WORKER",
-		Short: "End a worker in order: it hands back what it has",
-		Long: `Drain has a worker end within seconds as a SIGTERM would: it takes no further unit, finishes what it can within its
-SLUICE_WORKER_DRAIN, hands the rest back, and exits with 0. What supervises it (Kubernetes, compose, systemd) then
-starts another; to have one less, scale down instead. WORKER is its id in sluice admin worker list. It asks before;
---yes does not.`,
+		Short: "Shut down a worker gracefully",
+		Long: `Shut down a worker as a SIGTERM does: it takes no more units, finishes what it can within its
+SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its supervisor (Kubernetes, compose, systemd) then
+starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
+confirmation unless --yes.`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.run(func(ctx context.Context, args []string) error {
-			if err := a.confirm(&flags, fmt.Sprintf("End worker %s?", printable(args[0]))); err != nil {
+			if err := a.confirm(&flags, fmt.Sprintf("Shut down worker %s?", printable(args[0]))); err != nil {
 				return err
 			}
-			return a.change(&flags, "worker "+args[0]+" is told to end", func(o *ops.Operator) error {
-				return told("worker", o.DrainWorker(ctx, args[0]))
+			return a.change(&flags, "worker "+args[0]+" is draining", func(o *ops.Operator) error {
+				return explainOps("worker", o.DrainWorker(ctx, args[0]))
 			})
 		}),
 	})

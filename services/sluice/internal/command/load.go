@@ -7,7 +7,6 @@ import (
 	"maps"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -32,15 +31,15 @@ func (a *app) load() *cobra.Command {
 	var opts loadOptions
 	cmd := &cobra.Command{
 		Use:   "load --database URL PATH...",
-		Short: "Bring NDJSON files into a PostgreSQL store",
-		Long: `Load brings the resources and groups of NDJSON files, plain or gzipped, into the PostgreSQL store that workers
-export from. A path is a file, or a folder whose *.ndjson and *.ndjson.gz are meant. The database is brought to the
-schema of this program first.
+		Short: "Load NDJSON files into a PostgreSQL store",
+		Long: `Load the resources and groups of NDJSON files, plain or gzipped, into the PostgreSQL store that workers export
+from. A path is a file, or a folder with *.ndjson and *.ndjson.gz files. The command first migrates the database to the
+schema of this program.
 
-Everything of a load shows at once, when it is done; exports that have begun before do not see it. Loading again
-updates: of one resource the newest meta.lastUpdated counts, on a tie what is loaded later. A line that cannot be
-understood is told with its file and number, and the rest goes in (exit code 3). A load that is broken off leaves
-nothing: run it again.`,
+A load becomes visible as a whole when it is done; exports that started before do not see it. A second load updates: of
+two versions of a resource the newer meta.lastUpdated wins, and on a tie the one loaded later. An invalid line is
+reported with its file and number, and the rest is loaded (exit code 3). An interrupted load leaves nothing: run it
+again.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: a.run(func(ctx context.Context, paths []string) error {
 			if opts.parallel < 1 {
@@ -59,12 +58,12 @@ nothing: run it again.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&opts.database, "database", "",
-		"URL of the database; default: SLUICE_DATABASE_URL or the file that SLUICE_DATABASE_URL_FILE names")
+		"URL of the database; default: SLUICE_DATABASE_URL, or the content of the file SLUICE_DATABASE_URL_FILE")
 	f.BoolVar(&opts.deleteMissing, "delete-missing", false,
-		"the files are all there is of the types in them: delete what is not there")
+		"the files are complete for their types: delete resources that are not in them")
 	f.DurationVar(&opts.history, "history", 7*24*time.Hour,
-		"for how long exports can still read what was replaced or deleted")
-	f.IntVar(&opts.parallel, "parallel", runtime.GOMAXPROCS(0), "sessions of the database that merge at once")
+		"how long exports can read replaced and deleted versions")
+	f.IntVar(&opts.parallel, "parallel", runtime.GOMAXPROCS(0), "database sessions that merge concurrently")
 	return cmd
 }
 
@@ -102,26 +101,26 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 		return err
 	}
 	if opts.deleteMissing && summary.Problems > 0 {
-		return fmt.Errorf("%d lines cannot be read, so nobody knows what is missing: nothing was loaded or deleted",
+		return fmt.Errorf("%d invalid lines: with --delete-missing nothing was loaded or deleted",
 			summary.Problems)
 	}
 	read := a.now().Sub(began)
-	a.say("read in %s; sorting in\n", read.Round(time.Millisecond))
+	a.say("read in %s; merging\n", read.Round(time.Millisecond))
 	merged, err := load.Seal(ctx, groups.Sealing(opts.deleteMissing))
 	if err != nil {
 		return err
 	}
-	if err := a.print(loadTable(summary, merged, a.now().Sub(began))); err != nil {
+	if err := a.printLoad(summary, merged, a.now().Sub(began)); err != nil {
 		return err
 	}
 	if summary.Problems > 0 {
-		a.say("%d lines are left out\n", summary.Problems)
+		a.say("%d lines were left out\n", summary.Problems)
 		return errPartial
 	}
 	return nil
 }
 
-// readInto stages what the files hold.
+// readInto stages the content of the files.
 func (a *app) readInto(
 	ctx context.Context, load *postgres.Load, groups *pgdir.Load, files []loader.File,
 ) (loader.Summary, error) {
@@ -136,9 +135,9 @@ func (a *app) readInto(
 	return loader.Read(ctx, files, loader.Sink{
 		Resources: load.Stage,
 		Group: func(ctx context.Context, place int64, line []byte) (problem, err error) {
-			var told *pgdir.Problem
-			if err = groups.Add(ctx, place, line); errors.As(err, &told) {
-				return told, nil
+			var invalid *pgdir.Problem
+			if err = groups.Add(ctx, place, line); errors.As(err, &invalid) {
+				return invalid, nil
 			}
 			return nil, err
 		},
@@ -152,19 +151,16 @@ func (a *app) readInto(
 	})
 }
 
-func loadTable(summary loader.Summary, merged postgres.Merged, took time.Duration) string {
-	rows := [][]string{{"type", "resources"}}
-	var resources int64
-	for _, typ := range slices.Sorted(maps.Keys(summary.Resources)) {
-		rows = append(rows, []string{typ, strconv.FormatInt(summary.Resources[typ], 10)})
-		resources += summary.Resources[typ]
+func (a *app) printLoad(summary loader.Summary, merged postgres.Merged, took time.Duration) error {
+	rows, resources := countRows(summary.Resources)
+	if err := a.printColumns(rows); err != nil {
+		return err
 	}
-	rows = append(rows, []string{"total", strconv.FormatInt(resources, 10)})
-	text := table(rows)
-	for _, typ := range slices.Sorted(maps.Keys(summary.PassedBy)) {
-		text += fmt.Sprintf("passed by: %d of type %s, which no export holds\n", summary.PassedBy[typ], typ)
+	text := ""
+	for _, typ := range slices.Sorted(maps.Keys(summary.Ignored)) {
+		text += fmt.Sprintf("ignored: %d of type %s, which is never exported\n", summary.Ignored[typ], typ)
 	}
-	return text + fmt.Sprintf("%d added, %d replaced, %d unchanged, %d deleted; %s in %s: %.0f resources/s\n",
+	return a.print(text + fmt.Sprintf("%d added, %d replaced, %d unchanged, %d deleted; %s in %s: %.0f resources/s\n",
 		merged.Added, merged.Replaced, merged.Unchanged, merged.Deleted, progress.Size(summary.Bytes),
-		took.Round(time.Millisecond), float64(resources)/took.Seconds())
+		took.Round(time.Millisecond), float64(resources)/took.Seconds()))
 }

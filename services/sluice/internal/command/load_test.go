@@ -24,7 +24,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// store is a database that loads fill, of the test's own. It has no schema yet.
+// store is an empty database for loads.
 type store struct {
 	t   *testing.T
 	url string
@@ -35,7 +35,7 @@ func newStore(t *testing.T) store {
 	return store{t: t, url: testenv.Postgres(t)}
 }
 
-// loads runs a load in which all goes well, and returns what it prints. The last line has to begin with the summary.
+// loads runs a load that succeeds, and returns its output. The last line must begin with the summary.
 func (s store) loads(summary string, args ...string) string {
 	s.t.Helper()
 	code, stdout, stderr := run(s.t, append([]string{"load", "--database", s.url}, args...)...)
@@ -46,23 +46,23 @@ func (s store) loads(summary string, args ...string) string {
 	return stdout
 }
 
-// fails runs a load that fails, and checks what it says, which it returns.
-func (s store) fails(says string, args ...string) string {
+// fails runs a load that fails, and checks and returns its standard error.
+func (s store) fails(contains string, args ...string) string {
 	s.t.Helper()
 	code, stdout, stderr := run(s.t, append([]string{"load", "--database", s.url}, args...)...)
-	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, says) {
-		s.t.Errorf("%q: exit %d, %q, %q; want exit %d and %q", args, code, stdout, stderr, ExitFailure, says)
+	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, contains) {
+		s.t.Errorf("%q: exit %d, %q, %q; want exit %d and %q", args, code, stdout, stderr, ExitFailure, contains)
 	}
 	quotesNothing(s.t, stderr)
 	return stderr
 }
 
-// quotesNothing checks that what is said holds neither an id of a patient nor a password.
-func quotesNothing(t *testing.T, said string) {
+// quotesNothing checks that an output has neither an id of a patient nor a password.
+func quotesNothing(t *testing.T, output string) {
 	t.Helper()
 	for _, secret := range []string{"20391", "hunter2"} {
-		if strings.Contains(said, secret) {
-			t.Errorf("said %q, which holds %s", said, secret)
+		if strings.Contains(output, secret) {
+			t.Errorf("%q contains %s", output, secret)
 		}
 	}
 }
@@ -77,7 +77,7 @@ func (s store) source() *postgres.Source {
 	return src
 }
 
-// snapshot is the instant of an export that begins now.
+// snapshot is the snapshot of an export that starts now.
 func (s store) snapshot() time.Time {
 	s.t.Helper()
 	at, err := s.source().Snapshot(s.t.Context(), time.Time{})
@@ -87,7 +87,7 @@ func (s store) snapshot() time.Time {
 	return at
 }
 
-// shows checks what an export of that instant is shown of the patients.
+// shows checks the resources of the patients at a snapshot.
 func (s store) shows(at time.Time, want string, patients ...string) {
 	s.t.Helper()
 	var got []string
@@ -107,7 +107,7 @@ func (s store) shows(at time.Time, want string, patients ...string) {
 	}
 }
 
-// group checks who is in a group. "none" stands for no such group.
+// group checks the members of a group. "none" means that there is no such group.
 func (s store) group(id, want string) {
 	s.t.Helper()
 	pool, err := pgdir.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 1})
@@ -130,7 +130,7 @@ func (s store) group(id, want string) {
 	}
 }
 
-// list returns the strings that a query gives.
+// list returns the strings of a query.
 func (s store) list(query string) (found []string) {
 	s.t.Helper()
 	pool, err := pgdb.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 1})
@@ -174,14 +174,14 @@ func TestLoad(t *testing.T) {
 
 	clinical := made.Resources - made.Types["Group"]
 	stdout := s.loads(fmt.Sprintf("%d added, 0 replaced, 0 unchanged, 0 deleted", clinical), dir)
-	told := map[string]string{}
+	printed := map[string]string{}
 	for line := range strings.Lines(stdout) {
 		if fields := strings.Fields(line); len(fields) == 2 {
-			told[fields[0]] = fields[1]
+			printed[fields[0]] = fields[1]
 		}
 	}
-	if told["total"] != strconv.FormatInt(made.Resources, 10) || told["type"] != "resources" ||
-		len(told) != len(made.Types)+2 {
+	if printed["total"] != strconv.FormatInt(made.Resources, 10) || printed["type"] != "resources" ||
+		len(printed) != len(made.Types)+2 {
 		t.Errorf("printed:\n%s", stdout)
 	}
 	sizes, err := s.source().Sizes(t.Context())
@@ -189,8 +189,8 @@ func TestLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	for typ, want := range made.Types {
-		if told[typ] != strconv.FormatInt(want, 10) {
-			t.Errorf("%s: printed %q, want %d", typ, told[typ], want)
+		if printed[typ] != strconv.FormatInt(want, 10) {
+			t.Errorf("%s: printed %q, want %d", typ, printed[typ], want)
 		}
 		if got := sizes.Types[typ].Resources; typ != "Group" && got != want {
 			t.Errorf("%s: the store has %d, want %d", typ, got, want)
@@ -207,7 +207,7 @@ func TestLoad(t *testing.T) {
 	s.group("all", people)
 }
 
-// compress replaces a file by a gzipped one.
+// compress replaces a file by a gzip file.
 func compress(t *testing.T, path string) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -222,8 +222,8 @@ func compress(t *testing.T, path string) {
 	}
 }
 
-// TestLoadShowsGroupsAndResourcesAtOnce: one transaction seals both.
-func TestLoadShowsGroupsAndResourcesAtOnce(t *testing.T) {
+// TestLoadIsAtomic: one transaction publishes groups and resources.
+func TestLoadIsAtomic(t *testing.T) {
 	s := newStore(t)
 	s.loads("2 added, 0 replaced, 0 unchanged, 0 deleted",
 		ndjson(t, groupOf("g", "a", "b"), patient("a"), about("Observation", "o", "a")))
@@ -235,19 +235,19 @@ func TestLoadShowsGroupsAndResourcesAtOnce(t *testing.T) {
 		t.Errorf("%d of 2 members were written by the transaction that sealed the load", len(got))
 	}
 
-	// Of two versions without a date the one of the later file counts.
+	// Of two versions without lastUpdated the one in the later file wins.
 	old := ndjson(t, about("Observation", "o", "a"), about("Observation", "o", "b"))
 	s.loads("0 added, 1 replaced, 0 unchanged, 0 deleted", old, ndjson(t, about("Observation", "o", "c")))
 	s.shows(s.snapshot(), "Observation/o", "b", "c")
 	s.shows(s.snapshot(), "", "b")
 
-	// So it is with groups, although the larger file is read first.
+	// The same holds for groups, although the larger file is read first.
 	larger := ndjson(t, groupOf("g", "b"), strings.Repeat(" ", 1<<16), groupOf("g", "c"))
 	s.loads("0 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, groupOf("g", "a")), larger)
 	s.group("g", "c")
 }
 
-func TestLoadLeavesOutWhatItCannotRead(t *testing.T) {
+func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	s := newStore(t)
 	file := ndjson(t,
 		patient("a"), patient("20391")[:20]+"20391", about("Observation", "o", "a"), groupOf("g1", "a"),
@@ -259,17 +259,16 @@ func TestLoadLeavesOutWhatItCannotRead(t *testing.T) {
 	}
 	for _, want := range []string{
 		file + " line 2: not valid JSON at byte ", file + " line 5: member is not an array\n",
-		file + " line 8: no id, or not a FHIR id\n", "\n3 lines are left out\n",
+		file + " line 8: no id, or not a FHIR id\n", "\n3 lines were left out\n",
 	} {
 		if !strings.Contains(stderr, want) {
-			t.Errorf("said %q, want %q", stderr, want)
+			t.Errorf("%q does not contain %q", stderr, want)
 		}
 	}
 	quotesNothing(t, stdout+stderr)
 	for _, want := range []string{
-		"\nGroup                1\n", "\nObservation          1\n", "\nPatient              1\n",
-		"\ntotal                3\n",
-		"\npassed by: 1 of type Task, which no export holds\n", "\n2 added, 0 replaced, 0 unchanged, 0 deleted; ",
+		"\nGroup        1\n", "\nObservation  1\n", "\nPatient      1\n", "\ntotal        3\n",
+		"\nignored: 1 of type Task, which is never exported\n", "\n2 added, 0 replaced, 0 unchanged, 0 deleted; ",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("printed:\n%s\nwant %q", stdout, want)
@@ -280,7 +279,7 @@ func TestLoadLeavesOutWhatItCannotRead(t *testing.T) {
 	s.group("g2", "none")
 }
 
-func TestLoadDeletesWhatIsMissing(t *testing.T) {
+func TestLoadDeleteMissing(t *testing.T) {
 	s := newStore(t)
 	s.loads("5 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), patient("b"),
 		about("Observation", "stays", "a"), about("Observation", "goes", "b"), about("Condition", "c", "b"),
@@ -296,10 +295,10 @@ func TestLoadDeletesWhatIsMissing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			file := ndjson(t, append([]string{line, patient("new"), groupOf("g3", "new")}, rest...)...)
 			s := store{t: t, url: s.url}
-			said := s.fails("1 lines cannot be read, so nobody knows what is missing: nothing was loaded or deleted\n",
+			output := s.fails("1 invalid lines: with --delete-missing nothing was loaded or deleted\n",
 				"--delete-missing", file)
-			if !strings.Contains(said, file+" line 1: ") {
-				t.Errorf("said %q, which does not name the line", said)
+			if !strings.Contains(output, file+" line 1: ") {
+				t.Errorf("%q does not name the line", output)
 			}
 			s.shows(s.snapshot(), everything, "a", "b", "new")
 			s.group("g1", "a")
@@ -312,7 +311,7 @@ func TestLoadDeletesWhatIsMissing(t *testing.T) {
 	}
 
 	s.loads("0 added, 0 replaced, 2 unchanged, 2 deleted", "--delete-missing", ndjson(t, rest...))
-	// The files have no Condition, so they say nothing of those.
+	// The files have no Condition, so none is deleted.
 	s.shows(s.snapshot(), "Condition/c Observation/stays Patient/a", "a", "b")
 	s.group("g1", "a b")
 	s.group("g2", "none")
@@ -320,13 +319,13 @@ func TestLoadDeletesWhatIsMissing(t *testing.T) {
 	if got, want := s.list(buried), []string{"Observation/goes of b", "Patient/b of b"}; !slices.Equal(got, want) {
 		t.Errorf("tombstones %q, want %q", got, want)
 	}
-	s.shows(before, everything, "a", "b") // to an export that has begun before
+	s.shows(before, everything, "a", "b") // an export that started before
 
 	s.loads("0 added, 0 replaced, 1 unchanged, 0 deleted", "--delete-missing", ndjson(t, rest[0]))
-	s.group("g1", "a b") // the files have no groups, so they say nothing of those either
+	s.group("g1", "a b") // the files have no groups, so none is deleted
 }
 
-func TestLoadAsksForADatabase(t *testing.T) {
+func TestLoadDatabaseURL(t *testing.T) {
 	file := ndjson(t, patient("a"))
 	s := newStore(t)
 	at, err := url.Parse(s.url)
@@ -339,30 +338,30 @@ func TestLoadAsksForADatabase(t *testing.T) {
 	for name, test := range map[string]struct {
 		url, file, flag string
 		code            int
-		says            string
+		contains        string
 	}{
-		"nowhere":        {code: ExitUsage, says: "--database or SLUICE_DATABASE_URL"},
-		"two places":     {url: s.url, file: write(t, s.url), code: ExitUsage, says: "are both set"},
-		"no such file":   {file: "/nowhere/hunter2", code: ExitUsage, says: "SLUICE_DATABASE_URL_FILE"},
-		"an empty file":  {file: write(t, "\n"), code: ExitUsage, says: "--database or SLUICE_DATABASE_URL"},
+		"not set":        {code: ExitUsage, contains: "--database or SLUICE_DATABASE_URL"},
+		"both set":       {url: s.url, file: write(t, s.url), code: ExitUsage, contains: "are both set"},
+		"no such file":   {file: "/nowhere/hunter2", code: ExitUsage, contains: "SLUICE_DATABASE_URL_FILE"},
+		"an empty file":  {file: write(t, "\n"), code: ExitUsage, contains: "--database or SLUICE_DATABASE_URL"},
 		"the variable":   {url: s.url},
 		"the file":       {file: write(t, s.url+"\n")},
 		"the flag first": {url: "postgres://u:hunter2@127.0.0.1:1/d", flag: s.url},
-		"not a database": {url: "mysql://u:hunter2@h/d", code: ExitFailure, says: "not the URL of a PostgreSQL"},
-		"not a URL":      {url: "postgres://u:hunter2@h:port/d", code: ExitFailure, says: "not the URL of a PostgreSQL"},
-		"nobody listens": {url: "postgres://u:hunter2@127.0.0.1:1/d", code: ExitFailure, says: "connection refused"},
-		"no such name":   {url: elsewhere.String(), code: ExitFailure, says: `database "nowhere" does not exist`},
-		"no admittance":  {url: barred.String(), code: ExitFailure, says: "password authentication failed"},
+		"not a database": {url: "mysql://u:hunter2@h/d", code: ExitFailure, contains: "not the URL of a PostgreSQL"},
+		"not a URL":      {url: "postgres://u:hunter2@h:port/d", code: ExitFailure, contains: "not the URL of a PostgreSQL"},
+		"no server":      {url: "postgres://u:hunter2@127.0.0.1:1/d", code: ExitFailure, contains: "connection refused"},
+		"no such name":   {url: elsewhere.String(), code: ExitFailure, contains: `database "nowhere" does not exist`},
+		"wrong password": {url: barred.String(), code: ExitFailure, contains: "password authentication failed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("SLUICE_DATABASE_URL", test.url)
 			t.Setenv("SLUICE_DATABASE_URL_FILE", test.file)
 			code, stdout, stderr := run(t, "load", "--database", test.flag, file)
-			if code != test.code || !strings.Contains(stderr, test.says) || (stdout == "") != (code != ExitGood) {
-				t.Errorf("exit %d, %q, %q; want exit %d and %q", code, stdout, stderr, test.code, test.says)
+			if code != test.code || !strings.Contains(stderr, test.contains) || (stdout == "") != (code != ExitGood) {
+				t.Errorf("exit %d, %q, %q; want exit %d and %q", code, stdout, stderr, test.code, test.contains)
 			}
 			if quotesNothing(t, stderr); strings.Contains(stderr, password) {
-				t.Errorf("said %q, which holds the password", stderr)
+				t.Errorf("%q contains the password", stderr)
 			}
 		})
 	}
@@ -381,15 +380,15 @@ func TestLoadUsage(t *testing.T) {
 		}
 		quotesNothing(t, stderr)
 	}
-	// What is to be loaded is looked for first, so that a slip costs nothing.
+	// Missing files are detected before the database is opened.
 	s := store{t: t, url: nowhere}
 	s.fails("none: no such file", file, file+".none")
-	s.fails("holds no *.ndjson", t.TempDir())
+	s.fails("has no *.ndjson", t.TempDir())
 	s.fails("is named twice", file, file)
 }
 
-// TestLoadTakesTurns: one that finds another under way says so, and harms neither it nor the next one.
-func TestLoadTakesTurns(t *testing.T) {
+// TestConcurrentLoads: a second load fails, without an effect on the first or the next one.
+func TestConcurrentLoads(t *testing.T) {
 	s := newStore(t)
 	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), groupOf("g", "a")))
 	file := ndjson(t, patient("b"), groupOf("g", "b"))
@@ -400,8 +399,8 @@ func TestLoadTakesTurns(t *testing.T) {
 	defer pool.Close()
 	type underWay interface{ Close(context.Context) error }
 	for _, begin := range []struct {
-		says  string
-		begin func() (underWay, error)
+		contains string
+		begin    func() (underWay, error)
 	}{
 		{"sluice: begin the load: another load is running\n", func() (underWay, error) {
 			return postgres.BeginLoad(t.Context(), pool, postgres.LoadConfig{Parallel: 1})
@@ -414,8 +413,8 @@ func TestLoadTakesTurns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 2 { // the first one leaves the turn where it is
-			s.fails(begin.says, file)
+		for range 2 { // a failure does not release the lock
+			s.fails(begin.contains, file)
 		}
 		if err := load.Close(t.Context()); err != nil {
 			t.Fatal(err)

@@ -15,30 +15,30 @@ import (
 const (
 	ExitGood    = 0
 	ExitFailure = 1
-	ExitUsage   = 2 // the command line makes no sense
+	ExitUsage   = 2 // invalid usage
 	ExitPartial = 3 // the export finished, but its error list is not empty
 )
 
 const exitHelp = `Exit codes:
-  0  all went well
-  1  it failed; the reason is on standard error
-  2  the command line makes no sense
-  3  the export finished, but the server could not produce everything (its error list is not empty)`
+  0  success
+  1  failure; the reason is on standard error
+  2  invalid usage
+  3  the export finished, but its error list is not empty`
 
-// errPartial asks for ExitPartial. What is missing was said already.
+// errPartial makes the exit code ExitPartial. The missing data was reported before.
 var errPartial = errors.New("the export is not complete")
 
-// usageError is a mistake on the command line that flags alone do not show.
+// usageError is invalid usage that the flag parser does not detect.
 type usageError struct{ error }
 
 func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// app is what the commands share.
+// app holds what the commands share.
 type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	now            func() time.Time
-	running        bool // the command line was understood
+	running        bool // the command line was parsed
 }
 
 // Run runs one command line, without the program's name, and returns the exit code. It ends soon after ctx is done.
@@ -46,13 +46,13 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdin: os.Stdin, stdout: stdout, stderr: stderr, now: time.Now}
 	root := &cobra.Command{
 		Use:           "sluice",
-		Short:         "Export FHIR data in bulk, and make and check such data",
-		Long:          "sluice exports FHIR data in bulk, and makes and checks such data.\n\n" + exitHelp,
+		Short:         "Export, load and check FHIR bulk data",
+		Long:          "sluice exports, loads and checks FHIR bulk data, and operates a Sluice deployment.\n\n" + exitHelp,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usage("a command is needed: see sluice --help")
+			return usage("missing command: see sluice --help")
 		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
@@ -85,7 +85,7 @@ func (a *app) run(work func(ctx context.Context, args []string) error) func(*cob
 	}
 }
 
-// say writes to standard error. When that cannot be written to, there is nobody to tell.
+// say writes to standard error. Its errors are ignored: there is no other place to report them.
 func (a *app) say(format string, args ...any) { _, _ = fmt.Fprintf(a.stderr, format, args...) }
 
 // print writes a result.

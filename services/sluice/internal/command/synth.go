@@ -2,9 +2,7 @@ package command
 
 import (
 	"context"
-	"maps"
-	"slices"
-	"strconv"
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,9 +15,9 @@ func (a *app) synth() *cobra.Command {
 	cfg := synth.Config{}
 	cmd := &cobra.Command{
 		Use:   "synth --patients N --out DIR",
-		Short: "Invent a population for tests and demonstrations",
-		Long: `Synth invents a FHIR R4 population and writes one NDJSON file per resource type. No person in it exists.
-The same seed gives the same population, byte by byte.`,
+		Short: "Generate a synthetic population for tests and demonstrations",
+		Long: `Generate a synthetic FHIR R4 population and write one NDJSON file per resource type. No person in it exists.
+The same seed gives the same files, byte for byte.`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			if cfg.Patients < 1 {
@@ -32,25 +30,18 @@ The same seed gives the same population, byte by byte.`,
 			if err != nil {
 				return err
 			}
-			return a.print(synthTable(summary))
+			rows, _ := countRows(summary.Types)
+			if err := a.printColumns(rows); err != nil {
+				return err
+			}
+			return a.print(fmt.Sprintf("%d files, %s; groups: %s\n",
+				summary.Files, progress.Size(summary.Bytes), strings.Join(summary.Groups, " ")))
 		}),
 	}
 	f := cmd.Flags()
 	f.IntVar(&cfg.Patients, "patients", 0, "number of patients")
-	f.Uint64Var(&cfg.Seed, "seed", 1, "chooses the population")
-	f.StringVar(&cfg.Dir, "out", "", "folder for the files; made when missing")
-	for _, name := range []string{"patients", "out"} {
-		require(cmd, name)
-	}
+	f.Uint64Var(&cfg.Seed, "seed", 1, "seed of the population")
+	f.StringVar(&cfg.Dir, "out", "", "folder for the files; created when missing")
+	require(cmd, "patients", "out")
 	return cmd
-}
-
-func synthTable(summary synth.Summary) string {
-	rows := [][]string{{"type", "resources"}}
-	for _, typ := range slices.Sorted(maps.Keys(summary.Types)) {
-		rows = append(rows, []string{typ, strconv.FormatInt(summary.Types[typ], 10)})
-	}
-	rows = append(rows, []string{"total", strconv.FormatInt(summary.Resources, 10)})
-	return table(rows) + strconv.Itoa(summary.Files) + " files, " + progress.Size(summary.Bytes) +
-		"; groups: " + strings.Join(summary.Groups, " ") + "\n"
 }

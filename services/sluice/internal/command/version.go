@@ -11,12 +11,12 @@ import (
 func (a *app) version() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Say which build this is",
+		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
 			info, ok := debug.ReadBuildInfo()
 			if !ok {
-				return a.print("sluice, of an unknown build\n")
+				return a.print("sluice, unknown version\n")
 			}
 			return a.print(versionLine(info))
 		}),

@@ -15,26 +15,26 @@ import (
 
 // block is a run of whole lines of one file.
 type block struct {
-	file int   // its number
+	file int   // index of the file
 	line int64 // number of the first line, from 1
 	data []byte
-	read int64 // bytes of the file, as it lies there, since the block before
+	read int64 // bytes on disk since the previous block
 }
 
-// counted counts what is read of the file itself.
-type counted struct {
+// countingReader counts the bytes read of the file on disk.
+type countingReader struct {
 	from io.Reader
 	n    int64
 }
 
-func (c *counted) Read(p []byte) (int, error) {
+func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.from.Read(p)
 	c.n += int64(n)
 	return n, err
 }
 
-// blocks reads one file to its end and hands on its lines. tooLong tells of a line that is not shorter than maxLine:
-// it is passed over.
+// blocks reads one file and yields its lines in blocks. A line of maxLine bytes or more is skipped and reported to
+// tooLong.
 func (r *reader) blocks(
 	ctx context.Context, number int, file File, yield func(block) error, tooLong func(line int64),
 ) error {
@@ -43,7 +43,7 @@ func (r *reader) blocks(
 		return fmt.Errorf("open a file: %w", err)
 	}
 	defer origin.Close()
-	count := &counted{from: origin}
+	count := &countingReader{from: origin}
 	text := io.Reader(count)
 	if strings.HasSuffix(file.Path, ".gz") {
 		unzipped, err := gzip.NewReader(bufio.NewReaderSize(count, 256<<10))
@@ -54,14 +54,14 @@ func (r *reader) blocks(
 		text = unzipped
 	}
 
-	line, told := int64(1), int64(0)
+	line, reported := int64(1), int64(0)
 	rest := make([]byte, 0, r.blockSize)
 	for ended, skipping := false, false; !ended; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		data := rest
-		if len(data) == cap(data) { // one line fills it
+		if len(data) == cap(data) { // one line fills the buffer
 			data = append(make([]byte, 0, min(2*cap(data), r.maxLine)), data...)
 		}
 		var err error
@@ -91,20 +91,19 @@ func (r *reader) blocks(
 		if whole == 0 && !ended {
 			continue
 		}
-		if err := yield(block{file: number, line: line, data: data[:whole], read: count.n - told}); err != nil {
+		if err := yield(block{file: number, line: line, data: data[:whole], read: count.n - reported}); err != nil {
 			return err
 		}
-		told = count.n
+		reported = count.n
 		line += int64(bytes.Count(data[:whole], []byte{'\n'}))
 	}
-	if told == count.n {
+	if reported == count.n {
 		return nil
 	}
-	return yield(block{file: number, line: line, read: count.n - told}) // of a last line that was passed over
+	return yield(block{file: number, line: line, read: count.n - reported}) // a skipped last line
 }
 
-// fill reads until the slice is full. io.EOF comes with the last bytes; a gzipped file that was cut off is another
-// error.
+// fill reads until the slice is full. It returns io.EOF with the last bytes, and another error for truncated gzip.
 func fill(text io.Reader, data []byte) ([]byte, error) {
 	for len(data) < cap(data) {
 		n, err := text.Read(data[len(data):cap(data)])

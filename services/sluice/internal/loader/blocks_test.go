@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// FuzzBlocks: whatever the size of a block, the lines that are handed on are those of bytes.Split that are short
-// enough, with their numbers, and the others are told.
+// FuzzBlocks: for every block size, the yielded lines are those of bytes.Split that are short enough, with their
+// numbers, and the others are reported.
 func FuzzBlocks(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", "a", "a\n", "a\nbc\n", "\n\n\r\na", "abcdefghij\nk\n", "a\nabcdefg\n",
@@ -34,16 +34,16 @@ func FuzzBlocks(f *testing.F) {
 				lines = lines[:len(lines)-1]
 			}
 			next := 0 // index of the line that comes next
-			told := int64(0)
+			reported := int64(0)
 			err = r.blocks(t.Context(), 7, File{Path: path}, func(b block) error {
-				told += b.read
+				reported += b.read
 				if b.file != 7 || len(b.data) > 0 && b.line != int64(next+1) {
 					t.Errorf("a block of file %d begins with line %d, want %d", b.file, b.line, next+1)
 				}
 				for line := range bytes.Lines(b.data) {
 					line = bytes.TrimSuffix(line, []byte{'\n'})
 					if next == len(lines) || !bytes.Equal(line, lines[next]) || len(line) >= r.maxLine {
-						t.Fatalf("line %d is handed on as %q", next+1, line)
+						t.Fatalf("line %d is yielded as %q", next+1, line)
 					}
 					next++
 				}
@@ -54,8 +54,8 @@ func FuzzBlocks(f *testing.F) {
 				}
 				next++
 			})
-			if err != nil || next != len(lines) || told != info.Size() {
-				t.Errorf("%s: %v; %d of %d lines, %d of %d bytes", name, err, next, len(lines), told, info.Size())
+			if err != nil || next != len(lines) || reported != info.Size() {
+				t.Errorf("%s: %v; %d of %d lines, %d of %d bytes", name, err, next, len(lines), reported, info.Size())
 			}
 		}
 	})

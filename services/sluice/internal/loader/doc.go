@@ -1,4 +1,3 @@
-// Package loader reads NDJSON files for a load: it finds them, takes them apart into lines on every core, and hands what
-// it understands on by type. A line that it does not understand is told with its file and number, never its content,
-// and the rest goes in.
+// Package loader reads NDJSON files for a load: it finds them, splits them into lines on all cores, and passes valid
+// resources on by type. An invalid line is reported with its file and number, never its content, and left out.
 package loader

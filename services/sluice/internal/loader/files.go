@@ -10,20 +10,20 @@ import (
 	"strings"
 )
 
-// File is one file to be read.
+// File is one file to read.
 type File struct {
 	Path string
-	Size int64 // bytes, as it lies there
+	Size int64 // bytes on disk
 }
 
-// Find returns the files that the paths name: a file as it is, and of a folder every *.ndjson and *.ndjson.gz in it and
-// below, in the order of names, without those that begin with a dot. Naming nothing that can be read is an error.
+// Find returns the files of the paths. A path is a file, or a folder: then all *.ndjson and *.ndjson.gz files in it and
+// below, sorted by name, except hidden ones. It is an error if a path has no files.
 func Find(paths []string) ([]File, error) {
 	var files []File
 	for _, path := range paths {
 		info, err := os.Stat(path)
 		if err != nil {
-			return nil, fmt.Errorf("look for files: %w", err)
+			return nil, fmt.Errorf("find files: %w", err)
 		}
 		if !info.IsDir() {
 			files = append(files, File{Path: path, Size: info.Size()})
@@ -31,10 +31,10 @@ func Find(paths []string) ([]File, error) {
 		}
 		found, err := inFolder(path)
 		if err != nil {
-			return nil, fmt.Errorf("look for files: %w", err)
+			return nil, fmt.Errorf("find files: %w", err)
 		}
 		if len(found) == 0 {
-			return nil, fmt.Errorf("%s holds no *.ndjson and no *.ndjson.gz", path)
+			return nil, fmt.Errorf("%s has no *.ndjson or *.ndjson.gz files", path)
 		}
 		files = append(files, found...)
 	}
@@ -45,7 +45,7 @@ func Find(paths []string) ([]File, error) {
 			origin, err = filepath.Abs(origin)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("look for files: %w", err)
+			return nil, fmt.Errorf("find files: %w", err)
 		}
 		if seen[origin] {
 			return nil, fmt.Errorf("%s is named twice", file.Path)
@@ -53,14 +53,14 @@ func Find(paths []string) ([]File, error) {
 		seen[origin] = true
 	}
 	if len(files) == 0 {
-		return nil, errors.New("no files are named")
+		return nil, errors.New("no files")
 	}
 	return files, nil
 }
 
 func inFolder(dir string) ([]File, error) {
 	var files []File
-	root := dir + string(filepath.Separator) // what a link names, not the link
+	root := dir + string(filepath.Separator) // follows a link
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -75,7 +75,7 @@ func inFolder(dir string) ([]File, error) {
 		if hidden || !strings.HasSuffix(path, ".ndjson") && !strings.HasSuffix(path, ".ndjson.gz") {
 			return nil
 		}
-		info, err := os.Stat(path) // a link is followed
+		info, err := os.Stat(path) // follows a link
 		if err != nil || !info.Mode().IsRegular() {
 			return err
 		}

@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// write writes a file, and the folders that it is in. A name that ends with .gz is for compressed text.
+// write writes a file and its folders. The text is compressed if the name ends in .gz.
 func write(t *testing.T, path, text string) {
 	t.Helper()
 	if strings.HasSuffix(path, ".gz") {
@@ -73,7 +73,7 @@ func TestFind(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		paths, want []string
-		says        string // of the error
+		contains    string // of the error
 	}{
 		"a file":             {paths: []string{"folder/b.ndjson"}, want: []string{"folder/b.ndjson"}},
 		"a file of any name": {paths: []string{"folder/notes.txt"}, want: []string{"folder/notes.txt"}},
@@ -84,24 +84,24 @@ func TestFind(t *testing.T) {
 		"in the order that is given": {
 			paths: []string{"folder/b.ndjson", ".dotted"}, want: []string{"folder/b.ndjson", ".dotted/f.ndjson"},
 		},
-		"nothing named":          {says: "no files are named"},
-		"nothing there":          {paths: []string{"folder/b.ndjson", "none"}, says: "none: no such file"},
-		"a folder without files": {paths: []string{"folder/empty"}, says: "folder/empty holds no *.ndjson"},
-		"a link to nothing":      {paths: []string{"dangling"}, says: "dangling/x.ndjson: no such file"},
-		"a file twice":           {paths: []string{"folder/b.ndjson", "folder/b.ndjson"}, says: "b.ndjson is named twice"},
-		"a file by two ways":     {paths: []string{"folder/b.ndjson", "linked/b.ndjson"}, says: "b.ndjson is named twice"},
-		"a file and its folder":  {paths: []string{"folder/b.ndjson", "folder"}, says: "folder/b.ndjson is named twice"},
+		"no paths":               {contains: "no files"},
+		"missing":                {paths: []string{"folder/b.ndjson", "none"}, contains: "none: no such file"},
+		"a folder without files": {paths: []string{"folder/empty"}, contains: "folder/empty has no *.ndjson"},
+		"a link to nothing":      {paths: []string{"dangling"}, contains: "dangling/x.ndjson: no such file"},
+		"a file twice":           {paths: []string{"folder/b.ndjson", "folder/b.ndjson"}, contains: "b.ndjson is named twice"},
+		"a file by two ways":     {paths: []string{"folder/b.ndjson", "linked/b.ndjson"}, contains: "b.ndjson is named twice"},
+		"a file and its folder":  {paths: []string{"folder/b.ndjson", "folder"}, contains: "folder/b.ndjson is named twice"},
 		"a file and its link": {
-			paths: []string{"elsewhere/far.ndjson", "folder/link.ndjson"}, says: "folder/link.ndjson is named twice",
+			paths: []string{"elsewhere/far.ndjson", "folder/link.ndjson"}, contains: "folder/link.ndjson is named twice",
 		},
-		"a folder and its link": {paths: []string{"folder", "linked"}, says: "is named twice"},
+		"a folder and its link": {paths: []string{"folder", "linked"}, contains: "is named twice"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Chdir(root)
 			files, err := Find(test.paths)
-			if test.says != "" {
-				if err == nil || !strings.Contains(err.Error(), test.says) {
-					t.Fatalf("%v, %v; want an error that says %q", files, err, test.says)
+			if test.contains != "" {
+				if err == nil || !strings.Contains(err.Error(), test.contains) {
+					t.Fatalf("%v, %v; want the error %q", files, err, test.contains)
 				}
 				return
 			}

@@ -15,20 +15,20 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-// Sink takes what was read. Its functions are called from several goroutines at once.
+// Sink receives the lines. Its functions are called from several goroutines at once.
 type Sink struct {
 	Resources func(ctx context.Context, typ string, lines []postgres.Line) error
-	// Group takes one Group resource, and says what is wrong with the line or with the taking. Places rank as in Line.
+	// Group receives one Group resource. problem is an error in the line, err ends the load. Places rank as in Line.
 	Group    func(ctx context.Context, place int64, line []byte) (problem error, err error)
-	Problem  func(place, what string) // of a line that is left out
-	Progress func(bytes int64)        // of the files, as they lie there
+	Problem  func(place, what string) // reports a line that is left out
+	Progress func(bytes int64)        // reports more bytes read, as on disk
 }
 
-// Summary is what was read.
+// Summary counts the lines.
 type Summary struct {
-	Resources map[string]int64 // handed on, by type; Group among them
+	Resources map[string]int64 // passed on, by type, Groups included
 	Bytes     int64            // of the resources, as NDJSON
-	PassedBy  map[string]int64 // of types that no export can hold
+	Ignored   map[string]int64 // of types that are never exported
 	Problems  int64            // lines left out
 }
 
@@ -53,14 +53,14 @@ func (r *reader) read(ctx context.Context, files []File, sink Sink) (Summary, er
 	for i := range numbers {
 		numbers[i] = i
 	}
-	// The largest first, so that the end does not wait for one.
+	// The largest first, so that no large file is read alone at the end.
 	slices.SortStableFunc(numbers, func(i, j int) int { return cmp.Compare(files[j].Size, files[i].Size) })
 	for _, number := range numbers {
 		order <- number
 	}
 	close(order)
 
-	t := taker{files: files, sink: sink, sum: Summary{Resources: map[string]int64{}, PassedBy: map[string]int64{}}}
+	p := parser{files: files, sink: sink, sum: Summary{Resources: map[string]int64{}, Ignored: map[string]int64{}}}
 	blocks := make(chan block)
 	group, ctx := errgroup.WithContext(ctx)
 	var readers sync.WaitGroup
@@ -76,7 +76,7 @@ func (r *reader) read(ctx context.Context, files []File, sink Sink) (Summary, er
 					case <-ctx.Done():
 						return ctx.Err()
 					}
-				}, func(line int64) { t.problem(number, line, fmt.Sprintf("not shorter than %d bytes", r.maxLine)) })
+				}, func(line int64) { p.problem(number, line, fmt.Sprintf("longer than %d bytes", r.maxLine-1)) })
 				if err != nil {
 					return err
 				}
@@ -89,12 +89,12 @@ func (r *reader) read(ctx context.Context, files []File, sink Sink) (Summary, er
 		close(blocks)
 		return nil
 	})
-	// One more than there are cores: while the server takes the rows of one block, another is taken apart.
+	// One more than cores, because some wait for the database.
 	for range cores + 1 {
 		group.Go(func() error {
 			var scanner fhir.Scanner
 			for b := range blocks {
-				if err := t.take(ctx, &scanner, b); err != nil {
+				if err := p.parse(ctx, &scanner, b); err != nil {
 					return err
 				}
 			}
@@ -102,11 +102,11 @@ func (r *reader) read(ctx context.Context, files []File, sink Sink) (Summary, er
 		})
 	}
 	err := group.Wait()
-	return t.sum, err
+	return p.sum, err
 }
 
-// taker takes blocks apart.
-type taker struct {
+// parser splits blocks into lines and passes them on.
+type parser struct {
 	files []File
 	sink  Sink
 
@@ -114,9 +114,9 @@ type taker struct {
 	sum Summary
 }
 
-func (t *taker) take(ctx context.Context, scanner *fhir.Scanner, b block) error {
+func (p *parser) parse(ctx context.Context, scanner *fhir.Scanner, b block) error {
 	byType := map[string][]postgres.Line{}
-	passedBy := map[string]int64{}
+	ignored := map[string]int64{}
 	var groups, bytesRead int64
 	data := b.data
 	if b.line == 1 {
@@ -131,24 +131,24 @@ func (t *taker) take(ctx context.Context, scanner *fhir.Scanner, b block) error 
 		facts, err := scanner.Scan(body)
 		switch {
 		case err != nil:
-			t.problem(b.file, number, err.Error())
+			p.problem(b.file, number, err.Error())
 		case !fhir.IsType(facts.Type):
-			t.problem(b.file, number, "not a resource type of FHIR R4")
+			p.problem(b.file, number, "not a resource type of FHIR R4")
 		case facts.Type == "Group":
-			problem, err := t.sink.Group(ctx, place(b.file, number), body)
+			problem, err := p.sink.Group(ctx, place(b.file, number), body)
 			if err != nil {
 				return err
 			}
 			if problem != nil {
-				t.problem(b.file, number, problem.Error())
+				p.problem(b.file, number, problem.Error())
 				continue
 			}
 			groups++
 			bytesRead += int64(len(body)) + 1
 		case !fhir.IsExportable(facts.Type):
-			passedBy[facts.Type]++
+			ignored[facts.Type]++
 		default:
-			facts.Subjects = slices.Clone(facts.Subjects) // the scanner uses it again
+			facts.Subjects = slices.Clone(facts.Subjects) // the scanner reuses the slice
 			byType[facts.Type] = append(byType[facts.Type], postgres.Line{
 				Place: place(b.file, number), Facts: facts, Body: body,
 			})
@@ -156,30 +156,30 @@ func (t *taker) take(ctx context.Context, scanner *fhir.Scanner, b block) error 
 		}
 	}
 	for typ, lines := range byType {
-		if err := t.sink.Resources(ctx, typ, lines); err != nil {
+		if err := p.sink.Resources(ctx, typ, lines); err != nil {
 			return err
 		}
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for typ, lines := range byType {
-		t.sum.Resources[typ] += int64(len(lines))
+		p.sum.Resources[typ] += int64(len(lines))
 	}
 	if groups > 0 {
-		t.sum.Resources["Group"] += groups
+		p.sum.Resources["Group"] += groups
 	}
-	for typ, n := range passedBy {
-		t.sum.PassedBy[typ] += n
+	for typ, n := range ignored {
+		p.sum.Ignored[typ] += n
 	}
-	t.sum.Bytes += bytesRead
-	t.sink.Progress(b.read)
+	p.sum.Bytes += bytesRead
+	p.sink.Progress(b.read)
 	return nil
 }
 
-// problem tells of a line that is left out.
-func (t *taker) problem(file int, line int64, what string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.sum.Problems++
-	t.sink.Problem(fmt.Sprintf("%s line %d", t.files[file].Path, line), what)
+// problem reports a line that is left out.
+func (p *parser) problem(file int, line int64, what string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sum.Problems++
+	p.sink.Problem(fmt.Sprintf("%s line %d", p.files[file].Path, line), what)
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-// taken keeps what is handed on.
-type taken struct {
+// received records the calls of a sink.
+type received struct {
 	mu       sync.Mutex
 	bodies   map[int64]string // by place
 	subjects map[int64][]fhir.Ref
@@ -30,7 +30,7 @@ type taken struct {
 	read     int64
 }
 
-func (k *taken) sink() Sink {
+func (k *received) sink() Sink {
 	k.bodies, k.subjects, k.types = map[int64]string{}, map[int64][]fhir.Ref{}, map[string]int64{}
 	return Sink{
 		Resources: func(_ context.Context, typ string, lines []postgres.Line) error {
@@ -68,8 +68,8 @@ func (k *taken) sink() Sink {
 	}
 }
 
-// holds checks what is told of what was read against what was handed on.
-func (k *taken) holds(t *testing.T, files []File, sum Summary) {
+// matches compares the summary and the reported progress with the received lines.
+func (k *received) matches(t *testing.T, files []File, sum Summary) {
 	t.Helper()
 	var size, bytes int64
 	for _, file := range files {
@@ -79,7 +79,7 @@ func (k *taken) holds(t *testing.T, files []File, sum Summary) {
 		bytes += int64(len(body)) + 1
 	}
 	if k.read != size {
-		t.Errorf("%d bytes of %d are told of", k.read, size)
+		t.Errorf("%d bytes of %d were reported", k.read, size)
 	}
 	if !maps.Equal(sum.Resources, k.types) || sum.Bytes != bytes || sum.Problems != int64(len(k.problems)) {
 		t.Errorf("summary %+v; want %v, %d bytes, %d problems", sum, k.types, bytes, len(k.problems))
@@ -99,17 +99,17 @@ func long(id string, length int) string {
 	return strings.Replace(text, `""`, `"`+strings.Repeat("x", length-len(text))+`"`, 1)
 }
 
-// numbered are texts by the number of their line.
+// numbered are texts by line number.
 type numbered = map[int64]string
 
 // Every text is read in blocks of several sizes, plain and compressed.
 func TestRead(t *testing.T) {
 	const maxLine = 100
-	const tooLong = "not shorter than 100 bytes"
+	const tooLong = "longer than 99 bytes"
 	type reading struct {
 		text           string
 		want, problems numbered
-		passedBy       map[string]int64
+		ignored        map[string]int64
 	}
 	a, b, c, secret := patient("a"), patient("b"), patient("c"), patient("20391")
 	tests := map[string]reading{
@@ -121,10 +121,10 @@ func TestRead(t *testing.T) {
 		"nothing but blanks": {text: "\n\r\n "},
 		"a byte order mark":  {text: "\ufeff" + a + "\n" + b, want: numbered{1: a, 2: b}},
 		"nothing but a mark": {text: "\ufeff"},
-		"types passed by": {
+		"types that are never exported": {
 			text: `{"resourceType":"Task","id":"1"}` + "\n" + a + "\n" + `{"resourceType":"Slot","id":"1"}` + "\n" +
 				`{"resourceType":"Task","id":"2"}`,
-			want: numbered{2: a}, passedBy: map[string]int64{"Task": 2, "Slot": 1},
+			want: numbered{2: a}, ignored: map[string]int64{"Task": 2, "Slot": 1},
 		},
 		"the longest lines": {
 			text: a + "\n" + long("l", maxLine-1) + "\n" + b + "\n" + long("m", maxLine-1),
@@ -177,36 +177,35 @@ func TestRead(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					var got taken
+					var got received
 					sum, err := (&reader{blockSize: size, maxLine: maxLine}).read(t.Context(), files, got.sink())
 					if err != nil {
 						t.Fatal(err)
 					}
 					if !maps.Equal(got.bodies, test.want) {
-						t.Errorf("handed on %v, want %v", got.bodies, test.want)
+						t.Errorf("received %v, want %v", got.bodies, test.want)
 					}
-					if !maps.Equal(sum.PassedBy, test.passedBy) {
-						t.Errorf("passed by %v, want %v", sum.PassedBy, test.passedBy)
+					if !maps.Equal(sum.Ignored, test.ignored) {
+						t.Errorf("ignored %v, want %v", sum.Ignored, test.ignored)
 					}
 					for line, what := range test.problems {
-						said := fmt.Sprintf("%s line %d: %s", path, line, what)
-						told := func(problem string) bool { return strings.HasPrefix(problem, said) }
-						if !slices.ContainsFunc(got.problems, told) {
-							t.Errorf("problems %q, want %q", got.problems, said)
+						text := fmt.Sprintf("%s line %d: %s", path, line, what)
+						matches := func(problem string) bool { return strings.HasPrefix(problem, text) }
+						if !slices.ContainsFunc(got.problems, matches) {
+							t.Errorf("problems %q, want %q", got.problems, text)
 						}
 					}
 					if len(got.problems) != len(test.problems) {
 						t.Errorf("problems %q, want %d", got.problems, len(test.problems))
 					}
-					got.holds(t, files, sum)
+					got.matches(t, files, sum)
 				})
 			}
 		}
 	}
 }
 
-// TestReadRanks: of two versions of a resource the one in the later line of the later file counts, whatever is read
-// first.
+// TestReadRanks: the version in the later line of the later file wins, whatever the order of reading.
 func TestReadRanks(t *testing.T) {
 	dir := t.TempDir()
 	var files []File
@@ -217,7 +216,7 @@ func TestReadRanks(t *testing.T) {
 			text = append(text, fmt.Sprintf(
 				`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/%d-%d"}}`, n, i))
 		}
-		// In the order that is given, which is not that of the names.
+		// The given order counts, not that of the names.
 		path := filepath.Join(dir, fmt.Sprintf("%d.ndjson", 9-n))
 		write(t, path, strings.Join(text, "\n"))
 		found, err := Find([]string{path})
@@ -226,12 +225,12 @@ func TestReadRanks(t *testing.T) {
 		}
 		files, want = append(files, found...), append(want, text...)
 	}
-	var got taken
+	var got received
 	sum, err := (&reader{blockSize: 300, maxLine: 1000}).read(t.Context(), files, got.sink())
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.holds(t, files, sum)
+	got.matches(t, files, sum)
 	places := slices.Sorted(maps.Keys(got.bodies))
 	if len(places) != len(want) {
 		t.Fatalf("%d lines, want %d", len(places), len(want))
@@ -240,14 +239,14 @@ func TestReadRanks(t *testing.T) {
 		if got.bodies[place] != want[i] {
 			t.Fatalf("number %d in rank is %s, want %s", i, got.bodies[place], want[i])
 		}
-		// The next line has not overwritten whom this one is about.
+		// The scanner has not overwritten the subjects of this line.
 		if refs := got.subjects[place]; len(refs) != 1 || !strings.Contains(want[i], `"Patient/`+refs[0].ID+`"`) {
 			t.Errorf("%s is about %v", want[i], refs)
 		}
 	}
 }
 
-// TestReadSeveralMembers: gzipped files that were put behind each other are one file.
+// TestReadSeveralMembers: concatenated gzip files are one file.
 func TestReadSeveralMembers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "in.ndjson.gz")
 	text := zipped(t, patient("a")+"\n") + zipped(t, "") + zipped(t, patient("b")+"\n")
@@ -255,12 +254,12 @@ func TestReadSeveralMembers(t *testing.T) {
 		t.Fatal(err)
 	}
 	files := []File{{Path: path, Size: int64(len(text))}}
-	var got taken
+	var got received
 	sum, err := Read(t.Context(), files, got.sink())
 	if err != nil || sum.Resources["Patient"] != 2 {
 		t.Errorf("%+v, %v", sum, err)
 	}
-	got.holds(t, files, sum)
+	got.matches(t, files, sum)
 }
 
 func TestReadGroups(t *testing.T) {
@@ -273,7 +272,7 @@ func TestReadGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got taken
+	var got received
 	sink := got.sink()
 	add := sink.Group
 	sink.Group = func(ctx context.Context, place int64, line []byte) (problem, err error) {
@@ -286,7 +285,7 @@ func TestReadGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.holds(t, files, sum)
+	got.matches(t, files, sum)
 	if want := []string{group("g1"), group("g2")}; !slices.Equal(got.groups, want) {
 		t.Errorf("groups %q, want %q", got.groups, want)
 	}
@@ -300,7 +299,7 @@ func TestReadGroups(t *testing.T) {
 	}
 }
 
-// A file that cannot be read to its end is an error: nobody knows what it held.
+// A file that cannot be read to its end is an error.
 func TestReadBrokenFiles(t *testing.T) {
 	whole := zipped(t, strings.Repeat(patient("20391")+"\n", 1000))
 	for name, test := range map[string]struct {
@@ -321,7 +320,7 @@ func TestReadBrokenFiles(t *testing.T) {
 			if err := os.WriteFile(path, []byte(test.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			var got taken
+			var got received
 			_, err := Read(t.Context(), []File{{Path: path, Size: int64(len(test.text))}}, got.sink())
 			if err == nil || !strings.Contains(err.Error(), path) || test.want != nil && !errors.Is(err, test.want) ||
 				strings.Contains(err.Error(), "20391") {
@@ -330,14 +329,14 @@ func TestReadBrokenFiles(t *testing.T) {
 		})
 	}
 	gone := filepath.Join(t.TempDir(), "gone.ndjson")
-	var got taken
+	var got received
 	_, err := Read(t.Context(), []File{{Path: gone}}, got.sink())
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), gone) {
 		t.Errorf("a file that is gone: %v", err)
 	}
 }
 
-// many is a file of so many lines that no test gets through it by chance.
+// many returns a file with more lines than a stopped read reaches.
 func many(t *testing.T, line string) []File {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "in.ndjson")
@@ -351,7 +350,7 @@ func many(t *testing.T, line string) []File {
 
 func TestReadStopsAtAnErrorOfASink(t *testing.T) {
 	broken := errors.New("broken")
-	most := runtime.GOMAXPROCS(0) + 4 // the third fails, and each of the takers may have one more under way
+	most := runtime.GOMAXPROCS(0) + 4 // the third fails, and each parser may have one more in progress
 	for name, line := range map[string]string{"Resources": patient("a"), "Group": `{"resourceType":"Group","id":"g"}`} {
 		t.Run(name, func(t *testing.T) {
 			var mu sync.Mutex
@@ -361,7 +360,7 @@ func TestReadStopsAtAnErrorOfASink(t *testing.T) {
 				calls++
 				n := calls
 				mu.Unlock()
-				if n > 3 { // goes on for as long as nobody stops it
+				if n > 3 { // blocks until the read is stopped
 					<-ctx.Done()
 					return ctx.Err()
 				}
@@ -370,7 +369,7 @@ func TestReadStopsAtAnErrorOfASink(t *testing.T) {
 				}
 				return nil
 			}
-			var got taken
+			var got received
 			sink := got.sink()
 			sink.Resources = func(ctx context.Context, _ string, _ []postgres.Line) error { return take(ctx) }
 			sink.Group = func(ctx context.Context, _ int64, _ []byte) (problem, err error) { return nil, take(ctx) }
@@ -388,7 +387,7 @@ func TestReadStopsAtAnErrorOfASink(t *testing.T) {
 func TestReadStopsWithItsContext(t *testing.T) {
 	files := many(t, patient("a"))
 	ctx, cancel := context.WithCancel(t.Context())
-	var got taken
+	var got received
 	sink := got.sink()
 	keep := sink.Resources
 	sink.Resources = func(within context.Context, typ string, lines []postgres.Line) error {
@@ -400,8 +399,8 @@ func TestReadStopsWithItsContext(t *testing.T) {
 	if _, err := r.read(ctx, files, sink); !errors.Is(err, context.Canceled) || len(got.bodies) == 10_000 {
 		t.Errorf("%v after %d lines", err, len(got.bodies))
 	}
-	got = taken{}
+	got = received{}
 	if _, err := r.read(ctx, files, got.sink()); !errors.Is(err, context.Canceled) || len(got.bodies) > 0 {
-		t.Errorf("begun too late: %v after %d lines", err, len(got.bodies))
+		t.Errorf("with a cancelled context: %v after %d lines", err, len(got.bodies))
 	}
 }

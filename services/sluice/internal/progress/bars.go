@@ -13,13 +13,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
-// Bars shows an export as live bars: one for the server's work, then one per resource type. It implements
+// Bars shows an export as live bars: one for the server's progress, then one per resource type. It implements
 // bulkclient.Observer.
 type Bars struct {
 	container *mpb.Progress
 
-	// state is what the server says. It is read while a bar is drawn: a mutex here would wait for a call to the bar,
-	// and the call for the drawing.
+	// state is the state that the server reports. It is atomic because it is read while a bar is drawn: a mutex would
+	// deadlock with a call to the bar, which waits for the drawing.
 	state atomic.Pointer[string]
 
 	mu     sync.Mutex
@@ -27,11 +27,11 @@ type Bars struct {
 	types  map[string]*typeBar
 }
 
-// typeBar is the bar of one resource type. It counts resources, or bytes when the server announces no counts.
+// typeBar is the bar of one resource type. It counts resources, or bytes when the manifest has no counts.
 type typeBar struct {
 	bar              *mpb.Bar
 	resources, bytes int64
-	files            int // still to be finished
+	files            int // unfinished
 	counted          bool
 }
 
@@ -60,7 +60,7 @@ func (b *Bars) Polled(status bulkclient.Status) {
 			mpb.AppendDecorators(decor.Percentage(number), decor.Any(state, column), decor.Elapsed(decor.ET_STYLE_GO)),
 		)
 	}
-	if status.Percent >= 0 && status.Percent < 100 { // the manifest ends it, not a number
+	if status.Percent >= 0 && status.Percent < 100 { // the bar ends with the manifest
 		b.server.SetCurrent(int64(status.Percent))
 	}
 }
@@ -70,7 +70,7 @@ var (
 	number = decor.WC{W: 6, C: decor.DindentRight}
 )
 
-// Planned ends the server's bar and begins one per type.
+// Planned ends the server's bar and starts one per type.
 func (b *Bars) Planned(files []bulkclient.File) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -93,27 +93,18 @@ func (b *Bars) Planned(files []bulkclient.File) {
 	}
 	for _, label := range order {
 		one := b.types[label]
-		name := decor.Name(label, column)
+		count, rest := decor.CurrentKiloByte("% .1f", column), decor.AverageSpeed(decor.SizeB1000(0), "% .1f")
 		if one.counted {
-			// The bar's total is set only now, as SetTotal wants: a bar made with a total ends by itself as soon as
-			// the last resource is read, before the file is checked.
-			one.bar = b.container.AddBar(0,
-				mpb.PrependDecorators(name),
-				mpb.AppendDecorators(
-					decor.CountersNoUnit("%d / %d", column),
-					decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO), "done"),
-				),
-			)
-			one.bar.SetTotal(totals[label], false)
-			continue
+			count, rest = decor.CountersNoUnit("%d / %d", column), decor.AverageETA(decor.ET_STYLE_GO)
 		}
 		one.bar = b.container.AddBar(0,
-			mpb.PrependDecorators(name),
-			mpb.AppendDecorators(
-				decor.CurrentKiloByte("% .1f", column),
-				decor.OnComplete(decor.AverageSpeed(decor.SizeB1000(0), "% .1f"), "done"),
-			),
+			mpb.PrependDecorators(decor.Name(label, column)),
+			mpb.AppendDecorators(count, decor.OnComplete(rest, "done")),
 		)
+		if one.counted {
+			// A bar that is created with a total ends with the last resource, before the file is checked.
+			one.bar.SetTotal(totals[label], false)
+		}
 	}
 }
 
@@ -142,13 +133,13 @@ func (b *Bars) Finished(file bulkclient.File) {
 	}
 }
 
-// Waiting says above the bars why nothing moves.
+// Waiting prints the reason above the bars.
 func (b *Bars) Waiting(reason error, wait time.Duration) {
-	// A line that cannot be shown is no reason to end an export.
+	// A failed write to the terminal must not end the export.
 	_, _ = fmt.Fprintf(b.container, "%v; next attempt in %s\n", reason, wait)
 }
 
-// Close leaves the bars as they stand and waits until they are drawn.
+// Close ends the bars and waits for the last drawing.
 func (b *Bars) Close() {
 	b.mu.Lock()
 	var open []*mpb.Bar
@@ -165,9 +156,9 @@ func (b *Bars) Close() {
 	b.container.Wait()
 }
 
-// labelOf names the bar that a file belongs to.
+// labelOf returns the label of the file's bar.
 func labelOf(file bulkclient.File) string {
-	if file.List == bulkclient.Output {
+	if file.List == bulkclient.ListOutput {
 		return file.Type
 	}
 	return string(file.List) + " " + file.Type

@@ -10,19 +10,19 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 )
 
-// Terminal reports whether out is a terminal, on which bars can be drawn.
+// Terminal reports whether out is a terminal.
 func Terminal(out io.Writer) bool {
 	file, ok := out.(interface{ Fd() uintptr })
 	return ok && cwriter.IsTerminal(int(file.Fd()))
 }
 
-// Count shows work that counts up to a known total. Set tells how far it is, and Close must be called at the end.
+// Count shows progress towards a known total. Close must be called at the end.
 type Count struct {
 	Set   func(done int)
 	Close func()
 }
 
-// NewCount shows a count of things of the name: a bar on a terminal, lines elsewhere.
+// NewCount shows a count of the named things: as a bar on a terminal, as lines elsewhere.
 func NewCount(out io.Writer, name string, total int, now func() time.Time) Count {
 	if !Terminal(out) {
 		last := now()
@@ -32,7 +32,7 @@ func NewCount(out io.Writer, name string, total int, now func() time.Time) Count
 					return
 				}
 				last = now()
-				_, _ = fmt.Fprintf(out, "%d of %d %s\n", done, total, name) // not worth failing for
+				_, _ = fmt.Fprintf(out, "%d of %d %s\n", done, total, name) // a failed write must not end the work
 			},
 			Close: func() {},
 		}

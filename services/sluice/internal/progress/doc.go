@@ -1,3 +1,2 @@
-// Package progress shows people how far things are: with live bars on a terminal, with a plain line now and then
-// elsewhere. It writes to standard error only: standard output is for results.
+// Package progress shows progress: with live bars on a terminal, and with a plain line every few seconds elsewhere.
 package progress

@@ -11,10 +11,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
-// between is how often Lines writes at most while all goes well.
+// between is the minimum interval of progress lines.
 const between = 5 * time.Second
 
-// Lines tells of an export in plain lines, for logs and pipes. It implements bulkclient.Observer.
+// Lines shows an export as plain lines, for logs and pipes. It implements bulkclient.Observer.
 type Lines struct {
 	out io.Writer
 	now func() time.Time
@@ -31,7 +31,7 @@ func NewLines(out io.Writer, now func() time.Time) *Lines { return &Lines{out: o
 
 var _ bulkclient.Observer = (*Lines)(nil)
 
-// Polled writes a line when the server's word changes, else now and then.
+// Polled writes a line when the state changes, else at intervals.
 func (l *Lines) Polled(status bulkclient.Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -40,21 +40,21 @@ func (l *Lines) Polled(status bulkclient.Status) {
 	}
 	l.state = status.State
 	if status.Percent >= 0 {
-		l.line("the server is at work: %s, %d %%", status.State, status.Percent)
+		l.line("server: %s, %d%%", status.State, status.Percent)
 		return
 	}
-	l.line("the server is at work: %s", status.State)
+	l.line("server: %s", status.State)
 }
 
-// Planned says what will be downloaded.
+// Planned writes the number of files.
 func (l *Lines) Planned(files []bulkclient.File) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.files = len(files)
-	l.line("the export is complete: downloading %d files", l.files)
+	l.line("downloading %d files", l.files)
 }
 
-// Advanced writes a line now and then.
+// Advanced writes a line at intervals.
 func (l *Lines) Advanced(_ bulkclient.File, resources, bytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -65,7 +65,7 @@ func (l *Lines) Advanced(_ bulkclient.File, resources, bytes int64) {
 	}
 }
 
-// Finished counts a file, and writes a line for the last one.
+// Finished counts a file, and writes a line after the last one.
 func (l *Lines) Finished(bulkclient.File) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -75,15 +75,12 @@ func (l *Lines) Finished(bulkclient.File) {
 	}
 }
 
-// Waiting says why nothing moves.
+// Waiting writes the reason.
 func (l *Lines) Waiting(reason error, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.line("%v; next attempt in %s", reason, wait)
 }
-
-// Close has nothing to do: every line is written already.
-func (l *Lines) Close() {}
 
 func (l *Lines) due() bool { return l.now().Sub(l.last) >= between }
 
@@ -93,11 +90,11 @@ func (l *Lines) downloaded() {
 
 func (l *Lines) line(format string, args ...any) {
 	l.last = l.now()
-	// A line that cannot be shown is no reason to end an export.
+	// A failed write to standard error must not end the export.
 	_, _ = fmt.Fprintf(l.out, format+"\n", args...)
 }
 
-// Size writes a number of bytes for people, as 12.3 MB.
+// Size formats a number of bytes, as 12.3 MB.
 func Size(bytes int64) string {
 	if bytes < 1000 {
 		return fmt.Sprintf("%d B", bytes)

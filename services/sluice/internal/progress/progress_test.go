@@ -17,11 +17,11 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var (
-	patients = bulkclient.File{List: bulkclient.Output, Type: "Patient", Name: "a", Count: 10}
-	reports  = bulkclient.File{List: bulkclient.Errors, Type: "OperationOutcome", Name: "b", Count: -1}
+	patients = bulkclient.File{List: bulkclient.ListOutput, Type: "Patient", Name: "a", Count: 10}
+	reports  = bulkclient.File{List: bulkclient.ListError, Type: "OperationOutcome", Name: "b", Count: -1}
 )
 
-func TestLinesComeNowAndThen(t *testing.T) {
+func TestLines(t *testing.T) {
 	now := time.Unix(0, 0)
 	var out bytes.Buffer
 	lines := NewLines(&out, func() time.Time { return now })
@@ -41,12 +41,11 @@ func TestLinesComeNowAndThen(t *testing.T) {
 	lines.Finished(patients)
 	lines.Advanced(reports, 1, 100)
 	lines.Finished(reports)
-	lines.Close()
-	want := `the server is at work: scheduled
-the server is at work: started, 7 %
-the server is at work: started, 9 %
+	want := `server: scheduled
+server: started, 7%
+server: started, 9%
 no answer; next attempt in 1s
-the export is complete: downloading 2 files
+downloading 2 files
 downloaded 0 of 2 files: 10 resources, 10.0 KB
 downloaded 2 of 2 files: 11 resources, 10.1 KB
 `
@@ -67,7 +66,7 @@ func (s *screen) Write(p []byte) (int, error) {
 	return s.text.Write(p)
 }
 
-// TestBarsEnd: whatever happens in whatever order, drawing goes on beside it and Close comes back.
+// TestBarsEnd: Close returns after concurrent updates, whether or not the export finished.
 func TestBarsEnd(t *testing.T) {
 	for name, finish := range map[string]bool{"finished": true, "interrupted": false} {
 		t.Run(name, func(t *testing.T) {
@@ -98,7 +97,7 @@ func TestBarsEnd(t *testing.T) {
 			text := out.text.String()
 			for _, want := range []string{"no answer; next attempt in 1s", "Patient", "error OperationOutcome"} {
 				if !strings.Contains(text, want) {
-					t.Errorf("%q was not drawn in %q", want, text)
+					t.Errorf("%q is not in %q", want, text)
 				}
 			}
 			if finish != strings.Contains(text, "10 / 10") {
@@ -108,7 +107,7 @@ func TestBarsEnd(t *testing.T) {
 	}
 }
 
-func TestBarsWithoutWork(t *testing.T) {
+func TestBarsWithoutFiles(t *testing.T) {
 	NewBars(&screen{}).Close()
 	bars := NewBars(&screen{})
 	bars.Planned(nil)
@@ -128,6 +127,6 @@ func TestCountInLines(t *testing.T) {
 		t.Errorf("wrote %q, want %q", out.String(), want)
 	}
 	if Terminal(&out) {
-		t.Error("a buffer is taken for a terminal")
+		t.Error("a buffer counts as a terminal")
 	}
 }

@@ -16,28 +16,28 @@ import (
 // assertionType is the client_assertion_type of a JWT (RFC 7523 section 2.2).
 const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
-// Credentials are how a registered client gets its tokens (SMART Backend Services).
+// Credentials are those of a registered client of SMART Backend Services.
 type Credentials struct {
-	Base     string // FHIR base URL, whose discovery document names the token endpoint when TokenURL is empty
-	TokenURL string
-	Scope    string                                // scopes to ask for, separated by blanks
-	Assert   func(endpoint string) (string, error) // makes an assertion for the token endpoint at the URL
-	Insecure bool                                  // send assertions over plain http to other machines, too
-	Now      func() time.Time
+	Base         string // FHIR base URL, whose discovery document names the token endpoint when TokenURL is empty
+	TokenURL     string
+	Scope        string                                // requested scopes, separated by spaces
+	Assert       func(endpoint string) (string, error) // signs an assertion for the token endpoint at the URL
+	InsecureHTTP bool                                  // send assertions over plain http to other machines as well
+	Now          func() time.Time
 }
 
-// credentialTokens fetches tokens as they are needed: an export outlives any of them.
+// credentialTokens fetches tokens as needed: an export outlives a token.
 type credentialTokens struct {
 	Credentials
 	http *http.Client
 
 	mu    sync.Mutex
 	token string
-	until time.Time // when the next one is due, well before this one ends
+	until time.Time // when the token is replaced, well before it expires
 }
 
-// NewCredentialTokens returns a source of tokens for the credentials. Nothing is asked before the first token is needed.
-func NewCredentialTokens(credentials Credentials) (TokenSource, error) {
+// NewTokenSource returns a source of tokens for the credentials. It makes no request before the first token is needed.
+func NewTokenSource(credentials Credentials) (TokenSource, error) {
 	source := &credentialTokens{Credentials: credentials}
 	if credentials.TokenURL != "" {
 		if err := source.check(credentials.TokenURL); err != nil {
@@ -47,20 +47,20 @@ func NewCredentialTokens(credentials Credentials) (TokenSource, error) {
 	source.http = &http.Client{
 		Timeout: time.Minute,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
-			return redirectError("the token service redirects: an assertion is for one URL alone")
+			return redirectError("the token endpoint redirects; an assertion is valid for one URL only")
 		},
 	}
 	return source, nil
 }
 
-// check refuses a token endpoint to which an assertion would travel in the open.
+// check refuses a token endpoint to which an assertion would be sent unencrypted.
 func (c *credentialTokens) check(endpoint string) error {
 	u, err := url.Parse(endpoint)
 	if err != nil || !isWeb(u) || u.User != nil || u.Fragment != "" {
 		return errors.New("the URL of the token endpoint is not an absolute http or https URL")
 	}
-	if strings.EqualFold(u.Scheme, "http") && !isLoopback(u.Hostname()) && !c.Insecure {
-		return fmt.Errorf("the token endpoint: %w", ErrInsecure)
+	if isInsecure(u) && !c.InsecureHTTP {
+		return fmt.Errorf("the token endpoint: %w", ErrInsecureHTTP)
 	}
 	return nil
 }
@@ -75,21 +75,21 @@ func (c *credentialTokens) Token(ctx context.Context, refused string) (string, e
 	if c.TokenURL == "" {
 		endpoint, err := c.discover(ctx)
 		if err != nil {
-			return "", fmt.Errorf("find the token service: %w", err)
+			return "", fmt.Errorf("find the token endpoint: %w", err)
 		}
 		c.TokenURL = endpoint
 	}
-	given, err := c.fetch(ctx)
+	answer, err := c.fetch(ctx)
 	if err != nil {
-		return "", fmt.Errorf("ask the token service: %w", err)
+		return "", fmt.Errorf("request a token: %w", err)
 	}
-	life := time.Duration(min(max(given.ExpiresIn, 0), int64(time.Hour/time.Second))) * time.Second
-	c.token, c.until = given.AccessToken, c.Now().Add(life/2)
+	life := time.Duration(min(max(answer.ExpiresIn, 0), int64(time.Hour/time.Second))) * time.Second
+	c.token, c.until = answer.AccessToken, c.Now().Add(life/2)
 	return c.token, nil
 }
 
-// grant is the answer of a token service: a token, or why there is none (RFC 6749 section 5).
-type grant struct {
+// tokenAnswer is the answer of a token endpoint (RFC 6749 section 5).
+type tokenAnswer struct {
 	AccessToken string `json:"access_token"`
 	TokenType   string `json:"token_type"`
 	ExpiresIn   int64  `json:"expires_in"` // seconds
@@ -97,10 +97,10 @@ type grant struct {
 	Description string `json:"error_description"`
 }
 
-func (c *credentialTokens) fetch(ctx context.Context) (given grant, err error) {
+func (c *credentialTokens) fetch(ctx context.Context) (answer tokenAnswer, err error) {
 	assertion, err := c.Assert(c.TokenURL)
 	if err != nil {
-		return given, err
+		return answer, err
 	}
 	form := url.Values{
 		"grant_type": {"client_credentials"}, "scope": {c.Scope}, "client_assertion_type": {assertionType},
@@ -108,33 +108,30 @@ func (c *credentialTokens) fetch(ctx context.Context) (given grant, err error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.TokenURL, strings.NewReader(form.Encode()))
 	if err != nil {
-		return given, errors.New("the URL cannot be requested")
+		return answer, errors.New("the URL cannot be requested")
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	body, err := c.ask(req)
-	if refused := new(ServerError); errors.As(err, &refused) {
-		if json.Unmarshal(body, &given) == nil && given.Error != "" {
-			err = fmt.Errorf("%w: %s (%s)", err, printable(given.Description), printable(given.Error))
-		}
-		return grant{}, err
+	body, err := c.do(req)
+	malformed := json.Unmarshal(body, &answer) != nil
+	switch {
+	case err != nil && !malformed && answer.Error != "":
+		return tokenAnswer{}, fmt.Errorf("%w: %s (%s)", err, printable(answer.Description), printable(answer.Error))
+	case err != nil:
+		return tokenAnswer{}, err
+	case malformed || answer.AccessToken == "" || !strings.EqualFold(answer.TokenType, "bearer"):
+		return tokenAnswer{}, errors.New("the answer has no bearer token")
 	}
-	if err != nil {
-		return grant{}, err
-	}
-	if json.Unmarshal(body, &given) != nil || given.AccessToken == "" || !strings.EqualFold(given.TokenType, "bearer") {
-		return grant{}, errors.New("the answer holds no bearer token")
-	}
-	return given, nil
+	return answer, nil
 }
 
-// discover reads the token endpoint from the SMART configuration below the FHIR base (B-02).
+// discover reads the token endpoint from the SMART configuration below the FHIR base (conformance B-02).
 func (c *credentialTokens) discover(ctx context.Context) (string, error) {
 	target := strings.TrimRight(c.Base, "/") + "/.well-known/smart-configuration"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
 		return "", errors.New("the base URL cannot be requested")
 	}
-	body, err := c.ask(req)
+	body, err := c.do(req)
 	if err != nil {
 		return "", err
 	}
@@ -142,31 +139,20 @@ func (c *credentialTokens) discover(ctx context.Context) (string, error) {
 		TokenEndpoint string `json:"token_endpoint"`
 	}
 	if json.Unmarshal(body, &document) != nil || document.TokenEndpoint == "" {
-		return "", errors.New("the server's SMART configuration names no token endpoint")
+		return "", errors.New("the server's SMART configuration has no token_endpoint")
 	}
 	if strings.HasPrefix(c.Base, "https:") && !strings.HasPrefix(document.TokenEndpoint, "https:") {
-		return "", errors.New("the server is https, but the token endpoint that it names is not")
+		return "", errors.New("the server uses https, but its token endpoint does not")
 	}
 	return document.TokenEndpoint, c.check(document.TokenEndpoint)
 }
 
-// ask returns the body of an answer, and a ServerError beside it when the status is not 200.
-func (c *credentialTokens) ask(req *http.Request) ([]byte, error) {
+// do returns the body of a response, and a ServerError beside it when the status is not 200.
+func (c *credentialTokens) do(req *http.Request) ([]byte, error) {
 	req.Header.Set("Accept", "application/json")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		if req.Context().Err() != nil {
-			return nil, context.Cause(req.Context())
-		}
-		var of *url.Error
-		var redirected redirectError
-		if errors.As(err, &redirected) {
-			return nil, redirected
-		}
-		if errors.As(err, &of) {
-			err = of.Err
-		}
-		return nil, lostError{err}
+		return nil, lost(req.Context(), err)
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxOutcome))
 	if err = errors.Join(err, resp.Body.Close()); err != nil {

@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// issuing is a token service of a test, and the FHIR server that names it.
+// issuing is a token endpoint, and the FHIR server that announces it.
 type issuing struct {
 	*httptest.Server
 	asked    atomic.Int64
 	answer   http.HandlerFunc // in place of a token, when it is set
-	endpoint string           // what discovery says
+	endpoint string           // the token_endpoint of discovery
 }
 
 func newIssuing(t *testing.T) *issuing {
@@ -34,7 +34,7 @@ func newIssuing(t *testing.T) *issuing {
 			if r.Method != http.MethodPost || r.URL.RawQuery != "" || r.PostFormValue("grant_type") != "client_credentials" ||
 				r.PostFormValue("client_assertion") != "for "+s.URL+"/token" || r.PostFormValue("scope") != "system/*.rs" ||
 				r.PostFormValue("client_assertion_type") != assertionType {
-				t.Errorf("a request that no token service would take: %s %v", r.Method, r.PostForm)
+				t.Errorf("invalid token request: %s %v", r.Method, r.PostForm)
 			}
 			_ = json.NewEncoder(w).Encode(map[string]any{
 				"access_token": "token-" + strconv.FormatInt(n, 10), "token_type": "Bearer", "expires_in": 300,
@@ -48,7 +48,7 @@ func newIssuing(t *testing.T) *issuing {
 
 func (s *issuing) source(t *testing.T, now func() time.Time, tokenURL string) TokenSource {
 	t.Helper()
-	source, err := NewCredentialTokens(Credentials{
+	source, err := NewTokenSource(Credentials{
 		Base: s.URL + "/fhir/", TokenURL: tokenURL, Scope: "system/*.rs", Now: now,
 		Assert: func(endpoint string) (string, error) { return "for " + endpoint, nil },
 	})
@@ -58,7 +58,7 @@ func (s *issuing) source(t *testing.T, now func() time.Time, tokenURL string) To
 	return source
 }
 
-// Tokens are fetched when the first is needed, at half of their time, and when the server refuses one.
+// Tokens are fetched on first use, at half of their lifetime, and when the server refuses one.
 func TestCredentialTokens(t *testing.T) {
 	now := time.Now()
 	clock := func() time.Time { return now }
@@ -92,9 +92,9 @@ func TestCredentialTokens(t *testing.T) {
 func TestCredentialTokensRefused(t *testing.T) {
 	elsewhere := newIssuing(t)
 	for name, test := range map[string]struct {
-		answer http.HandlerFunc
-		says   string
-		passes bool
+		answer   http.HandlerFunc
+		contains string
+		passes   bool
 	}{
 		"invalid_client": {func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(400)
@@ -113,8 +113,8 @@ func TestCredentialTokensRefused(t *testing.T) {
 			s := newIssuing(t)
 			s.answer = test.answer
 			_, err := s.source(t, time.Now, s.endpoint).Token(t.Context(), "")
-			if err == nil || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "\x1b") {
-				t.Fatalf("%v, want %q", err, test.says)
+			if err == nil || !strings.Contains(err.Error(), test.contains) || strings.Contains(err.Error(), "\x1b") {
+				t.Fatalf("%v, want %q", err, test.contains)
 			}
 			if _, again := retryIn(err, 1, time.Second, false); again != test.passes {
 				t.Errorf("%v is tried again: %v", err, again)
@@ -126,20 +126,20 @@ func TestCredentialTokensRefused(t *testing.T) {
 	}
 }
 
-// An assertion does not travel in the open, whoever names the place.
-func TestCredentialTokensStayPrivate(t *testing.T) {
+// An assertion is sent over https or to this machine only.
+func TestAssertionsNeedHTTPS(t *testing.T) {
 	for url, want := range map[string]bool{
 		"https://auth.example/token": true, "http://127.0.0.1:1/token": true, "http://auth.example/token": false,
 		"ftp://auth.example/token": false, "/token": false, "https://u:p@auth.example/token": false,
 	} {
-		_, err := NewCredentialTokens(Credentials{TokenURL: url, Now: time.Now})
+		_, err := NewTokenSource(Credentials{TokenURL: url, Now: time.Now})
 		if (err == nil) != want {
 			t.Errorf("%s: %v", url, err)
 		}
 	}
 	s := newIssuing(t)
 	s.endpoint = "http://auth.example/token"
-	if _, err := s.source(t, time.Now, "").Token(t.Context(), ""); !errors.Is(err, ErrInsecure) {
+	if _, err := s.source(t, time.Now, "").Token(t.Context(), ""); !errors.Is(err, ErrInsecureHTTP) {
 		t.Errorf("a discovered one: %v", err)
 	}
 	s.endpoint = ""

@@ -15,14 +15,14 @@ import (
 	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
 )
 
-// The rows of the conformance checklist, sections 10.1 and 10.2, over HTTP.
+// Conformance 10.1 and 10.2 over HTTP.
 
 func TestB01ToB07Discovery(t *testing.T) {
 	for _, secrets := range []bool{false, true} {
-		w := newWorld(t, func(c *tokenapi.Config) { c.Secrets = secrets })
+		f := newFixture(t, func(c *tokenapi.Config) { c.ClientSecrets = secrets })
 		var doc token.SMART
-		get(t, w.base+"/.well-known/smart-configuration", "application/json", &doc)
-		if doc.TokenEndpoint != w.url || !slices.Equal(doc.GrantTypes, []string{"client_credentials"}) ||
+		get(t, f.base+"/.well-known/smart-configuration", "application/json", &doc)
+		if doc.TokenEndpoint != f.url || !slices.Equal(doc.GrantTypes, []string{"client_credentials"}) ||
 			!slices.Equal(doc.CodeChallengeMethods, []string{"S256"}) ||
 			!slices.Equal(doc.AuthAlgorithms, []string{"RS384", "ES384"}) || !slices.Contains(doc.Scopes, "system/*.rs") {
 			t.Errorf("%+v", doc)
@@ -36,36 +36,36 @@ func TestB01ToB07Discovery(t *testing.T) {
 			t.Errorf("methods %v with secrets %v", doc.AuthMethods, secrets)
 		}
 		var all map[string]any
-		get(t, w.base+"/.well-known/smart-configuration", "application/json", &all)
+		get(t, f.base+"/.well-known/smart-configuration", "application/json", &all)
 		for _, absent := range []string{"issuer", "jwks_uri", "authorization_endpoint"} { // B-07
 			if _, there := all[absent]; there {
-				t.Errorf("%s belongs to single sign-on", absent)
+				t.Errorf("%s is for single sign-on", absent)
 			}
 		}
 	}
 }
 
 func TestB10ToB12AndB39Token(t *testing.T) {
-	w := newWorld(t, nil)
-	w.app(everything)
+	f := newFixture(t, nil)
+	f.app(everything)
 	for name, assertion := range map[string]string{
-		"RS384":           forge("RS384", keys().rsa, `{"alg":"RS384","kid":"r","typ":"JWT"}`, w.claims().String()),
-		"ES384":           w.asserted(nil),
-		"aud in an array": w.asserted(w.claims().with("aud", []string{"urn:x", w.url})),
-		"no typ":          forge("ES384", keys().ec, `{"alg":"ES384","kid":"e"}`, w.claims().String()),
-		"nbf and iat":     w.asserted(w.claims().with("nbf", start().Unix()).with("iat", start().Unix())),
-		"long jti":        w.asserted(w.claims().with("jti", strings.Repeat("j", 4000))),
-		"5 min and skew":  w.asserted(w.claims().with("exp", start().Add(6*time.Minute).Unix())),
+		"RS384":           forge("RS384", keys().rsa, `{"alg":"RS384","kid":"r","typ":"JWT"}`, f.claims().String()),
+		"ES384":           f.asserted(nil),
+		"aud in an array": f.asserted(f.claims().With("aud", []string{"urn:x", f.url})),
+		"no typ":          forge("ES384", keys().ec, `{"alg":"ES384","kid":"e"}`, f.claims().String()),
+		"nbf and iat":     f.asserted(f.claims().With("nbf", start().Unix()).With("iat", start().Unix())),
+		"long jti":        f.asserted(f.claims().With("jti", strings.Repeat("j", 4000))),
+		"5 min and skew":  f.asserted(f.claims().With("exp", start().Add(6*time.Minute).Unix())),
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := w.post(w.form(assertion, everything))
+			r := f.post(f.form(assertion, everything))
 			wantToken(t, r, everything)
 			if r.header.Get("Cache-Control") != "no-store" || r.header.Get("Pragma") != "no-cache" ||
 				r.header.Get("Content-Type") != "application/json" {
 				t.Errorf("headers %v", r.header)
 			}
 			if !strings.EqualFold(r.TokenType, "bearer") || r.ExpiresIn != 300 {
-				t.Errorf("type %q, good for %v s", r.TokenType, r.ExpiresIn)
+				t.Errorf("type %q, expires in %v s", r.TokenType, r.ExpiresIn)
 			}
 			if strings.Contains(r.raw, "refresh_token") {
 				t.Error("there is a refresh token")
@@ -75,7 +75,7 @@ func TestB10ToB12AndB39Token(t *testing.T) {
 				t.Errorf("header %v", header)
 			}
 			for claim, want := range map[string]any{
-				"iss": w.base, "sub": "app", "client_id": "app", "aud": audience, "scope": everything,
+				"iss": f.base, "sub": "app", "client_id": "app", "aud": audience, "scope": everything,
 				"iat": float64(start().Unix()), "exp": float64(start().Unix() + 300),
 			} {
 				if payload[claim] != want {
@@ -89,33 +89,33 @@ func TestB10ToB12AndB39Token(t *testing.T) {
 	}
 }
 
-// The token is one that the API's verifier takes, through the published key set.
+// The API's verifier accepts the token with the published key set.
 func TestTokensVerifyThroughTheKeySet(t *testing.T) {
-	w := newWorld(t, func(c *tokenapi.Config) { c.Life = time.Minute })
-	w.app("system/Patient.rs")
-	r := w.ask("system/*.read")
+	f := newFixture(t, func(c *tokenapi.Config) { c.Lifetime = time.Minute })
+	f.app("system/Patient.rs")
+	r := f.ask("system/*.read")
 	wantToken(t, r, "system/Patient.read")
-	verifier, err := token.NewVerifier(token.Config{Now: w.clock.now, Issuers: []token.Issuer{{
-		Name: w.base, Audiences: []string{audience}, JWKSURL: w.base + "/jwks",
+	verifier, err := token.NewVerifier(token.Config{Now: f.clock.now, Issuers: []token.Issuer{{
+		Name: f.base, Audiences: []string{audience}, JWKSURL: f.base + "/jwks",
 	}}})
 	must(t, err)
 	defer verifier.Close()
 	principal, err := verifier.Verify(t.Context(), r.AccessToken)
 	must(t, err)
-	if principal.Owner != (export.Owner{Issuer: w.base, Subject: "app"}) || !principal.Scopes.MayRead("Patient") ||
+	if principal.Owner != (export.Owner{Issuer: f.base, Subject: "app"}) || !principal.Scopes.MayRead("Patient") ||
 		principal.Scopes.MayRead("Observation") || !principal.Expires.Equal(start().Add(time.Minute)) {
 		t.Errorf("%+v", principal)
 	}
 	var set struct{ Keys []map[string]string }
-	header := get(t, w.base+"/jwks", "application/jwk-set+json", &set)
+	header := get(t, f.base+"/jwks", "application/jwk-set+json", &set)
 	if header.Get("Cache-Control") != "public, max-age=300" || len(set.Keys) != 1 || set.Keys[0]["d"] != "" {
 		t.Errorf("%v %v", header, set)
 	}
 }
 
 func TestB13ToB17Requests(t *testing.T) {
-	w := newWorld(t, nil)
-	w.app(everything)
+	f := newFixture(t, nil)
+	f.app(everything)
 	for name, test := range map[string]struct {
 		change func(form map[string][]string)
 		status int
@@ -139,52 +139,52 @@ func TestB13ToB17Requests(t *testing.T) {
 		"client_secret in body": {func(f map[string][]string) { f["client_secret"] = []string{"s"} }, 400, "invalid_request"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			form := w.form(w.asserted(nil), everything)
+			form := f.form(f.asserted(nil), everything)
 			test.change(form)
-			wantError(t, w.post(form), test.status, test.code)
+			wantError(t, f.post(form), test.status, test.code)
 		})
 	}
-	form := w.form(w.asserted(nil), everything)
+	form := f.form(f.asserted(nil), everything)
 	form.Set("client_id", "app")
 	form.Set("resource", "of no interest")
-	wantToken(t, w.post(form), everything)
+	wantToken(t, f.post(form), everything)
 }
 
 func TestB21AnAssertionIsUsedOnce(t *testing.T) {
-	w := newWorld(t, nil)
-	w.app(everything)
-	w.register(token.Client{ID: "other", JWKS: jwks(jwkOf("e", keys().ecB))})
-	claims := w.claims()
-	form := w.form(w.asserted(claims), everything)
-	wantToken(t, w.post(form), everything)
-	wantError(t, w.post(form), 400, "invalid_client")
-	// The same id in another assertion is the same, as long as the first one could still be good.
-	wantError(t, w.post(w.form(w.asserted(claims.with("exp", start().Add(5*time.Minute).Unix())), everything)), 400, "invalid_client")
-	// To another client it is its own.
-	others := claims.with("iss", "other").with("sub", "other")
-	wantToken(t, w.post(w.form(forge("ES384", keys().ecB, `{"alg":"ES384","kid":"e"}`, others.String()), everything)), everything)
+	f := newFixture(t, nil)
+	f.app(everything)
+	f.register(token.Client{ID: "other", JWKS: jwks(jwkOf("e", keys().ecB))})
+	claims := f.claims()
+	form := f.form(f.asserted(claims), everything)
+	wantToken(t, f.post(form), everything)
+	wantError(t, f.post(form), 400, "invalid_client")
+	// Another assertion with the same jti is refused while the first one could still be accepted.
+	wantError(t, f.post(f.form(f.asserted(claims.With("exp", start().Add(5*time.Minute).Unix())), everything)), 400, "invalid_client")
+	// Another client may use the same jti.
+	others := claims.With("iss", "other").With("sub", "other")
+	wantToken(t, f.post(f.form(f.assertedByB(others), everything)), everything)
 
-	// Nobody spends the id of somebody else's assertion: only one whose signature holds is spent.
-	claims = w.claims()
-	wantError(t, w.post(w.form(forge("ES384", keys().ecB, `{"alg":"ES384","kid":"e"}`, claims.String()), everything)), 400, "invalid_client")
-	wantToken(t, w.post(w.form(w.asserted(claims), everything)), everything)
+	// An assertion whose signature does not verify uses up no jti.
+	claims = f.claims()
+	wantError(t, f.post(f.form(f.assertedByB(claims), everything)), 400, "invalid_client")
+	wantToken(t, f.post(f.form(f.asserted(claims), everything)), everything)
 
-	// What was refused for its scope before anybody was looked for is not spent either.
-	form = w.form(w.asserted(nil), "launch")
-	wantError(t, w.post(form), 400, "invalid_scope")
+	// An assertion that comes with an invalid scope is not used up either.
+	form = f.form(f.asserted(nil), "launch")
+	wantError(t, f.post(form), 400, "invalid_scope")
 	form.Set("scope", everything)
-	wantToken(t, w.post(form), everything)
+	wantToken(t, f.post(form), everything)
 }
 
-func TestB21OfManyAtOnceOneIsFirst(t *testing.T) {
-	w := newWorld(t, nil)
-	w.app(everything)
-	form := w.form(w.asserted(nil), everything)
+func TestB21ConcurrentUses(t *testing.T) {
+	f := newFixture(t, nil)
+	f.app(everything)
+	form := f.form(f.asserted(nil), everything)
 	var given atomic.Int64
 	var all sync.WaitGroup
 	for range 16 {
 		all.Go(func() {
-			if w.post(form).status == http.StatusOK {
+			if f.post(form).status == http.StatusOK {
 				given.Add(1)
 			}
 		})
@@ -195,13 +195,13 @@ func TestB21OfManyAtOnceOneIsFirst(t *testing.T) {
 	}
 }
 
-// Q-02: suites that replay have a switch.
+// Q-02: a switch allows replay for test suites.
 func TestB21Switch(t *testing.T) {
-	w := newWorld(t, func(c *tokenapi.Config) { c.Replay = true })
-	w.app(everything)
-	form := w.form(w.asserted(nil), everything)
-	wantToken(t, w.post(form), everything)
-	wantToken(t, w.post(form), everything)
+	f := newFixture(t, func(c *tokenapi.Config) { c.AllowReplay = true })
+	f.app(everything)
+	form := f.form(f.asserted(nil), everything)
+	wantToken(t, f.post(form), everything)
+	wantToken(t, f.post(form), everything)
 }
 
 func TestB25AndB26KeySetByURL(t *testing.T) {
@@ -220,7 +220,7 @@ func TestB25AndB26KeySetByURL(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		if asked != want {
-			t.Errorf("asked for the key set %d times, want %d", asked, want)
+			t.Errorf("%d requests for the key set, want %d", asked, want)
 		}
 	}
 	serve := func(cacheControl string, keys ...members) {
@@ -228,40 +228,41 @@ func TestB25AndB26KeySetByURL(t *testing.T) {
 		defer mu.Unlock()
 		control, set = cacheControl, jwks(keys...)
 	}
-	w := newWorld(t, nil)
-	w.register(token.Client{ID: "app", JWKSURL: server.URL})
+	f := newFixture(t, nil)
+	f.register(token.Client{ID: "app", JWKSURL: server.URL})
 	newer := func() reply {
-		return w.post(w.form(forge("ES384", keys().ecB, `{"alg":"ES384","kid":"new"}`, w.claims().String()), everything))
+		return f.post(f.form(forge("ES384", keys().ecB, `{"alg":"ES384","kid":"new"}`, f.claims().String()), everything))
 	}
 	withJKU := func(jku string) reply {
-		return w.post(w.form(forge("ES384", keys().ec, `{"alg":"ES384","kid":"e","jku":"`+jku+`"}`, w.claims().String()), everything))
+		return f.post(f.form(forge("ES384", keys().ec, `{"alg":"ES384","kid":"e","jku":"`+jku+`"}`, f.claims().String()), everything))
 	}
-	wantToken(t, w.ask(everything), everything)
-	wantToken(t, w.ask(everything), everything)
+	wantToken(t, f.ask(everything), everything)
+	wantToken(t, f.ask(everything), everything)
 	wantToken(t, withJKU(server.URL), everything) // B-24: the registered one
 	count(1)
 
-	// A key that is not there is looked for, but not more often than once a minute.
+	// An unknown key causes a fetch at most once a minute.
 	wantError(t, newer(), 400, "invalid_client")
 	count(1)
-	w.clock.advance(60 * time.Second)
+	f.clock.advance(60 * time.Second)
 	serve("max-age=60", jwkOf("e", keys().ec), jwkOf("new", keys().ecB))
 	wantToken(t, newer(), everything)
 	count(2)
 
-	// A key that was withdrawn is gone when the client's own word about caching says so.
+	// A withdrawn key stops working when the cached set expires.
 	serve("no-store", jwkOf("new", keys().ecB))
-	w.clock.advance(59 * time.Second)
-	wantToken(t, w.ask(everything), everything)
-	w.clock.advance(time.Second)
-	wantError(t, w.ask(everything), 400, "invalid_client")
+	f.clock.advance(59 * time.Second)
+	wantToken(t, f.ask(everything), everything)
+	f.clock.advance(time.Second)
+	wantError(t, f.ask(everything), 400, "invalid_client")
 	count(3)
-	wantToken(t, newer(), everything) // no-store: asked for each time
+	wantToken(t, newer(), everything) // no-store: fetched each time
 	wantToken(t, newer(), everything)
 	count(5)
 }
 
 func TestB27ToB37Scopes(t *testing.T) {
+	f := newFixture(t, nil)
 	for _, test := range []struct{ row, registered, asked, granted string }{
 		{"B-27", "system/Patient.rs system/Observation.rs", "system/*.rs", "system/Patient.rs system/Observation.rs"},
 		{"B-27", "system/Patient.rs", "system/Patient.rs system/Observation.rs", "system/Patient.rs"},
@@ -305,13 +306,13 @@ func TestB27ToB37Scopes(t *testing.T) {
 		{"twice", everything, "system/Patient.rs  system/Patient.rs", "system/Patient.rs"},
 	} {
 		t.Run(test.row+" "+test.asked, func(t *testing.T) {
-			w := worldOn(t, "redis://"+embedded(t).Addr(), nil)
-			w.app(test.registered)
-			r := w.ask(test.asked)
+			f.app(test.registered)
+			defer func() { must(t, f.store.RemoveClient(t.Context(), "app")) }()
+			r := f.ask(test.asked)
 			if test.granted == "" {
 				wantError(t, r, 400, "invalid_scope")
 				if word := strings.TrimSpace(test.asked); word != "" && strings.Contains(r.raw, word) {
-					t.Errorf("the answer repeats the scope: %s", r.raw)
+					t.Errorf("the response repeats the scope: %s", r.raw)
 				}
 				return
 			}
@@ -323,14 +324,14 @@ func TestB27ToB37Scopes(t *testing.T) {
 	}
 }
 
-// A removed client gets no further token at once, and a changed one is what it was changed to.
-func TestRegistrationsCountAtOnce(t *testing.T) {
-	w := newWorld(t, nil)
-	wantError(t, w.ask(everything), 400, "invalid_client")
-	w.app("system/Patient.rs")
-	wantToken(t, w.ask(everything), "system/Patient.rs")
-	must(t, w.store.RemoveClient(t.Context(), "app"))
-	wantError(t, w.ask(everything), 400, "invalid_client")
-	w.app("system/Group.rs")
-	wantToken(t, w.ask(everything), "system/Group.rs")
+// A removal or a change of a client applies to the next token.
+func TestRegistrationsApplyAtOnce(t *testing.T) {
+	f := newFixture(t, nil)
+	wantError(t, f.ask(everything), 400, "invalid_client")
+	f.app("system/Patient.rs")
+	wantToken(t, f.ask(everything), "system/Patient.rs")
+	must(t, f.store.RemoveClient(t.Context(), "app"))
+	wantError(t, f.ask(everything), 400, "invalid_client")
+	f.app("system/Group.rs")
+	wantToken(t, f.ask(everything), "system/Group.rs")
 }

@@ -9,28 +9,28 @@ import (
 // maxHead bounds how much of a line is kept to find its type when the line does not begin with it.
 const maxHead = 16 << 20
 
-// lines checks NDJSON that is written to it piece by piece: every line is a resource of one type. It keeps nothing
-// of a line that begins with its resourceType, as ours do, so that memory does not follow the length of lines.
+// lines checks NDJSON that is written to it in pieces: every line must be a resource of one type. It keeps nothing of a
+// line that begins with its resourceType, as Sluice's lines do, so memory does not depend on the length of lines.
 type lines struct {
 	typ     string
 	prefix  []byte
 	head    []byte // the line so far, while its type is not known
-	decided bool   // the line's type is the right one
+	decided bool   // the line has the right type
 	begun   bool   // the line has a byte
 	last    byte   // of the line
-	count   int64  // whole lines
+	count   int64  // finished lines
 }
 
 func newLines(typ string) *lines {
 	return &lines{typ: typ, prefix: []byte(`{"resourceType":"` + typ + `"`)}
 }
 
-// Write takes the next piece.
+// Write checks the next piece.
 func (l *lines) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
 		piece, rest, ended := bytes.Cut(p, []byte{'\n'})
-		if err := l.take(piece); err != nil {
+		if err := l.add(piece); err != nil {
 			return 0, err
 		}
 		if ended {
@@ -43,8 +43,7 @@ func (l *lines) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close ends the last line, which needs no newline, and compares the number of lines with what was announced, if
-// anything was (-1).
+// Close ends the last line, which needs no newline, and compares the number of lines with the announced one (-1: none).
 func (l *lines) Close(announced int64) error {
 	if l.begun {
 		if err := l.end(); err != nil {
@@ -52,12 +51,12 @@ func (l *lines) Close(announced int64) error {
 		}
 	}
 	if announced >= 0 && l.count != announced {
-		return fmt.Errorf("%w: %d resources where %d were announced", ErrMismatch, l.count, announced)
+		return fmt.Errorf("%w: it has %d resources, not %d", ErrMismatch, l.count, announced)
 	}
 	return nil
 }
 
-func (l *lines) take(piece []byte) error {
+func (l *lines) add(piece []byte) error {
 	if len(piece) == 0 {
 		return nil
 	}
@@ -73,9 +72,7 @@ func (l *lines) take(piece []byte) error {
 		return fmt.Errorf("%w: line %d is too long to find its type", ErrMismatch, l.count+1)
 	}
 	l.head = append(l.head, piece...)
-	if bytes.HasPrefix(l.head, l.prefix) {
-		l.decided = true
-	}
+	l.decided = bytes.HasPrefix(l.head, l.prefix)
 	return nil
 }
 

@@ -1,0 +1,200 @@
+package bulkclient
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+const (
+	maxOutcome = 64 << 10         // bytes read of the body of a refusal
+	shortCall  = 5 * time.Minute  // limit of a whole call other than a download
+	cancelCall = 10 * time.Second // limit of the cancel after an interrupt: a person is waiting
+)
+
+// ServerError is a response with a status code that the protocol does not expect.
+type ServerError struct {
+	Status     int          // the HTTP status code
+	Issues     []fhir.Issue // of the OperationOutcome in the body, if there was one
+	retryAfter string       // the raw header
+}
+
+func (e *ServerError) Error() string {
+	texts := make([]string, 0, len(e.Issues))
+	for _, issue := range e.Issues {
+		texts = append(texts, describe(issue))
+	}
+	text := fmt.Sprintf("the server answered %d %s", e.Status, http.StatusText(e.Status))
+	if len(texts) > 0 {
+		text += ": " + strings.Join(texts, "; ")
+	}
+	return text
+}
+
+// describe returns an issue of an OperationOutcome as one line without control characters.
+func describe(issue fhir.Issue) string {
+	text := printable(issue.Diagnostics)
+	if text == "" {
+		text = "no explanation given"
+	}
+	if code := printable(issue.Code); code != "" {
+		text += " (" + code + ")"
+	}
+	if severity := printable(issue.Severity); severity != "" && severity != "error" {
+		text = severity + ": " + text
+	}
+	return text
+}
+
+// printable returns text of a server as one bounded line without control characters.
+func printable(text string) string {
+	const most = 500
+	text = strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case !unicode.IsPrint(r):
+			return -1
+		}
+		return r
+	}, text)
+	if runes := []rune(text); len(runes) > most {
+		text = string(runes[:most]) + "..."
+	}
+	return strings.TrimSpace(text)
+}
+
+// lostError is a failure of the connection: the request may or may not have arrived.
+type lostError struct{ err error }
+
+func (e lostError) Error() string { return "no answer from the server: " + e.err.Error() }
+func (e lostError) Unwrap() error { return e.err }
+
+// lost classifies an error of the transport. It removes the URL, whose query must not be logged.
+func lost(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var inner *url.Error
+	if errors.As(err, &inner) {
+		err = inner.Err
+	}
+	var certificate *tls.CertificateVerificationError
+	var redirected redirectError
+	if errors.As(err, &certificate) || errors.As(err, &redirected) {
+		return err // a retry cannot help
+	}
+	return lostError{err}
+}
+
+// send makes a request, with a token if authorize and the client has a token source. A token that the server refuses is
+// replaced by a fresh one once (conformance B-39: exports outlive tokens). The caller closes the body.
+func (c *Client) send(
+	ctx context.Context, method string, target *url.URL, header http.Header, authorize bool,
+) (*http.Response, error) {
+	if !authorize || c.tokens == nil {
+		return c.sendOnce(ctx, method, target, header, "")
+	}
+	if !sameOrigin(c.base, target) {
+		return nil, ErrForeignOrigin
+	}
+	token, err := c.tokens.Token(ctx, "")
+	if err != nil {
+		return nil, fmt.Errorf("get a token: %w", err)
+	}
+	resp, err := c.sendOnce(ctx, method, target, header, token)
+	if err != nil || resp.StatusCode != http.StatusUnauthorized {
+		return resp, err
+	}
+	refused := refusal(resp)
+	token, err = c.tokens.Token(ctx, token)
+	if err != nil {
+		return nil, errors.Join(refused, err)
+	}
+	return c.sendOnce(ctx, method, target, header, token)
+}
+
+func (c *Client) sendOnce(
+	ctx context.Context, method string, target *url.URL, header http.Header, token string,
+) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, target.String(), nil)
+	if err != nil {
+		return nil, errors.New("the URL cannot be requested")
+	}
+	req.Header = header.Clone()
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, lost(ctx, err)
+	}
+	return resp, nil
+}
+
+// redirectError is a redirect that is not followed.
+type redirectError string
+
+func (e redirectError) Error() string { return string(e) }
+
+// redirect follows a few redirects, as to a presigned URL (conformance F-12), and removes the token when the request
+// leaves the origin: the standard library keeps it for other ports and for subdomains.
+func (c *Client) redirect(req *http.Request, via []*http.Request) error {
+	if len(via) > 5 {
+		return redirectError("too many redirects")
+	}
+	if req.Method != http.MethodGet {
+		return redirectError("the server redirects a " + req.Method)
+	}
+	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
+		return redirectError("the server redirects from https to plain http")
+	}
+	if !sameOrigin(c.base, req.URL) {
+		req.Header.Del("Authorization")
+	}
+	return nil
+}
+
+// refusal returns the response as a ServerError, and closes the body.
+func refusal(resp *http.Response) error {
+	refused := &ServerError{Status: resp.StatusCode, retryAfter: resp.Header.Get("Retry-After")}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxOutcome))
+	if err = errors.Join(err, resp.Body.Close()); err != nil {
+		return refused // the status is enough
+	}
+	refused.Issues = issues(body)
+	return refused
+}
+
+// issues returns the issues of an OperationOutcome, nil if the body is not one. The text of details replaces missing
+// diagnostics.
+func issues(body []byte) []fhir.Issue {
+	var outcome struct {
+		ResourceType string
+		Issue        []struct {
+			fhir.Issue
+			Details struct{ Text string }
+		}
+	}
+	if json.Unmarshal(body, &outcome) != nil || outcome.ResourceType != "OperationOutcome" {
+		return nil
+	}
+	found := make([]fhir.Issue, 0, len(outcome.Issue))
+	for _, issue := range outcome.Issue {
+		if issue.Diagnostics == "" {
+			issue.Diagnostics = issue.Details.Text
+		}
+		found = append(found, issue.Issue)
+	}
+	return found
+}
