@@ -74,8 +74,8 @@ func (l *Log) continueFile(cfg Config, handles opener) error {
 	return nil
 }
 
-// reopen opens the file at the path, replaces the current handle, if any, and cuts off a torn line. It does not change a file
-// that is not accepted.
+// reopen opens the file at the path, replaces the current handle, if any, and cuts off a torn line. It does not change
+// a file that is not accepted.
 func (f *file) reopen() (notice string, err error) {
 	opened, err := f.open(f.path)
 	if err != nil {
@@ -189,8 +189,8 @@ func (f *file) cut() error {
 
 func (f *file) close() error { return f.handle.Close() }
 
-// lastLine returns the last complete line of a log of the given size without its line break, nil if there is none, and its
-// end. It reads at most 2*LineLimit bytes.
+// lastLine returns the last complete line of a log of the given size without its line break, nil if there is none, and
+// its end. It reads at most 2*LineLimit bytes.
 func lastLine(from io.ReaderAt, size int64) (line []byte, end int64, err error) {
 	begin := max(0, size-2*LineLimit)
 	tail := make([]byte, size-begin)
@@ -209,8 +209,8 @@ func lastLine(from io.ReaderAt, size int64) (line []byte, end int64, err error) 
 	return whole[bytes.LastIndexByte(whole, '\n')+1:], begin + int64(cut), nil
 }
 
-// tornLine reports whether text can be the result of an interrupted write. It protects files that are named by mistake from
-// being truncated.
+// tornLine reports whether text can be the result of an interrupted write. It protects files that are named by mistake
+// from being truncated.
 func tornLine(text []byte) bool {
 	known := text[:min(len(text), len(resourceLineBegin))]
 	return len(text) < LineLimit &&

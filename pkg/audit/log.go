@@ -18,8 +18,8 @@ const (
 
 // Config configures a log.
 type Config struct {
-	// Path is a file, or "-" or "stdout" for standard output. On standard output each Open begins a new chain, and makes the
-	// process ignore SIGPIPE.
+	// Path is a file, or "-" or "stdout" for standard output. On standard output each Open begins a new chain, and makes
+	// the process ignore SIGPIPE.
 	Path    string
 	Process string           // name of the writing process, such as "api"; required
 	Site    string           // its host, to distinguish instances; optional
@@ -70,8 +70,8 @@ type sink interface {
 	close() error
 }
 
-// Open opens the log and records that. An existing file is continued: an incomplete last line, left by a crash, is cut off,
-// and that is recorded too.
+// Open opens the log and records that. An existing file is continued: an incomplete last line, left by a crash, is cut
+// off, and that is recorded too.
 func Open(cfg Config) (*Log, error) { return open(cfg, openHandle) }
 
 func open(cfg Config, handles opener) (*Log, error) {
@@ -120,9 +120,9 @@ func (c Config) check() error {
 	return errors.Join(problems...)
 }
 
-// Record returns nil after the event was written, see the package comment. An error wraps export.ErrUnavailable and means
-// that the event is not in the log, with one exception: if the disk or pipe was stuck for writeTimeout and recovers, the
-// line may appear later, followed by a line that counts such events.
+// Record returns nil after the event was written, see the package comment. An error wraps export.ErrUnavailable and
+// means that the event is not in the log, with one exception: if the disk or pipe was stuck for writeTimeout and
+// recovers, the line may appear later, followed by a line that counts such events.
 func (l *Log) Record(e Event) error {
 	err := l.record(e)
 	if err != nil {
@@ -157,7 +157,8 @@ func (l *Log) record(e Event) error {
 	}
 }
 
-// Close records the end of the log and closes it. Later calls of Record fail. Close may be called again and returns the same.
+// Close records the end of the log and closes it. Later calls of Record fail. Close may be called again and returns
+// the same.
 func (l *Log) Close() error {
 	l.closing.Do(func() { close(l.stopping) })
 	timer := time.NewTimer(writeTimeout)

@@ -57,8 +57,8 @@ var kinds = map[Action]kind{
 // outcomes are codes of http://hl7.org/fhir/audit-event-outcome.
 var outcomes = map[Outcome]string{Success: "0", Refused: "4", Failed: "8"}
 
-// resource is the part of an R4 AuditEvent (http://hl7.org/fhir/R4/auditevent.html) that the log uses. seal appends the chain
-// extension.
+// resource is the part of an R4 AuditEvent (http://hl7.org/fhir/R4/auditevent.html) that the log uses. seal appends
+// the chain extension.
 type resource struct {
 	ResourceType string   `json:"resourceType"`
 	Type         coding   `json:"type"`

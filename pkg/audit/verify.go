@@ -24,8 +24,8 @@ type Proof struct {
 	Key []byte // of the log; nil: none
 	// Heads are hashes from earlier verifications that the log must contain. They prove that it was not shortened.
 	Heads []string
-	// After are hashes of lines in files that were removed on purpose. A chain may begin after one of them; any other chain
-	// must begin with its first line.
+	// After are hashes of lines in files that were removed on purpose. A chain may begin after one of them; any other
+	// chain must begin with its first line.
 	After []string
 }
 
@@ -65,9 +65,9 @@ func (p Problem) Error() string {
 	return fmt.Sprintf("%s, line %d: %s", p.File, p.Line, p.Text)
 }
 
-// Verify reads the inputs, oldest first, and verifies their chains. Lines of several chains may be mixed if each chain is in
-// order. It holds one line and the heads of the chains in memory. It returns an error only when an input cannot be read;
-// problems of the log are in the report.
+// Verify reads the inputs, oldest first, and verifies their chains. Lines of several chains may be mixed if each chain
+// is in order. It holds one line and the heads of the chains in memory. It returns an error only when an input cannot
+// be read; problems of the log are in the report.
 func Verify(proof Proof, inputs ...Input) (Report, error) {
 	if len(proof.Key) > 0 && len(proof.Key) < KeyBytes {
 		return Report{}, fmt.Errorf("the key has %d bytes, want at least %d", len(proof.Key), KeyBytes)

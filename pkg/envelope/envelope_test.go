@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// master returns a line with a random master key of that id.
+// master returns a line with a random master key.
 func master(id string) string {
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // it never fails
@@ -33,7 +33,7 @@ func parse(t testing.TB, lines ...string) *envelope.Keys {
 
 func TestParseKeysRefuses(t *testing.T) {
 	const secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I="
-	for what, test := range map[string]struct{ text, says string }{
+	for what, test := range map[string]struct{ text, wantErr string }{
 		"no id":         {secret, "key 1"},
 		"empty id":      {":" + secret, "key 1"},
 		"odd id":        {"a/b:" + secret, "key 1"},
@@ -47,10 +47,10 @@ func TestParseKeysRefuses(t *testing.T) {
 		"a line broken": {"a:\n" + secret, "key 2"},
 	} {
 		_, err := envelope.ParseKeys(test.text)
-		if err == nil || !strings.Contains(err.Error(), test.says) {
-			t.Errorf("%s: %v, want an error about %s", what, err, test.says)
+		if err == nil || !strings.Contains(err.Error(), test.wantErr) {
+			t.Errorf("%s: %v, want an error about %s", what, err, test.wantErr)
 		} else if strings.Contains(err.Error(), "c2VjcmV0") {
-			t.Errorf("%s: the error tells the secret: %v", what, err)
+			t.Errorf("%s: the error contains the secret: %v", what, err)
 		}
 	}
 	if keys := parse(t, "\n"); !keys.Empty() {
@@ -61,15 +61,15 @@ func TestParseKeysRefuses(t *testing.T) {
 	}
 }
 
-// records is a job store: what jobs have as their wrapped key, and an error that stands for all of them.
+// records is a job store with wrapped keys, and an error for all lookups.
 type records struct {
 	wrapped map[export.JobID][]byte
 	down    error
-	asked   int
+	lookups int
 }
 
 func (r *records) look(_ context.Context, job export.JobID) ([]byte, error) {
-	r.asked++
+	r.lookups++
 	if r.down != nil {
 		return nil, r.down
 	}
@@ -82,7 +82,7 @@ func (r *records) look(_ context.Context, job export.JobID) ([]byte, error) {
 
 func manifest(job export.JobID) string { return export.ManifestKey(job, 1) }
 
-func TestEachJobHasAKeyOfItsOwn(t *testing.T) {
+func TestEachJobHasItsOwnKey(t *testing.T) {
 	keys := parse(t, master("a"))
 	one, other := export.NewJobID(), export.NewJobID()
 	store := &records{wrapped: map[export.JobID][]byte{one: keys.New(one), other: keys.New(other)}}
@@ -104,7 +104,7 @@ func TestEachJobHasAKeyOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestAWrappedKeyOpensForItsJobAlone(t *testing.T) {
+func TestAWrappedKeyIsBoundToItsJob(t *testing.T) {
 	keys := parse(t, master("a"), master("b"))
 	job, thief := export.NewJobID(), export.NewJobID()
 	wrapped := keys.New(job)
@@ -112,7 +112,7 @@ func TestAWrappedKeyOpensForItsJobAlone(t *testing.T) {
 		store := &records{wrapped: map[export.JobID][]byte{job: wrapped}}
 		key, err := envelope.NewRing(keys, store.look, nil).Key(t.Context(), manifest(job))
 		if err == nil && key == nil {
-			return errors.New("it passes for a job in plaintext")
+			return errors.New("it was taken for a plaintext job")
 		}
 		return err
 	}
@@ -136,10 +136,10 @@ func TestAWrappedKeyOpensForItsJobAlone(t *testing.T) {
 		changed := bytes.Clone(wrapped)
 		changed[at] ^= 0x10
 		if ask(job, keys, changed) == nil {
-			t.Errorf("byte %d was changed and nobody noticed", at)
+			t.Errorf("byte %d was changed and it was accepted", at)
 		}
 	}
-	// A key that was not handed out yet is waited for.
+	// An unknown master key is temporary.
 	if err := ask(job, parse(t, master("c")), wrapped); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("no such master key: %v, want ErrUnavailable", err)
 	}
@@ -180,8 +180,8 @@ func TestAJobWithoutAKeyIsInPlaintext(t *testing.T) {
 			t.Errorf("key of %d bytes, %v", len(key), err)
 		}
 	}
-	if store.asked != 1 {
-		t.Errorf("the job store was asked %d times for what cannot change", store.asked)
+	if store.lookups != 1 {
+		t.Errorf("the job store was lookups %d times for what cannot change", store.lookups)
 	}
 	for _, object := range []string{"", "x", "jobs/", "jobs/x/y", "jobs/" + string(job), "other/" + string(job) + "/x"} {
 		if key, err := ring.Key(t.Context(), object); key != nil || err == nil {
@@ -202,8 +202,8 @@ func TestAPurgeCountsSoon(t *testing.T) {
 	}
 	delete(store.wrapped, job)
 	now = now.Add(envelope.Fresh - time.Millisecond)
-	if err := ask(); err != nil || store.asked != 1 {
-		t.Errorf("a fresh key: %v, asked for %d times", err, store.asked)
+	if err := ask(); err != nil || store.lookups != 1 {
+		t.Errorf("a fresh key: %v, lookups for %d times", err, store.lookups)
 	}
 	now = now.Add(time.Millisecond)
 	if err := ask(); !errors.Is(err, export.ErrNotFound) {
@@ -259,7 +259,7 @@ func TestManyJobs(t *testing.T) {
 			}
 		}
 	}
-	if store.asked < 1500 {
-		t.Errorf("1000 jobs were asked for twice in %d looks: all keys are held", store.asked)
+	if store.lookups < 1500 {
+		t.Errorf("1000 jobs were lookups for twice in %d looks: all keys are held", store.lookups)
 	}
 }

@@ -1,10 +1,10 @@
-// Package envelope keeps the data keys with which jobs' objects are encrypted.
+// Package envelope manages the data keys that encrypt the objects of jobs.
 //
-// Each job has a random key of its own. It is stored in the job's record, wrapped: encrypted under a master key that only
-// processes hold, and bound to the job. So who has the bucket has nothing, who has the bucket and Redis has nothing, and a
+// Each job has a random data key. The job's record contains it wrapped: encrypted under a master key that only
+// processes hold, and bound to the job. The bucket alone, or the bucket and Redis together, do not reveal data; and a
 // purge, which removes the record, makes every copy of the job's objects unreadable.
 //
-// There may be several master keys: the first wraps, all unwrap. That is how they are rotated.
+// There may be several master keys: the first wraps, all unwrap. This allows rotation.
 package envelope
 
 import (
@@ -23,8 +23,8 @@ import (
 // keySize is the size of master keys and data keys in bytes: AES-256.
 const keySize = 32
 
-// A wrapped key is 1 byte version, 1 byte length of the master key's id, the id, 12 bytes random nonce, and AES-256-GCM of
-// the data key with its tag, 48 bytes. What comes before the nonce and the job's id are authenticated with it.
+// A wrapped key is 1 byte version, 1 byte length of the master key's id, the id, 12 bytes random nonce, and 48 bytes:
+// the data key under AES-256-GCM with its tag. The additional data is everything before the nonce, and the job's id.
 const (
 	version   = 1
 	nonceSize = 12
@@ -39,8 +39,8 @@ type Keys struct {
 	byID  map[string]cipher.AEAD
 }
 
-// ParseKeys reads master keys, "id:base64 of 32 bytes" each, separated by white space. The empty text has none. An id may
-// come once only. Errors name the place of a key and never quote it.
+// ParseKeys parses master keys, each "id:base64 of 32 bytes", separated by white space. Ids must be unique. An empty
+// text has no keys. Errors contain the number of a key and never its text.
 func ParseKeys(text string) (*Keys, error) {
 	keys := &Keys{byID: map[string]cipher.AEAD{}}
 	var problems []error
@@ -55,7 +55,7 @@ func ParseKeys(text string) (*Keys, error) {
 			problems = append(problems, fmt.Errorf("key %d is not the base64 of %d bytes", i+1, keySize))
 			continue
 		case twice:
-			problems = append(problems, fmt.Errorf("key %d has the id of another one", i+1))
+			problems = append(problems, fmt.Errorf("key %d has the id of another key", i+1))
 			continue
 		}
 		if keys.byID[id], err = newAEAD(secret); err != nil {
@@ -79,40 +79,40 @@ func newAEAD(secret []byte) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// Empty reports whether there is no master key: then nothing can be wrapped.
+// Empty reports whether there is no master key.
 func (k *Keys) Empty() bool { return len(k.byID) == 0 }
 
-// New returns a fresh data key for the job, wrapped. It panics when there is no master key.
+// New returns a new wrapped data key for the job. It panics without a master key.
 func (k *Keys) New(job export.JobID) []byte {
 	dataKey := make([]byte, keySize)
-	_, _ = rand.Read(dataKey)                                       // it never fails
+	_, _ = rand.Read(dataKey)                                       // never fails
 	head := append([]byte{version, byte(len(k.first))}, k.first...) //nolint:gosec // ids are short: see ParseKeys
 	wrapped := append(head, make([]byte, nonceSize)...)
 	nonce := wrapped[len(head):]
 	_, _ = rand.Read(nonce)
-	return k.byID[k.first].Seal(wrapped, nonce, dataKey, bound(head, job))
+	return k.byID[k.first].Seal(wrapped, nonce, dataKey, additionalData(head, job))
 }
 
-// unwrap returns the job's data key. One wrapped under a master key that is not there is export.ErrUnavailable: it was
-// not handed to this process, and once it is all goes on.
+// unwrap returns the job's data key. An unknown master key is export.ErrUnavailable: work continues once the process
+// is given the key.
 func (k *Keys) unwrap(job export.JobID, wrapped []byte) ([]byte, error) {
 	if len(wrapped) < 2 || wrapped[0] != version || len(wrapped) < 2+int(wrapped[1])+nonceSize {
-		return nil, fmt.Errorf("data key of job %s: it has another form than it should", job)
+		return nil, fmt.Errorf("data key of job %s: invalid form", job)
 	}
 	head, rest := wrapped[:2+int(wrapped[1])], wrapped[2+int(wrapped[1]):]
 	aead, there := k.byID[string(head[2:])]
 	if !there {
-		return nil, fmt.Errorf("data key of job %s: master key %q is not among the configured ones: %w",
+		return nil, fmt.Errorf("data key of job %s: master key %q is not configured: %w",
 			job, head[2:], export.ErrUnavailable)
 	}
-	dataKey, err := aead.Open(nil, rest[:nonceSize], rest[nonceSize:], bound(head, job))
+	dataKey, err := aead.Open(nil, rest[:nonceSize], rest[nonceSize:], additionalData(head, job))
 	if err != nil {
-		return nil, fmt.Errorf("data key of job %s: it was not wrapped for this job under master key %q", job, head[2:])
+		return nil, fmt.Errorf("data key of job %s: not wrapped for this job under master key %q", job, head[2:])
 	}
 	return dataKey, nil
 }
 
-// bound is what a wrapped key is bound to.
-func bound(head []byte, job export.JobID) []byte {
+// additionalData binds a wrapped key to its master key's id and its job.
+func additionalData(head []byte, job export.JobID) []byte {
 	return append(append([]byte("sluice data key\x00"), head...), job...)
 }

@@ -11,72 +11,73 @@ import (
 )
 
 const (
-	// Fresh is how long a key is used without another look at the job: a purge elsewhere counts after so long.
+	// Fresh is how long a cached key is used without reading the job again. A purge by another process takes effect after
+	// it.
 	Fresh = 2 * time.Second
-	// Spare is how long a key is used while the job store cannot be reached: workers go on through a short outage.
+	// Spare is how long a cached key is used while the job store is unavailable, so that workers survive a short outage.
 	Spare = 30 * time.Second
 
-	// heldMost bounds how many jobs' keys are held.
-	heldMost = 256
+	maxCached = 256 // jobs
 )
 
-// Wrapped returns the wrapped data key of a job, empty if its objects are in plaintext, and export.ErrNotFound when there
-// is no such job.
+// Wrapped returns the wrapped data key of a job, or an empty one if its objects are in plaintext. It returns
+// export.ErrNotFound for an unknown job.
 type Wrapped func(ctx context.Context, job export.JobID) ([]byte, error)
 
-// Ring finds the data keys of objects, and holds those of a few jobs for a moment. It may be used from any goroutine.
+// Ring looks up the data keys of objects, with a short-lived cache. It is safe for concurrent use. It is not a
+// library's cache, because entries have two ages: Fresh, and Spare during an outage.
 type Ring struct {
 	keys    *Keys
 	wrapped Wrapped
 	now     func() time.Time
 
-	mu   sync.Mutex
-	held map[export.JobID]held
+	mu    sync.Mutex
+	cache map[export.JobID]entry
 }
 
-type held struct {
+type entry struct {
 	dataKey []byte // nil: the job's objects are in plaintext
 	at      time.Time
 }
 
-// NewRing returns a ring without keys. now is nil for the clock of the machine.
+// NewRing returns a Ring with an empty cache. A nil now is time.Now.
 func NewRing(keys *Keys, wrapped Wrapped, now func() time.Time) *Ring {
 	if now == nil {
 		now = time.Now
 	}
-	return &Ring{keys: keys, wrapped: wrapped, now: now, held: map[export.JobID]held{}}
+	return &Ring{keys: keys, wrapped: wrapped, now: now, cache: map[export.JobID]entry{}}
 }
 
-// Key returns the data key of the object of that object key, nil if it is in plaintext. What is of no job is an error,
-// export.ErrNotFound is one of a job that is no more, and export.ErrUnavailable says that the job store cannot be reached
-// or that the master key is not here.
+// Key returns the data key of an object, nil if it is in plaintext. It returns export.ErrNotFound if the object's job
+// does not exist, export.ErrUnavailable if the job store is unavailable or the master key is not configured, and
+// another error if the object does not belong to a job.
 func (r *Ring) Key(ctx context.Context, object string) ([]byte, error) {
 	job, ours := export.JobOf(object)
 	if !ours {
-		return nil, errors.New("the object is of no job")
+		return nil, errors.New("the object does not belong to a job")
 	}
 	now := r.now()
-	last, there := r.last(job)
-	// Whether a job is encrypted never changes, and of one that is not there is nothing to destroy.
+	last, there := r.cached(job)
+	// Whether a job is encrypted never changes, and a plaintext job has no key to destroy.
 	if there && (last.dataKey == nil || now.Sub(last.at) < Fresh) {
 		return last.dataKey, nil
 	}
-	dataKey, err := r.look(ctx, job)
+	dataKey, err := r.load(ctx, job)
 	if errors.Is(err, errStore) && there && now.Sub(last.at) < Spare {
 		return last.dataKey, nil
 	}
 	if err != nil {
-		r.drop(job)
+		r.remove(job)
 		return nil, err
 	}
-	r.hold(job, held{dataKey: dataKey, at: now})
+	r.store(job, entry{dataKey: dataKey, at: now})
 	return dataKey, nil
 }
 
-// errStore: the job store cannot be reached, and nobody knows whether the job is still there.
+// errStore means that the job store is unavailable, so the job may or may not exist.
 var errStore = fmt.Errorf("job store: %w", export.ErrUnavailable)
 
-func (r *Ring) look(ctx context.Context, job export.JobID) ([]byte, error) {
+func (r *Ring) load(ctx context.Context, job export.JobID) ([]byte, error) {
 	wrapped, err := r.wrapped(ctx, job)
 	if errors.Is(err, export.ErrUnavailable) {
 		return nil, fmt.Errorf("%w: %w", errStore, err)
@@ -87,27 +88,27 @@ func (r *Ring) look(ctx context.Context, job export.JobID) ([]byte, error) {
 	return r.keys.unwrap(job, wrapped)
 }
 
-func (r *Ring) last(job export.JobID) (held, bool) {
+func (r *Ring) cached(job export.JobID) (entry, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	last, there := r.held[job]
+	last, there := r.cache[job]
 	return last, there
 }
 
-func (r *Ring) drop(job export.JobID) {
+func (r *Ring) remove(job export.JobID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.held, job)
+	delete(r.cache, job)
 }
 
-// hold keeps a key. It lets go of those that are past their use, and of any when there are too many.
-func (r *Ring) hold(job export.JobID, key held) {
+// store caches a key. It removes expired entries, and arbitrary ones when the cache is full.
+func (r *Ring) store(job export.JobID, key entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for other, of := range r.held {
-		if key.at.Sub(of.at) >= Spare || len(r.held) >= heldMost {
-			delete(r.held, other)
+	for other, of := range r.cache {
+		if key.at.Sub(of.at) >= Spare || len(r.cache) >= maxCached {
+			delete(r.cache, other)
 		}
 	}
-	r.held[job] = key
+	r.cache[job] = key
 }

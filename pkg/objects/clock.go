@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Clock returns what time it is for the store, to the second: the header Date of an answer, whatever the answer is.
+// Clock returns the time of the store to the second, from the Date header of any answer.
 func (s *Store) Clock(ctx context.Context) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()

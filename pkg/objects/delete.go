@@ -16,8 +16,7 @@ import (
 
 const (
 	deletesAtOnce = 8
-	// deletePasses bounds how often DeletePrefix looks again: who still writes below a prefix that is being
-	// deleted has to be stopped first.
+	// deletePasses bounds the passes of DeletePrefix: writers below a prefix must be stopped before it is deleted.
 	deletePasses = 5
 )
 
@@ -28,7 +27,7 @@ type Upload struct {
 	Started time.Time // by the store's clock
 }
 
-// Delete deletes the object. Deleting one that is not there is no error.
+// Delete deletes the object. It succeeds if the object does not exist.
 func (s *Store) Delete(ctx context.Context, key string) error {
 	err := failure(ctx, s.client.RemoveObject(ctx, s.bucket, key, minio.RemoveObjectOptions{}))
 	if err != nil && !errors.Is(err, export.ErrNotFound) {
@@ -37,16 +36,16 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// DeletePrefix deletes every object below prefix, aborts every unfinished upload below it, and looks again until it
-// finds nothing. It returns how many objects and uploads it removed, also when it fails; calling it again goes on.
-// The prefix has to end with a slash, so that "jobs/a" cannot take "jobs/ab/" along. When objects keep appearing it
-// is export.ErrConflict.
+// DeletePrefix deletes all objects and aborts all unfinished uploads below prefix, and repeats that until it finds
+// none. It returns the number of removed objects and uploads, also with an error; it can be called again. The prefix
+// must end with a slash, so that "jobs/a" does not include "jobs/ab/". It returns export.ErrConflict if objects keep
+// appearing.
 func (s *Store) DeletePrefix(ctx context.Context, prefix string) (deleted int, err error) {
 	if prefix == "/" || !strings.HasSuffix(prefix, "/") {
 		return 0, fmt.Errorf("delete below %q: the prefix is empty or does not end with a slash", prefix)
 	}
 	for range deletePasses {
-		// Uploads first: an upload that is aborted cannot become an object behind our back.
+		// Uploads first: an aborted upload cannot become an object later.
 		uploads, err := s.abortBelow(ctx, prefix)
 		deleted += uploads
 		if err != nil {
@@ -94,16 +93,16 @@ func (s *Store) deleteBelow(ctx context.Context, prefix string) (int, error) {
 		return nil
 	})
 	err := group.Wait()
-	if err == nil { // otherwise the list ended because the deletes did
+	if err == nil { // otherwise the list ended because a delete failed
 		err = listed
 	}
 	return int(deleted.Load()), err
 }
 
-// Uploads streams every unfinished upload in the bucket. An error from yield stops the stream and is returned as it
-// is. MinIO lists those begun since it was started; it drops older ones by itself after a day.
+// Uploads streams all unfinished uploads of the bucket. An error from yield ends the stream and is returned unchanged.
+// MinIO only lists uploads that began since its start; it removes older ones after a day.
 func (s *Store) Uploads(ctx context.Context, yield func(Upload) error) error {
-	// The prefix is empty because MinIO lists uploads of one exact key or of everything, but not below a prefix.
+	// MinIO lists uploads of one exact key or of the whole bucket, not below a prefix.
 	return s.uploads(ctx, "", yield)
 }
 
@@ -129,7 +128,7 @@ func (s *Store) uploads(ctx context.Context, key string, yield func(Upload) erro
 	}
 }
 
-// AbortUpload aborts the upload and drops its parts. Aborting one that is not there is no error.
+// AbortUpload aborts the upload and deletes its parts. It succeeds if the upload does not exist.
 func (s *Store) AbortUpload(ctx context.Context, key, id string) error {
 	err := failure(ctx, s.client.AbortMultipartUpload(ctx, s.bucket, key, id))
 	if err != nil && !errors.Is(err, export.ErrNotFound) {

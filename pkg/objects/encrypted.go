@@ -9,7 +9,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects/internal/segments"
 )
 
-// dataKey returns the key that the object is encrypted with, nil if it is in plaintext.
+// dataKey returns the key of the object, nil if it is in plaintext.
 func (s *Store) dataKey(ctx context.Context, key string) ([]byte, error) {
 	if s.keys == nil {
 		return nil, nil
@@ -19,15 +19,15 @@ func (s *Store) dataKey(ctx context.Context, key string) ([]byte, error) {
 		return nil, ended
 	}
 	if err != nil {
-		return nil, fmt.Errorf("find its data key: %w", err)
+		return nil, fmt.Errorf("look up the data key: %w", err)
 	}
 	return dataKey, nil
 }
 
-// maxObject is more than any object has, and little enough to be added to itself. S3 ends at 5 TiB.
+// maxObject is larger than any object (5 TiB in S3), and can be doubled without overflow.
 const maxObject = 1 << 60
 
-// openEncrypted streams a range of the plaintext. The length is not zero.
+// openEncrypted streams a range of the plaintext. length must not be zero.
 func (s *Store) openEncrypted(
 	ctx context.Context, key string, dataKey []byte, offset, length int64,
 ) (io.ReadCloser, error) {
@@ -35,10 +35,10 @@ func (s *Store) openEncrypted(
 	if length < 0 || length > maxObject {
 		length = maxObject
 	}
-	// The header is at the beginning: with the first segment it comes in one request, else in one of its own.
+	// The header is read together with the first segment, or else in a separate request.
 	begin := int64(segments.HeaderSize)
 	if offset < segments.Size {
-		begin = segments.Reach(offset + length)
+		begin = segments.StoredEnd(offset + length)
 	}
 	object, body, info, err := s.openHeader(ctx, key, dataKey, begin)
 	if err != nil {
@@ -48,26 +48,26 @@ func (s *Store) openEncrypted(
 		if err := body.Close(); err != nil {
 			return nil, err
 		}
-		from, to := object.Span(offset, length)
+		from, to := object.StoredRange(offset, length)
 		var again Info
 		if body, again, err = s.get(ctx, key, from, to-from); err != nil {
 			return nil, err
 		}
 		if again.Size != info.Size {
-			err := errors.New("it was replaced while it was opened")
+			err := errors.New("it was replaced while it was read")
 			return nil, errors.Join(err, body.Close())
 		}
 	}
 	return &decrypted{key: key, plain: object.Reader(body, offset, length), body: body}, nil
 }
 
-// openHeader reads the header of an encrypted object, and returns the rest of its first so many stored bytes.
+// openHeader requests the first length stored bytes of an encrypted object, reads the header, and returns the rest.
 func (s *Store) openHeader(
 	ctx context.Context, key string, dataKey []byte, length int64,
 ) (*segments.Object, io.ReadCloser, Info, error) {
 	body, info, err := s.get(ctx, key, 0, length)
-	if errors.Is(err, errBehindEnd) {
-		err = errors.New("it is empty, and not encrypted as it should be")
+	if errors.Is(err, errPastEnd) {
+		err = errors.New("it is empty; want an encrypted object")
 	}
 	if err != nil {
 		return nil, nil, Info{}, err
@@ -75,7 +75,7 @@ func (s *Store) openHeader(
 	header := make([]byte, segments.HeaderSize)
 	n, err := io.ReadFull(body, header)
 	if errors.Is(err, io.ErrUnexpectedEOF) && info.Size < segments.HeaderSize {
-		err = nil // it ends there; that it is no header is found below
+		err = nil // segments.Open rejects the short header
 	}
 	var object *segments.Object
 	if err == nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// failure turns what the client library returned into what callers branch on (see the package comment).
+// failure maps errors of minio-go to those in the package comment.
 func failure(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -29,10 +29,10 @@ func failure(ctx context.Context, err error) error {
 		case refusal.Code == minio.NoSuchKey, refusal.Code == minio.NoSuchUpload:
 			return fmt.Errorf("%s: %w", refusal.Code, export.ErrNotFound)
 		case refusal.Code == minio.NoSuchBucket:
-			// A store without our bucket is the wrong store or not set up yet; it is not a missing object.
+			// The wrong store, or one that is not set up yet; not a missing object.
 			return fmt.Errorf("%s: %w", refusal.Code, export.ErrUnavailable)
 		case refusal.StatusCode == http.StatusNotImplemented:
-			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, err) // nor will it be, later
+			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, err) // permanent
 		case refusal.StatusCode >= 500, refusal.StatusCode == http.StatusTooManyRequests,
 			strings.HasPrefix(refusal.Code, "SlowDown"), refusal.Code == "RequestTimeout":
 			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, export.ErrUnavailable)
@@ -42,8 +42,7 @@ func failure(ctx context.Context, err error) error {
 	}
 	var request *url.Error
 	if errors.As(err, &request) {
-		// Its text has the whole URL with its query; the library also puts the URL into the inner error when
-		// the connection was closed.
+		// Its text contains the URL with its query. So does the inner error when the connection was closed.
 		err = request.Err
 		if strings.Contains(err.Error(), request.URL) {
 			err = errors.New("the store closed the connection")
@@ -57,9 +56,8 @@ func failure(ctx context.Context, err error) error {
 	return err
 }
 
-// refused reports whether the store said no, so that nothing has changed. Any other error leaves it open whether
-// the request was carried out: the answer may have been lost, and a repetition of a request that had succeeded
-// answers NoSuchUpload.
+// refused reports whether the store rejected the request, so that nothing has changed. After any other error the
+// request may have been executed: the answer may be lost, and the retry of a successful request answers NoSuchUpload.
 func refused(err error) bool {
 	var refusal minio.ErrorResponse
 	return errors.As(err, &refusal) && refusal.Code != minio.NoSuchUpload &&

@@ -8,8 +8,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-// observed tells the observer of each request: of an upload how long it took altogether, of a download how long it was
-// until the answer began.
+// observed reports each request: the whole duration of an upload, and the time to the first byte of a download.
 type observed struct {
 	inner   http.RoundTripper
 	observe telemetry.Observer
@@ -19,15 +18,15 @@ type observed struct {
 func (o observed) RoundTrip(r *http.Request) (*http.Response, error) {
 	began := time.Now()
 	resp, err := o.inner.RoundTrip(r)
-	told := err
+	failed := err
 	if err == nil && (resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests) {
-		told = fmt.Errorf("the store answers %d", resp.StatusCode)
+		failed = fmt.Errorf("the store answers %d", resp.StatusCode)
 	}
-	o.observe.Observe(operationOf(r), began, told)
+	o.observe.Observe(operationOf(r), began, failed)
 	return resp, err
 }
 
-// operationOf is the class of a request: what it costs the store, roughly.
+// operationOf returns the class of a request for the metrics.
 func operationOf(r *http.Request) string {
 	query := r.URL.Query()
 	switch r.Method {
@@ -44,7 +43,7 @@ func operationOf(r *http.Request) string {
 		if query.Has("delete") {
 			return "delete"
 		}
-		return "upload" // begin or complete one of several parts
+		return "upload" // begin or complete a multipart upload
 	default:
 		return "write"
 	}

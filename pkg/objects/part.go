@@ -9,10 +9,11 @@ import (
 	"sync"
 )
 
-// blockSize is the grain in which writers take memory: a small file costs one block and not a whole part.
+// blockSize is the unit of memory of writers: a small file takes one block and not a whole part.
 const blockSize = 256 << 10
 
-// blockPool hands out blocks and keeps a bounded number of those that come back. It never makes a writer wait.
+// blockPool reuses a bounded number of blocks. It never blocks a writer. A sync.Pool would keep an unbounded number until
+// the next garbage collection.
 type blockPool struct{ idle chan []byte }
 
 func newBlockPool(bytes int) *blockPool {
@@ -32,18 +33,18 @@ func (p *blockPool) put(blocks [][]byte) {
 	for _, block := range blocks {
 		select {
 		case p.idle <- block[:0]:
-		default: // enough are kept; the garbage collector has this one
+		default: // the pool is full
 		}
 	}
 }
 
-// part is the bytes of one part, in blocks that are all full but the last.
+// part is one part in blocks; all but the last are full.
 type part struct {
 	blocks [][]byte
 	size   int
 }
 
-// fill copies p behind what is there.
+// fill appends p.
 func (b *part) fill(pool *blockPool, p []byte) {
 	b.size += len(p)
 	for len(p) > 0 {
@@ -59,7 +60,7 @@ func (b *part) fill(pool *blockPool, p []byte) {
 	}
 }
 
-// sums returns the SHA-256 of the bytes, in lower-case hex, and their CRC32C.
+// sums returns the SHA-256 in lower-case hex, and the CRC32C.
 func (b *part) sums() (string, uint32) {
 	sha, crc := sha256.New(), uint32(0)
 	for _, block := range b.blocks {
@@ -69,17 +70,16 @@ func (b *part) sums() (string, uint32) {
 	return hex.EncodeToString(sha.Sum(nil)), crc
 }
 
-// free gives the blocks back; the part is empty afterwards.
+// free returns the blocks to the pool and empties the part.
 func (b *part) free(pool *blockPool) {
 	pool.put(b.blocks)
 	*b = part{}
 }
 
-// partReader is the body of a request that sends a part. It can seek to its start, which is what the library needs
-// to repeat a request.
+// partReader is the request body for a part. It can seek to its start, which minio-go needs to retry a request.
 //
-// The HTTP transport may go on reading a body after the request has failed. So reads and detach exclude each other,
-// and after detach nothing reads blocks that another part may hold by then.
+// The HTTP transport may continue to read a body after the request has failed. detach prevents that it reads blocks that
+// another part uses by then.
 type partReader struct {
 	mu       sync.Mutex
 	blocks   [][]byte
@@ -88,7 +88,7 @@ type partReader struct {
 	detached bool
 }
 
-var errDetached = errors.New("the part's request is over")
+var errDetached = errors.New("the request of the part has ended")
 
 func (b *part) reader() *partReader { return &partReader{blocks: b.blocks} }
 
@@ -113,7 +113,7 @@ func (r *partReader) Read(p []byte) (int, error) {
 	return read, nil
 }
 
-// Seek goes back to the start; the library never asks for anything else.
+// Seek only supports seeking to the start; minio-go needs nothing else.
 func (r *partReader) Seek(offset int64, whence int) (int64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

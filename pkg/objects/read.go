@@ -16,13 +16,13 @@ import (
 // Info describes one object.
 type Info struct {
 	Key      string
-	Size     int64     // bytes; of an encrypted object those of the plaintext, but the stored ones in a List
-	Modified time.Time // when it became visible, by the store's clock, to the second
+	Size     int64     // bytes of the plaintext; in a List, stored bytes
+	Modified time.Time // by the store's clock, to the second
 }
 
-// Open streams length bytes from offset on; length < 0 is everything to the end. Like a read from a file, what lies
-// behind the end is not there: a range is cut at the end of the object and is empty when it begins there or later.
-// ErrNotFound when there is no such object. The caller closes the reader; ending ctx ends the stream.
+// Open streams length bytes from offset; length < 0 means to the end. A range is cut at the end of the object, and
+// empty if it begins at the end or later. It returns export.ErrNotFound for a missing object. The caller closes the
+// reader; the stream ends with ctx.
 func (s *Store) Open(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
 	if offset < 0 {
 		return nil, fmt.Errorf("open object %s: offset %d is negative", key, offset)
@@ -43,7 +43,7 @@ func (s *Store) Open(ctx context.Context, key string, offset, length int64) (io.
 	} else {
 		body, _, err = s.get(ctx, key, offset, length)
 	}
-	if errors.Is(err, errBehindEnd) {
+	if errors.Is(err, errPastEnd) {
 		return http.NoBody, nil
 	}
 	if err != nil {
@@ -52,10 +52,10 @@ func (s *Store) Open(ctx context.Context, key string, offset, length int64) (io.
 	return body, nil
 }
 
-// errBehindEnd: the range begins at the end of the object or behind it.
-var errBehindEnd = errors.New("the range is behind the end")
+// errPastEnd means that the range begins at the end of the object or later.
+var errPastEnd = errors.New("the range begins after the end")
 
-// get streams stored bytes, with a length above zero or below for everything to the end, and describes the object.
+// get streams stored bytes and describes the object. length is positive, or negative for everything to the end.
 func (s *Store) get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, Info, error) {
 	var opts minio.GetObjectOptions
 	ranged := offset > 0 || length > 0
@@ -64,7 +64,7 @@ func (s *Store) get(ctx context.Context, key string, offset, length int64) (io.R
 	}
 	body, object, header, err := s.client.GetObject(ctx, s.bucket, key, opts)
 	if minio.ToErrorResponse(err).StatusCode == http.StatusRequestedRangeNotSatisfiable {
-		return nil, Info{}, errBehindEnd
+		return nil, Info{}, errPastEnd
 	}
 	if err != nil {
 		return nil, Info{}, failure(ctx, err)
@@ -74,7 +74,7 @@ func (s *Store) get(ctx context.Context, key string, offset, length int64) (io.R
 		answered, total, _ := strings.Cut(header.Get("Content-Range"), "/")
 		info.Size, err = strconv.ParseInt(total, 10, 64)
 		if err != nil || !strings.HasPrefix(answered, fmt.Sprintf("bytes %d-", offset)) {
-			err := errors.New("the store answered another range than was asked")
+			err := errors.New("the store returned a different range")
 			return nil, Info{}, errors.Join(err, body.Close())
 		}
 	}
@@ -88,7 +88,7 @@ func byteRange(offset, length int64) string {
 	return fmt.Sprintf("bytes=%d-%d", offset, offset+length-1)
 }
 
-// reader gives a broken stream the error that callers know.
+// reader maps errors of the stream.
 type reader struct {
 	ctx  context.Context // the request's
 	key  string
@@ -105,7 +105,7 @@ func (r *reader) Read(p []byte) (int, error) {
 
 func (r *reader) Close() error { return r.body.Close() }
 
-// Stat describes the object; ErrNotFound when there is none.
+// Stat describes the object. It returns export.ErrNotFound for a missing object.
 func (s *Store) Stat(ctx context.Context, key string) (Info, error) {
 	dataKey, err := s.dataKey(ctx, key)
 	if err != nil {
@@ -125,9 +125,9 @@ func (s *Store) Stat(ctx context.Context, key string) (Info, error) {
 	return Info{Key: key, Size: info.Size, Modified: info.LastModified.UTC()}, nil
 }
 
-// List streams the objects whose keys begin with prefix, in the order of their keys, a page of 1000 in memory at a
-// time. It needs no keys: what nobody can read any more has to be found, too. An error from yield stops the stream and is
-// returned as it is.
+// List streams the objects whose keys begin with prefix, in the order of their keys, with one page of 1000 in memory.
+// It does not use data keys, so it also lists objects that can no longer be read. An error from yield ends the stream
+// and is returned unchanged.
 func (s *Store) List(ctx context.Context, prefix string, yield func(Info) error) error {
 	return s.list(ctx, prefix, true, func(o minio.ObjectInfo) error {
 		return yield(Info{Key: o.Key, Size: o.Size, Modified: o.LastModified.UTC()})
@@ -135,7 +135,7 @@ func (s *Store) List(ctx context.Context, prefix string, yield func(Info) error)
 }
 
 // Prefixes streams the prefixes one level below prefix, which is "" or ends with a slash: "jobs/" gives "jobs/<id>/"
-// for every job that has an object. An error from yield stops the stream and is returned as it is.
+// for every job with an object. An error from yield ends the stream and is returned unchanged.
 func (s *Store) Prefixes(ctx context.Context, prefix string, yield func(prefix string) error) error {
 	return s.list(ctx, prefix, false, func(o minio.ObjectInfo) error {
 		if !strings.HasSuffix(o.Key, "/") { // an object on this level
@@ -155,7 +155,7 @@ func (s *Store) list(ctx context.Context, prefix string, deep bool, yield func(m
 			return err
 		}
 	}
-	// The library ends the stream silently when ctx ends. A list cut short must never pass for an empty prefix.
+	// minio-go ends the stream without an error when ctx ends. A truncated list must not look complete.
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("list objects below %q: %w", prefix, err)
 	}

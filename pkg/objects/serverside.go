@@ -9,13 +9,13 @@ import (
 	"github.com/minio/minio-go/v7/pkg/encrypt"
 )
 
-// CheckServerSide refuses what cannot be a Config.ServerSide, for those who check a configuration and start nothing.
+// CheckServerSide validates a Config.ServerSide without opening a Store.
 func CheckServerSide(text string) error {
 	_, err := parseServerSide(text)
 	return err
 }
 
-// parseServerSide reads Config.ServerSide.
+// parseServerSide parses Config.ServerSide.
 func parseServerSide(text string) (encrypt.ServerSide, error) {
 	keyID, kms := strings.CutPrefix(text, "kms:")
 	switch {
@@ -24,7 +24,7 @@ func parseServerSide(text string) (encrypt.ServerSide, error) {
 	case text == "s3":
 		return encrypt.NewSSE(), nil
 	case !kms || keyID == "" || strings.ContainsFunc(keyID, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return nil, errors.New("server-side encryption is none of s3 and kms:KEY-ID")
+		return nil, errors.New("server-side encryption is neither s3 nor kms:KEY-ID")
 	}
 	sse, err := encrypt.NewSSEKMS(keyID, nil)
 	if err != nil {
@@ -33,8 +33,8 @@ func parseServerSide(text string) (encrypt.ServerSide, error) {
 	return sse, nil
 }
 
-// confirmServerSide compares what the store says of an object with what it was asked for: one that does not know the
-// headers stores plaintext without a word.
+// confirmServerSide compares the reported encryption with the requested one: a store that does not support the headers
+// silently stores plaintext.
 func (s *Store) confirmServerSide(header http.Header) error {
 	if s.sse == nil {
 		return nil
@@ -43,7 +43,7 @@ func (s *Store) confirmServerSide(header http.Header) error {
 	s.sse.Marshal(asked)
 	want, got := asked.Get(encrypt.SseGenericHeader), header.Get(encrypt.SseGenericHeader)
 	if got != want {
-		return fmt.Errorf("confirm: the store reports server-side encryption %q, asked was %q", got, want)
+		return fmt.Errorf("confirm: the store reports server-side encryption %q, want %q", got, want)
 	}
 	return nil
 }

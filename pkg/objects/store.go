@@ -1,21 +1,22 @@
-// Package objects keeps the files of jobs in an S3 bucket.
+// Package objects stores the files of jobs in an S3 bucket.
 //
-// A write streams: memory is bounded by the part size and not by the object, and nothing is visible before Commit,
-// which returns only after the store has confirmed the size and a checksum of everything that was written. A write
-// that fails, is aborted or whose context ends leaves neither an object nor an unfinished upload, unless the store
-// itself cannot be reached; what then stays behind is found by Uploads, List and DeletePrefix.
+// Writes stream: memory is bounded by the part size, not by the object. Nothing is visible before Commit, which
+// returns only after the store has confirmed size and checksum. A write that fails, is aborted or whose context ends
+// leaves neither an object nor an unfinished upload, unless the store is unavailable; Uploads, List and DeletePrefix
+// find what remains then.
 //
-// Only the plain S3 subset is used: put, multipart, get with a range, head, list v2 and delete. Keys are used by one
-// writer at a time (they carry the fence of the attempt, see export.FileName): two writers of one key are not told
-// apart when one of them has to be undone. No key may be another one's folder ("a" beside "a/b"): MinIO and file
-// systems lose one of the two. Versioned buckets are not supported: a delete has to delete.
+// Only basic S3 operations are used: put, multipart, get with a range, head, list v2 and delete. A key must have one
+// writer at a time (keys contain the fence of the attempt, see export.FileName): the clean-up of one writer would
+// remove the object of another. No key may be a folder of another ("a" and "a/b"): MinIO and file systems lose one of
+// them. Versioned buckets are not supported, because a delete must remove the data.
 //
-// Objects can be encrypted (Config.Keys). Sizes, ranges and digests are those of the plaintext all the same, but for List.
-// An object that should be encrypted and is not, or is not exactly what was written under its key, is an error.
+// Objects can be encrypted (Config.Keys). Sizes, ranges and digests are then those of the plaintext, except in List.
+// Reading an object fails if it should be encrypted and is not, or if it is not exactly what was written under its
+// key.
 //
-// Errors: a store that cannot be reached, answers 5xx or asks to slow down is export.ErrUnavailable; a missing object
-// is export.ErrNotFound; when the caller's context has ended its error is returned instead. Errors name keys, never
-// query strings.
+// Errors: export.ErrUnavailable if the store cannot be reached, answers 5xx or asks to slow down; export.ErrNotFound
+// for a missing object; the context's error if the caller's context has ended. Errors contain keys, never query
+// strings.
 package objects
 
 import (
@@ -39,55 +40,55 @@ import (
 const (
 	// DefaultPartSize is the size of a multipart part unless Config says otherwise.
 	DefaultPartSize = 16 << 20
-	// MinPartSize is what S3 demands of every part but the last.
+	// MinPartSize is the minimum in S3 for every part but the last.
 	MinPartSize = 5 << 20
 
 	maxPartSize   = 1 << 30
 	defaultRegion = "us-east-1"
 
-	tries        = 3               // of one request; the library waits at most 1.4 s in between
-	checkTimeout = 3 * time.Second // readiness has to answer before its prober gives up
-	overlaps     = 2               // writers that may fill a part while another is on its way
+	tries        = 3               // of one request; minio-go waits at most 1.4 s in between
+	checkTimeout = 3 * time.Second // readiness must answer before the probe times out
+	overlaps     = 2               // writers that may fill a part while another is being sent
 )
 
-// Config says where the bucket is.
+// Config configures a Store.
 type Config struct {
 	Endpoint  string // http(s)://host:port, no path
 	AccessKey string
 	SecretKey string
-	Region    string // "" is us-east-1, which is what MinIO calls itself
+	Region    string // "" is us-east-1, the default of MinIO
 	Bucket    string
 	PartSize  int64 // bytes of a multipart part; 0 is DefaultPartSize
-	// ServerSide has the store encrypt what it is given: "s3" by keys of its own, "kms:KEY-ID" by that key of its key
-	// management, "" not at all or as the bucket says. A store that does not confirm it is refused.
+	// ServerSide selects server-side encryption: "s3" for keys of the store, "kms:KEY-ID" for a key of its key management,
+	// "" for the bucket's default. A write fails if the store does not confirm it.
 	ServerSide string
-	Keys       Keys           // nil: nothing is encrypted, and what is encrypted is read as it is stored
-	Roots      *x509.CertPool // of an endpoint behind https; nil is the system's
+	Keys       Keys           // nil: no encryption; encrypted objects are read as stored
+	Roots      *x509.CertPool // for https; nil: the system's
 	Observe    telemetry.Observer
 }
 
-// Keys returns the data key, of 32 bytes, that the object of that key is encrypted with, or nil if it is in plaintext.
-// It is asked at every read and write and may be asked from any goroutine. Its errors are returned wrapped;
-// export.ErrNotFound is one for objects whose key is no more.
+// Keys returns the 32-byte data key of an object, or nil if it is in plaintext. It is called for every read and write,
+// and must be safe for concurrent use. Its errors are returned wrapped; export.ErrNotFound means that the key was
+// destroyed.
 type Keys func(ctx context.Context, object string) ([]byte, error)
 
-// Store is one bucket. Its methods may be called from any goroutine.
+// Store is one bucket. Its methods are safe for concurrent use.
 type Store struct {
 	client    *minio.Core
-	probe     *minio.Core // the same store, asked once: for who cannot wait, or must not repeat
+	probe     *minio.Core // without retries: for readiness and for requests that must not be repeated
 	transport *http.Transport
 	bucket    string
 	region    string
 	partSize  int
-	sse       encrypt.ServerSide // nil: not asked for
-	keys      Keys               // nil: nothing is encrypted here
+	sse       encrypt.ServerSide // nil: not requested
+	keys      Keys               // nil: no encryption
 	blocks    *blockPool
-	// overlap holds a slot for every part that is sent while its writer fills the next. A writer that finds no slot
-	// waits for its own part, so W writers hold at most W+overlaps parts and no writer ever waits for another.
+	// overlap has a slot for every part that is sent while its writer fills the next one. A writer without a slot waits
+	// for its own part. So W writers hold at most W+overlaps parts, and no writer waits for another.
 	overlap chan struct{}
 }
 
-// Open checks the configuration and returns the store. It does not touch the network; Check does.
+// Open validates the configuration and returns the store. It does not use the network; Check does.
 func Open(cfg Config) (*Store, error) {
 	endpoint, err := parseEndpoint(cfg.Endpoint)
 	problems := []error{err}
@@ -110,7 +111,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("object store: %w", err)
 	}
 	if cfg.Region == "" {
-		cfg.Region = defaultRegion // an empty region would cost a lookup, and fail when the store is down
+		cfg.Region = defaultRegion // an empty region costs a lookup, which fails when the store is down
 	}
 
 	transport := newTransport(cfg.Roots)
@@ -157,19 +158,19 @@ func parseEndpoint(endpoint string) (*url.URL, error) {
 	return parsed, nil
 }
 
-// Close drops idle connections. Open readers and writers are not touched.
+// Close closes idle connections. Open readers and writers continue.
 func (s *Store) Close() { s.transport.CloseIdleConnections() }
 
-// EnsureBucket creates the bucket when it is not there. Any number of processes may do so at once and again.
+// EnsureBucket creates the bucket if it does not exist. Concurrent and repeated calls are safe.
 func (s *Store) EnsureBucket(ctx context.Context) error {
 	there, err := s.client.BucketExists(ctx, s.bucket)
 	if err == nil && !there {
 		err = s.client.MakeBucket(ctx, s.bucket, minio.MakeBucketOptions{Region: s.region})
 		if taken(err) {
-			// Made in the meantime, by us or by somebody else: the look tells which.
+			// Created in the meantime, possibly by another owner.
 			there, err = s.client.BucketExists(ctx, s.bucket)
 			if err == nil && !there {
-				err = errors.New("the name is taken and the bucket is not ours")
+				err = errors.New("another owner has a bucket of this name")
 			}
 		}
 	}
@@ -182,17 +183,17 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 func taken(err error) bool {
 	code := minio.ToErrorResponse(err).Code
 	return code == minio.BucketAlreadyOwnedByYou || code == minio.BucketAlreadyExists ||
-		code == "OperationAborted" // S3's answer to two creations at the same time
+		code == "OperationAborted" // S3's answer to concurrent creations
 }
 
-// Check reports whether the store answers and has the bucket: nil, or an error that is export.ErrUnavailable,
-// whatever the reason is. It answers within checkTimeout.
+// Check returns nil if the store answers and has the bucket. Any error is export.ErrUnavailable. It returns within
+// checkTimeout.
 func (s *Store) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	there, err := s.probe.BucketExists(ctx, s.bucket)
 	if err == nil && !there {
-		err = errors.New("there is no such bucket")
+		err = errors.New("the bucket does not exist")
 	}
 	if err == nil {
 		return nil

@@ -11,17 +11,15 @@ import (
 
 const (
 	dialTimeout = 2 * time.Second
-	// answerTimeout bounds the wait for an answer after a request was sent; completing a large upload is the
-	// slowest answer there is.
+	// answerTimeout bounds the time from the end of a request to its answer. Completing a large upload is the slowest.
 	answerTimeout = 30 * time.Second
 	idleTimeout   = 50 * time.Second
-	// stallTimeout bounds every single read and write on a connection, so that a store that stops in the middle
-	// of a body is an error and not a hang. It is longer than the other two: those know better what went wrong.
+	// stallTimeout bounds every read and write on a connection, so that a store that stops in the middle of a body causes an
+	// error. It is longer than the other timeouts, whose errors are more specific.
 	stallTimeout = 60 * time.Second
 )
 
-// newTransport returns the connections of one store. There is no proxy: nothing but the configuration reads the
-// environment, and the store is next door.
+// newTransport returns the transport of one store. It uses no proxy: only the configuration reads the environment.
 func newTransport(roots *x509.CertPool) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
 	return &http.Transport{
@@ -30,7 +28,7 @@ func newTransport(roots *x509.CertPool) *http.Transport {
 			if err != nil {
 				return nil, err
 			}
-			return &watchedConn{Conn: conn, stall: stallTimeout}, nil
+			return &deadlineConn{Conn: conn, stall: stallTimeout}, nil
 		},
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		TLSHandshakeTimeout:   5 * time.Second,
@@ -40,26 +38,26 @@ func newTransport(roots *x509.CertPool) *http.Transport {
 		MaxIdleConnsPerHost:   64,
 		WriteBufferSize:       64 << 10,
 		ReadBufferSize:        64 << 10,
-		DisableCompression:    true, // files are stored gzipped and go out as they are
+		DisableCompression:    true, // files are stored and served gzipped
 	}
 }
 
-// watchedConn gives every read and write its own deadline.
-type watchedConn struct {
+// deadlineConn sets a deadline for every read and write.
+type deadlineConn struct {
 	net.Conn
 	stall time.Duration
 }
 
-func (c *watchedConn) Read(p []byte) (int, error) {
+func (c *deadlineConn) Read(p []byte) (int, error) {
 	if err := c.SetReadDeadline(time.Now().Add(c.stall)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(p)
 }
 
-// Write moves the read deadline too: the transport waits for the answer in a read that it began when the connection
-// became idle, long before this request.
-func (c *watchedConn) Write(p []byte) (int, error) {
+// Write also moves the read deadline: the transport's pending read, which receives the answer, began when the connection
+// became idle.
+func (c *deadlineConn) Write(p []byte) (int, error) {
 	if err := c.SetDeadline(time.Now().Add(c.stall)); err != nil {
 		return 0, err
 	}

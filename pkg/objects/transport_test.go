@@ -15,7 +15,7 @@ func TestStalledConnectionIsAnError(t *testing.T) {
 		near, far := net.Pipe()
 		defer near.Close()
 		defer far.Close()
-		conn := &watchedConn{Conn: near, stall: 10 * time.Second}
+		conn := &deadlineConn{Conn: near, stall: 10 * time.Second}
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("Read from a peer that is silent: %v", err)
 		}
@@ -32,7 +32,7 @@ func TestRequestRenewsPendingRead(t *testing.T) {
 		near, far := net.Pipe()
 		defer near.Close()
 		defer far.Close()
-		conn := &watchedConn{Conn: near, stall: 10 * time.Second}
+		conn := &deadlineConn{Conn: near, stall: 10 * time.Second}
 		answered := make(chan error, 1)
 		go func() {
 			_, err := io.ReadFull(conn, make([]byte, 2))

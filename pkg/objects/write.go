@@ -20,20 +20,20 @@ import (
 )
 
 const (
-	// cleanUpTimeout bounds what a failed write does to leave nothing behind, after its own context may have ended.
+	// cleanUpTimeout bounds the clean-up of a failed write, which runs after the write's context may have ended.
 	cleanUpTimeout = 10 * time.Second
-	// linger is how long a request that changes something may go on after its write has ended. To cut it off says
-	// nothing to the store, which may carry it out after everything was cleaned up: versitygw brings an upload back
-	// to life that way. Waiting for the answer is surer, and mostly shorter.
+	// linger is how long a modifying request may continue after its write has ended. A cancelled request may still be
+	// executed by the store, even after the clean-up: versitygw then recreates the upload. It is safer to wait for the
+	// answer.
 	linger = time.Second
-	// looks is how often the store is looked at when a request got no answer, and lookPause the first pause between
-	// two looks; each further one is twice as long, which makes 750 ms together.
-	looks     = 5
-	lookPause = 50 * time.Millisecond
+	// cleanUpPasses is how often the clean-up is repeated when a request got no answer. The first pause is cleanUpPause,
+	// each further one twice as long: 750 ms in total.
+	cleanUpPasses = 5
+	cleanUpPause  = 50 * time.Millisecond
 )
 
-// The checksum that the store verifies, keeps and reports. CRC32C is the one that S3, MinIO and versitygw all keep
-// for the whole object, however many parts it came in.
+// The store verifies, keeps and reports a CRC32C. S3, MinIO and versitygw all keep it for the whole object, also for
+// multipart uploads.
 const (
 	checksumHeader    = "x-amz-checksum-crc32c"
 	checksumAlgorithm = "x-amz-checksum-algorithm"
@@ -43,45 +43,47 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Stored describes an object as the store confirmed it.
+// Stored describes an object that the store has confirmed.
 type Stored struct {
 	Key       string
 	Size      int64  // bytes
 	SHA256    string // lower-case hex of the bytes
-	Encrypted bool   // the store holds them encrypted; size and digest are those of the plaintext
+	Encrypted bool   // in the store; Size and SHA256 are those of the plaintext
 }
 
-// Writer streams one object into the store. It is for one goroutine. Every Writer ends with Commit or Abort; an
-// Abort after either does nothing, so that it can be deferred.
+// Writer streams one object into the store. It must be used by one goroutine. Every Writer ends with Commit or Abort;
+// Abort after Commit does nothing, so it can be deferred.
+//
+// It does not use minio-go's streaming PutObject, which sends a part before it takes the next bytes, and which leaves
+// an upload behind when an answer is lost.
 type Writer struct {
 	store       *Store
-	ctx         context.Context // ends the write as a whole: an io.Writer has no other way to be told
+	ctx         context.Context // ends the write; io.Writer has no context parameter
 	cancel      context.CancelFunc
-	lingering   context.Context // of requests that change something; outlives ctx for a moment
-	end         func()          // ends both contexts
+	lingering   context.Context // for modifying requests; outlives ctx by linger
+	end         func()          // cancels both contexts
 	key         string
 	contentType string
 
-	// What is written is what goes out, or an encryption lies between the two.
-	body      io.Writer        // takes what is written; nil before the first byte
-	encrypted *segments.Writer // the body, when the object is encrypted
-	size      int64            // of what was written
-	sha       hash.Hash        // of the same
+	body      io.Writer        // destination of Write: parts, or encrypted; nil before the first byte
+	encrypted *segments.Writer // nil for a plaintext object
+	size      int64            // of the plaintext
+	sha       hash.Hash        // of the plaintext
 
 	partSize int
 	filling  part
-	stored   int64  // bytes that go out
-	crc      uint32 // of the same
+	stored   int64  // bytes sent or to be sent
+	crc      uint32 // of these bytes
 
-	began    bool // an upload may exist, even when its id never arrived
+	began    bool // an upload may exist, even if its id is unknown
 	uploadID string
 	parts    []minio.CompletePart
-	sending  chan sentPart // of the part on its way; nil when there is none
+	sending  chan sentPart // result of the part that is being sent; nil if none
 
 	published bool // the object may be visible
-	unsure    bool // a request that changes something got no answer: it may still be carried out
+	unsure    bool // a modifying request got no answer and may still be executed
 	committed bool
-	err       error // why the write is over
+	err       error // why the write has ended
 }
 
 type sentPart struct {
@@ -90,8 +92,8 @@ type sentPart struct {
 	unsure bool // as in Writer
 }
 
-// Create begins a write. Nothing is sent until a part is full or the write is committed; an object of at most one
-// part is a single PUT. When ctx ends the write fails, within about two seconds, and it leaves nothing.
+// Create begins a write. Nothing is sent until a part is full or the write is committed; an object of at most one part
+// is a single PUT. When ctx ends, the write fails within about two seconds and is cleaned up.
 func (s *Store) Create(ctx context.Context, key, contentType string) *Writer {
 	lingering, end := context.WithCancel(context.WithoutCancel(ctx))
 	ctx, cancel := context.WithCancel(ctx)
@@ -102,7 +104,7 @@ func (s *Store) Create(ctx context.Context, key, contentType string) *Writer {
 	}
 }
 
-// Write appends p. After an error the write is over and cleaned up, and every further call returns that error.
+// Write appends p. After an error the write is cleaned up, and every further call returns that error.
 func (w *Writer) Write(p []byte) (int, error) {
 	if err := w.usable(); err != nil {
 		return 0, err
@@ -113,8 +115,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 	w.sha.Write(p)
 	w.size += int64(len(p))
 	written, err := w.body.Write(p)
-	// What an encryption holds back are more bytes to come.
-	if err == nil && w.encrypted != nil && w.filling.size == w.partSize && w.encrypted.Held() > 0 {
+	// Plaintext that the encryption still buffers will need another part.
+	if err == nil && w.encrypted != nil && w.filling.size == w.partSize && w.encrypted.Buffered() > 0 {
 		err = w.send()
 	}
 	if err != nil {
@@ -123,7 +125,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// start decides whether the object is encrypted.
+// start looks up the data key before the first byte.
 func (w *Writer) start() error {
 	if w.body != nil {
 		return nil
@@ -133,26 +135,26 @@ func (w *Writer) start() error {
 		return err
 	}
 	if dataKey == nil {
-		w.body = outgoing{w}
+		w.body = partWriter{w}
 		return nil
 	}
-	if w.encrypted, err = segments.NewWriter(outgoing{w}, dataKey, w.key); err != nil {
+	if w.encrypted, err = segments.NewWriter(partWriter{w}, dataKey, w.key); err != nil {
 		return err
 	}
 	w.body = w.encrypted
-	// All parts grow by what the encryption adds to one: what is a single PUT without it is one with it.
+	// Parts are larger by the overhead of encryption, so that a single PUT stays a single PUT.
 	w.partSize = int(segments.StoredSize(int64(w.partSize)))
 	return nil
 }
 
-// outgoing takes the bytes of a Writer that the store is to hold.
-type outgoing struct{ *Writer }
+// partWriter fills the parts of a Writer.
+type partWriter struct{ *Writer }
 
-func (w outgoing) Write(p []byte) (int, error) {
+func (w partWriter) Write(p []byte) (int, error) {
 	written := 0
 	for len(p) > 0 {
-		// A full part is sent only when more bytes come, so that the last part is never empty and an object
-		// of exactly one part is still a single PUT.
+		// Send a full part only when more bytes follow: the last part is never empty, and an object of exactly one part is
+		// a single PUT.
 		if w.filling.size == w.partSize {
 			if err := w.send(); err != nil {
 				return written, err
@@ -168,8 +170,8 @@ func (w outgoing) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// Commit makes the object visible and returns after the store has confirmed its size and checksum. When it fails
-// the object is not there.
+// Commit makes the object visible and returns after the store has confirmed its size and checksum. After an error the
+// object does not exist.
 func (w *Writer) Commit() (Stored, error) {
 	if err := w.usable(); err != nil {
 		return Stored{}, err
@@ -185,7 +187,7 @@ func (w *Writer) Commit() (Stored, error) {
 	}, nil
 }
 
-// Abort gives the write up and leaves nothing of it. It may be called again when it has failed.
+// Abort ends the write and removes everything it has stored. It may be called again after an error.
 func (w *Writer) Abort() error {
 	if w.committed {
 		return nil
@@ -202,7 +204,7 @@ func (w *Writer) Abort() error {
 func (w *Writer) usable() error {
 	switch {
 	case w.committed:
-		return fmt.Errorf("object %s: it is committed already", w.key)
+		return fmt.Errorf("object %s: already committed", w.key)
 	case w.err != nil:
 		return w.err
 	case w.ctx.Err() != nil:
@@ -211,18 +213,18 @@ func (w *Writer) usable() error {
 	return nil
 }
 
-// fail ends the write and cleans up behind it.
+// fail ends the write and cleans up.
 func (w *Writer) fail(act string, err error) error {
 	w.err = fmt.Errorf("%s object %s: %w", act, w.key, errors.Join(err, w.discard()))
 	return w.err
 }
 
-// discard removes what the store may have of the object. What could not be removed is tried again by the next call.
+// discard removes the object and its upload. The next call retries what could not be removed.
 //
-//nolint:contextcheck // it follows the context that the Writer was created with, on purpose beyond its end
+//nolint:contextcheck // the clean-up must outlive the context of the Writer
 func (w *Writer) discard() error {
 	w.cancel()
-	if w.sending != nil { // it ends by itself, or when it has lingered long enough
+	if w.sending != nil { // bounded by linger
 		sent := <-w.sending
 		w.sending = nil
 		w.unsure = w.unsure || sent.unsure
@@ -238,8 +240,8 @@ func (w *Writer) discard() error {
 	if err := w.remove(ctx); err != nil {
 		return err
 	}
-	for look := 1; w.unsure && look < looks; look++ {
-		if err := pause(ctx, lookPause<<(look-1)); err != nil {
+	for pass := 1; w.unsure && pass < cleanUpPasses; pass++ {
+		if err := pause(ctx, cleanUpPause<<(pass-1)); err != nil {
 			return err
 		}
 		if err := w.remove(ctx); err != nil {
@@ -259,16 +261,16 @@ func (w *Writer) remove(ctx context.Context) error {
 		}
 		problems = append(problems, w.store.abortUploads(ctx, w.key))
 	}
-	// The upload goes first: then a completion that is still on its way finds none.
+	// Abort the upload first, so that a late completion fails.
 	if w.published {
 		problems = append(problems, w.store.Delete(ctx, w.key))
 	}
 	return errors.Join(problems...)
 }
 
-// abortUploads aborts every upload of the key, and looks again until there is none.
+// abortUploads aborts every upload of the key until none is listed.
 func (s *Store) abortUploads(ctx context.Context, key string) error {
-	for range looks {
+	for range cleanUpPasses {
 		found := false
 		err := s.uploads(ctx, key, func(u Upload) error {
 			if u.Key != key {
@@ -295,7 +297,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// send sends the part that was filled, after the one before it has arrived.
+// send sends the filled part after the previous one was answered.
 func (w *Writer) send() error {
 	if err := w.await(); err != nil {
 		return err
@@ -310,7 +312,7 @@ func (w *Writer) send() error {
 	w.sending = make(chan sentPart, 1)
 	select {
 	case w.store.overlap <- struct{}{}:
-		go func(sending chan<- sentPart) { // await or discard waits for it
+		go func(sending chan<- sentPart) { // waited for by await or discard
 			defer func() { <-w.store.overlap }()
 			sending <- w.sendPart(number, full)
 		}(w.sending)
@@ -321,7 +323,7 @@ func (w *Writer) send() error {
 	}
 }
 
-// await waits for the part on its way, if there is one. It fails also when the write has ended meanwhile.
+// await waits for the part that is being sent, if any. It also fails when the context has ended.
 func (w *Writer) await() error {
 	if w.sending != nil {
 		sent := <-w.sending
@@ -335,8 +337,8 @@ func (w *Writer) await() error {
 	return w.ctx.Err()
 }
 
-// begin opens the multipart upload. A cancelled context must not cut this short, and a lost answer must not be
-// followed by a mere repetition: either way the store would have an upload whose id nobody knows.
+// begin opens the multipart upload. Neither a cancelled context nor a plain retry after a lost answer must leave an
+// upload with an unknown id.
 //
 //nolint:contextcheck // as for discard
 func (w *Writer) begin() error {
@@ -364,7 +366,7 @@ func (w *Writer) begin() error {
 }
 
 // sendPart sends one part and frees it. The store verifies its SHA-256, which is part of the signature, and its
-// CRC32C, from which it makes up the object's.
+// CRC32C, from which it computes the CRC32C of the object.
 func (w *Writer) sendPart(number int, full part) sentPart {
 	defer full.free(w.store.blocks)
 	sha, crc := full.sums()
@@ -375,13 +377,13 @@ func (w *Writer) sendPart(number int, full part) sentPart {
 		minio.PutObjectPartOptions{
 			Sha256Hex:            sha,
 			CustomHeader:         map[string][]string{checksumHeader: {sum}},
-			DisableContentSha256: true, // the whole part is signed; the library would sign it in chunks instead
+			DisableContentSha256: true, // sign the whole part, not chunks
 		})
 	if err != nil {
 		return sentPart{err: fmt.Errorf("part %d: %w", number, failure(w.ctx, err)), unsure: !refused(err)}
 	}
 	if got.ChecksumCRC32C != sum {
-		err = fmt.Errorf("part %d: the store reports CRC32C %q, sent was %q", number, got.ChecksumCRC32C, sum)
+		err = fmt.Errorf("part %d: the store reports CRC32C %q, want %q", number, got.ChecksumCRC32C, sum)
 		return sentPart{err: err}
 	}
 	return sentPart{part: minio.CompletePart{PartNumber: number, ETag: got.ETag, ChecksumCRC32C: sum}}
@@ -416,7 +418,7 @@ func (w *Writer) publish() error {
 		return failure(w.ctx, err)
 	}
 	w.unsure = w.unsure || err != nil
-	// An answer that was lost is no failure yet: what the store holds decides.
+	// After a lost answer the state of the store decides.
 	if problem := w.confirm(); problem != nil {
 		return errors.Join(failure(w.ctx, err), problem)
 	}
@@ -435,7 +437,7 @@ func (w *Writer) putWhole() error {
 			ContentType:          w.contentType,
 			ServerSideEncryption: w.store.sse,
 			UserMetadata:         map[string]string{checksumHeader: encodeCRC(w.crc)},
-			DisableContentSha256: true, // signed as a whole, as for parts
+			DisableContentSha256: true, // as for parts
 		})
 	return err
 }
@@ -448,22 +450,22 @@ func (w *Writer) complete() error {
 	return err
 }
 
-// confirm compares what the store reports with what was written (pitfall 9).
+// confirm compares size and checksum in the store with those written (pitfall 9).
 func (w *Writer) confirm() error {
 	info, err := w.store.client.StatObject(w.ctx, w.store.bucket, w.key, minio.StatObjectOptions{Checksum: true})
 	if err != nil {
 		return fmt.Errorf("confirm: %w", failure(w.ctx, err))
 	}
 	if info.Size != w.stored {
-		return fmt.Errorf("confirm: the store holds %d bytes, written were %d", info.Size, w.stored)
+		return fmt.Errorf("confirm: the store has %d bytes, want %d", info.Size, w.stored)
 	}
 	if sum := encodeCRC(w.crc); info.ChecksumCRC32C != sum {
-		return fmt.Errorf("confirm: the store reports CRC32C %q, written was %q", info.ChecksumCRC32C, sum)
+		return fmt.Errorf("confirm: the store reports CRC32C %q, want %q", info.ChecksumCRC32C, sum)
 	}
 	return w.store.confirmServerSide(info.Metadata)
 }
 
-// encodeCRC writes a checksum as S3 does: base64 of the big-endian bytes.
+// encodeCRC encodes a checksum for S3: base64 of the big-endian bytes.
 func encodeCRC(crc uint32) string {
 	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, crc))
 }

@@ -18,11 +18,11 @@ import (
 // Prefix begins every environment variable that a service reads.
 const Prefix = "SLUICE_"
 
-// Load fills the struct that config points to from environ ("KEY=value" entries), by its `env` tags without the prefix. A
-// secret KEY may be given as KEY_FILE instead, the name of a file with the value; config's method
-// SecretFile(variable, file string), if it has one, is called for each such file. Unknown variables with the prefix are
-// errors: a typo must not become a default. If config has a method Validate() error, it runs last. Load returns all problems
-// at once, without values.
+// Load fills the struct that config points to from environ ("KEY=value" entries), by its `env` tags without the
+// prefix. A secret KEY may be given as KEY_FILE instead, the name of a file with the value; config's method
+// SecretFile(variable, file string), if it has one, is called for each such file. Unknown variables with the prefix
+// are errors: a typo must not become a default. If config has a method Validate() error, it runs last. Load returns
+// all problems at once, without values.
 func Load(environ []string, config any) error {
 	values := map[string]string{}
 	var problems []error
@@ -79,8 +79,8 @@ func Load(environ []string, config any) error {
 	return nil
 }
 
-// parse fills the struct. The library's parse errors contain the value and the struct's field in place of the variable; so
-// they are found again one variable at a time.
+// parse fills the struct. The library's parse errors contain the value and the struct's field in place of the
+// variable; so they are found again one variable at a time.
 func parse(config any, values map[string]string, fields []env.FieldParams) []error {
 	err := env.ParseWithOptions(config, env.Options{Prefix: Prefix, Environment: values})
 	if err == nil {

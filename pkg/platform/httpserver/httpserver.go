@@ -34,13 +34,13 @@ func WithTLS(tls *tls.Config) Option { return func(c *config) { c.tls = tls } }
 // WithLimits sets limits. Fields that are zero keep their defaults.
 func WithLimits(limits Limits) Option { return func(c *config) { c.limits = limits.orDefaults() } }
 
-// WithLog logs the server's own errors, such as a handler's panic, as JSON. Failed TLS handshakes are logged at level debug:
-// anybody can cause any number of them.
+// WithLog logs the server's own errors, such as a handler's panic, as JSON. Failed TLS handshakes are logged at level
+// debug: anybody can cause any number of them.
 func WithLog(log *slog.Logger) Option { return func(c *config) { c.log = log } }
 
-// Serve serves the handler on the listener until the context ends, then lets running requests finish. The time for which a
-// client can hold a connection without progress is bounded, see Limits. The total time of a response is not, because files
-// are long.
+// Serve serves the handler on the listener until the context ends, then lets running requests finish. The time for
+// which a client can hold a connection without progress is bounded, see Limits. The total time of a response is not,
+// because files are long.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler, options ...Option) error {
 	c := config{limits: DefaultLimits()}
 	for _, option := range options {

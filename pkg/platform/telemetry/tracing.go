@@ -56,7 +56,8 @@ type Tracing struct {
 }
 
 // OpenTracing returns a Tracing. It does not connect. Batches that the collector does not accept are counted in
-// sluice_trace_export_failures_total; the log has one line when the collector becomes unavailable and one when it is back.
+// sluice_trace_export_failures_total; the log has one line when the collector becomes unavailable and one when it is
+// back.
 func OpenTracing(ctx context.Context, cfg TracingConfig) (*Tracing, error) {
 	if cfg.Endpoint == "" {
 		return &Tracing{}, nil
@@ -75,7 +76,7 @@ func OpenTracing(ctx context.Context, cfg TracingConfig) (*Tracing, error) {
 		return nil, fmt.Errorf("open tracing: %w", err)
 	}
 	failures := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "sluice_trace_export_failures_total", Help: "Batches of spans that were lost because the collector did not accept them.",
+		Name: "sluice_trace_export_failures_total", Help: "Batches of spans that the collector did not accept. They are lost.",
 	})
 	if err := cfg.Registry.Register(failures); err != nil {
 		return nil, fmt.Errorf("open tracing: %w", err)
@@ -112,14 +113,14 @@ func (t *Tracing) Close(ctx context.Context) {
 	}
 }
 
-// Begin starts a trace and its first span, which the caller ends. It ignores a trace in ctx: clients do not decide about
-// traces.
+// Begin starts a trace and its first span, which the caller ends. It ignores a trace in ctx: clients do not decide
+// about traces.
 func (t *Tracing) Begin(ctx context.Context, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
 	return t.tracer().Start(ctx, name, append(options, trace.WithNewRoot())...)
 }
 
-// Join continues the trace of a W3C traceparent with a child span, which the caller ends. An invalid traceparent gives a
-// span that does nothing. The sampling decision was made where the trace began.
+// Join continues the trace of a W3C traceparent with a child span, which the caller ends. An invalid traceparent gives
+// a span that does nothing. The sampling decision was made where the trace began.
 func (t *Tracing) Join(
 	ctx context.Context, parent, name string, options ...trace.SpanStartOption,
 ) (context.Context, trace.Span) {

@@ -7,19 +7,18 @@ import (
 	"io"
 )
 
-// Object is an encrypted object whose header was read.
+// Object is an encrypted object with a parsed header.
 type Object struct {
 	aead   cipher.AEAD
 	stored int64
 	plain  int64
 }
 
-// Open reads the header of the object of that name, of whose stored form there are so many bytes, under its job's data
-// key. What has no such header, or a size that cannot be, is an error: it is no encrypted object. Neither the size nor
-// the key is proven right before the first segment that is read.
+// Open parses the header of an object with the given name and stored size. dataKey is the key of its job. An invalid
+// header or size is an error. The key and the size are not verified before the first segment is read.
 func Open(header, dataKey []byte, name string, stored int64) (*Object, error) {
 	if len(header) != HeaderSize || string(header[:prefixSize]) != prefix {
-		return nil, errors.New("it is not encrypted as it should be")
+		return nil, errors.New("not an encrypted object")
 	}
 	plain, err := plainSize(stored)
 	if err != nil {
@@ -32,26 +31,26 @@ func Open(header, dataKey []byte, name string, stored int64) (*Object, error) {
 	return &Object{aead: aead, stored: stored, plain: plain}, nil
 }
 
-// PlainSize is the size of the plaintext in bytes.
+// PlainSize returns the size of the plaintext in bytes.
 func (o *Object) PlainSize() int64 { return o.plain }
 
-// Reach is where the segments end, in the stored form, that so many bytes of plaintext from the beginning on are in. An
-// object may be shorter than that.
-func Reach(length int64) int64 { return place((length + Size - 1) / Size) }
+// StoredEnd returns the end, in the stored form, of the segments with the first length bytes of plaintext. The object
+// may be shorter.
+func StoredEnd(length int64) int64 { return place((length + Size - 1) / Size) }
 
-// place is where the segment begins in the stored form.
+// place returns the start of the segment in the stored form.
 func place(segment int64) int64 { return HeaderSize + segment*sealedSize }
 
-// Span returns which stored bytes a range of the plaintext is read from: from one to before another. The range is cut at
-// the end of the object. An empty one, too, is read from a segment, the last one when it lies at the end.
-func (o *Object) Span(offset, length int64) (from, to int64) {
+// StoredRange returns the stored bytes [from, to) for a range of the plaintext. The range is cut at the end of the
+// object. An empty range also needs a segment.
+func (o *Object) StoredRange(offset, length int64) (from, to int64) {
 	offset, length = o.cut(offset, length)
 	return place(o.segment(offset)), min(place(o.segment(offset+max(length, 1)-1)+1), o.stored)
 }
 
-// Reader returns the range of the plaintext, cut at the end of the object, from a body that begins where Span says. What
-// follows the range in it is not read, and its errors are wrapped. When a Reader says that the range ends because the
-// object does, its last segment has proven that.
+// Reader returns a range of the plaintext, cut at the end of the object. body begins at the start of StoredRange;
+// bytes after the range are not read, and errors are wrapped. io.EOF at the end of the object is authenticated by its
+// last segment.
 func (o *Object) Reader(body io.Reader, offset, length int64) *Reader {
 	offset, length = o.cut(offset, length)
 	first := o.segment(offset)
@@ -63,22 +62,22 @@ func (o *Object) cut(offset, length int64) (int64, int64) {
 	return offset, min(length, o.plain-offset)
 }
 
-// segment is the number of the segment that the byte is in, or the last for the end of the object.
+// segment returns the number of the segment with the byte, or the last one for the end of the object.
 func (o *Object) segment(offset int64) int64 { return min(offset, max(o.plain-1, 0)) / Size }
 
-// Reader decrypts a range of an object. It holds one segment, and gives out nothing of a segment that is not authentic.
+// Reader decrypts a range of an object. It buffers one segment, and returns only authenticated bytes.
 type Reader struct {
 	object  *Object
 	body    io.Reader
 	begun   bool
 	segment int64  // the number of the next segment
-	skip    int    // bytes of it that are before the range
-	left    int64  // bytes of the range that were not given out
+	skip    int    // bytes of it before the range
+	left    int64  // bytes of the range not returned yet
 	buffer  []byte // a segment
-	ready   []byte // the part of the buffer that is to be given out
+	ready   []byte // the part of the buffer to be returned
 }
 
-// Read is io.Reader's. io.EOF is the end of the range, and never that of the body.
+// Read implements io.Reader. io.EOF means the end of the range, never of the body.
 func (r *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -97,7 +96,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next reads and decrypts the next segment, in its place.
+// next reads the next segment and decrypts it in place.
 func (r *Reader) next() error {
 	from := place(r.segment)
 	size := min(r.object.stored-from, sealedSize)
@@ -107,7 +106,7 @@ func (r *Reader) next() error {
 	sealed := r.buffer[:size]
 	_, err := io.ReadFull(r.body, sealed)
 	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF // an end that is none must not be taken for one
+		err = io.ErrUnexpectedEOF // not the end of the range
 	}
 	if err != nil {
 		return fmt.Errorf("segment %d: %w", r.segment, err)
@@ -116,7 +115,7 @@ func (r *Reader) next() error {
 	nonce(&n, r.segment, from+size == r.object.stored)
 	plain, err := r.object.aead.Open(sealed[:0], n[:], sealed, nil)
 	if err != nil {
-		return fmt.Errorf("segment %d is not what was written", r.segment)
+		return fmt.Errorf("segment %d is not authentic", r.segment)
 	}
 	r.begun = true
 	r.segment++

@@ -1,17 +1,15 @@
-// Package segments is the form that an encrypted object is stored in: a header and segments of 64 KiB of plaintext, each
-// sealed by AES-256-GCM, so that a range is read without what lies before it and no byte comes out unauthenticated.
+// Package segments implements the stored form of encrypted objects: a header and segments of 64 KiB of plaintext, each
+// sealed with AES-256-GCM. Ranges can be read without the bytes before them, and no unauthenticated byte is returned.
 //
 //	header   8 bytes  "sluice", version 1, binary logarithm of the segment size (16)
 //	        32 bytes  salt, random for each object
 //	segment  64 KiB of plaintext and a tag of 16 bytes; the last one may be shorter, and is empty in an empty object
 //
-// The key of an object is HKDF-SHA256 of its job's data key, with the salt, and with the first 8 bytes of the header and
-// the object's name as info. So a segment opens in no other object, and an object under no other name. The nonce of a
-// segment is its number, 11 bytes big-endian, and 1 for the last segment or 0 for any other (the STREAM construction of
-// Hoang, Reyhanitabar, Rogaway and Vizar): segments that are missing, repeated, in another order or behind the end do not
-// open. Nonces cannot repeat, because each key seals one object.
-//
-// It does no I/O of its own and knows neither where objects are nor where keys come from.
+// The key of an object is HKDF-SHA256 of the job's data key with the salt, and with the first 8 bytes of the header
+// and the object's name as info. So segments of other objects and objects under other names do not open. The nonce of
+// a segment is its number, 11 bytes big-endian, and 1 for the last segment or 0 for any other (the STREAM construction
+// of Hoang, Reyhanitabar, Rogaway and Vizar): missing, repeated, reordered or appended segments do not open. Nonces
+// cannot repeat, because each key seals one object. ADR-0008 compares this with libraries.
 package segments
 
 import (
@@ -27,7 +25,7 @@ import (
 const (
 	// KeySize is the size of a data key in bytes.
 	KeySize = 32
-	// Size is how many bytes of plaintext a segment holds; the last one may hold fewer.
+	// Size is the plaintext size of a segment in bytes; the last one may be shorter.
 	Size = 1 << 16
 	// HeaderSize is the size of the header in bytes.
 	HeaderSize = prefixSize + saltSize
@@ -41,18 +39,18 @@ const (
 	prefixSize = 8
 )
 
-// StoredSize is the size of the stored form of so many bytes of plaintext.
+// StoredSize returns the stored size of plain bytes of plaintext.
 func StoredSize(plain int64) int64 {
 	return HeaderSize + plain + tagSize*max((plain+Size-1)/Size, 1)
 }
 
-// plainSize is how many bytes of plaintext an object of that stored size holds, if it is what it claims to be.
+// plainSize is the inverse of StoredSize. The result is unauthenticated.
 func plainSize(stored int64) (int64, error) {
 	body := stored - HeaderSize
 	whole, rest := body/sealedSize, body%sealedSize
 	switch {
 	case body < tagSize, rest > 0 && rest < tagSize, rest == tagSize && whole > 0:
-		return 0, errors.New("its size is none that an encrypted object can have")
+		return 0, errors.New("invalid size of an encrypted object")
 	case rest > 0:
 		return whole*Size + rest - tagSize, nil
 	}

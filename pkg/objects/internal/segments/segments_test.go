@@ -57,7 +57,7 @@ func TestRangesReadTheirSegmentsAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		from, to := object.Span(int64(test.offset), int64(test.length))
+		from, to := object.StoredRange(int64(test.offset), int64(test.length))
 		// Whatever lies outside of what Span names may be anything.
 		damaged := bytes.Repeat([]byte{0xff}, len(stored))
 		copy(damaged, stored[:segments.HeaderSize])
@@ -226,8 +226,8 @@ func encrypt(t testing.TB, plain []byte, atOnce int) []byte {
 			t.Fatalf("Write: %d of %d, %v", n, len(chunk), err)
 		}
 	}
-	if (w.Held() > 0) != (len(plain) > 0) {
-		t.Fatalf("%d of %d bytes are held back", w.Held(), len(plain))
+	if (w.Buffered() > 0) != (len(plain) > 0) {
+		t.Fatalf("%d of %d bytes are held back", w.Buffered(), len(plain))
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -244,7 +244,7 @@ func decrypt(stored, dataKey []byte, name string, offset, length int64) ([]byte,
 	if object.PlainSize() < 0 || segments.StoredSize(object.PlainSize()) != int64(len(stored)) {
 		return nil, fmt.Errorf("a plaintext of %d bytes is stored in %d", object.PlainSize(), len(stored))
 	}
-	from, to := object.Span(offset, length)
+	from, to := object.StoredRange(offset, length)
 	return io.ReadAll(object.Reader(bytes.NewReader(stored[from:to]), offset, length))
 }
 

@@ -6,7 +6,7 @@ import (
 	"io"
 )
 
-// Writer encrypts one object. It is for one goroutine, and holds one segment.
+// Writer encrypts one object. It must be used by one goroutine, and buffers one segment.
 type Writer struct {
 	to      io.Writer
 	aead    cipher.AEAD
@@ -15,12 +15,12 @@ type Writer struct {
 	segment int64  // the number of the segment in the buffer
 }
 
-// NewWriter returns a Writer of the object of that name under its job's data key, of KeySize bytes. It writes the stored
-// form to the other writer, a segment at a time.
+// NewWriter returns a Writer that encrypts the named object under its job's data key of KeySize bytes, and writes the
+// stored form to to, one segment at a time.
 func NewWriter(to io.Writer, dataKey []byte, name string) (*Writer, error) {
 	header := make([]byte, HeaderSize)
 	copy(header, prefix)
-	_, _ = rand.Read(header[prefixSize:]) // it never fails
+	_, _ = rand.Read(header[prefixSize:]) // never fails
 	aead, err := objectKey(dataKey, header[prefixSize:], name)
 	if err != nil {
 		return nil, err
@@ -28,11 +28,11 @@ func NewWriter(to io.Writer, dataKey []byte, name string) (*Writer, error) {
 	return &Writer{to: to, aead: aead, header: header, buffer: make([]byte, 0, sealedSize)}, nil
 }
 
-// Write encrypts p. After an error of the other writer, which it returns, the Writer cannot be used any more.
+// Write encrypts p. It returns errors of the underlying writer; after one, the Writer must not be used.
 func (w *Writer) Write(p []byte) (int, error) {
 	written := 0
 	for len(p) > 0 {
-		// A full segment is sealed only when more bytes come: whether it is the last one is part of its nonce.
+		// Seal a full segment only when more bytes follow, because the nonce marks the last one.
 		if len(w.buffer) == Size {
 			if err := w.seal(false); err != nil {
 				return written, err
@@ -46,13 +46,13 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// Held is how many bytes of plaintext have not been written yet. It is more than zero once anything came in.
-func (w *Writer) Held() int { return len(w.buffer) }
+// Buffered returns the number of plaintext bytes that were not written yet; positive after the first byte.
+func (w *Writer) Buffered() int { return len(w.buffer) }
 
-// Close writes the last segment. It does not close the other writer.
+// Close writes the last segment. It does not close the underlying writer.
 func (w *Writer) Close() error { return w.seal(true) }
 
-// seal encrypts the buffer in its place and writes it, behind the header if it is the first.
+// seal encrypts the buffer in place and writes it, after the header if it is the first.
 func (w *Writer) seal(last bool) error {
 	if w.header != nil {
 		if _, err := w.to.Write(w.header); err != nil {
