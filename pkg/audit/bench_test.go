@@ -49,7 +49,7 @@ func BenchmarkVerify(b *testing.B) {
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	for b.Loop() {
-		report, err := Verify(Proof{Key: keyOfTests}, Part{"log", bytes.NewReader(text)})
+		report, err := Verify(Proof{Key: testKey}, Input{"log", bytes.NewReader(text)})
 		if err != nil || report.Problem != nil {
 			b.Fatal(err, report.Problem)
 		}

@@ -15,104 +15,103 @@ import (
 )
 
 const (
-	// LineLimit is the most bytes that a line has, its line break included.
+	// LineLimit is the largest size of a line in bytes, including its line break.
 	LineLimit = 64 << 10
-	// KeyBytes is the least length of a key.
+	// KeyBytes is the smallest length of a key in bytes.
 	KeyBytes = 32
 
 	hashLength = 2 * sha256.Size // of a hash in lower-case hex
 	lineEnd    = `"}]}]}`        // what follows the hash
 )
 
-// noHash stands for the line before the first.
+// noHash is the previous hash of a chain's first line.
 var noHash = strings.Repeat("0", hashLength)
 
-// link is the place of a line in its chain.
-type link struct {
+// position is the place of a line in its chain.
+type position struct {
 	chain    string // 128 random bits in hex
 	sequence int64  // from 0
-	previous string // the hash of the line before, in hex
+	previous string // hash of the previous line, in hex
 }
 
-func newChain() link {
+func newChain() position {
 	var id [16]byte
-	_, _ = rand.Read(id[:]) // crypto/rand.Read never fails: it aborts the process instead
-	return link{chain: hex.EncodeToString(id[:]), previous: noHash}
+	_, _ = rand.Read(id[:]) // crypto/rand.Read never returns an error
+	return position{chain: hex.EncodeToString(id[:]), previous: noHash}
 }
 
-// after is the place behind a line with that hash.
-func (l link) after(hash string) link {
-	return link{chain: l.chain, sequence: l.sequence + 1, previous: hash}
+// next returns the position after this line, which has the given hash.
+func (p position) next(hash string) position {
+	return position{chain: p.chain, sequence: p.sequence + 1, previous: hash}
 }
 
-// hashing makes the hashes of lines: under a key, or plainly without one.
-type hashing struct {
+// hasher computes the hashes of lines: HMAC-SHA-256 with a key, SHA-256 without.
+type hasher struct {
 	method string
-	begin  func() hash.Hash
+	new    func() hash.Hash
 }
 
-func newHashing(key []byte) hashing {
+func newHasher(key []byte) hasher {
 	if len(key) == 0 {
-		return hashing{method: "sha256", begin: sha256.New}
+		return hasher{method: "sha256", new: sha256.New}
 	}
 	key = bytes.Clone(key)
-	return hashing{method: "hmac-sha256", begin: func() hash.Hash { return hmac.New(sha256.New, key) }}
+	return hasher{method: "hmac-sha256", new: func() hash.Hash { return hmac.New(sha256.New, key) }}
 }
 
-// seal puts the place in the chain behind the resource, which is a JSON object, and returns the line with its line
-// break and the line's hash. The hash goes over all other bytes of the line.
-func (h hashing) seal(resource []byte, at link) (line []byte, sum string) {
+// seal appends the chain extension to the resource, a JSON object, and returns the line with its line break, and its hash.
+// The hash covers all other bytes of the line without the line break.
+func (h hasher) seal(resource []byte, at position) (line []byte, sum string) {
 	line = fmt.Appendf(resource[:len(resource)-1],
-		seamBegin+`{"url":"chain","valueString":"%s"},{"url":"sequence","valueDecimal":%d},`+
+		suffixBegin+`{"url":"chain","valueString":"%s"},{"url":"sequence","valueDecimal":%d},`+
 			`{"url":"previous","valueString":"%s"},{"url":"method","valueCode":"%s"},{"url":"hash","valueString":"`,
 		at.chain, at.sequence, at.previous, h.method)
 	sum = h.sum(line, []byte(lineEnd))
 	return append(append(append(line, sum...), lineEnd...), '\n'), sum
 }
 
-func (h hashing) sum(parts ...[]byte) string {
-	running := h.begin()
+func (h hasher) sum(parts ...[]byte) string {
+	running := h.new()
 	for _, part := range parts {
 		running.Write(part)
 	}
 	return hex.EncodeToString(running.Sum(nil))
 }
 
-// seamBegin begins the end of every line, which seam reads. Nothing that an event holds can look like it: a quotation
-// mark in a JSON string has a backslash before it.
-const seamBegin = `,"extension":[{"url":"urn:sluice:audit:chain","extension":[`
+// suffixBegin is the start of the chain extension at the end of every line. No field of an event can contain it, because
+// JSON escapes quotation marks.
+const suffixBegin = `,"extension":[{"url":"urn:sluice:audit:chain","extension":[`
 
-var seam = regexp.MustCompile(`^` + regexp.QuoteMeta(seamBegin) +
+var suffix = regexp.MustCompile(`^` + regexp.QuoteMeta(suffixBegin) +
 	`\{"url":"chain","valueString":"([0-9a-f]{32})"\},\{"url":"sequence","valueDecimal":(0|[1-9][0-9]{0,17})\},` +
 	`\{"url":"previous","valueString":"([0-9a-f]{64})"\},\{"url":"method","valueCode":"([a-z0-9-]+)"\},` +
 	`\{"url":"hash","valueString":"([0-9a-f]{64})"\}\]\}\]\}$`)
 
-// open checks a line, without its line break, and returns its place in its chain and its hash. An error says what is
-// wrong with the line.
-func (h hashing) open(line []byte) (at link, sum string, err error) {
+// open verifies a line without its line break, and returns its position and its hash.
+func (h hasher) open(line []byte) (at position, sum string, err error) {
 	if !bytes.HasPrefix(line, []byte(resourceLineBegin)) {
-		return link{}, "", errors.New("it is no line of an audit log")
+		return position{}, "", errors.New("not an audit log line")
 	}
-	found := seam.FindSubmatch(line[max(0, bytes.LastIndex(line, []byte(seamBegin))):])
+	found := suffix.FindSubmatch(line[max(0, bytes.LastIndex(line, []byte(suffixBegin))):])
 	if found == nil {
-		return link{}, "", errors.New("it does not end as a line of an audit log")
+		return position{}, "", errors.New("the chain extension at its end is missing or damaged")
 	}
-	at = link{chain: string(found[1]), previous: string(found[3])}
+	at = position{chain: string(found[1]), previous: string(found[3])}
 	if at.sequence, err = strconv.ParseInt(string(found[2]), 10, 64); err != nil {
-		return link{}, "", errors.New("its sequence number cannot be read")
+		return position{}, "", errors.New("invalid sequence number")
 	}
 	sum = string(found[5])
 	cut := len(line) - len(lineEnd) - hashLength
 	switch method := string(found[4]); {
 	case method != h.method && h.method == "sha256":
-		return link{}, "", errors.New("it is under a key, and no key was given")
+		return position{}, "", errors.New("it was written under a key, and no key is given")
 	case method != h.method:
-		return link{}, "", errors.New("it is not under a key, although one was given")
+		return position{}, "", errors.New("it was written without a key, and a key is given")
 	case !hmac.Equal([]byte(h.sum(line[:cut], []byte(lineEnd))), []byte(sum)):
 		if h.method == "sha256" {
-			return link{}, "", errors.New("it was altered")
+			return position{}, "", errors.New("it was altered")
 		}
-		return link{}, "", errors.New("it was altered, or is under another key")
+		return position{}, "", errors.New("it was altered, or was written under another key")
 	}
 	return at, sum, nil
 }

@@ -20,13 +20,13 @@ type handle interface {
 	Close() error
 }
 
-// opener opens the file at the path for reading and appending, makes it when it is not there, and locks it.
+// opener opens or creates the file at the path for reading and appending, and locks it.
 type opener func(path string) (handle, error)
 
 func openHandle(path string) (handle, error) {
-	// Only regular files can be cut back, and opening a pipe would wait for a reader.
+	// Only regular files can be truncated, and opening a pipe would block.
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("open %s: it is no regular file", path)
+		return nil, fmt.Errorf("open %s: not a regular file", path)
 	}
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
@@ -38,64 +38,64 @@ func openHandle(path string) (handle, error) {
 	return file, nil
 }
 
-// file is a place that can be cut back to its last whole line.
+// file is a sink that is truncated to its last complete line after an error.
 type file struct {
 	path    string
-	durable bool // whether sync means something
+	durable bool // sync calls fsync
 	open    opener
-	accept  func(last []byte) error // whether a file may be continued whose last line that is
+	accept  func(last []byte) error // checks the last line of a file before it is continued
 
 	handle handle
-	info   fs.FileInfo // which file the handle is of
-	size   int64       // where the last whole line ends
-	sure   int64       // where the last line ends that sync has made sure of
-	dirty  bool        // there may be something behind size
+	info   fs.FileInfo // of the handle
+	size   int64       // end of the last complete line
+	synced int64       // end of the last durable line
+	dirty  bool        // there may be bytes after size
 }
 
-// continueFile makes the log one that goes on where the file ends.
+// continueFile opens the file and continues its chain.
 func (l *Log) continueFile(cfg Config, handles opener) error {
 	f := &file{path: cfg.Path, durable: cfg.Sync, open: handles}
 	f.accept = func(last []byte) error {
-		at, sum, err := l.hashes.open(last)
+		at, sum, err := l.hasher.open(last)
 		if err != nil {
-			return fmt.Errorf("%w, its last line; rename the file to begin another", err)
+			return fmt.Errorf("last line: %w; rename the file to begin another", err)
 		}
-		if l.place == nil { // after a rotation the chain goes on from the file before
-			l.at = at.after(sum)
+		if l.sink == nil { // after a rotation the chain of the previous file continues
+			l.at = at.next(sum)
 		}
 		return nil
 	}
-	news, err := f.reopen()
+	notice, err := f.reopen()
 	if err != nil {
 		return err
 	}
-	l.place = f
-	l.tell(news)
+	l.sink = f
+	l.addNotice(notice)
 	return nil
 }
 
-// reopen opens the file at the path in place of the one that is open, if any, and cuts off a torn line. A file
-// that is not accepted stays as it is.
-func (f *file) reopen() (news string, err error) {
+// reopen opens the file at the path, replaces the current handle, if any, and cuts off a torn line. It does not change a file
+// that is not accepted.
+func (f *file) reopen() (notice string, err error) {
 	opened, err := f.open(f.path)
 	if err != nil {
 		return "", err
 	}
-	news, err = f.take(opened)
+	notice, err = f.take(opened)
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("continue %s: %w", f.path, err), opened.Close())
 	}
-	if before := f.handle; before != nil {
-		f.handle = opened
-		if err := before.Close(); err != nil {
-			return news, fmt.Errorf("close the file before: %w", err)
+	previous := f.handle
+	f.handle = opened
+	if previous != nil {
+		if err := previous.Close(); err != nil {
+			return notice, fmt.Errorf("close the previous file: %w", err)
 		}
 	}
-	f.handle = opened
-	return news, nil
+	return notice, nil
 }
 
-func (f *file) take(opened handle) (news string, err error) {
+func (f *file) take(opened handle) (notice string, err error) {
 	info, err := opened.Stat()
 	if err != nil {
 		return "", err
@@ -113,18 +113,18 @@ func (f *file) take(opened handle) (news string, err error) {
 		if err := opened.Truncate(end); err != nil {
 			return "", err
 		}
-		news = fmt.Sprintf("a line of which only %d bytes were written was cut off", info.Size()-end)
+		notice = fmt.Sprintf("an incomplete line of %d bytes was cut off", info.Size()-end)
 	}
 	if f.durable {
 		if err := syncFolder(filepath.Dir(f.path)); err != nil {
 			return "", err
 		}
 	}
-	f.info, f.size, f.sure, f.dirty = info, end, end, false
-	return news, nil
+	f.info, f.size, f.synced, f.dirty = info, end, end, false
+	return notice, nil
 }
 
-// syncFolder makes sure of the name of a new file.
+// syncFolder makes the directory entry of a new file durable.
 func syncFolder(path string) error {
 	folder, err := os.Open(path)
 	if err != nil {
@@ -133,31 +133,31 @@ func syncFolder(path string) error {
 	return errors.Join(folder.Sync(), folder.Close())
 }
 
-// prepare goes on in a new file when the one that is open is not at its path any more: it was rotated away.
-func (f *file) prepare() (news string, anew bool, err error) {
+// prepare opens a new file after the current one was renamed (rotated).
+func (f *file) prepare() (notice string, newChain bool, err error) {
 	if f.dirty {
 		if err := f.cut(); err != nil {
 			return "", false, err
 		}
 	}
-	there, err := os.Stat(f.path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(there, f.info) {
-		news, err = f.reopen()
-		return news, false, err
+	info, err := os.Stat(f.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, f.info) {
+		notice, err = f.reopen()
+		return notice, false, err
 	}
 	if err != nil {
 		return "", false, err
 	}
-	if there.Size() != f.size {
-		news = fmt.Sprintf("somebody else has changed the file: it has %d bytes in place of %d", there.Size(), f.size)
-		f.size, f.sure = there.Size(), there.Size()
+	if info.Size() != f.size {
+		notice = fmt.Sprintf("another program changed the file: it has %d bytes instead of %d", info.Size(), f.size)
+		f.size, f.synced = info.Size(), info.Size()
 	}
-	return news, false, nil
+	return notice, false, nil
 }
 
 func (f *file) write(line []byte) error {
 	if f.dirty {
-		return errors.New("a line before this one was written in part")
+		return errors.New("the previous line was written only in part")
 	}
 	if _, err := f.handle.Write(line); err != nil {
 		f.dirty = true
@@ -167,33 +167,30 @@ func (f *file) write(line []byte) error {
 	return nil
 }
 
-// sync cuts the lines off that it cannot make sure of: after a failed fsync nobody knows what the disk has, and the
-// next one would report nothing.
+// sync cuts off the new lines when fsync fails: their state on disk is unknown, and another fsync may report success.
 func (f *file) sync() error {
-	if f.durable && f.size > f.sure {
+	if f.durable && f.size > f.synced {
 		if err := f.handle.Sync(); err != nil {
-			f.size, f.dirty = f.sure, true
+			f.size, f.dirty = f.synced, true
 			return errors.Join(err, f.cut())
 		}
 	}
-	f.sure = f.size
+	f.synced = f.size
 	return nil
 }
 
 func (f *file) cut() error {
 	if err := f.handle.Truncate(f.size); err != nil {
-		return fmt.Errorf("cut off what is no whole line: %w", err)
+		return fmt.Errorf("cut off an incomplete line: %w", err)
 	}
 	f.dirty = false
 	return nil
 }
 
-func (f *file) close() error {
-	return f.handle.Close()
-}
+func (f *file) close() error { return f.handle.Close() }
 
-// lastLine returns the last whole line of a log of that size, without its line break, nil when there is none, and where
-// it ends. It reads two lines' length at most.
+// lastLine returns the last complete line of a log of the given size without its line break, nil if there is none, and its
+// end. It reads at most 2*LineLimit bytes.
 func lastLine(from io.ReaderAt, size int64) (line []byte, end int64, err error) {
 	begin := max(0, size-2*LineLimit)
 	tail := make([]byte, size-begin)
@@ -203,7 +200,7 @@ func lastLine(from io.ReaderAt, size int64) (line []byte, end int64, err error) 
 	cut := bytes.LastIndexByte(tail, '\n') + 1
 	torn, whole := tail[cut:], tail[:cut]
 	if !tornLine(torn) || cut == 0 && begin > 0 {
-		return nil, 0, errors.New("it is no audit log: its end is no part of a line of one")
+		return nil, 0, errors.New("not an audit log: it ends with something else")
 	}
 	if cut == 0 {
 		return nil, 0, nil
@@ -212,8 +209,8 @@ func lastLine(from io.ReaderAt, size int64) (line []byte, end int64, err error) 
 	return whole[bytes.LastIndexByte(whole, '\n')+1:], begin + int64(cut), nil
 }
 
-// tornLine reports whether a write of a line that was interrupted can have left this. It keeps a file that is named by
-// mistake from being cut.
+// tornLine reports whether text can be the result of an interrupted write. It protects files that are named by mistake from
+// being truncated.
 func tornLine(text []byte) bool {
 	known := text[:min(len(text), len(resourceLineBegin))]
 	return len(text) < LineLimit &&

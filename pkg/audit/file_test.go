@@ -14,8 +14,8 @@ func TestContinue(t *testing.T) {
 		mustRecord(t, l, download())
 		mustClose(t, l)
 	}
-	about, report := proven(t, path)
-	want(t, about, "start file stop start file stop start file stop")
+	actions, report := verified(t, path)
+	want(t, actions, "start file stop start file stop start file stop")
 	if len(report.Chains) != 1 || report.Chains[0].Last != 8 {
 		t.Errorf("chains %+v, want one of 9 lines", report.Chains)
 	}
@@ -28,11 +28,11 @@ func TestTornLineIsCutOff(t *testing.T) {
 	mustClose(t, l)
 	whole := content(t, path)
 	line := linesOf(whole)[1]
-	for name, tc := range map[string]struct{ before, torn, about string }{
+	for name, tc := range map[string]struct{ before, torn, actions string }{
 		"one byte":         {string(whole), "{", "start file stop repair start stop"},
 		"half a line":      {string(whole), string(line[:len(line)/2]), "start file stop repair start stop"},
 		"all but its end":  {string(whole), string(line[:len(line)-1]), "start file stop repair start stop"},
-		"never written":    {string(whole), strings.Repeat("\x00", 500), "start file stop repair start stop"},
+		"zeros":            {string(whole), strings.Repeat("\x00", 500), "start file stop repair start stop"},
 		"the only line":    {"", string(line[:len(line)-1]), "repair start stop"},
 		"nothing was torn": {string(whole), "", "start file stop start stop"},
 	} {
@@ -42,8 +42,8 @@ func TestTornLineIsCutOff(t *testing.T) {
 				t.Fatal(err)
 			}
 			mustClose(t, mustOpen(t, config(path), openHandle))
-			about, report := proven(t, path)
-			want(t, about, tc.about)
+			actions, report := verified(t, path)
+			want(t, actions, tc.actions)
 			if len(report.Chains) != 1 {
 				t.Errorf("%d chains", len(report.Chains))
 			}
@@ -51,26 +51,26 @@ func TestTornLineIsCutOff(t *testing.T) {
 	}
 }
 
-// A file that is named by mistake, and one that was tampered with, stays as it is.
-func TestWhatIsNotContinued(t *testing.T) {
+// Files that are not valid logs are refused and not changed.
+func TestOpenRefusesOtherFiles(t *testing.T) {
 	path := logFile(t)
 	l := mustOpen(t, config(path), openHandle)
 	mustClose(t, l)
 	whole := content(t, path)
 	for name, tc := range map[string]struct {
-		text string
-		key  []byte
-		says string
+		text    string
+		key     []byte
+		wantErr string
 	}{
-		"a secret":         {"hunter2", keyOfTests, "no audit log"},
-		"other lines":      {"a\nb\n", keyOfTests, "no line of an audit log"},
-		"one long line":    {strings.Repeat("x", 3*LineLimit), keyOfTests, "no audit log"},
-		"long and ended":   {strings.Repeat("x", 3*LineLimit) + "\n", keyOfTests, "no line of an audit log"},
+		"a secret":         {"hunter2", testKey, "not an audit log"},
+		"other lines":      {"a\nb\n", testKey, "not an audit log line"},
+		"one long line":    {strings.Repeat("x", 3*LineLimit), testKey, "not an audit log"},
+		"long and ended":   {strings.Repeat("x", 3*LineLimit) + "\n", testKey, "not an audit log line"},
 		"another key":      {string(whole), bytes.Repeat([]byte("k"), 32), "another key"},
-		"no key any more":  {string(whole), nil, "no key was given"},
-		"an altered line":  {strings.ReplaceAll(string(whole), "host-1", "host-2"), keyOfTests, "altered"},
-		"altered and torn": {strings.ReplaceAll(string(whole), "host-1", "host-2") + "{", keyOfTests, "altered"},
-		"a foreign ending": {string(whole) + "hunter2", keyOfTests, "no audit log"},
+		"no key any more":  {string(whole), nil, "no key is given"},
+		"an altered line":  {strings.ReplaceAll(string(whole), "host-1", "host-2"), testKey, "altered"},
+		"altered and torn": {strings.ReplaceAll(string(whole), "host-1", "host-2") + "{", testKey, "altered"},
+		"a foreign ending": {string(whole) + "hunter2", testKey, "not an audit log"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := logFile(t)
@@ -82,10 +82,10 @@ func TestWhatIsNotContinued(t *testing.T) {
 			l, err := Open(cfg)
 			if err == nil {
 				mustClose(t, l)
-				t.Fatal("it was continued")
+				t.Fatal("the file was continued")
 			}
-			if !strings.Contains(err.Error(), tc.says) || strings.Contains(err.Error(), "hunter2") {
-				t.Errorf("%v, want %q", err, tc.says)
+			if !strings.Contains(err.Error(), tc.wantErr) || strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("%v, want %q", err, tc.wantErr)
 			}
 			if string(content(t, path)) != tc.text {
 				t.Error("the file was changed")
@@ -94,22 +94,22 @@ func TestWhatIsNotContinued(t *testing.T) {
 	}
 }
 
-func TestOneWriterForEachFile(t *testing.T) {
+func TestLock(t *testing.T) {
 	path := logFile(t)
 	first := mustOpen(t, config(path), openHandle)
 	before := content(t, path)
 	if second, err := Open(config(path)); err == nil {
 		mustClose(t, second)
-		t.Fatal("two logs write one file")
+		t.Fatal("a second log opened the same file")
 	} else if !strings.Contains(err.Error(), "another process writes it") {
 		t.Error(err)
 	}
 	if !bytes.Equal(content(t, path), before) {
-		t.Error("the second one has changed the file")
+		t.Error("the refused Open changed the file")
 	}
 	mustClose(t, first)
 	mustClose(t, mustOpen(t, config(path), openHandle))
-	proven(t, path)
+	verified(t, path)
 }
 
 func TestRotation(t *testing.T) {
@@ -131,23 +131,23 @@ func TestRotation(t *testing.T) {
 			mustRecord(t, l, Event{Action: Status, Outcome: Success})
 		}
 		mustClose(t, l)
-		about, report := proven(t, path+".1", path+".2", path)
-		want(t, about, "start file status status stop")
+		actions, report := verified(t, path+".1", path+".2", path)
+		want(t, actions, "start file status status stop")
 		if len(report.Chains) != 1 {
 			t.Errorf("%d chains, want one through all files", len(report.Chains))
 		}
-		// The last file by itself is proven only to those who know where it goes on.
+		// The last file alone is valid only with the previous file's head.
 		head := report.Chains[0].Head
-		_, before := proven(t, path+".1", path+".2")
+		_, before := verified(t, path+".1", path+".2")
 		for _, tc := range []struct {
 			proof Proof
 			good  bool
 		}{
-			{Proof{Key: keyOfTests}, false},
-			{Proof{Key: keyOfTests, After: []string{head}}, false},
-			{Proof{Key: keyOfTests, After: []string{before.Chains[0].Head}}, true},
+			{Proof{Key: testKey}, false},
+			{Proof{Key: testKey, After: []string{head}}, false},
+			{Proof{Key: testKey, After: []string{before.Chains[0].Head}}, true},
 		} {
-			report, err := Verify(tc.proof, Part{path, bytes.NewReader(content(t, path))})
+			report, err := Verify(tc.proof, Input{path, bytes.NewReader(content(t, path))})
 			if err != nil || (report.Problem == nil) != tc.good {
 				t.Errorf("%v: %v, %v", tc.proof.After, err, report.Problem)
 			}
@@ -155,8 +155,8 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// Nothing is recorded while the new file cannot be had, and it goes on as soon as it can.
-func TestRotationThatFails(t *testing.T) {
+// Events are refused while the new file cannot be opened.
+func TestRotationFails(t *testing.T) {
 	path := logFile(t)
 	l := mustOpen(t, config(path), openHandle)
 	if err := os.Rename(path, path+".1"); err != nil {
@@ -181,11 +181,10 @@ func TestRotationThatFails(t *testing.T) {
 	}
 	mustRecord(t, l, download())
 	mustClose(t, l)
-	about, _ := proven(t, path+".1", path)
-	want(t, about, "start repair file stop")
+	actions, _ := verified(t, path+".1", path)
+	want(t, actions, "start repair file stop")
 }
 
-// Somebody who cuts or writes the file leaves a trace in it as well as in the chain.
 func TestForeignChange(t *testing.T) {
 	path := logFile(t)
 	l := mustOpen(t, config(path), openHandle)
@@ -196,10 +195,10 @@ func TestForeignChange(t *testing.T) {
 	mustRecord(t, l, Event{Action: Status, Outcome: Success})
 	mustClose(t, l)
 	text := content(t, path)
-	if !bytes.Contains(linesOf(text)[0], []byte("somebody else has changed the file: it has 0 bytes in place of")) {
+	if !bytes.Contains(linesOf(text)[0], []byte("another program changed the file: it has 0 bytes instead of")) {
 		t.Errorf("the file begins with %s", text)
 	}
-	report, err := Verify(Proof{Key: keyOfTests}, Part{path, bytes.NewReader(text)})
+	report, err := Verify(Proof{Key: testKey}, Input{path, bytes.NewReader(text)})
 	if err != nil || report.Problem == nil || !strings.Contains(report.Problem.Text, "the lines before it are missing") {
 		t.Errorf("%v, %+v", err, report.Problem)
 	}

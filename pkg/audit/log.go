@@ -12,71 +12,66 @@ import (
 )
 
 const (
-	// patience is how long Record waits for a disk or a pipe that takes nothing. Whoever asked must get an answer.
-	patience = 10 * time.Second
-	// most is how many lines at most share one fsync.
-	most = 512
+	writeTimeout = 10 * time.Second // how long Record and Close wait for a stuck disk or pipe
+	maxBatch     = 512              // lines that share one fsync
 )
 
-// Config says where a log is and who writes it.
+// Config configures a log.
 type Config struct {
-	// Path is the file; "-" or "stdout" is standard output, where each Open begins a chain of its own.
+	// Path is a file, or "-" or "stdout" for standard output. On standard output each Open begins a new chain, and makes the
+	// process ignore SIGPIPE.
 	Path    string
-	Process string // who writes: "api"; required
-	Site    string // where that runs, to tell several of the same name apart; may be empty
-	// Key makes the chain one that nobody without it can make, KeyBytes at least; nil: a plain one.
-	Key []byte
-	// Sync has every line on the disk before Record returns. Standard output cannot do that.
-	Sync bool
-	// Now is the clock; nil means time.Now.
-	Now func() time.Time
-	// Observe is told of every event after it was recorded, or was not and why; nil: nobody is. It may be called from
-	// many goroutines at once.
+	Process string           // name of the writing process, such as "api"; required
+	Site    string           // its host, to distinguish instances; optional
+	Key     []byte           // of the hash chain, at least KeyBytes; nil: a chain without a key
+	Sync    bool             // fsync before Record returns; not for standard output
+	Now     func() time.Time // nil: time.Now
+	// Observe is called with every recorded event, and with the error if it could not be recorded. It may be called
+	// concurrently. nil: no observer.
 	Observe func(Event, error)
 }
 
-// Log is an open log. Its methods may be called from any goroutine. One goroutine writes; Close waits for it.
+// Log is an open log. Its methods are safe for concurrent use. One goroutine writes; Close waits for it.
 type Log struct {
 	process, site string
-	hashes        hashing
+	hasher        hasher
 	now           func() time.Time
 	observe       func(Event, error)
-	patience      time.Duration
 
 	requests chan *request
 	stopping chan struct{}
 	closing  sync.Once
-	ended    chan struct{} // after the writer has closed the place
-	closeErr error         // of that; may be read after ended
+	ended    chan struct{} // closed after the writer has closed the sink
+	closeErr error         // set before ended is closed
 
-	unrecorded atomic.Int64 // events that are not on record, since the last line that said so
+	unrecorded atomic.Int64 // failed events since the last line that reported them
 
-	// The writer's own:
-	place place
-	at    link   // of the next line
-	news  string // what the next Repair says
+	// Used only by the writer:
+	sink   sink
+	at     position // of the next line
+	notice string   // reported by the next Repair
 }
 
-// request is an event on its way to the writer.
+// request is an event for the writer.
 type request struct {
 	event Event
-	done  chan error // holds one
+	done  chan error // buffered
 }
 
-// place is where lines go.
-type place interface {
-	// prepare is called before lines are written. It makes the place ready again after an error, or after the file was
-	// renamed. It returns what the log should tell about that, and whether the chain cannot go on there.
-	prepare() (news string, anew bool, err error)
-	// write writes a line, which is there as a whole or, after an error, not at all.
+// sink is a file or a stream.
+type sink interface {
+	// prepare is called before lines are written. It recovers from an earlier error or a renamed file. It returns a notice
+	// for the log, if any, and whether a new chain has to begin.
+	prepare() (notice string, newChain bool, err error)
+	// write writes a line completely or, if it returns an error, not at all.
 	write(line []byte) error
-	// sync makes sure of all lines since the last sync. After an error none of them is there.
+	// sync makes all lines since the last sync durable. If it returns an error, none of them is in the log.
 	sync() error
 	close() error
 }
 
-// Open opens the log and records that it did so. A file is continued where it ends: what a crash has left of a line is
-// cut off, and that is recorded too.
+// Open opens the log and records that. An existing file is continued: an incomplete last line, left by a crash, is cut off,
+// and that is recorded too.
 func Open(cfg Config) (*Log, error) { return open(cfg, openHandle) }
 
 func open(cfg Config, handles opener) (*Log, error) {
@@ -84,9 +79,8 @@ func open(cfg Config, handles opener) (*Log, error) {
 		return nil, fmt.Errorf("audit log: %w", err)
 	}
 	l := &Log{
-		process: cfg.Process, site: cfg.Site, hashes: newHashing(cfg.Key), now: cfg.Now, observe: cfg.Observe,
-		patience: patience, requests: make(chan *request), stopping: make(chan struct{}), ended: make(chan struct{}),
-		at: newChain(),
+		process: cfg.Process, site: cfg.Site, hasher: newHasher(cfg.Key), now: cfg.Now, observe: cfg.Observe,
+		requests: make(chan *request), stopping: make(chan struct{}), ended: make(chan struct{}), at: newChain(),
 	}
 	if l.now == nil {
 		l.now = time.Now
@@ -94,19 +88,13 @@ func open(cfg Config, handles opener) (*Log, error) {
 	if l.observe == nil {
 		l.observe = func(Event, error) {}
 	}
-	var err error
 	if IsStdout(cfg.Path) {
-		l.place, err = newStream(os.Stdout)
-	} else {
-		err = l.continueFile(cfg, handles)
-	}
-	if err != nil {
+		l.sink = newStream(os.Stdout)
+	} else if err := l.continueFile(cfg, handles); err != nil {
 		return nil, fmt.Errorf("audit log: %w", err)
 	}
-	start := &request{event: Event{Action: Start, Outcome: Success}, done: make(chan error, 1)}
-	l.commit([]*request{start})
-	if err := <-start.done; err != nil {
-		return nil, fmt.Errorf("audit log: %w", errors.Join(err, l.place.close()))
+	if err := l.commitOne(Start); err != nil {
+		return nil, fmt.Errorf("audit log: %w", errors.Join(err, l.sink.close()))
 	}
 	go l.run()
 	return l, nil
@@ -132,9 +120,9 @@ func (c Config) check() error {
 	return errors.Join(problems...)
 }
 
-// Record returns nil after the event was written, as the package comment says. After an error, which holds
-// export.ErrUnavailable, the event is not on record. The one exception is a disk or a pipe that takes nothing for ten
-// seconds: if it goes on later the line may still come, followed by one that says how many such there are.
+// Record returns nil after the event was written, see the package comment. An error wraps export.ErrUnavailable and means
+// that the event is not in the log, with one exception: if the disk or pipe was stuck for writeTimeout and recovers, the
+// line may appear later, followed by a line that counts such events.
 func (l *Log) Record(e Event) error {
 	err := l.record(e)
 	if err != nil {
@@ -145,42 +133,44 @@ func (l *Log) Record(e Event) error {
 	return err
 }
 
+var errStuck = fmt.Errorf("no line could be written within %s", writeTimeout)
+
 func (l *Log) record(e Event) error {
 	if err := e.check(); err != nil {
 		return err
 	}
 	r := &request{event: e, done: make(chan error, 1)}
-	timer := time.NewTimer(l.patience)
+	timer := time.NewTimer(writeTimeout)
 	defer timer.Stop()
 	select {
 	case l.requests <- r:
 	case <-l.stopping:
-		return errors.New("it is closed")
+		return errors.New("the log is closed")
 	case <-timer.C:
-		return fmt.Errorf("nothing could be written for %s", l.patience)
+		return errStuck
 	}
 	select {
 	case err := <-r.done:
 		return err
 	case <-timer.C:
-		return fmt.Errorf("nothing could be written for %s", l.patience)
+		return errStuck
 	}
 }
 
-// Close records the end of the log and closes it. Record fails from now on. It may be called again, to the same effect.
+// Close records the end of the log and closes it. Later calls of Record fail. Close may be called again and returns the same.
 func (l *Log) Close() error {
 	l.closing.Do(func() { close(l.stopping) })
-	timer := time.NewTimer(l.patience)
+	timer := time.NewTimer(writeTimeout)
 	defer timer.Stop()
 	select {
 	case <-l.ended:
 		return l.closeErr
 	case <-timer.C:
-		return fmt.Errorf("close audit log: nothing could be written for %s", l.patience)
+		return fmt.Errorf("close audit log: %w", errStuck)
 	}
 }
 
-// run is the writer. What has come in while it was busy is written together.
+// run is the writer. It commits requests that arrived during a write together.
 func (l *Log) run() {
 	defer close(l.ended)
 	for {
@@ -188,9 +178,7 @@ func (l *Log) run() {
 		case first := <-l.requests:
 			l.commit(l.gather(first))
 		case <-l.stopping:
-			stop := &request{event: Event{Action: Stop, Outcome: Success}, done: make(chan error, 1)}
-			l.commit([]*request{stop})
-			if err := errors.Join(<-stop.done, l.place.close()); err != nil {
+			if err := errors.Join(l.commitOne(Stop), l.sink.close()); err != nil {
 				l.closeErr = fmt.Errorf("close audit log: %w", err)
 			}
 			return
@@ -200,7 +188,7 @@ func (l *Log) run() {
 
 func (l *Log) gather(first *request) []*request {
 	batch := []*request{first}
-	for len(batch) < most {
+	for len(batch) < maxBatch {
 		select {
 		case next := <-l.requests:
 			batch = append(batch, next)
@@ -211,26 +199,33 @@ func (l *Log) gather(first *request) []*request {
 	return batch
 }
 
-// commit writes the events, each as a line in one write, makes sure of them together, and answers.
+// commitOne commits an event of the log itself.
+func (l *Log) commitOne(action Action) error {
+	r := &request{event: Event{Action: action, Outcome: Success}, done: make(chan error, 1)}
+	l.commit([]*request{r})
+	return <-r.done
+}
+
+// commit writes each event in one write, syncs them together, and answers the requests.
 func (l *Log) commit(batch []*request) {
 	results := make([]error, len(batch))
 	err := l.prepare()
 	if err == nil {
-		before, told := l.at, l.unrecorded.Load()
-		said, err := l.repair(told)
+		before, unrecorded := l.at, l.unrecorded.Load()
+		reported, err := l.repair(unrecorded)
 		for i, r := range batch {
 			if results[i] = err; err == nil {
 				results[i] = l.append(r.event)
 			}
 		}
-		if err := l.place.sync(); err != nil {
+		if err := l.sink.sync(); err != nil {
 			l.at = before
 			for i := range results {
 				results[i] = errors.Join(results[i], err)
 			}
-		} else if said {
-			l.news = ""
-			l.unrecorded.Add(-told)
+		} else if reported {
+			l.notice = ""
+			l.unrecorded.Add(-unrecorded)
 		}
 	}
 	for i, r := range batch {
@@ -239,27 +234,26 @@ func (l *Log) commit(batch []*request) {
 }
 
 func (l *Log) prepare() error {
-	news, anew, err := l.place.prepare()
-	if anew {
+	notice, begin, err := l.sink.prepare()
+	if begin {
 		l.at = newChain()
 	}
-	l.tell(news)
+	l.addNotice(notice)
 	return err
 }
 
-// tell leaves words for the next Repair.
-func (l *Log) tell(news string) {
-	if l.news != "" && news != "" {
-		news = l.news + "; " + news
+func (l *Log) addNotice(notice string) {
+	if l.notice != "" && notice != "" {
+		notice = l.notice + "; " + notice
 	}
-	if news != "" {
-		l.news = news
+	if notice != "" {
+		l.notice = notice
 	}
 }
 
-// repair records what happened to the log itself, if anything did, and reports whether it said so.
-func (l *Log) repair(unrecorded int64) (said bool, err error) {
-	reason := l.news
+// repair records pending notices and the number of unrecorded events, if there are any, and reports whether it did.
+func (l *Log) repair(unrecorded int64) (reported bool, err error) {
+	reason := l.notice
 	if unrecorded > 0 {
 		if reason != "" {
 			reason += "; "
@@ -278,13 +272,13 @@ func (l *Log) append(e Event) error {
 	if err != nil {
 		return err
 	}
-	line, sum := l.hashes.seal(text, l.at)
+	line, sum := l.hasher.seal(text, l.at)
 	if len(line) > LineLimit {
-		return fmt.Errorf("the line would have %d bytes, which is more than %d", len(line), LineLimit)
+		return fmt.Errorf("the line would have %d bytes; the limit is %d", len(line), LineLimit)
 	}
-	if err := l.place.write(line); err != nil {
+	if err := l.sink.write(line); err != nil {
 		return err
 	}
-	l.at = l.at.after(sum)
+	l.at = l.at.next(sum)
 	return nil
 }

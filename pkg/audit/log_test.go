@@ -20,25 +20,25 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestOpenRefusesWhatCannotWork(t *testing.T) {
+func TestOpenChecksConfig(t *testing.T) {
 	dir := t.TempDir()
 	for name, tc := range map[string]struct {
-		change func(*Config)
-		says   string
+		change  func(*Config)
+		wantErr string
 	}{
 		"no path":            {func(c *Config) { c.Path = "" }, "no path"},
 		"no process":         {func(c *Config) { c.Process = "" }, "no process"},
 		"a short key":        {func(c *Config) { c.Key = c.Key[:31] }, "31 bytes, want at least 32"},
 		"stdout synced":      {func(c *Config) { c.Path, c.Sync = "stdout", true }, "cannot be synced"},
-		"a folder":           {func(c *Config) { c.Path = dir }, "no regular file"},
-		"a device":           {func(c *Config) { c.Path = "/dev/null" }, "no regular file"},
+		"a folder":           {func(c *Config) { c.Path = dir }, "not a regular file"},
+		"a device":           {func(c *Config) { c.Path = "/dev/null" }, "not a regular file"},
 		"a folder not there": {func(c *Config) { c.Path = dir + "/none/audit" }, "no such file"},
 	} {
 		cfg := config(logFile(t))
 		tc.change(&cfg)
 		l, err := Open(cfg)
-		if err == nil || !strings.Contains(err.Error(), tc.says) {
-			t.Errorf("%s: %v, want %q", name, err, tc.says)
+		if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+			t.Errorf("%s: %v, want %q", name, err, tc.wantErr)
 		}
 		if l != nil {
 			mustClose(t, l)
@@ -60,8 +60,8 @@ func TestRecord(t *testing.T) {
 	mustClose(t, l)
 	unavailable(t, l.Record(download()))
 
-	about, report := proven(t, path)
-	want(t, about, "start kick-off file repair cancel stop")
+	actions, report := verified(t, path)
+	want(t, actions, "start kick-off file repair cancel stop")
 	if text := string(content(t, path)); strings.Contains(text, "etc") || !strings.Contains(text, `"5 events before this one`) {
 		t.Errorf("the log holds %s", text)
 	}
@@ -76,11 +76,11 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// Whatever a field holds, the line stays one line, and its seam is the last thing in it.
-func TestNothingBreaksOutOfAField(t *testing.T) {
+// No field can break the line or forge the chain extension.
+func TestFieldsAreEscaped(t *testing.T) {
 	path := logFile(t)
 	l := mustOpen(t, config(path), openHandle)
-	forged, _ := newHashing(nil).seal([]byte(`{"resourceType":"AuditEvent"}`), newChain())
+	forged, _ := newHasher(nil).seal([]byte(`{"resourceType":"AuditEvent"}`), newChain())
 	for _, text := range []string{"a\nb", "a\r\n{}", `"}]}]}`, string(forged), "\x00\xff\u2028", `\`, "<>&"} {
 		mustRecord(t, l, Event{
 			Action: Admin, Outcome: Success, Target: text, Reason: text, File: text, RequestID: text, Types: []string{text},
@@ -88,8 +88,8 @@ func TestNothingBreaksOutOfAField(t *testing.T) {
 		})
 	}
 	mustClose(t, l)
-	about, _ := proven(t, path)
-	want(t, about, "start admin admin admin admin admin admin admin stop")
+	actions, _ := verified(t, path)
+	want(t, actions, "start admin admin admin admin admin admin admin stop")
 }
 
 func TestObserve(t *testing.T) {
@@ -126,8 +126,8 @@ func TestManyAtOnce(t *testing.T) {
 		}
 		all.Wait()
 		mustClose(t, l)
-		if about, _ := proven(t, path); len(about) != writers*each+2 {
-			t.Errorf("%d lines, want %d", len(about), writers*each+2)
+		if actions, _ := verified(t, path); len(actions) != writers*each+2 {
+			t.Errorf("%d lines, want %d", len(actions), writers*each+2)
 		}
 		if disk.writes != writers*each+2 {
 			t.Errorf("%d writes: want one for each line", disk.writes)
@@ -138,7 +138,7 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-// What waits while the disk is busy shares the next fsync, and nobody gets an answer before it.
+// Events that arrive during an fsync share the next one, and Record returns after it.
 func TestGroupCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path, disk := logFile(t), &faulty{}
@@ -163,11 +163,11 @@ func TestGroupCommit(t *testing.T) {
 		}
 		close(busy)
 		all.Wait()
-		if disk.syncs > 1+2 { // of the start, of the first, and of all others
+		if disk.syncs > 1+2 { // for Start, for the first event, and for all others
 			t.Errorf("%d times fsync for 50 events", disk.syncs)
 		}
 		mustClose(t, l)
-		proven(t, path)
+		verified(t, path)
 	})
 }
 
@@ -180,17 +180,17 @@ func TestPartialWriteIsCutOff(t *testing.T) {
 		disk.set(func() { disk.short = short })
 		unavailable(t, l.Record(download()))
 		if !bytes.Equal(content(t, path), before) {
-			t.Errorf("after %d bytes the file holds more than whole lines", short)
+			t.Errorf("after %d bytes the file holds an incomplete line", short)
 		}
 		mustRecord(t, l, Event{Action: Status, Outcome: Success})
 		mustClose(t, l)
-		about, _ := proven(t, path)
-		want(t, about, "start file repair status stop")
+		actions, _ := verified(t, path)
+		want(t, actions, "start file repair status stop")
 	}
 }
 
-// A line that cannot be cut off yet stays in nobody's way: nothing is written until it can.
-func TestPartialWriteThatCannotBeCutOff(t *testing.T) {
+// Nothing is written after an incomplete line that cannot be cut off.
+func TestPartialWriteAndTruncateFails(t *testing.T) {
 	path, disk := logFile(t), &faulty{}
 	l := mustOpen(t, config(path), withFaults(disk))
 	disk.set(func() { disk.short, disk.noCut = 10, true })
@@ -198,20 +198,19 @@ func TestPartialWriteThatCannotBeCutOff(t *testing.T) {
 		unavailable(t, l.Record(download()))
 	}
 	if disk.writes != 2 {
-		t.Errorf("%d writes: one before the torn line and that one are all that may be", disk.writes)
+		t.Errorf("%d writes, want 2: Start and the torn line", disk.writes)
 	}
 	disk.set(func() { disk.noCut = false })
 	mustRecord(t, l, download())
 	mustClose(t, l)
-	about, _ := proven(t, path)
-	want(t, about, "start repair file stop")
+	actions, _ := verified(t, path)
+	want(t, actions, "start repair file stop")
 	if !bytes.Contains(content(t, path), []byte(`"outcomeDesc":"3 events before this one could not be recorded`)) {
-		t.Error("the log does not say how many events are missing")
+		t.Error("the log does not contain the number of unrecorded events")
 	}
 }
 
-// After a failed fsync nobody knows what the disk has: what it covered is taken back, and nobody was told that it is
-// on record.
+// After a failed fsync the lines are removed and Record returns an error.
 func TestFailedSync(t *testing.T) {
 	path, disk := logFile(t), &faulty{}
 	cfg := config(path)
@@ -226,12 +225,12 @@ func TestFailedSync(t *testing.T) {
 	}
 	mustRecord(t, l, Event{Action: Status, Outcome: Success})
 	mustClose(t, l)
-	about, _ := proven(t, path)
-	want(t, about, "start file repair status stop")
+	actions, _ := verified(t, path)
+	want(t, actions, "start file repair status stop")
 }
 
-// The news that a failed fsync takes back is told again.
-func TestFailedSyncOfNews(t *testing.T) {
+// A notice that a failed fsync removed is written again.
+func TestFailedSyncOfANotice(t *testing.T) {
 	path, disk := logFile(t), &faulty{}
 	cfg := config(path)
 	cfg.Sync = true
@@ -242,14 +241,14 @@ func TestFailedSyncOfNews(t *testing.T) {
 	unavailable(t, l.Record(download()))
 	mustRecord(t, l, download())
 	mustClose(t, l)
-	about, _ := proven(t, path)
-	want(t, about, "start repair file stop")
+	actions, _ := verified(t, path)
+	want(t, actions, "start repair file stop")
 	if !bytes.Contains(content(t, path), []byte(`"outcomeDesc":"2 events before this one`)) {
-		t.Error("the log does not say how many events are missing")
+		t.Error("the log does not contain the number of unrecorded events")
 	}
 }
 
-// A disk that takes nothing must not hold requests for ever, and Close neither.
+// Record and Close time out on a stuck disk.
 func TestStuckDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path, disk := logFile(t), &faulty{}
@@ -259,7 +258,7 @@ func TestStuckDisk(t *testing.T) {
 		stuck := make(chan struct{})
 		disk.set(func() { disk.beforeSync = func() { <-stuck } })
 		var all sync.WaitGroup
-		for range 3 { // one in the hands of the writer, two before its door
+		for range 3 { // one with the writer, two waiting for it
 			all.Go(func() { unavailable(t, l.Record(download())) })
 			synctest.Wait()
 		}
@@ -269,22 +268,22 @@ func TestStuckDisk(t *testing.T) {
 		}
 		close(stuck)
 		mustClose(t, l)
-		about, _ := proven(t, path)
-		want(t, about, "start file repair stop")
+		actions, _ := verified(t, path)
+		want(t, actions, "start file repair stop")
 		if !bytes.Contains(content(t, path), []byte(`"outcomeDesc":"3 events before this one`)) {
-			t.Error("the log does not say that events were refused")
+			t.Error("the log does not contain the number of refused events")
 		}
 	})
 }
 
-func TestUnauthenticatedAndOwn(t *testing.T) {
+func TestAgents(t *testing.T) {
 	path := logFile(t)
 	l := mustOpen(t, config(path), openHandle)
 	mustRecord(t, l,
 		Event{Action: Denied, Outcome: Refused, Address: netip.MustParseAddr("::ffff:192.0.2.9"), HTTPStatus: 401},
 		Event{Action: Purge, Outcome: Success, Job: someJob})
 	mustClose(t, l)
-	proven(t, path)
+	verified(t, path)
 	lines := linesOf(content(t, path))
 	for i, text := range map[int]string{
 		1: `"agent":[{"type":{"coding":[{"system":"urn:sluice:audit:agent","code":"unauthenticated"}],` +

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Code systems of the codes below. Those of FHIR are the 4.0.1 ones.
+// Code systems; those of FHIR in version 4.0.1.
 const (
 	dicom             = "http://dicom.nema.org/resources/ontology/DCM"
 	restEvents        = "http://terminology.hl7.org/CodeSystem/audit-event-type"
@@ -17,20 +17,20 @@ const (
 	entityTypes       = "http://terminology.hl7.org/CodeSystem/audit-entity-type"
 	entityRoles       = "http://terminology.hl7.org/CodeSystem/object-role"
 	sourceTypes       = "http://terminology.hl7.org/CodeSystem/security-source-type"
-	actionsOfOurs     = "urn:sluice:audit:action"
-	agentsOfOurs      = "urn:sluice:audit:agent"
+	sluiceActions     = "urn:sluice:audit:action"
+	sluiceAgents      = "urn:sluice:audit:agent"
 	jobs              = "urn:sluice:job"
 	networkIP         = "2" // of http://hl7.org/fhir/network-type
 	instantForm       = "2006-01-02T15:04:05.000Z"
 	resourceLineBegin = `{"resourceType":"AuditEvent",`
 )
 
-// kind is how an action is told in FHIR.
+// kind is the FHIR representation of an Action.
 type kind struct {
 	action  string // one of C R U D E
 	typ     coding
-	subtype []coding // beside the action itself
-	own     bool     // done by the process when nobody else is named
+	subtype []coding // in addition to the action itself
+	own     bool     // without an agent, done by the process
 }
 
 var (
@@ -57,8 +57,8 @@ var kinds = map[Action]kind{
 // outcomes are codes of http://hl7.org/fhir/audit-event-outcome.
 var outcomes = map[Outcome]string{Success: "0", Refused: "4", Failed: "8"}
 
-// resource is an R4 AuditEvent, http://hl7.org/fhir/R4/auditevent.html, as far as it is used here. The extension with
-// the chain is put behind it by seal.
+// resource is the part of an R4 AuditEvent (http://hl7.org/fhir/R4/auditevent.html) that the log uses. seal appends the chain
+// extension.
 type resource struct {
 	ResourceType string   `json:"resourceType"`
 	Type         coding   `json:"type"`
@@ -133,7 +133,7 @@ func (l *Log) encode(e Event, now time.Time) ([]byte, error) {
 	err := encoder.Encode(resource{
 		ResourceType: "AuditEvent",
 		Type:         k.typ,
-		Subtype:      append([]coding{{System: actionsOfOurs, Code: string(e.Action)}}, k.subtype...),
+		Subtype:      append([]coding{{System: sluiceActions, Code: string(e.Action)}}, k.subtype...),
 		Action:       k.action,
 		Recorded:     now.UTC().Format(instantForm),
 		Outcome:      outcomes[e.Outcome],
@@ -160,7 +160,7 @@ func (l *Log) agent(e Event, k kind) agent {
 		a.Type = &concept{Coding: []coding{{dicom, "110150", "Application"}}}
 		a.Who = &reference{Display: l.process}
 	default:
-		a.Type = &concept{Coding: []coding{{System: agentsOfOurs, Code: "unauthenticated"}}, Text: "unauthenticated client"}
+		a.Type = &concept{Coding: []coding{{System: sluiceAgents, Code: "unauthenticated"}}, Text: "unauthenticated client"}
 	}
 	if e.Address.IsValid() {
 		a.Network = &network{Address: e.Address.Unmap().String(), Type: networkIP}

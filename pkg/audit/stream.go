@@ -1,26 +1,28 @@
 package audit
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 )
 
-// stream is a place that only goes forward: standard output.
+// stream is a sink that cannot be truncated: standard output.
 type stream struct {
 	to   *os.File
-	torn bool // it ends with a part of a line
+	torn bool // it ends with an incomplete line
 }
 
-func newStream(to *os.File) (*stream, error) {
-	own, err := duplicate(to)
-	if err != nil {
-		return nil, fmt.Errorf("standard output: %w", err)
-	}
-	return &stream{to: own}, nil
+// newStream ignores SIGPIPE in this process: by default Go ends a program that writes to a closed standard output, and here
+// the write must return an error.
+func newStream(to *os.File) *stream {
+	signal.Ignore(syscall.SIGPIPE)
+	return &stream{to: to}
 }
 
-// prepare ends what there is of a line. It can never be whole again, so the chain ends before it.
-func (s *stream) prepare() (news string, anew bool, err error) {
+// prepare ends an incomplete line. The line stays invalid, so its chain ends before it.
+func (s *stream) prepare() (notice string, newChain bool, err error) {
 	if !s.torn {
 		return "", false, nil
 	}
@@ -28,12 +30,12 @@ func (s *stream) prepare() (news string, anew bool, err error) {
 		return "", false, fmt.Errorf("end a torn line: %w", err)
 	}
 	s.torn = false
-	return "a line was written in part, and its chain ends before it", true, nil
+	return "a line was written only in part, and its chain ends before it", true, nil
 }
 
 func (s *stream) write(line []byte) error {
 	if s.torn {
-		return fmt.Errorf("a line before this one was written in part")
+		return errors.New("the previous line was written only in part")
 	}
 	n, err := s.to.Write(line)
 	s.torn = n > 0 && n < len(line)
@@ -42,4 +44,4 @@ func (s *stream) write(line []byte) error {
 
 func (s *stream) sync() error { return nil }
 
-func (s *stream) close() error { return s.to.Close() }
+func (s *stream) close() error { return nil } // standard output belongs to the process

@@ -13,14 +13,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// childFlag makes this test's binary a process that writes a log to its standard output, for as long as it is told to
-// on its standard input: one line for each event.
+// childFlag makes the test binary a process that logs to its standard output, one event for each byte on standard input.
 const childFlag = "AUDIT_TEST_CHILD"
 
 func TestChild(t *testing.T) {
 	if os.Getenv(childFlag) == "" {
 		if IsStdout("audit.ndjson") || !IsStdout("-") || !IsStdout("stdout") {
-			t.Error("standard output is taken for a file, or a file for it")
+			t.Error("IsStdout is wrong")
 		}
 		return
 	}
@@ -45,8 +44,8 @@ func TestChild(t *testing.T) {
 	os.Exit(0)
 }
 
-// A collector that goes away must end in refusals, and not in a process that is killed by SIGPIPE.
-func TestStdoutThatCloses(t *testing.T) {
+// When the reader of standard output closes, Record fails; SIGPIPE must not kill the process.
+func TestStdoutCloses(t *testing.T) {
 	child := exec.Command(os.Args[0], "-test.run=^TestChild$")
 	child.Env = append(os.Environ(), childFlag+"=1")
 	stdin, err := child.StdinPipe()
@@ -90,28 +89,24 @@ func TestStdoutThatCloses(t *testing.T) {
 	if err := errors.Join(stdin.Close(), child.Wait()); err != nil {
 		t.Error(err)
 	}
-	report, err := Verify(Proof{Key: keyOfTests}, Part{"stdout", &log})
+	report, err := Verify(Proof{Key: testKey}, Input{"stdout", &log})
 	if err != nil || report.Problem != nil || report.Lines != 2 {
 		t.Errorf("%v, %+v", err, report)
 	}
 }
 
-// streamLog is a log on the file in place of standard output.
+// streamLog is a log on a file that is treated like standard output.
 func streamLog(t *testing.T, to *os.File) *Log {
 	t.Helper()
-	s, err := newStream(to)
-	if err != nil {
-		t.Fatal(err)
-	}
 	l := mustOpen(t, config(logFile(t)), openHandle)
-	if err := l.place.close(); err != nil {
+	if err := l.sink.close(); err != nil {
 		t.Fatal(err)
 	}
-	l.place, l.at = s, newChain()
+	l.sink, l.at = newStream(to), newChain()
 	return l
 }
 
-// What was written of a line cannot be taken back here: it is ended, and another chain begins.
+// An incomplete line on a stream is ended, and a new chain begins.
 func TestTornStream(t *testing.T) {
 	path := logFile(t)
 	to, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
@@ -120,12 +115,12 @@ func TestTornStream(t *testing.T) {
 	}
 	l := streamLog(t, to)
 	mustRecord(t, l, download())
-	if _, err := to.WriteString(resourceLineBegin); err != nil { // as if a write had stopped there
+	if _, err := to.WriteString(resourceLineBegin); err != nil { // an interrupted write
 		t.Fatal(err)
 	}
-	s, ok := l.place.(*stream)
+	s, ok := l.sink.(*stream)
 	if !ok {
-		t.Fatalf("the place is %T", l.place)
+		t.Fatalf("the sink is %T", l.sink)
 	}
 	s.torn = true
 	mustRecord(t, l, download())
@@ -142,11 +137,11 @@ func TestTornStream(t *testing.T) {
 	if torn != resourceLineBegin+"\n" {
 		t.Errorf("the torn line is %q", torn)
 	}
-	report, err := Verify(Proof{Key: keyOfTests}, Part{"stdout", bytes.NewReader(whole)})
+	report, err := Verify(Proof{Key: testKey}, Input{"stdout", bytes.NewReader(whole)})
 	if err != nil || report.Problem != nil || len(report.Chains) != 2 || actionOf(t, lines[2]) != "repair" {
 		t.Errorf("%v, %+v", err, report)
 	}
-	report, err = Verify(Proof{Key: keyOfTests}, Part{"stdout", bytes.NewReader(content(t, path))})
+	report, err = Verify(Proof{Key: testKey}, Input{"stdout", bytes.NewReader(content(t, path))})
 	if err != nil || report.Problem == nil || report.Problem.Line != 2 {
 		t.Errorf("a torn line is no problem: %v, %+v", err, report)
 	}

@@ -10,33 +10,33 @@ import (
 	"time"
 )
 
-// chainsMost bounds what Verify holds in memory: it keeps a few hundred bytes of each chain.
-const chainsMost = 100_000
+// maxChains bounds Verify's memory: each chain takes a few hundred bytes.
+const maxChains = 100_000
 
-// Part is a piece of a log, such as one of its files.
-type Part struct {
+// Input is a part of a log, such as one of its files.
+type Input struct {
 	Name string
 	io.Reader
 }
 
-// Proof says what a log is compared with.
+// Proof is what a log is verified against.
 type Proof struct {
-	Key []byte // that the log was written under; nil: none
-	// Heads are hashes that the log must hold, noted from earlier verifications. They show that it was not shortened.
+	Key []byte // of the log; nil: none
+	// Heads are hashes from earlier verifications that the log must contain. They prove that it was not shortened.
 	Heads []string
-	// After are hashes of lines whose followers may be the first of their chains, because the files before were
-	// removed on purpose. Without them every chain has to begin at its beginning.
+	// After are hashes of lines in files that were removed on purpose. A chain may begin after one of them; any other chain
+	// must begin with its first line.
 	After []string
 }
 
-// Report is what Verify found.
+// Report is the result of Verify.
 type Report struct {
 	Lines   int64    `json:"lines"`
-	Chains  []Chain  `json:"chains"` // in the order in which they begin
+	Chains  []Chain  `json:"chains"` // in the order of their first lines
 	Problem *Problem `json:"problem,omitempty"`
 }
 
-// Chain is the part of one chain that is proven: up to its first problem.
+// Chain is the verified part of a chain, up to its first problem.
 type Chain struct {
 	ID      string    `json:"chain"`
 	Process string    `json:"process"`
@@ -44,16 +44,16 @@ type Chain struct {
 	First   int64     `json:"first"` // sequence numbers
 	Last    int64     `json:"last"`
 	Lines   int64     `json:"lines"`
-	From    time.Time `json:"from"` // when its first line was recorded
+	From    time.Time `json:"from"` // time of the first line
 	Until   time.Time `json:"until"`
-	Head    string    `json:"head"` // hash of its last line
+	Head    string    `json:"head"` // hash of the last line
 
 	broken bool
 }
 
-// Problem is the first thing that is wrong.
+// Problem is the first problem of a log.
 type Problem struct {
-	File string `json:"file,omitempty"` // "" when it is in no line: lines are missing at the end, or all of them
+	File string `json:"file,omitempty"` // "" for missing lines at the end, or an empty log
 	Line int64  `json:"line,omitempty"` // from 1
 	Text string `json:"text"`
 }
@@ -65,35 +65,35 @@ func (p Problem) Error() string {
 	return fmt.Sprintf("%s, line %d: %s", p.File, p.Line, p.Text)
 }
 
-// Verify reads the parts of a log, oldest first, and proves their chains. Lines of several chains may be mixed, as long
-// as each chain is in order. It holds one line and the heads of the chains in memory. It fails only when a part cannot
-// be read; everything that is wrong with the log is the report's Problem.
-func Verify(proof Proof, parts ...Part) (Report, error) {
+// Verify reads the inputs, oldest first, and verifies their chains. Lines of several chains may be mixed if each chain is in
+// order. It holds one line and the heads of the chains in memory. It returns an error only when an input cannot be read;
+// problems of the log are in the report.
+func Verify(proof Proof, inputs ...Input) (Report, error) {
 	if len(proof.Key) > 0 && len(proof.Key) < KeyBytes {
-		return Report{}, fmt.Errorf("the key has %d bytes, and no log is under one of less than %d", len(proof.Key), KeyBytes)
+		return Report{}, fmt.Errorf("the key has %d bytes, want at least %d", len(proof.Key), KeyBytes)
 	}
 	v := verifier{
-		hashes: newHashing(proof.Key), chains: map[string]int{}, missing: slices.Clone(proof.Heads), after: proof.After,
+		hasher: newHasher(proof.Key), chains: map[string]int{}, missing: slices.Clone(proof.Heads), after: proof.After,
 	}
-	for _, part := range parts {
-		if err := v.read(part); err != nil {
-			return Report{}, fmt.Errorf("read %s: %w", part.Name, err)
+	for _, input := range inputs {
+		if err := v.read(input); err != nil {
+			return Report{}, fmt.Errorf("read %s: %w", input.Name, err)
 		}
 	}
 	v.report.Chains = slices.DeleteFunc(v.report.Chains, func(c Chain) bool { return c.Lines == 0 })
-	if v.report.Lines == 0 { // opening a log records that
-		v.problem(Problem{Text: "there are no lines in it"})
+	if v.report.Lines == 0 { // Open always records a line
+		v.problem(Problem{Text: "the log is empty"})
 	}
 	for _, head := range v.missing {
-		v.problem(Problem{Text: fmt.Sprintf("the line with the hash %s is not there: the log was shortened", head)})
+		v.problem(Problem{Text: fmt.Sprintf("the line with the hash %s is missing: the log was shortened", head)})
 	}
 	return v.report, nil
 }
 
 type verifier struct {
-	hashes  hashing
-	chains  map[string]int // places in the report
-	missing []string       // heads that were not met yet
+	hasher  hasher
+	chains  map[string]int // chain id to index in report.Chains
+	missing []string       // heads that were not found yet
 	after   []string
 	report  Report
 }
@@ -105,8 +105,8 @@ func (v *verifier) problem(p Problem) {
 	}
 }
 
-func (v *verifier) read(part Part) error {
-	lines := bufio.NewReaderSize(part, LineLimit)
+func (v *verifier) read(input Input) error {
+	lines := bufio.NewReaderSize(input, LineLimit)
 	for number := int64(1); ; number++ {
 		text, err := lines.ReadSlice('\n')
 		if len(text) == 0 && errors.Is(err, io.EOF) {
@@ -114,11 +114,11 @@ func (v *verifier) read(part Part) error {
 		}
 		v.report.Lines++
 		wrong := func(format string, args ...any) {
-			v.problem(Problem{File: part.Name, Line: number, Text: fmt.Sprintf(format, args...)})
+			v.problem(Problem{File: input.Name, Line: number, Text: fmt.Sprintf(format, args...)})
 		}
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
-			wrong("it is longer than a line can be")
+			wrong("it is too long for an audit log line")
 			for errors.Is(err, bufio.ErrBufferFull) {
 				_, err = lines.ReadSlice('\n')
 			}
@@ -126,7 +126,7 @@ func (v *verifier) read(part Part) error {
 				return err
 			}
 		case errors.Is(err, io.EOF):
-			wrong("it is not whole: its end is missing")
+			wrong("it is incomplete: its end is missing")
 		case err != nil:
 			return err
 		default:
@@ -137,9 +137,9 @@ func (v *verifier) read(part Part) error {
 	}
 }
 
-// line proves one line, without its line break.
+// line verifies one line without its line break.
 func (v *verifier) line(text []byte) error {
-	at, sum, err := v.hashes.open(text)
+	at, sum, err := v.hasher.open(text)
 	if err != nil {
 		return err
 	}
@@ -153,25 +153,25 @@ func (v *verifier) line(text []byte) error {
 		} `json:"source"`
 	}
 	if err := json.Unmarshal(text, &event); err != nil {
-		return errors.New("it is no AuditEvent")
+		return errors.New("not an AuditEvent")
 	}
-	place, known := v.chains[at.chain]
+	index, known := v.chains[at.chain]
 	if !known {
-		if len(v.chains) == chainsMost {
-			return fmt.Errorf("it begins another chain, and there are %d already", chainsMost)
+		if len(v.chains) == maxChains {
+			return fmt.Errorf("it begins a new chain, and there are already %d", maxChains)
 		}
-		place = len(v.report.Chains)
-		v.chains[at.chain] = place
+		index = len(v.report.Chains)
+		v.chains[at.chain] = index
 		v.report.Chains = append(v.report.Chains, Chain{
 			ID: at.chain, Process: event.Source.Observer.Display, Site: event.Source.Site,
 			First: at.sequence, Last: at.sequence - 1, From: event.Recorded, Head: at.previous,
 		})
 	}
-	chain := &v.report.Chains[place]
+	chain := &v.report.Chains[index]
 	if chain.broken {
-		return nil // which was said where it broke
+		return nil // already reported
 	}
-	if err := v.follows(at, *chain, known); err != nil {
+	if err := v.checkOrder(at, *chain, known); err != nil {
 		chain.broken = true
 		return err
 	}
@@ -181,20 +181,20 @@ func (v *verifier) line(text []byte) error {
 	return nil
 }
 
-// follows tells whether a line continues the chain, or may begin it.
-func (v *verifier) follows(at link, chain Chain, known bool) error {
+// checkOrder returns an error unless the line continues the chain or may begin it.
+func (v *verifier) checkOrder(at position, chain Chain, known bool) error {
 	switch {
 	case !known && at.sequence == 0 && at.previous == noHash:
 	case !known && at.sequence > 0 && slices.Contains(v.after, at.previous):
 	case !known:
-		return fmt.Errorf("the chain %s begins with number %d: the lines before it are missing", at.chain, at.sequence)
+		return fmt.Errorf("chain %s begins with number %d: the lines before it are missing", at.chain, at.sequence)
 	case at.sequence <= chain.Last:
-		return fmt.Errorf("number %d of the chain %s comes after number %d", at.sequence, at.chain, chain.Last)
+		return fmt.Errorf("number %d of chain %s comes after number %d", at.sequence, at.chain, chain.Last)
 	case at.sequence > chain.Last+1:
-		return fmt.Errorf("%d lines of the chain %s before number %d are missing",
+		return fmt.Errorf("%d lines of chain %s before number %d are missing",
 			at.sequence-chain.Last-1, at.chain, at.sequence)
 	case at.previous != chain.Head:
-		return fmt.Errorf("number %d of the chain %s does not follow the line before it", at.sequence, at.chain)
+		return fmt.Errorf("number %d of chain %s does not continue the previous line", at.sequence, at.chain)
 	}
 	return nil
 }

@@ -8,7 +8,7 @@ import (
 	"testing/iotest"
 )
 
-// sample is a log of two processes whose lines are mixed, as a collector leaves them.
+// sample is a log of two processes with mixed lines.
 func sample(t testing.TB, key []byte) []byte {
 	t.Helper()
 	var files [2][]byte
@@ -28,10 +28,10 @@ func sample(t testing.TB, key []byte) []byte {
 	return mixed
 }
 
-// judge verifies one text.
+// judge verifies a text.
 func judge(t testing.TB, proof Proof, text []byte) Report {
 	t.Helper()
-	report, err := Verify(proof, Part{"log", bytes.NewReader(text)})
+	report, err := Verify(proof, Input{"log", bytes.NewReader(text)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func judge(t testing.TB, proof Proof, text []byte) Report {
 }
 
 func TestVerify(t *testing.T) {
-	for _, key := range [][]byte{nil, keyOfTests} {
+	for _, key := range [][]byte{nil, testKey} {
 		text := sample(t, key)
 		report := judge(t, Proof{Key: key}, text)
 		if report.Problem != nil || report.Lines != 12 || len(report.Chains) != 2 {
@@ -52,14 +52,13 @@ func TestVerify(t *testing.T) {
 			}
 		}
 	}
-	empty := judge(t, Proof{Key: keyOfTests}, nil)
-	if empty.Problem == nil || empty.Problem.Error() != "there are no lines in it" || len(empty.Chains) != 0 {
+	empty := judge(t, Proof{Key: testKey}, nil)
+	if empty.Problem == nil || empty.Problem.Error() != "the log is empty" || len(empty.Chains) != 0 {
 		t.Errorf("nothing: %+v", empty)
 	}
 }
 
-// Any byte that is another one is found, wherever it is: every byte of a line between two others, and some hundreds in
-// a log of two chains.
+// Every altered byte is detected: each byte of a line, and some hundreds in a log of two chains.
 func TestAnyByte(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	alter := func(t *testing.T, key, text []byte, at int, to byte) {
@@ -75,7 +74,7 @@ func TestAnyByte(t *testing.T) {
 			t.Fatalf("byte %d of line %d was %q and is %q: %v", at, number, text[at], to, p)
 		}
 	}
-	for _, key := range [][]byte{nil, keyOfTests} {
+	for _, key := range [][]byte{nil, testKey} {
 		cfg := config(logFile(t))
 		cfg.Key = key
 		l := mustOpen(t, cfg, openHandle)
@@ -93,9 +92,9 @@ func TestAnyByte(t *testing.T) {
 	}
 }
 
-// TestTampering alters a log by whole lines: each of them in turn.
+// TestTampering alters each line of a log.
 func TestTampering(t *testing.T) {
-	text := sample(t, keyOfTests)
+	text := sample(t, testKey)
 	lines := linesOf(text)
 	join := func(parts ...[][]byte) []byte {
 		var all []byte
@@ -106,120 +105,120 @@ func TestTampering(t *testing.T) {
 	}
 	for i := range lines {
 		one := lines[i : i+1]
-		shows := i + 2 // where a removed line is missed: at the next one of its chain
+		shows := i + 2 // a removed line is detected at the next line of its chain
 		if i+2 >= len(lines) {
 			shows = 0 // it was the last
 		}
 		for name, tc := range map[string]struct {
-			text []byte
-			line int // where it has to show, from 1; 0: nowhere
-			says string
+			text    []byte
+			line    int // of the problem, from 1; 0: none
+			wantErr string
 		}{
 			"removed":            {join(lines[:i], lines[i+1:]), shows, "missing"},
 			"repeated":           {join(lines[:i+1], one, lines[i+1:]), i + 2, "comes after number"},
 			"at the end":         {join(lines, one), 13, "comes after number"},
-			"garbage":            {join(lines[:i], [][]byte{[]byte("{}\n")}, lines[i:]), i + 1, "no line of an audit log"},
-			"blank":              {join(lines[:i], [][]byte{[]byte("\n")}, lines[i:]), i + 1, "no line of an audit log"},
-			"huge":               {join(lines[:i], [][]byte{bytes.Repeat([]byte("x"), 3*LineLimit), []byte("\n")}, lines[i:]), i + 1, "longer"},
-			"shortened":          {join(lines[:i], [][]byte{one[0][:200], []byte("\n")}, lines[i+1:]), i + 1, "does not end as"},
+			"garbage":            {join(lines[:i], [][]byte{[]byte("{}\n")}, lines[i:]), i + 1, "not an audit log line"},
+			"blank":              {join(lines[:i], [][]byte{[]byte("\n")}, lines[i:]), i + 1, "not an audit log line"},
+			"huge":               {join(lines[:i], [][]byte{bytes.Repeat([]byte("x"), 3*LineLimit), []byte("\n")}, lines[i:]), i + 1, "too long"},
+			"shortened":          {join(lines[:i], [][]byte{one[0][:200], []byte("\n")}, lines[i+1:]), i + 1, "missing or damaged"},
 			"cut short":          {join(lines[:i], [][]byte{one[0][:200]}), i + 1, "its end is missing"},
-			"with a byte before": {join(lines[:i], [][]byte{[]byte(" ")}, lines[i:]), i + 1, "no line of an audit log"},
-			"with a byte behind": {join(lines[:i], [][]byte{one[0][:len(one[0])-1], []byte(" \n")}, lines[i+1:]), i + 1, "does not end as"},
+			"with a byte before": {join(lines[:i], [][]byte{[]byte(" ")}, lines[i:]), i + 1, "not an audit log line"},
+			"with a byte behind": {join(lines[:i], [][]byte{one[0][:len(one[0])-1], []byte(" \n")}, lines[i+1:]), i + 1, "missing or damaged"},
 		} {
-			report := judge(t, Proof{Key: keyOfTests}, tc.text)
+			report := judge(t, Proof{Key: testKey}, tc.text)
 			switch p := report.Problem; {
-			case p == nil && tc.line != 0, p != nil && (p.Line != int64(tc.line) || !strings.Contains(p.Text, tc.says)):
-				t.Errorf("line %d %s: %v, want line %d and %q", i+1, name, p, tc.line, tc.says)
+			case p == nil && tc.line != 0, p != nil && (p.Line != int64(tc.line) || !strings.Contains(p.Text, tc.wantErr)):
+				t.Errorf("line %d %s: %v, want line %d and %q", i+1, name, p, tc.line, tc.wantErr)
 			}
 		}
-		if i+2 < len(lines) { // with the next one of its chain
+		if i+2 < len(lines) { // swapped with the next line of its chain
 			swapped := join(lines[:i], lines[i+2:i+3], lines[i+1:i+2], one, lines[i+3:])
-			if report := judge(t, Proof{Key: keyOfTests}, swapped); report.Problem == nil {
-				t.Errorf("lines %d and %d swapped, and nothing was found", i+1, i+3)
+			if report := judge(t, Proof{Key: testKey}, swapped); report.Problem == nil {
+				t.Errorf("lines %d and %d swapped: no problem reported", i+1, i+3)
 			}
 		}
 	}
-	// Lines of different chains have no order among themselves.
-	if report := judge(t, Proof{Key: keyOfTests}, join(lines[1:2], lines[:1], lines[2:])); report.Problem != nil {
+	// Lines of different chains have no order.
+	if report := judge(t, Proof{Key: testKey}, join(lines[1:2], lines[:1], lines[2:])); report.Problem != nil {
 		t.Error(report.Problem)
 	}
 }
 
-// forge makes a chain, or goes on with one: a line for each outcome.
-func forge(key []byte, at link, outcomes ...string) (text []byte, next link) {
+// forge creates or continues a chain with a line for each outcome.
+func forge(key []byte, at position, outcomes ...string) (text []byte, next position) {
 	for _, outcome := range outcomes {
-		line, sum := newHashing(key).seal([]byte(`{"resourceType":"AuditEvent","outcome":"`+outcome+`"}`), at)
-		text, at = append(text, line...), at.after(sum)
+		line, sum := newHasher(key).seal([]byte(`{"resourceType":"AuditEvent","outcome":"`+outcome+`"}`), at)
+		text, at = append(text, line...), at.next(sum)
 	}
 	return text, at
 }
 
-// A chain without a key can be made anew, and one that is put together of two ends shows where they meet.
+// A chain without a key can be recomputed; joined parts of two chains are detected.
 func TestForging(t *testing.T) {
 	begin := newChain()
 	plain, _ := forge(nil, begin, "0", "0")
-	keyed, next := forge(keyOfTests, begin, "0", "0")
-	other, _ := forge(keyOfTests, begin, "4", "4", "4")
-	more, _ := forge(keyOfTests, next, "8")
-	late, _ := forge(keyOfTests, link{chain: begin.chain, sequence: 1, previous: noHash}, "0")
-	unjson, _ := newHashing(keyOfTests).seal([]byte(`{"resourceType":"AuditEvent",nonsense}`), newChain())
+	keyed, next := forge(testKey, begin, "0", "0")
+	other, _ := forge(testKey, begin, "4", "4", "4")
+	more, _ := forge(testKey, next, "8")
+	late, _ := forge(testKey, position{chain: begin.chain, sequence: 1, previous: noHash}, "0")
+	unjson, _ := newHasher(testKey).seal([]byte(`{"resourceType":"AuditEvent",nonsense}`), newChain())
 	for name, tc := range map[string]struct {
-		key  []byte
-		text []byte
-		says string // "" when it is good
+		key     []byte
+		text    []byte
+		wantErr string // "" for a valid log
 	}{
 		"plain, no key":           {nil, plain, ""},
-		"plain, key":              {keyOfTests, plain, "not under a key, although one was given"},
-		"keyed, no key":           {nil, keyed, "under a key, and no key was given"},
-		"keyed, another key":      {bytes.Repeat([]byte("k"), 32), keyed, "altered, or is under another key"},
-		"keyed":                   {keyOfTests, append(bytes.Clone(keyed), more...), ""},
-		"the tail of another":     {keyOfTests, append(bytes.Clone(keyed), linesOf(other)[2]...), "does not follow"},
-		"a later beginning":       {keyOfTests, late, "the lines before it are missing"},
-		"a plain line in a keyed": {keyOfTests, append(bytes.Clone(keyed), plain...), "not under a key"},
-		"what is no JSON":         {keyOfTests, unjson, "no AuditEvent"},
+		"plain, key":              {testKey, plain, "without a key, and a key is given"},
+		"keyed, no key":           {nil, keyed, "under a key, and no key is given"},
+		"keyed, another key":      {bytes.Repeat([]byte("k"), 32), keyed, "altered, or was written under another key"},
+		"keyed":                   {testKey, append(bytes.Clone(keyed), more...), ""},
+		"the tail of another":     {testKey, append(bytes.Clone(keyed), linesOf(other)[2]...), "does not continue"},
+		"a later beginning":       {testKey, late, "the lines before it are missing"},
+		"a plain line in a keyed": {testKey, append(bytes.Clone(keyed), plain...), "without a key"},
+		"what is no JSON":         {testKey, unjson, "not an AuditEvent"},
 	} {
 		report := judge(t, Proof{Key: tc.key}, tc.text)
 		switch p := report.Problem; {
-		case tc.says == "" && p != nil, tc.says != "" && (p == nil || !strings.Contains(p.Text, tc.says)):
-			t.Errorf("%s: %v, want %q", name, p, tc.says)
+		case tc.wantErr == "" && p != nil, tc.wantErr != "" && (p == nil || !strings.Contains(p.Text, tc.wantErr)):
+			t.Errorf("%s: %v, want %q", name, p, tc.wantErr)
 		}
 	}
 }
 
-// Only who has noted a head can tell that the end is gone.
+// Missing lines at the end are detected only with a stored head.
 func TestTailTruncation(t *testing.T) {
-	text := sample(t, keyOfTests)
+	text := sample(t, testKey)
 	lines := linesOf(text)
-	heads := judge(t, Proof{Key: keyOfTests}, text).Chains
+	heads := judge(t, Proof{Key: testKey}, text).Chains
 	for cut := 1; cut < len(lines); cut++ {
 		shorter := bytes.Join(lines[:len(lines)-cut], nil)
-		if report := judge(t, Proof{Key: keyOfTests}, shorter); report.Problem != nil {
-			t.Fatalf("%d lines fewer: %v: a head that nobody noted cannot be missed", cut, report.Problem)
+		if report := judge(t, Proof{Key: testKey}, shorter); report.Problem != nil {
+			t.Fatalf("%d lines fewer: %v: want no problem without a head", cut, report.Problem)
 		}
-		report := judge(t, Proof{Key: keyOfTests, Heads: []string{heads[0].Head, heads[1].Head}}, shorter)
+		report := judge(t, Proof{Key: testKey, Heads: []string{heads[0].Head, heads[1].Head}}, shorter)
 		if p := report.Problem; p == nil || p.File != "" || !strings.Contains(p.Error(), "the log was shortened") {
 			t.Errorf("%d lines fewer: %v", cut, report.Problem)
 		}
 	}
-	// A head that was noted yesterday is inside today's log.
-	earlier := judge(t, Proof{Key: keyOfTests}, bytes.Join(lines[:5], nil)).Chains
-	if report := judge(t, Proof{Key: keyOfTests, Heads: []string{earlier[0].Head, earlier[1].Head}}, text); report.Problem != nil {
+	// An earlier head is part of the longer log.
+	earlier := judge(t, Proof{Key: testKey}, bytes.Join(lines[:5], nil)).Chains
+	if report := judge(t, Proof{Key: testKey, Heads: []string{earlier[0].Head, earlier[1].Head}}, text); report.Problem != nil {
 		t.Error(report.Problem)
 	}
-	// The hash of a line that is not proven is no head: here of a line behind a gap.
+	// The hash of an unverified line, here after a gap, does not count as a head.
 	gap := bytes.Join(append(lines[:4:4], lines[6:]...), nil)
-	report, err := Verify(Proof{Key: keyOfTests, Heads: []string{heads[0].Head}}, Part{"log", bytes.NewReader(gap)})
+	report, err := Verify(Proof{Key: testKey, Heads: []string{heads[0].Head}}, Input{"log", bytes.NewReader(gap)})
 	if err != nil || len(report.Chains) != 2 || report.Chains[0].Last != 1 || report.Chains[0].Lines != 2 {
-		t.Errorf("%v, %+v: want both chains proven up to the gap", err, report)
+		t.Errorf("%v, %+v: want both chains verified up to the gap", err, report)
 	}
 }
 
 func TestVerifyFails(t *testing.T) {
-	if _, err := Verify(Proof{}, Part{"log", iotest.ErrReader(errDisk)}); err == nil || !strings.Contains(err.Error(), "read log: no space") {
+	if _, err := Verify(Proof{}, Input{"log", iotest.ErrReader(errDisk)}); err == nil || !strings.Contains(err.Error(), "read log: no space") {
 		t.Errorf("a file that cannot be read: %v", err)
 	}
 	long := append(bytes.Repeat([]byte("x"), 2*LineLimit), "\n{}"...)
-	half := Part{"log", iotest.DataErrReader(iotest.TimeoutReader(bytes.NewReader(long)))}
+	half := Input{"log", iotest.DataErrReader(iotest.TimeoutReader(bytes.NewReader(long)))}
 	if _, err := Verify(Proof{}, half); err == nil {
 		t.Error("a file that cannot be read to its end was verified")
 	}
@@ -228,11 +227,10 @@ func TestVerifyFails(t *testing.T) {
 	}
 }
 
-// FuzzVerify: whatever is under no key of ours, or is not a beginning of what was written, is never proven. The log is
-// the same in every process that takes part.
+// FuzzVerify: only beginnings of the log, which is fixed, verify without a problem.
 func FuzzVerify(f *testing.F) {
-	begin := link{chain: strings.Repeat("a", 32), previous: noHash}
-	text, _ := forge(keyOfTests, begin, "0", "4", "8", "0")
+	begin := position{chain: strings.Repeat("a", 32), previous: noHash}
+	text, _ := forge(testKey, begin, "0", "4", "8", "0")
 	plain, _ := forge(nil, begin, "0", "4")
 	lines := linesOf(text)
 	f.Add(text)
@@ -242,7 +240,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add(plain)
 	f.Add([]byte("\n"))
 	f.Fuzz(func(t *testing.T, input []byte) {
-		proven := judge(t, Proof{Key: keyOfTests}, input).Problem == nil
+		proven := judge(t, Proof{Key: testKey}, input).Problem == nil
 		whole := len(input) > 0 && input[len(input)-1] == '\n' && bytes.HasPrefix(text, input)
 		if proven != whole {
 			t.Errorf("proven is %v: %q", proven, input)

@@ -22,7 +22,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/redishook"
 )
 
@@ -78,7 +78,7 @@ func Open(url string, roots *x509.CertPool, now func() time.Time) (*Store, error
 }
 
 // Observe has the observer told of each command. It comes before the first.
-func (s *Store) Observe(observer platform.Observer) { redishook.Observe(s.redis, observer) }
+func (s *Store) Observe(observer telemetry.Observer) { redishook.Observe(s.redis, observer) }
 
 // Close ends the connections.
 func (s *Store) Close() error { return s.redis.Close() }

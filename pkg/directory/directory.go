@@ -1,5 +1,5 @@
-// Package directory knows who is in which group and who may export what. Sluice does not own groups: it reads them
-// (spec 1). Access fails closed: no entry means no access.
+// Package directory is the contract of group membership and access grants. Sluice does not own groups: it reads them
+// (spec 1). Access fails closed: no entry means no access. Errors never hold a patient id.
 package directory
 
 import (
@@ -9,24 +9,24 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// ErrNoGroup says that a group does not exist or cannot be exported (inactive, definitional). Whether it exists is
-// never told apart from whether it may be exported.
+// ErrNoGroup: the group does not exist or cannot be exported (inactive, definitional). The two cases are
+// indistinguishable on purpose.
 var ErrNoGroup = errors.New("no such group")
 
 // Groups reads group membership. Two implementations: files and Postgres.
 type Groups interface {
-	// Exists returns nil when the group can be exported and ErrNoGroup when not.
+	// Exists returns nil when the group can be exported, else ErrNoGroup.
 	Exists(ctx context.Context, groupID string) error
 
-	// Members streams the ids of the group's active patient members, without "Patient/". An id may come twice; the
-	// order is not defined. ErrNoGroup as for Exists. An error from yield stops the stream and is returned as it is.
-	// Inactive members, members whose period is over or has not begun, and members that are not patients are left out.
+	// Members streams the ids of the group's active patient members, without "Patient/", in any order; an id may occur
+	// twice. ErrNoGroup as for Exists. An error from yield ends the stream and is returned unchanged. Inactive members,
+	// members outside their period, and members that are not patients are left out.
 	Members(ctx context.Context, groupID string, yield func(patientID string) error) error
 }
 
 // Access reads grants.
 type Access interface {
-	// Grant returns what the owner may export. An owner without an entry gets the zero Grant, which allows nothing.
+	// Grant returns the owner's grant: the zero Grant for an owner without an entry.
 	Grant(ctx context.Context, owner export.Owner) (Grant, error)
 }
 
@@ -37,7 +37,7 @@ type Grant struct {
 	Patients Selection // patient ids
 }
 
-// Selection is a set of names: listed ones, or all but listed ones. The zero Selection is empty.
+// Selection is a set of names: the listed names, or all but the listed names. The zero Selection is empty.
 type Selection struct {
 	all    bool
 	listed map[string]struct{}
@@ -46,10 +46,10 @@ type Selection struct {
 // Everything selects every name.
 func Everything() Selection { return Selection{all: true} }
 
-// Only selects the names given.
+// Only selects the given names.
 func Only(names ...string) Selection { return Selection{listed: set(names)} }
 
-// AllBut selects every name except the ones given.
+// AllBut selects every name except the given ones.
 func AllBut(names ...string) Selection { return Selection{all: true, listed: set(names)} }
 
 // Has reports whether the name is selected. The empty name never is.

@@ -2,8 +2,8 @@ package fhir
 
 import "slices"
 
-// subjectPaths lists, for every type that a patient export may hold because it is about a patient, the elements
-// that say which patient (spec 10; conformance 14.1, the subject-like column). A path walks through arrays.
+// subjectPaths are the types of the patient compartment, each with the elements that name its patients (spec 10;
+// conformance 14.1, the subject-like column). A path goes through arrays.
 //
 // Role-like links (recorder, author, payee, performer...) are absent on purpose: following them would disclose
 // patients outside the cohort. Group, AuditEvent, Schedule and Person are absent because they are never exported
@@ -74,8 +74,7 @@ var subjectPaths = map[string][]string{
 	"VisionPrescription":          {"patient"},
 }
 
-// referencedTypes travel with an export because exported resources reference them, transitively among these
-// types only (spec 10).
+// referencedTypes are exported when exported resources reference them, transitively among these types only (spec 10).
 var referencedTypes = []string{"Location", "Medication", "Organization", "Practitioner", "PractitionerRole"}
 
 // InCompartment reports whether resources of the type are exported because they are about a patient: the R4
@@ -86,17 +85,17 @@ func InCompartment(typ string) bool {
 	return ok
 }
 
-// SubjectPaths returns the dotted element paths whose references say whom a resource of the type is about. It is
+// SubjectPaths returns the dotted element paths whose references name the patients of a resource of the type. It is
 // empty for Patient, which is about itself, and for every type outside the compartment. Do not modify it.
 func SubjectPaths(typ string) []string { return subjectPaths[typ] }
 
 // IsReferenced reports whether the type is exported only because something exported references it (spec 10).
 func IsReferenced(typ string) bool { return slices.Contains(referencedTypes, typ) }
 
-// IsExportable reports whether a group export can ever hold the type.
+// IsExportable reports whether a group export can have the type.
 func IsExportable(typ string) bool { return InCompartment(typ) || IsReferenced(typ) }
 
-// ExportableTypes returns every type that a group export can hold, sorted by name.
+// ExportableTypes returns every type that a group export can have, sorted by name.
 func ExportableTypes() []string {
 	types := slices.Clone(referencedTypes)
 	for typ := range subjectPaths {

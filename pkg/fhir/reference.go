@@ -25,10 +25,9 @@ func IsID[T string | []byte](s T) bool {
 	return true
 }
 
-// ParseReference reads a literal reference to a resource: Patient/1, Patient/1/_history/2, and both below any http
-// or https base (conformance 14.1 note 7). A base is not compared with anything: a store holds the resources that
-// its references mean. Contained (#x), urn:, conditional (Patient?identifier=) and logical references, unknown types
-// and malformed ids name no resource of the store: the answer is false.
+// ParseReference reads a literal reference to a resource: Patient/1, Patient/1/_history/2, and both below any http or
+// https base (conformance 14.1 note 7). The base is ignored. It returns false for contained (#x), urn:, conditional
+// (Patient?identifier=) and logical references, unknown types and malformed ids.
 func ParseReference(ref string) (Ref, bool) {
 	typ, id, ok := splitReference(ref)
 	if !ok {
@@ -53,7 +52,7 @@ func splitReference[T string | []byte](ref T) (typ, id T, ok bool) {
 		rest, last = cutLast(before)
 		before, word = cutLast(rest)
 	}
-	// What stands before the type is the base: at least a host when absolute, nothing when relative.
+	// The base before the type has at least a host when absolute, and is empty when relative.
 	if absolute != (len(before) > 0) || !absolute && len(word) != len(rest) || !IsID(last) || !IsType(string(word)) {
 		return typ, id, false
 	}
@@ -65,7 +64,7 @@ func splitReference[T string | []byte](ref T) (typ, id T, ok bool) {
 	return word, last, true
 }
 
-// cutLast splits at the last slash. Without one all of it is the last part.
+// cutLast splits at the last slash. Without a slash the last part is s.
 func cutLast[T string | []byte](s T) (before, last T) {
 	for i := len(s) - 1; i >= 0; i-- {
 		if s[i] == '/' {
@@ -75,8 +74,8 @@ func cutLast[T string | []byte](s T) (before, last T) {
 	return s[:0], s
 }
 
-// CountTargets tells how many targets a Provenance has, also those that name no resource of the store: a target that
-// is a urn or an identifier may well be a patient. The line is one that Scan accepted.
+// CountTargets returns the number of targets of a Provenance, including those that ParseReference does not understand: a
+// urn or an identifier may be a patient. The line is one that Scan accepted.
 func CountTargets(provenance []byte) int {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(provenance, &members); err != nil {

@@ -3,44 +3,43 @@ package fhir
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/bits"
 	"strings"
 	"time"
-	"unicode/utf16"
 	"unicode/utf8"
 )
 
-// Facts are what an export must know of a resource.
+// Facts are the fields of a resource that an export needs.
 type Facts struct {
-	Type        string    // any non-empty name: whether it is a type of R4 is for the caller (IsType)
+	Type        string    // any non-empty name; the caller checks IsType
 	ID          string    // a FHIR id
 	LastUpdated time.Time // meta.lastUpdated in UTC; zero when absent or not an instant
 	// Subjects are the local literal references at SubjectPaths(Type), to resources of any type, in the order of the
-	// line, repeated as they are. Valid until the next Scan.
+	// line, with duplicates. Valid until the next Scan.
 	Subjects []Ref
 }
 
-// Scanner reads the facts of one line at a time. It keeps its buffers between lines: one goroutine uses one Scanner.
-// The zero Scanner is ready.
+// Scanner reads the facts of one line at a time. It reuses its buffers, so each goroutine needs its own. The zero Scanner
+// is ready.
 type Scanner struct {
-	stack    []byte // the closing brackets that are still owed
-	scratch  []byte // a string without its escapes
+	stack    []byte // expected closing brackets
 	roots    []root
 	subjects []Ref
 	lastType string
 }
 
-// root is a top-level member at which some type's subject path begins.
+// root is a top-level member that a fact is read from.
 type root struct {
 	name       string
 	start, end int // of the value
 }
 
-// errDuplicate and the like say what is wrong with a line. They never hold any of it.
+// Errors never have content of the line.
 var (
-	errDuplicate = errors.New("a key that decides whom the resource is about stands twice")
+	errDuplicate = errors.New("a key on the path to type, id, lastUpdated or subject is duplicate")
 	errUTF8      = errors.New("not valid UTF-8")
 	errNoObject  = errors.New("not a JSON object")
 	errTrailing  = errors.New("more than one JSON value")
@@ -48,13 +47,13 @@ var (
 	errNoID      = errors.New("no id, or not a FHIR id")
 )
 
-// maxDepth is how deep brackets may nest: as deep as encoding/json follows.
+// maxDepth is the maximum nesting of brackets, that of encoding/json.
 const maxDepth = 10000
 
-// Scan reads the facts of one NDJSON line, given without its newline. It accepts what encoding/json.Valid accepts,
-// and fails closed on everything that two readers could understand differently: invalid UTF-8, line breaks between
-// tokens, a missing, malformed or repeated resourceType or id, and a repeated key anywhere on a subject path,
-// however its letters are escaped. Errors tell what is wrong and at which byte, never content.
+// Scan reads the facts of one NDJSON line, without its newline. It accepts what encoding/json.Valid accepts, and fails
+// closed on everything that two readers could read differently: invalid UTF-8, line breaks between tokens, a missing,
+// malformed or duplicate resourceType or id, and a duplicate key on a subject path, escaped or not. Errors have a reason
+// and a position, never content.
 func (s *Scanner) Scan(line []byte) (Facts, error) {
 	s.roots, s.subjects = s.roots[:0], s.subjects[:0]
 	var facts Facts
@@ -95,8 +94,8 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	return facts, nil
 }
 
-// topLevel takes what a member of the resource tells and returns where its value ends. The type may stand behind the
-// subject, so that values of subject elements are only marked here.
+// topLevel reads the facts of one member of the resource and returns the end of its value. The type may come after the
+// subject, so it only marks the values of subject elements.
 func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, error) {
 	end, err := s.value(line, start)
 	if err != nil {
@@ -114,13 +113,13 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 	s.roots = append(s.roots, root{name, start, end})
 	switch name {
 	case "resourceType":
-		text := s.text(line, start, end)
-		if string(text) != s.lastType { // lines of one file are of one type: keep one string
+		text := unquote(line, start, end)
+		if string(text) != s.lastType { // neighbouring lines are of one type: reuse the string
 			s.lastType = string(text)
 		}
 		facts.Type = s.lastType
 	case "id":
-		if text := s.text(line, start, end); IsID(text) {
+		if text := unquote(line, start, end); IsID(text) {
 			facts.ID = string(text)
 		}
 	case "meta":
@@ -137,7 +136,7 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 				return 0, errDuplicate
 			}
 			seen = true
-			if at, err := time.Parse(time.RFC3339Nano, string(s.text(line, start, end))); err == nil {
+			if at, err := time.Parse(time.RFC3339Nano, string(unquote(line, start, end))); err == nil {
 				facts.LastUpdated = at.UTC()
 			}
 			return end, nil
@@ -146,7 +145,7 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 	return end, err
 }
 
-// rootName returns key as a constant when a fact may stand below it, else "". A test holds it against subjectPaths.
+// rootName returns key as a constant when a fact may be below it, else "". A test compares it with subjectPaths.
 func rootName(key []byte) string {
 	switch string(key) {
 	case "resourceType":
@@ -177,8 +176,8 @@ func rootName(key []byte) string {
 	return ""
 }
 
-// walk follows the rest of a subject path from the value at i, through arrays, collects the references at its end,
-// and returns where the value ends.
+// walk follows the rest of a subject path from the value at i, through arrays, collects the references at its end, and
+// returns the end of the value.
 func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
 	switch line[i] {
 	case '[':
@@ -216,7 +215,7 @@ func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
 			}
 			end, err := s.value(line, start)
 			if err == nil {
-				s.collect(s.text(line, start, end))
+				s.collect(unquote(line, start, end))
 			}
 			return end, err
 		})
@@ -224,8 +223,8 @@ func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
 	return s.value(line, i)
 }
 
-// collect adds the resource that a subject reference names. Neighbouring lines are mostly about the same patient:
-// the string of the line before, which still lies behind the end of the slice, is used again.
+// collect appends the resource that a subject reference names. Neighbouring lines are mostly about the same patient, so
+// it reuses the string of the line before, which is still behind the end of the slice.
 func (s *Scanner) collect(reference []byte) {
 	typ, id, ok := splitReference(reference)
 	if !ok {
@@ -246,46 +245,40 @@ func (s *Scanner) collect(reference []byte) {
 	}
 }
 
-// text returns the string value between start and end without quotes and escapes, valid until the next call; nil
-// for a value that is no string.
-func (s *Scanner) text(line []byte, start, end int) []byte {
+// unquote returns the text of the string value between start and end, nil for a value that is not a string.
+func unquote(line []byte, start, end int) []byte {
 	if line[start] != '"' {
 		return nil
 	}
-	raw := line[start+1 : end-1]
-	if bytes.IndexByte(raw, '\\') < 0 {
+	if raw := line[start+1 : end-1]; bytes.IndexByte(raw, '\\') < 0 {
 		return raw
 	}
-	s.scratch = unescape(s.scratch[:0], raw)
-	return s.scratch
+	var text string
+	if err := json.Unmarshal(line[start:end], &text); err != nil { // stringEnd has checked it
+		return nil
+	}
+	return []byte(text)
 }
 
-// members calls member for each member of the object that opens at i, with the key free of escapes and the place
-// where its value starts. member returns the place behind the value. The result is the place behind the object.
+// members calls member for each member of the object that opens at i, with the unquoted key and the start of its value.
+// member returns the end of the value. members returns the end of the object.
 func (s *Scanner) members(line []byte, i int, member func(key []byte, start int) (int, error)) (int, error) {
 	i = space(line, i+1)
 	if i < len(line) && line[i] == '}' {
 		return i + 1, nil
 	}
 	for {
-		if i >= len(line) || line[i] != '"' {
-			return 0, fault("a key is missing", i)
+		keyEnd, start, err := key(line, i)
+		if err != nil {
+			return 0, err
 		}
-		end := stringEnd(line, i+1)
-		if end < 0 {
-			return 0, fault("a string is broken", i)
-		}
-		colon := space(line, end)
-		if colon >= len(line) || line[colon] != ':' {
-			return 0, fault("a colon is missing", colon)
-		}
-		end, err := member(s.text(line, i, end), space(line, colon+1))
+		end, err := member(unquote(line, i, keyEnd), start)
 		if err != nil {
 			return 0, err
 		}
 		i = space(line, end)
 		if i >= len(line) {
-			return 0, fault("the line ends too early", i)
+			return 0, fault(cutOff, i)
 		}
 		switch line[i] {
 		case '}':
@@ -298,14 +291,14 @@ func (s *Scanner) members(line []byte, i int, member func(key []byte, start int)
 	}
 }
 
-// value checks the JSON value that starts at i, without recursion, and returns the place behind it.
+// value checks the JSON value that starts at i, without recursion, and returns its end.
 func (s *Scanner) value(line []byte, i int) (int, error) {
 	stack := s.stack[:0]
 	defer func() { s.stack = stack }()
 	for {
 		// A value begins here.
 		if i >= len(line) {
-			return 0, fault("the line ends too early", i)
+			return 0, fault(cutOff, i)
 		}
 		switch c := line[i]; c {
 		case '"':
@@ -318,7 +311,7 @@ func (s *Scanner) value(line []byte, i int) (int, error) {
 			if len(stack) == maxDepth-1 { // the resource itself is one more
 				return 0, fault("nested too deeply", i)
 			}
-			closer := c + 2 // in ASCII a closing bracket stands two behind its opening one
+			closer := c + 2 // in ASCII a closing bracket is two after its opening one
 			i = space(line, i+1)
 			if i < len(line) && line[i] == closer {
 				i++
@@ -328,9 +321,9 @@ func (s *Scanner) value(line []byte, i int) (int, error) {
 			if c == '[' {
 				continue
 			}
-			start, problem := key(line, i)
-			if problem != "" {
-				return 0, fault(problem, start)
+			_, start, err := key(line, i)
+			if err != nil {
+				return 0, err
 			}
 			i = start
 			continue
@@ -341,14 +334,14 @@ func (s *Scanner) value(line []byte, i int) (int, error) {
 			}
 			i = end
 		}
-		// A value ended here: close what it ends, up to the comma that announces the next.
+		// A value ended here: close the brackets that it ends, up to the comma before the next value.
 		for {
 			if len(stack) == 0 {
 				return i, nil
 			}
 			i = space(line, i)
 			if i >= len(line) {
-				return 0, fault("the line ends too early", i)
+				return 0, fault(cutOff, i)
 			}
 			closer := stack[len(stack)-1]
 			if line[i] == closer {
@@ -361,9 +354,9 @@ func (s *Scanner) value(line []byte, i int) (int, error) {
 			}
 			i = space(line, i+1)
 			if closer == '}' {
-				start, problem := key(line, i)
-				if problem != "" {
-					return 0, fault(problem, start)
+				_, start, err := key(line, i)
+				if err != nil {
+					return 0, err
 				}
 				i = start
 			}
@@ -372,26 +365,27 @@ func (s *Scanner) value(line []byte, i int) (int, error) {
 	}
 }
 
-// key checks the key and the colon at i and returns where the value starts; else where and what the problem is.
-func key(line []byte, i int) (start int, problem string) {
+// key checks the key and the colon at i and returns the end of the key and the start of the value.
+func key(line []byte, i int) (end, start int, err error) {
 	if i >= len(line) || line[i] != '"' {
-		return i, "a key is missing"
+		return 0, 0, fault("a key is missing", i)
 	}
-	end := stringEnd(line, i+1)
-	if end < 0 {
-		return i, "a string is broken"
+	if end = stringEnd(line, i+1); end < 0 {
+		return 0, 0, fault("a string is broken", i)
 	}
-	end = space(line, end)
-	if end >= len(line) || line[end] != ':' {
-		return end, "a colon is missing"
+	colon := space(line, end)
+	if colon >= len(line) || line[colon] != ':' {
+		return 0, 0, fault("a colon is missing", colon)
 	}
-	return space(line, end+1), ""
+	return end, space(line, colon+1), nil
 }
+
+const cutOff = "the line ends too early"
 
 func fault(what string, at int) error { return fmt.Errorf("not valid JSON at byte %d: %s", at, what) }
 
-// space returns the place of the first byte from i on that is not white space. Line breaks are no white space here:
-// a line that holds one would be two lines for some readers.
+// space returns the position of the first byte from i on that is not white space. A line break is not white space here:
+// for some readers it would end the line.
 func space(line []byte, i int) int {
 	for i < len(line) && (line[i] == ' ' || line[i] == '\t') {
 		i++
@@ -399,9 +393,9 @@ func space(line []byte, i int) int {
 	return i
 }
 
-// stringEnd returns the place behind the closing quote of the string whose content starts at i, or -1. It looks at
-// eight bytes at once: the lowest bit set in stop marks the first byte that is a quote, a backslash or a control
-// character (higher ones may be wrong, by the borrow of the subtraction).
+// stringEnd returns the position after the closing quote of the string whose content starts at i, or -1. It tests eight
+// bytes at once: the lowest bit set in stop marks the first quote, backslash or control character (higher bits may be
+// wrong because of the borrow of the subtraction).
 func stringEnd(line []byte, i int) int {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	for {
@@ -435,7 +429,7 @@ func stringEnd(line []byte, i int) int {
 				return -1
 			}
 			for _, c := range line[i+2 : i+6] {
-				if hexDigit(c) < 0 {
+				if strings.IndexByte("0123456789abcdefABCDEF", c) < 0 {
 					return -1
 				}
 			}
@@ -446,7 +440,7 @@ func stringEnd(line []byte, i int) int {
 	}
 }
 
-// scalarEnd returns the place behind the number, true, false or null at i, or -1.
+// scalarEnd returns the position after the number, true, false or null at i, or -1.
 func scalarEnd(line []byte, i int) int {
 	rest := line[i:]
 	for _, word := range [...]string{"true", "false", "null"} {
@@ -488,72 +482,11 @@ func digits(line []byte, i int) int {
 	return i
 }
 
-func hexDigit(c byte) rune {
-	switch {
-	case c >= '0' && c <= '9':
-		return rune(c - '0')
-	case c >= 'a' && c <= 'f':
-		return rune(c - 'a' + 10)
-	case c >= 'A' && c <= 'F':
-		return rune(c - 'A' + 10)
-	}
-	return -1
-}
-
-// unescape appends the text of a checked string to dst. A surrogate without its other half becomes U+FFFD, as in
-// encoding/json.
-func unescape(dst, raw []byte) []byte {
-	for i := 0; i < len(raw); i++ {
-		if raw[i] != '\\' {
-			dst = append(dst, raw[i])
-			continue
-		}
-		i++
-		switch raw[i] {
-		case 'b':
-			dst = append(dst, '\b')
-		case 'f':
-			dst = append(dst, '\f')
-		case 'n':
-			dst = append(dst, '\n')
-		case 'r':
-			dst = append(dst, '\r')
-		case 't':
-			dst = append(dst, '\t')
-		case 'u':
-			r := hexRune(raw[i+1:])
-			i += 4
-			if utf16.IsSurrogate(r) {
-				var low rune = utf8.RuneError
-				if i+6 < len(raw) && raw[i+1] == '\\' && raw[i+2] == 'u' {
-					low = hexRune(raw[i+3:])
-				}
-				if r = utf16.DecodeRune(r, low); r != utf8.RuneError {
-					i += 6
-				}
-			}
-			dst = utf8.AppendRune(dst, r)
-		default: // a quote, a backslash or a slash stands for itself
-			dst = append(dst, raw[i])
-		}
-	}
-	return dst
-}
-
-func hexRune(digits []byte) rune {
-	var r rune
-	for _, c := range digits[:4] {
-		r = r<<4 | hexDigit(c)
-	}
-	return r
-}
-
-// References calls yield for every local literal reference anywhere in the line, contained resources and extensions
-// included, until it returns false: each string value of a key named "reference" that ParseReference understands. The
-// line is one that Scan accepted; of any other it yields what it can make out.
+// References calls yield for every local literal reference in the line, including contained resources and extensions,
+// until yield returns false: each string value of a key "reference" that ParseReference understands. The line is one
+// that Scan accepted; of another line it may miss references.
 func References(line []byte, yield func(Ref) bool) {
-	var s Scanner
-	// Without escapes every place where the quoted key stands is a whole string, and the search may jump to it.
+	// Without escapes each occurrence of the quoted key is a whole string, so the search can jump to it.
 	sought := []byte(`"reference"`)
 	if bytes.IndexByte(line, '\\') >= 0 {
 		sought = sought[:1]
@@ -570,7 +503,7 @@ func References(line []byte, yield func(Ref) bool) {
 		}
 		name := line[i+1 : end-1]
 		i = end
-		// The cheap questions first: most strings are neither of this length nor escaped.
+		// Cheap tests first: most strings are neither of this length nor escaped.
 		if len(name) != len("reference") && bytes.IndexByte(name, '\\') < 0 {
 			continue
 		}
@@ -578,7 +511,7 @@ func References(line []byte, yield func(Ref) bool) {
 		if colon >= len(line) || line[colon] != ':' {
 			continue
 		}
-		if string(s.text(line, end-len(name)-2, end)) != "reference" {
+		if string(unquote(line, end-len(name)-2, end)) != "reference" {
 			continue
 		}
 		start := space(line, colon+1)
@@ -589,7 +522,7 @@ func References(line []byte, yield func(Ref) bool) {
 			return
 		}
 		i = end
-		if typ, id, ok := splitReference(s.text(line, start, end)); ok {
+		if typ, id, ok := splitReference(unquote(line, start, end)); ok {
 			if !yield(Ref{Type: string(typ), ID: string(id)}) {
 				return
 			}

@@ -33,7 +33,7 @@ func TestScan(t *testing.T) {
 			Facts{Type: "Observation", ID: "o", LastUpdated: time.Date(2024, 2, 3, 2, 5, 6, 789e6, time.UTC),
 				Subjects: []Ref{{"Patient", "1"}}},
 		},
-		"type behind everything, white space": {
+		"type last, white space": {
 			"\t{ \"subject\" : { \"reference\" : \"Patient/1\" } , \"id\" : \"o\" , \"resourceType\" : \"Condition\" } ",
 			Facts{Type: "Condition", ID: "o", Subjects: []Ref{{"Patient", "1"}}},
 		},
@@ -53,18 +53,18 @@ func TestScan(t *testing.T) {
 				`{"reference":"https://ehr.example.org/fhir/r4/Patient/2"},{"reference":"#c"},{"display":"none"}]}`,
 			Facts{Type: "Provenance", ID: "x", Subjects: []Ref{{"Observation", "1"}, {"Patient", "2"}}},
 		},
-		"role-like and nested subjects do not count": {
+		"role-like and nested subjects are ignored": {
 			`{"resourceType":"AllergyIntolerance","id":"x","recorder":{"reference":"Patient/9"},` +
 				`"contained":[{"resourceType":"Patient","id":"c","patient":{"reference":"Patient/8"}}],` +
 				`"patient":{"identifier":{"value":"y"},"extension":[{"valueReference":{"reference":"Patient/7"}}],` +
 				`"reference":"Patient/1"},"subject":{"reference":"Patient/6"}}`,
 			Facts{Type: "AllergyIntolerance", ID: "x", Subjects: []Ref{{"Patient", "1"}}},
 		},
-		"subject of a strange shape is no subject": {
+		"malformed subject": {
 			`{"resourceType":"Observation","id":"x","subject":"Patient/1"}`,
 			Facts{Type: "Observation", ID: "x"},
 		},
-		"an instant that is none": {
+		"malformed lastUpdated": {
 			`{"resourceType":"Patient","id":"x","meta":{"lastUpdated":"yesterday"}}`,
 			Facts{Type: "Patient", ID: "x"},
 		},
@@ -94,7 +94,7 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// refused are lines that must not pass, each for one reason.
+// refused are lines that Scan must refuse, each for one reason.
 var refused = map[string]string{
 	"empty":                "",
 	"blank":                "   ",
@@ -163,20 +163,19 @@ func TestScanRefuses(t *testing.T) {
 	}
 }
 
-// TestScanKnowsEveryRoot holds rootName against the compartment table: a subject path whose first element it does
-// not know would never be followed.
-func TestScanKnowsEveryRoot(t *testing.T) {
+// TestRootNames compares rootName with the compartment table: Scan ignores a subject path whose first element is missing.
+func TestRootNames(t *testing.T) {
 	for typ, paths := range subjectPaths {
 		for _, path := range paths {
 			first, _, _ := strings.Cut(path, ".")
 			if rootName([]byte(first)) != first {
-				t.Errorf("%s: %q is unknown to rootName", typ, first)
+				t.Errorf("%s: rootName has no %q", typ, first)
 			}
 		}
 	}
 }
 
-// TestScanReuse scans lines of different shapes with one Scanner: nothing of one line may show in the next.
+// TestScanReuse scans different lines with one Scanner: facts of one line must not appear in the next.
 func TestScanReuse(t *testing.T) {
 	var s Scanner
 	long := `{"resourceType":"Provenance","id":"p","target":[{"reference":"Patient/1"},{"reference":"Patient/2"}]}`
@@ -186,7 +185,7 @@ func TestScanReuse(t *testing.T) {
 	}
 	kept := first.Subjects[1].ID
 	if _, err := s.Scan([]byte(refused["cut off"])); err == nil {
-		t.Fatal("a broken line passed")
+		t.Fatal("accepted a broken line")
 	}
 	second, err := s.Scan([]byte(`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/2"}}`))
 	if err != nil || len(second.Subjects) != 1 || second.Subjects[0] != (Ref{"Patient", "2"}) {
@@ -265,13 +264,12 @@ func TestReferences(t *testing.T) {
 	if !slices.Equal(got, want[:2]) {
 		t.Errorf("stopped: got %v, want %v", got, want[:2])
 	}
-	for name, line := range refused {
+	for _, line := range refused {
 		References([]byte(line), func(Ref) bool { return true }) // must not panic
-		_ = name
 	}
 }
 
-// FuzzScan compares Scan and References with a walk over the tree that encoding/json builds.
+// FuzzScan compares Scan and References with the tree that encoding/json builds.
 func FuzzScan(f *testing.F) {
 	for _, line := range refused {
 		if len(line) < 1000 {
@@ -308,41 +306,41 @@ func FuzzScan(f *testing.F) {
 		}
 		var tree map[string]any
 		if err := json.Unmarshal(line, &tree); err != nil {
-			t.Fatalf("Scan accepted what encoding/json refuses: %v", err)
+			t.Fatalf("encoding/json refuses the line: %v", err)
 		}
-		// Readers differ in which of two members of one name they keep: what decides must not.
+		// Readers keep either the first or the last of two members of one name: the facts must be the same.
 		first, _ := firstOfTwo(t, json.NewDecoder(bytes.NewReader(line))).(map[string]any)
 		for reader, tree := range map[string]map[string]any{"first": first, "last": tree} {
 			if facts.Type != tree["resourceType"] || facts.ID != tree["id"] {
-				t.Fatalf("got %s/%s, the tree of the %s says %v/%v", facts.Type, facts.ID, reader, tree["resourceType"], tree["id"])
+				t.Fatalf("got %s/%s, the tree of the %s has %v/%v", facts.Type, facts.ID, reader, tree["resourceType"], tree["id"])
 			}
 			var subjects []Ref
 			for _, path := range SubjectPaths(facts.Type) {
 				subjects = append(subjects, treeSubjects(tree, strings.Split(path, "."))...)
 			}
 			if !slices.Equal(facts.Subjects, subjects) {
-				t.Fatalf("got subjects %v, the tree of the %s says %v", facts.Subjects, reader, subjects)
+				t.Fatalf("got subjects %v, the tree of the %s has %v", facts.Subjects, reader, subjects)
 			}
 			meta, _ := tree["meta"].(map[string]any)
 			text, _ := meta["lastUpdated"].(string)
 			at, err := time.Parse(time.RFC3339Nano, text)
 			if err != nil && !facts.LastUpdated.IsZero() || err == nil && !facts.LastUpdated.Equal(at) {
-				t.Fatalf("got %s, the tree of the %s says %q", facts.LastUpdated, reader, text)
+				t.Fatalf("got %s, the tree of the %s has %q", facts.LastUpdated, reader, text)
 			}
 		}
-		// A key that stands twice in one object hides its first value from the tree: compare as far as the tree sees.
+		// The tree lacks the first of two values of a duplicate key.
 		for ref := range treeReferences(tree, map[Ref]bool{}) {
 			if !slices.Contains(found, ref) {
 				t.Fatalf("References missed %v", ref)
 			}
 		}
 		if want := tokenReferences(t, line); !slices.Equal(found, want) {
-			t.Fatalf("got references %v, the tokens say %v", found, want)
+			t.Fatalf("got references %v, the tokens have %v", found, want)
 		}
 	})
 }
 
-// firstOfTwo decodes a value; of two members of one name it keeps the first.
+// firstOfTwo decodes a value and keeps the first of two members of one name.
 func firstOfTwo(t *testing.T, decoder *json.Decoder) any {
 	next := func() json.Token {
 		token, err := decoder.Token()
@@ -375,8 +373,8 @@ func firstOfTwo(t *testing.T, decoder *json.Decoder) any {
 	}
 }
 
-// FuzzParseReference: what is taken for a resource of the store stands in the reference as it is, has the forms of R4,
-// and is what the reference means below any base; what R4 gives as the form of a literal reference is taken for one.
+// FuzzParseReference checks that a parsed reference occurs in the text, has the forms of R4, is the same below any base,
+// and that every literal reference by the regular expression of R4 is parsed.
 func FuzzParseReference(f *testing.F) {
 	for _, seed := range []string{
 		"Patient/1", "http://h/Patient/1/_history/2", "HTTPS://h/f/Group/x.", "#Patient/1", "Patient/1#x", "urn:x/Patient/1",
@@ -391,20 +389,20 @@ func FuzzParseReference(f *testing.F) {
 		ref, ok := ParseReference(text)
 		typ, id, same := splitReference([]byte(text))
 		if same != ok || string(typ) != ref.Type || string(id) != ref.ID {
-			t.Fatalf("%q is %v, %t as text and %s/%s, %t as bytes", text, ref, ok, typ, id, same)
+			t.Fatalf("%q is %v, %t as string and %s/%s, %t as bytes", text, ref, ok, typ, id, same)
 		}
 		if parts := form.FindStringSubmatch(text); parts != nil && IsType(parts[1]) && (!ok || ref != Ref{parts[1], parts[2]}) {
 			t.Errorf("%q is %v, %t", text, ref, ok)
 		}
 		if !ok {
 			if ref != (Ref{}) {
-				t.Errorf("%q is nothing and %v", text, ref)
+				t.Errorf("%q is refused and %v", text, ref)
 			}
 			return
 		}
 		plain := ref.Type + "/" + ref.ID
 		if !IsType(ref.Type) || !IsID(ref.ID) || !strings.Contains(text, plain) || strings.ContainsAny(text, "?# \n") {
-			t.Errorf("%q is taken for %v", text, ref)
+			t.Errorf("%q parsed as %v", text, ref)
 		}
 		for _, again := range []string{plain, "http://h/" + plain, "https://h/a/b/" + plain + "/_history/7"} {
 			if got, ok := ParseReference(again); !ok || got != ref {
@@ -489,7 +487,7 @@ func tokenReferences(t *testing.T, line []byte) []Ref {
 	return refs
 }
 
-// TestScanSynthea scans every line of the sample and compares it with the tree.
+// TestScanSynthea scans every line of the sample and compares some with the tree.
 func TestScanSynthea(t *testing.T) {
 	for name, lines := range syntheaLines(t) {
 		var s Scanner
@@ -511,13 +509,13 @@ func TestScanSynthea(t *testing.T) {
 			}
 			if facts.Type != tree["resourceType"] || facts.ID != tree["id"] || facts.LastUpdated.IsZero() ||
 				!slices.Equal(facts.Subjects, subjects) {
-				t.Fatalf("%s line %d: got %+v, the tree says %v", name, i+1, facts, subjects)
+				t.Fatalf("%s line %d: got %+v, the tree has %v", name, i+1, facts, subjects)
 			}
 		}
 	}
 }
 
-// syntheaLines reads the sample by file, or a made-up line where the sample is not there.
+// syntheaLines reads the sample by file, or returns a made-up line when the sample is missing.
 func syntheaLines(tb testing.TB) map[string][][]byte {
 	dir, ok := testenv.Synthea(tb)
 	if !ok {
@@ -606,7 +604,7 @@ func benchmarkLines(b *testing.B, lines [][]byte, each func(*Scanner, []byte) bo
 	for b.Loop() {
 		line := lines[i%len(lines)]
 		if !each(&s, line) {
-			b.Fatal("a line of the sample is refused")
+			b.Fatal("Scan refused a line of the sample")
 		}
 		total += int64(len(line))
 		i++

@@ -5,7 +5,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // Option is an option of Open.
@@ -13,11 +13,11 @@ type Option func(*settings)
 
 type settings struct {
 	redis   *redis.Options
-	observe platform.Observer
+	observe telemetry.Observer
 }
 
 // WithObserver has the observer told of each command.
-func WithObserver(observe platform.Observer) Option {
+func WithObserver(observe telemetry.Observer) Option {
 	return func(s *settings) { s.observe = observe }
 }
 

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/sluice-fhir/sluice/pkg/objects/segments"
+	"github.com/sluice-fhir/sluice/pkg/objects/internal/segments"
 )
 
 // dataKey returns the key that the object is encrypted with, nil if it is in plaintext.

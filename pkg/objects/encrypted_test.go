@@ -16,8 +16,8 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/objects/internal/segments"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
-	"github.com/sluice-fhir/sluice/pkg/objects/segments"
 )
 
 // oneKey encrypts every object under the same data key.

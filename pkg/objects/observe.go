@@ -5,14 +5,14 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // observed tells the observer of each request: of an upload how long it took altogether, of a download how long it was
 // until the answer began.
 type observed struct {
 	inner   http.RoundTripper
-	observe platform.Observer
+	observe telemetry.Observer
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -23,7 +23,7 @@ func (o observed) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err == nil && (resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests) {
 		told = fmt.Errorf("the store answers %d", resp.StatusCode)
 	}
-	o.observe.Tell(operationOf(r), began, told)
+	o.observe.Observe(operationOf(r), began, told)
 	return resp, err
 }
 

@@ -33,7 +33,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/s3utils"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 const (
@@ -63,7 +63,7 @@ type Config struct {
 	ServerSide string
 	Keys       Keys           // nil: nothing is encrypted, and what is encrypted is read as it is stored
 	Roots      *x509.CertPool // of an endpoint behind https; nil is the system's
-	Observe    platform.Observer
+	Observe    telemetry.Observer
 }
 
 // Keys returns the data key, of 32 bytes, that the object of that key is encrypted with, or nil if it is in plaintext.

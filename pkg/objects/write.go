@@ -16,7 +16,7 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/objects/segments"
+	"github.com/sluice-fhir/sluice/pkg/objects/internal/segments"
 )
 
 const (

@@ -8,7 +8,7 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // Option is an option of Open.
@@ -16,11 +16,11 @@ type Option func(*settings)
 
 type settings struct {
 	redis   asynq.RedisClientOpt
-	observe platform.Observer
+	observe telemetry.Observer
 }
 
 // WithObserver has the observer told of each command of the client. What a server does to look for work is left out.
-func WithObserver(observe platform.Observer) Option {
+func WithObserver(observe telemetry.Observer) Option {
 	return func(s *settings) { s.observe = observe }
 }
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // The classes of commands.
@@ -33,13 +33,13 @@ var classes = map[string]string{
 var handshakes = map[string]bool{"hello": true, "auth": true, "select": true, "client": true}
 
 // Observe tells the observer of each command of the client. A pipeline is one call.
-func Observe(client redis.UniversalClient, observer platform.Observer) {
+func Observe(client redis.UniversalClient, observer telemetry.Observer) {
 	if observer != nil {
 		client.AddHook(hook{observer})
 	}
 }
 
-type hook struct{ observer platform.Observer }
+type hook struct{ observer telemetry.Observer }
 
 // DialHook implements redis.Hook: that no connection is made shows in the command that wanted one.
 func (h hook) DialHook(next redis.DialHook) redis.DialHook {
@@ -70,7 +70,7 @@ func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 
 func (h hook) tell(cmd redis.Cmder, began time.Time, err error) {
 	if !handshakes[cmd.Name()] {
-		h.observer.Tell(class(cmd), began, trouble(err))
+		h.observer.Observe(class(cmd), began, trouble(err))
 	}
 }
 

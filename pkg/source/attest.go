@@ -9,16 +9,15 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// rules numbers the rules by which Read tells subjects and references (1 to 255). A change of what a line says is a
-// new number: what was attested under another one is read again.
+// rules is the version of the rules by which Read finds subjects and references (1 to 255). When they change, so does
+// the number: a resource attested under another number is scanned again.
 const rules = 1
 
 const rulesMask = 0xff
 
-// Attest returns what vouches for r: that a reading of Body under the rules of now gave Type, ID, Named and References.
-// It is a fast hash with the number of the rules in its low byte, never 0. It shows that the parts belong together, so
-// that a query or an update that mixes them up is noticed; it is no signature, and who can write to the store can
-// forge it as well as the body itself.
+// Attest returns a hash over Type, ID, Named, References and Body, with the version of the rules in its low byte; never
+// 0. It shows that scanning Body under these rules gave the other fields, so a query or an update that mixes up parts of
+// resources is detected. It is not a signature: a writer of the store can forge it, as well as the body.
 func (r *Resource) Attest() uint64 {
 	var space [256]byte
 	head := append(append(append(space[:0], r.Type...), '/'), r.ID...)
@@ -29,12 +28,12 @@ func (r *Resource) Attest() uint64 {
 	return xxh3.HashSeed(r.Body, xxh3.Hash(head))&^rulesMask | rules
 }
 
-// Attested reports whether r carries an attestation under the rules of now. One under other rules counts as none.
+// Attested reports whether r has an attestation under the current rules.
 func (r *Resource) Attested() bool { return r.Attestation&rulesMask == rules }
 
-// Read fills r with what the line says, attested: the patients by its subject-like links and the referenced types that
-// it names (spec 10). facts are what a fhir.Scanner found in body. Subjects are the same patients: those of what a
-// Provenance targets are for the source to add. Slices of r are used again.
+// Read sets the fields of r from a line, with an attestation: the patients of its subject-like links and its references
+// to the referenced types (spec 10). facts are those that a fhir.Scanner found in body. Subjects becomes Named; the
+// source adds the patients of the targets of a Provenance. Slices of r are reused.
 func Read(r *Resource, facts fhir.Facts, body []byte) {
 	r.Type, r.ID, r.Body = facts.Type, facts.ID, body
 	r.Named = Named(r.Named[:0], facts)
@@ -43,7 +42,7 @@ func Read(r *Resource, facts fhir.Facts, body []byte) {
 	r.Attestation = r.Attest()
 }
 
-// Named appends the patients that a line names by its subject-like links, sorted, each once.
+// Named appends the patients that a line names in its subject-like links, sorted, without duplicates.
 func Named(list []string, facts fhir.Facts) []string {
 	if facts.Type == "Patient" {
 		list = append(list, facts.ID)

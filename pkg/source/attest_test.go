@@ -52,7 +52,7 @@ func TestAttestationNoticesEveryChange(t *testing.T) {
 		"one more":   func(r *source.Resource) { r.Named = append(slices.Clone(r.Named), "c") },
 		"another":    func(r *source.Resource) { r.Named = []string{"a", "c"} },
 		"joined":     func(r *source.Resource) { r.Named = []string{"ab"} },
-		"nobody":     func(r *source.Resource) { r.Named = nil },
+		"no patient": func(r *source.Resource) { r.Named = nil },
 		"references": func(r *source.Resource) { r.References = []byte("Practitioner/p") },
 		"body": func(r *source.Resource) {
 			r.Body = []byte(strings.Replace(string(r.Body), "Patient/a", "Patient/c", 1))
@@ -75,7 +75,7 @@ func TestAttestationNoticesEveryChange(t *testing.T) {
 	}
 }
 
-// TestRulesHaveTheirNumber holds the rules against their number: when this test fails, what a line says has changed.
+// TestRulesHaveTheirNumber fails when the rules change without their number.
 // Then give the rules the next number (attest.go), so that stores read their lines again, and put the new fingerprint
 // here.
 func TestRulesHaveTheirNumber(t *testing.T) {

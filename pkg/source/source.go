@@ -1,9 +1,9 @@
-// Package source is the contract between the workers and the clinical data. A driver (ndjson, postgres) reads one
-// kind of store; sourcetest is the suite that every driver passes.
+// Package source is the contract between the workers and the clinical data. A driver (ndjson, postgres) reads one kind
+// of store; sourcetest is the suite that every driver passes.
 //
-// A source promises completeness and attribution: everything about the patients asked for, each resource once a call,
-// with all the patients that it is about. It does not decide who may see what: the worker checks every resource
-// against the job's cohort again before it writes a line.
+// A source promises completeness and attribution: a call returns every resource about its patients, each once, with all
+// of its subjects. It does not check access: the worker checks every resource against the job's cohort before it writes
+// a line.
 package source
 
 import (
@@ -11,65 +11,63 @@ import (
 	"time"
 )
 
-// Source reads the clinical data. Methods may be called at any time from any goroutine, and a call may be repeated:
-// the same arguments give the same resources as long as the data has not changed.
+// Source reads the clinical data. Methods may be called concurrently and repeatedly: the same arguments give the same
+// resources as long as the data has not changed.
 type Source interface {
-	// Snapshot returns the instant that a job reads the store at, in whole seconds: every later call with it as AsOf
-	// gives what the store held then, whatever is written meanwhile. The instant is the store's own, so that no write
-	// that is under way can slip in below it; a store without a past returns now.
+	// Snapshot returns the instant of a job's reads, in whole seconds: every later call with it as AsOf returns the
+	// state at that instant, whatever is written meanwhile. It comes from the store's clock, so a running write cannot
+	// get an earlier instant. A store without history returns now.
 	Snapshot(ctx context.Context, now time.Time) (time.Time, error)
 
-	// Sizes tells, for every type the store holds, how much there is in the whole store. Types come in any
-	// order. The planner divides by Patients, so estimates are enough.
+	// Sizes returns the size of every type in the store. Estimates are enough.
 	Sizes(ctx context.Context) (Sizes, error)
 
-	// ForPatients streams every resource of q.Type that is about any of q.Patients, each once a call. One about
-	// several patients comes in the call for each of them, always with all of its Subjects: the worker, who knows
-	// the cohort, writes it in one of those calls and passes over it in the others.
-	// No order is promised. An error from yield stops the stream and is returned as it is.
-	// An empty q.Patients gives nothing: an empty filter is never everybody.
+	// ForPatients streams every resource of q.Type that is about any of q.Patients, each once per call, in any order. A
+	// resource about several patients is in the call for each of them, always with all of its Subjects: the worker
+	// writes it in one of those calls and skips it in the others. An error from yield ends the stream and is returned
+	// unchanged. An empty q.Patients returns nothing: an empty filter never means all patients.
 	ForPatients(ctx context.Context, q Query, yield func(Resource) error) error
 
-	// ByID streams the resources of q.Type with the ids of q.IDs that exist; unknown ids are passed over.
-	// It serves the referenced types only (fhir.IsReferenced); any other type is an error.
+	// ByID streams the resources of q.Type with the ids q.IDs; it ignores unknown ids. Only the referenced types
+	// (fhir.IsReferenced) are allowed.
 	ByID(ctx context.Context, q ByIDQuery, yield func(Resource) error) error
 
 	// About streams the Provenance resources that have no patient (every target is of a referenced type)
-	// and target at least one of q.Refs. A Provenance with several targets may come in several calls.
+	// and target at least one of q.Refs. A Provenance with several targets may be in several calls.
 	About(ctx context.Context, q AboutQuery, yield func(Resource) error) error
 
-	// Problems streams what the store holds but cannot serve (a malformed line), for the types asked for. Problems
-	// whose type cannot be told come whatever types are asked for. A place (file and line) is named, never content.
+	// Problems streams what the store has and cannot serve (a malformed line), of the given types and of unknown type.
+	// A problem has a place (file and line), never content.
 	Problems(ctx context.Context, types []string, yield func(Problem) error) error
 }
 
-// Sizes is the shape of the whole store.
+// Sizes are the sizes of the whole store.
 type Sizes struct {
-	Patients int64               // Patient resources held
+	Patients int64               // Patient resources
 	Types    map[string]TypeSize // by resource type
 }
 
-// TypeSize is what the store holds of one type.
+// TypeSize is the size of one type.
 type TypeSize struct {
 	Resources int64
 	Bytes     int64 // NDJSON bytes, uncompressed, newlines included
 }
 
-// Query asks for one type of some patients.
+// Query selects one type of some patients.
 type Query struct {
 	Type     string    // a compartment type (fhir.InCompartment)
 	Patients []string  // patient ids without "Patient/", sorted ascending, no id twice
-	AsOf     time.Time // what Snapshot returned, or zero for now; a driver that cannot read the past says so in its docs
+	AsOf     time.Time // a result of Snapshot, or zero for now; drivers without history ignore it
 }
 
-// ByIDQuery asks for resources of one referenced type.
+// ByIDQuery selects resources of one referenced type.
 type ByIDQuery struct {
 	Type string
 	IDs  []string // sorted ascending, no id twice
 	AsOf time.Time
 }
 
-// AboutQuery asks for the Provenance of resources of the referenced types.
+// AboutQuery selects the Provenance of resources of the referenced types.
 type AboutQuery struct {
 	Refs []Ref
 	AsOf time.Time
@@ -78,29 +76,29 @@ type AboutQuery struct {
 // Ref names one resource.
 type Ref struct{ Type, ID string }
 
-// Resource is one line to be.
+// Resource is one resource of the store.
 type Resource struct {
 	Type string
 	ID   string
-	// Subjects are the patients the resource is about by its subject-like links, sorted, no id twice. For a
-	// Provenance they are the patients of its targets: only the source can know them. Empty for ByID and About.
+	// Subjects are the patients that the resource is about by its subject-like links, sorted, without duplicates. For a
+	// Provenance they are the patients of its targets, which only the source can look up. Empty for ByID and About.
 	Subjects []string
-	// Named are those of Subjects that the body itself names, which is all of them but for a Provenance; known, as
-	// References are, only of a resource with an Attestation.
+	// Named are the Subjects that the body names: all of them, except for a Provenance. Named and References are set
+	// only for a resource with an Attestation.
 	Named []string
-	// References are the "Type/id" of the referenced types (fhir.IsReferenced) that the body names, each once, with
-	// a space between.
+	// References are the "Type/id" of the referenced types (fhir.IsReferenced) that the body names, each once, separated
+	// by spaces.
 	References []byte
-	// Attestation is what Attest returned when the resource was stored, or 0 when the store keeps none.
+	// Attestation is the result of Attest when the resource was stored, or 0 when the store has none.
 	Attestation uint64
-	// Body is the resource's JSON on one line, without the newline, valid UTF-8. It is the caller's only until yield
-	// returns. So are the lists above.
+	// Body is the resource's JSON on one line, without the newline, valid UTF-8. Body and the slices above are valid
+	// only until yield returns.
 	Body []byte
 }
 
-// Problem is one thing that the store holds and cannot serve.
+// Problem is a line that the store has and cannot serve.
 type Problem struct {
-	Type  string // resource type, or "" when it cannot be told
+	Type  string // resource type, or "" when unknown
 	Place string // such as "Observation.ndjson.gz line 17"
 	What  string // such as "not valid JSON"; never content of the line
 }

@@ -11,7 +11,7 @@ import (
 	"os"
 	"sync"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
 const (
@@ -117,7 +117,7 @@ func (l *local) changed() answer {
 	switch {
 	case err != nil || last == nil:
 		return unknown
-	case !platform.SameContent(info, last):
+	case !configfile.SameContent(info, last):
 		return yes
 	}
 	return no

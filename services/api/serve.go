@@ -8,7 +8,8 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 	"github.com/sluice-fhir/sluice/services/config"
@@ -22,18 +23,24 @@ type settings struct {
 	config.Envelope
 	config.Directory
 	config.Audit
-	Addr         string `env:"API_ADDR" envDefault:":8080"`          // the public listener
-	BaseURL      string `env:"BASE_URL,required,notEmpty"`           // public FHIR base; all emitted URLs start with it
-	Dialect      string `env:"API_DIALECT" envDefault:"auto"`        // auto, classic or ig (spec 9)
-	PollLimit    int    `env:"POLL_LIMIT" envDefault:"10"`           // status polls allowed in one announced interval
-	JobLimit     int    `env:"JOB_LIMIT" envDefault:"5"`             // exports of one subject at work at once
-	Repeat       string `env:"KICKOFF_REPEAT" envDefault:"new"`      // new or same: what an identical kick-off gets
-	KickOffLimit int    `env:"KICKOFF_LIMIT" envDefault:"60"`        // kick-offs of one subject in a minute
-	StatusLimit  int    `env:"STATUS_LIMIT" envDefault:"600"`        // status answers to one subject in a minute
-	Issuers      string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"` // YAML, see docs/access.md
-	TokenURL     string `env:"AUTH_TOKEN_URL"`                       // where clients get tokens, for discovery; as auth's
-	Secrets      bool   `env:"AUTH_CLIENT_SECRET"`                   // as auth's, for discovery
-	NeedGroup    bool   `env:"API_REQUIRE_GROUP_SCOPE"`              // a kick-off needs a scope that reads Group
+	Addr string `env:"API_ADDR" envDefault:":8080"` // the public listener
+	// public FHIR base, such as https://host/fhir; every emitted URL starts with it
+	BaseURL string `env:"BASE_URL,required,notEmpty"`
+	Dialect string `env:"API_DIALECT" envDefault:"auto"` // auto, classic or ig (spec 9)
+	// status polls allowed within one announced interval
+	PollLimit int `env:"POLL_LIMIT" envDefault:"10"`
+	JobLimit  int `env:"JOB_LIMIT" envDefault:"5"` // running exports of one subject
+	// an identical kick-off gets a job of its own (new), or the running one (same)
+	Repeat string `env:"KICKOFF_REPEAT" envDefault:"new"`
+	// kick-offs of one subject per minute, over all replicas
+	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
+	// status answers to one subject per minute, over all replicas; at least 40 for each of JOB_LIMIT
+	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
+	// accepted token issuers, YAML: docs/access.md, docs/external-issuers.md
+	Issuers   string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"`
+	TokenURL  string `env:"AUTH_TOKEN_URL"`          // where clients get tokens, for discovery
+	Secrets   bool   `env:"AUTH_CLIENT_SECRET"`      // clients may use secrets, for discovery
+	NeedGroup bool   `env:"API_REQUIRE_GROUP_SCOPE"` // a kick-off needs a scope that reads Group
 
 	base *url.URL
 }
@@ -88,8 +95,8 @@ func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly 
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := platform.NewLogger(stderr, "api", cfg.LogLevel)
-	registry := platform.NewRegistry()
+	log := telemetry.NewLogger(stderr, "api", cfg.LogLevel)
+	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
 		return err
@@ -99,7 +106,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer tracing.Close(ctx)
-	dependencies := platform.NewDependencies(registry)
+	dependencies := telemetry.NewDependencies(registry)
 	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
@@ -174,7 +181,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	defer func() { _ = private.Close() }()
 	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL,
 		"encrypts", newKey != nil)
-	return platform.Run(ctx,
+	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, handler, listeners.Public...),
 		config.HTTP("private listener", private, httpapi.Private(parts), listeners.Private...),
 		config.Bucket(objects, log),

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/authstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/services/auth/clients"
 	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
 	"github.com/sluice-fhir/sluice/services/config"
@@ -22,21 +24,35 @@ type settings struct {
 	config.Common
 	config.Redis
 	config.Audit
-	Addr      string         `env:"AUTH_ADDR" envDefault:":8081"`             // the public listener
-	TokenURL  string         `env:"AUTH_TOKEN_URL,required,notEmpty"`         // public URL of the token endpoint
-	BaseURL   string         `env:"BASE_URL,required,notEmpty"`               // public FHIR base: the tokens' aud
-	Secret    string         `env:"AUTH_KEY_SECRET,required,notEmpty"`        // seals signing keys in Redis
-	Previous  string         `env:"AUTH_KEY_SECRET_PREVIOUS"`                 // opens those that another secret sealed
-	Rotate    time.Duration  `env:"AUTH_KEY_ROTATE" envDefault:"24h"`         // how long a key signs
-	Publish   time.Duration  `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`        // how long it is published before that
-	Life      time.Duration  `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`          // of an access token
-	Clients   string         `env:"AUTH_CLIENTS_FILE"`                        // YAML, see docs/auth.md
-	Secrets   bool           `env:"AUTH_CLIENT_SECRET" envDefault:"false"`    // clients with a secret may use it
-	Replay    bool           `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"` // for test suites alone
-	Window    time.Duration  `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`     // in which failures are counted
-	OfAddress int            `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`    // failures in it from one address
-	OfClient  int            `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`    // failures in it of one client
-	Proxies   []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`    // whose X-Forwarded-For is believed
+	// the public listener of the token service: docs/auth.md
+	Addr string `env:"AUTH_ADDR" envDefault:":8081"`
+	// public URL of the token endpoint, such as https://host/auth/token
+	TokenURL string `env:"AUTH_TOKEN_URL,required,notEmpty"`
+	// public FHIR base, the audience of the tokens
+	BaseURL string `env:"BASE_URL,required,notEmpty"`
+	// secret, 32 bytes or more; wraps the signing keys in Redis
+	Secret string `env:"AUTH_KEY_SECRET,required,notEmpty"`
+	// the secret before, while it is being replaced
+	Previous string        `env:"AUTH_KEY_SECRET_PREVIOUS"`
+	Rotate   time.Duration `env:"AUTH_KEY_ROTATE" envDefault:"24h"` // how long a key signs tokens
+	// how long a key is published before it signs
+	Publish time.Duration `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`
+	// lifetime of an access token, 10 s to 5 min
+	Life time.Duration `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`
+	// registered clients, YAML, in addition to those in Redis: docs/auth.md
+	Clients string `env:"AUTH_CLIENTS_FILE"`
+	// clients that are registered with a secret may use it
+	Secrets bool `env:"AUTH_CLIENT_SECRET" envDefault:"false"`
+	// assertions may be used again; for conformance suites only
+	Replay bool `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"`
+	// the window in which failed authentications are counted
+	Window time.Duration `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`
+	// failures allowed per address and window
+	OfAddress int `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`
+	// failures allowed per client and window
+	OfClient int `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`
+	// networks whose X-Forwarded-For is trusted, such as 10.0.0.0/8,fd00::/8
+	Proxies []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`
 
 	base *url.URL
 }
@@ -98,8 +114,8 @@ func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly 
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := platform.NewLogger(stderr, "auth", cfg.LogLevel)
-	registry := platform.NewRegistry()
+	log := telemetry.NewLogger(stderr, "auth", cfg.LogLevel)
+	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
 		return err
@@ -118,7 +134,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return fmt.Errorf("SLUICE_REDIS_URL: %w", err)
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	store.Observe(platform.NewDependencies(registry).Observer("redis"))
+	store.Observe(telemetry.NewDependencies(registry).Observer("redis"))
 	var previous []string
 	if cfg.Previous != "" {
 		previous = append(previous, cfg.Previous)
@@ -160,16 +176,16 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		log.Warn("assertions may be used again (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
 	}
 	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
-	return platform.Run(ctx,
+	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, withProbes(service), listeners.Public...),
-		config.HTTP("private listener", private, platform.Health(service.Checks(), registry), listeners.Private...),
-		platform.Part{Name: "signing keys", Run: service.Run},
+		config.HTTP("private listener", private, health.Handler(service.Checks(), registry), listeners.Private...),
+		rungroup.Component{Name: "signing keys", Run: service.Run},
 	)
 }
 
 // withProbes adds the probes to the public listener, as the API has them on its own.
 func withProbes(service *tokenapi.Service) http.Handler {
-	probes := platform.Probes(service.Checks(), time.Now)
+	probes := health.Probes(service.Checks(), time.Now)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/livez" || r.URL.Path == "/readyz" {
 			probes.ServeHTTP(w, r)

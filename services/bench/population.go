@@ -51,7 +51,7 @@ func (b *bench) population(ctx context.Context, patients int) (population, error
 		return population{}, err
 	}
 	var bytes int64
-	err = conn.QueryRow(ctx, "SELECT sum(resources)::bigint, sum(bytes)::bigint FROM size").Scan(&p.resources, &bytes)
+	err = conn.QueryRow(ctx, "SELECT sum(resources)::bigint, sum(bytes)::bigint FROM type_stats").Scan(&p.resources, &bytes)
 	if err := errors.Join(err, conn.Close(ctx)); err != nil {
 		return population{}, err
 	}

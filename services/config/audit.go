@@ -14,9 +14,12 @@ import (
 // output is the default because that always works, nothing else is written there, and what runs the containers
 // collects it.
 type Audit struct {
-	Log  string `env:"AUDIT_LOG" envDefault:"stdout"` // a file, or stdout
-	Key  string `env:"AUDIT_KEY"`                     // secret; at least 32 bytes; none: the chain proves little
-	Sync bool   `env:"AUDIT_SYNC"`                    // whether an event is on the disk before its request is answered
+	// the audit log: a file of this process alone, or stdout: docs/audit.md
+	Log string `env:"AUDIT_LOG" envDefault:"stdout"`
+	// secret, 32 bytes or more; without it a forged chain is not detected
+	Key string `env:"AUDIT_KEY"`
+	// an event is on disk before its request is answered; needs a file
+	Sync bool `env:"AUDIT_SYNC"`
 }
 
 // Validate refuses what cannot work.

@@ -9,7 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
@@ -39,7 +39,7 @@ func TestAuditConfiguration(t *testing.T) {
 			environ = append(environ, "SLUICE_"+entry)
 		}
 		var section config.Audit
-		err := platform.LoadConfig(environ, &section)
+		err := envconfig.Load(environ, &section)
 		if (err == nil) != (wrong == nil) {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -107,7 +107,7 @@ func TestAuditOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	report, err := audit.Verify(audit.Proof{Key: []byte(auditKey)}, audit.Part{Name: path, Reader: file})
+	report, err := audit.Verify(audit.Proof{Key: []byte(auditKey)}, audit.Input{Name: path, Reader: file})
 	if err != nil || report.Problem != nil || report.Chains[0].Process != "api" || report.Chains[0].Site == "" {
 		t.Errorf("%v, %+v", err, report)
 	}

@@ -6,14 +6,14 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 )
 
 // Bucket is the part of a process that sees to it that the bucket exists. Services start in any order: an object store
 // that is not there yet is asked again, and readiness says so meanwhile.
-func Bucket(store *objects.Store, log *slog.Logger) platform.Part {
+func Bucket(store *objects.Store, log *slog.Logger) rungroup.Component {
 	const again = 2 * time.Second
-	return platform.Part{Name: "bucket", Run: func(ctx context.Context) error {
+	return rungroup.Component{Name: "bucket", Run: func(ctx context.Context) error {
 		for {
 			err := store.EnsureBucket(ctx)
 			if err == nil {

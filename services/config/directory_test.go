@@ -9,11 +9,10 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
-	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/config"
 )
@@ -34,7 +33,7 @@ func TestDirectoryIsInOnePlace(t *testing.T) {
 		for entry := range strings.FieldsSeq(text) {
 			environ = append(environ, "SLUICE_"+entry)
 		}
-		err := platform.LoadConfig(environ, &config.Directory{})
+		err := envconfig.Load(environ, &config.Directory{})
 		if (err == nil) != good {
 			t.Errorf("%q: %v, want good %v", text, err, good)
 		}
@@ -97,22 +96,22 @@ func TestOpenDirectory(t *testing.T) {
 		if early.Check(t.Context()) == nil {
 			t.Error("a database without tables is ready")
 		}
-		if _, err := postgres.Migrate(t.Context(), url); err != nil {
+		if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 			t.Fatal(err)
 		}
 		if err := early.Check(t.Context()); err != nil {
 			t.Error(err)
 		}
-		pool, err := pgdir.Open(t.Context(), postgres.Config{URL: url})
+		pool, err := pgdir.Open(t.Context(), pgdb.Config{URL: url})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer pool.Close()
 		patients := func(yield func(string, error) bool) { yield("p1", nil) }
 		_, err = pgdir.NewGroups(pool, time.Now).Create(t.Context(), "g", patients)
-		err = errors.Join(err, pgdir.NewAccess(pool).Set(t.Context(), grants.Entry{
-			Owner: owner, Types: grants.List{Names: []string{"Patient"}}, Groups: grants.List{All: true},
-			Patients: grants.List{All: true, Names: []string{"p2"}},
+		err = errors.Join(err, pgdir.NewAccess(pool).Set(t.Context(), directory.GrantEntry{
+			Owner: owner, Types: directory.NameList{Names: []string{"Patient"}}, Groups: directory.NameList{All: true},
+			Patients: directory.NameList{All: true, Names: []string{"p2"}},
 		}))
 		if err != nil {
 			t.Fatal(err)

@@ -10,7 +10,8 @@ import (
 
 // Envelope is what jobs' data keys are wrapped with.
 type Envelope struct {
-	Keys string `env:"ENVELOPE_KEYS"` // id:base64 of 32 bytes, one a line: the first wraps, all unwrap
+	// secret; master keys, one `id:base64 of 32 bytes` per line; the first wraps, all unwrap: docs/encryption.md
+	Keys string `env:"ENVELOPE_KEYS"`
 }
 
 // Validate refuses keys that cannot be read. None at all are allowed: then new jobs are not encrypted.

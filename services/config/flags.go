@@ -5,7 +5,7 @@ import (
 	"flag"
 	"fmt"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 )
 
 // Load fills the config of a service from the environment. A service has two flags, with which nothing is started:
@@ -24,5 +24,5 @@ func Load(ctx context.Context, service string, args, environ []string, config an
 	if *asksHealth {
 		return true, checkHealth(ctx, environ)
 	}
-	return checkOnly, platform.LoadConfig(environ, config)
+	return checkOnly, envconfig.Load(environ, config)
 }

@@ -11,7 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
 )
 
 // healthTimeout bounds --check-health: longer than a readiness report may take, which is 3 s.
@@ -29,12 +30,12 @@ func checkHealth(ctx context.Context, environ []string) error {
 	var listener own
 	var about []string
 	for _, entry := range environ {
-		name := strings.TrimPrefix(entry, platform.Prefix)
+		name := strings.TrimPrefix(entry, envconfig.Prefix)
 		if name != entry && (strings.HasPrefix(name, "PRIVATE_") || strings.HasPrefix(name, "TLS_")) {
 			about = append(about, entry)
 		}
 	}
-	if err := platform.LoadConfig(about, &listener); err != nil {
+	if err := envconfig.Load(about, &listener); err != nil {
 		return err
 	}
 	host, port, err := net.SplitHostPort(listener.Private)
@@ -53,7 +54,7 @@ func checkHealth(ctx context.Context, environ []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	return platform.AskHealth(ctx, transport, scheme+"://"+net.JoinHostPort(host, port)+"/readyz")
+	return health.Get(ctx, transport, scheme+"://"+net.JoinHostPort(host, port)+"/readyz")
 }
 
 // trusted believes the server that shows this very certificate, whoever issued it and for whichever name, and shows it

@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/config"
 )
@@ -20,10 +22,10 @@ import (
 func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 	t.Helper()
 	var common config.Common
-	if err := platform.LoadConfig(environ, &common); err != nil {
+	if err := envconfig.Load(environ, &common); err != nil {
 		t.Fatal(err)
 	}
-	registry := platform.NewRegistry()
+	registry := telemetry.NewRegistry()
 	listeners, err := common.Listeners(slog.New(slog.DiscardHandler), registry)
 	if err != nil {
 		t.Fatal(err)
@@ -32,13 +34,13 @@ func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checks := platform.Checks{"store": func(context.Context) error {
+	checks := health.Checks{"store": func(context.Context) error {
 		if down.Load() {
 			return errors.New("down")
 		}
 		return nil
 	}}
-	part := config.HTTP("private listener", listener, platform.Health(checks, registry), listeners.Private...)
+	part := config.HTTP("private listener", listener, health.Handler(checks, registry), listeners.Private...)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- part.Run(ctx) }()
@@ -52,7 +54,7 @@ func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 }
 
 // health runs a service's --check-health.
-func health(t *testing.T, environ []string) error {
+func checkHealth(t *testing.T, environ []string) error {
 	t.Helper()
 	checkOnly, err := config.Load(t.Context(), "service", []string{"--check-health"}, environ, &struct{}{})
 	if !checkOnly {
@@ -83,7 +85,7 @@ func TestHealthIsAskedOfTheOwnPrivateListener(t *testing.T) {
 			// What the service needs besides its private listener is none of the question's business.
 			environ = append(environ, "SLUICE_REDIS_URL_FILE=/nowhere", "HOME=/nowhere")
 			for _, addr := range []string{at, ":" + port, "0.0.0.0:" + port, "[::]:" + port} {
-				if err := health(t, append(environ, "SLUICE_PRIVATE_ADDR="+addr)); err != nil {
+				if err := checkHealth(t, append(environ, "SLUICE_PRIVATE_ADDR="+addr)); err != nil {
 					t.Errorf("%s: %v", addr, err)
 				}
 			}
@@ -119,7 +121,7 @@ func TestHealthTellsWhatIsWrong(t *testing.T) {
 		"PRIVATE_ADDR=" + secure + " " + pair("/nowhere", key):       "SLUICE_PRIVATE_TLS_CERT_FILE",
 		"PRIVATE_ADDR=" + ready + " PRIVATE_NONSENSE=1":              "SLUICE_PRIVATE_NONSENSE",
 	} {
-		err := health(t, settings(about))
+		err := checkHealth(t, settings(about))
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", about, err, want)
 		}
@@ -137,7 +139,7 @@ func TestHealthIsNotThatOfWhomARedirectNames(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close(); <-ended })
-	if err := health(t, settings("PRIVATE_ADDR="+listener.Addr().String())); err == nil || !strings.Contains(err.Error(), "302") {
+	if err := checkHealth(t, settings("PRIVATE_ADDR="+listener.Addr().String())); err == nil || !strings.Contains(err.Error(), "302") {
 		t.Errorf("%v, want that it answers 302", err)
 	}
 }

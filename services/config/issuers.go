@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
@@ -45,7 +45,7 @@ func LoadIssuers(file string) ([]token.Issuer, error) {
 		return nil, fmt.Errorf("read issuers: %w", err)
 	}
 	var parsed issuerFile
-	if err := platform.DecodeYAML(content, &parsed); err != nil {
+	if err := configfile.DecodeYAML(content, &parsed); err != nil {
 		return nil, fmt.Errorf("read issuers: %w", err)
 	}
 	issuers := make([]token.Issuer, 0, len(parsed.Issuers))

@@ -11,8 +11,10 @@ import (
 // cancel jobs and asks for no password, so by itself it is only on an address that only this machine reaches. Client
 // certificates alone are not enough: who scrapes metrics has one too.
 type OperatorPage struct {
-	Page  string   `env:"OPERATOR_PAGE" envDefault:"auto"` // auto, true or false
-	Hosts []string `env:"OPERATOR_HOSTS"`                  // names that it is asked by, besides localhost and addresses
+	// auto (on loopback), true or false: docs/operators-page.md
+	Page string `env:"OPERATOR_PAGE" envDefault:"auto"`
+	// host names of the operator's page, besides localhost and addresses
+	Hosts []string `env:"OPERATOR_HOSTS"`
 }
 
 // Validate refuses what is no choice, and what is no name.

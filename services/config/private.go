@@ -6,7 +6,8 @@ import (
 	"net"
 	"net/http"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 )
 
 // Listen opens a TCP listener.
@@ -20,8 +21,8 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 }
 
 // HTTP is the part of a process that serves a handler on an open listener; see Common.Listeners for the options.
-func HTTP(name string, listener net.Listener, handler http.Handler, options ...platform.Option) platform.Part {
-	return platform.Part{Name: name, Run: func(ctx context.Context) error {
-		return platform.ServeHTTP(ctx, listener, handler, options...)
+func HTTP(name string, listener net.Listener, handler http.Handler, options ...httpserver.Option) rungroup.Component {
+	return rungroup.Component{Name: name, Run: func(ctx context.Context) error {
+		return httpserver.Serve(ctx, listener, handler, options...)
 	}}
 }

@@ -7,25 +7,28 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
 // Source is the place of the clinical data: a database or a folder, one of them.
 type Source struct {
 	Trust
-	URL      string `env:"SOURCE_URL"` // postgres://user:password@host:port/database, filled by sluice load
-	Dir      string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files
-	SpoolDir string `env:"SPOOL_DIR"`  // where gzipped files are unpacked; the system's by default
+	// postgres://user:password@host:port/database with the data, or SOURCE_DIR: docs/postgres.md
+	URL string `env:"SOURCE_URL"`
+	Dir string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files with the data
+	// where gzipped files are unpacked at start; none: the system's temporary folder
+	SpoolDir string `env:"SPOOL_DIR"`
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured, of a database, as "source".
-func (s Source) Observed(by *platform.Dependencies) Source {
+func (s Source) Observed(by *telemetry.Dependencies) Source {
 	s.observed = by
 	return s
 }
@@ -45,7 +48,7 @@ type Data struct {
 	Check func(context.Context) error // whether it can be read, for readiness
 	Close func() error
 	// Watch is a part of the process, or nil: it ends the process when the source can never be read again.
-	Watch *platform.Part
+	Watch *rungroup.Component
 }
 
 // Open opens the place for a process that runs so many units at once. A folder's index is read, which
@@ -57,7 +60,7 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 			return nil, err
 		}
 		// Some more, so that neither a check nor small work beside the units waits. They are made when they are needed.
-		opened, err := sourcepg.Open(ctx, postgres.Config{
+		opened, err := postgres.Open(ctx, pgdb.Config{
 			URL: s.URL, Connections: connections + 4, Roots: roots, Observe: s.observed.Observer("source"),
 		})
 		if err != nil {

@@ -10,7 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/certs"
+	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
 )
 
 // privateConnections is how many may be open to the private listener at once: those of probes and of a few operators.
@@ -19,13 +20,18 @@ const privateConnections = 256
 // TLS is what the listeners of a process show, and ask for. The files are PEM; certificates and keys are read again
 // when they change.
 type TLS struct {
-	CertFile        string `env:"TLS_CERT_FILE"`          // of the public listener; without: plain HTTP
-	KeyFile         string `env:"TLS_KEY_FILE"`           //
-	PrivateTLS      bool   `env:"PRIVATE_TLS"`            // the private listener serves TLS, by the same files
-	PrivateCertFile string `env:"PRIVATE_TLS_CERT_FILE"`  // or by its own
-	PrivateKeyFile  string `env:"PRIVATE_TLS_KEY_FILE"`   //
-	PrivateClientCA string `env:"PRIVATE_CLIENT_CA_FILE"` // whose certificates its clients must have; without: none
-	MaxConnections  int    `env:"MAX_CONNECTIONS" envDefault:"10000"`
+	// certificate of the public listener, PEM, reloaded when it changes; none: plain HTTP: docs/tls.md
+	CertFile string `env:"TLS_CERT_FILE"`
+	KeyFile  string `env:"TLS_KEY_FILE"` // its key
+	// the private listener uses TLS with the same certificate
+	PrivateTLS bool `env:"PRIVATE_TLS"`
+	// a certificate of its own for the private listener
+	PrivateCertFile string `env:"PRIVATE_TLS_CERT_FILE"`
+	PrivateKeyFile  string `env:"PRIVATE_TLS_KEY_FILE"` // its key
+	// authorities, PEM; the private listener's clients need a certificate of theirs
+	PrivateClientCA string `env:"PRIVATE_CLIENT_CA_FILE"`
+	// open connections of the public listener; more wait
+	MaxConnections int `env:"MAX_CONNECTIONS" envDefault:"10000"`
 }
 
 // files are the variables of one certificate and its key, and the values.
@@ -47,14 +53,14 @@ func (t TLS) private() files {
 }
 
 // open reads the certificate, or returns nil when there is none.
-func (f files) open(log *slog.Logger) (*platform.Certificate, error) {
+func (f files) open(log *slog.Logger) (*certs.Certificate, error) {
 	if f.cert == "" && f.key == "" {
 		return nil, nil //nolint:nilnil // plain HTTP
 	}
 	if f.cert == "" || f.key == "" {
 		return nil, fmt.Errorf("%s and %s must be set both or neither", f.certName, f.keyName)
 	}
-	certificate, err := platform.OpenCertificate(f.cert, f.key, log, time.Now)
+	certificate, err := certs.Open(f.cert, f.key, log, time.Now)
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", f.certName, f.keyName, err)
 	}
@@ -69,7 +75,7 @@ func (t TLS) clients() (*x509.CertPool, error) {
 	if t.private() == (files{}) {
 		return nil, errors.New("SLUICE_PRIVATE_CLIENT_CA_FILE needs SLUICE_PRIVATE_TLS=true")
 	}
-	pool, err := platform.Authorities(t.PrivateClientCA)
+	pool, err := certs.LoadPool(t.PrivateClientCA)
 	if err != nil {
 		return nil, fmt.Errorf("SLUICE_PRIVATE_CLIENT_CA_FILE: %w", err)
 	}
@@ -97,7 +103,7 @@ func (t TLS) Validate() error {
 
 // Listeners says how the listeners of a process serve: options for HTTP.
 type Listeners struct {
-	Public, Private []platform.Option
+	Public, Private []httpserver.Option
 }
 
 // Listeners opens the certificates, has the registry tell how long they are valid, and warns of files with secrets that
@@ -121,16 +127,16 @@ func (c Common) Listeners(log *slog.Logger, registry prometheus.Registerer) (*Li
 		}
 	}
 	return &Listeners{
-		Public:  append(public, platform.WithLimits(platform.Limits{Connections: c.MaxConnections})),
-		Private: append(private, platform.WithLimits(platform.Limits{Connections: privateConnections})),
+		Public:  append(public, httpserver.WithLimits(httpserver.Limits{Connections: c.MaxConnections})),
+		Private: append(private, httpserver.WithLimits(httpserver.Limits{Connections: privateConnections})),
 	}, nil
 }
 
 // secured returns the options of one listener, without limits.
 func (c Common) secured(
 	name string, from files, clients *x509.CertPool, log *slog.Logger, registry prometheus.Registerer,
-) ([]platform.Option, error) {
-	options := []platform.Option{platform.WithLog(log)}
+) ([]httpserver.Option, error) {
+	options := []httpserver.Option{httpserver.WithLog(log)}
 	certificate, err := from.open(log)
 	if err != nil || certificate == nil {
 		return options, err
@@ -138,5 +144,5 @@ func (c Common) secured(
 	if err := certificate.Register(registry, name); err != nil {
 		return nil, fmt.Errorf("metrics of the %s listener's certificate: %w", name, err)
 	}
-	return append(options, platform.WithTLS(platform.ServerTLS(certificate, clients))), nil
+	return append(options, httpserver.WithTLS(certs.ServerTLS(certificate, clients))), nil
 }

@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/config"
 )
@@ -59,7 +62,7 @@ func TestListenersAreChecked(t *testing.T) {
 		pair + " PRIVATE_TLS_CERT_FILE=a PRIVATE_TLS_KEY_FILE=" + key: "SLUICE_PRIVATE_TLS_CERT_FILE",
 	} {
 		var common config.Common
-		err := platform.LoadConfig(settings(text), &common)
+		err := envconfig.Load(settings(text), &common)
 		if (err == nil) != (want == "") {
 			t.Errorf("%s: %v, want an error about %q", text, err, want)
 			continue
@@ -95,24 +98,24 @@ func TestListeners(t *testing.T) {
 	valid := time.Now().Add(time.Hour)
 	cert, key := authority.Issue(valid, "127.0.0.1").Files(t, t.TempDir())
 	var common config.Common
-	err := platform.LoadConfig(settings("TLS_CERT_FILE="+cert+" TLS_KEY_FILE="+key+" PRIVATE_TLS=true PRIVATE_CLIENT_CA_FILE="+
+	err := envconfig.Load(settings("TLS_CERT_FILE="+cert+" TLS_KEY_FILE="+key+" PRIVATE_TLS=true PRIVATE_CLIENT_CA_FILE="+
 		operators.File()), &common)
 	if err != nil {
 		t.Fatal(err)
 	}
-	registry := platform.NewRegistry()
+	registry := telemetry.NewRegistry()
 	listeners, err := common.Listeners(slog.New(slog.DiscardHandler), registry)
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve := func(options []platform.Option) string {
+	serve := func(options []httpserver.Option) string {
 		listener, err := config.Listen(t.Context(), "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, stop := context.WithCancel(context.Background())
 		served := make(chan error, 1)
-		part := config.HTTP("listener", listener, platform.Health(nil, registry), options...)
+		part := config.HTTP("listener", listener, health.Handler(nil, registry), options...)
 		go func() { served <- part.Run(ctx) }()
 		t.Cleanup(func() {
 			stop()
@@ -167,13 +170,13 @@ func TestOpenSecretsAreToldOf(t *testing.T) {
 		config.Common
 		config.Objects
 	}
-	err = platform.LoadConfig(settings("S3_ENDPOINT=http://h S3_ACCESS_KEY_FILE="+open+" S3_SECRET_KEY_FILE="+closed+
+	err = envconfig.Load(settings("S3_ENDPOINT=http://h S3_ACCESS_KEY_FILE="+open+" S3_SECRET_KEY_FILE="+closed+
 		" TLS_CERT_FILE="+cert+" TLS_KEY_FILE="+key), &config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	if _, err := config.Listeners(slog.New(slog.NewJSONHandler(&log, nil)), platform.NewRegistry()); err != nil {
+	if _, err := config.Listeners(slog.New(slog.NewJSONHandler(&log, nil)), telemetry.NewRegistry()); err != nil {
 		t.Fatal(err)
 	}
 	text := log.String()
@@ -200,7 +203,7 @@ func TestOneFileOfAuthorities(t *testing.T) {
 			config.Source
 		}
 		// The config of no service: which Validate is meant is not said, so that none is called.
-		if err := platform.LoadConfig(append(environ, "SLUICE_CA_FILE="+file), &config); err != nil {
+		if err := envconfig.Load(append(environ, "SLUICE_CA_FILE="+file), &config); err != nil {
 			t.Fatal(err)
 		}
 		jobs, tasks, err := config.Redis.Open()

@@ -11,13 +11,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/http/httpguts"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // Trace says where spans go (docs/observability.md). Every process takes it; those that have a part in a job have spans.
 type Trace struct {
-	Endpoint string  `env:"TRACE_ENDPOINT"`             // http(s)://host:port[/path] of an OTLP collector; none: no traces
-	Headers  string  `env:"TRACE_HEADERS"`              // secret; sent along, NAME=VALUE, several by commas
+	// OTLP collector, http(s)://host:port; none: no traces: docs/observability.md
+	Endpoint string  `env:"TRACE_ENDPOINT"`
+	Headers  string  `env:"TRACE_HEADERS"`              // secret; headers for the collector, NAME=VALUE,...
 	Ratio    float64 `env:"TRACE_RATIO" envDefault:"1"` // share of the jobs that are traced
 }
 
@@ -68,7 +69,7 @@ func (t Trace) headers() (map[string]string, error) {
 // Tracing opens the traces of a process, such as "api". It waits for nobody.
 func (c Common) Tracing(
 	ctx context.Context, service string, log *slog.Logger, registry prometheus.Registerer,
-) (*platform.Tracing, error) {
+) (*telemetry.Tracing, error) {
 	endpoint, err := c.endpoint()
 	if err != nil {
 		return nil, err
@@ -81,7 +82,7 @@ func (c Common) Tracing(
 	if err != nil {
 		return nil, err
 	}
-	tracing, err := platform.OpenTracing(ctx, platform.TracingConfig{
+	tracing, err := telemetry.OpenTracing(ctx, telemetry.TracingConfig{
 		Endpoint: endpoint, Headers: headers, Ratio: c.Ratio, Client: client, Service: service, Logger: log, Registry: registry,
 	})
 	if err != nil {

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
@@ -31,7 +31,7 @@ func TestTraceSettingsAreChecked(t *testing.T) {
 			}
 		}
 		var cfg struct{ config.Common }
-		switch err := platform.LoadConfig(given, &cfg); {
+		switch err := envconfig.Load(given, &cfg); {
 		case want == "" && err != nil:
 			t.Errorf("%q: %v", environ, err)
 		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):

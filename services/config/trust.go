@@ -7,13 +7,14 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/certs"
 )
 
 // Trust says which servers are believed to be who they say: those of the system's authorities, and of some more. Each
 // section with a server has it, so that one variable counts for all of them.
 type Trust struct {
-	CAFile string `env:"CA_FILE"` // PEM, beside the system's root certificates
+	// authorities, PEM, in addition to the system's: Redis, object store, PostgreSQL, key sets
+	CAFile string `env:"CA_FILE"`
 }
 
 // Roots returns the root certificates for connections that the process makes; nil stands for the system's.
@@ -21,7 +22,7 @@ func (t Trust) Roots() (*x509.CertPool, error) {
 	if t.CAFile == "" {
 		return nil, nil //nolint:nilnil // as documented
 	}
-	roots, err := platform.Roots(t.CAFile)
+	roots, err := certs.LoadRoots(t.CAFile)
 	if err != nil {
 		return nil, fmt.Errorf("SLUICE_CA_FILE: %w", err)
 	}

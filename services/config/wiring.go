@@ -17,8 +17,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -27,13 +27,14 @@ type Common struct {
 	TLS
 	Trust
 	Trace
-	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`           // debug, info, warn or error
-	Private  string     `env:"PRIVATE_ADDR" envDefault:"127.0.0.1:0"` // host:port for /livez, /readyz and /metrics
+	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"` // debug, info, warn or error; JSON on stderr
+	// /livez, /readyz and /metrics; on the scheduler also /scale and /operator/
+	Private string `env:"PRIVATE_ADDR" envDefault:"127.0.0.1:0"`
 
 	secrets map[string]string // files that the configuration was read from, by their variables
 }
 
-// SecretFile is told by platform.LoadConfig of each file that a secret was read from.
+// SecretFile is told by envconfig.Load of each file that a secret was read from.
 func (c *Common) SecretFile(variable, file string) {
 	if c.secrets == nil {
 		c.secrets = map[string]string{}
@@ -64,13 +65,14 @@ func (c Common) Validate() error {
 // Redis is the place of the job store and the queue.
 type Redis struct {
 	Trust
-	URL string `env:"REDIS_URL,required,notEmpty"` // redis://user:password@host:port/db or rediss://
+	// redis://user:password@host:port/db or rediss://; Redis needs noeviction and AOF
+	URL string `env:"REDIS_URL,required,notEmpty"`
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured: the job store's as "redis", the queue's as "queue".
-func (r Redis) Observed(by *platform.Dependencies) Redis {
+func (r Redis) Observed(by *telemetry.Dependencies) Redis {
 	r.observed = by
 	return r
 }
@@ -107,18 +109,19 @@ func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
 // Objects is the place of the object store.
 type Objects struct {
 	Trust
-	Endpoint  string `env:"S3_ENDPOINT,required,notEmpty"`   // http(s)://host:port
-	AccessKey string `env:"S3_ACCESS_KEY,required,notEmpty"` //
-	SecretKey string `env:"S3_SECRET_KEY,required,notEmpty"` //
-	Bucket    string `env:"S3_BUCKET" envDefault:"sluice"`   // created when it is not there
-	Region    string `env:"S3_REGION" envDefault:"us-east-1"`
-	SSE       string `env:"S3_SSE"` // server-side encryption: s3 or kms:KEY-ID
+	Endpoint  string `env:"S3_ENDPOINT,required,notEmpty"`    // the object store, http(s)://host:port
+	AccessKey string `env:"S3_ACCESS_KEY,required,notEmpty"`  // access key of the object store
+	SecretKey string `env:"S3_SECRET_KEY,required,notEmpty"`  // secret key of the object store
+	Bucket    string `env:"S3_BUCKET" envDefault:"sluice"`    // created when it does not exist
+	Region    string `env:"S3_REGION" envDefault:"us-east-1"` // region of the bucket
+	// server-side encryption, s3 or kms:KEY-ID; a store that does not confirm it is an error
+	SSE string `env:"S3_SSE"`
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured as "objects".
-func (o Objects) Observed(by *platform.Dependencies) Objects {
+func (o Objects) Observed(by *telemetry.Dependencies) Objects {
 	o.observed = by
 	return o
 }
@@ -154,15 +157,17 @@ func (o Objects) Open(keys objects.Keys) (*objects.Store, error) {
 // Directory is the place of groups and grants: a database, or a folder and a file.
 type Directory struct {
 	Trust
-	URL        string `env:"DIRECTORY_URL"` // postgres://user:password@host:port/database, see sluice admin
-	GroupsDir  string `env:"GROUPS_DIR"`    // folder with Group*.ndjson files
-	AccessFile string `env:"ACCESS_FILE"`   // YAML, see docs/access.md
+	// postgres://user:password@host:port/database with groups and grants, or GROUPS_DIR and ACCESS_FILE:
+	// docs/access.md
+	URL        string `env:"DIRECTORY_URL"`
+	GroupsDir  string `env:"GROUPS_DIR"`  // folder with Group*.ndjson files
+	AccessFile string `env:"ACCESS_FILE"` // grants, YAML: docs/access.md
 
-	observed *platform.Dependencies
+	observed *telemetry.Dependencies
 }
 
 // Observed is the section whose calls are measured, of a database, as "directory".
-func (d Directory) Observed(by *platform.Dependencies) Directory {
+func (d Directory) Observed(by *telemetry.Dependencies) Directory {
 	d.observed = by
 	return d
 }
@@ -182,7 +187,7 @@ func checkDatabase(variable, url string) error {
 	if url == "" {
 		return nil
 	}
-	if err := postgres.CheckURL(url); err != nil {
+	if err := pgdb.CheckURL(url); err != nil {
 		return fmt.Errorf("%s: %w", variable, err)
 	}
 	return nil
@@ -204,7 +209,7 @@ func (d Directory) Open(ctx context.Context, connections int) (*Register, error)
 		if err != nil {
 			return nil, err
 		}
-		pool, err := pgdir.Open(ctx, postgres.Config{
+		pool, err := pgdir.Open(ctx, pgdb.Config{
 			URL: d.URL, Connections: connections, Roots: roots, Observe: d.observed.Observer("directory"),
 		})
 		if err != nil {

@@ -22,7 +22,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token"
@@ -69,7 +69,7 @@ func inProcess(t *testing.T, data string) (s *stack, keeper *maintenance.Upkeep,
 	t.Cleanup(func() { must(t, events.Close()) })
 	handler, err := httpapi.New(httpapi.Config{BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log}, httpapi.Parts{
 		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access, Audit: events,
-		Registry: platform.NewRegistry(),
+		Registry: telemetry.NewRegistry(),
 	})
 	must(t, err)
 	server := httptest.NewServer(handler)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
 // Verdict is what a check came to.
@@ -44,7 +44,7 @@ type Patient struct {
 // Database is a PostgreSQL database of the deployment.
 type Database struct {
 	Name   string // what it is for
-	Config postgres.Config
+	Config pgdb.Config
 }
 
 // File is a file of configuration.
@@ -383,7 +383,7 @@ func (o *Operator) examineDatabase(ctx context.Context, r *report, database Data
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	name := "postgresql (" + database.Name + "): "
-	facts, err := postgres.Examine(ctx, database.Config)
+	facts, err := pgdb.Examine(ctx, database.Config)
 	if err != nil {
 		r.add(name+"reachable", Bad, err.Error(), "start it, or mend the URL, its password, sslmode, or the network")
 		return
@@ -393,7 +393,7 @@ func (o *Operator) examineDatabase(ctx context.Context, r *report, database Data
 		"it is slow or far away: see whether its machine is busy")
 	r.judge(name+"encoding", facts.Encoding == "UTF8", Bad, facts.Encoding, "create the database anew with the encoding UTF8")
 	detail := "it is as this program needs it"
-	if err = postgres.CheckSchema(ctx, database.Config); err != nil {
+	if err = pgdb.CheckSchema(ctx, database.Config); err != nil {
 		detail = err.Error()
 	}
 	r.judge(name+"schema", err == nil, Bad, detail, "sluice admin migrate, as the owner of the database")

@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/services/adminui"
 	"github.com/sluice-fhir/sluice/services/config"
@@ -25,7 +27,7 @@ type settings struct {
 	config.Audit
 	config.OperatorPage
 	maintenance.Config
-	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"`
+	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"` // how long a periodic job may continue after SIGTERM
 }
 
 // Validate refuses what cannot work.
@@ -44,8 +46,8 @@ func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly 
 const taskConcurrency = 4
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := platform.NewLogger(stderr, "scheduler", cfg.LogLevel)
-	registry := platform.NewRegistry()
+	log := telemetry.NewLogger(stderr, "scheduler", cfg.LogLevel)
+	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
 		return err
@@ -55,7 +57,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer tracing.Close(ctx)
-	dependencies := platform.NewDependencies(registry)
+	dependencies := telemetry.NewDependencies(registry)
 	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
@@ -87,15 +89,15 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	defer func() { _ = private.Close() }() // for a start that fails
 	log.Info("scheduler is ready", "private", private.Addr().String())
-	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check}
+	checks := health.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check}
 	operators := http.NewServeMux()
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
-	operators.Handle("/", platform.Health(checks, registry))
+	operators.Handle("/", health.Handler(checks, registry))
 	page, err := openPage(cfg, private.Addr(), ops.Parts{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now}, log)
 	if err != nil {
 		return err
 	}
-	parts := []platform.Part{
+	parts := []rungroup.Component{
 		config.HTTP("private listener", private, operators, listeners.Private...),
 		config.Bucket(objects, log),
 		{Name: "ticks", Run: keeper.Tick},
@@ -113,9 +115,9 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	if page != nil {
 		operators.Handle(adminui.Path, page)
-		parts = append(parts, platform.Part{Name: "operator's page", Run: page.Run})
+		parts = append(parts, rungroup.Component{Name: "operator's page", Run: page.Run})
 	}
-	return platform.Run(ctx, parts...)
+	return rungroup.Run(ctx, parts...)
 }
 
 // openPage returns the operator's page, or nil where it may not be shown.

@@ -11,7 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/certs"
+	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
@@ -81,17 +82,17 @@ func parse(args []string, stderr io.Writer) (options, error) {
 }
 
 // serving says how the one listener serves, and by which scheme.
-func (o options) serving(log *slog.Logger, registry prometheus.Registerer) ([]platform.Option, string, error) {
-	options := []platform.Option{platform.WithLog(log)}
+func (o options) serving(log *slog.Logger, registry prometheus.Registerer) ([]httpserver.Option, string, error) {
+	options := []httpserver.Option{httpserver.WithLog(log)}
 	if o.tlsCert == "" {
 		return options, "http", nil
 	}
-	certificate, err := platform.OpenCertificate(o.tlsCert, o.tlsKey, log, time.Now)
+	certificate, err := certs.Open(o.tlsCert, o.tlsKey, log, time.Now)
 	if err != nil {
 		return nil, "", fmt.Errorf("--tls-cert and --tls-key: %w", err)
 	}
 	if err := certificate.Register(registry, "public"); err != nil {
 		return nil, "", fmt.Errorf("metrics of the certificate: %w", err)
 	}
-	return append(options, platform.WithTLS(platform.ServerTLS(certificate, nil))), "https", nil
+	return append(options, httpserver.WithTLS(certs.ServerTLS(certificate, nil))), "https", nil
 }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 )
 
 // embeddedRedis is a Redis in this process's memory, behind a password that only this process knows.
@@ -28,9 +28,9 @@ func startRedis() (*embeddedRedis, error) {
 }
 
 // clock is the part that lets time pass: the embedded server's expiries do not run by themselves.
-func (r *embeddedRedis) clock() platform.Part {
+func (r *embeddedRedis) clock() rungroup.Component {
 	const tick = 100 * time.Millisecond
-	return platform.Part{Name: "redis clock", Run: func(ctx context.Context) error {
+	return rungroup.Component{Name: "redis clock", Run: func(ctx context.Context) error {
 		ticker := time.NewTicker(tick)
 		defer ticker.Stop()
 		for {

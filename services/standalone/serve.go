@@ -18,8 +18,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/objects/embedded"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/pkg/token"
@@ -29,6 +29,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/ops"
 	"github.com/sluice-fhir/sluice/services/scheduler/maintenance"
+	"github.com/sluice-fhir/sluice/services/standalone/internal/embeddeds3"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
@@ -43,7 +44,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if opts.verbose {
 		level = slog.LevelInfo
 	}
-	log := platform.NewLogger(stderr, "standalone", level)
+	log := telemetry.NewLogger(stderr, "standalone", level)
 	if err := os.MkdirAll(opts.state, 0o700); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
@@ -58,7 +59,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		}
 	}
 
-	registry := platform.NewRegistry()
+	registry := telemetry.NewRegistry()
 	serving, scheme, err := opts.serving(log, registry)
 	if err != nil {
 		return err
@@ -88,7 +89,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer redis.close()
 	accessKey, secretKey := "standalone", rand.Text()
-	s3, err := embedded.Start(ctx, embedded.Config{
+	s3, err := embeddeds3.Start(ctx, embeddeds3.Config{
 		Dir: filepath.Join(opts.state, "objects"), AccessKey: accessKey, SecretKey: secretKey,
 	})
 	if err != nil {
@@ -96,7 +97,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, s3.Close()) }()
 
-	dependencies := platform.NewDependencies(registry)
+	dependencies := telemetry.NewDependencies(registry)
 	jobs, tasks, err := config.Redis{URL: redis.url}.Observed(dependencies).Open()
 	if err != nil {
 		return err
@@ -195,14 +196,14 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
-	return platform.Run(ctx,
+	return rungroup.Run(ctx,
 		config.HTTP("listener", listener, served, serving...),
-		platform.Part{Name: "signing keys", Run: auth.service.Run},
+		rungroup.Component{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(),
-		platform.Part{Name: "operator's page", Run: page.Run},
-		platform.Part{Name: "ticks", Run: keeper.Tick},
-		platform.Part{Name: "survey", Run: keeper.Survey},
-		platform.Part{Name: "tasks", Run: func(ctx context.Context) error {
+		rungroup.Component{Name: "operator's page", Run: page.Run},
+		rungroup.Component{Name: "ticks", Run: keeper.Tick},
+		rungroup.Component{Name: "survey", Run: keeper.Survey},
+		rungroup.Component{Name: "tasks", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: redis.url, Concurrency: unitsAtOnce + 1, Express: 1, Drain: time.Second, Logger: log,
 			}, queue.Handlers{Unit: worker.Handle, Purge: keeper.Purge, Upkeep: keeper.Do, Watch: keeper.Do})

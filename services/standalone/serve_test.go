@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/config"
 )
@@ -26,7 +26,7 @@ func TestServing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serving, scheme, err := parsed.serving(slog.New(slog.DiscardHandler), platform.NewRegistry())
+	serving, scheme, err := parsed.serving(slog.New(slog.DiscardHandler), telemetry.NewRegistry())
 	if err != nil || scheme != "https" {
 		t.Fatalf("scheme %q, error %v", scheme, err)
 	}
@@ -49,7 +49,7 @@ func TestServing(t *testing.T) {
 		t.Error(err)
 	}
 	parsed.tlsKey = cert
-	_, _, err = parsed.serving(slog.New(slog.DiscardHandler), platform.NewRegistry())
+	_, _, err = parsed.serving(slog.New(slog.DiscardHandler), telemetry.NewRegistry())
 	if err == nil || !strings.Contains(err.Error(), "--tls-key") {
 		t.Errorf("a key that is none: %v", err)
 	}

@@ -8,7 +8,9 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
@@ -22,10 +24,14 @@ type settings struct {
 	config.Envelope
 	config.Source
 	config.Directory
-	Concurrency int           `env:"WORKER_CONCURRENCY" envDefault:"0"` // units at once; 0: one more than processors
-	Express     int           `env:"WORKER_EXPRESS" envDefault:"2"`     // further units at once, of those that are short
-	Drain       time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`     // on stop, how long running units may go on
-	MemoryLimit int64         `env:"WORKER_MEMORY_LIMIT" envDefault:"100663296"`
+	// units at once; 0: one more than processors
+	Concurrency int `env:"WORKER_CONCURRENCY" envDefault:"0"`
+	// further units at once, short ones only, so that small jobs pass large ones
+	Express int `env:"WORKER_EXPRESS" envDefault:"2"`
+	// how long running units may continue after SIGTERM before they are handed back
+	Drain time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`
+	// bytes of the soft memory limit of the Go runtime
+	MemoryLimit int64 `env:"WORKER_MEMORY_LIMIT" envDefault:"100663296"`
 	pipeline.Config
 }
 
@@ -52,8 +58,8 @@ func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly 
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := platform.NewLogger(stderr, "worker", cfg.LogLevel)
-	registry := platform.NewRegistry()
+	log := telemetry.NewLogger(stderr, "worker", cfg.LogLevel)
+	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
 		return err
@@ -66,7 +72,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer tracing.Close(ctx)
-	dependencies := platform.NewDependencies(registry)
+	dependencies := telemetry.NewDependencies(registry)
 	jobs, tasks, err := cfg.Redis.Observed(dependencies).Open()
 	if err != nil {
 		return err
@@ -118,10 +124,10 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency,
 		"express", cfg.Express, "worker", id)
-	checks := platform.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
+	checks := health.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
-	parts := []platform.Part{
-		config.HTTP("private listener", private, platform.Health(checks, registry), listeners.Private...),
+	parts := []rungroup.Component{
+		config.HTTP("private listener", private, health.Handler(checks, registry), listeners.Private...),
 		config.Bucket(objects, log),
 		{Name: "units", Run: func(ctx context.Context) error {
 			if err := source.Await(ctx, log); err != nil {
@@ -132,7 +138,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
 	}
-	parts = append(parts, platform.Part{Name: "orders", Run: func(ctx context.Context) error {
+	parts = append(parts, rungroup.Component{Name: "orders", Run: func(ctx context.Context) error {
 		if tasks.AwaitDrain(ctx, id) { // to return ends the process in order, as a SIGTERM does
 			log.Info("worker is drained by order of an operator", "worker", id)
 		}
@@ -141,5 +147,5 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if source.Watch != nil {
 		parts = append(parts, *source.Watch)
 	}
-	return platform.Run(ctx, parts...)
+	return rungroup.Run(ctx, parts...)
 }

@@ -10,36 +10,26 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Entry is an owner's grant that an implementation is to hold.
-type Entry struct {
-	Owner    export.Owner
-	Types    Choice // All with Names does not occur
-	Groups   Choice // neither here
-	Patients Choice
-}
+// OpenAccess returns an implementation with the entries. Types and Groups with All have no Names.
+type OpenAccess func(t *testing.T, entries []directory.GrantEntry) directory.Access
 
-// Choice is a directory.Selection in the making: the names, or with All everything but the names.
-type Choice struct {
-	All   bool
-	Names []string
-}
-
-// OpenAccess makes an implementation that holds the entries.
-type OpenAccess func(t *testing.T, entries []Entry) directory.Access
-
-// Access checks everything that directory.Access promises.
+// Access tests the contract of directory.Access.
 func Access(t *testing.T, open OpenAccess) {
-	all := Choice{All: true}
-	only := func(names ...string) Choice { return Choice{Names: names} }
+	all := directory.NameList{All: true}
+	only := func(names ...string) directory.NameList { return directory.NameList{Names: names} }
 	owner := func(issuer, subject string) export.Owner { return export.Owner{Issuer: issuer, Subject: subject} }
-	access := open(t, []Entry{
-		{owner("https://a.example", "full"), all, all, all},
-		{owner("https://a.example", "narrow"), only("Patient", "Observation"), only("g1", "007"), only("p1", "1e3")},
-		{owner("https://a.example", "except"), all, all, Choice{All: true, Names: []string{"p1"}}},
-		{owner("https://a.example", "nothing"), only(), only(), only()},
-		{owner("https://b.example", "narrow"), only("Condition"), all, all},
-		{owner("https://a.example", "123"), only("Patient"), all, all},
-		{owner("https://a.example", "true"), only("Group"), all, all},
+	type list = directory.NameList
+	entry := func(issuer, subject string, types, groups, patients list) directory.GrantEntry {
+		return directory.GrantEntry{Owner: owner(issuer, subject), Types: types, Groups: groups, Patients: patients}
+	}
+	access := open(t, []directory.GrantEntry{
+		entry("https://a.example", "full", all, all, all),
+		entry("https://a.example", "narrow", only("Patient", "Observation"), only("g1", "007"), only("p1", "1e3")),
+		entry("https://a.example", "except", all, all, list{All: true, Names: []string{"p1"}}),
+		entry("https://a.example", "nothing", only(), only(), only()),
+		entry("https://b.example", "narrow", only("Condition"), all, all),
+		entry("https://a.example", "123", only("Patient"), all, all),
+		entry("https://a.example", "true", only("Group"), all, all),
 	})
 	type probe struct{ kind, name string }
 	probes := []probe{
@@ -83,7 +73,7 @@ func Access(t *testing.T, open OpenAccess) {
 		"subject in capitals":  {owner("https://a.example", "FULL"), nothing},
 		"issuer with a slash":  {owner("https://a.example/", "full"), nothing},
 		"no subject":           {owner("https://a.example", ""), nothing},
-		"nobody":               {owner("", ""), nothing},
+		"no issuer or subject": {owner("", ""), nothing},
 		"issuer and subject":   {owner("", "https://a.examplefull"), nothing},
 		"a pattern":            {owner("https://a.example", "%"), nothing},
 		"a pattern of a shell": {owner("*", "*"), nothing},
@@ -109,7 +99,7 @@ func Access(t *testing.T, open OpenAccess) {
 			t.Errorf("grant %+v, error %v, want nothing", grant, err)
 		}
 	})
-	t.Run("a context that ended", func(t *testing.T) {
+	t.Run("a cancelled context", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		grant, err := access.Grant(ctx, owner("https://a.example", "full"))

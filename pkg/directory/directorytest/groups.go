@@ -3,6 +3,7 @@ package directorytest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 )
 
-// Group is a group that an implementation is to hold.
+// Group is a group of the suite.
 type Group struct {
 	ID           string
 	Inactive     bool // active is false
@@ -22,17 +23,58 @@ type Group struct {
 	Members      []Member
 }
 
-// Member is one member of it.
+// Member is a member of a Group.
 type Member struct {
 	Reference  string // Group.member.entity.reference
 	Inactive   bool
 	Start, End string // of Group.member.period, FHIR dateTimes of any precision; "" for none
 }
 
-// OpenGroups makes an implementation that holds the groups and takes the present from the clock.
+// NDJSON returns the groups as lines of Group resources. In every second line the members come first.
+func NDJSON(t *testing.T, groups []Group) []string {
+	t.Helper()
+	type m = map[string]any
+	var lines []string
+	for n, group := range groups {
+		list := []m{}
+		for _, member := range group.Members {
+			one := m{"entity": m{"reference": member.Reference, "display": "…"}}
+			if member.Inactive {
+				one["inactive"] = true
+			}
+			period := m{}
+			if member.Start != "" {
+				period["start"] = member.Start
+			}
+			if member.End != "" {
+				period["end"] = member.End
+			}
+			if len(period) > 0 {
+				one["period"] = period
+			}
+			list = append(list, one)
+		}
+		members, err := json.Marshal(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := fmt.Sprintf(`"id":%q,"active":%t,"actual":%t`, group.ID, !group.Inactive, !group.Definitional)
+		body := `"characteristic":[{"member":[{"entity":{"reference":"Patient/not-a-member"}}]}],"extension":[{"url":"x"}]`
+		if len(list) > 0 || n%4 < 2 { // an absent and an empty list mean the same
+			body += `,"member":` + string(members)
+		}
+		if n%2 == 1 {
+			head, body = body, head
+		}
+		lines = append(lines, `{"resourceType":"Group",`+head+","+body+"}")
+	}
+	return lines
+}
+
+// OpenGroups returns an implementation with the groups and the clock.
 type OpenGroups func(t *testing.T, now func() time.Time, groups []Group) directory.Groups
 
-// Groups checks everything that directory.Groups promises.
+// Groups tests the contract of directory.Groups.
 func Groups(t *testing.T, open OpenGroups) {
 	now := func() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }
 	big := Group{ID: "big"}
@@ -71,7 +113,7 @@ func Groups(t *testing.T, open OpenGroups) {
 		}},
 		big,
 	}
-	periods := map[string]bool{ // start|end: does it cover the present
+	periods := map[string]bool{ // start|end: whether it covers the present
 		"|": true, "2026|": true, "2026-03|": true, "2026-03-15|": true, "2027|": false, "2026-04|": false,
 		"2026-03-16|": false, "2026-03-15T12:00:00Z|": true, "2026-03-15T12:00:01Z|": false,
 		"2026-03-15T14:00:00+02:00|": true, "2026-03-15T12:00:00+02:00|": true, "2026-03-15T12:00:00-02:00|": false,
@@ -101,12 +143,12 @@ func Groups(t *testing.T, open OpenGroups) {
 		"forms":       {"D.4-x", "a", "b", "c", strings.Repeat("x", 64)},
 		"no-patients": nil,
 		"left":        {"again", "in"},
-		// pitfall 1: a group without members is there, and nobody is in it.
+		// pitfall 1: a group without members exists and is empty.
 		"empty": nil,
 	} {
 		t.Run("members of "+id, func(t *testing.T) {
 			exists(t, groups, id, nil)
-			for range 2 { // asking again gives the same
+			for range 2 { // repeatable
 				if got := members(t, groups, id); !slices.Equal(got, want) {
 					t.Errorf("members %q, want %q", got, want)
 				}
@@ -127,7 +169,7 @@ func Groups(t *testing.T, open OpenGroups) {
 		t.Run("no group "+id[:min(len(id), 20)], func(t *testing.T) {
 			exists(t, groups, id, directory.ErrNoGroup)
 			err := groups.Members(t.Context(), id, func(string) error {
-				t.Error("a member came")
+				t.Error("got a member")
 				return nil
 			})
 			if !errors.Is(err, directory.ErrNoGroup) {
@@ -135,12 +177,12 @@ func Groups(t *testing.T, open OpenGroups) {
 			}
 		})
 	}
-	t.Run("every member comes", func(t *testing.T) {
+	t.Run("every member", func(t *testing.T) {
 		if got := members(t, groups, "big"); len(got) != len(big.Members) {
 			t.Errorf("%d members, want %d", len(got), len(big.Members))
 		}
 	})
-	t.Run("an error from yield stops and comes back as it is", func(t *testing.T) {
+	t.Run("an error from yield ends it and is returned unchanged", func(t *testing.T) {
 		enough, calls := errors.New("enough"), 0
 		err := groups.Members(t.Context(), "big", func(string) error {
 			calls++
@@ -149,11 +191,11 @@ func Groups(t *testing.T, open OpenGroups) {
 			}
 			return nil
 		})
-		if err != enough || calls != 3 { //nolint:errorlint // the very same value is promised
+		if err != enough || calls != 3 { //nolint:errorlint // unchanged
 			t.Errorf("error %v after %d calls, want the same error after 3", err, calls)
 		}
 	})
-	t.Run("a context that ends stops it", func(t *testing.T) {
+	t.Run("a cancelled context ends it", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		calls := 0
 		err := groups.Members(ctx, "big", func(string) error {

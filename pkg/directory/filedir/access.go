@@ -9,28 +9,26 @@ import (
 	"sync"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
-	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
-// maxAccess is the largest access file, in bytes: some half a million patient ids. Whoever lists more patients keeps
-// them in a database.
+// maxAccess is the largest access file, in bytes: about half a million patient ids. Longer lists belong in the database.
 const maxAccess = 16 << 20
 
-// Access is directory.Access on a YAML file. Its methods may be called from any goroutine.
+// Access is directory.Access on a YAML file. Methods may be called concurrently.
 type Access struct {
 	file string // "" when the grants are fixed
 
 	mu      sync.Mutex
-	seen    fs.FileInfo // the file that grants and problem come from
+	seen    fs.FileInfo // of the file that grants and problem were read from
 	grants  map[export.Owner]directory.Grant
 	problem error // why there are no grants
 }
 
 var _ directory.Access = (*Access)(nil)
 
-// OpenAccess reads the file and fails on everything in it that is not exactly as the package documents.
+// OpenAccess reads the file and fails on anything that the package does not document.
 func OpenAccess(file string) (*Access, error) {
 	a := &Access{file: file}
 	if a.load(); a.problem != nil {
@@ -39,7 +37,7 @@ func OpenAccess(file string) (*Access, error) {
 	return a, nil
 }
 
-// AllowOnly is the access of a server whose only users are these, who may export everything.
+// AllowOnly returns an Access that lets these owners export everything, and no one else anything.
 func AllowOnly(owners ...export.Owner) *Access {
 	everything := directory.Grant{
 		Types: directory.Everything(), Groups: directory.Everything(), Patients: directory.Everything(),
@@ -51,8 +49,8 @@ func AllowOnly(owners ...export.Owner) *Access {
 	return a
 }
 
-// Grant implements directory.Access. While the file is gone or cannot be read as it is, the answer is an error that
-// wraps export.ErrUnavailable, not the grants of before: the change may be one that takes something away.
+// Grant implements directory.Access. While the file is missing or invalid, it returns an error that wraps
+// export.ErrUnavailable, not the last valid grants: the change may be a revocation.
 func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant, error) {
 	if err := ctx.Err(); err != nil {
 		return directory.Grant{}, err
@@ -65,8 +63,7 @@ func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant
 	return a.grants[owner], nil
 }
 
-// Check reports whether the grants can be read as they are now. It costs what a call costs: a look at the file, and
-// reading it when it changed.
+// Check returns the error that Grant would return now, if any. It reads the file when it changed.
 func (a *Access) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -83,7 +80,7 @@ func (a *Access) refresh() error {
 		if err != nil {
 			return fmt.Errorf("access: %w: %w", export.ErrUnavailable, err)
 		}
-		if a.seen == nil || !platform.SameContent(info, a.seen) {
+		if a.seen == nil || !configfile.SameContent(info, a.seen) {
 			a.load()
 		}
 	}
@@ -93,14 +90,14 @@ func (a *Access) refresh() error {
 	return nil
 }
 
-// load reads the file into grants, or problem. The lock is held, or nobody else knows of a yet.
+// load reads the file into grants, or sets problem. The lock is held, except by OpenAccess.
 func (a *Access) load() {
 	a.grants, a.seen = nil, nil
 	var data []byte
-	if data, a.seen, a.problem = platform.ReadStill(a.file, maxAccess); a.problem != nil {
+	if data, a.seen, a.problem = configfile.ReadStable(a.file, maxAccess); a.problem != nil {
 		return
 	}
-	entries, err := grants.Parse(data)
+	entries, err := directory.ParseGrants(data)
 	if err != nil {
 		a.problem = fmt.Errorf("%s: %w", filepath.Base(a.file), err)
 		return

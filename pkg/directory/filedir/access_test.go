@@ -15,9 +15,9 @@ import (
 )
 
 func TestAccess(t *testing.T) {
-	for name, style := range map[string]func(directorytest.Entry) string{"block": blockEntry, "flow": flowEntry} {
+	for name, style := range map[string]func(directory.GrantEntry) string{"block": blockEntry, "flow": flowEntry} {
 		t.Run(name, func(t *testing.T) {
-			directorytest.Access(t, func(t *testing.T, entries []directorytest.Entry) directory.Access {
+			directorytest.Access(t, func(t *testing.T, entries []directory.GrantEntry) directory.Access {
 				text := "# access\n---\n"
 				for _, entry := range entries {
 					text += style(entry)
@@ -35,8 +35,8 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-func flowEntry(e directorytest.Entry) string {
-	list := func(c directorytest.Choice) string {
+func flowEntry(e directory.GrantEntry) string {
+	list := func(c directory.NameList) string {
 		if c.All {
 			return "all"
 		}
@@ -52,8 +52,8 @@ func flowEntry(e directorytest.Entry) string {
 		e.Owner.Issuer, e.Owner.Subject, list(e.Types), list(e.Groups), patients)
 }
 
-func blockEntry(e directorytest.Entry) string {
-	list := func(indent string, c directorytest.Choice, all string) string {
+func blockEntry(e directory.GrantEntry) string {
+	list := func(indent string, c directory.NameList, all string) string {
 		if c.All && len(c.Names) == 0 {
 			return " " + all + "\n"
 		}
@@ -178,7 +178,7 @@ func TestAccessFollowsItsFile(t *testing.T) {
 	expect := func(want bool, wantErr error) {
 		t.Helper()
 		for range 2 {
-			// Check looks for itself and says whether the calls after it are answered, pitfall 34.
+			// Check predicts the next calls (pitfall 34).
 			if err := access.Check(t.Context()); !errors.Is(err, wantErr) {
 				t.Errorf("check: error %v, want %v", err, wantErr)
 			}
@@ -222,7 +222,7 @@ func TestAccessFollowsItsFile(t *testing.T) {
 	expect(false, nil)
 }
 
-// The example in the package documentation is the first thing that anyone copies.
+// Users copy the example of the package documentation.
 func TestDocumentedAccessIsRead(t *testing.T) {
 	doc, err := os.ReadFile("doc.go")
 	if err != nil {
@@ -265,11 +265,11 @@ func FuzzAccess(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// Whatever was read, nobody has access who is not spelled in the file.
-		grant, err := access.Grant(t.Context(), export.Owner{Issuer: "https://nobody.example", Subject: "nobody"})
+		// An owner who is not in the file has no access.
+		grant, err := access.Grant(t.Context(), export.Owner{Issuer: "https://unknown.example", Subject: "unknown"})
 		if err != nil || grant.Types.Has("Patient") || grant.Groups.Has("g") || grant.Patients.Has("p") {
-			if !strings.Contains(string(data), "nobody") {
-				t.Errorf("nobody got %+v, error %v", grant, err)
+			if !strings.Contains(string(data), "unknown") {
+				t.Errorf("an unknown owner got %+v, error %v", grant, err)
 			}
 		}
 	})

@@ -28,54 +28,10 @@ func TestGroups(t *testing.T) {
 	for _, name := range []string{"Group.ndjson", "Group.000.ndjson.gz"} {
 		t.Run(name, func(t *testing.T) {
 			directorytest.Groups(t, func(t *testing.T, now func() time.Time, groups []directorytest.Group) directory.Groups {
-				var lines []string
-				for n, group := range groups {
-					lines = append(lines, resource(t, group, n))
-				}
-				return openGroups(t, folder(t, name, strings.Join(lines, "\n")), now)
+				return openGroups(t, folder(t, name, strings.Join(directorytest.NDJSON(t, groups), "\n")), now)
 			})
 		})
 	}
-}
-
-// resource is the group as a line of NDJSON; odd ones have their members first and other elements after them.
-func resource(t *testing.T, group directorytest.Group, n int) string {
-	t.Helper()
-	type m = map[string]any
-	var list []m
-	for _, member := range group.Members {
-		one := m{"entity": m{"reference": member.Reference, "display": "…"}}
-		if member.Inactive {
-			one["inactive"] = true
-		}
-		if member.Start != "" || member.End != "" {
-			period := m{}
-			if member.Start != "" {
-				period["start"] = member.Start
-			}
-			if member.End != "" {
-				period["end"] = member.End
-			}
-			one["period"] = period
-		}
-		list = append(list, one)
-	}
-	encode := func(value any) string {
-		data, err := json.Marshal(value)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(data)
-	}
-	head := fmt.Sprintf(`"id":%s,"active":%t,"actual":%t`, encode(group.ID), !group.Inactive, !group.Definitional)
-	body := `,"characteristic":[{"member":[{"entity":{"reference":"Patient/not-a-member"}}]}]`
-	if list != nil {
-		body += `,"member":` + encode(list)
-	}
-	if n%2 == 1 {
-		return `{"resourceType":"Group"` + body + "," + head + `,"extension":[{"url":"x"}]}`
-	}
-	return `{"resourceType":"Group",` + head + body + "}"
 }
 
 func folder(t testing.TB, name, content string) string {
@@ -85,7 +41,7 @@ func folder(t testing.TB, name, content string) string {
 	return dir
 }
 
-// put writes a file as a careful operator does: under another name first.
+// put replaces a file by renaming.
 func put(t testing.TB, dir, name, content string) {
 	t.Helper()
 	data := []byte(content)
@@ -193,7 +149,7 @@ func TestOpenGroupsNamesTheMalformedLine(t *testing.T) {
 		dir := folder(t, "Group.1.ndjson", line1)
 		put(t, dir, "Group.2.ndjson.gz", "\n"+strings.Replace(line1, "true", "false", 1))
 		_, err := filedir.OpenGroups(dir, now)
-		const want = "Group.2.ndjson.gz line 2: group g1 stands in Group.1.ndjson line 1"
+		const want = "Group.2.ndjson.gz line 2: group g1 is also in Group.1.ndjson line 1"
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v", err)
 		}
@@ -228,7 +184,7 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	groups := openGroups(t, dir, now)
 	exists := func(id string, want error) {
 		t.Helper()
-		// Check looks for itself and says whether the calls after it are answered, pitfall 34.
+		// Check predicts the next calls (pitfall 34).
 		if err := groups.Check(t.Context()); errors.Is(err, export.ErrUnavailable) != errors.Is(want, export.ErrUnavailable) {
 			t.Errorf("check: %v, want as for %s: %v", err, id, want)
 		}

@@ -17,32 +17,33 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
-	"github.com/sluice-fhir/sluice/pkg/directory/groupline"
+	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
-// Groups is directory.Groups on a folder of NDJSON files. Its methods may be called from any goroutine.
+// Groups is directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
 type Groups struct {
 	dir string
 	now func() time.Time
 
 	mu      sync.Mutex
-	seen    []groupFile      // the files that index and problem come from, by name
+	seen    []groupFile      // the files that index and problem were read from, sorted by name
 	index   map[string]place // the groups that can be exported, by id
 	problem error            // why there is no index
 }
 
 var _ directory.Groups = (*Groups)(nil)
 
-// place is where a group's resource stands.
+// place is the position of a group's resource.
 type place struct {
 	file   groupFile
 	line   int   // from 1
 	offset int64 // of the line, in uncompressed bytes
 }
 
-// OpenGroups reads the folder's groups, without their members, and fails on the first line that is no Group. The
-// clock decides which members' periods cover the present.
+// OpenGroups indexes the folder's groups, without their members, and fails on the first line that is not a Group.
+// Periods are compared with the clock.
 func OpenGroups(dir string, now func() time.Time) (*Groups, error) {
 	g := &Groups{dir: dir, now: now}
 	files, err := list(dir)
@@ -65,8 +66,7 @@ func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	return err
 }
 
-// Check reports whether the groups can be read as they are now. It costs what a call costs: a look at the folder, and
-// reading it when it changed.
+// Check returns the error that Exists would return for any group now. It reads the folder when it changed.
 func (g *Groups) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -76,7 +76,7 @@ func (g *Groups) Check(ctx context.Context) error {
 	return g.refresh()
 }
 
-// find returns the place of a group after reading the folder again if it changed.
+// find returns the place of a group. It reads the folder when it changed.
 func (g *Groups) find(groupID string) (place, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -90,7 +90,7 @@ func (g *Groups) find(groupID string) (place, error) {
 	return at, nil
 }
 
-// refresh reads the folder again if it changed. The lock is held.
+// refresh reads the folder when it changed. The lock is held.
 func (g *Groups) refresh() error {
 	files, err := list(g.dir)
 	if err != nil {
@@ -128,21 +128,20 @@ func list(dir string) ([]groupFile, error) {
 	return files, nil
 }
 
-// groupFile is one look at a file.
+// groupFile is the state of a file.
 type groupFile struct {
 	name string // in the folder, also where it is a link
 	info fs.FileInfo
 }
 
-// unchanged reports whether two looks at a file saw the same content.
+// unchanged reports whether both states have the same content.
 func unchanged(a, b groupFile) bool {
-	return a.name == b.name && os.SameFile(a.info, b.info) && a.info.Size() == b.info.Size() &&
-		a.info.ModTime().Equal(b.info.ModTime())
+	return a.name == b.name && configfile.SameContent(a.info, b.info)
 }
 
 func readIndex(dir string, files []groupFile) (map[string]place, error) {
 	index := make(map[string]place)
-	taken := make(map[string]place) // those that cannot be exported, too
+	taken := make(map[string]place) // including groups that cannot be exported
 	for _, file := range files {
 		if err := readFile(dir, file, index, taken); err != nil {
 			return nil, err
@@ -160,8 +159,8 @@ func readFile(dir string, file groupFile, index, taken map[string]place) error {
 	lines := &lineReader{from: bufio.NewReaderSize(content, bufferSize)}
 	for at := (place{file: file, line: 1}); lines.next(); at.line++ {
 		at.offset = lines.offset
-		group, err := groupline.Read(lines, func(m groupline.Member) error {
-			_, err := m.Covers(time.Time{}) // is it readable at all
+		group, err := groupndjson.Read(lines, func(m groupndjson.Member) error {
+			_, err := m.Covers(time.Time{}) // only for its error
 			return err
 		})
 		if err == nil {
@@ -177,7 +176,7 @@ func readFile(dir string, file groupFile, index, taken map[string]place) error {
 			return fmt.Errorf("%s line %d: %w", file.name, at.line, err)
 		}
 		if first, twice := taken[group.ID]; twice {
-			return fmt.Errorf("%s line %d: group %s stands in %s line %d already",
+			return fmt.Errorf("%s line %d: group %s is also in %s line %d",
 				file.name, at.line, group.ID, first.file.name, first.line)
 		}
 		taken[group.ID] = at
@@ -199,7 +198,7 @@ type content struct {
 
 func (c content) Close() error { return c.file.Close() }
 
-// skipTo moves to an offset of the uncompressed content. It is called first, if at all.
+// skipTo moves to an offset of the uncompressed content. Call it before reading.
 func (c content) skipTo(ctx context.Context, offset int64) error {
 	if c.Reader == io.Reader(c.file) {
 		_, err := c.file.Seek(offset, io.SeekStart)

@@ -8,17 +8,17 @@ import (
 
 const bufferSize = 64 << 10 // bytes
 
-// lineReader reads one line at a time, of any length, as a stream that ends where the line ends.
+// lineReader is a reader of one line at a time, of any length: it returns io.EOF at the end of the line.
 type lineReader struct {
 	from    *bufio.Reader
 	offset  int64 // of the line
-	size    int64 // bytes of it that were read, its newline included
+	size    int64 // bytes read of the line, with its newline
 	pending []byte
 	ended   bool
-	err     error // why the source cannot be read
+	err     error // of reading from
 }
 
-// next moves to the next line and reports whether there is one. The line before must have been read to its end.
+// next moves to the next line and reports whether there is one. Read the current line to its end first.
 func (l *lineReader) next() bool {
 	l.offset, l.size, l.ended, l.pending = l.offset+l.size, 0, false, nil
 	if l.err != nil {

@@ -8,28 +8,28 @@ import (
 	"io"
 	"path/filepath"
 
-	"github.com/sluice-fhir/sluice/pkg/directory/groupline"
+	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// errReplaced says that a file is no longer the one that the index was made from.
+// errReplaced: the file is not the one that was indexed.
 var errReplaced = errors.New("the file was replaced")
 
-// Members implements directory.Groups. It reads the file once, from the group on, and stops where its members end. A
-// file that is replaced meanwhile is read on as it was.
+// Members implements directory.Groups. It reads the file from the group to the end of its members. When the file is
+// replaced meanwhile it continues to read the old one.
 func (g *Groups) Members(ctx context.Context, groupID string, yield func(patientID string) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	const tries = 3 // the file may be replaced between the look at the index and its opening
+	const tries = 3 // the file may be replaced between find and open
 	var err error
 	for range tries {
 		var at place
 		if at, err = g.find(groupID); err != nil {
 			return err
 		}
-		var refused error // what yield returned, which is passed on as it is
-		err = g.stream(ctx, at, func(m groupline.Member) error {
+		var refused error // of yield, returned unchanged
+		err = g.stream(ctx, at, func(m groupndjson.Member) error {
 			counts, err := m.Covers(g.now())
 			if err != nil {
 				return err
@@ -60,8 +60,8 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 	return err
 }
 
-// stream reads the members of the group at a place.
-func (g *Groups) stream(ctx context.Context, at place, f func(groupline.Member) error) error {
+// stream calls f for each member of the group at a place.
+func (g *Groups) stream(ctx context.Context, at place, f func(groupndjson.Member) error) error {
 	file, err := open(filepath.Join(g.dir, at.file.name))
 	if err != nil {
 		return err
@@ -78,14 +78,14 @@ func (g *Groups) stream(ctx context.Context, at place, f func(groupline.Member) 
 		return err
 	}
 	line := &lineReader{from: bufio.NewReaderSize(stoppable{ctx, file}, bufferSize)}
-	err = groupline.Members(line, f)
+	err = groupndjson.Members(line, f)
 	if line.err != nil { // the decoder hides it
 		return line.err
 	}
 	return err
 }
 
-// stoppable ends with the context, also where much is read and nothing is found.
+// stoppable is a reader that ends with the context.
 type stoppable struct {
 	ctx  context.Context
 	from io.Reader

@@ -9,13 +9,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
-	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// Access is directory.Access on a database. Its methods may be called from any goroutine. Those that change something
-// change all of it or nothing.
+// Access is directory.Access on a database, and the changes that operators make. Methods may be called concurrently.
+// Changes are atomic.
 type Access struct{ pool *pgxpool.Pool }
 
 var _ directory.Access = (*Access)(nil)
@@ -23,11 +22,11 @@ var _ directory.Access = (*Access)(nil)
 // NewAccess returns the grants of the pool's database.
 func NewAccess(pool *pgxpool.Pool) *Access { return &Access{pool: pool} }
 
-// ErrNoGrant says that there is no entry for an owner.
+// ErrNoGrant: the owner has no entry.
 var ErrNoGrant = errors.New("no such grant")
 
-// Check reports whether the database can be reached and has the schema that this program needs.
-func (a *Access) Check(ctx context.Context) error { return postgres.Check(ctx, a.pool) }
+// Check returns an error unless the database is reachable and has the schema that this program needs.
+func (a *Access) Check(ctx context.Context) error { return pgdb.Check(ctx, a.pool) }
 
 // Grant implements directory.Access.
 func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant, error) {
@@ -42,45 +41,45 @@ func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant
 }
 
 // Entry returns the owner's entry, or ErrNoGrant.
-func (a *Access) Entry(ctx context.Context, owner export.Owner) (grants.Entry, error) {
+func (a *Access) Entry(ctx context.Context, owner export.Owner) (directory.GrantEntry, error) {
 	if err := ctx.Err(); err != nil {
-		return grants.Entry{}, err
+		return directory.GrantEntry{}, err
 	}
-	// The server takes no other text, and there is no entry for it.
-	if !grants.Storable(owner.Issuer) || !grants.Storable(owner.Subject) {
-		return grants.Entry{}, ErrNoGrant
+	// The server refuses such text, so no entry can have it.
+	if !directory.IsStorable(owner.Issuer) || !directory.IsStorable(owner.Subject) {
+		return directory.GrantEntry{}, ErrNoGrant
 	}
-	entry := grants.Entry{Owner: owner}
+	entry := directory.GrantEntry{Owner: owner}
 	var kinds [3]string
 	err := a.pool.QueryRow(ctx, `SELECT types, type_names, groups, group_names, patients, patient_names
 		FROM directory_grant WHERE issuer = $1 AND subject = $2`, owner.Issuer, owner.Subject).
 		Scan(&kinds[0], &entry.Types.Names, &kinds[1], &entry.Groups.Names, &kinds[2], &entry.Patients.Names)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return grants.Entry{}, ErrNoGrant
+		return directory.GrantEntry{}, ErrNoGrant
 	}
 	act := "read the grant of owner " + owner.Hash()
 	if err != nil {
-		return grants.Entry{}, wrap(act, err)
+		return directory.GrantEntry{}, wrap(act, err)
 	}
-	for i, list := range []*grants.List{&entry.Types, &entry.Groups, &entry.Patients} {
+	for i, list := range []*directory.NameList{&entry.Types, &entry.Groups, &entry.Patients} {
 		if list.All, err = all(kinds[i], len(list.Names)); err != nil {
-			return grants.Entry{}, fmt.Errorf("%s: %w", act, err)
+			return directory.GrantEntry{}, fmt.Errorf("%s: %w", act, err)
 		}
 	}
 	if err := entry.Validate(); err != nil {
-		return grants.Entry{}, fmt.Errorf("%s: %w", act, err)
+		return directory.GrantEntry{}, fmt.Errorf("%s: %w", act, err)
 	}
 	return entry, nil
 }
 
-// The kinds of lists.
+// Kinds of lists.
 const (
 	kindAll    = "all"
 	kindOnly   = "only"
 	kindExcept = "except"
 )
 
-// all reports whether a list of the kind selects everything but its names.
+// all reports whether a list of the kind means all but its names.
 func all(kind string, names int) (bool, error) {
 	switch {
 	case kind == kindAll && names == 0 || kind == kindExcept:
@@ -88,10 +87,10 @@ func all(kind string, names int) (bool, error) {
 	case kind == kindOnly:
 		return false, nil
 	}
-	return false, errors.New("it holds a list of a kind that this program does not know")
+	return false, errors.New("unknown kind of list")
 }
 
-func kind(list grants.List) string {
+func kind(list directory.NameList) string {
 	switch {
 	case !list.All:
 		return kindOnly
@@ -113,7 +112,7 @@ type Count struct {
 	Names int
 }
 
-// List returns all entries by issuer and subject.
+// List returns all entries, sorted by issuer and subject.
 func (a *Access) List(ctx context.Context) ([]Summary, error) {
 	rows, err := a.pool.Query(ctx, `SELECT issuer, subject, types, cardinality(type_names), groups,
 		cardinality(group_names), patients, cardinality(patient_names) FROM directory_grant ORDER BY issuer, subject`)
@@ -128,8 +127,8 @@ func (a *Access) List(ctx context.Context) ([]Summary, error) {
 	return list, wrap("list grants", err)
 }
 
-// Set gives the owner the entry, in place of one that is there.
-func (a *Access) Set(ctx context.Context, entry grants.Entry) error {
+// Set creates or replaces the owner's entry.
+func (a *Access) Set(ctx context.Context, entry directory.GrantEntry) error {
 	if err := entry.Validate(); err != nil {
 		return err
 	}
@@ -144,17 +143,17 @@ const insertGrant = `INSERT INTO directory_grant
 	(issuer, subject, types, type_names, groups, group_names, patients, patient_names)
 	VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
 
-func row(e grants.Entry) []any {
-	names := func(list grants.List) []string { return append([]string{}, list.Names...) } // nil would be NULL
+func row(e directory.GrantEntry) []any {
+	names := func(list directory.NameList) []string { return append([]string{}, list.Names...) } // nil would be NULL
 	return []any{
 		e.Owner.Issuer, e.Owner.Subject, kind(e.Types), names(e.Types), kind(e.Groups), names(e.Groups),
 		kind(e.Patients), names(e.Patients),
 	}
 }
 
-// Remove removes the owner's entry. ErrNoGrant when there is none.
+// Remove deletes the owner's entry. ErrNoGrant when there is none.
 func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
-	if !grants.Storable(owner.Issuer) || !grants.Storable(owner.Subject) {
+	if !directory.IsStorable(owner.Issuer) || !directory.IsStorable(owner.Subject) {
 		return ErrNoGrant
 	}
 	done, err := a.pool.Exec(ctx, "DELETE FROM directory_grant WHERE issuer = $1 AND subject = $2",
@@ -168,15 +167,15 @@ func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
 	return nil
 }
 
-// Replace makes the entries all that there are, at once.
-func (a *Access) Replace(ctx context.Context, entries []grants.Entry) error {
+// Replace replaces all entries, atomically.
+func (a *Access) Replace(ctx context.Context, entries []directory.GrantEntry) error {
 	for i, entry := range entries {
 		if err := entry.Validate(); err != nil {
 			return fmt.Errorf("entry number %d: %w", i+1, err)
 		}
 	}
 	return wrap("replace the grants", pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
-		// Two that replace take turns: the result is what one of them wanted, not both.
+		// Serialize concurrent calls: the result is the entries of one of them, not of both.
 		if _, err := tx.Exec(ctx, "LOCK TABLE directory_grant IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 			return err
 		}

@@ -9,38 +9,28 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/directorytest"
-	"github.com/sluice-fhir/sluice/pkg/directory/grants"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
 func TestAccess(t *testing.T) {
-	for name, store := range map[string]func(t *testing.T, access *pgdir.Access, entries []grants.Entry) error{
-		"set": func(t *testing.T, access *pgdir.Access, entries []grants.Entry) error {
+	for name, store := range map[string]func(t *testing.T, access *pgdir.Access, entries []directory.GrantEntry) error{
+		"set": func(t *testing.T, access *pgdir.Access, entries []directory.GrantEntry) error {
 			var err error
-			for _, entry := range entries {
-				// What stood there before is gone as a whole.
-				wide := grants.Entry{Owner: entry.Owner, Types: grants.List{All: true}, Groups: grants.List{All: true},
-					Patients: grants.List{All: true, Names: []string{"p9"}}}
+			for _, entry := range entries { // Set replaces the whole entry
+				wide := everything(entry.Owner)
+				wide.Patients.Names = []string{"p9"}
 				err = errors.Join(err, access.Set(t.Context(), wide), access.Set(t.Context(), entry))
 			}
 			return err
 		},
-		"replace": func(t *testing.T, access *pgdir.Access, entries []grants.Entry) error {
-			before := grants.Entry{Owner: export.Owner{Issuer: "https://a.example", Subject: "unknown"},
-				Types: grants.List{All: true}, Groups: grants.List{All: true}, Patients: grants.List{All: true}}
+		"replace": func(t *testing.T, access *pgdir.Access, entries []directory.GrantEntry) error {
+			before := everything(export.Owner{Issuer: "https://a.example", Subject: "unknown"})
 			return errors.Join(access.Set(t.Context(), before), access.Replace(t.Context(), entries))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			directorytest.Access(t, func(t *testing.T, held []directorytest.Entry) directory.Access {
-				list := func(c directorytest.Choice) grants.List { return grants.List{All: c.All, Names: c.Names} }
-				var entries []grants.Entry
-				for _, e := range held {
-					entries = append(entries, grants.Entry{
-						Owner: e.Owner, Types: list(e.Types), Groups: list(e.Groups), Patients: list(e.Patients),
-					})
-				}
+			directorytest.Access(t, func(t *testing.T, entries []directory.GrantEntry) directory.Access {
 				access := pgdir.NewAccess(open(t))
 				if err := store(t, access, entries); err != nil {
 					t.Fatal(err)
@@ -53,10 +43,9 @@ func TestAccess(t *testing.T) {
 
 var owner = export.Owner{Issuer: "https://a.example", Subject: "s"}
 
-func everything(owner export.Owner) grants.Entry {
-	return grants.Entry{
-		Owner: owner, Types: grants.List{All: true}, Groups: grants.List{All: true}, Patients: grants.List{All: true},
-	}
+func everything(owner export.Owner) directory.GrantEntry {
+	all := directory.NameList{All: true}
+	return directory.GrantEntry{Owner: owner, Types: all, Groups: all, Patients: all}
 }
 
 func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
@@ -72,7 +61,7 @@ func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
 	allows(false)
 	for _, withdraw := range []func() error{
 		func() error { return other.Remove(t.Context(), owner) },
-		func() error { return other.Set(t.Context(), grants.Entry{Owner: owner}) },
+		func() error { return other.Set(t.Context(), directory.GrantEntry{Owner: owner}) },
 		func() error { return other.Replace(t.Context(), nil) },
 	} {
 		if err := other.Set(t.Context(), everything(owner)); err != nil {
@@ -89,7 +78,7 @@ func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotUnderstoodAllowsNothing(t *testing.T) {
+func TestInvalidRowsAllowNothing(t *testing.T) {
 	pool := open(t)
 	access := pgdir.NewAccess(pool)
 	for name, change := range map[string]string{
@@ -104,7 +93,7 @@ func TestWhatIsNotUnderstoodAllowsNothing(t *testing.T) {
 			if err := access.Set(t.Context(), everything(owner)); err != nil {
 				t.Fatal(err)
 			}
-			// The table refuses some of it itself.
+			// The table refuses some of these rows.
 			for constraint := range strings.FieldsSeq(one[string](t, pool, `SELECT coalesce(string_agg(conname, ' '), '')
 				FROM pg_constraint WHERE conrelid = 'directory_grant'::regclass AND contype = 'c'`)) {
 				exec(t, pool, "ALTER TABLE directory_grant DROP CONSTRAINT "+constraint)
@@ -119,46 +108,47 @@ func TestWhatIsNotUnderstoodAllowsNothing(t *testing.T) {
 			}
 		})
 	}
-	for _, nobody := range []export.Owner{{Issuer: "a\x00", Subject: "s"}, {Issuer: "a", Subject: "\xff"}} {
-		if grant, err := access.Grant(t.Context(), nobody); err != nil || grant.Types.Has("Patient") {
+	for _, invalid := range []export.Owner{{Issuer: "a\x00", Subject: "s"}, {Issuer: "a", Subject: "\xff"}} {
+		if grant, err := access.Grant(t.Context(), invalid); err != nil || grant.Types.Has("Patient") {
 			t.Errorf("grant %+v, error %v, want nothing for a name that no entry can have", grant, err)
 		}
 	}
 }
 
-func TestAnEntryThatMakesNoSenseChangesNothing(t *testing.T) {
+func TestInvalidEntriesChangeNothing(t *testing.T) {
 	access := pgdir.NewAccess(open(t))
 	if err := access.Set(t.Context(), everything(owner)); err != nil {
 		t.Fatal(err)
 	}
-	for place, change := range map[string]func(*grants.Entry){
-		"issuer":               func(e *grants.Entry) { e.Owner.Issuer = "" },
-		"subject":              func(e *grants.Entry) { e.Owner.Subject = "\x00" },
-		"number 2 of types":    func(e *grants.Entry) { e.Types.Names = []string{"Patient", "patient"} },
-		"number 1 of groups":   func(e *grants.Entry) { e.Groups.Names = []string{"Group/g"} },
-		"number 1 of patients": func(e *grants.Entry) { e.Patients.Names = []string{"p20391*"} },
+	for place, change := range map[string]func(*directory.GrantEntry){
+		"issuer":               func(e *directory.GrantEntry) { e.Owner.Issuer = "" },
+		"subject":              func(e *directory.GrantEntry) { e.Owner.Subject = "\x00" },
+		"number 2 of types":    func(e *directory.GrantEntry) { e.Types.Names = []string{"Patient", "patient"} },
+		"number 1 of groups":   func(e *directory.GrantEntry) { e.Groups.Names = []string{"Group/g"} },
+		"number 1 of patients": func(e *directory.GrantEntry) { e.Patients.Names = []string{"p20391*"} },
 	} {
-		bad := grants.Entry{Owner: owner}
+		bad := directory.GrantEntry{Owner: owner}
 		change(&bad)
-		for _, err := range []error{access.Set(t.Context(), bad), access.Replace(t.Context(), []grants.Entry{{Owner: owner}, bad})} {
+		entries := []directory.GrantEntry{{Owner: owner}, bad}
+		for _, err := range []error{access.Set(t.Context(), bad), access.Replace(t.Context(), entries)} {
 			if err == nil || !strings.Contains(err.Error(), place) || strings.Contains(err.Error(), "20391") {
 				t.Errorf("got error %v, want one that names %s", err, place)
 			}
 		}
 	}
-	// The second of them cannot be: there is one entry for an owner.
-	if err := access.Replace(t.Context(), []grants.Entry{{Owner: owner}, {Owner: owner}}); err == nil {
-		t.Error("two entries for one owner are taken")
+	// An owner has one entry.
+	if err := access.Replace(t.Context(), []directory.GrantEntry{{Owner: owner}, {Owner: owner}}); err == nil {
+		t.Error("accepted two entries for one owner")
 	}
 	if grant, err := access.Grant(t.Context(), owner); err != nil || !grant.Patients.Has("p") {
-		t.Errorf("grant %+v, error %v, want the one of before", grant, err)
+		t.Errorf("grant %+v, error %v, want the old one", grant, err)
 	}
 }
 
 func TestAGrantOfManyPatients(t *testing.T) {
 	const many = 300_000
 	access := pgdir.NewAccess(open(t))
-	entry := grants.Entry{Owner: owner, Types: grants.List{All: true}}
+	entry := directory.GrantEntry{Owner: owner, Types: directory.NameList{All: true}}
 	for n := range many {
 		entry.Patients.Names = append(entry.Patients.Names, fmt.Sprintf("00000000-0000-0000-0000-%012d", n))
 	}
@@ -185,10 +175,10 @@ func TestAGrantOfManyPatients(t *testing.T) {
 	}
 }
 
-// Of two who replace all grants one wins, and whoever asks meanwhile sees the one or the other.
-func TestReplacingAtOnce(t *testing.T) {
+// TestConcurrentReplace: readers see the entries of one call, never a mix.
+func TestConcurrentReplace(t *testing.T) {
 	access := pgdir.NewAccess(open(t))
-	versions := make([][]grants.Entry, 4)
+	versions := make([][]directory.GrantEntry, 4)
 	for v := range versions {
 		for s := range 20 {
 			entry := everything(export.Owner{Issuer: "i", Subject: fmt.Sprintf("%d-%d", v, s)})
@@ -212,7 +202,7 @@ func TestReplacingAtOnce(t *testing.T) {
 				}
 				for _, one := range list[1:] { // the first is the one that they share
 					if one.Owner.Subject[:2] != list[1].Owner.Subject[:2] {
-						t.Errorf("%s stands with %s", one.Owner.Subject, list[1].Owner.Subject)
+						t.Errorf("%s is listed with %s", one.Owner.Subject, list[1].Owner.Subject)
 					}
 				}
 			}

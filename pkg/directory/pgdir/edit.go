@@ -13,23 +13,23 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// ErrGroupExists says that there is a group of the id already, exportable or not.
-var ErrGroupExists = errors.New("there is such a group already")
+// ErrGroupExists: a group with the id exists, exportable or not.
+var ErrGroupExists = errors.New("the group exists")
 
-// Group is what an operator sees of one.
+// Group is a group as operators see it.
 type Group struct {
 	ID          string
 	Exportable  bool
-	LastUpdated *time.Time // meta.lastUpdated of what was loaded, if any
-	Members     int64      // patients that the group knows
-	Current     int64      // those among them who count now
+	LastUpdated *time.Time // meta.lastUpdated of the loaded resource, if any
+	Members     int64      // patients, including inactive ones and those outside their period
+	Current     int64      // patients that are members now
 }
 
 // Member is a patient in a group.
 type Member struct {
 	Patient string
-	Joined  time.Time // when the patient was first known to be in the group
-	Current bool      // whether the patient counts now
+	Joined  time.Time // when the patient was first in the group
+	Current bool      // whether the patient is a member now
 }
 
 const selectGroups = `SELECT g.id, g.exportable, g.last_updated, count(DISTINCT m.patient),
@@ -41,7 +41,7 @@ func scanGroup(row pgx.CollectableRow) (g Group, err error) {
 	return g, err
 }
 
-// List returns every group by id, also those that cannot be exported.
+// List returns every group, sorted by id, including those that cannot be exported.
 func (g *Groups) List(ctx context.Context) ([]Group, error) {
 	rows, err := g.pool.Query(ctx, selectGroups+"GROUP BY g.id ORDER BY g.id", g.now())
 	if err != nil {
@@ -51,7 +51,7 @@ func (g *Groups) List(ctx context.Context) ([]Group, error) {
 	return list, wrap("list groups", err)
 }
 
-// Show returns a group, also one that cannot be exported. directory.ErrNoGroup when there is none.
+// Show returns a group, even one that cannot be exported. directory.ErrNoGroup when it does not exist.
 func (g *Groups) Show(ctx context.Context, groupID string) (Group, error) {
 	if !fhir.IsID(groupID) {
 		return Group{}, directory.ErrNoGroup
@@ -67,7 +67,8 @@ func (g *Groups) Show(ctx context.Context, groupID string) (Group, error) {
 	return group, wrap("read the group "+groupID, err)
 }
 
-// Roll streams everybody that a group knows, each patient once, by id. A group that is not there has nobody.
+// Roll streams all patients of a group, including those who are not members now, each once, sorted by id. It yields
+// nothing for an unknown group.
 func (g *Groups) Roll(ctx context.Context, groupID string, yield func(Member) error) error {
 	rows, err := g.pool.Query(ctx, `SELECT patient, min(joined), bool_or(NOT inactive AND starts <= $2 AND ends > $2)
 		FROM directory_member WHERE group_id = $1 GROUP BY patient ORDER BY patient`, groupID, g.now())
@@ -87,10 +88,10 @@ func (g *Groups) Roll(ctx context.Context, groupID string, yield func(Member) er
 	return wrap("read the members of group "+groupID, rows.Err())
 }
 
-// Patients are ids of patients, as they come. The first error ends whatever they are for, and comes back.
+// Patients is a stream of patient ids. Its first error ends the operation and is returned.
 type Patients = iter.Seq2[string, error]
 
-// Create makes a group of the patients and returns how many they are. ErrGroupExists when there is one of the id.
+// Create creates a group of the patients and returns their number. ErrGroupExists when the group exists.
 func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) (members int64, err error) {
 	return g.edit(ctx, groupID, patients, func(tx pgx.Tx) error {
 		made, err := tx.Exec(ctx,
@@ -102,21 +103,21 @@ func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) 
 	}, insertNamed)
 }
 
-// Add makes the patients members that count from now on, without end, and returns how many did not before.
-// directory.ErrNoGroup when there is no group.
+// Add makes the patients members from now on, without end, and returns how many were not members before.
+// directory.ErrNoGroup when the group does not exist.
 func (g *Groups) Add(ctx context.Context, groupID string, patients Patients) (added int64, err error) {
 	return g.edit(ctx, groupID, patients, lockGroup(ctx, groupID), insertNamed)
 }
 
-// Remove makes the group forget the patients and returns how many of them it knew. directory.ErrNoGroup when there is
-// no group.
+// Remove deletes the patients from the group and returns how many were in it. directory.ErrNoGroup when the group does
+// not exist.
 func (g *Groups) Remove(ctx context.Context, groupID string, patients Patients) (removed int64, err error) {
 	return g.edit(ctx, groupID, patients, lockGroup(ctx, groupID), `WITH gone AS (
 		DELETE FROM directory_member WHERE group_id = $1 AND patient IN (SELECT patient FROM directory_named)
 		RETURNING patient) SELECT count(DISTINCT patient) FROM gone WHERE $2::timestamptz IS NOT NULL`)
 }
 
-// insertNamed adds who does not count at the instant $2 already, whatever else the group knows of them.
+// insertNamed adds the patients who are not members without end at the instant $2.
 const insertNamed = `WITH added AS (
 	INSERT INTO directory_member (group_id, patient, joined)
 	SELECT $1, n.patient, coalesce(
@@ -127,7 +128,7 @@ const insertNamed = `WITH added AS (
 	ON CONFLICT DO NOTHING RETURNING 1)
 	SELECT count(*) FROM added`
 
-// edit runs one statement on a group, whose row open locks, with the patients in the table directory_named.
+// edit runs a statement on a group, with the patients in the table directory_named. open creates or locks the group.
 func (g *Groups) edit(
 	ctx context.Context, groupID string, patients Patients, open func(pgx.Tx) error, statement string,
 ) (changed int64, err error) {
@@ -143,7 +144,7 @@ func (g *Groups) edit(
 		next, stop := iter.Pull2(patients)
 		defer stop()
 		n := 0
-		// They may come from a terminal: nobody waits for them but the connection.
+		// Patients may come from a terminal: read them before the group is locked.
 		_, err = tx.CopyFrom(ctx, pgx.Identifier{"directory_named"}, []string{"patient"},
 			pgx.CopyFromFunc(func() ([]any, error) {
 				patient, err, more := next()
@@ -187,7 +188,7 @@ func lockGroup(ctx context.Context, groupID string) func(pgx.Tx) error {
 	}
 }
 
-// Delete removes a group and all that it knows. directory.ErrNoGroup when there is none.
+// Delete deletes a group and its members. directory.ErrNoGroup when it does not exist.
 func (g *Groups) Delete(ctx context.Context, groupID string) error {
 	if !fhir.IsID(groupID) {
 		return directory.ErrNoGroup

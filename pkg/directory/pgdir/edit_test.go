@@ -24,7 +24,7 @@ func TestEditing(t *testing.T) {
 	changes(2, func() (int64, error) { return groups.Create(t.Context(), "g", these("p1", "p2", "p1")) })
 	changes(0, func() (int64, error) { return groups.Create(t.Context(), "empty", these()) })
 	if _, err := groups.Create(t.Context(), "g", these("p3")); !errors.Is(err, pgdir.ErrGroupExists) {
-		t.Errorf("a group of the id is there: %v", err)
+		t.Errorf("the group exists: %v", err)
 	}
 	changes(1, func() (int64, error) { return groups.Add(t.Context(), "g", these("p2", "p3")) })
 	expect(t, pool, "g", "p1", "p2", "p3")
@@ -32,7 +32,7 @@ func TestEditing(t *testing.T) {
 	changes(2, func() (int64, error) { return groups.Remove(t.Context(), "g", these("p1", "p3", "unknown")) })
 	expect(t, pool, "g", "p2")
 
-	// One who is known but does not count begins to.
+	// Add makes inactive and former members current.
 	load(t, pool, false, group(t, "g", "", "p2", `{"entity":{"reference":"Patient/p4"},"inactive":true}`,
 		`{"entity":{"reference":"Patient/p5"},"period":{"end":"2025"}}`))
 	expect(t, pool, "g", "p2")
@@ -41,7 +41,7 @@ func TestEditing(t *testing.T) {
 	expect(t, pool, "g", "p2", "p4", "p5")
 	for patient, at := range joined(t, pool, "g") {
 		if !at.Equal(was[patient]) {
-			t.Errorf("%s joined at %s, now it says %s", patient, was[patient], at)
+			t.Errorf("%s joined at %s, now at %s", patient, was[patient], at)
 		}
 	}
 	changes(1, func() (int64, error) { return groups.Remove(t.Context(), "g", these("p4")) })
@@ -71,7 +71,7 @@ func TestEditing(t *testing.T) {
 	}
 }
 
-func TestAMistakeChangesNothing(t *testing.T) {
+func TestFailedEditChangesNothing(t *testing.T) {
 	pool := open(t)
 	groups := pgdir.NewGroups(pool, now)
 	if _, err := groups.Create(t.Context(), "g", these("p1")); err != nil {
@@ -99,7 +99,7 @@ func TestAMistakeChangesNothing(t *testing.T) {
 	}
 }
 
-func TestManyAtOnceByHand(t *testing.T) {
+func TestEditManyPatients(t *testing.T) {
 	const many = 50_000
 	pool := open(t)
 	groups := pgdir.NewGroups(pool, now)

@@ -12,23 +12,23 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// sessions are the settings of every session: a group is read through the index on groups, however many members the
-// others have, and compiling or dividing questions as small as these costs more than they do.
+// sessions are the settings of every session: a group is always read by the index, and JIT and parallel workers cost
+// more than queries as small as these.
 var sessions = map[string]string{
 	"jit": "off", "max_parallel_workers_per_gather": "0", "enable_seqscan": "off",
 }
 
-// Open returns a pool for NewGroups and NewAccess, which the caller closes. No connection is made yet.
-func Open(ctx context.Context, cfg postgres.Config) (*pgxpool.Pool, error) {
+// Open returns a pool for NewGroups and NewAccess, which the caller closes. It does not connect.
+func Open(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 	cfg.Settings = sessions
-	return postgres.Open(ctx, cfg)
+	return pgdb.Open(ctx, cfg)
 }
 
-// Groups is directory.Groups on a database. Its methods may be called from any goroutine. Those that change something
-// change all of it or nothing.
+// Groups is directory.Groups on a database, and the changes that operators make. Methods may be called concurrently.
+// Changes are atomic.
 type Groups struct {
 	pool *pgxpool.Pool
 	now  func() time.Time
@@ -36,14 +36,14 @@ type Groups struct {
 
 var _ directory.Groups = (*Groups)(nil)
 
-// NewGroups returns the groups of the pool's database. The clock decides which members' periods cover the present. A
-// stream of members keeps one of the pool's connections until it ends.
+// NewGroups returns the groups of the pool's database. Periods are compared with the clock. Members and Roll hold one
+// connection of the pool until they return.
 func NewGroups(pool *pgxpool.Pool, now func() time.Time) *Groups {
 	return &Groups{pool: pool, now: now}
 }
 
-// Check reports whether the database can be reached and has the schema that this program needs.
-func (g *Groups) Check(ctx context.Context) error { return postgres.Check(ctx, g.pool) }
+// Check returns an error unless the database is reachable and has the schema that this program needs.
+func (g *Groups) Check(ctx context.Context) error { return pgdb.Check(ctx, g.pool) }
 
 // Exists implements directory.Groups.
 func (g *Groups) Exists(ctx context.Context, groupID string) error {
@@ -57,7 +57,7 @@ func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	err := g.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM directory_group WHERE id = $1 AND exportable)", groupID).
 		Scan(&exists)
 	if err != nil {
-		return wrap("look for the group "+groupID, err)
+		return wrap("look up the group "+groupID, err)
 	}
 	if !exists {
 		return directory.ErrNoGroup
@@ -73,8 +73,8 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 	if !fhir.IsID(groupID) {
 		return directory.ErrNoGroup
 	}
-	// One statement, so that the group and its members are of one snapshot. It neither sorts nor hashes the members: the
-	// server sends them as it finds them. A group without any gives one row without a patient.
+	// One statement, so that the group and its members are of one snapshot. The server streams the members without
+	// sorting or hashing. A group without members is one row without a patient.
 	rows, err := g.pool.Query(ctx, `SELECT m.patient FROM directory_group AS g
 		LEFT JOIN directory_member AS m ON m.group_id = $1 AND NOT m.inactive AND m.starts <= $2 AND m.ends > $2
 		WHERE g.id = $1 AND g.exportable`, groupID, g.now())
@@ -112,16 +112,16 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 	return nil
 }
 
-// errNotMigrated passes as soon as somebody migrates the database: services start in any order.
+// errNotMigrated is an outage: services start in any order, and a migration ends it.
 var errNotMigrated = fmt.Errorf("%w: the database has no tables of the directory: run sluice admin migrate",
 	export.ErrUnavailable)
 
-// wrap is postgres.Wrap for statements that are right once the database is migrated.
+// wrap is pgdb.Wrap, with errNotMigrated for a missing table.
 func wrap(act string, err error) error {
 	const undefinedTable = "42P01"
-	var told *pgconn.PgError
-	if errors.As(err, &told) && told.Code == undefinedTable {
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) && refused.Code == undefinedTable {
 		return fmt.Errorf("%s: %w", act, errNotMigrated)
 	}
-	return postgres.Wrap(act, err)
+	return pgdb.Wrap(act, err)
 }

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 	"strings"
@@ -17,59 +15,44 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/sluice-fhir/sluice/pkg/directory/groupline"
+	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// ErrBusy says that another load of groups is under way.
-var ErrBusy = errors.New("another load of groups is under way")
-
-// A Problem is what is wrong with a line. It holds nothing of the line. A load goes on without the line.
+// A Problem is an unreadable line, without content of the line. A load goes on without the line.
 type Problem struct{ text string }
 
-// Error says what is wrong.
+// Error implements error.
 func (p *Problem) Error() string { return p.text }
 
-// Load brings Group resources into the directory: Add takes them into unlogged tables of the load's own, Seal makes
-// them count, all at once. What is not sealed is seen by nobody. Close ends either; what a load leaves that is killed,
-// the next one drops.
+// Load adds Group resources to the directory. Add copies them into unlogged tables of the load, Seal makes all of them
+// effective at once. A load that was not sealed has no effect. Close ends a load in either case; the next load drops
+// what a killed one left.
 type Load struct {
 	pool    *pgxpool.Pool
-	turn    *pgxpool.Conn // holds the turn until Close
-	groups  string        // name of the table in stageSchema
+	turn    *pgdb.Turn // until Close
+	groups  string     // name of the table in stageSchema
 	members string
 
 	added    atomic.Int64
 	problems atomic.Int64
 }
 
-// stageSchema holds the tables of the load that is under way.
+// stageSchema has the tables of the load that runs.
 const stageSchema = "directory_stage"
 
-// turnLock is held by the session of the one load that is under way.
+// turnLock is the advisory lock of the load that runs.
 const turnLock = 0x736c7569636533 // "sluice3"
 
-// BeginLoad takes the turn, drops what killed loads have left, and begins a new one. ErrBusy says that it is another's
-// turn. The load keeps one connection of the pool until Close, and another one for each Add that runs.
+// BeginLoad drops what killed loads left and begins a new load; pgdb.ErrBusy when another one runs. The load has one
+// connection besides those of the pool until Close, and takes one of the pool for each Add that runs.
 func BeginLoad(ctx context.Context, pool *pgxpool.Pool) (_ *Load, err error) {
-	var name [8]byte
-	_, _ = rand.Read(name[:]) // it never fails
-	// Names that no other load has: one that lost its turn finds nothing to write to.
-	l := &Load{pool: pool, groups: "group_" + hex.EncodeToString(name[:]), members: "member_" + hex.EncodeToString(name[:])}
-	if l.turn, err = pool.Acquire(ctx); err != nil {
-		return nil, wrap("connect to the directory", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.endTurn(context.WithoutCancel(ctx)))
-		}
-	}()
-	var mine bool
-	if err := l.turn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", int64(turnLock)).Scan(&mine); err != nil {
+	// Unique names: a load that lost its turn cannot write into the tables of the next one.
+	suffix := strings.ToLower(rand.Text())
+	l := &Load{pool: pool, groups: "group_" + suffix, members: "member_" + suffix}
+	if l.turn, err = pgdb.TakeTurn(ctx, pool, turnLock); err != nil {
 		return nil, wrap("begin the load of groups", err)
-	}
-	if !mine {
-		return nil, ErrBusy
 	}
 	_, err = l.turn.Exec(ctx, strings.Join([]string{
 		"DROP SCHEMA IF EXISTS " + stageSchema + " CASCADE",
@@ -81,29 +64,28 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool) (_ *Load, err error) {
 			WITH (autovacuum_enabled = false)`,
 	}, ";"))
 	if err != nil {
-		return nil, wrap("begin the load of groups", err)
+		return nil, errors.Join(wrap("begin the load of groups", err), l.Close(context.WithoutCancel(ctx)))
 	}
 	return l, nil
 }
 
 func staged(table string) string { return pgx.Identifier{stageSchema, table}.Sanitize() }
 
-// Add takes one Group resource, a line without its newline. A *Problem says what is wrong with a line of which nothing
-// is taken; after any other error the load is to be closed. Add may be called from several goroutines, and holds none of
-// the members. Of two lines with one meta.lastUpdated the one with the higher place counts; each line has a place of its
-// own.
+// Add stages one Group resource, a line without its newline. It returns a *Problem for a malformed line, of which it
+// stages nothing; after any other error close the load. Add may be called concurrently, and does not hold the members in
+// memory. Of two lines with the same meta.lastUpdated the one with the higher place wins; each line has its own place.
 func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 	var scanner fhir.Scanner
 	facts, err := scanner.Scan(line)
 	if err != nil {
 		return l.problem(err)
 	}
-	var wrong error // with the line
+	var malformed error // what is wrong with the line
 	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		var header groupline.Header
+		var header groupndjson.Header
 		next, stop := iter.Pull(func(yield func([]any) bool) {
 			var ended bool
-			header, wrong = groupline.Read(bytes.NewReader(line), func(m groupline.Member) error {
+			header, malformed = groupndjson.Read(bytes.NewReader(line), func(m groupndjson.Member) error {
 				row, err := stagedMember(place, m)
 				if row != nil && !yield(row) {
 					ended = true
@@ -112,7 +94,7 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 				return err
 			})
 			if ended {
-				wrong = nil
+				malformed = nil
 			}
 		})
 		defer stop()
@@ -120,7 +102,7 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 			[]string{"place", "patient", "starts", "ends", "inactive"}, pgx.CopyFromFunc(func() ([]any, error) {
 				row, more := next()
 				if !more {
-					return nil, wrong
+					return nil, malformed
 				}
 				return row, nil
 			}))
@@ -136,8 +118,8 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 		return err
 	})
 	switch {
-	case wrong != nil:
-		return l.problem(wrong)
+	case malformed != nil:
+		return l.problem(malformed)
 	case err != nil:
 		return wrap("stage a group", err)
 	}
@@ -150,8 +132,8 @@ func (l *Load) problem(err error) error {
 	return &Problem{text: err.Error()}
 }
 
-// stagedMember is the row of a member, nil for one that is no patient.
-func stagedMember(place int64, m groupline.Member) ([]any, error) {
+// stagedMember returns the row of a member, nil when the member is not a patient.
+func stagedMember(place int64, m groupndjson.Member) ([]any, error) {
 	from, until, err := m.Period.Span()
 	if err != nil {
 		return nil, err
@@ -162,7 +144,7 @@ func stagedMember(place int64, m groupline.Member) ([]any, error) {
 	}
 	starts := pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
 	ends := pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}
-	// The server counts microseconds. What lies between two of them is not covered.
+	// The server has microseconds: round the period inwards.
 	if from != nil {
 		starts = pgtype.Timestamptz{Time: from.Add(time.Microsecond - 1).Truncate(time.Microsecond), Valid: true}
 	}
@@ -172,26 +154,21 @@ func stagedMember(place int64, m groupline.Member) ([]any, error) {
 	return []any{place, patient, starts, ends, m.Inactive}, nil
 }
 
-// Seal makes what was added count when the caller's transaction ends well. What stays as it is is not written. With
-// deleteMissing groups that no line brought are deleted; a load without any group is taken for one that is not about
-// groups and deletes none. Other writers of groups wait until the transaction ends, readers do not.
+// Seal makes the staged groups effective when the caller's transaction commits. It does not write unchanged rows. With
+// deleteMissing it deletes the groups that are not in the load, unless the load has no group at all: then it is not
+// about groups. Other writers of groups wait until the transaction ends, readers do not.
 func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool) error {
 	if deleteMissing && l.problems.Load() > 0 {
-		return errors.New("some groups cannot be read, so nobody knows which are missing")
+		return errors.New("some groups cannot be read, so the missing ones are unknown")
 	}
 	if l.added.Load() == 0 {
 		return nil
 	}
-	// A crash of the server empties unlogged tables.
-	var kept int64
-	if err := tx.QueryRow(ctx, "SELECT count(*) FROM "+staged(l.groups)).Scan(&kept); err != nil {
+	if err := pgdb.CheckStaged(ctx, tx, staged(l.groups), l.added.Load()); err != nil {
 		return wrap("merge groups", err)
 	}
-	if kept != l.added.Load() {
-		return fmt.Errorf("merge groups: %d of %d staged ones are left", kept, l.added.Load())
-	}
 	for _, step := range l.merge(deleteMissing) {
-		// Nothing is cached: the statements name tables that are gone afterwards.
+		// Do not cache the statements: their tables exist only during this load.
 		if _, err := tx.Exec(ctx, step, pgx.QueryExecModeExec); err != nil {
 			return wrap("merge groups", err)
 		}
@@ -199,7 +176,7 @@ func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool) error {
 	return nil
 }
 
-// Sealing returns Seal for the transaction in which another load seals, so that both show at once.
+// Sealing returns a function that calls Seal in the transaction of another load, so that both take effect at once.
 func (l *Load) Sealing(deleteMissing bool) func(context.Context, pgx.Tx) error {
 	return func(ctx context.Context, tx pgx.Tx) error { return l.Seal(ctx, tx, deleteMissing) }
 }
@@ -209,7 +186,7 @@ func (l *Load) merge(deleteMissing bool) []string {
 	groups, members := staged(l.groups), staged(l.members)
 	steps := []string{
 		"LOCK TABLE directory_group IN EXCLUSIVE MODE",
-		// Of one group the newest version, on a tie the one that came later.
+		// Keep the newest version of each group, on a tie the later one.
 		"DELETE FROM " + groups + ` AS s USING (SELECT place, row_number() OVER (
 			PARTITION BY id ORDER BY last_updated DESC NULLS LAST, place DESC) AS rank FROM ` + groups + `) AS d
 			WHERE s.place = d.place AND d.rank > 1`,
@@ -220,7 +197,7 @@ func (l *Load) merge(deleteMissing bool) []string {
 			DELETE FROM directory_member AS m USING gone WHERE m.group_id = gone.id`)
 	}
 	return append(steps,
-		// What the directory holds of a newer version stays.
+		// Keep a newer version that the directory has.
 		"DELETE FROM "+groups+` AS s USING directory_group AS g WHERE g.id = s.id
 			AND coalesce(g.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity')`,
 		"ANALYZE "+groups, "ANALYZE "+members,
@@ -228,7 +205,7 @@ func (l *Load) merge(deleteMissing bool) []string {
 			SELECT id, exportable, last_updated FROM `+groups+` ORDER BY id
 			ON CONFLICT (id) DO UPDATE SET exportable = excluded.exportable, last_updated = excluded.last_updated
 			WHERE (g.exportable, g.last_updated) IS DISTINCT FROM (excluded.exportable, excluded.last_updated)`,
-		// Those who come first, as they take over when the patient joined. In order: a group is read as one range.
+		// Insert before the delete, to take over the time at which the patient joined. Ordered: a group is read as a range.
 		`INSERT INTO directory_member (group_id, patient, starts, ends, inactive, joined)
 			SELECT n.*, coalesce((SELECT min(o.joined) FROM directory_member AS o
 				WHERE o.group_id = n.id AND o.patient = n.patient), clock_timestamp())
@@ -243,26 +220,13 @@ func (l *Load) merge(deleteMissing bool) []string {
 	)
 }
 
-// Close drops what is staged and gives up the turn. A load that was not sealed is gone with it.
+// Close drops the staged rows and ends the turn. A load that was not sealed has no effect.
 func (l *Load) Close(ctx context.Context) error {
 	if l.turn == nil {
 		return nil
 	}
-	// Only what is its own: when the session was lost, another load may be under way.
-	_, err := l.turn.Exec(ctx, "DROP TABLE IF EXISTS "+staged(l.groups)+", "+staged(l.members))
-	return errors.Join(wrap("close the load of groups", err), l.endTurn(ctx))
-}
-
-// endTurn gives up the turn. The server does so itself some time after a session ends, which is too late for a load that
-// follows at once.
-func (l *Load) endTurn(ctx context.Context) error {
 	turn := l.turn
 	l.turn = nil
-	_, err := turn.Exec(ctx, "SELECT pg_advisory_unlock_all()")
-	if err == nil {
-		turn.Release()
-		return nil
-	}
-	session := turn.Hijack()
-	return wrap("close the load of groups", errors.Join(err, session.Close(ctx)))
+	// Only its own tables: after the session was lost another load may be running.
+	return wrap("close the load of groups", turn.End(ctx, "DROP TABLE IF EXISTS "+staged(l.groups)+", "+staged(l.members)))
 }

@@ -15,9 +15,10 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// A line that is no Group is a problem, nothing of it stays, and the rest goes in.
+// TestMalformedLines: a malformed line is a Problem and leaves nothing staged; other lines are loaded.
 func TestMalformedLines(t *testing.T) {
 	pool := open(t)
 	load(t, pool, false, group(t, "g2", "", "kept"))
@@ -68,9 +69,9 @@ func TestMalformedLines(t *testing.T) {
 	l = begin(t, pool)
 	add(t, l, good)
 	if err := l.Add(t.Context(), places.Add(1), []byte("no JSON")); err == nil {
-		t.Error("taken")
+		t.Error("no error")
 	}
-	// Nobody knows whether the line was g2.
+	// The line might have been g2.
 	if err := seal(t, pool, l, true); err == nil || !strings.Contains(err.Error(), "cannot be read") {
 		t.Errorf("deleting what is missing after a problem: %v", err)
 	}
@@ -83,7 +84,7 @@ func stagedMembers(t *testing.T, pool *pgxpool.Pool) string {
 		"SELECT tablename FROM pg_tables WHERE schemaname = 'directory_stage' AND tablename LIKE 'member%'")
 }
 
-// rows describes what is stored of a group's members, with the place of each row: it changes when a row is written.
+// rows returns the stored members of a group, each with the version of its row, which changes when the row is written.
 func rows(t *testing.T, pool *pgxpool.Pool, id string) map[string]string {
 	t.Helper()
 	found, err := pool.Query(t.Context(), `SELECT patient || ' ' || starts || ' ' || ends || ' ' || inactive,
@@ -124,11 +125,11 @@ func TestLoadingAgain(t *testing.T) {
 	load(t, pool, false, first, group(t, "other", "", "p1"))
 	for key, row := range rows(t, pool, "g") {
 		if was[key] != row {
-			t.Error("a row was written that stays as it is")
+			t.Error("an unchanged row was written")
 		}
 	}
 	if now := one[string](t, pool, "SELECT ctid || ' ' || xmin FROM directory_group WHERE id = 'other'"); now != head {
-		t.Errorf("a group that stays as it is went from %s to %s", head, now)
+		t.Errorf("an unchanged group was written: %s, then %s", head, now)
 	}
 
 	ended = `{"entity":{"reference":"Patient/ends"},"period":{"start":"2020","end":"2028"}}`
@@ -139,29 +140,30 @@ func TestLoadingAgain(t *testing.T) {
 	is := joined(t, pool, "g")
 	for _, patient := range []string{"stays", "ends", "rests"} {
 		if !is[patient].Equal(wasJoined[patient]) {
-			t.Errorf("%s joined at %s, now it says %s", patient, wasJoined[patient], is[patient])
+			t.Errorf("%s joined at %s, now at %s", patient, wasJoined[patient], is[patient])
 		}
 	}
 	if !is["comes"].After(wasJoined["stays"]) {
 		t.Errorf("comes joined at %s, not after %s", is["comes"], wasJoined["stays"])
 	}
 	if _, there := is["leaves"]; there {
-		t.Error("who left is still known")
+		t.Error("a patient who left is still in the group")
 	}
 	if len(rows(t, pool, "g")) != 4 {
 		t.Errorf("rows %v, want 4", rows(t, pool, "g"))
 	}
 
-	// Who left and comes back joins anew.
+	// A patient who comes back gets a new time.
 	load(t, pool, false, group(t, "g", "2026-01-03T00:00:00Z", "stays", "leaves"))
 	if back := joined(t, pool, "g")["leaves"]; !back.After(is["comes"]) {
-		t.Errorf("who came back joined at %s, want after %s", back, is["comes"])
+		t.Errorf("a patient who came back joined at %s, want after %s", back, is["comes"])
 	}
 }
 
-// Of one group the newest version counts, on a tie the one that comes later, in a load and over loads.
+// TestVersionsOfAGroup: the newest version wins, on a tie the later one, within a load and across loads.
 func TestVersionsOfAGroup(t *testing.T) {
 	const early, late = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00.5+01:00"
+	pool := open(t)
 	for name, test := range map[string]struct {
 		lines []string
 		want  string
@@ -174,7 +176,7 @@ func TestVersionsOfAGroup(t *testing.T) {
 		"no date and a date": {[]string{group(t, "g", "", "old"), group(t, "g", early, "new")}, "new"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pool := open(t)
+			exec(t, pool, "TRUNCATE directory_group, directory_member")
 			load(t, pool, false, test.lines...)
 			expect(t, pool, "g", test.want)
 			exec(t, pool, "TRUNCATE directory_group, directory_member")
@@ -185,7 +187,7 @@ func TestVersionsOfAGroup(t *testing.T) {
 		})
 	}
 	t.Run("one that cannot be exported", func(t *testing.T) {
-		pool := open(t)
+		exec(t, pool, "TRUNCATE directory_group, directory_member")
 		load(t, pool, false, group(t, "g", early, "p"))
 		load(t, pool, false, strings.Replace(group(t, "g", late, "p"), `"active":true`, `"active":false`, 1))
 		expectNone(t, pool, "g")
@@ -198,7 +200,7 @@ func TestDeleteMissing(t *testing.T) {
 	load(t, pool, false, both...)
 	load(t, pool, false, both[0])
 	expect(t, pool, "g2", "p2")
-	load(t, pool, true) // without any group it is not about groups
+	load(t, pool, true) // a load without groups is not about groups
 	expect(t, pool, "g2", "p2")
 	load(t, pool, true, both[0])
 	expect(t, pool, "g1", "p1")
@@ -208,7 +210,7 @@ func TestDeleteMissing(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotSealedIsNotSeen(t *testing.T) {
+func TestUnsealedLoadIsInvisible(t *testing.T) {
 	pool := open(t)
 	load(t, pool, false, group(t, "g", "", "p1"))
 	l := begin(t, pool)
@@ -227,7 +229,7 @@ func TestWhatIsNotSealedIsNotSeen(t *testing.T) {
 	}
 	expect(t, pool, "g", "p1")
 	expectNone(t, pool, "h")
-	if err := seal(t, pool, l, true); err != nil { // a second try is one
+	if err := seal(t, pool, l, true); err != nil { // a second try succeeds
 		t.Fatal(err)
 	}
 	expect(t, pool, "g", "p2")
@@ -244,10 +246,10 @@ func TestLoadsTakeTurns(t *testing.T) {
 	pool := open(t)
 	killed := begin(t, pool)
 	add(t, killed, group(t, "g", "", "p1"))
-	if _, err := pgdir.BeginLoad(t.Context(), pool); !errors.Is(err, pgdir.ErrBusy) {
+	if _, err := pgdir.BeginLoad(t.Context(), pool); !errors.Is(err, pgdb.ErrBusy) {
 		t.Fatalf("a second load: %v, want ErrBusy", err)
 	}
-	// The server ends the session of the first one, as when its machine is gone.
+	// The server ends the session of the first load, as when its machine has failed.
 	exec(t, pool, "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory' AND granted")
 	next := begin(t, pool)
 	add(t, next, group(t, "g", "", "p2"))
@@ -268,8 +270,8 @@ func TestLoadsTakeTurns(t *testing.T) {
 	expect(t, pool, "g", "p2")
 }
 
-// A crash of the server empties what is staged: it must not be taken for a load of few groups.
-func TestWhatWasStagedIsGone(t *testing.T) {
+// TestLostStage: a crash of the server empties the stage. The load must fail, not delete groups.
+func TestLostStage(t *testing.T) {
 	pool := open(t)
 	load(t, pool, false, group(t, "g", "", "p1"))
 	l := begin(t, pool)
@@ -319,8 +321,8 @@ func TestAddingAtOnce(t *testing.T) {
 	}
 }
 
-// What a load holds does not grow with the group, apart from the line.
-func TestStagingHoldsNoMembers(t *testing.T) {
+// TestAddMemory: Add does not hold the members of the line.
+func TestAddMemory(t *testing.T) {
 	const many = 150_000
 	pool := open(t)
 	line := []byte(group(t, "big", "", numbered(many)...))
@@ -346,7 +348,7 @@ func TestStagingHoldsNoMembers(t *testing.T) {
 		}
 		break
 	}
-	// The line's members in memory would be several times the line; what is thrown away meanwhile counts, too.
+	// Members in memory would take several times the line. Garbage counts as well.
 	if most > before+uint64(len(line))/2 {
 		t.Errorf("the heap grew from %d to %d while a line of %d bytes was staged", before, most, len(line))
 	}
@@ -358,8 +360,7 @@ func TestStagingHoldsNoMembers(t *testing.T) {
 	}
 }
 
-// Operators and loads that change one group at once: whatever comes out, it is what one after the other would give, and
-// nobody is left in a group that is gone.
+// TestLoadsAndOperatorsAtOnce: concurrent changes are serializable, and leave no members of a deleted group.
 func TestLoadsAndOperatorsAtOnce(t *testing.T) {
 	pool := open(t)
 	groups := pgdir.NewGroups(pool, now)
@@ -412,7 +413,7 @@ func numbered(many int) []string {
 	return ids
 }
 
-// BenchmarkLoad brings a group of a million in, the same again, and with a thousand other members.
+// BenchmarkLoad loads a group of a million members, the same again, and with a thousand other members.
 func BenchmarkLoad(b *testing.B) {
 	const many = 1_000_000
 	pool := open(b)

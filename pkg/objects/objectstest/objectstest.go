@@ -22,7 +22,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/objects/segments"
+	"github.com/sluice-fhir/sluice/pkg/objects/internal/segments"
 )
 
 // partSize keeps the suite's multipart uploads small.

@@ -10,7 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source/ndjson"
 )
 
-func TestCheckNoticesAChangedFolder(t *testing.T) { // pitfall 34
+func TestCheckOfAChangedFile(t *testing.T) { // pitfall 34
 	dir := t.TempDir()
 	name := filepath.Join(dir, "Patient.ndjson")
 	if err := os.WriteFile(name, []byte(`{"resourceType":"Patient","id":"a"}`+"\n"), 0o600); err != nil {
@@ -22,7 +22,7 @@ func TestCheckNoticesAChangedFolder(t *testing.T) { // pitfall 34
 	}
 	defer s.Close()
 	if err := s.Check(t.Context()); err != nil {
-		t.Fatalf("as it was indexed: %v", err)
+		t.Fatalf("unchanged: %v", err)
 	}
 	if err := os.WriteFile(name, []byte(`{"resourceType":"Patient","id":"b2"}`+"\n"), 0o600); err != nil {
 		t.Fatal(err)

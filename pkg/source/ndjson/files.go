@@ -23,19 +23,19 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// blockSize is how many bytes are read at a time.
+// blockSize is the size of a read in bytes.
 const blockSize = 1 << 20
 
 // file is one file of the folder, open until the source is closed.
 type file struct {
 	name     string   // relative to the folder, with slashes
-	origin   *os.File // as it lies in the folder
-	spool    *os.File // its text when it is gzipped, else nil
+	origin   *os.File // in the folder
+	spool    *os.File // the decompressed text of a gzipped file, else nil
 	size     int64    // of origin when it was opened
 	modified time.Time
 }
 
-// openFiles opens every file of the folder, in the order of their names.
+// openFiles opens every file of the folder, sorted by name.
 func openFiles(dir string) (files []*file, err error) {
 	defer func() {
 		if err != nil {
@@ -94,11 +94,11 @@ func (f *file) close() error {
 	return err
 }
 
-// unchanged returns an error when the file was written to since it was opened.
+// unchanged returns an error when the file was changed after it was opened.
 func (f *file) unchanged() error {
 	info, err := f.origin.Stat()
 	if err != nil {
-		return fmt.Errorf("%w: look at %s: %w", export.ErrUnavailable, f.name, err)
+		return fmt.Errorf("%w: stat %s: %w", export.ErrUnavailable, f.name, err)
 	}
 	if info.Size() != f.size || !info.ModTime().Equal(f.modified) {
 		return f.changed()
@@ -133,8 +133,8 @@ type block struct {
 	data   []byte
 }
 
-// readFiles reads every file once and hands its lines to the builder. Some goroutines read and decompress, the
-// largest files first; others take the blocks apart. It returns when all of them have ended.
+// readFiles reads every file once and adds its lines to the builder. Some goroutines read and decompress, the largest
+// files first; others parse the blocks.
 func readFiles(ctx context.Context, files []*file, spoolDir string, b *builder) error {
 	group, ctx := errgroup.WithContext(ctx)
 	cores := runtime.GOMAXPROCS(0)
@@ -187,7 +187,7 @@ func readFiles(ctx context.Context, files []*file, spoolDir string, b *builder) 
 	return group.Wait()
 }
 
-// readFile reads one file to its end, into its spool when it is gzipped, and sends its lines in blocks.
+// readFile reads one file, into its spool when it is gzipped, and sends its lines in blocks.
 func readFile(
 	ctx context.Context, f *file, number int, spoolDir string, pool *sync.Pool, blocks chan<- block, b *builder,
 ) error {
@@ -204,7 +204,7 @@ func readFile(
 			return fmt.Errorf("spool %s: %w", f.name, err)
 		}
 		f.spool = spool
-		// Without a name the file goes when the process goes, however that ends.
+		// An unlinked file is freed when the process ends, even when it is killed.
 		if err := os.Remove(spool.Name()); err != nil {
 			return fmt.Errorf("spool %s: %w", f.name, err)
 		}
@@ -262,8 +262,7 @@ func readFile(
 	return f.unchanged()
 }
 
-// fill appends from text until the slice is full, which is made longer when it is full already. io.EOF comes with
-// the last bytes.
+// fill appends from text until the slice is full; it grows a slice that is full already. The last bytes come with io.EOF.
 func fill(text io.Reader, data []byte) ([]byte, error) {
 	if len(data) == cap(data) {
 		data = slices.Grow(data, cap(data))

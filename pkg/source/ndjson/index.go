@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// builder gathers what the blocks tell. Its lists grow by chunks, so that growing never holds a list twice.
+// builder collects the lines of the files and builds the index.
 type builder struct {
 	maxLine int
 	seed    maphash.Seed // of checks and the first half of id hashes
@@ -28,42 +28,41 @@ type builder struct {
 	mu       sync.Mutex
 	lists    map[string]*list
 	counted  map[string]*source.TypeSize // types that are only counted
-	further  chunked[further]            // sorted by place when the lists are settled
+	further  chunked[further]            // sorted by place in finish
 	numbers  map[string]uint32           // patient id -> number
 	ids      []string                    // number -> patient id
 	problems []located
-	broken   int64 // problems, kept or not
-	homeless int64 // resources of the compartment without a patient
+	broken   int64 // number of problems, kept or not
+	homeless int64 // compartment resources without a patient
 }
 
-// located is a problem at its place.
+// located is a problem with its place.
 type located struct {
 	file      int
 	line      int64
 	typ, what string
 }
 
-// found is one resource while the index is built: its entry, whose home is a patient's number yet, or noPatient,
-// perhaps with the flag manyPeople, and beside it what is dropped in the end.
+// found is one resource while the index is built. The home of its entry is the number of a patient, perhaps with the flag
+// manyPeople, or noPatient. The key is dropped in the end.
 type found struct {
 	key
 	entry
 }
 
-// further says that a resource is about one more patient than its home.
+// further is one more patient of a resource, besides its home.
 type further struct {
 	place  uint64 // of the resource
 	number uint32 // of the patient
 }
 
-// key tells resources and their versions apart. The 128 bits of hash stand for the id within the type.
+// key identifies a version of a resource. The 128 bits of hash replace the id within the type.
 type key struct {
 	hash    [2]uint64
 	updated int64 // microseconds since 1970, or math.MinInt64
 }
 
-// list holds the resources of one type. Keys and entries lie apart, so that the entries stay where they are when the
-// keys go: nothing is ever held twice.
+// list has the resources of one type. Keys and entries are separate, so that keys can be dropped without copying entries.
 type list struct {
 	keys    chunked[key]
 	entries chunked[entry]
@@ -76,73 +75,18 @@ func (l *list) Swap(i, j int) {
 	l.entries.Swap(i, j)
 }
 
-// Less orders by id; of one id the version that is served comes last.
+// Less orders by id; the version to serve is the last one of its id.
 func (l *list) Less(i, j int) bool {
 	a, b := l.keys.at(i), l.keys.at(j)
-	if a.hash[0] != b.hash[0] {
-		return a.hash[0] < b.hash[0]
-	}
-	if a.hash[1] != b.hash[1] {
-		return a.hash[1] < b.hash[1]
-	}
-	if a.updated != b.updated {
-		return a.updated < b.updated
-	}
-	return l.entries.at(i).place < l.entries.at(j).place
+	return cmp.Or(a.compareID(b.hash), cmp.Compare(a.updated, b.updated),
+		cmp.Compare(l.entries.at(i).place, l.entries.at(j).place)) < 0
 }
 
-// byHome orders entries by home and place.
-type byHome struct{ *chunked[entry] }
-
-func (h byHome) Len() int { return h.n }
-
-func (h byHome) Less(i, j int) bool {
-	a, b := h.at(i), h.at(j)
-	return a.home < b.home || a.home == b.home && a.place < b.place
+func (k *key) compareID(hash [2]uint64) int {
+	return cmp.Or(cmp.Compare(k.hash[0], hash[0]), cmp.Compare(k.hash[1], hash[1]))
 }
 
-// chunked is a long slice in pieces, which grows without being copied.
-type chunked[T any] struct {
-	chunks [][]T
-	n      int
-}
-
-const chunkBits, chunkSize = 13, 1 << 13
-
-func (c *chunked[T]) at(i int) *T { return &c.chunks[i>>chunkBits][i&(chunkSize-1)] }
-
-func (c *chunked[T]) Swap(i, j int) { a, b := c.at(i), c.at(j); *a, *b = *b, *a }
-
-func (c *chunked[T]) add(element T) {
-	last := c.n >> chunkBits
-	switch {
-	case last < len(c.chunks):
-	case last == 0:
-		c.chunks = append(c.chunks, nil) // most types are few: the first chunk grows as a slice does
-	default:
-		c.chunks = append(c.chunks, make([]T, 0, chunkSize))
-	}
-	c.chunks[last] = append(c.chunks[last], element)
-	c.n++
-}
-
-// keep moves the elements that are wanted to the front and drops the others.
-func (c *chunked[T]) keep(wanted func(i int) bool) {
-	kept := 0
-	for i := range c.n {
-		if wanted(i) {
-			*c.at(kept) = *c.at(i)
-			kept++
-		}
-	}
-	c.n = kept
-	c.chunks = slices.Delete(c.chunks, (kept+chunkSize-1)>>chunkBits, len(c.chunks))
-	if rest := kept & (chunkSize - 1); rest > 0 { // add goes on behind what was kept
-		c.chunks[len(c.chunks)-1] = c.chunks[len(c.chunks)-1][:rest]
-	}
-}
-
-// settle sorts the list and keeps one version of each resource (L-14: no id twice).
+// settle sorts the list and keeps one version of each resource (L-14: no duplicate id).
 func (l *list) settle() {
 	sort.Sort(l)
 	last := func(i int) bool { return i+1 == l.keys.n || l.keys.at(i).hash != l.keys.at(i+1).hash }
@@ -150,12 +94,9 @@ func (l *list) settle() {
 	l.keys.keep(last)
 }
 
-// find returns the place in a settled list of the resource with the id hash.
+// find returns the index of an id hash in a settled list.
 func (l *list) find(hash [2]uint64) (int, bool) {
-	return sort.Find(l.Len(), func(i int) int {
-		at := l.keys.at(i).hash
-		return cmp.Or(cmp.Compare(hash[0], at[0]), cmp.Compare(hash[1], at[1]))
-	})
+	return sort.Find(l.Len(), func(i int) int { return -l.keys.at(i).compareID(hash) })
 }
 
 func newBuilder(seed maphash.Seed, maxLine int) *builder {
@@ -169,7 +110,7 @@ func (b *builder) hash(id string) [2]uint64 {
 	return [2]uint64{maphash.String(b.seed, id), maphash.String(b.seed2, id)}
 }
 
-// problem notes a line that is not served.
+// problem records a line that is not served.
 func (b *builder) problem(file int, line int64, typ, what string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,7 +120,7 @@ func (b *builder) problem(file int, line int64, typ, what string) {
 }
 
 func (b *builder) tooLong(file int, line int64) {
-	b.problem(file, line, "", fmt.Sprintf("not shorter than %d bytes", b.maxLine))
+	b.problem(file, line, "", fmt.Sprintf("%d bytes or longer", b.maxLine))
 }
 
 // number returns the number of a patient id. The caller holds mu or is alone.
@@ -194,14 +135,14 @@ func (b *builder) number(id string) uint32 {
 	return number
 }
 
-// taker takes blocks apart. One goroutine uses one taker.
+// taker adds the lines of blocks to the builder. Each goroutine needs its own.
 type taker struct {
 	*builder
 	files   []*file
 	scanner fhir.Scanner
 }
 
-// take adds every line of the block to the index.
+// take adds every line of the block.
 func (t *taker) take(b block) error {
 	data, offset, line := b.data, b.offset, b.line
 	if offset == 0 {
@@ -246,7 +187,7 @@ func (t *taker) take(b block) error {
 	return nil
 }
 
-// typeOfBroken says to which type's problems a refused line belongs, as far as that can be told.
+// typeOfBroken returns the resource type of a refused line, "" when unknown.
 func typeOfBroken(body []byte) string {
 	var resource map[string]any
 	if err := json.Unmarshal(body, &resource); err != nil {
@@ -279,7 +220,7 @@ func (b *builder) add(facts fhir.Facts, f found) error {
 	switch {
 	case facts.Type == "Patient":
 		f.home = b.number(facts.ID)
-	case facts.Type != "Provenance": // its home is known when its targets are: provenance.go
+	case facts.Type != "Provenance": // resolveProvenance sets its home
 		home, several := homeOf(facts.Subjects)
 		if home != "" {
 			f.home = b.number(home)
@@ -302,7 +243,7 @@ func (b *builder) add(facts fhir.Facts, f found) error {
 	return nil
 }
 
-// addFurther notes the patients among the subjects that are not the home.
+// addFurther records the patients among the subjects besides the home.
 func (b *builder) addFurther(place uint64, home string, subjects []fhir.Ref) {
 	for i, ref := range subjects {
 		if ref.Type == "Patient" && ref.ID != home && !slices.Contains(subjects[:i], ref) {
@@ -311,7 +252,7 @@ func (b *builder) addFurther(place uint64, home string, subjects []fhir.Ref) {
 	}
 }
 
-// furtherOf returns the numbers of the patients beside its home that a resource is about, no Provenance.
+// furtherOf returns the numbers of the patients of a resource besides its home. Not for Provenance.
 func (b *builder) furtherOf(place uint64) []uint32 {
 	var numbers []uint32
 	i := sort.Search(b.further.n, func(i int) bool { return b.further.at(i).place >= place })
@@ -321,13 +262,7 @@ func (b *builder) furtherOf(place uint64) []uint32 {
 	return numbers
 }
 
-// byPlace orders what the lists say of further patients.
-type byPlace struct{ *chunked[further] }
-
-func (p byPlace) Len() int           { return p.n }
-func (p byPlace) Less(i, j int) bool { return p.at(i).place < p.at(j).place }
-
-// homeOf returns the smallest patient id among the subjects, "" without one, and whether there are further ones.
+// homeOf returns the smallest patient id among the subjects, "" without any, and whether there are others.
 func homeOf(subjects []fhir.Ref) (home string, several bool) {
 	for _, ref := range subjects {
 		switch {
@@ -341,7 +276,7 @@ func homeOf(subjects []fhir.Ref) (home string, several bool) {
 	return home, several
 }
 
-// finish turns what was gathered into the index of the source.
+// finish builds the index of the source.
 func (b *builder) finish(ctx context.Context, s *Source) error {
 	group, _ := errgroup.WithContext(ctx)
 	group.SetLimit(4)
@@ -351,7 +286,7 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	sort.Sort(byPlace{&b.further})
+	b.further.sort(func(x, y *further) int { return cmp.Compare(x.place, y.place) })
 	if err := b.resolveProvenance(ctx, s); err != nil {
 		return err
 	}
@@ -380,7 +315,7 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	return nil
 }
 
-// rankPatients moves the patient ids to the source, sorted, and returns the rank of each number.
+// rankPatients moves the sorted patient ids to the source and returns the rank of each number.
 func (b *builder) rankPatients(s *Source) []uint32 {
 	b.numbers = nil
 	order := make([]uint32, len(b.ids))
@@ -404,7 +339,7 @@ func (b *builder) rankPatients(s *Source) []uint32 {
 	return ranks
 }
 
-// shrink turns a list into what is kept of it. A resource about several patients has an entry for each.
+// shrink returns the index of one type. A resource about several patients gets an entry for each.
 func (b *builder) shrink(s *Source, typ string, l *list, ranks []uint32) (kind, source.TypeSize) {
 	size := source.TypeSize{Resources: int64(l.Len())}
 	for i := range l.Len() {
@@ -432,13 +367,13 @@ func (b *builder) shrink(s *Source, typ string, l *list, ranks []uint32) (kind, 
 			another.home = ranks[number]
 			l.entries.add(another)
 		}
-		for _, rank := range s.several[another.place] { // of a Provenance: all of them, its home too
+		for _, rank := range s.several[another.place] { // for a Provenance: all patients, including its home
 			if another.home = rank; rank != home {
 				l.entries.add(another)
 			}
 		}
 	}
-	sort.Sort(byHome{&l.entries})
+	l.entries.sort(func(x, y *entry) int { return cmp.Or(cmp.Compare(x.home, y.home), cmp.Compare(x.place, y.place)) })
 	return kind{entries: &l.entries}, size
 }
 
@@ -458,10 +393,10 @@ func (b *builder) settleProblems(s *Source) {
 	}
 }
 
-// names are the patient ids, one behind the other, in order.
+// names are the sorted patient ids in one string.
 type names struct {
 	text string
-	ends []uint64 // of each id in text
+	ends []uint64 // end of each id in text
 }
 
 func (n names) at(i int) string {
@@ -472,7 +407,7 @@ func (n names) at(i int) string {
 	return n.text[start:n.ends[i]]
 }
 
-// rank returns the place of an id.
+// rank returns the index of an id.
 func (n names) rank(id string) (uint32, bool) {
 	i, ok := sort.Find(len(n.ends), func(i int) int { return strings.Compare(id, n.at(i)) })
 	return uint32(i), ok

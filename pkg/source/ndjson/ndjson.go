@@ -1,25 +1,22 @@
-// Package ndjson is a source that reads a folder of NDJSON files: every *.ndjson and *.ndjson.gz in it and in its
-// subfolders (names that begin with a dot are passed over), whatever the files are called: a line's type is its
-// resourceType.
+// Package ndjson is the source for a folder of NDJSON files: every *.ndjson and *.ndjson.gz in it and its subfolders,
+// except names that begin with a dot. The type of a line is its resourceType; file names do not matter.
 //
-// Open reads everything once and keeps an index without bodies: 24 bytes for each resource of the compartment and each
-// patient that it is about, 32 for each referenced one and about 45 for each patient. While it is built it takes 48
-// bytes a resource, 16 more for each further patient of one, and about 150 a patient, plus what the collector has not
-// yet freed. Measured on a million resources of 2,500 patients: 24 MB in the
-// end, 75 MB at most. Files that are gzipped are decompressed once into unlinked temporary files, so that lines can be
-// read from the middle: they take their uncompressed size in Config.SpoolDir until Close. Every file stays open until
-// Close: a folder of very many files needs as many descriptors.
+// Open reads all files once and keeps an index without bodies: 24 bytes for each compartment resource and patient that
+// it is about, 32 for each referenced resource and about 45 for each patient. While Open runs it takes 48 bytes for each
+// resource, 16 more for each further patient of one, and about 150 for each patient, plus garbage. Measured on a million
+// resources of 2,500 patients: 24 MB afterwards, 75 MB at most. The index is hand-made because maps and growing slices
+// need several times that. Gzipped files are decompressed once into unlinked temporary files in Config.SpoolDir, so that
+// lines can be read from the middle. All files stay open until Close: a folder needs as many descriptors as files.
 //
-// A slice of patients costs what those patients cost: their lines are looked up, sorted by place and read with as few
-// and as long reads as that allows. Each line is compared with the hash that the index holds of it. When a file has
-// been written to since, the answer is an error that wraps export.ErrUnavailable, never another line. A file that
-// was replaced by a new one of its name goes on to be served as it was.
+// Reading costs in proportion to the patients of a query: their lines are looked up, sorted by place, and read with few
+// and long reads. Each line is compared with its hash in the index: when a file was changed after Open, the answer is an
+// error that wraps export.ErrUnavailable, never another line. A file that was replaced by rename is served as it was.
 //
-// A folder has no history: it is a snapshot taken before Open, and AsOf is ignored. Of a resource that stands in the
-// folder twice, the newest by meta.lastUpdated is served, on a tie the later one in the order of files and lines.
+// A folder has no history: AsOf is ignored. Of two versions of a resource the newer meta.lastUpdated is served, on a tie
+// the later one in the order of files and lines.
 //
-// What is not served: lines that are not a FHIR resource with a type of R4 and an id (they are Problems), types that
-// are no part of an export (they are only counted), and resources of the compartment that name no patient.
+// Not served are lines that are not a FHIR resource with an R4 type and an id (Problems lists them), types that are never
+// exported (Sizes counts them), and compartment resources without a patient.
 package ndjson
 
 import (
@@ -37,17 +34,17 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// maxLine is the length in bytes from which on a line is not served. It bounds the memory of reading.
+// maxLine is the length in bytes at which a line is not served. It bounds the memory of reading.
 const maxLine = 256 << 20
 
-// maxProblems is how many problems are kept one by one.
+// maxProblems is the number of problems kept.
 const maxProblems = 10000
 
-// Config says what to open.
+// Config configures a source.
 type Config struct {
 	Dir      string       // the folder
-	SpoolDir string       // for what is decompressed; default os.TempDir()
-	Logger   *slog.Logger // default: nothing is logged
+	SpoolDir string       // for decompressed files; default os.TempDir()
+	Logger   *slog.Logger // default: no log
 
 	maxLine, batchSize int // for tests
 }
@@ -56,9 +53,9 @@ type Config struct {
 type Source struct {
 	files    []*file
 	kinds    map[string]kind
-	about    []aboutTarget // of Provenance without a patient, sorted
-	nobody   []entry       // those Provenance
-	several  map[uint64][]uint32
+	about    []aboutTarget       // of Provenance without a patient, sorted
+	orphans  []entry             // those Provenance
+	several  map[uint64][]uint32 // patients of Provenance with several, by place
 	patients names
 	sizes    source.Sizes
 	problems []source.Problem
@@ -70,10 +67,10 @@ type Source struct {
 	closeErr error
 }
 
-// kind is what the index holds of one type.
+// kind is the index of one type.
 type kind struct {
-	entries *chunked[entry] // by home and place; for a referenced type in the order of ids
-	ids     []uint64        // for a referenced type: the hash of each entry's id, ascending
+	entries *chunked[entry] // sorted by home and place; of a referenced type parallel to ids
+	ids     []uint64        // of a referenced type: the hash of each id, ascending
 }
 
 // entry is one resource.
@@ -84,10 +81,10 @@ type entry struct {
 	home  uint32 // rank of a patient that it is about; noPatient for a referenced type
 }
 
-// aboutTarget says that a Provenance of Source.nobody targets a resource.
+// aboutTarget is a target of a Provenance of Source.orphans.
 type aboutTarget struct {
 	target uint64 // hash of Type/id
-	entry  uint32 // in Source.nobody
+	entry  uint32 // index in Source.orphans
 }
 
 const (
@@ -95,14 +92,14 @@ const (
 	placeMask  = 1<<placeBits - 1
 	maxFiles   = 1 << (64 - placeBits)
 	noPatient  = 1<<31 - 1 // above every patient's number
-	manyPeople = 1 << 31   // flag beside a patient's number while building: about further patients too
+	manyPeople = 1 << 31   // flag of home while building: there are further patients
 )
 
 func (e entry) file() int     { return int(e.place >> placeBits) }
 func (e entry) offset() int64 { return int64(e.place & placeMask) }
 
-// Open reads the folder and builds its index. An unreadable folder or file, a broken gzip stream and a file that
-// changes while it is read are errors; broken lines are not: Problems tells them. The caller closes the source.
+// Open reads the folder and builds its index. An unreadable folder or file, a broken gzip stream and a file that changes
+// while it is read are errors; broken lines are Problems. The caller closes the source.
 func Open(ctx context.Context, config Config) (_ *Source, err error) {
 	if config.SpoolDir == "" {
 		config.SpoolDir = os.TempDir()
@@ -143,7 +140,7 @@ func Open(ctx context.Context, config Config) (_ *Source, err error) {
 	return s, nil
 }
 
-// Close closes every file and frees the spool. Calls that still read end with an error. It may be called twice.
+// Close closes every file and frees the spool. Running reads end with an error. It may be called twice.
 func (s *Source) Close() error {
 	s.closing.Do(func() {
 		for _, f := range s.files {
@@ -153,7 +150,21 @@ func (s *Source) Close() error {
 	return s.closeErr
 }
 
-// Snapshot implements source.Source: a folder has no past.
+// Check returns an error that wraps export.ErrUnavailable when a file was changed after Open. The error is permanent:
+// restart the process to index the folder again.
+func (s *Source) Check(ctx context.Context) error {
+	for _, f := range s.files {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := f.unchanged(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Snapshot implements source.Source: a folder has no history, so it returns now.
 func (s *Source) Snapshot(_ context.Context, now time.Time) (time.Time, error) {
 	return now.UTC().Truncate(time.Second), nil
 }
@@ -163,7 +174,7 @@ func (s *Source) Sizes(context.Context) (source.Sizes, error) {
 	return source.Sizes{Patients: s.sizes.Patients, Types: maps.Clone(s.sizes.Types)}, nil
 }
 
-// Problems implements source.Source. Of very many problems it tells the first and how many more there are.
+// Problems implements source.Source. It yields at most maxProblems, and the number of further ones.
 func (s *Source) Problems(ctx context.Context, types []string, yield func(source.Problem) error) error {
 	for _, problem := range s.problems {
 		if err := ctx.Err(); err != nil {

@@ -41,7 +41,7 @@ func TestContractGzipped(t *testing.T) {
 func TestSynthea(t *testing.T) {
 	dir, ok := testenv.Synthea(t)
 	if !ok {
-		return // it is no part of the repository; where CI is set it has to be there
+		return // not part of the repository; required in CI
 	}
 	sourcetest.RunSynthea(t, dir, open(t, dir, Config{}))
 }
@@ -148,7 +148,7 @@ func TestProblemsAreBounded(t *testing.T) {
 	}
 }
 
-// TestTooLongLines: pitfall 6: a line without an end does not fill the memory.
+// TestTooLongLines: a line of any length needs bounded memory (pitfall 6).
 func TestTooLongLines(t *testing.T) {
 	long := strings.Repeat(" ", 3*blockSize)
 	const limit = 2*blockSize + 100
@@ -206,7 +206,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestChangedFiles: what is not what was indexed is never served.
+// TestChangedFiles: a line that is not the indexed one is never served.
 func TestChangedFiles(t *testing.T) {
 	first, second := observation("1", "a", ""), observation("2", "a", "")
 	for name, change := range map[string]func(path string) error{
@@ -281,8 +281,8 @@ func TestUnsortedIsRefused(t *testing.T) {
 	}
 }
 
-// TestManySharedResources has more resources of two patients than a chunk of the index holds, each with a version that
-// is not served between them, and reads them in slices and in several batches.
+// TestManySharedResources reads more resources of two patients than fit into a chunk of the index, each with an older
+// version, in slices and in several batches.
 func TestManySharedResources(t *testing.T) {
 	const people, many = 30, chunkSize + 100
 	line := func(i, day, one, other int) string {

@@ -9,15 +9,15 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// link says that a Provenance targets another one: what the second is about the first is about too.
+// link is a Provenance that targets another one. The patients of the second are patients of the first.
 type link struct{ from, to int } // places in the list of Provenance
 
-// resolveProvenance finds the patients of every Provenance: those that it targets, and those of the compartment
-// resources that it targets. A target that the folder does not hold tells nothing. A Provenance with no patient is
-// served by About when all that it targets is of a referenced type; else it belongs to nobody.
+// resolveProvenance finds the patients of every Provenance: its targets that are patients, and the patients of its other
+// targets in the compartment. A target that is not in the folder has none. A Provenance without patient is served by
+// About if all of its targets are of referenced types, else never.
 //
-// The lines are read a second time, now that the home of every target is known: keeping all targets from the first
-// reading would cost more memory than everything else.
+// It reads the lines a second time, when the home of every target is known: keeping the targets of the first reading
+// would take more memory than the rest of the index.
 func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 	s.several = map[uint64][]uint32{}
 	all := b.lists["Provenance"]
@@ -51,7 +51,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 			return err
 		}
 	}
-	// Provenance of Provenance, until no patient is added.
+	// Provenance of Provenance, until nothing changes.
 	for changed := len(links) > 0; changed; {
 		changed = false
 		for _, l := range links {
@@ -67,7 +67,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 	return nil
 }
 
-// resolveOne finds the patients of one Provenance, or files it with those that have none.
+// resolveOne finds the patients of one Provenance, or adds it to those without patient.
 func (b *builder) resolveOne(s *Source, number int, targets []fhir.Ref, body []byte) (links []link) {
 	e := b.lists["Provenance"].entries.at(number)
 	referenced := 0
@@ -78,7 +78,7 @@ func (b *builder) resolveOne(s *Source, number int, targets []fhir.Ref, body []b
 			patients = append(patients, b.number(target.ID))
 		case fhir.IsReferenced(target.Type):
 			referenced++
-		case l == nil: // none of the type is held, or it is no type of the compartment
+		case l == nil: // the folder has none of the type, or the type is not exported
 		default:
 			i, held := l.find(b.hash(target.ID))
 			if !held {
@@ -100,13 +100,13 @@ func (b *builder) resolveOne(s *Source, number int, targets []fhir.Ref, body []b
 		return links
 	}
 	for _, target := range targets {
-		s.about = append(s.about, aboutTarget{hashRef(s.seed, target.Type, target.ID), uint32(len(s.nobody))})
+		s.about = append(s.about, aboutTarget{hashRef(s.seed, target.Type, target.ID), uint32(len(s.orphans))})
 	}
-	s.nobody = append(s.nobody, *e)
+	s.orphans = append(s.orphans, *e)
 	return links
 }
 
-// patientsOf returns the numbers of the patients that a Provenance is known to be about.
+// patientsOf returns the numbers of the patients found so far of a Provenance.
 func (b *builder) patientsOf(s *Source, e *entry) []uint32 {
 	switch {
 	case e.home == noPatient:
@@ -117,7 +117,7 @@ func (b *builder) patientsOf(s *Source, e *entry) []uint32 {
 	return s.several[e.place]
 }
 
-// addPatients adds to the patients that a Provenance is about and reports whether that made a difference.
+// addPatients adds patients to a Provenance and reports whether any of them was new.
 func (b *builder) addPatients(s *Source, e *entry, numbers []uint32) bool {
 	known := b.patientsOf(s, e)
 	all := slices.Concat(known, numbers)

@@ -14,20 +14,20 @@ import (
 )
 
 const (
-	// batchSize is how many lines are sorted by place at a time: the more, the fewer and longer reads, at 24 bytes each.
+	// batchSize is the number of lines sorted by place at a time. More lines make fewer and longer reads, at 24 bytes each.
 	batchSize = 256 << 10
-	// readSize is how many bytes one read brings, unless a single line is longer.
+	// readSize is the maximum of one read in bytes, unless a single line is longer.
 	readSize = 1 << 20
-	// maxGap is how many unwanted bytes between two lines are cheaper to read than to seek over.
+	// maxGap is the number of unwanted bytes between two lines that are cheaper to read than to skip.
 	maxGap = 64 << 10
 )
 
-var errUnsorted = errors.New("the ids are not sorted, or one stands twice")
+var errUnsorted = errors.New("the ids are not sorted, or have a duplicate")
 
-// ForPatients implements source.Source. Query.AsOf is ignored: a folder has no past.
+// ForPatients implements source.Source. It ignores Query.AsOf: a folder has no history.
 func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
 	if !fhir.InCompartment(q.Type) {
-		return fmt.Errorf("read by patient: %q is no type of the patient compartment", q.Type)
+		return fmt.Errorf("read by patient: %q is not a type of the patient compartment", q.Type)
 	}
 	if !ascending(q.Patients) {
 		return fmt.Errorf("read %s by patient: %w", q.Type, errUnsorted)
@@ -40,14 +40,14 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	r := reader{source: s}
 	each := func(e entry, facts fhir.Facts, body []byte) error {
 		patients := r.patients(e, facts)
-		// What is about several of those asked for is found through each of them; it comes with the first.
+		// A resource about several of the asked patients has an entry for each; yield it for the first.
 		if len(patients) > 1 && s.patients.at(int(e.home)) != firstOf(patients, q.Patients) {
 			return nil
 		}
 		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: patients, Body: body})
 	}
 	var batch []entry
-	at := 0 // ids ascend and so do homes: what is before is done
+	at := 0 // ids and homes ascend, so the search continues from here
 	for _, id := range q.Patients {
 		home, known := s.patients.rank(id)
 		if !known {
@@ -67,10 +67,10 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	return r.read(ctx, batch, each)
 }
 
-// ByID implements source.Source. ByIDQuery.AsOf is ignored: a folder has no past.
+// ByID implements source.Source. It ignores ByIDQuery.AsOf: a folder has no history.
 func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source.Resource) error) error {
 	if !fhir.IsReferenced(q.Type) {
-		return fmt.Errorf("read by id: %q is no referenced type", q.Type)
+		return fmt.Errorf("read by id: %q is not a referenced type", q.Type)
 	}
 	if !ascending(q.IDs) {
 		return fmt.Errorf("read %s by id: %w", q.Type, errUnsorted)
@@ -99,7 +99,7 @@ func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source
 	return nil
 }
 
-// About implements source.Source. Within one call no Provenance comes twice.
+// About implements source.Source. It yields each Provenance once per call.
 func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(source.Resource) error) error {
 	var numbers []uint32
 	asked := make(map[fhir.Ref]bool, len(q.Refs))
@@ -116,7 +116,7 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 	for run := range slices.Chunk(slices.Compact(numbers), s.batchSize) {
 		var batch []entry
 		for _, number := range run {
-			batch = append(batch, s.nobody[number])
+			batch = append(batch, s.orphans[number])
 		}
 		err := r.read(ctx, batch, func(_ entry, facts fhir.Facts, body []byte) error {
 			if !slices.ContainsFunc(facts.Subjects, func(ref fhir.Ref) bool { return asked[ref] }) {
@@ -131,7 +131,7 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 	return nil
 }
 
-// firstOf returns the first of the ids that is among those asked for.
+// firstOf returns the first of the ids that was asked for.
 func firstOf(ids, asked []string) string {
 	for _, id := range ids {
 		if _, found := slices.BinarySearch(asked, id); found {
@@ -141,7 +141,7 @@ func firstOf(ids, asked []string) string {
 	return ""
 }
 
-// ascending reports whether the ids are sorted and none stands twice.
+// ascending reports whether the ids are sorted and without duplicates.
 func ascending(ids []string) bool {
 	for i := 1; i < len(ids); i++ {
 		if ids[i-1] >= ids[i] {
@@ -151,8 +151,8 @@ func ascending(ids []string) bool {
 	return true
 }
 
-// seek returns the place of the first entry from at on whose home is not below the given one. It looks near the
-// beginning first: the next patient of a dense slice is close by.
+// seek returns the index of the first entry from at on whose home is not below the given one. It searches exponentially:
+// the next patient of a dense query is close.
 func seek(entries *chunked[entry], at int, home uint32) int {
 	step := 1
 	for at+step < entries.n && entries.at(at+step).home < home {
@@ -162,7 +162,7 @@ func seek(entries *chunked[entry], at int, home uint32) int {
 	return from + sort.Search(to-from, func(i int) bool { return entries.at(from+i).home >= home })
 }
 
-// reader reads lines by their places. One goroutine uses one reader.
+// reader reads lines by their places. Each goroutine needs its own.
 type reader struct {
 	source  *Source
 	scanner fhir.Scanner
@@ -170,8 +170,8 @@ type reader struct {
 	last    []string // the patients of the line before
 }
 
-// read sorts the batch by place and hands over each line, checked against the index. The body is valid until each
-// returns. An error of each is returned as it is.
+// read sorts the batch by place and calls each for every line, checked against the index. The body is valid until each
+// returns. An error of each is returned unchanged.
 func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.Facts, []byte) error) error {
 	slices.SortFunc(batch, func(x, y entry) int { return cmp.Compare(x.place, y.place) })
 	for i := 0; i < len(batch); {
@@ -181,7 +181,7 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 				return err
 			}
 		}
-		// Take neighbours along as long as one read brings them.
+		// Include neighbours that fit into one read.
 		start, end := batch[i].offset(), batch[i].offset()+int64(batch[i].size)
 		next := i + 1
 		for ; next < len(batch) && batch[next].file() == batch[i].file(); next++ {
@@ -192,7 +192,7 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 			end = nextEnd
 		}
 		if cap(r.buffer) > 4*readSize && end-start <= readSize {
-			r.buffer = nil // one very long line is no reason to keep so much
+			r.buffer = nil // drop the buffer of a very long line
 		}
 		if int64(cap(r.buffer)) < end-start {
 			r.buffer = make([]byte, max(end-start, readSize))
@@ -211,7 +211,7 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 				return f.changed()
 			}
 			facts, err := r.scanner.Scan(body)
-			if err != nil { // the line that was indexed did scan
+			if err != nil { // the indexed line was valid
 				return f.changed()
 			}
 			if err := each(batch[i], facts, body); err != nil {
@@ -222,7 +222,7 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 	return nil
 }
 
-// patients returns all patients that the line is about, sorted. Neighbouring lines share one slice.
+// patients returns the patients of a line, sorted. Neighbouring lines share one slice.
 func (r *reader) patients(e entry, facts fhir.Facts) []string {
 	s := r.source
 	switch facts.Type {

@@ -7,15 +7,16 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// mergeProvenance brings the staged Provenance into its table, if there is any, with the patients that it is about, and
-// finds them anew for every other that this load may have changed (spec 10: a Provenance is about the patients of what
-// it targets): what it targets has come, changed or gone, or it targets such a one.
+// mergeProvenance merges the staged Provenance, if any, and recomputes the patients of every Provenance that this load
+// affects: one with a target that was added, changed or deleted, or with a target that is itself affected. A Provenance
+// is about the patients of its targets (spec 10).
 //
-// A Provenance whose patients change without its text gets a new version with the same text: who reads the past still
-// finds the old patients.
+// A Provenance whose patients change and whose text does not gets a new version with the same text, so that older
+// snapshots keep the old patients.
 func (l *Load) mergeProvenance(ctx context.Context, staged bool) error {
 	var delta source.TypeSize
 	var merged Merged
@@ -23,7 +24,7 @@ func (l *Load) mergeProvenance(ctx context.Context, staged bool) error {
 		delta, merged = source.TypeSize{}, Merged{}
 		if staged {
 			table := pgx.Identifier{stageSchema, targetStage}.Sanitize()
-			if err := l.allStaged(ctx, tx, table, l.targets); err != nil {
+			if err := pgdb.CheckStaged(ctx, tx, table, l.targets); err != nil {
 				return err
 			}
 			if err := l.makeRoom(ctx, tx, "Provenance", &delta, &merged); err != nil {
@@ -46,8 +47,8 @@ func (l *Load) mergeProvenance(ctx context.Context, staged bool) error {
 	return err
 }
 
-// findAffected makes a view of the Provenance that is current when this load is in, and the table of those whose
-// patients may have changed.
+// findAffected creates the view provenance, the versions that are current after this load, and the table affected, the
+// ids whose patients may have changed.
 func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 	no := strconv.Itoa(int(l.no))
 	for _, text := range []string{
@@ -76,7 +77,7 @@ func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	for _, text := range []string{
-		// Those that target an affected one, however far. UNION ends the search when nothing new is found.
+		// Those that target an affected one, transitively. UNION ends the recursion when it finds no new row.
 		`INSERT INTO affected
 			WITH RECURSIVE further (id) AS (
 				SELECT id FROM affected
@@ -92,10 +93,10 @@ func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// findPatients makes the table of the patients that each affected Provenance is about.
+// findPatients creates the table about: the patients of each affected Provenance.
 func findPatients(ctx context.Context, tx pgx.Tx) error {
 	for _, text := range []string{
-		// What the current version of each targets.
+		// The targets of each current version.
 		`CREATE TEMPORARY TABLE aim ON COMMIT DROP AS SELECT t.provenance, t.type, t.id FROM affected AS a
 			JOIN provenance AS r ON r.id = a.id
 			JOIN target AS t ON t.provenance = r.id AND t.born = r.born`,
@@ -103,7 +104,7 @@ func findPatients(ctx context.Context, tx pgx.Tx) error {
 		`CREATE TEMPORARY TABLE about (id text COLLATE "C", patient text COLLATE "C", PRIMARY KEY (id, patient))
 			ON COMMIT DROP`,
 		"INSERT INTO about SELECT provenance, id FROM aim WHERE type = 'Patient'",
-		// Of Provenance that are not affected themselves the patients are known.
+		// The patients of a Provenance that is not affected are known.
 		`INSERT INTO about SELECT a.provenance, p.patient FROM aim AS a
 			JOIN provenance AS r ON a.type = 'Provenance' AND r.id = a.id
 			CROSS JOIN unnest(coalesce(r.others, ARRAY[r.patient])) AS p (patient)
@@ -142,7 +143,7 @@ func findPatients(ctx context.Context, tx pgx.Tx) error {
 	return err
 }
 
-// attribute writes the patients to the affected Provenance that they are new to.
+// attribute writes the patients of the affected Provenance whose patients changed.
 func (l *Load) attribute(ctx context.Context, tx pgx.Tx) error {
 	no := strconv.Itoa(int(l.no))
 	for _, text := range []string{
@@ -163,7 +164,7 @@ func (l *Load) attribute(ctx context.Context, tx pgx.Tx) error {
 			FROM verdict AS v JOIN resource_provenance AS r ON r.id = v.id AND r.born = v.born ORDER BY v.patient, r.id`,
 		`INSERT INTO target (born, provenance, type, id) SELECT ` + no + `, t.provenance, t.type, t.id
 			FROM verdict AS v JOIN target AS t ON t.provenance = v.id AND t.born = v.born`,
-		`INSERT INTO also (type, patient, id) SELECT 'Provenance', unnest(others[2:]), id FROM verdict
+		`INSERT INTO additional_subject (type, patient, id) SELECT 'Provenance', unnest(others[2:]), id FROM verdict
 			WHERE others IS NOT NULL ON CONFLICT DO NOTHING`,
 	} {
 		if _, err := tx.Exec(ctx, text); err != nil {

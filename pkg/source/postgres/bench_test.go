@@ -7,11 +7,11 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-// BenchmarkPaths tells what the constants of choose.go stand for: reading a row of a kilobyte and passing it over, and one
-// more descent of the index, here for a patient who has nothing.
+// BenchmarkPaths measures the constants of choose.go: reading and skipping a row of a kilobyte, and one index descent,
+// here for a patient without data.
 func BenchmarkPaths(b *testing.B) {
 	const people, each = 1000, 50
 	s := newStore(b)
@@ -26,9 +26,9 @@ func BenchmarkPaths(b *testing.B) {
 		}
 	}
 	s.load(ndjson(lines...))
-	nobody := make([]string, people) // each behind a patient of the store
-	for i := range nobody {
-		nobody[i] = id(i) + "-nobody"
+	absent := make([]string, people) // each between two patients of the store
+	for i := range absent {
+		absent[i] = id(i) + "-absent"
 	}
 	for _, row := range []struct {
 		name     string
@@ -37,18 +37,18 @@ func BenchmarkPaths(b *testing.B) {
 		per      string
 		units    int
 	}{
-		{"scan", []string{nobody[0], nobody[people-1]}, sourcepg.Scan, "ns/row", (people - 1) * each},
-		{"lookups", nobody, sourcepg.Lookups, "ns/lookup", people},
+		{"scan", []string{absent[0], absent[people-1]}, postgres.Scan, "ns/row", (people - 1) * each},
+		{"lookups", absent, postgres.Lookups, "ns/lookup", people},
 	} {
 		b.Run(row.name, func(b *testing.B) {
 			q := source.Query{Type: "Observation", Patients: row.patients, AsOf: time.Now()}
-			none := func(source.Resource) error { return fmt.Errorf("somebody has something") }
+			none := func(source.Resource) error { return fmt.Errorf("got a resource") }
 			for b.Loop() {
 				var err error
-				if row.path == any(sourcepg.Scan) {
-					err = s.src.ForPatientsBy(b.Context(), sourcepg.Scan, q, none)
+				if row.path == any(postgres.Scan) {
+					err = s.src.ForPatientsBy(b.Context(), postgres.Scan, q, none)
 				} else {
-					err = s.src.ForPatientsBy(b.Context(), sourcepg.Lookups, q, none)
+					err = s.src.ForPatientsBy(b.Context(), postgres.Lookups, q, none)
 				}
 				if err != nil {
 					b.Fatal(err)

@@ -4,40 +4,40 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-// A worker that starts before the database was migrated says what to do, leaves the database as it is, and is ready
-// once it was: its sessions may only read.
-func TestCheckBeforeTheMigration(t *testing.T) {
+// TestCheckBeforeMigration: Check names the command, changes nothing, and succeeds after the migration. The sessions of
+// a source are read-only.
+func TestCheckBeforeMigration(t *testing.T) {
 	url := testenv.Postgres(t)
-	src, err := sourcepg.Open(t.Context(), postgres.Config{URL: url, Connections: 2})
+	src, err := postgres.Open(t.Context(), pgdb.Config{URL: url, Connections: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer src.Close()
 	for range 2 {
 		if err := src.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "sluice admin migrate") {
-			t.Errorf("of a database without tables: %v, want what to do", err)
+			t.Errorf("without tables: %v, want the command", err)
 		}
 	}
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: url})
+	pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: url})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	if err := postgres.Check(t.Context(), pool); err == nil || !strings.Contains(err.Error(), "version 0") {
-		t.Errorf("of a session that may write: %v, want version 0", err)
+	if err := pgdb.Check(t.Context(), pool); err == nil || !strings.Contains(err.Error(), "version 0") {
+		t.Errorf("with a read-write session: %v, want version 0", err)
 	}
 	var tables int
 	err = pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").Scan(&tables)
 	if err != nil || tables != 0 {
 		t.Errorf("%d tables after the checks, %v", tables, err)
 	}
-	if _, err := postgres.Migrate(t.Context(), url); err != nil {
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
 	if err := src.Check(t.Context()); err != nil {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
 func TestChoose(t *testing.T) {
@@ -20,23 +20,23 @@ func TestChoose(t *testing.T) {
 	}{
 		{512, 512, 180, true},  // everybody in the range
 		{512, 520, 180, true},  // all but a few
-		{512, 600, 180, false}, // many rows for nothing
+		{512, 600, 180, false}, // many rows of others
 		{512, 1_000_000, 1, false},
 		{100, 1_000_000, 180, false},
 		{1, 1, 1e6, true},
-		{512, 2559, 1, true}, // the crossover: four rows in vain cost what a lookup costs
+		{512, 2559, 1, true}, // the crossover: four rows of others cost a lookup
 		{512, 2560, 1, false},
 		{512, 2561, 1, false},
 	} {
-		if got := sourcepg.Choose(test.asked, test.within, test.perPatient) == sourcepg.Scan; got != test.scan {
+		if got := postgres.Choose(test.asked, test.within, test.perPatient) == postgres.Scan; got != test.scan {
 			t.Errorf("%d of %d with %g rows each: scan %v, want %v", test.asked, test.within, test.perPatient, got, test.scan)
 		}
 	}
 }
 
-// TestPathsGiveTheSame asks for sets of patients from one to all, neighbours and spread: both paths give the same, and
-// the one that is chosen is a scan for neighbours and lookups for the spread.
-func TestPathsGiveTheSame(t *testing.T) {
+// TestPaths reads sets of patients, neighbouring and spread: both paths return the same, and pathFor chooses a scan for
+// neighbours and lookups for spread patients.
+func TestPaths(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	const people = 600
@@ -60,30 +60,30 @@ func TestPathsGiveTheSame(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		ask          []string
-		observations any // the path
+		observations any // path
 	}{
-		"all":             {all, sourcepg.Scan},
-		"one":             {all[17:18], sourcepg.Scan},
-		"neighbours":      {all[100:200], sourcepg.Scan},
-		"all but one":     {slices.Concat(all[:300], all[301:]), sourcepg.Scan},
-		"every second":    {every(2), sourcepg.Lookups}, // eight rows in vain for each lookup
-		"every hundredth": {every(100), sourcepg.Lookups},
-		"first and last":  {[]string{all[0], all[people-1]}, sourcepg.Lookups},
+		"all":             {all, postgres.Scan},
+		"one":             {all[17:18], postgres.Scan},
+		"neighbours":      {all[100:200], postgres.Scan},
+		"all but one":     {slices.Concat(all[:300], all[301:]), postgres.Scan},
+		"every second":    {every(2), postgres.Lookups}, // eight rows of others for each lookup
+		"every hundredth": {every(100), postgres.Lookups},
+		"first and last":  {[]string{all[0], all[people-1]}, postgres.Lookups},
 	} {
 		for _, typ := range []string{"Observation", "Appointment", "Patient"} {
 			q := source.Query{Type: typ, Patients: test.ask, AsOf: time.Now()}
 			got := map[string]string{}
-			for by, path := range map[string]any{"scan": sourcepg.Scan, "lookups": sourcepg.Lookups} {
+			for by, path := range map[string]any{"scan": postgres.Scan, "lookups": postgres.Lookups} {
 				var ids []string
 				take := func(r source.Resource) error {
 					ids = append(ids, r.ID+" "+strings.Join(r.Subjects, "+"))
 					return nil
 				}
 				var err error
-				if path == any(sourcepg.Scan) {
-					err = s.src.ForPatientsBy(t.Context(), sourcepg.Scan, q, take)
+				if path == any(postgres.Scan) {
+					err = s.src.ForPatientsBy(t.Context(), postgres.Scan, q, take)
 				} else {
-					err = s.src.ForPatientsBy(t.Context(), sourcepg.Lookups, q, take)
+					err = s.src.ForPatientsBy(t.Context(), postgres.Lookups, q, take)
 				}
 				if err != nil {
 					t.Fatal(err)

@@ -17,9 +17,9 @@ const (
 // Choose is choose.
 var Choose = choose
 
-// PathFor tells how a query would be read.
+// PathFor returns the path that a query takes.
 func (s *Source) PathFor(ctx context.Context, q source.Query) (chosen path, err error) {
-	types, err := s.shapeNow(ctx)
+	types, err := s.recentSizes(ctx)
 	if err != nil {
 		return 0, err
 	}

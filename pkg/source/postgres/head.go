@@ -8,20 +8,20 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// A head holds what an export needs of a resource beside its body. It stands in one column, and what is indexed stands
-// in columns besides, because each further column of a row costs an export more than reading it twice: the server's
-// sending and our taking apart are a good part of all its work (docs/performance.md).
+// A head holds the fields of a resource that an export needs besides the body, in one column: each further column of a
+// row costs an export more than storing indexed fields twice, because sending and decoding columns is a large part of
+// the work (docs/performance.md).
 //
-// Its form: the version, the attestation in 8 bytes (0: none), and then as text the id and the patients that the
-// body names, separated by spaces, a newline, and the references as in source.Resource.
+// Format: one byte of version, the attestation in 8 bytes (0: none), then text: the id and the patients that the body
+// names, separated by spaces; a newline; the references as in source.Resource.
 const (
 	headVersion = 1
 	headText    = 1 + 8 // where the text begins
 )
 
-var errHead = errors.New("a resource whose head cannot be read")
+var errHead = errors.New("the head of a resource is malformed")
 
-// appendHead writes the head of a resource.
+// appendHead appends the head of a resource.
 func appendHead(head []byte, r *source.Resource) []byte {
 	head = append(head, headVersion)
 	head = binary.BigEndian.AppendUint64(head, r.Attestation)
@@ -32,8 +32,8 @@ func appendHead(head []byte, r *source.Resource) []byte {
 	return append(append(head, '\n'), r.References...)
 }
 
-// readHead fills r with what its head says. The strings of Named are kept from one call to the next where they are the
-// same: rows of one patient stand together.
+// readHead decodes a head into r. It reuses equal strings of Named from the call before: neighbouring rows are of one
+// patient.
 func readHead(r *source.Resource, head []byte) error {
 	if len(head) < headText || head[0] != headVersion {
 		return errHead

@@ -15,20 +15,19 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-// day is how long the tests keep history: for good.
-const day = 24 * time.Hour
-
-func keeping() sourcepg.LoadConfig { return sourcepg.LoadConfig{Parallel: 2, History: day} }
+// keeping is a configuration that trims nothing during a test.
+func keeping() postgres.LoadConfig { return postgres.LoadConfig{Parallel: 2, History: 24 * time.Hour} }
 
 func ndjson(lines ...string) map[string][]byte {
 	return map[string][]byte{"all.ndjson": []byte(strings.Join(lines, "\n"))}
 }
 
-// observation is one of a version: the day of its lastUpdated in January, or 0 for none.
+// observation returns a line; updated is the day of its lastUpdated in January, or 0 for none.
 func observation(id, patient string, updated int, more ...string) string {
 	meta := ""
 	if updated > 0 {
@@ -46,7 +45,7 @@ func provenance(id string, targets ...string) string {
 	return fmt.Sprintf(`{"resourceType":"Provenance","id":%q,"target":[%s]}`, id, strings.Join(list, ","))
 }
 
-// snapshot takes one and waits for nothing: a load's Seal has waited.
+// snapshot takes a snapshot. It includes all loads: Seal waits for the next second.
 func (s *store) snapshot() time.Time {
 	s.t.Helper()
 	at, err := s.src.Snapshot(s.t.Context(), time.Time{})
@@ -98,7 +97,7 @@ func (s *store) count(text string, args ...any) (n int64) {
 	return n
 }
 
-// sizesHold compares the sizes that are kept with what is there.
+// sizesHold compares the stored sizes with the rows.
 func (s *store) sizesHold() {
 	s.t.Helper()
 	sizes, err := s.src.Sizes(s.t.Context())
@@ -120,11 +119,11 @@ func (s *store) sizesHold() {
 		s.t.Fatal(err)
 	}
 	if !maps.Equal(sizes.Types, want) {
-		s.t.Errorf("sizes are kept as %v, and are %v", sizes.Types, want)
+		s.t.Errorf("stored sizes %v, want %v", sizes.Types, want)
 	}
 }
 
-func TestALoadUpdatesAndTheSnapshotBeforeItStays(t *testing.T) {
+func TestLoadKeepsOlderSnapshots(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	first := s.loadWith(ndjson(observation("kept", "a", 5), observation("newer", "a", 5), observation("older", "a", 5),
@@ -135,7 +134,7 @@ func TestALoadUpdatesAndTheSnapshotBeforeItStays(t *testing.T) {
 		observation("tie", "a", 5, `"status":"new"`), observation("moved", "b", 6), observation("added", "a", 1)), keeping())
 	after := s.snapshot()
 
-	if first != (sourcepg.Merged{Added: 6}) || second != (sourcepg.Merged{Added: 1, Replaced: 4, Unchanged: 2}) {
+	if first != (postgres.Merged{Added: 6}) || second != (postgres.Merged{Added: 1, Replaced: 4, Unchanged: 2}) {
 		t.Errorf("merged %+v and %+v", first, second)
 	}
 	s.expect(before, "Observation", "kept moved newer older tie undated", "a")
@@ -158,7 +157,7 @@ func TestALoadUpdatesAndTheSnapshotBeforeItStays(t *testing.T) {
 	s.sizesHold()
 }
 
-func TestMissingResourcesAreDeletedAndLeaveTombstones(t *testing.T) {
+func TestDeleteMissing(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	s.loadWith(ndjson(`{"resourceType":"Patient","id":"a"}`, observation("stays", "a", 1), observation("goes", "a", 1),
@@ -169,14 +168,14 @@ func TestMissingResourcesAreDeletedAndLeaveTombstones(t *testing.T) {
 	cfg.DeleteMissing = true
 	merged := s.loadWith(ndjson(observation("stays", "a", 1), `{"resourceType":"Patient","id":"a"}`,
 		`{"resourceType":"Appointment","id":"other","participant":[{"actor":{"reference":"Patient/a"}}]}`), cfg)
-	if merged != (sourcepg.Merged{Added: 1, Unchanged: 2, Deleted: 2}) {
+	if merged != (postgres.Merged{Added: 1, Unchanged: 2, Deleted: 2}) {
 		t.Errorf("merged %+v", merged)
 	}
 	s.expect(before, "Observation", "goes stays", "a")
 	s.expect(before, "Appointment", "both", "b")
 	s.expect(time.Time{}, "Observation", "stays", "a")
 	s.expect(time.Time{}, "Appointment", "other", "a", "b")
-	s.expect(time.Time{}, "Condition", "untouched", "a") // the load has none: it says nothing about them
+	s.expect(time.Time{}, "Condition", "untouched", "a") // the load has none of the type
 	if n := s.count(`SELECT count(*) FROM tombstone WHERE (type, id, patient, others) IN
 		(VALUES ('Observation', 'goes', 'a', NULL::text[]), ('Appointment', 'both', 'a', ARRAY['a', 'b']))
 		OR type = 'Observation' AND id = 'goes' AND patient = 'a'`); n != 2 {
@@ -184,12 +183,12 @@ func TestMissingResourcesAreDeletedAndLeaveTombstones(t *testing.T) {
 	}
 	s.sizesHold()
 
-	s.loadWith(ndjson(observation("goes", "a", 1)), keeping()) // what comes again is there again
+	s.loadWith(ndjson(observation("goes", "a", 1)), keeping()) // loading it again restores it
 	s.expect(time.Time{}, "Observation", "goes stays", "a")
 	s.sizesHold()
 }
 
-// TestProvenanceFollowsItsTargets: whom one is about changes with what it targets, also by way of others.
+// TestProvenanceFollowsItsTargets: the patients of a Provenance change with its targets, also transitively.
 func TestProvenanceFollowsItsTargets(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -239,21 +238,21 @@ func TestProvenanceFollowsItsTargets(t *testing.T) {
 	about(time.Time{}, "fixed")
 }
 
-// TestAnUnfinishedLoadIsTakenBack: whatever a load had done when it ended, nobody sees it, and the next one undoes it.
-func TestAnUnfinishedLoadIsTakenBack(t *testing.T) {
+// TestUnfinishedLoadIsUndone: an unsealed load is invisible, at whichever step it ended, and the next one undoes it.
+func TestUnfinishedLoadIsUndone(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	s.loadWith(ndjson(observation("o", "a", 1), observation("gone", "a", 1), provenance("p", "Observation/o")), keeping())
-	broken := errors.New("broken off")
-	for name, end := range map[string]func(*sourcepg.Load){
-		"staged": func(*sourcepg.Load) {},
-		"merged": func(load *sourcepg.Load) {
+	broken := errors.New("broken")
+	for name, end := range map[string]func(*postgres.Load){
+		"staged": func(*postgres.Load) {},
+		"merged": func(load *postgres.Load) {
 			_, err := load.Seal(t.Context(), func(context.Context, pgx.Tx) error { return broken })
 			if !errors.Is(err, broken) {
 				t.Fatalf("the load was sealed: %v", err)
 			}
 		},
-		"cancelled": func(load *sourcepg.Load) {
+		"cancelled": func(load *postgres.Load) {
 			ctx, cancel := context.WithCancel(t.Context())
 			_, err := load.Seal(ctx, func(context.Context, pgx.Tx) error { cancel(); return nil })
 			if !errors.Is(err, context.Canceled) {
@@ -291,38 +290,37 @@ func TestAnUnfinishedLoadIsTakenBack(t *testing.T) {
 	}
 }
 
-// TestALoadThatLostItsTurnStops: its session ends without its knowing, another one begins, and what the first does
-// then changes nothing.
-func TestALoadThatLostItsTurnStops(t *testing.T) {
+// TestLostTurn: the session of a load ends, another load begins, and the first one has no further effect.
+func TestLostTurn(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	s.load(ndjson(observation("o", "a", 1)))
 	lost := s.begin(keeping())
 	s.stage(lost, ndjson(observation("o", "b", 2)))
-	if _, err := sourcepg.BeginLoad(t.Context(), s.in, keeping()); !errors.Is(err, sourcepg.ErrBusy) {
-		t.Fatalf("a second load begins beside the first: %v", err)
+	if _, err := postgres.BeginLoad(t.Context(), s.in, keeping()); !errors.Is(err, pgdb.ErrBusy) {
+		t.Fatalf("a second load: %v, want ErrBusy", err)
 	}
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
-	// The server ends the session, and with it the turn, in its own time.
-	var mine *sourcepg.Load
+	// The server frees the turn some time after the session ended.
+	var mine *postgres.Load
 	for deadline := time.Now().Add(time.Minute); mine == nil; {
 		var err error
-		if mine, err = sourcepg.BeginLoad(t.Context(), s.in, keeping()); err != nil && time.Now().After(deadline) {
+		if mine, err = postgres.BeginLoad(t.Context(), s.in, keeping()); err != nil && time.Now().After(deadline) {
 			t.Fatal(err)
 		}
 	}
 	s.stage(mine, ndjson(observation("p", "a", 1)))
-	if err := lost.Stage(t.Context(), "Observation", []sourcepg.Line{{
+	if err := lost.Stage(t.Context(), "Observation", []postgres.Line{{
 		Facts: fhir.Facts{Type: "Observation", ID: "q"}, Body: []byte(`{"resourceType":"Observation","id":"q"}`),
 	}}); err == nil {
-		t.Error("a load that lost its turn stages into the tables of the next one")
+		t.Error("a load without turn staged into the tables of the next one")
 	}
 	if _, err := lost.Seal(t.Context(), nil); err == nil {
-		t.Error("a load that lost its turn was sealed")
+		t.Error("a load without turn was sealed")
 	}
 	if err := lost.Close(t.Context()); err == nil {
-		t.Error("closing it says nothing")
+		t.Error("closing it: no error")
 	}
 	if _, err := mine.Seal(t.Context(), nil); err != nil {
 		t.Fatal(err)
@@ -335,12 +333,13 @@ func TestALoadThatLostItsTurnStops(t *testing.T) {
 	s.sizesHold()
 }
 
-// TestWhatWasStagedIsGone: a crash of the server empties the stage, and the connections that are made anew do not say so.
-func TestWhatWasStagedIsGone(t *testing.T) {
+// TestLostStage: a crash of the server empties the stage, and new connections do not report that.
+func TestLostStage(t *testing.T) {
 	t.Parallel()
+	shared := newStore(t)
 	for name, table := range map[string]string{"resources": "observation", "targets": `"a target"`} {
 		t.Run(name, func(t *testing.T) {
-			s := newStore(t)
+			s := shared.cleared(t)
 			s.load(ndjson(observation("o", "a", 1), provenance("p", "Observation/o")))
 			cfg := keeping()
 			cfg.DeleteMissing = true
@@ -359,15 +358,15 @@ func TestWhatWasStagedIsGone(t *testing.T) {
 	}
 }
 
-// TestWhatWasTrimmedIsAnError: a read that comes too late fails, it does not give less.
-func TestWhatWasTrimmedIsAnError(t *testing.T) {
+// TestTrimmedReadFails: a read of trimmed versions fails; it does not return less.
+func TestTrimmedReadFails(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	s.loadWith(ndjson(observation("o", "a", 1), provenance("p", "Observation/o")), keeping())
 	early := s.snapshot()
 	s.loadWith(ndjson(observation("o", "b", 2)), keeping())
 	middle := s.snapshot()
-	s.loadWith(ndjson(observation("x", "b", 2)), sourcepg.LoadConfig{Parallel: 1}) // keeps no history
+	s.loadWith(ndjson(observation("x", "b", 2)), postgres.LoadConfig{Parallel: 1}) // keeps no history
 	late := s.snapshot()
 	if n := s.count("SELECT count(*) FROM resource WHERE ended IS NOT NULL"); n != 0 {
 		t.Errorf("%d old versions are left", n)
@@ -382,9 +381,8 @@ func TestWhatWasTrimmedIsAnError(t *testing.T) {
 	s.sizesHold()
 }
 
-// TestSnapshotsHoldWhileLoadsGoOn reads old and new snapshots again and again while loads change everything: each must
-// show the same as long as it is asked (a paged read shows one version throughout).
-func TestSnapshotsHoldWhileLoadsGoOn(t *testing.T) {
+// TestSnapshotsAreStable reads old and new snapshots repeatedly while loads change everything: each must stay the same.
+func TestSnapshotsAreStable(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	patients := []string{"a", "b", "c", "d"}
@@ -393,7 +391,7 @@ func TestSnapshotsHoldWhileLoadsGoOn(t *testing.T) {
 		var lines []string
 		for i := range 40 {
 			if random.IntN(4) == 0 {
-				continue // it is missing in this version
+				continue // missing in this version
 			}
 			lines = append(lines, observation(fmt.Sprint("o", i), patients[random.IntN(4)], 1+n, fmt.Sprintf(`"note":[{"text":"%d"}]`, n)),
 				provenance(fmt.Sprint("p", i), fmt.Sprint("Observation/o", random.IntN(40))))
@@ -426,7 +424,7 @@ func TestSnapshotsHoldWhileLoadsGoOn(t *testing.T) {
 			mu.Unlock()
 			now := look(held.at)
 			if !maps.Equal(now.observations, held.observations) || !maps.Equal(now.provenances, held.provenances) {
-				t.Errorf("the snapshot of %s shows something else than before", held.at)
+				t.Errorf("the snapshot of %s has changed", held.at)
 			}
 		}
 	}()
@@ -447,8 +445,8 @@ func TestSnapshotsHoldWhileLoadsGoOn(t *testing.T) {
 	s.sizesHold()
 }
 
-// TestASnapshotWaitsForASealUnderWay: one that is taken before the load shows does not show it later.
-func TestASnapshotWaitsForASealUnderWay(t *testing.T) {
+// TestSnapshotWaitsForSeal: a snapshot that was taken before a load was sealed never includes it.
+func TestSnapshotWaitsForSeal(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	s.load(ndjson(observation("o", "a", 1)))
@@ -456,7 +454,7 @@ func TestASnapshotWaitsForASealUnderWay(t *testing.T) {
 	s.stage(load, ndjson(observation("p", "a", 1)))
 	taken := make(chan time.Time, 1)
 	_, err := load.Seal(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
-		// As if sealing were at its end: the lock is held, the instant is given, and the rest takes a while.
+		// The end of a slow Seal: the lock is held and the load has its instant.
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(0x736c7569636531)); err != nil {
 			return err
 		}

@@ -13,50 +13,47 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// ErrBusy says that another load is under way. One loads at a time: what is newer than what could not be told otherwise.
-var ErrBusy = errors.New("another load is under way")
-
-// LoadConfig says how to load.
+// LoadConfig configures a load.
 type LoadConfig struct {
 	Parallel      int           // merges at once; each is a session of the server
-	DeleteMissing bool          // delete what is not in the load, of the types that are
-	History       time.Duration // for how long what ended can still be read; older versions are trimmed
+	DeleteMissing bool          // delete resources that are not in the load, of the types that are
+	History       time.Duration // how long an ended version stays readable before it is trimmed
 }
 
-// Load brings resources into the store: Stage takes them, Seal shows them all at once to the reads that begin then.
-// A load that is not sealed, because it failed or was killed at any instant, is seen by nobody, and the next one takes
-// it back. Close ends either.
+// Load adds resources to the store. Stage takes them, Seal makes all of them visible at once to reads that begin later.
+// A load that was not sealed is invisible, and the next load undoes it. Close ends a load in either case. One load runs
+// at a time: otherwise the order of versions would be undefined.
 //
-// It goes in three steps. Stage copies rows into unlogged tables, a table for each type. Seal first merges each type:
-// it ends the versions that are replaced and inserts the new ones in the order of patients, numbered with the load,
-// which no reader sees yet. Then one short transaction gives the load its instant.
+// Stage copies rows into unlogged tables, one for each type. Seal merges each type: it ends the versions that are
+// replaced and inserts the new ones in the order of patients, under the number of the load, which no reader sees yet.
+// Then one short transaction gives the load its instant.
 type Load struct {
 	cfg  LoadConfig
 	pool *pgxpool.Pool
-	turn *pgxpool.Conn // holds the turn until Close
+	turn *pgdb.Turn // until Close
 	no   int32
 
 	mu      sync.Mutex
 	staged  map[string]int64 // rows, by type
-	targets int64            // rows of what Provenance targets
+	targets int64            // rows of Provenance targets
 	total   Merged
 	delta   map[string]source.TypeSize
 	touched map[string]int64 // rows written, by type
 }
 
-// Merged says what a load changed.
+// Merged counts what a load changed.
 type Merged struct {
-	Added     int64 // resources that the store did not hold
+	Added     int64 // resources that the store did not have
 	Replaced  int64 // newer versions
-	Unchanged int64 // held already, or a newer version is
+	Unchanged int64 // the store has this version or a newer one
 	Deleted   int64
 }
 
-// turnLock is held by the session of the one load that is under way.
+// turnLock is the advisory lock of the load that runs.
 const turnLock = 0x736c7569636532 // "sluice2"
 
 // loading are the settings of a load's sessions.
@@ -65,56 +62,49 @@ var loading = map[string]string{
 }
 
 // OpenLoader returns a pool for loads. No connection is made yet.
-func OpenLoader(ctx context.Context, cfg postgres.Config) (*pgxpool.Pool, error) {
+func OpenLoader(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 	cfg.Settings = loading
-	return postgres.Open(ctx, cfg)
+	return pgdb.Open(ctx, cfg)
 }
 
-// BeginLoad takes the turn, takes back what an unfinished load has left, and begins a new one. ErrBusy says that it is
-// another's turn. The pool is one of OpenLoader, with more connections than cfg.Parallel.
+// BeginLoad undoes unfinished loads and begins a new one; pgdb.ErrBusy when another load runs. The pool is one of
+// OpenLoader, with at least cfg.Parallel connections. The load has one more connection until Close.
 func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load, err error) {
 	l := &Load{
 		cfg: cfg, pool: pool,
 		staged: map[string]int64{}, delta: map[string]source.TypeSize{}, touched: map[string]int64{},
 	}
 	l.cfg.Parallel = max(l.cfg.Parallel, 1)
-	if l.turn, err = pool.Acquire(ctx); err != nil {
-		return nil, postgres.Wrap("connect to the store", err)
+	if l.turn, err = pgdb.TakeTurn(ctx, pool, turnLock); err != nil {
+		return nil, pgdb.Wrap("begin the load", err)
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	var mine bool
-	if err := l.turn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", int64(turnLock)).Scan(&mine); err != nil {
-		return nil, postgres.Wrap("begin the load", err)
-	}
-	if !mine {
-		return nil, ErrBusy
-	}
-	if err := l.takeBack(ctx); err != nil {
-		return nil, postgres.Wrap("take back an unfinished load", err)
+	if err := l.undoUnsealed(ctx); err != nil {
+		return nil, pgdb.Wrap("undo an unfinished load", err)
 	}
 	err = l.turn.QueryRow(ctx,
-		"INSERT INTO load (no) SELECT coalesce(max(no), 0) + 1 FROM load RETURNING no").Scan(&l.no)
+		"INSERT INTO load_batch (no) SELECT coalesce(max(no), 0) + 1 FROM load_batch RETURNING no").Scan(&l.no)
 	if err != nil {
-		return nil, postgres.Wrap("begin the load", err)
+		return nil, pgdb.Wrap("begin the load", err)
 	}
 	if err := l.makeStage(ctx); err != nil {
-		return nil, postgres.Wrap("begin the load", err)
+		return nil, pgdb.Wrap("begin the load", err)
 	}
 	return l, nil
 }
 
-// takeBack undoes what loads that were never sealed have merged. Marking them abandoned comes first and waits for
-// their merges: one that goes on after its session lost the turn finds the mark and stops (fenced).
-func (l *Load) takeBack(ctx context.Context) error {
-	_, err := l.turn.Exec(ctx, "UPDATE load SET abandoned = true WHERE sealed_at IS NULL AND NOT abandoned")
+// undoUnsealed undoes the merges of loads that were never sealed. It marks them abandoned first, which waits for a
+// merge that runs: a load that lost its turn finds the mark in its next step and stops.
+func (l *Load) undoUnsealed(ctx context.Context) error {
+	_, err := l.turn.Exec(ctx, "UPDATE load_batch SET abandoned = true WHERE sealed_at IS NULL AND NOT abandoned")
 	if err != nil {
 		return err
 	}
-	rows, err := l.turn.Query(ctx, "SELECT no FROM load WHERE abandoned AND NOT undone")
+	rows, err := l.turn.Query(ctx, "SELECT no FROM load_batch WHERE abandoned AND NOT undone")
 	if err != nil {
 		return err
 	}
@@ -128,7 +118,7 @@ func (l *Load) takeBack(ctx context.Context) error {
 			"UPDATE resource SET ended = NULL WHERE ended = ANY($1)",
 			"DELETE FROM target WHERE born = ANY($1)",
 			"DELETE FROM tombstone WHERE born = ANY($1)",
-			"UPDATE load SET undone = true WHERE no = ANY($1)",
+			"UPDATE load_batch SET undone = true WHERE no = ANY($1)",
 		} {
 			if _, err := tx.Exec(ctx, text, left); err != nil {
 				return err
@@ -138,13 +128,13 @@ func (l *Load) takeBack(ctx context.Context) error {
 	})
 }
 
-// inStep runs one step of the load in a transaction, as long as the load is still the one whose turn it is.
+// inStep runs one step of the load in a transaction, unless another load has taken its turn.
 func (l *Load) inStep(ctx context.Context, step func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		var abandoned bool
-		err := tx.QueryRow(ctx, "SELECT abandoned FROM load WHERE no = $1 FOR SHARE", l.no).Scan(&abandoned)
+		err := tx.QueryRow(ctx, "SELECT abandoned FROM load_batch WHERE no = $1 FOR SHARE", l.no).Scan(&abandoned)
 		if errors.Is(err, pgx.ErrNoRows) || err == nil && abandoned {
-			return errors.New("the load lost its turn to another one")
+			return errors.New("another load has taken the turn of this one")
 		}
 		if err != nil {
 			return err
@@ -153,63 +143,64 @@ func (l *Load) inStep(ctx context.Context, step func(pgx.Tx) error) error {
 	})
 }
 
-// Seal merges what was staged and shows it. also takes part in the transaction that does: it may be nil. When Seal
-// returns, an export that begins shows the load: the snapshot's instant is in whole seconds, so it waits for the end
-// of the second.
-func (l *Load) Seal(ctx context.Context, also func(context.Context, pgx.Tx) error) (Merged, error) {
+// Seal merges the staged resources and makes them visible. With is run in the transaction that does so; it may be nil.
+// An export that begins after Seal returned sees the load: snapshots are in whole seconds, so Seal waits for the end of
+// the second.
+func (l *Load) Seal(ctx context.Context, with func(context.Context, pgx.Tx) error) (Merged, error) {
 	types := slices.SortedFunc(maps.Keys(l.staged), func(a, b string) int { return cmp.Compare(l.staged[b], l.staged[a]) })
 	group, merging := errgroup.WithContext(ctx)
 	group.SetLimit(l.cfg.Parallel)
 	for _, typ := range types {
 		if typ != "Provenance" {
-			group.Go(func() error { return postgres.Wrap("merge "+typ, l.merge(merging, typ)) })
+			group.Go(func() error { return pgdb.Wrap("merge "+typ, l.merge(merging, typ)) })
 		}
 	}
 	if err := group.Wait(); err != nil {
 		return Merged{}, err
 	}
-	// Whom a Provenance is about hangs on all the others.
+	// The patients of a Provenance depend on all other types.
 	if err := l.mergeProvenance(ctx, slices.Contains(types, "Provenance")); err != nil {
-		return Merged{}, postgres.Wrap("merge Provenance", err)
+		return Merged{}, pgdb.Wrap("merge Provenance", err)
 	}
-	sealed, err := l.show(ctx, also)
+	sealed, err := l.publish(ctx, with)
 	if err != nil {
-		return Merged{}, postgres.Wrap("seal the load", err)
+		return Merged{}, pgdb.Wrap("seal the load", err)
 	}
-	for _, settle := range []func(context.Context) error{l.trim, l.vacuum} {
-		if err := settle(ctx); err != nil {
-			return l.total, postgres.Wrap("tidy up after the load, which is in", err)
+	for _, cleanUp := range []func(context.Context) error{l.trim, l.vacuum} {
+		if err := cleanUp(ctx); err != nil {
+			return l.total, pgdb.Wrap("clean up after the load, which was sealed", err)
 		}
 	}
 	return l.total, l.waitForNextSecond(ctx, sealed)
 }
 
-// show gives the load its instant, later than every snapshot that was taken before.
-func (l *Load) show(ctx context.Context, also func(context.Context, pgx.Tx) error) (sealed time.Time, err error) {
+// publish gives the load its instant, later than every snapshot taken before.
+func (l *Load) publish(ctx context.Context, with func(context.Context, pgx.Tx) error) (sealed time.Time, err error) {
 	err = l.inStep(ctx, func(tx pgx.Tx) error {
-		// What is shown must not be gone after a crash. The log is written in order: the merges are safe with it.
+		// A sealed load survives a crash: the log is written in order, so this commit also makes the merges durable.
 		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = on"); err != nil {
 			return err
 		}
 		for typ, delta := range l.delta {
-			_, err := tx.Exec(ctx, `INSERT INTO size AS s (type, resources, bytes) VALUES ($1, $2, $3)
+			_, err := tx.Exec(ctx, `INSERT INTO type_stats AS s (type, resources, bytes) VALUES ($1, $2, $3)
 				ON CONFLICT (type) DO UPDATE SET resources = s.resources + $2, bytes = s.bytes + $3`,
 				typ, delta.Resources, delta.Bytes)
 			if err != nil {
 				return err
 			}
 		}
-		if also != nil {
-			if err := also(ctx, tx); err != nil {
+		if with != nil {
+			if err := with(ctx, tx); err != nil {
 				return err
 			}
 		}
-		// Last, as snapshots wait for it.
+		// Last: snapshots wait for this lock.
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(sealLock)); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, `UPDATE load SET sealed_at = greatest(clock_timestamp(),
-			(SELECT max(sealed_at) + interval '1 microsecond' FROM load)) WHERE no = $1 RETURNING sealed_at`, l.no).Scan(&sealed)
+		return tx.QueryRow(ctx, `UPDATE load_batch SET sealed_at = greatest(clock_timestamp(),
+			(SELECT max(sealed_at) + interval '1 microsecond' FROM load_batch)) WHERE no = $1 RETURNING sealed_at`, l.no).
+			Scan(&sealed)
 	})
 	return sealed, err
 }
@@ -220,7 +211,7 @@ func (l *Load) waitForNextSecond(ctx context.Context, sealed time.Time) error {
 		`SELECT greatest(extract(epoch FROM date_trunc('second', $1::timestamptz) + interval '1 second'
 			- clock_timestamp()), 0)::float8`, sealed).Scan(&wait)
 	if err != nil {
-		return postgres.Wrap("seal the load", err)
+		return pgdb.Wrap("seal the load", err)
 	}
 	select {
 	case <-ctx.Done():
@@ -230,25 +221,17 @@ func (l *Load) waitForNextSecond(ctx context.Context, sealed time.Time) error {
 	}
 }
 
-// Close gives up what is staged and the turn. A load that was not sealed is gone with it.
+// Close drops the staged rows and ends the turn. A load that was not sealed has no effect.
 func (l *Load) Close(ctx context.Context) error {
 	if l.turn == nil {
 		return nil
 	}
-	var err error
-	if l.no != 0 { // it had the turn
-		_, err = l.turn.Exec(ctx, "DROP SCHEMA IF EXISTS "+stageSchema+" CASCADE")
-		if err == nil {
-			// The end of the session would free it as well, but some time after.
-			_, err = l.turn.Exec(ctx, "SELECT pg_advisory_unlock($1)", int64(turnLock))
-		}
-	}
-	conn := l.turn.Hijack()
+	turn := l.turn
 	l.turn = nil
-	return postgres.Wrap("close the load", errors.Join(err, conn.Close(ctx)))
+	return pgdb.Wrap("close the load", turn.End(ctx, "DROP SCHEMA IF EXISTS "+stageSchema+" CASCADE"))
 }
 
-// count adds a change of what is visible of a type.
+// count adds what a merge changed of a type.
 func (l *Load) count(typ string, delta source.TypeSize, merged Merged) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -263,9 +246,9 @@ func (l *Load) count(typ string, delta source.TypeSize, merged Merged) {
 	l.total.Deleted += merged.Deleted
 }
 
-// vacuum spares the first export what PostgreSQL does at the first reading of a new row: marking it as committed.
+// vacuum marks new rows as committed. Otherwise the first export would do it, and write every page.
 func (l *Load) vacuum(ctx context.Context) error {
-	rows, err := l.turn.Query(ctx, "SELECT type, resources FROM size")
+	rows, err := l.turn.Query(ctx, "SELECT type, resources FROM type_stats")
 	if err != nil {
 		return err
 	}

@@ -5,10 +5,11 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// merge brings the staged resources of one type into its table, in one transaction.
+// merge merges the staged resources of one type into its table, in one transaction.
 func (l *Load) merge(ctx context.Context, typ string) error {
 	var delta source.TypeSize
 	var merged Merged
@@ -25,16 +26,16 @@ func (l *Load) merge(ctx context.Context, typ string) error {
 	return err
 }
 
-// makeRoom leaves in the stage what is to be inserted, and ends the versions that it replaces.
+// makeRoom ends the versions that the load replaces, and leaves in the stage what insert inserts.
 func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, delta *source.TypeSize, merged *Merged) error {
 	table, staged := leaf(typ), stage(typ)
-	if err := l.allStaged(ctx, tx, staged, l.staged[typ]); err != nil {
+	if err := pgdb.CheckStaged(ctx, tx, staged, l.staged[typ]); err != nil {
 		return err
 	}
 	if _, err := tx.Exec(ctx, "ANALYZE "+staged+" (id, last_updated, patient)"); err != nil {
 		return err
 	}
-	// Of one resource the newest version, on a tie the one that came later (L-14).
+	// Keep the newest version of each resource, on a tie the later one (L-14).
 	if _, err := tx.Exec(ctx, "DELETE FROM "+staged+` AS s USING (SELECT ctid, row_number() OVER (
 		PARTITION BY id ORDER BY last_updated DESC NULLS LAST, place DESC) AS rank FROM `+staged+`) AS d
 		WHERE s.ctid = d.ctid AND d.rank > 1`); err != nil {
@@ -67,11 +68,11 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, delta *sourc
 	return nil
 }
 
-// insert moves what is left in the stage into the table.
+// insert copies the rows that are left in the stage into the table.
 func (l *Load) insert(ctx context.Context, tx pgx.Tx, typ string, delta *source.TypeSize, merged *Merged) error {
 	table, staged := leaf(typ), stage(typ)
 	var added source.TypeSize
-	// In the order of patients: an export reads them one after the other.
+	// In the order of patients: an export reads neighbouring patients.
 	err := tx.QueryRow(ctx, `WITH added AS (
 		INSERT INTO `+table+` (last_updated, born, type, id, patient, others, head, body)
 		SELECT last_updated, $1, $2, id, patient, others, head, body FROM `+staged+` ORDER BY patient, id
@@ -83,12 +84,12 @@ func (l *Load) insert(ctx context.Context, tx pgx.Tx, typ string, delta *source.
 	merged.Added += added.Resources
 	delta.Resources += added.Resources
 	delta.Bytes += added.Bytes
-	_, err = tx.Exec(ctx, `INSERT INTO also (type, patient, id)
+	_, err = tx.Exec(ctx, `INSERT INTO additional_subject (type, patient, id)
 		SELECT $1, unnest(others[2:]), id FROM `+staged+` WHERE others IS NOT NULL ON CONFLICT DO NOTHING`, typ)
 	return err
 }
 
-// end ends the current versions that the condition on r holds for, and returns what they were. Deleted ones leave a
+// end ends the current versions r that meet the condition, and returns their number and bytes. Deleted ones leave a
 // tombstone.
 func (l *Load) end(
 	ctx context.Context, tx pgx.Tx, typ, condition string, deleted bool,

@@ -15,17 +15,18 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
 func TestContract(t *testing.T) {
+	shared := newStore(t)
 	sourcetest.Run(t, func(t *testing.T, files map[string][]byte) source.Source {
-		s := newStore(t)
+		s := shared.cleared(t)
 		s.load(files)
 		return s.src
 	})
@@ -34,7 +35,7 @@ func TestContract(t *testing.T) {
 func TestSynthea(t *testing.T) {
 	dir, ok := testenv.Synthea(t)
 	if !ok {
-		return // it is no part of the repository; where CI is set it has to be there
+		return // not part of the repository; required in CI
 	}
 	s := newStore(t)
 	s.load(folder(t, dir))
@@ -68,12 +69,12 @@ func folder(t *testing.T, dir string) map[string][]byte {
 	return files
 }
 
-// store is a database of the test's own.
+// store is a database of one test.
 type store struct {
 	t   testing.TB
 	url string
 	in  *pgxpool.Pool
-	src *sourcepg.Source
+	src *postgres.Source
 }
 
 func newStore(t testing.TB) *store {
@@ -84,25 +85,41 @@ func newStore(t testing.TB) *store {
 func newStoreAt(t testing.TB, url string) *store {
 	t.Helper()
 	s := &store{t: t, url: url}
-	if _, err := postgres.Migrate(t.Context(), s.url); err != nil {
+	if _, err := pgdb.Migrate(t.Context(), s.url); err != nil {
 		t.Fatal(err)
 	}
 	s.in = s.loader()
+	s.open()
+	return s
+}
+
+// cleared removes all rows and returns a store of a subtest on the same database. A migration takes longer than most tests.
+func (s *store) cleared(t *testing.T) *store {
+	t.Helper()
+	sub := &store{t: t, url: s.url, in: s.in}
+	sub.exec("TRUNCATE resource, additional_subject, target, tombstone, type_stats, load_batch")
+	sub.exec("UPDATE trim_horizon SET load = 0")
+	sub.open()
+	return sub
+}
+
+// open opens the source, without the cached sizes of an older one.
+func (s *store) open() {
+	s.t.Helper()
 	var err error
-	if s.src, err = sourcepg.Open(t.Context(), postgres.Config{URL: s.url, Connections: 8}); err != nil {
-		t.Fatal(err)
+	if s.src, err = postgres.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 8}); err != nil {
+		s.t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	s.t.Cleanup(func() {
 		if err := s.src.Close(); err != nil {
-			t.Error(err)
+			s.t.Error(err)
 		}
 	})
-	return s
 }
 
 func (s *store) loader() *pgxpool.Pool {
 	s.t.Helper()
-	pool, err := sourcepg.OpenLoader(s.t.Context(), postgres.Config{URL: s.url, Connections: 4})
+	pool, err := postgres.OpenLoader(s.t.Context(), pgdb.Config{URL: s.url, Connections: 4})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -110,9 +127,9 @@ func (s *store) loader() *pgxpool.Pool {
 	return pool
 }
 
-func (s *store) begin(cfg sourcepg.LoadConfig) *sourcepg.Load {
+func (s *store) begin(cfg postgres.LoadConfig) *postgres.Load {
 	s.t.Helper()
-	load, err := sourcepg.BeginLoad(s.t.Context(), s.in, cfg)
+	load, err := postgres.BeginLoad(s.t.Context(), s.in, cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -124,10 +141,10 @@ func (s *store) begin(cfg sourcepg.LoadConfig) *sourcepg.Load {
 	return load
 }
 
-// stage stages the good lines of the files.
-func (s *store) stage(load *sourcepg.Load, files map[string][]byte) {
+// stage stages the valid lines of the files.
+func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 	s.t.Helper()
-	byType := map[string][]sourcepg.Line{}
+	byType := map[string][]postgres.Line{}
 	place := int64(0)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		text := bytes.TrimPrefix(files[name], []byte("\ufeff"))
@@ -139,7 +156,7 @@ func (s *store) stage(load *sourcepg.Load, files map[string][]byte) {
 			if err != nil || !fhir.IsExportable(facts.Type) {
 				continue
 			}
-			byType[facts.Type] = append(byType[facts.Type], sourcepg.Line{Place: place, Facts: facts, Body: body})
+			byType[facts.Type] = append(byType[facts.Type], postgres.Line{Place: place, Facts: facts, Body: body})
 		}
 	}
 	for typ, lines := range byType {
@@ -149,12 +166,12 @@ func (s *store) stage(load *sourcepg.Load, files map[string][]byte) {
 	}
 }
 
-func (s *store) load(files map[string][]byte) sourcepg.Merged {
+func (s *store) load(files map[string][]byte) postgres.Merged {
 	s.t.Helper()
-	return s.loadWith(files, sourcepg.LoadConfig{Parallel: 2})
+	return s.loadWith(files, postgres.LoadConfig{Parallel: 2})
 }
 
-func (s *store) loadWith(files map[string][]byte, cfg sourcepg.LoadConfig) sourcepg.Merged {
+func (s *store) loadWith(files map[string][]byte, cfg postgres.LoadConfig) postgres.Merged {
 	s.t.Helper()
 	load := s.begin(cfg)
 	s.stage(load, files)

@@ -12,12 +12,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// columns returns what a row tells, in the order of row.read. Whom the targets of a Provenance are about does not stand
-// in its head: it changes without it.
+// columns returns the columns of a row, in the order of row.read. The patients of a Provenance are not in its head: they
+// change while its text stays.
 func columns(typ string) string {
 	if typ == "Provenance" {
 		return "r.head, r.body, r.patient, r.others"
@@ -25,26 +25,26 @@ func columns(typ string) string {
 	return "r.head, r.body"
 }
 
-// visible is the condition under which a version shows as of the instant $1. The newest load that was sealed then is
-// looked up once a query; without one nothing shows.
-const visible = `r.born <= (SELECT max(no) FROM load WHERE sealed_at <= $1)
-	AND (r.ended IS NULL OR r.ended > (SELECT max(no) FROM load WHERE sealed_at <= $1))`
+// visible is the condition for a version to be visible as of the instant $1. The newest load sealed by then is looked up
+// once per query; without one no version is visible.
+const visible = `r.born <= (SELECT max(no) FROM load_batch WHERE sealed_at <= $1)
+	AND (r.ended IS NULL OR r.ended > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1))`
 
-// trimmed tells whether anything that shows as of $1 may be gone. It is asked after the rows were read: trimming
-// publishes its horizon before it deletes (trim.go).
-const trimmed = `SELECT h.load > (SELECT max(no) FROM load WHERE sealed_at <= $1) FROM horizon AS h`
+// trimmed returns whether versions visible as of $1 may be gone. It runs after the rows were read: trim publishes its
+// horizon before it deletes.
+const trimmed = `SELECT h.load > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1) FROM trim_horizon AS h`
 
 // ForPatients implements source.Source.
 func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
 	if !fhir.InCompartment(q.Type) {
 		return errNoType(q.Type)
 	}
-	// Only ids: the empty string stands for nobody in the tables.
+	// Only ids: in the tables the empty string means no patient.
 	q.Patients = slices.DeleteFunc(slices.Clone(q.Patients), func(id string) bool { return !fhir.IsID(id) })
 	if len(q.Patients) == 0 {
 		return nil
 	}
-	types, err := s.shapeNow(ctx)
+	types, err := s.recentSizes(ctx)
 	if err != nil {
 		return err
 	}
@@ -67,12 +67,13 @@ func forPatients(
 		by, args = "BETWEEN $2 AND $3", []any{at, q.Patients[0], q.Patients[len(q.Patients)-1]}
 	}
 	one := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE r.patient " + by + " AND " + visible
-	// Resources of several patients, by each but the smallest. Few types have any.
-	several := "SELECT " + columns(q.Type) + ", a.patient FROM also AS a JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
-		" WHERE (SELECT true FROM also WHERE type = '" + q.Type + "' LIMIT 1)" +
+	// Resources of several patients, by each patient but the smallest. Few types have any.
+	several := "SELECT " + columns(q.Type) + ", a.patient" +
+		" FROM additional_subject AS a JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
+		" WHERE (SELECT true FROM additional_subject WHERE type = '" + q.Type + "' LIMIT 1)" +
 		" AND a.type = '" + q.Type + "' AND a.patient " + by + " AND " + visible
 
-	last, lastAsked := "", false // rows of one patient stand together
+	last, lastAsked := "", false // rows of one patient are neighbours
 	return read(ctx, conn, q.Type, at,
 		query{one, args, func(r *source.Resource, _ []byte) error {
 			if len(r.Subjects) == 0 {
@@ -87,7 +88,7 @@ func forPatients(
 			return yield(*r)
 		}},
 		query{several, args, func(r *source.Resource, found []byte) error {
-			// It came above when its smallest subject was asked for, and comes once for the smallest one that was.
+			// The first query yielded it if its smallest subject was asked for. Else yield it for the smallest that was.
 			first := slices.IndexFunc(r.Subjects, asked)
 			if first < 1 || r.Subjects[first] != string(found) {
 				return nil
@@ -113,8 +114,8 @@ func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source
 	})
 }
 
-// About implements source.Source. What a Provenance without a patient targets is read from its body: it counts only
-// when everything in it is of a referenced type, as nobody knows whom the rest may be about.
+// About implements source.Source. It reads the targets of a Provenance without a patient from its body, and yields it
+// only when all of them are of referenced types: any other target may be about a patient that is unknown.
 func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(source.Resource) error) error {
 	asked := make(map[fhir.Ref]bool, len(q.Refs))
 	types, ids := make([]string, 0, len(q.Refs)), make([]string, 0, len(q.Refs))
@@ -151,7 +152,7 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 	})
 }
 
-// instant is what $1 of visible stands for.
+// instant returns the argument $1 of visible.
 func instant(asOf time.Time) pgtype.Timestamptz {
 	if asOf.IsZero() {
 		return pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}
@@ -159,27 +160,27 @@ func instant(asOf time.Time) pgtype.Timestamptz {
 	return pgtype.Timestamptz{Time: asOf, Valid: true}
 }
 
-// onConnection lends a connection. One whose query did not come to its end is closed, not read to its end.
+// onConnection calls use with a connection of the pool.
 func (s *Source) onConnection(ctx context.Context, use func(*pgxpool.Conn) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return postgres.Wrap("connect to the source", err)
+		return pgdb.Wrap("connect to the source", err)
 	}
 	defer conn.Release()
 	return use(conn)
 }
 
-// query is one query of the columns above, and what takes its rows. found is the column behind them, if there is one.
+// query is one query of columns and the function that takes its rows. found is a further column, if there is one.
 type query struct {
 	text string
 	args []any
 	take func(r *source.Resource, found []byte) error
 }
 
-// yieldError carries an error of a yield past the errors of reading.
+// yieldError marks an error of yield, which is returned as it is.
 type yieldError struct{ error }
 
-// read runs the queries one after the other, and fails when what they should have shown was trimmed.
+// read runs the queries in one batch, and fails when versions that they need were trimmed.
 func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timestamptz, queries ...query) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -197,7 +198,7 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 				return err
 			}
 			for rows.Next() {
-				if err := ctx.Err(); err != nil { // what has come already is not worth more than what has not
+				if err := ctx.Err(); err != nil { // rows may be buffered
 					return err
 				}
 				found, err := row.read(rows.RawValues())
@@ -212,7 +213,7 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 				return err
 			}
 		}
-		var gone *bool // null when nothing was loaded by then
+		var gone *bool // NULL when no load was sealed by then
 		if err := results.QueryRow().Scan(&gone); err != nil {
 			return err
 		}
@@ -222,7 +223,7 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 		return nil
 	}()
 	if err != nil {
-		cancel() // closes the connection: the rest is not read
+		cancel() // closes the connection without reading the rest
 	}
 	closeErr := results.Close()
 	var yielded yieldError
@@ -232,17 +233,17 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 	if err == nil {
 		err = closeErr
 	}
-	return postgres.Wrap("read "+typ, err)
+	return pgdb.Wrap("read "+typ, err)
 }
 
-// row reads rows into one resource, again and again.
+// row decodes rows into one resource, which it reuses.
 type row struct {
 	types    *pgtype.Map
 	resource source.Resource
 	subjects []string // of a Provenance
 }
 
-// read takes a row apart: the columns, and what stands behind them.
+// read decodes a row of columns and returns the further column, if any.
 func (w *row) read(values [][]byte) (found []byte, err error) {
 	r := &w.resource
 	if err := readHead(r, values[0]); err != nil {

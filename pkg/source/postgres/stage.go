@@ -2,22 +2,20 @@ package postgres
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// stageSchema holds the tables of the load that is under way. They are not logged: a crash of the server empties them,
-// and the load fails.
+// stageSchema has the tables of the load that runs. They are unlogged: a crash of the server empties them, and the load
+// fails.
 const stageSchema = "sluice_stage"
 
-// targetStage is the table of what staged Provenance targets. No type has such a name.
+// targetStage is the table of the targets of staged Provenance. The space keeps it apart from the tables of types.
 const targetStage = "a target"
 
 func stage(typ string) string {
@@ -43,22 +41,22 @@ func (l *Load) makeStage(ctx context.Context) error {
 	})
 }
 
-// Line is one resource to be staged.
+// Line is one resource to stage.
 type Line struct {
-	Place int64 // of two versions with the same meta.lastUpdated the one with the higher place counts
+	Place int64 // of two versions with the same meta.lastUpdated the one with the higher place wins
 	Facts fhir.Facts
 	Body  []byte
 }
 
-// Stage takes resources of one exportable type. It may be called from any number of goroutines, each of which takes a
-// connection of the pool; it returns when the server has the rows. After an error the load is to be closed.
+// Stage copies resources of one exportable type to the server. It may be called concurrently; each call takes a
+// connection of the pool. After an error close the load.
 func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 	if !fhir.IsExportable(typ) {
 		return errNoType(typ)
 	}
 	rows := staging{lines: lines}
 	var targets int64
-	// In a step: the tables of a load that lost its turn are those of the next one now.
+	// In a step: after the turn was lost the tables belong to the next load.
 	err := l.inStep(ctx, func(tx pgx.Tx) (err error) {
 		_, err = tx.CopyFrom(ctx, pgx.Identifier{stageSchema, strings.ToLower(typ)}, []string{
 			"last_updated", "place", "id", "patient", "others", "head", "body",
@@ -70,7 +68,7 @@ func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 		return err
 	})
 	if err != nil {
-		return postgres.Wrap("stage "+typ, err)
+		return pgdb.Wrap("stage "+typ, err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,20 +77,7 @@ func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 	return nil
 }
 
-// allStaged fails unless everything that was staged is still there: a crash of the server empties the tables, and a pool
-// that connects again does not say so.
-func (l *Load) allStaged(ctx context.Context, tx pgx.Tx, table string, want int64) error {
-	var kept int64
-	if err := tx.QueryRow(ctx, "SELECT count(*) FROM "+table).Scan(&kept); err != nil {
-		return err
-	}
-	if kept != want {
-		return fmt.Errorf("%d of %d staged rows are left: the server has crashed; load again", kept, want)
-	}
-	return nil
-}
-
-// staging gives the rows of the lines to COPY.
+// staging is the pgx.CopyFromSource of resources.
 type staging struct {
 	lines    []Line
 	resource source.Resource
@@ -111,7 +96,7 @@ func (s *staging) Values() ([]any, error) {
 	if !line.Facts.LastUpdated.IsZero() {
 		s.values[0] = line.Facts.LastUpdated
 	}
-	if r.Type == "Provenance" { // whom it is about is known when everything else is merged
+	if r.Type == "Provenance" { // its patients are known when all other types are merged
 		return s.values[:], nil
 	}
 	if len(r.Subjects) > 0 {
@@ -123,7 +108,7 @@ func (s *staging) Values() ([]any, error) {
 	return s.values[:], nil
 }
 
-// stagingTargets gives the targets of the lines to COPY.
+// stagingTargets is the pgx.CopyFromSource of the targets of Provenance.
 type stagingTargets struct {
 	lines  []Line
 	target int // of the first line
@@ -137,9 +122,6 @@ func (s *stagingTargets) Next() bool {
 }
 
 func (s *stagingTargets) Values() ([]any, error) {
-	if len(s.lines) == 0 {
-		return nil, errors.New("no line is left")
-	}
 	line := s.lines[0]
 	target := line.Facts.Subjects[s.target]
 	return []any{line.Place, line.Facts.ID, target.Type, target.ID}, nil

@@ -2,11 +2,11 @@ package postgres
 
 import "context"
 
-// trim deletes the versions that ended longer ago than the history that is kept. The horizon is published before
-// anything is deleted: a read that may have missed a row finds it when it asks (trimmed).
+// trim deletes the versions that ended before the kept history. It publishes the horizon before it deletes: a read that
+// may have missed a row sees the new horizon afterwards (trimmed).
 func (l *Load) trim(ctx context.Context) error {
 	var horizon int32
-	err := l.turn.QueryRow(ctx, `UPDATE horizon SET load = greatest(load, (SELECT coalesce(max(no), 0) FROM load
+	err := l.turn.QueryRow(ctx, `UPDATE trim_horizon SET load = greatest(load, (SELECT coalesce(max(no), 0) FROM load_batch
 		WHERE sealed_at < clock_timestamp() - make_interval(secs => $1))) RETURNING load`,
 		l.cfg.History.Seconds()).Scan(&horizon)
 	if err != nil || horizon == 0 {

@@ -1,5 +1,5 @@
-// Package sourcetest is the suite that every driver of source.Source passes. It loads small populations written by
-// hand and asks for everything that the contract promises and refuses.
+// Package sourcetest is the suite that every driver of source.Source passes. It loads small hand-written populations and
+// tests the contract.
 package sourcetest
 
 import (
@@ -18,8 +18,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// Load makes a source that holds the lines of the files, which are NDJSON by name ("a/b.ndjson"). Lines that are no
-// resource are left out or become problems, as the driver says.
+// Load returns a source with the lines of the files, NDJSON by name ("a/b.ndjson"). A driver leaves out lines that are not
+// a resource, or reports them as problems.
 type Load func(t *testing.T, files map[string][]byte) source.Source
 
 // Run runs the whole suite.
@@ -68,7 +68,7 @@ func collect(t *testing.T) *collector {
 	return &collector{t: t, got: map[string][]string{}, bodies: map[string]string{}}
 }
 
-// take checks what holds for every resource: it comes once, and its body is the resource it says.
+// take checks a resource: it is yielded once, and its body has its type and id.
 func (c *collector) take(r source.Resource) error {
 	c.t.Helper()
 	name := r.Type + "/" + r.ID
@@ -151,7 +151,7 @@ func attribution(t *testing.T, load Load) {
 	for _, typ := range []string{"Patient", "Observation", "Appointment", "Device", "Provenance"} {
 		expect(t, src, typ, nil, names{})
 		expect(t, src, typ, []string{}, names{})
-		expect(t, src, typ, []string{"nobody"}, names{})
+		expect(t, src, typ, []string{"unknown"}, names{})
 		expect(t, src, typ, []string{""}, names{})
 	}
 	a := []string{"a"}
@@ -332,7 +332,7 @@ func byID(t *testing.T, load Load) {
 	}
 }
 
-// duplicates: of one resource the newest version is served, on a tie the later one (L-14).
+// duplicates: the newest version of a resource is served, on a tie the later one (L-14).
 func duplicates(t *testing.T, load Load) {
 	at := func(day int) string { return fmt.Sprintf(`"meta":{"lastUpdated":"2024-01-%02dT00:00:00Z"}`, day) }
 	src := load(t, lines(
@@ -370,7 +370,7 @@ func duplicates(t *testing.T, load Load) {
 	}
 }
 
-// brokenLines: what cannot be served does not disturb what can, and its content shows nowhere.
+// brokenLines: malformed lines do not affect other lines, and their content is nowhere.
 func brokenLines(t *testing.T, load Load) {
 	const secret = "SECRET"
 	src := load(t, lines(
@@ -408,12 +408,12 @@ func brokenLines(t *testing.T, load Load) {
 	}
 	stop := errors.New("stop")
 	err := src.Problems(t.Context(), []string{"Observation"}, func(source.Problem) error { return stop })
-	if len(seen) > 0 && err != stop { //nolint:errorlint // as it is, not wrapped
-		t.Errorf("got %v, want the error of yield as it is", err)
+	if len(seen) > 0 && err != stop { //nolint:errorlint // unchanged
+		t.Errorf("got %v, want the error of yield unchanged", err)
 	}
 }
 
-// bodies: what comes is what was stored, byte for byte, long lines and line ends included.
+// bodies: bodies are served byte for byte, including long lines and all line ends.
 func bodies(t *testing.T, load Load) {
 	small := resource("Observation", "small", ref("subject", "Patient/a"),
 		`"note" : [ { "text" : "grüße 😀 \u00e9" } ]`)
@@ -438,7 +438,7 @@ func bodies(t *testing.T, load Load) {
 	}
 }
 
-// stopping: errors of yield come back as they are, a cancelled context ends a stream, and calls may be repeated.
+// stopping: errors of yield are returned unchanged, a cancelled context ends a stream, and calls are repeatable.
 func stopping(t *testing.T, load Load) {
 	var text []string
 	for i := range 50 {
@@ -463,8 +463,8 @@ func stopping(t *testing.T, load Load) {
 		t.Run(name, func(t *testing.T) {
 			count := 0
 			err := call(t.Context(), func(source.Resource) error { count++; return stop })
-			if err != stop || count != 1 { //nolint:errorlint // as it is, not wrapped
-				t.Errorf("got %v after %d resources, want the error of yield as it is after one", err, count)
+			if err != stop || count != 1 { //nolint:errorlint // unchanged
+				t.Errorf("got %v after %d resources, want the error of yield unchanged after one", err, count)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

@@ -29,7 +29,7 @@ func (w *world) record() []onRecord {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	report, err := audit.Verify(audit.Proof{}, audit.Part{Name: "log", Reader: bytes.NewReader(text)})
+	report, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
 	if err != nil || report.Problem != nil {
 		w.t.Fatalf("the log is not proven: %v %+v", err, report)
 	}

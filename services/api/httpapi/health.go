@@ -4,7 +4,7 @@ import (
 	"context"
 	"net/http"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
 )
 
 // Where the probes are.
@@ -20,8 +20,8 @@ type checker interface {
 }
 
 // Checks names the API's dependencies and how to ask each whether it can be used (pitfall 34).
-func (p Parts) Checks() platform.Checks {
-	checks := platform.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check}
+func (p Parts) Checks() health.Checks {
+	checks := health.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check}
 	if groups, ok := p.Groups.(checker); ok {
 		checks["groups"] = groups.Check
 	}
@@ -33,4 +33,4 @@ func (p Parts) Checks() platform.Checks {
 
 // Private returns the handler of the operators' routes: probes, metrics and profiles. It belongs on a listener that
 // only they reach; of these New serves the probes alone.
-func Private(parts Parts) http.Handler { return platform.Health(parts.Checks(), parts.Registry) }
+func Private(parts Parts) http.Handler { return health.Handler(parts.Checks(), parts.Registry) }

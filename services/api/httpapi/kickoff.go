@@ -17,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
@@ -78,7 +78,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		},
 		State:   export.Scheduled,
 		Created: s.now().UTC().Truncate(time.Millisecond),
-		Trace:   platform.TraceParent(ctx),
+		Trace:   telemetry.TraceParent(ctx),
 	}
 	if s.NewKey != nil {
 		job.Key = s.NewKey(job.ID)
@@ -121,8 +121,8 @@ func endKickOff(c *gin.Context, span trace.Span, err error) {
 		span.SetAttributes(attribute.Int("http.response.status_code", refused.status))
 		err = nil // the service did what it should
 	}
-	noteTrace(c, platform.TraceParent(trace.ContextWithSpan(c.Request.Context(), span)))
-	platform.EndStep(span, err)
+	noteTrace(c, telemetry.TraceParent(trace.ContextWithSpan(c.Request.Context(), span)))
+	telemetry.EndSpan(span, err)
 }
 
 // start records an admitted job and enqueues its plan. When it returns nil both are done; when it does not, neither holds

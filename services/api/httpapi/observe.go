@@ -13,7 +13,7 @@ import (
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // Keys of what a request leaves for its log line.
@@ -188,7 +188,7 @@ func requestID(c *gin.Context) string { return c.GetString(requestIDKey) }
 func noteJob(c *gin.Context, job export.JobID) { c.Set(jobIDKey, string(job)) }
 
 // noteTrace leaves the trace of a W3C traceparent for the request's log line.
-func noteTrace(c *gin.Context, parent string) { c.Set(traceIDKey, platform.TraceID(parent)) }
+func noteTrace(c *gin.Context, parent string) { c.Set(traceIDKey, telemetry.TraceID(parent)) }
 
 // keepError leaves an error for the request's log line. Errors never hold queries, tokens or patient ids.
 func keepError(c *gin.Context, err error) { c.Set(errorKey, err.Error()) }

@@ -29,7 +29,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
@@ -67,7 +68,7 @@ type Parts struct {
 	Access   directory.Access
 	Audit    *audit.Log
 	Registry *prometheus.Registry
-	Tracing  *platform.Tracing         // nil: nothing is traced
+	Tracing  *telemetry.Tracing        // nil: nothing is traced
 	NewKey   func(export.JobID) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
 }
 
@@ -136,7 +137,7 @@ func New(cfg Config, parts Parts) (http.Handler, error) {
 		open.HEAD(route, s.answer(handle))
 	}
 
-	probes := gin.WrapH(platform.Probes(parts.Checks(), s.now))
+	probes := gin.WrapH(health.Probes(parts.Checks(), s.now))
 	for _, probe := range []string{livePath, readyPath} {
 		router.GET(probe, probes)
 		router.HEAD(probe, probes)

@@ -12,7 +12,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
@@ -76,7 +76,7 @@ func (f *File) refresh() error {
 	if err != nil {
 		return fmt.Errorf("clients: %w: %w", export.ErrUnavailable, err)
 	}
-	if f.seen == nil || !platform.SameContent(info, f.seen) {
+	if f.seen == nil || !configfile.SameContent(info, f.seen) {
 		f.load()
 	}
 	if f.problem != nil {
@@ -89,7 +89,7 @@ func (f *File) refresh() error {
 func (f *File) load() {
 	f.clients, f.seen, f.problem = nil, nil, errors.New("was not read to its end") // until it is
 	var data []byte
-	if data, f.seen, f.problem = platform.ReadStill(f.path, mostFile); f.problem != nil {
+	if data, f.seen, f.problem = configfile.ReadStable(f.path, mostFile); f.problem != nil {
 		return
 	}
 	if f.clients, f.problem = parse(data); f.problem != nil {
@@ -110,7 +110,7 @@ func parse(data []byte) (map[string]token.Client, error) {
 	var document struct {
 		Clients *[]entry `yaml:"clients"`
 	}
-	if err := platform.DecodeYAML(data, &document); err != nil {
+	if err := configfile.DecodeYAML(data, &document); err != nil {
 		return nil, located(err)
 	}
 	if document.Clients == nil {

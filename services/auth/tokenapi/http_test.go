@@ -307,7 +307,7 @@ func TestTokensAreOnRecord(t *testing.T) {
 	w.ask("launch")
 	text, err := os.ReadFile(w.auditAt)
 	must(t, err)
-	report, err := audit.Verify(audit.Proof{}, audit.Part{Name: "log", Reader: bytes.NewReader(text)})
+	report, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
 	must(t, err)
 	if report.Problem != nil || report.Lines != 4 { // the first is the log's own
 		t.Errorf("%+v", report)

@@ -16,7 +16,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/authstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
@@ -151,8 +151,8 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Checks are the dependencies for readiness.
-func (s *Service) Checks() platform.Checks {
-	return platform.Checks{
+func (s *Service) Checks() health.Checks {
+	return health.Checks{
 		"redis":   s.parts.Store.Ping,
 		"clients": s.parts.Clients.Check,
 		"keys": func(context.Context) error {

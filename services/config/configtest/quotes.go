@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -78,7 +78,7 @@ func QuotesNothing(t *testing.T, service Service) {
 		tried++
 		var good []string
 		for _, entry := range service.Environ {
-			name, _, _ := strings.Cut(strings.TrimPrefix(entry, platform.Prefix), "=")
+			name, _, _ := strings.Cut(strings.TrimPrefix(entry, envconfig.Prefix), "=")
 			if name != variable && !slices.Contains(service.Instead[variable], name) {
 				good = append(good, entry)
 			}
@@ -89,7 +89,7 @@ func QuotesNothing(t *testing.T, service Service) {
 				t.Fatal(err)
 			}
 			for _, setting := range []string{"=" + value, "_FILE=" + file, "_FILE=" + value} {
-				environ := append(slices.Clone(good), platform.Prefix+variable+setting, platform.Prefix+"LOG_LEVEL=debug")
+				environ := append(slices.Clone(good), envconfig.Prefix+variable+setting, envconfig.Prefix+"LOG_LEVEL=debug")
 				for _, args := range [][]string{{"--check-config"}, nil} {
 					var stderr bytes.Buffer
 					err := service.Run(ended, args, environ, &stderr)

@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -35,15 +35,19 @@ const dutySurvey = "survey"
 
 // Config says when what is done. Use Defaults and change what differs.
 type Config struct {
-	ExpireEvery time.Duration `env:"EXPIRE_EVERY"`      // between passes that expire and purge
-	RescueEvery time.Duration `env:"RESCUE_EVERY"`      // between passes that look for silent units
-	SweepEvery  time.Duration `env:"SWEEP_EVERY"`       // between passes that look for orphaned objects
-	SurveyEvery time.Duration `env:"SURVEY_EVERY"`      // between looks at all jobs, for the metrics
-	Silence     time.Duration `env:"UNIT_SILENCE"`      // a unit not heard of for this long is lost; several heartbeats
-	SweepGrace  time.Duration `env:"SWEEP_GRACE"`       // objects younger than this are never orphans
-	MaxAge      time.Duration `env:"JOB_MAX_AGE"`       // a job that has not finished after this long has failed
-	Retention   time.Duration `env:"RETENTION"`         // how long a job that failed here is kept
-	Outstanding int           `env:"UNITS_OUTSTANDING"` // as the workers' setting
+	ExpireEvery time.Duration `env:"EXPIRE_EVERY"` // interval of expiry and purge
+	RescueEvery time.Duration `env:"RESCUE_EVERY"` // interval of the search for silent units
+	SweepEvery  time.Duration `env:"SWEEP_EVERY"`  // interval of the search for orphaned objects
+	SurveyEvery time.Duration `env:"SURVEY_EVERY"` // interval of the count of all jobs, for the metrics
+	// a unit without a heartbeat for this long is lost; several UNIT_HEARTBEATs
+	Silence    time.Duration `env:"UNIT_SILENCE"`
+	SweepGrace time.Duration `env:"SWEEP_GRACE"` // younger objects are never orphans
+	MaxAge     time.Duration `env:"JOB_MAX_AGE"` // an unfinished job fails at this age
+	// how long an ended job is kept (spec 6); the same for worker and scheduler
+	Retention time.Duration `env:"RETENTION"`
+	// units of one job that are queued or running at once; 0: twice the slots of all workers, at least 16; the
+	// same for worker and scheduler
+	Outstanding int `env:"UNITS_OUTSTANDING"`
 }
 
 // Defaults are the values that suit a production deployment.
@@ -90,7 +94,7 @@ type Parts struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
-	Tracing  *platform.Tracing // nil: nothing is traced
+	Tracing  *telemetry.Tracing // nil: nothing is traced
 }
 
 // Upkeep does the duties.
@@ -164,7 +168,7 @@ func (u *Upkeep) Do(ctx context.Context, duty string) error {
 
 // about is the logger for lines about a job, of which there may be no record any more.
 func (u *Upkeep) about(id export.JobID, job export.Job) *slog.Logger {
-	return platform.WithTrace(u.Logger.With("job_id", id), job.Trace)
+	return telemetry.WithTrace(u.Logger.With("job_id", id), job.Trace)
 }
 
 // passed counts a pass.

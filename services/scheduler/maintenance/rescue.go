@@ -11,7 +11,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -110,7 +110,7 @@ func (u *Upkeep) traceRescue(ctx context.Context, job export.Job, unit jobstore.
 		attribute.Int64("sluice.fence", unit.Fence), attribute.Int("sluice.attempt", unit.Attempts),
 	))
 	defer span.End()
-	return platform.TraceParent(ctx)
+	return telemetry.TraceParent(ctx)
 }
 
 // enqueue sees to it that the unit has a task in the queue. A task that was taken from the queue and has not claimed its

@@ -11,7 +11,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
@@ -177,7 +177,7 @@ func TestPassesAreCounted(t *testing.T) {
 func TestARescueIsTraced(t *testing.T) {
 	w := newWorld(t)
 	collector := testenv.NewCollector(t)
-	tracing, err := platform.OpenTracing(t.Context(), platform.TracingConfig{
+	tracing, err := telemetry.OpenTracing(t.Context(), telemetry.TracingConfig{
 		Endpoint: collector.URL + "/v1/traces", Ratio: 1, Service: "scheduler", Logger: w.Logger,
 		Registry: prometheus.NewRegistry(),
 	})

@@ -10,7 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -43,7 +43,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	case err != nil:
 		return err
 	}
-	log = platform.WithTrace(log, lease.Trace)
+	log = telemetry.WithTrace(log, lease.Trace)
 	ctx, span := w.traceUnit(ctx, lease, task.Trace, arrived)
 	w.metrics.busy.Inc()
 	defer w.metrics.busy.Dec()
@@ -208,8 +208,8 @@ func (w *Worker) purgeLate(ctx context.Context, lease export.Lease) error {
 // close commits the unit and hands the units that have become free to the queue.
 func (w *Worker) close(ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit) error {
 	err := func() (err error) {
-		ctx, span := platform.Step(ctx, "commit")
-		defer func() { platform.EndStep(span, err) }()
+		ctx, span := telemetry.StartSpan(ctx, "commit")
+		defer func() { telemetry.EndSpan(span, err) }()
 		return w.Jobs.Commit(ctx, lease, commit)
 	}()
 	if err != nil {
@@ -266,7 +266,7 @@ func (w *Worker) release(
 
 // enqueue puts the task in the queue. One that a worker has taken in this moment needs nothing.
 func (w *Worker) enqueue(ctx context.Context, task queue.Task) error {
-	task.Trace = platform.TraceParent(ctx)
+	task.Trace = telemetry.TraceParent(ctx)
 	if err := w.Queue.EnqueueUnit(ctx, task); !errors.Is(err, queue.ErrTaken) {
 		return err
 	}

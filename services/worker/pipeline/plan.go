@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
@@ -80,10 +80,10 @@ func allowed(job export.Job, grant directory.Grant) []string {
 func (w *Worker) storeCohort(
 	ctx context.Context, lease export.Lease, job export.Job, grant directory.Grant,
 ) (cohort export.Cohort, err error) {
-	ctx, span := platform.Step(ctx, "cohort")
+	ctx, span := telemetry.StartSpan(ctx, "cohort")
 	defer func() {
 		span.SetAttributes(attribute.Int64("sluice.patients", cohort.Patients))
-		platform.EndStep(span, err)
+		telemetry.EndSpan(span, err)
 	}()
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
 	members := spillset.NewBuilder(w.Objects, prefix)

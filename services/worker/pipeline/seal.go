@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // seal writes the manifest with the files of all units, and an error file about what is missing. A job without a single
@@ -68,8 +68,8 @@ func failureText(unit export.Unit, result export.Result) string {
 }
 
 func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, last []export.File) (err error) {
-	ctx, span := platform.Step(ctx, "manifest")
-	defer func() { platform.EndStep(span, err) }()
+	ctx, span := telemetry.StartSpan(ctx, "manifest")
+	defer func() { telemetry.EndSpan(span, err) }()
 	object := w.Objects.Create(ctx, key, "application/x-ndjson")
 	buffered := bufio.NewWriterSize(object, 32<<10)
 	lines := json.NewEncoder(buffered)

@@ -9,7 +9,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 // traceUnit starts the span of an attempt at a unit, at the arrival of its task. Its parent is the kick-off, so that a job
@@ -28,7 +28,7 @@ func (w *Worker) traceUnit(
 		attributes = append(attributes, attribute.String("sluice.type", lease.Unit.Type))
 	}
 	return w.Tracing.Join(ctx, lease.Trace, string(lease.Unit.Kind), trace.WithTimestamp(arrived),
-		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(attributes...), platform.LinkTo(from))
+		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(attributes...), telemetry.LinkTo(from))
 }
 
 // endUnit ends the span of an attempt with its outcome.

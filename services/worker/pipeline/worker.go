@@ -17,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
@@ -25,14 +25,19 @@ import (
 
 // Config holds the settings of a worker.
 type Config struct {
-	UnitBytes   int64         `env:"UNIT_BYTES"`        // estimated NDJSON bytes of a unit of a small job
-	UnitMost    int64         `env:"UNIT_BYTES_MOST"`   // the same for a job of any size
-	FileBytes   int64         `env:"FILE_BYTES"`        // NDJSON bytes after which the next file begins
-	Outstanding int           `env:"UNITS_OUTSTANDING"` // queued and running units of one job; 0: by the number of workers
-	MaxAttempts int           `env:"UNIT_ATTEMPTS"`     // failures after which a unit is given up
-	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT"`    // interval of a running unit's heartbeats
-	OutageDelay time.Duration `env:"OUTAGE_DELAY"`      // retry delay while a dependency is unavailable
-	Retention   time.Duration `env:"RETENTION"`         // how long a finished job is kept (spec 6)
+	// NDJSON bytes of a unit of a small job, estimated; a large job has about a thousand units
+	UnitBytes int64 `env:"UNIT_BYTES"`
+	UnitMost  int64 `env:"UNIT_BYTES_MOST"` // upper bound of the same for a job of any size
+	FileBytes int64 `env:"FILE_BYTES"`      // NDJSON bytes after which the next file begins
+	// units of one job that are queued or running at once; 0: twice the slots of all workers, at least 16; the
+	// same for worker and scheduler
+	Outstanding int           `env:"UNITS_OUTSTANDING"`
+	MaxAttempts int           `env:"UNIT_ATTEMPTS"`  // failures after which a unit is given up
+	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT"` // interval of the heartbeats of a running unit
+	// retry delay while a dependency is unavailable; an outage costs no attempt
+	OutageDelay time.Duration `env:"OUTAGE_DELAY"`
+	// how long an ended job is kept (spec 6); the same for worker and scheduler
+	Retention time.Duration `env:"RETENTION"`
 }
 
 // Defaults returns the values for production.
@@ -80,7 +85,7 @@ type Deps struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
-	Tracing  *platform.Tracing // nil: no tracing
+	Tracing  *telemetry.Tracing // nil: no tracing
 }
 
 // Worker runs units. It keeps nothing between units but caches, so any number of workers can run.

@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 const (
@@ -130,7 +130,7 @@ func (f *files) begin() error {
 		Name: name, Type: f.typ, Error: f.error, Key: export.FileKey(f.lease.Job, f.typ, name),
 	}
 	f.object = f.worker.Objects.Create(f.ctx, f.current.Key, ndjsonType)
-	_, f.span = platform.Step(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
+	_, f.span = telemetry.StartSpan(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(attribute.String("sluice.type", f.typ), attribute.Int("sluice.file", len(f.done))))
 	if f.gzip != nil {
 		f.gzip.Reset(f.object)
@@ -181,5 +181,5 @@ func (f *files) endUpload(err error) {
 		attribute.Int64("sluice.resources", f.current.Count), attribute.Int64("sluice.bytes", f.current.Bytes),
 		attribute.Int64("sluice.stored_bytes", f.current.Stored),
 	)
-	platform.EndStep(f.span, err)
+	telemetry.EndSpan(f.span, err)
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
 // adminFlags are those that every command of an operator has.
@@ -83,7 +83,7 @@ Services of the version before go on meanwhile. A database that is further along
 			}
 			var version int64
 			err = recorded(flags, "schema of the database", func() (err error) {
-				version, err = postgres.Migrate(ctx, url)
+				version, err = pgdb.Migrate(ctx, url)
 				return err
 			})
 			if err != nil {
@@ -139,7 +139,7 @@ func (a *app) directory(
 	if err != nil {
 		return err
 	}
-	pool, err := pgdir.Open(ctx, postgres.Config{URL: url, Connections: 2})
+	pool, err := pgdir.Open(ctx, pgdb.Config{URL: url, Connections: 2})
 	if err != nil {
 		return err
 	}

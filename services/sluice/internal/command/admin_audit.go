@@ -93,7 +93,7 @@ func (f auditFlags) proof() (audit.Proof, error) {
 }
 
 func verifyAudit(proof audit.Proof, files []string) (audit.Report, error) {
-	parts := make([]audit.Part, 0, len(files))
+	parts := make([]audit.Input, 0, len(files))
 	for _, name := range files {
 		var from io.Reader = os.Stdin
 		if name != "-" {
@@ -104,7 +104,7 @@ func verifyAudit(proof audit.Proof, files []string) (audit.Report, error) {
 			defer file.Close()
 			from = file
 		}
-		parts = append(parts, audit.Part{Name: place(name), Reader: from})
+		parts = append(parts, audit.Input{Name: place(name), Reader: from})
 	}
 	return audit.Verify(proof, parts...)
 }

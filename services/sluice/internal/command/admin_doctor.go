@@ -10,7 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
@@ -95,11 +95,11 @@ func (f *doctorFlags) patient() (patient ops.Patient, left []string, err error) 
 			continue
 		}
 		known[url] = true
-		if err := postgres.CheckURL(url); err != nil {
+		if err := pgdb.CheckURL(url); err != nil {
 			return patient, nil, usage("%s or %s: %w", database.flagName, database.variable, err)
 		}
 		patient.Databases = append(patient.Databases, ops.Database{
-			Name: database.name, Config: postgres.Config{URL: url, Roots: roots},
+			Name: database.name, Config: pgdb.Config{URL: url, Roots: roots},
 		})
 	}
 	if len(known) == 0 {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sluice-fhir/sluice/pkg/directory/grants"
+	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -39,7 +39,7 @@ func (o *ownerFlags) add(cmd *cobra.Command) *cobra.Command {
 
 func (o *ownerFlags) owner() (export.Owner, error) {
 	for flag, value := range map[string]string{"--issuer": o.issuer, "--subject": o.subject} {
-		if !grants.Storable(value) {
+		if !directory.IsStorable(value) {
 			return export.Owner{}, usage("%s is empty or not valid text", flag)
 		}
 	}
@@ -80,7 +80,7 @@ func summaryJSON(s pgdir.Summary) grantOutput {
 	}
 }
 
-func listJSON(list grants.List, names bool) listOutput {
+func listJSON(list directory.NameList, names bool) listOutput {
 	output := listOutput{Kind: "only", Count: len(list.Names)}
 	if list.All {
 		output.Kind = "except"
@@ -179,11 +179,11 @@ func (a *app) grantSet(flags *adminFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			entry := grants.Entry{Owner: owner}
+			entry := directory.GrantEntry{Owner: owner}
 			for _, flag := range []struct {
 				name, value, form string
 				holds             func(string) bool
-				to                *grants.List
+				to                *directory.NameList
 			}{
 				{"--types", types, "a resource type of R4", fhir.IsType, &entry.Types},
 				{"--groups", groups, "a FHIR id", fhir.IsID[string], &entry.Groups},
@@ -213,15 +213,15 @@ func (a *app) grantSet(flags *adminFlags) *cobra.Command {
 }
 
 // readNames reads a list as the flag spells it.
-func readNames(flag, value, form string, holds func(string) bool) (grants.List, error) {
+func readNames(flag, value, form string, holds func(string) bool) (directory.NameList, error) {
 	kind, names, listed := strings.Cut(value, ":")
 	switch {
 	case value == "all":
-		return grants.List{All: true}, nil
+		return directory.NameList{All: true}, nil
 	case !listed || kind != "only" && kind != "except":
-		return grants.List{}, usage("%s must be all, only:a,b, except:a,b, only:@FILE or except:@FILE", flag)
+		return directory.NameList{}, usage("%s must be all, only:a,b, except:a,b, only:@FILE or except:@FILE", flag)
 	}
-	list := grants.List{All: kind == "except"}
+	list := directory.NameList{All: kind == "except"}
 	var from iter.Seq2[string, error]
 	if file, ok := strings.CutPrefix(names, "@"); ok {
 		from = lines(file)
@@ -237,14 +237,14 @@ func readNames(flag, value, form string, holds func(string) bool) (grants.List, 
 	if from != nil {
 		for name, err := range checked(from, holds, flag, form) {
 			if err != nil {
-				return grants.List{}, usageError{err}
+				return directory.NameList{}, usageError{err}
 			}
 			list.Names = append(list.Names, name)
 		}
 	}
 	// All but nobody is what a lost list looks like; who means everything says all.
 	if list.All && len(list.Names) == 0 {
-		return grants.List{}, usage("%s: except: names nothing; everything is written all", flag)
+		return directory.NameList{}, usage("%s: except: names nothing; everything is written all", flag)
 	}
 	return list, nil
 }
@@ -284,7 +284,7 @@ changes nothing.`,
 			if err != nil {
 				return fmt.Errorf("read the access file: %w", err)
 			}
-			entries, err := grants.Parse(text)
+			entries, err := directory.ParseGrants(text)
 			if err != nil {
 				return fmt.Errorf("%s: %w", filepath.Base(args[0]), err)
 			}

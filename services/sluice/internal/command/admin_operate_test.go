@@ -126,7 +126,7 @@ func (d *desk) actions() string {
 	file, err := os.Open(d.log)
 	d.must(err)
 	defer file.Close()
-	report, err := audit.Verify(audit.Proof{Key: []byte(deskKey)}, audit.Part{Name: "log", Reader: file})
+	report, err := audit.Verify(audit.Proof{Key: []byte(deskKey)}, audit.Input{Name: "log", Reader: file})
 	d.must(err)
 	if report.Problem != nil || len(report.Chains) != 1 {
 		d.t.Fatalf("%d chains, %v", len(report.Chains), report.Problem)

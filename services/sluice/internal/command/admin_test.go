@@ -180,7 +180,7 @@ func TestAdminGroup(t *testing.T) {
 		t.Errorf("the table's row is %q", got)
 	}
 
-	c.fails(ExitFailure, "g1: there is such a group already", "group", "create", "g1")
+	c.fails(ExitFailure, "g1: the group exists", "group", "create", "g1")
 	for _, args := range [][]string{{"show", "g2"}, {"delete", "g2"}, {"add", "g2", "p1"}, {"remove", "g2", "p1"}} {
 		c.fails(ExitFailure, "g2: no such group", append([]string{"group"}, args...)...)
 	}

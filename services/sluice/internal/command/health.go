@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sluice-fhir/sluice/pkg/platform"
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
 )
 
 // health is for health checks in images that hold nothing else to ask by, such as that of the object store.
@@ -22,7 +22,7 @@ func (a *app) health() *cobra.Command {
 		RunE: a.run(func(ctx context.Context, urls []string) error {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
-			return platform.AskHealth(ctx, &http.Transport{DisableKeepAlives: true}, urls[0])
+			return health.Get(ctx, &http.Transport{DisableKeepAlives: true}, urls[0])
 		}),
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 3*time.Second, "give up after this time")

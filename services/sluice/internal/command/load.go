@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/loader"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
@@ -73,18 +73,18 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 	if err != nil {
 		return err
 	}
-	if _, err := postgres.Migrate(ctx, opts.database); err != nil {
+	if _, err := pgdb.Migrate(ctx, opts.database); err != nil {
 		return err
 	}
 	began := a.now()
-	pool, err := sourcepg.OpenLoader(ctx, postgres.Config{
+	pool, err := postgres.OpenLoader(ctx, pgdb.Config{
 		URL: opts.database, Connections: max(opts.parallel, runtime.GOMAXPROCS(0)) + 4,
 	})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	load, err := sourcepg.BeginLoad(ctx, pool, sourcepg.LoadConfig{
+	load, err := postgres.BeginLoad(ctx, pool, postgres.LoadConfig{
 		Parallel: opts.parallel, DeleteMissing: opts.deleteMissing, History: opts.history,
 	})
 	if err != nil {
@@ -123,7 +123,7 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 
 // readInto stages what the files hold.
 func (a *app) readInto(
-	ctx context.Context, load *sourcepg.Load, groups *pgdir.Load, files []loader.File,
+	ctx context.Context, load *postgres.Load, groups *pgdir.Load, files []loader.File,
 ) (loader.Summary, error) {
 	var total int64
 	for _, file := range files {
@@ -152,7 +152,7 @@ func (a *app) readInto(
 	})
 }
 
-func loadTable(summary loader.Summary, merged sourcepg.Merged, took time.Duration) string {
+func loadTable(summary loader.Summary, merged postgres.Merged, took time.Duration) string {
 	rows := [][]string{{"type", "resources"}}
 	var resources int64
 	for _, typ := range slices.Sorted(maps.Keys(summary.Resources)) {

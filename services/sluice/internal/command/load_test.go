@@ -17,9 +17,9 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
-	"github.com/sluice-fhir/sluice/pkg/postgres"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
-	sourcepg "github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
@@ -67,9 +67,9 @@ func quotesNothing(t *testing.T, said string) {
 	}
 }
 
-func (s store) source() *sourcepg.Source {
+func (s store) source() *postgres.Source {
 	s.t.Helper()
-	src, err := sourcepg.Open(s.t.Context(), postgres.Config{URL: s.url, Connections: 2})
+	src, err := postgres.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 2})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func (s store) shows(at time.Time, want string, patients ...string) {
 // group checks who is in a group. "none" stands for no such group.
 func (s store) group(id, want string) {
 	s.t.Helper()
-	pool, err := pgdir.Open(s.t.Context(), postgres.Config{URL: s.url, Connections: 1})
+	pool, err := pgdir.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 1})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func (s store) group(id, want string) {
 // list returns the strings that a query gives.
 func (s store) list(query string) (found []string) {
 	s.t.Helper()
-	pool, err := postgres.Open(s.t.Context(), postgres.Config{URL: s.url, Connections: 1})
+	pool, err := pgdb.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 1})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -229,7 +229,7 @@ func TestLoadShowsGroupsAndResourcesAtOnce(t *testing.T) {
 		ndjson(t, groupOf("g", "a", "b"), patient("a"), about("Observation", "o", "a")))
 	s.group("g", "a b")
 	s.shows(s.snapshot(), "Observation/o Patient/a", "a")
-	const together = `SELECT 'one' FROM load, directory_group AS g, directory_member AS m
+	const together = `SELECT 'one' FROM load_batch AS load, directory_group AS g, directory_member AS m
 		WHERE load.sealed_at IS NOT NULL AND load.xmin = g.xmin AND load.xmin = m.xmin`
 	if got := s.list(together); len(got) != 2 { // for each member
 		t.Errorf("%d of 2 members were written by the transaction that sealed the load", len(got))
@@ -393,7 +393,7 @@ func TestLoadTakesTurns(t *testing.T) {
 	s := newStore(t)
 	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), groupOf("g", "a")))
 	file := ndjson(t, patient("b"), groupOf("g", "b"))
-	pool, err := sourcepg.OpenLoader(t.Context(), postgres.Config{URL: s.url, Connections: 4})
+	pool, err := postgres.OpenLoader(t.Context(), pgdb.Config{URL: s.url, Connections: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -403,10 +403,10 @@ func TestLoadTakesTurns(t *testing.T) {
 		says  string
 		begin func() (underWay, error)
 	}{
-		{"sluice: another load is under way\n", func() (underWay, error) {
-			return sourcepg.BeginLoad(t.Context(), pool, sourcepg.LoadConfig{Parallel: 1})
+		{"sluice: begin the load: another load is running\n", func() (underWay, error) {
+			return postgres.BeginLoad(t.Context(), pool, postgres.LoadConfig{Parallel: 1})
 		}},
-		{"sluice: another load of groups is under way\n", func() (underWay, error) {
+		{"sluice: begin the load of groups: another load is running\n", func() (underWay, error) {
 			return pgdir.BeginLoad(t.Context(), pool)
 		}},
 	} {

@@ -1,0 +1,193 @@
+package directory
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+// ParseGrants reads the entries of a YAML access file. It walks the syntax tree by hand because the library's decoder
+// quotes lines with patient ids in its errors, follows anchors and converts types.
+func ParseGrants(data []byte) ([]GrantEntry, error) {
+	if !utf8.Valid(data) {
+		return nil, errors.New("not valid UTF-8")
+	}
+	file, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return nil, syntaxError(err)
+	}
+	if len(file.Docs) != 1 {
+		return nil, errors.New("must be exactly one YAML document")
+	}
+	list, ok := file.Docs[0].Body.(*ast.SequenceNode)
+	if !ok {
+		return nil, errors.New("not a list of entries; write an empty list as []")
+	}
+	entries := make([]GrantEntry, 0, len(list.Values))
+	lines := make(map[export.Owner]int, len(list.Values))
+	for _, node := range list.Values {
+		entry, err := readEntry(node)
+		if err != nil {
+			return nil, err
+		}
+		if first, twice := lines[entry.Owner]; twice {
+			return nil, problem(node, "duplicate of the issuer and subject of line %d", first)
+		}
+		entries, lines[entry.Owner] = append(entries, entry), line(node)
+	}
+	return entries, nil
+}
+
+// syntaxError returns the line of the parser's error without its text, which quotes the file.
+func syntaxError(err error) error {
+	var located yaml.Error
+	if errors.As(err, &located) && located.GetToken() != nil && located.GetToken().Position != nil {
+		return fmt.Errorf("line %d: not valid YAML, or a duplicate key", located.GetToken().Position.Line)
+	}
+	return errors.New("not valid YAML")
+}
+
+func readEntry(node ast.Node) (entry GrantEntry, err error) {
+	fields, err := readKeys(node, "issuer", "subject", "types", "groups", "patients")
+	if err != nil {
+		return entry, err
+	}
+	if entry.Owner.Issuer, err = readName(fields["issuer"], "issuer"); err != nil {
+		return entry, err
+	}
+	if entry.Owner.Subject, err = readName(fields["subject"], "subject"); err != nil {
+		return entry, err
+	}
+	if entry.Types, err = readAllOrList(fields["types"], "types", aType, fhir.IsType); err != nil {
+		return entry, err
+	}
+	if entry.Groups, err = readAllOrList(fields["groups"], "groups", anID, fhir.IsID); err != nil {
+		return entry, err
+	}
+	entry.Patients, err = readPatients(fields["patients"])
+	return entry, err
+}
+
+// readKeys reads a mapping with exactly the given keys.
+func readKeys(node ast.Node, names ...string) (map[string]ast.Node, error) {
+	fields, err := readMapping(node)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if fields[name] == nil {
+			return nil, problem(node, "%s is missing", name)
+		}
+	}
+	if len(fields) == len(names) {
+		return fields, nil
+	}
+	return nil, problem(node, "unknown key; the keys are %s", strings.Join(names, ", "))
+}
+
+func readMapping(node ast.Node) (map[string]ast.Node, error) {
+	var values []*ast.MappingValueNode
+	switch mapping := node.(type) {
+	case *ast.MappingNode:
+		values = mapping.Values
+	case *ast.MappingValueNode:
+		values = []*ast.MappingValueNode{mapping}
+	default:
+		return nil, problem(node, "not a mapping")
+	}
+	fields := make(map[string]ast.Node, len(values))
+	for _, value := range values {
+		key, ok := value.Key.(*ast.StringNode)
+		if !ok || value.Value == nil {
+			return nil, problem(value, "not a plain key with a value")
+		}
+		if fields[key.Value] != nil {
+			return nil, problem(value, "duplicate key")
+		}
+		fields[key.Value] = value.Value
+	}
+	return fields, nil
+}
+
+func readName(node ast.Node, key string) (string, error) {
+	name, ok := text(node)
+	if !ok || name == "" {
+		return "", problem(node, "%s must be a non-empty string", key)
+	}
+	return name, nil
+}
+
+func readAllOrList(node ast.Node, key, what string, holds func(string) bool) (NameList, error) {
+	if isAll(node) {
+		return NameList{All: true}, nil
+	}
+	names, err := readList(node, key, what, holds)
+	return NameList{Names: names}, err
+}
+
+func readPatients(node ast.Node) (NameList, error) {
+	if isAll(node) {
+		return NameList{All: true}, nil
+	}
+	fields, err := readMapping(node)
+	if err != nil || len(fields) != 1 || fields["only"] == nil && fields["except"] == nil {
+		return NameList{}, problem(node, "patients must be all, {only: [...]} or {except: [...]}")
+	}
+	if listed := fields["only"]; listed != nil {
+		ids, err := readList(listed, "only", anID, fhir.IsID)
+		return NameList{Names: ids}, err
+	}
+	ids, err := readList(fields["except"], "except", anID, fhir.IsID)
+	return NameList{All: true, Names: ids}, err
+}
+
+func readList(node ast.Node, key, what string, holds func(string) bool) ([]string, error) {
+	list, ok := node.(*ast.SequenceNode)
+	if !ok {
+		return nil, problem(node, "%s must be a list", key)
+	}
+	names := make([]string, 0, len(list.Values))
+	for i, value := range list.Values {
+		name, ok := text(value)
+		if !ok || !holds(name) {
+			return nil, problem(value, "number %d of %s is not %s", i+1, key, what)
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
+func isAll(node ast.Node) bool {
+	word, ok := node.(*ast.StringNode)
+	return ok && word.Value == "all"
+}
+
+// text returns a string, or a number as it is written: 007 and 1e3 are ids. Booleans and null must be quoted.
+func text(node ast.Node) (string, bool) {
+	switch scalar := node.(type) {
+	case *ast.StringNode:
+		return scalar.Value, true
+	case *ast.IntegerNode, *ast.FloatNode:
+		return scalar.GetToken().Value, true
+	}
+	return "", false
+}
+
+func problem(node ast.Node, format string, args ...any) error {
+	return fmt.Errorf("line %d: %s", line(node), fmt.Sprintf(format, args...))
+}
+
+func line(node ast.Node) int {
+	if node == nil || node.GetToken() == nil || node.GetToken().Position == nil {
+		return 0
+	}
+	return node.GetToken().Position.Line
+}

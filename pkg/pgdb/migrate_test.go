@@ -1,0 +1,123 @@
+package pgdb_test
+
+import (
+	"context"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+func dial(t *testing.T, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := conn.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
+}
+
+func exec(t *testing.T, conn *pgx.Conn, statements ...string) {
+	t.Helper()
+	for _, statement := range statements {
+		if _, err := conn.Exec(context.Background(), statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+}
+
+// expect compares the only value of a query, as text.
+func expect(t *testing.T, conn *pgx.Conn, query, want string) {
+	t.Helper()
+	var got *string
+	if err := conn.QueryRow(t.Context(), "SELECT v::text FROM ("+query+") AS q (v)").Scan(&got); err != nil {
+		t.Errorf("%s: %v", query, err)
+	} else if got == nil || *got != want {
+		t.Errorf("%s: %v, want %s", query, got, want)
+	}
+}
+
+// reader creates a role that may read all tables, and returns the URL with which it connects.
+func reader(t *testing.T, conn *pgx.Conn, owner string) (readerURL, role string) {
+	t.Helper()
+	role = "reader_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	exec(t, conn, "CREATE ROLE "+role+" LOGIN PASSWORD 'x'", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO "+role)
+	t.Cleanup(func() { exec(t, conn, "DROP OWNED BY "+role, "DROP ROLE "+role) })
+	mine, err := url.Parse(owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine.User = url.UserPassword(role, "x")
+	return mine.String(), role
+}
+
+// TestOldTableNames runs statements of the release before migration 3 through the views that the migration leaves, on
+// connections that were open before it.
+func TestOldTableNames(t *testing.T) {
+	url := testenv.Postgres(t)
+	if err := pgdb.MigrateTo(t.Context(), url, 2); err != nil {
+		t.Fatal(err)
+	}
+	loader := dial(t, url)
+	exec(t, loader, "INSERT INTO load (no, sealed_at) VALUES (1, now() - interval '1 day')")
+	readerURL, _ := reader(t, loader, url)
+	read := dial(t, readerURL)
+	reads := func() { // pgx prepares these statements, and reuses them after the migration
+		t.Helper()
+		expect(t, read, "SELECT max(no) FROM load WHERE sealed_at <= now()", "1")
+		expect(t, read, "SELECT h.load > (SELECT max(no) FROM load WHERE sealed_at <= now()) FROM horizon AS h", "false")
+		expect(t, read, `SELECT count(*) FROM also AS a JOIN resource_observation AS r ON r.id = a.id
+			WHERE (SELECT true FROM also WHERE type = 'Observation' LIMIT 1) AND a.patient = ANY(ARRAY['a'])`, "0")
+		expect(t, read, "SELECT count(*) FROM size WHERE resources > 0", "0")
+	}
+	reads()
+
+	exec(t, loader, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
+	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
+		t.Errorf("migrated during a load: %v", err)
+	}
+	exec(t, loader, "SELECT pg_advisory_unlock_all()")
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	reads()
+
+	expect(t, loader, "SELECT relkind FROM pg_class WHERE oid = 'load'::regclass", "v")
+	exec(t, loader, "INSERT INTO load (no) SELECT coalesce(max(no), 0) + 1 FROM load RETURNING no",
+		"UPDATE load SET abandoned = true WHERE sealed_at IS NULL AND NOT abandoned",
+		"UPDATE load SET undone = true WHERE no = ANY(ARRAY[2])",
+		"INSERT INTO load (no) SELECT coalesce(max(no), 0) + 1 FROM load RETURNING no")
+	expect(t, loader, "SELECT array_agg((no, abandoned, undone) ORDER BY no) FROM load_batch", `{"(1,f,f)","(2,t,t)","(3,f,f)"}`)
+	for range 2 {
+		exec(t, loader, "INSERT INTO also (type, patient, id) VALUES ('Appointment', 'b', '1') ON CONFLICT DO NOTHING",
+			`INSERT INTO size AS s (type, resources, bytes) VALUES ('Patient', 2, 30)
+				ON CONFLICT (type) DO UPDATE SET resources = s.resources + 2, bytes = s.bytes + 30`)
+	}
+	expect(t, loader, "SELECT (type, patient, id) FROM additional_subject", "(Appointment,b,1)")
+	expect(t, loader, "SELECT (resources, bytes) FROM type_stats", "(4,60)")
+	exec(t, loader, `UPDATE load SET sealed_at = greatest(clock_timestamp(),
+			(SELECT max(sealed_at) + interval '1 microsecond' FROM load)) WHERE no = 3 RETURNING sealed_at`,
+		`UPDATE horizon SET load = greatest(load, (SELECT coalesce(max(no), 0) FROM load
+			WHERE sealed_at < clock_timestamp() - make_interval(secs => 60))) RETURNING load`)
+	expect(t, loader, "SELECT load FROM trim_horizon", "1")
+	expect(t, loader, "SELECT max(no) FROM load_batch WHERE sealed_at <= clock_timestamp()", "3")
+
+	// A step of a load locks its row through the view.
+	exec(t, loader, "BEGIN", "SELECT abandoned FROM load WHERE no = 3 FOR SHARE")
+	other := dial(t, url)
+	exec(t, other, "SET lock_timeout = '50ms'")
+	if _, err := other.Exec(t.Context(), "UPDATE load_batch SET abandoned = true WHERE no = 3"); err == nil {
+		t.Error("the row of a load is not locked")
+	}
+	exec(t, loader, "ROLLBACK")
+}

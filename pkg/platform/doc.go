@@ -1,3 +1,0 @@
-// Package platform is what every process needs and no domain knows: configuration from the environment, a logger,
-// HTTP listeners that drain, health answers, and a group of parts that start and stop together.
-package platform

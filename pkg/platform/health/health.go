@@ -1,0 +1,112 @@
+// Package health serves a process's liveness, readiness, metrics and profiles, and requests those of others.
+package health
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/pprof"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+const (
+	checkTimeout = 3 * time.Second // a dependency that is slower is not ready
+	reportAge    = time.Second     // how long a readiness report is reused, so that probes cost dependencies little
+)
+
+// Checks are the dependencies of a process by name. Each function fails when the dependency cannot be used, and returns
+// soon after its context ends.
+type Checks map[string]func(context.Context) error
+
+// Probes serves only /livez (the process runs) and /readyz (each dependency by name; 503 when one is down). It is safe on a
+// public listener: reports are reused for a second by the given clock, concurrent requests share one report, and reports
+// contain no error texts.
+func Probes(checks Checks, now func() time.Time) http.Handler {
+	mux := http.NewServeMux()
+	addProbes(mux, checks, now)
+	return mux
+}
+
+func addProbes(mux *http.ServeMux, checks Checks, now func() time.Time) {
+	ready := &readiness{checks: checks, now: now, lock: make(chan struct{}, 1)}
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		status, report := ready.report(r.Context())
+		writeJSON(w, status, report)
+	})
+}
+
+// Handler serves the Probes, /metrics, and profiles below /debug/pprof/. It is for a listener that only operators reach.
+func Handler(checks Checks, registry *prometheus.Registry) http.Handler {
+	mux := http.NewServeMux()
+	addProbes(mux, checks, time.Now)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// readiness caches the last report.
+type readiness struct {
+	checks Checks
+	now    func() time.Time
+
+	lock   chan struct{} // guards the fields below; unlike a mutex it can be waited for with a context
+	made   time.Time
+	status int // 0: no report yet
+	last   map[string]string
+}
+
+// report returns a report younger than reportAge. The checks do not run under the caller's context: a caller that hangs up
+// must not make the dependencies look down to the others.
+func (r *readiness) report(ctx context.Context) (int, map[string]string) {
+	select {
+	case r.lock <- struct{}{}:
+	case <-ctx.Done():
+		return http.StatusServiceUnavailable, nil // the caller has gone
+	}
+	defer func() { <-r.lock }()
+	if age := r.now().Sub(r.made); r.status == 0 || age < 0 || age >= reportAge {
+		r.status, r.last = r.checks.report(context.WithoutCancel(ctx))
+		r.made = r.now()
+	}
+	return r.status, r.last
+}
+
+// report runs all checks at once. The returned map is not modified later.
+func (c Checks) report(ctx context.Context) (int, map[string]string) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	var mutex sync.Mutex
+	var group sync.WaitGroup
+	status, report := http.StatusOK, map[string]string{}
+	for name, check := range c {
+		group.Go(func() {
+			err := errors.Join(check(ctx), ctx.Err()) // a late success is a failure
+			mutex.Lock()
+			defer mutex.Unlock()
+			report[name] = "ok"
+			if err != nil {
+				report[name] = "down"
+				status = http.StatusServiceUnavailable
+			}
+		})
+	}
+	group.Wait()
+	return status, report
+}
+
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body) // fails only when the client has gone
+}

@@ -1,0 +1,119 @@
+package httpserver
+
+import (
+	"cmp"
+	"net/http"
+	"time"
+)
+
+const (
+	maxHeaderBytes = 32 << 10 // of a request; more is answered 431
+	maxHeaderLines = 100      // of a request: clients send a dozen and proxies add another
+	maxStreams     = 100      // requests at once on one HTTP/2 connection
+	// chunkSize is the number of bytes that share one write deadline, so that a slow but steady download is not cut.
+	chunkSize = 32 << 10
+)
+
+// Limits bound the resources that an idle or slow client can hold.
+type Limits struct {
+	Connections int           // open at once; further ones wait until one is closed
+	Header      time.Duration // for a TLS handshake, and for the headers of a request
+	Request     time.Duration // for a request, headers and body
+	Idle        time.Duration // between two requests of a connection
+	// Stall is the longest time for 32 KiB of a response.
+	Stall time.Duration
+}
+
+// DefaultLimits returns the limits of a public listener.
+func DefaultLimits() Limits {
+	return Limits{
+		Connections: 10_000, Header: 10 * time.Second, Request: time.Minute, Idle: 2 * time.Minute, Stall: time.Minute,
+	}
+}
+
+func (l Limits) orDefaults() Limits {
+	defaults := DefaultLimits()
+	return Limits{
+		Connections: cmp.Or(l.Connections, defaults.Connections),
+		Header:      cmp.Or(l.Header, defaults.Header),
+		Request:     cmp.Or(l.Request, defaults.Request),
+		Idle:        cmp.Or(l.Idle, defaults.Idle),
+		Stall:       cmp.Or(l.Stall, defaults.Stall),
+	}
+}
+
+// server returns a server with the limits, except for Connections, which the listener applies.
+func (l Limits) server(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           &bounded{handler: handler, stall: l.Stall},
+		ReadHeaderTimeout: l.Header, // also bounds the TLS handshake, because it is the shortest
+		ReadTimeout:       l.Request,
+		IdleTimeout:       l.Idle,
+		MaxHeaderBytes:    maxHeaderBytes,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: l.Stall},
+	}
+}
+
+// bounded limits header lines and stalled responses. It sets write deadlines per response and not per connection, because
+// an HTTP/2 client can stall one stream of several.
+type bounded struct {
+	handler http.Handler
+	stall   time.Duration
+}
+
+func (b *bounded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	lines := 0
+	for _, values := range r.Header {
+		lines += len(values)
+	}
+	if lines > maxHeaderLines {
+		w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
+		return
+	}
+	paced := &pacedWriter{ResponseWriter: w, control: http.NewResponseController(w), stall: b.stall}
+	b.handler.ServeHTTP(paced, r)
+	// The server now sends what it buffered and then resets the deadline. An error means that the connection is gone.
+	_ = paced.control.SetWriteDeadline(time.Now().Add(b.stall))
+}
+
+// pacedWriter sets a new deadline for each chunk of a response.
+type pacedWriter struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	stall   time.Duration
+}
+
+func (w *pacedWriter) Write(p []byte) (written int, err error) {
+	for {
+		chunk := p[written:min(len(p), written+chunkSize)]
+		err = w.withDeadline(func() error {
+			n, err := w.ResponseWriter.Write(chunk)
+			written += n
+			return err
+		})
+		if err != nil || written >= len(p) {
+			return written, err
+		}
+	}
+}
+
+// FlushError implements http.ResponseController's interface.
+func (w *pacedWriter) FlushError() error { return w.withDeadline(w.control.Flush) }
+
+// Flush implements http.Flusher. A lost connection is reported by the next write.
+func (w *pacedWriter) Flush() { _ = w.FlushError() }
+
+// Unwrap implements http.ResponseController's interface.
+func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// withDeadline removes the deadline after the write: HTTP/2 resets a stream whose deadline passes while the handler waits
+// for something else.
+func (w *pacedWriter) withDeadline(write func() error) error {
+	if err := w.control.SetWriteDeadline(time.Now().Add(w.stall)); err != nil {
+		return err
+	}
+	if err := write(); err != nil {
+		return err
+	}
+	return w.control.SetWriteDeadline(time.Time{})
+}
