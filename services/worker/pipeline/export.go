@@ -3,7 +3,6 @@ package pipeline
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
 
@@ -14,150 +13,128 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// export writes one type of one slice of the cohort: source, guard, gzip, upload, some chunks of patients at a time. On
-// the way it collects what the lines reference among the types that travel along.
+// export writes one type of one slice of the cohort, and collects the references of the written lines.
 func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
+	unit := lease.Unit
 	cohort, err := w.lists.Open(ctx, w.Objects, job.Cohort.Prefix)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	g := guard{typ: lease.Unit.Type, cohort: cohort}
-	out := w.newFiles(ctx, lease, lease.Unit.Type, false)
-	refs := w.newRefCollector(lease, job)
+	g := guard{typ: unit.Type, cohort: cohort}
+	refs := w.newRefCollector(job, export.ReferencesPrefix(lease.Job, unit.ID, lease.Fence))
 	var result export.Result
-
-	write := func(r source.Resource) error {
-		verdict, err := g.check(ctx, r)
-		if err != nil {
-			return err
-		}
-		switch verdict {
-		case elsewhere:
-			return nil
-		case withheld:
-			result.Withheld++
-			w.metrics.withheld.Inc()
-			return nil
-		case admitted:
-		}
-		if err := refs.collect(ctx, r); err != nil {
-			return err
-		}
-		return out.write(r.Body)
-	}
-	atOnce := chunksAtOnce(lease.Unit)
-	err = func() error {
-		for from := lease.Unit.Slice.From; from < lease.Unit.Slice.To; from += atOnce {
-			patients, err := cohort.Run(ctx, from, min(from+atOnce, lease.Unit.Slice.To))
+	result.Files, err = w.writeUnit(ctx, lease, func(out *files) error {
+		step := chunksAtOnce(unit)
+		for from := unit.Slice.From; from < unit.Slice.To; from += step {
+			patients, err := cohort.Run(ctx, from, min(from+step, unit.Slice.To))
 			if err != nil {
 				return err
 			}
-			g.ask(patients)
-			query := source.Query{Type: lease.Unit.Type, Patients: patients, AsOf: job.Snapshot}
-			if err := complete(ctx, w.Source.ForPatients(ctx, query, write)); err != nil {
+			g.request(patients)
+			query := source.Query{Type: unit.Type, Patients: patients, AsOf: job.Snapshot}
+			err = w.Source.ForPatients(ctx, query, func(r source.Resource) error {
+				verdict, err := g.check(ctx, r)
+				if err != nil {
+					return err
+				}
+				if verdict == withheld {
+					result.Withheld++
+					w.metrics.withheld.Inc()
+				}
+				if verdict != admitted {
+					return nil
+				}
+				if err := refs.collect(ctx, r); err != nil {
+					return err
+				}
+				return out.write(r.Body)
+			})
+			if err := complete(ctx, err); err != nil {
 				return err
 			}
 		}
 		return nil
-	}()
+	})
 	if err != nil {
-		return jobstore.Commit{}, w.abandon(out, fmt.Errorf("export %s: %w", lease.Unit.Type, err))
-	}
-	if result.Files, err = out.close(); err != nil {
 		return jobstore.Commit{}, err
 	}
 	if result.References, err = refs.runs(ctx); err != nil {
 		return jobstore.Commit{}, err
 	}
-	return jobstore.Commit{Result: result, Next: job.Request.Next(lease.Unit.Kind, false)}, nil
+	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 
 const (
-	// queryBytes is how much one query should give, estimated. A query keeps the source from tidying up for as long as
-	// its data takes to be exported, and costs about as much as exporting a thousand resources.
+	// queryBytes is the estimated result size of one query. The source keeps old versions for as long as a query runs,
+	// and a query costs about as much as exporting a thousand resources.
 	queryBytes = 64 << 20
 	// queryChunks bounds the patients of one query: 8192.
 	queryChunks = 16
 )
 
-// chunksAtOnce is how many chunks of the cohort one query of the unit asks for.
+// chunksAtOnce returns the number of cohort chunks of one query.
 func chunksAtOnce(unit export.Unit) int {
 	chunks := int64(unit.Slice.To - unit.Slice.From)
 	return int(min(max(queryBytes*chunks/max(unit.Bytes, 1), 1), queryChunks))
 }
 
-// abandon drops the file being written and counts the guard's refusals.
-func (w *Worker) abandon(out *files, err error) error {
-	var permanent export.PermanentError
-	if errors.As(err, &permanent) {
-		w.metrics.refusals.Inc()
-	}
-	if abortErr := out.abort(); abortErr != nil {
-		// The object is garbage under our own fence; the sweep removes it. The first error is the one that counts.
-		w.Logger.Warn("unfinished file is left to the sweep", "job_id", out.lease.Job, "unit", out.lease.Unit.ID,
-			"err", abortErr)
-	}
-	return err
-}
-
-// refCollector collects the references to types that travel along with what is exported.
+// refCollector collects references to those types of the job that are exported because something references them.
 type refCollector struct {
-	wanted  map[string]bool
+	types   map[string]bool
 	builder *spillset.Builder
 	key     []byte
 
 	seed   maphash.Seed
-	recent [recentLists][]byte // lists of references that were met not long ago, each at its hash
+	recent [recentLists][]byte // reference lists seen recently, each at its hash
 }
 
-// recentLists is how many lists of references are remembered, some hundred bytes each: what happens at one place names the
-// same people and houses again and again.
+// recentLists is the number of reference lists that a refCollector remembers. Resources from one site mostly have the
+// same ones.
 const recentLists = 1024
 
-func (w *Worker) newRefCollector(lease export.Lease, job export.Job) *refCollector {
-	c := &refCollector{wanted: map[string]bool{}, seed: maphash.MakeSeed()}
+// newRefCollector returns a collector that spills below the prefix.
+func (w *Worker) newRefCollector(job export.Job, prefix string) *refCollector {
+	c := &refCollector{
+		types: map[string]bool{}, builder: spillset.NewBuilder(w.Objects, prefix), seed: maphash.MakeSeed(),
+	}
 	for _, typ := range job.Request.Types {
 		if fhir.IsReferenced(typ) {
-			c.wanted[typ] = true
+			c.types[typ] = true
 		}
 	}
-	c.builder = spillset.NewBuilder(w.Objects, export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence))
 	return c
 }
 
-// collect notes the resource's references as "Type/id". A guard has checked it: what is attested needs no reading.
-func (c *refCollector) collect(ctx context.Context, r source.Resource) error {
-	if len(c.wanted) == 0 {
+// collect adds the resource's references as "Type/id". The guard has checked its attestation.
+func (c *refCollector) collect(ctx context.Context, r source.Resource) (err error) {
+	if len(c.types) == 0 {
 		return nil
 	}
-	if r.Attested() {
-		recent := &c.recent[maphash.Bytes(c.seed, r.References)%recentLists]
-		if bytes.Equal(r.References, *recent) {
-			return nil
-		}
-		*recent = append((*recent)[:0], r.References...)
-		for rest := r.References; len(rest) > 0; {
-			var ref []byte
-			ref, rest, _ = bytes.Cut(rest, []byte{' '})
-			typ, _, _ := bytes.Cut(ref, []byte{'/'})
-			if !c.wanted[string(typ)] {
-				continue
+	if !r.Attested() {
+		fhir.References(r.Body, func(ref fhir.Ref) bool {
+			if c.types[ref.Type] {
+				c.key = append(append(append(c.key[:0], ref.Type...), '/'), ref.ID...)
+				err = c.add(ctx, c.key)
 			}
-			if err := c.add(ctx, ref); err != nil {
-				return err
-			}
-		}
+			return err == nil
+		})
+		return err
+	}
+	recent := &c.recent[maphash.Bytes(c.seed, r.References)%recentLists]
+	if bytes.Equal(r.References, *recent) {
 		return nil
 	}
-	var err error
-	fhir.References(r.Body, func(ref fhir.Ref) bool {
-		if c.wanted[ref.Type] {
-			c.key = append(append(append(c.key[:0], ref.Type...), '/'), ref.ID...)
-			err = c.add(ctx, c.key)
+	*recent = append((*recent)[:0], r.References...)
+	for ref := range bytes.FieldsSeq(r.References) {
+		typ, _, _ := bytes.Cut(ref, []byte{'/'})
+		if !c.types[string(typ)] {
+			continue
 		}
-		return err == nil
-	})
-	return err
+		if err := c.add(ctx, ref); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *refCollector) add(ctx context.Context, ref []byte) error {

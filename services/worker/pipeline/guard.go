@@ -11,53 +11,53 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// verdict is what the guard says of a resource.
+// verdict is the guard's decision on a resource that it does not refuse. The zero value is none.
 type verdict int
 
 const (
-	admitted  verdict = iota
-	withheld          // it is about the cohort, and about somebody outside of it too
-	elsewhere         // it is about somebody asked for, and written or withheld where its home is asked for
+	admitted  verdict = iota + 1
+	withheld          // it concerns a patient outside the cohort too
+	elsewhere         // another chunk of the cohort writes it or counts it as withheld
 )
 
-// guard checks every resource against the cohort before it becomes a line, whatever the source says of it (spec 10).
-// It reads the subject from the line itself, or takes what was read from it when it was stored, as long as the
-// attestation shows that the line and the reading belong together; one line in every auditEvery is read all the same.
-// Only for a Provenance it has to take the source's word for whom the targets are about, and then only to be stricter.
+// guard checks every resource against the cohort before it is written, whatever the source reports about it (spec 10).
+// It reads the patients from the line itself, or from the attestation made at load time, if the hash shows that the line
+// and the attestation belong together. One line in every auditEvery is read regardless of its attestation. For a
+// Provenance the patients of its targets come from the source; they can only make the verdict stricter.
 type guard struct {
-	typ     string
-	cohort  *spillset.List
-	scanner fhir.Scanner
-	chunk   []string // the part of the cohort that was asked for, ascending
-	people  []string // whom the resource is about; a patient may stand twice
-	last    string   // the patient of the last resource that was admitted as about that one alone
-	count   int      // resources checked
-	reading source.Resource
+	typ       string
+	cohort    *spillset.List
+	scanner   fhir.Scanner
+	requested []string // the part of the cohort that the source was queried for, ascending
+	patients  []string // of the current resource; may contain duplicates
+	last      string   // the only patient of the last admitted resource
+	count     int      // resources checked
+	reread    source.Resource
 }
 
-// auditEvery is how many attested resources pass for one that is read again: often enough to stop a store that was
-// loaded by broken rules within the first file, and rarely enough to cost nothing.
+// auditEvery is the number of attested resources of which one is read again: a store loaded by broken rules is detected
+// within the first file, at negligible cost.
 const auditEvery = 64
 
-// ask says which part of the cohort the resources that follow were asked for.
-func (g *guard) ask(chunk []string) { g.chunk, g.last = chunk, "" }
+// request sets the patients for which the source is queried next.
+func (g *guard) request(patients []string) { g.requested, g.last = patients, "" }
 
-// check returns whether the resource may be written. A resource about several members comes for each of them
-// (source.Source); it is at home with the smallest of their ids, so that exactly one chunk writes or counts it. An
-// error is a refusal: the source gave something that it was not asked for, so nothing it gives can be trusted, and the
-// unit fails.
+// check decides whether the resource may be written. A resource about several members is returned for each of them
+// (source.Source); it belongs to the smallest of their ids, so that exactly one chunk writes or counts it. An error is a
+// refusal: the source returned something that was not requested. Then none of its data can be trusted, and the unit
+// fails.
 func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 	err := g.identify(r)
 	if err != nil {
 		return 0, err
 	}
-	if len(g.people) == 1 && g.people[0] == g.last { // the lines of one patient stand together
+	if len(g.patients) == 1 && g.patients[0] == g.last { // the lines of one patient are adjacent
 		return admitted, nil
 	}
-	home, outside, asked := "", false, false // home: the smallest that is in the cohort
-	for _, patient := range g.people {
-		_, found := slices.BinarySearch(g.chunk, patient)
-		asked = asked || found
+	home, outside, requested := "", false, false // home: the smallest id in the cohort
+	for _, patient := range g.patients {
+		_, found := slices.BinarySearch(g.requested, patient)
+		requested = requested || found
 		if !found {
 			if found, err = g.cohort.Contains(ctx, patient); err != nil {
 				return 0, fmt.Errorf("look up the cohort: %w", err)
@@ -70,70 +70,137 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 			home = patient
 		}
 	}
-	_, here := slices.BinarySearch(g.chunk, home)
+	_, here := slices.BinarySearch(g.requested, home)
 	switch {
 	case home == "":
-		return 0, refuse("a resource that is about nobody in the cohort")
-	case !asked:
-		return 0, refuse("a resource that is about nobody it was asked for")
+		return 0, refuse("a resource without a patient of the export")
+	case !requested:
+		return 0, refuse("a resource for a patient that was not requested")
 	case !here:
 		return elsewhere, nil
 	case outside:
 		return withheld, nil
 	}
-	if len(g.people) == 1 {
+	if len(g.patients) == 1 {
 		g.last = home
 	}
 	return admitted, nil
 }
 
-// identify finds whom the resource is about.
+// identify sets g.patients to the patients that the resource is about.
 func (g *guard) identify(r source.Resource) error {
 	if r.Type != g.typ {
-		return refuse("a resource of another type or id than asked for")
+		return errOtherResource
 	}
 	audit := g.count%auditEvery == 0
 	g.count++
 	switch {
 	case !r.Attested():
-		if _, err := g.scan(r); err != nil {
-			return err
-		}
-	case r.Attest() != r.Attestation:
-		return refuse("a resource that is not what was loaded")
-	case audit:
-		facts, err := g.scan(r)
+		facts, err := scanAs(&g.scanner, g.typ, r)
 		if err != nil {
 			return err
 		}
-		if !slices.Equal(g.people, r.Named) {
-			return refuse("a resource that is about others than was loaded")
+		g.patients = source.Named(g.patients[:0], facts)
+	case r.Attest() != r.Attestation:
+		return errNotAsLoaded
+	case audit:
+		facts, err := scanAs(&g.scanner, g.typ, r)
+		if err != nil {
+			return err
 		}
-		if source.Read(&g.reading, facts, r.Body); g.reading.Attestation != r.Attestation {
-			return refuse("a resource that references others than was loaded")
+		g.patients = source.Named(g.patients[:0], facts)
+		if !slices.Equal(g.patients, r.Named) {
+			return refuse("a resource whose patients differ from the loaded ones")
+		}
+		if source.Read(&g.reread, facts, r.Body); g.reread.Attestation != r.Attestation {
+			return refuse("a resource whose references differ from the loaded ones")
 		}
 	default:
-		g.people = append(g.people[:0], r.Named...)
+		g.patients = append(g.patients[:0], r.Named...)
 	}
 	if r.Type == "Provenance" {
-		g.people = append(g.people, r.Subjects...)
+		g.patients = append(g.patients, r.Subjects...)
 	}
 	return nil
 }
 
-// scan reads from the line itself whom it is about.
-func (g *guard) scan(r source.Resource) (fhir.Facts, error) {
-	facts, err := g.scanner.Scan(r.Body)
-	if err != nil {
-		return facts, refuse("a line that cannot be read")
+// listGuard checks resources that are not about patients against the list of references.
+type listGuard struct {
+	list    *spillset.List
+	scanner fhir.Scanner
+}
+
+func (g *listGuard) scan(typ string, r source.Resource) (fhir.Facts, error) {
+	facts, err := scanAs(&g.scanner, typ, r)
+	switch {
+	case err != nil:
+		return facts, err
+	case r.Type != typ:
+		return facts, errOtherResource
+	case r.Attested() && r.Attest() != r.Attestation:
+		return facts, errNotAsLoaded
 	}
-	if facts.Type != g.typ || facts.ID != r.ID {
-		return facts, refuse("a resource of another type or id than asked for")
-	}
-	g.people = source.Named(g.people[:0], facts)
 	return facts, nil
 }
 
+// checkListed refuses a resource that is not on the list.
+func (g *listGuard) checkListed(ctx context.Context, typ string, r source.Resource) error {
+	facts, err := g.scan(typ, r)
+	if err != nil {
+		return err
+	}
+	listed, err := g.list.Contains(ctx, facts.Type+"/"+facts.ID)
+	if err == nil && !listed {
+		err = refuse("a resource that no exported resource references")
+	}
+	return err
+}
+
+// home returns the smallest listed target of a Provenance. It refuses one with a target in the patient compartment, and
+// one without a listed target.
+func (g *listGuard) home(ctx context.Context, r source.Resource) (string, error) {
+	facts, err := g.scan("Provenance", r)
+	if err != nil {
+		return "", err
+	}
+	home := ""
+	for _, target := range facts.Subjects {
+		if fhir.InCompartment(target.Type) {
+			return "", refuse("a Provenance about a patient that was not requested")
+		}
+		ref := target.Type + "/" + target.ID
+		listed, err := g.list.Contains(ctx, ref)
+		if err != nil {
+			return "", err
+		}
+		if listed && (home == "" || ref < home) {
+			home = ref
+		}
+	}
+	if home == "" {
+		return "", refuse("a Provenance without an exported target")
+	}
+	return home, nil
+}
+
+// scanAs parses the line and refuses one of another type or id.
+func scanAs(scanner *fhir.Scanner, typ string, r source.Resource) (fhir.Facts, error) {
+	facts, err := scanner.Scan(r.Body)
+	if err != nil {
+		return facts, refuse("an unreadable line")
+	}
+	if facts.Type != typ || facts.ID != r.ID {
+		return facts, errOtherResource
+	}
+	return facts, nil
+}
+
+var (
+	errOtherResource = refuse("a resource of another type or id than requested")
+	errNotAsLoaded   = refuse("a resource that differs from the loaded one")
+)
+
+// refuse returns the error of a refused resource. Owners of jobs read it: it names no patient.
 func refuse(what string) error {
-	return export.Permanent("the source gave %s; nothing of this part was published", what)
+	return export.Permanent("the source returned %s; no data of this part was published", what)
 }

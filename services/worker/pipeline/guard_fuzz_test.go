@@ -20,13 +20,13 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// fuzzCohort is the cohort of FuzzGuard, of which the first two patients are asked for.
+// fuzzCohort is the cohort of the guard's tests. The source is queried for the first two.
 var fuzzCohort = []string{"pat-1", "pat-2", "pat-3"}
 
-// storedCohort is fuzzCohort as a stored list, on a store that has nothing else, so that there need be no server.
-func storedCohort(t testing.TB) *spillset.List {
+// storedList returns the ids, at most a chunk, as a stored list. The store is a few canned responses: no test here writes.
+func storedList(t testing.TB, ids ...string) *spillset.List {
 	t.Helper()
-	held := map[string]string{"/shelf/c/index": "pat-1\n", "/shelf/c/chunk-000000": strings.Join(fuzzCohort, "\n") + "\n"}
+	held := map[string]string{"/shelf/c/index": ids[0] + "\n", "/shelf/c/chunk-000000": strings.Join(ids, "\n") + "\n"}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		text, there := held[r.URL.Path]
 		if !there {
@@ -43,34 +43,33 @@ func storedCohort(t testing.TB) *spillset.List {
 		t.Fatal(err)
 	}
 	t.Cleanup(store.Close)
-	list, err := spillset.Open(t.Context(), store, "c/")
+	list, err := spillset.NewCache().Open(t.Context(), store, "c/")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return list
 }
 
-// What was admitted for one part of the cohort is no reason to admit it for the next.
-func TestTheGuardForgetsWhoWasAskedForBefore(t *testing.T) {
-	g := guard{typ: "Observation", cohort: storedCohort(t)}
+func TestTheGuardAdmitsOnlyTheCurrentRequest(t *testing.T) {
+	g := guard{typ: "Observation", cohort: storedList(t, fuzzCohort...)}
 	r := source.Resource{
 		Type: "Observation", ID: "o", Body: []byte(`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/pat-1"}}`),
 	}
-	g.ask(fuzzCohort[:1])
+	g.request(fuzzCohort[:1])
 	for range 2 {
 		if verdict, err := g.check(t.Context(), r); err != nil || verdict != admitted {
 			t.Fatalf("verdict %d, %v", verdict, err)
 		}
 	}
-	g.ask(fuzzCohort[1:2])
+	g.request(fuzzCohort[1:2])
 	if verdict, err := g.check(t.Context(), r); err == nil {
-		t.Errorf("verdict %d of a resource about somebody who was asked for before", verdict)
+		t.Errorf("verdict %d of a resource for an earlier request", verdict)
 	}
 }
 
-// FuzzGuard: whatever line a source gives, and whatever it says of the line, it is written only if a full decode finds
-// that it is of the type and id asked for, and about the cohort and nobody else, somebody who was asked for among them.
-// That holds for a reader who keeps the first of two members of one name as well as for one who keeps the last.
+// FuzzGuard checks the guard against a full decode of the line. Whatever the source returns and reports about a line, the
+// guard admits it only if it has the requested type and id and is about a requested patient and only about the cohort. This
+// holds for readers that keep the first of two members of one name and for readers that keep the last.
 func FuzzGuard(f *testing.F) {
 	const observation = `{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/pat-1"}}`
 	for _, line := range []string{
@@ -97,60 +96,60 @@ func FuzzGuard(f *testing.F) {
 		}
 		f.Add("Patient", "pat-1", line, false, "pat-1")
 	}
-	cohort := storedCohort(f)
+	cohort := storedList(f, fuzzCohort...)
 	f.Fuzz(func(t *testing.T, typ, id, line string, attest bool, named string) {
-		if typ == "Provenance" || !fhir.InCompartment(typ) { // its targets' patients are the source's to tell
+		if typ == "Provenance" || !fhir.InCompartment(typ) { // the patients of a Provenance's targets come from the source
 			return
 		}
 		g := guard{typ: typ, cohort: cohort}
-		g.ask(fuzzCohort[:2])
+		g.request(fuzzCohort[:2])
 		r := source.Resource{Type: typ, ID: id, Subjects: []string{named}, Named: []string{named}, Body: []byte(line)}
-		if attest { // by a store that was loaded with what does not belong together
+		if attest { // by a store whose lines and readings do not belong together
 			r.Attestation = r.Attest()
 		}
-		// The second time it is the line after another of the same patient.
+		// The second line follows one of the same patient.
 		for range 2 {
 			verdict, err := g.check(t.Context(), r)
 			if err != nil {
 				if permanent := new(export.PermanentError); !errors.As(err, permanent) || strings.Contains(err.Error(), "pat-") {
-					t.Fatalf("%v is no refusal, or names a patient", err)
+					t.Fatalf("%v is not a refusal, or names a patient", err)
 				}
 				return
 			}
 			checkVerdict(t, verdict, r)
-			g.count = 0 // what is attested is read once in a while: here each time
+			g.count = 0 // read each attested line, not one in auditEvery
 		}
 	})
 }
 
-// checkVerdict holds what the guard says of a resource against full decodes of its line.
+// checkVerdict compares the verdict with full decodes of the line.
 func checkVerdict(t *testing.T, verdict verdict, r source.Resource) {
 	t.Helper()
 	var last map[string]any
 	if err := json.Unmarshal(r.Body, &last); err != nil {
-		t.Fatalf("passed what cannot be decoded: %v", err)
+		t.Fatalf("admitted an undecodable line: %v", err)
 	}
 	first, _ := firstOfTwo(t, json.NewDecoder(bytes.NewReader(r.Body))).(map[string]any)
 	for reader, tree := range map[string]map[string]any{"first": first, "last": last} {
 		if tree["resourceType"] != r.Type || tree["id"] != r.ID {
-			t.Fatalf("passed %v/%v for %s/%s by the %s of two", tree["resourceType"], tree["id"], r.Type, r.ID, reader)
+			t.Fatalf("admitted %v/%v as %s/%s, reading the %s of two members", tree["resourceType"], tree["id"], r.Type, r.ID, reader)
 		}
-		var people []string
+		var patients []string
 		if r.Type == "Patient" {
-			people = append(people, r.ID)
+			patients = append(patients, r.ID)
 		}
 		for _, path := range fhir.SubjectPaths(r.Type) {
-			people = append(people, patientsAt(tree, strings.Split(path, "."))...)
+			patients = append(patients, patientsAt(tree, strings.Split(path, "."))...)
 		}
-		asked := slices.ContainsFunc(people, func(p string) bool { return slices.Contains(fuzzCohort[:2], p) })
-		outside := slices.ContainsFunc(people, func(p string) bool { return !slices.Contains(fuzzCohort, p) })
-		if !asked || outside != (verdict == withheld) || verdict == elsewhere {
-			t.Fatalf("verdict %d of a resource about %q by the %s of two", verdict, people, reader)
+		requested := slices.ContainsFunc(patients, func(p string) bool { return slices.Contains(fuzzCohort[:2], p) })
+		outside := slices.ContainsFunc(patients, func(p string) bool { return !slices.Contains(fuzzCohort, p) })
+		if !requested || outside != (verdict == withheld) || verdict == elsewhere {
+			t.Fatalf("verdict %d of a resource about %q, reading the %s of two members", verdict, patients, reader)
 		}
 	}
 }
 
-// firstOfTwo decodes a value; of two members of one name it keeps the first.
+// firstOfTwo decodes a value and keeps the first of two members of one name.
 func firstOfTwo(t *testing.T, decoder *json.Decoder) any {
 	t.Helper()
 	token, err := decoder.Token()
@@ -188,7 +187,7 @@ func firstOfTwo(t *testing.T, decoder *json.Decoder) any {
 	return token
 }
 
-// patientsAt are the patients that references at the path name.
+// patientsAt returns the patients that the references at the path name.
 func patientsAt(node any, path []string) []string {
 	var ids []string
 	switch node := node.(type) {

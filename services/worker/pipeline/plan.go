@@ -17,11 +17,10 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// plan freezes the snapshot, works out the cohort (the group's members that the owner may see), and cuts one unit for
-// each type, more for a type that is too big for one (spec 8). An empty cohort has no units: it is never everybody.
+// plan freezes the snapshot, resolves the cohort (the group's members that the owner may see), and cuts one or more units
+// for each type (spec 8). An empty cohort has no units: it never means all patients.
 func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
-	// The source gives it in whole seconds, as it is shown to IG clients: nothing newer than what they are told is
-	// exported (M-01).
+	// Whole seconds, as in the transactionTime of IG clients: nothing newer than that is exported (M-01).
 	snapshot, err := w.Source.Snapshot(ctx, w.Now())
 	if err != nil {
 		return jobstore.Commit{}, fmt.Errorf("freeze the snapshot: %w", err)
@@ -33,7 +32,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	}
 	types := allowed(job, grant)
 	if !grant.Groups.Has(job.Request.GroupID) || len(types) == 0 {
-		return jobstore.Commit{}, export.Permanent("the permission for it was withdrawn")
+		return jobstore.Commit{}, export.Permanent("the permission was withdrawn")
 	}
 
 	cohort, err := w.storeCohort(ctx, lease, job, grant)
@@ -49,14 +48,17 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	if cohort.Patients > 0 {
 		sizes, err := w.Source.Sizes(ctx)
 		if err != nil {
-			return jobstore.Commit{}, fmt.Errorf("size up the source: %w", err)
+			return jobstore.Commit{}, fmt.Errorf("estimate sizes: %w", err)
 		}
 		units = cut(types, sizes, cohort, w.cfg)
 		withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
-			// With units there is a references unit, which asks again and reports the referenced types.
+			// If there are units, the references unit checks the grant again and reports the referenced types.
 			return slices.Contains(types, typ) || fhir.IsReferenced(typ) && len(units) > 0
 		})
-		if result.Files, err = w.reportProblems(ctx, lease, withdrawn, types); err != nil {
+		result.Files, err = w.writeErrors(ctx, lease, withdrawn, func(out *files) error {
+			return w.reportProblems(ctx, types, out)
+		})
+		if err != nil {
 			return jobstore.Commit{}, err
 		}
 	}
@@ -70,8 +72,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	}, nil
 }
 
-// allowed returns the job's types that its owner may still export: the grant may have become narrower since the
-// kick-off, and it is the grant of now that holds.
+// allowed returns the job's types that the current grant allows. It may be narrower than at the kick-off.
 func allowed(job export.Job, grant directory.Grant) []string {
 	return slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool { return !grant.Types.Has(typ) })
 }
@@ -104,8 +105,8 @@ func (w *Worker) storeCohort(
 	return export.Cohort{Prefix: prefix, Chunks: chunks, Patients: patients}, nil
 }
 
-// cut divides the cohort's data into units: a type's estimated bytes by what a unit of such a job should hold, but never
-// finer than a chunk of the cohort. Types that the store does not hold have no unit.
+// cut divides each type into units of about cfg.unitBytes, never finer than a chunk of the cohort. A type without
+// resources has no unit.
 func cut(types []string, sizes source.Sizes, cohort export.Cohort, cfg Config) []export.Unit {
 	var wholes, units []export.Unit
 	var total int64
@@ -130,17 +131,17 @@ func cut(types []string, sizes source.Sizes, cohort export.Cohort, cfg Config) [
 	return units
 }
 
-// unitsWanted is into how many units a large job is cut: many enough that the last ones to end leave hundreds of workers
-// idle for a moment only, and few enough to weigh nothing in Redis.
+// unitsWanted is the number of units of a large job: enough that hundreds of workers finish at about the same time, and
+// few enough for Redis.
 const unitsWanted = 1024
 
-// unitBytes is how much a unit of a job of so many bytes should hold. The most is what a worker writes in one to three
-// minutes, so that a lost worker costs no more; small jobs are cut finer, so that all workers have a part in them.
+// unitBytes is the target size of the units of a job. UnitMost is the output of one to three minutes: a lost worker costs
+// no more. A small job has smaller units, so that all workers share it.
 func (c Config) unitBytes(total int64) int64 {
 	return max(min(total/unitsWanted, c.UnitMost), c.UnitBytes)
 }
 
-// divide cuts a unit into as many as its bytes need, numbered behind its id, but never finer than a chunk.
+// divide cuts a unit into units of about unitBytes, never finer than a chunk, and appends a number to their ids.
 func divide(whole export.Unit, unitBytes int64) []export.Unit {
 	chunks := whole.Slice.To - whole.Slice.From
 	parts := int(min(max((whole.Bytes+unitBytes-1)/unitBytes, 1), int64(chunks)))
@@ -156,22 +157,13 @@ func divide(whole export.Unit, unitBytes int64) []export.Unit {
 	return units
 }
 
-// reportProblems writes an error file of the job: the types that were accepted and may no longer be exported, and
-// what the source holds of the others and cannot serve. A malformed line is reported, and the rest is exported.
-func (w *Worker) reportProblems(
-	ctx context.Context, lease export.Lease, withdrawn, types []string,
-) ([]export.File, error) {
-	out := w.newFiles(ctx, lease, outcomeType, true)
-	for _, typ := range withdrawn {
-		if err := out.writeWithdrawn(typ); err != nil {
-			return nil, errors.Join(err, out.abort())
-		}
-	}
+// reportProblems writes what the source holds of the types and cannot serve, such as malformed lines.
+func (w *Worker) reportProblems(ctx context.Context, types []string, out *files) error {
 	err := w.Source.Problems(ctx, types, func(p source.Problem) error {
 		return out.writeOutcome(fhir.Outcome("error", "structure", fmt.Sprintf("%s: %s.", p.Place, p.What)))
 	})
 	if err := complete(ctx, err); err != nil {
-		return nil, errors.Join(fmt.Errorf("list the source's problems: %w", err), out.abort())
+		return fmt.Errorf("list the source's problems: %w", err)
 	}
-	return out.close()
+	return nil
 }

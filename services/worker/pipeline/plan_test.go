@@ -67,7 +67,7 @@ func TestAPermissionThatIsWithdrawnAfterTheKickoff(t *testing.T) {
 			id := b.kickOff("Observation", "Patient")
 			withdraw(b.people)
 			got := b.outcome(b.finish(b.worker(), id))
-			want := "The export could not be done: the permission for it was withdrawn."
+			want := "The export could not be done: the permission was withdrawn."
 			if got.job.State != export.Failed || got.job.Failure != want {
 				t.Errorf("the job is %s: %s", got.job.State, got.job.Failure)
 			}

@@ -15,35 +15,31 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-// seal writes the manifest: every file of every closed unit, and an error file that says what could not be produced.
-// If nothing at all could be produced the job fails instead (spec 3).
+// seal writes the manifest with the files of all units, and an error file about what is missing. A job without a single
+// successful unit fails instead (spec 3).
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	failed, done := 0, 0
-	out := w.newFiles(ctx, lease, outcomeType, true)
-	err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
-		if len(job.Key) > 0 && slices.ContainsFunc(result.Files, func(f export.File) bool { return !f.Encrypted }) {
-			// Nobody can read it, and it has to go: with the failure everything of the job is purged.
-			return export.Permanent("a worker that knows no encryption has written a part of it")
-		}
-		writes := unit.Kind == export.KindExport || unit.Kind == export.KindExportReferenced
-		switch {
-		case result.Failure != "":
-			failed++
-			return out.writeOutcome(fhir.Outcome("error", "incomplete", failureText(unit, result)))
-		case writes:
-			done++
-		}
-		if result.Withheld > 0 {
-			return out.writeOutcome(fhir.Outcome("information", "suppressed", fmt.Sprintf(
-				"%s: %d resources that are also about somebody outside of the export were left out.",
-				unit.Type, result.Withheld)))
-		}
-		return nil
+	errorFiles, err := w.writeErrors(ctx, lease, nil, func(out *files) error {
+		return w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
+			if len(job.Key) > 0 && slices.ContainsFunc(result.Files, func(f export.File) bool { return !f.Encrypted }) {
+				// The API cannot serve it. Failing the job purges it.
+				return export.Permanent("a worker without encryption wrote a part of it")
+			}
+			switch {
+			case result.Failure != "":
+				failed++
+				return out.writeOutcome(fhir.Outcome("error", "incomplete", failureText(unit, result)))
+			case unit.Kind == export.KindExport || unit.Kind == export.KindExportReferenced:
+				done++
+			}
+			if result.Withheld > 0 {
+				return out.writeOutcome(fhir.Outcome("information", "suppressed", fmt.Sprintf(
+					"%s: %d resources that also concern a patient outside the export were left out.",
+					unit.Type, result.Withheld)))
+			}
+			return nil
+		})
 	})
-	if err != nil {
-		return jobstore.Commit{}, errors.Join(err, out.abort())
-	}
-	errorFiles, err := out.close()
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
@@ -101,12 +97,12 @@ func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, 
 	return nil
 }
 
-// clear removes what the job needed only while it ran: after the seal, so that its owner need not wait for it. What
-// cannot be removed now is left to the sweep.
+// clear deletes the objects that only a running job needs. It runs after the seal, so that the client does not wait for
+// it; the sweep deletes what it leaves.
 func (w *Worker) clear(ctx context.Context, job export.JobID) {
 	for _, prefix := range export.Scaffolding(job) {
 		if _, err := w.Objects.DeletePrefix(ctx, prefix); err != nil {
-			w.Logger.Warn("scaffolding is left to the sweep", "job_id", job, "err", err)
+			w.Logger.Warn("temporary objects are left to the sweep", "job_id", job, "err", err)
 		}
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-// traceUnit begins the span of an attempt at a unit, at the instant its task arrived: below the kick-off of its job, so
-// that a job is one trace, with a link to what enqueued it. Nothing in it is about a patient or names the group.
+// traceUnit starts the span of an attempt at a unit, at the arrival of its task. Its parent is the kick-off, so that a job
+// is one trace; it links to the span that enqueued the task. No attribute identifies a patient or the group.
 func (w *Worker) traceUnit(
 	ctx context.Context, lease export.Lease, from string, arrived time.Time,
 ) (context.Context, trace.Span) {
@@ -31,7 +31,7 @@ func (w *Worker) traceUnit(
 		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(attributes...), telemetry.LinkTo(from))
 }
 
-// endUnit ends the span of an attempt with what came of it.
+// endUnit ends the span of an attempt with its outcome.
 func endUnit(span trace.Span, result export.Result, outcome string) {
 	span.SetAttributes(attribute.String("sluice.outcome", outcome))
 	if outcome == outcomeDone {
@@ -48,19 +48,4 @@ func endUnit(span trace.Span, result export.Result, outcome string) {
 		span.SetStatus(codes.Error, outcome)
 	}
 	span.End()
-}
-
-// traceUpload begins the span of a file, from its first line to the store's confirmation.
-func (f *files) traceUpload() {
-	_, f.span = telemetry.StartSpan(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
-		trace.WithAttributes(attribute.String("sluice.type", f.typ), attribute.Int("sluice.file", len(f.done))))
-}
-
-// endUpload ends it.
-func (f *files) endUpload(err error) {
-	f.span.SetAttributes(
-		attribute.Int64("sluice.resources", f.current.Count), attribute.Int64("sluice.bytes", f.current.Bytes),
-		attribute.Int64("sluice.stored_bytes", f.current.Stored),
-	)
-	telemetry.EndSpan(f.span, err)
 }

@@ -1,8 +1,8 @@
-// Package pipeline is what a worker does. Each file is a stage of a job's life: handle (claim, keep alive, settle),
-// plan, export (with guard and write), references, seal.
+// Package pipeline runs the units of export jobs. Each file is a stage: handle (claim, heartbeat, settle), plan, export
+// (with guard and write), references, seal.
 //
-// A stage never changes a job on its own. It makes objects under its own fence and returns a commit, which settle
-// hands to the job store; whoever lost the fence in the meantime has made garbage that nobody sees.
+// A stage does not change the job. It writes objects under its own fence and returns a commit for the job store. The
+// objects of an attempt that lost its fence are never listed, and the sweep deletes them.
 package pipeline
 
 import (
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
@@ -23,7 +24,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// Config says how a worker works. Use Defaults and change what differs.
+// Config holds the settings of a worker.
 type Config struct {
 	// NDJSON bytes of a unit of a small job, estimated; a large job has about a thousand units
 	UnitBytes int64 `env:"UNIT_BYTES"`
@@ -40,7 +41,7 @@ type Config struct {
 	Retention time.Duration `env:"RETENTION"`
 }
 
-// Defaults are the values that suit a production deployment.
+// Defaults returns the values for production.
 func Defaults() Config {
 	return Config{
 		UnitBytes:   256 << 20,
@@ -53,24 +54,24 @@ func Defaults() Config {
 	}
 }
 
-// Validate refuses a configuration that cannot work.
+// Validate refuses values that cannot work.
 func (c Config) Validate() error {
 	var errs []error
-	positive := func(name string, ok bool) {
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s must be more than zero", name))
+	for _, setting := range []struct {
+		name string
+		ok   bool
+	}{
+		{"UNIT_BYTES", c.UnitBytes > 0}, {"UNIT_BYTES_MOST", c.UnitMost > 0}, {"FILE_BYTES", c.FileBytes > 0},
+		{"UNIT_ATTEMPTS", c.MaxAttempts > 0}, {"UNIT_HEARTBEAT", c.Heartbeat > 0}, {"OUTAGE_DELAY", c.OutageDelay > 0},
+		{"RETENTION", c.Retention > 0},
+	} {
+		if !setting.ok {
+			errs = append(errs, fmt.Errorf("SLUICE_%s must be positive", setting.name))
 		}
 	}
-	positive("unit bytes", c.UnitBytes > 0)
-	positive("most unit bytes", c.UnitMost > 0)
 	if c.Outstanding < 0 {
-		errs = append(errs, errors.New("outstanding units must not be negative"))
+		errs = append(errs, errors.New("SLUICE_UNITS_OUTSTANDING must not be negative"))
 	}
-	positive("file bytes", c.FileBytes > 0)
-	positive("attempts", c.MaxAttempts > 0)
-	positive("heartbeat", c.Heartbeat > 0)
-	positive("outage delay", c.OutageDelay > 0)
-	positive("retention", c.Retention > 0)
 	return errors.Join(errs...)
 }
 
@@ -85,10 +86,10 @@ type Deps struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
-	Tracing  *telemetry.Tracing // nil: nothing is traced
+	Tracing  *telemetry.Tracing // nil: no tracing
 }
 
-// Worker works on units. It has no state between them but what it need not read again: any number run anywhere.
+// Worker runs units. It keeps nothing between units but caches, so any number of workers can run.
 type Worker struct {
 	Deps
 	lifecycle  *jobs.Lifecycle
@@ -126,58 +127,44 @@ type metrics struct {
 	gaveUp    prometheus.Counter
 }
 
-// How a worker ends a job.
+// Outcomes of jobs.
 const (
 	jobCompleted = "completed"
 	jobFailed    = "failed"
 )
 
 func newMetrics(registry prometheus.Registerer) metrics {
+	auto := promauto.With(registry)
+	counter := func(name, help string) prometheus.Counter {
+		return auto.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return auto.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return auto.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	}
 	m := metrics{
-		units: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_worker_units_total", Help: "Attempts at units by how they ended.",
-		}, []string{"kind", "type", "outcome"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		units: counters("sluice_worker_units_total", "Attempts at units, by outcome.", "kind", "type", "outcome"),
+		duration: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "sluice_worker_unit_seconds", Help: "Time from claim to settlement of a unit.",
 			Buckets: prometheus.ExponentialBuckets(0.05, 3, 10),
 		}, []string{"kind"}),
-		resources: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_worker_resources_total", Help: "Resources written to files.",
-		}, []string{"type"}),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_worker_ndjson_bytes_total", Help: "NDJSON bytes written, before compression.",
-		}, []string{"type"}),
-		stored: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_worker_stored_bytes_total", Help: "Bytes of files as the object store confirmed them, gzipped.",
-		}, []string{"type"}),
-		jobs: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_worker_jobs_total", Help: "Jobs that this worker has brought to their end.",
-		}, []string{"outcome"}),
-		busy: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "sluice_worker_busy_units", Help: "Units that this worker is working on.",
-		}),
-		committed: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "sluice_worker_last_commit_timestamp_seconds",
-			Help: "When this worker last committed a unit, in Unix time; 0: not yet.",
-		}),
-		refusals: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "sluice_worker_guard_refusals_total", Help: "Lines refused because they are not about the cohort.",
-		}),
-		withheld: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "sluice_worker_withheld_total", Help: "Resources left out because they also name another patient.",
-		}),
-		gaveUp: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "sluice_worker_given_up_units_total", Help: "Units that became an entry of their manifest's error list.",
-		}),
-		fenced: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "sluice_worker_fence_losses_total", Help: "Units that found their fence stale.",
-		}),
+		resources: counters("sluice_worker_resources_total", "Resources written to files.", "type"),
+		bytes:     counters("sluice_worker_ndjson_bytes_total", "NDJSON bytes written, before compression.", "type"),
+		stored:    counters("sluice_worker_stored_bytes_total", "Gzipped bytes that the object store confirmed.", "type"),
+		jobs:      counters("sluice_worker_jobs_total", "Jobs that this worker completed or failed.", "outcome"),
+		busy:      gauge("sluice_worker_busy_units", "Units that this worker runs."),
+		committed: gauge("sluice_worker_last_commit_timestamp_seconds",
+			"Unix time of this worker's last commit; 0: none yet."),
+		refusals: counter("sluice_worker_guard_refusals_total", "Lines refused because they do not belong to the cohort."),
+		withheld: counter("sluice_worker_withheld_total", "Resources left out because they concern another patient too."),
+		gaveUp:   counter("sluice_worker_given_up_units_total", "Units given up; each is an entry of its manifest's error list."),
+		fenced:   counter("sluice_worker_fence_losses_total", "Tasks with a stale fence."),
 	}
-	// There from the beginning, so that the first one shows as an increase.
+	// Initialised, so that the first one shows as an increase.
 	for _, outcome := range []string{jobCompleted, jobFailed} {
 		m.jobs.WithLabelValues(outcome)
 	}
-	registry.MustRegister(m.units, m.duration, m.resources, m.bytes, m.stored, m.refusals, m.withheld, m.fenced, m.jobs,
-		m.busy, m.committed, m.gaveUp)
 	return m
 }

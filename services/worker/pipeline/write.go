@@ -7,11 +7,13 @@ import (
 	"fmt"
 
 	"github.com/klauspost/compress/gzip"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
 const (
@@ -19,8 +21,8 @@ const (
 	ndjsonType  = "application/fhir+ndjson"
 )
 
-// files writes one type's lines as gzipped NDJSON objects, the next one begun when one is full. No object is made
-// before the first line: there are no empty files (spec 4). It is for one goroutine.
+// files writes one type's lines as gzipped NDJSON objects of limited size. It creates no object before the first line:
+// there are no empty files (spec 4). It is not safe for concurrent use.
 type files struct {
 	ctx    context.Context
 	worker *Worker
@@ -37,13 +39,55 @@ type files struct {
 	span     trace.Span
 }
 
-// newFiles returns the writer of one type's files for the lease. The context holds for all that is written.
-func (w *Worker) newFiles(ctx context.Context, lease export.Lease, typ string, isError bool) *files {
+// writeFiles returns the files that write fills, in order. When write fails, it drops the unfinished file and leaves the
+// finished ones to the sweep.
+func (w *Worker) writeFiles(
+	ctx context.Context, lease export.Lease, typ string, isError bool, write func(*files) error,
+) ([]export.File, error) {
 	f := &files{ctx: ctx, worker: w, lease: lease, typ: typ, error: isError}
 	if !lease.Unit.Short() {
 		f.throttle = throttle{active: &w.shortUnits, job: lease.Job}
 	}
-	return f
+	err := write(f)
+	if err == nil && f.object != nil {
+		err = f.finish()
+	}
+	if err == nil {
+		return f.done, nil
+	}
+	if abortErr := f.abort(); abortErr != nil {
+		// The object is garbage under this unit's fence. The first error decides the outcome.
+		w.Logger.Warn("unfinished file is left to the sweep", "job_id", lease.Job, "unit", lease.Unit.ID, "err", abortErr)
+	}
+	return nil, err
+}
+
+// writeUnit writes the files of an export unit. A permanent error is a refusal of a guard.
+func (w *Worker) writeUnit(ctx context.Context, lease export.Lease, write func(*files) error) ([]export.File, error) {
+	done, err := w.writeFiles(ctx, lease, lease.Unit.Type, false, write)
+	if err == nil {
+		return done, nil
+	}
+	if errors.As(err, new(export.PermanentError)) {
+		w.metrics.refusals.Inc()
+	}
+	return nil, fmt.Errorf("export %s: %w", lease.Unit.Type, err)
+}
+
+// writeErrors writes an error file of the job: a line of its own for each type whose permission was withdrawn, and those
+// that write adds.
+func (w *Worker) writeErrors(
+	ctx context.Context, lease export.Lease, withdrawn []string, write func(*files) error,
+) ([]export.File, error) {
+	return w.writeFiles(ctx, lease, outcomeType, true, func(out *files) error {
+		for _, typ := range withdrawn {
+			err := out.writeOutcome(fhir.Outcome("error", "forbidden", typ+": the permission was withdrawn."))
+			if err != nil {
+				return err
+			}
+		}
+		return write(out)
+	})
 }
 
 var errAborted = errors.New("aborted")
@@ -80,31 +124,27 @@ func (f *files) writeOutcome(outcome fhir.OperationOutcome) error {
 	return f.write(line)
 }
 
-// writeWithdrawn says that a type was asked for and may no longer be exported.
-func (f *files) writeWithdrawn(typ string) error {
-	return f.writeOutcome(fhir.Outcome("error", "forbidden", typ+": the permission was withdrawn."))
-}
-
 func (f *files) begin() error {
 	name := export.FileName(f.lease.Unit.ID, f.lease.Fence, f.typ, len(f.done))
 	f.current = export.File{
 		Name: name, Type: f.typ, Error: f.error, Key: export.FileKey(f.lease.Job, f.typ, name),
 	}
 	f.object = f.worker.Objects.Create(f.ctx, f.current.Key, ndjsonType)
-	f.traceUpload()
+	_, f.span = telemetry.StartSpan(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithAttributes(attribute.String("sluice.type", f.typ), attribute.Int("sluice.file", len(f.done))))
 	if f.gzip != nil {
 		f.gzip.Reset(f.object)
 		return nil
 	}
 	var err error
-	// Level 1 is as fast as the store takes it in; higher levels make the export slower and little smaller.
+	// Level 1 is as fast as the store. Higher levels slow the export down and save little.
 	if f.gzip, err = gzip.NewWriterLevel(f.object, gzip.BestSpeed); err != nil {
 		return fmt.Errorf("begin file: %w", err)
 	}
 	return nil
 }
 
-// finish closes the current file and has the store confirm it (pitfall 9).
+// finish closes the current file and waits for the store's confirmation (pitfall 9).
 func (f *files) finish() (err error) {
 	defer func() { f.endUpload(err) }()
 	object := f.object
@@ -124,17 +164,7 @@ func (f *files) finish() (err error) {
 	return nil
 }
 
-// close finishes the last file and returns all of them, in order.
-func (f *files) close() ([]export.File, error) {
-	if f.object != nil {
-		if err := f.finish(); err != nil {
-			return nil, err
-		}
-	}
-	return f.done, nil
-}
-
-// abort drops the file being written. Files finished before it stay as garbage for the sweep.
+// abort drops the unfinished file.
 func (f *files) abort() error {
 	if f.object == nil {
 		return nil
@@ -143,4 +173,13 @@ func (f *files) abort() error {
 	f.object = nil
 	f.endUpload(errAborted)
 	return object.Abort()
+}
+
+// endUpload ends the span of a file.
+func (f *files) endUpload(err error) {
+	f.span.SetAttributes(
+		attribute.Int64("sluice.resources", f.current.Count), attribute.Int64("sluice.bytes", f.current.Bytes),
+		attribute.Int64("sluice.stored_bytes", f.current.Stored),
+	)
+	telemetry.EndSpan(f.span, err)
 }

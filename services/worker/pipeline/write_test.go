@@ -1,7 +1,6 @@
 package pipeline_test
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
@@ -10,25 +9,25 @@ import (
 
 func TestFilesRollOver(t *testing.T) { // pitfalls 6, 13
 	var all []string
-	for i := range 100 {
-		all = append(all, observation(fmt.Sprintf("%03d", i), 1+i%3), condition(i, 1))
+	for i := range 8 {
+		all = append(all, observation(i, 1+i%3), condition(i, 1))
 	}
-	size := int64(len(observation("000", 1))) + 1
+	size := int64(len(observation(0, 1))) + 1
 	for name, row := range map[string]struct {
 		fileBytes int64
 		files     int // of Observation
 	}{
-		"a line a file":      {1, 100},
-		"exactly one line":   {size, 100},
-		"a byte more":        {size + 1, 50},
-		"exactly ten lines":  {10 * size, 10},
-		"exactly everything": {100 * size, 1},
+		"a line a file":      {1, 8},
+		"exactly one line":   {size, 8},
+		"a byte more":        {size + 1, 4},
+		"exactly four lines": {4 * size, 2},
+		"exactly everything": {8 * size, 1},
 		"no limit reached":   {1 << 30, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newFixture(t, holding(t, all...), members...)
-			b.cfg.FileBytes = row.fileBytes
-			got := b.export("Observation", "Condition", "Flag")
+			fx := newFixture(t, holding(t, all...), members...)
+			fx.cfg.FileBytes = row.fileBytes
+			got := fx.export("Observation", "Condition", "Flag")
 			got.wantLines(t, all...)
 			files := 0
 			for _, file := range got.files {
@@ -46,8 +45,8 @@ func TestFilesRollOver(t *testing.T) { // pitfalls 6, 13
 			if files != row.files {
 				t.Errorf("%d files of Observation, want %d", files, row.files)
 			}
-			b.wantMetric(200, "sluice_worker_resources_total")
-			b.wantMetric(float64(100*size), "sluice_worker_ndjson_bytes_total", "Observation")
+			fx.wantMetric(16, "sluice_worker_resources_total")
+			fx.wantMetric(float64(8*size), "sluice_worker_ndjson_bytes_total", "Observation")
 		})
 	}
 }
@@ -64,10 +63,10 @@ func TestLinesAreWrittenAsTheyAre(t *testing.T) {
 
 func TestTheScaffoldingIsGoneWhenAJobIsSealed(t *testing.T) {
 	all, _ := network(t)
-	b := newFixture(t, all, members...)
-	got := b.export(everyTravelling...)
+	fx := newFixture(t, all, members...)
+	got := fx.export(everyTravelling...)
 	for _, prefix := range export.Scaffolding(got.job.ID) {
-		if n, err := b.objects.DeletePrefix(t.Context(), prefix); err != nil || n != 0 {
+		if n, err := fx.objects.DeletePrefix(t.Context(), prefix); err != nil || n != 0 {
 			t.Errorf("%d objects with patient ids are left: %v", n, err)
 		}
 	}

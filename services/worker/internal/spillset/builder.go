@@ -1,9 +1,8 @@
-// Package spillset keeps sets of ids that may be larger than memory: a cohort, or the references that an export has met.
+// Package spillset stores sets of ids that may exceed memory: a cohort, or the references of an export.
 //
-// A Builder collects ids in any order, with repeats, and spills sorted runs to the object store when it holds more
-// than its limit. What it has collected is read back merged: ascending, no id twice. A List is such a set stored in
-// chunks, which can be read chunk by chunk and asked for membership. Memory is bounded by the limits here, never by
-// the set.
+// A Builder collects ids in any order, with duplicates, and spills sorted runs to the object store above a memory limit. It
+// yields them merged, in ascending order and without duplicates. A List is such a set stored in chunks, which can be read
+// chunk by chunk or tested for membership. The limits in this package bound the memory, not the size of the set.
 package spillset
 
 import (
@@ -13,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -21,16 +21,31 @@ import (
 )
 
 const (
-	// spillBytes bounds the ids that a Builder holds; a map entry costs about 60 bytes beside the id itself.
+	// spillBytes bounds the memory of a Builder, with entryBytes for each id beside its length.
 	spillBytes = 2 << 20
-	// fanIn bounds how many runs are open at once while they are merged, each with a connection and 20 kB: enough to
-	// merge what the types of a usual job leave at once.
+	entryBytes = 60
+	// fanIn is the number of runs that are merged at once, each with a connection and 20 kB. The types of a usual job
+	// leave fewer.
 	fanIn = 32
-	// openAtOnce is how many of them are asked for at a time.
+	// openAtOnce is the number of runs that are opened concurrently.
 	openAtOnce = 8
 )
 
-// Builder collects ids. It is for one goroutine.
+// idSeq yields ids until yield returns an error, which it returns.
+type idSeq func(yield func(id string) error) error
+
+func idsOf(list []string) idSeq {
+	return func(yield func(string) error) error {
+		for _, id := range list {
+			if err := yield(id); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// Builder collects ids. It is not safe for concurrent use.
 type Builder struct {
 	store  *objects.Store
 	prefix string
@@ -47,24 +62,24 @@ func NewBuilder(store *objects.Store, prefix string) *Builder {
 
 // Add puts the id into the set.
 func (b *Builder) Add(ctx context.Context, id string) error {
-	if _, there := b.held[id]; there {
+	if _, held := b.held[id]; held {
 		return nil
 	}
 	b.held[id] = struct{}{}
-	b.bytes += len(id) + 60
+	b.bytes += len(id) + entryBytes
 	if b.bytes < b.limit {
 		return nil
 	}
 	return b.spill(ctx)
 }
 
-// Has reports whether the id is among those held in memory: a hint that saves work, never an answer.
+// Has reports whether the id is held in memory. False does not mean that the set lacks it.
 func (b *Builder) Has(id []byte) bool {
-	_, there := b.held[string(id)]
-	return there
+	_, held := b.held[string(id)]
+	return held
 }
 
-// Runs writes what is held and returns the object keys of all runs, each sorted, without repeats within itself.
+// Runs spills the ids held and returns the object keys of all runs, each sorted and without duplicates.
 func (b *Builder) Runs(ctx context.Context) ([]string, error) {
 	if len(b.held) > 0 {
 		if err := b.spill(ctx); err != nil {
@@ -74,15 +89,10 @@ func (b *Builder) Runs(ctx context.Context) ([]string, error) {
 	return b.runs, nil
 }
 
-// Each yields the set ascending, no id twice. A set that fits in memory is never written.
+// Each yields the set in ascending order, without duplicates. It writes nothing if the set fits in memory.
 func (b *Builder) Each(ctx context.Context, yield func(id string) error) error {
 	if len(b.runs) == 0 {
-		for _, id := range b.sorted() {
-			if err := yield(id); err != nil {
-				return err
-			}
-		}
-		return nil
+		return b.sorted()(yield)
 	}
 	runs, err := b.Runs(ctx)
 	if err != nil {
@@ -91,26 +101,11 @@ func (b *Builder) Each(ctx context.Context, yield func(id string) error) error {
 	return Merge(ctx, b.store, b.prefix, runs, yield)
 }
 
-func (b *Builder) sorted() []string {
-	ids := make([]string, 0, len(b.held))
-	for id := range b.held {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
-}
+func (b *Builder) sorted() idSeq { return idsOf(slices.Sorted(maps.Keys(b.held))) }
 
 func (b *Builder) spill(ctx context.Context) error {
 	key := fmt.Sprintf("%srun-%06d", b.prefix, len(b.runs))
-	err := writeLines(ctx, b.store, key, func(yield func(string) error) error {
-		for _, id := range b.sorted() {
-			if err := yield(id); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := writeLines(ctx, b.store, key, b.sorted()); err != nil {
 		return fmt.Errorf("spill ids: %w", err)
 	}
 	b.runs = append(b.runs, key)
@@ -119,10 +114,16 @@ func (b *Builder) spill(ctx context.Context) error {
 	return nil
 }
 
-// Merge yields the union of sorted runs ascending, no id twice. More runs than can be open at once are first merged
-// into fewer, written below the prefix, which ends with a slash.
+// Merge yields the union of sorted runs in ascending order, without duplicates. It merges more than fanIn runs in rounds,
+// written below the prefix, which ends with a slash.
 func Merge(
 	ctx context.Context, store *objects.Store, prefix string, runs []string, yield func(id string) error,
+) error {
+	return merge(ctx, store, prefix, runs, fanIn, yield)
+}
+
+func merge(
+	ctx context.Context, store *objects.Store, prefix string, runs []string, fanIn int, yield func(id string) error,
 ) error {
 	for round := 0; len(runs) > fanIn; round++ {
 		var fewer []string
@@ -150,7 +151,7 @@ func mergeOpen(ctx context.Context, store *objects.Store, runs []string, yield f
 			}
 		}
 	}()
-	var opening errgroup.Group // at once: one after the other they are most of what a small job waits for
+	var opening errgroup.Group // concurrent: sequential opens take most of the time of a small job
 	opening.SetLimit(openAtOnce)
 	for i, key := range runs {
 		opening.Go(func() error {
@@ -238,10 +239,8 @@ func lineScanner(r io.Reader) *bufio.Scanner {
 	return lines
 }
 
-// writeLines writes the yielded ids as one object, a line each.
-func writeLines(
-	ctx context.Context, store *objects.Store, key string, each func(yield func(string) error) error,
-) error {
+// writeLines writes the ids as one object, one a line.
+func writeLines(ctx context.Context, store *objects.Store, key string, each idSeq) error {
 	object := store.Create(ctx, key, "text/plain")
 	buffered := bufio.NewWriterSize(object, 64<<10)
 	err := each(func(id string) error {

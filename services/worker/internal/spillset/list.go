@@ -5,23 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
+
+	"github.com/hashicorp/golang-lru/v2/expirable"
 
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
 const (
-	// ChunkSize is how many ids a chunk holds. A chunk of patients is one query to the source and the finest cut of a
-	// type's data, so it must be small enough for a heavy type of a few thousand patients to be shared by several
-	// workers; ten million patients are still only twenty thousand small objects.
+	// ChunkSize is the number of ids in a chunk. A chunk of patients is the smallest query to the source and the smallest
+	// slice of a type, so it must be small enough that several workers can share a heavy type of a few thousand patients.
+	// Ten million patients are only twenty thousand small objects.
 	ChunkSize = 512
-	// cachedChunks is how many chunks a Cache keeps in memory, about 40 kB each.
+	// cachedChunks is the number of chunks in a Cache, about 40 kB each.
 	cachedChunks = 64
 )
 
-// Write stores the ids that each yields, which must be ascending without repeats, as a list below the prefix (which
-// ends with a slash), and returns the number of chunks and ids. An id out of order is an error: a list that is not
-// sorted would answer membership wrongly.
+// Write stores ids as a list below the prefix, which ends with a slash, and returns the number of chunks and ids. The ids
+// must come in ascending order without duplicates: membership tests of an unsorted list would be wrong.
 func Write(
 	ctx context.Context, store *objects.Store, prefix string, each func(yield func(id string) error) error,
 ) (chunks int, count int64, err error) {
@@ -31,7 +31,7 @@ func Write(
 			return nil
 		}
 		firsts = append(firsts, chunk[0])
-		err := writeLines(ctx, store, chunkKey(prefix, chunks), eachOf(chunk))
+		err := writeLines(ctx, store, chunkKey(prefix, chunks), idsOf(chunk))
 		chunks++
 		chunk = chunk[:0]
 		return err
@@ -53,7 +53,7 @@ func Write(
 		err = flush()
 	}
 	if err == nil {
-		err = writeLines(ctx, store, indexKey(prefix), eachOf(firsts))
+		err = writeLines(ctx, store, indexKey(prefix), idsOf(firsts))
 	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("write list: %w", err)
@@ -70,45 +70,21 @@ func Runs(prefix string, chunks int) []string {
 	return keys
 }
 
-// Cache keeps what was last read of lists, for all the Lists that are opened through it: the units of a job read the same
-// cohort, and a read of the store costs as much as exporting some hundred resources. What is stored under a key never
-// changes, so nothing here can be out of date. It may be used from any goroutine.
+// Cache holds the most recently used chunks of all lists opened through it. The units of a job read the same cohort, and a
+// request to the store costs as much as exporting some hundred resources. A stored chunk never changes, so no entry can be
+// stale. It is safe for concurrent use.
 type Cache struct {
-	mu   sync.Mutex
-	held []cached // most recently used last
-}
-
-type cached struct {
-	key string
-	ids []string
+	chunks *expirable.LRU[string, []string] // by object key
 }
 
 // NewCache returns an empty cache.
-func NewCache() *Cache { return &Cache{} }
+func NewCache() *Cache { return newCache(cachedChunks) }
 
-// get returns what is held under the key and takes it for used.
-func (c *Cache) get(key string) ([]string, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, entry := range c.held {
-		if entry.key == key {
-			c.held = append(slices.Delete(c.held, i, i+1), entry)
-			return entry.ids, true
-		}
-	}
-	return nil, false
+func newCache(chunks int) *Cache {
+	return &Cache{chunks: expirable.NewLRU[string, []string](chunks, nil, 0)} // entries do not expire
 }
 
-func (c *Cache) put(key string, ids []string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.held) == cachedChunks {
-		c.held = slices.Delete(c.held, 0, 1)
-	}
-	c.held = append(c.held, cached{key: key, ids: ids})
-}
-
-// List is a stored set. It is for one goroutine.
+// List is a stored set. It is not safe for concurrent use.
 type List struct {
 	store  *objects.Store
 	cache  *Cache
@@ -116,12 +92,7 @@ type List struct {
 	firsts []string // the first id of every chunk
 }
 
-// Open reads the index of a list that Write has stored. The list has a cache of its own.
-func Open(ctx context.Context, store *objects.Store, prefix string) (*List, error) {
-	return NewCache().Open(ctx, store, prefix)
-}
-
-// Open is Open with this cache. An index is read each time: it says whether the list is still there.
+// Open opens a list that Write has stored. It reads the index each time, so that it fails for a deleted list.
 func (c *Cache) Open(ctx context.Context, store *objects.Store, prefix string) (*List, error) {
 	l := &List{store: store, cache: c, prefix: prefix}
 	var err error
@@ -134,25 +105,28 @@ func (c *Cache) Open(ctx context.Context, store *objects.Store, prefix string) (
 	return l, nil
 }
 
+// Chunks returns the number of chunks.
+func (l *List) Chunks() int { return len(l.firsts) }
+
 // Chunk returns the ids of the chunk, ascending. Do not modify them.
 func (l *List) Chunk(ctx context.Context, chunk int) ([]string, error) {
 	if chunk < 0 || chunk >= len(l.firsts) {
 		return nil, fmt.Errorf("list has %d chunks, not a chunk %d", len(l.firsts), chunk)
 	}
 	key := chunkKey(l.prefix, chunk)
-	if ids, held := l.cache.get(key); held {
+	if ids, cached := l.cache.chunks.Get(key); cached {
 		return ids, nil
 	}
 	ids, err := readLines(ctx, l.store, key)
 	if err != nil {
 		return nil, fmt.Errorf("read chunk %d of list: %w", chunk, err)
 	}
-	// What says who may be exported is not taken on trust.
+	// The list decides which patients are exported: verify it.
 	overlaps := len(ids) > 0 && chunk+1 < len(l.firsts) && ids[len(ids)-1] >= l.firsts[chunk+1]
 	if len(ids) == 0 || overlaps || ids[0] != l.firsts[chunk] || !slices.IsSorted(ids) {
 		return nil, fmt.Errorf("chunk %d of list is damaged", chunk)
 	}
-	l.cache.put(key, ids)
+	l.cache.chunks.Add(key, ids)
 	return ids, nil
 }
 
@@ -172,7 +146,7 @@ func (l *List) Run(ctx context.Context, from, to int) ([]string, error) {
 	return ids, nil
 }
 
-// Place returns the chunk that would hold the id, -1 when the id is before all of them.
+// Place returns the chunk that would hold the id, or -1 if the id sorts before all chunks.
 func (l *List) Place(id string) int {
 	at, found := slices.BinarySearch(l.firsts, id)
 	if found {
@@ -199,17 +173,6 @@ func chunkKey(prefix string, chunk int) string { return fmt.Sprintf("%schunk-%06
 
 func indexKey(prefix string) string { return prefix + "index" }
 
-func eachOf(ids []string) func(func(string) error) error {
-	return func(yield func(string) error) error {
-		for _, id := range ids {
-			if err := yield(id); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-}
-
 func readLines(ctx context.Context, store *objects.Store, key string) (ids []string, err error) {
 	body, err := store.Open(ctx, key, 0, -1)
 	if err != nil {
@@ -222,6 +185,3 @@ func readLines(ctx context.Context, store *objects.Store, key string) (ids []str
 	}
 	return ids, lines.Err()
 }
-
-// Chunks returns the number of chunks.
-func (l *List) Chunks() int { return len(l.firsts) }

@@ -32,7 +32,7 @@ func stored(t *testing.T, store *objects.Store, n int) *List {
 	if want := (n + ChunkSize - 1) / ChunkSize; chunks != want || count != int64(n) {
 		t.Fatalf("%d ids in %d chunks, want %d in %d", count, chunks, n, want)
 	}
-	list, err := Open(t.Context(), store, prefix)
+	list, err := NewCache().Open(t.Context(), store, prefix)
 	must(t, err)
 	if list.Chunks() != chunks {
 		t.Fatalf("%d chunks read, %d written", list.Chunks(), chunks)
@@ -90,7 +90,7 @@ func TestListsOfEverySize(t *testing.T) {
 func TestUnsortedInputIsRefused(t *testing.T) {
 	store, _ := open(t)
 	for _, ids := range [][]string{{"b", "a"}, {"a", "a"}, {"", ""}, {"a", "b", "a"}} {
-		if _, _, err := Write(t.Context(), store, prefix, eachOf(ids)); err == nil {
+		if _, _, err := Write(t.Context(), store, prefix, idsOf(ids)); err == nil {
 			t.Errorf("%q was accepted", ids)
 		}
 	}
@@ -99,12 +99,13 @@ func TestUnsortedInputIsRefused(t *testing.T) {
 	if !errors.Is(err, broken) {
 		t.Errorf("the source's error: %v", err)
 	}
-	if _, err := Open(t.Context(), store, prefix); !errors.Is(err, export.ErrNotFound) {
+	if _, err := NewCache().Open(t.Context(), store, prefix); !errors.Is(err, export.ErrNotFound) {
 		t.Errorf("a list that was never finished: %v", err)
 	}
 }
 
 func TestADamagedListIsRefused(t *testing.T) {
+	store, _ := open(t)
 	for name, damage := range map[string]struct {
 		key   string
 		lines []string
@@ -118,10 +119,9 @@ func TestADamagedListIsRefused(t *testing.T) {
 		"id too long":      {chunkKey(prefix, 0), []string{id(0), id(0) + strings.Repeat("x", 70<<10)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			store, _ := open(t)
 			stored(t, store, 2*ChunkSize)
-			must(t, writeLines(t.Context(), store, damage.key, eachOf(damage.lines)))
-			list, err := Open(t.Context(), store, prefix)
+			must(t, writeLines(t.Context(), store, damage.key, idsOf(damage.lines)))
+			list, err := NewCache().Open(t.Context(), store, prefix)
 			for chunk := 0; err == nil && chunk < list.Chunks(); chunk++ {
 				_, err = list.Contains(t.Context(), id(chunk*ChunkSize))
 			}
@@ -130,7 +130,6 @@ func TestADamagedListIsRefused(t *testing.T) {
 			}
 		})
 	}
-	store, _ := open(t)
 	list := stored(t, store, 1)
 	must(t, store.Delete(t.Context(), chunkKey(prefix, 0)))
 	if _, err := list.Contains(t.Context(), id(0)); !errors.Is(err, export.ErrNotFound) {
@@ -138,39 +137,32 @@ func TestADamagedListIsRefused(t *testing.T) {
 	}
 }
 
-func TestAListKeepsFewChunksInMemory(t *testing.T) { // pitfall 6
+func TestACacheIsBounded(t *testing.T) { // pitfall 6
 	store, proxy := open(t)
-	ctx := t.Context()
-	list := stored(t, store, (cachedChunks+1)*ChunkSize)
+	const chunks = 3
+	stored(t, store, (chunks+1)*ChunkSize)
+	cache := newCache(chunks)
+	list, err := cache.Open(t.Context(), store, prefix)
+	must(t, err)
 	read := func(chunk int) (requests int) {
 		t.Helper()
 		before := proxy.Requests()
-		ids, err := list.Chunk(ctx, chunk)
+		ids, err := list.Chunk(t.Context(), chunk)
 		must(t, err)
-		if ids[0] != id(chunk*ChunkSize) || len(ids) != ChunkSize {
+		if len(ids) != ChunkSize || ids[0] != id(chunk*ChunkSize) || ids[ChunkSize-1] != id((chunk+1)*ChunkSize-1) {
 			t.Fatalf("chunk %d begins with %s", chunk, ids[0])
-		}
-		if len(list.cache.held) > cachedChunks {
-			t.Fatalf("%d chunks are kept", len(list.cache.held))
 		}
 		return proxy.Requests() - before
 	}
-	for chunk := range cachedChunks {
+	for chunk := range chunks {
 		if read(chunk) == 0 || read(chunk) != 0 {
-			t.Errorf("chunk %d is not read once", chunk)
+			t.Errorf("chunk %d is not read exactly once", chunk)
 		}
 	}
-	first, err := list.Chunk(ctx, 0) // used again: chunk 1 is now the one used longest ago
-	must(t, err)
-	read(cachedChunks)
-	if read(0) != 0 || read(1) == 0 {
-		t.Error("it was not the chunk used longest ago that went")
-	}
-	for chunk := range cachedChunks + 1 {
-		read(chunk)
-	}
-	if first[0] != id(0) || first[ChunkSize-1] != id(ChunkSize-1) {
-		t.Error("ids handed out changed when their chunk went")
+	read(0) // chunk 1 is now the least recently used
+	read(chunks)
+	if read(0) != 0 || read(1) == 0 || cache.chunks.Len() != chunks {
+		t.Errorf("the cache holds %d chunks, or did not evict the least recently used", cache.chunks.Len())
 	}
 }
 
@@ -200,7 +192,6 @@ func TestRunsOfChunks(t *testing.T) {
 	}
 }
 
-// TestListsShareACache: a chunk is read once for all the units that are at work in a process.
 func TestListsShareACache(t *testing.T) {
 	store, proxy := open(t)
 	stored(t, store, 3*ChunkSize)
