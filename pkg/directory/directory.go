@@ -9,7 +9,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// ErrNoGroup: the group does not exist or cannot be exported (inactive, definitional). The two cases are
+// ErrNoGroup means that the group does not exist or cannot be exported (inactive, definitional). The two cases are
 // indistinguishable on purpose.
 var ErrNoGroup = errors.New("no such group")
 

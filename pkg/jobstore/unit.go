@@ -263,8 +263,8 @@ func (s *Store) Reopen(ctx context.Context, id export.JobID, unit export.UnitID)
 }
 
 // GiveUp closes an open unit as failed for the reason, also one that a worker has claimed; next is the unit to open if no
-// unit is left open. It is idempotent for the same reason. ErrNotFound when there is no such unit; ErrNotLive when the job has ended;
-// ErrConflict when the unit is closed.
+// unit is left open. It is idempotent for the same reason. ErrNotFound when there is no such unit; ErrNotLive when the job
+// has ended; ErrConflict when the unit is closed.
 func (s *Store) GiveUp(ctx context.Context, id export.JobID, unit export.UnitID, reason string, next export.Unit) error {
 	result, err := json.Marshal(export.Result{Failure: reason})
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ErrBusy: another load holds the turn.
+// ErrBusy means that another load holds the turn.
 var ErrBusy = errors.New("another load is running")
 
 // Turn is a session that holds an advisory lock, so that only one load of a kind runs at a time.

@@ -52,7 +52,8 @@ func (c *Client) Ping(ctx context.Context) error {
 	return redisclient.Unavailable("ping queue", c.redis.Ping(ctx).Err())
 }
 
-// ErrTaken: a task of this unit and fence has left the queue and is not done. A worker has it, or Asynq retries it later.
+// ErrTaken means that a task of this unit and fence has left the queue and is not done: a worker has it, or Asynq retries
+// it later.
 var ErrTaken = errors.New("the task was taken already")
 
 // EnqueueUnit puts the unit's task in its queue. It is idempotent: a queued task stays as it is. ErrTaken matters only to
@@ -105,7 +106,7 @@ func (c *Client) enqueuePurge(ctx context.Context, id export.JobID, taskID strin
 // EnqueuePass enqueues one pass of the scheduler's periodic work. bucket is the start of the pass's interval: only one of
 // all the schedulers that enqueue it in the same interval succeeds, and the id stays taken until the interval is over.
 func (c *Client) EnqueuePass(ctx context.Context, pass string, bucket time.Time, interval time.Duration) error {
-	return c.enqueuePass(ctx, passType, maintenanceQueue, pass, bucket, interval)
+	return c.enqueuePass(ctx, recurringType, maintenanceQueue, pass, bucket, interval)
 }
 
 // EnqueueRescue is EnqueuePass for the rescue, in a queue of its own: it must never wait behind a slow pass.

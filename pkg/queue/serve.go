@@ -40,8 +40,8 @@ type ServerConfig struct {
 	Logger      *slog.Logger
 }
 
-// The intervals at which an idle process polls its queues. A job waits four times so long between its stages; each poll costs
-// Redis some 20 microseconds. The express queue carries the stages of jobs, so it alone has to be quick.
+// The intervals at which an idle process polls its queues. A job waits four times so long between its stages; each poll
+// costs Redis some 20 microseconds. The express queue carries the stages of jobs, so it alone has to be quick.
 const (
 	idleCheck    = 50 * time.Millisecond
 	expressCheck = 20 * time.Millisecond
@@ -108,7 +108,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 			return guard(ctx, func(ctx context.Context) error { return handle(ctx, message.GetKind()) })
 		})
 	}
-	pass(passType, maintenanceQueue, handlers.Pass)
+	pass(recurringType, maintenanceQueue, handlers.Pass)
 	pass(rescueType, rescueQueue, handlers.Rescue)
 
 	servers := []*asynq.Server{newServer(client, cfg, cfg.Concurrency, queues, idleCheck)}

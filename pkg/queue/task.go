@@ -30,9 +30,9 @@ const (
 
 // The task types on the wire. A type is never renamed: old and new workers run side by side.
 const (
-	purgeType  = "sluice:purge"
-	passType   = "sluice:upkeep"
-	rescueType = "sluice:watch"
+	purgeType     = "sluice:purge"
+	recurringType = "sluice:upkeep"
+	rescueType    = "sluice:watch"
 )
 
 // unitTypes are the task types of the kinds of units: one task for each unit.

@@ -41,7 +41,7 @@ func (b *bench) api(ctx context.Context) error {
 		func(int) vegeta.Target { return d.kickOff(token) },
 		func(r *vegeta.Result) error {
 			jobs = append(jobs, r.Headers.Get("Content-Location"))
-			return wantStatus(http.StatusAccepted)(r)
+			return wantAccepted(r)
 		})
 	if err != nil {
 		return err
@@ -49,7 +49,7 @@ func (b *bench) api(ctx context.Context) error {
 	f.KickOffs = figuresOf(m)
 	m, err = load(ctx, callers, polls,
 		func(i int) vegeta.Target { return authorized(http.MethodGet, jobs[i%len(jobs)], token) },
-		wantStatus(http.StatusAccepted)) // there is no worker: no job completes
+		wantAccepted) // there is no worker: no job completes
 	if err != nil {
 		return err
 	}

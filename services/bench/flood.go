@@ -123,14 +123,14 @@ func (d *deployment) neighbours(ctx context.Context, tokens map[string]string) (
 		func(i int) vegeta.Target { return d.kickOff(token(i)) },
 		func(r *vegeta.Result) error {
 			jobs = append(jobs, r.Headers.Get("Content-Location"))
-			return wantStatus(http.StatusAccepted)(r)
+			return wantAccepted(r)
 		})
 	if err != nil {
 		return 0, err
 	}
 	_, err = load(ctx, callers, count,
 		func(i int) vegeta.Target { return authorized(http.MethodDelete, jobs[i], token(i)) },
-		wantStatus(http.StatusAccepted))
+		wantAccepted)
 	return milliseconds(metrics.Latencies.P99), err
 }
 

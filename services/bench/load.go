@@ -60,14 +60,12 @@ func authorized(method, url, token string) vegeta.Target {
 	return vegeta.Target{Method: method, URL: url, Header: http.Header{"Authorization": {"Bearer " + token}}}
 }
 
-// wantStatus refuses any response with another status.
-func wantStatus(status int) func(*vegeta.Result) error {
-	return func(r *vegeta.Result) error {
-		if int(r.Code) != status {
-			return fmt.Errorf("%s %s: status %d, want %d", r.Method, r.URL, r.Code, status)
-		}
-		return nil
+// wantAccepted refuses any response but 202.
+func wantAccepted(r *vegeta.Result) error {
+	if r.Code != http.StatusAccepted {
+		return fmt.Errorf("%s %s: status %d, want 202", r.Method, r.URL, r.Code)
 	}
+	return nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -57,7 +57,8 @@ func checkHealth(ctx context.Context, environ []string) error {
 	return health.Get(ctx, transport, scheme+"://"+net.JoinHostPort(host, port)+"/readyz")
 }
 
-// trusted accepts exactly this server certificate, whatever its issuer and name, and sends it as the client certificate: a listener with PRIVATE_CLIENT_CA_FILE takes it when it is of those authorities and good for clients.
+// trusted accepts exactly this server certificate, whatever its issuer and name, and sends it as the client certificate:
+// a listener with PRIVATE_CLIENT_CA_FILE accepts it if those authorities issued it for client use.
 func (f files) trusted() (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
 	if err != nil {

@@ -96,7 +96,8 @@ func (r Redis) Open() (*jobstore.Store, *queue.Client, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	jobs, err := jobstore.Open(r.URL, nil, redisclient.WithRoots(roots), redisclient.WithObserver(r.observed.Observer("redis")))
+	jobs, err := jobstore.Open(r.URL, nil,
+		redisclient.WithRoots(roots), redisclient.WithObserver(r.observed.Observer("redis")))
 	if err != nil {
 		return nil, nil, fmt.Errorf("SLUICE_REDIS_URL: %w", err)
 	}

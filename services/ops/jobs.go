@@ -131,7 +131,7 @@ type Unit struct {
 	State     UnitState     `json:"state"`
 	Fence     int64         `json:"fence"`
 	Attempts  int           `json:"failed_attempts"`
-	Silent    Seconds       `json:"silent_seconds"`       // since the enqueue or the last heartbeat; negative: until the next attempt
+	Silent    Seconds       `json:"silent_seconds"`       // since it was last heard of; negative: until its retry
 	Cause     export.Cause  `json:"last_cause,omitempty"` // why it was last given back or lost
 	Failure   string        `json:"failure,omitempty"`    // of a failed unit
 	Resources int64         `json:"resources"`            // of a done unit
@@ -171,7 +171,8 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 		return Detail{}, err
 	}
 	detail := Detail{
-		Job: o.show(found.Job), At: found.At, Progress: []Progress{}, Units: make([]Unit, 0, len(found.Units)), Errors: []string{},
+		Job: o.show(found.Job), At: found.At,
+		Progress: []Progress{}, Units: make([]Unit, 0, len(found.Units)), Errors: []string{},
 	}
 	byType := map[string]*Progress{}
 	for _, standing := range found.Units {

@@ -44,7 +44,8 @@ func (o *Operator) PauseKickoffs(ctx context.Context, reason string, until time.
 		target += " until " + until.UTC().Format(time.RFC3339)
 	}
 	return o.change(audit.Event{Action: audit.Admin, Target: target, Reason: reason}, func() error {
-		return o.Jobs.PauseKickoffs(ctx, jobstore.Pause{Reason: reason, Since: now.Truncate(time.Millisecond), Until: until.UTC()})
+		pause := jobstore.Pause{Reason: reason, Since: now.Truncate(time.Millisecond), Until: until.UTC()}
+		return o.Jobs.PauseKickoffs(ctx, pause)
 	})
 }
 

@@ -22,7 +22,7 @@ var _ directory.Access = (*Access)(nil)
 // NewAccess returns the grants of the pool's database.
 func NewAccess(pool *pgxpool.Pool) *Access { return &Access{pool: pool} }
 
-// ErrNoGrant: the owner has no entry.
+// ErrNoGrant means that the owner has no entry.
 var ErrNoGrant = errors.New("no such grant")
 
 // Check returns an error unless the database is reachable and has the schema that this program needs.

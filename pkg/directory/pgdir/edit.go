@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// ErrGroupExists: a group with the id exists, exportable or not.
+// ErrGroupExists means that a group with the id exists, exportable or not.
 var ErrGroupExists = errors.New("the group exists")
 
 // Group is a group as operators see it.

@@ -42,8 +42,8 @@ func (s *service) status(c *gin.Context) error {
 	return s.progress(c, job)
 }
 
-// ownJob returns the job in the path if it belongs to the caller and is visible, otherwise the 404 of spec 3. Jobs of others
-// and unknown jobs cost the same: one read of the record. An invalid id skips the read, which discloses nothing.
+// ownJob returns the job in the path if it belongs to the caller and is visible, otherwise the 404 of spec 3. Jobs of
+// others and unknown jobs cost the same: one read of the record. An invalid id skips the read, which discloses nothing.
 func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 	id, err := export.ParseJobID(c.Param("job"))
 	if err != nil {

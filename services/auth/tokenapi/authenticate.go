@@ -54,7 +54,7 @@ func (s *Service) readProof(r *http.Request, form map[string]string) (proof, *pr
 
 // readBasic reads HTTP Basic, whose id and secret are form-urlencoded once more (RFC 6749 section 2.3.1).
 func readBasic(header, clientID string) proof {
-	bad := proof{basic: true, flaw: errors.New("Authorization is not HTTP Basic with a client id and secret")}
+	bad := proof{basic: true, flaw: errors.New("the header Authorization is not HTTP Basic with a client id and secret")}
 	scheme, encoded, _ := strings.Cut(header, " ")
 	text, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(encoded))
 	if !strings.EqualFold(scheme, "Basic") || err != nil {
