@@ -65,7 +65,7 @@ func Open(url string, roots *x509.CertPool, now func() time.Time) (*Store, error
 	return s, nil
 }
 
-// Observe has the observer told of each command. It comes before the first.
+// Observe reports each command to the observer. It must be called before the first command.
 func (s *Store) Observe(observer telemetry.Observer) { redisclient.Observe(s.redis, observer) }
 
 // Close ends the connections.

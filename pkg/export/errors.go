@@ -21,7 +21,7 @@ var (
 	ErrUnavailable = errors.New("unavailable")
 )
 
-// PermanentError is the outcome of a unit that no retry can mend.
+// PermanentError is the outcome of a unit that no retry can change.
 type PermanentError struct{ Reason string }
 
 func (e PermanentError) Error() string { return "permanent: " + e.Reason }

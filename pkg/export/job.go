@@ -12,7 +12,7 @@ import (
 )
 
 // JobID names a job in URLs, keys and logs. It is 128 bits of randomness, 26 characters of lower-case base32, and
-// says nothing about who asked for what.
+// discloses neither owner nor request.
 type JobID string
 
 var jobIDForm = regexp.MustCompile(`^[a-z2-7]{26}$`)

@@ -2,17 +2,17 @@ package export
 
 import "slices"
 
-// State is where a job stands in its life. docs/state-machine.md draws it.
+// State is the state of a job (docs/state-machine.md).
 type State string
 
 // The states. A purged job has none: its record is gone.
 const (
 	Scheduled State = "scheduled" // recorded; the plan has not begun
-	Planning  State = "planning"  // the cohort and the units are being worked out
+	Planning  State = "planning"  // the cohort is resolved and the units are cut
 	Running   State = "running"   // units are being exported
 	Sealing   State = "sealing"   // all units are closed; the manifest is being written
 	Completed State = "completed" // the manifest is there
-	Failed    State = "failed"    // nothing could be produced; Failure says why
+	Failed    State = "failed"    // nothing could be produced; Failure is the reason
 	Cancelled State = "cancelled" // its owner deleted it; waiting to be purged
 	Expired   State = "expired"   // its retention is over; waiting to be purged
 )

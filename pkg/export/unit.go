@@ -6,11 +6,11 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// Kind is what a unit does. Everything a worker does for a job is a unit: claimed with a fence, kept alive by
-// heartbeats, committed by one script, so that one mechanism makes all of it safe to kill, repeat and delay.
+// Kind is the work of a unit. All work for a job is done in units: claimed with a fence, kept alive by heartbeats, committed
+// by one script. One mechanism makes all of it safe to kill, repeat and delay.
 type Kind string
 
-// The kinds of units, in the order in which a job meets them.
+// The kinds of units, in the order of a job's life.
 const (
 	KindPlan              Kind = "plan"       // resolve the cohort, cut the units
 	KindExport            Kind = "export"     // export one type of one slice of the cohort
@@ -56,10 +56,10 @@ type Unit struct {
 	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes: the weight in order and progress
 }
 
-// ShortBytes is up to how many estimated bytes a unit that writes files counts as short: some tenths of a second.
+// ShortBytes is the largest estimate, in NDJSON bytes, of a short unit that writes files.
 const ShortBytes = 16 << 20
 
-// Short reports whether the unit is over soon, so that it need not wait behind those that are not.
+// Short reports whether the unit takes well under a second, as far as its estimate goes.
 func (u Unit) Short() bool {
 	return u.Kind != KindExport && u.Kind != KindExportReferenced || u.Bytes <= ShortBytes
 }
@@ -70,8 +70,8 @@ type Slice struct {
 	To   int `json:"to"`
 }
 
-// Lease is the right to work on a unit: it holds as long as the unit's fence is the lease's fence. Whoever holds an
-// older fence has lost, and nothing it does is seen.
+// Lease is the right to run a unit. It holds as long as the unit's fence is the lease's fence: the results of an attempt
+// with an older fence are discarded.
 type Lease struct {
 	Job     JobID
 	Unit    Unit
@@ -99,5 +99,5 @@ type File struct {
 	Stored int64  `json:"stored"` // compressed size, as the object store confirmed it
 	SHA256 string `json:"sha256"` // of the compressed bytes, lower-case hex
 
-	Encrypted bool `json:"encrypted,omitempty"` // the object is; what stands above is about what it decrypts to
+	Encrypted bool `json:"encrypted,omitempty"` // the object is encrypted; the fields above describe the plaintext
 }

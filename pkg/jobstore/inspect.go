@@ -224,8 +224,8 @@ func (s *Store) Health(ctx context.Context) (Health, error) {
 	}
 	health := Health{Clock: clock.UTC(), Latency: time.Since(begun)}
 	info, err := s.redis.InfoMap(ctx).Result()
-	var told redis.Error
-	if err != nil && !errors.As(err, &told) {
+	var refused redis.Error
+	if err != nil && !errors.As(err, &refused) {
 		return Health{}, redisclient.Unavailable("read the health of redis", err)
 	}
 	health.Version, health.Role = info["Server"]["redis_version"], info["Replication"]["role"]

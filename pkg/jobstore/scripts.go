@@ -102,7 +102,7 @@ local function unstage()
   end
   redis.call('DEL', staged)
 end
--- progress adds to the weights of the job. The percentage that is told never goes back.
+-- progress adds to the weights of the job. The percentage never decreases.
 local function progress(more_total, more_done)
   local total = tonumber(redis.call('HGET', job, 'weight_total') or '0') + more_total
   local done = tonumber(redis.call('HGET', job, 'weight_done') or '0') + more_done

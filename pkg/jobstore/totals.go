@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// Totals is how much units have committed. Of a job whose units an older release committed it says less than there is.
+// Totals is how much units have committed. Units that an older release committed are missing.
 type Totals struct {
 	Resources int64 // lines, without those of error files
 	Bytes     int64 // of these lines

@@ -36,7 +36,7 @@ type ServerConfig struct {
 	Roots       *x509.CertPool // of a Redis behind rediss://; nil: the system's
 	Concurrency int            // tasks at once
 	Express     int            // further tasks at once of those that are short, for a process that serves units
-	Drain       time.Duration  // on stop, how long running tasks may go on before they are told to hand back
+	Drain       time.Duration  // on stop, how long running tasks may go on before they are handed back
 	Logger      *slog.Logger
 }
 

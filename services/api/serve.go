@@ -45,7 +45,7 @@ type settings struct {
 	base *url.URL
 }
 
-// What a kick-off gets that is identical to one whose export is at work.
+// The results of a kick-off that is identical to that of a running export.
 const (
 	repeatNew  = "new"  // a job of its own
 	repeatSame = "same" // the status URL of the running job
@@ -67,7 +67,7 @@ func (c *settings) Validate() (err error) {
 	}
 	if c.StatusLimit < c.JobLimit*httpapi.StatusesOfAJob {
 		err = errors.Join(err, fmt.Errorf("SLUICE_STATUS_LIMIT must be at least %d for each of SLUICE_JOB_LIMIT: clients that "+
-			"poll as they are told would be refused", httpapi.StatusesOfAJob))
+			"obey Retry-After would be refused", httpapi.StatusesOfAJob))
 	}
 	if c.Repeat != repeatNew && c.Repeat != repeatSame {
 		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))

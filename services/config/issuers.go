@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// issuerFile is the form of the file that says whose tokens are accepted.
+// issuerFile is the file of the issuers whose tokens are accepted.
 type issuerFile struct {
 	Issuers []issuerEntry `yaml:"issuers"`
 }

@@ -101,7 +101,7 @@ func (t TLS) Validate() error {
 	return errors.Join(publicErr, privateErr, clientErr, boundErr)
 }
 
-// Listeners says how the listeners of a process serve: options for HTTP.
+// Listeners are the HTTP options of the listeners of a process.
 type Listeners struct {
 	Public, Private []httpserver.Option
 }

@@ -51,7 +51,7 @@ func scaleHandler(from queues, log *slog.Logger) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		if err != nil {
-			log.Warn("nobody can be told how many workers are of use", "err", err)
+			log.Warn("cannot report queue metrics to the autoscaler", "err", err)
 			w.WriteHeader(http.StatusServiceUnavailable)
 			_, _ = w.Write([]byte(`{"status":"unavailable"}` + "\n")) // a client that has gone needs no answer
 			return

@@ -12,20 +12,19 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Limits bound what one subject may ask for, whichever of the API's replicas it asks: they are counted in the job store.
-// A client that does one thing at a time and waits as Retry-After says is never refused for having asked too often, with
-// Statuses at least StatusesOfAJob for each of Jobs. Zero means the default.
+// Limits bound the requests of one subject over all replicas of the API: they are counted in the job store. A client that
+// obeys Retry-After is never refused if Statuses is at least StatusesOfAJob for each of Jobs. Zero means the default.
 type Limits struct {
-	Jobs     int  // exports of a subject at work at once; 5
-	Join     bool // a kick-off identical to one whose export is at work gets that one's status URL, and starts nothing
-	KickOffs int  // kick-offs in a minute, of those that could have started a job; 60
-	Statuses int  // answers about its own jobs in a minute; 600
+	Jobs     int  // running exports at once; 5
+	Join     bool // a kick-off identical to that of a running export gets its status URL and starts nothing
+	KickOffs int  // kick-offs per minute, of those that could have started a job; 60
+	Statuses int  // answers about its own jobs per minute; 600
 }
 
-// StatusesOfAJob is how many status answers in a minute a client gets of one job that it polls as told.
+// StatusesOfAJob is how often a client that obeys Retry-After polls one job in a minute, at most.
 const StatusesOfAJob = 40
 
-// fullWait is the shortest wait of a subject that has as many exports at work as it may have.
+// fullWait is the shortest Retry-After for a subject whose places are all taken.
 const fullWait = 5 * time.Second
 
 // limitWindow is the window in which requests are counted.
@@ -49,23 +48,23 @@ func (l Limits) withDefaults() (Limits, error) {
 	return l, nil
 }
 
-// What is counted, as it stands in the job store.
+// The names of the counters in the job store.
 const (
 	countedKickOffs = "kickoff"
 	countedStatuses = "status"
 )
 
-// limitKickOffs refuses a subject that kicks off too often. Retry-After is in seconds whatever the dialect, as for every
-// answer that is not about a job: RFC 9110 is all that such a client can go by.
+// limitKickOffs refuses a subject that kicks off too often. Retry-After is in seconds in both dialects, as for every answer
+// that is not about a job (RFC 9110).
 func (s *service) limitKickOffs(c *gin.Context) error {
 	return s.limit(c, countedKickOffs, s.limits.KickOffs, "",
-		"Exports were kicked off too often: wait as the header Retry-After says.")
+		"Too many kick-offs. Retry after the time in the header Retry-After.")
 }
 
-// limitStatuses refuses a subject that asks about its jobs too often, with the interval in the dialect of the job.
+// limitStatuses refuses a subject that polls its jobs too often, with Retry-After in the dialect of the job.
 func (s *service) limitStatuses(c *gin.Context, job export.Job) error {
 	return s.limit(c, countedStatuses, s.limits.Statuses, job.Request.Dialect,
-		"The status of exports was asked for too often: wait as the header Retry-After says.")
+		"Too many status requests. Retry after the time in the header Retry-After.")
 }
 
 func (s *service) limit(c *gin.Context, what string, limit int, dialect export.Dialect, text string) error {
@@ -84,15 +83,15 @@ func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
 	}
 }
 
-// full says which exports are at work: they are the caller's own. The wait is that of the export that asks for the
-// shortest one; there is no telling when one of them ends.
+// full is the 429 that names the caller's running exports. Retry-After is the shortest poll interval among them, since their
+// ends cannot be predicted.
 func (s *service) full(ctx context.Context, running []export.JobID) error {
-	const told = 10     // in an answer
+	const listed = 10   // in an answer
 	wait := longestPoll // at least fullWait, so that trying again stays within the limit of kick-offs
 	var urls []string
-	for _, id := range running[:min(len(running), told)] {
+	for _, id := range running[:min(len(running), listed)] {
 		job, err := s.Jobs.Job(ctx, id)
-		if err != nil && !errors.Is(err, export.ErrNotFound) { // the latter is being started, or was purged just now
+		if err != nil && !errors.Is(err, export.ErrNotFound) { // it may have been purged meanwhile
 			return fmt.Errorf("reading job %s: %w", id, err)
 		}
 		if err == nil {
@@ -100,7 +99,7 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 			urls = append(urls, s.statusURL(id))
 		}
 	}
-	text := fmt.Sprintf("This client has as many exports at work as it may have at once: %d.", len(running))
+	text := fmt.Sprintf("This client has the maximum number of running exports: %d.", len(running))
 	if len(urls) > 0 {
 		text += " Wait for one to end, or cancel one: " + strings.Join(urls, " ")
 	}

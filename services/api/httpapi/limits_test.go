@@ -201,7 +201,7 @@ func TestTenThousandKickOffs(t *testing.T) {
 				handler.ServeHTTP(recorder, request)
 				answer := strconv.Itoa(recorder.Code)
 				switch body := recorder.Body.String(); {
-				case strings.Contains(body, "kicked off too often"):
+				case strings.Contains(body, "Too many kick-offs"):
 					answer = "too often"
 				case strings.Contains(body, "at work as it may have"):
 					answer = "too many"

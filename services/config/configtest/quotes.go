@@ -44,9 +44,8 @@ var unusable = []string{
 	"%zz\x7f" + secret + "\n" + secret,
 }
 
-// told are variables whose values may be told, because they are no secrets and finding what is wrong with them is
-// easier so: places of this machine and names.
-func told(variable string) bool {
+// quotable are variables whose values errors may quote: paths and names, which are no secrets.
+func quotable(variable string) bool {
 	for _, end := range []string{"_ADDR", "_DIR", "_FILE", "_LOG", "S3_BUCKET"} {
 		if strings.HasSuffix(variable, end) {
 			return true
@@ -64,7 +63,7 @@ type Service struct {
 }
 
 // QuotesNothing tries each text variable of the service with garbage, as a value, as what a file holds and as the name
-// of one, with --check-config and without; the service is told to stop before it starts. The garbage may be neither in
+// of one, with --check-config and without; the service is stopped before it starts. The garbage may be neither in
 // its error nor on its stderr.
 func QuotesNothing(t *testing.T, service Service) {
 	t.Helper()
@@ -72,7 +71,7 @@ func QuotesNothing(t *testing.T, service Service) {
 	end()
 	tried, values := 0, garbage(t)
 	for _, variable := range variables(reflect.TypeOf(service.Config)) {
-		if told(variable) {
+		if quotable(variable) {
 			continue
 		}
 		tried++
