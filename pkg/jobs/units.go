@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
@@ -90,7 +91,10 @@ func (l *Lifecycle) GiveUp(ctx context.Context, lease export.Lease, reason strin
 // Commit closes the unit with its result and issues the units that become free. After a commit that succeeded issueErr
 // is why they could not be enqueued; the next rescue enqueues them.
 func (l *Lifecycle) Commit(ctx context.Context, lease export.Lease, commit jobstore.Commit) (issueErr, err error) {
-	if err := l.Store.Commit(ctx, lease, commit); err != nil {
+	spanCtx, span := telemetry.StartSpan(ctx, "commit")
+	err = l.Store.Commit(spanCtx, lease, commit)
+	telemetry.EndSpan(span, err)
+	if err != nil {
 		return nil, err
 	}
 	if commit.Seal != nil {

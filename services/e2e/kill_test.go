@@ -189,7 +189,7 @@ func (s *stack) runningUnits() int {
 			switch entry["msg"] {
 			case "unit claimed":
 				claimed++
-			case "unit settled":
+			case "unit ended":
 				claimed--
 			}
 		}

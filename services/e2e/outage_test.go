@@ -98,7 +98,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 		mend     func()
 		affected string // log message of a worker
 	}{
-		{"PostgreSQL", server.Kill, server.Start, "unit waits for what is unavailable"},
+		{"PostgreSQL", server.Kill, server.Start, "unit waits for an unavailable dependency"},
 		{"the API", func() { s.api.kill() }, s.restartAPI, ""},
 		{"everything", func() {
 			holder(t, workers).kill()

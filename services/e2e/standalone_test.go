@@ -101,7 +101,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 	shown, err := io.ReadAll(resp.Body)
 	must(t, err)
 	must(t, resp.Body.Close())
-	if resp.StatusCode != http.StatusOK || !strings.Contains(string(shown), "completed") || !strings.Contains(string(shown), "Intake is open") {
+	if resp.StatusCode != http.StatusOK || !strings.Contains(string(shown), "completed") || !strings.Contains(string(shown), "New exports are accepted") {
 		t.Errorf("the admin page: %s\n%s", resp.Status, shown)
 	}
 

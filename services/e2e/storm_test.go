@@ -124,7 +124,7 @@ func executionsOf(workers []*process) executions {
 				e.claimed++
 				fence, _ := entry["fence"].(float64)
 				e.fences[unit] = max(e.fences[unit], fence)
-			case "unit settled":
+			case "unit ended":
 				outcome, _ := entry["outcome"].(string)
 				e.outcomes[outcome]++
 				if outcome == "done" {

@@ -38,6 +38,13 @@ const (
 	outcomeUnrecorded = "unrecorded"  // the outcome could not be recorded
 )
 
+// givenBack are the log messages of outcomes after which the unit runs again.
+var givenBack = map[string]string{
+	outcomeRetried:    "unit will be retried",
+	outcomeWaiting:    "unit waits for an unavailable dependency",
+	outcomeHandedBack: "unit is handed back",
+}
+
 // Handle claims the task's unit, runs it with heartbeats, and records the outcome. It returns an error only when the
 // outcome could not be recorded; the task is then delivered again.
 func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
@@ -207,18 +214,14 @@ func (w *Worker) record(ctx context.Context, log *slog.Logger, lease export.Leas
 		log.Error("unit failed for good", "err", runErr)
 		return w.giveUp(ctx, log, lease, result.reason)
 	default:
-		log.Warn("unit is given back", "outcome", result.name, "err", runErr)
+		log.Warn(givenBack[result.name], "err", runErr)
 		return w.lifecycle.Release(ctx, lease, result.delay, result.cause)
 	}
 }
 
 // commit closes the unit. Once the seal is committed the job's scaffolding is deleted.
 func (w *Worker) commit(ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit) error {
-	issueErr, err := func() (_, err error) {
-		ctx, span := telemetry.StartSpan(ctx, "commit")
-		defer func() { telemetry.EndSpan(span, err) }()
-		return w.lifecycle.Commit(ctx, lease, commit)
-	}()
+	issueErr, err := w.lifecycle.Commit(ctx, lease, commit)
 	if err != nil {
 		return err
 	}
