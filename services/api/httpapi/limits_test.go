@@ -203,7 +203,7 @@ func TestTenThousandKickOffs(t *testing.T) {
 				switch body := recorder.Body.String(); {
 				case strings.Contains(body, "Too many kick-offs"):
 					answer = "too often"
-				case strings.Contains(body, "at work as it may have"):
+				case strings.Contains(body, "maximum number of running exports"):
 					answer = "too many"
 				}
 				mu.Lock()
