@@ -6,8 +6,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// Kind is the work of a unit. All work for a job is done in units: claimed with a fence, kept alive by heartbeats, committed
-// by one script. One mechanism makes all of it safe to kill, repeat and delay.
+// Kind is the work of a unit. All work for a job is done in units: claimed with a fence, kept alive by heartbeats,
+// committed by one script. One mechanism makes all of it safe to kill, repeat and delay.
 type Kind string
 
 // The kinds of units, in the order of a job's life.
