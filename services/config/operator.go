@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// OperatorPage configures the operator's page (docs/operators-page.md) on the private listener. The page can cancel jobs
-// and has no login, so by default it is only on loopback addresses. Client certificates are not enough: metrics scrapers have
-// one too.
+// OperatorPage configures the operator's page (docs/operators-page.md) on the private listener. The page can cancel
+// jobs and has no login, so by default it is only on loopback addresses. Client certificates are not enough: metrics
+// scrapers have one too.
 type OperatorPage struct {
 	// auto (on loopback), true or false: docs/operators-page.md
 	Page string `env:"OPERATOR_PAGE" envDefault:"auto"`

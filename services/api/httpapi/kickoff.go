@@ -48,7 +48,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		return err
 	}
 	who := principalOf(c)
-	if s.needGroup && !who.Scopes.MayRead("Group") { // before the lookup of the group, so the answer discloses nothing about it
+	if s.needGroup && !who.Scopes.MayRead("Group") { // before the lookup, so the answer discloses nothing
 		return forbidden("The token's scopes do not allow to read Group, which the export of a group needs here.")
 	}
 	grant, err := s.Access.Grant(c.Request.Context(), who.Owner)

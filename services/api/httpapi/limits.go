@@ -83,8 +83,8 @@ func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
 	}
 }
 
-// full is the 429 that names the caller's running exports. Retry-After is the shortest poll interval among them, since their
-// ends cannot be predicted.
+// full is the 429 that names the caller's running exports. Retry-After is the shortest poll interval among them, since
+// their ends cannot be predicted.
 func (s *service) full(ctx context.Context, running []export.JobID) error {
 	const listed = 10   // in an answer
 	wait := longestPoll // at least fullWait, so that trying again stays within the limit of kick-offs
