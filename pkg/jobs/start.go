@@ -53,10 +53,8 @@ func (l *Lifecycle) Start(
 		return "", l.undo(ctx, job.ID, fmt.Errorf("enqueue the plan: %w: %w", export.ErrUnavailable, err))
 	}
 	if admission.Join {
-		// Without it identical kick-offs wait until the plan is claimed.
-		if err := l.Store.Queued(ctx, job.ID); err != nil && !Gone(err) {
-			return job.ID, nil
-		}
+		// The job has started, so an error changes nothing: identical kick-offs wait until the plan is claimed.
+		_ = l.Store.Queued(ctx, job.ID)
 	}
 	return job.ID, nil
 }
