@@ -78,7 +78,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		job.Key = s.NewKey(job.ID)
 	}
 	admission := jobstore.Admission{Limit: s.limits.Jobs, Join: s.limits.Join}
-	admitted, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
+	admitted, joinErr, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
 		noteJob(c, admitted)
 		event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
 		event.Target, event.Types = "Group/"+group, types
@@ -89,7 +89,10 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		return s.full(ctx, full.Running)
 	}
 	if err != nil {
-		return fmt.Errorf("starting the job: %w", err)
+		return fmt.Errorf("start the job: %w", err)
+	}
+	if joinErr != nil {
+		keepError(c, joinErr)
 	}
 	c.Header("Content-Location", s.statusURL(admitted))
 	c.Status(http.StatusAccepted)
