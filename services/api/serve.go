@@ -45,13 +45,13 @@ type settings struct {
 	base *url.URL
 }
 
-// The results of a kick-off that is identical to that of a running export.
+// What a kick-off identical to that of a running export gets.
 const (
 	repeatNew  = "new"  // a job of its own
 	repeatSame = "same" // the status URL of the running job
 )
 
-// Validate refuses what cannot work.
+// Validate returns every problem of the configuration.
 func (c *settings) Validate() (err error) {
 	if c.base, err = config.BaseURL(c.BaseURL); err != nil {
 		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
@@ -89,11 +89,6 @@ func (c *settings) Validate() (err error) {
 		c.Envelope.Validate(), c.Audit.Validate())
 }
 
-func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
-	checkOnly, err = config.Load(ctx, "api", args, environ, &cfg)
-	return cfg, checkOnly, err
-}
-
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := telemetry.NewLogger(stderr, "api", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
@@ -121,8 +116,8 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer objects.Close()
-	const questions = 16 // to the directory at once; a kick-off asks two, one after the other
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, questions)
+	const connections = 16 // a kick-off uses one, for two short queries
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, connections)
 	if err != nil {
 		return err
 	}
@@ -173,7 +168,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = public.Close() }() // for a start that fails
+	defer func() { _ = public.Close() }() // if the start fails
 	private, err := config.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err

@@ -25,7 +25,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/config/configtest"
 )
 
-// settings are those of an API on real stores whose tokens come from the issuer at the URL.
+// environment returns the settings of an API on real stores that trusts the issuer at the URL.
 func environment(t *testing.T, jwksURL string) []string {
 	t.Helper()
 	dir := t.TempDir()
@@ -48,7 +48,7 @@ func environment(t *testing.T, jwksURL string) []string {
 	}
 }
 
-// What would keep the API from starting is known to --check-config.
+// --check-config reports what would keep the API from starting.
 func TestCheckConfig(t *testing.T) {
 	base := environment(t, "https://one.example.org/keys")
 	for url, want := range map[string]string{
@@ -73,7 +73,7 @@ func TestCheckConfig(t *testing.T) {
 	}
 }
 
-// A file of issuers that the API would not start with is reported beside what else is wrong.
+// --check-config reports an invalid file of issuers together with other problems.
 func TestCheckConfigReadsIssuers(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "issuers.yaml")
 	if err := os.WriteFile(file, []byte("issuers:\n- {name: a, audiences: []}\n"), 0o600); err != nil {
@@ -89,7 +89,7 @@ func TestCheckConfigReadsIssuers(t *testing.T) {
 	}
 }
 
-// Keys that cannot be read and encryption that there is none of are known as well, both at once, and no key is quoted.
+// --check-config reports malformed master keys and unknown server-side encryption together, without quoting a key.
 func TestCheckConfigOfEncryption(t *testing.T) {
 	base := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir")
 	check := func(more ...string) error {
@@ -119,7 +119,7 @@ func TestNoSecretIsQuoted(t *testing.T) {
 	})
 }
 
-// Each listener of the API serves as it is meant to.
+// Each listener requires TLS and, if private, a client certificate.
 func TestTLS(t *testing.T) {
 	authority, operators := testenv.NewAuthority(t), testenv.NewAuthority(t)
 	valid := time.Now().Add(time.Hour)
@@ -172,8 +172,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// A stopped API leaves nothing behind, a fetch of keys that nobody waits for any more least of all; and of the
-// operators' routes the public listener has none but the probes.
+// A stopped API leaks nothing, not even an abandoned fetch of keys. The public listener serves the probes but no metrics.
 func TestStop(t *testing.T) {
 	asked := make(chan struct{})
 	var once sync.Once
@@ -207,7 +206,7 @@ func TestStop(t *testing.T) {
 	}()
 
 	transport := &http.Transport{DisableKeepAlives: true}
-	ask := func(ctx context.Context, url, token string) (int, error) {
+	get := func(ctx context.Context, url, token string) (int, error) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -225,7 +224,7 @@ func TestStop(t *testing.T) {
 		"http://" + ready.Public + "/livez": 200, "http://" + ready.Public + "/metrics": 404,
 		"http://" + ready.Private + "/livez": 200, "http://" + ready.Private + "/metrics": 200,
 	} {
-		if got, err := ask(t.Context(), url, ""); got != want || err != nil {
+		if got, err := get(t.Context(), url, ""); got != want || err != nil {
 			t.Errorf("%s: %d, %v, want %d", url, got, err, want)
 		}
 	}
@@ -240,7 +239,7 @@ func TestStop(t *testing.T) {
 		<-asked
 		hangUp()
 	}()
-	if got, err := ask(impatient, "http://"+ready.Public+"/fhir/Group/g/$export", unknown); err == nil {
+	if got, err := get(impatient, "http://"+ready.Public+"/fhir/Group/g/$export", unknown); err == nil {
 		t.Errorf("an answer without keys: %d", got)
 	}
 	stop()

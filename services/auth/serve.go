@@ -108,11 +108,6 @@ func checkTokenURL(text string) error {
 	return nil
 }
 
-func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
-	checkOnly, err = config.Load(ctx, "auth", args, environ, &cfg)
-	return cfg, checkOnly, err
-}
-
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := telemetry.NewLogger(stderr, "auth", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
