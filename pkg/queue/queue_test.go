@@ -33,8 +33,15 @@ const (
 
 // overBoth runs the test on a real Redis and on the one that the standalone server embeds.
 func overBoth(t *testing.T, test func(t *testing.T, url string)) {
-	t.Run("redis", func(t *testing.T) { test(t, testenv.Redis(t)) })
-	t.Run("embedded", func(t *testing.T) { test(t, "redis://"+miniredis.RunT(t).Addr()) })
+	for name, url := range map[string]func(t *testing.T) string{
+		"redis":    func(t *testing.T) string { return testenv.Redis(t) },
+		"embedded": func(t *testing.T) string { return "redis://" + miniredis.RunT(t).Addr() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they wait for intervals of Asynq
+			test(t, url(t))
+		})
+	}
 }
 
 func open(t *testing.T, url string) *queue.Client {

@@ -33,6 +33,7 @@ func (a *attesting) ForPatients(ctx context.Context, q source.Query, yield func(
 }
 
 func TestAnAttestedExportIsTheSame(t *testing.T) { // pitfall 2
+	t.Parallel()
 	var lines []string
 	for i := range 100 { // more than auditEvery
 		lines = append(lines, observation(i, 1+i%3, fmt.Sprintf(`,"performer":[{"reference":"Practitioner/p%d"}]`, i%5)))

@@ -13,6 +13,7 @@ import (
 // TestAPartThatAnOldWorkerWroteInPlaintext: a worker without encryption writes a part of an encrypted job, as during a
 // rollout. The job fails instead of listing a file that the API refuses to serve.
 func TestAPartThatAnOldWorkerWroteInPlaintext(t *testing.T) {
+	t.Parallel()
 	for name, old := range map[string]func(task queue.Task) bool{
 		"none":  func(queue.Task) bool { return false },
 		"plan":  func(task queue.Task) bool { return task.Kind == export.KindPlan },

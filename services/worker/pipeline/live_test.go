@@ -49,6 +49,7 @@ func (fx *fixture) lost(task queue.Task) {
 }
 
 func TestACancelStopsARunningUnit(t *testing.T) { // pitfalls 15, 16
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -69,6 +70,7 @@ func TestACancelStopsARunningUnit(t *testing.T) { // pitfalls 15, 16
 }
 
 func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 16
+	t.Parallel()
 	// The cancel's purge may have run before the unit's last file was written.
 	for name, end := range map[string]error{
 		"done":        nil,
@@ -79,6 +81,7 @@ func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 
 		"handed back": queue.ErrDraining,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // a late purge is due after up to 5 s
 			all, _, _ := clinical(t)
 			hook := &hooked{Source: all, typ: "Patient"}
 			fx := newFixture(t, hook, members...)
@@ -110,6 +113,7 @@ func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 
 }
 
 func TestAJobPurgedUnderAUnit(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -126,6 +130,7 @@ func TestAJobPurgedUnderAUnit(t *testing.T) {
 }
 
 func TestARescueStopsTheUnitThatWasTakenForLost(t *testing.T) { // pitfall 28
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -148,6 +153,7 @@ func TestARescueStopsTheUnitThatWasTakenForLost(t *testing.T) { // pitfall 28
 }
 
 func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -186,6 +192,7 @@ func (s silent) ForPatients(ctx context.Context, q source.Query, yield func(sour
 }
 
 func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // pitfalls 8, 9
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, silent{hook}, members...)
@@ -205,6 +212,7 @@ func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // pitfalls 8, 9
 }
 
 func TestAUnitThatIsAliveSaysSo(t *testing.T) { // pitfall 27
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -230,6 +238,7 @@ func TestAUnitThatIsAliveSaysSo(t *testing.T) { // pitfall 27
 }
 
 func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx, redis := newFixtureOnMiniredis(t, hook, members...)
@@ -249,6 +258,7 @@ func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
 }
 
 func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // pitfall 28
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx, redis := newFixtureOnMiniredis(t, hook, members...)
@@ -269,6 +279,7 @@ func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // pitfall 28
 }
 
 func TestAPanicEndsTheHeartbeat(t *testing.T) { // pitfall 11
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient", within: func(context.Context, int) error { panic("a driver's bug") }}
 	fx := newFixture(t, hook, members...)

@@ -28,6 +28,7 @@ func (fx *fixture) operator() *ops.Operator {
 // A unit is given up while a worker runs it. The worker's commit is refused, the last open unit leads to the seal, and
 // the manifest reports what is missing.
 func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // pitfalls 10, 21
+	t.Parallel()
 	all, _, others := clinical(t)
 	hook := &hooked{Source: all, typ: "Observation"}
 	fx := newFixture(t, hook, members...)
@@ -51,6 +52,7 @@ func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // pitfalls 10, 21
 
 // A unit that was given up is retried while others are open, and the export is complete.
 func TestAUnitThatAnOperatorRetries(t *testing.T) {
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	operator := fx.operator()
@@ -74,6 +76,7 @@ func TestAUnitThatAnOperatorRetries(t *testing.T) {
 
 // A unit of a stuck worker is retried by another worker, and both end at the same time.
 func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)

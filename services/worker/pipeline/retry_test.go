@@ -37,6 +37,7 @@ func everything(t *testing.T) (all *memory, want []string) {
 var everyType = concat(everyTravelling, []string{"Condition"})
 
 func TestAnUndisturbedExport(t *testing.T) {
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	got := fx.export(everyType...)
@@ -46,6 +47,7 @@ func TestAnUndisturbedExport(t *testing.T) {
 }
 
 func TestASourceThatFailsAndRecovers(t *testing.T) { // pitfalls 8, 13, 20
+	t.Parallel()
 	for _, typ := range []string{"Condition", "Provenance", "Organization"} { // of patients, both, referenced
 		t.Run(typ, func(t *testing.T) {
 			t.Parallel()
@@ -99,6 +101,7 @@ func (fx *fixture) queued(n int) []queue.Task {
 }
 
 func TestASourceThatAlwaysFails(t *testing.T) { // pitfalls 20, 21
+	t.Parallel()
 	all, _, others := clinical(t)
 	down := failing(all, "Observation", 1000)
 	fx := newFixture(t, down, members...)
@@ -113,6 +116,7 @@ func TestASourceThatAlwaysFails(t *testing.T) { // pitfalls 20, 21
 }
 
 func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // pitfall 20
+	t.Parallel()
 	all, _ := network(t)
 	fx := newFixture(t, failing(all, "", 1000), members...)
 	got := fx.export("Observation", "Patient", "Practitioner")
@@ -122,6 +126,7 @@ func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // pitfall 20
 }
 
 func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // pitfalls 13, 28
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	w, other := fx.worker(), fx.worker()
@@ -137,6 +142,7 @@ func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // pitfalls 13, 28
 }
 
 func TestALateTaskOfAnEarlierFenceIsNothing(t *testing.T) { // pitfall 28
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, failing(all, "Condition", 2), members...)
 	w := fx.worker()
@@ -172,6 +178,7 @@ func (fx *fixture) again(task queue.Task) queue.Task {
 }
 
 func TestKilledBeforeTheCommit(t *testing.T) { // pitfalls 8, 9, 11, 13, 20
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	fx.cfg.FileBytes = 200 // some files are finished, some not
@@ -205,35 +212,37 @@ func (fx *fixture) driveOne(id export.JobID, do func(queue.Task)) export.Job {
 }
 
 func TestKilledAtEveryRequestToTheStore(t *testing.T) { // pitfalls 8, 9, 13, 16, 20
-	t.Parallel()
-	all, want := everything(t)
-	fx := newFixture(t, all, members...)
-	fx.cfg.MaxAttempts = 1000
-	fx.cfg.FileBytes = 2000
-	w := fx.worker()
-	kills := map[export.Kind]int{}
-	job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
-		for request := 1; ; request++ {
-			lease := fx.claim(task)
-			died := fx.dieAt(w, lease, request)
-			task = fx.again(task)
-			if !died {
-				break // this attempt was finished, and lost before its commit
-			}
-			kills[task.Kind]++
-		}
-		must(t, w.Handle(t.Context(), task))
-	})
 	for _, kind := range []export.Kind{
 		export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 	} {
-		if kills[kind] < 2 {
-			t.Errorf("%d deaths of a %s", kills[kind], kind)
-		}
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel() // it waits for the client's own retries
+			all, want := everything(t)
+			fx := newFixture(t, all, members...)
+			fx.cfg.MaxAttempts = 1000
+			fx.cfg.FileBytes = 2000
+			w := fx.worker()
+			kills := 0
+			job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
+				for request := 1; task.Kind == kind; request++ {
+					lease := fx.claim(task)
+					died := fx.dieAt(w, lease, request)
+					task = fx.again(task)
+					if !died {
+						break // this attempt was finished, and lost before its commit
+					}
+					kills++
+				}
+				must(t, w.Handle(t.Context(), task))
+			})
+			if kills < 2 {
+				t.Errorf("%d deaths", kills)
+			}
+			got := fx.outcome(job)
+			got.wantLines(t, want...)
+			got.wantIssues(t, "error")
+		})
 	}
-	got := fx.outcome(job)
-	got.wantLines(t, want...)
-	got.wantIssues(t, "error")
 }
 
 // dieAt runs the unit until the object store has served the given number of requests; the worker dies before the last
@@ -262,6 +271,7 @@ func (fx *fixture) dieAt(w *pipeline.Worker, lease export.Lease, request int) (d
 }
 
 func TestKilledBetweenTheCommitAndTheQueue(t *testing.T) { // pitfalls 7, 11
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	w := fx.worker()
@@ -275,6 +285,7 @@ func TestKilledBetweenTheCommitAndTheQueue(t *testing.T) { // pitfalls 7, 11
 }
 
 func TestAUnitThatKillsItsWorkersIsGivenUp(t *testing.T) { // pitfalls 7, 11, 21
+	t.Parallel()
 	all, _, others := clinical(t)
 	fx := newFixture(t, all, members...)
 	w := fx.worker()
@@ -293,6 +304,7 @@ func TestAUnitThatKillsItsWorkersIsGivenUp(t *testing.T) { // pitfalls 7, 11, 21
 }
 
 func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // pitfalls 9, 20
+	t.Parallel()
 	for _, kind := range []export.Kind{
 		export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 	} {
@@ -319,6 +331,7 @@ func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // pitfalls 9, 20
 }
 
 func TestAnOutageLongerThanAllAttemptsCostsNothing(t *testing.T) { // pitfalls 20, 21
+	t.Parallel()
 	for _, kind := range []export.Kind{export.KindPlan, export.KindExport, export.KindSeal} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel() // it waits for the client's own retries
@@ -362,6 +375,7 @@ func TestAFileThatIsCorruptedOnItsWayIsNotPublished(t *testing.T) { // pitfall 9
 }
 
 func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx, redis := newFixtureOnMiniredis(t, hook, members...)
@@ -381,6 +395,7 @@ func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
 }
 
 func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // pitfalls 13, 28
+	t.Parallel()
 	// Every unit is rescued while its first worker still runs and commits late.
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)

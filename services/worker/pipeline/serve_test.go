@@ -61,6 +61,7 @@ func (fx *fixture) await(id export.JobID) export.Job {
 }
 
 func TestTwoWorkersOnTheQueue(t *testing.T) { // pitfalls 7, 12
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	fx.cfg.Outstanding = 2
@@ -73,6 +74,7 @@ func TestTwoWorkersOnTheQueue(t *testing.T) { // pitfalls 7, 12
 }
 
 func TestARetryComesByTheQueue(t *testing.T) { // pitfall 20
+	t.Parallel()
 	all, _, _ := clinical(t)
 	fx := newFixture(t, failing(all, "Patient", 1), members...)
 	stop := fx.serve(1, 0, fx.worker().Handle)
@@ -82,6 +84,7 @@ func TestARetryComesByTheQueue(t *testing.T) { // pitfall 20
 }
 
 func TestARollingUpdateLosesNothing(t *testing.T) { // pitfalls 8, 11
+	t.Parallel()
 	all, want := everything(t)
 	hook := &hooked{Source: all, typ: "Condition"}
 	fx := newFixture(t, hook, members...)

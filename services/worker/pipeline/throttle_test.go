@@ -11,6 +11,7 @@ import (
 // TestALongUnitGivesWayToShortOnes: it pauses three times as long as it has worked, at most 5 ms, and only while short
 // units of other jobs run.
 func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
+	t.Parallel()
 	for name, row := range map[string]struct {
 		others *activeShortUnits
 		works  time.Duration
@@ -53,6 +54,7 @@ func underWay(jobs ...export.JobID) *activeShortUnits {
 
 // TestAQueryAsksForBytes: a query covers many patients if their data is small, and few if it is large.
 func TestAQueryAsksForBytes(t *testing.T) { // pitfall 6
+	t.Parallel()
 	for name, row := range map[string]struct {
 		bytes  int64
 		chunks int
