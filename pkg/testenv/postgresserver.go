@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -24,13 +25,13 @@ import (
 // goroutine: they fail the test. Commits survive Kill; nothing survives the test.
 type PostgresProcess struct {
 	t        testing.TB
-	dir      string // holds data, the database cluster, and log
+	dir      string // holds data, the database cluster
 	account  *syscall.SysProcAttr
 	port     int
 	password string
-	settings []string      // further flags of the server
-	running  *exec.Cmd     // nil: killed
-	ended    chan struct{} // closed when running has ended
+	settings []string        // further flags of the server
+	running  *exec.Cmd       // nil: killed
+	ended    <-chan struct{} // closed when running has ended
 }
 
 // PostgresServer starts a server of the test's own.
@@ -127,54 +128,48 @@ func (p *PostgresProcess) initialize() {
 
 // start returns when the server takes connections, or has ended by itself.
 func (p *PostgresProcess) start() error {
-	log, err := os.Create(filepath.Join(p.dir, "log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
 	// Only the machine's crash needs fsync. synchronous_commit, which a commit needs to outlive Kill, is on by default.
 	command := exec.CommandContext(context.Background(), program(p.t, "postgres"), "-D", p.data(), "-h", "127.0.0.1",
 		"-p", strconv.Itoa(p.port), "-k", "", "-B", "16MB", "-c", "fsync=off")
 	command.Args = append(command.Args, p.settings...)
-	command.Dir, command.Stdout, command.Stderr = p.dir, log, log
-	command.SysProcAttr = p.account
+	command.Dir, command.SysProcAttr = p.dir, p.account
+	ended, err := startServer(command, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		connection, err := pgx.Connect(ctx, p.URL())
+		return err == nil && connection.Close(ctx) == nil
+	})
+	if ended != nil {
+		p.running, p.ended = command, ended
+	}
+	return err
+}
+
+// startServer starts a server and returns when it is ready. The channel is nil when the server did not start; otherwise
+// it is closed when the server has ended.
+func startServer(command *exec.Cmd, ready func() bool) (<-chan struct{}, error) {
+	var said strings.Builder
+	command.Stdout, command.Stderr = &said, &said
 	if err := command.Start(); err != nil {
-		return err
+		return nil, err
 	}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = command.Wait() // killed, as a rule; what it said is in the log
+		_ = command.Wait() // killed, as a rule
 	}()
-	p.running, p.ended = command, ended
-
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
-	for {
-		connection, err := pgx.Connect(ctx, p.URL())
-		if err == nil {
-			return connection.Close(ctx)
-		}
+	for deadline := time.After(time.Minute); !ready(); {
 		select {
 		case <-ended:
-			p.running = nil
-			return errors.Join(fmt.Errorf("the PostgreSQL server ended by itself; it said:\n%s", p.said()), err)
-		case <-ctx.Done():
-			p.Kill()
-			return fmt.Errorf("the PostgreSQL server takes no connection: %w; it said:\n%s", err, p.said())
+			return ended, fmt.Errorf("%s ended by itself; it said:\n%s", filepath.Base(command.Path), said.String())
+		case <-deadline:
+			return ended, fmt.Errorf("%s does not come up", filepath.Base(command.Path))
 		case <-again.C:
 		}
 	}
-}
-
-func (p *PostgresProcess) said() string {
-	said, err := os.ReadFile(filepath.Join(p.dir, "log"))
-	if err != nil {
-		return err.Error()
-	}
-	return string(said)
+	return ended, nil
 }
 
 func (p *PostgresProcess) remove() {
