@@ -41,9 +41,9 @@ type builder struct {
 
 // located is a problem with its place.
 type located struct {
-	file      int
-	line      int64
-	typ, what string
+	file int
+	line int64
+	source.Problem
 }
 
 // found is one resource while the index is built. The home of its entry is the number of its patient, noPatient, or
@@ -126,7 +126,8 @@ func (b *builder) problem(file int, line int64, typ, what string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.broken++; len(b.problems) < maxProblems {
-		b.problems = append(b.problems, located{file, line, typ, what})
+		place := fmt.Sprintf("%s line %d", b.files[file].name, line)
+		b.problems = append(b.problems, located{file, line, source.Problem{Type: typ, Place: place, What: what}})
 	}
 }
 
@@ -298,7 +299,17 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 		b.shrink(s, typ, ranks)
 	}
 	s.sizes.Patients = s.sizes.Types["Patient"].Resources
-	b.settleProblems(s)
+	slices.SortFunc(b.problems, func(x, y located) int {
+		return cmp.Or(cmp.Compare(x.file, y.file), cmp.Compare(x.line, y.line))
+	})
+	for _, p := range b.problems {
+		s.problems = append(s.problems, p.Problem)
+	}
+	if more := b.broken - int64(len(b.problems)); more > 0 {
+		s.problems = append(s.problems, source.Problem{
+			Place: "further lines", What: fmt.Sprintf("%d more lines cannot be served", more),
+		})
+	}
 	return nil
 }
 
@@ -341,20 +352,4 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 		})
 	}
 	s.kinds[typ], s.sizes.Types[typ] = k, size
-}
-
-func (b *builder) settleProblems(s *Source) {
-	slices.SortFunc(b.problems, func(x, y located) int {
-		return cmp.Or(cmp.Compare(x.file, y.file), cmp.Compare(x.line, y.line))
-	})
-	for _, p := range b.problems {
-		s.problems = append(s.problems, source.Problem{
-			Type: p.typ, Place: fmt.Sprintf("%s line %d", s.files[p.file].name, p.line), What: p.what,
-		})
-	}
-	if more := b.broken - int64(len(b.problems)); more > 0 {
-		s.problems = append(s.problems, source.Problem{
-			Place: "further lines", What: fmt.Sprintf("%d more lines cannot be served", more),
-		})
-	}
 }
