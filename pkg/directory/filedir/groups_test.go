@@ -250,37 +250,6 @@ func TestSyntheaGroups(t *testing.T) {
 	}
 }
 
-func BenchmarkMembers(b *testing.B) {
-	const many = 1_000_000
-	var text strings.Builder
-	text.WriteString(`{"resourceType":"Group","id":"big","active":true,"actual":true,"member":[`)
-	for n := range many {
-		if n > 0 {
-			text.WriteByte(',')
-		}
-		fmt.Fprintf(&text, `{"entity":{"reference":"Patient/00000000-0000-0000-0000-%012d"}}`, n)
-	}
-	text.WriteString("]}\n")
-	for _, name := range []string{"Group.ndjson", "Group.ndjson.gz"} {
-		dir := folder(b, name, text.String())
-		b.Run("open "+name, func(b *testing.B) {
-			b.SetBytes(int64(text.Len()))
-			for b.Loop() {
-				openGroups(b, dir, now)
-			}
-		})
-		groups := openGroups(b, dir, now)
-		b.Run("stream "+name, func(b *testing.B) {
-			b.SetBytes(int64(text.Len()))
-			for b.Loop() {
-				if n := count(b, groups, "big"); n != many {
-					b.Fatalf("%d members", n)
-				}
-			}
-		})
-	}
-}
-
 // FuzzGroups: whatever stands in a file, it is refused as a whole, or every group in it streams members that have the
 // form of ids.
 func FuzzGroups(f *testing.F) {

@@ -117,18 +117,3 @@ func TestOutages(t *testing.T) {
 		}
 	})
 }
-
-func BenchmarkMembers(b *testing.B) {
-	const many = 1_000_000
-	pool := open(b)
-	exec(b, pool, "INSERT INTO directory_group (id, exportable) VALUES ('big', true)")
-	exec(b, pool, `INSERT INTO directory_member (group_id, patient)
-		SELECT 'big', '00000000-0000-0000-0000-' || lpad(n::text, 12, '0') FROM generate_series(1, $1::int) AS n`, many)
-	groups := pgdir.NewGroups(pool, now)
-	for b.Loop() {
-		n := 0
-		if err := groups.Members(b.Context(), "big", func(string) error { n++; return nil }); err != nil || n != many {
-			b.Fatal(n, err)
-		}
-	}
-}

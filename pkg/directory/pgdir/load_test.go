@@ -374,27 +374,3 @@ func numbered(many int) []string {
 	}
 	return ids
 }
-
-// BenchmarkLoad loads a group of a million members, the same again, and with a thousand other members.
-func BenchmarkLoad(b *testing.B) {
-	const many = 1_000_000
-	pool := open(b)
-	ids := numbered(many + 1000)
-	versions := []string{group(b, "big", "", ids[:many]...), group(b, "big", "", ids[1000:]...)}
-	b.Run("new", func(b *testing.B) {
-		for b.Loop() {
-			exec(b, pool, "TRUNCATE directory_group, directory_member")
-			load(b, pool, false, versions[0])
-		}
-	})
-	b.Run("unchanged", func(b *testing.B) {
-		for b.Loop() {
-			load(b, pool, false, versions[0])
-		}
-	})
-	b.Run("changed", func(b *testing.B) {
-		for n := 0; b.Loop(); n++ {
-			load(b, pool, false, versions[(n+1)%2])
-		}
-	})
-}
