@@ -4,7 +4,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -14,6 +19,39 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestInFolder(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "folder")
+	for _, name := range []string{
+		"b.ndjson", "a.ndjson.gz", "a.json", ".hidden.ndjson", "..data/a.ndjson", "real/b.txt", "c.ndjson/d.ndjson",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"folder/linked.ndjson": "real/b.txt", "folder/null.ndjson": os.DevNull, "link": "folder"} {
+		if err := os.Symlink(to, filepath.Join(root, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{dir, dir + "/", filepath.Join(root, "link")} {
+		want := []lines.File{
+			{Path: filepath.Join(dir, "a.ndjson.gz"), Size: 11}, {Path: filepath.Join(dir, "b.ndjson"), Size: 8},
+			{Path: filepath.Join(dir, "c.ndjson/d.ndjson"), Size: 17}, {Path: filepath.Join(dir, "linked.ndjson"), Size: 10},
+		}
+		if files, err := lines.InFolder(dir); err != nil || !slices.Equal(files, want) {
+			t.Errorf("%s: found %v (%v), want %v", dir, files, err, want)
+		}
+	}
+	if files, err := lines.InFolder(filepath.Join(root, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no folder: %v (%v)", files, err)
+	}
+}
 
 // FuzzRead: for every block size, the lines are those of bytes.Split that are not blank, with their numbers and places,
 // and those that are too long are marked.

@@ -163,18 +163,6 @@ func TestTooLongLines(t *testing.T) {
 	}
 }
 
-func TestOnlyNDJSONIsRead(t *testing.T) {
-	dir := folder(t, map[string][]byte{
-		"a.ndjson": []byte(observation("1", "a", "")), "a.json": []byte(observation("2", "a", "")),
-		".hidden.ndjson": []byte(observation("3", "a", "")), "..data/a.ndjson": []byte(observation("4", "a", "")),
-		"real/b.txt": []byte(observation("5", "b", "")), "c.ndjson/d.ndjson": []byte(observation("6", "b", "")),
-	})
-	must(t, os.Symlink(filepath.Join(dir, "real", "b.txt"), filepath.Join(dir, "linked.ndjson")))
-	if ids, err := read(t, open(t, dir, Config{})); err != nil || !slices.Equal(ids, []string{"1", "5", "6"}) {
-		t.Errorf("got %v (%v)", ids, err)
-	}
-}
-
 func TestOpenRefuses(t *testing.T) {
 	whole := zip(t, []byte(observation("1", "a", "")))
 	for name, files := range map[string]map[string][]byte{

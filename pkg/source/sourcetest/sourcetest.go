@@ -191,6 +191,7 @@ func provenance(t *testing.T, load Load) {
 		resource("Provenance", "ring", targets("Provenance/ring")),
 		resource("Provenance", "mixed", targets("Organization/org", "Observation/o")),
 		resource("Provenance", "unknown", targets("Observation/gone")),
+		resource("Provenance", "no-such-type", targets("Goal/g", "Organization/org")),
 		resource("Provenance", "partly-unknown", targets("Observation/gone", "Organization/org")),
 		resource("Provenance", "adrift", targets("Observation/adrift")),
 		resource("Provenance", "urn", targets("urn:uuid:a", "Organization/org")),
