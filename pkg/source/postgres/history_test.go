@@ -445,7 +445,8 @@ func TestSnapshotWaitsForSeal(t *testing.T) {
 		go func() { taken <- s.snapshot() }()
 		for {
 			var waiting bool
-			err := s.in.QueryRow(ctx, "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").Scan(&waiting)
+			err := s.in.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+				AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&waiting)
 			if err != nil || waiting {
 				return err
 			}
