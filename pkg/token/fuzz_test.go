@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"strings"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -45,12 +43,10 @@ func FuzzIntrospection(f *testing.F) {
 		f.Add(seed)
 	}
 	var answer string
-	client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(answer))}, nil
-	})}
+	transport := func(*http.Request) (*http.Response, error) { return respond(answer) }
 	f.Fuzz(func(t *testing.T, given string) {
 		answer = given
-		p, err := introspectingWith(t, client).Verify(t.Context(), opaque)
+		p, err := introspectingWith(t, newClock(), transport).Verify(t.Context(), opaque)
 		if err != nil {
 			if errors.Is(err, token.ErrInvalid) == errors.Is(err, export.ErrUnavailable) {
 				t.Errorf("error %v is not one of ErrInvalid and ErrUnavailable", err)

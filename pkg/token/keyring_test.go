@@ -5,9 +5,7 @@ import (
 	"crypto/elliptic"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,7 +38,7 @@ func refused(t *testing.T, v *token.Verifier, raw string, want error) {
 
 func asked(t *testing.T, s *keyServer, want int64) {
 	t.Helper()
-	if n := s.asked.Load(); n != want {
+	if n := s.Asked(); n != want {
 		t.Errorf("%d requests, want %d", n, want)
 	}
 }
@@ -144,15 +142,10 @@ func TestWithdrawnKeyStopsWorking(t *testing.T) {
 		key, c := ecKey(t, elliptic.P256()), newClock()
 		set := jwks(jwkOf("k", key))
 		fetches := 0
-		client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) {
+		v := verifierWith(t, c, func(*http.Request) (*http.Response, error) {
 			fetches++
-			answer := httptest.NewRecorder()
-			answer.Body.WriteString(set)
-			return answer.Result(), nil
-		})}
-		v := verifierWith(t, token.Config{
-			Issuers: []token.Issuer{issuerAt("https://issuer.example/jwks")}, Now: c.Now, HTTPClient: client,
-		})
+			return respond(set)
+		}, issuerAt("https://issuer.example/jwks"))
 		good := sign("ES256", "k", key, longLived())
 		accepted(t, v, good)
 		set = `{"keys":[]}`
@@ -204,18 +197,15 @@ func TestFetchOutlivesTheRequest(t *testing.T) {
 		key, c := ecKey(t, elliptic.P256()), newClock()
 		var fetches atomic.Int64
 		release := make(chan struct{})
-		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		v := verifierWith(t, c, func(r *http.Request) (*http.Response, error) {
 			fetches.Add(1)
 			select {
 			case <-release:
-				return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(jwks(jwkOf("k", key))))}, nil
+				return respond(jwks(jwkOf("k", key)))
 			case <-r.Context().Done():
 				return nil, r.Context().Err()
 			}
-		})}
-		v := verifierWith(t, token.Config{
-			Issuers: []token.Issuer{issuerAt("https://issuer.example/jwks")}, Now: c.Now, HTTPClient: client,
-		})
+		}, issuerAt("https://issuer.example/jwks"))
 		good := sign("ES256", "k", key, longLived())
 		var waiting sync.WaitGroup
 		verify := func(ctx context.Context, want error) {
@@ -251,28 +241,33 @@ func TestFetchOutlivesTheRequest(t *testing.T) {
 	})
 }
 
-func TestInvalidKeySets(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
-	set := jwks(jwkOf("k", key))
-	elsewhere := serveKeys(t, set)
+// brokenKeySets are responses that are no key set, or not one of the host that was asked.
+func brokenKeySets(set, elsewhere string) map[string]http.HandlerFunc {
 	body := func(body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) }
 	}
-	for name, handler := range map[string]http.HandlerFunc{
+	return map[string]http.HandlerFunc{
 		"HTML":        body("<html>"),
 		"nothing":     func(http.ResponseWriter, *http.Request) {},
 		"no keys":     body(`{}`),
-		"a bare key":  body(jwkOf("k", key).String()),
+		"a bare key":  body(`{"kty":"EC"}`),
 		"two sets":    body(set + set),
 		"status 500":  func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); _, _ = w.Write([]byte(set)) },
 		"too large":   body(set + strings.Repeat(" ", 1<<20)),
-		"other host":  http.RedirectHandler(elsewhere.URL, http.StatusFound).ServeHTTP,
+		"other host":  http.RedirectHandler(elsewhere, http.StatusFound).ServeHTTP,
 		"redirecting": http.RedirectHandler("/again", http.StatusFound).ServeHTTP,
 		"cut short": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100000")
 			_, _ = w.Write([]byte(set))
 		},
-	} {
+	}
+}
+
+func TestInvalidKeySets(t *testing.T) {
+	key := ecKey(t, elliptic.P256())
+	set := jwks(jwkOf("k", key))
+	elsewhere := serveKeys(t, set)
+	for name, handler := range brokenKeySets(set, elsewhere.URL) {
 		t.Run(name, func(t *testing.T) {
 			server := serveKeys(t, "")
 			server.Handle(handler)
@@ -286,9 +281,7 @@ func TestInvalidKeySets(t *testing.T) {
 			}
 		})
 	}
-	if n := elsewhere.asked.Load(); n != 0 {
-		t.Errorf("a redirect to another host was followed %d times", n)
-	}
+	asked(t, elsewhere, 0)
 	t.Run("moved on its host", func(t *testing.T) {
 		server := serveKeys(t, "")
 		server.Handle(func(w http.ResponseWriter, r *http.Request) {

@@ -12,7 +12,8 @@ func main() { config.Main("auth", run) }
 
 // run loads the configuration and serves until the context ends.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
-	cfg, checkOnly, err := load(ctx, args, environ)
+	var cfg settings
+	checkOnly, err := config.Load(ctx, "auth", args, environ, &cfg)
 	if err != nil || checkOnly {
 		return err
 	}

@@ -108,11 +108,6 @@ func checkTokenURL(text string) error {
 	return nil
 }
 
-func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
-	checkOnly, err = config.Load(ctx, "auth", args, environ, &cfg)
-	return cfg, checkOnly, err
-}
-
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := telemetry.NewLogger(stderr, "auth", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
@@ -149,14 +144,14 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 			return err
 		}
 	}
-	api := tokenapi.Defaults()
-	if api.HTTPClient, err = cfg.Common.Client(); err != nil {
+	client, err := cfg.Common.Client()
+	if err != nil {
 		return err
 	}
-	api.TokenURL, api.Audience, api.Lifetime = cfg.TokenURL, cfg.base.String(), cfg.Life
-	api.ClientSecrets, api.AllowReplay = cfg.Secrets, cfg.Replay
-	api.Limits, api.Proxies, api.Logger = cfg.limits(), cfg.Proxies, log
-	service, err := tokenapi.New(api, tokenapi.Deps{
+	service, err := tokenapi.New(tokenapi.Config{
+		TokenURL: cfg.TokenURL, Audience: cfg.base.String(), Lifetime: cfg.Life, ClientSecrets: cfg.Secrets,
+		AllowReplay: cfg.Replay, Limits: cfg.limits(), Proxies: cfg.Proxies, Now: time.Now, Logger: log, HTTPClient: client,
+	}, tokenapi.Deps{
 		Store: store, Keys: keys, Clients: clients.New(file, store), Audit: events, Registry: registry,
 	})
 	if err != nil {

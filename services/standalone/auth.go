@@ -61,9 +61,10 @@ func openAuth(
 	if err != nil {
 		return nil, err
 	}
-	cfg := tokenapi.Defaults()
-	cfg.TokenURL, cfg.Audience, cfg.ClientSecrets, cfg.Logger = a.tokenURL(), base.String(), true, log
-	a.service, err = tokenapi.New(cfg, tokenapi.Deps{
+	a.service, err = tokenapi.New(tokenapi.Config{
+		TokenURL: a.tokenURL(), Audience: base.String(), Lifetime: 5 * time.Minute, ClientSecrets: true,
+		Limits: authstore.Limits{Window: time.Minute, PerAddress: 30, PerClient: 300}, Now: time.Now, Logger: log,
+	}, tokenapi.Deps{
 		Store: a.store, Keys: keys, Clients: clients.New(a.file, a.store), Audit: events, Registry: registry,
 	})
 	if err != nil {

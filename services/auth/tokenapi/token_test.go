@@ -2,7 +2,7 @@ package tokenapi_test
 
 import (
 	"net/http"
-	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/pkg/token/tokentest"
 	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
 )
 
@@ -95,7 +96,7 @@ func TestTokensVerifyThroughTheKeySet(t *testing.T) {
 	f.app("system/Patient.rs")
 	r := f.ask("system/*.read")
 	wantToken(t, r, "system/Patient.read")
-	verifier, err := token.NewVerifier(token.Config{Now: f.clock.now, Issuers: []token.Issuer{{
+	verifier, err := token.NewVerifier(token.Config{Now: f.clock.Now, Issuers: []token.Issuer{{
 		Name: f.base, Audiences: []string{audience}, JWKSURL: f.base + "/jwks",
 	}}})
 	must(t, err)
@@ -117,34 +118,34 @@ func TestB13ToB17Requests(t *testing.T) {
 	f := newFixture(t, nil)
 	f.app(everything)
 	for name, test := range map[string]struct {
-		change func(form map[string][]string)
-		status int
-		code   string
+		parameter, value string // "-" is removed
+		status           int
+		code             string
 	}{
-		"B-13 grant_type missing":            {func(f map[string][]string) { delete(f, "grant_type") }, 400, "invalid_request"},
-		"B-13 grant_type empty":              {func(f map[string][]string) { f["grant_type"] = []string{""} }, 400, "invalid_request"},
-		"B-13 grant_type unknown":            {func(f map[string][]string) { f["grant_type"] = []string{"not_a_grant_type"} }, 400, "unsupported_grant_type"},
-		"B-13 grant_type of a user":          {func(f map[string][]string) { f["grant_type"] = []string{"password"} }, 400, "unsupported_grant_type"},
-		"B-14 client_assertion_type missing": {func(f map[string][]string) { delete(f, "client_assertion_type") }, 400, "invalid_request"},
-		"B-14 client_assertion_type wrong":   {func(f map[string][]string) { f["client_assertion_type"] = []string{"urn:x"} }, 400, "invalid_request"},
-		"B-15 client_assertion missing":      {func(f map[string][]string) { delete(f, "client_assertion") }, 400, "invalid_request"},
-		"B-15 client_assertion no JWT":       {func(f map[string][]string) { f["client_assertion"] = []string{"not-a-jwt"} }, 400, "invalid_client"},
-		"B-16 scope missing":                 {func(f map[string][]string) { delete(f, "scope") }, 400, "invalid_scope"},
-		"B-16 scope unparsable":              {func(f map[string][]string) { f["scope"] = []string{"\x01 {}"} }, 400, "invalid_scope"},
-		"no proof at all": {func(f map[string][]string) {
-			delete(f, "client_assertion")
-			delete(f, "client_assertion_type")
-		}, 400, "invalid_request"},
-		"client_id of another":  {func(f map[string][]string) { f["client_id"] = []string{"somebody"} }, 400, "invalid_client"},
-		"client_secret in body": {func(f map[string][]string) { f["client_secret"] = []string{"s"} }, 400, "invalid_request"},
+		"B-13 grant_type missing":            {"grant_type", "-", 400, "invalid_request"},
+		"B-13 grant_type empty":              {"grant_type", "", 400, "invalid_request"},
+		"B-13 grant_type unknown":            {"grant_type", "not_a_grant_type", 400, "unsupported_grant_type"},
+		"B-13 grant_type of a user":          {"grant_type", "password", 400, "unsupported_grant_type"},
+		"B-14 client_assertion_type missing": {"client_assertion_type", "-", 400, "invalid_request"},
+		"B-14 client_assertion_type wrong":   {"client_assertion_type", "urn:x", 400, "invalid_request"},
+		"B-15 client_assertion missing":      {"client_assertion", "-", 400, "invalid_request"},
+		"B-15 client_assertion no JWT":       {"client_assertion", "not-a-jwt", 400, "invalid_client"},
+		"B-16 scope missing":                 {"scope", "-", 400, "invalid_scope"},
+		"B-16 scope unparsable":              {"scope", "\x01 {}", 400, "invalid_scope"},
+		"client_id of another":               {"client_id", "somebody", 400, "invalid_client"},
+		"client_secret in body":              {"client_secret", "s", 400, "invalid_request"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			form := f.form(f.asserted(nil), everything)
-			test.change(form)
+			if form.Set(test.parameter, test.value); test.value == "-" {
+				form.Del(test.parameter)
+			}
 			wantError(t, f.post(form), test.status, test.code)
 		})
 	}
-	form := f.form(f.asserted(nil), everything)
+	form := url.Values{"grant_type": {"client_credentials"}, "scope": {everything}} // no proof at all
+	wantError(t, f.post(form), 400, "invalid_request")
+	form = f.form(f.asserted(nil), everything)
 	form.Set("client_id", "app")
 	form.Set("resource", "of no interest")
 	wantToken(t, f.post(form), everything)
@@ -153,7 +154,7 @@ func TestB13ToB17Requests(t *testing.T) {
 func TestB21AnAssertionIsUsedOnce(t *testing.T) {
 	f := newFixture(t, nil)
 	f.app(everything)
-	f.register(token.Client{ID: "other", JWKS: jwks(jwkOf("e", keys().ecB))})
+	f.other("other")
 	claims := f.claims()
 	form := f.form(f.asserted(claims), everything)
 	wantToken(t, f.post(form), everything)
@@ -205,29 +206,20 @@ func TestB21Switch(t *testing.T) {
 }
 
 func TestB25AndB26KeySetByURL(t *testing.T) {
-	var mu sync.Mutex
-	asked, control, set := 0, "max-age=60", jwks(jwkOf("e", keys().ec))
-	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		asked++
-		rw.Header().Set("Cache-Control", control)
-		_, _ = rw.Write(set)
-	}))
-	defer server.Close()
-	count := func(want int) {
+	server := tokentest.ServeKeys(t, "")
+	serve := func(cacheControl string, keys ...members) {
+		server.Handle(func(rw http.ResponseWriter, _ *http.Request) {
+			rw.Header().Set("Cache-Control", cacheControl)
+			_, _ = rw.Write(jwks(keys...))
+		})
+	}
+	count := func(want int64) {
 		t.Helper()
-		mu.Lock()
-		defer mu.Unlock()
-		if asked != want {
-			t.Errorf("%d requests for the key set, want %d", asked, want)
+		if n := server.Asked(); n != want {
+			t.Errorf("%d requests for the key set, want %d", n, want)
 		}
 	}
-	serve := func(cacheControl string, keys ...members) {
-		mu.Lock()
-		defer mu.Unlock()
-		control, set = cacheControl, jwks(keys...)
-	}
+	serve("max-age=60", jwkOf("e", keys().ec))
 	f := newFixture(t, nil)
 	f.register(token.Client{ID: "app", JWKSURL: server.URL})
 	newer := func() reply {
@@ -244,16 +236,16 @@ func TestB25AndB26KeySetByURL(t *testing.T) {
 	// An unknown key causes a fetch at most once a minute.
 	wantError(t, newer(), 400, "invalid_client")
 	count(1)
-	f.clock.advance(60 * time.Second)
+	f.clock.Advance(60 * time.Second)
 	serve("max-age=60", jwkOf("e", keys().ec), jwkOf("new", keys().ecB))
 	wantToken(t, newer(), everything)
 	count(2)
 
 	// A withdrawn key stops working when the cached set expires.
 	serve("no-store", jwkOf("new", keys().ecB))
-	f.clock.advance(59 * time.Second)
+	f.clock.Advance(59 * time.Second)
 	wantToken(t, f.ask(everything), everything)
-	f.clock.advance(time.Second)
+	f.clock.Advance(time.Second)
 	wantError(t, f.ask(everything), 400, "invalid_client")
 	count(3)
 	wantToken(t, newer(), everything) // no-store: fetched each time
