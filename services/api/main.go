@@ -12,7 +12,8 @@ func main() { config.Main("api", run) }
 
 // run is the whole process: configuration, parts, listeners, until the context ends.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
-	cfg, checkOnly, err := load(ctx, args, environ)
+	var cfg settings
+	checkOnly, err := config.Load(ctx, "api", args, environ, &cfg)
 	if err != nil || checkOnly {
 		return err
 	}

@@ -89,11 +89,6 @@ func (c *settings) Validate() (err error) {
 		c.Envelope.Validate(), c.Audit.Validate())
 }
 
-func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
-	checkOnly, err = config.Load(ctx, "api", args, environ, &cfg)
-	return cfg, checkOnly, err
-}
-
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := telemetry.NewLogger(stderr, "api", cfg.LogLevel)
 	registry := telemetry.NewRegistry()

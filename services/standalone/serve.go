@@ -156,8 +156,8 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	smart := token.SMARTConfiguration(auth.tokenURL(), true)
 	public, err := httpapi.New(httpapi.Config{
-		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
-		SMART: &smart,
+		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log, SMART: &smart,
+		PollLimit: 10, Limits: httpapi.Limits{Jobs: 5, KickOffs: 60, Statuses: 600},
 	}, parts)
 	if err != nil {
 		return err

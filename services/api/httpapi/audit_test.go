@@ -26,12 +26,10 @@ type onRecord struct {
 func (w *fixture) record() []onRecord {
 	w.t.Helper()
 	text, err := os.ReadFile(w.auditAt)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	report, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
-	if err != nil || report.Problem != nil {
-		w.t.Fatalf("the log is not proven: %v %+v", err, report)
+	w.must(err)
+	proven, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
+	if err != nil || proven.Problem != nil {
+		w.t.Fatalf("the log is not proven: %v %+v", err, proven)
 	}
 	for _, secret := range []string{"Bearer ey", "eyJ", "made-up-", "?_type="} {
 		if bytes.Contains(text, []byte(secret)) {
@@ -55,9 +53,7 @@ func (w *fixture) record() []onRecord {
 				Detail []struct{ Type, ValueString string }
 			}
 		}
-		if err := json.Unmarshal([]byte(line), &event); err != nil {
-			w.t.Fatal(err)
-		}
+		w.must(json.Unmarshal([]byte(line), &event))
 		found := onRecord{outcome: event.Outcome, details: map[string]string{}}
 		for _, subtype := range event.Subtype {
 			if subtype.System == "urn:sluice:audit:action" {
@@ -83,7 +79,7 @@ func (w *fixture) record() []onRecord {
 	return events
 }
 
-const alicesName = "https://one.example.org alice"
+const alicesName = issuerOne + " alice"
 
 // Every step of an export is on record with who took it, and so is every one that was refused.
 func TestEveryStepIsOnRecord(t *testing.T) {
@@ -91,7 +87,7 @@ func TestEveryStepIsOnRecord(t *testing.T) {
 	w := newFixture(t)
 	alice, bob := w.as("alice"), w.as("bob")
 	job := w.kickoff(alice, "?_type=Patient")
-	status := base + "/exports/" + string(job)
+	status := statusPath(job)
 	w.ask("GET", status, alice...)
 	files := w.run(job, patients(3))
 	w.ask("GET", status, alice...)
@@ -125,8 +121,8 @@ func TestEveryStepIsOnRecord(t *testing.T) {
 		{"file", success, alicesName, job, "200"},
 		{"file", success, alicesName, job, "206"},
 		{"file", success, alicesName, job, "304"},
-		{"file", refused, "https://one.example.org bob", job, "404"},
-		{"cancel", refused, "https://one.example.org bob", job, "404"},
+		{"file", refused, issuerOne + " bob", job, "404"},
+		{"cancel", refused, issuerOne + " bob", job, "404"},
 		{"denied", refused, "", "", "401"},
 		{"status", refused, alicesName, job, "403"},
 		{"kick-off", refused, alicesName, "", "400"},
@@ -158,20 +154,18 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 	files := w.run(finished, patients(3))
 	before := w.active()
 	// Ends the log as a full disk does: for every event to come.
-	if err := w.audit.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, w.deps.Audit.Close())
 	for _, request := range []struct {
 		method, target string
 		headers        []string
 	}{
 		{"GET", groupExport, alice},
-		{"GET", base + "/exports/" + string(running), alice},
-		{"GET", base + "/exports/" + string(finished), alice},
-		{"GET", base + "/exports/" + string(finished) + "/files/" + files[0].Name, alice},
-		{"DELETE", base + "/exports/" + string(running), alice},
-		{"DELETE", base + "/exports/" + string(running), w.as("bob")},
-		{"GET", base + "/exports/" + string(running), nil},
+		{"GET", statusPath(running), alice},
+		{"GET", statusPath(finished), alice},
+		{"GET", filePath(finished, files[0]), alice},
+		{"DELETE", statusPath(running), alice},
+		{"DELETE", statusPath(running), w.as("bob")},
+		{"GET", statusPath(running), nil},
 	} {
 		got := w.ask(request.method, request.target, request.headers...)
 		wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
@@ -179,14 +173,14 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 			t.Errorf("%s: %v %s", request.method, got.header, got.body)
 		}
 	}
-	if job, err := w.jobs.Job(t.Context(), running); err != nil || job.State != export.Scheduled {
-		t.Errorf("the job that could not be cancelled on record is %q, %v", job.State, err)
+	if job := w.job(running); job.State != export.Scheduled {
+		t.Errorf("the job that could not be cancelled on record is %q", job.State)
 	}
 	if after := w.active(); after != before {
 		t.Errorf("%d jobs at work, want %d: a kick-off that is not on record left one", after, before)
 	}
 	if !strings.Contains(w.log.String(), export.ErrUnavailable.Error()) {
-		t.Errorf("the log does not say what is wrong: %s", w.log)
+		t.Errorf("the log does not say what is wrong: %s", w.log.String())
 	}
 }
 
@@ -198,7 +192,7 @@ func TestACutTransferIsOnRecord(t *testing.T) {
 	job := w.kickoff(alice, "")
 	files := w.run(job, patients(200_000)) // more than what lies in buffers on the way
 	w.objectDoor.ShutAfter(200 << 10)
-	response, err := w.open("GET", base+"/exports/"+string(job)+"/files/"+files[0].Name, alice...)
+	response, err := w.open("GET", filePath(job, files[0]), alice...)
 	if err == nil {
 		_, err = new(bytes.Buffer).ReadFrom(response.Body)
 		response.Body.Close()
@@ -232,7 +226,7 @@ func TestAHangUpInTheMiddle(t *testing.T) {
 		} else {
 			w.jobDoor.Before(word, hangUp)
 		}
-		request := httptest.NewRequestWithContext(ctx, method, strings.TrimPrefix(target, "https://fhir.example.org"), nil)
+		request := httptest.NewRequestWithContext(ctx, method, target, nil)
 		request.Header.Set(alice[0], alice[1])
 		recorder := httptest.NewRecorder()
 		func() {
@@ -253,15 +247,15 @@ func TestAHangUpInTheMiddle(t *testing.T) {
 		t.Errorf("queued %+v, want the plan of %s", task, id)
 	}
 	send("GET", groupExport, "")
-	send("DELETE", base+"/exports/"+string(id), "")
-	if job, err := w.jobs.Job(t.Context(), id); err != nil || job.State != export.Scheduled {
-		t.Errorf("after a cancel that was not heard to its end: %q, %v", job.State, err)
+	send("DELETE", statusPath(id), "")
+	if job := w.job(id); job.State != export.Scheduled {
+		t.Errorf("after a cancel that was not heard to its end: %q", job.State)
 	}
-	if code := send("DELETE", base+"/exports/"+string(id), "sluice:jobs:active"); code != http.StatusAccepted {
+	if code := send("DELETE", statusPath(id), "sluice:jobs:active"); code != http.StatusAccepted {
 		t.Errorf("cancel: %d", code)
 	}
-	if job, err := w.jobs.Job(t.Context(), id); err != nil || job.State != export.Cancelled {
-		t.Errorf("after a cancel that is on record: %q, %v", job.State, err)
+	if job := w.job(id); job.State != export.Cancelled {
+		t.Errorf("after a cancel that is on record: %q", job.State)
 	}
 	var got []string
 	for _, event := range w.record() {

@@ -58,9 +58,7 @@ func TestMetadata(t *testing.T) {
 			}
 		}
 	}
-	if err := json.Unmarshal([]byte(w.ask("GET", "/fhir/metadata").body), &statement); err != nil {
-		t.Fatal(err)
-	}
+	must(t, json.Unmarshal([]byte(w.ask("GET", "/fhir/metadata").body), &statement))
 	if statement.ResourceType != "CapabilityStatement" || statement.FHIRVersion != "4.0.1" || statement.Kind != "instance" ||
 		statement.Status != "active" || statement.Date == "" || len(statement.REST) != 1 || statement.REST[0].Mode != "server" {
 		t.Errorf("C-01: %+v", statement)

@@ -37,10 +37,7 @@ func (s *service) file(c *gin.Context) error {
 	c.Header("Vary", "Accept-Encoding")
 	chosen := chooseCoding(c.Request.Header)
 	if chosen == noCoding {
-		return refusal{
-			status: http.StatusNotAcceptable, code: "not-supported",
-			text: "The header Accept-Encoding allows neither gzip nor identity.",
-		}
+		return notAcceptable("The header Accept-Encoding allows neither gzip nor identity.")
 	}
 	form, err := represent(file, chosen)
 	if err != nil {
@@ -61,8 +58,7 @@ func (s *service) file(c *gin.Context) error {
 		if err := s.recordEvent(c, event); err != nil {
 			return err
 		}
-		c.Status(http.StatusNotModified)
-		c.Writer.WriteHeaderNow()
+		writeHeader(c, http.StatusNotModified)
 		return nil
 	}
 	c.Header("Accept-Ranges", "bytes")
@@ -158,8 +154,7 @@ func (s *service) send(
 	if status == http.StatusPartialContent {
 		c.Header("Content-Range", part.contentRange(form.size))
 	}
-	c.Status(status)
-	c.Writer.WriteHeaderNow()
+	writeHeader(c, status)
 	if body == nil {
 		return nil
 	}
@@ -222,7 +217,7 @@ func (s *service) openObject(
 func (s *service) openError(ctx context.Context, id export.JobID, err error) error {
 	if errors.Is(err, export.ErrNotFound) {
 		job, again := s.Jobs.Job(ctx, id)
-		if errors.Is(again, export.ErrNotFound) || again == nil && !job.Visible(s.now()) {
+		if errors.Is(again, export.ErrNotFound) || again == nil && !job.Visible(s.Now()) {
 			return notAvailable()
 		}
 	}

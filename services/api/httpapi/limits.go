@@ -13,12 +13,12 @@ import (
 )
 
 // Limits bound the requests of one subject over all replicas of the API: they are counted in the job store. A client that
-// obeys Retry-After is never refused if Statuses is at least StatusesOfAJob for each of Jobs. Zero means the default.
+// obeys Retry-After is never refused if Statuses is at least StatusesOfAJob for each of Jobs. Each is at least 1.
 type Limits struct {
-	Jobs     int  // running exports at once; 5
+	Jobs     int  // running exports at once
 	Join     bool // a kick-off identical to that of a running export gets its status URL and starts nothing
-	KickOffs int  // kick-offs per minute, of those that could have started a job; 60
-	Statuses int  // answers about its own jobs per minute; 600
+	KickOffs int  // kick-offs per minute, of those that could have started a job
+	Statuses int  // answers about its own jobs per minute
 }
 
 // StatusesOfAJob is how often a client that obeys Retry-After polls one job in a minute, at most.
@@ -30,49 +30,14 @@ const fullWait = 5 * time.Second
 // limitWindow is the window in which requests are counted.
 const limitWindow = time.Minute
 
-func (l Limits) withDefaults() (Limits, error) {
-	for _, limit := range []struct {
-		name    string
-		value   *int
-		standby int
-	}{
-		{"jobs", &l.Jobs, 5}, {"kick-offs", &l.KickOffs, 60}, {"statuses", &l.Statuses, 600},
-	} {
-		if *limit.value < 0 {
-			return l, fmt.Errorf("limit of %s %d is negative", limit.name, *limit.value)
-		}
-		if *limit.value == 0 {
-			*limit.value = limit.standby
-		}
-	}
-	return l, nil
-}
-
-// The names of the counters in the job store.
-const (
-	countedKickOffs = "kickoff"
-	countedStatuses = "status"
-)
-
-// limitKickOffs refuses a subject that kicks off too often. Retry-After is in seconds in both dialects, as for every answer
-// that is not about a job (RFC 9110).
-func (s *service) limitKickOffs(c *gin.Context) error {
-	return s.limit(c, countedKickOffs, s.limits.KickOffs, "",
-		"Too many kick-offs. Retry after the time in the header Retry-After.")
-}
-
-// limitStatuses refuses a subject that polls its jobs too often, with Retry-After in the dialect of the job.
-func (s *service) limitStatuses(c *gin.Context, job export.Job) error {
-	return s.limit(c, countedStatuses, s.limits.Statuses, job.Request.Dialect,
-		"Too many status requests. Retry after the time in the header Retry-After.")
-}
-
-func (s *service) limit(c *gin.Context, what string, limit int, dialect export.Dialect, text string) error {
+// limit refuses a subject that asks too often for what the job store counts under that name. Retry-After is in the dialect
+// of a job, or in seconds when the answer is not about one (RFC 9110).
+func (s *service) limit(c *gin.Context, what, plural string, limit int, dialect export.Dialect) error {
 	wait, err := s.Jobs.Allow(c.Request.Context(), what, principalOf(c).Owner, limitWindow, limit)
 	if err != nil || wait == 0 {
 		return err
 	}
-	return tooMuch(text, dialect, wait)
+	return tooMuch("Too many "+plural+". Retry after the time in the header Retry-After.", dialect, wait)
 }
 
 // tooMuch is a 429 (spec 7, K-15 and S-05).
@@ -95,7 +60,7 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 			return fmt.Errorf("reading job %s: %w", id, err)
 		}
 		if err == nil {
-			wait = min(wait, pollInterval(s.now().Sub(job.Created)))
+			wait = min(wait, pollInterval(s.Now().Sub(job.Created)))
 			urls = append(urls, s.statusURL(id))
 		}
 	}
@@ -104,4 +69,30 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 		text += " Wait for one to end, or cancel one: " + strings.Join(urls, " ")
 	}
 	return tooMuch(text, "", max(wait, fullWait))
+}
+
+// Retry-After while kick-offs are paused: the rest of the pause, within bounds.
+const (
+	pauseWait        = time.Minute // for a pause without an end
+	shortestPause    = 5 * time.Second
+	longestPauseWait = time.Hour // a pause may be resumed earlier
+)
+
+// takesJobs refuses kick-offs while they are paused (docs/operating.md). It comes before the limits: a client that obeys
+// Retry-After must not be limited for it. Clients do not see the reason of the pause.
+func (s *service) takesJobs(c *gin.Context) error {
+	pause, paused, err := s.Jobs.KickoffsPaused(c.Request.Context())
+	if err != nil || !paused {
+		return err
+	}
+	wait := pauseWait
+	if !pause.Until.IsZero() {
+		wait = min(max(pause.Until.Sub(s.Now()), shortestPause), longestPauseWait)
+	}
+	return refusal{
+		status: http.StatusServiceUnavailable, code: "transient",
+		text: "New exports are paused. Running exports continue. Retry after the time in the header Retry-After.",
+		// In seconds, like every answer that is not about a job.
+		header: map[string]string{"Retry-After": retryAfter(export.IG, wait)},
+	}
 }

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -48,12 +49,7 @@ func parseParameters(rawQuery string) (parameters, error) {
 	if err != nil {
 		return p, invalid("The query string cannot be read: a percent-encoding is wrong or a ';' is not encoded.")
 	}
-	names := make([]string, 0, len(query))
-	for name := range query {
-		names = append(names, name)
-	}
-	slices.Sort(names) // so that the same request gets the same answer
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(query)) { // so that the same request gets the same answer
 		if err := p.take(name, query[name]); err != nil {
 			return parameters{}, err
 		}

@@ -16,7 +16,11 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-const fhirJSON = "application/fhir+json"
+const (
+	fhirJSON  = "application/fhir+json"
+	plainJSON = "application/json"
+	noJSON    = "The header Accept allows neither application/fhir+json nor application/json."
+)
 
 // retryOutage is what a 503 asks for: in the dialect of the caller's job when the request is about one (spec 3 and 9),
 // and in seconds (RFC 9110) when it is not, or while the job store is down and the job's owner is unknown.
@@ -46,6 +50,10 @@ func invalid(text string) refusal {
 
 func unsupported(text string) refusal {
 	return refusal{status: http.StatusBadRequest, code: "not-supported", text: text}
+}
+
+func notAcceptable(text string) refusal {
+	return refusal{status: http.StatusNotAcceptable, code: "not-supported", text: text}
 }
 
 func forbidden(text string) refusal {
@@ -110,7 +118,7 @@ func (s *service) unavailable(c *gin.Context) refusal {
 	return refusal{
 		status: http.StatusServiceUnavailable, code: "transient",
 		text:   "A part of the service cannot be reached at the moment. Try again later.",
-		header: map[string]string{"Retry-After": retryAfter(dialectOf(c), retryOutage)},
+		header: map[string]string{"Retry-After": retryAfter(export.Dialect(c.GetString(dialectKey)), retryOutage)},
 	}
 }
 
@@ -125,12 +133,6 @@ func staleHeaders() []string {
 
 // writeProblem writes an OperationOutcome. Of what was set before, only the headers stay that every answer has.
 func (s *service) writeProblem(c *gin.Context, r refusal) {
-	var body bytes.Buffer
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(fhir.Outcome("error", r.code, r.text)); err != nil {
-		panic(err) // two levels of strings always encode
-	}
 	header := c.Writer.Header()
 	for _, name := range staleHeaders() {
 		header.Del(name)
@@ -141,21 +143,37 @@ func (s *service) writeProblem(c *gin.Context, r refusal) {
 	for name, value := range r.header {
 		header.Set(name, value)
 	}
-	header.Set("Content-Type", fhirJSON)
-	header.Set("Content-Length", strconv.Itoa(body.Len()))
-	c.Status(r.status)
-	writeBody(c, body.Bytes())
+	writeBody(c, r.status, fhirJSON, encode(fhir.Outcome("error", r.code, r.text)))
 }
 
-// writeBody sends a short body, or only the headers that it would have had when the request is a HEAD.
-func writeBody(c *gin.Context, body []byte) {
-	c.Writer.WriteHeaderNow()
+// encode writes JSON and leaves the & of URLs readable. It is for values that always encode: lists and maps of strings.
+func encode(value any) []byte {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
+		panic(err)
+	}
+	return body.Bytes()
+}
+
+// writeBody sends a short answer, or only its headers when the request is a HEAD.
+func writeBody(c *gin.Context, status int, contentType string, body []byte) {
+	c.Header("Content-Type", contentType)
+	c.Header("Content-Length", strconv.Itoa(len(body)))
+	writeHeader(c, status)
 	if c.Request.Method == http.MethodHead {
 		return
 	}
 	if _, err := c.Writer.Write(body); err != nil {
 		keepError(c, err) // the client has disconnected
 	}
+}
+
+// writeHeader sends the header of an answer, which may be all of it.
+func writeHeader(c *gin.Context, status int) {
+	c.Status(status)
+	c.Writer.WriteHeaderNow()
 }
 
 // toClient marks the errors of writing to the client, to tell them from those of reading what is written.
