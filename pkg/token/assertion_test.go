@@ -20,9 +20,7 @@ const endpoint = "https://auth.example/token"
 func assertions(t testing.TB, c *clock) *token.Assertions {
 	t.Helper()
 	a, err := token.NewAssertions(endpoint, c.Now, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(a.Close)
 	return a
 }
@@ -85,9 +83,7 @@ func TestClientKeySetsFollowCachingHeaders(t *testing.T) {
 			a := assertions(t, c)
 			use := func(want int64) {
 				t.Helper()
-				if err := prove(t, a, sign("ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}); err != nil {
-					t.Fatal(err)
-				}
+				must(t, prove(t, a, sign("ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}))
 				asked(t, server, want)
 			}
 			use(1)
@@ -153,9 +149,7 @@ func TestClientKeySetsAreFetchedOnceAndLimited(t *testing.T) {
 	asked(t, server, 1)
 	use := func(n int) {
 		t.Helper()
-		if err := prove(t, a, raw, token.Client{JWKSURL: server.URL + "/" + strconv.Itoa(n)}); err != nil {
-			t.Fatal(err)
-		}
+		must(t, prove(t, a, raw, token.Client{JWKSURL: server.URL + "/" + strconv.Itoa(n)}))
 	}
 	for n := range 512 { // evicts the first set, which was used longest ago
 		use(n)
@@ -164,9 +158,7 @@ func TestClientKeySetsAreFetchedOnceAndLimited(t *testing.T) {
 	use(511)
 	use(0)
 	asked(t, server, 513)
-	if err := prove(t, a, raw, token.Client{JWKSURL: server.URL}); err != nil {
-		t.Fatal(err)
-	}
+	must(t, prove(t, a, raw, token.Client{JWKSURL: server.URL}))
 	asked(t, server, 514)
 	use(0)
 	asked(t, server, 514)
@@ -180,9 +172,7 @@ func TestAssertionOfAnotherClientAndAfterClose(t *testing.T) {
 	defer server.Close()
 	a := assertions(t, c)
 	assertion, err := a.Parse(sign("ES384", "k", key, assertionClaims(c)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if want := start().Add(5 * time.Minute); !assertion.RememberUntil.Equal(want) {
 		t.Errorf("kept until %s, want %s", assertion.RememberUntil, want)
 	}
@@ -204,16 +194,12 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 	c := newClock()
 	a := assertions(t, c)
 	private, public, err := token.NewKey(elliptic.P384())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if strings.Contains(string(public), `"d"`) || !strings.Contains(string(private), `"d"`) {
 		t.Fatal("the private and the public half are exchanged")
 	}
 	client := token.Client{ID: "app", JWKS: public, Scope: "system/*.rs"}
-	if err := client.Check(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, client.Check())
 	rsaPrivate := rsaKey(t, 2048)
 	rsaJWK := jwkOf("r", rsaPrivate).With("d", b64.EncodeToString(rsaPrivate.D.Bytes())).
 		With("p", b64.EncodeToString(rsaPrivate.Primes[0].Bytes())).With("q", b64.EncodeToString(rsaPrivate.Primes[1].Bytes())).
@@ -224,14 +210,10 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 		string(private): client, rsaJWK.String(): {JWKS: []byte(jwks(jwkOf("r", rsaPrivate)))},
 	} {
 		signer, err := token.ParseSigner([]byte(key), token.AssertionAlgorithms()...)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		for range 2 {
 			raw, err := signer.SignAssertion("app", endpoint, c.Now())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			if err := prove(t, a, raw, registered); err != nil {
 				t.Error(err)
 			}
@@ -249,9 +231,7 @@ func TestParseSignerRefuses(t *testing.T) {
 	p384, p256 := ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256())
 	d := func(key interface{ Bytes() ([]byte, error) }) string {
 		secret, err := key.Bytes()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		return b64.EncodeToString(secret)
 	}
 	good := jwkOf("k", p384).With("d", d(p384))

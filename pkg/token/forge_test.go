@@ -44,21 +44,24 @@ func start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
 func newClock() *testenv.Clock { return testenv.NewClock(start()) }
 
-func rsaKey(t testing.TB, bits int) *rsa.PrivateKey {
+func must(t testing.TB, err error) {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func rsaKey(t testing.TB, bits int) *rsa.PrivateKey {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, bits)
+	must(t, err)
 	return key
 }
 
 func ecKey(t testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return key
 }
 
@@ -98,9 +101,7 @@ func verifierWith(t testing.TB, c *clock, transport roundTripper, issuers ...tok
 		cfg.HTTPClient = &http.Client{Transport: transport}
 	}
 	v, err := token.NewVerifier(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(v.Close)
 	return v
 }

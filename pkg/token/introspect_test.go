@@ -49,9 +49,7 @@ func TestIntrospectionRequest(t *testing.T) {
 		_, _ = io.WriteString(w, active().String())
 	})
 	p, err := verifier(t, newClock(), introspecting(server.URL)).Verify(t.Context(), opaque)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if want := (export.Owner{Issuer: issuerName, Subject: subject}); p.Owner != want {
 		t.Errorf("owner %+v, want %+v", p.Owner, want)
 	}

@@ -304,12 +304,8 @@ func TestKeyFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "jwks.json")
 	write := func(content string) {
 		t.Helper()
-		if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(path+".new", path); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile(path+".new", []byte(content), 0o600))
+		must(t, os.Rename(path+".new", path))
 	}
 	v := verifier(t, c, token.Issuer{Name: issuerName, Audiences: []string{audience}, JWKSFile: path})
 	byOlder, byNewer := sign("ES256", "1", older, longLived()), sign("ES256", "2", newer, longLived())
@@ -329,9 +325,7 @@ func TestKeyFile(t *testing.T) {
 	write("garbage")
 	accepted(t, v, byNewer)
 	refused(t, v, byOlder, export.ErrUnavailable)
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(path))
 	c.Advance(time.Hour - time.Second)
 	accepted(t, v, byNewer)
 	c.Advance(time.Second)

@@ -68,9 +68,7 @@ func TestParseScopes(t *testing.T) {
 	} {
 		t.Run(list, func(t *testing.T) {
 			scopes, err := token.ParseScopes(list)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			for _, typ := range probe {
 				if got := scopes.MayRead(typ); got != slices.Contains(want, typ) {
 					t.Errorf("may read %q: %v", typ, got)

@@ -31,9 +31,7 @@ func TestVerifyAcceptsEachAlgorithm(t *testing.T) {
 	} {
 		t.Run(test.alg, func(t *testing.T) {
 			p, err := v.Verify(t.Context(), sign(test.alg, test.kid, test.key, goodClaims()))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			if want := (export.Owner{Issuer: issuerName, Subject: subject}); p.Owner != want {
 				t.Errorf("owner %+v, want %+v", p.Owner, want)
 			}
@@ -75,9 +73,7 @@ func TestVerifyAccepts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := v.Verify(t.Context(), forge("ES256", key, test.header, test.claims.String()))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			for _, typ := range []string{"Patient", "Observation"} {
 				want := test.reads == typ || test.reads != "" && test.claims["scope"] == "system/*.rs"
 				if p.Scopes.MayRead(typ) != want {
@@ -97,14 +93,10 @@ func TestVerifyRefusesHostileTokens(t *testing.T) {
 		ecKey(t, elliptic.P256())
 	p521 := ecKey(t, elliptic.P521())
 	edPublic, edPrivate, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	secret := []byte("a symmetric secret in the key set")
 	leakedD, err := leaked.Bytes()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	server := serveKeys(t, jwks(
 		jwkOf("r", rsaA), jwkOf("e", ecA), jwkOf("f", ecA384), jwkOf("p521", p521),
 		jwkOf("twin", twin1), jwkOf("twin", twin2),

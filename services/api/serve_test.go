@@ -59,15 +59,10 @@ func TestCheckConfig(t *testing.T) {
 		set  []string
 		want []string // in the error; nil: there is none
 	}{
-		"good":             {nil, nil},
-		"encryption":       {[]string{"SLUICE_ENVELOPE_KEYS=" + key, "SLUICE_S3_SSE=kms:sluice"}, nil},
-		"URL with a colon": {at("https://h.example.org/:x"), []string{"SLUICE_BASE_URL", "':'"}},
-		"URL not clean":    {at("https://h.example.org/a/../b"), []string{"SLUICE_BASE_URL", "clean"}},
-		"URL encoded":      {at("https://h.example.org/a%2Fb"), []string{"SLUICE_BASE_URL", "encoded"}},
-		"URL, empty query": {at("https://h.example.org/fhir?"), []string{"SLUICE_BASE_URL", "query"}},
-		"URL with a query": {at("https://h.example.org/fhir?x"), []string{"SLUICE_BASE_URL", "https://host/fhir"}},
-		"URL of ftp":       {at("ftp://h.example.org/fhir"), []string{"SLUICE_BASE_URL", "https://host/fhir"}},
-		"URL with a user":  {at("https://a:b@h.example.org/a/b"), []string{"SLUICE_BASE_URL", "https://host/fhir"}},
+		"good":            {nil, nil},
+		"encryption":      {[]string{"SLUICE_ENVELOPE_KEYS=" + key, "SLUICE_S3_SSE=kms:sluice"}, nil},
+		"URL not clean":   {at("https://h.example.org/a/../b"), []string{"SLUICE_BASE_URL", "clean"}},
+		"URL with a user": {at("https://a:b@h.example.org/a/b"), []string{"SLUICE_BASE_URL", "https://host/fhir"}},
 		"issuers beside what else is wrong": {
 			[]string{"SLUICE_POLL_LIMIT=0", "SLUICE_TOKEN_ISSUERS_FILE=" + issuers, "SLUICE_API_REQUIRE_GROUP_SCOPE=true"},
 			[]string{"SLUICE_POLL_LIMIT", "SLUICE_TOKEN_ISSUERS_FILE", "no audience"},

@@ -15,6 +15,13 @@ import (
 	"github.com/sluice-fhir/sluice/services/config/configtest"
 )
 
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func environment(redis string, more ...string) []string {
 	return append([]string{
 		"SLUICE_REDIS_URL=" + redis, "SLUICE_AUTH_ADDR=127.0.0.1:0", "SLUICE_AUTH_TOKEN_URL=https://auth.example.org/token",
@@ -25,9 +32,7 @@ func environment(redis string, more ...string) []string {
 // --check-config reports every problem at once, and no secret.
 func TestCheckConfig(t *testing.T) {
 	clients := filepath.Join(t.TempDir(), "clients.yaml")
-	if err := os.WriteFile(clients, []byte("clients: [{id: a}]"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(clients, []byte("clients: [{id: a}]"), 0o600))
 	for name, test := range map[string]struct {
 		set  []string
 		want []string
@@ -81,16 +86,10 @@ func TestStartWithoutRedisAndStop(t *testing.T) {
 	ask := func(url string) int {
 		t.Helper()
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		response, err := transport.RoundTrip(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := response.Body.Close(); err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
+		must(t, response.Body.Close())
 		return response.StatusCode
 	}
 	for url, want := range map[string]int{
@@ -101,9 +100,7 @@ func TestStartWithoutRedisAndStop(t *testing.T) {
 			t.Errorf("%s: %d, want %d", url, got, want)
 		}
 	}
-	if err := redis.Restart(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, redis.Restart())
 	deadline := time.Now().Add(time.Minute) // against an endless loop
 	for ask("http://"+public+"/jwks") != 200 {
 		if time.Now().After(deadline) {

@@ -82,11 +82,7 @@ func TestFileRepresentations(t *testing.T) {
 	}{
 		{nil, identity, s.plain},
 		{[]string{"Accept-Encoding", "identity"}, identity, s.plain},
-		{[]string{"Accept-Encoding", "br, deflate"}, identity, s.plain},
-		{[]string{"Accept-Encoding", "gzip;q=0"}, identity, s.plain},
 		{[]string{"Accept-Encoding", "gzip"}, zipped, s.gzip},
-		{[]string{"Accept-Encoding", "br, gzip;q=0.5"}, zipped, s.gzip},
-		{[]string{"Accept-Encoding", "*"}, zipped, s.gzip},
 		{[]string{"Accept-Encoding", "identity;q=0, gzip"}, zipped, s.gzip},
 	} {
 		got := s.get(test.encoding...)
@@ -162,7 +158,8 @@ func TestFileRanges(t *testing.T) {
 	}
 }
 
-// RFC 9110 section 13: conditions name the representation that would be sent.
+// RFC 9110 section 13: conditions name the representation that would be sent. TestMatches and TestRangeApplies have the
+// forms of the headers.
 func TestFileConditions(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(50))
@@ -174,14 +171,11 @@ func TestFileConditions(t *testing.T) {
 	}{
 		{"identity", "If-None-Match", s.etag, nil, 304},
 		{"identity", "If-None-Match", "W/" + s.etag, nil, 304},
-		{"identity", "If-None-Match", `"x", ` + s.etag, nil, 304},
-		{"identity", "If-None-Match", "*", nil, 304},
 		{"identity", "If-None-Match", s.etag, []string{"Range", "bytes=0-9"}, 304},
 		{"identity", "If-None-Match", s.etagGz, nil, 200},
 		{"gzip", "If-None-Match", s.etagGz, nil, 304},
 		{"gzip", "If-None-Match", s.etag, nil, 200},
 		{"identity", "If-Match", s.etag, nil, 200},
-		{"identity", "If-Match", "*", nil, 200},
 		{"identity", "If-Match", "W/" + s.etag, nil, 412},
 		{"identity", "If-Match", s.etagGz, nil, 412},
 		{"gzip", "If-Match", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
@@ -190,8 +184,6 @@ func TestFileConditions(t *testing.T) {
 		{"identity", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 200},
 		{"gzip", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
 		{"gzip", "If-Range", s.etag, []string{"Range", "bytes=0-9"}, 200},
-		{"gzip", "If-Range", "W/" + s.etagGz, []string{"Range", "bytes=0-9"}, 200},
-		{"gzip", "If-Range", date, []string{"Range", "bytes=0-9"}, 200},
 		{"gzip", "If-Range", `"x"`, []string{"Range", "bytes=999999999-"}, 200},
 		{"gzip", "If-Modified-Since", date, nil, 200},
 		{"gzip", "If-Unmodified-Since", "Sun, 06 Nov 1994 08:49:37 GMT", nil, 200},

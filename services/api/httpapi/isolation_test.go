@@ -245,7 +245,7 @@ func TestIsolationOfThePollLimit(t *testing.T) {
 }
 
 // Nothing lists jobs or files but the manifest: what is beside and below the known paths is nothing, for the owner too,
-// with a job in it and without.
+// with a job in it and without. Metrics and profiles are for operators.
 func TestIsolationOfLists(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -259,7 +259,8 @@ func TestIsolationOfLists(t *testing.T) {
 			"/fhir/exports", "/fhir/exports/", statusPath(id) + "/", statusPath(id) + "/files", statusPath(id) + "/files/",
 			filePath(id, file) + "/", filePath(id, file) + "/x", "/fhir/exports/" + string(id) + "%2Ffiles",
 			"/exports/" + string(id), "/fhir//exports/" + string(id), "/fhir/Exports/" + string(id), "/fhir/Group/g1",
-			"/jobs/" + string(id) + "/", "/" + file.Key, "/metrics", "/debug/pprof/",
+			"/jobs/" + string(id) + "/", "/" + file.Key, "/metrics", "/metrics/",
+			"/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1",
 		} {
 			w.listen()
 			answers[caller+" "+path] = w.ask("GET", path, headers...)

@@ -248,22 +248,6 @@ func TestChecksAreOptional(t *testing.T) {
 	}
 }
 
-// Metrics and profiles are for operators: the public listener has none, with a token or without.
-func TestPublicListenerHasNoMetrics(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	for _, path := range []string{
-		"/metrics", "/metrics/", "/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1",
-	} {
-		for _, user := range [][]string{nil, w.as("alice")} {
-			wantOutcome(t, w.ask("GET", path, user...), http.StatusNotFound, "not-found")
-		}
-	}
-	if text := w.metrics(); !strings.Contains(text, "sluice_api_requests_total") {
-		t.Errorf("the private listener has no metrics: %s", text)
-	}
-}
-
 // Bodies have no meaning here; big ones are refused unread.
 func TestBodyLimit(t *testing.T) {
 	t.Parallel()
