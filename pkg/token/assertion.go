@@ -71,11 +71,23 @@ func (a *Assertions) Parse(raw string) (*Assertion, error) {
 	if err != nil {
 		return nil, err
 	}
-	assertion := &Assertion{Client: t.claims.subject, RememberUntil: t.claims.expires.Add(skew), parsed: t}
-	if err := assertion.read(); err != nil {
-		return nil, invalid(err.Error())
-	}
-	if !slices.Contains(AssertionAlgorithms(), t.alg) {
+	typ, typed := t.header["typ"]
+	word, _ := text(typ)
+	jku, hasJKU := t.header["jku"]
+	url, isText := text(jku)
+	id, identified := text(t.claims.all["jti"])
+	switch {
+	case typed && word != "JWT" && word != "jwt": // an access token is no assertion (RFC 8725 3.11)
+		return nil, invalid("typ is not JWT")
+	case t.kid == "":
+		return nil, invalid("header has no kid")
+	case hasJKU && !isText:
+		return nil, invalid("jku is not a string, or empty")
+	case t.claims.issuer != t.claims.subject:
+		return nil, invalid("iss and sub differ")
+	case !identified:
+		return nil, invalid("no jti")
+	case !slices.Contains(AssertionAlgorithms(), t.alg):
 		return nil, invalid("alg is neither RS384 nor ES384")
 	}
 	now := a.now()
@@ -88,33 +100,9 @@ func (a *Assertions) Parse(raw string) (*Assertion, error) {
 	if !slices.Contains(t.claims.audiences, a.audience) {
 		return nil, invalid("aud is not the URL of the token endpoint")
 	}
-	return assertion, nil
-}
-
-// read reads what assertions have beyond access tokens.
-func (a *Assertion) read() error {
-	if typ, present := a.header["typ"]; present {
-		// An access token is no assertion (RFC 8725 3.11).
-		if word, _ := text(typ); word != "JWT" && word != "jwt" {
-			return errors.New("typ is not JWT")
-		}
-	}
-	if a.kid == "" {
-		return errors.New("header has no kid")
-	}
-	var ok bool
-	if jku, present := a.header["jku"]; present {
-		if a.jku, ok = text(jku); !ok {
-			return errors.New("jku is not a string, or empty")
-		}
-	}
-	if a.claims.issuer != a.claims.subject {
-		return errors.New("iss and sub differ")
-	}
-	if a.ID, ok = text(a.claims.all["jti"]); !ok {
-		return errors.New("no jti")
-	}
-	return nil
+	return &Assertion{
+		Client: t.claims.subject, ID: id, RememberUntil: t.claims.expires.Add(skew), jku: url, parsed: t,
+	}, nil
 }
 
 // Verify checks the signature with the client's registered keys. It returns ErrInvalid when the assertion is refused, and

@@ -72,7 +72,7 @@ func TestClientKeySetsFollowCachingHeaders(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, key := newClock(), ecKey(t, elliptic.P384())
+			c, key := newClock(), ecKey(elliptic.P384())
 			server := serveKeys(t, "")
 			server.Handle(func(w http.ResponseWriter, _ *http.Request) {
 				for header, values := range test.header {
@@ -98,7 +98,7 @@ func TestClientKeySetsFollowCachingHeaders(t *testing.T) {
 }
 
 func TestClientKeySetUnavailable(t *testing.T) {
-	key, elsewhere := ecKey(t, elliptic.P384()), serveKeys(t, "")
+	key, elsewhere := ecKey(elliptic.P384()), serveKeys(t, "")
 	set := jwks(jwkOf("k", key))
 	elsewhere.Serve(set)
 	for name, handler := range brokenKeySets(set, elsewhere.URL) {
@@ -127,7 +127,7 @@ func TestClientKeySetUnavailable(t *testing.T) {
 
 // Concurrent assertions share one fetch, and the number of cached sets is limited.
 func TestClientKeySetsAreFetchedOnceAndLimited(t *testing.T) {
-	c, key := newClock(), ecKey(t, elliptic.P384())
+	c, key := newClock(), ecKey(elliptic.P384())
 	set, release := jwks(jwkOf("k", key)), make(chan struct{})
 	server := serveKeys(t, "")
 	server.Handle(func(w http.ResponseWriter, r *http.Request) {
@@ -167,7 +167,7 @@ func TestClientKeySetsAreFetchedOnceAndLimited(t *testing.T) {
 }
 
 func TestAssertionOfAnotherClientAndAfterClose(t *testing.T) {
-	c, key := newClock(), ecKey(t, elliptic.P384())
+	c, key := newClock(), ecKey(elliptic.P384())
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
 	a := assertions(t, c)
@@ -200,7 +200,7 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 	}
 	client := token.Client{ID: "app", JWKS: public, Scope: "system/*.rs"}
 	must(t, client.Check())
-	rsaPrivate := rsaKey(t, 2048)
+	rsaPrivate := rsaKey(2048)
 	rsaJWK := jwkOf("r", rsaPrivate).With("d", b64.EncodeToString(rsaPrivate.D.Bytes())).
 		With("p", b64.EncodeToString(rsaPrivate.Primes[0].Bytes())).With("q", b64.EncodeToString(rsaPrivate.Primes[1].Bytes())).
 		With("dp", b64.EncodeToString(rsaPrivate.Precomputed.Dp.Bytes())).With("dq", b64.EncodeToString(rsaPrivate.Precomputed.Dq.Bytes())).
@@ -228,7 +228,7 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 }
 
 func TestParseSignerRefuses(t *testing.T) {
-	p384, p256 := ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256())
+	p384, p256 := ecKey(elliptic.P384()), ecKey(elliptic.P256())
 	d := func(key interface{ Bytes() ([]byte, error) }) string {
 		secret, err := key.Bytes()
 		must(t, err)
@@ -259,7 +259,7 @@ func TestParseSignerRefuses(t *testing.T) {
 
 // FuzzAssertion: only the signed assertion is accepted, and every other one is ErrInvalid.
 func FuzzAssertion(f *testing.F) {
-	c, key := newClock(), ecKey(f, elliptic.P384())
+	c, key := newClock(), ecKey(elliptic.P384())
 	a := assertions(f, c)
 	client := token.Client{JWKS: []byte(jwks(jwkOf("k", key)))}
 	good := sign("ES384", "k", key, assertionClaims(c))

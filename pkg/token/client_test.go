@@ -12,7 +12,7 @@ import (
 )
 
 func TestClientCheck(t *testing.T) {
-	key, p256, weak := ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256()), rsaKey(t, 1024)
+	key, p256, weak := ecKey(elliptic.P384()), ecKey(elliptic.P256()), rsaKey(1024)
 	set := []byte(jwks(jwkOf("k", key)))
 	good := token.Client{ID: "app", JWKS: set, Scope: "system/*.rs"}
 	change := func(f func(*token.Client)) token.Client {
@@ -29,7 +29,7 @@ func TestClientCheck(t *testing.T) {
 		ok     bool
 	}{
 		"inline keys":          {good, true},
-		"RSA":                  {with(jwkOf("r", rsaKey(t, 2048))), true},
+		"RSA":                  {with(jwkOf("r", rsaKey(2048))), true},
 		"beside a useless one": {with(jwkOf("k", key), jwkOf("e", p256)), true},
 		"by URL":               {token.Client{ID: "app", JWKSURL: "https://app.example/jwks", Scope: "system/*.rs"}, true},
 		"loopback URL":         {token.Client{ID: "app", JWKSURL: "http://127.0.0.1:1/jwks", Scope: "system/*.rs"}, true},
@@ -53,7 +53,7 @@ func TestClientCheck(t *testing.T) {
 		"P-256 alone":          {with(jwkOf("e", p256)), false},
 		"weak RSA alone":       {with(jwkOf("w", weak)), false},
 		"no kid":               {with(jwkOf("", key)), false},
-		"a kid twice":          {with(jwkOf("k", key), jwkOf("k", ecKey(t, elliptic.P384()))), false},
+		"a kid twice":          {with(jwkOf("k", key), jwkOf("k", ecKey(elliptic.P384()))), false},
 		"private":              {with(jwkOf("k", key).With("d", "AAAA")), false},
 		"a shared key beside":  {with(jwkOf("k", key), members{"kty": "oct", "k": "c2VjcmV0"}), false},
 		"for encryption":       {with(jwkOf("k", key).With("use", "enc")), false},

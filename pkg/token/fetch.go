@@ -154,10 +154,10 @@ func withoutURL(err error) error {
 func discover(ctx context.Context, client *http.Client, issuer string) ([]byte, http.Header, error) {
 	// The path replaces a slash at the end (OpenID Connect Discovery 4.1).
 	document, _, err := get(ctx, client, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration")
-	if err != nil {
-		return nil, nil, fmt.Errorf("discovery document: %w", err)
+	var keys string
+	if err == nil {
+		keys, err = readDiscovery(document, issuer)
 	}
-	keys, err := readDiscovery(document, issuer)
 	if err != nil {
 		return nil, nil, fmt.Errorf("discovery document: %w", err)
 	}

@@ -1,10 +1,6 @@
 package token_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -36,6 +32,8 @@ var (
 	jwks  = tokentest.JWKS
 	forge = tokentest.Forge
 
+	rsaKey    = tokentest.RSA
+	ecKey     = tokentest.EC
 	serveKeys = tokentest.ServeKeys
 )
 
@@ -49,20 +47,6 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func rsaKey(t testing.TB, bits int) *rsa.PrivateKey {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, bits)
-	must(t, err)
-	return key
-}
-
-func ecKey(t testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(curve, rand.Reader)
-	must(t, err)
-	return key
 }
 
 // goodClaims are the claims of a token that is accepted at start.

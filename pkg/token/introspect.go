@@ -249,7 +249,7 @@ func (i *introspector) judge(data []byte) (verdict, error) {
 	}
 	c, err := i.readClaims(all)
 	if err != nil {
-		return verdict{refusal: invalid(err.Error())}, nil
+		return verdict{refusal: err}, nil
 	}
 	principal, err := i.issuer.principal(c)
 	if err != nil {
@@ -263,23 +263,23 @@ func (i *introspector) readClaims(all members) (claims, error) {
 	c := claims{issuer: i.issuer.Name, all: all}
 	if raw, present := all["iss"]; present {
 		if name, ok := text(raw); !ok || name != c.issuer {
-			return c, errors.New("iss is another issuer")
+			return c, invalid("iss is another issuer")
 		}
 	}
 	if raw, present := all["token_type"]; present {
 		if kind, ok := text(raw); !ok || !strings.EqualFold(kind, "Bearer") {
-			return c, errors.New("token_type is not Bearer")
+			return c, invalid("token_type is not Bearer")
 		}
 	}
 	raw, present := all["aud"]
 	if present {
 		var ok bool
 		if c.audiences, ok = texts(raw); !ok {
-			return c, errors.New("aud is neither a string nor an array of strings")
+			return c, invalid("aud is neither a string nor an array of strings")
 		}
 	}
 	if (present || !i.AudienceOptional) && !intersect(c.audiences, i.issuer.Audiences) {
-		return c, errors.New("made for another audience")
+		return c, invalid("made for another audience")
 	}
 	return c, c.readTimes()
 }

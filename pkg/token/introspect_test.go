@@ -177,7 +177,7 @@ func status(code int) http.HandlerFunc {
 
 // The issuer receives only tokens that may be its own.
 func TestIntrospectionOfOwnTokensOnly(t *testing.T) {
-	key, other := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256())
+	key, other := ecKey(elliptic.P256()), ecKey(elliptic.P256())
 	keys := serveKeys(t, jwks(jwkOf("k", key)))
 	signed := sign("ES256", "k", key, goodClaims())
 	forged := sign("ES256", "k", other, goodClaims())
@@ -236,7 +236,7 @@ func TestIntrospectionOfOwnTokensOnly(t *testing.T) {
 
 // An issuer with keys works beside one that introspects.
 func TestIntrospectionBesideOtherIssuers(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	keys := issuerAt(serveKeys(t, jwks(jwkOf("k", key))).URL)
 	keys.Name = "https://b.example"
 	server := serveKeys(t, active().String())
@@ -269,7 +269,7 @@ func TestIntrospectionAudienceOptional(t *testing.T) {
 		}
 	}
 	// A signed token still needs an aud.
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	issuer := introspecting("https://issuer.example")
 	issuer.JWKSURL, issuer.Introspection.AudienceOptional = serveKeys(t, jwks(jwkOf("k", key))).URL, true
 	refused(t, verifier(t, newClock(), issuer), sign("ES256", "k", key, goodClaims().With("aud", []string{})),

@@ -44,7 +44,7 @@ func asked(t *testing.T, s *keyServer, want int64) {
 }
 
 func TestUnknownKidsRefetchOnceAMinute(t *testing.T) {
-	key, c := ecKey(t, elliptic.P256()), newClock()
+	key, c := ecKey(elliptic.P256()), newClock()
 	server := serveKeys(t, jwks(jwkOf("k", key)))
 	v := verifier(t, c, issuerAt(server.URL))
 	for i := range 20 {
@@ -64,7 +64,7 @@ func TestUnknownKidsRefetchOnceAMinute(t *testing.T) {
 }
 
 func TestTokensThatCannotPassFetchNothing(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	server := serveKeys(t, jwks(jwkOf("k", key)))
 	issuer := issuerAt(server.URL)
 	issuer.Algorithms = []string{"ES256"}
@@ -74,12 +74,12 @@ func TestTokensThatCannotPassFetchNothing(t *testing.T) {
 	} {
 		refused(t, v, sign("ES256", "k", key, claims), token.ErrInvalid)
 	}
-	refused(t, v, sign("ES384", "k", ecKey(t, elliptic.P384()), goodClaims()), token.ErrInvalid)
+	refused(t, v, sign("ES384", "k", ecKey(elliptic.P384()), goodClaims()), token.ErrInvalid)
 	asked(t, server, 0)
 }
 
 func TestKeyRotation(t *testing.T) {
-	older, newer, c := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256()), newClock()
+	older, newer, c := ecKey(elliptic.P256()), ecKey(elliptic.P256()), newClock()
 	server := serveKeys(t, jwks(jwkOf("1", older)))
 	v := verifier(t, c, issuerAt(server.URL))
 	byOlder, byNewer := sign("ES256", "1", older, longLived()), sign("ES256", "2", newer, longLived())
@@ -99,7 +99,7 @@ func TestKeyRotation(t *testing.T) {
 }
 
 func TestIssuerDownFromTheStart(t *testing.T) {
-	key, c := ecKey(t, elliptic.P256()), newClock()
+	key, c := ecKey(elliptic.P256()), newClock()
 	server := serveKeys(t, "")
 	server.Fail()
 	v := verifier(t, c, issuerAt(server.URL))
@@ -116,7 +116,7 @@ func TestIssuerDownFromTheStart(t *testing.T) {
 }
 
 func TestIssuerGoesDown(t *testing.T) {
-	key, c := ecKey(t, elliptic.P256()), newClock()
+	key, c := ecKey(elliptic.P256()), newClock()
 	server := serveKeys(t, jwks(jwkOf("k", key)))
 	v := verifier(t, c, issuerAt(server.URL))
 	good, unknown := sign("ES256", "k", key, longLived()), sign("ES256", "new", key, longLived())
@@ -139,7 +139,7 @@ func TestIssuerGoesDown(t *testing.T) {
 func TestWithdrawnKeyStopsWorking(t *testing.T) {
 	// The fetch runs in the background; synctest.Wait waits for it.
 	synctest.Test(t, func(t *testing.T) {
-		key, c := ecKey(t, elliptic.P256()), newClock()
+		key, c := ecKey(elliptic.P256()), newClock()
 		set := jwks(jwkOf("k", key))
 		fetches := 0
 		v := verifierWith(t, c, func(*http.Request) (*http.Response, error) {
@@ -166,7 +166,7 @@ func TestWithdrawnKeyStopsWorking(t *testing.T) {
 }
 
 func TestSlowIssuerDoesNotBlockKnownKids(t *testing.T) {
-	key, c := ecKey(t, elliptic.P256()), newClock()
+	key, c := ecKey(elliptic.P256()), newClock()
 	server := serveKeys(t, jwks(jwkOf("k", key)))
 	v := verifier(t, c, issuerAt(server.URL))
 	good, unknown := sign("ES256", "k", key, longLived()), sign("ES256", "new", key, longLived())
@@ -194,7 +194,7 @@ func TestSlowIssuerDoesNotBlockKnownKids(t *testing.T) {
 
 func TestFetchOutlivesTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		key, c := ecKey(t, elliptic.P256()), newClock()
+		key, c := ecKey(elliptic.P256()), newClock()
 		var fetches atomic.Int64
 		release := make(chan struct{})
 		v := verifierWith(t, c, func(r *http.Request) (*http.Response, error) {
@@ -264,7 +264,7 @@ func brokenKeySets(set, elsewhere string) map[string]http.HandlerFunc {
 }
 
 func TestInvalidKeySets(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	set := jwks(jwkOf("k", key))
 	elsewhere := serveKeys(t, set)
 	for name, handler := range brokenKeySets(set, elsewhere.URL) {
@@ -300,7 +300,7 @@ func TestInvalidKeySets(t *testing.T) {
 }
 
 func TestKeyFile(t *testing.T) {
-	older, newer, c := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256()), newClock()
+	older, newer, c := ecKey(elliptic.P256()), ecKey(elliptic.P256()), newClock()
 	path := filepath.Join(t.TempDir(), "jwks.json")
 	write := func(content string) {
 		t.Helper()
@@ -333,7 +333,7 @@ func TestKeyFile(t *testing.T) {
 }
 
 func TestManyGoroutines(t *testing.T) {
-	key, c := ecKey(t, elliptic.P256()), newClock()
+	key, c := ecKey(elliptic.P256()), newClock()
 	server := serveKeys(t, jwks(jwkOf("k", key)))
 	v := verifier(t, c, issuerAt(server.URL))
 	good, unknown := sign("ES256", "k", key, longLived()), sign("ES256", "new", key, longLived())

@@ -14,7 +14,7 @@ import (
 
 // Tokens of known providers in a client credentials grant, with their headers and claims. All values are synthetic.
 func TestTokensOfProviders(t *testing.T) {
-	key := rsaKey(t, 2048)
+	key := rsaKey(2048)
 	now, end := start().Unix(), start().Unix()+300
 	keycloak := members{
 		"iss": "https://login.example.org/realms/health", "sub": "8f0d3c0e-2b1a-4a55-9c7f-3d3f1f0a9b11", "typ": "Bearer",
@@ -120,7 +120,7 @@ func TestTokensOfProviders(t *testing.T) {
 
 // OpenID Connect Discovery 4: the issuer's document names the key set.
 func TestDiscovery(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	for name, test := range map[string]struct {
 		path     string              // of the issuer
 		document func(string) string // by the server's URL
@@ -173,7 +173,7 @@ func TestDiscoveryKeepsOffLoopback(t *testing.T) {
 		}
 		return respond(document("https://issuer.example", trap.URL))
 	}, token.Issuer{Name: "https://issuer.example", Audiences: []string{audience}, Discovery: true})
-	refused(t, v, sign("ES256", "k", ecKey(t, elliptic.P256()), goodClaims().With("iss", "https://issuer.example")),
+	refused(t, v, sign("ES256", "k", ecKey(elliptic.P256()), goodClaims().With("iss", "https://issuer.example")),
 		export.ErrUnavailable)
 	asked(t, trap, 0)
 }

@@ -18,7 +18,7 @@ import (
 )
 
 func TestVerifyAcceptsEachAlgorithm(t *testing.T) {
-	rsa2048, p256, p384 := rsaKey(t, 2048), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
+	rsa2048, p256, p384 := rsaKey(2048), ecKey(elliptic.P256()), ecKey(elliptic.P384())
 	server := serveKeys(t, jwks(jwkOf("r", rsa2048), jwkOf("e", p256).With("use", "sig").With("alg", "ES256"),
 		jwkOf("f", p384).With("key_ops", []string{"verify"})))
 	v := verifier(t, newClock(), issuerAt(server.URL))
@@ -46,7 +46,7 @@ func TestVerifyAcceptsEachAlgorithm(t *testing.T) {
 }
 
 func TestVerifyAccepts(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	server := serveKeys(t, jwks(jwkOf("k", key)))
 	v := verifier(t, newClock(), issuerAt(server.URL))
 	unix := func(d time.Duration) int64 { return start().Add(d).Unix() }
@@ -86,12 +86,12 @@ func TestVerifyAccepts(t *testing.T) {
 
 // Z-02, Z-03, B-22, B-23, B-24 at the resource server.
 func TestVerifyRefusesHostileTokens(t *testing.T) {
-	rsaA, rsaB := rsaKey(t, 2048), rsaKey(t, 2048)
-	ecA, ecA384 := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
-	twin1, twin2 := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256())
-	encryption, other, weak, leaked := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256()), rsaKey(t, 1024),
-		ecKey(t, elliptic.P256())
-	p521 := ecKey(t, elliptic.P521())
+	rsaA, rsaB := rsaKey(2048), rsaKey(2048)
+	ecA, ecA384 := ecKey(elliptic.P256()), ecKey(elliptic.P384())
+	twin1, twin2 := ecKey(elliptic.P256()), ecKey(elliptic.P256())
+	encryption, other, weak, leaked := ecKey(elliptic.P256()), ecKey(elliptic.P256()), rsaKey(1024),
+		ecKey(elliptic.P256())
+	p521 := ecKey(elliptic.P521())
 	edPublic, edPrivate, err := ed25519.GenerateKey(rand.Reader)
 	must(t, err)
 	secret := []byte("a symmetric secret in the key set")
@@ -202,7 +202,7 @@ func TestVerifyRefusesHostileTokens(t *testing.T) {
 }
 
 func TestVerifyNamesTheGranularScope(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	v := verifier(t, newClock(), issuerAt(serveKeys(t, jwks(jwkOf("k", key))).URL))
 	_, err := v.Verify(t.Context(), sign("ES256", "k", key, goodClaims().With("scope", "system/Observation.rs?a=b")))
 	if !errors.Is(err, token.ErrInvalid) || !errors.Is(err, token.ErrGranularScope) {

@@ -3,7 +3,6 @@ package tokentest
 import (
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
@@ -204,9 +203,9 @@ func (g Genuine) Hostile() map[string]string {
 // another makes a key of the same kind.
 func another(key crypto.Signer) crypto.Signer {
 	if private, ok := key.(*ecdsa.PrivateKey); ok {
-		return must(ecdsa.GenerateKey(private.Curve, rand.Reader))
+		return EC(private.Curve)
 	}
-	return must(rsa.GenerateKey(rand.Reader, key.(*rsa.PrivateKey).N.BitLen()))
+	return RSA(key.(*rsa.PrivateKey).N.BitLen())
 }
 
 // publicBytes are the point of a key on a curve, or the modulus.

@@ -6,7 +6,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -92,15 +91,14 @@ func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...fun
 	t.Helper()
 	w := &fixture{
 		t: t, clock: testenv.NewClock(time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)), redisURL: redisURL,
+		key: tokentest.EC(elliptic.P256()),
 	}
 	w.users = newUsers(t, w.clock.Now)
-	var err error
-	w.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	w.must(err)
 	w.issuers = tokentest.ServeKeys(t, tokentest.JWKS(tokentest.JWK("k1", w.key)))
 	w.jobDoor, w.queueDoor = openDoor(t, mustURL(t, redisURL).Host), openDoor(t, mustURL(t, redisURL).Host)
 	w.objectDoor = openDoor(t, mustURL(t, place.Endpoint).Host)
 
+	var err error
 	w.jobs, err = jobstore.Open(w.jobDoor.in(redisURL), w.clock.Now)
 	w.must(err)
 	tasks, err := queue.Open(w.queueDoor.in(redisURL))

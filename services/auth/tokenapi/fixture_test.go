@@ -3,7 +3,6 @@ package tokenapi_test
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
@@ -60,20 +59,11 @@ type keyPairs struct {
 
 // keys are made once, because RSA keys take long.
 var keys = sync.OnceValue(func() keyPairs {
-	newRSA := func(bits int) *rsa.PrivateKey { return check(rsa.GenerateKey(rand.Reader, bits)) }
-	newEC := func(curve elliptic.Curve) *ecdsa.PrivateKey { return check(ecdsa.GenerateKey(curve, rand.Reader)) }
 	return keyPairs{
-		rsa: newRSA(2048), weak: newRSA(1024), ec: newEC(elliptic.P384()), ecB: newEC(elliptic.P384()),
-		ec256: newEC(elliptic.P256()), spare: newEC(elliptic.P384()),
+		rsa: tokentest.RSA(2048), weak: tokentest.RSA(1024), ec: tokentest.EC(elliptic.P384()), ecB: tokentest.EC(elliptic.P384()),
+		ec256: tokentest.EC(elliptic.P256()), spare: tokentest.EC(elliptic.P384()),
 	}
 })
-
-func check[T any](value T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return value
-}
 
 // fixture is a token service with its own Redis, reached over HTTP.
 type fixture struct {
