@@ -148,14 +148,9 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
 		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey, Tracing: tracing,
 	}
-	var smart *token.SMART
-	if cfg.TokenURL != "" {
-		described := token.SMARTConfiguration(cfg.TokenURL, cfg.Secrets)
-		smart = &described
-	}
 	handler, err := httpapi.New(httpapi.Config{
-		SMART:   smart,
-		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,
+		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, TokenURL: cfg.TokenURL,
+		ClientSecrets: cfg.Secrets, PollLimit: cfg.PollLimit,
 		Limits: httpapi.Limits{
 			Jobs: cfg.JobLimit, Join: cfg.Repeat == repeatSame, KickOffs: cfg.KickOffLimit, Statuses: cfg.StatusLimit,
 		},

@@ -17,10 +17,7 @@ const tokenEndpoint = "https://auth.example.org/token"
 
 func discoverable(t *testing.T) *fixture {
 	t.Helper()
-	w := newFixture(t, func(cfg *httpapi.Config) {
-		smart := token.SMARTConfiguration(tokenEndpoint, false)
-		cfg.SMART = &smart
-	})
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.TokenURL = tokenEndpoint })
 	w.jobDoor.Shut() // it is answered whatever is down
 	w.queueDoor.Shut()
 	w.objectDoor.Shut()

@@ -40,7 +40,7 @@ import (
 // of export.Dialect, which force one.
 const DialectAuto = "auto"
 
-// Config configures the API. Only SMART is optional.
+// Config configures the API. Only TokenURL is optional.
 type Config struct {
 	BaseURL *url.URL // public FHIR base, such as https://host/fhir: every emitted URL starts with it
 	Dialect string   // auto | classic | ig
@@ -49,9 +49,10 @@ type Config struct {
 	// PollLimit is how many polls of a running job are answered within the interval that Retry-After announces.
 	PollLimit int
 	Limits    Limits // of each subject
-	// SMART describes where clients get their tokens by SMART Backend Services, for discovery; nil when they know it from
-	// elsewhere.
-	SMART *token.SMART
+	// TokenURL is where clients get their tokens by SMART Backend Services, for discovery; "" when they know it from
+	// elsewhere. ClientSecrets tells that they may use secrets there.
+	TokenURL      string
+	ClientSecrets bool
 
 	RequireGroupScope bool // a kick-off needs a scope that reads Group (Z-13)
 }
@@ -93,7 +94,7 @@ type service struct {
 	metrics   metrics
 	lifecycle *jobs.Lifecycle
 
-	capabilities, smartDocument []byte // public documents; the second is nil without Config.SMART
+	capabilities, smartDocument []byte // public documents; the second is nil without Config.TokenURL
 }
 
 // New returns the handler of the API's public listener: the FHIR routes below the base URL's path, and /livez and
@@ -164,12 +165,10 @@ func newService(cfg Config, deps Deps) (*service, error) {
 		Config: cfg, Deps: deps, baseText: strings.TrimSuffix(cfg.BaseURL.String(), "/"), metrics: newMetrics(deps.Registry),
 		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: cfg.Now},
 	}
-	var tokenEndpoint string
-	if cfg.SMART != nil {
-		tokenEndpoint = cfg.SMART.TokenEndpoint
-		s.smartDocument = encode(cfg.SMART)
+	if cfg.TokenURL != "" {
+		s.smartDocument = encode(token.SMARTConfiguration(cfg.TokenURL, cfg.ClientSecrets))
 	}
-	s.capabilities = newCapabilities(s.baseText, tokenEndpoint, cfg.Now())
+	s.capabilities = newCapabilities(s.baseText, cfg.TokenURL, cfg.Now())
 	return s, nil
 }
 
