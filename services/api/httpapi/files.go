@@ -46,10 +46,8 @@ func (s *service) file(c *gin.Context) error {
 	header := c.Request.Header
 	// The order is that of RFC 9110 section 13.2.2. Conditions on dates are ignored: there is no Last-Modified.
 	if values := header.Values("If-Match"); len(values) > 0 && !matches(values, form.etag, false) {
-		return refusal{
-			status: http.StatusPreconditionFailed, code: "conflict",
-			text: "The header If-Match does not name this representation of the file.",
-		}
+		return refused(http.StatusPreconditionFailed, "conflict",
+			"The header If-Match does not name this representation of the file.")
 	}
 	c.Header("ETag", form.etag)
 	if values := header.Values("If-None-Match"); matches(values, form.etag, true) {
@@ -68,11 +66,8 @@ func (s *service) file(c *gin.Context) error {
 		asked, kind := parseRange(header.Values("Range"), form.size)
 		switch kind {
 		case unsatisfiable:
-			return refusal{
-				status: http.StatusRequestedRangeNotSatisfiable, code: "invalid",
-				text:   "The header Range begins after the end of the file.",
-				header: map[string]string{"Content-Range": fmt.Sprintf("bytes */%d", form.size)},
-			}
+			return refused(http.StatusRequestedRangeNotSatisfiable, "invalid",
+				"The header Range begins after the end of the file.", "Content-Range", fmt.Sprintf("bytes */%d", form.size))
 		case partOfFile:
 			part, status = asked, http.StatusPartialContent
 		case wholeFile:

@@ -138,10 +138,7 @@ func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 
 // checkGroup answers an unknown group and one outside the grant alike: neither tells whether the group exists.
 func (s *service) checkGroup(ctx context.Context, group string, grant directory.Grant) error {
-	noGroup := refusal{
-		status: http.StatusNotFound, code: "not-found",
-		text: "There is no such Group, or it may not be exported with this token.",
-	}
+	noGroup := refused(http.StatusNotFound, "not-found", "There is no such Group, or it may not be exported with this token.")
 	if !groupIDForm.MatchString(group) || !grant.Groups.Has(group) {
 		return noGroup
 	}

@@ -42,10 +42,7 @@ func (s *service) limit(c *gin.Context, what, plural string, limit int, dialect 
 
 // tooMuch is a 429 (spec 7, K-15 and S-05).
 func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
-	return refusal{
-		status: http.StatusTooManyRequests, code: "throttled", text: text,
-		header: map[string]string{"Retry-After": retryAfter(dialect, wait)},
-	}
+	return refused(http.StatusTooManyRequests, "throttled", text, "Retry-After", retryAfter(dialect, wait))
 }
 
 // full is the 429 that names the caller's running exports. Retry-After is the shortest poll interval among them, since
@@ -89,10 +86,7 @@ func (s *service) takesJobs(c *gin.Context) error {
 	if !pause.Until.IsZero() {
 		wait = min(max(pause.Until.Sub(s.Now()), shortestPause), longestPauseWait)
 	}
-	return refusal{
-		status: http.StatusServiceUnavailable, code: "transient",
-		text: "New exports are paused. Running exports continue. Retry after the time in the header Retry-After.",
-		// In seconds, like every answer that is not about a job.
-		header: map[string]string{"Retry-After": retryAfter(export.IG, wait)},
-	}
+	return refused(http.StatusServiceUnavailable, "transient",
+		"New exports are paused. Running exports continue. Retry after the time in the header Retry-After.",
+		"Retry-After", retryAfter(export.IG, wait)) // in seconds, like every answer that is not about a job
 }

@@ -40,10 +40,8 @@ func parseParameters(rawQuery string) (parameters, error) {
 		}
 	}
 	if strings.Count(rawQuery, "&") >= maxParameters {
-		return p, refusal{
-			status: http.StatusBadRequest, code: "too-costly",
-			text: fmt.Sprintf("The query string has more than %d parameters.", maxParameters),
-		}
+		return p, refused(http.StatusBadRequest, "too-costly",
+			fmt.Sprintf("The query string has more than %d parameters.", maxParameters))
 	}
 	query, err := url.ParseQuery(rawQuery)
 	if err != nil {

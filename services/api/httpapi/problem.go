@@ -39,32 +39,30 @@ type refusal struct {
 	status int
 	code   string // http://hl7.org/fhir/issue-type
 	text   string
-	header map[string]string
+	header []string // names and values
 }
 
 func (r refusal) Error() string { return r.text }
 
-func invalid(text string) refusal {
-	return refusal{status: http.StatusBadRequest, code: "invalid", text: text}
+func refused(status int, code, text string, header ...string) refusal {
+	return refusal{status: status, code: code, text: text, header: header}
 }
 
-func unsupported(text string) refusal {
-	return refusal{status: http.StatusBadRequest, code: "not-supported", text: text}
-}
+func invalid(text string) refusal { return refused(http.StatusBadRequest, "invalid", text) }
+
+func unsupported(text string) refusal { return refused(http.StatusBadRequest, "not-supported", text) }
 
 func notAcceptable(text string) refusal {
-	return refusal{status: http.StatusNotAcceptable, code: "not-supported", text: text}
+	return refused(http.StatusNotAcceptable, "not-supported", text)
 }
 
-func forbidden(text string) refusal {
-	return refusal{status: http.StatusForbidden, code: "forbidden", text: text}
-}
+func forbidden(text string) refusal { return refused(http.StatusForbidden, "forbidden", text) }
 
 // notAvailable is the one answer for a job that never existed, was cancelled, expired, purged or belongs to somebody
 // else, and for a file that such a job or any other does not have (spec 3, pitfall 19). It is byte-identical in all
 // these cases, which is why it carries nothing of the request.
 func notAvailable() refusal {
-	return refusal{status: http.StatusNotFound, code: "forbidden", text: "The requested export is not available."}
+	return refused(http.StatusNotFound, "forbidden", "The requested export is not available.")
 }
 
 // answer turns a handler's error into the response. It is the only place where an error becomes HTTP.
@@ -95,11 +93,8 @@ func (s *service) refuse(c *gin.Context, err error) {
 		r = s.unavailable(c)
 	default:
 		keepError(c, err)
-		r = refusal{
-			status: http.StatusInternalServerError, code: "exception",
-			text: "The server could not answer this request. Its operators find the cause by the request id " +
-				requestID(c) + ".",
-		}
+		r = refused(http.StatusInternalServerError, "exception", "The server could not answer this request. Its operators "+
+			"find the cause by the request id "+requestID(c)+".")
 	}
 	if c.Writer.Written() {
 		// The answer has begun as a good one: all that is left is to keep it from ending like one.
@@ -115,11 +110,9 @@ func (s *service) refuse(c *gin.Context, err error) {
 
 // unavailable is the answer while something is down that the request needs.
 func (s *service) unavailable(c *gin.Context) refusal {
-	return refusal{
-		status: http.StatusServiceUnavailable, code: "transient",
-		text:   "A part of the service cannot be reached at the moment. Try again later.",
-		header: map[string]string{"Retry-After": retryAfter(export.Dialect(c.GetString(dialectKey)), retryOutage)},
-	}
+	return refused(http.StatusServiceUnavailable, "transient",
+		"A part of the service cannot be reached at the moment. Try again later.",
+		"Retry-After", retryAfter(export.Dialect(c.GetString(dialectKey)), retryOutage))
 }
 
 // staleHeaders describe the good answer that a handler was about to give when it failed. A refusal is no representation
@@ -140,8 +133,8 @@ func (s *service) writeProblem(c *gin.Context, r refusal) {
 	if r.status != http.StatusNotAcceptable && r.status != http.StatusRequestedRangeNotSatisfiable {
 		header.Del("Vary") // a 406 and a 416 do depend on the negotiation
 	}
-	for name, value := range r.header {
-		header.Set(name, value)
+	for i := 0; i < len(r.header); i += 2 {
+		header.Set(r.header[i], r.header[i+1])
 	}
 	writeBody(c, r.status, fhirJSON, encode(fhir.Outcome("error", r.code, r.text)))
 }

@@ -218,19 +218,13 @@ const (
 
 // bound refuses requests that are bigger than any that this API understands, before anything reads them.
 func (s *service) bound(c *gin.Context) {
-	if len(c.Request.RequestURI) > maxURL {
-		s.refuse(c, refusal{
-			status: http.StatusRequestURITooLong, code: "too-long",
-			text: fmt.Sprintf("The request's URL is longer than %d bytes.", maxURL),
-		})
-		return
-	}
-	if c.Request.ContentLength > maxBody {
-		s.refuse(c, refusal{
-			status: http.StatusRequestEntityTooLarge, code: "too-long",
-			text: fmt.Sprintf("The request's body is longer than %d bytes.", maxBody),
-		})
-		return
+	switch {
+	case len(c.Request.RequestURI) > maxURL:
+		s.refuse(c, refused(http.StatusRequestURITooLong, "too-long",
+			fmt.Sprintf("The request's URL is longer than %d bytes.", maxURL)))
+	case c.Request.ContentLength > maxBody:
+		s.refuse(c, refused(http.StatusRequestEntityTooLarge, "too-long",
+			fmt.Sprintf("The request's body is longer than %d bytes.", maxBody)))
 	}
 	c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxBody)
 }
@@ -256,7 +250,7 @@ func (s *service) fileURL(job export.JobID, name string) string {
 }
 
 func (s *service) noRoute(*gin.Context) error {
-	return refusal{status: http.StatusNotFound, code: "not-found", text: "There is nothing at this path."}
+	return refused(http.StatusNotFound, "not-found", "There is nothing at this path.")
 }
 
 func (s *service) noMethod(c *gin.Context) error {
@@ -264,9 +258,6 @@ func (s *service) noMethod(c *gin.Context) error {
 	allowed := strings.Split(c.Writer.Header().Get("Allow"), ", ")
 	slices.Sort(allowed)
 	allow := strings.Join(allowed, ", ")
-	return refusal{
-		status: http.StatusMethodNotAllowed, code: "not-supported",
-		text:   "The method is not supported at this path. Supported: " + allow + ".",
-		header: map[string]string{"Allow": allow},
-	}
+	return refused(http.StatusMethodNotAllowed, "not-supported",
+		"The method is not supported at this path. Supported: "+allow+".", "Allow", allow)
 }

@@ -125,9 +125,9 @@ func failed(job export.Job) error {
 	if job.Failure != "" {
 		text = "The export failed: " + job.Failure
 	}
-	r := refusal{status: http.StatusInternalServerError, code: "processing", text: text}
+	r := refused(http.StatusInternalServerError, "processing", text)
 	if !job.Expires.IsZero() {
-		r.header = map[string]string{"Expires": httpDate(job.Expires)}
+		r.header = []string{"Expires", httpDate(job.Expires)}
 	}
 	return r
 }
