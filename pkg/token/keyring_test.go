@@ -331,21 +331,3 @@ func TestKeyFile(t *testing.T) {
 	c.Advance(time.Second)
 	refused(t, v, byNewer, export.ErrUnavailable)
 }
-
-func TestManyGoroutines(t *testing.T) {
-	key, c := ecKey(elliptic.P256()), newClock()
-	server := serveKeys(t, jwks(jwkOf("k", key)))
-	v := verifier(t, c, issuerAt(server.URL))
-	good, unknown := sign("ES256", "k", key, longLived()), sign("ES256", "new", key, longLived())
-	var all sync.WaitGroup
-	for range 16 {
-		all.Go(func() {
-			for range 20 {
-				accepted(t, v, good)
-				refused(t, v, unknown, token.ErrInvalid)
-			}
-		})
-	}
-	all.Wait()
-	asked(t, server, 1)
-}

@@ -15,15 +15,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// onRecord is what a test looks at in a line of the audit log.
-type onRecord struct {
-	action, outcome, subject string
-	job                      export.JobID
-	details                  map[string]string
-}
-
-// record reads the audit log, proves it, and returns what the API has recorded since the log was opened.
-func (w *fixture) record() []onRecord {
+// record reads the audit log, proves it, and returns what the API has recorded since the log was opened: of each event its
+// action, outcome, subject and job, and its details by their types.
+func (w *fixture) record() (events []map[string]string) {
 	w.t.Helper()
 	text, err := os.ReadFile(w.auditAt)
 	w.must(err)
@@ -36,111 +30,96 @@ func (w *fixture) record() []onRecord {
 			w.t.Errorf("the log holds %q", secret)
 		}
 	}
-	var events []onRecord
+	type identified struct {
+		Identifier struct{ System, Value string }
+	}
 	for line := range strings.Lines(string(text)) {
 		var event struct {
 			Subtype []struct{ System, Code string }
 			Outcome string
-			Agent   []struct {
-				Who struct {
-					Identifier struct{ System, Value string }
-				}
-			}
-			Entity []struct {
-				What struct {
-					Identifier struct{ System, Value string }
-				}
+			Agent   []struct{ Who identified }
+			Entity  []struct {
+				What   identified
 				Detail []struct{ Type, ValueString string }
 			}
 		}
 		w.must(json.Unmarshal([]byte(line), &event))
-		found := onRecord{outcome: event.Outcome, details: map[string]string{}}
+		found := map[string]string{"outcome": event.Outcome}
 		for _, subtype := range event.Subtype {
-			if subtype.System == "urn:sluice:audit:action" {
-				found.action = subtype.Code
-			}
+			found[subtype.System] = subtype.Code
 		}
-		if found.action == "start" {
-			continue
-		}
+		found["action"] = found["urn:sluice:audit:action"]
 		if who := event.Agent[0].Who.Identifier; who.Value != "" {
-			found.subject = who.System + " " + who.Value
+			found["subject"] = who.System + " " + who.Value
 		}
 		for _, entity := range event.Entity {
-			if entity.What.Identifier.System == "urn:sluice:job" {
-				found.job = export.JobID(entity.What.Identifier.Value)
-			}
+			found[entity.What.Identifier.System] = entity.What.Identifier.Value
 			for _, detail := range entity.Detail {
-				found.details[detail.Type] = detail.ValueString
+				found[detail.Type] = detail.ValueString
 			}
 		}
-		events = append(events, found)
+		found["job"] = found["urn:sluice:job"]
+		if found["action"] != "start" {
+			events = append(events, found)
+		}
 	}
 	return events
 }
-
-const alicesName = issuerOne + " alice"
 
 // Every step of an export is on record with who took it, and so is every one that was refused.
 func TestEveryStepIsOnRecord(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
+	const aliceName, bobName, done, refused = issuerOne + " alice", issuerOne + " bob", "0", "4"
 	alice, bob := w.as("alice"), w.as("bob")
+	with := func(headers ...string) []string { return append(slices.Clone(alice), headers...) }
 	job := w.kickoff(alice, "?_type=Patient")
-	status := statusPath(job)
-	w.ask("GET", status, alice...)
+	w.ask("GET", statusPath(job), alice...)
 	files := w.run(job, patients(3))
-	w.ask("GET", status, alice...)
-	file := status + "/files/" + files[0].Name
-	whole := w.ask("GET", file, alice...)
-	w.ask("HEAD", file, alice...)
-	w.ask("GET", file, append(slices.Clone(alice), "Range", "bytes=5-14")...)
-	w.ask("GET", file, append(slices.Clone(alice), "If-None-Match", whole.header.Get("ETag"))...)
-	w.ask("GET", file, bob...)
-	w.ask("DELETE", status, bob...)
-	w.ask("GET", status)
-	w.ask("GET", status, w.as("alice", "system/Observation.rs")...)
-	w.ask("GET", groupExport+"?_type=Nothing", alice...)
-	w.ask("GET", "/fhir/Group/none/$export", alice...)
-	w.ask("DELETE", status, alice...)
-	w.ask("DELETE", status, alice...)
+	id, status, file := string(job), statusPath(job), filePath(job, files[0])
+	etag := `"` + files[0].SHA256 + `"`
+	steps := []struct {
+		method, target                    string
+		headers                           []string
+		action, outcome, subject, job, is string
+	}{
+		{"", "", nil, "kick-off", done, aliceName, id, "202"},
+		{"", "", nil, "status", done, aliceName, id, "202"},
+		{"GET", status, alice, "status", done, aliceName, id, "200"},
+		{"GET", file, alice, "file", done, aliceName, id, "200"},
+		{"HEAD", file, alice, "file", done, aliceName, id, "200"},
+		{"GET", file, with("Range", "bytes=5-14"), "file", done, aliceName, id, "206"},
+		{"GET", file, with("If-None-Match", etag), "file", done, aliceName, id, "304"},
+		{"GET", file, bob, "file", refused, bobName, id, "404"},
+		{"DELETE", status, bob, "cancel", refused, bobName, id, "404"},
+		{"GET", status, nil, "denied", refused, "", "", "401"},
+		{"GET", status, w.as("alice", "system/Observation.rs"), "status", refused, aliceName, id, "403"},
+		{"GET", groupExport + "?_type=Nothing", alice, "kick-off", refused, aliceName, "", "400"},
+		{"GET", "/fhir/Group/none/$export", alice, "kick-off", refused, aliceName, "", "404"},
+		{"DELETE", status, alice, "cancel", done, aliceName, id, "202"},
+		{"DELETE", status, alice, "cancel", refused, aliceName, id, "404"},
+	}
+	for _, step := range steps {
+		if step.method != "" {
+			w.ask(step.method, step.target, step.headers...)
+		}
+	}
 	for _, quiet := range []string{"/fhir/metadata", "/readyz", "/livez", "/nothing"} { // told to everybody: no events
 		w.ask("GET", quiet)
 	}
-
-	const success, refused = "0", "4"
-	want := []struct {
-		action, outcome, subject string
-		job                      export.JobID
-		status                   string
-	}{
-		{"kick-off", success, alicesName, job, "202"},
-		{"status", success, alicesName, job, "202"},
-		{"status", success, alicesName, job, "200"},
-		{"file", success, alicesName, job, "200"},
-		{"file", success, alicesName, job, "200"},
-		{"file", success, alicesName, job, "206"},
-		{"file", success, alicesName, job, "304"},
-		{"file", refused, issuerOne + " bob", job, "404"},
-		{"cancel", refused, issuerOne + " bob", job, "404"},
-		{"denied", refused, "", "", "401"},
-		{"status", refused, alicesName, job, "403"},
-		{"kick-off", refused, alicesName, "", "400"},
-		{"kick-off", refused, alicesName, "", "404"},
-		{"cancel", success, alicesName, job, "202"},
-		{"cancel", refused, alicesName, job, "404"},
+	events := w.record()
+	if len(events) != len(steps) {
+		t.Fatalf("%d events, want %d: %+v", len(events), len(steps), events)
 	}
-	got := w.record()
-	if len(got) != len(want) {
-		t.Fatalf("%d events, want %d: %+v", len(got), len(want), got)
-	}
-	for i, event := range got {
-		if event.action != want[i].action || event.outcome != want[i].outcome || event.subject != want[i].subject ||
-			event.job != want[i].job || event.details["status"] != want[i].status || event.details["request"] == "" {
-			t.Errorf("event %d: %+v, want %+v", i, event, want[i])
+	for i, event := range events {
+		want := steps[i]
+		if event["action"] != want.action || event["outcome"] != want.outcome || event["subject"] != want.subject ||
+			event["job"] != want.job || event["status"] != want.is || event["request"] == "" {
+			t.Errorf("event %d: %+v, want %+v", i, event, want)
 		}
 	}
-	if event := got[5]; event.details["file"] != files[0].Name || event.details["range-start"] != "5" || event.details["range-length"] != "10" || event.details["bytes"] != "10" {
+	if event := events[5]; event["file"] != files[0].Name || event["range-start"] != "5" || event["range-length"] != "10" ||
+		event["bytes"] != "10" {
 		t.Errorf("a range: %+v", event)
 	}
 }
@@ -169,8 +148,9 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 	} {
 		got := w.ask(request.method, request.target, request.headers...)
 		wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
-		if got.header.Get("Retry-After") == "" || got.header.Get("Content-Location") != "" || strings.Contains(got.body, "Patient") {
-			t.Errorf("%s: %v %s", request.method, got.header, got.body)
+		wantHeader(t, got, "Content-Location", "")
+		if wantRetry(t, got); strings.Contains(got.body, "Patient") {
+			t.Errorf("%s: %s", request.method, got.body)
 		}
 	}
 	if job := w.job(running); job.State != export.Scheduled {
@@ -203,10 +183,11 @@ func TestACutTransferIsOnRecord(t *testing.T) {
 	w.server.Close() // waits for the handler
 	events := w.record()
 	last := events[len(events)-1]
-	if last.action != "file" || last.outcome != "8" || last.job != job || last.details["file"] != files[0].Name || last.details["bytes"] == "" {
+	if last["action"] != "file" || last["outcome"] != "8" || last["job"] != string(job) || last["file"] != files[0].Name ||
+		last["bytes"] == "" {
 		t.Errorf("%+v, want that the transfer broke off", last)
 	}
-	if promised := events[len(events)-2]; promised.outcome != "0" || promised.details["bytes"] == last.details["bytes"] {
+	if promised := events[len(events)-2]; promised["outcome"] != "0" || promised["bytes"] == last["bytes"] {
 		t.Errorf("%+v, want what was promised", promised)
 	}
 }
@@ -259,7 +240,7 @@ func TestAHangUpInTheMiddle(t *testing.T) {
 	}
 	var got []string
 	for _, event := range w.record() {
-		got = append(got, event.action+" "+event.outcome)
+		got = append(got, event["action"]+" "+event["outcome"])
 	}
 	if want := []string{"kick-off 0", "kick-off 8", "cancel 8", "cancel 0"}; !slices.Equal(got, want) {
 		t.Errorf("on record %q, want %q", got, want)

@@ -228,11 +228,11 @@ func TestKickoffDialects(t *testing.T) {
 	}
 }
 
-// pitfall 34, K-20: without its stores the API answers 503 and never a 202; nothing is left behind, and it
-// works again when they are back.
+// pitfall 34, K-20: without its stores the API answers 503 and never a 202; nothing is left behind that takes a place, and
+// it works again when they are back. TestLogOfServerErrors has what else may be down.
 func TestKickoffOutage(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t)
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.Jobs = 1 })
 	for name, broken := range map[string]*door{"job store": w.jobDoor, "queue": w.queueDoor} {
 		broken.Shut()
 		got := w.ask("GET", groupExport, w.as("alice")...)
@@ -243,7 +243,9 @@ func TestKickoffOutage(t *testing.T) {
 			t.Errorf("%s: %d jobs are left", name, n)
 		}
 	}
-	w.run(w.kickoff(w.as("alice"), ""), patients(1))
+	id := w.kickoff(w.as("alice"), "")
+	wantThrottled(t, w.ask("GET", groupExport, w.as("alice")...))
+	w.run(id, patients(1))
 }
 
 // createWord is in the command that records a job, and in no other of a kick-off.

@@ -70,20 +70,6 @@ func TestJobsAtWorkAreLimited(t *testing.T) {
 	wantThrottled(t, w.ask("GET", groupExport, alice...))
 }
 
-// A kick-off that fails does not take a place for good, whichever of its steps fails.
-func TestAFailedKickOffTakesNoPlace(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.Jobs = 1 })
-	alice := w.as("alice")
-	for range 3 {
-		w.queueDoor.Shut()
-		wantOutcome(t, w.ask("GET", groupExport, alice...), http.StatusServiceUnavailable, "transient")
-		w.queueDoor.Open()
-	}
-	w.kickoff(alice, "")
-	wantThrottled(t, w.ask("GET", groupExport, alice...))
-}
-
 func TestAnIdenticalKickOff(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.Jobs, cfg.Limits.Join = 2, true })
