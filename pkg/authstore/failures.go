@@ -13,9 +13,12 @@ import (
 
 // Limits are how many authentications may fail in a window.
 type Limits struct {
-	Window     time.Duration // at least a second
-	PerAddress int           // from one address, for any client
-	PerClient  int           // of one client, from all addresses
+	// the window in which failed authentications are counted
+	Window time.Duration `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`
+	// failures allowed per address and window
+	PerAddress int `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`
+	// failures allowed per client and window
+	PerClient int `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`
 }
 
 // Check refuses limits that lock out every client or none.

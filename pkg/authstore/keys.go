@@ -15,8 +15,9 @@ import (
 
 // Schedule is when signing keys rotate.
 type Schedule struct {
-	Rotate  time.Duration // how long a key signs, at least an hour
-	Publish time.Duration // how long a key is published before it signs, at least six minutes and at most half of Rotate
+	Rotate time.Duration `env:"AUTH_KEY_ROTATE" envDefault:"24h"` // how long a key signs tokens
+	// how long a key is published before it signs
+	Publish time.Duration `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`
 }
 
 // Check refuses a schedule in which a verifier may not have fetched a key before the key signs.

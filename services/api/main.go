@@ -10,12 +10,7 @@ import (
 
 func main() { config.Main("api", run) }
 
-// run is the whole process: configuration, parts, listeners, until the context ends.
+// run serves until the context ends, or checks the configuration.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
-	var cfg settings
-	checkOnly, err := config.Load(ctx, "api", args, environ, &cfg)
-	if err != nil || checkOnly {
-		return err
-	}
-	return serve(ctx, cfg, stderr)
+	return config.Run(ctx, "api", args, environ, stderr, serve)
 }

@@ -23,7 +23,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/config/configtest"
 )
 
-// settings are those of an API on real stores whose tokens come from the issuer at the URL.
+// environment returns the settings of an API on real stores that trusts the issuer at the URL.
 func environment(t *testing.T, jwksURL string) []string {
 	t.Helper()
 	dir := t.TempDir()
@@ -46,7 +46,7 @@ func environment(t *testing.T, jwksURL string) []string {
 	}
 }
 
-// What would keep the API from starting is known to --check-config, all at once, and no key is quoted.
+// --check-config reports what would keep the API from starting, all at once, without quoting a key.
 func TestCheckConfig(t *testing.T) {
 	good := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir")
 	issuers := filepath.Join(t.TempDir(), "issuers.yaml")
@@ -67,6 +67,7 @@ func TestCheckConfig(t *testing.T) {
 			[]string{"SLUICE_POLL_LIMIT=0", "SLUICE_TOKEN_ISSUERS_FILE=" + issuers, "SLUICE_API_REQUIRE_GROUP_SCOPE=true"},
 			[]string{"SLUICE_POLL_LIMIT", "SLUICE_TOKEN_ISSUERS_FILE", "no audience"},
 		},
+		"too few status answers": {[]string{"SLUICE_JOB_LIMIT=16"}, []string{"SLUICE_STATUS_LIMIT", "40 for each"}},
 		"keys that cannot be read": {
 			[]string{"SLUICE_ENVELOPE_KEYS=" + key + "\nother:hush", "SLUICE_S3_SSE=aes"},
 			[]string{"SLUICE_ENVELOPE_KEYS: key 2", "SLUICE_S3_SSE"},
@@ -96,7 +97,7 @@ func TestNoSecretIsQuoted(t *testing.T) {
 	})
 }
 
-// Each listener of the API serves as it is meant to.
+// Each listener requires TLS and, if private, a client certificate.
 func TestTLS(t *testing.T) {
 	authority, operators := testenv.NewAuthority(t), testenv.NewAuthority(t)
 	valid := time.Now().Add(time.Hour)
@@ -132,8 +133,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// A stopped API leaves nothing behind, a fetch of keys that nobody waits for any more least of all; and of the
-// operators' routes the public listener has none but the probes.
+// A stopped API leaks nothing, not even an abandoned fetch of keys. The public listener serves the probes but no metrics.
 func TestStop(t *testing.T) {
 	asked := make(chan struct{})
 	var once sync.Once
@@ -147,7 +147,7 @@ func TestStop(t *testing.T) {
 
 	public, private, stop := configtest.Start(t, "api", run, environ)
 	transport := &http.Transport{DisableKeepAlives: true}
-	ask := func(ctx context.Context, url, token string) (int, error) {
+	get := func(ctx context.Context, url, token string) (int, error) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -165,7 +165,7 @@ func TestStop(t *testing.T) {
 		"http://" + public + "/livez": 200, "http://" + public + "/metrics": 404,
 		"http://" + private + "/livez": 200, "http://" + private + "/metrics": 200,
 	} {
-		if got, err := ask(t.Context(), url, ""); got != want || err != nil {
+		if got, err := get(t.Context(), url, ""); got != want || err != nil {
 			t.Errorf("%s: %d, %v, want %d", url, got, err, want)
 		}
 	}
@@ -180,7 +180,7 @@ func TestStop(t *testing.T) {
 		<-asked
 		hangUp()
 	}()
-	if got, err := ask(impatient, "http://"+public+"/fhir/Group/g/$export", unknown); err == nil {
+	if got, err := get(impatient, "http://"+public+"/fhir/Group/g/$export", unknown); err == nil {
 		t.Errorf("an answer without keys: %d", got)
 	}
 	stop()

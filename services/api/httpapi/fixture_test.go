@@ -139,8 +139,8 @@ func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...fun
 func (w *fixture) config(change ...func(*httpapi.Config)) httpapi.Config {
 	cfg := httpapi.Config{
 		BaseURL: mustURL(w.t, base), Dialect: httpapi.DialectAuto, Now: w.clock.Now,
-		Logger:    slog.New(slog.NewJSONHandler(&w.log, nil)),
-		PollLimit: 10, Limits: httpapi.Limits{Jobs: 1000, KickOffs: 1e6, Statuses: 1e6},
+		Logger: slog.New(slog.NewJSONHandler(&w.log, nil)),
+		Limits: httpapi.Limits{PollLimit: 10, JobLimit: 1000, Repeat: "new", KickOffLimit: 1e6, StatusLimit: 1e6},
 	}
 	for _, apply := range change {
 		apply(&cfg)

@@ -45,7 +45,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if err := s.takesJobs(c); err != nil {
 		return err
 	}
-	if err := s.limit(c, "kickoff", "kick-offs", s.Limits.KickOffs, ""); err != nil {
+	if err := s.limit(c, "kickoff", "kick-offs", s.KickOffLimit, ""); err != nil {
 		return err
 	}
 	who := principalOf(c)
@@ -78,8 +78,8 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if s.NewKey != nil {
 		job.Key = s.NewKey(job.ID)
 	}
-	admission := jobstore.Admission{Limit: s.Limits.Jobs, Join: s.Limits.Join}
-	admitted, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
+	admission := jobstore.Admission{Limit: s.JobLimit, Join: s.Repeat == repeatSame}
+	admitted, joinErr, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
 		noteJob(c, admitted)
 		event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
 		event.Target, event.Types = "Group/"+group, types
@@ -90,7 +90,10 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		return s.full(ctx, full.Running)
 	}
 	if err != nil {
-		return fmt.Errorf("starting the job: %w", err)
+		return fmt.Errorf("start the job: %w", err)
+	}
+	if joinErr != nil {
+		keepError(c, joinErr)
 	}
 	c.Header("Content-Location", s.statusURL(admitted))
 	writeHeader(c, http.StatusAccepted)

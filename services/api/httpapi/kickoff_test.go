@@ -232,7 +232,7 @@ func TestKickoffDialects(t *testing.T) {
 // it works again when they are back. TestLogOfServerErrors has what else may be down.
 func TestKickoffOutage(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.Jobs = 1 })
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.JobLimit = 1 })
 	for name, broken := range map[string]*door{"job store": w.jobDoor, "queue": w.queueDoor} {
 		broken.Shut()
 		got := w.ask("GET", groupExport, w.as("alice")...)

@@ -12,17 +12,52 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Limits bound the requests of one subject over all replicas of the API: they are counted in the job store. A client that
-// obeys Retry-After is never refused if Statuses is at least StatusesOfAJob for each of Jobs. Each is at least 1.
+// Limits bound the requests of one subject over all replicas of the API: they are counted in the job store.
 type Limits struct {
-	Jobs     int  // running exports at once
-	Join     bool // a kick-off identical to that of a running export gets its status URL and starts nothing
-	KickOffs int  // kick-offs per minute, of those that could have started a job
-	Statuses int  // answers about its own jobs per minute
+	// status polls allowed within one announced interval
+	PollLimit int `env:"POLL_LIMIT" envDefault:"10"`
+	JobLimit  int `env:"JOB_LIMIT" envDefault:"5"` // running exports of one subject
+	// an identical kick-off gets a job of its own (new), or the running one (same)
+	Repeat string `env:"KICKOFF_REPEAT" envDefault:"new"`
+	// kick-offs of one subject per minute, over all replicas
+	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
+	// status answers to one subject per minute, over all replicas; at least 40 for each of JOB_LIMIT
+	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
 }
 
-// StatusesOfAJob is how often a client that obeys Retry-After polls one job in a minute, at most.
-const StatusesOfAJob = 40
+// What a kick-off identical to that of a running export gets.
+const (
+	repeatNew  = "new"  // a job of its own
+	repeatSame = "same" // the status URL of the running job
+)
+
+// statusesOfAJob is how often a client that obeys Retry-After polls one job in a minute, at most.
+const statusesOfAJob = 40
+
+// Validate returns every problem. A client that obeys Retry-After must never be refused.
+func (l Limits) Validate() error {
+	err := l.check()
+	if l.StatusLimit < l.JobLimit*statusesOfAJob {
+		err = errors.Join(err, fmt.Errorf("SLUICE_STATUS_LIMIT must be at least %d for each of SLUICE_JOB_LIMIT: clients that "+
+			"obey Retry-After would be refused", statusesOfAJob))
+	}
+	return err
+}
+
+// check refuses what New cannot work with.
+func (l Limits) check() (err error) {
+	for name, limit := range map[string]int{
+		"POLL": l.PollLimit, "JOB": l.JobLimit, "KICKOFF": l.KickOffLimit, "STATUS": l.StatusLimit,
+	} {
+		if limit < 1 {
+			err = errors.Join(err, fmt.Errorf("SLUICE_%s_LIMIT must be at least 1", name))
+		}
+	}
+	if l.Repeat != repeatNew && l.Repeat != repeatSame {
+		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))
+	}
+	return err
+}
 
 // fullWait is the shortest Retry-After for a subject whose places are all taken.
 const fullWait = 5 * time.Second

@@ -37,7 +37,7 @@ func wantRetry(t testing.TB, got reply) int {
 // K-15: one more export than a subject may have at work is a 429 that names those at work, to their owner alone.
 func TestJobsAtWorkAreLimited(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.Jobs = 5 })
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.JobLimit = 5 })
 	alice := w.as("alice")
 	var jobs []export.JobID
 	for range 5 {
@@ -72,7 +72,7 @@ func TestJobsAtWorkAreLimited(t *testing.T) {
 
 func TestAnIdenticalKickOff(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.Jobs, cfg.Limits.Join = 2, true })
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.JobLimit, cfg.Repeat = 2, "same" })
 	alice := w.as("alice")
 	first := w.kickoff(alice, "?_type=Patient")
 	if again := w.kickoff(alice, "?_type=Patient"); again != first {
@@ -100,7 +100,7 @@ func TestAnIdenticalKickOff(t *testing.T) {
 
 func TestKickOffsAreLimited(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 3 })
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.KickOffLimit = 3 })
 	alice := w.as("alice")
 	for range 5 { // what is wrong in itself costs nothing
 		wantOutcome(t, w.ask("GET", groupExport+"?_type=Nothing", alice...), http.StatusBadRequest, "invalid")
@@ -121,7 +121,7 @@ func TestKickOffsAreLimited(t *testing.T) {
 // questions about its own jobs count.
 func TestStatusesAreLimited(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.Statuses = 4 })
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.StatusLimit = 4 })
 	alice, bob := w.as("alice"), w.as("bob")
 	classic, ig := w.kickoff(alice, ""), w.kickoff(alice, "", "Prefer", "respond-async")
 	for range 10 {
@@ -151,7 +151,7 @@ func TestStatusesAreLimited(t *testing.T) {
 func TestTenThousandKickOffs(t *testing.T) {
 	t.Parallel()
 	const callers, each, allowed, atWork = 16, 625, 2000, 5
-	limits := func(cfg *httpapi.Config) { cfg.Limits.KickOffs, cfg.Limits.Jobs = allowed, atWork }
+	limits := func(cfg *httpapi.Config) { cfg.KickOffLimit, cfg.JobLimit = allowed, atWork }
 	w := newFixture(t, limits)
 	deps := w.deps
 	deps.Registry = prometheus.NewRegistry()
@@ -204,8 +204,8 @@ func TestTenThousandKickOffs(t *testing.T) {
 // A pause counts for every replica, for kick-offs alone, tells no client why, and is not counted against who asks.
 func TestIntakeThatIsPaused(t *testing.T) {
 	t.Parallel()
-	one := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 4 })
-	other := newFixtureOn(t, one.redisURL, testenv.ObjectStore(t), func(cfg *httpapi.Config) { cfg.Limits.KickOffs = 4 })
+	one := newFixture(t, func(cfg *httpapi.Config) { cfg.KickOffLimit = 4 })
+	other := newFixtureOn(t, one.redisURL, testenv.ObjectStore(t), func(cfg *httpapi.Config) { cfg.KickOffLimit = 4 })
 	fixtures := []*fixture{one, other}
 	before := one.kickoff(one.as("alice"), "")
 	finished := one.kickoff(one.as("bob"), "")

@@ -46,9 +46,7 @@ type Config struct {
 	Dialect string   // auto | classic | ig
 	Now     func() time.Time
 	Logger  *slog.Logger
-	// PollLimit is how many polls of a running job are answered within the interval that Retry-After announces.
-	PollLimit int
-	Limits    Limits // of each subject
+	Limits
 	// TokenURL is where clients get their tokens by SMART Backend Services, for discovery; "" when they know it from
 	// elsewhere. ClientSecrets tells that they may use secrets there.
 	TokenURL      string
@@ -154,8 +152,8 @@ func newService(cfg Config, deps Deps) (*service, error) {
 	if !slices.Contains([]string{DialectAuto, string(export.Classic), string(export.IG)}, cfg.Dialect) {
 		return nil, fmt.Errorf("dialect %q is none of auto, classic, ig", cfg.Dialect)
 	}
-	if min(cfg.PollLimit, cfg.Limits.Jobs, cfg.Limits.KickOffs, cfg.Limits.Statuses) < 1 {
-		return nil, errors.New("httpapi: a limit is less than 1")
+	if err := cfg.Limits.check(); err != nil {
+		return nil, err
 	}
 	if cfg.Now == nil || cfg.Logger == nil || deps.Jobs == nil || deps.Queue == nil || deps.Objects == nil ||
 		deps.Tokens == nil || deps.Groups == nil || deps.Access == nil || deps.Audit == nil || deps.Registry == nil {

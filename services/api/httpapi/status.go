@@ -31,7 +31,7 @@ func (s *service) status(c *gin.Context) error {
 	if len(denied) > 0 {
 		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
 	}
-	if err := s.limit(c, "status", "status requests", s.Limits.Statuses, job.Request.Dialect); err != nil {
+	if err := s.limit(c, "status", "status requests", s.StatusLimit, job.Request.Dialect); err != nil {
 		return err
 	}
 	switch job.State {

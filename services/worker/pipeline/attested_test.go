@@ -10,7 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// attest returns r with the attestation of its load.
+// attest returns r with its attestation, as a load makes it.
 func attest(t testing.TB, r source.Resource) source.Resource {
 	t.Helper()
 	var scanner fhir.Scanner
@@ -22,7 +22,7 @@ func attest(t testing.TB, r source.Resource) source.Resource {
 	return r
 }
 
-// attesting attests the resources of a source.
+// attesting is a source whose resources are attested.
 type attesting struct {
 	source.Source
 	t testing.TB

@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// clinical is data of the three members and of a foreign patient.
+// clinical holds data of the three members and of a foreign patient.
 func clinical(t *testing.T) (all *memory, observations, others []string) {
 	t.Helper()
 	observations = []string{observation(1, 1), observation(2, 2), observation(3, 3), observation(4, 3)}
@@ -90,7 +90,7 @@ func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // pitfall 2
 	got.wantIssues(t, "information", "Provenance: 1 resources")
 }
 
-// crowd returns the sorted ids of a cohort of two chunks.
+// crowd returns the sorted ids of a cohort with two chunks.
 func crowd() []string {
 	ids := make([]string, spillset.ChunkSize+10)
 	for i := range ids {
@@ -176,7 +176,7 @@ func TestASourceThatReturnsAnotherUnitsResourceIsRefused(t *testing.T) { // pitf
 	got.wantIssues(t, "error", "a patient that was not requested")
 }
 
-// naive also returns its line whenever the patient is requested.
+// naive is a source that also returns its line whenever the patient is requested.
 type naive struct {
 	source.Source
 	line    source.Resource

@@ -14,14 +14,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// newFixtureOnMiniredis is a fixture whose Redis can be broken.
+// newFixtureOnMiniredis returns a fixture whose Redis can be made to fail.
 func newFixtureOnMiniredis(t *testing.T, src source.Source, members ...string) (*fixture, *miniredis.Miniredis) {
 	t.Helper()
 	server := miniredis.RunT(t)
 	return newFixtureOn(t, "redis://"+server.Addr(), src, members...), server
 }
 
-// planned returns a job of patients whose plan is done, and the task of its unit.
+// planned returns a job whose plan is done, and the task of its Patient unit.
 func (fx *fixture) planned() queue.Task {
 	fx.t.Helper()
 	id := fx.kickOff("Patient")
@@ -29,7 +29,7 @@ func (fx *fixture) planned() queue.Task {
 	return queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1}
 }
 
-// untilTold is a source's query that lasts until its context ends.
+// untilTold is a query that lasts until its context ends.
 func untilTold(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -39,7 +39,7 @@ func untilTold(ctx context.Context) error {
 	}
 }
 
-// ended checks that the task's worker has left nothing behind that anybody sees, and lost the unit.
+// ended checks that the attempt was lost and left nothing visible.
 func (fx *fixture) lost(task queue.Task) {
 	fx.t.Helper()
 	if _, err := fx.jobs.Result(fx.t.Context(), task.Job, task.Unit); !errors.Is(err, export.ErrNotFound) {
@@ -69,7 +69,7 @@ func TestACancelStopsARunningUnit(t *testing.T) { // pitfalls 15, 16
 }
 
 func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 16
-	// However the unit ends, the purge that the cancel brought about may have been over before its last file came in.
+	// The cancel's purge may have run before the unit's last file was written.
 	for name, end := range map[string]error{
 		"done":        nil,
 		"told":        export.ErrNotLive,
@@ -174,7 +174,7 @@ func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
 	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
-// silent ends its streams without an error when their context ends, as drivers do whose loop is left too simply.
+// silent is a source whose streams end without an error when their context ends, as careless drivers' do.
 type silent struct{ *hooked }
 
 func (s silent) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
@@ -194,7 +195,7 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestUnitsGrowWithTheJob: a job is cut into a thousand units or so, but none is smaller or larger than configured.
+// TestUnitsGrowWithTheJob: a job has about a thousand units, none smaller or larger than configured.
 func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
 	for name, row := range map[string]struct{ total, units int64 }{
 		"a gigabyte":        {1 << 30, 4},
@@ -207,7 +208,7 @@ func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
 			"Observation": {Resources: 1, Bytes: row.total / 4 * 3}, "Claim": {Resources: 1, Bytes: row.total / 4},
 		}}
 		units := pipeline.Cut([]string{"Observation", "Claim"}, sizes, export.Cohort{Chunks: 1e6, Patients: 1},
-			pipeline.Defaults())
+			envconfig.Defaults[pipeline.Config]())
 		if int64(len(units)) != row.units {
 			t.Errorf("%s: %d units, want %d", name, len(units), row.units)
 		}

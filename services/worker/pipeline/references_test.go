@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// travelling are resources that travel along, by their reference, each referencing the ones named.
+// travelling returns referenced resources by reference, each referencing the named ones.
 func travelling(typ, id string, refs ...string) string {
 	var links []string
 	for i, ref := range refs {
@@ -28,8 +28,8 @@ func org(id string, partOf ...string) string {
 	return fmt.Sprintf(`{"resourceType":"Organization","id":"%s","partOf":{"reference":"Organization/%s"}}`, id, partOf[0])
 }
 
-// network is a patient with an observation and a prescription, what those reference, what that references, and
-// resources of the same types that nothing exported references.
+// network is a patient with an observation and a prescription, the resources that they reference directly and
+// indirectly, and resources of the same types that no exported one references.
 func network(t *testing.T) (all *memory, lines map[string]string) {
 	t.Helper()
 	lines = map[string]string{
@@ -111,7 +111,7 @@ func TestReferencesAreFollowedOnlyThroughTypesOfTheJob(t *testing.T) { // spec 1
 }
 
 func TestManyReferencesOfOneType(t *testing.T) {
-	// More than a query by id asks for at once, and a Provenance whose targets lie in different queries.
+	// More ids than one query takes, and a Provenance whose targets are in different queries.
 	var lines []string
 	const many = 1100
 	targets := []string{"Organization/org-0000", "Organization/org-0600", "Organization/org-1099"}
@@ -138,7 +138,7 @@ func TestManyReferencesOfOneType(t *testing.T) {
 	}
 }
 
-// cutBy returns the units that one unit of the job has cut, after every task up to it is done.
+// cutBy returns the units that one unit of the job has cut, after all tasks up to it.
 func (fx *fixture) cutBy(kind export.Kind, types ...string) map[export.UnitID]export.Unit {
 	fx.t.Helper()
 	w, id := fx.worker(), fx.kickOff(types...)

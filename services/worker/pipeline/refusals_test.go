@@ -26,12 +26,12 @@ func actors(patients ...string) string {
 	return fmt.Sprintf(`,"participant":[%s]`, strings.Join(refs, ","))
 }
 
-// from is what a source returns. It reports the subjects, which the guard must not trust.
+// from returns the resource as a source does. The guard must not trust the reported subjects.
 func from(typ, id, body string, subjects ...string) source.Resource {
 	return source.Resource{Type: typ, ID: id, Subjects: subjects, Body: []byte(body)}
 }
 
-// attested returns the resource with the attestation of its load. change, if any, corrupts the result.
+// attested returns the attested resource. change, if any, corrupts it.
 func attested(t *testing.T, r source.Resource, change func(*source.Resource)) source.Resource {
 	t.Helper()
 	var scanner fhir.Scanner
@@ -135,7 +135,7 @@ func TestTheGuardOnResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
 	}
 }
 
-// A store that was loaded by broken rules attests wrong readings. Only reading the line again detects it.
+// A store that was loaded with broken rules has wrong attestations. Only reading the line again detects it.
 func TestTheAuditDetectsWrongAttestations(t *testing.T) { // pitfall 2
 	attest := func(r *source.Resource) { r.Attestation = r.Attest() }
 	for name, r := range map[string]source.Resource{

@@ -14,7 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
-// everything is what an undisturbed export of the network and the clinical data gives.
+// everything returns the lines of an undisturbed export of the network and the clinical data.
 func everything(t *testing.T) (all *memory, want []string) {
 	t.Helper()
 	all, lines := network(t)
@@ -77,13 +77,13 @@ func TestARetryWaitsLonger(t *testing.T) {
 			t.Errorf("after attempt %d the unit is wanted before %s: %+v", attempt+1, wantDelay, early)
 		}
 	}
-	// Both retries stand in the queue under their new fences, the second behind the first.
+	// Both retries are queued at their new fences, in order.
 	if got := fx.queued(2); got[0].Fence != 2 || got[1] != task {
 		t.Errorf("queued: %+v", got)
 	}
 }
 
-// queued returns the next tasks of units of single types that stand in the queue, the plan's own left out.
+// queued returns the next tasks of the queue, without the plan's.
 func (fx *fixture) queued(n int) []queue.Task {
 	fx.t.Helper()
 	tasks := make(chan queue.Task, 100)
@@ -151,7 +151,7 @@ func TestALateTaskOfAnEarlierFenceIsNothing(t *testing.T) { // pitfall 28
 	fx.outcome(job).wantLines(t, want...)
 }
 
-// claim takes the task as a worker does.
+// claim claims the task's unit as a worker does.
 func (fx *fixture) claim(task queue.Task) export.Lease {
 	fx.t.Helper()
 	lease, err := fx.jobs.Claim(fx.t.Context(), task.Job, task.Unit, task.Kind, task.Fence)
@@ -159,7 +159,7 @@ func (fx *fixture) claim(task queue.Task) export.Lease {
 	return lease
 }
 
-// again returns the unit's task under the fence that it has after its worker was lost.
+// again returns the unit's task at the fence that it gets after its worker was lost.
 func (fx *fixture) again(task queue.Task) queue.Task {
 	fx.t.Helper()
 	for _, found := range fx.open(task.Job) {
@@ -192,7 +192,7 @@ func TestKilledBeforeTheCommit(t *testing.T) { // pitfalls 8, 9, 11, 13, 20
 	got.wantIssues(t, "error")
 }
 
-// driveOne hands the job's tasks over one at a time, looking again after each.
+// driveOne passes the job's tasks on one at a time, and reads the open ones again after each.
 func (fx *fixture) driveOne(id export.JobID, do func(queue.Task)) export.Job {
 	fx.t.Helper()
 	for {
@@ -236,8 +236,8 @@ func TestKilledAtEveryRequestToTheStore(t *testing.T) { // pitfalls 8, 9, 13, 16
 	got.wantIssues(t, "error")
 }
 
-// dieAt does the unit's work until the object store has answered so many requests: the store did what the last of them
-// asked, and the worker is dead before it learns so. It reports whether it came to that.
+// dieAt runs the unit until the object store has served the given number of requests; the worker dies before the last
+// response. It reports whether there were that many.
 func (fx *fixture) dieAt(w *pipeline.Worker, lease export.Lease, request int) (died bool) {
 	fx.t.Helper()
 	ctx, die := context.WithCancel(fx.t.Context())
@@ -381,7 +381,7 @@ func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
 }
 
 func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // pitfalls 13, 28
-	// Every unit is rescued while its first worker lives on and comes to its commit late.
+	// Every unit is rescued while its first worker still runs and commits late.
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	w := fx.worker()

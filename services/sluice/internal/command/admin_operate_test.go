@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/ops"
@@ -241,7 +242,7 @@ func TestAdminJobPurge(t *testing.T) {
 	d.must(store.EnsureBucket(t.Context()))
 	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit"), Process: "scheduler", Now: time.Now})
 	d.must(err)
-	passes, err := maintenance.New(maintenance.Defaults(), maintenance.Deps{
+	passes, err := maintenance.New(envconfig.Defaults[maintenance.Config](), maintenance.Deps{
 		Jobs: d.jobs, Queue: d.tasks, Objects: store, Audit: events, Now: time.Now,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Registry: prometheus.NewRegistry(),
 	})
