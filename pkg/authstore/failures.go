@@ -3,10 +3,7 @@ package authstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
@@ -50,11 +47,8 @@ func (s *Store) count(ctx context.Context, limits Limits, client, address string
 	keys := []string{failPrefix + digest("address", address), failPrefix + digest("client", client)}
 	wait, err := s.failed.Run(ctx, s.redis, keys,
 		more, limits.Window.Milliseconds(), limits.PerAddress, limits.PerClient).Int64()
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return 0, redisclient.Unavailable("count failed authentications", err)
-	}
 	if err != nil {
-		return 0, fmt.Errorf("count failed authentications: %w", err)
+		return 0, redisclient.Unavailable("count failed authentications", err)
 	}
 	return time.Duration(wait) * time.Millisecond, nil
 }

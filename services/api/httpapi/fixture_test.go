@@ -3,7 +3,6 @@ package httpapi_test
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
@@ -177,10 +176,9 @@ func (w *fixture) try(method, target string, headers ...string) (reply, error) {
 	return reply{code: response.StatusCode, header: response.Header, body: string(body)}, err
 }
 
-// open sends a request to the test server. A target on the public base is sent there too, with the public Host.
+// open sends a request to the test server.
 func (w *fixture) open(method, target string, headers ...string) (*http.Response, error) {
 	w.t.Helper()
-	target = strings.TrimPrefix(target, "https://fhir.example.org")
 	request, err := http.NewRequestWithContext(w.t.Context(), method, w.server.URL+target, nil)
 	w.must(err)
 	for i := 0; i < len(headers); i += 2 {
@@ -243,7 +241,7 @@ func (w *fixture) of(issuer, subject string, scopes ...string) []string {
 func (w *fixture) genuine(issuer, subject string) tokentest.Genuine {
 	now := w.clock.Now()
 	return tokentest.Genuine{
-		Alg: "ES256", KID: "k1", Key: crypto.Signer(w.key), Now: now, Claims: tokentest.Members{
+		Alg: "ES256", KID: "k1", Key: w.key, Now: now, Claims: tokentest.Members{
 			"iss": issuer, "sub": subject, "aud": audience, "iat": now.Unix(), "nbf": now.Unix(),
 			"exp": now.Add(5 * time.Minute).Unix(), "scope": "system/*.read",
 		},
