@@ -67,7 +67,10 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "api", Now: now})
 	must(t, err)
 	t.Cleanup(func() { must(t, events.Close()) })
-	handler, err := httpapi.New(httpapi.Config{BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log}, httpapi.Deps{
+	handler, err := httpapi.New(httpapi.Config{
+		BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log,
+		Limits: envconfig.Defaults[httpapi.Limits](),
+	}, httpapi.Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access, Audit: events,
 		Registry: telemetry.NewRegistry(),
 	})

@@ -155,10 +155,9 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
 		Registry: registry, NewKey: newKey,
 	}
-	smart := token.SMARTConfiguration(auth.tokenURL(), true)
 	public, err := httpapi.New(httpapi.Config{
-		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
-		SMART: &smart,
+		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log, TokenURL: auth.tokenURL(), ClientSecrets: true,
+		Limits: envconfig.Defaults[httpapi.Limits](),
 	}, parts)
 	if err != nil {
 		return err
