@@ -12,11 +12,8 @@ import (
 // server. Errors contain only the URL's host.
 func Get(ctx context.Context, transport http.RoundTripper, at string) error {
 	target, err := url.Parse(at)
-	if err != nil || target.Host == "" || (target.Scheme != "http" && target.Scheme != "https") {
-		return errors.New("wants a URL such as http://host:port/readyz")
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
-	if err != nil {
+	request, requestErr := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
+	if errors.Join(err, requestErr) != nil || target.Host == "" || target.Scheme != "http" && target.Scheme != "https" {
 		return errors.New("wants a URL such as http://host:port/readyz")
 	}
 	response, err := transport.RoundTrip(request)

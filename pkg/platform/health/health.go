@@ -28,11 +28,6 @@ type Checks map[string]func(context.Context) error
 // contain no error texts.
 func Probes(checks Checks, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
-	addProbes(mux, checks, now)
-	return mux
-}
-
-func addProbes(mux *http.ServeMux, checks Checks, now func() time.Time) {
 	ready := &readiness{checks: checks, now: now, lock: make(chan struct{}, 1)}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
@@ -41,12 +36,15 @@ func addProbes(mux *http.ServeMux, checks Checks, now func() time.Time) {
 		status, report := ready.report(r.Context())
 		writeJSON(w, status, report)
 	})
+	return mux
 }
 
 // Handler serves the Probes, /metrics, and profiles below /debug/pprof/. It is for a listener that only operators reach.
 func Handler(checks Checks, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
-	addProbes(mux, checks, time.Now)
+	probes := Probes(checks, time.Now)
+	mux.Handle("/livez", probes)
+	mux.Handle("/readyz", probes)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

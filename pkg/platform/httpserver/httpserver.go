@@ -32,7 +32,7 @@ type config struct {
 func WithTLS(tls *tls.Config) Option { return func(c *config) { c.tls = tls } }
 
 // WithLimits sets limits. Fields that are zero keep their defaults.
-func WithLimits(limits Limits) Option { return func(c *config) { c.limits = limits.orDefaults() } }
+func WithLimits(limits Limits) Option { return func(c *config) { c.limits = limits } }
 
 // WithLog logs the server's own errors, such as a handler's panic, as JSON. Failed TLS handshakes are logged at level
 // debug: anybody can cause any number of them.
@@ -42,19 +42,20 @@ func WithLog(log *slog.Logger) Option { return func(c *config) { c.log = log } }
 // which a client can hold a connection without progress is bounded, see Limits. The total time of a response is not,
 // because files are long.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler, options ...Option) error {
-	c := config{limits: DefaultLimits()}
+	var c config
 	for _, option := range options {
 		option(&c)
 	}
-	listener = netutil.LimitListener(listener, c.limits.Connections)
-	server := c.limits.server(handler)
+	limits := c.limits.orDefaults()
+	listener = netutil.LimitListener(listener, limits.Connections)
+	server := limits.server(handler)
 	serve := server.Serve
 	if c.tls != nil {
 		server.TLSConfig = c.tls
 		serve = func(l net.Listener) error { return server.ServeTLS(l, "", "") }
 	}
 	if c.log != nil {
-		server.ErrorLog = serverLog(c.log)
+		server.ErrorLog = log.New(logWriter{c.log}, "", 0)
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- serve(listener) }()
@@ -78,9 +79,7 @@ func Serve(ctx context.Context, listener net.Listener, handler http.Handler, opt
 	return nil
 }
 
-// serverLog returns an http.Server.ErrorLog that writes to the logger.
-func serverLog(to *slog.Logger) *log.Logger { return log.New(logWriter{to}, "", 0) }
-
+// logWriter writes the lines of an http.Server.ErrorLog to the logger.
 type logWriter struct{ to *slog.Logger }
 
 func (w logWriter) Write(line []byte) (int, error) {

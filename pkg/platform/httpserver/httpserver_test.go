@@ -57,29 +57,28 @@ func (p *pipes) client() (client *http.Client, done func()) {
 	return &http.Client{Transport: transport}, transport.CloseIdleConnections
 }
 
-// start serves the handler on a listener without a network. stop ends the server and fails the test on an error.
-func start(t *testing.T, handler http.Handler, options ...httpserver.Option) (listener *pipes, stop func()) {
-	t.Helper()
-	listener = newPipes()
-	ctx, cancel := context.WithCancel(t.Context())
+// start serves the handler on a listener until the test ends.
+func start[L net.Listener](t *testing.T, listener L, handler http.Handler, options ...httpserver.Option) L {
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	served := make(chan error, 1)
 	go func() { served <- httpserver.Serve(ctx, listener, handler, options...) }()
-	return listener, func() {
-		t.Helper()
-		cancel()
+	t.Cleanup(func() {
+		stop()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
-	}
+	})
+	return listener
 }
 
-// connect opens a connection without sending anything.
+// connect opens a connection until the test ends, without sending anything.
 func connect(t *testing.T, listener *pipes) net.Conn {
 	t.Helper()
 	conn, err := listener.dial(t.Context(), "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { conn.Close() })
 	return conn
 }
 
@@ -109,58 +108,45 @@ func get(client *http.Client, answers chan<- answer) {
 	answers <- answer{string(body), errors.Join(err, response.Body.Close())}
 }
 
+// A server that stops finishes running requests, for a time, and takes no new ones.
 func TestServeDrains(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		listener := newPipes()
-		client, disconnect := listener.client()
-		ctx, stop := context.WithCancel(t.Context())
-		served, answers := make(chan error, 1), make(chan answer, 1)
-		began, proceed := make(chan struct{}), make(chan struct{})
-		go func() { served <- httpserver.Serve(ctx, listener, download(began, proceed)) }()
-		go get(client, answers)
-		<-began
+	for name, finishes := range map[string]bool{"a request that finishes": true, "one that does not": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				listener := newPipes()
+				client, disconnect := listener.client()
+				ctx, stop := context.WithCancel(t.Context())
+				served, answers := make(chan error, 1), make(chan answer, 1)
+				began, proceed := make(chan struct{}), make(chan struct{})
+				go func() { served <- httpserver.Serve(ctx, listener, download(began, proceed)) }()
+				go get(client, answers)
+				<-began
 
-		stop()
-		synctest.Wait()
-		select {
-		case err := <-served:
-			t.Fatalf("returned %v while a request was running", err)
-		default:
-		}
-		if response, err := client.Get("http://server/"); err == nil {
-			t.Errorf("a new request was answered %s after the stop", response.Status)
-		}
-		close(proceed)
-		if got := <-answers; got.err != nil || got.body != "one two" {
-			t.Errorf("the running request got %+v", got)
-		}
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-		disconnect()
-	})
-}
-
-func TestServeClosesRequestsAfterTheDrainTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		listener := newPipes()
-		client, disconnect := listener.client()
-		ctx, stop := context.WithCancel(t.Context())
-		served, answers := make(chan error, 1), make(chan answer, 1)
-		began, proceed := make(chan struct{}), make(chan struct{})
-		go func() { served <- httpserver.Serve(ctx, listener, download(began, proceed)) }()
-		go get(client, answers)
-		<-began
-		stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-		if got := <-answers; got.err == nil {
-			t.Errorf("the request got %+v and no error", got)
-		}
-		close(proceed)
-		disconnect()
-	})
+				stop()
+				synctest.Wait()
+				select {
+				case err := <-served:
+					t.Fatalf("returned %v while a request was running", err)
+				default:
+				}
+				if response, err := client.Get("http://server/"); err == nil {
+					t.Errorf("a new request was answered %s after the stop", response.Status)
+				}
+				if finishes {
+					close(proceed)
+				} else {
+					defer close(proceed)
+				}
+				if got := <-answers; (got.err == nil) != finishes || finishes && got.body != "one two" {
+					t.Errorf("the running request got %+v", got)
+				}
+				if err := <-served; err != nil {
+					t.Error(err)
+				}
+				disconnect()
+			})
+		})
+	}
 }
 
 func TestServeReturnsListenerErrors(t *testing.T) {
@@ -195,16 +181,7 @@ func serveTCP(t *testing.T, handler http.Handler, options ...httpserver.Option) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- httpserver.Serve(ctx, listener, handler, options...) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	return listener.Addr().String()
+	return start(t, listener, handler, options...).Addr().String()
 }
 
 func protocol(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }

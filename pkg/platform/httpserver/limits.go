@@ -24,21 +24,14 @@ type Limits struct {
 	Stall time.Duration
 }
 
-// DefaultLimits returns the limits of a public listener.
-func DefaultLimits() Limits {
-	return Limits{
-		Connections: 10_000, Header: 10 * time.Second, Request: time.Minute, Idle: 2 * time.Minute, Stall: time.Minute,
-	}
-}
-
+// orDefaults returns the limits with those of a public listener in place of zeros.
 func (l Limits) orDefaults() Limits {
-	defaults := DefaultLimits()
 	return Limits{
-		Connections: cmp.Or(l.Connections, defaults.Connections),
-		Header:      cmp.Or(l.Header, defaults.Header),
-		Request:     cmp.Or(l.Request, defaults.Request),
-		Idle:        cmp.Or(l.Idle, defaults.Idle),
-		Stall:       cmp.Or(l.Stall, defaults.Stall),
+		Connections: cmp.Or(l.Connections, 10_000),
+		Header:      cmp.Or(l.Header, 10*time.Second),
+		Request:     cmp.Or(l.Request, time.Minute),
+		Idle:        cmp.Or(l.Idle, 2*time.Minute),
+		Stall:       cmp.Or(l.Stall, time.Minute),
 	}
 }
 

@@ -55,7 +55,7 @@ func TestStalledClientsAreDisconnected(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				listener, stop := start(t, row.handler, allLimits(limit))
+				listener := start(t, newPipes(), row.handler, allLimits(limit))
 				conn := connect(t, listener)
 				began := time.Now()
 				closed := make(chan struct{})
@@ -81,10 +81,6 @@ func TestStalledClientsAreDisconnected(t *testing.T) {
 				if held := time.Since(began); held > 3*limit {
 					t.Errorf("the connection was held for %s", held)
 				}
-				stop()
-				if err := conn.Close(); err != nil {
-					t.Error(err)
-				}
 			})
 		})
 	}
@@ -98,7 +94,7 @@ func allLimits(limit time.Duration) httpserver.Option {
 func TestASlowDownloadIsNotCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit, size = 10 * time.Second, 256 << 10
-		listener, stop := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		listener := start(t, newPipes(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(3 * limit) // a slow handler
 			if _, err := w.Write(make([]byte, size)); err != nil {
 				t.Error(err)
@@ -124,10 +120,6 @@ func TestASlowDownloadIsNotCut(t *testing.T) {
 		}
 		if got < size {
 			t.Errorf("received %d bytes of %d", got, size)
-		}
-		stop()
-		if err := conn.Close(); err != nil {
-			t.Error(err)
 		}
 	})
 }
@@ -172,7 +164,7 @@ func TestAStalledHTTP2StreamIsReset(t *testing.T) {
 }
 
 // startTLS serves the handler like start, with TLS for the name "server".
-func startTLS(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pipes, *testenv.Authority, func()) {
+func startTLS(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pipes, *testenv.Authority) {
 	t.Helper()
 	authority := testenv.NewAuthority(t)
 	cert, key := authority.Issue(time.Now().Add(time.Hour), "server").Files(t, t.TempDir())
@@ -180,14 +172,13 @@ func startTLS(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pip
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, stop := start(t, handler, httpserver.WithTLS(certs.ServerTLS(certificate, nil)), allLimits(limit))
-	return listener, authority, stop
+	return start(t, newPipes(), handler, httpserver.WithTLS(certs.ServerTLS(certificate, nil)), allLimits(limit)), authority
 }
 
 func TestAnHTTP2HandlerMayPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10 * time.Second
-		listener, authority, stop := startTLS(t, limit, func(w http.ResponseWriter, r *http.Request) {
+		listener, authority := startTLS(t, limit, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, r.Proto)
 			w.(http.Flusher).Flush()
 			time.Sleep(3 * limit)
@@ -205,7 +196,6 @@ func TestAnHTTP2HandlerMayPause(t *testing.T) {
 			t.Errorf("%q, %v", text, err)
 		}
 		transport.CloseIdleConnections()
-		stop()
 	})
 }
 
@@ -213,7 +203,7 @@ func TestAnHTTP2HandlerMayPause(t *testing.T) {
 func TestAStalledHTTP2ConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10 * time.Second
-		listener, authority, stop := startTLS(t, limit, http.NotFound)
+		listener, authority := startTLS(t, limit, http.NotFound)
 		conn := connect(t, listener)
 		// In TLS 1.2 the server sends the last handshake message, so everything it writes later is HTTP/2.
 		secure := tls.Client(conn, &tls.Config{
@@ -227,10 +217,6 @@ func TestAStalledHTTP2ConnectionIsClosed(t *testing.T) {
 		if _, err := conn.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("the connection is open after twice the limit: %v", err)
 		}
-		if err := conn.Close(); err != nil {
-			t.Error(err)
-		}
-		stop()
 	})
 }
 
@@ -250,8 +236,8 @@ func TestAStalledHandshakeIsCut(t *testing.T) {
 
 func TestConnectionLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		listener, stop := start(t, http.NotFoundHandler(), httpserver.WithLimits(httpserver.Limits{Connections: 2}))
-		first, second := connect(t, listener), connect(t, listener)
+		listener := start(t, newPipes(), http.NotFoundHandler(), httpserver.WithLimits(httpserver.Limits{Connections: 2}))
+		first, _ := connect(t, listener), connect(t, listener)
 		third := make(chan net.Conn)
 		go func() {
 			conn, err := listener.dial(t.Context(), "", "")
@@ -269,9 +255,7 @@ func TestConnectionLimit(t *testing.T) {
 		if err := first.Close(); err != nil {
 			t.Fatal(err)
 		}
-		conn := <-third
-		stop()
-		if err := errors.Join(second.Close(), conn.Close()); err != nil {
+		if err := (<-third).Close(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -341,15 +325,11 @@ func TestServerLog(t *testing.T) {
 
 func TestDefaultLimitsApplyWithoutOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		listener, stop := start(t, http.NotFoundHandler())
+		listener := start(t, newPipes(), http.NotFoundHandler())
 		conn := connect(t, listener)
 		began := time.Now()
 		if _, err := io.ReadAll(conn); err != nil || time.Since(began) > time.Minute {
 			t.Errorf("closed after %s: %v", time.Since(began), err)
-		}
-		stop()
-		if err := conn.Close(); err != nil {
-			t.Error(err)
 		}
 	})
 }
