@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/sluice-fhir/sluice/pkg/platform/filelock"
 )
 
 // handle is an open file that this process has locked.
@@ -32,7 +34,7 @@ func openHandle(path string) (handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lockFile(file); err != nil {
+	if err := filelock.Lock(file); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: another process writes it: %w", path, err), file.Close())
 	}
 	return file, nil

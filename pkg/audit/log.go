@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,9 +49,9 @@ type Log struct {
 	unrecorded atomic.Int64 // failed events since the last line that reported them
 
 	// Used only by the writer:
-	sink   sink
-	at     position // of the next line
-	notice string   // reported by the next Repair
+	sink    sink
+	at      position // of the next line
+	notices []string // reported by the next Repair
 }
 
 // request is an event for the writer.
@@ -210,7 +212,11 @@ func (l *Log) commitOne(action Action) error {
 // commit writes each event in one write, syncs them together, and answers the requests.
 func (l *Log) commit(batch []*request) {
 	results := make([]error, len(batch))
-	err := l.prepare()
+	notice, begin, err := l.sink.prepare()
+	if begin {
+		l.at = newChain()
+	}
+	l.addNotice(notice)
 	if err == nil {
 		before, unrecorded := l.at, l.unrecorded.Load()
 		reported, err := l.repair(unrecorded)
@@ -225,7 +231,7 @@ func (l *Log) commit(batch []*request) {
 				results[i] = errors.Join(results[i], err)
 			}
 		} else if reported {
-			l.notice = ""
+			l.notices = nil
 			l.unrecorded.Add(-unrecorded)
 		}
 	}
@@ -234,37 +240,22 @@ func (l *Log) commit(batch []*request) {
 	}
 }
 
-func (l *Log) prepare() error {
-	notice, begin, err := l.sink.prepare()
-	if begin {
-		l.at = newChain()
-	}
-	l.addNotice(notice)
-	return err
-}
-
 func (l *Log) addNotice(notice string) {
-	if l.notice != "" && notice != "" {
-		notice = l.notice + "; " + notice
-	}
 	if notice != "" {
-		l.notice = notice
+		l.notices = append(l.notices, notice)
 	}
 }
 
 // repair records pending notices and the number of unrecorded events, if there are any, and reports whether it did.
 func (l *Log) repair(unrecorded int64) (reported bool, err error) {
-	reason := l.notice
+	reasons := slices.Clone(l.notices)
 	if unrecorded > 0 {
-		if reason != "" {
-			reason += "; "
-		}
-		reason += fmt.Sprintf("%d events before this one could not be recorded, and were refused", unrecorded)
+		reasons = append(reasons, fmt.Sprintf("%d events before this one could not be recorded, and were refused", unrecorded))
 	}
-	if reason == "" {
+	if len(reasons) == 0 {
 		return false, nil
 	}
-	err = l.append(Event{Action: Repair, Outcome: Success, Reason: reason})
+	err = l.append(Event{Action: Repair, Outcome: Success, Reason: strings.Join(reasons, "; ")})
 	return err == nil, err
 }
 
