@@ -1,6 +1,7 @@
 package bulkclient
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -153,25 +154,15 @@ func isInsecure(u *url.URL) bool {
 
 // SameOrigin reports whether two texts are http or https URLs of one origin: scheme, host and port (RFC 6454).
 func SameOrigin(a, b string) bool {
-	one, err := url.Parse(a)
-	if err != nil || !isWeb(one) {
-		return false
-	}
-	other, err := url.Parse(b)
-	return err == nil && isWeb(other) && sameOrigin(one, other)
-}
-
-func sameOrigin(a, b *url.URL) bool {
-	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+	one, errA := url.Parse(a)
+	other, errB := url.Parse(b)
+	return errA == nil && errB == nil && isWeb(one) && isWeb(other) &&
+		one.Scheme == other.Scheme && strings.EqualFold(one.Hostname(), other.Hostname()) && port(one) == port(other)
 }
 
 func port(u *url.URL) string {
-	switch p := u.Port(); {
-	case p != "":
-		return p
-	case u.Scheme == "https":
-		return "443"
-	default:
-		return "80"
+	if u.Scheme == "https" {
+		return cmp.Or(u.Port(), "443")
 	}
+	return cmp.Or(u.Port(), "80")
 }

@@ -47,21 +47,23 @@ func TestExport(t *testing.T) {
 			seen := &recorder{}
 			c, slept := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = test.ig, seen })
 			dir := filepath.Join(t.TempDir(), "new", "folder")
-			report, err := c.Export(t.Context(), Request{Group: "g", Types: []string{"Patient", "Observation"}}, Options{
-				Dir: dir, KeepGzip: test.keep,
-			})
+			request := Request{Group: "g", Types: []string{"Patient", "Observation", "Patient"}}
+			report, err := c.Export(t.Context(), request, Options{Dir: dir, KeepGzip: test.keep})
 			if err != nil {
 				t.Fatal(err)
+			}
+			if got := s.seen[0].URL.RawQuery; got != "_type=Observation%2CPatient" {
+				t.Errorf("kicked off with the query %q", got)
 			}
 			if want := []time.Duration{test.wait, test.wait}; !slices.Equal(slept.all, want) {
 				t.Errorf("waited %v, want %v", slept.all, want)
 			}
-			if prefer := s.heads[0].Get("Prefer"); (prefer == "respond-async") != test.ig {
+			if prefer := s.seen[0].Header.Get("Prefer"); (prefer == "respond-async") != test.ig {
 				t.Errorf("kicked off with Prefer %q", prefer)
 			}
-			for i, head := range s.heads {
-				if head.Get("Authorization") != "Bearer t0" {
-					t.Errorf("request %d bears %q", i, head.Get("Authorization"))
+			for i, bears := range s.authorizations() {
+				if bears != "Bearer t0" {
+					t.Errorf("request %d bears %q", i, bears)
 				}
 			}
 			got := content(t, dir, test.file)
@@ -126,32 +128,6 @@ func mustFail(t *testing.T, c *Client, opts Options) {
 
 func withoutSeconds(t Total) Total { t.Seconds = 0; return t }
 
-func TestKickOffNamesTypesOnce(t *testing.T) {
-	s := newFakeServer(t)
-	c, _ := newClient(t, s, nil)
-	request := Request{Group: "g", Types: []string{"Patient", "Observation", "Patient"}}
-	if _, err := c.Export(t.Context(), request, Options{Dir: t.TempDir()}); err != nil {
-		t.Fatal(err)
-	}
-	if got := s.queries[0]; got != "_type=Observation%2CPatient" {
-		t.Errorf("query %q", got)
-	}
-}
-
-// TestEmptyExport: an export without files is valid (pitfall 1).
-func TestEmptyExport(t *testing.T) {
-	s := newFakeServer(t)
-	c, _ := newClient(t, s, nil)
-	dir := t.TempDir()
-	report, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
-	if err != nil || report.Total.Files != 0 || len(report.Types) != 0 {
-		t.Fatalf("report %+v, %v", report, err)
-	}
-	if got := names(t, dir); !slices.Equal(got, []string{manifestFile}) {
-		t.Errorf("the folder holds %v", got)
-	}
-}
-
 func TestBusyServerIsRetried(t *testing.T) {
 	s := newFakeServer(t)
 	s.kickOffs = []int{429, 503}
@@ -168,29 +144,8 @@ func TestBusyServerIsRetried(t *testing.T) {
 	}
 }
 
-// A 503 may come from the server, in the unit of the job, or from a proxy, in seconds.
-func TestUnitOfRetryAfterDuringOutages(t *testing.T) {
-	for _, row := range []struct {
-		ig     bool
-		header string
-		want   time.Duration
-	}{
-		{false, "5000", 5 * time.Second}, {false, "5", 5 * time.Second}, {false, "999", 999 * time.Second},
-		{true, "5", 5 * time.Second}, {true, "1200", 20 * time.Minute},
-	} {
-		s := newFakeServer(t)
-		s.outage, s.polls = row.header, []int{503}
-		s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503}
-		seen := &recorder{}
-		c, _ := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = row.ig, seen })
-		mustExport(t, c, Options{Dir: t.TempDir()})
-		if want := []time.Duration{row.want, row.want}; !slices.Equal(seen.waits, want) {
-			t.Errorf("ig %t, Retry-After %s: waited %v, want %v", row.ig, row.header, seen.waits, want)
-		}
-	}
-}
-
-// TestNotAManifest: a document that is not a manifest is an error, from the server and in the folder.
+// TestNotAManifest: a document that is not a manifest is an error, from the server and in the folder. An export without
+// files is valid (pitfall 1).
 func TestNotAManifest(t *testing.T) {
 	const good = `{"transactionTime":"2026-01-02T03:04:05Z","request":"https://a.org/Group/g/$export",` +
 		`"requiresAccessToken":true,"output":[],"error":[]}`
@@ -230,11 +185,16 @@ func TestNotAManifest(t *testing.T) {
 			s.body = row.body
 			c, _ := newClient(t, s, nil)
 			dir := t.TempDir()
-			if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); !errors.Is(err, row.want) {
-				t.Errorf("export: %v, want %v", err, row.want)
+			report, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
+			if !errors.Is(err, row.want) || report.Total.Files != 0 || len(report.Types) != 0 {
+				t.Errorf("export: %+v, %v, want %v", report, err, row.want)
 			}
-			if _, err := os.Stat(filepath.Join(dir, manifestFile)); (err == nil) != (row.want == nil) {
-				t.Errorf("manifest.json: %v", err)
+			left := []string{stateFile}
+			if row.want == nil {
+				left = []string{manifestFile}
+			}
+			if got := names(t, dir); !slices.Equal(got, left) {
+				t.Errorf("the folder holds %v, want %v", got, left)
 			}
 			dir = t.TempDir()
 			if err := os.WriteFile(filepath.Join(dir, manifestFile), []byte(row.body), 0o600); err != nil {
@@ -306,7 +266,7 @@ func TestLostConnection(t *testing.T) {
 	for _, cuts := range [][]int{{0}, {1}, {size / 2}, {size - 1}, {size}, {0, 0, 100_000, 1, 0, 70_000}} {
 		t.Run(fmt.Sprint(cuts), func(t *testing.T) {
 			s.mu.Lock()
-			s.seen, s.heads, file.cuts = nil, nil, slices.Clone(cuts)
+			s.seen, file.cuts = nil, slices.Clone(cuts)
 			s.mu.Unlock()
 			seen := &recorder{}
 			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
@@ -329,7 +289,7 @@ func TestLostConnection(t *testing.T) {
 			if got := s.requests()[2:]; !slices.Equal(got, want) {
 				t.Errorf("requested %q, want %q", got, want)
 			}
-			if last := s.heads[len(s.heads)-1]; last.Get("Range") != "" && last.Get("If-Range") != file.etag {
+			if last := s.seen[len(s.seen)-1].Header; last.Get("Range") != "" && last.Get("If-Range") != file.etag {
 				t.Errorf("the range depends on %q, want %q", last.Get("If-Range"), file.etag)
 			}
 			if seen.resources != 2000 || seen.bytes != int64(len(file.plain)) {
@@ -593,8 +553,8 @@ func TestOpenFilesGetNoToken(t *testing.T) {
 	s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 1)
 	c, _ := newClient(t, s, nil)
 	mustExport(t, c, Options{Dir: t.TempDir()})
-	if want := []string{"Bearer t0", "Bearer t0", ""}; !slices.Equal(s.auth, want) {
-		t.Errorf("authorizations %q, want %q", s.auth, want)
+	if got, want := s.authorizations(), []string{"Bearer t0", "Bearer t0", ""}; !slices.Equal(got, want) {
+		t.Errorf("authorizations %q, want %q", got, want)
 	}
 }
 
@@ -768,11 +728,8 @@ func TestOneProcessPerFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	second, err := openFolder(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := second.Close(); err != nil {
-		t.Fatal(err)
+	if err != nil || second.Close() != nil {
+		t.Errorf("after the first has closed it: %v", err)
 	}
 }
 

@@ -8,10 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/platform/filelock"
 )
 
 // The files of a folder beside the data files. Names of data files end in .ndjson or .ndjson.gz, so they never collide
@@ -66,7 +67,7 @@ func (f *finished) results() ([]result, error) {
 		return nil, err
 	}
 	results := make([]result, 0, len(files))
-	for i, item := range slices.Concat(f.Output, f.Deleted, f.Error) { // the order of files
+	for i, item := range f.items() {
 		if item.Local == nil {
 			return nil, fmt.Errorf("%s has no stored file for %s", manifestFile, files[i].Name)
 		}
@@ -96,7 +97,7 @@ func openFolder(dir string) (*folder, error) {
 		return nil, errors.Join(fmt.Errorf("open the folder: %w", err), root.Close())
 	}
 	f := &folder{root: root, lock: lock}
-	if err := lockFile(lock); err != nil {
+	if err := filelock.Lock(lock); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: another process uses it: %w", ErrFolder, err), f.Close())
 	}
 	return f, nil

@@ -59,7 +59,7 @@ func (c *Client) KickOff(ctx context.Context, request Request) (Job, error) {
 func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Header) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortCall)
 	defer cancel()
-	resp, err := c.send(ctx, http.MethodGet, target, header, true)
+	resp, err := c.send(ctx, http.MethodGet, target.String(), header, true)
 	if err != nil {
 		return "", err
 	}
@@ -69,11 +69,11 @@ func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Heade
 	if err := resp.Body.Close(); err != nil {
 		return "", fmt.Errorf("close the response: %w", err)
 	}
-	location, err := url.Parse(resp.Header.Get("Content-Location"))
-	if err != nil || location.String() == "" {
+	given := resp.Header.Get("Content-Location")
+	location, err := target.Parse(given)
+	if err != nil || given == "" {
 		return "", errors.New("the server accepted, but its Content-Location is not a URL")
 	}
-	location = target.ResolveReference(location)
 	if !isWeb(location) {
 		return "", errors.New("the server accepted, but its Content-Location is not an http URL")
 	}
@@ -82,24 +82,17 @@ func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Heade
 
 // Cancel cancels the job, or deletes a finished one. A job that no longer exists is not an error.
 func (c *Client) Cancel(ctx context.Context, job Job) error {
-	if err := c.cancel(ctx, job); err != nil {
+	resp, err := c.send(ctx, http.MethodDelete, job.StatusURL, http.Header{"Accept": {"application/fhir+json"}}, true)
+	if err == nil {
+		switch resp.StatusCode {
+		case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound:
+			err = resp.Body.Close()
+		default:
+			err = refusal(resp)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("cancel the export: %w", err)
 	}
 	return nil
-}
-
-func (c *Client) cancel(ctx context.Context, job Job) error {
-	target, err := url.Parse(job.StatusURL)
-	if err != nil {
-		return errors.New("the status URL is not a URL")
-	}
-	resp, err := c.send(ctx, http.MethodDelete, target, http.Header{"Accept": {"application/fhir+json"}}, true)
-	if err != nil {
-		return err
-	}
-	switch resp.StatusCode {
-	case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound:
-		return resp.Body.Close()
-	}
-	return refusal(resp)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strconv"
 	"time"
@@ -27,21 +26,9 @@ const maxManifest = 256 << 20
 // Await polls until the job is complete, at the pace that the server sets, and returns its manifest. Lost connections
 // and temporary refusals are retried a few times in a row; any other refusal is an error.
 func (c *Client) Await(ctx context.Context, job Job) (*Manifest, error) {
-	manifest, err := c.await(ctx, job)
-	if err != nil {
-		return nil, fmt.Errorf("check the export: %w", err)
-	}
-	return manifest, nil
-}
-
-func (c *Client) await(ctx context.Context, job Job) (*Manifest, error) {
-	target, err := url.Parse(job.StatusURL)
-	if err != nil {
-		return nil, errors.New("the status URL is not a URL")
-	}
 	failures := 0
 	for polls := 1; ; polls++ {
-		manifest, status, err := c.poll(ctx, target, job, polls)
+		manifest, status, err := c.poll(ctx, job, polls)
 		switch {
 		case err != nil:
 			failures++
@@ -54,16 +41,16 @@ func (c *Client) await(ctx context.Context, job Job) (*Manifest, error) {
 			err = c.sleep(ctx, status.Next)
 		}
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("check the export: %w", err)
 		}
 	}
 }
 
 // poll polls once. The manifest is nil while the job is not complete.
-func (c *Client) poll(ctx context.Context, target *url.URL, job Job, polls int) (*Manifest, Status, error) {
+func (c *Client) poll(ctx context.Context, job Job, polls int) (*Manifest, Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortCall)
 	defer cancel()
-	resp, err := c.send(ctx, http.MethodGet, target, http.Header{"Accept": {"application/json"}}, true)
+	resp, err := c.send(ctx, http.MethodGet, job.StatusURL, http.Header{"Accept": {"application/json"}}, true)
 	if err != nil {
 		return nil, Status{}, err
 	}
@@ -89,10 +76,8 @@ func (c *Client) poll(ctx context.Context, target *url.URL, job Job, polls int) 
 	if err := readManifest(body, manifest); err != nil {
 		return nil, Status{}, err
 	}
-	for _, list := range [][]Item{manifest.Output, manifest.Deleted, manifest.Error} {
-		for i := range list {
-			list[i].Local = nil // set by this client, never by the server
-		}
+	for _, item := range manifest.items() {
+		item.Local = nil // set by this client, never by the server
 	}
 	return manifest, Status{}, nil
 }
@@ -110,10 +95,9 @@ func statusOf(header http.Header, unit time.Duration, polls int) Status {
 	if n, err := strconv.Atoi(number); err == nil && n >= 0 && n <= 100 {
 		status.Percent = n
 	}
-	next, given := retryAfter(header.Get("Retry-After"), unit)
-	if !given {
-		next = export.Backoff(min(polls, longest))
+	var given bool
+	if status.Next, given = retryAfter(header.Get("Retry-After"), unit); !given {
+		status.Next = export.Backoff(min(polls, longest))
 	}
-	status.Next = next
 	return status
 }

@@ -100,12 +100,12 @@ func lost(ctx context.Context, err error) error {
 // send makes a request, with a token if authorize and the client has a token source. A token that the server refuses is
 // replaced by a fresh one once (conformance B-39: exports outlive tokens). The caller closes the body.
 func (c *Client) send(
-	ctx context.Context, method string, target *url.URL, header http.Header, authorize bool,
+	ctx context.Context, method, target string, header http.Header, authorize bool,
 ) (*http.Response, error) {
 	if !authorize || c.tokens == nil {
 		return c.sendOnce(ctx, method, target, header, "")
 	}
-	if !sameOrigin(c.base, target) {
+	if !SameOrigin(c.base.String(), target) {
 		return nil, ErrForeignOrigin
 	}
 	token, err := c.tokens.Token(ctx, "")
@@ -125,9 +125,9 @@ func (c *Client) send(
 }
 
 func (c *Client) sendOnce(
-	ctx context.Context, method string, target *url.URL, header http.Header, token string,
+	ctx context.Context, method, target string, header http.Header, token string,
 ) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, target.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, target, nil)
 	if err != nil {
 		return nil, errors.New("the URL cannot be requested")
 	}
@@ -159,7 +159,7 @@ func (c *Client) redirect(req *http.Request, via []*http.Request) error {
 	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
 		return redirectError("the server redirects from https to plain http")
 	}
-	if !sameOrigin(c.base, req.URL) {
+	if !SameOrigin(c.base.String(), req.URL.String()) {
 		req.Header.Del("Authorization")
 	}
 	return nil

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -35,7 +34,7 @@ type stream struct {
 	ctx       context.Context // of the download: a Reader has no parameter for it
 	folder    *folder
 	name      string // of the part
-	target    *url.URL
+	url       string
 	authorize bool          // send the token
 	unit      time.Duration // of the job's Retry-After
 	meta      meta
@@ -55,12 +54,8 @@ type stream struct {
 func (c *Client) openStream(
 	ctx context.Context, folder *folder, file File, authorize bool, unit time.Duration,
 ) (_ *stream, err error) {
-	target, err := url.Parse(file.URL)
-	if err != nil {
-		return nil, errors.New("the URL is not a URL")
-	}
 	s := &stream{
-		client: c, ctx: ctx, folder: folder, name: file.Name + partSuffix, target: target, authorize: authorize, unit: unit,
+		client: c, ctx: ctx, folder: folder, name: file.Name + partSuffix, url: file.URL, authorize: authorize, unit: unit,
 	}
 	s.part, err = folder.root.OpenFile(s.name, os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
@@ -86,7 +81,7 @@ func (c *Client) openStream(
 		if err := s.part.Truncate(0); err != nil {
 			return nil, fmt.Errorf("truncate the part: %w", err)
 		}
-		if err := s.connect(ctx); err != nil {
+		if err := s.connect(); err != nil {
 			return nil, err
 		}
 	}
@@ -135,7 +130,7 @@ func (s *stream) read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if s.body == nil {
-			if err := s.connect(s.ctx); err != nil {
+			if err := s.connect(); err != nil {
 				return 0, err
 			}
 		}
@@ -159,7 +154,7 @@ func (s *stream) read(p []byte) (int, error) {
 			return 0, context.Cause(s.ctx)
 		default:
 			s.disconnect(nil)
-			if err := s.retry(s.ctx, lostError{err}); err != nil {
+			if err := s.retry(lostError{err}); err != nil {
 				return 0, err
 			}
 		}
@@ -167,31 +162,31 @@ func (s *stream) read(p []byte) (int, error) {
 }
 
 // connect requests the bytes from size on, and retries.
-func (s *stream) connect(ctx context.Context) error {
+func (s *stream) connect() error {
 	for {
-		err := s.connectOnce(ctx)
+		err := s.connectOnce()
 		if err == nil || errors.Is(err, errChanged) {
 			return err
 		}
-		if err := s.retry(ctx, err); err != nil {
+		if err := s.retry(err); err != nil {
 			return err
 		}
 	}
 }
 
-func (s *stream) retry(ctx context.Context, reason error) error {
+func (s *stream) retry(reason error) error {
 	s.failures++
-	return s.client.retry(ctx, reason, s.failures, s.unit, false)
+	return s.client.retry(s.ctx, reason, s.failures, s.unit, false)
 }
 
-func (s *stream) connectOnce(ctx context.Context) error {
+func (s *stream) connectOnce() error {
 	header := http.Header{"Accept": {"application/fhir+ndjson"}, "Accept-Encoding": {"gzip"}}
 	if s.size > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", s.size))
 		header.Set("If-Range", s.meta.ETag)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	resp, err := s.client.send(ctx, http.MethodGet, s.target, header, s.authorize)
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	resp, err := s.client.send(ctx, http.MethodGet, s.url, header, s.authorize)
 	if err != nil {
 		cancel(nil)
 		return err
@@ -228,11 +223,8 @@ func (s *stream) begin(resp *http.Response) error {
 		return fmt.Errorf("%w: it has the content encoding %q", ErrMismatch, printable(encoding))
 	}
 	received := meta{
-		URL:      s.meta.URL,
-		ETag:     resp.Header.Get("ETag"),
-		Length:   resp.ContentLength,
-		Encoding: encoding,
-		Digest:   resp.Header.Get("Repr-Digest"),
+		URL: s.url, ETag: resp.Header.Get("ETag"), Length: resp.ContentLength, Encoding: encoding,
+		Digest: resp.Header.Get("Repr-Digest"),
 	}
 	if s.begun && received != s.meta { // the first connection was lost before its first byte
 		return errChanged
@@ -245,13 +237,8 @@ func (s *stream) begin(resp *http.Response) error {
 func (s *stream) resume(resp *http.Response) error {
 	var first, last, total int64
 	_, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &total)
-	if err != nil || first != s.size {
-		return errChanged
-	}
-	if s.meta.Length >= 0 && total != s.meta.Length {
-		return errChanged
-	}
-	if tag := resp.Header.Get("ETag"); tag != "" && tag != s.meta.ETag {
+	tag := resp.Header.Get("ETag")
+	if err != nil || first != s.size || s.meta.Length >= 0 && total != s.meta.Length || tag != "" && tag != s.meta.ETag {
 		return errChanged
 	}
 	s.meta.Length = total

@@ -58,7 +58,7 @@ func (s *issuing) source(t *testing.T, now func() time.Time, tokenURL string) To
 	return source
 }
 
-// Tokens are fetched on first use, at half of their lifetime, and when the server refuses one.
+// TestCredentialTokens covers conformance B-39: tokens are fetched on first use, at half of their lifetime, and when the server refuses one.
 func TestCredentialTokens(t *testing.T) {
 	now := time.Now()
 	clock := func() time.Time { return now }

@@ -9,7 +9,6 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -20,13 +19,6 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-// redisFlags are the flags of the commands for jobs, units, kick-offs and workers.
-type redisFlags struct {
-	*adminFlags
-	redis, caFile string
-	yes           bool // no confirmation
-}
-
 const redisHelp = `
 
 The command uses Redis: --redis, SLUICE_REDIS_URL, or the content of the file SLUICE_REDIS_URL_FILE.`
@@ -35,45 +27,64 @@ const changeHelp = redisHelp + ` The change is
 recorded in the audit log first: --audit-log or SLUICE_AUDIT_LOG must name a file that no service writes, or stdout.
 SLUICE_AUDIT_KEY or SLUICE_AUDIT_KEY_FILE is the key of its chain.`
 
-// reads adds the flags and help of a command that changes nothing.
-func (f *redisFlags) reads(cmd *cobra.Command) *cobra.Command {
-	return withJSON(f.add(cmd, redisHelp), f.adminFlags)
-}
-
-// changes adds the flags and help of a command that changes something.
-func (f *redisFlags) changes(cmd *cobra.Command) *cobra.Command { return f.add(cmd, changeHelp) }
-
-// destroys is changes for a command that cannot be undone and asks for confirmation.
-func (f *redisFlags) destroys(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().BoolVar(&f.yes, "yes", false, "do not ask for confirmation")
-	return f.changes(cmd)
-}
-
-func (f *redisFlags) add(cmd *cobra.Command, help string) *cobra.Command {
+// withRedis adds the flags and help of a command that uses Redis.
+func (a *app) withRedis(cmd *cobra.Command, help string) *cobra.Command {
 	cmd.Long = strings.TrimSpace(cmd.Long) + help
-	cmd.Flags().StringVar(&f.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
-	cmd.Flags().StringVar(&f.caFile, "ca-file", "", "additional certificate authorities (PEM); default: SLUICE_CA_FILE")
+	cmd.Flags().StringVar(&a.flags.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
+	cmd.Flags().StringVar(&a.flags.caFile, "ca-file", "", "additional certificate authorities (PEM); default: SLUICE_CA_FILE")
 	return cmd
 }
 
-func (f *redisFlags) redisConfig() (config.Redis, error) {
-	url, err := urlOf(f.redis, "--redis", "SLUICE_REDIS_URL")
-	if err != nil {
-		return config.Redis{}, err
-	}
-	return config.Redis{Trust: config.Trust{CAFile: orVariable(f.caFile, "SLUICE_CA_FILE")}, URL: url}, nil
+// reading completes a command that changes nothing.
+func (a *app) reading(
+	cmd *cobra.Command, work func(ctx context.Context, o *ops.Operator, args []string) error,
+) *cobra.Command {
+	cmd.RunE = a.run(func(ctx context.Context, args []string) error {
+		return a.withOperator(nil, func(o *ops.Operator) error { return work(ctx, o, args) })
+	})
+	return a.withJSON(a.withRedis(cmd, redisHelp))
 }
 
-func orVariable(flag, name string) string {
-	if flag != "" {
-		return flag
+// changing completes a command that changes what its arguments name. The question, which is asked first unless it is
+// empty, and done are formats of the arguments.
+func (a *app) changing(
+	cmd *cobra.Command, what, question, done string, work func(ctx context.Context, o *ops.Operator, args []string) error,
+) *cobra.Command {
+	if question != "" {
+		cmd.Flags().BoolVar(&a.flags.yes, "yes", false, "do not ask for confirmation")
 	}
-	return os.Getenv(name)
+	cmd.RunE = a.run(func(ctx context.Context, args []string) error {
+		var shown []any
+		for _, arg := range args {
+			shown = append(shown, printable(arg))
+		}
+		if question != "" {
+			if err := a.confirm(fmt.Sprintf(question, shown...)); err != nil {
+				return err
+			}
+		}
+		return a.change(fmt.Sprintf(done, shown...), func(o *ops.Operator) error {
+			err := work(ctx, o, args)
+			switch {
+			case errors.Is(err, export.ErrNotFound):
+				return fmt.Errorf("no such %s: %w", what, err)
+			case errors.Is(err, export.ErrNotLive):
+				return fmt.Errorf("the job has ended: %w", err)
+			}
+			return err
+		})
+	})
+	return a.withRedis(cmd, changeHelp)
+}
+
+func (a *app) redisConfig() (config.Redis, error) {
+	url, err := a.redisURL()
+	return config.Redis{Trust: config.Trust{CAFile: orVariable(a.flags.caFile, "SLUICE_CA_FILE")}, URL: url}, err
 }
 
 // withOperator runs the work with an operator, who can change something only with an audit log.
-func (a *app) withOperator(f *redisFlags, log *audit.Log, work func(o *ops.Operator) error) (err error) {
-	redis, err := f.redisConfig()
+func (a *app) withOperator(log *audit.Log, work func(o *ops.Operator) error) (err error) {
+	redis, err := a.redisConfig()
 	if err != nil {
 		return err
 	}
@@ -91,22 +102,21 @@ func (a *app) withOperator(f *redisFlags, log *audit.Log, work func(o *ops.Opera
 
 // change runs the work with an operator and prints the result: on standard output, or on standard error if the audit
 // log is on standard output.
-func (a *app) change(f *redisFlags, done string, work func(o *ops.Operator) error) error {
-	if _, err := f.redisConfig(); err != nil { // before the audit log is opened
+func (a *app) change(done string, work func(o *ops.Operator) error) error {
+	if _, err := a.redisConfig(); err != nil { // before the audit log is opened
 		return err
 	}
-	log, err := openAudit(f.audit)
+	log, err := openAudit(a.flags.audit)
 	if err != nil {
 		return err
 	}
 	if log == nil {
 		return usage("--audit-log or SLUICE_AUDIT_LOG is required: a file, or stdout")
 	}
-	err = a.withOperator(f, log, work)
-	if err = errors.Join(err, log.Close()); err != nil {
+	if err = errors.Join(a.withOperator(log, work), log.Close()); err != nil {
 		return err
 	}
-	if audit.IsStdout(orVariable(f.audit, auditVariable)) {
+	if audit.IsStdout(orVariable(a.flags.audit, auditVariable)) {
 		a.say("%s\n", done)
 		return nil
 	}
@@ -132,26 +142,30 @@ func openAudit(flag string) (*audit.Log, error) {
 	return settings.Open("sluice admin", prometheus.NewRegistry())
 }
 
-// recorded records a change in the audit log, if there is one, and makes it. A change that cannot be recorded is not
-// made; one that fails is recorded as failed.
-func recorded(flags *adminFlags, what string, step func() error) (err error) {
-	log, err := openAudit(flags.audit)
+// recorded records a change in the audit log, if there is one, makes it, and prints what was done. A change that cannot
+// be recorded is not made; one that fails is recorded as failed.
+func (a *app) recorded(what string, step func() (done string, err error)) error {
+	log, err := openAudit(a.flags.audit)
 	if err != nil {
 		return err
 	}
+	var done string
 	if log == nil {
-		return step()
+		done, err = step()
+	} else {
+		event := audit.Event{Action: audit.Admin, Outcome: audit.Success, Agent: whoami(), Target: what}
+		if err = log.Record(event); err == nil {
+			if done, err = step(); err != nil {
+				event.Outcome, event.Reason = audit.Failed, "the step failed"
+				err = errors.Join(err, log.Record(event))
+			}
+		}
+		err = errors.Join(err, log.Close())
 	}
-	defer func() { err = errors.Join(err, log.Close()) }()
-	event := audit.Event{Action: audit.Admin, Outcome: audit.Success, Agent: whoami(), Target: what}
-	if err := log.Record(event); err != nil {
+	if err != nil {
 		return err
 	}
-	if err := step(); err != nil {
-		event.Outcome, event.Reason = audit.Failed, "the step failed"
-		return errors.Join(err, log.Record(event))
-	}
-	return nil
+	return a.print(done)
 }
 
 // whoami returns the user of the operating system.
@@ -164,8 +178,8 @@ func whoami() export.Owner {
 }
 
 // confirm asks for confirmation, unless --yes.
-func (a *app) confirm(f *redisFlags, question string) error {
-	if f.yes {
+func (a *app) confirm(question string) error {
+	if a.flags.yes {
 		return nil
 	}
 	a.say("%s Type yes to continue: ", question)
@@ -179,52 +193,10 @@ func (a *app) confirm(f *redisFlags, question string) error {
 	return nil
 }
 
-// jobArgument parses the argument JOB.
-func jobArgument(text string) (export.JobID, error) {
-	id, err := export.ParseJobID(text)
-	if err != nil {
-		return "", usage("JOB is not a job id: 26 characters of a-z and 2-7")
+// aJob checks that the first argument is the id of a job.
+func aJob(_ *cobra.Command, args []string) error {
+	if _, err := export.ParseJobID(args[0]); err != nil {
+		return usage("JOB is not a job id: 26 characters of a-z and 2-7")
 	}
-	return id, nil
-}
-
-// explainOps adds an explanation to an error of an operator's step on the named thing.
-func explainOps(what string, err error) error {
-	switch {
-	case errors.Is(err, export.ErrNotFound):
-		return fmt.Errorf("no such %s: %w", what, err)
-	case errors.Is(err, export.ErrNotLive):
-		return fmt.Errorf("the job has ended: %w", err)
-	}
-	return err
-}
-
-// span formats a duration with at most two units.
-func span(d time.Duration) string {
-	switch abs := d.Abs(); {
-	case abs >= 48*time.Hour:
-		return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(abs.Hours())%24)
-	case abs >= time.Hour:
-		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(abs.Minutes())%60)
-	case abs >= time.Minute:
-		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(abs.Seconds())%60)
-	case abs >= 10*time.Second:
-		return d.Round(time.Second).String()
-	}
-	return d.Round(100 * time.Millisecond).String()
-}
-
-func orDash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
-}
-
-// reading is the RunE of a command that changes nothing.
-func (a *app) reading(f *redisFlags, work func(ctx context.Context, o *ops.Operator, args []string) error) func(
-	*cobra.Command, []string) error {
-	return a.run(func(ctx context.Context, args []string) error {
-		return a.withOperator(f, nil, func(o *ops.Operator) error { return work(ctx, o, args) })
-	})
+	return nil
 }

@@ -2,50 +2,45 @@ package command
 
 import (
 	"context"
-	"fmt"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-func (a *app) worker(admin *adminFlags) *cobra.Command {
+func (a *app) worker() *cobra.Command {
 	return parent("worker", "List workers and queues, and drain a worker",
 		"List workers and queues, and drain a worker (docs/operating.md).",
-		a.workerList(admin), a.workerDrain(admin))
+		a.workerList(), a.workerDrain())
 }
 
-func (a *app) workerList(admin *adminFlags) *cobra.Command {
-	flags := redisFlags{adminFlags: admin}
-	return flags.reads(&cobra.Command{
+func (a *app) workerList() *cobra.Command {
+	return a.reading(&cobra.Command{
 		Use:   "list",
 		Short: "List the workers with their units, and the queues",
 		Long:  `List the live workers with their units, and the queues. A killed worker is listed for about ten more seconds.`,
-		Args:  cobra.NoArgs,
-		RunE: a.reading(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
-			workers, err := o.Workers(ctx)
-			if err != nil {
-				return err
-			}
-			queues, err := o.Queues(ctx)
-			if err != nil {
-				return err
-			}
-			if flags.json {
-				return a.printJSON(struct {
-					Workers []ops.Worker `json:"workers"`
-					Queues  []ops.Queue  `json:"queues"`
-				}{workers, queues})
-			}
-			return a.printWorkers(workers, queues)
-		}),
+	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		workers, err := o.Workers(ctx)
+		if err != nil {
+			return err
+		}
+		queues, err := o.Queues(ctx)
+		if err != nil {
+			return err
+		}
+		if a.flags.json {
+			return a.printJSON(struct {
+				Workers []ops.Worker `json:"workers"`
+				Queues  []ops.Queue  `json:"queues"`
+			}{workers, queues})
+		}
+		return a.printWorkers(workers, queues)
 	})
 }
 
 func (a *app) printWorkers(workers []ops.Worker, queues []ops.Queue) error {
-	rows := [][]string{{"worker", "state", "up", "slots", "busy"}}
-	running := [][]string{{"job", "unit", "fence", "worker", "for"}}
+	rows := []row{{"worker", "state", "up", "slots", "busy"}}
+	running := []row{{"job", "unit", "fence", "worker", "for"}}
 	for _, w := range workers {
 		state := "active"
 		switch {
@@ -54,13 +49,9 @@ func (a *app) printWorkers(workers []ops.Worker, queues []ops.Queue) error {
 		case !w.Drainable:
 			state = "active, cannot be drained"
 		}
-		rows = append(rows, []string{
-			w.ID, state, span(a.now().Sub(w.Started)), strconv.Itoa(w.Slots), strconv.Itoa(len(w.Units)),
-		})
+		rows = append(rows, row{w.ID, state, a.now().Sub(w.Started), w.Slots, len(w.Units)})
 		for _, unit := range w.Units {
-			running = append(running, []string{
-				string(unit.Job), string(unit.Unit), decimal(unit.Fence), w.ID, span(a.now().Sub(unit.Since)),
-			})
+			running = append(running, row{unit.Job, unit.Unit, unit.Fence, w.ID, a.now().Sub(unit.Since)})
 		}
 	}
 	if err := a.printColumns(rows); err != nil {
@@ -71,18 +62,15 @@ func (a *app) printWorkers(workers []ops.Worker, queues []ops.Queue) error {
 			return err
 		}
 	}
-	rows = [][]string{{"queue", "pending", "active", "later", "oldest"}}
+	rows = []row{{"queue", "pending", "active", "later", "oldest"}}
 	for _, q := range queues {
-		rows = append(rows, []string{
-			q.Queue, strconv.Itoa(q.Pending), strconv.Itoa(q.Active), strconv.Itoa(q.Scheduled + q.Retry), span(q.Oldest.Duration),
-		})
+		rows = append(rows, row{q.Queue, q.Pending, q.Active, q.Scheduled + q.Retry, q.Oldest.Duration})
 	}
 	return a.printBelow(rows)
 }
 
-func (a *app) workerDrain(admin *adminFlags) *cobra.Command {
-	flags := redisFlags{adminFlags: admin}
-	return flags.destroys(&cobra.Command{
+func (a *app) workerDrain() *cobra.Command {
+	return a.changing(&cobra.Command{
 		Use:   "drain WORKER",
 		Short: "Shut down a worker gracefully",
 		Long: `Shut down a worker as a SIGTERM does: it takes no more units, finishes what it can within its
@@ -90,13 +78,6 @@ SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its superv
 starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
 confirmation unless --yes.`,
 		Args: cobra.ExactArgs(1),
-		RunE: a.run(func(ctx context.Context, args []string) error {
-			if err := a.confirm(&flags, fmt.Sprintf("Shut down worker %s?", printable(args[0]))); err != nil {
-				return err
-			}
-			return a.change(&flags, "worker "+args[0]+" is draining", func(o *ops.Operator) error {
-				return explainOps("worker", o.DrainWorker(ctx, args[0]))
-			})
-		}),
-	})
+	}, "worker", "Shut down worker %s?", "worker %s is draining",
+		func(ctx context.Context, o *ops.Operator, args []string) error { return o.DrainWorker(ctx, args[0]) })
 }

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -71,6 +70,16 @@ func run(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	var out, err bytes.Buffer
 	code = Run(t.Context(), args, &out, &err)
 	return code, out.String(), err.String()
+}
+
+// do runs a command line that ends with the code and prints the text, and returns its standard output.
+func do(t *testing.T, code int, contains string, args ...string) string {
+	t.Helper()
+	got, stdout, stderr := run(t, args...)
+	if got != code || !strings.Contains(stdout+stderr, contains) {
+		t.Fatalf("%q: exit %d, %q, %q; want exit %d and %q", args, got, stdout, stderr, code, contains)
+	}
+	return stdout
 }
 
 func TestExport(t *testing.T) {
@@ -208,14 +217,6 @@ func TestToken(t *testing.T) {
 	}
 }
 
-func TestExportWithState(t *testing.T) {
-	base, authorization := serve(t, false)
-	code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", state(t, base))
-	if sent, _ := authorization.Load().(string); code != ExitGood || strings.Count(sent, ".") != 2 {
-		t.Errorf("exit %d, %q", code, stderr)
-	}
-}
-
 // Development tokens are sent only to their own server, whatever --base is.
 func TestStateTokensAreSentToTheirServerOnly(t *testing.T) {
 	base, authorization := serve(t, false)
@@ -232,9 +233,11 @@ func TestStateTokensAreSentToTheirServerOnly(t *testing.T) {
 	if stolen.Load() != nil {
 		t.Errorf("the other server got %v", stolen.Load())
 	}
-	code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", folder, "--base", base+"/")
-	if sent, _ := authorization.Load().(string); code != ExitGood || strings.Count(sent, ".") != 2 {
-		t.Errorf("its own server: exit %d, %q", code, stderr)
+	for _, own := range []string{base + "/", ""} {
+		code, _, stderr := run(t, "export", "--group", "g", "--out", t.TempDir(), "--state", folder, "--base", own)
+		if sent, _ := authorization.Swap("").(string); code != ExitGood || strings.Count(sent, ".") != 2 {
+			t.Errorf("its own server as %q: exit %d, %q", own, code, stderr)
+		}
 	}
 }
 
@@ -251,28 +254,6 @@ func TestPlainHTTP(t *testing.T) {
 	code = Run(ctx, append(args, "--insecure-http"), &stdout, &errs)
 	if code != ExitFailure || !strings.Contains(errs.String(), "interrupted") {
 		t.Errorf("--insecure-http: exit %d, %q", code, errs.String())
-	}
-}
-
-// TestSignedTokens covers conformance B-39: a token is replaced before it expires, and at once when it is refused.
-func TestSignedTokens(t *testing.T) {
-	now, n := time.Unix(0, 0), 0
-	source := &signedTokens{
-		sign: func() (string, error) { n++; return fmt.Sprintf("t%d", n), nil },
-		now:  func() time.Time { return now },
-	}
-	for i, step := range []struct {
-		pass    time.Duration
-		refused string
-		want    string
-	}{
-		{0, "", "t1"}, {2 * time.Minute, "", "t1"}, {time.Minute, "", "t2"},
-		{0, "t1", "t2"}, {0, "t2", "t3"}, {0, "", "t3"},
-	} {
-		now = now.Add(step.pass)
-		if got, err := source.Token(t.Context(), step.refused); got != step.want || err != nil {
-			t.Errorf("step %d: %q, %v, want %q", i, got, err, step.want)
-		}
 	}
 }
 

@@ -20,7 +20,7 @@ type exportFlags struct {
 	types                                []string
 	timeout                              time.Duration
 	parallel                             int
-	ig, noProgress, json, insecure       bool
+	ig, noProgress, insecure             bool
 	bulkclient.Options
 }
 
@@ -38,7 +38,6 @@ the middle of a file.
 The table on standard output counts the downloaded resources; bytes are uncompressed.
 
 ` + exitHelp,
-		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error { return a.runExport(ctx, flags) }),
 	}
 	f := cmd.Flags()
@@ -61,20 +60,11 @@ The table on standard output counts the downloaded resources; bytes are uncompre
 	f.BoolVar(&flags.Resume, "resume", false, "continue the unfinished export in the folder")
 	f.BoolVar(&flags.CancelOnInterrupt, "cancel-on-interrupt", false, "on Ctrl-C cancel the job and remove its files")
 	f.BoolVar(&flags.noProgress, "no-progress", false, "show no progress")
-	f.BoolVar(&flags.json, "json", false, "print the result as JSON")
+	f.BoolVar(&a.flags.json, "json", false, "print the result as JSON")
 	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state", "client-id")
 	cmd.MarkFlagsRequiredTogether("client-id", "client-key")
 	require(cmd, "group", "out")
 	return cmd
-}
-
-// require marks defined flags as required.
-func require(cmd *cobra.Command, names ...string) {
-	for _, name := range names {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err)
-		}
-	}
 }
 
 func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
@@ -124,7 +114,7 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	for _, problem := range report.Problems {
 		a.say("not exported: %s\n", problem)
 	}
-	if err := a.printReport(report, flags.json); err != nil {
+	if err := a.show(report, reportRows(report)); err != nil {
 		return err
 	}
 	if report.Errors.Files > 0 {
@@ -160,11 +150,4 @@ func (a *app) observer(silent bool) (bulkclient.Observer, func()) {
 	default:
 		return progress.NewLines(a.stderr, a.now), func() {}
 	}
-}
-
-func (a *app) printReport(report bulkclient.Report, asJSON bool) error {
-	if asJSON {
-		return a.printJSON(report)
-	}
-	return a.printColumns(reportRows(report))
 }

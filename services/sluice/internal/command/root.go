@@ -39,6 +39,16 @@ type app struct {
 	stdout, stderr io.Writer
 	now            func() time.Time
 	running        bool // the command line was parsed
+	flags          sharedFlags
+}
+
+// sharedFlags are the flags that several commands have, with the values of the command that runs.
+type sharedFlags struct {
+	database, redis string // URLs
+	caFile          string
+	audit           string // file of the audit log, or stdout
+	json            bool
+	yes             bool // no confirmation
 }
 
 // Run runs one command line, without the program's name, and returns the exit code. It ends soon after ctx is done.
@@ -50,10 +60,6 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Long:          "sluice exports, loads and checks FHIR bulk data, and operates a Sluice deployment.\n\n" + exitHelp,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return usage("missing command: see sluice --help")
-		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetArgs(args)
@@ -61,6 +67,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	//nolint:contextcheck // commands take their context from cobra, which gets it below
 	root.AddCommand(a.export(), a.token(), a.load(), a.synth(), a.verify(), a.version(), a.health(), a.admin())
+	complete(root)
 
 	err := root.ExecuteContext(ctx)
 	var wrong usageError
@@ -77,11 +84,35 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return ExitFailure
 }
 
+// complete makes commands without Args take no arguments, and those without RunE require a subcommand.
+func complete(cmd *cobra.Command) {
+	if cmd.Args == nil {
+		cmd.Args = cobra.NoArgs
+	}
+	if cmd.RunE == nil {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+			return usage("missing command: see %s --help", cmd.CommandPath())
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		complete(sub)
+	}
+}
+
 // run wraps the work of a command: an error before it is one of usage.
 func (a *app) run(work func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		a.running = true
 		return work(cmd.Context(), args)
+	}
+}
+
+// require marks defined flags as required.
+func require(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err)
+		}
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,7 +62,6 @@ func (a *app) token() *cobra.Command {
 		Short: "Sign a token with the development issuer",
 		Long: `Sign a token with the development issuer of a standalone server and print it. It is for development: no other
 server accepts such a token.`,
-		Args: cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
 			if subject == "" || scope == "" {
 				return usage("--subject and --scope must not be empty")
@@ -128,11 +126,17 @@ func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) 
 	if !bulkclient.SameOrigin(base, quick.BaseURL) {
 		return nil, "", usage("--base is not on the origin of the standalone server, %s", quick.BaseURL)
 	}
-	sign := func() (string, error) {
-		return issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, a.now())
-	}
-	return &signedTokens{sign: sign, now: a.now}, base, nil
+	return bulkclient.CachedTokens(a.now, func(context.Context) (string, time.Duration, error) {
+		token, err := issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, a.now())
+		if err != nil {
+			err = fmt.Errorf("sign a token: %w", err)
+		}
+		return token, signedFor, err
+	}), base, nil
 }
+
+// signedFor is the lifetime of a signed token, short because of conformance B-39.
+const signedFor = 5 * time.Minute
 
 // fixedToken is a token without renewal.
 type fixedToken string
@@ -159,32 +163,5 @@ func (f fileToken) Token(_ context.Context, refused string) (string, error) {
 	if token == refused {
 		return "", bulkclient.ErrTokenRefused
 	}
-	return token, nil
-}
-
-// signedFor is the lifetime of a signed token, short because of conformance B-39.
-const signedFor = 5 * time.Minute
-
-// signedTokens signs tokens as needed: an export outlives a token.
-type signedTokens struct {
-	sign func() (string, error)
-	now  func() time.Time
-
-	mu    sync.Mutex
-	token string
-	until time.Time // when the token is replaced, well before it expires
-}
-
-func (s *signedTokens) Token(_ context.Context, refused string) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.token != "" && s.token != refused && s.now().Before(s.until) {
-		return s.token, nil
-	}
-	token, err := s.sign()
-	if err != nil {
-		return "", fmt.Errorf("sign a token: %w", err)
-	}
-	s.token, s.until = token, s.now().Add(signedFor/2)
 	return token, nil
 }

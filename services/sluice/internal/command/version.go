@@ -12,26 +12,21 @@ func (a *app) version() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
 			info, ok := debug.ReadBuildInfo()
 			if !ok {
 				return a.print("sluice, unknown version\n")
 			}
-			return a.print(versionLine(info))
+			parts := []string{"sluice", info.Main.Version}
+			for _, setting := range info.Settings {
+				switch {
+				case setting.Key == "vcs.revision":
+					parts = append(parts, setting.Value[:min(len(setting.Value), 12)])
+				case setting.Key == "vcs.modified" && setting.Value == "true":
+					parts = append(parts, "modified")
+				}
+			}
+			return a.print(strings.Join(append(parts, info.GoVersion), " ") + "\n")
 		}),
 	}
-}
-
-func versionLine(info *debug.BuildInfo) string {
-	parts := []string{"sluice", info.Main.Version}
-	for _, setting := range info.Settings {
-		switch {
-		case setting.Key == "vcs.revision":
-			parts = append(parts, setting.Value[:min(len(setting.Value), 12)])
-		case setting.Key == "vcs.modified" && setting.Value == "true":
-			parts = append(parts, "modified")
-		}
-	}
-	return strings.Join(append(parts, info.GoVersion), " ") + "\n"
 }
