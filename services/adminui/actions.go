@@ -95,7 +95,7 @@ func (p *Page) perform(w http.ResponseWriter, r *http.Request, prepare func(*htt
 // deny refuses a form that did not come from the page, and records it like every refused request.
 func (p *Page) deny(w http.ResponseWriter, r *http.Request, reason error) {
 	p.log.Warn("operator's page: form refused", "err", reason)
-	err := p.Audit.Record(audit.Event{
+	err := p.operator.Audit.Record(audit.Event{
 		Action: audit.Denied, Outcome: audit.Refused, Address: addressOf(r), HTTPStatus: http.StatusForbidden,
 		Target: "the operator's page", Reason: reason.Error(),
 	})
@@ -207,7 +207,7 @@ func (p *Page) pause(*http.Request) (action, error) {
 				if err != nil || d <= 0 || d > 31*24*time.Hour {
 					return invalidInput{"The duration of the pause is not one of those offered."}
 				}
-				until = p.Now().Add(d)
+				until = p.operator.Now().Add(d)
 			}
 			reason := r.PostForm.Get("reason")
 			if err := ops.CheckReason(reason); err != nil {

@@ -45,7 +45,7 @@ func (p *Page) showJob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	page := jobPage{
-		frame: p.frame(r, "Job "+abbreviated(job.ID), p.Now()), Base: jobPath(job.ID), Job: job,
+		frame: p.frame(r, "Job "+abbreviated(job.ID), p.operator.Now()), Base: jobPath(job.ID), Job: job,
 		All: r.URL.Query().Get("all") != "", UnitCounts: unitCounts(job.Units),
 	}
 	for _, progress := range job.Progress {

@@ -29,7 +29,6 @@ type Config struct {
 
 // Page is the operator's page: a handler for everything below Path, and a loop that samples the throughput.
 type Page struct {
-	ops.Deps
 	operator  *ops.Operator
 	log       *slog.Logger
 	guard     *guard
@@ -51,7 +50,7 @@ func New(cfg Config, deps ops.Deps) (*Page, error) {
 		return nil, fmt.Errorf("operator's page: %w", err)
 	}
 	p := &Page{
-		Deps: deps, operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, deps.Now),
+		operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, deps.Now),
 		sampler:   &sampler{jobs: deps.Jobs, now: deps.Now},
 		overviews: newCache[overview](deps.Now), details: newCache[ops.Detail](deps.Now),
 		templates: templates, mux: http.NewServeMux(),

@@ -24,9 +24,8 @@ func checkUnit(unit export.UnitID) error {
 	return nil
 }
 
-// RetryUnit has a unit run at once under a new fence, with all its attempts: one that was given up, one whose worker does
-// not get on with it, or one that waits to be tried again. What the worker before brings for it counts no more.
-// ErrConflict when it is done, waits for its turn, or the stage that builds on it has begun.
+// RetryUnit runs a unit again now, under a new fence and with all its attempts. The result of its previous worker is
+// discarded. ErrConflict when it is done or not yet queued, or when the next stage has begun.
 func (o *Operator) RetryUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
 	if err := checkUnit(unit); err != nil {
 		return err
@@ -39,8 +38,8 @@ func (o *Operator) RetryUnit(ctx context.Context, id export.JobID, unit export.U
 // givenUp is what the owner reads in the manifest's error list.
 const givenUp = "it was given up by an operator"
 
-// GiveUpUnit closes an open unit as failed: it becomes an entry of the manifest's error list, and the rest of the job
-// goes on. ErrConflict for the plan and the seal, without which there is no export, and for a closed unit.
+// GiveUpUnit closes an open unit as failed: it becomes an entry of the manifest's error list, and the job continues.
+// ErrConflict for a closed unit, the plan and the seal.
 func (o *Operator) GiveUpUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
 	if err := checkUnit(unit); err != nil {
 		return err
@@ -50,16 +49,16 @@ func (o *Operator) GiveUpUnit(ctx context.Context, id export.JobID, unit export.
 	})
 }
 
-// Cancel ends a job, finished or not, as its owner can: it is hidden from its owner at once, and schedulers delete its
-// files. It is idempotent. ErrConflict when it has expired.
+// Cancel ends a job as its owner can: it is hidden from its owner at once, and schedulers delete its files. It is
+// idempotent. ErrConflict when the job has expired.
 func (o *Operator) Cancel(ctx context.Context, id export.JobID) error {
 	return o.change(audit.Event{Action: audit.Cancel, Job: id}, func() error {
 		return errors.Join(o.lifecycle().Cancel(ctx, id))
 	})
 }
 
-// PurgeNow expires a finished job before its time: it is hidden from its owner at once, and schedulers delete its files
-// and then its record. For a cancelled or expired job it queues the purge once more. ErrConflict when the job is live.
+// PurgeNow expires a finished job: it is hidden from its owner at once, and schedulers delete its files and record. It
+// may be repeated. ErrConflict when the job is live.
 func (o *Operator) PurgeNow(ctx context.Context, id export.JobID) error {
 	return o.change(audit.Event{Action: audit.Expire, Job: id}, func() error {
 		return o.lifecycle().ExpireNow(ctx, id)

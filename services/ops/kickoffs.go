@@ -28,9 +28,8 @@ func (o *Operator) Kickoffs(ctx context.Context) (Kickoffs, error) {
 // reasonMost is the maximum length of a reason, in characters.
 const reasonMost = 200
 
-// PauseKickoffs refuses kick-offs (503 with Retry-After) on every replica of the API, until an instant or, for the zero
-// time, until ResumeKickoffs. Running jobs, status, files and cancel are not affected. Only operators and the audit log
-// see the reason. A pause replaces the one before.
+// PauseKickoffs refuses kick-offs (503 with Retry-After) on every replica of the API until an instant; the zero time is
+// until ResumeKickoffs. Only operators and the audit log see the reason. A pause replaces the previous one.
 func (o *Operator) PauseKickoffs(ctx context.Context, reason string, until time.Time) error {
 	now := o.Now().UTC()
 	if err := CheckReason(reason); err != nil {

@@ -51,9 +51,8 @@ func (o *Operator) Workers(ctx context.Context) ([]Worker, error) {
 	return workers, err
 }
 
-// DrainWorker stops a worker within seconds as SIGTERM does: it takes no further unit, finishes what it can within
-// SLUICE_WORKER_DRAIN, hands the rest back, and exits with 0, so that its supervisor starts another. ErrNotFound when there
-// is no such worker; ErrConflict for a process that cannot be drained, such as a standalone server.
+// DrainWorker stops a worker as SIGTERM does, within seconds. ErrNotFound when there is no such worker, ErrConflict for a
+// process that cannot be drained, such as a standalone server.
 func (o *Operator) DrainWorker(ctx context.Context, id string) error {
 	if !workerForm.MatchString(id) {
 		return fmt.Errorf("a worker of that id: %w", export.ErrNotFound)
