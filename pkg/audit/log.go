@@ -54,13 +54,11 @@ type Log struct {
 	notices []string // reported by the next Repair
 }
 
-// request is an event for the writer.
 type request struct {
 	event Event
 	done  chan error // buffered
 }
 
-// sink is a file or a stream.
 type sink interface {
 	// prepare is called before lines are written. It recovers from an earlier error or a renamed file. It returns a notice
 	// for the log, if any, and whether a new chain has to begin.
@@ -202,7 +200,6 @@ func (l *Log) gather(first *request) []*request {
 	return batch
 }
 
-// commitOne commits an event of the log itself.
 func (l *Log) commitOne(action Action) error {
 	r := &request{event: Event{Action: action, Outcome: Success}, done: make(chan error, 1)}
 	l.commit([]*request{r})

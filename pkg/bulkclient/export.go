@@ -94,7 +94,6 @@ func (c *Client) resumeOrKickOff(ctx context.Context, folder *folder, want state
 	return want, folder.save(stateFile, want)
 }
 
-// fetch waits for the job and downloads its files.
 func (c *Client) fetch(ctx context.Context, folder *folder, export state, begin time.Time) (Report, error) {
 	manifest, err := c.Await(ctx, export.job())
 	var refused *ServerError

@@ -144,7 +144,6 @@ func (f *folder) write(name string, mode int, text []byte) error {
 	return errors.Join(err, out.Sync(), out.Close())
 }
 
-// load reads a JSON document. A missing one is fs.ErrNotExist.
 func (f *folder) load(name string, document any) error {
 	text, err := f.root.ReadFile(name)
 	if err == nil {
@@ -213,7 +212,6 @@ func (f *folder) recorded() (found map[string]StoredFile, err error) {
 	}
 }
 
-// remove deletes files. Missing ones are not an error.
 func (f *folder) remove(names ...string) error {
 	var all error
 	for _, name := range names {
@@ -242,7 +240,6 @@ func (f *folder) removeExport() error {
 	return f.remove(names...)
 }
 
-// isData reports whether the name is that of a data file.
 func isData(name string) bool {
 	return strings.HasSuffix(name, ".ndjson") || strings.HasSuffix(name, ".ndjson.gz")
 }

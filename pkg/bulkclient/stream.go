@@ -88,7 +88,6 @@ func (c *Client) openStream(
 	return s, nil
 }
 
-// Close closes the connection and the part.
 func (s *stream) Close() error {
 	s.disconnect(nil)
 	if err := s.part.Close(); err != nil {
@@ -107,7 +106,6 @@ func (s *stream) disconnect(cause error) {
 	s.body = nil
 }
 
-// Read implements io.Reader.
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -161,7 +159,6 @@ func (s *stream) read(p []byte) (int, error) {
 	}
 }
 
-// connect requests the bytes from size on, and retries.
 func (s *stream) connect() error {
 	for {
 		err := s.connectOnce()
@@ -211,7 +208,6 @@ func (s *stream) connectOnce() error {
 	return nil
 }
 
-// begin stores the headers of the file before its first byte.
 func (s *stream) begin(resp *http.Response) error {
 	encoding := strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding")))
 	switch encoding {
@@ -233,7 +229,6 @@ func (s *stream) begin(resp *http.Response) error {
 	return s.folder.save(s.name+".json", s.meta) // metaSuffix
 }
 
-// resume checks that the response continues the part.
 func (s *stream) resume(resp *http.Response) error {
 	var first, last, total int64
 	_, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &total)

@@ -43,7 +43,6 @@ type cachedTokens struct {
 	until time.Time // when the token is replaced
 }
 
-// Token implements TokenSource.
 func (c *cachedTokens) Token(ctx context.Context, refused string) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,7 +92,6 @@ func (c *credentialTokens) check(endpoint string) error {
 	return nil
 }
 
-// fetch returns a new token and its lifetime.
 func (c *credentialTokens) fetch(ctx context.Context) (string, time.Duration, error) {
 	if c.TokenURL == "" {
 		endpoint, err := c.discover(ctx)
@@ -110,7 +108,6 @@ func (c *credentialTokens) fetch(ctx context.Context) (string, time.Duration, er
 	return answer.AccessToken, life, nil
 }
 
-// tokenAnswer is the answer of a token endpoint (RFC 6749 section 5).
 type tokenAnswer struct {
 	AccessToken string `json:"access_token"`
 	TokenType   string `json:"token_type"`

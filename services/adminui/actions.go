@@ -40,7 +40,6 @@ var doneTexts = map[string]string{
 	"drain":  "The worker takes no new unit and stops within seconds.",
 }
 
-// actions prepare the actions, by path.
 func (p *Page) actions() map[string]func(*http.Request) (action, error) {
 	return map[string]func(*http.Request) (action, error){
 		"jobs/{job}/cancel":             p.cancel,
@@ -59,7 +58,6 @@ type confirmPage struct {
 	URL, Token string
 }
 
-// confirm shows what an action does, with the form that performs it.
 func (p *Page) confirm(w http.ResponseWriter, r *http.Request, prepare func(*http.Request) (action, error)) {
 	a, err := prepare(r)
 	if err != nil {
@@ -126,7 +124,6 @@ func addressOf(r *http.Request) netip.Addr {
 
 func jobPath(id export.JobID) string { return Path + "jobs/" + string(id) }
 
-// jobAction completes an action on the job in the URL.
 func (p *Page) jobAction(
 	r *http.Request, a action, do func(*ops.Operator, context.Context, export.JobID) error,
 ) (action, error) {
@@ -157,7 +154,6 @@ func (p *Page) purge(r *http.Request) (action, error) {
 	}, (*ops.Operator).PurgeNow)
 }
 
-// unitAction completes an action on the unit in the URL.
 func (p *Page) unitAction(
 	r *http.Request, a action, do func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
 ) (action, error) {

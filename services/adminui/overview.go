@@ -21,10 +21,8 @@ const (
 	summedMost = 5000
 )
 
-// fact is a labelled value.
 type fact struct{ Label, Value, Note string }
 
-// overview is what the overview page shows, read at one time.
 type overview struct {
 	At       time.Time // when the reading began
 	List     ops.Page
@@ -89,7 +87,6 @@ func (p *Page) readPurges(ctx context.Context, o *overview) error {
 	return nil
 }
 
-// sum reads what the jobs have exported.
 func (p *Page) sum(ctx context.Context, o *overview) error {
 	o.Totals = map[export.JobID]jobstore.Totals{}
 	for _, job := range o.List.Jobs {
@@ -187,7 +184,6 @@ func (p overviewPage) Caption() string {
 	return text
 }
 
-// listURL is the address of another part of the list.
 func listURL(filter ops.Filter, offset int) string {
 	query := url.Values{}
 	if len(filter.States) > 0 {
@@ -202,7 +198,6 @@ func listURL(filter ops.Filter, offset int) string {
 	return Path + "?" + query.Encode()
 }
 
-// tiles are the numbers on top of the overview.
 func tiles(o overview, samples []sample) []fact {
 	live, all := 0, 0
 	for state, n := range o.List.States {

@@ -42,11 +42,7 @@ func open(t *testing.T, redis string) *Page {
 			t.Error(err)
 		}
 	})
-	page, err := New(Config{Logger: slog.New(slog.DiscardHandler)}, ops.Deps{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return page
+	return New(Config{Logger: slog.New(slog.DiscardHandler)}, &ops.Operator{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
 }
 
 func get(t *testing.T, page *Page, method, path string) (int, string) {

@@ -69,7 +69,6 @@ const (
 
 const unknown = "unknown"
 
-// report collects findings.
 type report struct{ findings []Finding }
 
 func (r *report) add(check string, verdict Verdict, detail, advice string) {

@@ -21,24 +21,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// Deps are the dependencies of an Operator.
-type Deps struct {
+// Operator has the use cases. It is safe for concurrent use.
+type Operator struct {
 	Jobs  *jobstore.Store
 	Queue *queue.Client
 	Audit *audit.Log   // nil: every change is refused
 	Agent export.Owner // in the audit log; zero: the process itself
 	Now   func() time.Time
-}
-
-// Operator has the use cases. It is safe for concurrent use.
-type Operator struct{ Deps }
-
-// New returns an Operator.
-func New(deps Deps) (*Operator, error) {
-	if deps.Jobs == nil || deps.Queue == nil || deps.Now == nil {
-		return nil, errors.New("ops: a dependency is missing")
-	}
-	return &Operator{deps}, nil
 }
 
 // As returns an operator whose changes are recorded with the agent.

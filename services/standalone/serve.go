@@ -180,12 +180,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 
-	page, err := adminui.New(adminui.Config{Logger: log}, ops.Deps{
-		Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now,
-	})
-	if err != nil {
-		return err
-	}
+	page := adminui.New(adminui.Config{Logger: log}, &ops.Operator{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
 	var shown http.Handler
 	if local {
 		shown = page

@@ -32,7 +32,6 @@ its error states otherwise.`,
 	return cmd
 }
 
-// parent is a command with subcommands only.
 func parent(name, short, long string, subcommands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: name, Short: short, Long: long}
 	cmd.AddCommand(subcommands...)

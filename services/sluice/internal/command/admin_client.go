@@ -29,7 +29,6 @@ the same id, the file takes precedence.`,
 	return cmd
 }
 
-// withClients runs the work on the clients in Redis.
 func (a *app) withClients(work func(store *authstore.Store) error) (err error) {
 	url, err := a.redisURL()
 	if err != nil {
@@ -43,7 +42,6 @@ func (a *app) withClients(work func(store *authstore.Store) error) (err error) {
 	return work(store)
 }
 
-// onClient completes a command on the client with an id.
 func (a *app) onClient(
 	cmd *cobra.Command, work func(ctx context.Context, store *authstore.Store, id string) error,
 ) *cobra.Command {
@@ -265,7 +263,6 @@ public key set to register. Existing files are not replaced.`,
 	return cmd
 }
 
-// readClient returns a client and its stored record.
 func readClient(ctx context.Context, store *authstore.Store, id string) (token.Client, []byte, error) {
 	record, err := store.Client(ctx, id)
 	if err != nil {

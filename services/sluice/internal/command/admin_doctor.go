@@ -155,7 +155,6 @@ func (f doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Stor
 	return store, nil
 }
 
-// printFindings returns an error if a finding is bad.
 func (a *app) printFindings(findings []ops.Finding, skipped []string) error {
 	rows, bad := []row{{"check", "verdict", "found"}}, 0
 	for _, one := range findings {

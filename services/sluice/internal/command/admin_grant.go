@@ -172,7 +172,6 @@ func (a *app) grantSet() *cobra.Command {
 	return cmd
 }
 
-// readNames parses a list.
 func readNames(flag, value, form string, valid func(string) bool) (directory.NameList, error) {
 	kind, text, listed := strings.Cut(value, ":")
 	switch {

@@ -34,7 +34,6 @@ including changes made with these commands.`,
 	)
 }
 
-// aGroup checks that the first argument is the id of a group.
 func aGroup(_ *cobra.Command, args []string) error {
 	if !fhir.IsID(args[0]) {
 		return usage("GROUP is not a FHIR id")

@@ -2,6 +2,7 @@ package command
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -93,11 +95,7 @@ func (a *app) withOperator(log *audit.Log, work func(o *ops.Operator) error) (er
 		return usageError{err}
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	operator, err := ops.New(ops.Deps{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
-	if err != nil {
-		return err
-	}
-	return work(operator)
+	return work(&ops.Operator{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
 }
 
 // change runs the work with an operator and prints the result: on standard output, or on standard error if the audit
@@ -168,7 +166,6 @@ func (a *app) recorded(what string, step func() (done string, err error)) error 
 	return a.print(done)
 }
 
-// whoami returns the user of the operating system.
 func whoami() export.Owner {
 	name := strconv.Itoa(os.Getuid()) // in an image without /etc/passwd
 	if known, err := user.Current(); err == nil && known.Username != "" {
@@ -177,7 +174,6 @@ func whoami() export.Owner {
 	return export.Owner{Issuer: "urn:sluice:os-user", Subject: name}
 }
 
-// confirm asks for confirmation, unless --yes.
 func (a *app) confirm(question string) error {
 	if a.flags.yes {
 		return nil
@@ -193,10 +189,165 @@ func (a *app) confirm(question string) error {
 	return nil
 }
 
-// aJob checks that the first argument is the id of a job.
 func aJob(_ *cobra.Command, args []string) error {
 	if _, err := export.ParseJobID(args[0]); err != nil {
 		return usage("JOB is not a job id: 26 characters of a-z and 2-7")
 	}
 	return nil
+}
+
+func (a *app) kickoffs() *cobra.Command {
+	return parent("kickoffs", "Pause and resume kick-offs",
+		`Pause and resume kick-offs on all replicas of the API (docs/operating.md). While they are paused, a kick-off is
+answered with 503 and Retry-After. Jobs, status, files and cancel are not affected.`,
+		a.kickoffsShow(), a.kickoffsPause(), a.kickoffsResume())
+}
+
+// intake is the old name of kickoffs. It is deprecated and will be removed in the next release.
+func (a *app) intake() *cobra.Command {
+	cmd := a.kickoffs()
+	cmd.Use, cmd.Hidden = "intake", true
+	cmd.PersistentPreRun = func(*cobra.Command, []string) {
+		a.say("sluice admin intake is deprecated: use sluice admin kickoffs\n")
+	}
+	return cmd
+}
+
+func (a *app) kickoffsShow() *cobra.Command {
+	return a.reading(&cobra.Command{
+		Use:     "show",
+		Aliases: []string{"status"},
+		Short:   "Show whether kick-offs are paused",
+		Long:    "Show whether kick-offs are paused, and if so since when, until when and why.",
+	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		kickoffs, err := o.Kickoffs(ctx)
+		if err != nil {
+			return err
+		}
+		if kickoffs.Open && !a.flags.json {
+			return a.print("open\n")
+		}
+		var until any = "resumed"
+		if !kickoffs.Until.IsZero() {
+			until = kickoffs.Until
+		}
+		return a.show(kickoffs, []row{
+			{"kick-offs", "since", "until", "reason"},
+			{"paused", kickoffs.Since, until, cmp.Or(printable(kickoffs.Reason), "-")},
+		})
+	})
+}
+
+func (a *app) kickoffsPause() *cobra.Command {
+	var reason string
+	var last time.Duration
+	cmd := a.withRedis(&cobra.Command{
+		Use:   "pause --reason TEXT [--for DURATION]",
+		Short: "Pause kick-offs",
+		Long: `Pause kick-offs for the duration of --for or, without it, until sluice admin kickoffs resume. The reason is for
+operators and the audit log; clients do not see it. It must not name a patient.`,
+		RunE: a.run(func(ctx context.Context, _ []string) error {
+			if err := ops.CheckReason(reason); err != nil {
+				return usage("--reason: %w", err)
+			}
+			if last < 0 {
+				return usage("--for must not be negative")
+			}
+			var until time.Time
+			done := "kick-offs are paused until they are resumed"
+			if last > 0 {
+				until = a.now().Add(last)
+				done = "kick-offs are paused until " + instant(until)
+			}
+			return a.change(done, func(o *ops.Operator) error { return o.PauseKickoffs(ctx, reason, until) })
+		}),
+	}, changeHelp)
+	cmd.Flags().StringVar(&reason, "reason", "", "the reason, one line of text")
+	cmd.Flags().DurationVar(&last, "for", 0, "duration of the pause, such as 30m")
+	require(cmd, "reason")
+	return cmd
+}
+
+func (a *app) kickoffsResume() *cobra.Command {
+	return a.changing(&cobra.Command{
+		Use:   "resume",
+		Short: "Resume kick-offs",
+		Long:  "Resume kick-offs. It is not an error if they are not paused.",
+	}, "", "", "kick-offs are accepted", func(ctx context.Context, o *ops.Operator, _ []string) error {
+		return o.ResumeKickoffs(ctx)
+	})
+}
+
+func (a *app) worker() *cobra.Command {
+	return parent("worker", "List workers and queues, and drain a worker",
+		"List workers and queues, and drain a worker (docs/operating.md).",
+		a.workerList(), a.workerDrain())
+}
+
+func (a *app) workerList() *cobra.Command {
+	return a.reading(&cobra.Command{
+		Use:   "list",
+		Short: "List the workers with their units, and the queues",
+		Long:  `List the live workers with their units, and the queues. A killed worker is listed for about ten more seconds.`,
+	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		workers, err := o.Workers(ctx)
+		if err != nil {
+			return err
+		}
+		queues, err := o.Queues(ctx)
+		if err != nil {
+			return err
+		}
+		if a.flags.json {
+			return a.printJSON(struct {
+				Workers []ops.Worker `json:"workers"`
+				Queues  []ops.Queue  `json:"queues"`
+			}{workers, queues})
+		}
+		return a.printWorkers(workers, queues)
+	})
+}
+
+func (a *app) printWorkers(workers []ops.Worker, queues []ops.Queue) error {
+	rows := []row{{"worker", "state", "up", "slots", "busy"}}
+	running := []row{{"job", "unit", "fence", "worker", "for"}}
+	for _, w := range workers {
+		state := "active"
+		switch {
+		case w.Draining:
+			state = "draining"
+		case !w.Drainable:
+			state = "active, cannot be drained"
+		}
+		rows = append(rows, row{w.ID, state, a.now().Sub(w.Started), w.Slots, len(w.Units)})
+		for _, unit := range w.Units {
+			running = append(running, row{unit.Job, unit.Unit, unit.Fence, w.ID, a.now().Sub(unit.Since)})
+		}
+	}
+	if err := a.printColumns(rows); err != nil {
+		return err
+	}
+	if len(running) > 1 {
+		if err := a.printBelow(running); err != nil {
+			return err
+		}
+	}
+	rows = []row{{"queue", "pending", "active", "later", "oldest"}}
+	for _, q := range queues {
+		rows = append(rows, row{q.Queue, q.Pending, q.Active, q.Scheduled + q.Retry, q.Oldest.Duration})
+	}
+	return a.printBelow(rows)
+}
+
+func (a *app) workerDrain() *cobra.Command {
+	return a.changing(&cobra.Command{
+		Use:   "drain WORKER",
+		Short: "Shut down a worker gracefully",
+		Long: `Shut down a worker as a SIGTERM does: it takes no more units, finishes what it can within its
+SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its supervisor (Kubernetes, compose, systemd) then
+starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
+confirmation unless --yes.`,
+		Args: cobra.ExactArgs(1),
+	}, "worker", "Shut down worker %s?", "worker %s is draining",
+		func(ctx context.Context, o *ops.Operator, args []string) error { return o.DrainWorker(ctx, args[0]) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,7 +14,6 @@ import (
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
 
-// exportFlags are the flags of sluice export.
 type exportFlags struct {
 	base, group, token, tokenFile, state string
 	clientID, clientKey, tokenURL, scope string
@@ -124,7 +124,6 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	return nil
 }
 
-// explain adds a hint to an error.
 func explain(ctx context.Context, err error, flags exportFlags) error {
 	switch {
 	case errors.Is(err, bulkclient.ErrFolder):
@@ -149,5 +148,28 @@ func (a *app) observer(silent bool) (bulkclient.Observer, func()) {
 		return bars, bars.Close
 	default:
 		return progress.NewLines(a.stderr, a.now), func() {}
+	}
+}
+
+func (a *app) verify() *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify DIR",
+		Short: "Check a folder of exported files against its manifest",
+		Long: `Read every file in the folder of a finished export and compare it with manifest.json: digest, number and type
+of its resources. All differences are reported.`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.run(func(ctx context.Context, args []string) error {
+			dir := args[0]
+			if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+				return fmt.Errorf("%s is not a folder", dir) // bulkclient.Verify would create it
+			}
+			report, err := bulkclient.Verify(ctx, dir)
+			if err != nil {
+				return fmt.Errorf("verify %s: %w", dir, err)
+			}
+			files := report.Total.Files + report.Deleted.Files + report.Errors.Files
+			resources := report.Total.Resources + report.Deleted.Resources + report.Errors.Resources
+			return a.print(fmt.Sprintf("%s: %d files with %d resources are unchanged\n", dir, files, resources))
+		}),
 	}
 }

@@ -5,10 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
+	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
 )
 
 // The exit codes.
@@ -107,7 +112,6 @@ func (a *app) run(work func(ctx context.Context, args []string) error) func(*cob
 	}
 }
 
-// require marks defined flags as required.
 func require(cmd *cobra.Command, names ...string) {
 	for _, name := range names {
 		if err := cmd.MarkFlagRequired(name); err != nil {
@@ -119,10 +123,51 @@ func require(cmd *cobra.Command, names ...string) {
 // say writes to standard error. Its errors are ignored: there is no other place to report them.
 func (a *app) say(format string, args ...any) { _, _ = fmt.Fprintf(a.stderr, format, args...) }
 
-// print writes a result.
 func (a *app) print(text string) error {
 	if _, err := io.WriteString(a.stdout, text); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil
+}
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		RunE: a.run(func(context.Context, []string) error {
+			info, ok := debug.ReadBuildInfo()
+			if !ok {
+				return a.print("sluice, unknown version\n")
+			}
+			parts := []string{"sluice", info.Main.Version}
+			for _, setting := range info.Settings {
+				switch {
+				case setting.Key == "vcs.revision":
+					parts = append(parts, setting.Value[:min(len(setting.Value), 12)])
+				case setting.Key == "vcs.modified" && setting.Value == "true":
+					parts = append(parts, "modified")
+				}
+			}
+			return a.print(strings.Join(append(parts, info.GoVersion), " ") + "\n")
+		}),
+	}
+}
+
+// health is for health checks in images without an HTTP client, such as that of the object store.
+func (a *app) health() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "health URL",
+		Short: "Check the health of a server",
+		Long: `Request a URL such as http://127.0.0.1:9000/minio/health/cluster and succeed if the answer is 200. The command
+prints nothing on success, and follows no redirect.`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.run(func(ctx context.Context, urls []string) error {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			return health.Get(ctx, &http.Transport{DisableKeepAlives: true}, urls[0])
+		}),
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 3*time.Second, "give up after this time")
+	return cmd
 }

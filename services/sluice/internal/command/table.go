@@ -14,7 +14,6 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
-// withJSON adds the flag --json.
 func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().BoolVar(&a.flags.json, "json", false, "print JSON instead of a table")
 	return cmd
@@ -36,7 +35,6 @@ func (a *app) printJSON(value any) error {
 	return a.print(string(text) + "\n")
 }
 
-// row is a row of a table.
 type row []any
 
 // printColumns writes rows as a table. The first row is the heading.
@@ -62,7 +60,6 @@ func (a *app) printColumns(rows []row) error {
 	return nil
 }
 
-// printBelow prints an empty line and a table.
 func (a *app) printBelow(rows []row) error {
 	if err := a.print("\n"); err != nil {
 		return err
