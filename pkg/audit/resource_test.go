@@ -179,9 +179,7 @@ func TestLineFormat(t *testing.T) {
 	key := []byte(strings.Repeat("k", KeyBytes))
 	l := &Log{process: "api", site: "host-1", hasher: newHasher(key)}
 	text, err := l.encode(download(), noon())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	line, _ := l.hasher.seal(text, position{chain: strings.Repeat("0f", 16), previous: noHash})
 	if string(line) != want {
 		t.Errorf("the line is\n%swant\n%s", line, want)

@@ -49,9 +49,7 @@ func TestExport(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "new", "folder")
 			request := Request{Group: "g", Types: []string{"Patient", "Observation", "Patient"}}
 			report, err := c.Export(t.Context(), request, Options{Dir: dir, KeepGzip: test.keep})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			if got := s.seen[0].URL.RawQuery; got != "_type=Observation%2CPatient" {
 				t.Errorf("kicked off with the query %q", got)
 			}
@@ -197,9 +195,7 @@ func TestNotAManifest(t *testing.T) {
 				t.Errorf("the folder holds %v, want %v", got, left)
 			}
 			dir = t.TempDir()
-			if err := os.WriteFile(filepath.Join(dir, manifestFile), []byte(row.body), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.WriteFile(filepath.Join(dir, manifestFile), []byte(row.body), 0o600))
 			if _, err := Verify(t.Context(), dir); !errors.Is(err, row.want) {
 				t.Errorf("verify: %v, want %v", err, row.want)
 			}
@@ -351,9 +347,7 @@ func TestResumeAfterFailure(t *testing.T) {
 			seen := &recorder{}
 			two, _ := newClient(t, s, func(cfg *Config) { cfg.Observer, cfg.Parallel = seen, 1 })
 			report, err := two.Export(t.Context(), request, opts)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			want := []string{
 				"GET /fhir/jobs/1",
 				"GET /fhir/jobs/1/Condition.c.1.0.ndjson bytes=10000-",
@@ -405,22 +399,16 @@ func TestResumeAfterCrashBeforeRename(t *testing.T) {
 		URL: s.base() + "/jobs/1/Patient.p.1.0.ndjson", ETag: file.etag, Length: int64(len(file.body)), Encoding: "gzip",
 		Digest: file.digest,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	journal, err := os.OpenFile(filepath.Join(dir, journalFile), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	_, err = journal.WriteString(`{"file":"Dev`)
 	for _, err := range []error{
 		err, journal.Close(), os.Remove(final),
 		os.WriteFile(final+".part", file.body, 0o600), os.WriteFile(final+".part.json", said, 0o600),
 		os.WriteFile(final+".new", []byte("half"), 0o600),
 	} {
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 	}
 	before := s.countOf("GET /fhir/jobs/1/Patient")
 	mustExport(t, c, Options{Dir: dir, Resume: true})
@@ -638,9 +626,7 @@ func TestNamesAreUnique(t *testing.T) {
 		manifest.Output = append(manifest.Output, Item{Type: "Patient", URL: u})
 	}
 	got, err := files(manifest)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for _, file := range got {
 		if lower := strings.ToLower(file.Name); seen[lower] || !strings.HasSuffix(lower, ".ndjson") {
 			t.Errorf("name %q", file.Name)
@@ -662,9 +648,7 @@ func TestSymlinksAreNotFollowedOut(t *testing.T) {
 	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "victim")
 	mustFail(t, c, Options{Dir: dir})
 	part := filepath.Join(dir, "Patient.p.1.0.ndjson.part")
-	if err := errors.Join(os.Remove(part), os.Symlink(out, part)); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(os.Remove(part), os.Symlink(out, part)))
 	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: true}); err == nil {
 		t.Error("the link was followed")
 	}
@@ -701,9 +685,7 @@ func TestFolderWithOtherFiles(t *testing.T) {
 	s := newFakeServer(t)
 	c, _ := newClient(t, s, nil)
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "thesis.txt"), []byte("mine"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(filepath.Join(dir, "thesis.txt"), []byte("mine"), 0o600))
 	for _, resume := range []bool{false, true} {
 		_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: resume})
 		if !errors.Is(err, ErrFolder) {
@@ -718,15 +700,11 @@ func TestFolderWithOtherFiles(t *testing.T) {
 func TestOneProcessPerFolder(t *testing.T) {
 	dir := t.TempDir()
 	first, err := openFolder(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if _, err := openFolder(dir); !errors.Is(err, ErrFolder) {
 		t.Errorf("error %v, want ErrFolder", err)
 	}
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, first.Close())
 	second, err := openFolder(dir)
 	if err != nil || second.Close() != nil {
 		t.Errorf("after the first has closed it: %v", err)
@@ -768,9 +746,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 			c, _ := newClient(t, s, nil)
 			dir := t.TempDir()
 			mustExport(t, c, Options{Dir: dir})
-			if err := damage(dir); err != nil {
-				t.Fatal(err)
-			}
+			must(t, damage(dir))
 			if _, err := Verify(t.Context(), dir); !errors.Is(err, ErrMismatch) {
 				t.Errorf("error %v, want ErrMismatch", err)
 			}

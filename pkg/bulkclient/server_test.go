@@ -28,6 +28,14 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// must ends the test after an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // stored is a file on the fakeServer.
 type stored struct {
 	list     List
@@ -371,9 +379,7 @@ func newClient(t *testing.T, s *fakeServer, change func(*Config)) (*Client, *wai
 		change(&cfg)
 	}
 	c, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(c.Close)
 	slept := &waits{}
 	c.sleep = slept.sleep
@@ -396,9 +402,7 @@ func (w *waits) sleep(ctx context.Context, d time.Duration) error {
 func names(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	found := []string{}
 	for _, e := range entries {
 		found = append(found, e.Name())
@@ -409,21 +413,15 @@ func names(t *testing.T, dir string) []string {
 func content(t *testing.T, dir, name string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return text
 }
 
 func unzip(t *testing.T, zipped []byte) []byte {
 	t.Helper()
 	in, err := gzip.NewReader(bytes.NewReader(zipped))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	text, err := io.ReadAll(in)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return text
 }

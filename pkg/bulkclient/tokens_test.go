@@ -52,9 +52,7 @@ func (s *issuing) source(t *testing.T, now func() time.Time, tokenURL string) To
 		Base: s.URL + "/fhir/", TokenURL: tokenURL, Scope: "system/*.rs", Now: now,
 		Assert: func(endpoint string) (string, error) { return "for " + endpoint, nil },
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return source
 }
 

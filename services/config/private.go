@@ -21,8 +21,8 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 }
 
 // HTTP is the part of a process that serves a handler on an open listener; see Common.Listeners for the options.
-func HTTP(name string, listener net.Listener, handler http.Handler, options ...httpserver.Option) rungroup.Component {
+func HTTP(name string, listener net.Listener, handler http.Handler, options httpserver.Options) rungroup.Component {
 	return rungroup.Component{Name: name, Run: func(ctx context.Context) error {
-		return httpserver.Serve(ctx, listener, handler, options...)
+		return httpserver.Serve(ctx, listener, handler, options)
 	}}
 }

@@ -92,7 +92,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
 	operators.Handle("/", health.Handler(checks, registry))
 	parts := []rungroup.Component{
-		config.HTTP("private listener", private, operators, listeners.Private...),
+		config.HTTP("private listener", private, operators, listeners.Private),
 		config.Bucket(objects, log),
 		{Name: "passes", Run: passes.Run},
 		{Name: "survey", Run: passes.Survey},

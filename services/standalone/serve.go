@@ -192,7 +192,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
 	return rungroup.Run(ctx,
-		config.HTTP("listener", listener, served, serving...),
+		config.HTTP("listener", listener, served, serving),
 		rungroup.Component{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(),
 		rungroup.Component{Name: "operator's page", Run: page.Run},

@@ -14,7 +14,7 @@ const (
 	chunkSize = 32 << 10
 )
 
-// Limits bound the resources that an idle or slow client can hold.
+// Limits bound the resources that an idle or slow client can hold. Zeros are the limits of a public listener.
 type Limits struct {
 	Connections int           // open at once; further ones wait until one is closed
 	Header      time.Duration // for a TLS handshake, and for the headers of a request
@@ -24,7 +24,6 @@ type Limits struct {
 	Stall time.Duration
 }
 
-// orDefaults returns the limits with those of a public listener in place of zeros.
 func (l Limits) orDefaults() Limits {
 	return Limits{
 		Connections: cmp.Or(l.Connections, 10_000),

@@ -87,8 +87,8 @@ func TestStalledClientsAreDisconnected(t *testing.T) {
 }
 
 // allLimits sets every time limit to the same value.
-func allLimits(limit time.Duration) httpserver.Option {
-	return httpserver.WithLimits(httpserver.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit})
+func allLimits(limit time.Duration) httpserver.Options {
+	return httpserver.Options{Limits: httpserver.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit}}
 }
 
 func TestASlowDownloadIsNotCut(t *testing.T) {
@@ -114,9 +114,7 @@ func TestASlowDownloadIsNotCut(t *testing.T) {
 			if errors.Is(err, io.EOF) {
 				break
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 		}
 		if got < size {
 			t.Errorf("received %d bytes of %d", got, size)
@@ -140,23 +138,19 @@ func TestAStalledHTTP2StreamIsReset(t *testing.T) {
 		close(cut)
 	})
 	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, handler,
-		httpserver.WithLimits(httpserver.Limits{Stall: 200 * time.Millisecond}))
+		httpserver.Options{Limits: httpserver.Limits{Stall: 200 * time.Millisecond}})
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
 	stalled, err := client.Get("https://" + addr + "/endless")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer stalled.Body.Close()
 	<-cut // nothing is read, so only the client's window was sent
 	if _, err := io.Copy(io.Discard, stalled.Body); err == nil {
 		t.Error("a reset stream ended without an error")
 	}
 	short, err := client.Get("https://" + addr + "/short")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	text, err := io.ReadAll(short.Body)
 	if err := errors.Join(err, short.Body.Close()); err != nil || string(text) != "HTTP/2.0" {
 		t.Errorf("%q, %v", text, err)
@@ -169,10 +163,10 @@ func startTLS(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pip
 	authority := testenv.NewAuthority(t)
 	cert, key := authority.Issue(time.Now().Add(time.Hour), "server").Files(t, t.TempDir())
 	certificate, err := certs.Open(cert, key, slog.New(slog.DiscardHandler), time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return start(t, newPipes(), handler, httpserver.WithTLS(certs.ServerTLS(certificate, nil)), allLimits(limit)), authority
+	must(t, err)
+	options := allLimits(limit)
+	options.TLS = certs.ServerTLS(certificate, nil)
+	return start(t, newPipes(), handler, options), authority
 }
 
 func TestAnHTTP2HandlerMayPause(t *testing.T) {
@@ -188,9 +182,7 @@ func TestAnHTTP2HandlerMayPause(t *testing.T) {
 			DialContext: listener.dial, TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, ForceAttemptHTTP2: true,
 		}
 		response, err := (&http.Client{Transport: transport}).Get("https://server/")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		text, err := io.ReadAll(response.Body)
 		if err := errors.Join(err, response.Body.Close()); err != nil || string(text) != "HTTP/2.0 and more" {
 			t.Errorf("%q, %v", text, err)
@@ -223,11 +215,9 @@ func TestAStalledHTTP2ConnectionIsClosed(t *testing.T) {
 func TestAStalledHandshakeIsCut(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, http.NotFoundHandler(),
-		httpserver.WithLimits(httpserver.Limits{Header: 50 * time.Millisecond}))
+		httpserver.Options{Limits: httpserver.Limits{Header: 50 * time.Millisecond}})
 	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer conn.Close()
 	if _, err := io.ReadAll(conn); err != nil { // until the server hangs up
 		t.Error(err)
@@ -236,7 +226,7 @@ func TestAStalledHandshakeIsCut(t *testing.T) {
 
 func TestConnectionLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		listener := start(t, newPipes(), http.NotFoundHandler(), httpserver.WithLimits(httpserver.Limits{Connections: 2}))
+		listener := start(t, newPipes(), http.NotFoundHandler(), httpserver.Options{Limits: httpserver.Limits{Connections: 2}})
 		first, _ := connect(t, listener), connect(t, listener)
 		third := make(chan net.Conn)
 		go func() {
@@ -252,9 +242,7 @@ func TestConnectionLimit(t *testing.T) {
 			t.Error("accepted a third connection")
 		default:
 		}
-		if err := first.Close(); err != nil {
-			t.Fatal(err)
-		}
+		must(t, first.Close())
 		if err := (<-third).Close(); err != nil {
 			t.Error(err)
 		}
@@ -262,7 +250,7 @@ func TestConnectionLimit(t *testing.T) {
 }
 
 func TestHeaderLimits(t *testing.T) {
-	addr := serveTCP(t, http.HandlerFunc(protocol))
+	addr := serveTCP(t, http.HandlerFunc(protocol), httpserver.Options{})
 	// The request has a Connection header in addition.
 	for name, row := range map[string]struct {
 		headers string
@@ -275,13 +263,9 @@ func TestHeaderLimits(t *testing.T) {
 		"too long":       {"X-Y: " + strings.Repeat("z", 40<<10) + "\r\n", 431},
 	} {
 		conn, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: h\r\n"+row.headers+"Connection: close\r\n\r\n")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -311,7 +295,7 @@ func TestServerLog(t *testing.T) {
 	log := make(lines, 10)
 	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil,
 		http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") }),
-		httpserver.WithLog(slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
+		httpserver.Options{Log: slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	for level, roots := range map[string]*x509.CertPool{"DEBUG": x509.NewCertPool(), "ERROR": authority.Pool()} {
 		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}
 		if response, err := (&http.Client{Transport: transport}).Get("https://" + addr + "/"); err == nil {
@@ -325,7 +309,7 @@ func TestServerLog(t *testing.T) {
 
 func TestDefaultLimitsApplyWithoutOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		listener := start(t, newPipes(), http.NotFoundHandler())
+		listener := start(t, newPipes(), http.NotFoundHandler(), httpserver.Options{})
 		conn := connect(t, listener)
 		began := time.Now()
 		if _, err := io.ReadAll(conn); err != nil || time.Since(began) > time.Minute {

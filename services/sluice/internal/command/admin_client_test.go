@@ -58,9 +58,7 @@ func TestAdminClient(t *testing.T) {
 
 	changed := decode[clientOutput](t, admin(0, "", "rotate-secret", "--id", "old", "--json"))
 	store, err := authstore.Open(url, nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer store.Close()
 	client, _, err := readClient(t.Context(), store, "old")
 	if err != nil || client.HasSecret(secret) || !client.HasSecret(changed.Secret) || client.Scope != "system/*.read" {
@@ -97,13 +95,9 @@ func TestAdminClient(t *testing.T) {
 func privateSet(t *testing.T, dir, name string) string {
 	t.Helper()
 	key, err := os.ReadFile(name + ".key.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	path := filepath.Join(dir, "private.jwks.json")
-	if err := os.WriteFile(path, []byte(`{"keys":[`+string(key)+`]}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(path, []byte(`{"keys":[`+string(key)+`]}`), 0o600))
 	return path
 }
 
@@ -113,15 +107,9 @@ func TestExportWithCredentialsRefuses(t *testing.T) {
 	do(t, 0, "", "admin", "client", "keygen", "--out", name)
 	open := filepath.Join(dir, "open.key.json")
 	key, err := os.ReadFile(name + ".key.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(open, key, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(name+".jwks.json", 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	must(t, os.WriteFile(open, key, 0o644))
+	must(t, os.Chmod(name+".jwks.json", 0o600))
 	for _, test := range []struct {
 		code     int
 		contains string

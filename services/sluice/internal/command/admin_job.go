@@ -19,7 +19,16 @@ import (
 func (a *app) job() *cobra.Command {
 	return parent("job", "List, show, cancel and purge jobs",
 		"List, show, cancel and purge the jobs of a deployment (docs/operating.md).",
-		a.jobList(), a.jobShow(), a.jobCancel(), a.jobPurge())
+		a.jobList(), a.jobShow(),
+		a.jobEnd("cancel", "Cancel a live or finished job and delete its files",
+			`Cancel a job as its owner can: its owner gets 404 from then on, its units stop within seconds, and a scheduler deletes
+its files and its record. The command asks for confirmation unless --yes.`,
+			"Cancel job %s and delete all its files?", "cancelled job %s; a scheduler deletes its files",
+			(*ops.Operator).Cancel),
+		a.jobEnd("purge", "Expire a finished job now and delete its files",
+			`Expire a finished or failed job now: its owner gets 404 from then on, and a scheduler deletes its files and its record.
+A live job is refused: cancel it instead. The command asks for confirmation unless --yes.`,
+			"Delete job %s and all its files?", "job %s has expired; a scheduler deletes its files", (*ops.Operator).PurgeNow))
 }
 
 // ownerForm is a prefix of an owner's digest.
@@ -182,60 +191,39 @@ func (a *app) printDetail(d ops.Detail) error {
 	return a.printBelow(rows)
 }
 
-func (a *app) jobCancel() *cobra.Command {
+func (a *app) jobEnd(
+	name, short, long, question, done string, end func(*ops.Operator, context.Context, export.JobID) error,
+) *cobra.Command {
 	return a.changing(&cobra.Command{
-		Use: "cancel JOB", Short: "Cancel a live or finished job and delete its files",
-		Long: `Cancel a job as its owner can: its owner gets 404 from then on, its units stop within seconds, and a scheduler deletes
-its files and its record. The command asks for confirmation unless --yes.`,
-		Args: cobra.MatchAll(cobra.ExactArgs(1), aJob),
-	}, "job", "Cancel job %s and delete all its files?", "cancelled job %s; a scheduler deletes its files",
-		func(ctx context.Context, o *ops.Operator, args []string) error {
-			return o.Cancel(ctx, export.JobID(args[0]))
-		})
-}
-
-func (a *app) jobPurge() *cobra.Command {
-	return a.changing(&cobra.Command{
-		Use: "purge JOB", Short: "Expire a finished job now and delete its files",
-		Long: `Expire a finished or failed job now: its owner gets 404 from then on, and a scheduler deletes its files and its record.
-A live job is refused: cancel it instead. The command asks for confirmation unless --yes.`,
-		Args: cobra.MatchAll(cobra.ExactArgs(1), aJob),
-	}, "job", "Delete job %s and all its files?", "job %s has expired; a scheduler deletes its files",
-		func(ctx context.Context, o *ops.Operator, args []string) error {
-			return o.PurgeNow(ctx, export.JobID(args[0]))
-		})
+		Use: name + " JOB", Short: short, Long: long, Args: cobra.MatchAll(cobra.ExactArgs(1), aJob),
+	}, "job", question, done, func(ctx context.Context, o *ops.Operator, args []string) error {
+		return end(o, ctx, export.JobID(args[0]))
+	})
 }
 
 func (a *app) unit() *cobra.Command {
 	return parent("unit", "Retry or fail a unit of a job",
 		"Retry or fail a unit of a job (docs/operating.md). sluice admin job show lists the units.",
-		a.unitRetry(), a.unitFail())
-}
-
-func (a *app) unitRetry() *cobra.Command {
-	return a.changing(&cobra.Command{
-		Use:   "retry JOB UNIT",
-		Short: "Run a unit again now",
-		Long: `Run a unit again now, with a full number of attempts: a failed unit, one that makes no progress, or one that
+		a.unitChange("retry", "Run a unit again now",
+			`Run a unit again now, with a full number of attempts: a failed unit, one that makes no progress, or one that
 waits for its retry. Results of the previous worker are discarded. The command is refused for a unit that is done, and
 when a later stage that depends on the unit has started: the references or the manifest.`,
-		Args: cobra.MatchAll(cobra.ExactArgs(2), aJob),
-	}, "job or unit", "", "unit %[2]s of job %[1]s is queued again",
-		func(ctx context.Context, o *ops.Operator, args []string) error {
-			return o.RetryUnit(ctx, export.JobID(args[0]), export.UnitID(args[1]))
-		})
-}
-
-func (a *app) unitFail() *cobra.Command {
-	return a.changing(&cobra.Command{
-		Use:   "fail JOB UNIT",
-		Short: "Fail a unit: the job continues without it",
-		Long: `Fail an open unit: it becomes an entry of the manifest's error list, and the rest of the job continues. The
+			"", "unit %[2]s of job %[1]s is queued again", (*ops.Operator).RetryUnit),
+		a.unitChange("fail", "Fail a unit: the job continues without it",
+			`Fail an open unit: it becomes an entry of the manifest's error list, and the rest of the job continues. The
 command is refused for the plan and the seal, which every export needs: cancel the job instead. It asks for confirmation
 unless --yes.`,
-		Args: cobra.MatchAll(cobra.ExactArgs(2), aJob),
-	}, "job or unit", "Fail unit %[2]s of job %[1]s? Its data will be missing.", "unit %[2]s of job %[1]s has failed",
-		func(ctx context.Context, o *ops.Operator, args []string) error {
-			return o.GiveUpUnit(ctx, export.JobID(args[0]), export.UnitID(args[1]))
-		})
+			"Fail unit %[2]s of job %[1]s? Its data will be missing.", "unit %[2]s of job %[1]s has failed",
+			(*ops.Operator).GiveUpUnit))
+}
+
+func (a *app) unitChange(
+	name, short, long, question, done string,
+	change func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
+) *cobra.Command {
+	return a.changing(&cobra.Command{
+		Use: name + " JOB UNIT", Short: short, Long: long, Args: cobra.MatchAll(cobra.ExactArgs(2), aJob),
+	}, "job or unit", question, done, func(ctx context.Context, o *ops.Operator, args []string) error {
+		return change(o, ctx, export.JobID(args[0]), export.UnitID(args[1]))
+	})
 }

@@ -66,9 +66,7 @@ func newDeskOn(t *testing.T, url string) *desk {
 
 func (d *desk) must(err error) {
 	d.t.Helper()
-	if err != nil {
-		d.t.Fatal(err)
-	}
+	must(d.t, err)
 }
 
 // do runs an admin command.
@@ -331,9 +329,7 @@ func startRedis(t *testing.T, settings ...string) (url string) {
 	socket := filepath.Join(dir, "redis")
 	server := exec.CommandContext(t.Context(), "redis-server",
 		append([]string{"--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""}, settings...)...)
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, server.Start())
 	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(socket); err == nil {

@@ -59,9 +59,7 @@ func (c console) members(group string) []string {
 func write(t *testing.T, text string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(name, []byte(text), 0o600))
 	return name
 }
 
@@ -122,9 +120,7 @@ func TestAdminGroup(t *testing.T) {
 		t.Errorf("%d members, want 20003", len(got))
 	}
 	stdin, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer func(was *os.File) { os.Stdin = was; stdin.Close() }(os.Stdin)
 	os.Stdin = stdin
 	if got, want := c.ok("group", "remove", "g1", "--file", "-"), "group g1: removed 20001 members\n"; got != want {

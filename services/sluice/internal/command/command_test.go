@@ -22,6 +22,14 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// must ends the test after an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // serve is a server with an export of one Patient file, and one error file if partial. Files have no compression and no
 // digest, as on other servers.
 func serve(t *testing.T, partial bool) (base string, authorization *atomic.Value) {
@@ -109,9 +117,7 @@ func TestExport(t *testing.T) {
 	if want := dir + ": 1 files with 2 resources are unchanged\n"; code != ExitGood || stdout != want {
 		t.Errorf("verify: exit %d, %q, %q", code, stdout, stderr)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "p.ndjson"), []byte("{}\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(filepath.Join(dir, "p.ndjson"), []byte("{}\n"), 0o600))
 	code, stdout, stderr = run(t, "verify", dir)
 	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, "p.ndjson") {
 		t.Errorf("verify of a damaged file: exit %d, %q, %q", code, stdout, stderr)
@@ -187,16 +193,12 @@ func TestUsage(t *testing.T) {
 func state(t *testing.T, base string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, "issuer"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Mkdir(filepath.Join(dir, "issuer"), 0o700))
 	if _, err := development.Open(filepath.Join(dir, "issuer")); err != nil {
 		t.Fatal(err)
 	}
 	text := fmt.Sprintf(`{"base_url": %q, "subject": "demo", "scope": "system/*.rs", "state": %q}`, base, dir)
-	if err := os.WriteFile(filepath.Join(dir, "quickstart.json"), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(filepath.Join(dir, "quickstart.json"), []byte(text), 0o600))
 	return dir
 }
 
@@ -264,17 +266,13 @@ func TestTokenFile(t *testing.T) {
 		t.Error("a missing file gave a token")
 	}
 	for text, want := range map[string]string{"abc\n": "abc", "": "", "two words": ""} {
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile(name, []byte(text), 0o600))
 		got, err := source.Token(t.Context(), "")
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%q: %q, %v", text, got, err)
 		}
 	}
-	if err := os.WriteFile(name, []byte("abc"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(name, []byte("abc"), 0o600))
 	if _, err := source.Token(t.Context(), "abc"); !errors.Is(err, bulkclient.ErrTokenRefused) {
 		t.Errorf("the refused token came again: %v", err)
 	}

@@ -49,13 +49,9 @@ func TestCertificateServesTheNamesAndNoOther(t *testing.T) {
 		}
 	}
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.pem"), filepath.Join(dir, "tls.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	authority, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(authority) {
 		t.Fatal("ca.pem holds no certificate")
@@ -72,9 +68,7 @@ func TestCertificateServesTheNamesAndNoOther(t *testing.T) {
 
 	// What is there stays, and nothing half is left.
 	do(t, ExitFailure, "ca.pem", args...)
-	if err := os.Remove(filepath.Join(dir, "ca.pem")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(filepath.Join(dir, "ca.pem")))
 	do(t, ExitFailure, "tls.pem", args...)
 	if _, err := os.Stat(filepath.Join(dir, "ca.pem")); err == nil {
 		t.Error("an authority is left of a certificate that was not made")
