@@ -104,20 +104,17 @@ func open(cfg Config, handles opener) (*Log, error) {
 func IsStdout(path string) bool { return path == "-" || path == "stdout" }
 
 func (c Config) check() error {
-	var problems []error
-	if c.Path == "" {
-		problems = append(problems, errors.New("no path"))
+	switch {
+	case c.Path == "":
+		return errors.New("no path")
+	case c.Process == "":
+		return errors.New("no process")
+	case len(c.Key) > 0 && len(c.Key) < KeyBytes:
+		return fmt.Errorf("the key has %d bytes, want at least %d", len(c.Key), KeyBytes)
+	case c.Sync && IsStdout(c.Path):
+		return errors.New("standard output cannot be synced: name a file")
 	}
-	if c.Process == "" {
-		problems = append(problems, errors.New("no process"))
-	}
-	if len(c.Key) > 0 && len(c.Key) < KeyBytes {
-		problems = append(problems, fmt.Errorf("the key has %d bytes, want at least %d", len(c.Key), KeyBytes))
-	}
-	if c.Sync && IsStdout(c.Path) {
-		problems = append(problems, errors.New("standard output cannot be synced: name a file"))
-	}
-	return errors.Join(problems...)
+	return nil
 }
 
 // Record returns nil after the event was written, see the package comment. An error wraps export.ErrUnavailable and

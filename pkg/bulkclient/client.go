@@ -61,14 +61,11 @@ type Config struct {
 
 // Client is a client of one server. It is safe for concurrent use.
 type Client struct {
-	base     *url.URL
-	tokens   TokenSource
-	ig       bool
-	parallel int
-	observer Observer
-	http     *http.Client
-	sleep    func(context.Context, time.Duration) error
-	stall    time.Duration // a download without a byte for this long is reconnected
+	cfg   Config // with an Observer
+	base  *url.URL
+	http  *http.Client
+	sleep func(context.Context, time.Duration) error
+	stall time.Duration // a download without a byte for this long is reconnected
 }
 
 // New returns a client. The base URL must be absolute http or https, without credentials, query or fragment, and
@@ -95,18 +92,10 @@ func New(cfg Config) (*Client, error) {
 	transport.DisableCompression = true // digests and ranges are of the stored gzip bytes
 	transport.MaxIdleConnsPerHost = cfg.Parallel + 1
 	transport.ResponseHeaderTimeout = time.Minute
-	c := &Client{
-		base:     base,
-		tokens:   cfg.Tokens,
-		ig:       cfg.IG,
-		parallel: cfg.Parallel,
-		observer: cfg.Observer,
-		sleep:    sleep,
-		stall:    time.Minute,
+	if cfg.Observer == nil {
+		cfg.Observer = noObserver{}
 	}
-	if c.observer == nil {
-		c.observer = noObserver{}
-	}
+	c := &Client{cfg: cfg, base: base, sleep: sleep, stall: time.Minute}
 	c.http = &http.Client{Transport: transport, CheckRedirect: c.redirect}
 	return c, nil
 }

@@ -43,7 +43,7 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.client.observer.Planned(files)
+	d.client.cfg.Observer.Planned(files)
 	results := make([]result, len(files))
 	order := make([]int, len(files))
 	for i := range order {
@@ -52,12 +52,12 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(files[b].Count, files[a].Count) })
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(d.client.parallel)
+	group.SetLimit(d.client.cfg.Parallel)
 	for _, i := range order {
 		file := files[i]
 		if stored, ok := recorded[file.URL]; ok {
-			d.client.observer.Advanced(file, stored.Resources, stored.Bytes)
-			d.client.observer.Finished(file)
+			d.client.cfg.Observer.Advanced(file, stored.Resources, stored.Bytes)
+			d.client.cfg.Observer.Finished(file)
 			results[i] = result{file: file, stored: stored}
 			continue
 		}
@@ -67,7 +67,7 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 			if err != nil {
 				return fmt.Errorf("download %s: %w", file.Name, err)
 			}
-			d.client.observer.Finished(file)
+			d.client.cfg.Observer.Finished(file)
 			results[i] = result{file, stored, begin, time.Now()}
 			return nil
 		})
@@ -100,7 +100,7 @@ func (d *download) file(ctx context.Context, file File) (StoredFile, error) {
 // attempt reads the file once from its first byte to its last, first from the part and then from the server, and gives
 // it its final name if all checks pass.
 func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, err error) {
-	in, err := d.client.openStream(ctx, d.folder, file, d.authorize, d.unit)
+	in, err := d.openStream(ctx, file)
 	if err != nil {
 		return StoredFile{}, err
 	}
@@ -108,7 +108,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	defer func() {
 		err = errors.Join(err, in.Close())
 		if err != nil {
-			d.client.observer.Advanced(file, -resources, -length)
+			d.client.cfg.Observer.Advanced(file, -resources, -length)
 		}
 	}()
 	announced, err := sha256Of(in.meta.Digest)
@@ -143,7 +143,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 		if _, err := sink.Write(piece); err != nil {
 			return err
 		}
-		d.client.observer.Advanced(file, check.count-resources, int64(len(piece)))
+		d.client.cfg.Observer.Advanced(file, check.count-resources, int64(len(piece)))
 		resources, length = check.count, length+int64(len(piece))
 		return ctx.Err()
 	})
@@ -159,7 +159,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	if err := check.Close(file.Count); err != nil {
 		return StoredFile{}, err
 	}
-	d.client.observer.Advanced(file, check.count-resources, 0)
+	d.client.cfg.Observer.Advanced(file, check.count-resources, 0)
 	resources = check.count
 
 	stored.Resources, stored.Bytes = resources, length

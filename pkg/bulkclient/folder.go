@@ -1,11 +1,10 @@
 package bulkclient
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -183,33 +182,22 @@ func (f *folder) record(url string, stored StoredFile) error {
 
 // recorded returns the files of the journal that are in the folder, by URL. A line that a crash cut short is skipped;
 // its file is downloaded again.
-func (f *folder) recorded() (found map[string]StoredFile, err error) {
-	found = make(map[string]StoredFile)
-	in, err := f.root.Open(journalFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return found, nil
-	}
-	if err != nil {
+func (f *folder) recorded() (map[string]StoredFile, error) {
+	found := make(map[string]StoredFile)
+	journal, err := f.root.ReadFile(journalFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
-	defer func() { err = errors.Join(err, in.Close()) }()
-	reader := bufio.NewReader(in)
-	for {
-		line, err := reader.ReadBytes('\n')
+	for line := range bytes.Lines(journal) {
 		var entry journalEntry
-		if json.Unmarshal(line, &entry) == nil && entry.URL != "" {
-			info, err := f.root.Stat(entry.File)
-			if err == nil && info.Size() == entry.Size {
-				found[entry.URL] = entry.StoredFile
-			}
+		if json.Unmarshal(line, &entry) != nil || entry.URL == "" {
+			continue
 		}
-		if errors.Is(err, io.EOF) {
-			return found, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the journal: %w", err)
+		if info, err := f.root.Stat(entry.File); err == nil && info.Size() == entry.Size {
+			found[entry.URL] = entry.StoredFile
 		}
 	}
+	return found, nil
 }
 
 func (f *folder) remove(names ...string) error {

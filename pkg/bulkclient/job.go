@@ -43,13 +43,13 @@ func (c *Client) KickOff(ctx context.Context, request Request) (Job, error) {
 		target.RawQuery = "_type=" + url.QueryEscape(strings.Join(request.Types, ","))
 	}
 	header := http.Header{"Accept": {"application/fhir+json"}}
-	if c.ig {
+	if c.cfg.IG {
 		header.Set("Prefer", "respond-async")
 	}
 	for attempt := 1; ; attempt++ {
 		location, err := c.kickOff(ctx, target, header)
 		if err == nil {
-			return Job{StatusURL: location, IG: c.ig}, nil
+			return Job{StatusURL: location, IG: c.cfg.IG}, nil
 		}
 		var refused *ServerError
 		if errors.As(err, &refused) {
@@ -126,7 +126,7 @@ func (c *Client) Await(ctx context.Context, job Job) (*Manifest, error) {
 			return manifest, nil
 		default:
 			failures = 0
-			c.observer.Polled(status)
+			c.cfg.Observer.Polled(status)
 			err = c.sleep(ctx, status.Next)
 		}
 		if err != nil {

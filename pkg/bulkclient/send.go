@@ -105,13 +105,13 @@ func lost(ctx context.Context, err error) error {
 func (c *Client) send(
 	ctx context.Context, method, target string, header http.Header, authorize bool,
 ) (*http.Response, error) {
-	if !authorize || c.tokens == nil {
+	if !authorize || c.cfg.Tokens == nil {
 		return c.sendOnce(ctx, method, target, header, "")
 	}
 	if !SameOrigin(c.base.String(), target) {
 		return nil, ErrForeignOrigin
 	}
-	token, err := c.tokens.Token(ctx, "")
+	token, err := c.cfg.Tokens.Token(ctx, "")
 	if err != nil {
 		return nil, fmt.Errorf("get a token: %w", err)
 	}
@@ -120,7 +120,7 @@ func (c *Client) send(
 		return resp, err
 	}
 	refused := refusal(resp)
-	token, err = c.tokens.Token(ctx, token)
+	token, err = c.cfg.Tokens.Token(ctx, token)
 	if err != nil {
 		return nil, errors.Join(refused, err)
 	}
@@ -214,7 +214,7 @@ func (c *Client) retry(ctx context.Context, err error, attempt int, unit time.Du
 	if !ok {
 		return err
 	}
-	c.observer.Waiting(err, wait)
+	c.cfg.Observer.Waiting(err, wait)
 	return c.sleep(ctx, wait)
 }
 

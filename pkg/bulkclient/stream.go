@@ -30,34 +30,26 @@ type meta struct {
 // the server, which it appends to the part. It reconnects after a lost connection without an error to the reader. It is
 // for one goroutine.
 type stream struct {
-	client    *Client
-	ctx       context.Context // of the download: a Reader has no parameter for it
-	folder    *folder
-	name      string // of the part
-	url       string
-	authorize bool          // send the token
-	unit      time.Duration // of the job's Retry-After
-	meta      meta
-	begun     bool // meta is from the first response of this run
-	part      *os.File
-	size      int64 // bytes of the part
-	pos       int64 // bytes returned to the reader
-	body      io.ReadCloser
-	cancel    context.CancelCauseFunc // cancels the request of body
-	timer     *time.Timer             // cancels a stalled request
-	err       error                   // the error that ended the stream, nil at EOF
-
-	failures int // consecutive, without a byte
+	*download
+	ctx      context.Context // of the download: a Reader has no parameter for it
+	name     string          // of the part
+	url      string
+	meta     meta
+	begun    bool // meta is from the first response of this run
+	part     *os.File
+	size     int64 // bytes of the part
+	pos      int64 // bytes returned to the reader
+	body     io.ReadCloser
+	cancel   context.CancelCauseFunc // cancels the request of body
+	timer    *time.Timer             // cancels a stalled request
+	failures int                     // consecutive, without a byte
+	err      error                   // the error that ended the stream, nil at EOF
 }
 
 // openStream opens or creates the part of a file and fills meta. A part that cannot be continued is truncated.
-func (c *Client) openStream(
-	ctx context.Context, folder *folder, file File, authorize bool, unit time.Duration,
-) (_ *stream, err error) {
-	s := &stream{
-		client: c, ctx: ctx, folder: folder, name: file.Name + partSuffix, url: file.URL, authorize: authorize, unit: unit,
-	}
-	s.part, err = folder.root.OpenFile(s.name, os.O_RDWR|os.O_CREATE, 0o640)
+func (d *download) openStream(ctx context.Context, file File) (_ *stream, err error) {
+	s := &stream{download: d, ctx: ctx, name: file.Name + partSuffix, url: file.URL}
+	s.part, err = d.folder.root.OpenFile(s.name, os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("open the part: %w", err)
 	}
@@ -71,7 +63,7 @@ func (c *Client) openStream(
 		return nil, fmt.Errorf("open the part: %w", err)
 	}
 	s.size = info.Size()
-	err = folder.load(file.Name+metaSuffix, &s.meta)
+	err = d.folder.load(file.Name+metaSuffix, &s.meta)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) || s.meta.URL != file.URL {
 		s.meta = meta{}
 	}
@@ -89,19 +81,19 @@ func (c *Client) openStream(
 }
 
 func (s *stream) Close() error {
-	s.disconnect(nil)
+	s.disconnect()
 	if err := s.part.Close(); err != nil {
 		return fmt.Errorf("close the part: %w", err)
 	}
 	return nil
 }
 
-func (s *stream) disconnect(cause error) {
+func (s *stream) disconnect() {
 	if s.body == nil {
 		return
 	}
 	s.timer.Stop()
-	s.cancel(cause)
+	s.cancel(nil)
 	_ = s.body.Close() // the request has ended either way
 	s.body = nil
 }
@@ -151,7 +143,7 @@ func (s *stream) read(p []byte) (int, error) {
 		case s.ctx.Err() != nil:
 			return 0, context.Cause(s.ctx)
 		default:
-			s.disconnect(nil)
+			s.disconnect()
 			if err := s.retry(lostError{err}); err != nil {
 				return 0, err
 			}

@@ -40,15 +40,18 @@ Lines missing at the end can only be detected with a known head: store the heads
 			if err != nil {
 				return err
 			}
-			if a.flags.json {
-				err = a.printJSON(report)
-			} else {
-				err = a.printChains(report, len(proof.Key) > 0)
+			if err := a.show(report, chainRows(report.Chains)); err != nil {
+				return err
 			}
-			if err == nil && report.Problem != nil {
+			switch {
+			case report.Problem != nil:
 				return fmt.Errorf("the audit log is invalid: %w", *report.Problem)
+			case a.flags.json:
+				return nil
+			case len(proof.Key) == 0:
+				return a.print(fmt.Sprintf("all %d lines are valid; without a key this detects damage, not forgery\n", report.Lines))
 			}
-			return err
+			return a.print(fmt.Sprintf("all %d lines are valid under the key\n", report.Lines))
 		}),
 	})
 	cmd.Flags().StringVar(&keyFile, "key-file", "", "file with the key of the log")
@@ -100,19 +103,12 @@ func verifyAudit(proof audit.Proof, files []string) (audit.Report, error) {
 	return audit.Verify(proof, parts...)
 }
 
-func (a *app) printChains(report audit.Report, keyed bool) error {
+func chainRows(chains []audit.Chain) []row {
 	rows := []row{{"chain", "process", "site", "first", "last", "from", "until", "head"}}
-	for _, c := range report.Chains {
+	for _, c := range chains {
 		rows = append(rows, row{c.ID, printable(c.Process), printable(c.Site), c.First, c.Last, c.From, c.Until, c.Head})
 	}
-	if err := a.printColumns(rows); err != nil || report.Problem != nil {
-		return err
-	}
-	verdict := "all %d lines are valid; without a key this detects damage, not forgery\n"
-	if keyed {
-		verdict = "all %d lines are valid under the key\n"
-	}
-	return a.print(fmt.Sprintf(verdict, report.Lines))
+	return rows
 }
 
 // printable replaces control characters: a forged log may contain terminal commands.

@@ -71,9 +71,6 @@ digest, as in logs.`,
 }
 
 func (a *app) printJobs(page ops.Page) error {
-	if a.flags.json {
-		return a.printJSON(page)
-	}
 	rows := []row{{"job", "state", "done", "owner", "group", "types", "age", "expires in"}}
 	for _, job := range page.Jobs {
 		var expires any = "-"
@@ -85,7 +82,7 @@ func (a *app) printJobs(page ops.Page) error {
 			job.ID, job.State, percent, job.Owner[:16], job.Group, len(job.Types), job.Age.Duration, expires,
 		})
 	}
-	if err := a.printColumns(rows); err != nil {
+	if err := a.show(page, rows); err != nil || a.flags.json {
 		return err
 	}
 	if len(page.Jobs) < page.Matches {
@@ -121,10 +118,7 @@ operator retried it).`,
 		detail.Units = slices.DeleteFunc(detail.Units, func(u ops.Unit) bool {
 			return which == "none" || which == "open" && u.State == ops.UnitDone
 		})
-		if a.flags.json {
-			return a.printJSON(detail)
-		}
-		return a.printDetail(detail)
+		return a.show(detail, factRows(detail), progressRows(detail.Progress), unitRows(detail.Units))
 	})
 	cmd.Flags().StringVar(&which, "units", "open", "units to show: open (and failed), all or none")
 	return cmd
@@ -138,7 +132,7 @@ func someOf(types []string) string {
 	return strings.Join(types, ",")
 }
 
-func (a *app) printDetail(d ops.Detail) error {
+func factRows(d ops.Detail) []row {
 	facts := []row{
 		{"job", d.ID}, {"state", fmt.Sprintf("%s, %d%%", d.State, d.Percent)}, {"owner", d.Owner},
 		{"request", fmt.Sprintf("Group/%s: %s (%s)", d.Group, someOf(d.Types), d.Dialect)},
@@ -161,23 +155,20 @@ func (a *app) printDetail(d ops.Detail) error {
 	for _, text := range d.Errors {
 		facts = append(facts, row{"error", text})
 	}
-	if err := a.printColumns(facts); err != nil {
-		return err
+	return facts
+}
+
+func progressRows(progress []ops.Progress) []row {
+	rows := []row{{"type", "units", "done", "failed", "running", "resources", "bytes"}}
+	for _, p := range progress {
+		rows = append(rows, row{p.Type, p.Units, p.Done, p.Failed, p.Running, p.Resources, p.Bytes})
 	}
-	if len(d.Progress) > 0 {
-		rows := []row{{"type", "units", "done", "failed", "running", "resources", "bytes"}}
-		for _, p := range d.Progress {
-			rows = append(rows, row{p.Type, p.Units, p.Done, p.Failed, p.Running, p.Resources, p.Bytes})
-		}
-		if err := a.printBelow(rows); err != nil {
-			return err
-		}
-	}
-	if len(d.Units) == 0 {
-		return nil
-	}
+	return rows
+}
+
+func unitRows(units []ops.Unit) []row {
 	rows := []row{{"unit", "kind", "state", "fence", "failed attempts", "last heartbeat", "last cause"}}
-	for _, u := range d.Units {
+	for _, u := range units {
 		heartbeat := "-"
 		switch u.State {
 		case ops.UnitDelayed:
@@ -188,7 +179,7 @@ func (a *app) printDetail(d ops.Detail) error {
 		}
 		rows = append(rows, row{u.ID, u.Kind, u.State, u.Fence, u.Attempts, heartbeat, cmp.Or(u.Cause, "-")})
 	}
-	return a.printBelow(rows)
+	return rows
 }
 
 func (a *app) jobEnd(

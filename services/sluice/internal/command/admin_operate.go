@@ -298,19 +298,21 @@ func (a *app) workerList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if a.flags.json {
-			return a.printJSON(struct {
-				Workers []ops.Worker `json:"workers"`
-				Queues  []ops.Queue  `json:"queues"`
-			}{workers, queues})
+		busy, running := a.workerRows(workers)
+		waiting := []row{{"queue", "pending", "active", "later", "oldest"}}
+		for _, q := range queues {
+			waiting = append(waiting, row{q.Queue, q.Pending, q.Active, q.Scheduled + q.Retry, q.Oldest.Duration})
 		}
-		return a.printWorkers(workers, queues)
+		return a.show(struct {
+			Workers []ops.Worker `json:"workers"`
+			Queues  []ops.Queue  `json:"queues"`
+		}{workers, queues}, busy, running, waiting)
 	})
 }
 
-func (a *app) printWorkers(workers []ops.Worker, queues []ops.Queue) error {
-	rows := []row{{"worker", "state", "up", "slots", "busy"}}
-	running := []row{{"job", "unit", "fence", "worker", "for"}}
+func (a *app) workerRows(workers []ops.Worker) (busy, running []row) {
+	busy = []row{{"worker", "state", "up", "slots", "busy"}}
+	running = []row{{"job", "unit", "fence", "worker", "for"}}
 	for _, w := range workers {
 		state := "active"
 		switch {
@@ -319,24 +321,12 @@ func (a *app) printWorkers(workers []ops.Worker, queues []ops.Queue) error {
 		case !w.Drainable:
 			state = "active, cannot be drained"
 		}
-		rows = append(rows, row{w.ID, state, a.now().Sub(w.Started), w.Slots, len(w.Units)})
+		busy = append(busy, row{w.ID, state, a.now().Sub(w.Started), w.Slots, len(w.Units)})
 		for _, unit := range w.Units {
 			running = append(running, row{unit.Job, unit.Unit, unit.Fence, w.ID, a.now().Sub(unit.Since)})
 		}
 	}
-	if err := a.printColumns(rows); err != nil {
-		return err
-	}
-	if len(running) > 1 {
-		if err := a.printBelow(running); err != nil {
-			return err
-		}
-	}
-	rows = []row{{"queue", "pending", "active", "later", "oldest"}}
-	for _, q := range queues {
-		rows = append(rows, row{q.Queue, q.Pending, q.Active, q.Scheduled + q.Retry, q.Oldest.Duration})
-	}
-	return a.printBelow(rows)
+	return busy, running
 }
 
 func (a *app) workerDrain() *cobra.Command {

@@ -19,12 +19,23 @@ func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// show prints a value as JSON with --json, else as a table.
-func (a *app) show(value any, rows []row) error {
+// show prints a value as JSON with --json, else as tables, of which only the first may have no rows below its heading.
+func (a *app) show(value any, tables ...[]row) error {
 	if a.flags.json {
 		return a.printJSON(value)
 	}
-	return a.printColumns(rows)
+	for i, rows := range tables {
+		if i > 0 && len(rows) < 2 {
+			continue
+		}
+		if i > 0 {
+			rows = slices.Insert(rows, 0, row{})
+		}
+		if err := a.printColumns(rows); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *app) printJSON(value any) error {
@@ -58,13 +69,6 @@ func (a *app) printColumns(rows []row) error {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil
-}
-
-func (a *app) printBelow(rows []row) error {
-	if err := a.print("\n"); err != nil {
-		return err
-	}
-	return a.printColumns(rows)
 }
 
 func reportRows(report bulkclient.Report) []row {
