@@ -137,19 +137,18 @@ func (l *Log) record(e Event) error {
 		return err
 	}
 	r := &request{event: e, done: make(chan error, 1)}
-	timer := time.NewTimer(writeTimeout)
-	defer timer.Stop()
+	timeout := time.After(writeTimeout)
 	select {
 	case l.requests <- r:
 	case <-l.stopping:
 		return errors.New("the log is closed")
-	case <-timer.C:
+	case <-timeout:
 		return errStuck
 	}
 	select {
 	case err := <-r.done:
 		return err
-	case <-timer.C:
+	case <-timeout:
 		return errStuck
 	}
 }
@@ -158,12 +157,10 @@ func (l *Log) record(e Event) error {
 // the same.
 func (l *Log) Close() error {
 	l.closing.Do(func() { close(l.stopping) })
-	timer := time.NewTimer(writeTimeout)
-	defer timer.Stop()
 	select {
 	case <-l.ended:
 		return l.closeErr
-	case <-timer.C:
+	case <-time.After(writeTimeout):
 		return fmt.Errorf("close audit log: %w", errStuck)
 	}
 }

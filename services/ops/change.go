@@ -13,6 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
 // Ids come from outside, and go into the audit log and into keys.
@@ -182,15 +183,10 @@ func (o *Operator) DrainWorker(ctx context.Context, id string) error {
 	})
 }
 
-// Queue is what one queue holds.
+// Queue is what one queue holds. Its JSON is what sluice admin prints with --json.
 type Queue struct {
-	Queue     string  `json:"queue"`
-	Units     bool    `json:"-"` // it holds units; the other queues are the schedulers'
-	Pending   int     `json:"pending"`
-	Active    int     `json:"active"`
-	Scheduled int     `json:"scheduled"` // not before a given time
-	Retry     int     `json:"retry"`
-	Oldest    Seconds `json:"oldest_seconds"` // wait of the oldest pending task
+	queue.Waiting
+	Oldest Seconds `json:"oldest_seconds"` // wait of the oldest pending task
 }
 
 // Queues lists the queues.
@@ -198,10 +194,7 @@ func (o *Operator) Queues(ctx context.Context) ([]Queue, error) {
 	all, err := o.Queue.Waiting(ctx)
 	queues := []Queue{}
 	for _, q := range all {
-		queues = append(queues, Queue{
-			Queue: q.Queue, Units: q.Units, Pending: q.Pending, Active: q.Active, Scheduled: q.Scheduled, Retry: q.Retry,
-			Oldest: Seconds{q.Oldest},
-		})
+		queues = append(queues, Queue{q, Seconds{q.Oldest}})
 	}
 	return queues, err
 }

@@ -38,13 +38,6 @@ func (s Seconds) MarshalJSON() ([]byte, error) {
 	return strconv.AppendFloat(nil, float64(s.Milliseconds())/1000, 'f', -1, 64), nil
 }
 
-// UnmarshalJSON reads what MarshalJSON writes.
-func (s *Seconds) UnmarshalJSON(text []byte) error {
-	seconds, err := strconv.ParseFloat(string(text), 64)
-	s.Duration = time.Duration(seconds * float64(time.Second))
-	return err
-}
-
 // Filter selects jobs. The zero Filter selects the first page of all.
 type Filter struct {
 	States []export.State // none: all

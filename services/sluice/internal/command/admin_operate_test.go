@@ -19,7 +19,6 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
-	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 const deskKey = "0123456789abcdef0123456789abcdef"
@@ -161,9 +160,11 @@ func TestAdminJobAndUnit(t *testing.T) {
 		}
 	}
 	page := decode[struct {
-		Jobs    []ops.Job
-		Matches int
-		States  map[string]int
+		Jobs []struct {
+			Owner    string
+			Patients int
+		}
+		States map[string]int
 	}](t, d.do(0, "", "job", "list", "--json", "--state", "running", "--older", "30m", "--owner", deskOwner.Hash()))
 	if len(page.Jobs) != 1 || page.Jobs[0].Owner != deskOwner.Key() || page.States["running"] != 1 || page.Jobs[0].Patients != 7 {
 		t.Errorf("%+v", page)
@@ -190,7 +191,10 @@ func TestAdminJobAndUnit(t *testing.T) {
 		t.Errorf("the subject or the URL is in\n%s%s", list, shown)
 	}
 	detail := decode[struct {
-		Units []ops.Unit
+		Units []struct {
+			State string
+			Fence int
+		}
 	}](t, d.do(0, "", "job", "show", id, "--json", "--units", "all"))
 	if len(detail.Units) != 3 || detail.Units[1].State != "queued" || detail.Units[1].Fence != 2 {
 		t.Errorf("%+v", detail)
@@ -273,8 +277,8 @@ func TestAdminWorker(t *testing.T) {
 	d.do(0, "cannot be drained", "worker", "list")
 	d.do(1, "does not take drain orders", "worker", "drain", id, "--yes")
 	output := decode[struct {
-		Workers []ops.Worker
-		Queues  []ops.Queue
+		Workers []struct{ Slots int }
+		Queues  []struct{ Queue string }
 	}](t, d.do(0, "", "worker", "list", "--json"))
 	if len(output.Workers) != 1 || output.Workers[0].Slots != 3 || len(output.Queues) != 4 {
 		t.Errorf("%+v", output)
