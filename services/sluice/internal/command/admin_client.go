@@ -24,7 +24,25 @@ func (a *app) client() *cobra.Command {
 SLUICE_REDIS_URL, or the content of the file SLUICE_REDIS_URL_FILE. A change applies to the next token; existing tokens
 stay valid for up to five minutes. Clients in the token service's own file are not listed; if the file has a client of
 the same id, the file takes precedence.`,
-		a.clientRegister(), a.clientList(), a.clientShow(), a.clientRemove(), a.clientRotateSecret(), a.clientKeygen())
+		a.clientRegister(), a.clientList(), a.clientRotateSecret(), a.clientKeygen(),
+		a.withJSON(a.onClient(&cobra.Command{
+			Use:   "show --id ID",
+			Short: "Show a client",
+		}, func(ctx context.Context, store *authstore.Store, id string) error {
+			client, _, err := readClient(ctx, store, id)
+			if err != nil {
+				return err
+			}
+			return a.show(clientJSON(client), clientRows(clientJSON(client)))
+		})),
+		a.onClient(&cobra.Command{
+			Use:   "remove --id ID",
+			Short: "Remove a client",
+		}, func(ctx context.Context, store *authstore.Store, id string) error {
+			return a.recorded("removal of client "+id, func() (string, error) {
+				return "removed client " + id + "\n", ofClient(id, store.RemoveClient(ctx, id))
+			})
+		}))
 	cmd.PersistentFlags().StringVar(&a.flags.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
 	return cmd
 }
@@ -177,30 +195,6 @@ func (a *app) clientList() *cobra.Command {
 				return a.show(list, clientRows(list...))
 			})
 		}),
-	})
-}
-
-func (a *app) clientShow() *cobra.Command {
-	return a.withJSON(a.onClient(&cobra.Command{
-		Use:   "show --id ID",
-		Short: "Show a client",
-	}, func(ctx context.Context, store *authstore.Store, id string) error {
-		client, _, err := readClient(ctx, store, id)
-		if err != nil {
-			return err
-		}
-		return a.show(clientJSON(client), clientRows(clientJSON(client)))
-	}))
-}
-
-func (a *app) clientRemove() *cobra.Command {
-	return a.onClient(&cobra.Command{
-		Use:   "remove --id ID",
-		Short: "Remove a client",
-	}, func(ctx context.Context, store *authstore.Store, id string) error {
-		return a.recorded("removal of client "+id, func() (string, error) {
-			return "removed client " + id + "\n", ofClient(id, store.RemoveClient(ctx, id))
-		})
 	})
 }
 

@@ -22,7 +22,15 @@ func (a *app) grant() *cobra.Command {
 	return parent("grant", "Manage export grants",
 		`Manage export grants (docs/access.md). An owner is the issuer and the subject of a token; an owner without a grant can
 export nothing. A change applies to every export that is kicked off or planned afterwards.`,
-		a.grantList(), a.grantShow(), a.grantSet(), a.grantRemove(), a.grantImport())
+		a.grantList(), a.grantShow(), a.grantSet(), a.grantImport(),
+		a.onGrant(&cobra.Command{
+			Use:   "remove --issuer URL --subject NAME",
+			Short: "Remove an owner's grant",
+		}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
+			return a.recorded("removal of the grant of owner "+owner.Hash(), func() (string, error) {
+				return "removed the grant of owner " + owner.Hash() + "\n", ofOwner(owner, grants.Remove(ctx, owner))
+			})
+		}))
 }
 
 // onGrant completes a command on an owner's grant.
@@ -69,14 +77,6 @@ func (l listOutput) String() string {
 	return l.Kind + " " + strconv.Itoa(l.Count)
 }
 
-func summaryJSON(s pgdir.Summary) grantOutput {
-	list := func(c pgdir.Count) listOutput { return listOutput{Kind: c.Kind, Count: c.Names} }
-	return grantOutput{
-		Issuer: s.Owner.Issuer, Subject: s.Owner.Subject, Owner: s.Owner.Hash(),
-		Types: list(s.Types), Groups: list(s.Groups), Patients: list(s.Patients),
-	}
-}
-
 func listJSON(list directory.NameList, names bool) listOutput {
 	output := listOutput{Kind: pgdir.Kind(list), Count: len(list.Names)}
 	if names {
@@ -103,8 +103,11 @@ func (a *app) grantList() *cobra.Command {
 			return err
 		}
 		output := []grantOutput{}
-		for _, summary := range list {
-			output = append(output, summaryJSON(summary))
+		for _, s := range list {
+			one := func(c pgdir.Count) listOutput { return listOutput{Kind: c.Kind, Count: c.Names} }
+			output = append(output, grantOutput{
+				s.Owner.Issuer, s.Owner.Subject, s.Owner.Hash(), one(s.Types), one(s.Groups), one(s.Patients),
+			})
 		}
 		return a.show(output, grantRows(output...))
 	}))
@@ -122,8 +125,8 @@ func (a *app) grantShow() *cobra.Command {
 			return ofOwner(owner, err)
 		}
 		output := grantOutput{
-			Issuer: owner.Issuer, Subject: owner.Subject, Owner: owner.Hash(), Types: listJSON(entry.Types, true),
-			Groups: listJSON(entry.Groups, true), Patients: listJSON(entry.Patients, patients),
+			owner.Issuer, owner.Subject, owner.Hash(),
+			listJSON(entry.Types, true), listJSON(entry.Groups, true), listJSON(entry.Patients, patients),
 		}
 		return a.show(output, grantRows(output))
 	}))
@@ -198,17 +201,6 @@ func readNames(flag, value, form string, valid func(string) bool) (directory.Nam
 		return directory.NameList{}, usage("%s: except: has no names; use all for everything", flag)
 	}
 	return list, nil
-}
-
-func (a *app) grantRemove() *cobra.Command {
-	return a.onGrant(&cobra.Command{
-		Use:   "remove --issuer URL --subject NAME",
-		Short: "Remove an owner's grant",
-	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
-		return a.recorded("removal of the grant of owner "+owner.Hash(), func() (string, error) {
-			return "removed the grant of owner " + owner.Hash() + "\n", ofOwner(owner, grants.Remove(ctx, owner))
-		})
-	})
 }
 
 func (a *app) grantImport() *cobra.Command {

@@ -22,7 +22,16 @@ func (a *app) group() *cobra.Command {
 	return parent("group", "Manage groups and their members",
 		`Manage the groups of the database: sets of patients that can be exported. A load replaces the groups in its files,
 including changes made with these commands.`,
-		a.groupList(), a.groupShow(), a.groupDelete(),
+		a.groupList(), a.groupShow(),
+		a.onDirectory(&cobra.Command{
+			Use:   "delete GROUP",
+			Short: "Delete a group and its membership",
+			Args:  cobra.MatchAll(cobra.ExactArgs(1), aGroup),
+		}, func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
+			return a.recorded("deletion of Group/"+args[0], func() (string, error) {
+				return "deleted group " + args[0] + "\n", named(args[0], groups.Delete(ctx, args[0]))
+			})
+		}),
 		a.groupMembers("create", "Create a group", `Create a group that can be exported. It may have no members.`,
 			"created group %s with %d members\n", (*pgdir.Groups).Create),
 		a.groupMembers("add", "Add members to a group",
@@ -125,18 +134,6 @@ func (a *app) printMembers(ctx context.Context, groups *pgdir.Groups, groupID st
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil
-}
-
-func (a *app) groupDelete() *cobra.Command {
-	return a.onDirectory(&cobra.Command{
-		Use:   "delete GROUP",
-		Short: "Delete a group and its membership",
-		Args:  cobra.MatchAll(cobra.ExactArgs(1), aGroup),
-	}, func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
-		return a.recorded("deletion of Group/"+args[0], func() (string, error) {
-			return "deleted group " + args[0] + "\n", named(args[0], groups.Delete(ctx, args[0]))
-		})
-	})
 }
 
 // groupMembers is a command with a group and patients as arguments.

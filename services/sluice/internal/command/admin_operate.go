@@ -200,7 +200,13 @@ func (a *app) kickoffs() *cobra.Command {
 	return parent("kickoffs", "Pause and resume kick-offs",
 		`Pause and resume kick-offs on all replicas of the API (docs/operating.md). While they are paused, a kick-off is
 answered with 503 and Retry-After. Jobs, status, files and cancel are not affected.`,
-		a.kickoffsShow(), a.kickoffsPause(), a.kickoffsResume())
+		a.kickoffsShow(), a.kickoffsPause(),
+		a.changing(&cobra.Command{
+			Use:   "resume",
+			Short: "Resume kick-offs",
+			Long:  "Resume kick-offs. It is not an error if they are not paused.",
+		}, "", "", "kick-offs are accepted",
+			func(ctx context.Context, o *ops.Operator, _ []string) error { return o.ResumeKickoffs(ctx) }))
 }
 
 // intake is the old name of kickoffs. It is deprecated and will be removed in the next release.
@@ -268,20 +274,20 @@ operators and the audit log; clients do not see it. It must not name a patient.`
 	return cmd
 }
 
-func (a *app) kickoffsResume() *cobra.Command {
-	return a.changing(&cobra.Command{
-		Use:   "resume",
-		Short: "Resume kick-offs",
-		Long:  "Resume kick-offs. It is not an error if they are not paused.",
-	}, "", "", "kick-offs are accepted", func(ctx context.Context, o *ops.Operator, _ []string) error {
-		return o.ResumeKickoffs(ctx)
-	})
-}
-
 func (a *app) worker() *cobra.Command {
 	return parent("worker", "List workers and queues, and drain a worker",
 		"List workers and queues, and drain a worker (docs/operating.md).",
-		a.workerList(), a.workerDrain())
+		a.workerList(),
+		a.changing(&cobra.Command{
+			Use:   "drain WORKER",
+			Short: "Shut down a worker gracefully",
+			Long: `Shut down a worker as a SIGTERM does: it takes no more units, finishes what it can within its
+SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its supervisor (Kubernetes, compose, systemd) then
+starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
+confirmation unless --yes.`,
+			Args: cobra.ExactArgs(1),
+		}, "worker", "Shut down worker %s?", "worker %s is draining",
+			func(ctx context.Context, o *ops.Operator, args []string) error { return o.DrainWorker(ctx, args[0]) }))
 }
 
 func (a *app) workerList() *cobra.Command {
@@ -327,17 +333,4 @@ func (a *app) workerRows(workers []ops.Worker) (busy, running []row) {
 		}
 	}
 	return busy, running
-}
-
-func (a *app) workerDrain() *cobra.Command {
-	return a.changing(&cobra.Command{
-		Use:   "drain WORKER",
-		Short: "Shut down a worker gracefully",
-		Long: `Shut down a worker as a SIGTERM does: it takes no more units, finishes what it can within its
-SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its supervisor (Kubernetes, compose, systemd) then
-starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
-confirmation unless --yes.`,
-		Args: cobra.ExactArgs(1),
-	}, "worker", "Shut down worker %s?", "worker %s is draining",
-		func(ctx context.Context, o *ops.Operator, args []string) error { return o.DrainWorker(ctx, args[0]) })
 }
