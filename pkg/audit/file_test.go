@@ -38,9 +38,7 @@ func TestTornLineIsCutOff(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := logFile(t)
-			if err := os.WriteFile(path, []byte(tc.before+tc.torn), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.WriteFile(path, []byte(tc.before+tc.torn), 0o600))
 			mustClose(t, mustOpen(t, config(path), openHandle))
 			actions, report := verified(t, path)
 			want(t, actions, tc.actions)
@@ -74,9 +72,7 @@ func TestOpenRefusesOtherFiles(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := logFile(t)
-			if err := os.WriteFile(path, []byte(tc.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.WriteFile(path, []byte(tc.text), 0o600))
 			cfg := config(path)
 			cfg.Key = tc.key
 			l, err := Open(cfg)
@@ -120,13 +116,9 @@ func TestRotation(t *testing.T) {
 		l := mustOpen(t, cfg, openHandle)
 		mustRecord(t, l, download())
 		for _, old := range []string{path + ".1", path + ".2"} {
-			if err := os.Rename(path, old); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.Rename(path, old))
 			if old == path+".2" { // as logrotate's create does
-				if err := os.WriteFile(path, nil, 0o600); err != nil {
-					t.Fatal(err)
-				}
+				must(t, os.WriteFile(path, nil, 0o600))
 			}
 			mustRecord(t, l, Event{Action: Status, Outcome: Success})
 		}
@@ -159,26 +151,16 @@ func TestRotation(t *testing.T) {
 func TestRotationFails(t *testing.T) {
 	path := logFile(t)
 	l := mustOpen(t, config(path), openHandle)
-	if err := os.Rename(path, path+".1"); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(path, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Rename(path, path+".1"))
+	must(t, os.Mkdir(path, 0o700))
 	unavailable(t, l.Record(download()))
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(path))
 	other := mustOpen(t, config(path), openHandle)
 	unavailable(t, l.Record(download()))
 	mustClose(t, other)
-	if err := os.WriteFile(path, []byte("hunter2\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(path, []byte("hunter2\n"), 0o600))
 	unavailable(t, l.Record(download()))
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(path))
 	mustRecord(t, l, download())
 	mustClose(t, l)
 	actions, _ := verified(t, path+".1", path)
@@ -189,9 +171,7 @@ func TestForeignChange(t *testing.T) {
 	path := logFile(t)
 	l := mustOpen(t, config(path), openHandle)
 	mustRecord(t, l, download(), download())
-	if err := os.Truncate(path, 0); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Truncate(path, 0))
 	mustRecord(t, l, Event{Action: Status, Outcome: Success})
 	mustClose(t, l)
 	text := content(t, path)

@@ -20,6 +20,14 @@ var (
 	someOwner = export.Owner{Issuer: "https://login.example.org", Subject: "research-team"}
 )
 
+// must ends the test after an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // noon is a fixed clock.
 func noon() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, int(7*time.Millisecond), time.UTC) }
 
@@ -38,9 +46,7 @@ func config(path string) Config {
 func mustOpen(t testing.TB, cfg Config, handles opener) *Log {
 	t.Helper()
 	l, err := open(cfg, handles)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { _ = l.Close() }) // a second time, unless the test failed
 	return l
 }
@@ -48,17 +54,13 @@ func mustOpen(t testing.TB, cfg Config, handles opener) *Log {
 func mustRecord(t testing.TB, l *Log, events ...Event) {
 	t.Helper()
 	for _, e := range events {
-		if err := l.Record(e); err != nil {
-			t.Fatal(err)
-		}
+		must(t, l.Record(e))
 	}
 }
 
 func mustClose(t testing.TB, l *Log) {
 	t.Helper()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, l.Close())
 }
 
 // unavailable checks that Record refused an event.
@@ -72,9 +74,7 @@ func unavailable(t *testing.T, err error) {
 func content(t testing.TB, path string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return text
 }
 

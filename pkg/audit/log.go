@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,18 +49,16 @@ type Log struct {
 	unrecorded atomic.Int64 // failed events since the last line that reported them
 
 	// Used only by the writer:
-	sink   sink
-	at     position // of the next line
-	notice string   // reported by the next Repair
+	sink    sink
+	at      position // of the next line
+	notices []string // reported by the next Repair
 }
 
-// request is an event for the writer.
 type request struct {
 	event Event
 	done  chan error // buffered
 }
 
-// sink is a file or a stream.
 type sink interface {
 	// prepare is called before lines are written. It recovers from an earlier error or a renamed file. It returns a notice
 	// for the log, if any, and whether a new chain has to begin.
@@ -104,20 +104,17 @@ func open(cfg Config, handles opener) (*Log, error) {
 func IsStdout(path string) bool { return path == "-" || path == "stdout" }
 
 func (c Config) check() error {
-	var problems []error
-	if c.Path == "" {
-		problems = append(problems, errors.New("no path"))
+	switch {
+	case c.Path == "":
+		return errors.New("no path")
+	case c.Process == "":
+		return errors.New("no process")
+	case len(c.Key) > 0 && len(c.Key) < KeyBytes:
+		return fmt.Errorf("the key has %d bytes, want at least %d", len(c.Key), KeyBytes)
+	case c.Sync && IsStdout(c.Path):
+		return errors.New("standard output cannot be synced: name a file")
 	}
-	if c.Process == "" {
-		problems = append(problems, errors.New("no process"))
-	}
-	if len(c.Key) > 0 && len(c.Key) < KeyBytes {
-		problems = append(problems, fmt.Errorf("the key has %d bytes, want at least %d", len(c.Key), KeyBytes))
-	}
-	if c.Sync && IsStdout(c.Path) {
-		problems = append(problems, errors.New("standard output cannot be synced: name a file"))
-	}
-	return errors.Join(problems...)
+	return nil
 }
 
 // Record returns nil after the event was written, see the package comment. An error wraps export.ErrUnavailable and
@@ -140,19 +137,18 @@ func (l *Log) record(e Event) error {
 		return err
 	}
 	r := &request{event: e, done: make(chan error, 1)}
-	timer := time.NewTimer(writeTimeout)
-	defer timer.Stop()
+	timeout := time.After(writeTimeout)
 	select {
 	case l.requests <- r:
 	case <-l.stopping:
 		return errors.New("the log is closed")
-	case <-timer.C:
+	case <-timeout:
 		return errStuck
 	}
 	select {
 	case err := <-r.done:
 		return err
-	case <-timer.C:
+	case <-timeout:
 		return errStuck
 	}
 }
@@ -161,12 +157,10 @@ func (l *Log) record(e Event) error {
 // the same.
 func (l *Log) Close() error {
 	l.closing.Do(func() { close(l.stopping) })
-	timer := time.NewTimer(writeTimeout)
-	defer timer.Stop()
 	select {
 	case <-l.ended:
 		return l.closeErr
-	case <-timer.C:
+	case <-time.After(writeTimeout):
 		return fmt.Errorf("close audit log: %w", errStuck)
 	}
 }
@@ -200,7 +194,6 @@ func (l *Log) gather(first *request) []*request {
 	return batch
 }
 
-// commitOne commits an event of the log itself.
 func (l *Log) commitOne(action Action) error {
 	r := &request{event: Event{Action: action, Outcome: Success}, done: make(chan error, 1)}
 	l.commit([]*request{r})
@@ -210,7 +203,11 @@ func (l *Log) commitOne(action Action) error {
 // commit writes each event in one write, syncs them together, and answers the requests.
 func (l *Log) commit(batch []*request) {
 	results := make([]error, len(batch))
-	err := l.prepare()
+	notice, begin, err := l.sink.prepare()
+	if begin {
+		l.at = newChain()
+	}
+	l.addNotice(notice)
 	if err == nil {
 		before, unrecorded := l.at, l.unrecorded.Load()
 		reported, err := l.repair(unrecorded)
@@ -225,7 +222,7 @@ func (l *Log) commit(batch []*request) {
 				results[i] = errors.Join(results[i], err)
 			}
 		} else if reported {
-			l.notice = ""
+			l.notices = nil
 			l.unrecorded.Add(-unrecorded)
 		}
 	}
@@ -234,37 +231,22 @@ func (l *Log) commit(batch []*request) {
 	}
 }
 
-func (l *Log) prepare() error {
-	notice, begin, err := l.sink.prepare()
-	if begin {
-		l.at = newChain()
-	}
-	l.addNotice(notice)
-	return err
-}
-
 func (l *Log) addNotice(notice string) {
-	if l.notice != "" && notice != "" {
-		notice = l.notice + "; " + notice
-	}
 	if notice != "" {
-		l.notice = notice
+		l.notices = append(l.notices, notice)
 	}
 }
 
 // repair records pending notices and the number of unrecorded events, if there are any, and reports whether it did.
 func (l *Log) repair(unrecorded int64) (reported bool, err error) {
-	reason := l.notice
+	reasons := slices.Clone(l.notices)
 	if unrecorded > 0 {
-		if reason != "" {
-			reason += "; "
-		}
-		reason += fmt.Sprintf("%d events before this one could not be recorded, and were refused", unrecorded)
+		reasons = append(reasons, fmt.Sprintf("%d events before this one could not be recorded, and were refused", unrecorded))
 	}
-	if reason == "" {
+	if len(reasons) == 0 {
 		return false, nil
 	}
-	err = l.append(Event{Action: Repair, Outcome: Success, Reason: reason})
+	err = l.append(Event{Action: Repair, Outcome: Success, Reason: strings.Join(reasons, "; ")})
 	return err == nil, err
 }
 

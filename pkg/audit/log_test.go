@@ -171,80 +171,45 @@ func TestGroupCommit(t *testing.T) {
 	})
 }
 
-func TestPartialWriteIsCutOff(t *testing.T) {
-	for short := range []int{0, 1, 100} {
-		path, disk := logFile(t), &faulty{}
-		l := mustOpen(t, config(path), withFaults(disk))
-		mustRecord(t, l, download())
-		before := content(t, path)
-		disk.set(func() { disk.short = short })
-		unavailable(t, l.Record(download()))
-		if !bytes.Equal(content(t, path), before) {
-			t.Errorf("after %d bytes the file holds an incomplete line", short)
-		}
-		mustRecord(t, l, Event{Action: Status, Outcome: Success})
-		mustClose(t, l)
-		actions, _ := verified(t, path)
-		want(t, actions, "start file repair status stop")
-	}
-}
-
-// Nothing is written after an incomplete line that cannot be cut off.
-func TestPartialWriteAndTruncateFails(t *testing.T) {
-	path, disk := logFile(t), &faulty{}
-	l := mustOpen(t, config(path), withFaults(disk))
-	disk.set(func() { disk.short, disk.noCut = 10, true })
-	for range 3 {
-		unavailable(t, l.Record(download()))
-	}
-	if disk.writes != 2 {
-		t.Errorf("%d writes, want 2: Start and the torn line", disk.writes)
-	}
-	disk.set(func() { disk.noCut = false })
-	mustRecord(t, l, download())
-	mustClose(t, l)
-	actions, _ := verified(t, path)
-	want(t, actions, "start repair file stop")
-	if !bytes.Contains(content(t, path), []byte(`"outcomeDesc":"3 events before this one could not be recorded`)) {
-		t.Error("the log does not contain the number of unrecorded events")
-	}
-}
-
-// After a failed fsync the lines are removed and Record returns an error.
-func TestFailedSync(t *testing.T) {
-	path, disk := logFile(t), &faulty{}
-	cfg := config(path)
-	cfg.Sync = true
-	l := mustOpen(t, cfg, withFaults(disk))
-	mustRecord(t, l, download())
-	before := content(t, path)
-	disk.set(func() { disk.syncError = errDisk })
-	unavailable(t, l.Record(Event{Action: Purge, Outcome: Success}))
-	if !bytes.Equal(content(t, path), before) {
-		t.Error("a line that may not be on the disk is still in the file")
-	}
-	mustRecord(t, l, Event{Action: Status, Outcome: Success})
-	mustClose(t, l)
-	actions, _ := verified(t, path)
-	want(t, actions, "start file repair status stop")
-}
-
-// A notice that a failed fsync removed is written again.
-func TestFailedSyncOfANotice(t *testing.T) {
-	path, disk := logFile(t), &faulty{}
-	cfg := config(path)
-	cfg.Sync = true
-	l := mustOpen(t, cfg, withFaults(disk))
-	disk.set(func() { disk.short = 5 })
-	unavailable(t, l.Record(download()))
-	disk.set(func() { disk.syncError = errDisk })
-	unavailable(t, l.Record(download()))
-	mustRecord(t, l, download())
-	mustClose(t, l)
-	actions, _ := verified(t, path)
-	want(t, actions, "start repair file stop")
-	if !bytes.Contains(content(t, path), []byte(`"outcomeDesc":"2 events before this one`)) {
-		t.Error("the log does not contain the number of unrecorded events")
+// A fault of the disk refuses events, and leaves neither a torn line nor one that may not be on the disk. The next event
+// is preceded by the number of refused ones.
+func TestFaults(t *testing.T) {
+	short := func(bytes int) func(*faulty) { return func(d *faulty) { d.short = bytes } }
+	failedSync := func(d *faulty) { d.syncError = errDisk }
+	for name, faults := range map[string][]func(*faulty){ // one for each refused event
+		"nothing written":    {short(0)},
+		"a byte written":     {short(1)},
+		"100 bytes written":  {short(100)},
+		"fsync":              {failedSync},
+		"fsync of a notice":  {short(5), failedSync},
+		"write and truncate": {func(d *faulty) { d.short, d.noCut = 10, true }, func(*faulty) {}, func(*faulty) {}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path, disk := logFile(t), &faulty{}
+			cfg := config(path)
+			cfg.Sync = true
+			l := mustOpen(t, cfg, withFaults(disk))
+			mustRecord(t, l, download())
+			before := content(t, path)
+			for _, fault := range faults {
+				disk.set(func() { fault(disk) })
+				unavailable(t, l.Record(Event{Action: Purge, Outcome: Success}))
+				if !disk.noCut && !bytes.Equal(content(t, path), before) {
+					t.Error("the refused line is in the file")
+				}
+			}
+			if disk.noCut && disk.writes != 3 {
+				t.Errorf("%d writes, want 3: nothing follows a torn line", disk.writes)
+			}
+			disk.set(func() { disk.noCut = false })
+			mustRecord(t, l, Event{Action: Status, Outcome: Success})
+			mustClose(t, l)
+			actions, _ := verified(t, path)
+			want(t, actions, "start file repair status stop")
+			if notice := fmt.Sprintf(`"outcomeDesc":"%d events before this one`, len(faults)); !strings.Contains(string(content(t, path)), notice) {
+				t.Errorf("%s is not in the log", notice)
+			}
+		})
 	}
 }
 

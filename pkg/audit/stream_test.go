@@ -51,9 +51,7 @@ func TestStdoutCloses(t *testing.T) {
 	stdin, err := child.StdinPipe()
 	stdout, err2 := child.StdoutPipe()
 	stderr, err3 := child.StderrPipe()
-	if err := errors.Join(err, err2, err3, child.Start()); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(err, err2, err3, child.Start()))
 	ask := func() string {
 		t.Helper()
 		if _, err := stdin.Write([]byte{'x'}); err != nil {
@@ -61,9 +59,7 @@ func TestStdoutCloses(t *testing.T) {
 		}
 		answer := make([]byte, 9)
 		n, err := io.ReadAtLeast(stderr, answer, 8)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		return strings.TrimSpace(string(answer[:n]))
 	}
 	if got := ask(); got != "recorded" {
@@ -73,14 +69,10 @@ func TestStdoutCloses(t *testing.T) {
 	buffer := make([]byte, LineLimit)
 	for bytes.Count(log.Bytes(), []byte{'\n'}) < 2 {
 		n, err := stdout.Read(buffer)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		log.Write(buffer[:n])
 	}
-	if err := stdout.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, stdout.Close())
 	for range 2 {
 		if got := ask(); got != "refused" {
 			t.Errorf("without a reader: %s", got)
@@ -99,9 +91,7 @@ func TestStdoutCloses(t *testing.T) {
 func streamLog(t *testing.T, to *os.File) *Log {
 	t.Helper()
 	l := mustOpen(t, config(logFile(t)), openHandle)
-	if err := l.sink.close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, l.sink.close())
 	l.sink, l.at = newStream(to), newChain()
 	return l
 }
@@ -110,9 +100,7 @@ func streamLog(t *testing.T, to *os.File) *Log {
 func TestTornStream(t *testing.T) {
 	path := logFile(t)
 	to, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	l := streamLog(t, to)
 	mustRecord(t, l, download())
 	if _, err := to.WriteString(resourceLineBegin); err != nil { // an interrupted write
@@ -125,9 +113,7 @@ func TestTornStream(t *testing.T) {
 	s.torn = true
 	mustRecord(t, l, download())
 	mustClose(t, l)
-	if err := to.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, to.Close())
 	lines := linesOf(content(t, path))
 	if len(lines) != 5 {
 		t.Fatalf("%d lines, want 5:\n%s", len(lines), content(t, path))
@@ -149,9 +135,7 @@ func TestTornStream(t *testing.T) {
 
 func TestFullStream(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer full.Close()
 	l := streamLog(t, full)
 	for range 2 {

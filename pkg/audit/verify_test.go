@@ -32,9 +32,7 @@ func sample(t testing.TB, key []byte) []byte {
 func judge(t testing.TB, proof Proof, text []byte) Report {
 	t.Helper()
 	report, err := Verify(proof, Input{"log", bytes.NewReader(text)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return report
 }
 

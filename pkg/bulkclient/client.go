@@ -1,6 +1,7 @@
 package bulkclient
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,14 +61,11 @@ type Config struct {
 
 // Client is a client of one server. It is safe for concurrent use.
 type Client struct {
-	base     *url.URL
-	tokens   TokenSource
-	ig       bool
-	parallel int
-	observer Observer
-	http     *http.Client
-	sleep    func(context.Context, time.Duration) error
-	stall    time.Duration // a download without a byte for this long is reconnected
+	cfg   Config // with an Observer
+	base  *url.URL
+	http  *http.Client
+	sleep func(context.Context, time.Duration) error
+	stall time.Duration // a download without a byte for this long is reconnected
 }
 
 // New returns a client. The base URL must be absolute http or https, without credentials, query or fragment, and
@@ -94,18 +92,10 @@ func New(cfg Config) (*Client, error) {
 	transport.DisableCompression = true // digests and ranges are of the stored gzip bytes
 	transport.MaxIdleConnsPerHost = cfg.Parallel + 1
 	transport.ResponseHeaderTimeout = time.Minute
-	c := &Client{
-		base:     base,
-		tokens:   cfg.Tokens,
-		ig:       cfg.IG,
-		parallel: cfg.Parallel,
-		observer: cfg.Observer,
-		sleep:    sleep,
-		stall:    time.Minute,
+	if cfg.Observer == nil {
+		cfg.Observer = noObserver{}
 	}
-	if c.observer == nil {
-		c.observer = noObserver{}
-	}
+	c := &Client{cfg: cfg, base: base, sleep: sleep, stall: time.Minute}
 	c.http = &http.Client{Transport: transport, CheckRedirect: c.redirect}
 	return c, nil
 }
@@ -113,14 +103,11 @@ func New(cfg Config) (*Client, error) {
 // Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// sleep waits for d, or returns early with the context's error.
 func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-timer.C:
+	case <-time.After(d):
 		return nil
 	}
 }
@@ -153,25 +140,15 @@ func isInsecure(u *url.URL) bool {
 
 // SameOrigin reports whether two texts are http or https URLs of one origin: scheme, host and port (RFC 6454).
 func SameOrigin(a, b string) bool {
-	one, err := url.Parse(a)
-	if err != nil || !isWeb(one) {
-		return false
-	}
-	other, err := url.Parse(b)
-	return err == nil && isWeb(other) && sameOrigin(one, other)
-}
-
-func sameOrigin(a, b *url.URL) bool {
-	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+	one, errA := url.Parse(a)
+	other, errB := url.Parse(b)
+	return errA == nil && errB == nil && isWeb(one) && isWeb(other) &&
+		one.Scheme == other.Scheme && strings.EqualFold(one.Hostname(), other.Hostname()) && port(one) == port(other)
 }
 
 func port(u *url.URL) string {
-	switch p := u.Port(); {
-	case p != "":
-		return p
-	case u.Scheme == "https":
-		return "443"
-	default:
-		return "80"
+	if u.Scheme == "https" {
+		return cmp.Or(u.Port(), "443")
 	}
+	return cmp.Or(u.Port(), "80")
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +21,6 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// download downloads the files of an export.
 type download struct {
 	client    *Client
 	folder    *folder
@@ -43,7 +43,7 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.client.observer.Planned(files)
+	d.client.cfg.Observer.Planned(files)
 	results := make([]result, len(files))
 	order := make([]int, len(files))
 	for i := range order {
@@ -52,12 +52,12 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(files[b].Count, files[a].Count) })
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(d.client.parallel)
+	group.SetLimit(d.client.cfg.Parallel)
 	for _, i := range order {
 		file := files[i]
 		if stored, ok := recorded[file.URL]; ok {
-			d.client.observer.Advanced(file, stored.Resources, stored.Bytes)
-			d.client.observer.Finished(file)
+			d.client.cfg.Observer.Advanced(file, stored.Resources, stored.Bytes)
+			d.client.cfg.Observer.Finished(file)
 			results[i] = result{file: file, stored: stored}
 			continue
 		}
@@ -67,7 +67,7 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 			if err != nil {
 				return fmt.Errorf("download %s: %w", file.Name, err)
 			}
-			d.client.observer.Finished(file)
+			d.client.cfg.Observer.Finished(file)
 			results[i] = result{file, stored, begin, time.Now()}
 			return nil
 		})
@@ -100,7 +100,7 @@ func (d *download) file(ctx context.Context, file File) (StoredFile, error) {
 // attempt reads the file once from its first byte to its last, first from the part and then from the server, and gives
 // it its final name if all checks pass.
 func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, err error) {
-	in, err := d.client.openStream(ctx, d.folder, file, d.authorize, d.unit)
+	in, err := d.openStream(ctx, file)
 	if err != nil {
 		return StoredFile{}, err
 	}
@@ -108,7 +108,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	defer func() {
 		err = errors.Join(err, in.Close())
 		if err != nil {
-			d.client.observer.Advanced(file, -resources, -length)
+			d.client.cfg.Observer.Advanced(file, -resources, -length)
 		}
 	}()
 	announced, err := sha256Of(in.meta.Digest)
@@ -143,7 +143,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 		if _, err := sink.Write(piece); err != nil {
 			return err
 		}
-		d.client.observer.Advanced(file, check.count-resources, int64(len(piece)))
+		d.client.cfg.Observer.Advanced(file, check.count-resources, int64(len(piece)))
 		resources, length = check.count, length+int64(len(piece))
 		return ctx.Err()
 	})
@@ -159,7 +159,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	if err := check.Close(file.Count); err != nil {
 		return StoredFile{}, err
 	}
-	d.client.observer.Advanced(file, check.count-resources, 0)
+	d.client.cfg.Observer.Advanced(file, check.count-resources, 0)
 	resources = check.count
 
 	stored.Resources, stored.Bytes = resources, length
@@ -242,4 +242,96 @@ func sha256Of(header string) ([]byte, error) {
 		return sum, nil
 	}
 	return nil, nil
+}
+
+// maxHead bounds how much of a line is kept to find its type when the line does not begin with it.
+const maxHead = 16 << 20
+
+// lines checks NDJSON that is written to it in pieces: every line must be a resource of one type. It keeps nothing of a
+// line that begins with its resourceType, as Sluice's lines do, so memory does not depend on the length of lines.
+type lines struct {
+	typ     string
+	prefix  []byte
+	head    []byte // the line so far, while its type is not known
+	decided bool   // the line has the right type
+	begun   bool   // the line has a byte
+	last    byte   // of the line
+	count   int64  // finished lines
+}
+
+func newLines(typ string) *lines {
+	return &lines{typ: typ, prefix: []byte(`{"resourceType":"` + typ + `"`)}
+}
+
+// Write checks the next piece.
+func (l *lines) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		piece, rest, ended := bytes.Cut(p, []byte{'\n'})
+		if err := l.add(piece); err != nil {
+			return 0, err
+		}
+		if ended {
+			if err := l.end(); err != nil {
+				return 0, err
+			}
+		}
+		p = rest
+	}
+	return n, nil
+}
+
+// Close ends the last line, which needs no newline, and compares the number of lines with the announced one (-1: none).
+func (l *lines) Close(announced int64) error {
+	if l.begun {
+		if err := l.end(); err != nil {
+			return err
+		}
+	}
+	if announced >= 0 && l.count != announced {
+		return fmt.Errorf("%w: it has %d resources, not %d", ErrMismatch, l.count, announced)
+	}
+	return nil
+}
+
+func (l *lines) add(piece []byte) error {
+	if len(piece) == 0 {
+		return nil
+	}
+	l.begun, l.last = true, piece[len(piece)-1]
+	if l.decided {
+		return nil
+	}
+	if len(l.head) == 0 && bytes.HasPrefix(piece, l.prefix) {
+		l.decided = true
+		return nil
+	}
+	if len(l.head)+len(piece) > maxHead {
+		return fmt.Errorf("%w: line %d is too long to find its type", ErrMismatch, l.count+1)
+	}
+	l.head = append(l.head, piece...)
+	l.decided = bytes.HasPrefix(l.head, l.prefix)
+	return nil
+}
+
+func (l *lines) end() error {
+	line := l.count + 1
+	if !l.begun {
+		return fmt.Errorf("%w: line %d is empty", ErrMismatch, line)
+	}
+	if !l.decided {
+		var resource struct {
+			ResourceType string `json:"resourceType"`
+		}
+		if json.Unmarshal(l.head, &resource) != nil {
+			return fmt.Errorf("%w: line %d is not a JSON object", ErrMismatch, line)
+		}
+		if resource.ResourceType != l.typ {
+			return fmt.Errorf("%w: line %d is of type %q, not %s", ErrMismatch, line, printable(resource.ResourceType), l.typ)
+		}
+	} else if l.last != '}' && l.last != '\r' {
+		return fmt.Errorf("%w: line %d is cut short", ErrMismatch, line)
+	}
+	l.count, l.head, l.decided, l.begun = line, l.head[:0], false, false
+	return nil
 }

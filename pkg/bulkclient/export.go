@@ -94,7 +94,6 @@ func (c *Client) resumeOrKickOff(ctx context.Context, folder *folder, want state
 	return want, folder.save(stateFile, want)
 }
 
-// fetch waits for the job and downloads its files.
 func (c *Client) fetch(ctx context.Context, folder *folder, export state, begin time.Time) (Report, error) {
 	manifest, err := c.Await(ctx, export.job())
 	var refused *ServerError
@@ -109,22 +108,15 @@ func (c *Client) fetch(ctx context.Context, folder *folder, export state, begin 
 		return Report{}, err
 	}
 	d := &download{
-		client:    c,
-		folder:    folder,
-		authorize: manifest.RequiresAccessToken,
-		unit:      export.job().unit(),
-		keepGzip:  export.KeepGzip,
+		client: c, folder: folder, authorize: manifest.RequiresAccessToken, unit: export.job().unit(),
+		keepGzip: export.KeepGzip,
 	}
 	results, err := d.all(ctx, files)
 	if err != nil {
 		return Report{}, err
 	}
-	i := 0
-	for _, list := range [][]Item{manifest.Output, manifest.Deleted, manifest.Error} { // the order of files
-		for k := range list {
-			list[k].Local = &results[i].stored
-			i++
-		}
+	for i, item := range manifest.items() {
+		item.Local = &results[i].stored
 	}
 	seconds := time.Since(begin).Seconds()
 	if err := folder.save(manifestFile, finished{Manifest: *manifest, Export: export, Seconds: seconds}); err != nil {

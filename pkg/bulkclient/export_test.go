@@ -47,21 +47,21 @@ func TestExport(t *testing.T) {
 			seen := &recorder{}
 			c, slept := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = test.ig, seen })
 			dir := filepath.Join(t.TempDir(), "new", "folder")
-			report, err := c.Export(t.Context(), Request{Group: "g", Types: []string{"Patient", "Observation"}}, Options{
-				Dir: dir, KeepGzip: test.keep,
-			})
-			if err != nil {
-				t.Fatal(err)
+			request := Request{Group: "g", Types: []string{"Patient", "Observation", "Patient"}}
+			report, err := c.Export(t.Context(), request, Options{Dir: dir, KeepGzip: test.keep})
+			must(t, err)
+			if got := s.seen[0].URL.RawQuery; got != "_type=Observation%2CPatient" {
+				t.Errorf("kicked off with the query %q", got)
 			}
 			if want := []time.Duration{test.wait, test.wait}; !slices.Equal(slept.all, want) {
 				t.Errorf("waited %v, want %v", slept.all, want)
 			}
-			if prefer := s.heads[0].Get("Prefer"); (prefer == "respond-async") != test.ig {
+			if prefer := s.seen[0].Header.Get("Prefer"); (prefer == "respond-async") != test.ig {
 				t.Errorf("kicked off with Prefer %q", prefer)
 			}
-			for i, head := range s.heads {
-				if head.Get("Authorization") != "Bearer t0" {
-					t.Errorf("request %d bears %q", i, head.Get("Authorization"))
+			for i, bears := range s.authorizations() {
+				if bears != "Bearer t0" {
+					t.Errorf("request %d bears %q", i, bears)
 				}
 			}
 			got := content(t, dir, test.file)
@@ -126,32 +126,6 @@ func mustFail(t *testing.T, c *Client, opts Options) {
 
 func withoutSeconds(t Total) Total { t.Seconds = 0; return t }
 
-func TestKickOffNamesTypesOnce(t *testing.T) {
-	s := newFakeServer(t)
-	c, _ := newClient(t, s, nil)
-	request := Request{Group: "g", Types: []string{"Patient", "Observation", "Patient"}}
-	if _, err := c.Export(t.Context(), request, Options{Dir: t.TempDir()}); err != nil {
-		t.Fatal(err)
-	}
-	if got := s.queries[0]; got != "_type=Observation%2CPatient" {
-		t.Errorf("query %q", got)
-	}
-}
-
-// TestEmptyExport: an export without files is valid (pitfall 1).
-func TestEmptyExport(t *testing.T) {
-	s := newFakeServer(t)
-	c, _ := newClient(t, s, nil)
-	dir := t.TempDir()
-	report, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
-	if err != nil || report.Total.Files != 0 || len(report.Types) != 0 {
-		t.Fatalf("report %+v, %v", report, err)
-	}
-	if got := names(t, dir); !slices.Equal(got, []string{manifestFile}) {
-		t.Errorf("the folder holds %v", got)
-	}
-}
-
 func TestBusyServerIsRetried(t *testing.T) {
 	s := newFakeServer(t)
 	s.kickOffs = []int{429, 503}
@@ -168,29 +142,8 @@ func TestBusyServerIsRetried(t *testing.T) {
 	}
 }
 
-// A 503 may come from the server, in the unit of the job, or from a proxy, in seconds.
-func TestUnitOfRetryAfterDuringOutages(t *testing.T) {
-	for _, row := range []struct {
-		ig     bool
-		header string
-		want   time.Duration
-	}{
-		{false, "5000", 5 * time.Second}, {false, "5", 5 * time.Second}, {false, "999", 999 * time.Second},
-		{true, "5", 5 * time.Second}, {true, "1200", 20 * time.Minute},
-	} {
-		s := newFakeServer(t)
-		s.outage, s.polls = row.header, []int{503}
-		s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503}
-		seen := &recorder{}
-		c, _ := newClient(t, s, func(cfg *Config) { cfg.IG, cfg.Observer = row.ig, seen })
-		mustExport(t, c, Options{Dir: t.TempDir()})
-		if want := []time.Duration{row.want, row.want}; !slices.Equal(seen.waits, want) {
-			t.Errorf("ig %t, Retry-After %s: waited %v, want %v", row.ig, row.header, seen.waits, want)
-		}
-	}
-}
-
-// TestNotAManifest: a document that is not a manifest is an error, from the server and in the folder.
+// TestNotAManifest: a document that is not a manifest is an error, from the server and in the folder. An export without
+// files is valid (pitfall 1).
 func TestNotAManifest(t *testing.T) {
 	const good = `{"transactionTime":"2026-01-02T03:04:05Z","request":"https://a.org/Group/g/$export",` +
 		`"requiresAccessToken":true,"output":[],"error":[]}`
@@ -230,16 +183,19 @@ func TestNotAManifest(t *testing.T) {
 			s.body = row.body
 			c, _ := newClient(t, s, nil)
 			dir := t.TempDir()
-			if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir}); !errors.Is(err, row.want) {
-				t.Errorf("export: %v, want %v", err, row.want)
+			report, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir})
+			if !errors.Is(err, row.want) || report.Total.Files != 0 || len(report.Types) != 0 {
+				t.Errorf("export: %+v, %v, want %v", report, err, row.want)
 			}
-			if _, err := os.Stat(filepath.Join(dir, manifestFile)); (err == nil) != (row.want == nil) {
-				t.Errorf("manifest.json: %v", err)
+			left := []string{stateFile}
+			if row.want == nil {
+				left = []string{manifestFile}
+			}
+			if got := names(t, dir); !slices.Equal(got, left) {
+				t.Errorf("the folder holds %v, want %v", got, left)
 			}
 			dir = t.TempDir()
-			if err := os.WriteFile(filepath.Join(dir, manifestFile), []byte(row.body), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.WriteFile(filepath.Join(dir, manifestFile), []byte(row.body), 0o600))
 			if _, err := Verify(t.Context(), dir); !errors.Is(err, row.want) {
 				t.Errorf("verify: %v, want %v", err, row.want)
 			}
@@ -306,7 +262,7 @@ func TestLostConnection(t *testing.T) {
 	for _, cuts := range [][]int{{0}, {1}, {size / 2}, {size - 1}, {size}, {0, 0, 100_000, 1, 0, 70_000}} {
 		t.Run(fmt.Sprint(cuts), func(t *testing.T) {
 			s.mu.Lock()
-			s.seen, s.heads, file.cuts = nil, nil, slices.Clone(cuts)
+			s.seen, file.cuts = nil, slices.Clone(cuts)
 			s.mu.Unlock()
 			seen := &recorder{}
 			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
@@ -329,7 +285,7 @@ func TestLostConnection(t *testing.T) {
 			if got := s.requests()[2:]; !slices.Equal(got, want) {
 				t.Errorf("requested %q, want %q", got, want)
 			}
-			if last := s.heads[len(s.heads)-1]; last.Get("Range") != "" && last.Get("If-Range") != file.etag {
+			if last := s.seen[len(s.seen)-1].Header; last.Get("Range") != "" && last.Get("If-Range") != file.etag {
 				t.Errorf("the range depends on %q, want %q", last.Get("If-Range"), file.etag)
 			}
 			if seen.resources != 2000 || seen.bytes != int64(len(file.plain)) {
@@ -391,9 +347,7 @@ func TestResumeAfterFailure(t *testing.T) {
 			seen := &recorder{}
 			two, _ := newClient(t, s, func(cfg *Config) { cfg.Observer, cfg.Parallel = seen, 1 })
 			report, err := two.Export(t.Context(), request, opts)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			want := []string{
 				"GET /fhir/jobs/1",
 				"GET /fhir/jobs/1/Condition.c.1.0.ndjson bytes=10000-",
@@ -445,22 +399,16 @@ func TestResumeAfterCrashBeforeRename(t *testing.T) {
 		URL: s.base() + "/jobs/1/Patient.p.1.0.ndjson", ETag: file.etag, Length: int64(len(file.body)), Encoding: "gzip",
 		Digest: file.digest,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	journal, err := os.OpenFile(filepath.Join(dir, journalFile), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	_, err = journal.WriteString(`{"file":"Dev`)
 	for _, err := range []error{
 		err, journal.Close(), os.Remove(final),
 		os.WriteFile(final+".part", file.body, 0o600), os.WriteFile(final+".part.json", said, 0o600),
 		os.WriteFile(final+".new", []byte("half"), 0o600),
 	} {
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 	}
 	before := s.countOf("GET /fhir/jobs/1/Patient")
 	mustExport(t, c, Options{Dir: dir, Resume: true})
@@ -593,8 +541,8 @@ func TestOpenFilesGetNoToken(t *testing.T) {
 	s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 1)
 	c, _ := newClient(t, s, nil)
 	mustExport(t, c, Options{Dir: t.TempDir()})
-	if want := []string{"Bearer t0", "Bearer t0", ""}; !slices.Equal(s.auth, want) {
-		t.Errorf("authorizations %q, want %q", s.auth, want)
+	if got, want := s.authorizations(), []string{"Bearer t0", "Bearer t0", ""}; !slices.Equal(got, want) {
+		t.Errorf("authorizations %q, want %q", got, want)
 	}
 }
 
@@ -678,9 +626,7 @@ func TestNamesAreUnique(t *testing.T) {
 		manifest.Output = append(manifest.Output, Item{Type: "Patient", URL: u})
 	}
 	got, err := files(manifest)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for _, file := range got {
 		if lower := strings.ToLower(file.Name); seen[lower] || !strings.HasSuffix(lower, ".ndjson") {
 			t.Errorf("name %q", file.Name)
@@ -702,9 +648,7 @@ func TestSymlinksAreNotFollowedOut(t *testing.T) {
 	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "victim")
 	mustFail(t, c, Options{Dir: dir})
 	part := filepath.Join(dir, "Patient.p.1.0.ndjson.part")
-	if err := errors.Join(os.Remove(part), os.Symlink(out, part)); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(os.Remove(part), os.Symlink(out, part)))
 	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: true}); err == nil {
 		t.Error("the link was followed")
 	}
@@ -741,9 +685,7 @@ func TestFolderWithOtherFiles(t *testing.T) {
 	s := newFakeServer(t)
 	c, _ := newClient(t, s, nil)
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "thesis.txt"), []byte("mine"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(filepath.Join(dir, "thesis.txt"), []byte("mine"), 0o600))
 	for _, resume := range []bool{false, true} {
 		_, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: resume})
 		if !errors.Is(err, ErrFolder) {
@@ -758,21 +700,14 @@ func TestFolderWithOtherFiles(t *testing.T) {
 func TestOneProcessPerFolder(t *testing.T) {
 	dir := t.TempDir()
 	first, err := openFolder(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if _, err := openFolder(dir); !errors.Is(err, ErrFolder) {
 		t.Errorf("error %v, want ErrFolder", err)
 	}
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, first.Close())
 	second, err := openFolder(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := second.Close(); err != nil {
-		t.Fatal(err)
+	if err != nil || second.Close() != nil {
+		t.Errorf("after the first has closed it: %v", err)
 	}
 }
 
@@ -811,9 +746,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 			c, _ := newClient(t, s, nil)
 			dir := t.TempDir()
 			mustExport(t, c, Options{Dir: dir})
-			if err := damage(dir); err != nil {
-				t.Fatal(err)
-			}
+			must(t, damage(dir))
 			if _, err := Verify(t.Context(), dir); !errors.Is(err, ErrMismatch) {
 				t.Errorf("error %v, want ErrMismatch", err)
 			}

@@ -1,17 +1,17 @@
 package bulkclient
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/platform/filelock"
 )
 
 // The files of a folder beside the data files. Names of data files end in .ndjson or .ndjson.gz, so they never collide
@@ -66,7 +66,7 @@ func (f *finished) results() ([]result, error) {
 		return nil, err
 	}
 	results := make([]result, 0, len(files))
-	for i, item := range slices.Concat(f.Output, f.Deleted, f.Error) { // the order of files
+	for i, item := range f.items() {
 		if item.Local == nil {
 			return nil, fmt.Errorf("%s has no stored file for %s", manifestFile, files[i].Name)
 		}
@@ -96,7 +96,7 @@ func openFolder(dir string) (*folder, error) {
 		return nil, errors.Join(fmt.Errorf("open the folder: %w", err), root.Close())
 	}
 	f := &folder{root: root, lock: lock}
-	if err := lockFile(lock); err != nil {
+	if err := filelock.Lock(lock); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: another process uses it: %w", ErrFolder, err), f.Close())
 	}
 	return f, nil
@@ -143,7 +143,6 @@ func (f *folder) write(name string, mode int, text []byte) error {
 	return errors.Join(err, out.Sync(), out.Close())
 }
 
-// load reads a JSON document. A missing one is fs.ErrNotExist.
 func (f *folder) load(name string, document any) error {
 	text, err := f.root.ReadFile(name)
 	if err == nil {
@@ -183,36 +182,24 @@ func (f *folder) record(url string, stored StoredFile) error {
 
 // recorded returns the files of the journal that are in the folder, by URL. A line that a crash cut short is skipped;
 // its file is downloaded again.
-func (f *folder) recorded() (found map[string]StoredFile, err error) {
-	found = make(map[string]StoredFile)
-	in, err := f.root.Open(journalFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return found, nil
-	}
-	if err != nil {
+func (f *folder) recorded() (map[string]StoredFile, error) {
+	found := make(map[string]StoredFile)
+	journal, err := f.root.ReadFile(journalFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
-	defer func() { err = errors.Join(err, in.Close()) }()
-	reader := bufio.NewReader(in)
-	for {
-		line, err := reader.ReadBytes('\n')
+	for line := range bytes.Lines(journal) {
 		var entry journalEntry
-		if json.Unmarshal(line, &entry) == nil && entry.URL != "" {
-			info, err := f.root.Stat(entry.File)
-			if err == nil && info.Size() == entry.Size {
-				found[entry.URL] = entry.StoredFile
-			}
+		if json.Unmarshal(line, &entry) != nil || entry.URL == "" {
+			continue
 		}
-		if errors.Is(err, io.EOF) {
-			return found, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the journal: %w", err)
+		if info, err := f.root.Stat(entry.File); err == nil && info.Size() == entry.Size {
+			found[entry.URL] = entry.StoredFile
 		}
 	}
+	return found, nil
 }
 
-// remove deletes files. Missing ones are not an error.
 func (f *folder) remove(names ...string) error {
 	var all error
 	for _, name := range names {
@@ -241,7 +228,6 @@ func (f *folder) removeExport() error {
 	return f.remove(names...)
 }
 
-// isData reports whether the name is that of a data file.
 func isData(name string) bool {
 	return strings.HasSuffix(name, ".ndjson") || strings.HasSuffix(name, ".ndjson.gz")
 }

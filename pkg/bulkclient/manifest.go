@@ -31,15 +31,23 @@ type Item struct {
 	Local *StoredFile `json:"local,omitempty"` // only in the manifest.json of a folder: the downloaded file
 }
 
+// items returns the items of all lists: output, deleted, error.
+func (m *Manifest) items() []*Item {
+	var all []*Item
+	for _, list := range [][]Item{m.Output, m.Deleted, m.Error} {
+		for i := range list {
+			all = append(all, &list[i])
+		}
+	}
+	return all
+}
+
 // readManifest decodes a manifest, and refuses a document that lacks a required member with ErrMismatch: a proxy or another
 // server may answer anything with 200, which must not be taken for the manifest of an export without files.
 func readManifest(text []byte, manifest any) error {
 	var required struct {
-		TransactionTime     string  `json:"transactionTime"`
-		Request             string  `json:"request"`
-		RequiresAccessToken *bool   `json:"requiresAccessToken"`
-		Output              *[]Item `json:"output"`
-		Error               *[]Item `json:"error"`
+		Manifest
+		RequiresAccessToken *bool `json:"requiresAccessToken"`
 	}
 	if err := errors.Join(json.Unmarshal(text, &required), json.Unmarshal(text, manifest)); err != nil {
 		return fmt.Errorf("%w: not a manifest: %w", ErrMismatch, err)

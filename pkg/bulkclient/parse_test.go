@@ -3,7 +3,6 @@ package bulkclient
 import (
 	"errors"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +30,25 @@ func TestRetryAfter(t *testing.T) {
 	} {
 		if got, ok := retryAfter(test.header, test.unit); got != test.want || ok != test.ok {
 			t.Errorf("%q in %v: %v, %t, want %v, %t", test.header, test.unit, got, ok, test.want, test.ok)
+		}
+	}
+}
+
+// A 503 may come from the server, in the unit of the job, or from a proxy, in seconds.
+func TestUnitOfRetryAfterDuringOutages(t *testing.T) {
+	for _, row := range []struct {
+		unit   time.Duration
+		header string
+		want   time.Duration
+	}{
+		{time.Millisecond, "5000", 5 * time.Second}, {time.Millisecond, "5", 5 * time.Second},
+		{time.Millisecond, "999", 999 * time.Second}, {time.Second, "5", 5 * time.Second}, {time.Second, "1200", 20 * time.Minute},
+	} {
+		for _, polled := range []bool{true, false} {
+			got, ok := retryIn(&ServerError{Status: 503, retryAfter: row.header}, 1, row.unit, polled)
+			if got != row.want || !ok {
+				t.Errorf("Retry-After %s in %v, polled %t: %v, %t, want %v", row.header, row.unit, polled, got, ok, row.want)
+			}
 		}
 	}
 }
@@ -73,16 +91,10 @@ func TestSameOrigin(t *testing.T) {
 		{"https://a.org", "https://b.a.org", false},
 		{"https://a.org", "https://a.org.evil.com", false},
 		{"https://a.org", "https://a.org@evil.com", false},
+		{"https://a.org", "a.org", false},
+		{"ftp://a.org", "ftp://a.org", false},
 	} {
-		a, err := url.Parse(test.a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := url.Parse(test.b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := sameOrigin(a, b); got != test.want {
+		if got := SameOrigin(test.a, test.b); got != test.want {
 			t.Errorf("%s and %s: %t", test.a, test.b, got)
 		}
 	}

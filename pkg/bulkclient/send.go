@@ -9,10 +9,13 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
@@ -100,15 +103,15 @@ func lost(ctx context.Context, err error) error {
 // send makes a request, with a token if authorize and the client has a token source. A token that the server refuses is
 // replaced by a fresh one once (conformance B-39: exports outlive tokens). The caller closes the body.
 func (c *Client) send(
-	ctx context.Context, method string, target *url.URL, header http.Header, authorize bool,
+	ctx context.Context, method, target string, header http.Header, authorize bool,
 ) (*http.Response, error) {
-	if !authorize || c.tokens == nil {
+	if !authorize || c.cfg.Tokens == nil {
 		return c.sendOnce(ctx, method, target, header, "")
 	}
-	if !sameOrigin(c.base, target) {
+	if !SameOrigin(c.base.String(), target) {
 		return nil, ErrForeignOrigin
 	}
-	token, err := c.tokens.Token(ctx, "")
+	token, err := c.cfg.Tokens.Token(ctx, "")
 	if err != nil {
 		return nil, fmt.Errorf("get a token: %w", err)
 	}
@@ -117,7 +120,7 @@ func (c *Client) send(
 		return resp, err
 	}
 	refused := refusal(resp)
-	token, err = c.tokens.Token(ctx, token)
+	token, err = c.cfg.Tokens.Token(ctx, token)
 	if err != nil {
 		return nil, errors.Join(refused, err)
 	}
@@ -125,9 +128,9 @@ func (c *Client) send(
 }
 
 func (c *Client) sendOnce(
-	ctx context.Context, method string, target *url.URL, header http.Header, token string,
+	ctx context.Context, method, target string, header http.Header, token string,
 ) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, target.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, target, nil)
 	if err != nil {
 		return nil, errors.New("the URL cannot be requested")
 	}
@@ -159,7 +162,7 @@ func (c *Client) redirect(req *http.Request, via []*http.Request) error {
 	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
 		return redirectError("the server redirects from https to plain http")
 	}
-	if !sameOrigin(c.base, req.URL) {
+	if !SameOrigin(c.base.String(), req.URL.String()) {
 		req.Header.Del("Authorization")
 	}
 	return nil
@@ -197,4 +200,81 @@ func issues(body []byte) []fhir.Issue {
 		found = append(found, issue.Issue)
 	}
 	return found
+}
+
+const (
+	maxFailures = 8         // consecutive failures before the client gives up
+	maxWait     = time.Hour // the longest Retry-After that is followed
+)
+
+// retry waits before the next attempt after the attempt'th failure in a row (from 1). It returns err if a retry cannot
+// help. See retryIn for unit and polled.
+func (c *Client) retry(ctx context.Context, err error, attempt int, unit time.Duration, polled bool) error {
+	wait, ok := retryIn(err, attempt, unit, polled)
+	if !ok {
+		return err
+	}
+	c.cfg.Observer.Waiting(err, wait)
+	return c.sleep(ctx, wait)
+}
+
+// retryIn returns the wait before the attempt'th retry (from 1), or false if a retry cannot help. The wait grows from
+// retry to retry even when the server asks for less. unit is the unit of the job's Retry-After. A 429 to a poll of the
+// job's status (polled) uses it as well.
+func retryIn(err error, attempt int, unit time.Duration, polled bool) (time.Duration, bool) {
+	if attempt > maxFailures {
+		return 0, false
+	}
+	var lost lostError
+	if errors.As(err, &lost) {
+		return export.Backoff(attempt), true
+	}
+	var refused *ServerError
+	if !errors.As(err, &refused) || !refused.temporary() {
+		return 0, false
+	}
+	if !polled || refused.Status != http.StatusTooManyRequests {
+		unit = outageUnit(refused.retryAfter, unit)
+	}
+	asked, _ := retryAfter(refused.retryAfter, unit)
+	return max(asked, export.Backoff(attempt)), true
+}
+
+// outageUnit guesses the unit of a Retry-After that comes either from the server, in the job's unit, or from a proxy,
+// in seconds (RFC 9110). A server that uses milliseconds sends at least 1000; seconds that many are not plausible.
+func outageUnit(header string, unit time.Duration) time.Duration {
+	n, err := strconv.ParseInt(strings.TrimSpace(header), 10, 64)
+	if unit == time.Millisecond && err == nil && n >= 1000 {
+		return time.Millisecond
+	}
+	return time.Second
+}
+
+func (e *ServerError) temporary() bool {
+	switch e.Status {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	for _, issue := range e.Issues { // conformance S-12
+		transient := []string{"transient", "lock-error", "no-store", "timeout", "throttled"}
+		if e.Status >= 500 && slices.Contains(transient, issue.Code) {
+			return true
+		}
+	}
+	return false
+}
+
+// retryAfter parses a Retry-After header: an integer of the unit, or an HTTP-date. The wait is at least 100 ms, so that
+// a Retry-After of 0 does not make a busy loop (pitfall 30).
+func retryAfter(header string, unit time.Duration) (time.Duration, bool) {
+	const least = 100 * time.Millisecond
+	header = strings.TrimSpace(header)
+	if n, err := strconv.ParseInt(header, 10, 64); err == nil && n >= 0 {
+		n = min(n, int64(maxWait/unit))
+		return max(time.Duration(n)*unit, least), true
+	}
+	if at, err := http.ParseTime(header); err == nil {
+		return min(max(time.Until(at), least), maxWait), true
+	}
+	return 0, false
 }

@@ -14,7 +14,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +27,14 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// must ends the test after an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 // stored is a file on the fakeServer.
 type stored struct {
@@ -54,20 +61,17 @@ type fakeServer struct {
 	mu         sync.Mutex
 	files      map[string]*stored
 	order      []string
-	pending    int      // 202s before the manifest
-	retryAfter string   // of a 202
-	kickOffs   []int    // status codes of the first answers to kick-offs
-	polls      []int    // status codes of the first answers to polls, before pending counts
-	location   string   // of Content-Location; "" for the right one
-	open       bool     // requiresAccessToken: false
-	token      string   // the one that is good; "" for any
-	hangUp     bool     // no request is answered
-	body       string   // in place of the manifest
-	outage     string   // Retry-After of refusals; "" for 3
-	queries    []string // the query of each request
-	seen       []string // method, path and range of each request
-	auth       []string // Authorization of each request
-	heads      []http.Header
+	pending    int    // 202s before the manifest
+	retryAfter string // of a 202
+	kickOffs   []int  // status codes of the first answers to kick-offs
+	polls      []int  // status codes of the first answers to polls, before pending counts
+	location   string // of Content-Location; "" for the right one
+	open       bool   // requiresAccessToken: false
+	token      string // the one that is good; "" for any
+	hangUp     bool   // no request is answered
+	body       string // in place of the manifest
+	outage     string // Retry-After of refusals; "" for 3
+	seen       []*http.Request
 	outcome    string            // diagnostics of refusals
 	onPoll     func()            // called with each poll
 	after      map[string]func() // called under the mutex after a file's answer
@@ -127,14 +131,7 @@ func digestOf(body []byte) string {
 
 func (s *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
-	note := r.Method + " " + r.URL.Path
-	if ranges := r.Header.Get("Range"); ranges != "" {
-		note += " " + ranges
-	}
-	s.seen = append(s.seen, note)
-	s.auth = append(s.auth, r.Header.Get("Authorization"))
-	s.heads = append(s.heads, r.Header.Clone())
-	s.queries = append(s.queries, r.URL.RawQuery)
+	s.seen = append(s.seen, r.Clone(context.Background()))
 	good := s.token == "" || r.Header.Get("Authorization") == "Bearer "+s.token
 	hangUp := s.hangUp
 	s.mu.Unlock()
@@ -306,11 +303,22 @@ func (s *fakeServer) file(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body) // the client may be gone
 }
 
-// requests returns the requests so far, in order of arrival.
+// requests returns method, path and range of the requests so far, in order of arrival.
 func (s *fakeServer) requests() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.seen)
+	var notes []string
+	for _, r := range s.seen {
+		notes = append(notes, strings.TrimSpace(r.Method+" "+r.URL.Path+" "+r.Header.Get("Range")))
+	}
+	return notes
+}
+
+func (s *fakeServer) authorizations() (found []string) {
+	for _, r := range s.seen {
+		found = append(found, r.Header.Get("Authorization"))
+	}
+	return found
 }
 
 // countOf counts the requests with the prefix.
@@ -371,9 +379,7 @@ func newClient(t *testing.T, s *fakeServer, change func(*Config)) (*Client, *wai
 		change(&cfg)
 	}
 	c, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(c.Close)
 	slept := &waits{}
 	c.sleep = slept.sleep
@@ -396,9 +402,7 @@ func (w *waits) sleep(ctx context.Context, d time.Duration) error {
 func names(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	found := []string{}
 	for _, e := range entries {
 		found = append(found, e.Name())
@@ -409,21 +413,15 @@ func names(t *testing.T, dir string) []string {
 func content(t *testing.T, dir, name string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return text
 }
 
 func unzip(t *testing.T, zipped []byte) []byte {
 	t.Helper()
 	in, err := gzip.NewReader(bytes.NewReader(zipped))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	text, err := io.ReadAll(in)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return text
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -31,38 +30,26 @@ type meta struct {
 // the server, which it appends to the part. It reconnects after a lost connection without an error to the reader. It is
 // for one goroutine.
 type stream struct {
-	client    *Client
-	ctx       context.Context // of the download: a Reader has no parameter for it
-	folder    *folder
-	name      string // of the part
-	target    *url.URL
-	authorize bool          // send the token
-	unit      time.Duration // of the job's Retry-After
-	meta      meta
-	begun     bool // meta is from the first response of this run
-	part      *os.File
-	size      int64 // bytes of the part
-	pos       int64 // bytes returned to the reader
-	body      io.ReadCloser
-	cancel    context.CancelCauseFunc // cancels the request of body
-	timer     *time.Timer             // cancels a stalled request
-	err       error                   // the error that ended the stream, nil at EOF
-
-	failures int // consecutive, without a byte
+	*download
+	ctx      context.Context // of the download: a Reader has no parameter for it
+	name     string          // of the part
+	url      string
+	meta     meta
+	begun    bool // meta is from the first response of this run
+	part     *os.File
+	size     int64 // bytes of the part
+	pos      int64 // bytes returned to the reader
+	body     io.ReadCloser
+	cancel   context.CancelCauseFunc // cancels the request of body
+	timer    *time.Timer             // cancels a stalled request
+	failures int                     // consecutive, without a byte
+	err      error                   // the error that ended the stream, nil at EOF
 }
 
 // openStream opens or creates the part of a file and fills meta. A part that cannot be continued is truncated.
-func (c *Client) openStream(
-	ctx context.Context, folder *folder, file File, authorize bool, unit time.Duration,
-) (_ *stream, err error) {
-	target, err := url.Parse(file.URL)
-	if err != nil {
-		return nil, errors.New("the URL is not a URL")
-	}
-	s := &stream{
-		client: c, ctx: ctx, folder: folder, name: file.Name + partSuffix, target: target, authorize: authorize, unit: unit,
-	}
-	s.part, err = folder.root.OpenFile(s.name, os.O_RDWR|os.O_CREATE, 0o640)
+func (d *download) openStream(ctx context.Context, file File) (_ *stream, err error) {
+	s := &stream{download: d, ctx: ctx, name: file.Name + partSuffix, url: file.URL}
+	s.part, err = d.folder.root.OpenFile(s.name, os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("open the part: %w", err)
 	}
@@ -76,7 +63,7 @@ func (c *Client) openStream(
 		return nil, fmt.Errorf("open the part: %w", err)
 	}
 	s.size = info.Size()
-	err = folder.load(file.Name+metaSuffix, &s.meta)
+	err = d.folder.load(file.Name+metaSuffix, &s.meta)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) || s.meta.URL != file.URL {
 		s.meta = meta{}
 	}
@@ -86,33 +73,31 @@ func (c *Client) openStream(
 		if err := s.part.Truncate(0); err != nil {
 			return nil, fmt.Errorf("truncate the part: %w", err)
 		}
-		if err := s.connect(ctx); err != nil {
+		if err := s.connect(); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// Close closes the connection and the part.
 func (s *stream) Close() error {
-	s.disconnect(nil)
+	s.disconnect()
 	if err := s.part.Close(); err != nil {
 		return fmt.Errorf("close the part: %w", err)
 	}
 	return nil
 }
 
-func (s *stream) disconnect(cause error) {
+func (s *stream) disconnect() {
 	if s.body == nil {
 		return
 	}
 	s.timer.Stop()
-	s.cancel(cause)
+	s.cancel(nil)
 	_ = s.body.Close() // the request has ended either way
 	s.body = nil
 }
 
-// Read implements io.Reader.
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -135,7 +120,7 @@ func (s *stream) read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if s.body == nil {
-			if err := s.connect(s.ctx); err != nil {
+			if err := s.connect(); err != nil {
 				return 0, err
 			}
 		}
@@ -158,40 +143,39 @@ func (s *stream) read(p []byte) (int, error) {
 		case s.ctx.Err() != nil:
 			return 0, context.Cause(s.ctx)
 		default:
-			s.disconnect(nil)
-			if err := s.retry(s.ctx, lostError{err}); err != nil {
+			s.disconnect()
+			if err := s.retry(lostError{err}); err != nil {
 				return 0, err
 			}
 		}
 	}
 }
 
-// connect requests the bytes from size on, and retries.
-func (s *stream) connect(ctx context.Context) error {
+func (s *stream) connect() error {
 	for {
-		err := s.connectOnce(ctx)
+		err := s.connectOnce()
 		if err == nil || errors.Is(err, errChanged) {
 			return err
 		}
-		if err := s.retry(ctx, err); err != nil {
+		if err := s.retry(err); err != nil {
 			return err
 		}
 	}
 }
 
-func (s *stream) retry(ctx context.Context, reason error) error {
+func (s *stream) retry(reason error) error {
 	s.failures++
-	return s.client.retry(ctx, reason, s.failures, s.unit, false)
+	return s.client.retry(s.ctx, reason, s.failures, s.unit, false)
 }
 
-func (s *stream) connectOnce(ctx context.Context) error {
+func (s *stream) connectOnce() error {
 	header := http.Header{"Accept": {"application/fhir+ndjson"}, "Accept-Encoding": {"gzip"}}
 	if s.size > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", s.size))
 		header.Set("If-Range", s.meta.ETag)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	resp, err := s.client.send(ctx, http.MethodGet, s.target, header, s.authorize)
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	resp, err := s.client.send(ctx, http.MethodGet, s.url, header, s.authorize)
 	if err != nil {
 		cancel(nil)
 		return err
@@ -216,7 +200,6 @@ func (s *stream) connectOnce(ctx context.Context) error {
 	return nil
 }
 
-// begin stores the headers of the file before its first byte.
 func (s *stream) begin(resp *http.Response) error {
 	encoding := strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding")))
 	switch encoding {
@@ -228,11 +211,8 @@ func (s *stream) begin(resp *http.Response) error {
 		return fmt.Errorf("%w: it has the content encoding %q", ErrMismatch, printable(encoding))
 	}
 	received := meta{
-		URL:      s.meta.URL,
-		ETag:     resp.Header.Get("ETag"),
-		Length:   resp.ContentLength,
-		Encoding: encoding,
-		Digest:   resp.Header.Get("Repr-Digest"),
+		URL: s.url, ETag: resp.Header.Get("ETag"), Length: resp.ContentLength, Encoding: encoding,
+		Digest: resp.Header.Get("Repr-Digest"),
 	}
 	if s.begun && received != s.meta { // the first connection was lost before its first byte
 		return errChanged
@@ -241,17 +221,11 @@ func (s *stream) begin(resp *http.Response) error {
 	return s.folder.save(s.name+".json", s.meta) // metaSuffix
 }
 
-// resume checks that the response continues the part.
 func (s *stream) resume(resp *http.Response) error {
 	var first, last, total int64
 	_, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &total)
-	if err != nil || first != s.size {
-		return errChanged
-	}
-	if s.meta.Length >= 0 && total != s.meta.Length {
-		return errChanged
-	}
-	if tag := resp.Header.Get("ETag"); tag != "" && tag != s.meta.ETag {
+	tag := resp.Header.Get("ETag")
+	if err != nil || first != s.size || s.meta.Length >= 0 && total != s.meta.Length || tag != "" && tag != s.meta.ETag {
 		return errChanged
 	}
 	s.meta.Length = total

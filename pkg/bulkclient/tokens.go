@@ -26,14 +26,41 @@ type Credentials struct {
 	Now          func() time.Time
 }
 
-// credentialTokens fetches tokens as needed: an export outlives a token.
-type credentialTokens struct {
-	Credentials
-	http *http.Client
+// CachedTokens returns a source of tokens that fetch returns with their lifetimes. A token is replaced at half of its
+// lifetime, because an export outlives a token, and at once when the server refuses it (conformance B-39).
+func CachedTokens(
+	now func() time.Time, fetch func(ctx context.Context) (token string, life time.Duration, err error),
+) TokenSource {
+	return &cachedTokens{now: now, fetch: fetch}
+}
+
+type cachedTokens struct {
+	now   func() time.Time
+	fetch func(context.Context) (string, time.Duration, error)
 
 	mu    sync.Mutex
 	token string
-	until time.Time // when the token is replaced, well before it expires
+	until time.Time // when the token is replaced
+}
+
+func (c *cachedTokens) Token(ctx context.Context, refused string) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.token != "" && c.token != refused && c.now().Before(c.until) {
+		return c.token, nil
+	}
+	token, life, err := c.fetch(ctx)
+	if err != nil {
+		return "", err
+	}
+	c.token, c.until = token, c.now().Add(life/2)
+	return token, nil
+}
+
+// credentialTokens fetches tokens. Its methods are not for concurrent use.
+type credentialTokens struct {
+	Credentials
+	http *http.Client
 }
 
 // NewTokenSource returns a source of tokens for the credentials. It makes no request before the first token is needed.
@@ -50,7 +77,7 @@ func NewTokenSource(credentials Credentials) (TokenSource, error) {
 			return redirectError("the token endpoint redirects; an assertion is valid for one URL only")
 		},
 	}
-	return source, nil
+	return CachedTokens(credentials.Now, source.fetch), nil
 }
 
 // check refuses a token endpoint to which an assertion would be sent unencrypted.
@@ -65,30 +92,22 @@ func (c *credentialTokens) check(endpoint string) error {
 	return nil
 }
 
-// Token implements TokenSource.
-func (c *credentialTokens) Token(ctx context.Context, refused string) (string, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.token != "" && c.token != refused && c.Now().Before(c.until) {
-		return c.token, nil
-	}
+func (c *credentialTokens) fetch(ctx context.Context) (string, time.Duration, error) {
 	if c.TokenURL == "" {
 		endpoint, err := c.discover(ctx)
 		if err != nil {
-			return "", fmt.Errorf("find the token endpoint: %w", err)
+			return "", 0, fmt.Errorf("find the token endpoint: %w", err)
 		}
 		c.TokenURL = endpoint
 	}
-	answer, err := c.fetch(ctx)
+	answer, err := c.request(ctx)
 	if err != nil {
-		return "", fmt.Errorf("request a token: %w", err)
+		return "", 0, fmt.Errorf("request a token: %w", err)
 	}
 	life := time.Duration(min(max(answer.ExpiresIn, 0), int64(time.Hour/time.Second))) * time.Second
-	c.token, c.until = answer.AccessToken, c.Now().Add(life/2)
-	return c.token, nil
+	return answer.AccessToken, life, nil
 }
 
-// tokenAnswer is the answer of a token endpoint (RFC 6749 section 5).
 type tokenAnswer struct {
 	AccessToken string `json:"access_token"`
 	TokenType   string `json:"token_type"`
@@ -97,7 +116,7 @@ type tokenAnswer struct {
 	Description string `json:"error_description"`
 }
 
-func (c *credentialTokens) fetch(ctx context.Context) (answer tokenAnswer, err error) {
+func (c *credentialTokens) request(ctx context.Context) (answer tokenAnswer, err error) {
 	assertion, err := c.Assert(c.TokenURL)
 	if err != nil {
 		return answer, err

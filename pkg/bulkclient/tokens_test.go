@@ -52,13 +52,11 @@ func (s *issuing) source(t *testing.T, now func() time.Time, tokenURL string) To
 		Base: s.URL + "/fhir/", TokenURL: tokenURL, Scope: "system/*.rs", Now: now,
 		Assert: func(endpoint string) (string, error) { return "for " + endpoint, nil },
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return source
 }
 
-// Tokens are fetched on first use, at half of their lifetime, and when the server refuses one.
+// TestCredentialTokens covers conformance B-39: tokens are fetched on first use, at half of their lifetime, and when the server refuses one.
 func TestCredentialTokens(t *testing.T) {
 	now := time.Now()
 	clock := func() time.Time { return now }

@@ -190,76 +190,80 @@ func TestAJobWithoutAKeyIsInPlaintext(t *testing.T) {
 	}
 }
 
-func TestAPurgeCountsSoon(t *testing.T) {
-	keys := parse(t, master("a"))
-	job := export.NewJobID()
-	store := &records{wrapped: map[export.JobID][]byte{job: keys.New(job)}}
-	now := time.Unix(1_700_000_000, 0)
-	ring := envelope.NewRing(keys, store.look, func() time.Time { return now })
-	ask := func() error { _, err := ring.Key(t.Context(), manifest(job)); return err }
-	if err := ask(); err != nil {
+// vault is a ring with a clock, and an encrypted job.
+type vault struct {
+	*records
+	keys *envelope.Keys
+	ring *envelope.Ring
+	job  export.JobID
+	now  time.Time
+}
+
+func newVault(t *testing.T) *vault {
+	t.Helper()
+	v := &vault{keys: parse(t, master("a")), job: export.NewJobID(), now: time.Unix(1_700_000_000, 0)}
+	v.records = &records{wrapped: map[export.JobID][]byte{v.job: v.keys.New(v.job)}}
+	v.ring = envelope.NewRing(v.keys, v.look, func() time.Time { return v.now })
+	if err := v.after(t, 0); err != nil {
 		t.Fatal(err)
 	}
-	delete(store.wrapped, job)
-	now = now.Add(envelope.Fresh - time.Millisecond)
-	if err := ask(); err != nil || store.lookups != 1 {
-		t.Errorf("a fresh key: %v, lookups for %d times", err, store.lookups)
+	return v
+}
+
+// after looks up the job's key once more time has passed.
+func (v *vault) after(t *testing.T, passed time.Duration) error {
+	v.now = v.now.Add(passed)
+	_, err := v.ring.Key(t.Context(), manifest(v.job))
+	return err
+}
+
+func TestAPurgeCountsSoon(t *testing.T) {
+	v := newVault(t)
+	delete(v.wrapped, v.job)
+	if err := v.after(t, envelope.Fresh-time.Millisecond); err != nil || v.lookups != 1 {
+		t.Errorf("a fresh key: %v after %d lookups", err, v.lookups)
 	}
-	now = now.Add(time.Millisecond)
-	if err := ask(); !errors.Is(err, export.ErrNotFound) {
+	if err := v.after(t, time.Millisecond); !errors.Is(err, export.ErrNotFound) {
 		t.Errorf("after the purge: %v, want ErrNotFound", err)
 	}
-	store.down = export.ErrUnavailable
-	if err := ask(); err == nil || errors.Is(err, export.ErrNotFound) {
-		t.Errorf("what was found to be gone came back: %v", err)
+	v.down = export.ErrUnavailable
+	if err := v.after(t, 0); err == nil || errors.Is(err, export.ErrNotFound) {
+		t.Errorf("a purged key is used again: %v", err)
 	}
 }
 
 func TestAShortOutage(t *testing.T) {
-	keys := parse(t, master("a"))
-	job := export.NewJobID()
-	store := &records{wrapped: map[export.JobID][]byte{job: keys.New(job)}}
-	now := time.Unix(1_700_000_000, 0)
-	ring := envelope.NewRing(keys, store.look, func() time.Time { return now })
-	ask := func() error { _, err := ring.Key(t.Context(), manifest(job)); return err }
-	if err := ask(); err != nil {
-		t.Fatal(err)
-	}
-	store.down = fmt.Errorf("redis: %w", export.ErrUnavailable)
-	now = now.Add(envelope.Spare - time.Millisecond)
-	if err := ask(); err != nil {
+	v := newVault(t)
+	v.down = fmt.Errorf("redis: %w", export.ErrUnavailable)
+	if err := v.after(t, envelope.Spare-time.Millisecond); err != nil {
 		t.Errorf("in a short outage: %v", err)
 	}
-	now = now.Add(time.Millisecond)
-	if err := ask(); !errors.Is(err, export.ErrUnavailable) {
+	if err := v.after(t, time.Millisecond); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("in a long outage: %v, want ErrUnavailable", err)
 	}
-	store.down = nil
-	if err := ask(); err != nil {
+	v.down = nil
+	if err := v.after(t, 0); err != nil {
 		t.Errorf("after the outage: %v", err)
 	}
 }
 
-// More jobs than are held at once only cost further looks.
+// More jobs than the cache holds only cost further lookups.
 func TestManyJobs(t *testing.T) {
-	keys := parse(t, master("a"))
-	store := &records{wrapped: map[export.JobID][]byte{}}
+	v := newVault(t)
 	var jobs []export.JobID
 	for range 1000 {
 		job := export.NewJobID()
 		jobs = append(jobs, job)
-		store.wrapped[job] = keys.New(job)
+		v.wrapped[job] = v.keys.New(job)
 	}
-	now := time.Unix(1_700_000_000, 0)
-	ring := envelope.NewRing(keys, store.look, func() time.Time { return now })
 	for range 2 {
 		for _, job := range jobs {
-			if _, err := ring.Key(t.Context(), manifest(job)); err != nil {
+			if _, err := v.ring.Key(t.Context(), manifest(job)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	if store.lookups < 1500 {
-		t.Errorf("1000 jobs were lookups for twice in %d looks: all keys are held", store.lookups)
+	if v.lookups < 1500 {
+		t.Errorf("%d lookups for 1000 jobs twice: all keys are cached", v.lookups)
 	}
 }

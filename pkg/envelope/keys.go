@@ -30,7 +30,6 @@ const (
 	nonceSize = 12
 )
 
-// keyID is the form of a master key's id.
 var keyID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // Keys are the master keys.

@@ -57,58 +57,35 @@ func (r *Ring) Key(ctx context.Context, object string) ([]byte, error) {
 		return nil, errors.New("the object does not belong to a job")
 	}
 	now := r.now()
-	last, there := r.cached(job)
+	r.mu.Lock()
+	last, there := r.cache[job]
+	r.mu.Unlock()
 	// Whether a job is encrypted never changes, and a plaintext job has no key to destroy.
 	if there && (last.dataKey == nil || now.Sub(last.at) < Fresh) {
 		return last.dataKey, nil
 	}
-	dataKey, err := r.load(ctx, job)
-	if errors.Is(err, errStore) && there && now.Sub(last.at) < Spare {
-		return last.dataKey, nil
-	}
-	if err != nil {
-		r.remove(job)
-		return nil, err
-	}
-	r.store(job, entry{dataKey: dataKey, at: now})
-	return dataKey, nil
-}
-
-// errStore means that the job store is unavailable, so the job may or may not exist.
-var errStore = fmt.Errorf("job store: %w", export.ErrUnavailable)
-
-func (r *Ring) load(ctx context.Context, job export.JobID) ([]byte, error) {
+	var dataKey []byte
 	wrapped, err := r.wrapped(ctx, job)
-	if errors.Is(err, export.ErrUnavailable) {
-		return nil, fmt.Errorf("%w: %w", errStore, err)
+	switch {
+	case errors.Is(err, export.ErrUnavailable):
+		if there && now.Sub(last.at) < Spare {
+			return last.dataKey, nil
+		}
+		err = fmt.Errorf("job store: %w: %w", export.ErrUnavailable, err)
+	case err == nil && len(wrapped) > 0:
+		dataKey, err = r.keys.unwrap(job, wrapped)
 	}
-	if err != nil || len(wrapped) == 0 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		delete(r.cache, job)
 		return nil, err
 	}
-	return r.keys.unwrap(job, wrapped)
-}
-
-func (r *Ring) cached(job export.JobID) (entry, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	last, there := r.cache[job]
-	return last, there
-}
-
-func (r *Ring) remove(job export.JobID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.cache, job)
-}
-
-// store caches a key. It removes expired entries, and arbitrary ones when the cache is full.
-func (r *Ring) store(job export.JobID, key entry) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for other, of := range r.cache {
-		if key.at.Sub(of.at) >= Spare || len(r.cache) >= maxCached {
+	for other, of := range r.cache { // the expired, and arbitrary ones when the cache is full
+		if now.Sub(of.at) >= Spare || len(r.cache) >= maxCached {
 			delete(r.cache, other)
 		}
 	}
-	r.cache[job] = key
+	r.cache[job] = entry{dataKey: dataKey, at: now}
+	return dataKey, nil
 }

@@ -14,14 +14,14 @@ import (
 
 // Waiting is the content of one queue at one moment.
 type Waiting struct {
-	Queue     string        // its name on the wire
-	Units     bool          // workers serve it; schedulers serve the others
-	Long      bool          // it holds long units, which decide how many workers are needed
-	Pending   int           // tasks that can be taken now
-	Active    int           // tasks that a process has
-	Scheduled int           // delayed tasks, such as units that wait for a dependency
-	Retry     int           // tasks whose outcome could not be recorded
-	Oldest    time.Duration // how long the oldest pending task has waited; 0: there is none
+	Queue     string        `json:"queue"`     // its name on the wire
+	Units     bool          `json:"-"`         // workers serve it; schedulers serve the others
+	Long      bool          `json:"-"`         // it holds long units, which decide how many workers are needed
+	Pending   int           `json:"pending"`   // tasks that can be taken now
+	Active    int           `json:"active"`    // tasks that a process has
+	Scheduled int           `json:"scheduled"` // delayed tasks, such as units that wait for a dependency
+	Retry     int           `json:"retry"`     // tasks whose outcome could not be recorded
+	Oldest    time.Duration `json:"-"`         // how long the oldest pending task has waited; 0: there is none
 }
 
 // oldestLooked is how many tasks at the head of a queue are read for the oldest one. Asynq puts unfinished tasks of a

@@ -40,16 +40,32 @@ var doneTexts = map[string]string{
 	"drain":  "The worker takes no new unit and stops within seconds.",
 }
 
-// actions prepare the actions, by path.
-func (p *Page) actions() map[string]func(*http.Request) (action, error) {
-	return map[string]func(*http.Request) (action, error){
-		"jobs/{job}/cancel":             p.cancel,
-		"jobs/{job}/purge":              p.purge,
-		"jobs/{job}/units/{unit}/retry": p.retry,
-		"jobs/{job}/units/{unit}/fail":  p.giveUp,
-		"intake/pause":                  p.pause,
-		"intake/resume":                 p.resume,
-		"workers/{worker}/drain":        p.drain,
+// preparation returns an action on what the request's path names.
+type preparation = func(*http.Request) (action, error)
+
+func (p *Page) actions() map[string]preparation { // by path
+	return map[string]preparation{
+		"jobs/{job}/cancel": p.jobAction(action{
+			Title: "Cancel this job?", Button: "Cancel the job", done: "cancel", Harm: true,
+			What: "The owner loses access at once. Running units stop, and the files are deleted. This cannot be undone.",
+		}, (*ops.Operator).Cancel),
+		"jobs/{job}/purge": p.jobAction(action{
+			Title: "Purge this job now?", Button: "Purge it now", done: "purge", Harm: true,
+			What: "The job expires now: its files are deleted, then its record. This cannot be undone.",
+		}, (*ops.Operator).PurgeNow),
+		"jobs/{job}/units/{unit}/retry": p.unitAction(action{
+			Title: "Retry this unit?", Button: "Retry the unit", done: "retry",
+			What: "The unit runs at once under a new fence, with all its attempts. The result of a worker that runs it now is " +
+				"discarded.",
+		}, (*ops.Operator).RetryUnit),
+		"jobs/{job}/units/{unit}/fail": p.unitAction(action{
+			Title: "Give this unit up?", Button: "Give the unit up", done: "fail", Harm: true,
+			What: "The unit's data will be missing: it becomes an entry of the manifest's error list, and the rest of the job " +
+				"continues. It can be retried until the job's next stage begins.",
+		}, (*ops.Operator).GiveUpUnit),
+		"intake/pause":           p.pause,
+		"intake/resume":          p.resume,
+		"workers/{worker}/drain": p.drain,
 	}
 }
 
@@ -59,8 +75,7 @@ type confirmPage struct {
 	URL, Token string
 }
 
-// confirm shows what an action does, with the form that performs it.
-func (p *Page) confirm(w http.ResponseWriter, r *http.Request, prepare func(*http.Request) (action, error)) {
+func (p *Page) confirm(w http.ResponseWriter, r *http.Request, prepare preparation) {
 	a, err := prepare(r)
 	if err != nil {
 		p.refuse(w, err, Path)
@@ -72,7 +87,7 @@ func (p *Page) confirm(w http.ResponseWriter, r *http.Request, prepare func(*htt
 }
 
 // perform performs an action if the form comes from the confirmation page.
-func (p *Page) perform(w http.ResponseWriter, r *http.Request, prepare func(*http.Request) (action, error)) {
+func (p *Page) perform(w http.ResponseWriter, r *http.Request, prepare preparation) {
 	if err := p.guard.checkForm(r); err != nil {
 		p.deny(w, r, err)
 		return
@@ -95,7 +110,7 @@ func (p *Page) perform(w http.ResponseWriter, r *http.Request, prepare func(*htt
 // deny refuses a form that did not come from the page, and records it like every refused request.
 func (p *Page) deny(w http.ResponseWriter, r *http.Request, reason error) {
 	p.log.Warn("operator's page: form refused", "err", reason)
-	err := p.Audit.Record(audit.Event{
+	err := p.operator.Audit.Record(audit.Event{
 		Action: audit.Denied, Outcome: audit.Refused, Address: addressOf(r), HTTPStatus: http.StatusForbidden,
 		Target: "the operator's page", Reason: reason.Error(),
 	})
@@ -126,73 +141,44 @@ func addressOf(r *http.Request) netip.Addr {
 
 func jobPath(id export.JobID) string { return Path + "jobs/" + string(id) }
 
-// jobAction completes an action on the job in the URL.
-func (p *Page) jobAction(
-	r *http.Request, a action, do func(*ops.Operator, context.Context, export.JobID) error,
-) (action, error) {
-	job, err := p.readJob(r.Context(), r.PathValue("job"))
-	if err != nil {
-		return action{}, err
+func (p *Page) jobAction(a action, do func(*ops.Operator, context.Context, export.JobID) error) preparation {
+	return func(r *http.Request) (action, error) {
+		job, err := p.readJob(r.Context(), r.PathValue("job"))
+		if err != nil {
+			return action{}, err
+		}
+		a := a
+		a.Back, a.after = jobPath(job.ID), Path // the job's page may be gone by then
+		a.About = []fact{
+			{Label: "Job", Value: string(job.ID)}, {Label: "State", Value: string(job.State)},
+			{Label: "Age", Value: age(job.Age.Duration)}, {Label: "Owner (digest)", Value: job.Owner[:16]},
+		}
+		a.do = func(r *http.Request, o *ops.Operator) error { return do(o, r.Context(), job.ID) }
+		return a, nil
 	}
-	a.Back, a.after = jobPath(job.ID), Path // the job's page may be gone by then
-	a.About = []fact{
-		{Label: "Job", Value: string(job.ID)}, {Label: "State", Value: string(job.State)},
-		{Label: "Age", Value: age(job.Age.Duration)}, {Label: "Owner (digest)", Value: job.Owner[:16]},
-	}
-	a.do = func(r *http.Request, o *ops.Operator) error { return do(o, r.Context(), job.ID) }
-	return a, nil
 }
 
-func (p *Page) cancel(r *http.Request) (action, error) {
-	return p.jobAction(r, action{
-		Title: "Cancel this job?", Button: "Cancel the job", done: "cancel", Harm: true,
-		What: "The owner loses access at once. Running units stop, and the files are deleted. This cannot be undone.",
-	}, (*ops.Operator).Cancel)
-}
-
-func (p *Page) purge(r *http.Request) (action, error) {
-	return p.jobAction(r, action{
-		Title: "Purge this job now?", Button: "Purge it now", done: "purge", Harm: true,
-		What: "The job expires now: its files are deleted, then its record. This cannot be undone.",
-	}, (*ops.Operator).PurgeNow)
-}
-
-// unitAction completes an action on the unit in the URL.
 func (p *Page) unitAction(
-	r *http.Request, a action, do func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
-) (action, error) {
-	job, err := p.readJob(r.Context(), r.PathValue("job"))
-	if err != nil {
-		return action{}, err
+	a action, do func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
+) preparation {
+	return func(r *http.Request) (action, error) {
+		job, err := p.readJob(r.Context(), r.PathValue("job"))
+		if err != nil {
+			return action{}, err
+		}
+		at := slices.IndexFunc(job.Units, func(u ops.Unit) bool { return string(u.ID) == r.PathValue("unit") })
+		if at < 0 {
+			return action{}, fmt.Errorf("unit of job %s: %w", job.ID, export.ErrNotFound)
+		}
+		a, unit := a, job.Units[at]
+		a.Back, a.after = jobPath(job.ID), jobPath(job.ID)
+		a.About = []fact{
+			{Label: "Job", Value: string(job.ID)}, {Label: "Unit", Value: string(unit.ID)},
+			{Label: "State", Value: string(unit.State)}, {Label: "Failed attempts", Value: count(int64(unit.Attempts))},
+		}
+		a.do = func(r *http.Request, o *ops.Operator) error { return do(o, r.Context(), job.ID, unit.ID) }
+		return a, nil
 	}
-	at := slices.IndexFunc(job.Units, func(u ops.Unit) bool { return string(u.ID) == r.PathValue("unit") })
-	if at < 0 {
-		return action{}, fmt.Errorf("unit of job %s: %w", job.ID, export.ErrNotFound)
-	}
-	unit := job.Units[at]
-	a.Back, a.after = jobPath(job.ID), jobPath(job.ID)
-	a.About = []fact{
-		{Label: "Job", Value: string(job.ID)}, {Label: "Unit", Value: string(unit.ID)},
-		{Label: "State", Value: string(unit.State)}, {Label: "Failed attempts", Value: count(int64(unit.Attempts))},
-	}
-	a.do = func(r *http.Request, o *ops.Operator) error { return do(o, r.Context(), job.ID, unit.ID) }
-	return a, nil
-}
-
-func (p *Page) retry(r *http.Request) (action, error) {
-	return p.unitAction(r, action{
-		Title: "Retry this unit?", Button: "Retry the unit", done: "retry",
-		What: "The unit runs at once under a new fence, with all its attempts. The result of a worker that runs it now is " +
-			"discarded.",
-	}, (*ops.Operator).RetryUnit)
-}
-
-func (p *Page) giveUp(r *http.Request) (action, error) {
-	return p.unitAction(r, action{
-		Title: "Give this unit up?", Button: "Give the unit up", done: "fail", Harm: true,
-		What: "The unit's data will be missing: it becomes an entry of the manifest's error list, and the rest of the job " +
-			"continues. It can be retried until the job's next stage begins.",
-	}, (*ops.Operator).GiveUpUnit)
 }
 
 func (p *Page) pause(*http.Request) (action, error) {
@@ -207,7 +193,7 @@ func (p *Page) pause(*http.Request) (action, error) {
 				if err != nil || d <= 0 || d > 31*24*time.Hour {
 					return invalidInput{"The duration of the pause is not one of those offered."}
 				}
-				until = p.Now().Add(d)
+				until = p.operator.Now().Add(d)
 			}
 			reason := r.PostForm.Get("reason")
 			if err := ops.CheckReason(reason); err != nil {

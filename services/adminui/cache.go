@@ -7,14 +7,10 @@ import (
 )
 
 const (
-	// cacheLife is how long a value is served to other browsers.
-	cacheLife = time.Second
-	// cacheFactor bounds the share of time spent on reading: a value lives this many times longer than its read took.
-	cacheFactor = 10
-	// cacheLifeMost bounds that: operators act on what they see.
-	cacheLifeMost = 10 * time.Second
-	// cacheSize bounds the number of values.
-	cacheSize = 64
+	cacheLife     = time.Second      // how long a value is served to other browsers
+	cacheFactor   = 10               // a value lives at least this many times longer than its read took
+	cacheLifeMost = 10 * time.Second // bounds that: operators act on what they see
+	cacheSize     = 64               // values
 )
 
 // cache keeps recently read values, so that many browsers cost as much as one. It reads one value at a time.
@@ -59,7 +55,6 @@ func (c *cache[T]) get(ctx context.Context, key string, read func(context.Contex
 	return value, nil
 }
 
-// clear removes all values: something was changed.
 func (c *cache[T]) clear() {
 	c.turn <- struct{}{}
 	clear(c.values)

@@ -11,7 +11,6 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-// functions are what the templates call.
 var functions = template.FuncMap{
 	"age": age, "until": until, "instant": instant, "size": size, "count": count, "plural": plural, "short": abbreviated,
 	"tone": tone, "lastHeard": lastHeard, "percent": percent,
@@ -37,7 +36,6 @@ func age(d time.Duration) string {
 	}
 }
 
-// until is the time until an instant.
 func until(at, now time.Time) string {
 	switch {
 	case at.IsZero():
@@ -49,7 +47,6 @@ func until(at, now time.Time) string {
 	}
 }
 
-// instant formats a time in UTC.
 func instant(at time.Time) string {
 	if at.IsZero() {
 		return "–"
@@ -99,13 +96,11 @@ var tones = map[string]string{
 	string(ops.UnitDelayed): "warn", string(ops.UnitDone): "good", "draining": "warn",
 }
 
-// tone is the colour of the state of a job, a unit or a worker.
 func tone(state any) string { return cmp.Or(tones[fmt.Sprint(state)], "quiet") }
 
 // abbreviated is the beginning of a job's id: enough to distinguish the jobs on one page.
 func abbreviated(id export.JobID) string { return string(id[:min(len(id), 12)]) + "…" }
 
-// plural formats a number of things.
 func plural(n int, noun string) string {
 	if n != 1 {
 		noun += "s"

@@ -18,10 +18,8 @@ import (
 const (
 	// sessionCookie holds a random id of the browser. It grants nothing: it ties forms to the browser they were made for.
 	sessionCookie = "sluice-operator"
-	// formLife is how long a form is valid.
-	formLife = time.Hour
-	// formBytes bounds the size of a form.
-	formBytes = 16 << 10
+	formLife      = time.Hour
+	formBytes     = 16 << 10
 )
 
 // guard checks the Host of requests and the token of forms.
@@ -85,9 +83,7 @@ func session(w http.ResponseWriter, r *http.Request) string {
 }
 
 // token returns the token of a form that is sent to the path.
-func (g *guard) token(session, path string) string {
-	return g.tokenOf(session, path, g.now().Unix())
-}
+func (g *guard) token(session, path string) string { return g.tokenOf(session, path, g.now().Unix()) }
 
 func (g *guard) tokenOf(session, path string, made int64) string {
 	stamp := binary.BigEndian.AppendUint64(nil, uint64(made)) //nolint:gosec // the clock is past 1970

@@ -27,7 +27,6 @@ type jobPage struct {
 	Previous, Next string // URLs of other parts of the units
 }
 
-// readJob reads a job. ErrNotFound for an invalid id.
 func (p *Page) readJob(ctx context.Context, text string) (ops.Detail, error) {
 	id, err := export.ParseJobID(text)
 	if err != nil {
@@ -45,7 +44,7 @@ func (p *Page) showJob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	page := jobPage{
-		frame: p.frame(r, "Job "+abbreviated(job.ID), p.Now()), Base: jobPath(job.ID), Job: job,
+		frame: p.frame(r, "Job "+abbreviated(job.ID), p.operator.Now()), Base: jobPath(job.ID), Job: job,
 		All: r.URL.Query().Get("all") != "", UnitCounts: unitCounts(job.Units),
 	}
 	for _, progress := range job.Progress {
@@ -86,7 +85,7 @@ func (p jobPage) unitsURL(offset int) string {
 // may have changed.
 func (p jobPage) CanCancel() bool { return p.Job.State.CanBecome(export.Cancelled) }
 
-// CanPurge: see CanCancel.
+// CanPurge is like CanCancel.
 func (p jobPage) CanPurge() bool { return !p.Job.State.Live() }
 
 // CanRetry: see CanCancel.
@@ -112,7 +111,6 @@ func lastHeard(u ops.Unit) string {
 	return "–"
 }
 
-// percent is the share of a type's units that are closed.
 func percent(p ops.Progress) int { return 100 * (p.Done + p.Failed) / max(p.Units, 1) }
 
 // unitOrder puts the units that need attention first.
@@ -131,7 +129,6 @@ func sortedUnits(units []ops.Unit, all bool) []ops.Unit {
 	return sorted
 }
 
-// unitCounts counts the units by state.
 func unitCounts(units []ops.Unit) string {
 	counts := map[ops.UnitState]int{}
 	for _, unit := range units {

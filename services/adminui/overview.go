@@ -21,10 +21,8 @@ const (
 	summedMost = 5000
 )
 
-// fact is a labelled value.
 type fact struct{ Label, Value, Note string }
 
-// overview is what the overview page shows, read at one time.
 type overview struct {
 	At       time.Time // when the reading began
 	List     ops.Page
@@ -44,7 +42,7 @@ type purge struct {
 }
 
 func (p *Page) readOverview(ctx context.Context, filter ops.Filter) (o overview, err error) {
-	o.At = p.Now()
+	o.At = p.operator.Now()
 	if o.List, err = p.operator.List(ctx, filter); err != nil {
 		return o, err
 	}
@@ -65,18 +63,15 @@ func (p *Page) readOverview(ctx context.Context, filter ops.Filter) (o overview,
 
 func (p *Page) readPurges(ctx context.Context, o *overview) error {
 	// Every ended job is due at some time: all of them within ten years.
-	due, err := p.Jobs.Due(ctx, p.Now().AddDate(10, 0, 0), 0, purgesShown)
+	due, err := p.operator.Jobs.Due(ctx, p.operator.Now().AddDate(10, 0, 0), 0, purgesShown)
 	if err != nil {
 		return err
 	}
+	var ids []export.JobID
 	for _, entry := range due {
-		o.Purges = append(o.Purges, purge{ID: entry.ID, At: entry.At})
+		ids = append(ids, entry.ID)
 	}
-	ids := make([]export.JobID, len(due))
-	for i, entry := range due {
-		ids[i] = entry.ID
-	}
-	records, err := p.Jobs.Jobs(ctx, ids)
+	records, err := p.operator.Jobs.Jobs(ctx, ids)
 	if err != nil {
 		return err
 	}
@@ -84,15 +79,14 @@ func (p *Page) readPurges(ctx context.Context, o *overview) error {
 	for _, record := range records {
 		states[record.ID] = record.State
 	}
-	for i := range o.Purges {
-		o.Purges[i].State = states[o.Purges[i].ID]
+	for _, entry := range due {
+		if state, ok := states[entry.ID]; ok { // otherwise it was purged a moment ago
+			o.Purges = append(o.Purges, purge{entry.ID, state, entry.At})
+		}
 	}
-	// A job without a record was purged a moment ago.
-	o.Purges = slices.DeleteFunc(o.Purges, func(purge purge) bool { return purge.State == "" })
 	return nil
 }
 
-// sum reads what the jobs have exported.
 func (p *Page) sum(ctx context.Context, o *overview) error {
 	o.Totals = map[export.JobID]jobstore.Totals{}
 	for _, job := range o.List.Jobs {
@@ -101,13 +95,13 @@ func (p *Page) sum(ctx context.Context, o *overview) error {
 	for _, purge := range o.Purges {
 		o.Totals[purge.ID] = jobstore.Totals{}
 	}
-	ids, _, err := p.Jobs.ListJobs(ctx, summedMost)
+	ids, _, err := p.operator.Jobs.ListJobs(ctx, summedMost)
 	if err != nil {
 		return err
 	}
 	o.JobCount = len(ids)
 	for batch := range slices.Chunk(ids, 500) {
-		totals, err := p.Jobs.Totals(ctx, batch)
+		totals, err := p.operator.Jobs.Totals(ctx, batch)
 		if err != nil {
 			return err
 		}
@@ -190,7 +184,6 @@ func (p overviewPage) Caption() string {
 	return text
 }
 
-// listURL is the address of another part of the list.
 func listURL(filter ops.Filter, offset int) string {
 	query := url.Values{}
 	if len(filter.States) > 0 {
@@ -205,7 +198,6 @@ func listURL(filter ops.Filter, offset int) string {
 	return Path + "?" + query.Encode()
 }
 
-// tiles are the numbers on top of the overview.
 func tiles(o overview, samples []sample) []fact {
 	live, all := 0, 0
 	for state, n := range o.List.States {

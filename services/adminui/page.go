@@ -5,7 +5,6 @@ import (
 	"context"
 	"embed"
 	"errors"
-	"fmt"
 	"html/template"
 	"log/slog"
 	"net/http"
@@ -27,34 +26,25 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+var templates = template.Must(template.New("").Funcs(functions).ParseFS(files, "templates/*.html"))
+
 // Page is the operator's page: a handler for everything below Path, and a loop that samples the throughput.
 type Page struct {
-	ops.Deps
 	operator  *ops.Operator
 	log       *slog.Logger
 	guard     *guard
 	sampler   *sampler
 	overviews *cache[overview]
 	details   *cache[ops.Detail]
-	templates *template.Template
 	mux       *http.ServeMux
 }
 
 // New returns the page.
-func New(cfg Config, deps ops.Deps) (*Page, error) {
-	operator, err := ops.New(deps)
-	if err != nil {
-		return nil, fmt.Errorf("operator's page: %w", err)
-	}
-	templates, err := template.New("").Funcs(functions).ParseFS(files, "templates/*.html")
-	if err != nil {
-		return nil, fmt.Errorf("operator's page: %w", err)
-	}
+func New(cfg Config, operator *ops.Operator) *Page {
+	now := operator.Now
 	p := &Page{
-		Deps: deps, operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, deps.Now),
-		sampler:   &sampler{jobs: deps.Jobs, now: deps.Now},
-		overviews: newCache[overview](deps.Now), details: newCache[ops.Detail](deps.Now),
-		templates: templates, mux: http.NewServeMux(),
+		operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, now), sampler: &sampler{jobs: operator.Jobs, now: now},
+		overviews: newCache[overview](now), details: newCache[ops.Detail](now), mux: http.NewServeMux(),
 	}
 	p.mux.HandleFunc("GET "+Path+"{$}", p.showOverview)
 	p.mux.HandleFunc("GET "+Path+"jobs/{job}", p.showJob)
@@ -70,7 +60,7 @@ func New(cfg Config, deps ops.Deps) (*Page, error) {
 	p.mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, _ *http.Request) {
 		p.problem(w, http.StatusNotFound, "Page not found", "There is no page at this address.", Path)
 	})
-	return p, nil
+	return p
 }
 
 // ServeHTTP answers requests below Path.
@@ -101,7 +91,6 @@ func (p *Page) Run(ctx context.Context) error {
 	}
 }
 
-// frame is common to all pages.
 type frame struct {
 	Title  string
 	Live   bool   // the page updates itself
@@ -118,7 +107,7 @@ func (p *Page) frame(r *http.Request, title string, read time.Time) frame {
 // render answers with a page. It renders the whole page before it sends any of it.
 func (p *Page) render(w http.ResponseWriter, status int, name string, page any) {
 	var body bytes.Buffer
-	if err := p.templates.ExecuteTemplate(&body, name, page); err != nil {
+	if err := templates.ExecuteTemplate(&body, name, page); err != nil {
 		p.log.Error("operator's page", "template", name, "err", err)
 		http.Error(w, "the page cannot be shown", http.StatusInternalServerError)
 		return

@@ -22,31 +22,29 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
+// must ends the test after an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // open returns the page of a service on that Redis.
 func open(t *testing.T, redis string) *Page {
 	t.Helper()
 	jobs, err := jobstore.Open(redis, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	tasks, err := queue.Open(redis)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "scheduler"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() {
 		if err := errors.Join(events.Close(), tasks.Close(), jobs.Close()); err != nil {
 			t.Error(err)
 		}
 	})
-	page, err := New(Config{Logger: slog.New(slog.DiscardHandler)}, ops.Deps{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return page
+	return New(Config{Logger: slog.New(slog.DiscardHandler)}, &ops.Operator{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
 }
 
 func get(t *testing.T, page *Page, method, path string) (int, string) {
@@ -55,9 +53,7 @@ func get(t *testing.T, page *Page, method, path string) (int, string) {
 	page.ServeHTTP(recorder, httptest.NewRequest(method, "http://localhost:9090"+path, nil))
 	response := recorder.Result()
 	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if !strings.HasPrefix(response.Header.Get("Content-Security-Policy"), "default-src 'none'") {
 		t.Errorf("%s %s: no policy for its content", method, path)
 	}

@@ -11,10 +11,8 @@ import (
 )
 
 const (
-	// sampleEvery is the interval of samples. A sample is one read of Redis.
-	sampleEvery = 5 * time.Second
-	// samplesKept is the number of samples kept: half an hour.
-	samplesKept = 360
+	sampleEvery = 5 * time.Second // a sample is one read of Redis
+	samplesKept = 360             // half an hour
 )
 
 // sample is what all workers committed in an interval.
@@ -25,7 +23,12 @@ type sample struct {
 	Bytes     int64 // NDJSON
 }
 
-// perSecond returns resources and bytes a second.
+func (s *sample) add(other sample) {
+	s.Took += other.Took
+	s.Resources += other.Resources
+	s.Bytes += other.Bytes
+}
+
 func (s sample) perSecond() (resources, bytes float64) {
 	if s.Took <= 0 {
 		return 0, 0
@@ -33,8 +36,7 @@ func (s sample) perSecond() (resources, bytes float64) {
 	return float64(s.Resources) / s.Took.Seconds(), float64(s.Bytes) / s.Took.Seconds()
 }
 
-// sampler samples the throughput from the counters that commits increment. It keeps the samples in memory. Its methods may
-// be called from any goroutine.
+// sampler samples the throughput from the counters that commits increment. It is safe for concurrent use.
 type sampler struct {
 	jobs *jobstore.Store
 	now  func() time.Time
@@ -45,8 +47,7 @@ type sampler struct {
 	at      time.Time // of last; zero before the first run
 }
 
-// runOnce takes one sample. The first run only reads the counters, and so does one that finds them smaller than before:
-// Redis was emptied.
+// runOnce takes one sample, except in the first run, and when the counters are smaller than before: Redis was emptied.
 func (m *sampler) runOnce(ctx context.Context) error {
 	total, err := m.jobs.Committed(ctx)
 	if err != nil {
@@ -67,23 +68,60 @@ func (m *sampler) runOnce(ctx context.Context) error {
 	return nil
 }
 
-// all returns the samples, the oldest first.
 func (m *sampler) all() []sample {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.samples)
 }
 
-// lastMinute is the mean of the samples of the last minute.
 func lastMinute(samples []sample) (resources, bytes float64) {
 	var sum sample
 	for _, s := range slices.Backward(samples) {
 		if sum.Took >= time.Minute {
 			break
 		}
-		sum.Took += s.Took
-		sum.Resources += s.Resources
-		sum.Bytes += s.Bytes
+		sum.add(s)
 	}
 	return sum.perSecond()
+}
+
+// chart is the throughput as bars, one for each sample. Heights are percentages of the highest bar.
+type chart struct {
+	Bars    []bar
+	Width   int // in bars
+	Summary string
+}
+
+type bar struct {
+	X         int
+	Y, Height float64
+	Label     string
+}
+
+// fewestBars keeps the first samples after a start from filling the whole width.
+const fewestBars = 24
+
+func chartOf(samples []sample) chart {
+	var total sample
+	peak := 0.0
+	for _, s := range samples {
+		rate, _ := s.perSecond()
+		peak = max(peak, rate)
+		total.add(s)
+	}
+	c := chart{Width: max(len(samples), fewestBars)}
+	for i, s := range samples {
+		rate, bytes := s.perSecond()
+		if rate == 0 {
+			continue
+		}
+		height := 100 * rate / peak
+		c.Bars = append(c.Bars, bar{
+			X: c.Width - len(samples) + i, Y: 100 - height, Height: height,
+			Label: fmt.Sprintf("%s: %s resources/s, %s/s", s.At.UTC().Format(time.TimeOnly), short(rate), size(int64(bytes))),
+		})
+	}
+	c.Summary = fmt.Sprintf("%s resources (%s of NDJSON) in the last %s; at most %s resources/s.",
+		count(total.Resources), size(total.Bytes), age(total.Took), short(peak))
+	return c
 }

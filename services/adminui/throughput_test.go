@@ -16,25 +16,17 @@ import (
 func TestSampler(t *testing.T) {
 	address := testenv.Redis(t)
 	jobs, err := jobstore.Open(address, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	options, err := redis.ParseURL(address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	raw := redis.NewClient(options)
 	t.Cleanup(func() { _ = errors.Join(jobs.Close(), raw.Close()) })
 	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
 	m := &sampler{jobs: jobs, now: func() time.Time { return now }}
 	take := func(resources, bytes int64) {
 		t.Helper()
-		if err := raw.HSet(t.Context(), "sluice:committed", "resources", resources, "bytes", bytes).Err(); err != nil {
-			t.Fatal(err)
-		}
-		if err := m.runOnce(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		must(t, raw.HSet(t.Context(), "sluice:committed", "resources", resources, "bytes", bytes).Err())
+		must(t, m.runOnce(t.Context()))
 		now = now.Add(sampleEvery)
 	}
 	take(1000, 9000)
@@ -57,9 +49,7 @@ func TestSampler(t *testing.T) {
 	if n := len(m.all()); n != samplesKept {
 		t.Errorf("%d samples, want %d", n, samplesKept)
 	}
-	if err := raw.HSet(t.Context(), "sluice:committed", "resources", "many").Err(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, raw.HSet(t.Context(), "sluice:committed", "resources", "many").Err())
 	if err := m.runOnce(t.Context()); err == nil || errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("a count that is not a number: %v", err)
 	}

@@ -142,8 +142,8 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL,
 		"encrypts", newKey != nil)
 	return rungroup.Run(ctx,
-		config.HTTP("public listener", public, handler, listeners.Public...),
-		config.HTTP("private listener", private, httpapi.Private(deps), listeners.Private...),
+		config.HTTP("public listener", public, handler, listeners.Public),
+		config.HTTP("private listener", private, httpapi.Private(deps), listeners.Private),
 		config.Bucket(objects, log),
 	)
 }

@@ -41,7 +41,7 @@ func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 		}
 		return nil
 	}}
-	part := config.HTTP("private listener", listener, health.Handler(checks, registry), listeners.Private...)
+	part := config.HTTP("private listener", listener, health.Handler(checks, registry), listeners.Private)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- part.Run(ctx) }()

@@ -30,15 +30,15 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 }
 
 // HTTP returns the component that serves a handler on an open listener. Common.Listeners returns the options.
-func HTTP(name string, listener net.Listener, handler http.Handler, options ...httpserver.Option) rungroup.Component {
+func HTTP(name string, listener net.Listener, handler http.Handler, options httpserver.Options) rungroup.Component {
 	return rungroup.Component{Name: name, Run: func(ctx context.Context) error {
-		return httpserver.Serve(ctx, listener, handler, options...)
+		return httpserver.Serve(ctx, listener, handler, options)
 	}}
 }
 
 // Listeners holds the options of the listeners of a service.
 type Listeners struct {
-	Public, Private []httpserver.Option
+	Public, Private httpserver.Options
 }
 
 // Listeners opens the certificates, registers metrics of their expiry, and warns about files with secrets that every
@@ -52,32 +52,32 @@ func (c Common) Listeners(log *slog.Logger, registry prometheus.Registerer) (*Li
 	if err != nil {
 		return nil, err
 	}
+	public.Limits.Connections = c.MaxConnections
 	private, err := c.secured("private", c.private(), clients, log, registry)
 	if err != nil {
 		return nil, err
 	}
+	private.Limits.Connections = privateConnections
 	for variable, file := range c.secretFiles() {
 		if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o007 != 0 {
 			log.Warn("every account of this machine may use a file that holds a secret", "variable", variable)
 		}
 	}
-	return &Listeners{
-		Public:  append(public, httpserver.WithLimits(httpserver.Limits{Connections: c.MaxConnections})),
-		Private: append(private, httpserver.WithLimits(httpserver.Limits{Connections: privateConnections})),
-	}, nil
+	return &Listeners{Public: public, Private: private}, nil
 }
 
 // secured returns the options of one listener, without limits.
 func (c Common) secured(
 	name string, from files, clients *x509.CertPool, log *slog.Logger, registry prometheus.Registerer,
-) ([]httpserver.Option, error) {
-	options := []httpserver.Option{httpserver.WithLog(log)}
+) (httpserver.Options, error) {
+	options := httpserver.Options{Log: log}
 	certificate, err := from.open(log)
 	if err != nil || certificate == nil {
 		return options, err
 	}
 	if err := certificate.Register(registry, name); err != nil {
-		return nil, fmt.Errorf("metrics of the %s listener's certificate: %w", name, err)
+		return options, fmt.Errorf("metrics of the %s listener's certificate: %w", name, err)
 	}
-	return append(options, httpserver.WithTLS(certs.ServerTLS(certificate, clients))), nil
+	options.TLS = certs.ServerTLS(certificate, clients)
+	return options, nil
 }

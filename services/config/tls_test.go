@@ -108,14 +108,14 @@ func TestListeners(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve := func(options []httpserver.Option) string {
+	serve := func(options httpserver.Options) string {
 		listener, err := config.Listen(t.Context(), "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, stop := context.WithCancel(context.Background())
 		served := make(chan error, 1)
-		part := config.HTTP("listener", listener, health.Handler(nil, registry), options...)
+		part := config.HTTP("listener", listener, health.Handler(nil, registry), options)
 		go func() { served <- part.Run(ctx) }()
 		t.Cleanup(func() {
 			stop()

@@ -5,10 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
 // Ids come from outside, and go into the audit log and into keys.
@@ -24,9 +29,8 @@ func checkUnit(unit export.UnitID) error {
 	return nil
 }
 
-// RetryUnit has a unit run at once under a new fence, with all its attempts: one that was given up, one whose worker does
-// not get on with it, or one that waits to be tried again. What the worker before brings for it counts no more.
-// ErrConflict when it is done, waits for its turn, or the stage that builds on it has begun.
+// RetryUnit runs a unit again now, under a new fence and with all its attempts. The result of its previous worker is
+// discarded. ErrConflict when it is done or not yet queued, or when the next stage has begun.
 func (o *Operator) RetryUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
 	if err := checkUnit(unit); err != nil {
 		return err
@@ -39,8 +43,8 @@ func (o *Operator) RetryUnit(ctx context.Context, id export.JobID, unit export.U
 // givenUp is what the owner reads in the manifest's error list.
 const givenUp = "it was given up by an operator"
 
-// GiveUpUnit closes an open unit as failed: it becomes an entry of the manifest's error list, and the rest of the job
-// goes on. ErrConflict for the plan and the seal, without which there is no export, and for a closed unit.
+// GiveUpUnit closes an open unit as failed: it becomes an entry of the manifest's error list, and the job continues.
+// ErrConflict for a closed unit, the plan and the seal.
 func (o *Operator) GiveUpUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
 	if err := checkUnit(unit); err != nil {
 		return err
@@ -50,16 +54,16 @@ func (o *Operator) GiveUpUnit(ctx context.Context, id export.JobID, unit export.
 	})
 }
 
-// Cancel ends a job, finished or not, as its owner can: it is hidden from its owner at once, and schedulers delete its
-// files. It is idempotent. ErrConflict when it has expired.
+// Cancel ends a job as its owner can: it is hidden from its owner at once, and schedulers delete its files. It is
+// idempotent. ErrConflict when the job has expired.
 func (o *Operator) Cancel(ctx context.Context, id export.JobID) error {
 	return o.change(audit.Event{Action: audit.Cancel, Job: id}, func() error {
 		return errors.Join(o.lifecycle().Cancel(ctx, id))
 	})
 }
 
-// PurgeNow expires a finished job before its time: it is hidden from its owner at once, and schedulers delete its files
-// and then its record. For a cancelled or expired job it queues the purge once more. ErrConflict when the job is live.
+// PurgeNow expires a finished job: it is hidden from its owner at once, and schedulers delete its files and record. It
+// may be repeated. ErrConflict when the job is live.
 func (o *Operator) PurgeNow(ctx context.Context, id export.JobID) error {
 	return o.change(audit.Event{Action: audit.Expire, Job: id}, func() error {
 		return o.lifecycle().ExpireNow(ctx, id)
@@ -68,4 +72,129 @@ func (o *Operator) PurgeNow(ctx context.Context, id export.JobID) error {
 
 func (o *Operator) lifecycle() *jobs.Lifecycle {
 	return &jobs.Lifecycle{Store: o.Jobs, Queue: o.Queue, Now: o.Now}
+}
+
+// Kickoffs reports whether kick-offs are accepted or paused.
+type Kickoffs struct {
+	Open   bool      `json:"open"`
+	Since  time.Time `json:"since,omitzero"` // this and what follows: of the pause
+	Until  time.Time `json:"until,omitzero"` // zero: until they are resumed
+	Reason string    `json:"reason,omitempty"`
+}
+
+// Kickoffs returns whether kick-offs are accepted.
+func (o *Operator) Kickoffs(ctx context.Context) (Kickoffs, error) {
+	pause, paused, err := o.Jobs.KickoffsPaused(ctx)
+	return Kickoffs{Open: !paused && err == nil, Since: pause.Since.UTC(), Until: pause.Until.UTC(), Reason: pause.Reason}, err
+}
+
+const reasonMost = 200
+
+// PauseKickoffs refuses kick-offs (503 with Retry-After) on every replica of the API until an instant; the zero time is
+// until ResumeKickoffs. Only operators and the audit log see the reason. A pause replaces the previous one.
+func (o *Operator) PauseKickoffs(ctx context.Context, reason string, until time.Time) error {
+	now := o.Now().UTC()
+	if err := CheckReason(reason); err != nil {
+		return err
+	}
+	if !until.IsZero() && !until.After(now) {
+		return errors.New("the end of the pause is in the past")
+	}
+	target := "pause of the intake"
+	if !until.IsZero() {
+		target += " until " + until.UTC().Format(time.RFC3339)
+	}
+	return o.change(audit.Event{Action: audit.Admin, Target: target, Reason: reason}, func() error {
+		pause := jobstore.Pause{Reason: reason, Since: now.Truncate(time.Millisecond), Until: until.UTC()}
+		return o.Jobs.PauseKickoffs(ctx, pause)
+	})
+}
+
+// CheckReason refuses a reason that is too long, or is more than one line of text.
+func CheckReason(reason string) error {
+	if utf8.RuneCountInString(reason) > reasonMost {
+		return errors.New("the reason has more than 200 characters")
+	}
+	for _, r := range reason {
+		if !unicode.IsPrint(r) {
+			return errors.New("the reason is not one line of text")
+		}
+	}
+	return nil
+}
+
+// ResumeKickoffs accepts kick-offs again. It is idempotent.
+func (o *Operator) ResumeKickoffs(ctx context.Context) error {
+	return o.change(audit.Event{Action: audit.Admin, Target: "resumption of the intake"}, func() error {
+		return o.Jobs.ResumeKickoffs(ctx)
+	})
+}
+
+// Worker is a process that takes units.
+type Worker struct {
+	ID        string        `json:"id"` // host:pid
+	Host      string        `json:"host"`
+	PID       int           `json:"pid"`
+	Started   time.Time     `json:"started"`
+	Slots     int           `json:"slots"` // units at once
+	Draining  bool          `json:"draining"`
+	Drainable bool          `json:"drainable"` // it accepts DrainWorker
+	Units     []RunningUnit `json:"units"`     // the longest first
+}
+
+// RunningUnit is a unit that a worker runs.
+type RunningUnit struct {
+	Job   export.JobID  `json:"job"`
+	Unit  export.UnitID `json:"unit"`
+	Fence int64         `json:"fence"`
+	Since time.Time     `json:"since"`
+}
+
+// Workers lists the workers, the oldest first. A killed one is listed for some ten seconds more.
+func (o *Operator) Workers(ctx context.Context) ([]Worker, error) {
+	all, err := o.Queue.Processes(ctx)
+	workers := []Worker{}
+	for _, p := range all {
+		if !p.Units {
+			continue
+		}
+		worker := Worker{
+			ID: p.ID, Host: p.Host, PID: p.PID, Started: p.Started, Slots: p.Slots, Draining: p.Draining, Drainable: p.Drainable,
+			Units: []RunningUnit{},
+		}
+		for _, running := range p.Tasks {
+			worker.Units = append(worker.Units, RunningUnit{
+				Job: running.Task.Job, Unit: running.Task.Unit, Fence: running.Task.Fence, Since: running.Since,
+			})
+		}
+		workers = append(workers, worker)
+	}
+	return workers, err
+}
+
+// DrainWorker stops a worker as SIGTERM does, within seconds. ErrNotFound when there is no such worker, ErrConflict for a
+// process that cannot be drained, such as a standalone server.
+func (o *Operator) DrainWorker(ctx context.Context, id string) error {
+	if !workerForm.MatchString(id) {
+		return fmt.Errorf("a worker of that id: %w", export.ErrNotFound)
+	}
+	return o.change(audit.Event{Action: audit.Admin, Target: "drain of worker " + id}, func() error {
+		return o.Queue.Drain(ctx, id)
+	})
+}
+
+// Queue is what one queue holds. Its JSON is what sluice admin prints with --json.
+type Queue struct {
+	queue.Waiting
+	Oldest Seconds `json:"oldest_seconds"` // wait of the oldest pending task
+}
+
+// Queues lists the queues.
+func (o *Operator) Queues(ctx context.Context) ([]Queue, error) {
+	all, err := o.Queue.Waiting(ctx)
+	queues := []Queue{}
+	for _, q := range all {
+		queues = append(queues, Queue{q, Seconds{q.Oldest}})
+	}
+	return queues, err
 }

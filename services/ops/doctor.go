@@ -2,6 +2,7 @@ package ops
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -66,7 +67,8 @@ const (
 	checkTimeout  = 20 * time.Second
 )
 
-// report collects findings.
+const unknown = "unknown"
+
 type report struct{ findings []Finding }
 
 func (r *report) add(check string, verdict Verdict, detail, advice string) {
@@ -82,6 +84,22 @@ func (r *report) judge(check string, holds bool, otherwise Verdict, detail, advi
 		otherwise = Good
 	}
 	r.add(check, otherwise, detail, advice)
+}
+
+// try adds a finding that is good with the detail if there is no error, and bad with the error otherwise.
+func (r *report) try(check string, err error, detail, advice string) {
+	if err != nil {
+		detail = err.Error()
+	}
+	r.judge(check, err == nil, Bad, detail, advice)
+}
+
+// failed adds a finding if a read of Redis failed.
+func (r *report) failed(check string, err error) bool {
+	if err != nil {
+		r.add(check, Bad, err.Error(), "see the findings about Redis")
+	}
+	return err != nil
 }
 
 // Doctor checks every dependency and the state of the deployment, with advice for each finding. It writes only one object
@@ -102,11 +120,7 @@ func (o *Operator) Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 		ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 		err := file.Check(ctx)
 		cancel()
-		detail := "it can be read"
-		if err != nil {
-			detail = err.Error()
-		}
-		r.judge(file.Name, err == nil, Bad, detail, file.Advice)
+		r.try(file.Name, err, "it can be read", file.Advice)
 	}
 	return r.findings
 }
@@ -122,25 +136,24 @@ func (o *Operator) examineRedis(ctx context.Context, r *report) (reachable bool)
 	r.judge("redis: reachable", health.Latency <= latencyMost, Warning,
 		fmt.Sprintf("it answers in %s", health.Latency.Round(10*time.Microsecond)),
 		"Redis is slow or far away: see whether its machine is busy, or SLOWLOG GET")
-	r.judge("redis: version", newEnough(health.Version), Bad, orUnknown(health.Version), "use Redis 6.2 or later")
-	switch health.Eviction {
-	case "":
+	r.judge("redis: version", newEnough(health.Version), Bad, cmp.Or(health.Version, unknown), "use Redis 6.2 or later")
+	if health.Eviction == "" {
 		r.add("redis: eviction", Warning, "maxmemory-policy is unknown", "make sure that it is noeviction")
-	default:
+	} else {
 		r.judge("redis: eviction", health.Eviction == "noeviction", Bad, "maxmemory-policy is "+health.Eviction,
 			"jobs are lost when Redis is full: CONFIG SET maxmemory-policy noeviction, and in its configuration file")
 	}
 	switch {
 	case health.AOF == "":
-		r.add("redis: append-only file", Warning, "unknown", "make sure that it runs with appendonly yes")
+		r.add("redis: append-only file", Warning, unknown, "make sure that it runs with appendonly yes")
 	case health.AOF != "1":
 		r.add("redis: append-only file", Bad, "there is none",
 			"jobs are lost when Redis restarts: CONFIG SET appendonly yes, and in its configuration file")
 	default:
-		r.judge("redis: append-only file", health.AOFStatus == "ok", Bad, "its last write: "+orUnknown(health.AOFStatus),
+		r.judge("redis: append-only file", health.AOFStatus == "ok", Bad, "its last write: "+cmp.Or(health.AOFStatus, unknown),
 			"Redis cannot write its file: look at its disk and its log")
 	}
-	r.judge("redis: role", health.Role == "" || health.Role == "master", Bad, orUnknown(health.Role),
+	r.judge("redis: role", health.Role == "" || health.Role == "master", Bad, cmp.Or(health.Role, unknown),
 		"SLUICE_REDIS_URL leads to a replica, which takes no writes: name the master")
 	if most := health.MemoryMost; most > 0 {
 		percent := 100 * health.Memory / most
@@ -155,13 +168,6 @@ func (o *Operator) examineRedis(ctx context.Context, r *report) (reachable bool)
 		return false
 	}
 	return true
-}
-
-func orUnknown(text string) string {
-	if text == "" {
-		return "unknown"
-	}
-	return text
 }
 
 // newEnough reports whether a version is 6.2 or later, or unknown.
@@ -183,13 +189,11 @@ func (o *Operator) compareClocks(r *report, check string, clock time.Time, laten
 
 func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 	processes, err := o.Queue.Processes(ctx)
-	if err != nil {
-		r.add("processes", Bad, err.Error(), "see the findings about Redis")
+	if r.failed("processes", err) {
 		return
 	}
 	queues, err := o.Queue.Waiting(ctx)
-	if err != nil {
-		r.add("queues", Bad, err.Error(), "see the findings about Redis")
+	if r.failed("queues", err) {
 		return
 	}
 	workers, slots, schedulers := 0, 0, 0
@@ -222,8 +226,7 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 	}
 	last, err := o.Queue.LastRescue(ctx)
 	switch {
-	case err != nil:
-		r.add("schedulers", Bad, err.Error(), "see the findings about Redis")
+	case r.failed("schedulers", err):
 	case schedulers == 0:
 		r.add("schedulers", Bad, "none is alive", "start one: without it lost units wait, and nothing is purged")
 	case last.IsZero():
@@ -246,9 +249,7 @@ func (o *Operator) examineJobs(ctx context.Context, r *report) {
 		}
 		r.judge("intake", kickoffs.Open, Warning, detail, "sluice admin intake resume, when the reason is gone")
 	}
-	if due, err := o.Jobs.Due(ctx, o.Now(), 0, 1); err != nil {
-		r.add("purges", Bad, err.Error(), "see the findings about Redis")
-	} else {
+	if due, err := o.Jobs.Due(ctx, o.Now(), 0, 1); !r.failed("purges", err) {
 		overdue, detail := time.Duration(0), "none is overdue"
 		if len(due) > 0 {
 			overdue = o.Now().Sub(due[0].At)
@@ -263,8 +264,7 @@ func (o *Operator) examineJobs(ctx context.Context, r *report) {
 // examineActive checks the index of live jobs for entries without a job, and their units for missing heartbeats.
 func (o *Operator) examineActive(ctx context.Context, r *report) {
 	entries, err := o.Jobs.Active(ctx, 0, listMost)
-	if err != nil {
-		r.add("jobs at work", Bad, err.Error(), "see the findings about Redis")
+	if r.failed("jobs at work", err) {
 		return
 	}
 	abandoned, looked, live := 0, 0, 0
@@ -277,8 +277,7 @@ func (o *Operator) examineActive(ctx context.Context, r *report) {
 				abandoned++
 			}
 			continue
-		case err != nil:
-			r.add("jobs at work", Bad, err.Error(), "see the findings about Redis")
+		case r.failed("jobs at work", err):
 			return
 		case !job.State.Live():
 			continue
@@ -316,12 +315,7 @@ func (o *Operator) examineObjects(ctx context.Context, r *report, store *objects
 		return
 	}
 	r.add("object store: bucket", Good, "it is there", "")
-	detail := "an object can be written, read, listed and deleted"
-	err := probe(ctx, store)
-	if err != nil {
-		detail = err.Error()
-	}
-	r.judge("object store: permissions", err == nil, Bad, detail,
+	r.try("object store: permissions", probe(ctx, store), "an object can be written, read, listed and deleted",
 		"the access key needs PutObject, GetObject, ListBucket and DeleteObject on the bucket, and those of multipart uploads")
 	begun := o.Now()
 	clock, err := store.Clock(ctx)
@@ -370,11 +364,11 @@ func probe(ctx context.Context, store *objects.Store) (err error) {
 		return fmt.Errorf("list: %d objects, want the one that was written", listed)
 	}
 	deleted, err := store.DeletePrefix(ctx, prefix+"/")
+	if err == nil && deleted != 1 {
+		err = fmt.Errorf("%d objects, want the one that was written", deleted)
+	}
 	if err != nil {
 		return fmt.Errorf("delete: %w", err)
-	}
-	if deleted != 1 {
-		return fmt.Errorf("delete: %d objects, want the one that was written", deleted)
 	}
 	return nil
 }
@@ -392,12 +386,9 @@ func (o *Operator) examineDatabase(ctx context.Context, r *report, database Data
 		fmt.Sprintf("version %s; it answers in %s", facts.Version, facts.Latency.Round(10*time.Microsecond)),
 		"it is slow or far away: see whether its machine is busy")
 	r.judge(name+"encoding", facts.Encoding == "UTF8", Bad, facts.Encoding, "create a database with the encoding UTF8")
-	detail := "it is as this program needs it"
-	if err = pgdb.CheckSchema(ctx, database.Config); err != nil {
-		detail = err.Error()
-	}
-	r.judge(name+"schema", err == nil, Bad, detail, "sluice admin migrate, as the owner of the database")
-	detail = "every table can be read"
+	r.try(name+"schema", pgdb.CheckSchema(ctx, database.Config), "it is as this program needs it",
+		"sluice admin migrate, as the owner of the database")
+	detail := "every table can be read"
 	if len(facts.Hidden) > 0 {
 		detail = "it may not read " + strings.Join(facts.Hidden, ", ")
 	}

@@ -38,13 +38,6 @@ func (s Seconds) MarshalJSON() ([]byte, error) {
 	return strconv.AppendFloat(nil, float64(s.Milliseconds())/1000, 'f', -1, 64), nil
 }
 
-// UnmarshalJSON reads what MarshalJSON writes.
-func (s *Seconds) UnmarshalJSON(text []byte) error {
-	seconds, err := strconv.ParseFloat(string(text), 64)
-	s.Duration = time.Duration(seconds * float64(time.Second))
-	return err
-}
-
 // Filter selects jobs. The zero Filter selects the first page of all.
 type Filter struct {
 	States []export.State // none: all
@@ -158,7 +151,6 @@ type Progress struct {
 // Detail is a job with its units.
 type Detail struct {
 	Job
-	At       time.Time  `json:"-"` // Redis' clock, which the ages are relative to
 	Progress []Progress `json:"progress"`
 	Units    []Unit     `json:"units"`
 	Errors   []string   `json:"errors"` // of the units that were given up
@@ -170,10 +162,7 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 	if err != nil {
 		return Detail{}, err
 	}
-	detail := Detail{
-		Job: o.show(found.Job), At: found.At,
-		Progress: []Progress{}, Units: make([]Unit, 0, len(found.Units)), Errors: []string{},
-	}
+	detail := Detail{Job: o.show(found.Job), Progress: []Progress{}, Units: []Unit{}, Errors: []string{}}
 	byType := map[string]*Progress{}
 	for _, standing := range found.Units {
 		unit := showUnit(standing, found.At)

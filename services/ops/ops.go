@@ -1,11 +1,10 @@
-// Package ops has the operator's use cases: jobs and their units, the pause of kick-offs, workers and queues, and the check
-// of everything that a deployment depends on. The command line and the operator's page present it.
+// Package ops has the operator's use cases: jobs and units, the pause of kick-offs, workers, queues, and a check of
+// everything that a deployment depends on. The command line and the operator's page present it.
 //
-// Every change is recorded in the audit log first, and is not made when it cannot be recorded. A change that depends on the
-// state of a job is one compare-and-set step in the job store. Every change may be repeated, or be interrupted: a scheduler
-// completes it.
+// A change is recorded in the audit log first, and is not made when it cannot be recorded. A change to a job is one
+// compare-and-set step in the job store. It may be repeated, or be interrupted: a scheduler completes it.
 //
-// It returns no patient data and no subject: owners appear as export.Owner.Key, errors as their class.
+// Results contain no patient data and no subject: owners appear as export.Owner.Key, errors as their class.
 //
 // Errors: export.ErrNotFound, ErrNotLive (the job has ended), ErrConflict (the state does not allow it), and
 // ErrUnavailable (a dependency or the audit log cannot be reached).
@@ -22,24 +21,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// Deps are the dependencies of an Operator.
-type Deps struct {
+// Operator has the use cases. It is safe for concurrent use.
+type Operator struct {
 	Jobs  *jobstore.Store
 	Queue *queue.Client
 	Audit *audit.Log   // nil: every change is refused
 	Agent export.Owner // in the audit log; zero: the process itself
 	Now   func() time.Time
-}
-
-// Operator has the use cases. It is safe for concurrent use.
-type Operator struct{ Deps }
-
-// New returns an Operator.
-func New(deps Deps) (*Operator, error) {
-	if deps.Jobs == nil || deps.Queue == nil || deps.Now == nil {
-		return nil, errors.New("ops: a dependency is missing")
-	}
-	return &Operator{deps}, nil
 }
 
 // As returns an operator whose changes are recorded with the agent.

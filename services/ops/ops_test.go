@@ -35,8 +35,7 @@ func newDesk(t *testing.T) *desk {
 	d.must(err)
 	t.Cleanup(func() { d.must(errors.Join(tasks.Close(), jobs.Close())) })
 	t.Cleanup(func() { _ = log.Close() }) // a test may have closed it
-	d.Operator, err = ops.New(ops.Deps{Jobs: jobs, Queue: tasks, Audit: log, Now: func() time.Time { return d.now }})
-	d.must(err)
+	d.Operator = &ops.Operator{Jobs: jobs, Queue: tasks, Audit: log, Now: func() time.Time { return d.now }}
 	return d
 }
 
@@ -179,8 +178,7 @@ func TestList(t *testing.T) {
 func TestNothingIsChangedOffTheRecord(t *testing.T) {
 	d := newDesk(t)
 	id := d.job("s", 0)
-	blind, err := ops.New(ops.Deps{Jobs: d.Jobs, Queue: d.Queue, Now: d.Now})
-	d.must(err)
+	blind := &ops.Operator{Jobs: d.Jobs, Queue: d.Queue, Now: d.Now}
 	closed := *d.Operator
 	d.must(closed.Audit.Close())
 	for name, o := range map[string]*ops.Operator{"without a log": blind, "with a log that is closed": &closed} {

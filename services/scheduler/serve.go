@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"time"
 
@@ -87,12 +85,8 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	operators := http.NewServeMux()
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
 	operators.Handle("/", health.Handler(checks, registry))
-	page, err := openPage(cfg, private.Addr(), ops.Deps{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now}, log)
-	if err != nil {
-		return err
-	}
 	parts := []rungroup.Component{
-		config.HTTP("private listener", private, operators, listeners.Private...),
+		config.HTTP("private listener", private, operators, listeners.Private),
 		config.Bucket(objects, log),
 		{Name: "enqueue passes", Run: maintainer.Run},
 		{Name: "survey", Run: maintainer.Survey},
@@ -107,17 +101,12 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 			}, queue.Handlers{Rescue: maintainer.Pass})
 		}},
 	}
-	if page != nil {
+	if cfg.OperatorPage.Shown(private.Addr()) {
+		page := adminui.New(adminui.Config{Hosts: cfg.Hosts, Logger: log}, &ops.Operator{
+			Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now,
+		})
 		operators.Handle(adminui.Path, page)
 		parts = append(parts, rungroup.Component{Name: "operator's page", Run: page.Run})
 	}
 	return rungroup.Run(ctx, parts...)
-}
-
-// openPage returns the operator's page, or nil if the private listener must not serve it.
-func openPage(cfg settings, at net.Addr, parts ops.Deps, log *slog.Logger) (*adminui.Page, error) {
-	if !cfg.OperatorPage.Shown(at) {
-		return nil, nil //nolint:nilnil // as documented
-	}
-	return adminui.New(adminui.Config{Hosts: cfg.Hosts, Logger: log}, parts)
 }

@@ -82,17 +82,18 @@ func parse(args []string, stderr io.Writer) (options, error) {
 }
 
 // serving returns the options and the scheme of the listener.
-func (o options) serving(log *slog.Logger, registry prometheus.Registerer) ([]httpserver.Option, string, error) {
-	options := []httpserver.Option{httpserver.WithLog(log)}
+func (o options) serving(log *slog.Logger, registry prometheus.Registerer) (httpserver.Options, string, error) {
+	options := httpserver.Options{Log: log}
 	if o.tlsCert == "" {
 		return options, "http", nil
 	}
 	certificate, err := certs.Open(o.tlsCert, o.tlsKey, log, time.Now)
 	if err != nil {
-		return nil, "", fmt.Errorf("--tls-cert and --tls-key: %w", err)
+		return options, "", fmt.Errorf("--tls-cert and --tls-key: %w", err)
 	}
 	if err := certificate.Register(registry, "public"); err != nil {
-		return nil, "", fmt.Errorf("metrics of the certificate: %w", err)
+		return options, "", fmt.Errorf("metrics of the certificate: %w", err)
 	}
-	return append(options, httpserver.WithTLS(certs.ServerTLS(certificate, nil))), "https", nil
+	options.TLS = certs.ServerTLS(certificate, nil)
+	return options, "https", nil
 }

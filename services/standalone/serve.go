@@ -180,12 +180,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 
-	page, err := adminui.New(adminui.Config{Logger: log}, ops.Deps{
-		Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now,
-	})
-	if err != nil {
-		return err
-	}
+	page := adminui.New(adminui.Config{Logger: log}, &ops.Operator{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
 	var shown http.Handler
 	if local {
 		shown = page
@@ -197,7 +192,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
 	return rungroup.Run(ctx,
-		config.HTTP("listener", listener, served, serving...),
+		config.HTTP("listener", listener, served, serving),
 		rungroup.Component{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(),
 		rungroup.Component{Name: "operator's page", Run: page.Run},

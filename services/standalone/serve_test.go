@@ -36,7 +36,7 @@ func TestServing(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- config.HTTP("listener", listener, http.NotFoundHandler(), serving...).Run(ctx) }()
+	go func() { served <- config.HTTP("listener", listener, http.NotFoundHandler(), serving).Run(ctx) }()
 	client := http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, DisableKeepAlives: true,
 	}}

@@ -90,7 +90,8 @@ func all(kind string, names int) (bool, error) {
 	return false, errors.New("unknown kind of list")
 }
 
-func kind(list directory.NameList) string {
+// Kind returns all, only or except.
+func Kind(list directory.NameList) string {
 	switch {
 	case !list.All:
 		return kindOnly
@@ -143,8 +144,8 @@ const insertGrant = `INSERT INTO directory_grant
 func row(e directory.GrantEntry) []any {
 	names := func(list directory.NameList) []string { return append([]string{}, list.Names...) } // nil would be NULL
 	return []any{
-		e.Owner.Issuer, e.Owner.Subject, kind(e.Types), names(e.Types), kind(e.Groups), names(e.Groups),
-		kind(e.Patients), names(e.Patients),
+		e.Owner.Issuer, e.Owner.Subject, Kind(e.Types), names(e.Types), Kind(e.Groups), names(e.Groups),
+		Kind(e.Patients), names(e.Patients),
 	}
 }
 

@@ -16,20 +16,20 @@ import (
 // ErrGroupExists means that a group with the id exists, exportable or not.
 var ErrGroupExists = errors.New("the group exists")
 
-// Group is a group as operators see it.
+// Group is a group as operators see it. Its JSON and a Member's are what sluice admin prints with --json.
 type Group struct {
-	ID          string
-	Exportable  bool
-	LastUpdated *time.Time // meta.lastUpdated of the loaded resource, if any
-	Members     int64      // patients, including inactive ones and those outside their period
-	Current     int64      // patients that are members now
+	ID          string     `json:"id"`
+	Exportable  bool       `json:"exportable"`
+	LastUpdated *time.Time `json:"last_updated,omitempty"` // meta.lastUpdated of the loaded resource, if any
+	Members     int64      `json:"known"`                  // patients, including inactive ones and those outside their period
+	Current     int64      `json:"members"`                // patients that are members now
 }
 
 // Member is a patient in a group.
 type Member struct {
-	Patient string
-	Joined  time.Time // when the patient was first in the group
-	Current bool      // whether the patient is a member now
+	Patient string    `json:"patient"`
+	Joined  time.Time `json:"joined"` // when the patient was first in the group
+	Current bool      `json:"member"` // whether the patient is a member now
 }
 
 const selectGroups = `SELECT g.id, g.exportable, g.last_updated, count(DISTINCT m.patient),

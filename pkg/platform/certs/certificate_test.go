@@ -19,6 +19,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
+// must ends the test after an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // fakeClock is set by the test.
 type fakeClock struct{ at time.Time }
 
@@ -28,9 +36,7 @@ func (c *fakeClock) now() time.Time { return c.at }
 func presented(t *testing.T, c *certs.Certificate) []byte {
 	t.Helper()
 	got, err := c.Get(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return got.Certificate[0]
 }
 
@@ -42,9 +48,7 @@ func der(t *testing.T, c testenv.Certificate) []byte {
 
 func put(t *testing.T, file string, content []byte) {
 	t.Helper()
-	if err := os.WriteFile(file, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(file, content, 0o600))
 }
 
 func TestCertificateReload(t *testing.T) {
@@ -55,13 +59,9 @@ func TestCertificateReload(t *testing.T) {
 	clock := &fakeClock{time.Now()}
 	var log bytes.Buffer
 	served, err := certs.Open(cert, key, slog.New(slog.NewJSONHandler(&log, nil)), clock.now)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	registry := telemetry.NewRegistry()
-	if err := served.Register(registry, "public"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, served.Register(registry, "public"))
 	step := func(what string, wait time.Duration, want testenv.Certificate, lines int) {
 		t.Helper()
 		clock.at = clock.at.Add(wait)
@@ -81,15 +81,11 @@ func TestCertificateReload(t *testing.T) {
 	step("new pair", 1, two, 2)
 	put(t, cert, two.Cert[:len(two.Cert)/2])
 	step("truncated certificate", time.Second, two, 3)
-	if err := os.Remove(key); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(key))
 	step("key removed", time.Second, two, 4)
 	two.Files(t, filepath.Dir(cert))
 	step("restored", time.Second, two, 4)
-	if err := os.Remove(key); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(key))
 	step("key removed again", time.Second, two, 5)
 	if strings.Contains(log.String(), filepath.Base(key)) || strings.Contains(log.String(), "PRIVATE KEY") {
 		t.Errorf("file names or contents are logged: %s", &log)
@@ -122,17 +118,13 @@ func TestCertificateReloadBehindLinks(t *testing.T) {
 	one, two := authority.Issue(time.Now().Add(time.Hour), "localhost"), authority.Issue(time.Now().Add(time.Hour), "localhost")
 	mount := t.TempDir()
 	for name, issued := range map[string]testenv.Certificate{"..1": one, "..2": two} {
-		if err := os.Mkdir(filepath.Join(mount, name), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.Mkdir(filepath.Join(mount, name), 0o700))
 		issued.Files(t, filepath.Join(mount, name))
 	}
 	cert, key := filepath.Join(mount, "tls.crt"), filepath.Join(mount, "tls.key")
 	err := errors.Join(os.Symlink("..1", filepath.Join(mount, "..data")),
 		os.Symlink("..data/tls.crt", cert), os.Symlink("..data/tls.key", key))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	clock := &fakeClock{time.Now()}
 	served, err := certs.Open(cert, key, slog.New(slog.DiscardHandler), clock.now)
 	if err != nil || !bytes.Equal(presented(t, served), der(t, one)) {
@@ -140,9 +132,7 @@ func TestCertificateReloadBehindLinks(t *testing.T) {
 	}
 	err = errors.Join(os.Symlink("..2", filepath.Join(mount, "..new")),
 		os.Rename(filepath.Join(mount, "..new"), filepath.Join(mount, "..data")))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	clock.at = clock.at.Add(time.Second)
 	if !bytes.Equal(presented(t, served), der(t, two)) {
 		t.Error("the replaced link was not followed")
@@ -177,18 +167,14 @@ func TestOpenErrors(t *testing.T) {
 func TestLoadPoolAndRoots(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	leaf, err := x509.ParseCertificate(der(t, authority.Issue(time.Now().Add(time.Hour), "h")))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	none := filepath.Join(t.TempDir(), "hunter2")
 	put(t, none, []byte("hunter2"))
 	for name, read := range map[string]func(string) (*x509.CertPool, error){
 		"pool": certs.LoadPool, "roots": certs.LoadRoots,
 	} {
 		pool, err := read(authority.File())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"sync"
 	"time"
 
@@ -28,11 +30,6 @@ type Checks map[string]func(context.Context) error
 // contain no error texts.
 func Probes(checks Checks, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
-	addProbes(mux, checks, now)
-	return mux
-}
-
-func addProbes(mux *http.ServeMux, checks Checks, now func() time.Time) {
 	ready := &readiness{checks: checks, now: now, lock: make(chan struct{}, 1)}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
@@ -41,12 +38,15 @@ func addProbes(mux *http.ServeMux, checks Checks, now func() time.Time) {
 		status, report := ready.report(r.Context())
 		writeJSON(w, status, report)
 	})
+	return mux
 }
 
 // Handler serves the Probes, /metrics, and profiles below /debug/pprof/. It is for a listener that only operators reach.
 func Handler(checks Checks, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
-	addProbes(mux, checks, time.Now)
+	probes := Probes(checks, time.Now)
+	mux.Handle("/livez", probes)
+	mux.Handle("/readyz", probes)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -54,7 +54,6 @@ func Handler(checks Checks, registry *prometheus.Registry) http.Handler {
 	return mux
 }
 
-// readiness caches the last report.
 type readiness struct {
 	checks Checks
 	now    func() time.Time
@@ -109,4 +108,25 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body) // fails only when the client has gone
+}
+
+// Get requests an http or https URL and returns nil for status 200. It does not follow redirects, which lead to another
+// server. Errors contain only the URL's host.
+func Get(ctx context.Context, transport http.RoundTripper, at string) error {
+	target, err := url.Parse(at)
+	request, requestErr := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
+	if errors.Join(err, requestErr) != nil || target.Host == "" || target.Scheme != "http" && target.Scheme != "https" {
+		return errors.New("wants a URL such as http://host:port/readyz")
+	}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return fmt.Errorf("%s does not answer: %w", target.Host, err)
+	}
+	if err := response.Body.Close(); err != nil {
+		return fmt.Errorf("%s: close the answer: %w", target.Host, err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %d", target.Host, response.StatusCode)
+	}
+	return nil
 }

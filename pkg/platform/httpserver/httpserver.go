@@ -19,42 +19,29 @@ import (
 // drainTimeout bounds the requests that run when a server stops.
 const drainTimeout = 20 * time.Second
 
-// Option changes how a server serves.
-type Option func(*config)
-
-type config struct {
-	limits Limits
-	tls    *tls.Config // nil: plain HTTP
-	log    *slog.Logger
+// Options change how a server serves. All are optional.
+type Options struct {
+	Limits Limits
+	TLS    *tls.Config // serve only TLS, including HTTP/2: see certs.ServerTLS
+	// Log receives the server's own errors, such as a handler's panic. Failed TLS handshakes have level debug: anybody can
+	// cause any number of them.
+	Log *slog.Logger
 }
-
-// WithTLS serves only TLS, including HTTP/2, with the given configuration: see certs.ServerTLS.
-func WithTLS(tls *tls.Config) Option { return func(c *config) { c.tls = tls } }
-
-// WithLimits sets limits. Fields that are zero keep their defaults.
-func WithLimits(limits Limits) Option { return func(c *config) { c.limits = limits.orDefaults() } }
-
-// WithLog logs the server's own errors, such as a handler's panic, as JSON. Failed TLS handshakes are logged at level
-// debug: anybody can cause any number of them.
-func WithLog(log *slog.Logger) Option { return func(c *config) { c.log = log } }
 
 // Serve serves the handler on the listener until the context ends, then lets running requests finish. The time for
 // which a client can hold a connection without progress is bounded, see Limits. The total time of a response is not,
 // because files are long.
-func Serve(ctx context.Context, listener net.Listener, handler http.Handler, options ...Option) error {
-	c := config{limits: DefaultLimits()}
-	for _, option := range options {
-		option(&c)
-	}
-	listener = netutil.LimitListener(listener, c.limits.Connections)
-	server := c.limits.server(handler)
+func Serve(ctx context.Context, listener net.Listener, handler http.Handler, options Options) error {
+	limits := options.Limits.orDefaults()
+	listener = netutil.LimitListener(listener, limits.Connections)
+	server := limits.server(handler)
 	serve := server.Serve
-	if c.tls != nil {
-		server.TLSConfig = c.tls
+	if options.TLS != nil {
+		server.TLSConfig = options.TLS
 		serve = func(l net.Listener) error { return server.ServeTLS(l, "", "") }
 	}
-	if c.log != nil {
-		server.ErrorLog = serverLog(c.log)
+	if options.Log != nil {
+		server.ErrorLog = log.New(logWriter{options.Log}, "", 0)
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- serve(listener) }()
@@ -78,9 +65,7 @@ func Serve(ctx context.Context, listener net.Listener, handler http.Handler, opt
 	return nil
 }
 
-// serverLog returns an http.Server.ErrorLog that writes to the logger.
-func serverLog(to *slog.Logger) *log.Logger { return log.New(logWriter{to}, "", 0) }
-
+// logWriter writes the lines of an http.Server.ErrorLog to the logger.
 type logWriter struct{ to *slog.Logger }
 
 func (w logWriter) Write(line []byte) (int, error) {

@@ -22,6 +22,14 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// must ends the test after an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // pipes is a listener without a network, for synctest bubbles.
 type pipes struct {
 	conns  chan net.Conn
@@ -57,29 +65,26 @@ func (p *pipes) client() (client *http.Client, done func()) {
 	return &http.Client{Transport: transport}, transport.CloseIdleConnections
 }
 
-// start serves the handler on a listener without a network. stop ends the server and fails the test on an error.
-func start(t *testing.T, handler http.Handler, options ...httpserver.Option) (listener *pipes, stop func()) {
-	t.Helper()
-	listener = newPipes()
-	ctx, cancel := context.WithCancel(t.Context())
+// start serves the handler on a listener until the test ends.
+func start[L net.Listener](t *testing.T, listener L, handler http.Handler, options httpserver.Options) L {
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	served := make(chan error, 1)
-	go func() { served <- httpserver.Serve(ctx, listener, handler, options...) }()
-	return listener, func() {
-		t.Helper()
-		cancel()
+	go func() { served <- httpserver.Serve(ctx, listener, handler, options) }()
+	t.Cleanup(func() {
+		stop()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
-	}
+	})
+	return listener
 }
 
-// connect opens a connection without sending anything.
+// connect opens a connection until the test ends, without sending anything.
 func connect(t *testing.T, listener *pipes) net.Conn {
 	t.Helper()
 	conn, err := listener.dial(t.Context(), "", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	t.Cleanup(func() { conn.Close() })
 	return conn
 }
 
@@ -109,102 +114,72 @@ func get(client *http.Client, answers chan<- answer) {
 	answers <- answer{string(body), errors.Join(err, response.Body.Close())}
 }
 
+// A server that stops finishes running requests, for a time, and takes no new ones.
 func TestServeDrains(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		listener := newPipes()
-		client, disconnect := listener.client()
-		ctx, stop := context.WithCancel(t.Context())
-		served, answers := make(chan error, 1), make(chan answer, 1)
-		began, proceed := make(chan struct{}), make(chan struct{})
-		go func() { served <- httpserver.Serve(ctx, listener, download(began, proceed)) }()
-		go get(client, answers)
-		<-began
+	for name, finishes := range map[string]bool{"a request that finishes": true, "one that does not": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				listener := newPipes()
+				client, disconnect := listener.client()
+				ctx, stop := context.WithCancel(t.Context())
+				served, answers := make(chan error, 1), make(chan answer, 1)
+				began, proceed := make(chan struct{}), make(chan struct{})
+				go func() { served <- httpserver.Serve(ctx, listener, download(began, proceed), httpserver.Options{}) }()
+				go get(client, answers)
+				<-began
 
-		stop()
-		synctest.Wait()
-		select {
-		case err := <-served:
-			t.Fatalf("returned %v while a request was running", err)
-		default:
-		}
-		if response, err := client.Get("http://server/"); err == nil {
-			t.Errorf("a new request was answered %s after the stop", response.Status)
-		}
-		close(proceed)
-		if got := <-answers; got.err != nil || got.body != "one two" {
-			t.Errorf("the running request got %+v", got)
-		}
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-		disconnect()
-	})
-}
-
-func TestServeClosesRequestsAfterTheDrainTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		listener := newPipes()
-		client, disconnect := listener.client()
-		ctx, stop := context.WithCancel(t.Context())
-		served, answers := make(chan error, 1), make(chan answer, 1)
-		began, proceed := make(chan struct{}), make(chan struct{})
-		go func() { served <- httpserver.Serve(ctx, listener, download(began, proceed)) }()
-		go get(client, answers)
-		<-began
-		stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-		if got := <-answers; got.err == nil {
-			t.Errorf("the request got %+v and no error", got)
-		}
-		close(proceed)
-		disconnect()
-	})
+				stop()
+				synctest.Wait()
+				select {
+				case err := <-served:
+					t.Fatalf("returned %v while a request was running", err)
+				default:
+				}
+				if response, err := client.Get("http://server/"); err == nil {
+					t.Errorf("a new request was answered %s after the stop", response.Status)
+				}
+				if finishes {
+					close(proceed)
+				} else {
+					defer close(proceed)
+				}
+				if got := <-answers; (got.err == nil) != finishes || finishes && got.body != "one two" {
+					t.Errorf("the running request got %+v", got)
+				}
+				if err := <-served; err != nil {
+					t.Error(err)
+				}
+				disconnect()
+			})
+		})
+	}
 }
 
 func TestServeReturnsListenerErrors(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := httpserver.Serve(t.Context(), listener, http.NotFoundHandler()); !errors.Is(err, net.ErrClosed) {
+	must(t, err)
+	must(t, listener.Close())
+	if err := httpserver.Serve(t.Context(), listener, http.NotFoundHandler(), httpserver.Options{}); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("got %v", err)
 	}
 }
 
 // serveTLS serves the handler with TLS until the test ends and returns the address.
-func serveTLS(t *testing.T, issued testenv.Certificate, clientCAs *x509.CertPool, handler http.Handler, options ...httpserver.Option) string {
+func serveTLS(t *testing.T, issued testenv.Certificate, clientCAs *x509.CertPool, handler http.Handler, options httpserver.Options) string {
 	t.Helper()
 	cert, key := issued.Files(t, t.TempDir())
 	served, err := certs.Open(cert, key, slog.New(slog.DiscardHandler), time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	options = append(options, httpserver.WithTLS(certs.ServerTLS(served, clientCAs)))
-	return serveTCP(t, handler, options...)
+	must(t, err)
+	options.TLS = certs.ServerTLS(served, clientCAs)
+	return serveTCP(t, handler, options)
 }
 
 // serveTCP serves the handler until the test ends and returns the address.
-func serveTCP(t *testing.T, handler http.Handler, options ...httpserver.Option) string {
+func serveTCP(t *testing.T, handler http.Handler, options httpserver.Options) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- httpserver.Serve(ctx, listener, handler, options...) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	return listener.Addr().String()
+	must(t, err)
+	return start(t, listener, handler, options).Addr().String()
 }
 
 func protocol(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }
@@ -214,8 +189,8 @@ func TestTLSListener(t *testing.T) {
 	valid := time.Now().Add(time.Hour)
 	server, ours, foreign := authority.Issue(valid, "127.0.0.1"), authority.Issue(valid), other.Issue(valid)
 	expired := authority.Issue(time.Now().Add(-time.Hour))
-	open := serveTLS(t, server, nil, http.HandlerFunc(protocol))
-	closed := serveTLS(t, server, authority.Pool(), http.HandlerFunc(protocol))
+	open := serveTLS(t, server, nil, http.HandlerFunc(protocol), httpserver.Options{})
+	closed := serveTLS(t, server, authority.Pool(), http.HandlerFunc(protocol), httpserver.Options{})
 	with := func(change func(*tls.Config)) *tls.Config {
 		config := &tls.Config{RootCAs: authority.Pool(), NextProtos: []string{"h2", "http/1.1"}}
 		change(config)
@@ -257,9 +232,7 @@ func TestTLSListener(t *testing.T) {
 		transport.CloseIdleConnections()
 	}
 	response, err := http.Get("http://" + open + "/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if err := response.Body.Close(); err != nil || response.StatusCode != http.StatusBadRequest {
 		t.Errorf("plain HTTP: %s, %v, want 400", response.Status, err)
 	}

@@ -14,7 +14,7 @@ const (
 	chunkSize = 32 << 10
 )
 
-// Limits bound the resources that an idle or slow client can hold.
+// Limits bound the resources that an idle or slow client can hold. Zeros are the limits of a public listener.
 type Limits struct {
 	Connections int           // open at once; further ones wait until one is closed
 	Header      time.Duration // for a TLS handshake, and for the headers of a request
@@ -24,21 +24,13 @@ type Limits struct {
 	Stall time.Duration
 }
 
-// DefaultLimits returns the limits of a public listener.
-func DefaultLimits() Limits {
-	return Limits{
-		Connections: 10_000, Header: 10 * time.Second, Request: time.Minute, Idle: 2 * time.Minute, Stall: time.Minute,
-	}
-}
-
 func (l Limits) orDefaults() Limits {
-	defaults := DefaultLimits()
 	return Limits{
-		Connections: cmp.Or(l.Connections, defaults.Connections),
-		Header:      cmp.Or(l.Header, defaults.Header),
-		Request:     cmp.Or(l.Request, defaults.Request),
-		Idle:        cmp.Or(l.Idle, defaults.Idle),
-		Stall:       cmp.Or(l.Stall, defaults.Stall),
+		Connections: cmp.Or(l.Connections, 10_000),
+		Header:      cmp.Or(l.Header, 10*time.Second),
+		Request:     cmp.Or(l.Request, time.Minute),
+		Idle:        cmp.Or(l.Idle, 2*time.Minute),
+		Stall:       cmp.Or(l.Stall, time.Minute),
 	}
 }
 

@@ -55,7 +55,7 @@ func TestStalledClientsAreDisconnected(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				listener, stop := start(t, row.handler, allLimits(limit))
+				listener := start(t, newPipes(), row.handler, allLimits(limit))
 				conn := connect(t, listener)
 				began := time.Now()
 				closed := make(chan struct{})
@@ -81,24 +81,20 @@ func TestStalledClientsAreDisconnected(t *testing.T) {
 				if held := time.Since(began); held > 3*limit {
 					t.Errorf("the connection was held for %s", held)
 				}
-				stop()
-				if err := conn.Close(); err != nil {
-					t.Error(err)
-				}
 			})
 		})
 	}
 }
 
 // allLimits sets every time limit to the same value.
-func allLimits(limit time.Duration) httpserver.Option {
-	return httpserver.WithLimits(httpserver.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit})
+func allLimits(limit time.Duration) httpserver.Options {
+	return httpserver.Options{Limits: httpserver.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit}}
 }
 
 func TestASlowDownloadIsNotCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit, size = 10 * time.Second, 256 << 10
-		listener, stop := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		listener := start(t, newPipes(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(3 * limit) // a slow handler
 			if _, err := w.Write(make([]byte, size)); err != nil {
 				t.Error(err)
@@ -118,16 +114,10 @@ func TestASlowDownloadIsNotCut(t *testing.T) {
 			if errors.Is(err, io.EOF) {
 				break
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 		}
 		if got < size {
 			t.Errorf("received %d bytes of %d", got, size)
-		}
-		stop()
-		if err := conn.Close(); err != nil {
-			t.Error(err)
 		}
 	})
 }
@@ -148,23 +138,19 @@ func TestAStalledHTTP2StreamIsReset(t *testing.T) {
 		close(cut)
 	})
 	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, handler,
-		httpserver.WithLimits(httpserver.Limits{Stall: 200 * time.Millisecond}))
+		httpserver.Options{Limits: httpserver.Limits{Stall: 200 * time.Millisecond}})
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
 	stalled, err := client.Get("https://" + addr + "/endless")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer stalled.Body.Close()
 	<-cut // nothing is read, so only the client's window was sent
 	if _, err := io.Copy(io.Discard, stalled.Body); err == nil {
 		t.Error("a reset stream ended without an error")
 	}
 	short, err := client.Get("https://" + addr + "/short")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	text, err := io.ReadAll(short.Body)
 	if err := errors.Join(err, short.Body.Close()); err != nil || string(text) != "HTTP/2.0" {
 		t.Errorf("%q, %v", text, err)
@@ -172,22 +158,21 @@ func TestAStalledHTTP2StreamIsReset(t *testing.T) {
 }
 
 // startTLS serves the handler like start, with TLS for the name "server".
-func startTLS(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pipes, *testenv.Authority, func()) {
+func startTLS(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pipes, *testenv.Authority) {
 	t.Helper()
 	authority := testenv.NewAuthority(t)
 	cert, key := authority.Issue(time.Now().Add(time.Hour), "server").Files(t, t.TempDir())
 	certificate, err := certs.Open(cert, key, slog.New(slog.DiscardHandler), time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener, stop := start(t, handler, httpserver.WithTLS(certs.ServerTLS(certificate, nil)), allLimits(limit))
-	return listener, authority, stop
+	must(t, err)
+	options := allLimits(limit)
+	options.TLS = certs.ServerTLS(certificate, nil)
+	return start(t, newPipes(), handler, options), authority
 }
 
 func TestAnHTTP2HandlerMayPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10 * time.Second
-		listener, authority, stop := startTLS(t, limit, func(w http.ResponseWriter, r *http.Request) {
+		listener, authority := startTLS(t, limit, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, r.Proto)
 			w.(http.Flusher).Flush()
 			time.Sleep(3 * limit)
@@ -197,15 +182,12 @@ func TestAnHTTP2HandlerMayPause(t *testing.T) {
 			DialContext: listener.dial, TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}, ForceAttemptHTTP2: true,
 		}
 		response, err := (&http.Client{Transport: transport}).Get("https://server/")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		text, err := io.ReadAll(response.Body)
 		if err := errors.Join(err, response.Body.Close()); err != nil || string(text) != "HTTP/2.0 and more" {
 			t.Errorf("%q, %v", text, err)
 		}
 		transport.CloseIdleConnections()
-		stop()
 	})
 }
 
@@ -213,7 +195,7 @@ func TestAnHTTP2HandlerMayPause(t *testing.T) {
 func TestAStalledHTTP2ConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 10 * time.Second
-		listener, authority, stop := startTLS(t, limit, http.NotFound)
+		listener, authority := startTLS(t, limit, http.NotFound)
 		conn := connect(t, listener)
 		// In TLS 1.2 the server sends the last handshake message, so everything it writes later is HTTP/2.
 		secure := tls.Client(conn, &tls.Config{
@@ -227,21 +209,15 @@ func TestAStalledHTTP2ConnectionIsClosed(t *testing.T) {
 		if _, err := conn.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("the connection is open after twice the limit: %v", err)
 		}
-		if err := conn.Close(); err != nil {
-			t.Error(err)
-		}
-		stop()
 	})
 }
 
 func TestAStalledHandshakeIsCut(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil, http.NotFoundHandler(),
-		httpserver.WithLimits(httpserver.Limits{Header: 50 * time.Millisecond}))
+		httpserver.Options{Limits: httpserver.Limits{Header: 50 * time.Millisecond}})
 	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer conn.Close()
 	if _, err := io.ReadAll(conn); err != nil { // until the server hangs up
 		t.Error(err)
@@ -250,8 +226,8 @@ func TestAStalledHandshakeIsCut(t *testing.T) {
 
 func TestConnectionLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		listener, stop := start(t, http.NotFoundHandler(), httpserver.WithLimits(httpserver.Limits{Connections: 2}))
-		first, second := connect(t, listener), connect(t, listener)
+		listener := start(t, newPipes(), http.NotFoundHandler(), httpserver.Options{Limits: httpserver.Limits{Connections: 2}})
+		first, _ := connect(t, listener), connect(t, listener)
 		third := make(chan net.Conn)
 		go func() {
 			conn, err := listener.dial(t.Context(), "", "")
@@ -266,19 +242,15 @@ func TestConnectionLimit(t *testing.T) {
 			t.Error("accepted a third connection")
 		default:
 		}
-		if err := first.Close(); err != nil {
-			t.Fatal(err)
-		}
-		conn := <-third
-		stop()
-		if err := errors.Join(second.Close(), conn.Close()); err != nil {
+		must(t, first.Close())
+		if err := (<-third).Close(); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
 func TestHeaderLimits(t *testing.T) {
-	addr := serveTCP(t, http.HandlerFunc(protocol))
+	addr := serveTCP(t, http.HandlerFunc(protocol), httpserver.Options{})
 	// The request has a Connection header in addition.
 	for name, row := range map[string]struct {
 		headers string
@@ -291,13 +263,9 @@ func TestHeaderLimits(t *testing.T) {
 		"too long":       {"X-Y: " + strings.Repeat("z", 40<<10) + "\r\n", 431},
 	} {
 		conn, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: h\r\n"+row.headers+"Connection: close\r\n\r\n")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -327,7 +295,7 @@ func TestServerLog(t *testing.T) {
 	log := make(lines, 10)
 	addr := serveTLS(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1"), nil,
 		http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") }),
-		httpserver.WithLog(slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
+		httpserver.Options{Log: slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	for level, roots := range map[string]*x509.CertPool{"DEBUG": x509.NewCertPool(), "ERROR": authority.Pool()} {
 		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}
 		if response, err := (&http.Client{Transport: transport}).Get("https://" + addr + "/"); err == nil {
@@ -341,15 +309,11 @@ func TestServerLog(t *testing.T) {
 
 func TestDefaultLimitsApplyWithoutOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		listener, stop := start(t, http.NotFoundHandler())
+		listener := start(t, newPipes(), http.NotFoundHandler(), httpserver.Options{})
 		conn := connect(t, listener)
 		began := time.Now()
 		if _, err := io.ReadAll(conn); err != nil || time.Since(began) > time.Minute {
 			t.Errorf("closed after %s: %v", time.Since(began), err)
-		}
-		stop()
-		if err := conn.Close(); err != nil {
-			t.Error(err)
 		}
 	})
 }

@@ -16,57 +16,47 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var errBroken, errClosing = errors.New("broken"), errors.New("closing failed")
 
-func untilStopped(ctx context.Context) error { <-ctx.Done(); return nil }
-
-func TestRunStopsAllWhenOneFails(t *testing.T) {
-	err := rungroup.Run(t.Context(),
-		rungroup.Component{Name: "first", Run: func(context.Context) error { return errBroken }},
-		rungroup.Component{Name: "second", Run: untilStopped},
-		rungroup.Component{Name: "third", Run: func(ctx context.Context) error { <-ctx.Done(); return errClosing }},
-		rungroup.Component{Name: "fourth", Run: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }},
-	)
-	if !errors.Is(err, errBroken) || !errors.Is(err, errClosing) || errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want exactly both errors", err)
-	}
-	for _, name := range []string{"first: ", "third: "} {
-		if !strings.Contains(fmt.Sprint(err), name) {
-			t.Errorf("%v does not name %q", err, name)
-		}
-	}
-}
-
-func TestRunStopsAllWhenOneReturns(t *testing.T) {
-	err := rungroup.Run(t.Context(),
-		rungroup.Component{Name: "first", Run: func(context.Context) error { return nil }},
-		rungroup.Component{Name: "second", Run: untilStopped},
-	)
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-func TestRunEndsWithItsContext(t *testing.T) {
+// Run stops all parts when one of them returns or the context ends, and returns the errors of all, with their names.
+func TestRun(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	err := rungroup.Run(ctx,
-		rungroup.Component{Name: "first", Run: untilStopped},
-		rungroup.Component{Name: "second", Run: func(context.Context) error { cancel(); return nil }},
-	)
-	if err != nil {
-		t.Error(err)
+	returns := func(err error) func(context.Context) error { return func(context.Context) error { return err } }
+	stopped := func(err error) func(context.Context) error {
+		return func(ctx context.Context) error { <-ctx.Done(); return err }
 	}
-	if err := rungroup.Run(t.Context()); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestRunReportsAPartThatEndsAsIfItHadBeenTold(t *testing.T) {
-	err := rungroup.Run(t.Context(),
-		rungroup.Component{Name: "first", Run: func(context.Context) error {
-			return fmt.Errorf("a call of its own: %w", context.Canceled)
-		}},
-		rungroup.Component{Name: "second", Run: untilStopped},
-	)
-	if !errors.Is(err, context.Canceled) || !strings.Contains(fmt.Sprint(err), "first: ") {
-		t.Errorf("got %v: nobody had told the part to stop", err)
+	for name, row := range map[string]struct {
+		parts []func(context.Context) error
+		want  map[string]error // by the part's name
+	}{
+		"one fails": {
+			[]func(context.Context) error{returns(errBroken), stopped(nil), stopped(errClosing), stopped(context.Canceled)},
+			map[string]error{"part 0": errBroken, "part 2": errClosing},
+		},
+		"one returns": {[]func(context.Context) error{returns(nil), stopped(nil)}, nil},
+		"the context ends": {
+			[]func(context.Context) error{stopped(nil), func(context.Context) error { cancel(); return nil }}, nil,
+		},
+		"nothing to run": {},
+		"a cancelled call of a part's own": {
+			[]func(context.Context) error{returns(fmt.Errorf("call: %w", context.Canceled)), stopped(nil)},
+			map[string]error{"part 0": context.Canceled},
+		},
+	} {
+		var components []rungroup.Component
+		for i, part := range row.parts {
+			components = append(components, rungroup.Component{Name: fmt.Sprint("part ", i), Run: part})
+		}
+		within := t.Context()
+		if name == "the context ends" {
+			within = ctx
+		}
+		err := rungroup.Run(within, components...)
+		if (err == nil) != (len(row.want) == 0) || err != nil && strings.Count(err.Error(), "\n") != len(row.want)-1 {
+			t.Errorf("%s: %v, want %v", name, err, row.want)
+		}
+		for part, want := range row.want {
+			if !errors.Is(err, want) || !strings.Contains(fmt.Sprint(err), part+": ") {
+				t.Errorf("%s: %v, want %v of %s", name, err, want, part)
+			}
+		}
 	}
 }

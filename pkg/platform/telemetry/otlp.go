@@ -23,10 +23,8 @@ type otlpClient struct {
 	retryLimit time.Duration // a batch is dropped after this
 }
 
-// Start implements otlptrace.Client.
 func (*otlpClient) Start(context.Context) error { return nil }
 
-// Stop implements otlptrace.Client.
 func (*otlpClient) Stop(context.Context) error { return nil }
 
 // UploadTraces implements otlptrace.Client. It retries while the collector is unreachable or asks for it.

@@ -18,11 +18,7 @@ func (fx *fixture) operator() *ops.Operator {
 	log, err := audit.Open(audit.Config{Path: filepath.Join(fx.t.TempDir(), "audit.ndjson"), Process: "test", Now: time.Now})
 	must(fx.t, err)
 	fx.t.Cleanup(func() { must(fx.t, log.Close()) })
-	operator, err := ops.New(ops.Deps{
-		Jobs: fx.jobs, Queue: fx.tasks, Audit: log, Now: func() time.Time { return instant },
-	})
-	must(fx.t, err)
-	return operator
+	return &ops.Operator{Jobs: fx.jobs, Queue: fx.tasks, Audit: log, Now: func() time.Time { return instant }}
 }
 
 // A unit is given up while a worker runs it. The worker's commit is refused, the last open unit leads to the seal, and

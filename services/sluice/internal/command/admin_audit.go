@@ -19,17 +19,10 @@ func (a *app) audit() *cobra.Command {
 		a.auditVerify())
 }
 
-// auditFlags are the flags of audit verify.
-type auditFlags struct {
-	adminFlags
-	keyFile string
-	heads   []string
-	after   []string
-}
-
 func (a *app) auditVerify() *cobra.Command {
-	var flags auditFlags
-	cmd := withJSON(&cobra.Command{
+	var keyFile string
+	var proof audit.Proof
+	cmd := a.withJSON(&cobra.Command{
 		Use:   "verify FILE...",
 		Short: "Verify that no line of an audit log was altered, removed, added or moved",
 		Long: `Verify the hash chains of an audit log, oldest file first ("-" is standard input). The command prints each
@@ -39,56 +32,58 @@ to there and exits with 1.
 Lines missing at the end can only be detected with a known head: store the heads in another place, and pass them with
 --expect-head. A log that has grown since still contains them.`,
 		Args: cobra.MinimumNArgs(1),
-		RunE: a.run(func(_ context.Context, args []string) error {
-			proof, err := flags.proof()
+		RunE: a.run(func(_ context.Context, files []string) error {
+			if err := completeProof(&proof, keyFile); err != nil {
+				return err
+			}
+			report, err := verifyAudit(proof, files)
 			if err != nil {
 				return err
 			}
-			report, err := verifyAudit(proof, args)
-			if err != nil {
+			if err := a.show(report, chainRows(report.Chains)); err != nil {
 				return err
 			}
-			if flags.json {
-				err = a.printJSON(report)
-			} else {
-				err = a.printChains(report, len(proof.Key) > 0)
-			}
-			if err == nil && report.Problem != nil {
+			switch {
+			case report.Problem != nil:
 				return fmt.Errorf("the audit log is invalid: %w", *report.Problem)
+			case a.flags.json:
+				return nil
+			case len(proof.Key) == 0:
+				return a.print(fmt.Sprintf("all %d lines are valid; without a key this detects damage, not forgery\n", report.Lines))
 			}
-			return err
+			return a.print(fmt.Sprintf("all %d lines are valid under the key\n", report.Lines))
 		}),
-	}, &flags.adminFlags)
-	cmd.Flags().StringVar(&flags.keyFile, "key-file", "", "file with the key of the log")
-	cmd.Flags().StringSliceVar(&flags.heads, "expect-head", nil, "hash that the log must contain; repeatable")
-	cmd.Flags().StringSliceVar(&flags.after, "after", nil,
+	})
+	cmd.Flags().StringVar(&keyFile, "key-file", "", "file with the key of the log")
+	cmd.Flags().StringSliceVar(&proof.Heads, "expect-head", nil, "hash that the log must contain; repeatable")
+	cmd.Flags().StringSliceVar(&proof.After, "after", nil,
 		"head of omitted older files, after which a chain may start; repeatable")
 	return cmd
 }
 
 var hashForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-func (f auditFlags) proof() (audit.Proof, error) {
-	for name, hashes := range map[string][]string{"--expect-head": f.heads, "--after": f.after} {
+// completeProof checks the hashes of a proof and reads the key, if there is one.
+func completeProof(proof *audit.Proof, keyFile string) error {
+	for name, hashes := range map[string][]string{"--expect-head": proof.Heads, "--after": proof.After} {
 		for _, hash := range hashes {
 			if !hashForm.MatchString(hash) {
-				return audit.Proof{}, usage("%s: %q is not a hash of 64 hexadecimal digits", name, hash)
+				return usage("%s: %q is not a hash of 64 hexadecimal digits", name, hash)
 			}
 		}
 	}
-	proof := audit.Proof{Heads: f.heads, After: f.after}
-	if f.keyFile == "" {
-		return proof, nil
+	if keyFile == "" {
+		return nil
 	}
-	content, err := os.ReadFile(f.keyFile)
+	content, err := os.ReadFile(keyFile)
 	if err != nil {
-		return audit.Proof{}, fmt.Errorf("read the key: %w", err)
+		return fmt.Errorf("read the key: %w", err)
 	}
 	proof.Key = []byte(strings.TrimRight(string(content), "\r\n")) // as in the services
 	if len(proof.Key) < audit.KeyBytes {
-		return audit.Proof{}, fmt.Errorf("--key-file: a key must have at least %d bytes", audit.KeyBytes)
+		return fmt.Errorf("--key-file: a key must have at least %d bytes", audit.KeyBytes)
 	}
-	return proof, nil
+	return nil
 }
 
 func verifyAudit(proof audit.Proof, files []string) (audit.Report, error) {
@@ -108,22 +103,12 @@ func verifyAudit(proof audit.Proof, files []string) (audit.Report, error) {
 	return audit.Verify(proof, parts...)
 }
 
-func (a *app) printChains(report audit.Report, keyed bool) error {
-	rows := [][]string{{"chain", "process", "site", "first", "last", "from", "until", "head"}}
-	for _, c := range report.Chains {
-		rows = append(rows, []string{
-			c.ID, printable(c.Process), printable(c.Site), decimal(c.First), decimal(c.Last),
-			instant(c.From), instant(c.Until), c.Head,
-		})
+func chainRows(chains []audit.Chain) []row {
+	rows := []row{{"chain", "process", "site", "first", "last", "from", "until", "head"}}
+	for _, c := range chains {
+		rows = append(rows, row{c.ID, printable(c.Process), printable(c.Site), c.First, c.Last, c.From, c.Until, c.Head})
 	}
-	if err := a.printColumns(rows); err != nil || report.Problem != nil {
-		return err
-	}
-	verdict := "all %d lines are valid; without a key this detects damage, not forgery\n"
-	if keyed {
-		verdict = "all %d lines are valid under the key\n"
-	}
-	return a.print(fmt.Sprintf(verdict, report.Lines))
+	return rows
 }
 
 // printable replaces control characters: a forged log may contain terminal commands.

@@ -19,14 +19,10 @@ func auditLog(t *testing.T, key []byte) (files []string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "audit.ndjson")
 	log, err := audit.Open(audit.Config{Path: path, Process: "api", Site: "host-1", Key: key})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	event := audit.Event{Action: audit.Status, Outcome: audit.Success, Agent: export.Owner{Issuer: "i", Subject: "s"}}
 	err = errors.Join(log.Record(event), os.Rename(path, path+".1"), log.Record(event), log.Close())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return []string{path + ".1", path}
 }
 
@@ -81,12 +77,8 @@ func TestAuditVerify(t *testing.T) {
 func TestAuditVerifyFindsAnAlteredLine(t *testing.T) {
 	files, key := auditLog(t, []byte(auditKey)), write(t, auditKey)
 	good, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(files[0], bytes.Replace(good, []byte(`"value":"s"`), []byte(`"value":"x"`), 1), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	must(t, os.WriteFile(files[0], bytes.Replace(good, []byte(`"value":"s"`), []byte(`"value":"x"`), 1), 0o600))
 	code, stdout, stderr := auditVerify(t, "--key-file", key, files[0], files[1])
 	want := "sluice: the audit log is invalid: " + files[0] + ", line 2: it was altered, or was written under another key\n"
 	if code != ExitFailure || stderr != want || strings.Contains(stdout, "valid") || strings.Count(stdout, "\n") != 2 {
@@ -102,9 +94,7 @@ func TestAuditVerifyFindsAnAlteredLine(t *testing.T) {
 func TestAuditVerifyWithoutAKey(t *testing.T) {
 	files := auditLog(t, nil)
 	stdin, err := os.Open(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer func(was *os.File) { os.Stdin = was; stdin.Close() }(os.Stdin)
 	os.Stdin = stdin
 	code, stdout, stderr := auditVerify(t, "-", files[1])
@@ -135,12 +125,7 @@ func TestAuditUsage(t *testing.T) {
 		{[]string{"/nowhere"}, ExitFailure, "/nowhere"},
 		{[]string{write(t, "")}, ExitFailure, "the log is empty"},
 	} {
-		code, _, stderr := auditVerify(t, tc.args...)
-		if code != tc.code || !strings.Contains(stderr, tc.contains) {
-			t.Errorf("%q: exit %d, %q; want exit %d and %q", tc.args, code, stderr, tc.code, tc.contains)
-		}
+		do(t, tc.code, tc.contains, append([]string{"admin", "audit", "verify"}, tc.args...)...)
 	}
-	if code, _, stderr := run(t, "admin", "audit"); code != ExitUsage || !strings.Contains(stderr, "missing command") {
-		t.Errorf("exit %d, %q", code, stderr)
-	}
+	do(t, ExitUsage, "missing command: see sluice admin audit --help", "admin", "audit")
 }

@@ -39,7 +39,6 @@ func (a *app) certificate() *cobra.Command {
 certificate of the issuing authority (ca.pem), which clients must trust. The key of the authority is discarded. Existing
 files are not replaced. For production, use your usual certificate authority (docs/tls.md).`,
 		Example: `  sluice admin certificate --out tls --name localhost --name 127.0.0.1`,
-		Args:    cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
 			if valid <= 0 {
 				return usage("--valid must be positive")

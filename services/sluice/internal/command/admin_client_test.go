@@ -1,7 +1,6 @@
 package command
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,17 +18,13 @@ func TestAdminClient(t *testing.T) {
 	}
 	redis := miniredis.RunT(t)
 	url, dir := "redis://"+redis.Addr(), t.TempDir()
-	do := func(want int, contains string, args ...string) (stdout string) {
+	admin := func(want int, contains string, args ...string) (stdout string) {
 		t.Helper()
-		code, stdout, stderr := run(t, append([]string{"admin", "client", "--redis", url}, args...)...)
-		if code != want || !strings.Contains(stdout+stderr, contains) {
-			t.Fatalf("%q: exit %d, %q, %q; want exit %d and %q", args, code, stdout, stderr, want, contains)
-		}
-		return stdout
+		return do(t, want, contains, append([]string{"admin", "client", "--redis", url}, args...)...)
 	}
 	name := filepath.Join(dir, "app")
-	do(0, name+".jwks.json", "keygen", "--out", name)
-	do(1, "exists", "keygen", "--out", name) // a key is never replaced
+	admin(0, name+".jwks.json", "keygen", "--out", name)
+	admin(1, "exists", "keygen", "--out", name) // a key is never replaced
 	info, err := os.Stat(name + ".key.json")
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the private key: %v, %v", info.Mode(), err)
@@ -38,21 +33,18 @@ func TestAdminClient(t *testing.T) {
 		t.Error(err)
 	}
 
-	do(0, "registered client app", "register", "--id", "app", "--jwks-file", name+".jwks.json", "--scope", "system/Patient.rs")
-	do(1, "already registered", "register", "--id", "app", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
-	do(0, "", "register", "--id", "url", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
-	secret := strings.TrimSpace(do(0, "not stored", "register", "--id", "old", "--secret", "--scope", "system/*.read"))
+	admin(0, "registered client app", "register", "--id", "app", "--jwks-file", name+".jwks.json", "--scope", "system/Patient.rs")
+	admin(1, "already registered", "register", "--id", "app", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
+	admin(0, "", "register", "--id", "url", "--jwks-url", "https://app.example/jwks", "--scope", "system/*.rs")
+	secret := strings.TrimSpace(admin(0, "not stored", "register", "--id", "old", "--secret", "--scope", "system/*.read"))
 	if len(secret) != 43 {
 		t.Errorf("a secret of %d characters", len(secret))
 	}
-	var shown clientOutput
-	if err := json.Unmarshal([]byte(do(0, "", "show", "--id", "old", "--json")), &shown); err != nil {
-		t.Fatal(err)
-	}
+	shown := decode[clientOutput](t, admin(0, "", "show", "--id", "old", "--json"))
 	if shown.Method != "client_secret_basic" || shown.Secret != "" || shown.Scope != "system/*.read" {
 		t.Errorf("%+v", shown)
 	}
-	list := do(0, "", "list") + do(0, "", "list", "--json") + do(0, "", "show", "--id", "old")
+	list := admin(0, "", "list") + admin(0, "", "list", "--json") + admin(0, "", "show", "--id", "old")
 	for _, word := range []string{"app", "url", "old", "https://app.example/jwks", "private_key_jwt", "system/Patient.rs"} {
 		if !strings.Contains(list, word) {
 			t.Errorf("%s is not in\n%s", word, list)
@@ -64,24 +56,19 @@ func TestAdminClient(t *testing.T) {
 		}
 	}
 
-	var changed clientOutput
-	if err := json.Unmarshal([]byte(do(0, "", "rotate-secret", "--id", "old", "--json")), &changed); err != nil {
-		t.Fatal(err)
-	}
+	changed := decode[clientOutput](t, admin(0, "", "rotate-secret", "--id", "old", "--json"))
 	store, err := authstore.Open(url, nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer store.Close()
 	client, _, err := readClient(t.Context(), store, "old")
 	if err != nil || client.HasSecret(secret) || !client.HasSecret(changed.Secret) || client.Scope != "system/*.read" {
 		t.Errorf("after the secret was changed: %v, old one good %v, new one %v", err, client.HasSecret(secret), client.HasSecret(changed.Secret))
 	}
-	do(1, "has keys, not a secret", "rotate-secret", "--id", "app")
+	admin(1, "has keys, not a secret", "rotate-secret", "--id", "app")
 
-	do(0, "removed client app", "remove", "--id", "app")
+	admin(0, "removed client app", "remove", "--id", "app")
 	for _, args := range [][]string{{"remove", "--id", "app"}, {"show", "--id", "app"}, {"rotate-secret", "--id", "app"}} {
-		do(1, "client app is not registered", args...)
+		admin(1, "client app is not registered", args...)
 	}
 
 	for _, test := range []struct {
@@ -96,45 +83,33 @@ func TestAdminClient(t *testing.T) {
 		{"jwks-url", []string{"register", "--id", "x", "--jwks-url", "https://a.example", "--secret", "--scope", "system/*.rs"}},
 		{"admin client --help", nil},
 	} {
-		do(2, test.contains, test.args...)
+		admin(2, test.contains, test.args...)
 	}
 	redis.Close()
-	do(1, "unavailable", "list")
+	admin(1, "unavailable", "list")
 	url = ""
-	do(2, "SLUICE_REDIS_URL", "list")
+	admin(2, "SLUICE_REDIS_URL", "list")
 }
 
 // privateSet is a key set with a private key.
 func privateSet(t *testing.T, dir, name string) string {
 	t.Helper()
 	key, err := os.ReadFile(name + ".key.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	path := filepath.Join(dir, "private.jwks.json")
-	if err := os.WriteFile(path, []byte(`{"keys":[`+string(key)+`]}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(path, []byte(`{"keys":[`+string(key)+`]}`), 0o600))
 	return path
 }
 
 func TestExportWithCredentialsRefuses(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "app")
-	if code, _, stderr := run(t, "admin", "client", "keygen", "--out", name); code != 0 {
-		t.Fatal(stderr)
-	}
+	do(t, 0, "", "admin", "client", "keygen", "--out", name)
 	open := filepath.Join(dir, "open.key.json")
 	key, err := os.ReadFile(name + ".key.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(open, key, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(name+".jwks.json", 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	must(t, os.WriteFile(open, key, 0o644))
+	must(t, os.Chmod(name+".jwks.json", 0o600))
 	for _, test := range []struct {
 		code     int
 		contains string
@@ -149,9 +124,7 @@ func TestExportWithCredentialsRefuses(t *testing.T) {
 		}},
 		{2, "none of the others", []string{"--base", "https://x.example", "--client-id", "app", "--client-key", "k", "--token", "t"}},
 	} {
-		code, _, stderr := run(t, append([]string{"export", "--group", "g", "--out", filepath.Join(dir, "out")}, test.args...)...)
-		if code != test.code || !strings.Contains(stderr, test.contains) {
-			t.Errorf("%q: exit %d, %q; want %d and %q", test.args, code, stderr, test.code, test.contains)
-		}
+		do(t, test.code, test.contains,
+			append([]string{"export", "--group", "g", "--out", filepath.Join(dir, "out")}, test.args...)...)
 	}
 }

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,15 +18,14 @@ import (
 
 // doctorFlags are the dependencies to check besides Redis. Those that are not configured are skipped and listed.
 type doctorFlags struct {
-	redisFlags
 	endpoint, bucket, region     string
 	issuers, groups, access      string
 	sourceDatabase, directoryURL string
 }
 
-func (a *app) doctor(admin *adminFlags) *cobra.Command {
-	flags := doctorFlags{redisFlags: redisFlags{adminFlags: admin}}
-	cmd := flags.reads(&cobra.Command{
+func (a *app) doctor() *cobra.Command {
+	var flags doctorFlags
+	cmd := a.reading(&cobra.Command{
 		Use:   "doctor",
 		Short: "Check the dependencies and the state of the deployment",
 		Long: `Check everything that a deployment needs. Each finding is good, warning or bad, with advice. The exit code is 1
@@ -36,17 +36,15 @@ purges and jobs, and the dependencies in the variables of the services: the obje
 SLUICE_S3_ACCESS_KEY, SLUICE_S3_SECRET_KEY, SLUICE_S3_BUCKET), PostgreSQL (SLUICE_SOURCE_URL, SLUICE_DIRECTORY_URL,
 SLUICE_DATABASE_URL), and the files SLUICE_TOKEN_ISSUERS_FILE, SLUICE_GROUPS_DIR and SLUICE_ACCESS_FILE. It compares
 their clocks with the local one. It writes one object under doctor/ and deletes it.`,
-		Args: cobra.NoArgs,
-		RunE: a.reading(&flags.redisFlags, func(ctx context.Context, o *ops.Operator, _ []string) error {
-			patient, skipped, err := flags.patient()
-			if err != nil {
-				return err
-			}
-			if patient.Objects != nil {
-				defer patient.Objects.Close()
-			}
-			return a.printFindings(&flags, o.Doctor(ctx, patient), skipped)
-		}),
+	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		patient, skipped, err := a.patient(flags)
+		if err != nil {
+			return err
+		}
+		if patient.Objects != nil {
+			defer patient.Objects.Close()
+		}
+		return a.printFindings(o.Doctor(ctx, patient), skipped)
 	})
 	for _, flag := range []struct {
 		at             *string
@@ -68,8 +66,8 @@ their clocks with the local one. It writes one object under doctor/ and deletes 
 }
 
 // patient returns the dependencies to check, and the names of those that are not configured.
-func (f *doctorFlags) patient() (patient ops.DoctorConfig, skipped []string, err error) {
-	trust := config.Trust{CAFile: orVariable(f.caFile, "SLUICE_CA_FILE")}
+func (a *app) patient(f doctorFlags) (patient ops.DoctorConfig, skipped []string, err error) {
+	trust := config.Trust{CAFile: orVariable(a.flags.caFile, "SLUICE_CA_FILE")}
 	roots, err := trust.Roots()
 	if err != nil {
 		return patient, nil, usageError{err}
@@ -83,7 +81,7 @@ func (f *doctorFlags) patient() (patient ops.DoctorConfig, skipped []string, err
 	for _, database := range []struct{ flag, flagName, variable, name string }{
 		{f.sourceDatabase, "--source", "SLUICE_SOURCE_URL", "source"},
 		{f.directoryURL, "--directory", "SLUICE_DIRECTORY_URL", "directory"},
-		{f.database, "--database", "SLUICE_DATABASE_URL", "database"},
+		{a.flags.database, "--database", "SLUICE_DATABASE_URL", "database"},
 	} {
 		url := database.flag
 		if url == "" {
@@ -105,18 +103,41 @@ func (f *doctorFlags) patient() (patient ops.DoctorConfig, skipped []string, err
 	if len(known) == 0 {
 		skipped = append(skipped, "postgresql")
 	}
-	if file := orVariable(f.issuers, "SLUICE_TOKEN_ISSUERS_FILE"); file == "" {
-		skipped = append(skipped, "issuers")
-	} else {
-		patient.Files = append(patient.Files, ops.File{
-			Name: "issuers", Advice: "correct the file (docs/access.md)",
-			Check: func(context.Context) error { _, err := config.LoadIssuers(file); return err },
-		})
+	for _, file := range []struct {
+		name, path, advice string
+		check              func(ctx context.Context, path string) error
+	}{
+		{
+			"issuers", orVariable(f.issuers, "SLUICE_TOKEN_ISSUERS_FILE"), "correct the file (docs/access.md)",
+			func(_ context.Context, path string) error { _, err := config.LoadIssuers(path); return err },
+		},
+		{
+			"groups", orVariable(f.groups, "SLUICE_GROUPS_DIR"), "correct the folder (docs/access.md)",
+			func(ctx context.Context, path string) error {
+				groups, err := filedir.OpenGroups(path, nil)
+				if err != nil {
+					return err
+				}
+				return groups.Check(ctx)
+			},
+		},
+		{
+			"grants", orVariable(f.access, "SLUICE_ACCESS_FILE"), "correct the file (docs/access.md)",
+			func(_ context.Context, path string) error { _, err := filedir.OpenAccess(path); return err },
+		},
+	} {
+		if file.path != "" {
+			patient.Files = append(patient.Files, ops.File{
+				Name: file.name, Advice: file.advice, Check: func(ctx context.Context) error { return file.check(ctx, file.path) },
+			})
+		} else if file.name == "issuers" { // groups and grants may be in a database
+			skipped = append(skipped, file.name)
+		}
 	}
-	return f.directoryFiles(patient), skipped, nil
+	return patient, skipped, nil
 }
 
-func (f *doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Store, error) {
+func (f doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Store, error) {
 	accessKey, accessErr := variable("SLUICE_S3_ACCESS_KEY")
 	secretKey, secretErr := variable("SLUICE_S3_SECRET_KEY")
 	if err := errors.Join(accessErr, secretErr); err != nil {
@@ -124,10 +145,8 @@ func (f *doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Sto
 	}
 	settings := config.Objects{
 		Trust: trust, Endpoint: endpoint, AccessKey: accessKey, SecretKey: secretKey, SSE: os.Getenv("SLUICE_S3_SSE"),
-		Bucket: orVariable(f.bucket, "SLUICE_S3_BUCKET"), Region: orVariable(f.region, "SLUICE_S3_REGION"),
-	}
-	if settings.Bucket == "" {
-		settings.Bucket = "sluice" // the services' default
+		Bucket: cmp.Or(orVariable(f.bucket, "SLUICE_S3_BUCKET"), "sluice"), // the services' default
+		Region: orVariable(f.region, "SLUICE_S3_REGION"),
 	}
 	store, err := settings.Open(nil)
 	if err != nil {
@@ -136,58 +155,26 @@ func (f *doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Sto
 	return store, nil
 }
 
-func (f *doctorFlags) directoryFiles(patient ops.DoctorConfig) ops.DoctorConfig {
-	if dir := orVariable(f.groups, "SLUICE_GROUPS_DIR"); dir != "" {
-		patient.Files = append(patient.Files, ops.File{
-			Name: "groups", Advice: "correct the folder (docs/access.md)", Check: func(ctx context.Context) error {
-				groups, err := filedir.OpenGroups(dir, nil)
-				if err != nil {
-					return err
-				}
-				return groups.Check(ctx)
-			},
-		})
-	}
-	if file := orVariable(f.access, "SLUICE_ACCESS_FILE"); file != "" {
-		patient.Files = append(patient.Files, ops.File{
-			Name: "grants", Advice: "correct the file (docs/access.md)",
-			Check: func(context.Context) error { _, err := filedir.OpenAccess(file); return err },
-		})
-	}
-	return patient
-}
-
-// verdict is an error if a finding is bad.
-func verdict(findings []ops.Finding) error {
-	bad := 0
-	for _, finding := range findings {
-		if finding.Verdict == ops.Bad {
+func (a *app) printFindings(findings []ops.Finding, skipped []string) error {
+	rows, bad := []row{{"check", "verdict", "found"}}, 0
+	for _, one := range findings {
+		rows = append(rows, row{one.Check, one.Verdict, printable(one.Detail)})
+		if one.Advice != "" {
+			rows = append(rows, row{"", "", "-> " + one.Advice})
+		}
+		if one.Verdict == ops.Bad {
 			bad++
 		}
 	}
-	if bad > 0 {
-		return fmt.Errorf("%d of %d findings are bad", bad, len(findings))
-	}
-	return nil
-}
-
-func (a *app) printFindings(f *doctorFlags, findings []ops.Finding, skipped []string) error {
-	rows := [][]string{{"check", "verdict", "found"}}
-	for _, one := range findings {
-		rows = append(rows, []string{one.Check, string(one.Verdict), printable(one.Detail)})
-		if one.Advice != "" {
-			rows = append(rows, []string{"", "", "-> " + one.Advice})
-		}
-	}
 	for _, name := range skipped {
-		rows = append(rows, []string{name, "-", "skipped: not configured"})
+		rows = append(rows, row{name, "-", "skipped: not configured"})
 	}
-	if f.json {
-		output := struct {
-			Findings []ops.Finding `json:"findings"`
-			Skipped  []string      `json:"not_looked_at"`
-		}{findings, append([]string{}, skipped...)}
-		return errors.Join(a.printJSON(output), verdict(findings))
+	err := a.show(struct {
+		Findings []ops.Finding `json:"findings"`
+		Skipped  []string      `json:"not_looked_at"`
+	}{findings, append([]string{}, skipped...)}, rows)
+	if bad > 0 {
+		err = errors.Join(err, fmt.Errorf("%d of %d findings are bad", bad, len(findings)))
 	}
-	return errors.Join(a.printColumns(rows), verdict(findings))
+	return err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,30 +18,37 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-func (a *app) grant(flags *adminFlags) *cobra.Command {
+func (a *app) grant() *cobra.Command {
 	return parent("grant", "Manage export grants",
 		`Manage export grants (docs/access.md). An owner is the issuer and the subject of a token; an owner without a grant can
 export nothing. A change applies to every export that is kicked off or planned afterwards.`,
-		a.grantList(flags), a.grantShow(flags), a.grantSet(flags), a.grantRemove(flags), a.grantImport(flags))
+		a.grantList(), a.grantShow(), a.grantSet(), a.grantImport(),
+		a.onGrant(&cobra.Command{
+			Use:   "remove --issuer URL --subject NAME",
+			Short: "Remove an owner's grant",
+		}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
+			return a.recorded("removal of the grant of owner "+owner.Hash(), func() (string, error) {
+				return "removed the grant of owner " + owner.Hash() + "\n", ofOwner(owner, grants.Remove(ctx, owner))
+			})
+		}))
 }
 
-// ownerFlags identify an owner.
-type ownerFlags struct{ issuer, subject string }
-
-func (o *ownerFlags) add(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().StringVar(&o.issuer, "issuer", "", "the iss of the owner's tokens")
-	cmd.Flags().StringVar(&o.subject, "subject", "", "the sub of the owner's tokens")
+// onGrant completes a command on an owner's grant.
+func (a *app) onGrant(
+	cmd *cobra.Command, work func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error,
+) *cobra.Command {
+	var owner export.Owner
+	cmd.Flags().StringVar(&owner.Issuer, "issuer", "", "the iss of the owner's tokens")
+	cmd.Flags().StringVar(&owner.Subject, "subject", "", "the sub of the owner's tokens")
 	require(cmd, "issuer", "subject")
-	return cmd
-}
-
-func (o *ownerFlags) owner() (export.Owner, error) {
-	for flag, value := range map[string]string{"--issuer": o.issuer, "--subject": o.subject} {
-		if !directory.IsStorable(value) {
-			return export.Owner{}, usage("%s is empty or invalid text", flag)
+	return a.onDirectory(cmd, func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, _ []string) error {
+		for flag, value := range map[string]string{"--issuer": owner.Issuer, "--subject": owner.Subject} {
+			if !directory.IsStorable(value) {
+				return usage("%s is empty or invalid text", flag)
+			}
 		}
-	}
-	return export.Owner{Issuer: o.issuer, Subject: o.subject}, nil
+		return work(ctx, grants, owner)
+	})
 }
 
 // grantOutput is a grant as JSON.
@@ -71,96 +77,66 @@ func (l listOutput) String() string {
 	return l.Kind + " " + strconv.Itoa(l.Count)
 }
 
-func summaryJSON(s pgdir.Summary) grantOutput {
-	list := func(c pgdir.Count) listOutput { return listOutput{Kind: c.Kind, Count: c.Names} }
-	return grantOutput{
-		Issuer: s.Owner.Issuer, Subject: s.Owner.Subject, Owner: s.Owner.Hash(),
-		Types: list(s.Types), Groups: list(s.Groups), Patients: list(s.Patients),
-	}
-}
-
 func listJSON(list directory.NameList, names bool) listOutput {
-	output := listOutput{Kind: "only", Count: len(list.Names)}
-	if list.All {
-		output.Kind = "except"
-		if len(list.Names) == 0 {
-			output.Kind = "all"
-		}
-	}
+	output := listOutput{Kind: pgdir.Kind(list), Count: len(list.Names)}
 	if names {
 		output.Names = slices.Sorted(slices.Values(list.Names))
 	}
 	return output
 }
 
-func grantRow(g grantOutput) []string {
-	return []string{g.Issuer, g.Subject, g.Owner, g.Types.String(), g.Groups.String(), g.Patients.String()}
+func grantRows(grants ...grantOutput) []row {
+	rows := []row{{"issuer", "subject", "owner in logs", "types", "groups", "patients"}}
+	for _, g := range grants {
+		rows = append(rows, row{g.Issuer, g.Subject, g.Owner, g.Types, g.Groups, g.Patients})
+	}
+	return rows
 }
 
-var grantHeading = []string{"issuer", "subject", "owner in logs", "types", "groups", "patients"}
-
-func (a *app) grantList(flags *adminFlags) *cobra.Command {
-	return withJSON(&cobra.Command{
+func (a *app) grantList() *cobra.Command {
+	return a.withJSON(a.onDirectory(&cobra.Command{
 		Use:   "list",
 		Short: "List the grants, without ids",
-		Args:  cobra.NoArgs,
-		RunE: a.run(func(ctx context.Context, _ []string) error {
-			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
-				list, err := access.List(ctx)
-				if err != nil {
-					return err
-				}
-				output, rows := []grantOutput{}, [][]string{grantHeading}
-				for _, summary := range list {
-					one := summaryJSON(summary)
-					output, rows = append(output, one), append(rows, grantRow(one))
-				}
-				if flags.json {
-					return a.printJSON(output)
-				}
-				return a.printColumns(rows)
+	}, func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, _ []string) error {
+		list, err := grants.List(ctx)
+		if err != nil {
+			return err
+		}
+		output := []grantOutput{}
+		for _, s := range list {
+			one := func(c pgdir.Count) listOutput { return listOutput{Kind: c.Kind, Count: c.Names} }
+			output = append(output, grantOutput{
+				s.Owner.Issuer, s.Owner.Subject, s.Owner.Hash(), one(s.Types), one(s.Groups), one(s.Patients),
 			})
-		}),
-	}, flags)
+		}
+		return a.show(output, grantRows(output...))
+	}))
 }
 
-func (a *app) grantShow(flags *adminFlags) *cobra.Command {
-	var who ownerFlags
+func (a *app) grantShow() *cobra.Command {
 	var patients bool
-	cmd := withJSON(who.add(&cobra.Command{
+	cmd := a.withJSON(a.onGrant(&cobra.Command{
 		Use:   "show --issuer URL --subject NAME",
 		Short: "Show an owner's grant",
 		Long:  `Show an owner's grant. Patient ids are printed only with --patients.`,
-		Args:  cobra.NoArgs,
-		RunE: a.run(func(ctx context.Context, _ []string) error {
-			owner, err := who.owner()
-			if err != nil {
-				return err
-			}
-			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
-				entry, err := access.Entry(ctx, owner)
-				if err != nil {
-					return ofOwner(owner, err)
-				}
-				output := grantOutput{
-					Issuer: owner.Issuer, Subject: owner.Subject, Owner: owner.Hash(), Types: listJSON(entry.Types, true),
-					Groups: listJSON(entry.Groups, true), Patients: listJSON(entry.Patients, patients),
-				}
-				if flags.json {
-					return a.printJSON(output)
-				}
-				return a.printColumns([][]string{grantHeading, grantRow(output)})
-			})
-		}),
-	}), flags)
+	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
+		entry, err := grants.Entry(ctx, owner)
+		if err != nil {
+			return ofOwner(owner, err)
+		}
+		output := grantOutput{
+			owner.Issuer, owner.Subject, owner.Hash(),
+			listJSON(entry.Types, true), listJSON(entry.Groups, true), listJSON(entry.Patients, patients),
+		}
+		return a.show(output, grantRows(output))
+	}))
 	cmd.Flags().BoolVar(&patients, "patients", false, "print the patient ids of the grant")
 	return cmd
 }
 
-func (a *app) grantSet(flags *adminFlags) *cobra.Command {
-	var who ownerFlags
+func (a *app) grantSet() *cobra.Command {
 	var types, groups, patients string
-	cmd := who.add(&cobra.Command{
+	cmd := a.onGrant(&cobra.Command{
 		Use:   "set --issuer URL --subject NAME --types LIST --groups LIST --patients LIST",
 		Short: "Set an owner's grant, replacing an existing one",
 		Long: `Set an owner's grant, replacing an existing one. A list is one of
@@ -172,34 +148,24 @@ func (a *app) grantSet(flags *adminFlags) *cobra.Command {
   except:@FILE`,
 		Example: `  sluice admin grant set --issuer https://issuer.example --subject research-team \
     --types only:Patient,Observation --groups all --patients except:@withdrawn.txt`,
-		Args: cobra.NoArgs,
-		RunE: a.run(func(ctx context.Context, _ []string) error {
-			owner, err := who.owner()
-			if err != nil {
+	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) (err error) {
+		entry := directory.GrantEntry{Owner: owner}
+		for _, flag := range []struct {
+			name, value, form string
+			valid             func(string) bool
+			to                *directory.NameList
+		}{
+			{"--types", types, "a resource type of R4", fhir.IsType, &entry.Types},
+			{"--groups", groups, "a FHIR id", fhir.IsID[string], &entry.Groups},
+			{"--patients", patients, "a FHIR id", fhir.IsID[string], &entry.Patients},
+		} {
+			if *flag.to, err = readNames(flag.name, flag.value, flag.form, flag.valid); err != nil {
 				return err
 			}
-			entry := directory.GrantEntry{Owner: owner}
-			for _, flag := range []struct {
-				name, value, form string
-				valid             func(string) bool
-				to                *directory.NameList
-			}{
-				{"--types", types, "a resource type of R4", fhir.IsType, &entry.Types},
-				{"--groups", groups, "a FHIR id", fhir.IsID[string], &entry.Groups},
-				{"--patients", patients, "a FHIR id", fhir.IsID[string], &entry.Patients},
-			} {
-				if *flag.to, err = readNames(flag.name, flag.value, flag.form, flag.valid); err != nil {
-					return err
-				}
-			}
-			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
-				err := recorded(flags, "grant of owner "+owner.Hash(), func() error { return access.Set(ctx, entry) })
-				if err != nil {
-					return err
-				}
-				return a.print("set the grant of owner " + owner.Hash() + "\n")
-			})
-		}),
+		}
+		return a.recorded("grant of owner "+owner.Hash(), func() (string, error) {
+			return "set the grant of owner " + owner.Hash() + "\n", grants.Set(ctx, entry)
+		})
 	})
 	f := cmd.Flags()
 	f.StringVar(&types, "types", "", "resource types")
@@ -209,9 +175,8 @@ func (a *app) grantSet(flags *adminFlags) *cobra.Command {
 	return cmd
 }
 
-// readNames parses a list.
 func readNames(flag, value, form string, valid func(string) bool) (directory.NameList, error) {
-	kind, names, listed := strings.Cut(value, ":")
+	kind, text, listed := strings.Cut(value, ":")
 	switch {
 	case value == "all":
 		return directory.NameList{All: true}, nil
@@ -219,25 +184,17 @@ func readNames(flag, value, form string, valid func(string) bool) (directory.Nam
 		return directory.NameList{}, usage("%s must be all, only:a,b, except:a,b, only:@FILE or except:@FILE", flag)
 	}
 	list := directory.NameList{All: kind == "except"}
-	var from iter.Seq2[string, error]
-	if file, ok := strings.CutPrefix(names, "@"); ok {
-		from = lines(file)
-	} else if names != "" {
-		from = func(yield func(string, error) bool) {
-			for name := range strings.SplitSeq(names, ",") {
-				if !yield(name, nil) {
-					return
-				}
-			}
-		}
+	names := prepend(nil, nil)
+	if file, ok := strings.CutPrefix(text, "@"); ok {
+		names = idsIn(file)
+	} else if text != "" {
+		names = prepend(strings.Split(text, ","), nil)
 	}
-	if from != nil {
-		for name, err := range validated(from, valid, flag, form) {
-			if err != nil {
-				return directory.NameList{}, usageError{err}
-			}
-			list.Names = append(list.Names, name)
+	for name, err := range validated(names, valid, flag, form) {
+		if err != nil {
+			return directory.NameList{}, usageError{err}
 		}
+		list.Names = append(list.Names, name)
 	}
 	// An empty exception list is probably a mistake, and "all" exists.
 	if list.All && len(list.Names) == 0 {
@@ -246,53 +203,26 @@ func readNames(flag, value, form string, valid func(string) bool) (directory.Nam
 	return list, nil
 }
 
-func (a *app) grantRemove(flags *adminFlags) *cobra.Command {
-	var who ownerFlags
-	return who.add(&cobra.Command{
-		Use:   "remove --issuer URL --subject NAME",
-		Short: "Remove an owner's grant",
-		Args:  cobra.NoArgs,
-		RunE: a.run(func(ctx context.Context, _ []string) error {
-			owner, err := who.owner()
-			if err != nil {
-				return err
-			}
-			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
-				what := "removal of the grant of owner " + owner.Hash()
-				if err := recorded(flags, what, func() error { return access.Remove(ctx, owner) }); err != nil {
-					return ofOwner(owner, err)
-				}
-				return a.print("removed the grant of owner " + owner.Hash() + "\n")
-			})
-		}),
-	})
-}
-
-func (a *app) grantImport(flags *adminFlags) *cobra.Command {
-	return &cobra.Command{
+func (a *app) grantImport() *cobra.Command {
+	return a.onDirectory(&cobra.Command{
 		Use:   "import FILE",
 		Short: "Replace all grants with those of an access file",
 		Long: `Replace all grants at once with those of a YAML file in the format of SLUICE_ACCESS_FILE (docs/access.md).
 Owners who are not in the file can export nothing afterwards. Importing the same file again changes nothing.`,
 		Args: cobra.ExactArgs(1),
-		RunE: a.run(func(ctx context.Context, args []string) error {
-			text, err := os.ReadFile(args[0])
-			if err != nil {
-				return fmt.Errorf("read the access file: %w", err)
-			}
-			entries, err := directory.ParseGrants(text)
-			if err != nil {
-				return fmt.Errorf("%s: %w", filepath.Base(args[0]), err)
-			}
-			return a.withDirectory(ctx, flags, func(_ *pgdir.Groups, access *pgdir.Access) error {
-				what := fmt.Sprintf("replacement of all grants by %d", len(entries))
-				if err := recorded(flags, what, func() error { return access.Replace(ctx, entries) }); err != nil {
-					return err
-				}
-				return a.print(fmt.Sprintf("imported %d grants\n", len(entries)))
-			})
-		}),
-	}
+	}, func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
+		text, err := os.ReadFile(args[0])
+		if err != nil {
+			return fmt.Errorf("read the access file: %w", err)
+		}
+		entries, err := directory.ParseGrants(text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", filepath.Base(args[0]), err)
+		}
+		return a.recorded(fmt.Sprintf("replacement of all grants by %d", len(entries)), func() (string, error) {
+			return fmt.Sprintf("imported %d grants\n", len(entries)), grants.Replace(ctx, entries)
+		})
+	})
 }
 
 func ofOwner(owner export.Owner, err error) error {

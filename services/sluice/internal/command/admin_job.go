@@ -1,11 +1,12 @@
 package command
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -15,45 +16,51 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-func (a *app) job(admin *adminFlags) *cobra.Command {
+func (a *app) job() *cobra.Command {
 	return parent("job", "List, show, cancel and purge jobs",
 		"List, show, cancel and purge the jobs of a deployment (docs/operating.md).",
-		a.jobList(admin), a.jobShow(admin), a.jobCancel(admin), a.jobPurge(admin))
+		a.jobList(), a.jobShow(),
+		a.jobEnd("cancel", "Cancel a live or finished job and delete its files",
+			`Cancel a job as its owner can: its owner gets 404 from then on, its units stop within seconds, and a scheduler deletes
+its files and its record. The command asks for confirmation unless --yes.`,
+			"Cancel job %s and delete all its files?", "cancelled job %s; a scheduler deletes its files",
+			(*ops.Operator).Cancel),
+		a.jobEnd("purge", "Expire a finished job now and delete its files",
+			`Expire a finished or failed job now: its owner gets 404 from then on, and a scheduler deletes its files and its record.
+A live job is refused: cancel it instead. The command asks for confirmation unless --yes.`,
+			"Delete job %s and all its files?", "job %s has expired; a scheduler deletes its files", (*ops.Operator).PurgeNow))
 }
 
 // ownerForm is a prefix of an owner's digest.
 var ownerForm = regexp.MustCompile(`^[0-9a-f]{0,64}$`)
 
-func (a *app) jobList(admin *adminFlags) *cobra.Command {
-	flags := redisFlags{adminFlags: admin}
+func (a *app) jobList() *cobra.Command {
 	var filter ops.Filter
 	var states []string
-	cmd := flags.reads(&cobra.Command{
+	cmd := a.reading(&cobra.Command{
 		Use:   "list",
 		Short: "List the jobs, the newest first",
 		Long: `List the jobs that are live, finished and not yet expired, or waiting to be purged. Owners are shown by their
 digest, as in logs.`,
-		Args: cobra.NoArgs,
-		RunE: a.reading(&flags, func(ctx context.Context, o *ops.Operator, _ []string) error {
-			for _, text := range states {
-				state := export.State(text)
-				if !slices.Contains(export.States(), state) {
-					return usage("--state: %q is not one of %v", text, export.States())
-				}
-				filter.States = append(filter.States, state)
+	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		for _, text := range states {
+			state := export.State(text)
+			if !slices.Contains(export.States(), state) {
+				return usage("--state: %q is not one of %v", text, export.States())
 			}
-			if !ownerForm.MatchString(filter.Owner) {
-				return usage("--owner is not a hexadecimal prefix of an owner's digest")
-			}
-			if filter.Offset < 0 || filter.Limit < 1 || filter.Older < 0 {
-				return usage("--offset and --older must not be negative, and --limit must be at least 1")
-			}
-			page, err := o.List(ctx, filter)
-			if err != nil {
-				return err
-			}
-			return a.printJobs(&flags, page)
-		}),
+			filter.States = append(filter.States, state)
+		}
+		if !ownerForm.MatchString(filter.Owner) {
+			return usage("--owner is not a hexadecimal prefix of an owner's digest")
+		}
+		if filter.Offset < 0 || filter.Limit < 1 || filter.Older < 0 {
+			return usage("--offset and --older must not be negative, and --limit must be at least 1")
+		}
+		page, err := o.List(ctx, filter)
+		if err != nil {
+			return err
+		}
+		return a.printJobs(page)
 	})
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state; repeatable")
 	cmd.Flags().StringVar(&filter.Owner, "owner", "", "only jobs of owners whose digest has this prefix")
@@ -63,22 +70,19 @@ digest, as in logs.`,
 	return cmd
 }
 
-func (a *app) printJobs(flags *redisFlags, page ops.Page) error {
-	if flags.json {
-		return a.printJSON(page)
-	}
-	rows := [][]string{{"job", "state", "done", "owner", "group", "types", "age", "expires in"}}
+func (a *app) printJobs(page ops.Page) error {
+	rows := []row{{"job", "state", "done", "owner", "group", "types", "age", "expires in"}}
 	for _, job := range page.Jobs {
-		expires := "-"
+		var expires any = "-"
 		if !job.Expires.IsZero() {
-			expires = span(job.Expires.Sub(a.now()))
+			expires = job.Expires.Sub(a.now())
 		}
-		rows = append(rows, []string{
-			string(job.ID), string(job.State), strconv.Itoa(job.Percent) + "%", job.Owner[:16], job.Group,
-			strconv.Itoa(len(job.Types)), span(job.Age.Duration), expires,
+		percent := fmt.Sprintf("%d%%", job.Percent)
+		rows = append(rows, row{
+			job.ID, job.State, percent, job.Owner[:16], job.Group, len(job.Types), job.Age.Duration, expires,
 		})
 	}
-	if err := a.printColumns(rows); err != nil {
+	if err := a.show(page, rows); err != nil || a.flags.json {
 		return err
 	}
 	if len(page.Jobs) < page.Matches {
@@ -90,43 +94,36 @@ func (a *app) printJobs(flags *redisFlags, page ops.Page) error {
 	return nil
 }
 
-func (a *app) jobShow(admin *adminFlags) *cobra.Command {
-	flags := redisFlags{adminFlags: admin}
+func (a *app) jobShow() *cobra.Command {
 	var which string
-	cmd := flags.reads(&cobra.Command{
+	cmd := a.reading(&cobra.Command{
 		Use:   "show JOB",
 		Short: "Show a job, its progress by type, and its units",
 		Long: `Show a job, its progress by resource type, and its units: the open and failed ones (--units open, the default),
 all, or none. The last cause of a unit is a class: unavailable (a dependency could not be reached), error (its data
 could not be read or stored), draining (its worker stopped), lost (its worker sent no heartbeats) or operator (an
 operator retried it).`,
-		Args: cobra.ExactArgs(1),
-		RunE: a.reading(&flags, func(ctx context.Context, o *ops.Operator, args []string) error {
-			id, err := jobArgument(args[0])
-			if err != nil {
-				return err
-			}
-			if !slices.Contains([]string{"open", "all", "none"}, which) {
-				return usage("--units must be open, all or none")
-			}
-			detail, err := o.Inspect(ctx, id)
-			if err != nil {
-				return explainOps("job", err)
-			}
-			detail.Units = slices.DeleteFunc(detail.Units, func(u ops.Unit) bool {
-				return which == "none" || which == "open" && u.State == ops.UnitDone
-			})
-			if flags.json {
-				return a.printJSON(detail)
-			}
-			return a.printDetail(detail)
-		}),
+		Args: cobra.MatchAll(cobra.ExactArgs(1), aJob),
+	}, func(ctx context.Context, o *ops.Operator, args []string) error {
+		if !slices.Contains([]string{"open", "all", "none"}, which) {
+			return usage("--units must be open, all or none")
+		}
+		detail, err := o.Inspect(ctx, export.JobID(args[0]))
+		if errors.Is(err, export.ErrNotFound) {
+			return fmt.Errorf("no such job: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		detail.Units = slices.DeleteFunc(detail.Units, func(u ops.Unit) bool {
+			return which == "none" || which == "open" && u.State == ops.UnitDone
+		})
+		return a.show(detail, factRows(detail), progressRows(detail.Progress), unitRows(detail.Units))
 	})
 	cmd.Flags().StringVar(&which, "units", "open", "units to show: open (and failed), all or none")
 	return cmd
 }
 
-// someOf joins the first types.
 func someOf(types []string) string {
 	const most = 6
 	if len(types) > most {
@@ -135,9 +132,9 @@ func someOf(types []string) string {
 	return strings.Join(types, ",")
 }
 
-func (a *app) printDetail(d ops.Detail) error {
-	facts := [][]string{
-		{"job", string(d.ID)}, {"state", fmt.Sprintf("%s, %d%%", d.State, d.Percent)}, {"owner", d.Owner},
+func factRows(d ops.Detail) []row {
+	facts := []row{
+		{"job", d.ID}, {"state", fmt.Sprintf("%s, %d%%", d.State, d.Percent)}, {"owner", d.Owner},
 		{"request", fmt.Sprintf("Group/%s: %s (%s)", d.Group, someOf(d.Types), d.Dialect)},
 		{"created", instant(d.Created) + ", " + span(d.Age.Duration) + " ago"},
 	}
@@ -146,38 +143,32 @@ func (a *app) printDetail(d ops.Detail) error {
 		at   time.Time
 	}{{"snapshot", d.Snapshot}, {"finished", d.Finished}, {"expires", d.Expires}} {
 		if !fact.at.IsZero() {
-			facts = append(facts, []string{fact.name, instant(fact.at)})
+			facts = append(facts, row{fact.name, fact.at})
 		}
 	}
 	if !d.Snapshot.IsZero() {
-		facts = append(facts, []string{"patients", decimal(d.Patients)})
+		facts = append(facts, row{"patients", d.Patients})
 	}
 	if d.Failure != "" {
-		facts = append(facts, []string{"failure", d.Failure})
+		facts = append(facts, row{"failure", d.Failure})
 	}
 	for _, text := range d.Errors {
-		facts = append(facts, []string{"error", text})
+		facts = append(facts, row{"error", text})
 	}
-	if err := a.printColumns(facts); err != nil {
-		return err
+	return facts
+}
+
+func progressRows(progress []ops.Progress) []row {
+	rows := []row{{"type", "units", "done", "failed", "running", "resources", "bytes"}}
+	for _, p := range progress {
+		rows = append(rows, row{p.Type, p.Units, p.Done, p.Failed, p.Running, p.Resources, p.Bytes})
 	}
-	if len(d.Progress) > 0 {
-		rows := [][]string{{"type", "units", "done", "failed", "running", "resources", "bytes"}}
-		for _, p := range d.Progress {
-			rows = append(rows, []string{
-				p.Type, strconv.Itoa(p.Units), strconv.Itoa(p.Done), strconv.Itoa(p.Failed), strconv.Itoa(p.Running),
-				decimal(p.Resources), decimal(p.Bytes),
-			})
-		}
-		if err := a.printBelow(rows); err != nil {
-			return err
-		}
-	}
-	if len(d.Units) == 0 {
-		return nil
-	}
-	rows := [][]string{{"unit", "kind", "state", "fence", "failed attempts", "last heartbeat", "last cause"}}
-	for _, u := range d.Units {
+	return rows
+}
+
+func unitRows(units []ops.Unit) []row {
+	rows := []row{{"unit", "kind", "state", "fence", "failed attempts", "last heartbeat", "last cause"}}
+	for _, u := range units {
 		heartbeat := "-"
 		switch u.State {
 		case ops.UnitDelayed:
@@ -186,55 +177,44 @@ func (a *app) printDetail(d ops.Detail) error {
 			heartbeat = span(u.Silent.Duration) + " ago"
 		default:
 		}
-		rows = append(rows, []string{
-			string(u.ID), string(u.Kind), string(u.State), decimal(u.Fence), strconv.Itoa(u.Attempts), heartbeat,
-			orDash(string(u.Cause)),
-		})
+		rows = append(rows, row{u.ID, u.Kind, u.State, u.Fence, u.Attempts, heartbeat, cmp.Or(u.Cause, "-")})
 	}
-	return a.printBelow(rows)
-}
-
-// printBelow prints an empty line and a table.
-func (a *app) printBelow(rows [][]string) error {
-	if err := a.print("\n"); err != nil {
-		return err
-	}
-	return a.printColumns(rows)
-}
-
-func (a *app) jobCancel(admin *adminFlags) *cobra.Command {
-	return a.jobEnd(admin, "cancel", "Cancel a live or finished job and delete its files",
-		`Cancel a job as its owner can: its owner gets 404 from then on, its units stop within seconds, and a scheduler deletes
-its files and its record. The command asks for confirmation unless --yes.`,
-		"Cancel job %s and delete all its files?", "cancelled job %s; a scheduler deletes its files",
-		(*ops.Operator).Cancel)
-}
-
-func (a *app) jobPurge(admin *adminFlags) *cobra.Command {
-	return a.jobEnd(admin, "purge", "Expire a finished job now and delete its files",
-		`Expire a finished or failed job now: its owner gets 404 from then on, and a scheduler deletes its files and its record.
-A live job is refused: cancel it instead. The command asks for confirmation unless --yes.`,
-		"Delete job %s and all its files?", "job %s has expired; a scheduler deletes its files", (*ops.Operator).PurgeNow)
+	return rows
 }
 
 func (a *app) jobEnd(
-	admin *adminFlags, name, short, long, question, done string,
-	end func(*ops.Operator, context.Context, export.JobID) error,
+	name, short, long, question, done string, end func(*ops.Operator, context.Context, export.JobID) error,
 ) *cobra.Command {
-	flags := redisFlags{adminFlags: admin}
-	return flags.destroys(&cobra.Command{
-		Use: name + " JOB", Short: short, Long: long, Args: cobra.ExactArgs(1),
-		RunE: a.run(func(ctx context.Context, args []string) error {
-			id, err := jobArgument(args[0])
-			if err != nil {
-				return err
-			}
-			if err := a.confirm(&flags, fmt.Sprintf(question, id)); err != nil {
-				return err
-			}
-			return a.change(&flags, fmt.Sprintf(done, id), func(o *ops.Operator) error {
-				return explainOps("job", end(o, ctx, id))
-			})
-		}),
+	return a.changing(&cobra.Command{
+		Use: name + " JOB", Short: short, Long: long, Args: cobra.MatchAll(cobra.ExactArgs(1), aJob),
+	}, "job", question, done, func(ctx context.Context, o *ops.Operator, args []string) error {
+		return end(o, ctx, export.JobID(args[0]))
+	})
+}
+
+func (a *app) unit() *cobra.Command {
+	return parent("unit", "Retry or fail a unit of a job",
+		"Retry or fail a unit of a job (docs/operating.md). sluice admin job show lists the units.",
+		a.unitChange("retry", "Run a unit again now",
+			`Run a unit again now, with a full number of attempts: a failed unit, one that makes no progress, or one that
+waits for its retry. Results of the previous worker are discarded. The command is refused for a unit that is done, and
+when a later stage that depends on the unit has started: the references or the manifest.`,
+			"", "unit %[2]s of job %[1]s is queued again", (*ops.Operator).RetryUnit),
+		a.unitChange("fail", "Fail a unit: the job continues without it",
+			`Fail an open unit: it becomes an entry of the manifest's error list, and the rest of the job continues. The
+command is refused for the plan and the seal, which every export needs: cancel the job instead. It asks for confirmation
+unless --yes.`,
+			"Fail unit %[2]s of job %[1]s? Its data will be missing.", "unit %[2]s of job %[1]s has failed",
+			(*ops.Operator).GiveUpUnit))
+}
+
+func (a *app) unitChange(
+	name, short, long, question, done string,
+	change func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
+) *cobra.Command {
+	return a.changing(&cobra.Command{
+		Use: name + " JOB UNIT", Short: short, Long: long, Args: cobra.MatchAll(cobra.ExactArgs(2), aJob),
+	}, "job or unit", question, done, func(ctx context.Context, o *ops.Operator, args []string) error {
+		return change(o, ctx, export.JobID(args[0]), export.UnitID(args[1]))
 	})
 }

@@ -2,6 +2,7 @@ package command
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,13 +21,6 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-// redisFlags are the flags of the commands for jobs, units, kick-offs and workers.
-type redisFlags struct {
-	*adminFlags
-	redis, caFile string
-	yes           bool // no confirmation
-}
-
 const redisHelp = `
 
 The command uses Redis: --redis, SLUICE_REDIS_URL, or the content of the file SLUICE_REDIS_URL_FILE.`
@@ -35,45 +29,64 @@ const changeHelp = redisHelp + ` The change is
 recorded in the audit log first: --audit-log or SLUICE_AUDIT_LOG must name a file that no service writes, or stdout.
 SLUICE_AUDIT_KEY or SLUICE_AUDIT_KEY_FILE is the key of its chain.`
 
-// reads adds the flags and help of a command that changes nothing.
-func (f *redisFlags) reads(cmd *cobra.Command) *cobra.Command {
-	return withJSON(f.add(cmd, redisHelp), f.adminFlags)
-}
-
-// changes adds the flags and help of a command that changes something.
-func (f *redisFlags) changes(cmd *cobra.Command) *cobra.Command { return f.add(cmd, changeHelp) }
-
-// destroys is changes for a command that cannot be undone and asks for confirmation.
-func (f *redisFlags) destroys(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().BoolVar(&f.yes, "yes", false, "do not ask for confirmation")
-	return f.changes(cmd)
-}
-
-func (f *redisFlags) add(cmd *cobra.Command, help string) *cobra.Command {
+// withRedis adds the flags and help of a command that uses Redis.
+func (a *app) withRedis(cmd *cobra.Command, help string) *cobra.Command {
 	cmd.Long = strings.TrimSpace(cmd.Long) + help
-	cmd.Flags().StringVar(&f.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
-	cmd.Flags().StringVar(&f.caFile, "ca-file", "", "additional certificate authorities (PEM); default: SLUICE_CA_FILE")
+	cmd.Flags().StringVar(&a.flags.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
+	cmd.Flags().StringVar(&a.flags.caFile, "ca-file", "", "additional certificate authorities (PEM); default: SLUICE_CA_FILE")
 	return cmd
 }
 
-func (f *redisFlags) redisConfig() (config.Redis, error) {
-	url, err := urlOf(f.redis, "--redis", "SLUICE_REDIS_URL")
-	if err != nil {
-		return config.Redis{}, err
-	}
-	return config.Redis{Trust: config.Trust{CAFile: orVariable(f.caFile, "SLUICE_CA_FILE")}, URL: url}, nil
+// reading completes a command that changes nothing.
+func (a *app) reading(
+	cmd *cobra.Command, work func(ctx context.Context, o *ops.Operator, args []string) error,
+) *cobra.Command {
+	cmd.RunE = a.run(func(ctx context.Context, args []string) error {
+		return a.withOperator(nil, func(o *ops.Operator) error { return work(ctx, o, args) })
+	})
+	return a.withJSON(a.withRedis(cmd, redisHelp))
 }
 
-func orVariable(flag, name string) string {
-	if flag != "" {
-		return flag
+// changing completes a command that changes what its arguments name. The question, which is asked first unless it is
+// empty, and done are formats of the arguments.
+func (a *app) changing(
+	cmd *cobra.Command, what, question, done string, work func(ctx context.Context, o *ops.Operator, args []string) error,
+) *cobra.Command {
+	if question != "" {
+		cmd.Flags().BoolVar(&a.flags.yes, "yes", false, "do not ask for confirmation")
 	}
-	return os.Getenv(name)
+	cmd.RunE = a.run(func(ctx context.Context, args []string) error {
+		var shown []any
+		for _, arg := range args {
+			shown = append(shown, printable(arg))
+		}
+		if question != "" {
+			if err := a.confirm(fmt.Sprintf(question, shown...)); err != nil {
+				return err
+			}
+		}
+		return a.change(fmt.Sprintf(done, shown...), func(o *ops.Operator) error {
+			err := work(ctx, o, args)
+			switch {
+			case errors.Is(err, export.ErrNotFound):
+				return fmt.Errorf("no such %s: %w", what, err)
+			case errors.Is(err, export.ErrNotLive):
+				return fmt.Errorf("the job has ended: %w", err)
+			}
+			return err
+		})
+	})
+	return a.withRedis(cmd, changeHelp)
+}
+
+func (a *app) redisConfig() (config.Redis, error) {
+	url, err := a.redisURL()
+	return config.Redis{Trust: config.Trust{CAFile: orVariable(a.flags.caFile, "SLUICE_CA_FILE")}, URL: url}, err
 }
 
 // withOperator runs the work with an operator, who can change something only with an audit log.
-func (a *app) withOperator(f *redisFlags, log *audit.Log, work func(o *ops.Operator) error) (err error) {
-	redis, err := f.redisConfig()
+func (a *app) withOperator(log *audit.Log, work func(o *ops.Operator) error) (err error) {
+	redis, err := a.redisConfig()
 	if err != nil {
 		return err
 	}
@@ -82,31 +95,26 @@ func (a *app) withOperator(f *redisFlags, log *audit.Log, work func(o *ops.Opera
 		return usageError{err}
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	operator, err := ops.New(ops.Deps{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
-	if err != nil {
-		return err
-	}
-	return work(operator)
+	return work(&ops.Operator{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
 }
 
 // change runs the work with an operator and prints the result: on standard output, or on standard error if the audit
 // log is on standard output.
-func (a *app) change(f *redisFlags, done string, work func(o *ops.Operator) error) error {
-	if _, err := f.redisConfig(); err != nil { // before the audit log is opened
+func (a *app) change(done string, work func(o *ops.Operator) error) error {
+	if _, err := a.redisConfig(); err != nil { // before the audit log is opened
 		return err
 	}
-	log, err := openAudit(f.audit)
+	log, err := openAudit(a.flags.audit)
 	if err != nil {
 		return err
 	}
 	if log == nil {
 		return usage("--audit-log or SLUICE_AUDIT_LOG is required: a file, or stdout")
 	}
-	err = a.withOperator(f, log, work)
-	if err = errors.Join(err, log.Close()); err != nil {
+	if err = errors.Join(a.withOperator(log, work), log.Close()); err != nil {
 		return err
 	}
-	if audit.IsStdout(orVariable(f.audit, auditVariable)) {
+	if audit.IsStdout(orVariable(a.flags.audit, auditVariable)) {
 		a.say("%s\n", done)
 		return nil
 	}
@@ -132,29 +140,32 @@ func openAudit(flag string) (*audit.Log, error) {
 	return settings.Open("sluice admin", prometheus.NewRegistry())
 }
 
-// recorded records a change in the audit log, if there is one, and makes it. A change that cannot be recorded is not
-// made; one that fails is recorded as failed.
-func recorded(flags *adminFlags, what string, step func() error) (err error) {
-	log, err := openAudit(flags.audit)
+// recorded records a change in the audit log, if there is one, makes it, and prints what was done. A change that cannot
+// be recorded is not made; one that fails is recorded as failed.
+func (a *app) recorded(what string, step func() (done string, err error)) error {
+	log, err := openAudit(a.flags.audit)
 	if err != nil {
 		return err
 	}
+	var done string
 	if log == nil {
-		return step()
+		done, err = step()
+	} else {
+		event := audit.Event{Action: audit.Admin, Outcome: audit.Success, Agent: whoami(), Target: what}
+		if err = log.Record(event); err == nil {
+			if done, err = step(); err != nil {
+				event.Outcome, event.Reason = audit.Failed, "the step failed"
+				err = errors.Join(err, log.Record(event))
+			}
+		}
+		err = errors.Join(err, log.Close())
 	}
-	defer func() { err = errors.Join(err, log.Close()) }()
-	event := audit.Event{Action: audit.Admin, Outcome: audit.Success, Agent: whoami(), Target: what}
-	if err := log.Record(event); err != nil {
+	if err != nil {
 		return err
 	}
-	if err := step(); err != nil {
-		event.Outcome, event.Reason = audit.Failed, "the step failed"
-		return errors.Join(err, log.Record(event))
-	}
-	return nil
+	return a.print(done)
 }
 
-// whoami returns the user of the operating system.
 func whoami() export.Owner {
 	name := strconv.Itoa(os.Getuid()) // in an image without /etc/passwd
 	if known, err := user.Current(); err == nil && known.Username != "" {
@@ -163,9 +174,8 @@ func whoami() export.Owner {
 	return export.Owner{Issuer: "urn:sluice:os-user", Subject: name}
 }
 
-// confirm asks for confirmation, unless --yes.
-func (a *app) confirm(f *redisFlags, question string) error {
-	if f.yes {
+func (a *app) confirm(question string) error {
+	if a.flags.yes {
 		return nil
 	}
 	a.say("%s Type yes to continue: ", question)
@@ -179,52 +189,148 @@ func (a *app) confirm(f *redisFlags, question string) error {
 	return nil
 }
 
-// jobArgument parses the argument JOB.
-func jobArgument(text string) (export.JobID, error) {
-	id, err := export.ParseJobID(text)
-	if err != nil {
-		return "", usage("JOB is not a job id: 26 characters of a-z and 2-7")
+func aJob(_ *cobra.Command, args []string) error {
+	if _, err := export.ParseJobID(args[0]); err != nil {
+		return usage("JOB is not a job id: 26 characters of a-z and 2-7")
 	}
-	return id, nil
+	return nil
 }
 
-// explainOps adds an explanation to an error of an operator's step on the named thing.
-func explainOps(what string, err error) error {
-	switch {
-	case errors.Is(err, export.ErrNotFound):
-		return fmt.Errorf("no such %s: %w", what, err)
-	case errors.Is(err, export.ErrNotLive):
-		return fmt.Errorf("the job has ended: %w", err)
-	}
-	return err
+func (a *app) kickoffs() *cobra.Command {
+	return parent("kickoffs", "Pause and resume kick-offs",
+		`Pause and resume kick-offs on all replicas of the API (docs/operating.md). While they are paused, a kick-off is
+answered with 503 and Retry-After. Jobs, status, files and cancel are not affected.`,
+		a.kickoffsShow(), a.kickoffsPause(),
+		a.changing(&cobra.Command{
+			Use:   "resume",
+			Short: "Resume kick-offs",
+			Long:  "Resume kick-offs. It is not an error if they are not paused.",
+		}, "", "", "kick-offs are accepted",
+			func(ctx context.Context, o *ops.Operator, _ []string) error { return o.ResumeKickoffs(ctx) }))
 }
 
-// span formats a duration with at most two units.
-func span(d time.Duration) string {
-	switch abs := d.Abs(); {
-	case abs >= 48*time.Hour:
-		return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(abs.Hours())%24)
-	case abs >= time.Hour:
-		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(abs.Minutes())%60)
-	case abs >= time.Minute:
-		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(abs.Seconds())%60)
-	case abs >= 10*time.Second:
-		return d.Round(time.Second).String()
+// intake is the old name of kickoffs. It is deprecated and will be removed in the next release.
+func (a *app) intake() *cobra.Command {
+	cmd := a.kickoffs()
+	cmd.Use, cmd.Hidden = "intake", true
+	cmd.PersistentPreRun = func(*cobra.Command, []string) {
+		a.say("sluice admin intake is deprecated: use sluice admin kickoffs\n")
 	}
-	return d.Round(100 * time.Millisecond).String()
+	return cmd
 }
 
-func orDash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
-}
-
-// reading is the RunE of a command that changes nothing.
-func (a *app) reading(f *redisFlags, work func(ctx context.Context, o *ops.Operator, args []string) error) func(
-	*cobra.Command, []string) error {
-	return a.run(func(ctx context.Context, args []string) error {
-		return a.withOperator(f, nil, func(o *ops.Operator) error { return work(ctx, o, args) })
+func (a *app) kickoffsShow() *cobra.Command {
+	return a.reading(&cobra.Command{
+		Use:     "show",
+		Aliases: []string{"status"},
+		Short:   "Show whether kick-offs are paused",
+		Long:    "Show whether kick-offs are paused, and if so since when, until when and why.",
+	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		kickoffs, err := o.Kickoffs(ctx)
+		if err != nil {
+			return err
+		}
+		if kickoffs.Open && !a.flags.json {
+			return a.print("open\n")
+		}
+		var until any = "resumed"
+		if !kickoffs.Until.IsZero() {
+			until = kickoffs.Until
+		}
+		return a.show(kickoffs, []row{
+			{"kick-offs", "since", "until", "reason"},
+			{"paused", kickoffs.Since, until, cmp.Or(printable(kickoffs.Reason), "-")},
+		})
 	})
+}
+
+func (a *app) kickoffsPause() *cobra.Command {
+	var reason string
+	var last time.Duration
+	cmd := a.withRedis(&cobra.Command{
+		Use:   "pause --reason TEXT [--for DURATION]",
+		Short: "Pause kick-offs",
+		Long: `Pause kick-offs for the duration of --for or, without it, until sluice admin kickoffs resume. The reason is for
+operators and the audit log; clients do not see it. It must not name a patient.`,
+		RunE: a.run(func(ctx context.Context, _ []string) error {
+			if err := ops.CheckReason(reason); err != nil {
+				return usage("--reason: %w", err)
+			}
+			if last < 0 {
+				return usage("--for must not be negative")
+			}
+			var until time.Time
+			done := "kick-offs are paused until they are resumed"
+			if last > 0 {
+				until = a.now().Add(last)
+				done = "kick-offs are paused until " + instant(until)
+			}
+			return a.change(done, func(o *ops.Operator) error { return o.PauseKickoffs(ctx, reason, until) })
+		}),
+	}, changeHelp)
+	cmd.Flags().StringVar(&reason, "reason", "", "the reason, one line of text")
+	cmd.Flags().DurationVar(&last, "for", 0, "duration of the pause, such as 30m")
+	require(cmd, "reason")
+	return cmd
+}
+
+func (a *app) worker() *cobra.Command {
+	return parent("worker", "List workers and queues, and drain a worker",
+		"List workers and queues, and drain a worker (docs/operating.md).",
+		a.workerList(),
+		a.changing(&cobra.Command{
+			Use:   "drain WORKER",
+			Short: "Shut down a worker gracefully",
+			Long: `Shut down a worker as a SIGTERM does: it takes no more units, finishes what it can within its
+SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its supervisor (Kubernetes, compose, systemd) then
+starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
+confirmation unless --yes.`,
+			Args: cobra.ExactArgs(1),
+		}, "worker", "Shut down worker %s?", "worker %s is draining",
+			func(ctx context.Context, o *ops.Operator, args []string) error { return o.DrainWorker(ctx, args[0]) }))
+}
+
+func (a *app) workerList() *cobra.Command {
+	return a.reading(&cobra.Command{
+		Use:   "list",
+		Short: "List the workers with their units, and the queues",
+		Long:  `List the live workers with their units, and the queues. A killed worker is listed for about ten more seconds.`,
+	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
+		workers, err := o.Workers(ctx)
+		if err != nil {
+			return err
+		}
+		queues, err := o.Queues(ctx)
+		if err != nil {
+			return err
+		}
+		busy, running := a.workerRows(workers)
+		waiting := []row{{"queue", "pending", "active", "later", "oldest"}}
+		for _, q := range queues {
+			waiting = append(waiting, row{q.Queue, q.Pending, q.Active, q.Scheduled + q.Retry, q.Oldest.Duration})
+		}
+		return a.show(struct {
+			Workers []ops.Worker `json:"workers"`
+			Queues  []ops.Queue  `json:"queues"`
+		}{workers, queues}, busy, running, waiting)
+	})
+}
+
+func (a *app) workerRows(workers []ops.Worker) (busy, running []row) {
+	busy = []row{{"worker", "state", "up", "slots", "busy"}}
+	running = []row{{"job", "unit", "fence", "worker", "for"}}
+	for _, w := range workers {
+		state := "active"
+		switch {
+		case w.Draining:
+			state = "draining"
+		case !w.Drainable:
+			state = "active, cannot be drained"
+		}
+		busy = append(busy, row{w.ID, state, a.now().Sub(w.Started), w.Slots, len(w.Units)})
+		for _, unit := range w.Units {
+			running = append(running, row{unit.Job, unit.Unit, unit.Fence, w.ID, a.now().Sub(unit.Since)})
+		}
+	}
+	return busy, running
 }

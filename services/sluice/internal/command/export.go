@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,14 +14,13 @@ import (
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
 
-// exportFlags are the flags of sluice export.
 type exportFlags struct {
 	base, group, token, tokenFile, state string
 	clientID, clientKey, tokenURL, scope string
 	types                                []string
 	timeout                              time.Duration
 	parallel                             int
-	ig, noProgress, json, insecure       bool
+	ig, noProgress, insecure             bool
 	bulkclient.Options
 }
 
@@ -38,7 +38,6 @@ the middle of a file.
 The table on standard output counts the downloaded resources; bytes are uncompressed.
 
 ` + exitHelp,
-		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error { return a.runExport(ctx, flags) }),
 	}
 	f := cmd.Flags()
@@ -61,20 +60,11 @@ The table on standard output counts the downloaded resources; bytes are uncompre
 	f.BoolVar(&flags.Resume, "resume", false, "continue the unfinished export in the folder")
 	f.BoolVar(&flags.CancelOnInterrupt, "cancel-on-interrupt", false, "on Ctrl-C cancel the job and remove its files")
 	f.BoolVar(&flags.noProgress, "no-progress", false, "show no progress")
-	f.BoolVar(&flags.json, "json", false, "print the result as JSON")
+	f.BoolVar(&a.flags.json, "json", false, "print the result as JSON")
 	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state", "client-id")
 	cmd.MarkFlagsRequiredTogether("client-id", "client-key")
 	require(cmd, "group", "out")
 	return cmd
-}
-
-// require marks defined flags as required.
-func require(cmd *cobra.Command, names ...string) {
-	for _, name := range names {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err)
-		}
-	}
 }
 
 func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
@@ -124,7 +114,7 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	for _, problem := range report.Problems {
 		a.say("not exported: %s\n", problem)
 	}
-	if err := a.printReport(report, flags.json); err != nil {
+	if err := a.show(report, reportRows(report)); err != nil {
 		return err
 	}
 	if report.Errors.Files > 0 {
@@ -134,7 +124,6 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	return nil
 }
 
-// explain adds a hint to an error.
 func explain(ctx context.Context, err error, flags exportFlags) error {
 	switch {
 	case errors.Is(err, bulkclient.ErrFolder):
@@ -162,9 +151,25 @@ func (a *app) observer(silent bool) (bulkclient.Observer, func()) {
 	}
 }
 
-func (a *app) printReport(report bulkclient.Report, asJSON bool) error {
-	if asJSON {
-		return a.printJSON(report)
+func (a *app) verify() *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify DIR",
+		Short: "Check a folder of exported files against its manifest",
+		Long: `Read every file in the folder of a finished export and compare it with manifest.json: digest, number and type
+of its resources. All differences are reported.`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.run(func(ctx context.Context, args []string) error {
+			dir := args[0]
+			if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+				return fmt.Errorf("%s is not a folder", dir) // bulkclient.Verify would create it
+			}
+			report, err := bulkclient.Verify(ctx, dir)
+			if err != nil {
+				return fmt.Errorf("verify %s: %w", dir, err)
+			}
+			files := report.Total.Files + report.Deleted.Files + report.Errors.Files
+			resources := report.Total.Resources + report.Deleted.Resources + report.Errors.Resources
+			return a.print(fmt.Sprintf("%s: %d files with %d resources are unchanged\n", dir, files, resources))
+		}),
 	}
-	return a.printColumns(reportRows(report))
 }

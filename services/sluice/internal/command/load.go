@@ -7,6 +7,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,20 +16,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/loader"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
 
-// loadOptions are the flags of the load command.
-type loadOptions struct {
-	database      string
-	deleteMissing bool
-	history       time.Duration
-	parallel      int
-}
-
 func (a *app) load() *cobra.Command {
-	var opts loadOptions
+	var cfg postgres.LoadConfig
 	cmd := &cobra.Command{
 		Use:   "load --database URL PATH...",
 		Short: "Load NDJSON files into a PostgreSQL store",
@@ -42,50 +36,45 @@ reported with its file and number, and the rest is loaded (exit code 3). An inte
 again.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: a.run(func(ctx context.Context, paths []string) error {
-			if opts.parallel < 1 {
+			if cfg.Parallel < 1 {
 				return usage("--parallel must be at least 1")
 			}
-			if opts.history < 0 {
+			if cfg.History < 0 {
 				return usage("--history must not be negative")
 			}
-			url, err := databaseURL(opts.database)
+			url, err := a.databaseURL()
 			if err != nil {
 				return err
 			}
-			opts.database = url
-			return a.runLoad(ctx, opts, paths)
+			return a.runLoad(ctx, url, cfg, paths)
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&opts.database, "database", "",
+	f.StringVar(&a.flags.database, "database", "",
 		"URL of the database; default: SLUICE_DATABASE_URL, or the content of the file SLUICE_DATABASE_URL_FILE")
-	f.BoolVar(&opts.deleteMissing, "delete-missing", false,
+	f.BoolVar(&cfg.DeleteMissing, "delete-missing", false,
 		"the files are complete for their types: delete resources that are not in them")
-	f.DurationVar(&opts.history, "history", 7*24*time.Hour,
+	f.DurationVar(&cfg.History, "history", 7*24*time.Hour,
 		"how long exports can read replaced and deleted versions")
-	f.IntVar(&opts.parallel, "parallel", runtime.GOMAXPROCS(0), "database sessions that merge concurrently")
+	f.IntVar(&cfg.Parallel, "parallel", runtime.GOMAXPROCS(0), "database sessions that merge concurrently")
 	return cmd
 }
 
-func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (err error) {
+func (a *app) runLoad(ctx context.Context, url string, cfg postgres.LoadConfig, paths []string) (err error) {
 	files, err := loader.Find(paths)
 	if err != nil {
 		return err
 	}
-	if _, err := pgdb.Migrate(ctx, opts.database); err != nil {
+	if _, err := pgdb.Migrate(ctx, url); err != nil {
 		return err
 	}
 	began := a.now()
-	pool, err := postgres.OpenLoader(ctx, pgdb.Config{
-		URL: opts.database, Connections: max(opts.parallel, runtime.GOMAXPROCS(0)) + 4,
-	})
+	pool, err := postgres.OpenLoader(ctx, pgdb.Config{URL: url, Connections: max(cfg.Parallel, runtime.GOMAXPROCS(0)) + 4})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	load, err := postgres.BeginLoad(ctx, pool, postgres.LoadConfig{
-		Parallel: opts.parallel, DeleteMissing: opts.deleteMissing, History: opts.history,
-	})
+	load, err := postgres.BeginLoad(ctx, pool, cfg)
 	if err != nil {
 		return err
 	}
@@ -100,13 +89,11 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 	if err != nil {
 		return err
 	}
-	if opts.deleteMissing && summary.Problems > 0 {
-		return fmt.Errorf("%d invalid lines: with --delete-missing nothing was loaded or deleted",
-			summary.Problems)
+	if cfg.DeleteMissing && summary.Problems > 0 {
+		return fmt.Errorf("%d invalid lines: with --delete-missing nothing was loaded or deleted", summary.Problems)
 	}
-	read := a.now().Sub(began)
-	a.say("read in %s; merging\n", read.Round(time.Millisecond))
-	merged, err := load.Seal(ctx, groups.Sealing(opts.deleteMissing))
+	a.say("read in %s; merging\n", a.now().Sub(began).Round(time.Millisecond))
+	merged, err := load.Seal(ctx, groups.Sealing(cfg.DeleteMissing))
 	if err != nil {
 		return err
 	}
@@ -120,7 +107,6 @@ func (a *app) runLoad(ctx context.Context, opts loadOptions, paths []string) (er
 	return nil
 }
 
-// readInto stages the content of the files.
 func (a *app) readInto(
 	ctx context.Context, load *postgres.Load, groups *pgdir.Load, files []loader.File,
 ) (loader.Summary, error) {
@@ -163,4 +149,38 @@ func (a *app) printLoad(summary loader.Summary, merged postgres.Merged, took tim
 	return a.print(text + fmt.Sprintf("%d added, %d replaced, %d unchanged, %d deleted; %s in %s: %.0f resources/s\n",
 		merged.Added, merged.Replaced, merged.Unchanged, merged.Deleted, progress.Size(summary.Bytes),
 		took.Round(time.Millisecond), float64(resources)/took.Seconds()))
+}
+
+func (a *app) synth() *cobra.Command {
+	cfg := synth.Config{}
+	cmd := &cobra.Command{
+		Use:   "synth --patients N --out DIR",
+		Short: "Generate a synthetic population for tests and demonstrations",
+		Long: `Generate a synthetic FHIR R4 population and write one NDJSON file per resource type. No person in it exists.
+The same seed gives the same files, byte for byte.`,
+		RunE: a.run(func(ctx context.Context, _ []string) error {
+			if cfg.Patients < 1 {
+				return usage("--patients must be at least 1")
+			}
+			count := progress.NewCount(a.stderr, "patients", cfg.Patients, a.now)
+			cfg.Progress = count.Set
+			summary, err := synth.Generate(ctx, cfg)
+			count.Close()
+			if err != nil {
+				return err
+			}
+			rows, _ := countRows(summary.Types)
+			if err := a.printColumns(rows); err != nil {
+				return err
+			}
+			return a.print(fmt.Sprintf("%d files, %s; groups: %s\n",
+				summary.Files, progress.Size(summary.Bytes), strings.Join(summary.Groups, " ")))
+		}),
+	}
+	f := cmd.Flags()
+	f.IntVar(&cfg.Patients, "patients", 0, "number of patients")
+	f.Uint64Var(&cfg.Seed, "seed", 1, "seed of the population")
+	f.StringVar(&cfg.Dir, "out", "", "folder for the files; created when missing")
+	require(cmd, "patients", "out")
+	return cmd
 }

@@ -5,10 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
+	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sluice-fhir/sluice/pkg/platform/health"
 )
 
 // The exit codes.
@@ -39,6 +44,16 @@ type app struct {
 	stdout, stderr io.Writer
 	now            func() time.Time
 	running        bool // the command line was parsed
+	flags          sharedFlags
+}
+
+// sharedFlags are the flags that several commands have, with the values of the command that runs.
+type sharedFlags struct {
+	database, redis string // URLs
+	caFile          string
+	audit           string // file of the audit log, or stdout
+	json            bool
+	yes             bool // no confirmation
 }
 
 // Run runs one command line, without the program's name, and returns the exit code. It ends soon after ctx is done.
@@ -50,10 +65,6 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Long:          "sluice exports, loads and checks FHIR bulk data, and operates a Sluice deployment.\n\n" + exitHelp,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return usage("missing command: see sluice --help")
-		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetArgs(args)
@@ -61,6 +72,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	//nolint:contextcheck // commands take their context from cobra, which gets it below
 	root.AddCommand(a.export(), a.token(), a.load(), a.synth(), a.verify(), a.version(), a.health(), a.admin())
+	complete(root)
 
 	err := root.ExecuteContext(ctx)
 	var wrong usageError
@@ -77,6 +89,21 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return ExitFailure
 }
 
+// complete makes commands without Args take no arguments, and those without RunE require a subcommand.
+func complete(cmd *cobra.Command) {
+	if cmd.Args == nil {
+		cmd.Args = cobra.NoArgs
+	}
+	if cmd.RunE == nil {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+			return usage("missing command: see %s --help", cmd.CommandPath())
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		complete(sub)
+	}
+}
+
 // run wraps the work of a command: an error before it is one of usage.
 func (a *app) run(work func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
@@ -85,13 +112,62 @@ func (a *app) run(work func(ctx context.Context, args []string) error) func(*cob
 	}
 }
 
+func require(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err)
+		}
+	}
+}
+
 // say writes to standard error. Its errors are ignored: there is no other place to report them.
 func (a *app) say(format string, args ...any) { _, _ = fmt.Fprintf(a.stderr, format, args...) }
 
-// print writes a result.
 func (a *app) print(text string) error {
 	if _, err := io.WriteString(a.stdout, text); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil
+}
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		RunE: a.run(func(context.Context, []string) error {
+			info, ok := debug.ReadBuildInfo()
+			if !ok {
+				return a.print("sluice, unknown version\n")
+			}
+			parts := []string{"sluice", info.Main.Version}
+			for _, setting := range info.Settings {
+				switch {
+				case setting.Key == "vcs.revision":
+					parts = append(parts, setting.Value[:min(len(setting.Value), 12)])
+				case setting.Key == "vcs.modified" && setting.Value == "true":
+					parts = append(parts, "modified")
+				}
+			}
+			return a.print(strings.Join(append(parts, info.GoVersion), " ") + "\n")
+		}),
+	}
+}
+
+// health is for health checks in images without an HTTP client, such as that of the object store.
+func (a *app) health() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "health URL",
+		Short: "Check the health of a server",
+		Long: `Request a URL such as http://127.0.0.1:9000/minio/health/cluster and succeed if the answer is 200. The command
+prints nothing on success, and follows no redirect.`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.run(func(ctx context.Context, urls []string) error {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			return health.Get(ctx, &http.Transport{DisableKeepAlives: true}, urls[0])
+		}),
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 3*time.Second, "give up after this time")
+	return cmd
 }

@@ -9,12 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 )
 
@@ -63,7 +63,6 @@ func (a *app) token() *cobra.Command {
 		Short: "Sign a token with the development issuer",
 		Long: `Sign a token with the development issuer of a standalone server and print it. It is for development: no other
 server accepts such a token.`,
-		Args: cobra.NoArgs,
 		RunE: a.run(func(context.Context, []string) error {
 			if subject == "" || scope == "" {
 				return usage("--subject and --scope must not be empty")
@@ -128,11 +127,17 @@ func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) 
 	if !bulkclient.SameOrigin(base, quick.BaseURL) {
 		return nil, "", usage("--base is not on the origin of the standalone server, %s", quick.BaseURL)
 	}
-	sign := func() (string, error) {
-		return issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, a.now())
-	}
-	return &signedTokens{sign: sign, now: a.now}, base, nil
+	return bulkclient.CachedTokens(a.now, func(context.Context) (string, time.Duration, error) {
+		token, err := issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, a.now())
+		if err != nil {
+			err = fmt.Errorf("sign a token: %w", err)
+		}
+		return token, signedFor, err
+	}), base, nil
 }
+
+// signedFor is the lifetime of a signed token, short because of conformance B-39.
+const signedFor = 5 * time.Minute
 
 // fixedToken is a token without renewal.
 type fixedToken string
@@ -162,29 +167,59 @@ func (f fileToken) Token(_ context.Context, refused string) (string, error) {
 	return token, nil
 }
 
-// signedFor is the lifetime of a signed token, short because of conformance B-39.
-const signedFor = 5 * time.Minute
-
-// signedTokens signs tokens as needed: an export outlives a token.
-type signedTokens struct {
-	sign func() (string, error)
-	now  func() time.Time
-
-	mu    sync.Mutex
-	token string
-	until time.Time // when the token is replaced, well before it expires
+func (a *app) clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
+	if flags.base == "" {
+		return nil, usage("--base is required")
+	}
+	signer, err := readKey(flags.clientKey)
+	if err != nil {
+		return nil, err
+	}
+	source, err := bulkclient.NewTokenSource(bulkclient.Credentials{
+		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, InsecureHTTP: flags.insecure, Now: a.now,
+		Assert: func(endpoint string) (string, error) {
+			return signer.SignAssertion(flags.clientID, endpoint, a.now())
+		},
+	})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--token-url: %w", err)}
+	}
+	return source, nil
 }
 
-func (s *signedTokens) Token(_ context.Context, refused string) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.token != "" && s.token != refused && s.now().Before(s.until) {
-		return s.token, nil
-	}
-	token, err := s.sign()
+// readKey reads a private key, and refuses a file that other users can access.
+func readKey(file string) (*token.Signer, error) {
+	info, err := os.Stat(file)
 	if err != nil {
-		return "", fmt.Errorf("sign a token: %w", err)
+		return nil, fmt.Errorf("read the client's key: %w", err)
 	}
-	s.token, s.until = token, s.now().Add(signedFor/2)
-	return token, nil
+	const most = 64 << 10
+	if info.Size() > most {
+		return nil, fmt.Errorf("%s is not a private key", file)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s is accessible to other users: its mode is %#o, want 0600", file, info.Mode().Perm())
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the client's key: %w", err)
+	}
+	signer, err := token.ParseSigner(data, token.AssertionAlgorithms()...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return signer, nil
+}
+
+// writeNew writes a file that must not exist: a key is never replaced.
+func writeNew(file string, data []byte, mode fs.FileMode) error {
+	to, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = to.Write(data)
+	if err = errors.Join(err, to.Sync(), to.Close()); err != nil {
+		return errors.Join(err, os.Remove(file))
+	}
+	return nil
 }

@@ -156,7 +156,6 @@ func (b *Bars) Close() {
 	b.container.Wait()
 }
 
-// labelOf returns the label of the file's bar.
 func labelOf(file bulkclient.File) string {
 	if file.List == bulkclient.ListOutput {
 		return file.Type
