@@ -81,9 +81,11 @@ local function file(at)
   redis.call('ZREM', active, ID)
   leave()
 end
--- keep sets the safety TTL: a job whose purge never comes must not stay in Redis for ever.
+-- keep sets the safety TTL: a job whose purge never comes must not stay in Redis for ever. The TTL of polls is its window.
 local function keep(ms)
-  for _, name in ipairs(JOBKEYS) do redis.call('PEXPIRE', name, ms) end
+  for _, name in ipairs(JOBKEYS) do
+    if name ~= polls then redis.call('PEXPIRE', name, ms) end
+  end
 end
 local function live() return LIVE[redis.call('HGET', job, 'state') or ''] == true end
 local function move(target)
