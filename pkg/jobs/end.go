@@ -130,6 +130,9 @@ func (l *Lifecycle) Purge(ctx context.Context, id export.JobID) (purged bool, er
 	case err != nil:
 		return false, err
 	case job.State == export.Failed && job.Visible(l.Now()):
+		if err := l.record(audit.Purge, id); err != nil {
+			return false, err
+		}
 		_, err := l.Objects.DeletePrefix(ctx, export.JobPrefix(id))
 		return false, err
 	case job.State != export.Cancelled && job.State != export.Expired:
@@ -143,13 +146,14 @@ func (l *Lifecycle) Purge(ctx context.Context, id export.JobID) (purged bool, er
 	return true, nil
 }
 
-// errNotEmpty: a worker that does not know yet that its job has ended wrote an object during the deletion.
+// errNotEmpty: a worker that has not yet learned that its job ended wrote an object during the deletion.
 var errNotEmpty = errors.New("objects are left under the job's prefix")
 
 // purgeSteps are the steps of a purge, in order. Each is idempotent.
 func (l *Lifecycle) purgeSteps(id export.JobID) []func(context.Context) error {
 	prefix := export.JobPrefix(id)
 	return []func(context.Context) error{
+		func(context.Context) error { return l.record(audit.Purge, id) },
 		func(ctx context.Context) error { // objects and unfinished uploads
 			_, err := l.Objects.DeletePrefix(ctx, prefix)
 			return err
@@ -157,7 +161,6 @@ func (l *Lifecycle) purgeSteps(id export.JobID) []func(context.Context) error {
 		func(ctx context.Context) error { // nothing may be left before the job is forgotten
 			return l.Objects.List(ctx, prefix, func(objects.Info) error { return errNotEmpty })
 		},
-		func(context.Context) error { return l.record(audit.Purge, id) },
 		func(ctx context.Context) error { return l.Store.Remove(ctx, id) },
 	}
 }

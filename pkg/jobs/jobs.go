@@ -2,7 +2,8 @@
 // object store: the API, the workers, the scheduler and the operators' commands all call it.
 //
 // The step in the store decides; it is one script. What follows may be lost with the process: a rescue enqueues a unit
-// without a task, and the expire pass enqueues the purge of every ended job again. So each function may be repeated or die
+// without a task, the expire pass enqueues the purge of every due job again, and the
+// sweep deletes the files of failed jobs. So each function may be repeated or die
 // halfway.
 package jobs
 

@@ -2,6 +2,7 @@ package jobstore
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -48,17 +49,26 @@ func (s *Store) Exists(ctx context.Context, id export.JobID) (bool, error) {
 	return n > 0, redisclient.Unavailable(fmt.Sprintf("find job %s", id), err)
 }
 
-// IsCurrentFence reports whether the unit is at this fence, claimed or committed: the sweep keeps the objects of that
-// attempt and removes those of every other one.
-func (s *Store) IsCurrentFence(ctx context.Context, id export.JobID, unit export.UnitID, fence int64) (bool, error) {
-	current, err := s.redis.HGet(ctx, key(id, "fences"), string(unit)).Int64()
+// IsPublished reports whether this attempt closed the unit with success. The sweep deletes the objects of all other
+// attempts at the units of an ended job.
+func (s *Store) IsPublished(ctx context.Context, id export.JobID, unit export.UnitID, fence int64) (bool, error) {
+	var current, text *redis.StringCmd
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		current = pipe.HGet(ctx, key(id, "fences"), string(unit))
+		text = pipe.HGet(ctx, key(id, "results"), string(unit))
+		return nil
+	})
 	if errors.Is(err, redis.Nil) {
 		return false, nil
 	}
 	if err != nil {
-		return false, redisclient.Unavailable(fmt.Sprintf("fence of %s of job %s", unit, id), err)
+		return false, redisclient.Unavailable(fmt.Sprintf("read the result of %s of job %s", unit, id), err)
 	}
-	return current == fence, nil
+	var result export.Result
+	if err := json.Unmarshal([]byte(text.Val()), &result); err != nil {
+		return false, fmt.Errorf("result of %s of job %s: %w", unit, id, err)
+	}
+	return current.Val() == strconv.FormatInt(fence, 10) && result.Failure == "", nil
 }
 
 // JobCounts is a job's state and its unit counts.

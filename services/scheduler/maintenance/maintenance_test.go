@@ -439,7 +439,7 @@ func TestAJobThatTakesTooLongFails(t *testing.T) { // pitfall 7
 func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 	w := newWorld(t)
 	ctx := t.Context()
-	done, running := w.job(export.Completed), w.job(export.Scheduled)
+	done, running, failed := w.job(export.Completed), w.job(export.Scheduled), w.job(export.Failed)
 	stranger := export.NewJobID()
 	gone := []string{
 		export.FileKey(stranger, "Patient", export.FileName("Patient-00000", 1, "Patient", 0)), // no record
@@ -448,6 +448,8 @@ func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 		export.ManifestKey(done, 2),
 		export.CohortPrefix(done, 1) + "chunk-000001", // scaffolding of an ended job
 		export.ReferencesPrefix(done, "Patient-00000", 1) + "run-000000",
+		export.FileKey(done, "Observation", export.FileName("Observation-00000", 1, "Observation", 0)), // of a unit that was given up
+		export.FileKey(failed, "Patient", export.FileName("Patient-00000", 1, "Patient", 0)),           // its purge was never enqueued
 	}
 	kept := []string{
 		export.FileKey(running, "Patient", export.FileName("Patient-00000", 2, "Patient", 0)),
@@ -539,23 +541,32 @@ func TestAnOutageOfTheObjectStoreOnlyDelaysThePurge(t *testing.T) {
 // spec 6: an expiry or a purge is recorded in the audit log first. If that fails, it does not happen.
 func TestExpiryAndPurgeAreOnRecord(t *testing.T) {
 	w := newWorld(t)
-	completed, cancelled := w.job(export.Completed), w.job(export.Cancelled)
-	w.set(w.Now().Add(week))
+	completed, cancelled, failed := w.job(export.Completed), w.job(export.Cancelled), w.job(export.Failed)
 
 	deaf, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "scheduler", Now: w.Now})
 	w.must(err)
 	w.must(deaf.Close())
 	w.lifecycle.Audit = deaf
-	if err := w.expireAndPurge(t.Context()); !errors.Is(err, export.ErrUnavailable) {
-		t.Errorf("without a record: %v", err)
+	purgeErr := w.Purge(t.Context(), failed) // of its files, at once
+	w.set(w.Now().Add(week))
+	for _, err := range []error{purgeErr, w.expireAndPurge(t.Context())} {
+		if !errors.Is(err, export.ErrUnavailable) {
+			t.Errorf("without a record: %v", err)
+		}
 	}
-	for _, id := range []export.JobID{completed, cancelled} {
+	for _, id := range []export.JobID{completed, cancelled, failed} {
 		if job, err := w.Jobs.Job(t.Context(), id); err != nil || job.State == export.Expired {
 			t.Errorf("without a record: %s is %q, %v", id, job.State, err)
 		}
 	}
+	if objectKeys, _ := w.keys(); len(objectKeys) != 27 {
+		t.Errorf("without a record: %d objects are left, want 27", len(objectKeys))
+	}
 
 	w.lifecycle.Audit = w.events
+	w.set(w.Now().Add(-week))
+	w.must(w.Purge(t.Context(), failed))
+	w.set(w.Now().Add(week))
 	w.must(w.expireAndPurge(t.Context()))
 	w.nothingLeft("on record")
 	text, err := os.ReadFile(w.auditAt)
@@ -563,6 +574,7 @@ func TestExpiryAndPurgeAreOnRecord(t *testing.T) {
 	for event, want := range map[string]int{
 		`"code":"expire".*` + string(completed): 1, `"code":"purge".*` + string(completed): 1,
 		`"code":"expire".*` + string(cancelled): 0, `"code":"purge".*` + string(cancelled): 1,
+		`"code":"expire".*` + string(failed): 1, `"code":"purge".*` + string(failed): 2,
 	} {
 		if found := regexp.MustCompile(event).FindAll(text, -1); len(found) != want {
 			t.Errorf("%s: %d lines, want %d: %s", event, len(found), want, text)

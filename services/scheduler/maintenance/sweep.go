@@ -10,15 +10,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// Sweep deletes orphaned objects and unfinished uploads: those of jobs without a record and, of ended jobs, those of lost
-// attempts and those that were needed only while the job ran. It leaves everything younger than the grace and everything
-// of live jobs.
+// Sweep deletes orphaned objects and unfinished uploads: everything of jobs without a record and of failed jobs, and, of
+// other ended jobs, what no listed unit wrote. It leaves everything younger than the grace and everything of live jobs.
 func (r *Runner) Sweep(ctx context.Context) error {
 	before := r.Now().Add(-r.cfg.SweepGrace)
 	var errs []error
 	err := r.Objects.Prefixes(ctx, export.JobsPrefix, func(prefix string) error {
-		id, ours := jobOf(prefix)
-		if !ours {
+		id, err := export.ParseJobID(strings.TrimSuffix(strings.TrimPrefix(prefix, export.JobsPrefix), "/"))
+		if err != nil {
 			r.Logger.Warn("the bucket has a foreign prefix, which is left alone")
 			return nil
 		}
@@ -28,29 +27,22 @@ func (r *Runner) Sweep(ctx context.Context) error {
 	})
 	errs = append(errs, err)
 	errs = append(errs, r.Objects.Uploads(ctx, func(upload objects.Upload) error {
-		orphan, err := r.orphan(ctx, upload.Key, upload.Started, before)
-		if err == nil && orphan {
-			err = r.Objects.AbortUpload(ctx, upload.Key, upload.ID)
-			r.metrics.aborted.Inc()
-		}
-		if err != nil {
-			errs = append(errs, err)
+		if id, ours := export.JobOf(upload.Key); ours {
+			errs = append(errs, r.sweepUpload(ctx, id, upload, before))
 		}
 		return nil
 	}))
 	return errors.Join(errs...)
 }
 
-// jobOf returns the job of a prefix.
-func jobOf(prefix string) (export.JobID, bool) {
-	id, err := export.ParseJobID(strings.TrimSuffix(strings.TrimPrefix(prefix, export.JobsPrefix), "/"))
-	return id, err == nil
-}
-
 func (r *Runner) sweepJob(ctx context.Context, id export.JobID, before time.Time) error {
+	state, err := r.stateOf(ctx, id)
+	if err != nil || state.Live() {
+		return err
+	}
 	return r.Objects.List(ctx, export.JobPrefix(id), func(object objects.Info) error {
-		orphan, err := r.orphan(ctx, object.Key, object.Modified, before)
-		if err != nil || !orphan {
+		orphan, err := r.orphan(ctx, state, object.Key)
+		if err != nil || !orphan || object.Modified.After(before) {
 			return err
 		}
 		r.metrics.orphans.Inc()
@@ -59,26 +51,40 @@ func (r *Runner) sweepJob(ctx context.Context, id export.JobID, before time.Time
 	})
 }
 
-// orphan reports whether nothing owns the object of that key. Keys outside of the layout are left alone.
-func (r *Runner) orphan(ctx context.Context, key string, modified, before time.Time) (bool, error) {
-	if modified.After(before) {
-		return false, nil
+func (r *Runner) sweepUpload(ctx context.Context, id export.JobID, upload objects.Upload, before time.Time) error {
+	if upload.Started.After(before) {
+		return nil
 	}
+	state, err := r.stateOf(ctx, id)
+	if err != nil || state.Live() {
+		return err
+	}
+	orphan, err := r.orphan(ctx, state, upload.Key)
+	if err != nil || !orphan {
+		return err
+	}
+	r.metrics.aborted.Inc()
+	return r.Objects.AbortUpload(ctx, upload.Key, upload.ID)
+}
+
+// stateOf returns the state of a job, or "" if it has no record.
+func (r *Runner) stateOf(ctx context.Context, id export.JobID) (export.State, error) {
+	job, err := r.Jobs.Job(ctx, id)
+	if errors.Is(err, export.ErrNotFound) {
+		return "", nil
+	}
+	return job.State, err
+}
+
+// orphan reports whether nothing needs the object of a job that is not live. Keys outside of the layout are left alone.
+func (r *Runner) orphan(ctx context.Context, state export.State, key string) (bool, error) {
 	origin, ours := export.ParseKey(key)
-	if !ours {
-		return false, nil
-	}
-	job, err := r.Jobs.Job(ctx, origin.Job)
 	switch {
-	case errors.Is(err, export.ErrNotFound):
-		return true, nil
-	case err != nil:
-		return false, err
-	case job.State.Live():
+	case !ours:
 		return false, nil
-	case origin.Scaffolding:
+	case state == "", state == export.Failed, origin.Scaffolding:
 		return true, nil
 	}
-	current, err := r.Jobs.IsCurrentFence(ctx, origin.Job, origin.Unit, origin.Fence)
-	return !current, err
+	published, err := r.Jobs.IsPublished(ctx, origin.Job, origin.Unit, origin.Fence)
+	return !published, err
 }

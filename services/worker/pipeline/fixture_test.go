@@ -239,7 +239,7 @@ func (fx *fixture) outcome(job export.Job) outcome {
 		}
 		// The sweep would delete a listed file of a lost attempt.
 		origin, ok := export.ParseKey(file.Key)
-		current, err := fx.jobs.IsCurrentFence(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
+		current, err := fx.jobs.IsPublished(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
 		if err != nil || !ok || !current {
 			fx.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
 		}
