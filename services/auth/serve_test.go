@@ -81,7 +81,11 @@ func TestStartWithoutRedisAndStop(t *testing.T) {
 	address := redis.Addr()
 	redis.Close()
 	already := goleak.IgnoreCurrent()
-	public, private, stop := configtest.Start(t, "auth", run, environment("redis://"+address))
+	clients := filepath.Join(t.TempDir(), "clients.yaml")
+	must(t, os.WriteFile(clients, []byte("clients: []"), 0o600))
+	public, private, stop := configtest.Start(t, "auth", run, environment("redis://"+address,
+		"SLUICE_AUTH_KEY_SECRET_PREVIOUS=the secret before, of 32 bytes too", "SLUICE_AUTH_CLIENTS_FILE="+clients,
+		"SLUICE_AUTH_ASSERTION_REPLAY=true"))
 	transport := &http.Transport{DisableKeepAlives: true}
 	ask := func(url string) int {
 		t.Helper()

@@ -3,10 +3,6 @@ package filedir
 import (
 	"context"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"sync"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -16,25 +12,24 @@ import (
 // maxAccess is the largest access file, in bytes: about half a million patient ids. Longer lists belong in the database.
 const maxAccess = 16 << 20
 
+// grants are what a file grants. An owner without an entry has the zero Grant.
+type grants = map[export.Owner]directory.Grant
+
 // Access is directory.Access on a YAML file. Methods may be called concurrently.
 type Access struct {
-	file string // "" when the grants are fixed
-
-	mu      sync.Mutex
-	seen    fs.FileInfo // of the file that grants and problem were read from
-	grants  map[export.Owner]directory.Grant
-	problem error // why there are no grants
+	file  *configfile.Cached[grants] // nil when the grants are fixed
+	fixed grants
 }
 
 var _ directory.Access = (*Access)(nil)
 
 // OpenAccess reads the file and fails on anything that the package does not document.
 func OpenAccess(file string) (*Access, error) {
-	a := &Access{file: file}
-	if a.load(); a.problem != nil {
-		return nil, fmt.Errorf("access: %w", a.problem)
+	cached, err := configfile.Open(file, maxAccess, parseAccess)
+	if err != nil {
+		return nil, fmt.Errorf("access: %w", err)
 	}
-	return a, nil
+	return &Access{file: cached}, nil
 }
 
 // AllowOnly returns an Access that lets these owners export everything, and no one else anything.
@@ -42,9 +37,9 @@ func AllowOnly(owners ...export.Owner) *Access {
 	everything := directory.Grant{
 		Types: directory.Everything(), Groups: directory.Everything(), Patients: directory.Everything(),
 	}
-	a := &Access{grants: make(map[export.Owner]directory.Grant, len(owners))}
+	a := &Access{fixed: make(grants, len(owners))}
 	for _, owner := range owners {
-		a.grants[owner] = everything
+		a.fixed[owner] = everything
 	}
 	return a
 }
@@ -52,58 +47,38 @@ func AllowOnly(owners ...export.Owner) *Access {
 // Grant implements directory.Access. While the file is missing or invalid, it returns an error that wraps
 // export.ErrUnavailable, not the last valid grants: the change may be a revocation.
 func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant, error) {
-	if err := ctx.Err(); err != nil {
-		return directory.Grant{}, err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err := a.refresh(); err != nil {
-		return directory.Grant{}, err
-	}
-	return a.grants[owner], nil
+	granted, err := a.read(ctx)
+	return granted[owner], err
 }
 
 // Check returns the error that Grant would return now, if any. It reads the file when it changed.
 func (a *Access) Check(ctx context.Context) error {
+	_, err := a.read(ctx)
+	return err
+}
+
+func (a *Access) read(ctx context.Context) (grants, error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return nil, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.refresh()
+	if a.file == nil {
+		return a.fixed, nil
+	}
+	granted, err := a.file.Get()
+	if err != nil {
+		return nil, fmt.Errorf("access: %w: %w", export.ErrUnavailable, err)
+	}
+	return granted, nil
 }
 
-// refresh reads the file again if it changed. The lock is held.
-func (a *Access) refresh() error {
-	if a.file != "" {
-		info, err := os.Stat(a.file)
-		if err != nil {
-			return fmt.Errorf("access: %w: %w", export.ErrUnavailable, err)
-		}
-		if a.seen == nil || !configfile.SameContent(info, a.seen) {
-			a.load()
-		}
-	}
-	if a.problem != nil {
-		return fmt.Errorf("access: %w: %w", export.ErrUnavailable, a.problem)
-	}
-	return nil
-}
-
-// load reads the file into grants, or sets problem. The lock is held, except by OpenAccess.
-func (a *Access) load() {
-	a.grants, a.seen = nil, nil
-	var data []byte
-	if data, a.seen, a.problem = configfile.ReadStable(a.file, maxAccess); a.problem != nil {
-		return
-	}
+func parseAccess(data []byte) (grants, error) {
 	entries, err := directory.ParseGrants(data)
 	if err != nil {
-		a.problem = fmt.Errorf("%s: %w", filepath.Base(a.file), err)
-		return
+		return nil, err
 	}
-	a.grants = make(map[export.Owner]directory.Grant, len(entries))
+	granted := make(grants, len(entries))
 	for _, entry := range entries {
-		a.grants[entry.Owner] = entry.Grant()
+		granted[entry.Owner] = entry.Grant()
 	}
+	return granted, nil
 }

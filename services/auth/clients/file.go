@@ -4,12 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
-	"sync"
 
 	"github.com/goccy/go-yaml"
 
@@ -23,76 +19,49 @@ const maxFile = 4 << 20
 
 // File is a client file. Its methods may be called from any goroutine.
 type File struct {
-	path string
-
-	mu      sync.Mutex
-	seen    fs.FileInfo // of the file that was read
-	clients map[string]token.Client
-	problem error // why it could not be read
+	cached *configfile.Cached[map[string]token.Client] // by id
 }
 
 // OpenFile reads the file and refuses everything that docs/auth.md does not allow.
 func OpenFile(path string) (*File, error) {
-	f := &File{path: path}
-	if f.load(); f.problem != nil {
-		return nil, fmt.Errorf("clients: %w", f.problem)
+	cached, err := configfile.Open(path, maxFile, parse)
+	if err != nil {
+		return nil, fmt.Errorf("clients: %w", err)
 	}
-	return f, nil
+	return &File{cached}, nil
+}
+
+func (f *File) read() (map[string]token.Client, error) {
+	clients, err := f.cached.Get()
+	if err != nil {
+		return nil, fmt.Errorf("clients: %w: %w", export.ErrUnavailable, err)
+	}
+	return clients, nil
 }
 
 // Client returns a client, or export.ErrNotFound when the file has none of that id.
 func (f *File) Client(id string) (token.Client, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.refresh(); err != nil {
+	clients, err := f.read()
+	if err != nil {
 		return token.Client{}, err
 	}
-	client, ok := f.clients[id]
+	client, ok := clients[id]
 	if !ok {
 		return token.Client{}, fmt.Errorf("client: %w", export.ErrNotFound)
 	}
 	return client, nil
 }
 
-// IDs are the clients' ids, in no particular order.
+// IDs are the clients' ids, in no particular order; none while the file cannot be read.
 func (f *File) IDs() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Collect(maps.Keys(f.clients))
+	clients, _ := f.read()
+	return slices.Collect(maps.Keys(clients))
 }
 
 // Check reports whether the file can be read.
 func (f *File) Check() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.refresh()
-}
-
-// refresh reads the file again if it changed. The lock is held.
-func (f *File) refresh() error {
-	info, err := os.Stat(f.path)
-	if err != nil {
-		return fmt.Errorf("clients: %w: %w", export.ErrUnavailable, err)
-	}
-	if f.seen == nil || !configfile.SameContent(info, f.seen) {
-		f.load()
-	}
-	if f.problem != nil {
-		return fmt.Errorf("clients: %w: %w", export.ErrUnavailable, f.problem)
-	}
-	return nil
-}
-
-// load reads the file and sets clients or problem. The lock is held, or f is not shared yet.
-func (f *File) load() {
-	f.clients, f.seen, f.problem = nil, nil, errors.New("not read") // if the decoder panics
-	var data []byte
-	if data, f.seen, f.problem = configfile.ReadStable(f.path, maxFile); f.problem != nil {
-		return
-	}
-	if f.clients, f.problem = parse(data); f.problem != nil {
-		f.problem = fmt.Errorf("%s: %w", filepath.Base(f.path), f.problem)
-	}
+	_, err := f.read()
+	return err
 }
 
 // entry is a client in the file. Its jwks may be JSON, which is YAML.
