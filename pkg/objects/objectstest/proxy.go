@@ -21,13 +21,10 @@ type Proxy struct {
 	requests int
 	broken   bool
 	hang     chan struct{} // closed by Mend; nil when not hanging
-	fail     *countdown    // breaks
-	corrupt  *countdown    // flips a bit
+	fail     *int64        // bytes of request bodies until it breaks
+	corrupt  *int64        // bytes until it flips a bit
 	reply    func(*http.Response) error
 }
-
-// countdown runs out after a number of body bytes of all requests together.
-type countdown struct{ left int64 }
 
 // NewProxy starts a proxy in front of the endpoint (http://host:port). It ends with the test.
 func NewProxy(t testing.TB, endpoint string) *Proxy {
@@ -112,14 +109,14 @@ func (p *Proxy) Break() {
 func (p *Proxy) FailAfter(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.fail = &countdown{left: n}
+	p.fail = &n
 }
 
 // CorruptAfter flips one bit in the request bodies, after n more bytes have passed.
 func (p *Proxy) CorruptAfter(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.corrupt = &countdown{left: n}
+	p.corrupt = &n
 }
 
 // Hang takes requests and never answers them, until Mend drops them.
@@ -171,18 +168,18 @@ func (p *Proxy) pass(bytes []byte) (broken bool) {
 	defer p.mu.Unlock()
 	passed := int64(len(bytes))
 	if p.corrupt != nil {
-		if p.corrupt.left < passed {
-			bytes[p.corrupt.left] ^= 1
+		if *p.corrupt < passed {
+			bytes[*p.corrupt] ^= 1
 			p.corrupt = nil
 		} else {
-			p.corrupt.left -= passed
+			*p.corrupt -= passed
 		}
 	}
 	if p.fail != nil {
-		if p.fail.left < passed {
+		if *p.fail < passed {
 			p.broken, p.fail = true, nil
 		} else {
-			p.fail.left -= passed
+			*p.fail -= passed
 		}
 	}
 	return p.broken
