@@ -1,5 +1,5 @@
-// Package objectstest is the contract that objects.Store keeps with every server it is used with, and a Proxy with
-// which any test can put a fault between a client and a real server.
+// Package objectstest is the suite that objects.Store passes on every server, and a Proxy that injects faults between a
+// client and a real server.
 package objectstest
 
 import (
@@ -28,8 +28,7 @@ import (
 // partSize keeps the suite's multipart uploads small.
 const partSize = objects.MinPartSize
 
-// Run runs the contract against a real server. place returns the place of a bucket that does not exist yet, another
-// one at every call.
+// Run runs the suite on a real server. place returns a new bucket, which does not exist yet, at every call.
 func Run(t *testing.T, place func(t *testing.T) objects.Config) {
 	t.Helper()
 	s := suite{place: place}

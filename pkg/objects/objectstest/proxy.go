@@ -11,9 +11,7 @@ import (
 	"testing"
 )
 
-// Proxy stands between a client and a real object store and does what networks and stores do. It passes requests on
-// until it is told otherwise; what it is told holds for the requests that come afterwards, Break also for those under
-// way.
+// Proxy forwards requests to a real object store and injects faults into later requests; Break also into those that run.
 type Proxy struct {
 	server *httptest.Server
 
@@ -87,10 +85,10 @@ func (p *Proxy) admit() <-chan struct{} {
 	return p.hang
 }
 
-// Endpoint is where the proxy listens: http://127.0.0.1:port.
+// Endpoint returns the proxy's URL: http://127.0.0.1:port.
 func (p *Proxy) Endpoint() string { return p.server.URL }
 
-// Requests is how many requests have come so far, passed on or not.
+// Requests returns the number of requests so far, forwarded or not.
 func (p *Proxy) Requests() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -128,9 +126,8 @@ func (p *Proxy) Hang() {
 	}
 }
 
-// OnReply has change see every reply of the store, with the request that it answers (reply.Request), and alter it.
-// When it returns an error the reply is lost: the store has done its work, and the client gets a closed connection.
-// It is called from several goroutines at a time.
+// OnReply calls change with every reply of the store (reply.Request is its request), which may alter it. After an error
+// the client gets a closed connection instead of the reply. change is called from several goroutines.
 func (p *Proxy) OnReply(change func(reply *http.Response) error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
