@@ -1,4 +1,3 @@
-// Package export is the domain: what a job is, which states it passes through, what a unit of its work is, and the
-// errors that callers branch on. It does no I/O; the adapters (jobstore, queue, objects, source, directory) and the
-// services are written in its terms.
+// Package export is the domain: jobs, their states and units, the layout of objects, and the errors that callers branch
+// on. It does no I/O.
 package export

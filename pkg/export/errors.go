@@ -12,8 +12,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrConflict: the job is in a state from which the step is not allowed, or the name is taken.
 	ErrConflict = errors.New("conflict")
-	// ErrFenced: the caller's fence is stale: another attempt owns the unit, or it is closed. Whatever the caller
-	// made is garbage. It is no failure: the work is done elsewhere.
+	// ErrFenced: the caller's fence is stale, because another attempt owns the unit or it is closed. What the caller made
+	// is garbage. This is not a failure.
 	ErrFenced = errors.New("fenced off")
 	// ErrNotLive: the job was cancelled, failed, finished or purged: stop working for it.
 	ErrNotLive = errors.New("job is not live")
@@ -26,8 +26,7 @@ type PermanentError struct{ Reason string }
 
 func (e PermanentError) Error() string { return "permanent: " + e.Reason }
 
-// Permanent returns an outcome that closes the unit as failed, with a reason that the job's owner may read. The
-// reason never holds a patient id.
+// Permanent returns an outcome that closes the unit as failed. The job's owner reads the reason; it has no patient id.
 func Permanent(format string, args ...any) error {
 	return PermanentError{Reason: fmt.Sprintf(format, args...)}
 }
@@ -41,8 +40,7 @@ func Backoff(attempt int) time.Duration {
 	return min(time.Second<<max(attempt-1, 0), most)
 }
 
-// Cause is the class of what last went wrong with a unit. It is kept for operators, who never see an error's text: that
-// may tell of data.
+// Cause is the class of a unit's last failure, for operators. They do not see the text of errors, which may quote data.
 type Cause string
 
 // The causes.

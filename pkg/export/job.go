@@ -11,8 +11,7 @@ import (
 	"time"
 )
 
-// JobID names a job in URLs, keys and logs. It is 128 bits of randomness, 26 characters of lower-case base32, and
-// discloses neither owner nor request.
+// JobID names a job in URLs, keys and logs: 128 random bits as 26 characters of lower-case base32.
 type JobID string
 
 var jobIDForm = regexp.MustCompile(`^[a-z2-7]{26}$`)
@@ -41,7 +40,7 @@ type Owner struct {
 // Hash is a stable name of the owner for logs and admin output, which never show the subject itself.
 func (o Owner) Hash() string { return o.Key()[:16] }
 
-// Key names the owner in keys: of one length, whatever a subject looks like, and no two owners alike.
+// Key names the owner in keys. It has a fixed length and is unique.
 func (o Owner) Key() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(o.Issuer), o.Issuer, o.Subject))
 	return hex.EncodeToString(sum[:])
@@ -82,8 +81,7 @@ type Job struct {
 	Trace    string    // W3C traceparent of the kick-off, below which its units are traced; empty: it is not. Fixed then
 }
 
-// Visible reports whether the owner may still see the job at the instant: it is neither cancelled nor expired. It is
-// decided by the clock and not by whether a sweep has come by (spec 6).
+// Visible reports whether the owner may still see the job: it is not cancelled, and not expired by the clock (spec 6).
 func (j Job) Visible(now time.Time) bool {
 	if j.State == Cancelled || j.State == Expired {
 		return false

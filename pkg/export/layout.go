@@ -6,9 +6,8 @@ import (
 	"strings"
 )
 
-// The object store's layout. Everything of a job lies under one prefix, so that a purge is one prefix delete and an
-// orphan is a prefix without a job record. Names below it carry the fence of the attempt that wrote them: two
-// attempts never write the same key.
+// All objects of a job are below one prefix: a purge deletes a prefix, and an orphan is a prefix without a job record.
+// Names have the fence of the attempt that wrote them, so two attempts never write the same key.
 
 // JobsPrefix is the prefix of all jobs' objects.
 const JobsPrefix = "jobs/"
@@ -16,7 +15,7 @@ const JobsPrefix = "jobs/"
 // JobPrefix is the prefix of everything that belongs to the job.
 func JobPrefix(job JobID) string { return JobsPrefix + string(job) + "/" }
 
-// JobOf returns the job below whose prefix the object key lies. It returns false for any other key.
+// JobOf returns the job that the object key belongs to, and false for a key outside the layout.
 func JobOf(key string) (JobID, bool) {
 	rest, ours := strings.CutPrefix(key, JobsPrefix)
 	id, _, below := strings.Cut(rest, "/")
@@ -24,8 +23,7 @@ func JobOf(key string) (JobID, bool) {
 	return job, ours && below && err == nil
 }
 
-// FileName is the name of the n'th file (from 0) of one type that an attempt at a unit writes. Clients see it in
-// the file's URL.
+// FileName is the name of the n'th file (from 0) of one type that an attempt at a unit writes, part of the file's URL.
 func FileName(unit UnitID, fence int64, typ string, n int) string {
 	return fmt.Sprintf("%s.%s.%d.%d.ndjson", typ, unit, fence, n)
 }
@@ -51,13 +49,13 @@ func ManifestKey(job JobID, fence int64) string {
 // ManifestPrefix is the prefix of the manifests that attempts at the seal write.
 func ManifestPrefix(job JobID) string { return JobPrefix(job) + "_manifest/" }
 
-// Scaffolding lists the prefixes of what a job needs only while it runs. It holds patient ids, so it goes as soon as
-// the job ends.
+// Scaffolding lists the prefixes of what a job needs only while it runs. It has patient ids, and is deleted when the job
+// ends.
 func Scaffolding(job JobID) []string {
 	return []string{JobPrefix(job) + "_cohort/", JobPrefix(job) + "_references/"}
 }
 
-// Origin tells which attempt at which unit of which job wrote an object.
+// Origin is the attempt that wrote an object.
 type Origin struct {
 	Job         JobID
 	Unit        UnitID
@@ -94,7 +92,7 @@ func ParseKey(key string) (Origin, bool) {
 		}
 		origin.Unit, fence = UnitID(parts[1]), parts[2]
 	}
-	// Only as FileName and its like write it: with a sign or a leading zero it would be another key of the same attempt.
+	// With a sign or a leading zero it would be another key of the same attempt.
 	var err error
 	origin.Fence, err = strconv.ParseInt(fence, 10, 64)
 	if err != nil || origin.Fence < 1 || strconv.FormatInt(origin.Fence, 10) != fence || origin.Unit == "" {

@@ -17,8 +17,8 @@ const (
 	Expired   State = "expired"   // its retention is over; waiting to be purged
 )
 
-// transitions is the whole state machine: to which states each state may go. Every arrow is one compare-and-set
-// script in the job store, which is given Before(to) and refuses to move a job that is in none of those.
+// transitions has the next states of each state. Every transition is one compare-and-set script in the job store, which
+// refuses a job whose state is not in Before(to).
 var transitions = map[State][]State{
 	Scheduled: {Planning, Failed, Cancelled},
 	Planning:  {Running, Failed, Cancelled},

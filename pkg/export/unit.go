@@ -6,8 +6,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// Kind is the work of a unit. All work for a job is done in units: claimed with a fence, kept alive by heartbeats,
-// committed by one script. One mechanism makes all of it safe to kill, repeat and delay.
+// Kind is the work of a unit. All work for a job is done in units, which are claimed with a fence, kept alive by
+// heartbeats and committed by one script, so all of it may be killed, repeated and delayed.
 type Kind string
 
 // The kinds of units, in the order of a job's life.
@@ -33,8 +33,8 @@ const (
 // FirstUnit is the unit that a kick-off records with the job.
 func FirstUnit() Unit { return Unit{ID: PlanUnit, Kind: KindPlan} }
 
-// Next is the unit to open when no unit is left open after one of the kind has closed. A job without cohort goes
-// straight to the seal, and so does one that exports no referenced types. After the seal comes nothing.
+// Next returns the unit to open when the last open unit, of the given kind, has closed: the references, if the job has a
+// cohort and exports referenced types, else the seal, and the zero Unit after the seal.
 func (r Request) Next(closed Kind, emptyCohort bool) Unit {
 	switch {
 	case closed == KindSeal:
@@ -70,8 +70,7 @@ type Slice struct {
 	To   int `json:"to"`
 }
 
-// Lease is the right to run a unit. It holds as long as the unit's fence is the lease's fence: the results of an attempt
-// with an older fence are discarded.
+// Lease is the right to run a unit while the unit has the lease's fence. Results under an older fence are discarded.
 type Lease struct {
 	Job     JobID
 	Unit    Unit

@@ -80,11 +80,12 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	}
 	for _, path := range SubjectPaths(facts.Type) {
 		name, rest, _ := strings.Cut(path, ".")
+		rest = strings.TrimPrefix(rest+".reference", ".")
 		for _, r := range s.roots {
 			if r.name != name {
 				continue
 			}
-			if _, err := s.walk(line, r.start, rest); err != nil {
+			if _, err := walk(line, r.start, rest, s.collect); err != nil {
 				return Facts{}, err
 			}
 		}
@@ -122,24 +123,13 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 			facts.ID = string(text)
 		}
 	case "meta":
-		if line[start] != '{' {
-			break
+		if line[start] == '{' {
+			_, err = walk(line, start, "lastUpdated", func(text []byte) {
+				if at, err := time.Parse(time.RFC3339Nano, string(text)); err == nil {
+					facts.LastUpdated = at.UTC()
+				}
+			})
 		}
-		seen := false
-		_, err = members(line, start, func(key []byte, start int) (int, error) {
-			end, err := value(line, start, 1)
-			if err != nil || string(key) != "lastUpdated" {
-				return end, err
-			}
-			if seen {
-				return 0, errDuplicate
-			}
-			seen = true
-			if at, err := time.Parse(time.RFC3339Nano, string(unquote(line, start, end))); err == nil {
-				facts.LastUpdated = at.UTC()
-			}
-			return end, nil
-		})
 	}
 	return end, err
 }
@@ -175,9 +165,9 @@ func rootName(key []byte) string {
 	return ""
 }
 
-// walk follows the rest of a subject path from the value at i, through arrays, collects the references at its end, and
-// returns the end of the value.
-func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
+// walk follows a path of keys from the value at i, through arrays, calls found with each value at its end, nil for one that
+// is not a string, and returns the end of the value at i. The value was checked before.
+func walk(line []byte, i int, path string, found func(text []byte)) (int, error) {
 	switch line[i] {
 	case '[':
 		i = space(line, i+1)
@@ -185,7 +175,7 @@ func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
 			return i + 1, nil
 		}
 		for {
-			end, err := s.walk(line, i, path)
+			end, err := walk(line, i, path, found)
 			if err != nil {
 				return 0, err
 			}
@@ -196,10 +186,7 @@ func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
 			i = space(line, end+1)
 		}
 	case '{':
-		wanted, rest := "reference", ""
-		if path != "" {
-			wanted, rest, _ = strings.Cut(path, ".")
-		}
+		wanted, rest, further := strings.Cut(path, ".")
 		seen := false
 		return members(line, i, func(key []byte, start int) (int, error) {
 			if string(key) != wanted {
@@ -209,12 +196,12 @@ func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
 				return 0, errDuplicate
 			}
 			seen = true
-			if path != "" {
-				return s.walk(line, start, rest)
+			if further {
+				return walk(line, start, rest, found)
 			}
 			end, err := value(line, start, 1)
 			if err == nil {
-				s.collect(unquote(line, start, end))
+				found(unquote(line, start, end))
 			}
 			return end, err
 		})

@@ -1,11 +1,10 @@
 package fhir
 
 import (
-	"bufio"
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -521,28 +521,27 @@ func syntheaLines(tb testing.TB) map[string][][]byte {
 	if !ok {
 		return map[string][][]byte{"made up": {madeUpLine(20)}}
 	}
-	names, err := filepath.Glob(filepath.Join(dir, "*.ndjson.gz"))
-	if err != nil || len(names) == 0 {
+	files, err := lines.InFolder(dir)
+	if err != nil || len(files) == 0 {
 		tb.Fatalf("no files in %s (%v)", dir, err)
 	}
 	all := map[string][][]byte{}
-	for _, name := range names {
-		file, err := os.Open(name)
+	for _, f := range files {
+		file, err := os.Open(f.Path)
 		if err != nil {
 			tb.Fatal(err)
 		}
 		defer file.Close()
-		plain, err := gzip.NewReader(file)
+		text, err := lines.Text(f.Path, file)
 		if err != nil {
 			tb.Fatal(err)
 		}
-		lines := bufio.NewScanner(plain)
-		lines.Buffer(nil, 64<<20)
-		for lines.Scan() {
-			all[filepath.Base(name)] = append(all[filepath.Base(name)], bytes.Clone(lines.Bytes()))
-		}
-		if err := lines.Err(); err != nil {
+		content, err := io.ReadAll(text)
+		if err != nil {
 			tb.Fatal(err)
+		}
+		for line := range bytes.Lines(content) {
+			all[filepath.Base(f.Path)] = append(all[filepath.Base(f.Path)], bytes.TrimSpace(line))
 		}
 	}
 	return all

@@ -58,7 +58,7 @@ func TestInFolder(t *testing.T) {
 func FuzzRead(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", "a", "a\n", "a\nbc\n", "\n\n\r\na", "abcdefghij\nk\n", "a\nabcdefg\n", "\ufeffa\nb", " \ufeffa\n\t b \r\n",
-		"a\nabcdefghijklmnop", "abcdefgh\nijklmnop\n", "\ufeffabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz\nb",
+		"a\nabcd", "a\nabcdefghijklmnop", "abcdefgh\nijklmnop\n", "\ufeffabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz\nb",
 		"abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz\nabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz\nb",
 	} {
 		for _, size := range []byte{0, 1, 3, 7, 255} {

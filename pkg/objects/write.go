@@ -240,9 +240,14 @@ func (w *Writer) discard() error {
 	if err := w.remove(ctx); err != nil {
 		return err
 	}
-	for pass := 1; w.unsure && pass < cleanUpPasses; pass++ {
-		if err := pause(ctx, cleanUpPause<<(pass-1)); err != nil {
-			return err
+	for pass := range cleanUpPasses - 1 {
+		if !w.unsure {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(cleanUpPause << pass):
 		}
 		if err := w.remove(ctx); err != nil {
 			return err
@@ -277,17 +282,6 @@ func (s *Store) abortUploads(ctx context.Context, key string) error {
 		}
 	}
 	return fmt.Errorf("abort uploads of %s: they keep appearing: %w", key, export.ErrConflict)
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 // send sends the filled part after the previous one was answered.

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Authority issues certificates that nobody else trusts. Its key lives as long as the test.
+// Authority issues certificates for one test.
 type Authority struct {
 	t      testing.TB
 	signer tls.Certificate
@@ -38,8 +38,8 @@ type Certificate struct {
 	Cert, Key []byte
 }
 
-// Issue makes a certificate for hosts (names and addresses) that may stand for a server and for a client. It is valid
-// until the instant given, which may be in the past.
+// Issue makes a server and client certificate for hosts (names and addresses), valid until the given instant, which may
+// be in the past.
 func (a *Authority) Issue(until time.Time, hosts ...string) Certificate {
 	a.t.Helper()
 	template := &x509.Certificate{

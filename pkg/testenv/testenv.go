@@ -1,6 +1,5 @@
-// Package testenv hands tests their share of the real servers that `make test` starts: a Redis database, an S3 bucket
-// name and a PostgreSQL database of their own; and to a test that has to kill one, a PostgreSQL server of its own. A test
-// that needs a server and has none fails; nothing is ever skipped.
+// Package testenv gives each test its own Redis database, S3 bucket and PostgreSQL database on the real servers that
+// `make test` starts, or a server of its own. Without servers a test fails; it is not skipped.
 package testenv
 
 import (

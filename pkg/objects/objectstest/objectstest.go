@@ -1,5 +1,5 @@
-// Package objectstest is the contract that objects.Store keeps with every server it is used with, and a Proxy with
-// which any test can put a fault between a client and a real server.
+// Package objectstest is the suite that objects.Store passes on every server, and a Proxy that injects faults between a
+// client and a real server.
 package objectstest
 
 import (
@@ -28,8 +28,7 @@ import (
 // partSize keeps the suite's multipart uploads small.
 const partSize = objects.MinPartSize
 
-// Run runs the contract against a real server. place returns the place of a bucket that does not exist yet, another
-// one at every call.
+// Run runs the suite on a real server. place returns a new bucket, which does not exist yet, at every call.
 func Run(t *testing.T, place func(t *testing.T) objects.Config) {
 	t.Helper()
 	s := suite{place: place}
@@ -255,11 +254,7 @@ func (s suite) sideBySide(t *testing.T) {
 			data := random(2*partSize + i)
 			sum := sha256.Sum256(data)
 			sums[i] = hex.EncodeToString(sum[:])
-			w := store.Create(t.Context(), fmt.Sprintf("side/%d", i), "")
-			if _, err := w.Write(data); err != nil {
-				return err
-			}
-			stored, err := w.Commit()
+			stored, err := attempt(t.Context(), store, fmt.Sprintf("side/%d", i), data)
 			if err == nil && stored.SHA256 != sums[i] {
 				err = fmt.Errorf("writer %d: another digest than that of its bytes", i)
 			}
@@ -413,11 +408,7 @@ func (s suite) cancelOnTheWay(t *testing.T) {
 			store, proxy, direct := s.openBehind(t)
 			ctx, stop := context.WithCancel(t.Context())
 			reached := cancelAt(proxy, step, stop)
-			w := store.Create(ctx, "cancelled", "")
-			_, err := w.Write(random(size))
-			if err == nil {
-				_, err = w.Commit()
-			}
+			_, err := attempt(ctx, store, "cancelled", random(size))
 			stop()
 			if !reached() {
 				must(t, err)
@@ -471,9 +462,7 @@ func (s suite) storeLies(t *testing.T) {
 				}
 				return nil
 			})
-			w := store.Create(t.Context(), "lies", "")
-			write(t, w, random(size))
-			if _, err := w.Commit(); err == nil {
+			if _, err := attempt(t.Context(), store, "lies", random(size)); err == nil {
 				t.Errorf("%d bytes, store reports %s %s: committed", size, header, value)
 			}
 			nothingLeft(t, direct)
@@ -485,9 +474,7 @@ func (s suite) corrupted(t *testing.T) {
 	for _, size := range []int{100, partSize + 1} {
 		store, proxy, direct := s.openBehind(t)
 		proxy.CorruptAfter(50)
-		w := store.Create(t.Context(), "corrupted", "")
-		write(t, w, random(size))
-		if _, err := w.Commit(); err == nil {
+		if _, err := attempt(t.Context(), store, "corrupted", random(size)); err == nil {
 			t.Errorf("%d bytes, one bit flipped: committed", size)
 		}
 		nothingLeft(t, direct)
@@ -639,11 +626,7 @@ func (s suite) list(t *testing.T) {
 	group.SetLimit(8)
 	for i := range many {
 		group.Go(func() error {
-			w := store.Create(ctx, fmt.Sprintf("jobs/a/%04d", i), "")
-			if _, err := w.Write([]byte("1234")); err != nil {
-				return err
-			}
-			stored, err := w.Commit()
+			stored, err := attempt(ctx, store, fmt.Sprintf("jobs/a/%04d", i), []byte("1234"))
 			if i == 0 && stored.Encrypted {
 				size = segments.StoredSize(4)
 			}
@@ -854,10 +837,17 @@ func write(t *testing.T, w *objects.Writer, data []byte) {
 
 func put(t *testing.T, store *objects.Store, key string, data []byte) {
 	t.Helper()
-	w := store.Create(t.Context(), key, "application/octet-stream")
-	write(t, w, data)
-	_, err := w.Commit()
+	_, err := attempt(t.Context(), store, key, data)
 	must(t, err)
+}
+
+// attempt writes an object.
+func attempt(ctx context.Context, store *objects.Store, key string, data []byte) (objects.Stored, error) {
+	w := store.Create(ctx, key, "application/octet-stream")
+	if _, err := w.Write(data); err != nil {
+		return objects.Stored{}, err
+	}
+	return w.Commit()
 }
 
 func read(t *testing.T, store *objects.Store, key string, offset, length int64) []byte {

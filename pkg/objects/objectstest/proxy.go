@@ -11,9 +11,7 @@ import (
 	"testing"
 )
 
-// Proxy stands between a client and a real object store and does what networks and stores do. It passes requests on
-// until it is told otherwise; what it is told holds for the requests that come afterwards, Break also for those under
-// way.
+// Proxy forwards requests to a real object store and injects faults into later requests; Break also into those that run.
 type Proxy struct {
 	server *httptest.Server
 
@@ -21,13 +19,10 @@ type Proxy struct {
 	requests int
 	broken   bool
 	hang     chan struct{} // closed by Mend; nil when not hanging
-	fail     *countdown    // breaks
-	corrupt  *countdown    // flips a bit
+	fail     *int64        // bytes of request bodies until it breaks
+	corrupt  *int64        // bytes until it flips a bit
 	reply    func(*http.Response) error
 }
-
-// countdown runs out after a number of body bytes of all requests together.
-type countdown struct{ left int64 }
 
 // NewProxy starts a proxy in front of the endpoint (http://host:port). It ends with the test.
 func NewProxy(t testing.TB, endpoint string) *Proxy {
@@ -90,10 +85,10 @@ func (p *Proxy) admit() <-chan struct{} {
 	return p.hang
 }
 
-// Endpoint is where the proxy listens: http://127.0.0.1:port.
+// Endpoint returns the proxy's URL: http://127.0.0.1:port.
 func (p *Proxy) Endpoint() string { return p.server.URL }
 
-// Requests is how many requests have come so far, passed on or not.
+// Requests returns the number of requests so far, forwarded or not.
 func (p *Proxy) Requests() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,14 +107,14 @@ func (p *Proxy) Break() {
 func (p *Proxy) FailAfter(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.fail = &countdown{left: n}
+	p.fail = &n
 }
 
 // CorruptAfter flips one bit in the request bodies, after n more bytes have passed.
 func (p *Proxy) CorruptAfter(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.corrupt = &countdown{left: n}
+	p.corrupt = &n
 }
 
 // Hang takes requests and never answers them, until Mend drops them.
@@ -131,9 +126,8 @@ func (p *Proxy) Hang() {
 	}
 }
 
-// OnReply has change see every reply of the store, with the request that it answers (reply.Request), and alter it.
-// When it returns an error the reply is lost: the store has done its work, and the client gets a closed connection.
-// It is called from several goroutines at a time.
+// OnReply calls change with every reply of the store (reply.Request is its request), which may alter it. After an error
+// the client gets a closed connection instead of the reply. change is called from several goroutines.
 func (p *Proxy) OnReply(change func(reply *http.Response) error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -171,18 +165,18 @@ func (p *Proxy) pass(bytes []byte) (broken bool) {
 	defer p.mu.Unlock()
 	passed := int64(len(bytes))
 	if p.corrupt != nil {
-		if p.corrupt.left < passed {
-			bytes[p.corrupt.left] ^= 1
+		if *p.corrupt < passed {
+			bytes[*p.corrupt] ^= 1
 			p.corrupt = nil
 		} else {
-			p.corrupt.left -= passed
+			*p.corrupt -= passed
 		}
 	}
 	if p.fail != nil {
-		if p.fail.left < passed {
+		if *p.fail < passed {
 			p.broken, p.fail = true, nil
 		} else {
-			p.fail.left -= passed
+			*p.fail -= passed
 		}
 	}
 	return p.broken

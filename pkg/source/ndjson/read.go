@@ -31,11 +31,13 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	if !ascending(q.Patients) {
 		return fmt.Errorf("read %s by patient: %w", q.Type, errUnsorted)
 	}
+	asked := func(patient string) bool { _, found := slices.BinarySearch(q.Patients, patient); return found }
 	r := reader{source: s}
 	each := func(e entry, facts fhir.Facts, body []byte) error {
 		patients := r.patients(e, facts)
 		// A resource about several of the asked patients has an entry for each; yield it for the first.
-		if len(patients) > 1 && s.patients[e.home] != firstOf(patients, q.Patients) {
+		first := slices.IndexFunc(patients, asked)
+		if len(patients) > 1 && (first < 0 || s.patients[e.home] != patients[first]) {
 			return nil
 		}
 		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: patients, Body: body})
@@ -127,16 +129,6 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 		}
 	}
 	return nil
-}
-
-// firstOf returns the first of the ids that was asked for.
-func firstOf(ids, asked []string) string {
-	for _, id := range ids {
-		if _, found := slices.BinarySearch(asked, id); found {
-			return id
-		}
-	}
-	return ""
 }
 
 // ascending reports whether the ids are sorted and without duplicates.

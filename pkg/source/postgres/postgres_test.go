@@ -2,19 +2,18 @@ package postgres_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
+	"errors"
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
@@ -46,19 +45,15 @@ func TestSynthea(t *testing.T) {
 func folder(t *testing.T, dir string) map[string][]byte {
 	t.Helper()
 	files := map[string][]byte{}
-	paths, err := filepath.Glob(filepath.Join(dir, "*.ndjson*"))
+	found, err := lines.InFolder(dir)
 	must(t, err)
-	for _, path := range paths {
-		text, err := os.ReadFile(path)
+	for _, f := range found {
+		file, err := os.Open(f.Path)
 		must(t, err)
-		if strings.HasSuffix(path, ".gz") {
-			r, err := gzip.NewReader(bytes.NewReader(text))
-			must(t, err)
-			if text, err = io.ReadAll(r); err != nil {
-				t.Fatal(err)
-			}
-		}
-		files[path] = text
+		text, err := lines.Text(f.Path, file)
+		must(t, err)
+		files[f.Path], err = io.ReadAll(text)
+		must(t, errors.Join(err, file.Close()))
 	}
 	return files
 }

@@ -134,19 +134,6 @@ func TestRead(t *testing.T) {
 			text: a + "\n" + long("20391", maxLine) + "\n\n" + b + "\n" + long("20391", 7*maxLine) + "\n{\n" + c,
 			want: numbered{1: a, 4: b, 7: c}, problems: numbered{2: tooLong, 5: tooLong, 6: "not valid JSON"},
 		},
-		"one after the other too long": {
-			text: strings.Repeat(long("20391", 2*maxLine)+"\n", 3) + a, want: numbered{4: a},
-			problems: numbered{1: tooLong, 2: tooLong, 3: tooLong},
-		},
-		"the last too long": {
-			text: a + "\n" + long("20391", 3*maxLine) + "\n", want: numbered{1: a}, problems: numbered{2: tooLong},
-		},
-		"the last too long and without newline": {
-			text: a + "\n" + long("20391", 3*maxLine), want: numbered{1: a}, problems: numbered{2: tooLong},
-		},
-		"the last just too long and without newline": {
-			text: a + "\n" + long("20391", maxLine), want: numbered{1: a}, problems: numbered{2: tooLong},
-		},
 	}
 	for name, bad := range map[string]struct{ line, what string }{
 		"half a line":       {secret[:30], "not valid JSON"},

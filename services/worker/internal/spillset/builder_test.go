@@ -1,7 +1,6 @@
 package spillset
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -200,7 +199,21 @@ func TestAgainstAPlainMap(t *testing.T) {
 					t.Fatalf("%d bytes held, the limit is %d", b.bytes, b.limit)
 				}
 			}
-			checkList(ctx, t, store, folder, b, want, random)
+			chunks, count, err := Write(ctx, store, folder, func(yield func(string) error) error { return b.Each(ctx, yield) })
+			must(t, err)
+			list, err := NewCache().Open(ctx, store, folder)
+			must(t, err)
+			got, err := list.Run(ctx, 0, chunks)
+			must(t, err)
+			if !slices.Equal(got, slices.Sorted(maps.Keys(want))) || count != int64(len(want)) || chunks != list.Chunks() {
+				t.Fatalf("%d ids in %d chunks (%d read), want %d", count, chunks, len(got), len(want))
+			}
+			for range 500 {
+				id := randomID(random)
+				if there, err := list.Contains(ctx, id); err != nil || there != want[id] {
+					t.Fatalf("contains %q: %v %v, want %v", id, there, err, want[id])
+				}
+			}
 		})
 	}
 }
@@ -213,34 +226,6 @@ func randomID(random *rand.Rand) string {
 		id[i] = letters[random.IntN(len(letters))]
 	}
 	return string(id)
-}
-
-// checkList stores the builder's set as a list and compares it with the map.
-func checkList(
-	ctx context.Context, t *testing.T, store *objects.Store, folder string, b *Builder, want map[string]bool,
-	random *rand.Rand,
-) {
-	t.Helper()
-	sorted := slices.Sorted(maps.Keys(want))
-	chunks, count, err := Write(ctx, store, folder, func(yield func(string) error) error { return b.Each(ctx, yield) })
-	must(t, err)
-	list, err := NewCache().Open(ctx, store, folder)
-	must(t, err)
-	var got []string
-	for chunk := range list.Chunks() {
-		ids, err := list.Chunk(ctx, chunk)
-		must(t, err)
-		got = append(got, ids...)
-	}
-	if !slices.Equal(got, sorted) || count != int64(len(want)) || chunks != list.Chunks() {
-		t.Fatalf("%d ids in %d chunks (%d read), want %d", count, chunks, len(got), len(want))
-	}
-	for range 500 {
-		id := randomID(random)
-		if there, err := list.Contains(ctx, id); err != nil || there != want[id] {
-			t.Fatalf("contains %q: %v %v, want %v", id, there, err, want[id])
-		}
-	}
 }
 
 func must(t *testing.T, err error) {
