@@ -21,8 +21,8 @@ import (
 // ErrDraining is the cause of a handler's ended context when the server stops: the unit has to be handed back.
 var ErrDraining = errors.New("the worker is stopping")
 
-// Handlers process the tasks of a process; the queues of nil handlers are not served. A task whose handler returns an
-// error is delivered again later.
+// Handlers process the tasks of a process; the queues of nil handlers are not served. A unit or purge whose
+// handler returns an error is delivered again later; a failed pass is not, because the next one continues.
 type Handlers struct {
 	Unit   func(ctx context.Context, task Task) error
 	Purge  func(ctx context.Context, id export.JobID) error
@@ -149,7 +149,7 @@ func newServer(
 		Logger:                   asynqLogger{cfg.Logger},
 		LogLevel:                 asynq.WarnLevel,
 		ErrorHandler: asynq.ErrorHandlerFunc(func(_ context.Context, t *asynq.Task, err error) {
-			cfg.Logger.Error("task failed and will be delivered again", "task", t.Type(), "err", err)
+			cfg.Logger.Error("task failed", "task", t.Type(), "err", err)
 		}),
 	})
 }

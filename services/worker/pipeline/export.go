@@ -88,9 +88,12 @@ type refCollector struct {
 	recent [recentLists][]byte // reference lists seen recently, each at its hash
 }
 
-// recentLists is the number of reference lists that a refCollector remembers. Resources from one site mostly have the
-// same ones.
-const recentLists = 1024
+// A refCollector remembers up to recentLists reference lists of at most recentBytes each. Resources from one site mostly
+// have the same ones.
+const (
+	recentLists = 1024
+	recentBytes = 4 << 10
+)
 
 // newRefCollector returns a collector that spills below the prefix.
 func (w *Worker) newRefCollector(job export.Job, prefix string) *refCollector {
@@ -120,11 +123,13 @@ func (c *refCollector) collect(ctx context.Context, r source.Resource) (err erro
 		})
 		return err
 	}
-	recent := &c.recent[maphash.Bytes(c.seed, r.References)%recentLists]
-	if bytes.Equal(r.References, *recent) {
-		return nil
+	if len(r.References) <= recentBytes {
+		recent := &c.recent[maphash.Bytes(c.seed, r.References)%recentLists]
+		if bytes.Equal(r.References, *recent) {
+			return nil
+		}
+		*recent = append((*recent)[:0], r.References...)
 	}
-	*recent = append((*recent)[:0], r.References...)
 	for ref := range bytes.FieldsSeq(r.References) {
 		typ, _, _ := bytes.Cut(ref, []byte{'/'})
 		if !c.types[string(typ)] {

@@ -156,12 +156,15 @@ func (g *listGuard) checkListed(ctx context.Context, typ string, r source.Resour
 	return err
 }
 
-// home returns the smallest listed target of a Provenance. It refuses one with a target in the patient compartment, and
-// one without a listed target.
+// home returns the smallest listed target of a Provenance. It refuses one with a target in the patient compartment or of
+// unknown type, and one without a listed target.
 func (g *listGuard) home(ctx context.Context, r source.Resource) (string, error) {
 	facts, err := g.scan("Provenance", r)
 	if err != nil {
 		return "", err
+	}
+	if len(facts.Subjects) != fhir.CountTargets(r.Body) { // a urn or an identifier may be of a patient
+		return "", refuse("a Provenance with a target of unknown type")
 	}
 	home := ""
 	for _, target := range facts.Subjects {

@@ -234,6 +234,7 @@ func TestALeakedProvenanceLeadsNowhere(t *testing.T) { // pitfall 2
 	for name, line := range map[string]string{
 		"about a foreign patient": agent("9", "Organization/stranger", "Practitioner/1", "Patient/pat-9"),
 		"about a stranger":        agent("9", "Organization/stranger", "Practitioner/stranger"),
+		"about somebody unknown":  agent("9", "Organization/stranger", "Practitioner/1", "urn:uuid:8d1d9b0a-2c9a-4f5e-9b7e-0d2f5d6a7b11"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := holding(t, obs, travelling("Practitioner", "1"), org("stranger"), provenance(1, "Practitioner/1"))
