@@ -263,7 +263,7 @@ func TestPlainHTTP(t *testing.T) {
 
 func TestTokenFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "token")
-	source := fileToken(name)
+	source := heldToken(func() (string, error) { return readToken(name) })
 	if _, err := source.Token(t.Context(), ""); err == nil {
 		t.Error("a missing file gave a token")
 	}

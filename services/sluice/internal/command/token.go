@@ -102,9 +102,9 @@ server accepts such a token.`,
 func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) {
 	switch {
 	case flags.token != "":
-		return fixedToken(flags.token), flags.base, nil
+		return heldToken(func() (string, error) { return flags.token, nil }), flags.base, nil
 	case flags.tokenFile != "":
-		return fileToken(flags.tokenFile), flags.base, nil
+		return heldToken(func() (string, error) { return readToken(flags.tokenFile) }), flags.base, nil
 	case flags.clientID != "":
 		source, err := a.clientTokens(flags)
 		return source, flags.base, err
@@ -139,30 +139,26 @@ func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) 
 // signedFor is the lifetime of a signed token, short because of conformance B-39.
 const signedFor = 5 * time.Minute
 
-// fixedToken is a token without renewal.
-type fixedToken string
+// heldToken is a token that this process does not renew. It is read for every request.
+type heldToken func() (string, error)
 
-func (t fixedToken) Token(_ context.Context, refused string) (string, error) {
-	if refused == string(t) {
+func (read heldToken) Token(_ context.Context, refused string) (string, error) {
+	token, err := read()
+	if err == nil && token == refused {
 		return "", bulkclient.ErrTokenRefused
 	}
-	return string(t), nil
+	return token, err
 }
 
-// fileToken is a file with a token that another process renews. It is read for every request.
-type fileToken string
-
-func (f fileToken) Token(_ context.Context, refused string) (string, error) {
-	text, err := os.ReadFile(string(f))
+// readToken reads a file with a token that another process renews.
+func readToken(file string) (string, error) {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", fmt.Errorf("read the token: %w", err)
 	}
 	token := strings.TrimSpace(string(text))
 	if token == "" || strings.ContainsAny(token, " \t\r\n") {
-		return "", fmt.Errorf("read the token: %s does not contain exactly one token", string(f))
-	}
-	if token == refused {
-		return "", bulkclient.ErrTokenRefused
+		return "", fmt.Errorf("read the token: %s does not contain exactly one token", file)
 	}
 	return token, nil
 }
