@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -42,9 +41,7 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 
 // app holds what the commands share.
 type app struct {
-	stdin          io.Reader
 	stdout, stderr io.Writer
-	now            func() time.Time
 	running        bool // the command line was parsed
 	flags          sharedFlags
 }
@@ -60,7 +57,7 @@ type sharedFlags struct {
 
 // Run runs one command line, without the program's name, and returns the exit code. It ends soon after ctx is done.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdin: os.Stdin, stdout: stdout, stderr: stderr, now: time.Now}
+	a := &app{stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
 		Use:           "sluice",
 		Short:         "Export, load and check FHIR bulk data",

@@ -81,7 +81,7 @@ server accepts such a token.`,
 			if err != nil {
 				return err
 			}
-			signed, err := issuer.Sign(subject, scope, audience, ttl, a.now())
+			signed, err := issuer.Sign(subject, scope, audience, ttl, time.Now())
 			if err != nil {
 				return fmt.Errorf("sign the token: %w", err)
 			}
@@ -98,15 +98,15 @@ server accepts such a token.`,
 	return cmd
 }
 
-// tokens returns the token source of the flags, nil for none, and the base URL.
-func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) {
+// tokensOf returns the token source of the flags, nil for none, and the base URL.
+func tokensOf(flags exportFlags) (bulkclient.TokenSource, string, error) {
 	switch {
 	case flags.token != "":
 		return heldToken(func() (string, error) { return flags.token, nil }), flags.base, nil
 	case flags.tokenFile != "":
 		return heldToken(func() (string, error) { return readToken(flags.tokenFile) }), flags.base, nil
 	case flags.clientID != "":
-		source, err := a.clientTokens(flags)
+		source, err := clientTokens(flags)
 		return source, flags.base, err
 	case flags.state == "":
 		return nil, flags.base, nil
@@ -127,8 +127,8 @@ func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) 
 	if !bulkclient.SameOrigin(base, quick.BaseURL) {
 		return nil, "", usage("--base is not on the origin of the standalone server, %s", quick.BaseURL)
 	}
-	return bulkclient.CachedTokens(a.now, func(context.Context) (string, time.Duration, error) {
-		token, err := issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, a.now())
+	return bulkclient.CachedTokens(time.Now, func(context.Context) (string, time.Duration, error) {
+		token, err := issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, time.Now())
 		if err != nil {
 			err = fmt.Errorf("sign a token: %w", err)
 		}
@@ -163,7 +163,7 @@ func readToken(file string) (string, error) {
 	return token, nil
 }
 
-func (a *app) clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
+func clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
 	if flags.base == "" {
 		return nil, usage("--base is required")
 	}
@@ -172,9 +172,9 @@ func (a *app) clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
 		return nil, err
 	}
 	source, err := bulkclient.NewTokenSource(bulkclient.Credentials{
-		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, InsecureHTTP: flags.insecure, Now: a.now,
+		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, InsecureHTTP: flags.insecure, Now: time.Now,
 		Assert: func(endpoint string) (string, error) {
-			return signer.SignAssertion(flags.clientID, endpoint, a.now())
+			return signer.SignAssertion(flags.clientID, endpoint, time.Now())
 		},
 	})
 	if err != nil {
