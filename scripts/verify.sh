@@ -131,7 +131,7 @@ vulnerabilities() {
 	if [ -n "${SLUICE_VULNDB:-}" ]; then
 		db=(-db "$SLUICE_VULNDB")
 	elif ! "$govulncheck" -version | grep -q '^DB updated: '; then
-		archive=$(compgen -G '../shared/data/vulndb-*.tar.gz' | sort | tail -n 1)
+		archive=$(compgen -G '../shared/data/vulndb-*.tar.gz' | sort | tail -n 1 || true)
 		if [ -z "$archive" ]; then
 			echo "note: the vulnerability database, vuln.go.dev, cannot be reached: nothing was checked"
 			return

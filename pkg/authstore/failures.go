@@ -3,19 +3,19 @@ package authstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // Limits are how many authentications may fail in a window.
 type Limits struct {
-	Window     time.Duration // at least a second
-	PerAddress int           // from one address, for any client
-	PerClient  int           // of one client, from all addresses
+	// the window in which failed authentications are counted
+	Window time.Duration `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`
+	// failures allowed per address and window
+	PerAddress int `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`
+	// failures allowed per client and window
+	PerClient int `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`
 }
 
 // Check refuses limits that lock out every client or none.
@@ -47,11 +47,8 @@ func (s *Store) count(ctx context.Context, limits Limits, client, address string
 	keys := []string{failPrefix + digest("address", address), failPrefix + digest("client", client)}
 	wait, err := s.failed.Run(ctx, s.redis, keys,
 		more, limits.Window.Milliseconds(), limits.PerAddress, limits.PerClient).Int64()
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return 0, redisclient.Unavailable("count failed authentications", err)
-	}
 	if err != nil {
-		return 0, fmt.Errorf("count failed authentications: %w", err)
+		return 0, redisclient.Unavailable("count failed authentications", err)
 	}
 	return time.Duration(wait) * time.Millisecond, nil
 }

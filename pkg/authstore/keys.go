@@ -15,8 +15,9 @@ import (
 
 // Schedule is when signing keys rotate.
 type Schedule struct {
-	Rotate  time.Duration // how long a key signs, at least an hour
-	Publish time.Duration // how long a key is published before it signs, at least six minutes and at most half of Rotate
+	Rotate time.Duration `env:"AUTH_KEY_ROTATE" envDefault:"24h"` // how long a key signs tokens
+	// how long a key is published before it signs
+	Publish time.Duration `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`
 }
 
 // Check refuses a schedule in which a verifier may not have fetched a key before the key signs.
@@ -106,27 +107,23 @@ func (k *Keys) Current(ctx context.Context) (signing Key, published []Key, err e
 	return Key{}, nil, fmt.Errorf("rotate signing keys: too many conflicts: %w", export.ErrUnavailable)
 }
 
+// open decrypts each key with the first seal that fits it.
 func (k *Keys) open(r ring) ([]Key, error) {
 	keys := make([]Key, 0, len(r.Keys))
 	for _, entry := range r.Keys {
-		key, err := k.openOne(entry)
+		var private *ecdsa.PrivateKey
+		err := errSeal
+		for _, s := range k.seals {
+			if private, err = s.open(entry); !errors.Is(err, errSeal) {
+				break
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
-		keys = append(keys, key)
+		keys = append(keys, Key{KID: entry.KID, Private: private})
 	}
 	return keys, nil
-}
-
-func (k *Keys) openOne(entry ringKeyEntry) (Key, error) {
-	for _, s := range k.seals {
-		private, err := s.open(entry)
-		if errors.Is(err, errSeal) {
-			continue
-		}
-		return Key{KID: entry.KID, Private: private}, err
-	}
-	return Key{}, errSeal
 }
 
 func (s *Store) loadRing(ctx context.Context) (string, time.Time, error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/authstore"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 const (
@@ -21,9 +22,9 @@ const (
 var daily = authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}
 
 // replica opens the key ring as a replica does.
-func replica(t *testing.T, url string, c *clock, secrets ...string) *authstore.Keys {
+func replica(t *testing.T, url string, c *testenv.Clock, secrets ...string) *authstore.Keys {
 	t.Helper()
-	keys, err := authstore.NewKeys(open(t, url, c.now), daily, secrets[0], secrets[1:]...)
+	keys, err := authstore.NewKeys(open(t, url, c.Now), daily, secrets[0], secrets[1:]...)
 	must(t, err)
 	return keys
 }
@@ -52,7 +53,7 @@ func TestRotation(t *testing.T) {
 		if len(kids) != 1 {
 			t.Fatalf("%d keys at the first start", len(kids))
 		}
-		published := map[string]time.Time{first: c.now()} // since when
+		published := map[string]time.Time{first: c.Now()} // since when
 		var signed []string
 		began := map[string]time.Time{}
 		ended := map[string]time.Time{}
@@ -63,29 +64,29 @@ func TestRotation(t *testing.T) {
 			}
 			for _, kid := range kids {
 				if published[kid].IsZero() {
-					published[kid] = c.now()
+					published[kid] = c.Now()
 				}
 			}
 			if len(signed) == 0 || signed[len(signed)-1] != signing {
 				if len(signed) > 0 {
 					last := signed[len(signed)-1]
-					ended[last] = c.now()
-					if d := c.now().Sub(began[last]); d != 24*time.Hour {
+					ended[last] = c.Now()
+					if d := c.Now().Sub(began[last]); d != 24*time.Hour {
 						t.Errorf("a key has signed for %s", d)
 					}
-					if d := c.now().Sub(published[signing]); d < 15*time.Minute {
+					if d := c.Now().Sub(published[signing]); d < 15*time.Minute {
 						t.Errorf("a key signs %s after it was published", d)
 					}
 				}
 				signed = append(signed, signing)
-				began[signing] = c.now()
+				began[signing] = c.Now()
 			}
 			for kid, at := range ended {
-				if d := c.now().Sub(at); slices.Contains(kids, kid) != (d < 15*time.Minute) {
+				if d := c.Now().Sub(at); slices.Contains(kids, kid) != (d < 15*time.Minute) {
 					t.Errorf("%s after its last token, a key is published: %v", d, slices.Contains(kids, kid))
 				}
 			}
-			c.advance(time.Minute)
+			c.Advance(time.Minute)
 		}
 		if len(signed) != 3 {
 			t.Errorf("%d keys have signed in three days", len(signed))
@@ -99,11 +100,11 @@ func TestRotationAfterALongStop(t *testing.T) {
 		c := newClock()
 		keys := replica(t, url, c, secret)
 		first, _ := current(t, keys)
-		c.advance(1000 * time.Hour)
+		c.Advance(1000 * time.Hour)
 		if signing, kids := current(t, keys); signing != first || len(kids) != 2 {
 			t.Errorf("%s signs of %v, want %s and a second one", signing, kids, first)
 		}
-		c.advance(15 * time.Minute)
+		c.Advance(15 * time.Minute)
 		if signing, _ := current(t, keys); signing == first {
 			t.Error("the old key signs on")
 		}
@@ -136,7 +137,7 @@ func TestConcurrentReplicasAddOneKey(t *testing.T) {
 			if len(seen) != round {
 				t.Errorf("%d keys in round %d", len(seen), round)
 			}
-			c.advance(24*time.Hour - 15*time.Minute)
+			c.Advance(24*time.Hour - 15*time.Minute)
 		}
 	})
 }
@@ -162,7 +163,7 @@ func TestSeals(t *testing.T) {
 			}
 		}
 		// A replica with another secret does not change the ring, also when a rotation is due.
-		c.advance(48 * time.Hour)
+		c.Advance(48 * time.Hour)
 		if _, _, err := replica(t, url, c, other).Current(t.Context()); err == nil {
 			t.Error("another secret opens")
 		}
@@ -193,20 +194,20 @@ func TestSecretChange(t *testing.T) {
 		first, _ := current(t, replica(t, url, c, secret))
 		knowsBoth, changed := replica(t, url, c, secret, other), replica(t, url, c, other, secret)
 		for range 4 {
-			c.advance(12 * time.Hour)
+			c.Advance(12 * time.Hour)
 			a, aKids := current(t, changed)
 			b, bKids := current(t, knowsBoth)
 			if a != b || !slices.Equal(aKids, bKids) {
 				t.Errorf("one signs with %s, the other with %s", a, b)
 			}
 		}
-		c.advance(24 * time.Hour)
+		c.Advance(24 * time.Hour)
 		for range 3 { // every key of the first secret goes
 			current(t, changed)
-			c.advance(24 * time.Hour)
+			c.Advance(24 * time.Hour)
 		}
 		current(t, changed)
-		c.advance(time.Hour)
+		c.Advance(time.Hour)
 		current(t, changed)
 		if last, _ := current(t, replica(t, url, c, other)); last == first {
 			t.Error("the first key signs on")

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,17 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// clock moves only when a test advances it.
-type clock struct{ ms atomic.Int64 }
-
-func newClock() *clock {
-	c := &clock{}
-	c.ms.Store(time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC).UnixMilli())
-	return c
-}
-
-func (c *clock) now() time.Time          { return time.UnixMilli(c.ms.Load()).UTC() }
-func (c *clock) advance(d time.Duration) { c.ms.Add(d.Milliseconds()) }
+func newClock() *testenv.Clock { return testenv.NewClock(time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)) }
 
 func must(t testing.TB, err error) {
 	t.Helper()

@@ -25,7 +25,6 @@ type Facts struct {
 // Scanner reads the facts of one line at a time. It reuses its buffers, so each goroutine needs its own. The zero Scanner
 // is ready.
 type Scanner struct {
-	stack    []byte // expected closing brackets
 	roots    []root
 	subjects []Ref
 	lastType string
@@ -64,7 +63,7 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	if i == len(line) || line[i] != '{' {
 		return facts, errNoObject
 	}
-	end, err := s.members(line, i, func(key []byte, start int) (int, error) {
+	end, err := members(line, i, func(key []byte, start int) (int, error) {
 		return s.topLevel(&facts, line, key, start)
 	})
 	if err != nil {
@@ -97,7 +96,7 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 // topLevel reads the facts of one member of the resource and returns the end of its value. The type may come after the
 // subject, so it only marks the values of subject elements.
 func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, error) {
-	end, err := s.value(line, start)
+	end, err := value(line, start, 1)
 	if err != nil {
 		return 0, err
 	}
@@ -127,8 +126,8 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 			break
 		}
 		seen := false
-		_, err = s.members(line, start, func(key []byte, start int) (int, error) {
-			end, err := s.value(line, start)
+		_, err = members(line, start, func(key []byte, start int) (int, error) {
+			end, err := value(line, start, 1)
 			if err != nil || string(key) != "lastUpdated" {
 				return end, err
 			}
@@ -202,9 +201,9 @@ func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
 			wanted, rest, _ = strings.Cut(path, ".")
 		}
 		seen := false
-		return s.members(line, i, func(key []byte, start int) (int, error) {
+		return members(line, i, func(key []byte, start int) (int, error) {
 			if string(key) != wanted {
-				return s.value(line, start)
+				return value(line, start, 1)
 			}
 			if seen {
 				return 0, errDuplicate
@@ -213,14 +212,14 @@ func (s *Scanner) walk(line []byte, i int, path string) (int, error) {
 			if path != "" {
 				return s.walk(line, start, rest)
 			}
-			end, err := s.value(line, start)
+			end, err := value(line, start, 1)
 			if err == nil {
 				s.collect(unquote(line, start, end))
 			}
 			return end, err
 		})
 	}
-	return s.value(line, i)
+	return value(line, i, 1)
 }
 
 // collect appends the resource that a subject reference names. Neighbouring lines are mostly about the same patient, so
@@ -262,7 +261,7 @@ func unquote(line []byte, start, end int) []byte {
 
 // members calls member for each member of the object that opens at i, with the unquoted key and the start of its value.
 // member returns the end of the value. members returns the end of the object.
-func (s *Scanner) members(line []byte, i int, member func(key []byte, start int) (int, error)) (int, error) {
+func members(line []byte, i int, member func(key []byte, start int) (int, error)) (int, error) {
 	i = space(line, i+1)
 	if i < len(line) && line[i] == '}' {
 		return i + 1, nil
@@ -291,77 +290,53 @@ func (s *Scanner) members(line []byte, i int, member func(key []byte, start int)
 	}
 }
 
-// value checks the JSON value that starts at i, without recursion, and returns its end.
-func (s *Scanner) value(line []byte, i int) (int, error) {
-	stack := s.stack[:0]
-	defer func() { s.stack = stack }()
-	for {
-		// A value begins here.
-		if i >= len(line) {
-			return 0, fault(cutOff, i)
+// value checks the JSON value that starts at i, below depth open brackets, and returns its end.
+func value(line []byte, i, depth int) (int, error) {
+	if i >= len(line) {
+		return 0, fault(cutOff, i)
+	}
+	open := line[i]
+	switch {
+	case open == '"':
+		end := stringEnd(line, i+1)
+		if end < 0 {
+			return 0, fault("a string is broken", i)
 		}
-		switch c := line[i]; c {
-		case '"':
-			end := stringEnd(line, i+1)
-			if end < 0 {
-				return 0, fault("a string is broken", i)
-			}
-			i = end
-		case '{', '[':
-			if len(stack) == maxDepth-1 { // the resource itself is one more
-				return 0, fault("nested too deeply", i)
-			}
-			closer := c + 2 // in ASCII a closing bracket is two after its opening one
-			i = space(line, i+1)
-			if i < len(line) && line[i] == closer {
-				i++
-				break
-			}
-			stack = append(stack, closer)
-			if c == '[' {
-				continue
-			}
-			_, start, err := key(line, i)
-			if err != nil {
+		return end, nil
+	case open != '{' && open != '[':
+		end := scalarEnd(line, i)
+		if end < 0 {
+			return 0, fault("not a JSON value", i)
+		}
+		return end, nil
+	case depth == maxDepth:
+		return 0, fault("nested too deeply", i)
+	}
+	closer := open + 2 // in ASCII a closing bracket is two after its opening one
+	i = space(line, i+1)
+	if i < len(line) && line[i] == closer {
+		return i + 1, nil
+	}
+	for {
+		var err error
+		if open == '{' {
+			if _, i, err = key(line, i); err != nil {
 				return 0, err
 			}
-			i = start
-			continue
-		default:
-			end := scalarEnd(line, i)
-			if end < 0 {
-				return 0, fault("not a JSON value", i)
-			}
-			i = end
 		}
-		// A value ended here: close the brackets that it ends, up to the comma before the next value.
-		for {
-			if len(stack) == 0 {
-				return i, nil
-			}
-			i = space(line, i)
-			if i >= len(line) {
-				return 0, fault(cutOff, i)
-			}
-			closer := stack[len(stack)-1]
-			if line[i] == closer {
-				stack = stack[:len(stack)-1]
-				i++
-				continue
-			}
-			if line[i] != ',' {
-				return 0, fault("a comma or a bracket is missing", i)
-			}
-			i = space(line, i+1)
-			if closer == '}' {
-				_, start, err := key(line, i)
-				if err != nil {
-					return 0, err
-				}
-				i = start
-			}
-			break
+		if i, err = value(line, i, depth+1); err != nil {
+			return 0, err
 		}
+		i = space(line, i)
+		switch {
+		case i >= len(line):
+			return 0, fault(cutOff, i)
+		case line[i] == closer:
+			return i + 1, nil
+		case line[i] != ',':
+			return 0, fault("a comma or a bracket is missing", i)
+		}
+		i = space(line, i+1)
 	}
 }
 

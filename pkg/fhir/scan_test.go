@@ -574,40 +574,17 @@ func BenchmarkScan(b *testing.B) {
 			continue
 		}
 		b.Run(name, func(b *testing.B) {
-			benchmarkLines(b, lines, func(s *Scanner, line []byte) bool {
-				_, err := s.Scan(line)
-				return err == nil
-			})
+			var s Scanner
+			var total int64
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				line := lines[i%len(lines)]
+				if _, err := s.Scan(line); err != nil {
+					b.Fatal(err)
+				}
+				total += int64(len(line))
+			}
+			b.SetBytes(total / int64(b.N))
 		})
 	}
-}
-
-func BenchmarkReferences(b *testing.B) {
-	for name, lines := range syntheaLines(b) {
-		if !strings.HasPrefix(name, "ExplanationOfBenefit") && !strings.HasPrefix(name, "Observation") {
-			continue
-		}
-		b.Run(name, func(b *testing.B) {
-			benchmarkLines(b, lines, func(_ *Scanner, line []byte) bool {
-				References(line, func(Ref) bool { return true })
-				return true
-			})
-		})
-	}
-}
-
-func benchmarkLines(b *testing.B, lines [][]byte, each func(*Scanner, []byte) bool) {
-	var s Scanner
-	var total int64
-	i := 0
-	b.ReportAllocs()
-	for b.Loop() {
-		line := lines[i%len(lines)]
-		if !each(&s, line) {
-			b.Fatal("Scan refused a line of the sample")
-		}
-		total += int64(len(line))
-		i++
-	}
-	b.SetBytes(total / int64(b.N))
 }

@@ -27,8 +27,28 @@ type Lifecycle struct {
 	Audit   *audit.Log     // for ExpireDue and Purge
 	Now     func() time.Time
 
-	Retention   time.Duration // how long a finished job is kept (spec 6), for Seal and FailJob
-	Outstanding int           // units of one job queued or running at once; 0: as queue.Client.Outstanding
+	Settings
+}
+
+// Settings are the settings that workers and the scheduler share.
+type Settings struct {
+	// units of one job that are queued or running at once; 0: twice the slots of all workers, at least 16; the
+	// same for worker and scheduler
+	Outstanding int `env:"UNITS_OUTSTANDING" envDefault:"0"`
+	// how long an ended job is kept (spec 6); the same for worker and scheduler
+	Retention time.Duration `env:"RETENTION" envDefault:"168h"`
+}
+
+// Validate returns every problem of the settings.
+func (s Settings) Validate() error {
+	var errs []error
+	if s.Outstanding < 0 {
+		errs = append(errs, errors.New("SLUICE_UNITS_OUTSTANDING must not be negative"))
+	}
+	if s.Retention <= 0 {
+		errs = append(errs, errors.New("SLUICE_RETENTION must be positive"))
+	}
+	return errors.Join(errs...)
 }
 
 // Gone reports whether the error means that the job or the unit is no longer there to be changed: another caller was

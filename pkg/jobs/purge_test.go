@@ -32,7 +32,7 @@ func newLifecycle(t *testing.T) *Lifecycle {
 	must(t, err)
 	t.Cleanup(func() { bucket.Close(); _, _, _ = store.Close(), tasks.Close(), events.Close() })
 	return &Lifecycle{
-		Store: store, Queue: tasks, Objects: bucket, Audit: events, Now: time.Now, Retention: time.Hour,
+		Store: store, Queue: tasks, Objects: bucket, Audit: events, Now: time.Now, Settings: Settings{Retention: time.Hour},
 	}
 }
 
@@ -43,10 +43,10 @@ func newJob() export.Job {
 	}
 }
 
-// started is a job with two objects in the bucket.
+// started creates a job with two objects in the bucket.
 func (l *Lifecycle) started(t *testing.T) export.JobID {
 	t.Helper()
-	id, err := l.Start(t.Context(), newJob(), jobstore.Admission{Limit: 5}, func(export.JobID) error { return nil })
+	id, _, err := l.Start(t.Context(), newJob(), jobstore.Admission{Limit: 5}, func(export.JobID) error { return nil })
 	must(t, err)
 	for _, key := range []string{export.FileKey(id, "Patient", "Patient.u.1.0.ndjson"), export.CohortPrefix(id, 1) + "chunk"} {
 		object := l.Objects.Create(t.Context(), key, "text/plain")
@@ -84,7 +84,7 @@ func TestAPurgeKilledBetweenAnyTwoSteps(t *testing.T) { // spec 6
 func TestAJobThatCannotBeRecordedInTheAuditLogIsNotStarted(t *testing.T) {
 	l := newLifecycle(t)
 	job, full := newJob(), errors.New("the disk is full")
-	if _, err := l.Start(t.Context(), job, jobstore.Admission{Limit: 5}, func(export.JobID) error { return full }); !errors.Is(err, full) {
+	if _, _, err := l.Start(t.Context(), job, jobstore.Admission{Limit: 5}, func(export.JobID) error { return full }); !errors.Is(err, full) {
 		t.Errorf("start: %v", err)
 	}
 	if _, err := l.Store.Job(t.Context(), job.ID); !errors.Is(err, export.ErrNotFound) {

@@ -24,39 +24,39 @@ const (
 // The id is the job's own, or that of a live job with the same request that it joins. FullError when the owner has no
 // place. After any other error neither record nor task is left, as far as Redis can be reached: a recorded job without a
 // task would be polled for a long time (K-20, pitfall 34), and one whose id was never returned would run for no client.
+// With joinErr the job has started, but identical kick-offs can join it only when its plan is claimed.
 func (l *Lifecycle) Start(
 	ctx context.Context, job export.Job, admission jobstore.Admission, record func(export.JobID) error,
-) (export.JobID, error) {
+) (id export.JobID, joinErr, err error) {
 	admitted, err := l.Store.Admit(ctx, job, admission)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if err := record(admitted); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if admitted != job.ID {
-		return admitted, nil
+		return admitted, nil, nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	admitted, err = l.Store.Create(ctx, job, export.FirstUnit(), admission)
 	switch {
 	case errors.As(err, &jobstore.FullError{}):
-		return "", err // another kick-off took the place meanwhile; nothing was recorded
+		return "", nil, err // another kick-off took the place meanwhile; nothing was recorded
 	case err != nil:
-		return "", l.undo(ctx, job.ID, err) // it may be recorded all the same: only the answer may be lost
+		return "", nil, l.undo(ctx, job.ID, err) // it may be recorded all the same: only the answer may be lost
 	case admitted != job.ID:
-		return admitted, record(admitted) // an identical kick-off came between
+		return admitted, nil, record(admitted) // an identical kick-off came between
 	}
 	task := queue.Task{Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: jobstore.FirstFence, Trace: job.Trace}
 	if err := l.enqueue(ctx, task); err != nil {
-		return "", l.undo(ctx, job.ID, fmt.Errorf("enqueue the plan: %w: %w", export.ErrUnavailable, err))
+		return "", nil, l.undo(ctx, job.ID, fmt.Errorf("enqueue the plan: %w: %w", export.ErrUnavailable, err))
 	}
 	if admission.Join {
-		// The job has started, so an error changes nothing: identical kick-offs wait until the plan is claimed.
-		_ = l.Store.Queued(ctx, job.ID)
+		joinErr = l.Store.Queued(ctx, job.ID)
 	}
-	return job.ID, nil
+	return job.ID, joinErr, nil
 }
 
 // undo removes a job that could not be started, and returns the error that caused it.

@@ -17,7 +17,7 @@ import (
 
 var somebody = export.Owner{Issuer: "https://issuer.example", Subject: "somebody"}
 
-// asked is a job of the owner that is not recorded yet.
+// asked returns a job of the owner that is not recorded yet.
 func asked(c *clock, owner export.Owner, group string) export.Job {
 	return export.Job{
 		ID: export.NewJobID(), State: export.Scheduled, Created: c.now(), Owner: owner,
@@ -27,7 +27,7 @@ func asked(c *clock, owner export.Owner, group string) export.Job {
 	}
 }
 
-// start records the job as one of so many that its owner may have.
+// start records the job under a limit of jobs for its owner.
 func start(t *testing.T, s *jobstore.Store, job export.Job, limit int) {
 	t.Helper()
 	admission := jobstore.Admission{Limit: limit}
@@ -38,7 +38,7 @@ func start(t *testing.T, s *jobstore.Store, job export.Job, limit int) {
 	}
 }
 
-// wantFull checks that there is no place for the job, and that looking for one records nothing.
+// wantFull checks that the owner has no place for the job, and that the check records nothing.
 func wantFull(t *testing.T, s *jobstore.Store, job export.Job, limit int, running ...export.JobID) {
 	t.Helper()
 	slices.Sort(running)
@@ -162,7 +162,7 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 				t.Errorf("%s: %s, %v; want %s", what, id, err, want)
 			}
 		}
-		// Its enqueueing may still fail, and it would be removed.
+		// Enqueueing may still fail, and the job would be removed.
 		if id, err := s.Create(t.Context(), asked(c, somebody, "g"), export.FirstUnit(), join); !errors.Is(err, export.ErrUnavailable) {
 			t.Errorf("while the first one is not queued: %s, %v", id, err)
 		}
@@ -186,7 +186,7 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 			t.Errorf("a removed job was marked as queued: %v", err)
 		}
 		start(t, s, again, 5)
-		// The API died before it could mark the job. A worker has its plan, so it was queued.
+		// The API died before it marked the job as queued. A worker has claimed the plan, so it was queued.
 		claim(t, s, again.ID, export.PlanUnit, export.KindPlan, 1)
 		want("a planned job", asked(c, somebody, "g"), again.ID)
 	})
@@ -245,7 +245,7 @@ func TestAllow(t *testing.T) {
 			if wait, err := s.Allow(t.Context(), "y", somebody, window, 3); err != nil || wait != 0 {
 				t.Errorf("something else: %s, %v", wait, err)
 			}
-			// Counters of strangers expire.
+			// Counters of unknown owners expire.
 			for _, key := range allKeys(t, url) {
 				if left := ttl(t, url, key); left <= 0 || left > window {
 					t.Errorf("%s lives for %s", key, left)

@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
-// running makes a job whose three units are issued under fence 1.
+// running creates a job with three units, issued at fence 1.
 func running(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
 	t.Helper()
 	id := create(t, s, c)
@@ -32,7 +32,7 @@ func issue(t *testing.T, s *jobstore.Store, id export.JobID, most int) []export.
 	return issued
 }
 
-// finish commits the unit under the fence.
+// finish commits the unit at the fence.
 func finish(t *testing.T, s *jobstore.Store, id export.JobID, unit export.Unit, fence int64) error {
 	t.Helper()
 	lease, err := s.Claim(t.Context(), id, unit.ID, unit.Kind, fence)
@@ -55,7 +55,7 @@ func TestReopen(t *testing.T) {
 		id := running(t, s, c)
 		one, two, three := threeUnits[0], threeUnits[1], threeUnits[2]
 
-		// One that a worker has: what the worker brings counts no more.
+		// A claimed unit: its worker's commit is refused.
 		stuck := claim(t, s, id, one.ID, one.Kind, 1)
 		again, err := s.Reopen(ctx, id, one.ID)
 		must(t, err)
@@ -68,7 +68,7 @@ func TestReopen(t *testing.T) {
 		_, err = s.Reopen(ctx, id, one.ID)
 		wantErr(t, "of one that is done", err, export.ErrConflict)
 
-		// One that has failed for good comes back with all its attempts.
+		// A unit that was given up is reopened with all its attempts.
 		lease := claim(t, s, id, two.ID, two.Kind, 1)
 		_, err = s.Release(ctx, lease, time.Hour, export.CauseError)
 		must(t, err)
@@ -84,7 +84,7 @@ func TestReopen(t *testing.T) {
 		}
 		must(t, s.Commit(ctx, retried, jobstore.Commit{Next: seal}))
 
-		// The last one fails, which opens the seal; until a worker has begun with it the unit can be taken back.
+		// The last unit is given up, which issues the seal; until the seal is claimed the unit can be reopened.
 		must(t, s.GiveUp(ctx, id, three.ID, "it was given up", seal))
 		before := issue(t, s, id, 10)
 		if len(before) != 1 || before[0].Unit.ID != export.SealUnit {
@@ -97,7 +97,7 @@ func TestReopen(t *testing.T) {
 		if issued := issue(t, s, id, 10); len(issued) != 0 {
 			t.Errorf("issued %+v beside the unit that was reopened", issued)
 		}
-		// The seal was taken back. Nobody may have it run, or give it up, before the unit is closed: the manifest would lack it.
+		// The seal was withdrawn. It can be neither retried nor given up before the unit is closed: the manifest would lack it.
 		_, err = s.Reopen(ctx, id, export.SealUnit)
 		wantErr(t, "a retry of the seal that was taken back", err, export.ErrConflict)
 		wantErr(t, "giving it up", s.GiveUp(ctx, id, export.SealUnit, "x", seal), export.ErrConflict)
@@ -136,7 +136,7 @@ func TestReopenRefuses(t *testing.T) {
 		_, err = s.Reopen(ctx, id, "Nothing-00000")
 		wantErr(t, "of no unit", err, export.ErrNotFound)
 
-		// What builds on the unit has begun.
+		// A later stage has begun.
 		for _, unit := range threeUnits {
 			must(t, s.GiveUp(ctx, id, unit.ID, "x", export.Unit{ID: export.ReferencesUnit, Kind: export.KindResolveReferences}))
 		}
@@ -147,7 +147,7 @@ func TestReopenRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "references") {
 			t.Errorf("%v does not say why", err)
 		}
-		// A lost attempt has cut units, and is taken back: nothing of it may come to light with another unit's commit.
+		// The units that a lost attempt has staged must not become visible with another unit's commit.
 		cut := export.Unit{ID: "Organization-00000", Kind: export.KindExportReferenced, Type: "Organization"}
 		must(t, s.Stage(ctx, references, []export.Unit{cut}))
 		_, err = s.Release(ctx, references, 0, export.CauseDraining)
@@ -168,7 +168,7 @@ func TestReopenRefuses(t *testing.T) {
 	})
 }
 
-// A retry and the commit of the same unit at the same moment: one of them counts, and the job ends either way.
+// A retry and a commit of the same unit at the same time: one of them wins, and the job ends either way.
 func TestReopenRacesACommit(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()

@@ -7,7 +7,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
-// Commits are added up for their job and over all jobs, once for each unit.
+// Commits count for their job and for all jobs, once for each unit.
 func TestTotals(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
 		ctx := t.Context()

@@ -46,7 +46,8 @@ func (s *Store) DeletePrefix(ctx context.Context, prefix string) (deleted int, e
 	}
 	for range deletePasses {
 		// Uploads first: an aborted upload cannot become an object later.
-		uploads, err := s.abortBelow(ctx, prefix)
+		// MinIO lists uploads of one exact key or of the whole bucket, not below a prefix.
+		uploads, err := s.abortListed(ctx, "", func(key string) bool { return strings.HasPrefix(key, prefix) })
 		deleted += uploads
 		if err != nil {
 			return deleted, fmt.Errorf("delete below %s: %w", prefix, err)
@@ -63,10 +64,10 @@ func (s *Store) DeletePrefix(ctx context.Context, prefix string) (deleted int, e
 	return deleted, fmt.Errorf("delete below %s: objects keep appearing: %w", prefix, export.ErrConflict)
 }
 
-func (s *Store) abortBelow(ctx context.Context, prefix string) (int, error) {
-	aborted := 0
-	err := s.Uploads(ctx, func(u Upload) error {
-		if !strings.HasPrefix(u.Key, prefix) {
+// abortListed aborts the uploads of the key, or of the bucket for "", that are wanted, and returns their number.
+func (s *Store) abortListed(ctx context.Context, key string, wanted func(key string) bool) (aborted int, err error) {
+	err = s.uploads(ctx, key, func(u Upload) error {
+		if !wanted(u.Key) {
 			return nil
 		}
 		if err := s.AbortUpload(ctx, u.Key, u.ID); err != nil {
@@ -102,7 +103,6 @@ func (s *Store) deleteBelow(ctx context.Context, prefix string) (int, error) {
 // Uploads streams all unfinished uploads of the bucket. An error from yield ends the stream and is returned unchanged.
 // MinIO only lists uploads that began since its start; it removes older ones after a day.
 func (s *Store) Uploads(ctx context.Context, yield func(Upload) error) error {
-	// MinIO lists uploads of one exact key or of the whole bucket, not below a prefix.
 	return s.uploads(ctx, "", yield)
 }
 

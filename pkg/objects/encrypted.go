@@ -58,7 +58,9 @@ func (s *Store) openEncrypted(
 			return nil, errors.Join(err, body.Close())
 		}
 	}
-	return &decrypted{key: key, plain: object.Reader(body, offset, length), body: body}, nil
+	return stream{object.Reader(body, offset, length), body, func(err error) error {
+		return fmt.Errorf("decrypt object %s: %w", key, err)
+	}}, nil
 }
 
 // openHeader requests the first length stored bytes of an encrypted object, reads the header, and returns the rest.
@@ -95,20 +97,3 @@ func (s *Store) statEncrypted(ctx context.Context, key string, dataKey []byte) (
 	info.Size = object.PlainSize()
 	return info, body.Close()
 }
-
-// decrypted is a range of an encrypted object.
-type decrypted struct {
-	key   string
-	plain io.Reader
-	body  io.Closer
-}
-
-func (d *decrypted) Read(p []byte) (int, error) {
-	n, err := d.plain.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = fmt.Errorf("decrypt object %s: %w", d.key, err)
-	}
-	return n, err
-}
-
-func (d *decrypted) Close() error { return d.body.Close() }

@@ -91,11 +91,7 @@ func TestWhatIsStoredIsNotWhatWasWritten(t *testing.T) {
 	for _, lines := range []int{1, 10_000, 150_000} { // of a segment, of several, of two parts
 		plain := bytes.Repeat(line, lines)
 		key := fmt.Sprintf("jobs/a/Patient/%d", lines)
-		w := store.Create(t.Context(), key, "application/fhir+ndjson")
-		_, err := w.Write(plain)
-		must(t, err)
-		stored, err := w.Commit()
-		must(t, err)
+		stored := put(t, store, key, plain)
 		if !stored.Encrypted || stored.Size != int64(len(plain)) {
 			t.Errorf("Commit: %+v, want %d encrypted bytes", stored, len(plain))
 		}
@@ -112,9 +108,8 @@ func TestWhatIsStoredIsNotWhatWasWritten(t *testing.T) {
 			t.Errorf("%d lines: listed with %d bytes, stored are %d", lines, listed, len(outside))
 		}
 	}
-	w := s.store(nil).Create(t.Context(), "jobs/b/plain", "")
-	if stored, err := w.Commit(); err != nil || stored.Encrypted {
-		t.Errorf("Commit without a key: %+v, %v", stored, err)
+	if stored := put(t, s.store(nil), "jobs/b/plain", nil); stored.Encrypted {
+		t.Errorf("Commit without a key: %+v", stored)
 	}
 }
 
@@ -126,11 +121,7 @@ func TestTamperedObjectsAreRefused(t *testing.T) {
 	store := s.store(oneKey(1))
 	plain := bytes.Repeat([]byte("0123456789abcdef"), 3*segments.Size/16)
 	for _, key := range []string{"jobs/a/x", "jobs/a/y", "jobs/b/x"} {
-		w := store.Create(t.Context(), key, "")
-		_, err := w.Write(plain)
-		must(t, err)
-		_, err = w.Commit()
-		must(t, err)
+		put(t, store, key, plain)
 	}
 	good := s.stored("jobs/a/x")
 	if len(good) != whole {
@@ -174,11 +165,7 @@ func TestTamperedObjectsAreRefused(t *testing.T) {
 // written returns what is stored of an object that is written with the keys.
 func (s shelf) written(keys objects.Keys, key string, plain []byte) []byte {
 	s.t.Helper()
-	w := s.store(keys).Create(s.t.Context(), key, "")
-	_, err := w.Write(plain)
-	must(s.t, err)
-	_, err = w.Commit()
-	must(s.t, err)
+	put(s.t, s.store(keys), key, plain)
 	return s.stored(key)
 }
 
@@ -258,6 +245,16 @@ func readAll(t *testing.T, store *objects.Store, key string, offset int64) ([]by
 	}
 	got, err := io.ReadAll(body)
 	return got, errors.Join(err, body.Close())
+}
+
+func put(t *testing.T, store *objects.Store, key string, plain []byte) objects.Stored {
+	t.Helper()
+	w := store.Create(t.Context(), key, "")
+	_, err := w.Write(plain)
+	must(t, err)
+	stored, err := w.Commit()
+	must(t, err)
+	return stored
 }
 
 func must(t testing.TB, err error) {

@@ -31,9 +31,8 @@ func failure(ctx context.Context, err error) error {
 		case refusal.Code == minio.NoSuchBucket:
 			// The wrong store, or one that is not set up yet; not a missing object.
 			return fmt.Errorf("%s: %w", refusal.Code, export.ErrUnavailable)
-		case refusal.StatusCode == http.StatusNotImplemented:
-			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, err) // permanent
-		case refusal.StatusCode >= 500, refusal.StatusCode == http.StatusTooManyRequests,
+		case refusal.StatusCode >= 500 && refusal.StatusCode != http.StatusNotImplemented, // permanent
+			refusal.StatusCode == http.StatusTooManyRequests,
 			strings.HasPrefix(refusal.Code, "SlowDown"), refusal.Code == "RequestTimeout":
 			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, export.ErrUnavailable)
 		default:

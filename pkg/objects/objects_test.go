@@ -36,22 +36,17 @@ func TestPitfall6MemoryDoesNotFollowTheObject(t *testing.T) {
 	cfg := place(t)
 	cfg.PartSize = objects.MinPartSize
 	store, err := objects.Open(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer store.Close()
-	if err := store.EnsureBucket(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must(t, store.EnsureBucket(t.Context()))
 	chunk := make([]byte, 1<<20)
 	_, _ = rand.Read(chunk) // it never fails
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	w := store.Create(t.Context(), "large", "")
 	for written := 0; written < size; written += len(chunk) {
-		if _, err := w.Write(chunk); err != nil {
-			t.Fatal(err)
-		}
+		_, err := w.Write(chunk)
+		must(t, err)
 	}
 	stored, err := w.Commit()
 	if err != nil || stored.Size != size {
@@ -62,9 +57,7 @@ func TestPitfall6MemoryDoesNotFollowTheObject(t *testing.T) {
 	if allocated := after.TotalAlloc - before.TotalAlloc; allocated > size/4 {
 		t.Errorf("writing %d bytes allocated %d: the parts are not reused", size, allocated)
 	}
-	if err := store.Delete(t.Context(), "large"); err != nil {
-		t.Error(err)
-	}
+	must(t, store.Delete(t.Context(), "large"))
 }
 
 func TestOpenRefuses(t *testing.T) {
@@ -115,9 +108,7 @@ func TestWrongKeys(t *testing.T) {
 	cfg := place(t)
 	cfg.SecretKey = "wrong-secret"
 	store, err := objects.Open(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer store.Close()
 	if err := store.Check(t.Context()); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("Check: %v, want ErrUnavailable", err)

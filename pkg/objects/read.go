@@ -78,7 +78,9 @@ func (s *Store) get(ctx context.Context, key string, offset, length int64) (io.R
 			return nil, Info{}, errors.Join(err, body.Close())
 		}
 	}
-	return &reader{ctx: ctx, key: key, body: body}, info, nil
+	return stream{body, body, func(err error) error {
+		return fmt.Errorf("read object %s: %w", key, failure(ctx, err))
+	}}, info, nil
 }
 
 func byteRange(offset, length int64) string {
@@ -88,22 +90,20 @@ func byteRange(offset, length int64) string {
 	return fmt.Sprintf("bytes=%d-%d", offset, offset+length-1)
 }
 
-// reader maps errors of the stream.
-type reader struct {
-	ctx  context.Context // the request's
-	key  string
-	body io.ReadCloser
+// stream wraps the errors of a body.
+type stream struct {
+	io.Reader
+	io.Closer
+	wrap func(error) error
 }
 
-func (r *reader) Read(p []byte) (int, error) {
-	n, err := r.body.Read(p)
+func (s stream) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = fmt.Errorf("read object %s: %w", r.key, failure(r.ctx, err))
+		err = s.wrap(err)
 	}
 	return n, err
 }
-
-func (r *reader) Close() error { return r.body.Close() }
 
 // Stat describes the object. It returns export.ErrNotFound for a missing object.
 func (s *Store) Stat(ctx context.Context, key string) (Info, error) {

@@ -23,11 +23,7 @@ func TestServerSideEncryption(t *testing.T) {
 		store := s.store(nil)
 		for key, size := range map[string]int{"small": 100, "parts": objects.MinPartSize + 1} {
 			plain := bytes.Repeat([]byte{'x'}, size)
-			w := store.Create(t.Context(), key, "")
-			_, err := w.Write(plain)
-			must(t, err)
-			_, err = w.Commit()
-			must(t, err)
+			put(t, store, key, plain)
 			if got, err := readAll(t, store, key, 0); err != nil || !bytes.Equal(got, plain) {
 				t.Errorf("%q, %s: %d other bytes came back, %v", serverSide, key, len(got), err)
 			}
@@ -51,8 +47,14 @@ func TestServerSideEncryptionRefused(t *testing.T) {
 		if err == nil {
 			_, err = w.Commit()
 		}
-		refusedPlainly(t, err)
-		nothingThere(t, s)
+		if err == nil || errors.Is(err, export.ErrUnavailable) || !strings.Contains(err.Error(), "key ID does not exist") {
+			t.Errorf("%v, want an error that says what the store said, and is no outage", err)
+		}
+		must(t, s.store(nil).List(t.Context(), "", func(o objects.Info) error { t.Errorf("%s is left", o.Key); return nil }))
+		must(t, s.store(nil).Uploads(t.Context(), func(u objects.Upload) error {
+			t.Errorf("an upload of %s is left", u.Key)
+			return nil
+		}))
 	}
 }
 
@@ -87,18 +89,4 @@ func TestServerSideEncryptionUnknownToTheStore(t *testing.T) {
 			t.Errorf("%s: %v, want an error that is no outage", what, err)
 		}
 	}
-}
-
-func refusedPlainly(t *testing.T, err error) {
-	t.Helper()
-	if err == nil || errors.Is(err, export.ErrUnavailable) || !strings.Contains(err.Error(), "key ID does not exist") {
-		t.Errorf("%v, want an error that says what the store said, and is no outage", err)
-	}
-}
-
-func nothingThere(t *testing.T, s shelf) {
-	t.Helper()
-	store := s.store(nil)
-	must(t, store.List(t.Context(), "", func(o objects.Info) error { t.Errorf("%s is left", o.Key); return nil }))
-	must(t, store.Uploads(t.Context(), func(u objects.Upload) error { t.Errorf("an upload of %s is left", u.Key); return nil }))
 }

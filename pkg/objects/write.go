@@ -271,15 +271,8 @@ func (w *Writer) remove(ctx context.Context) error {
 // abortUploads aborts every upload of the key until none is listed.
 func (s *Store) abortUploads(ctx context.Context, key string) error {
 	for range cleanUpPasses {
-		found := false
-		err := s.uploads(ctx, key, func(u Upload) error {
-			if u.Key != key {
-				return nil
-			}
-			found = true
-			return s.AbortUpload(ctx, key, u.ID)
-		})
-		if err != nil || !found {
+		aborted, err := s.abortListed(ctx, key, func(listed string) bool { return listed == key })
+		if err != nil || aborted == 0 {
 			return err
 		}
 	}

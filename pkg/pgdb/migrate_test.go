@@ -16,9 +16,7 @@ import (
 func dial(t *testing.T, url string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() {
 		if err := conn.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -54,9 +52,7 @@ func reader(t *testing.T, conn *pgx.Conn, owner string) (readerURL, role string)
 	exec(t, conn, "CREATE ROLE "+role+" LOGIN PASSWORD 'x'", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO "+role)
 	t.Cleanup(func() { exec(t, conn, "DROP OWNED BY "+role, "DROP ROLE "+role) })
 	mine, err := url.Parse(owner)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	mine.User = url.UserPassword(role, "x")
 	return mine.String(), role
 }
@@ -65,9 +61,7 @@ func reader(t *testing.T, conn *pgx.Conn, owner string) (readerURL, role string)
 // connections that were open before it.
 func TestOldTableNames(t *testing.T) {
 	url := testenv.Postgres(t)
-	if err := pgdb.MigrateTo(t.Context(), url, 2); err != nil {
-		t.Fatal(err)
-	}
+	must(t, pgdb.MigrateTo(t.Context(), url, 2))
 	loader := dial(t, url)
 	exec(t, loader, "INSERT INTO load (no, sealed_at) VALUES (1, now() - interval '1 day')")
 	readerURL, _ := reader(t, loader, url)
@@ -120,4 +114,11 @@ func TestOldTableNames(t *testing.T) {
 		t.Error("the row of a load is not locked")
 	}
 	exec(t, loader, "ROLLBACK")
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

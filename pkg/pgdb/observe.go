@@ -23,37 +23,35 @@ var (
 	_ pgxpool.AcquireTracer = observed{}
 )
 
-// These operations nest, so each stores its start under its own key.
-type (
-	queryBegan   struct{}
-	batchBegan   struct{}
-	connectBegan struct{}
-	acquireBegan struct{}
-)
+// operation is the name of an operation and the key of its start in the context.
+type operation string
 
-func (o observed) tell(ctx context.Context, key any, operation string, err error) {
-	began, known := ctx.Value(key).(time.Time)
-	if !known || errors.Is(err, pgx.ErrNoRows) {
+func (o observed) begin(ctx context.Context, op operation) context.Context {
+	return context.WithValue(ctx, op, time.Now())
+}
+
+func (o observed) end(ctx context.Context, op operation, err error) {
+	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil
 	}
-	if known {
-		o.observe.Observe(operation, began, err)
+	if began, known := ctx.Value(op).(time.Time); known {
+		o.observe.Observe(string(op), began, err)
 	}
 }
 
 // TraceQueryStart implements pgx.QueryTracer.
 func (o observed) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return context.WithValue(ctx, queryBegan{}, time.Now())
+	return o.begin(ctx, "query")
 }
 
 // TraceQueryEnd implements pgx.QueryTracer.
 func (o observed) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
-	o.tell(ctx, queryBegan{}, "query", data.Err)
+	o.end(ctx, "query", data.Err)
 }
 
 // TraceBatchStart implements pgx.BatchTracer.
 func (o observed) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
-	return context.WithValue(ctx, batchBegan{}, time.Now())
+	return o.begin(ctx, "stream")
 }
 
 // TraceBatchQuery implements pgx.BatchTracer: the batch counts as a whole.
@@ -61,25 +59,25 @@ func (o observed) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQuer
 
 // TraceBatchEnd implements pgx.BatchTracer.
 func (o observed) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchEndData) {
-	o.tell(ctx, batchBegan{}, "stream", data.Err)
+	o.end(ctx, "stream", data.Err)
 }
 
 // TraceConnectStart implements pgx.ConnectTracer.
 func (o observed) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
-	return context.WithValue(ctx, connectBegan{}, time.Now())
+	return o.begin(ctx, "connect")
 }
 
 // TraceConnectEnd implements pgx.ConnectTracer.
 func (o observed) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
-	o.tell(ctx, connectBegan{}, "connect", data.Err)
+	o.end(ctx, "connect", data.Err)
 }
 
 // TraceAcquireStart implements pgxpool.AcquireTracer.
 func (o observed) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
-	return context.WithValue(ctx, acquireBegan{}, time.Now())
+	return o.begin(ctx, "acquire")
 }
 
 // TraceAcquireEnd implements pgxpool.AcquireTracer.
 func (o observed) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
-	o.tell(ctx, acquireBegan{}, "acquire", data.Err)
+	o.end(ctx, "acquire", data.Err)
 }

@@ -23,9 +23,7 @@ func TestQueriesAreObserved(t *testing.T) {
 		}
 	}
 	pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: testenv.Postgres(t), Observe: observe})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer pool.Close()
 	var one int
 	if err := pool.QueryRow(t.Context(), "SELECT 1 WHERE false").Scan(&one); err == nil {
@@ -34,9 +32,7 @@ func TestQueriesAreObserved(t *testing.T) {
 	var batch pgx.Batch
 	batch.Queue("SELECT 1")
 	batch.Queue("SELECT 2")
-	if err := pool.SendBatch(t.Context(), &batch).Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, pool.SendBatch(t.Context(), &batch).Close())
 	mu.Lock()
 	if calls["connect"] != 1 || calls["acquire"] != 2 || calls["query"] != 1 || calls["stream"] != 1 || len(failed) != 0 {
 		t.Errorf("calls %v, failed %v", calls, failed)
@@ -46,9 +42,7 @@ func TestQueriesAreObserved(t *testing.T) {
 		t.Fatal("queried a missing table")
 	}
 	gone, err := pgdb.Open(t.Context(), pgdb.Config{URL: "postgres://127.0.0.1:1/none?sslmode=disable", Observe: observe})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer gone.Close()
 	if err := gone.Ping(t.Context()); err == nil {
 		t.Fatal("pinged without a server")

@@ -13,16 +13,12 @@ import (
 // TestConnectTimeoutIsAnOutage: a host without power refuses no connection (pitfalls 20, 21).
 func TestConnectTimeoutIsAnOutage(t *testing.T) {
 	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer silent.Close()
 	pool, err := pgdb.Open(t.Context(), pgdb.Config{
 		URL: "postgres://user:secret@" + silent.Addr().String() + "/store?sslmode=disable&connect_timeout=1",
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer pool.Close()
 	_, err = pool.Exec(t.Context(), "SELECT 1")
 	err = pgdb.Wrap("query", err)

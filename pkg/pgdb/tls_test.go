@@ -46,9 +46,7 @@ func TestTLS(t *testing.T) {
 		"TLS server on this machine": {server: good, query: ""},
 	} {
 		pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: row.server + "?" + row.query, Roots: row.roots})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		var encrypted bool
 		err = pgdb.Wrap("query", pool.QueryRow(t.Context(), "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&encrypted))
 		if row.want == "" && (err != nil || encrypted == row.plain) {
@@ -79,9 +77,7 @@ func plain(t *testing.T) string {
 func password(t *testing.T, server string) string {
 	t.Helper()
 	parsed, err := url.Parse(server)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	secret, _ := parsed.User.Password()
 	return secret
 }

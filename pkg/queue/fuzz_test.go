@@ -10,8 +10,8 @@ import (
 	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
 )
 
-// FuzzDecodeTask: whatever lies in the queue, what comes out names a job, a unit and a fence of the right forms, for
-// they become parts of keys, and survives being written again.
+// FuzzDecodeTask: a decoded task has a job, a unit and a fence of valid form, because they become parts of keys, and
+// encodes to the same task.
 func FuzzDecodeTask(f *testing.F) {
 	good := Task{Kind: export.KindExport, Job: export.NewJobID(), Unit: "Patient-00000", Fence: 3,
 		Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
@@ -52,7 +52,7 @@ func FuzzDecodeTask(f *testing.F) {
 	})
 }
 
-// FuzzDecodePurge: a purge deletes what lies under the job's prefix, so that it has to be one.
+// FuzzDecodePurge: a decoded purge has a valid job id, because it deletes everything under the job's prefix.
 func FuzzDecodePurge(f *testing.F) {
 	for _, id := range []string{"", "..", "a/b", string(export.NewJobID()), strings.Repeat("A", 26)} {
 		payload, err := proto.Marshal(&sluicev1.PurgeTask{JobId: id})

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The names on the wire, which are never changed: old and new processes run side by side.
+// Names on the wire never change: old and new processes run side by side.
 const (
 	steering = "steering"
 	bulk     = "bulk"
@@ -33,8 +33,15 @@ const (
 
 // overBoth runs the test on a real Redis and on the one that the standalone server embeds.
 func overBoth(t *testing.T, test func(t *testing.T, url string)) {
-	t.Run("redis", func(t *testing.T) { test(t, testenv.Redis(t)) })
-	t.Run("embedded", func(t *testing.T) { test(t, "redis://"+miniredis.RunT(t).Addr()) })
+	for name, url := range map[string]func(t *testing.T) string{
+		"redis":    func(t *testing.T) string { return testenv.Redis(t) },
+		"embedded": func(t *testing.T) string { return "redis://" + miniredis.RunT(t).Addr() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they wait for intervals of Asynq
+			test(t, url(t))
+		})
+	}
 }
 
 func open(t *testing.T, url string) *queue.Client {
@@ -54,7 +61,7 @@ func inspect(t *testing.T, url string) *asynq.Inspector {
 	return inspector
 }
 
-// serve runs Serve beside the test. The function it returns stops it and waits.
+// serve runs Serve in the background. The returned function stops it and waits.
 func serve(t *testing.T, cfg queue.ServerConfig, handlers queue.Handlers) (stop func()) {
 	t.Helper()
 	cancel, done := begin(t, cfg, handlers)
@@ -75,7 +82,7 @@ func begin(t *testing.T, cfg queue.ServerConfig, handlers queue.Handlers) (conte
 	return cancel, done
 }
 
-// collect returns a handler of units that passes each on.
+// collect returns a handler that sends each unit to the channel.
 func collect() (func(context.Context, queue.Task) error, <-chan queue.Task) {
 	tasks := make(chan queue.Task, 100)
 	return func(_ context.Context, task queue.Task) error { tasks <- task; return nil }, tasks
@@ -132,7 +139,7 @@ func TestATaskEnqueuedTwiceRunsOnce(t *testing.T) {
 		if got := next(t, running); got.Unit != "a" {
 			t.Fatalf("got %+v", got)
 		}
-		// The queue is first in, first out, and one runs at a time: what a duplicate left would come before this.
+		// The queue is first in, first out, and one task runs at a time: a duplicate would come before this one.
 		must(t, client.EnqueueUnit(t.Context(), task("last")))
 		if got := next(t, running); got.Unit != "last" {
 			t.Errorf("got %+v, want the last", got)
@@ -254,9 +261,9 @@ func TestOneRunOfATickWhoeverTicks(t *testing.T) {
 			t.Errorf("duty %q", duty)
 		}
 		client := open(t, url)
-		// The tick has run, and failed: it is neither run again in its interval nor delivered again.
+		// The pass failed: it is neither enqueued again in its interval nor delivered again.
 		must(t, client.EnqueuePass(t.Context(), "expire", bucket, time.Minute))
-		// Another interval and another duty are other ticks; first in, first out.
+		// Another interval and another pass are other tasks; first in, first out.
 		must(t, client.EnqueuePass(t.Context(), "rescue", bucket, time.Minute))
 		must(t, client.EnqueuePass(t.Context(), "expire", bucket.Add(time.Minute), time.Minute))
 		if second, third := next(t, duties), next(t, duties); second != "rescue" || third != "expire" {
@@ -388,7 +395,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// TestShortUnitsDoNotWaitBehindLongOnes: the process's only slot for long units is taken, and more of them wait.
+// TestShortUnitsDoNotWaitBehindLongOnes: the only slot for long units is taken, and more long units wait.
 func TestShortUnitsDoNotWaitBehindLongOnes(t *testing.T) { // pitfall 25
 	overBoth(t, func(t *testing.T, url string) {
 		client := open(t, url)
@@ -422,7 +429,7 @@ func TestShortUnitsDoNotWaitBehindLongOnes(t *testing.T) { // pitfall 25
 	})
 }
 
-// TestOutstandingFollowsTheWorkers: what one job may have in the queue grows with the workers.
+// TestOutstandingFollowsTheWorkers: a job may have more units in the queue when there are more workers.
 func TestOutstandingFollowsTheWorkers(t *testing.T) { // pitfall 25
 	overBoth(t, func(t *testing.T, url string) {
 		most := func(configured int) int {

@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// waiting returns what the queue of the name holds.
+// waiting returns the counts of the named queue.
 func waiting(t *testing.T, client *queue.Client, name string) queue.Waiting {
 	t.Helper()
 	all, err := client.Waiting(t.Context())
@@ -87,7 +87,7 @@ func TestWhatWaitsIsCounted(t *testing.T) {
 	})
 }
 
-// A worker is busy while it has a long unit, and counts for nothing while it stops.
+// A worker is busy while it runs a long unit, and does not count while it stops.
 func TestBusyWorkersAreCounted(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		client := open(t, url)
@@ -114,7 +114,7 @@ func TestBusyWorkersAreCounted(t *testing.T) {
 	})
 }
 
-// The oldest is looked for behind tasks that were put back to the head, of which nothing says since when they wait.
+// The age of the oldest task is found behind tasks at the head that have no pending_since.
 func TestTheOldestIsFoundBehindWhatWasPutBack(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		client := open(t, url)
@@ -149,7 +149,7 @@ func TestWhatWaitsCannotBeCountedWithoutRedis(t *testing.T) {
 	}
 }
 
-// eventually waits for what another goroutine brings about.
+// eventually waits until done returns true.
 func eventually(t *testing.T, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// until waits for something that happens by itself.
+// until waits until the condition holds.
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
@@ -70,7 +70,7 @@ func TestProcesses(t *testing.T) {
 	stop()
 }
 
-// An order is for the process that was there when it was given, and not for the next one of its name, as containers have it.
+// A drain order does not bind a later process with the same id, as containers have it.
 func TestAnOrderIsNotForTheNextProcess(t *testing.T) {
 	t.Parallel()
 	url := testenv.Redis(t)

@@ -17,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// A server without a valid certificate gets no command, not even in plain text.
+// A server without a valid certificate receives no command.
 func TestTLS(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	valid := time.Now().Add(time.Hour)
@@ -106,7 +106,7 @@ func TestPingRefusesARedisThatEvicts(t *testing.T) { // pitfall 27
 	}
 }
 
-// Answers without a value and unknown scripts are no errors of Redis; a server that cannot be reached is.
+// Missing values and unknown scripts do not count as errors of Redis; an unreachable server does.
 func TestCommandsAreObserved(t *testing.T) {
 	calls, failed := map[string]int{}, map[string]int{}
 	observe := func(operation string, _ time.Time, err error) {

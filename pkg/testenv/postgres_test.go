@@ -3,8 +3,6 @@ package testenv
 import (
 	"errors"
 	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -53,114 +51,59 @@ func TestPostgres(t *testing.T) {
 	}
 }
 
-func TestPostgresServerKilledAndStarted(t *testing.T) {
-	p := PostgresServer(t)
-	url := p.URL()
-	first := connect(t, url)
-	run(t, first, "CREATE TABLE kept (id int)")
-	run(t, first, "INSERT INTO kept VALUES (1)")
-	open := connect(t, url)
-	run(t, open, "BEGIN")
-	run(t, open, "INSERT INTO kept VALUES (2)")
+// TestPostgresServer kills a server with an open transaction and a busy backend, and starts it again.
+func TestPostgresServer(t *testing.T) {
+	var dir, url string
+	t.Run("is used", func(t *testing.T) {
+		p := PostgresServer(t)
+		dir, url = p.dir, p.URL()
+		first := connect(t, url)
+		run(t, first, "CREATE TABLE kept (id int)")
+		run(t, first, "INSERT INTO kept VALUES (1)")
+		open := connect(t, url)
+		run(t, open, "BEGIN")
+		run(t, open, "INSERT INTO kept VALUES (2)")
 
-	// A backend that never looks up would outlive its postmaster.
-	busy := connect(t, url)
-	backend := int(busy.PgConn().PID())
-	ended := make(chan error, 1)
-	go func() {
-		_, err := busy.Exec(t.Context(), "DO $$ BEGIN LOOP END LOOP; END $$")
-		ended <- err
-	}()
-	for deadline := time.Now().Add(time.Minute); ; {
-		var active bool
-		err := first.QueryRow(t.Context(), "SELECT state = 'active' AND query LIKE 'DO%' FROM pg_stat_activity WHERE pid = $1",
-			backend).Scan(&active)
-		if err != nil || time.Now().After(deadline) {
-			t.Fatalf("the busy backend is not seen: %v", err)
+		busy := connect(t, url)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := busy.Exec(t.Context(), "DO $$ BEGIN LOOP END LOOP; END $$")
+			ended <- err
+		}()
+		for deadline, active := time.Now().Add(time.Minute), false; !active; {
+			err := first.QueryRow(t.Context(), "SELECT state = 'active' AND query LIKE 'DO%' FROM pg_stat_activity WHERE pid = $1",
+				busy.PgConn().PID()).Scan(&active)
+			if err != nil || time.Now().After(deadline) {
+				t.Fatalf("the busy backend is not seen: %v", err)
+			}
 		}
-		if active {
-			break
+		p.Kill()
+		if err := <-ended; err == nil {
+			t.Error("the busy backend's query ended well")
 		}
-	}
-	if _, there := look(backend); !there {
-		t.Fatal("the busy backend is not there")
-	}
+		if _, err := pgx.Connect(t.Context(), url); err == nil {
+			t.Error("a killed server takes a connection")
+		}
 
-	p.Kill()
-	if _, there := look(backend); there {
-		t.Fatal("a backend outlives Kill")
-	}
-	if err := <-ended; err == nil {
-		t.Error("the busy backend's query ended well")
+		p.Start()
+		if p.URL() != url {
+			t.Error("the URL changed over Kill and Start")
+		}
+		rows, err := connect(t, url).Query(t.Context(), "SELECT id FROM kept")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[int])
+		if err != nil || len(ids) != 1 || ids[0] != 1 {
+			t.Errorf("rows %v (%v), want the committed one alone", ids, err)
+		}
+	})
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder of an ended test: %v", err)
 	}
 	if _, err := pgx.Connect(t.Context(), url); err == nil {
-		t.Error("a killed server takes a connection")
+		t.Error("the server of an ended test takes a connection")
 	}
-
-	p.Start()
-	if p.URL() != url {
-		t.Error("the URL changed over Kill and Start")
-	}
-	again := connect(t, url)
-	rows, err := again.Query(t.Context(), "SELECT id FROM kept")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[int])
-	if err != nil || len(ids) != 1 || ids[0] != 1 {
-		t.Errorf("rows %v (%v), want the committed one alone", ids, err)
-	}
-}
-
-// TestPostgresServerLeavesNothing ends tests with a server that runs and with one that is killed.
-func TestPostgresServerLeavesNothing(t *testing.T) {
-	for name, end := range map[string]func(*PostgresProcess){
-		"running": func(*PostgresProcess) {},
-		"killed":  (*PostgresProcess).Kill,
-	} {
-		t.Run(name, func(t *testing.T) {
-			var dir, segment string
-			var postmaster int
-			t.Run("test", func(t *testing.T) {
-				p := PostgresServer(t)
-				dir, postmaster = p.dir, p.running.Process.Pid
-				told, err := os.ReadFile(filepath.Join(p.data(), "postmaster.pid"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				segment = strings.Fields(strings.Split(string(told), "\n")[6])[1]
-				if !segments(t)[segment] {
-					t.Fatalf("the server's segment %s is not there", segment)
-				}
-				end(p)
-			})
-			if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("its folder: %v", err)
-			}
-			if _, there := look(postmaster); there {
-				t.Error("the server still runs")
-			}
-			if segments(t)[segment] {
-				t.Error("its shared memory is left")
-			}
-		})
-	}
-}
-
-// segments returns the ids of the system's segments of shared memory.
-func segments(t *testing.T) map[string]bool {
-	t.Helper()
-	table, err := os.ReadFile("/proc/sysvipc/shm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids := map[string]bool{}
-	for line := range strings.Lines(string(table)) {
-		if fields := strings.Fields(line); len(fields) > 1 {
-			ids[fields[1]] = true
-		}
-	}
-	return ids
 }
 
 func connect(t *testing.T, url string) *pgx.Conn {

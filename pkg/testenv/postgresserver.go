@@ -21,17 +21,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// PostgresProcess is a PostgreSQL server of one test's own, which may kill it. Its methods fail the test, so that they
-// belong to the test's goroutine. What was committed outlives Kill; nothing outlives the test.
+// PostgresProcess is a PostgreSQL server of one test, which may crash it with Kill. Call its methods in the test's
+// goroutine: they fail the test. Commits survive Kill; nothing survives the test.
 type PostgresProcess struct {
 	t        testing.TB
-	dir      string // holds data, the database cluster, and log
+	dir      string // holds data, the database cluster
 	account  *syscall.SysProcAttr
 	port     int
 	password string
-	settings []string      // flags of the server beside those that every test's has
-	running  *exec.Cmd     // nil: killed
-	ended    chan struct{} // closed when running has ended
+	settings []string        // further flags of the server
+	running  *exec.Cmd       // nil: killed
+	ended    <-chan struct{} // closed when running has ended
 }
 
 // PostgresServer starts a server of the test's own.
@@ -82,13 +82,18 @@ func (p *PostgresProcess) URL() string {
 	}).String()
 }
 
-// Kill ends the server and all of its backends by SIGKILL, and returns when they are gone.
+// Kill crashes the server: an immediate shutdown drops every connection and leaves the recovery to Start. It returns when
+// the server and its backends are gone. Unlike after SIGKILL, no shared memory is left in the system.
 func (p *PostgresProcess) Kill() {
 	p.t.Helper()
 	if p.running == nil {
 		p.t.Fatal("the PostgreSQL server was killed before")
 	}
-	p.kill()
+	if err := p.running.Process.Signal(syscall.SIGQUIT); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.t.Errorf("kill the PostgreSQL server: %v", err)
+	}
+	<-p.ended // the server kills backends that do not end within 5 s
+	p.running = nil
 }
 
 // Start starts the killed server again, on the same port and the same data, and returns when it takes connections.
@@ -123,190 +128,61 @@ func (p *PostgresProcess) initialize() {
 
 // start returns when the server takes connections, or has ended by itself.
 func (p *PostgresProcess) start() error {
-	log, err := os.Create(filepath.Join(p.dir, "log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
 	// Only the machine's crash needs fsync. synchronous_commit, which a commit needs to outlive Kill, is on by default.
 	command := exec.CommandContext(context.Background(), program(p.t, "postgres"), "-D", p.data(), "-h", "127.0.0.1",
 		"-p", strconv.Itoa(p.port), "-k", "", "-B", "16MB", "-c", "fsync=off")
 	command.Args = append(command.Args, p.settings...)
-	command.Dir, command.Stdout, command.Stderr = p.dir, log, log
-	command.SysProcAttr = p.account
+	command.Dir, command.SysProcAttr = p.dir, p.account
+	ended, err := startServer(command, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		connection, err := pgx.Connect(ctx, p.URL())
+		return err == nil && connection.Close(ctx) == nil
+	})
+	if ended != nil {
+		p.running, p.ended = command, ended
+	}
+	return err
+}
+
+// startServer starts a server and returns when it is ready. The channel is nil when the server did not start; otherwise
+// it is closed when the server has ended.
+func startServer(command *exec.Cmd, ready func() bool) (<-chan struct{}, error) {
+	var said strings.Builder
+	command.Stdout, command.Stderr = &said, &said
 	if err := command.Start(); err != nil {
-		return err
+		return nil, err
 	}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = command.Wait() // killed, as a rule; what it said is in the log
+		_ = command.Wait() // killed, as a rule
 	}()
-	p.running, p.ended = command, ended
-
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
-	for {
-		connection, err := pgx.Connect(ctx, p.URL())
-		if err == nil {
-			return connection.Close(ctx)
-		}
+	for deadline := time.After(time.Minute); !ready(); {
 		select {
 		case <-ended:
-			p.running = nil
-			return errors.Join(fmt.Errorf("the PostgreSQL server ended by itself; it said:\n%s", p.said()), err)
-		case <-ctx.Done():
-			p.kill()
-			return fmt.Errorf("the PostgreSQL server takes no connection: %w; it said:\n%s", err, p.said())
+			return ended, fmt.Errorf("%s ended by itself; it said:\n%s", filepath.Base(command.Path), said.String())
+		case <-deadline:
+			return ended, fmt.Errorf("%s does not come up", filepath.Base(command.Path))
 		case <-again.C:
 		}
 	}
-}
-
-func (p *PostgresProcess) said() string {
-	said, err := os.ReadFile(filepath.Join(p.dir, "log"))
-	if err != nil {
-		return err.Error()
-	}
-	return string(said)
-}
-
-// kill stops the postmaster before it looks for its children, so that it makes no more of them. They would outlive it
-// for as long as a query takes.
-func (p *PostgresProcess) kill() {
-	p.t.Helper()
-	postmaster := p.running.Process.Pid
-	p.signal(syscall.SIGSTOP)
-	p.await("stop", func() bool {
-		now, there := look(postmaster)
-		return !there || now.state == 'T'
-	})
-	children := childrenOf(p.t, postmaster)
-	for pid := range children {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			p.t.Errorf("kill a child of the PostgreSQL server: %v", err)
-		}
-	}
-	p.signal(syscall.SIGKILL)
-	<-p.ended
-	p.running = nil
-	for pid, then := range children {
-		p.await("end", func() bool {
-			now, there := look(pid)
-			return !there || now.began != then.began
-		})
-	}
-}
-
-// signal sends the postmaster a signal, if it has not ended yet.
-func (p *PostgresProcess) signal(signal os.Signal) {
-	p.t.Helper()
-	if err := p.running.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		p.t.Errorf("%v to the PostgreSQL server: %v", signal, err)
-	}
-}
-
-// await looks at a process until it is as it should be.
-func (p *PostgresProcess) await(what string, reached func() bool) {
-	p.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !reached(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			p.t.Errorf("a process of the PostgreSQL server did not %s", what)
-			return
-		}
-	}
+	return ended, nil
 }
 
 func (p *PostgresProcess) remove() {
 	if p.running != nil {
-		p.signal(syscall.SIGQUIT) // an immediate shutdown, which leaves nothing in the system
-		select {
-		case <-p.ended:
-		case <-time.After(10 * time.Second):
-			p.kill()
-		}
+		p.Kill()
 	}
-	p.removeSegment()
 	if err := os.RemoveAll(p.dir); err != nil {
 		p.t.Error(err)
 	}
 }
 
-// removeSegment removes the segment of System V's shared memory that a killed server leaves in the system. The seventh
-// line of postmaster.pid, which only a killed server leaves too, has its key and its id.
-func (p *PostgresProcess) removeSegment() {
-	left, err := os.ReadFile(filepath.Join(p.data(), "postmaster.pid"))
-	if errors.Is(err, os.ErrNotExist) {
-		return
-	}
-	if err != nil {
-		p.t.Error(err)
-		return
-	}
-	lines := strings.Split(string(left), "\n")
-	if len(lines) < 7 {
-		return
-	}
-	segment := strings.Fields(lines[6])
-	if len(segment) != 2 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if said, err := exec.CommandContext(ctx, "ipcrm", "-m", segment[1]).CombinedOutput(); err != nil {
-		p.t.Errorf("ipcrm: %v: %s", err, said)
-	}
-}
-
-// process is what /proc says of one that has not ended.
-type process struct {
-	parent int
-	state  byte
-	began  string
-}
-
-// look returns false for a process that has ended, whether or not its parent has taken note.
-func look(pid int) (process, bool) {
-	line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return process{}, false
-	}
-	// 123 (postgres) S 1 ...: the name may have anything in it, so the fields are those after the last parenthesis.
-	fields := strings.Fields(string(line[strings.LastIndexByte(string(line), ')')+1:]))
-	if len(fields) < 20 {
-		return process{}, false
-	}
-	parent, err := strconv.Atoi(fields[1])
-	if err != nil {
-		return process{}, false
-	}
-	state := fields[0][0]
-	return process{parent: parent, state: state, began: fields[19]}, state != 'Z' && state != 'X'
-}
-
-func childrenOf(t testing.TB, parent int) map[int]process {
-	t.Helper()
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	children := map[int]process{}
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue // no process
-		}
-		if found, there := look(pid); there && found.parent == parent {
-			children[pid] = found
-		}
-	}
-	return children
-}
-
-// account says how the programs run: as the caller or, because PostgreSQL refuses to run as root, as an account that
-// may do nothing. A test that ends without its cleanup takes the server along.
+// account returns how the programs run: as the caller, or as an unprivileged account when the caller is root, as which
+// PostgreSQL refuses to run. The server ends with the test's process.
 func account(t testing.TB) *syscall.SysProcAttr {
 	t.Helper()
 	attributes := &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT}
@@ -339,8 +215,7 @@ func program(t testing.TB, name string) string {
 	return filepath.Join(dir, name)
 }
 
-// freePort returns one below the range that the system hands out by itself, so that no connection takes it while the
-// server is down.
+// freePort returns a free port below the ephemeral range, so that no connection takes it while the server is down.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -118,31 +117,16 @@ func SecurePostgres(t testing.TB, certificate Certificate) string {
 // launch starts a server that ends with the test, and returns when it is ready.
 func launch(t testing.TB, command *exec.Cmd, ready func() bool) {
 	t.Helper()
-	var said strings.Builder
-	command.Stdout, command.Stderr = &said, &said
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
+	ended, err := startServer(command, ready)
+	if ended != nil {
+		t.Cleanup(func() {
+			_ = command.Process.Kill() // it may have ended
+			<-ended
+		})
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = command.Wait() // killed, as a rule
-	}()
-	t.Cleanup(func() {
-		_ = command.Process.Kill() // it may have ended
-		<-ended
-	})
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	for deadline := time.After(time.Minute); !ready(); {
-		select {
-		case <-ended:
-			t.Fatalf("%s ended by itself; it said:\n%s", filepath.Base(command.Path), said.String())
-		case <-deadline:
-			t.Fatalf("%s does not come up", filepath.Base(command.Path))
-		case <-again.C:
-		}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

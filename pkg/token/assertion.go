@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/lestrrat-go/jwx/v2/jwa"
-	"github.com/lestrrat-go/jwx/v2/jws"
 )
 
 // AssertionType is the client_assertion_type of a JWT (RFC 7523 section 2.2).
@@ -25,59 +25,36 @@ const (
 
 // Assertion is a client's assertion. Nothing in it is trusted before Assertions.Verify has accepted it.
 type Assertion struct {
-	Client  string    // iss and sub, which are the same
-	ID      string    // jti: unique among the assertions of the client
-	Expires time.Time // exp
+	Client        string    // iss and sub, which are the same
+	ID            string    // jti: unique among the assertions of the client
+	RememberUntil time.Time // when it stops being accepted, so that its jti need not be remembered any longer
 
 	jku string
 	parsed
 }
 
-// AssertionConfig configures Assertions.
-type AssertionConfig struct {
-	// Audience is the URL of the token endpoint: aud must be it, or a list with it.
-	Audience string
-	// Skew is how far the clients' clocks may be off, at most five minutes; zero means 60 seconds.
-	Skew time.Duration
-	// Now is the clock; nil means time.Now.
-	Now func() time.Time
-	// HTTPClient fetches key sets; nil means a new client. Its redirect policy is replaced: a key set may move on its own
-	// host only.
-	HTTPClient *http.Client
-}
-
 // Assertions verifies the assertions with which clients authenticate (SMART client-confidential-asymmetric). Its methods
 // may be called from any goroutine.
 type Assertions struct {
-	audience  string
-	skew      time.Duration
-	now       func() time.Time
-	client    *http.Client
-	verifiers map[string]jws.Verifier      // by algorithm
-	keys      *lru.Cache[string, *keyring] // by JWKS URL
-	fetches   *fetches
+	audience string
+	now      func() time.Time
+	client   *http.Client
+	keys     *lru.Cache[string, *keyring] // by JWKS URL
+	fetches  *fetches
 }
 
-// NewAssertions refuses a configuration without an audience or with a skew out of bounds. It fetches nothing.
-func NewAssertions(cfg AssertionConfig) (*Assertions, error) {
-	if cfg.Audience == "" {
+// NewAssertions takes the URL of the token endpoint: the aud of an assertion must be it, or a list with it. The client
+// fetches key sets; nil means a new one. Its redirect policy is replaced: a key set may move on its own host only.
+func NewAssertions(audience string, now func() time.Time, client *http.Client) (*Assertions, error) {
+	if audience == "" {
 		return nil, errors.New("assertions: no audience: assertions for other services would pass")
-	}
-	skew, now, err := clockSettings(cfg.Skew, cfg.Now)
-	if err != nil {
-		return nil, fmt.Errorf("assertions: %w", err)
-	}
-	verifiers, err := newVerifiers(AssertionAlgorithms())
-	if err != nil {
-		return nil, fmt.Errorf("assertions: %w", err)
 	}
 	keys, err := lru.New[string, *keyring](cachedKeySets)
 	if err != nil {
 		return nil, fmt.Errorf("assertions: %w", err)
 	}
 	return &Assertions{
-		audience: cfg.Audience, skew: skew, now: now, client: keySetClient(cfg.HTTPClient), verifiers: verifiers, keys: keys,
-		fetches: newFetches(),
+		audience: audience, now: now, client: keySetClient(client), keys: keys, fetches: newFetches(),
 	}, nil
 }
 
@@ -94,55 +71,38 @@ func (a *Assertions) Parse(raw string) (*Assertion, error) {
 	if err != nil {
 		return nil, err
 	}
-	assertion := &Assertion{Client: t.claims.subject, Expires: t.claims.expires, parsed: t}
-	if err := assertion.read(); err != nil {
-		return nil, invalid(err.Error())
-	}
-	if _, ok := a.verifiers[t.alg]; !ok {
+	typ, typed := t.header["typ"]
+	word, _ := text(typ)
+	jku, hasJKU := t.header["jku"]
+	url, isText := text(jku)
+	id, identified := text(t.claims.all["jti"])
+	switch {
+	case typed && word != "JWT" && word != "jwt": // an access token is no assertion (RFC 8725 3.11)
+		return nil, invalid("typ is not JWT")
+	case t.kid == "":
+		return nil, invalid("header has no kid")
+	case hasJKU && !isText:
+		return nil, invalid("jku is not a string, or empty")
+	case t.claims.issuer != t.claims.subject:
+		return nil, invalid("iss and sub differ")
+	case !identified:
+		return nil, invalid("no jti")
+	case !slices.Contains(AssertionAlgorithms(), t.alg):
 		return nil, invalid("alg is neither RS384 nor ES384")
 	}
 	now := a.now()
-	if err := t.claims.check(now, a.skew); err != nil {
+	if err := t.claims.check(now); err != nil {
 		return nil, err
 	}
-	if t.claims.expires.After(now.Add(assertionLifetime + a.skew)) {
+	if t.claims.expires.After(now.Add(assertionLifetime + skew)) {
 		return nil, invalid("exp is more than five minutes ahead")
 	}
-	if !intersect(t.claims.audiences, []string{a.audience}) {
+	if !slices.Contains(t.claims.audiences, a.audience) {
 		return nil, invalid("aud is not the URL of the token endpoint")
 	}
-	return assertion, nil
-}
-
-// read reads what assertions have beyond access tokens.
-func (a *Assertion) read() error {
-	if typ, present := a.header["typ"]; present {
-		// An access token is no assertion (RFC 8725 3.11).
-		if word, _ := text(typ); word != "JWT" && word != "jwt" {
-			return errors.New("typ is not JWT")
-		}
-	}
-	if a.kid == "" {
-		return errors.New("header has no kid")
-	}
-	var ok bool
-	if jku, present := a.header["jku"]; present {
-		if a.jku, ok = text(jku); !ok {
-			return errors.New("jku is not a string, or empty")
-		}
-	}
-	if a.claims.issuer != a.claims.subject {
-		return errors.New("iss and sub differ")
-	}
-	if a.ID, ok = text(a.claims.all["jti"]); !ok {
-		return errors.New("no jti")
-	}
-	return nil
-}
-
-// RememberUntil is when the assertion stops being accepted, so that its jti need not be remembered any longer.
-func (a *Assertions) RememberUntil(assertion *Assertion) time.Time {
-	return assertion.Expires.Add(a.skew)
+	return &Assertion{
+		Client: t.claims.subject, ID: id, RememberUntil: t.claims.expires.Add(skew), jku: url, parsed: t,
+	}, nil
 }
 
 // Verify checks the signature with the client's registered keys. It returns ErrInvalid when the assertion is refused, and
@@ -159,10 +119,7 @@ func (a *Assertions) Verify(ctx context.Context, assertion *Assertion, client Cl
 	if err != nil {
 		return err
 	}
-	if a.verifiers[assertion.alg].Verify(assertion.signed, assertion.signature, key) != nil {
-		return invalid("signature does not verify") // the library's error may quote the assertion
-	}
-	return nil
+	return assertion.verify(key)
 }
 
 func (a *Assertions) key(ctx context.Context, assertion *Assertion, client Client) (crypto.PublicKey, error) {

@@ -4,6 +4,7 @@ import (
 	"crypto/elliptic"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -11,7 +12,7 @@ import (
 )
 
 func TestClientCheck(t *testing.T) {
-	key, p256, weak := ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256()), rsaKey(t, 1024)
+	key, p256, weak := ecKey(elliptic.P384()), ecKey(elliptic.P256()), rsaKey(1024)
 	set := []byte(jwks(jwkOf("k", key)))
 	good := token.Client{ID: "app", JWKS: set, Scope: "system/*.rs"}
 	change := func(f func(*token.Client)) token.Client {
@@ -28,7 +29,7 @@ func TestClientCheck(t *testing.T) {
 		ok     bool
 	}{
 		"inline keys":          {good, true},
-		"RSA":                  {with(jwkOf("r", rsaKey(t, 2048))), true},
+		"RSA":                  {with(jwkOf("r", rsaKey(2048))), true},
 		"beside a useless one": {with(jwkOf("k", key), jwkOf("e", p256)), true},
 		"by URL":               {token.Client{ID: "app", JWKSURL: "https://app.example/jwks", Scope: "system/*.rs"}, true},
 		"loopback URL":         {token.Client{ID: "app", JWKSURL: "http://127.0.0.1:1/jwks", Scope: "system/*.rs"}, true},
@@ -52,7 +53,7 @@ func TestClientCheck(t *testing.T) {
 		"P-256 alone":          {with(jwkOf("e", p256)), false},
 		"weak RSA alone":       {with(jwkOf("w", weak)), false},
 		"no kid":               {with(jwkOf("", key)), false},
-		"a kid twice":          {with(jwkOf("k", key), jwkOf("k", ecKey(t, elliptic.P384()))), false},
+		"a kid twice":          {with(jwkOf("k", key), jwkOf("k", ecKey(elliptic.P384()))), false},
 		"private":              {with(jwkOf("k", key).With("d", "AAAA")), false},
 		"a shared key beside":  {with(jwkOf("k", key), members{"kty": "oct", "k": "c2VjcmV0"}), false},
 		"for encryption":       {with(jwkOf("k", key).With("use", "enc")), false},
@@ -68,9 +69,7 @@ func TestClientCheck(t *testing.T) {
 				return
 			}
 			record, err := test.client.Record()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			back, err := token.ParseClient(record)
 			if err != nil || back.ID != test.client.ID || back.Scope != test.client.Scope {
 				t.Errorf("read back %+v, %v", back, err)
@@ -112,13 +111,9 @@ func FuzzNarrowScopes(f *testing.F) {
 			t.Errorf("%q is granted, and of that %q, %v", granted, again, err)
 		}
 		scopes, err := token.ParseScopes(granted)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		allowed, err := token.ParseScopes(registered)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		for _, typ := range []string{"Patient", "Observation", "Group", "Binary"} {
 			if scopes.MayRead(typ) && !allowed.MayRead(typ) {
 				t.Errorf("%q of %q reads %s", granted, registered, typ)
@@ -152,19 +147,19 @@ func TestNarrowScopesNamesTheProblem(t *testing.T) {
 	}
 }
 
+// B-01 to B-07: nothing is for users or for single sign-on.
 func TestSMARTConfiguration(t *testing.T) {
-	text, err := json.Marshal(token.SMARTConfiguration("https://auth.example/token", false))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, word := range []string{`"token_endpoint":"https://auth.example/token"`, `"client_credentials"`, `"S256"`, `"private_key_jwt"`} {
-		if !strings.Contains(string(text), word) {
-			t.Errorf("%s is not in %s", word, text)
-		}
-	}
-	for _, word := range []string{`"plain"`, `"issuer"`, `"jwks_uri"`, "client_secret_basic"} {
-		if strings.Contains(string(text), word) {
-			t.Errorf("%s is in %s", word, text)
+	want := `{"token_endpoint":"https://auth.example/token","grant_types_supported":["client_credentials"],` +
+		`"token_endpoint_auth_methods_supported":["private_key_jwt"%s],` +
+		`"token_endpoint_auth_signing_alg_values_supported":["RS384","ES384"],` +
+		`"scopes_supported":["system/*.rs","system/*.read"],"code_challenge_methods_supported":["S256"],` +
+		`"capabilities":["client-confidential-asymmetric","permission-v1","permission-v2"%s]}`
+	for secrets, more := range map[bool][]any{
+		false: {"", ""}, true: {`,"client_secret_basic"`, `,"client-confidential-symmetric"`},
+	} {
+		text, err := json.Marshal(token.SMARTConfiguration("https://auth.example/token", secrets))
+		if err != nil || string(text) != fmt.Sprintf(want, more...) {
+			t.Errorf("with secrets %t: %s, %v", secrets, text, err)
 		}
 	}
 }

@@ -1,9 +1,11 @@
 package token
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -11,7 +13,6 @@ import (
 	"time"
 
 	"github.com/lestrrat-go/jwx/v2/jwa"
-	"github.com/lestrrat-go/jwx/v2/jws"
 )
 
 // Issuer is a trusted issuer of tokens. Its keys come from exactly one of JWKSURL, JWKSFile and Discovery; an issuer with
@@ -39,40 +40,29 @@ type Issuer struct {
 // Config configures a Verifier.
 type Config struct {
 	Issuers []Issuer
-	// Skew is how far the issuers' clocks may be off, at most five minutes; zero means 60 seconds.
-	Skew time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 	// HTTPClient fetches key sets and introspects; nil means a new client. Its redirect policy is replaced: a key set may
 	// move on its own host only, and an introspection is never redirected.
 	HTTPClient *http.Client
-	// MaxLifetime refuses tokens that are valid for longer (exp - iat, or exp - now without iat); zero: no limit.
-	MaxLifetime time.Duration
 }
+
+// skew is how far the clocks of issuers and clients may be off.
+const skew = time.Minute
 
 // Verifier verifies tokens. Its methods may be called from any goroutine.
 type Verifier struct {
-	issuers     map[string]*issuer
-	opaque      *introspector // nil when no issuer introspects
-	skew        time.Duration
-	now         func() time.Time
-	maxLifetime time.Duration
-	fetches     *fetches
+	issuers map[string]*issuer
+	opaque  *introspector // nil when no issuer introspects
+	now     func() time.Time
+	fetches *fetches
 }
 
-// issuer is an Issuer prepared for verification.
+// issuer is an Issuer with the defaults applied, and its keys.
 type issuer struct {
-	name      string
-	audiences []string
-	verifiers map[string]jws.Verifier // by algorithm
-	keys      *keyring                // nil when all tokens are introspected
-	mapping   mapping
+	Issuer
+	keys *keyring // nil when all tokens are introspected
 }
-
-const (
-	defaultSkew = time.Minute
-	maxSkew     = 5 * time.Minute
-)
 
 // algorithms are all algorithms that can be accepted: the asymmetric ones that SMART names, plus two that OIDC issuers use.
 func algorithms() []string {
@@ -84,35 +74,36 @@ func algorithms() []string {
 // NewVerifier refuses an incoherent configuration with every problem in one error. It fetches no key sets: the first token
 // does, so that the API starts while an issuer is down.
 func NewVerifier(cfg Config) (*Verifier, error) {
-	skew, now, err := clockSettings(cfg.Skew, cfg.Now)
-	if err := errors.Join(err, cfg.check()); err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("token verification: %w", err)
 	}
-	v := &Verifier{
-		issuers: make(map[string]*issuer, len(cfg.Issuers)), skew: skew, now: now, maxLifetime: cfg.MaxLifetime,
-		fetches: newFetches(),
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
+	v := &Verifier{issuers: make(map[string]*issuer, len(cfg.Issuers)), now: cfg.Now, fetches: newFetches()}
 	client := keySetClient(cfg.HTTPClient)
 	for _, given := range cfg.Issuers {
-		if len(given.Algorithms) == 0 {
-			given.Algorithms = algorithms()
+		iss := &issuer{Issuer: given.withDefaults(), keys: v.keyring(given, client)}
+		v.issuers[iss.Name] = iss
+		if given.Introspection == nil {
+			continue
 		}
-		verifiers, err := newVerifiers(given.Algorithms)
-		if err != nil {
+		var err error
+		if v.opaque, err = newIntrospector(*given.Introspection, cfg.HTTPClient, iss, v.now, v.fetches); err != nil {
 			return nil, fmt.Errorf("token verification: %w", err)
 		}
-		iss := &issuer{
-			name: given.Name, audiences: slices.Clone(given.Audiences), verifiers: verifiers, mapping: given.mapping(),
-			keys: v.keyring(given, client),
-		}
-		if given.Introspection != nil {
-			if v.opaque, err = newIntrospector(*given.Introspection, cfg.HTTPClient, iss, now, v.fetches); err != nil {
-				return nil, fmt.Errorf("token verification: %w", err)
-			}
-		}
-		v.issuers[iss.name] = iss
 	}
 	return v, nil
+}
+
+// withDefaults makes a copy that the caller cannot change any more.
+func (i Issuer) withDefaults() Issuer {
+	i.Audiences, i.RequiredClaims = slices.Clone(i.Audiences), maps.Clone(i.RequiredClaims)
+	i.SubjectClaim, i.ScopeClaim = cmp.Or(i.SubjectClaim, subjectClaims()[0]), cmp.Or(i.ScopeClaim, scopeClaims()[0])
+	if len(i.Algorithms) == 0 {
+		i.Algorithms = algorithms()
+	}
+	return i
 }
 
 // keyring returns the keyring of an issuer, or nil if it has no keys.
@@ -136,27 +127,10 @@ func (v *Verifier) keyring(i Issuer, client *http.Client) *keyring {
 // afterwards; nothing else is fetched.
 func (v *Verifier) Close() { v.fetches.close() }
 
-// clockSettings applies the defaults for a skew and a clock.
-func clockSettings(skew time.Duration, now func() time.Time) (time.Duration, func() time.Time, error) {
-	if skew < 0 || skew > maxSkew {
-		return 0, nil, fmt.Errorf("skew %s is not between 0 and %s", skew, maxSkew)
-	}
-	if skew == 0 {
-		skew = defaultSkew
-	}
-	if now == nil {
-		now = time.Now
-	}
-	return skew, now, nil
-}
-
 func (c Config) check() error {
 	var problems []error
 	if len(c.Issuers) == 0 {
 		problems = append(problems, errors.New("no issuers"))
-	}
-	if c.MaxLifetime < 0 {
-		problems = append(problems, fmt.Errorf("maximum lifetime %s is negative", c.MaxLifetime))
 	}
 	seen := make(map[string]bool)
 	introspecting := 0
@@ -187,8 +161,7 @@ func (i Issuer) check() error {
 	if len(i.Audiences) == 0 || slices.Contains(i.Audiences, "") {
 		problems = append(problems, errors.New("no audience, or an empty one: tokens for other services would pass"))
 	}
-	problems = append(problems, i.checkKeys())
-	problems = append(problems, i.checkMapping())
+	problems = append(problems, i.checkKeys(), i.checkClaims())
 	if i.Introspection != nil {
 		problems = append(problems, i.Introspection.check())
 	}
@@ -244,16 +217,4 @@ func checkURL(what, raw string) error {
 
 func loopback(host string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
-}
-
-func newVerifiers(algorithms []string) (map[string]jws.Verifier, error) {
-	verifiers := make(map[string]jws.Verifier, len(algorithms))
-	for _, alg := range algorithms {
-		verifier, err := jws.NewVerifier(jwa.SignatureAlgorithm(alg))
-		if err != nil {
-			return nil, fmt.Errorf("algorithm %s: %w", alg, err)
-		}
-		verifiers[alg] = verifier
-	}
-	return verifiers, nil
 }

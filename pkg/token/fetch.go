@@ -85,11 +85,20 @@ func (f *fetches) close() {
 	f.running.Wait()
 }
 
-// keySetClient copies a client and limits its redirects to the host that was asked: a key set on another host, or not on
-// https, may be an attacker's.
+// clientWith copies a client, or makes one, with another redirect policy.
+func clientWith(base *http.Client, redirect func(req *http.Request, via []*http.Request) error) *http.Client {
+	client := http.Client{}
+	if base != nil {
+		client = *base
+	}
+	client.CheckRedirect = redirect
+	return &client
+}
+
+// keySetClient limits redirects to the host that was asked: a key set on another host, or not on https, may be an
+// attacker's.
 func keySetClient(base *http.Client) *http.Client {
-	client := copyClient(base)
-	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
+	return clientWith(base, func(req *http.Request, via []*http.Request) error {
 		first := via[0].URL
 		if req.URL.Host != first.Host || req.URL.Scheme != first.Scheme {
 			return errors.New("redirected to another host")
@@ -98,16 +107,7 @@ func keySetClient(base *http.Client) *http.Client {
 			return errors.New("too many redirects")
 		}
 		return nil
-	}
-	return client
-}
-
-func copyClient(base *http.Client) *http.Client {
-	client := http.Client{}
-	if base != nil {
-		client = *base
-	}
-	return &client
+	})
 }
 
 // get returns a document of at most 1 MiB and the header that it came with.
@@ -117,8 +117,7 @@ func get(ctx context.Context, client *http.Client, address string) ([]byte, http
 		return nil, nil, withoutURL(err)
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
-	data, header, err := do(client, req, maxKeySet)
-	return data, header, err
+	return do(client, req, maxKeySet)
 }
 
 // do sends a request and returns the body and the header of a 200 response. Other statuses are errors, and so is a body of
@@ -128,25 +127,17 @@ func do(client *http.Client, req *http.Request, limit int64) ([]byte, http.Heade
 	if err != nil {
 		return nil, nil, withoutURL(err)
 	}
-	data, err := readLimited(resp.Body, limit)
+	data, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return nil, nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, nil, fmt.Errorf("larger than %d KiB", limit>>10)
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, nil, fmt.Errorf("status %d", resp.StatusCode)
 	}
 	return data, resp.Header, nil
-}
-
-func readLimited(from io.Reader, limit int64) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(from, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("larger than %d KiB", limit>>10)
-	}
-	return data, nil
 }
 
 // withoutURL removes the URL from an error: it may have a query string, which must not be logged.
@@ -163,10 +154,10 @@ func withoutURL(err error) error {
 func discover(ctx context.Context, client *http.Client, issuer string) ([]byte, http.Header, error) {
 	// The path replaces a slash at the end (OpenID Connect Discovery 4.1).
 	document, _, err := get(ctx, client, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration")
-	if err != nil {
-		return nil, nil, fmt.Errorf("discovery document: %w", err)
+	var keys string
+	if err == nil {
+		keys, err = readDiscovery(document, issuer)
 	}
-	keys, err := readDiscovery(document, issuer)
 	if err != nil {
 		return nil, nil, fmt.Errorf("discovery document: %w", err)
 	}
@@ -203,19 +194,10 @@ type keyFile struct {
 }
 
 func (f *keyFile) read(context.Context) ([]byte, http.Header, error) {
-	file, err := os.Open(f.path)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer file.Close()
-	info, err := file.Stat() // before the content: a change during the read shows as a change afterwards
-	if err != nil {
-		return nil, nil, err
-	}
+	data, info, err := configfile.ReadStable(f.path, maxKeySet)
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.last = info
-	f.mu.Unlock()
-	data, err := readLimited(file, maxKeySet)
 	return data, nil, err
 }
 

@@ -1,18 +1,15 @@
 package token_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net/http"
-	"net/http/httptest"
-	"sync/atomic"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/pkg/token/tokentest"
 )
@@ -23,42 +20,33 @@ const (
 	subject    = "client-1"
 )
 
-type members = tokentest.Members
+type (
+	members   = tokentest.Members
+	clock     = testenv.Clock
+	keyServer = tokentest.KeyServer
+)
 
 var (
 	b64   = base64.RawURLEncoding
 	jwkOf = tokentest.JWK
 	jwks  = tokentest.JWKS
 	forge = tokentest.Forge
+
+	rsaKey    = tokentest.RSA
+	ecKey     = tokentest.EC
+	serveKeys = tokentest.ServeKeys
 )
 
 // start is when every test begins.
 func start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
-// clock moves only when a test advances it.
-type clock struct{ since atomic.Int64 } // nanoseconds after start
+func newClock() *testenv.Clock { return testenv.NewClock(start()) }
 
-func newClock() *clock { return &clock{} }
-
-func (c *clock) Now() time.Time          { return start().Add(time.Duration(c.since.Load())) }
-func (c *clock) Advance(d time.Duration) { c.since.Add(int64(d)) }
-
-func rsaKey(t testing.TB, bits int) *rsa.PrivateKey {
+func must(t testing.TB, err error) {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key
-}
-
-func ecKey(t testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(curve, rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
 }
 
 // goodClaims are the claims of a token that is accepted at start.
@@ -74,52 +62,30 @@ func sign(alg, kid string, key any, claims members) string {
 	return forge(alg, key, fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"JWT"}`, alg, kid), claims.String())
 }
 
-// keyServer serves a key set and counts the requests.
-type keyServer struct {
-	*httptest.Server
-	asked   atomic.Int64
-	handler atomic.Pointer[http.HandlerFunc]
-}
-
-func serveKeys(t testing.TB, body string) *keyServer {
-	t.Helper()
-	s := &keyServer{}
-	s.Serve(body)
-	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.asked.Add(1)
-		(*s.handler.Load())(w, r)
-	}))
-	t.Cleanup(s.Server.Close)
-	return s
-}
-
-func (s *keyServer) Handle(handler http.HandlerFunc) { s.handler.Store(&handler) }
-
-func (s *keyServer) Serve(body string) {
-	s.Handle(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) })
-}
-
-func (s *keyServer) Fail() {
-	s.Handle(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
-}
-
 // roundTripper answers requests without a server, as tests in a synctest bubble need.
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
+func respond(body string) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(body))}, nil
+}
+
 // verifier returns a Verifier that is closed at the end of the test.
 func verifier(t testing.TB, c *clock, issuers ...token.Issuer) *token.Verifier {
 	t.Helper()
-	return verifierWith(t, token.Config{Issuers: issuers, Now: c.Now})
+	return verifierWith(t, c, nil, issuers...)
 }
 
-func verifierWith(t testing.TB, cfg token.Config) *token.Verifier {
+// verifierWith is a verifier whose requests are answered by transport, unless that is nil.
+func verifierWith(t testing.TB, c *clock, transport roundTripper, issuers ...token.Issuer) *token.Verifier {
 	t.Helper()
-	v, err := token.NewVerifier(cfg)
-	if err != nil {
-		t.Fatal(err)
+	cfg := token.Config{Issuers: issuers, Now: c.Now}
+	if transport != nil {
+		cfg.HTTPClient = &http.Client{Transport: transport}
 	}
+	v, err := token.NewVerifier(cfg)
+	must(t, err)
 	t.Cleanup(v.Close)
 	return v
 }

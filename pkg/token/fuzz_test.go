@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"strings"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -16,7 +14,7 @@ import (
 
 // FuzzVerify: only the signed token makes a principal, and every other one is ErrInvalid.
 func FuzzVerify(f *testing.F) {
-	key := ecKey(f, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	v := verifier(f, newClock(), issuerAt(serveKeys(f, jwks(jwkOf("k", key))).URL))
 	good := sign("ES256", "k", key, goodClaims())
 	f.Add(good)
@@ -45,12 +43,10 @@ func FuzzIntrospection(f *testing.F) {
 		f.Add(seed)
 	}
 	var answer string
-	client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(answer))}, nil
-	})}
+	transport := func(*http.Request) (*http.Response, error) { return respond(answer) }
 	f.Fuzz(func(t *testing.T, given string) {
 		answer = given
-		p, err := introspectingWith(t, client).Verify(t.Context(), opaque)
+		p, err := introspectingWith(t, newClock(), transport).Verify(t.Context(), opaque)
 		if err != nil {
 			if errors.Is(err, token.ErrInvalid) == errors.Is(err, export.ErrUnavailable) {
 				t.Errorf("error %v is not one of ErrInvalid and ErrUnavailable", err)
@@ -72,7 +68,7 @@ func FuzzIntrospection(f *testing.F) {
 
 // BenchmarkVerify measures the cost to every request.
 func BenchmarkVerify(b *testing.B) {
-	rsa2048, p256, p384 := rsaKey(b, 2048), ecKey(b, elliptic.P256()), ecKey(b, elliptic.P384())
+	rsa2048, p256, p384 := rsaKey(2048), ecKey(elliptic.P256()), ecKey(elliptic.P384())
 	server := serveKeys(b, jwks(jwkOf("RS256", rsa2048), jwkOf("ES256", p256), jwkOf("ES384", p384)))
 	v := verifier(b, newClock(), issuerAt(server.URL))
 	for alg, key := range map[string]any{"RS256": rsa2048, "ES256": p256, "ES384": p384} {

@@ -40,22 +40,22 @@ func NarrowScopes(requested, registered string) (string, error) {
 	}
 	var granted []string
 	seen := make(map[string]bool) // each type once, which limits the token's size
-	grant := func(typ, actions, registered string) {
-		if actions == "rs" && registered == "r" { // search is not registered
-			actions = registered
-		}
-		if !seen[typ] {
-			seen[typ] = true
-			granted = append(granted, "system/"+typ+"."+actions)
-		}
-	}
 	for _, want := range wanted {
 		for _, may := range allowed {
+			typ, actions := want.typ, want.actions
 			switch {
 			case may.typ == "*" || may.typ == want.typ:
-				grant(want.typ, want.actions, may.actions)
 			case want.typ == "*":
-				grant(may.typ, want.actions, may.actions)
+				typ = may.typ
+			default:
+				continue
+			}
+			if actions == "rs" && may.actions == "r" { // search is not registered
+				actions = "r"
+			}
+			if !seen[typ] {
+				seen[typ] = true
+				granted = append(granted, "system/"+typ+"."+actions)
 			}
 		}
 	}

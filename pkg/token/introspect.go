@@ -2,6 +2,7 @@ package token
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -100,12 +101,9 @@ type introspector struct {
 func newIntrospector(
 	cfg Introspection, base *http.Client, iss *issuer, now func() time.Time, fetches *fetches,
 ) (*introspector, error) {
-	client := copyClient(base)
+	cfg.CacheFor = cmp.Or(cfg.CacheFor, defaultCacheFor)
 	// A redirect would send the token to another place.
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	if cfg.CacheFor == 0 {
-		cfg.CacheFor = defaultCacheFor
-	}
+	client := clientWith(base, func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse })
 	accepted, err1 := lru.New[fingerprint, verdict](cachedTokens)
 	refused, err2 := lru.New[fingerprint, verdict](cachedTokens)
 	return &introspector{
@@ -137,7 +135,7 @@ func (i *introspector) applies(raw string) bool {
 		return false
 	}
 	name, ok := text(all["iss"])
-	return ok && name == i.issuer.name
+	return ok && name == i.issuer.Name
 }
 
 // beginsObject reports whether a segment is base64 of the beginning of a JSON object with a member, as every header is. It
@@ -195,7 +193,7 @@ func (i *introspector) introspect(ctx context.Context, key fingerprint, raw stri
 	}
 	found, err := i.ask(ctx, slots, raw)
 	if err != nil {
-		return verdict{}, fmt.Errorf("%w: introspection by issuer %q: %w", export.ErrUnavailable, i.issuer.name, err)
+		return verdict{}, fmt.Errorf("%w: introspection by issuer %q: %w", export.ErrUnavailable, i.issuer.Name, err)
 	}
 	if found.refusal != nil {
 		found.until = now.Add(refusedFor)
@@ -251,7 +249,7 @@ func (i *introspector) judge(data []byte) (verdict, error) {
 	}
 	c, err := i.readClaims(all)
 	if err != nil {
-		return verdict{refusal: invalid(err.Error())}, nil
+		return verdict{refusal: err}, nil
 	}
 	principal, err := i.issuer.principal(c)
 	if err != nil {
@@ -262,26 +260,26 @@ func (i *introspector) judge(data []byte) (verdict, error) {
 }
 
 func (i *introspector) readClaims(all members) (claims, error) {
-	c := claims{issuer: i.issuer.name, all: all}
+	c := claims{issuer: i.issuer.Name, all: all}
 	if raw, present := all["iss"]; present {
 		if name, ok := text(raw); !ok || name != c.issuer {
-			return c, errors.New("iss is another issuer")
+			return c, invalid("iss is another issuer")
 		}
 	}
 	if raw, present := all["token_type"]; present {
 		if kind, ok := text(raw); !ok || !strings.EqualFold(kind, "Bearer") {
-			return c, errors.New("token_type is not Bearer")
+			return c, invalid("token_type is not Bearer")
 		}
 	}
 	raw, present := all["aud"]
 	if present {
 		var ok bool
 		if c.audiences, ok = texts(raw); !ok {
-			return c, errors.New("aud is neither a string nor an array of strings")
+			return c, invalid("aud is neither a string nor an array of strings")
 		}
 	}
-	if (present || !i.AudienceOptional) && !intersect(c.audiences, i.issuer.audiences) {
-		return c, errors.New("made for another audience")
+	if (present || !i.AudienceOptional) && !intersect(c.audiences, i.issuer.Audiences) {
+		return c, invalid("made for another audience")
 	}
 	return c, c.readTimes()
 }

@@ -49,9 +49,7 @@ func TestIntrospectionRequest(t *testing.T) {
 		_, _ = io.WriteString(w, active().String())
 	})
 	p, err := verifier(t, newClock(), introspecting(server.URL)).Verify(t.Context(), opaque)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if want := (export.Owner{Issuer: issuerName, Subject: subject}); p.Owner != want {
 		t.Errorf("owner %+v, want %+v", p.Owner, want)
 	}
@@ -165,7 +163,7 @@ func TestIntrospectionEndpointDown(t *testing.T) {
 			accepted(t, v, opaque) // an outage is not cached
 		})
 	}
-	if n := elsewhere.asked.Load(); n != 0 {
+	if n := elsewhere.Asked(); n != 0 {
 		t.Errorf("a token was sent to another host %d times", n)
 	}
 }
@@ -179,7 +177,7 @@ func status(code int) http.HandlerFunc {
 
 // The issuer receives only tokens that may be its own.
 func TestIntrospectionOfOwnTokensOnly(t *testing.T) {
-	key, other := ecKey(t, elliptic.P256()), ecKey(t, elliptic.P256())
+	key, other := ecKey(elliptic.P256()), ecKey(elliptic.P256())
 	keys := serveKeys(t, jwks(jwkOf("k", key)))
 	signed := sign("ES256", "k", key, goodClaims())
 	forged := sign("ES256", "k", other, goodClaims())
@@ -228,7 +226,7 @@ func TestIntrospectionOfOwnTokensOnly(t *testing.T) {
 				if (err == nil) != (test.raw == signed && place.jwks != "") {
 					t.Errorf("error %v", err)
 				}
-				if n := server.asked.Load(); (n == 1) != place.want {
+				if n := server.Asked(); (n == 1) != place.want {
 					t.Errorf("%d introspections, want one: %v", n, place.want)
 				}
 			})
@@ -238,7 +236,7 @@ func TestIntrospectionOfOwnTokensOnly(t *testing.T) {
 
 // An issuer with keys works beside one that introspects.
 func TestIntrospectionBesideOtherIssuers(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	keys := issuerAt(serveKeys(t, jwks(jwkOf("k", key))).URL)
 	keys.Name = "https://b.example"
 	server := serveKeys(t, active().String())
@@ -271,7 +269,7 @@ func TestIntrospectionAudienceOptional(t *testing.T) {
 		}
 	}
 	// A signed token still needs an aud.
-	key := ecKey(t, elliptic.P256())
+	key := ecKey(elliptic.P256())
 	issuer := introspecting("https://issuer.example")
 	issuer.JWKSURL, issuer.Introspection.AudienceOptional = serveKeys(t, jwks(jwkOf("k", key))).URL, true
 	refused(t, verifier(t, newClock(), issuer), sign("ES256", "k", key, goodClaims().With("aud", []string{})),
@@ -304,26 +302,24 @@ func TestIntrospectionCache(t *testing.T) {
 	c.Advance(1)
 	accepted(t, v, opaque)
 	asked(t, server, 6)
-}
 
-func TestIntrospectionCacheFor(t *testing.T) {
-	c, server := newClock(), serveKeys(t, active().String())
+	// The issuer's own time, and the times of a cached token, which are checked at each use.
+	server.Serve(active().With("exp", c.Now().Unix()).With("iat", c.Now().Unix()).String())
 	issuer := introspecting(server.URL)
 	issuer.Introspection.CacheFor = 5 * time.Second
-	v := verifier(t, c, issuer)
+	v = verifier(t, c, issuer)
+	accepted(t, v, opaque) // within the skew
+	server.Serve(active().With("exp", c.Now().Add(time.Hour).Unix()).String())
 	accepted(t, v, opaque)
+	asked(t, server, 8)
 	c.Advance(5*time.Second - 1)
 	accepted(t, v, opaque)
-	asked(t, server, 1)
+	asked(t, server, 8)
 	server.Serve(`{"active":false}`)
 	c.Advance(1)
 	refused(t, v, opaque, token.ErrInvalid)
-}
-
-// The times of a cached token are checked at each use.
-func TestIntrospectedTokenExpires(t *testing.T) {
-	c, server := newClock(), serveKeys(t, active().With("exp", start().Unix()).String())
-	v := verifier(t, c, introspecting(server.URL))
+	server.Serve(active().With("exp", c.Now().Unix()).With("iat", c.Now().Unix()).String())
+	v = verifier(t, c, introspecting(server.URL))
 	accepted(t, v, opaque) // within the skew
 	c.Advance(time.Minute)
 	refused(t, v, opaque, token.ErrInvalid)
@@ -359,7 +355,7 @@ func TestIntrospectionFlood(t *testing.T) {
 		_, _ = v.Verify(t.Context(), fmt.Sprint("made-up-again-", i))
 	}
 	refused(t, v, "new-and-good", export.ErrUnavailable)
-	before := server.asked.Load()
+	before := server.Asked()
 	accepted(t, v, opaque) // introspected again despite the flood
 	asked(t, server, before+1)
 	c.Advance(time.Second)
@@ -382,13 +378,12 @@ func TestConcurrentIntrospections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var running, most atomic.Int64
 		release := make(chan struct{})
-		client := &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) {
+		v := introspectingWith(t, newClock(), func(*http.Request) (*http.Response, error) {
 			most.Store(max(most.Load(), running.Add(1)))
 			<-release
 			running.Add(-1)
-			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(active().String()))}, nil
-		})}
-		v := introspectingWith(t, client)
+			return respond(active().String())
+		})
 		defer v.Close()
 		var waiting sync.WaitGroup
 		for range 50 {
@@ -416,17 +411,13 @@ func TestConcurrentIntrospections(t *testing.T) {
 // Introspections of new tokens that hang leave slots for a token that was accepted before.
 func TestIntrospectionKeepsSlotsForAcceptedTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		c := newClock()
+		v := introspectingWith(t, c, func(r *http.Request) (*http.Response, error) {
 			if err := r.ParseForm(); err != nil || r.PostForm.Get("token") != opaque {
 				<-r.Context().Done()
 				return nil, r.Context().Err()
 			}
-			answer := active().With("exp", start().Add(time.Hour).Unix()).String()
-			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(answer))}, nil
-		})}
-		c := newClock()
-		v := verifierWith(t, token.Config{
-			Issuers: []token.Issuer{introspecting("https://issuer.example/introspect")}, Now: c.Now, HTTPClient: client,
+			return respond(active().With("exp", start().Add(time.Hour).Unix()).String())
 		})
 		accepted(t, v, opaque)
 		c.Advance(time.Minute)
@@ -445,11 +436,10 @@ func TestIntrospectionKeepsSlotsForAcceptedTokens(t *testing.T) {
 // has ended.
 func TestIntrospectionHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		v := introspectingWith(t, newClock(), func(r *http.Request) (*http.Response, error) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
-		})}
-		v := introspectingWith(t, client)
+		})
 		began := time.Now()
 		var waiting sync.WaitGroup
 		for i := range 40 {
@@ -473,9 +463,7 @@ func TestIntrospectionHangs(t *testing.T) {
 	})
 }
 
-func introspectingWith(t *testing.T, client *http.Client) *token.Verifier {
+func introspectingWith(t *testing.T, c *clock, transport roundTripper) *token.Verifier {
 	t.Helper()
-	return verifierWith(t, token.Config{
-		Issuers: []token.Issuer{introspecting("https://issuer.example/introspect")}, Now: newClock().Now, HTTPClient: client,
-	})
+	return verifierWith(t, c, transport, introspecting("https://issuer.example/introspect"))
 }

@@ -2,15 +2,20 @@ package token
 
 import (
 	"bytes"
+	"crypto"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/lestrrat-go/jwx/v2/jwa"
+	"github.com/lestrrat-go/jwx/v2/jws"
 )
 
 // maxToken is the size limit of a token, in bytes.
@@ -57,12 +62,21 @@ func parse(raw string) (parsed, error) {
 	}
 	t := parsed{signed: []byte(raw[:len(parts[0])+1+len(parts[1])]), signature: decoded[2]}
 	if err := t.readHeader(decoded[0]); err != nil {
-		return parsed{}, invalid(err.Error())
+		return parsed{}, err
 	}
-	if err := t.claims.read(decoded[1]); err != nil {
-		return parsed{}, invalid(err.Error())
+	return t, t.claims.read(decoded[1])
+}
+
+// verify checks the signature with a key that fits the algorithm.
+func (t *parsed) verify(key crypto.PublicKey) error {
+	verifier, err := jws.NewVerifier(jwa.SignatureAlgorithm(t.alg))
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
 	}
-	return t, nil
+	if verifier.Verify(t.signed, t.signature, key) != nil {
+		return invalid("signature does not verify") // the library's error may quote the token
+	}
+	return nil
 }
 
 var errSegment = errors.New("not base64url")
@@ -77,22 +91,22 @@ func decodeSegment(s string) ([]byte, error) {
 func (t *parsed) readHeader(data []byte) error {
 	header, err := readObject(data)
 	if err != nil {
-		return errors.New("header is not one JSON object with distinct members")
+		return invalid("header is not one JSON object with distinct members")
 	}
 	// crit and b64 change what is signed; with cty, enc or zip the payload is no set of claims.
 	for _, name := range []string{"crit", "b64", "cty", "enc", "zip"} {
 		if _, ok := header[name]; ok {
-			return errors.New("header has " + name)
+			return invalid("header has " + name)
 		}
 	}
 	t.header = header
 	var ok bool
 	if t.alg, ok = text(header["alg"]); !ok {
-		return errors.New("header has no alg")
+		return invalid("header has no alg")
 	}
 	if raw, present := header["kid"]; present {
 		if t.kid, ok = text(raw); !ok {
-			return errors.New("kid is not a string, or empty")
+			return invalid("kid is not a string, or empty")
 		}
 	}
 	if raw, present := header["typ"]; present {
@@ -100,7 +114,7 @@ func (t *parsed) readHeader(data []byte) error {
 		typ, _ := text(raw)
 		typ = strings.TrimPrefix(strings.ToLower(typ), "application/")
 		if typ != "jwt" && typ != "at+jwt" {
-			return errors.New("typ is not that of an access token")
+			return invalid("typ is not that of an access token")
 		}
 	}
 	return nil
@@ -109,18 +123,18 @@ func (t *parsed) readHeader(data []byte) error {
 func (c *claims) read(data []byte) error {
 	payload, err := readObject(data)
 	if err != nil {
-		return errors.New("payload is not one JSON object with distinct members")
+		return invalid("payload is not one JSON object with distinct members")
 	}
 	c.all = payload
 	var ok bool
 	if c.issuer, ok = text(payload["iss"]); !ok {
-		return errors.New("no iss")
+		return invalid("no iss")
 	}
 	if c.subject, ok = text(payload["sub"]); !ok {
-		return errors.New("no sub")
+		return invalid("no sub")
 	}
 	if c.audiences, ok = texts(payload["aud"]); !ok {
-		return errors.New("no aud")
+		return invalid("no aud")
 	}
 	return c.readTimes()
 }
@@ -131,7 +145,7 @@ func (c *claims) readTimes() (err error) {
 		return err
 	}
 	if c.expires.IsZero() {
-		return errors.New("no exp")
+		return invalid("no exp")
 	}
 	if c.notBefore, err = instant(c.all, "nbf"); err != nil {
 		return err
@@ -141,7 +155,7 @@ func (c *claims) readTimes() (err error) {
 }
 
 // check compares the times with the clock.
-func (c *claims) check(now time.Time, skew time.Duration) error {
+func (c *claims) check(now time.Time) error {
 	switch {
 	case !now.Before(c.expires.Add(skew)):
 		return invalid("expired")
@@ -229,7 +243,7 @@ func instant(payload members, name string) (time.Time, error) {
 	const mostDigits = 11
 	seconds, err := strconv.ParseUint(string(raw), 10, 63)
 	if err != nil || len(raw) > mostDigits {
-		return time.Time{}, errors.New(name + " is not a whole number of seconds")
+		return time.Time{}, invalid(name + " is not a whole number of seconds")
 	}
 	return time.Unix(int64(seconds), 0).UTC(), nil
 }

@@ -11,72 +11,38 @@ import (
 
 // B-28 to B-37 and Z-10 to Z-12 at the resource server.
 func TestParseScopes(t *testing.T) {
-	probe := []string{"Patient", "Observation", "Group", "Nonsense", "*", ""}
-	everything := []string{"Patient", "Observation", "Group"}
-	for list, want := range map[string][]string{
-		"":                                           nil,
-		" ":                                          nil,
-		"launch fhirUser openid":                     nil,
-		"system/*.read":                              everything,
-		"system/*.*":                                 everything,
-		"system/*.rs":                                everything,
-		"system/*.r":                                 everything,
-		"system/*.cruds":                             everything,
-		"user/*.rs":                                  everything,
-		"system/Patient.read":                        {"Patient"},
-		"system/Patient.*":                           {"Patient"},
-		"system/Patient.r":                           {"Patient"},
-		"system/Patient.rs":                          {"Patient"},
-		"system/Patient.cr":                          {"Patient"},
-		"system/Patient.rud":                         {"Patient"},
-		"user/Patient.read":                          {"Patient"},
-		"system/Patient.s":                           nil,
-		"system/*.s":                                 nil,
-		"system/Patient.write":                       nil,
-		"system/Patient.c":                           nil,
-		"system/Patient.cud":                         nil,
-		"system/Patient.cuds":                        nil,
-		"system/Patient.sr":                          nil,
-		"system/Patient.dus":                         nil,
-		"system/Patient.rr":                          nil,
-		"system/Patient.xyz":                         nil,
-		"system/Patient.unknownAction":               nil,
-		"system/Patient.reads":                       nil,
-		"system/Patient.READ":                        nil,
-		"system/Patient.":                            nil,
-		"system/Patient":                             nil,
-		"system/.read":                               nil,
-		"system/patient.read":                        nil,
-		"system/**.read":                             nil,
-		"system/Pat*.read":                           nil,
-		"system/Nonsense.read":                       nil,
-		"system/Nonsense.r":                          nil,
-		"System/Patient.read":                        nil,
-		"systems/Patient.read":                       nil,
-		"xsystem/Patient.read":                       nil,
-		"system/Patient.read\n":                      nil,
-		"system/Patient.read\tx":                     nil,
-		"patient/*.read":                             nil,
-		"patient/Patient.rs":                         nil,
-		"patient/Observation.rs?a=b":                 nil,
-		"launch/patient?x":                           nil,
-		"system/Patient.read Observation":            {"Patient"},
-		"system/Patient.read system/Observation.rs":  {"Patient", "Observation"},
-		"system/Patient.read  system/Group.rs":       {"Patient", "Group"},
-		"patient/*.read system/Group.r system/Zzz.r": {"Group"},
-		"system/Patient.s system/*.write user/Group.r": {"Group"},
+	for _, test := range []struct{ reads, lists []string }{
+		{[]string{"Patient", "Observation", "Group"}, []string{
+			"system/*.read", "system/*.*", "system/*.rs", "system/*.r", "system/*.cruds", "user/*.rs",
+		}},
+		{[]string{"Patient"}, []string{
+			"system/Patient.read", "system/Patient.*", "system/Patient.r", "system/Patient.rs", "system/Patient.cr",
+			"system/Patient.rud", "user/Patient.read", "system/Patient.read Observation",
+		}},
+		{[]string{"Patient", "Observation"}, []string{"system/Patient.read system/Observation.rs"}},
+		{[]string{"Patient", "Group"}, []string{"system/Patient.read  system/Group.rs"}},
+		{[]string{"Group"}, []string{
+			"patient/*.read system/Group.r system/Zzz.r", "system/Patient.s system/*.write user/Group.r",
+		}},
+		{nil, []string{
+			"", " ", "launch fhirUser openid", "system/Patient.s", "system/*.s", "system/Patient.write", "system/Patient.c",
+			"system/Patient.cud", "system/Patient.cuds", "system/Patient.sr", "system/Patient.dus", "system/Patient.rr",
+			"system/Patient.xyz", "system/Patient.unknownAction", "system/Patient.reads", "system/Patient.READ",
+			"system/Patient.", "system/Patient", "system/.read", "system/patient.read", "system/**.read",
+			"system/Pat*.read", "system/Nonsense.read", "system/Nonsense.r", "System/Patient.read", "systems/Patient.read",
+			"xsystem/Patient.read", "system/Patient.read\n", "system/Patient.read\tx", "patient/*.read",
+			"patient/Patient.rs", "patient/Observation.rs?a=b", "launch/patient?x",
+		}},
 	} {
-		t.Run(list, func(t *testing.T) {
+		for _, list := range test.lists {
 			scopes, err := token.ParseScopes(list)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, typ := range probe {
-				if got := scopes.MayRead(typ); got != slices.Contains(want, typ) {
-					t.Errorf("may read %q: %v", typ, got)
+			must(t, err)
+			for _, typ := range []string{"Patient", "Observation", "Group", "Nonsense", "*", ""} {
+				if got := scopes.MayRead(typ); got != slices.Contains(test.reads, typ) {
+					t.Errorf("%q may read %q: %v", list, typ, got)
 				}
 			}
-		})
+		}
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,10 +18,9 @@ import (
 
 // Signer signs with one private key. Its methods may be called from any goroutine.
 type Signer struct {
-	alg     string
+	alg     jwa.SignatureAlgorithm
 	kid     string
 	private crypto.Signer // *ecdsa.PrivateKey or *rsa.PrivateKey
-	signer  jws.Signer
 }
 
 // NewSigner returns the signer for a private key on P-256 (ES256) or P-384 (ES384).
@@ -30,20 +28,12 @@ func NewSigner(private *ecdsa.PrivateKey, kid string) (*Signer, error) {
 	if private == nil || kid == "" {
 		return nil, errors.New("signer: needs a key and a kid")
 	}
-	for _, alg := range []string{jwa.ES256.String(), jwa.ES384.String()} {
-		if (publicKey{key: &private.PublicKey}).fits(alg) {
-			return newSigner(alg, private, kid)
+	for _, alg := range []jwa.SignatureAlgorithm{jwa.ES256, jwa.ES384} {
+		if (publicKey{key: &private.PublicKey}).fits(alg.String()) {
+			return &Signer{alg: alg, private: private, kid: kid}, nil
 		}
 	}
 	return nil, errors.New("signer: the key is on neither P-256 nor P-384")
-}
-
-func newSigner(alg string, private crypto.Signer, kid string) (*Signer, error) {
-	signer, err := jws.NewSigner(jwa.SignatureAlgorithm(alg))
-	if err != nil {
-		return nil, fmt.Errorf("signer: %w", err)
-	}
-	return &Signer{alg: alg, private: private, kid: kid, signer: signer}, nil
 }
 
 // ParseSigner reads a private key, a JWK with a kid, for one of the algorithms. Errors do not hold the key.
@@ -56,21 +46,16 @@ func ParseSigner(data []byte, algorithms ...string) (*Signer, error) {
 		return nil, errors.New("the key has no kid")
 	}
 	var raw any
-	if err := key.Raw(&raw); err != nil {
-		return nil, errors.New("not a valid key")
-	}
 	public, err := jwk.PublicKeyOf(key)
-	if err != nil {
-		return nil, errors.New("not a valid key")
-	}
-	if err := public.Remove(jwk.KeyOpsKey); err != nil { // those of the private half, such as sign
+	// The public half has the key_ops of the private one, such as sign.
+	if err != nil || key.Raw(&raw) != nil || public.Remove(jwk.KeyOpsKey) != nil {
 		return nil, errors.New("not a valid key")
 	}
 	private, isPrivate := raw.(crypto.Signer)
 	usable, ok := verifying(public)
 	for _, alg := range algorithms {
 		if isPrivate && ok && usable.fits(alg) {
-			return newSigner(alg, private, key.KeyID())
+			return &Signer{alg: jwa.SignatureAlgorithm(alg), private: private, kid: key.KeyID()}, nil
 		}
 	}
 	return nil, fmt.Errorf("not a private key for %s (RSA: 2048 to 8192 bits, ES256: P-256, ES384: P-384)",
@@ -79,38 +64,36 @@ func ParseSigner(data []byte, algorithms ...string) (*Signer, error) {
 
 // Sign returns a compact JWS with the claims and a header of alg, kid and typ.
 func (s *Signer) Sign(typ string, claims map[string]any) (string, error) {
-	header, err := json.Marshal(map[string]string{"alg": s.alg, "kid": s.kid, "typ": typ})
-	if err != nil {
-		return "", fmt.Errorf("sign: %w", err)
-	}
+	header := jws.NewHeaders()
 	payload, err := json.Marshal(claims)
+	err = errors.Join(err, header.Set(jws.TypeKey, typ), header.Set(jws.KeyIDKey, s.kid))
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}
-	input := base64.RawURLEncoding.EncodeToString(header) + "." + base64.RawURLEncoding.EncodeToString(payload)
-	signature, err := s.signer.Sign([]byte(input), s.private)
+	signed, err := jws.Sign(payload, jws.WithKey(s.alg, s.private, jws.WithProtectedHeaders(header)))
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}
-	return input + "." + base64.RawURLEncoding.EncodeToString(signature), nil
+	return string(signed), nil
 }
 
-// PublicJWK is the public half of a key on an elliptic curve, as a member of a JWKS.
-func (s *Signer) PublicJWK() (map[string]string, error) {
-	public, ok := s.private.Public().(*ecdsa.PublicKey)
-	if !ok {
-		return nil, errors.New("public key: not on an elliptic curve")
-	}
-	point, err := public.Bytes() // 4, x, y
+// PublicJWK is the public half of the key, as a member of a JWKS.
+func (s *Signer) PublicJWK() (json.RawMessage, error) { return s.jwk(s.private.Public()) }
+
+// jwk returns one half of the key as JSON.
+func (s *Signer) jwk(half any) (json.RawMessage, error) {
+	key, err := jwk.FromRaw(half)
 	if err != nil {
-		return nil, fmt.Errorf("public key: %w", err)
+		return nil, fmt.Errorf("write key: %w", err)
 	}
-	half := len(point) / 2
-	return map[string]string{
-		"kty": "EC", "crv": public.Curve.Params().Name, "use": "sig", "alg": s.alg, "kid": s.kid,
-		"x": base64.RawURLEncoding.EncodeToString(point[1 : 1+half]),
-		"y": base64.RawURLEncoding.EncodeToString(point[1+half:]),
-	}, nil
+	for name, value := range map[string]any{
+		jwk.KeyUsageKey: jwk.ForSignature, jwk.AlgorithmKey: s.alg, jwk.KeyIDKey: s.kid,
+	} {
+		if err := key.Set(name, value); err != nil {
+			return nil, fmt.Errorf("write key: %w", err)
+		}
+	}
+	return json.Marshal(key)
 }
 
 // SignAssertion returns an assertion of the client for a token endpoint. It has a random jti and expires after a minute.
@@ -132,20 +115,15 @@ func NewKey(curve elliptic.Curve) (private, jwks []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make key: %w", err)
 	}
-	members, err := signer.PublicJWK()
+	secret, err := signer.jwk(key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make key: %w", err)
 	}
-	secret, err := key.Bytes()
+	public, err := signer.PublicJWK()
 	if err != nil {
 		return nil, nil, fmt.Errorf("make key: %w", err)
 	}
-	if jwks, err = json.MarshalIndent(map[string]any{"keys": []any{members}}, "", "  "); err != nil {
-		return nil, nil, fmt.Errorf("make key: %w", err)
-	}
-	members["d"] = base64.RawURLEncoding.EncodeToString(secret)
-	if private, err = json.MarshalIndent(members, "", "  "); err != nil {
-		return nil, nil, fmt.Errorf("make key: %w", err)
-	}
-	return append(private, '\n'), append(jwks, '\n'), nil
+	private, err1 := json.MarshalIndent(secret, "", "  ")
+	jwks, err2 := json.MarshalIndent(map[string]any{"keys": []any{public}}, "", "  ")
+	return append(private, '\n'), append(jwks, '\n'), errors.Join(err1, err2)
 }

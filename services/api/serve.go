@@ -27,15 +27,7 @@ type settings struct {
 	// public FHIR base, such as https://host/fhir; every emitted URL starts with it
 	BaseURL string `env:"BASE_URL,required,notEmpty"`
 	Dialect string `env:"API_DIALECT" envDefault:"auto"` // auto, classic or ig (spec 9)
-	// status polls allowed within one announced interval
-	PollLimit int `env:"POLL_LIMIT" envDefault:"10"`
-	JobLimit  int `env:"JOB_LIMIT" envDefault:"5"` // running exports of one subject
-	// an identical kick-off gets a job of its own (new), or the running one (same)
-	Repeat string `env:"KICKOFF_REPEAT" envDefault:"new"`
-	// kick-offs of one subject per minute, over all replicas
-	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
-	// status answers to one subject per minute, over all replicas; at least 40 for each of JOB_LIMIT
-	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
+	httpapi.Limits
 	// accepted token issuers, YAML: docs/access.md, docs/external-issuers.md
 	Issuers   string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"`
 	TokenURL  string `env:"AUTH_TOKEN_URL"`          // where clients get tokens, for discovery
@@ -45,32 +37,14 @@ type settings struct {
 	base *url.URL
 }
 
-// The results of a kick-off that is identical to that of a running export.
-const (
-	repeatNew  = "new"  // a job of its own
-	repeatSame = "same" // the status URL of the running job
-)
-
-// Validate refuses what cannot work.
+// Validate returns every problem of the configuration.
 func (c *settings) Validate() (err error) {
-	if c.base, err = config.BaseURL(c.BaseURL); err != nil {
+	c.base, err = config.BaseURL(c.BaseURL)
+	if err == nil {
+		err = httpapi.CheckBase(c.base)
+	}
+	if err != nil {
 		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
-	} else if err = httpapi.CheckBase(c.base); err != nil {
-		err = fmt.Errorf("SLUICE_BASE_URL: %w", err)
-	}
-	for name, limit := range map[string]int{
-		"POLL": c.PollLimit, "JOB": c.JobLimit, "KICKOFF": c.KickOffLimit, "STATUS": c.StatusLimit,
-	} {
-		if limit < 1 {
-			err = errors.Join(err, fmt.Errorf("SLUICE_%s_LIMIT must be at least 1", name))
-		}
-	}
-	if c.StatusLimit < c.JobLimit*httpapi.StatusesOfAJob {
-		err = errors.Join(err, fmt.Errorf("SLUICE_STATUS_LIMIT must be at least %d for each of SLUICE_JOB_LIMIT: clients that "+
-			"obey Retry-After would be refused", httpapi.StatusesOfAJob))
-	}
-	if c.Repeat != repeatNew && c.Repeat != repeatSame {
-		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))
 	}
 	if c.TokenURL != "" {
 		if _, urlErr := config.BaseURL(c.TokenURL); urlErr != nil {
@@ -85,13 +59,8 @@ func (c *settings) Validate() (err error) {
 	if _, issuersErr := config.LoadIssuers(c.Issuers); issuersErr != nil {
 		err = errors.Join(err, fmt.Errorf("SLUICE_TOKEN_ISSUERS_FILE: %w", issuersErr))
 	}
-	return errors.Join(err, c.Common.Validate(), c.Redis.Validate(), c.Directory.Validate(), c.Objects.Validate(),
-		c.Envelope.Validate(), c.Audit.Validate())
-}
-
-func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
-	checkOnly, err = config.Load(ctx, "api", args, environ, &cfg)
-	return cfg, checkOnly, err
+	return errors.Join(err, c.Limits.Validate(), c.Common.Validate(), c.Redis.Validate(), c.Directory.Validate(),
+		c.Objects.Validate(), c.Envelope.Validate(), c.Audit.Validate())
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
@@ -121,8 +90,8 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer objects.Close()
-	const questions = 16 // to the directory at once; a kick-off asks two, one after the other
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, questions)
+	const connections = 16 // a kick-off uses one, for two short queries
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, connections)
 	if err != nil {
 		return err
 	}
@@ -153,18 +122,9 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
 		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey, Tracing: tracing,
 	}
-	var smart *token.SMART
-	if cfg.TokenURL != "" {
-		described := token.SMARTConfiguration(cfg.TokenURL, cfg.Secrets)
-		smart = &described
-	}
 	handler, err := httpapi.New(httpapi.Config{
-		SMART:   smart,
-		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, PollLimit: cfg.PollLimit,
-		Limits: httpapi.Limits{
-			Jobs: cfg.JobLimit, Join: cfg.Repeat == repeatSame, KickOffs: cfg.KickOffLimit, Statuses: cfg.StatusLimit,
-		},
-		RequireGroupScope: cfg.NeedGroup,
+		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, TokenURL: cfg.TokenURL,
+		ClientSecrets: cfg.Secrets, Limits: cfg.Limits, RequireGroupScope: cfg.NeedGroup,
 	}, deps)
 	if err != nil {
 		return err
@@ -173,7 +133,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = public.Close() }() // for a start that fails
+	defer func() { _ = public.Close() }() // if the start fails
 	private, err := config.Listen(ctx, cfg.Private)
 	if err != nil {
 		return err

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,7 +23,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/config/configtest"
 )
 
-// settings are those of an API on real stores whose tokens come from the issuer at the URL.
+// environment returns the settings of an API on real stores that trusts the issuer at the URL.
 func environment(t *testing.T, jwksURL string) []string {
 	t.Helper()
 	dir := t.TempDir()
@@ -48,65 +46,45 @@ func environment(t *testing.T, jwksURL string) []string {
 	}
 }
 
-// What would keep the API from starting is known to --check-config.
+// --check-config reports what would keep the API from starting, all at once, without quoting a key.
 func TestCheckConfig(t *testing.T) {
-	base := environment(t, "https://one.example.org/keys")
-	for url, want := range map[string]string{
-		"https://h.example.org/fhir":    "",
-		"https://h.example.org/:x":      "':'",
-		"https://h.example.org/a/../b":  "clean",
-		"https://h.example.org/a%2Fb":   "encoded",
-		"https://h.example.org/fhir?":   "query",
-		"https://h.example.org/fhir?x":  "https://host/fhir",
-		"ftp://h.example.org/fhir":      "https://host/fhir",
-		"https://a:b@h.example.org/a/b": "https://host/fhir",
-	} {
-		err := run(t.Context(), []string{"--check-config"}, append(slices.Clone(base), "SLUICE_BASE_URL="+url), io.Discard)
-		if want == "" && err != nil {
-			t.Errorf("%s: %v", url, err)
-		}
-		for _, word := range []string{"SLUICE_BASE_URL", want} {
-			if want != "" && (err == nil || !strings.Contains(err.Error(), word)) {
-				t.Errorf("%s: %v, want an error about %s and %s", url, err, "SLUICE_BASE_URL", want)
-			}
-		}
-	}
-}
-
-// A file of issuers that the API would not start with is reported beside what else is wrong.
-func TestCheckConfigReadsIssuers(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "issuers.yaml")
-	if err := os.WriteFile(file, []byte("issuers:\n- {name: a, audiences: []}\n"), 0o600); err != nil {
+	good := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir")
+	issuers := filepath.Join(t.TempDir(), "issuers.yaml")
+	if err := os.WriteFile(issuers, []byte("issuers:\n- {name: a, audiences: []}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	environ := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
-		"SLUICE_POLL_LIMIT=0", "SLUICE_TOKEN_ISSUERS_FILE="+file, "SLUICE_API_REQUIRE_GROUP_SCOPE=true")
-	err := run(t.Context(), []string{"--check-config"}, environ, io.Discard)
-	for _, word := range []string{"SLUICE_POLL_LIMIT", "SLUICE_TOKEN_ISSUERS_FILE", "no audience"} {
-		if err == nil || !strings.Contains(err.Error(), word) {
-			t.Errorf("%v, want an error about %s", err, word)
-		}
-	}
-}
-
-// Keys that cannot be read and encryption that there is none of are known as well, both at once, and no key is quoted.
-func TestCheckConfigOfEncryption(t *testing.T) {
-	base := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir")
-	check := func(more ...string) error {
-		return run(t.Context(), []string{"--check-config"}, append(slices.Clone(base), more...), io.Discard)
-	}
 	key := "2026-11:" + strings.Repeat("A", 43) + "="
-	if err := check("SLUICE_ENVELOPE_KEYS="+key, "SLUICE_S3_SSE=kms:sluice"); err != nil {
-		t.Errorf("a good configuration: %v", err)
-	}
-	err := check("SLUICE_ENVELOPE_KEYS="+key+"\nother:hush", "SLUICE_S3_SSE=aes")
-	for _, word := range []string{"SLUICE_ENVELOPE_KEYS: key 2", "SLUICE_S3_SSE"} {
-		if err == nil || !strings.Contains(err.Error(), word) {
-			t.Errorf("%v, want an error about %s", err, word)
+	at := func(url string) []string { return []string{"SLUICE_BASE_URL=" + url} }
+	for name, test := range map[string]struct {
+		set  []string
+		want []string // in the error; nil: there is none
+	}{
+		"good":            {nil, nil},
+		"encryption":      {[]string{"SLUICE_ENVELOPE_KEYS=" + key, "SLUICE_S3_SSE=kms:sluice"}, nil},
+		"URL not clean":   {at("https://h.example.org/a/../b"), []string{"SLUICE_BASE_URL", "clean"}},
+		"URL with a user": {at("https://a:b@h.example.org/a/b"), []string{"SLUICE_BASE_URL", "https://host/fhir"}},
+		"issuers beside what else is wrong": {
+			[]string{"SLUICE_POLL_LIMIT=0", "SLUICE_TOKEN_ISSUERS_FILE=" + issuers, "SLUICE_API_REQUIRE_GROUP_SCOPE=true"},
+			[]string{"SLUICE_POLL_LIMIT", "SLUICE_TOKEN_ISSUERS_FILE", "no audience"},
+		},
+		"too few status answers": {[]string{"SLUICE_JOB_LIMIT=16"}, []string{"SLUICE_STATUS_LIMIT", "40 for each"}},
+		"keys that cannot be read": {
+			[]string{"SLUICE_ENVELOPE_KEYS=" + key + "\nother:hush", "SLUICE_S3_SSE=aes"},
+			[]string{"SLUICE_ENVELOPE_KEYS: key 2", "SLUICE_S3_SSE"},
+		},
+	} {
+		err := run(t.Context(), []string{"--check-config"}, append(slices.Clone(good), test.set...), io.Discard)
+		if test.want == nil && err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
-	}
-	if err != nil && (strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "AAAA")) {
-		t.Errorf("a key is quoted: %v", err)
+		for _, word := range test.want {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				t.Errorf("%s: %v, want an error about %s", name, err, word)
+			}
+		}
+		if err != nil && (strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "AAAA")) {
+			t.Errorf("%s: a key is quoted: %v", name, err)
+		}
 	}
 }
 
@@ -119,7 +97,7 @@ func TestNoSecretIsQuoted(t *testing.T) {
 	})
 }
 
-// Each listener of the API serves as it is meant to.
+// Each listener requires TLS and, if private, a client certificate.
 func TestTLS(t *testing.T) {
 	authority, operators := testenv.NewAuthority(t), testenv.NewAuthority(t)
 	valid := time.Now().Add(time.Hour)
@@ -127,30 +105,17 @@ func TestTLS(t *testing.T) {
 	environ := append(environment(t, "https://one.example.org/keys"), "SLUICE_BASE_URL=https://h.example.org/fhir",
 		"SLUICE_TLS_CERT_FILE="+cert, "SLUICE_TLS_KEY_FILE="+key, "SLUICE_PRIVATE_TLS=true",
 		"SLUICE_PRIVATE_CLIENT_CA_FILE="+operators.File())
-	ctx, stop := context.WithCancel(t.Context())
-	out, stderr := io.Pipe()
-	stopped := make(chan error, 1)
-	go func() {
-		stopped <- run(ctx, nil, environ, stderr)
-		_ = stderr.Close() // never fails
-	}()
-	var ready struct{ Msg, Public, Private string }
-	log := bufio.NewScanner(out)
-	for ready.Msg != "api is ready" && log.Scan() {
-		if err := json.Unmarshal(log.Bytes(), &ready); err != nil {
-			t.Fatal(err)
-		}
-	}
-	go func() { _, _ = io.Copy(io.Discard, out) }() // until run has returned
+	public, private, stop := configtest.Start(t, "api", run, environ)
+	defer stop()
 	for name, row := range map[string]struct {
 		url          string
 		certificates []tls.Certificate
 		good         bool
 	}{
-		"public":                         {"https://" + ready.Public, nil, true},
-		"public, in plain text":          {"http://" + ready.Public, nil, false},
-		"private, without a certificate": {"https://" + ready.Private, nil, false},
-		"private, an operator":           {"https://" + ready.Private, []tls.Certificate{operators.Issue(valid).TLS(t)}, true},
+		"public":                         {"https://" + public, nil, true},
+		"public, in plain text":          {"http://" + public, nil, false},
+		"private, without a certificate": {"https://" + private, nil, false},
+		"private, an operator":           {"https://" + private, []tls.Certificate{operators.Issue(valid).TLS(t)}, true},
 	} {
 		client := http.Client{Transport: &http.Transport{
 			TLSClientConfig: &tls.Config{RootCAs: authority.Pool(), Certificates: row.certificates}, DisableKeepAlives: true,
@@ -166,14 +131,9 @@ func TestTLS(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	stop()
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
 }
 
-// A stopped API leaves nothing behind, a fetch of keys that nobody waits for any more least of all; and of the
-// operators' routes the public listener has none but the probes.
+// A stopped API leaks nothing, not even an abandoned fetch of keys. The public listener serves the probes but no metrics.
 func TestStop(t *testing.T) {
 	asked := make(chan struct{})
 	var once sync.Once
@@ -185,29 +145,9 @@ func TestStop(t *testing.T) {
 	environ := append(environment(t, jwks.URL), "SLUICE_BASE_URL=https://h.example.org/fhir")
 	already := goleak.IgnoreCurrent()
 
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	out, stderr := io.Pipe()
-	stopped := make(chan error, 1)
-	go func() {
-		stopped <- run(ctx, nil, environ, stderr)
-		_ = stderr.Close() // never fails
-	}()
-	var ready struct{ Msg, Public, Private string }
-	log := bufio.NewScanner(out)
-	for ready.Msg != "api is ready" && log.Scan() {
-		if err := json.Unmarshal(log.Bytes(), &ready); err != nil {
-			t.Fatal(err)
-		}
-	}
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		_, _ = io.Copy(io.Discard, out) // until run has returned
-	}()
-
+	public, private, stop := configtest.Start(t, "api", run, environ)
 	transport := &http.Transport{DisableKeepAlives: true}
-	ask := func(ctx context.Context, url, token string) (int, error) {
+	get := func(ctx context.Context, url, token string) (int, error) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -222,10 +162,10 @@ func TestStop(t *testing.T) {
 		return response.StatusCode, response.Body.Close()
 	}
 	for url, want := range map[string]int{
-		"http://" + ready.Public + "/livez": 200, "http://" + ready.Public + "/metrics": 404,
-		"http://" + ready.Private + "/livez": 200, "http://" + ready.Private + "/metrics": 200,
+		"http://" + public + "/livez": 200, "http://" + public + "/metrics": 404,
+		"http://" + private + "/livez": 200, "http://" + private + "/metrics": 200,
 	} {
-		if got, err := ask(t.Context(), url, ""); got != want || err != nil {
+		if got, err := get(t.Context(), url, ""); got != want || err != nil {
 			t.Errorf("%s: %d, %v, want %d", url, got, err, want)
 		}
 	}
@@ -240,13 +180,9 @@ func TestStop(t *testing.T) {
 		<-asked
 		hangUp()
 	}()
-	if got, err := ask(impatient, "http://"+ready.Public+"/fhir/Group/g/$export", unknown); err == nil {
+	if got, err := get(impatient, "http://"+public+"/fhir/Group/g/$export", unknown); err == nil {
 		t.Errorf("an answer without keys: %d", got)
 	}
 	stop()
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
-	<-drained
 	goleak.VerifyNone(t, already)
 }

@@ -33,10 +33,8 @@ type settings struct {
 	// secret, 32 bytes or more; wraps the signing keys in Redis
 	Secret string `env:"AUTH_KEY_SECRET,required,notEmpty"`
 	// the secret before, while it is being replaced
-	Previous string        `env:"AUTH_KEY_SECRET_PREVIOUS"`
-	Rotate   time.Duration `env:"AUTH_KEY_ROTATE" envDefault:"24h"` // how long a key signs tokens
-	// how long a key is published before it signs
-	Publish time.Duration `env:"AUTH_KEY_PUBLISH" envDefault:"15m"`
+	Previous string `env:"AUTH_KEY_SECRET_PREVIOUS"`
+	authstore.Schedule
 	// lifetime of an access token, 10 s to 5 min
 	Life time.Duration `env:"AUTH_TOKEN_LIFE" envDefault:"5m"`
 	// registered clients, YAML, in addition to those in Redis: docs/auth.md
@@ -45,12 +43,7 @@ type settings struct {
 	Secrets bool `env:"AUTH_CLIENT_SECRET" envDefault:"false"`
 	// assertions may be used again; for conformance suites only
 	Replay bool `env:"AUTH_ASSERTION_REPLAY" envDefault:"false"`
-	// the window in which failed authentications are counted
-	Window time.Duration `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`
-	// failures allowed per address and window
-	OfAddress int `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`
-	// failures allowed per client and window
-	OfClient int `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`
+	authstore.Limits
 	// networks whose X-Forwarded-For is trusted, such as 10.0.0.0/8,fd00::/8
 	Proxies []netip.Prefix `env:"AUTH_TRUSTED_PROXIES" envSeparator:","`
 
@@ -72,7 +65,7 @@ func (c *settings) Validate() (err error) {
 	if c.Previous != "" {
 		add("AUTH_KEY_SECRET_PREVIOUS", authstore.CheckSecret(c.Previous))
 	}
-	add("AUTH_KEY_ROTATE, SLUICE_AUTH_KEY_PUBLISH", c.schedule().Check())
+	add("AUTH_KEY_ROTATE, SLUICE_AUTH_KEY_PUBLISH", c.Schedule.Check())
 	if c.Clients != "" {
 		_, err := clients.OpenFile(c.Clients)
 		add("AUTH_CLIENTS_FILE", err)
@@ -80,16 +73,8 @@ func (c *settings) Validate() (err error) {
 	if c.Life < 10*time.Second || c.Life > 5*time.Minute {
 		add("AUTH_TOKEN_LIFE", errors.New("must be between 10s and 5m"))
 	}
-	add("AUTH_FAILURES_*", c.limits().Check())
+	add("AUTH_FAILURES_*", c.Limits.Check())
 	return errors.Join(append(problems, c.Common.Validate(), c.Redis.Validate(), c.Audit.Validate())...)
-}
-
-func (c *settings) schedule() authstore.Schedule {
-	return authstore.Schedule{Rotate: c.Rotate, Publish: c.Publish}
-}
-
-func (c *settings) limits() authstore.Limits {
-	return authstore.Limits{Window: c.Window, PerAddress: c.OfAddress, PerClient: c.OfClient}
 }
 
 // checkTokenURL requires https, because anyone who reads a client secret in transit can use it.
@@ -106,11 +91,6 @@ func checkTokenURL(text string) error {
 		return errors.New("must be https, or http on loopback")
 	}
 	return nil
-}
-
-func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
-	checkOnly, err = config.Load(ctx, "auth", args, environ, &cfg)
-	return cfg, checkOnly, err
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
@@ -139,7 +119,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if cfg.Previous != "" {
 		previous = append(previous, cfg.Previous)
 	}
-	keys, err := authstore.NewKeys(store, cfg.schedule(), cfg.Secret, previous...)
+	keys, err := authstore.NewKeys(store, cfg.Schedule, cfg.Secret, previous...)
 	if err != nil {
 		return err
 	}
@@ -149,14 +129,14 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 			return err
 		}
 	}
-	api := tokenapi.Defaults()
-	if api.HTTPClient, err = cfg.Common.Client(); err != nil {
+	client, err := cfg.Common.Client()
+	if err != nil {
 		return err
 	}
-	api.TokenURL, api.Audience, api.Lifetime = cfg.TokenURL, cfg.base.String(), cfg.Life
-	api.ClientSecrets, api.AllowReplay = cfg.Secrets, cfg.Replay
-	api.Limits, api.Proxies, api.Logger = cfg.limits(), cfg.Proxies, log
-	service, err := tokenapi.New(api, tokenapi.Deps{
+	service, err := tokenapi.New(tokenapi.Config{
+		TokenURL: cfg.TokenURL, Audience: cfg.base.String(), Lifetime: cfg.Life, ClientSecrets: cfg.Secrets,
+		AllowReplay: cfg.Replay, Limits: cfg.Limits, Proxies: cfg.Proxies, Now: time.Now, Logger: log, HTTPClient: client,
+	}, tokenapi.Deps{
 		Store: store, Keys: keys, Clients: clients.New(file, store), Audit: events, Registry: registry,
 	})
 	if err != nil {

@@ -1,9 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"context"
-	"encoding/json"
 	"io"
 	"net/http"
 	"os"
@@ -14,7 +11,16 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"go.uber.org/goleak"
+
+	"github.com/sluice-fhir/sluice/services/config/configtest"
 )
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 func environment(redis string, more ...string) []string {
 	return append([]string{
@@ -26,9 +32,7 @@ func environment(redis string, more ...string) []string {
 // --check-config reports every problem at once, and no secret.
 func TestCheckConfig(t *testing.T) {
 	clients := filepath.Join(t.TempDir(), "clients.yaml")
-	if err := os.WriteFile(clients, []byte("clients: [{id: a}]"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(clients, []byte("clients: [{id: a}]"), 0o600))
 	for name, test := range map[string]struct {
 		set  []string
 		want []string
@@ -77,64 +81,33 @@ func TestStartWithoutRedisAndStop(t *testing.T) {
 	address := redis.Addr()
 	redis.Close()
 	already := goleak.IgnoreCurrent()
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	out, stderr := io.Pipe()
-	stopped := make(chan error, 1)
-	go func() {
-		stopped <- run(ctx, nil, environment("redis://"+address), stderr)
-		_ = stderr.Close() // never fails
-	}()
-	var ready struct{ Msg, Public, Private string }
-	log := bufio.NewScanner(out)
-	for ready.Msg != "auth is ready" && log.Scan() {
-		if err := json.Unmarshal(log.Bytes(), &ready); err != nil {
-			t.Fatal(err)
-		}
-	}
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		_, _ = io.Copy(io.Discard, out) // until run has returned
-	}()
+	public, private, stop := configtest.Start(t, "auth", run, environment("redis://"+address))
 	transport := &http.Transport{DisableKeepAlives: true}
 	ask := func(url string) int {
 		t.Helper()
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		response, err := transport.RoundTrip(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := response.Body.Close(); err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
+		must(t, response.Body.Close())
 		return response.StatusCode
 	}
 	for url, want := range map[string]int{
-		"http://" + ready.Public + "/livez": 200, "http://" + ready.Public + "/readyz": 503, "http://" + ready.Public + "/jwks": 503,
-		"http://" + ready.Public + "/metrics": 404, "http://" + ready.Private + "/readyz": 503, "http://" + ready.Private + "/metrics": 200,
+		"http://" + public + "/livez": 200, "http://" + public + "/readyz": 503, "http://" + public + "/jwks": 503,
+		"http://" + public + "/metrics": 404, "http://" + private + "/readyz": 503, "http://" + private + "/metrics": 200,
 	} {
 		if got := ask(url); got != want {
 			t.Errorf("%s: %d, want %d", url, got, want)
 		}
 	}
-	if err := redis.Restart(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, redis.Restart())
 	deadline := time.Now().Add(time.Minute) // against an endless loop
-	for ask("http://"+ready.Public+"/jwks") != 200 {
+	for ask("http://"+public+"/jwks") != 200 {
 		if time.Now().After(deadline) {
 			t.Fatal("no keys after Redis is back")
 		}
 	}
 	stop()
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
-	<-drained
 	redis.Close()
 	goleak.VerifyNone(t, already)
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/audit"
 )
 
-// Audit configures the audit log (docs/audit.md). It cannot be turned off. The default is standard output: it always works,
-// nothing else is written there, and container runtimes collect it.
+// Audit configures the audit log (docs/audit.md). It cannot be turned off. Nothing else is written to standard output,
+// and container runtimes collect that.
 type Audit struct {
 	// the audit log: a file of this process alone, or stdout: docs/audit.md
 	Log string `env:"AUDIT_LOG" envDefault:"stdout"`
@@ -21,7 +21,7 @@ type Audit struct {
 	Sync bool `env:"AUDIT_SYNC"`
 }
 
-// Validate refuses what cannot work.
+// Validate returns every problem of the section.
 func (a Audit) Validate() error {
 	var problems []error
 	if a.Log == "" {
@@ -36,7 +36,7 @@ func (a Audit) Validate() error {
 	return errors.Join(problems...)
 }
 
-// Open opens the log for a process, such as "api", and counts in the registry what is recorded and what could not be.
+// Open opens the log of a process, such as "api", and registers metrics of recorded events and failures.
 func (a Audit) Open(process string, registry prometheus.Registerer) (*audit.Log, error) {
 	events := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sluice_audit_events_total", Help: "Events in the audit log.",
@@ -46,7 +46,7 @@ func (a Audit) Open(process string, registry prometheus.Registerer) (*audit.Log,
 	})
 	for _, collector := range []prometheus.Collector{events, failures} {
 		if err := registry.Register(collector); err != nil {
-			return nil, fmt.Errorf("registering the audit log's metrics: %w", err)
+			return nil, fmt.Errorf("register the audit log's metrics: %w", err)
 		}
 	}
 	host, err := os.Hostname()

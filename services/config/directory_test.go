@@ -50,7 +50,7 @@ func TestDirectoryIsInOnePlace(t *testing.T) {
 	}
 }
 
-// Both places answer the same.
+// Both kinds of directory give the same result.
 func TestOpenDirectory(t *testing.T) {
 	owner := export.Owner{Issuer: "i", Subject: "s"}
 	const group = `{"resourceType":"Group","id":"g","member":[{"entity":{"reference":"Patient/p1"}}]}`
@@ -120,7 +120,7 @@ func TestOpenDirectory(t *testing.T) {
 	})
 }
 
-// A place that no process could open is known before one starts, and its password is not told.
+// A directory that cannot be opened is an error of the configuration, which does not quote the password.
 func TestPlacesAreChecked(t *testing.T) {
 	const secret = "hunter2"
 	s3 := config.Objects{Endpoint: "http://h:9000", AccessKey: "a", SecretKey: secret, Bucket: "sluice"}

@@ -9,13 +9,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
-// Envelope is what jobs' data keys are wrapped with.
+// Envelope configures the master keys, which wrap the data keys of jobs.
 type Envelope struct {
 	// secret; master keys, one `id:base64 of 32 bytes` per line; the first wraps, all unwrap: docs/encryption.md
 	Keys string `env:"ENVELOPE_KEYS"`
 }
 
-// Validate refuses keys that cannot be read. None at all are allowed: then new jobs are not encrypted.
+// Validate refuses malformed keys. Without keys, new jobs are not encrypted.
 func (e Envelope) Validate() error {
 	_, err := e.parse()
 	return err
@@ -29,8 +29,8 @@ func (e Envelope) parse() (*envelope.Keys, error) {
 	return keys, nil
 }
 
-// Ring returns what finds the keys of objects. A process without master keys has one as well: it must not take what is
-// encrypted for plaintext, nor write plaintext where the job is encrypted.
+// Ring returns the keys of objects. A process without master keys needs a ring too: it must refuse encrypted jobs instead
+// of taking them for plaintext.
 func (e Envelope) Ring(jobs *jobstore.Store) (*envelope.Ring, error) {
 	keys, err := e.parse()
 	if err != nil {
@@ -39,7 +39,7 @@ func (e Envelope) Ring(jobs *jobstore.Store) (*envelope.Ring, error) {
 	return envelope.NewRing(keys, jobs.Key, time.Now), nil
 }
 
-// NewKey returns what makes a job's wrapped data key, nil when there is no master key.
+// NewKey returns the function that makes a job's wrapped data key, or nil without a master key.
 func (e Envelope) NewKey() (func(export.JobID) []byte, error) {
 	keys, err := e.parse()
 	if err != nil || keys.Empty() {

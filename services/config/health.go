@@ -18,24 +18,24 @@ import (
 // healthTimeout bounds --check-health: longer than a readiness report may take, which is 3 s.
 const healthTimeout = 5 * time.Second
 
-// own is what --check-health reads of a service's configuration: how its private listener serves, and nothing else. A
-// process that runs well must not look ill because a file has changed that it would read at its next start.
-type own struct {
+// privateListener is the part of the configuration that --check-health reads. A healthy process must not appear unhealthy
+// because of another setting that has changed since its start.
+type privateListener struct {
 	TLS
 	Private string `env:"PRIVATE_ADDR"`
 }
 
 // checkHealth asks the private listener of the service that runs with the same environment whether it is ready.
 func checkHealth(ctx context.Context, environ []string) error {
-	var listener own
-	var about []string
+	var listener privateListener
+	var relevant []string
 	for _, entry := range environ {
 		name := strings.TrimPrefix(entry, envconfig.Prefix)
 		if name != entry && (strings.HasPrefix(name, "PRIVATE_") || strings.HasPrefix(name, "TLS_")) {
-			about = append(about, entry)
+			relevant = append(relevant, entry)
 		}
 	}
-	if err := envconfig.Load(about, &listener); err != nil {
+	if err := envconfig.Load(relevant, &listener); err != nil {
 		return err
 	}
 	host, port, err := net.SplitHostPort(listener.Private)
@@ -43,7 +43,7 @@ func checkHealth(ctx context.Context, environ []string) error {
 		return errors.New("SLUICE_PRIVATE_ADDR must name the port that the service listens on")
 	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1" // every address is meant, and this is one
+		host = "127.0.0.1" // the service listens on all addresses
 	}
 	scheme, transport := "http", &http.Transport{DisableKeepAlives: true}
 	if from := listener.private(); from != (files{}) {

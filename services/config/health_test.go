@@ -3,6 +3,7 @@ package config_test
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -18,7 +19,7 @@ import (
 )
 
 // serving starts the private listener of a service with these settings and returns its address. It is ready while down
-// holds nothing.
+// is nil.
 func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 	t.Helper()
 	var common config.Common
@@ -53,14 +54,14 @@ func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 	return listener.Addr().String()
 }
 
-// health runs a service's --check-health.
+// checkHealth runs a service with --check-health.
 func checkHealth(t *testing.T, environ []string) error {
 	t.Helper()
-	checkOnly, err := config.Load(t.Context(), "service", []string{"--check-health"}, environ, &struct{}{})
-	if !checkOnly {
-		return errors.New("the service would start")
-	}
-	return err
+	return config.Run(t.Context(), "service", []string{"--check-health"}, environ, io.Discard,
+		func(context.Context, struct{}, io.Writer) error {
+			t.Error("the service was started")
+			return nil
+		})
 }
 
 func TestHealthIsAskedOfTheOwnPrivateListener(t *testing.T) {
@@ -82,7 +83,7 @@ func TestHealthIsAskedOfTheOwnPrivateListener(t *testing.T) {
 			var down atomic.Bool
 			at := serving(t, append(environ, "SLUICE_PRIVATE_ADDR=127.0.0.1:0"), &down)
 			_, port, _ := strings.Cut(at, ":")
-			// What the service needs besides its private listener is none of the question's business.
+			// --check-health ignores all settings but those of the private listener.
 			environ = append(environ, "SLUICE_REDIS_URL_FILE=/nowhere", "HOME=/nowhere")
 			for _, addr := range []string{at, ":" + port, "0.0.0.0:" + port, "[::]:" + port} {
 				if err := checkHealth(t, append(environ, "SLUICE_PRIVATE_ADDR="+addr)); err != nil {

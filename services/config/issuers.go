@@ -37,8 +37,8 @@ type introspectionEntry struct {
 	CacheFor         time.Duration `yaml:"cache_for"`
 }
 
-// LoadIssuers reads a YAML file of token issuers, and the files with secrets that it names. A key that it does not know is
-// an error, and so is what token.NewVerifier would refuse: all that is wrong is in one error.
+// LoadIssuers reads a YAML file of token issuers, and the files with secrets that it names. Unknown keys are errors. The
+// error lists every problem, including those that token.NewVerifier would report.
 func LoadIssuers(file string) ([]token.Issuer, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
@@ -74,7 +74,7 @@ func LoadIssuers(file string) ([]token.Issuer, error) {
 	return issuers, nil
 }
 
-// open reads the secret. Without it the rest comes back all the same, to be checked too.
+// open reads the secret. With an error it still returns the other settings, so that they are checked too.
 func (e introspectionEntry) open() (*token.Introspection, error) {
 	opened := &token.Introspection{
 		URL: e.URL, ClientID: e.ClientID, CacheFor: e.CacheFor,

@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
-// A file over which the library panics is refused like any other that cannot be read.
+// A file on which the library panics is refused as unreadable.
 func TestIssuersThatTheLibraryCannotStand(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "issuers.yaml")
 	if err := os.WriteFile(path, []byte("issuers:\n  - name: a\n    audiences: !x\n    b"), 0o600); err != nil {
@@ -23,8 +23,8 @@ func TestIssuersThatTheLibraryCannotStand(t *testing.T) {
 	}
 }
 
-// FuzzIssuers: a file of issuers is refused, or everything that decides whose tokens pass stands in it and is sound:
-// a name that no other has, an audience, one place of keys that nobody can alter on their way, known algorithms.
+// FuzzIssuers: a file of issuers is refused, or each issuer has a unique name, an audience, exactly one source of keys
+// over https or from a file, and known algorithms.
 func FuzzIssuers(f *testing.F) {
 	const good = `issuers:
   - name: https://login.example.org

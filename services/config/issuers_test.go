@@ -62,7 +62,7 @@ func TestLoadIssuers(t *testing.T) {
 	}
 }
 
-// Everything that is wrong is told at once, and no secret with it.
+// The error lists every problem and no secret.
 func TestLoadIssuersRefuses(t *testing.T) {
 	dir := t.TempDir()
 	secret, file := filepath.Join(dir, "secret"), filepath.Join(dir, "issuers.yaml")

@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-// Source is the place of the clinical data: a database or a folder, one of them.
+// Source configures where the clinical data is read from: a database or a folder.
 type Source struct {
 	Trust
 	// postgres://user:password@host:port/database with the data, or SOURCE_DIR: docs/postgres.md
@@ -27,13 +27,13 @@ type Source struct {
 	observed *telemetry.Dependencies
 }
 
-// Observed is the section whose calls are measured, of a database, as "source".
+// Observed returns the section with metrics; calls of a database count as "source".
 func (s Source) Observed(by *telemetry.Dependencies) Source {
 	s.observed = by
 	return s
 }
 
-// Validate refuses two places, none, and what is not the URL of one.
+// Validate requires exactly one place.
 func (s Source) Validate() error {
 	err := checkDatabase("SLUICE_SOURCE_URL", s.URL)
 	if (s.URL == "") == (s.Dir == "") {
@@ -42,24 +42,27 @@ func (s Source) Validate() error {
 	return err
 }
 
+// retryInterval is the interval between attempts to reach a store at start.
+const retryInterval = 2 * time.Second
+
 // Data is an open source.
 type Data struct {
 	source.Source
-	Check func(context.Context) error // whether it can be read, for readiness
+	Check func(context.Context) error // of readiness: returns an error unless the source can be read
 	Close func() error
-	// Watch is a part of the process, or nil: it ends the process when the source can never be read again.
+	// Watch, unless nil, ends the process when the source can never be read again.
 	Watch *rungroup.Component
 }
 
-// Open opens the place for a process that runs so many units at once. A folder's index is read, which
-// takes seconds for a gigabyte; to a database no connection is made yet.
+// Open opens the source for a process that runs the given number of units at once. It indexes a folder, which takes
+// seconds for a gigabyte; to a database it makes no connection yet.
 func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*Data, error) {
 	if s.URL != "" {
 		roots, err := s.Roots()
 		if err != nil {
 			return nil, err
 		}
-		// Some more, so that neither a check nor small work beside the units waits. They are made when they are needed.
+		// Some more than units, so that readiness checks do not wait.
 		opened, err := postgres.Open(ctx, pgdb.Config{
 			URL: s.URL, Connections: connections + 4, Roots: roots, Observe: s.observed.Observer("source"),
 		})
@@ -76,10 +79,9 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 	return &Data{Source: opened, Check: opened.Check, Close: opened.Close, Watch: &watch}, nil
 }
 
-// Await returns when the source can be read. Services start in any order: a database that is not there yet, or not yet
-// migrated, is asked again, and nothing is taken from the queue meanwhile.
+// Await returns when the source can be read. Services start in any order: it retries while the database is unavailable or
+// not migrated, and the worker takes no units meanwhile.
 func (d *Data) Await(ctx context.Context, log *slog.Logger) error {
-	const again = 2 * time.Second
 	for {
 		err := d.Check(ctx)
 		if err == nil || ctx.Err() != nil {
@@ -89,7 +91,27 @@ func (d *Data) Await(ctx context.Context, log *slog.Logger) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(again):
+		case <-time.After(retryInterval):
 		}
 	}
+}
+
+// unchanged returns the component that stops a worker when the folder differs from its index. The worker cannot export any
+// more; its successor indexes the folder again, and the units wait for it.
+func unchanged(check func(context.Context) error) rungroup.Component {
+	const every = 15 * time.Second
+	return rungroup.Component{Name: "source", Run: func(ctx context.Context) error {
+		ticker := time.NewTicker(every)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ticker.C:
+				if err := check(ctx); err != nil {
+					return err
+				}
+			}
+		}
+	}}
 }

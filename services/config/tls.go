@@ -5,20 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/sluice-fhir/sluice/pkg/platform/certs"
-	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
 )
 
-// privateConnections is how many may be open to the private listener at once: those of probes and of a few operators.
-const privateConnections = 256
-
-// TLS is what the listeners of a process show, and ask for. The files are PEM; certificates and keys are read again
-// when they change.
+// TLS configures the certificates of the listeners. The files are PEM and are reloaded when they change.
 type TLS struct {
 	// certificate of the public listener, PEM, reloaded when it changes; none: plain HTTP: docs/tls.md
 	CertFile string `env:"TLS_CERT_FILE"`
@@ -34,14 +26,14 @@ type TLS struct {
 	MaxConnections int `env:"MAX_CONNECTIONS" envDefault:"10000"`
 }
 
-// files are the variables of one certificate and its key, and the values.
+// files names a certificate and its key, with the variables they come from.
 type files struct{ certName, cert, keyName, key string }
 
 func (t TLS) public() files {
 	return files{"SLUICE_TLS_CERT_FILE", t.CertFile, "SLUICE_TLS_KEY_FILE", t.KeyFile}
 }
 
-// private are the files of the private listener; none when it serves plain HTTP.
+// private returns the files of the private listener, or none if it serves plain HTTP.
 func (t TLS) private() files {
 	switch {
 	case t.PrivateCertFile != "" || t.PrivateKeyFile != "":
@@ -67,10 +59,10 @@ func (f files) open(log *slog.Logger) (*certs.Certificate, error) {
 	return certificate, nil
 }
 
-// clients returns whose certificates the private listener's clients must have, or nil.
+// clients returns the authorities for client certificates of the private listener. nil: it requires none.
 func (t TLS) clients() (*x509.CertPool, error) {
 	if t.PrivateClientCA == "" {
-		return nil, nil //nolint:nilnil // none is asked for
+		return nil, nil //nolint:nilnil // as documented
 	}
 	if t.private() == (files{}) {
 		return nil, errors.New("SLUICE_PRIVATE_CLIENT_CA_FILE needs SLUICE_PRIVATE_TLS=true")
@@ -82,7 +74,7 @@ func (t TLS) clients() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// Validate refuses what would keep the listeners from serving.
+// Validate refuses what Listeners would refuse.
 func (t TLS) Validate() error {
 	log := slog.New(slog.DiscardHandler)
 	_, publicErr := t.public().open(log)
@@ -99,50 +91,4 @@ func (t TLS) Validate() error {
 		boundErr = errors.New("SLUICE_MAX_CONNECTIONS must be at least 1")
 	}
 	return errors.Join(publicErr, privateErr, clientErr, boundErr)
-}
-
-// Listeners are the HTTP options of the listeners of a process.
-type Listeners struct {
-	Public, Private httpserver.Options
-}
-
-// Listeners opens the certificates, has the registry tell how long they are valid, and warns of files with secrets that
-// every account of the machine may read.
-func (c Common) Listeners(log *slog.Logger, registry prometheus.Registerer) (*Listeners, error) {
-	clients, err := c.clients()
-	if err != nil {
-		return nil, err
-	}
-	public, err := c.secured("public", c.public(), nil, log, registry)
-	if err != nil {
-		return nil, err
-	}
-	public.Limits.Connections = c.MaxConnections
-	private, err := c.secured("private", c.private(), clients, log, registry)
-	if err != nil {
-		return nil, err
-	}
-	private.Limits.Connections = privateConnections
-	for variable, file := range c.secretFiles() {
-		if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o007 != 0 {
-			log.Warn("every account of this machine may use a file that holds a secret", "variable", variable)
-		}
-	}
-	return &Listeners{Public: public, Private: private}, nil
-}
-
-// secured returns the options of one listener, without limits.
-func (c Common) secured(
-	name string, from files, clients *x509.CertPool, log *slog.Logger, registry prometheus.Registerer,
-) (httpserver.Options, error) {
-	options := httpserver.Options{Log: log}
-	certificate, err := from.open(log)
-	if err != nil || certificate == nil {
-		return options, err
-	}
-	if err := certificate.Register(registry, name); err != nil {
-		return options, fmt.Errorf("metrics of the %s listener's certificate: %w", name, err)
-	}
-	options.TLS = certs.ServerTLS(certificate, clients)
-	return options, nil
 }

@@ -78,8 +78,8 @@ func TestListenersAreChecked(t *testing.T) {
 	}
 }
 
-// ask asks an address by https, with a certificate if one is given, and returns the status.
-func ask(t *testing.T, addr string, authority *testenv.Authority, certificates ...tls.Certificate) (int, error) {
+// get sends a request over https, with a client certificate if one is given, and returns the status.
+func get(t *testing.T, addr string, authority *testenv.Authority, certificates ...tls.Certificate) (int, error) {
 	t.Helper()
 	transport := &http.Transport{
 		TLSClientConfig:   &tls.Config{RootCAs: authority.Pool(), Certificates: certificates},
@@ -92,7 +92,7 @@ func ask(t *testing.T, addr string, authority *testenv.Authority, certificates .
 	return response.StatusCode, response.Body.Close()
 }
 
-// Both listeners show the certificate of the moment, and the private one wants to see one of its client's.
+// Both listeners use the current certificate, and the private one requires a client certificate.
 func TestListeners(t *testing.T) {
 	authority, operators := testenv.NewAuthority(t), testenv.NewAuthority(t)
 	valid := time.Now().Add(time.Hour)
@@ -137,7 +137,7 @@ func TestListeners(t *testing.T) {
 		"private, an operator":               {private, []tls.Certificate{operator}, true},
 		"private, somebody else's authority": {private, []tls.Certificate{authority.Issue(valid).TLS(t)}, false},
 	} {
-		if status, err := ask(t, row.addr, authority, row.certificates...); (err == nil && status == http.StatusOK) != row.good {
+		if status, err := get(t, row.addr, authority, row.certificates...); (err == nil && status == http.StatusOK) != row.good {
 			t.Errorf("%s: %d, %v", name, status, err)
 		}
 	}
@@ -156,7 +156,7 @@ func TestListeners(t *testing.T) {
 	}
 }
 
-// Who keeps a secret where every account can read it is told so, by the variable and without the name of the file.
+// A secret's file that every account can read is warned about, by its variable and without its name.
 func TestOpenSecretsAreToldOf(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := testenv.NewAuthority(t).Issue(time.Now().Add(time.Hour)).Files(t, dir)
@@ -186,7 +186,7 @@ func TestOpenSecretsAreToldOf(t *testing.T) {
 	}
 }
 
-// One file of authorities counts for every dependency.
+// CA_FILE applies to every dependency.
 func TestOneFileOfAuthorities(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	certificate := authority.Issue(time.Now().Add(time.Hour), "127.0.0.1")
@@ -202,7 +202,7 @@ func TestOneFileOfAuthorities(t *testing.T) {
 			config.Directory
 			config.Source
 		}
-		// The config of no service: which Validate is meant is not said, so that none is called.
+		// Embeds several sections, so its Validate is ambiguous and is not called.
 		if err := envconfig.Load(append(environ, "SLUICE_CA_FILE="+file), &config); err != nil {
 			t.Fatal(err)
 		}

@@ -22,10 +22,10 @@ type Trace struct {
 	Ratio    float64 `env:"TRACE_RATIO" envDefault:"1"` // share of the jobs that are traced
 }
 
-// tracesPath is where OTLP takes spans, when the endpoint names no path.
+// tracesPath is the OTLP path for an endpoint without one.
 const tracesPath = "/v1/traces"
 
-// Validate refuses what cannot work.
+// Validate returns every problem of the section.
 func (t Trace) Validate() error {
 	_, endpointErr := t.endpoint()
 	_, headersErr := t.headers()
@@ -66,7 +66,7 @@ func (t Trace) headers() (map[string]string, error) {
 	return headers, nil
 }
 
-// Tracing opens the traces of a process, such as "api". It does not wait for the collector.
+// Tracing opens the tracing of a service, such as "api". It does not wait for the collector.
 func (c Common) Tracing(
 	ctx context.Context, service string, log *slog.Logger, registry prometheus.Registerer,
 ) (*telemetry.Tracing, error) {

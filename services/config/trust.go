@@ -10,14 +10,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/certs"
 )
 
-// Trust configures the certificate authorities of servers, in addition to the system's. Each section with a server has it,
-// so that one variable applies to all of them.
+// Trust configures additional certificate authorities. Every section with a server embeds it, so that one variable
+// applies to all.
 type Trust struct {
 	// authorities, PEM, in addition to the system's: Redis, object store, PostgreSQL, key sets
 	CAFile string `env:"CA_FILE"`
 }
 
-// Roots returns the root certificates for connections that the process makes; nil means the system's.
+// Roots returns the root certificates for outgoing connections; nil means the system's.
 func (t Trust) Roots() (*x509.CertPool, error) {
 	if t.CAFile == "" {
 		return nil, nil //nolint:nilnil // as documented
@@ -35,8 +35,8 @@ func (t Trust) readable() bool {
 	return err == nil
 }
 
-// Client returns a client for https servers that are not ours, such as those of key sets: nil, which means the
-// package's own, when the system's roots suffice.
+// Client returns the HTTP client for servers of others, such as those of key sets. nil means the default client: the
+// system's roots suffice.
 func (t Trust) Client() (*http.Client, error) {
 	roots, err := t.Roots()
 	if err != nil || roots == nil {

@@ -52,7 +52,7 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 	})
 	s.admin(0, "worker", "drain", id, "--yes", "--audit-log", log)
 	eventually(t, 20*time.Second, "the worker drains", func() bool {
-		_, heard := first.find(func(e map[string]any) bool { return e["msg"] == "worker is drained by order of an operator" })
+		_, heard := first.find(func(e map[string]any) bool { return e["msg"] == "worker is drained by an operator" })
 		return heard
 	})
 	close(g.release)

@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
@@ -66,7 +67,10 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "api", Now: now})
 	must(t, err)
 	t.Cleanup(func() { must(t, events.Close()) })
-	handler, err := httpapi.New(httpapi.Config{BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log}, httpapi.Deps{
+	handler, err := httpapi.New(httpapi.Config{
+		BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log,
+		Limits: envconfig.Defaults[httpapi.Limits](),
+	}, httpapi.Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access, Audit: events,
 		Registry: telemetry.NewRegistry(),
 	})
@@ -75,12 +79,12 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	s.client = &http.Client{Transport: mapped{
 		to: strings.TrimPrefix(server.URL, "http://"), inner: &http.Transport{DisableCompression: true},
 	}}
-	worker, err := pipeline.New(pipeline.Defaults(), pipeline.Deps{
+	worker, err := pipeline.New(envconfig.Defaults[pipeline.Config](), pipeline.Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Source: source, Groups: groups, Access: access,
 		Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})
 	must(t, err)
-	cfg := maintenance.Defaults()
+	cfg := envconfig.Defaults[maintenance.Config]()
 	cfg.SweepGrace = 0
 	passes, err = maintenance.New(cfg, maintenance.Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Audit: events, Now: now, Logger: log, Registry: prometheus.NewRegistry(),

@@ -11,18 +11,18 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// scale is the answer of GET /scale: what an autoscaler needs to know. Fields are only ever added. The first ones are
-// about units, over both of their queues.
+// scale is the response of GET /scale, for autoscalers. Fields are never removed. Those outside Queues are about units, of
+// both of their queues.
 type scale struct {
-	Pending   int     `json:"pending"`                // units that any worker may take now
-	Active    int     `json:"active"`                 // units that a worker has
-	Scheduled int     `json:"scheduled"`              // units that are not to be taken before some time
-	Oldest    float64 `json:"oldest_waiting_seconds"` // since the oldest pending unit could be taken first; 0: none waits
-	Workers   int     `json:"workers"`                // that take units; one that stops does not
-	Busy      int     `json:"busy_workers"`           // of these, that have a long unit
-	Slots     int     `json:"slots"`                  // long units that all workers can do at once
+	Pending   int     `json:"pending"`                // units that a worker may take now
+	Active    int     `json:"active"`                 // running units
+	Scheduled int     `json:"scheduled"`              // units that are due later
+	Oldest    float64 `json:"oldest_waiting_seconds"` // age of the oldest pending unit; 0: none is pending
+	Workers   int     `json:"workers"`                // workers that take units; stopping ones do not count
+	Busy      int     `json:"busy_workers"`           // those of them that run a long unit
+	Slots     int     `json:"slots"`                  // long units that all workers can run at once
 
-	Queues map[string]scaleQueue `json:"queues"` // by name, also those of the schedulers
+	Queues map[string]scaleQueue `json:"queues"` // by name, including those of the schedulers
 }
 
 type scaleQueue struct {
@@ -33,21 +33,21 @@ type scaleQueue struct {
 	Oldest    float64 `json:"oldest_waiting_seconds"`
 }
 
-// queues is the part of queue.Client that scaleHandler asks.
+// queues is the part of queue.Client that scaleHandler reads.
 type queues interface {
 	Waiting(ctx context.Context) ([]queue.Waiting, error)
 	Workers(ctx context.Context) (queue.Workers, error)
 }
 
-// scaleTimeout bounds a look at the queues. An autoscaler that gets no answer keeps the workers that there are.
+// scaleTimeout bounds reading the queues. Without a response an autoscaler keeps the current number of workers.
 const scaleTimeout = 3 * time.Second
 
-// scaleHandler answers GET /scale, with 503 when Redis does not.
+// scaleHandler serves GET /scale. It responds 503 while Redis is unavailable.
 func scaleHandler(from queues, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), scaleTimeout)
 		defer cancel()
-		answer, err := lookAtQueues(ctx, from)
+		answer, err := readScale(ctx, from)
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		if err != nil {
@@ -60,7 +60,7 @@ func scaleHandler(from queues, log *slog.Logger) http.Handler {
 	})
 }
 
-func lookAtQueues(ctx context.Context, from queues) (scale, error) {
+func readScale(ctx context.Context, from queues) (scale, error) {
 	waiting, err := from.Waiting(ctx)
 	if err != nil {
 		return scale{}, err

@@ -45,7 +45,7 @@ func askScale(t *testing.T, url string) *httptest.ResponseRecorder {
 
 const nowhere = "redis://127.0.0.1:1"
 
-// The names are those that autoscalers ask for: k8s/base/worker-scaledobject.yaml.
+// k8s/base/worker-scaledobject.yaml reads these names.
 func TestScaleTellsWhatWaits(t *testing.T) {
 	recorder := askScale(t, testenv.Redis(t))
 	var got map[string]any

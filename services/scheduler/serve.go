@@ -28,19 +28,13 @@ type settings struct {
 	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"` // how long a periodic job may continue after SIGTERM
 }
 
-// Validate refuses what cannot work.
+// Validate returns every problem of the configuration.
 func (c settings) Validate() error {
 	return errors.Join(c.Common.Validate(), c.Redis.Validate(), c.Config.Validate(), c.Objects.Validate(), c.Audit.Validate(),
 		c.OperatorPage.Validate())
 }
 
-func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
-	cfg.Config = maintenance.Defaults()
-	checkOnly, err = config.Load(ctx, "scheduler", args, environ, &cfg)
-	return cfg, checkOnly, err
-}
-
-// taskConcurrency is how many duties and purges run at once. They wait for the stores, not for the processor.
+// taskConcurrency is how many passes and purges run at once. They wait for the stores, not for the CPU.
 const taskConcurrency = 4
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
@@ -70,7 +64,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
-	passes, err := maintenance.New(cfg.Config, maintenance.Deps{
+	maintainer, err := maintenance.New(cfg.Config, maintenance.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,
 		Tracing: tracing,
 	})
@@ -85,7 +79,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = private.Close() }() // for a start that fails
+	defer func() { _ = private.Close() }() // if the start fails
 	log.Info("scheduler is ready", "private", private.Addr().String())
 	checks := health.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check}
 	operators := http.NewServeMux()
@@ -94,17 +88,17 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	parts := []rungroup.Component{
 		config.HTTP("private listener", private, operators, listeners.Private),
 		config.Bucket(objects, log),
-		{Name: "passes", Run: passes.Run},
-		{Name: "survey", Run: passes.Survey},
-		{Name: "duties", Run: func(ctx context.Context) error {
+		{Name: "enqueue passes", Run: maintainer.Run},
+		{Name: "survey", Run: maintainer.Survey},
+		{Name: "maintenance tasks", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: taskConcurrency, Drain: cfg.Drain, Logger: log,
-			}, queue.Handlers{Purge: passes.Purge, Pass: passes.Pass})
+			}, queue.Handlers{Purge: maintainer.Purge, Pass: maintainer.Pass})
 		}},
-		{Name: "watch", Run: func(ctx context.Context) error {
+		{Name: "rescue tasks", Run: func(ctx context.Context) error {
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: 1, Drain: cfg.Drain, Logger: log,
-			}, queue.Handlers{Rescue: passes.Pass})
+			}, queue.Handlers{Rescue: maintainer.Pass})
 		}},
 	}
 	if cfg.OperatorPage.Shown(private.Addr()) {

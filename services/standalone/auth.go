@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/authstore"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/services/auth/clients"
 	"github.com/sluice-fhir/sluice/services/auth/tokenapi"
@@ -56,14 +57,14 @@ func openAuth(
 			err = errors.Join(err, a.store.Close())
 		}
 	}()
-	schedule := authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}
-	keys, err := authstore.NewKeys(a.store, schedule, rand.Text()+rand.Text())
+	keys, err := authstore.NewKeys(a.store, envconfig.Defaults[authstore.Schedule](), rand.Text()+rand.Text())
 	if err != nil {
 		return nil, err
 	}
-	cfg := tokenapi.Defaults()
-	cfg.TokenURL, cfg.Audience, cfg.ClientSecrets, cfg.Logger = a.tokenURL(), base.String(), true, log
-	a.service, err = tokenapi.New(cfg, tokenapi.Deps{
+	a.service, err = tokenapi.New(tokenapi.Config{
+		TokenURL: a.tokenURL(), Audience: base.String(), Lifetime: 5 * time.Minute, ClientSecrets: true,
+		Limits: envconfig.Defaults[authstore.Limits](), Now: time.Now, Logger: log,
+	}, tokenapi.Deps{
 		Store: a.store, Keys: keys, Clients: clients.New(a.file, a.store), Audit: events, Registry: registry,
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
@@ -154,15 +155,14 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
 		Registry: registry, NewKey: newKey,
 	}
-	smart := token.SMARTConfiguration(auth.tokenURL(), true)
 	public, err := httpapi.New(httpapi.Config{
-		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log,
-		SMART: &smart,
+		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log, TokenURL: auth.tokenURL(), ClientSecrets: true,
+		Limits: envconfig.Defaults[httpapi.Limits](),
 	}, parts)
 	if err != nil {
 		return err
 	}
-	pipelineConfig := pipeline.Defaults()
+	pipelineConfig := envconfig.Defaults[pipeline.Config]()
 	pipelineConfig.Retention = opts.retention
 	worker, err := pipeline.New(pipelineConfig, pipeline.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Source: source, Groups: groups, Access: access,
@@ -171,7 +171,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	maintenanceConfig := maintenance.Defaults()
+	maintenanceConfig := envconfig.Defaults[maintenance.Config]()
 	maintenanceConfig.Retention = opts.retention
 	maintainer, err := maintenance.New(maintenanceConfig, maintenance.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Audit: events, Now: time.Now, Logger: log, Registry: registry,

@@ -1,4 +1,4 @@
-// Command worker plans jobs, exports units and seals manifests. Run as many as you like, anywhere.
+// Command worker plans jobs, exports units and seals manifests. Any number may run.
 package main
 
 import (
@@ -10,11 +10,7 @@ import (
 
 func main() { config.Main("worker", run) }
 
-// run is the whole process: configuration, parts, listeners, until the context ends.
+// run serves until the context ends, or checks the configuration.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
-	cfg, checkOnly, err := load(ctx, args, environ)
-	if err != nil || checkOnly {
-		return err
-	}
-	return serve(ctx, cfg, stderr)
+	return config.Run(ctx, "worker", args, environ, stderr, serve)
 }

@@ -35,7 +35,7 @@ type settings struct {
 	pipeline.Config
 }
 
-// Validate refuses what cannot work.
+// Validate returns every problem of the configuration.
 func (c settings) Validate() error {
 	var errs []error
 	if c.Concurrency < 0 {
@@ -51,12 +51,6 @@ func (c settings) Validate() error {
 		c.Config.Validate(), c.Objects.Validate(), c.Envelope.Validate())...)
 }
 
-func load(ctx context.Context, args, environ []string) (cfg settings, checkOnly bool, err error) {
-	cfg.Config = pipeline.Defaults()
-	checkOnly, err = config.Load(ctx, "worker", args, environ, &cfg)
-	return cfg, checkOnly, err
-}
-
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log := telemetry.NewLogger(stderr, "worker", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
@@ -64,7 +58,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	// The collector works harder near the limit instead of letting the process grow with what passes through it.
+	// Near the limit the garbage collector works harder, and the process does not grow with the data it streams.
 	debug.SetMemoryLimit(cfg.MemoryLimit)
 
 	tracing, err := cfg.Tracing(ctx, "worker", log, registry)
@@ -94,13 +88,13 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = private.Close() }() // for a start that fails
+	defer func() { _ = private.Close() }() // if the start fails
 	concurrency := cfg.Concurrency
 	if concurrency == 0 {
-		concurrency = runtime.GOMAXPROCS(0) + 1 // while one waits for a store, the others have the processors
+		concurrency = runtime.GOMAXPROCS(0) + 1 // while one waits for a store, the others use the CPUs
 	}
 	units := concurrency + cfg.Express
-	// A unit that plans keeps one connection while it reads a group.
+	// A plan unit keeps one connection while it reads a group.
 	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, units+2)
 	if err != nil {
 		return err
@@ -131,16 +125,16 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		config.Bucket(objects, log),
 		{Name: "units", Run: func(ctx context.Context) error {
 			if err := source.Await(ctx, log); err != nil {
-				return nil //nolint:nilerr // it only ends early when the process does
+				return nil //nolint:nilerr // the process is stopping
 			}
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: concurrency, Express: cfg.Express, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Unit: worker.Handle})
 		}},
 	}
-	parts = append(parts, rungroup.Component{Name: "orders", Run: func(ctx context.Context) error {
-		if tasks.AwaitDrain(ctx, id) { // to return ends the process in order, as a SIGTERM does
-			log.Info("worker is drained by order of an operator", "worker", id)
+	parts = append(parts, rungroup.Component{Name: "drain orders", Run: func(ctx context.Context) error {
+		if tasks.AwaitDrain(ctx, id) { // returning stops the process as SIGTERM does
+			log.Info("worker is drained by an operator", "worker", id)
 		}
 		return nil
 	}})

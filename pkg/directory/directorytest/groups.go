@@ -71,6 +71,50 @@ func NDJSON(t *testing.T, groups []Group) []string {
 	return lines
 }
 
+// Malformed are lines that are not a Group, by what is wrong with them. What an error must not quote has 20391 in it.
+var Malformed = func() map[string]string {
+	const good = `{"resourceType":"Group","id":"g2","active":true,"actual":true,` +
+		`"member":[{"entity":{"reference":"Patient/p1"}}]}`
+	member := func(m string) string {
+		return `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/20391"}},` + m + `]}`
+	}
+	return map[string]string{
+		"no JSON":               `not JSON`,
+		"half a resource":       good[:60],
+		"half a member":         good[:len(good)-8],
+		"an array":              `[` + good + `]`,
+		"null":                  `null`,
+		"two resources":         good + strings.Replace(good, "g2", "g3", 1),
+		"something after it":    good + ` x`,
+		"another type":          `{"resourceType":"Patient","id":"20391"}`,
+		"no type":               `{"id":"g2"}`,
+		"type a number":         `{"resourceType":1,"id":"g2"}`,
+		"no id":                 `{"resourceType":"Group","member":[{"entity":{"reference":"Patient/20391"}}]}`,
+		"id empty":              `{"resourceType":"Group","id":""}`,
+		"id not FHIR":           `{"resourceType":"Group","id":"../20391"}`,
+		"id too long":           `{"resourceType":"Group","id":"` + strings.Repeat("x", 65) + `"}`,
+		"id a number":           `{"resourceType":"Group","id":20391}`,
+		"id twice":              `{"resourceType":"Group","id":"g2","id":"g3"}`,
+		"active twice":          `{"resourceType":"Group","id":"g2","active":false,"active":true}`,
+		"member twice":          `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/a"}}],"member":[]}`,
+		"member twice, escaped": `{"resourceType":"Group","id":"g2","member":[],"m\u0065mber":[]}`,
+		"active a string":       `{"resourceType":"Group","id":"g2","active":"false"}`,
+		"active behind":         `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/a"}}],"active":0}`,
+		"actual null":           `{"resourceType":"Group","id":"g2","actual":null}`,
+		"member an object":      `{"resourceType":"Group","id":"g2","member":{"entity":{"reference":"Patient/20391"}}}`,
+		"member null":           `{"resourceType":"Group","id":"g2","member":null}`,
+		"a member a string":     member(`"Patient/20391"`),
+		"a reference a number":  member(`{"entity":{"reference":20391}}`),
+		"inactive a string":     member(`{"entity":{"reference":"Patient/20391"},"inactive":"true"}`),
+		"period a string":       member(`{"entity":{"reference":"Patient/20391"},"period":"2026"}`),
+		"period no date":        member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"yesterday"}}`),
+		"period an odd date":    member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"2026-02-30"}}`),
+		"period an odd start":   member(`{"entity":{"reference":"Patient/20391"},"period":{"start":"2026-02-30"}}`),
+		"period without zone":   member(`{"period":{"start":"2026-03-15T12:00:00"}}`),
+		"no patient's period":   member(`{"entity":{"reference":"Device/20391"},"period":{"start":"2026-02-30"}}`),
+	}
+}()
+
 // OpenGroups returns an implementation with the groups and the clock.
 type OpenGroups func(t *testing.T, now func() time.Time, groups []Group) directory.Groups
 

@@ -26,9 +26,7 @@ func TestAccess(t *testing.T) {
 					text += "[]\n"
 				}
 				access, err := filedir.OpenAccess(accessFile(t, text))
-				if err != nil {
-					t.Fatal(err)
-				}
+				must(t, err)
 				return access
 			})
 		})
@@ -171,9 +169,7 @@ func TestAccessFollowsItsFile(t *testing.T) {
 	file := accessFile(t, allows)
 	dir := filepath.Dir(file)
 	access, err := filedir.OpenAccess(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	owner := export.Owner{Issuer: "a", Subject: "s"}
 	expect := func(want bool, wantErr error) {
 		t.Helper()
@@ -193,9 +189,7 @@ func TestAccessFollowsItsFile(t *testing.T) {
 	}
 	sameTime := func() {
 		t.Helper()
-		if err := os.Chtimes(file, now(), now()); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.Chtimes(file, now(), now()))
 	}
 	sameTime()
 	expect(true, nil)
@@ -208,13 +202,9 @@ func TestAccessFollowsItsFile(t *testing.T) {
 	expect(false, export.ErrUnavailable)
 	put(t, dir, "access.yaml", allows)
 	expect(true, nil)
-	if err := os.Rename(file, file+".gone"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Rename(file, file+".gone"))
 	expect(false, export.ErrUnavailable)
-	if err := os.Rename(file+".gone", file); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Rename(file+".gone", file))
 	expect(true, nil)
 	put(t, dir, "access.yaml", "")
 	expect(false, export.ErrUnavailable)
@@ -225,9 +215,7 @@ func TestAccessFollowsItsFile(t *testing.T) {
 // Users copy the example of the package documentation.
 func TestDocumentedAccessIsRead(t *testing.T) {
 	doc, err := os.ReadFile("doc.go")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	var example strings.Builder
 	for line := range strings.Lines(string(doc)) {
 		if text, ok := strings.CutPrefix(line, "//   "); ok {
@@ -258,9 +246,7 @@ func FuzzAccess(f *testing.F) {
 	}
 	path := filepath.Join(f.TempDir(), "access.yaml")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile(path, data, 0o600))
 		access, err := filedir.OpenAccess(path)
 		if err != nil {
 			return

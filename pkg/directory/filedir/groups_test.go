@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -49,32 +50,24 @@ func put(t testing.TB, dir, name, content string) {
 		var zipped bytes.Buffer
 		w := gzip.NewWriter(&zipped)
 		_, err := w.Write(data)
-		if err := errors.Join(err, w.Close()); err != nil {
-			t.Fatal(err)
-		}
+		must(t, errors.Join(err, w.Close()))
 		data = zipped.Bytes()
 	}
 	path := filepath.Join(dir, name)
-	if err := errors.Join(os.WriteFile(path+".tmp", data, 0o600), os.Rename(path+".tmp", path)); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(os.WriteFile(path+".tmp", data, 0o600), os.Rename(path+".tmp", path)))
 }
 
 func openGroups(t testing.TB, dir string, now func() time.Time) *filedir.Groups {
 	t.Helper()
 	groups, err := filedir.OpenGroups(dir, now)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return groups
 }
 
 func count(t testing.TB, groups directory.Groups, id string) int {
 	t.Helper()
 	n := 0
-	if err := groups.Members(t.Context(), id, func(string) error { n++; return nil }); err != nil {
-		t.Fatal(err)
-	}
+	must(t, groups.Members(t.Context(), id, func(string) error { n++; return nil }))
 	return n
 }
 
@@ -82,40 +75,9 @@ const line1 = `{"resourceType":"Group","id":"g1","active":true,"actual":true,` +
 	`"member":[{"entity":{"reference":"Patient/p1"}}]}`
 
 func TestOpenGroupsNamesTheMalformedLine(t *testing.T) {
-	member := func(m string) string { return `{"resourceType":"Group","id":"g2","member":[` + m + `]}` }
-	for name, line := range map[string]string{
-		"no JSON":               `not JSON`,
-		"half a resource":       line1[:60],
-		"half a member":         line1[:len(line1)-8],
-		"an array":              `[` + line1 + `]`,
-		"null":                  `null`,
-		"two resources":         strings.Replace(line1, "g1", "g2", 1) + strings.Replace(line1, "g1", "g3", 1),
-		"something after it":    strings.Replace(line1, "g1", "g2", 1) + ` x`,
-		"another type":          `{"resourceType":"Patient","id":"p1"}`,
-		"no type":               `{"id":"g2"}`,
-		"type a number":         `{"resourceType":1,"id":"g2"}`,
-		"no id":                 `{"resourceType":"Group"}`,
-		"id empty":              `{"resourceType":"Group","id":""}`,
-		"id not FHIR":           `{"resourceType":"Group","id":"../g2"}`,
-		"id too long":           `{"resourceType":"Group","id":"` + strings.Repeat("x", 65) + `"}`,
-		"id a number":           `{"resourceType":"Group","id":20391}`,
-		"id twice":              `{"resourceType":"Group","id":"g2","id":"g2"}`,
-		"active twice":          `{"resourceType":"Group","id":"g2","active":false,"active":true}`,
-		"member twice":          `{"resourceType":"Group","id":"g2","member":[],"member":[]}`,
-		"member twice, escaped": `{"resourceType":"Group","id":"g2","member":[],"m\u0065mber":[]}`,
-		"active a string":       `{"resourceType":"Group","id":"g2","active":"false"}`,
-		"actual null":           `{"resourceType":"Group","id":"g2","actual":null}`,
-		"member an object":      `{"resourceType":"Group","id":"g2","member":{"entity":{"reference":"Patient/20391"}}}`,
-		"member null":           `{"resourceType":"Group","id":"g2","member":null}`,
-		"a member a string":     member(`"Patient/20391"`),
-		"a reference a number":  member(`{"entity":{"reference":20391}}`),
-		"inactive a string":     member(`{"entity":{"reference":"Patient/20391"},"inactive":"true"}`),
-		"period a string":       member(`{"entity":{"reference":"Patient/20391"},"period":"2026"}`),
-		"period no date":        member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"yesterday"}}`),
-		"period an odd date":    member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"2026-02-30"}}`),
-		"period without zone":   member(`{"period":{"start":"2026-03-15T12:00:00"}}`),
-		"the same id again":     line1,
-	} {
+	lines := maps.Clone(directorytest.Malformed)
+	lines["the same id again"] = line1
+	for name, line := range lines {
 		t.Run(name, func(t *testing.T) {
 			for _, file := range []string{"Group.ndjson", "Groups-of-may.ndjson.gz"} {
 				_, err := filedir.OpenGroups(folder(t, file, line1+"\n\n"+line+"\n"), now)
@@ -133,9 +95,7 @@ func TestOpenGroupsNamesTheMalformedLine(t *testing.T) {
 	}
 	t.Run("cut gzip", func(t *testing.T) {
 		dir := folder(t, "Group.ndjson.gz", line1)
-		if err := os.Truncate(filepath.Join(dir, "Group.ndjson.gz"), 60); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.Truncate(filepath.Join(dir, "Group.ndjson.gz"), 60))
 		if _, err := filedir.OpenGroups(dir, now); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("got %v, want ErrUnexpectedEOF", err)
 		}
@@ -164,12 +124,8 @@ func TestOpenGroupsOpensOnlyFilesOfGroups(t *testing.T) {
 		put(t, dir, name, "not to be read")
 	}
 	// Opening a link to nowhere would fail.
-	if err := os.Symlink(filepath.Join(dir, "nowhere"), filepath.Join(dir, "Observation.ndjson")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(filepath.Join(dir, "Group.d.ndjson"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Symlink(filepath.Join(dir, "nowhere"), filepath.Join(dir, "Observation.ndjson")))
+	must(t, os.Mkdir(filepath.Join(dir, "Group.d.ndjson"), 0o700))
 	if n := count(t, openGroups(t, dir, now), "g1"); n != 1 {
 		t.Errorf("%d members, want 1", n)
 	}
@@ -204,25 +160,17 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	if !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("members: %v, want ErrUnavailable", err)
 	}
-	if err := os.Remove(filepath.Join(dir, "Group.2.ndjson")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(filepath.Join(dir, "Group.2.ndjson")))
 	exists("g1", nil)
 	exists("g2", directory.ErrNoGroup)
 
-	if err := os.Rename(dir, dir+".gone"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Rename(dir, dir+".gone"))
 	exists("g1", export.ErrUnavailable)
-	if err := os.Rename(dir+".gone", dir); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Rename(dir+".gone", dir))
 	// A restored backup may be older, or of the same time and size.
 	sameTime := func() {
 		t.Helper()
-		if err := os.Chtimes(filepath.Join(dir, "Group.ndjson"), now(), now()); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.Chtimes(filepath.Join(dir, "Group.ndjson"), now(), now()))
 	}
 	sameTime()
 	exists("g1", nil)
@@ -302,37 +250,6 @@ func TestSyntheaGroups(t *testing.T) {
 	}
 }
 
-func BenchmarkMembers(b *testing.B) {
-	const many = 1_000_000
-	var text strings.Builder
-	text.WriteString(`{"resourceType":"Group","id":"big","active":true,"actual":true,"member":[`)
-	for n := range many {
-		if n > 0 {
-			text.WriteByte(',')
-		}
-		fmt.Fprintf(&text, `{"entity":{"reference":"Patient/00000000-0000-0000-0000-%012d"}}`, n)
-	}
-	text.WriteString("]}\n")
-	for _, name := range []string{"Group.ndjson", "Group.ndjson.gz"} {
-		dir := folder(b, name, text.String())
-		b.Run("open "+name, func(b *testing.B) {
-			b.SetBytes(int64(text.Len()))
-			for b.Loop() {
-				openGroups(b, dir, now)
-			}
-		})
-		groups := openGroups(b, dir, now)
-		b.Run("stream "+name, func(b *testing.B) {
-			b.SetBytes(int64(text.Len()))
-			for b.Loop() {
-				if n := count(b, groups, "big"); n != many {
-					b.Fatalf("%d members", n)
-				}
-			}
-		})
-	}
-}
-
 // FuzzGroups: whatever stands in a file, it is refused as a whole, or every group in it streams members that have the
 // form of ids.
 func FuzzGroups(f *testing.F) {
@@ -347,9 +264,7 @@ func FuzzGroups(f *testing.F) {
 	}
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if err := os.WriteFile(filepath.Join(dir, "Group.ndjson"), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile(filepath.Join(dir, "Group.ndjson"), data, 0o600))
 		groups, err := filedir.OpenGroups(dir, now)
 		if err != nil {
 			return
@@ -370,4 +285,11 @@ func FuzzGroups(f *testing.F) {
 			}
 		}
 	})
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

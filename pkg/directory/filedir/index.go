@@ -46,14 +46,9 @@ type place struct {
 // Periods are compared with the clock.
 func OpenGroups(dir string, now func() time.Time) (*Groups, error) {
 	g := &Groups{dir: dir, now: now}
-	files, err := list(dir)
-	if err != nil {
+	if err := g.read(); err != nil {
 		return nil, fmt.Errorf("groups: %w", err)
 	}
-	if g.index, err = readIndex(dir, files); err != nil {
-		return nil, fmt.Errorf("groups: %w", err)
-	}
-	g.seen = files
 	return g, nil
 }
 
@@ -92,18 +87,22 @@ func (g *Groups) find(groupID string) (place, error) {
 
 // refresh reads the folder when it changed. The lock is held.
 func (g *Groups) refresh() error {
+	if err := g.read(); err != nil {
+		return fmt.Errorf("groups: %w: %w", export.ErrUnavailable, err)
+	}
+	return nil
+}
+
+func (g *Groups) read() error {
 	files, err := list(g.dir)
 	if err != nil {
-		return fmt.Errorf("groups: %w: %w", export.ErrUnavailable, err)
+		return err
 	}
 	if !slices.EqualFunc(files, g.seen, unchanged) {
 		g.index, g.problem = readIndex(g.dir, files)
 		g.seen = files
 	}
-	if g.problem != nil {
-		return fmt.Errorf("groups: %w: %w", export.ErrUnavailable, g.problem)
-	}
-	return nil
+	return g.problem
 }
 
 // list returns the folder's files of groups, sorted by name.

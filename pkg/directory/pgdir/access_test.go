@@ -32,9 +32,7 @@ func TestAccess(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			directorytest.Access(t, func(t *testing.T, entries []directory.GrantEntry) directory.Access {
 				access := pgdir.NewAccess(open(t))
-				if err := store(t, access, entries); err != nil {
-					t.Fatal(err)
-				}
+				must(t, store(t, access, entries))
 				return access
 			})
 		})
@@ -64,13 +62,9 @@ func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
 		func() error { return other.Set(t.Context(), directory.GrantEntry{Owner: owner}) },
 		func() error { return other.Replace(t.Context(), nil) },
 	} {
-		if err := other.Set(t.Context(), everything(owner)); err != nil {
-			t.Fatal(err)
-		}
+		must(t, other.Set(t.Context(), everything(owner)))
 		allows(true)
-		if err := withdraw(); err != nil {
-			t.Fatal(err)
-		}
+		must(t, withdraw())
 		allows(false)
 	}
 	if err := other.Remove(t.Context(), owner); !errors.Is(err, pgdir.ErrNoGrant) {
@@ -90,9 +84,7 @@ func TestInvalidRowsAllowNothing(t *testing.T) {
 		"no id":                     "patients = 'except', patient_names = '{Patient/20391}'",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := access.Set(t.Context(), everything(owner)); err != nil {
-				t.Fatal(err)
-			}
+			must(t, access.Set(t.Context(), everything(owner)))
 			// The table refuses some of these rows.
 			for constraint := range strings.FieldsSeq(one[string](t, pool, `SELECT coalesce(string_agg(conname, ' '), '')
 				FROM pg_constraint WHERE conrelid = 'directory_grant'::regclass AND contype = 'c'`)) {
@@ -117,9 +109,7 @@ func TestInvalidRowsAllowNothing(t *testing.T) {
 
 func TestInvalidEntriesChangeNothing(t *testing.T) {
 	access := pgdir.NewAccess(open(t))
-	if err := access.Set(t.Context(), everything(owner)); err != nil {
-		t.Fatal(err)
-	}
+	must(t, access.Set(t.Context(), everything(owner)))
 	for place, change := range map[string]func(*directory.GrantEntry){
 		"issuer":               func(e *directory.GrantEntry) { e.Owner.Issuer = "" },
 		"subject":              func(e *directory.GrantEntry) { e.Owner.Subject = "\x00" },
@@ -152,13 +142,9 @@ func TestAGrantOfManyPatients(t *testing.T) {
 	for n := range many {
 		entry.Patients.Names = append(entry.Patients.Names, fmt.Sprintf("00000000-0000-0000-0000-%012d", n))
 	}
-	if err := access.Set(t.Context(), entry); err != nil {
-		t.Fatal(err)
-	}
+	must(t, access.Set(t.Context(), entry))
 	grant, err := access.Grant(t.Context(), owner)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for _, name := range []string{entry.Patients.Names[0], entry.Patients.Names[many-1]} {
 		if !grant.Patients.Has(name) {
 			t.Errorf("%s is not allowed", name)
@@ -186,9 +172,7 @@ func TestConcurrentReplace(t *testing.T) {
 		}
 		versions[v] = append(versions[v], everything(owner))
 	}
-	if err := access.Replace(t.Context(), versions[0]); err != nil {
-		t.Fatal(err)
-	}
+	must(t, access.Replace(t.Context(), versions[0]))
 	var all sync.WaitGroup
 	for _, version := range versions {
 		all.Go(func() {

@@ -43,10 +43,7 @@ func scanGroup(row pgx.CollectableRow) (g Group, err error) {
 
 // List returns every group, sorted by id, including those that cannot be exported.
 func (g *Groups) List(ctx context.Context) ([]Group, error) {
-	rows, err := g.pool.Query(ctx, selectGroups+"GROUP BY g.id ORDER BY g.id", g.now())
-	if err != nil {
-		return nil, wrap("list groups", err)
-	}
+	rows, _ := g.pool.Query(ctx, selectGroups+"GROUP BY g.id ORDER BY g.id", g.now()) // the rows have the error
 	list, err := pgx.CollectRows(rows, scanGroup)
 	return list, wrap("list groups", err)
 }
@@ -56,13 +53,10 @@ func (g *Groups) Show(ctx context.Context, groupID string) (Group, error) {
 	if !fhir.IsID(groupID) {
 		return Group{}, directory.ErrNoGroup
 	}
-	rows, err := g.pool.Query(ctx, selectGroups+"WHERE g.id = $2 GROUP BY g.id", g.now(), groupID)
-	if err != nil {
-		return Group{}, wrap("read the group "+groupID, err)
-	}
+	rows, _ := g.pool.Query(ctx, selectGroups+"WHERE g.id = $2 GROUP BY g.id", g.now(), groupID) // the rows have the error
 	group, err := pgx.CollectExactlyOneRow(rows, scanGroup)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return Group{}, directory.ErrNoGroup
+		err = directory.ErrNoGroup
 	}
 	return group, wrap("read the group "+groupID, err)
 }
@@ -70,22 +64,18 @@ func (g *Groups) Show(ctx context.Context, groupID string) (Group, error) {
 // Roll streams all patients of a group, including those who are not members now, each once, sorted by id. It yields
 // nothing for an unknown group.
 func (g *Groups) Roll(ctx context.Context, groupID string, yield func(Member) error) error {
-	rows, err := g.pool.Query(ctx, `SELECT patient, min(joined), bool_or(NOT inactive AND starts <= $2 AND ends > $2)
-		FROM directory_member WHERE group_id = $1 GROUP BY patient ORDER BY patient`, groupID, g.now())
-	if err != nil {
-		return wrap("read the members of group "+groupID, err)
+	rows, _ := g.pool.Query(ctx, `SELECT patient, min(joined), bool_or(NOT inactive AND starts <= $2 AND ends > $2)
+		FROM directory_member WHERE group_id = $1 GROUP BY patient ORDER BY patient`, groupID, g.now()) // the rows have the error
+	var member Member
+	var refused error // of yield, returned unchanged
+	_, err := pgx.ForEachRow(rows, []any{&member.Patient, &member.Joined, &member.Current}, func() error {
+		refused = yield(member)
+		return refused
+	})
+	if refused != nil {
+		return refused
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var member Member
-		if err := rows.Scan(&member.Patient, &member.Joined, &member.Current); err != nil {
-			return wrap("read the members of group "+groupID, err)
-		}
-		if err := yield(member); err != nil {
-			return err
-		}
-	}
-	return wrap("read the members of group "+groupID, rows.Err())
+	return wrap("read the members of group "+groupID, err)
 }
 
 // Patients is a stream of patient ids. Its first error ends the operation and is returned.
@@ -171,9 +161,6 @@ func (g *Groups) edit(
 	if refused != nil {
 		return 0, refused
 	}
-	if errors.Is(err, ErrGroupExists) || errors.Is(err, directory.ErrNoGroup) {
-		return 0, err
-	}
 	return changed, wrap("change the group "+groupID, err)
 }
 
@@ -204,8 +191,5 @@ func (g *Groups) Delete(ctx context.Context, groupID string) error {
 		_, err = tx.Exec(ctx, "DELETE FROM directory_member WHERE group_id = $1", groupID)
 		return err
 	})
-	if errors.Is(err, directory.ErrNoGroup) {
-		return err
-	}
 	return wrap("delete the group "+groupID, err)
 }

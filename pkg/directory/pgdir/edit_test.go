@@ -51,9 +51,7 @@ func TestEditing(t *testing.T) {
 	if err != nil || shown.ID != "g" || !shown.Exportable || shown.Members != 2 || shown.Current != 2 {
 		t.Errorf("shown %+v, error %v", shown, err)
 	}
-	if err := groups.Delete(t.Context(), "g"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, groups.Delete(t.Context(), "g"))
 	expectNone(t, pool, "g")
 	for what, call := range map[string]func() error{
 		"delete": func() error { return groups.Delete(t.Context(), "g") },

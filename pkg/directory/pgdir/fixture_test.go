@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -39,9 +40,7 @@ func open(t testing.TB) *pgxpool.Pool {
 func connect(t testing.TB, url string) *pgxpool.Pool {
 	t.Helper()
 	pool, err := pgdir.Open(t.Context(), pgdb.Config{URL: url, Connections: 12})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(pool.Close)
 	return pool
 }
@@ -57,22 +56,16 @@ func exec(t testing.TB, pool *pgxpool.Pool, text string, args ...any) {
 func one[T any](t testing.TB, pool *pgxpool.Pool, text string, args ...any) T {
 	t.Helper()
 	rows, err := pool.Query(t.Context(), text, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	value, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return value
 }
 
 func begin(t testing.TB, pool *pgxpool.Pool) *pgdir.Load {
 	t.Helper()
 	load, err := pgdir.BeginLoad(t.Context(), pool)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return load
 }
 
@@ -82,9 +75,7 @@ var places atomic.Int64
 func add(t testing.TB, load *pgdir.Load, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
-		if err := load.Add(t.Context(), places.Add(1), []byte(line)); err != nil {
-			t.Fatal(err)
-		}
+		must(t, load.Add(t.Context(), places.Add(1), []byte(line)))
 	}
 }
 
@@ -102,9 +93,7 @@ func load(t testing.TB, pool *pgxpool.Pool, deleteMissing bool, lines ...string)
 	t.Helper()
 	l := begin(t, pool)
 	add(t, l, lines...)
-	if err := seal(t, pool, l, deleteMissing); err != nil {
-		t.Fatal(err)
-	}
+	must(t, seal(t, pool, l, deleteMissing))
 }
 
 // group returns a line; a member is a patient id or JSON.
@@ -140,9 +129,7 @@ func members(t testing.TB, groups directory.Groups, id string) []string {
 	if errors.Is(err, directory.ErrNoGroup) {
 		return nil
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	slices.Sort(ids)
 	return ids
 }
@@ -168,5 +155,20 @@ func these(ids ...string) iter.Seq2[string, error] {
 				return
 			}
 		}
+	}
+}
+
+// heap returns the bytes of memory in use.
+func heap() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -56,13 +57,10 @@ func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	var exists bool
 	err := g.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM directory_group WHERE id = $1 AND exportable)", groupID).
 		Scan(&exists)
-	if err != nil {
-		return wrap("look up the group "+groupID, err)
+	if err == nil && !exists {
+		err = directory.ErrNoGroup
 	}
-	if !exists {
-		return directory.ErrNoGroup
-	}
-	return nil
+	return wrap("look up the group "+groupID, err)
 }
 
 // Members implements directory.Groups.
@@ -75,49 +73,42 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 	}
 	// One statement, so that the group and its members are of one snapshot. The server streams the members without
 	// sorting or hashing. A group without members is one row without a patient.
-	rows, err := g.pool.Query(ctx, `SELECT m.patient FROM directory_group AS g
+	rows, _ := g.pool.Query(ctx, `SELECT m.patient FROM directory_group AS g
 		LEFT JOIN directory_member AS m ON m.group_id = $1 AND NOT m.inactive AND m.starts <= $2 AND m.ends > $2
-		WHERE g.id = $1 AND g.exportable`, groupID, g.now())
-	act := "read the members of group " + groupID
-	if err != nil {
-		return wrap(act, err)
-	}
-	defer rows.Close()
+		WHERE g.id = $1 AND g.exportable`, groupID, g.now()) // the rows have the error
 	found := false
-	for rows.Next() {
+	var patient *string
+	var refused error // of yield, returned unchanged
+	_, err := pgx.ForEachRow(rows, []any{&patient}, func() error {
 		found = true
-		var patient *string
-		if err := rows.Scan(&patient); err != nil {
-			return wrap(act, err)
-		}
 		if patient == nil {
-			continue
+			return nil
 		}
-		if err := ctx.Err(); err != nil {
-			return err
+		if refused = ctx.Err(); refused == nil {
+			refused = yield(*patient)
 		}
-		if err := yield(*patient); err != nil {
-			return err
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := rows.Err(); err != nil {
-		return wrap(act, err)
-	}
-	if !found {
+		return refused
+	})
+	switch {
+	case refused != nil:
+		return refused
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil && !found:
 		return directory.ErrNoGroup
 	}
-	return nil
+	return wrap("read the members of group "+groupID, err)
 }
 
 // errNotMigrated is an outage: services start in any order, and a migration ends it.
 var errNotMigrated = fmt.Errorf("%w: the database has no tables of the directory: run sluice admin migrate",
 	export.ErrUnavailable)
 
-// wrap is pgdb.Wrap, with errNotMigrated for a missing table.
+// wrap is pgdb.Wrap, with errNotMigrated for a missing table. ErrNoGroup and ErrGroupExists are returned unchanged.
 func wrap(act string, err error) error {
+	if errors.Is(err, directory.ErrNoGroup) || errors.Is(err, ErrGroupExists) {
+		return err
+	}
 	const undefinedTable = "42P01"
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.Code == undefinedTable {

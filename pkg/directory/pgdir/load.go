@@ -21,10 +21,7 @@ import (
 )
 
 // A Problem is an unreadable line, without content of the line. A load goes on without the line.
-type Problem struct{ text string }
-
-// Error implements error.
-func (p *Problem) Error() string { return p.text }
+type Problem struct{ error }
 
 // Load adds Group resources to the directory. Add copies them into unlogged tables of the load, Seal makes all of them
 // effective at once. A load that was not sealed has no effect. Close ends a load in either case; the next load drops
@@ -129,7 +126,7 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 
 func (l *Load) problem(err error) error {
 	l.problems.Add(1)
-	return &Problem{text: err.Error()}
+	return &Problem{err}
 }
 
 // stagedMember returns the row of a member, nil when the member is not a patient.
@@ -167,13 +164,8 @@ func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool) error {
 	if err := pgdb.CheckStaged(ctx, tx, staged(l.groups), l.added.Load()); err != nil {
 		return wrap("merge groups", err)
 	}
-	for _, step := range l.merge(deleteMissing) {
-		// Do not cache the statements: their tables exist only during this load.
-		if _, err := tx.Exec(ctx, step, pgx.QueryExecModeExec); err != nil {
-			return wrap("merge groups", err)
-		}
-	}
-	return nil
+	_, err := tx.Exec(ctx, strings.Join(l.merge(deleteMissing), ";"))
+	return wrap("merge groups", err)
 }
 
 // Sealing returns a function that calls Seal in the transaction of another load, so that both take effect at once.

@@ -3,7 +3,7 @@ package pgdir_test
 import (
 	"errors"
 	"fmt"
-	"runtime"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/sluice-fhir/sluice/pkg/directory/directorytest"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
@@ -23,33 +24,11 @@ func TestMalformedLines(t *testing.T) {
 	pool := open(t)
 	load(t, pool, false, group(t, "g2", "", "kept"))
 	good := group(t, "g1", "", "p1")
-	member := func(m string) string {
-		return `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/20391"}},` + m + `]}`
-	}
+	lines := maps.Clone(directorytest.Malformed)
+	lines["nothing"] = ""
+	lines["not UTF-8"] = strings.Replace(good, "p1", "\xff", 1)
 	l := begin(t, pool)
-	for name, line := range map[string]string{
-		"nothing":              ``,
-		"no JSON":              `not JSON`,
-		"half a resource":      good[:60],
-		"half a member":        good[:len(good)-8],
-		"an array":             `[` + good + `]`,
-		"two resources":        good + good,
-		"not UTF-8":            strings.Replace(good, "p1", "\xff", 1),
-		"another type":         `{"resourceType":"Patient","id":"20391"}`,
-		"no id":                `{"resourceType":"Group","member":[{"entity":{"reference":"Patient/20391"}}]}`,
-		"id not FHIR":          `{"resourceType":"Group","id":"../20391"}`,
-		"id twice":             `{"resourceType":"Group","id":"g2","id":"g3"}`,
-		"active twice":         `{"resourceType":"Group","id":"g2","active":false,"active":true}`,
-		"member twice":         `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/a"}}],"member":[]}`,
-		"active behind":        `{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/a"}}],"active":"no"}`,
-		"member an object":     `{"resourceType":"Group","id":"g2","member":{"entity":{"reference":"Patient/20391"}}}`,
-		"a member a string":    member(`"Patient/20391"`),
-		"a reference a number": member(`{"entity":{"reference":20391}}`),
-		"inactive a string":    member(`{"entity":{"reference":"Patient/20391"},"inactive":"true"}`),
-		"period no date":       member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"yesterday"}}`),
-		"period an odd date":   member(`{"entity":{"reference":"Patient/20391"},"period":{"start":"2026-02-30"}}`),
-		"no patient's period":  member(`{"entity":{"reference":"Device/20391"},"period":{"start":"2026-02-30"}}`),
-	} {
+	for name, line := range lines {
 		err := l.Add(t.Context(), places.Add(1), []byte(line))
 		var problem *pgdir.Problem
 		if !errors.As(err, &problem) || err.Error() == "" || strings.Contains(err.Error(), "20391") {
@@ -60,9 +39,7 @@ func TestMalformedLines(t *testing.T) {
 	if n := one[int](t, pool, "SELECT count(*) FROM "+stagedMembers(t, pool)); n != 1 {
 		t.Errorf("%d members are staged, want the one of the good line", n)
 	}
-	if err := seal(t, pool, l, false); err != nil {
-		t.Fatal(err)
-	}
+	must(t, seal(t, pool, l, false))
 	expect(t, pool, "g1", "p1")
 	expect(t, pool, "g2", "kept")
 
@@ -89,9 +66,7 @@ func rows(t *testing.T, pool *pgxpool.Pool, id string) map[string]string {
 	t.Helper()
 	found, err := pool.Query(t.Context(), `SELECT patient || ' ' || starts || ' ' || ends || ' ' || inactive,
 		ctid || ' ' || xmin || ' ' || joined FROM directory_member WHERE group_id = $1`, id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	stored := map[string]string{}
 	var key, value string
 	if _, err := pgx.ForEachRow(found, []any{&key, &value}, func() error { stored[key] = value; return nil }); err != nil {
@@ -107,9 +82,7 @@ func joined(t *testing.T, pool *pgxpool.Pool, id string) map[string]time.Time {
 		known[m.Patient] = m.Joined
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return known
 }
 
@@ -250,7 +223,8 @@ func TestLoadsTakeTurns(t *testing.T) {
 		t.Fatalf("a second load: %v, want ErrBusy", err)
 	}
 	// The server ends the session of the first load, as when its machine has failed.
-	exec(t, pool, "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+	exec(t, pool, `SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory' AND granted
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 	next := begin(t, pool)
 	add(t, next, group(t, "g", "", "p2"))
 	var problem *pgdir.Problem
@@ -264,9 +238,7 @@ func TestLoadsTakeTurns(t *testing.T) {
 	if err := killed.Close(t.Context()); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("closing without a session: %v", err)
 	}
-	if err := seal(t, pool, next, false); err != nil {
-		t.Fatal(err)
-	}
+	must(t, seal(t, pool, next, false))
 	expect(t, pool, "g", "p2")
 }
 
@@ -307,9 +279,7 @@ func TestAddingAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if err := seal(t, pool, l, false); err != nil {
-		t.Fatal(err)
-	}
+	must(t, seal(t, pool, l, false))
 	list, err := pgdir.NewGroups(pool, now).List(t.Context())
 	if err != nil || len(list) != groups {
 		t.Fatalf("%d groups, want %d, error %v", len(list), groups, err)
@@ -327,12 +297,6 @@ func TestAddMemory(t *testing.T) {
 	pool := open(t)
 	line := []byte(group(t, "big", "", numbered(many)...))
 	l := begin(t, pool)
-	heap := func() uint64 {
-		runtime.GC()
-		var stats runtime.MemStats
-		runtime.ReadMemStats(&stats)
-		return stats.HeapAlloc
-	}
 	before, most := heap(), uint64(0)
 	done := make(chan error)
 	go func() { done <- l.Add(t.Context(), places.Add(1), line) }()
@@ -352,9 +316,7 @@ func TestAddMemory(t *testing.T) {
 	if most > before+uint64(len(line))/2 {
 		t.Errorf("the heap grew from %d to %d while a line of %d bytes was staged", before, most, len(line))
 	}
-	if err := seal(t, pool, l, false); err != nil {
-		t.Fatal(err)
-	}
+	must(t, seal(t, pool, l, false))
 	if n := len(members(t, pgdir.NewGroups(pool, now), "big")); n != many {
 		t.Errorf("%d members, want %d", n, many)
 	}
@@ -411,28 +373,4 @@ func numbered(many int) []string {
 		ids[n] = fmt.Sprintf("00000000-0000-0000-0000-%012d", n)
 	}
 	return ids
-}
-
-// BenchmarkLoad loads a group of a million members, the same again, and with a thousand other members.
-func BenchmarkLoad(b *testing.B) {
-	const many = 1_000_000
-	pool := open(b)
-	ids := numbered(many + 1000)
-	versions := []string{group(b, "big", "", ids[:many]...), group(b, "big", "", ids[1000:]...)}
-	b.Run("new", func(b *testing.B) {
-		for b.Loop() {
-			exec(b, pool, "TRUNCATE directory_group, directory_member")
-			load(b, pool, false, versions[0])
-		}
-	})
-	b.Run("unchanged", func(b *testing.B) {
-		for b.Loop() {
-			load(b, pool, false, versions[0])
-		}
-	})
-	b.Run("changed", func(b *testing.B) {
-		for n := 0; b.Loop(); n++ {
-			load(b, pool, false, versions[(n+1)%2])
-		}
-	})
 }

@@ -79,6 +79,15 @@ func Load(environ []string, config any) error {
 	return nil
 }
 
+// Defaults returns a T with the defaults of its tags. It panics if a tag does not parse.
+func Defaults[T any]() T {
+	config, err := env.ParseAsWithOptions[T](env.Options{Prefix: Prefix, Environment: map[string]string{}})
+	if err != nil {
+		panic(err)
+	}
+	return config
+}
+
 // parse fills the struct. The library's parse errors contain the value and the struct's field in place of the
 // variable; so they are found again one variable at a time.
 func parse(config any, values map[string]string, fields []env.FieldParams) []error {

@@ -22,9 +22,7 @@ func population(b *testing.B, people, each, size int, byPatient bool) (dir strin
 	b.Helper()
 	dir = b.TempDir()
 	file, err := os.Create(filepath.Join(dir, "Observation.ndjson"))
-	if err != nil {
-		b.Fatal(err)
-	}
+	must(b, err)
 	w := bufio.NewWriterSize(file, 1<<20)
 	for i := range people {
 		ids = append(ids, fmt.Sprintf("%08x-0000-4000-8000-%012x", i*2654435761%(1<<32), i))
@@ -38,9 +36,7 @@ func population(b *testing.B, people, each, size int, byPatient bool) (dir strin
 		fmt.Fprintf(w, `{"resourceType":"Observation","id":"%08x-0000-4000-9000-%012x","meta":{"lastUpdated":`+
 			`"2024-01-01T00:00:00Z"},"subject":{"reference":"Patient/%s"},"code":[%s{}]}`+"\n", n, n, ids[n/each], filler)
 	}
-	if err := errors.Join(w.Flush(), file.Close()); err != nil {
-		b.Fatal(err)
-	}
+	must(b, errors.Join(w.Flush(), file.Close()))
 	slices.Sort(ids)
 	return dir, ids
 }
@@ -73,17 +69,13 @@ func BenchmarkOpen(b *testing.B) {
 				src, err := Open(b.Context(), Config{Dir: dir})
 				close(stop)
 				peak := <-most
-				if err != nil {
-					b.Fatal(err)
-				}
+				must(b, err)
 				runtime.GC()
 				runtime.GC() // pools give up what they hold on the second
 				b.ReportMetric(float64(heap()-before)/(people*each), "index-B/resource")
 				b.ReportMetric(float64(peak-before)/(people*each), "peak-B/resource")
 				sizes, err := src.Sizes(b.Context())
-				if err := errors.Join(err, src.Close()); err != nil {
-					b.Fatal(err)
-				}
+				must(b, errors.Join(err, src.Close()))
 				b.SetBytes(sizes.Types["Observation"].Bytes)
 			}
 		})
@@ -117,9 +109,7 @@ func BenchmarkForPatients(b *testing.B) {
 						bytes += int64(len(r.Body))
 						return nil
 					})
-					if err != nil {
-						b.Fatal(err)
-					}
+					must(b, err)
 				}
 				if resources != int64(b.N*len(patients)*each) {
 					b.Fatalf("%d resources came", resources)

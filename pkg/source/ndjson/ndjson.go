@@ -2,11 +2,11 @@
 // except names that begin with a dot. The type of a line is its resourceType; file names do not matter.
 //
 // Open reads all files once and keeps an index without bodies: 24 bytes for each compartment resource and patient that
-// it is about, 32 for each referenced resource and about 45 for each patient. While Open runs it takes 48 bytes for each
-// resource, 16 more for each further patient of one, and about 150 for each patient, plus garbage. Measured on a million
-// resources of 2,500 patients: 24 MB afterwards, 75 MB at most. The index is hand-made because maps and growing slices
-// need several times that. Gzipped files are decompressed once into unlinked temporary files in Config.SpoolDir, so that
-// lines can be read from the middle. All files stay open until Close: a folder needs as many descriptors as files.
+// it is about, 32 for each referenced resource and about 64 for each patient. While Open runs it takes 48 bytes for each
+// resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. Measured on a million
+// resources of 2,500 patients: 24 MB afterwards, 90 MB at most. Gzipped files are decompressed once into unlinked temporary
+// files in Config.SpoolDir, so that lines can be read from the middle. All files stay open until Close: a folder needs as
+// many descriptors as files.
 //
 // Reading costs in proportion to the patients of a query: their lines are looked up, sorted by place, and read with few
 // and long reads. Each line is compared with its hash in the index: when a file was changed after Open, the answer is an
@@ -20,25 +20,27 @@
 package ndjson
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// maxLine is the length in bytes at which a line is not served. It bounds the memory of reading.
-const maxLine = 256 << 20
-
-// maxProblems is the number of problems kept.
-const maxProblems = 10000
+const (
+	maxProblems = 10000   // kept
+	blockSize   = 1 << 20 // bytes of a file that are indexed at once
+)
 
 // Config configures a source.
 type Config struct {
@@ -55,8 +57,8 @@ type Source struct {
 	kinds    map[string]kind
 	about    []aboutTarget       // of Provenance without a patient, sorted
 	orphans  []entry             // those Provenance
-	several  map[uint64][]uint32 // patients of Provenance with several, by place
-	patients names
+	several  map[uint64][]uint32 // ranks of the patients of Provenance with several, by place
+	patients []string            // ids, sorted; the index of an id is its rank
 	sizes    source.Sizes
 	problems []source.Problem
 	seed     maphash.Seed
@@ -69,8 +71,8 @@ type Source struct {
 
 // kind is the index of one type.
 type kind struct {
-	entries *chunked[entry] // sorted by home and place; of a referenced type parallel to ids
-	ids     []uint64        // of a referenced type: the hash of each id, ascending
+	entries []entry  // sorted by home and place; of a referenced type parallel to ids
+	ids     []uint64 // of a referenced type: the hash of each id, ascending
 }
 
 // entry is one resource.
@@ -88,11 +90,11 @@ type aboutTarget struct {
 }
 
 const (
-	placeBits  = 40 // a file may hold a terabyte
-	placeMask  = 1<<placeBits - 1
-	maxFiles   = 1 << (64 - placeBits)
-	noPatient  = 1<<31 - 1 // above every patient's number
-	manyPeople = 1 << 31   // flag of home while building: there are further patients
+	placeBits    = 40 // a file may hold a terabyte
+	placeMask    = 1<<placeBits - 1
+	maxFiles     = 1 << (64 - placeBits)
+	noPatient    = math.MaxUint32
+	manyPatients = math.MaxUint32 - 1 // while the index is built: they are in builder.several
 )
 
 func (e entry) file() int     { return int(e.place >> placeBits) }
@@ -101,30 +103,20 @@ func (e entry) offset() int64 { return int64(e.place & placeMask) }
 // Open reads the folder and builds its index. An unreadable folder or file, a broken gzip stream and a file that changes
 // while it is read are errors; broken lines are Problems. The caller closes the source.
 func Open(ctx context.Context, config Config) (_ *Source, err error) {
-	if config.SpoolDir == "" {
-		config.SpoolDir = os.TempDir()
-	}
-	if config.maxLine == 0 {
-		config.maxLine = maxLine
-	}
-	if config.batchSize == 0 {
-		config.batchSize = batchSize
-	}
-	if config.Logger == nil {
-		config.Logger = slog.New(slog.DiscardHandler)
-	}
+	config.SpoolDir = cmp.Or(config.SpoolDir, os.TempDir())
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	files, err := openFiles(config.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open folder of NDJSON: %w", err)
 	}
-	s := &Source{files: files, seed: maphash.MakeSeed(), batchSize: config.batchSize}
+	s := &Source{files: files, seed: maphash.MakeSeed(), batchSize: cmp.Or(config.batchSize, batchSize)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	b := newBuilder(s.seed, config.maxLine)
-	if err := readFiles(ctx, files, config.SpoolDir, b); err != nil {
+	b := newBuilder(files, s.seed, cmp.Or(config.maxLine, lines.MaxLine))
+	if err := b.read(ctx, config.SpoolDir); err != nil {
 		return nil, fmt.Errorf("index folder of NDJSON: %w", err)
 	}
 	if err := b.finish(ctx, s); err != nil {

@@ -51,12 +51,8 @@ func folder(t testing.TB, files map[string][]byte) string {
 	dir := t.TempDir()
 	for name, text := range files {
 		path := filepath.Join(dir, filepath.FromSlash(name))
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		must(t, os.WriteFile(path, text, 0o600))
 	}
 	return dir
 }
@@ -66,9 +62,7 @@ func zip(t testing.TB, text []byte) []byte {
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
 	_, err := w.Write(text)
-	if err := errors.Join(err, w.Close()); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(err, w.Close()))
 	return b.Bytes()
 }
 
@@ -76,9 +70,7 @@ func open(t testing.TB, dir string, config Config) *Source {
 	t.Helper()
 	config.Dir = dir
 	src, err := Open(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() {
 		if err := src.Close(); err != nil {
 			t.Error(err)
@@ -111,9 +103,7 @@ func problems(t testing.TB, src *Source) []source.Problem {
 		all = append(all, p)
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return all
 }
 
@@ -173,20 +163,6 @@ func TestTooLongLines(t *testing.T) {
 	}
 }
 
-func TestOnlyNDJSONIsRead(t *testing.T) {
-	dir := folder(t, map[string][]byte{
-		"a.ndjson": []byte(observation("1", "a", "")), "a.json": []byte(observation("2", "a", "")),
-		".hidden.ndjson": []byte(observation("3", "a", "")), "..data/a.ndjson": []byte(observation("4", "a", "")),
-		"real/b.txt": []byte(observation("5", "b", "")), "c.ndjson/d.ndjson": []byte(observation("6", "b", "")),
-	})
-	if err := os.Symlink(filepath.Join(dir, "real", "b.txt"), filepath.Join(dir, "linked.ndjson")); err != nil {
-		t.Fatal(err)
-	}
-	if ids, err := read(t, open(t, dir, Config{})); err != nil || !slices.Equal(ids, []string{"1", "5", "6"}) {
-		t.Errorf("got %v (%v)", ids, err)
-	}
-}
-
 func TestOpenRefuses(t *testing.T) {
 	whole := zip(t, []byte(observation("1", "a", "")))
 	for name, files := range map[string]map[string][]byte{
@@ -206,15 +182,16 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestChangedFiles: a line that is not the indexed one is never served.
+// TestChangedFiles: a line that is not the indexed one is never served, and Check reports a changed file (pitfall 34).
 func TestChangedFiles(t *testing.T) {
 	first, second := observation("1", "a", ""), observation("2", "a", "")
+	const unnoticed = "another patient, same size and time" // by Check
 	for name, change := range map[string]func(path string) error{
 		"appended": func(path string) error {
 			return os.WriteFile(path, []byte(first+"\n"+second+"\n\n"), 0o600)
 		},
 		"cut": func(path string) error { return os.Truncate(path, 10) },
-		"another patient, same size and time": func(path string) error {
+		unnoticed: func(path string) error {
 			info, err := os.Stat(path)
 			if err != nil {
 				return err
@@ -226,8 +203,9 @@ func TestChangedFiles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := folder(t, map[string][]byte{"a.ndjson": []byte(first + "\n" + second + "\n")})
 			src := open(t, dir, Config{})
-			if err := change(filepath.Join(dir, "a.ndjson")); err != nil {
-				t.Fatal(err)
+			must(t, errors.Join(src.Check(t.Context()), change(filepath.Join(dir, "a.ndjson"))))
+			if err := src.Check(t.Context()); !errors.Is(err, export.ErrUnavailable) && name != unnoticed {
+				t.Errorf("check: %v, want ErrUnavailable", err)
 			}
 			ids, err := read(t, src)
 			if !errors.Is(err, export.ErrUnavailable) || len(ids) > 0 {
@@ -240,12 +218,8 @@ func TestChangedFiles(t *testing.T) {
 		src := open(t, dir, Config{})
 		other := folder(t, map[string][]byte{"x": []byte(observation("3", "a", ""))})
 		for _, name := range []string{"a.ndjson", "b.ndjson.gz"} {
-			if err := os.Remove(filepath.Join(dir, name)); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Link(filepath.Join(other, "x"), filepath.Join(dir, name)); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.Remove(filepath.Join(dir, name)))
+			must(t, os.Link(filepath.Join(other, "x"), filepath.Join(dir, name)))
 		}
 		if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1", "2"}) {
 			t.Errorf("got %v (%v), want what was opened", ids, err)
@@ -256,9 +230,7 @@ func TestChangedFiles(t *testing.T) {
 func TestClosed(t *testing.T) {
 	dir := folder(t, map[string][]byte{"a.ndjson": []byte(observation("1", "a", ""))})
 	src, err := Open(t.Context(), Config{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for range 2 {
 		if err := src.Close(); err != nil {
 			t.Error(err)
@@ -281,21 +253,25 @@ func TestUnsortedIsRefused(t *testing.T) {
 	}
 }
 
-// TestManySharedResources reads more resources of two patients than fit into a chunk of the index, each with an older
-// version, in slices and in several batches.
-func TestManySharedResources(t *testing.T) {
-	const people, many = 30, chunkSize + 100
-	line := func(i, day, one, other int) string {
+// TestManyBatches reads more resources of one and two patients than fit into a batch, each with an older version, in
+// slices, from several files with lines of all lengths.
+func TestManyBatches(t *testing.T) {
+	const people, many = 30, 12_000
+	line := func(i, day, one, other int, more string) string {
 		return fmt.Sprintf(`{"resourceType":"Appointment","id":"%d","meta":{"lastUpdated":"2024-01-0%dT00:00:00Z"},`+
-			`"participant":[{"actor":{"reference":"Patient/p%03d"}},{"actor":{"reference":"Patient/p%03d"}}]}`+"\n", i, day, one, other)
+			`"participant":[{"actor":{"reference":"Patient/p%03d"}},{"actor":{"reference":"Patient/p%03d"}}]%s}`+"\n", i, day, one, other, more)
 	}
-	pair := func(i int) []int { return []int{i % people, (i%people + 1 + i%7) % people} }
-	var text bytes.Buffer
+	pair := func(i int) []int { return []int{i % people, (i%people + i%7) % people} }
+	texts := map[string][]byte{}
 	for i := range many {
-		text.WriteString(line(i, 1, 900, pair(i)[1]))
-		text.WriteString(line(i, 2, pair(i)[1], pair(i)[0]))
+		name, more := fmt.Sprintf("%d.ndjson", i%3), ""
+		if i%500 == 0 {
+			more = `,"x":"` + strings.Repeat("y", i*300) + `"`
+		}
+		texts[name] = append(texts[name], line(i, 1, 900, pair(i)[1], "")...)
+		texts[name] = append(texts[name], line(i, 2, pair(i)[1], pair(i)[0], more)...)
 	}
-	src := open(t, folder(t, map[string][]byte{"all.ndjson": text.Bytes()}), Config{batchSize: 1000})
+	src := open(t, folder(t, texts), Config{batchSize: 1000})
 	var ids []string
 	for i := range people {
 		ids = append(ids, fmt.Sprintf("p%03d", i))
@@ -310,15 +286,13 @@ func TestManySharedResources(t *testing.T) {
 				}
 				want := []string{ids[pair(i)[0]], ids[pair(i)[1]]}
 				slices.Sort(want)
-				if seen[r.ID] || !slices.Equal(r.Subjects, want) {
+				if seen[r.ID] || !slices.Equal(r.Subjects, slices.Compact(want)) {
 					return fmt.Errorf("resource %s twice or about %v, want %v", r.ID, r.Subjects, want)
 				}
 				seen[r.ID] = true
 				return nil
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			want := 0
 			for i := range many {
 				if slices.ContainsFunc(pair(i), func(p int) bool { return slices.Contains(slice, ids[p]) }) {
@@ -335,53 +309,9 @@ func TestManySharedResources(t *testing.T) {
 	}
 }
 
-// TestManyBatches reads more than one batch from several files, in slices, with lines of all lengths.
-func TestManyBatches(t *testing.T) {
-	const people, each = 30, 400
-	files := map[string]*bytes.Buffer{}
-	for i := range people * each {
-		name := fmt.Sprintf("%d.ndjson", i%3)
-		if files[name] == nil {
-			files[name] = new(bytes.Buffer)
-		}
-		more := ""
-		if i%500 == 0 {
-			more = `,"x":"` + strings.Repeat("y", i*300) + `"`
-		}
-		fmt.Fprintln(files[name], observation(fmt.Sprint(i), fmt.Sprintf("p%03d", i%people), more))
-	}
-	texts := map[string][]byte{}
-	for name, text := range files {
-		texts[name] = text.Bytes()
-	}
-	src := open(t, folder(t, texts), Config{batchSize: 1000})
-	var ids []string
-	for i := range people {
-		ids = append(ids, fmt.Sprintf("p%03d", i))
-	}
-	for _, size := range []int{people, 7} {
-		seen := make([]bool, people*each)
-		total := 0
-		for slice := range slices.Chunk(ids, size) {
-			q := source.Query{Type: "Observation", Patients: slice}
-			err := src.ForPatients(t.Context(), q, func(r source.Resource) error {
-				var i int
-				if _, err := fmt.Sscan(r.ID, &i); err != nil {
-					return err
-				}
-				if seen[i] || r.Subjects[0] != ids[i%people] || !slices.Contains(slice, r.Subjects[0]) {
-					return fmt.Errorf("resource %s twice or for the wrong patient", r.ID)
-				}
-				seen[i] = true
-				total++
-				return nil
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		if total != people*each {
-			t.Errorf("slices of %d: %d of %d came", size, total, people*each)
-		}
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

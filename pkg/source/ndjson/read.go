@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
-	"sort"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
@@ -32,36 +31,33 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	if !ascending(q.Patients) {
 		return fmt.Errorf("read %s by patient: %w", q.Type, errUnsorted)
 	}
-	k, held := s.kinds[q.Type]
-	if !held {
-		return nil
-	}
-	entries := k.entries
 	r := reader{source: s}
 	each := func(e entry, facts fhir.Facts, body []byte) error {
 		patients := r.patients(e, facts)
 		// A resource about several of the asked patients has an entry for each; yield it for the first.
-		if len(patients) > 1 && s.patients.at(int(e.home)) != firstOf(patients, q.Patients) {
+		if len(patients) > 1 && s.patients[e.home] != firstOf(patients, q.Patients) {
 			return nil
 		}
 		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: patients, Body: body})
 	}
 	var batch []entry
-	at := 0 // ids and homes ascend, so the search continues from here
+	entries := s.kinds[q.Type].entries
 	for _, id := range q.Patients {
-		home, known := s.patients.rank(id)
+		rank, known := slices.BinarySearch(s.patients, id)
 		if !known {
 			continue
 		}
-		at = seek(entries, at, home)
-		for ; at < entries.n && entries.at(at).home == home; at++ {
+		home := uint32(rank)
+		// Ids and homes ascend, so the search continues behind the patient before.
+		first, _ := slices.BinarySearchFunc(entries, home, func(e entry, home uint32) int { return cmp.Compare(e.home, home) })
+		for entries = entries[first:]; len(entries) > 0 && entries[0].home == home; entries = entries[1:] {
 			if len(batch) == s.batchSize {
 				if err := r.read(ctx, batch, each); err != nil {
 					return err
 				}
 				batch = batch[:0]
 			}
-			batch = append(batch, *entries.at(at))
+			batch = append(batch, entries[0])
 		}
 	}
 	return r.read(ctx, batch, each)
@@ -83,7 +79,7 @@ func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source
 			hash := maphash.String(s.seed, id)
 			i, _ := slices.BinarySearch(k.ids, hash)
 			for ; i < len(k.ids) && k.ids[i] == hash; i++ {
-				batch = append(batch, *k.entries.at(i))
+				batch = append(batch, k.entries[i])
 			}
 		}
 		err := r.read(ctx, batch, func(_ entry, facts fhir.Facts, body []byte) error {
@@ -106,7 +102,9 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 	for _, ref := range q.Refs {
 		asked[fhir.Ref(ref)] = true
 		hash := hashRef(s.seed, ref.Type, ref.ID)
-		i := sort.Search(len(s.about), func(i int) bool { return s.about[i].target >= hash })
+		i, _ := slices.BinarySearchFunc(s.about, hash, func(a aboutTarget, hash uint64) int {
+			return cmp.Compare(a.target, hash)
+		})
 		for ; i < len(s.about) && s.about[i].target == hash; i++ {
 			numbers = append(numbers, s.about[i].entry)
 		}
@@ -151,23 +149,12 @@ func ascending(ids []string) bool {
 	return true
 }
 
-// seek returns the index of the first entry from at on whose home is not below the given one. It searches exponentially:
-// the next patient of a dense query is close.
-func seek(entries *chunked[entry], at int, home uint32) int {
-	step := 1
-	for at+step < entries.n && entries.at(at+step).home < home {
-		step *= 2
-	}
-	from, to := at+step/2, min(at+step+1, entries.n)
-	return from + sort.Search(to-from, func(i int) bool { return entries.at(from+i).home >= home })
-}
-
 // reader reads lines by their places. Each goroutine needs its own.
 type reader struct {
 	source  *Source
 	scanner fhir.Scanner
 	buffer  []byte
-	last    []string // the patients of the line before
+	named   []string
 }
 
 // read sorts the batch by place and calls each for every line, checked against the index. The body is valid until each
@@ -222,39 +209,19 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 	return nil
 }
 
-// patients returns the patients of a line, sorted. Neighbouring lines share one slice.
+// patients returns the patients of a line, sorted, valid until the next call.
 func (r *reader) patients(e entry, facts fhir.Facts) []string {
-	s := r.source
-	switch facts.Type {
-	case "Patient":
-		return r.keep(facts.ID)
-	case "Provenance":
-		if ranks, ok := s.several[e.place]; ok {
-			ids := make([]string, 0, len(ranks))
-			for _, rank := range ranks {
-				ids = append(ids, s.patients.at(int(rank)))
-			}
-			return ids
-		}
-		return r.keep(s.patients.at(int(e.home)))
+	r.named = r.named[:0]
+	if facts.Type != "Provenance" {
+		r.named = source.Named(r.named, facts)
+		return r.named
 	}
-	home, several := homeOf(facts.Subjects)
+	ranks, several := r.source.several[e.place]
 	if !several {
-		return r.keep(home)
+		ranks = []uint32{e.home}
 	}
-	var ids []string
-	for _, ref := range facts.Subjects {
-		if ref.Type == "Patient" {
-			ids = append(ids, ref.ID)
-		}
+	for _, rank := range ranks {
+		r.named = append(r.named, r.source.patients[rank])
 	}
-	slices.Sort(ids)
-	return slices.Compact(ids)
-}
-
-func (r *reader) keep(id string) []string {
-	if len(r.last) != 1 || r.last[0] != id {
-		r.last = []string{id}
-	}
-	return r.last
+	return r.named
 }

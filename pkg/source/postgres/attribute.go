@@ -3,47 +3,55 @@ package postgres
 import (
 	"context"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
-	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// mergeProvenance merges the staged Provenance, if any, and recomputes the patients of every Provenance that this load
-// affects: one with a target that was added, changed or deleted, or with a target that is itself affected. A Provenance
-// is about the patients of its targets (spec 10).
+// attribute recomputes the patients of every Provenance that this load affects: one with a target that was added, changed
+// or deleted, or with a target that is itself affected. A Provenance is about the patients of its targets (spec 10).
 //
 // A Provenance whose patients change and whose text does not gets a new version with the same text, so that older
 // snapshots keep the old patients.
-func (l *Load) mergeProvenance(ctx context.Context, staged bool) error {
-	var delta source.TypeSize
-	var merged Merged
-	err := l.inStep(ctx, func(tx pgx.Tx) error {
-		delta, merged = source.TypeSize{}, Merged{}
-		if staged {
-			table := pgx.Identifier{stageSchema, targetStage}.Sanitize()
-			if err := pgdb.CheckStaged(ctx, tx, table, l.targets); err != nil {
-				return err
-			}
-			if err := l.makeRoom(ctx, tx, "Provenance", &delta, &merged); err != nil {
-				return err
-			}
-		}
-		for _, step := range []func(context.Context, pgx.Tx) error{l.findAffected, findPatients, l.attribute} {
-			if err := step(ctx, tx); err != nil {
-				return err
-			}
-		}
-		if staged {
-			return l.insert(ctx, tx, "Provenance", &delta, &merged)
-		}
-		return nil
-	})
-	if err == nil {
-		l.count("Provenance", delta, merged)
+func (l *Load) attribute(ctx context.Context, tx pgx.Tx) error {
+	if err := pgdb.CheckStaged(ctx, tx, targets, l.targets); err != nil {
+		return err
 	}
+	if err := l.findAffected(ctx, tx); err != nil {
+		return err
+	}
+	if err := findPatients(ctx, tx); err != nil {
+		return err
+	}
+	no := strconv.Itoa(int(l.no))
+	return run(ctx, tx,
+		`CREATE TEMPORARY TABLE verdict ON COMMIT DROP AS SELECT p.id, p.born, found.patient, found.others
+			FROM affected AS a JOIN provenance AS p ON p.id = a.id
+			CROSS JOIN LATERAL (SELECT coalesce(min(b.patient), '') AS patient,
+				CASE WHEN count(*) > 1 THEN array_agg(b.patient ORDER BY b.patient) END AS others
+				FROM about AS b WHERE b.id = p.id) AS found
+			WHERE found.patient <> p.patient OR found.others IS DISTINCT FROM p.others`,
+		"DROP VIEW provenance",
+		"ANALYZE verdict",
+		"UPDATE "+stage("Provenance")+` AS s SET patient = v.patient, others = v.others FROM verdict AS v
+			WHERE s.id = v.id AND v.born = `+no,
+		"DELETE FROM verdict WHERE born = "+no,
+		"UPDATE resource_provenance AS r SET ended = "+no+" FROM verdict AS v WHERE r.id = v.id AND r.ended IS NULL",
+		`INSERT INTO resource_provenance (last_updated, born, type, id, patient, others, head, body)
+			SELECT r.last_updated, `+no+`, r.type, r.id, v.patient, v.others, r.head, r.body
+			FROM verdict AS v JOIN resource_provenance AS r ON r.id = v.id AND r.born = v.born ORDER BY v.patient, r.id`,
+		`INSERT INTO target (born, provenance, type, id) SELECT `+no+`, t.provenance, t.type, t.id
+			FROM verdict AS v JOIN target AS t ON t.provenance = v.id AND t.born = v.born`,
+		`INSERT INTO additional_subject (type, patient, id) SELECT 'Provenance', unnest(others[2:]), id FROM verdict
+			WHERE others IS NOT NULL ON CONFLICT DO NOTHING`)
+}
+
+// run executes the statements.
+func run(ctx context.Context, tx pgx.Tx, statements ...string) error {
+	_, err := tx.Exec(ctx, strings.Join(statements, ";"))
 	return err
 }
 
@@ -51,19 +59,17 @@ func (l *Load) mergeProvenance(ctx context.Context, staged bool) error {
 // ids whose patients may have changed.
 func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 	no := strconv.Itoa(int(l.no))
-	for _, text := range []string{
+	err := run(ctx, tx,
 		`CREATE TEMPORARY VIEW provenance AS SELECT id, born, patient, others FROM resource_provenance WHERE ended IS NULL
-			UNION ALL SELECT id, ` + no + `, '', NULL FROM ` + stage("Provenance"),
+			UNION ALL SELECT id, `+no+`, '', NULL FROM `+stage("Provenance"),
 		`CREATE TEMPORARY TABLE affected (id text COLLATE "C" PRIMARY KEY) ON COMMIT DROP`,
 		`INSERT INTO target (born, provenance, type, id)
-			SELECT DISTINCT ` + no + `, t.provenance, t.type, t.id FROM ` + stageSchema + `."a target" AS t
-			JOIN ` + stage("Provenance") + ` AS s ON s.place = t.place AND s.id = t.provenance`,
-		"INSERT INTO affected SELECT id FROM " + stage("Provenance"),
-		"INSERT INTO affected SELECT id FROM resource_provenance WHERE ended = " + no + " ON CONFLICT DO NOTHING",
-	} {
-		if _, err := tx.Exec(ctx, text); err != nil {
-			return err
-		}
+			SELECT DISTINCT `+no+`, t.provenance, t.type, t.id FROM `+targets+` AS t
+			JOIN `+stage("Provenance")+` AS s ON s.place = t.place AND s.id = t.provenance`,
+		"INSERT INTO affected SELECT id FROM "+stage("Provenance"),
+		"INSERT INTO affected SELECT id FROM resource_provenance WHERE ended = "+no+" ON CONFLICT DO NOTHING")
+	if err != nil {
+		return err
 	}
 	for typ, rows := range l.touched {
 		if rows == 0 {
@@ -76,7 +82,7 @@ func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	for _, text := range []string{
+	return run(ctx, tx,
 		// Those that target an affected one, transitively. UNION ends the recursion when it finds no new row.
 		`INSERT INTO affected
 			WITH RECURSIVE further (id) AS (
@@ -84,18 +90,12 @@ func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 				UNION SELECT t.provenance FROM target AS t JOIN further ON t.type = 'Provenance' AND t.id = further.id)
 			SELECT id FROM further ON CONFLICT DO NOTHING`,
 		"DELETE FROM affected WHERE id NOT IN (SELECT id FROM provenance)",
-		"ANALYZE affected",
-	} {
-		if _, err := tx.Exec(ctx, text); err != nil {
-			return err
-		}
-	}
-	return nil
+		"ANALYZE affected")
 }
 
 // findPatients creates the table about: the patients of each affected Provenance.
 func findPatients(ctx context.Context, tx pgx.Tx) error {
-	for _, text := range []string{
+	err := run(ctx, tx,
 		// The targets of each current version.
 		`CREATE TEMPORARY TABLE aim ON COMMIT DROP AS SELECT t.provenance, t.type, t.id FROM affected AS a
 			JOIN provenance AS r ON r.id = a.id
@@ -108,16 +108,12 @@ func findPatients(ctx context.Context, tx pgx.Tx) error {
 		`INSERT INTO about SELECT a.provenance, p.patient FROM aim AS a
 			JOIN provenance AS r ON a.type = 'Provenance' AND r.id = a.id
 			CROSS JOIN unnest(coalesce(r.others, ARRAY[r.patient])) AS p (patient)
-			WHERE p.patient <> '' AND a.id NOT IN (SELECT id FROM affected) ON CONFLICT DO NOTHING`,
-	} {
-		if _, err := tx.Exec(ctx, text); err != nil {
-			return err
-		}
-	}
-	rows, err := tx.Query(ctx, "SELECT DISTINCT type FROM aim WHERE type NOT IN ('Patient', 'Provenance')")
+			WHERE p.patient <> '' AND a.id NOT IN (SELECT id FROM affected) ON CONFLICT DO NOTHING`)
 	if err != nil {
 		return err
 	}
+	rows, _ := tx.Query(ctx, // the rows have the error
+		"SELECT DISTINCT type FROM aim WHERE type NOT IN ('Patient', 'Provenance')")
 	types, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return err
@@ -134,42 +130,10 @@ func findPatients(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO about
+	return run(ctx, tx, `INSERT INTO about
 		WITH RECURSIVE further (id, patient) AS (
 			SELECT id, patient FROM about
 			UNION SELECT a.provenance, further.patient FROM aim AS a
 				JOIN further ON a.type = 'Provenance' AND a.id = further.id)
 		SELECT id, patient FROM further ON CONFLICT DO NOTHING`)
-	return err
-}
-
-// attribute writes the patients of the affected Provenance whose patients changed.
-func (l *Load) attribute(ctx context.Context, tx pgx.Tx) error {
-	no := strconv.Itoa(int(l.no))
-	for _, text := range []string{
-		`CREATE TEMPORARY TABLE verdict ON COMMIT DROP AS SELECT p.id, p.born, found.patient, found.others
-			FROM affected AS a JOIN provenance AS p ON p.id = a.id
-			CROSS JOIN LATERAL (SELECT coalesce(min(b.patient), '') AS patient,
-				CASE WHEN count(*) > 1 THEN array_agg(b.patient ORDER BY b.patient) END AS others
-				FROM about AS b WHERE b.id = p.id) AS found
-			WHERE found.patient <> p.patient OR found.others IS DISTINCT FROM p.others`,
-		"DROP VIEW provenance",
-		"ANALYZE verdict",
-		"UPDATE " + stage("Provenance") + ` AS s SET patient = v.patient, others = v.others FROM verdict AS v
-			WHERE s.id = v.id AND v.born = ` + no,
-		"DELETE FROM verdict WHERE born = " + no,
-		"UPDATE resource_provenance AS r SET ended = " + no + " FROM verdict AS v WHERE r.id = v.id AND r.ended IS NULL",
-		`INSERT INTO resource_provenance (last_updated, born, type, id, patient, others, head, body)
-			SELECT r.last_updated, ` + no + `, r.type, r.id, v.patient, v.others, r.head, r.body
-			FROM verdict AS v JOIN resource_provenance AS r ON r.id = v.id AND r.born = v.born ORDER BY v.patient, r.id`,
-		`INSERT INTO target (born, provenance, type, id) SELECT ` + no + `, t.provenance, t.type, t.id
-			FROM verdict AS v JOIN target AS t ON t.provenance = v.id AND t.born = v.born`,
-		`INSERT INTO additional_subject (type, patient, id) SELECT 'Provenance', unnest(others[2:]), id FROM verdict
-			WHERE others IS NOT NULL ON CONFLICT DO NOTHING`,
-	} {
-		if _, err := tx.Exec(ctx, text); err != nil {
-			return err
-		}
-	}
-	return nil
 }

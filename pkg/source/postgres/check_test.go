@@ -15,9 +15,7 @@ import (
 func TestCheckBeforeMigration(t *testing.T) {
 	url := testenv.Postgres(t)
 	src, err := postgres.Open(t.Context(), pgdb.Config{URL: url, Connections: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer src.Close()
 	for range 2 {
 		if err := src.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "sluice admin migrate") {
@@ -25,9 +23,7 @@ func TestCheckBeforeMigration(t *testing.T) {
 		}
 	}
 	pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer pool.Close()
 	if err := pgdb.Check(t.Context(), pool); err == nil || !strings.Contains(err.Error(), "version 0") {
 		t.Errorf("with a read-write session: %v, want version 0", err)

@@ -17,31 +17,21 @@ const (
 	lookupCost = 4.0 // one more index descent
 )
 
-// path is how the patients of a query are read.
-type path int
-
-const (
-	lookups path = iota // each patient by the index
-	scan                // the range from the first to the last patient; rows of others are skipped
-)
-
-// choose compares the overhead of the paths: lookups cost one descent for each of the asked patients, a scan costs the
-// rows of the other patients within the range. perPatient is the number of rows of the type per patient.
-func choose(asked, within int64, perPatient float64) path {
-	if float64(within-asked)*perPatient*rowCost < float64(asked)*lookupCost {
-		return scan
-	}
-	return lookups
+// scans reports whether to read the range from the first to the last patient and skip the rows of others, rather than to
+// look up each patient by the index. Lookups cost one descent for each of the asked patients, a scan costs the rows of the
+// other patients within the range. perPatient is the number of rows of the type per patient.
+func scans(asked, within int64, perPatient float64) bool {
+	return float64(within-asked)*perPatient*rowCost < float64(asked)*lookupCost
 }
 
-// mostWithin returns the number of patients in the range at which choose returns lookups: counting can stop there.
+// mostWithin returns the number of patients in the range at which scans returns false: counting can stop there.
 func mostWithin(asked int64, perPatient float64) int64 {
 	return asked + int64(float64(asked)*lookupCost/(perPatient*rowCost)) + 1
 }
 
-// pathFor chooses the path for a query whose patients are sorted and not empty. It counts the patients in the range by
-// the index of Patient, as far as the choice depends on the count.
-func (s *Source) pathFor(ctx context.Context, conn *pgxpool.Conn, q source.Query, types sizes) (path, error) {
+// chooseScan applies scans to a query whose patients are sorted and not empty. It counts the patients in the range by the
+// index of Patient, as far as the choice depends on the count.
+func (s *Source) chooseScan(ctx context.Context, conn *pgxpool.Conn, q source.Query, types sizes) (bool, error) {
 	asked := int64(len(q.Patients))
 	patients := max(types["Patient"].Resources, 1)
 	perPatient := max(float64(types[q.Type].Resources)/float64(patients), 1/float64(patients))
@@ -50,7 +40,7 @@ func (s *Source) pathFor(ctx context.Context, conn *pgxpool.Conn, q source.Query
 		SELECT FROM resource_patient WHERE patient BETWEEN $1 AND $2 AND ended IS NULL LIMIT $3) AS within`,
 		q.Patients[0], q.Patients[len(q.Patients)-1], mostWithin(asked, perPatient)).Scan(&within)
 	if err != nil {
-		return 0, pgdb.Wrap("count patients", err)
+		return false, pgdb.Wrap("count patients", err)
 	}
-	return choose(asked, max(within, asked), perPatient), nil
+	return scans(asked, max(within, asked), perPatient), nil
 }

@@ -2,7 +2,6 @@ package postgres_test
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-func TestChoose(t *testing.T) {
+func TestScans(t *testing.T) {
 	for _, test := range []struct {
 		asked, within int64
 		perPatient    float64
@@ -28,14 +27,14 @@ func TestChoose(t *testing.T) {
 		{512, 2560, 1, false},
 		{512, 2561, 1, false},
 	} {
-		if got := postgres.Choose(test.asked, test.within, test.perPatient) == postgres.Scan; got != test.scan {
+		if got := postgres.Scans(test.asked, test.within, test.perPatient); got != test.scan {
 			t.Errorf("%d of %d with %g rows each: scan %v, want %v", test.asked, test.within, test.perPatient, got, test.scan)
 		}
 	}
 }
 
-// TestPaths reads sets of patients, neighbouring and spread: both paths return the same, and pathFor chooses a scan for
-// neighbours and lookups for spread patients.
+// TestPaths reads sets of patients, neighbouring and spread: both paths return the same, and a scan is chosen for
+// neighbours, lookups for spread patients.
 func TestPaths(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -59,46 +58,38 @@ func TestPaths(t *testing.T) {
 		return ids
 	}
 	for name, test := range map[string]struct {
-		ask          []string
-		observations any // path
+		ask  []string
+		scan bool // of observations
 	}{
-		"all":             {all, postgres.Scan},
-		"one":             {all[17:18], postgres.Scan},
-		"neighbours":      {all[100:200], postgres.Scan},
-		"all but one":     {slices.Concat(all[:300], all[301:]), postgres.Scan},
-		"every second":    {every(2), postgres.Lookups}, // eight rows of others for each lookup
-		"every hundredth": {every(100), postgres.Lookups},
-		"first and last":  {[]string{all[0], all[people-1]}, postgres.Lookups},
+		"all":             {all, true},
+		"one":             {all[17:18], true},
+		"neighbours":      {all[100:200], true},
+		"all but one":     {slices.Concat(all[:300], all[301:]), true},
+		"every second":    {every(2), false}, // eight rows of others for each lookup
+		"every hundredth": {every(100), false},
+		"first and last":  {[]string{all[0], all[people-1]}, false},
 	} {
 		for _, typ := range []string{"Observation", "Appointment", "Patient"} {
 			q := source.Query{Type: typ, Patients: test.ask, AsOf: time.Now()}
-			got := map[string]string{}
-			for by, path := range map[string]any{"scan": postgres.Scan, "lookups": postgres.Lookups} {
+			got := map[bool]string{}
+			for _, scan := range []bool{true, false} {
 				var ids []string
-				take := func(r source.Resource) error {
+				err := s.src.ForPatientsBy(t.Context(), scan, q, func(r source.Resource) error {
 					ids = append(ids, r.ID+" "+strings.Join(r.Subjects, "+"))
 					return nil
-				}
-				var err error
-				if path == any(postgres.Scan) {
-					err = s.src.ForPatientsBy(t.Context(), postgres.Scan, q, take)
-				} else {
-					err = s.src.ForPatientsBy(t.Context(), postgres.Lookups, q, take)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				})
+				must(t, err)
 				slices.Sort(ids)
-				got[by] = strings.Join(ids, "\n")
+				got[scan] = strings.Join(ids, "\n")
 			}
-			if len(slices.Compact(slices.Collect(maps.Values(got)))) != 1 || got["scan"] == "" {
-				t.Errorf("%s of %s: the paths give %d and %d bytes of ids", typ, name, len(got["scan"]), len(got["lookups"]))
+			if got[true] != got[false] || got[true] == "" {
+				t.Errorf("%s of %s: the paths give %d and %d bytes of ids", typ, name, len(got[true]), len(got[false]))
 			}
 			if typ != "Observation" {
 				continue
 			}
-			if chosen, err := s.src.PathFor(t.Context(), q); err != nil || any(chosen) != test.observations {
-				t.Errorf("%s: path %v (%v), want %v", name, chosen, err, test.observations)
+			if scan, err := s.src.ChooseScan(t.Context(), q); err != nil || scan != test.scan {
+				t.Errorf("%s: scan %v (%v), want %v", name, scan, err, test.scan)
 			}
 		}
 	}

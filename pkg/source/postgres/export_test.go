@@ -8,31 +8,25 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// The paths, for tests.
-const (
-	Lookups = lookups
-	Scan    = scan
-)
+// Scans is scans.
+var Scans = scans
 
-// Choose is choose.
-var Choose = choose
-
-// PathFor returns the path that a query takes.
-func (s *Source) PathFor(ctx context.Context, q source.Query) (chosen path, err error) {
+// ChooseScan reports whether a query is a scan.
+func (s *Source) ChooseScan(ctx context.Context, q source.Query) (scan bool, err error) {
 	types, err := s.recentSizes(ctx)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	err = s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		chosen, err = s.pathFor(ctx, conn, q, types)
+		scan, err = s.chooseScan(ctx, conn, q, types)
 		return err
 	})
-	return chosen, err
+	return scan, err
 }
 
-// ForPatientsBy reads by the path given.
+// ForPatientsBy reads by a scan or by lookups.
 func (s *Source) ForPatientsBy(
-	ctx context.Context, by path, q source.Query, yield func(source.Resource) error,
+	ctx context.Context, scan bool, q source.Query, yield func(source.Resource) error,
 ) error {
-	return s.onConnection(ctx, func(conn *pgxpool.Conn) error { return forPatients(ctx, conn, q, by, yield) })
+	return s.onConnection(ctx, func(conn *pgxpool.Conn) error { return forPatients(ctx, conn, q, scan, yield) })
 }

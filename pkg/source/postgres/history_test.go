@@ -49,9 +49,7 @@ func provenance(id string, targets ...string) string {
 func (s *store) snapshot() time.Time {
 	s.t.Helper()
 	at, err := s.src.Snapshot(s.t.Context(), time.Time{})
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, err)
 	return at
 }
 
@@ -67,9 +65,7 @@ func (s *store) read(at time.Time, typ string, patients ...string) map[string]st
 		got[r.ID] = strings.Join(r.Subjects, "+") + " " + string(r.Body)
 		return nil
 	})
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, err)
 	return got
 }
 
@@ -91,9 +87,7 @@ func (s *store) exec(text string, args ...any) {
 
 func (s *store) count(text string, args ...any) (n int64) {
 	s.t.Helper()
-	if err := s.in.QueryRow(s.t.Context(), text, args...).Scan(&n); err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, s.in.QueryRow(s.t.Context(), text, args...).Scan(&n))
 	return n
 }
 
@@ -101,14 +95,10 @@ func (s *store) count(text string, args ...any) (n int64) {
 func (s *store) sizesHold() {
 	s.t.Helper()
 	sizes, err := s.src.Sizes(s.t.Context())
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, err)
 	rows, err := s.in.Query(s.t.Context(), `SELECT type, count(*), sum(octet_length(body) + 1) FROM resource
 		WHERE ended IS NULL GROUP BY type`)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, err)
 	want := map[string]source.TypeSize{}
 	var typ string
 	var size source.TypeSize
@@ -269,9 +259,7 @@ func TestUnfinishedLoadIsUndone(t *testing.T) {
 			end(load)
 			s.expect(time.Time{}, "Observation", "gone o", "a")
 			s.expect(time.Time{}, "Provenance", "p", "a")
-			if err := load.Close(context.WithoutCancel(t.Context())); err != nil {
-				t.Fatal(err)
-			}
+			must(t, load.Close(context.WithoutCancel(t.Context())))
 			s.expect(time.Time{}, "Observation", "gone o", "a")
 			s.expect(time.Time{}, "Observation", "", "b")
 
@@ -325,9 +313,7 @@ func TestLostTurn(t *testing.T) {
 	if _, err := mine.Seal(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := mine.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must(t, mine.Close(t.Context()))
 	s.expect(time.Time{}, "Observation", "o p", "a")
 	s.expect(time.Time{}, "Observation", "", "b")
 	s.sizesHold()
@@ -349,9 +335,7 @@ func TestLostStage(t *testing.T) {
 			if _, err := load.Seal(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "staged rows are left") {
 				t.Errorf("sealed: %v", err)
 			}
-			if err := load.Close(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			must(t, load.Close(t.Context()))
 			s.expect(time.Time{}, "Observation", "o", "a")
 			s.expect(time.Time{}, "Provenance", "p", "a")
 		})
@@ -461,18 +445,15 @@ func TestSnapshotWaitsForSeal(t *testing.T) {
 		go func() { taken <- s.snapshot() }()
 		for {
 			var waiting bool
-			err := s.in.QueryRow(ctx, "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").Scan(&waiting)
+			err := s.in.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+				AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&waiting)
 			if err != nil || waiting {
 				return err
 			}
 		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := load.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	must(t, load.Close(t.Context()))
 	at := <-taken
 	first := ids(s.read(at, "Observation", "a"))
 	s.loadWith(ndjson(observation("q", "a", 1)), keeping())

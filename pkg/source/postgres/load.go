@@ -41,8 +41,8 @@ type Load struct {
 	staged  map[string]int64 // rows, by type
 	targets int64            // rows of Provenance targets
 	total   Merged
-	delta   map[string]source.TypeSize
-	touched map[string]int64 // rows written, by type
+	grown   map[string]source.TypeSize // by type
+	touched map[string]int64           // rows written, by type
 }
 
 // Merged counts what a load changed.
@@ -72,7 +72,7 @@ func OpenLoader(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load, err error) {
 	l := &Load{
 		cfg: cfg, pool: pool,
-		staged: map[string]int64{}, delta: map[string]source.TypeSize{}, touched: map[string]int64{},
+		staged: map[string]int64{}, grown: map[string]source.TypeSize{}, touched: map[string]int64{},
 	}
 	l.cfg.Parallel = max(l.cfg.Parallel, 1)
 	if l.turn, err = pgdb.TakeTurn(ctx, pool, turnLock); err != nil {
@@ -104,10 +104,7 @@ func (l *Load) undoUnsealed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rows, err := l.turn.Query(ctx, "SELECT no FROM load_batch WHERE abandoned AND NOT undone")
-	if err != nil {
-		return err
-	}
+	rows, _ := l.turn.Query(ctx, "SELECT no FROM load_batch WHERE abandoned AND NOT undone") // the rows have the error
 	left, err := pgx.CollectRows(rows, pgx.RowTo[int32])
 	if err != nil || len(left) == 0 {
 		return err
@@ -159,7 +156,7 @@ func (l *Load) Seal(ctx context.Context, with func(context.Context, pgx.Tx) erro
 		return Merged{}, err
 	}
 	// The patients of a Provenance depend on all other types.
-	if err := l.mergeProvenance(ctx, slices.Contains(types, "Provenance")); err != nil {
+	if err := l.merge(ctx, "Provenance"); err != nil {
 		return Merged{}, pgdb.Wrap("merge Provenance", err)
 	}
 	sealed, err := l.publish(ctx, with)
@@ -181,10 +178,10 @@ func (l *Load) publish(ctx context.Context, with func(context.Context, pgx.Tx) e
 		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = on"); err != nil {
 			return err
 		}
-		for typ, delta := range l.delta {
+		for typ, grown := range l.grown {
 			_, err := tx.Exec(ctx, `INSERT INTO type_stats AS s (type, resources, bytes) VALUES ($1, $2, $3)
 				ON CONFLICT (type) DO UPDATE SET resources = s.resources + $2, bytes = s.bytes + $3`,
-				typ, delta.Resources, delta.Bytes)
+				typ, grown.Resources, grown.Bytes)
 			if err != nil {
 				return err
 			}
@@ -231,31 +228,13 @@ func (l *Load) Close(ctx context.Context) error {
 	return pgdb.Wrap("close the load", turn.End(ctx, "DROP SCHEMA IF EXISTS "+stageSchema+" CASCADE"))
 }
 
-// count adds what a merge changed of a type.
-func (l *Load) count(typ string, delta source.TypeSize, merged Merged) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	size := l.delta[typ]
-	size.Resources += delta.Resources
-	size.Bytes += delta.Bytes
-	l.delta[typ] = size
-	l.touched[typ] += merged.Added + merged.Replaced + merged.Deleted
-	l.total.Added += merged.Added
-	l.total.Replaced += merged.Replaced
-	l.total.Unchanged += merged.Unchanged
-	l.total.Deleted += merged.Deleted
-}
-
 // vacuum marks new rows as committed. Otherwise the first export would do it, and write every page.
 func (l *Load) vacuum(ctx context.Context) error {
-	rows, err := l.turn.Query(ctx, "SELECT type, resources FROM type_stats")
-	if err != nil {
-		return err
-	}
+	rows, _ := l.turn.Query(ctx, "SELECT type, resources FROM type_stats") // the rows have the error
 	var stale []string
 	var typ string
 	var resources int64
-	_, err = pgx.ForEachRow(rows, []any{&typ, &resources}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&typ, &resources}, func() error {
 		if l.touched[typ] > resources/10 {
 			stale = append(stale, typ)
 		}

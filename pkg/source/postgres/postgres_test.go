@@ -47,19 +47,13 @@ func folder(t *testing.T, dir string) map[string][]byte {
 	t.Helper()
 	files := map[string][]byte{}
 	paths, err := filepath.Glob(filepath.Join(dir, "*.ndjson*"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for _, path := range paths {
 		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		if strings.HasSuffix(path, ".gz") {
 			r, err := gzip.NewReader(bytes.NewReader(text))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			if text, err = io.ReadAll(r); err != nil {
 				t.Fatal(err)
 			}
@@ -120,9 +114,7 @@ func (s *store) open() {
 func (s *store) loader() *pgxpool.Pool {
 	s.t.Helper()
 	pool, err := postgres.OpenLoader(s.t.Context(), pgdb.Config{URL: s.url, Connections: 4})
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, err)
 	s.t.Cleanup(pool.Close)
 	return pool
 }
@@ -130,9 +122,7 @@ func (s *store) loader() *pgxpool.Pool {
 func (s *store) begin(cfg postgres.LoadConfig) *postgres.Load {
 	s.t.Helper()
 	load, err := postgres.BeginLoad(s.t.Context(), s.in, cfg)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, err)
 	s.t.Cleanup(func() {
 		if err := load.Close(context.WithoutCancel(s.t.Context())); err != nil {
 			s.t.Error(err)
@@ -160,9 +150,7 @@ func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 		}
 	}
 	for typ, lines := range byType {
-		if err := load.Stage(s.t.Context(), typ, lines); err != nil {
-			s.t.Fatal(err)
-		}
+		must(s.t, load.Stage(s.t.Context(), typ, lines))
 	}
 }
 
@@ -176,11 +164,14 @@ func (s *store) loadWith(files map[string][]byte, cfg postgres.LoadConfig) postg
 	load := s.begin(cfg)
 	s.stage(load, files)
 	merged, err := load.Seal(s.t.Context(), nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := load.Close(s.t.Context()); err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, err)
+	must(s.t, load.Close(s.t.Context()))
 	return merged
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -1,8 +1,8 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -49,21 +49,21 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 		return err
 	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		chosen, err := s.pathFor(ctx, conn, q, types)
+		scan, err := s.chooseScan(ctx, conn, q, types)
 		if err != nil {
 			return err
 		}
-		return forPatients(ctx, conn, q, chosen, yield)
+		return forPatients(ctx, conn, q, scan, yield)
 	})
 }
 
 func forPatients(
-	ctx context.Context, conn *pgxpool.Conn, q source.Query, chosen path, yield func(source.Resource) error,
+	ctx context.Context, conn *pgxpool.Conn, q source.Query, scan bool, yield func(source.Resource) error,
 ) error {
 	asked := func(patient string) bool { _, found := slices.BinarySearch(q.Patients, patient); return found }
 	at := instant(q.AsOf)
 	by, args := "= ANY($2)", []any{at, q.Patients}
-	if chosen == scan {
+	if scan {
 		by, args = "BETWEEN $2 AND $3", []any{at, q.Patients[0], q.Patients[len(q.Patients)-1]}
 	}
 	one := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE r.patient " + by + " AND " + visible
@@ -177,9 +177,6 @@ type query struct {
 	take func(r *source.Resource, found []byte) error
 }
 
-// yieldError marks an error of yield, which is returned as it is.
-type yieldError struct{ error }
-
 // read runs the queries in one batch, and fails when versions that they need were trimmed.
 func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timestamptz, queries ...query) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -190,6 +187,7 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 	}
 	batch.Queue(trimmed, at)
 	results := conn.SendBatch(ctx, &batch)
+	var refused error // of yield, returned unchanged
 	err := func() error {
 		row := row{types: conn.Conn().TypeMap(), resource: source.Resource{Type: typ}}
 		for _, q := range queries {
@@ -205,8 +203,8 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 				if err != nil {
 					return err
 				}
-				if err := q.take(&row.resource, found); err != nil {
-					return yieldError{err}
+				if refused = q.take(&row.resource, found); refused != nil {
+					return refused
 				}
 			}
 			if err := rows.Err(); err != nil {
@@ -226,14 +224,10 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 		cancel() // closes the connection without reading the rest
 	}
 	closeErr := results.Close()
-	var yielded yieldError
-	if errors.As(err, &yielded) {
-		return yielded.error
+	if refused != nil {
+		return refused
 	}
-	if err == nil {
-		err = closeErr
-	}
-	return pgdb.Wrap("read "+typ, err)
+	return pgdb.Wrap("read "+typ, cmp.Or(err, closeErr))
 }
 
 // row decodes rows into one resource, which it reuses.

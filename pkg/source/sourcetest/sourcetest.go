@@ -191,6 +191,7 @@ func provenance(t *testing.T, load Load) {
 		resource("Provenance", "ring", targets("Provenance/ring")),
 		resource("Provenance", "mixed", targets("Organization/org", "Observation/o")),
 		resource("Provenance", "unknown", targets("Observation/gone")),
+		resource("Provenance", "no-such-type", targets("Goal/g", "Organization/org")),
 		resource("Provenance", "partly-unknown", targets("Observation/gone", "Organization/org")),
 		resource("Provenance", "adrift", targets("Observation/adrift")),
 		resource("Provenance", "urn", targets("urn:uuid:a", "Organization/org")),
@@ -402,9 +403,7 @@ func brokenLines(t *testing.T, load Load) {
 			seen[p] = true
 			return nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 	}
 	stop := errors.New("stop")
 	err := src.Problems(t.Context(), []string{"Observation"}, func(source.Problem) error { return stop })
@@ -476,9 +475,7 @@ func stopping(t *testing.T, load Load) {
 			all := 0
 			for range 2 {
 				c := collect(t)
-				if err := call(t.Context(), c.take); err != nil {
-					t.Fatal(err)
-				}
+				must(t, call(t.Context(), c.take))
 				if all != 0 && len(c.got) != all {
 					t.Errorf("repeated: got %d resources, before %d", len(c.got), all)
 				}
@@ -497,9 +494,7 @@ func sizes(t *testing.T, load Load) {
 		resource("Practitioner", "p"),
 	}
 	got, err := load(t, lines(stored...)).Sizes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	want := map[string]source.TypeSize{}
 	for _, line := range stored {
 		typ := strings.Split(line, `"`)[3]
@@ -511,5 +506,12 @@ func sizes(t *testing.T, load Load) {
 	empty, err := load(t, map[string][]byte{}).Sizes(t.Context())
 	if err != nil || empty.Patients != 0 || len(empty.Types) != 0 {
 		t.Errorf("an empty store: %+v (%v)", empty, err)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

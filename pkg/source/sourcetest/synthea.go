@@ -54,9 +54,7 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 				}
 				return take(r)
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 		}
 		for again := true; again; {
 			again = false
@@ -70,9 +68,7 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 			for typ, ids := range byType {
 				again = true
 				slices.Sort(ids)
-				if err := src.ByID(t.Context(), source.ByIDQuery{Type: typ, IDs: ids}, take); err != nil {
-					t.Fatal(err)
-				}
+				must(t, src.ByID(t.Context(), source.ByIDQuery{Type: typ, IDs: ids}, take))
 			}
 		}
 		for _, typ := range fhir.ExportableTypes() {
@@ -95,9 +91,7 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 				stored[typ][string(bytes.TrimSpace(line))] = true
 				if typ == "Patient" {
 					var patient struct{ ID string }
-					if err := json.Unmarshal(line, &patient); err != nil {
-						t.Fatal(err)
-					}
+					must(t, json.Unmarshal(line, &patient))
 					patients = append(patients, patient.ID)
 				}
 			}
@@ -115,9 +109,7 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 					delete(lines, string(r.Body))
 					return nil
 				})
-				if err != nil {
-					t.Fatal(err)
-				}
+				must(t, err)
 			}
 			if len(lines) > 0 {
 				t.Errorf("%s: %d resources are lost", typ, len(lines))
@@ -134,9 +126,7 @@ func syntheaMembers(t *testing.T, dir, id string) []string {
 			ID     string
 			Member []struct{ Entity struct{ Reference string } }
 		}
-		if err := json.Unmarshal(line, &group); err != nil {
-			t.Fatal(err)
-		}
+		must(t, json.Unmarshal(line, &group))
 		if group.ID != id {
 			continue
 		}
@@ -154,16 +144,10 @@ func syntheaMembers(t *testing.T, dir, id string) []string {
 func unzip(t *testing.T, path string) []byte {
 	t.Helper()
 	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	unzipped, err := gzip.NewReader(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	text, err := io.ReadAll(unzipped)
-	if err := errors.Join(err, file.Close()); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(err, file.Close()))
 	return text
 }

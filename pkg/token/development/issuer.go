@@ -13,12 +13,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
@@ -39,15 +39,12 @@ type Issuer struct {
 
 // Open loads the key of the folder. It makes the folder, the key and the key set if they are missing, and never replaces
 // an existing key. Processes that open the same folder at the same time get the same key.
-func Open(dir string) (*Issuer, error) {
-	i, err := open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("development issuer: %w", err)
-	}
-	return i, nil
-}
-
-func open(dir string) (*Issuer, error) {
+func Open(dir string) (_ *Issuer, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("development issuer: %w", err)
+		}
+	}()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -116,22 +113,13 @@ func create(dir string) error {
 
 // load reads a P-256 private key with a kid.
 func load(path string) (*token.Signer, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	info, err := file.Stat()
+	const maxKey = 64 << 10
+	data, info, err := configfile.ReadStable(path, maxKey)
 	if err != nil {
 		return nil, err
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%s may be read or written by others: its mode is %#o, must be 0600", path, info.Mode().Perm())
-	}
-	const maxKey = 64 << 10
-	data, err := io.ReadAll(io.LimitReader(file, maxKey))
-	if err != nil {
-		return nil, err
 	}
 	signer, err := token.ParseSigner(data, "ES256")
 	if err != nil {

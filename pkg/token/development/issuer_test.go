@@ -3,7 +3,6 @@ package development_test
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,12 +18,17 @@ const audience = "https://sluice.example/fhir"
 
 func start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 500, time.UTC) }
 
-func open(t *testing.T, dir string) *development.Issuer {
+func must(t testing.TB, err error) {
 	t.Helper()
-	issuer, err := development.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func open(t *testing.T, dir string) *development.Issuer {
+	t.Helper()
+	issuer, err := development.Open(dir)
+	must(t, err)
 	return issuer
 }
 
@@ -36,9 +40,7 @@ func verify(t *testing.T, issuer *development.Issuer, raw string, now time.Time)
 		}},
 		Now: func() time.Time { return now },
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer v.Close()
 	return v.Verify(t.Context(), raw)
 }
@@ -46,13 +48,9 @@ func verify(t *testing.T, issuer *development.Issuer, raw string, now time.Time)
 func TestSignedTokensVerify(t *testing.T) {
 	issuer := open(t, filepath.Join(t.TempDir(), "deep", "er"))
 	raw, err := issuer.Sign("user-1", "system/Patient.rs", audience, time.Hour, start())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	p, err := verify(t, issuer, raw, start())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if want := (export.Owner{Issuer: development.IssuerName, Subject: "user-1"}); p.Owner != want {
 		t.Errorf("owner %+v, want %+v", p.Owner, want)
 	}
@@ -101,42 +99,30 @@ func TestOpenKeepsTheKey(t *testing.T) {
 		dir: 0o700, filepath.Join(dir, "key.json"): 0o600, first.JWKSFile(): 0o600,
 	} {
 		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		if info.Mode().Perm() != want {
 			t.Errorf("%s has mode %#o, want %#o", filepath.Base(path), info.Mode().Perm(), want)
 		}
 	}
 	set, err := os.ReadFile(first.JWKSFile())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if strings.Contains(string(set), `"d"`) {
 		t.Error("the public key set holds the private key")
 	}
 	before, err := os.Stat(first.JWKSFile())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	raw, err := first.Sign("u", "system/*.rs", audience, time.Hour, start())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	again := open(t, dir)
 	if _, err := verify(t, again, raw, start()); err != nil {
 		t.Errorf("after opening again: %v", err)
 	}
 	after, err := os.Stat(first.JWKSFile())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if !os.SameFile(before, after) {
 		t.Error("the key set was replaced for no reason")
 	}
-	if err := os.Remove(first.JWKSFile()); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(first.JWKSFile()))
 	if _, err := verify(t, open(t, dir), raw, start()); err != nil {
 		t.Errorf("after the key set was lost: %v", err)
 	}
@@ -163,13 +149,9 @@ func TestOpenRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "token")
 			open(t, dir)
-			if err := spoil(dir); err != nil {
-				t.Fatal(err)
-			}
+			must(t, spoil(dir))
 			spoiled, err := os.ReadFile(filepath.Join(dir, "key.json"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			if _, err := development.Open(dir); err == nil {
 				t.Fatal("opened")
 			}
@@ -181,56 +163,21 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// openEnv makes this test binary a process that only opens the folder it names and signs one token.
-const openEnv = "SLUICE_TEST_OPEN_DEVELOPMENT_ISSUER"
-
-func TestMain(m *testing.M) {
-	dir := os.Getenv(openEnv)
-	if dir == "" {
-		os.Exit(m.Run())
-	}
-	issuer, err := development.Open(dir)
-	if err != nil {
-		_, _ = os.Stderr.WriteString(err.Error())
-		os.Exit(1)
-	}
-	raw, err := issuer.Sign("u", "system/*.rs", audience, time.Hour, start())
-	if err != nil {
-		_, _ = os.Stderr.WriteString(err.Error())
-		os.Exit(1)
-	}
-	_, _ = os.Stdout.WriteString(raw)
-}
-
-// Processes that race for a folder all end with the one key that it holds.
+// Of several that open a folder at the same time all end with the one key that it holds.
 func TestOpenRaces(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "token")
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tokens := make([]string, 8)
+	tokens := make([]string, 16)
 	var all sync.WaitGroup
 	for n := range tokens {
 		all.Go(func() {
-			if n%2 == 0 { // within this process
-				issuer, err := development.Open(dir)
-				if err != nil {
-					t.Errorf("open: %v", err)
-					return
-				}
-				if tokens[n], err = issuer.Sign("u", "system/*.rs", audience, time.Hour, start()); err != nil {
-					t.Errorf("sign: %v", err)
-				}
+			issuer, err := development.Open(dir)
+			if err != nil {
+				t.Errorf("open: %v", err)
 				return
 			}
-			command := exec.CommandContext(t.Context(), self)
-			command.Env = append(os.Environ(), openEnv+"="+dir)
-			output, err := command.CombinedOutput()
-			if err != nil {
-				t.Errorf("process: %v: %s", err, output)
+			if tokens[n], err = issuer.Sign("u", "system/*.rs", audience, time.Hour, start()); err != nil {
+				t.Errorf("sign: %v", err)
 			}
-			tokens[n] = string(output)
 		})
 	}
 	all.Wait()

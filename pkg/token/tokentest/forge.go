@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
@@ -39,6 +40,12 @@ func (m Members) Without(name string) Members {
 
 // String returns the object as JSON.
 func (m Members) String() string { return string(must(json.Marshal(m))) }
+
+// RSA makes a key.
+func RSA(bits int) *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, bits)) }
+
+// EC makes a key on a curve.
+func EC(curve elliptic.Curve) *ecdsa.PrivateKey { return must(ecdsa.GenerateKey(curve, rand.Reader)) }
 
 // JWK returns the public half of a key as a member of a JWKS.
 func JWK(kid string, key crypto.Signer) Members {

@@ -49,11 +49,11 @@ func (s *service) recordRefusal(c *gin.Context, r refusal) error {
 // actionOf returns the action of a request by its route; without an authenticated caller it is Denied.
 func (s *service) actionOf(c *gin.Context) (action audit.Action, audited bool) {
 	switch c.FullPath() {
-	case joinPath(s.base.Path, kickoffRoute):
+	case s.template(kickoffRoute):
 		action = audit.KickOff
-	case joinPath(s.base.Path, fileRoute):
+	case s.template(fileRoute):
 		action = audit.File
-	case joinPath(s.base.Path, statusRoute):
+	case s.template(statusRoute):
 		action = audit.Status
 		if c.Request.Method == http.MethodDelete {
 			action = audit.Cancel

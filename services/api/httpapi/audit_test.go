@@ -15,136 +15,111 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// onRecord is what a test looks at in a line of the audit log.
-type onRecord struct {
-	action, outcome, subject string
-	job                      export.JobID
-	details                  map[string]string
-}
-
-// record reads the audit log, proves it, and returns what the API has recorded since the log was opened.
-func (w *fixture) record() []onRecord {
+// record reads the audit log, proves it, and returns what the API has recorded since the log was opened: of each event its
+// action, outcome, subject and job, and its details by their types.
+func (w *fixture) record() (events []map[string]string) {
 	w.t.Helper()
 	text, err := os.ReadFile(w.auditAt)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	report, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
-	if err != nil || report.Problem != nil {
-		w.t.Fatalf("the log is not proven: %v %+v", err, report)
+	w.must(err)
+	proven, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
+	if err != nil || proven.Problem != nil {
+		w.t.Fatalf("the log is not proven: %v %+v", err, proven)
 	}
 	for _, secret := range []string{"Bearer ey", "eyJ", "made-up-", "?_type="} {
 		if bytes.Contains(text, []byte(secret)) {
 			w.t.Errorf("the log holds %q", secret)
 		}
 	}
-	var events []onRecord
+	type identified struct {
+		Identifier struct{ System, Value string }
+	}
 	for line := range strings.Lines(string(text)) {
 		var event struct {
 			Subtype []struct{ System, Code string }
 			Outcome string
-			Agent   []struct {
-				Who struct {
-					Identifier struct{ System, Value string }
-				}
-			}
-			Entity []struct {
-				What struct {
-					Identifier struct{ System, Value string }
-				}
+			Agent   []struct{ Who identified }
+			Entity  []struct {
+				What   identified
 				Detail []struct{ Type, ValueString string }
 			}
 		}
-		if err := json.Unmarshal([]byte(line), &event); err != nil {
-			w.t.Fatal(err)
-		}
-		found := onRecord{outcome: event.Outcome, details: map[string]string{}}
+		w.must(json.Unmarshal([]byte(line), &event))
+		found := map[string]string{"outcome": event.Outcome}
 		for _, subtype := range event.Subtype {
-			if subtype.System == "urn:sluice:audit:action" {
-				found.action = subtype.Code
-			}
+			found[subtype.System] = subtype.Code
 		}
-		if found.action == "start" {
-			continue
-		}
+		found["action"] = found["urn:sluice:audit:action"]
 		if who := event.Agent[0].Who.Identifier; who.Value != "" {
-			found.subject = who.System + " " + who.Value
+			found["subject"] = who.System + " " + who.Value
 		}
 		for _, entity := range event.Entity {
-			if entity.What.Identifier.System == "urn:sluice:job" {
-				found.job = export.JobID(entity.What.Identifier.Value)
-			}
+			found[entity.What.Identifier.System] = entity.What.Identifier.Value
 			for _, detail := range entity.Detail {
-				found.details[detail.Type] = detail.ValueString
+				found[detail.Type] = detail.ValueString
 			}
 		}
-		events = append(events, found)
+		found["job"] = found["urn:sluice:job"]
+		if found["action"] != "start" {
+			events = append(events, found)
+		}
 	}
 	return events
 }
-
-const alicesName = "https://one.example.org alice"
 
 // Every step of an export is on record with who took it, and so is every one that was refused.
 func TestEveryStepIsOnRecord(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
+	const aliceName, bobName, done, refused = issuerOne + " alice", issuerOne + " bob", "0", "4"
 	alice, bob := w.as("alice"), w.as("bob")
+	with := func(headers ...string) []string { return append(slices.Clone(alice), headers...) }
 	job := w.kickoff(alice, "?_type=Patient")
-	status := base + "/exports/" + string(job)
-	w.ask("GET", status, alice...)
+	w.ask("GET", statusPath(job), alice...)
 	files := w.run(job, patients(3))
-	w.ask("GET", status, alice...)
-	file := status + "/files/" + files[0].Name
-	whole := w.ask("GET", file, alice...)
-	w.ask("HEAD", file, alice...)
-	w.ask("GET", file, append(slices.Clone(alice), "Range", "bytes=5-14")...)
-	w.ask("GET", file, append(slices.Clone(alice), "If-None-Match", whole.header.Get("ETag"))...)
-	w.ask("GET", file, bob...)
-	w.ask("DELETE", status, bob...)
-	w.ask("GET", status)
-	w.ask("GET", status, w.as("alice", "system/Observation.rs")...)
-	w.ask("GET", groupExport+"?_type=Nothing", alice...)
-	w.ask("GET", "/fhir/Group/none/$export", alice...)
-	w.ask("DELETE", status, alice...)
-	w.ask("DELETE", status, alice...)
+	id, status, file := string(job), statusPath(job), filePath(job, files[0])
+	etag := `"` + files[0].SHA256 + `"`
+	steps := []struct {
+		method, target                    string
+		headers                           []string
+		action, outcome, subject, job, is string
+	}{
+		{"", "", nil, "kick-off", done, aliceName, id, "202"},
+		{"", "", nil, "status", done, aliceName, id, "202"},
+		{"GET", status, alice, "status", done, aliceName, id, "200"},
+		{"GET", file, alice, "file", done, aliceName, id, "200"},
+		{"HEAD", file, alice, "file", done, aliceName, id, "200"},
+		{"GET", file, with("Range", "bytes=5-14"), "file", done, aliceName, id, "206"},
+		{"GET", file, with("If-None-Match", etag), "file", done, aliceName, id, "304"},
+		{"GET", file, bob, "file", refused, bobName, id, "404"},
+		{"DELETE", status, bob, "cancel", refused, bobName, id, "404"},
+		{"GET", status, nil, "denied", refused, "", "", "401"},
+		{"GET", status, w.as("alice", "system/Observation.rs"), "status", refused, aliceName, id, "403"},
+		{"GET", groupExport + "?_type=Nothing", alice, "kick-off", refused, aliceName, "", "400"},
+		{"GET", "/fhir/Group/none/$export", alice, "kick-off", refused, aliceName, "", "404"},
+		{"DELETE", status, alice, "cancel", done, aliceName, id, "202"},
+		{"DELETE", status, alice, "cancel", refused, aliceName, id, "404"},
+	}
+	for _, step := range steps {
+		if step.method != "" {
+			w.ask(step.method, step.target, step.headers...)
+		}
+	}
 	for _, quiet := range []string{"/fhir/metadata", "/readyz", "/livez", "/nothing"} { // told to everybody: no events
 		w.ask("GET", quiet)
 	}
-
-	const success, refused = "0", "4"
-	want := []struct {
-		action, outcome, subject string
-		job                      export.JobID
-		status                   string
-	}{
-		{"kick-off", success, alicesName, job, "202"},
-		{"status", success, alicesName, job, "202"},
-		{"status", success, alicesName, job, "200"},
-		{"file", success, alicesName, job, "200"},
-		{"file", success, alicesName, job, "200"},
-		{"file", success, alicesName, job, "206"},
-		{"file", success, alicesName, job, "304"},
-		{"file", refused, "https://one.example.org bob", job, "404"},
-		{"cancel", refused, "https://one.example.org bob", job, "404"},
-		{"denied", refused, "", "", "401"},
-		{"status", refused, alicesName, job, "403"},
-		{"kick-off", refused, alicesName, "", "400"},
-		{"kick-off", refused, alicesName, "", "404"},
-		{"cancel", success, alicesName, job, "202"},
-		{"cancel", refused, alicesName, job, "404"},
+	events := w.record()
+	if len(events) != len(steps) {
+		t.Fatalf("%d events, want %d: %+v", len(events), len(steps), events)
 	}
-	got := w.record()
-	if len(got) != len(want) {
-		t.Fatalf("%d events, want %d: %+v", len(got), len(want), got)
-	}
-	for i, event := range got {
-		if event.action != want[i].action || event.outcome != want[i].outcome || event.subject != want[i].subject ||
-			event.job != want[i].job || event.details["status"] != want[i].status || event.details["request"] == "" {
-			t.Errorf("event %d: %+v, want %+v", i, event, want[i])
+	for i, event := range events {
+		want := steps[i]
+		if event["action"] != want.action || event["outcome"] != want.outcome || event["subject"] != want.subject ||
+			event["job"] != want.job || event["status"] != want.is || event["request"] == "" {
+			t.Errorf("event %d: %+v, want %+v", i, event, want)
 		}
 	}
-	if event := got[5]; event.details["file"] != files[0].Name || event.details["range-start"] != "5" || event.details["range-length"] != "10" || event.details["bytes"] != "10" {
+	if event := events[5]; event["file"] != files[0].Name || event["range-start"] != "5" || event["range-length"] != "10" ||
+		event["bytes"] != "10" {
 		t.Errorf("a range: %+v", event)
 	}
 }
@@ -158,35 +133,34 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 	files := w.run(finished, patients(3))
 	before := w.active()
 	// Ends the log as a full disk does: for every event to come.
-	if err := w.audit.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, w.deps.Audit.Close())
 	for _, request := range []struct {
 		method, target string
 		headers        []string
 	}{
 		{"GET", groupExport, alice},
-		{"GET", base + "/exports/" + string(running), alice},
-		{"GET", base + "/exports/" + string(finished), alice},
-		{"GET", base + "/exports/" + string(finished) + "/files/" + files[0].Name, alice},
-		{"DELETE", base + "/exports/" + string(running), alice},
-		{"DELETE", base + "/exports/" + string(running), w.as("bob")},
-		{"GET", base + "/exports/" + string(running), nil},
+		{"GET", statusPath(running), alice},
+		{"GET", statusPath(finished), alice},
+		{"GET", filePath(finished, files[0]), alice},
+		{"DELETE", statusPath(running), alice},
+		{"DELETE", statusPath(running), w.as("bob")},
+		{"GET", statusPath(running), nil},
 	} {
 		got := w.ask(request.method, request.target, request.headers...)
 		wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
-		if got.header.Get("Retry-After") == "" || got.header.Get("Content-Location") != "" || strings.Contains(got.body, "Patient") {
-			t.Errorf("%s: %v %s", request.method, got.header, got.body)
+		wantHeader(t, got, "Content-Location", "")
+		if wantRetry(t, got); strings.Contains(got.body, "Patient") {
+			t.Errorf("%s: %s", request.method, got.body)
 		}
 	}
-	if job, err := w.jobs.Job(t.Context(), running); err != nil || job.State != export.Scheduled {
-		t.Errorf("the job that could not be cancelled on record is %q, %v", job.State, err)
+	if job := w.job(running); job.State != export.Scheduled {
+		t.Errorf("the job that could not be cancelled on record is %q", job.State)
 	}
 	if after := w.active(); after != before {
 		t.Errorf("%d jobs at work, want %d: a kick-off that is not on record left one", after, before)
 	}
 	if !strings.Contains(w.log.String(), export.ErrUnavailable.Error()) {
-		t.Errorf("the log does not say what is wrong: %s", w.log)
+		t.Errorf("the log does not say what is wrong: %s", w.log.String())
 	}
 }
 
@@ -198,7 +172,7 @@ func TestACutTransferIsOnRecord(t *testing.T) {
 	job := w.kickoff(alice, "")
 	files := w.run(job, patients(200_000)) // more than what lies in buffers on the way
 	w.objectDoor.ShutAfter(200 << 10)
-	response, err := w.open("GET", base+"/exports/"+string(job)+"/files/"+files[0].Name, alice...)
+	response, err := w.open("GET", filePath(job, files[0]), alice...)
 	if err == nil {
 		_, err = new(bytes.Buffer).ReadFrom(response.Body)
 		response.Body.Close()
@@ -209,10 +183,11 @@ func TestACutTransferIsOnRecord(t *testing.T) {
 	w.server.Close() // waits for the handler
 	events := w.record()
 	last := events[len(events)-1]
-	if last.action != "file" || last.outcome != "8" || last.job != job || last.details["file"] != files[0].Name || last.details["bytes"] == "" {
+	if last["action"] != "file" || last["outcome"] != "8" || last["job"] != string(job) || last["file"] != files[0].Name ||
+		last["bytes"] == "" {
 		t.Errorf("%+v, want that the transfer broke off", last)
 	}
-	if promised := events[len(events)-2]; promised.outcome != "0" || promised.details["bytes"] == last.details["bytes"] {
+	if promised := events[len(events)-2]; promised["outcome"] != "0" || promised["bytes"] == last["bytes"] {
 		t.Errorf("%+v, want what was promised", promised)
 	}
 }
@@ -232,7 +207,7 @@ func TestAHangUpInTheMiddle(t *testing.T) {
 		} else {
 			w.jobDoor.Before(word, hangUp)
 		}
-		request := httptest.NewRequestWithContext(ctx, method, strings.TrimPrefix(target, "https://fhir.example.org"), nil)
+		request := httptest.NewRequestWithContext(ctx, method, target, nil)
 		request.Header.Set(alice[0], alice[1])
 		recorder := httptest.NewRecorder()
 		func() {
@@ -253,19 +228,19 @@ func TestAHangUpInTheMiddle(t *testing.T) {
 		t.Errorf("queued %+v, want the plan of %s", task, id)
 	}
 	send("GET", groupExport, "")
-	send("DELETE", base+"/exports/"+string(id), "")
-	if job, err := w.jobs.Job(t.Context(), id); err != nil || job.State != export.Scheduled {
-		t.Errorf("after a cancel that was not heard to its end: %q, %v", job.State, err)
+	send("DELETE", statusPath(id), "")
+	if job := w.job(id); job.State != export.Scheduled {
+		t.Errorf("after a cancel that was not heard to its end: %q", job.State)
 	}
-	if code := send("DELETE", base+"/exports/"+string(id), "sluice:jobs:active"); code != http.StatusAccepted {
+	if code := send("DELETE", statusPath(id), "sluice:jobs:active"); code != http.StatusAccepted {
 		t.Errorf("cancel: %d", code)
 	}
-	if job, err := w.jobs.Job(t.Context(), id); err != nil || job.State != export.Cancelled {
-		t.Errorf("after a cancel that is on record: %q, %v", job.State, err)
+	if job := w.job(id); job.State != export.Cancelled {
+		t.Errorf("after a cancel that is on record: %q", job.State)
 	}
 	var got []string
 	for _, event := range w.record() {
-		got = append(got, event.action+" "+event.outcome)
+		got = append(got, event["action"]+" "+event["outcome"])
 	}
 	if want := []string{"kick-off 0", "kick-off 8", "cancel 8", "cancel 0"}; !slices.Equal(got, want) {
 		t.Errorf("on record %q, want %q", got, want)

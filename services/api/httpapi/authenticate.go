@@ -36,10 +36,7 @@ func (s *service) authenticate(c *gin.Context) {
 
 // unauthenticated is a 401 with its challenge (RFC 6750 section 3).
 func unauthenticated(challenge, text string) refusal {
-	return refusal{
-		status: http.StatusUnauthorized, code: "login", text: text,
-		header: map[string]string{"WWW-Authenticate": challenge},
-	}
+	return refused(http.StatusUnauthorized, "login", text, "WWW-Authenticate", challenge)
 }
 
 // bearer returns the token of the only Authorization header, or "" when there is none, more than one (which of them

@@ -2,10 +2,11 @@ package httpapi_test
 
 import (
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/token/tokentest"
 )
 
 // Every FHIR route wants a valid token before anything else, and says so as RFC 6750 does (spec 7, Z-01 to
@@ -14,85 +15,106 @@ func TestAuthentication(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
-	file := w.run(id, patients(2))[0]
+	file := filePath(id, w.run(id, patients(2))[0])
 	routes := []struct{ method, path string }{
 		{"GET", groupExport}, {"GET", "/fhir/Group/g9/$export"}, {"GET", groupExport + "?_type=Nonsense"},
-		{"GET", "/fhir/exports/" + string(id)}, {"HEAD", "/fhir/exports/" + string(id)},
-		{"DELETE", "/fhir/exports/" + string(id)}, {"GET", "/fhir/exports/none"},
-		{"GET", "/fhir/exports/" + string(id) + "/files/" + file.Name},
-		{"HEAD", "/fhir/exports/" + string(id) + "/files/" + file.Name},
-		{"GET", "/fhir/exports/" + string(id) + "/files/none"},
+		{"GET", statusPath(id)}, {"HEAD", statusPath(id)}, {"DELETE", statusPath(id)}, {"GET", "/fhir/exports/none"},
+		{"GET", file}, {"HEAD", file}, {"GET", statusPath(id) + "/files/none"},
 	}
-	valid := w.issuer.token(t, "https://one.example.org", "alice")
-	now := w.clock.Now()
-	claims := func(name string, value any) map[string]any {
-		all := map[string]any{
-			"iss": "https://one.example.org", "sub": "alice", "aud": audience, "iat": now.Unix(),
-			"exp": now.Add(time.Minute).Unix(), "scope": "system/*.read",
-		}
-		all[name] = value
-		return all
-	}
-	signed := func(name string, value any) string {
-		return w.issuer.sign(t, map[string]any{"alg": "RS384", "kid": "k1"}, claims(name, value))
+	genuine := w.genuine(issuerOne, "alice")
+	valid := genuine.Token()
+	with := func(name string, value any) string {
+		changed := genuine
+		changed.Claims = genuine.Claims.With(name, value)
+		return "Bearer " + changed.Token()
 	}
 	const absent, rejected = "Bearer", `Bearer error="invalid_token"`
-	tests := []struct {
+	for _, test := range []struct {
 		name      string
-		headers   []string
+		values    []string // of Authorization
 		challenge string
 	}{
 		{"no header", nil, absent},
-		{"other scheme", []string{"Authorization", "Basic YTpi"}, absent},
-		{"no token", []string{"Authorization", "Bearer"}, absent},
-		{"empty token", []string{"Authorization", "Bearer "}, absent},
-		{"two headers", []string{"Authorization", "Bearer " + valid, "Authorization", "Bearer " + valid}, absent},
-		{"rubbish", []string{"Authorization", "Bearer invalidToken"}, rejected},
-		{"expired", []string{"Authorization", "Bearer " + signed("exp", now.Add(-time.Hour).Unix())}, rejected},
-		{"other audience", []string{"Authorization", "Bearer " + signed("aud", "https://other.example.org")}, rejected},
-		{"other issuer", []string{"Authorization", "Bearer " + signed("iss", "https://evil.example.org")}, rejected},
-		{"alg none", []string{"Authorization", "Bearer " + w.issuer.sign(t,
-			map[string]any{"alg": "none", "kid": "k1"}, claims("sub", "alice"))}, rejected},
-		{"altered", []string{"Authorization", "Bearer " + valid[:len(valid)-8] + "AAAAAAAA"}, rejected},
-	}
-	for _, test := range tests {
+		{"other scheme", []string{"Basic YTpi"}, absent},
+		{"no token", []string{"Bearer"}, absent},
+		{"empty token", []string{"Bearer "}, absent},
+		{"two headers", []string{"Bearer " + valid, "Bearer " + valid}, absent},
+		{"rubbish", []string{"Bearer invalidToken"}, rejected},
+		{"expired", []string{with("exp", w.clock.Now().Add(-time.Hour).Unix())}, rejected},
+		{"other audience", []string{with("aud", "https://other.example.org")}, rejected},
+		{"other issuer", []string{with("iss", "https://evil.example.org")}, rejected},
+		{"alg none", []string{"Bearer " + genuine.Hostile()["alg none, kid kept"]}, rejected},
+		{"altered", []string{"Bearer " + valid[:len(valid)-8] + "AAAAAAAA"}, rejected},
+	} {
 		t.Run(test.name, func(t *testing.T) {
+			var headers []string
+			for _, value := range test.values {
+				headers = append(headers, "Authorization", value)
+			}
 			for _, route := range routes {
-				got := w.ask(route.method, route.path, test.headers...)
-				if got.code != http.StatusUnauthorized || got.header.Get("WWW-Authenticate") != test.challenge {
-					t.Errorf("%s %s: %d, WWW-Authenticate %q", route.method, route.path, got.code,
-						got.header.Get("WWW-Authenticate"))
-				}
+				got := w.ask(route.method, route.path, headers...)
+				wantHeader(t, got, "WWW-Authenticate", test.challenge)
 				if route.method != "HEAD" {
 					wantOutcome(t, got, http.StatusUnauthorized, "login", "Authorization")
+				} else if got.code != http.StatusUnauthorized {
+					t.Errorf("%s %s: %d", route.method, route.path, got.code)
 				}
-				if test.challenge == rejected && strings.Contains(got.body, strings.TrimPrefix(test.headers[1], "Bearer ")) {
+				if test.challenge == rejected && strings.Contains(got.body, strings.TrimPrefix(test.values[0], "Bearer ")) {
 					t.Errorf("the answer repeats the header: %s", got.body)
 				}
 			}
 		})
 	}
 	// A token in the query string is none.
-	got := w.ask("GET", groupExport+"?access_token="+valid)
-	wantOutcome(t, got, http.StatusUnauthorized, "login")
-
-	scheme := w.as("alice")
-	scheme[1] = strings.Replace(scheme[1], "Bearer", "bEARER", 1)
-	if got := w.ask("GET", groupExport, scheme...); got.code != http.StatusAccepted {
-		t.Errorf("scheme in another case: %d %s", got.code, got.body)
-	}
+	wantOutcome(t, w.ask("GET", groupExport+"?access_token="+valid), http.StatusUnauthorized, "login")
+	w.started(w.ask("GET", groupExport, "Authorization", "bEARER "+valid))
 }
 
-// An issuer that is down is a 503: the token may be good.
-func TestAuthenticationIssuerDown(t *testing.T) {
+// Z-03: one answer to every token that is not good, byte by byte, whatever is wrong with it and wherever it is
+// brought (RFC 6750 section 3.1). None is obeyed, none is logged, and none makes the API ask an address in it.
+func TestHostileTokens(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	w.issuer.mu.Lock()
-	w.issuer.down = true
-	w.issuer.mu.Unlock()
-	got := w.ask("GET", groupExport, slices.Clone(w.as("alice"))...)
-	wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
-	if got.header.Get("Retry-After") == "" || got.header.Get("WWW-Authenticate") != "" {
-		t.Errorf("Retry-After %q, WWW-Authenticate %q", got.header.Get("Retry-After"), got.header.Get("WWW-Authenticate"))
+	id := w.kickoff(w.as("alice"), "")
+	routes := []struct{ method, path string }{{"GET", groupExport}, {"GET", statusPath(id)}, {"DELETE", statusPath(id)}}
+	genuine := w.genuine(issuerOne, "alice")
+	trap := tokentest.ServeKeys(t, "")
+	genuine.Trap = trap.URL
+	tokens := genuine.Hostile()
+	tokens["not UTF-8"] = genuine.Token() + "\xff"
+	for name, claim := range map[string][2]any{
+		"bound to a key":     {"cnf", tokentest.Members{"x5t#S256": "made-up"}},
+		"scope an object":    {"scope", tokentest.Members{"system/*.read": true}},
+		"scope a number":     {"scope", 1},
+		"scope with a query": {"scope", "system/*.read system/Observation.rs?code=1"},
+	} {
+		changed := genuine
+		changed.Claims = genuine.Claims.With(claim[0].(string), claim[1])
+		tokens[name] = changed.Token()
+	}
+	answers := map[string]reply{}
+	for name, raw := range tokens {
+		for _, route := range routes {
+			got := w.ask(route.method, route.path, "Authorization", "Bearer "+raw)
+			if got.code != http.StatusUnauthorized {
+				t.Errorf("%s, %s: %d", name, route.method, got.code)
+			}
+			answers[name+", "+route.method+" "+route.path] = got
+		}
+	}
+	wantSame(t, answers)
+	first := answers["null, GET "+groupExport]
+	wantOutcome(t, first, http.StatusUnauthorized, "login", "invalid or expired")
+	wantHeader(t, first, "WWW-Authenticate", `Bearer error="invalid_token"`)
+	if n := w.active(); n != 1 || trap.Asked() != 0 {
+		t.Errorf("%d jobs are active, want the one there was; %d requests to an address in a token", n, trap.Asked())
+	}
+	if got := w.ask("GET", statusPath(id), w.as("alice")...); got.code != http.StatusAccepted {
+		t.Errorf("the owner's own token afterwards: %d %s", got.code, got.body)
+	}
+	for _, word := range []string{"eyJ", "invalidToken", "mallory", trap.URL} {
+		if strings.Contains(w.log.String(), word) {
+			t.Errorf("the log shows %q", word)
+		}
 	}
 }

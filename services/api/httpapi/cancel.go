@@ -34,7 +34,6 @@ func (s *service) cancel(c *gin.Context) error {
 	if queueErr != nil { // the scheduler purges cancelled jobs in any case
 		keepError(c, queueErr)
 	}
-	c.Status(http.StatusAccepted)
-	c.Writer.WriteHeaderNow()
+	writeHeader(c, http.StatusAccepted)
 	return nil
 }

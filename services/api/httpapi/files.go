@@ -37,10 +37,7 @@ func (s *service) file(c *gin.Context) error {
 	c.Header("Vary", "Accept-Encoding")
 	chosen := chooseCoding(c.Request.Header)
 	if chosen == noCoding {
-		return refusal{
-			status: http.StatusNotAcceptable, code: "not-supported",
-			text: "The header Accept-Encoding allows neither gzip nor identity.",
-		}
+		return notAcceptable("The header Accept-Encoding allows neither gzip nor identity.")
 	}
 	form, err := represent(file, chosen)
 	if err != nil {
@@ -49,10 +46,8 @@ func (s *service) file(c *gin.Context) error {
 	header := c.Request.Header
 	// The order is that of RFC 9110 section 13.2.2. Conditions on dates are ignored: there is no Last-Modified.
 	if values := header.Values("If-Match"); len(values) > 0 && !matches(values, form.etag, false) {
-		return refusal{
-			status: http.StatusPreconditionFailed, code: "conflict",
-			text: "The header If-Match does not name this representation of the file.",
-		}
+		return refused(http.StatusPreconditionFailed, "conflict",
+			"The header If-Match does not name this representation of the file.")
 	}
 	c.Header("ETag", form.etag)
 	if values := header.Values("If-None-Match"); matches(values, form.etag, true) {
@@ -61,8 +56,7 @@ func (s *service) file(c *gin.Context) error {
 		if err := s.recordEvent(c, event); err != nil {
 			return err
 		}
-		c.Status(http.StatusNotModified)
-		c.Writer.WriteHeaderNow()
+		writeHeader(c, http.StatusNotModified)
 		return nil
 	}
 	c.Header("Accept-Ranges", "bytes")
@@ -72,11 +66,8 @@ func (s *service) file(c *gin.Context) error {
 		asked, kind := parseRange(header.Values("Range"), form.size)
 		switch kind {
 		case unsatisfiable:
-			return refusal{
-				status: http.StatusRequestedRangeNotSatisfiable, code: "invalid",
-				text:   "The header Range begins after the end of the file.",
-				header: map[string]string{"Content-Range": fmt.Sprintf("bytes */%d", form.size)},
-			}
+			return refused(http.StatusRequestedRangeNotSatisfiable, "invalid",
+				"The header Range begins after the end of the file.", "Content-Range", fmt.Sprintf("bytes */%d", form.size))
 		case partOfFile:
 			part, status = asked, http.StatusPartialContent
 		case wholeFile:
@@ -158,8 +149,7 @@ func (s *service) send(
 	if status == http.StatusPartialContent {
 		c.Header("Content-Range", part.contentRange(form.size))
 	}
-	c.Status(status)
-	c.Writer.WriteHeaderNow()
+	writeHeader(c, status)
 	if body == nil {
 		return nil
 	}
@@ -222,7 +212,7 @@ func (s *service) openObject(
 func (s *service) openError(ctx context.Context, id export.JobID, err error) error {
 	if errors.Is(err, export.ErrNotFound) {
 		job, again := s.Jobs.Job(ctx, id)
-		if errors.Is(again, export.ErrNotFound) || again == nil && !job.Visible(s.now()) {
+		if errors.Is(again, export.ErrNotFound) || again == nil && !job.Visible(s.Now()) {
 			return notAvailable()
 		}
 	}

@@ -1,7 +1,6 @@
 package httpapi_test
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
@@ -35,14 +33,10 @@ func serveFile(t *testing.T, c content) *served {
 	id := w.kickoff(w.as("alice"), "")
 	file := w.run(id, c)[0]
 	object, err := w.objects.Open(t.Context(), file.Key, 0, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer object.Close()
 	packed, err := io.ReadAll(object)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return &served{
 		fixture: w, path: filePath(id, file), file: file, plain: c.plain(), gzip: string(packed),
 		etag: `"` + file.SHA256 + `"`, etagGz: `"` + file.SHA256 + `-gzip"`,
@@ -88,11 +82,7 @@ func TestFileRepresentations(t *testing.T) {
 	}{
 		{nil, identity, s.plain},
 		{[]string{"Accept-Encoding", "identity"}, identity, s.plain},
-		{[]string{"Accept-Encoding", "br, deflate"}, identity, s.plain},
-		{[]string{"Accept-Encoding", "gzip;q=0"}, identity, s.plain},
 		{[]string{"Accept-Encoding", "gzip"}, zipped, s.gzip},
-		{[]string{"Accept-Encoding", "br, gzip;q=0.5"}, zipped, s.gzip},
-		{[]string{"Accept-Encoding", "*"}, zipped, s.gzip},
 		{[]string{"Accept-Encoding", "identity;q=0, gzip"}, zipped, s.gzip},
 	} {
 		got := s.get(test.encoding...)
@@ -168,7 +158,8 @@ func TestFileRanges(t *testing.T) {
 	}
 }
 
-// RFC 9110 section 13: conditions name the representation that would be sent.
+// RFC 9110 section 13: conditions name the representation that would be sent. TestMatches and TestRangeApplies have the
+// forms of the headers.
 func TestFileConditions(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(50))
@@ -180,14 +171,11 @@ func TestFileConditions(t *testing.T) {
 	}{
 		{"identity", "If-None-Match", s.etag, nil, 304},
 		{"identity", "If-None-Match", "W/" + s.etag, nil, 304},
-		{"identity", "If-None-Match", `"x", ` + s.etag, nil, 304},
-		{"identity", "If-None-Match", "*", nil, 304},
 		{"identity", "If-None-Match", s.etag, []string{"Range", "bytes=0-9"}, 304},
 		{"identity", "If-None-Match", s.etagGz, nil, 200},
 		{"gzip", "If-None-Match", s.etagGz, nil, 304},
 		{"gzip", "If-None-Match", s.etag, nil, 200},
 		{"identity", "If-Match", s.etag, nil, 200},
-		{"identity", "If-Match", "*", nil, 200},
 		{"identity", "If-Match", "W/" + s.etag, nil, 412},
 		{"identity", "If-Match", s.etagGz, nil, 412},
 		{"gzip", "If-Match", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
@@ -196,8 +184,6 @@ func TestFileConditions(t *testing.T) {
 		{"identity", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 200},
 		{"gzip", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
 		{"gzip", "If-Range", s.etag, []string{"Range", "bytes=0-9"}, 200},
-		{"gzip", "If-Range", "W/" + s.etagGz, []string{"Range", "bytes=0-9"}, 200},
-		{"gzip", "If-Range", date, []string{"Range", "bytes=0-9"}, 200},
 		{"gzip", "If-Range", `"x"`, []string{"Range", "bytes=999999999-"}, 200},
 		{"gzip", "If-Modified-Since", date, nil, 200},
 		{"gzip", "If-Unmodified-Since", "Sun, 06 Nov 1994 08:49:37 GMT", nil, 200},
@@ -284,14 +270,11 @@ func TestFileDownloadOutlivesPurge(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, bulk(300))
 	response, err := s.open("GET", s.path, s.as("alice")...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer response.Body.Close()
 	first := make([]byte, 1000)
-	if _, err := io.ReadFull(response.Body, first); err != nil {
-		t.Fatal(err)
-	}
+	_, err = io.ReadFull(response.Body, first)
+	must(t, err)
 	status := s.path[:strings.Index(s.path, "/files/")]
 	if got := s.ask("DELETE", status, s.as("alice")...); got.code != http.StatusAccepted {
 		t.Fatal(got.code)
@@ -300,7 +283,7 @@ func TestFileDownloadOutlivesPurge(t *testing.T) {
 		t.Errorf("a new download: %d", got.code)
 	}
 	began, purged := make(chan struct{}), make(chan error, 1)
-	s.objectDoor.First(func() { close(began) })
+	s.objectDoor.Before("", func() { close(began) })
 	go func() {
 		_, err := s.objects.DeletePrefix(t.Context(), export.JobPrefix(export.JobID(path.Base(status))))
 		purged <- err
@@ -340,25 +323,17 @@ type deafWriter struct{ http.ResponseWriter }
 
 func (deafWriter) Write([]byte) (int, error) { return 0, syscall.EPIPE }
 
-// An object that is missing though its job is there is the server's fault; one of a job that was purged between the
-// look at the record and the read is gone like the rest.
+// An object that is missing though its job is there is the server's fault. TestNotAvailable has the one of a job that was
+// purged between the look at the record and the read.
 func TestFileObjectMissing(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(5))
 	status := s.path[:strings.Index(s.path, "/files/")]
 	id := export.JobID(strings.TrimPrefix(status, "/fhir/exports/"))
-	if _, err := s.objects.DeletePrefix(t.Context(), export.JobPrefix(id)); err != nil {
-		t.Fatal(err)
-	}
+	_, err := s.objects.DeletePrefix(t.Context(), export.JobPrefix(id))
+	must(t, err)
 	wantOutcome(t, s.get(), http.StatusInternalServerError, "exception")
 	wantOutcome(t, s.ask("GET", status, s.as("alice")...), http.StatusInternalServerError, "exception")
-
-	s.objectDoor.First(func() {
-		if err := s.jobs.Remove(t.Context(), id); err != nil {
-			t.Error(err)
-		}
-	})
-	wantOutcome(t, s.get(), http.StatusNotFound, "forbidden")
 }
 
 // Stored files may be gzip members one after another; clients get all of them.
@@ -367,32 +342,11 @@ func TestFileOfSeveralMembers(t *testing.T) {
 	w := newFixture(t)
 	id := w.kickoff(w.as("alice"), "")
 	w.plan(id, "Patient")
-	lease := w.claim(id, "Patient-00000", export.KindExport)
-	var packed bytes.Buffer
-	plain := ""
-	for i := range 3 {
-		line := patients(i + 1).plain()
-		plain += line
-		zip := gzip.NewWriter(&packed)
-		if _, err := zip.Write([]byte(line)); err != nil {
-			t.Fatal(err)
-		}
-		if err := zip.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	name := export.FileName(lease.Unit.ID, 1, "Patient", 0)
-	stored := w.put(export.FileKey(id, "Patient", name), packed.Bytes())
-	file := export.File{
-		Name: name, Type: "Patient", Key: stored.Key, Count: 6, Bytes: int64(len(plain)), Stored: stored.Size,
-		SHA256: stored.SHA256,
-	}
-	commit := commitEmpty()
-	commit.Result = export.Result{Files: []export.File{file}}
-	w.commit(lease, commit)
-	w.claim(id, export.SealUnit, export.KindSeal)
-	w.commit(export.Lease{Job: id, Unit: export.Unit{ID: export.SealUnit, Kind: export.KindSeal}, Fence: 1},
-		commitSeal("", w.clock.Now()))
+	lines := []content{patients(1), patients(2), patients(3)}
+	file := w.write(id, "Patient-00000", lines...)
+	w.commit(w.claim(id, "Patient-00000", export.KindExport), file)
+	w.seal(id, nil)
+	plain := lines[0].plain() + lines[1].plain() + lines[2].plain()
 	if got := w.ask("GET", filePath(id, file), w.as("alice")...); got.code != http.StatusOK || got.body != plain {
 		t.Errorf("%d %q, want %q", got.code, got.body, plain)
 	}

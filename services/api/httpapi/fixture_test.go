@@ -3,17 +3,14 @@ package httpapi_test
 import (
 	"bytes"
 	"context"
-	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,12 +20,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -37,47 +35,30 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/pkg/token/tokentest"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
 
 const (
 	base      = "https://fhir.example.org/fhir" // the public base; the test server is somewhere else
 	audience  = base
+	issuerOne = "https://one.example.org"
+	issuerTwo = "https://two.example.org"
 	retention = 168 * time.Hour
 )
-
-// clock is the API's and the job store's clock.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
 
 // fixture is an API on real stores, each behind a door that a test can close.
 type fixture struct {
 	t        testing.TB
-	clock    *clock
+	clock    *testenv.Clock
 	jobs     *jobstore.Store
-	queue    *queue.Client
 	objects  *objects.Store
 	redisURL string
-	issuer   *issuer
+	issuers  *tokentest.KeyServer // the keys of both
+	key      *ecdsa.PrivateKey
 	users    *users
 	deps     httpapi.Deps
-	registry *prometheus.Registry
-	log      *lockedBuffer
-	audit    *audit.Log
+	log      testenv.Buffer
 	auditAt  string
 	handler  http.Handler
 	server   *httptest.Server
@@ -85,12 +66,22 @@ type fixture struct {
 	jobDoor, queueDoor, objectDoor *door
 }
 
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *fixture) must(err error) {
+	w.t.Helper()
+	must(w.t, err)
+}
+
 func newFixture(t testing.TB, change ...func(*httpapi.Config)) *fixture {
 	t.Helper()
 	w := newFixtureOn(t, testenv.Redis(t), testenv.ObjectStore(t), change...)
-	if err := w.objects.EnsureBucket(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	w.must(w.objects.EnsureBucket(t.Context()))
 	return w
 }
 
@@ -98,75 +89,62 @@ func newFixture(t testing.TB, change ...func(*httpapi.Config)) *fixture {
 func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...func(*httpapi.Config)) *fixture {
 	t.Helper()
 	w := &fixture{
-		t: t, clock: &clock{now: time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)}, redisURL: redisURL,
-		registry: prometheus.NewRegistry(), log: &lockedBuffer{},
+		t: t, clock: testenv.NewClock(time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)), redisURL: redisURL,
+		key: tokentest.EC(elliptic.P256()),
 	}
 	w.users = newUsers(t, w.clock.Now)
-	w.issuer = newIssuer(t, w.clock)
-	redis := mustURL(t, w.redisURL)
-	w.jobDoor, w.queueDoor = openDoor(t, redis.Host), openDoor(t, redis.Host)
+	w.issuers = tokentest.ServeKeys(t, tokentest.JWKS(tokentest.JWK("k1", w.key)))
+	w.jobDoor, w.queueDoor = openDoor(t, mustURL(t, redisURL).Host), openDoor(t, mustURL(t, redisURL).Host)
 	w.objectDoor = openDoor(t, mustURL(t, place.Endpoint).Host)
 
 	var err error
-	if w.jobs, err = jobstore.Open(through(redis, w.jobDoor), w.clock.Now); err != nil {
-		t.Fatal(err)
-	}
-	if w.queue, err = queue.Open(through(redis, w.queueDoor)); err != nil {
-		t.Fatal(err)
-	}
+	w.jobs, err = jobstore.Open(w.jobDoor.in(redisURL), w.clock.Now)
+	w.must(err)
+	tasks, err := queue.Open(w.queueDoor.in(redisURL))
+	w.must(err)
 	w.objects, err = objects.Open(objects.Config{
-		Endpoint: "http://" + w.objectDoor.Addr(), AccessKey: place.AccessKey, SecretKey: place.SecretKey,
+		Endpoint: w.objectDoor.in(place.Endpoint), AccessKey: place.AccessKey, SecretKey: place.SecretKey,
 		Bucket: place.Bucket,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.must(err)
 	tokens, err := token.NewVerifier(token.Config{
 		Issuers: []token.Issuer{
-			{Name: "https://one.example.org", Audiences: []string{audience}, JWKSURL: w.issuer.jwks.URL},
-			{Name: "https://two.example.org", Audiences: []string{audience}, JWKSURL: w.issuer.jwks.URL},
+			{Name: issuerOne, Audiences: []string{audience}, JWKSURL: w.issuers.URL},
+			{Name: issuerTwo, Audiences: []string{audience}, JWKSURL: w.issuers.URL},
 		},
 		Now: w.clock.Now,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := httpapi.Config{
-		BaseURL: mustURL(t, base), Now: w.clock.Now, Logger: slog.New(slog.NewJSONHandler(w.log, nil)),
-		Limits: httpapi.Limits{Jobs: 1000, KickOffs: 1e6, Statuses: 1e6}, // out of the way of tests of other things
-	}
-	for _, apply := range change {
-		apply(&cfg)
-	}
-	w.deps = httpapi.Deps{
-		Jobs: w.jobs, Queue: w.queue, Objects: w.objects, Tokens: tokens, Groups: w.users, Access: w.users.Access,
-		Registry: w.registry,
-	}
+	w.must(err)
 	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
-	if w.audit, err = audit.Open(audit.Config{Path: w.auditAt, Process: "api", Now: w.clock.Now}); err != nil {
-		t.Fatal(err)
+	events, err := audit.Open(audit.Config{Path: w.auditAt, Process: "api", Now: w.clock.Now})
+	w.must(err)
+	w.deps = httpapi.Deps{
+		Jobs: w.jobs, Queue: tasks, Objects: w.objects, Tokens: tokens, Groups: w.users, Access: w.users.Access,
+		Audit: events, Registry: prometheus.NewRegistry(),
 	}
-	w.deps.Audit = w.audit
-	w.handler, err = httpapi.New(cfg, w.deps)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.handler, err = httpapi.New(w.config(change...), w.deps)
+	w.must(err)
 	w.server = httptest.NewServer(w.handler)
 	t.Cleanup(func() {
 		w.server.Close()
 		tokens.Close()
-		if err := w.audit.Close(); err != nil {
-			t.Errorf("closing the audit log: %v", err)
-		}
 		w.objects.Close()
-		if err := w.queue.Close(); err != nil {
-			t.Errorf("closing the queue: %v", err)
-		}
-		if err := w.jobs.Close(); err != nil {
-			t.Errorf("closing the job store: %v", err)
-		}
+		w.must(errors.Join(events.Close(), tasks.Close(), w.jobs.Close()))
 	})
 	return w
+}
+
+// config is that of the fixture's API. Its limits are out of the way of tests of other things.
+func (w *fixture) config(change ...func(*httpapi.Config)) httpapi.Config {
+	cfg := httpapi.Config{
+		BaseURL: mustURL(w.t, base), Dialect: httpapi.DialectAuto, Now: w.clock.Now,
+		Logger: slog.New(slog.NewJSONHandler(&w.log, nil)),
+		Limits: httpapi.Limits{PollLimit: 10, JobLimit: 1000, Repeat: "new", KickOffLimit: 1e6, StatusLimit: 1e6},
+	}
+	for _, apply := range change {
+		apply(&cfg)
+	}
+	return cfg
 }
 
 // reply is a whole answer.
@@ -198,14 +176,11 @@ func (w *fixture) try(method, target string, headers ...string) (reply, error) {
 	return reply{code: response.StatusCode, header: response.Header, body: string(body)}, err
 }
 
-// open sends a request to the test server. A target on the public base is sent there too, with the public Host.
+// open sends a request to the test server.
 func (w *fixture) open(method, target string, headers ...string) (*http.Response, error) {
 	w.t.Helper()
-	target = strings.TrimPrefix(target, "https://fhir.example.org")
 	request, err := http.NewRequestWithContext(w.t.Context(), method, w.server.URL+target, nil)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.must(err)
 	for i := 0; i < len(headers); i += 2 {
 		if headers[i] == "Host" {
 			request.Host = headers[i+1]
@@ -222,15 +197,19 @@ func (w *fixture) open(method, target string, headers ...string) (*http.Response
 }
 
 // serve answers without a network, so that the log line is written when it returns.
-func (w *fixture) serve(method, target string, headers ...string) *httptest.ResponseRecorder {
+func (w *fixture) serve(method, target string, headers ...string) reply {
 	w.t.Helper()
 	request := httptest.NewRequestWithContext(w.t.Context(), method, target, nil)
 	for i := 0; i < len(headers); i += 2 {
 		request.Header.Add(headers[i], headers[i+1])
 	}
+	return w.answer(request)
+}
+
+func (w *fixture) answer(request *http.Request) reply {
 	recorder := httptest.NewRecorder()
 	w.handler.ServeHTTP(recorder, request)
-	return recorder
+	return reply{code: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
 }
 
 // metrics are what operators read on the private listener.
@@ -246,22 +225,68 @@ func (w *fixture) metrics() string {
 
 // as makes the headers of a user of the first issuer whose token has the scopes, system/*.read unless given.
 func (w *fixture) as(subject string, scopes ...string) []string {
-	w.t.Helper()
-	return []string{"Authorization", "Bearer " + w.issuer.token(w.t, "https://one.example.org", subject, scopes...)}
+	return w.of(issuerOne, subject, scopes...)
+}
+
+// of makes the headers of a user of the issuer.
+func (w *fixture) of(issuer, subject string, scopes ...string) []string {
+	genuine := w.genuine(issuer, subject)
+	if scopes != nil {
+		genuine.Claims["scope"] = strings.Join(scopes, " ")
+	}
+	return []string{"Authorization", "Bearer " + genuine.Token()}
+}
+
+// genuine is a token that is accepted.
+func (w *fixture) genuine(issuer, subject string) tokentest.Genuine {
+	now := w.clock.Now()
+	return tokentest.Genuine{
+		Alg: "ES256", KID: "k1", Key: w.key, Now: now, Claims: tokentest.Members{
+			"iss": issuer, "sub": subject, "aud": audience, "iat": now.Unix(), "nbf": now.Unix(),
+			"exp": now.Add(5 * time.Minute).Unix(), "scope": "system/*.read",
+		},
+	}
 }
 
 // kickoff starts an export of the group as the user and returns its id.
 func (w *fixture) kickoff(user []string, query string, headers ...string) export.JobID {
 	w.t.Helper()
-	got := w.ask("GET", "/fhir/Group/g1/$export"+query, append(slices.Clone(user), headers...)...)
-	if got.code != http.StatusAccepted {
-		w.t.Fatalf("kick-off: %d %s", got.code, got.body)
-	}
+	return w.started(w.ask("GET", groupExport+query, append(slices.Clone(user), headers...)...))
+}
+
+// started is the id in the answer to a kick-off.
+func (w *fixture) started(got reply) export.JobID {
+	w.t.Helper()
 	id, found := strings.CutPrefix(got.header.Get("Content-Location"), base+"/exports/")
-	if !found {
-		w.t.Fatalf("Content-Location %q", got.header.Get("Content-Location"))
+	if got.code != http.StatusAccepted || !found {
+		w.t.Fatalf("kick-off: %d %s, Content-Location %q", got.code, got.body, got.header.Get("Content-Location"))
 	}
 	return export.JobID(id)
+}
+
+// job is the record of a job.
+func (w *fixture) job(id export.JobID) export.Job {
+	w.t.Helper()
+	job, err := w.jobs.Job(w.t.Context(), id)
+	w.must(err)
+	return job
+}
+
+// fail ends a job as a worker does that can produce nothing.
+func (w *fixture) fail(id export.JobID, reason string) {
+	w.t.Helper()
+	now := w.clock.Now()
+	w.must(w.jobs.FailJob(w.t.Context(), id, reason, now, now.Add(retention)))
+}
+
+// redis is the server itself, without a door.
+func (w *fixture) redis() *redis.Client {
+	w.t.Helper()
+	options, err := redis.ParseURL(w.redisURL)
+	w.must(err)
+	client := redis.NewClient(options)
+	w.t.Cleanup(func() { w.must(client.Close()) })
+	return client
 }
 
 // content is one file to be produced.
@@ -273,26 +298,29 @@ type content struct {
 
 func (c content) plain() string { return strings.Join(c.lines, "\n") + "\n" }
 
+// report is a file about what could not be produced.
+func report() content {
+	return content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
+}
+
 // claim takes a unit of the job that the store has issued, the plan or another.
 func (w *fixture) claim(id export.JobID, unit export.UnitID, kind export.Kind) export.Lease {
 	w.t.Helper()
 	if unit != export.PlanUnit {
-		if _, err := w.jobs.Issue(w.t.Context(), id, 100); err != nil {
-			w.t.Fatal(err)
-		}
+		_, err := w.jobs.Issue(w.t.Context(), id, 100)
+		w.must(err)
 	}
 	lease, err := w.jobs.Claim(w.t.Context(), id, unit, kind, 1)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.must(err)
 	return lease
 }
 
-func (w *fixture) commit(lease export.Lease, c jobstore.Commit) {
+// commit closes a unit with its files.
+func (w *fixture) commit(lease export.Lease, files ...export.File) {
 	w.t.Helper()
-	if err := w.jobs.Commit(w.t.Context(), lease, c); err != nil {
-		w.t.Fatal(err)
-	}
+	w.must(w.jobs.Commit(w.t.Context(), lease, jobstore.Commit{
+		Result: export.Result{Files: files}, Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
+	}))
 }
 
 // plan plays the worker's first unit: one unit a type follows.
@@ -305,13 +333,11 @@ func (w *fixture) plan(id export.JobID, types ...string) {
 			ID: export.UnitID(typ + "-00000"), Kind: export.KindExport, Type: typ, Bytes: 1000,
 		})
 	}
-	if err := w.jobs.Stage(w.t.Context(), lease, units); err != nil {
-		w.t.Fatal(err)
-	}
-	w.commit(lease, jobstore.Commit{
+	w.must(w.jobs.Stage(w.t.Context(), lease, units))
+	w.must(w.jobs.Commit(w.t.Context(), lease, jobstore.Commit{
 		Plan: &jobstore.Plan{Snapshot: w.clock.Now().Add(-90 * time.Second)},
 		Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
-	})
+	}))
 }
 
 // run plays the worker for a job: plans, writes the files, seals. It returns the files as they are recorded.
@@ -325,57 +351,55 @@ func (w *fixture) run(id export.JobID, contents ...content) []export.File {
 	var files []export.File
 	for _, c := range contents {
 		unit := export.UnitID(c.typ + "-00000")
-		lease := w.claim(id, unit, export.KindExport)
-		file := w.write(id, unit, c)
-		files = append(files, file)
-		w.commit(lease, jobstore.Commit{
-			Result: export.Result{Files: []export.File{file}}, Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
-		})
+		files = append(files, w.write(id, unit, c))
+		w.commit(w.claim(id, unit, export.KindExport), files[len(files)-1])
 	}
-	lease := w.claim(id, export.SealUnit, export.KindSeal)
 	var list bytes.Buffer
 	encoder := json.NewEncoder(&list)
 	for _, file := range files {
-		if err := encoder.Encode(file); err != nil {
-			w.t.Fatal(err)
-		}
+		w.must(encoder.Encode(file))
 	}
-	key := export.ManifestKey(id, lease.Fence)
-	w.put(key, list.Bytes())
-	now := w.clock.Now()
-	w.commit(lease, jobstore.Commit{Seal: &jobstore.Seal{Manifest: key, Finished: now, Expires: now.Add(retention)}})
+	w.seal(id, list.Bytes())
 	return files
 }
 
-func (w *fixture) write(id export.JobID, unit export.UnitID, c content) export.File {
+// seal completes a job with a list of files.
+func (w *fixture) seal(id export.JobID, list []byte) {
+	w.t.Helper()
+	lease := w.claim(id, export.SealUnit, export.KindSeal)
+	key := export.ManifestKey(id, lease.Fence)
+	w.put(key, list)
+	now := w.clock.Now()
+	w.must(w.jobs.Commit(w.t.Context(), lease, jobstore.Commit{
+		Seal: &jobstore.Seal{Manifest: key, Finished: now, Expires: now.Add(retention)},
+	}))
+}
+
+// write stores a file, with each of the parts as a gzip member of its own.
+func (w *fixture) write(id export.JobID, unit export.UnitID, parts ...content) export.File {
 	w.t.Helper()
 	var packed bytes.Buffer
-	zip := gzip.NewWriter(&packed)
-	if _, err := zip.Write([]byte(c.plain())); err != nil {
-		w.t.Fatal(err)
+	c := parts[0]
+	file := export.File{Name: export.FileName(unit, 1, c.typ, 0), Type: c.typ, Error: c.error}
+	for _, part := range parts {
+		zip := gzip.NewWriter(&packed)
+		_, err := zip.Write([]byte(part.plain()))
+		w.must(errors.Join(err, zip.Close()))
+		file.Count += int64(len(part.lines))
+		file.Bytes += int64(len(part.plain()))
 	}
-	if err := zip.Close(); err != nil {
-		w.t.Fatal(err)
-	}
-	name := export.FileName(unit, 1, c.typ, 0)
-	key := export.FileKey(id, c.typ, name)
-	stored := w.put(key, packed.Bytes())
-	return export.File{
-		Name: name, Type: c.typ, Error: c.error, Key: key, Count: int64(len(c.lines)), Bytes: int64(len(c.plain())),
-		Stored: stored.Size, SHA256: stored.SHA256,
-	}
+	stored := w.put(export.FileKey(id, c.typ, file.Name), packed.Bytes())
+	file.Key, file.Stored, file.SHA256 = stored.Key, stored.Size, stored.SHA256
+	return file
 }
 
 func (w *fixture) put(key string, data []byte) objects.Stored {
 	w.t.Helper()
 	writer := w.objects.Create(w.t.Context(), key, "application/octet-stream")
-	if _, err := writer.Write(data); err != nil {
-		w.t.Fatal(err)
-	}
+	_, err := writer.Write(data)
+	w.must(err)
 	stored, err := writer.Commit()
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.must(err)
 	return stored
 }
 
@@ -401,21 +425,9 @@ const (
 	groupLines = `{"resourceType":"Group","id":"g1","type":"person","actual":true}
 {"resourceType":"Group","id":"g2","type":"person","actual":true}
 `
-	accessFile = `- issuer: https://one.example.org
-  subject: alice
-  types: all
-  groups: all
-  patients: all
-- issuer: https://two.example.org
-  subject: alice
-  types: all
-  groups: all
-  patients: all
-- issuer: https://one.example.org
-  subject: bob
-  types: all
-  groups: all
-  patients: all
+	everything = `
+- {issuer: "https://%s.example.org", subject: %s, types: all, groups: all, patients: all}`
+	threeTypes = `
 - issuer: https://one.example.org
   subject: carol
   types: [Patient, Condition, Organization]
@@ -428,18 +440,15 @@ func newUsers(t testing.TB, now func() time.Time) *users {
 	t.Helper()
 	dir := t.TempDir()
 	access := filepath.Join(dir, "access.yaml")
-	err := errors.Join(os.WriteFile(filepath.Join(dir, "Group.ndjson"), []byte(groupLines), 0o600),
-		os.WriteFile(access, []byte(accessFile), 0o600))
-	if err != nil {
-		t.Fatal(err)
-	}
+	grants := fmt.Sprintf(everything+everything+everything, "one", "alice", "two", "alice", "one", "bob") + threeTypes
+	must(t, errors.Join(os.WriteFile(filepath.Join(dir, "Group.ndjson"), []byte(groupLines), 0o600),
+		os.WriteFile(access, []byte(grants), 0o600)))
 	f := &users{dir: dir}
-	if f.Groups, err = filedir.OpenGroups(dir, now); err != nil {
-		t.Fatal(err)
-	}
-	if f.Access, err = filedir.OpenAccess(access); err != nil {
-		t.Fatal(err)
-	}
+	var err error
+	f.Groups, err = filedir.OpenGroups(dir, now)
+	must(t, err)
+	f.Access, err = filedir.OpenAccess(access)
+	must(t, err)
 	return f
 }
 
@@ -455,107 +464,40 @@ func (f *users) Members(context.Context, string, func(string) error) error {
 	panic("the API reads members")
 }
 
-// issuer signs tokens and publishes its key.
-type issuer struct {
-	key   *rsa.PrivateKey
-	clock *clock
-	jwks  *httptest.Server
-	mu    sync.Mutex
-	down  bool
-}
-
-func newIssuer(t testing.TB, c *clock) *issuer {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := &issuer{key: key, clock: c}
-	i.jwks = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		if i.down {
-			http.Error(w, "down", http.StatusInternalServerError)
-			return
-		}
-		exponent := big.NewInt(int64(key.E)).Bytes()
-		fmt.Fprintf(w, `{"keys":[{"kty":"RSA","kid":"k1","alg":"RS384","use":"sig","n":%q,"e":%q}]}`,
-			base64.RawURLEncoding.EncodeToString(key.N.Bytes()), base64.RawURLEncoding.EncodeToString(exponent))
-	}))
-	t.Cleanup(i.jwks.Close)
-	return i
-}
-
-func (i *issuer) token(t testing.TB, name, subject string, scopes ...string) string {
-	t.Helper()
-	if scopes == nil {
-		scopes = []string{"system/*.read"}
-	}
-	now := i.clock.Now()
-	return i.sign(t, map[string]any{"alg": "RS384", "typ": "JWT", "kid": "k1"}, map[string]any{
-		"iss": name, "sub": subject, "aud": audience, "iat": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
-		"scope": strings.Join(scopes, " "),
-	})
-}
-
-func (i *issuer) sign(t testing.TB, header, claims map[string]any) string {
-	t.Helper()
-	var deps []string
-	for _, part := range []map[string]any{header, claims} {
-		encoded, err := json.Marshal(part)
-		if err != nil {
-			t.Fatal(err)
-		}
-		deps = append(deps, base64.RawURLEncoding.EncodeToString(encoded))
-	}
-	signed := strings.Join(deps, ".")
-	digest := crypto.SHA384.New()
-	digest.Write([]byte(signed))
-	signature, err := rsa.SignPKCS1v15(rand.Reader, i.key, crypto.SHA384, digest.Sum(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signed + "." + base64.RawURLEncoding.EncodeToString(signature)
-}
-
-// door is a TCP proxy that can be shut, at once or after so many bytes from the far side.
+// door is a TCP proxy that can be shut and whose traffic can be watched.
 type door struct {
 	listener net.Listener
 	target   string
 	running  sync.WaitGroup
 
-	mu    sync.Mutex
-	shut  bool
-	left  int64 // bytes still let through when limit is set
-	limit bool
-	first func() // called once, before the next bytes from the near side that hold when go through
-	when  string
-	word  string // of the requests whose answers are lost
-	lose  int    // how many answers are lost yet
-	tap   bool   // what goes through from the near side is written down
-	heard []byte
-	conns map[net.Conn]struct{}
+	mu      sync.Mutex
+	shut    bool
+	conns   map[net.Conn]struct{}
+	request func(part []byte)               // is called with what comes from the near side, before it goes through
+	answer  func(request, part []byte) bool // whether what comes from the far side, after the last request, goes through
+	lose    int                             // how many answers are lost yet
+	heard   []byte                          // from the near side since Listen
 }
 
 func openDoor(t testing.TB, target string) *door {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	d := &door{listener: listener, target: target, conns: map[net.Conn]struct{}{}}
+	d.Open()
 	d.running.Go(d.serve)
 	t.Cleanup(func() {
 		d.Shut()
-		if err := listener.Close(); err != nil {
-			t.Errorf("closing a door: %v", err)
-		}
+		must(t, listener.Close())
 		d.running.Wait()
 	})
 	return d
 }
 
-func (d *door) Addr() string { return d.listener.Addr().String() }
+// in is the server's URL with the address of the door.
+func (d *door) in(server string) string {
+	return strings.Replace(server, d.target, d.listener.Addr().String(), 1)
+}
 
 // Shut breaks all connections and refuses new ones.
 func (d *door) Shut() {
@@ -567,37 +509,77 @@ func (d *door) Shut() {
 	}
 }
 
-// ShutAfter lets so many more bytes through from the far side, then shuts.
-func (d *door) ShutAfter(n int64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.limit, d.left = true, n
-}
-
 // Open lets everything through again.
 func (d *door) Open() {
+	d.watch(func([]byte) {}, func([]byte, []byte) bool { return true })
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.shut, d.limit, d.lose = false, false, 0
+	d.shut, d.lose = false, 0
+}
+
+// watch replaces the functions that are not nil.
+func (d *door) watch(request func([]byte), answer func(request, part []byte) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if request != nil {
+		d.request = request
+	}
+	if answer != nil {
+		d.answer = answer
+	}
+}
+
+// ShutAfter lets so many more bytes through from the far side, then shuts.
+func (d *door) ShutAfter(left int64) {
+	d.watch(nil, func(_, part []byte) bool {
+		d.mu.Lock()
+		left -= int64(len(part))
+		more := left >= 0
+		d.mu.Unlock()
+		if !more {
+			d.Shut()
+		}
+		return more
+	})
 }
 
 // Lose lets the next n requests that hold the word through, and breaks their connections before their answers pass. An
 // answer that only says that a script is not loaded yet passes.
 func (d *door) Lose(word string, n int) {
+	d.watch(nil, func(request, part []byte) bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.lose == 0 || !bytes.Contains(request, []byte(word)) || bytes.HasPrefix(part, []byte("-NOSCRIPT")) {
+			return true
+		}
+		d.lose--
+		return false
+	})
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.word, d.lose = word, n
+	d.lose = n
 }
 
-// lost reports whether the answer to the request is to be lost.
-func (d *door) lost(request, answer []byte) bool {
+// Before has the function called once, before the next request that holds the word goes through.
+func (d *door) Before(word string, call func()) {
+	var once sync.Once
+	d.watch(func(part []byte) {
+		if bytes.Contains(part, []byte(word)) {
+			once.Do(call)
+		}
+	}, nil)
+}
+
+// Listen begins anew to write down what goes through from the near side.
+func (d *door) Listen() {
+	d.watch(func(part []byte) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.heard = append(d.heard, part...)
+	}, nil)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.lose == 0 || !bytes.Contains(request, []byte(d.word)) || bytes.HasPrefix(answer, []byte("-NOSCRIPT")) {
-		return false
-	}
-	d.lose--
-	return true
+	d.heard = nil
 }
 
 func (d *door) serve() {
@@ -611,47 +593,37 @@ func (d *door) serve() {
 			near.Close()
 			continue
 		}
-		if !d.keep(near, far) {
+		d.mu.Lock()
+		d.conns[near], d.conns[far] = struct{}{}, struct{}{}
+		if d.shut {
 			near.Close()
 			far.Close()
-			continue
 		}
-		var request atomic.Value // the last bytes from the near side
-		request.Store([]byte(nil))
+		d.mu.Unlock()
+		var last []byte // from the near side; guarded by d.mu
 		d.running.Go(func() {
-			d.pass(far, near, func(part []byte) bool {
-				d.hear(part)
-				d.callFirst(part)
-				request.Store(bytes.Clone(part))
+			pass(far, near, func(part []byte) bool {
+				d.mu.Lock()
+				request := d.request
+				last = bytes.Clone(part)
+				d.mu.Unlock()
+				request(part)
 				return true
 			})
 		})
 		d.running.Go(func() {
-			d.pass(near, far, func(part []byte) bool {
-				if !d.spend(int64(len(part))) {
-					d.Shut()
-					return false
-				}
-				return !d.lost(request.Load().([]byte), part)
+			pass(near, far, func(part []byte) bool {
+				d.mu.Lock()
+				answer, request := d.answer, last
+				d.mu.Unlock()
+				return answer(request, part)
 			})
 		})
 	}
 }
 
-func (d *door) keep(conns ...net.Conn) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.shut {
-		return false
-	}
-	for _, conn := range conns {
-		d.conns[conn] = struct{}{}
-	}
-	return true
-}
-
 // pass copies as long as nothing breaks and let agrees to each part.
-func (d *door) pass(to, from net.Conn, let func(part []byte) bool) {
+func pass(to, from net.Conn, let func(part []byte) bool) {
 	defer to.Close()
 	defer from.Close()
 	buffer := make([]byte, 16<<10)
@@ -671,72 +643,15 @@ func (d *door) pass(to, from net.Conn, let func(part []byte) bool) {
 	}
 }
 
-// First has the function called before the next request goes through.
-func (d *door) First(call func()) { d.Before("", call) }
-
-// Before has the function called before the next request that holds the word goes through.
-func (d *door) Before(word string, call func()) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.first, d.when = call, word
-}
-
-func (d *door) callFirst(request []byte) {
-	d.mu.Lock()
-	call := d.first
-	if !bytes.Contains(request, []byte(d.when)) {
-		call = nil
-	}
-	if call != nil {
-		d.first = nil
-	}
-	d.mu.Unlock()
-	if call != nil {
-		call()
-	}
-}
-
-func (d *door) spend(n int64) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.left -= n
-	return !d.limit || d.left >= 0
-}
-
-func through(server *url.URL, d *door) string {
-	moved := *server
-	moved.Host = d.Addr()
-	return moved.String()
-}
-
 func mustURL(t testing.TB, raw string) *url.URL {
 	t.Helper()
 	parsed, err := url.Parse(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return parsed
 }
 
-// lockedBuffer is the log.
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
-// wantOutcome checks that an answer is an OperationOutcome with one error of the code, and says each of the words.
+// wantOutcome checks that an answer is an OperationOutcome with one error of the code, any if it is "", and says each of the
+// words.
 func wantOutcome(t testing.TB, got reply, status int, code string, words ...string) {
 	t.Helper()
 	if got.code != status {
@@ -749,12 +664,10 @@ func wantOutcome(t testing.TB, got reply, status int, code string, words ...stri
 		ResourceType string `json:"resourceType"`
 		Issue        []struct{ Severity, Code, Diagnostics string }
 	}
-	if err := json.Unmarshal([]byte(got.body), &outcome); err != nil {
-		t.Fatalf("%v: %s", err, got.body)
-	}
-	if outcome.ResourceType != "OperationOutcome" || len(outcome.Issue) != 1 || outcome.Issue[0].Severity != "error" ||
-		outcome.Issue[0].Code != code {
-		t.Fatalf("%s, want one error of code %s", got.body, code)
+	if err := json.Unmarshal([]byte(got.body), &outcome); err != nil || outcome.ResourceType != "OperationOutcome" ||
+		len(outcome.Issue) != 1 || outcome.Issue[0].Severity != "error" || outcome.Issue[0].Diagnostics == "" ||
+		outcome.Issue[0].Code == "" || code != "" && outcome.Issue[0].Code != code {
+		t.Fatalf("%s (%v), want one error of code %s", got.body, err, code)
 	}
 	for _, word := range words {
 		if !strings.Contains(outcome.Issue[0].Diagnostics, word) {
@@ -766,13 +679,4 @@ func wantOutcome(t testing.TB, got reply, status int, code string, words ...stri
 func sum(text string) []byte {
 	digest := sha256.Sum256([]byte(text))
 	return digest[:]
-}
-
-// commitEmpty closes a unit that found nothing.
-func commitEmpty() jobstore.Commit {
-	return jobstore.Commit{Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal}}
-}
-
-func commitSeal(manifest string, now time.Time) jobstore.Commit {
-	return jobstore.Commit{Seal: &jobstore.Seal{Manifest: manifest, Finished: now, Expires: now.Add(retention)}}
 }

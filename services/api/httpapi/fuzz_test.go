@@ -3,22 +3,23 @@ package httpapi_test
 import (
 	"bufio"
 	"bytes"
-	"encoding/json"
+	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
-	"github.com/klauspost/compress/gzip"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
@@ -26,28 +27,42 @@ import (
 // marker stands for a secret: whatever part of a request it is in, it must not come back, nor be logged.
 const marker = "eyJtYXJrZXIiOjF9.czNjcjN0.bWFya2Vy"
 
-// shelf is an object store that only gives what was put on it, so that a fuzz target needs no server.
-type shelf map[string][]byte
+// shelf is an object store in memory, so that a fuzz target needs no server.
+type shelf struct {
+	mu      sync.Mutex
+	objects map[string][]byte
+}
 
-func (s shelf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *shelf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	if key == "" {
 		return // the bucket is there
 	}
-	object, there := s[key]
+	if r.Method == http.MethodPut {
+		s.objects[key], _ = io.ReadAll(r.Body)
+	}
+	object, there := s.objects[key]
 	if !there {
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprint(w, `<Error><Code>NoSuchKey</Code></Error>`)
 		return
 	}
-	w.Header().Set("ETag", fmt.Sprintf(`"%08x"`, crc32.ChecksumIEEE(object)))
-	http.ServeContent(w, r, "", time.Unix(1, 0), bytes.NewReader(object))
+	sum := crc32.Checksum(object, crc32.MakeTable(crc32.Castagnoli))
+	w.Header().Set("ETag", fmt.Sprintf(`"%08x"`, sum))
+	if r.Method == http.MethodHead {
+		w.Header().Set("X-Amz-Checksum-Crc32c", base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, sum)))
+	}
+	if r.Method != http.MethodPut {
+		http.ServeContent(w, r, "", time.Unix(1, 0), bytes.NewReader(object))
+	}
 }
 
 // fuzzWorld is an API with a completed and a running job of alice's, of Patient and Observation.
 type fuzzWorld struct {
 	*fixture
-	redis              *miniredis.Miniredis
+	server             *miniredis.Miniredis
 	completed, running export.JobID
 	data, bad          export.File
 	plain, packed      []byte // of data
@@ -55,53 +70,19 @@ type fuzzWorld struct {
 
 func newFuzzWorld(f *testing.F) *fuzzWorld {
 	f.Helper()
-	objects := shelf{}
+	objects := &shelf{objects: map[string][]byte{}}
 	store := httptest.NewServer(objects)
 	f.Cleanup(store.Close)
-	w := &fuzzWorld{redis: miniredis.RunT(f)}
+	w := &fuzzWorld{server: miniredis.RunT(f)}
 	place := testenv.S3{Endpoint: store.URL, AccessKey: "access", SecretKey: "secret", Bucket: "shelf"}
-	w.fixture = newFixtureOn(f, "redis://"+w.redis.Addr(), place, func(cfg *httpapi.Config) { cfg.PollLimit = 1 << 30 })
-
-	file := func(c content) (export.File, []byte) {
-		var packed bytes.Buffer
-		zip := gzip.NewWriter(&packed)
-		if _, err := zip.Write([]byte(c.plain())); err != nil {
-			f.Fatal(err)
-		}
-		if err := zip.Close(); err != nil {
-			f.Fatal(err)
-		}
-		name := export.FileName(export.UnitID(c.typ+"-00000"), 1, c.typ, 0)
-		made := export.File{
-			Name: name, Type: c.typ, Error: c.error, Key: export.FileKey(w.completed, c.typ, name),
-			Count: int64(len(c.lines)), Bytes: int64(len(c.plain())), Stored: int64(packed.Len()),
-			SHA256: fmt.Sprintf("%x", sum(packed.String())),
-		}
-		objects[made.Key] = packed.Bytes()
-		return made, packed.Bytes()
-	}
+	w.fixture = newFixtureOn(f, "redis://"+w.server.Addr(), place, func(cfg *httpapi.Config) { cfg.PollLimit = 1 << 30 })
 	const query = "?_type=Patient,Observation"
 	w.running = w.kickoff(w.as("alice"), query)
 	w.plan(w.running, "Patient", "Observation")
 	w.completed = w.kickoff(w.as("alice"), query)
-	w.plan(w.completed, "Patient", "OperationOutcome")
-	w.plain = []byte(patients(30).plain())
-	w.data, w.packed = file(patients(30))
-	w.bad, _ = file(content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}})
-	var list []byte
-	for _, made := range []export.File{w.data, w.bad} {
-		line, err := json.Marshal(made)
-		if err != nil {
-			f.Fatal(err)
-		}
-		list = append(append(list, line...), '\n')
-		w.commit(w.claim(w.completed, export.UnitID(made.Type+"-00000"), export.KindExport), jobstore.Commit{
-			Result: export.Result{Files: []export.File{made}}, Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
-		})
-	}
-	manifest := export.ManifestKey(w.completed, 1)
-	objects[manifest] = list
-	w.commit(w.claim(w.completed, export.SealUnit, export.KindSeal), commitSeal(manifest, w.clock.Now()))
+	files := w.run(w.completed, patients(30), report())
+	w.data, w.bad = files[0], files[1]
+	w.plain, w.packed = []byte(patients(30).plain()), objects.objects[w.data.Key]
 	for path, want := range map[string]int{
 		statusPath(w.running): http.StatusAccepted, statusPath(w.completed): http.StatusOK,
 		filePath(w.completed, w.data): http.StatusOK, filePath(w.completed, w.bad): http.StatusOK, "/readyz": http.StatusOK,
@@ -115,22 +96,18 @@ func newFuzzWorld(f *testing.F) *fuzzWorld {
 
 // restore takes back what an input has changed, so that every input finds the same fixture.
 func (w *fuzzWorld) restore(location string) {
-	w.redis.HSet("sluice:{"+string(w.completed)+"}:job", "state", string(export.Completed))
-	w.redis.HSet("sluice:{"+string(w.running)+"}:job", "state", string(export.Running))
+	w.server.HSet("sluice:{"+string(w.completed)+"}:job", "state", string(export.Completed))
+	w.server.HSet("sluice:{"+string(w.running)+"}:job", "state", string(export.Running))
 	if location != "" {
 		id := location[strings.LastIndexByte(location, '/')+1:]
-		if err := w.jobs.Remove(w.t.Context(), export.JobID(id)); err != nil {
-			w.t.Fatal(err)
-		}
+		w.must(w.jobs.Remove(w.t.Context(), export.JobID(id)))
 	}
-	for _, key := range w.redis.Keys() {
+	for _, key := range w.server.Keys() {
 		if strings.HasPrefix(key, "asynq:{") {
-			w.redis.Del(key)
+			w.server.Del(key)
 		}
 	}
-	w.log.mu.Lock()
-	w.log.text.Reset()
-	w.log.mu.Unlock()
+	w.log.Reset()
 }
 
 // Who sends a request.
@@ -184,10 +161,8 @@ func FuzzRequest(f *testing.F) {
 		}
 	}
 	w := newFuzzWorld(f)
-	tokens := [callers]string{
-		owner:    w.issuer.token(f, "https://one.example.org", "alice"),
-		namesake: w.issuer.token(f, "https://two.example.org", "alice", "openid"),
-		narrow:   w.issuer.token(f, "https://one.example.org", "alice", "system/Observation.rs"),
+	authorizations := [callers][]string{
+		owner: w.as("alice"), namesake: w.of(issuerTwo, "alice", "openid"), narrow: w.as("alice", "system/Observation.rs"),
 	}
 	names := strings.NewReplacer("{job}", string(w.completed), "{run}", string(w.running), "{file}", w.data.Name,
 		"{bad}", w.bad.Name, "{marker}", marker)
@@ -196,15 +171,13 @@ func FuzzRequest(f *testing.F) {
 		who %= callers
 		text := names.Replace(method + " " + target + " HTTP/1.1\r\nHost: fhir.example.org\r\n" + headers)
 		if who != nobody {
-			text += "\r\nAuthorization: Bearer " + tokens[who]
+			text += "\r\n" + strings.Join(authorizations[who], ": ")
 		}
 		request, ok := asServed(text + "\r\n\r\n")
 		if !ok {
 			return
 		}
-		recorder := httptest.NewRecorder()
-		w.handler.ServeHTTP(recorder, request.WithContext(t.Context()))
-		got := reply{code: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
+		got := w.answer(request.WithContext(t.Context()))
 		log := w.log.String()
 		w.restore(got.header.Get("Content-Location"))
 		if t.Failed() || strings.HasPrefix(request.URL.Path, "/livez") || strings.HasPrefix(request.URL.Path, "/readyz") {
@@ -264,21 +237,11 @@ func (w *fuzzWorld) checkAnswer(t *testing.T, request *http.Request, got reply) 
 			t.Errorf("405 to %s, Allow %q", request.Method, allowed)
 		}
 	}
-	if kind := got.header.Get("Content-Type"); kind != "application/fhir+json" {
-		t.Errorf("%d of type %q", got.code, kind)
-	}
 	if request.Method == http.MethodHead {
+		wantHeader(t, got, "Content-Type", "application/fhir+json")
 		return
 	}
-	var outcome struct {
-		ResourceType string `json:"resourceType"`
-		Issue        []struct{ Severity, Code, Diagnostics string }
-	}
-	if err := json.Unmarshal([]byte(got.body), &outcome); err != nil || outcome.ResourceType != "OperationOutcome" ||
-		len(outcome.Issue) != 1 || outcome.Issue[0].Severity != "error" || outcome.Issue[0].Code == "" ||
-		outcome.Issue[0].Diagnostics == "" {
-		t.Errorf("%d %q is no OperationOutcome of one error (%v)", got.code, got.body, err)
-	}
+	wantOutcome(t, got, got.code, "")
 }
 
 // checkAccess holds an answer that is no refusal against who may have it.

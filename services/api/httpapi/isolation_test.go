@@ -23,7 +23,6 @@ type target struct {
 func (w *fixture) targets() []target {
 	w.t.Helper()
 	ctx := w.t.Context()
-	outcome := content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
 	const query = "?_type=Patient,Observation"
 	// As written by a first attempt: what has no files yet is asked for the ones that it will have.
 	data := export.FileName("Patient-00000", 1, "Patient", 0)
@@ -35,20 +34,13 @@ func (w *fixture) targets() []target {
 	kickoff := func() export.JobID { return w.kickoff(w.as("alice"), query) }
 	completed := func() export.JobID {
 		id := kickoff()
-		w.run(id, patients(20), outcome)
+		w.run(id, patients(20), report())
 		return id
 	}
-	check := func(err error) {
-		w.t.Helper()
-		if err != nil {
-			w.t.Fatal(err)
-		}
-	}
-
 	add("expired by the clock", true, completed())
 	marked := completed()
 	w.clock.Advance(retention)
-	check(w.jobs.Expire(ctx, marked, w.clock.Now()))
+	w.must(w.jobs.Expire(ctx, marked, w.clock.Now()))
 	add("expired", true, marked)
 
 	add("scheduled", false, kickoff())
@@ -57,26 +49,24 @@ func (w *fixture) targets() []target {
 	add("planning", false, planning)
 	running := kickoff()
 	w.plan(running, "Patient", "Observation")
-	commit := commitEmpty()
-	commit.Result.Files = []export.File{w.write(running, "Patient-00000", patients(20))}
-	w.commit(w.claim(running, "Patient-00000", export.KindExport), commit)
+	w.commit(w.claim(running, "Patient-00000", export.KindExport), w.write(running, "Patient-00000", patients(20)))
 	add("running, with a file", false, running)
 	sealing := kickoff()
 	w.plan(sealing, "Patient")
-	w.commit(w.claim(sealing, "Patient-00000", export.KindExport), commitEmpty())
+	w.commit(w.claim(sealing, "Patient-00000", export.KindExport))
 	w.claim(sealing, export.SealUnit, export.KindSeal)
 	add("sealing", false, sealing)
 	add("completed", false, completed())
 	failed := kickoff()
-	check(w.jobs.FailJob(ctx, failed, "why", w.clock.Now(), w.clock.Now().Add(retention)))
+	w.fail(failed, "why")
 	add("failed", false, failed)
 	cancelled := completed()
-	check(w.jobs.Cancel(ctx, cancelled, w.clock.Now()))
+	w.must(w.jobs.Cancel(ctx, cancelled, w.clock.Now()))
 	add("cancelled", true, cancelled)
 	purged := completed()
 	_, err := w.objects.DeletePrefix(ctx, export.JobPrefix(purged))
-	check(err)
-	check(w.jobs.Remove(ctx, purged))
+	w.must(err)
+	w.must(w.jobs.Remove(ctx, purged))
 	add("purged", true, purged)
 	add("never existed", true, export.NewJobID())
 	for _, id := range []string{"no-such-job", "%00%22", strings.Repeat("a", 25), strings.Repeat("A", 26), "%C3%A4", ".."} {
@@ -141,14 +131,13 @@ func TestIsolation(t *testing.T) {
 	w := newFixture(t)
 	targets := w.targets()
 	never := target{id: string(export.NewJobID()), data: targets[0].data, bad: targets[0].bad}
-	namesake := []string{"Authorization", "Bearer " + w.issuer.token(t, "https://two.example.org", "alice")}
 	callers := []struct {
 		name    string
 		headers []string
 		owner   bool
 	}{
 		{"another subject of the same issuer", w.as("bob"), false},
-		{"the same subject of another issuer", namesake, false},
+		{"the same subject of another issuer", w.of(issuerTwo, "alice"), false},
 		{"another subject who may read nothing", w.as("bob", "openid"), false},
 		{"another subject who may read one type", w.as("bob", "system/Observation.read"), false},
 		{"somebody without a grant", w.as("dave"), false},
@@ -256,7 +245,7 @@ func TestIsolationOfThePollLimit(t *testing.T) {
 }
 
 // Nothing lists jobs or files but the manifest: what is beside and below the known paths is nothing, for the owner too,
-// with a job in it and without.
+// with a job in it and without. Metrics and profiles are for operators.
 func TestIsolationOfLists(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -270,7 +259,8 @@ func TestIsolationOfLists(t *testing.T) {
 			"/fhir/exports", "/fhir/exports/", statusPath(id) + "/", statusPath(id) + "/files", statusPath(id) + "/files/",
 			filePath(id, file) + "/", filePath(id, file) + "/x", "/fhir/exports/" + string(id) + "%2Ffiles",
 			"/exports/" + string(id), "/fhir//exports/" + string(id), "/fhir/Exports/" + string(id), "/fhir/Group/g1",
-			"/jobs/" + string(id) + "/", "/" + file.Key, "/metrics", "/debug/pprof/",
+			"/jobs/" + string(id) + "/", "/" + file.Key, "/metrics", "/metrics/",
+			"/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1",
 		} {
 			w.listen()
 			answers[caller+" "+path] = w.ask("GET", path, headers...)
@@ -290,28 +280,25 @@ func TestIsolationOfGroups(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	w.run(w.kickoff(w.as("alice"), ""), patients(2))
+	answers := map[string]reply{"unknown to who may export every group": w.ask("GET", "/fhir/Group/g9/$export", w.as("alice")...)}
 	looked := 0
 	w.users.exists = func(string) error { looked++; return nil }
 	before := w.holdings()
 	for name, headers := range map[string][]string{
-		"one who may export another group":  w.as("carol"),
-		"one who may export another's type": w.as("carol", "system/Observation.read"),
-		"one without a grant":               w.as("dave"),
-		"the owner's name in other letters": w.as("ALICE"),
-		"the same subject of another issuer": {
-			"Authorization", "Bearer " + w.issuer.token(t, "https://two.example.org", "carol"),
-		},
+		"one who may export another group":   w.as("carol"),
+		"one who may export another's type":  w.as("carol", "system/Observation.read"),
+		"one without a grant":                w.as("dave"),
+		"the owner's name in other letters":  w.as("ALICE"),
+		"the same subject of another issuer": w.of(issuerTwo, "carol"),
 	} {
-		answers, trails := map[string]reply{}, map[string]bool{}
-		for _, group := range []string{"g1", "g9", "no%20id", strings.Repeat("a", 65)} {
+		trails := map[string]bool{}
+		for _, group := range []string{"g1", "g9", "no%20id", "a_b", strings.Repeat("a", 65)} {
 			for _, query := range []string{"", "?_type=Patient", "?_type=Observation"} {
 				w.listen()
-				answers[group+query] = w.ask("GET", "/fhir/Group/"+group+"/$export"+query, headers...)
+				answers[name+" "+group+query] = w.ask("GET", "/fhir/Group/"+group+"/$export"+query, headers...)
 				trails[w.trail("-")] = true
 			}
 		}
-		wantSame(t, answers)
-		wantOutcome(t, answers["g1"], http.StatusNotFound, "not-found", "no such Group")
 		for trail := range trails {
 			if len(trails) != 1 || strings.Count(trail, "sluice:") != 2 || !strings.Contains(trail, "GET sluice:intake") ||
 				!strings.Contains(trail, "1 sluice:rate:kickoff:") ||
@@ -320,6 +307,8 @@ func TestIsolationOfGroups(t *testing.T) {
 			}
 		}
 	}
+	wantSame(t, answers)
+	wantOutcome(t, answers["one without a grant g1"], http.StatusNotFound, "not-found", "no such Group")
 	if looked != 0 {
 		t.Errorf("the directory was asked %d times for groups that the caller may not export", looked)
 	}
@@ -331,10 +320,10 @@ func TestIsolationOfGroups(t *testing.T) {
 func TestIsolationOfScopes(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	outcome := content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
 	observations := content{typ: "Observation", lines: []string{`{"resourceType":"Observation","id":"o"}`}}
 	id := w.kickoff(w.as("alice"), "?_type=Patient,Observation")
-	files := w.run(id, patients(20), observations, outcome)
+	running := w.kickoff(w.as("alice"), "?_type=Patient,Observation")
+	files := w.run(id, patients(20), observations, report())
 	patient := filePath(id, files[0])
 	before := w.holdings()
 	for _, scopes := range [][]string{
@@ -375,6 +364,14 @@ func TestIsolationOfScopes(t *testing.T) {
 		if got := w.ask("GET", filePath(id, files[1]), narrow...); got.code != http.StatusOK || got.body != observations.plain() {
 			t.Errorf("the type that it may read: %d %s", got.code, got.body)
 		}
+		if got := w.ask("GET", filePath(id, files[2]), narrow...); got.code != http.StatusOK {
+			t.Errorf("the report: %d %s", got.code, got.body)
+		}
+		wantOutcome(t, w.ask("GET", statusPath(running), narrow...), http.StatusForbidden, "forbidden", "Patient")
 	}
 	w.wantUntouched(before)
+	// It may still cancel.
+	if got := w.ask("DELETE", statusPath(id), w.as("alice", "system/Observation.read")...); got.code != http.StatusAccepted {
+		t.Errorf("DELETE: %d %s", got.code, got.body)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,11 +45,11 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if err := s.takesJobs(c); err != nil {
 		return err
 	}
-	if err := s.limitKickOffs(c); err != nil {
+	if err := s.limit(c, "kickoff", "kick-offs", s.KickOffLimit, ""); err != nil {
 		return err
 	}
 	who := principalOf(c)
-	if s.needGroup && !who.Scopes.MayRead("Group") { // before the lookup, so the answer discloses nothing
+	if s.RequireGroupScope && !who.Scopes.MayRead("Group") { // before the lookup, so the answer discloses nothing
 		return forbidden("The token's scopes do not allow to read Group, which the export of a group needs here.")
 	}
 	grant, err := s.Access.Grant(c.Request.Context(), who.Owner)
@@ -71,14 +72,14 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 			URL: s.requestURL(c.Request, group), GroupID: group, Types: types, Dialect: dialect,
 		},
 		State:   export.Scheduled,
-		Created: s.now().UTC().Truncate(time.Millisecond),
+		Created: s.Now().UTC().Truncate(time.Millisecond),
 		Trace:   telemetry.TraceParent(ctx),
 	}
 	if s.NewKey != nil {
 		job.Key = s.NewKey(job.ID)
 	}
-	admission := jobstore.Admission{Limit: s.limits.Jobs, Join: s.limits.Join}
-	admitted, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
+	admission := jobstore.Admission{Limit: s.JobLimit, Join: s.Repeat == repeatSame}
+	admitted, joinErr, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
 		noteJob(c, admitted)
 		event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
 		event.Target, event.Types = "Group/"+group, types
@@ -89,11 +90,13 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		return s.full(ctx, full.Running)
 	}
 	if err != nil {
-		return fmt.Errorf("starting the job: %w", err)
+		return fmt.Errorf("start the job: %w", err)
+	}
+	if joinErr != nil {
+		keepError(c, joinErr)
 	}
 	c.Header("Content-Location", s.statusURL(admitted))
-	c.Status(http.StatusAccepted)
-	c.Writer.WriteHeaderNow()
+	writeHeader(c, http.StatusAccepted)
 	return nil
 }
 
@@ -113,31 +116,23 @@ func endKickOff(c *gin.Context, span trace.Span, err error) {
 
 // chooseDialect decides how the job's answers will be phrased (spec 9), and refuses clients that cannot read them.
 func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
-	const json = "application/json"
-	_, async := preferences(header)["respond-async"]
-	if !accepts(header, fhirJSON, json) {
-		return "", refusal{
-			status: http.StatusNotAcceptable, code: "not-supported",
-			text: "The header Accept allows neither application/fhir+json nor application/json.",
-		}
+	async := prefersAsync(header)
+	if !accepts(header, fhirJSON, plainJSON) {
+		return "", notAcceptable(noJSON)
 	}
-	if s.dialect == string(export.IG) {
-		if len(mediaRanges(header)) == 0 {
+	if s.Dialect == string(export.IG) {
+		switch {
+		case len(mediaRanges(header)) == 0:
 			return "", invalid("The header Accept is required: application/fhir+json.")
-		}
-		if !namesType(header, fhirJSON, json) {
-			return "", refusal{
-				status: http.StatusNotAcceptable, code: "not-supported",
-				text: "The header Accept has to name application/fhir+json.",
-			}
-		}
-		if !async {
+		case !namesType(header, fhirJSON, plainJSON):
+			return "", notAcceptable("The header Accept has to name application/fhir+json.")
+		case !async:
 			return "", invalid("The header Prefer is required: respond-async.")
 		}
 	}
 	switch {
-	case s.dialect != DialectAuto:
-		return export.Dialect(s.dialect), nil
+	case s.Dialect != DialectAuto:
+		return export.Dialect(s.Dialect), nil
 	case async:
 		return export.IG, nil
 	}
@@ -146,10 +141,7 @@ func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 
 // checkGroup answers an unknown group and one outside the grant alike: neither tells whether the group exists.
 func (s *service) checkGroup(ctx context.Context, group string, grant directory.Grant) error {
-	noGroup := refusal{
-		status: http.StatusNotFound, code: "not-found",
-		text: "There is no such Group, or it may not be exported with this token.",
-	}
+	noGroup := refused(http.StatusNotFound, "not-found", "There is no such Group, or it may not be exported with this token.")
 	if !groupIDForm.MatchString(group) || !grant.Groups.Has(group) {
 		return noGroup
 	}
@@ -168,27 +160,14 @@ func (s *service) checkGroup(ctx context.Context, group string, grant directory.
 func allowedTypes(asked []string, scopes token.Scopes, grant directory.Grant) ([]string, error) {
 	may := func(typ string) bool { return scopes.MayRead(typ) && grant.Types.Has(typ) }
 	if asked != nil {
-		var denied []string
-		for _, typ := range asked {
-			if !may(typ) {
-				denied = append(denied, typ)
-			}
-		}
-		if len(denied) > 0 {
+		if denied := slices.DeleteFunc(slices.Clone(asked), may); len(denied) > 0 {
 			return nil, forbidden("The parameter _type names types that may not be exported with this token: " +
 				list(denied) + ".")
 		}
 		return asked, nil
 	}
-	var allowed []string
-	anyAboutPatients := false
-	for _, typ := range fhir.ExportableTypes() {
-		if may(typ) {
-			allowed = append(allowed, typ)
-			anyAboutPatients = anyAboutPatients || fhir.InCompartment(typ)
-		}
-	}
-	if !anyAboutPatients {
+	allowed := slices.DeleteFunc(fhir.ExportableTypes(), func(typ string) bool { return !may(typ) })
+	if !slices.ContainsFunc(allowed, fhir.InCompartment) {
 		return nil, forbidden("No resource type may be exported with this token.")
 	}
 	return allowed, nil

@@ -12,17 +12,52 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Limits bound the requests of one subject over all replicas of the API: they are counted in the job store. A client that
-// obeys Retry-After is never refused if Statuses is at least StatusesOfAJob for each of Jobs. Zero means the default.
+// Limits bound the requests of one subject over all replicas of the API: they are counted in the job store.
 type Limits struct {
-	Jobs     int  // running exports at once; 5
-	Join     bool // a kick-off identical to that of a running export gets its status URL and starts nothing
-	KickOffs int  // kick-offs per minute, of those that could have started a job; 60
-	Statuses int  // answers about its own jobs per minute; 600
+	// status polls allowed within one announced interval
+	PollLimit int `env:"POLL_LIMIT" envDefault:"10"`
+	JobLimit  int `env:"JOB_LIMIT" envDefault:"5"` // running exports of one subject
+	// an identical kick-off gets a job of its own (new), or the running one (same)
+	Repeat string `env:"KICKOFF_REPEAT" envDefault:"new"`
+	// kick-offs of one subject per minute, over all replicas
+	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
+	// status answers to one subject per minute, over all replicas; at least 40 for each of JOB_LIMIT
+	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
 }
 
-// StatusesOfAJob is how often a client that obeys Retry-After polls one job in a minute, at most.
-const StatusesOfAJob = 40
+// What a kick-off identical to that of a running export gets.
+const (
+	repeatNew  = "new"  // a job of its own
+	repeatSame = "same" // the status URL of the running job
+)
+
+// statusesOfAJob is how often a client that obeys Retry-After polls one job in a minute, at most.
+const statusesOfAJob = 40
+
+// Validate returns every problem. A client that obeys Retry-After must never be refused.
+func (l Limits) Validate() error {
+	err := l.check()
+	if l.StatusLimit < l.JobLimit*statusesOfAJob {
+		err = errors.Join(err, fmt.Errorf("SLUICE_STATUS_LIMIT must be at least %d for each of SLUICE_JOB_LIMIT: clients that "+
+			"obey Retry-After would be refused", statusesOfAJob))
+	}
+	return err
+}
+
+// check refuses what New cannot work with.
+func (l Limits) check() (err error) {
+	for name, limit := range map[string]int{
+		"POLL": l.PollLimit, "JOB": l.JobLimit, "KICKOFF": l.KickOffLimit, "STATUS": l.StatusLimit,
+	} {
+		if limit < 1 {
+			err = errors.Join(err, fmt.Errorf("SLUICE_%s_LIMIT must be at least 1", name))
+		}
+	}
+	if l.Repeat != repeatNew && l.Repeat != repeatSame {
+		err = errors.Join(err, errors.New("SLUICE_KICKOFF_REPEAT must be new or same"))
+	}
+	return err
+}
 
 // fullWait is the shortest Retry-After for a subject whose places are all taken.
 const fullWait = 5 * time.Second
@@ -30,57 +65,19 @@ const fullWait = 5 * time.Second
 // limitWindow is the window in which requests are counted.
 const limitWindow = time.Minute
 
-func (l Limits) withDefaults() (Limits, error) {
-	for _, limit := range []struct {
-		name    string
-		value   *int
-		standby int
-	}{
-		{"jobs", &l.Jobs, 5}, {"kick-offs", &l.KickOffs, 60}, {"statuses", &l.Statuses, 600},
-	} {
-		if *limit.value < 0 {
-			return l, fmt.Errorf("limit of %s %d is negative", limit.name, *limit.value)
-		}
-		if *limit.value == 0 {
-			*limit.value = limit.standby
-		}
-	}
-	return l, nil
-}
-
-// The names of the counters in the job store.
-const (
-	countedKickOffs = "kickoff"
-	countedStatuses = "status"
-)
-
-// limitKickOffs refuses a subject that kicks off too often. Retry-After is in seconds in both dialects, as for every answer
-// that is not about a job (RFC 9110).
-func (s *service) limitKickOffs(c *gin.Context) error {
-	return s.limit(c, countedKickOffs, s.limits.KickOffs, "",
-		"Too many kick-offs. Retry after the time in the header Retry-After.")
-}
-
-// limitStatuses refuses a subject that polls its jobs too often, with Retry-After in the dialect of the job.
-func (s *service) limitStatuses(c *gin.Context, job export.Job) error {
-	return s.limit(c, countedStatuses, s.limits.Statuses, job.Request.Dialect,
-		"Too many status requests. Retry after the time in the header Retry-After.")
-}
-
-func (s *service) limit(c *gin.Context, what string, limit int, dialect export.Dialect, text string) error {
+// limit refuses a subject that asks too often for what the job store counts under that name. Retry-After is in the dialect
+// of a job, or in seconds when the answer is not about one (RFC 9110).
+func (s *service) limit(c *gin.Context, what, plural string, limit int, dialect export.Dialect) error {
 	wait, err := s.Jobs.Allow(c.Request.Context(), what, principalOf(c).Owner, limitWindow, limit)
 	if err != nil || wait == 0 {
 		return err
 	}
-	return tooMuch(text, dialect, wait)
+	return tooMuch("Too many "+plural+". Retry after the time in the header Retry-After.", dialect, wait)
 }
 
 // tooMuch is a 429 (spec 7, K-15 and S-05).
 func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
-	return refusal{
-		status: http.StatusTooManyRequests, code: "throttled", text: text,
-		header: map[string]string{"Retry-After": retryAfter(dialect, wait)},
-	}
+	return refused(http.StatusTooManyRequests, "throttled", text, "Retry-After", retryAfter(dialect, wait))
 }
 
 // full is the 429 that names the caller's running exports. Retry-After is the shortest poll interval among them, since
@@ -95,7 +92,7 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 			return fmt.Errorf("reading job %s: %w", id, err)
 		}
 		if err == nil {
-			wait = min(wait, pollInterval(s.now().Sub(job.Created)))
+			wait = min(wait, pollInterval(s.Now().Sub(job.Created)))
 			urls = append(urls, s.statusURL(id))
 		}
 	}
@@ -104,4 +101,27 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 		text += " Wait for one to end, or cancel one: " + strings.Join(urls, " ")
 	}
 	return tooMuch(text, "", max(wait, fullWait))
+}
+
+// Retry-After while kick-offs are paused: the rest of the pause, within bounds.
+const (
+	pauseWait        = time.Minute // for a pause without an end
+	shortestPause    = 5 * time.Second
+	longestPauseWait = time.Hour // a pause may be resumed earlier
+)
+
+// takesJobs refuses kick-offs while they are paused (docs/operating.md). It comes before the limits: a client that obeys
+// Retry-After must not be limited for it. Clients do not see the reason of the pause.
+func (s *service) takesJobs(c *gin.Context) error {
+	pause, paused, err := s.Jobs.KickoffsPaused(c.Request.Context())
+	if err != nil || !paused {
+		return err
+	}
+	wait := pauseWait
+	if !pause.Until.IsZero() {
+		wait = min(max(pause.Until.Sub(s.Now()), shortestPause), longestPauseWait)
+	}
+	return refused(http.StatusServiceUnavailable, "transient",
+		"New exports are paused. Running exports continue. Retry after the time in the header Retry-After.",
+		"Retry-After", retryAfter(export.IG, wait)) // in seconds, like every answer that is not about a job
 }

@@ -10,33 +10,23 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
-
-// limited makes a fixture with these limits and no others in the way.
-func limited(t testing.TB, limits httpapi.Limits) *fixture {
-	t.Helper()
-	return newFixture(t, func(cfg *httpapi.Config) {
-		if limits.Jobs != 0 {
-			cfg.Limits.Jobs = limits.Jobs
-		}
-		if limits.KickOffs != 0 {
-			cfg.Limits.KickOffs = limits.KickOffs
-		}
-		if limits.Statuses != 0 {
-			cfg.Limits.Statuses = limits.Statuses
-		}
-		cfg.Limits.Join = limits.Join
-	})
-}
 
 // wantThrottled checks a 429 and returns its wait.
 func wantThrottled(t testing.TB, got reply, words ...string) int {
 	t.Helper()
 	wantOutcome(t, got, http.StatusTooManyRequests, "throttled", words...)
+	return wantRetry(t, got)
+}
+
+// wantRetry returns what Retry-After says.
+func wantRetry(t testing.TB, got reply) int {
+	t.Helper()
 	wait, err := strconv.Atoi(got.header.Get("Retry-After"))
 	if err != nil || wait < 1 {
 		t.Fatalf("Retry-After %q is no wait", got.header.Get("Retry-After"))
@@ -47,7 +37,7 @@ func wantThrottled(t testing.TB, got reply, words ...string) int {
 // K-15: one more export than a subject may have at work is a 429 that names those at work, to their owner alone.
 func TestJobsAtWorkAreLimited(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t, func(cfg *httpapi.Config) { cfg.Limits = httpapi.Limits{} }) // the defaults: five
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.JobLimit = 5 })
 	alice := w.as("alice")
 	var jobs []export.JobID
 	for range 5 {
@@ -67,14 +57,12 @@ func TestJobsAtWorkAreLimited(t *testing.T) {
 		t.Errorf("the refused kick-off left a job: %d, before %d", after, before)
 	}
 	w.kickoff(w.as("bob"), "") // somebody else
-	w.kickoff([]string{"Authorization", "Bearer " + w.issuer.token(t, "https://two.example.org", "alice")}, "")
+	w.kickoff(w.of(issuerTwo, "alice"), "")
 
-	if got := w.ask("DELETE", base+"/exports/"+string(jobs[2]), alice...); got.code != http.StatusAccepted {
+	if got := w.ask("DELETE", statusPath(jobs[2]), alice...); got.code != http.StatusAccepted {
 		t.Fatalf("cancel: %d", got.code)
 	}
-	if err := w.jobs.Remove(t.Context(), jobs[2]); err != nil { // and it is purged within the minute
-		t.Fatal(err)
-	}
+	must(t, w.jobs.Remove(t.Context(), jobs[2])) // and it is purged within the minute
 	w.kickoff(alice, "")
 	wantThrottled(t, w.ask("GET", groupExport, alice...))
 	w.run(jobs[0], patients(1)) // to its end
@@ -82,23 +70,9 @@ func TestJobsAtWorkAreLimited(t *testing.T) {
 	wantThrottled(t, w.ask("GET", groupExport, alice...))
 }
 
-// A kick-off that fails does not take a place for good, whichever of its steps fails.
-func TestAFailedKickOffTakesNoPlace(t *testing.T) {
-	t.Parallel()
-	w := limited(t, httpapi.Limits{Jobs: 1})
-	alice := w.as("alice")
-	for range 3 {
-		w.queueDoor.Shut()
-		wantOutcome(t, w.ask("GET", groupExport, alice...), http.StatusServiceUnavailable, "transient")
-		w.queueDoor.Open()
-	}
-	w.kickoff(alice, "")
-	wantThrottled(t, w.ask("GET", groupExport, alice...))
-}
-
 func TestAnIdenticalKickOff(t *testing.T) {
 	t.Parallel()
-	w := limited(t, httpapi.Limits{Jobs: 2, Join: true})
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.JobLimit, cfg.Repeat = 2, "same" })
 	alice := w.as("alice")
 	first := w.kickoff(alice, "?_type=Patient")
 	if again := w.kickoff(alice, "?_type=Patient"); again != first {
@@ -126,7 +100,7 @@ func TestAnIdenticalKickOff(t *testing.T) {
 
 func TestKickOffsAreLimited(t *testing.T) {
 	t.Parallel()
-	w := limited(t, httpapi.Limits{KickOffs: 3})
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.KickOffLimit = 3 })
 	alice := w.as("alice")
 	for range 5 { // what is wrong in itself costs nothing
 		wantOutcome(t, w.ask("GET", groupExport+"?_type=Nothing", alice...), http.StatusBadRequest, "invalid")
@@ -147,29 +121,29 @@ func TestKickOffsAreLimited(t *testing.T) {
 // questions about its own jobs count.
 func TestStatusesAreLimited(t *testing.T) {
 	t.Parallel()
-	w := limited(t, httpapi.Limits{Statuses: 4})
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.StatusLimit = 4 })
 	alice, bob := w.as("alice"), w.as("bob")
 	classic, ig := w.kickoff(alice, ""), w.kickoff(alice, "", "Prefer", "respond-async")
 	for range 10 {
 		for _, id := range []export.JobID{classic, ig, export.NewJobID()} {
-			wantOutcome(t, w.ask("GET", base+"/exports/"+string(id), bob...), http.StatusNotFound, "forbidden")
+			wantOutcome(t, w.ask("GET", statusPath(id), bob...), http.StatusNotFound, "forbidden")
 		}
 	}
 	for range 2 {
 		for _, id := range []export.JobID{classic, ig} {
-			if got := w.ask("GET", base+"/exports/"+string(id), alice...); got.code != http.StatusAccepted {
+			if got := w.ask("GET", statusPath(id), alice...); got.code != http.StatusAccepted {
 				t.Fatalf("%d %s", got.code, got.body)
 			}
 		}
 	}
-	if wait := wantThrottled(t, w.ask("GET", base+"/exports/"+string(ig), alice...)); wait > 60 {
+	if wait := wantThrottled(t, w.ask("GET", statusPath(ig), alice...)); wait > 60 {
 		t.Errorf("Retry-After %d, want seconds", wait)
 	}
-	if wait := wantThrottled(t, w.ask("GET", base+"/exports/"+string(classic), alice...)); wait < 1000 {
+	if wait := wantThrottled(t, w.ask("GET", statusPath(classic), alice...)); wait < 1000 {
 		t.Errorf("Retry-After %d, want milliseconds", wait)
 	}
 	// A stranger's job stays what it is to everybody: not there.
-	wantOutcome(t, w.ask("GET", base+"/exports/"+string(export.NewJobID()), alice...), http.StatusNotFound, "forbidden")
+	wantOutcome(t, w.ask("GET", statusPath(export.NewJobID()), alice...), http.StatusNotFound, "forbidden")
 }
 
 // Ten thousand kick-offs of one subject, as fast as they can be made, at two replicas: the limits hold exactly, and what
@@ -177,15 +151,12 @@ func TestStatusesAreLimited(t *testing.T) {
 func TestTenThousandKickOffs(t *testing.T) {
 	t.Parallel()
 	const callers, each, allowed, atWork = 16, 625, 2000, 5
-	w := limited(t, httpapi.Limits{KickOffs: allowed, Jobs: atWork})
+	limits := func(cfg *httpapi.Config) { cfg.KickOffLimit, cfg.JobLimit = allowed, atWork }
+	w := newFixture(t, limits)
 	deps := w.deps
 	deps.Registry = prometheus.NewRegistry()
-	second, err := httpapi.New(httpapi.Config{
-		BaseURL: mustURL(t, base), Now: w.clock.Now, Limits: httpapi.Limits{KickOffs: allowed, Jobs: atWork},
-	}, deps)
-	if err != nil {
-		t.Fatal(err)
-	}
+	second, err := httpapi.New(w.config(limits), deps)
+	must(t, err)
 	authorization := w.as("alice")[1]
 	began := time.Now()
 	var mu sync.Mutex
@@ -222,18 +193,58 @@ func TestTenThousandKickOffs(t *testing.T) {
 	if n := w.active(); n != atWork {
 		t.Errorf("%d jobs at work, want %d", n, atWork)
 	}
-	options, err := redis.ParseURL(w.redisURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := redis.NewClient(options)
-	defer client.Close()
-	keys, err := client.DBSize(t.Context()).Result()
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys, err := w.redis().DBSize(t.Context()).Result()
+	must(t, err)
 	// Of each job its record, units, fences, issued list and task; of the subject a set and a counter; the indexes.
 	if most := int64(atWork*8 + 20); keys > most {
 		t.Errorf("%d keys in Redis, want at most %d", keys, most)
+	}
+}
+
+// A pause counts for every replica, for kick-offs alone, tells no client why, and is not counted against who asks.
+func TestIntakeThatIsPaused(t *testing.T) {
+	t.Parallel()
+	one := newFixture(t, func(cfg *httpapi.Config) { cfg.KickOffLimit = 4 })
+	other := newFixtureOn(t, one.redisURL, testenv.ObjectStore(t), func(cfg *httpapi.Config) { cfg.KickOffLimit = 4 })
+	fixtures := []*fixture{one, other}
+	before := one.kickoff(one.as("alice"), "")
+	finished := one.kickoff(one.as("bob"), "")
+	one.run(finished, patients(1))
+
+	operator := one.direct()
+	one.must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Reason: "the array is being rebuilt", Since: one.clock.Now()}))
+	for _, w := range fixtures {
+		for range 5 { // more often than kick-offs are allowed
+			got := w.ask("GET", groupExport, w.as("alice")...)
+			wantOutcome(t, got, http.StatusServiceUnavailable, "transient", "paused")
+			wantHeader(t, got, "Retry-After", "60")
+			if strings.Contains(got.body, "array") {
+				t.Error(got.body)
+			}
+		}
+		if got := w.ask("GET", statusPath(before), w.as("alice")...); got.code != http.StatusAccepted {
+			t.Errorf("status: %d", got.code)
+		}
+	}
+	if got := one.ask("GET", statusPath(finished), one.as("bob")...); got.code != http.StatusOK {
+		t.Errorf("manifest: %d", got.code)
+	}
+	if got := other.ask("DELETE", statusPath(before), other.as("alice")...); got.code != http.StatusAccepted {
+		t.Errorf("cancel: %d", got.code)
+	}
+	one.must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Until: one.clock.Now().Add(20 * time.Minute)}))
+	for _, w := range fixtures { // the clock of these tests is behind that of Redis: this pause is over there
+		w.kickoff(w.as("alice"), "")
+	}
+	one.must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Until: time.Now().Add(20 * time.Minute)}))
+	got := one.ask("GET", groupExport, one.as("bob")...)
+	wantOutcome(t, got, http.StatusServiceUnavailable, "transient", "paused")
+	wantHeader(t, got, "Retry-After", "3600") // at most: it may be resumed earlier
+	one.must(operator.ResumeKickoffs(t.Context()))
+	for _, w := range fixtures {
+		w.kickoff(w.as("bob"), "")
+	}
+	if job := one.job(before); job.State != export.Cancelled {
+		t.Error(job.State)
 	}
 }

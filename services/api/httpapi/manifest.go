@@ -37,28 +37,21 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusOK)); err != nil {
 		return err
 	}
-	c.Header("Content-Type", "application/json")
+	c.Header("Content-Type", plainJSON)
 	c.Header("Expires", httpDate(job.Expires))
 	c.Header("X-Progress", "completed")
-	c.Status(http.StatusOK)
+	writeHeader(c, http.StatusOK)
 	if c.Request.Method == http.MethodHead {
-		c.Writer.WriteHeaderNow()
 		return nil
 	}
-	// An error from here on cuts the connection: refuse sees that the header is out.
-	c.Writer.WriteHeaderNow()
+	// An error from here on cuts the connection: refuse sees that the header is out. The writer keeps its first error.
 	out := bufio.NewWriterSize(toClient{c.Writer}, 32<<10)
-	head := fmt.Sprintf(`{"transactionTime":%s,"request":%s,"requiresAccessToken":true,"output":[`,
-		quote(transactionTime(job)), quote(job.Request.URL))
-	if _, err := out.WriteString(head); err != nil {
-		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
-	}
+	_, _ = fmt.Fprintf(out, `{"transactionTime":%q,"request":%s,"requiresAccessToken":true,"output":[`,
+		transactionTime(job), bytes.TrimSpace(encode(job.Request.URL)))
 	if err := s.writeItems(out, job, files, false); err != nil {
 		return err
 	}
-	if _, err := out.WriteString(`],"deleted":[],"error":[`); err != nil {
-		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
-	}
+	_, _ = out.WriteString(`],"deleted":[],"error":[`)
 	again, err := s.openList(ctx, job)
 	if err != nil {
 		return err
@@ -67,9 +60,7 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	if err := s.writeItems(out, job, again, true); err != nil {
 		return err
 	}
-	if _, err := out.WriteString("]}\n"); err != nil {
-		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
-	}
+	_, _ = out.WriteString("]}\n")
 	if err := out.Flush(); err != nil {
 		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
 	}
@@ -121,15 +112,4 @@ func transactionTime(job export.Job) string {
 		at = job.Snapshot
 	}
 	return at.UTC().Format(time.RFC3339)
-}
-
-// quote writes a JSON string and leaves the & of URLs readable.
-func quote(text string) string {
-	var encoded bytes.Buffer
-	encoder := json.NewEncoder(&encoded)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(text); err != nil {
-		panic(err) // a string always encodes
-	}
-	return string(bytes.TrimSuffix(encoded.Bytes(), []byte("\n")))
 }

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,10 +11,10 @@ import (
 // The parsers here read headers as RFC 9110 and RFC 7240 write them and ignore members that they cannot read: a
 // preference or a quality that makes no sense is no reason to refuse a request.
 
-// mediaRange is a member of an Accept header: its name in lower case, and its quality in thousandths.
+// mediaRange is a member of an Accept header: its name in lower case, and its quality.
 type mediaRange struct {
 	name    string
-	quality int
+	quality float64
 }
 
 // mediaRanges returns the members of the Accept headers that can be read. None is the same as no header.
@@ -38,7 +39,7 @@ func accepts(header http.Header, types ...string) bool {
 	}
 	for _, typ := range types {
 		major, _, _ := strings.Cut(typ, "/")
-		specific, quality := -1, 0
+		specific, quality := -1, 0.0
 		for _, r := range ranges {
 			rank := -1
 			switch r.name {
@@ -82,7 +83,7 @@ const (
 // chooseCoding picks the coding for a file from Accept-Encoding (RFC 9110 section 12.5.3). gzip wins ties, since that
 // is how files are stored. A client that does not send the header gets identity: it may not know gzip.
 func chooseCoding(header http.Header) coding {
-	const unset = -1
+	const unset = -1.0
 	gzipQ, identityQ, anyQ := unset, unset, unset
 	for _, member := range members(header.Values("Accept-Encoding")) {
 		name, quality, ok := weighted(member)
@@ -111,22 +112,12 @@ func chooseCoding(header http.Header) coding {
 	return noCoding
 }
 
-// preferences reads the Prefer headers of a request (RFC 7240): names in lower case, values without quotes, the first
-// of two with one name. Parameters of a preference are read over: none has a meaning here.
-func preferences(header http.Header) map[string]string {
-	found := make(map[string]string)
-	for _, member := range members(header.Values("Prefer")) {
-		preference := splitOutsideQuotes(member, ';')[0]
-		name, value, _ := strings.Cut(preference, "=")
-		name = strings.ToLower(trim(name))
-		if name == "" || strings.ContainsAny(name, " \t\"") {
-			continue
-		}
-		if _, twice := found[name]; !twice {
-			found[name] = unquote(trim(value))
-		}
-	}
-	return found
+// prefersAsync reports whether a Prefer header has respond-async (RFC 7240). A value and parameters have no meaning.
+func prefersAsync(header http.Header) bool {
+	return slices.ContainsFunc(members(header.Values("Prefer")), func(member string) bool {
+		name, _, _ := strings.Cut(splitOutsideQuotes(member, ';')[0], "=")
+		return strings.ToLower(trim(name)) == "respond-async"
+	})
 }
 
 // members splits the values of a list header into its members (RFC 9110 section 5.6.1). Empty members are left out.
@@ -160,52 +151,27 @@ func splitOutsideQuotes(text string, separator byte) []string {
 	return append(parts, text[begin:])
 }
 
-// weighted reads "name;q=0.5": the name in lower case and the quality in thousandths, 1000 when it has none. Other
-// parameters are read over. A quality of the wrong form makes the member unreadable.
-func weighted(member string) (name string, quality int, ok bool) {
+// weighted reads "name;q=0.5": the name in lower case and the quality, 1 when it has none. Other parameters are read over.
+// A quality of the wrong form makes the member unreadable.
+func weighted(member string) (name string, quality float64, ok bool) {
 	parts := splitOutsideQuotes(member, ';')
-	quality = 1000
+	quality = 1
 	for _, parameter := range parts[1:] {
 		key, value, _ := strings.Cut(parameter, "=")
 		if !strings.EqualFold(trim(key), "q") {
 			continue
 		}
-		if quality, ok = thousandths(trim(value)); !ok {
+		value = trim(value)
+		var err error
+		if quality, err = strconv.ParseFloat(value, 64); err != nil || !qvalue.MatchString(value) {
 			return "", 0, false
 		}
 	}
 	return strings.ToLower(trim(parts[0])), quality, true
 }
 
-// thousandths reads a qvalue: 0 or 1 with at most three decimals (RFC 9110 section 12.4.2).
-func thousandths(text string) (int, bool) {
-	whole, decimals, _ := strings.Cut(text, ".")
-	if whole != "0" && whole != "1" || len(decimals) > 3 {
-		return 0, false
-	}
-	for _, digit := range decimals {
-		if digit < '0' || digit > '9' {
-			return 0, false
-		}
-	}
-	value, err := strconv.Atoi(whole + (decimals + "000")[:3])
-	return value, err == nil && value <= 1000
-}
-
-func unquote(value string) string {
-	if len(value) < 2 || value[0] != '"' || value[len(value)-1] != '"' {
-		return value
-	}
-	var plain strings.Builder
-	inner := value[1 : len(value)-1]
-	for i := 0; i < len(inner); i++ {
-		if inner[i] == '\\' && i+1 < len(inner) {
-			i++
-		}
-		plain.WriteByte(inner[i])
-	}
-	return plain.String()
-}
+// qvalue is a quality: 0 or 1 with at most three decimals (RFC 9110 section 12.4.2).
+var qvalue = regexp.MustCompile(`^(0(\.[0-9]{0,3})?|1(\.0{0,3})?)$`)
 
 // trim removes the white space that headers allow around their parts.
 func trim(text string) string { return strings.Trim(text, " \t") }

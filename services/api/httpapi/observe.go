@@ -1,17 +1,18 @@
 package httpapi
 
 import (
+	"cmp"
 	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
@@ -31,25 +32,20 @@ type metrics struct {
 	kickoffs *prometheus.CounterVec
 }
 
-func newMetrics(registry *prometheus.Registry) (*metrics, error) {
-	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+func newMetrics(registry *prometheus.Registry) metrics {
+	auto := promauto.With(registry)
+	return metrics{
+		requests: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_api_requests_total", Help: "Answered requests.",
 		}, []string{"route", "method", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		seconds: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "sluice_api_request_seconds", Help: "Time from a request's header to the end of its answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600},
 		}, []string{"route"}),
-		kickoffs: prometheus.NewCounterVec(prometheus.CounterOpts{
+		kickoffs: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_api_kickoffs_total", Help: "Kick-offs by how they ended.",
 		}, []string{"outcome"}),
 	}
-	for _, collector := range []prometheus.Collector{m.requests, m.seconds, m.kickoffs} {
-		if err := registry.Register(collector); err != nil {
-			return nil, fmt.Errorf("registering the API's metrics: %w", err)
-		}
-	}
-	return m, nil
 }
 
 // observe gives the request an id, sets the headers that every answer has, turns a panic into a plain server error,
@@ -97,14 +93,15 @@ func (s *service) contain(c *gin.Context) (cut bool) {
 
 // record writes the log line and counts. A cut answer counts as "cut" and not under the status that it began with.
 func (s *service) record(c *gin.Context, took time.Duration, cut bool) {
-	route, method, code := routeOf(c), methodOf(c), c.Writer.Status()
+	// Requests that met no route share a name, so that scanners cannot fill the registry.
+	route, method, code := cmp.Or(c.FullPath(), "none"), methodOf(c), c.Writer.Status()
 	label := strconv.Itoa(code)
 	if cut {
 		label = "cut"
 	}
 	s.metrics.requests.WithLabelValues(route, method, label).Inc()
 	s.metrics.seconds.WithLabelValues(route).Observe(took.Seconds())
-	if method == http.MethodGet && route == s.kickoffTemplate() {
+	if method == http.MethodGet && route == s.template(kickoffRoute) {
 		s.metrics.kickoffs.WithLabelValues(kickoffOutcome(code)).Inc()
 	}
 
@@ -117,60 +114,34 @@ func (s *service) record(c *gin.Context, took time.Duration, cut bool) {
 	if cut {
 		attrs = append(attrs, slog.Bool("cut", true))
 	}
-	if job := c.GetString(jobIDKey); job != "" {
-		attrs = append(attrs, slog.String(jobIDKey, job))
+	for _, key := range []string{jobIDKey, traceIDKey, errorKey, stackKey} {
+		if text := c.GetString(key); text != "" {
+			attrs = append(attrs, slog.String(key, text))
+		}
 	}
-	if trace := c.GetString(traceIDKey); trace != "" {
-		attrs = append(attrs, slog.String(traceIDKey, trace))
-	}
-	if err := c.GetString(errorKey); err != "" {
+	if c.GetString(errorKey) != "" {
 		level = slog.LevelError
-		attrs = append(attrs, slog.String(errorKey, err))
 	}
-	if stack := c.GetString(stackKey); stack != "" {
-		attrs = append(attrs, slog.String(stackKey, stack))
-	}
-	if level == slog.LevelInfo && slices.Contains([]string{livePath, readyPath}, route) {
+	if level == slog.LevelInfo && (route == livePath || route == readyPath) {
 		level = slog.LevelDebug // probes come every few seconds, for ever
 	}
-	s.log.LogAttrs(c.Request.Context(), level, "request", attrs...)
-}
-
-func (s *service) kickoffTemplate() string {
-	return joinPath(s.base.Path, kickoffRoute)
+	s.Logger.LogAttrs(c.Request.Context(), level, "request", attrs...)
 }
 
 // kickoffOutcome names how a kick-off ended.
 func kickoffOutcome(code int) string {
-	switch code {
-	case http.StatusAccepted:
-		return "accepted"
-	case http.StatusUnauthorized:
-		return "unauthenticated"
-	case http.StatusForbidden:
-		return "forbidden"
-	case http.StatusNotFound:
-		return "not_found"
-	case http.StatusTooManyRequests:
-		return "throttled"
-	case http.StatusServiceUnavailable:
-		return "unavailable"
-	case statusClientGone:
-		return "client_gone"
+	outcomes := map[int]string{
+		http.StatusAccepted: "accepted", http.StatusUnauthorized: "unauthenticated", http.StatusForbidden: "forbidden",
+		http.StatusNotFound: "not_found", http.StatusTooManyRequests: "throttled",
+		http.StatusServiceUnavailable: "unavailable", statusClientGone: "client_gone",
 	}
-	if code < http.StatusInternalServerError {
+	switch outcome, known := outcomes[code]; {
+	case known:
+		return outcome
+	case code < http.StatusInternalServerError:
 		return "invalid"
 	}
 	return "error"
-}
-
-// routeOf names the route by its template; requests that met none share one name, so that scanners cannot fill the
-// registry.
-func routeOf(c *gin.Context) string {
-	if route := c.FullPath(); route != "" {
-		return route
-	}
-	return "none"
 }
 
 // methodOf names the method; HTTP allows any word, so unusual ones share one name.

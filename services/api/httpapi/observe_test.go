@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
@@ -27,7 +26,7 @@ func TestLog(t *testing.T) {
 	w.serve("GET", groupExport+"?_type=Patient&patient=Patient/secret-patient", alice...)
 	w.serve("GET", groupExport+"?access_token="+alice[1][7:])
 	got := w.serve("GET", groupExport+"?_type=Patient", append(alice, "X-Request-Id", "chosen-by-the-client")...)
-	id := strings.TrimPrefix(got.Header().Get("Content-Location"), base+"/exports/")
+	id := string(w.started(got))
 	w.serve("GET", "/fhir/exports/"+id, alice...)
 	w.serve("GET", "/secret-path", alice...)
 	w.serve("SECRET", groupExport, alice...)
@@ -43,9 +42,7 @@ func TestLog(t *testing.T) {
 	ids := map[string]bool{}
 	for text := range strings.SplitSeq(strings.TrimSpace(w.log.String()), "\n") {
 		var l line
-		if err := json.Unmarshal([]byte(text), &l); err != nil {
-			t.Fatal(err)
-		}
+		must(t, json.Unmarshal([]byte(text), &l))
 		if l.Status == nil || l.Bytes == nil || l.Seconds == nil || l.RequestID == "" {
 			t.Errorf("incomplete: %s", text)
 		}
@@ -62,7 +59,7 @@ func TestLog(t *testing.T) {
 		{"other", "none", 405, ""},
 	}
 	if len(lines) != len(want) || len(ids) != len(want) {
-		t.Fatalf("%d lines with %d request ids, want %d:\n%s", len(lines), len(ids), len(want), w.log)
+		t.Fatalf("%d lines with %d request ids, want %d:\n%s", len(lines), len(ids), len(want), w.log.String())
 	}
 	for i, l := range lines {
 		if l.Method != want[i].method || l.Route != want[i].route || *l.Status != want[i].status || l.JobID != want[i].job {
@@ -76,16 +73,18 @@ func TestLog(t *testing.T) {
 			t.Errorf("the log holds %q", secret)
 		}
 	}
-	if chosen := got.Header().Get("X-Request-Id"); chosen != lines[2].RequestID || chosen == "" {
+	if chosen := got.header.Get("X-Request-Id"); chosen != lines[2].RequestID || chosen == "" {
 		t.Errorf("X-Request-Id %q, in the log %q", chosen, lines[2].RequestID)
 	}
 }
 
 // pitfall 36 where things go wrong: what a request's line says of an outage, an error or a panic holds nothing of the
-// request either.
+// request either, and the answer nothing of the cause but the id that finds it in the log. An issuer that is down is a 503:
+// the token may be good.
 func TestLogOfServerErrors(t *testing.T) {
 	t.Parallel()
 	const query = "?_type=Patient&_format=secret-query"
+	const broken = "internals: on fire"
 	for name, test := range map[string]struct {
 		status int
 		breaks func(w *fixture)
@@ -95,16 +94,12 @@ func TestLogOfServerErrors(t *testing.T) {
 		"answer lost":    {http.StatusServiceUnavailable, func(w *fixture) { w.jobDoor.Lose(createWord, 2) }},
 		"groups down":    {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "Group.ndjson") }},
 		"access down":    {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "access.yaml") }},
-		"no keys": {http.StatusServiceUnavailable, func(w *fixture) {
-			w.issuer.mu.Lock()
-			defer w.issuer.mu.Unlock()
-			w.issuer.down = true
-		}},
+		"no keys":        {http.StatusServiceUnavailable, func(w *fixture) { w.issuers.Fail() }},
 		"error": {http.StatusInternalServerError, func(w *fixture) {
-			w.users.exists = func(string) error { return errors.New("on fire") }
+			w.users.exists = func(string) error { return errors.New(broken) }
 		}},
 		"panic": {http.StatusInternalServerError, func(w *fixture) {
-			w.users.exists = func(string) error { panic("on fire") }
+			w.users.exists = func(string) error { panic(broken) }
 		}},
 		"own panic": {http.StatusInternalServerError, func(w *fixture) {
 			w.users.exists = func(string) error { var none *fixture; return none.users.exists("") }
@@ -118,12 +113,22 @@ func TestLogOfServerErrors(t *testing.T) {
 				user = w.as("alice")
 			}
 			test.breaks(w)
-			if got := w.serve("GET", groupExport+query, user...); got.Code != test.status {
-				t.Fatalf("%d %s, want %d", got.Code, got.Body, test.status)
+			got := w.serve("GET", groupExport+query, user...)
+			id := got.header.Get("X-Request-Id")
+			if test.status == http.StatusServiceUnavailable {
+				wantOutcome(t, got, test.status, "transient")
+				wantHeader(t, got, "Retry-After", "5", "WWW-Authenticate", "", "Content-Location", "")
+			} else {
+				wantOutcome(t, got, test.status, "exception", id)
 			}
 			text := w.log.String()
-			if !strings.Contains(text, `"level":"ERROR"`) || !strings.Contains(text, `"err":`) {
-				t.Errorf("the log does not tell the cause: %s", text)
+			for _, word := range []string{`"level":"ERROR"`, `"err":`, id} {
+				if !strings.Contains(text, word) || id == "" {
+					t.Errorf("the log lacks %q: %s", word, text)
+				}
+			}
+			if strings.Contains(got.body, "internals") || strings.Contains(text, broken) != (name == "error" || name == "panic") {
+				t.Errorf("the cause is in the answer, or not in the log: %s %s", got.body, text)
 			}
 			signed := user[1][len("Bearer "):]
 			signature := signed[strings.LastIndexByte(signed, '.')+1:]
@@ -139,9 +144,7 @@ func TestLogOfServerErrors(t *testing.T) {
 // spoil makes a file unreadable, its content at least.
 func spoil(t *testing.T, dir, name string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(dir, name), []byte("{{ garbage"), 0o600); err != nil {
-		t.Error(err)
-	}
+	must(t, os.WriteFile(filepath.Join(dir, name), []byte("{{ garbage"), 0o600))
 }
 
 // Metrics have the names and labels that dashboards know, and no ids.
@@ -149,8 +152,7 @@ func TestMetrics(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	alice := w.as("alice")
-	got := w.serve("GET", groupExport, alice...)
-	id := strings.TrimPrefix(got.Header().Get("Content-Location"), base+"/exports/")
+	id := string(w.started(w.serve("GET", groupExport, alice...)))
 	w.serve("GET", groupExport)
 	w.serve("GET", groupExport+"?_foo=1", alice...)
 	w.serve("GET", "/fhir/Group/g9/$export", alice...)
@@ -191,9 +193,7 @@ func TestProbes(t *testing.T) {
 		w.clock.Advance(time.Second) // reports are as old as a second
 		got := w.ask("GET", "/readyz")
 		var report map[string]string
-		if err := json.Unmarshal([]byte(got.body), &report); err != nil {
-			t.Fatal(err)
-		}
+		must(t, json.Unmarshal([]byte(got.body), &report))
 		want := http.StatusOK
 		if len(down) > 0 {
 			want = http.StatusServiceUnavailable
@@ -221,14 +221,10 @@ func TestProbes(t *testing.T) {
 	ready()
 	for name, file := range map[string]string{"groups": "Group.ndjson", "access": "access.yaml"} {
 		file = filepath.Join(w.users.dir, file)
-		if err := os.Rename(file, file+".kept"); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.Rename(file, file+".kept"))
 		spoil(t, w.users.dir, filepath.Base(file))
 		ready(name)
-		if err := os.Rename(file+".kept", file); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.Rename(file+".kept", file))
 	}
 	ready()
 	wantOutcome(t, w.ask("POST", "/livez"), http.StatusMethodNotAllowed, "not-supported", "GET")
@@ -252,32 +248,13 @@ func TestChecksAreOptional(t *testing.T) {
 	}
 }
 
-// Metrics and profiles are for operators: the public listener has none, with a token or without.
-func TestPublicListenerHasNoMetrics(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	for _, path := range []string{
-		"/metrics", "/metrics/", "/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1",
-	} {
-		for _, user := range [][]string{nil, w.as("alice")} {
-			wantOutcome(t, w.ask("GET", path, user...), http.StatusNotFound, "not-found")
-		}
-	}
-	if text := w.metrics(); !strings.Contains(text, "sluice_api_requests_total") {
-		t.Errorf("the private listener has no metrics: %s", text)
-	}
-}
-
 // Bodies have no meaning here; big ones are refused unread.
 func TestBodyLimit(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	body := strings.NewReader(strings.Repeat("x", 1<<20))
 	request := httptest.NewRequestWithContext(t.Context(), "GET", groupExport, body)
-	recorder := httptest.NewRecorder()
-	w.handler.ServeHTTP(recorder, request)
-	got := reply{code: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
-	wantOutcome(t, got, http.StatusRequestEntityTooLarge, "too-long", "body")
+	wantOutcome(t, w.answer(request), http.StatusRequestEntityTooLarge, "too-long", "body")
 }
 
 // The base URL's path is where the routes are, and every emitted URL begins with it.
@@ -289,9 +266,9 @@ func TestBaseURL(t *testing.T) {
 	} {
 		w := newFixture(t, func(cfg *httpapi.Config) { cfg.BaseURL = mustURL(t, raw) })
 		got := w.serve("GET", path+"/Group/g1/$export", w.as("alice")...)
-		location, found := strings.CutPrefix(got.Header().Get("Content-Location"), strings.TrimSuffix(raw, "/")+"/exports/")
-		if _, err := export.ParseJobID(location); got.Code != http.StatusAccepted || !found || err != nil {
-			t.Errorf("%s: %d, Content-Location %q", raw, got.Code, got.Header().Get("Content-Location"))
+		location, found := strings.CutPrefix(got.header.Get("Content-Location"), strings.TrimSuffix(raw, "/")+"/exports/")
+		if _, err := export.ParseJobID(location); got.code != http.StatusAccepted || !found || err != nil {
+			t.Errorf("%s: %d, Content-Location %q", raw, got.code, got.header.Get("Content-Location"))
 		}
 		text := w.metrics()
 		if !strings.Contains(text, `sluice_api_kickoffs_total{outcome="accepted"} 1`) {
@@ -302,28 +279,37 @@ func TestBaseURL(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
-	tests := []struct {
-		cfg  httpapi.Config
-		want string
-	}{
-		{httpapi.Config{}, "missing"},
-		{httpapi.Config{BaseURL: mustURL(t, "/fhir")}, "scheme"},
-		{httpapi.Config{BaseURL: mustURL(t, "ftp://h.example.org/fhir")}, "scheme"},
-		{httpapi.Config{BaseURL: mustURL(t, "https:///fhir")}, "host"},
-		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/fhir?x=1")}, "query"},
-		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/fhir#x")}, "fragment"},
-		{httpapi.Config{BaseURL: mustURL(t, "https://a:b@h.example.org/fhir")}, "user"},
-		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/:x")}, "':'"},
-		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/a/../b")}, "clean"},
-		{httpapi.Config{BaseURL: mustURL(t, "https://h.example.org/a%2fb")}, "encoded"},
-		{httpapi.Config{BaseURL: mustURL(t, base), Dialect: "smart"}, "dialect"},
-		{httpapi.Config{BaseURL: mustURL(t, base), PollLimit: -1}, "poll limit"},
-		{httpapi.Config{BaseURL: mustURL(t, base)}, "dependency"},
+	w := newFixture(t)
+	at := func(raw string) func(*httpapi.Config) {
+		return func(cfg *httpapi.Config) { cfg.BaseURL = mustURL(t, raw) }
 	}
-	for _, test := range tests {
-		_, err := httpapi.New(test.cfg, httpapi.Deps{Registry: prometheus.NewRegistry()})
+	for _, test := range []struct {
+		want   string
+		change func(*httpapi.Config)
+	}{
+		{"missing", func(cfg *httpapi.Config) { cfg.BaseURL = nil }},
+		{"scheme", at("/fhir")},
+		{"scheme", at("ftp://h.example.org/fhir")},
+		{"host", at("https:///fhir")},
+		{"query", at("https://h.example.org/fhir?x=1")},
+		{"fragment", at("https://h.example.org/fhir#x")},
+		{"user", at("https://a:b@h.example.org/fhir")},
+		{"':'", at("https://h.example.org/:x")},
+		{"clean", at("https://h.example.org/a/../b")},
+		{"encoded", at("https://h.example.org/a%2fb")},
+		{"dialect", func(cfg *httpapi.Config) { cfg.Dialect = "smart" }},
+		{"dialect", func(cfg *httpapi.Config) { cfg.Dialect = "" }},
+		{"POLL_LIMIT", func(cfg *httpapi.Config) { cfg.PollLimit = 0 }},
+		{"JOB_LIMIT", func(cfg *httpapi.Config) { cfg.JobLimit = 0 }},
+		{"KICKOFF_LIMIT", func(cfg *httpapi.Config) { cfg.KickOffLimit = -1 }},
+		{"STATUS_LIMIT", func(cfg *httpapi.Config) { cfg.StatusLimit = 0 }},
+		{"KICKOFF_REPEAT", func(cfg *httpapi.Config) { cfg.Repeat = "" }},
+		{"dependency", func(cfg *httpapi.Config) { cfg.Now = nil }},
+		{"dependency", func(*httpapi.Config) { w.deps.Jobs = nil }},
+	} {
+		_, err := httpapi.New(w.config(test.change), w.deps)
 		if err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%+v: %v, want an error about %s", test.cfg, err, test.want)
+			t.Errorf("%v, want an error about %s", err, test.want)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -39,21 +40,14 @@ func parseParameters(rawQuery string) (parameters, error) {
 		}
 	}
 	if strings.Count(rawQuery, "&") >= maxParameters {
-		return p, refusal{
-			status: http.StatusBadRequest, code: "too-costly",
-			text: fmt.Sprintf("The query string has more than %d parameters.", maxParameters),
-		}
+		return p, refused(http.StatusBadRequest, "too-costly",
+			fmt.Sprintf("The query string has more than %d parameters.", maxParameters))
 	}
 	query, err := url.ParseQuery(rawQuery)
 	if err != nil {
 		return p, invalid("The query string cannot be read: a percent-encoding is wrong or a ';' is not encoded.")
 	}
-	names := make([]string, 0, len(query))
-	for name := range query {
-		names = append(names, name)
-	}
-	slices.Sort(names) // so that the same request gets the same answer
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(query)) { // so that the same request gets the same answer
 		if err := p.take(name, query[name]); err != nil {
 			return parameters{}, err
 		}

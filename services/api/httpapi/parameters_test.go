@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"errors"
 	"net/http"
 	"net/url"
@@ -18,45 +19,46 @@ func TestParseParameters(t *testing.T) {
 		query string
 		types []string // nil with a refusal
 		want  string   // a part of the refusal's text; "" for none
+		code  string   // of the refusal; "" is invalid
 	}{
-		{"none", "", nil, ""},
-		{"one type", "_type=Patient", []string{"Patient"}, ""},
+		{"none", "", nil, "", ""},
+		{"one type", "_type=Patient", []string{"Patient"}, "", ""},
 		{"K-14 lists and repeats", "_type=Patient,Observation&_type=Condition&_type=Patient",
-			[]string{"Condition", "Observation", "Patient"}, ""},
-		{"encoded comma", "_type=Patient%2CObservation", []string{"Observation", "Patient"}, ""},
-		{"referenced beside others", "_type=Practitioner,Patient", []string{"Patient", "Practitioner"}, ""},
-		{"P-16 unknown", "_type=Patient,Missing", nil, "Missing"},
-		{"P-16 case", "_type=patient", nil, "patient"},
-		{"not the form of a name", "_type=Patient/123", nil, "_type"},
-		{"white space", "_type=Patient,%20Observation", nil, "_type"},
-		{"P-17 only referenced", "_type=Practitioner,Organization", nil, "Organization, Practitioner"},
-		{"P-18 empty", "_type=", nil, "_type"},
-		{"empty member", "_type=Patient,,Observation", nil, "_type"},
-		{"empty repeat", "_type=Patient&_type=", nil, "_type"},
-		{"never with a group", "_type=Patient,Group,AuditEvent", nil, "AuditEvent, Group"},
-		{"P-01", "_outputFormat=application/fhir%2Bndjson", nil, ""},
-		{"P-02", "_outputFormat=application/ndjson", nil, ""},
-		{"P-03", "_outputFormat=ndjson", nil, ""},
-		{"P-05 raw plus", "_outputFormat=application/fhir+ndjson", nil, ""},
-		{"the same twice", "_outputFormat=application/fhir+ndjson&_outputFormat=application/fhir%2Bndjson", nil, ""},
-		{"K-19 twice and different", "_outputFormat=ndjson&_outputFormat=application/ndjson", nil, "_outputFormat"},
-		{"P-06 xml", "_outputFormat=application/xml", nil, "_outputFormat"},
-		{"P-06 empty", "_outputFormat=", nil, "_outputFormat"},
-		{"tolerated", "_format=json&_pretty=true", nil, ""},
-		{"since", "_since=2020-01-01T00:00:00Z", nil, "_since"},
-		{"until", "_until=2020-01-01T00:00:00Z", nil, "_until"},
-		{"elements", "_elements=id", nil, "_elements"},
-		{"type filter", "_typeFilter=Patient%3Factive%3Dtrue", nil, "_typeFilter"},
-		{"patient", "patient=Patient/123", nil, "patient"},
-		{"associated", "includeAssociatedData=LatestProvenanceResources", nil, "includeAssociatedData"},
-		{"organize", "organizeOutputBy=Patient", nil, "organizeOutputBy"},
-		{"partial", "allowPartialManifests=true", nil, "allowPartialManifests"},
-		{"K-18 unknown", "_foo=1", nil, "_foo"},
-		{"unknown without a value", "foo", nil, "foo"},
-		{"broken escape", "_type=%zz", nil, "percent-encoding"},
-		{"semicolon", "_type=Patient;x=1", nil, "';'"},
-		{"not ASCII", "_type=P\xc3\xa4tient", nil, "percent-encoded"},
-		{"too many", strings.Repeat("_type=Patient&", maxParameters) + "_type=Patient", nil, "more than 100"},
+			[]string{"Condition", "Observation", "Patient"}, "", ""},
+		{"encoded comma", "_type=Patient%2CObservation", []string{"Observation", "Patient"}, "", ""},
+		{"referenced beside others", "_type=Practitioner,Patient", []string{"Patient", "Practitioner"}, "", ""},
+		{"P-16 unknown", "_type=Patient,Missing", nil, "Missing", ""},
+		{"P-16 case", "_type=patient", nil, "patient", ""},
+		{"not the form of a name", "_type=Patient/123", nil, "_type", ""},
+		{"white space", "_type=Patient,%20Observation", nil, "_type", ""},
+		{"P-17 only referenced", "_type=Practitioner,Organization", nil, "Organization, Practitioner", "not-supported"},
+		{"P-18 empty", "_type=", nil, "_type", ""},
+		{"empty member", "_type=Patient,,Observation", nil, "_type", ""},
+		{"empty repeat", "_type=Patient&_type=", nil, "_type", ""},
+		{"never with a group", "_type=Patient,Group,AuditEvent", nil, "AuditEvent, Group", "not-supported"},
+		{"P-01", "_outputFormat=application/fhir%2Bndjson", nil, "", ""},
+		{"P-02", "_outputFormat=application/ndjson", nil, "", ""},
+		{"P-03", "_outputFormat=ndjson", nil, "", ""},
+		{"P-05 raw plus", "_outputFormat=application/fhir+ndjson", nil, "", ""},
+		{"the same twice", "_outputFormat=application/fhir+ndjson&_outputFormat=application/fhir%2Bndjson", nil, "", ""},
+		{"K-19 twice and different", "_outputFormat=ndjson&_outputFormat=application/ndjson", nil, "_outputFormat", ""},
+		{"P-06 xml", "_outputFormat=application/xml", nil, "_outputFormat", "not-supported"},
+		{"P-06 empty", "_outputFormat=", nil, "_outputFormat", "not-supported"},
+		{"tolerated", "_format=json&_pretty=true", nil, "", ""},
+		{"since", "_since=2020-01-01T00:00:00Z", nil, "_since", "not-supported"},
+		{"until", "_until=2020-01-01T00:00:00Z", nil, "_until", "not-supported"},
+		{"elements", "_elements=id", nil, "_elements", "not-supported"},
+		{"type filter", "_typeFilter=Patient%3Factive%3Dtrue", nil, "_typeFilter", "not-supported"},
+		{"patient", "patient=Patient/123", nil, "patient", "not-supported"},
+		{"associated", "includeAssociatedData=LatestProvenanceResources", nil, "includeAssociatedData", "not-supported"},
+		{"organize", "organizeOutputBy=Patient", nil, "organizeOutputBy", "not-supported"},
+		{"partial", "allowPartialManifests=true", nil, "allowPartialManifests", "not-supported"},
+		{"K-18 unknown", "_foo=1", nil, "_foo", ""},
+		{"unknown without a value", "foo", nil, "foo", ""},
+		{"broken escape", "_type=%zz", nil, "percent-encoding", ""},
+		{"semicolon", "_type=Patient;x=1", nil, "';'", ""},
+		{"not ASCII", "_type=P\xc3\xa4tient", nil, "percent-encoded", ""},
+		{"too many", strings.Repeat("_type=Patient&", maxParameters) + "_type=Patient", nil, "more than 100", "too-costly"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -69,8 +71,9 @@ func TestParseParameters(t *testing.T) {
 				return
 			}
 			var r refusal
-			if !errors.As(err, &r) || r.status != http.StatusBadRequest || !strings.Contains(r.text, test.want) {
-				t.Fatalf("%v, want a 400 that says %q", err, test.want)
+			if !errors.As(err, &r) || r.status != http.StatusBadRequest || !strings.Contains(r.text, test.want) ||
+				r.code != cmp.Or(test.code, "invalid") {
+				t.Fatalf("%v of code %s, want a 400 that says %q", err, r.code, test.want)
 			}
 		})
 	}

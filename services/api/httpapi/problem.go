@@ -16,7 +16,11 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-const fhirJSON = "application/fhir+json"
+const (
+	fhirJSON  = "application/fhir+json"
+	plainJSON = "application/json"
+	noJSON    = "The header Accept allows neither application/fhir+json nor application/json."
+)
 
 // retryOutage is what a 503 asks for: in the dialect of the caller's job when the request is about one (spec 3 and 9),
 // and in seconds (RFC 9110) when it is not, or while the job store is down and the job's owner is unknown.
@@ -35,28 +39,30 @@ type refusal struct {
 	status int
 	code   string // http://hl7.org/fhir/issue-type
 	text   string
-	header map[string]string
+	header []string // names and values
 }
 
 func (r refusal) Error() string { return r.text }
 
-func invalid(text string) refusal {
-	return refusal{status: http.StatusBadRequest, code: "invalid", text: text}
+func refused(status int, code, text string, header ...string) refusal {
+	return refusal{status: status, code: code, text: text, header: header}
 }
 
-func unsupported(text string) refusal {
-	return refusal{status: http.StatusBadRequest, code: "not-supported", text: text}
+func invalid(text string) refusal { return refused(http.StatusBadRequest, "invalid", text) }
+
+func unsupported(text string) refusal { return refused(http.StatusBadRequest, "not-supported", text) }
+
+func notAcceptable(text string) refusal {
+	return refused(http.StatusNotAcceptable, "not-supported", text)
 }
 
-func forbidden(text string) refusal {
-	return refusal{status: http.StatusForbidden, code: "forbidden", text: text}
-}
+func forbidden(text string) refusal { return refused(http.StatusForbidden, "forbidden", text) }
 
 // notAvailable is the one answer for a job that never existed, was cancelled, expired, purged or belongs to somebody
 // else, and for a file that such a job or any other does not have (spec 3, pitfall 19). It is byte-identical in all
 // these cases, which is why it carries nothing of the request.
 func notAvailable() refusal {
-	return refusal{status: http.StatusNotFound, code: "forbidden", text: "The requested export is not available."}
+	return refused(http.StatusNotFound, "forbidden", "The requested export is not available.")
 }
 
 // answer turns a handler's error into the response. It is the only place where an error becomes HTTP.
@@ -87,11 +93,8 @@ func (s *service) refuse(c *gin.Context, err error) {
 		r = s.unavailable(c)
 	default:
 		keepError(c, err)
-		r = refusal{
-			status: http.StatusInternalServerError, code: "exception",
-			text: "The server could not answer this request. Its operators find the cause by the request id " +
-				requestID(c) + ".",
-		}
+		r = refused(http.StatusInternalServerError, "exception", "The server could not answer this request. Its operators "+
+			"find the cause by the request id "+requestID(c)+".")
 	}
 	if c.Writer.Written() {
 		// The answer has begun as a good one: all that is left is to keep it from ending like one.
@@ -107,11 +110,9 @@ func (s *service) refuse(c *gin.Context, err error) {
 
 // unavailable is the answer while something is down that the request needs.
 func (s *service) unavailable(c *gin.Context) refusal {
-	return refusal{
-		status: http.StatusServiceUnavailable, code: "transient",
-		text:   "A part of the service cannot be reached at the moment. Try again later.",
-		header: map[string]string{"Retry-After": retryAfter(dialectOf(c), retryOutage)},
-	}
+	return refused(http.StatusServiceUnavailable, "transient",
+		"A part of the service cannot be reached at the moment. Try again later.",
+		"Retry-After", retryAfter(export.Dialect(c.GetString(dialectKey)), retryOutage))
 }
 
 // staleHeaders describe the good answer that a handler was about to give when it failed. A refusal is no representation
@@ -125,12 +126,6 @@ func staleHeaders() []string {
 
 // writeProblem writes an OperationOutcome. Of what was set before, only the headers stay that every answer has.
 func (s *service) writeProblem(c *gin.Context, r refusal) {
-	var body bytes.Buffer
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(fhir.Outcome("error", r.code, r.text)); err != nil {
-		panic(err) // two levels of strings always encode
-	}
 	header := c.Writer.Header()
 	for _, name := range staleHeaders() {
 		header.Del(name)
@@ -138,24 +133,40 @@ func (s *service) writeProblem(c *gin.Context, r refusal) {
 	if r.status != http.StatusNotAcceptable && r.status != http.StatusRequestedRangeNotSatisfiable {
 		header.Del("Vary") // a 406 and a 416 do depend on the negotiation
 	}
-	for name, value := range r.header {
-		header.Set(name, value)
+	for i := 0; i < len(r.header); i += 2 {
+		header.Set(r.header[i], r.header[i+1])
 	}
-	header.Set("Content-Type", fhirJSON)
-	header.Set("Content-Length", strconv.Itoa(body.Len()))
-	c.Status(r.status)
-	writeBody(c, body.Bytes())
+	writeBody(c, r.status, fhirJSON, encode(fhir.Outcome("error", r.code, r.text)))
 }
 
-// writeBody sends a short body, or only the headers that it would have had when the request is a HEAD.
-func writeBody(c *gin.Context, body []byte) {
-	c.Writer.WriteHeaderNow()
+// encode writes JSON and leaves the & of URLs readable. It is for values that always encode: lists and maps of strings.
+func encode(value any) []byte {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
+		panic(err)
+	}
+	return body.Bytes()
+}
+
+// writeBody sends a short answer, or only its headers when the request is a HEAD.
+func writeBody(c *gin.Context, status int, contentType string, body []byte) {
+	c.Header("Content-Type", contentType)
+	c.Header("Content-Length", strconv.Itoa(len(body)))
+	writeHeader(c, status)
 	if c.Request.Method == http.MethodHead {
 		return
 	}
 	if _, err := c.Writer.Write(body); err != nil {
 		keepError(c, err) // the client has disconnected
 	}
+}
+
+// writeHeader sends the header of an answer, which may be all of it.
+func writeHeader(c *gin.Context, status int) {
+	c.Status(status)
+	c.Writer.WriteHeaderNow()
 }
 
 // toClient marks the errors of writing to the client, to tell them from those of reading what is written.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"strconv"
 	"strings"
 )
 
@@ -77,21 +78,10 @@ func suffixRange(text string, size int64) (byteRange, rangeKind) {
 
 // digits reads a number of any length; one that is too big for a file's position is as big as can be.
 func digits(text string) (int64, bool) {
-	if text == "" {
+	if text == "" || strings.Trim(text, "0123456789") != "" {
 		return 0, false
 	}
-	var value int64
-	for _, char := range []byte(text) {
-		if char < '0' || char > '9' {
-			return 0, false
-		}
-		digit := int64(char - '0')
-		if value > (math.MaxInt64-digit)/10 {
-			value = math.MaxInt64
-			continue
-		}
-		value = value*10 + digit
-	}
+	value, _ := strconv.ParseInt(text, 10, 64) // the largest number if it is out of range
 	return value, true
 }
 

@@ -11,6 +11,7 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,21 +40,17 @@ import (
 // of export.Dialect, which force one.
 const DialectAuto = "auto"
 
-// defaultPollLimit is how many status requests a client may make within the interval that Retry-After announces: one
-// is expected, and test suites that pace themselves make a few more.
-const defaultPollLimit = 10
-
-// Config configures the API.
+// Config configures the API. Only TokenURL is optional.
 type Config struct {
-	BaseURL   *url.URL         // public FHIR base, such as https://host/fhir: every emitted URL starts with it
-	Dialect   string           // auto | classic | ig; empty is auto
-	Now       func() time.Time // nil is time.Now
-	Logger    *slog.Logger     // nil discards
-	PollLimit int              // polls of a running job within one announced Retry-After; 0 is 10
-	Limits    Limits           // of each subject
-	// SMART describes where clients get their tokens by SMART Backend Services, for discovery; nil when they know it from
-	// elsewhere.
-	SMART *token.SMART
+	BaseURL *url.URL // public FHIR base, such as https://host/fhir: every emitted URL starts with it
+	Dialect string   // auto | classic | ig
+	Now     func() time.Time
+	Logger  *slog.Logger
+	Limits
+	// TokenURL is where clients get their tokens by SMART Backend Services, for discovery; "" when they know it from
+	// elsewhere. ClientSecrets tells that they may use secrets there.
+	TokenURL      string
+	ClientSecrets bool
 
 	RequireGroupScope bool // a kick-off needs a scope that reads Group (Z-13)
 }
@@ -72,28 +69,30 @@ type Deps struct {
 	NewKey   func(export.JobID) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
 }
 
-// Route templates, below the base URL's path.
+// Route templates, below the base URL's path. Clients read the last two documents before they have a token.
 const (
-	kickoffRoute = "/Group/:group/$export"
-	statusRoute  = "/exports/:job"
-	fileRoute    = "/exports/:job/files/:name"
+	kickoffRoute  = "/Group/:group/$export"
+	statusRoute   = "/exports/:job"
+	fileRoute     = "/exports/:job/files/:name"
+	metadataRoute = "/metadata"
+	smartRoute    = "/.well-known/smart-configuration"
+)
+
+// Paths of the probes.
+const (
+	livePath  = "/livez"
+	readyPath = "/readyz"
 )
 
 // service is shared by the handlers and immutable.
 type service struct {
+	Config
 	Deps
-	base      *url.URL
 	baseText  string // the base URL as it is emitted, without a trailing slash
-	dialect   string
-	now       func() time.Time
-	log       *slog.Logger
-	pollLimit int
-	limits    Limits
-	needGroup bool // see Config.RequireGroupScope
-	metrics   *metrics
+	metrics   metrics
 	lifecycle *jobs.Lifecycle
 
-	capabilities, smartDocument document
+	capabilities, smartDocument []byte // public documents; the second is nil without Config.TokenURL
 }
 
 // New returns the handler of the API's public listener: the FHIR routes below the base URL's path, and /livez and
@@ -123,7 +122,8 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 	router.NoMethod(s.answer(s.noMethod))
 
 	// Authentication comes before anything a handler does, and so before any hint of what exists.
-	fhir := router.Group(strings.TrimSuffix(s.base.Path, "/"), s.authenticate)
+	at := strings.TrimSuffix(s.BaseURL.Path, "/")
+	fhir := router.Group(at, s.authenticate)
 	fhir.GET(kickoffRoute, s.answer(s.kickoff))
 	fhir.GET(statusRoute, s.answer(s.status))
 	fhir.HEAD(statusRoute, s.answer(s.status))
@@ -131,14 +131,13 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 	fhir.GET(fileRoute, s.answer(s.file))
 	fhir.HEAD(fileRoute, s.answer(s.file))
 
-	// Public documents: clients read them before they have a token.
-	open := router.Group(strings.TrimSuffix(s.base.Path, "/"))
+	open := router.Group(at)
 	for route, handle := range map[string]func(*gin.Context) error{metadataRoute: s.metadata, smartRoute: s.smart} {
 		open.GET(route, s.answer(handle))
 		open.HEAD(route, s.answer(handle))
 	}
 
-	probes := gin.WrapH(health.Probes(deps.Checks(), s.now))
+	probes := gin.WrapH(health.Probes(deps.Checks(), s.Now))
 	for _, probe := range []string{livePath, readyPath} {
 		router.GET(probe, probes)
 		router.HEAD(probe, probes)
@@ -147,54 +146,45 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 }
 
 func newService(cfg Config, deps Deps) (*service, error) {
-	base := cfg.BaseURL
-	if err := CheckBase(base); err != nil {
+	if err := CheckBase(cfg.BaseURL); err != nil {
 		return nil, err
-	}
-	if cfg.Dialect == "" {
-		cfg.Dialect = DialectAuto
 	}
 	if !slices.Contains([]string{DialectAuto, string(export.Classic), string(export.IG)}, cfg.Dialect) {
 		return nil, fmt.Errorf("dialect %q is none of auto, classic, ig", cfg.Dialect)
 	}
-	if cfg.PollLimit < 0 {
-		return nil, fmt.Errorf("poll limit %d is negative", cfg.PollLimit)
+	if err := cfg.Limits.check(); err != nil {
+		return nil, err
 	}
-	if cfg.PollLimit == 0 {
-		cfg.PollLimit = defaultPollLimit
-	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	if deps.Jobs == nil || deps.Queue == nil || deps.Objects == nil || deps.Tokens == nil ||
-		deps.Groups == nil || deps.Access == nil || deps.Audit == nil || deps.Registry == nil {
+	if cfg.Now == nil || cfg.Logger == nil || deps.Jobs == nil || deps.Queue == nil || deps.Objects == nil ||
+		deps.Tokens == nil || deps.Groups == nil || deps.Access == nil || deps.Audit == nil || deps.Registry == nil {
 		return nil, errors.New("httpapi: a dependency is missing")
 	}
-	limits, err := cfg.Limits.withDefaults()
-	if err != nil {
-		return nil, err
-	}
-	metrics, err := newMetrics(deps.Registry)
-	if err != nil {
-		return nil, err
-	}
 	s := &service{
-		Deps: deps, base: base, baseText: strings.TrimSuffix(base.String(), "/"), dialect: cfg.Dialect,
-		now: cfg.Now, log: cfg.Logger, pollLimit: cfg.PollLimit, limits: limits,
-		needGroup: cfg.RequireGroupScope, metrics: metrics,
+		Config: cfg, Deps: deps, baseText: strings.TrimSuffix(cfg.BaseURL.String(), "/"), metrics: newMetrics(deps.Registry),
 		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: cfg.Now},
 	}
-	var tokenEndpoint string
-	if cfg.SMART != nil {
-		tokenEndpoint = cfg.SMART.TokenEndpoint
-		s.smartDocument = newDocument("application/json", cfg.SMART)
+	if cfg.TokenURL != "" {
+		s.smartDocument = encode(token.SMARTConfiguration(cfg.TokenURL, cfg.ClientSecrets))
 	}
-	s.capabilities = newDocument(fhirJSON, newCapabilities(s.baseText, tokenEndpoint, cfg.Now()))
+	s.capabilities = newCapabilities(s.baseText, cfg.TokenURL, cfg.Now())
 	return s, nil
 }
+
+// Checks names the API's dependencies and how to ask each whether it can be used (pitfall 34). A directory that cannot
+// tell is left out.
+func (p Deps) Checks() health.Checks {
+	checks := health.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check}
+	for name, part := range map[string]any{"groups": p.Groups, "access": p.Access} {
+		if checked, ok := part.(interface{ Check(context.Context) error }); ok {
+			checks[name] = checked.Check
+		}
+	}
+	return checks
+}
+
+// Private returns the handler of the operators' routes: probes, metrics and profiles. It belongs on a listener that
+// only they reach; of these New serves the probes alone.
+func Private(deps Deps) http.Handler { return health.Handler(deps.Checks(), deps.Registry) }
 
 // CheckBase refuses base URLs that cannot be the beginning of every emitted URL. New applies it; it is exported for
 // --check-config.
@@ -218,6 +208,25 @@ func CheckBase(base *url.URL) error {
 	return nil
 }
 
+const (
+	maxURL        = 8 << 10 // bytes of path and query: all type names together are about 1 KiB
+	maxParameters = 100     // in one query string
+	maxBody       = 64 << 10
+)
+
+// bound refuses requests that are bigger than any that this API understands, before anything reads them.
+func (s *service) bound(c *gin.Context) {
+	switch {
+	case len(c.Request.RequestURI) > maxURL:
+		s.refuse(c, refused(http.StatusRequestURITooLong, "too-long",
+			fmt.Sprintf("The request's URL is longer than %d bytes.", maxURL)))
+	case c.Request.ContentLength > maxBody:
+		s.refuse(c, refused(http.StatusRequestEntityTooLarge, "too-long",
+			fmt.Sprintf("The request's body is longer than %d bytes.", maxBody)))
+	}
+	c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxBody)
+}
+
 // plainPath refuses paths with an encoded slash. Routes are matched on the decoded path, where such a slash would divide
 // segments: Group/g1%2F$export names a group "g1/$export", not an export of g1.
 func (s *service) plainPath(c *gin.Context) {
@@ -228,6 +237,9 @@ func (s *service) plainPath(c *gin.Context) {
 
 func hidesSlash(u *url.URL) bool { return strings.Contains(strings.ToUpper(u.EscapedPath()), "%2F") }
 
+// template is a route in the form in which Gin reports it.
+func (s *service) template(route string) string { return path.Join("/", s.BaseURL.Path, route) }
+
 // statusURL is the one URL of a job: status, cancel and, below it, its files.
 func (s *service) statusURL(job export.JobID) string { return s.baseText + "/exports/" + string(job) }
 
@@ -236,7 +248,7 @@ func (s *service) fileURL(job export.JobID, name string) string {
 }
 
 func (s *service) noRoute(*gin.Context) error {
-	return refusal{status: http.StatusNotFound, code: "not-found", text: "There is nothing at this path."}
+	return refused(http.StatusNotFound, "not-found", "There is nothing at this path.")
 }
 
 func (s *service) noMethod(c *gin.Context) error {
@@ -244,9 +256,6 @@ func (s *service) noMethod(c *gin.Context) error {
 	allowed := strings.Split(c.Writer.Header().Get("Allow"), ", ")
 	slices.Sort(allowed)
 	allow := strings.Join(allowed, ", ")
-	return refusal{
-		status: http.StatusMethodNotAllowed, code: "not-supported",
-		text:   "The method is not supported at this path. Supported: " + allow + ".",
-		header: map[string]string{"Allow": allow},
-	}
+	return refused(http.StatusMethodNotAllowed, "not-supported",
+		"The method is not supported at this path. Supported: "+allow+".", "Allow", allow)
 }

@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
 // Bounds of the interval that a running job's status asks for.
@@ -27,10 +27,11 @@ func (s *service) status(c *gin.Context) error {
 	}
 	// A token that is narrower than the kick-off's does not see an export that it could not have asked for (Z-08).
 	// The owner asks, so the answer reveals nothing.
-	if denied := unreadable(principalOf(c).Scopes, job.Request.Types...); len(denied) > 0 {
+	denied := slices.DeleteFunc(slices.Clone(job.Request.Types), principalOf(c).Scopes.MayRead)
+	if len(denied) > 0 {
 		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
 	}
-	if err := s.limitStatuses(c, job); err != nil {
+	if err := s.limit(c, "status", "status requests", s.StatusLimit, job.Request.Dialect); err != nil {
 		return err
 	}
 	switch job.State {
@@ -57,10 +58,10 @@ func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 		return export.Job{}, fmt.Errorf("reading job %s: %w", id, err)
 	}
 	noteJob(c, id)
-	if job.Owner != principalOf(c).Owner || !job.Visible(s.now()) {
+	if job.Owner != principalOf(c).Owner || !job.Visible(s.Now()) {
 		return export.Job{}, notAvailable()
 	}
-	c.Set(dialectKey, job.Request.Dialect)
+	c.Set(dialectKey, string(job.Request.Dialect))
 	noteTrace(c, job.Trace)
 	return job, nil
 }
@@ -68,18 +69,11 @@ func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 // dialectKey is where ownJob leaves the dialect of the caller's own job.
 const dialectKey = "dialect"
 
-// dialectOf returns the dialect of the job that the request is about, "" when there is none that the caller knows.
-func dialectOf(c *gin.Context) export.Dialect {
-	dialect, _ := c.Get(dialectKey)
-	known, _ := dialect.(export.Dialect)
-	return known
-}
-
 // progress answers for a job that is not complete. Only these answers are limited: they are the only ones that
 // announce an interval, so that a client that obeys is never refused (pitfall 29).
 func (s *service) progress(c *gin.Context, job export.Job) error {
-	interval := pollInterval(s.now().Sub(job.Created))
-	wait, err := s.Jobs.AllowPoll(c.Request.Context(), job.ID, interval, s.pollLimit)
+	interval := pollInterval(s.Now().Sub(job.Created))
+	wait, err := s.Jobs.AllowPoll(c.Request.Context(), job.ID, interval, s.PollLimit)
 	if err != nil {
 		return err
 	}
@@ -93,8 +87,7 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 	c.Header("Retry-After", retryAfter(job.Request.Dialect, interval))
 	c.Header("X-Progress", progressWord(job.State))
 	c.Header("X-Progress-Percent", strconv.Itoa(min(job.Percent, 99)))
-	c.Status(http.StatusAccepted)
-	c.Writer.WriteHeaderNow()
+	writeHeader(c, http.StatusAccepted)
 	return nil
 }
 
@@ -132,22 +125,11 @@ func failed(job export.Job) error {
 	if job.Failure != "" {
 		text = "The export failed: " + job.Failure
 	}
-	r := refusal{status: http.StatusInternalServerError, code: "processing", text: text}
+	r := refused(http.StatusInternalServerError, "processing", text)
 	if !job.Expires.IsZero() {
-		r.header = map[string]string{"Expires": httpDate(job.Expires)}
+		r.header = []string{"Expires", httpDate(job.Expires)}
 	}
 	return r
-}
-
-// unreadable returns the types that the scopes do not allow to read.
-func unreadable(scopes token.Scopes, types ...string) []string {
-	var denied []string
-	for _, typ := range types {
-		if !scopes.MayRead(typ) {
-			denied = append(denied, typ)
-		}
-	}
-	return denied
 }
 
 // httpDate writes a time as RFC 9110 section 5.6.7 wants it (pitfall 18).

@@ -44,17 +44,6 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-func TestProgressWord(t *testing.T) {
-	t.Parallel()
-	for state, want := range map[export.State]string{
-		export.Scheduled: "scheduled", export.Planning: "started", export.Running: "started", export.Sealing: "completed",
-	} {
-		if got := progressWord(state); got != want {
-			t.Errorf("%s: %s, want %s", state, got, want)
-		}
-	}
-}
-
 // pitfall 18: the HTTP-date of RFC 9110 section 5.6.7, whatever the zone of the time.
 func TestHTTPDate(t *testing.T) {
 	t.Parallel()

@@ -1,14 +1,11 @@
 package httpapi_test
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
+	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -17,55 +14,24 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// Listen begins anew to write down what goes through from the near side.
-func (d *door) Listen() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.tap, d.heard = true, nil
-}
+// wordStart is what stands before each word of a command to Redis but the first.
+var wordStart = regexp.MustCompile(`\r\n\$\d+\r\n`)
 
-func (d *door) hear(part []byte) {
+// commands are the Redis commands that went through since Listen. What only opens a connection is left out: whether there
+// is one already says nothing about the request.
+func (d *door) commands() (all []string) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.tap {
-		d.heard = append(d.heard, part...)
-	}
-}
-
-// commands are the Redis commands that went through since Listen, each with its words between spaces. What only opens
-// a connection is left out: whether there is one already says nothing about the request.
-func (d *door) commands(t testing.TB) []string {
-	t.Helper()
-	d.mu.Lock()
-	stream := bufio.NewReader(bytes.NewReader(bytes.Clone(d.heard)))
+	text := wordStart.ReplaceAllString(string(d.heard), " ")
 	d.mu.Unlock()
-	number := func(sign string) int {
-		line, err := stream.ReadString('\n')
-		digits, found := strings.CutPrefix(strings.TrimSuffix(line, "\r\n"), sign)
-		n, notNumber := strconv.Atoi(digits)
-		if err != nil || !found || notNumber != nil {
-			t.Fatalf("what went to Redis is no command: %q", line)
-		}
-		return n
-	}
-	var all []string
-	for {
-		if _, err := stream.Peek(1); err != nil {
-			return all
-		}
-		words := make([]string, number("*"))
-		for i := range words {
-			word := make([]byte, number("$")+len("\r\n"))
-			if _, err := io.ReadFull(stream, word); err != nil {
-				t.Fatalf("a word of a command to Redis: %v", err)
-			}
-			words[i] = strings.TrimSuffix(string(word), "\r\n")
-		}
-		words[0] = strings.ToUpper(words[0])
-		if !slices.Contains([]string{"HELLO", "CLIENT", "AUTH", "SELECT", "PING"}, words[0]) {
-			all = append(all, strings.Join(words, " "))
+	for line := range strings.Lines(text) { // "*2 get key"
+		_, command, _ := strings.Cut(strings.TrimSuffix(line, "\r\n"), " ")
+		name, rest, _ := strings.Cut(command, " ")
+		name = strings.ToUpper(name)
+		if !slices.Contains([]string{"HELLO", "CLIENT", "AUTH", "SELECT", "PING"}, name) {
+			all = append(all, name+" "+rest)
 		}
 	}
+	return all
 }
 
 // listen begins to write down what the API asks of its stores.
@@ -83,7 +49,7 @@ func (w *fixture) trail(id string) string {
 	objects := len(w.objectDoor.heard)
 	w.objectDoor.mu.Unlock()
 	text := fmt.Sprintf("job store %q, queue %q, object store %d bytes",
-		w.jobDoor.commands(w.t), w.queueDoor.commands(w.t), objects)
+		w.jobDoor.commands(), w.queueDoor.commands(), objects)
 	return strings.ReplaceAll(text, id, "JOB")
 }
 
@@ -91,35 +57,23 @@ func (w *fixture) trail(id string) string {
 func (w *fixture) holdings() map[string]string {
 	w.t.Helper()
 	ctx := w.t.Context()
-	options, err := redis.ParseURL(w.redisURL)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	client := redis.NewClient(options)
-	defer client.Close()
+	client := w.redis()
 	held := map[string]string{}
 	keys, err := client.Keys(ctx, "*").Result()
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.must(err)
 	for _, key := range keys {
 		if strings.HasPrefix(key, "sluice:rate:kickoff:") { // how often somebody has asked, whatever for
 			continue
 		}
-		value := contentOf(w.t, client, key)
 		expires, err := client.PExpireTime(ctx, key).Result()
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		held[key] = fmt.Sprintf("%s until %s", value, expires)
+		w.must(err)
+		held[key] = fmt.Sprintf("%s until %s", contentOf(w.t, client, key), expires)
 	}
 	err = w.objects.List(ctx, export.JobsPrefix, func(object objects.Info) error {
 		held[object.Key] = fmt.Sprintf("%+v", object)
 		return nil
 	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.must(err)
 	return held
 }
 
@@ -127,9 +81,7 @@ func (w *fixture) holdings() map[string]string {
 func contentOf(t testing.TB, client *redis.Client, key string) string {
 	t.Helper()
 	kind, err := client.Type(t.Context(), key).Result()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	var value any
 	switch kind {
 	case "string":
@@ -145,9 +97,7 @@ func contentOf(t testing.TB, client *redis.Client, key string) string {
 	default:
 		t.Fatalf("%s is of the kind %s", key, kind)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return fmt.Sprintf("%s %+v", kind, value)
 }
 
@@ -155,14 +105,11 @@ func contentOf(t testing.TB, client *redis.Client, key string) string {
 func (w *fixture) wantUntouched(before map[string]string) {
 	w.t.Helper()
 	after := w.holdings()
-	for _, key := range slices.Sorted(maps.Keys(before)) {
+	keys := maps.Clone(before)
+	maps.Copy(keys, after)
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		if after[key] != before[key] {
 			w.t.Errorf("%s was changed:\n%s\n%s", key, before[key], after[key])
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(after)) {
-		if _, there := before[key]; !there {
-			w.t.Errorf("%s was made: %s", key, after[key])
 		}
 	}
 }

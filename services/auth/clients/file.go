@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/goccy/go-yaml"
@@ -56,11 +58,7 @@ func (f *File) Client(id string) (token.Client, error) {
 func (f *File) IDs() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	ids := make([]string, 0, len(f.clients))
-	for id := range f.clients {
-		ids = append(ids, id)
-	}
-	return ids
+	return slices.Collect(maps.Keys(f.clients))
 }
 
 // Check reports whether the file can be read.

@@ -3,6 +3,7 @@ package tokenapi
 import (
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -35,10 +36,5 @@ func (s *Service) address(r *http.Request) string {
 }
 
 func (s *Service) trusted(address netip.Addr) bool {
-	for _, proxy := range s.cfg.Proxies {
-		if proxy.Contains(address) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.cfg.Proxies, func(proxy netip.Prefix) bool { return proxy.Contains(address) })
 }

@@ -131,7 +131,7 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 // useOnce refuses an assertion that was used before (B-21). It comes after the check of the signature, so that only the
 // client can use up a jti.
 func (s *Service) useOnce(ctx context.Context, assertion *token.Assertion) *problem {
-	remember := s.assertions.RememberUntil(assertion).Sub(s.cfg.Now())
+	remember := assertion.RememberUntil.Sub(s.cfg.Now())
 	first, err := s.deps.Store.UseOnce(ctx, assertion.Client, assertion.ID, remember+time.Second)
 	if err != nil {
 		return unavailable(err)

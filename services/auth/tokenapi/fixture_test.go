@@ -3,7 +3,6 @@ package tokenapi_test
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
@@ -53,12 +52,6 @@ func jwks(keys ...members) json.RawMessage { return json.RawMessage(tokentest.JW
 
 func start() time.Time { return time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC) }
 
-// clock moves only when a test advances it.
-type clock struct{ since atomic.Int64 } // nanoseconds after start
-
-func (c *clock) now() time.Time          { return start().Add(time.Duration(c.since.Load())) }
-func (c *clock) advance(d time.Duration) { c.since.Add(int64(d)) }
-
 type keyPairs struct {
 	rsa, weak             *rsa.PrivateKey
 	ec, ecB, ec256, spare *ecdsa.PrivateKey
@@ -66,77 +59,45 @@ type keyPairs struct {
 
 // keys are made once, because RSA keys take long.
 var keys = sync.OnceValue(func() keyPairs {
-	newRSA := func(bits int) *rsa.PrivateKey {
-		key, err := rsa.GenerateKey(rand.Reader, bits)
-		if err != nil {
-			panic(err)
-		}
-		return key
-	}
-	newEC := func(curve elliptic.Curve) *ecdsa.PrivateKey {
-		key, err := ecdsa.GenerateKey(curve, rand.Reader)
-		if err != nil {
-			panic(err)
-		}
-		return key
-	}
 	return keyPairs{
-		rsa: newRSA(2048), weak: newRSA(1024), ec: newEC(elliptic.P384()), ecB: newEC(elliptic.P384()),
-		ec256: newEC(elliptic.P256()), spare: newEC(elliptic.P384()),
+		rsa: tokentest.RSA(2048), weak: tokentest.RSA(1024), ec: tokentest.EC(elliptic.P384()), ecB: tokentest.EC(elliptic.P384()),
+		ec256: tokentest.EC(elliptic.P256()), spare: tokentest.EC(elliptic.P384()),
 	}
 })
 
 // fixture is a token service with its own Redis, reached over HTTP.
 type fixture struct {
-	t       *testing.T
-	clock   *clock
+	t       testing.TB
+	clock   *testenv.Clock
 	store   *authstore.Store
 	service *tokenapi.Service
 	url     string // of the token endpoint
 	base    string // the issuer: url without /token
 	jti     atomic.Int64
-	log     *syncedLog
+	log     testenv.Buffer
 	metrics *prometheus.Registry
 	events  *audit.Log
 	auditAt string
 }
 
-// syncedLog collects the service's log.
-type syncedLog struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *syncedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *syncedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 // newFixture changes the default configuration with change, if it is not nil.
-func newFixture(t *testing.T, change func(*tokenapi.Config)) *fixture {
+func newFixture(t testing.TB, change func(*tokenapi.Config)) *fixture {
 	t.Helper()
 	return fixtureOn(t, testenv.Redis(t), change)
 }
 
 // embeddedFixture runs on an embedded Redis, which tests can stop.
-func embeddedFixture(t *testing.T) (*fixture, *miniredis.Miniredis) {
+func embeddedFixture(t testing.TB) (*fixture, *miniredis.Miniredis) {
 	t.Helper()
 	redis := miniredis.RunT(t)
 	return fixtureOn(t, "redis://"+redis.Addr(), nil), redis
 }
 
-func fixtureOn(t *testing.T, redis string, change func(*tokenapi.Config)) *fixture {
+func fixtureOn(t testing.TB, redis string, change func(*tokenapi.Config)) *fixture {
 	t.Helper()
-	f := &fixture{t: t, clock: &clock{}, log: &syncedLog{}, metrics: prometheus.NewRegistry()}
+	f := &fixture{t: t, clock: testenv.NewClock(start()), metrics: prometheus.NewRegistry()}
 	var err error
-	f.store, err = authstore.Open(redis, nil, f.clock.now)
+	f.store, err = authstore.Open(redis, nil, f.clock.Now)
 	must(t, err)
 	t.Cleanup(func() { must(t, f.store.Close()) })
 	ring, err := authstore.NewKeys(f.store, authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}, keySecret)
@@ -148,13 +109,14 @@ func fixtureOn(t *testing.T, redis string, change func(*tokenapi.Config)) *fixtu
 	t.Cleanup(server.Close)
 	f.base, f.url = server.URL+"/auth", server.URL+"/auth/token"
 	f.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
-	f.events, err = audit.Open(audit.Config{Path: f.auditAt, Process: "auth", Now: f.clock.now})
+	f.events, err = audit.Open(audit.Config{Path: f.auditAt, Process: "auth", Now: f.clock.Now})
 	must(t, err)
 	t.Cleanup(func() { must(t, f.events.Close()) })
-	cfg := tokenapi.Defaults()
-	cfg.TokenURL, cfg.Audience, cfg.Now = f.url, audience, f.clock.now
-	cfg.Limits.PerAddress, cfg.Limits.PerClient = 1<<20, 1<<20
-	cfg.Logger = slog.New(slog.NewJSONHandler(f.log, nil))
+	cfg := tokenapi.Config{
+		TokenURL: f.url, Audience: audience, Lifetime: 5 * time.Minute, Now: f.clock.Now,
+		Limits: authstore.Limits{Window: time.Minute, PerAddress: 1 << 30, PerClient: 1 << 30},
+		Logger: slog.New(slog.NewJSONHandler(&f.log, nil)),
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -193,12 +155,23 @@ func (f *fixture) app(scope string) {
 	f.register(token.Client{ID: "app", JWKS: jwks(jwkOf("r", keys().rsa), jwkOf("e", keys().ec)), Scope: scope})
 }
 
+// other is a client with a P-384 key e of its own.
+func (f *fixture) other(id string) {
+	f.t.Helper()
+	f.register(token.Client{ID: id, JWKS: jwks(jwkOf("e", keys().ecB))})
+}
+
 // claims are the claims of a good assertion of the app.
 func (f *fixture) claims() members {
 	return members{
-		"iss": "app", "sub": "app", "aud": f.url, "exp": f.clock.now().Add(4 * time.Minute).Unix(),
+		"iss": "app", "sub": "app", "aud": f.url, "exp": f.clock.Now().Add(4 * time.Minute).Unix(),
 		"jti": fmt.Sprintf("jti-%d", f.jti.Add(1)),
 	}
+}
+
+// of are the claims of a good assertion of a client.
+func (f *fixture) of(client string) members {
+	return f.claims().With("iss", client).With("sub", client)
 }
 
 // asserted is an assertion of the app, with f.claims if none are given.

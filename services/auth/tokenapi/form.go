@@ -2,6 +2,7 @@ package tokenapi
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -38,20 +39,20 @@ func readForm(w http.ResponseWriter, r *http.Request) (map[string]string, *probl
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	if errors.As(err, &tooLarge) {
-		p := invalidRequest("the body is larger than 64 KiB")
-		p.status = http.StatusRequestEntityTooLarge
-		return nil, p
+		return nil, &problem{
+			status: http.StatusRequestEntityTooLarge, code: "invalid_request", text: "the body is larger than 64 KiB",
+		}
 	}
 	if err != nil {
-		return nil, invalidRequest("the body could not be read").because(err)
+		p := invalidRequest("the body could not be read")
+		p.cause = err
+		return nil, p
 	}
 	return parseForm(string(body))
 }
 
 func unsupported(text string) *problem {
-	p := invalidRequest("%s", text)
-	p.status = http.StatusUnsupportedMediaType
-	return p
+	return &problem{status: http.StatusUnsupportedMediaType, code: "invalid_request", text: text}
 }
 
 func parseForm(body string) (map[string]string, *problem) {
@@ -63,7 +64,7 @@ func parseForm(body string) (map[string]string, *problem) {
 			continue
 		}
 		if count++; count > maxParameters {
-			return nil, invalidRequest("more than %d parameters", maxParameters)
+			return nil, invalidRequest(fmt.Sprintf("more than %d parameters", maxParameters))
 		}
 		rawName, rawValue, _ := strings.Cut(pair, "=")
 		name, err1 := url.QueryUnescape(rawName)
@@ -71,16 +72,16 @@ func parseForm(body string) (map[string]string, *problem) {
 		if err1 != nil || err2 != nil || !utf8.ValidString(name) || !utf8.ValidString(value) {
 			return nil, invalidRequest("the body is not form-urlencoded UTF-8")
 		}
-		if seen[name] {
-			if slices.Contains(parameters, name) {
-				return nil, invalidRequest("%s is repeated", name)
-			}
+		known := slices.Contains(parameters, name)
+		switch {
+		case seen[name] && known:
+			return nil, invalidRequest(name + " is repeated")
+		case seen[name]:
 			return nil, invalidRequest("a parameter is repeated")
-		}
-		seen[name] = true
-		if value != "" && slices.Contains(parameters, name) {
+		case known && value != "":
 			values[name] = value
 		}
+		seen[name] = true
 	}
 	return values, nil
 }

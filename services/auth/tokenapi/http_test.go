@@ -174,7 +174,7 @@ func TestFailuresAreLimited(t *testing.T) {
 		c.Proxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8")}
 	})
 	f.app(everything)
-	f.register(token.Client{ID: "other", JWKS: jwks(jwkOf("e", keys().ecB))})
+	f.other("other")
 	from := func(hops string) func(*http.Request) {
 		return func(r *http.Request) { r.Header.Set("X-Forwarded-For", hops) }
 	}
@@ -211,9 +211,7 @@ func TestFailuresAreLimited(t *testing.T) {
 	wantError(t, bad("192.0.2.3"), 400, "invalid_client")
 	limited(good("192.0.2.3"))
 	// Another client from that address is accepted: the address itself has failed only once.
-	claims := f.claims().With("iss", "other").With("sub", "other")
-	other := f.assertedByB(claims)
-	wantToken(t, f.post(f.form(other, everything), from("192.0.2.3")), everything)
+	wantToken(t, f.post(f.form(f.assertedByB(f.of("other")), everything), from("192.0.2.3")), everything)
 
 	families, err := f.metrics.Gather()
 	must(t, err)
@@ -299,8 +297,7 @@ func TestTokensAreAudited(t *testing.T) {
 	f := newFixture(t, nil)
 	f.app(everything)
 	f.ask(everything)
-	stranger := f.claims().With("iss", "an-unknown-client").With("sub", "an-unknown-client")
-	f.post(f.form(f.asserted(stranger), everything))
+	f.post(f.form(f.asserted(f.of("an-unknown-client")), everything))
 	f.ask("launch")
 	text, err := os.ReadFile(f.auditAt)
 	must(t, err)

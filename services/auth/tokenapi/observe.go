@@ -9,19 +9,16 @@ import (
 	"runtime/debug"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-func newMetrics(registry *prometheus.Registry) (*prometheus.CounterVec, error) {
-	tokens := prometheus.NewCounterVec(prometheus.CounterOpts{
+func newMetrics(registry *prometheus.Registry) *prometheus.CounterVec {
+	return promauto.With(registry).NewCounterVec(prometheus.CounterOpts{
 		Name: "sluice_auth_tokens_total", Help: "Token requests by outcome: issued, or the error of the response.",
 	}, []string{"outcome"})
-	if err := registry.Register(tokens); err != nil {
-		return nil, fmt.Errorf("register metrics: %w", err)
-	}
-	return tokens, nil
 }
 
 // record logs a request and counts it. The log line has an authenticated client's hash, as in the API's log, and the

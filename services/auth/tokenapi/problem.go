@@ -2,7 +2,6 @@ package tokenapi
 
 import (
 	"encoding/json"
-	"fmt"
 	"math"
 	"net/http"
 	"strconv"
@@ -20,13 +19,8 @@ type problem struct {
 	notCounted bool          // it is no failed authentication
 }
 
-func (p *problem) because(err error) *problem {
-	p.cause = err
-	return p
-}
-
-func invalidRequest(format string, args ...any) *problem {
-	return &problem{status: http.StatusBadRequest, code: "invalid_request", text: fmt.Sprintf(format, args...)}
+func invalidRequest(text string) *problem {
+	return &problem{status: http.StatusBadRequest, code: "invalid_request", text: text}
 }
 
 // unauthenticated is the same response for every failed authentication: the client is unknown or has another method, its
@@ -65,15 +59,9 @@ func broken(cause error) *problem {
 	}
 }
 
-func notFound() *problem {
-	return &problem{status: http.StatusNotFound, code: "invalid_request", text: "no such path"}
-}
-
 func notAllowed(w http.ResponseWriter, allow string) *problem {
 	w.Header().Set("Allow", allow)
-	return &problem{
-		status: http.StatusMethodNotAllowed, code: "invalid_request", text: "method not allowed",
-	}
+	return &problem{status: http.StatusMethodNotAllowed, code: "invalid_request", text: "method not allowed"}
 }
 
 func (p *problem) write(w http.ResponseWriter) {

@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/authstore"
 	"github.com/sluice-fhir/sluice/pkg/platform/health"
 	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/services/auth/clients"
 )
 
 // Config configures a Service.
@@ -34,15 +35,6 @@ type Config struct {
 	HTTPClient    *http.Client // fetches key sets of clients; nil means a new client
 }
 
-// Defaults returns a Config without the required TokenURL, Audience and Logger.
-func Defaults() Config {
-	return Config{
-		Lifetime: maxLifetime,
-		Limits:   authstore.Limits{Window: time.Minute, PerAddress: 30, PerClient: 300},
-		Now:      time.Now,
-	}
-}
-
 // Bounds of a token's lifetime (B-39: 300 s at most).
 const (
 	minLifetime = 10 * time.Second
@@ -50,21 +42,6 @@ const (
 )
 
 var errNoKeys = errors.New("no signing keys")
-
-// Validate returns every problem in one error.
-func (c Config) Validate() error {
-	var problems []error
-	if _, err := Issuer(c.TokenURL); err != nil {
-		problems = append(problems, err)
-	}
-	if c.Audience == "" {
-		problems = append(problems, errors.New("no audience for tokens"))
-	}
-	if c.Lifetime < minLifetime || c.Lifetime > maxLifetime {
-		problems = append(problems, fmt.Errorf("the lifetime of a token must be between %s and %s", minLifetime, maxLifetime))
-	}
-	return errors.Join(append(problems, c.Limits.Check())...)
-}
 
 // Issuer returns the iss of the tokens of a token URL: the URL without its /token. The key set is at /jwks below it. The
 // token URL must be absolute, http or https, without user, query and fragment.
@@ -81,17 +58,9 @@ func Issuer(tokenURL string) (string, error) {
 type Deps struct {
 	Store    *authstore.Store
 	Keys     *authstore.Keys
-	Clients  Clients
+	Clients  *clients.Registry
 	Audit    *audit.Log
 	Registry *prometheus.Registry
-}
-
-// Clients is the client registry.
-type Clients interface {
-	// Client returns a client, export.ErrNotFound when it is not registered, or export.ErrUnavailable.
-	Client(ctx context.Context, id string) (token.Client, error)
-	// Check reports whether the registry can be read.
-	Check(ctx context.Context) error
 }
 
 // Service is the token service. Run must run while it serves; Close it at the end.
@@ -105,26 +74,24 @@ type Service struct {
 	state      atomic.Pointer[signing] // nil while there are no keys
 }
 
-// New returns a service without signing keys. Run reads them.
+// New returns a service without signing keys. Run reads them. It refuses a Config with every problem in one error.
 func New(cfg Config, deps Deps) (*Service, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, fmt.Errorf("token service: %w", err)
-	}
 	issuer, err := Issuer(cfg.TokenURL)
-	if err != nil {
-		return nil, err
+	if cfg.Audience == "" {
+		err = errors.Join(err, errors.New("no audience for tokens"))
+	}
+	if cfg.Lifetime < minLifetime || cfg.Lifetime > maxLifetime {
+		err = errors.Join(err, fmt.Errorf("the lifetime of a token must be between %s and %s", minLifetime, maxLifetime))
+	}
+	if err = errors.Join(err, cfg.Limits.Check()); err != nil {
+		return nil, fmt.Errorf("token service: %w", err)
 	}
 	at, err := url.Parse(issuer)
 	if err != nil {
 		return nil, fmt.Errorf("token service: %w", err)
 	}
-	s := &Service{cfg: cfg, deps: deps, issuer: issuer, path: at.Path}
-	if s.tokens, err = newMetrics(deps.Registry); err != nil {
-		return nil, err
-	}
-	s.assertions, err = token.NewAssertions(token.AssertionConfig{
-		Audience: cfg.TokenURL, Now: cfg.Now, HTTPClient: cfg.HTTPClient,
-	})
+	s := &Service{cfg: cfg, deps: deps, issuer: issuer, path: at.Path, tokens: newMetrics(deps.Registry)}
+	s.assertions, err = token.NewAssertions(cfg.TokenURL, cfg.Now, cfg.HTTPClient)
 	return s, err
 }
 
@@ -138,17 +105,15 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Cache-Control", "no-store")
 	header.Set("Pragma", "no-cache") // RFC 6749 section 5.1 requires both
 	defer s.contain(w)
-	switch path, _ := strings.CutPrefix(r.URL.Path, s.path); {
-	case !strings.HasPrefix(r.URL.Path, s.path+"/"):
-		notFound().write(w)
-	case path == "/token":
+	switch r.URL.Path {
+	case s.path + "/token":
 		s.token(w, r)
-	case path == "/jwks":
+	case s.path + "/jwks":
 		s.jwks(w, r)
-	case path == "/.well-known/smart-configuration":
+	case s.path + "/.well-known/smart-configuration":
 		s.smart(w, r)
 	default:
-		notFound().write(w)
+		(&problem{status: http.StatusNotFound, code: "invalid_request", text: "no such path"}).write(w)
 	}
 }
 

@@ -1,4 +1,4 @@
-// Package configtest has the tests that every service owes.
+// Package configtest holds tests that every service runs.
 package configtest
 
 import (
@@ -17,11 +17,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// secret is in every value that is tried, and may be in nothing that is said.
+// secret is part of every value that is tried, and must not be part of any output.
 const secret = "hunter2"
 
-// garbage returns values that are nearly right, wrong, or hardly text. The Redis is a real one, which refuses the user:
-// nobody has to wait for one that is not there.
+// garbage returns invalid values. The Redis is real and refuses the user, so that no test waits for a connection.
 func garbage(t *testing.T) []string {
 	t.Helper()
 	redis, err := url.Parse(testenv.Redis(t))
@@ -44,7 +43,7 @@ var unusable = []string{
 	"%zz\x7f" + secret + "\n" + secret,
 }
 
-// quotable are variables whose values errors may quote: paths and names, which are no secrets.
+// quotable reports whether errors may quote the variable's value: paths and names are no secrets.
 func quotable(variable string) bool {
 	for _, end := range []string{"_ADDR", "_DIR", "_FILE", "_LOG", "S3_BUCKET"} {
 		if strings.HasSuffix(variable, end) {
@@ -56,15 +55,15 @@ func quotable(variable string) bool {
 
 // Service is a service under test.
 type Service struct {
-	Config  any // the service's struct, without any value
+	Config  any // the zero value of the service's settings
 	Run     func(ctx context.Context, args, environ []string, stderr io.Writer) error
-	Environ []string            // settings that are good, with that of a real Redis
-	Instead map[string][]string // settings that have to go when the one named is given, without the prefix
+	Environ []string            // valid settings, with a real Redis
+	Instead map[string][]string // settings that exclude the named one, without the prefix
 }
 
-// QuotesNothing tries each text variable of the service with garbage, as a value, as what a file holds and as the name
-// of one, with --check-config and without; the service is stopped before it starts. The garbage may be neither in
-// its error nor on its stderr.
+// QuotesNothing sets each text variable of the service to garbage, as a value, in a file and as the name of a file, with
+// and without --check-config; the context has ended before the start. Neither the error nor stderr may contain the
+// secret.
 func QuotesNothing(t *testing.T, service Service) {
 	t.Helper()
 	ended, end := context.WithCancel(t.Context())
@@ -107,7 +106,7 @@ func QuotesNothing(t *testing.T, service Service) {
 	}
 }
 
-// variables are those of a struct's text fields, without the prefix.
+// variables returns the variables of a struct's text fields, without the prefix.
 func variables(of reflect.Type) []string {
 	var all []string
 	for i := range of.NumField() {

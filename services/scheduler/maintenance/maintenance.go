@@ -33,50 +33,35 @@ const (
 	passSurvey = "survey" // never enqueued
 )
 
-// Config has the intervals and limits. Use Defaults and change what differs.
+// Config holds the intervals and limits of the scheduler.
 type Config struct {
-	ExpireEvery time.Duration `env:"EXPIRE_EVERY"`      // between expire passes
-	RescueEvery time.Duration `env:"RESCUE_EVERY"`      // between rescue passes
-	SweepEvery  time.Duration `env:"SWEEP_EVERY"`       // between sweeps
-	SurveyEvery time.Duration `env:"SURVEY_EVERY"`      // between surveys of all jobs for the gauges
-	Silence     time.Duration `env:"UNIT_SILENCE"`      // a unit without a heartbeat for this long is lost; several heartbeats
-	SweepGrace  time.Duration `env:"SWEEP_GRACE"`       // objects younger than this are never orphans
-	MaxAge      time.Duration `env:"JOB_MAX_AGE"`       // a job that has not finished after this long has failed
-	Retention   time.Duration `env:"RETENTION"`         // how long a job that failed here is kept
-	Outstanding int           `env:"UNITS_OUTSTANDING"` // as the workers' setting
+	ExpireEvery time.Duration `env:"EXPIRE_EVERY" envDefault:"30s"` // between expire passes
+	RescueEvery time.Duration `env:"RESCUE_EVERY" envDefault:"3s"`  // between rescue passes
+	SweepEvery  time.Duration `env:"SWEEP_EVERY" envDefault:"1h"`   // between sweeps
+	SurveyEvery time.Duration `env:"SURVEY_EVERY" envDefault:"15s"` // between surveys of all jobs for the gauges
+	// a unit without a heartbeat for this long is lost; several heartbeats
+	Silence    time.Duration `env:"UNIT_SILENCE" envDefault:"20s"`
+	SweepGrace time.Duration `env:"SWEEP_GRACE" envDefault:"1h"`  // objects younger than this are never orphans
+	MaxAge     time.Duration `env:"JOB_MAX_AGE" envDefault:"72h"` // a job that has not finished after this long has failed
+	jobs.Settings
 }
 
-// Defaults are the values that suit a production deployment.
-func Defaults() Config {
-	return Config{
-		ExpireEvery: 30 * time.Second,
-		RescueEvery: 3 * time.Second,
-		SweepEvery:  time.Hour,
-		SurveyEvery: 15 * time.Second,
-		Silence:     20 * time.Second,
-		SweepGrace:  time.Hour,
-		MaxAge:      72 * time.Hour,
-		Retention:   168 * time.Hour,
-	}
-}
-
-// Validate refuses a configuration that cannot work.
+// Validate returns every problem of the settings.
 func (c Config) Validate() error {
-	var errs []error
-	for name, d := range map[string]time.Duration{
-		"expire interval": c.ExpireEvery, "rescue interval": c.RescueEvery, "sweep interval": c.SweepEvery,
-		"survey interval": c.SurveyEvery,
-		"silence":         c.Silence, "job age": c.MaxAge, "retention": c.Retention,
+	errs := []error{c.Settings.Validate()}
+	for _, setting := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"EXPIRE_EVERY", c.ExpireEvery}, {"RESCUE_EVERY", c.RescueEvery}, {"SWEEP_EVERY", c.SweepEvery},
+		{"SURVEY_EVERY", c.SurveyEvery}, {"UNIT_SILENCE", c.Silence}, {"JOB_MAX_AGE", c.MaxAge},
 	} {
-		if d <= 0 {
-			errs = append(errs, fmt.Errorf("%s must be more than zero", name))
+		if setting.value <= 0 {
+			errs = append(errs, fmt.Errorf("SLUICE_%s must be positive", setting.name))
 		}
 	}
 	if c.SweepGrace < 0 {
-		errs = append(errs, errors.New("sweep grace must not be negative"))
-	}
-	if c.Outstanding < 0 {
-		errs = append(errs, errors.New("outstanding units must not be negative"))
+		errs = append(errs, errors.New("SLUICE_SWEEP_GRACE must not be negative"))
 	}
 	return errors.Join(errs...)
 }
@@ -90,7 +75,7 @@ type Deps struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
-	Tracing  *telemetry.Tracing // nil: nothing is traced
+	Tracing  *telemetry.Tracing // nil: no tracing
 }
 
 // Runner runs the passes.
@@ -111,7 +96,7 @@ func New(cfg Config, deps Deps) (*Runner, error) {
 		Deps: deps, cfg: cfg, metrics: newMetrics(deps.Registry, deps.Now()),
 		lifecycle: &jobs.Lifecycle{
 			Store: deps.Jobs, Queue: deps.Queue, Objects: deps.Objects, Audit: deps.Audit, Now: deps.Now,
-			Retention: cfg.Retention, Outstanding: cfg.Outstanding,
+			Settings: cfg.Settings,
 		},
 	}, nil
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
@@ -67,7 +68,7 @@ func newWorld(t *testing.T) *world {
 	w.must(err)
 	w.must(store.EnsureBucket(t.Context()))
 
-	cfg := Defaults()
+	cfg := envconfig.Defaults[Config]()
 	cfg.SweepGrace = 0
 	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
 	w.events, err = audit.Open(audit.Config{Path: w.auditAt, Process: "scheduler", Now: now})
@@ -90,7 +91,7 @@ func (w *world) must(err error) {
 
 func (w *world) set(now time.Time) { w.ms.Store(now.UnixMilli()) }
 
-// job makes a job of seven files in the given state. Finished ones expire a week from now.
+// job creates a job with seven files in the given state. A finished one expires in a week.
 func (w *world) job(state export.State) export.JobID {
 	w.t.Helper()
 	ctx := w.t.Context()
@@ -154,13 +155,13 @@ func (w *world) put(key string) {
 	w.must(err)
 }
 
-// keys lists what is in the bucket, and what Redis holds of jobs.
+// keys returns the keys of the bucket and the keys of jobs in Redis.
 func (w *world) keys() (objectKeys, redisKeys []string) {
 	w.t.Helper()
 	w.must(w.Objects.List(w.t.Context(), "", func(o objects.Info) error { objectKeys = append(objectKeys, o.Key); return nil }))
 	all, err := w.redis.Keys(w.t.Context(), "sluice:*").Result()
 	w.must(err)
-	// The totals of all jobs stay, and so does the mark of a removal for some minutes.
+	// The totals of all jobs stay, and the mark of a removal stays for some minutes.
 	all = slices.DeleteFunc(all, func(key string) bool {
 		return key == "sluice:committed" || strings.HasSuffix(key, "}:removed")
 	})
@@ -375,7 +376,7 @@ func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26,
 	id := w.job(export.Scheduled)
 	task := queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}
 	w.must(w.Queue.EnqueueUnit(t.Context(), task))
-	// A worker takes the task and dies before it claims the unit: Asynq holds the task as active for a minute or two.
+	// A worker takes the task and dies before it claims the unit: Asynq keeps the task active for up to two minutes.
 	ctx, stop := context.WithCancel(t.Context())
 	taken, ended := make(chan struct{}), make(chan error, 1)
 	release := make(chan struct{})
@@ -535,7 +536,7 @@ func TestAnOutageOfTheObjectStoreOnlyDelaysThePurge(t *testing.T) {
 	w.nothingLeft("after the outage")
 }
 
-// spec 6: what ends and what is deleted is on record before it happens; while it cannot be, nothing happens.
+// spec 6: an expiry or a purge is recorded in the audit log first. If that fails, it does not happen.
 func TestExpiryAndPurgeAreOnRecord(t *testing.T) {
 	w := newWorld(t)
 	completed, cancelled := w.job(export.Completed), w.job(export.Cancelled)

@@ -17,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// figures are the gauges and counters by name and labels, such as "sluice_scheduler_jobs{planning}".
+// figures returns gauges and counters by name and labels, such as "sluice_scheduler_jobs{planning}".
 func (w *world) figures() map[string]float64 {
 	w.t.Helper()
 	families, err := w.Registry.(prometheus.Gatherer).Gather()
@@ -74,7 +74,7 @@ func TestASurveyCountsJobsByState(t *testing.T) {
 	})
 }
 
-// The standstill is that of all jobs together: whoever gives up or begins does not end it, whoever closes a unit does.
+// The stall is that of all jobs together: a closed unit ends it, a new or a failed job does not.
 func TestASurveyTellsAStandstill(t *testing.T) {
 	w := newWorld(t)
 	s := &survey{gauges: w.metrics.gauges, idle: true}
@@ -124,7 +124,7 @@ func TestASurveyTellsAStandstill(t *testing.T) {
 	look("idle again", time.Hour, 0, 0)
 }
 
-// A survey that fails leaves the figures, and the time of its last pass tells how old they are.
+// A failed survey leaves the gauges unchanged; the time of the last pass shows their age.
 func TestASurveyThatFails(t *testing.T) {
 	w := newWorld(t)
 	w.job(export.Scheduled)
@@ -147,7 +147,7 @@ func TestASurveyThatFails(t *testing.T) {
 	})
 }
 
-// A survey asks about so many jobs and no more, and says of how many it did not.
+// A survey reads a bounded number of jobs and counts the others as uncounted.
 func TestASurveyIsBounded(t *testing.T) {
 	w := newWorld(t)
 	var due []redis.Z
@@ -173,7 +173,7 @@ func TestPassesAreCounted(t *testing.T) {
 	})
 }
 
-// What a rescue leaves in the trace of its job leads to the next attempt.
+// The span of a rescue links to the next attempt.
 func TestARescueIsTraced(t *testing.T) {
 	w := newWorld(t)
 	collector := testenv.NewCollector(t)

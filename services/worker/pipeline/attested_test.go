@@ -10,7 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// attest returns r with the attestation of its load.
+// attest returns r with its attestation, as a load makes it.
 func attest(t testing.TB, r source.Resource) source.Resource {
 	t.Helper()
 	var scanner fhir.Scanner
@@ -22,7 +22,7 @@ func attest(t testing.TB, r source.Resource) source.Resource {
 	return r
 }
 
-// attesting attests the resources of a source.
+// attesting is a source whose resources are attested.
 type attesting struct {
 	source.Source
 	t testing.TB
@@ -33,6 +33,7 @@ func (a *attesting) ForPatients(ctx context.Context, q source.Query, yield func(
 }
 
 func TestAnAttestedExportIsTheSame(t *testing.T) { // pitfall 2
+	t.Parallel()
 	var lines []string
 	for i := range 100 { // more than auditEvery
 		lines = append(lines, observation(i, 1+i%3, fmt.Sprintf(`,"performer":[{"reference":"Practitioner/p%d"}]`, i%5)))

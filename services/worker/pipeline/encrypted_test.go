@@ -10,9 +10,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// TestAPartThatAnOldWorkerWroteInPlaintext has units of an encrypted job done by a worker that knows no encryption, as in
-// an update that has not reached all of them: the job fails instead of listing a file that nobody may read.
+// TestAPartThatAnOldWorkerWroteInPlaintext: a worker without encryption writes a part of an encrypted job, as during a
+// rollout. The job fails instead of listing a file that the API refuses to serve.
 func TestAPartThatAnOldWorkerWroteInPlaintext(t *testing.T) {
+	t.Parallel()
 	for name, old := range map[string]func(task queue.Task) bool{
 		"none":  func(queue.Task) bool { return false },
 		"plan":  func(task queue.Task) bool { return task.Kind == export.KindPlan },
@@ -51,7 +52,7 @@ func TestAPartThatAnOldWorkerWroteInPlaintext(t *testing.T) {
 	}
 }
 
-// encrypt replaces the fixture's store by one that encrypts with the keys.
+// encrypt replaces the fixture's store with one that encrypts with the keys.
 func (fx *fixture) encrypt(keys objects.Keys) {
 	fx.t.Helper()
 	cfg := fx.place

@@ -7,10 +7,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
-// Cut is what the plan cuts units with.
+// Cut exposes cut.
 var Cut = cut
 
-// Unsettled does a unit's work and records nothing: what a worker has done that dies before it commits.
+// Unsettled runs a unit and records nothing, like a worker that dies before its commit.
 func (w *Worker) Unsettled(ctx context.Context, lease export.Lease) (jobstore.Commit, error) {
 	return w.run(ctx, lease)
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
@@ -36,7 +37,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fixture is a worker on a real Redis and a real object store, with a source and a directory that the test sets. Tests
-// drive it unit by unit, as the queue would, without the queue's waiting times.
+// run it unit by unit, without the delays of a queue.
 type fixture struct {
 	t        *testing.T
 	cfg      pipeline.Config
@@ -53,14 +54,14 @@ type fixture struct {
 	beats    chan struct{} // something comes whenever the job store looks at the clock
 }
 
-// instant is the time in which all tests live.
+// instant is the time of all tests.
 var instant = time.Date(2030, 1, 1, 12, 0, 0, 123456789, time.UTC)
 
 var owner = export.Owner{Issuer: "https://issuer.example", Subject: "somebody"}
 
 const groupID = "the-group"
 
-// newFixture returns a fixture whose group has the members.
+// newFixture returns a fixture with a group of the members.
 func newFixture(t *testing.T, src source.Source, members ...string) *fixture {
 	t.Helper()
 	return newFixtureOn(t, testenv.Redis(t), src, members...)
@@ -77,7 +78,7 @@ func newFixtureOn(t *testing.T, url string, src source.Source, members ...string
 			},
 		},
 	}
-	fx.cfg = pipeline.Defaults()
+	fx.cfg = envconfig.Defaults[pipeline.Config]()
 	fx.cfg.MaxAttempts = 3
 	fx.cfg.Heartbeat = 5 * time.Millisecond
 	var err error
@@ -102,7 +103,7 @@ func newFixtureOn(t *testing.T, url string, src source.Source, members ...string
 	t.Cleanup(func() {
 		fx.objects.Close()
 		must(t, errors.Join(fx.tasks.Close(), fx.jobs.Close()))
-		// Every patient's id in these tests begins so.
+		// Every patient id in these tests begins with it.
 		if strings.Contains(fx.log.String(), "pat-") {
 			t.Errorf("the log names a patient: %s", fx.log)
 		}
@@ -140,7 +141,7 @@ func (fx *fixture) record(job export.Job) {
 	must(fx.t, err)
 }
 
-// stale returns all units that a rescue after such a silence enqueues.
+// stale returns all units that a rescue enqueues after the silence.
 func (fx *fixture) stale(id export.JobID, silence time.Duration) []export.Lease {
 	fx.t.Helper()
 	lost, unclaimed, err := fx.jobs.RescueStale(fx.t.Context(), id, silence, 1000)
@@ -148,8 +149,8 @@ func (fx *fixture) stale(id export.JobID, silence time.Duration) []export.Lease 
 	return append(lost, unclaimed...)
 }
 
-// open returns the tasks that the job waits for, as the scheduler's rescue finds them. Units whose worker has not
-// settled them are taken for lost and come with a new fence.
+// open returns the tasks of the job's open units, as the scheduler's rescue finds them. Claimed units count as lost and
+// get a new fence.
 func (fx *fixture) open(id export.JobID) []queue.Task {
 	fx.t.Helper()
 	ctx := fx.t.Context()
@@ -165,13 +166,13 @@ func (fx *fixture) open(id export.JobID) []queue.Task {
 	return tasks
 }
 
-// finish has the worker do every task of the job until there is none.
+// finish runs the worker on every task of the job until there is none.
 func (fx *fixture) finish(w *pipeline.Worker, id export.JobID) export.Job {
 	fx.t.Helper()
 	return fx.drive(id, func(task queue.Task) { must(fx.t, w.Handle(fx.t.Context(), task)) })
 }
 
-// drive hands every task of the job to the function until there is none, and returns the job.
+// drive passes every task of the job to the function until there is none, and returns the job.
 func (fx *fixture) drive(id export.JobID, do func(queue.Task)) export.Job {
 	fx.t.Helper()
 	for range 200 {
@@ -192,13 +193,13 @@ func (fx *fixture) drive(id export.JobID, do func(queue.Task)) export.Job {
 	panic("unreachable")
 }
 
-// export runs one job to its end and returns what came of it.
+// export runs one job to its end and returns its outcome.
 func (fx *fixture) export(types ...string) outcome {
 	fx.t.Helper()
 	return fx.outcome(fx.finish(fx.worker(), fx.kickOff(types...)))
 }
 
-// outcome is what a client would find.
+// outcome is what a client receives.
 type outcome struct {
 	job    export.Job
 	lines  map[string][]string // by type, sorted
@@ -206,7 +207,7 @@ type outcome struct {
 	files  []export.File
 }
 
-// outcome reads the manifest and every file that it lists, and checks each against what the manifest says of it.
+// outcome reads the manifest and every listed file, and checks each against its entry.
 func (fx *fixture) outcome(job export.Job) outcome {
 	fx.t.Helper()
 	o := outcome{job: job, lines: map[string][]string{}}
@@ -232,11 +233,11 @@ func (fx *fixture) outcome(job export.Job) outcome {
 		if file.Error != (file.Type == "OperationOutcome") {
 			fx.t.Errorf("%s: type %s, error %v", file.Name, file.Type, file.Error)
 		}
-		// The seal's own files stand in its result, which the record has too.
+		// The seal's own files are in its result too.
 		if recorded, err := fx.jobs.File(fx.t.Context(), job.ID, file.Name); err != nil || recorded != file {
 			fx.t.Errorf("%s is %+v in the manifest and %+v in the record: %v", file.Name, file, recorded, err)
 		}
-		// What the sweep would take for the garbage of a lost attempt must not be listed.
+		// The sweep would delete a listed file of a lost attempt.
 		origin, ok := export.ParseKey(file.Key)
 		current, err := fx.jobs.IsCurrentFence(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
 		if err != nil || !ok || !current {
@@ -297,7 +298,7 @@ func lines(t *testing.T, data []byte) []string {
 	return strings.Split(text, "\n")
 }
 
-// wantLines checks that exactly these lines came out, of all types together, each once.
+// wantLines checks that exactly these lines were exported, each once.
 func (o outcome) wantLines(t *testing.T, want ...string) {
 	t.Helper()
 	if o.job.State != export.Completed {
@@ -314,7 +315,7 @@ func (o outcome) wantLines(t *testing.T, want ...string) {
 	}
 }
 
-// wantIssues checks that there is one issue for each of the texts, in any order.
+// wantIssues checks that there is one issue per text, in any order.
 func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
 	t.Helper()
 	left := slices.Clone(o.issues)
@@ -333,7 +334,7 @@ func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
 	}
 }
 
-// metric sums the worker's counters of the name whose labels have all of the values.
+// metric sums the named counters that have all of the label values.
 func (fx *fixture) metric(name string, labels ...string) float64 {
 	fx.t.Helper()
 	families, err := fx.registry.Gather()
@@ -363,7 +364,7 @@ func (fx *fixture) wantMetric(want float64, name string, labels ...string) {
 	}
 }
 
-// people is the directory: one group, one grant.
+// people is a directory with one group and one grant.
 type people struct {
 	members []string
 	grant   directory.Grant
@@ -391,7 +392,7 @@ func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, 
 	return p.grant, nil
 }
 
-// lockedBuffer is a buffer that several goroutines write.
+// lockedBuffer is a buffer for several goroutines.
 type lockedBuffer struct {
 	mutex  sync.Mutex
 	buffer bytes.Buffer
@@ -439,7 +440,7 @@ func provenance(id any, targets ...string) string {
 	return fmt.Sprintf(`{"resourceType":"Provenance","id":"pro-%v","target":[%s]}`, id, strings.Join(refs, ","))
 }
 
-// resource makes a source's answer of a line, whatever the line says.
+// resource returns the line as a source returns it, whatever its content.
 func resource(typ, id, line string, subjects ...string) source.Resource {
 	return source.Resource{Type: typ, ID: id, Subjects: subjects, Body: []byte(line)}
 }
@@ -455,7 +456,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// patience guards waits that end on their own.
+// patience bounds waiting.
 const patience = 30 * time.Second
 
 func wait[T any](t *testing.T, from <-chan T) T {

@@ -51,6 +51,7 @@ func storedList(t testing.TB, ids ...string) *spillset.List {
 }
 
 func TestTheGuardAdmitsOnlyTheCurrentRequest(t *testing.T) {
+	t.Parallel()
 	g := guard{typ: "Observation", cohort: storedList(t, fuzzCohort...)}
 	r := source.Resource{
 		Type: "Observation", ID: "o", Body: []byte(`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/pat-1"}}`),

@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// clinical is data of the three members and of a foreign patient.
+// clinical holds data of the three members and of a foreign patient.
 func clinical(t *testing.T) (all *memory, observations, others []string) {
 	t.Helper()
 	observations = []string{observation(1, 1), observation(2, 2), observation(3, 3), observation(4, 3)}
@@ -23,6 +23,7 @@ func clinical(t *testing.T) (all *memory, observations, others []string) {
 }
 
 func TestOnlyTheCohortIsExported(t *testing.T) { // pitfall 2
+	t.Parallel()
 	all, observations, others := clinical(t)
 	b := newFixture(t, all, members...)
 	got := b.export("Observation", "Condition", "Patient")
@@ -33,6 +34,7 @@ func TestOnlyTheCohortIsExported(t *testing.T) { // pitfall 2
 }
 
 func TestALeakingSourcePublishesNothing(t *testing.T) { // pitfalls 2, 10, 21
+	t.Parallel()
 	foreign := resource("Observation", "obs-9", observation(9, 9), "pat-1")
 	for name, leak := range map[string]source.Resource{"plain": foreign, "attested": attest(t, foreign)} {
 		t.Run(name, func(t *testing.T) {
@@ -53,6 +55,7 @@ func TestALeakingSourcePublishesNothing(t *testing.T) { // pitfalls 2, 10, 21
 }
 
 func TestWhenEveryTypeLeaksTheJobFails(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	b := newFixture(t, &hooked{Source: all, extra: []source.Resource{resource("Flag", "f", "{}")}}, members...)
 	got := b.export("Observation", "Condition", "Patient")
@@ -66,6 +69,7 @@ func TestWhenEveryTypeLeaksTheJobFails(t *testing.T) {
 }
 
 func TestResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
+	t.Parallel()
 	shared := []string{
 		appointment(1, "pat-2", "pat-1"), appointment(2, "pat-3", "pat-3"), appointment(3, "pat-1", "pat-2", "pat-3"),
 	}
@@ -80,6 +84,7 @@ func TestResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
 }
 
 func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // pitfall 2
+	t.Parallel()
 	mine := []string{provenance(1, "Observation/obs-1"), provenance(2, "Patient/pat-1", "Observation/obs-2")}
 	b := newFixture(t, holding(t, concat(mine, []string{
 		observation(1, 1), observation(2, 2), observation(9, 9), patient(1), patient(2),
@@ -90,7 +95,7 @@ func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // pitfall 2
 	got.wantIssues(t, "information", "Provenance: 1 resources")
 }
 
-// crowd returns the sorted ids of a cohort of two chunks.
+// crowd returns the sorted ids of a cohort with two chunks.
 func crowd() []string {
 	ids := make([]string, spillset.ChunkSize+10)
 	for i := range ids {
@@ -100,6 +105,7 @@ func crowd() []string {
 }
 
 func TestSharedResourcesAreWrittenOnceAcrossUnits(t *testing.T) {
+	t.Parallel()
 	ids := crowd()
 	first, last := ids[0], ids[len(ids)-1]
 	shared := []string{
@@ -124,6 +130,7 @@ func TestSharedResourcesAreWrittenOnceAcrossUnits(t *testing.T) {
 var outsiders = []string{"pat-", "pat-00000-x", "pat-9"}
 
 func TestWithheldResourcesAreCountedOnceWhereverTheOutsiderSorts(t *testing.T) { // pitfall 2
+	t.Parallel()
 	ids := crowd()
 	first, last := ids[0], ids[len(ids)-1]
 	mine := appointment("mine", first, last)
@@ -165,6 +172,7 @@ func TestWithheldResourcesAreCountedOnceWhereverTheOutsiderSorts(t *testing.T) {
 }
 
 func TestASourceThatReturnsAnotherUnitsResourceIsRefused(t *testing.T) { // pitfall 2
+	t.Parallel()
 	ids := crowd()
 	first, last := ids[0], ids[len(ids)-1]
 	own := appointment(2, first)
@@ -176,7 +184,7 @@ func TestASourceThatReturnsAnotherUnitsResourceIsRefused(t *testing.T) { // pitf
 	got.wantIssues(t, "error", "a patient that was not requested")
 }
 
-// naive also returns its line whenever the patient is requested.
+// naive is a source that also returns its line whenever the patient is requested.
 type naive struct {
 	source.Source
 	line    source.Resource

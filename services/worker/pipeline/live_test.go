@@ -14,14 +14,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// newFixtureOnMiniredis is a fixture whose Redis can be broken.
+// newFixtureOnMiniredis returns a fixture whose Redis can be made to fail.
 func newFixtureOnMiniredis(t *testing.T, src source.Source, members ...string) (*fixture, *miniredis.Miniredis) {
 	t.Helper()
 	server := miniredis.RunT(t)
 	return newFixtureOn(t, "redis://"+server.Addr(), src, members...), server
 }
 
-// planned returns a job of patients whose plan is done, and the task of its unit.
+// planned returns a job whose plan is done, and the task of its Patient unit.
 func (fx *fixture) planned() queue.Task {
 	fx.t.Helper()
 	id := fx.kickOff("Patient")
@@ -29,7 +29,7 @@ func (fx *fixture) planned() queue.Task {
 	return queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1}
 }
 
-// untilTold is a source's query that lasts until its context ends.
+// untilTold is a query that lasts until its context ends.
 func untilTold(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -39,7 +39,7 @@ func untilTold(ctx context.Context) error {
 	}
 }
 
-// ended checks that the task's worker has left nothing behind that anybody sees, and lost the unit.
+// ended checks that the attempt was lost and left nothing visible.
 func (fx *fixture) lost(task queue.Task) {
 	fx.t.Helper()
 	if _, err := fx.jobs.Result(fx.t.Context(), task.Job, task.Unit); !errors.Is(err, export.ErrNotFound) {
@@ -49,6 +49,7 @@ func (fx *fixture) lost(task queue.Task) {
 }
 
 func TestACancelStopsARunningUnit(t *testing.T) { // pitfalls 15, 16
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -69,7 +70,8 @@ func TestACancelStopsARunningUnit(t *testing.T) { // pitfalls 15, 16
 }
 
 func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 16
-	// However the unit ends, the purge that the cancel brought about may have been over before its last file came in.
+	t.Parallel()
+	// The cancel's purge may have run before the unit's last file was written.
 	for name, end := range map[string]error{
 		"done":        nil,
 		"told":        export.ErrNotLive,
@@ -79,6 +81,7 @@ func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 
 		"handed back": queue.ErrDraining,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // a late purge is due after up to 5 s
 			all, _, _ := clinical(t)
 			hook := &hooked{Source: all, typ: "Patient"}
 			fx := newFixture(t, hook, members...)
@@ -110,6 +113,7 @@ func TestEveryUnitOfACancelledJobAsksForAnotherPurge(t *testing.T) { // pitfall 
 }
 
 func TestAJobPurgedUnderAUnit(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -126,6 +130,7 @@ func TestAJobPurgedUnderAUnit(t *testing.T) {
 }
 
 func TestARescueStopsTheUnitThatWasTakenForLost(t *testing.T) { // pitfall 28
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -148,6 +153,7 @@ func TestARescueStopsTheUnitThatWasTakenForLost(t *testing.T) { // pitfall 28
 }
 
 func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -174,7 +180,7 @@ func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
 	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
-// silent ends its streams without an error when their context ends, as drivers do whose loop is left too simply.
+// silent is a source whose streams end without an error when their context ends, as careless drivers' do.
 type silent struct{ *hooked }
 
 func (s silent) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
@@ -186,6 +192,7 @@ func (s silent) ForPatients(ctx context.Context, q source.Query, yield func(sour
 }
 
 func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // pitfalls 8, 9
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, silent{hook}, members...)
@@ -205,6 +212,7 @@ func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // pitfalls 8, 9
 }
 
 func TestAUnitThatIsAliveSaysSo(t *testing.T) { // pitfall 27
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)
@@ -230,6 +238,7 @@ func TestAUnitThatIsAliveSaysSo(t *testing.T) { // pitfall 27
 }
 
 func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx, redis := newFixtureOnMiniredis(t, hook, members...)
@@ -249,6 +258,7 @@ func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
 }
 
 func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // pitfall 28
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx, redis := newFixtureOnMiniredis(t, hook, members...)
@@ -269,6 +279,7 @@ func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // pitfall 28
 }
 
 func TestAPanicEndsTheHeartbeat(t *testing.T) { // pitfall 11
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient", within: func(context.Context, int) error { panic("a driver's bug") }}
 	fx := newFixture(t, hook, members...)

@@ -12,14 +12,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// memory is a source that holds hand-written resources. It refuses calls that the contract forbids.
+// memory is a source of hand-written resources. It refuses calls that the contract forbids.
 type memory struct {
 	resources []source.Resource
 	patients  int64 // that it says it holds; 0: as many as it does
 	problems  []source.Problem
 }
 
-// holding returns a source of the resources, one line of JSON each.
+// holding returns a source of the resources, each one line of JSON.
 func holding(t testing.TB, lines ...string) *memory {
 	t.Helper()
 	var scanner fhir.Scanner
@@ -135,15 +135,15 @@ func (m *memory) each(typ string, wanted func(source.Resource) bool, yield func(
 	return nil
 }
 
-// hooked calls a function before every query of a type, and may add to what the query gives.
+// hooked calls functions around every query of a type, and may add to its results.
 type hooked struct {
 	source.Source
 	typ string
-	// before, when set, is called with the number of the query, from 1. Its error is the query's.
+	// before, if set, is called with the number of the query, from 1. The query returns its error.
 	before func(ctx context.Context, call int) error
-	// within, when set, is called after the first resource.
+	// within, if set, is called after the first resource.
 	within func(ctx context.Context, call int) error
-	// extra comes behind what the store holds.
+	// extra is returned after the stored resources.
 	extra []source.Resource
 	calls int
 }
@@ -196,7 +196,7 @@ func (h *hooked) query(
 	return nil
 }
 
-// errSource is what a source says that has a bad day.
+// errSource is the error of a failing source.
 var errSource = errors.New("the clinical database is restarting")
 
 // failing fails the first n queries of a type, after their first resource.
@@ -209,7 +209,7 @@ func failing(s source.Source, typ string, n int) *hooked {
 	}}
 }
 
-// aboutLeak answers About with one more resource.
+// aboutLeak returns one resource too many from About.
 type aboutLeak struct {
 	source.Source
 	extra source.Resource

@@ -21,9 +21,10 @@ func (fx *fixture) operator() *ops.Operator {
 	return &ops.Operator{Jobs: fx.jobs, Queue: fx.tasks, Audit: log, Now: func() time.Time { return instant }}
 }
 
-// A unit is given up while a worker is in the middle of it. What the worker brings counts no more, the last open unit
-// leads to the seal, and the manifest says what is missing.
+// A unit is given up while a worker runs it. The worker's commit is refused, the last open unit leads to the seal, and
+// the manifest reports what is missing.
 func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // pitfalls 10, 21
+	t.Parallel()
 	all, _, others := clinical(t)
 	hook := &hooked{Source: all, typ: "Observation"}
 	fx := newFixture(t, hook, members...)
@@ -45,8 +46,9 @@ func TestAUnitThatAnOperatorGivesUp(t *testing.T) { // pitfalls 10, 21
 	}
 }
 
-// A unit that was given up is retried while others are open, and nothing is missing in the end.
+// A unit that was given up is retried while others are open, and the export is complete.
 func TestAUnitThatAnOperatorRetries(t *testing.T) {
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	operator := fx.operator()
@@ -68,8 +70,9 @@ func TestAUnitThatAnOperatorRetries(t *testing.T) {
 	got.wantIssues(t, "")
 }
 
-// A worker does not get on; its unit is taken from it and run by another, and both end at the same time.
+// A unit of a stuck worker is retried by another worker, and both end at the same time.
 func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx := newFixture(t, hook, members...)

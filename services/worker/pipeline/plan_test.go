@@ -10,12 +10,14 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
 func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
+	t.Parallel()
 	for name, row := range map[string]struct {
 		members  []string
 		patients directory.Selection
@@ -42,6 +44,7 @@ func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
 }
 
 func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	b := newFixture(t, all, "pat-3", "pat-1", "pat-9", "pat-3", "pat-1", "pat-3") // an id may come twice
 	b.people.grant.Patients = directory.AllBut("pat-9")
@@ -56,6 +59,7 @@ func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
 }
 
 func TestAPermissionThatIsWithdrawnAfterTheKickoff(t *testing.T) {
+	t.Parallel()
 	for name, withdraw := range map[string]func(*people){
 		"all":       func(p *people) { p.grant = directory.Grant{} },
 		"the group": func(p *people) { p.grant.Groups = directory.AllBut(groupID) },
@@ -76,6 +80,7 @@ func TestAPermissionThatIsWithdrawnAfterTheKickoff(t *testing.T) {
 }
 
 func TestATypeThatIsWithdrawnIsLeftOutAndReported(t *testing.T) {
+	t.Parallel()
 	lines := []string{
 		`{"resourceType":"Patient","id":"pat-1","generalPractitioner":[{"reference":"Practitioner/a"}],` +
 			`"managingOrganization":{"reference":"Organization/a"}}`,
@@ -90,6 +95,7 @@ func TestATypeThatIsWithdrawnIsLeftOutAndReported(t *testing.T) {
 }
 
 func TestAGroupThatIsGone(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	b := newFixture(t, all, members...)
 	b.people.err = fmt.Errorf("group: %w", directory.ErrNoGroup)
@@ -100,6 +106,7 @@ func TestAGroupThatIsGone(t *testing.T) {
 }
 
 func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // pitfall 7
+	t.Parallel()
 	all, _, _ := clinical(t)
 	b := newFixture(t, all, members...)
 	b.people.err = errors.New("the directory is down")
@@ -112,6 +119,7 @@ func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // pitfall 7
 }
 
 func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // pitfall 10
+	t.Parallel()
 	all, observations, _ := clinical(t)
 	all.problems = []source.Problem{
 		{Type: "Observation", Place: "Observation.ndjson line 17", What: "not valid JSON"},
@@ -124,6 +132,7 @@ func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // pitfall 10
 }
 
 func TestTypesThatTheStoreDoesNotHold(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	b := newFixture(t, all, members...)
 	got := b.export("Encounter", "Flag")
@@ -133,6 +142,7 @@ func TestTypesThatTheStoreDoesNotHold(t *testing.T) {
 }
 
 func TestCut(t *testing.T) {
+	t.Parallel()
 	size := func(bytes int64) source.TypeSize { return source.TypeSize{Resources: 1, Bytes: bytes} }
 	sizes := source.Sizes{Patients: 1000, Types: map[string]source.TypeSize{
 		"Patient": size(1000), "Observation": size(1_000_000), "Claim": size(0), "Flag": {}, "Organization": size(5),
@@ -194,8 +204,9 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestUnitsGrowWithTheJob: a job is cut into a thousand units or so, but none is smaller or larger than configured.
+// TestUnitsGrowWithTheJob: a job has about a thousand units, none smaller or larger than configured.
 func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
+	t.Parallel()
 	for name, row := range map[string]struct{ total, units int64 }{
 		"a gigabyte":        {1 << 30, 4},
 		"up to the least":   {256 << 30, 1024},
@@ -207,7 +218,7 @@ func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
 			"Observation": {Resources: 1, Bytes: row.total / 4 * 3}, "Claim": {Resources: 1, Bytes: row.total / 4},
 		}}
 		units := pipeline.Cut([]string{"Observation", "Claim"}, sizes, export.Cohort{Chunks: 1e6, Patients: 1},
-			pipeline.Defaults())
+			envconfig.Defaults[pipeline.Config]())
 		if int64(len(units)) != row.units {
 			t.Errorf("%s: %d units, want %d", name, len(units), row.units)
 		}
@@ -215,6 +226,7 @@ func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
 }
 
 func TestTheLargestTypesComeFirstAndFewAtATime(t *testing.T) { // pitfall 25
+	t.Parallel()
 	b := newFixture(t, holding(t,
 		patient(1), observation(1, 1), observation(2, 1), observation(3, 1), condition(1, 1),
 		appointment(1, "pat-1"), appointment(2, "pat-1"),

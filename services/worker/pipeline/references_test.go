@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// travelling are resources that travel along, by their reference, each referencing the ones named.
+// travelling returns referenced resources by reference, each referencing the named ones.
 func travelling(typ, id string, refs ...string) string {
 	var links []string
 	for i, ref := range refs {
@@ -28,8 +28,8 @@ func org(id string, partOf ...string) string {
 	return fmt.Sprintf(`{"resourceType":"Organization","id":"%s","partOf":{"reference":"Organization/%s"}}`, id, partOf[0])
 }
 
-// network is a patient with an observation and a prescription, what those reference, what that references, and
-// resources of the same types that nothing exported references.
+// network is a patient with an observation and a prescription, the resources that they reference directly and
+// indirectly, and resources of the same types that no exported one references.
 func network(t *testing.T) (all *memory, lines map[string]string) {
 	t.Helper()
 	lines = map[string]string{
@@ -72,6 +72,7 @@ var everyTravelling = []string{
 }
 
 func TestReferencedResourcesTravelAlong(t *testing.T) {
+	t.Parallel()
 	all, lines := network(t)
 	var want []string
 	for _, key := range keysOf(lines) {
@@ -83,6 +84,7 @@ func TestReferencedResourcesTravelAlong(t *testing.T) {
 }
 
 func TestReferencesAreFollowedOnlyThroughTypesOfTheJob(t *testing.T) { // spec 10
+	t.Parallel()
 	for name, row := range map[string]struct {
 		types []string
 		want  []string
@@ -111,7 +113,8 @@ func TestReferencesAreFollowedOnlyThroughTypesOfTheJob(t *testing.T) { // spec 1
 }
 
 func TestManyReferencesOfOneType(t *testing.T) {
-	// More than a query by id asks for at once, and a Provenance whose targets lie in different queries.
+	t.Parallel()
+	// More ids than one query takes, and a Provenance whose targets are in different queries.
 	var lines []string
 	const many = 1100
 	targets := []string{"Organization/org-0000", "Organization/org-0600", "Organization/org-1099"}
@@ -138,7 +141,7 @@ func TestManyReferencesOfOneType(t *testing.T) {
 	}
 }
 
-// cutBy returns the units that one unit of the job has cut, after every task up to it is done.
+// cutBy returns the units that one unit of the job has cut, after all tasks up to it.
 func (fx *fixture) cutBy(kind export.Kind, types ...string) map[export.UnitID]export.Unit {
 	fx.t.Helper()
 	w, id := fx.worker(), fx.kickOff(types...)
@@ -162,6 +165,7 @@ func (fx *fixture) cutBy(kind export.Kind, types ...string) map[export.UnitID]ex
 }
 
 func TestReferencedUnitsWeighWhatIsReferencedOfAType(t *testing.T) { // spec 8; pitfall 14
+	t.Parallel()
 	var lines []string
 	for i := range 1000 { // 600 of them are referenced, which is two chunks with the one practitioner
 		lines = append(lines, org(fmt.Sprintf("org-%04d", i)))
@@ -200,6 +204,7 @@ func agent(id, who string, targets ...string) string {
 }
 
 func TestWhatProvenanceOfReferencedResourcesReferencesTravelsAlong(t *testing.T) { // spec 10
+	t.Parallel()
 	obs := observation(1, 1, `,"performer":[{"reference":"Practitioner/1"}]`)
 	practitioner, nine, ten, seven := travelling("Practitioner", "1"), org("9", "10"), org("10"), travelling("Practitioner", "7")
 	first := agent("1", "Organization/9", "Practitioner/1")
@@ -224,6 +229,7 @@ func TestWhatProvenanceOfReferencedResourcesReferencesTravelsAlong(t *testing.T)
 }
 
 func TestALeakedProvenanceLeadsNowhere(t *testing.T) { // pitfall 2
+	t.Parallel()
 	obs := observation(1, 1, `,"performer":[{"reference":"Practitioner/1"}]`)
 	for name, line := range map[string]string{
 		"about a foreign patient": agent("9", "Organization/stranger", "Practitioner/1", "Patient/pat-9"),
@@ -240,6 +246,7 @@ func TestALeakedProvenanceLeadsNowhere(t *testing.T) { // pitfall 2
 }
 
 func TestATypeThatIsWithdrawnBetweenPlanAndReferencesIsReportedOnce(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		before, after []string // withdrawn before the plan, and after it
 		want          []string
@@ -276,6 +283,7 @@ func TestATypeThatIsWithdrawnBetweenPlanAndReferencesIsReportedOnce(t *testing.T
 }
 
 func TestATypeThatIsWithdrawnIsReportedWhenNothingIsExported(t *testing.T) {
+	t.Parallel()
 	fx := newFixture(t, holding(t, patient(1)), members...)
 	id := fx.kickOff("Flag", "Goal", "Practitioner")
 	fx.people.grant.Types = directory.AllBut("Goal", "Practitioner")
@@ -285,6 +293,7 @@ func TestATypeThatIsWithdrawnIsReportedWhenNothingIsExported(t *testing.T) {
 }
 
 func TestALeakedReferencedResourceIsRefused(t *testing.T) { // pitfalls 2, 10, 21
+	t.Parallel()
 	all, lines := network(t)
 	leak := resource("Organization", "x", travelling("Organization", "x", "Practitioner/stranger"))
 	fx := newFixture(t, &hooked{Source: all, typ: "Organization", extra: []source.Resource{leak}}, members...)
@@ -302,6 +311,7 @@ func TestALeakedReferencedResourceIsRefused(t *testing.T) { // pitfalls 2, 10, 2
 }
 
 func TestReferencesOfWithheldResourcesDoNotTravel(t *testing.T) { // pitfall 2
+	t.Parallel()
 	shared := `{"resourceType":"Appointment","id":"app-1","participant":[{"actor":{"reference":"Patient/pat-1"}},` +
 		`{"actor":{"reference":"Patient/pat-9"}},{"actor":{"reference":"Practitioner/a"}}]}`
 	all := holding(t, shared, travelling("Practitioner", "a"), patient(1))
@@ -311,6 +321,7 @@ func TestReferencesOfWithheldResourcesDoNotTravel(t *testing.T) { // pitfall 2
 }
 
 func TestWhenReferencesCannotBeFollowedTheRestIsExported(t *testing.T) { // pitfall 21
+	t.Parallel()
 	all, lines := network(t)
 	fx := newFixture(t, failing(all, "PractitionerRole", 1000), members...)
 	got := fx.export("Patient", "PractitionerRole", "Organization")
@@ -319,6 +330,7 @@ func TestWhenReferencesCannotBeFollowedTheRestIsExported(t *testing.T) { // pitf
 }
 
 func TestReferencesSurviveAFailedUnit(t *testing.T) { // pitfall 21
+	t.Parallel()
 	all, lines := network(t)
 	fx := newFixture(t, failing(all, "Observation", 1000), members...)
 	got := fx.export("Observation", "Patient", "PractitionerRole", "Practitioner")

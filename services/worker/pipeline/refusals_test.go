@@ -26,12 +26,12 @@ func actors(patients ...string) string {
 	return fmt.Sprintf(`,"participant":[%s]`, strings.Join(refs, ","))
 }
 
-// from is what a source returns. It reports the subjects, which the guard must not trust.
+// from returns the resource as a source does. The guard must not trust the reported subjects.
 func from(typ, id, body string, subjects ...string) source.Resource {
 	return source.Resource{Type: typ, ID: id, Subjects: subjects, Body: []byte(body)}
 }
 
-// attested returns the resource with the attestation of its load. change, if any, corrupts the result.
+// attested returns the attested resource. change, if any, corrupts it.
 func attested(t *testing.T, r source.Resource, change func(*source.Resource)) source.Resource {
 	t.Helper()
 	var scanner fhir.Scanner
@@ -58,6 +58,7 @@ func wantRefusal(t *testing.T, err error) {
 }
 
 func TestTheGuardRefuses(t *testing.T) { // pitfalls 2, 10, 21
+	t.Parallel()
 	const typ = "Observation"
 	mine, foreign := line(typ, "o", subject("Patient/pat-1")), line(typ, "o", subject("Patient/pat-9"))
 	for name, r := range map[string]source.Resource{
@@ -100,6 +101,7 @@ func TestTheGuardRefuses(t *testing.T) { // pitfalls 2, 10, 21
 }
 
 func TestAForeignPatientIsRefused(t *testing.T) { // pitfall 2
+	t.Parallel()
 	g := guard{typ: "Patient", cohort: storedList(t, fuzzCohort...)}
 	g.request(fuzzCohort)
 	_, err := g.check(t.Context(), from("Patient", "pat-9", line("Patient", "pat-9", ""), "pat-1"))
@@ -107,6 +109,7 @@ func TestAForeignPatientIsRefused(t *testing.T) { // pitfall 2
 }
 
 func TestTheGuardOnResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
+	t.Parallel()
 	for name, row := range map[string]struct {
 		patients []string
 		want     verdict // 0: refused
@@ -135,8 +138,9 @@ func TestTheGuardOnResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
 	}
 }
 
-// A store that was loaded by broken rules attests wrong readings. Only reading the line again detects it.
+// A store that was loaded with broken rules has wrong attestations. Only reading the line again detects it.
 func TestTheAuditDetectsWrongAttestations(t *testing.T) { // pitfall 2
+	t.Parallel()
 	attest := func(r *source.Resource) { r.Attestation = r.Attest() }
 	for name, r := range map[string]source.Resource{
 		"of patients": attested(t, from("Observation", "o", line("Observation", "o", subject("Patient/pat-9"))),
@@ -162,6 +166,7 @@ func TestTheAuditDetectsWrongAttestations(t *testing.T) { // pitfall 2
 }
 
 func TestTheListGuardRefuses(t *testing.T) { // pitfalls 2, 10, 21
+	t.Parallel()
 	const typ = "Organization"
 	ward := line(typ, "ward", "")
 	for name, r := range map[string]source.Resource{
@@ -183,6 +188,7 @@ func TestTheListGuardRefuses(t *testing.T) { // pitfalls 2, 10, 21
 }
 
 func TestTheListGuardRefusesProvenance(t *testing.T) { // pitfall 2
+	t.Parallel()
 	targets := func(refs ...string) source.Resource {
 		var list []string
 		for _, ref := range refs {

@@ -14,7 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
-// everything is what an undisturbed export of the network and the clinical data gives.
+// everything returns the lines of an undisturbed export of the network and the clinical data.
 func everything(t *testing.T) (all *memory, want []string) {
 	t.Helper()
 	all, lines := network(t)
@@ -37,6 +37,7 @@ func everything(t *testing.T) (all *memory, want []string) {
 var everyType = concat(everyTravelling, []string{"Condition"})
 
 func TestAnUndisturbedExport(t *testing.T) {
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	got := fx.export(everyType...)
@@ -46,6 +47,7 @@ func TestAnUndisturbedExport(t *testing.T) {
 }
 
 func TestASourceThatFailsAndRecovers(t *testing.T) { // pitfalls 8, 13, 20
+	t.Parallel()
 	for _, typ := range []string{"Condition", "Provenance", "Organization"} { // of patients, both, referenced
 		t.Run(typ, func(t *testing.T) {
 			t.Parallel()
@@ -77,13 +79,13 @@ func TestARetryWaitsLonger(t *testing.T) {
 			t.Errorf("after attempt %d the unit is wanted before %s: %+v", attempt+1, wantDelay, early)
 		}
 	}
-	// Both retries stand in the queue under their new fences, the second behind the first.
+	// Both retries are queued at their new fences, in order.
 	if got := fx.queued(2); got[0].Fence != 2 || got[1] != task {
 		t.Errorf("queued: %+v", got)
 	}
 }
 
-// queued returns the next tasks of units of single types that stand in the queue, the plan's own left out.
+// queued returns the next tasks of the queue, without the plan's.
 func (fx *fixture) queued(n int) []queue.Task {
 	fx.t.Helper()
 	tasks := make(chan queue.Task, 100)
@@ -99,6 +101,7 @@ func (fx *fixture) queued(n int) []queue.Task {
 }
 
 func TestASourceThatAlwaysFails(t *testing.T) { // pitfalls 20, 21
+	t.Parallel()
 	all, _, others := clinical(t)
 	down := failing(all, "Observation", 1000)
 	fx := newFixture(t, down, members...)
@@ -113,6 +116,7 @@ func TestASourceThatAlwaysFails(t *testing.T) { // pitfalls 20, 21
 }
 
 func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // pitfall 20
+	t.Parallel()
 	all, _ := network(t)
 	fx := newFixture(t, failing(all, "", 1000), members...)
 	got := fx.export("Observation", "Patient", "Practitioner")
@@ -122,6 +126,7 @@ func TestWhenEveryTypeFailsTheJobFails(t *testing.T) { // pitfall 20
 }
 
 func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // pitfalls 13, 28
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	w, other := fx.worker(), fx.worker()
@@ -137,6 +142,7 @@ func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // pitfalls 13, 28
 }
 
 func TestALateTaskOfAnEarlierFenceIsNothing(t *testing.T) { // pitfall 28
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, failing(all, "Condition", 2), members...)
 	w := fx.worker()
@@ -151,7 +157,7 @@ func TestALateTaskOfAnEarlierFenceIsNothing(t *testing.T) { // pitfall 28
 	fx.outcome(job).wantLines(t, want...)
 }
 
-// claim takes the task as a worker does.
+// claim claims the task's unit as a worker does.
 func (fx *fixture) claim(task queue.Task) export.Lease {
 	fx.t.Helper()
 	lease, err := fx.jobs.Claim(fx.t.Context(), task.Job, task.Unit, task.Kind, task.Fence)
@@ -159,7 +165,7 @@ func (fx *fixture) claim(task queue.Task) export.Lease {
 	return lease
 }
 
-// again returns the unit's task under the fence that it has after its worker was lost.
+// again returns the unit's task at the fence that it gets after its worker was lost.
 func (fx *fixture) again(task queue.Task) queue.Task {
 	fx.t.Helper()
 	for _, found := range fx.open(task.Job) {
@@ -172,6 +178,7 @@ func (fx *fixture) again(task queue.Task) queue.Task {
 }
 
 func TestKilledBeforeTheCommit(t *testing.T) { // pitfalls 8, 9, 11, 13, 20
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	fx.cfg.FileBytes = 200 // some files are finished, some not
@@ -192,7 +199,7 @@ func TestKilledBeforeTheCommit(t *testing.T) { // pitfalls 8, 9, 11, 13, 20
 	got.wantIssues(t, "error")
 }
 
-// driveOne hands the job's tasks over one at a time, looking again after each.
+// driveOne passes the job's tasks on one at a time, and reads the open ones again after each.
 func (fx *fixture) driveOne(id export.JobID, do func(queue.Task)) export.Job {
 	fx.t.Helper()
 	for {
@@ -205,39 +212,41 @@ func (fx *fixture) driveOne(id export.JobID, do func(queue.Task)) export.Job {
 }
 
 func TestKilledAtEveryRequestToTheStore(t *testing.T) { // pitfalls 8, 9, 13, 16, 20
-	t.Parallel()
-	all, want := everything(t)
-	fx := newFixture(t, all, members...)
-	fx.cfg.MaxAttempts = 1000
-	fx.cfg.FileBytes = 2000
-	w := fx.worker()
-	kills := map[export.Kind]int{}
-	job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
-		for request := 1; ; request++ {
-			lease := fx.claim(task)
-			died := fx.dieAt(w, lease, request)
-			task = fx.again(task)
-			if !died {
-				break // this attempt was finished, and lost before its commit
-			}
-			kills[task.Kind]++
-		}
-		must(t, w.Handle(t.Context(), task))
-	})
 	for _, kind := range []export.Kind{
 		export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 	} {
-		if kills[kind] < 2 {
-			t.Errorf("%d deaths of a %s", kills[kind], kind)
-		}
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel() // it waits for the client's own retries
+			all, want := everything(t)
+			fx := newFixture(t, all, members...)
+			fx.cfg.MaxAttempts = 1000
+			fx.cfg.FileBytes = 2000
+			w := fx.worker()
+			kills := 0
+			job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
+				for request := 1; task.Kind == kind; request++ {
+					lease := fx.claim(task)
+					died := fx.dieAt(w, lease, request)
+					task = fx.again(task)
+					if !died {
+						break // this attempt was finished, and lost before its commit
+					}
+					kills++
+				}
+				must(t, w.Handle(t.Context(), task))
+			})
+			if kills < 2 {
+				t.Errorf("%d deaths", kills)
+			}
+			got := fx.outcome(job)
+			got.wantLines(t, want...)
+			got.wantIssues(t, "error")
+		})
 	}
-	got := fx.outcome(job)
-	got.wantLines(t, want...)
-	got.wantIssues(t, "error")
 }
 
-// dieAt does the unit's work until the object store has answered so many requests: the store did what the last of them
-// asked, and the worker is dead before it learns so. It reports whether it came to that.
+// dieAt runs the unit until the object store has served the given number of requests; the worker dies before the last
+// response. It reports whether there were that many.
 func (fx *fixture) dieAt(w *pipeline.Worker, lease export.Lease, request int) (died bool) {
 	fx.t.Helper()
 	ctx, die := context.WithCancel(fx.t.Context())
@@ -262,6 +271,7 @@ func (fx *fixture) dieAt(w *pipeline.Worker, lease export.Lease, request int) (d
 }
 
 func TestKilledBetweenTheCommitAndTheQueue(t *testing.T) { // pitfalls 7, 11
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	w := fx.worker()
@@ -275,6 +285,7 @@ func TestKilledBetweenTheCommitAndTheQueue(t *testing.T) { // pitfalls 7, 11
 }
 
 func TestAUnitThatKillsItsWorkersIsGivenUp(t *testing.T) { // pitfalls 7, 11, 21
+	t.Parallel()
 	all, _, others := clinical(t)
 	fx := newFixture(t, all, members...)
 	w := fx.worker()
@@ -293,6 +304,7 @@ func TestAUnitThatKillsItsWorkersIsGivenUp(t *testing.T) { // pitfalls 7, 11, 21
 }
 
 func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // pitfalls 9, 20
+	t.Parallel()
 	for _, kind := range []export.Kind{
 		export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 	} {
@@ -319,6 +331,7 @@ func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // pitfalls 9, 20
 }
 
 func TestAnOutageLongerThanAllAttemptsCostsNothing(t *testing.T) { // pitfalls 20, 21
+	t.Parallel()
 	for _, kind := range []export.Kind{export.KindPlan, export.KindExport, export.KindSeal} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel() // it waits for the client's own retries
@@ -362,6 +375,7 @@ func TestAFileThatIsCorruptedOnItsWayIsNotPublished(t *testing.T) { // pitfall 9
 }
 
 func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
+	t.Parallel()
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx, redis := newFixtureOnMiniredis(t, hook, members...)
@@ -381,7 +395,8 @@ func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
 }
 
 func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // pitfalls 13, 28
-	// Every unit is rescued while its first worker lives on and comes to its commit late.
+	t.Parallel()
+	// Every unit is rescued while its first worker still runs and commits late.
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	w := fx.worker()

@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// serve takes tasks from the queue as a process does, until the function that it returns is called.
+// serve runs the queue's server until the returned function is called.
 func (fx *fixture) serve(
 	concurrency int, drain time.Duration, handle func(context.Context, queue.Task) error,
 ) (stop func()) {
@@ -31,7 +31,7 @@ func (fx *fixture) serve(
 	}
 }
 
-// start records a job and hands it to the queue.
+// start records a job and enqueues it.
 func (fx *fixture) start(types ...string) export.JobID {
 	fx.t.Helper()
 	id := fx.kickOff(types...)
@@ -39,7 +39,7 @@ func (fx *fixture) start(types ...string) export.JobID {
 	return id
 }
 
-// await looks at the job until it has ended.
+// await polls the job until it has ended.
 func (fx *fixture) await(id export.JobID) export.Job {
 	fx.t.Helper()
 	ticker := time.NewTicker(20 * time.Millisecond)
@@ -61,6 +61,7 @@ func (fx *fixture) await(id export.JobID) export.Job {
 }
 
 func TestTwoWorkersOnTheQueue(t *testing.T) { // pitfalls 7, 12
+	t.Parallel()
 	all, want := everything(t)
 	fx := newFixture(t, all, members...)
 	fx.cfg.Outstanding = 2
@@ -73,6 +74,7 @@ func TestTwoWorkersOnTheQueue(t *testing.T) { // pitfalls 7, 12
 }
 
 func TestARetryComesByTheQueue(t *testing.T) { // pitfall 20
+	t.Parallel()
 	all, _, _ := clinical(t)
 	fx := newFixture(t, failing(all, "Patient", 1), members...)
 	stop := fx.serve(1, 0, fx.worker().Handle)
@@ -82,6 +84,7 @@ func TestARetryComesByTheQueue(t *testing.T) { // pitfall 20
 }
 
 func TestARollingUpdateLosesNothing(t *testing.T) { // pitfalls 8, 11
+	t.Parallel()
 	all, want := everything(t)
 	hook := &hooked{Source: all, typ: "Condition"}
 	fx := newFixture(t, hook, members...)

@@ -8,9 +8,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// TestALongUnitGivesWayToShortOnes: it rests three times as long as it has worked, at most 5 ms, and only while others
-// are under way.
+// TestALongUnitGivesWayToShortOnes: it pauses three times as long as it has worked, at most 5 ms, and only while short
+// units of other jobs run.
 func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
+	t.Parallel()
 	for name, row := range map[string]struct {
 		others *activeShortUnits
 		works  time.Duration
@@ -41,7 +42,7 @@ func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
 	}
 }
 
-// underWay returns a count of short units of the jobs, and of some that have ended.
+// underWay returns a counter of running short units of the jobs; others have ended.
 func underWay(jobs ...export.JobID) *activeShortUnits {
 	s := new(activeShortUnits)
 	s.begin("other")()
@@ -51,8 +52,9 @@ func underWay(jobs ...export.JobID) *activeShortUnits {
 	return s
 }
 
-// TestAQueryAsksForBytes: of what is little many patients are asked for at once, of what is much few.
+// TestAQueryAsksForBytes: a query covers many patients if their data is small, and few if it is large.
 func TestAQueryAsksForBytes(t *testing.T) { // pitfall 6
+	t.Parallel()
 	for name, row := range map[string]struct {
 		bytes  int64
 		chunks int

@@ -1,4 +1,4 @@
-// Package pipeline runs the units of export jobs. Each file is a stage: handle (claim, heartbeat, settle), plan, export
+// Package pipeline runs the units of export jobs. Each file is a stage: handle (claim, heartbeat, record), plan, export
 // (with guard and write), references, seal.
 //
 // A stage does not change the job. It writes objects under its own fence and returns a commit for the job store. The
@@ -27,50 +27,33 @@ import (
 // Config holds the settings of a worker.
 type Config struct {
 	// NDJSON bytes of a unit of a small job, estimated; a large job has about a thousand units
-	UnitBytes int64 `env:"UNIT_BYTES"`
-	UnitMost  int64 `env:"UNIT_BYTES_MOST"` // upper bound of the same for a job of any size
-	FileBytes int64 `env:"FILE_BYTES"`      // NDJSON bytes after which the next file begins
-	// units of one job that are queued or running at once; 0: twice the slots of all workers, at least 16; the
-	// same for worker and scheduler
-	Outstanding int           `env:"UNITS_OUTSTANDING"`
-	MaxAttempts int           `env:"UNIT_ATTEMPTS"`  // failures after which a unit is given up
-	Heartbeat   time.Duration `env:"UNIT_HEARTBEAT"` // interval of the heartbeats of a running unit
+	UnitBytes int64 `env:"UNIT_BYTES" envDefault:"268435456"`
+	// upper bound of the same for a job of any size
+	UnitMost int64 `env:"UNIT_BYTES_MOST" envDefault:"8589934592"`
+	// NDJSON bytes after which the next file begins
+	FileBytes int64 `env:"FILE_BYTES" envDefault:"536870912"`
+	// failures after which a unit is given up
+	MaxAttempts int `env:"UNIT_ATTEMPTS" envDefault:"5"`
+	// interval of the heartbeats of a running unit
+	Heartbeat time.Duration `env:"UNIT_HEARTBEAT" envDefault:"4s"`
 	// retry delay while a dependency is unavailable; an outage costs no attempt
-	OutageDelay time.Duration `env:"OUTAGE_DELAY"`
-	// how long an ended job is kept (spec 6); the same for worker and scheduler
-	Retention time.Duration `env:"RETENTION"`
+	OutageDelay time.Duration `env:"OUTAGE_DELAY" envDefault:"10s"`
+	jobs.Settings
 }
 
-// Defaults returns the values for production.
-func Defaults() Config {
-	return Config{
-		UnitBytes:   256 << 20,
-		UnitMost:    8 << 30,
-		FileBytes:   512 << 20,
-		MaxAttempts: 5,
-		Heartbeat:   4 * time.Second,
-		OutageDelay: 10 * time.Second,
-		Retention:   168 * time.Hour,
-	}
-}
-
-// Validate refuses values that cannot work.
+// Validate returns every problem of the settings.
 func (c Config) Validate() error {
-	var errs []error
+	errs := []error{c.Settings.Validate()}
 	for _, setting := range []struct {
-		name string
-		ok   bool
+		name     string
+		positive bool
 	}{
 		{"UNIT_BYTES", c.UnitBytes > 0}, {"UNIT_BYTES_MOST", c.UnitMost > 0}, {"FILE_BYTES", c.FileBytes > 0},
 		{"UNIT_ATTEMPTS", c.MaxAttempts > 0}, {"UNIT_HEARTBEAT", c.Heartbeat > 0}, {"OUTAGE_DELAY", c.OutageDelay > 0},
-		{"RETENTION", c.Retention > 0},
 	} {
-		if !setting.ok {
+		if !setting.positive {
 			errs = append(errs, fmt.Errorf("SLUICE_%s must be positive", setting.name))
 		}
-	}
-	if c.Outstanding < 0 {
-		errs = append(errs, errors.New("SLUICE_UNITS_OUTSTANDING must not be negative"))
 	}
 	return errors.Join(errs...)
 }
@@ -106,9 +89,7 @@ func New(cfg Config, deps Deps) (*Worker, error) {
 	}
 	return &Worker{
 		Deps: deps, cfg: cfg, lists: spillset.NewCache(), metrics: newMetrics(deps.Registry),
-		lifecycle: &jobs.Lifecycle{
-			Store: deps.Jobs, Queue: deps.Queue, Now: deps.Now, Retention: cfg.Retention, Outstanding: cfg.Outstanding,
-		},
+		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: deps.Now, Settings: cfg.Settings},
 	}, nil
 }
 

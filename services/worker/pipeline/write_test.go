@@ -8,6 +8,7 @@ import (
 )
 
 func TestFilesRollOver(t *testing.T) { // pitfalls 6, 13
+	t.Parallel()
 	var all []string
 	for i := range 8 {
 		all = append(all, observation(i, 1+i%3), condition(i, 1))
@@ -52,6 +53,7 @@ func TestFilesRollOver(t *testing.T) { // pitfalls 6, 13
 }
 
 func TestLinesAreWrittenAsTheyAre(t *testing.T) {
+	t.Parallel()
 	odd := []string{
 		observation("a", 1, `,"note":[{"text":"ü 😀 \u0000 \\ \/ <&>"}]`),
 		`{ "id" : "obs-b" ,	"resourceType":"Observation","subject":{"reference":"Patient\/pat-1"},"valueDecimal":1.00 }`,
@@ -62,6 +64,7 @@ func TestLinesAreWrittenAsTheyAre(t *testing.T) {
 }
 
 func TestTheScaffoldingIsGoneWhenAJobIsSealed(t *testing.T) {
+	t.Parallel()
 	all, _ := network(t)
 	fx := newFixture(t, all, members...)
 	got := fx.export(everyTravelling...)

@@ -2,8 +2,8 @@
 //
 //	go run ./services/config/internal/configdoc FILE
 //
-// It runs in the root of the repository. Names and defaults come from the struct tags and
-// from functions named Defaults, the texts from the fields' comments.
+// It runs in the root of the repository. Names and defaults come from the struct tags, the texts from the
+// fields' comments.
 package main
 
 import (

@@ -60,7 +60,6 @@ func collect(settings map[string]setting, dir, name string) error {
 	if err != nil {
 		return err
 	}
-	preset := presets(file)
 	var problems []error
 	for _, field := range found.Fields.List {
 		if len(field.Names) == 0 {
@@ -85,8 +84,6 @@ func collect(settings map[string]setting, dir, name string) error {
 			s.fallback = "`" + value + "`"
 		} else if strings.Contains(options, "required") {
 			s.fallback = "required"
-		} else if value := preset[field.Names[0].Name]; value != nil {
-			s.fallback = "`" + constant(value) + "`"
 		} else if typ := types.ExprString(field.Type); typ == "bool" {
 			s.fallback = "`false`"
 		} else if typ == "int" {
@@ -117,30 +114,6 @@ func collectEmbedded(settings map[string]setting, dir string, file *ast.File, ty
 		}
 	}
 	return fmt.Errorf("%s: an embedded field cannot be followed", dir)
-}
-
-// presets returns what a function Defaults of the file assigns to the fields of its result.
-func presets(file *ast.File) map[string]ast.Expr {
-	values := map[string]ast.Expr{}
-	ast.Inspect(file, func(node ast.Node) bool {
-		if function, ok := node.(*ast.FuncDecl); ok {
-			return function.Name.Name == "Defaults"
-		}
-		if pair, ok := node.(*ast.KeyValueExpr); ok {
-			values[types.ExprString(pair.Key)] = pair.Value
-		}
-		return true
-	})
-	return values
-}
-
-// constant writes a constant expression as a variable is set to it: 8 << 30 as a number, 4 * time.Second as 4s.
-func constant(expr ast.Expr) string {
-	text := types.ExprString(expr)
-	if result, err := types.Eval(token.NewFileSet(), nil, token.NoPos, text); err == nil {
-		return result.Value.String()
-	}
-	return strings.NewReplacer(" * time.Second", "s", " * time.Hour", "h", "time.Hour", "1h").Replace(text)
 }
 
 // find returns the struct of that name in a folder's package, and the file that it is in.

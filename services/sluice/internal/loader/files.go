@@ -3,18 +3,14 @@ package loader
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
+
+	"github.com/sluice-fhir/sluice/pkg/lines"
 )
 
 // File is one file to read.
-type File struct {
-	Path string
-	Size int64 // bytes on disk
-}
+type File = lines.File
 
 // Find returns the files of the paths. A path is a file, or a folder: then all *.ndjson and *.ndjson.gz files in it and
 // below, sorted by name, except hidden ones. It is an error if a path has no files.
@@ -29,7 +25,7 @@ func Find(paths []string) ([]File, error) {
 			files = append(files, File{Path: path, Size: info.Size()})
 			continue
 		}
-		found, err := inFolder(path)
+		found, err := lines.InFolder(path)
 		if err != nil {
 			return nil, fmt.Errorf("find files: %w", err)
 		}
@@ -56,32 +52,4 @@ func Find(paths []string) ([]File, error) {
 		return nil, errors.New("no files")
 	}
 	return files, nil
-}
-
-func inFolder(dir string) ([]File, error) {
-	var files []File
-	root := dir + string(filepath.Separator) // follows a link
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		hidden := strings.HasPrefix(entry.Name(), ".") && path != root
-		if entry.IsDir() {
-			if hidden {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if hidden || !strings.HasSuffix(path, ".ndjson") && !strings.HasSuffix(path, ".ndjson.gz") {
-			return nil
-		}
-		info, err := os.Stat(path) // follows a link
-		if err != nil || !info.Mode().IsRegular() {
-			return err
-		}
-		files = append(files, File{Path: path, Size: info.Size()})
-		return nil
-	})
-	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
-	return files, err
 }

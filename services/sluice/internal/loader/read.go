@@ -1,17 +1,17 @@
 package loader
 
 import (
-	"bytes"
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
@@ -34,11 +34,8 @@ type Summary struct {
 
 // Read reads every file once. Two versions of one resource rank by the order of files and lines.
 func Read(ctx context.Context, files []File, sink Sink) (Summary, error) {
-	r := reader{blockSize: 4 << 20, maxLine: 256 << 20}
-	return r.read(ctx, files, sink)
+	return read(ctx, files, sink, 4<<20, lines.MaxLine)
 }
-
-type reader struct{ blockSize, maxLine int }
 
 // placeBits are the bits of a place that hold the line's number.
 const placeBits = 40
@@ -46,101 +43,84 @@ const placeBits = 40
 // place ranks a line among all lines of all files.
 func place(file int, line int64) int64 { return int64(file)<<placeBits | line }
 
-func (r *reader) read(ctx context.Context, files []File, sink Sink) (Summary, error) {
-	cores := runtime.GOMAXPROCS(0)
-	order := make(chan int, len(files))
-	numbers := make([]int, len(files))
-	for i := range numbers {
-		numbers[i] = i
+func read(ctx context.Context, files []File, sink Sink, blockSize, maxLine int) (Summary, error) {
+	p := parser{
+		files: files, sink: sink, maxLine: maxLine,
+		sum: Summary{Resources: map[string]int64{}, Ignored: map[string]int64{}},
 	}
-	// The largest first, so that no large file is read alone at the end.
-	slices.SortStableFunc(numbers, func(i, j int) int { return cmp.Compare(files[j].Size, files[i].Size) })
-	for _, number := range numbers {
-		order <- number
+	r := lines.Reader{
+		BlockSize: blockSize, MaxLine: maxLine, Open: p.open,
+		Takers: runtime.GOMAXPROCS(0) + 1, // one more than cores, because some wait for the database
 	}
-	close(order)
-
-	p := parser{files: files, sink: sink, sum: Summary{Resources: map[string]int64{}, Ignored: map[string]int64{}}}
-	blocks := make(chan block)
-	group, ctx := errgroup.WithContext(ctx)
-	var readers sync.WaitGroup
-	for range min(cores, len(files)) {
-		readers.Add(1)
-		group.Go(func() error {
-			defer readers.Done()
-			for number := range order {
-				err := r.blocks(ctx, number, files[number], func(b block) error {
-					select {
-					case blocks <- b:
-						return nil
-					case <-ctx.Done():
-						return ctx.Err()
-					}
-				}, func(line int64) { p.problem(number, line, fmt.Sprintf("longer than %d bytes", r.maxLine-1)) })
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	group.Go(func() error {
-		readers.Wait()
-		close(blocks)
-		return nil
-	})
-	// One more than cores, because some wait for the database.
-	for range cores + 1 {
-		group.Go(func() error {
-			var scanner fhir.Scanner
-			for b := range blocks {
-				if err := p.parse(ctx, &scanner, b); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	err := group.Wait()
+	err := r.Read(ctx, files, p.parse)
 	return p.sum, err
 }
 
 // parser splits blocks into lines and passes them on.
 type parser struct {
-	files []File
-	sink  Sink
+	files   []File
+	sink    Sink
+	maxLine int
 
 	mu  sync.Mutex
 	sum Summary
 }
 
-func (p *parser) parse(ctx context.Context, scanner *fhir.Scanner, b block) error {
+// open returns the text of a file.
+func (p *parser) open(file int) (io.ReadCloser, error) {
+	path := p.files[file].Path
+	origin, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open a file: %w", err)
+	}
+	text, err := lines.Text(path, counted{origin, p})
+	if err != nil {
+		return nil, errors.Join(err, origin.Close())
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{text, origin}, nil
+}
+
+// counted reports the bytes that are read.
+type counted struct {
+	io.Reader
+	*parser
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sink.Progress(int64(n))
+	return n, err
+}
+
+func (p *parser) parse(ctx context.Context, b *lines.Block) error {
+	var scanner fhir.Scanner
 	byType := map[string][]postgres.Line{}
 	ignored := map[string]int64{}
 	var groups, bytesRead int64
-	data := b.data
-	if b.line == 1 {
-		data = bytes.TrimPrefix(data, []byte("\ufeff"))
-	}
-	for number := b.line; len(data) > 0; number++ {
-		var body []byte
-		body, data, _ = bytes.Cut(data, []byte{'\n'})
-		if body = bytes.Trim(body, " \t\r"); len(body) == 0 {
+	for line := range b.Lines {
+		number, body := line.Number, line.Body
+		if line.TooLong {
+			p.problem(b.File, number, fmt.Sprintf("longer than %d bytes", p.maxLine-1))
 			continue
 		}
 		facts, err := scanner.Scan(body)
 		switch {
 		case err != nil:
-			p.problem(b.file, number, err.Error())
+			p.problem(b.File, number, err.Error())
 		case !fhir.IsType(facts.Type):
-			p.problem(b.file, number, "not a resource type of FHIR R4")
+			p.problem(b.File, number, "not a resource type of FHIR R4")
 		case facts.Type == "Group":
-			problem, err := p.sink.Group(ctx, place(b.file, number), body)
+			problem, err := p.sink.Group(ctx, place(b.File, number), body)
 			if err != nil {
 				return err
 			}
 			if problem != nil {
-				p.problem(b.file, number, problem.Error())
+				p.problem(b.File, number, problem.Error())
 				continue
 			}
 			groups++
@@ -150,20 +130,20 @@ func (p *parser) parse(ctx context.Context, scanner *fhir.Scanner, b block) erro
 		default:
 			facts.Subjects = slices.Clone(facts.Subjects) // the scanner reuses the slice
 			byType[facts.Type] = append(byType[facts.Type], postgres.Line{
-				Place: place(b.file, number), Facts: facts, Body: body,
+				Place: place(b.File, number), Facts: facts, Body: body,
 			})
 			bytesRead += int64(len(body)) + 1
 		}
 	}
-	for typ, lines := range byType {
-		if err := p.sink.Resources(ctx, typ, lines); err != nil {
+	for typ, staged := range byType {
+		if err := p.sink.Resources(ctx, typ, staged); err != nil {
 			return err
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for typ, lines := range byType {
-		p.sum.Resources[typ] += int64(len(lines))
+	for typ, staged := range byType {
+		p.sum.Resources[typ] += int64(len(staged))
 	}
 	if groups > 0 {
 		p.sum.Resources["Group"] += groups
@@ -172,7 +152,6 @@ func (p *parser) parse(ctx context.Context, scanner *fhir.Scanner, b block) erro
 		p.sum.Ignored[typ] += n
 	}
 	p.sum.Bytes += bytesRead
-	p.sink.Progress(b.read)
 	return nil
 }
 

@@ -178,7 +178,7 @@ func TestRead(t *testing.T) {
 						t.Fatal(err)
 					}
 					var got received
-					sum, err := (&reader{blockSize: size, maxLine: maxLine}).read(t.Context(), files, got.sink())
+					sum, err := read(t.Context(), files, got.sink(), size, maxLine)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -226,7 +226,7 @@ func TestReadRanks(t *testing.T) {
 		files, want = append(files, found...), append(want, text...)
 	}
 	var got received
-	sum, err := (&reader{blockSize: 300, maxLine: 1000}).read(t.Context(), files, got.sink())
+	sum, err := read(t.Context(), files, got.sink(), 300, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +373,7 @@ func TestReadStopsAtAnErrorOfASink(t *testing.T) {
 			sink := got.sink()
 			sink.Resources = func(ctx context.Context, _ string, _ []postgres.Line) error { return take(ctx) }
 			sink.Group = func(ctx context.Context, _ int64, _ []byte) (problem, err error) { return nil, take(ctx) }
-			_, err := (&reader{blockSize: 1, maxLine: 100}).read(t.Context(), many(t, line), sink)
+			_, err := read(t.Context(), many(t, line), sink, 1, 100)
 			if !errors.Is(err, broken) || calls > most {
 				t.Errorf("%v after %d calls, want %v after %d at most", err, calls, broken, most)
 			}
@@ -395,12 +395,11 @@ func TestReadStopsWithItsContext(t *testing.T) {
 		<-within.Done()
 		return keep(within, typ, lines)
 	}
-	r := reader{blockSize: 1, maxLine: 100}
-	if _, err := r.read(ctx, files, sink); !errors.Is(err, context.Canceled) || len(got.bodies) == 10_000 {
+	if _, err := read(ctx, files, sink, 1, 100); !errors.Is(err, context.Canceled) || len(got.bodies) == 10_000 {
 		t.Errorf("%v after %d lines", err, len(got.bodies))
 	}
 	got = received{}
-	if _, err := r.read(ctx, files, got.sink()); !errors.Is(err, context.Canceled) || len(got.bodies) > 0 {
+	if _, err := read(ctx, files, got.sink(), 1, 100); !errors.Is(err, context.Canceled) || len(got.bodies) > 0 {
 		t.Errorf("with a cancelled context: %v after %d lines", err, len(got.bodies))
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
-// By itself the page is shown only where nobody but operators can be.
+// By default the page is served on loopback addresses only.
 func TestWhereTheOperatorsPageIsShown(t *testing.T) {
 	for _, row := range []struct {
 		page, ip string

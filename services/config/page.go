@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// OperatorPage configures the operator's page (docs/operators-page.md) on the private listener. The page can cancel
-// jobs and has no login, so by default it is only on loopback addresses. Client certificates are not enough: metrics
+// OperatorPage configures the operator's page on the private listener (docs/operators-page.md). The page can cancel jobs
+// and has no login, so by default it is served on loopback addresses only. Client certificates are not enough, because
 // scrapers have one too.
 type OperatorPage struct {
 	// auto (on loopback), true or false: docs/operators-page.md
@@ -17,7 +17,7 @@ type OperatorPage struct {
 	Hosts []string `env:"OPERATOR_HOSTS"`
 }
 
-// Validate refuses what is no choice, and what is no name.
+// Validate returns every problem of the section.
 func (o OperatorPage) Validate() error {
 	var problems []error
 	if !slices.Contains([]string{"auto", "true", "false"}, o.Page) {
@@ -32,7 +32,7 @@ func (o OperatorPage) Validate() error {
 	return errors.Join(problems...)
 }
 
-// Shown decides for a private listener at the address.
+// Shown reports whether a private listener at addr serves the page.
 func (o OperatorPage) Shown(addr net.Addr) bool {
 	if o.Page != "auto" {
 		return o.Page == "true"
@@ -40,7 +40,7 @@ func (o OperatorPage) Shown(addr net.Addr) bool {
 	return Loopback(addr)
 }
 
-// Loopback reports whether only this machine reaches the address.
+// Loopback reports whether addr is a loopback address.
 func Loopback(addr net.Addr) bool {
 	tcp, ok := addr.(*net.TCPAddr)
 	return ok && tcp.IP.IsLoopback()

@@ -1,0 +1,216 @@
+// Package lines reads the lines of NDJSON files, plain or gzipped, on all cores. Memory is bounded by the block size and
+// the longest line that is served, not by the files.
+package lines
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sync/errgroup"
+)
+
+// MaxLine is the usual Reader.MaxLine.
+const MaxLine = 256 << 20
+
+// File is one file to read.
+type File struct {
+	Path string
+	Size int64 // bytes on disk
+}
+
+// InFolder returns the *.ndjson and *.ndjson.gz files in a folder and below, sorted by name, except hidden ones. Links to
+// files are followed.
+func InFolder(dir string) ([]File, error) {
+	var files []File
+	root := dir + string(filepath.Separator) // follows a link
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		hidden := strings.HasPrefix(entry.Name(), ".") && path != root
+		if entry.IsDir() {
+			if hidden {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if hidden || !strings.HasSuffix(path, ".ndjson") && !strings.HasSuffix(path, ".ndjson.gz") {
+			return nil
+		}
+		info, err := os.Stat(path) // follows a link
+		if err != nil || !info.Mode().IsRegular() {
+			return err
+		}
+		files = append(files, File{Path: path, Size: info.Size()})
+		return nil
+	})
+	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	return files, err
+}
+
+// Text returns the text of a file, decompressed if the path ends in .gz.
+func Text(path string, content io.Reader) (io.Reader, error) {
+	if !strings.HasSuffix(path, ".gz") {
+		return content, nil
+	}
+	text, err := gzip.NewReader(bufio.NewReaderSize(content, 256<<10))
+	if err != nil {
+		return nil, fmt.Errorf("decompress %s: %w", path, err)
+	}
+	return text, nil
+}
+
+// Reader reads files in blocks of whole lines.
+type Reader struct {
+	BlockSize int // bytes; a block ends with the line in which it reaches this size
+	MaxLine   int // bytes at which a line is too long; it bounds the memory
+	Takers    int // calls of take at once
+	// Open returns the text of a file. It is called from several goroutines.
+	Open func(file int) (io.ReadCloser, error)
+}
+
+// Block is a run of whole lines of one file.
+type Block struct {
+	File    int // its index
+	line    int64
+	offset  int64 // in the text
+	data    []byte
+	maxLine int
+}
+
+// Line is one line without the white space around it.
+type Line struct {
+	Number  int64 // in the file, from 1
+	Offset  int64 // of Body in the text
+	Body    []byte
+	TooLong bool // Body may be cut off
+}
+
+// Lines yields the lines of the block that are not blank. A byte order mark at the beginning of a file is skipped.
+func (b *Block) Lines(yield func(Line) bool) {
+	data, offset := b.data, b.offset
+	for number := b.line; len(data) > 0; number++ {
+		text, rest, _ := bytes.Cut(data, []byte{'\n'})
+		body := text
+		if offset == 0 {
+			body = bytes.TrimPrefix(body, []byte("\ufeff"))
+		}
+		body = bytes.TrimLeft(body, " \t\r")
+		line := Line{number, offset + int64(len(text)-len(body)), bytes.TrimRight(body, " \t\r"), len(text) >= b.maxLine}
+		if (line.TooLong || len(line.Body) > 0) && !yield(line) {
+			return
+		}
+		offset += int64(len(data) - len(rest))
+		data = rest
+	}
+}
+
+// Read reads every file once and calls take for each block, from several goroutines. A block is valid until take returns.
+func (r *Reader) Read(ctx context.Context, files []File, take func(context.Context, *Block) error) error {
+	order := make([]int, len(files))
+	for i := range order {
+		order[i] = i
+	}
+	// The largest first, so that no large file is read alone at the end.
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(files[j].Size, files[i].Size) })
+
+	group, ctx := errgroup.WithContext(ctx)
+	blocks := make(chan *Block)
+	pool := &sync.Pool{New: func() any { return new(Block) }}
+	group.Go(func() error {
+		defer close(blocks)
+		readers, ctx := errgroup.WithContext(ctx)
+		readers.SetLimit(runtime.GOMAXPROCS(0))
+		for _, number := range order {
+			readers.Go(func() error { return r.readFile(ctx, files[number].Path, number, pool, blocks) })
+		}
+		return readers.Wait()
+	})
+	for range r.Takers {
+		group.Go(func() error {
+			for b := range blocks {
+				if err := take(ctx, b); err != nil {
+					return err
+				}
+				if cap(b.data) <= 4*r.BlockSize {
+					pool.Put(b)
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// readFile sends the blocks of one file.
+func (r *Reader) readFile(ctx context.Context, path string, number int, pool *sync.Pool, to chan<- *Block) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	text, err := r.Open(number)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, text.Close()) }()
+	buffered := bufio.NewReaderSize(text, r.BlockSize)
+	line, offset := int64(1), int64(0)
+	for ended := false; !ended; {
+		b := pool.Get().(*Block)
+		*b = Block{File: number, line: line, offset: offset, maxLine: r.MaxLine, data: b.data[:0]}
+		size, err := b.fill(ctx, buffered, r.BlockSize)
+		if ended = errors.Is(err, io.EOF); err != nil && !ended {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
+		if size == 0 {
+			break
+		}
+		offset += size
+		line += int64(bytes.Count(b.data, []byte{'\n'}))
+		if size > int64(len(b.data)) { // the end of the last line was cut off
+			line++
+		}
+		select {
+		case to <- b:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// fill reads the block and returns its size in the text. Of a last line that is too long it keeps only a beginning. The
+// last block comes with io.EOF.
+func (b *Block) fill(ctx context.Context, text *bufio.Reader, size int) (read int64, err error) {
+	next, err := text.Peek(size) // unlike io.ReadFull it keeps the error of a truncated gzip stream
+	b.data = append(b.data, next...)
+	if _, discarded := text.Discard(len(next)); discarded != nil {
+		return 0, discarded
+	}
+	read = int64(len(next))
+	last := bytes.LastIndexByte(b.data, '\n') + 1
+	for whole := last == len(b.data); err == nil && !whole; {
+		next, err = text.ReadSlice('\n')
+		whole = err == nil
+		if errors.Is(err, bufio.ErrBufferFull) {
+			err = ctx.Err()
+		}
+		read += int64(len(next))
+		if len(b.data)-last < b.maxLine {
+			b.data = append(b.data, next...)
+		}
+	}
+	return read, err
+}
