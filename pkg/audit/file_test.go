@@ -21,70 +21,59 @@ func TestContinue(t *testing.T) {
 	}
 }
 
-func TestTornLineIsCutOff(t *testing.T) {
+// A torn line is cut off. A file that is not a valid log is refused and not changed.
+func TestOpenExistingFiles(t *testing.T) {
 	path := logFile(t)
 	l := mustOpen(t, config(path), openHandle)
 	mustRecord(t, l, download())
 	mustClose(t, l)
-	whole := content(t, path)
-	line := linesOf(whole)[1]
-	for name, tc := range map[string]struct{ before, torn, actions string }{
-		"one byte":         {string(whole), "{", "start file stop repair start stop"},
-		"half a line":      {string(whole), string(line[:len(line)/2]), "start file stop repair start stop"},
-		"all but its end":  {string(whole), string(line[:len(line)-1]), "start file stop repair start stop"},
-		"zeros":            {string(whole), strings.Repeat("\x00", 500), "start file stop repair start stop"},
-		"the only line":    {"", string(line[:len(line)-1]), "repair start stop"},
-		"nothing was torn": {string(whole), "", "start file stop start stop"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			path := logFile(t)
-			must(t, os.WriteFile(path, []byte(tc.before+tc.torn), 0o600))
-			mustClose(t, mustOpen(t, config(path), openHandle))
-			actions, report := verified(t, path)
-			want(t, actions, tc.actions)
-			if len(report.Chains) != 1 {
-				t.Errorf("%d chains", len(report.Chains))
-			}
-		})
-	}
-}
-
-// Files that are not valid logs are refused and not changed.
-func TestOpenRefusesOtherFiles(t *testing.T) {
-	path := logFile(t)
-	l := mustOpen(t, config(path), openHandle)
-	mustClose(t, l)
-	whole := content(t, path)
+	whole := string(content(t, path))
+	line := string(linesOf([]byte(whole))[1])
+	altered := strings.ReplaceAll(whole, "host-1", "host-2")
 	for name, tc := range map[string]struct {
 		text    string
 		key     []byte
 		wantErr string
+		actions string
 	}{
-		"a secret":         {"hunter2", testKey, "not an audit log"},
-		"other lines":      {"a\nb\n", testKey, "not an audit log line"},
-		"one long line":    {strings.Repeat("x", 3*LineLimit), testKey, "not an audit log"},
-		"long and ended":   {strings.Repeat("x", 3*LineLimit) + "\n", testKey, "not an audit log line"},
-		"another key":      {string(whole), bytes.Repeat([]byte("k"), 32), "another key"},
-		"no key any more":  {string(whole), nil, "no key is given"},
-		"an altered line":  {strings.ReplaceAll(string(whole), "host-1", "host-2"), testKey, "altered"},
-		"altered and torn": {strings.ReplaceAll(string(whole), "host-1", "host-2") + "{", testKey, "altered"},
-		"a foreign ending": {string(whole) + "hunter2", testKey, "not an audit log"},
+		"one byte":         {whole + "{", testKey, "", "start file stop repair start stop"},
+		"half a line":      {whole + line[:len(line)/2], testKey, "", "start file stop repair start stop"},
+		"all but its end":  {whole + line[:len(line)-1], testKey, "", "start file stop repair start stop"},
+		"zeros":            {whole + strings.Repeat("\x00", 500), testKey, "", "start file stop repair start stop"},
+		"the only line":    {line[:len(line)-1], testKey, "", "repair start stop"},
+		"nothing was torn": {whole, testKey, "", "start file stop start stop"},
+		"a secret":         {"hunter2", testKey, "not an audit log", ""},
+		"other lines":      {"a\nb\n", testKey, "not an audit log line", ""},
+		"one long line":    {strings.Repeat("x", 3*LineLimit), testKey, "not an audit log", ""},
+		"long and ended":   {strings.Repeat("x", 3*LineLimit) + "\n", testKey, "not an audit log line", ""},
+		"another key":      {whole, bytes.Repeat([]byte("k"), 32), "another key", ""},
+		"no key any more":  {whole, nil, "no key is given", ""},
+		"an altered line":  {altered, testKey, "altered", ""},
+		"altered and torn": {altered + "{", testKey, "altered", ""},
+		"a foreign ending": {whole + "hunter2", testKey, "not an audit log", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := logFile(t)
-			must(t, os.WriteFile(path, []byte(tc.text), 0o600))
-			cfg := config(path)
+			cfg := config(logFile(t))
 			cfg.Key = tc.key
+			must(t, os.WriteFile(cfg.Path, []byte(tc.text), 0o600))
 			l, err := Open(cfg)
 			if err == nil {
 				mustClose(t, l)
-				t.Fatal("the file was continued")
 			}
-			if !strings.Contains(err.Error(), tc.wantErr) || strings.Contains(err.Error(), "hunter2") {
-				t.Errorf("%v, want %q", err, tc.wantErr)
+			if tc.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.wantErr) || strings.Contains(err.Error(), "hunter2") {
+					t.Errorf("%v, want %q", err, tc.wantErr)
+				}
+				if string(content(t, cfg.Path)) != tc.text {
+					t.Error("the file was changed")
+				}
+				return
 			}
-			if string(content(t, path)) != tc.text {
-				t.Error("the file was changed")
+			must(t, err)
+			actions, report := verified(t, cfg.Path)
+			want(t, actions, tc.actions)
+			if len(report.Chains) != 1 {
+				t.Errorf("%d chains", len(report.Chains))
 			}
 		})
 	}

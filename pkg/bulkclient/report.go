@@ -52,8 +52,11 @@ func newReport(folder *folder, transactionTime string, results []result, seconds
 
 func count(results []result) Report {
 	report := Report{Types: []Total{}, Problems: []string{}}
-	types := make(map[string]*Total)
-	begin, end := make(map[string]time.Time), make(map[string]time.Time)
+	type typeTotal struct {
+		Total
+		begin, end time.Time // of the downloads of this run
+	}
+	types := make(map[string]*typeTotal)
 	for _, r := range results {
 		switch r.file.List {
 		case ListError:
@@ -64,24 +67,23 @@ func count(results []result) Report {
 			continue
 		}
 		report.Total.add(r.stored)
-		typ := r.file.Type
-		if types[typ] == nil {
-			types[typ] = &Total{Type: typ}
+		one := types[r.file.Type]
+		if one == nil {
+			one = &typeTotal{Total: Total{Type: r.file.Type}, begin: r.begin}
+			types[r.file.Type] = one
 		}
-		types[typ].add(r.stored)
-		if r.begin.IsZero() {
-			continue
+		one.add(r.stored)
+		if one.begin.IsZero() || !r.begin.IsZero() && r.begin.Before(one.begin) {
+			one.begin = r.begin
 		}
-		if begin[typ].IsZero() || r.begin.Before(begin[typ]) {
-			begin[typ] = r.begin
-		}
-		if r.end.After(end[typ]) {
-			end[typ] = r.end
+		if r.end.After(one.end) {
+			one.end = r.end
 		}
 	}
 	for _, typ := range slices.Sorted(maps.Keys(types)) {
-		types[typ].Seconds = end[typ].Sub(begin[typ]).Seconds()
-		report.Types = append(report.Types, *types[typ])
+		one := types[typ]
+		one.Seconds = one.end.Sub(one.begin).Seconds()
+		report.Types = append(report.Types, one.Total)
 	}
 	return report
 }

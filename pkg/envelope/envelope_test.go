@@ -86,7 +86,7 @@ func TestEachJobHasItsOwnKey(t *testing.T) {
 	keys := parse(t, master("a"))
 	one, other := export.NewJobID(), export.NewJobID()
 	store := &records{wrapped: map[export.JobID][]byte{one: keys.New(one), other: keys.New(other)}}
-	ring := envelope.NewRing(keys, store.look, nil)
+	ring := envelope.NewRing(keys, store.look, time.Now)
 	first, err := ring.Key(t.Context(), manifest(one))
 	if err != nil || len(first) != 32 {
 		t.Fatalf("a key of %d bytes, %v", len(first), err)
@@ -95,7 +95,7 @@ func TestEachJobHasItsOwnKey(t *testing.T) {
 	if err != nil || bytes.Equal(first, second) {
 		t.Errorf("two jobs have the same key, or %v", err)
 	}
-	again, err := envelope.NewRing(keys, store.look, nil).Key(t.Context(), export.FileKey(one, "Patient", "x"))
+	again, err := envelope.NewRing(keys, store.look, time.Now).Key(t.Context(), export.FileKey(one, "Patient", "x"))
 	if err != nil || !bytes.Equal(first, again) {
 		t.Errorf("the job's key differs between two processes, or %v", err)
 	}
@@ -110,7 +110,7 @@ func TestAWrappedKeyIsBoundToItsJob(t *testing.T) {
 	wrapped := keys.New(job)
 	ask := func(job export.JobID, keys *envelope.Keys, wrapped []byte) error {
 		store := &records{wrapped: map[export.JobID][]byte{job: wrapped}}
-		key, err := envelope.NewRing(keys, store.look, nil).Key(t.Context(), manifest(job))
+		key, err := envelope.NewRing(keys, store.look, time.Now).Key(t.Context(), manifest(job))
 		if err == nil && key == nil {
 			return errors.New("it was taken for a plaintext job")
 		}
@@ -155,14 +155,14 @@ func TestRotation(t *testing.T) {
 	rotated := parse(t, fresh, old)
 	wrapped[after] = rotated.New(after)
 	store := &records{wrapped: wrapped}
-	ring := envelope.NewRing(rotated, store.look, nil)
+	ring := envelope.NewRing(rotated, store.look, time.Now)
 	for what, job := range map[string]export.JobID{"before": before, "after": after} {
 		if _, err := ring.Key(t.Context(), manifest(job)); err != nil {
 			t.Errorf("a job of %s the rotation: %v", what, err)
 		}
 	}
 	// Once the old key is destroyed, so is every copy of what it has wrapped.
-	ring = envelope.NewRing(parse(t, fresh), store.look, nil)
+	ring = envelope.NewRing(parse(t, fresh), store.look, time.Now)
 	if _, err := ring.Key(t.Context(), manifest(after)); err != nil {
 		t.Errorf("the first key does not wrap: %v", err)
 	}
@@ -174,7 +174,7 @@ func TestRotation(t *testing.T) {
 func TestAJobWithoutAKeyIsInPlaintext(t *testing.T) {
 	job := export.NewJobID()
 	store := &records{wrapped: map[export.JobID][]byte{job: nil}}
-	ring := envelope.NewRing(parse(t, master("a")), store.look, nil)
+	ring := envelope.NewRing(parse(t, master("a")), store.look, time.Now)
 	for range 2 {
 		if key, err := ring.Key(t.Context(), manifest(job)); key != nil || err != nil {
 			t.Errorf("key of %d bytes, %v", len(key), err)

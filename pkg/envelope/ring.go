@@ -40,11 +40,8 @@ type entry struct {
 	at      time.Time
 }
 
-// NewRing returns a Ring with an empty cache. A nil now is time.Now.
+// NewRing returns a Ring with an empty cache.
 func NewRing(keys *Keys, wrapped Wrapped, now func() time.Time) *Ring {
-	if now == nil {
-		now = time.Now
-	}
 	return &Ring{keys: keys, wrapped: wrapped, now: now, cache: map[export.JobID]entry{}}
 }
 

@@ -19,6 +19,19 @@ import (
 
 const minioVariable = "SLUICE_TEST_MINIO_BIN" // the server's program
 
+// RedisServer starts a Redis of the test's own with settings such as "--appendonly", "yes". It returns its URL.
+func RedisServer(t testing.TB, settings ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "redis")
+	args := append([]string{"--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""}, settings...)
+	launch(t, exec.CommandContext(context.Background(), "redis-server", args...), func() bool {
+		_, err := os.Stat(socket)
+		return err == nil
+	})
+	return "unix://" + socket
+}
+
 // SecureRedis starts a Redis of the test's own that takes TLS connections alone, shows the certificate, and knows one
 // user. It returns its URL, without anything about trust.
 func SecureRedis(t testing.TB, certificate Certificate) string {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/envelope"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -35,7 +36,7 @@ func (e Envelope) Ring(jobs *jobstore.Store) (*envelope.Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	return envelope.NewRing(keys, jobs.Key, nil), nil
+	return envelope.NewRing(keys, jobs.Key, time.Now), nil
 }
 
 // NewKey returns the function that makes a job's wrapped data key, or nil without a master key.

@@ -184,7 +184,7 @@ func TestAPurgeDestroysCopies(t *testing.T) {
 	open := func() error { // without cached keys
 		store, err := objects.Open(objects.Config{
 			Endpoint: s.s3.Endpoint, AccessKey: s.s3.AccessKey, SecretKey: s.s3.SecretKey, Bucket: s.s3.Bucket,
-			Keys: envelope.NewRing(keys, jobs.Key, nil).Key,
+			Keys: envelope.NewRing(keys, jobs.Key, time.Now).Key,
 		})
 		must(t, err)
 		defer store.Close()

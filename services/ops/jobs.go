@@ -190,6 +190,8 @@ func (p *Progress) add(unit Unit, result export.Result) {
 	switch unit.State {
 	case UnitDone:
 		p.Done++
+		p.Resources += unit.Resources
+		p.Bytes += unit.Bytes
 	case UnitFailed:
 		p.Failed++
 	case UnitRunning:
@@ -197,13 +199,10 @@ func (p *Progress) add(unit Unit, result export.Result) {
 	default:
 	}
 	for _, file := range result.Files {
-		if file.Error {
-			continue
+		if !file.Error {
+			p.Files++
+			p.Stored += file.Stored
 		}
-		p.Files++
-		p.Resources += file.Count
-		p.Bytes += file.Bytes
-		p.Stored += file.Stored
 	}
 	p.Withheld += result.Withheld
 }

@@ -167,11 +167,16 @@ func TestServeReturnsListenerErrors(t *testing.T) {
 // serveTLS serves the handler with TLS until the test ends and returns the address.
 func serveTLS(t *testing.T, issued testenv.Certificate, clientCAs *x509.CertPool, handler http.Handler, options httpserver.Options) string {
 	t.Helper()
+	options.TLS = serverTLS(t, issued, clientCAs)
+	return serveTCP(t, handler, options)
+}
+
+func serverTLS(t *testing.T, issued testenv.Certificate, clientCAs *x509.CertPool) *tls.Config {
+	t.Helper()
 	cert, key := issued.Files(t, t.TempDir())
 	served, err := certs.Open(cert, key, slog.New(slog.DiscardHandler), time.Now)
 	must(t, err)
-	options.TLS = certs.ServerTLS(served, clientCAs)
-	return serveTCP(t, handler, options)
+	return certs.ServerTLS(served, clientCAs)
 }
 
 // serveTCP serves the handler until the test ends and returns the address.

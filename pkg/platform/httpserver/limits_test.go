@@ -15,7 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/platform/certs"
 	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
@@ -161,11 +160,8 @@ func TestAStalledHTTP2StreamIsReset(t *testing.T) {
 func startTLS(t *testing.T, limit time.Duration, handler http.HandlerFunc) (*pipes, *testenv.Authority) {
 	t.Helper()
 	authority := testenv.NewAuthority(t)
-	cert, key := authority.Issue(time.Now().Add(time.Hour), "server").Files(t, t.TempDir())
-	certificate, err := certs.Open(cert, key, slog.New(slog.DiscardHandler), time.Now)
-	must(t, err)
 	options := allLimits(limit)
-	options.TLS = certs.ServerTLS(certificate, nil)
+	options.TLS = serverTLS(t, authority.Issue(time.Now().Add(time.Hour), "server"), nil)
 	return start(t, newPipes(), handler, options), authority
 }
 

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -112,7 +113,7 @@ func (a *app) onDirectory(
 			return err
 		}
 		defer pool.Close()
-		return work(ctx, pgdir.NewGroups(pool, a.now), pgdir.NewAccess(pool), args)
+		return work(ctx, pgdir.NewGroups(pool, time.Now), pgdir.NewAccess(pool), args)
 	})
 	return cmd
 }

@@ -43,7 +43,7 @@ files are not replaced. For production, use your usual certificate authority (do
 			if valid <= 0 {
 				return usage("--valid must be positive")
 			}
-			made, err := makeCertificate(names, a.now(), valid)
+			made, err := makeCertificate(names, time.Now(), valid)
 			if err != nil {
 				return err
 			}
@@ -88,28 +88,22 @@ func makeCertificate(names []string, now time.Time, valid time.Duration) ([3][]b
 			server.DNSNames = append(server.DNSNames, name)
 		}
 	}
-	authorityKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return made, fmt.Errorf("generate the authority's key: %w", err)
+	var keys [2]*ecdsa.PrivateKey
+	for i, template := range []*x509.Certificate{authority, server} {
+		var err error
+		if keys[i], err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			return made, fmt.Errorf("generate the key of the %s: %w", template.Subject.CommonName, err)
+		}
+		issued, err := x509.CreateCertificate(rand.Reader, template, authority, keys[i].Public(), keys[0])
+		if err != nil {
+			return made, fmt.Errorf("issue the certificate of the %s: %w", template.Subject.CommonName, err)
+		}
+		made[i] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issued})
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return made, fmt.Errorf("generate the key: %w", err)
-	}
-	of, err := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
-	if err != nil {
-		return made, fmt.Errorf("issue the authority's certificate: %w", err)
-	}
-	issued, err := x509.CreateCertificate(rand.Reader, server, authority, key.Public(), authorityKey)
-	if err != nil {
-		return made, fmt.Errorf("issue the certificate: %w", err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
+	private, err := x509.MarshalPKCS8PrivateKey(keys[1])
 	if err != nil {
 		return made, fmt.Errorf("encode the key: %w", err)
 	}
-	made[0] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: of})
-	made[1] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issued})
 	made[2] = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
 	return made, nil
 }

@@ -17,14 +17,24 @@ import (
 )
 
 // doctorFlags are the dependencies to check besides Redis. Those that are not configured are skipped and listed.
-type doctorFlags struct {
-	endpoint, bucket, region     string
-	issuers, groups, access      string
-	sourceDatabase, directoryURL string
-}
+type doctorFlags map[string]*doctorFlag
+
+type doctorFlag struct{ variable, what, value string }
+
+// get returns the value of the flag or of its variable.
+func (f doctorFlags) get(name string) string { return orVariable(f[name].value, f[name].variable) }
 
 func (a *app) doctor() *cobra.Command {
-	var flags doctorFlags
+	flags := doctorFlags{
+		"s3-endpoint": {variable: "SLUICE_S3_ENDPOINT", what: "the object store"},
+		"s3-bucket":   {variable: "SLUICE_S3_BUCKET", what: "its bucket"},
+		"s3-region":   {variable: "SLUICE_S3_REGION", what: "its region"},
+		"issuers":     {variable: "SLUICE_TOKEN_ISSUERS_FILE", what: "file of token issuers"},
+		"groups":      {variable: "SLUICE_GROUPS_DIR", what: "folder of groups"},
+		"access":      {variable: "SLUICE_ACCESS_FILE", what: "file of grants"},
+		"source":      {variable: "SLUICE_SOURCE_URL", what: "database of the clinical data"},
+		"directory":   {variable: "SLUICE_DIRECTORY_URL", what: "database of groups and grants"},
+	}
 	cmd := a.reading(&cobra.Command{
 		Use:   "doctor",
 		Short: "Check the dependencies and the state of the deployment",
@@ -46,21 +56,8 @@ their clocks with the local one. It writes one object under doctor/ and deletes 
 		}
 		return a.printFindings(o.Doctor(ctx, patient), skipped)
 	})
-	for _, flag := range []struct {
-		at             *string
-		name, variable string
-		what           string
-	}{
-		{&flags.endpoint, "s3-endpoint", "SLUICE_S3_ENDPOINT", "the object store"},
-		{&flags.bucket, "s3-bucket", "SLUICE_S3_BUCKET", "its bucket"},
-		{&flags.region, "s3-region", "SLUICE_S3_REGION", "its region"},
-		{&flags.issuers, "issuers", "SLUICE_TOKEN_ISSUERS_FILE", "file of token issuers"},
-		{&flags.groups, "groups", "SLUICE_GROUPS_DIR", "folder of groups"},
-		{&flags.access, "access", "SLUICE_ACCESS_FILE", "file of grants"},
-		{&flags.sourceDatabase, "source", "SLUICE_SOURCE_URL", "database of the clinical data"},
-		{&flags.directoryURL, "directory", "SLUICE_DIRECTORY_URL", "database of groups and grants"},
-	} {
-		cmd.Flags().StringVar(flag.at, flag.name, "", flag.what+"; default: "+flag.variable)
+	for name, flag := range flags {
+		cmd.Flags().StringVar(&flag.value, name, "", flag.what+"; default: "+flag.variable)
 	}
 	return cmd
 }
@@ -72,16 +69,16 @@ func (a *app) patient(f doctorFlags) (patient ops.DoctorConfig, skipped []string
 	if err != nil {
 		return patient, nil, usageError{err}
 	}
-	if endpoint := orVariable(f.endpoint, "SLUICE_S3_ENDPOINT"); endpoint == "" {
+	if endpoint := f.get("s3-endpoint"); endpoint == "" {
 		skipped = append(skipped, "object store")
 	} else if patient.Objects, err = f.objects(trust, endpoint); err != nil {
 		return patient, nil, err
 	}
 	known := map[string]bool{}
-	for _, database := range []struct{ flag, flagName, variable, name string }{
-		{f.sourceDatabase, "--source", "SLUICE_SOURCE_URL", "source"},
-		{f.directoryURL, "--directory", "SLUICE_DIRECTORY_URL", "directory"},
-		{a.flags.database, "--database", "SLUICE_DATABASE_URL", "database"},
+	for _, database := range []struct{ name, flag, variable string }{
+		{"source", f["source"].value, f["source"].variable},
+		{"directory", f["directory"].value, f["directory"].variable},
+		{"database", a.flags.database, "SLUICE_DATABASE_URL"},
 	} {
 		url := database.flag
 		if url == "" {
@@ -94,7 +91,7 @@ func (a *app) patient(f doctorFlags) (patient ops.DoctorConfig, skipped []string
 		}
 		known[url] = true
 		if err := pgdb.CheckURL(url); err != nil {
-			return patient, nil, usage("%s or %s: %w", database.flagName, database.variable, err)
+			return patient, nil, usage("--%s or %s: %w", database.name, database.variable, err)
 		}
 		patient.Databases = append(patient.Databases, ops.Database{
 			Name: database.name, Config: pgdb.Config{URL: url, Roots: roots},
@@ -108,11 +105,11 @@ func (a *app) patient(f doctorFlags) (patient ops.DoctorConfig, skipped []string
 		check              func(ctx context.Context, path string) error
 	}{
 		{
-			"issuers", orVariable(f.issuers, "SLUICE_TOKEN_ISSUERS_FILE"), "correct the file (docs/access.md)",
+			"issuers", f.get("issuers"), "correct the file (docs/access.md)",
 			func(_ context.Context, path string) error { _, err := config.LoadIssuers(path); return err },
 		},
 		{
-			"groups", orVariable(f.groups, "SLUICE_GROUPS_DIR"), "correct the folder (docs/access.md)",
+			"groups", f.get("groups"), "correct the folder (docs/access.md)",
 			func(ctx context.Context, path string) error {
 				groups, err := filedir.OpenGroups(path, nil)
 				if err != nil {
@@ -122,7 +119,7 @@ func (a *app) patient(f doctorFlags) (patient ops.DoctorConfig, skipped []string
 			},
 		},
 		{
-			"grants", orVariable(f.access, "SLUICE_ACCESS_FILE"), "correct the file (docs/access.md)",
+			"grants", f.get("access"), "correct the file (docs/access.md)",
 			func(_ context.Context, path string) error { _, err := filedir.OpenAccess(path); return err },
 		},
 	} {
@@ -145,8 +142,8 @@ func (f doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Stor
 	}
 	settings := config.Objects{
 		Trust: trust, Endpoint: endpoint, AccessKey: accessKey, SecretKey: secretKey, SSE: os.Getenv("SLUICE_S3_SSE"),
-		Bucket: cmp.Or(orVariable(f.bucket, "SLUICE_S3_BUCKET"), "sluice"), // the services' default
-		Region: orVariable(f.region, "SLUICE_S3_REGION"),
+		Bucket: cmp.Or(f.get("s3-bucket"), "sluice"), // the services' default
+		Region: f.get("s3-region"),
 	}
 	store, err := settings.Open(nil)
 	if err != nil {

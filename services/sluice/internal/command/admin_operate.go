@@ -95,7 +95,7 @@ func (a *app) withOperator(log *audit.Log, work func(o *ops.Operator) error) (er
 		return usageError{err}
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	return work(&ops.Operator{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: a.now})
+	return work(&ops.Operator{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: time.Now})
 }
 
 // change runs the work with an operator and prints the result: on standard output, or on standard error if the audit
@@ -179,7 +179,7 @@ func (a *app) confirm(question string) error {
 		return nil
 	}
 	a.say("%s Type yes to continue: ", question)
-	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
+	answer, err := bufio.NewReader(os.Stdin).ReadString('\n')
 	if err != nil && answer == "" {
 		a.say("\n")
 	}
@@ -262,7 +262,7 @@ operators and the audit log; clients do not see it. It must not name a patient.`
 			var until time.Time
 			done := "kick-offs are paused until they are resumed"
 			if last > 0 {
-				until = a.now().Add(last)
+				until = time.Now().Add(last)
 				done = "kick-offs are paused until " + instant(until)
 			}
 			return a.change(done, func(o *ops.Operator) error { return o.PauseKickoffs(ctx, reason, until) })
@@ -304,7 +304,7 @@ func (a *app) workerList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		busy, running := a.workerRows(workers)
+		busy, running := workerRows(workers)
 		waiting := []row{{"queue", "pending", "active", "later", "oldest"}}
 		for _, q := range queues {
 			waiting = append(waiting, row{q.Queue, q.Pending, q.Active, q.Scheduled + q.Retry, q.Oldest.Duration})
@@ -316,7 +316,7 @@ func (a *app) workerList() *cobra.Command {
 	})
 }
 
-func (a *app) workerRows(workers []ops.Worker) (busy, running []row) {
+func workerRows(workers []ops.Worker) (busy, running []row) {
 	busy = []row{{"worker", "state", "up", "slots", "busy"}}
 	running = []row{{"job", "unit", "fence", "worker", "for"}}
 	for _, w := range workers {
@@ -327,9 +327,9 @@ func (a *app) workerRows(workers []ops.Worker) (busy, running []row) {
 		case !w.Drainable:
 			state = "active, cannot be drained"
 		}
-		busy = append(busy, row{w.ID, state, a.now().Sub(w.Started), w.Slots, len(w.Units)})
+		busy = append(busy, row{w.ID, state, time.Since(w.Started), w.Slots, len(w.Units)})
 		for _, unit := range w.Units {
-			running = append(running, row{unit.Job, unit.Unit, unit.Fence, w.ID, a.now().Sub(unit.Since)})
+			running = append(running, row{unit.Job, unit.Unit, unit.Fence, w.ID, time.Since(unit.Since)})
 		}
 	}
 	return busy, running

@@ -4,10 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -72,6 +70,24 @@ func (d *desk) must(err error) {
 func (d *desk) do(code int, contains string, args ...string) string {
 	d.t.Helper()
 	return do(d.t, code, contains, append([]string{"admin"}, args...)...)
+}
+
+// serve runs a worker until the test ends.
+func (d *desk) serve(handlers queue.Handlers) {
+	ctx, stop := context.WithCancel(context.WithoutCancel(d.t.Context()))
+	served := make(chan error, 1)
+	cfg := queue.ServerConfig{URL: d.url, Concurrency: 3, Logger: slog.New(slog.DiscardHandler)}
+	go func() { served <- queue.Serve(ctx, cfg, handlers) }()
+	d.t.Cleanup(func() { stop(); d.must(<-served) })
+}
+
+func (d *desk) eventually(holds func() bool) {
+	d.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !holds(); {
+		if time.Now().After(deadline) {
+			d.t.Fatal("it does not come about")
+		}
+	}
 }
 
 // answer sets standard input.
@@ -260,20 +276,10 @@ func TestAdminWorker(t *testing.T) {
 	d.do(0, "steering", "worker", "list")
 	d.do(1, "no such worker", "worker", "drain", "elsewhere:1", "--yes")
 	d.do(1, "no such worker", "worker", "drain", "no id", "--yes")
-	ctx, stop := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() {
-		served <- queue.Serve(ctx, queue.ServerConfig{URL: d.url, Concurrency: 3, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))},
-			queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }})
-	}()
-	defer func() { stop(); d.must(<-served) }()
+	d.serve(queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }})
 	id, err := queue.ProcessID()
 	d.must(err)
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(d.do(0, "", "worker", "list"), id); {
-		if time.Now().After(deadline) {
-			t.Fatal("the worker is not listed")
-		}
-	}
+	d.eventually(func() bool { return strings.Contains(d.do(0, "", "worker", "list"), id) })
 	d.do(0, "cannot be drained", "worker", "list")
 	d.do(1, "does not take drain orders", "worker", "drain", id, "--yes")
 	output := decode[struct {
@@ -326,27 +332,8 @@ func TestAdminOperateRefuses(t *testing.T) {
 	d.do(1, "unavailable", "job", "list", "--redis", "redis://127.0.0.1:1")
 }
 
-// startRedis runs a Redis with these settings.
-func startRedis(t *testing.T, settings ...string) (url string) {
-	t.Helper()
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "redis")
-	server := exec.CommandContext(t.Context(), "redis-server",
-		append([]string{"--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""}, settings...)...)
-	must(t, server.Start())
-	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
-			return "unix://" + socket
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("redis-server does not come up")
-		}
-	}
-}
-
 func TestAdminDoctor(t *testing.T) {
-	d := newDeskOn(t, startRedis(t, "--appendonly", "yes"))
+	d := newDeskOn(t, testenv.RedisServer(t, "--appendonly", "yes"))
 	type report struct {
 		Findings []struct{ Check, Verdict, Detail, Advice string }
 		Left     []string `json:"not_looked_at"`
@@ -393,27 +380,16 @@ func TestAdminDoctor(t *testing.T) {
 	d.do(0, "the schema", "migrate", "--database", database)
 	d.must(os.WriteFile(issuers, []byte(`issuers: [{name: "https://a.example", audiences: [x], jwks_url: "https://a.example/jwks"}]`), 0o600))
 	d.must(d.jobs.PauseKickoffs(t.Context(), jobstore.Pause{Reason: "x"}))
-	ctx, stop := context.WithCancel(t.Context())
-	served := make(chan error, 1)
 	nothing := func(context.Context, string) error { return nil }
-	go func() {
-		served <- queue.Serve(ctx, queue.ServerConfig{URL: d.url, Concurrency: 3, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))},
-			queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }, Pass: nothing, Rescue: nothing})
-	}()
-	defer func() { stop(); d.must(<-served) }()
+	d.serve(queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }, Pass: nothing, Rescue: nothing})
 	d.must(d.tasks.EnqueueRescue(t.Context(), "rescue", time.Now(), time.Hour))
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	d.eventually(func() bool {
 		last, err := d.tasks.LastRescue(t.Context())
 		d.must(err)
 		list, err := d.tasks.Processes(t.Context())
 		d.must(err)
-		if !last.IsZero() && len(list) == 1 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the duty did not run")
-		}
-	}
+		return !last.IsZero() && len(list) == 1
+	})
 	for check, verdict := range verdicts(0) {
 		if want := map[bool]string{true: "warning", false: "good"}[check == "intake"]; verdict != want {
 			t.Errorf("%s is %s, want %s", check, verdict, want)
@@ -431,7 +407,7 @@ func TestAdminDoctor(t *testing.T) {
 	d.do(1, "start Redis", "doctor", "--redis", "redis://127.0.0.1:1")
 	t.Setenv("SLUICE_S3_ENDPOINT", "http://127.0.0.1:1")
 	t.Setenv("SLUICE_SOURCE_URL", "postgres://127.0.0.1:1/d?sslmode=disable")
-	t.Setenv("SLUICE_REDIS_URL", startRedis(t, "--maxmemory-policy", "allkeys-lru"))
+	t.Setenv("SLUICE_REDIS_URL", testenv.RedisServer(t, "--maxmemory-policy", "allkeys-lru"))
 	after := verdicts(1)
 	if after["object store: bucket"] != "bad" || after["postgresql (source): reachable"] != "bad" {
 		t.Errorf("%v", after)

@@ -176,7 +176,9 @@ func TestUsage(t *testing.T) {
 		{"token", "--state", dir}, {"token", "--state", dir, "--subject", "", "--scope", "s"},
 		{"token", "--state", dir, "--subject", "a", "--scope", "system/*.rs", "--ttl", "0s"},
 		{"synth", "--out", dir}, {"synth", "--patients", "0", "--out", dir}, {"verify"}, {"verify", dir, dir},
-		{"version", "x"},
+		{"version", "x"}, {"load"}, {"load", "--database", "postgres://u:p@127.0.0.1:1/d"},
+		{"load", "--parallel", "0", dir}, {"load", "--parallel", "-1", dir}, {"load", "--history", "-1s", dir},
+		{"load", "--history", "7", dir}, {"load", "--delete-missing=x", dir}, {"load", "--nonsense", dir},
 	} {
 		code, stdout, stderr := run(t, args...)
 		if code != ExitUsage || stdout != "" || !strings.HasPrefix(stderr, "sluice: ") {
@@ -261,7 +263,7 @@ func TestPlainHTTP(t *testing.T) {
 
 func TestTokenFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "token")
-	source := fileToken(name)
+	source := heldToken(func() (string, error) { return readToken(name) })
 	if _, err := source.Token(t.Context(), ""); err == nil {
 		t.Error("a missing file gave a token")
 	}

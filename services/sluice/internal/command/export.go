@@ -79,7 +79,7 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	if flags.Dir == "" {
 		return usage("--out is empty")
 	}
-	tokens, base, err := a.tokens(flags)
+	tokens, base, err := tokensOf(flags)
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (a *app) observer(silent bool) (bulkclient.Observer, func()) {
 		bars := progress.NewBars(a.stderr)
 		return bars, bars.Close
 	default:
-		return progress.NewLines(a.stderr, a.now), func() {}
+		return progress.NewLines(a.stderr, time.Now), func() {}
 	}
 }
 

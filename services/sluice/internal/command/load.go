@@ -68,7 +68,7 @@ func (a *app) runLoad(ctx context.Context, url string, cfg postgres.LoadConfig, 
 	if _, err := pgdb.Migrate(ctx, url); err != nil {
 		return err
 	}
-	began := a.now()
+	began := time.Now()
 	pool, err := postgres.OpenLoader(ctx, pgdb.Config{URL: url, Connections: max(cfg.Parallel, runtime.GOMAXPROCS(0)) + 4})
 	if err != nil {
 		return err
@@ -92,12 +92,12 @@ func (a *app) runLoad(ctx context.Context, url string, cfg postgres.LoadConfig, 
 	if cfg.DeleteMissing && summary.Problems > 0 {
 		return fmt.Errorf("%d invalid lines: with --delete-missing nothing was loaded or deleted", summary.Problems)
 	}
-	a.say("read in %s; merging\n", a.now().Sub(began).Round(time.Millisecond))
+	a.say("read in %s; merging\n", time.Since(began).Round(time.Millisecond))
 	merged, err := load.Seal(ctx, groups.Sealing(cfg.DeleteMissing))
 	if err != nil {
 		return err
 	}
-	if err := a.printLoad(summary, merged, a.now().Sub(began)); err != nil {
+	if err := a.printLoad(summary, merged, time.Since(began)); err != nil {
 		return err
 	}
 	if summary.Problems > 0 {
@@ -114,7 +114,7 @@ func (a *app) readInto(
 	for _, file := range files {
 		total += file.Size
 	}
-	bar := progress.NewCount(a.stderr, "kB read", int(total/1000), a.now)
+	bar := progress.NewCount(a.stderr, "kB read", int(total/1000), time.Now)
 	defer bar.Close()
 	var mu sync.Mutex
 	var done int64
@@ -162,7 +162,7 @@ The same seed gives the same files, byte for byte.`,
 			if cfg.Patients < 1 {
 				return usage("--patients must be at least 1")
 			}
-			count := progress.NewCount(a.stderr, "patients", cfg.Patients, a.now)
+			count := progress.NewCount(a.stderr, "patients", cfg.Patients, time.Now)
 			cfg.Progress = count.Set
 			summary, err := synth.Generate(ctx, cfg)
 			count.Close()

@@ -329,21 +329,10 @@ func TestLoadDatabaseURL(t *testing.T) {
 	}
 }
 
-func TestLoadUsage(t *testing.T) {
+// Missing files are detected before the database is opened.
+func TestLoadFiles(t *testing.T) {
 	file := ndjson(t, patient("a"))
-	nowhere := "postgres://u:hunter2@127.0.0.1:1/d"
-	for _, args := range [][]string{
-		{}, {"--parallel", "0", file}, {"--parallel", "-1", file}, {"--history", "-1s", file}, {"--history", "7", file},
-		{"--delete-missing=x", file}, {"--nonsense", file},
-	} {
-		code, stdout, stderr := run(t, append([]string{"load", "--database", nowhere}, args...)...)
-		if code != ExitUsage || stdout != "" || !strings.HasPrefix(stderr, "sluice: ") {
-			t.Errorf("%q: exit %d, %q, %q", args, code, stdout, stderr)
-		}
-		quotesNothing(t, stderr)
-	}
-	// Missing files are detected before the database is opened.
-	s := store{t: t, url: nowhere}
+	s := store{t: t, url: "postgres://u:hunter2@127.0.0.1:1/d"}
 	s.fails("none: no such file", file, file+".none")
 	s.fails("has no *.ndjson", t.TempDir())
 	s.fails("is named twice", file, file)

@@ -1,3 +1,5 @@
+// Package command is the command line of sluice. Standard output gets results only; everything else goes to standard
+// error.
 package command
 
 import (
@@ -6,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -40,9 +41,7 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 
 // app holds what the commands share.
 type app struct {
-	stdin          io.Reader
 	stdout, stderr io.Writer
-	now            func() time.Time
 	running        bool // the command line was parsed
 	flags          sharedFlags
 }
@@ -58,7 +57,7 @@ type sharedFlags struct {
 
 // Run runs one command line, without the program's name, and returns the exit code. It ends soon after ctx is done.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdin: os.Stdin, stdout: stdout, stderr: stderr, now: time.Now}
+	a := &app{stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
 		Use:           "sluice",
 		Short:         "Export, load and check FHIR bulk data",

@@ -81,7 +81,7 @@ server accepts such a token.`,
 			if err != nil {
 				return err
 			}
-			signed, err := issuer.Sign(subject, scope, audience, ttl, a.now())
+			signed, err := issuer.Sign(subject, scope, audience, ttl, time.Now())
 			if err != nil {
 				return fmt.Errorf("sign the token: %w", err)
 			}
@@ -98,15 +98,15 @@ server accepts such a token.`,
 	return cmd
 }
 
-// tokens returns the token source of the flags, nil for none, and the base URL.
-func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) {
+// tokensOf returns the token source of the flags, nil for none, and the base URL.
+func tokensOf(flags exportFlags) (bulkclient.TokenSource, string, error) {
 	switch {
 	case flags.token != "":
-		return fixedToken(flags.token), flags.base, nil
+		return heldToken(func() (string, error) { return flags.token, nil }), flags.base, nil
 	case flags.tokenFile != "":
-		return fileToken(flags.tokenFile), flags.base, nil
+		return heldToken(func() (string, error) { return readToken(flags.tokenFile) }), flags.base, nil
 	case flags.clientID != "":
-		source, err := a.clientTokens(flags)
+		source, err := clientTokens(flags)
 		return source, flags.base, err
 	case flags.state == "":
 		return nil, flags.base, nil
@@ -127,8 +127,8 @@ func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) 
 	if !bulkclient.SameOrigin(base, quick.BaseURL) {
 		return nil, "", usage("--base is not on the origin of the standalone server, %s", quick.BaseURL)
 	}
-	return bulkclient.CachedTokens(a.now, func(context.Context) (string, time.Duration, error) {
-		token, err := issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, a.now())
+	return bulkclient.CachedTokens(time.Now, func(context.Context) (string, time.Duration, error) {
+		token, err := issuer.Sign(quick.Subject, quick.Scope, quick.BaseURL, signedFor, time.Now())
 		if err != nil {
 			err = fmt.Errorf("sign a token: %w", err)
 		}
@@ -139,35 +139,31 @@ func (a *app) tokens(flags exportFlags) (bulkclient.TokenSource, string, error) 
 // signedFor is the lifetime of a signed token, short because of conformance B-39.
 const signedFor = 5 * time.Minute
 
-// fixedToken is a token without renewal.
-type fixedToken string
+// heldToken is a token that this process does not renew. It is read for every request.
+type heldToken func() (string, error)
 
-func (t fixedToken) Token(_ context.Context, refused string) (string, error) {
-	if refused == string(t) {
+func (read heldToken) Token(_ context.Context, refused string) (string, error) {
+	token, err := read()
+	if err == nil && token == refused {
 		return "", bulkclient.ErrTokenRefused
 	}
-	return string(t), nil
+	return token, err
 }
 
-// fileToken is a file with a token that another process renews. It is read for every request.
-type fileToken string
-
-func (f fileToken) Token(_ context.Context, refused string) (string, error) {
-	text, err := os.ReadFile(string(f))
+// readToken reads a file with a token that another process renews.
+func readToken(file string) (string, error) {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", fmt.Errorf("read the token: %w", err)
 	}
 	token := strings.TrimSpace(string(text))
 	if token == "" || strings.ContainsAny(token, " \t\r\n") {
-		return "", fmt.Errorf("read the token: %s does not contain exactly one token", string(f))
-	}
-	if token == refused {
-		return "", bulkclient.ErrTokenRefused
+		return "", fmt.Errorf("read the token: %s does not contain exactly one token", file)
 	}
 	return token, nil
 }
 
-func (a *app) clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
+func clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
 	if flags.base == "" {
 		return nil, usage("--base is required")
 	}
@@ -176,9 +172,9 @@ func (a *app) clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
 		return nil, err
 	}
 	source, err := bulkclient.NewTokenSource(bulkclient.Credentials{
-		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, InsecureHTTP: flags.insecure, Now: a.now,
+		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, InsecureHTTP: flags.insecure, Now: time.Now,
 		Assert: func(endpoint string) (string, error) {
-			return signer.SignAssertion(flags.clientID, endpoint, a.now())
+			return signer.SignAssertion(flags.clientID, endpoint, time.Now())
 		},
 	})
 	if err != nil {

@@ -31,16 +31,15 @@ type Bars struct {
 type typeBar struct {
 	bar              *mpb.Bar
 	resources, bytes int64
-	files            int // unfinished
+	total            int64 // resources
+	files            int   // unfinished
 	counted          bool
 }
 
 // NewBars starts the bars on a terminal. Close ends them.
-func NewBars(terminal io.Writer) *Bars { return newBars(terminal) }
-
-func newBars(out io.Writer, options ...mpb.ContainerOption) *Bars {
+func NewBars(terminal io.Writer, options ...mpb.ContainerOption) *Bars {
 	return &Bars{
-		container: mpb.New(append(options, mpb.WithOutput(out), mpb.WithWidth(48))...),
+		container: mpb.New(append(options, mpb.WithOutput(terminal), mpb.WithWidth(48))...),
 		types:     make(map[string]*typeBar),
 	}
 }
@@ -77,7 +76,6 @@ func (b *Bars) Planned(files []bulkclient.File) {
 	if b.server != nil {
 		b.server.SetCurrent(100)
 	}
-	totals := make(map[string]int64)
 	var order []string
 	for _, file := range files {
 		label := labelOf(file)
@@ -89,7 +87,7 @@ func (b *Bars) Planned(files []bulkclient.File) {
 		}
 		one.files++
 		one.counted = one.counted && file.Count >= 0
-		totals[label] += file.Count
+		one.total += file.Count
 	}
 	for _, label := range order {
 		one := b.types[label]
@@ -103,7 +101,7 @@ func (b *Bars) Planned(files []bulkclient.File) {
 		)
 		if one.counted {
 			// A bar that is created with a total ends with the last resource, before the file is checked.
-			one.bar.SetTotal(totals[label], false)
+			one.bar.SetTotal(one.total, false)
 		}
 	}
 }

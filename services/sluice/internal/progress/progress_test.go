@@ -71,7 +71,7 @@ func TestBarsEnd(t *testing.T) {
 	for name, finish := range map[string]bool{"finished": true, "interrupted": false} {
 		t.Run(name, func(t *testing.T) {
 			out := &screen{}
-			bars := newBars(out, mpb.WithAutoRefresh(), mpb.WithRefreshRate(time.Millisecond))
+			bars := NewBars(out, mpb.WithAutoRefresh(), mpb.WithRefreshRate(time.Millisecond))
 			for percent := range 200 { // long enough to be drawn in between
 				bars.Polled(bulkclient.Status{State: "started", Percent: percent})
 			}
