@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# verify.sh: what has to hold of the tree besides its tests. All checks run, several at once, and the failed ones are
+# verify.sh: the checks of the repository other than its tests. All checks run, several at once, and the failed ones are
 # listed at the end. Checks of a module run with GOWORK=off: a module that only builds inside the workspace is broken for
 # everybody outside it.
 set -euo pipefail
@@ -28,7 +28,7 @@ run() {
 	local name=$1 log code began=$SECONDS
 	log=$(mktemp "$work/log.XXXXXX")
 	shift
-	set +e # not `if "$@"`, in which bash lets a function go on after a command of it failed
+	set +e # in `if "$@"` bash would continue a function after a failed command
 	(
 		set -e
 		"$@"
@@ -77,8 +77,8 @@ generated() {
 	fi
 }
 
-# proto_base prints the commit whose .proto files the present ones have to be compatible with: where this branch left
-# origin/main, or, on main itself, the version before the last change.
+# proto_base prints the commit with which the .proto files must be compatible: the merge base with origin/main, or, on main
+# itself, the version before the last change.
 proto_base() {
 	local base changed
 	base=$(git merge-base HEAD origin/main 2>/dev/null || true)
@@ -123,7 +123,7 @@ alerts() {
 }
 
 # vulnerabilities fails for a known vulnerability that a service can reach. It uses the database that SLUICE_VULNDB names
-# (such as file:///srv/vulndb), or else the public one, or, when that cannot be reached, an archived copy beside the
+# (such as file:///srv/vulndb), by default the public one, or, if that is unreachable, an archived copy beside the
 # checkout.
 vulnerabilities() {
 	local govulncheck db=() archive

@@ -30,8 +30,8 @@ func (l *Lifecycle) FailJob(ctx context.Context, id export.JobID, reason string)
 	return l.Queue.EnqueueLatePurge(ctx, id)
 }
 
-// FailJobFrom is FailJob by the holder of a lease on the plan or the seal. failed is false when the job had ended
-// otherwise meanwhile.
+// FailJobFrom is FailJob by the holder of a lease on the plan or the seal. failed is false when the job has ended in
+// another way meanwhile.
 func (l *Lifecycle) FailJobFrom(ctx context.Context, lease export.Lease, reason string) (failed bool, err error) {
 	now := l.Now()
 	err = l.Store.FailJobFrom(ctx, lease, reason, now, now.Add(l.Retention))
@@ -41,7 +41,7 @@ func (l *Lifecycle) FailJobFrom(ctx context.Context, lease export.Lease, reason 
 	return err == nil, l.Queue.EnqueueLatePurge(ctx, lease.Job)
 }
 
-// ExpireNow expires a finished job before its time and queues its purge; for a cancelled or expired one it queues the
+// ExpireNow expires a finished job early and queues its purge; for a cancelled or expired one it queues the
 // purge once more. ErrNotFound when there is no such job; ErrConflict when it is live.
 func (l *Lifecycle) ExpireNow(ctx context.Context, id export.JobID) error {
 	job, err := l.Store.Job(ctx, id)
@@ -94,7 +94,7 @@ func (l *Lifecycle) ExpireDue(ctx context.Context) (expired []export.Job, err er
 	}
 }
 
-// expireOne returns the job if it has expired by this call.
+// expireOne returns the job if this call expired it.
 func (l *Lifecycle) expireOne(ctx context.Context, entry jobstore.Entry) (*export.Job, error) {
 	id := entry.ID
 	job, err := l.Store.Job(ctx, id)
@@ -120,9 +120,9 @@ func (l *Lifecycle) expireOne(ctx context.Context, entry jobstore.Entry) (*expor
 	return &job, l.Queue.EnqueuePurge(ctx, id)
 }
 
-// Purge deletes everything of a job that its owner can no longer see, the record last: a purge that was killed is found
-// by the record or the index entry and done again. A failed job keeps its record, which holds the reason, but loses its
-// files. Any other job is left alone. purged is false unless the job was forgotten.
+// Purge deletes the objects and then the record of a job that its owner can no longer see. After a kill, the expire pass
+// finds the record or the index entry and enqueues the purge again. A failed job loses its files but keeps its record with
+// the reason. Any other job is left alone. purged is true if the record was removed.
 func (l *Lifecycle) Purge(ctx context.Context, id export.JobID) (purged bool, err error) {
 	job, err := l.Store.Job(ctx, id)
 	switch {
@@ -158,14 +158,14 @@ func (l *Lifecycle) purgeSteps(id export.JobID) []func(context.Context) error {
 			_, err := l.Objects.DeletePrefix(ctx, prefix)
 			return err
 		},
-		func(ctx context.Context) error { // nothing may be left before the job is forgotten
+		func(ctx context.Context) error { // the prefix must be empty before the record is removed
 			return l.Objects.List(ctx, prefix, func(objects.Info) error { return errNotEmpty })
 		},
 		func(ctx context.Context) error { return l.Store.Remove(ctx, id) },
 	}
 }
 
-// record puts a step in the audit log before it is taken. If that fails the step is not taken; the next pass tries again.
+// record records a step in the audit log before it is taken. If that fails, the step is not taken; the next pass retries.
 func (l *Lifecycle) record(action audit.Action, id export.JobID) error {
 	return l.Audit.Record(audit.Event{Action: action, Outcome: audit.Success, Job: id})
 }

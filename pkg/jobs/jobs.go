@@ -1,10 +1,9 @@
-// Package jobs is the life of a job. It alone pairs a step in the job store with what has to follow in the queue and the
-// object store: the API, the workers, the scheduler and the operators' commands all call it.
+// Package jobs implements the steps of a job. It is the only package that pairs a step in the job store with the steps that
+// follow in the queue and the object store. The API, the workers, the scheduler and the operators' commands call it.
 //
-// The step in the store decides; it is one script. What follows may be lost with the process: a rescue enqueues a unit
-// without a task, the expire pass enqueues the purge of every due job again, and the
-// sweep deletes the files of failed jobs. So each function may be repeated or die
-// halfway.
+// The step in the store decides; it is one script. The steps that follow may be lost with the process: a rescue enqueues a
+// unit without a task, the expire pass enqueues the purge of every due job again, and the sweep deletes the files of failed
+// jobs. So each function may be repeated or interrupted.
 package jobs
 
 import (
@@ -52,14 +51,13 @@ func (s Settings) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Gone reports whether the error means that the job or the unit is no longer there to be changed: another caller was
-// faster.
+// Gone reports whether the error means that another caller has ended the job or the unit meanwhile.
 func Gone(err error) bool {
 	return errors.Is(err, export.ErrNotFound) || errors.Is(err, export.ErrConflict) ||
 		errors.Is(err, export.ErrNotLive) || errors.Is(err, export.ErrFenced)
 }
 
-// enqueue puts the unit's task in the queue. A task that a worker has taken meanwhile is fine.
+// enqueue enqueues the unit's task. It is not an error if a worker has already taken the task.
 func (l *Lifecycle) enqueue(ctx context.Context, task queue.Task) error {
 	if task.Trace == "" {
 		task.Trace = telemetry.TraceParent(ctx)

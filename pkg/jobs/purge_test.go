@@ -64,7 +64,7 @@ func TestAPurgeKilledBetweenAnyTwoSteps(t *testing.T) { // spec 6
 		id := l.started(t)
 		queueErr, err := l.Cancel(t.Context(), id)
 		must(t, errors.Join(queueErr, err))
-		for _, step := range l.purgeSteps(id)[:done] { // and here the process dies
+		for _, step := range l.purgeSteps(id)[:done] { // the process dies after these
 			must(t, step(t.Context()))
 		}
 		_, err = l.Purge(t.Context(), id)

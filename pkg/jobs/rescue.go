@@ -14,17 +14,17 @@ const rescueBatch = 200
 
 // Rescued counts what a rescue found.
 type Rescued struct {
-	Lost     []export.Lease // units that had lost their worker, at their new fences
-	Refenced []export.Lease // units whose task left the queue and never claimed them
+	Lost     []export.Lease // units whose worker was lost, at their new fences
+	Refenced []export.Lease // units whose task was taken from the queue and did not claim them
 }
 
 // Rescue enqueues units of a live job that have been silent, under a new fence if they had a worker, and issues waiting
-// ones. What it found is in the result also when it returns an error. trace, if not nil, returns the traceparent under
+// ones. The result is valid even with an error. trace, if not nil, returns the traceparent under
 // which a lost unit is enqueued.
 func (l *Lifecycle) Rescue(
 	ctx context.Context, id export.JobID, silence time.Duration, trace func(context.Context, export.Lease) string,
 ) (rescued Rescued, err error) {
-	// First what may fail without a change: a stale unit that was taken counts as heard of.
+	// This may fail and changes nothing, so it comes first: RescueStale marks the units that it returns as heard of.
 	most, err := l.Queue.Outstanding(ctx, l.Outstanding)
 	if err != nil {
 		return rescued, err
@@ -53,9 +53,9 @@ func (l *Lifecycle) Rescue(
 	return rescued, errors.Join(errs...)
 }
 
-// requeue makes sure that an unclaimed unit has a task in the queue. A task that was taken and has not claimed its unit in
-// all this time belongs to a process that died in between, or waits for a retry: the unit gets a new fence and a new
-// task, which requeue returns as a lease, and the old task finds its fence stale.
+// requeue makes sure that an unclaimed unit has a task in the queue. If its task was taken but has not claimed the unit for
+// so long, the process died in between, or the task waits for a retry. Then the unit gets a new fence and a new task, which
+// requeue returns as a lease; the fence of the old task is stale.
 func (l *Lifecycle) requeue(ctx context.Context, lease export.Lease) (refenced export.Lease, err error) {
 	err = l.Queue.EnqueueUnit(ctx, queue.TaskOf(lease))
 	if !errors.Is(err, queue.ErrTaken) {

@@ -12,19 +12,19 @@ import (
 )
 
 const (
-	// startTimeout bounds recording and queueing a job. They go on when the client hangs up.
+	// startTimeout bounds recording and queueing a job. They continue when the client disconnects.
 	startTimeout = 20 * time.Second
 	// undoTimeout bounds the removal of a job that could not be queued.
 	undoTimeout = 3 * time.Second
 )
 
-// Start records a job and queues its plan, if the owner has a place for it. record puts the kick-off of the returned id in
-// the audit log; it is called before the job exists, and its error ends the start (ADR-0009).
+// Start records a job and queues its plan, if the owner is below the limit of live jobs. It calls record to record the
+// kick-off with the returned id in the audit log, before the job exists; an error of record ends the start (ADR-0009).
 //
-// The id is the job's own, or that of a live job with the same request that it joins. FullError when the owner has no
-// place. After any other error neither record nor task is left, as far as Redis can be reached: a recorded job without a
-// task would be polled for a long time (K-20, pitfall 34), and one whose id was never returned would run for no client.
-// With joinErr the job has started, but identical kick-offs can join it only when its plan is claimed.
+// The id is that of the new job, or of a live job with the same request that the kick-off joins. FullError when the owner
+// is at the limit. After any other error the record and the task are removed if Redis can be reached: clients would poll a
+// recorded job without a task for a long time (K-20, pitfall 34), and a job whose id was never returned has no client. With
+// joinErr the job has started, but identical kick-offs can join it only after its plan is claimed.
 func (l *Lifecycle) Start(
 	ctx context.Context, job export.Job, admission jobstore.Admission, record func(export.JobID) error,
 ) (id export.JobID, joinErr, err error) {
@@ -43,11 +43,11 @@ func (l *Lifecycle) Start(
 	admitted, err = l.Store.Create(ctx, job, export.FirstUnit(), admission)
 	switch {
 	case errors.As(err, &jobstore.FullError{}):
-		return "", nil, err // another kick-off took the place meanwhile; nothing was recorded
+		return "", nil, err // another kick-off reached the limit meanwhile; nothing was recorded
 	case err != nil:
-		return "", nil, l.undo(ctx, job.ID, err) // it may be recorded all the same: only the answer may be lost
+		return "", nil, l.undo(ctx, job.ID, err) // it may be recorded: perhaps only the answer was lost
 	case admitted != job.ID:
-		return admitted, nil, record(admitted) // an identical kick-off came between
+		return admitted, nil, record(admitted) // an identical kick-off was faster
 	}
 	task := queue.Task{Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: jobstore.FirstFence, Trace: job.Trace}
 	if err := l.enqueue(ctx, task); err != nil {

@@ -52,7 +52,7 @@ func (l *Lifecycle) RetryUnit(ctx context.Context, id export.JobID, unit export.
 }
 
 // GiveUpUnit closes an open unit as failed: it becomes an entry of the manifest's error list, and the rest of the job
-// goes on. The next rescue issues what becomes free. ErrConflict for the plan and the seal, without which there is no
+// goes on. The next rescue issues further units. ErrConflict for the plan and the seal, without which there is no
 // export, and for a closed unit; ErrNotFound when there is no such unit; ErrNotLive when the job has ended.
 func (l *Lifecycle) GiveUpUnit(ctx context.Context, id export.JobID, unit export.UnitID, reason string) error {
 	job, err := l.Store.Job(ctx, id)
@@ -70,7 +70,7 @@ func (l *Lifecycle) GiveUpUnit(ctx context.Context, id export.JobID, unit export
 	return l.Store.GiveUp(ctx, id, unit, reason, job.Request.Next(found.Kind, false))
 }
 
-// GiveUp closes the lease's unit as failed, as GiveUpUnit does for an operator, and issues what becomes free.
+// GiveUp closes the lease's unit as failed, as GiveUpUnit does for an operator, and issues further units.
 func (l *Lifecycle) GiveUp(ctx context.Context, lease export.Lease, reason string) (issueErr, err error) {
 	job, err := l.Store.Job(ctx, lease.Job)
 	if err != nil {
@@ -88,8 +88,8 @@ func (l *Lifecycle) GiveUp(ctx context.Context, lease export.Lease, reason strin
 	})
 }
 
-// Commit closes the unit with its result and issues the units that become free. After a commit that succeeded issueErr
-// is why they could not be enqueued; the next rescue enqueues them.
+// Commit closes the unit with its result and issues further units. issueErr is the error of the latter after a successful
+// commit; the next rescue enqueues those units.
 func (l *Lifecycle) Commit(ctx context.Context, lease export.Lease, commit jobstore.Commit) (issueErr, err error) {
 	spanCtx, span := telemetry.StartSpan(ctx, "commit")
 	err = l.Store.Commit(spanCtx, lease, commit)

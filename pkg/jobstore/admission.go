@@ -18,7 +18,7 @@ const FirstFence = 1
 // Admission limits the live jobs of an owner.
 type Admission struct {
 	Limit int  // live jobs at once
-	Join  bool // a request identical to that of a live job gets that job instead of one of its own
+	Join  bool // a request identical to that of a live job joins that job
 }
 
 // FullError refuses a job whose owner has as many live ones as allowed.
@@ -27,20 +27,20 @@ type FullError struct{ Running []export.JobID }
 func (e FullError) Error() string { return fmt.Sprintf("the owner has %d live jobs", len(e.Running)) }
 
 const (
-	// joinWait is how long a kick-off waits until an identical one is queued or taken back.
+	// joinWait is how long a kick-off waits until an identical one is queued or removed.
 	joinWait = time.Second
-	// ownerTTL ends an owner's set that no kick-off touches: longer than any job may run.
+	// ownerTTL is the TTL of an owner's set, renewed by each kick-off: longer than any job may run.
 	ownerTTL = safetyTTL
 )
 
 // Admit checks whether Create would record the job. It returns the job's id, or, with Join, that of a live job with the
-// same request. FullError when the owner has no place; ErrUnavailable when an identical job is still being started.
+// same request. FullError when the owner is at the limit; ErrUnavailable when an identical job is still being started.
 func (s *Store) Admit(ctx context.Context, job export.Job, admission Admission) (export.JobID, error) {
 	return s.create(ctx, job, export.Unit{}, admission, true)
 }
 
-// Create records a job with its first unit, issued at fence 1, and takes a place among its owner's live jobs. It decides
-// as Admit does, for a kick-off may have come between. It is idempotent. ErrConflict when the id was removed.
+// Create records a job with its first unit, issued at fence 1, and adds it to its owner's live jobs. It makes the same
+// checks as Admit, because another kick-off may have been faster. It is idempotent. ErrConflict when the id was removed.
 func (s *Store) Create(
 	ctx context.Context, job export.Job, first export.Unit, admission Admission,
 ) (export.JobID, error) {
@@ -91,7 +91,7 @@ func (s *Store) create(
 			}
 			return "", full
 		case "PENDING":
-			// The identical job may be taken back because it could not be queued: its id must not be returned yet.
+			// The identical job is removed if it cannot be queued, so its id must not be returned yet.
 			if time.Since(begun) > joinWait {
 				return "", fmt.Errorf("create job %s: an identical one is being started: %w", job.ID, export.ErrUnavailable)
 			}
@@ -104,7 +104,8 @@ func (s *Store) create(
 	}
 }
 
-// Queued marks a job as queued: identical kick-offs may join it from now on. Without it they may when the plan is claimed.
+// Queued marks a job as queued: identical kick-offs may join it from now on. Otherwise they may join when its plan is
+// claimed.
 func (s *Store) Queued(ctx context.Context, id export.JobID) error {
 	_, err := s.run(ctx, "mark as queued", s.scripts.queued, id)
 	return err
@@ -121,7 +122,7 @@ func (s *Store) Allow(
 	return wait, nil
 }
 
-// count counts up. A window begins with the first count after the last one's end: it is the counter's life.
+// count increments a counter. Its window begins with the first count after the end of the last window, and is its TTL.
 func (s *Store) count(ctx context.Context, counter string, window time.Duration, limit int) (time.Duration, error) {
 	left, err := s.scripts.count.Run(ctx, s.redis, []string{counter}, window.Milliseconds(), limit).Int64()
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 
 var somebody = export.Owner{Issuer: "https://issuer.example", Subject: "somebody"}
 
-// asked returns a job of the owner that is not recorded yet.
+// asked returns a job of the owner that is not yet recorded.
 func asked(c *clock, owner export.Owner, group string) export.Job {
 	return export.Job{
 		ID: export.NewJobID(), State: export.Scheduled, Created: c.now(), Owner: owner,
@@ -38,7 +38,7 @@ func start(t *testing.T, s *jobstore.Store, job export.Job, limit int) {
 	}
 }
 
-// wantFull checks that the owner has no place for the job, and that the check records nothing.
+// wantFull checks that the owner is at the limit, and that the check records nothing.
 func wantFull(t *testing.T, s *jobstore.Store, job export.Job, limit int, running ...export.JobID) {
 	t.Helper()
 	slices.Sort(running)
@@ -125,7 +125,8 @@ func TestEveryEndFreesThePlace(t *testing.T) {
 	})
 }
 
-// The previous release enters a job before its record: a young entry without one takes a place, an old one does not.
+// The previous release writes the entry of a job before its record: a young entry without a record counts, an old one does
+// not.
 func TestEntriesOfThePreviousRelease(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
 		pending := asked(c, somebody, "g")

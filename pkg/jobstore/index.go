@@ -143,7 +143,8 @@ func (s *Store) Sizes(ctx context.Context) (active, ended int, err error) {
 	return int(a), int(k), redisclient.Unavailable("count kept jobs", err)
 }
 
-// ListEnded lists the ended jobs that are not purged yet, the first due first, in pages of the caller's size.
+// ListEnded lists the ended jobs that are not yet purged, in the order in which they are due, in pages of the caller's
+// size.
 func (s *Store) ListEnded(ctx context.Context, offset, count int) ([]Entry, error) {
 	found, err := s.redis.ZRangeArgsWithScores(ctx, redis.ZRangeArgs{
 		Key: dueIndex, Start: offset, Stop: offset + count - 1,

@@ -16,7 +16,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// ListJobs lists the newest jobs of both indexes, at most so many of each, unordered. more reports that there are others.
+// ListJobs lists the newest jobs of both indexes, at most the given number of each, unordered. more reports whether there
+// are others.
 func (s *Store) ListJobs(ctx context.Context, most int) (ids []export.JobID, more bool, err error) {
 	var active, due *redis.StringSliceCmd
 	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -72,16 +73,16 @@ func (s *Store) Jobs(ctx context.Context, ids []export.JobID) ([]export.Job, err
 	return jobs, nil
 }
 
-// UnitStatus is a unit with everything that is kept beside it.
+// UnitStatus is a unit with its state.
 type UnitStatus struct {
 	Unit     export.Unit
 	Fence    int64
 	Attempts int          // failures so far
 	Cause    export.Cause // why it was last given back or lost; "" when it never was
 	Waiting  bool         // not yet handed to the queue
-	Claimed  bool         // a worker has it
-	// Heard is when it was issued or last heard of, or later than Inspection.At, when it is to be tried again. Zero: it is
-	// not issued.
+	Claimed  bool         // a worker has claimed it
+	// Heard is when it was issued or sent its last heartbeat; a time after Inspection.At is that of its next attempt. Zero:
+	// it is not issued.
 	Heard  time.Time
 	Closed bool
 	Result export.Result // of a closed one
@@ -199,7 +200,7 @@ func (s *Store) readResults(
 	return nil
 }
 
-// Health is the state of the Redis server. Fields that it does not report, as an embedded one, are empty.
+// Health is the state of the Redis server. Fields that the server does not report, such as an embedded one, are empty.
 type Health struct {
 	Version    string
 	Eviction   string        // maxmemory-policy
@@ -214,7 +215,7 @@ type Health struct {
 
 // Health reads the state of the Redis server.
 func (s *Store) Health(ctx context.Context) (Health, error) {
-	if err := s.redis.Ping(ctx).Err(); err != nil { // not to count the connection as latency
+	if err := s.redis.Ping(ctx).Err(); err != nil { // so that Latency does not include the connection
 		return Health{}, redisclient.Unavailable("read the health of redis", err)
 	}
 	begun := time.Now()

@@ -23,7 +23,7 @@ type Pause struct {
 	Until  time.Time `json:"until,omitzero"`   // by Redis' clock; zero: until ResumeKickoffs
 }
 
-// PauseKickoffs pauses kick-offs on all replicas of the API. It replaces the pause before.
+// PauseKickoffs pauses kick-offs on all replicas of the API. It replaces the previous pause.
 func (s *Store) PauseKickoffs(ctx context.Context, pause Pause) error {
 	text, err := json.Marshal(pause)
 	if err != nil {
@@ -51,7 +51,7 @@ func (s *Store) KickoffsPaused(ctx context.Context) (pause Pause, paused bool, e
 		return Pause{}, false, redisclient.Unavailable("read the pause of kick-offs", err)
 	}
 	if err := json.Unmarshal(text, &pause); err != nil {
-		// Kick-offs stay paused: an unreadable pause must not accept them.
+		// An unreadable pause counts as a pause.
 		return Pause{}, true, fmt.Errorf("read the pause of kick-offs: %w: %w", export.ErrUnavailable, err)
 	}
 	return pause, true, nil

@@ -15,7 +15,7 @@ import (
 )
 
 // Key returns the job's wrapped data key, empty when its objects are not encrypted. ErrNotFound when there is no such
-// job: its key went with it.
+// job: its key was deleted with it.
 func (s *Store) Key(ctx context.Context, id export.JobID) ([]byte, error) {
 	fields, err := s.redis.HMGet(ctx, key(id, "job"), "state", "key").Result()
 	if err != nil {
@@ -28,7 +28,7 @@ func (s *Store) Key(ctx context.Context, id export.JobID) ([]byte, error) {
 	return []byte(wrapped), nil
 }
 
-// Job returns the record. ErrNotFound when there is none; expiry is the caller's business (Job.Visible).
+// Job returns the record. ErrNotFound when there is none. It does not check expiry: see Job.Visible.
 func (s *Store) Job(ctx context.Context, id export.JobID) (export.Job, error) {
 	fields, err := s.redis.HGetAll(ctx, key(id, "job")).Result()
 	if err != nil {
@@ -78,13 +78,13 @@ func (s *Store) Cancel(ctx context.Context, id export.JobID, now time.Time) erro
 }
 
 // FailJob ends a job that cannot produce anything. Its owner sees the reason until the job expires. It is idempotent.
-// ErrConflict when the job has ended otherwise.
+// ErrConflict when the job has ended in another way.
 func (s *Store) FailJob(ctx context.Context, id export.JobID, reason string, now, expires time.Time) error {
 	return s.FailJobFrom(ctx, export.Lease{Job: id}, reason, now, expires)
 }
 
 // FailJobFrom is FailJob by the holder of a lease on the plan or the seal, without which there is no export. ErrFenced
-// when the lease is lost: another attempt decides then.
+// when the lease is lost: then another attempt decides.
 func (s *Store) FailJobFrom(ctx context.Context, lease export.Lease, reason string, now, expires time.Time) error {
 	return s.end(ctx, "fail", lease.Job, lease, export.Failed, expires,
 		"failure", reason, "finished", millis(now), "expires", millis(expires))
@@ -96,7 +96,7 @@ func (s *Store) Expire(ctx context.Context, id export.JobID, due time.Time) erro
 	return s.end(ctx, "expire", id, export.Lease{}, export.Expired, due)
 }
 
-// end moves a job to a state without work left and files it as due.
+// end moves a job to an ended state and into the due index.
 func (s *Store) end(
 	ctx context.Context, act string, id export.JobID, lease export.Lease, to export.State, due time.Time, fields ...any,
 ) error {
@@ -114,7 +114,7 @@ func (s *Store) ttlFrom(due time.Time) int64 {
 	return (max(due.Sub(now()), 0) + endedTTL).Milliseconds()
 }
 
-// Remove forgets a job: record, units and index entries. It is idempotent. A Create of this id that arrives later is
+// Remove deletes a job: record, units and index entries. It is idempotent. A Create of this id that arrives later is
 // refused.
 func (s *Store) Remove(ctx context.Context, id export.JobID) error {
 	_, err := s.run(ctx, "remove", s.scripts.remove, id, removedTTL.Milliseconds())
@@ -143,8 +143,8 @@ func (s *Store) File(ctx context.Context, id export.JobID, name string) (export.
 	return export.File{}, missing
 }
 
-// AllowPoll counts a status poll. It returns how long the client has to wait when it has asked more than limit times
-// in the window, and zero when the poll is allowed.
+// AllowPoll counts a status poll. It returns how long the client must wait if there were more than limit polls in the
+// window, or zero if the poll is allowed.
 func (s *Store) AllowPoll(
 	ctx context.Context, id export.JobID, window time.Duration, limit int,
 ) (wait time.Duration, err error) {

@@ -221,7 +221,7 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
 			"claim":     func() error { _, err := s.Claim(ctx, id, old.Unit.ID, export.KindExport, 1); return err },
 		} {
 			if err := step(); !errors.Is(err, export.ErrFenced) {
-				t.Errorf("%s under a stale fence: %v, want fenced off", name, err)
+				t.Errorf("%s under a stale fence: %v, want ErrFenced", name, err)
 			}
 		}
 		fresh := claim(t, s, id, "Large-00000", export.KindExport, 2)
@@ -559,7 +559,7 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	}
 }
 
-// A record is never without its index entry, and every key of a job ends by itself if no scheduler ever purges it.
+// A record always has its index entry, and every key of a job expires if no scheduler ever purges the job.
 func TestIndexesAndSafetyTTL(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
 		ctx := t.Context()

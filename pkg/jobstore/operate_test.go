@@ -97,7 +97,7 @@ func TestReopen(t *testing.T) {
 		if issued := issue(t, s, id, 10); len(issued) != 0 {
 			t.Errorf("issued %+v beside the unit that was reopened", issued)
 		}
-		// The seal was withdrawn. It can be neither retried nor given up before the unit is closed: the manifest would lack it.
+		// The seal was taken back. It can be neither retried nor given up before the unit is closed: the manifest would lack it.
 		_, err = s.Reopen(ctx, id, export.SealUnit)
 		wantErr(t, "a retry of the seal that was taken back", err, export.ErrConflict)
 		wantErr(t, "giving it up", s.GiveUp(ctx, id, export.SealUnit, "x", seal), export.ErrConflict)
@@ -145,7 +145,7 @@ func TestReopenRefuses(t *testing.T) {
 		_, err = s.Reopen(ctx, id, threeUnits[0].ID)
 		wantErr(t, "while references are followed", err, export.ErrConflict)
 		if err == nil || !strings.Contains(err.Error(), "references") {
-			t.Errorf("%v does not say why", err)
+			t.Errorf("%v does not have the reason", err)
 		}
 		// The units that a lost attempt has staged must not become visible with another unit's commit.
 		cut := export.Unit{ID: "Organization-00000", Kind: export.KindExportReferenced, Type: "Organization"}
@@ -163,7 +163,7 @@ func TestReopenRefuses(t *testing.T) {
 		found, err := s.Inspect(ctx, id)
 		must(t, err)
 		if slices.ContainsFunc(found.Units, func(u jobstore.UnitStatus) bool { return u.Unit.ID == cut.ID }) {
-			t.Error("a unit of a lost attempt has come to light")
+			t.Error("a unit of a lost attempt has become visible")
 		}
 	})
 }

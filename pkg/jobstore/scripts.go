@@ -14,8 +14,8 @@ import (
 //go:embed lua/*.lua
 var luaFiles embed.FS
 
-// scripts are the store's compare-and-set steps, one Lua file each. All but count share a prelude that names the keys
-// and carries the state machine of pkg/export, so that there is one table of transitions.
+// scripts are the compare-and-set steps of the store, one Lua file each. All except count share a prelude with the names of
+// the keys and the transitions of pkg/export, so that the state machine is defined only once.
 type scripts struct {
 	create, queued, claim, heartbeat, stage, commit, issue, release, rescue, refence, reopen, giveup *redis.Script
 	end, remove, refile                                                                              *redis.Script

@@ -1,11 +1,11 @@
 // Package jobstore keeps jobs and their units in Redis. Every step that changes a job is one Lua script that compares
-// before it sets, and changes record, units and indexes together: it may be repeated, delayed or raced, and it happens once
-// or not at all. A record is never without its index entry.
+// before it sets, and changes record, units and indexes together: it may be repeated, delayed or raced, and takes effect
+// once or not at all. A record always has its index entry.
 //
 // Two sorted sets index all jobs: "active" (live jobs) and "due" (ended jobs, by when they expire or are to be purged). A
 // third one for each owner counts the live jobs against the owner's limit.
 //
-// Redis must run with noeviction and an append-only file: what is lost there is lost.
+// Redis must run with noeviction and an append-only file: there is no other copy of the jobs.
 package jobstore
 
 import (
@@ -27,12 +27,12 @@ const (
 )
 
 const (
-	// safetyTTL ends the keys of a live job that no scheduler ever purges. It is far beyond the age at which jobs fail, and
-	// starts again with each claim and commit.
+	// safetyTTL is the TTL of the keys of a live job, in case no scheduler ever purges it. It is far beyond the age at which
+	// jobs fail, and is renewed by each claim and commit.
 	safetyTTL = 90 * 24 * time.Hour
 	// endedTTL is the same for an ended job, from the instant at which it is due.
 	endedTTL = 30 * 24 * time.Hour
-	// removedTTL is how long a removed job's id is refused. Longer than any command can be under way.
+	// removedTTL is how long a removed job's id is refused: longer than any command can be delayed.
 	removedTTL = 10 * time.Minute
 )
 
@@ -62,8 +62,8 @@ type Store struct {
 
 // Open returns a store on the Redis at the URL. It makes no connection yet.
 //
-// Leases, heartbeats and silence use the clock of Redis, so that no machine's clock can take a unit from a worker. Tests
-// pass a clock; everything else passes nil.
+// Leases, heartbeats and silence use the clock of Redis, so that a wrong clock of a machine cannot cost a worker its
+// units. Tests pass a clock; everything else passes nil.
 func Open(url string, now func() time.Time, options ...redisclient.Option) (*Store, error) {
 	scripts, err := loadScripts()
 	if err != nil {
@@ -93,8 +93,8 @@ func keysOf(id export.JobID) []string {
 
 func key(id export.JobID, name string) string { return "sluice:{" + string(id) + "}:" + name }
 
-// run executes a script and maps its verdict to the domain's errors, with the reason if the script gives one. It returns
-// what follows the verdict.
+// run executes a script and maps its status to the domain's errors, with the reason if the script returns one. It returns
+// the values after the status.
 func (s *Store) run(ctx context.Context, act string, script *redis.Script, id export.JobID, args ...any) ([]any, error) {
 	reply, err := script.Run(ctx, s.redis, keysOf(id), args...).Slice()
 	if err != nil {

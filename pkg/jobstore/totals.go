@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// Totals is how much units have committed. Units that an older release committed are missing.
+// Totals are the amounts that units have committed. Units that an older release committed are not included.
 type Totals struct {
 	Resources int64 // lines, without those of error files
 	Bytes     int64 // of these lines
@@ -30,8 +30,8 @@ func totalsOf(result export.Result) Totals {
 	return t
 }
 
-// Totals returns what the units of each job have committed, in the order of the ids. A job that is not there has none.
-// It is one round trip: ask for some hundreds at once.
+// Totals returns what the units of each job have committed, in the order of the ids. Unknown jobs have zero
+// totals. It is one round trip: pass at most a few hundred ids.
 func (s *Store) Totals(ctx context.Context, ids []export.JobID) ([]Totals, error) {
 	if len(ids) == 0 {
 		return nil, nil
@@ -55,7 +55,7 @@ func (s *Store) Totals(ctx context.Context, ids []export.JobID) ([]Totals, error
 	return totals, nil
 }
 
-// Committed returns what all units of all jobs have committed since this Redis began.
+// Committed returns the totals of all units of all jobs ever committed in this Redis.
 func (s *Store) Committed(ctx context.Context) (Totals, error) {
 	fields, err := s.redis.HMGet(ctx, committed, "resources", "bytes", "stored").Result()
 	if err != nil {
@@ -77,7 +77,7 @@ func totalsFrom(fields []any) (Totals, error) {
 		}
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			return Totals{}, fmt.Errorf("a number: %w", err)
+			return Totals{}, fmt.Errorf("parse number: %w", err)
 		}
 		*to = n
 	}

@@ -82,18 +82,18 @@ func (s *Store) Stage(ctx context.Context, lease export.Lease, units []export.Un
 	return err
 }
 
-// Commit is what closing a unit changes besides the unit itself.
+// Commit holds the result of a unit and the changes to its job.
 type Commit struct {
 	Result export.Result
 	// Next is the unit to open if this commit empties the open set; the zero Unit for none.
 	Next export.Unit
-	// Plan, when set, is what the plan froze; the job moves to Running.
+	// Plan, when set, is the outcome of the plan; the job moves to Running.
 	Plan *Plan
 	// Seal, when set, completes the job.
 	Seal *Seal
 }
 
-// Plan is what a committed plan freezes.
+// Plan is the part of a job that its plan decides.
 type Plan struct {
 	Snapshot time.Time
 	Cohort   export.Cohort
@@ -169,8 +169,8 @@ func (s *Store) Issue(ctx context.Context, id export.JobID, most int) ([]export.
 	return issued, nil
 }
 
-// causeField, appended to a unit's id, is the field beside its attempts with the cause of its last release or loss. Ids of
-// units have no dot. A key of its own would be missed by the purge of an older scheduler.
+// causeField, appended to a unit's id, is the field of the attempts hash with the cause of its last release or loss. Ids of
+// units contain no dot. The purge of an older scheduler would not delete a separate key.
 const causeField = ".cause"
 
 // Release gives the unit back under a new fence, to run after the delay. A failed attempt (CauseError) counts against the
@@ -202,8 +202,8 @@ func (s *Store) Refence(ctx context.Context, id export.JobID, unit export.UnitID
 	return fresh, nil
 }
 
-// RescueStale takes up to most units without a heartbeat for as long as silence and marks them as heard of now. A unit
-// that had a worker gets a new fence (lost); the others may have lost their task. All have to be enqueued again.
+// RescueStale takes up to most units without a heartbeat for as long as silence and marks them as heard of now. A claimed
+// unit gets a new fence (lost); the task of an unclaimed one may be lost. All have to be enqueued again.
 func (s *Store) RescueStale(
 	ctx context.Context, id export.JobID, silence time.Duration, most int,
 ) (lost, unclaimed []export.Lease, err error) {
@@ -244,10 +244,10 @@ func decodeLease(id export.JobID, fence, spec any) (export.Lease, error) {
 	return lease, nil
 }
 
-// Reopen runs a unit again at once, under a new fence and with all its attempts: a failed one that nothing builds on yet,
-// a claimed one, whose worker is fenced off, or a delayed one. The unit has to be enqueued; if the caller dies before,
-// RescueStale returns it. ErrNotFound when there is no such unit; ErrNotLive when the job has ended; ErrConflict when the
-// unit is done, waits for its stage, or a later stage has begun.
+// Reopen runs a unit again at once, under a new fence and with all its attempts: a failed unit if no later stage is
+// claimed, a claimed unit, whose worker loses it, or a delayed unit. The unit has to be enqueued; if the caller dies
+// before, RescueStale returns it. ErrNotFound when there is no such unit; ErrNotLive when the job has ended; ErrConflict
+// when the unit is done, waits for its stage, or a later stage has begun.
 func (s *Store) Reopen(ctx context.Context, id export.JobID, unit export.UnitID) (export.Lease, error) {
 	act := "retry " + string(unit) + " of"
 	reply, err := s.run(ctx, act, s.scripts.reopen, id, string(unit), s.clock())
@@ -262,8 +262,8 @@ func (s *Store) Reopen(ctx context.Context, id export.JobID, unit export.UnitID)
 	return lease, nil
 }
 
-// GiveUp closes an open unit as failed for the reason, also one that a worker has claimed; next is the unit to open if no
-// unit is left open. It is idempotent for the same reason. ErrNotFound when there is no such unit; ErrNotLive when the job
+// GiveUp closes an open unit as failed with the reason, even if a worker has claimed it; next is the unit to open if no
+// unit is left open. It is idempotent with the same reason. ErrNotFound when there is no such unit; ErrNotLive when the job
 // has ended; ErrConflict when the unit is closed.
 func (s *Store) GiveUp(ctx context.Context, id export.JobID, unit export.UnitID, reason string, next export.Unit) error {
 	result, err := json.Marshal(export.Result{Failure: reason})
@@ -294,7 +294,7 @@ func (s *Store) Unit(ctx context.Context, id export.JobID, unit export.UnitID) (
 	return found, nil
 }
 
-// Result returns what a closed unit left. ErrNotFound when it is not closed.
+// Result returns the result of a closed unit. ErrNotFound when the unit is not closed.
 func (s *Store) Result(ctx context.Context, id export.JobID, unit export.UnitID) (export.Result, error) {
 	text, err := s.redis.HGet(ctx, key(id, "results"), string(unit)).Result()
 	if errors.Is(err, redis.Nil) {

@@ -34,7 +34,7 @@ type Client struct {
 
 // Open returns a client on the Redis at the URL. It makes no connection yet.
 func Open(url string, options ...redisclient.Option) (*Client, error) {
-	// The connections are not Asynq's own: its ping takes no context, and a readiness check must end soon.
+	// Asynq does not open its own connections: its ping takes no context, and a readiness check must end soon.
 	client, err := redisclient.Open(url, options...)
 	if err != nil {
 		return nil, err
@@ -80,12 +80,12 @@ func (c *Client) EnqueuePurge(ctx context.Context, id export.JobID) error {
 	return c.enqueuePurge(ctx, id, "purge:"+string(id))
 }
 
-// latePurgeEvery is the interval in which late purges of a job are one task.
+// latePurgeEvery is the interval within which late purges of a job share one task.
 const latePurgeEvery = 5 * time.Second
 
 // EnqueueLatePurge enqueues another purge of an ended job, for a unit that was still writing when the job ended: the
-// first purge may be over, or have passed the unit's prefix. All units that report in the same few seconds share one
-// task, which runs after them.
+// first purge may have ended, or have passed the unit's prefix. Requests within the same interval share one task, which
+// runs at its end.
 func (c *Client) EnqueueLatePurge(ctx context.Context, id export.JobID) error {
 	due := time.Now().Truncate(latePurgeEvery).Add(latePurgeEvery)
 	return c.enqueuePurge(ctx, id, fmt.Sprintf("purge:%s:%d", id, due.Unix()), asynq.ProcessAt(due))
@@ -135,7 +135,7 @@ func (c *Client) enqueue(ctx context.Context, task *asynq.Task, queue, id string
 	if errors.Is(err, asynq.ErrTaskIDConflict) {
 		taken, infoErr := c.inspector.GetTaskInfo(queue, id)
 		if errors.Is(infoErr, asynq.ErrTaskNotFound) {
-			return nil // it was done meanwhile
+			return nil // it has completed meanwhile
 		}
 		if infoErr != nil {
 			return fmt.Errorf("%w: %w", export.ErrUnavailable, infoErr)

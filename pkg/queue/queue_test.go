@@ -244,7 +244,7 @@ func TestOneRunOfATickWhoeverTicks(t *testing.T) {
 		duties := make(chan string, 100)
 		stop := serve(t, queue.ServerConfig{URL: url}, queue.Handlers{
 			Purge: func(context.Context, export.JobID) error { return nil },
-			Pass:  func(_ context.Context, duty string) error { duties <- duty; return errors.New("a bad day") },
+			Pass:  func(_ context.Context, duty string) error { duties <- duty; return errors.New("the pass failed") },
 		})
 		bucket := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
 		var clients sync.WaitGroup
@@ -455,7 +455,7 @@ func TestOutstandingFollowsTheWorkers(t *testing.T) { // pitfall 25
 			t.Errorf("%d with twenty slots for long units, want 40", n)
 		}
 		if n := most(7); n != 7 {
-			t.Errorf("%d, configured are 7", n)
+			t.Errorf("%d, want the configured 7", n)
 		}
 	})
 	if _, err := open(t, "redis://127.0.0.1:1").Outstanding(t.Context(), 0); !errors.Is(err, export.ErrUnavailable) {

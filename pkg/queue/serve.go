@@ -35,13 +35,13 @@ type ServerConfig struct {
 	URL         string         // Redis
 	Roots       *x509.CertPool // of a Redis behind rediss://; nil: the system's
 	Concurrency int            // tasks at once
-	Express     int            // further tasks at once of those that are short, for a process that serves units
-	Drain       time.Duration  // on stop, how long running tasks may go on before they are handed back
+	Express     int            // additional slots for short units, for a process that serves units
+	Drain       time.Duration  // on stop, how long running tasks may continue before they are handed back
 	Logger      *slog.Logger
 }
 
-// The intervals at which an idle process polls its queues. A job waits four times so long between its stages; each poll
-// costs Redis some 20 microseconds. The express queue carries the stages of jobs, so it alone has to be quick.
+// The intervals at which an idle process polls its queues. A job waits up to four intervals between its stages; each poll
+// costs Redis about 20 microseconds. The express queue carries the stages of jobs, so its interval is the shortest.
 const (
 	idleCheck    = 50 * time.Millisecond
 	expressCheck = 20 * time.Millisecond
@@ -59,7 +59,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
-	// A drain ends a child of the task's context. If the context that Asynq passed ended, Asynq would take the task for
+	// A drain ends a child of the task's context. If the context of Asynq ended, Asynq would count the task as
 	// failed and stop waiting for its handler.
 	drain, startDrain := context.WithCancel(context.WithoutCancel(ctx))
 	defer startDrain()

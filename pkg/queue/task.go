@@ -1,6 +1,6 @@
-// Package queue carries work between the services on Asynq. A task names a job, a unit and a fence and nothing else: the
-// work itself is in the job store. So a task may be lost (the scheduler enqueues it again), delivered twice or delivered
-// late (its fence is stale by then) without harm.
+// Package queue passes tasks between the services with Asynq. A task only names a job, a unit and a fence; the job store
+// has the rest. So a task may be lost (the scheduler enqueues it again), delivered twice or delivered late (its fence is
+// stale by then) without harm.
 //
 // Outcomes are kept in the job store too. A handler returns an error only when it could not record the outcome; Asynq
 // then retries the task, and in practice never archives it.
@@ -18,14 +18,14 @@ import (
 	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
 )
 
-// The queues. Short units do not wait behind long ones, so that a small job passes a population's: the express queue comes
-// first and has slots of its own. A unit may be in either, since releases decide differently. The names on the wire are
-// those of the first release and never change.
+// The queues. Short units do not wait behind long ones, so that a small job passes a large one: the express queue is served
+// first and has its own slots. Workers accept any unit from either queue, because releases choose the queue differently.
+// The names on the wire are those of the first release and never change.
 const (
 	expressQueue     = "steering" // plan, references, seal, and short units that write files
 	bulkQueue        = "bulk"     // long units that write files
-	maintenanceQueue = "upkeep"   // expire, purge, sweep: as slow as the object store
-	rescueQueue      = "watch"    // rescue: needs Redis alone
+	maintenanceQueue = "upkeep"   // expire, purge, sweep: may wait for the object store
+	rescueQueue      = "watch"    // rescue: only needs Redis
 )
 
 // The task types on the wire. A type is never renamed: old and new workers run side by side.

@@ -18,14 +18,14 @@ type Waiting struct {
 	Units     bool          `json:"-"`         // workers serve it; schedulers serve the others
 	Long      bool          `json:"-"`         // it holds long units, which decide how many workers are needed
 	Pending   int           `json:"pending"`   // tasks that can be taken now
-	Active    int           `json:"active"`    // tasks that a process has
+	Active    int           `json:"active"`    // tasks that a process runs
 	Scheduled int           `json:"scheduled"` // delayed tasks, such as units that wait for a dependency
 	Retry     int           `json:"retry"`     // tasks whose outcome could not be recorded
 	Oldest    time.Duration `json:"-"`         // how long the oldest pending task has waited; 0: there is none
 }
 
-// oldestLooked is how many tasks at the head of a queue are read for the oldest one. Asynq puts unfinished tasks of a
-// stopped server there, without the time since which they wait.
+// oldestLooked is how many tasks at the head of a queue are read to find the oldest. Asynq puts unfinished tasks of a
+// stopped server there, without the time at which they became pending.
 const oldestLooked = 8
 
 // listKey is the Redis key of one of a queue's collections, as Asynq names it: pending and active are lists, scheduled

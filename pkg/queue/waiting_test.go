@@ -134,7 +134,7 @@ func TestTheOldestIsFoundBehindWhatWasPutBack(t *testing.T) {
 		}
 		since("Claim-00002", "no time")
 		if _, err := client.Waiting(t.Context()); !errors.Is(err, export.ErrUnavailable) {
-			t.Errorf("a time that is none: %v", err)
+			t.Errorf("an invalid time: %v", err)
 		}
 	})
 }
@@ -159,7 +159,7 @@ func eventually(t *testing.T, done func() bool) {
 	for !done() {
 		select {
 		case <-ctx.Done():
-			t.Fatal("waited in vain")
+			t.Fatal("timed out")
 		case <-ticker.C:
 		}
 	}

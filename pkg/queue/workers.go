@@ -45,7 +45,8 @@ const (
 const (
 	listenEvery = 2 * time.Second
 	listenLife  = 15 * time.Second // outlasts a pause of the process or of Redis
-	// orderLife is how long an order waits for its process. A later process of the same id ignores orders older than itself.
+	// orderLife is how long an order waits for its process. A later process of the same id ignores orders from before its
+	// start.
 	orderLife = time.Minute
 )
 
@@ -96,7 +97,7 @@ func (c *Client) Processes(ctx context.Context) ([]Process, error) {
 	return list, nil
 }
 
-// add adds one of the process' servers: a worker has one for the express queue and one for all.
+// add adds an Asynq server of the process: a worker has one for the express queue and one for all queues.
 func (p *Process) add(server *asynq.ServerInfo) {
 	if server.Started.Before(p.Started) {
 		p.Started = server.Started.UTC()
@@ -108,7 +109,7 @@ func (p *Process) add(server *asynq.ServerInfo) {
 		p.Maintenance = p.Maintenance || name == maintenanceQueue || name == rescueQueue
 	}
 	for _, at := range server.ActiveWorkers {
-		// A payload that cannot be read is of a later release: the task runs, but has no name here.
+		// An unreadable payload is from a later release: the task runs, but is not listed.
 		if task, err := decodeTask(at.TaskPayload); err == nil && slices.Contains([]string{expressQueue, bulkQueue}, at.Queue) {
 			p.Tasks = append(p.Tasks, Running{Task: task, Since: at.Started.UTC()})
 		}
@@ -140,7 +141,7 @@ func (c *Client) Drain(ctx context.Context, id string) error {
 	return nil
 }
 
-// AwaitDrain waits for a drain order to the process of that id, or for the end of the context. It outlasts outages of
+// AwaitDrain waits for a drain order to the process of that id, or for the end of the context. It survives outages of
 // Redis.
 func (c *Client) AwaitDrain(ctx context.Context, id string) (ordered bool) {
 	var since time.Time

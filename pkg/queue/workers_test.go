@@ -18,7 +18,7 @@ func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
+			t.Fatalf("timed out: %s", what)
 		}
 	}
 }
@@ -34,7 +34,7 @@ func TestProcesses(t *testing.T) {
 		URL: url, Concurrency: 2, Express: 1, Drain: 10 * time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}, queue.Handlers{Unit: func(context.Context, queue.Task) error { <-release; return nil }})
 	var process queue.Process
-	until(t, "the worker says that it has the unit", func() bool {
+	until(t, "the worker reports its unit", func() bool {
 		list, err := client.Processes(t.Context())
 		must(t, err)
 		if len(list) == 1 {
@@ -57,7 +57,7 @@ func TestProcesses(t *testing.T) {
 
 	ordered := make(chan bool, 1)
 	go func() { ordered <- client.AwaitDrain(t.Context(), id) }()
-	until(t, "the order is taken", func() bool { return client.Drain(t.Context(), id) == nil })
+	until(t, "the order is accepted", func() bool { return client.Drain(t.Context(), id) == nil })
 	select {
 	case heard := <-ordered:
 		if !heard {
@@ -91,13 +91,13 @@ func TestAnOrderIsNotForTheNextProcess(t *testing.T) {
 	})
 	die()
 	if <-died {
-		t.Fatal("there was an order before it was given")
+		t.Fatal("an order was received before it was given")
 	}
-	must(t, client.Drain(t.Context(), id)) // it still looks alive
-	time.Sleep(2 * time.Millisecond)       // the order is older than what starts now
+	must(t, client.Drain(t.Context(), id)) // the process still counts as alive
+	time.Sleep(2 * time.Millisecond)       // the order is older than the next process
 	next, enough := context.WithTimeout(t.Context(), time.Second)
 	defer enough()
 	if client.AwaitDrain(next, id) {
-		t.Error("the next process obeyed")
+		t.Error("the next process received the order")
 	}
 }

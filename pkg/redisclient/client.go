@@ -36,7 +36,7 @@ func WithObserver(observe telemetry.Observer) Option {
 func WithRoots(roots *x509.CertPool) Option { return func(s *settings) { s.roots = roots } }
 
 // Open returns a client of the Redis at the URL (redis://, rediss:// or unix://, with user, password and database). It
-// makes no connection yet. Time limits are short, because a caller with a client waiting must soon answer 503. Errors
+// makes no connection yet. Time limits are short, because a waiting client must soon get a 503. Errors
 // never quote the URL, which may hold a password.
 func Open(url string, options ...Option) (*redis.Client, error) {
 	var given settings
@@ -85,7 +85,7 @@ func Unavailable(act string, err error) error {
 }
 
 // Clock is the time argument of a script: the injected clock in ms, or "" for the server's own time. Services use the
-// server's, so that no machine's clock can take a unit from a worker.
+// server's time, so that a wrong clock of a machine cannot cost a worker its units.
 func Clock(now func() time.Time) string {
 	if now == nil {
 		return ""

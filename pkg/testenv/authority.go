@@ -22,7 +22,7 @@ type Authority struct {
 	signer tls.Certificate
 }
 
-// NewAuthority makes a root certificate.
+// NewAuthority creates a root certificate.
 func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{t: t}
@@ -64,7 +64,7 @@ func (a *Authority) Issue(until time.Time, hosts ...string) Certificate {
 	}
 }
 
-// sign makes a key for the template and a certificate by the authority, or by the key itself for the authority's own.
+// sign creates a key and a certificate from the template, signed by the authority, or by the key itself for its own.
 func (a *Authority) sign(template *x509.Certificate) tls.Certificate {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -91,14 +91,14 @@ func (a *Authority) sign(template *x509.Certificate) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// Pool trusts the authority, and nobody else.
+// Pool returns a pool with only the authority.
 func (a *Authority) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.signer.Leaf)
 	return pool
 }
 
-// File writes the authority's certificate to a file of the test's and returns its name.
+// File writes the authority's certificate to a temporary file and returns its name.
 func (a *Authority) File() string {
 	a.t.Helper()
 	file := filepath.Join(a.t.TempDir(), "authority.pem")
@@ -109,7 +109,7 @@ func (a *Authority) File() string {
 	return file
 }
 
-// Files writes the certificate and its key into a folder, over what is there, and returns their names.
+// Files writes the certificate and its key into a folder, replaces existing files, and returns their names.
 func (c Certificate) Files(t testing.TB, dir string) (cert, key string) {
 	t.Helper()
 	cert, key = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")

@@ -10,7 +10,7 @@ import (
 // Clock moves only when a test advances it. Its methods may be called from any goroutine.
 type Clock struct{ since atomic.Int64 } // nanoseconds after 1970
 
-// NewClock returns a clock that stands at an instant.
+// NewClock returns a clock that shows the instant.
 func NewClock(at time.Time) *Clock {
 	c := &Clock{}
 	c.since.Store(at.UnixNano())
@@ -23,7 +23,7 @@ func (c *Clock) Now() time.Time { return time.Unix(0, c.since.Load()).UTC() }
 // Advance moves the clock.
 func (c *Clock) Advance(d time.Duration) { c.since.Add(int64(d)) }
 
-// Buffer holds what several goroutines write, such as a log.
+// Buffer is a buffer for several goroutines, such as for a log.
 type Buffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -36,7 +36,7 @@ func (b *Buffer) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
-// String is all that was written since the last Reset.
+// String returns everything written since the last Reset.
 func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

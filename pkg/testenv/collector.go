@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Span is a span that a Collector was given, with its service and its attributes as text.
+// Span is a span that a Collector has received, with its service and its attributes as text.
 type Span struct {
 	*tracev1.Span
 	Service    string
@@ -30,7 +30,7 @@ type Collector struct {
 	header http.Header
 }
 
-// NewCollector starts a collector, which ends with the test.
+// NewCollector starts a collector. It stops at the end of the test.
 func NewCollector(t *testing.T) *Collector {
 	t.Helper()
 	c := &Collector{}
@@ -92,7 +92,7 @@ func (c *Collector) receive(r *http.Request) error {
 	return nil
 }
 
-// Spans returns what was received so far.
+// Spans returns the spans received so far.
 func (c *Collector) Spans() []Span {
 	c.mu.Lock()
 	defer c.mu.Unlock()

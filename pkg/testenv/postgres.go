@@ -13,7 +13,7 @@ import (
 )
 
 // Postgres returns the URL of an empty database that no other test uses: UTF8, sorted by bytes. It is dropped when the
-// test ends, under the connections that are still open.
+// test ends, even if connections are still open.
 func Postgres(t testing.TB) string {
 	t.Helper()
 	base := server(t, postgresVariable)
@@ -31,7 +31,7 @@ func Postgres(t testing.TB) string {
 	return mine.String()
 }
 
-// execute runs a statement on a connection of its own.
+// execute runs a statement on a new connection.
 func execute(base *url.URL, statement string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -35,7 +35,7 @@ func TestPostgres(t *testing.T) {
 			used = append(used, is.name)
 			run(t, connection, "CREATE TABLE public.mine (id int)")
 			if is := describe(t, connection); is.tables != 1 {
-				t.Errorf("%d tables after one was made", is.tables)
+				t.Errorf("%d tables after one was created", is.tables)
 			}
 		}
 	})
@@ -47,7 +47,7 @@ func TestPostgres(t *testing.T) {
 	base := connect(t, server(t, postgresVariable).String())
 	err := base.QueryRow(t.Context(), "SELECT count(*) FROM pg_database WHERE datname = ANY ($1)", used).Scan(&left)
 	if err != nil || left != 0 {
-		t.Errorf("%d databases outlive their test (%v)", left, err)
+		t.Errorf("%d databases exist after their test (%v)", left, err)
 	}
 }
 
@@ -74,15 +74,15 @@ func TestPostgresServer(t *testing.T) {
 			err := first.QueryRow(t.Context(), "SELECT state = 'active' AND query LIKE 'DO%' FROM pg_stat_activity WHERE pid = $1",
 				busy.PgConn().PID()).Scan(&active)
 			if err != nil || time.Now().After(deadline) {
-				t.Fatalf("the busy backend is not seen: %v", err)
+				t.Fatalf("the busy backend is not listed: %v", err)
 			}
 		}
 		p.Kill()
 		if err := <-ended; err == nil {
-			t.Error("the busy backend's query ended well")
+			t.Error("the busy backend's query succeeded")
 		}
 		if _, err := pgx.Connect(t.Context(), url); err == nil {
-			t.Error("a killed server takes a connection")
+			t.Error("a killed server accepts a connection")
 		}
 
 		p.Start()
@@ -102,7 +102,7 @@ func TestPostgresServer(t *testing.T) {
 		t.Errorf("the folder of an ended test: %v", err)
 	}
 	if _, err := pgx.Connect(t.Context(), url); err == nil {
-		t.Error("the server of an ended test takes a connection")
+		t.Error("the server of an ended test accepts a connection")
 	}
 }
 

@@ -34,7 +34,7 @@ type PostgresProcess struct {
 	ended    <-chan struct{} // closed when running has ended
 }
 
-// PostgresServer starts a server of the test's own.
+// PostgresServer starts a server for this test.
 func PostgresServer(t testing.TB) *PostgresProcess {
 	t.Helper()
 	p := newPostgres(t)
@@ -42,7 +42,7 @@ func PostgresServer(t testing.TB) *PostgresProcess {
 	return p
 }
 
-// newPostgres makes the database cluster of a server.
+// newPostgres creates the database cluster of a server.
 func newPostgres(t testing.TB) *PostgresProcess {
 	t.Helper()
 	// Not t.TempDir, whose parent only root can enter when root runs the tests.
@@ -65,7 +65,7 @@ func newPostgres(t testing.TB) *PostgresProcess {
 func (p *PostgresProcess) begin() {
 	p.t.Helper()
 	var err error
-	for range 3 { // the port may be taken before the server has it
+	for range 3 { // another process may take the port first
 		p.port = freePort(p.t)
 		if err = p.start(); err == nil {
 			return
@@ -74,7 +74,7 @@ func (p *PostgresProcess) begin() {
 	p.t.Fatal(err)
 }
 
-// URL is the server's, with the name of the database that it comes with. It stays the same over Kill and Start.
+// URL returns the URL of the default database. It does not change after Kill and Start.
 func (p *PostgresProcess) URL() string {
 	return (&url.URL{
 		Scheme: "postgres", User: url.UserPassword("postgres", p.password),
@@ -87,7 +87,7 @@ func (p *PostgresProcess) URL() string {
 func (p *PostgresProcess) Kill() {
 	p.t.Helper()
 	if p.running == nil {
-		p.t.Fatal("the PostgreSQL server was killed before")
+		p.t.Fatal("the PostgreSQL server is already killed")
 	}
 	if err := p.running.Process.Signal(syscall.SIGQUIT); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		p.t.Errorf("kill the PostgreSQL server: %v", err)
@@ -96,11 +96,11 @@ func (p *PostgresProcess) Kill() {
 	p.running = nil
 }
 
-// Start starts the killed server again, on the same port and the same data, and returns when it takes connections.
+// Start starts the killed server again, on the same port and the same data, and returns when it accepts connections.
 func (p *PostgresProcess) Start() {
 	p.t.Helper()
 	if p.running != nil {
-		p.t.Fatal("the PostgreSQL server runs")
+		p.t.Fatal("the PostgreSQL server is already running")
 	}
 	if err := p.start(); err != nil {
 		p.t.Fatal(err)
@@ -112,7 +112,7 @@ func (p *PostgresProcess) data() string { return filepath.Join(p.dir, "data") }
 func (p *PostgresProcess) initialize() {
 	p.t.Helper()
 	secret := filepath.Join(p.dir, "password")
-	if err := os.WriteFile(secret, []byte(p.password), 0o644); err != nil { // the folder is closed to others
+	if err := os.WriteFile(secret, []byte(p.password), 0o644); err != nil { // the mode of the folder protects it
 		p.t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -122,11 +122,11 @@ func (p *PostgresProcess) initialize() {
 	command.Dir = p.dir
 	command.SysProcAttr = p.account
 	if said, err := command.CombinedOutput(); err != nil {
-		p.t.Fatalf("initdb: %v; it said:\n%s", err, said)
+		p.t.Fatalf("initdb: %v; its output:\n%s", err, said)
 	}
 }
 
-// start returns when the server takes connections, or has ended by itself.
+// start returns when the server accepts connections, or has exited.
 func (p *PostgresProcess) start() error {
 	// Only the machine's crash needs fsync. synchronous_commit, which a commit needs to outlive Kill, is on by default.
 	command := exec.CommandContext(context.Background(), program(p.t, "postgres"), "-D", p.data(), "-h", "127.0.0.1",
@@ -156,16 +156,16 @@ func startServer(command *exec.Cmd, ready func() bool) (<-chan struct{}, error) 
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = command.Wait() // killed, as a rule
+		_ = command.Wait() // usually killed
 	}()
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for deadline := time.After(time.Minute); !ready(); {
 		select {
 		case <-ended:
-			return ended, fmt.Errorf("%s ended by itself; it said:\n%s", filepath.Base(command.Path), said.String())
+			return ended, fmt.Errorf("%s has exited; its output:\n%s", filepath.Base(command.Path), said.String())
 		case <-deadline:
-			return ended, fmt.Errorf("%s does not come up", filepath.Base(command.Path))
+			return ended, fmt.Errorf("%s did not become ready", filepath.Base(command.Path))
 		case <-again.C:
 		}
 	}
@@ -181,8 +181,8 @@ func (p *PostgresProcess) remove() {
 	}
 }
 
-// account returns how the programs run: as the caller, or as an unprivileged account when the caller is root, as which
-// PostgreSQL refuses to run. The server ends with the test's process.
+// account returns the process attributes of the programs: they run as the caller, or as an unprivileged account if the
+// caller is root, because PostgreSQL refuses to run as root. The server ends with the test's process.
 func account(t testing.TB) *syscall.SysProcAttr {
 	t.Helper()
 	attributes := &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT}

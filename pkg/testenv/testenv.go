@@ -59,7 +59,7 @@ func Redis(t testing.TB) string {
 	return base.String()
 }
 
-// S3 is the place of a bucket that no other test uses. It is not created yet.
+// S3 describes a bucket that no other test uses. The bucket does not exist yet.
 type S3 struct {
 	Endpoint  string // http://host:port
 	AccessKey string
@@ -67,7 +67,7 @@ type S3 struct {
 	Bucket    string
 }
 
-// ObjectStore returns a fresh bucket's place in the real S3 server.
+// ObjectStore returns a new bucket name on the real S3 server.
 func ObjectStore(t testing.TB) S3 {
 	t.Helper()
 	base := server(t, s3Variable)
@@ -90,8 +90,8 @@ func Root(t testing.TB) string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// Synthea returns the folder of the Synthea sample (100 patients), which is handed out beside the repository and is no
-// part of it, and whether it is there. In CI it has to be.
+// Synthea returns the folder of the Synthea sample (100 patients), which is not part of the repository, and whether it
+// exists. CI requires it.
 func Synthea(t testing.TB) (string, bool) {
 	t.Helper()
 	dir := filepath.Join(Root(t), "..", "shared", "data", "synthea-100")

@@ -32,8 +32,8 @@ func RedisServer(t testing.TB, settings ...string) string {
 	return "unix://" + socket
 }
 
-// SecureRedis starts a Redis of the test's own that takes TLS connections alone, shows the certificate, and knows one
-// user. It returns its URL, without anything about trust.
+// SecureRedis starts a Redis for this test that only accepts TLS connections, with the certificate and one user. It returns
+// its URL; the caller has to trust the certificate's authority.
 func SecureRedis(t testing.TB, certificate Certificate) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -48,7 +48,7 @@ func SecureRedis(t testing.TB, certificate Certificate) string {
 	return "rediss://sluice:" + password + "@127.0.0.1:" + port + "/0"
 }
 
-// SecureObjectStore starts a MinIO of the test's own that speaks https alone and shows the certificate.
+// SecureObjectStore starts a MinIO for this test that only serves https, with the certificate.
 func SecureObjectStore(t testing.TB, certificate Certificate) S3 {
 	t.Helper()
 	program := os.Getenv(minioVariable)
@@ -91,8 +91,8 @@ func SecureObjectStore(t testing.TB, certificate Certificate) S3 {
 	return store
 }
 
-// SecurePostgres starts a PostgreSQL of the test's own that shows the certificate and takes plain connections as well:
-// it is up to the client. Its URL says nothing of TLS.
+// SecurePostgres starts a PostgreSQL for this test that accepts TLS connections with the certificate, and plain ones. Its
+// URL has no TLS parameters.
 func SecurePostgres(t testing.TB, certificate Certificate) string {
 	t.Helper()
 	p := newPostgres(t)
@@ -114,14 +114,14 @@ func SecurePostgres(t testing.TB, certificate Certificate) string {
 	return parsed.String()
 }
 
-// launch starts a server that ends with the test, and returns when it is ready.
+// launch starts a server, stops it at the end of the test, and returns when it is ready.
 func launch(t testing.TB, command *exec.Cmd, ready func() bool) {
 	t.Helper()
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ended, err := startServer(command, ready)
 	if ended != nil {
 		t.Cleanup(func() {
-			_ = command.Process.Kill() // it may have ended
+			_ = command.Process.Kill() // it may have exited
 			<-ended
 		})
 	}

@@ -57,7 +57,7 @@ func TestCheckConfig(t *testing.T) {
 	at := func(url string) []string { return []string{"SLUICE_BASE_URL=" + url} }
 	for name, test := range map[string]struct {
 		set  []string
-		want []string // in the error; nil: there is none
+		want []string // parts of the error; nil: no error
 	}{
 		"good":            {nil, nil},
 		"encryption":      {[]string{"SLUICE_ENVELOPE_KEYS=" + key, "SLUICE_S3_SSE=kms:sluice"}, nil},
@@ -133,7 +133,8 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// A stopped API leaks nothing, not even an abandoned fetch of keys. The public listener serves the probes but no metrics.
+// A stopped API leaks no goroutine, not even that of a cancelled fetch of keys. The public listener serves the probes but
+// no metrics.
 func TestStop(t *testing.T) {
 	asked := make(chan struct{})
 	var once sync.Once
@@ -181,7 +182,7 @@ func TestStop(t *testing.T) {
 		hangUp()
 	}()
 	if got, err := get(impatient, "http://"+public+"/fhir/Group/g/$export", unknown); err == nil {
-		t.Errorf("an answer without keys: %d", got)
+		t.Errorf("a response without keys: %d", got)
 	}
 	stop()
 	goleak.VerifyNone(t, already)

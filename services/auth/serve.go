@@ -32,7 +32,7 @@ type settings struct {
 	BaseURL string `env:"BASE_URL,required,notEmpty"`
 	// secret, 32 bytes or more; wraps the signing keys in Redis
 	Secret string `env:"AUTH_KEY_SECRET,required,notEmpty"`
-	// the secret before, while it is being replaced
+	// the previous secret, while it is being replaced
 	Previous string `env:"AUTH_KEY_SECRET_PREVIOUS"`
 	authstore.Schedule
 	// lifetime of an access token, 10 s to 5 min

@@ -20,7 +20,7 @@ const (
 	polls    = 10000
 )
 
-// api measures what one API answers, with no worker beside it, and how fast files come through it.
+// api measures the request rates of one API without workers, and the download rates through it.
 func (b *bench) api(ctx context.Context) error {
 	p, err := b.population(ctx, b.patients)
 	if err != nil {
@@ -64,7 +64,7 @@ func figuresOf(m vegeta.Metrics) callFigures {
 	}
 }
 
-// downloads fetches every file of the population: from MinIO, through the API as it is stored, and unpacked.
+// downloads fetches every file of the population: from MinIO, through the API as stored, and decompressed by the API.
 func (b *bench) downloads(ctx context.Context, p population, f *apiFigures) error {
 	d, err := b.deploy(ctx, p, 1)
 	if err != nil {
@@ -105,7 +105,7 @@ func (b *bench) downloads(ctx context.Context, p population, f *apiFigures) erro
 	return nil
 }
 
-// plain asks without a token: the URL is signed.
+// plain sends a request without a token: the URL is signed.
 func plain(ctx context.Context, url, _ string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -141,7 +141,7 @@ func download(
 	return float64(total.Load()) / 1e6 / time.Since(began).Seconds(), err
 }
 
-// presigned returns URLs of the job's files at MinIO itself.
+// presigned returns presigned URLs of the job's files.
 func (b *bench) presigned(ctx context.Context, d *deployment) ([]string, error) {
 	store, err := b.servers.minio()
 	if err != nil {

@@ -2,7 +2,7 @@ package main
 
 import "context"
 
-// cohorts exports the same hundred patients out of populations of one, four and sixteen times the size.
+// cohorts exports a hundred patients out of populations of one, four and sixteen times the size.
 func (b *bench) cohorts(ctx context.Context) error {
 	for _, times := range []int{1, 4, 16} {
 		p, err := b.population(ctx, b.patients/16*times)
@@ -16,7 +16,7 @@ func (b *bench) cohorts(ctx context.Context) error {
 		figures := cohortFigures{Times: times, Patients: b.patients / 16 * times, Megabytes: p.megabytes}
 		for round := range b.options.rounds + 1 {
 			job, took, err := d.export(ctx, "hundred")
-			if err == nil && round > 0 { // the first fills caches
+			if err == nil && round > 0 { // the first round fills caches
 				figures.Seconds = append(figures.Seconds, took.Seconds())
 			}
 			if err == nil {

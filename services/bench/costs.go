@@ -18,17 +18,17 @@ import (
 
 const (
 	costsPatients = 2560             // five chunks of a cohort
-	costsIdle     = 10 * time.Second // without units: the commands that do not belong to units
+	costsIdle     = 10 * time.Second // measures the commands that do not belong to units
 )
 
-// costFigures is what a unit costs the stores: the figures of docs/scale.md.
+// costFigures are the costs of a unit in the stores (docs/scale.md).
 type costFigures struct {
 	Units        int     `json:"units"`
 	Files        int     `json:"files"`
 	Megabytes    float64 `json:"megabytes"` // of NDJSON
 	Stored       float64 `json:"stored_megabytes"`
 	Seconds      float64 `json:"seconds"`
-	IdleCommands float64 `json:"redis_commands_per_second_idle"` // an API, a scheduler and a worker; those in scripts too
+	IdleCommands float64 `json:"redis_commands_per_second_idle"` // of api, scheduler and worker; with those in scripts
 	IdleCPU      float64 `json:"redis_cpu_idle"`                 // of a processor
 	Commands     float64 `json:"redis_commands_per_unit"`
 	CPU          float64 `json:"redis_cpu_milliseconds_per_unit"`
@@ -37,10 +37,10 @@ type costFigures struct {
 	Kept         float64 `json:"redis_bytes_of_a_unit"` // of a complete job, files included
 }
 
-// tally is what Redis says of itself.
+// tally holds counters that Redis reports.
 type tally struct{ commands, cpu float64 }
 
-// costs counts what the units of a population's export ask of Redis and of the object store.
+// costs counts the requests of the units of a population's export to Redis and to the object store.
 func (b *bench) costs(ctx context.Context) (err error) {
 	p, err := b.population(ctx, costsPatients)
 	if err != nil {
@@ -56,7 +56,7 @@ func (b *bench) costs(ctx context.Context) (err error) {
 				bytes.Add(r.In.ContentLength)
 			}
 			r.SetURL(target)
-			r.Out.Host = r.In.Host // it is signed
+			r.Out.Host = r.In.Host // the signature covers it
 		},
 	})
 	defer store.Close()
@@ -66,7 +66,7 @@ func (b *bench) costs(ctx context.Context) (err error) {
 	}
 	defer d.stop()
 	worker, err := d.startWorker("SLUICE_S3_ENDPOINT="+store.URL, "SLUICE_WORKER_CONCURRENCY=3", "SLUICE_WORKER_EXPRESS=2",
-		// Units just too large to be short, so that there are some fifty of them.
+		// The smallest units that are not short, so that there are about fifty.
 		fmt.Sprintf("SLUICE_UNIT_BYTES=%d", 17<<20), fmt.Sprintf("SLUICE_FILE_BYTES=%d", 26<<20))
 	if err != nil {
 		return err
@@ -129,8 +129,7 @@ func (b *bench) costs(ctx context.Context) (err error) {
 	return nil
 }
 
-// tell returns how many commands Redis has done, those within scripts too, and how many seconds of a processor it has
-// had.
+// tell returns how many commands Redis has executed, including those in scripts, and its CPU seconds.
 func tell(ctx context.Context, client *redis.Client) (t tally, err error) {
 	said, err := client.Info(ctx, "commandstats", "cpu").Result()
 	if err != nil {
@@ -149,7 +148,7 @@ func tell(ctx context.Context, client *redis.Client) (t tally, err error) {
 			t.cpu += n
 		}
 		if err != nil {
-			return t, fmt.Errorf("what Redis says of itself: %w", err)
+			return t, fmt.Errorf("read the counters of redis: %w", err)
 		}
 	}
 	return t, nil

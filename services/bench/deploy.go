@@ -45,7 +45,7 @@ type deployment struct {
 
 const subject = "bench"
 
-// deploy starts a deployment on the population in which no limit is in the way of what is measured.
+// deploy starts a deployment on the population, with limits too high to affect the measurement.
 func (b *bench) deploy(ctx context.Context, p population, workers int, more ...string) (*deployment, error) {
 	return b.deployWith(ctx, p, workers, []string{
 		"SLUICE_POLL_LIMIT=1000000", "SLUICE_JOB_LIMIT=1000000", "SLUICE_KICKOFF_LIMIT=100000000",
@@ -53,7 +53,7 @@ func (b *bench) deploy(ctx context.Context, p population, workers int, more ...s
 	}, more...)
 }
 
-// deployWith does so with these settings of the API and more ones of the workers.
+// deployWith starts a deployment with the given settings of the API and additional settings of the workers.
 func (b *bench) deployWith(
 	ctx context.Context, p population, workers int, api []string, more ...string,
 ) (d *deployment, err error) {
@@ -126,7 +126,7 @@ func (b *bench) deployWith(
 	return d, d.waitReady(ctx)
 }
 
-// waitReady waits until the API can use all it depends on.
+// waitReady waits until the API is ready.
 func (d *deployment) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -149,7 +149,7 @@ func (d *deployment) waitReady(ctx context.Context) error {
 	}
 }
 
-// Token returns a token that holds for minutes, so that signing is no part of any figure.
+// Token returns a token that is valid for minutes, so that the figures do not include signing.
 func (d *deployment) Token(context.Context, string) (string, error) {
 	const lives = 5 * time.Minute
 	d.mu.Lock()
@@ -163,7 +163,7 @@ func (d *deployment) Token(context.Context, string) (string, error) {
 	return d.token, err
 }
 
-// stop ends every process. What they have stored goes with the servers.
+// stop stops every process. Their data is removed with the servers.
 func (d *deployment) stop() {
 	for _, p := range d.processes {
 		p.stop()
@@ -191,7 +191,7 @@ type claim struct {
 	fence int64
 }
 
-// claims returns what the worker has taken so far.
+// claims returns the units that the worker has claimed so far.
 func (p *process) claims() []claim {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -202,7 +202,7 @@ func (p *process) claims() []claim {
 type process struct {
 	name  string
 	cmd   *exec.Cmd
-	ready chan struct{} // closed when it says so
+	ready chan struct{} // closed when it has logged that it is ready
 	done  chan struct{} // closed when it has ended
 	last  string        // its last line, to be read when done is closed
 
@@ -214,7 +214,7 @@ type process struct {
 
 func startProcess(ctx context.Context, path string, env []string) (*process, error) {
 	p := &process{name: filepath.Base(path), ready: make(chan struct{}), done: make(chan struct{})}
-	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), path) // it is told to stop in order, not killed
+	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), path) // it gets SIGTERM, not SIGKILL
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, env...)
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
@@ -226,7 +226,7 @@ func startProcess(ctx context.Context, path string, env []string) (*process, err
 	go func() {
 		defer close(p.done)
 		p.follow(stderr)
-		_ = p.cmd.Wait() // it was told to end, or has said why it did
+		_ = p.cmd.Wait() // it was stopped, or has logged why it exited
 	}()
 	return p, nil
 }
@@ -274,7 +274,7 @@ func (p *process) stop() {
 	<-p.done
 }
 
-// peakMemory returns the peak of the resident set in MiB, 0 where the system does not tell.
+// peakMemory returns the peak of the resident set in MiB, 0 if the system does not report it.
 func (p *process) peakMemory() float64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {

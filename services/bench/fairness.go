@@ -7,7 +7,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
-// startAt is how far the population's export has come, in per cent, when the small job is begun.
+// startAt is the progress of the population's export, in per cent, at which the small job starts.
 const startAt = 5
 
 // fairness exports ten patients, alone and in the middle of a population's export.
@@ -49,12 +49,12 @@ func (b *bench) fairness(ctx context.Context) error {
 				return err
 			}
 			if over {
-				break // it was alone in the end
+				break // the population's export ended first
 			}
 			f.UnderLoad = append(f.UnderLoad, seconds)
 		}
 		if len(f.UnderLoad) == 0 {
-			return errors.New("the population is exported before ten patients are")
+			return errors.New("the population's export ended before that of ten patients")
 		}
 		if err := d.client.Cancel(ctx, big); err != nil {
 			return err

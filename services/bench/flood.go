@@ -68,7 +68,7 @@ func neighbourNames() []string {
 	return names
 }
 
-// flood is one round: the neighbours alone, and beside the flood.
+// flood is one round: the neighbours alone, and during the flood.
 func (d *deployment) flood(ctx context.Context, f *floodFigures) error {
 	tokens := map[string]string{}
 	for _, name := range append(neighbourNames(), subject) {
@@ -134,7 +134,7 @@ func (d *deployment) neighbours(ctx context.Context, tokens map[string]string) (
 	return milliseconds(metrics.Latencies.P99), err
 }
 
-// kickOff is a kick-off of the group of ten.
+// kickOff returns a kick-off request for the group of ten.
 func (d *deployment) kickOff(token string) vegeta.Target {
 	return authorized(http.MethodGet, d.base+"/Group/ten/$export", token)
 }

@@ -12,13 +12,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
-// pollEvery is far more often than a client may, so that the wait between two polls is no part of the figures.
+// pollEvery is far shorter than a client's interval, so that the wait between polls hardly affects the figures.
 const pollEvery = 50 * time.Millisecond
 
-// never is a percentage that no job comes to before it is complete.
+// never is a percentage that no job reaches before it is complete.
 const never = 101
 
-// export runs a whole job, from kick-off to 200, and returns how long it took.
+// export runs a job from kick-off to 200 and returns its duration.
 func (d *deployment) export(ctx context.Context, group string) (bulkclient.Job, time.Duration, error) {
 	began := time.Now()
 	job, err := d.client.KickOff(ctx, bulkclient.Request{Group: group})
@@ -31,7 +31,7 @@ func (d *deployment) export(ctx context.Context, group string) (bulkclient.Job, 
 	return job, time.Since(began), nil
 }
 
-// manifest runs a whole job and returns what it lists.
+// manifest runs a job and returns its manifest.
 func (d *deployment) manifest(ctx context.Context, group string) (bulkclient.Job, *bulkclient.Manifest, error) {
 	job, _, err := d.export(ctx, group)
 	if err != nil {
@@ -41,7 +41,7 @@ func (d *deployment) manifest(ctx context.Context, group string) (bulkclient.Job
 	return job, manifest, err
 }
 
-// await returns when the job is complete, or has come so many per cent far.
+// await returns when the job is complete, or has reached the percentage.
 func (d *deployment) await(ctx context.Context, job bulkclient.Job, percent int) error {
 	for {
 		complete, done, err := d.poll(ctx, job)
@@ -56,7 +56,7 @@ func (d *deployment) await(ctx context.Context, job bulkclient.Job, percent int)
 	}
 }
 
-// poll asks once whether the job is complete and how far it is, in per cent.
+// poll requests the status once and returns whether the job is complete, and its progress in per cent.
 func (d *deployment) poll(ctx context.Context, job bulkclient.Job) (complete bool, percent int, err error) {
 	resp, err := d.get(ctx, job.StatusURL, "")
 	if err != nil {
@@ -70,7 +70,7 @@ func (d *deployment) poll(ctx context.Context, job bulkclient.Job) (complete boo
 	case http.StatusOK:
 		return true, 100, nil
 	case http.StatusAccepted:
-		// It is not told before there is a plan.
+		// The header is absent before the plan is committed.
 		if text := resp.Header.Get("X-Progress-Percent"); text != "" {
 			percent, err = strconv.Atoi(text)
 		}
@@ -80,7 +80,7 @@ func (d *deployment) poll(ctx context.Context, job bulkclient.Job) (complete boo
 	}
 }
 
-// get asks with a token; encoding is the Accept-Encoding, "" for none.
+// get sends a request with a token; encoding is the Accept-Encoding, "" for none.
 func (d *deployment) get(ctx context.Context, url, encoding string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -94,11 +94,11 @@ func (d *deployment) get(ctx context.Context, url, encoding string) (*http.Respo
 	if encoding == "" {
 		encoding = "identity"
 	}
-	req.Header.Set("Accept-Encoding", encoding) // set by hand, so that nothing is unpacked behind our back
+	req.Header.Set("Accept-Encoding", encoding) // set explicitly, so that the transport does not decompress
 	return http.DefaultClient.Do(req)
 }
 
-// discard reads an answer to its end and returns its length.
+// discard reads a response to its end and returns its length.
 func discard(resp *http.Response) (int64, error) {
 	n, err := io.Copy(io.Discard, resp.Body)
 	return n, errors.Join(err, resp.Body.Close())

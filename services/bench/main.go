@@ -1,5 +1,5 @@
-// Command bench measures Sluice on this machine, beside the ceiling that the same machine sets in the same run. It is run
-// by scripts/bench.sh, which builds the services into bin/ and starts a Redis, an S3 server and a PostgreSQL of its own.
+// Command bench measures Sluice and, in the same run, the ceiling of this machine. scripts/bench.sh runs it: it builds the
+// services into bin/ and starts a Redis, an S3 server and a PostgreSQL.
 //
 // Each file is a section of the report, in this order: throughput, fairness, cohorts, recovery, api, flood, memory,
 // costs.
@@ -17,7 +17,7 @@ import (
 func main() {
 	var opts options
 	flag.IntVar(&opts.patients, "patients", 5200, "patients of the largest population; about 0.41 MB each")
-	flag.IntVar(&opts.rounds, "rounds", 5, "how often each figure is measured")
+	flag.IntVar(&opts.rounds, "rounds", 5, "number of rounds for each figure")
 	flag.StringVar(&opts.only, "only", "", "sections to measure, such as throughput,api; default: all")
 	flag.StringVar(&opts.binaries, "bin", "bin", "folder of the services")
 	flag.StringVar(&opts.json, "json", "", "file to write the figures to")

@@ -10,7 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 )
 
-// memory weighs what Redis holds of a job that waits, and of one that is complete.
+// memory measures the size of a waiting job and of a completed job in Redis.
 func (b *bench) memory(ctx context.Context) (err error) {
 	p, err := b.population(ctx, b.patients)
 	if err != nil {
@@ -68,7 +68,7 @@ func (b *bench) memory(ctx context.Context) (err error) {
 
 func lastPart(url string) string { return url[strings.LastIndexByte(url, '/')+1:] }
 
-// weigh returns the bytes that Redis says the keys take.
+// weigh returns the memory usage of the keys that Redis reports.
 func weigh(ctx context.Context, url, pattern string) (total int64, err error) {
 	opts, err := redis.ParseURL(url)
 	if err != nil {
@@ -81,7 +81,7 @@ func weigh(ctx context.Context, url, pattern string) (total int64, err error) {
 	for keys.Next(ctx) {
 		bytes, err := store.MemoryUsage(ctx, keys.Val(), 0).Result()
 		if errors.Is(err, redis.Nil) {
-			continue // gone since
+			continue // deleted meanwhile
 		}
 		if err != nil {
 			return 0, err
@@ -90,7 +90,7 @@ func weigh(ctx context.Context, url, pattern string) (total int64, err error) {
 		total += bytes
 	}
 	if found == 0 && pattern != "*" {
-		return 0, errors.New("nothing is held of the job")
+		return 0, errors.New("redis has no keys of the job")
 	}
 	return total, keys.Err()
 }

@@ -14,14 +14,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 )
 
-// population is a loaded database with its groups, and a grant of everything for the subject of the bench.
+// population is a loaded database with its groups, and a grant of everything for the benchmark's subject.
 type population struct {
 	database  string
 	resources int64
 	megabytes float64 // of NDJSON
 }
 
-// population returns one of so many patients, which is generated and loaded when it is asked for first.
+// population returns a population of that size. The first call for a size generates and loads it.
 func (b *bench) population(ctx context.Context, patients int) (population, error) {
 	if p, there := b.populations[patients]; there {
 		return p, nil

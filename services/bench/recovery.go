@@ -43,7 +43,7 @@ func (b *bench) recovery(ctx context.Context) error {
 		}
 	}
 	if len(f.Claimed) == 0 {
-		return errors.New("the killed worker held no unit")
+		return errors.New("the killed worker had no claimed unit")
 	}
 	return nil
 }

@@ -11,8 +11,8 @@ import (
 	"text/tabwriter"
 )
 
-// report is what a run found. Megabytes are 10^6 bytes of NDJSON before compression unless a comment says otherwise, MiB
-// are of resident memory, and a list holds one figure for each round.
+// report holds the results of a run. Megabytes are 10^6 bytes of uncompressed NDJSON unless a comment says otherwise, MiB
+// are of resident memory, and a list has one figure per round.
 type report struct {
 	Machine    machineFigures      `json:"machine"`
 	Loads      []loadFigures       `json:"loads"`
@@ -49,7 +49,7 @@ type throughputFigures struct {
 	Rate        []float64 `json:"export_mb_per_second"` // from kick-off to 200
 	Ratio       []float64 `json:"ratio_to_ceiling"`     // of the pair
 	FirstStored []float64 `json:"first_file_stored_seconds"`
-	FirstByte   []float64 `json:"first_byte_at_client_seconds"` // files are listed when all are there
+	FirstByte   []float64 `json:"first_byte_at_client_seconds"` // the manifest appears when all files are complete
 	WorkerPeak  []float64 `json:"worker_peak_mib"`              // of each worker
 	APIPeak     float64   `json:"api_peak_mib"`
 }
@@ -90,7 +90,7 @@ type callFigures struct {
 
 type floodFigures struct {
 	Rate     []float64 `json:"flood_per_second"`
-	Accepted int       `json:"flood_accepted"` // of one round, the most
+	Accepted int       `json:"flood_accepted"` // the most of one round
 	Alone    []float64 `json:"neighbours_alone_p99_milliseconds"`
 	Beside   []float64 `json:"neighbours_beside_p99_milliseconds"`
 	Ratio    []float64 `json:"ratio_of_p99"`
@@ -117,7 +117,7 @@ func median(figures []float64) float64 {
 	return sorted[middle]
 }
 
-// spread writes the median and, between brackets, the least and the most.
+// spread formats the median, with the minimum and the maximum in parentheses.
 func spread(figures []float64, digits int) string {
 	if len(figures) == 0 {
 		return "-"
@@ -134,11 +134,11 @@ func list(figures []float64, format string) string {
 	return strings.Join(texts, ", ")
 }
 
-// print writes the report as a table: medians, with the least and the most of all rounds.
+// print writes the report as a table: medians, with the minimum and the maximum of all rounds.
 func (r *report) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(what, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", what, fmt.Sprintf(format, args...)) }
-	row("what", "median (least to most)")
+	row("what", "median (minimum to maximum)")
 	row("----", "----")
 	row("machine", "%s, %d cores, %.0f GiB, %s, %s", r.Machine.Processor, r.Machine.Cores, r.Machine.MemoryGiB,
 		r.Machine.System, r.Machine.Go)
@@ -159,7 +159,7 @@ func (r *report) print(out io.Writer) error {
 	}
 	if f := r.Fairness; len(f.Alone) > 0 {
 		row("ten patients, alone, s", "%s", spread(f.Alone, 2))
-		row("ten patients, beside the population, s", "%s", spread(f.UnderLoad, 2))
+		row("ten patients, during the population's export, s", "%s", spread(f.UnderLoad, 2))
 		row("ratio of the two", "%.1f", f.Ratio)
 	}
 	for _, c := range r.Cohorts {
@@ -182,13 +182,13 @@ func (r *report) print(out io.Writer) error {
 		}
 		row("download from MinIO, gzipped MB/s", "%s", spread(f.Direct, 0))
 		row("download through the API, gzipped MB/s", "%s", spread(f.Stored, 0))
-		row("download through the API, unpacked, MB/s", "%s", spread(f.Unpacked, 0))
+		row("download through the API, decompressed, MB/s", "%s", spread(f.Unpacked, 0))
 	}
 	if f := r.Flood; len(f.Alone) > 0 {
-		row("kick-offs of one subject, as fast as it can, per second", "%s", spread(f.Rate, 0))
-		row("of 10,000 such accepted", "%d", f.Accepted)
+		row("kick-offs of one flooding subject, per second", "%s", spread(f.Rate, 0))
+		row("accepted of its 10,000", "%d", f.Accepted)
 		row("p99 of other subjects' kick-offs, alone, ms", "%s", spread(f.Alone, 1))
-		row("p99 of other subjects' kick-offs, beside them, ms", "%s", spread(f.Beside, 1))
+		row("p99 of other subjects' kick-offs, during the flood, ms", "%s", spread(f.Beside, 1))
 		row("ratio of the two", "%s", spread(f.Ratio, 2))
 		row("Redis, limits of a subject, bytes", "%s", spread(f.Kept, 0))
 	}
@@ -208,7 +208,7 @@ func (r *report) print(out io.Writer) error {
 	return w.Flush()
 }
 
-// machine describes where the run took place, as far as the system tells.
+// machine describes the machine, as far as the system reports it.
 func machine() machineFigures {
 	m := machineFigures{Processor: runtime.GOARCH, Cores: runtime.NumCPU(), System: runtime.GOOS, Go: runtime.Version()}
 	field := func(file, name string) (value string) {

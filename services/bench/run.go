@@ -17,7 +17,7 @@ type options struct {
 	only, binaries, json, profile string
 }
 
-// bench is one run: the servers, the populations, and what was found so far.
+// bench is one run: the servers, the populations, and the results so far.
 type bench struct {
 	options
 	servers     servers
@@ -56,7 +56,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 		wanted = append(wanted, name)
 	}
 	if opts.rounds < 1 || opts.patients < 160 {
-		return errors.New("at least 1 round and 160 patients")
+		return errors.New("at least 1 round and 160 patients are required")
 	}
 	b := &bench{options: opts, populations: map[int]population{}}
 	if b.servers, err = findServers(); err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// servers are those that scripts/servers.sh has started.
+// servers are the servers that scripts/servers.sh has started.
 type servers struct {
 	redis, postgres string // URLs
 	s3              *url.URL
@@ -28,7 +28,7 @@ func findServers() (servers, error) {
 	var err error
 	s.s3, err = url.Parse(os.Getenv("SLUICE_TEST_S3"))
 	if err != nil || s.redis == "" || s.postgres == "" || s.s3.User == nil {
-		return servers{}, errors.New("no servers are named: run scripts/bench.sh")
+		return servers{}, errors.New("no servers are configured: run scripts/bench.sh")
 	}
 	return s, nil
 }
@@ -72,7 +72,7 @@ func (s *servers) newDatabase(ctx context.Context, name string) (string, error) 
 	return place.String(), nil
 }
 
-// minio returns a plain client of the store, for what Sluice itself never does.
+// minio returns a plain client of the store, for operations that Sluice never uses.
 func (s *servers) minio() (*minio.Client, error) {
 	return minio.New(s.s3.Host, &minio.Options{Creds: credentials.NewStaticV4(s.s3.User.Username(), s.secret(), "")})
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// throughput exports the whole population with one worker and with two, each time beside the ceiling.
+// throughput exports the whole population with one worker and with two, each paired with the ceiling.
 func (b *bench) throughput(ctx context.Context) error {
 	p, err := b.population(ctx, b.patients)
 	if err != nil {
@@ -44,8 +44,8 @@ func (b *bench) throughput(ctx context.Context) error {
 	return nil
 }
 
-// pairs measures pairs of a ceiling and an export, so that a machine that is slower for a while is so for both. The
-// first pair is not counted: it fills caches. Nothing of the one is left when the other begins.
+// pairs measures the ceiling and an export in pairs, so that temporary load of the machine affects both. The first pair is
+// not counted: it fills caches. Each measurement starts after the previous one has been cleaned up.
 func (b *bench) pairs(ctx context.Context, d *deployment, p population, figures *throughputFigures) error {
 	for round := range b.options.rounds + 1 {
 		var ceiling float64
@@ -95,7 +95,7 @@ func (b *bench) pairs(ctx context.Context, d *deployment, p population, figures 
 	return nil
 }
 
-// whole fails unless the job has exported everything: all but the few shared resources that nobody's record names.
+// whole fails unless the job has exported everything except the few shared resources that no patient's record references.
 func (d *deployment) whole(ctx context.Context, job bulkclient.Job, p population) error {
 	manifest, err := d.client.Await(ctx, job)
 	if err != nil {
@@ -108,14 +108,14 @@ func (d *deployment) whole(ctx context.Context, job bulkclient.Job, p population
 		}
 		exported += *item.Count
 	}
-	const unnamed = 100 // at most: synth invents some places and people more than it uses
+	const unnamed = 100 // upper bound: synth generates some locations and practitioners that no record references
 	if len(manifest.Error) > 0 || exported < p.resources-unnamed || exported > p.resources {
 		return fmt.Errorf("%d of %d resources were exported, with %d error files", exported, p.resources, len(manifest.Error))
 	}
 	return nil
 }
 
-// remove drops the job and waits until its files are gone, so that nobody deletes them during the next measurement.
+// remove deletes the job and waits until its files are deleted, so that this does not affect the next measurement.
 func (d *deployment) remove(ctx context.Context, job bulkclient.Job) error {
 	if err := d.client.Cancel(ctx, job); err != nil {
 		return err
@@ -134,7 +134,7 @@ func (d *deployment) remove(ctx context.Context, job bulkclient.Job) error {
 	}
 }
 
-// ceiling returns how many seconds the program of that name takes for the population.
+// ceiling returns how many seconds the ceiling program takes for the population.
 func (b *bench) ceiling(ctx context.Context, d *deployment, p population) (float64, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(b.binaries, "ceiling"))
 	place := *b.servers.s3
@@ -176,7 +176,7 @@ func (d *deployment) firstStored(ctx context.Context, job bulkclient.Job, from t
 	return first.Sub(from), err
 }
 
-// firstByte returns how long after the kick-off a client has the first byte of a file, when it asks for the manifest now.
+// firstByte returns how long after the kick-off a client that requests the manifest now has the first byte of a file.
 func (d *deployment) firstByte(ctx context.Context, job bulkclient.Job, from time.Time) (time.Duration, error) {
 	before := time.Now()
 	waited := before.Sub(from)

@@ -11,11 +11,11 @@ import (
 )
 
 // Audit configures the audit log (docs/audit.md). It cannot be turned off. Nothing else is written to standard output,
-// and container runtimes collect that.
+// which container runtimes collect.
 type Audit struct {
 	// the audit log: a file of this process alone, or stdout: docs/audit.md
 	Log string `env:"AUDIT_LOG" envDefault:"stdout"`
-	// secret, 32 bytes or more; without it a forged chain is not detected
+	// secret, 32 bytes or more; without it forgery is not detected
 	Key string `env:"AUDIT_KEY"`
 	// an event is on disk before its request is answered; needs a file
 	Sync bool `env:"AUDIT_SYNC"`
@@ -42,7 +42,7 @@ func (a Audit) Open(process string, registry prometheus.Registerer) (*audit.Log,
 		Name: "sluice_audit_events_total", Help: "Events in the audit log.",
 	}, []string{"action", "outcome"})
 	failures := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "sluice_audit_failures_total", Help: "Events that could not be recorded. What they were about was refused.",
+		Name: "sluice_audit_failures_total", Help: "Events that could not be recorded; their requests were refused.",
 	})
 	for _, collector := range []prometheus.Collector{events, failures} {
 		if err := registry.Register(collector); err != nil {

@@ -22,7 +22,7 @@ func TestAuditConfiguration(t *testing.T) {
 	}
 	for text, wrong := range map[string][]string{
 		"":                                     nil,
-		"AUDIT_LOG=":                           nil, // the default, and not none
+		"AUDIT_LOG=":                           nil, // the default
 		"AUDIT_LOG=stdout":                     nil,
 		"AUDIT_LOG=/a AUDIT_SYNC=true":         nil,
 		"AUDIT_KEY=" + auditKey:                nil,
@@ -56,7 +56,7 @@ func TestAuditConfiguration(t *testing.T) {
 		}
 	}
 	if err := (config.Audit{}).Validate(); err == nil {
-		t.Error("no log at all is accepted")
+		t.Error("an empty log is accepted")
 	}
 }
 
@@ -112,7 +112,7 @@ func TestAuditOpen(t *testing.T) {
 		t.Errorf("%v, %+v", err, report)
 	}
 	if _, err := section.Open("api", registry); err == nil || !strings.Contains(err.Error(), "metrics") {
-		t.Errorf("the metrics of two logs are in one registry: %v", err)
+		t.Errorf("two logs registered their metrics in one registry: %v", err)
 	}
 	section.Log = filepath.Dir(path)
 	if _, err := section.Open("api", prometheus.NewRegistry()); err == nil || !strings.Contains(err.Error(), "SLUICE_AUDIT_LOG") {

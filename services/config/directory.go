@@ -31,7 +31,7 @@ func (d Directory) Observed(by *telemetry.Dependencies) Directory {
 	return d
 }
 
-// Validate requires exactly one complete place.
+// Validate requires exactly one complete set of settings.
 func (d Directory) Validate() error {
 	err := checkDatabase("SLUICE_DIRECTORY_URL", d.URL)
 	if d.URL != "" && d.GroupsDir == "" && d.AccessFile == "" || d.URL == "" && d.GroupsDir != "" && d.AccessFile != "" {
@@ -60,7 +60,8 @@ type Register struct {
 	Close  func()
 }
 
-// Open opens the directory. To a database it makes no connection yet, and at most the given number later; a folder is read.
+// Open opens the directory. It reads a folder; to a database it makes no connection yet, and later at most the given
+// number.
 func (d Directory) Open(ctx context.Context, connections int) (*Register, error) {
 	if d.URL != "" {
 		roots, err := d.Roots()

@@ -148,7 +148,7 @@ func TestPlacesAreChecked(t *testing.T) {
 		case row.want != "" && (row.err == nil || !strings.Contains(row.err.Error(), row.want)):
 			t.Errorf("%s: %v, want %s", name, row.err, row.want)
 		case row.err != nil && strings.Contains(row.err.Error(), secret):
-			t.Errorf("%s tells the password: %v", name, row.err)
+			t.Errorf("%s quotes the password: %v", name, row.err)
 		}
 	}
 }

@@ -29,8 +29,8 @@ func (e Envelope) parse() (*envelope.Keys, error) {
 	return keys, nil
 }
 
-// Ring returns the keys of objects. A process without master keys needs a ring too: it must refuse encrypted jobs instead
-// of taking them for plaintext.
+// Ring returns the keys of objects. A process without master keys also needs a ring: it must refuse encrypted jobs, not
+// treat them as plaintext.
 func (e Envelope) Ring(jobs *jobstore.Store) (*envelope.Ring, error) {
 	keys, err := e.parse()
 	if err != nil {

@@ -114,7 +114,7 @@ func TestHealthTellsWhatIsWrong(t *testing.T) {
 		"PRIVATE_ADDR=127.0.0.1:0": "SLUICE_PRIVATE_ADDR",
 		"PRIVATE_ADDR=nonsense":    "SLUICE_PRIVATE_ADDR",
 		"PRIVATE_ADDR=127.0.0.1:1": "does not answer",
-		"PRIVATE_ADDR=" + secure:   "answers 400", // plain text to TLS
+		"PRIVATE_ADDR=" + secure:   "answers 400", // plain HTTP to a TLS listener
 		"PRIVATE_ADDR=" + ready + " " + pair(cert, key):              "does not answer",
 		"PRIVATE_ADDR=" + secure + " " + pair(cert, key):             "",
 		"PRIVATE_ADDR=" + secure + " " + pair(other, otherKey):       "does not answer", // another certificate of the authority
@@ -141,6 +141,6 @@ func TestHealthIsNotThatOfWhomARedirectNames(t *testing.T) {
 	go func() { ended <- server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close(); <-ended })
 	if err := checkHealth(t, settings("PRIVATE_ADDR="+listener.Addr().String())); err == nil || !strings.Contains(err.Error(), "302") {
-		t.Errorf("%v, want that it answers 302", err)
+		t.Errorf("%v, want an error about status 302", err)
 	}
 }

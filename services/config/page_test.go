@@ -33,12 +33,12 @@ func TestWhereTheOperatorsPageIsShown(t *testing.T) {
 	}
 	for _, bad := range []string{"", "on", "True", "1"} {
 		if (config.OperatorPage{Page: bad}).Validate() == nil {
-			t.Errorf("%q was taken", bad)
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 	for _, host := range []string{"https://scheduler.example", "scheduler.example:9090", "*", "", "a/b"} {
 		if (config.OperatorPage{Page: "auto", Hosts: []string{"scheduler.example", host}}).Validate() == nil {
-			t.Errorf("the host %q was taken", host)
+			t.Errorf("the host %q was accepted", host)
 		}
 	}
 	if err := (config.OperatorPage{Page: "auto", Hosts: []string{"scheduler.example", "scheduler"}}).Validate(); err != nil {

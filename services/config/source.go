@@ -33,7 +33,7 @@ func (s Source) Observed(by *telemetry.Dependencies) Source {
 	return s
 }
 
-// Validate requires exactly one place.
+// Validate requires exactly one source.
 func (s Source) Validate() error {
 	err := checkDatabase("SLUICE_SOURCE_URL", s.URL)
 	if (s.URL == "") == (s.Dir == "") {
@@ -62,7 +62,7 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 		if err != nil {
 			return nil, err
 		}
-		// Some more than units, so that readiness checks do not wait.
+		// More connections than units, so that readiness checks do not wait.
 		opened, err := postgres.Open(ctx, pgdb.Config{
 			URL: s.URL, Connections: connections + 4, Roots: roots, Observe: s.observed.Observer("source"),
 		})
@@ -96,8 +96,8 @@ func (d *Data) Await(ctx context.Context, log *slog.Logger) error {
 	}
 }
 
-// unchanged returns the component that stops a worker when the folder differs from its index. The worker cannot export any
-// more; its successor indexes the folder again, and the units wait for it.
+// unchanged returns the component that stops a worker when the folder differs from its index. Such a worker cannot export;
+// after the restart it indexes the folder again, and the units wait meanwhile.
 func unchanged(check func(context.Context) error) rungroup.Component {
 	const every = 15 * time.Second
 	return rungroup.Component{Name: "source", Run: func(ctx context.Context) error {

@@ -20,7 +20,7 @@ type TLS struct {
 	// a certificate of its own for the private listener
 	PrivateCertFile string `env:"PRIVATE_TLS_CERT_FILE"`
 	PrivateKeyFile  string `env:"PRIVATE_TLS_KEY_FILE"` // its key
-	// authorities, PEM; the private listener's clients need a certificate of theirs
+	// authorities, PEM; clients of the private listener need a certificate issued by one of them
 	PrivateClientCA string `env:"PRIVATE_CLIENT_CA_FILE"`
 	// open connections of the public listener; more wait
 	MaxConnections int `env:"MAX_CONNECTIONS" envDefault:"10000"`

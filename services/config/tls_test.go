@@ -37,7 +37,7 @@ func TestListenersAreChecked(t *testing.T) {
 	_, other := authority.Issue(valid, "h").Files(t, t.TempDir())
 	ca, none := authority.File(), filepath.Join(t.TempDir(), "hunter2")
 	pair, private := "TLS_CERT_FILE="+cert+" TLS_KEY_FILE="+key, "PRIVATE_TLS_CERT_FILE="+cert+" PRIVATE_TLS_KEY_FILE="+key
-	for text, want := range map[string]string{ // of the error, words that it must have; "": there is none
+	for text, want := range map[string]string{ // words that the error must contain; "": no error
 		"":                             "",
 		pair:                           "",
 		private:                        "",
@@ -152,11 +152,11 @@ func TestListeners(t *testing.T) {
 		}
 	}
 	if told != 2 {
-		t.Errorf("the expiry of %d certificates is told, want 2", told)
+		t.Errorf("the expiry of %d certificates is exposed, want 2", told)
 	}
 }
 
-// A secret's file that every account can read is warned about, by its variable and without its name.
+// The warning about a secret's file that every account can read has its variable, not its name.
 func TestOpenSecretsAreToldOf(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := testenv.NewAuthority(t).Issue(time.Now().Add(time.Hour)).Files(t, dir)
@@ -226,11 +226,11 @@ func TestOneFileOfAuthorities(t *testing.T) {
 			"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.EnsureBucket, "directory": register.Check, "source": data.Check,
 		} {
 			err := check(t.Context())
-			if good && err != nil && !strings.Contains(err.Error(), "sluice admin migrate") { // so it was asked
+			if good && err != nil && !strings.Contains(err.Error(), "sluice admin migrate") { // so the database answered
 				t.Errorf("%s: %v", name, err)
 			}
 			if !good && (err == nil || !strings.Contains(err.Error(), "unknown authority")) {
-				t.Errorf("%s: %v, want that the authority is not known", name, err)
+				t.Errorf("%s: %v, want an unknown authority", name, err)
 			}
 		}
 		register.Close()

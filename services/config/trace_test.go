@@ -37,7 +37,7 @@ func TestTraceSettingsAreChecked(t *testing.T) {
 		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
 			t.Errorf("%q: %v, want %s", environ, err, want)
 		case err != nil && strings.Contains(err.Error(), secret):
-			t.Errorf("%q tells the secret: %v", environ, err)
+			t.Errorf("%q quotes the secret: %v", environ, err)
 		}
 	}
 }

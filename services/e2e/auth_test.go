@@ -127,7 +127,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	eventually(t, time.Minute, "the export finishes", func() bool {
 		tokenB := app.token()
 		if tokenB == tokenA {
-			t.Fatal("one token twice")
+			t.Fatal("the same token was issued twice")
 		}
 		resp := s.bearing(http.MethodGet, status, tokenB)
 		if resp.StatusCode != http.StatusOK {
@@ -142,7 +142,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	// To another client of the service the job does not exist.
 	for _, target := range []string{status, done.Output[0].URL} {
 		if resp := s.bearing(http.MethodGet, target, rival.token()); resp.StatusCode != http.StatusNotFound {
-			t.Errorf("the rival gets %s", resp.Status)
+			t.Errorf("another client gets %s", resp.Status)
 		}
 	}
 

@@ -34,7 +34,7 @@ func openBrowser(t *testing.T) *browser {
 	t.Cleanup(stop)
 	ctx, closeTab := chromedp.NewContext(ctx)
 	t.Cleanup(closeTab)
-	must(t, chromedp.Do(ctx)) // starts it; a context with a time would end it, too
+	must(t, chromedp.Do(ctx)) // starts it; a context with a timeout would stop it
 	return &browser{t: t, ctx: ctx}
 }
 
@@ -134,7 +134,7 @@ func (b *browser) keep(name string, png []byte) {
 		dir = b.t.TempDir()
 	}
 	if len(png) == 0 {
-		b.t.Fatalf("%s: the picture is empty", name)
+		b.t.Fatalf("%s: the screenshot is empty", name)
 	}
 	must(b.t, os.WriteFile(filepath.Join(dir, name), png, 0o644))
 }

@@ -95,7 +95,7 @@ func TestAnEncryptedExport(t *testing.T) {
 	for _, from := range []int{1, len(whole) / 2, len(whole) - 1} {
 		rest, _ := s.gzipped(largest.URL, "bytes="+strconv.Itoa(from)+"-")
 		if !bytes.Equal(rest, whole[from:]) {
-			t.Errorf("resumed at %d of %d: %d other bytes", from, len(whole), len(rest))
+			t.Errorf("resumed at %d of %d: the %d bytes differ", from, len(whole), len(rest))
 		}
 	}
 }
@@ -289,7 +289,7 @@ func (w *watch) look(content []byte, needles [][]byte) {
 	defer w.mu.Unlock()
 	w.bodies++
 	for _, needle := range needles {
-		// Three bytes occur by chance, so those of gzip only count at the start.
+		// The three bytes of gzip's magic also occur by chance, so they only count at the start.
 		if len(needle) > 3 && bytes.Contains(content, needle) || bytes.HasPrefix(content, needle) {
 			w.found = string(needle)
 		}

@@ -176,7 +176,7 @@ func (p population) export(people map[string]bool) map[string][]string {
 			take(r)
 		}
 	}
-	about := map[string]bool{} // Provenance about what travels along and about nobody
+	about := map[string]bool{} // Provenance that is only about referenced resources
 	for grown := true; grown; {
 		for len(queue) > 0 {
 			r := queue[0]

@@ -143,7 +143,7 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 	first.stop()
 	close(g.release)
 	second := s.startWorker()
-	// UNIT_SILENCE is long, so the second worker only gets the unit by a hand-back.
+	// UNIT_SILENCE is long, so the second worker can get the unit only by a hand-back.
 	m := s.wait(status, time.Minute)
 	sameLines(t, "after the hand-back", s.lines(m.Output), readPopulation(t, data).export(readPopulation(t, data).members(group)))
 	claimed, found := second.find(observationUnit("unit claimed"))
@@ -168,7 +168,7 @@ func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16
 	if resp := s.request(http.MethodGet, status, "everything", nil); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("status after the cancel: %s", resp.Status)
 	}
-	close(g.release) // the worker only now finds out that the job was cancelled
+	close(g.release) // only now the worker detects the cancel
 	// The sweep has its default grace of an hour, so only purges can delete these.
 	eventually(t, time.Minute, "the data of the job is deleted", func() bool {
 		uploads := 0

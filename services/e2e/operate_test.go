@@ -64,7 +64,7 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 	s.admin(0, "kickoffs", "pause", "--reason", "a test", "--audit-log", log)
 	resp := s.request(http.MethodGet, publicBase+"/Group/"+group+"/$export", "everything", nil)
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-		t.Errorf("kick-off while the intake is paused: %s", resp.Status)
+		t.Errorf("kick-off while kick-offs are paused: %s", resp.Status)
 	}
 	second := s.startWorker()
 	// UNIT_SILENCE is long, so the second worker only gets the unit by a hand-back. The pause does not stop the job.

@@ -22,7 +22,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// desk is a deployment with the operator's page of its scheduler, and an object store whose answers the test may hold back.
+// desk is a deployment with the operator's page of its scheduler, and an object store whose responses the test can delay.
 type desk struct {
 	*stack
 	page  string // URL of the page
@@ -88,7 +88,7 @@ func deployDesk(t *testing.T) desk {
 		worker:    []string{"SLUICE_WORKER_CONCURRENCY=2", "SLUICE_WORKER_EXPRESS=1", "SLUICE_UNIT_BYTES=100000", "SLUICE_UNIT_BYTES_MOST=100000"},
 		scheduler: []string{"SLUICE_AUDIT_LOG=" + trail},
 	})
-	t.Cleanup(hold.release) // before the workers are stopped: cleanups go backwards
+	t.Cleanup(hold.release) // runs before the workers are stopped: cleanups run in reverse order
 	scheduler := s.processes[slices.IndexFunc(s.processes, func(p *process) bool { return p.name == "scheduler" })]
 	return desk{stack: s, page: "http://" + scheduler.ready()["private"] + "/operator/", trail: trail, hold: hold}
 }
@@ -98,14 +98,14 @@ func (d desk) jobURL(status string) string { return d.page + "jobs/" + jobOf(sta
 
 func jobOf(status string) string { return regexp.MustCompile(`[a-z2-7]{26}`).FindString(status) }
 
-// status returns the HTTP status of what the owner asks.
+// status returns the HTTP status of a request by the owner.
 func (d desk) status(url string) int {
 	resp := d.request(http.MethodGet, url, "everything", nil)
 	resp.Body.Close()
 	return resp.StatusCode
 }
 
-// rehearse runs exports for a minute before screenshots are taken, so that they show data.
+// rehearse runs exports for a minute before the screenshots, so that they show data.
 func (d desk) rehearse() {
 	if os.Getenv("SLUICE_SCREENSHOTS") == "" {
 		return
@@ -134,13 +134,13 @@ func (b *browser) percent() int {
 func (b *browser) fits(what string) {
 	b.t.Helper()
 	if wide := eval[int](b, "document.documentElement.scrollWidth - window.innerWidth"); wide > 0 {
-		b.t.Errorf("%s: %d pixels stick out of the window", what, wide)
+		b.t.Errorf("%s: %d pixels wider than the window", what, wide)
 	}
 	small := eval[[]string](b, `[...document.querySelectorAll("main a, header a, button, main input:not([type=hidden]), select")]
 		.filter(e => e.checkVisibility()).map(e => [e.textContent.trim() || e.name, e.getBoundingClientRect()])
 		.filter(([, box]) => box.height < 44 || box.width < 44).map(([name, box]) => name + " " + box.width + "x" + box.height)`)
 	if len(small) > 0 {
-		b.t.Errorf("%s: too small for a finger: %s", what, strings.Join(small, ", "))
+		b.t.Errorf("%s: controls smaller than 44 pixels: %s", what, strings.Join(small, ", "))
 	}
 }
 
@@ -171,18 +171,18 @@ func TestOperatorsPage(t *testing.T) {
 	b := openBrowser(t)
 	b.desktop()
 
-	// Live progress: the page itself changes, without being loaded again.
+	// Live progress: the page changes without a reload.
 	d.hold.these("Observation", "Encounter", "Condition")
 	status := d.kickoff("all", "")
 	b.open(d.jobURL(status))
 	eval[bool](b, "window.sameDocument = true")
 	first := b.percent()
-	d.hold.these("Observation", "Encounter") // however long the browser took, there is progress to be seen
+	d.hold.these("Observation", "Encounter") // some progress is visible even if the browser was slow
 	eventually(t, time.Minute, "the page shows progress", func() bool { return b.percent() > first })
 	if !eval[bool](b, "window.sameDocument === true") {
 		t.Error("the page was loaded again")
 	}
-	eventually(t, time.Minute, "units of both held types are at work", func() bool {
+	eventually(t, time.Minute, "units of both delayed types run", func() bool {
 		text := b.text("#units")
 		return strings.Contains(text, "Observation-") && strings.Contains(text, "Encounter-") && strings.Contains(text, "running")
 	})
@@ -210,7 +210,7 @@ func TestOperatorsPage(t *testing.T) {
 	b.picture("operator-desktop-dark.png")
 	b.prefer("light")
 
-	// On a phone nothing sticks out, and everything can be pressed.
+	// On a phone everything fits into the window, and controls are large enough.
 	b.phone()
 	b.open(d.page)
 	b.fits("the overview")
@@ -221,7 +221,7 @@ func TestOperatorsPage(t *testing.T) {
 	b.fits("a job")
 	b.screen("operator-job-phone.png")
 
-	// A unit is given up and tried again, on the phone.
+	// A unit is given up and retried, on the phone.
 	unit := eval[string](b, `[...document.querySelectorAll("#units tr")].map(row => row.textContent)
 		.find(text => text.includes("Observation-") && text.includes("running")).match(/Observation-\d+/)[0]`)
 	at := `a[href$="/units/` + unit + `/`
@@ -236,9 +236,9 @@ func TestOperatorsPage(t *testing.T) {
 	}
 	b.follow(at+`retry"]`, "form button")
 	b.follow("form button", "main > .notice.good")
-	eventually(t, time.Minute, "the unit is no failure any more", func() bool { return !strings.Contains(b.text("#units"), "failed") })
+	eventually(t, time.Minute, "the unit is not failed", func() bool { return !strings.Contains(b.text("#units"), "failed") })
 
-	// A job is cancelled, and is gone for its owner.
+	// A job is cancelled; its owner then gets 404.
 	b.desktop()
 	b.open(d.jobURL(second))
 	b.follow(`a[href$="/cancel"]`, "form button")
@@ -246,7 +246,7 @@ func TestOperatorsPage(t *testing.T) {
 		t.Errorf("the confirmation does not name the job: %s", text)
 	}
 	if got := d.status(second); got != http.StatusAccepted {
-		t.Errorf("a job whose end was not confirmed yet: status %d", got)
+		t.Errorf("a job whose cancel is not yet confirmed: status %d", got)
 	}
 	b.follow("form button", "main > .notice.good")
 	if got := d.status(second); got != http.StatusNotFound {
@@ -277,7 +277,7 @@ func TestOperatorsPage(t *testing.T) {
 	third := resp.Header.Get("Content-Location")
 	d.wait(third, time.Minute)
 
-	// A finished job is purged before its time.
+	// A finished job is purged early.
 	b.open(d.jobURL(third))
 	b.follow(`a[href$="/purge"]`, "form button")
 	b.follow("form button", "main > .notice.good")
@@ -288,7 +288,7 @@ func TestOperatorsPage(t *testing.T) {
 		return !slices.ContainsFunc(d.objectKeys(), func(key string) bool { return strings.Contains(key, jobOf(third)) })
 	})
 
-	// A worker is drained: it ends in order, and the page shows one less.
+	// A worker is drained: it exits with 0, and the page shows one worker less.
 	b.open(d.page)
 	b.follow(`#workers a[href$="/drain"]`, "form button")
 	b.follow("form button", "main > .notice.good")
@@ -316,7 +316,7 @@ func TestOperatorsPage(t *testing.T) {
 	}
 }
 
-// Forms without their token, of another site, for another host name or for another step are refused.
+// Forms without a token, from another site, for another host name or with the token of another action are refused.
 func TestForgedFormsChangeNothing(t *testing.T) {
 	d := deployDesk(t)
 	d.hold.these("Observation")
@@ -390,7 +390,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 			t.Errorf("%s: %d, want %d", name, got, row.want)
 		}
 	}
-	resp, err := client.Get(cancel + "?token=" + token) // a GET asks, and nothing more
+	resp, err := client.Get(cancel + "?token=" + token) // a GET changes nothing
 	must(t, err)
 	resp.Body.Close()
 
@@ -409,19 +409,19 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 	})
 
 	if got := d.status(status); got != http.StatusAccepted {
-		t.Errorf("the job's status is %d after all this, want 202", got)
+		t.Errorf("the job's status is %d after the forged forms, want 202", got)
 	}
 	if resp := d.tryKickoff(); resp.StatusCode != http.StatusAccepted {
-		t.Errorf("a kick-off: %s: the intake is not open", resp.Status)
+		t.Errorf("a kick-off: %s: kick-offs are not accepted", resp.Status)
 	}
 	trail, err := os.ReadFile(d.trail)
 	must(t, err)
 	if n := strings.Count(string(trail), "this form"); n < 9 {
-		t.Errorf("%d refusals are on record, want 9", n)
+		t.Errorf("%d refusals are recorded, want 9", n)
 	}
 	// The valid form works, so the others were not refused for another reason.
 	if got := send(cancel, token, "", ours, cookies[0].Value); got != http.StatusSeeOther {
-		t.Errorf("the form as it should be: %d", got)
+		t.Errorf("the valid form: %d", got)
 	}
 	if got := d.status(status); got != http.StatusNotFound {
 		t.Errorf("the job's status is %d after it was cancelled, want 404", got)

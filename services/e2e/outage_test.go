@@ -30,7 +30,7 @@ type fingerprint struct {
 	low, high uint64
 }
 
-// fingerprints downloads the files, holding none, and returns what they hold by type.
+// fingerprints streams the files and returns the fingerprint of each type.
 func (s *stack) fingerprints(items []fileItem) map[string]fingerprint {
 	s.t.Helper()
 	byType := map[string]fingerprint{}
@@ -62,7 +62,7 @@ func (s *stack) fingerprints(items []fileItem) map[string]fingerprint {
 }
 
 // TestOutagesInTheMiddleOfAPopulation kills PostgreSQL, the API, and then a worker together with both, each in the middle
-// of an export. Each export finishes and gives what the undisturbed one gave.
+// of an export. The output of each export equals that of the undisturbed one.
 func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 	patients := 150
 	if text := os.Getenv(patientsVariable); text != "" {

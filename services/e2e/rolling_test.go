@@ -53,7 +53,7 @@ func previousWorker(t *testing.T) (path, commit string) {
 	change := git(t, root, slices.Concat([]string{"log", "-1", "--format=%H", "HEAD", "--", ":(exclude,glob)**/*_test.go"},
 		workerFolders(t))...)
 	if change == "" {
-		t.Fatal("the history does not tell when the workers changed")
+		t.Fatal("the history does not contain the workers' last change")
 	}
 	commit = git(t, root, "rev-parse", "--verify", change+"^")
 	dir := t.TempDir()
@@ -71,8 +71,8 @@ func previousWorker(t *testing.T) (path, commit string) {
 	return filepath.Join(dir, "worker"), commit
 }
 
-// TestAJobSharedWithWorkersOfThePreviousCommit is a rolling upgrade that has come half way: workers of two versions take
-// units of one job, and what they write together is what either of them writes alone.
+// TestAJobSharedWithWorkersOfThePreviousCommit is the middle of a rolling upgrade: workers of two versions run units of one
+// job, and their joint output equals that of either version alone.
 func TestAJobSharedWithWorkersOfThePreviousCommit(t *testing.T) {
 	began := time.Now()
 	old, commit := previousWorker(t)
@@ -124,7 +124,7 @@ func TestAJobSharedWithWorkersOfThePreviousCommit(t *testing.T) {
 	of, ofOld, ofNew := executionsOf(both), executionsOf(before), executionsOf(after)
 	t.Logf("%d units: %d by the previous commit's workers, %d by this one's", of.units(), ofOld.units(), ofNew.units())
 	if ofOld.outcomes["done"] == 0 || ofNew.outcomes["done"] == 0 {
-		t.Error("one of the versions did nothing: the job was not shared")
+		t.Error("one version ran no unit: the job was not shared")
 	}
 	of.exact(t)
 }

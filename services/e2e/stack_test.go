@@ -56,8 +56,8 @@ func buildAndRun(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// publicBase is the base URL for clients; the test's client maps it to the address of the API. If every URL starts with it,
-// none is derived from the request.
+// publicBase is the base URL for clients; the test's client maps it to the address of the API. URLs that start with it are
+// not derived from the request.
 const publicBase = "https://bulk.example.org/fhir"
 
 // stack is one deployment: an API, workers and a scheduler.
@@ -76,7 +76,7 @@ type stack struct {
 type setup struct {
 	data      string // folder of NDJSON
 	database  string // URL of a store that is filled; then workers do not read data
-	directory string // URL of a store that holds the groups; the grants are imported. Then no process reads files of either
+	directory string // URL of a store with the groups and the imported grants. Then no process reads them from files
 	groups    string // folder of Group files
 	access    string // YAML
 	workers   int

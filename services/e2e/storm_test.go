@@ -28,7 +28,7 @@ func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undis
 		every   = 3 * time.Second
 		units   = 140                     // about, of a million resources; a small population has fewer
 		slow    = 1800 * time.Millisecond // the store's answer to each file
-		atLeast = 5                       // SIGTERMs, or the test shows little
+		atLeast = 5                       // SIGTERMs, so that the test is meaningful
 	)
 	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any will do
 	if text := os.Getenv(seedVariable); text != "" {
@@ -37,7 +37,7 @@ func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undis
 		must(t, err)
 	}
 	t.Logf("%s=%d", seedVariable, seed)
-	choose := rand.New(rand.NewPCG(seed, seed)) //nolint:gosec // it is to be repeated
+	choose := rand.New(rand.NewPCG(seed, seed)) //nolint:gosec // it must be reproducible
 
 	proxy.OnReply(func(reply *http.Response) error {
 		if r := reply.Request; r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/jobs/") {
@@ -150,8 +150,7 @@ func (e executions) others() map[string]int {
 	return others
 }
 
-// exact reports every execution that was one too many: each unit is done once, and each other execution of it was
-// handed back.
+// exact checks that each unit is done once, and that every other execution of it was handed back.
 func (e executions) exact(t *testing.T) {
 	t.Helper()
 	if want := e.units() + e.outcomes["handed_back"]; e.claimed != want {

@@ -113,7 +113,7 @@ func linesNameTheJob(t *testing.T, s *stack, job, trace string) {
 			switch id := entry["job_id"]; {
 			case unit && id == nil:
 				t.Errorf("%s: a unit without a job: %v", p.name, entry)
-			case id == job && entry["trace_id"] != trace && entry["msg"] != "unit is not for us":
+			case id == job && entry["trace_id"] != trace && entry["msg"] != "task is a duplicate, late, or of an ended job":
 				t.Errorf("%s: the job without its trace: %v", p.name, entry)
 			case id == job:
 				lines++
@@ -122,7 +122,7 @@ func linesNameTheJob(t *testing.T, s *stack, job, trace string) {
 		p.mu.Unlock()
 	}
 	if lines < 10 {
-		t.Errorf("only %d lines name the job", lines)
+		t.Errorf("only %d lines have the job's id", lines)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// scale is the response of GET /scale, for autoscalers. Fields are never removed. Those outside Queues are about units, of
+// scale is the response of GET /scale, for autoscalers. Fields are never removed. Fields outside Queues count units, in
 // both of their queues.
 type scale struct {
 	Pending   int     `json:"pending"`                // units that a worker may take now

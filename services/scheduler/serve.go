@@ -25,7 +25,7 @@ type settings struct {
 	config.Audit
 	config.OperatorPage
 	maintenance.Config
-	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"` // how long a periodic job may continue after SIGTERM
+	Drain time.Duration `env:"SCHEDULER_DRAIN" envDefault:"5s"` // how long a pass or a purge may continue after SIGTERM
 }
 
 // Validate returns every problem of the configuration.

@@ -27,7 +27,7 @@ func startRedis() (*embeddedRedis, error) {
 	return &embeddedRedis{server: server, url: "redis://:" + password + "@" + server.Addr() + "/0"}, nil
 }
 
-// clock advances the time of the embedded server, which does not expire keys by itself.
+// clock advances the time of the embedded server, which otherwise does not expire keys.
 func (r *embeddedRedis) clock() rungroup.Component {
 	const tick = 100 * time.Millisecond
 	return rungroup.Component{Name: "redis clock", Run: func(ctx context.Context) error {

@@ -50,7 +50,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return fmt.Errorf("state folder: %w", err)
 	}
 	start := quickstart{Subject: demoSubject, Scope: demoScope, State: opts.state, Group: "GROUP-ID"}
-	if err := start.remove(); err != nil { // of an earlier run: it would send clients to a server that has stopped
+	if err := start.remove(); err != nil { // of an earlier run, whose server has stopped
 		return err
 	}
 	if opts.data == "" {
@@ -69,8 +69,8 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	defer func() { _ = listener.Close() }() // for a failed start; a server that ran has closed it
-	// With a configured base URL there may be a proxy, which makes every client look local.
+	defer func() { _ = listener.Close() }() // for a failed start; a running server closes it itself
+	// With a configured base URL there may be a proxy, through which every client appears local.
 	local := opts.baseURL == "" && config.Loopback(listener.Addr())
 	if opts.baseURL == "" {
 		opts.baseURL = scheme + "://" + listener.Addr().String() + "/fhir"

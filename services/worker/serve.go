@@ -26,7 +26,7 @@ type settings struct {
 	config.Directory
 	// units at once; 0: one more than processors
 	Concurrency int `env:"WORKER_CONCURRENCY" envDefault:"0"`
-	// further units at once, short ones only, so that small jobs pass large ones
+	// additional slots for short units, so that small jobs pass large ones
 	Express int `env:"WORKER_EXPRESS" envDefault:"2"`
 	// how long running units may continue after SIGTERM before they are handed back
 	Drain time.Duration `env:"WORKER_DRAIN" envDefault:"10s"`

@@ -1,11 +1,11 @@
 -- ARGV: unit id, fence, clock, state that the job moves to ('' for none), safety TTL in ms.
--- A second delivery of the same task finds the claim taken and is fenced off: two runs never share a fence.
+-- A second delivery of the same task is refused (FENCED), so that two attempts never share a fence.
 local unit, fence, now, target = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not live() then return { 'NOTLIVE' } end
 if redis.call('HGET', fences, unit) ~= fence then return { 'FENCED' } end
 if redis.call('HEXISTS', results, unit) == 1 then return { 'FENCED' } end
 if redis.call('HGET', claims, unit) == fence then return { 'FENCED' } end
--- A manifest that is written while a unit is open would lack what that unit brings.
+-- The seal is refused while another unit is open: the manifest would lack that unit's files.
 if target == 'sealing' and redis.call('ZCARD', waiting) + redis.call('ZCARD', issued) > 1 then return { 'FENCED' } end
 if target ~= '' and redis.call('HGET', job, 'state') ~= target and not move(target) then return { 'CONFLICT' } end
 redis.call('HSET', claims, unit, fence)

@@ -1,8 +1,8 @@
 -- ARGV: unit id, fence, result json, bytes done, state that the job moves to ('' for none),
 --       next unit id ('' for none), next unit json, resources, bytes, stored bytes, due ms ('' unless the job ends),
 --       safety TTL in ms, number of file names, the file names, then job fields as pairs.
--- Closes the unit once and for all. What the unit staged becomes visible in the same step, and the next unit is
--- opened by whichever commit empties the open set, so that no job can stand still between two stages.
+-- Closes the unit. The units that it staged become visible in the same step, and the commit that empties the open set
+-- opens the next unit, so that no job can stop between two stages.
 local unit, fence, target, nextid = ARGV[1], ARGV[2], ARGV[5], ARGV[6]
 if redis.call('HGET', results, unit) == ARGV[3] and redis.call('HGET', fences, unit) == fence then
   return { 'OK', 0 } -- a repetition: the first answer was lost

@@ -1,5 +1,5 @@
--- KEYS: a counter. ARGV: window in ms, how often it may be counted up in a window. Returns the ms to wait, 0 when this time
--- is allowed.
+-- KEYS: a counter. ARGV: window in ms, most increments in a window. Returns the ms to wait, or 0 if this increment is
+-- allowed.
 local counter = KEYS[1]
 local count = redis.call('INCR', counter)
 if count == 1 then redis.call('PEXPIRE', counter, ARGV[1]) end

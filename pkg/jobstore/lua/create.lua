@@ -1,4 +1,4 @@
--- Records a job with its first unit and its index entries, if its owner has a place for it.
+-- Records a job with its first unit and its index entries, if its owner is below the limit.
 -- ARGV: owner's key, fingerprint of the request, most live jobs of the owner, 1 to join a live job with the same
 -- fingerprint, 1 to check only, clock, safety TTL in ms, unit id, unit json, then the job's fields as pairs.
 -- Returns OK, FULL with the live jobs, SAME with the job to join, or PENDING when that job may not be queued yet.
@@ -10,11 +10,11 @@ local found = redis.call('ZRANGE', running, 0, -1, 'WITHSCORES')
 for i = 1, #found, 2 do
   local other, print = string.match(found[i], '^(%S+) (%S+)$')
   local state, since = redis.call('HGET', 'sluice:{' .. other .. '}:job', 'state'), tonumber(found[i + 1])
-  -- The previous release enters a job here before its record, so a young entry without one counts for a minute.
+  -- The previous release writes this entry before the record, so an entry without a record counts for a minute.
   if LIVE[state or ''] or (not state and since > now - 60000) then
     live_jobs[#live_jobs + 1] = other
     if ARGV[4] == '1' and print == fingerprint and same ~= 'SAME' then
-      -- A score below zero, or a state behind the first, shows that the job's plan is in the queue.
+      -- A score below zero, or a state after scheduled, shows that the job's plan was queued.
       same = (state and (since < 0 or state ~= 'scheduled')) and 'SAME' or 'PENDING'
       if same == 'SAME' then live_jobs = { other } end
     end

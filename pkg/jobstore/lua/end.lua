@@ -1,6 +1,6 @@
--- Moves a job to a state without work left, and its index entry with it.
+-- Moves a job to an ended state, and its index entry to the due index.
 -- ARGV: state, unit id ('' for none) and fence of the caller, due ms, safety TTL in ms, then the job's fields as pairs.
--- A move in a unit's name needs the unit's fence: an attempt that has lost it decides nothing.
+-- If a unit is given, its fence must be current: a stale attempt must not end the job.
 local state = redis.call('HGET', job, 'state')
 if not state then return { 'NOTFOUND' } end
 if state == ARGV[1] then return { 'OK' } end -- a repetition: the first answer was lost

@@ -1,5 +1,5 @@
--- ARGV: unit id, result json, next unit id, next unit json. An operator gives a unit up that is open, whoever has it: it is
--- closed with its failure, under a new fence, so that nothing a worker brings for it counts.
+-- ARGV: unit id, result json, next unit id, next unit json. Gives up an open unit, even if a worker has claimed it: the unit
+-- is closed as failed, under a new fence, so that the commit of its worker is refused.
 local unit = ARGV[1]
 local spec = redis.call('HGET', units, unit)
 if redis.call('EXISTS', job) == 0 or not spec or redis.call('ZSCORE', staged, unit) then return { 'NOTFOUND' } end

@@ -1,4 +1,4 @@
--- ARGV: most units outstanding, clock. Returns id, fence, kind-bearing json of each unit issued, the largest first.
+-- ARGV: most units outstanding, clock. Returns id, fence and json of each issued unit, the largest first.
 if not live() then return { 'NOTLIVE' } end
 local out = { 'OK' }
 while redis.call('ZCARD', issued) < tonumber(ARGV[1]) do

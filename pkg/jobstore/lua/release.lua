@@ -1,5 +1,5 @@
--- ARGV: unit id, fence, clock, ms to wait, whether it counts as an attempt (1|0), why.
--- The unit goes back with a new fence: the caller's is worth nothing from here on.
+-- ARGV: unit id, fence, clock, ms to wait, whether it counts as an attempt (1|0), cause.
+-- The unit gets a new fence; the caller's fence is stale from here on.
 local unit = ARGV[1]
 if not live() then return { 'NOTLIVE' } end
 if not holds(unit, ARGV[2]) then return { 'FENCED' } end

@@ -1,5 +1,5 @@
--- Forgets a job: its keys, its index entries and its owner's entry. ARGV: ms for which the id stays refused, so that a
--- create that arrives late records nothing.
+-- Deletes a job: its keys, its index entries and its owner's entry. ARGV: ms for which the id is refused, so that a late
+-- create records nothing.
 leave()
 for _, name in ipairs(JOBKEYS) do redis.call('DEL', name) end
 redis.call('ZREM', active, ID)

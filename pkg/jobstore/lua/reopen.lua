@@ -1,5 +1,5 @@
--- ARGV: unit id, clock. An operator has a unit run (again) at once: one that was given up, or one that a worker has and does
--- not get on with, or one that waits to be tried again. It gets a new fence and all its attempts.
+-- ARGV: unit id, clock. Runs a unit at once for an operator: one that was given up, one whose worker makes no progress, or
+-- one that waits for its next attempt. It gets a new fence and all its attempts.
 -- Returns the fence and the unit's json.
 local unit, now = ARGV[1], clock(ARGV[2])
 local spec = redis.call('HGET', units, unit)
@@ -7,7 +7,7 @@ if redis.call('EXISTS', job) == 0 or not spec or redis.call('ZSCORE', staged, un
 if not live() then return { 'NOTLIVE' } end
 if redis.call('ZSCORE', waiting, unit) then return { 'CONFLICT', 'it waits for its turn' } end
 local result = redis.call('HGET', results, unit)
--- A later stage that was taken back for the sake of a retry is nowhere: it is opened when that unit is closed.
+-- A later stage that a retry has taken back is in no index: it is opened when the retried unit is closed.
 if not result and not redis.call('ZSCORE', issued, unit) then return { 'CONFLICT', 'it waits for its turn' } end
 if result then
   local failure = cjson.decode(result).failure
@@ -19,7 +19,7 @@ if result then
       if cjson.decode(other).kind == 'referenced' then return { 'CONFLICT', 'what an attempt at it has cut is there already' } end
     end
   end
-  -- The stages behind it were opened without what it will bring: they have to begin anew, or have begun already.
+  -- Later stages were opened without this unit's result: they are taken back, or the retry is refused if one is claimed.
   local later = { 'seal' }
   if decoded.kind == 'export' then later = { 'references', 'seal' } end
   for _, stage in ipairs(later) do

@@ -1,6 +1,7 @@
 -- ARGV: clock, ms of silence, most units. Returns for each unit that has been silent: fence, json, attempts, lost (1|0).
--- A claimed unit has lost its worker: it gets a new fence and the loss counts as an attempt. An unclaimed one may have
--- lost its task between issue and enqueue: it keeps its fence, and enqueueing it again does nothing if it is queued.
+-- The worker of a claimed unit is lost: the unit gets a new fence, and the loss counts as an attempt. The task of an
+-- unclaimed unit may be lost between issue and enqueue: the unit keeps its fence, and enqueueing a queued task again has no
+-- effect.
 if not live() then return { 'NOTLIVE' } end
 local out, now = { 'OK' }, clock(ARGV[1])
 for _, unit in ipairs(redis.call('ZRANGEBYSCORE', issued, '-inf', now - ARGV[2], 'LIMIT', 0, ARGV[3])) do

@@ -4,10 +4,10 @@
 // 	protoc        (unknown)
 // source: sluice/v1/tasks.proto
 
-// Package sluice.v1 holds the payloads of the tasks in the queue. A payload names work and never carries it: ids and
-// numbers only, under 1 KiB encoded; member lists, ranges, tokens and anything of a patient stay in the job record
-// and the object store. Messages change by addition: a field's number, type and meaning never change, and the
-// number of a removed field is reserved and never used again, for old tasks outlive a deployment.
+// Package sluice.v1 contains the payloads of the tasks in the queue. A payload only has ids and numbers, less than 1 KiB
+// encoded; member lists, ranges, tokens and patient data are in the job record and the object store. Fields are only
+// added: the number, type and meaning of a field never change, and the number of a removed field is reserved, because
+// queued tasks may be older than the deployed version.
 
 package sluicev1
 
@@ -26,19 +26,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// UnitTask asks a worker to make one attempt at one unit of a job: its plan, a slice of one type, or its seal.
+// UnitTask is one attempt at one unit of a job, such as its plan, a slice of one type, or its seal.
 type UnitTask struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The job that the unit belongs to: 26 characters of lower-case base32.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// The unit, unique within its job.
 	UnitId string `protobuf:"bytes,2,opt,name=unit_id,json=unitId,proto3" json:"unit_id,omitempty"`
-	// The fence of the attempt that this task stands for. A worker that finds a higher one in the job record returns
-	// without doing anything: the attempt is another's.
+	// The fence of the attempt. If the unit has a higher fence in the job record, the task is stale and the worker drops
+	// it.
 	Fence int64 `protobuf:"varint,3,opt,name=fence,proto3" json:"fence,omitempty"`
-	// What kind of unit it is, so that a queue can be read by people and by metrics. The job record decides.
+	// The kind of the unit, for metrics and for people who inspect a queue. The job record decides.
 	Kind string `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The W3C Trace Context `traceparent` of whoever enqueued the task, 55 characters; empty when it is not traced.
+	// The W3C Trace Context `traceparent` of the span that enqueued the task, 55 characters; empty if it is not traced.
 	Traceparent   string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -109,7 +109,7 @@ func (x *UnitTask) GetTraceparent() string {
 	return ""
 }
 
-// PurgeTask asks for everything of one job to be deleted. It may be delivered any number of times.
+// PurgeTask is the deletion of all data of one job. It may be delivered any number of times.
 type PurgeTask struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The job to purge: 26 characters of lower-case base32.
@@ -155,13 +155,13 @@ func (x *PurgeTask) GetJobId() string {
 	return ""
 }
 
-// UpkeepTask is one tick of a periodic chore. Every scheduler enqueues every tick; kind and bucket make its task id,
-// so that the queue keeps one.
+// UpkeepTask is one pass of the scheduler. Every scheduler enqueues every pass; its kind and bucket form the task id, so
+// that the queue keeps only one.
 type UpkeepTask struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which chore: expire, rescue, sweep and the like.
+	// The pass, such as expire, rescue or sweep.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The start of the tick's time bucket in Unix seconds: the tick's time rounded down to the chore's period.
+	// The start of the time bucket in Unix seconds: the time of the pass rounded down to its interval.
 	Bucket        int64 `protobuf:"varint,2,opt,name=bucket,proto3" json:"bucket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -11,10 +11,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// Each event is recorded before its step. If it cannot be recorded the step is not taken and the answer is 503. If the step
-// then fails, the refusal that the client gets is recorded as well.
+// Each event is recorded before its step. If it cannot be recorded, the step is not taken and the response is 503. If the
+// step then fails, the refusal is recorded as well.
 
-// recordEvent records what the caller is about to do or to get. It fills in the agent, the address and the request id.
+// recordEvent records an event before it happens. It fills in the agent, the address and the request id.
 func (s *service) recordEvent(c *gin.Context, event audit.Event) error {
 	if principal, known := c.Get(principalKey); known {
 		event.Agent = principal.(token.Principal).Owner //nolint:forcetypeassert // authenticate sets nothing else
@@ -26,7 +26,7 @@ func (s *service) recordEvent(c *gin.Context, event audit.Event) error {
 	return s.Audit.Record(event)
 }
 
-// succeeded is the event of an answer with the status.
+// succeeded returns the event of a successful response with the status.
 func succeeded(action audit.Action, job export.JobID, status int) audit.Event {
 	return audit.Event{Action: action, Outcome: audit.Success, Job: job, HTTPStatus: status}
 }
@@ -67,7 +67,7 @@ func (s *service) actionOf(c *gin.Context) (action audit.Action, audited bool) {
 	return action, true
 }
 
-// recordCut records how many bytes of a file were sent before the transfer broke off.
+// recordCut records how many bytes of a file were sent before the transfer was interrupted.
 func (s *service) recordCut(c *gin.Context, event audit.Event, sent int64, cause error) error {
 	event.Outcome, event.Bytes, event.Reason = audit.Failed, sent, "the transfer broke off"
 	return errors.Join(cause, s.recordEvent(c, event))

@@ -15,8 +15,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// record reads the audit log, proves it, and returns what the API has recorded since the log was opened: of each event its
-// action, outcome, subject and job, and its details by their types.
+// record reads and verifies the audit log and returns the events of the API since the log was opened: the action, outcome,
+// subject and job of each event, and its details by type.
 func (w *fixture) record() (events []map[string]string) {
 	w.t.Helper()
 	text, err := os.ReadFile(w.auditAt)
@@ -66,7 +66,7 @@ func (w *fixture) record() (events []map[string]string) {
 	return events
 }
 
-// Every step of an export is on record with who took it, and so is every one that was refused.
+// Every step of an export and every refused step is in the audit log, with its agent.
 func TestEveryStepIsOnRecord(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -104,7 +104,7 @@ func TestEveryStepIsOnRecord(t *testing.T) {
 			w.ask(step.method, step.target, step.headers...)
 		}
 	}
-	for _, quiet := range []string{"/fhir/metadata", "/readyz", "/livez", "/nothing"} { // told to everybody: no events
+	for _, quiet := range []string{"/fhir/metadata", "/readyz", "/livez", "/nothing"} { // public: no events
 		w.ask("GET", quiet)
 	}
 	events := w.record()
@@ -124,7 +124,7 @@ func TestEveryStepIsOnRecord(t *testing.T) {
 	}
 }
 
-// While nothing can be recorded nothing is done and nothing is disclosed, and everybody gets the same answer.
+// While events cannot be recorded, nothing is done or disclosed, and every caller gets the same response.
 func TestWithoutARecordNothingHappens(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -132,7 +132,7 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 	finished, running := w.kickoff(alice, ""), w.kickoff(alice, "")
 	files := w.run(finished, patients(3))
 	before := w.active()
-	// Ends the log as a full disk does: for every event to come.
+	// From here on every event fails, as with a full disk.
 	must(t, w.deps.Audit.Close())
 	for _, request := range []struct {
 		method, target string
@@ -154,23 +154,23 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 		}
 	}
 	if job := w.job(running); job.State != export.Scheduled {
-		t.Errorf("the job that could not be cancelled on record is %q", job.State)
+		t.Errorf("the job whose cancel could not be recorded is %q", job.State)
 	}
 	if after := w.active(); after != before {
-		t.Errorf("%d jobs at work, want %d: a kick-off that is not on record left one", after, before)
+		t.Errorf("%d live jobs, want %d: a kick-off that was not recorded left one", after, before)
 	}
 	if !strings.Contains(w.log.String(), export.ErrUnavailable.Error()) {
-		t.Errorf("the log does not say what is wrong: %s", w.log.String())
+		t.Errorf("the log does not have the cause: %s", w.log.String())
 	}
 }
 
-// A transfer that breaks off is on record with what went out.
+// An interrupted transfer is recorded with the number of bytes that were sent.
 func TestACutTransferIsOnRecord(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	alice := w.as("alice")
 	job := w.kickoff(alice, "")
-	files := w.run(job, patients(200_000)) // more than what lies in buffers on the way
+	files := w.run(job, patients(200_000)) // more than the buffers on the way hold
 	w.objectDoor.ShutAfter(200 << 10)
 	response, err := w.open("GET", filePath(job, files[0]), alice...)
 	if err == nil {
@@ -178,27 +178,27 @@ func TestACutTransferIsOnRecord(t *testing.T) {
 		response.Body.Close()
 	}
 	if err == nil {
-		t.Fatal("the transfer did not break off")
+		t.Fatal("the transfer was not interrupted")
 	}
 	w.server.Close() // waits for the handler
 	events := w.record()
 	last := events[len(events)-1]
 	if last["action"] != "file" || last["outcome"] != "8" || last["job"] != string(job) || last["file"] != files[0].Name ||
 		last["bytes"] == "" {
-		t.Errorf("%+v, want that the transfer broke off", last)
+		t.Errorf("%+v, want an interrupted transfer", last)
 	}
 	if promised := events[len(events)-2]; promised["outcome"] != "0" || promised["bytes"] == last["bytes"] {
-		t.Errorf("%+v, want what was promised", promised)
+		t.Errorf("%+v, want the announced file", promised)
 	}
 }
 
-// What is on record as done is done, also when the client hangs up in the middle of it; and what it had no answer to
-// before that is on record as failed.
+// A recorded step is completed even if the client disconnects during it. A request whose client disconnects before its
+// step is recorded as failed.
 func TestAHangUpInTheMiddle(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	alice := w.as("alice")
-	// send hangs up when the first command with the word is on its way to the job store; "" is before anything.
+	// send disconnects when the first command that contains the word is sent to the job store; "": before any command.
 	send := func(method, target, word string) int {
 		ctx, hangUp := context.WithCancel(t.Context())
 		defer hangUp()
@@ -221,7 +221,7 @@ func TestAHangUpInTheMiddle(t *testing.T) {
 	}
 	entries, err := w.jobs.Active(t.Context(), 0, 10)
 	if err != nil || len(entries) != 1 {
-		t.Fatalf("%d jobs, %v, want the one that is on record", len(entries), err)
+		t.Fatalf("%d jobs, %v, want the recorded one", len(entries), err)
 	}
 	id := entries[0].ID
 	if task := w.nextTask(); task.Job != id {
@@ -230,19 +230,19 @@ func TestAHangUpInTheMiddle(t *testing.T) {
 	send("GET", groupExport, "")
 	send("DELETE", statusPath(id), "")
 	if job := w.job(id); job.State != export.Scheduled {
-		t.Errorf("after a cancel that was not heard to its end: %q", job.State)
+		t.Errorf("after a cancel that was not read completely: %q", job.State)
 	}
 	if code := send("DELETE", statusPath(id), "sluice:jobs:active"); code != http.StatusAccepted {
 		t.Errorf("cancel: %d", code)
 	}
 	if job := w.job(id); job.State != export.Cancelled {
-		t.Errorf("after a cancel that is on record: %q", job.State)
+		t.Errorf("after a recorded cancel: %q", job.State)
 	}
 	var got []string
 	for _, event := range w.record() {
 		got = append(got, event["action"]+" "+event["outcome"])
 	}
 	if want := []string{"kick-off 0", "kick-off 8", "cancel 8", "cancel 0"}; !slices.Equal(got, want) {
-		t.Errorf("on record %q, want %q", got, want)
+		t.Errorf("recorded %q, want %q", got, want)
 	}
 }

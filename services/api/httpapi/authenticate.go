@@ -11,8 +11,8 @@ import (
 
 const principalKey = "principal"
 
-// authenticate lets only requests with a valid bearer token pass. The token is taken from the Authorization header
-// and from nowhere else: a token in a query string ends up in logs.
+// authenticate refuses requests without a valid bearer token. It reads the token only from the Authorization header: a
+// token in a query string ends up in logs.
 func (s *service) authenticate(c *gin.Context) {
 	raw := bearer(c.Request.Header)
 	if raw == "" {
@@ -22,7 +22,7 @@ func (s *service) authenticate(c *gin.Context) {
 	}
 	principal, err := s.Tokens.Verify(c.Request.Context(), raw)
 	if errors.Is(err, token.ErrInvalid) {
-		// Only the log has the reason: it would help a forger.
+		// The reason is only logged: it would help a forger.
 		s.refuse(c, unauthenticated(`Bearer error="invalid_token"`,
 			"The bearer token in the Authorization header is invalid or expired."))
 		return
@@ -39,8 +39,8 @@ func unauthenticated(challenge, text string) refusal {
 	return refused(http.StatusUnauthorized, "login", text, "WWW-Authenticate", challenge)
 }
 
-// bearer returns the token of the only Authorization header, or "" when there is none, more than one (which of them
-// would count?), or another scheme. The scheme's case does not matter (RFC 9110 section 11.1).
+// bearer returns the token of the only Authorization header, or "" when there is none, more than one
+// (ambiguous), or another scheme. The scheme's case does not matter (RFC 9110 section 11.1).
 func bearer(header http.Header) string {
 	values := header.Values("Authorization")
 	if len(values) != 1 {
@@ -53,7 +53,7 @@ func bearer(header http.Header) string {
 	return strings.TrimSpace(credentials)
 }
 
-// principalOf returns who asks. The routes put authenticate before every handler that calls it.
+// principalOf returns the authenticated caller. Every route that calls it has authenticate before it.
 func principalOf(c *gin.Context) token.Principal {
 	return c.MustGet(principalKey).(token.Principal)
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token/tokentest"
 )
 
-// Every FHIR route wants a valid token before anything else, and says so as RFC 6750 does (spec 7, Z-01 to
-// Z-03, S-15, D-06, F-04). The answer does not depend on what is there.
+// Every FHIR route requires a valid token first, with the challenge of RFC 6750 (spec 7, Z-01 to Z-03, S-15, D-06, F-04).
+// The response does not depend on whether the job or the group exists.
 func TestAuthentication(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -65,13 +65,13 @@ func TestAuthentication(t *testing.T) {
 			}
 		})
 	}
-	// A token in the query string is none.
+	// A token in the query string is ignored.
 	wantOutcome(t, w.ask("GET", groupExport+"?access_token="+valid), http.StatusUnauthorized, "login")
 	w.started(w.ask("GET", groupExport, "Authorization", "bEARER "+valid))
 }
 
-// Z-03: one answer to every token that is not good, byte by byte, whatever is wrong with it and wherever it is
-// brought (RFC 6750 section 3.1). None is obeyed, none is logged, and none makes the API ask an address in it.
+// Z-03: the response to every invalid token is the same, byte by byte, on every route (RFC 6750 section 3.1). No such token
+// is logged, and no address in one is requested.
 func TestHostileTokens(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -107,7 +107,7 @@ func TestHostileTokens(t *testing.T) {
 	wantOutcome(t, first, http.StatusUnauthorized, "login", "invalid or expired")
 	wantHeader(t, first, "WWW-Authenticate", `Bearer error="invalid_token"`)
 	if n := w.active(); n != 1 || trap.Asked() != 0 {
-		t.Errorf("%d jobs are active, want the one there was; %d requests to an address in a token", n, trap.Asked())
+		t.Errorf("%d jobs are active, want 1; %d requests to an address in a token", n, trap.Asked())
 	}
 	if got := w.ask("GET", statusPath(id), w.as("alice")...); got.code != http.StatusAccepted {
 		t.Errorf("the owner's own token afterwards: %d %s", got.code, got.body)

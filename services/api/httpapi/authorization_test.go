@@ -15,8 +15,8 @@ import (
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
 
-// What a token's scopes allow at the kick-off, by the rows of the conformance checklist (section 9). Rows Z-01 and Z-02
-// are TestAuthentication's, Z-03 TestHostileTokens', Z-08 TestIsolationOfScopes' and Z-09 TestIsolation's.
+// The scopes of a token at the kick-off, by the rows of section 9 of the conformance checklist. TestAuthentication covers
+// Z-01 and Z-02, TestHostileTokens Z-03, TestIsolationOfScopes Z-08 and TestIsolation Z-09.
 func TestAuthorizationRows(t *testing.T) {
 	t.Parallel()
 	open := newFixture(t)
@@ -110,8 +110,9 @@ func TestAuthorizationRows(t *testing.T) {
 	}
 }
 
-// A token that only its issuer can read is introspected (RFC 7662): an active one is obeyed, another is the 401 of every bad
-// token, and without a response it is a 503, for the token may be good. pkg/token has the other responses.
+// An opaque token is introspected (RFC 7662): an active token is accepted, an inactive one gets the 401 of an invalid
+// token, and without a response of the issuer the status is 503, because the token may be valid. pkg/token has the other
+// responses.
 func TestOpaqueTokens(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -157,6 +158,6 @@ func TestOpaqueTokens(t *testing.T) {
 	down := ask(observations, "down")
 	wantOutcome(t, down, http.StatusServiceUnavailable, "transient")
 	wantHeader(t, down, "WWW-Authenticate", "", "Retry-After", "5")
-	// The same subject of another issuer is somebody else.
+	// The same subject of another issuer is another owner.
 	wantOutcome(t, ask(statusPath(ofOther), "good"), http.StatusNotFound, "forbidden")
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// cancel ends the caller's job, finished or not (spec 5). The job is gone when the answer is out; its objects follow.
-// A token that may not read the export may still end it: nothing of it is disclosed.
+// cancel ends the caller's job, finished or not (spec 5). The job is hidden before the response is sent; its objects are
+// deleted later. A token that may not read the export may still cancel it, because the response discloses nothing.
 func (s *service) cancel(c *gin.Context) error {
 	job, err := s.ownJob(c)
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
-// spec 5: a job in any state can be cancelled; it is gone at once, what works for it is told to stop, and its purge
-// is queued (pitfall 15; 16 as far as the edge goes). The second DELETE is the 404.
+// spec 5: a job in any state can be cancelled; it is hidden at once, its running units stop, and its purge is queued
+// (pitfalls 15, 16). The second DELETE gets 404.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -45,7 +45,7 @@ func (w *fixture) purges(id export.JobID) bool {
 	return n == 1
 }
 
-// A cancel counts once it is recorded: that the purge was not queued is for the log; the scheduler purges anyhow.
+// A recorded cancel succeeds even if the purge could not be queued: the error is logged, and the scheduler purges.
 func TestCancelWithoutQueue(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -62,8 +62,8 @@ func TestCancelWithoutQueue(t *testing.T) {
 	}
 }
 
-// A cancel that was done and not answered finds its own traces when the store repeats it: it counts, and the purge is
-// queued. A job that expired in between is gone. (Lost ack.)
+// If the answer to a cancel is lost, the store repeats the command: it succeeds, and the purge is queued. If the job
+// expired meanwhile, the response is 404.
 func TestCancelAnswerLost(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -96,10 +96,10 @@ func TestCancelAnswerLost(t *testing.T) {
 	wantOutcome(t, w.ask("DELETE", statusPath(expiring), alice...), http.StatusNotFound, "forbidden")
 }
 
-// cancelWord stands in the command that cancels a job, and in no other of the API.
+// cancelWord occurs in the command that cancels a job, and in no other command of the API.
 const cancelWord = "\r\ncancelled\r\n"
 
-// direct is the job store without a door.
+// direct returns the job store, not through its door.
 func (w *fixture) direct() *jobstore.Store {
 	w.t.Helper()
 	jobs, err := jobstore.Open(w.redisURL, w.clock.Now)
@@ -108,8 +108,7 @@ func (w *fixture) direct() *jobstore.Store {
 	return jobs
 }
 
-// Of several DELETEs at the same time one counts. Of the others those that saw the job before it was gone get what they
-// asked for, and the rest the 404.
+// Concurrent DELETEs: those that read the job before it was cancelled get 202, the rest get 404.
 func TestCancelRaces(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -128,7 +127,7 @@ func TestCancelRaces(t *testing.T) {
 			count[code]++
 		}
 		if count[http.StatusAccepted] < 1 || count[http.StatusAccepted]+count[http.StatusNotFound] != 8 {
-			t.Errorf("answers %v, want 202 at least once, and else 404", count)
+			t.Errorf("responses %v, want at least one 202, and 404 otherwise", count)
 		}
 		wantOutcome(t, w.ask("DELETE", statusPath(id), alice...), http.StatusNotFound, "forbidden")
 	}

@@ -23,8 +23,8 @@ func (s *service) metadata(c *gin.Context) error {
 	return nil
 }
 
-// smart serves the SMART configuration, whatever the client accepts (B-01). A deployment whose clients get their
-// tokens elsewhere has none.
+// smart serves the SMART configuration for any Accept header (B-01). A deployment without a configured token URL has
+// none.
 func (s *service) smart(c *gin.Context) error {
 	if s.smartDocument == nil {
 		return s.noRoute(c)
@@ -36,8 +36,8 @@ func (s *service) smart(c *gin.Context) error {
 //go:embed capabilities.tmpl
 var capabilities string
 
-// newCapabilities describes what this server does and nothing that it does not: of the three levels of export there is
-// that of the group.
+// newCapabilities describes the operations that this server supports: of the three levels of export only the group
+// level.
 func newCapabilities(base, tokenEndpoint string, since time.Time) []byte {
 	quote := func(text string) string { return string(encode(text)) }
 	var version string

@@ -18,14 +18,14 @@ const tokenEndpoint = "https://auth.example.org/token"
 func discoverable(t *testing.T) *fixture {
 	t.Helper()
 	w := newFixture(t, func(cfg *httpapi.Config) { cfg.TokenURL = tokenEndpoint })
-	w.jobDoor.Shut() // it is answered whatever is down
+	w.jobDoor.Shut() // it needs no dependency
 	w.queueDoor.Shut()
 	w.objectDoor.Shut()
 	return w
 }
 
-// C-01 to C-06: without a token, the statement names what this server does, and nothing else: the group export under two
-// names, no other operation, the types that an export can have, and where tokens are given.
+// C-01 to C-06: without a token, the statement lists the group export under two names, no other operation, the types that
+// can be exported, and the token endpoint.
 func TestMetadata(t *testing.T) {
 	t.Parallel()
 	w := discoverable(t)
@@ -46,7 +46,7 @@ func TestMetadata(t *testing.T) {
 	wantOutcome(t, w.ask("GET", "/fhir/metadata", "Accept", "application/fhir+xml"), http.StatusNotAcceptable, "not-supported", "Accept")
 }
 
-// B-01: the SMART configuration needs no token, and comes whatever the client accepts.
+// B-01: the SMART configuration needs no token and ignores the Accept header.
 func TestSMARTConfiguration(t *testing.T) {
 	t.Parallel()
 	w := discoverable(t)

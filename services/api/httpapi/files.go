@@ -17,10 +17,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// transferBuffer is what one download holds in memory, beside the store client's own buffers.
+// transferBuffer is the buffer of one download, in addition to those of the store's client.
 const transferBuffer = 64 << 10
 
-// representation is a file in the coding that the client gets.
+// representation is a file in one content coding.
 type representation struct {
 	coding coding
 	size   int64
@@ -28,7 +28,7 @@ type representation struct {
 	digest string // Repr-Digest (RFC 9530), or "" when it is not known
 }
 
-// file serves one file of a completed job (spec 4). Files come through here and never by presigned URL (pitfall 31).
+// file serves one file of a completed job (spec 4). Files are never served by presigned URL (pitfall 31).
 func (s *service) file(c *gin.Context) error {
 	job, file, err := s.ownFile(c)
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *service) file(c *gin.Context) error {
 	return s.send(c, job.ID, file, form, part, status)
 }
 
-// ownFile returns the file that the path names when the caller may have it.
+// ownFile returns the file in the path if the caller may read it.
 func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 	job, err := s.ownJob(c)
 	if err != nil {
@@ -90,7 +90,7 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 		return job, file, notAvailable()
 	}
 	if err != nil {
-		return job, file, fmt.Errorf("looking a file of job %s up: %w", job.ID, err)
+		return job, file, fmt.Errorf("looking up a file of job %s: %w", job.ID, err)
 	}
 	// The token may be narrower than the kick-off's (F-06). Reports about the export hold no patient's data.
 	if !file.Error && !principalOf(c).Scopes.MayRead(file.Type) {
@@ -99,7 +99,7 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 	return job, file, nil
 }
 
-// represent describes the file in the coding. Both representations are named by the digest of the stored bytes.
+// represent describes the file in the coding. The ETags of both representations derive from the digest of the stored bytes.
 func represent(file export.File, chosen coding) (representation, error) {
 	if chosen == identity {
 		return representation{coding: identity, size: file.Bytes, etag: `"` + file.SHA256 + `"`}, nil
@@ -121,11 +121,11 @@ func (s *service) send(
 	var body io.ReadCloser
 	if c.Request.Method == http.MethodGet {
 		var err error
-		// Opened, and the first byte read, before the header goes out: a store that is down is a 503.
+		// The part is opened, and its first byte read, before the header is sent, so that an unavailable store is a 503.
 		if body, err = s.openPart(c.Request.Context(), job, file, form, part); err != nil {
 			return err
 		}
-		defer func() { _ = body.Close() }() // read only: there is nothing that closing could lose
+		defer func() { _ = body.Close() }() // read only
 	}
 	event := succeeded(audit.File, job, status)
 	event.File = file.Name
@@ -155,16 +155,16 @@ func (s *service) send(
 	}
 	if sent, err := io.CopyN(toClient{c.Writer}, body, part.length); err != nil {
 		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF // the store gave less than the file has
+			err = io.ErrUnexpectedEOF // the store returned fewer bytes than the file has
 		}
-		// refuse cuts the connection: the client sees a broken transfer and resumes, instead of a good end.
+		// refuse cuts the connection, so that the client sees an interrupted transfer and resumes.
 		return s.recordCut(c, event, sent, fmt.Errorf("sending file %s of job %s: %w", file.Name, job, err))
 	}
 	return nil
 }
 
-// openPart opens the part of the representation: of the stored bytes as they are, or of what they unpack to. gzip has
-// no index, so that a part of the latter is reached by unpacking what lies before it; nothing is buffered.
+// openPart opens a part of the representation: of the stored bytes, or of the decompressed ones. gzip has no index, so the
+// latter is reached by decompressing everything before it; nothing is buffered.
 func (s *service) openPart(
 	ctx context.Context, job export.JobID, file export.File, form representation, part byteRange,
 ) (io.ReadCloser, error) {
@@ -188,8 +188,8 @@ func (s *service) openPart(
 	}{plain, stored}, nil
 }
 
-// openObject opens bytes of an object, length < 0 to its end, and reads the first of them, so that a store that is
-// down or an object that a purge has just deleted is known while there is still a choice of answers.
+// openObject opens bytes of an object (to its end if length < 0) and reads the first one, so that an unavailable store or
+// an object that a purge has just deleted is detected before the header is sent.
 func (s *service) openObject(
 	ctx context.Context, job export.JobID, key string, offset, length int64,
 ) (io.ReadCloser, error) {

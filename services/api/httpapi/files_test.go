@@ -57,8 +57,8 @@ func wantHeader(t *testing.T, got reply, pairs ...string) {
 	}
 }
 
-// spec 4: gzip for those who take it and identity for the rest, with right lengths, strong ETags and a digest; HEAD
-// says the same without a body. pitfall 31: the file comes through the API with the bearer header, without redirect.
+// spec 4: gzip for clients that accept it and identity for the others, with correct lengths, strong ETags and a digest;
+// HEAD has the same headers without a body. pitfall 31: the API serves the file itself, without a redirect.
 func TestFileRepresentations(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(500))
@@ -101,7 +101,7 @@ func TestFileRepresentations(t *testing.T) {
 		wantOutcome(t, got, http.StatusNotAcceptable, "not-supported", "Accept-Encoding")
 		wantHeader(t, got, "Vary", "Accept-Encoding")
 	}
-	// F-03: whatever Accept says, there is only NDJSON.
+	// F-03: Accept is ignored; files are always NDJSON.
 	if got := s.get("Accept", "*/*"); got.code != http.StatusOK {
 		t.Errorf("Accept */*: %d", got.code)
 	}
@@ -143,7 +143,7 @@ func TestFileRanges(t *testing.T) {
 			}
 			wantHeader(t, got, "Content-Range", "")
 		}
-		// A download in pieces is the file.
+		// A download in pieces equals the file.
 		var pieces strings.Builder
 		for at := 0; at < size; at += 700 {
 			pieces.WriteString(s.get("Accept-Encoding", encoding, "Range", fmt.Sprintf("bytes=%d-%d", at, at+699)).body)
@@ -158,8 +158,8 @@ func TestFileRanges(t *testing.T) {
 	}
 }
 
-// RFC 9110 section 13: conditions name the representation that would be sent. TestMatches and TestRangeApplies have the
-// forms of the headers.
+// RFC 9110 section 13: conditions apply to the representation that would be sent. TestMatches and TestRangeApplies cover
+// the syntax of the headers.
 func TestFileConditions(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(50))
@@ -208,7 +208,7 @@ func TestFileConditions(t *testing.T) {
 	}
 }
 
-// bulk is a file that is big in both representations: more than the buffers between the store and a client hold.
+// bulk returns a file that exceeds the buffers between the store and a client in both representations.
 func bulk(lines int) content {
 	source := rand.New(rand.NewPCG(1, 2))
 	c := content{typ: "Observation"}
@@ -223,8 +223,8 @@ func bulk(lines int) content {
 	return c
 }
 
-// A store that fails in the middle cuts the download: the client never takes a part for the whole, and gets the rest
-// by a range with If-Range (pitfall 33).
+// If the store fails during a download, the connection is cut, so that the client does not take a part for the whole file.
+// It gets the rest by a range with If-Range (pitfall 33).
 func TestFileCutAndResumed(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, bulk(200))
@@ -247,14 +247,14 @@ func TestFileCutAndResumed(t *testing.T) {
 		t.Errorf("no %s", counted)
 	}
 	if !strings.Contains(s.log.String(), "sending file "+s.file.Name) {
-		t.Errorf("the log does not tell why")
+		t.Errorf("the log does not have the cause")
 	}
-	// Known before the header is out, it is a 503.
+	// A failure before the header is sent is a 503.
 	s.objectDoor.Shut()
 	for _, headers := range [][]string{nil, {"Accept-Encoding", "gzip"}, {"Range", "bytes=100-"}} {
 		got := s.get(headers...)
 		wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
-		// The outcome is not the file: nothing of what describes the file may stand on it.
+		// The OperationOutcome must not have the headers that describe the file.
 		wantHeader(t, got, "Etag", "", "Accept-Ranges", "", "Content-Range", "", "Content-Encoding", "", "Repr-Digest", "",
 			"Vary", "", "Expires", "", "X-Progress", "", "Cache-Control", "no-store", "Retry-After", "5000")
 	}
@@ -264,8 +264,8 @@ func TestFileCutAndResumed(t *testing.T) {
 	}
 }
 
-// D-07: what is being downloaded when the job is cancelled and purged arrives whole. (MinIO holds a delete back
-// until the reads before it are done.)
+// D-07: a download that runs while the job is cancelled and purged completes. (MinIO delays a delete until earlier reads
+// are done.)
 func TestFileDownloadOutlivesPurge(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, bulk(300))
@@ -298,7 +298,7 @@ func TestFileDownloadOutlivesPurge(t *testing.T) {
 	}
 }
 
-// A client that hangs up is no error of ours, and still no good end.
+// A client's disconnect is not logged as an error, but the connection is still cut.
 func TestFileClientGone(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(500))
@@ -318,13 +318,13 @@ func TestFileClientGone(t *testing.T) {
 	}
 }
 
-// deafWriter is a connection whose other side is gone.
+// deafWriter is a connection whose client has disconnected.
 type deafWriter struct{ http.ResponseWriter }
 
 func (deafWriter) Write([]byte) (int, error) { return 0, syscall.EPIPE }
 
-// An object that is missing though its job is there is the server's fault. TestNotAvailable has the one of a job that was
-// purged between the look at the record and the read.
+// An object that is missing although its job exists is a server error. TestNotAvailable covers a job that is purged between
+// the read of its record and the read of the object.
 func TestFileObjectMissing(t *testing.T) {
 	t.Parallel()
 	s := serveFile(t, patients(5))
@@ -336,7 +336,7 @@ func TestFileObjectMissing(t *testing.T) {
 	wantOutcome(t, s.ask("GET", status, s.as("alice")...), http.StatusInternalServerError, "exception")
 }
 
-// Stored files may be gzip members one after another; clients get all of them.
+// A stored file may consist of several gzip members; clients get all of them.
 func TestFileOfSeveralMembers(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -40,7 +40,7 @@ import (
 )
 
 const (
-	base      = "https://fhir.example.org/fhir" // the public base; the test server is somewhere else
+	base      = "https://fhir.example.org/fhir" // the public base, not the address of the test server
 	audience  = base
 	issuerOne = "https://one.example.org"
 	issuerTwo = "https://two.example.org"
@@ -85,7 +85,7 @@ func newFixture(t testing.TB, change ...func(*httpapi.Config)) *fixture {
 	return w
 }
 
-// newFixtureOn is a fixture on stores that the test brings. The bucket is there already.
+// newFixtureOn returns a fixture on the given stores. The bucket exists already.
 func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...func(*httpapi.Config)) *fixture {
 	t.Helper()
 	w := &fixture{
@@ -134,7 +134,7 @@ func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...fun
 	return w
 }
 
-// config is that of the fixture's API. Its limits are out of the way of tests of other things.
+// config returns the configuration of the API. Its limits are too high to affect other tests.
 func (w *fixture) config(change ...func(*httpapi.Config)) httpapi.Config {
 	cfg := httpapi.Config{
 		BaseURL: mustURL(w.t, base), Dialect: httpapi.DialectAuto, Now: w.clock.Now,
@@ -147,14 +147,14 @@ func (w *fixture) config(change ...func(*httpapi.Config)) httpapi.Config {
 	return cfg
 }
 
-// reply is a whole answer.
+// reply is a complete response.
 type reply struct {
 	code   int
 	header http.Header
 	body   string
 }
 
-// ask sends a request as it is and reads the whole answer. It fails the test when the answer is cut.
+// ask sends a request and reads the whole response. A cut response fails the test.
 func (w *fixture) ask(method, target string, headers ...string) reply {
 	w.t.Helper()
 	got, err := w.try(method, target, headers...)
@@ -164,7 +164,7 @@ func (w *fixture) ask(method, target string, headers ...string) reply {
 	return got
 }
 
-// try is ask for answers that may be cut.
+// try is ask for responses that may be cut.
 func (w *fixture) try(method, target string, headers ...string) (reply, error) {
 	w.t.Helper()
 	response, err := w.open(method, target, headers...)
@@ -196,7 +196,7 @@ func (w *fixture) open(method, target string, headers ...string) (*http.Response
 	return client.Do(request)
 }
 
-// serve answers without a network, so that the log line is written when it returns.
+// serve calls the handler without a network, so that the log line is written when it returns.
 func (w *fixture) serve(method, target string, headers ...string) reply {
 	w.t.Helper()
 	request := httptest.NewRequestWithContext(w.t.Context(), method, target, nil)
@@ -212,7 +212,7 @@ func (w *fixture) answer(request *http.Request) reply {
 	return reply{code: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
 }
 
-// metrics are what operators read on the private listener.
+// metrics returns /metrics of the private listener.
 func (w *fixture) metrics() string {
 	w.t.Helper()
 	recorder := httptest.NewRecorder()
@@ -223,12 +223,12 @@ func (w *fixture) metrics() string {
 	return recorder.Body.String()
 }
 
-// as makes the headers of a user of the first issuer whose token has the scopes, system/*.read unless given.
+// as returns the headers of a user of the first issuer whose token has the scopes, by default system/*.read.
 func (w *fixture) as(subject string, scopes ...string) []string {
 	return w.of(issuerOne, subject, scopes...)
 }
 
-// of makes the headers of a user of the issuer.
+// of returns the headers of a user of the issuer.
 func (w *fixture) of(issuer, subject string, scopes ...string) []string {
 	genuine := w.genuine(issuer, subject)
 	if scopes != nil {
@@ -237,7 +237,7 @@ func (w *fixture) of(issuer, subject string, scopes ...string) []string {
 	return []string{"Authorization", "Bearer " + genuine.Token()}
 }
 
-// genuine is a token that is accepted.
+// genuine returns a valid token.
 func (w *fixture) genuine(issuer, subject string) tokentest.Genuine {
 	now := w.clock.Now()
 	return tokentest.Genuine{
@@ -254,7 +254,7 @@ func (w *fixture) kickoff(user []string, query string, headers ...string) export
 	return w.started(w.ask("GET", groupExport+query, append(slices.Clone(user), headers...)...))
 }
 
-// started is the id in the answer to a kick-off.
+// started returns the job id in the response to a kick-off.
 func (w *fixture) started(got reply) export.JobID {
 	w.t.Helper()
 	id, found := strings.CutPrefix(got.header.Get("Content-Location"), base+"/exports/")
@@ -272,14 +272,14 @@ func (w *fixture) job(id export.JobID) export.Job {
 	return job
 }
 
-// fail ends a job as a worker does that can produce nothing.
+// fail ends a job like a worker that cannot produce any file.
 func (w *fixture) fail(id export.JobID, reason string) {
 	w.t.Helper()
 	now := w.clock.Now()
 	w.must(w.jobs.FailJob(w.t.Context(), id, reason, now, now.Add(retention)))
 }
 
-// redis is the server itself, without a door.
+// redis returns a client of the server, not through a door.
 func (w *fixture) redis() *redis.Client {
 	w.t.Helper()
 	options, err := redis.ParseURL(w.redisURL)
@@ -289,7 +289,7 @@ func (w *fixture) redis() *redis.Client {
 	return client
 }
 
-// content is one file to be produced.
+// content is one file to write.
 type content struct {
 	typ   string
 	lines []string
@@ -298,12 +298,12 @@ type content struct {
 
 func (c content) plain() string { return strings.Join(c.lines, "\n") + "\n" }
 
-// report is a file about what could not be produced.
+// report returns an error file.
 func report() content {
 	return content{typ: "OperationOutcome", error: true, lines: []string{`{"resourceType":"OperationOutcome"}`}}
 }
 
-// claim takes a unit of the job that the store has issued, the plan or another.
+// claim claims an issued unit of the job.
 func (w *fixture) claim(id export.JobID, unit export.UnitID, kind export.Kind) export.Lease {
 	w.t.Helper()
 	if unit != export.PlanUnit {
@@ -323,7 +323,7 @@ func (w *fixture) commit(lease export.Lease, files ...export.File) {
 	}))
 }
 
-// plan plays the worker's first unit: one unit a type follows.
+// plan runs the plan as a worker does: it cuts one unit per type.
 func (w *fixture) plan(id export.JobID, types ...string) {
 	w.t.Helper()
 	lease := w.claim(id, export.PlanUnit, export.KindPlan)
@@ -340,7 +340,7 @@ func (w *fixture) plan(id export.JobID, types ...string) {
 	}))
 }
 
-// run plays the worker for a job: plans, writes the files, seals. It returns the files as they are recorded.
+// run does the work of a worker for a job: it plans, writes the files and seals. It returns the recorded files.
 func (w *fixture) run(id export.JobID, contents ...content) []export.File {
 	w.t.Helper()
 	var types []string
@@ -412,7 +412,7 @@ func patients(n int) content {
 	return c
 }
 
-// users is the group directory and the access directory, on files of its folder.
+// users is the directory of groups and grants, on files in a folder.
 type users struct {
 	*filedir.Groups
 	Access *filedir.Access
@@ -459,7 +459,7 @@ func (f *users) Exists(ctx context.Context, group string) error {
 	return f.Groups.Exists(ctx, group)
 }
 
-// Members is work for a worker: an API that reads members does a kick-off's work inline (pitfall 12).
+// Members must not be called: an API that reads members does the work of the plan in the kick-off (pitfall 12).
 func (f *users) Members(context.Context, string, func(string) error) error {
 	panic("the API reads members")
 }
@@ -473,10 +473,10 @@ type door struct {
 	mu      sync.Mutex
 	shut    bool
 	conns   map[net.Conn]struct{}
-	request func(part []byte)               // is called with what comes from the near side, before it goes through
-	answer  func(request, part []byte) bool // whether what comes from the far side, after the last request, goes through
-	lose    int                             // how many answers are lost yet
-	heard   []byte                          // from the near side since Listen
+	request func(part []byte)               // is called with data from the client, before it is forwarded
+	answer  func(request, part []byte) bool // whether data from the server, after the last request, is forwarded
+	lose    int                             // number of answers still to be lost
+	heard   []byte                          // from the client since Listen
 }
 
 func openDoor(t testing.TB, target string) *door {
@@ -494,7 +494,7 @@ func openDoor(t testing.TB, target string) *door {
 	return d
 }
 
-// in is the server's URL with the address of the door.
+// in returns the server's URL with the address of the door.
 func (d *door) in(server string) string {
 	return strings.Replace(server, d.target, d.listener.Addr().String(), 1)
 }
@@ -509,7 +509,7 @@ func (d *door) Shut() {
 	}
 }
 
-// Open lets everything through again.
+// Open forwards everything again.
 func (d *door) Open() {
 	d.watch(func([]byte) {}, func([]byte, []byte) bool { return true })
 	d.mu.Lock()
@@ -529,7 +529,7 @@ func (d *door) watch(request func([]byte), answer func(request, part []byte) boo
 	}
 }
 
-// ShutAfter lets so many more bytes through from the far side, then shuts.
+// ShutAfter forwards so many more bytes from the server, then shuts.
 func (d *door) ShutAfter(left int64) {
 	d.watch(nil, func(_, part []byte) bool {
 		d.mu.Lock()
@@ -543,8 +543,8 @@ func (d *door) ShutAfter(left int64) {
 	})
 }
 
-// Lose lets the next n requests that hold the word through, and breaks their connections before their answers pass. An
-// answer that only says that a script is not loaded yet passes.
+// Lose forwards the next n requests that contain the word, and breaks their connections before the answers are forwarded.
+// An answer that a script is not loaded is forwarded.
 func (d *door) Lose(word string, n int) {
 	d.watch(nil, func(request, part []byte) bool {
 		d.mu.Lock()
@@ -560,7 +560,7 @@ func (d *door) Lose(word string, n int) {
 	d.lose = n
 }
 
-// Before has the function called once, before the next request that holds the word goes through.
+// Before calls the function once, before the next request that contains the word is forwarded.
 func (d *door) Before(word string, call func()) {
 	var once sync.Once
 	d.watch(func(part []byte) {
@@ -570,7 +570,7 @@ func (d *door) Before(word string, call func()) {
 	}, nil)
 }
 
-// Listen begins anew to write down what goes through from the near side.
+// Listen starts a new record of the data from the client.
 func (d *door) Listen() {
 	d.watch(func(part []byte) {
 		d.mu.Lock()
@@ -600,7 +600,7 @@ func (d *door) serve() {
 			far.Close()
 		}
 		d.mu.Unlock()
-		var last []byte // from the near side; guarded by d.mu
+		var last []byte // from the client; guarded by d.mu
 		d.running.Go(func() {
 			pass(far, near, func(part []byte) bool {
 				d.mu.Lock()
@@ -622,7 +622,7 @@ func (d *door) serve() {
 	}
 }
 
-// pass copies as long as nothing breaks and let agrees to each part.
+// pass copies until an error, or until let refuses a part.
 func pass(to, from net.Conn, let func(part []byte) bool) {
 	defer to.Close()
 	defer from.Close()
@@ -650,8 +650,8 @@ func mustURL(t testing.TB, raw string) *url.URL {
 	return parsed
 }
 
-// wantOutcome checks that an answer is an OperationOutcome with one error of the code, any if it is "", and says each of the
-// words.
+// wantOutcome checks that a response is an OperationOutcome with one error of the code ("": any), whose text contains each
+// of the words.
 func wantOutcome(t testing.TB, got reply, status int, code string, words ...string) {
 	t.Helper()
 	if got.code != status {
@@ -671,7 +671,7 @@ func wantOutcome(t testing.TB, got reply, status int, code string, words ...stri
 	}
 	for _, word := range words {
 		if !strings.Contains(outcome.Issue[0].Diagnostics, word) {
-			t.Errorf("%q does not say %q", outcome.Issue[0].Diagnostics, word)
+			t.Errorf("%q does not contain %q", outcome.Issue[0].Diagnostics, word)
 		}
 	}
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
 
-// marker stands for a secret: whatever part of a request it is in, it must not come back, nor be logged.
+// marker represents a secret: no response and no log line may contain it, wherever it is in a request.
 const marker = "eyJtYXJrZXIiOjF9.czNjcjN0.bWFya2Vy"
 
 // shelf is an object store in memory, so that a fuzz target needs no server.
@@ -38,7 +38,7 @@ func (s *shelf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	if key == "" {
-		return // the bucket is there
+		return // the bucket exists
 	}
 	if r.Method == http.MethodPut {
 		s.objects[key], _ = io.ReadAll(r.Body)
@@ -94,7 +94,7 @@ func newFuzzWorld(f *testing.F) *fuzzWorld {
 	return w
 }
 
-// restore takes back what an input has changed, so that every input finds the same fixture.
+// restore undoes the changes of an input, so that every input starts with the same state.
 func (w *fuzzWorld) restore(location string) {
 	w.server.HSet("sluice:{"+string(w.completed)+"}:job", "state", string(export.Completed))
 	w.server.HSet("sluice:{"+string(w.running)+"}:job", "state", string(export.Running))
@@ -110,9 +110,9 @@ func (w *fuzzWorld) restore(location string) {
 	w.log.Reset()
 }
 
-// Who sends a request.
+// The callers.
 const (
-	nobody   = iota // or whoever the headers say
+	nobody   = iota // or the caller in the headers
 	owner           // of both jobs
 	namesake        // of another issuer, who may read nothing
 	narrow          // the owner, with a token for Observation alone
@@ -121,9 +121,8 @@ const (
 
 var kickoffPath = regexp.MustCompile(`^/fhir/Group/g[12]/\$export$`)
 
-// FuzzRequest gives the whole API any request that the server would hand it. The stores are there and hold what they
-// should, so there is no excuse for a 5xx. In the input {job}, {run}, {file}, {bad} and {marker} stand for what is only
-// known here.
+// FuzzRequest sends any request that net/http accepts to the whole API. The stores are available and complete, so every 5xx
+// is a failure. In the input {job}, {run}, {file}, {bad} and {marker} are placeholders for values of the fixture.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range []struct {
 		method, target, headers string
@@ -186,15 +185,15 @@ func FuzzRequest(f *testing.F) {
 		w.checkAnswer(t, request, got)
 		w.checkAccess(t, request, who, got)
 		if all := fmt.Sprint(got.header, got.body, log); strings.Contains(all, marker) {
-			t.Errorf("the marker comes back: %s", all)
+			t.Errorf("the response contains the marker: %s", all)
 		}
 		if strings.Contains(log, `"level":"ERROR"`) {
-			t.Errorf("an error is logged though nothing is wrong: %s", log)
+			t.Errorf("an error is logged: %s", log)
 		}
 	})
 }
 
-// asServed reads a request as the server does, and reports whether the server would hand it on.
+// asServed reads a request as the server does, and reports whether the server would call the handler.
 func asServed(text string) (*http.Request, bool) {
 	request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(text)))
 	if err != nil || len(request.Header["Host"]) > 0 || request.RequestURI == "*" {
@@ -210,7 +209,7 @@ func asServed(text string) (*http.Request, bool) {
 	return request, true
 }
 
-// checkAnswer holds an answer against what is promised of every answer.
+// checkAnswer checks what every response must fulfil.
 func (w *fuzzWorld) checkAnswer(t *testing.T, request *http.Request, got reply) {
 	wantHeader(t, got, "X-Content-Type-Options", "nosniff", "Cache-Control", "no-store")
 	if got.code >= 500 {
@@ -221,7 +220,7 @@ func (w *fuzzWorld) checkAnswer(t *testing.T, request *http.Request, got reply) 
 	case request.Method == http.MethodHead && got.body != "":
 		t.Errorf("an answer to HEAD has a body: %q", got.body)
 	case request.Method != http.MethodHead && err == nil && length != len(got.body):
-		t.Errorf("%d bytes, said to be %d", len(got.body), length)
+		t.Errorf("%d bytes, Content-Length %d", len(got.body), length)
 	}
 	if got.code < 400 {
 		return
@@ -244,7 +243,7 @@ func (w *fuzzWorld) checkAnswer(t *testing.T, request *http.Request, got reply) 
 	wantOutcome(t, got, got.code, "")
 }
 
-// checkAccess holds an answer that is no refusal against who may have it.
+// checkAccess checks that the caller of a successful request was allowed to make it.
 func (w *fuzzWorld) checkAccess(t *testing.T, request *http.Request, who byte, got reply) {
 	if got.code >= 400 {
 		return
@@ -275,7 +274,7 @@ func (w *fuzzWorld) checkAccess(t *testing.T, request *http.Request, who byte, g
 	}
 }
 
-// checkPart holds what was sent of the file against the file.
+// checkPart compares the body with the requested part of the file.
 func (w *fuzzWorld) checkPart(t *testing.T, request *http.Request, got reply) {
 	want := w.plain
 	if got.header.Get("Content-Encoding") == "gzip" {

@@ -11,8 +11,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// FuzzMatches: a tag in a list of any other tags is found, weakly when it is weak; one that is not there is not, and
-// whatever the rest of a header, a tag that matches stands in it.
+// FuzzMatches: a tag in a list is found among any other tags (a weak one only weakly), a tag that is not in the list is not
+// found, and a tag that matches occurs in the header.
 func FuzzMatches(f *testing.F) {
 	for _, seed := range []string{"", "*", `"a"`, `W/"a"`, `a", "b`, `\`, `,`, `"`, " ", `W/`, "*, \"a\""} {
 		f.Add(seed, seed)
@@ -44,7 +44,7 @@ func FuzzMatches(f *testing.F) {
 	})
 }
 
-// FuzzAccepts: what one Accept header settles about a type by its name another cannot turn.
+// FuzzAccepts: when one Accept header names a type, no other header changes the decision about it.
 func FuzzAccepts(f *testing.F) {
 	for _, seed := range []string{
 		"", "*/*", "application/json;q=0", "application/*;q=0", `text/html;x="a,b"`, "a/b;q=0.1234", "*;q=0", ";q=1", `"`, `\`,
@@ -60,12 +60,12 @@ func FuzzAccepts(f *testing.F) {
 			t.Errorf("%q allows what is refused", value)
 		}
 		if namesType(http.Header{"Accept": {value}}, json) && !strings.Contains(strings.ToLower(value), json) {
-			t.Errorf("%q is said to name %s", value, json)
+			t.Errorf("%q is reported to name %s", value, json)
 		}
 	})
 }
 
-// FuzzBearer: a token comes only out of one header of the scheme Bearer, and as it stands there.
+// FuzzBearer: a token is only read from a single header of the scheme Bearer, unchanged.
 func FuzzBearer(f *testing.F) {
 	for _, seed := range []string{"", "Bearer", "Bearer ", "bearer a.b.c", "Bearer  a b", "Basic YTpi", "Bearer\ta", " Bearer a", "BearerX a"} {
 		f.Add(seed, "a.b.c")
@@ -87,7 +87,7 @@ func FuzzBearer(f *testing.F) {
 	})
 }
 
-// FuzzManifestLines: a stored list of files becomes JSON with URLs below the job's own, or the manifest breaks off.
+// FuzzManifestLines: a stored list of files becomes JSON with URLs below the job's own URL, or the response is cut.
 func FuzzManifestLines(f *testing.F) {
 	for _, line := range []string{
 		"", `{"name":"Patient.Patient-00000.1.0.ndjson","type":"Patient","count":3}`, `{"name":"../../x?y#z","type":"\u2028<"}`,

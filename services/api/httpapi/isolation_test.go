@@ -11,20 +11,20 @@ import (
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
 
-// target is a job in one of the states that there are, with the names of its files.
+// target is a job in one of the states, with the names of its files.
 type target struct {
 	state     string
 	id        string
-	data, bad string // names of a file of data and of one of errors, which the job may not have yet
-	gone      bool   // its owner does not see it either
+	data, bad string // names of a data file and of an error file, which the job may not have yet
+	gone      bool   // its owner gets the 404 too
 }
 
-// targets makes a job of alice's in every state, those that never were included.
+// targets creates a job of alice's in every state; the last ones never existed.
 func (w *fixture) targets() []target {
 	w.t.Helper()
 	ctx := w.t.Context()
 	const query = "?_type=Patient,Observation"
-	// As written by a first attempt: what has no files yet is asked for the ones that it will have.
+	// The names of a first attempt; some of the jobs do not have these files yet.
 	data := export.FileName("Patient-00000", 1, "Patient", 0)
 	bad := export.FileName("OperationOutcome-00000", 1, "OperationOutcome", 0)
 	var all []target
@@ -81,7 +81,7 @@ func (w *fixture) targets() []target {
 	return all
 }
 
-// question is a request for a job, with headers that change the answer of who may ask.
+// question is a request for a job, with headers that change the response to its owner.
 type question struct {
 	name    string
 	method  string
@@ -123,9 +123,9 @@ func questions() []question {
 	return all
 }
 
-// spec 2 and 3, pitfall 19: whoever is not the owner, whatever the job's state and whatever is asked, gets the answer
-// that a job gets that never was, byte by byte and by the same way: the same commands to the stores in the same order,
-// so that time tells nothing either. Nothing is changed by any of it. So fares the owner, too, for whom the job is gone.
+// spec 2 and 3, pitfall 19: callers other than the owner get the response for a job that never existed, byte by byte, in
+// every state of the job and for every request. The stores get the same commands in the same order, so that timing reveals
+// nothing either, and nothing changes. The owner of a job that is gone gets the same.
 func TestIsolation(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -150,14 +150,14 @@ func TestIsolation(t *testing.T) {
 		w.listen()
 		want := w.ask(q.method, q.path(never), append(slices.Clone(callers[0].headers), q.headers...)...)
 		if want.code != http.StatusNotFound {
-			t.Fatalf("%s %s of a job that never was: %d", q.method, q.name, want.code)
+			t.Fatalf("%s %s of a job that never existed: %d", q.method, q.name, want.code)
 		}
 		if q.method != http.MethodHead {
 			wantOutcome(t, want, http.StatusNotFound, "forbidden", "The requested export is not available.")
 		}
 		way := w.trail(never.id)
 		if wanted := `job store ["HGETALL sluice:{JOB}:job"], queue [], object store 0 bytes`; way != wanted {
-			t.Fatalf("%s %s of a job that never was: %s, want %s", q.method, q.name, way, wanted)
+			t.Fatalf("%s %s of a job that never existed: %s, want %s", q.method, q.name, way, wanted)
 		}
 		for _, caller := range callers {
 			for _, job := range targets {
@@ -170,8 +170,7 @@ func TestIsolation(t *testing.T) {
 				if got.code != want.code || got.body != want.body || plainHeader(got.header) != plainHeader(want.header) {
 					t.Errorf("%s: %+v differs from %+v", about, got, want)
 				}
-				// What has not the form of an id is known not to be a job by everybody, without a look anywhere: it
-				// takes a shorter way, which tells nothing that the caller did not know.
+				// A malformed id needs no lookup. This reveals nothing: everybody knows the form of an id.
 				wanted := way
 				if strings.HasPrefix(job.state, "malformed") {
 					wanted = "job store [], queue [], object store 0 bytes"
@@ -184,7 +183,7 @@ func TestIsolation(t *testing.T) {
 	}
 	w.wantUntouched(before)
 
-	// The owner of what is there has another answer by another way: the test can tell.
+	// The owner of an existing job gets another response by other commands, so the comparison above can fail.
 	for _, job := range targets {
 		if job.gone {
 			continue
@@ -206,7 +205,7 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
-// Polls by others do not count against the owner, and the owner's do not show in what others get.
+// Polls by others do not count against the owner, and polls by the owner do not change the responses to others.
 func TestIsolationOfThePollLimit(t *testing.T) {
 	t.Parallel()
 	const limit = 3
@@ -232,7 +231,7 @@ func TestIsolationOfThePollLimit(t *testing.T) {
 		t.Errorf("one poll too many: %d", got.code)
 	}
 	foreign()
-	// A token of the owner that may not see the status does not use it up either.
+	// Refused polls with a narrower token of the owner do not count either.
 	other := w.kickoff(alice, "?_type=Patient")
 	for range 2 * limit {
 		if got := w.ask("GET", statusPath(other), w.as("alice", "system/Observation.read")...); got.code != http.StatusForbidden {
@@ -244,8 +243,8 @@ func TestIsolationOfThePollLimit(t *testing.T) {
 	}
 }
 
-// Nothing lists jobs or files but the manifest: what is beside and below the known paths is nothing, for the owner too,
-// with a job in it and without. Metrics and profiles are for operators.
+// Only the manifest lists files, and nothing lists jobs: other paths beside and below the known ones are 404, also for the
+// owner. Metrics and profiles are not on the public listener.
 func TestIsolationOfLists(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -274,8 +273,8 @@ func TestIsolationOfLists(t *testing.T) {
 	w.wantUntouched(before)
 }
 
-// A group that others may export, and have exported, is no more to who may not than one that is not there; to ask for
-// it changes nothing but the caller's own counter, and neither the group directory nor a store is asked.
+// For a caller who may not export a group, it is like an unknown group, even if others have exported it. The request
+// changes only the caller's own counter, and reads neither the group directory nor a store.
 func TestIsolationOfGroups(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -303,20 +302,20 @@ func TestIsolationOfGroups(t *testing.T) {
 			if len(trails) != 1 || strings.Count(trail, "sluice:") != 2 || !strings.Contains(trail, "GET sluice:intake") ||
 				!strings.Contains(trail, "1 sluice:rate:kickoff:") ||
 				!strings.HasSuffix(trail, "queue [], object store 0 bytes") {
-				t.Errorf("%s asks, and this is the way, one of %d: %s", name, len(trails), trail)
+				t.Errorf("%s: commands (one of %d variants): %s", name, len(trails), trail)
 			}
 		}
 	}
 	wantSame(t, answers)
 	wantOutcome(t, answers["one without a grant g1"], http.StatusNotFound, "not-found", "no such Group")
 	if looked != 0 {
-		t.Errorf("the directory was asked %d times for groups that the caller may not export", looked)
+		t.Errorf("the directory was queried %d times for groups that the caller may not export", looked)
 	}
 	w.wantUntouched(before)
 }
 
-// Z-08 and F-06: a token of the owner that lacks a type gets nothing of its files and nothing of the status,
-// whatever the headers, no validator, size or digest either; and no object is read for it.
+// Z-08 and F-06: with a token that lacks a type, the owner gets neither the status nor files of that type, with any
+// headers, and no validator, size or digest of them. No object is read.
 func TestIsolationOfScopes(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -370,7 +369,7 @@ func TestIsolationOfScopes(t *testing.T) {
 		wantOutcome(t, w.ask("GET", statusPath(running), narrow...), http.StatusForbidden, "forbidden", "Patient")
 	}
 	w.wantUntouched(before)
-	// It may still cancel.
+	// Such a token can still cancel.
 	if got := w.ask("DELETE", statusPath(id), w.as("alice", "system/Observation.read")...); got.code != http.StatusAccepted {
 		t.Errorf("DELETE: %d %s", got.code, got.body)
 	}

@@ -23,13 +23,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// stepTimeout bounds a step that goes on when its client has hung up. The stores give up sooner.
+// stepTimeout bounds a step that continues after its client has disconnected. The stores time out sooner.
 const stepTimeout = 20 * time.Second
 
-// groupIDForm is FHIR's form of an id. Nothing else can be a group.
+// groupIDForm is FHIR's form of an id.
 var groupIDForm = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)
 
-// kickoff starts the export of a group (spec 1): a few writes and one enqueue, however big the group is (pitfall 12).
+// kickoff starts the export of a group (spec 1): a few writes and one enqueue for a group of any size (pitfall 12).
 func (s *service) kickoff(c *gin.Context) (err error) {
 	ctx, span := s.Tracing.Begin(c.Request.Context(), "kick-off", trace.WithSpanKind(trace.SpanKindServer))
 	c.Request = c.Request.WithContext(ctx)
@@ -100,7 +100,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	return nil
 }
 
-// endKickOff ends the span that the job's others are below. One that led to no job tells by which status.
+// endKickOff ends the root span of the job. If there is no job, the span has the status of the refusal.
 func endKickOff(c *gin.Context, span trace.Span, err error) {
 	if job := c.GetString(jobIDKey); job != "" {
 		span.SetAttributes(attribute.String("sluice.job_id", job))
@@ -108,13 +108,13 @@ func endKickOff(c *gin.Context, span trace.Span, err error) {
 	var refused refusal
 	if errors.As(err, &refused) {
 		span.SetAttributes(attribute.Int("http.response.status_code", refused.status))
-		err = nil // the service did what it should
+		err = nil // a refusal is not a failure of the service
 	}
 	noteTrace(c, telemetry.TraceParent(trace.ContextWithSpan(c.Request.Context(), span)))
 	telemetry.EndSpan(span, err)
 }
 
-// chooseDialect decides how the job's answers will be phrased (spec 9), and refuses clients that cannot read them.
+// chooseDialect decides the dialect of the job's responses (spec 9), and refuses clients that do not accept them.
 func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 	async := prefersAsync(header)
 	if !accepts(header, fhirJSON, plainJSON) {
@@ -139,7 +139,7 @@ func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 	return export.Classic, nil
 }
 
-// checkGroup answers an unknown group and one outside the grant alike: neither tells whether the group exists.
+// checkGroup returns the same refusal for an unknown group and for one outside the grant, which hides whether it exists.
 func (s *service) checkGroup(ctx context.Context, group string, grant directory.Grant) error {
 	noGroup := refused(http.StatusNotFound, "not-found", "There is no such Group, or it may not be exported with this token.")
 	if !groupIDForm.MatchString(group) || !grant.Groups.Has(group) {
@@ -150,13 +150,13 @@ func (s *service) checkGroup(ctx context.Context, group string, grant directory.
 		return noGroup
 	}
 	if err != nil {
-		return fmt.Errorf("looking the group up: %w", err)
+		return fmt.Errorf("looking up the group: %w", err)
 	}
 	return nil
 }
 
-// allowedTypes applies the token's scopes and the owner's grant. Types that were asked for are all allowed, or the
-// request is refused (spec 1, lenient or not); without any asked for, the answer is every type that is allowed.
+// allowedTypes applies the token's scopes and the owner's grant. If a requested type is not allowed, the request is refused
+// (spec 1, lenient or not). Without requested types it returns every allowed type.
 func allowedTypes(asked []string, scopes token.Scopes, grant directory.Grant) ([]string, error) {
 	may := func(typ string) bool { return scopes.MayRead(typ) && grant.Types.Has(typ) }
 	if asked != nil {
@@ -173,8 +173,8 @@ func allowedTypes(asked []string, scopes token.Scopes, grant directory.Grant) ([
 	return allowed, nil
 }
 
-// requestURL is the URL that the client asked, on the public base: with its own spelling of $export and its query
-// untouched, since clients compare it with what they sent (M-02). The group is an id and needs no escape.
+// requestURL is the URL of the client's request on the public base. It keeps the client's spelling of $export and its
+// query, because clients compare it with the URL that they sent (M-02). The group is an id and needs no escape.
 func (s *service) requestURL(r *http.Request, group string) string {
 	escaped := r.URL.EscapedPath()
 	operation := escaped[strings.LastIndexByte(escaped, '/')+1:]

@@ -18,9 +18,9 @@ import (
 
 const groupExport = "/fhir/Group/g1/$export"
 
-// spec 1: 202, no body, one absolute Content-Location on the public base whatever host or proxy the request names;
-// the job is stored with its owner and its plan is queued. pitfall 12: neither the members of the group nor the
-// object store are touched.
+// spec 1: 202, no body, one absolute Content-Location on the public base, for any host or proxy that the request names;
+// the job is stored with its owner and its plan is queued. pitfall 12: neither the members of the group nor the object
+// store are read.
 func TestKickoff(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -129,8 +129,8 @@ func (w *fixture) active() int {
 	return len(entries)
 }
 
-// spec 7: every refusal is an OperationOutcome that names what is at fault; none starts a job. TestParseParameters has the
-// other refusals of the query string, TestAuthorizationRows those of the scopes and the grant.
+// spec 7: every refusal is an OperationOutcome that names the parameter or header at fault; none starts a job.
+// TestParseParameters covers the query string, TestAuthorizationRows the scopes and the grant.
 func TestKickoffRefusals(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -165,7 +165,7 @@ func TestKickoffRefusals(t *testing.T) {
 	}
 }
 
-// wantSame checks that answers cannot be told apart, by body or header.
+// wantSame checks that the responses have the same body and headers.
 func wantSame(t *testing.T, answers map[string]reply) {
 	t.Helper()
 	var first string
@@ -181,7 +181,7 @@ func wantSame(t *testing.T, answers map[string]reply) {
 }
 
 // spec 9: Prefer: respond-async makes an IG client; the configuration may force either dialect. TestPreferences and
-// TestAccepts have the forms of the headers.
+// TestAccepts cover the syntax of the headers.
 func TestKickoffDialects(t *testing.T) {
 	t.Parallel()
 	const auto, classic, ig = httpapi.DialectAuto, string(export.Classic), string(export.IG)
@@ -228,8 +228,8 @@ func TestKickoffDialects(t *testing.T) {
 	}
 }
 
-// pitfall 34, K-20: without its stores the API answers 503 and never a 202; nothing is left behind that takes a place, and
-// it works again when they are back. TestLogOfServerErrors has what else may be down.
+// pitfall 34, K-20: without its stores the API answers 503 and never 202; no job remains that counts against the limit, and
+// kick-offs work again after the outage. TestLogOfServerErrors covers the other dependencies.
 func TestKickoffOutage(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t, func(cfg *httpapi.Config) { cfg.JobLimit = 1 })
@@ -251,8 +251,8 @@ func TestKickoffOutage(t *testing.T) {
 // createWord is in the command that records a job, and in no other of a kick-off.
 const createWord = `"kind":"plan"`
 
-// If the answer to the recording is lost once, the job store repeats the command and the kick-off succeeds. If the second
-// answer is lost too, the client gets a 503 and no job is left that would run for no client.
+// If the answer to the create command is lost once, the job store repeats it and the kick-off succeeds. If the second
+// answer is lost too, the client gets a 503 and no job remains.
 func TestKickoffAnswerLost(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

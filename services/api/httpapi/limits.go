@@ -12,12 +12,12 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Limits bound the requests of one subject over all replicas of the API: they are counted in the job store.
+// Limits bound the requests of one subject over all replicas of the API, by counters in the job store.
 type Limits struct {
 	// status polls allowed within one announced interval
 	PollLimit int `env:"POLL_LIMIT" envDefault:"10"`
 	JobLimit  int `env:"JOB_LIMIT" envDefault:"5"` // running exports of one subject
-	// an identical kick-off gets a job of its own (new), or the running one (same)
+	// an identical kick-off starts a new job (new), or returns the running one (same)
 	Repeat string `env:"KICKOFF_REPEAT" envDefault:"new"`
 	// kick-offs of one subject per minute, over all replicas
 	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
@@ -25,13 +25,13 @@ type Limits struct {
 	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
 }
 
-// What a kick-off identical to that of a running export gets.
+// The response to a kick-off identical to that of a running export.
 const (
 	repeatNew  = "new"  // a job of its own
 	repeatSame = "same" // the status URL of the running job
 )
 
-// statusesOfAJob is how often a client that obeys Retry-After polls one job in a minute, at most.
+// statusesOfAJob is the most polls of one job in a minute by a client that obeys Retry-After.
 const statusesOfAJob = 40
 
 // Validate returns every problem. A client that obeys Retry-After must never be refused.
@@ -44,7 +44,7 @@ func (l Limits) Validate() error {
 	return err
 }
 
-// check refuses what New cannot work with.
+// check returns every problem that New refuses.
 func (l Limits) check() (err error) {
 	for name, limit := range map[string]int{
 		"POLL": l.PollLimit, "JOB": l.JobLimit, "KICKOFF": l.KickOffLimit, "STATUS": l.StatusLimit,
@@ -65,8 +65,8 @@ const fullWait = 5 * time.Second
 // limitWindow is the window in which requests are counted.
 const limitWindow = time.Minute
 
-// limit refuses a subject that asks too often for what the job store counts under that name. Retry-After is in the dialect
-// of a job, or in seconds when the answer is not about one (RFC 9110).
+// limit counts a request of the subject under the name, and refuses it beyond the limit. Retry-After is in the dialect of
+// the job, or in seconds when the response is not about a job (RFC 9110).
 func (s *service) limit(c *gin.Context, what, plural string, limit int, dialect export.Dialect) error {
 	wait, err := s.Jobs.Allow(c.Request.Context(), what, principalOf(c).Owner, limitWindow, limit)
 	if err != nil || wait == 0 {
@@ -84,7 +84,7 @@ func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
 // their ends cannot be predicted.
 func (s *service) full(ctx context.Context, running []export.JobID) error {
 	const listed = 10   // in an answer
-	wait := longestPoll // at least fullWait, so that trying again stays within the limit of kick-offs
+	wait := longestPoll // at least fullWait, so that retries stay within the limit of kick-offs
 	var urls []string
 	for _, id := range running[:min(len(running), listed)] {
 		job, err := s.Jobs.Job(ctx, id)
@@ -103,15 +103,15 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 	return tooMuch(text, "", max(wait, fullWait))
 }
 
-// Retry-After while kick-offs are paused: the rest of the pause, within bounds.
+// Bounds of Retry-After while kick-offs are paused. Between them it is the rest of the pause.
 const (
 	pauseWait        = time.Minute // for a pause without an end
 	shortestPause    = 5 * time.Second
 	longestPauseWait = time.Hour // a pause may be resumed earlier
 )
 
-// takesJobs refuses kick-offs while they are paused (docs/operating.md). It comes before the limits: a client that obeys
-// Retry-After must not be limited for it. Clients do not see the reason of the pause.
+// takesJobs refuses kick-offs while they are paused (docs/operating.md). It precedes the limits: refused
+// kick-offs must not count against a client that obeys Retry-After. Clients do not see the reason of the pause.
 func (s *service) takesJobs(c *gin.Context) error {
 	pause, paused, err := s.Jobs.KickoffsPaused(c.Request.Context())
 	if err != nil || !paused {

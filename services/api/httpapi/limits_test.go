@@ -24,17 +24,17 @@ func wantThrottled(t testing.TB, got reply, words ...string) int {
 	return wantRetry(t, got)
 }
 
-// wantRetry returns what Retry-After says.
+// wantRetry returns the number in Retry-After.
 func wantRetry(t testing.TB, got reply) int {
 	t.Helper()
 	wait, err := strconv.Atoi(got.header.Get("Retry-After"))
 	if err != nil || wait < 1 {
-		t.Fatalf("Retry-After %q is no wait", got.header.Get("Retry-After"))
+		t.Fatalf("Retry-After %q is not a positive integer", got.header.Get("Retry-After"))
 	}
 	return wait
 }
 
-// K-15: one more export than a subject may have at work is a 429 that names those at work, to their owner alone.
+// K-15: a kick-off beyond the limit of live jobs is a 429 that names the owner's live jobs.
 func TestJobsAtWorkAreLimited(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t, func(cfg *httpapi.Config) { cfg.JobLimit = 5 })
@@ -56,7 +56,7 @@ func TestJobsAtWorkAreLimited(t *testing.T) {
 	if after := w.active(); after != before {
 		t.Errorf("the refused kick-off left a job: %d, before %d", after, before)
 	}
-	w.kickoff(w.as("bob"), "") // somebody else
+	w.kickoff(w.as("bob"), "") // another owner
 	w.kickoff(w.of(issuerTwo, "alice"), "")
 
 	if got := w.ask("DELETE", statusPath(jobs[2]), alice...); got.code != http.StatusAccepted {
@@ -79,10 +79,10 @@ func TestAnIdenticalKickOff(t *testing.T) {
 		t.Errorf("the same kick-off got %s, want the running %s", again, first)
 	}
 	if n := w.active(); n != 1 {
-		t.Errorf("%d are at work, want one", n)
+		t.Errorf("%d jobs are live, want one", n)
 	}
 	if other := w.kickoff(w.as("bob"), "?_type=Patient"); other == first {
-		t.Error("a stranger's kick-off joined")
+		t.Error("a kick-off of another subject joined")
 	}
 	if ig := w.kickoff(alice, "?_type=Patient", "Prefer", "respond-async"); ig == first {
 		t.Error("a kick-off of another dialect joined")
@@ -102,13 +102,13 @@ func TestKickOffsAreLimited(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t, func(cfg *httpapi.Config) { cfg.KickOffLimit = 3 })
 	alice := w.as("alice")
-	for range 5 { // what is wrong in itself costs nothing
+	for range 5 { // malformed requests do not count
 		wantOutcome(t, w.ask("GET", groupExport+"?_type=Nothing", alice...), http.StatusBadRequest, "invalid")
 	}
 	for range 3 {
 		w.kickoff(alice, "")
 	}
-	for _, group := range []string{"g1", "g2", "no-such-group"} { // the answer says nothing about the group
+	for _, group := range []string{"g1", "g2", "no-such-group"} { // the response does not depend on the group
 		got := w.ask("GET", "/fhir/Group/"+group+"/$export", alice...)
 		if wait := wantThrottled(t, got); wait > 60 {
 			t.Errorf("Retry-After %d, want at most the window's seconds", wait)
@@ -117,8 +117,8 @@ func TestKickOffsAreLimited(t *testing.T) {
 	w.kickoff(w.as("bob"), "")
 }
 
-// A subject's status answers are limited over all of its jobs, in the interval of the job's dialect, and only its own
-// questions about its own jobs count.
+// A subject's status requests are limited over all of its jobs, and Retry-After is in the job's dialect. Only requests
+// about its own jobs count.
 func TestStatusesAreLimited(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t, func(cfg *httpapi.Config) { cfg.StatusLimit = 4 })
@@ -142,12 +142,12 @@ func TestStatusesAreLimited(t *testing.T) {
 	if wait := wantThrottled(t, w.ask("GET", statusPath(classic), alice...)); wait < 1000 {
 		t.Errorf("Retry-After %d, want milliseconds", wait)
 	}
-	// A stranger's job stays what it is to everybody: not there.
+	// A job of another owner still gets the 404.
 	wantOutcome(t, w.ask("GET", statusPath(export.NewJobID()), alice...), http.StatusNotFound, "forbidden")
 }
 
-// Ten thousand kick-offs of one subject, as fast as they can be made, at two replicas: the limits hold exactly, and what
-// they leave in Redis is what the few jobs need.
+// Ten thousand kick-offs of one subject, as fast as possible, on two replicas: the limits hold exactly, and Redis only
+// contains the keys of the accepted jobs.
 func TestTenThousandKickOffs(t *testing.T) {
 	t.Parallel()
 	const callers, each, allowed, atWork = 16, 625, 2000, 5
@@ -188,20 +188,21 @@ func TestTenThousandKickOffs(t *testing.T) {
 	windows := int(time.Since(began)/time.Minute) + 1
 	counted := answers["202"] + answers["too many"]
 	if answers["202"] != atWork || counted < allowed || counted > allowed*windows || counted+answers["too often"] != callers*each {
-		t.Errorf("%v, want %d accepted, and %d in all that were not refused as too often", answers, atWork, allowed)
+		t.Errorf("%v, want %d accepted, and %d in all not refused by the rate limit", answers, atWork, allowed)
 	}
 	if n := w.active(); n != atWork {
-		t.Errorf("%d jobs at work, want %d", n, atWork)
+		t.Errorf("%d live jobs, want %d", n, atWork)
 	}
 	keys, err := w.redis().DBSize(t.Context()).Result()
 	must(t, err)
-	// Of each job its record, units, fences, issued list and task; of the subject a set and a counter; the indexes.
+	// For each job: record, units, fences, issued list and task; for the subject a set and a counter; the indexes.
 	if most := int64(atWork*8 + 20); keys > most {
 		t.Errorf("%d keys in Redis, want at most %d", keys, most)
 	}
 }
 
-// A pause counts for every replica, for kick-offs alone, tells no client why, and is not counted against who asks.
+// A pause applies to every replica and to kick-offs only. Its reason is not disclosed, and refused kick-offs do not count
+// against the client.
 func TestIntakeThatIsPaused(t *testing.T) {
 	t.Parallel()
 	one := newFixture(t, func(cfg *httpapi.Config) { cfg.KickOffLimit = 4 })
@@ -233,13 +234,13 @@ func TestIntakeThatIsPaused(t *testing.T) {
 		t.Errorf("cancel: %d", got.code)
 	}
 	one.must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Until: one.clock.Now().Add(20 * time.Minute)}))
-	for _, w := range fixtures { // the clock of these tests is behind that of Redis: this pause is over there
+	for _, w := range fixtures { // the tests' clock is behind that of Redis, where this pause has ended
 		w.kickoff(w.as("alice"), "")
 	}
 	one.must(operator.PauseKickoffs(t.Context(), jobstore.Pause{Until: time.Now().Add(20 * time.Minute)}))
 	got := one.ask("GET", groupExport, one.as("bob")...)
 	wantOutcome(t, got, http.StatusServiceUnavailable, "transient", "paused")
-	wantHeader(t, got, "Retry-After", "3600") // at most: it may be resumed earlier
+	wantHeader(t, got, "Retry-After", "3600") // the maximum, because kick-offs may be resumed earlier
 	one.must(operator.ResumeKickoffs(t.Context()))
 	for _, w := range fixtures {
 		w.kickoff(w.as("bob"), "")

@@ -23,16 +23,16 @@ type manifestItem struct {
 	Count int64  `json:"count"`
 }
 
-// manifest streams the answer of a completed job (spec 3). The sealed list of files is read twice, for `output` and
-// for `error`, rather than held: a big export has as many files as it likes.
+// manifest streams the manifest of a completed job (spec 3). It reads the sealed list of files twice, for `output` and for
+// `error`, because the number of files is unbounded.
 func (s *service) manifest(c *gin.Context, job export.Job) error {
-	// The list is opened before the header goes out: a store that is down is a 503 and not half a manifest.
+	// The list is opened before the header is sent, so that an unavailable store is a 503 and not half a manifest.
 	ctx := c.Request.Context()
 	files, err := s.openList(ctx, job)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = files.Close() }() // read only: there is nothing that closing could lose
+	defer func() { _ = files.Close() }() // read only
 
 	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusOK)); err != nil {
 		return err
@@ -44,7 +44,7 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	if c.Request.Method == http.MethodHead {
 		return nil
 	}
-	// An error from here on cuts the connection: refuse sees that the header is out. The writer keeps its first error.
+	// From here on refuse cuts the connection on an error, because the header is sent. The writer keeps its first error.
 	out := bufio.NewWriterSize(toClient{c.Writer}, 32<<10)
 	_, _ = fmt.Fprintf(out, `{"transactionTime":%q,"request":%s,"requiresAccessToken":true,"output":[`,
 		transactionTime(job), bytes.TrimSpace(encode(job.Request.URL)))
@@ -67,8 +67,8 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	return nil
 }
 
-// openList opens the sealed list of files and makes sure that the store delivers it: its first byte, or that it is
-// empty. A job that has no list has no files.
+// openList opens the sealed list of files and reads its first byte, or its end, so that an unavailable store is detected. A
+// job without a list has no files.
 func (s *service) openList(ctx context.Context, job export.Job) (io.ReadCloser, error) {
 	if job.Manifest == "" {
 		return io.NopCloser(bytes.NewReader(nil)), nil
@@ -103,9 +103,9 @@ func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader,
 	}
 }
 
-// transactionTime is when the job finished, and for IG clients the instant of the snapshot (spec 9), in whole
-// seconds. A snapshot with a fraction is rounded down: everything up to the instant given is in the export, so that
-// a client that continues from it loses nothing; rounded up it would.
+// transactionTime is when the job finished, or for IG clients the instant of the snapshot (spec 9), in whole seconds. A
+// fraction is rounded down: everything up to that instant is in the export, so a client that continues from it loses
+// nothing.
 func transactionTime(job export.Job) string {
 	at := job.Finished
 	if job.Request.Dialect == export.IG {

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// The parsers here read headers as RFC 9110 and RFC 7240 write them and ignore members that they cannot read: a
-// preference or a quality that makes no sense is no reason to refuse a request.
+// These parsers follow RFC 9110 and RFC 7240 and ignore malformed members: an invalid preference or quality is no reason to
+// refuse a request.
 
 // mediaRange is a member of an Accept header: its name in lower case, and its quality.
 type mediaRange struct {
@@ -23,7 +23,7 @@ func mediaRanges(header http.Header) []mediaRange {
 	for _, member := range members(header.Values("Accept")) {
 		name, quality, ok := weighted(member)
 		major, minor, _ := strings.Cut(name, "/")
-		if ok && (name == "*" || major != "" && minor != "") { // the former is a common slip
+		if ok && (name == "*" || major != "" && minor != "") { // "*" is a common mistake
 			ranges = append(ranges, mediaRange{name, quality})
 		}
 	}
@@ -31,7 +31,7 @@ func mediaRanges(header http.Header) []mediaRange {
 }
 
 // accepts reports whether an Accept header allows an answer of one of the media types (RFC 9110 section 12.5.1). The
-// most specific range decides for each type. No header, or one of which nothing can be read, allows everything.
+// most specific range decides for each type. A missing or unreadable header allows everything.
 func accepts(header http.Header, types ...string) bool {
 	ranges := mediaRanges(header)
 	if len(ranges) == 0 {
@@ -61,7 +61,7 @@ func accepts(header http.Header, types ...string) bool {
 	return false
 }
 
-// namesType reports whether an Accept header names one of the media types outright.
+// namesType reports whether an Accept header names one of the media types explicitly.
 func namesType(header http.Header, types ...string) bool {
 	for _, r := range mediaRanges(header) {
 		if r.quality > 0 && slices.Contains(types, r.name) {
@@ -80,8 +80,8 @@ const (
 	gzipped
 )
 
-// chooseCoding picks the coding for a file from Accept-Encoding (RFC 9110 section 12.5.3). gzip wins ties, since that
-// is how files are stored. A client that does not send the header gets identity: it may not know gzip.
+// chooseCoding picks the coding for a file from Accept-Encoding (RFC 9110 section 12.5.3). gzip wins ties, because
+// files are stored gzipped. A client that does not send the header gets identity: it may not know gzip.
 func chooseCoding(header http.Header) coding {
 	const unset = -1.0
 	gzipQ, identityQ, anyQ := unset, unset, unset
@@ -91,7 +91,7 @@ func chooseCoding(header http.Header) coding {
 			continue
 		}
 		switch name {
-		case "gzip", "x-gzip": // section 8.4.1.3: the two are the same
+		case "gzip", "x-gzip": // equivalent (section 8.4.1.3)
 			gzipQ = max(gzipQ, quality)
 		case "identity":
 			identityQ = quality
@@ -140,7 +140,7 @@ func splitOutsideQuotes(text string, separator byte) []string {
 	for i := 0; i < len(text); i++ {
 		switch char := text[i]; {
 		case char == '\\' && quoted:
-			i++ // the next character is quoted, whatever it is
+			i++ // skip the escaped character
 		case char == '"':
 			quoted = !quoted
 		case char == separator && !quoted:
@@ -151,8 +151,8 @@ func splitOutsideQuotes(text string, separator byte) []string {
 	return append(parts, text[begin:])
 }
 
-// weighted reads "name;q=0.5": the name in lower case and the quality, 1 when it has none. Other parameters are read over.
-// A quality of the wrong form makes the member unreadable.
+// weighted reads "name;q=0.5": the name in lower case and the quality, 1 when it has none. Other parameters are ignored.
+// ok is false for a malformed quality.
 func weighted(member string) (name string, quality float64, ok bool) {
 	parts := splitOutsideQuotes(member, ';')
 	quality = 1

@@ -28,7 +28,7 @@ func TestChooseCoding(t *testing.T) {
 			}
 		}
 	}
-	if got := chooseCoding(http.Header{}); got != identity { // F-11: nobody is forced to gzip
+	if got := chooseCoding(http.Header{}); got != identity { // F-11: no gzip unless accepted
 		t.Errorf("without a header: coding %d", got)
 	}
 	if got := chooseCoding(http.Header{"Accept-Encoding": {"br", "gzip"}}); got != gzipped {
@@ -67,7 +67,7 @@ func TestAccepts(t *testing.T) {
 		},
 		{true, false}: {
 			nil, {"*/*"}, {"*"}, {"application/*"}, {"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"},
-			// As if there were none: nothing can be read.
+			// Unreadable headers count as absent.
 			{"application/json;q=x"}, {""}, {" , ,", "\t"}, {"json", "/", "application/", "/json", ";q=0"},
 		},
 		{false, false}: {
@@ -93,7 +93,7 @@ func FuzzChooseCoding(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, value string) {
-		// However odd the rest, a member that comes last and settles everything does settle it.
+		// A last member that decides everything takes effect after any other members.
 		closed := value
 		for _, char := range value {
 			if char == '"' {
@@ -120,7 +120,7 @@ func FuzzPreferences(f *testing.F) {
 			t.Errorf("%q hides the next header", value)
 		}
 		if prefersAsync(http.Header{"Prefer": {value}}) && !strings.Contains(strings.ToLower(value), "respond-async") {
-			t.Errorf("%q is said to have respond-async", value)
+			t.Errorf("%q is read as respond-async", value)
 		}
 	})
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-// Keys of what a request leaves for its log line.
+// Keys of the gin context with values for the log line.
 const (
 	requestIDKey = "request_id"
 	jobIDKey     = "job_id"
@@ -36,24 +36,24 @@ func newMetrics(registry *prometheus.Registry) metrics {
 	auto := promauto.With(registry)
 	return metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_api_requests_total", Help: "Answered requests.",
+			Name: "sluice_api_requests_total", Help: "Responses by status; cut: not finished.",
 		}, []string{"route", "method", "code"}),
 		seconds: auto.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "sluice_api_request_seconds", Help: "Time from a request's header to the end of its answer.",
+			Name: "sluice_api_request_seconds", Help: "Time from a request's header to the end of its response.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600},
 		}, []string{"route"}),
 		kickoffs: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_api_kickoffs_total", Help: "Kick-offs by how they ended.",
+			Name: "sluice_api_kickoffs_total", Help: "Kick-offs by outcome.",
 		}, []string{"outcome"}),
 	}
 }
 
-// observe gives the request an id, sets the headers that every answer has, turns a panic into a plain server error,
-// and leaves one log line and the metrics. The line holds the route template and never the path, the query or a
-// header: those carry patient lists and tokens (pitfall 36).
+// observe gives the request an id, sets the headers of every response, turns a panic into a server error, and writes one
+// log line and the metrics. The line contains the route template, but no path, query or header: these may contain patient
+// ids and tokens (pitfall 36).
 func (s *service) observe(c *gin.Context) {
 	begun := time.Now()
-	// A client's own id is not taken over: it would let anybody write into the log.
+	// A client's own request id is ignored, because it would let clients write into the log.
 	c.Set(requestIDKey, rand.Text())
 	header := c.Writer.Header()
 	header.Set("X-Request-Id", requestID(c))
@@ -67,7 +67,7 @@ func (s *service) observe(c *gin.Context) {
 	}
 }
 
-// contain runs the handlers and reports whether the connection has to be cut because the answer cannot be finished.
+// contain runs the handlers and reports whether the connection must be cut because the response cannot be finished.
 func (s *service) contain(c *gin.Context) (cut bool) {
 	defer func() {
 		cause := recover()
@@ -91,9 +91,9 @@ func (s *service) contain(c *gin.Context) (cut bool) {
 	return false
 }
 
-// record writes the log line and counts. A cut answer counts as "cut" and not under the status that it began with.
+// record writes the log line and counts the response. A cut response counts as "cut" and not under its status.
 func (s *service) record(c *gin.Context, took time.Duration, cut bool) {
-	// Requests that met no route share a name, so that scanners cannot fill the registry.
+	// Requests without a route share a label, so that scanners cannot fill the registry.
 	route, method, code := cmp.Or(c.FullPath(), "none"), methodOf(c), c.Writer.Status()
 	label := strconv.Itoa(code)
 	if cut {
@@ -123,12 +123,12 @@ func (s *service) record(c *gin.Context, took time.Duration, cut bool) {
 		level = slog.LevelError
 	}
 	if level == slog.LevelInfo && (route == livePath || route == readyPath) {
-		level = slog.LevelDebug // probes come every few seconds, for ever
+		level = slog.LevelDebug // probes repeat every few seconds
 	}
 	s.Logger.LogAttrs(c.Request.Context(), level, "request", attrs...)
 }
 
-// kickoffOutcome names how a kick-off ended.
+// kickoffOutcome returns the label of a kick-off's outcome.
 func kickoffOutcome(code int) string {
 	outcomes := map[int]string{
 		http.StatusAccepted: "accepted", http.StatusUnauthorized: "unauthenticated", http.StatusForbidden: "forbidden",
@@ -144,7 +144,7 @@ func kickoffOutcome(code int) string {
 	return "error"
 }
 
-// methodOf names the method; HTTP allows any word, so unusual ones share one name.
+// methodOf returns the label of the method. HTTP allows any word, so unknown methods share one label.
 func methodOf(c *gin.Context) string {
 	switch method := c.Request.Method; method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
@@ -158,8 +158,8 @@ func requestID(c *gin.Context) string { return c.GetString(requestIDKey) }
 
 func noteJob(c *gin.Context, job export.JobID) { c.Set(jobIDKey, string(job)) }
 
-// noteTrace leaves the trace of a W3C traceparent for the request's log line.
+// noteTrace stores the trace id of a W3C traceparent for the log line.
 func noteTrace(c *gin.Context, parent string) { c.Set(traceIDKey, telemetry.TraceID(parent)) }
 
-// keepError leaves an error for the request's log line. Errors never hold queries, tokens or patient ids.
+// keepError stores an error for the log line. Errors never contain queries, tokens or patient ids.
 func keepError(c *gin.Context, err error) { c.Set(errorKey, err.Error()) }

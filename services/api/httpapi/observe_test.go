@@ -18,7 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 )
 
-// pitfall 36: one log line a request, with the route's template; never a path, a query, a token or a subject.
+// pitfall 36: one log line per request, with the route's template; never a path, a query, a token or a subject.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -78,9 +78,8 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// pitfall 36 where things go wrong: what a request's line says of an outage, an error or a panic holds nothing of the
-// request either, and the answer nothing of the cause but the id that finds it in the log. An issuer that is down is a 503:
-// the token may be good.
+// pitfall 36 for outages, errors and panics: the log line contains nothing of the request, and the response contains
+// nothing of the cause, only the request id. An unavailable issuer is a 503, because the token may be valid.
 func TestLogOfServerErrors(t *testing.T) {
 	t.Parallel()
 	const query = "?_type=Patient&_format=secret-query"
@@ -128,7 +127,7 @@ func TestLogOfServerErrors(t *testing.T) {
 				}
 			}
 			if strings.Contains(got.body, "internals") || strings.Contains(text, broken) != (name == "error" || name == "panic") {
-				t.Errorf("the cause is in the answer, or not in the log: %s %s", got.body, text)
+				t.Errorf("the cause is in the response, or not in the log: %s %s", got.body, text)
 			}
 			signed := user[1][len("Bearer "):]
 			signature := signed[strings.LastIndexByte(signed, '.')+1:]
@@ -141,13 +140,13 @@ func TestLogOfServerErrors(t *testing.T) {
 	}
 }
 
-// spoil makes a file unreadable, its content at least.
+// spoil makes the content of a file unreadable.
 func spoil(t *testing.T, dir, name string) {
 	t.Helper()
 	must(t, os.WriteFile(filepath.Join(dir, name), []byte("{{ garbage"), 0o600))
 }
 
-// Metrics have the names and labels that dashboards know, and no ids.
+// Metrics have the names and labels that dashboards use, and no ids.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -183,14 +182,14 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// pitfall 34: readiness names each dependency, those in the directory too, and is 503 when any is down; liveness does
-// not care. Neither wants a token.
+// pitfall 34: readiness names each dependency, including those of the directory, and is 503 when one is down. Liveness does
+// not depend on them. Neither requires a token.
 func TestProbes(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	ready := func(down ...string) {
 		t.Helper()
-		w.clock.Advance(time.Second) // reports are as old as a second
+		w.clock.Advance(time.Second) // reports are cached for a second
 		got := w.ask("GET", "/readyz")
 		var report map[string]string
 		must(t, json.Unmarshal([]byte(got.body), &report))
@@ -229,7 +228,7 @@ func TestProbes(t *testing.T) {
 	ready()
 	wantOutcome(t, w.ask("POST", "/livez"), http.StatusMethodNotAllowed, "not-supported", "GET")
 
-	// Anybody may ask, and as often as they like: what that costs the dependencies is one look a second.
+	// Any number of requests causes only one check of the dependencies per second.
 	w.jobDoor.Shut()
 	if got := w.ask("GET", "/readyz"); got.code != http.StatusOK {
 		t.Errorf("asked again within a second: %d %s", got.code, got.body)
@@ -237,7 +236,7 @@ func TestProbes(t *testing.T) {
 	ready("job_store")
 }
 
-// A directory that cannot say whether it can be used is left out.
+// A directory without a check is left out.
 func TestChecksAreOptional(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -248,7 +247,7 @@ func TestChecksAreOptional(t *testing.T) {
 	}
 }
 
-// Bodies have no meaning here; big ones are refused unread.
+// Request bodies are ignored; large ones are refused unread.
 func TestBodyLimit(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -12,19 +12,18 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// parameters are those of a kick-off, checked for form and for what a group export can hold.
+// parameters are the validated parameters of a kick-off.
 type parameters struct {
-	types []string // what `_type` named, sorted, no name twice; nil when it was absent
+	types []string // the names in `_type`, sorted, without duplicates; nil if it is absent
 }
 
-// outputFormats are the names of NDJSON (P-01 to P-03). A raw "+" in a query string arrives as a space, a
-// very common slip of clients (row P-05).
+// outputFormats are the names of NDJSON (P-01 to P-03). A raw "+" in a query string is decoded as a space, a
+// common mistake of clients (P-05).
 var outputFormats = []string{
 	"application/fhir+ndjson", "application/fhir ndjson", "application/ndjson", "ndjson",
 }
 
-// Only names of these forms are repeated to the client: anything else could be a token or a patient id that went
-// into the wrong place.
+// Only names of these forms are repeated to the client: anything else could be a misplaced token or patient id.
 var (
 	typeForm      = regexp.MustCompile(`^[A-Za-z]{1,64}$`)
 	parameterForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_:-]{0,39}$`)
@@ -33,7 +32,7 @@ var (
 // parseParameters reads a kick-off's query string. Its errors are refusals.
 func parseParameters(rawQuery string) (parameters, error) {
 	var p parameters
-	// The query goes into the job record and back out in the manifest: only what a URI may hold gets in (RFC 3986).
+	// The query is stored in the job record and returned in the manifest, so only characters of a URI are allowed (RFC 3986).
 	for _, char := range []byte(rawQuery) {
 		if char <= ' ' || char > '~' {
 			return p, invalid("The query string has a character that has to be percent-encoded.")
@@ -47,7 +46,7 @@ func parseParameters(rawQuery string) (parameters, error) {
 	if err != nil {
 		return p, invalid("The query string cannot be read: a percent-encoding is wrong or a ';' is not encoded.")
 	}
-	for _, name := range slices.Sorted(maps.Keys(query)) { // so that the same request gets the same answer
+	for _, name := range slices.Sorted(maps.Keys(query)) { // so that equal requests get equal responses
 		if err := p.take(name, query[name]); err != nil {
 			return parameters{}, err
 		}
@@ -63,12 +62,12 @@ func (p *parameters) take(name string, values []string) (err error) {
 		return err
 	case "_outputFormat":
 		return checkOutputFormat(values)
-	case "_format", "_pretty": // general FHIR parameters; there is only JSON (K-18)
+	case "_format", "_pretty": // general FHIR parameters; JSON is the only format (K-18)
 		return nil
 	case "_since", "_until", "_elements", "_typeFilter", "patient", "includeAssociatedData", "organizeOutputBy",
 		"allowPartialManifests":
-		// Preferring handling=lenient does not help yet: ignoring a parameter has to be reported in the manifest's
-		// error list (K-17), and `patient` must never be ignored silently.
+		// handling=lenient is not supported yet: an ignored parameter must be reported in the manifest's error list (K-17),
+		// and `patient` must never be ignored silently.
 		return unsupported("The parameter " + name + " is not supported.")
 	}
 	if !parameterForm.MatchString(name) {
@@ -78,8 +77,8 @@ func (p *parameters) take(name string, values []string) (err error) {
 }
 
 // parseTypes returns the union of all repeats and comma lists of `_type` (K-14). Names are case-sensitive. An
-// empty value is refused: it may be a client whose list went missing, and reading it as "everything" would disclose
-// more than was meant (row P-18).
+// empty value is refused: the client may have lost its list, and reading it as "all types" would disclose more than
+// intended (P-18).
 func parseTypes(values []string) ([]string, error) {
 	var types, unknown, never []string
 	compartment := false
@@ -127,7 +126,7 @@ func checkOutputFormat(values []string) error {
 
 func canonicalFormat(value string) string { return strings.ReplaceAll(value, " ", "+") }
 
-// list writes names for people, each once.
+// list joins the names, without duplicates, for a message.
 func list(names []string) string {
 	names = slices.Clone(names)
 	slices.Sort(names)

@@ -79,7 +79,7 @@ func TestParseParameters(t *testing.T) {
 	}
 }
 
-// What went into the wrong place may be a token or a patient id: it is not repeated.
+// A misplaced value may be a token or a patient id, so it is not repeated.
 func TestParseParametersRepeatsNoValues(t *testing.T) {
 	t.Parallel()
 	const secret = "s3cr3t-8f14e45fceea167a5a36dedd4bea2543-s3cr3t"
@@ -89,7 +89,7 @@ func TestParseParametersRepeatsNoValues(t *testing.T) {
 	} {
 		_, err := parseParameters(query)
 		if err == nil || strings.Contains(err.Error(), secret) {
-			t.Errorf("%q is answered with %v", query, err)
+			t.Errorf("%q gets the refusal %v", query, err)
 		}
 	}
 }
@@ -114,7 +114,7 @@ func FuzzParseParameters(f *testing.F) {
 			}
 			return
 		}
-		// What is accepted is what anybody else reads in the query: neither more types nor fewer.
+		// Compare with url.ParseQuery: the accepted types are exactly those in the query.
 		read, err := url.ParseQuery(query)
 		if err != nil {
 			t.Fatalf("%q is accepted: %v", query, err)

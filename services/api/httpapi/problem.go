@@ -22,8 +22,8 @@ const (
 	noJSON    = "The header Accept allows neither application/fhir+json nor application/json."
 )
 
-// retryOutage is what a 503 asks for: in the dialect of the caller's job when the request is about one (spec 3 and 9),
-// and in seconds (RFC 9110) when it is not, or while the job store is down and the job's owner is unknown.
+// retryOutage is the Retry-After of a 503: in the dialect of the caller's job if the request is about one (spec 3 and 9),
+// otherwise, or while the job store is down and the job's owner is unknown, in seconds (RFC 9110).
 const retryOutage = 5 * time.Second
 
 // statusClientGone is never sent. Logs and metrics use it for a client that disconnected before the answer.
@@ -32,9 +32,8 @@ const statusClientGone = 499
 // errClientGone marks a failure caused by the client's disconnect. It is not logged as an error.
 var errClientGone = errors.New("client disconnected")
 
-// refusal is an answer that is not what the client asked for. It is the only error that reaches a client as it is:
-// its text is written for the client, names the parameter or header at fault and holds no token, secret or patient
-// id.
+// refusal is an error response. It is the only error whose text reaches a client: the text names the parameter or header at
+// fault and contains no token, secret or patient id.
 type refusal struct {
 	status int
 	code   string // http://hl7.org/fhir/issue-type
@@ -58,9 +57,9 @@ func notAcceptable(text string) refusal {
 
 func forbidden(text string) refusal { return refused(http.StatusForbidden, "forbidden", text) }
 
-// notAvailable is the one answer for a job that never existed, was cancelled, expired, purged or belongs to somebody
-// else, and for a file that such a job or any other does not have (spec 3, pitfall 19). It is byte-identical in all
-// these cases, which is why it carries nothing of the request.
+// notAvailable is the response for a job that never existed, was cancelled, has expired, was purged or belongs to another
+// owner, and for a file that does not exist (spec 3, pitfall 19). It is byte-identical in all these cases and therefore
+// contains nothing of the request.
 func notAvailable() refusal {
 	return refused(http.StatusNotFound, "forbidden", "The requested export is not available.")
 }
@@ -74,8 +73,7 @@ func (s *service) answer(handle func(*gin.Context) error) gin.HandlerFunc {
 	}
 }
 
-// refuse answers with the OperationOutcome of the error (spec 7). Details that the client may not see go to the request's
-// log line.
+// refuse responds with the OperationOutcome of the error (spec 7). Details that the client must not see are only logged.
 func (s *service) refuse(c *gin.Context, err error) {
 	c.Abort()
 	var r refusal
@@ -83,7 +81,7 @@ func (s *service) refuse(c *gin.Context, err error) {
 	case errors.As(err, &r):
 	case errors.Is(err, errClientGone) || errors.Is(c.Request.Context().Err(), context.Canceled):
 		c.Status(statusClientGone)
-		// The step that is on record as done may not have happened.
+		// The recorded step may not have happened.
 		if err := s.recordRefusal(c, refusal{status: statusClientGone, text: "the client hung up"}); err != nil {
 			keepError(c, err)
 		}
@@ -97,7 +95,7 @@ func (s *service) refuse(c *gin.Context, err error) {
 			"find the cause by the request id "+requestID(c)+".")
 	}
 	if c.Writer.Written() {
-		// The answer has begun as a good one: all that is left is to keep it from ending like one.
+		// The header of a successful response is sent: cut the connection, so that it does not appear complete.
 		keepError(c, err)
 		panic(http.ErrAbortHandler)
 	}
@@ -108,15 +106,15 @@ func (s *service) refuse(c *gin.Context, err error) {
 	s.writeProblem(c, r)
 }
 
-// unavailable is the answer while something is down that the request needs.
+// unavailable is the response while a dependency of the request is unavailable.
 func (s *service) unavailable(c *gin.Context) refusal {
 	return refused(http.StatusServiceUnavailable, "transient",
 		"A part of the service cannot be reached at the moment. Try again later.",
 		"Retry-After", retryAfter(export.Dialect(c.GetString(dialectKey)), retryOutage))
 }
 
-// staleHeaders describe the good answer that a handler was about to give when it failed. A refusal is no representation
-// of that resource: with its validator a cache or a resumed download would take the one for the other.
+// staleHeaders are the headers of the successful response that a handler had prepared when it failed. A refusal must not
+// have them: with the file's validator, a cache or a resumed download would take it for the file.
 func staleHeaders() []string {
 	return []string{
 		"ETag", "Accept-Ranges", "Content-Range", "Content-Encoding", "Repr-Digest", "Expires", "X-Progress",
@@ -124,14 +122,14 @@ func staleHeaders() []string {
 	}
 }
 
-// writeProblem writes an OperationOutcome. Of what was set before, only the headers stay that every answer has.
+// writeProblem writes an OperationOutcome. It removes all headers except those of every response.
 func (s *service) writeProblem(c *gin.Context, r refusal) {
 	header := c.Writer.Header()
 	for _, name := range staleHeaders() {
 		header.Del(name)
 	}
 	if r.status != http.StatusNotAcceptable && r.status != http.StatusRequestedRangeNotSatisfiable {
-		header.Del("Vary") // a 406 and a 416 do depend on the negotiation
+		header.Del("Vary") // 406 and 416 depend on the negotiation
 	}
 	for i := 0; i < len(r.header); i += 2 {
 		header.Set(r.header[i], r.header[i+1])
@@ -139,7 +137,7 @@ func (s *service) writeProblem(c *gin.Context, r refusal) {
 	writeBody(c, r.status, fhirJSON, encode(fhir.Outcome("error", r.code, r.text)))
 }
 
-// encode writes JSON and leaves the & of URLs readable. It is for values that always encode: lists and maps of strings.
+// encode returns JSON without escaping the & of URLs. Only for values that always encode: lists and maps of strings.
 func encode(value any) []byte {
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
@@ -150,7 +148,7 @@ func encode(value any) []byte {
 	return body.Bytes()
 }
 
-// writeBody sends a short answer, or only its headers when the request is a HEAD.
+// writeBody sends a short response, or only its header for a HEAD request.
 func writeBody(c *gin.Context, status int, contentType string, body []byte) {
 	c.Header("Content-Type", contentType)
 	c.Header("Content-Length", strconv.Itoa(len(body)))
@@ -163,13 +161,13 @@ func writeBody(c *gin.Context, status int, contentType string, body []byte) {
 	}
 }
 
-// writeHeader sends the header of an answer, which may be all of it.
+// writeHeader sends the header of a response, which may have no body.
 func writeHeader(c *gin.Context, status int) {
 	c.Status(status)
 	c.Writer.WriteHeaderNow()
 }
 
-// toClient marks the errors of writing to the client, to tell them from those of reading what is written.
+// toClient marks write errors of the client, to distinguish them from read errors of the source.
 type toClient struct{ io.Writer }
 
 func (w toClient) Write(part []byte) (int, error) {

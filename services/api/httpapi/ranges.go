@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// byteRange is the part of a representation that is sent.
+// byteRange is a part of a representation.
 type byteRange struct{ start, length int64 }
 
 // contentRange is the range in the form of RFC 9110 section 14.4: first and last byte, and the size of the whole.
@@ -16,7 +16,7 @@ func (p byteRange) contentRange(size int64) string {
 	return fmt.Sprintf("bytes %d-%d/%d", p.start, p.start+p.length-1, size)
 }
 
-// rangeKind is what a Range header asks for.
+// rangeKind classifies a Range header.
 type rangeKind int
 
 const (
@@ -26,8 +26,8 @@ const (
 )
 
 // parseRange reads a Range header for a representation of size bytes (RFC 9110 section 14.2). Other units than bytes
-// and malformed headers are ignored, as it requires. Multiple ranges are ignored too, as it allows: clients do not resume
-// downloads with them, and a multipart answer multiplies the work for the server.
+// and malformed headers are ignored, as it requires. Multiple ranges are ignored too, as it allows: clients do not use
+// them to resume downloads, and a multipart response multiplies the work of the server.
 func parseRange(values []string, size int64) (byteRange, rangeKind) {
 	if len(values) != 1 {
 		return byteRange{}, wholeFile
@@ -63,7 +63,7 @@ func parseRange(values []string, size int64) (byteRange, rangeKind) {
 	return byteRange{start: start, length: min(end, size-1) - start + 1}, partOfFile
 }
 
-// suffixRange is the last bytes of the file, all of it when it is shorter.
+// suffixRange returns the last bytes of the file, or the whole file if it is shorter.
 func suffixRange(text string, size int64) (byteRange, rangeKind) {
 	length, ok := digits(text)
 	if !ok {
@@ -76,7 +76,7 @@ func suffixRange(text string, size int64) (byteRange, rangeKind) {
 	return byteRange{start: size - length, length: length}, partOfFile
 }
 
-// digits reads a number of any length; one that is too big for a file's position is as big as can be.
+// digits reads a number of any length, at most the largest int64.
 func digits(text string) (int64, bool) {
 	if text == "" || strings.Trim(text, "0123456789") != "" {
 		return 0, false
@@ -85,8 +85,8 @@ func digits(text string) (int64, bool) {
 	return value, true
 }
 
-// rangeApplies evaluates If-Range (RFC 9110 section 13.1.5): without it a range counts; with it only when it is the
-// representation's ETag, compared strongly. A date never matches, since files have no Last-Modified.
+// rangeApplies evaluates If-Range (RFC 9110 section 13.1.5): the range applies without If-Range, or if it equals the
+// representation's ETag in a strong comparison. A date never matches, because files have no Last-Modified.
 func rangeApplies(header http.Header, etag string) bool {
 	values := header.Values("If-Range")
 	return len(values) == 0 || len(values) == 1 && trim(values[0]) == etag
@@ -111,8 +111,8 @@ func matches(values []string, etag string, weakly bool) bool {
 	return false
 }
 
-// entityTags reads a list of entity tags, up to the first thing that is none. Between the quotes anything but a quote
-// is part of the tag, a comma or a backslash too (RFC 9110 section 8.8.3).
+// entityTags reads a list of entity tags, up to the first malformed one. Between the quotes every character except a quote
+// is part of the tag, including commas and backslashes (RFC 9110 section 8.8.3).
 func entityTags(text string) []string {
 	var tags []string
 	for {

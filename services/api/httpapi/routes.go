@@ -1,12 +1,12 @@
 // Package httpapi is the FHIR API of Sluice: kick-off, status, cancel and files (spec 1-5 and 7), and the health probes. It
 // authenticates, validates, records, enqueues, answers and streams stored files; it never reads the source's data.
 //
-// It guarantees: every URL it emits starts with the configured base URL, whatever host or proxy a request came through;
-// every refusal on a FHIR path is an OperationOutcome, made in one place (problem.go); a job of somebody else gets the same
-// answer as an unknown job; a 202 is only given for a job that is stored and queued; a download that cannot be finished
-// is cut off and never ends as if it were complete.
+// It guarantees: every emitted URL starts with the configured base URL, for any host or proxy of a request; every refusal
+// on a FHIR path is an OperationOutcome, made in one place (problem.go); a job of another owner gets the same response as
+// an unknown job; 202 means that the job is stored and queued; a download that cannot be finished is cut, so that it does
+// not appear complete.
 //
-// Query strings, tokens and subjects are never in logs, metrics and answers; ids are never metric labels; files and
+// Logs, metrics and responses never contain query strings, tokens or subjects; ids are never metric labels; files and
 // manifests are not buffered.
 package httpapi
 
@@ -36,8 +36,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// DialectAuto decides the dialect of each job by its kick-off (spec 9). The other values of Config.Dialect are those
-// of export.Dialect, which force one.
+// DialectAuto decides the dialect of each job by its kick-off (spec 9). The other values of Config.Dialect are those of
+// export.Dialect, and apply to all jobs.
 const DialectAuto = "auto"
 
 // Config configures the API. Only TokenURL is optional.
@@ -47,8 +47,8 @@ type Config struct {
 	Now     func() time.Time
 	Logger  *slog.Logger
 	Limits
-	// TokenURL is where clients get their tokens by SMART Backend Services, for discovery; "" when they know it from
-	// elsewhere. ClientSecrets tells that they may use secrets there.
+	// TokenURL is the token endpoint (SMART Backend Services), for discovery; "": not announced. ClientSecrets announces
+	// that clients may use secrets there.
 	TokenURL      string
 	ClientSecrets bool
 
@@ -88,7 +88,7 @@ const (
 type service struct {
 	Config
 	Deps
-	baseText  string // the base URL as it is emitted, without a trailing slash
+	baseText  string // the base URL, without a trailing slash
 	metrics   metrics
 	lifecycle *jobs.Lifecycle
 
@@ -103,14 +103,14 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 		return nil, err
 	}
 
-	// Gin's mode is a process-wide switch that only decides how much it prints. It prints routes and warnings past
-	// the logger by default.
+	// Gin's mode is process-wide and only decides how much it prints. By default it prints routes and warnings, not through
+	// the logger.
 	gin.SetMode(gin.ReleaseMode)
 	router := gin.New()
-	// Routes are matched on the decoded path: that is what makes $export and %24export one route (pitfall 35).
+	// Routes are matched on the decoded path, so that $export and %24export are one route (pitfall 35).
 	router.UseRawPath = false
 	router.HandleMethodNotAllowed = true
-	router.RedirectTrailingSlash = false // a redirect would go to a URL that the base URL did not make
+	router.RedirectTrailingSlash = false // a redirect would not start with the base URL
 	router.RedirectFixedPath = false
 	router.ForwardedByClientIP = false
 	if err := router.SetTrustedProxies(nil); err != nil {
@@ -121,7 +121,7 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 	router.NoRoute(s.answer(s.noRoute))
 	router.NoMethod(s.answer(s.noMethod))
 
-	// Authentication comes before anything a handler does, and so before any hint of what exists.
+	// Authentication precedes every handler, so that no response reveals what exists.
 	at := strings.TrimSuffix(s.BaseURL.Path, "/")
 	fhir := router.Group(at, s.authenticate)
 	fhir.GET(kickoffRoute, s.answer(s.kickoff))
@@ -170,8 +170,7 @@ func newService(cfg Config, deps Deps) (*service, error) {
 	return s, nil
 }
 
-// Checks names the API's dependencies and how to ask each whether it can be used (pitfall 34). A directory that cannot
-// tell is left out.
+// Checks returns the readiness checks of the API's dependencies (pitfall 34). A directory without a check is left out.
 func (p Deps) Checks() health.Checks {
 	checks := health.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check}
 	for name, part := range map[string]any{"groups": p.Groups, "access": p.Access} {
@@ -182,11 +181,11 @@ func (p Deps) Checks() health.Checks {
 	return checks
 }
 
-// Private returns the handler of the operators' routes: probes, metrics and profiles. It belongs on a listener that
-// only they reach; of these New serves the probes alone.
+// Private returns the handler of the operators' routes: probes, metrics and profiles. Serve it on a listener that
+// only operators can reach. Of these routes New serves only the probes.
 func Private(deps Deps) http.Handler { return health.Handler(deps.Checks(), deps.Registry) }
 
-// CheckBase refuses base URLs that cannot be the beginning of every emitted URL. New applies it; it is exported for
+// CheckBase refuses a base URL that cannot be a prefix of every emitted URL. New calls it; it is exported for
 // --check-config.
 func CheckBase(base *url.URL) error {
 	switch {
@@ -214,7 +213,7 @@ const (
 	maxBody       = 64 << 10
 )
 
-// bound refuses requests that are bigger than any that this API understands, before anything reads them.
+// bound refuses requests that are larger than any valid request, before they are read.
 func (s *service) bound(c *gin.Context) {
 	switch {
 	case len(c.Request.RequestURI) > maxURL:

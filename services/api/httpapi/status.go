@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Bounds of the interval that a running job's status asks for.
+// Bounds of the announced poll interval.
 const (
 	shortestPoll = time.Second
 	longestPoll  = 30 * time.Second
@@ -25,8 +25,8 @@ func (s *service) status(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	// A token that is narrower than the kick-off's does not see an export that it could not have asked for (Z-08).
-	// The owner asks, so the answer reveals nothing.
+	// A token that is narrower than that of the kick-off may not read the status (Z-08). The caller is the owner, so the
+	// refusal reveals nothing.
 	denied := slices.DeleteFunc(slices.Clone(job.Request.Types), principalOf(c).Scopes.MayRead)
 	if len(denied) > 0 {
 		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
@@ -66,11 +66,11 @@ func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 	return job, nil
 }
 
-// dialectKey is where ownJob leaves the dialect of the caller's own job.
+// dialectKey is the key of the gin context under which ownJob stores the dialect of the caller's job.
 const dialectKey = "dialect"
 
-// progress answers for a job that is not complete. Only these answers are limited: they are the only ones that
-// announce an interval, so that a client that obeys is never refused (pitfall 29).
+// progress responds for a live job. Only these responses are limited: only they announce an interval, so a client that
+// obeys it is never refused (pitfall 29).
 func (s *service) progress(c *gin.Context, job export.Job) error {
 	interval := pollInterval(s.Now().Sub(job.Created))
 	wait, err := s.Jobs.AllowPoll(c.Request.Context(), job.ID, interval, s.PollLimit)
@@ -91,14 +91,14 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 	return nil
 }
 
-// pollInterval is how long a client is asked to wait: a tenth of the job's age, so that short exports are noticed at
-// once and long ones cost little, in whole seconds, so that both dialects say the same.
+// pollInterval is the announced wait: a tenth of the job's age, so that the end of a short export is noticed soon and a
+// long one costs few polls. It is in whole seconds, so that it is the same in both dialects.
 func pollInterval(age time.Duration) time.Duration {
 	return min(max((age/10).Truncate(time.Second), shortestPoll), longestPoll)
 }
 
 // retryAfter writes a wait in the job's dialect: milliseconds in Classic (spec 3), otherwise seconds (spec 9, RFC 9110),
-// rounded up and never zero. It is never a date: popular clients misread those (pitfall 30).
+// rounded up and never zero. It is never a date, which popular clients misread (pitfall 30).
 func retryAfter(dialect export.Dialect, wait time.Duration) string {
 	unit := time.Second
 	if dialect == export.Classic {
@@ -118,8 +118,8 @@ func progressWord(state export.State) string {
 	return "started"
 }
 
-// failed answers for a job that failed as a whole, until it expires. Its reason was written for its owner. The issue
-// code is none of the transient ones: those say that the job lives (S-12).
+// failed responds for a job that failed as a whole, until it expires. Its reason is meant for the owner. The issue code is
+// not transient: that would mean that the job is live (S-12).
 func failed(job export.Job) error {
 	text := "The export failed."
 	if job.Failure != "" {
@@ -132,5 +132,5 @@ func failed(job export.Job) error {
 	return r
 }
 
-// httpDate writes a time as RFC 9110 section 5.6.7 wants it (pitfall 18).
+// httpDate formats a time as an HTTP-date (RFC 9110 section 5.6.7, pitfall 18).
 func httpDate(t time.Time) string { return t.UTC().Format(http.TimeFormat) }

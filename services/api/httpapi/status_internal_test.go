@@ -19,7 +19,7 @@ func TestPollInterval(t *testing.T) {
 	}
 }
 
-// pitfall 30: integers only, in the unit of the dialect, and never the zero that makes a client spin.
+// pitfall 30: only integers, in the unit of the dialect, and never zero, with which a client would poll without a pause.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -44,7 +44,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// pitfall 18: the HTTP-date of RFC 9110 section 5.6.7, whatever the zone of the time.
+// pitfall 18: the HTTP-date of RFC 9110 section 5.6.7, for a time in any zone.
 func TestHTTPDate(t *testing.T) {
 	t.Parallel()
 	at := time.Date(1994, 11, 6, 3, 49, 37, 5e8, time.FixedZone("", -5*3600))

@@ -26,7 +26,7 @@ func dialects() map[export.Dialect][]string {
 }
 
 // spec 3: while a job runs its status is a 202 without a body, with the interval in the job's dialect and one of
-// three words. pitfall 14 at the edge: never 100 percent before the seal.
+// three words. pitfall 14: never 100 percent before the seal.
 func TestStatusProgress(t *testing.T) {
 	t.Parallel()
 	for dialect, headers := range dialects() {
@@ -54,7 +54,7 @@ func TestStatusProgress(t *testing.T) {
 			w.claim(id, export.SealUnit, export.KindSeal)
 			check("GET", "completed", "99", 28)
 			check("HEAD", "completed", "99", 28)
-			for _, accept := range []string{"application/json", "*/*", "text/html"} { // S-18: whatever the client accepts
+			for _, accept := range []string{"application/json", "*/*", "text/html"} { // S-18: any Accept
 				check("GET", "completed", "99", 28, "Accept", accept)
 			}
 		})
@@ -84,7 +84,7 @@ func TestStatusManifest(t *testing.T) {
 				`{"type":"Observation","url":"` + url + `Observation.Observation-00000.1.0.ndjson","count":1}],"deleted":[],` +
 				`"error":[{"type":"OperationOutcome","url":"` + url +
 				`OperationOutcome.OperationOutcome-00000.1.0.ndjson","count":1}]}` + "\n"
-			// Not limited, and the same every time (S-17).
+			// It is not limited, and always the same (S-17).
 			for range 15 {
 				got := w.ask("GET", statusPath(id), append(w.as("alice"), "Host", "evil.example.com")...)
 				if got.code != http.StatusOK || got.body != want {
@@ -101,7 +101,7 @@ func TestStatusManifest(t *testing.T) {
 	}
 }
 
-// pitfall 1 at the edge: an export of nobody is an empty list and not a list of everybody.
+// pitfall 1: an export of an empty cohort has an empty output.
 func TestStatusManifestOfNobody(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -114,7 +114,7 @@ func TestStatusManifestOfNobody(t *testing.T) {
 	}
 }
 
-// A big manifest streams; it is JSON to the end.
+// A large manifest is streamed and is valid JSON.
 func TestStatusManifestOfManyFiles(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -134,20 +134,20 @@ func TestStatusManifestOfManyFiles(t *testing.T) {
 		t.Errorf("%d files and %d errors", len(manifest.Output), len(manifest.Error))
 	}
 
-	// pitfall 34: a store that is down is a 503 and no half manifest.
+	// pitfall 34: an unavailable store is a 503, not half a manifest.
 	w.objectDoor.Shut()
 	got := w.ask("GET", statusPath(id), w.as("alice")...)
 	wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
 	wantHeader(t, got, "Expires", "", "X-Progress", "")
-	// One that goes down in between cuts the answer: it never ends as if it were whole.
+	// If the store fails during the response, the connection is cut.
 	w.objectDoor.Open()
 	w.objectDoor.ShutAfter(200 << 10)
 	if got, err := w.try("GET", statusPath(id), w.as("alice")...); err == nil {
-		t.Errorf("a manifest of which the store gave a part ends well: %d, %d bytes", got.code, len(got.body))
+		t.Errorf("a partial manifest is not cut: %d, %d bytes", got.code, len(got.body))
 	}
 }
 
-// A list of files that cannot be read to its end does not make a shorter manifest.
+// A damaged list of files cuts the response, instead of a shorter manifest.
 func TestStatusManifestDamaged(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -155,11 +155,11 @@ func TestStatusManifestDamaged(t *testing.T) {
 	w.plan(id)
 	w.seal(id, []byte(`{"name":"a","type":"Patient","count":1}`+"\n"+`{"name":"b","ty`))
 	if got, err := w.try("GET", statusPath(id), w.as("alice")...); err == nil {
-		t.Errorf("the answer ends well: %d %s", got.code, got.body)
+		t.Errorf("the response is not cut: %d %s", got.code, got.body)
 	}
 }
 
-// spec 3: a job of which nothing could be produced is a 500 with its reason, until it expires.
+// spec 3: a job that could not produce anything is a 500 with its reason, until it expires.
 func TestStatusFailed(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -173,8 +173,8 @@ func TestStatusFailed(t *testing.T) {
 	wantOutcome(t, w.ask("GET", statusPath(id), w.as("alice")...), http.StatusNotFound, "forbidden", "not available")
 }
 
-// spec 2 and 3, pitfalls 15, 17 and 19: what the owner's own job does not have, does not have yet, and has lost just now is
-// the answer about a job that never existed, byte by byte. TestIsolation has the jobs of others and those that are gone.
+// spec 2 and 3, pitfalls 15, 17 and 19: a file that the owner's job does not have, does not have yet, or has just lost gets
+// the response for a job that never existed, byte by byte. TestIsolation covers jobs of others and jobs that are gone.
 func TestNotAvailable(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -199,7 +199,7 @@ func TestNotAvailable(t *testing.T) {
 	} {
 		answers[name] = w.ask("GET", path, alice...)
 	}
-	// Purged between the look at the record and the read: the headers of the good answer were set by then.
+	// Purged between the read of the record and that of the object: the headers of the successful response are already set.
 	for _, of := range []string{"file", "manifest"} {
 		id, file := job()
 		path := map[string]string{"file": filePath(id, file), "manifest": statusPath(id)}[of]
@@ -216,7 +216,7 @@ func TestNotAvailable(t *testing.T) {
 	wantSame(t, answers)
 	wantOutcome(t, answers["file of none"], http.StatusNotFound, "forbidden", "The requested export is not available.")
 
-	// The last moment is still there (spec 6: decided by the clock).
+	// It is available until the last moment (spec 6: decided by the clock).
 	w.clock.Advance(retention - time.Millisecond)
 	if got := w.ask("GET", filePath(kept, file), w.as("alice")...); got.code != http.StatusOK {
 		t.Errorf("a millisecond before it expires: %d", got.code)
@@ -227,8 +227,8 @@ func TestNotAvailable(t *testing.T) {
 	}
 }
 
-// pitfalls 29 and 30: polling far too often is a 429 with an integer Retry-After in the job's unit that is no longer
-// than the announced interval. Other jobs are not touched.
+// pitfalls 29 and 30: polling far too often is a 429 with an integer Retry-After in the job's unit, at most the announced
+// interval. Other jobs are not affected.
 func TestStatusPollLimit(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t, func(cfg *httpapi.Config) { cfg.PollLimit = 3 })
@@ -255,7 +255,7 @@ func TestStatusPollLimit(t *testing.T) {
 	}
 }
 
-// spec 3 and 9, pitfall 30: a 503 about the caller's own job counts in the job's unit like every other answer about it.
+// spec 3 and 9, pitfall 30: Retry-After of a 503 about the caller's own job is in the job's unit, as in other responses.
 func TestStatusOutageDialect(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -278,14 +278,14 @@ func TestStatusOutageDialect(t *testing.T) {
 			wantHeader(t, got, "Retry-After", want)
 			w.jobDoor.Open()
 		}
-		// Whose job it is decides: to others nothing is known of it.
+		// Only the owner's response depends on the job.
 		w.objectDoor.Shut()
 		wantOutcome(t, w.ask("GET", filePath(id, file), w.as("bob")...), http.StatusNotFound, "forbidden")
 		w.objectDoor.Open()
 	}
 }
 
-// spec 7: trouble with the store is a 503 and never the 404 that tells a client to give up. S-12.
+// spec 7, S-12: an unavailable store is a 503 and never the 404, on which a client would give up.
 func TestStatusOutage(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -14,11 +14,11 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// wordStart is what stands before each word of a command to Redis but the first.
+// wordStart precedes each word of a Redis command except the first.
 var wordStart = regexp.MustCompile(`\r\n\$\d+\r\n`)
 
-// commands are the Redis commands that went through since Listen. What only opens a connection is left out: whether there
-// is one already says nothing about the request.
+// commands returns the Redis commands since Listen, without the handshakes of new connections: whether a connection exists
+// does not depend on the request.
 func (d *door) commands() (all []string) {
 	d.mu.Lock()
 	text := wordStart.ReplaceAllString(string(d.heard), " ")
@@ -34,15 +34,15 @@ func (d *door) commands() (all []string) {
 	return all
 }
 
-// listen begins to write down what the API asks of its stores.
+// listen starts a record of the requests of the API to its stores.
 func (w *fixture) listen() {
 	w.jobDoor.Listen()
 	w.queueDoor.Listen()
 	w.objectDoor.Listen()
 }
 
-// trail is what the API has asked of its stores since listen, in which the job's id stands as JOB: the commands to the
-// job store and to the queue, and the bytes to the object store.
+// trail returns the requests of the API to its stores since listen: the commands to the job store and to the queue, and the
+// number of bytes to the object store. The job's id is replaced by JOB.
 func (w *fixture) trail(id string) string {
 	w.t.Helper()
 	w.objectDoor.mu.Lock()
@@ -53,7 +53,7 @@ func (w *fixture) trail(id string) string {
 	return strings.ReplaceAll(text, id, "JOB")
 }
 
-// holdings is all that Redis and the bucket hold, with every value and every expiry.
+// holdings returns the content of Redis and the bucket, with every value and every expiry.
 func (w *fixture) holdings() map[string]string {
 	w.t.Helper()
 	ctx := w.t.Context()
@@ -62,7 +62,7 @@ func (w *fixture) holdings() map[string]string {
 	keys, err := client.Keys(ctx, "*").Result()
 	w.must(err)
 	for _, key := range keys {
-		if strings.HasPrefix(key, "sluice:rate:kickoff:") { // how often somebody has asked, whatever for
+		if strings.HasPrefix(key, "sluice:rate:kickoff:") { // counters of all requests
 			continue
 		}
 		expires, err := client.PExpireTime(ctx, key).Result()
@@ -77,7 +77,7 @@ func (w *fixture) holdings() map[string]string {
 	return held
 }
 
-// contentOf reads a key of any kind. (DUMP will not do: it gives a hash in an order that changes by itself.)
+// contentOf reads a key of any type. (The output of DUMP depends on the internal order of a hash.)
 func contentOf(t testing.TB, client *redis.Client, key string) string {
 	t.Helper()
 	kind, err := client.Type(t.Context(), key).Result()
@@ -101,7 +101,7 @@ func contentOf(t testing.TB, client *redis.Client, key string) string {
 	return fmt.Sprintf("%s %+v", kind, value)
 }
 
-// wantUntouched checks that the stores hold what they held before.
+// wantUntouched checks that the content of the stores has not changed.
 func (w *fixture) wantUntouched(before map[string]string) {
 	w.t.Helper()
 	after := w.holdings()
@@ -114,7 +114,7 @@ func (w *fixture) wantUntouched(before map[string]string) {
 	}
 }
 
-// plainHeader is the header without what differs between any two answers.
+// plainHeader returns the header without the fields that differ in every response.
 func plainHeader(header http.Header) string {
 	header = header.Clone()
 	header.Del("Date")

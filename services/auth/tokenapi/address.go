@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// address returns the source of a request for counting failures; for IPv6 it is the /64, which is usually one machine's.
-// Behind trusted proxies it is the last address in X-Forwarded-For that is not a trusted proxy. Addresses before it may be
-// forged and are ignored.
+// address returns the source of a request for counting failures; for IPv6 it is the /64, which usually belongs to one
+// machine. Behind trusted proxies it is the last address in X-Forwarded-For that is not a trusted proxy. Addresses before
+// it may be forged and are ignored.
 func (s *Service) address(r *http.Request) string {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {

@@ -149,19 +149,19 @@ func (f *fixture) register(client token.Client) {
 	must(f.t, f.store.AddClient(f.t.Context(), client.ID, record))
 }
 
-// app is a client with an RSA key r and a P-384 key e.
+// app registers a client with an RSA key r and a P-384 key e.
 func (f *fixture) app(scope string) {
 	f.t.Helper()
 	f.register(token.Client{ID: "app", JWKS: jwks(jwkOf("r", keys().rsa), jwkOf("e", keys().ec)), Scope: scope})
 }
 
-// other is a client with a P-384 key e of its own.
+// other registers a client with its own P-384 key e.
 func (f *fixture) other(id string) {
 	f.t.Helper()
 	f.register(token.Client{ID: id, JWKS: jwks(jwkOf("e", keys().ecB))})
 }
 
-// claims are the claims of a good assertion of the app.
+// claims returns the claims of a valid assertion of the app.
 func (f *fixture) claims() members {
 	return members{
 		"iss": "app", "sub": "app", "aud": f.url, "exp": f.clock.Now().Add(4 * time.Minute).Unix(),
@@ -169,12 +169,12 @@ func (f *fixture) claims() members {
 	}
 }
 
-// of are the claims of a good assertion of a client.
+// of returns the claims of a valid assertion of a client.
 func (f *fixture) of(client string) members {
 	return f.claims().With("iss", client).With("sub", client)
 }
 
-// asserted is an assertion of the app, with f.claims if none are given.
+// asserted returns an assertion of the app, by default with f.claims.
 func (f *fixture) asserted(claims members) string {
 	if claims == nil {
 		claims = f.claims()
@@ -182,12 +182,12 @@ func (f *fixture) asserted(claims members) string {
 	return forge("ES384", keys().ec, ecHeader, claims.String())
 }
 
-// assertedByB is an assertion with the key of another client.
+// assertedByB returns an assertion signed with the key of another client.
 func (f *fixture) assertedByB(claims members) string {
 	return forge("ES384", keys().ecB, ecHeader, claims.String())
 }
 
-// form is a good token request.
+// form returns a valid token request.
 func (f *fixture) form(assertion, scope string) url.Values {
 	return url.Values{
 		"grant_type": {"client_credentials"}, "scope": {scope}, "client_assertion_type": {token.AssertionType},

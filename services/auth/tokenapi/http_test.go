@@ -247,7 +247,7 @@ func TestRedisDown(t *testing.T) {
 		}
 	}
 	if err := f.service.Refresh(t.Context()); err == nil {
-		t.Error("keys from a Redis that is down")
+		t.Error("keys were read although Redis is down")
 	}
 	var set struct{ Keys []any }
 	get(t, f.base+"/jwks", "application/jwk-set+json", &set)

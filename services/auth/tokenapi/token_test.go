@@ -18,7 +18,7 @@ import (
 
 // Conformance 10.1 and 10.2 over HTTP.
 
-// TestSMARTConfiguration has what is in the document.
+// TestSMARTConfiguration checks the document itself.
 func TestB01ToB07Discovery(t *testing.T) {
 	for _, secrets := range []bool{false, true} {
 		f := newFixture(t, func(c *tokenapi.Config) { c.ClientSecrets = secrets })
@@ -131,7 +131,7 @@ func TestB13ToB17Requests(t *testing.T) {
 	wantError(t, f.post(form), 400, "invalid_request")
 	form = f.form(f.asserted(nil), everything)
 	form.Set("client_id", "app")
-	form.Set("resource", "of no interest")
+	form.Set("resource", "ignored")
 	wantToken(t, f.post(form), everything)
 }
 

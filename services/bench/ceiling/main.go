@@ -1,5 +1,5 @@
-// Command ceiling measures what the machine can do for an export when nobody plans, selects, checks or counts: it reads
-// every body of the store's tables, gzips it at level 1 and puts it into a bucket. Bench runs it beside Sluice.
+// Command ceiling measures the upper bound of an export on this machine, without planning, selecting, checking or counting:
+// it reads every body of the store's tables, gzips it at level 1 and puts it into a bucket. Bench compares Sluice with it.
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 )
 
 func main() {
-	streams := flag.Int("streams", runtime.GOMAXPROCS(0)+1, "pieces of tables at once, each with a connection of its own")
+	streams := flag.Int("streams", runtime.GOMAXPROCS(0)+1, "pieces of tables at once, each with its own connection")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	began := time.Now()

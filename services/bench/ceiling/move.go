@@ -22,25 +22,25 @@ import (
 const (
 	piecePages = 16384 // of 8 KiB: 128 MiB
 	partSize   = 16 << 20
-	readBuffer = 128 << 10 // as Sluice's
-	pipeBuffer = 1 << 20   // a pipe hands on each write by itself, and gzip's are small
+	readBuffer = 128 << 10 // as in Sluice
+	pipeBuffer = 1 << 20   // without it every small write of gzip would pass through the pipe
 )
 
-// Moved is what was read and put. Bytes are those of NDJSON.
+// Moved is the result. Bytes are of NDJSON.
 type Moved struct {
 	Bytes     int64   `json:"bytes"`
 	Resources int64   `json:"resources"`
 	Seconds   float64 `json:"seconds"`
 }
 
-// piece is a run of pages of a table: a table in one stream would leave the others idle at the end.
+// piece is a range of pages of a table. With whole tables, most streams would be idle at the end.
 type piece struct {
 	table    string
 	from, to int64
 }
 
-// What stands here was chosen because it is the fastest of what was tried: 1 to 6 streams, pieces of 64 to 256 MiB, with
-// and without signing what is sent, with and without a buffer before the pipe.
+// These settings are the fastest of those that were tried: 1 to 6 streams, pieces of 64 to 256 MiB, with and without
+// payload signatures, with and without a buffer before the pipe.
 
 // move puts every resource of the database into the bucket that the S3 URL names (http://key:secret@host/bucket).
 func move(ctx context.Context, database, s3 string, streams int) (Moved, error) {

@@ -1,9 +1,9 @@
 // Package maintenance is the scheduler's periodic work: expire finished jobs, purge ended ones, rescue units whose worker
-// or task was lost, and sweep objects that belong to nothing.
+// or task was lost, and sweep orphaned objects.
 //
 // Each is a pass that may be killed at any instruction, run twice, or run by several schedulers at once. Run enqueues the
 // passes at their intervals; whichever scheduler takes the task runs the pass. A survey is the exception: every scheduler
-// reads the gauges for itself.
+// runs its own.
 package maintenance
 
 import (
@@ -35,14 +35,14 @@ const (
 
 // Config holds the intervals and limits of the scheduler.
 type Config struct {
-	ExpireEvery time.Duration `env:"EXPIRE_EVERY" envDefault:"30s"` // between expire passes
-	RescueEvery time.Duration `env:"RESCUE_EVERY" envDefault:"3s"`  // between rescue passes
-	SweepEvery  time.Duration `env:"SWEEP_EVERY" envDefault:"1h"`   // between sweeps
-	SurveyEvery time.Duration `env:"SURVEY_EVERY" envDefault:"15s"` // between surveys of all jobs for the gauges
-	// a unit without a heartbeat for this long is lost; several heartbeats
+	ExpireEvery time.Duration `env:"EXPIRE_EVERY" envDefault:"30s"` // interval of expire passes
+	RescueEvery time.Duration `env:"RESCUE_EVERY" envDefault:"3s"`  // interval of rescue passes
+	SweepEvery  time.Duration `env:"SWEEP_EVERY" envDefault:"1h"`   // interval of sweeps
+	SurveyEvery time.Duration `env:"SURVEY_EVERY" envDefault:"15s"` // interval of surveys of all jobs, which set the gauges
+	// a unit without a heartbeat for this long is lost; several times UNIT_HEARTBEAT
 	Silence    time.Duration `env:"UNIT_SILENCE" envDefault:"20s"`
 	SweepGrace time.Duration `env:"SWEEP_GRACE" envDefault:"1h"`  // objects younger than this are never orphans
-	MaxAge     time.Duration `env:"JOB_MAX_AGE" envDefault:"72h"` // a job that has not finished after this long has failed
+	MaxAge     time.Duration `env:"JOB_MAX_AGE" envDefault:"72h"` // a job that is still live at this age fails
 	jobs.Settings
 }
 
@@ -183,7 +183,7 @@ func newMetrics(registry prometheus.Registerer, started time.Time) metrics {
 	m := metrics{
 		expired: counter("sluice_scheduler_expired_jobs_total", "Jobs marked expired."),
 		purged:  counter("sluice_scheduler_purged_jobs_total", "Jobs purged."),
-		rescued: counter("sluice_scheduler_rescued_units_total", "Units that had lost their worker or their task."),
+		rescued: counter("sluice_scheduler_rescued_units_total", "Units whose worker or task was lost."),
 		orphans: counter("sluice_scheduler_orphaned_objects_total", "Orphaned objects deleted."),
 		aborted: counter("sluice_scheduler_orphaned_uploads_total", "Orphaned uploads aborted."),
 		purgeLag: prometheus.NewGauge(prometheus.GaugeOpts{

@@ -248,17 +248,17 @@ func TestAPurgeKilledWithinAStep(t *testing.T) {
 			left.Store(int64(requests))
 			w.proxy.OnReply(func(*http.Response) error {
 				if left.Add(-1) < 0 {
-					return errors.New("the machine is gone")
+					return errors.New("the machine has died")
 				}
 				return nil
 			})
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			_ = w.expireAndPurge(ctx) // how far it gets is the proxy's choice
+			_ = w.expireAndPurge(ctx) // the proxy decides where it fails
 			cancel()
 			w.proxy.Mend()
 			if _, redisKeys := w.keys(); len(redisKeys) == 0 {
 				if objectKeys, _ := w.keys(); len(objectKeys) > 0 {
-					t.Fatalf("the job was forgotten while objects are left: %v", objectKeys)
+					t.Fatalf("the record was removed while objects are left: %v", objectKeys)
 				}
 			}
 			w.must(w.expireAndPurge(t.Context()))
@@ -421,7 +421,7 @@ func TestAPassDoesNotRunTwiceAtOnce(t *testing.T) {
 	if err := w.Pass(t.Context(), "something newer"); err == nil {
 		t.Error("an unknown pass succeeded")
 	}
-	w.must(w.Pass(t.Context(), passExpire)) // and it is free again
+	w.must(w.Pass(t.Context(), passExpire)) // it can run again
 }
 
 func TestAJobThatTakesTooLongFails(t *testing.T) { // pitfall 7
@@ -531,7 +531,7 @@ func TestAnOutageOfTheObjectStoreOnlyDelaysThePurge(t *testing.T) {
 		t.Errorf("purge during an outage: %v", err)
 	}
 	if exists, err := w.Jobs.Exists(t.Context(), id); err != nil || !exists {
-		t.Fatalf("the job was forgotten during an outage (%v)", err)
+		t.Fatalf("the record was removed during an outage (%v)", err)
 	}
 	w.proxy.Mend()
 	w.must(w.expireAndPurge(t.Context()))

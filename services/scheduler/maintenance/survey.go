@@ -24,7 +24,7 @@ const uncounted = "uncounted"
 type survey struct {
 	gauges gauges
 	closed map[export.JobID]progress // of live jobs
-	moved  time.Time                 // when any of them last progressed; the present while there is none
+	moved  time.Time                 // when any of them last progressed; now while there is no live job
 	idle   bool                      // there was no live job at the last survey
 }
 
@@ -159,7 +159,7 @@ func (r *Runner) endedJobs(ctx context.Context) (map[string]int, error) {
 			return nil, err
 		}
 		for _, state := range states {
-			if state != "" && !state.Live() { // it may be in both indexes under the previous release
+			if state != "" && !state.Live() { // under the previous release a job may be in both indexes
 				counts[string(state)]++
 			}
 		}
@@ -180,7 +180,7 @@ func (r *Runner) lag(ctx context.Context, now time.Time) (time.Duration, error) 
 }
 
 // finished reports whether a job that was live at the last survey has completed since. Cancelled and failed jobs do not
-// count: impatient clients must not make a standstill look like progress.
+// count: cancels by clients must not hide a standstill.
 func (r *Runner) finished(
 	ctx context.Context, s *survey, live []jobstore.JobCounts, ended map[export.JobID]export.State,
 ) (bool, error) {
@@ -210,8 +210,8 @@ func (r *Runner) finished(
 	return false, nil
 }
 
-// progress returns how long no live job has progressed, and how long the slowest one has not. A job progresses when one of
-// its units is closed or its state changes.
+// progress returns how long no live job has progressed, and how long the slowest live job has not. A job progresses when
+// one of its units is closed or its state changes.
 func (s *survey) progress(now time.Time, live []jobstore.JobCounts, finished bool) (stalled, slowest time.Duration) {
 	if len(live) == 0 || s.idle || finished {
 		s.moved = now

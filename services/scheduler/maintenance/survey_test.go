@@ -43,7 +43,7 @@ func (w *world) want(step string, want map[string]float64) {
 	got := w.figures()
 	for name, value := range want {
 		if have, there := got[name]; !there || have != value {
-			w.t.Errorf("%s: %s is %v (there: %v), want %v", step, name, have, there, value)
+			w.t.Errorf("%s: %s is %v (exists: %v), want %v", step, name, have, there, value)
 		}
 	}
 }
@@ -74,7 +74,7 @@ func TestASurveyCountsJobsByState(t *testing.T) {
 	})
 }
 
-// The stall is that of all jobs together: a closed unit ends it, a new or a failed job does not.
+// The stall is measured over all jobs: a closed unit ends it, a new or a failed job does not.
 func TestASurveyTellsAStandstill(t *testing.T) {
 	w := newWorld(t)
 	s := &survey{gauges: w.metrics.gauges, idle: true}
@@ -202,6 +202,6 @@ func TestARescueIsTraced(t *testing.T) {
 	payload, err := w.redis.HGet(t.Context(), "asynq:{steering}:t:"+string(id)+":plan:2", "msg").Result()
 	w.must(err)
 	if !strings.Contains(payload, hex.EncodeToString(spans[0].SpanId)) {
-		t.Error("the task does not say what enqueued it")
+		t.Error("the task has no traceparent")
 	}
 }

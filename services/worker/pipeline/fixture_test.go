@@ -51,7 +51,7 @@ type fixture struct {
 	people   *people
 	registry *prometheus.Registry
 	log      *lockedBuffer
-	beats    chan struct{} // something comes whenever the job store looks at the clock
+	beats    chan struct{} // receives a value whenever the job store reads the clock
 }
 
 // instant is the time of all tests.
@@ -103,7 +103,7 @@ func newFixtureOn(t *testing.T, url string, src source.Source, members ...string
 	t.Cleanup(func() {
 		fx.objects.Close()
 		must(t, errors.Join(fx.tasks.Close(), fx.jobs.Close()))
-		// Every patient id in these tests begins with it.
+		// The prefix of every patient id in these tests.
 		if strings.Contains(fx.log.String(), "pat-") {
 			t.Errorf("the log names a patient: %s", fx.log)
 		}
@@ -126,7 +126,7 @@ func (fx *fixture) worker() *pipeline.Worker {
 // kickOff records a job as the API does.
 func (fx *fixture) kickOff(types ...string) export.JobID {
 	fx.t.Helper()
-	types = slices.Sorted(slices.Values(types)) // callers share theirs, in parallel
+	types = slices.Sorted(slices.Values(types)) // a copy: parallel callers share theirs
 	job := export.Job{
 		ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner,
 		Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: groupID, Types: types},
@@ -293,7 +293,7 @@ func lines(t *testing.T, data []byte) []string {
 	t.Helper()
 	text, ended := strings.CutSuffix(string(data), "\n")
 	if !ended {
-		t.Error("the last line has no end")
+		t.Error("the last line has no line break")
 	}
 	return strings.Split(text, "\n")
 }
@@ -324,7 +324,7 @@ func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
 			return issue.Severity == severity && strings.Contains(issue.Diagnostics, text)
 		})
 		if at < 0 {
-			t.Errorf("no %s says %q: %+v", severity, text, o.issues)
+			t.Errorf("no %s contains %q: %+v", severity, text, o.issues)
 			continue
 		}
 		left = slices.Delete(left, at, at+1)
@@ -465,7 +465,7 @@ func wait[T any](t *testing.T, from <-chan T) T {
 	case value := <-from:
 		return value
 	case <-time.After(patience):
-		t.Fatal("nothing came")
+		t.Fatal("timed out")
 		panic("unreachable")
 	}
 }

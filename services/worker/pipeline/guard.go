@@ -21,8 +21,8 @@ const (
 )
 
 // guard checks every resource against the cohort before it is written, whatever the source reports about it (spec 10).
-// It reads the patients from the line itself, or from the attestation made at load time, if the hash shows that the line
-// and the attestation belong together. One line in every auditEvery is read regardless of its attestation. For a
+// It reads the patients from the line itself, or from the attestation made at load time, if the hash shows that both belong
+// together. One line in every auditEvery is parsed regardless of its attestation. For a
 // Provenance the patients of its targets come from the source; they can only make the verdict stricter.
 type guard struct {
 	typ       string
@@ -35,8 +35,8 @@ type guard struct {
 	reread    source.Resource
 }
 
-// auditEvery is the number of attested resources of which one is read again: a store loaded by broken rules is detected
-// within the first file, at negligible cost.
+// auditEvery is the number of attested resources of which one is parsed: a store that was loaded with broken rules is
+// detected within the first file, at negligible cost.
 const auditEvery = 64
 
 // request sets the patients for which the source is queried next.

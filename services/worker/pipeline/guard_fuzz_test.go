@@ -64,7 +64,7 @@ func TestTheGuardAdmitsOnlyTheCurrentRequest(t *testing.T) {
 	}
 	g.request(fuzzCohort[1:2])
 	if verdict, err := g.check(t.Context(), r); err == nil {
-		t.Errorf("verdict %d of a resource for an earlier request", verdict)
+		t.Errorf("verdict %d for a resource of an earlier request", verdict)
 	}
 }
 
@@ -105,7 +105,7 @@ func FuzzGuard(f *testing.F) {
 		g := guard{typ: typ, cohort: cohort}
 		g.request(fuzzCohort[:2])
 		r := source.Resource{Type: typ, ID: id, Subjects: []string{named}, Named: []string{named}, Body: []byte(line)}
-		if attest { // by a store whose lines and readings do not belong together
+		if attest { // by a store whose lines and attestations do not match
 			r.Attestation = r.Attest()
 		}
 		// The second line follows one of the same patient.

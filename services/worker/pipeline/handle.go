@@ -14,7 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// recordTimeout bounds the recording of a unit's outcome, which goes on after the unit's own context has ended.
+// recordTimeout bounds the recording of a unit's outcome, which continues after the unit's own context has ended.
 const recordTimeout = 15 * time.Second
 
 // outcome is how an attempt at a unit ends. decide makes it once and record carries it out.
@@ -24,7 +24,7 @@ type outcome struct {
 	reason string          // failed: for the job's owner
 	delay  time.Duration   // retried, waiting, handed back: until the unit runs again
 	cause  export.Cause    // the same: why
-	ended  bool            // lost: the job has ended, so what the attempt wrote has to be purged
+	ended  bool            // lost: the job has ended, so the objects of the attempt must be purged
 }
 
 // The names of outcomes, as in metrics.
@@ -34,7 +34,7 @@ const (
 	outcomeFailed     = "failed"      // failed for good
 	outcomeWaiting    = "waiting"     // a dependency is unavailable
 	outcomeHandedBack = "handed_back" // the worker stops
-	outcomeLost       = "lost"        // another attempt has the unit, or the job has ended
+	outcomeLost       = "lost"        // the fence is stale, or the job has ended
 	outcomeUnrecorded = "unrecorded"  // the outcome could not be recorded
 )
 
@@ -138,15 +138,15 @@ func (w *Worker) keepAlive(
 				cancel(err)
 				return
 			}
-			// An unreachable store decides nothing: if the unit was rescued meanwhile, its fence is stale.
+			// While the store is unreachable the unit continues: if it was rescued meanwhile, its commit is refused.
 		}
 	})
-	// Deferred, because work may panic: further heartbeats would keep the dead unit from being rescued.
+	// Deferred, because work may panic: further heartbeats would prevent the rescue of the unit.
 	defer heartbeats.Wait()
 	defer cancel(nil)
 	commit, err := work(ctx)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
-		err = cause // work that finished all the same is offered for commit
+		err = cause // work that has finished nevertheless is still committed
 	}
 	return commit, err
 }
@@ -185,8 +185,8 @@ func (w *Worker) decide(ctx context.Context, lease export.Lease, commit jobstore
 }
 
 // lost reports whether the error means that the attempt has lost its unit: the fence is stale, or the job has ended or was
-// purged. The objects of an attempt whose fence is stale are left to the sweep, which can tell a lost fence from a commit
-// whose answer was lost.
+// purged. The objects of an attempt whose fence is stale are left to the sweep, which can distinguish a lost fence from a
+// commit whose answer was lost.
 func (w *Worker) lost(ctx context.Context, lease export.Lease, err error) (outcome, bool) {
 	switch {
 	case errors.Is(err, export.ErrFenced):
@@ -200,7 +200,7 @@ func (w *Worker) lost(ctx context.Context, lease export.Lease, err error) (outco
 	return outcome{}, false
 }
 
-// record carries the outcome out. It returns ErrFenced, ErrNotLive or ErrNotFound when the attempt has lost its unit.
+// record carries out the outcome. It returns ErrFenced, ErrNotLive or ErrNotFound when the attempt has lost its unit.
 func (w *Worker) record(ctx context.Context, log *slog.Logger, lease export.Lease, result outcome, runErr error) error {
 	switch result.name {
 	case outcomeLost:
@@ -241,8 +241,8 @@ func (w *Worker) closed(log *slog.Logger, issueErr error) {
 	}
 }
 
-// giveUp closes a unit that cannot be done. Without plan or seal there is no export: the job fails. Any other unit becomes
-// an entry of the manifest's error list, and the rest of the job goes on (pitfalls 10, 21).
+// giveUp closes a unit that failed for good. Without a plan or a seal there is no export, so the job fails. Any other unit
+// becomes an entry of the manifest's error list, and the rest of the job continues (pitfalls 10, 21).
 func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Lease, reason string) error {
 	if lease.Unit.Kind == export.KindPlan || lease.Unit.Kind == export.KindSeal {
 		failed, err := w.lifecycle.FailJobFrom(ctx, lease, "The export could not be done: "+reason+".")

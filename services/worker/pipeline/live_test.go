@@ -35,11 +35,11 @@ func untilTold(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(patience):
-		return errors.New("nobody told the unit to stop")
+		return errors.New("the unit was not stopped")
 	}
 }
 
-// ended checks that the attempt was lost and left nothing visible.
+// lost checks that the attempt was lost and has published nothing.
 func (fx *fixture) lost(task queue.Task) {
 	fx.t.Helper()
 	if _, err := fx.jobs.Result(fx.t.Context(), task.Job, task.Unit); !errors.Is(err, export.ErrNotFound) {
@@ -125,7 +125,7 @@ func TestAJobPurgedUnderAUnit(t *testing.T) {
 	must(t, fx.worker().Handle(t.Context(), task))
 	fx.lost(task)
 	if there, err := fx.jobs.Exists(t.Context(), task.Job); err != nil || there {
-		t.Errorf("the job is back: %v %v", there, err)
+		t.Errorf("the job exists again: %v %v", there, err)
 	}
 }
 
@@ -186,7 +186,7 @@ type silent struct{ *hooked }
 func (s silent) ForPatients(ctx context.Context, q source.Query, yield func(source.Resource) error) error {
 	err := s.hooked.ForPatients(ctx, q, yield)
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // what the test is about
+		return nil //nolint:nilerr // the error that the test covers
 	}
 	return err
 }
@@ -199,7 +199,7 @@ func TestAStreamThatEndsSilentlyIsNotComplete(t *testing.T) { // pitfalls 8, 9
 	task := fx.planned()
 	ctx, stop := context.WithCancelCause(t.Context())
 	hook.before = func(ctx context.Context, call int) error {
-		if call == 1 { // before any file is begun, whose upload would notice
+		if call == 1 { // before a file is begun, whose upload would detect the end
 			stop(queue.ErrDraining)
 			return untilTold(ctx)
 		}
@@ -232,8 +232,8 @@ func TestAUnitThatIsAliveSaysSo(t *testing.T) { // pitfall 27
 	}
 	select {
 	case <-fx.beats:
-		t.Error("the heart beats on after the unit")
-	case <-time.After(10 * fx.cfg.Heartbeat): // it would have beaten ten times
+		t.Error("heartbeats continue after the unit")
+	case <-time.After(10 * fx.cfg.Heartbeat): // ten heartbeats would have been sent
 	}
 }
 
@@ -245,7 +245,7 @@ func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
 	task := fx.planned()
 	hook.within = func(context.Context, int) error {
 		redis.SetError("LOADING")
-		for range 5 { // beats that nobody hears
+		for range 5 { // failed heartbeats
 			wait(t, fx.beats)
 		}
 		redis.SetError("")
@@ -269,7 +269,7 @@ func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // pitfall 28
 		redis.SetError("LOADING")
 		wait(t, fx.beats)
 		redis.SetError("")
-		must(t, w.Handle(t.Context(), fx.again(task))) // somebody else does it meanwhile
+		must(t, w.Handle(t.Context(), fx.again(task))) // another worker runs it meanwhile
 		return nil
 	}
 	must(t, w.Handle(t.Context(), task))
@@ -297,7 +297,7 @@ func TestAPanicEndsTheHeartbeat(t *testing.T) { // pitfall 11
 	}
 	select {
 	case <-fx.beats:
-		t.Error("a dead unit is kept alive: nobody would ever rescue it")
+		t.Error("heartbeats continue after the panic: the unit would never be rescued")
 	case <-time.After(10 * fx.cfg.Heartbeat):
 	}
 }

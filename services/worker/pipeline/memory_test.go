@@ -15,7 +15,7 @@ import (
 // memory is a source of hand-written resources. It refuses calls that the contract forbids.
 type memory struct {
 	resources []source.Resource
-	patients  int64 // that it says it holds; 0: as many as it does
+	patients  int64 // the reported number; 0: the real one
 	problems  []source.Problem
 }
 
@@ -130,7 +130,7 @@ func (m *memory) each(typ string, wanted func(source.Resource) bool, yield func(
 		if err := yield(r); err != nil {
 			return err
 		}
-		clear(r.Body) // it is the caller's only until yield returns
+		clear(r.Body) // the caller may use it only until yield returns
 	}
 	return nil
 }

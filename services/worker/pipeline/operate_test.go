@@ -86,7 +86,7 @@ func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
 		fresh := task
 		fresh.Fence = 2
 		must(t, fx.worker().Handle(t.Context(), fresh))
-		return nil // it gets on after all, and has everything
+		return nil // it continues after all, and finishes
 	}
 	w := fx.worker()
 	must(t, w.Handle(t.Context(), task))

@@ -40,7 +40,7 @@ func network(t *testing.T) (all *memory, lines map[string]string) {
 		"role": `{"resourceType":"PractitionerRole","id":"gp","practitioner":{"reference":"Practitioner/gp"},` +
 			`"organization":{"reference":"Organization/ward"},"location":[{"reference":"Location/room"}]}`,
 		"gp":      travelling("Practitioner", "gp"),
-		"nurse":   travelling("Practitioner", "nurse", "Organization/gone"), // which the store does not hold
+		"nurse":   travelling("Practitioner", "nurse", "Organization/gone"), // not in the store
 		"ward":    org("ward", "hospital"),
 		"clinic":  org("hospital", "holding"),
 		"holding": org("holding", "ward"), // a ring
@@ -335,7 +335,7 @@ func TestReferencesSurviveAFailedUnit(t *testing.T) { // pitfall 21
 	all, lines := network(t)
 	fx := newFixture(t, failing(all, "Observation", 1000), members...)
 	got := fx.export("Observation", "Patient", "PractitionerRole", "Practitioner")
-	got.wantLines(t, lines["patient"], lines["role"], lines["gp"]) // and not the nurse, whom only the failed unit met
+	got.wantLines(t, lines["patient"], lines["role"], lines["gp"]) // not the nurse, whom only the failed unit references
 	got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing")
 	if got.job.State != export.Completed {
 		t.Errorf("the job is %s", got.job.State)

@@ -134,7 +134,7 @@ func TestATaskDeliveredTwiceIsDoneOnce(t *testing.T) { // pitfalls 13, 28
 	job := fx.drive(fx.kickOff(everyType...), func(task queue.Task) {
 		tasks++
 		must(t, w.Handle(t.Context(), task))
-		must(t, other.Handle(t.Context(), task)) // as when the answer to the commit was lost
+		must(t, other.Handle(t.Context(), task)) // as after a lost answer to the commit
 	})
 	fx.outcome(job).wantLines(t, want...)
 	fx.wantMetric(float64(tasks), "sluice_worker_fence_losses_total")
@@ -199,7 +199,7 @@ func TestKilledBeforeTheCommit(t *testing.T) { // pitfalls 8, 9, 11, 13, 20
 	got.wantIssues(t, "error")
 }
 
-// driveOne passes the job's tasks on one at a time, and reads the open ones again after each.
+// driveOne passes one task of the job at a time to the function, and reads the open tasks again after each.
 func (fx *fixture) driveOne(id export.JobID, do func(queue.Task)) export.Job {
 	fx.t.Helper()
 	for {
@@ -257,10 +257,10 @@ func (fx *fixture) dieAt(w *pipeline.Worker, lease export.Lease, request int) (d
 		case n < int64(request):
 			return nil
 		case n > int64(request) && request%2 == 0:
-			return nil // what the process does when it is told to end still reaches the store, every second time
+			return nil // in every second case the requests of the stopping worker still reach the store
 		}
 		die()
-		return errors.New("nobody is there to hear")
+		return errors.New("the store is unreachable")
 	})
 	defer fx.proxy.Mend()
 	_, err := w.Unsettled(ctx, lease)
@@ -317,7 +317,7 @@ func TestAnOutageOfTheObjectStoreIsSurvived(t *testing.T) { // pitfalls 9, 20
 			job := fx.drive(fx.kickOff(everyType...), func(task queue.Task) {
 				if task.Kind == kind && broken == 0 {
 					broken++
-					fx.proxy.FailAfter(10) // it goes away while the first object is written
+					fx.proxy.FailAfter(10) // the outage begins while the first object is written
 				}
 				must(t, w.Handle(t.Context(), task))
 				fx.proxy.Mend()
@@ -385,7 +385,7 @@ func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
 	must(t, w.Handle(t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
 	err := w.Handle(t.Context(), queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1})
 	if !errors.Is(err, export.ErrUnavailable) {
-		t.Errorf("got %v: nobody would deliver the task again", err)
+		t.Errorf("got %v: the task would not be delivered again", err)
 	}
 	fx.wantMetric(1, "sluice_worker_units_total", "export", "unrecorded")
 	fx.wantMetric(0, "sluice_worker_units_total", "export", "done")

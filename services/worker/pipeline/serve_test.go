@@ -100,7 +100,7 @@ func TestARollingUpdateLosesNothing(t *testing.T) { // pitfalls 8, 11
 	stop := fx.serve(1, 0, fx.worker().Handle)
 	id := fx.start(everyType...)
 	wait(t, running)
-	stop() // the worker goes in the middle of a unit; nobody rescues anything
+	stop() // the worker stops in the middle of a unit; there is no rescue
 	stop = fx.serve(1, 0, fx.worker().Handle)
 	got := fx.outcome(fx.await(id))
 	stop()

@@ -8,8 +8,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// TestALongUnitGivesWayToShortOnes: it pauses three times as long as it has worked, at most 5 ms, and only while short
-// units of other jobs run.
+// A long unit pauses three times as long as it has worked, at most 5 ms, and only while short units of other jobs run.
 func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
 	t.Parallel()
 	for name, row := range map[string]struct {
@@ -27,7 +26,7 @@ func TestALongUnitGivesWayToShortOnes(t *testing.T) { // pitfall 25
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := throttle{active: row.others, job: "own"}
-				c.wrote(throttleInterval) // from here on it is known how long it works
+				c.wrote(throttleInterval) // starts the measurement
 				for range 10 {
 					began := time.Now()
 					c.wrote(throttleInterval / 2)

@@ -28,7 +28,7 @@ import (
 type Config struct {
 	// NDJSON bytes of a unit of a small job, estimated; a large job has about a thousand units
 	UnitBytes int64 `env:"UNIT_BYTES" envDefault:"268435456"`
-	// upper bound of the same for a job of any size
+	// upper bound of a unit's NDJSON bytes, for a job of any size
 	UnitMost int64 `env:"UNIT_BYTES_MOST" envDefault:"8589934592"`
 	// NDJSON bytes after which the next file begins
 	FileBytes int64 `env:"FILE_BYTES" envDefault:"536870912"`
@@ -72,7 +72,7 @@ type Deps struct {
 	Tracing  *telemetry.Tracing // nil: no tracing
 }
 
-// Worker runs units. It keeps nothing between units but caches, so any number of workers can run.
+// Worker runs units. It keeps only caches between units, so any number of workers can run.
 type Worker struct {
 	Deps
 	lifecycle  *jobs.Lifecycle

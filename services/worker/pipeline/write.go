@@ -137,7 +137,7 @@ func (f *files) begin() error {
 		return nil
 	}
 	var err error
-	// Level 1 is as fast as the store. Higher levels slow the export down and save little.
+	// Level 1 is as fast as the store. Higher levels slow down the export and save little.
 	if f.gzip, err = gzip.NewWriterLevel(f.object, gzip.BestSpeed); err != nil {
 		return fmt.Errorf("begin file: %w", err)
 	}

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The committed table is the one that the config structs give.
+// The committed table equals the one that is generated from the config structs.
 func TestTableIsCurrent(t *testing.T) {
 	t.Chdir("../../../..")
 	committed, err := os.ReadFile("docs/configuration.md")

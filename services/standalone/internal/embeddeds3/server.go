@@ -44,7 +44,7 @@ const (
 	answerTimeout = 10 * time.Second
 )
 
-// started guards the working directory of the process: a second Start must not change it, not even to fail.
+// started guards the working directory of the process: a second Start must not change it, even if it fails.
 var started atomic.Bool
 
 // Config configures the server.
@@ -135,7 +135,7 @@ func serve(ctx context.Context, cfg Config, dir string) (*Server, error) {
 		server.result = embedgw.RunVersityGW(running, backend, &embedgw.Config{
 			RootUserAccess: cfg.AccessKey,
 			RootUserSecret: cfg.SecretKey,
-			// The server's default, which would also print a message to standard output.
+			// The default of the server would also print a message to standard output.
 			IAMService: auth.NewIAMServiceSingle(auth.Account{
 				Access: cfg.AccessKey, Secret: cfg.SecretKey, Role: auth.RoleAdmin,
 			}),

@@ -130,7 +130,7 @@ func TestNothingIsMergedFromNothing(t *testing.T) {
 	if err != nil || len(runs) != 0 || len(each(t, b)) != 0 {
 		t.Errorf("the runs of an empty builder are %v, %v", runs, err)
 	}
-	must(t, Merge(t.Context(), store, prefix, nil, func(string) error { return errors.New("an id of nothing") }))
+	must(t, Merge(t.Context(), store, prefix, nil, func(string) error { return errors.New("an id of an empty set") }))
 }
 
 func TestMergeReturnsWhatFails(t *testing.T) {
@@ -218,7 +218,7 @@ func TestAgainstAPlainMap(t *testing.T) {
 	}
 }
 
-// randomID is short, so that ids repeat and are near to each other.
+// randomID returns a short id, so that ids repeat and are close to each other.
 func randomID(random *rand.Rand) string {
 	const letters = "-.0Aa"
 	id := make([]byte, 1+random.IntN(7))

@@ -12,10 +12,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// id returns the n'th id of the lists here; between two of them there is room.
+// id returns the n'th id of the test lists. They have gaps for between.
 func id(n int) string { return fmt.Sprintf("p%06d", 2*n) }
 
-// between returns an id that is in no list: right behind the n'th.
+// between returns an id that is in no list, directly after the n'th.
 func between(n int) string { return fmt.Sprintf("p%06d", 2*n+1) }
 
 func stored(t *testing.T, store *objects.Store, n int) *List {
