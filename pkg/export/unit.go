@@ -72,11 +72,11 @@ type Slice struct {
 
 // Lease is the right to run a unit while the unit has the lease's fence. Results under an older fence are discarded.
 type Lease struct {
-	Job     JobID
-	Unit    Unit
-	Fence   int64
-	Attempt int    // how often the unit has failed before, 0 at first
-	Trace   string // of its job
+	Job      JobID
+	Unit     Unit
+	Fence    int64
+	Failures int    // how often the unit has failed before
+	Trace    string // of its job
 }
 
 // Result is what a unit leaves when it closes.

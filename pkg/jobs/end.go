@@ -61,9 +61,9 @@ func (l *Lifecycle) ExpireNow(ctx context.Context, id export.JobID) error {
 	return l.Queue.EnqueuePurge(ctx, id)
 }
 
-// RequestLatePurge queues another purge of an ended job for a unit that was still writing when the job ended
+// PurgeLate queues another purge of an ended job for a unit that was still writing when the job ended
 // (spec 5, pitfall 16).
-func (l *Lifecycle) RequestLatePurge(ctx context.Context, id export.JobID) error {
+func (l *Lifecycle) PurgeLate(ctx context.Context, id export.JobID) error {
 	return l.Queue.EnqueueLatePurge(ctx, id)
 }
 

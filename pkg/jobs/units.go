@@ -70,8 +70,8 @@ func (l *Lifecycle) GiveUpUnit(ctx context.Context, id export.JobID, unit export
 	return l.Store.GiveUp(ctx, id, unit, reason, job.Request.Next(found.Kind, false))
 }
 
-// GiveUp closes the lease's unit as failed, as GiveUpUnit does for an operator, and issues further units.
-func (l *Lifecycle) GiveUp(ctx context.Context, lease export.Lease, reason string) (issueErr, err error) {
+// CloseFailed closes the lease's unit as failed, as GiveUpUnit does for an operator, and issues further units.
+func (l *Lifecycle) CloseFailed(ctx context.Context, lease export.Lease, reason string) (issueErr, err error) {
 	job, err := l.Store.Job(ctx, lease.Job)
 	if err != nil {
 		return nil, err

@@ -211,7 +211,7 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
 		c.advance(time.Minute)
 		lost, unclaimed, err := s.RescueStale(ctx, id, time.Second, 10)
 		must(t, err)
-		if len(lost) != 1 || lost[0].Unit.ID != "Large-00000" || lost[0].Fence != 2 || lost[0].Attempt != 1 || len(unclaimed) != 2 {
+		if len(lost) != 1 || lost[0].Unit.ID != "Large-00000" || lost[0].Fence != 2 || lost[0].Failures != 1 || len(unclaimed) != 2 {
 			t.Errorf("lost %+v, unclaimed %+v", lost, unclaimed)
 		}
 		for name, step := range map[string]func() error{
@@ -225,8 +225,8 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
 			}
 		}
 		fresh := claim(t, s, id, "Large-00000", export.KindExport, 2)
-		if fresh.Attempt != 1 {
-			t.Errorf("attempt %d after one loss", fresh.Attempt)
+		if fresh.Failures != 1 {
+			t.Errorf("attempt %d after one loss", fresh.Failures)
 		}
 		must(t, s.Heartbeat(ctx, fresh))
 		must(t, s.Commit(ctx, fresh, jobstore.Commit{Next: sealUnit}))
@@ -254,8 +254,8 @@ func TestReleaseGivesANewFence(t *testing.T) {
 		fence, err := s.Release(ctx, lease, 0, export.CauseDraining) // handed back by a worker that stops
 		must(t, err)
 		lease = claim(t, s, id, "Large-00000", export.KindExport, fence)
-		if lease.Attempt != 0 || fence != 2 {
-			t.Errorf("handed back: fence %d, attempt %d; want 2 and 0", fence, lease.Attempt)
+		if lease.Failures != 0 || fence != 2 {
+			t.Errorf("handed back: fence %d, attempt %d; want 2 and 0", fence, lease.Failures)
 		}
 		fence, err = s.Release(ctx, lease, time.Minute, export.CauseError) // failed
 		must(t, err)
@@ -263,8 +263,8 @@ func TestReleaseGivesANewFence(t *testing.T) {
 		if units := stale(t, s, id, 20*time.Second); len(units) != 0 {
 			t.Errorf("a unit that waits for its retry is not stale: %v", units)
 		}
-		if lease = claim(t, s, id, "Large-00000", export.KindExport, fence); lease.Attempt != 1 {
-			t.Errorf("attempt %d after a failure", lease.Attempt)
+		if lease = claim(t, s, id, "Large-00000", export.KindExport, fence); lease.Failures != 1 {
+			t.Errorf("attempt %d after a failure", lease.Failures)
 		}
 	})
 }

@@ -79,8 +79,8 @@ func TestReopen(t *testing.T) {
 		must(t, err)
 		retried, err := s.Claim(ctx, id, two.ID, two.Kind, again.Fence)
 		must(t, err)
-		if retried.Attempt != 0 {
-			t.Errorf("%d attempts are used up", retried.Attempt)
+		if retried.Failures != 0 {
+			t.Errorf("%d attempts are used up", retried.Failures)
 		}
 		must(t, s.Commit(ctx, retried, jobstore.Commit{Next: seal}))
 

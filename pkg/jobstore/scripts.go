@@ -70,19 +70,19 @@ local function clock(given)
 end
 -- running_of is the set of an owner's jobs that count against its limit. Members are "<job id> <fingerprint>".
 local function running_of(owner) return 'sluice:running:' .. owner end
--- leave gives the job's place among its owner's running jobs back.
-local function leave()
+-- free_place gives the job's place among its owner's running jobs back.
+local function free_place()
   local owner = redis.call('HGET', job, 'owner_key')
   if owner then redis.call('ZREM', running_of(owner), ID .. ' ' .. redis.call('HGET', job, 'fingerprint')) end
 end
--- file moves an ended job from the active to the due index.
-local function file(at)
+-- index_as_ended moves an ended job from the active to the due index.
+local function index_as_ended(at)
   redis.call('ZADD', due, at, ID)
   redis.call('ZREM', active, ID)
-  leave()
+  free_place()
 end
--- keep sets the safety TTL: a job whose purge never comes must not stay in Redis for ever. The TTL of polls is its window.
-local function keep(ms)
+-- renew_ttl sets the safety TTL: a job whose purge never comes must not stay in Redis for ever. The TTL of polls is its window.
+local function renew_ttl(ms)
   for _, name in ipairs(JOBKEYS) do
     if name ~= polls then redis.call('PEXPIRE', name, ms) end
   end

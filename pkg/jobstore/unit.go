@@ -41,7 +41,7 @@ func (s *Store) Claim(
 	if err := json.Unmarshal([]byte(spec), &lease.Unit); err != nil {
 		return export.Lease{}, fmt.Errorf("claim %s of job %s: %w", unit, id, err)
 	}
-	if lease.Attempt, err = strconv.Atoi(failures); err != nil {
+	if lease.Failures, err = strconv.Atoi(failures); err != nil {
 		return export.Lease{}, fmt.Errorf("claim %s of job %s: attempts: %w", unit, id, err)
 	}
 	return lease, nil
@@ -217,7 +217,7 @@ func (s *Store) RescueStale(
 			return nil, nil, fmt.Errorf("rescue units of job %s: %w", id, err)
 		}
 		failures, _ := row[2].(string)
-		if lease.Attempt, err = strconv.Atoi(failures); err != nil {
+		if lease.Failures, err = strconv.Atoi(failures); err != nil {
 			return nil, nil, fmt.Errorf("rescue units of job %s: attempts: %w", id, err)
 		}
 		if row[3] == "1" {

@@ -63,7 +63,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 	// failed and stop waiting for its handler.
 	drain, startDrain := context.WithCancel(context.WithoutCancel(ctx))
 	defer startDrain()
-	guard := func(ctx context.Context, handle func(context.Context) error) error {
+	withDrain := func(ctx context.Context, handle func(context.Context) error) error {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(drain, func() { cancel(ErrDraining) })()
@@ -81,7 +81,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 					return err
 				}
 				task.Kind = kind
-				return guard(ctx, func(ctx context.Context) error { return handlers.Unit(ctx, task) })
+				return withDrain(ctx, func(ctx context.Context) error { return handlers.Unit(ctx, task) })
 			})
 		}
 	}
@@ -92,7 +92,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 			if err != nil {
 				return err
 			}
-			return guard(ctx, func(ctx context.Context) error { return handlers.Purge(ctx, job) })
+			return withDrain(ctx, func(ctx context.Context) error { return handlers.Purge(ctx, job) })
 		})
 	}
 	pass := func(kind, queue string, handle func(context.Context, string) error) {
@@ -105,7 +105,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
 				return fmt.Errorf("decode pass: %w", err)
 			}
-			return guard(ctx, func(ctx context.Context) error { return handle(ctx, message.GetKind()) })
+			return withDrain(ctx, func(ctx context.Context) error { return handle(ctx, message.GetKind()) })
 		})
 	}
 	pass(recurringType, maintenanceQueue, handlers.Pass)

@@ -10,7 +10,7 @@ if target == 'sealing' and redis.call('ZCARD', waiting) + redis.call('ZCARD', is
 if target ~= '' and redis.call('HGET', job, 'state') ~= target and not move(target) then return { 'CONFLICT' } end
 redis.call('HSET', claims, unit, fence)
 redis.call('ZADD', issued, clock(now), unit)
-keep(ARGV[5])
+renew_ttl(ARGV[5])
 return {
   'OK', redis.call('HGET', units, unit), redis.call('HGET', attempts, unit) or '0', redis.call('HGET', job, 'trace') or ''
 }

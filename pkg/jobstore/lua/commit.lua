@@ -38,6 +38,6 @@ if tonumber(ARGV[4]) >= 0 then done = tonumber(ARGV[4]) + 1 end
 progress(total, done)
 
 for i = at, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
-if ARGV[11] ~= '' then file(ARGV[11]) end
-keep(ARGV[12])
+if ARGV[11] ~= '' then index_as_ended(ARGV[11]) end
+renew_ttl(ARGV[12])
 return { 'OK', open_next(nextid, ARGV[7]) }

@@ -38,5 +38,5 @@ redis.call('ZADD', issued, now, ARGV[8])
 redis.call('ZADD', running, now, ID .. ' ' .. fingerprint)
 redis.call('PEXPIRE', running, ARGV[7])
 redis.call('ZADD', active, now, ID)
-keep(ARGV[7])
+renew_ttl(ARGV[7])
 return { 'OK' }

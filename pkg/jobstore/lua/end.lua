@@ -7,6 +7,6 @@ if state == ARGV[1] then return { 'OK' } end -- a repetition: the first answer w
 if ARGV[2] ~= '' and not holds(ARGV[2], ARGV[3]) then return { 'FENCED' } end
 if not move(ARGV[1]) then return { 'CONFLICT' } end
 for i = 6, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
-file(ARGV[4])
-keep(ARGV[5])
+index_as_ended(ARGV[4])
+renew_ttl(ARGV[5])
 return { 'OK' }

@@ -3,6 +3,6 @@
 if redis.call('EXISTS', job) == 0 then
   redis.call('ZREM', active, ID)
 elseif not live() then
-  file(redis.call('HGET', job, 'expires') or ARGV[1])
+  index_as_ended(redis.call('HGET', job, 'expires') or ARGV[1])
 end
 return { 'OK' }

@@ -1,6 +1,6 @@
 -- Deletes a job: its keys, its index entries and its owner's entry. ARGV: ms for which the id is refused, so that a late
 -- create records nothing.
-leave()
+free_place()
 for _, name in ipairs(JOBKEYS) do redis.call('DEL', name) end
 redis.call('ZREM', active, ID)
 redis.call('ZREM', due, ID)

@@ -9,5 +9,5 @@ for i = 5, #ARGV, 3 do
   redis.call('HSET', fences, ARGV[i], 1)
   redis.call('ZADD', staged, ARGV[i + 2], ARGV[i])
 end
-keep(ARGV[4])
+renew_ttl(ARGV[4])
 return { 'OK' }

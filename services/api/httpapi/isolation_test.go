@@ -210,8 +210,9 @@ func TestIsolationOfThePollLimit(t *testing.T) {
 	t.Parallel()
 	const limit = 3
 	w := newFixture(t, func(cfg *httpapi.Config) { cfg.PollLimit = limit })
+	id, other := w.kickoff(w.as("alice"), ""), w.kickoff(w.as("alice"), "?_type=Patient")
+	w.clock.Advance(10 * time.Minute) // so that the announced interval, 30 s, outlasts the test
 	alice, bob := w.as("alice"), w.as("bob")
-	id := w.kickoff(alice, "")
 	foreign := func() {
 		t.Helper()
 		for range 2 * limit {
@@ -232,7 +233,6 @@ func TestIsolationOfThePollLimit(t *testing.T) {
 	}
 	foreign()
 	// Refused polls with a narrower token of the owner do not count either.
-	other := w.kickoff(alice, "?_type=Patient")
 	for range 2 * limit {
 		if got := w.ask("GET", statusPath(other), w.as("alice", "system/Observation.read")...); got.code != http.StatusForbidden {
 			t.Errorf("a narrow token: %d %s", got.code, got.body)

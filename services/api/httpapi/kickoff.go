@@ -42,7 +42,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := s.takesJobs(c); err != nil {
+	if err := s.refuseWhilePaused(c); err != nil {
 		return err
 	}
 	if err := s.limit(c, "kickoff", "kick-offs", s.KickOffLimit, ""); err != nil {

@@ -110,9 +110,9 @@ const (
 	longestPauseWait = time.Hour // a pause may be resumed earlier
 )
 
-// takesJobs refuses kick-offs while they are paused (docs/operating.md). It precedes the limits: refused
+// refuseWhilePaused refuses kick-offs while they are paused (docs/operating.md). It precedes the limits: refused
 // kick-offs must not count against a client that obeys Retry-After. Clients do not see the reason of the pause.
-func (s *service) takesJobs(c *gin.Context) error {
+func (s *service) refuseWhilePaused(c *gin.Context) error {
 	pause, paused, err := s.Jobs.KickoffsPaused(c.Request.Context())
 	if err != nil || !paused {
 		return err

@@ -348,8 +348,8 @@ func TestASilentUnitIsRescued(t *testing.T) { // pitfalls 7, 11, 26, 27
 	w.must(w.Rescue(t.Context()))
 	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
 	w.must(err)
-	if lease.Attempt != 1 {
-		t.Errorf("attempt %d", lease.Attempt)
+	if lease.Failures != 1 {
+		t.Errorf("attempt %d", lease.Failures)
 	}
 	tasks, err := w.redis.Keys(t.Context(), "asynq:*"+string(id)+"*").Result()
 	w.must(err)
@@ -397,8 +397,8 @@ func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26,
 	}
 	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
 	w.must(err)
-	if lease.Attempt != 0 {
-		t.Errorf("attempt %d: nothing was attempted", lease.Attempt)
+	if lease.Failures != 0 {
+		t.Errorf("attempt %d: nothing was attempted", lease.Failures)
 	}
 	close(release)
 	stop()

@@ -65,7 +65,7 @@ func (r *Runner) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 	})
 	r.metrics.rescued.Add(float64(len(rescued.Lost) + len(rescued.Refenced)))
 	for _, lease := range rescued.Lost {
-		log.Warn("unit lost its worker", "unit", lease.Unit.ID, "fence", lease.Fence, "attempt", lease.Attempt)
+		log.Warn("unit lost its worker", "unit", lease.Unit.ID, "fence", lease.Fence, "attempt", lease.Failures)
 	}
 	for _, lease := range rescued.Refenced {
 		log.Warn("unit was taken from the queue and never claimed", "unit", lease.Unit.ID, "fence", lease.Fence)
@@ -77,7 +77,7 @@ func (r *Runner) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 func (r *Runner) traceRescue(ctx context.Context, job export.Job, lease export.Lease) string {
 	ctx, span := r.Tracing.Join(ctx, job.Trace, "rescue", trace.WithAttributes(
 		attribute.String("sluice.job_id", string(job.ID)), attribute.String("sluice.unit", string(lease.Unit.ID)),
-		attribute.Int64("sluice.fence", lease.Fence), attribute.Int("sluice.attempt", lease.Attempt),
+		attribute.Int64("sluice.fence", lease.Fence), attribute.Int("sluice.attempt", lease.Failures),
 	))
 	defer span.End()
 	return telemetry.TraceParent(ctx)

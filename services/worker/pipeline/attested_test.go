@@ -35,7 +35,7 @@ func (a *attesting) ForPatients(ctx context.Context, q source.Query, yield func(
 func TestAnAttestedExportIsTheSame(t *testing.T) { // pitfall 2
 	t.Parallel()
 	var lines []string
-	for i := range 100 { // more than auditEvery
+	for i := range 100 { // more than recheckEvery
 		lines = append(lines, observation(i, 1+i%3, fmt.Sprintf(`,"performer":[{"reference":"Practitioner/p%d"}]`, i%5)))
 	}
 	lines = append(lines, patient(1), patient(2), appointment(1, "pat-1", "pat-2"), appointment(2, "pat-1", "pat-9"),

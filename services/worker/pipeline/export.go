@@ -26,7 +26,7 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	result.Files, err = w.writeUnit(ctx, lease, func(out *files) error {
 		step := chunksAtOnce(unit)
 		for from := unit.Slice.From; from < unit.Slice.To; from += step {
-			patients, err := cohort.Run(ctx, from, min(from+step, unit.Slice.To))
+			patients, err := cohort.IDs(ctx, from, min(from+step, unit.Slice.To))
 			if err != nil {
 				return err
 			}
@@ -49,7 +49,7 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 				}
 				return out.write(r.Body)
 			})
-			if err := complete(ctx, err); err != nil {
+			if err := streamError(ctx, err); err != nil {
 				return err
 			}
 		}
@@ -150,7 +150,7 @@ func (c *refCollector) add(ctx context.Context, ref []byte) error {
 }
 
 func (c *refCollector) runs(ctx context.Context) ([]string, error) {
-	runs, err := c.builder.Runs(ctx)
+	runs, err := c.builder.Spill(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("store references: %w", err)
 	}

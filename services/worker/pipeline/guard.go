@@ -22,7 +22,7 @@ const (
 
 // guard checks every resource against the cohort before it is written, whatever the source reports about it (spec 10).
 // It reads the patients from the line itself, or from the attestation made at load time, if the hash shows that both belong
-// together. One line in every auditEvery is parsed regardless of its attestation. For a
+// together. One line in every recheckEvery is parsed regardless of its attestation. For a
 // Provenance the patients of its targets come from the source; they can only make the verdict stricter.
 type guard struct {
 	typ       string
@@ -35,9 +35,9 @@ type guard struct {
 	reread    source.Resource
 }
 
-// auditEvery is the number of attested resources of which one is parsed: a store that was loaded with broken rules is
+// recheckEvery is the number of attested resources of which one is parsed: a store that was loaded with broken rules is
 // detected within the first file, at negligible cost.
-const auditEvery = 64
+const recheckEvery = 64
 
 // request sets the patients for which the source is queried next.
 func (g *guard) request(patients []string) { g.requested, g.last = patients, "" }
@@ -92,7 +92,7 @@ func (g *guard) identify(r source.Resource) error {
 	if r.Type != g.typ {
 		return errOtherResource
 	}
-	audit := g.count%auditEvery == 0
+	recheck := g.count%recheckEvery == 0
 	g.count++
 	switch {
 	case !r.Attested():
@@ -103,7 +103,7 @@ func (g *guard) identify(r source.Resource) error {
 		g.patients = source.Named(g.patients[:0], facts)
 	case r.Attest() != r.Attestation:
 		return errNotAsLoaded
-	case audit:
+	case recheck:
 		facts, err := scanAs(&g.scanner, g.typ, r)
 		if err != nil {
 			return err

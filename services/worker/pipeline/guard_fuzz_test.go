@@ -118,7 +118,7 @@ func FuzzGuard(f *testing.F) {
 				return
 			}
 			checkVerdict(t, verdict, r)
-			g.count = 0 // read each attested line, not one in auditEvery
+			g.count = 0 // read each attested line, not one in recheckEvery
 		}
 	})
 }

@@ -63,7 +63,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	ctx, span := w.traceUnit(ctx, lease, task.Trace, arrived)
 	w.metrics.busy.Inc()
 	defer w.metrics.busy.Dec()
-	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Attempt+1)
+	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Failures+1)
 	if lease.Unit.Short() {
 		end := sync.OnceFunc(w.shortUnits.begin(lease.Job))
 		// The plan and the references of a population are not short; other units must not be throttled for their whole time.
@@ -72,8 +72,8 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	}
 	began := time.Now()
 	commit, runErr := w.keepAlive(ctx, lease, func(ctx context.Context) (jobstore.Commit, error) {
-		if lease.Attempt >= w.cfg.MaxAttempts {
-			return jobstore.Commit{}, export.Permanent("it was given up after %d attempts", lease.Attempt)
+		if lease.Failures >= w.cfg.MaxAttempts {
+			return jobstore.Commit{}, export.Permanent("it was given up after %d attempts", lease.Failures)
 		}
 		return w.run(ctx, lease)
 	})
@@ -92,7 +92,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	w.metrics.duration.WithLabelValues(string(lease.Unit.Kind)).Observe(time.Since(began).Seconds())
 	endUnit(span, commit.Result, result.name)
 	log.Info("unit ended", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "outcome", result.name,
-		"attempt", lease.Attempt+1, "seconds", time.Since(began).Seconds())
+		"attempt", lease.Failures+1, "seconds", time.Since(began).Seconds())
 	return err
 }
 
@@ -107,9 +107,9 @@ func (w *Worker) run(ctx context.Context, lease export.Lease) (jobstore.Commit, 
 	case export.KindExport:
 		return w.export(ctx, lease, job)
 	case export.KindResolveReferences:
-		return w.references(ctx, lease, job)
+		return w.resolveReferences(ctx, lease, job)
 	case export.KindExportReferenced:
-		return w.referenced(ctx, lease, job)
+		return w.exportReferenced(ctx, lease, job)
 	case export.KindSeal:
 		return w.seal(ctx, lease, job)
 	default:
@@ -151,9 +151,9 @@ func (w *Worker) keepAlive(
 	return commit, err
 }
 
-// complete returns the error of a stream, or else the cause of an ended context: a stream that ends without an error then
+// streamError returns the error of a stream, or else the cause of an ended context: a stream that ends without an error then
 // is not complete (pitfall 8).
-func complete(ctx context.Context, err error) error {
+func streamError(ctx context.Context, err error) error {
 	if err == nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -177,11 +177,11 @@ func (w *Worker) decide(ctx context.Context, lease export.Lease, commit jobstore
 		// An outage may last longer than any number of attempts, so it counts none. The scheduler ends a job that waits
 		// too long.
 		return outcome{name: outcomeWaiting, delay: w.cfg.OutageDelay, cause: export.CauseUnavailable}
-	case lease.Attempt+1 >= w.cfg.MaxAttempts:
-		reason := fmt.Sprintf("its data could not be read or stored in %d attempts", lease.Attempt+1)
+	case lease.Failures+1 >= w.cfg.MaxAttempts:
+		reason := fmt.Sprintf("its data could not be read or stored in %d attempts", lease.Failures+1)
 		return outcome{name: outcomeFailed, reason: reason}
 	}
-	return outcome{name: outcomeRetried, delay: export.Backoff(lease.Attempt + 1), cause: export.CauseError}
+	return outcome{name: outcomeRetried, delay: export.Backoff(lease.Failures + 1), cause: export.CauseError}
 }
 
 // lost reports whether the error means that the attempt has lost its unit: the fence is stale, or the job has ended or was
@@ -205,7 +205,7 @@ func (w *Worker) record(ctx context.Context, log *slog.Logger, lease export.Leas
 	switch result.name {
 	case outcomeLost:
 		if result.ended {
-			return w.lifecycle.RequestLatePurge(ctx, lease.Job)
+			return w.lifecycle.PurgeLate(ctx, lease.Job)
 		}
 		return nil
 	case outcomeDone:
@@ -251,7 +251,7 @@ func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Leas
 		}
 		return err
 	}
-	issueErr, err := w.lifecycle.GiveUp(ctx, lease, reason)
+	issueErr, err := w.lifecycle.CloseFailed(ctx, lease, reason)
 	if err != nil {
 		return err
 	}

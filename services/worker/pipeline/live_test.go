@@ -171,7 +171,7 @@ func TestAStoppingWorkerHandsItsUnitBack(t *testing.T) {
 	fx.wantMetric(1, "sluice_worker_units_total", "export", "handed_back")
 	lost, unclaimed, err := fx.jobs.RescueStale(t.Context(), task.Job, 0, 10)
 	must(t, err)
-	if len(lost) != 0 || len(unclaimed) != 1 || unclaimed[0].Fence != 2 || unclaimed[0].Attempt != 0 {
+	if len(lost) != 0 || len(unclaimed) != 1 || unclaimed[0].Fence != 2 || unclaimed[0].Failures != 0 {
 		t.Errorf("handed back as %+v, lost %+v; want fence 2 and no attempt counted", unclaimed, lost)
 	}
 	if got := fx.queued(1); got[0].Unit != task.Unit || got[0].Fence != 2 {

@@ -93,7 +93,7 @@ func (w *Worker) storeCohort(
 		}
 		return members.Add(ctx, patient)
 	})
-	if err := complete(ctx, err); err != nil {
+	if err := streamError(ctx, err); err != nil {
 		return export.Cohort{}, fmt.Errorf("resolve the group: %w", err)
 	}
 	chunks, patients, err := spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
@@ -160,9 +160,9 @@ func divide(whole export.Unit, unitBytes int64) []export.Unit {
 // reportProblems writes what the source holds of the types and cannot serve, such as malformed lines.
 func (w *Worker) reportProblems(ctx context.Context, types []string, out *files) error {
 	err := w.Source.Problems(ctx, types, func(p source.Problem) error {
-		return out.writeOutcome(fhir.Outcome("error", "structure", fmt.Sprintf("%s: %s.", p.Place, p.What)))
+		return out.writeIssue(fhir.Outcome("error", "structure", fmt.Sprintf("%s: %s.", p.Place, p.What)))
 	})
-	if err := complete(ctx, err); err != nil {
+	if err := streamError(ctx, err); err != nil {
 		return fmt.Errorf("list the source's problems: %w", err)
 	}
 	return nil

@@ -17,10 +17,10 @@ import (
 // byIDBatch is the number of ids of one query.
 const byIDBatch = 512
 
-// references resolves the references of the exported lines: the resources that they reference, those that these and the
+// resolveReferences resolves the references of the exported lines: the resources that they reference, those that these and the
 // Provenance about them reference, and so on, among the referenced types that the job exports (spec 10). It stores the
 // result as a list of "Type/id" and cuts the units that export it.
-func (w *Worker) references(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
+func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	var frontier []string // runs of references not yet followed
 	hadProvenance := false
 	err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
@@ -93,7 +93,7 @@ func (w *Worker) closeOver(
 			return list, counts, err
 		}
 		// The next round follows the whole list: reading a resource twice is cheap, and rounds are few.
-		runs = append(spillset.Runs(list, chunks), more...)
+		runs = append(spillset.ChunkKeys(list, chunks), more...)
 	}
 }
 
@@ -165,7 +165,7 @@ func (w *Worker) byID(
 			refs = refs[1:]
 		}
 		query := source.ByIDQuery{Type: typ, IDs: ids, AsOf: job.Snapshot}
-		if err := complete(ctx, w.Source.ByID(ctx, query, yield)); err != nil {
+		if err := streamError(ctx, w.Source.ByID(ctx, query, yield)); err != nil {
 			return err
 		}
 	}
@@ -212,9 +212,9 @@ func (w *Worker) cutReferenced(
 	return units, nil
 }
 
-// referenced writes one of the referenced types, or the Provenance about them, from a slice of the list that the
+// exportReferenced writes one of the referenced types, or the Provenance about them, from a slice of the list that the
 // references unit has stored. It writes nothing that is not on the list.
-func (w *Worker) referenced(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
+func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	unit := lease.Unit
 	list, err := w.lists.Open(ctx, w.Objects, unit.Input)
 	if err != nil {
@@ -272,7 +272,7 @@ func (w *Worker) about(
 			query.Refs[i] = source.Ref{Type: typ, ID: id}
 		}
 		err := w.Source.About(ctx, query, func(r source.Resource) error { return yield(batch, r) })
-		if err := complete(ctx, err); err != nil {
+		if err := streamError(ctx, err); err != nil {
 			return err
 		}
 	}

@@ -28,12 +28,12 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 			switch {
 			case result.Failure != "":
 				failed++
-				return out.writeOutcome(fhir.Outcome("error", "incomplete", failureText(unit, result)))
+				return out.writeIssue(fhir.Outcome("error", "incomplete", failureText(unit, result)))
 			case unit.Kind == export.KindExport || unit.Kind == export.KindExportReferenced:
 				done++
 			}
 			if result.Withheld > 0 {
-				return out.writeOutcome(fhir.Outcome("information", "suppressed", fmt.Sprintf(
+				return out.writeIssue(fhir.Outcome("information", "suppressed", fmt.Sprintf(
 					"%s: %d resources that also concern a patient outside the export were left out.",
 					unit.Type, result.Withheld)))
 			}

@@ -22,7 +22,7 @@ func (w *Worker) traceUnit(
 		attribute.String("sluice.unit", string(lease.Unit.ID)),
 		attribute.String("sluice.kind", string(lease.Unit.Kind)),
 		attribute.Int64("sluice.fence", lease.Fence),
-		attribute.Int("sluice.attempt", lease.Attempt+1),
+		attribute.Int("sluice.attempt", lease.Failures+1),
 	}
 	if lease.Unit.Type != "" {
 		attributes = append(attributes, attribute.String("sluice.type", lease.Unit.Type))

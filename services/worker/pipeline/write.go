@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	outcomeType = "OperationOutcome"
+	operationOutcome = "OperationOutcome"
 	ndjsonType  = "application/fhir+ndjson"
 )
 
@@ -79,9 +79,9 @@ func (w *Worker) writeUnit(ctx context.Context, lease export.Lease, write func(*
 func (w *Worker) writeErrors(
 	ctx context.Context, lease export.Lease, withdrawn []string, write func(*files) error,
 ) ([]export.File, error) {
-	return w.writeFiles(ctx, lease, outcomeType, true, func(out *files) error {
+	return w.writeFiles(ctx, lease, operationOutcome, true, func(out *files) error {
 		for _, typ := range withdrawn {
-			err := out.writeOutcome(fhir.Outcome("error", "forbidden", typ+": the permission was withdrawn."))
+			err := out.writeIssue(fhir.Outcome("error", "forbidden", typ+": the permission was withdrawn."))
 			if err != nil {
 				return err
 			}
@@ -116,7 +116,7 @@ func (f *files) write(line []byte) error {
 	return nil
 }
 
-func (f *files) writeOutcome(outcome fhir.OperationOutcome) error {
+func (f *files) writeIssue(outcome fhir.OperationOutcome) error {
 	line, err := json.Marshal(outcome)
 	if err != nil {
 		return fmt.Errorf("encode outcome: %w", err)

@@ -79,8 +79,8 @@ func (b *Builder) Has(id []byte) bool {
 	return held
 }
 
-// Runs spills the ids held and returns the object keys of all runs, each sorted and without duplicates.
-func (b *Builder) Runs(ctx context.Context) ([]string, error) {
+// Spill writes the ids in memory and returns the object keys of all runs, each sorted and without duplicates.
+func (b *Builder) Spill(ctx context.Context) ([]string, error) {
 	if len(b.held) > 0 {
 		if err := b.spill(ctx); err != nil {
 			return nil, err
@@ -94,7 +94,7 @@ func (b *Builder) Each(ctx context.Context, yield func(id string) error) error {
 	if len(b.runs) == 0 {
 		return b.sorted()(yield)
 	}
-	runs, err := b.Runs(ctx)
+	runs, err := b.Spill(ctx)
 	if err != nil {
 		return err
 	}

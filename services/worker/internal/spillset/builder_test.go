@@ -84,7 +84,7 @@ func TestASetLargerThanTheLimitIsSpilledAndMerged(t *testing.T) {
 	if got := each(t, b); strings.Join(got, "") != "abcdefg" {
 		t.Errorf("got %v", got)
 	}
-	runs, err := b.Runs(t.Context())
+	runs, err := b.Spill(t.Context())
 	must(t, err)
 	if len(runs) < 3 {
 		t.Errorf("runs: %v", runs)
@@ -107,7 +107,7 @@ func TestMoreRunsThanFanInAreMergedInRounds(t *testing.T) {
 		want[id] = true
 		must(t, b.Add(t.Context(), id))
 	}
-	runs, err := b.Runs(t.Context())
+	runs, err := b.Spill(t.Context())
 	must(t, err)
 	if len(runs) != fanIn*fanIn+3 {
 		t.Fatalf("%d runs", len(runs))
@@ -126,7 +126,7 @@ func TestMoreRunsThanFanInAreMergedInRounds(t *testing.T) {
 func TestNothingIsMergedFromNothing(t *testing.T) {
 	store, _ := open(t)
 	b := NewBuilder(store, prefix)
-	runs, err := b.Runs(t.Context())
+	runs, err := b.Spill(t.Context())
 	if err != nil || len(runs) != 0 || len(each(t, b)) != 0 {
 		t.Errorf("the runs of an empty builder are %v, %v", runs, err)
 	}
@@ -203,7 +203,7 @@ func TestAgainstAPlainMap(t *testing.T) {
 			must(t, err)
 			list, err := NewCache().Open(ctx, store, folder)
 			must(t, err)
-			got, err := list.Run(ctx, 0, chunks)
+			got, err := list.IDs(ctx, 0, chunks)
 			must(t, err)
 			if !slices.Equal(got, slices.Sorted(maps.Keys(want))) || count != int64(len(want)) || chunks != list.Chunks() {
 				t.Fatalf("%d ids in %d chunks (%d read), want %d", count, chunks, len(got), len(want))

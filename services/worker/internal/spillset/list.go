@@ -61,8 +61,8 @@ func Write(
 	return chunks, count, nil
 }
 
-// Runs returns the object keys of a list of so many chunks, as sorted runs for Merge.
-func Runs(prefix string, chunks int) []string {
+// ChunkKeys returns the object keys of the chunks of a list: sorted runs for Merge.
+func ChunkKeys(prefix string, chunks int) []string {
 	keys := make([]string, chunks)
 	for chunk := range keys {
 		keys[chunk] = chunkKey(prefix, chunk)
@@ -130,8 +130,8 @@ func (l *List) Chunk(ctx context.Context, chunk int) ([]string, error) {
 	return ids, nil
 }
 
-// Run returns the ids of the chunks from <= chunk < to, ascending. Do not modify them.
-func (l *List) Run(ctx context.Context, from, to int) ([]string, error) {
+// IDs returns the ids of the chunks from <= chunk < to, ascending. Do not modify them.
+func (l *List) IDs(ctx context.Context, from, to int) ([]string, error) {
 	if to == from+1 {
 		return l.Chunk(ctx, from)
 	}

@@ -172,22 +172,22 @@ func TestRunsOfChunks(t *testing.T) {
 	for _, row := range []struct{ from, to, first, ids int }{
 		{0, 1, 0, ChunkSize}, {1, 3, ChunkSize, ChunkSize + 3}, {0, 3, 0, 2*ChunkSize + 3}, {2, 2, 0, 0},
 	} {
-		ids, err := list.Run(t.Context(), row.from, row.to)
+		ids, err := list.IDs(t.Context(), row.from, row.to)
 		must(t, err)
 		if len(ids) != row.ids || row.ids > 0 && ids[0] != id(row.first) || !slices.IsSorted(ids) {
 			t.Errorf("chunks %d to %d: %d ids, want %d", row.from, row.to, len(ids), row.ids)
 		}
 	}
-	if ids, err := list.Run(t.Context(), 1, 4); err == nil {
+	if ids, err := list.IDs(t.Context(), 1, 4); err == nil {
 		t.Errorf("%d ids of chunks that are not there", len(ids))
 	}
 	var merged []string
-	err := Merge(t.Context(), store, prefix, append(Runs(prefix, 3), chunkKey(prefix, 1)), func(id string) error {
+	err := Merge(t.Context(), store, prefix, append(ChunkKeys(prefix, 3), chunkKey(prefix, 1)), func(id string) error {
 		merged = append(merged, id)
 		return nil
 	})
 	must(t, err)
-	if whole, err := list.Run(t.Context(), 0, 3); err != nil || !slices.Equal(merged, whole) {
+	if whole, err := list.IDs(t.Context(), 0, 3); err != nil || !slices.Equal(merged, whole) {
 		t.Errorf("merged %d ids, want %d (%v)", len(merged), len(whole), err)
 	}
 }
