@@ -63,8 +63,8 @@ func (p *Page) actions() map[string]preparation { // by path
 			What: "The unit's data will be missing: it becomes an entry of the manifest's error list, and the rest of the job " +
 				"continues. It can be retried until the job's next stage begins.",
 		}, (*ops.Operator).GiveUpUnit),
-		"intake/pause":           p.pause,
-		"intake/resume":          p.resume,
+		"kickoffs/pause":         p.pause,
+		"kickoffs/resume":        p.resume,
 		"workers/{worker}/drain": p.drain,
 	}
 }

@@ -81,10 +81,10 @@ func TestPages(t *testing.T) {
 		{"GET", "/operator/jobs/" + none + "/cancel", http.StatusNotFound, "Not found"},
 		{"GET", "/operator/jobs/" + none + "/units/plan/retry", http.StatusNotFound, "Not found"},
 		{"GET", "/operator/workers/none:1/drain", http.StatusNotFound, "Not found"},
-		{"GET", "/operator/intake/pause", http.StatusOK, "Pause new exports?"},
+		{"GET", "/operator/kickoffs/pause", http.StatusOK, "Pause new exports?"},
 		{"POST", "/operator/", http.StatusMethodNotAllowed, ""},
-		{"POST", "/operator/intake/pause", http.StatusForbidden, "Nothing was changed"},
-		{"DELETE", "/operator/intake/pause", http.StatusMethodNotAllowed, ""},
+		{"POST", "/operator/kickoffs/pause", http.StatusForbidden, "Nothing was changed"},
+		{"DELETE", "/operator/kickoffs/pause", http.StatusMethodNotAllowed, ""},
 	} {
 		status, body := get(t, page, row.method, row.path)
 		if status != row.status || !strings.Contains(body, row.says) || strings.Contains(body, "<script>") {
@@ -109,7 +109,7 @@ func TestPagesWithoutRedis(t *testing.T) {
 
 // The audit log names the verified client certificate, otherwise the address.
 func TestAgent(t *testing.T) {
-	request := httptest.NewRequest(http.MethodPost, "http://localhost/operator/intake/resume", nil)
+	request := httptest.NewRequest(http.MethodPost, "http://localhost/operator/kickoffs/resume", nil)
 	request.RemoteAddr = "[::ffff:192.0.2.7]:1234"
 	if got := agentOf(request); got != (export.Owner{Issuer: agentIssuer, Subject: "address 192.0.2.7"}) {
 		t.Errorf("without a certificate: %+v", got)

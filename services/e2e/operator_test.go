@@ -258,21 +258,21 @@ func TestOperatorsPage(t *testing.T) {
 	// Intake, without scripts.
 	b.scripts(false)
 	b.open(d.page)
-	b.follow(`a[href$="/intake/pause"]`, "form button")
+	b.follow(`a[href$="/kickoffs/pause"]`, "form button")
 	b.fill("input[name=reason]", `<b id="injected">Redis & co. are moved</b>`)
 	b.follow("form button", ".notice.warn")
-	if text := b.text("#intake"); !strings.Contains(text, `<b id="injected">Redis & co. are moved</b>`) {
+	if text := b.text("#kickoffs"); !strings.Contains(text, `<b id="injected">Redis & co. are moved</b>`) {
 		t.Errorf("the reason is shown as %q", text)
 	}
 	if resp := d.tryKickoff(); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-		t.Errorf("a kick-off while the intake is paused: %s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
+		t.Errorf("a kick-off while kick-offs are paused: %s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
 	}
-	b.follow(`a[href$="/intake/resume"]`, "form button")
-	b.follow("form button", "#intake .notice.good")
+	b.follow(`a[href$="/kickoffs/resume"]`, "form button")
+	b.follow("form button", "#kickoffs .notice.good")
 	b.scripts(true)
 	resp := d.tryKickoff()
 	if resp.StatusCode != http.StatusAccepted {
-		t.Errorf("a kick-off after the intake was resumed: %s", resp.Status)
+		t.Errorf("a kick-off after kick-offs were resumed: %s", resp.Status)
 	}
 	third := resp.Header.Get("Content-Location")
 	d.wait(third, time.Minute)
@@ -307,7 +307,7 @@ func TestOperatorsPage(t *testing.T) {
 	trail, err := os.ReadFile(d.trail)
 	must(t, err)
 	for _, want := range []string{
-		"giving up unit " + unit, "retry of unit " + unit, "pause of the intake", "resumption of the intake", "drain of worker",
+		"giving up unit " + unit, "retry of unit " + unit, "pause of kick-offs", "resumption of kick-offs", "drain of worker",
 		jobOf(second), jobOf(third), "urn:sluice:operator-page",
 	} {
 		if !strings.Contains(string(trail), want) {
@@ -383,7 +383,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 		"a foreign site":           {cancel, token, "", http.Header{"Sec-Fetch-Site": {"cross-site"}}, cookies[0].Value, http.StatusForbidden},
 		"a sibling site":           {cancel, token, "", http.Header{"Sec-Fetch-Site": {"same-site"}}, cookies[0].Value, http.StatusForbidden},
 		"another name":             {cancel, token, "rebound.example", ours, cookies[0].Value, http.StatusMisdirectedRequest},
-		"another step's token":     {d.page + "intake/pause", token, "", ours, cookies[0].Value, http.StatusForbidden},
+		"another step's token":     {d.page + "kickoffs/pause", token, "", ours, cookies[0].Value, http.StatusForbidden},
 		"a token of our own":       {cancel, strings.Repeat("A", len(token)), "", ours, cookies[0].Value, http.StatusForbidden},
 	} {
 		if got := send(row.to, row.token, row.host, row.header, row.cookie); got != row.want {

@@ -100,7 +100,7 @@ func (o *Operator) PauseKickoffs(ctx context.Context, reason string, until time.
 	if !until.IsZero() && !until.After(now) {
 		return errors.New("the end of the pause is in the past")
 	}
-	target := "pause of the intake"
+	target := "pause of kick-offs"
 	if !until.IsZero() {
 		target += " until " + until.UTC().Format(time.RFC3339)
 	}
@@ -125,7 +125,7 @@ func CheckReason(reason string) error {
 
 // ResumeKickoffs accepts kick-offs again. It is idempotent.
 func (o *Operator) ResumeKickoffs(ctx context.Context) error {
-	return o.change(audit.Event{Action: audit.Admin, Target: "resumption of the intake"}, func() error {
+	return o.change(audit.Event{Action: audit.Admin, Target: "resumption of kick-offs"}, func() error {
 		return o.Jobs.ResumeKickoffs(ctx)
 	})
 }

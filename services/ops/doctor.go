@@ -230,10 +230,10 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 	case schedulers == 0:
 		r.add("schedulers", Bad, "none is alive", "start one: without it lost units wait, and nothing is purged")
 	case last.IsZero():
-		r.add("schedulers", Bad, fmt.Sprintf("%d are alive; none has looked for silent units lately", schedulers),
-			"look at their logs: their duties fail")
+		r.add("schedulers", Bad, fmt.Sprintf("%d are alive; none has finished a rescue lately", schedulers),
+			"look at their logs: their passes fail")
 	default:
-		r.add("schedulers", Good, fmt.Sprintf("%d are alive; silent units were looked for %s ago", schedulers,
+		r.add("schedulers", Good, fmt.Sprintf("%d are alive; the last rescue was %s ago", schedulers,
 			o.Now().Sub(last).Round(time.Second)), "")
 	}
 }
@@ -241,13 +241,13 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 func (o *Operator) examineJobs(ctx context.Context, r *report) {
 	kickoffs, err := o.Kickoffs(ctx)
 	if err != nil {
-		r.add("intake", Bad, err.Error(), "sluice admin intake resume, or pause again")
+		r.add("kick-offs", Bad, err.Error(), "sluice admin kickoffs resume, or pause again")
 	} else {
 		detail := "open"
 		if !kickoffs.Open {
 			detail = "paused since " + kickoffs.Since.UTC().Format(time.RFC3339)
 		}
-		r.judge("intake", kickoffs.Open, Warning, detail, "sluice admin intake resume, when the reason is gone")
+		r.judge("kick-offs", kickoffs.Open, Warning, detail, "sluice admin kickoffs resume, when the reason is gone")
 	}
 	if due, err := o.Jobs.Due(ctx, o.Now(), 0, 1); !r.failed("purges", err) {
 		overdue, detail := time.Duration(0), "none is overdue"
@@ -256,7 +256,7 @@ func (o *Operator) examineJobs(ctx context.Context, r *report) {
 			detail = fmt.Sprintf("the next one is %s overdue", overdue.Round(time.Second))
 		}
 		r.judge("purges", overdue < overdueMost, Bad, detail,
-			"data outlives its time: look at the schedulers' logs and at the object store")
+			"data is kept too long: look at the schedulers' logs and at the object store")
 	}
 	o.examineActive(ctx, r)
 }

@@ -200,8 +200,8 @@ func TestNothingIsChangedOffTheRecord(t *testing.T) {
 	if detail.State != export.Scheduled || detail.Units[0].Fence != 1 {
 		t.Errorf("%+v", detail)
 	}
-	if intake, err := d.Kickoffs(t.Context()); err != nil || !intake.Open {
-		t.Errorf("%+v, %v", intake, err)
+	if kickoffs, err := d.Kickoffs(t.Context()); err != nil || !kickoffs.Open {
+		t.Errorf("%+v, %v", kickoffs, err)
 	}
 }
 

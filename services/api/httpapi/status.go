@@ -69,8 +69,8 @@ func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 // dialectKey is the key of the gin context under which ownJob stores the dialect of the caller's job.
 const dialectKey = "dialect"
 
-// progress responds for a live job. Only these responses are limited: only they announce an interval, so a client that
-// obeys it is never refused (pitfall 29).
+// progress responds for a live job. Besides the subject's limit, these polls are limited per job: only they announce an
+// interval, so a client that obeys it is never refused (pitfall 29).
 func (s *service) progress(c *gin.Context, job export.Job) error {
 	interval := pollInterval(s.Now().Sub(job.Created))
 	wait, err := s.Jobs.AllowPoll(c.Request.Context(), job.ID, interval, s.PollLimit)

@@ -46,7 +46,8 @@ var givenBack = map[string]string{
 }
 
 // Handle claims the task's unit, runs it with heartbeats, and records the outcome. It returns an error only when the
-// outcome could not be recorded; the task is then delivered again.
+// outcome could not be recorded. The task is then delivered again and refused, because its fence is claimed; the unit runs
+// again when the rescue finds it silent.
 func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	log := w.Logger.With("job_id", task.Job, "unit", task.Unit, "fence", task.Fence)
 	arrived := time.Now()

@@ -15,8 +15,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-// seal writes the manifest with the files of all units, and an error file about what is missing. A job without a single
-// successful unit fails instead (spec 3).
+// seal writes the manifest with the files of all units, and an error file about what is missing. If units failed and none
+// succeeded, the job fails instead (spec 3).
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	failed, done := 0, 0
 	errorFiles, err := w.writeErrors(ctx, lease, nil, func(out *files) error {

@@ -18,7 +18,7 @@ import (
 
 const (
 	operationOutcome = "OperationOutcome"
-	ndjsonType  = "application/fhir+ndjson"
+	ndjsonType       = "application/fhir+ndjson"
 )
 
 // files writes one type's lines as gzipped NDJSON objects of limited size. It creates no object before the first line:

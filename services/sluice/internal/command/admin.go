@@ -24,7 +24,7 @@ Commands for groups, grants and the schema use PostgreSQL: --database, SLUICE_DA
 SLUICE_DATABASE_URL_FILE. Commands for jobs, units, kick-offs, workers and clients use Redis: --redis, SLUICE_REDIS_URL,
 or the content of the file SLUICE_REDIS_URL_FILE. Doctor checks all stores. A failed command has changed nothing unless
 its error states otherwise.`,
-		a.migrate(), a.group(), a.grant(), a.client(), a.audit(), a.certificate(), a.job(), a.unit(), a.kickoffs(), a.intake(),
+		a.migrate(), a.group(), a.grant(), a.client(), a.audit(), a.certificate(), a.job(), a.unit(), a.kickoffs(),
 		a.worker(), a.doctor())
 	cmd.PersistentFlags().StringVar(&a.flags.database, "database", "",
 		"URL of the database; default: SLUICE_DATABASE_URL")

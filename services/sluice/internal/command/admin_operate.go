@@ -209,16 +209,6 @@ answered with 503 and Retry-After. Jobs, status, files and cancel are not affect
 			func(ctx context.Context, o *ops.Operator, _ []string) error { return o.ResumeKickoffs(ctx) }))
 }
 
-// intake is the old name of kickoffs. It is deprecated and will be removed in the next release.
-func (a *app) intake() *cobra.Command {
-	cmd := a.kickoffs()
-	cmd.Use, cmd.Hidden = "intake", true
-	cmd.PersistentPreRun = func(*cobra.Command, []string) {
-		a.say("sluice admin intake is deprecated: use sluice admin kickoffs\n")
-	}
-	return cmd
-}
-
 func (a *app) kickoffsShow() *cobra.Command {
 	return a.reading(&cobra.Command{
 		Use:     "show",

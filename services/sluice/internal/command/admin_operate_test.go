@@ -263,8 +263,7 @@ func TestAdminKickoffs(t *testing.T) {
 		t.Errorf("%v", state)
 	}
 	d.do(0, "kick-offs are accepted", "kickoffs", "resume")
-	d.do(0, "use sluice admin kickoffs", "intake", "status") // the deprecated name
-	for _, contains := range []string{"pause of the intake", "resumption of the intake"} {
+	for _, contains := range []string{"pause of kick-offs", "resumption of kick-offs"} {
 		if got := d.actions(); !strings.Contains(got, contains) {
 			t.Errorf("%s is not in\n%s", contains, got)
 		}
@@ -366,7 +365,7 @@ func TestAdminDoctor(t *testing.T) {
 	for check, want := range map[string]string{
 		"redis: reachable": "good", "redis: eviction": "good", "redis: clock": "good", "schedulers": "bad", "workers": "warning",
 		"object store: bucket": "bad", "postgresql (source): reachable": "good", "postgresql (source): schema": "bad",
-		"postgresql (source): clock": "good", "issuers": "bad", "intake": "good", "purges": "good",
+		"postgresql (source): clock": "good", "issuers": "bad", "kick-offs": "good", "purges": "good",
 	} {
 		if before[check] != want {
 			t.Errorf("%s is %q, want %q", check, before[check], want)
@@ -391,7 +390,7 @@ func TestAdminDoctor(t *testing.T) {
 		return !last.IsZero() && len(list) == 1
 	})
 	for check, verdict := range verdicts(0) {
-		if want := map[bool]string{true: "warning", false: "good"}[check == "intake"]; verdict != want {
+		if want := map[bool]string{true: "warning", false: "good"}[check == "kick-offs"]; verdict != want {
 			t.Errorf("%s is %s, want %s", check, verdict, want)
 		}
 	}
@@ -400,7 +399,7 @@ func TestAdminDoctor(t *testing.T) {
 	if left > 0 {
 		t.Errorf("%d objects of the doctor are left", left)
 	}
-	if text := d.do(0, "-> sluice admin intake resume", "doctor"); !strings.Contains(text, "object store: permissions") {
+	if text := d.do(0, "-> sluice admin kickoffs resume", "doctor"); !strings.Contains(text, "object store: permissions") {
 		t.Error(text)
 	}
 
