@@ -62,7 +62,10 @@ func Run(t *testing.T, place func(t *testing.T) objects.Config) {
 		{"Pitfall16DeletePrefix", s.deletePrefix},
 		{"DeletePrefixRefuses", s.deletePrefixRefuses},
 	} {
-		t.Run(test.name, test.run)
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel() // they wait for the client's retries
+			test.run(t)
+		})
 	}
 }
 

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 
 func TestStoreContract(t *testing.T) {
 	server := start(t, t.TempDir())
-	defer stop(t, server)
+	t.Cleanup(func() { stop(t, server) })
 	objectstest.Run(t, func(*testing.T) objects.Config {
 		return objects.Config{
 			Endpoint: server.Endpoint(), AccessKey: access, SecretKey: secret, Bucket: "test-" + uuid.NewString(),
