@@ -203,7 +203,7 @@ func lastLine(from io.ReaderAt, size int64) (line []byte, end int64, err error) 
 	cut := bytes.LastIndexByte(tail, '\n') + 1
 	torn, whole := tail[cut:], tail[:cut]
 	if !tornLine(torn) || cut == 0 && begin > 0 {
-		return nil, 0, errors.New("not an audit log: it ends with something else")
+		return nil, 0, errors.New("not an audit log: unexpected data at the end")
 	}
 	if cut == 0 {
 		return nil, 0, nil
@@ -212,8 +212,8 @@ func lastLine(from io.ReaderAt, size int64) (line []byte, end int64, err error) 
 	return whole[bytes.LastIndexByte(whole, '\n')+1:], begin + int64(cut), nil
 }
 
-// tornLine reports whether text can be the result of an interrupted write. It protects files that are named by mistake
-// from being truncated.
+// tornLine reports whether text can be the result of an interrupted write. It prevents the truncation of
+// other files that were configured by mistake.
 func tornLine(text []byte) bool {
 	known := text[:min(len(text), len(resourceLineBegin))]
 	return len(text) < LineLimit &&
@@ -226,8 +226,8 @@ type stream struct {
 	torn bool // it ends with an incomplete line
 }
 
-// newStream ignores SIGPIPE in this process: by default Go ends a program that writes to a closed standard output, and here
-// the write must return an error.
+// newStream makes the process ignore SIGPIPE, so that a write to a closed standard output returns an error. By default Go
+// ends the program.
 func newStream(to *os.File) *stream {
 	signal.Ignore(syscall.SIGPIPE)
 	return &stream{to: to}

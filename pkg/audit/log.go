@@ -84,8 +84,8 @@ type sink interface {
 	close() error
 }
 
-// Open opens the log and records that. An existing file is continued: an incomplete last line, left by a crash, is cut
-// off, and that is recorded too.
+// Open opens the log and records a Start event. An existing file is continued: an incomplete last line, left by a crash, is
+// cut off and recorded as a Repair event.
 func Open(cfg Config) (*Log, error) { return open(cfg, openHandle) }
 
 func open(cfg Config, handles opener) (*Log, error) {
@@ -131,7 +131,7 @@ func (c Config) check() error {
 	return nil
 }
 
-// Record returns nil after the event was written, see the package comment. An error wraps export.ErrUnavailable and
+// Record returns nil after the event was written (see the package comment). An error wraps export.ErrUnavailable and
 // means that the event is not in the log, with one exception: if the disk or pipe was stuck for writeTimeout and
 // recovers, the line may appear later, followed by a line that counts such events.
 func (l *Log) Record(e Event) error {
@@ -167,8 +167,8 @@ func (l *Log) record(e Event) error {
 	}
 }
 
-// Close records the end of the log and closes it. Later calls of Record fail. Close may be called again and returns
-// the same.
+// Close records the end of the log and closes it. Later calls of Record fail. Further calls of Close
+// return the same result.
 func (l *Log) Close() error {
 	l.closing.Do(func() { close(l.stopping) })
 	select {

@@ -63,7 +63,7 @@ func TestRecord(t *testing.T) {
 	actions, report := verified(t, path)
 	want(t, actions, "start kick-off file repair cancel stop")
 	if text := string(content(t, path)); strings.Contains(text, "etc") || !strings.Contains(text, `"5 events before this one`) {
-		t.Errorf("the log holds %s", text)
+		t.Errorf("the log contains %s", text)
 	}
 	chain := report.Chains[0]
 	if len(report.Chains) != 1 || chain.First != 0 || chain.Last != 5 || chain.Process != "api" || chain.Site != "host-1" ||
@@ -133,7 +133,7 @@ func TestManyAtOnce(t *testing.T) {
 			t.Errorf("%d writes: want one for each line", disk.writes)
 		}
 		if durable != (disk.syncs > 0) {
-			t.Errorf("durable %v: %d times fsync", durable, disk.syncs)
+			t.Errorf("durable %v: %d fsyncs", durable, disk.syncs)
 		}
 	}
 }
@@ -159,20 +159,20 @@ func TestGroupCommit(t *testing.T) {
 		}
 		synctest.Wait()
 		if answered.Load() != 0 {
-			t.Errorf("%d were answered before the fsync", answered.Load())
+			t.Errorf("%d calls returned before the fsync", answered.Load())
 		}
 		close(busy)
 		all.Wait()
 		if disk.syncs > 1+2 { // for Start, for the first event, and for all others
-			t.Errorf("%d times fsync for 50 events", disk.syncs)
+			t.Errorf("%d fsyncs for 50 events", disk.syncs)
 		}
 		mustClose(t, l)
 		verified(t, path)
 	})
 }
 
-// A fault of the disk refuses events, and leaves neither a torn line nor one that may not be on the disk. The next event
-// is preceded by the number of refused ones.
+// During a disk fault events are refused, and the log gets neither a torn line nor a line that may not be on disk. A line
+// with the number of refused events precedes the next event.
 func TestFaults(t *testing.T) {
 	short := func(bytes int) func(*faulty) { return func(d *faulty) { d.short = bytes } }
 	failedSync := func(d *faulty) { d.syncError = errDisk }

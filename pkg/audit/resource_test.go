@@ -146,7 +146,7 @@ func TestLinesAreAuditEvents(t *testing.T) {
 	}
 }
 
-// The format of a line is a contract: files are continued and verified by other versions.
+// The format of a line is a contract, because other versions continue and verify the files.
 func TestLineFormat(t *testing.T) {
 	const want = `{"resourceType":"AuditEvent",` +
 		`"type":{"system":"http://terminology.hl7.org/CodeSystem/audit-event-type","code":"rest","display":"RESTful Operation"},` +

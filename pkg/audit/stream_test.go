@@ -129,7 +129,7 @@ func TestTornStream(t *testing.T) {
 	}
 	report, err = Verify(Proof{Key: testKey}, Input{"stdout", bytes.NewReader(content(t, path))})
 	if err != nil || report.Problem == nil || report.Problem.Line != 2 {
-		t.Errorf("a torn line is no problem: %v, %+v", err, report)
+		t.Errorf("the torn line was not reported: %v, %+v", err, report)
 	}
 }
 

@@ -19,12 +19,12 @@ type Input struct {
 	io.Reader
 }
 
-// Proof is what a log is verified against.
+// Proof holds the key and the hashes that a log is verified against.
 type Proof struct {
 	Key []byte // of the log; nil: none
 	// Heads are hashes from earlier verifications that the log must contain. They prove that it was not shortened.
 	Heads []string
-	// After are hashes of lines in files that were removed on purpose. A chain may begin after one of them; any other
+	// After are hashes of lines in files that were deliberately removed. A chain may begin after one of them; any other
 	// chain must begin with its first line.
 	After []string
 }
@@ -98,7 +98,7 @@ type verifier struct {
 	report  Report
 }
 
-// problem keeps the first one.
+// problem records p unless there is an earlier problem.
 func (v *verifier) problem(p Problem) {
 	if v.report.Problem == nil {
 		v.report.Problem = &p

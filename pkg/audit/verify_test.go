@@ -105,7 +105,7 @@ func TestTampering(t *testing.T) {
 		one := lines[i : i+1]
 		shows := i + 2 // a removed line is detected at the next line of its chain
 		if i+2 >= len(lines) {
-			shows = 0 // it was the last
+			shows = 0 // the last line of its chain
 		}
 		for name, tc := range map[string]struct {
 			text    []byte
@@ -136,7 +136,7 @@ func TestTampering(t *testing.T) {
 			}
 		}
 	}
-	// Lines of different chains have no order.
+	// The order of lines from different chains does not matter.
 	if report := judge(t, Proof{Key: testKey}, join(lines[1:2], lines[:1], lines[2:])); report.Problem != nil {
 		t.Error(report.Problem)
 	}
@@ -221,11 +221,11 @@ func TestVerifyFails(t *testing.T) {
 		t.Error("a file that cannot be read to its end was verified")
 	}
 	if _, err := Verify(Proof{Key: []byte("short")}); err == nil {
-		t.Error("a short key was taken")
+		t.Error("a short key was accepted")
 	}
 }
 
-// FuzzVerify: only beginnings of the log, which is fixed, verify without a problem.
+// FuzzVerify: only prefixes of the fixed log verify without a problem.
 func FuzzVerify(f *testing.F) {
 	begin := position{chain: strings.Repeat("a", 32), previous: noHash}
 	text, _ := forge(testKey, begin, "0", "4", "8", "0")

@@ -46,8 +46,8 @@ var (
 
 // TokenSource provides bearer tokens. It is called from several goroutines at once.
 type TokenSource interface {
-	// Token returns the token to send. refused is "" or the token that the server has just answered with 401; then
-	// another one is needed, and a source that has none returns ErrTokenRefused.
+	// Token returns the token to send. refused is "" or the token that the server has just refused with a 401.
+	// In the latter case Token returns another one, or ErrTokenRefused if there is none.
 	Token(ctx context.Context, refused string) (string, error)
 }
 
@@ -138,7 +138,7 @@ func (noObserver) Advanced(File, int64, int64)  {}
 func (noObserver) Finished(File)                {}
 func (noObserver) Waiting(error, time.Duration) {}
 
-// isWeb reports whether the URL is absolute http or https. url.Parse has lowered the scheme.
+// isWeb reports whether the URL is absolute http or https. url.Parse has already lower-cased the scheme.
 func isWeb(u *url.URL) bool {
 	return (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != ""
 }

@@ -29,7 +29,7 @@ type download struct {
 	keepGzip  bool
 }
 
-// result is one file in the folder, and when this run downloaded it.
+// result is one file in the folder, with the time of its download in this run.
 type result struct {
 	file       File
 	stored     StoredFile
@@ -89,7 +89,7 @@ func (d *download) file(ctx context.Context, file File) (StoredFile, error) {
 		if !errors.Is(err, errChanged) && !errors.Is(err, ErrMismatch) {
 			return stored, err
 		}
-		// The part is wrong, for this run and for later ones.
+		// The part is invalid, and a later run must not use it.
 		err = errors.Join(err, d.folder.remove(file.Name+partSuffix, file.Name+metaSuffix))
 		if n == restarts || !errors.Is(err, errChanged) {
 			return StoredFile{}, err
@@ -167,8 +167,8 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	if unzips {
 		stored.Size, stored.SHA256 = length, hex.EncodeToString(plain.Sum(nil))
 	}
-	// A process that is killed between these steps loses nothing: a file that the journal lists and the folder holds is
-	// finished, any other is made again from its part.
+	// A kill between these steps loses nothing: a file that is in the journal and in the folder is finished, and any
+	// other file is rebuilt from its part.
 	if err := out.Sync(); err != nil {
 		return StoredFile{}, fmt.Errorf("flush %s: %w", name, err)
 	}
@@ -190,7 +190,7 @@ func decode(in io.Reader, encoding string, take func([]byte) error) (err error) 
 			return fmt.Errorf("%w: it is not gzip: %w", ErrMismatch, err)
 		}
 		defer func() {
-			if closeErr := unzip.Close(); err == nil { // else it is the same error again
+			if closeErr := unzip.Close(); err == nil { // otherwise it would be the same error
 				err = closeErr
 			}
 		}()
@@ -247,8 +247,8 @@ func sha256Of(header string) ([]byte, error) {
 // maxHead bounds how much of a line is kept to find its type when the line does not begin with it.
 const maxHead = 16 << 20
 
-// lines checks NDJSON that is written to it in pieces: every line must be a resource of one type. It keeps nothing of a
-// line that begins with its resourceType, as Sluice's lines do, so memory does not depend on the length of lines.
+// lines checks NDJSON that is written to it in pieces: every line must be a resource of one type. It does not
+// buffer a line that begins with its resourceType, as Sluice's lines do, so memory does not depend on line lengths.
 type lines struct {
 	typ     string
 	prefix  []byte

@@ -23,9 +23,8 @@ type Options struct {
 }
 
 // Export runs a whole export into a folder: kick-off, polling, download, manifest.json. The folder must be empty, unless
-// Options.Resume. When Export returns an error, a later call with Resume continues from the folder, without a new
-// kick-off and without the bytes that are there already. A finished folder holds the data files and manifest.json, and
-// nothing else.
+// Options.Resume. After an error, a later call with Resume continues from the folder, without a new kick-off and
+// without downloading existing bytes again. A finished folder contains only the data files and manifest.json.
 func (c *Client) Export(ctx context.Context, request Request, opts Options) (report Report, err error) {
 	begin := time.Now()
 	folder, err := openFolder(opts.Dir)
@@ -63,7 +62,7 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 	return report, err
 }
 
-// fits refuses an export in a folder that differs from the requested one.
+// fits returns an error if the export in the folder differs from the requested one.
 func (s state) fits(want state) error {
 	if s.Base == want.Base && s.Group == want.Group && slices.Equal(s.Types, want.Types) && s.KeepGzip == want.KeepGzip {
 		return nil
@@ -128,7 +127,7 @@ func (c *Client) fetch(ctx context.Context, folder *folder, export state, begin 
 	return newReport(folder, manifest.TransactionTime, results, seconds)
 }
 
-// reportFinished reports on an export that an earlier run finished, and removes what that run had no time to remove.
+// reportFinished reports on an export that an earlier run finished, and removes files that the run left behind.
 func reportFinished(folder *folder, done finished, want state) (Report, error) {
 	if err := done.Export.fits(want); err != nil {
 		return Report{}, err

@@ -61,7 +61,7 @@ func TestExport(t *testing.T) {
 			}
 			for i, bears := range s.authorizations() {
 				if bears != "Bearer t0" {
-					t.Errorf("request %d bears %q", i, bears)
+					t.Errorf("request %d has the authorization %q", i, bears)
 				}
 			}
 			got := content(t, dir, test.file)
@@ -134,7 +134,7 @@ func TestBusyServerIsRetried(t *testing.T) {
 	seen := &recorder{}
 	c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
 	mustExport(t, c, Options{Dir: t.TempDir()})
-	// Every refusal carries Retry-After: 3. That is milliseconds for a 429 of a classic job's status, where the
+	// Every refusal has Retry-After: 3. The unit is milliseconds for a 429 of a classic job's status, where the
 	// first retry's own second is longer, and seconds everywhere else.
 	want := []time.Duration{3e9, 3e9, 1e9, 3e9, 4e9, 3e9, 3e9, 4e9}
 	if !slices.Equal(seen.waits, want) {
@@ -521,7 +521,7 @@ func TestTokenIsSentToItsOriginOnly(t *testing.T) {
 			if name == "redirect of file" {
 				var refused *ServerError
 				if !errors.As(err, &refused) || refused.Status != http.StatusTeapot {
-					t.Errorf("error %v, want the other server's answer", err)
+					t.Errorf("error %v, want the other server's response", err)
 				}
 			} else if !errors.Is(err, ErrForeignOrigin) {
 				t.Errorf("error %v, want ErrForeignOrigin", err)
@@ -530,7 +530,7 @@ func TestTokenIsSentToItsOriginOnly(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if want := []string{""}; !slices.Equal(got, want) { // the redirect arrives, and bears nothing
+	if want := []string{""}; !slices.Equal(got, want) { // the redirect is followed without a token
 		t.Errorf("the other server got %q", got)
 	}
 }
@@ -610,7 +610,7 @@ func TestHostileNames(t *testing.T) {
 		})
 	}
 	if _, err := files(&Manifest{Output: []Item{{Type: "../x", URL: base + "a.ndjson"}}}); err == nil {
-		t.Error("a hostile type was taken")
+		t.Error("a hostile type was accepted")
 	}
 }
 
@@ -636,7 +636,7 @@ func TestNamesAreUnique(t *testing.T) {
 	}
 	manifest.Error = manifest.Output[:1]
 	if _, err := files(manifest); err == nil {
-		t.Error("a file that is listed twice was taken")
+		t.Error("a file that is listed twice was accepted")
 	}
 }
 

@@ -59,7 +59,7 @@ type finished struct {
 	Seconds float64 `json:"seconds"` // duration of the run that finished the export
 }
 
-// results are the files of the manifest as they were stored.
+// results returns the stored files of the manifest.
 func (f *finished) results() ([]result, error) {
 	files, err := files(&f.Manifest)
 	if err != nil {
@@ -154,7 +154,7 @@ func (f *folder) load(name string, document any) error {
 	return nil
 }
 
-// finished reads manifest.json. A missing one is fs.ErrNotExist, an invalid one ErrMismatch.
+// finished reads manifest.json. It returns fs.ErrNotExist if the file is missing, and ErrMismatch if it is invalid.
 func (f *folder) finished() (manifest finished, err error) {
 	text, err := f.root.ReadFile(manifestFile)
 	if err != nil {

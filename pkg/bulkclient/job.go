@@ -27,7 +27,7 @@ type Job struct {
 	IG        bool   // was kicked off with Prefer: respond-async
 }
 
-// unit is the unit of the job's Retry-After (spec 3 and 9).
+// unit returns the unit of the job's Retry-After (spec 3 and 9).
 func (j Job) unit() time.Duration {
 	if j.IG {
 		return time.Second
@@ -77,10 +77,10 @@ func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Heade
 	given := resp.Header.Get("Content-Location")
 	location, err := target.Parse(given)
 	if err != nil || given == "" {
-		return "", errors.New("the server accepted, but its Content-Location is not a URL")
+		return "", errors.New("the server accepted the request, but its Content-Location is not a URL")
 	}
 	if !isWeb(location) {
-		return "", errors.New("the server accepted, but its Content-Location is not an http URL")
+		return "", errors.New("the server accepted the request, but its Content-Location is not an http URL")
 	}
 	return location.String(), nil
 }

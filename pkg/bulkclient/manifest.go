@@ -43,7 +43,7 @@ func (m *Manifest) items() []*Item {
 }
 
 // readManifest decodes a manifest, and refuses a document that lacks a required member with ErrMismatch: a proxy or another
-// server may answer anything with 200, which must not be taken for the manifest of an export without files.
+// server may send any document with a 200, which must not be mistaken for the manifest of an export without files.
 func readManifest(text []byte, manifest any) error {
 	var required struct {
 		Manifest
@@ -70,7 +70,7 @@ func readManifest(text []byte, manifest any) error {
 	return nil
 }
 
-// List is the list of the manifest that names a file.
+// List is one of the file lists of a manifest.
 type List string
 
 // The lists of a manifest.

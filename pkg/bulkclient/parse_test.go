@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestRetryAfter: integers of either unit, no busy loop whatever the server writes (pitfall 30).
+// TestRetryAfter: integers of either unit, and no busy loop for any header (pitfall 30).
 func TestRetryAfter(t *testing.T) {
 	for _, test := range []struct {
 		header string
@@ -105,11 +105,11 @@ func TestBaseURL(t *testing.T) {
 		"", "a.org", "ftp://a.org", "http://", "http://u:p@a.org", "http://a.org/?x", "http://a.org/#x", "://",
 	} {
 		if _, err := New(Config{Base: base, Parallel: 1}); err == nil {
-			t.Errorf("%q was taken", base)
+			t.Errorf("%q was accepted", base)
 		}
 	}
 	if _, err := New(Config{Base: "http://a.org"}); err == nil {
-		t.Error("no parallel downloads were taken")
+		t.Error("zero parallel downloads were accepted")
 	}
 }
 

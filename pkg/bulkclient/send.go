@@ -22,7 +22,7 @@ import (
 const (
 	maxOutcome = 64 << 10         // bytes read of the body of a refusal
 	shortCall  = 5 * time.Minute  // limit of a whole call other than a download
-	cancelCall = 10 * time.Second // limit of the cancel after an interrupt: a person is waiting
+	cancelCall = 10 * time.Second // limit of the cancel after an interrupt: the user is waiting
 )
 
 // ServerError is a response with a status code that the protocol does not expect.
@@ -204,7 +204,7 @@ func issues(body []byte) []fhir.Issue {
 
 const (
 	maxFailures = 8         // consecutive failures before the client gives up
-	maxWait     = time.Hour // the longest Retry-After that is followed
+	maxWait     = time.Hour // the longest Retry-After that the client waits for
 )
 
 // retry waits before the next attempt after the attempt'th failure in a row (from 1). It returns err if a retry cannot
@@ -218,9 +218,9 @@ func (c *Client) retry(ctx context.Context, err error, attempt int, unit time.Du
 	return c.sleep(ctx, wait)
 }
 
-// retryIn returns the wait before the attempt'th retry (from 1), or false if a retry cannot help. The wait grows from
-// retry to retry even when the server asks for less. unit is the unit of the job's Retry-After. A 429 to a poll of the
-// job's status (polled) uses it as well.
+// retryIn returns the wait before the attempt'th retry (from 1), or false if a retry cannot help. The wait grows from retry
+// to retry even if the server sends a shorter Retry-After. unit is the unit of the job's Retry-After. A 429 to a poll of
+// the job's status (polled) uses it as well.
 func retryIn(err error, attempt int, unit time.Duration, polled bool) (time.Duration, bool) {
 	if attempt > maxFailures {
 		return 0, false
@@ -241,7 +241,7 @@ func retryIn(err error, attempt int, unit time.Duration, polled bool) (time.Dura
 }
 
 // outageUnit guesses the unit of a Retry-After that comes either from the server, in the job's unit, or from a proxy,
-// in seconds (RFC 9110). A server that uses milliseconds sends at least 1000; seconds that many are not plausible.
+// in seconds (RFC 9110). A server that uses milliseconds sends at least 1000, which is not a plausible number of seconds.
 func outageUnit(header string, unit time.Duration) time.Duration {
 	n, err := strconv.ParseInt(strings.TrimSpace(header), 10, 64)
 	if unit == time.Millisecond && err == nil && n >= 1000 {

@@ -46,9 +46,9 @@ type stored struct {
 	etag     string
 	digest   string
 	count    *int64
-	cuts     []int // the n'th answer is cut after so many bytes; -1: not
-	refuse   []int // the first answers' status codes
-	stall    bool  // the first answer stops after half of its bytes and never goes on
+	cuts     []int // the n'th response is cut after this many bytes; -1: not cut
+	refuse   []int // status codes of the first responses
+	stall    bool  // the first response stalls after half of its bytes
 	moved    string
 }
 
@@ -63,18 +63,18 @@ type fakeServer struct {
 	order      []string
 	pending    int    // 202s before the manifest
 	retryAfter string // of a 202
-	kickOffs   []int  // status codes of the first answers to kick-offs
-	polls      []int  // status codes of the first answers to polls, before pending counts
+	kickOffs   []int  // status codes of the first responses to kick-offs
+	polls      []int  // status codes of the first responses to polls, before pending counts
 	location   string // of Content-Location; "" for the right one
 	open       bool   // requiresAccessToken: false
-	token      string // the one that is good; "" for any
+	token      string // the accepted token; "" for any
 	hangUp     bool   // no request is answered
 	body       string // in place of the manifest
 	outage     string // Retry-After of refusals; "" for 3
 	seen       []*http.Request
 	outcome    string            // diagnostics of refusals
 	onPoll     func()            // called with each poll
-	after      map[string]func() // called under the mutex after a file's answer
+	after      map[string]func() // called under the mutex after a file's response
 }
 
 func newFakeServer(t *testing.T) *fakeServer {
@@ -86,7 +86,7 @@ func newFakeServer(t *testing.T) *fakeServer {
 
 func (s *fakeServer) base() string { return s.URL + "/fhir" }
 
-// add stores a file of so many resources, gzipped, whose bytes hardly compress.
+// add stores a gzipped file with this many resources, which hardly compress.
 func (s *fakeServer) add(list List, typ, name string, resources int) *stored {
 	random := rand.New(rand.NewPCG(1, uint64(len(s.order))))
 	var plain bytes.Buffer
@@ -108,7 +108,7 @@ func (s *fakeServer) addLines(list List, typ, name string, plain []byte) *stored
 	return file
 }
 
-// set gives the file its content and everything that follows from it.
+// set sets the file's content and the fields derived from it.
 func (f *stored) set(plain []byte) {
 	var zipped bytes.Buffer
 	zip := gzip.NewWriter(&zipped)
@@ -300,7 +300,7 @@ func (s *fakeServer) file(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	}
-	_, _ = w.Write(body) // the client may be gone
+	_, _ = w.Write(body) // the client may have disconnected
 }
 
 // requests returns method, path and range of the requests so far, in order of arrival.

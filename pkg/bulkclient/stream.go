@@ -28,7 +28,7 @@ type meta struct {
 
 // stream reads one file in the representation that the server stores: first the bytes of the part, then the rest from
 // the server, which it appends to the part. It reconnects after a lost connection without an error to the reader. It is
-// for one goroutine.
+// not safe for concurrent use.
 type stream struct {
 	*download
 	ctx      context.Context // of the download: a Reader has no parameter for it
@@ -192,7 +192,7 @@ func (s *stream) connectOnce() error {
 	}
 	if err != nil {
 		cancel(nil)
-		_ = resp.Body.Close() // unread on purpose
+		_ = resp.Body.Close() // deliberately unread
 		return err
 	}
 	s.body, s.cancel = resp.Body, cancel

@@ -16,7 +16,7 @@ import (
 // assertionType is the client_assertion_type of a JWT (RFC 7523 section 2.2).
 const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
-// Credentials are those of a registered client of SMART Backend Services.
+// Credentials identify a registered client of SMART Backend Services.
 type Credentials struct {
 	Base         string // FHIR base URL, whose discovery document names the token endpoint when TokenURL is empty
 	TokenURL     string
@@ -26,8 +26,8 @@ type Credentials struct {
 	Now          func() time.Time
 }
 
-// CachedTokens returns a source of tokens that fetch returns with their lifetimes. A token is replaced at half of its
-// lifetime, because an export outlives a token, and at once when the server refuses it (conformance B-39).
+// CachedTokens returns a source that caches the tokens of fetch. It replaces a token after half of its lifetime, because an
+// export outlives a token, and at once after the server refuses it (conformance B-39).
 func CachedTokens(
 	now func() time.Time, fetch func(ctx context.Context) (token string, life time.Duration, err error),
 ) TokenSource {
@@ -57,7 +57,7 @@ func (c *cachedTokens) Token(ctx context.Context, refused string) (string, error
 	return token, nil
 }
 
-// credentialTokens fetches tokens. Its methods are not for concurrent use.
+// credentialTokens fetches tokens. Its methods are not safe for concurrent use.
 type credentialTokens struct {
 	Credentials
 	http *http.Client
@@ -138,7 +138,7 @@ func (c *credentialTokens) request(ctx context.Context) (answer tokenAnswer, err
 	case err != nil:
 		return tokenAnswer{}, err
 	case malformed || answer.AccessToken == "" || !strings.EqualFold(answer.TokenType, "bearer"):
-		return tokenAnswer{}, errors.New("the answer has no bearer token")
+		return tokenAnswer{}, errors.New("the response has no bearer token")
 	}
 	return answer, nil
 }
@@ -166,7 +166,7 @@ func (c *credentialTokens) discover(ctx context.Context) (string, error) {
 	return document.TokenEndpoint, c.check(document.TokenEndpoint)
 }
 
-// do returns the body of a response, and a ServerError beside it when the status is not 200.
+// do returns the body of a response, together with a ServerError if the status is not 200.
 func (c *credentialTokens) do(req *http.Request) ([]byte, error) {
 	req.Header.Set("Accept", "application/json")
 	resp, err := c.http.Do(req)

@@ -81,7 +81,7 @@ func TestCredentialTokens(t *testing.T) {
 			wants("", "token-1")
 			now = now.Add(2 * time.Second)
 			wants("", "token-2")
-			wants("token-1", "token-2") // refused was one that is no longer used
+			wants("token-1", "token-2") // the refused token was no longer in use
 			wants("token-2", "token-3")
 		})
 	}
@@ -120,7 +120,7 @@ func TestCredentialTokensRefused(t *testing.T) {
 		})
 	}
 	if elsewhere.asked.Load() != 0 {
-		t.Error("an assertion went where the token service redirected it")
+		t.Error("the client sent an assertion to a redirect target")
 	}
 }
 
@@ -138,10 +138,10 @@ func TestAssertionsNeedHTTPS(t *testing.T) {
 	s := newIssuing(t)
 	s.endpoint = "http://auth.example/token"
 	if _, err := s.source(t, time.Now, "").Token(t.Context(), ""); !errors.Is(err, ErrInsecureHTTP) {
-		t.Errorf("a discovered one: %v", err)
+		t.Errorf("discovered plain http endpoint: %v", err)
 	}
 	s.endpoint = ""
 	if _, err := s.source(t, time.Now, "").Token(t.Context(), ""); err == nil {
-		t.Error("a server that names no token endpoint has one")
+		t.Error("got a token from a server without a token_endpoint")
 	}
 }

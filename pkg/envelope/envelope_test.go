@@ -54,14 +54,14 @@ func TestParseKeysRefuses(t *testing.T) {
 		}
 	}
 	if keys := parse(t, "\n"); !keys.Empty() {
-		t.Error("nothing is a key")
+		t.Error("blank text was parsed as a key")
 	}
 	if keys := parse(t, master("2026-11"), "\n", master("a.b_c")); keys.Empty() {
-		t.Error("two keys are none")
+		t.Error("two keys were not parsed")
 	}
 }
 
-// records is a job store with wrapped keys, and an error for all lookups.
+// records is a fake job store with wrapped keys. down, if set, is the error of all lookups.
 type records struct {
 	wrapped map[export.JobID][]byte
 	down    error
@@ -100,7 +100,7 @@ func TestEachJobHasItsOwnKey(t *testing.T) {
 		t.Errorf("the job's key differs between two processes, or %v", err)
 	}
 	if bytes.Contains(store.wrapped[one], first) {
-		t.Error("the wrapped key holds the key")
+		t.Error("the wrapped key contains the plaintext key")
 	}
 }
 
@@ -136,7 +136,7 @@ func TestAWrappedKeyIsBoundToItsJob(t *testing.T) {
 		changed := bytes.Clone(wrapped)
 		changed[at] ^= 0x10
 		if ask(job, keys, changed) == nil {
-			t.Errorf("byte %d was changed and it was accepted", at)
+			t.Errorf("accepted a wrapped key with byte %d changed", at)
 		}
 	}
 	// An unknown master key is temporary.
@@ -158,16 +158,16 @@ func TestRotation(t *testing.T) {
 	ring := envelope.NewRing(rotated, store.look, time.Now)
 	for what, job := range map[string]export.JobID{"before": before, "after": after} {
 		if _, err := ring.Key(t.Context(), manifest(job)); err != nil {
-			t.Errorf("a job of %s the rotation: %v", what, err)
+			t.Errorf("a job from %s the rotation: %v", what, err)
 		}
 	}
-	// Once the old key is destroyed, so is every copy of what it has wrapped.
+	// Without the old master key, every key that it wrapped is unreadable.
 	ring = envelope.NewRing(parse(t, fresh), store.look, time.Now)
 	if _, err := ring.Key(t.Context(), manifest(after)); err != nil {
 		t.Errorf("the first key does not wrap: %v", err)
 	}
 	if _, err := ring.Key(t.Context(), manifest(before)); err == nil {
-		t.Error("a destroyed master key unwraps")
+		t.Error("unwrapped a key without its master key")
 	}
 }
 
@@ -181,7 +181,7 @@ func TestAJobWithoutAKeyIsInPlaintext(t *testing.T) {
 		}
 	}
 	if store.lookups != 1 {
-		t.Errorf("the job store was lookups %d times for what cannot change", store.lookups)
+		t.Errorf("%d lookups for a plaintext job, want 1", store.lookups)
 	}
 	for _, object := range []string{"", "x", "jobs/", "jobs/x/y", "jobs/" + string(job), "other/" + string(job) + "/x"} {
 		if key, err := ring.Key(t.Context(), object); key != nil || err == nil {
@@ -190,7 +190,7 @@ func TestAJobWithoutAKeyIsInPlaintext(t *testing.T) {
 	}
 }
 
-// vault is a ring with a clock, and an encrypted job.
+// vault holds a ring, its clock, and an encrypted job.
 type vault struct {
 	*records
 	keys *envelope.Keys
@@ -247,7 +247,7 @@ func TestAShortOutage(t *testing.T) {
 	}
 }
 
-// More jobs than the cache holds only cost further lookups.
+// With more jobs than the cache holds, keys are looked up again.
 func TestManyJobs(t *testing.T) {
 	v := newVault(t)
 	var jobs []export.JobID

@@ -1,10 +1,10 @@
 // Package envelope manages the data keys that encrypt the objects of jobs.
 //
 // Each job has a random data key. The job's record contains it wrapped: encrypted under a master key that only
-// processes hold, and bound to the job. The bucket alone, or the bucket and Redis together, do not reveal data; and a
-// purge, which removes the record, makes every copy of the job's objects unreadable.
+// Sluice processes hold, and bound to the job. The bucket and Redis together do not reveal data. A purge deletes the
+// record, which makes every copy of the job's objects unreadable.
 //
-// There may be several master keys: the first wraps, all unwrap. This allows rotation.
+// For rotation there may be several master keys: the first one wraps new data keys, and all of them unwrap.
 package envelope
 
 import (
@@ -39,7 +39,7 @@ type Keys struct {
 }
 
 // ParseKeys parses master keys, each "id:base64 of 32 bytes", separated by white space. Ids must be unique. An empty
-// text has no keys. Errors contain the number of a key and never its text.
+// text yields no keys. Errors contain the number of a key, never its text.
 func ParseKeys(text string) (*Keys, error) {
 	keys := &Keys{byID: map[string]cipher.AEAD{}}
 	var problems []error
@@ -92,8 +92,8 @@ func (k *Keys) New(job export.JobID) []byte {
 	return k.byID[k.first].Seal(wrapped, nonce, dataKey, additionalData(head, job))
 }
 
-// unwrap returns the job's data key. An unknown master key is export.ErrUnavailable: work continues once the process
-// is given the key.
+// unwrap returns the job's data key. It returns export.ErrUnavailable for an unknown master key: work continues
+// once the key is configured.
 func (k *Keys) unwrap(job export.JobID, wrapped []byte) ([]byte, error) {
 	if len(wrapped) < 2 || wrapped[0] != version || len(wrapped) < 2+int(wrapped[1])+nonceSize {
 		return nil, fmt.Errorf("data key of job %s: invalid form", job)

@@ -24,8 +24,8 @@ const (
 // export.ErrNotFound for an unknown job.
 type Wrapped func(ctx context.Context, job export.JobID) ([]byte, error)
 
-// Ring looks up the data keys of objects, with a short-lived cache. It is safe for concurrent use. It is not a
-// library's cache, because entries have two ages: Fresh, and Spare during an outage.
+// Ring looks up the data keys of objects, with a short-lived cache. It is safe for concurrent use. It does not
+// use a library's cache, because entries have two lifetimes: Fresh, and Spare during an outage.
 type Ring struct {
 	keys    *Keys
 	wrapped Wrapped
@@ -78,7 +78,7 @@ func (r *Ring) Key(ctx context.Context, object string) ([]byte, error) {
 		delete(r.cache, job)
 		return nil, err
 	}
-	for other, of := range r.cache { // the expired, and arbitrary ones when the cache is full
+	for other, of := range r.cache { // evict expired keys, and arbitrary ones while the cache is full
 		if now.Sub(of.at) >= Spare || len(r.cache) >= maxCached {
 			delete(r.cache, other)
 		}

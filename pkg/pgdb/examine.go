@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Facts describe a database as one of its users sees it.
+// Facts describes a database from the view of one of its users.
 type Facts struct {
 	Version  string        // such as 15.14
 	Encoding string        // of the server; must be UTF8

@@ -36,6 +36,6 @@ func TestExamine(t *testing.T) {
 		t.Errorf("%+v, %v", facts, err)
 	}
 	if _, err := pgdb.Examine(ctx, pgdb.Config{URL: "postgres://127.0.0.1:1/d?sslmode=disable"}); err == nil {
-		t.Error("there is no server")
+		t.Error("examined a database without a server")
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/pressly/goose/v3/lock"
 )
 
-// Migrations keep services of the release before working, because old and new ones run side by side during a rollout.
+// Migrations keep services of the previous release working, because both releases run side by side during a rollout.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -25,8 +25,8 @@ var migrations embed.FS
 // errEncoding: another encoding cannot store all text that FHIR allows.
 var errEncoding = errors.New("the database must have the encoding UTF8")
 
-// Migrate brings the database to this program's schema and returns the schema version. Concurrent calls take turns. A
-// newer schema is left unchanged.
+// Migrate brings the database to this program's schema and returns the schema version. Concurrent calls run one after
+// another. A newer schema is left unchanged.
 func Migrate(ctx context.Context, url string) (version int64, err error) {
 	parsed, err := pgx.ParseConfig(url)
 	if err != nil {

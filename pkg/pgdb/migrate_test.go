@@ -57,8 +57,8 @@ func reader(t *testing.T, conn *pgx.Conn, owner string) (readerURL, role string)
 	return mine.String(), role
 }
 
-// TestOldTableNames runs statements of the release before migration 3 through the views that the migration leaves, on
-// connections that were open before it.
+// TestOldTableNames runs statements of the release before migration 3 on the views that the migration creates, over
+// connections that were opened before it.
 func TestOldTableNames(t *testing.T) {
 	url := testenv.Postgres(t)
 	must(t, pgdb.MigrateTo(t.Context(), url, 2))

@@ -31,7 +31,7 @@ type Config struct {
 	Observe     telemetry.Observer
 }
 
-// Open returns a pool. It does not connect. An error has no part of the URL, which may hold a password.
+// Open returns a pool. It does not connect. Errors contain no part of the URL, which may contain a password.
 func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	parsed, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -68,7 +68,7 @@ func CheckURL(url string) error {
 	return nil
 }
 
-// notURL is the error of a malformed URL, without the URL and file names in it.
+// notURL returns the error for a malformed URL, without the URL and the file names in it.
 func notURL(err error) error {
 	var file *fs.PathError
 	if errors.As(err, &file) {
@@ -78,8 +78,8 @@ func notURL(err error) error {
 }
 
 // Wrap adds the act to err and removes the values that PostgreSQL quotes in details. It marks outages as
-// export.ErrUnavailable: the server is unreachable, shuts down, has no free connection or drops the connection. nil stays
-// nil; errors of the context stay what they are.
+// export.ErrUnavailable: the server is unreachable, shuts down, has no free connection or drops the connection. It returns
+// nil for nil, and never marks errors of the context.
 func Wrap(act string, err error) error {
 	if err == nil {
 		return nil
@@ -115,8 +115,8 @@ func outage(code string) bool {
 		strings.HasPrefix(code, "58") || strings.HasPrefix(code, "40")
 }
 
-// quotable reports whether the server's message has only names of the query (42), the database (3D) or the user (28), or
-// is raised by a migration (P0001).
+// quotable reports whether the server's message contains only names from the query (42), of the database (3D) or of the
+// user (28), or was raised by a migration (P0001).
 func quotable(code string) bool {
 	return code == "P0001" || strings.HasPrefix(code, "42") || strings.HasPrefix(code, "3D") || strings.HasPrefix(code, "28")
 }

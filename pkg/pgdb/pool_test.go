@@ -10,7 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// TestConnectTimeoutIsAnOutage: a host without power refuses no connection (pitfalls 20, 21).
+// TestConnectTimeoutIsAnOutage: a host that is down does not refuse connections (pitfalls 20, 21).
 func TestConnectTimeoutIsAnOutage(t *testing.T) {
 	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)

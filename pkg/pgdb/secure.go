@@ -10,14 +10,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// secure replaces the sslmodes "prefer", pgx's default, and "allow" by verify-full, unless the server is on this machine:
-// both accept any server, and plain text. Certificates are verified by the roots unless the URL has an sslrootcert.
+// secure replaces the sslmodes "prefer" (pgx's default) and "allow" with verify-full, unless the server is on this machine:
+// both modes accept any server and plain text. Certificates are verified with the roots unless the URL has an sslrootcert.
 func secure(config *pgconn.Config, roots *x509.CertPool) {
 	all := append([]*pgconn.FallbackConfig{{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}},
 		config.Fallbacks...)
 	var kept []*pgconn.FallbackConfig
 	for i, one := range all {
-		// For these modes pgx has two neighbouring entries for a server, with and without TLS.
+		// For these modes pgx has two adjacent entries for a server, with and without TLS.
 		if i > 0 && one.Host == all[i-1].Host && one.Port == all[i-1].Port && !local(one.Host) &&
 			(one.TLSConfig == nil) != (all[i-1].TLSConfig == nil) {
 			last := kept[len(kept)-1]
@@ -42,7 +42,7 @@ func verified(config *tls.Config, host string) *tls.Config {
 	return config
 }
 
-// local reports whether the host is this machine, where no network is in between.
+// local reports whether the host is this machine, so that no network is involved.
 func local(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || filepath.IsAbs(host) || ip != nil && ip.IsLoopback()

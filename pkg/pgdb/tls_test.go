@@ -28,7 +28,7 @@ func TestTLS(t *testing.T) {
 		server, query string
 		roots         *x509.CertPool
 		want          string // of the error; "": none
-		plain         bool   // that is how it connects
+		plain         bool   // it connects without TLS
 	}{
 		"by a file":                  {server: good, query: "sslmode=verify-full" + file},
 		"by the roots":               {server: good, query: "sslmode=verify-full", roots: authority.Pool()},
@@ -120,7 +120,7 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// ways returns the ways in which a pool tries to connect, in order.
+// ways returns the connection attempts of a pool, in order.
 func ways(pool *pgxpool.Pool) string {
 	config := pool.Config().ConnConfig
 	all := []*pgconn.FallbackConfig{{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}}

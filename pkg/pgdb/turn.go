@@ -15,7 +15,8 @@ var ErrBusy = errors.New("another load is running")
 // Turn is a session that holds an advisory lock, so that only one load of a kind runs at a time.
 type Turn struct{ *pgx.Conn }
 
-// TakeTurn takes a connection out of the pool and locks the key with it. ErrBusy when another session holds the key.
+// TakeTurn takes a connection out of the pool and locks the key with it. It returns ErrBusy if another session has the
+// lock.
 func TakeTurn(ctx context.Context, pool *pgxpool.Pool, key int64) (*Turn, error) {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
@@ -33,8 +34,8 @@ func TakeTurn(ctx context.Context, pool *pgxpool.Pool, key int64) (*Turn, error)
 	return turn, nil
 }
 
-// End runs the statement, frees the key and closes the session. The server frees the key itself when a session ends,
-// but too late for a load that follows at once.
+// End runs the statement, releases the lock and closes the session. The server also releases the lock when a session
+// ends, but too late for a load that starts immediately.
 func (t *Turn) End(ctx context.Context, statement string) error {
 	_, err := t.Exec(ctx, statement)
 	if err == nil {

@@ -17,19 +17,19 @@ import (
 // agentIssuer is the issuer of this page's users in the audit log.
 const agentIssuer = "urn:sluice:operator-page"
 
-// action is a change that an operator may make: the texts of its confirmation page, and what it does.
+// action is a change by an operator, with the texts of its confirmation page.
 type action struct {
 	Title, What, Button string
 	About               []fact
 	Back                string // URL when the operator declines
-	Harm                bool   // it removes something
+	Harm                bool   // it is destructive
 	Pause               bool   // the form has a reason and a duration
 	after               string // URL after the action
 	done                string // key of doneTexts
 	do                  func(*http.Request, *ops.Operator) error
 }
 
-// doneTexts are shown after an action, by a key in the URL: text in the URL itself is never shown.
+// doneTexts are the notices shown after an action. The URL contains only the key, because text from a URL is never shown.
 var doneTexts = map[string]string{
 	"cancel": "The job is cancelled. Its files are being deleted.",
 	"purge":  "The job is being purged: its files first, then its record.",
@@ -40,7 +40,7 @@ var doneTexts = map[string]string{
 	"drain":  "The worker takes no new unit and stops within seconds.",
 }
 
-// preparation returns an action on what the request's path names.
+// preparation returns an action on the object in the request's path.
 type preparation = func(*http.Request) (action, error)
 
 func (p *Page) actions() map[string]preparation { // by path
@@ -55,11 +55,11 @@ func (p *Page) actions() map[string]preparation { // by path
 		}, (*ops.Operator).PurgeNow),
 		"jobs/{job}/units/{unit}/retry": p.unitAction(action{
 			Title: "Retry this unit?", Button: "Retry the unit", done: "retry",
-			What: "The unit runs at once under a new fence, with all its attempts. The result of a worker that runs it now is " +
+			What: "The unit runs at once under a new fence, with its attempts reset. The result of its current worker is " +
 				"discarded.",
 		}, (*ops.Operator).RetryUnit),
 		"jobs/{job}/units/{unit}/fail": p.unitAction(action{
-			Title: "Give this unit up?", Button: "Give the unit up", done: "fail", Harm: true,
+			Title: "Give up this unit?", Button: "Give up the unit", done: "fail", Harm: true,
 			What: "The unit's data will be missing: it becomes an entry of the manifest's error list, and the rest of the job " +
 				"continues. It can be retried until the job's next stage begins.",
 		}, (*ops.Operator).GiveUpUnit),
@@ -107,7 +107,7 @@ func (p *Page) perform(w http.ResponseWriter, r *http.Request, prepare preparati
 	http.Redirect(w, r, a.after+"?done="+url.QueryEscape(a.done), http.StatusSeeOther)
 }
 
-// deny refuses a form that did not come from the page, and records it like every refused request.
+// deny refuses a form that was not sent from the page, and records the refusal in the audit log.
 func (p *Page) deny(w http.ResponseWriter, r *http.Request, reason error) {
 	p.log.Warn("operator's page: form refused", "err", reason)
 	err := p.operator.Audit.Record(audit.Event{
@@ -120,7 +120,7 @@ func (p *Page) deny(w http.ResponseWriter, r *http.Request, reason error) {
 	p.problem(w, http.StatusForbidden, "Nothing was changed", "Refused: "+reason.Error()+".", Path)
 }
 
-// agentOf is the agent of a request in the audit log: the subject of the client certificate that the listener has
+// agentOf returns the agent of a request for the audit log: the subject of the client certificate that the listener has
 // verified, otherwise the client's address.
 func agentOf(r *http.Request) export.Owner {
 	agent := export.Owner{Issuer: agentIssuer, Subject: "address " + addressOf(r).String()}
@@ -130,7 +130,7 @@ func agentOf(r *http.Request) export.Owner {
 	return agent
 }
 
-// addressOf is the client's address; the zero Addr when it is unknown.
+// addressOf returns the client's address, or the zero Addr if it is unknown.
 func addressOf(r *http.Request) netip.Addr {
 	from, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
@@ -148,7 +148,7 @@ func (p *Page) jobAction(a action, do func(*ops.Operator, context.Context, expor
 			return action{}, err
 		}
 		a := a
-		a.Back, a.after = jobPath(job.ID), Path // the job's page may be gone by then
+		a.Back, a.after = jobPath(job.ID), Path // the job's page may no longer exist
 		a.About = []fact{
 			{Label: "Job", Value: string(job.ID)}, {Label: "State", Value: string(job.State)},
 			{Label: "Age", Value: age(job.Age.Duration)}, {Label: "Owner (digest)", Value: job.Owner[:16]},
@@ -191,7 +191,7 @@ func (p *Page) pause(*http.Request) (action, error) {
 			if length := r.PostForm.Get("for"); length != "" {
 				d, err := time.ParseDuration(length)
 				if err != nil || d <= 0 || d > 31*24*time.Hour {
-					return invalidInput{"The duration of the pause is not one of those offered."}
+					return invalidInput{"Invalid duration of the pause."}
 				}
 				until = p.operator.Now().Add(d)
 			}
@@ -224,7 +224,7 @@ func (p *Page) drain(r *http.Request) (action, error) {
 	worker := workers[at]
 	return action{
 		Title: "Drain this worker?", Button: "Drain the worker", done: "drain", Back: Path, after: Path, Harm: true,
-		What: "The worker takes no new unit, finishes or hands back what it has, and exits as on SIGTERM. Its supervisor " +
+		What: "The worker takes no new unit, finishes or returns its units, and exits as on SIGTERM. Its supervisor " +
 			"starts another.",
 		About: []fact{
 			{Label: "Worker", Value: worker.ID}, {Label: "Running units", Value: count(int64(len(worker.Units)))},

@@ -8,12 +8,12 @@ import (
 
 const (
 	cacheLife     = time.Second      // how long a value is served to other browsers
-	cacheFactor   = 10               // a value lives at least this many times longer than its read took
-	cacheLifeMost = 10 * time.Second // bounds that: operators act on what they see
+	cacheFactor   = 10               // a value is kept at least this many times as long as its read took
+	cacheLifeMost = 10 * time.Second // upper limit of that, because operators act on what the page shows
 	cacheSize     = 64               // values
 )
 
-// cache keeps recently read values, so that many browsers cost as much as one. It reads one value at a time.
+// cache keeps recently read values, so that many browsers cause no more reads than one. It reads one value at a time.
 type cache[T any] struct {
 	now    func() time.Time
 	turn   chan struct{} // holds one token during a read
@@ -29,7 +29,7 @@ func newCache[T any](now func() time.Time) *cache[T] {
 	return &cache[T]{now: now, turn: make(chan struct{}, 1), values: map[string]cached[T]{}}
 }
 
-// get returns the value of the key. It calls read when there is none or it is too old; errors are not kept.
+// get returns the value of the key. It calls read if the value is missing or too old. Errors are not cached.
 func (c *cache[T]) get(ctx context.Context, key string, read func(context.Context) (T, error)) (T, error) {
 	var none T
 	select {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Concurrent gets cost one read, slow reads are repeated less often, and errors are not kept.
+// Concurrent gets share one read, slow reads are repeated less often, and errors are not cached.
 func TestCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newCache[int](time.Now)

@@ -18,7 +18,7 @@ var functions = template.FuncMap{
 	"add": func(a, b int) int { return a + b },
 }
 
-// age formats a duration with two units at most, the second only beside a small first one.
+// age formats a duration with at most two units. The second one is omitted if the first one is large.
 func age(d time.Duration) string {
 	d = max(d, 0).Truncate(time.Second)
 	day := 24 * time.Hour
@@ -54,7 +54,7 @@ func instant(at time.Time) string {
 	return at.UTC().Format("2006-01-02 15:04:05 UTC")
 }
 
-// size formats a number of bytes, by powers of a thousand.
+// size formats a number of bytes with decimal units.
 func size(bytes int64) string {
 	value, units := float64(bytes), []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
 	for len(units) > 1 && value >= 999.5 {
@@ -89,7 +89,7 @@ func short(value float64) string {
 	return fmt.Sprintf("%.0f T", value)
 }
 
-// tones are the colours of states, as classes of style.css. The colour adds nothing to the word.
+// tones maps states to the colour classes of style.css. The colour only repeats what the word shows.
 var tones = map[string]string{
 	string(export.Planning): "busy", string(export.Running): "busy", string(export.Sealing): "busy",
 	string(export.Completed): "good", string(export.Failed): "bad", string(export.Cancelled): "warn",
@@ -98,7 +98,7 @@ var tones = map[string]string{
 
 func tone(state any) string { return cmp.Or(tones[fmt.Sprint(state)], "quiet") }
 
-// abbreviated is the beginning of a job's id: enough to distinguish the jobs on one page.
+// abbreviated returns the beginning of a job's id, which is enough to distinguish the jobs on one page.
 func abbreviated(id export.JobID) string { return string(id[:min(len(id), 12)]) + "…" }
 
 func plural(n int, noun string) string {

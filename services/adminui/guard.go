@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// sessionCookie holds a random id of the browser. It grants nothing: it ties forms to the browser they were made for.
+	// sessionCookie holds a random id of the browser. It grants no access. It binds a form to the browser that received it.
 	sessionCookie = "sluice-operator"
 	formLife      = time.Hour
 	formBytes     = 16 << 10
@@ -24,7 +24,7 @@ const (
 
 // guard checks the Host of requests and the token of forms.
 type guard struct {
-	hosts  []string // accepted besides localhost and addresses
+	hosts  []string // accepted in addition to localhost and addresses
 	origin *http.CrossOriginProtection
 	secret [32]byte // of this process: forms of other processes are refused
 	now    func() time.Time
@@ -39,8 +39,8 @@ func newGuard(hosts []string, now func() time.Time) *guard {
 	return g
 }
 
-// accepts reports whether a request's Host is a name of this server. It protects against DNS rebinding: another site whose
-// name resolves to this server's address. An address cannot be rebound.
+// accepts reports whether a request's Host is a name of this server. It protects against DNS rebinding, where
+// another site's name resolves to this server's address. An address cannot be rebound.
 func (g *guard) accepts(host string) bool {
 	name := host
 	if bare, _, err := net.SplitHostPort(host); err == nil {
@@ -53,14 +53,14 @@ func (g *guard) accepts(host string) bool {
 	return name == "localhost" || slices.Contains(g.hosts, name)
 }
 
-// setHeaders sets the security headers of every answer: no foreign or inline content, no framing, no caching.
+// setHeaders sets the security headers of every response: no foreign or inline content, no framing, no caching.
 func setHeaders(header http.Header) {
 	for name, value := range map[string]string{
 		"Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; " +
 			"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 		"X-Content-Type-Options":       "nosniff",
 		"X-Frame-Options":              "DENY",
-		"Referrer-Policy":              "same-origin", // with none at all, a form's Origin would be "null"
+		"Referrer-Policy":              "same-origin", // with no-referrer, a form's Origin would be "null"
 		"Cross-Origin-Opener-Policy":   "same-origin",
 		"Cross-Origin-Resource-Policy": "same-origin",
 		"Permissions-Policy":           "camera=(), geolocation=(), microphone=()",
@@ -70,19 +70,19 @@ func setHeaders(header http.Header) {
 	}
 }
 
-// session returns the id of the browser, and sets it when there is none.
+// session returns the browser's id from its cookie, or sets a new one.
 func session(w http.ResponseWriter, r *http.Request) string {
 	if cookie, err := r.Cookie(sessionCookie); err == nil && cookie.Value != "" {
 		return cookie.Value
 	}
 	name := rand.Text()
-	http.SetCookie(w, &http.Cookie{ //nolint:gosec // it is Secure wherever there is TLS
+	http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure is set on TLS connections
 		Name: sessionCookie, Value: name, Path: Path, HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode,
 	})
 	return name
 }
 
-// token returns the token of a form that is sent to the path.
+// token returns the token of a form that posts to the path.
 func (g *guard) token(session, path string) string { return g.tokenOf(session, path, g.now().Unix()) }
 
 func (g *guard) tokenOf(session, path string, made int64) string {
@@ -99,7 +99,7 @@ var (
 	errStale   = errors.New("this form is too old, or the server was restarted: go back and open it again")
 )
 
-// checkForm refuses a form that does not come from this page, this browser and this action.
+// checkForm returns an error unless the form was sent from this page, by this browser and for this action.
 func (g *guard) checkForm(r *http.Request) error {
 	if err := g.origin.Check(r); err != nil {
 		return errForeign

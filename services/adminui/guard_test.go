@@ -23,7 +23,7 @@ func TestHosts(t *testing.T) {
 	}
 }
 
-// A form is good for the browser and the step that it was made for, for an hour, and in the process that made it.
+// A form is valid for an hour, for one browser and one action, and only in the process that rendered it.
 func TestForms(t *testing.T) {
 	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
 	clock := func() time.Time { return now }
@@ -44,8 +44,8 @@ func TestForms(t *testing.T) {
 		later  time.Duration
 		want   error
 	}{
-		"as it should be":          {good, ours, 0, nil},
-		"by a browser that says":   {good, with("Sec-Fetch-Site", "same-origin"), 0, nil},
+		"valid":                    {good, ours, 0, nil},
+		"with Sec-Fetch-Site":      {good, with("Sec-Fetch-Site", "same-origin"), 0, nil},
 		"within the hour":          {good, ours, formLife, nil},
 		"after an hour":            {good, ours, formLife + time.Second, errStale},
 		"before its time":          {good, ours, -time.Second, errStale},
@@ -71,11 +71,11 @@ func TestForms(t *testing.T) {
 			t.Errorf("a form %s: %v, want %v", name, got, row.want)
 		}
 	}
-	// What stands in the URL is no form.
+	// Parameters in the URL are not a form.
 	now = time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
 	r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1:9090"+step+"?token="+good, nil)
 	r.Header = ours
 	if g.checkForm(r) == nil {
-		t.Error("a token in the URL was taken")
+		t.Error("a token in the URL was accepted")
 	}
 }

@@ -21,10 +21,10 @@ type jobPage struct {
 	Base           string // path of the job
 	Job            ops.Detail
 	Total          ops.Progress
-	Units          []ops.Unit // the part that is shown
+	Units          []ops.Unit // on this page
 	All            bool       // also units that are done
 	UnitCounts     string
-	Previous, Next string // URLs of other parts of the units
+	Previous, Next string // URLs of the neighbouring pages of units
 }
 
 func (p *Page) readJob(ctx context.Context, text string) (ops.Detail, error) {
@@ -81,29 +81,29 @@ func (p jobPage) unitsURL(offset int) string {
 	return p.Base + "?" + query.Encode()
 }
 
-// CanCancel, CanPurge, CanRetry and CanGiveUp report whether an action is offered. The action itself decides: the state
-// may have changed.
+// CanCancel, CanPurge, CanRetry and CanGiveUp report whether an action is offered. The action checks again, because
+// the state may have changed.
 func (p jobPage) CanCancel() bool { return p.Job.State.CanBecome(export.Cancelled) }
 
 // CanPurge is like CanCancel.
 func (p jobPage) CanPurge() bool { return !p.Job.State.Live() }
 
-// CanRetry: see CanCancel.
+// CanRetry is like CanCancel.
 func (p jobPage) CanRetry(u ops.Unit) bool {
 	return p.Job.State.Live() && (u.State == ops.UnitFailed && p.Job.State != export.Sealing ||
 		u.Open() && u.State != ops.UnitWaiting)
 }
 
-// CanGiveUp: see CanCancel.
+// CanGiveUp is like CanCancel.
 func (p jobPage) CanGiveUp(u ops.Unit) bool {
 	return p.Job.State.Live() && u.Open() && u.Kind != export.KindPlan && u.Kind != export.KindSeal
 }
 
-// lastHeard is when a unit was last heard of, or is tried next.
+// lastHeard formats the time since a unit's last heartbeat, or until its next attempt.
 func lastHeard(u ops.Unit) string {
 	switch u.State {
 	case ops.UnitDelayed:
-		return "tried in " + age(-u.Silent.Duration)
+		return "retry in " + age(-u.Silent.Duration)
 	case ops.UnitRunning, ops.UnitQueued:
 		return age(u.Silent.Duration) + " ago"
 	case ops.UnitWaiting, ops.UnitDone, ops.UnitFailed:

@@ -17,14 +17,14 @@ import (
 const (
 	jobsShown   = 25
 	purgesShown = 6
-	// summedMost is how many jobs of each index are added up to the bytes that are stored.
+	// summedMost bounds how many jobs of each index the sum of stored bytes includes.
 	summedMost = 5000
 )
 
 type fact struct{ Label, Value, Note string }
 
 type overview struct {
-	At       time.Time // when the reading began
+	At       time.Time // start of the read
 	List     ops.Page
 	Totals   map[export.JobID]jobstore.Totals // of the jobs in List and Purges
 	JobCount int                              // jobs in Stored
@@ -62,7 +62,7 @@ func (p *Page) readOverview(ctx context.Context, filter ops.Filter) (o overview,
 }
 
 func (p *Page) readPurges(ctx context.Context, o *overview) error {
-	// Every ended job is due at some time: all of them within ten years.
+	// Every ended job is due for its purge within ten years.
 	due, err := p.operator.Jobs.Due(ctx, p.operator.Now().AddDate(10, 0, 0), 0, purgesShown)
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func (p *Page) readPurges(ctx context.Context, o *overview) error {
 		states[record.ID] = record.State
 	}
 	for _, entry := range due {
-		if state, ok := states[entry.ID]; ok { // otherwise it was purged a moment ago
+		if state, ok := states[entry.ID]; ok { // otherwise it has just been purged
 			o.Purges = append(o.Purges, purge{entry.ID, state, entry.At})
 		}
 	}
@@ -115,7 +115,7 @@ func (p *Page) sum(ctx context.Context, o *overview) error {
 	return nil
 }
 
-// filterOf reads the filter of the list of jobs. Invalid values are ignored.
+// filterOf returns the filter of the list of jobs from a URL's query. Invalid values are ignored.
 func filterOf(query url.Values) ops.Filter {
 	filter := ops.Filter{Limit: jobsShown}
 	if state := export.State(query.Get("state")); slices.Contains(export.States(), state) {
@@ -169,12 +169,12 @@ func (p overviewPage) Selected(state export.State) bool {
 	return slices.Contains(p.Filter.States, state)
 }
 
-// Filtered reports whether the list is filtered at all.
+// Filtered reports whether the list has a filter.
 func (p overviewPage) Filtered() bool { return len(p.Filter.States) > 0 || p.Filter.Owner != "" }
 
 // Caption describes the part of the list that is shown.
 func (p overviewPage) Caption() string {
-	text := plural(p.List.Matches, "job") + ", the newest first"
+	text := plural(p.List.Matches, "job") + ", newest first"
 	if p.List.Matches > len(p.List.Jobs) {
 		text = fmt.Sprintf("%d to %d of %s", p.Filter.Offset+1, p.Filter.Offset+len(p.List.Jobs), text)
 	}
@@ -218,7 +218,7 @@ func tiles(o overview, samples []sample) []fact {
 	for _, worker := range o.Workers {
 		slots += worker.Slots
 	}
-	wait := "none waits"
+	wait := "none waiting"
 	if pending > 0 {
 		wait = "the oldest for " + age(oldest)
 	}

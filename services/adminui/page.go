@@ -1,10 +1,10 @@
-// Package adminui is the operator's page: the state of the deployment in a browser, and a few ways to intervene.
+// Package adminui serves the operator's page, which shows the state of the deployment and offers a few actions.
 //
 // The server renders the page; it works without scripts. It shows states, counts and ids, never a patient's data, a subject
-// or a token. A change takes two steps: a page that describes it, and the form on that page. The form carries a token that
+// or a token. A change takes two steps: a confirmation page, and the form on it. The form carries a token that
 // is valid for this browser and this action for an hour. Requests with an unknown Host and cross-site requests are refused.
 //
-// The page asks for no password: access is limited by the listener it is mounted on (docs/operators-page.md).
+// The page has no login. Access to its listener must be restricted (docs/operators-page.md).
 package adminui
 
 import (
@@ -70,7 +70,7 @@ func New(cfg Config, operator *ops.Operator) *Page {
 	return p
 }
 
-// ServeHTTP answers requests below Path.
+// ServeHTTP serves requests below Path.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w.Header())
 	if !p.guard.accepts(r.Host) {
@@ -111,7 +111,7 @@ func (p *Page) frame(r *http.Request, title string, read time.Time) frame {
 	}
 }
 
-// render answers with a page. It renders the whole page before it sends any of it.
+// render responds with a page. It renders the whole page before it writes the response.
 func (p *Page) render(w http.ResponseWriter, status int, name string, page any) {
 	var body bytes.Buffer
 	if err := templates.ExecuteTemplate(&body, name, page); err != nil {
@@ -133,7 +133,7 @@ func (p *Page) problem(w http.ResponseWriter, status int, title, what, back stri
 	p.render(w, status, "problem.html", problemPage{frame{Title: title}, what, back})
 }
 
-// refuse answers an error of a use case. Only the log has the details of unexpected errors.
+// refuse responds to a failed action. The details of unexpected errors are only logged.
 func (p *Page) refuse(w http.ResponseWriter, err error, back string) {
 	var invalid invalidInput
 	switch {

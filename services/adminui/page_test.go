@@ -93,7 +93,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// Without Redis the page is unavailable, and shows neither its address nor its password.
+// Without Redis the page is unavailable. It shows neither the address nor the password of Redis.
 func TestPagesWithoutRedis(t *testing.T) {
 	page := open(t, "redis://:hunter2@127.0.0.1:1")
 	for _, path := range []string{"/operator/", "/operator/jobs/" + string(export.NewJobID()), "/operator/workers/w/drain"} {

@@ -15,7 +15,7 @@ const (
 	samplesKept = 360             // half an hour
 )
 
-// sample is what all workers committed in an interval.
+// sample counts what all workers committed in an interval.
 type sample struct {
 	At        time.Time     // end of the interval
 	Took      time.Duration // length of the interval
@@ -47,7 +47,7 @@ type sampler struct {
 	at      time.Time // of last; zero before the first run
 }
 
-// runOnce takes one sample, except in the first run, and when the counters are smaller than before: Redis was emptied.
+// runOnce takes one sample. It takes none in the first run, or if the counters decreased because Redis was emptied.
 func (m *sampler) runOnce(ctx context.Context) error {
 	total, err := m.jobs.Committed(ctx)
 	if err != nil {

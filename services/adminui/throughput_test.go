@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// A sample is a difference; there is none without an earlier reading.
+// A sample is the difference of two reads, so the first read yields none.
 func TestSampler(t *testing.T) {
 	address := testenv.Redis(t)
 	jobs, err := jobstore.Open(address, nil)
@@ -51,6 +51,6 @@ func TestSampler(t *testing.T) {
 	}
 	must(t, raw.HSet(t.Context(), "sluice:committed", "resources", "many").Err())
 	if err := m.runOnce(t.Context()); err == nil || errors.Is(err, export.ErrUnavailable) {
-		t.Errorf("a count that is not a number: %v", err)
+		t.Errorf("malformed counter: %v", err)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// Ids come from outside, and go into the audit log and into keys.
+// Ids are untrusted input that is used in the audit log and in Redis keys.
 var (
 	unitForm   = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}$`)
 	workerForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,255}:[0-9]{1,10}$`)
@@ -24,13 +24,13 @@ var (
 
 func checkUnit(unit export.UnitID) error {
 	if !unitForm.MatchString(string(unit)) {
-		return fmt.Errorf("a unit of that id: %w", export.ErrNotFound)
+		return fmt.Errorf("unit id: %w", export.ErrNotFound)
 	}
 	return nil
 }
 
-// RetryUnit runs a unit again now, under a new fence and with all its attempts. The result of its previous worker is
-// discarded. ErrConflict when it is done or not yet queued, or when the next stage has begun.
+// RetryUnit runs a unit again now, under a new fence and with its attempts reset. The result of its previous worker is
+// discarded. It returns ErrConflict if the unit is done or not yet queued, or if the next stage has begun.
 func (o *Operator) RetryUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
 	if err := checkUnit(unit); err != nil {
 		return err
@@ -40,11 +40,11 @@ func (o *Operator) RetryUnit(ctx context.Context, id export.JobID, unit export.U
 	})
 }
 
-// givenUp is what the owner reads in the manifest's error list.
+// givenUp is the cause that the manifest's error list reports to the owner.
 const givenUp = "it was given up by an operator"
 
-// GiveUpUnit closes an open unit as failed: it becomes an entry of the manifest's error list, and the job continues.
-// ErrConflict for a closed unit, the plan and the seal.
+// GiveUpUnit marks an open unit as failed. The unit becomes an entry of the manifest's error list, and the job continues.
+// It returns ErrConflict for a closed unit, the plan and the seal.
 func (o *Operator) GiveUpUnit(ctx context.Context, id export.JobID, unit export.UnitID) error {
 	if err := checkUnit(unit); err != nil {
 		return err
@@ -54,16 +54,16 @@ func (o *Operator) GiveUpUnit(ctx context.Context, id export.JobID, unit export.
 	})
 }
 
-// Cancel ends a job as its owner can: it is hidden from its owner at once, and schedulers delete its files. It is
-// idempotent. ErrConflict when the job has expired.
+// Cancel cancels a job like a request of its owner: the owner loses access at once, and a scheduler deletes the files. It
+// is idempotent. It returns ErrConflict if the job has expired.
 func (o *Operator) Cancel(ctx context.Context, id export.JobID) error {
 	return o.change(audit.Event{Action: audit.Cancel, Job: id}, func() error {
 		return errors.Join(o.lifecycle().Cancel(ctx, id))
 	})
 }
 
-// PurgeNow expires a finished job: it is hidden from its owner at once, and schedulers delete its files and record. It
-// may be repeated. ErrConflict when the job is live.
+// PurgeNow expires a finished job: the owner loses access at once, and a scheduler deletes its files and its record. It is
+// idempotent. It returns ErrConflict if the job is live.
 func (o *Operator) PurgeNow(ctx context.Context, id export.JobID) error {
 	return o.change(audit.Event{Action: audit.Expire, Job: id}, func() error {
 		return o.lifecycle().ExpireNow(ctx, id)
@@ -77,12 +77,12 @@ func (o *Operator) lifecycle() *jobs.Lifecycle {
 // Kickoffs reports whether kick-offs are accepted or paused.
 type Kickoffs struct {
 	Open   bool      `json:"open"`
-	Since  time.Time `json:"since,omitzero"` // this and what follows: of the pause
-	Until  time.Time `json:"until,omitzero"` // zero: until they are resumed
+	Since  time.Time `json:"since,omitzero"` // start of the pause; this and the fields below describe it
+	Until  time.Time `json:"until,omitzero"` // zero: until ResumeKickoffs
 	Reason string    `json:"reason,omitempty"`
 }
 
-// Kickoffs returns whether kick-offs are accepted.
+// Kickoffs returns the current state of kick-offs.
 func (o *Operator) Kickoffs(ctx context.Context) (Kickoffs, error) {
 	pause, paused, err := o.Jobs.KickoffsPaused(ctx)
 	return Kickoffs{Open: !paused && err == nil, Since: pause.Since.UTC(), Until: pause.Until.UTC(), Reason: pause.Reason}, err
@@ -90,8 +90,9 @@ func (o *Operator) Kickoffs(ctx context.Context) (Kickoffs, error) {
 
 const reasonMost = 200
 
-// PauseKickoffs refuses kick-offs (503 with Retry-After) on every replica of the API until an instant; the zero time is
-// until ResumeKickoffs. Only operators and the audit log see the reason. A pause replaces the previous one.
+// PauseKickoffs makes every replica of the API refuse kick-offs (503 with Retry-After) until the given time, or until
+// ResumeKickoffs if it is zero. The reason is shown to operators and recorded in the audit log; clients never receive it.
+// A pause replaces the previous one.
 func (o *Operator) PauseKickoffs(ctx context.Context, reason string, until time.Time) error {
 	now := o.Now().UTC()
 	if err := CheckReason(reason); err != nil {
@@ -110,14 +111,14 @@ func (o *Operator) PauseKickoffs(ctx context.Context, reason string, until time.
 	})
 }
 
-// CheckReason refuses a reason that is too long, or is more than one line of text.
+// CheckReason rejects a reason that is too long or is not a single line of text.
 func CheckReason(reason string) error {
 	if utf8.RuneCountInString(reason) > reasonMost {
-		return errors.New("the reason has more than 200 characters")
+		return errors.New("the reason is longer than 200 characters")
 	}
 	for _, r := range reason {
 		if !unicode.IsPrint(r) {
-			return errors.New("the reason is not one line of text")
+			return errors.New("the reason is not a single line of text")
 		}
 	}
 	return nil
@@ -130,7 +131,7 @@ func (o *Operator) ResumeKickoffs(ctx context.Context) error {
 	})
 }
 
-// Worker is a process that takes units.
+// Worker is a process that runs units.
 type Worker struct {
 	ID        string        `json:"id"` // host:pid
 	Host      string        `json:"host"`
@@ -139,7 +140,7 @@ type Worker struct {
 	Slots     int           `json:"slots"` // units at once
 	Draining  bool          `json:"draining"`
 	Drainable bool          `json:"drainable"` // it accepts DrainWorker
-	Units     []RunningUnit `json:"units"`     // the longest first
+	Units     []RunningUnit `json:"units"`     // longest-running first
 }
 
 // RunningUnit is a unit that a worker runs.
@@ -150,7 +151,7 @@ type RunningUnit struct {
 	Since time.Time     `json:"since"`
 }
 
-// Workers lists the workers, the oldest first. A killed one is listed for some ten seconds more.
+// Workers lists the workers, oldest first. A killed worker stays listed for about ten seconds.
 func (o *Operator) Workers(ctx context.Context) ([]Worker, error) {
 	all, err := o.Queue.Processes(ctx)
 	workers := []Worker{}
@@ -172,21 +173,21 @@ func (o *Operator) Workers(ctx context.Context) ([]Worker, error) {
 	return workers, err
 }
 
-// DrainWorker stops a worker as SIGTERM does, within seconds. ErrNotFound when there is no such worker, ErrConflict for a
-// process that cannot be drained, such as a standalone server.
+// DrainWorker shuts down a worker gracefully, like SIGTERM, within seconds. It returns ErrNotFound for an unknown worker,
+// and ErrConflict for a process that cannot be drained, such as a standalone server.
 func (o *Operator) DrainWorker(ctx context.Context, id string) error {
 	if !workerForm.MatchString(id) {
-		return fmt.Errorf("a worker of that id: %w", export.ErrNotFound)
+		return fmt.Errorf("worker id: %w", export.ErrNotFound)
 	}
 	return o.change(audit.Event{Action: audit.Admin, Target: "drain of worker " + id}, func() error {
 		return o.Queue.Drain(ctx, id)
 	})
 }
 
-// Queue is what one queue holds. Its JSON is what sluice admin prints with --json.
+// Queue describes the tasks of one queue. sluice admin --json prints it.
 type Queue struct {
 	queue.Waiting
-	Oldest Seconds `json:"oldest_seconds"` // wait of the oldest pending task
+	Oldest Seconds `json:"oldest_seconds"` // waiting time of the oldest pending task
 }
 
 // Queues lists the queues.

@@ -27,15 +27,16 @@ const (
 	Bad     Verdict = "bad"     // it does not work, or data is at risk
 )
 
-// Finding is the result of a check.
+// Finding is a verdict and its details.
 type Finding struct {
 	Check   string  `json:"check"` // such as "redis: eviction"
 	Verdict Verdict `json:"verdict"`
 	Detail  string  `json:"detail"`           // what was found
-	Advice  string  `json:"advice,omitempty"` // what to do about it; "" when it is good
+	Advice  string  `json:"advice,omitempty"` // how to fix it; "" for a good verdict
 }
 
-// DoctorConfig is what Doctor checks besides the job store and the queue. What is nil or empty is not checked.
+// DoctorConfig lists the dependencies that Doctor checks besides the job store and the queue. Nil or empty ones are
+// skipped.
 type DoctorConfig struct {
 	Objects   *objects.Store // opened without keys
 	Databases []Database
@@ -44,26 +45,26 @@ type DoctorConfig struct {
 
 // Database is a PostgreSQL database of the deployment.
 type Database struct {
-	Name   string // what it is for
+	Name   string // its purpose
 	Config pgdb.Config
 }
 
-// File is a file of configuration.
+// File is a configuration file.
 type File struct {
-	Name   string // what it is, such as "issuers"
+	Name   string // its purpose, such as "issuers"
 	Check  func(ctx context.Context) error
 	Advice string
 }
 
-// Limits of what counts as good.
+// Thresholds of good findings.
 const (
-	skewMost      = 2 * time.Second // expiry and tokens go by the clocks of the machines
+	skewMost      = 2 * time.Second // expiry and token checks depend on the machines' clocks
 	latencyMost   = 50 * time.Millisecond
 	memoryMost    = 80 // percent
 	overdueMost   = 10 * time.Minute
 	silentMost    = 2 * time.Minute // several times SLUICE_UNIT_SILENCE
 	abandonedMost = 15 * time.Minute
-	jobsLooked    = 20 // of the live jobs, the oldest
+	jobsLooked    = 20 // live jobs that are inspected, oldest first
 	checkTimeout  = 20 * time.Second
 )
 
@@ -78,7 +79,7 @@ func (r *report) add(check string, verdict Verdict, detail, advice string) {
 	r.findings = append(r.findings, Finding{Check: check, Verdict: verdict, Detail: detail, Advice: advice})
 }
 
-// judge adds a finding that is good when it holds.
+// judge adds a finding: good if holds, else the other verdict with the advice.
 func (r *report) judge(check string, holds bool, otherwise Verdict, detail, advice string) {
 	if holds {
 		otherwise = Good
@@ -86,7 +87,7 @@ func (r *report) judge(check string, holds bool, otherwise Verdict, detail, advi
 	r.add(check, otherwise, detail, advice)
 }
 
-// try adds a finding that is good with the detail if there is no error, and bad with the error otherwise.
+// try adds a finding: good with the detail if err is nil, else bad with the error and the advice.
 func (r *report) try(check string, err error, detail, advice string) {
 	if err != nil {
 		detail = err.Error()
@@ -94,16 +95,16 @@ func (r *report) try(check string, err error, detail, advice string) {
 	r.judge(check, err == nil, Bad, detail, advice)
 }
 
-// failed adds a finding if a read of Redis failed.
+// failed adds a bad finding if a read of Redis failed, and reports whether it did.
 func (r *report) failed(check string, err error) bool {
 	if err != nil {
-		r.add(check, Bad, err.Error(), "see the findings about Redis")
+		r.add(check, Bad, err.Error(), "see the redis findings")
 	}
 	return err != nil
 }
 
-// Doctor checks every dependency and the state of the deployment, with advice for each finding. It writes only one object
-// under the prefix doctor/, and deletes it.
+// Doctor checks every dependency and the state of the deployment, and gives advice for each problem. Its only write is one
+// object under the prefix doctor/, which it deletes.
 func (o *Operator) Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	r := &report{}
 	if o.examineRedis(ctx, r) {
@@ -120,7 +121,7 @@ func (o *Operator) Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 		ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 		err := file.Check(ctx)
 		cancel()
-		r.try(file.Name, err, "it can be read", file.Advice)
+		r.try(file.Name, err, "readable", file.Advice)
 	}
 	return r.findings
 }
@@ -134,33 +135,33 @@ func (o *Operator) examineRedis(ctx context.Context, r *report) (reachable bool)
 		return false
 	}
 	r.judge("redis: reachable", health.Latency <= latencyMost, Warning,
-		fmt.Sprintf("it answers in %s", health.Latency.Round(10*time.Microsecond)),
-		"Redis is slow or far away: see whether its machine is busy, or SLOWLOG GET")
+		fmt.Sprintf("latency %s", health.Latency.Round(10*time.Microsecond)),
+		"Redis is slow or far away: check the load of its machine and SLOWLOG GET")
 	r.judge("redis: version", newEnough(health.Version), Bad, cmp.Or(health.Version, unknown), "use Redis 6.2 or later")
 	if health.Eviction == "" {
-		r.add("redis: eviction", Warning, "maxmemory-policy is unknown", "make sure that it is noeviction")
+		r.add("redis: eviction", Warning, "maxmemory-policy is unknown", "make sure that the policy is noeviction")
 	} else {
 		r.judge("redis: eviction", health.Eviction == "noeviction", Bad, "maxmemory-policy is "+health.Eviction,
-			"jobs are lost when Redis is full: CONFIG SET maxmemory-policy noeviction, and in its configuration file")
+			"jobs are lost when Redis is full: set maxmemory-policy noeviction with CONFIG SET and in its configuration file")
 	}
 	switch {
 	case health.AOF == "":
-		r.add("redis: append-only file", Warning, unknown, "make sure that it runs with appendonly yes")
+		r.add("redis: append-only file", Warning, unknown, "make sure that Redis runs with appendonly yes")
 	case health.AOF != "1":
-		r.add("redis: append-only file", Bad, "there is none",
-			"jobs are lost when Redis restarts: CONFIG SET appendonly yes, and in its configuration file")
+		r.add("redis: append-only file", Bad, "disabled",
+			"jobs are lost when Redis restarts: set appendonly yes with CONFIG SET and in its configuration file")
 	default:
-		r.judge("redis: append-only file", health.AOFStatus == "ok", Bad, "its last write: "+cmp.Or(health.AOFStatus, unknown),
-			"Redis cannot write its file: look at its disk and its log")
+		r.judge("redis: append-only file", health.AOFStatus == "ok", Bad, "last write: "+cmp.Or(health.AOFStatus, unknown),
+			"Redis cannot write its file: check its disk and its log")
 	}
 	r.judge("redis: role", health.Role == "" || health.Role == "master", Bad, cmp.Or(health.Role, unknown),
-		"SLUICE_REDIS_URL leads to a replica, which takes no writes: name the master")
+		"SLUICE_REDIS_URL is the address of a read-only replica: use that of the master")
 	if most := health.MemoryMost; most > 0 {
 		percent := 100 * health.Memory / most
-		r.judge("redis: memory", percent <= memoryMost, Warning, fmt.Sprintf("%d %% of %d MiB are used", percent, most>>20),
-			"when it is full kick-offs are refused and units wait: raise maxmemory, or purge jobs")
+		r.judge("redis: memory", percent <= memoryMost, Warning, fmt.Sprintf("%d %% of %d MiB used", percent, most>>20),
+			"kick-offs are refused and units wait when Redis is full: raise maxmemory or purge jobs")
 	} else {
-		r.add("redis: memory", Good, fmt.Sprintf("%d MiB are used, without a limit", health.Memory>>20), "")
+		r.add("redis: memory", Good, fmt.Sprintf("%d MiB used, no limit", health.Memory>>20), "")
 	}
 	o.compareClocks(r, "redis: clock", health.Clock, health.Latency, 0)
 	if err := o.Queue.Ping(ctx); err != nil {
@@ -183,8 +184,8 @@ func newEnough(version string) bool {
 func (o *Operator) compareClocks(r *report, check string, clock time.Time, latency, resolution time.Duration) {
 	skew := o.Now().Sub(clock)
 	r.judge(check, skew.Abs() <= skewMost+latency+resolution, Bad,
-		fmt.Sprintf("%s from this machine's", skew.Abs().Round(time.Millisecond)),
-		"jobs and tokens expire at the wrong time: have both machines follow one time server (chronyc tracking)")
+		fmt.Sprintf("differs by %s from this machine", skew.Abs().Round(time.Millisecond)),
+		"jobs and tokens expire at the wrong time: synchronize both machines with one time server (chronyc tracking)")
 }
 
 func (o *Operator) examineProcesses(ctx context.Context, r *report) {
@@ -213,27 +214,27 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 			oldest = max(oldest, queue.Oldest)
 		}
 	}
-	waiting := fmt.Sprintf("%d are alive with %d slots; %d units wait, the oldest for %s",
+	waiting := fmt.Sprintf("%d live with %d slots; %d units waiting, the oldest for %s",
 		workers, slots, pending, oldest.Round(time.Second))
 	switch {
 	case workers == 0 && pending > 0:
-		r.add("workers", Bad, waiting, "start workers; if they run, look at their logs and at their SLUICE_REDIS_URL")
+		r.add("workers", Bad, waiting, "start workers; if they are running, check their logs and their SLUICE_REDIS_URL")
 	case workers == 0:
-		r.add("workers", Warning, waiting, "with scaling to zero that is as it should be; otherwise start workers")
+		r.add("workers", Warning, waiting, "expected with scaling to zero; otherwise start workers")
 	default:
-		r.judge("workers", oldest < overdueMost, Warning, waiting, "start more workers, or see why units take so long: "+
+		r.judge("workers", oldest < overdueMost, Warning, waiting, "start more workers, or find out why units take so long: "+
 			"sluice admin worker list")
 	}
 	last, err := o.Queue.LastRescue(ctx)
 	switch {
 	case r.failed("schedulers", err):
 	case schedulers == 0:
-		r.add("schedulers", Bad, "none is alive", "start one: without it lost units wait, and nothing is purged")
+		r.add("schedulers", Bad, "none live", "start a scheduler: without one, lost units are not rescued and nothing is purged")
 	case last.IsZero():
-		r.add("schedulers", Bad, fmt.Sprintf("%d are alive; none has finished a rescue lately", schedulers),
-			"look at their logs: their passes fail")
+		r.add("schedulers", Bad, fmt.Sprintf("%d live; no rescue has finished recently", schedulers),
+			"check their logs for failed passes")
 	default:
-		r.add("schedulers", Good, fmt.Sprintf("%d are alive; the last rescue was %s ago", schedulers,
+		r.add("schedulers", Good, fmt.Sprintf("%d live; last rescue %s ago", schedulers,
 			o.Now().Sub(last).Round(time.Second)), "")
 	}
 }
@@ -247,21 +248,21 @@ func (o *Operator) examineJobs(ctx context.Context, r *report) {
 		if !kickoffs.Open {
 			detail = "paused since " + kickoffs.Since.UTC().Format(time.RFC3339)
 		}
-		r.judge("kick-offs", kickoffs.Open, Warning, detail, "sluice admin kickoffs resume, when the reason is gone")
+		r.judge("kick-offs", kickoffs.Open, Warning, detail, "sluice admin kickoffs resume, once the reason no longer applies")
 	}
 	if due, err := o.Jobs.Due(ctx, o.Now(), 0, 1); !r.failed("purges", err) {
-		overdue, detail := time.Duration(0), "none is overdue"
+		overdue, detail := time.Duration(0), "none overdue"
 		if len(due) > 0 {
 			overdue = o.Now().Sub(due[0].At)
 			detail = fmt.Sprintf("the next one is %s overdue", overdue.Round(time.Second))
 		}
 		r.judge("purges", overdue < overdueMost, Bad, detail,
-			"data is kept too long: look at the schedulers' logs and at the object store")
+			"data is kept past its expiry: check the schedulers' logs and the object store")
 	}
 	o.examineActive(ctx, r)
 }
 
-// examineActive checks the index of live jobs for entries without a job, and their units for missing heartbeats.
+// examineActive checks the index of live jobs for entries without a job, and the units of live jobs for missing heartbeats.
 func (o *Operator) examineActive(ctx context.Context, r *report) {
 	entries, err := o.Jobs.Active(ctx, 0, listMost)
 	if r.failed("jobs at work", err) {
@@ -288,7 +289,7 @@ func (o *Operator) examineActive(ctx context.Context, r *report) {
 		}
 		detail, err := o.Inspect(ctx, entry.ID)
 		if err != nil {
-			continue // it has ended in this moment
+			continue // it ended meanwhile
 		}
 		for _, unit := range detail.Units {
 			if unit.State == UnitRunning && unit.Silent.Duration > silentMost {
@@ -301,9 +302,9 @@ func (o *Operator) examineActive(ctx context.Context, r *report) {
 		summary = fmt.Sprintf("%d; silent for minutes: %s", live, strings.Join(silent, ", "))
 	}
 	r.judge("jobs at work", len(silent) == 0, Bad, summary,
-		"lost units are not rescued: look at the schedulers; sluice admin unit retry JOB UNIT starts one elsewhere")
+		"lost units are not rescued: check the schedulers; sluice admin unit retry JOB UNIT reruns a unit")
 	r.judge("entries without a job", abandoned == 0, Warning, strconv.Itoa(abandoned),
-		"schedulers should have removed them: look at their logs")
+		"schedulers should have removed them: check their logs")
 }
 
 func (o *Operator) examineObjects(ctx context.Context, r *report, store *objects.Store) {
@@ -311,28 +312,28 @@ func (o *Operator) examineObjects(ctx context.Context, r *report, store *objects
 	defer cancel()
 	if err := store.Check(ctx); err != nil {
 		r.add("object store: bucket", Bad, err.Error(),
-			"start it, correct SLUICE_S3_ENDPOINT, the keys or the network; a service makes the bucket if its user may")
+			"start the store, or correct SLUICE_S3_ENDPOINT, the keys or the network; services create the bucket if permitted")
 		return
 	}
-	r.add("object store: bucket", Good, "it is there", "")
+	r.add("object store: bucket", Good, "exists", "")
 	r.try("object store: permissions", probe(ctx, store), "an object can be written, read, listed and deleted",
-		"the access key needs PutObject, GetObject, ListBucket and DeleteObject on the bucket, and those of multipart uploads")
+		"the access key needs PutObject, GetObject, ListBucket, DeleteObject and the multipart upload actions on the bucket")
 	begun := o.Now()
 	clock, err := store.Clock(ctx)
 	if err != nil {
-		r.add("object store: clock", Warning, err.Error(), "make sure that the clock of its machine is right")
+		r.add("object store: clock", Warning, err.Error(), "check the clock of its machine")
 		return
 	}
 	o.compareClocks(r, "object store: clock", clock, o.Now().Sub(begun), time.Second)
 }
 
-// probe does everything with an object that services do.
+// probe performs every object operation that services use.
 func probe(ctx context.Context, store *objects.Store) (err error) {
 	prefix := "doctor/" + rand.Text()
 	key := prefix + "/probe"
 	content := []byte("written by sluice admin doctor; it may be deleted\n")
 	defer func() {
-		// Also after a step that failed: what it did may be there.
+		// A failed step may have left the object behind.
 		_, undo := store.DeletePrefix(context.WithoutCancel(ctx), prefix+"/")
 		if err == nil && undo != nil {
 			err = fmt.Errorf("delete: %w", undo)
@@ -354,7 +355,7 @@ func probe(ctx context.Context, store *objects.Store) (err error) {
 		return fmt.Errorf("read: %w", err)
 	}
 	if !bytes.Equal(read, content) {
-		return errors.New("read: it is not what was written")
+		return errors.New("read: the content differs from what was written")
 	}
 	listed := 0
 	if err := store.List(ctx, prefix+"/", func(objects.Info) error { listed++; return nil }); err != nil {
@@ -379,18 +380,18 @@ func (o *Operator) examineDatabase(ctx context.Context, r *report, database Data
 	name := "postgresql (" + database.Name + "): "
 	facts, err := pgdb.Examine(ctx, database.Config)
 	if err != nil {
-		r.add(name+"reachable", Bad, err.Error(), "start it, or correct the URL, its password, sslmode, or the network")
+		r.add(name+"reachable", Bad, err.Error(), "start it, or correct the URL, the password, sslmode or the network")
 		return
 	}
 	r.judge(name+"reachable", facts.Latency <= latencyMost, Warning,
-		fmt.Sprintf("version %s; it answers in %s", facts.Version, facts.Latency.Round(10*time.Microsecond)),
-		"it is slow or far away: see whether its machine is busy")
+		fmt.Sprintf("version %s; latency %s", facts.Version, facts.Latency.Round(10*time.Microsecond)),
+		"it is slow or far away: check the load of its machine")
 	r.judge(name+"encoding", facts.Encoding == "UTF8", Bad, facts.Encoding, "create a database with the encoding UTF8")
-	r.try(name+"schema", pgdb.CheckSchema(ctx, database.Config), "it is as this program needs it",
+	r.try(name+"schema", pgdb.CheckSchema(ctx, database.Config), "up to date",
 		"sluice admin migrate, as the owner of the database")
-	detail := "every table can be read"
+	detail := "all tables are readable"
 	if len(facts.Hidden) > 0 {
-		detail = "it may not read " + strings.Join(facts.Hidden, ", ")
+		detail = "not readable: " + strings.Join(facts.Hidden, ", ")
 	}
 	r.judge(name+"permissions", len(facts.Hidden) == 0, Bad, detail, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO the user")
 	o.compareClocks(r, name+"clock", facts.Clock, facts.Latency, 0)

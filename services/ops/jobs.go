@@ -12,11 +12,11 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
-// Job is the operator's view of a job. Its JSON is what sluice admin prints with --json.
+// Job is the operator's view of a job. sluice admin --json prints it.
 type Job struct {
 	ID       export.JobID   `json:"id"`
 	State    export.State   `json:"state"`
-	Percent  int            `json:"percent"` // as the owner sees it
+	Percent  int            `json:"percent"` // as reported to the owner
 	Owner    string         `json:"owner"`   // export.Owner.Key
 	Group    string         `json:"group"`
 	Types    []string       `json:"types"`
@@ -27,18 +27,18 @@ type Job struct {
 	Expires  time.Time      `json:"expires,omitzero"`
 	Age      Seconds        `json:"age_seconds"`
 	Patients int64          `json:"patients"`          // in the cohort; 0 before the plan
-	Failure  string         `json:"failure,omitempty"` // why the job failed as a whole, as its owner reads it
+	Failure  string         `json:"failure,omitempty"` // why the whole job failed, as reported to its owner
 }
 
-// Seconds is a duration that is written to JSON as a number of seconds.
+// Seconds is a duration that JSON encodes as a number of seconds.
 type Seconds struct{ time.Duration }
 
-// MarshalJSON writes the seconds with three decimals at most.
+// MarshalJSON writes the seconds with at most three decimals.
 func (s Seconds) MarshalJSON() ([]byte, error) {
 	return strconv.AppendFloat(nil, float64(s.Milliseconds())/1000, 'f', -1, 64), nil
 }
 
-// Filter selects jobs. The zero Filter selects the first page of all.
+// Filter selects jobs. The zero Filter selects the first page of all jobs.
 type Filter struct {
 	States []export.State // none: all
 	Owner  string         // prefix of the owner's key
@@ -53,15 +53,15 @@ const PageSize = 50
 // listMost bounds how many jobs of each index List reads.
 const listMost = 5000
 
-// Page is a part of a list of jobs, the newest first.
+// Page is one page of a list of jobs, newest first.
 type Page struct {
 	Jobs    []Job                `json:"jobs"`
 	Matches int                  `json:"matches"` // jobs that match the filter
-	States  map[export.State]int `json:"states"`  // of all jobs that were read, whatever the filter
+	States  map[export.State]int `json:"states"`  // of all jobs that were read, regardless of the filter
 	Bounded bool                 `json:"bounded"` // there are more jobs than List reads; the oldest are left out
 }
 
-// List returns a page of the jobs that are running, finished and not expired, or waiting to be purged.
+// List returns a page of the live jobs, the finished jobs that have not expired, and the jobs that wait for their purge.
 func (o *Operator) List(ctx context.Context, filter Filter) (Page, error) {
 	ids, more, err := o.Jobs.ListJobs(ctx, listMost)
 	if err != nil {
@@ -110,7 +110,7 @@ type UnitState string
 const (
 	UnitWaiting UnitState = "waiting" // not yet in the queue
 	UnitQueued  UnitState = "queued"  // in the queue
-	UnitDelayed UnitState = "delayed" // waits for its next attempt
+	UnitDelayed UnitState = "delayed" // waiting for its next attempt
 	UnitRunning UnitState = "running" // claimed by a worker
 	UnitDone    UnitState = "done"
 	UnitFailed  UnitState = "failed" // given up: an entry of the manifest's error list
@@ -124,11 +124,11 @@ type Unit struct {
 	State     UnitState     `json:"state"`
 	Fence     int64         `json:"fence"`
 	Attempts  int           `json:"failed_attempts"`
-	Silent    Seconds       `json:"silent_seconds"`       // since it was last heard of; negative: until its retry
-	Cause     export.Cause  `json:"last_cause,omitempty"` // why it was last given back or lost
+	Silent    Seconds       `json:"silent_seconds"`       // since its last heartbeat; negative: until its retry
+	Cause     export.Cause  `json:"last_cause,omitempty"` // why it was last returned to the queue or lost
 	Failure   string        `json:"failure,omitempty"`    // of a failed unit
 	Resources int64         `json:"resources"`            // of a done unit
-	Bytes     int64         `json:"bytes"`                // NDJSON; as written when done, otherwise as estimated
+	Bytes     int64         `json:"bytes"`                // NDJSON; written if done, otherwise estimated
 }
 
 // Open reports whether the unit is neither done nor given up.
@@ -141,11 +141,11 @@ type Progress struct {
 	Done      int    `json:"done"`
 	Failed    int    `json:"failed"`
 	Running   int    `json:"running"`
-	Files     int64  `json:"files"` // this and what follows: of the units that are done
+	Files     int64  `json:"files"` // this and the fields below count units that are done
 	Resources int64  `json:"resources"`
 	Bytes     int64  `json:"bytes"`        // NDJSON
 	Stored    int64  `json:"stored_bytes"` // in the object store
-	Withheld  int64  `json:"withheld"`     // resources left out because they name somebody outside of the cohort as well
+	Withheld  int64  `json:"withheld"`     // resources left out because they also reference a patient outside the cohort
 }
 
 // Detail is a job with its units.
@@ -153,10 +153,10 @@ type Detail struct {
 	Job
 	Progress []Progress `json:"progress"`
 	Units    []Unit     `json:"units"`
-	Errors   []string   `json:"errors"` // of the units that were given up
+	Errors   []string   `json:"errors"` // of the failed units
 }
 
-// Inspect returns a job with its units and the progress of each type. ErrNotFound when there is none.
+// Inspect returns a job with its units and the progress of each type. It returns ErrNotFound for an unknown job.
 func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error) {
 	found, err := o.Jobs.Inspect(ctx, id)
 	if err != nil {

@@ -1,8 +1,8 @@
-// Package ops has the operator's use cases: jobs and units, the pause of kick-offs, workers, queues, and a check of
-// everything that a deployment depends on. The command line and the operator's page present it.
+// Package ops implements the operator's actions on jobs, units, kick-offs, workers and queues, and a check of every
+// dependency of a deployment. The command line and the operator's page use it.
 //
-// A change is recorded in the audit log first, and is not made when it cannot be recorded. A change to a job is one
-// compare-and-set step in the job store. It may be repeated, or be interrupted: a scheduler completes it.
+// A change is recorded in the audit log first. A change that cannot be recorded is not made. A change to a job is one
+// compare-and-set step in the job store. It can be repeated, and a scheduler completes it if it is interrupted.
 //
 // Results contain no patient data and no subject: owners appear as export.Owner.Key, errors as their class.
 //
@@ -21,7 +21,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// Operator has the use cases. It is safe for concurrent use.
+// Operator performs an operator's actions. It is safe for concurrent use.
 type Operator struct {
 	Jobs  *jobstore.Store
 	Queue *queue.Client
@@ -37,11 +37,11 @@ func (o *Operator) As(agent export.Owner) *Operator {
 	return &other
 }
 
-// change records the event and performs the step. A step that fails is recorded again: as refused when the state does not
-// allow it, otherwise as failed.
+// change records the event and performs the step. A failed step is recorded again: as refused if the state does not allow
+// it, otherwise as failed.
 func (o *Operator) change(event audit.Event, step func() error) error {
 	if o.Audit == nil {
-		return errors.New("there is no audit log to record the change in")
+		return errors.New("no audit log is configured to record the change")
 	}
 	event.Agent, event.Outcome = o.Agent, audit.Success
 	if err := o.Audit.Record(event); err != nil {
@@ -58,7 +58,7 @@ func (o *Operator) change(event audit.Event, step func() error) error {
 		}
 	}
 	if recordErr := o.Audit.Record(event); recordErr != nil {
-		return errors.Join(err, fmt.Errorf("record that it failed: %w", recordErr))
+		return errors.Join(err, fmt.Errorf("record the failure: %w", recordErr))
 	}
 	return err
 }

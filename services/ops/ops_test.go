@@ -16,7 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
-// desk is an operator on a real Redis.
+// desk is an operator with a real Redis.
 type desk struct {
 	*ops.Operator
 	t   *testing.T
@@ -46,7 +46,7 @@ func (d *desk) must(err error) {
 	}
 }
 
-// job records a job of the subject that was created so long ago.
+// job creates a job of the subject with the given age.
 func (d *desk) job(subject string, age time.Duration) export.JobID {
 	d.t.Helper()
 	id := export.NewJobID()
@@ -58,7 +58,7 @@ func (d *desk) job(subject string, age time.Duration) export.JobID {
 	return id
 }
 
-// sealing brings a job to where its manifest is about to be committed.
+// sealing advances a job to its seal, and returns the lease of the seal unit.
 func (d *desk) sealing(id export.JobID) export.Lease {
 	d.t.Helper()
 	ctx := d.t.Context()
@@ -80,7 +80,7 @@ func (d *desk) seal(lease export.Lease) error {
 	})
 }
 
-// A cancel and the seal at the same moment: whichever comes first, the job is cancelled and due to be purged.
+// A cancel races with the seal. In either order, the job ends as cancelled and is due for its purge.
 func TestCancelRacesTheSeal(t *testing.T) {
 	d := newDesk(t)
 	sealed := 0
@@ -91,7 +91,7 @@ func TestCancelRacesTheSeal(t *testing.T) {
 		var both sync.WaitGroup
 		both.Go(func() { cancelErr = d.Cancel(t.Context(), id) })
 		both.Go(func() {
-			time.Sleep(time.Duration(n) * 50 * time.Microsecond) // a cancel has more to do before it comes to the point
+			time.Sleep(time.Duration(n) * 50 * time.Microsecond) // the cancel takes longer to reach its commit
 			sealErr = d.seal(lease)
 		})
 		both.Wait()
@@ -109,10 +109,10 @@ func TestCancelRacesTheSeal(t *testing.T) {
 			t.Errorf("retry: %v", err)
 		}
 	}
-	t.Logf("the seal came first %d times of 30", sealed)
+	t.Logf("the seal came first in %d of 30 runs", sealed)
 }
 
-// A purge and a cancel at the same moment, and each of them again.
+// A purge races with a cancel, and both are repeated.
 func TestPurgeRacesACancel(t *testing.T) {
 	d := newDesk(t)
 	for range 20 {
@@ -156,7 +156,7 @@ func TestList(t *testing.T) {
 	}{
 		"all, the newest first": {ops.Filter{}, []int{0, 1, 2, 3, 4}, 5},
 		"a page":                {ops.Filter{Offset: 1, Limit: 2}, []int{1, 2}, 5},
-		"behind the end":        {ops.Filter{Offset: 5}, nil, 5},
+		"after the end":         {ops.Filter{Offset: 5}, nil, 5},
 		"states":                {ops.Filter{States: []export.State{export.Completed, export.Cancelled}}, []int{1, 2}, 2},
 		"an owner":              {ops.Filter{Owner: alice[:16]}, []int{0, 2, 4}, 3},
 		"old ones":              {ops.Filter{Older: 150 * time.Minute}, []int{3, 4}, 2},
@@ -174,7 +174,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// What cannot be recorded is not done.
+// A change that cannot be recorded is not made.
 func TestNothingIsChangedOffTheRecord(t *testing.T) {
 	d := newDesk(t)
 	id := d.job("s", 0)
@@ -208,12 +208,12 @@ func TestNothingIsChangedOffTheRecord(t *testing.T) {
 func TestPauseRefuses(t *testing.T) {
 	d := newDesk(t)
 	if err := d.PauseKickoffs(t.Context(), "x", d.now); err == nil {
-		t.Error("a pause that is over")
+		t.Error("accepted a pause that ends in the past")
 	}
 	if err := d.PauseKickoffs(t.Context(), strings.Repeat("x", 201), time.Time{}); err == nil {
-		t.Error("a reason that is a book")
+		t.Error("accepted a reason that is too long")
 	}
 	if err := d.RetryUnit(t.Context(), d.job("s", 0), "a/b"); !errors.Is(err, export.ErrNotFound) {
-		t.Errorf("a unit that is a path: %v", err)
+		t.Errorf("unit id with a slash: %v", err)
 	}
 }

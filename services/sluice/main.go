@@ -1,4 +1,4 @@
-// Command sluice exports FHIR data in bulk from a Sluice server, and makes and checks such data.
+// Command sluice exports, loads and checks FHIR bulk data, and operates a Sluice deployment.
 package main
 
 import (

@@ -1,25 +1,25 @@
--- Clinical resources, a version a row. A version is visible to an export that reads as of load L when it was born in
--- L or before and had not ended by then: born <= L AND (ended IS NULL OR ended > L). See docs/postgres.md.
+-- Clinical resources, one version per row. A version is visible to an export that reads as of load L if it was born in
+-- L or earlier and had not ended by then: born <= L AND (ended IS NULL OR ended > L). See docs/postgres.md.
 
 -- +goose Up
 
--- What was loaded, in order. A load that has no sealed_at is under way or was abandoned: nobody sees any of it.
+-- Loads, in order. A load without sealed_at is running or was abandoned; exports do not read it.
 CREATE TABLE load (
     no         int         PRIMARY KEY,
     begun_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     sealed_at  timestamptz UNIQUE,
-    abandoned  boolean     NOT NULL DEFAULT false, -- another load took the turn
-    undone     boolean     NOT NULL DEFAULT false  -- and took back what this one had merged
+    abandoned  boolean     NOT NULL DEFAULT false, -- another load took the lock
+    undone     boolean     NOT NULL DEFAULT false  -- and reverted the changes of this one
 );
 
--- The newest load whose past was trimmed: what ended in it or before may be gone. One row.
+-- The newest load up to which history was trimmed: versions that ended in it or earlier may be deleted. One row.
 CREATE TABLE horizon (
     one  boolean PRIMARY KEY DEFAULT true CHECK (one),
     load int     NOT NULL
 );
 INSERT INTO horizon (load) VALUES (0);
 
--- How much is visible as of the newest sealed load. It is kept in the transaction that seals.
+-- Totals of the resources visible as of the newest sealed load. The sealing transaction updates them.
 CREATE TABLE size (
     type      text   COLLATE "C" PRIMARY KEY,
     resources bigint NOT NULL,
@@ -27,19 +27,19 @@ CREATE TABLE size (
 );
 
 CREATE TABLE resource (
-    last_updated timestamptz,             -- meta.lastUpdated; null when it has none
+    last_updated timestamptz,             -- meta.lastUpdated; null if missing
     born         int    NOT NULL,            -- load that brought this version
     ended        int,                        -- load that replaced or deleted it
     type         text   COLLATE "C" NOT NULL,
     id           text   COLLATE "C" NOT NULL,
-    patient      text   COLLATE "C" NOT NULL, -- the smallest of the subjects; '' when there is none
-    others       text[] COLLATE "C",      -- all subjects, ascending, when there are several
-    head         bytea  NOT NULL,         -- what an export needs beside the body, in one column: pkg/source/postgres/head.go
+    patient      text   COLLATE "C" NOT NULL, -- the smallest of the subjects; '' if there are none
+    others       text[] COLLATE "C",      -- all subjects, ascending, if there are several
+    head         bytea  NOT NULL,         -- the fields that an export needs besides the body: pkg/source/postgres/head.go
     body         text   COMPRESSION lz4 COLLATE "C" NOT NULL
 ) PARTITION BY LIST (type);
 
--- A table for each type that an export can hold, in the physical order of patients as far as one load goes. Bodies of
--- usual size stay in the row, as they are: compressing and moving them aside costs more than it saves.
+-- One table per exportable type. Rows of one load are in the physical order of patients. Bodies of usual size are stored
+-- in the row, uncompressed: compression and TOAST cost more than they save.
 -- +goose StatementBegin
 DO $$
 DECLARE
@@ -65,17 +65,17 @@ BEGIN
         EXECUTE format('CREATE TABLE %I PARTITION OF resource FOR VALUES IN (%L) WITH (toast_tuple_target = 8160)',
             leaf, t);
         EXECUTE format('CREATE INDEX %I ON %I (patient)', leaf || '_patient', leaf);
-        -- One current version an id; and it finds every version by id.
+        -- Allows one current version per id, and finds all versions of an id.
         EXECUTE format('CREATE UNIQUE INDEX %I ON %I (id, (coalesce(ended, 2147483647)))', leaf || '_id', leaf);
-        -- For taking back a load that was not finished: rows of one load stand together.
+        -- For reverting an unfinished load: the rows of one load are adjacent.
         EXECUTE format('CREATE INDEX %I ON %I USING brin (born)', leaf || '_born', leaf);
         EXECUTE format('CREATE INDEX %I ON %I (ended) WHERE ended IS NOT NULL', leaf || '_ended', leaf);
     END LOOP;
 END $$;
 -- +goose StatementEnd
 
--- Finds the resources of several patients by each patient but the smallest. It only finds: whether a version that is
--- visible is about the patient is for the row to say.
+-- Finds resources with several subjects by each subject except the smallest. It may list stale entries: the row of the
+-- visible version decides whether the patient is a subject.
 CREATE TABLE also (
     type    text COLLATE "C" NOT NULL,
     patient text COLLATE "C" NOT NULL,
@@ -83,7 +83,7 @@ CREATE TABLE also (
     PRIMARY KEY (type, patient, id)
 );
 
--- What each version of a Provenance targets, for finding the Provenance by its targets.
+-- Targets of each version of a Provenance, to find the Provenance by its targets.
 CREATE TABLE target (
     born       int  NOT NULL,
     provenance text COLLATE "C" NOT NULL,
@@ -93,7 +93,7 @@ CREATE TABLE target (
 );
 CREATE INDEX target_provenance ON target (provenance);
 
--- Deletions: whose resource went, and in which load.
+-- Deletions: the subjects of the deleted resource, and the load that deleted it.
 CREATE TABLE tombstone (
     type    text   COLLATE "C" NOT NULL,
     id      text   COLLATE "C" NOT NULL,

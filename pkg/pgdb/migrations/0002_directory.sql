@@ -1,15 +1,15 @@
--- Groups and grants: who is in which group, and who may export what. See docs/access.md.
+-- Groups with their members, and export grants. See docs/access.md.
 
 -- +goose Up
 
--- Who writes about a group locks its row first, and a load the table. Readers wait for neither.
+-- A change of a group locks its row first; a load locks the table. Neither blocks readers.
 CREATE TABLE directory_group (
     id           text        COLLATE "C" PRIMARY KEY,
     exportable   boolean     NOT NULL, -- neither inactive nor definitional
-    last_updated timestamptz           -- meta.lastUpdated of what was loaded; null when it has none
+    last_updated timestamptz           -- meta.lastUpdated of the loaded Group; null if missing
 );
 
--- Patients in groups. A patient may stand in a group several times, each time with another period. Nothing refers to
+-- Patients in groups. A patient may have several rows in a group, with different periods. There is no foreign key to
 -- directory_group, because checking a million rows one by one takes longer than writing them.
 CREATE TABLE directory_member (
     group_id text        COLLATE "C" NOT NULL,
@@ -21,8 +21,8 @@ CREATE TABLE directory_member (
     PRIMARY KEY (group_id, patient, starts, ends, inactive)
 );
 
--- A row is all of one owner's grant, so that nobody can see half a list of exceptions. A kind that a program does not
--- know allows nothing.
+-- One row holds an owner's whole grant, so that no reader gets a partial list of exceptions. An unknown kind grants
+-- nothing.
 CREATE TABLE directory_grant (
     issuer        text   COLLATE "C" NOT NULL,
     subject       text   COLLATE "C" NOT NULL,

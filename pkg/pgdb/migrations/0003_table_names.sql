@@ -1,6 +1,6 @@
--- Four tables of 0001 get names that say what they hold. Services of the release before use the old names until the
--- rollout is over, so a view stays under each old name: PostgreSQL reads and updates it like the table. A later
--- migration drops the views.
+-- Four tables of 0001 get descriptive names. Services of the previous release use the old names until the rollout is
+-- complete, so each old name becomes a view, which PostgreSQL reads and updates like the table. A later migration drops
+-- the views.
 
 -- +goose Up
 
@@ -27,7 +27,7 @@ BEGIN
     ) AS r (old, new) LOOP
         EXECUTE format('ALTER TABLE %I RENAME TO %I', renamed.old, renamed.new);
         EXECUTE format('CREATE VIEW %I AS SELECT * FROM %I', renamed.old, renamed.new);
-        -- Who may use the table may use the view.
+        -- The view has the privileges of the table.
         FOR granted IN
             SELECT a.privilege_type, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role
             FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS a

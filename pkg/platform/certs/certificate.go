@@ -22,8 +22,8 @@ import (
 const reloadInterval = time.Second
 
 // Certificate is a server's certificate with its key. The PEM files are read again while it is in use: at most once a
-// second, on a TLS handshake or a metrics scrape. Unusable files, such as a new certificate whose key is not written yet,
-// change nothing: the previous pair stays in use.
+// second, on a TLS handshake or a metrics scrape. If the files are unusable, such as a new certificate without its new key,
+// the previous pair stays in use.
 //
 // Contents are compared, not modification times, so replaced files, renamed files and switched symbolic links (Kubernetes
 // secrets) all work.

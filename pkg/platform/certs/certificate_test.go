@@ -69,7 +69,7 @@ func TestCertificateReload(t *testing.T) {
 			t.Errorf("%s: the wrong certificate is presented", what)
 		}
 		if got := strings.Count(log.String(), "\n"); got != lines {
-			t.Errorf("%s: %d lines are logged, want %d: %s", what, got, lines, &log)
+			t.Errorf("%s: logged %d lines, want %d: %s", what, got, lines, &log)
 		}
 	}
 	put(t, cert, two.Cert) // a program that writes one file after the other

@@ -29,8 +29,8 @@ func Open[T any](path string, limit int, parse func([]byte) (T, error)) (*Cached
 	return c, c.problem
 }
 
-// Get returns what the file has. While it is missing or invalid there is no value, not the last valid one: the change may be
-// a revocation.
+// Get returns the parsed file. While the file is missing or invalid it returns an error, not the last valid value, because
+// the change may be a revocation.
 func (c *Cached[T]) Get() (T, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,7 +44,7 @@ func (c *Cached[T]) Get() (T, error) {
 	return c.value, c.problem
 }
 
-// load sets the value or the problem. The lock is held, or c is not shared yet.
+// load sets the value or the problem. The caller holds the lock, or c is not shared yet.
 func (c *Cached[T]) load() {
 	c.value, c.seen, c.problem = *new(T), nil, errors.New("not read") // if parse panics
 	var data []byte

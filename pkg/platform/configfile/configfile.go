@@ -12,9 +12,9 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// ReadStable reads a file of at most limit bytes and fails when the file changes during the read: half a list of exceptions
-// is a wider grant, and half a list of clients lacks some. The FileInfo is nil after an error, so that the caller reads
-// again, except for a file that is too large.
+// ReadStable reads a file of at most limit bytes. It fails if the file changes during the read, because a partial list of
+// exceptions is a wider grant, and a partial list of clients is incomplete. The FileInfo is nil after an error, so that
+// the caller reads again, except for a file that is too large.
 func ReadStable(path string, limit int) ([]byte, fs.FileInfo, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -52,14 +52,14 @@ func SameContent(a, b fs.FileInfo) bool {
 func DecodeYAML(content []byte, into any) (err error) {
 	defer func() {
 		if recover() != nil {
-			err = errors.New("invalid YAML: is there a tag or an anchor in place of a value?")
+			err = errors.New("invalid YAML: possibly a tag or an anchor in place of a value")
 		}
 	}()
 	return yaml.NewDecoder(bytes.NewReader(content), yaml.Strict()).Decode(into)
 }
 
-// WithoutPath removes the file's name from an error. A secret that was given in place of its file's name must not appear
-// in a log.
+// WithoutPath removes the file's name from an error. A secret that was set in place of a file name must not be
+// logged.
 func WithoutPath(err error) error {
 	var path *fs.PathError
 	if errors.As(err, &path) {

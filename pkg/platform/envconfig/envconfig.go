@@ -18,11 +18,11 @@ import (
 // Prefix begins every environment variable that a service reads.
 const Prefix = "SLUICE_"
 
-// Load fills the struct that config points to from environ ("KEY=value" entries), by its `env` tags without the
-// prefix. A secret KEY may be given as KEY_FILE instead, the name of a file with the value; config's method
-// SecretFile(variable, file string), if it has one, is called for each such file. Unknown variables with the prefix
-// are errors: a typo must not become a default. If config has a method Validate() error, it runs last. Load returns
-// all problems at once, without values.
+// Load fills the struct that config points to from environ ("KEY=value" entries), by its `env` tags without the prefix. A
+// secret KEY may be given as KEY_FILE instead, the name of a file with the value; config's method SecretFile(variable, file
+// string), if it has one, is called for each such file. Unknown variables with the prefix are errors: a typo must not
+// silently select a default. If config has a method Validate() error, it runs last. Load returns all problems in one error,
+// which contains no values.
 func Load(environ []string, config any) error {
 	values := map[string]string{}
 	var problems []error
@@ -54,7 +54,7 @@ func Load(environ []string, config any) error {
 			continue
 		}
 		values[field.Key] = strings.TrimRight(string(content), "\r\n")
-		// An empty mount must not be taken for an unset secret: that would disable what the secret protects.
+		// An empty mount must not be mistaken for an unset secret: that would disable what the secret protects.
 		if values[field.Key] == "" {
 			problems = append(problems, fmt.Errorf("%s_FILE: the file is empty", field.Key))
 		}
@@ -88,8 +88,8 @@ func Defaults[T any]() T {
 	return config
 }
 
-// parse fills the struct. The library's parse errors contain the value and the struct's field in place of the
-// variable; so they are found again one variable at a time.
+// parse fills the struct. The library's parse errors contain the value, and the struct's field in place of the
+// variable, so parse finds the problems again, one variable at a time.
 func parse(config any, values map[string]string, fields []env.FieldParams) []error {
 	err := env.ParseWithOptions(config, env.Options{Prefix: Prefix, Environment: values})
 	if err == nil {

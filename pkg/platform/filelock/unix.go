@@ -8,7 +8,8 @@ import (
 	"syscall"
 )
 
-// Lock locks the file for this process, or fails when another one has locked it. The lock ends with the process.
+// Lock locks the file for this process, or fails if another process has locked it. The lock is released when the process
+// exits.
 func Lock(file *os.File) error {
 	return syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 }

@@ -1,4 +1,4 @@
-// Package health serves a process's liveness, readiness, metrics and profiles, and requests those of others.
+// Package health serves a process's liveness, readiness, metrics and profiles, and checks the health of other servers.
 package health
 
 import (
@@ -18,7 +18,7 @@ import (
 
 const (
 	checkTimeout = 3 * time.Second // a dependency that is slower is not ready
-	reportAge    = time.Second     // how long a readiness report is reused, so that probes cost dependencies little
+	reportAge    = time.Second     // how long a readiness report is reused, to limit the load of probes on dependencies
 )
 
 // Checks are the dependencies of a process by name. Each function fails when the dependency cannot be used, and returns
@@ -41,7 +41,8 @@ func Probes(checks Checks, now func() time.Time) http.Handler {
 	return mux
 }
 
-// Handler serves the Probes, /metrics, and profiles below /debug/pprof/. It is for a listener that only operators reach.
+// Handler serves the Probes, /metrics, and profiles below /debug/pprof/. It is for a listener that only operators can
+// reach.
 func Handler(checks Checks, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
 	probes := Probes(checks, time.Now)
@@ -64,13 +65,13 @@ type readiness struct {
 	last   map[string]string
 }
 
-// report returns a report younger than reportAge. The checks do not run under the caller's context: a caller that hangs up
-// must not make the dependencies look down to the others.
+// report returns a report younger than reportAge. The checks do not run under the caller's context: a caller that
+// disconnects must not make the dependencies look down to other callers.
 func (r *readiness) report(ctx context.Context) (int, map[string]string) {
 	select {
 	case r.lock <- struct{}{}:
 	case <-ctx.Done():
-		return http.StatusServiceUnavailable, nil // the caller has gone
+		return http.StatusServiceUnavailable, nil // the caller has disconnected
 	}
 	defer func() { <-r.lock }()
 	if age := r.now().Sub(r.made); r.status == 0 || age < 0 || age >= reportAge {
@@ -89,7 +90,7 @@ func (c Checks) report(ctx context.Context) (int, map[string]string) {
 	status, report := http.StatusOK, map[string]string{}
 	for name, check := range c {
 		group.Go(func() {
-			err := errors.Join(check(ctx), ctx.Err()) // a late success is a failure
+			err := errors.Join(check(ctx), ctx.Err()) // a late success counts as a failure
 			mutex.Lock()
 			defer mutex.Unlock()
 			report[name] = "ok"
@@ -107,7 +108,7 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // fails only when the client has gone
+	_ = json.NewEncoder(w).Encode(body) // fails only if the client has disconnected
 }
 
 // Get requests an http or https URL and returns nil for status 200. It does not follow redirects, which lead to another
@@ -116,14 +117,14 @@ func Get(ctx context.Context, transport http.RoundTripper, at string) error {
 	target, err := url.Parse(at)
 	request, requestErr := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if errors.Join(err, requestErr) != nil || target.Host == "" || target.Scheme != "http" && target.Scheme != "https" {
-		return errors.New("wants a URL such as http://host:port/readyz")
+		return errors.New("not a URL such as http://host:port/readyz")
 	}
 	response, err := transport.RoundTrip(request)
 	if err != nil {
 		return fmt.Errorf("%s does not answer: %w", target.Host, err)
 	}
 	if err := response.Body.Close(); err != nil {
-		return fmt.Errorf("%s: close the answer: %w", target.Host, err)
+		return fmt.Errorf("%s: close the response: %w", target.Host, err)
 	}
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s answers %d", target.Host, response.StatusCode)

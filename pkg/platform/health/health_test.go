@@ -63,14 +63,14 @@ func TestReadiness(t *testing.T) { // pitfall 34
 					t.Errorf("readiness contains details: %s", text)
 				}
 				if live := request(handler, http.MethodGet, "/livez"); live.Code != http.StatusOK {
-					t.Errorf("livez: %d: dependencies that are down are no reason to kill the process", live.Code)
+					t.Errorf("livez: %d: liveness must not depend on dependencies", live.Code)
 				}
 			})
 		})
 	}
 }
 
-// Requests share one report a second, whatever its result.
+// Requests share one report per second, regardless of its result.
 func TestReadinessIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		checked, broken := 0, false
@@ -110,7 +110,7 @@ func TestReadinessIsShared(t *testing.T) {
 	})
 }
 
-// A caller that hangs up does not affect the report for others.
+// A caller that disconnects does not affect the report for others.
 func TestReadinessOutlivesItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		handler := health.Probes(health.Checks{"redis": func(ctx context.Context) error {

@@ -1,4 +1,4 @@
-// Package httpserver serves HTTP and TLS with limits on what a client can hold, and drains before it stops.
+// Package httpserver serves HTTP and TLS. It limits the resources that a client can hold, and drains before it stops.
 package httpserver
 
 import (
@@ -16,15 +16,15 @@ import (
 	"golang.org/x/net/netutil"
 )
 
-// drainTimeout bounds the requests that run when a server stops.
+// drainTimeout bounds how long running requests may take after a server starts to stop.
 const drainTimeout = 20 * time.Second
 
-// Options change how a server serves. All are optional.
+// Options configure a server. All are optional.
 type Options struct {
 	Limits Limits
 	TLS    *tls.Config // serve only TLS, including HTTP/2: see certs.ServerTLS
-	// Log receives the server's own errors, such as a handler's panic. Failed TLS handshakes have level debug: anybody can
-	// cause any number of them.
+	// Log receives the server's own errors, such as a handler's panic. Failed TLS handshakes have level debug, because
+	// any client can cause any number of them.
 	Log *slog.Logger
 }
 
@@ -54,7 +54,7 @@ func Serve(ctx context.Context, listener net.Listener, handler http.Handler, opt
 	defer cancel()
 	err := server.Shutdown(drain)
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = server.Close() // downloads that outlast the drain are resumed by their clients
+		err = server.Close() // clients resume downloads that outlast the drain
 	}
 	if served := <-failed; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)

@@ -88,7 +88,7 @@ func connect(t *testing.T, listener *pipes) net.Conn {
 	return conn
 }
 
-// download answers in two halves, the second after proceed is closed.
+// download sends its response in two halves, the second after proceed is closed.
 func download(began, proceed chan struct{}) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "one ")
@@ -114,7 +114,7 @@ func get(client *http.Client, answers chan<- answer) {
 	answers <- answer{string(body), errors.Join(err, response.Body.Close())}
 }
 
-// A server that stops finishes running requests, for a time, and takes no new ones.
+// A stopping server finishes running requests within the drain timeout, and accepts no new ones.
 func TestServeDrains(t *testing.T) {
 	for name, finishes := range map[string]bool{"a request that finishes": true, "one that does not": false} {
 		t.Run(name, func(t *testing.T) {

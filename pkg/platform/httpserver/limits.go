@@ -8,13 +8,13 @@ import (
 
 const (
 	maxHeaderBytes = 32 << 10 // of a request; more is answered 431
-	maxHeaderLines = 100      // of a request: clients send a dozen and proxies add another
+	maxHeaderLines = 100      // of a request: clients and proxies send about a dozen each
 	maxStreams     = 100      // requests at once on one HTTP/2 connection
 	// chunkSize is the number of bytes that share one write deadline, so that a slow but steady download is not cut.
 	chunkSize = 32 << 10
 )
 
-// Limits bound the resources that an idle or slow client can hold. Zeros are the limits of a public listener.
+// Limits bound the resources that an idle or slow client can hold. Zero values select the limits of a public listener.
 type Limits struct {
 	Connections int           // open at once; further ones wait until one is closed
 	Header      time.Duration // for a TLS handshake, and for the headers of a request

@@ -37,9 +37,9 @@ func TestStalledClientsAreDisconnected(t *testing.T) {
 	}
 	for name, row := range map[string]struct {
 		handler http.HandlerFunc
-		trickle string // sent a byte a second, after the request
+		trickle string // sent one byte per second, after the request
 		request string
-		reads   bool // whether the client reads answers
+		reads   bool // whether the client reads responses
 	}{
 		"sends nothing":                 {short, "", "", true},
 		"sends half a line":             {short, "", "GET / HT", true},
@@ -215,7 +215,7 @@ func TestAStalledHandshakeIsCut(t *testing.T) {
 	conn, err := net.Dial("tcp", addr)
 	must(t, err)
 	defer conn.Close()
-	if _, err := io.ReadAll(conn); err != nil { // until the server hangs up
+	if _, err := io.ReadAll(conn); err != nil { // until the server closes the connection
 		t.Error(err)
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // Component is a part of a process that runs until its context ends, such as a listener. Run returns nil after it was
-// stopped, and an error when it cannot go on.
+// stopped, and an error if it cannot continue.
 type Component struct {
 	Name string
 	Run  func(ctx context.Context) error

@@ -18,7 +18,7 @@ func NewRegistry() *prometheus.Registry {
 	return registry
 }
 
-// Observer receives each finished call of a dependency: the class of the operation, such as "read" or "write", its start,
+// Observer receives each finished call to a dependency: the class of the operation, such as "read" or "write", its start,
 // and its error. It may be called from any goroutine. Call it through Observe, which accepts a nil Observer.
 type Observer func(operation string, began time.Time, err error)
 
@@ -33,7 +33,7 @@ func (o Observer) Observe(operation string, began time.Time, err error) {
 	o(operation, began, err)
 }
 
-// Dependencies measures calls of a process's dependencies.
+// Dependencies measures calls to the dependencies of a process.
 type Dependencies struct {
 	seconds *prometheus.HistogramVec
 	errors  *prometheus.CounterVec
@@ -69,7 +69,7 @@ func (d *Dependencies) Observer(name string) Observer {
 	}
 }
 
-// NewLogger returns the process's logger: one JSON object a line, with the service's name.
+// NewLogger returns the process's logger: one JSON object per line, with the service's name.
 func NewLogger(w io.Writer, service string, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})).With("service", service)
 }

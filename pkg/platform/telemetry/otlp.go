@@ -27,7 +27,7 @@ func (*otlpClient) Start(context.Context) error { return nil }
 
 func (*otlpClient) Stop(context.Context) error { return nil }
 
-// UploadTraces implements otlptrace.Client. It retries while the collector is unreachable or asks for it.
+// UploadTraces implements otlptrace.Client. It retries while the collector is unreachable or returns a retryable status.
 func (c *otlpClient) UploadTraces(ctx context.Context, spans []*tracev1.ResourceSpans) error {
 	// TracesData and ExportTraceServiceRequest have the same encoding: both hold only the spans, as field 1.
 	raw, err := proto.Marshal(&tracev1.TracesData{ResourceSpans: spans})
@@ -55,7 +55,7 @@ func (c *otlpClient) UploadTraces(ctx context.Context, spans []*tracev1.Resource
 	}
 }
 
-// post makes one attempt and reports whether another one may succeed, by OTLP's list of statuses.
+// post makes one attempt and reports whether a retry may succeed, according to OTLP's list of retryable statuses.
 func (c *otlpClient) post(ctx context.Context, body []byte) (retry bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {

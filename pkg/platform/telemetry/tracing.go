@@ -39,7 +39,7 @@ const (
 type TracingConfig struct {
 	Endpoint string            // URL for OTLP, protobuf over HTTP; "" disables tracing
 	Headers  map[string]string // added to requests, such as credentials
-	Ratio    float64           // share of the traces that is kept, 0 to 1; decided where a trace begins
+	Ratio    float64           // share of traces that are sampled, 0 to 1; decided where a trace begins
 	Client   *http.Client      // only its Transport is used; nil: http.DefaultTransport
 	Service  string
 	Logger   *slog.Logger
@@ -113,14 +113,14 @@ func (t *Tracing) Close(ctx context.Context) {
 	}
 }
 
-// Begin starts a trace and its first span, which the caller ends. It ignores a trace in ctx: clients do not decide
-// about traces.
+// Begin starts a trace and its first span, which the caller ends. It ignores a trace in ctx: clients do not
+// control sampling.
 func (t *Tracing) Begin(ctx context.Context, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
 	return t.tracer().Start(ctx, name, append(options, trace.WithNewRoot())...)
 }
 
-// Join continues the trace of a W3C traceparent with a child span, which the caller ends. An invalid traceparent gives
-// a span that does nothing. The sampling decision was made where the trace began.
+// Join continues the trace of a W3C traceparent with a child span, which the caller ends. An invalid traceparent yields
+// a no-op span. The sampling decision was made where the trace began.
 func (t *Tracing) Join(
 	ctx context.Context, parent, name string, options ...trace.SpanStartOption,
 ) (context.Context, trace.Span) {
@@ -143,7 +143,7 @@ func StartSpan(ctx context.Context, name string, options ...trace.SpanStartOptio
 	return trace.SpanFromContext(ctx).TracerProvider().Tracer(tracerName).Start(ctx, name, options...)
 }
 
-// EndSpan ends a span, with status Error after an error. The error's text does not become part of the trace.
+// EndSpan ends a span, with status Error after an error. The error's text is not added to the trace.
 func EndSpan(span trace.Span, err error) {
 	if err != nil {
 		span.SetStatus(codes.Error, "")
@@ -151,7 +151,7 @@ func EndSpan(span trace.Span, err error) {
 	span.End()
 }
 
-// LinkTo links to the span of a W3C traceparent. An invalid traceparent gives no link.
+// LinkTo links to the span of a W3C traceparent. An invalid traceparent yields no link.
 func LinkTo(parent string) trace.SpanStartOption {
 	remote := spanContext(parent)
 	if !remote.IsValid() {

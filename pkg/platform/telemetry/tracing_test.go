@@ -120,7 +120,7 @@ func TestNoTracing(t *testing.T) {
 	}
 }
 
-// An outage of the collector loses spans, is counted, and is logged once.
+// During an outage of the collector spans are dropped. The outage is counted, and logged once.
 func TestCollectorDown(t *testing.T) {
 	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusForbidden) // not retried

@@ -19,7 +19,7 @@
 		status.textContent = paused ? "not updated" : "live";
 	});
 
-	// Keeps the focus of a link when its part is replaced.
+	// Keeps the focus on a link when its part is replaced.
 	const replace = (part, next) => {
 		const link = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
 		part.replaceChildren(...next.childNodes);
@@ -50,7 +50,7 @@
 			}
 			status.textContent = paused ? "not updated" : "live";
 		} catch {
-			status.textContent = "no answer: the page is out of date";
+			status.textContent = "no response: the page is out of date";
 		}
 	};
 

@@ -68,7 +68,7 @@ clients:
 		t.Errorf("ids %v", file.IDs())
 	}
 
-	put(t, path, "clients: []") // has effect at once
+	put(t, path, "clients: []") // takes effect at once
 	if _, err := file.Client("url"); !errors.Is(err, export.ErrNotFound) {
 		t.Errorf("a client that was removed: %v", err)
 	}
@@ -102,7 +102,7 @@ func TestOpenFileRefuses(t *testing.T) {
 		"bad scope":        "clients: [{id: a, jwks: " + set + ", scope: 'patient/*.rs'}]",
 		"jwks a string":    "clients: [{id: a, jwks: 'x', scope: 'system/*.rs'}]",
 		"secret in clear":  "clients: [{id: a, secret_sha256: confidential, scope: 'system/*.rs'}]",
-		"a tag alone":      "clients: !x foo", // the library panics on it
+		"a tag alone":      "clients: !x foo", // makes the library panic
 		"not even YAML":    "clients: [{id: confidential",
 		"http":             "clients: [{id: a, jwks_url: 'http://confidential.example', scope: 'system/*.rs'}]",
 		"larger than 4 MB": "clients: []\n" + strings.Repeat("#\n", 2<<20),
@@ -117,7 +117,7 @@ func TestOpenFileRefuses(t *testing.T) {
 	}
 }
 
-// The file takes precedence over Redis, and while it cannot be read no client is found.
+// The file takes precedence over Redis. While it cannot be read, every lookup fails.
 func TestRegistry(t *testing.T) {
 	store, err := authstore.Open("redis://"+miniredis.RunT(t).Addr(), nil, nil)
 	must(t, err)

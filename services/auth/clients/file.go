@@ -14,7 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// maxFile is the size limit of the file, in bytes. More clients fit into Redis.
+// maxFile is the size limit of the file, in bytes. Larger registries belong in Redis.
 const maxFile = 4 << 20
 
 // File is a client file. Its methods may be called from any goroutine.
@@ -22,7 +22,7 @@ type File struct {
 	cached *configfile.Cached[map[string]token.Client] // by id
 }
 
-// OpenFile reads the file and refuses everything that docs/auth.md does not allow.
+// OpenFile reads the file and rejects anything that docs/auth.md does not allow.
 func OpenFile(path string) (*File, error) {
 	cached, err := configfile.Open(path, maxFile, parse)
 	if err != nil {
@@ -39,7 +39,7 @@ func (f *File) read() (map[string]token.Client, error) {
 	return clients, nil
 }
 
-// Client returns a client, or export.ErrNotFound when the file has none of that id.
+// Client returns a client, or export.ErrNotFound if the file does not contain the id.
 func (f *File) Client(id string) (token.Client, error) {
 	clients, err := f.read()
 	if err != nil {
@@ -52,7 +52,7 @@ func (f *File) Client(id string) (token.Client, error) {
 	return client, nil
 }
 
-// IDs are the clients' ids, in no particular order; none while the file cannot be read.
+// IDs returns the clients' ids in no particular order, or none while the file cannot be read.
 func (f *File) IDs() []string {
 	clients, _ := f.read()
 	return slices.Collect(maps.Keys(clients))

@@ -18,7 +18,8 @@ type Registry struct {
 // New returns a registry. file may be nil.
 func New(file *File, store *authstore.Store) *Registry { return &Registry{file: file, store: store} }
 
-// Client returns a client, export.ErrNotFound, or export.ErrUnavailable. A malformed record in Redis is another error.
+// Client returns a client, export.ErrNotFound, or export.ErrUnavailable. It returns another error for a malformed record in
+// Redis.
 func (r *Registry) Client(ctx context.Context, id string) (token.Client, error) {
 	if r.file != nil {
 		client, err := r.file.Client(id)

@@ -13,13 +13,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// proof is how a request authenticates its client: by an assertion, or by an id and a secret.
+// proof is the client authentication of a request: an assertion, or an id and a secret.
 type proof struct {
 	client    string // claimed id
 	assertion *token.Assertion
 	secret    string
 	basic     bool
-	flaw      error // why no client could authenticate with it; nil if one could
+	flaw      error // why it is invalid for every client; nil if well-formed
 }
 
 // readProof returns the proof of a request. Several proofs, or one in an unsupported place, are an invalid request (RFC
@@ -73,8 +73,8 @@ func readBasic(header, clientID string) proof {
 	return p
 }
 
-// authenticate returns the client that the proof authenticates. It counts failures, and after too many of them refuses
-// without a check.
+// authenticate returns the client that the proof authenticates. It counts failures. After too many of them
+// it refuses without checking the proof.
 func (s *Service) authenticate(ctx context.Context, p proof, address string) (token.Client, *problem) {
 	wait, err := s.deps.Store.Wait(ctx, s.cfg.Limits, p.client, address)
 	if err != nil {
@@ -97,7 +97,7 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 	if p.flaw != nil {
 		refused := unauthenticated(p.basic, p.flaw)
 		if errors.Is(p.flaw, token.ErrInvalid) {
-			// The assertion alone is at fault, so the text does not show whether the client exists.
+			// The error depends only on the assertion, so the text does not reveal whether the client exists.
 			refused.text = "client_assertion: " + p.flaw.Error()
 		}
 		return token.Client{}, refused
@@ -122,7 +122,7 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 	}
 	if err := s.assertions.Verify(ctx, p.assertion, client); err != nil {
 		refused := unauthenticated(false, err)
-		refused.notCounted = errors.Is(err, export.ErrUnavailable) // may be the fault of our network
+		refused.notCounted = errors.Is(err, export.ErrUnavailable) // the cause may be our own network
 		return token.Client{}, refused
 	}
 	return client, s.useOnce(ctx, p.assertion)

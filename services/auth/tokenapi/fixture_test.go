@@ -57,7 +57,7 @@ type keyPairs struct {
 	ec, ecB, ec256, spare *ecdsa.PrivateKey
 }
 
-// keys are made once, because RSA keys take long.
+// keys are generated once, because generating RSA keys is slow.
 var keys = sync.OnceValue(func() keyPairs {
 	return keyPairs{
 		rsa: tokentest.RSA(2048), weak: tokentest.RSA(1024), ec: tokentest.EC(elliptic.P384()), ecB: tokentest.EC(elliptic.P384()),
@@ -80,7 +80,7 @@ type fixture struct {
 	auditAt string
 }
 
-// newFixture changes the default configuration with change, if it is not nil.
+// newFixture starts a service with the default configuration, modified by change unless it is nil.
 func newFixture(t testing.TB, change func(*tokenapi.Config)) *fixture {
 	t.Helper()
 	return fixtureOn(t, testenv.Redis(t), change)

@@ -17,13 +17,13 @@ const (
 	maxParameters = 20
 )
 
-// parameters are those that the service reads. Errors name no others.
+// parameters lists the parameters that the service reads. Errors contain no other names.
 var parameters = []string{
 	"grant_type", "scope", "client_id", "client_secret", "client_assertion_type", "client_assertion",
 }
 
-// readForm reads the parameters of a token request. It refuses what RFC 6749 section 3.2 forbids: parameters in the URL,
-// which is logged, and repeated ones. A parameter without a value counts as omitted.
+// readForm reads the parameters of a token request. It refuses repeated parameters and parameters in the URL,
+// which is logged (RFC 6749 section 3.2). A parameter without a value counts as omitted.
 func readForm(w http.ResponseWriter, r *http.Request) (map[string]string, *problem) {
 	if r.URL.RawQuery != "" {
 		return nil, invalidRequest("parameters must be in the body, not in the URL")

@@ -14,7 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token/tokentest"
 )
 
-// B-15, B-18 to B-20 and B-22 to B-24: each of these is invalid_client and uses up no jti.
+// B-15, B-18 to B-20 and B-22 to B-24: each row gets invalid_client and consumes no jti.
 func TestHostileAssertions(t *testing.T) {
 	trap := tokentest.ServeKeys(t, string(jwks(jwkOf("mine", keys().spare))))
 	ours := tokentest.ServeKeys(t, string(jwks(jwkOf("e", keys().ec), jwkOf("twin", keys().ec), jwkOf("twin", keys().ecB),
@@ -90,18 +90,18 @@ func TestHostileAssertions(t *testing.T) {
 	if n := trap.Asked(); n != 0 {
 		t.Errorf("a URL from an assertion was fetched %d times", n)
 	}
-	// The assertion that the others are derived from is accepted, and none of them has used it up.
+	// The valid assertion that the others are derived from is still accepted: none of them has consumed its jti.
 	valid := genuine.Token()
 	wantToken(t, f.post(f.form(valid, everything)), everything)
 	wantToken(t, f.post(f.form(signed(f.of("byurl")), everything)), everything)
 	for _, part := range []string{valid[strings.LastIndexByte(valid, '.')+1:], "byurl", "stranger", `"app"`, "jti-", trap.URL} {
 		if strings.Contains(f.log.String(), part) {
-			t.Errorf("the log holds %q", part)
+			t.Errorf("the log contains %q", part)
 		}
 	}
 }
 
-// The response does not show which clients exist: it is the same, byte for byte.
+// The response does not reveal which clients exist: it is byte-identical.
 func TestResponseHidesWhichClientsExist(t *testing.T) {
 	f := newFixture(t, nil)
 	f.app(everything)

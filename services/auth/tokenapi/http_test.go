@@ -88,7 +88,7 @@ func TestRequestForms(t *testing.T) {
 		}
 	}
 	if r := f.send("GET", strings.TrimSuffix(f.base, "/auth")+"/token", ""); r.status != 404 {
-		t.Errorf("/token besides the token URL: %d", r.status)
+		t.Errorf("/token at another path than the token URL: %d", r.status)
 	}
 }
 
@@ -162,7 +162,7 @@ func TestClientSecrets(t *testing.T) {
 	wantError(t, on.post(foreign, basic("a:b/c", secret)), 401, "invalid_client")
 	for _, f := range []*fixture{on, off} {
 		if strings.Contains(f.log.String(), secret) {
-			t.Error("the log holds the secret")
+			t.Error("the log contains the secret")
 		}
 	}
 }
@@ -203,7 +203,7 @@ func TestFailuresAreLimited(t *testing.T) {
 	for i := range 2 {
 		wantError(t, bad(fmt.Sprintf("2001:db8::%d", i)), 400, "invalid_client")
 	}
-	// After five failures of the client every address that has failed is refused.
+	// After five failures of the client, every address with a failure is refused.
 	limited(good("2001:db8::77"))
 	limited(bad("2001:db8:0:0:9::1"))
 	wantToken(t, good("2001:db8:0:1::1"), everything)
@@ -320,7 +320,7 @@ func TestTokensAreAudited(t *testing.T) {
 	}
 	for _, secret := range []string{"an-unknown-client", "eyJ"} {
 		if strings.Contains(string(text), secret) {
-			t.Errorf("the log holds %q", secret)
+			t.Errorf("the log contains %q", secret)
 		}
 	}
 	must(t, f.events.Close())

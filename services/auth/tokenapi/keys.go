@@ -16,7 +16,7 @@ const (
 	retryInterval   = time.Second      // after a failed one
 )
 
-// signing is the current signing key and the published key set. It is never modified, only replaced.
+// signing holds the current signing key and the published key set. It is never modified, only replaced.
 type signing struct {
 	signer *token.Signer
 	jwks   map[string]any
@@ -41,8 +41,8 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// Refresh reads the keys from the ring, and rotates it when it is due. While Redis is down the current keys stay, because
-// issued tokens must still verify. After any other error nothing is signed or published.
+// Refresh reads the keys from the ring, and rotates it when it is due. While Redis is down the current keys stay in
+// use, because issued tokens must still verify. After any other error nothing is signed or published.
 func (s *Service) Refresh(ctx context.Context) error {
 	current, published, err := s.deps.Keys.Current(ctx)
 	if err != nil {

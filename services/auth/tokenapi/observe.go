@@ -21,8 +21,8 @@ func newMetrics(registry *prometheus.Registry) *prometheus.CounterVec {
 	}, []string{"outcome"})
 }
 
-// record logs a request and counts it. The log line has an authenticated client's hash, as in the API's log, and the
-// reason of a refusal.
+// record logs a request and counts it. The log line contains the hash of an authenticated client, as in the API's
+// log, and the reason for a refusal.
 func (s *Service) record(ctx context.Context, client string, refused *problem) {
 	outcome, level := "issued", slog.LevelInfo
 	attrs := []any{}
@@ -46,7 +46,7 @@ func (s *Service) record(ctx context.Context, client string, refused *problem) {
 	s.cfg.Logger.Log(ctx, level, "token request", append(attrs, "outcome", outcome)...)
 }
 
-// audit records a token or a refusal. It names only authenticated clients: other names would be whatever was sent.
+// audit records a token or a refusal. It names only authenticated clients, because other ids are unverified input.
 func (s *Service) audit(r *http.Request, client, scope string, refused *problem) error {
 	event := audit.Event{Action: audit.Token, Outcome: audit.Success, HTTPStatus: http.StatusOK, Target: scope}
 	if client != "" {

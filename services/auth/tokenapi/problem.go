@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// problem is a refusal (RFC 6749 section 5.2). Its text never contains what was sent.
+// problem is a refusal (RFC 6749 section 5.2). Its text never contains input of the request.
 type problem struct {
 	status     int
 	code       string        // error
@@ -16,26 +16,26 @@ type problem struct {
 	retry      time.Duration // Retry-After, when more than zero
 	challenge  bool          // of HTTP Basic
 	cause      error         // for the log
-	notCounted bool          // it is no failed authentication
+	notCounted bool          // not a failed authentication
 }
 
 func invalidRequest(text string) *problem {
 	return &problem{status: http.StatusBadRequest, code: "invalid_request", text: text}
 }
 
-// unauthenticated is the same response for every failed authentication: the client is unknown or has another method, its
-// keys cannot be fetched, or the proof is wrong or was used before.
+// unauthenticated returns the same response for every failed authentication: the client is unknown or has another method,
+// its keys cannot be fetched, or the proof is wrong or was used before.
 func unauthenticated(basic bool, cause error) *problem {
 	p := &problem{
 		status: http.StatusBadRequest, code: "invalid_client", text: "the client could not be authenticated", cause: cause,
 	}
-	if basic { // RFC 6749 5.2 demands 401 with a challenge of the scheme that was used
+	if basic { // RFC 6749 5.2 requires 401 with a challenge for the scheme that was used
 		p.status, p.challenge = http.StatusUnauthorized, true
 	}
 	return p
 }
 
-// limited refuses after too many failures. RFC 6749 has no code for it; the failures are those of authentication.
+// limited refuses a request after too many failed authentications. RFC 6749 has no code for this.
 func limited(wait time.Duration) *problem {
 	return &problem{
 		status: http.StatusTooManyRequests, code: "invalid_client", retry: wait,
@@ -43,7 +43,7 @@ func limited(wait time.Duration) *problem {
 	}
 }
 
-// unavailable is a temporary failure. Its code is from RFC 6749 section 4.1.2.1, because section 5.2 has none for 503.
+// unavailable reports a temporary failure. Its code is from RFC 6749 section 4.1.2.1, because 5.2 has none for 503.
 func unavailable(cause error) *problem {
 	const retry = 5 * time.Second
 	return &problem{
@@ -79,5 +79,5 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 		w.Header().Set("Content-Type", "application/json")
 	}
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // fails only if the client has gone
+	_ = json.NewEncoder(w).Encode(body) // fails only if the client has disconnected
 }

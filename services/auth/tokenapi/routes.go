@@ -43,7 +43,7 @@ const (
 
 var errNoKeys = errors.New("no signing keys")
 
-// Issuer returns the iss of the tokens of a token URL: the URL without its /token. The key set is at /jwks below it. The
+// Issuer returns the iss of tokens for a token URL: the URL without /token. The key set is at /jwks below it. The
 // token URL must be absolute, http or https, without user, query and fragment.
 func Issuer(tokenURL string) (string, error) {
 	u, err := url.Parse(tokenURL)
@@ -63,7 +63,7 @@ type Deps struct {
 	Registry *prometheus.Registry
 }
 
-// Service is the token service. Run must run while it serves; Close it at the end.
+// Service is the token service. Run must be running while it serves. Call Close at the end.
 type Service struct {
 	cfg        Config
 	deps       Deps
@@ -74,11 +74,11 @@ type Service struct {
 	state      atomic.Pointer[signing] // nil while there are no keys
 }
 
-// New returns a service without signing keys. Run reads them. It refuses a Config with every problem in one error.
+// New returns a service without signing keys; Run reads them. All problems of a Config are in one error.
 func New(cfg Config, deps Deps) (*Service, error) {
 	issuer, err := Issuer(cfg.TokenURL)
 	if cfg.Audience == "" {
-		err = errors.Join(err, errors.New("no audience for tokens"))
+		err = errors.Join(err, errors.New("the audience of tokens is missing"))
 	}
 	if cfg.Lifetime < minLifetime || cfg.Lifetime > maxLifetime {
 		err = errors.Join(err, fmt.Errorf("the lifetime of a token must be between %s and %s", minLifetime, maxLifetime))
@@ -117,7 +117,7 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Checks are the readiness checks.
+// Checks returns the readiness checks.
 func (s *Service) Checks() health.Checks {
 	return health.Checks{
 		"redis":   s.deps.Store.Ping,

@@ -9,7 +9,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// response is an issued token (RFC 6749 section 5.1). There is no refresh token: a client can authenticate again.
+// response is an issued token (RFC 6749 section 5.1). It has no refresh token, because a client can authenticate again.
 type response struct {
 	AccessToken string `json:"access_token"`
 	TokenType   string `json:"token_type"`
@@ -17,7 +17,7 @@ type response struct {
 	Scope       string `json:"scope"`      // the granted scopes, which may be fewer than requested
 }
 
-// token is the token endpoint.
+// token serves the token endpoint.
 func (s *Service) token(w http.ResponseWriter, r *http.Request) {
 	issued, client, refused := s.grant(w, r)
 	if err := s.audit(r, client, issued.Scope, refused); err != nil {
@@ -31,8 +31,8 @@ func (s *Service) token(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, issued)
 }
 
-// grant handles a token request. It checks everything in the request before it uses up an assertion. client is "" unless it
-// has authenticated.
+// grant handles a token request. It checks the whole request before it consumes an assertion. client is "" unless the
+// client has authenticated.
 func (s *Service) grant(w http.ResponseWriter, r *http.Request) (issued response, client string, refused *problem) {
 	if r.Method != http.MethodPost {
 		return response{}, "", notAllowed(w, http.MethodPost)
@@ -79,7 +79,7 @@ func invalidScope(err error) *problem {
 	return &problem{status: http.StatusBadRequest, code: "invalid_scope", text: "scope: " + err.Error()}
 }
 
-// sign makes the access token (RFC 9068).
+// sign signs the access token (RFC 9068).
 func (s *Service) sign(client, scope string) (response, error) {
 	state := s.state.Load()
 	if state == nil {

@@ -53,7 +53,7 @@ func TestB10ToB12AndB39Token(t *testing.T) {
 				t.Errorf("type %q, expires in %v s", r.TokenType, r.ExpiresIn)
 			}
 			if strings.Contains(r.raw, "refresh_token") {
-				t.Error("there is a refresh token")
+				t.Error("got a refresh token")
 			}
 			header, payload := bearer(t, r.AccessToken)
 			if header["typ"] != "at+jwt" || header["alg"] != "ES256" || header["kid"] == "" {
@@ -143,18 +143,18 @@ func TestB21AnAssertionIsUsedOnce(t *testing.T) {
 	form := f.form(f.asserted(claims), everything)
 	wantToken(t, f.post(form), everything)
 	wantError(t, f.post(form), 400, "invalid_client")
-	// Another assertion with the same jti is refused while the first one could still be accepted.
+	// Another assertion with the same jti is refused while the first one would still be valid.
 	wantError(t, f.post(f.form(f.asserted(claims.With("exp", start().Add(5*time.Minute).Unix())), everything)), 400, "invalid_client")
 	// Another client may use the same jti.
 	others := claims.With("iss", "other").With("sub", "other")
 	wantToken(t, f.post(f.form(f.assertedByB(others), everything)), everything)
 
-	// An assertion whose signature does not verify uses up no jti.
+	// An assertion with an invalid signature consumes no jti.
 	claims = f.claims()
 	wantError(t, f.post(f.form(f.assertedByB(claims), everything)), 400, "invalid_client")
 	wantToken(t, f.post(f.form(f.asserted(claims), everything)), everything)
 
-	// An assertion that comes with an invalid scope is not used up either.
+	// A request with an invalid scope does not consume its assertion either.
 	form = f.form(f.asserted(nil), "launch")
 	wantError(t, f.post(form), 400, "invalid_scope")
 	form.Set("scope", everything)

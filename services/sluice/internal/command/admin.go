@@ -164,8 +164,8 @@ func prepend(ids []string, rest iter.Seq2[string, error]) iter.Seq2[string, erro
 	}
 }
 
-// validated yields the valid ids, and an error instead of the first invalid one. The error has its number, never its
-// text: it may be an identifier of a patient.
+// validated yields the valid ids, and an error instead of the first invalid one. The error contains its number, never
+// its text, which may identify a patient.
 func validated(ids iter.Seq2[string, error], valid func(string) bool, what, form string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		n := 0

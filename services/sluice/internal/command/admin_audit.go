@@ -111,7 +111,7 @@ func chainRows(chains []audit.Chain) []row {
 	return rows
 }
 
-// printable replaces control characters: a forged log may contain terminal commands.
+// printable replaces control characters: a forged log may contain terminal escape sequences.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {

@@ -66,11 +66,11 @@ files are not replaced. For production, use your usual certificate authority (do
 	return cmd
 }
 
-// makeCertificate returns in PEM the certificate of an authority, the certificate that it issues for the names, and the
-// key of the latter.
+// makeCertificate returns three PEM texts: the certificate of a new authority, a certificate that the authority issued for
+// the names, and the key of that certificate.
 func makeCertificate(names []string, now time.Time, valid time.Duration) ([3][]byte, error) {
 	var made [3][]byte
-	// An hour earlier, for slow clocks.
+	// Certificates are valid from an hour earlier, to tolerate slow clocks.
 	authority := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Sluice trial authority"},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(valid),

@@ -55,7 +55,7 @@ func (a *app) onGrant(
 type grantOutput struct {
 	Issuer   string     `json:"issuer"`
 	Subject  string     `json:"subject"`
-	Owner    string     `json:"owner"` // as logs name it
+	Owner    string     `json:"owner"` // the digest that logs contain
 	Types    listOutput `json:"types"`
 	Groups   listOutput `json:"groups"`
 	Patients listOutput `json:"patients"`
@@ -196,7 +196,7 @@ func readNames(flag, value, form string, valid func(string) bool) (directory.Nam
 		}
 		list.Names = append(list.Names, name)
 	}
-	// An empty exception list is probably a mistake, and "all" exists.
+	// An empty exception list is probably a mistake; "all" grants everything.
 	if list.All && len(list.Names) == 0 {
 		return directory.NameList{}, usage("%s: except: has no names; use all for everything", flag)
 	}

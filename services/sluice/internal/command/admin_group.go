@@ -38,7 +38,7 @@ including changes made with these commands.`,
 			`Add patients to a group from now on, without an end date. Existing members are not changed.`,
 			"group %s: added %d members\n", (*pgdir.Groups).Add),
 		a.groupMembers("remove", "Remove members from a group",
-			`Remove patients from a group, with the date on which they joined. Patients who are not in the group are ignored.`,
+			`Remove patients from a group, together with their joining dates. Patients who are not in the group are ignored.`,
 			"group %s: removed %d members\n", (*pgdir.Groups).Remove),
 	)
 }
@@ -136,7 +136,7 @@ func (a *app) printMembers(ctx context.Context, groups *pgdir.Groups, groupID st
 	return nil
 }
 
-// groupMembers is a command with a group and patients as arguments.
+// groupMembers returns a command with a group and patients as arguments.
 func (a *app) groupMembers(
 	name, short, long, done string, change func(*pgdir.Groups, context.Context, string, pgdir.Patients) (int64, error),
 ) *cobra.Command {

@@ -39,7 +39,7 @@ func (a *app) jobList() *cobra.Command {
 	var states []string
 	cmd := a.reading(&cobra.Command{
 		Use:   "list",
-		Short: "List the jobs, the newest first",
+		Short: "List the jobs, newest first",
 		Long: `List the jobs that are live, finished and not yet expired, or waiting to be purged. Owners are shown by their
 digest, as in logs.`,
 	}, func(ctx context.Context, o *ops.Operator, _ []string) error {

@@ -37,7 +37,7 @@ func (a *app) withRedis(cmd *cobra.Command, help string) *cobra.Command {
 	return cmd
 }
 
-// reading completes a command that changes nothing.
+// reading completes a read-only command.
 func (a *app) reading(
 	cmd *cobra.Command, work func(ctx context.Context, o *ops.Operator, args []string) error,
 ) *cobra.Command {
@@ -47,8 +47,8 @@ func (a *app) reading(
 	return a.withJSON(a.withRedis(cmd, redisHelp))
 }
 
-// changing completes a command that changes what its arguments name. The question, which is asked first unless it is
-// empty, and done are formats of the arguments.
+// changing completes a command that changes the object of its arguments. question and done are format strings for the
+// arguments. The command prompts with the question unless it is empty, and prints done at the end.
 func (a *app) changing(
 	cmd *cobra.Command, what, question, done string, work func(ctx context.Context, o *ops.Operator, args []string) error,
 ) *cobra.Command {
@@ -84,7 +84,7 @@ func (a *app) redisConfig() (config.Redis, error) {
 	return config.Redis{Trust: config.Trust{CAFile: orVariable(a.flags.caFile, "SLUICE_CA_FILE")}, URL: url}, err
 }
 
-// withOperator runs the work with an operator, who can change something only with an audit log.
+// withOperator runs the work with an operator. Changes need an audit log.
 func (a *app) withOperator(log *audit.Log, work func(o *ops.Operator) error) (err error) {
 	redis, err := a.redisConfig()
 	if err != nil {
@@ -123,7 +123,7 @@ func (a *app) change(done string, work func(o *ops.Operator) error) error {
 
 const auditVariable = "SLUICE_AUDIT_LOG"
 
-// openAudit opens the audit log of the flag or the variable; nil if neither is set. A file is flushed after every event.
+// openAudit opens the audit log of the flag or the variable, nil if neither is set. A file is synced after every event.
 func openAudit(flag string) (*audit.Log, error) {
 	place := orVariable(flag, auditVariable)
 	if place == "" {
@@ -140,8 +140,8 @@ func openAudit(flag string) (*audit.Log, error) {
 	return settings.Open("sluice admin", prometheus.NewRegistry())
 }
 
-// recorded records a change in the audit log, if there is one, makes it, and prints what was done. A change that cannot
-// be recorded is not made; one that fails is recorded as failed.
+// recorded records a change in the audit log, if there is one, makes it, and prints the result. A change that cannot
+// be recorded is not made. A failed change is recorded as failed.
 func (a *app) recorded(what string, step func() (done string, err error)) error {
 	log, err := openAudit(a.flags.audit)
 	if err != nil {

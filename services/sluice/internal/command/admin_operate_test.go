@@ -21,7 +21,7 @@ import (
 
 const deskKey = "0123456789abcdef0123456789abcdef"
 
-// desk is the stores of a deployment, without its services.
+// desk holds the stores of a deployment without services.
 type desk struct {
 	t     *testing.T
 	url   string
@@ -85,7 +85,7 @@ func (d *desk) eventually(holds func() bool) {
 	d.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !holds(); {
 		if time.Now().After(deadline) {
-			d.t.Fatal("it does not come about")
+			d.t.Fatal("timeout waiting for the condition")
 		}
 	}
 }
@@ -104,7 +104,7 @@ func (d *desk) answer(text string) {
 
 var deskOwner = export.Owner{Issuer: "https://login.example.org", Subject: "research-team"}
 
-// running records a job with two units in the queue, as a worker leaves it after the plan.
+// running creates a job with two queued units, the state after the plan.
 func (d *desk) running() export.JobID {
 	d.t.Helper()
 	ctx, id := d.t.Context(), export.NewJobID()
@@ -128,7 +128,7 @@ func (d *desk) running() export.JobID {
 	return id
 }
 
-// actions returns one word per event of the audit log, after its verification.
+// actions verifies the audit log and returns one word per event.
 func (d *desk) actions() string {
 	d.t.Helper()
 	file, err := os.Open(d.log)

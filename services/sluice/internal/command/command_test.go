@@ -30,8 +30,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// serve is a server with an export of one Patient file, and one error file if partial. Files have no compression and no
-// digest, as on other servers.
+// serve starts a server with an export of one Patient file, and one error file if partial. Files have no compression and
+// no digest, like those of other servers.
 func serve(t *testing.T, partial bool) (base string, authorization *atomic.Value) {
 	authorization = &atomic.Value{}
 	mux := http.NewServeMux()
@@ -80,7 +80,7 @@ func run(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), err.String()
 }
 
-// do runs a command line that ends with the code and prints the text, and returns its standard output.
+// do runs a command line, checks its exit code and that its output contains the text, and returns its standard output.
 func do(t *testing.T, code int, contains string, args ...string) string {
 	t.Helper()
 	got, stdout, stderr := run(t, args...)
@@ -107,7 +107,7 @@ func TestExport(t *testing.T) {
 		}
 	}
 	if !strings.Contains(stderr, "downloaded 1 of 1 files: 2 resources, 72 B\n") || strings.Contains(stderr, "\x1b") {
-		t.Errorf("standard error, which is no terminal, got %q", stderr)
+		t.Errorf("standard error is not a terminal, but got %q", stderr)
 	}
 	if authorization.Load() != "Bearer secret" {
 		t.Errorf("sent %q", authorization.Load())
@@ -191,7 +191,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// state is a state folder of a standalone server.
+// state returns a state folder of a standalone server.
 func state(t *testing.T, base string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -221,7 +221,7 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// Development tokens are sent only to their own server, whatever --base is.
+// Development tokens are sent only to their own server, regardless of --base.
 func TestStateTokensAreSentToTheirServerOnly(t *testing.T) {
 	base, authorization := serve(t, false)
 	other, stolen := serve(t, false)
@@ -265,7 +265,7 @@ func TestTokenFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "token")
 	source := heldToken(func() (string, error) { return readToken(name) })
 	if _, err := source.Token(t.Context(), ""); err == nil {
-		t.Error("a missing file gave a token")
+		t.Error("got a token from a missing file")
 	}
 	for text, want := range map[string]string{"abc\n": "abc", "": "", "two words": ""} {
 		must(t, os.WriteFile(name, []byte(text), 0o600))

@@ -35,7 +35,7 @@ func TestHealth(t *testing.T) {
 		}
 	}
 	for _, nonsense := range []string{"", "nonsense", "ftp://host/", "http://%zz"} {
-		do(t, ExitFailure, "wants a URL", "health", nonsense)
+		do(t, ExitFailure, "not a URL", "health", nonsense)
 	}
 }
 
@@ -63,17 +63,17 @@ func TestCertificateServesTheNamesAndNoOther(t *testing.T) {
 		}
 	}
 	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: time.Now().Add(366 * 24 * time.Hour)}); err == nil {
-		t.Error("it is valid for ever")
+		t.Error("the certificate is valid after its expiry")
 	}
 
-	// What is there stays, and nothing half is left.
+	// Existing files are kept, and a failed run leaves no files.
 	do(t, ExitFailure, "ca.pem", args...)
 	must(t, os.Remove(filepath.Join(dir, "ca.pem")))
 	do(t, ExitFailure, "tls.pem", args...)
 	if _, err := os.Stat(filepath.Join(dir, "ca.pem")); err == nil {
-		t.Error("an authority is left of a certificate that was not made")
+		t.Error("a failed run left the authority's certificate")
 	}
 	if code, _, _ := run(t, "admin", "certificate", "--out", dir, "--name", "x", "--valid", "0s"); code != ExitUsage {
-		t.Errorf("valid for no time: %d", code)
+		t.Errorf("zero validity: exit %d", code)
 	}
 }

@@ -56,7 +56,7 @@ func (s store) fails(contains string, args ...string) string {
 	return stderr
 }
 
-// quotesNothing checks that an output has neither an id of a patient nor a password.
+// quotesNothing checks that an output contains neither a patient id nor a password.
 func quotesNothing(t *testing.T, output string) {
 	t.Helper()
 	for _, secret := range []string{"20391", "hunter2"} {
@@ -74,7 +74,7 @@ func (s store) source() *postgres.Source {
 	return src
 }
 
-// snapshot is the snapshot of an export that starts now.
+// snapshot returns the snapshot of an export that starts now.
 func (s store) snapshot() time.Time {
 	s.t.Helper()
 	at, err := s.source().Snapshot(s.t.Context(), time.Time{})
@@ -123,7 +123,7 @@ func (s store) group(id, want string) {
 	}
 }
 
-// list returns the strings of a query.
+// list returns the strings that a query selects.
 func (s store) list(query string) (found []string) {
 	s.t.Helper()
 	pool, err := pgdb.Open(s.t.Context(), pgdb.Config{URL: s.url, Connections: 1})
@@ -216,7 +216,7 @@ func TestLoadIsAtomic(t *testing.T) {
 		t.Errorf("%d of 2 members were written by the transaction that sealed the load", len(got))
 	}
 
-	// Of two versions without lastUpdated the one in the later file wins.
+	// If neither version has lastUpdated, the one in the later file wins.
 	old := ndjson(t, about("Observation", "o", "a"), about("Observation", "o", "b"))
 	s.loads("0 added, 1 replaced, 0 unchanged, 0 deleted", old, ndjson(t, about("Observation", "o", "c")))
 	s.shows(s.snapshot(), "Observation/o", "b", "c")
@@ -338,7 +338,7 @@ func TestLoadFiles(t *testing.T) {
 	s.fails("is named twice", file, file)
 }
 
-// TestConcurrentLoads: a second load fails, without an effect on the first or the next one.
+// TestConcurrentLoads: a second load fails and does not affect the first or the next one.
 func TestConcurrentLoads(t *testing.T) {
 	s := newStore(t)
 	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), groupOf("g", "a")))

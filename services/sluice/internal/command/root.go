@@ -31,7 +31,7 @@ const exitHelp = `Exit codes:
   2  invalid usage
   3  the export finished, but its error list is not empty`
 
-// errPartial makes the exit code ExitPartial. The missing data was reported before.
+// errPartial results in ExitPartial. The missing data has already been reported.
 var errPartial = errors.New("the export is not complete")
 
 // usageError is invalid usage that the flag parser does not detect.
@@ -39,7 +39,7 @@ type usageError struct{ error }
 
 func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// app holds what the commands share.
+// app holds the state that the commands share.
 type app struct {
 	stdout, stderr io.Writer
 	running        bool // the command line was parsed
@@ -55,7 +55,7 @@ type sharedFlags struct {
 	yes             bool // no confirmation
 }
 
-// Run runs one command line, without the program's name, and returns the exit code. It ends soon after ctx is done.
+// Run runs one command line, without the program's name, and returns the exit code. It returns soon after ctx is done.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
@@ -103,7 +103,7 @@ func complete(cmd *cobra.Command) {
 	}
 }
 
-// run wraps the work of a command: an error before it is one of usage.
+// run wraps the work of a command. An error before the work starts is a usage error.
 func (a *app) run(work func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		a.running = true
@@ -119,7 +119,7 @@ func require(cmd *cobra.Command, names ...string) {
 	}
 }
 
-// say writes to standard error. Its errors are ignored: there is no other place to report them.
+// say writes to standard error. Write errors are ignored, because they cannot be reported anywhere else.
 func (a *app) say(format string, args ...any) { _, _ = fmt.Fprintf(a.stderr, format, args...) }
 
 func (a *app) print(text string) error {

@@ -19,7 +19,7 @@ func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// show prints a value as JSON with --json, else as tables, of which only the first may have no rows below its heading.
+// show prints a value as JSON with --json, else as tables. It omits tables without rows, except the first one.
 func (a *app) show(value any, tables ...[]row) error {
 	if a.flags.json {
 		return a.printJSON(value)
@@ -89,7 +89,7 @@ func reportRows(report bulkclient.Report) []row {
 	return rows
 }
 
-// countRows are the rows of counts by type, with the sum.
+// countRows returns the table rows of counts by type, and the sum.
 func countRows(counts map[string]int64) (rows []row, sum int64) {
 	rows = []row{{"type", "resources"}}
 	for _, typ := range slices.Sorted(maps.Keys(counts)) {

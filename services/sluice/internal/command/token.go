@@ -41,8 +41,8 @@ func readQuickstart(state string) (quickstart, error) {
 	return quick, nil
 }
 
-// openIssuer opens the development issuer of a standalone server. It creates none: every server would refuse its
-// tokens.
+// openIssuer opens the development issuer of a standalone server. It never creates one: every server would
+// refuse its tokens.
 func openIssuer(state string) (*development.Issuer, error) {
 	dir := filepath.Join(state, "issuer")
 	if _, err := os.Stat(dir); err != nil {
@@ -136,7 +136,7 @@ func tokensOf(flags exportFlags) (bulkclient.TokenSource, string, error) {
 	}), base, nil
 }
 
-// signedFor is the lifetime of a signed token, short because of conformance B-39.
+// signedFor is the lifetime of a signed token. Conformance B-39 requires a short one.
 const signedFor = 5 * time.Minute
 
 // heldToken is a token that this process does not renew. It is read for every request.

@@ -12,8 +12,8 @@ import (
 // File is one file to read.
 type File = lines.File
 
-// Find returns the files of the paths. A path is a file, or a folder: then all *.ndjson and *.ndjson.gz files in it and
-// below, sorted by name, except hidden ones. It is an error if a path has no files.
+// Find returns the files of the paths. A path is a file or a folder. A folder stands for the *.ndjson and *.ndjson.gz
+// files in it and in its subfolders, sorted by name, without hidden ones. A path without files is an error.
 func Find(paths []string) ([]File, error) {
 	var files []File
 	for _, path := range paths {

@@ -32,12 +32,12 @@ type Summary struct {
 	Problems  int64            // lines left out
 }
 
-// Read reads every file once. Two versions of one resource rank by the order of files and lines.
+// Read reads every file once. Versions of one resource are ranked by the order of files and lines.
 func Read(ctx context.Context, files []File, sink Sink) (Summary, error) {
 	return read(ctx, files, sink, 4<<20, lines.MaxLine)
 }
 
-// placeBits are the bits of a place that hold the line's number.
+// placeBits is the number of low bits of a place that hold the line number.
 const placeBits = 40
 
 // place ranks a line among all lines of all files.

@@ -93,13 +93,13 @@ func (k *received) matches(t *testing.T, files []File, sum Summary) {
 
 func patient(id string) string { return fmt.Sprintf(`{"resourceType":"Patient","id":%q}`, id) }
 
-// long is a patient of exactly this many bytes.
+// long returns a patient of exactly this many bytes.
 func long(id string, length int) string {
 	text := fmt.Sprintf(`{"resourceType":"Patient","id":%q,"language":""}`, id)
 	return strings.Replace(text, `""`, `"`+strings.Repeat("x", length-len(text))+`"`, 1)
 }
 
-// numbered are texts by line number.
+// numbered maps line numbers to texts.
 type numbered = map[int64]string
 
 // Every text is read in blocks of several sizes, plain and compressed.
@@ -192,7 +192,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestReadRanks: the version in the later line of the later file wins, whatever the order of reading.
+// TestReadRanks: the version in the later line of the later file wins, regardless of the order of reading.
 func TestReadRanks(t *testing.T) {
 	dir := t.TempDir()
 	var files []File
@@ -203,7 +203,7 @@ func TestReadRanks(t *testing.T) {
 			text = append(text, fmt.Sprintf(
 				`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/%d-%d"}}`, n, i))
 		}
-		// The given order counts, not that of the names.
+		// Files rank in the given order, not in the order of their names.
 		path := filepath.Join(dir, fmt.Sprintf("%d.ndjson", 9-n))
 		write(t, path, strings.Join(text, "\n"))
 		found, err := Find([]string{path})
@@ -286,7 +286,7 @@ func TestReadGroups(t *testing.T) {
 	}
 }
 
-// A file that cannot be read to its end is an error.
+// A file that cannot be read completely is an error.
 func TestReadBrokenFiles(t *testing.T) {
 	whole := zipped(t, strings.Repeat(patient("20391")+"\n", 1000))
 	for name, test := range map[string]struct {
