@@ -14,6 +14,7 @@ import (
 )
 
 func TestAccess(t *testing.T) {
+	t.Parallel()
 	for name, store := range map[string]func(t *testing.T, access *pgdir.Access, entries []directory.GrantEntry) error{
 		"set": func(t *testing.T, access *pgdir.Access, entries []directory.GrantEntry) error {
 			var err error
@@ -47,6 +48,7 @@ func everything(owner export.Owner) directory.GrantEntry {
 }
 
 func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	access, other := pgdir.NewAccess(pool), pgdir.NewAccess(pool)
 	allows := func(want bool) {
@@ -73,6 +75,7 @@ func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
 }
 
 func TestInvalidRowsAllowNothing(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	access := pgdir.NewAccess(pool)
 	for name, change := range map[string]string{
@@ -108,6 +111,7 @@ func TestInvalidRowsAllowNothing(t *testing.T) {
 }
 
 func TestInvalidEntriesChangeNothing(t *testing.T) {
+	t.Parallel()
 	access := pgdir.NewAccess(open(t))
 	must(t, access.Set(t.Context(), everything(owner)))
 	for place, change := range map[string]func(*directory.GrantEntry){
@@ -136,6 +140,7 @@ func TestInvalidEntriesChangeNothing(t *testing.T) {
 }
 
 func TestAGrantOfManyPatients(t *testing.T) {
+	t.Parallel()
 	const many = 300_000
 	access := pgdir.NewAccess(open(t))
 	entry := directory.GrantEntry{Owner: owner, Types: directory.NameList{All: true}}
@@ -163,6 +168,7 @@ func TestAGrantOfManyPatients(t *testing.T) {
 
 // TestConcurrentReplace: readers see the entries of one call, never a mix.
 func TestConcurrentReplace(t *testing.T) {
+	t.Parallel()
 	access := pgdir.NewAccess(open(t))
 	versions := make([][]directory.GrantEntry, 4)
 	for v := range versions {

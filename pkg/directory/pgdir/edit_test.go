@@ -13,6 +13,7 @@ import (
 func isNoGroup(err error) bool { return errors.Is(err, directory.ErrNoGroup) }
 
 func TestEditing(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	groups := pgdir.NewGroups(pool, now)
 	changes := func(want int64, call func() (int64, error)) {
@@ -70,6 +71,7 @@ func TestEditing(t *testing.T) {
 }
 
 func TestFailedEditChangesNothing(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	groups := pgdir.NewGroups(pool, now)
 	if _, err := groups.Create(t.Context(), "g", these("p1")); err != nil {
@@ -98,6 +100,7 @@ func TestFailedEditChangesNothing(t *testing.T) {
 }
 
 func TestEditManyPatients(t *testing.T) {
+	t.Parallel()
 	const many = 50_000
 	pool := open(t)
 	groups := pgdir.NewGroups(pool, now)

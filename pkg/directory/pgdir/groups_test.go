@@ -15,6 +15,7 @@ import (
 )
 
 func TestGroups(t *testing.T) {
+	t.Parallel()
 	directorytest.Groups(t, func(t *testing.T, now func() time.Time, held []directorytest.Group) directory.Groups {
 		pool := open(t)
 		load(t, pool, false, directorytest.NDJSON(t, held)...)
@@ -58,6 +59,7 @@ func TestMembersMemory(t *testing.T) {
 
 // TestMembersSnapshot: a load does not change a stream that runs.
 func TestMembersSnapshot(t *testing.T) {
+	t.Parallel()
 	const many = 50_000 // more than fits between the server and the reader
 	pool := open(t)
 	var before, after []string
@@ -84,6 +86,7 @@ func TestMembersSnapshot(t *testing.T) {
 }
 
 func TestOutages(t *testing.T) {
+	t.Parallel()
 	ask := func(t *testing.T, url, text string) {
 		pool := connect(t, url)
 		groups, access := pgdir.NewGroups(pool, now), pgdir.NewAccess(pool)

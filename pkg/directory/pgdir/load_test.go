@@ -21,6 +21,7 @@ import (
 
 // TestMalformedLines: a malformed line is a Problem and leaves nothing staged; other lines are loaded.
 func TestMalformedLines(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	load(t, pool, false, group(t, "g2", "", "kept"))
 	good := group(t, "g1", "", "p1")
@@ -87,6 +88,7 @@ func joined(t *testing.T, pool *pgxpool.Pool, id string) map[string]time.Time {
 }
 
 func TestLoadingAgain(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	ended := `{"entity":{"reference":"Patient/ends"},"period":{"end":"2027"}}`
 	first := group(t, "g", "2026-01-01T00:00:00Z", "stays", "leaves", "rests", ended)
@@ -135,6 +137,7 @@ func TestLoadingAgain(t *testing.T) {
 
 // TestVersionsOfAGroup: the newest version wins, on a tie the later one, within a load and across loads.
 func TestVersionsOfAGroup(t *testing.T) {
+	t.Parallel()
 	const early, late = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00.5+01:00"
 	pool := open(t)
 	for name, test := range map[string]struct {
@@ -168,6 +171,7 @@ func TestVersionsOfAGroup(t *testing.T) {
 }
 
 func TestDeleteMissing(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	both := []string{group(t, "g1", "", "p1"), group(t, "g2", "", "p2")}
 	load(t, pool, false, both...)
@@ -184,6 +188,7 @@ func TestDeleteMissing(t *testing.T) {
 }
 
 func TestUnsealedLoadIsInvisible(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	load(t, pool, false, group(t, "g", "", "p1"))
 	l := begin(t, pool)
@@ -216,6 +221,7 @@ func TestUnsealedLoadIsInvisible(t *testing.T) {
 }
 
 func TestLoadsTakeTurns(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	killed := begin(t, pool)
 	add(t, killed, group(t, "g", "", "p1"))
@@ -244,6 +250,7 @@ func TestLoadsTakeTurns(t *testing.T) {
 
 // TestLostStage: a crash of the server empties the stage. The load must fail, not delete groups.
 func TestLostStage(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	load(t, pool, false, group(t, "g", "", "p1"))
 	l := begin(t, pool)
@@ -257,6 +264,7 @@ func TestLostStage(t *testing.T) {
 }
 
 func TestAddingAtOnce(t *testing.T) {
+	t.Parallel()
 	const groups, people = 40, 200
 	pool := open(t)
 	l := begin(t, pool)
@@ -324,6 +332,7 @@ func TestAddMemory(t *testing.T) {
 
 // TestLoadsAndOperatorsAtOnce: concurrent changes are serializable, and leave no members of a deleted group.
 func TestLoadsAndOperatorsAtOnce(t *testing.T) {
+	t.Parallel()
 	pool := open(t)
 	groups := pgdir.NewGroups(pool, now)
 	var all sync.WaitGroup

@@ -13,6 +13,7 @@ import (
 // TestCheckBeforeMigration: Check names the command, changes nothing, and succeeds after the migration. The sessions of
 // a source are read-only.
 func TestCheckBeforeMigration(t *testing.T) {
+	t.Parallel()
 	url := testenv.Postgres(t)
 	src, err := postgres.Open(t.Context(), pgdb.Config{URL: url, Connections: 2})
 	must(t, err)

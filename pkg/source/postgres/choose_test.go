@@ -12,6 +12,7 @@ import (
 )
 
 func TestScans(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		asked, within int64
 		perPatient    float64

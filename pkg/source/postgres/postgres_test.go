@@ -23,6 +23,7 @@ import (
 )
 
 func TestContract(t *testing.T) {
+	t.Parallel()
 	shared := newStore(t)
 	sourcetest.Run(t, func(t *testing.T, files map[string][]byte) source.Source {
 		s := shared.cleared(t)
@@ -32,6 +33,7 @@ func TestContract(t *testing.T) {
 }
 
 func TestSynthea(t *testing.T) {
+	t.Parallel()
 	dir, ok := testenv.Synthea(t)
 	if !ok {
 		return // not part of the repository; required in CI
