@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Client returns the record of a client, or export.ErrNotFound. It is not cached, so that a removal has effect at once.
+// Client returns the record of a client, or export.ErrNotFound. It is not cached, so that a removal takes effect at once.
 func (s *Store) Client(ctx context.Context, id string) ([]byte, error) {
 	record, err := s.redis.HGet(ctx, clientsKey, id).Bytes()
 	if errors.Is(err, redis.Nil) {
@@ -48,8 +48,8 @@ func (s *Store) ReplaceClient(ctx context.Context, id string, old, record []byte
 	return nil
 }
 
-// RemoveClient deletes a client, or returns export.ErrNotFound. The client gets no more tokens; those that it has stay
-// valid until they expire.
+// RemoveClient deletes a client, or returns export.ErrNotFound. The client gets no more tokens; existing ones
+// stay valid until they expire.
 func (s *Store) RemoveClient(ctx context.Context, id string) error {
 	removed, err := s.redis.HDel(ctx, clientsKey, id).Result()
 	if err != nil {
@@ -62,7 +62,7 @@ func (s *Store) RemoveClient(ctx context.Context, id string) error {
 }
 
 // Clients calls visit once for each client, in no particular order, until visit fails. A client that is added or removed
-// meanwhile may be missing.
+// during the call may be missing.
 func (s *Store) Clients(ctx context.Context, visit func(id string, record []byte) error) error {
 	seen := make(map[string]bool)
 	entries := s.redis.HScan(ctx, clientsKey, 0, "", 100).Iterator()

@@ -8,7 +8,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// Limits are how many authentications may fail in a window.
+// Limits bounds the failed authentications within a window.
 type Limits struct {
 	// the window in which failed authentications are counted
 	Window time.Duration `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`
@@ -32,7 +32,7 @@ func (l Limits) Check() error {
 // Wait returns how long an address must wait before it may authenticate as the client, or zero. An address must wait when
 // it has failed too often itself, or when it has failed at all and the client has failed too often from all addresses. So
 // failures from other addresses do not lock out a client whose own address has none, and an attacker with many addresses
-// has one attempt from each.
+// gets one attempt from each.
 func (s *Store) Wait(ctx context.Context, limits Limits, client, address string) (time.Duration, error) {
 	return s.count(ctx, limits, client, address, 0)
 }

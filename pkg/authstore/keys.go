@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// Schedule is when signing keys rotate.
+// Schedule configures the rotation of signing keys.
 type Schedule struct {
 	Rotate time.Duration `env:"AUTH_KEY_ROTATE" envDefault:"24h"` // how long a key signs tokens
 	// how long a key is published before it signs
@@ -61,16 +61,16 @@ func NewKeys(store *Store, schedule Schedule, secret string, previous ...string)
 	return k, nil
 }
 
-// CheckSecret reports why a secret cannot encrypt signing keys.
+// CheckSecret returns an error for a secret that cannot encrypt signing keys.
 func CheckSecret(secret string) error {
 	_, err := newSeal(secret)
 	return err
 }
 
-// Current rotates the key ring if it is due, and returns the signing key and all keys to publish, future ones included. Of
-// several replicas at the same time one changes the ring, and the others use its result. The error wraps
-// export.ErrUnavailable when Redis cannot be reached. Keys that cannot be decrypted are another error, and then the ring is
-// not used at all.
+// Current rotates the key ring if it is due, and returns the signing key and all keys to publish, future ones included. If
+// several replicas call it at the same time, one changes the ring and the others use its result. The error wraps
+// export.ErrUnavailable when Redis cannot be reached. If any key cannot be decrypted, the error does not wrap it, and the
+// ring is not used.
 func (k *Keys) Current(ctx context.Context) (signing Key, published []Key, err error) {
 	const tries = 5 // after a lost race another replica has rotated the ring
 	for range tries {

@@ -21,7 +21,7 @@ const (
 
 var daily = authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}
 
-// replica opens the key ring as a replica does.
+// replica opens the key ring with its own connection.
 func replica(t *testing.T, url string, c *testenv.Clock, secrets ...string) *authstore.Keys {
 	t.Helper()
 	keys, err := authstore.NewKeys(open(t, url, c.Now), daily, secrets[0], secrets[1:]...)
@@ -53,7 +53,7 @@ func TestRotation(t *testing.T) {
 		if len(kids) != 1 {
 			t.Fatalf("%d keys at the first start", len(kids))
 		}
-		published := map[string]time.Time{first: c.Now()} // since when
+		published := map[string]time.Time{first: c.Now()} // when first published
 		var signed []string
 		began := map[string]time.Time{}
 		ended := map[string]time.Time{}
@@ -106,7 +106,7 @@ func TestRotationAfterALongStop(t *testing.T) {
 		}
 		c.Advance(15 * time.Minute)
 		if signing, _ := current(t, keys); signing == first {
-			t.Error("the old key signs on")
+			t.Error("the old key still signs")
 		}
 	})
 }
@@ -153,7 +153,7 @@ func TestSeals(t *testing.T) {
 		text, err := raw(t, url).Get(t.Context(), "sluice:auth:keys").Bytes()
 		must(t, err)
 		if bytes.Contains(text, private) || !bytes.Contains(text, []byte(signing.KID)) {
-			t.Errorf("the ring holds the key in the clear, or is not the ring: %s", text)
+			t.Errorf("the ring has the key in plaintext, or is not the ring: %s", text)
 		}
 		for name, strange := range map[string]*authstore.Keys{
 			"another secret": replica(t, url, c, other), "another one": replica(t, url, c, other, other+"x"),
@@ -162,10 +162,10 @@ func TestSeals(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		// A replica with another secret does not change the ring, also when a rotation is due.
+		// A replica with another secret does not change the ring, even when a rotation is due.
 		c.Advance(48 * time.Hour)
 		if _, _, err := replica(t, url, c, other).Current(t.Context()); err == nil {
-			t.Error("another secret opens")
+			t.Error("the ring opens with another secret")
 		}
 		after, err := raw(t, url).Get(t.Context(), "sluice:auth:keys").Bytes()
 		must(t, err)
@@ -187,7 +187,7 @@ func TestSeals(t *testing.T) {
 	})
 }
 
-// The secret changes in the three steps of docs/auth.md, while replicas with both run.
+// The secret is changed in the three steps of docs/auth.md while replicas with both secrets run.
 func TestSecretChange(t *testing.T) {
 	overBoth(t, func(t *testing.T, url string) {
 		c := newClock()
@@ -202,7 +202,7 @@ func TestSecretChange(t *testing.T) {
 			}
 		}
 		c.Advance(24 * time.Hour)
-		for range 3 { // every key of the first secret goes
+		for range 3 { // removes every key that the first secret encrypted
 			current(t, changed)
 			c.Advance(24 * time.Hour)
 		}
@@ -210,7 +210,7 @@ func TestSecretChange(t *testing.T) {
 		c.Advance(time.Hour)
 		current(t, changed)
 		if last, _ := current(t, replica(t, url, c, other)); last == first {
-			t.Error("the first key signs on")
+			t.Error("the first key still signs")
 		}
 	})
 }

@@ -39,9 +39,9 @@ func parseRing(text string) (ring, error) {
 	return r, nil
 }
 
-// step returns the ring as it has to be at a time, and whether that is a change. It removes keys whose last token has
+// step returns the ring for the given time, and whether it differs from r. It removes keys whose last token has
 // expired, and adds the next key early enough for every verifier to fetch it. An empty ring gets a key that signs at once:
-// no verifier has an older set. newKey makes a key that signs from a time on.
+// no verifier has an older set. newKey makes a key that begins to sign at the given time.
 func (r ring) step(now time.Time, schedule Schedule, newKey func(signs int64) (ringKeyEntry, error)) (ring, bool, error) {
 	ms := now.UnixMilli()
 	var kept []ringKeyEntry
@@ -69,8 +69,8 @@ func (r ring) step(now time.Time, schedule Schedule, newKey func(signs int64) (r
 	return ring{Keys: append(kept, added)}, true, nil
 }
 
-// signing returns the index of the key that signs at a time: the last one that has begun. If none has, as after a clock was
-// set back, it is the first: it is published, so its tokens verify.
+// signing returns the index of the key that signs at a time: the last one that has begun. If none has, such as after a
+// clock was set back, it is the first one: it is published, so its tokens verify.
 func (r ring) signing(now time.Time) int {
 	for i := len(r.Keys) - 1; i > 0; i-- {
 		if r.Keys[i].Signs <= now.UnixMilli() {

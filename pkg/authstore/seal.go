@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// minSecret is the least length of a secret, in bytes.
+// minSecret is the minimum length of a secret, in bytes.
 const minSecret = 32
 
 var errSeal = errors.New("a signing key cannot be decrypted with this secret")

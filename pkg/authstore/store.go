@@ -1,12 +1,12 @@
 // Package authstore keeps in Redis what the replicas of the token service share: the registered clients, the ids of used
 // assertions, the counts of failed authentications, and the keys that sign tokens.
 //
-// Of two uses of an id exactly one is the first. A removed client is gone for all replicas at once. All replicas sign with
-// the same key, and publish the next one well before it signs. Redis alone does not suffice to sign a token: the private
-// keys in it are encrypted with a secret that is not in Redis. But anyone who can write to Redis can register clients, as
-// the command line does.
+// Exactly one use of an id is the first. A removed client is gone for all replicas at once. All replicas sign with
+// the same key, and publish the next one well before it signs. Access to Redis alone does not allow signing tokens: the
+// private keys in it are encrypted with a secret that is not in Redis. But anyone who can write to Redis can register
+// clients, as the command line does.
 //
-// All Redis keys expire but those of the clients and of the key ring, so that requests cannot fill Redis. Redis must run
+// All Redis keys except the clients and the key ring expire, so that requests cannot fill Redis. Redis must run
 // with noeviction: an evicted id could be used again.
 package authstore
 
@@ -45,8 +45,8 @@ type Store struct {
 }
 
 // Open returns a store on the Redis at the URL (redis:// or rediss://, with user, password and database). It makes no
-// connection yet. Keys rotate by the clock of Redis; a test gives a clock of its own, everybody else gives nil. roots are
-// the authorities that a rediss:// server is verified with, nil for the system's.
+// connection yet. Keys rotate by the clock of Redis; tests pass their own clock, all others nil. roots are the
+// authorities that verify a rediss:// server; nil means those of the system.
 func Open(url string, roots *x509.CertPool, now func() time.Time) (*Store, error) {
 	client, err := redisclient.Open(url, redisclient.WithRoots(roots))
 	if err != nil {

@@ -103,7 +103,7 @@ func TestFailures(t *testing.T) {
 		waits("c", "2", false)
 		fail("c", "2")
 		waits("c", "2", true)      // the client has failed too often, also from this address
-		waits("c", "3", false)     // but not from this one
+		waits("c", "3", false)     // this address has not failed
 		waits("other", "2", false) // and 2 has failed only once
 		keys, err := raw(t, url).Keys(t.Context(), "*").Result()
 		must(t, err)
@@ -155,7 +155,7 @@ func TestClients(t *testing.T) {
 		}
 		must(t, s.Clients(t.Context(), func(id string, record []byte) error {
 			if want[id] != string(record) {
-				t.Errorf("%s comes twice or with %q", id, record)
+				t.Errorf("%s is listed twice or with %q", id, record)
 			}
 			delete(want, id)
 			return nil
@@ -195,7 +195,7 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	}
 }
 
-// The error does not contain the URL, which may hold a password.
+// The error does not contain the URL, which may contain a password.
 func TestOpenRefuses(t *testing.T) {
 	_, err := authstore.Open("redis://user:password@host:port:1/x", nil, nil)
 	if err == nil || strings.Contains(err.Error(), "password") {

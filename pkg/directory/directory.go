@@ -1,5 +1,5 @@
 // Package directory is the contract of group membership and access grants. Sluice does not own groups: it reads them
-// (spec 1). Access fails closed: no entry means no access. Errors never hold a patient id.
+// (spec 1). Access fails closed: no entry means no access. Errors never contain a patient id.
 package directory
 
 import (
@@ -13,9 +13,9 @@ import (
 // indistinguishable on purpose.
 var ErrNoGroup = errors.New("no such group")
 
-// Groups reads group membership. Two implementations: files and Postgres.
+// Groups reads group membership. filedir and pgdir implement it.
 type Groups interface {
-	// Exists returns nil when the group can be exported, else ErrNoGroup.
+	// Exists returns nil if the group can be exported, else ErrNoGroup.
 	Exists(ctx context.Context, groupID string) error
 
 	// Members streams the ids of the group's active patient members, without "Patient/", in any order; an id may occur
@@ -52,7 +52,7 @@ func Only(names ...string) Selection { return Selection{listed: set(names)} }
 // AllBut selects every name except the given ones.
 func AllBut(names ...string) Selection { return Selection{all: true, listed: set(names)} }
 
-// Has reports whether the name is selected. The empty name never is.
+// Has reports whether the name is selected. It is false for the empty name.
 func (s Selection) Has(name string) bool {
 	_, listed := s.listed[name]
 	return name != "" && listed != s.all

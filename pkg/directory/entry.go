@@ -17,7 +17,7 @@ type GrantEntry struct {
 	Patients NameList // patient ids
 }
 
-// NameList is the names, or with All every name except them. The zero NameList selects nothing.
+// NameList selects its names, or with All every name except them. The zero NameList selects nothing.
 type NameList struct {
 	All   bool
 	Names []string

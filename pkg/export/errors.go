@@ -12,16 +12,16 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrConflict: the job is in a state from which the step is not allowed, or the name is taken.
 	ErrConflict = errors.New("conflict")
-	// ErrFenced: the caller's fence is stale, because another attempt owns the unit or it is closed. What the caller made
-	// is garbage. This is not a failure.
+	// ErrFenced: the caller's fence is stale, because another attempt owns the unit or it is closed. The output of the
+	// caller is garbage. This is not a failure.
 	ErrFenced = errors.New("fenced off")
-	// ErrNotLive: the job was cancelled, failed, finished or purged: stop working for it.
+	// ErrNotLive: the job was cancelled, failed, completed or purged; stop working on it.
 	ErrNotLive = errors.New("job is not live")
 	// ErrUnavailable: a dependency (Redis, object store, source) cannot be reached; try again later.
 	ErrUnavailable = errors.New("unavailable")
 )
 
-// PermanentError is the outcome of a unit that no retry can change.
+// PermanentError is a failure of a unit that a retry cannot change.
 type PermanentError struct{ Reason string }
 
 func (e PermanentError) Error() string { return "permanent: " + e.Reason }
@@ -40,7 +40,8 @@ func Backoff(attempt int) time.Duration {
 	return min(time.Second<<max(attempt-1, 0), most)
 }
 
-// Cause is the class of a unit's last failure, for operators. They do not see the text of errors, which may quote data.
+// Cause is the class of a unit's last failure, for operators. The error text is not shown to them, because it may
+// contain data.
 type Cause string
 
 // The causes.
@@ -48,6 +49,6 @@ const (
 	CauseUnavailable Cause = "unavailable" // a dependency could not be reached
 	CauseDraining    Cause = "draining"    // its worker stopped and handed it back
 	CauseError       Cause = "error"       // its data could not be read or stored
-	CauseLost        Cause = "lost"        // its worker was not heard of any more
+	CauseLost        Cause = "lost"        // its worker stopped sending heartbeats
 	CauseOperator    Cause = "operator"    // an operator took it from its worker
 )

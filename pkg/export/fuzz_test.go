@@ -8,8 +8,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// FuzzParseKey: a key that is taken for ours leads to the job that it lies under, to a unit and a fence that the layout
-// could have written, and counts as scaffolding exactly where scaffolding lies.
+// FuzzParseKey: a parsed key has the prefix of its job, and a unit and a fence that the layout can write. It is
+// scaffolding exactly if it is below a scaffolding prefix.
 func FuzzParseKey(f *testing.F) {
 	job := export.NewJobID()
 	for _, key := range []string{
@@ -27,10 +27,10 @@ func FuzzParseKey(f *testing.F) {
 			return
 		}
 		if _, err := export.ParseJobID(string(origin.Job)); err != nil || !strings.HasPrefix(key, export.JobPrefix(origin.Job)) {
-			t.Fatalf("%q leads to the job %q", key, origin.Job)
+			t.Fatalf("%q: job %q", key, origin.Job)
 		}
 		if origin.Unit == "" || strings.ContainsAny(string(origin.Unit), "/.") || origin.Fence < 1 {
-			t.Errorf("%q leads to the unit %q at the fence %d", key, origin.Unit, origin.Fence)
+			t.Errorf("%q: unit %q, fence %d", key, origin.Unit, origin.Fence)
 		}
 		scaffolding := false
 		for _, prefix := range export.Scaffolding(origin.Job) {
@@ -51,11 +51,11 @@ func FuzzParseKey(f *testing.F) {
 				return
 			}
 		}
-		t.Errorf("%q is nothing that the layout writes, and was taken for %+v", key, origin)
+		t.Errorf("the layout does not write %q, parsed as %+v", key, origin)
 	})
 }
 
-// FuzzParseJobID holds it against the form in words: 26 of a to z and 2 to 7, and nothing else.
+// FuzzParseJobID compares the result with the definition: exactly 26 characters of a to z and 2 to 7.
 func FuzzParseJobID(f *testing.F) {
 	good := string(export.NewJobID())
 	for _, text := range []string{
@@ -73,7 +73,7 @@ func FuzzParseJobID(f *testing.F) {
 			t.Errorf("%q: %q, %v", text, id, err)
 		}
 		if err != nil && len(text) > len("job id: not found") && strings.Contains(err.Error(), text) {
-			t.Errorf("the error repeats %q", text)
+			t.Errorf("the error contains %q", text)
 		}
 	})
 }

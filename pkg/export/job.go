@@ -23,7 +23,7 @@ func NewJobID() JobID {
 	return JobID(strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:])))
 }
 
-// ParseJobID returns the id when s has the form of one. Anything else is no job.
+// ParseJobID returns the id when s has the form of one. Any other text is ErrNotFound.
 func ParseJobID(s string) (JobID, error) {
 	if !jobIDForm.MatchString(s) {
 		return "", fmt.Errorf("job id: %w", ErrNotFound)
@@ -37,16 +37,16 @@ type Owner struct {
 	Subject string `json:"sub"`
 }
 
-// Hash is a stable name of the owner for logs and admin output, which never show the subject itself.
+// Hash returns a stable name of the owner for logs and admin output, which never contain the subject itself.
 func (o Owner) Hash() string { return o.Key()[:16] }
 
-// Key names the owner in keys. It has a fixed length and is unique.
+// Key returns the name of the owner in store keys. It has a fixed length and is unique.
 func (o Owner) Key() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(o.Issuer), o.Issuer, o.Subject))
 	return hex.EncodeToString(sum[:])
 }
 
-// Dialect is how a job's answers are phrased (spec 9).
+// Dialect is the form of a job's responses (spec 9).
 type Dialect string
 
 // The dialects: Classic is the documented service, IG is the HL7 Bulk Data Access IG.
@@ -57,9 +57,9 @@ const (
 
 // Request is a validated kick-off. It is stored with the job and never changes.
 type Request struct {
-	URL     string   `json:"url"`     // the absolute URL that the client asked, on the public base URL
+	URL     string   `json:"url"`     // the absolute URL of the request, on the public base URL
 	GroupID string   `json:"group"`   // the group to export
-	Types   []string `json:"types"`   // what to export: asked for, else all allowed; sorted; never empty
+	Types   []string `json:"types"`   // the requested types, else all allowed ones; sorted; never empty
 	Dialect Dialect  `json:"dialect"` // fixed at kick-off
 }
 
@@ -70,15 +70,15 @@ type Job struct {
 	Request  Request
 	State    State
 	Created  time.Time
-	Snapshot time.Time // the instant that the data is read at; frozen by the plan
+	Snapshot time.Time // the instant at which the data is read; frozen by the plan
 	Finished time.Time // completed or failed
-	Expires  time.Time // from this instant on the job is not there (spec 6)
+	Expires  time.Time // from this instant on the job does not exist (spec 6)
 	Percent  int       // 0..99 until sealed, never decreasing
-	Failure  string    // why a failed job failed, fit for its owner to read
+	Failure  string    // why the job failed, for its owner
 	Cohort   Cohort    // set by the plan
 	Manifest string    // object key of the sealed file list (one JSON File a line); set by the seal
 	Key      []byte    // the data key of its objects, wrapped (pkg/envelope); empty: they are in plaintext. Fixed at kick-off
-	Trace    string    // W3C traceparent of the kick-off, below which its units are traced; empty: it is not. Fixed then
+	Trace    string    // W3C traceparent of the kick-off, the parent of its units' spans; empty: not traced. Fixed at kick-off
 }
 
 // Visible reports whether the owner may still see the job: it is not cancelled, and not expired by the clock (spec 6).
@@ -89,7 +89,7 @@ func (j Job) Visible(now time.Time) bool {
 	return j.Expires.IsZero() || now.Before(j.Expires)
 }
 
-// Cohort describes the stored list of patients that a job may hold data of.
+// Cohort describes the stored list of patients whose data a job may export.
 type Cohort struct {
 	Prefix   string `json:"prefix"`   // object key prefix of the chunks
 	Chunks   int    `json:"chunks"`   // chunk objects, numbered from 0

@@ -12,7 +12,7 @@ import (
 // JobsPrefix is the prefix of all jobs' objects.
 const JobsPrefix = "jobs/"
 
-// JobPrefix is the prefix of everything that belongs to the job.
+// JobPrefix returns the prefix of all objects of the job.
 func JobPrefix(job JobID) string { return JobsPrefix + string(job) + "/" }
 
 // JobOf returns the job that the object key belongs to, and false for a key outside the layout.
@@ -23,34 +23,34 @@ func JobOf(key string) (JobID, bool) {
 	return job, ours && below && err == nil
 }
 
-// FileName is the name of the n'th file (from 0) of one type that an attempt at a unit writes, part of the file's URL.
+// FileName returns the name of the n'th file (from 0) of one type that an attempt at a unit writes, part of its URL.
 func FileName(unit UnitID, fence int64, typ string, n int) string {
 	return fmt.Sprintf("%s.%s.%d.%d.ndjson", typ, unit, fence, n)
 }
 
-// FileKey is the object key of a file, which is stored gzipped.
+// FileKey returns the object key of a file, which is stored gzipped.
 func FileKey(job JobID, typ, name string) string { return JobPrefix(job) + typ + "/" + name + ".gz" }
 
-// CohortPrefix is the prefix of the cohort chunks that an attempt at the plan writes.
+// CohortPrefix returns the prefix of the cohort chunks that an attempt at the plan writes.
 func CohortPrefix(job JobID, fence int64) string {
 	return fmt.Sprintf("%s_cohort/%d/", JobPrefix(job), fence)
 }
 
-// ReferencesPrefix is the prefix of the reference lists that an attempt at a unit writes.
+// ReferencesPrefix returns the prefix of the reference lists that an attempt at a unit writes.
 func ReferencesPrefix(job JobID, unit UnitID, fence int64) string {
 	return fmt.Sprintf("%s_references/%s.%d/", JobPrefix(job), unit, fence)
 }
 
-// ManifestKey is the object key of the sealed list of files that an attempt at the seal writes.
+// ManifestKey returns the object key of the sealed list of files that an attempt at the seal writes.
 func ManifestKey(job JobID, fence int64) string {
 	return fmt.Sprintf("%s%d.ndjson", ManifestPrefix(job), fence)
 }
 
-// ManifestPrefix is the prefix of the manifests that attempts at the seal write.
+// ManifestPrefix returns the prefix of the manifests that attempts at the seal write.
 func ManifestPrefix(job JobID) string { return JobPrefix(job) + "_manifest/" }
 
-// Scaffolding lists the prefixes of what a job needs only while it runs. It has patient ids, and is deleted when the job
-// ends.
+// Scaffolding returns the prefixes of objects that a job needs only while it runs. They contain patient ids and are deleted
+// when the job ends.
 func Scaffolding(job JobID) []string {
 	return []string{JobPrefix(job) + "_cohort/", JobPrefix(job) + "_references/"}
 }
@@ -92,7 +92,7 @@ func ParseKey(key string) (Origin, bool) {
 		}
 		origin.Unit, fence = UnitID(parts[1]), parts[2]
 	}
-	// With a sign or a leading zero it would be another key of the same attempt.
+	// Refuse a sign and leading zeros: the layout never writes them.
 	var err error
 	origin.Fence, err = strconv.ParseInt(fence, 10, 64)
 	if err != nil || origin.Fence < 1 || strconv.FormatInt(origin.Fence, 10) != fence || origin.Unit == "" {

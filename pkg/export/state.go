@@ -11,8 +11,8 @@ const (
 	Planning  State = "planning"  // the cohort is resolved and the units are cut
 	Running   State = "running"   // units are being exported
 	Sealing   State = "sealing"   // all units are closed; the manifest is being written
-	Completed State = "completed" // the manifest is there
-	Failed    State = "failed"    // nothing could be produced; Failure is the reason
+	Completed State = "completed" // the manifest is written
+	Failed    State = "failed"    // the job has no result; Failure is the reason
 	Cancelled State = "cancelled" // its owner deleted it; waiting to be purged
 	Expired   State = "expired"   // its retention is over; waiting to be purged
 )

@@ -9,7 +9,7 @@ import (
 )
 
 func TestEveryArrowOfTheStateMachine(t *testing.T) {
-	// The picture in docs/state-machine.md, arrow by arrow.
+	// The arrows of the diagram in docs/state-machine.md.
 	arrows := map[export.State][]export.State{
 		export.Scheduled: {export.Planning, export.Failed, export.Cancelled},
 		export.Planning:  {export.Running, export.Failed, export.Cancelled},
@@ -102,7 +102,7 @@ func TestKeysLeadBackToTheirOrigin(t *testing.T) {
 		export.JobPrefix(job) + "Patient/x/Patient.u.1.0.ndjson.gz", export.JobPrefix(job) + "Patient/a.b.ndjson.gz",
 	} {
 		if origin, ok := export.ParseKey(key); ok {
-			t.Errorf("%q was taken for %+v", key, origin)
+			t.Errorf("%q was parsed as %+v", key, origin)
 		}
 	}
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // Kind is the work of a unit. All work for a job is done in units, which are claimed with a fence, kept alive by
-// heartbeats and committed by one script, so all of it may be killed, repeated and delayed.
+// heartbeats and committed by one script, so any of it can be killed, repeated or delayed.
 type Kind string
 
 // The kinds of units, in the order of a job's life.
@@ -19,11 +19,11 @@ const (
 	KindSeal              Kind = "seal"       // write the manifest
 )
 
-// UnitID names a unit within its job, such as "plan" or "Observation-00003". It holds no dot and no slash: it is part of
-// object keys.
+// UnitID names a unit within its job, such as "plan" or "Observation-00003". It has no dot and no slash, because it is
+// part of object keys.
 type UnitID string
 
-// The units that every job has by these names.
+// The units that have fixed ids.
 const (
 	PlanUnit       UnitID = "plan"
 	ReferencesUnit UnitID = "references"
@@ -33,8 +33,8 @@ const (
 // FirstUnit is the unit that a kick-off records with the job.
 func FirstUnit() Unit { return Unit{ID: PlanUnit, Kind: KindPlan} }
 
-// Next returns the unit to open when the last open unit, of the given kind, has closed: the references, if the job has a
-// cohort and exports referenced types, else the seal, and the zero Unit after the seal.
+// Next returns the unit to open after the last open unit, of the given kind, was closed: the references unit, if the job
+// has a cohort and exports referenced types, else the seal, and the zero Unit after the seal.
 func (r Request) Next(closed Kind, emptyCohort bool) Unit {
 	switch {
 	case closed == KindSeal:
@@ -53,13 +53,13 @@ type Unit struct {
 	Type  string `json:"type,omitempty"`  // resource type, for the two kinds that write files
 	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
 	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
-	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes: the weight in order and progress
+	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes, for ordering and progress
 }
 
 // ShortBytes is the largest estimate, in NDJSON bytes, of a short unit that writes files.
 const ShortBytes = 16 << 20
 
-// Short reports whether the unit takes well under a second, as far as its estimate goes.
+// Short reports whether the unit takes well under a second by its estimate.
 func (u Unit) Short() bool {
 	return u.Kind != KindExport && u.Kind != KindExportReferenced || u.Bytes <= ShortBytes
 }
@@ -75,11 +75,11 @@ type Lease struct {
 	Job      JobID
 	Unit     Unit
 	Fence    int64
-	Failures int    // how often the unit has failed before
+	Failures int    // number of failed attempts before this one
 	Trace    string // of its job
 }
 
-// Result is what a unit leaves when it closes.
+// Result is the recorded result of a closed unit.
 type Result struct {
 	Files      []File   `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
 	References []string `json:"references,omitempty"` // object keys of sorted runs of references seen

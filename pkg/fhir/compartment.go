@@ -61,7 +61,7 @@ var subjectPaths = map[string][]string{
 	"Observation":                 {"subject"},
 	"Patient":                     nil,
 	"Procedure":                   {"subject"},
-	"Provenance":                  {"target"}, // one hop: the patient of what it targets
+	"Provenance":                  {"target"}, // one hop: the patients of its targets
 	"QuestionnaireResponse":       {"subject"},
 	"RelatedPerson":               {"patient"},
 	"RequestGroup":                {"subject"},
@@ -89,13 +89,13 @@ func InCompartment(typ string) bool {
 // empty for Patient, which is about itself, and for every type outside the compartment. Do not modify it.
 func SubjectPaths(typ string) []string { return subjectPaths[typ] }
 
-// IsReferenced reports whether the type is exported only because something exported references it (spec 10).
+// IsReferenced reports whether resources of the type are exported only when an exported resource references them (spec 10).
 func IsReferenced(typ string) bool { return slices.Contains(referencedTypes, typ) }
 
-// IsExportable reports whether a group export can have the type.
+// IsExportable reports whether a group export can contain the type.
 func IsExportable(typ string) bool { return InCompartment(typ) || IsReferenced(typ) }
 
-// ExportableTypes returns every type that a group export can have, sorted by name.
+// ExportableTypes returns every type that a group export can contain, sorted by name.
 func ExportableTypes() []string {
 	types := slices.Clone(referencedTypes)
 	for typ := range subjectPaths {

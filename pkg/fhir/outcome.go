@@ -1,12 +1,12 @@
 package fhir
 
-// OperationOutcome is the FHIR resource of every refusal and report (spec 7).
+// OperationOutcome is the FHIR resource that reports refusals and problems (spec 7).
 type OperationOutcome struct {
 	ResourceType string  `json:"resourceType"`
 	Issue        []Issue `json:"issue"`
 }
 
-// Issue is one issue of an OperationOutcome. Diagnostics never has a token, a secret or a patient id.
+// Issue is one issue of an OperationOutcome. Diagnostics never contains a token, a secret or a patient id.
 type Issue struct {
 	Severity    string `json:"severity"` // fatal | error | warning | information
 	Code        string `json:"code"`     // http://hl7.org/fhir/issue-type

@@ -75,7 +75,7 @@ func cutLast[T string | []byte](s T) (before, last T) {
 }
 
 // CountTargets returns the number of targets of a Provenance, including those that ParseReference does not understand: a
-// urn or an identifier may be a patient. The line is one that Scan accepted.
+// urn or an identifier may be a patient. Scan must have accepted the line.
 func CountTargets(provenance []byte) int {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(provenance, &members); err != nil {

@@ -23,7 +23,7 @@ type Facts struct {
 }
 
 // Scanner reads the facts of one line at a time. It reuses its buffers, so each goroutine needs its own. The zero Scanner
-// is ready.
+// is ready to use.
 type Scanner struct {
 	roots    []root
 	subjects []Ref
@@ -36,7 +36,7 @@ type root struct {
 	start, end int // of the value
 }
 
-// Errors never have content of the line.
+// Errors never contain content of the line.
 var (
 	errDuplicate = errors.New("a key on the path to type, id, lastUpdated or subject is duplicate")
 	errUTF8      = errors.New("not valid UTF-8")
@@ -46,11 +46,11 @@ var (
 	errNoID      = errors.New("no id, or not a FHIR id")
 )
 
-// maxDepth is the maximum nesting of brackets, that of encoding/json.
+// maxDepth is the maximum nesting of brackets, as in encoding/json.
 const maxDepth = 10000
 
 // Scan reads the facts of one NDJSON line, without its newline. It accepts what encoding/json.Valid accepts, and fails
-// closed on everything that two readers could read differently: invalid UTF-8, line breaks between tokens, a missing,
+// closed on everything that two parsers could read differently: invalid UTF-8, line breaks between tokens, a missing,
 // malformed or duplicate resourceType or id, and a duplicate key on a subject path, escaped or not. Errors have a reason
 // and a position, never content.
 func (s *Scanner) Scan(line []byte) (Facts, error) {
@@ -114,7 +114,7 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 	switch name {
 	case "resourceType":
 		text := unquote(line, start, end)
-		if string(text) != s.lastType { // neighbouring lines are of one type: reuse the string
+		if string(text) != s.lastType { // adjacent lines mostly have one type: reuse the string
 			s.lastType = string(text)
 		}
 		facts.Type = s.lastType
@@ -165,8 +165,8 @@ func rootName(key []byte) string {
 	return ""
 }
 
-// walk follows a path of keys from the value at i, through arrays, calls found with each value at its end, nil for one that
-// is not a string, and returns the end of the value at i. The value was checked before.
+// walk follows a path of keys from the value at i, through arrays, calls found with each value at its end (nil for a
+// value that is not a string), and returns the end of the value at i. The value has been checked before.
 func walk(line []byte, i int, path string, found func(text []byte)) (int, error) {
 	switch line[i] {
 	case '[':
@@ -209,8 +209,8 @@ func walk(line []byte, i int, path string, found func(text []byte)) (int, error)
 	return value(line, i, 1)
 }
 
-// collect appends the resource that a subject reference names. Neighbouring lines are mostly about the same patient, so
-// it reuses the string of the line before, which is still behind the end of the slice.
+// collect appends the resource that a subject reference names. Adjacent lines are mostly about the same patient, so it
+// reuses the string of the previous line, which is still in the spare capacity of the slice.
 func (s *Scanner) collect(reference []byte) {
 	typ, id, ok := splitReference(reference)
 	if !ok {
@@ -346,8 +346,8 @@ const cutOff = "the line ends too early"
 
 func fault(what string, at int) error { return fmt.Errorf("not valid JSON at byte %d: %s", at, what) }
 
-// space returns the position of the first byte from i on that is not white space. A line break is not white space here:
-// for some readers it would end the line.
+// space returns the position of the first byte from i on that is not white space. A line break is not white space here,
+// because some readers would end the line there.
 func space(line []byte, i int) int {
 	for i < len(line) && (line[i] == ' ' || line[i] == '\t') {
 		i++
@@ -445,8 +445,8 @@ func digits(line []byte, i int) int {
 }
 
 // References calls yield for every local literal reference in the line, including contained resources and extensions,
-// until yield returns false: each string value of a key "reference" that ParseReference understands. The line is one
-// that Scan accepted; of another line it may miss references.
+// until yield returns false: each string value of a key "reference" that ParseReference understands. Scan must
+// have accepted the line; in any other line References may miss some.
 func References(line []byte, yield func(Ref) bool) {
 	// Without escapes each occurrence of the quoted key is a whole string, so the search can jump to it.
 	sought := []byte(`"reference"`)

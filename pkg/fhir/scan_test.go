@@ -94,7 +94,7 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// refused are lines that Scan must refuse, each for one reason.
+// refused has lines that Scan must refuse, each for one reason.
 var refused = map[string]string{
 	"empty":                "",
 	"blank":                "   ",
@@ -157,7 +157,7 @@ func TestScanRefuses(t *testing.T) {
 			if facts, err := s.Scan([]byte(line)); err == nil {
 				t.Errorf("accepted as %+v", facts)
 			} else if strings.Contains(err.Error(), "Patient") {
-				t.Errorf("the error shows content: %v", err)
+				t.Errorf("the error contains content: %v", err)
 			}
 		})
 	}
@@ -308,7 +308,7 @@ func FuzzScan(f *testing.F) {
 		if err := json.Unmarshal(line, &tree); err != nil {
 			t.Fatalf("encoding/json refuses the line: %v", err)
 		}
-		// Readers keep either the first or the last of two members of one name: the facts must be the same.
+		// Parsers keep either the first or the last of two members with one name: the facts must be the same.
 		first, _ := firstOfTwo(t, json.NewDecoder(bytes.NewReader(line))).(map[string]any)
 		for reader, tree := range map[string]map[string]any{"first": first, "last": tree} {
 			if facts.Type != tree["resourceType"] || facts.ID != tree["id"] {
@@ -328,7 +328,7 @@ func FuzzScan(f *testing.F) {
 				t.Fatalf("got %s, the tree of the %s has %q", facts.LastUpdated, reader, text)
 			}
 		}
-		// The tree lacks the first of two values of a duplicate key.
+		// The tree does not have the first value of a duplicate key.
 		for ref := range treeReferences(tree, map[Ref]bool{}) {
 			if !slices.Contains(found, ref) {
 				t.Fatalf("References missed %v", ref)
@@ -340,7 +340,7 @@ func FuzzScan(f *testing.F) {
 	})
 }
 
-// firstOfTwo decodes a value and keeps the first of two members of one name.
+// firstOfTwo decodes a value and keeps the first of two members with one name.
 func firstOfTwo(t *testing.T, decoder *json.Decoder) any {
 	next := func() json.Token {
 		token, err := decoder.Token()
@@ -547,7 +547,7 @@ func syntheaLines(tb testing.TB) map[string][][]byte {
 	return all
 }
 
-// madeUpLine is an Observation with the given number of components.
+// madeUpLine returns an Observation with the given number of components.
 func madeUpLine(components int) []byte {
 	var b bytes.Buffer
 	b.WriteString(`{"resourceType":"Observation","id":"o-1","meta":{"lastUpdated":"2024-01-01T00:00:00Z"},` +

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// MaxLine is the usual Reader.MaxLine.
+// MaxLine is the usual value of Reader.MaxLine, in bytes.
 const MaxLine = 256 << 20
 
 // File is one file to read.
@@ -76,8 +76,8 @@ func Text(path string, content io.Reader) (io.Reader, error) {
 // Reader reads files in blocks of whole lines.
 type Reader struct {
 	BlockSize int // bytes; a block ends with the line in which it reaches this size
-	MaxLine   int // bytes at which a line is too long; it bounds the memory
-	Takers    int // calls of take at once
+	MaxLine   int // size in bytes from which a line is too long; bounds the memory
+	Takers    int // concurrent calls of take
 	// Open returns the text of a file. It is called from several goroutines.
 	Open func(file int) (io.ReadCloser, error)
 }
@@ -124,7 +124,7 @@ func (r *Reader) Read(ctx context.Context, files []File, take func(context.Conte
 	for i := range order {
 		order[i] = i
 	}
-	// The largest first, so that no large file is read alone at the end.
+	// The largest file first, so that no large file is read alone at the end.
 	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(files[j].Size, files[i].Size) })
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -191,8 +191,8 @@ func (r *Reader) readFile(ctx context.Context, path string, number int, pool *sy
 	return nil
 }
 
-// fill reads the block and returns its size in the text. Of a last line that is too long it keeps only a beginning. The
-// last block comes with io.EOF.
+// fill reads the block and returns its size in the text. It keeps only the beginning of a last line that is too long. It
+// returns io.EOF with the last block.
 func (b *Block) fill(ctx context.Context, text *bufio.Reader, size int) (read int64, err error) {
 	next, err := text.Peek(size) // unlike io.ReadFull it keeps the error of a truncated gzip stream
 	b.data = append(b.data, next...)

@@ -53,8 +53,8 @@ func TestInFolder(t *testing.T) {
 	}
 }
 
-// FuzzRead: for every block size, the lines are those of bytes.Split that are not blank, with their numbers and places,
-// and those that are too long are marked.
+// FuzzRead: for every block size, Read returns the non-blank lines of bytes.Split with their numbers and offsets, and
+// marks lines that are too long.
 func FuzzRead(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", "a", "a\n", "a\nbc\n", "\n\n\r\na", "abcdefghij\nk\n", "a\nabcdefg\n", "\ufeffa\nb", " \ufeffa\n\t b \r\n",
@@ -94,7 +94,7 @@ func FuzzRead(f *testing.F) {
 					got[b.File] = map[int64]lines.Line{}
 				}
 				if _, twice := got[b.File][line.Number]; twice {
-					t.Errorf("line %d came twice", line.Number)
+					t.Errorf("line %d was yielded twice", line.Number)
 				}
 				if !line.TooLong && !bytes.Equal(data[line.Offset:][:len(line.Body)], line.Body) {
 					t.Errorf("line %d is not at %d", line.Number, line.Offset)
@@ -125,7 +125,7 @@ func FuzzRead(f *testing.F) {
 				}
 			}
 			if count != len(got[file]) {
-				t.Errorf("file %d: %d lines came, want %d", file, len(got[file]), count)
+				t.Errorf("file %d: %d lines, want %d", file, len(got[file]), count)
 			}
 		}
 	})

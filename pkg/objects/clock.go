@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Clock returns the time of the store to the second, from the Date header of any answer.
+// Clock returns the time of the store to the second, from the Date header of a response.
 func (s *Store) Clock(ctx context.Context) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()

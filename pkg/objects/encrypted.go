@@ -63,7 +63,7 @@ func (s *Store) openEncrypted(
 	}}, nil
 }
 
-// openHeader requests the first length stored bytes of an encrypted object, reads the header, and returns the rest.
+// openHeader requests the first length stored bytes of an encrypted object, parses the header, and returns the rest.
 func (s *Store) openHeader(
 	ctx context.Context, key string, dataKey []byte, length int64,
 ) (*segments.Object, io.ReadCloser, Info, error) {

@@ -26,7 +26,7 @@ func oneKey(b byte) objects.Keys {
 	return func(context.Context, string) ([]byte, error) { return dataKey, nil }
 }
 
-// TestEncryptedStoreOnMinIO holds an encrypted store to the contract of any other.
+// TestEncryptedStoreOnMinIO runs the contract suite on an encrypted store.
 func TestEncryptedStoreOnMinIO(t *testing.T) {
 	objectstest.Run(t, func(t *testing.T) objects.Config {
 		cfg := place(t)
@@ -35,7 +35,7 @@ func TestEncryptedStoreOnMinIO(t *testing.T) {
 	})
 }
 
-// shelf is a bucket and what its objects look like from outside.
+// shelf is a bucket with direct access to its stored objects.
 type shelf struct {
 	t       *testing.T
 	cfg     objects.Config
@@ -76,7 +76,7 @@ func (s shelf) stored(key string) []byte {
 	return content
 }
 
-// plant puts bytes under the key past the store.
+// plant writes bytes to the key directly, without the Store.
 func (s shelf) plant(key string, content []byte) {
 	s.t.Helper()
 	_, err := s.outside.PutObject(s.t.Context(), s.cfg.Bucket, key, bytes.NewReader(content), int64(len(content)),
@@ -88,7 +88,7 @@ func TestWhatIsStoredIsNotWhatWasWritten(t *testing.T) {
 	s := newShelf(t)
 	store := s.store(oneKey(1))
 	line := []byte(`{"resourceType":"Patient","id":"synthetic-1"}` + "\n")
-	for _, lines := range []int{1, 10_000, 150_000} { // of a segment, of several, of two parts
+	for _, lines := range []int{1, 10_000, 150_000} { // one segment, several, two parts
 		plain := bytes.Repeat(line, lines)
 		key := fmt.Sprintf("jobs/a/Patient/%d", lines)
 		stored := put(t, store, key, plain)
@@ -105,7 +105,7 @@ func TestWhatIsStoredIsNotWhatWasWritten(t *testing.T) {
 		var listed int64
 		must(t, store.List(t.Context(), key, func(o objects.Info) error { listed += o.Size; return nil }))
 		if listed != int64(len(outside)) {
-			t.Errorf("%d lines: listed with %d bytes, stored are %d", lines, listed, len(outside))
+			t.Errorf("%d lines: listed with %d bytes, want %d", lines, listed, len(outside))
 		}
 	}
 	if stored := put(t, s.store(nil), "jobs/b/plain", nil); stored.Encrypted {
@@ -113,8 +113,8 @@ func TestWhatIsStoredIsNotWhatWasWritten(t *testing.T) {
 	}
 }
 
-// TestTamperedObjectsAreRefused shows that the whole way from the bucket to the caller gives out nothing that was not
-// written; package segments shows it for every byte.
+// TestTamperedObjectsAreRefused: a Store never returns bytes that were not written. Package segments tests this for every
+// byte.
 func TestTamperedObjectsAreRefused(t *testing.T) {
 	const whole = segments.HeaderSize + 3*(segments.Size+16)
 	s := newShelf(t)
@@ -147,29 +147,29 @@ func TestTamperedObjectsAreRefused(t *testing.T) {
 		for _, from := range []int64{0, whole / 2, 3 * segments.Size} {
 			got, err := readAll(t, store, "jobs/a/x", from)
 			if err == nil {
-				t.Errorf("%s, read from %d: nobody noticed", what, from)
+				t.Errorf("%s, read from %d: no error", what, from)
 			} else if errors.Is(err, export.ErrNotFound) || errors.Is(err, export.ErrUnavailable) {
-				t.Errorf("%s, read from %d: %v, which is nobody's outage", what, from, err)
+				t.Errorf("%s, read from %d: %v, want an error that is not an outage", what, from, err)
 			}
 			if !bytes.HasPrefix(plain[from:], got) {
-				t.Errorf("%s, read from %d: other bytes came out", what, from)
+				t.Errorf("%s, read from %d: bytes that were not written", what, from)
 			}
 		}
 	}
 	s.plant("jobs/a/x", good)
 	if got, err := readAll(t, store, "jobs/a/x", 0); err != nil || !bytes.Equal(got, plain) {
-		t.Errorf("the object itself: %d other bytes, %v", len(got), err)
+		t.Errorf("the original object: %d bytes, which differ, or error %v", len(got), err)
 	}
 }
 
-// written returns what is stored of an object that is written with the keys.
+// written returns the stored form of an object that is written with the keys.
 func (s shelf) written(keys objects.Keys, key string, plain []byte) []byte {
 	s.t.Helper()
 	put(s.t, s.store(keys), key, plain)
 	return s.stored(key)
 }
 
-// Without its key nothing is written, read or described, and nothing passes for plaintext.
+// Without its key an object cannot be written, read or described, and is never taken for plaintext.
 func TestKeysThatCannotBeHad(t *testing.T) {
 	s := newShelf(t)
 	s.written(oneKey(1), "jobs/a/there", []byte("x"))
@@ -209,7 +209,7 @@ func TestKeysThatCannotBeHad(t *testing.T) {
 	}
 }
 
-// A range far inside takes the header, and of the rest no more than the segments it is in.
+// Reading a range transfers the header and only the segments of the range.
 func TestARangeTransfersItsSegments(t *testing.T) {
 	s := newShelf(t)
 	plain := make([]byte, 64*segments.Size)
@@ -231,7 +231,7 @@ func TestARangeTransfersItsSegments(t *testing.T) {
 		must(t, errors.Join(err, body.Close()))
 		requests := int64(proxy.Requests() - before)
 		if int64(len(got)) != test.length || requests != test.requests || transferred.Load() != test.bytes {
-			t.Errorf("[%d, +%d]: %d bytes, in %d requests of %d bytes together, want %d of %d",
+			t.Errorf("[%d, +%d]: %d bytes, in %d requests with %d bytes in total, want %d with %d",
 				test.offset, test.length, len(got), requests, transferred.Load(), test.requests, test.bytes)
 		}
 	}

@@ -56,7 +56,7 @@ func failure(ctx context.Context, err error) error {
 }
 
 // refused reports whether the store rejected the request, so that nothing has changed. After any other error the
-// request may have been executed: the answer may be lost, and the retry of a successful request answers NoSuchUpload.
+// request may have been executed: the response may be lost, and the retry of a successful request returns NoSuchUpload.
 func refused(err error) bool {
 	var refusal minio.ErrorResponse
 	return errors.As(err, &refusal) && refusal.Code != minio.NoSuchUpload &&

@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// TestMain also finds a part that is still being sent after its writer has ended.
+// TestMain also detects a part that is still being sent after its writer has ended.
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestStoreOnMinIO(t *testing.T) {
@@ -30,7 +30,7 @@ func place(t testing.TB) objects.Config {
 	}
 }
 
-// Memory follows the part size and not the object (pitfall 6).
+// Memory depends on the part size, not on the object (pitfall 6).
 func TestPitfall6MemoryDoesNotFollowTheObject(t *testing.T) {
 	const size = 24 * objects.MinPartSize
 	cfg := place(t)
@@ -40,7 +40,7 @@ func TestPitfall6MemoryDoesNotFollowTheObject(t *testing.T) {
 	defer store.Close()
 	must(t, store.EnsureBucket(t.Context()))
 	chunk := make([]byte, 1<<20)
-	_, _ = rand.Read(chunk) // it never fails
+	_, _ = rand.Read(chunk) // never fails
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	w := store.Create(t.Context(), "large", "")
@@ -92,18 +92,18 @@ func TestOpenRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: %v, want an error about the %s", name, err, test.says)
 		} else if strings.Contains(err.Error(), "hush-hush") {
-			t.Errorf("%s: the error tells the secret", name)
+			t.Errorf("%s: the error contains the secret", name)
 		}
 	}
 	_, err := objects.Open(objects.Config{})
 	for _, problem := range []string{"endpoint", "access key", "bucket"} {
 		if err == nil || !strings.Contains(err.Error(), problem) {
-			t.Errorf("an empty configuration: %v, which does not name the %s", err, problem)
+			t.Errorf("an empty configuration: error %v does not name the %s", err, problem)
 		}
 	}
 }
 
-// Wrong keys are a mistake and no outage: only readiness, which asks whether work can be done, calls it unavailable.
+// Wrong keys are a configuration error, not an outage; only Check, which is for readiness, returns ErrUnavailable.
 func TestWrongKeys(t *testing.T) {
 	cfg := place(t)
 	cfg.SecretKey = "wrong-secret"
@@ -115,6 +115,6 @@ func TestWrongKeys(t *testing.T) {
 	}
 	_, err = store.Open(t.Context(), "x", 0, -1)
 	if err == nil || errors.Is(err, export.ErrUnavailable) || errors.Is(err, export.ErrNotFound) {
-		t.Errorf("Open: %v, want an error of its own", err)
+		t.Errorf("Open: %v, want an error that is not a sentinel", err)
 	}
 }

@@ -20,7 +20,7 @@ func (o observed) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := o.inner.RoundTrip(r)
 	failed := err
 	if err == nil && (resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests) {
-		failed = fmt.Errorf("the store answers %d", resp.StatusCode)
+		failed = fmt.Errorf("the store returned status %d", resp.StatusCode)
 	}
 	o.observe.Observe(operationOf(r), began, failed)
 	return resp, err

@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// blockSize is the unit of memory of writers: a small file takes one block and not a whole part.
+// blockSize is the unit of memory of writers: a small file takes one block, not a whole part.
 const blockSize = 256 << 10
 
 // blockPool reuses a bounded number of blocks. It never blocks a writer. A sync.Pool would keep an unbounded number until
@@ -78,8 +78,8 @@ func (b *part) free(pool *blockPool) {
 
 // partReader is the request body for a part. It can seek to its start, which minio-go needs to retry a request.
 //
-// The HTTP transport may continue to read a body after the request has failed. detach prevents that it reads blocks that
-// another part uses by then.
+// The HTTP transport may continue to read a body after the request has failed. detach stops it from reading blocks that
+// another part already uses.
 type partReader struct {
 	mu       sync.Mutex
 	blocks   [][]byte

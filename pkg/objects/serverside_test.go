@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 )
 
-// The MinIO that tests run beside has one key, sluice-test.
+// The MinIO server of the tests has one key, sluice-test.
 func TestServerSideEncryption(t *testing.T) {
 	for serverSide, want := range map[string]string{"": "", "s3": "AES256", "kms:sluice-test": "aws:kms"} {
 		s := newShelf(t)
@@ -25,7 +25,7 @@ func TestServerSideEncryption(t *testing.T) {
 			plain := bytes.Repeat([]byte{'x'}, size)
 			put(t, store, key, plain)
 			if got, err := readAll(t, store, key, 0); err != nil || !bytes.Equal(got, plain) {
-				t.Errorf("%q, %s: %d other bytes came back, %v", serverSide, key, len(got), err)
+				t.Errorf("%q, %s: read %d bytes, which differ, or error %v", serverSide, key, len(got), err)
 			}
 			info, err := s.outside.StatObject(t.Context(), s.cfg.Bucket, key, minio.StatObjectOptions{})
 			must(t, err)
@@ -36,7 +36,7 @@ func TestServerSideEncryption(t *testing.T) {
 	}
 }
 
-// A key that the store does not have is its refusal, and names itself; nothing is stored in another way.
+// The store refuses an unknown key with its own error, and nothing is stored.
 func TestServerSideEncryptionRefused(t *testing.T) {
 	s := newShelf(t)
 	s.cfg.ServerSide = "kms:no-such-key"
@@ -48,7 +48,7 @@ func TestServerSideEncryptionRefused(t *testing.T) {
 			_, err = w.Commit()
 		}
 		if err == nil || errors.Is(err, export.ErrUnavailable) || !strings.Contains(err.Error(), "key ID does not exist") {
-			t.Errorf("%v, want an error that says what the store said, and is no outage", err)
+			t.Errorf("%v, want the error text of the store, and not an outage", err)
 		}
 		must(t, s.store(nil).List(t.Context(), "", func(o objects.Info) error { t.Errorf("%s is left", o.Key); return nil }))
 		must(t, s.store(nil).Uploads(t.Context(), func(u objects.Upload) error {
@@ -58,7 +58,7 @@ func TestServerSideEncryptionRefused(t *testing.T) {
 	}
 }
 
-// What a store without key management answers, and one that does not know the header.
+// Responses of a store without key management, and of one that ignores the header.
 func TestServerSideEncryptionUnknownToTheStore(t *testing.T) {
 	s := newShelf(t)
 	direct := s.cfg.Endpoint
@@ -86,7 +86,7 @@ func TestServerSideEncryptionUnknownToTheStore(t *testing.T) {
 		must(t, err)
 		_, err = w.Commit()
 		if err == nil || errors.Is(err, export.ErrUnavailable) {
-			t.Errorf("%s: %v, want an error that is no outage", what, err)
+			t.Errorf("%s: %v, want an error that is not an outage", what, err)
 		}
 	}
 }

@@ -14,7 +14,7 @@
 // Reading an object fails if it should be encrypted and is not, or if it is not exactly what was written under its
 // key.
 //
-// Errors: export.ErrUnavailable if the store cannot be reached, answers 5xx or asks to slow down; export.ErrNotFound
+// Errors: export.ErrUnavailable if the store cannot be reached, returns 5xx or throttles requests; export.ErrNotFound
 // for a missing object; the context's error if the caller's context has ended. Errors contain keys, never query
 // strings.
 package objects
@@ -38,7 +38,7 @@ import (
 )
 
 const (
-	// DefaultPartSize is the size of a multipart part unless Config says otherwise.
+	// DefaultPartSize is the size of a multipart part unless Config sets another.
 	DefaultPartSize = 16 << 20
 	// MinPartSize is the minimum in S3 for every part but the last.
 	MinPartSize = 5 << 20
@@ -47,7 +47,7 @@ const (
 	defaultRegion = "us-east-1"
 
 	tries        = 3               // of one request; minio-go waits at most 1.4 s in between
-	checkTimeout = 3 * time.Second // readiness must answer before the probe times out
+	checkTimeout = 3 * time.Second // readiness must respond before the probe times out
 	overlaps     = 2               // writers that may fill a part while another is being sent
 )
 
@@ -111,7 +111,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("object store: %w", err)
 	}
 	if cfg.Region == "" {
-		cfg.Region = defaultRegion // an empty region costs a lookup, which fails when the store is down
+		cfg.Region = defaultRegion // without a region minio-go looks it up, which fails when the store is down
 	}
 
 	transport := newTransport(cfg.Roots)
@@ -183,10 +183,10 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 func taken(err error) bool {
 	code := minio.ToErrorResponse(err).Code
 	return code == minio.BucketAlreadyOwnedByYou || code == minio.BucketAlreadyExists ||
-		code == "OperationAborted" // S3's answer to concurrent creations
+		code == "OperationAborted" // S3's response to concurrent creations
 }
 
-// Check returns nil if the store answers and has the bucket. Any error is export.ErrUnavailable. It returns within
+// Check returns nil if the store responds and has the bucket. Any error is export.ErrUnavailable. It returns within
 // checkTimeout.
 func (s *Store) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)

@@ -19,8 +19,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// A store that does not prove who it is gets nothing. A proxy in front of MinIO shows certificates that MinIO would not
-// start with.
+// A store with an invalid certificate receives no requests. A proxy in front of MinIO presents certificates with which
+// MinIO would not start.
 func TestTLS(t *testing.T) {
 	authority := testenv.NewAuthority(t)
 	valid := time.Now().Add(time.Hour)
@@ -69,7 +69,7 @@ func TestTLS(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if refused && (!errors.Is(err, export.ErrUnavailable) || !strings.Contains(err.Error(), row.want)) {
-			t.Errorf("%s: %v, want an outage that says %q", name, err, row.want)
+			t.Errorf("%s: %v, want an outage with the text %q", name, err, row.want)
 		}
 		store.Close()
 	}

@@ -11,7 +11,7 @@ import (
 
 const (
 	dialTimeout = 2 * time.Second
-	// answerTimeout bounds the time from the end of a request to its answer. Completing a large upload is the slowest.
+	// answerTimeout bounds the time from the end of a request to its response. Completing a large upload is the slowest.
 	answerTimeout = 30 * time.Second
 	idleTimeout   = 50 * time.Second
 	// stallTimeout bounds every read and write on a connection, so that a store that stops in the middle of a body causes an
@@ -55,7 +55,7 @@ func (c *deadlineConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// Write also moves the read deadline: the transport's pending read, which receives the answer, began when the connection
+// Write also moves the read deadline: the transport's pending read, which receives the response, began when the connection
 // became idle.
 func (c *deadlineConn) Write(p []byte) (int, error) {
 	if err := c.SetDeadline(time.Now().Add(c.stall)); err != nil {

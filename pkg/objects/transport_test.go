@@ -17,7 +17,7 @@ func TestStalledConnectionIsAnError(t *testing.T) {
 		defer far.Close()
 		conn := &deadlineConn{Conn: near, stall: 10 * time.Second}
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("Read from a peer that is silent: %v", err)
+			t.Errorf("Read from a silent peer: %v", err)
 		}
 		if _, err := conn.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("Write to a peer that does not read: %v", err)
@@ -25,8 +25,8 @@ func TestStalledConnectionIsAnError(t *testing.T) {
 	})
 }
 
-// The transport reads from an idle connection all the time. A request that is sent late in that read has to have the
-// whole time for its answer.
+// The transport has a pending read on every idle connection. A request that is sent late during that read must get the
+// full timeout for its response.
 func TestRequestRenewsPendingRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
@@ -50,7 +50,7 @@ func TestRequestRenewsPendingRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := <-answered; err != nil {
-			t.Errorf("an answer after 8 s of silence: %v", err)
+			t.Errorf("a response after 8 s of silence: %v", err)
 		}
 	})
 }

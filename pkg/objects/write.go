@@ -24,9 +24,9 @@ const (
 	cleanUpTimeout = 10 * time.Second
 	// linger is how long a modifying request may continue after its write has ended. A cancelled request may still be
 	// executed by the store, even after the clean-up: versitygw then recreates the upload. It is safer to wait for the
-	// answer.
+	// response.
 	linger = time.Second
-	// cleanUpPasses is how often the clean-up is repeated when a request got no answer. The first pause is cleanUpPause,
+	// cleanUpPasses is how often the clean-up is repeated when a request got no response. The first pause is cleanUpPause,
 	// each further one twice as long: 750 ms in total.
 	cleanUpPasses = 5
 	cleanUpPause  = 50 * time.Millisecond
@@ -55,7 +55,7 @@ type Stored struct {
 // Abort after Commit does nothing, so it can be deferred.
 //
 // It does not use minio-go's streaming PutObject, which sends a part before it takes the next bytes, and which leaves
-// an upload behind when an answer is lost.
+// an upload behind when a response is lost.
 type Writer struct {
 	store       *Store
 	ctx         context.Context // ends the write; io.Writer has no context parameter
@@ -81,7 +81,7 @@ type Writer struct {
 	sending  chan sentPart // result of the part that is being sent; nil if none
 
 	published bool // the object may be visible
-	unsure    bool // a modifying request got no answer and may still be executed
+	unsure    bool // a modifying request got no response and may still be executed
 	committed bool
 	err       error // why the write has ended
 }
@@ -284,7 +284,7 @@ func (s *Store) abortUploads(ctx context.Context, key string) error {
 	return fmt.Errorf("abort uploads of %s: they keep appearing: %w", key, export.ErrConflict)
 }
 
-// send sends the filled part after the previous one was answered.
+// send sends the filled part after the response to the previous one.
 func (w *Writer) send() error {
 	if err := w.await(); err != nil {
 		return err
@@ -324,7 +324,7 @@ func (w *Writer) await() error {
 	return w.ctx.Err()
 }
 
-// begin opens the multipart upload. Neither a cancelled context nor a plain retry after a lost answer must leave an
+// begin opens the multipart upload. Neither a cancelled context nor a plain retry after a lost response may leave an
 // upload with an unknown id.
 //
 //nolint:contextcheck // as for discard
@@ -376,7 +376,7 @@ func (w *Writer) sendPart(number int, full part) sentPart {
 	return sentPart{part: minio.CompletePart{PartNumber: number, ETag: got.ETag, ChecksumCRC32C: sum}}
 }
 
-// publish makes the object visible and has the store confirm it.
+// publish makes the object visible and confirms it.
 func (w *Writer) publish() error {
 	if err := w.start(); err != nil { // nothing was written
 		return err
@@ -405,7 +405,7 @@ func (w *Writer) publish() error {
 		return failure(w.ctx, err)
 	}
 	w.unsure = w.unsure || err != nil
-	// After a lost answer the state of the store decides.
+	// After a lost response the state of the store decides.
 	if problem := w.confirm(); problem != nil {
 		return errors.Join(failure(w.ctx, err), problem)
 	}

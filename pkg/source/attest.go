@@ -9,15 +9,15 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// rules is the version of the rules by which Read finds subjects and references (1 to 255). When they change, so does
-// the number: a resource attested under another number is scanned again.
+// rules is the version of the rules by which Read finds subjects and references (1 to 255). Increment it when
+// they change: a resource attested under another version is scanned again.
 const rules = 1
 
 const rulesMask = 0xff
 
 // Attest returns a hash over Type, ID, Named, References and Body, with the version of the rules in its low byte; never
-// 0. It shows that scanning Body under these rules gave the other fields, so a query or an update that mixes up parts of
-// resources is detected. It is not a signature: a writer of the store can forge it, as well as the body.
+// 0. It shows that scanning Body under these rules gave the other fields, so a query or an update that mixes parts of
+// different resources is detected. It is not a signature: a writer of the store can forge it.
 func (r *Resource) Attest() uint64 {
 	var space [256]byte
 	head := append(append(append(space[:0], r.Type...), '/'), r.ID...)

@@ -35,14 +35,14 @@ func TestReadTellsWhomAndWhatALineNames(t *testing.T) {
 		t.Errorf("got %+v", r)
 	}
 	if !r.Attested() || r.Attest() != r.Attestation {
-		t.Error("it is not attested")
+		t.Error("the resource is not attested")
 	}
 	if p := read(t, `{"resourceType":"Patient","id":"x","link":[{"other":{"reference":"Patient/y"}}]}`); !slices.Equal(p.Named, []string{"x"}) {
 		t.Errorf("a patient is about %v", p.Named)
 	}
 }
 
-// TestAttestationNoticesEveryChange: whatever is mixed up, it is another attestation.
+// TestAttestationNoticesEveryChange: a change of any field changes the attestation.
 func TestAttestationNoticesEveryChange(t *testing.T) {
 	r := read(t, appointment)
 	for name, change := range map[string]func(*source.Resource){
@@ -67,17 +67,16 @@ func TestAttestationNoticesEveryChange(t *testing.T) {
 	old := r
 	old.Attestation = r.Attestation&^0xff | 0xfe
 	if old.Attested() {
-		t.Error("an attestation under other rules counts")
+		t.Error("an attestation under other rules is accepted")
 	}
 	old.Attestation = 0
 	if old.Attested() {
-		t.Error("no attestation counts")
+		t.Error("a missing attestation is accepted")
 	}
 }
 
-// TestRulesHaveTheirNumber fails when the rules change without their number.
-// Then give the rules the next number (attest.go), so that stores read their lines again, and put the new fingerprint
-// here.
+// TestRulesHaveTheirNumber fails when the rules change and their version does not.
+// Then increment the version (attest.go), so that stored lines are scanned again, and update the fingerprint here.
 func TestRulesHaveTheirNumber(t *testing.T) {
 	var text strings.Builder
 	for _, typ := range fhir.ExportableTypes() {

@@ -15,7 +15,7 @@ import (
 // resources as long as the data has not changed.
 type Source interface {
 	// Snapshot returns the instant of a job's reads, in whole seconds: every later call with it as AsOf returns the
-	// state at that instant, whatever is written meanwhile. It comes from the store's clock, so a running write cannot
+	// state at that instant, regardless of later writes. It comes from the store's clock, so a running write cannot
 	// get an earlier instant. A store without history returns now.
 	Snapshot(ctx context.Context, now time.Time) (time.Time, error)
 
@@ -36,7 +36,7 @@ type Source interface {
 	// and target at least one of q.Refs. A Provenance with several targets may be in several calls.
 	About(ctx context.Context, q AboutQuery, yield func(Resource) error) error
 
-	// Problems streams what the store has and cannot serve (a malformed line), of the given types and of unknown type.
+	// Problems streams the stored lines that cannot be served (malformed ones), of the given types and of unknown type.
 	// A problem has a place (file and line), never content.
 	Problems(ctx context.Context, types []string, yield func(Problem) error) error
 }
@@ -96,7 +96,7 @@ type Resource struct {
 	Body []byte
 }
 
-// Problem is a line that the store has and cannot serve.
+// Problem is a stored line that cannot be served.
 type Problem struct {
 	Type  string // resource type, or "" when unknown
 	Place string // such as "Observation.ndjson.gz line 17"

@@ -1,6 +1,6 @@
 package synth
 
-// writeCareTeam writes who looks after the patient. A CarePlan, Goals and Conditions refer to it.
+// writeCareTeam writes the patient's CareTeam. CarePlans, Goals and Conditions reference it.
 func (c *chart) writeCareTeam() {
 	r := &c.rng
 	c.team = reference{careTeamKind, c.newID(), ""}
@@ -22,8 +22,7 @@ func (c *chart) writeCareTeam() {
 	l.close()
 }
 
-// writeCarePlan writes a plan for every chronic disease, with its goal; for a patient without any, one for staying
-// well.
+// writeCarePlan writes a plan with a goal for every chronic disease, or a general one for a patient without any.
 func (c *chart) writeCarePlan() {
 	if len(c.chronic) == 0 {
 		c.writePlan(selfCare, "Half an hour of movement on most days", nil)

@@ -1,6 +1,6 @@
 package synth
 
-// kind is a resource type that the population holds.
+// kind is a resource type of the population.
 type kind uint8
 
 const (
@@ -32,7 +32,7 @@ const (
 	relatedKind
 	orderKind
 	specimenKind
-	kinds // how many there are
+	kinds // number of kinds
 )
 
 var kindNames = [kinds]string{
@@ -46,13 +46,13 @@ var kindNames = [kinds]string{
 // String returns the name of the resource type.
 func (k kind) String() string { return kindNames[k] }
 
-// concept is one code with a display in this package's own words.
+// concept is one code with a display text of this package.
 type concept struct{ system, code, display string }
 
 // unit is a UCUM unit.
 type unit struct{ display, code string }
 
-// Code systems, by the URIs that FHIR gives them.
+// Code systems, with their URIs in FHIR.
 const (
 	loinc       = "http://loinc.org"
 	snomed      = "http://snomed.info/sct"
@@ -68,7 +68,7 @@ const (
 	ownNumbers  = "https://records.example.org/" // prefix of this population's own identifier systems
 )
 
-// disease is a condition that patients come down with. Its drugs are indices into drugTable.
+// disease is a condition that patients can have. Its drugs are indices into drugTable.
 type disease struct {
 	code, icd    concept
 	chronic      bool
@@ -183,10 +183,10 @@ var diseaseTable = []disease{
 		drugs: []int{14}},
 }
 
-// acuteFrom is where the passing diseases begin in diseaseTable.
+// acuteFrom is the index of the first acute disease in diseaseTable.
 const acuteFrom = 15
 
-// drug is a medication as it is prescribed.
+// drug is a medication with its dosage.
 type drug struct {
 	code       concept
 	form       concept

@@ -37,7 +37,7 @@ func (c *chart) writeProblems() {
 	}
 }
 
-// drawIllness draws a passing disease for a visit. Its Condition is written after the Encounter.
+// drawIllness draws an acute disease for a visit. Its Condition is written after the Encounter.
 func (c *chart) drawIllness(at instant) (illness, bool) {
 	d := pick(&c.rng, diseaseTable[acuteFrom:])
 	if c.age(at) < d.fromAge {
@@ -102,7 +102,7 @@ func (c *chart) writeAllergies() {
 	}
 	first := c.rng.below(len(allergenTable))
 	for i := range count {
-		a := &allergenTable[(first+i*5)%len(allergenTable)] // 5 and 12 share no factor: no allergen comes twice
+		a := &allergenTable[(first+i*5)%len(allergenTable)] // 5 and 12 are coprime: no allergen is repeated
 		onset := c.born + instant(c.rng.below(int(c.end-c.born)))
 		recorded := max(onset, c.begin)
 		l := c.open(allergyKind, c.newID(), recorded+hour, "us-core-allergyintolerance")

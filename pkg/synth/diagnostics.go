@@ -6,10 +6,10 @@ type analyte struct {
 	unit      unit
 	low, high int
 	places    int
-	raised    func(*disease) bool // a disease that makes it high, or nil
+	raised    func(*disease) bool // whether a disease raises it; nil for none
 }
 
-// panel is what is ordered and reported together.
+// panel is a set of analytes that are ordered and reported together.
 type panel struct {
 	code     concept
 	specimen concept
@@ -160,7 +160,7 @@ func (c *chart) writeResult(a *analyte, order, specimen reference) {
 	l.close()
 }
 
-// writeOrder writes the ServiceRequest of the visit for what is done.
+// writeOrder writes a ServiceRequest of the visit.
 func (c *chart) writeOrder(category, code concept) reference {
 	v := &c.visit
 	self := reference{orderKind, c.newID(), ""}
@@ -170,7 +170,7 @@ func (c *chart) writeOrder(category, code concept) reference {
 	l.when("occurrenceDateTime", min(v.start+5*minute, v.end)).when("authoredOn", v.start)
 	switch {
 	case c.rng.chance(2):
-		// Somebody outside the population: the reference leads nowhere that an export could follow.
+		// A practitioner outside the population: an export cannot follow this reference.
 		l.raw(`,"requester":{"reference":"https://referrals.example.org/fhir/Practitioner/`).
 			uuid(c.newID()).raw(`"}`)
 	case c.rng.chance(30):

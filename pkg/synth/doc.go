@@ -1,16 +1,17 @@
-// Package synth invents a FHIR R4 population, US Core shaped, for tests, benchmarks and demonstrations. No person in
-// it exists: names carry digits, telephones are 555 numbers, mail goes to example.com.
+// Package synth generates a synthetic FHIR R4 population in the shape of US Core, for tests, benchmarks and
+// demonstrations. No person in it is real: names have digits, telephone numbers begin with 555, mail addresses are at
+// example.com.
 //
 // It promises: the same seed and number of patients give byte-identical files, on any number of processors and on any
 // architecture (all arithmetic is on integers); patient i of a seed is the same in a population of any size; every
-// reference inside the population resolves, except those into https://referrals.example.org, which are foreign on
-// purpose; memory is bounded by the few patients in the works, not by the size of the population; a run that does
-// not finish leaves no *.ndjson file behind.
+// reference inside the population resolves, except those to https://referrals.example.org, which are external on
+// purpose; memory is bounded by the few patients being generated, not by the size of the population; a run that does
+// not finish leaves no *.ndjson files.
 //
-// It refuses to write into a folder that holds *.ndjson files already: two populations are never mixed.
+// It refuses to write into a folder that already has *.ndjson files, so that populations are never mixed.
 //
-// Patients 0, 10, 20 and so on have at least one resource of every type about them, so that the smallest
-// demonstration shows them all.
+// Patients 0, 10, 20 and so on have at least one resource of every type about them, so that even the
+// smallest population has every type.
 //
 // Where to find a resource type:
 //
@@ -28,5 +29,5 @@
 //	provenance.go     Provenance
 //	groups.go         Group
 //
-// population.go runs it all, write.go owns the files, json.go, random.go and codes.go are what the others write with.
+// population.go runs the generator, write.go writes the files; the other files use json.go, random.go and codes.go.
 package synth

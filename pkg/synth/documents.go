@@ -27,7 +27,7 @@ var noteSentences = []string{
 	"Return in three months, or earlier if anything changes. ",
 }
 
-// writeNote writes a made-up note of so many sentences in base64.
+// writeNote writes an invented note with the number of sentences, in base64.
 func (c *chart) writeNote(l *line, sentences int) (size int) {
 	var text [2048]byte
 	note := text[:0]
@@ -105,7 +105,7 @@ var questionnaireTable = []questionnaire{
 	}, ""},
 }
 
-// writeQuestionnaire writes the answers that some grown-up patients gave at a visit.
+// writeQuestionnaire writes the answers of some adult patients at a visit.
 func (c *chart) writeQuestionnaire() {
 	r := &c.rng
 	v := &c.visit

@@ -1,6 +1,6 @@
 package synth
 
-// setting is a sort of visit.
+// setting is a kind of visit.
 type setting struct {
 	class    concept
 	sort     concept // the type of the Encounter
@@ -35,13 +35,13 @@ type visit struct {
 	doctor       reference
 	place        reference
 	organization reference
-	cause        illness // the passing disease that it is about, when sick
+	cause        illness // the acute disease of the visit, when sick
 	sick         bool
 	observations []reference // made so far
 }
 
-// visitCounts are the numbers of visits by rank, per mille of the patients: half have fewer than 13, one in a
-// thousand has hundreds. What lies between two ranks is interpolated.
+// visitCounts has the numbers of visits by rank, per mille of the patients: half have fewer than 13, one in a thousand
+// has hundreds. Numbers between two ranks are interpolated.
 var visitCounts = [...]struct{ mille, visits int }{
 	{0, 1}, {100, 3}, {250, 6}, {500, 13}, {750, 26}, {900, 46}, {970, 82}, {990, 150}, {998, 260}, {1000, 420},
 }
@@ -56,10 +56,10 @@ func drawVisits(r *rng) int {
 	}
 }
 
-// writeVisits writes the visits in the order of time, each with all that was recorded at it.
+// writeVisits writes the visits in chronological order, each with its resources.
 func (c *chart) writeVisits() {
 	span := int(c.end - c.begin)
-	count := min(drawVisits(&c.rng), 1+span/int(2*day)) // two days apart on average at least
+	count := min(drawVisits(&c.rng), 1+span/int(2*day)) // on average at least two days apart
 	if c.complete {
 		count = max(count, 2)
 	}
@@ -86,8 +86,8 @@ func (c *chart) writeVisits() {
 	}
 }
 
-// startVisit draws where, why and with whom the number'th visit is. The two visits of a showcase are a stay in
-// hospital for an illness and a general examination: some things happen only at the one or the other.
+// startVisit draws the place, reason and practitioner of the number'th visit. The two visits of a showcase are a stay in
+// hospital for an illness and a general examination: some resources are written only at one of them.
 func (c *chart) startVisit(number int, at instant) {
 	r := &c.rng
 	v := visit{
@@ -154,8 +154,8 @@ func (c *chart) writeEncounter() {
 	l.close()
 }
 
-// writeAppointment writes, after some visits, the appointment that led there. Now and then it is for two patients,
-// and the other one has a smaller index: it exists in every population that this patient exists in.
+// writeAppointment writes the appointments of some visits. Some are for two patients; the second one has a smaller
+// index, so it exists in every population with this patient.
 func (c *chart) writeAppointment() {
 	v := &c.visit
 	if v.hospital || !c.chance(30) {

@@ -7,22 +7,22 @@ import (
 
 const (
 	groupsMade   = poolMade + day
-	groupBuffer  = 64 << 10 // written in pieces of this size: the group of everybody does not fit in memory
+	groupBuffer  = 64 << 10 // size of a written piece: the group of all patients does not fit in memory
 	memberBytes  = len(`{"entity":{"reference":"Patient/00000000-0000-4000-8000-000000000000"}},`)
 	groupBytes   = 1 << 10 // at most, of a group without its plain members
 	retiredCount = 10      // patients of the group "retired", if there are so many
 )
 
-// group is one Group resource. Its members are those of the first patients that has accepts; has is nil for all.
+// group is one Group resource. Its members are those of the first patients for which has is true; nil means all.
 type group struct {
 	id, name string
 	retired  bool
-	first    int // how many patients come into question
+	first    int // number of candidate patients
 	has      func(index int) bool
-	mixed    bool // the members of writeMixed instead
+	mixed    bool // has the members of writeMixed instead
 }
 
-// size counts the members.
+// size returns the number of members.
 func (g *group) size() int {
 	if g.has == nil {
 		return g.first
@@ -40,9 +40,9 @@ func (g *group) size() int {
 //
 //	all            every patient
 //	hundred, ten   the first 100 and 10 patients, or fewer if there are fewer
-//	empty          nobody
+//	empty          no patients
 //	mixed          see writeMixed
-//	retired        the first 10 patients, but the group is not active any more
+//	retired        the first 10 patients, in an inactive group
 //	payer-001...   disjoint groups that together hold every patient
 func groupList(cfg Config, pool *pool) []group {
 	groups := []group{
@@ -89,7 +89,7 @@ func (w *groupWriter) write(ctx context.Context, g *group) error {
 	if g.mixed {
 		size = w.mixedSize()
 	}
-	// The line is not whole before it is written, so its file is chosen by what it will need at most.
+	// The line is written in pieces, so its file is chosen by its maximum size.
 	file := &w.out.files[groupKind]
 	if file.size > 0 && file.size+int64(groupBytes+size*memberBytes) > w.out.limit {
 		if err := w.out.roll(groupKind); err != nil {
@@ -145,7 +145,7 @@ func (w *groupWriter) patient(index int) reference {
 	return reference{kind: patientKind, id: w.pool.patient(index)}
 }
 
-// mixedSize counts the members that writeMixed writes.
+// mixedSize returns the number of members that writeMixed writes.
 func (w *groupWriter) mixedSize() int { return 2 + min(5, w.patients) }
 
 // writeMixed writes the members of the group "mixed": a Practitioner; patient 0 twice and patient 3, who joined in

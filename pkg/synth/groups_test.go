@@ -131,7 +131,7 @@ func TestTheMixedGroupHasMembersOfAllSorts(t *testing.T) {
 }
 
 func TestGroupFilesRollOverBetweenGroups(t *testing.T) {
-	const limit = 20_000 // the group of everybody is larger, the payers' are smaller
+	const limit = 20_000 // the group of all patients is larger, those of payers are smaller
 	dir := t.TempDir()
 	out, err := newOutput(dir, limit)
 	if err != nil {

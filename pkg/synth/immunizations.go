@@ -27,7 +27,7 @@ var vaccineTable = [...]vaccine{
 
 var influenzaVaccine = concept{cvx, "140", "Influenza vaccine of the season"}
 
-// writeImmunizations gives a vaccine that suits the age at some visits, and one against influenza in autumn.
+// writeImmunizations writes a vaccination for the age at some visits, and one against influenza in autumn.
 func (c *chart) writeImmunizations() {
 	v := &c.visit
 	if v.virtual || v.sick {

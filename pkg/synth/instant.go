@@ -10,11 +10,11 @@ const (
 	year           = 365*day + 6*hour
 )
 
-// today is the population's present, 2025-10-01T00:00:00Z: nothing was recorded later. It never moves, so that the
+// today is the population's present, 2025-10-01T00:00:00Z: nothing was recorded later. It is constant, so that the
 // same seed gives the same files on any day.
 const today = 20362 * day
 
-// date splits the instant into a civil date. It is Hinnant's days-to-civil algorithm: eras of 400 years that begin on
+// date returns the civil date of the instant, by Hinnant's days-to-civil algorithm: eras of 400 years that begin on
 // 1 March, so that the leap day is the last day of a year.
 func (t instant) date() (year, month, dayOfMonth int) {
 	days := int64(t / day)

@@ -2,8 +2,8 @@ package synth
 
 const hexDigits = "0123456789abcdef"
 
-// line appends the resources of one type to a buffer, one JSON object a line. Strings are written as they are: they
-// come from this package's own tables, which hold nothing that JSON would have to escape (a test parses every line).
+// line appends the resources of one type to a buffer, one JSON object a line. Strings are written without
+// escaping, because the tables of this package contain no characters to escape (a test parses every line).
 //
 // Methods that take a key write a member with a comma before it, so that they follow open or another member; the
 // others write a bare value.
@@ -15,7 +15,7 @@ func (l *line) open(k kind, id uuid, updated instant, profile string) *line {
 	l.raw(`","meta":{"versionId":"1","lastUpdated":"`)
 	l.buf = appendInstant(l.buf, updated)
 	l.buf = l.buf[:len(l.buf)-1]
-	millis := id.low % 1000 // real servers stamp with milliseconds; any stable digits will do
+	millis := id.low % 1000 // real servers have milliseconds; any stable digits are fine
 	l.buf = append(l.buf, '.', byte('0'+millis/100), byte('0'+millis/10%10), byte('0'+millis%10), 'Z', '"')
 	if profile != "" {
 		l.raw(`,"profile":["http://hl7.org/fhir/us/core/StructureDefinition/`, profile, `"]`)

@@ -1,6 +1,6 @@
 package synth
 
-// prescriptionShape is how a MedicationRequest says what is prescribed.
+// prescriptionShape is the form in which a MedicationRequest names the medication.
 type prescriptionShape int
 
 const (

@@ -42,7 +42,7 @@ var (
 	pulseOximery = concept{loinc, "59408-5", "Oxygen saturation by pulse oximeter"}
 )
 
-// growth is the middle child's height in mm and weight in g at an age in years; adults' come from their own figures.
+// growth has the median height in mm and weight in g of children by age in years; adults have their own values.
 var growth = [...]struct{ age, height, weight int }{
 	{0, 500, 3400}, {1, 750, 9700}, {2, 870, 12300}, {4, 1020, 16300}, {6, 1150, 20800}, {8, 1280, 25800},
 	{10, 1385, 32200}, {12, 1495, 41000}, {14, 1605, 50500}, {16, 1670, 58500}, {18, 1690, 65000},
@@ -75,7 +75,7 @@ func (c *chart) has(property func(*disease) bool) bool {
 	return false
 }
 
-// observe starts an Observation of the visit. Effective and issued are in the course of the visit.
+// observe starts an Observation of the visit. Effective and issued are during the visit.
 func (c *chart) observe(profile string, category concept, codes ...concept) *line {
 	v := &c.visit
 	self := reference{observationKind, c.newID(), ""}
@@ -171,7 +171,7 @@ var smokingStatus = []concept{
 	{snomed, "428041000124106", "Smokes on some days"},
 }
 
-// writeSocialHistory writes what is asked at some visits of those old enough to be asked.
+// writeSocialHistory writes the social history at some visits of patients who are old enough.
 func (c *chart) writeSocialHistory() {
 	v := &c.visit
 	age := c.age(v.start)

@@ -15,7 +15,7 @@ var familyNames = []string{
 
 type name struct{ given, family string }
 
-// newName makes up a name. Its digits say to everybody who sees it that nobody is called so.
+// newName returns an invented name. Its digits show that it is not the name of a real person.
 func newName(r *rng) name {
 	return name{
 		given:  *pick(r, givenNames) + string(appendInt(nil, r.between(100, 999))),
@@ -30,7 +30,7 @@ type illness struct {
 	onset instant
 }
 
-// chart is the record of the patient being written, with what later resources need of earlier ones.
+// chart is the record of the patient being written, with the data of earlier resources that later ones need.
 type chart struct {
 	out    *block
 	pool   *pool
@@ -59,8 +59,8 @@ type chart struct {
 	smoker   int // index into smokingStatus
 	drinking bool
 
-	complete bool // one of the patients whose records hold every type
-	showcase bool // under way: a visit at which all that may happen happens
+	complete bool // one of the patients whose records have every type
+	showcase bool // at this visit every chance comes true
 
 	visit visit
 }
@@ -83,11 +83,11 @@ func (c *chart) write(out *block, p *pool, index int) {
 		out: out, pool: p, index: index, complete: index%10 == 0,
 		rng: rng{state: draws.key.low},
 		ids: newIDs(p.seed, uint64(patientKind), uint64(index)),
-		// Keep the buffers of the patient before.
+		// Keep the buffers of the previous patient.
 		chronic: c.chronic[:0],
 		visit:   visit{observations: c.visit.observations[:0]},
 	}
-	c.self = reference{kind: patientKind, id: c.newID()} // pool.patient relies on its being the first
+	c.self = reference{kind: patientKind, id: c.newID()} // must be the first id: pool.patient relies on it
 	c.settle()
 
 	c.writePatient()
@@ -100,10 +100,10 @@ func (c *chart) write(out *block, p *pool, index int) {
 	c.writeVisits()
 }
 
-// chance is for what an export should be seen with: it always comes true in a showcase.
+// chance is true with a probability in percent, and always in a showcase, so that an export has every kind of data.
 func (c *chart) chance(percent int) bool { return c.rng.chance(percent) || c.showcase }
 
-// settle draws who the patient is.
+// settle draws the patient's attributes.
 func (c *chart) settle() {
 	r := &c.rng
 	c.name = newName(r)

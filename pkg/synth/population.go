@@ -11,26 +11,26 @@ import (
 const (
 	defaultFileBytes = 1 << 30
 	blockPatients    = 2       // patients generated between two writes: about 1 MB
-	mostWorkers      = 8       // one writer cannot use more, and each costs the memory of a block
-	keptBuffer       = 2 << 20 // a buffer that an outlier made larger than this is given back
+	mostWorkers      = 8       // more do not help a single writer, and each costs the memory of a block
+	keptBuffer       = 2 << 20 // a buffer that has grown larger than this is released
 )
 
-// Config says what to generate.
+// Config configures Generate.
 type Config struct {
 	Patients int    // at least 1
 	Seed     uint64 // chooses the population
-	Dir      string // made when missing; must hold no *.ndjson file
-	// Groups is how many payer-like groups share the population, 0 for the default of 8; at most 1000. With the
+	Dir      string // created when missing; must have no *.ndjson file
+	// Groups is the number of payer-like groups of the population, 0 for the default of 8; at most 1000. With the
 	// default, a group is exactly the patients whose Coverage names one payer.
 	Groups int
-	// MaxFileBytes is the size at which a type gets another file, 0 for 1 GiB. Only a file of a single line, such
-	// as the group of everybody, is ever larger.
+	// MaxFileBytes is the size at which a type gets another file, 0 for 1 GiB. Only a file with a single line, such
+	// as the group of all patients, can be larger.
 	MaxFileBytes int64
 	// Progress is called from one goroutine at a time with the number of patients written; it may be nil.
 	Progress func(patientsDone int)
 }
 
-// Summary says what was generated.
+// Summary describes the generated population.
 type Summary struct {
 	Resources, Bytes int64            // bytes of NDJSON, newlines included
 	Types            map[string]int64 // resources by type
@@ -39,8 +39,8 @@ type Summary struct {
 }
 
 // Generate writes the population to cfg.Dir: one NDJSON file a type (Type.ndjson, then Type.001.ndjson and so on), in
-// the order of the patients. The files get their names when all of them are whole; after an error or a cancelled
-// context there are none.
+// the order of the patients. The files get their final names when all of them are complete; after an error or a
+// cancelled context there are none.
 func Generate(ctx context.Context, cfg Config) (Summary, error) {
 	cfg, err := cfg.checked()
 	if err != nil {
@@ -60,7 +60,7 @@ func Generate(ctx context.Context, cfg Config) (Summary, error) {
 	return summary, nil
 }
 
-// checked fills in the defaults and reports every field that cannot be, all at once.
+// checked fills in the defaults, and returns every invalid field in one error.
 func (c Config) checked() (Config, error) {
 	if c.Groups == 0 {
 		c.Groups = payerCount
@@ -111,13 +111,13 @@ func generate(ctx context.Context, cfg Config, out *output) (Summary, error) {
 	return summary, nil
 }
 
-// block is the work on a few patients in a row. Workers fill blocks in any order; they are written in the order of
+// block has the resources of a few consecutive patients. Workers fill blocks in any order; they are written in the order of
 // their patients.
 type block struct {
 	lines       [kinds]line
 	counts      [kinds]int64
 	first, next int           // patients first to next-1
-	filled      chan struct{} // receives once when a worker is through with the block
+	filled      chan struct{} // receives once when a worker has filled the block
 	chart       chart         // kept with the block for its buffers
 }
 
@@ -127,7 +127,7 @@ func (b *block) open(k kind, id uuid, updated instant, profile string) *line {
 	return b.lines[k].open(k, id, updated, profile)
 }
 
-// fill generates the block's patients. A cancelled context leaves it short: it will not be written then.
+// fill generates the block's patients. After a cancelled context it is incomplete, and is not written.
 func (b *block) fill(ctx context.Context, pool *pool) {
 	for index := b.first; index < b.next && ctx.Err() == nil; index++ {
 		b.chart.write(b, pool, index)
@@ -151,8 +151,8 @@ func (b *block) flush(out *output, counts *[kinds]int64) error {
 	return nil
 }
 
-// generatePatients runs the workers and writes what they make. At most as many blocks exist as there are workers, and
-// two more: that bounds the memory.
+// generatePatients runs the workers and writes the blocks that they fill. There are at most two more blocks than workers,
+// which bounds the memory.
 func generatePatients(
 	ctx context.Context, cfg Config, pool *pool, out *output, counts *[kinds]int64,
 ) error {
@@ -176,7 +176,7 @@ func generatePatients(
 			select {
 			case b := <-free:
 				b.first, b.next = first, min(first+blockPatients, cfg.Patients)
-				ordered <- b // neither send blocks: both channels have room for every block there is
+				ordered <- b // neither send blocks: both channels have the capacity for every block
 				work <- b
 			case <-ctx.Done():
 				return

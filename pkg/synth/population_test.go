@@ -16,8 +16,8 @@ import (
 	"testing"
 )
 
-// goldenDigest is the SHA-256 of the population of 20 patients with seed 7. It changes only with a wanted change of
-// the generator: such a change makes every population that somebody has a different one.
+// goldenDigest is the SHA-256 of the population of 20 patients with seed 7. Update it only for an intended change of
+// the generator, because such a change alters every existing population.
 const goldenDigest = "d53180486daa16b9f7e2b5730c52059a7925559e09959f6f2c737b7d4225fb80"
 
 func generated(t *testing.T, cfg Config) (string, Summary) {
@@ -249,7 +249,7 @@ func TestPopulationsAreNotMixed(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "README.md"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	generated(t, Config{Patients: 1, Dir: dir}) // files of another sort do no harm
+	generated(t, Config{Patients: 1, Dir: dir}) // other files are allowed
 }
 
 func TestAnUnfinishedRunIsNotOverwritten(t *testing.T) {
@@ -274,7 +274,7 @@ func TestCancelLeavesNothing(t *testing.T) {
 	_, err := Generate(ctx, Config{Patients: 1_000_000, Dir: dir, Progress: func(done int) {
 		seen = done
 		if left := entries(t, dir); !slices.Equal(left, []string{partialName}) {
-			t.Errorf("under way the folder holds %v", left)
+			t.Errorf("during the run the folder has %v", left)
 		}
 		cancel()
 	}})
@@ -372,7 +372,7 @@ func BenchmarkGenerate(b *testing.B) {
 	}
 }
 
-// BenchmarkFill measures one worker alone, without the disk, on the same patients over and over.
+// BenchmarkFill measures a single worker without the disk, with the same patients in each round.
 func BenchmarkFill(b *testing.B) {
 	pool := newPool(1)
 	work := &block{next: 64}

@@ -3,9 +3,9 @@ package synth
 type intervention struct {
 	code     concept
 	fromAge  int
-	hospital bool    // done in hospital only
+	hospital bool    // only done in hospital
 	implant  concept // the device left in the body, if the code is not empty
-	onlyFor  string  // "female" for those done to women only
+	onlyFor  string  // "female" for those only done to women
 }
 
 var procedureTable = []intervention{
@@ -32,7 +32,7 @@ var implantTable = []intervention{
 		implant: concept{snomed, "705643001", "Coronary artery stent"}},
 }
 
-// writeProcedures writes what was done at the visit. Some stays in hospital leave a device in the body.
+// writeProcedures writes the procedures of the visit. Some hospital stays also implant a Device.
 func (c *chart) writeProcedures() {
 	v := &c.visit
 	r := &c.rng

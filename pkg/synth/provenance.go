@@ -5,7 +5,7 @@ var (
 	provenanceTransmitter = concept{coreCodes + "us-core-provenance-participant-type", "transmitter", "Transmitter"}
 )
 
-// writeProvenance says who made the targets, which are all about this patient.
+// writeProvenance writes the Provenance of the targets, which are all about this patient.
 func (c *chart) writeProvenance(at instant, organization, author reference, targets ...reference) {
 	l := c.open(provenanceKind, c.newID(), at+minute, "us-core-provenance")
 	l.refs("target", targets...).when("recorded", at+minute)

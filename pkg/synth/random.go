@@ -11,8 +11,8 @@ func mix(z uint64) uint64 {
 	return z ^ z>>31
 }
 
-// rng is SplitMix64: one word of state, so that every patient can have a stream of its own at no cost. It hands out
-// integers only, because floating point may differ between architectures.
+// rng is SplitMix64: one word of state, so that every patient can have its own stream at no cost. It returns
+// only integers, because floating point may differ between architectures.
 type rng struct{ state uint64 }
 
 func (r *rng) next() uint64 {
@@ -52,7 +52,7 @@ func pickWeighted[T any](r *rng, from []T, weight func(*T) int) *T {
 // uuid is an id of 128 bits, written in the form of a version 4 UUID.
 type uuid struct{ high, low uint64 }
 
-// ids hands out the ids of one owner: a patient, or one kind of shared resource.
+// ids generates the ids of one owner: a patient, or one kind of shared resource.
 type ids struct {
 	key  uuid
 	used uint64
@@ -73,7 +73,7 @@ func (i ids) at(n uint64) uuid {
 	return uuid{high: mix(i.key.high + n*golden), low: mix(i.key.low ^ mix(n+1))}
 }
 
-// next returns an id that the owner has not handed out yet.
+// next returns the owner's next unused id.
 func (i *ids) next() uuid {
 	id := i.at(i.used)
 	i.used++

@@ -15,7 +15,7 @@ type resource map[string]any
 
 func (r resource) name() string { return fmt.Sprint(r["resourceType"], "/", r["id"]) }
 
-// at follows a path of member names; arrays on the way contribute all their elements.
+// at follows a path of member names, through all elements of arrays.
 func (r resource) at(path string) []any {
 	found := []any{map[string]any(r)}
 	for step := range strings.SplitSeq(path, ".") {
@@ -77,7 +77,7 @@ func parsed(t *testing.T, dir string, types ...kind) population {
 	return p
 }
 
-// TestContents parses one population once and holds it against everything that is promised of the resources.
+// TestContents parses one population and checks every promise about its resources.
 func TestContents(t *testing.T) {
 	dir, _ := generated(t, Config{Patients: 30, Seed: 2})
 	p := parsed(t, dir)
@@ -178,7 +178,7 @@ func everyReferenceResolves(t *testing.T, p population) {
 	}
 }
 
-// subjects are the elements that say whom a resource is about, and that all of it must agree with.
+// subjects has the element that names the patient of a resource. All references of the resource must agree with it.
 var subjects = map[string]string{
 	"AllergyIntolerance": "patient", "CarePlan": "subject", "CareTeam": "subject", "Condition": "subject",
 	"Coverage": "beneficiary", "Device": "patient", "DiagnosticReport": "subject", "DocumentReference": "subject",
@@ -202,7 +202,7 @@ func subjectsArePatientsAndRecordsDoNotMix(t *testing.T, p population) {
 		if path, about := subjects[typ]; about {
 			patient := r.text(path + ".reference")
 			if p.byName[patient] == nil || !strings.HasPrefix(patient, "Patient/") {
-				t.Errorf("%s is about %q, which is no patient", r.name(), patient)
+				t.Errorf("%s is about %q, which is not a patient", r.name(), patient)
 			}
 			references(map[string]any(r), func(target string) {
 				if other := p.byName[target]; other != nil && of(other) != "" && of(other) != patient {
@@ -255,7 +255,7 @@ func provenanceTargets(t *testing.T, p population) {
 	}
 }
 
-// required are the elements that R4 or, after it, US Core demands of every resource of a type. "a|b" is either.
+// required has the elements that R4 or US Core requires in every resource of a type. "a|b" is either.
 var required = map[string]string{
 	"AllergyIntolerance": "patient clinicalStatus verificationStatus code",
 	"Appointment":        "status participant.actor participant.status",
@@ -364,7 +364,7 @@ func datesAreInOrder(t *testing.T, p population) {
 					continue
 				}
 				if at.Before(before) {
-					t.Errorf("%s: %s is %s, before what comes before it, %s", r.name(), path, at, before)
+					t.Errorf("%s: %s is %s, before the preceding date %s", r.name(), path, at, before)
 				}
 				before = at
 			}
@@ -443,7 +443,7 @@ func valuesArePlausible(t *testing.T, p population) {
 		}
 	}
 	if heaviest < 80 {
-		t.Errorf("nobody weighs more than %v kg", heaviest)
+		t.Errorf("the heaviest patient weighs only %v kg", heaviest)
 	}
 	for code := range ranges {
 		if !seen[code] {
@@ -484,10 +484,10 @@ func sharedResources(t *testing.T, p population) {
 			t.Errorf("%d of %s, want %d", count[typ], typ, want)
 		}
 		if used == 0 {
-			t.Errorf("nobody's record names a %s", typ)
+			t.Errorf("no record references a %s", typ)
 		}
 		if typ != "Medication" && used == want {
-			t.Errorf("records name every %s, want some that nobody names", typ)
+			t.Errorf("records reference every %s, want some unreferenced ones", typ)
 		}
 	}
 }

@@ -1,7 +1,7 @@
 package synth
 
-// The sizes of the pool depend on nothing, so that the pool, and with it every patient, is the same in a population
-// of any size.
+// The sizes of the pool are constant, so that the pool, and with it every patient, is the same in a population of any
+// size.
 const (
 	organizationCount = 40
 	systemCount       = 4                         // organizations 0-3: health systems, on top
@@ -13,16 +13,16 @@ const (
 	payerCount        = 8
 	regions           = 6 // a patient meets the people and places of one region only
 	locationCount     = 60
-	idleLocations     = regions // the last ones, one a region: no patient has been there
+	idleLocations     = regions // the last ones, one in each region: no patient has visited them
 	practitionerCount = 200
-	idlePractitioners = 8 // the last ones: nobody's record names them
+	idlePractitioners = 8 // the last ones: no record references them
 	medicationCount   = 60
 )
 
-// poolMade is when the shared resources were entered.
+// poolMade is the date of the shared resources.
 const poolMade = today - 12*year
 
-// pool is what patients share. It is made from the seed once and only read afterwards.
+// pool has the resources that patients share. It is generated from the seed and never modified afterwards.
 type pool struct {
 	seed          uint64
 	organizations [organizationCount]reference
@@ -119,13 +119,13 @@ func (p *pool) patient(index int) uuid {
 	return owner.at(0)
 }
 
-// payerDraw spreads the patients evenly and at random over any number of payers.
+// payerDraw returns a random number that distributes the patients evenly over any number of payers.
 func (p *pool) payerDraw(index int) uint64 {
 	owner := newIDs(p.seed, payerSpace, uint64(index))
 	return owner.key.high >> 8
 }
 
-// write writes the pool's resources, and Provenance resources that target nothing but an Organization.
+// write writes the pool's resources, and Provenance resources that target only an Organization.
 func (p *pool) write(out *block) {
 	r := rng{state: mix(p.seed) + 2}
 	p.writeOrganizations(out, &r)

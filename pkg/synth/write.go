@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// partialName is the folder that files are written to until the population is whole. Making it also keeps a second
-// run out: only one can make it.
+// partialName is the folder that files are written to until the population is complete. It also excludes a second run:
+// only one run can create it.
 const partialName = ".synth.partial"
 
 // output is the set of files being written: one per type, rolled over when the next line would make it too big.
@@ -20,7 +20,7 @@ type output struct {
 	partial string
 	limit   int64
 	files   [kinds]outputFile
-	names   []string // every file made, in the order of their making
+	names   []string // every file, in the order of creation
 	bytes   int64
 }
 
@@ -32,7 +32,7 @@ type outputFile struct {
 	rolled int // files of the type made before this one
 }
 
-// newOutput makes the folder, and in it the folder for unfinished files.
+// newOutput creates the folder, and in it the folder for unfinished files.
 func newOutput(dir string, limit int64) (*output, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the output folder: %w", err)
@@ -44,13 +44,13 @@ func newOutput(dir string, limit int64) (*output, error) {
 	for _, entry := range entries {
 		name := entry.Name()
 		if strings.HasSuffix(name, ".ndjson") || strings.HasSuffix(name, ".ndjson.gz") {
-			return nil, fmt.Errorf("%s holds %s already: choose an empty folder, populations are not mixed", dir, name)
+			return nil, fmt.Errorf("%s already has %s: choose an empty folder, populations are not mixed", dir, name)
 		}
 	}
 	out := &output{dir: dir, partial: filepath.Join(dir, partialName), limit: limit}
 	if err := os.Mkdir(out.partial, 0o755); err != nil {
 		if errors.Is(err, os.ErrExist) {
-			return nil, fmt.Errorf("%s is there: another run is under way, or one was killed; "+
+			return nil, fmt.Errorf("%s exists: another run is in progress, or one was killed; "+
 				"in the latter case remove it", out.partial)
 		}
 		return nil, fmt.Errorf("make the folder for unfinished files: %w", err)
@@ -59,7 +59,7 @@ func newOutput(dir string, limit int64) (*output, error) {
 }
 
 // write appends whole lines to the type's file. A line is never split between two files, so a line longer than the
-// limit has a file of its own.
+// limit gets its own file.
 func (o *output) write(k kind, lines []byte) error {
 	for len(lines) > 0 {
 		file := &o.files[k]
@@ -85,7 +85,7 @@ func (o *output) write(k kind, lines []byte) error {
 	return nil
 }
 
-// append adds a piece of a line, or whole lines, to the type's current file whatever its size.
+// append adds a piece of a line, or whole lines, to the type's current file, regardless of its size.
 func (o *output) append(k kind, piece []byte) error {
 	file := &o.files[k]
 	if file.handle == nil {
@@ -139,7 +139,7 @@ func (o *output) roll(k kind) error {
 }
 
 // publish closes every file and moves them to their final names. The Patient files move last: a folder without
-// Patient.ndjson is no population, so not even a kill in the midst of the moves leaves one that looks whole.
+// Patient.ndjson is not a population, so even a kill between the moves leaves none that looks complete.
 func (o *output) publish() error {
 	for k := range kinds {
 		if err := o.roll(k); err != nil {
@@ -170,8 +170,7 @@ func (o *output) publish() error {
 	return nil
 }
 
-// discard closes and removes everything written. The contents do not matter any more, so errors of the closes do not
-// either.
+// discard closes and removes all files. It ignores errors of the closes, because the contents are not needed.
 func (o *output) discard() error {
 	for k := range kinds {
 		if handle := o.files[k].handle; handle != nil {

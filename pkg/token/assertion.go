@@ -19,7 +19,7 @@ const AssertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 const (
 	// assertionLifetime is how far ahead the exp of an assertion may be (SMART: no more than five minutes).
 	assertionLifetime = 5 * time.Minute
-	// cachedKeySets is how many key sets of clients are cached. A set has some hundred bytes, and at most 1 MiB.
+	// cachedKeySets is the number of cached client key sets. A set usually has a few hundred bytes, at most 1 MiB.
 	cachedKeySets = 512
 )
 
@@ -27,7 +27,7 @@ const (
 type Assertion struct {
 	Client        string    // iss and sub, which are the same
 	ID            string    // jti: unique among the assertions of the client
-	RememberUntil time.Time // when it stops being accepted, so that its jti need not be remembered any longer
+	RememberUntil time.Time // when the assertion expires; its jti can be forgotten then
 
 	jku string
 	parsed
@@ -43,8 +43,9 @@ type Assertions struct {
 	fetches  *fetches
 }
 
-// NewAssertions takes the URL of the token endpoint: the aud of an assertion must be it, or a list with it. The client
-// fetches key sets; nil means a new one. Its redirect policy is replaced: a key set may move on its own host only.
+// NewAssertions returns a verifier for a token endpoint. audience is its URL: the aud of an assertion must be this URL, or
+// a list that contains it. client fetches key sets; nil means a new client. Its redirect policy is replaced: redirects
+// must stay on the same host.
 func NewAssertions(audience string, now func() time.Time, client *http.Client) (*Assertions, error) {
 	if audience == "" {
 		return nil, errors.New("assertions: no audience: assertions for other services would pass")
@@ -61,7 +62,7 @@ func NewAssertions(audience string, now func() time.Time, client *http.Client) (
 // Close cancels the running fetches and waits for them.
 func (a *Assertions) Close() { a.fetches.close() }
 
-// AssertionAlgorithms are the algorithms of assertions: the two that SMART names.
+// AssertionAlgorithms returns the accepted algorithms of assertions: the two that SMART names.
 func AssertionAlgorithms() []string { return []string{jwa.RS384.String(), jwa.ES384.String()} }
 
 // Parse reads an assertion and checks its form, algorithm, audience and times. The error is ErrInvalid and depends on the
@@ -77,7 +78,7 @@ func (a *Assertions) Parse(raw string) (*Assertion, error) {
 	url, isText := text(jku)
 	id, identified := text(t.claims.all["jti"])
 	switch {
-	case typed && word != "JWT" && word != "jwt": // an access token is no assertion (RFC 8725 3.11)
+	case typed && word != "JWT" && word != "jwt": // an access token is not an assertion (RFC 8725 3.11)
 		return nil, invalid("typ is not JWT")
 	case t.kid == "":
 		return nil, invalid("header has no kid")
@@ -110,7 +111,7 @@ func (a *Assertions) Parse(raw string) (*Assertion, error) {
 // is refused (B-24).
 func (a *Assertions) Verify(ctx context.Context, assertion *Assertion, client Client) error {
 	if assertion.Client != client.ID {
-		return invalid("made by another client")
+		return invalid("issued by another client")
 	}
 	if assertion.jku != "" && assertion.jku != client.JWKSURL {
 		return invalid("jku is not the registered one")
@@ -141,7 +142,7 @@ func (a *Assertions) keyring(url string) *keyring {
 		read: func(ctx context.Context) ([]byte, http.Header, error) { return get(ctx, a.client, url) },
 		keep: keepClient, now: a.now, fetches: a.fetches,
 	}
-	if held, ok, _ := a.keys.PeekOrAdd(url, added); ok { // another goroutine was faster
+	if held, ok, _ := a.keys.PeekOrAdd(url, added); ok { // another goroutine added it first
 		return held
 	}
 	return added

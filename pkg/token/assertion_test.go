@@ -67,7 +67,7 @@ func TestClientKeySetsFollowCachingHeaders(t *testing.T) {
 		"Expires":          {http.Header{"Date": {date}, "Expires": {"Sun, 01 Mar 2026 12:02:00 GMT"}}, 2 * time.Minute},
 		"Expires long ago": {http.Header{"Date": {date}, "Expires": {"Sun, 01 Mar 2020 12:02:00 GMT"}}, 0},
 		"Expires 0":        {http.Header{"Date": {date}, "Expires": {"0"}}, 0},
-		"max-age counts more": {
+		"max-age before Expires": {
 			http.Header{"Date": {date}, "Expires": {date}, "Cache-Control": {"max-age=90"}}, 90 * time.Second,
 		},
 	} {
@@ -196,7 +196,7 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 	private, public, err := token.NewKey(elliptic.P384())
 	must(t, err)
 	if strings.Contains(string(public), `"d"`) || !strings.Contains(string(private), `"d"`) {
-		t.Fatal("the private and the public half are exchanged")
+		t.Fatal("the private and the public key are swapped")
 	}
 	client := token.Client{ID: "app", JWKS: public, Scope: "system/*.rs"}
 	must(t, client.Check())
@@ -219,7 +219,7 @@ func TestSignedAssertionsAreAccepted(t *testing.T) {
 			}
 			assertion, err := a.Parse(raw)
 			if err != nil || seen[assertion.ID] {
-				t.Errorf("an id twice, or %v", err)
+				t.Errorf("duplicate id, or error %v", err)
 				continue
 			}
 			seen[assertion.ID] = true
@@ -252,7 +252,7 @@ func TestParseSignerRefuses(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s: accepted", name)
 		} else if strings.Contains(err.Error(), d(p384)) {
-			t.Errorf("%s: the error holds the key", name)
+			t.Errorf("%s: the error contains the key", name)
 		}
 	}
 }

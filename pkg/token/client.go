@@ -26,13 +26,13 @@ type Client struct {
 
 const maxInlineSet = 64 << 10
 
-// A client id is part of HTTP Basic, forms and the sub of tokens. All of its characters have one encoding in each.
+// A client id is part of HTTP Basic, forms and the sub of tokens. Each allowed character has one encoding in all three.
 var (
 	clientID   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._~:/@-]{0,127}$`)
 	secretHash = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
-// Check returns every problem of a registration. No error holds a key or a secret.
+// Check returns every problem of a registration. Errors never contain a key or a secret.
 func (c Client) Check() error {
 	var problems []error
 	if !clientID.MatchString(c.ID) {
@@ -57,8 +57,8 @@ func (c Client) Check() error {
 	return errors.Join(problems...)
 }
 
-// checkClientKeys requires a key that can verify assertions, and refuses private and symmetric keys, which are no longer
-// secret.
+// checkClientKeys requires a key that can verify assertions. It refuses private and symmetric keys: once sent here they are
+// no longer secret.
 func checkClientKeys(data []byte) error {
 	if len(data) > maxInlineSet {
 		return errors.New("JWKS: larger than 64 KiB")
@@ -106,14 +106,14 @@ func NewSecret() string {
 }
 
 // HashSecret returns the stored form of a secret. Passwords need a slow hash, but a secret of NewSecret does not: 256
-// random bits cannot be guessed, however fast the hash is.
+// random bits cannot be guessed even with a fast hash.
 func HashSecret(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return hex.EncodeToString(sum[:])
 }
 
-// HasSecret reports whether the secret is the client's. Every wrong secret takes the same time, also for a client without
-// one.
+// HasSecret reports whether the secret is the client's. It takes the same time for every wrong secret, even if the client
+// has none.
 func (c Client) HasSecret(secret string) bool {
 	hash := c.SecretHash
 	if hash == "" {
@@ -131,7 +131,7 @@ func (c Client) Record() ([]byte, error) {
 	return record, nil
 }
 
-// ParseClient reads a record. It refuses unknown members, which may be restrictions.
+// ParseClient reads a record. It refuses unknown members, because they may be restrictions.
 func ParseClient(record []byte) (Client, error) {
 	var c Client
 	dec := json.NewDecoder(bytes.NewReader(record))

@@ -90,11 +90,11 @@ func TestSecrets(t *testing.T) {
 	}
 	c := token.Client{SecretHash: token.HashSecret(one)}
 	if !c.HasSecret(one) || c.HasSecret(two) || c.HasSecret("") || (token.Client{}).HasSecret("") {
-		t.Error("another secret is accepted, or the own one is refused")
+		t.Error("a wrong secret is accepted, or the right one is refused")
 	}
 }
 
-// FuzzNarrowScopes: granted scopes are granted again unchanged, and allow no type that is not registered.
+// FuzzNarrowScopes: narrowing granted scopes again does not change them, and they allow no unregistered type.
 func FuzzNarrowScopes(f *testing.F) {
 	f.Add("system/*.cruds system/Patient.read", "system/Patient.rs")
 	f.Add("system/Patient.rs?x", "system/*.*")
@@ -102,13 +102,13 @@ func FuzzNarrowScopes(f *testing.F) {
 		granted, err := token.NarrowScopes(list, registered)
 		if err != nil {
 			if granted != "" {
-				t.Errorf("%q beside %v", granted, err)
+				t.Errorf("granted %q with error %v", granted, err)
 			}
 			return
 		}
 		again, err := token.NarrowScopes(granted, registered)
 		if err != nil || again != granted {
-			t.Errorf("%q is granted, and of that %q, %v", granted, again, err)
+			t.Errorf("granted %q, narrowed again %q, %v", granted, again, err)
 		}
 		scopes, err := token.ParseScopes(granted)
 		must(t, err)
@@ -147,7 +147,7 @@ func TestNarrowScopesNamesTheProblem(t *testing.T) {
 	}
 }
 
-// B-01 to B-07: nothing is for users or for single sign-on.
+// B-01 to B-07: the document has nothing for users or single sign-on.
 func TestSMARTConfiguration(t *testing.T) {
 	want := `{"token_endpoint":"https://auth.example/token","grant_types_supported":["client_credentials"],` +
 		`"token_endpoint_auth_methods_supported":["private_key_jwt"%s],` +

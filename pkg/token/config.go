@@ -26,12 +26,12 @@ type Issuer struct {
 	Algorithms []string // accepted alg values, a subset of RS256 RS384 ES256 ES384 PS256; empty means all
 
 	// SubjectClaim names the claim that becomes the owner's subject: sub (when empty), azp, appid, client_id, cid or oid.
-	// These are assigned by the issuer and never pass to another client or person.
+	// The issuer assigns these and never reassigns them to another client or person.
 	SubjectClaim string
 	// ScopeClaim names the claim with the scopes, a string or an array: scope (when empty), scp, roles or permissions.
 	ScopeClaim string
 	// RequiredClaims are claims that a token must have, each with exactly this text. They distinguish tokens that an issuer
-	// signs with one key, such as tokens of applications and of people.
+	// signs with the same key, such as those of applications and those of people.
 	RequiredClaims map[string]string
 
 	Introspection *Introspection // for opaque tokens; nil means none. At most one issuer has it
@@ -42,12 +42,12 @@ type Config struct {
 	Issuers []Issuer
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// HTTPClient fetches key sets and introspects; nil means a new client. Its redirect policy is replaced: a key set may
-	// move on its own host only, and an introspection is never redirected.
+	// HTTPClient fetches key sets and introspects; nil means a new client. Its redirect policy is replaced: redirects of
+	// key sets must stay on the same host, and an introspection is never redirected.
 	HTTPClient *http.Client
 }
 
-// skew is how far the clocks of issuers and clients may be off.
+// skew is the tolerated clock skew of issuers and clients.
 const skew = time.Minute
 
 // Verifier verifies tokens. Its methods may be called from any goroutine.
@@ -64,15 +64,15 @@ type issuer struct {
 	keys *keyring // nil when all tokens are introspected
 }
 
-// algorithms are all algorithms that can be accepted: the asymmetric ones that SMART names, plus two that OIDC issuers use.
+// algorithms returns the supported algorithms: the asymmetric ones that SMART names, plus two that OIDC issuers use.
 func algorithms() []string {
 	return []string{
 		jwa.RS256.String(), jwa.RS384.String(), jwa.ES256.String(), jwa.ES384.String(), jwa.PS256.String(),
 	}
 }
 
-// NewVerifier refuses an incoherent configuration with every problem in one error. It fetches no key sets: the first token
-// does, so that the API starts while an issuer is down.
+// NewVerifier refuses an incoherent configuration with every problem in one error. It fetches no key sets; the first
+// token causes the first fetch, so the API can start while an issuer is down.
 func NewVerifier(cfg Config) (*Verifier, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("token verification: %w", err)
@@ -96,7 +96,7 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	return v, nil
 }
 
-// withDefaults makes a copy that the caller cannot change any more.
+// withDefaults returns a copy with the defaults applied.
 func (i Issuer) withDefaults() Issuer {
 	i.Audiences, i.RequiredClaims = slices.Clone(i.Audiences), maps.Clone(i.RequiredClaims)
 	i.SubjectClaim, i.ScopeClaim = cmp.Or(i.SubjectClaim, subjectClaims()[0]), cmp.Or(i.ScopeClaim, scopeClaims()[0])
@@ -123,8 +123,8 @@ func (v *Verifier) keyring(i Issuer, client *http.Client) *keyring {
 	return k
 }
 
-// Close cancels the running fetches and introspections and waits for them. Cached keys and verdicts still serve
-// afterwards; nothing else is fetched.
+// Close cancels the running fetches and introspections and waits for them. Cached keys and verdicts are
+// still used afterwards; nothing else is fetched.
 func (v *Verifier) Close() { v.fetches.close() }
 
 func (c Config) check() error {
@@ -199,7 +199,7 @@ func count(conditions ...bool) (n int) {
 }
 
 // checkURL requires https, because anyone who can change a key set or a response in transit can make tokens. Errors do not
-// hold the URL, which may contain a secret.
+// contain the URL, which may contain a secret.
 func checkURL(what, raw string) error {
 	u, err := url.Parse(raw)
 	switch {

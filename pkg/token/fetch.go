@@ -24,10 +24,10 @@ const (
 	maxRedirects = 3
 )
 
-// fetches runs requests to issuers and to key set servers in the background. A fetch outlives the token that started it,
-// because other tokens wait for it too.
+// fetches runs requests to issuers and to key set servers in the background. A fetch outlives the request that
+// started it, because other requests may wait for it too.
 type fetches struct {
-	life   context.Context // ends with close
+	life   context.Context // cancelled by close
 	cancel context.CancelFunc
 
 	mu      sync.Mutex // no fetch begins after close
@@ -85,7 +85,7 @@ func (f *fetches) close() {
 	f.running.Wait()
 }
 
-// clientWith copies a client, or makes one, with another redirect policy.
+// clientWith returns a copy of base, or a new client, with the given redirect policy.
 func clientWith(base *http.Client, redirect func(req *http.Request, via []*http.Request) error) *http.Client {
 	client := http.Client{}
 	if base != nil {
@@ -95,8 +95,7 @@ func clientWith(base *http.Client, redirect func(req *http.Request, via []*http.
 	return &client
 }
 
-// keySetClient limits redirects to the host that was asked: a key set on another host, or not on https, may be an
-// attacker's.
+// keySetClient limits redirects to the original host: a key set on another host, or not on https, may be an attacker's.
 func keySetClient(base *http.Client) *http.Client {
 	return clientWith(base, func(req *http.Request, via []*http.Request) error {
 		first := via[0].URL
@@ -110,7 +109,7 @@ func keySetClient(base *http.Client) *http.Client {
 	})
 }
 
-// get returns a document of at most 1 MiB and the header that it came with.
+// get returns a document of at most 1 MiB and its response header.
 func get(ctx context.Context, client *http.Client, address string) ([]byte, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
@@ -150,7 +149,7 @@ func withoutURL(err error) error {
 }
 
 // discover returns the key set that an issuer's configuration document names (OpenID Connect Discovery 4). It reads the
-// document with each key set, because an issuer may move its keys.
+// document again with each key set, because an issuer may move its keys.
 func discover(ctx context.Context, client *http.Client, issuer string) ([]byte, http.Header, error) {
 	// The path replaces a slash at the end (OpenID Connect Discovery 4.1).
 	document, _, err := get(ctx, client, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration")
@@ -185,12 +184,12 @@ func readDiscovery(document []byte, issuer string) (string, error) {
 	return keys, checkURL("jwks_uri", keys)
 }
 
-// keyFile is a key set in a file. Replace the file by renaming.
+// keyFile is a key set in a file. The file must be replaced by renaming.
 type keyFile struct {
 	path string
 
 	mu   sync.Mutex
-	last fs.FileInfo // of the file that was read last; nil before the first read
+	last fs.FileInfo // of the last file read; nil before the first read
 }
 
 func (f *keyFile) read(context.Context) ([]byte, http.Header, error) {
@@ -201,7 +200,7 @@ func (f *keyFile) read(context.Context) ([]byte, http.Header, error) {
 	return data, nil, err
 }
 
-// changed reports whether the file differs from what was read last in size, time or identity. A missing file has changed.
+// changed reports whether the file differs in size, time or identity from the last one read. A missing file is a change.
 func (f *keyFile) changed() bool {
 	f.mu.Lock()
 	last := f.last

@@ -37,7 +37,7 @@ var (
 	serveKeys = tokentest.ServeKeys
 )
 
-// start is when every test begins.
+// start returns the time at which every test begins.
 func start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
 func newClock() *testenv.Clock { return testenv.NewClock(start()) }
@@ -49,7 +49,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// goodClaims are the claims of a token that is accepted at start.
+// goodClaims returns the claims of a token that is valid at start.
 func goodClaims() members {
 	return members{
 		"iss": issuerName, "sub": subject, "aud": audience, "scope": "system/*.rs",
@@ -57,7 +57,7 @@ func goodClaims() members {
 	}
 }
 
-// sign makes an ordinary token.
+// sign returns a token with the usual header.
 func sign(alg, kid string, key any, claims members) string {
 	return forge(alg, key, fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"JWT"}`, alg, kid), claims.String())
 }
@@ -77,7 +77,7 @@ func verifier(t testing.TB, c *clock, issuers ...token.Issuer) *token.Verifier {
 	return verifierWith(t, c, nil, issuers...)
 }
 
-// verifierWith is a verifier whose requests are answered by transport, unless that is nil.
+// verifierWith returns a verifier that sends its requests to transport, unless it is nil.
 func verifierWith(t testing.TB, c *clock, transport roundTripper, issuers ...token.Issuer) *token.Verifier {
 	t.Helper()
 	cfg := token.Config{Issuers: issuers, Now: c.Now}

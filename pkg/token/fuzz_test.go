@@ -12,7 +12,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// FuzzVerify: only the signed token makes a principal, and every other one is ErrInvalid.
+// FuzzVerify: only the signed token gives a principal; every other one is ErrInvalid.
 func FuzzVerify(f *testing.F) {
 	key := ecKey(elliptic.P256())
 	v := verifier(f, newClock(), issuerAt(serveKeys(f, jwks(jwkOf("k", key))).URL))
@@ -32,8 +32,7 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzIntrospection: only a response with active true, aud, sub and exp makes a principal, and with that subject and
-// expiry.
+// FuzzIntrospection: only a response with active true, aud, sub and exp gives a principal, with this subject and expiry.
 func FuzzIntrospection(f *testing.F) {
 	for _, seed := range []string{
 		active().String(), `{"active":false}`, `{"active":true}`, "", "null", active().Without("aud").String(),
@@ -66,7 +65,7 @@ func FuzzIntrospection(f *testing.F) {
 	})
 }
 
-// BenchmarkVerify measures the cost to every request.
+// BenchmarkVerify measures the cost of verification in every request.
 func BenchmarkVerify(b *testing.B) {
 	rsa2048, p256, p384 := rsaKey(2048), ecKey(elliptic.P256()), ecKey(elliptic.P384())
 	server := serveKeys(b, jwks(jwkOf("RS256", rsa2048), jwkOf("ES256", p256), jwkOf("ES384", p384)))

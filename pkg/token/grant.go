@@ -8,7 +8,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// ErrScope refuses a scope that the token service never grants, or a request of which no scope can be granted.
+// ErrScope is returned for a scope that the token service never grants, and when no requested scope can be granted.
 var ErrScope = errors.New("invalid scope")
 
 // readScope is a scope that can be granted: its resource type or *, and its actions, reduced to those that read.
@@ -17,7 +17,7 @@ type readScope struct{ typ, actions string }
 // CheckScopes returns ErrScope when a list is empty or has a scope that is never granted to a backend service. The error
 // has the scope's number in the list, not its text.
 //
-// Never granted are: contexts other than system/ (patient/ and user/ need a user, Z-12); scopes that are not for
+// These are never granted: contexts other than system/ (patient/ and user/ need a user, Z-12); scopes that are not for
 // resources (launch, openid, fhirUser); types that are not in FHIR R4; unknown actions, or letters out of the order
 // c r u d s; scopes that only write or only search; and scopes with a query, because the filter would not be applied
 // (Z-10).

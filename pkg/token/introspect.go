@@ -28,38 +28,38 @@ type Introspection struct {
 	URL          string // the introspection endpoint, https (http on loopback only)
 	ClientID     string // for HTTP Basic (RFC 6749 section 2.3.1)
 	ClientSecret string
-	// AudienceOptional accepts a response without aud. It is for issuers that never send one, and that answer "not active"
-	// to every service but the token's own (RFC 7662 section 4). An aud that is present is checked all the same.
+	// AudienceOptional accepts a response without aud. It is for issuers that never send one, and that return active
+	// false to every service except the token's own (RFC 7662 section 4). An aud that is present is still checked.
 	AudienceOptional bool
-	// CacheFor is how long a response is cached, and so how long a revoked token may still work: at most five minutes, zero
-	// means one. A response is never cached beyond the token's expiry.
+	// CacheFor is how long a response is cached, and so how long a revoked token may still work: at most five minutes;
+	// zero means one minute. A response is never cached beyond the token's expiry.
 	CacheFor time.Duration
 }
 
 const (
 	defaultCacheFor = time.Minute
 	maxCacheFor     = 5 * time.Minute
-	// refusedFor is how long a refusal is cached. It is short because an issuer may hand out a token before all its nodes
-	// have it.
+	// refusedFor is how long a refusal is cached. It is short because an issuer may return a token before all of its nodes
+	// accept it.
 	refusedFor = 10 * time.Second
 	// cachedTokens is the size of each of the two caches. Accepted and refused tokens have a cache each, so that a flood of
 	// invented tokens does not evict good ones.
 	cachedTokens = 4096
 )
 
-// Limits of introspection. A flood of invented tokens must not become a flood at the issuer, and must not lock out tokens
-// that were accepted before. So those have slots of their own and no rate limit: each is introspected once in CacheFor.
+// Limits of introspection. A flood of invented tokens must neither overload the issuer nor lock out tokens that were
+// accepted before. Accepted tokens have separate slots and no rate limit: each is introspected once per CacheFor.
 const (
 	newTokenRate    = 50  // introspections a second of tokens that were not accepted before
 	newTokenBurst   = 200 // at once, such as after a start
-	introspectSlots = 16  // concurrent introspections, of new and of accepted tokens each
+	introspectSlots = 16  // concurrent introspections of new tokens, and the same number of accepted ones
 	// introspectTimeout bounds one introspection, the wait for a slot included.
 	introspectTimeout = 5 * time.Second
 
 	maxResponse = 64 << 10 // bytes
 )
 
-// check refuses what cannot work, or would send tokens in the clear.
+// check refuses a configuration that cannot work or would send tokens in plaintext.
 func (i Introspection) check() error {
 	problems := []error{checkURL("introspection URL", i.URL)}
 	if i.ClientID == "" || i.ClientSecret == "" {
@@ -142,17 +142,17 @@ func (i *introspector) applies(raw string) bool {
 // is lenient, so that a malformed header still counts as one.
 func beginsObject(segment string) bool {
 	const enough = 64                                                                     // characters, a multiple of four
-	decoded, _ := base64.RawURLEncoding.DecodeString(segment[:min(len(segment), enough)]) // what precedes an error counts
+	decoded, _ := base64.RawURLEncoding.DecodeString(segment[:min(len(segment), enough)]) // the bytes before an error are used
 	inside, found := bytes.CutPrefix(bytes.TrimSpace(decoded), []byte("{"))
 	return found && bytes.HasPrefix(bytes.TrimSpace(inside), []byte(`"`))
 }
 
-// tokenForm is what RFC 6750 section 2.1 allows a bearer token to be.
+// tokenForm is the syntax of a bearer token (RFC 6750 section 2.1).
 var tokenForm = regexp.MustCompile(`^[A-Za-z0-9._~+/-]+=*$`)
 
 // find returns the verdict on a token, ErrInvalid when it is refused, or export.ErrUnavailable when the issuer cannot be
 // reached. Above the limits the error is export.ErrUnavailable too: the token may be good, and a client whose good token
-// is called invalid fetches another one, which adds load.
+// is refused as invalid fetches another one, which adds load.
 func (i *introspector) find(ctx context.Context, raw string) (verdict, error) {
 	if len(raw) > maxToken || !tokenForm.MatchString(raw) {
 		return verdict{}, invalid("too long, or has characters that no token has")
@@ -181,7 +181,7 @@ func (i *introspector) cached(key fingerprint, now time.Time) (verdict, bool) {
 // introspect gets the verdict on a token from the issuer, once a slot is free, and caches it.
 func (i *introspector) introspect(ctx context.Context, key fingerprint, raw string) (verdict, error) {
 	now := i.now()
-	if found, ok := i.cached(key, now); ok { // by an introspection that has ended since the caller looked
+	if found, ok := i.cached(key, now); ok { // cached since the caller checked
 		return found, nil
 	}
 	slots := i.oldSlots
@@ -224,7 +224,7 @@ func (i *introspector) ask(ctx context.Context, slots *semaphore.Weighted, raw s
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
-	// RFC 6749 section 2.3.1 demands the escapes.
+	// RFC 6749 section 2.3.1 requires escaping.
 	req.SetBasicAuth(url.QueryEscape(i.ClientID), url.QueryEscape(i.ClientSecret))
 	data, _, err := do(i.client, req, maxResponse)
 	if err != nil {
@@ -234,7 +234,7 @@ func (i *introspector) ask(ctx context.Context, slots *semaphore.Weighted, raw s
 }
 
 // judge reads an introspection response (RFC 7662 section 2.2) as strictly as a signed token. It refuses a token that is
-// not active or whose claims do not fit; a malformed response is an error. username is for display and is not read.
+// not active or whose claims do not fit; a malformed response is an error. username is for display only and is ignored.
 func (i *introspector) judge(data []byte) (verdict, error) {
 	all, err := readObject(data)
 	if err != nil {
@@ -255,7 +255,7 @@ func (i *introspector) judge(data []byte) (verdict, error) {
 	if err != nil {
 		return verdict{refusal: err}, nil
 	}
-	c.all = nil // it may be large and is not needed any more
+	c.all = nil // it may be large and is no longer needed
 	return verdict{claims: c, principal: principal}, nil
 }
 
@@ -279,7 +279,7 @@ func (i *introspector) readClaims(all members) (claims, error) {
 		}
 	}
 	if (present || !i.AudienceOptional) && !intersect(c.audiences, i.issuer.Audiences) {
-		return c, invalid("made for another audience")
+		return c, invalid("issued for another audience")
 	}
 	return c, c.readTimes()
 }

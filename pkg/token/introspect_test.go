@@ -21,10 +21,10 @@ import (
 // opaque is a token that only its issuer can read.
 const opaque = "2YotnFZFEjr1zCsicMWpAA"
 
-// active is the response for a token that is accepted at start.
+// active returns the response for a token that is valid at start.
 func active() members { return goodClaims().With("active", true).With("token_type", "Bearer") }
 
-// introspecting is an issuer without keys, with an introspection endpoint.
+// introspecting returns an issuer with an introspection endpoint and without keys.
 func introspecting(url string) token.Issuer {
 	return token.Issuer{
 		Name: issuerName, Audiences: []string{"urn:other", audience},
@@ -58,7 +58,7 @@ func TestIntrospectionRequest(t *testing.T) {
 	}
 }
 
-// Only a complete and fitting response makes a Principal (RFC 7662 section 2.2).
+// Only a complete and valid response gives a Principal (RFC 7662 section 2.2).
 func TestIntrospectionResponses(t *testing.T) {
 	unix := func(d time.Duration) int64 { return start().Add(d).Unix() }
 	var good error
@@ -126,13 +126,13 @@ func TestIntrospectionResponses(t *testing.T) {
 				t.Errorf("principal %+v with error %v", p, err)
 			}
 			if err != nil && (strings.Contains(err.Error(), opaque) || strings.Contains(err.Error(), "root")) {
-				t.Errorf("the error holds a part of the token or of the response: %v", err)
+				t.Errorf("the error contains a part of the token or of the response: %v", err)
 			}
 		})
 	}
 }
 
-// An endpoint that fails makes tokens ErrUnavailable, whatever its body, and the error holds no secret.
+// While the endpoint fails, with any body, the error is ErrUnavailable and contains no secret.
 func TestIntrospectionEndpointDown(t *testing.T) {
 	elsewhere := serveKeys(t, active().String())
 	for name, handler := range map[string]http.HandlerFunc{
@@ -185,7 +185,7 @@ func TestIntrospectionOfOwnTokensOnly(t *testing.T) {
 	none := b64.EncodeToString([]byte(`{"alg":"none"}`)) + "." + strings.Split(signed, ".")[1] + "."
 	for name, test := range map[string]struct {
 		raw           string
-		beside, alone bool // whether an issuer with keys introspects it, and one without
+		beside, alone bool // whether it is introspected by an issuer with keys, and by one without
 	}{
 		"opaque":                           {opaque, true, true},
 		"opaque with a dot":                {"ory_at_abc.def", true, true},
@@ -295,7 +295,7 @@ func TestIntrospectionCache(t *testing.T) {
 	server.Serve(`{"active":false}`)
 	refused(t, v, opaque, token.ErrInvalid)
 	asked(t, server, 5)
-	server.Serve(active().String()) // some issuers hand out a token before all their nodes have it
+	server.Serve(active().String()) // some issuers return a token before all of their nodes accept it
 	c.Advance(10*time.Second - 1)
 	refused(t, v, opaque, token.ErrInvalid)
 	asked(t, server, 5)
@@ -303,7 +303,7 @@ func TestIntrospectionCache(t *testing.T) {
 	accepted(t, v, opaque)
 	asked(t, server, 6)
 
-	// The issuer's own time, and the times of a cached token, which are checked at each use.
+	// An issuer with its own CacheFor. The times of a cached token are checked at each use.
 	server.Serve(active().With("exp", c.Now().Unix()).With("iat", c.Now().Unix()).String())
 	issuer := introspecting(server.URL)
 	issuer.Introspection.CacheFor = 5 * time.Second
@@ -361,7 +361,7 @@ func TestIntrospectionFlood(t *testing.T) {
 	c.Advance(time.Second)
 	accepted(t, v, "new-and-good")
 
-	// A refused token is limited as a new one, also if it was accepted before.
+	// A refused token has the limits of a new one, even if it was accepted before.
 	server.Serve(`{"active":false}`)
 	c.Advance(time.Minute)
 	refused(t, v, opaque, token.ErrInvalid)
@@ -446,7 +446,7 @@ func TestIntrospectionHangs(t *testing.T) {
 			waiting.Go(func() { refused(t, v, fmt.Sprint("token-", i), export.ErrUnavailable) })
 		}
 		waiting.Wait()
-		if d := time.Since(began); d != 5*time.Second { // by the bubble's clock
+		if d := time.Since(began); d != 5*time.Second { // by the clock of synctest
 			t.Errorf("ended after %s", d)
 		}
 		ctx, cancel := context.WithCancel(t.Context())

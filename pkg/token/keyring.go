@@ -19,39 +19,39 @@ import (
 const (
 	// issuerFresh is the age at which an issuer's key set is fetched again, so that a withdrawn key stops working.
 	issuerFresh = 5 * time.Minute
-	// issuerUsable is how long an issuer's key set serves while the issuer is down. Tokens are short-lived: after an hour
-	// hardly any is left that the set could verify.
+	// issuerUsable is how long an issuer's key set is used while the issuer is down. Tokens are short-lived: after an hour
+	// nearly all tokens signed with its keys have expired.
 	issuerUsable = time.Hour
 
-	// clientFresh is how long a client's key set serves when its response has no caching headers.
+	// clientFresh is how long a client's key set is used when its response has no caching headers.
 	clientFresh = 5 * time.Minute
-	// clientFreshMax limits what those headers allow.
+	// clientFreshMax is the maximum that those headers can set.
 	clientFreshMax = time.Hour
 
-	// refetchLimit is the least time between two fetches while a usable set is held, however many unknown keys tokens
-	// name.
+	// refetchLimit is the minimum time between two fetches while a usable set is held, however many tokens name unknown
+	// keys.
 	refetchLimit = time.Minute
-	// retryLimit is the least time between two fetches after a failed one while no usable set is held.
+	// retryLimit is the minimum time between two fetches after a failed one while no usable set is held.
 	retryLimit = 5 * time.Second
 	// fetchTimeout bounds one fetch, body included.
 	fetchTimeout = 10 * time.Second
 )
 
-// keyring holds one key set. A fresh set serves without a fetch, and a stale one while it is fetched again in the
+// keyring holds one key set. A fresh set is used without a fetch. A stale set is used while it is fetched again in the
 // background.
 type keyring struct {
 	read func(context.Context) ([]byte, http.Header, error)
 	// keep returns how long a set is fresh and how long it is usable, given the header of its response.
 	keep    func(http.Header) (fresh, usable time.Duration)
-	file    *keyFile // nil unless read is the file's
+	file    *keyFile // nil unless read reads a file
 	now     func() time.Time
 	fetches *fetches
 	flight  singleflight.Group
 
 	mu        sync.Mutex
 	set       keySet    // never modified, only replaced
-	stale     time.Time // end of the set's freshness
-	unusable  time.Time // end of its use
+	stale     time.Time // when the set becomes stale
+	unusable  time.Time // when it becomes unusable
 	attempted time.Time // start of the last fetch
 	problem   error     // of the last fetch; nil when it succeeded
 }
@@ -65,8 +65,8 @@ func keepClient(header http.Header) (fresh, usable time.Duration) {
 	return age, age
 }
 
-// find returns the key for an algorithm and a kid, ErrInvalid when the set has none, or export.ErrUnavailable when the
-// set cannot be fetched.
+// find returns the key for an algorithm and a kid. The error is ErrInvalid when the set has none, and
+// export.ErrUnavailable when the set cannot be fetched.
 func (k *keyring) find(ctx context.Context, alg, kid string) (crypto.PublicKey, error) {
 	set, err := k.current(ctx)
 	if err != nil {
@@ -138,13 +138,13 @@ func (k *keyring) fetch(ctx context.Context) (keySet, error) {
 	return set, nil
 }
 
-// confirm records that the set was current at that time. The lock is held.
+// confirm records that the set was current at the given time. The caller holds the lock.
 func (k *keyring) confirm(now time.Time, header http.Header) {
 	fresh, usable := k.keep(header)
 	k.stale, k.unusable = now.Add(fresh), now.Add(usable)
 }
 
-// due reports whether another fetch is allowed. The lock is held.
+// due reports whether another fetch is allowed. The caller holds the lock.
 func (k *keyring) due(now time.Time) bool {
 	since := now.Sub(k.attempted)
 	switch {
@@ -158,8 +158,8 @@ func (k *keyring) due(now time.Time) bool {
 	return true
 }
 
-// maxAge returns how long a response may be kept (RFC 9111): what its Cache-Control, or else its Expires, allows, less its
-// Age, and at most an hour. A response with values that cannot be read is not kept.
+// maxAge returns how long a response may be cached (RFC 9111): the time in its Cache-Control, or else its Expires, minus
+// its Age, and at most an hour. A response with malformed values is not cached.
 func maxAge(header http.Header) time.Duration {
 	age, given := time.Duration(0), false
 	for directive := range strings.SplitSeq(strings.Join(header.Values("Cache-Control"), ","), ",") {
@@ -172,7 +172,7 @@ func maxAge(header http.Header) time.Duration {
 			if !ok {
 				return 0
 			}
-			if !given || seconds < age { // of two values the shorter one counts
+			if !given || seconds < age { // the shorter of two values applies
 				age, given = seconds, true
 			}
 		}
@@ -198,7 +198,7 @@ func maxAge(header http.Header) time.Duration {
 	return min(max(age, 0), clientFreshMax)
 }
 
-// deltaSeconds reads plain digits of seconds, more than a day as a day.
+// deltaSeconds parses a number of seconds. It returns at most a day.
 func deltaSeconds(text string) (time.Duration, bool) {
 	const day = 24 * 60 * 60
 	seconds, err := strconv.ParseUint(strings.TrimSpace(text), 10, 63)

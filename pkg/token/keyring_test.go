@@ -19,7 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// longLived are claims that outlast every test.
+// longLived returns claims that do not expire during a test.
 func longLived() members { return goodClaims().With("exp", start().Add(1000*time.Hour).Unix()) }
 
 func accepted(t *testing.T, v *token.Verifier, raw string) {
@@ -241,7 +241,7 @@ func TestFetchOutlivesTheRequest(t *testing.T) {
 	})
 }
 
-// brokenKeySets are responses that are no key set, or not one of the host that was asked.
+// brokenKeySets returns handlers that serve no key set, or redirect to another host.
 func brokenKeySets(set, elsewhere string) map[string]http.HandlerFunc {
 	body := func(body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) }
@@ -277,7 +277,7 @@ func TestInvalidKeySets(t *testing.T) {
 				t.Fatalf("got error %v, want ErrUnavailable", err)
 			}
 			if strings.Contains(err.Error(), "secret") {
-				t.Errorf("the error shows a query string: %v", err)
+				t.Errorf("the error contains a query string: %v", err)
 			}
 		})
 	}
@@ -315,7 +315,7 @@ func TestKeyFile(t *testing.T) {
 	accepted(t, v, byOlder)
 	refused(t, v, byNewer, token.ErrInvalid)
 
-	write(jwks(jwkOf("2", newer))) // has effect at once
+	write(jwks(jwkOf("2", newer))) // takes effect at once
 	refused(t, v, byOlder, token.ErrInvalid)
 	accepted(t, v, byNewer)
 

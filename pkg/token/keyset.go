@@ -22,16 +22,16 @@ type publicKey struct {
 	key crypto.PublicKey
 }
 
-// Bits of an RSA modulus. Shorter ones are weak, and longer ones take so long to verify that tokens become an attack.
+// Limits of an RSA modulus, in bits. Shorter keys are weak; longer keys make verification slow enough for an attack.
 const (
 	minModulus = 2048
 	maxModulus = 8192
 )
 
-// errUnknownKey is the ErrInvalid for which a newer key set may help.
+// errUnknownKey is the ErrInvalid after which a newer key set is fetched, because it may have the key.
 var errUnknownKey = invalid("no such key")
 
-// parseKeySet reads a JWKS. It skips keys that cannot be used or understood, as RFC 7517 section 5 demands.
+// parseKeySet reads a JWKS. It skips keys that cannot be used or understood, as RFC 7517 section 5 requires.
 func parseKeySet(data []byte) (keySet, error) {
 	var document struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -117,8 +117,8 @@ func (s keySet) find(alg, kid string) (crypto.PublicKey, error) {
 	return nil, errUnknownKey
 }
 
-// fits reports whether the key is for the algorithm: the only one that it names, if it names one, and of the type and on
-// the curve that RFC 7518 section 3.1 defines.
+// fits reports whether the key can be used with the algorithm: its own alg, if any, is the same, and its type and curve
+// are those of RFC 7518 section 3.1.
 func (k publicKey) fits(alg string) bool {
 	if k.alg != "" && k.alg != alg {
 		return false

@@ -9,11 +9,11 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// maxSubject limits what becomes part of every job record, in bytes. OpenID Connect allows 255 characters.
+// maxSubject is the size limit of a subject in bytes; every job record has one. OpenID Connect allows 255 characters.
 const maxSubject = 1024
 
-// subjectClaims and scopeClaims are the claims that known providers use, the default first. A free choice would allow a
-// name or an address, which people choose themselves and which may later belong to another person.
+// subjectClaims and scopeClaims return the claims that known providers use, the default first. Other claims are not
+// allowed: users choose their name or address themselves, and it may later belong to another person.
 func subjectClaims() []string { return []string{"sub", "azp", "appid", "client_id", "cid", "oid"} }
 func scopeClaims() []string   { return []string{"scope", "scp", "roles", "permissions"} }
 
@@ -33,7 +33,7 @@ func (i Issuer) checkClaims() error {
 	return errors.Join(problems...)
 }
 
-// principal makes a Principal of the claims. The caller checks the signature and the times.
+// principal returns the Principal of the claims. The caller checks the signature and the times.
 func (i *issuer) principal(c claims) (Principal, error) {
 	for name, want := range i.RequiredClaims {
 		if got, ok := text(c.all[name]); !ok || got != want {
@@ -48,7 +48,7 @@ func (i *issuer) principal(c claims) (Principal, error) {
 	if !ok || len(subject) > maxSubject {
 		return Principal{}, invalid("no subject, or one longer than 1 KiB")
 	}
-	var list []string // without scopes the token may read nothing
+	var list []string // without scopes the token allows no reads
 	if raw, present := c.all[i.ScopeClaim]; present && string(raw) != `""` {
 		if list, ok = texts(raw); !ok {
 			return Principal{}, invalid(i.ScopeClaim + " is neither a string nor an array of strings")

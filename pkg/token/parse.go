@@ -44,7 +44,7 @@ type claims struct {
 }
 
 // parse reads a compact JWS. It is stricter than RFC 7515: base64url must be canonical, because otherwise one signature has
-// several spellings, and members must be distinct, because otherwise two readers may see different tokens.
+// several encodings, and members must be distinct, because otherwise two parsers may see different tokens.
 func parse(raw string) (parsed, error) {
 	if len(raw) > maxToken {
 		return parsed{}, invalid("too long")
@@ -74,7 +74,7 @@ func (t *parsed) verify(key crypto.PublicKey) error {
 		return fmt.Errorf("verify: %w", err)
 	}
 	if verifier.Verify(t.signed, t.signature, key) != nil {
-		return invalid("signature does not verify") // the library's error may quote the token
+		return invalid("signature does not verify") // the library's error may contain the token
 	}
 	return nil
 }
@@ -93,7 +93,7 @@ func (t *parsed) readHeader(data []byte) error {
 	if err != nil {
 		return invalid("header is not one JSON object with distinct members")
 	}
-	// crit and b64 change what is signed; with cty, enc or zip the payload is no set of claims.
+	// crit and b64 change what is signed; with cty, enc or zip the payload is not a set of claims.
 	for _, name := range []string{"crit", "b64", "cty", "enc", "zip"} {
 		if _, ok := header[name]; ok {
 			return invalid("header has " + name)
@@ -167,8 +167,8 @@ func (c *claims) check(now time.Time) error {
 	return nil
 }
 
-// readObject reads one JSON object without anything after it, in valid UTF-8, with no member twice. The library's
-// own decoding would take the last of two members and match names without regard to case.
+// readObject reads exactly one JSON object in valid UTF-8 without duplicate members. json.Unmarshal would take the last
+// of two members and ignore the case of names.
 func readObject(data []byte) (members, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not UTF-8")
@@ -203,7 +203,7 @@ func readObject(data []byte) (members, error) {
 }
 
 // text reads a string that is not empty. It refuses control characters and the replacement character: decoding replaces
-// malformed escapes by the latter, and two subjects must never become one.
+// malformed escapes by the latter, and two different subjects must never become equal.
 func text(raw json.RawMessage) (string, bool) {
 	var s string
 	if len(raw) == 0 || raw[0] != '"' || json.Unmarshal(raw, &s) != nil {
@@ -234,7 +234,7 @@ func texts(raw json.RawMessage) ([]string, bool) {
 }
 
 // instant reads a NumericDate, or returns the zero time when it is absent. RFC 7519 allows fractions, but no issuer needs
-// them and readers disagree about numbers such as 1e308. So only plain digits are accepted, at most eleven.
+// them and parsers differ on numbers such as 1e308. So only digits are accepted, at most eleven.
 func instant(payload members, name string) (time.Time, error) {
 	raw, present := payload[name]
 	if !present {

@@ -12,16 +12,16 @@ import (
 //
 // They come from SMART scopes in the contexts system/ and user/ (the access directory's grant for the subject is the
 // user's context): v1 .read and .*, and v2 letters in the order c r u d s. Reading needs the letter r: .r, .rs and .cruds
-// allow it. An export resembles a search, but r alone suffices, because s adds the right to filter, not to read more. s
-// alone does not suffice (Z-11), because it gives no right to whole resources. Scopes for writing, in the context
+// allow it. An export resembles a search, but r alone is enough, because s adds the right to filter, not to read more. s
+// alone is not enough (Z-11), because it gives no right to whole resources. Scopes for writing, in the context
 // patient/, with unknown types, or of any other form (openid, .dus) allow nothing.
 type Scopes struct {
 	all   bool
 	types map[string]bool
 }
 
-// ErrGranularScope refuses a scope with a query, such as system/Observation.rs?category=laboratory. Without its filter it
-// would disclose more than allowed (Z-10).
+// ErrGranularScope is returned for a scope with a query, such as system/Observation.rs?category=laboratory. Without its
+// filter it would disclose more than allowed (Z-10).
 var ErrGranularScope = errors.New("a scope with a query is not supported")
 
 // The type and the actions of a scope: a v1 word, or v2 letters, each at most once and in order.
@@ -30,7 +30,7 @@ var (
 	readActions = regexp.MustCompile(`^(?:read|\*|c?ru?d?s?)$`)
 )
 
-// ParseScopes reads a space-separated list of scopes. One granular scope refuses the whole list (ErrGranularScope).
+// ParseScopes reads a space-separated list of scopes. A granular scope is an error for the whole list (ErrGranularScope).
 func ParseScopes(list string) (Scopes, error) {
 	var scopes Scopes
 	for scope := range strings.SplitSeq(list, " ") {

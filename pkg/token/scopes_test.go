@@ -58,7 +58,7 @@ func TestParseScopesRefusesGranularScopes(t *testing.T) {
 			t.Errorf("%q: error %v, want ErrGranularScope and nothing granted", list, err)
 		}
 		if err != nil && strings.Contains(err.Error(), "Observation") {
-			t.Errorf("the error repeats the scope: %v", err)
+			t.Errorf("the error contains the scope: %v", err)
 		}
 	}
 }

@@ -36,7 +36,7 @@ func NewSigner(private *ecdsa.PrivateKey, kid string) (*Signer, error) {
 	return nil, errors.New("signer: the key is on neither P-256 nor P-384")
 }
 
-// ParseSigner reads a private key, a JWK with a kid, for one of the algorithms. Errors do not hold the key.
+// ParseSigner reads a private key, a JWK with a kid, for one of the algorithms. Errors do not contain the key.
 func ParseSigner(data []byte, algorithms ...string) (*Signer, error) {
 	key, err := jwk.ParseKey(data)
 	if err != nil {
@@ -47,7 +47,7 @@ func ParseSigner(data []byte, algorithms ...string) (*Signer, error) {
 	}
 	var raw any
 	public, err := jwk.PublicKeyOf(key)
-	// The public half has the key_ops of the private one, such as sign.
+	// The public half still has the key_ops of the private key, such as sign.
 	if err != nil || key.Raw(&raw) != nil || public.Remove(jwk.KeyOpsKey) != nil {
 		return nil, errors.New("not a valid key")
 	}
@@ -77,7 +77,7 @@ func (s *Signer) Sign(typ string, claims map[string]any) (string, error) {
 	return string(signed), nil
 }
 
-// PublicJWK is the public half of the key, as a member of a JWKS.
+// PublicJWK returns the public half of the key, as a member of a JWKS.
 func (s *Signer) PublicJWK() (json.RawMessage, error) { return s.jwk(s.private.Public()) }
 
 // jwk returns one half of the key as JSON.
@@ -105,7 +105,7 @@ func (s *Signer) SignAssertion(client, endpoint string, now time.Time) (string, 
 	})
 }
 
-// NewKey makes a key pair on P-256 or P-384 and returns the private JWK and the JWKS with its public half.
+// NewKey generates a key pair on P-256 or P-384 and returns the private JWK and the JWKS with its public half.
 func NewKey(curve elliptic.Curve) (private, jwks []byte, err error) {
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {

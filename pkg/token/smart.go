@@ -21,7 +21,7 @@ func SMARTConfiguration(tokenEndpoint string, secrets bool) SMART {
 		AuthMethods:          []string{"private_key_jwt"},
 		AuthAlgorithms:       AssertionAlgorithms(),
 		Scopes:               []string{"system/*.rs", "system/*.read"},
-		CodeChallengeMethods: []string{"S256"}, // required, also without authorization codes
+		CodeChallengeMethods: []string{"S256"}, // required, even without authorization codes
 		Capabilities:         []string{"client-confidential-asymmetric", "permission-v1", "permission-v2"},
 	}
 	if secrets {

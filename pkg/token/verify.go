@@ -10,8 +10,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// ErrInvalid refuses a token: the response is 401. Its text names the rule that the token breaks, and never holds any part
-// of the token.
+// ErrInvalid is returned for a refused token; the response is 401. Its text names the violated rule and never contains any
+// part of the token.
 var ErrInvalid = errors.New("invalid token")
 
 // Principal is the owner of a verified token and what the token may read.
@@ -22,8 +22,8 @@ type Principal struct {
 }
 
 // Verify returns the principal of a token, ErrInvalid when the token is refused, or export.ErrUnavailable when its issuer
-// cannot be reached (503). It checks the claims before it looks for the key, so that a token that cannot pass causes no
-// fetch.
+// cannot be reached (503). It checks the claims before it looks up the key, so that a token that is refused anyway
+// causes no fetch.
 func (v *Verifier) Verify(ctx context.Context, raw string) (Principal, error) {
 	if v.opaque != nil && v.opaque.applies(raw) {
 		return v.verifyOpaque(ctx, raw)
@@ -43,7 +43,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Principal, error) {
 		return Principal{}, err
 	}
 	if !intersect(t.claims.audiences, iss.Audiences) {
-		return Principal{}, invalid("made for another audience")
+		return Principal{}, invalid("issued for another audience")
 	}
 	claimed, err := iss.principal(t.claims)
 	if err != nil {

@@ -54,7 +54,7 @@ func TestVerifyAccepts(t *testing.T) {
 	for name, test := range map[string]struct {
 		header string
 		claims members
-		reads  string // a type that the token may read; "" for none at all
+		reads  string // a type that the token may read; "" for none
 	}{
 		"expired by 59 s":           {header, goodClaims().With("exp", unix(-59*time.Second)), "Patient"},
 		"nbf 60 s ahead":            {header, goodClaims().With("nbf", unix(time.Minute)), "Patient"},
@@ -172,7 +172,7 @@ func TestVerifyRefusesHostileTokens(t *testing.T) {
 	}
 	for _, genuine := range []tokentest.Genuine{genuine("ES256", "e", ecA), genuine("RS384", "r", rsaA)} {
 		if _, err := v.Verify(t.Context(), genuine.Token()); err != nil {
-			t.Fatalf("the token that the others are derived from: %v", err)
+			t.Fatalf("the valid token: %v", err)
 		}
 		for name, raw := range genuine.Hostile() {
 			hostile[genuine.Alg+": "+name] = raw
@@ -188,11 +188,11 @@ func TestVerifyRefusesHostileTokens(t *testing.T) {
 				t.Errorf("%v is both invalid and unavailable", err)
 			}
 			if p.Owner != (export.Owner{}) || p.Scopes.MayRead("Patient") {
-				t.Errorf("a principal came with the error: %+v", p)
+				t.Errorf("a principal was returned with the error: %+v", p)
 			}
 			for _, part := range append(strings.Split(raw, "."), subject) {
 				if len(part) > 6 && strings.Contains(err.Error(), part) {
-					t.Errorf("the error holds a part of the token: %v", err)
+					t.Errorf("the error contains a part of the token: %v", err)
 				}
 			}
 		})
@@ -287,7 +287,7 @@ func TestNewVerifierRefuses(t *testing.T) {
 	}
 }
 
-// The API starts while the issuer is down: the first token causes the first fetch.
+// The API can start while the issuer is down: the first token causes the first fetch.
 func TestNewVerifierFetchesNothing(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	server.Close()

@@ -71,7 +71,7 @@ func NDJSON(t *testing.T, groups []Group) []string {
 	return lines
 }
 
-// Malformed are lines that are not a Group, by what is wrong with them. What an error must not quote has 20391 in it.
+// Malformed has lines that are not a valid Group, by their defect. Text that an error must not quote contains 20391.
 var Malformed = func() map[string]string {
 	const good = `{"resourceType":"Group","id":"g2","active":true,"actual":true,` +
 		`"member":[{"entity":{"reference":"Patient/p1"}}]}`
@@ -226,7 +226,7 @@ func Groups(t *testing.T, open OpenGroups) {
 			t.Errorf("%d members, want %d", len(got), len(big.Members))
 		}
 	})
-	t.Run("an error from yield ends it and is returned unchanged", func(t *testing.T) {
+	t.Run("an error from yield ends the stream and is returned unchanged", func(t *testing.T) {
 		enough, calls := errors.New("enough"), 0
 		err := groups.Members(t.Context(), "big", func(string) error {
 			calls++
@@ -239,7 +239,7 @@ func Groups(t *testing.T, open OpenGroups) {
 			t.Errorf("error %v after %d calls, want the same error after 3", err, calls)
 		}
 	})
-	t.Run("a cancelled context ends it", func(t *testing.T) {
+	t.Run("a cancelled context ends the stream", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		calls := 0
 		err := groups.Members(ctx, "big", func(string) error {

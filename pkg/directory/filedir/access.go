@@ -12,10 +12,10 @@ import (
 // maxAccess is the largest access file, in bytes: about half a million patient ids. Longer lists belong in the database.
 const maxAccess = 16 << 20
 
-// grants are what a file grants. An owner without an entry has the zero Grant.
+// grants are the grants of a file. An owner without an entry has the zero Grant.
 type grants = map[export.Owner]directory.Grant
 
-// Access is directory.Access on a YAML file. Methods may be called concurrently.
+// Access implements directory.Access on a YAML file. Methods may be called concurrently.
 type Access struct {
 	file  *configfile.Cached[grants] // nil when the grants are fixed
 	fixed grants
@@ -23,7 +23,7 @@ type Access struct {
 
 var _ directory.Access = (*Access)(nil)
 
-// OpenAccess reads the file and fails on anything that the package does not document.
+// OpenAccess reads the file. It fails on anything that the package comment does not allow.
 func OpenAccess(file string) (*Access, error) {
 	cached, err := configfile.Open(file, maxAccess, parseAccess)
 	if err != nil {
@@ -32,7 +32,7 @@ func OpenAccess(file string) (*Access, error) {
 	return &Access{file: cached}, nil
 }
 
-// AllowOnly returns an Access that lets these owners export everything, and no one else anything.
+// AllowOnly returns an Access that allows these owners everything, and all others nothing.
 func AllowOnly(owners ...export.Owner) *Access {
 	everything := directory.Grant{
 		Types: directory.Everything(), Groups: directory.Everything(), Patients: directory.Everything(),
@@ -51,7 +51,7 @@ func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant
 	return granted[owner], err
 }
 
-// Check returns the error that Grant would return now, if any. It reads the file when it changed.
+// Check returns the error that Grant would return now, if any. It reads the file if it has changed.
 func (a *Access) Check(ctx context.Context) error {
 	_, err := a.read(ctx)
 	return err

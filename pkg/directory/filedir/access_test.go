@@ -71,7 +71,7 @@ func blockEntry(e directory.GrantEntry) string {
 		patients = "\n    only:" + list("      ", e.Patients, "")
 	}
 	subject := e.Owner.Subject
-	if subject == "true" { // YAML takes it for something else
+	if subject == "true" { // YAML reads it as a boolean
 		subject = "'true'"
 	}
 	return "- subject: " + subject + "\n  issuer: " + e.Owner.Issuer + "\n\n  types:" + list("    ", e.Types, "all") +
@@ -198,7 +198,7 @@ func TestAccessFollowsItsFile(t *testing.T) {
 	expect(false, nil)
 	put(t, dir, "access.yaml", allows)
 	expect(true, nil)
-	put(t, dir, "access.yaml", denies) // cut, and so no YAML
+	put(t, dir, "access.yaml", denies) // truncated, so not valid YAML
 	expect(false, export.ErrUnavailable)
 	put(t, dir, "access.yaml", allows)
 	expect(true, nil)
@@ -255,7 +255,7 @@ func FuzzAccess(f *testing.F) {
 		grant, err := access.Grant(t.Context(), export.Owner{Issuer: "https://unknown.example", Subject: "unknown"})
 		if err != nil || grant.Types.Has("Patient") || grant.Groups.Has("g") || grant.Patients.Has("p") {
 			if !strings.Contains(string(data), "unknown") {
-				t.Errorf("an unknown owner got %+v, error %v", grant, err)
+				t.Errorf("an unknown owner: grant %+v, error %v", grant, err)
 			}
 		}
 	})

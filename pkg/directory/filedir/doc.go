@@ -1,7 +1,7 @@
 // Package filedir is the directory on files: groups from a folder of NDJSON, access from a YAML file. Both are read
 // again when they change, so no restart is needed; replace files by renaming, never in place. Opening fails on invalid
-// files and names file and line. When a file becomes invalid later, every answer that depends on it is an error that
-// wraps export.ErrUnavailable.
+// files and names file and line. When a file becomes invalid later, every call that depends on it returns an error
+// that wraps export.ErrUnavailable.
 //
 // # Groups
 //
@@ -11,8 +11,8 @@
 // stream a group of a .gz file, everything before it is decompressed; put large groups first or into plain files.
 //
 // A member is exported when its entity.reference names a patient (Patient/1, Patient/1/_history/2, or either below any
-// http or https base), it is not inactive, and its period covers the present. A partial date means all of it, in UTC: a
-// period that ends in 2026-03 ends with that month. Contained (#) and urn: references, identifiers and other types are
+// http or https base), it is not inactive, and its period covers the present. A partial date covers its whole period, in
+// UTC: an end of 2026-03 is the end of that month. Contained (#) and urn: references, identifiers and other types are
 // left out.
 //
 // # Access
@@ -33,5 +33,5 @@
 //     patients: all
 //
 // Unknown, missing and duplicate keys, a second entry for an owner, anchors and tags are errors that name the line.
-// Errors never hold a patient id.
+// Errors never contain a patient id.
 package filedir

@@ -155,7 +155,7 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 
 	put(t, dir, "Group.2.ndjson", "garbage")
 	exists("g2", export.ErrUnavailable)
-	exists("g1", export.ErrUnavailable) // the bad line may have been meant to replace it
+	exists("g1", export.ErrUnavailable) // the malformed line may replace it
 	err := groups.Members(t.Context(), "g1", func(string) error { return nil })
 	if !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("members: %v, want ErrUnavailable", err)
@@ -179,7 +179,7 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	exists("g1", directory.ErrNoGroup)
 	exists("g9", nil)
 
-	// A file replaced while it is streamed is read on as it was.
+	// A stream of a file continues unchanged after the file is replaced.
 	n := 0
 	two := strings.Replace(line1, `"member":[`, `"member":[{"entity":{"reference":"Patient/p0"}},`, 1)
 	put(t, dir, "Group.ndjson", two)
@@ -197,7 +197,7 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	}
 }
 
-// pitfall 6, on the member list: what is held does not grow with the group.
+// pitfall 6: memory does not grow with the member list of a group.
 func TestManyMembersAreNotHeld(t *testing.T) {
 	const many = 50_000
 	var b strings.Builder
@@ -235,14 +235,14 @@ func TestManyMembersAreNotHeld(t *testing.T) {
 		t.Errorf("heap grew from %d to %d while %d bytes were streamed", before.HeapAlloc, most.HeapAlloc, size)
 	}
 	if n := count(t, groups, "g1"); n != 1 {
-		t.Errorf("%d members of the group behind the big one, want 1", n)
+		t.Errorf("%d members of the group after the large one, want 1", n)
 	}
 }
 
 func TestSyntheaGroups(t *testing.T) {
 	dir, there := testenv.Synthea(t)
 	if !there {
-		return // TestGroups has the same forms
+		return // TestGroups covers the same forms
 	}
 	groups := openGroups(t, dir, now)
 	if n := count(t, groups, "BMCHealthNet"); n != 10 {
@@ -250,8 +250,7 @@ func TestSyntheaGroups(t *testing.T) {
 	}
 }
 
-// FuzzGroups: whatever stands in a file, it is refused as a whole, or every group in it streams members that have the
-// form of ids.
+// FuzzGroups: any file is either refused as a whole, or every group in it streams members with valid ids.
 func FuzzGroups(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", line1, line1 + "\n" + strings.Replace(line1, "g1", "g2", 1),
@@ -272,11 +271,11 @@ func FuzzGroups(f *testing.F) {
 		for line := range bytes.Lines(data) {
 			var group struct{ ID string }
 			if err := json.Unmarshal(line, &group); err != nil {
-				continue // a blank line, for all others are well-formed
+				continue // a blank line; all others are well-formed
 			}
 			err := groups.Members(t.Context(), group.ID, func(id string) error {
 				if !fhir.IsID(id) {
-					t.Errorf("member %q is no id", id)
+					t.Errorf("member %q is not an id", id)
 				}
 				return nil
 			})

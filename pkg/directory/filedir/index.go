@@ -22,7 +22,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
-// Groups is directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
+// Groups implements directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
 type Groups struct {
 	dir string
 	now func() time.Time
@@ -61,7 +61,7 @@ func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	return err
 }
 
-// Check returns the error that Exists would return for any group now. It reads the folder when it changed.
+// Check returns the error that Exists would return for any group now. It reads the folder if it has changed.
 func (g *Groups) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -71,7 +71,7 @@ func (g *Groups) Check(ctx context.Context) error {
 	return g.refresh()
 }
 
-// find returns the place of a group. It reads the folder when it changed.
+// find returns the place of a group. It reads the folder if it has changed.
 func (g *Groups) find(groupID string) (place, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -85,7 +85,7 @@ func (g *Groups) find(groupID string) (place, error) {
 	return at, nil
 }
 
-// refresh reads the folder when it changed. The lock is held.
+// refresh reads the folder if it has changed. The caller holds the lock.
 func (g *Groups) refresh() error {
 	if err := g.read(); err != nil {
 		return fmt.Errorf("groups: %w: %w", export.ErrUnavailable, err)
@@ -105,7 +105,7 @@ func (g *Groups) read() error {
 	return g.problem
 }
 
-// list returns the folder's files of groups, sorted by name.
+// list returns the folder's group files, sorted by name.
 func list(dir string) ([]groupFile, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -118,7 +118,7 @@ func list(dir string) ([]groupFile, error) {
 		if entry.IsDir() || !strings.HasPrefix(name, "Group") || !strings.HasSuffix(plain, ".ndjson") {
 			continue
 		}
-		info, err := os.Stat(filepath.Join(dir, name)) // follows links, as mounted configuration has them
+		info, err := os.Stat(filepath.Join(dir, name)) // follows links, which mounted configuration uses
 		if err != nil {
 			return nil, err
 		}
@@ -129,7 +129,7 @@ func list(dir string) ([]groupFile, error) {
 
 // groupFile is the state of a file.
 type groupFile struct {
-	name string // in the folder, also where it is a link
+	name string // in the folder, even if it is a link
 	info fs.FileInfo
 }
 

@@ -12,11 +12,11 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// errReplaced: the file is not the one that was indexed.
+// errReplaced means that the file is not the indexed one.
 var errReplaced = errors.New("the file was replaced")
 
-// Members implements directory.Groups. It reads the file from the group to the end of its members. When the file is
-// replaced meanwhile it continues to read the old one.
+// Members implements directory.Groups. It reads the file from the group to the end of its members. If the file is
+// replaced meanwhile, it continues to read the old one.
 func (g *Groups) Members(ctx context.Context, groupID string, yield func(patientID string) error) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// Access is directory.Access on a database, and the changes that operators make. Methods may be called concurrently.
+// Access implements directory.Access on a database, and the changes by operators. Methods may be called concurrently.
 // Changes are atomic.
 type Access struct{ pool *pgxpool.Pool }
 
@@ -45,7 +45,7 @@ func (a *Access) Entry(ctx context.Context, owner export.Owner) (directory.Grant
 	if err := ctx.Err(); err != nil {
 		return directory.GrantEntry{}, err
 	}
-	// The server refuses such text, so no entry can have it.
+	// The server refuses such names, so no entry can have them.
 	if !directory.IsStorable(owner.Issuer) || !directory.IsStorable(owner.Subject) {
 		return directory.GrantEntry{}, ErrNoGrant
 	}
@@ -79,7 +79,7 @@ const (
 	kindExcept = "except"
 )
 
-// all reports whether a list of the kind means all but its names.
+// all reports whether a list of the kind selects every name except its own.
 func all(kind string, names int) (bool, error) {
 	switch {
 	case kind == kindAll && names == 0 || kind == kindExcept:
@@ -116,7 +116,7 @@ type Count struct {
 // List returns all entries, sorted by issuer and subject.
 func (a *Access) List(ctx context.Context) ([]Summary, error) {
 	rows, _ := a.pool.Query(ctx, `SELECT issuer, subject, types, cardinality(type_names), groups, cardinality(group_names),
-		patients, cardinality(patient_names) FROM directory_grant ORDER BY issuer, subject`) // the rows have the error
+		patients, cardinality(patient_names) FROM directory_grant ORDER BY issuer, subject`) // rows returns the error
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Summary, err error) {
 		err = row.Scan(&s.Owner.Issuer, &s.Owner.Subject, &s.Types.Kind, &s.Types.Names, &s.Groups.Kind, &s.Groups.Names,
 			&s.Patients.Kind, &s.Patients.Names)
@@ -149,7 +149,7 @@ func row(e directory.GrantEntry) []any {
 	}
 }
 
-// Remove deletes the owner's entry. ErrNoGrant when there is none.
+// Remove deletes the owner's entry. It returns ErrNoGrant when there is none.
 func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
 	if !directory.IsStorable(owner.Issuer) || !directory.IsStorable(owner.Subject) {
 		return ErrNoGrant
@@ -173,7 +173,7 @@ func (a *Access) Replace(ctx context.Context, entries []directory.GrantEntry) er
 		}
 	}
 	return wrap("replace the grants", pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
-		// Serialize concurrent calls: the result is the entries of one of them, not of both.
+		// Serialize concurrent calls, so that the result has the entries of one call, not of both.
 		if _, err := tx.Exec(ctx, "LOCK TABLE directory_grant IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
 		t.Helper()
 		grant, err := access.Grant(t.Context(), owner)
 		if err != nil || grant.Types.Has("Patient") != want || grant.Groups.Has("g") != want || grant.Patients.Has("p") != want {
-			t.Errorf("grant %+v, error %v, want all of it to be %v", grant, err, want)
+			t.Errorf("grant %+v, error %v, want everything allowed: %v", grant, err, want)
 		}
 	}
 	allows(false)
@@ -70,7 +70,7 @@ func TestAWithdrawnGrantIsGoneAtOnce(t *testing.T) {
 		allows(false)
 	}
 	if err := other.Remove(t.Context(), owner); !errors.Is(err, pgdir.ErrNoGrant) {
-		t.Errorf("removing nothing: %v, want ErrNoGrant", err)
+		t.Errorf("Remove without an entry: %v, want ErrNoGrant", err)
 	}
 }
 
@@ -156,7 +156,7 @@ func TestAGrantOfManyPatients(t *testing.T) {
 		}
 	}
 	if grant.Patients.Has("p") {
-		t.Error("a patient is allowed who is not listed")
+		t.Error("an unlisted patient is allowed")
 	}
 	list, err := access.List(t.Context())
 	want := pgdir.Summary{Owner: owner, Types: pgdir.Count{Kind: "all"}, Groups: pgdir.Count{Kind: "only"},
@@ -190,7 +190,7 @@ func TestConcurrentReplace(t *testing.T) {
 				if err != nil || len(list) != 21 {
 					t.Errorf("%d grants, want 21, error %v", len(list), err)
 				}
-				for _, one := range list[1:] { // the first is the one that they share
+				for _, one := range list[1:] { // the first entry is in both calls
 					if one.Owner.Subject[:2] != list[1].Owner.Subject[:2] {
 						t.Errorf("%s is listed with %s", one.Owner.Subject, list[1].Owner.Subject)
 					}

@@ -16,7 +16,7 @@ import (
 // ErrGroupExists means that a group with the id exists, exportable or not.
 var ErrGroupExists = errors.New("the group exists")
 
-// Group is a group as operators see it. Its JSON and a Member's are what sluice admin prints with --json.
+// Group is a group in the view of operators. sluice admin prints Group and Member as JSON with --json.
 type Group struct {
 	ID          string     `json:"id"`
 	Exportable  bool       `json:"exportable"`
@@ -28,7 +28,7 @@ type Group struct {
 // Member is a patient in a group.
 type Member struct {
 	Patient string    `json:"patient"`
-	Joined  time.Time `json:"joined"` // when the patient was first in the group
+	Joined  time.Time `json:"joined"` // when the patient joined the group
 	Current bool      `json:"member"` // whether the patient is a member now
 }
 
@@ -43,17 +43,17 @@ func scanGroup(row pgx.CollectableRow) (g Group, err error) {
 
 // List returns every group, sorted by id, including those that cannot be exported.
 func (g *Groups) List(ctx context.Context) ([]Group, error) {
-	rows, _ := g.pool.Query(ctx, selectGroups+"GROUP BY g.id ORDER BY g.id", g.now()) // the rows have the error
+	rows, _ := g.pool.Query(ctx, selectGroups+"GROUP BY g.id ORDER BY g.id", g.now()) // rows returns the error
 	list, err := pgx.CollectRows(rows, scanGroup)
 	return list, wrap("list groups", err)
 }
 
-// Show returns a group, even one that cannot be exported. directory.ErrNoGroup when it does not exist.
+// Show returns a group, even one that cannot be exported. It returns directory.ErrNoGroup when it does not exist.
 func (g *Groups) Show(ctx context.Context, groupID string) (Group, error) {
 	if !fhir.IsID(groupID) {
 		return Group{}, directory.ErrNoGroup
 	}
-	rows, _ := g.pool.Query(ctx, selectGroups+"WHERE g.id = $2 GROUP BY g.id", g.now(), groupID) // the rows have the error
+	rows, _ := g.pool.Query(ctx, selectGroups+"WHERE g.id = $2 GROUP BY g.id", g.now(), groupID) // rows returns the error
 	group, err := pgx.CollectExactlyOneRow(rows, scanGroup)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = directory.ErrNoGroup
@@ -65,7 +65,7 @@ func (g *Groups) Show(ctx context.Context, groupID string) (Group, error) {
 // nothing for an unknown group.
 func (g *Groups) Roll(ctx context.Context, groupID string, yield func(Member) error) error {
 	rows, _ := g.pool.Query(ctx, `SELECT patient, min(joined), bool_or(NOT inactive AND starts <= $2 AND ends > $2)
-		FROM directory_member WHERE group_id = $1 GROUP BY patient ORDER BY patient`, groupID, g.now()) // the rows have the error
+		FROM directory_member WHERE group_id = $1 GROUP BY patient ORDER BY patient`, groupID, g.now()) // rows returns the error
 	var member Member
 	var refused error // of yield, returned unchanged
 	_, err := pgx.ForEachRow(rows, []any{&member.Patient, &member.Joined, &member.Current}, func() error {
@@ -81,7 +81,7 @@ func (g *Groups) Roll(ctx context.Context, groupID string, yield func(Member) er
 // Patients is a stream of patient ids. Its first error ends the operation and is returned.
 type Patients = iter.Seq2[string, error]
 
-// Create creates a group of the patients and returns their number. ErrGroupExists when the group exists.
+// Create creates a group of the patients and returns their number. It returns ErrGroupExists when the group exists.
 func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) (members int64, err error) {
 	return g.edit(ctx, groupID, patients, func(tx pgx.Tx) error {
 		made, err := tx.Exec(ctx,
@@ -93,14 +93,14 @@ func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) 
 	}, insertNamed)
 }
 
-// Add makes the patients members from now on, without end, and returns how many were not members before.
-// directory.ErrNoGroup when the group does not exist.
+// Add makes the patients members from now on, without end, and returns how many were not members before. It
+// returns directory.ErrNoGroup when the group does not exist.
 func (g *Groups) Add(ctx context.Context, groupID string, patients Patients) (added int64, err error) {
 	return g.edit(ctx, groupID, patients, lockGroup(ctx, groupID), insertNamed)
 }
 
-// Remove deletes the patients from the group and returns how many were in it. directory.ErrNoGroup when the group does
-// not exist.
+// Remove deletes the patients from the group and returns how many were in it. It returns
+// directory.ErrNoGroup when the group does not exist.
 func (g *Groups) Remove(ctx context.Context, groupID string, patients Patients) (removed int64, err error) {
 	return g.edit(ctx, groupID, patients, lockGroup(ctx, groupID), `WITH gone AS (
 		DELETE FROM directory_member WHERE group_id = $1 AND patient IN (SELECT patient FROM directory_named)
@@ -175,7 +175,7 @@ func lockGroup(ctx context.Context, groupID string) func(pgx.Tx) error {
 	}
 }
 
-// Delete deletes a group and its members. directory.ErrNoGroup when it does not exist.
+// Delete deletes a group and its members. It returns directory.ErrNoGroup when it does not exist.
 func (g *Groups) Delete(ctx context.Context, groupID string) error {
 	if !fhir.IsID(groupID) {
 		return directory.ErrNoGroup

@@ -61,7 +61,7 @@ func TestEditing(t *testing.T) {
 		"show":   func() error { _, err := groups.Show(t.Context(), "g"); return err },
 	} {
 		if err := call(); !isNoGroup(err) {
-			t.Errorf("%s of no group: %v", what, err)
+			t.Errorf("%s without a group: %v", what, err)
 		}
 	}
 	list, err := groups.List(t.Context())

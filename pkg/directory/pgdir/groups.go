@@ -16,8 +16,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// sessions are the settings of every session: a group is always read by the index, and JIT and parallel workers cost
-// more than queries as small as these.
+// sessions has the settings of every session: a group is always read by the index, and for such small queries JIT and
+// parallel workers cost more than they save.
 var sessions = map[string]string{
 	"jit": "off", "max_parallel_workers_per_gather": "0", "enable_seqscan": "off",
 }
@@ -28,7 +28,7 @@ func Open(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 	return pgdb.Open(ctx, cfg)
 }
 
-// Groups is directory.Groups on a database, and the changes that operators make. Methods may be called concurrently.
+// Groups implements directory.Groups on a database, and the changes by operators. Methods may be called concurrently.
 // Changes are atomic.
 type Groups struct {
 	pool *pgxpool.Pool
@@ -75,7 +75,7 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 	// sorting or hashing. A group without members is one row without a patient.
 	rows, _ := g.pool.Query(ctx, `SELECT m.patient FROM directory_group AS g
 		LEFT JOIN directory_member AS m ON m.group_id = $1 AND NOT m.inactive AND m.starts <= $2 AND m.ends > $2
-		WHERE g.id = $1 AND g.exportable`, groupID, g.now()) // the rows have the error
+		WHERE g.id = $1 AND g.exportable`, groupID, g.now()) // rows returns the error
 	found := false
 	var patient *string
 	var refused error // of yield, returned unchanged
@@ -100,7 +100,7 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 	return wrap("read the members of group "+groupID, err)
 }
 
-// errNotMigrated is an outage: services start in any order, and a migration ends it.
+// errNotMigrated is an outage that ends with the migration, because services start in any order.
 var errNotMigrated = fmt.Errorf("%w: the database has no tables of the directory: run sluice admin migrate",
 	export.ErrUnavailable)
 

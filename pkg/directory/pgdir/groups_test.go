@@ -57,10 +57,10 @@ func TestMembersMemory(t *testing.T) {
 	}
 }
 
-// TestMembersSnapshot: a load does not change a stream that runs.
+// TestMembersSnapshot: a load does not change a running stream.
 func TestMembersSnapshot(t *testing.T) {
 	t.Parallel()
-	const many = 50_000 // more than fits between the server and the reader
+	const many = 50_000 // more than the buffers of the connection hold
 	pool := open(t)
 	var before, after []string
 	for n := range many {
@@ -75,7 +75,7 @@ func TestMembersSnapshot(t *testing.T) {
 				load(t, pool, false, group(t, "g", "", after...))
 			}
 			if n++; !strings.HasPrefix(id, want) {
-				return fmt.Errorf("%s came", id)
+				return fmt.Errorf("%s was yielded", id)
 			}
 			return nil
 		})
@@ -106,7 +106,7 @@ func TestOutages(t *testing.T) {
 			}
 		}
 		if groups.Check(t.Context()) == nil || access.Check(t.Context()) == nil {
-			t.Error("the checks return no error")
+			t.Error("Check returned no error")
 		}
 	}
 	t.Run("no server", func(t *testing.T) {

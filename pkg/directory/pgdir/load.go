@@ -20,12 +20,12 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
-// A Problem is an unreadable line, without content of the line. A load goes on without the line.
+// A Problem is the error of an unreadable line, without its content. The load continues without the line.
 type Problem struct{ error }
 
 // Load adds Group resources to the directory. Add copies them into unlogged tables of the load, Seal makes all of them
 // effective at once. A load that was not sealed has no effect. Close ends a load in either case; the next load drops
-// what a killed one left.
+// the tables of a killed one.
 type Load struct {
 	pool    *pgxpool.Pool
 	turn    *pgdb.Turn // until Close
@@ -36,14 +36,14 @@ type Load struct {
 	problems atomic.Int64
 }
 
-// stageSchema has the tables of the load that runs.
+// stageSchema has the tables of the running load.
 const stageSchema = "directory_stage"
 
-// turnLock is the advisory lock of the load that runs.
+// turnLock is the advisory lock of the running load.
 const turnLock = 0x736c7569636533 // "sluice3"
 
-// BeginLoad drops what killed loads left and begins a new load; pgdb.ErrBusy when another one runs. The load has one
-// connection besides those of the pool until Close, and takes one of the pool for each Add that runs.
+// BeginLoad drops the tables of killed loads and begins a new load. It returns pgdb.ErrBusy when another one runs. Until
+// Close the load has one connection besides those of the pool, and each running Add takes one of the pool.
 func BeginLoad(ctx context.Context, pool *pgxpool.Pool) (_ *Load, err error) {
 	// Unique names: a load that lost its turn cannot write into the tables of the next one.
 	suffix := strings.ToLower(rand.Text())
@@ -77,7 +77,7 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 	if err != nil {
 		return l.problem(err)
 	}
-	var malformed error // what is wrong with the line
+	var malformed error // the defect of the line
 	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		var header groupndjson.Header
 		next, stop := iter.Pull(func(yield func([]any) bool) {
@@ -152,8 +152,8 @@ func stagedMember(place int64, m groupndjson.Member) ([]any, error) {
 }
 
 // Seal makes the staged groups effective when the caller's transaction commits. It does not write unchanged rows. With
-// deleteMissing it deletes the groups that are not in the load, unless the load has no group at all: then it is not
-// about groups. Other writers of groups wait until the transaction ends, readers do not.
+// deleteMissing it deletes the groups that are not in the load, unless the load has no groups. Other writers of
+// groups wait until the transaction ends; readers do not.
 func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool) error {
 	if deleteMissing && l.problems.Load() > 0 {
 		return errors.New("some groups cannot be read, so the missing ones are unknown")
@@ -189,7 +189,7 @@ func (l *Load) merge(deleteMissing bool) []string {
 			DELETE FROM directory_member AS m USING gone WHERE m.group_id = gone.id`)
 	}
 	return append(steps,
-		// Keep a newer version that the directory has.
+		// Keep a newer version that is already in the directory.
 		"DELETE FROM "+groups+` AS s USING directory_group AS g WHERE g.id = s.id
 			AND coalesce(g.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity')`,
 		"ANALYZE "+groups, "ANALYZE "+members,
@@ -197,7 +197,7 @@ func (l *Load) merge(deleteMissing bool) []string {
 			SELECT id, exportable, last_updated FROM `+groups+` ORDER BY id
 			ON CONFLICT (id) DO UPDATE SET exportable = excluded.exportable, last_updated = excluded.last_updated
 			WHERE (g.exportable, g.last_updated) IS DISTINCT FROM (excluded.exportable, excluded.last_updated)`,
-		// Insert before the delete, to take over the time at which the patient joined. Ordered: a group is read as a range.
+		// Insert before the delete, to keep the time at which the patient joined. Ordered, because a group is read as a range.
 		`INSERT INTO directory_member (group_id, patient, starts, ends, inactive, joined)
 			SELECT n.*, coalesce((SELECT min(o.joined) FROM directory_member AS o
 				WHERE o.group_id = n.id AND o.patient = n.patient), clock_timestamp())
@@ -219,6 +219,6 @@ func (l *Load) Close(ctx context.Context) error {
 	}
 	turn := l.turn
 	l.turn = nil
-	// Only its own tables: after the session was lost another load may be running.
+	// Drop only the tables of this load: if its session was lost, another load may be running.
 	return wrap("close the load of groups", turn.End(ctx, "DROP TABLE IF EXISTS "+staged(l.groups)+", "+staged(l.members)))
 }

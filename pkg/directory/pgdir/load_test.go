@@ -49,9 +49,9 @@ func TestMalformedLines(t *testing.T) {
 	if err := l.Add(t.Context(), places.Add(1), []byte("no JSON")); err == nil {
 		t.Error("no error")
 	}
-	// The line might have been g2.
+	// The malformed line may have been g2.
 	if err := seal(t, pool, l, true); err == nil || !strings.Contains(err.Error(), "cannot be read") {
-		t.Errorf("deleting what is missing after a problem: %v", err)
+		t.Errorf("deleting missing groups after a problem: %v", err)
 	}
 	expect(t, pool, "g2", "kept")
 }
@@ -128,10 +128,10 @@ func TestLoadingAgain(t *testing.T) {
 		t.Errorf("rows %v, want 4", rows(t, pool, "g"))
 	}
 
-	// A patient who comes back gets a new time.
+	// A patient who joins again gets a new time.
 	load(t, pool, false, group(t, "g", "2026-01-03T00:00:00Z", "stays", "leaves"))
 	if back := joined(t, pool, "g")["leaves"]; !back.After(is["comes"]) {
-		t.Errorf("a patient who came back joined at %s, want after %s", back, is["comes"])
+		t.Errorf("a patient who joined again has the time %s, want after %s", back, is["comes"])
 	}
 }
 
@@ -177,7 +177,7 @@ func TestDeleteMissing(t *testing.T) {
 	load(t, pool, false, both...)
 	load(t, pool, false, both[0])
 	expect(t, pool, "g2", "p2")
-	load(t, pool, true) // a load without groups is not about groups
+	load(t, pool, true) // a load without groups deletes none
 	expect(t, pool, "g2", "p2")
 	load(t, pool, true, both[0])
 	expect(t, pool, "g1", "p1")
@@ -228,14 +228,14 @@ func TestLoadsTakeTurns(t *testing.T) {
 	if _, err := pgdir.BeginLoad(t.Context(), pool); !errors.Is(err, pgdb.ErrBusy) {
 		t.Fatalf("a second load: %v, want ErrBusy", err)
 	}
-	// The server ends the session of the first load, as when its machine has failed.
+	// The server ends the session of the first load, as after a failure of its machine.
 	exec(t, pool, `SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory' AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 	next := begin(t, pool)
 	add(t, next, group(t, "g", "", "p2"))
 	var problem *pgdir.Problem
 	if err := killed.Add(t.Context(), places.Add(1), []byte(group(t, "h", "", "p1"))); err == nil || errors.As(err, &problem) {
-		t.Errorf("a load that lost its turn goes on: %v", err)
+		t.Errorf("a load that lost its turn continues: %v", err)
 	}
 	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return killed.Seal(t.Context(), tx, true) })
 	if err == nil {
@@ -368,7 +368,7 @@ func TestLoadsAndOperatorsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := one[int](t, pool, "SELECT count(*) FROM directory_member"); n != 0 {
-		t.Errorf("%d members outlive their group", n)
+		t.Errorf("%d members of deleted groups are left", n)
 	}
 	load(t, pool, false, group(t, "g", "", "loaded"))
 	if got := members(t, groups, "g"); !slices.Equal(got, []string{"loaded"}) {

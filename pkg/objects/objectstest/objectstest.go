@@ -28,7 +28,7 @@ import (
 // partSize keeps the suite's multipart uploads small.
 const partSize = objects.MinPartSize
 
-// Run runs the suite on a real server. place returns a new bucket, which does not exist yet, at every call.
+// Run runs the suite on a real server. Each call of place returns a new bucket that does not exist yet.
 func Run(t *testing.T, place func(t *testing.T) objects.Config) {
 	t.Helper()
 	s := suite{place: place}
@@ -63,7 +63,7 @@ func Run(t *testing.T, place func(t *testing.T) objects.Config) {
 		{"DeletePrefixRefuses", s.deletePrefixRefuses},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			t.Parallel() // they wait for the client's retries
+			t.Parallel() // the test waits for the client's retries
 			test.run(t)
 		})
 	}
@@ -160,7 +160,7 @@ func (s suite) smallIsOneRequest(t *testing.T) {
 	for _, size := range []int{0, 10, partSize} {
 		before := proxy.Requests()
 		put(t, store, "small", random(size))
-		if n := proxy.Requests() - before; n != 2 { // the put and the look at what the store holds
+		if n := proxy.Requests() - before; n != 2 { // the put and the confirmation
 			t.Errorf("an object of %d bytes took %d requests, want 2", size, n)
 		}
 	}
@@ -218,7 +218,7 @@ func (s suite) missing(t *testing.T) {
 	nothingLeft(t, store)
 }
 
-// abortedUpload returns the id of an upload that is no more.
+// abortedUpload returns the id of an aborted upload.
 func abortedUpload(t *testing.T, store *objects.Store) string {
 	t.Helper()
 	w := store.Create(t.Context(), "nothing/here", "")
@@ -239,7 +239,7 @@ func (s suite) overwrite(t *testing.T) {
 		data := random(size)
 		put(t, store, "again", data)
 		if got := read(t, store, "again", 0, -1); !bytes.Equal(got, data) {
-			t.Errorf("after writing %d bytes over it: %d other bytes", size, len(got))
+			t.Errorf("after writing %d bytes over it: read %d bytes, which differ", size, len(got))
 		}
 	}
 	must(t, store.Delete(ctx, "again"))
@@ -247,7 +247,7 @@ func (s suite) overwrite(t *testing.T) {
 	nothingLeft(t, store)
 }
 
-// sideBySide has more writers than may send and fill at a time.
+// sideBySide runs more writers than there are slots for sending while filling.
 func (s suite) sideBySide(t *testing.T) {
 	store := s.open(t)
 	var group errgroup.Group
@@ -259,7 +259,7 @@ func (s suite) sideBySide(t *testing.T) {
 			sums[i] = hex.EncodeToString(sum[:])
 			stored, err := attempt(t.Context(), store, fmt.Sprintf("side/%d", i), data)
 			if err == nil && stored.SHA256 != sums[i] {
-				err = fmt.Errorf("writer %d: another digest than that of its bytes", i)
+				err = fmt.Errorf("writer %d: the digest is not that of its bytes", i)
 			}
 			return err
 		})
@@ -316,7 +316,7 @@ func (s suite) abort(t *testing.T) {
 	}
 }
 
-// abortLooksAgain has an upload of the key appear while one is aborted, as some stores make of a part that comes late.
+// abortLooksAgain: an upload of the key appears while another is aborted. Some stores create one for a late part.
 func (s suite) abortLooksAgain(t *testing.T) {
 	cfg := s.place(t)
 	direct := connect(t, cfg)
@@ -349,7 +349,7 @@ func (s suite) abortLooksAgain(t *testing.T) {
 	must(t, other.Abort())
 }
 
-// abortWaits has the store answer a part late: a write that is given up must not abort the upload under its hands.
+// abortWaits delays the response to a part: an aborted write must not abort the upload before that response.
 func (s suite) abortWaits(t *testing.T) {
 	const late = 100 * time.Millisecond
 	store, proxy, direct := s.openBehind(t)
@@ -404,7 +404,7 @@ func (s suite) cancel(t *testing.T) {
 	}
 }
 
-// cancelOnTheWay ends the context at each request of a write, when the store has done its work already.
+// cancelOnTheWay cancels the context at each request of a write, after the store has executed it.
 func (s suite) cancelOnTheWay(t *testing.T) {
 	for _, size := range []int{100, 2*partSize + 1} {
 		for step := 1; ; step++ {
@@ -425,7 +425,7 @@ func (s suite) cancelOnTheWay(t *testing.T) {
 	}
 }
 
-// cancelAt calls stop when the step'th request was carried out, and keeps that request's answer back.
+// cancelAt calls stop after the store has executed the step'th request, and withholds its response.
 func cancelAt(proxy *Proxy, step int, stop func()) (reached func() bool) {
 	var mu sync.Mutex
 	count := 0
@@ -439,7 +439,7 @@ func cancelAt(proxy *Proxy, step int, stop func()) (reached func() bool) {
 		}
 		stop()
 		if reply.Request.URL.Query().Has("uploads") {
-			return nil // this one the writer waits for, cancelled or not
+			return nil // the writer waits for this response even when cancelled
 		}
 		<-reply.Request.Context().Done()
 		return reply.Request.Context().Err()
@@ -451,7 +451,7 @@ func cancelAt(proxy *Proxy, step int, stop func()) (reached func() bool) {
 	}
 }
 
-// storeLies has the store report something else than was written: a Commit must not believe its own bookkeeping.
+// storeLies changes the checksum and size that the store reports: Commit must compare them.
 func (s suite) storeLies(t *testing.T) {
 	for _, size := range []int{0, 100, partSize + 1} {
 		for header, value := range map[string]string{
@@ -484,8 +484,8 @@ func (s suite) corrupted(t *testing.T) {
 	}
 }
 
-// lostAnswers loses each answer of a write once: the request is carried out and repeated. The object has to be whole
-// and no second upload may stay behind.
+// lostAnswers drops each response of a write once, so that the request is executed and repeated. The object must be
+// complete, and no second upload may be left.
 func (s suite) lostAnswers(t *testing.T) {
 	for _, size := range []int{100, 2*partSize + 1} {
 		for step := 1; ; step++ {
@@ -503,10 +503,10 @@ func (s suite) lostAnswers(t *testing.T) {
 			data := random(size)
 			put(t, store, "lost", data)
 			if got := read(t, direct, "lost", 0, -1); !bytes.Equal(got, data) {
-				t.Errorf("%d bytes, answer %d lost: the object has %d other bytes", size, step, len(got))
+				t.Errorf("%d bytes, response %d lost: the object has %d bytes, which differ", size, step, len(got))
 			}
 			if uploads := uploadKeys(t, direct); len(uploads) > 0 {
-				t.Errorf("%d bytes, answer %d lost: unfinished uploads %q", size, step, uploads)
+				t.Errorf("%d bytes, response %d lost: unfinished uploads %q", size, step, uploads)
 			}
 			if count < step {
 				break
@@ -530,13 +530,13 @@ func (s suite) outageWhileWriting(t *testing.T) {
 				_, err = w.Commit()
 			}
 			unavailable(t, "write", err)
-			if _, again := w.Write([]byte("more")); again != err { //nolint:errorlint // the very same
+			if _, again := w.Write([]byte("more")); again != err { //nolint:errorlint // the same value
 				t.Errorf("Write after an error: %v, want the same error", again)
 			}
 			left := objectKeys(t, direct)
 			left = append(left, uploadKeys(t, direct)...)
 			if err := w.Abort(); err == nil && len(left) > 0 {
-				t.Errorf("Abort left %q and says nothing", left)
+				t.Errorf("Abort left %q and returned no error", left)
 			}
 			proxy.Mend()
 			must(t, w.Abort())
@@ -547,7 +547,7 @@ func (s suite) outageWhileWriting(t *testing.T) {
 
 func (s suite) outageWhileReading(t *testing.T) {
 	store, proxy, direct := s.openBehind(t)
-	put(t, direct, "read", random(6*partSize)) // more than the buffers on the way hold
+	put(t, direct, "read", random(6*partSize)) // more than the buffers of the connection
 	r, err := store.Open(t.Context(), "read", 0, -1)
 	must(t, err)
 	if _, err := io.ReadFull(r, make([]byte, 1000)); err != nil {
@@ -581,7 +581,7 @@ func (s suite) down(t *testing.T) {
 	must(t, store.Check(t.Context()))
 }
 
-// hangs has a store that takes requests and does not answer: every call ends with its context.
+// hangs: the store accepts requests and never responds; every call ends with its context.
 func (s suite) hangs(t *testing.T) {
 	store, proxy, _ := s.openBehind(t)
 	proxy.Hang()
@@ -598,7 +598,7 @@ func (s suite) hangs(t *testing.T) {
 	}
 }
 
-// calls is every call that asks the store something.
+// calls returns every method that sends a request.
 func calls(store *objects.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		"EnsureBucket": store.EnsureBucket,
@@ -624,7 +624,7 @@ func (s suite) list(t *testing.T) {
 	ctx := t.Context()
 	store := s.open(t)
 	const many = 1050 // more than one page
-	size := int64(4)  // a list tells what is stored
+	size := int64(4)  // List returns stored sizes
 	var group errgroup.Group
 	group.SetLimit(8)
 	for i := range many {
@@ -663,11 +663,11 @@ func (s suite) list(t *testing.T) {
 		t.Errorf("List stopped by yield: %v after %d", err, seen)
 	}
 
-	// A list that was cut short must not look like a short list.
+	// A truncated list must not look complete.
 	ended, stop := context.WithCancel(ctx)
 	err = store.List(ended, "jobs/a/", func(objects.Info) error { stop(); return nil })
 	if !errors.Is(err, context.Canceled) {
-		t.Errorf("List cancelled on its way: %v", err)
+		t.Errorf("List cancelled while running: %v", err)
 	}
 	if err := store.List(ended, "jobs/a/", func(objects.Info) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("List cancelled before: %v", err)
@@ -732,7 +732,7 @@ func (s suite) uploads(t *testing.T) {
 	}
 	for _, w := range writers {
 		if _, err := w.Commit(); !errors.Is(err, export.ErrNotFound) {
-			t.Errorf("Commit of an upload that was swept away: %v, want ErrNotFound", err)
+			t.Errorf("Commit of a swept upload: %v, want ErrNotFound", err)
 		}
 	}
 	nothingLeft(t, store)
@@ -772,12 +772,12 @@ func (s suite) deletePrefix(t *testing.T) {
 	_, err := outside.Commit()
 	must(t, err)
 	if got := read(t, store, "jobs/ab/y", 0, -1); !bytes.Equal(got, data) {
-		t.Error("the upload beside the prefix was harmed")
+		t.Error("an upload outside the prefix was aborted")
 	}
 }
 
-// unfinished begins a write of two parts and returns when the store has the first one: a part that is still on its
-// way may bring an upload back to life.
+// unfinished begins a write of two parts and returns when the store has the first one, because a part that arrives later
+// may recreate an upload.
 func unfinished(t *testing.T, store *objects.Store, proxy *Proxy, key string, data []byte) *objects.Writer {
 	t.Helper()
 	arrived := make(chan struct{})
@@ -814,7 +814,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// unavailable also looks that no query string got into the error.
+// unavailable also checks that the error contains no query string.
 func unavailable(t *testing.T, what string, err error) {
 	t.Helper()
 	if !errors.Is(err, export.ErrUnavailable) {
@@ -827,7 +827,7 @@ func unavailable(t *testing.T, what string, err error) {
 func random(size int) []byte {
 	data := make([]byte, size)
 	source := rand.NewChaCha8([32]byte{byte(size), byte(size >> 8)})
-	_, _ = source.Read(data) // it never fails
+	_, _ = source.Read(data) // never fails
 	return data
 }
 

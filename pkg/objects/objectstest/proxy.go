@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// Proxy forwards requests to a real object store and injects faults into later requests; Break also into those that run.
+// Proxy forwards requests to a real object store and injects faults into later requests; Break also affects running ones.
 type Proxy struct {
 	server *httptest.Server
 
@@ -74,13 +74,13 @@ func NewProxy(t testing.TB, endpoint string) *Proxy {
 	return p
 }
 
-// admit counts a request, cuts it off when the proxy is broken, and returns what it has to wait for, if anything.
+// admit counts a request, aborts it when the proxy is broken, and returns the channel to wait for, if any.
 func (p *Proxy) admit() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requests++
 	if p.broken {
-		panic(http.ErrAbortHandler) // closes the connection without an answer
+		panic(http.ErrAbortHandler) // closes the connection without a response
 	}
 	return p.hang
 }
@@ -95,7 +95,7 @@ func (p *Proxy) Requests() int {
 	return p.requests
 }
 
-// Break drops every connection, those with a request under way too, until Mend.
+// Break drops every connection, including those with a running request, until Mend.
 func (p *Proxy) Break() {
 	p.mu.Lock()
 	p.broken = true
@@ -103,21 +103,21 @@ func (p *Proxy) Break() {
 	p.server.CloseClientConnections()
 }
 
-// FailAfter breaks as soon as n more bytes of request bodies have passed.
+// FailAfter breaks the proxy after n more bytes of request bodies.
 func (p *Proxy) FailAfter(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fail = &n
 }
 
-// CorruptAfter flips one bit in the request bodies, after n more bytes have passed.
+// CorruptAfter flips one bit in the request bodies after n more bytes.
 func (p *Proxy) CorruptAfter(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.corrupt = &n
 }
 
-// Hang takes requests and never answers them, until Mend drops them.
+// Hang accepts requests without responding, until Mend drops them.
 func (p *Proxy) Hang() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -126,7 +126,7 @@ func (p *Proxy) Hang() {
 	}
 }
 
-// OnReply calls change with every reply of the store (reply.Request is its request), which may alter it. After an error
+// OnReply calls change with every reply of the store (reply.Request is its request). change may modify it. After an error
 // the client gets a closed connection instead of the reply. change is called from several goroutines.
 func (p *Proxy) OnReply(change func(reply *http.Response) error) {
 	p.mu.Lock()
@@ -145,7 +145,7 @@ func (p *Proxy) Mend() {
 	}
 }
 
-// body counts what passes.
+// body counts the bytes of a request body.
 type body struct {
 	io.ReadCloser
 	proxy *Proxy
@@ -159,7 +159,7 @@ func (b *body) Read(buffer []byte) (int, error) {
 	return n, err
 }
 
-// pass lets bytes through and reports whether the proxy has just broken.
+// pass forwards bytes and reports whether the proxy has just broken.
 func (p *Proxy) pass(bytes []byte) (broken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

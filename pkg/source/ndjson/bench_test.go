@@ -41,8 +41,8 @@ func population(b *testing.B, people, each, size int, byPatient bool) (dir strin
 	return dir, ids
 }
 
-// BenchmarkOpen measures the speed of indexing and, by B/resource, what the index takes: at the end, and the most
-// while it was built, with what was not collected yet.
+// BenchmarkOpen measures the speed of indexing and the memory of the index in B/resource: at the end, and at the peak
+// while it was built, garbage included.
 func BenchmarkOpen(b *testing.B) {
 	for name, size := range map[string]int{"lines of 200 B": 200, "lines of 1300 B": 1300} {
 		b.Run(name, func(b *testing.B) {
@@ -71,7 +71,7 @@ func BenchmarkOpen(b *testing.B) {
 				peak := <-most
 				must(b, err)
 				runtime.GC()
-				runtime.GC() // pools give up what they hold on the second
+				runtime.GC() // a sync.Pool is empty after the second
 				b.ReportMetric(float64(heap()-before)/(people*each), "index-B/resource")
 				b.ReportMetric(float64(peak-before)/(people*each), "peak-B/resource")
 				sizes, err := src.Sizes(b.Context())
@@ -88,8 +88,8 @@ func heap() uint64 {
 	return sample[0].Value.Uint64()
 }
 
-// BenchmarkForPatients reads everybody, and 100 patients of many (pitfall 24: the cost follows the cohort), from
-// a file in the order of patients and from one in no order.
+// BenchmarkForPatients reads all patients, and 100 of many (pitfall 24: the cost follows the cohort), from a file
+// sorted by patient and from a shuffled one.
 func BenchmarkForPatients(b *testing.B) {
 	const people, each = 4000, 100
 	for name, byPatient := range map[string]bool{"by patient": true, "shuffled": false} {
@@ -112,7 +112,7 @@ func BenchmarkForPatients(b *testing.B) {
 					must(b, err)
 				}
 				if resources != int64(b.N*len(patients)*each) {
-					b.Fatalf("%d resources came", resources)
+					b.Fatalf("%d resources were yielded", resources)
 				}
 				b.SetBytes(bytes / int64(b.N))
 				b.ReportMetric(float64(resources)/b.Elapsed().Seconds(), "resources/s")

@@ -92,7 +92,7 @@ func (f *file) text(spoolDir string) (io.Reader, error) {
 	if f.spool, err = os.CreateTemp(spoolDir, "sluice-ndjson-*"); err != nil {
 		return nil, fmt.Errorf("spool %s: %w", f.name, err)
 	}
-	// An unlinked file is freed when the process ends, even when it is killed.
+	// The system frees an unlinked file when the process ends, even if it is killed.
 	if err := os.Remove(f.spool.Name()); err != nil {
 		return nil, fmt.Errorf("spool %s: %w", f.name, err)
 	}

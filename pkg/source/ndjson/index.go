@@ -26,8 +26,8 @@ import (
 type builder struct {
 	files   []*file
 	maxLine int
-	seed    maphash.Seed // of checks and the first half of id hashes
-	seed2   maphash.Seed // of the second half
+	seed    maphash.Seed // for checks and the first half of id hashes
+	seed2   maphash.Seed // for the second half
 
 	mu       sync.Mutex
 	lists    map[string]*list           // by type
@@ -58,7 +58,7 @@ func (f *found) compareID(hash [2]uint64) int {
 	return cmp.Or(cmp.Compare(f.hash[0], hash[0]), cmp.Compare(f.hash[1], hash[1]))
 }
 
-// list has the resources of one type in chunks: it grows without copying, which would double the memory.
+// list has the resources of one type in chunks, so that it grows without copying, which would double the memory.
 type list struct {
 	chunks [][]found
 	n      int
@@ -70,7 +70,7 @@ func (l *list) at(i int) *found { return &l.chunks[i/chunkSize][i%chunkSize] }
 
 func (l *list) add(f found) {
 	if l.n%chunkSize == 0 {
-		l.chunks = append(l.chunks, make([]found, 0, min(l.n, chunkSize))) // the first one grows: most types have few resources
+		l.chunks = append(l.chunks, make([]found, 0, min(l.n, chunkSize))) // the first one grows: many types are small
 	}
 	last := &l.chunks[len(l.chunks)-1]
 	*last = append(*last, f)
@@ -131,7 +131,7 @@ func (b *builder) problem(file int, line int64, typ, what string) {
 	}
 }
 
-// number returns the number of a patient id. The caller holds mu or is alone.
+// number returns the number of a patient id. The caller holds mu or is the only goroutine.
 func (b *builder) number(id string) uint32 {
 	number, ok := b.numbers[id]
 	if !ok {
@@ -205,7 +205,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 	return nil
 }
 
-// typeOfBroken returns the resource type of a refused line, "" when unknown.
+// typeOfBroken returns the resource type of a refused line, or "" when it is unknown.
 func typeOfBroken(body []byte) string {
 	var resource map[string]any
 	if err := json.Unmarshal(body, &resource); err != nil {

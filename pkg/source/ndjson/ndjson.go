@@ -3,20 +3,20 @@
 //
 // Open reads all files once and keeps an index without bodies: 24 bytes for each compartment resource and patient that
 // it is about, 32 for each referenced resource and about 64 for each patient. While Open runs it takes 48 bytes for each
-// resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. Measured on a million
-// resources of 2,500 patients: 24 MB afterwards, 90 MB at most. Gzipped files are decompressed once into unlinked temporary
-// files in Config.SpoolDir, so that lines can be read from the middle. All files stay open until Close: a folder needs as
-// many descriptors as files.
+// resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. A million resources
+// of 2,500 patients took 24 MB after Open, 90 MB at the peak. Gzipped files are decompressed once into unlinked temporary
+// files in Config.SpoolDir, so that lines can be read from the middle. All files stay open until Close, each with its own
+// descriptor.
 //
-// Reading costs in proportion to the patients of a query: their lines are looked up, sorted by place, and read with few
-// and long reads. Each line is compared with its hash in the index: when a file was changed after Open, the answer is an
-// error that wraps export.ErrUnavailable, never another line. A file that was replaced by rename is served as it was.
+// The cost of a query is proportional to its patients: their lines are looked up, sorted by place, and read with few long
+// reads. Each line is compared with its hash in the index: after a file was changed in place, a read returns an error that
+// wraps export.ErrUnavailable, never another line. After a file was replaced by renaming, the old file is still served.
 //
 // A folder has no history: AsOf is ignored. Of two versions of a resource the newer meta.lastUpdated is served, on a tie
 // the later one in the order of files and lines.
 //
-// Not served are lines that are not a FHIR resource with an R4 type and an id (Problems lists them), types that are never
-// exported (Sizes counts them), and compartment resources without a patient.
+// The source does not serve lines that are not a FHIR resource with an R4 type and an id (Problems lists them), types that
+// are never exported (Sizes counts them), and compartment resources without a patient.
 package ndjson
 
 import (
@@ -94,7 +94,7 @@ const (
 	placeMask    = 1<<placeBits - 1
 	maxFiles     = 1 << (64 - placeBits)
 	noPatient    = math.MaxUint32
-	manyPatients = math.MaxUint32 - 1 // while the index is built: they are in builder.several
+	manyPatients = math.MaxUint32 - 1 // while the index is built; its patients are in builder.several
 )
 
 func (e entry) file() int     { return int(e.place >> placeBits) }
@@ -132,7 +132,7 @@ func Open(ctx context.Context, config Config) (_ *Source, err error) {
 	return s, nil
 }
 
-// Close closes every file and frees the spool. Running reads end with an error. It may be called twice.
+// Close closes every file and frees the spool. Running reads return an error. It may be called twice.
 func (s *Source) Close() error {
 	s.closing.Do(func() {
 		for _, f := range s.files {
@@ -166,7 +166,7 @@ func (s *Source) Sizes(context.Context) (source.Sizes, error) {
 	return source.Sizes{Patients: s.sizes.Patients, Types: maps.Clone(s.sizes.Types)}, nil
 }
 
-// Problems implements source.Source. It yields at most maxProblems, and the number of further ones.
+// Problems implements source.Source. It yields at most maxProblems problems, and the number of further ones.
 func (s *Source) Problems(ctx context.Context, types []string, yield func(source.Problem) error) error {
 	for _, problem := range s.problems {
 		if err := ctx.Err(); err != nil {

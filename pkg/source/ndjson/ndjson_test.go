@@ -170,7 +170,7 @@ func TestOpenRefuses(t *testing.T) {
 		"no gzip":      {"a.ndjson.gz": []byte(observation("1", "a", ""))},
 	} {
 		if src, err := Open(t.Context(), Config{Dir: folder(t, files)}); err == nil {
-			t.Errorf("%s: no error (closing: %v)", name, src.Close())
+			t.Errorf("%s: no error (Close: %v)", name, src.Close())
 		}
 	}
 	if _, err := Open(t.Context(), Config{Dir: filepath.Join(t.TempDir(), "none")}); !errors.Is(err, os.ErrNotExist) {
@@ -182,7 +182,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestChangedFiles: a line that is not the indexed one is never served, and Check reports a changed file (pitfall 34).
+// TestChangedFiles: a changed line is never served, and Check reports a changed file (pitfall 34).
 func TestChangedFiles(t *testing.T) {
 	first, second := observation("1", "a", ""), observation("2", "a", "")
 	const unnoticed = "another patient, same size and time" // by Check
@@ -222,7 +222,7 @@ func TestChangedFiles(t *testing.T) {
 			must(t, os.Link(filepath.Join(other, "x"), filepath.Join(dir, name)))
 		}
 		if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1", "2"}) {
-			t.Errorf("got %v (%v), want what was opened", ids, err)
+			t.Errorf("got %v (%v), want the opened file", ids, err)
 		}
 	})
 }
@@ -300,7 +300,7 @@ func TestManyBatches(t *testing.T) {
 				}
 			}
 			if len(seen) != want {
-				t.Errorf("slices of %d: %d of %d came", size, len(seen), want)
+				t.Errorf("slices of %d: %d of %d were yielded", size, len(seen), want)
 			}
 		}
 	}

@@ -10,10 +10,10 @@ import (
 )
 
 // resolveProvenance finds the patients of every Provenance: its targets that are patients, and the patients of its other
-// targets in the compartment. A target that is not in the folder has none. A Provenance without patient is served by
-// About if all of its targets are of referenced types, else never.
+// targets in the compartment. A target that is not in the folder has none. About serves a Provenance without patients if
+// all of its targets are of referenced types; otherwise it is never served.
 //
-// It reads the lines a second time, when the patients of every target are known: keeping the targets of the first reading
+// It reads the lines a second time, after the patients of every target are known: keeping the targets from the first read
 // would take more memory than the rest of the index.
 func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 	all := b.lists["Provenance"]
@@ -59,7 +59,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 	if err != nil {
 		return err
 	}
-	// Provenance of Provenance, until nothing changes.
+	// Provenance about Provenance: repeat until nothing changes.
 	for changed := len(links) > 0; changed; {
 		changed = false
 		for _, l := range links {

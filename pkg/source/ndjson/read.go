@@ -15,7 +15,7 @@ import (
 const (
 	// batchSize is the number of lines sorted by place at a time. More lines make fewer and longer reads, at 24 bytes each.
 	batchSize = 256 << 10
-	// readSize is the maximum of one read in bytes, unless a single line is longer.
+	// readSize is the maximum size of one read in bytes, unless a single line is longer.
 	readSize = 1 << 20
 	// maxGap is the number of unwanted bytes between two lines that are cheaper to read than to skip.
 	maxGap = 64 << 10
@@ -35,7 +35,7 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	r := reader{source: s}
 	each := func(e entry, facts fhir.Facts, body []byte) error {
 		patients := r.patients(e, facts)
-		// A resource about several of the asked patients has an entry for each; yield it for the first.
+		// A resource about several of the requested patients has an entry for each; yield it for the first.
 		first := slices.IndexFunc(patients, asked)
 		if len(patients) > 1 && (first < 0 || s.patients[e.home] != patients[first]) {
 			return nil
@@ -50,7 +50,7 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 			continue
 		}
 		home := uint32(rank)
-		// Ids and homes ascend, so the search continues behind the patient before.
+		// Ids and homes ascend, so the search continues after the previous patient.
 		first, _ := slices.BinarySearchFunc(entries, home, func(e entry, home uint32) int { return cmp.Compare(e.home, home) })
 		for entries = entries[first:]; len(entries) > 0 && entries[0].home == home; entries = entries[1:] {
 			if len(batch) == s.batchSize {

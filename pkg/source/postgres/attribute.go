@@ -14,8 +14,8 @@ import (
 // attribute recomputes the patients of every Provenance that this load affects: one with a target that was added, changed
 // or deleted, or with a target that is itself affected. A Provenance is about the patients of its targets (spec 10).
 //
-// A Provenance whose patients change and whose text does not gets a new version with the same text, so that older
-// snapshots keep the old patients.
+// If only the patients of a Provenance change, it gets a new version with the same text, so that older snapshots keep
+// the old patients.
 func (l *Load) attribute(ctx context.Context, tx pgx.Tx) error {
 	if err := pgdb.CheckStaged(ctx, tx, targets, l.targets); err != nil {
 		return err
@@ -83,7 +83,7 @@ func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	return run(ctx, tx,
-		// Those that target an affected one, transitively. UNION ends the recursion when it finds no new row.
+		// Provenance that targets an affected one, transitively. UNION ends the recursion when it finds no new row.
 		`INSERT INTO affected
 			WITH RECURSIVE further (id) AS (
 				SELECT id FROM affected
@@ -112,7 +112,7 @@ func findPatients(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return err
 	}
-	rows, _ := tx.Query(ctx, // the rows have the error
+	rows, _ := tx.Query(ctx, // rows returns the error
 		"SELECT DISTINCT type FROM aim WHERE type NOT IN ('Patient', 'Provenance')")
 	types, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {

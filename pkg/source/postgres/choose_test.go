@@ -18,7 +18,7 @@ func TestScans(t *testing.T) {
 		perPatient    float64
 		scan          bool
 	}{
-		{512, 512, 180, true},  // everybody in the range
+		{512, 512, 180, true},  // every patient in the range
 		{512, 520, 180, true},  // all but a few
 		{512, 600, 180, false}, // many rows of others
 		{512, 1_000_000, 1, false},
@@ -34,8 +34,8 @@ func TestScans(t *testing.T) {
 	}
 }
 
-// TestPaths reads sets of patients, neighbouring and spread: both paths return the same, and a scan is chosen for
-// neighbours, lookups for spread patients.
+// TestPaths reads adjacent and scattered patients: both paths return the same, and a scan is chosen for adjacent
+// patients, lookups for scattered ones.
 func TestPaths(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)

@@ -32,10 +32,10 @@ func TestServerCrash(t *testing.T) {
 		return nil
 	})
 	if !errors.Is(err, export.ErrUnavailable) {
-		t.Errorf("sealing in a crash: %v, want export.ErrUnavailable", err)
+		t.Errorf("Seal after a crash: %v, want export.ErrUnavailable", err)
 	}
 	if err := load.Close(t.Context()); err == nil {
-		t.Error("closing a load without server: no error")
+		t.Error("Close without a server: no error")
 	}
 	for name, call := range map[string]func() error{
 		"ForPatients": func() error {

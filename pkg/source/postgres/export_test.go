@@ -8,7 +8,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// Scans is scans.
+// Scans exports scans.
 var Scans = scans
 
 // ChooseScan reports whether a query is a scan.

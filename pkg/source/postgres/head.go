@@ -8,9 +8,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// A head holds the fields of a resource that an export needs besides the body, in one column: each further column of a
-// row costs an export more than storing indexed fields twice, because sending and decoding columns is a large part of
-// the work (docs/performance.md).
+// A head holds the fields of a resource that an export needs besides the body, in one column: an additional column
+// costs an export more than storing indexed fields twice, because sending and decoding columns is a large part of the
+// work (docs/performance.md).
 //
 // Format: one byte of version, the attestation in 8 bytes (0: none), then text: the id and the patients that the body
 // names, separated by spaces; a newline; the references as in source.Resource.

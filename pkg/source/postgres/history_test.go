@@ -20,7 +20,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-// keeping is a configuration that trims nothing during a test.
+// keeping returns a configuration that trims nothing during a test.
 func keeping() postgres.LoadConfig { return postgres.LoadConfig{Parallel: 2, History: 24 * time.Hour} }
 
 func ndjson(lines ...string) map[string][]byte {
@@ -60,7 +60,7 @@ func (s *store) read(at time.Time, typ string, patients ...string) map[string]st
 	q := source.Query{Type: typ, Patients: patients, AsOf: at}
 	err := s.src.ForPatients(s.t.Context(), q, func(r source.Resource) error {
 		if _, twice := got[r.ID]; twice {
-			return fmt.Errorf("%s came twice", r.ID)
+			return fmt.Errorf("%s was yielded twice", r.ID)
 		}
 		got[r.ID] = strings.Join(r.Subjects, "+") + " " + string(r.Body)
 		return nil
@@ -203,9 +203,9 @@ func TestProvenanceFollowsItsTargets(t *testing.T) {
 	s.expect(time.Time{}, "Provenance", "", "a")
 	cfg := keeping()
 	cfg.DeleteMissing = true
-	s.loadWith(ndjson(observation("late", "b", 1)), cfg) // o goes
+	s.loadWith(ndjson(observation("late", "b", 1)), cfg) // deletes o
 	s.expect(time.Time{}, "Provenance", "early p q r", "b")
-	s.loadWith(ndjson(provenance("q", "Provenance/p"), provenance("r", "Patient/c", "Provenance/q")), cfg) // p goes
+	s.loadWith(ndjson(provenance("q", "Provenance/p"), provenance("r", "Patient/c", "Provenance/q")), cfg) // deletes p
 	s.expect(time.Time{}, "Provenance", "", "b", "d")
 	s.expect(time.Time{}, "Provenance", "r", "c")
 	s.expect(before, "Provenance", "fixed p q r", "a")
@@ -267,18 +267,18 @@ func TestUnfinishedLoadIsUndone(t *testing.T) {
 			s.expect(time.Time{}, "Observation", "gone o", "a")
 			s.expect(time.Time{}, "Provenance", "p", "a")
 			if n := s.count("SELECT count(*) FROM resource"); n != 3 {
-				t.Errorf("%d versions are there, want 3", n)
+				t.Errorf("%d versions are stored, want 3", n)
 			}
 			if n := s.count(`SELECT (SELECT count(*) FROM tombstone) + (SELECT count(*) FROM target)
 				+ (SELECT count(*) FROM pg_namespace WHERE nspname = 'sluice_stage')`); n != 1 {
-				t.Errorf("%d tombstones, targets and stages are there, want one target", n)
+				t.Errorf("%d tombstones, targets and stages are left, want one target", n)
 			}
 			s.sizesHold()
 		})
 	}
 }
 
-// TestLostTurn: the session of a load ends, another load begins, and the first one has no further effect.
+// TestLostTurn: after the session of a load has ended and another load has begun, the first one has no further effect.
 func TestLostTurn(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -290,7 +290,7 @@ func TestLostTurn(t *testing.T) {
 	}
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
-	// The server frees the turn some time after the session ended.
+	// The server releases the turn some time after the session has ended.
 	var mine *postgres.Load
 	for deadline := time.Now().Add(time.Minute); mine == nil; {
 		var err error
@@ -308,7 +308,7 @@ func TestLostTurn(t *testing.T) {
 		t.Error("a load without turn was sealed")
 	}
 	if err := lost.Close(t.Context()); err == nil {
-		t.Error("closing it: no error")
+		t.Error("Close without turn: no error")
 	}
 	if _, err := mine.Seal(t.Context(), nil); err != nil {
 		t.Fatal(err)
@@ -319,7 +319,7 @@ func TestLostTurn(t *testing.T) {
 	s.sizesHold()
 }
 
-// TestLostStage: a crash of the server empties the stage, and new connections do not report that.
+// TestLostStage: a crash of the server empties the stage, which new connections do not report.
 func TestLostStage(t *testing.T) {
 	t.Parallel()
 	shared := newStore(t)
@@ -342,7 +342,7 @@ func TestLostStage(t *testing.T) {
 	}
 }
 
-// TestTrimmedReadFails: a read of trimmed versions fails; it does not return less.
+// TestTrimmedReadFails: a read of trimmed versions fails; it does not return an incomplete result.
 func TestTrimmedReadFails(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)

@@ -19,7 +19,7 @@ import (
 
 // LoadConfig configures a load.
 type LoadConfig struct {
-	Parallel      int           // merges at once; each is a session of the server
+	Parallel      int           // concurrent merges, each in its own session
 	DeleteMissing bool          // delete resources that are not in the load, of the types that are
 	History       time.Duration // how long an ended version stays readable before it is trimmed
 }
@@ -56,7 +56,7 @@ type Merged struct {
 // turnLock is the advisory lock of the load that runs.
 const turnLock = 0x736c7569636532 // "sluice2"
 
-// loading are the settings of a load's sessions.
+// loading has the settings of a load's sessions.
 var loading = map[string]string{
 	"jit": "off", "work_mem": "128MB", "maintenance_work_mem": "256MB", "synchronous_commit": "off",
 }
@@ -67,7 +67,7 @@ func OpenLoader(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 	return pgdb.Open(ctx, cfg)
 }
 
-// BeginLoad undoes unfinished loads and begins a new one; pgdb.ErrBusy when another load runs. The pool is one of
+// BeginLoad undoes unfinished loads and begins a new one. It returns pgdb.ErrBusy while another runs. The pool is one of
 // OpenLoader, with at least cfg.Parallel connections. The load has one more connection until Close.
 func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load, err error) {
 	l := &Load{
@@ -98,13 +98,13 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load
 }
 
 // undoUnsealed undoes the merges of loads that were never sealed. It marks them abandoned first, which waits for a
-// merge that runs: a load that lost its turn finds the mark in its next step and stops.
+// running merge; a load that lost its turn finds the mark in its next step and stops.
 func (l *Load) undoUnsealed(ctx context.Context) error {
 	_, err := l.turn.Exec(ctx, "UPDATE load_batch SET abandoned = true WHERE sealed_at IS NULL AND NOT abandoned")
 	if err != nil {
 		return err
 	}
-	rows, _ := l.turn.Query(ctx, "SELECT no FROM load_batch WHERE abandoned AND NOT undone") // the rows have the error
+	rows, _ := l.turn.Query(ctx, "SELECT no FROM load_batch WHERE abandoned AND NOT undone") // rows returns the error
 	left, err := pgx.CollectRows(rows, pgx.RowTo[int32])
 	if err != nil || len(left) == 0 {
 		return err
@@ -140,8 +140,8 @@ func (l *Load) inStep(ctx context.Context, step func(pgx.Tx) error) error {
 	})
 }
 
-// Seal merges the staged resources and makes them visible. With is run in the transaction that does so; it may be nil.
-// An export that begins after Seal returned sees the load: snapshots are in whole seconds, so Seal waits for the end of
+// Seal merges the staged resources and makes them visible. with runs in the transaction that does so; it may be nil. An
+// export that begins after Seal has returned sees the load: snapshots are in whole seconds, so Seal waits for the end of
 // the second.
 func (l *Load) Seal(ctx context.Context, with func(context.Context, pgx.Tx) error) (Merged, error) {
 	types := slices.SortedFunc(maps.Keys(l.staged), func(a, b string) int { return cmp.Compare(l.staged[b], l.staged[a]) })
@@ -228,9 +228,9 @@ func (l *Load) Close(ctx context.Context) error {
 	return pgdb.Wrap("close the load", turn.End(ctx, "DROP SCHEMA IF EXISTS "+stageSchema+" CASCADE"))
 }
 
-// vacuum marks new rows as committed. Otherwise the first export would do it, and write every page.
+// vacuum marks new rows as committed. Otherwise the first export would mark them and write every page.
 func (l *Load) vacuum(ctx context.Context) error {
-	rows, _ := l.turn.Query(ctx, "SELECT type, resources FROM type_stats") // the rows have the error
+	rows, _ := l.turn.Query(ctx, "SELECT type, resources FROM type_stats") // rows returns the error
 	var stale []string
 	var typ string
 	var resources int64

@@ -44,7 +44,7 @@ func (l *Load) merge(ctx context.Context, typ string) error {
 	return nil
 }
 
-// makeRoom ends the versions that the load replaces, and leaves in the stage what insert inserts.
+// makeRoom ends the versions that the load replaces, and deletes the staged rows that need no insert.
 func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string) (merged Merged, ended source.TypeSize, err error) {
 	table, staged := leaf(typ), stage(typ)
 	if err := pgdb.CheckStaged(ctx, tx, staged, l.staged[typ]); err != nil {
@@ -80,10 +80,10 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string) (merged Merg
 	return merged, ended, err
 }
 
-// insert copies the rows that are left in the stage into the table.
+// insert copies the remaining staged rows into the table.
 func (l *Load) insert(ctx context.Context, tx pgx.Tx, typ string) (added source.TypeSize, err error) {
 	table, staged := leaf(typ), stage(typ)
-	// In the order of patients: an export reads neighbouring patients.
+	// In the order of patients, because an export reads adjacent patients.
 	err = tx.QueryRow(ctx, `WITH added AS (
 		INSERT INTO `+table+` (last_updated, born, type, id, patient, others, head, body)
 		SELECT last_updated, $1, $2, id, patient, others, head, body FROM `+staged+` ORDER BY patient, id

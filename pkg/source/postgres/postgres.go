@@ -2,9 +2,9 @@
 // type, in the physical order of patients. Load (BeginLoad) writes them; Source reads them.
 //
 // Reads are consistent: a call with an AsOf returns the state of the newest load sealed at or before that instant,
-// whatever is loaded meanwhile. Old versions stay in the tables until a load trims them, so no transaction is held
+// regardless of later loads. Old versions stay in the tables until a load trims them, so no transaction is held
 // open, and an export delays vacuum no longer than one query does. A read fails when versions that it needs were
-// trimmed; it never returns less.
+// trimmed; it never returns an incomplete result.
 //
 // A call reads either each patient by the index or the whole range of patients, whichever is cheaper (choose.go).
 package postgres
@@ -55,7 +55,7 @@ func Open(ctx context.Context, cfg pgdb.Config) (*Source, error) {
 	return &Source{pool: pool}, nil
 }
 
-// Close closes every connection, also those in use.
+// Close closes every connection, including those in use.
 func (s *Source) Close() error {
 	s.pool.Close()
 	return nil
@@ -83,9 +83,9 @@ func (s *Source) Snapshot(ctx context.Context, _ time.Time) (time.Time, error) {
 // sizes are those of source.Sizes.Types.
 type sizes map[string]source.TypeSize
 
-// Sizes implements source.Source. They are exact, as of the newest sealed load.
+// Sizes implements source.Source. The sizes are exact, as of the newest sealed load.
 func (s *Source) Sizes(ctx context.Context) (source.Sizes, error) {
-	rows, _ := s.pool.Query(ctx, // the rows have the error
+	rows, _ := s.pool.Query(ctx, // rows returns the error
 		"SELECT type, resources, bytes FROM type_stats WHERE resources > 0")
 	all := source.Sizes{Types: map[string]source.TypeSize{}}
 	var typ string
@@ -117,7 +117,7 @@ func (s *Source) recentSizes(ctx context.Context) (sizes, error) {
 	return all.Types, nil
 }
 
-// Problems implements source.Source: there are none. Unreadable lines were reported by the load.
+// Problems implements source.Source. It yields nothing: the load has reported unreadable lines.
 func (s *Source) Problems(context.Context, []string, func(source.Problem) error) error { return nil }
 
 // leaf returns the quoted name of the table of an exportable type.

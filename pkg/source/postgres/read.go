@@ -26,12 +26,12 @@ func columns(typ string) string {
 }
 
 // visible is the condition for a version to be visible as of the instant $1. The newest load sealed by then is looked up
-// once per query; without one no version is visible.
+// once per query; if there is none, no version is visible.
 const visible = `r.born <= (SELECT max(no) FROM load_batch WHERE sealed_at <= $1)
 	AND (r.ended IS NULL OR r.ended > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1))`
 
-// trimmed returns whether versions visible as of $1 may be gone. It runs after the rows were read: trim publishes its
-// horizon before it deletes.
+// trimmed selects whether versions visible as of $1 may have been deleted. It runs after the rows were read, because trim
+// publishes its horizon before it deletes.
 const trimmed = `SELECT h.load > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1) FROM trim_horizon AS h`
 
 // ForPatients implements source.Source.
@@ -39,7 +39,7 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	if !fhir.InCompartment(q.Type) {
 		return errNoType(q.Type)
 	}
-	// Only ids: in the tables the empty string means no patient.
+	// Drop malformed ids: in the tables the empty string means no patient.
 	q.Patients = slices.DeleteFunc(slices.Clone(q.Patients), func(id string) bool { return !fhir.IsID(id) })
 	if len(q.Patients) == 0 {
 		return nil
@@ -67,13 +67,13 @@ func forPatients(
 		by, args = "BETWEEN $2 AND $3", []any{at, q.Patients[0], q.Patients[len(q.Patients)-1]}
 	}
 	one := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE r.patient " + by + " AND " + visible
-	// Resources of several patients, by each patient but the smallest. Few types have any.
+	// Resources of several patients, by each patient except the smallest. Few types have any.
 	several := "SELECT " + columns(q.Type) + ", a.patient" +
 		" FROM additional_subject AS a JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
 		" WHERE (SELECT true FROM additional_subject WHERE type = '" + q.Type + "' LIMIT 1)" +
 		" AND a.type = '" + q.Type + "' AND a.patient " + by + " AND " + visible
 
-	last, lastAsked := "", false // rows of one patient are neighbours
+	last, lastAsked := "", false // rows of one patient are adjacent
 	return read(ctx, conn, q.Type, at,
 		query{one, args, func(r *source.Resource, _ []byte) error {
 			if len(r.Subjects) == 0 {
@@ -88,7 +88,7 @@ func forPatients(
 			return yield(*r)
 		}},
 		query{several, args, func(r *source.Resource, found []byte) error {
-			// The first query yielded it if its smallest subject was asked for. Else yield it for the smallest that was.
+			// The first query has yielded it if its smallest subject was requested. Else yield it for the smallest requested one.
 			first := slices.IndexFunc(r.Subjects, asked)
 			if first < 1 || r.Subjects[first] != string(found) {
 				return nil
@@ -170,7 +170,7 @@ func (s *Source) onConnection(ctx context.Context, use func(*pgxpool.Conn) error
 	return use(conn)
 }
 
-// query is one query of columns and the function that takes its rows. found is a further column, if there is one.
+// query is one query of columns and the function that takes its rows. found is the additional column, if any.
 type query struct {
 	text string
 	args []any
@@ -237,7 +237,7 @@ type row struct {
 	subjects []string // of a Provenance
 }
 
-// read decodes a row of columns and returns the further column, if any.
+// read decodes a row of columns and returns the additional column, if any.
 func (w *row) read(values [][]byte) (found []byte, err error) {
 	r := &w.resource
 	if err := readHead(r, values[0]); err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// stageSchema has the tables of the load that runs. They are unlogged: a crash of the server empties them, and the load
+// stageSchema has the tables of the running load. They are unlogged: a crash of the server empties them, and the load
 // fails.
 const stageSchema = "sluice_stage"
 
@@ -43,13 +43,13 @@ func (l *Load) makeStage(ctx context.Context) error {
 
 // Line is one resource to stage.
 type Line struct {
-	Place int64 // of two versions with the same meta.lastUpdated the one with the higher place wins
+	Place int64 // breaks ties: of versions with the same meta.lastUpdated the highest place wins
 	Facts fhir.Facts
 	Body  []byte
 }
 
 // Stage copies resources of one exportable type to the server. It may be called concurrently; each call takes a
-// connection of the pool. After an error close the load.
+// connection of the pool. After an error the load must be closed.
 func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 	if !fhir.IsExportable(typ) {
 		return errNoType(typ)
@@ -93,7 +93,7 @@ func stageRow(line Line, r *source.Resource) []any {
 		updated = line.Facts.LastUpdated
 	}
 	patient := ""
-	if r.Type != "Provenance" { // its patients are known when all other types are merged
+	if r.Type != "Provenance" { // its patients are known only after all other types are merged
 		if len(r.Subjects) > 0 {
 			patient = r.Subjects[0]
 		}

@@ -3,7 +3,7 @@ package postgres
 import "context"
 
 // trim deletes the versions that ended before the kept history. It publishes the horizon before it deletes: a read that
-// may have missed a row sees the new horizon afterwards (trimmed).
+// may have missed a row then finds the new horizon (trimmed).
 func (l *Load) trim(ctx context.Context) error {
 	var horizon int32
 	err := l.turn.QueryRow(ctx, `UPDATE trim_horizon SET load = greatest(load, (SELECT coalesce(max(no), 0) FROM load_batch

@@ -18,8 +18,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// Load returns a source with the lines of the files, NDJSON by name ("a/b.ndjson"). A driver leaves out lines that are not
-// a resource, or reports them as problems.
+// Load returns a source with the lines of the files, NDJSON by name ("a/b.ndjson"). A driver skips lines that are not
+// resources, or reports them as problems.
 type Load func(t *testing.T, files map[string][]byte) source.Source
 
 // Run runs the whole suite.
@@ -36,12 +36,12 @@ func Run(t *testing.T, load Load) {
 	t.Run("sizes", func(t *testing.T) { sizes(t, load) })
 }
 
-// lines puts lines into one file.
+// lines returns one file with the lines.
 func lines(lines ...string) map[string][]byte {
 	return map[string][]byte{"all.ndjson": []byte(strings.Join(lines, "\n") + "\n")}
 }
 
-// resource is one line: the type, the id and further members.
+// resource returns one line with the type, the id and further members.
 func resource(typ, id string, members ...string) string {
 	head := fmt.Sprintf(`{"resourceType":%q,"id":%q`, typ, id)
 	return strings.Join(append([]string{head}, members...), ",") + "}"
@@ -73,7 +73,7 @@ func (c *collector) take(r source.Resource) error {
 	c.t.Helper()
 	name := r.Type + "/" + r.ID
 	if _, twice := c.got[name]; twice {
-		c.t.Errorf("%s came twice", name)
+		c.t.Errorf("%s was yielded twice", name)
 	}
 	if bytes.ContainsAny(r.Body, "\r\n") {
 		c.t.Errorf("%s is not on one line", name)
@@ -101,7 +101,7 @@ func ofPatients(t *testing.T, src source.Source, typ string, patients ...string)
 	for name, subjects := range c.got {
 		asked := func(subject string) bool { return slices.Contains(patients, subject) }
 		if !slices.ContainsFunc(subjects, asked) {
-			t.Errorf("%s came for %v though it is about %v", name, patients, subjects)
+			t.Errorf("%s was yielded for %v but is about %v", name, patients, subjects)
 		}
 	}
 	return c
@@ -117,7 +117,7 @@ func expect(t *testing.T, src source.Source, typ string, patients []string, want
 
 type names = map[string][]string
 
-// attribution: whose a resource is, by subject-like links only (spec 10; pitfall 2).
+// attribution: a resource is about the patients of its subject-like links only (spec 10; pitfall 2).
 func attribution(t *testing.T, load Load) {
 	src := load(t, lines(
 		resource("Patient", "a", `"link":[{"other":{"reference":"Patient/b"},"type":"seealso"}]`),
@@ -147,7 +147,7 @@ func attribution(t *testing.T, load Load) {
 		resource("Device", "implant", ref("patient", "Patient/a")),
 		resource("Device", "stock"),
 	))
-	// pitfall 1: nothing asked is nothing given.
+	// pitfall 1: a query without patients returns nothing.
 	for _, typ := range []string{"Patient", "Observation", "Appointment", "Device", "Provenance"} {
 		expect(t, src, typ, nil, names{})
 		expect(t, src, typ, []string{}, names{})
@@ -171,10 +171,10 @@ func attribution(t *testing.T, load Load) {
 	expect(t, src, "Goal", a, names{}) // a type that the store does not hold
 }
 
-// provenance: a Provenance is about the patients of what it targets.
+// provenance: a Provenance is about the patients of its targets.
 func provenance(t *testing.T, load Load) {
 	src := load(t, lines(
-		resource("Provenance", "observation", targets("Observation/o")), // before what it targets
+		resource("Provenance", "observation", targets("Observation/o")), // before its targets
 		resource("Patient", "a"),
 		resource("Patient", "b"),
 		resource("Observation", "o", ref("subject", "Patient/a")),
@@ -229,9 +229,9 @@ func provenance(t *testing.T, load Load) {
 		source.Ref{Type: "Observation", ID: "gone"}, source.Ref{Type: "Observation", ID: "adrift"})
 }
 
-// everySliceIsComplete cuts a population in every way: every slice has all that is about anybody in it, once, with
-// all whom it is about, in the slice or not. One patient of very many costs one patient (pitfall 24 is the
-// driver's benchmark).
+// everySliceIsComplete reads many slices of a population: each slice has every resource about its patients once, with
+// all of its subjects, inside or outside the slice. Pitfall 24 (the cost follows the cohort) is measured by the
+// benchmarks of the drivers.
 func everySliceIsComplete(t *testing.T, load Load) {
 	const people = 12
 	var text []string
@@ -266,8 +266,7 @@ func everySliceIsComplete(t *testing.T, load Load) {
 	}
 }
 
-// neverExported: types that name several patients by nature, and types that are no part of the compartment
-// (spec 10; pitfall 2).
+// neverExported: types that name several patients by nature, and types outside the compartment (spec 10; pitfall 2).
 func neverExported(t *testing.T, load Load) {
 	refused := []string{
 		resource("Group", "x", `"member":[{"entity":{"reference":"Patient/a"}}]`),
@@ -281,11 +280,11 @@ func neverExported(t *testing.T, load Load) {
 	for _, typ := range []string{"Group", "AuditEvent", "Schedule", "Person", "Task", "Organization", "Nonsense", ""} {
 		q := source.Query{Type: typ, Patients: []string{"a"}, AsOf: time.Now()}
 		err := src.ForPatients(t.Context(), q, func(r source.Resource) error {
-			t.Errorf("%s/%s came", r.Type, r.ID)
+			t.Errorf("%s/%s was yielded", r.Type, r.ID)
 			return nil
 		})
 		if err == nil {
-			t.Errorf("asking for %q by patient is no error", typ)
+			t.Errorf("reading %q by patient: no error", typ)
 		}
 	}
 	for _, typ := range fhir.ExportableTypes() {
@@ -328,7 +327,7 @@ func byID(t *testing.T, load Load) {
 	}
 	for _, typ := range []string{"Patient", "Observation", "Provenance", "Group", "Nonsense", ""} {
 		if c, err := read(typ, "a"); err == nil || len(c.got) > 0 {
-			t.Errorf("asking for %q by id: %v, error %v; want nothing and an error", typ, c.got, err)
+			t.Errorf("reading %q by id: %v, error %v; want nothing and an error", typ, c.got, err)
 		}
 	}
 }
@@ -357,7 +356,7 @@ func duplicates(t *testing.T, load Load) {
 	for _, id := range []string{"newest-first", "newest-last", "tie", "dated", "zones"} {
 		name := "Observation/" + id
 		if !slices.Equal(c.got[name], []string{"a"}) || !strings.Contains(c.bodies[name], `"kept"`) {
-			t.Errorf("%s: the wrong version came: %s", name, c.bodies[name])
+			t.Errorf("%s: the wrong version: %s", name, c.bodies[name])
 		}
 	}
 	if len(c.got) != 5 {
@@ -371,7 +370,7 @@ func duplicates(t *testing.T, load Load) {
 	}
 }
 
-// brokenLines: malformed lines do not affect other lines, and their content is nowhere.
+// brokenLines: malformed lines do not affect other lines, and no problem contains their content.
 func brokenLines(t *testing.T, load Load) {
 	const secret = "SECRET"
 	src := load(t, lines(
@@ -398,7 +397,7 @@ func brokenLines(t *testing.T, load Load) {
 				t.Errorf("problem %+v: want a place, a reason and no content", p)
 			}
 			if p.Type != "" && !slices.Contains(types, p.Type) {
-				t.Errorf("a problem of %s came for %v", p.Type, types)
+				t.Errorf("a problem of %s was yielded for %v", p.Type, types)
 			}
 			seen[p] = true
 			return nil

@@ -16,7 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// healthNewEngland are the known counts of the sample's group of that name: what is about its members, and the
+// healthNewEngland has the known counts of the sample's group of that name: the resources about its members, and the
 // Practitioner and Organization resources that those reference, transitively.
 var healthNewEngland = map[string]int{
 	"Patient": 25, "AllergyIntolerance": 13, "CarePlan": 72, "CareTeam": 72, "Claim": 1508, "Condition": 166,
@@ -32,7 +32,7 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 		members := syntheaMembers(t, dir, "HealthNewEngland")
 		got := map[string]int{}
 		wanted := map[fhir.Ref]bool{}
-		take := func(r source.Resource) error { //nolint:unparam // the form of a yield
+		take := func(r source.Resource) error { //nolint:unparam // the signature of a yield
 			got[r.Type]++
 			fhir.References(r.Body, func(ref fhir.Ref) bool {
 				if fhir.IsReferenced(ref.Type) {
@@ -50,7 +50,7 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 			}
 			err := src.ForPatients(t.Context(), source.Query{Type: typ, Patients: members}, func(r source.Resource) error {
 				if len(r.Subjects) != 1 || !slices.Contains(members, r.Subjects[0]) {
-					t.Errorf("%s/%s is about others", r.Type, r.ID)
+					t.Errorf("%s/%s is about other patients", r.Type, r.ID)
 				}
 				return take(r)
 			})
@@ -104,7 +104,7 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 			for slice := range slices.Chunk(patients, 9) {
 				err := src.ForPatients(t.Context(), source.Query{Type: typ, Patients: slice}, func(r source.Resource) error {
 					if !lines[string(r.Body)] {
-						t.Errorf("%s/%s came twice or is not what is stored", r.Type, r.ID)
+						t.Errorf("%s/%s was yielded twice or differs from the stored line", r.Type, r.ID)
 					}
 					delete(lines, string(r.Body))
 					return nil
@@ -112,7 +112,7 @@ func RunSynthea(t *testing.T, dir string, src source.Source) {
 				must(t, err)
 			}
 			if len(lines) > 0 {
-				t.Errorf("%s: %d resources are lost", typ, len(lines))
+				t.Errorf("%s: %d resources are missing", typ, len(lines))
 			}
 		}
 	})

@@ -2,7 +2,7 @@
 // folder. Its tokens verify with the folder's JWKSFile. It refuses a key file that others may read, and a folder that
 // others may write.
 //
-// It is no authorization server: anyone who can read the folder can sign tokens for any subject. A deployment uses
+// It is not an authorization server: anyone who can read the folder can sign tokens for any subject. A deployment uses
 // services/auth or another issuer.
 package development
 
@@ -72,10 +72,10 @@ func Open(dir string) (_ *Issuer, err error) {
 	return i, nil
 }
 
-// JWKSFile is the path of the key set that verifies the issuer's tokens.
+// JWKSFile returns the path of the key set that verifies the issuer's tokens.
 func (i *Issuer) JWKSFile() string { return filepath.Join(i.dir, jwksName) }
 
-// Sign returns a token that is valid from now on for ttl, which is at most 24 hours and is cut to whole seconds. It refuses
+// Sign returns a token that is valid from now on for ttl, which is at most 24 hours and is truncated to seconds. It refuses
 // an empty subject, scope or audience, and a granular scope.
 func (i *Issuer) Sign(subject, scope, audience string, ttl time.Duration, now time.Time) (string, error) {
 	if subject == "" || scope == "" || audience == "" {
@@ -93,8 +93,8 @@ func (i *Issuer) Sign(subject, scope, audience string, ttl time.Duration, now ti
 	})
 }
 
-// create makes a key unless one exists. The key gets its name by a link, which fails when the name exists: of two
-// processes one wins, and no reader sees half a file.
+// create makes a key unless one exists. It links the complete file to its name, which fails when the name exists: one of
+// two processes wins, and no reader sees a partial file.
 func create(dir string) error {
 	private, _, err := token.NewKey(elliptic.P256())
 	if err != nil {
@@ -128,7 +128,7 @@ func load(path string) (*token.Signer, error) {
 	return signer, nil
 }
 
-// publish writes the key set unless the file already has it: verifiers read a changed file again.
+// publish writes the key set unless the file already has it, because verifiers read a changed file again.
 func (i *Issuer) publish() error {
 	public, err := i.signer.PublicJWK()
 	if err != nil {

@@ -61,7 +61,7 @@ func TestSignedTokensVerify(t *testing.T) {
 		t.Errorf("expires %s, want %s", p.Expires, want)
 	}
 	if _, err := verify(t, issuer, raw, start().Add(time.Hour+time.Minute)); !errors.Is(err, token.ErrInvalid) {
-		t.Errorf("after its time: %v, want ErrInvalid", err)
+		t.Errorf("expired: %v, want ErrInvalid", err)
 	}
 	if _, err := verify(t, open(t, t.TempDir()), raw, start()); !errors.Is(err, token.ErrInvalid) {
 		t.Errorf("with the key of another folder: %v, want ErrInvalid", err)
@@ -107,7 +107,7 @@ func TestOpenKeepsTheKey(t *testing.T) {
 	set, err := os.ReadFile(first.JWKSFile())
 	must(t, err)
 	if strings.Contains(string(set), `"d"`) {
-		t.Error("the public key set holds the private key")
+		t.Error("the public key set contains the private key")
 	}
 	before, err := os.Stat(first.JWKSFile())
 	must(t, err)
@@ -120,7 +120,7 @@ func TestOpenKeepsTheKey(t *testing.T) {
 	after, err := os.Stat(first.JWKSFile())
 	must(t, err)
 	if !os.SameFile(before, after) {
-		t.Error("the key set was replaced for no reason")
+		t.Error("an unchanged key set was replaced")
 	}
 	must(t, os.Remove(first.JWKSFile()))
 	if _, err := verify(t, open(t, dir), raw, start()); err != nil {
@@ -163,7 +163,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// Of several that open a folder at the same time all end with the one key that it holds.
+// Concurrent calls of Open on one folder all load the same key.
 func TestOpenRaces(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "token")
 	tokens := make([]string, 16)

@@ -1,5 +1,5 @@
-// Package tokentest makes key sets and tokens byte by byte with the standard library's cryptography, so that tests do not
-// judge a verifier by the library that it is built on. It panics where it fails.
+// Package tokentest builds key sets and tokens byte by byte with the standard library's cryptography, so that a verifier
+// is not tested with the library that it uses. It panics on errors.
 package tokentest
 
 import (
@@ -24,14 +24,14 @@ var b64 = base64.RawURLEncoding
 // Members are the members of a JSON object.
 type Members map[string]any
 
-// With returns a copy with another value of a member.
+// With returns a copy in which the member has the value.
 func (m Members) With(name string, value any) Members {
 	changed := maps.Clone(m)
 	changed[name] = value
 	return changed
 }
 
-// Without returns a copy without a member.
+// Without returns a copy without the member.
 func (m Members) Without(name string) Members {
 	changed := maps.Clone(m)
 	delete(changed, name)
@@ -41,10 +41,10 @@ func (m Members) Without(name string) Members {
 // String returns the object as JSON.
 func (m Members) String() string { return string(must(json.Marshal(m))) }
 
-// RSA makes a key.
+// RSA returns a new key.
 func RSA(bits int) *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, bits)) }
 
-// EC makes a key on a curve.
+// EC returns a new key on the curve.
 func EC(curve elliptic.Curve) *ecdsa.PrivateKey { return must(ecdsa.GenerateKey(curve, rand.Reader)) }
 
 // JWK returns the public half of a key as a member of a JWKS.
@@ -71,7 +71,7 @@ func JWK(kid string, key crypto.Signer) Members {
 // JWKS returns a key set.
 func JWKS(keys ...Members) string { return string(must(json.Marshal(map[string]any{"keys": keys}))) }
 
-// Forge signs any header and payload with the algorithm, whatever alg the header has.
+// Forge signs any header and payload with the algorithm, which may differ from the alg of the header.
 func Forge(alg string, key any, header, payload string) string {
 	input := b64.EncodeToString([]byte(header)) + "." + b64.EncodeToString([]byte(payload))
 	return input + "." + b64.EncodeToString(signature(alg, key, input))

@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// Genuine is a token that is accepted: with a header of alg, kid and typ JWT.
+// Genuine describes a valid token. Its header has alg, kid and typ JWT.
 type Genuine struct {
 	Alg, KID string
 	Key      crypto.Signer
 	Claims   Members
-	Now      time.Time // by the clock of the verifier, which tolerates a minute
+	Now      time.Time // the verifier's time; it tolerates a skew of one minute
 	Trap     string    // a URL that a verifier must not fetch
 }
 
@@ -31,8 +31,8 @@ func (g Genuine) header(more ...string) string {
 	return fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"JWT"%s}`, g.Alg, g.KID, strings.Join(more, ""))
 }
 
-// Hostile returns tokens that are nearly the genuine one. Every verifier must refuse them, of access tokens and of client
-// assertions. (RFC 8725, Z-02, Z-03, B-15, B-18 to B-20, B-22 to B-24.)
+// Hostile returns variants of the genuine token that every verifier of access tokens or client assertions must refuse.
+// (RFC 8725, Z-02, Z-03, B-15, B-18 to B-20, B-22 to B-24.)
 func (g Genuine) Hostile() map[string]string {
 	good := g.Claims.String()
 	valid := g.Token()
@@ -144,7 +144,7 @@ func (g Genuine) Hostile() map[string]string {
 		"another key, kid embedded":   byStranger(ownKey(g.KID)),
 		"another key, jku":            byStranger(fmt.Sprintf(`{"alg":%q,"kid":"mine","jku":%q}`, g.Alg, g.Trap)),
 		"another key, x5u":            byStranger(fmt.Sprintf(`{"alg":%q,"kid":"mine","x5u":%q}`, g.Alg, g.Trap)),
-		"iss of nobody":               with("iss", "https://evil.example"),
+		"iss unknown":                 with("iss", "https://evil.example"),
 		"iss with a slash":            with("iss", iss+"/"),
 		"iss in upper case":           with("iss", strings.ToUpper(iss)),
 		"iss missing":                 without("iss"),
@@ -200,7 +200,7 @@ func (g Genuine) Hostile() map[string]string {
 	return all
 }
 
-// another makes a key of the same kind.
+// another returns a new key of the same kind.
 func another(key crypto.Signer) crypto.Signer {
 	if private, ok := key.(*ecdsa.PrivateKey); ok {
 		return EC(private.Curve)
@@ -208,7 +208,7 @@ func another(key crypto.Signer) crypto.Signer {
 	return RSA(key.(*rsa.PrivateKey).N.BitLen())
 }
 
-// publicBytes are the point of a key on a curve, or the modulus.
+// publicBytes returns the point of an EC key or the modulus of an RSA key.
 func publicBytes(key crypto.Signer) []byte {
 	if private, ok := key.(*ecdsa.PrivateKey); ok {
 		return must(private.PublicKey.Bytes())

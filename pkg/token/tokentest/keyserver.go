@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// KeyServer serves a key set, or whatever else a test has an issuer serve, and counts the requests.
+// KeyServer serves a key set, or any other response that a test sets, and counts the requests.
 type KeyServer struct {
 	*httptest.Server
 	asked   atomic.Int64
@@ -27,18 +27,18 @@ func ServeKeys(t testing.TB, body string) *KeyServer {
 	return s
 }
 
-// Asked is how many requests have come so far.
+// Asked returns the number of requests so far.
 func (s *KeyServer) Asked() int64 { return s.asked.Load() }
 
-// Handle answers the requests to come.
+// Handle sets the handler of all further requests.
 func (s *KeyServer) Handle(handler http.HandlerFunc) { s.handler.Store(&handler) }
 
-// Serve answers the requests to come with the body.
+// Serve answers all further requests with the body.
 func (s *KeyServer) Serve(body string) {
 	s.Handle(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) })
 }
 
-// Fail answers the requests to come with 502.
+// Fail answers all further requests with 502.
 func (s *KeyServer) Fail() {
 	s.Handle(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
 }

@@ -89,7 +89,7 @@ type refCollector struct {
 }
 
 // A refCollector remembers up to recentLists reference lists of at most recentBytes each. Resources from one site mostly
-// have the same ones.
+// have the same lists.
 const (
 	recentLists = 1024
 	recentBytes = 4 << 10

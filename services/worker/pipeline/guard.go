@@ -11,18 +11,18 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// verdict is the guard's decision on a resource that it does not refuse. The zero value is none.
+// verdict is the guard's decision on a resource that it does not refuse. The zero value is not a verdict.
 type verdict int
 
 const (
 	admitted  verdict = iota + 1
-	withheld          // it concerns a patient outside the cohort too
+	withheld          // it also concerns a patient outside the cohort
 	elsewhere         // another chunk of the cohort writes it or counts it as withheld
 )
 
-// guard checks every resource against the cohort before it is written, whatever the source reports about it (spec 10).
-// It reads the patients from the line itself, or from the attestation made at load time, if the hash shows that both belong
-// together. One line in every recheckEvery is parsed regardless of its attestation. For a
+// guard checks every resource against the cohort before it is written, independently of the source's report (spec 10).
+// It reads the patients from the line itself, or from the attestation made at load time, if its hash matches the
+// line. One line in every recheckEvery is parsed regardless of its attestation. For a
 // Provenance the patients of its targets come from the source; they can only make the verdict stricter.
 type guard struct {
 	typ       string
@@ -35,7 +35,7 @@ type guard struct {
 	reread    source.Resource
 }
 
-// recheckEvery is the number of attested resources of which one is parsed: a store that was loaded with broken rules is
+// recheckEvery is the number of attested resources of which one is parsed: a store that was loaded with wrong rules is
 // detected within the first file, at negligible cost.
 const recheckEvery = 64
 
@@ -44,7 +44,7 @@ func (g *guard) request(patients []string) { g.requested, g.last = patients, "" 
 
 // check decides whether the resource may be written. A resource about several members is returned for each of them
 // (source.Source); it belongs to the smallest of their ids, so that exactly one chunk writes or counts it. An error is a
-// refusal: the source returned something that was not requested. Then none of its data can be trusted, and the unit
+// refusal: the source returned a resource that was not requested. Then none of its data can be trusted, and the unit
 // fails.
 func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 	err := g.identify(r)
@@ -163,7 +163,7 @@ func (g *listGuard) home(ctx context.Context, r source.Resource) (string, error)
 	if err != nil {
 		return "", err
 	}
-	if len(facts.Subjects) != fhir.CountTargets(r.Body) { // a urn or an identifier may be of a patient
+	if len(facts.Subjects) != fhir.CountTargets(r.Body) { // a urn or an identifier may name a patient
 		return "", refuse("a Provenance with a target of unknown type")
 	}
 	home := ""
@@ -203,7 +203,7 @@ var (
 	errNotAsLoaded   = refuse("a resource that differs from the loaded one")
 )
 
-// refuse returns the error of a refused resource. Owners of jobs read it: it names no patient.
+// refuse returns the error of a refused resource. It is shown to the owner of the job, so it names no patient.
 func refuse(what string) error {
 	return export.Permanent("the source returned %s; no data of this part was published", what)
 }

@@ -17,17 +17,17 @@ import (
 // recordTimeout bounds the recording of a unit's outcome, which continues after the unit's own context has ended.
 const recordTimeout = 15 * time.Second
 
-// outcome is how an attempt at a unit ends. decide makes it once and record carries it out.
+// outcome is the outcome of an attempt at a unit. decide returns it once, and record carries it out.
 type outcome struct {
 	name   string          // one of the names below
 	commit jobstore.Commit // done
 	reason string          // failed: for the job's owner
 	delay  time.Duration   // retried, waiting, handed back: until the unit runs again
-	cause  export.Cause    // the same: why
+	cause  export.Cause    // retried, waiting, handed back: the cause
 	ended  bool            // lost: the job has ended, so the objects of the attempt must be purged
 }
 
-// The names of outcomes, as in metrics.
+// The names of outcomes, as in the metrics.
 const (
 	outcomeDone       = "done"        // committed
 	outcomeRetried    = "retried"     // failed; another attempt follows
@@ -38,7 +38,7 @@ const (
 	outcomeUnrecorded = "unrecorded"  // the outcome could not be recorded
 )
 
-// givenBack are the log messages of outcomes after which the unit runs again.
+// givenBack has the log messages of outcomes after which the unit runs again.
 var givenBack = map[string]string{
 	outcomeRetried:    "unit will be retried",
 	outcomeWaiting:    "unit waits for an unavailable dependency",
@@ -67,7 +67,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	log.Info("unit claimed", "kind", lease.Unit.Kind, "type", lease.Unit.Type, "attempt", lease.Failures+1)
 	if lease.Unit.Short() {
 		end := sync.OnceFunc(w.shortUnits.begin(lease.Job))
-		// The plan and the references of a population are not short; other units must not be throttled for their whole time.
+		// The plan and the references of a population are not short; other units must not be throttled for their whole duration.
 		defer time.AfterFunc(shortUnitWindow, end).Stop()
 		defer end()
 	}
@@ -83,7 +83,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	defer cancel()
 	result := w.decide(recordCtx, lease, commit, runErr)
 	err = w.record(recordCtx, log, lease, result, runErr)
-	if lost, is := w.lost(recordCtx, lease, err); is { // since the decision
+	if lost, is := w.lost(recordCtx, lease, err); is { // lost after decide
 		result, err = lost, w.record(recordCtx, log, lease, lost, nil)
 	}
 	if err != nil {
@@ -139,7 +139,7 @@ func (w *Worker) keepAlive(
 				cancel(err)
 				return
 			}
-			// While the store is unreachable the unit continues: if it was rescued meanwhile, its commit is refused.
+			// The unit continues while the job store is unreachable; if it is rescued meanwhile, its commit is refused.
 		}
 	})
 	// Deferred, because work may panic: further heartbeats would prevent the rescue of the unit.
@@ -147,13 +147,13 @@ func (w *Worker) keepAlive(
 	defer cancel(nil)
 	commit, err := work(ctx)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
-		err = cause // work that has finished nevertheless is still committed
+		err = cause // work that finished anyway is still committed
 	}
 	return commit, err
 }
 
-// streamError returns the error of a stream, or else the cause of an ended context: a stream that ends without an error then
-// is not complete (pitfall 8).
+// streamError returns the error of a stream, or else the cause of an ended context: after that, a stream that ends
+// without an error is incomplete (pitfall 8).
 func streamError(ctx context.Context, err error) error {
 	if err == nil && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -175,8 +175,8 @@ func (w *Worker) decide(ctx context.Context, lease export.Lease, commit jobstore
 	case errors.As(runErr, &permanent):
 		return outcome{name: outcomeFailed, reason: permanent.Reason}
 	case errors.Is(runErr, export.ErrUnavailable):
-		// An outage may last longer than any number of attempts, so it counts none. The scheduler ends a job that waits
-		// too long.
+		// An outage does not count as an attempt, because it may outlast any number of them. The scheduler ends a job that
+		// waits too long.
 		return outcome{name: outcomeWaiting, delay: w.cfg.OutageDelay, cause: export.CauseUnavailable}
 	case lease.Failures+1 >= w.cfg.MaxAttempts:
 		reason := fmt.Sprintf("its data could not be read or stored in %d attempts", lease.Failures+1)
@@ -194,7 +194,7 @@ func (w *Worker) lost(ctx context.Context, lease export.Lease, err error) (outco
 		return outcome{name: outcomeLost}, true
 	case errors.Is(err, export.ErrNotLive):
 		return outcome{name: outcomeLost, ended: true}, true
-	case errors.Is(err, export.ErrNotFound): // of the job, or of some object
+	case errors.Is(err, export.ErrNotFound): // the job or an object
 		exists, err := w.Jobs.Exists(ctx, lease.Job)
 		return outcome{name: outcomeLost, ended: true}, err == nil && !exists
 	}
@@ -234,7 +234,7 @@ func (w *Worker) commit(ctx context.Context, log *slog.Logger, lease export.Leas
 	return nil
 }
 
-// closed notes that a unit was closed.
+// closed updates the metrics and the log after a unit was closed.
 func (w *Worker) closed(log *slog.Logger, issueErr error) {
 	w.metrics.committed.SetToCurrentTime()
 	if issueErr != nil {
@@ -242,8 +242,8 @@ func (w *Worker) closed(log *slog.Logger, issueErr error) {
 	}
 }
 
-// giveUp closes a unit that failed for good. Without a plan or a seal there is no export, so the job fails. Any other unit
-// becomes an entry of the manifest's error list, and the rest of the job continues (pitfalls 10, 21).
+// giveUp closes a unit that failed for good. If it is the plan or the seal, the job fails, without a result. Any other
+// unit becomes an entry of the manifest's error list, and the rest of the job continues (pitfalls 10, 21).
 func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Lease, reason string) error {
 	if lease.Unit.Kind == export.KindPlan || lease.Unit.Kind == export.KindSeal {
 		failed, err := w.lifecycle.FailJobFrom(ctx, lease, "The export could not be done: "+reason+".")

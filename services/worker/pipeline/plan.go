@@ -131,12 +131,12 @@ func cut(types []string, sizes source.Sizes, cohort export.Cohort, cfg Config) [
 	return units
 }
 
-// unitsWanted is the number of units of a large job: enough that hundreds of workers finish at about the same time, and
+// unitsWanted is the number of units of a large job: enough for hundreds of workers to finish at about the same time, and
 // few enough for Redis.
 const unitsWanted = 1024
 
-// unitBytes is the target size of the units of a job. UnitMost is the output of one to three minutes: a lost worker costs
-// no more. A small job has smaller units, so that all workers share it.
+// unitBytes is the target size of the units of a job. UnitMost is the output of one to three minutes, which bounds
+// the loss of a worker. A small job has smaller units, so that all workers share it.
 func (c Config) unitBytes(total int64) int64 {
 	return max(min(total/unitsWanted, c.UnitMost), c.UnitBytes)
 }
@@ -157,7 +157,7 @@ func divide(whole export.Unit, unitBytes int64) []export.Unit {
 	return units
 }
 
-// reportProblems writes what the source holds of the types and cannot serve, such as malformed lines.
+// reportProblems writes an issue for each problem that the source reports for the types, such as a malformed line.
 func (w *Worker) reportProblems(ctx context.Context, types []string, out *files) error {
 	err := w.Source.Problems(ctx, types, func(p source.Problem) error {
 		return out.writeIssue(fhir.Outcome("error", "structure", fmt.Sprintf("%s: %s.", p.Place, p.What)))

@@ -37,8 +37,8 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 	}
 	types := allowed(job, grant)
 	withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
-		// The plan reports the other types. If Provenance is withdrawn only now, the part about referenced resources is
-		// missing.
+		// The plan reports the other types. If Provenance is withdrawn after the plan, the Provenance of referenced resources
+		// is missing.
 		here := fhir.IsReferenced(typ) || typ == "Provenance" && hadProvenance
 		return !here || slices.Contains(types, typ)
 	})
@@ -97,8 +97,9 @@ func (w *Worker) closeOver(
 	}
 }
 
-// follow reads every resource of the list, and the Provenance about it if the job exports that, and returns runs of what
-// they reference, or none if the list has all of it. It skips what a guard refuses: the unit that exports it fails.
+// follow reads every resource of the list, and the Provenance about it if the job exports that, and returns runs of their
+// references, or none if the list has all of them. It skips resources that a guard refuses; the unit that exports them
+// fails.
 func (w *Worker) follow(ctx context.Context, job export.Job, prefix string) (runs []string, err error) {
 	known, err := w.lists.Open(ctx, w.Objects, prefix)
 	if err != nil {
@@ -149,7 +150,7 @@ func (w *Worker) follow(ctx context.Context, job export.Job, prefix string) (run
 	return nil, err
 }
 
-// byID streams the resources that the sorted "Type/id" strings name.
+// byID streams the resources of the sorted "Type/id" strings.
 func (w *Worker) byID(
 	ctx context.Context, job export.Job, refs []string, yield func(source.Resource) error,
 ) error {
@@ -200,7 +201,7 @@ func (w *Worker) cutReferenced(
 			count = counts[typ]
 		case typ == "Provenance":
 			whole.Slice = export.Slice{From: 0, To: list.Chunks()}
-			for _, n := range counts { // estimated as one about each; most Provenance is about patients
+			for _, n := range counts { // estimate: one for each; most Provenance is about patients
 				count += n
 			}
 		default:
@@ -260,8 +261,8 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 }
 
 // about streams the Provenance whose targets are only referenced resources and include any of the sorted "Type/id"
-// strings. It queries one batch of them at a time and passes the batch to yield: a Provenance with targets in several
-// batches comes once for each.
+// strings. It queries one batch of them at a time and passes the batch to yield. A Provenance with targets in several
+// batches is yielded once for each batch.
 func (w *Worker) about(
 	ctx context.Context, job export.Job, refs []string, yield func(batch []string, r source.Resource) error,
 ) error {

@@ -15,7 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
 
-// seal writes the manifest with the files of all units, and an error file about what is missing. If units failed and none
+// seal writes the manifest with the files of all units, and an error file about missing data. If units failed and none
 // succeeded, the job fails instead (spec 3).
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	failed, done := 0, 0
@@ -98,7 +98,7 @@ func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, 
 }
 
 // clear deletes the objects that only a running job needs. It runs after the seal, so that the client does not wait for
-// it; the sweep deletes what it leaves.
+// it. The sweep deletes the objects that it leaves.
 func (w *Worker) clear(ctx context.Context, job export.JobID) {
 	for _, prefix := range export.Scaffolding(job) {
 		if _, err := w.Objects.DeletePrefix(ctx, prefix); err != nil {

@@ -8,13 +8,13 @@ import (
 )
 
 const (
-	// throttleInterval is how many bytes a long unit writes between two checks for active short units: some tenths of a
-	// millisecond of compression.
+	// throttleInterval is how many bytes a long unit writes between two checks for active short units: a few tenths of
+	// a millisecond of compression.
 	throttleInterval = 64 << 10
-	// throttleRatio is the length of a pause relative to the work before it: a long unit keeps a quarter of its pace,
-	// however many short units follow one another.
+	// throttleRatio is the length of a pause relative to the work before it: a long unit keeps a quarter of its speed,
+	// even if short units follow one another without end.
 	throttleRatio = 3
-	// throttleMaxPause bounds one pause. A long interval means that the unit was blocked already.
+	// throttleMaxPause bounds one pause. After a long interval the unit was blocked anyway.
 	throttleMaxPause = 5 * time.Millisecond
 	// shortUnitWindow is how long a unit counts as short.
 	shortUnitWindow = 2 * time.Second

@@ -72,7 +72,7 @@ type Deps struct {
 	Tracing  *telemetry.Tracing // nil: no tracing
 }
 
-// Worker runs units. It keeps only caches between units, so any number of workers can run.
+// Worker runs units. It keeps only caches between units, so any number of workers can run at the same time.
 type Worker struct {
 	Deps
 	lifecycle  *jobs.Lifecycle
@@ -143,7 +143,7 @@ func newMetrics(registry prometheus.Registerer) metrics {
 		gaveUp:   counter("sluice_worker_given_up_units_total", "Units given up; each is an entry of its manifest's error list."),
 		fenced:   counter("sluice_worker_fence_losses_total", "Tasks with a stale fence."),
 	}
-	// Initialised, so that the first one shows as an increase.
+	// Initialised, so that the first one is visible as an increase.
 	for _, outcome := range []string{jobCompleted, jobFailed} {
 		m.jobs.WithLabelValues(outcome)
 	}

@@ -39,8 +39,8 @@ type files struct {
 	span     trace.Span
 }
 
-// writeFiles returns the files that write fills, in order. When write fails, it drops the unfinished file and leaves the
-// finished ones to the sweep.
+// writeFiles returns the files that write has written, in order. When write fails, it drops the unfinished file and leaves
+// the finished ones to the sweep.
 func (w *Worker) writeFiles(
 	ctx context.Context, lease export.Lease, typ string, isError bool, write func(*files) error,
 ) ([]export.File, error) {
@@ -74,8 +74,8 @@ func (w *Worker) writeUnit(ctx context.Context, lease export.Lease, write func(*
 	return nil, fmt.Errorf("export %s: %w", lease.Unit.Type, err)
 }
 
-// writeErrors writes an error file of the job: a line of its own for each type whose permission was withdrawn, and those
-// that write adds.
+// writeErrors writes an error file of the job: one line for each type whose permission was withdrawn, and the lines that
+// write adds.
 func (w *Worker) writeErrors(
 	ctx context.Context, lease export.Lease, withdrawn []string, write func(*files) error,
 ) ([]export.File, error) {
@@ -137,7 +137,7 @@ func (f *files) begin() error {
 		return nil
 	}
 	var err error
-	// Level 1 is as fast as the store. Higher levels slow down the export and save little.
+	// Level 1 is as fast as the store. Higher levels slow down the export and save little space.
 	if f.gzip, err = gzip.NewWriterLevel(f.object, gzip.BestSpeed); err != nil {
 		return fmt.Errorf("begin file: %w", err)
 	}

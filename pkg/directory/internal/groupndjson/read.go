@@ -1,5 +1,5 @@
 // Package groupndjson reads a Group resource (FHIR R4) from one line of NDJSON. A group may have any number of members:
-// they are streamed, never held in memory. Errors hold no content of the line.
+// they are streamed, never held in memory. Errors contain no content of the line.
 package groupndjson
 
 import (
@@ -19,7 +19,7 @@ type Header struct {
 }
 
 // Read reads a resource to the end of the line and calls each for every member. It holds one member or other element at
-// a time. An error of each ends it and is returned unchanged. A blank line is io.EOF.
+// a time. An error of each ends the read and is returned unchanged. A blank line is io.EOF.
 func Read(line io.Reader, each func(Member) error) (Header, error) {
 	var typ string
 	group := Header{Exportable: true}
@@ -62,8 +62,8 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 	return group, nil
 }
 
-// Members reads a line that Read accepts, up to the end of its members. An error of each ends it and is returned
-// unchanged.
+// Members reads a line that Read accepts, up to the end of its members. An error of each ends the read and is
+// returned unchanged.
 func Members(line io.Reader, each func(Member) error) error {
 	dec := json.NewDecoder(line)
 	return eachElement(dec, func(name string) (more bool, err error) {

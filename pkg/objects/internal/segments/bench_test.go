@@ -10,7 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects/internal/segments"
 )
 
-// sums is what a store's writer does for every byte that goes out, encrypted or not.
+// sums computes the checksums that a store's writer computes for every byte, encrypted or not.
 type sums struct {
 	crc uint32
 	sha interface{ Write([]byte) (int, error) }
@@ -23,8 +23,8 @@ func (s *sums) Write(p []byte) (int, error) {
 	return s.sha.Write(p)
 }
 
-// BenchmarkWrite tells what encrypting costs beside the sums that are computed anyway, as a ratio of one run: "x" is the
-// time with encryption by the time without.
+// BenchmarkWrite measures the cost of encryption in addition to these checksums. "x" is the time with encryption divided by
+// the time without, from one run.
 func BenchmarkWrite(b *testing.B) {
 	plain := random(16 << 20)
 	b.SetBytes(int64(len(plain)))

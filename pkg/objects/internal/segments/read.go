@@ -62,7 +62,7 @@ func (o *Object) cut(offset, length int64) (int64, int64) {
 	return offset, min(length, o.plain-offset)
 }
 
-// segment returns the number of the segment with the byte, or the last one for the end of the object.
+// segment returns the number of the segment with the byte, or the last segment for the end of the object.
 func (o *Object) segment(offset int64) int64 { return min(offset, max(o.plain-1, 0)) / Size }
 
 // Reader decrypts a range of an object. It buffers one segment, and returns only authenticated bytes.

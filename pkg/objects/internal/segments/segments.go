@@ -8,7 +8,7 @@
 // The key of an object is HKDF-SHA256 of the job's data key with the salt, and with the first 8 bytes of the header
 // and the object's name as info. So segments of other objects and objects under other names do not open. The nonce of
 // a segment is its number, 11 bytes big-endian, and 1 for the last segment or 0 for any other (the STREAM construction
-// of Hoang, Reyhanitabar, Rogaway and Vizar): missing, repeated, reordered or appended segments do not open. Nonces
+// of Hoang, Reyhanitabar, Rogaway and Vizar): missing, repeated, reordered or appended segments are detected. Nonces
 // cannot repeat, because each key seals one object. ADR-0008 compares this with libraries.
 package segments
 

@@ -18,7 +18,7 @@ const (
 
 var dataKey = bytes.Repeat([]byte{7}, segments.KeySize)
 
-// sizes are those at which something changes.
+// sizes has the boundary sizes of the format.
 var sizes = []int{0, 1, 100, segments.Size - 1, segments.Size, segments.Size + 1, 2 * segments.Size, 3*segments.Size + 5}
 
 func TestWhatIsEncryptedDecrypts(t *testing.T) {
@@ -33,7 +33,7 @@ func TestWhatIsEncryptedDecrypts(t *testing.T) {
 		}
 		got, err := decrypt(stored, dataKey, name, 0, int64(size))
 		if err != nil || !bytes.Equal(got, plain) {
-			t.Errorf("%d bytes: %d other bytes came back, %v", size, len(got), err)
+			t.Errorf("%d bytes: read %d bytes, which differ, or error %v", size, len(got), err)
 		}
 	}
 }
@@ -58,7 +58,7 @@ func TestRangesReadTheirSegmentsAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		from, to := object.StoredRange(int64(test.offset), int64(test.length))
-		// Whatever lies outside of what Span names may be anything.
+		// Damage the bytes outside of StoredRange: they must not be needed.
 		damaged := bytes.Repeat([]byte{0xff}, len(stored))
 		copy(damaged, stored[:segments.HeaderSize])
 		copy(damaged[from:to], stored[from:to])
@@ -67,17 +67,17 @@ func TestRangesReadTheirSegmentsAlone(t *testing.T) {
 		}
 		got, err := decrypt(damaged, dataKey, name, int64(test.offset), int64(test.length))
 		if err != nil || !bytes.Equal(got, plain[test.offset:test.offset+test.length]) {
-			t.Errorf("[%d, +%d]: %d other bytes, %v", test.offset, test.length, len(got), err)
+			t.Errorf("[%d, +%d]: %d bytes, which differ, or error %v", test.offset, test.length, len(got), err)
 		}
 	}
 }
 
-// Equal objects look different: who has the bucket does not see that two are the same.
+// Equal objects have different stored bytes: a reader of the bucket cannot detect that they are equal.
 func TestTwoObjectsOfTheSameBytesDiffer(t *testing.T) {
 	plain := random(1000)
 	one, other := encrypt(t, plain, 1000), encrypt(t, plain, 1000)
 	if bytes.Equal(one[8:40], other[8:40]) || bytes.Equal(one[40:], other[40:]) {
-		t.Error("two encryptions of the same bytes have something in common")
+		t.Error("two encryptions of the same bytes have equal parts")
 	}
 }
 
@@ -95,10 +95,10 @@ func TestEveryByteCounts(t *testing.T) {
 			got, err := decrypt(stored, dataKey, name, 0, int64(size))
 			stored[at] ^= 1 << (at % 8)
 			if err == nil {
-				t.Fatalf("%d bytes: byte %d was changed and nobody noticed", size, at)
+				t.Fatalf("%d bytes: byte %d was changed: no error", size, at)
 			}
 			if !bytes.HasPrefix(plain, got) {
-				t.Fatalf("%d bytes: byte %d was changed and other bytes came out", size, at)
+				t.Fatalf("%d bytes: byte %d was changed: bytes that were not written", size, at)
 			}
 		}
 	}
@@ -142,15 +142,15 @@ func TestWhatIsNotWhatWasWrittenIsRefused(t *testing.T) {
 		length := int64(len(plain))
 		got, err := decrypt(test.stored, test.key, test.name, 0, length)
 		if err == nil {
-			t.Errorf("%s: nobody noticed", what)
+			t.Errorf("%s: no error", what)
 		}
 		if !bytes.HasPrefix(plain, got) {
-			t.Errorf("%s: other bytes came out", what)
+			t.Errorf("%s: bytes that were not written", what)
 		}
 	}
 }
 
-// What is behind the end is empty only after the end has proven to be one.
+// A range after the end is empty, but only after the end was authenticated.
 func TestBehindTheEnd(t *testing.T) {
 	for _, size := range sizes {
 		stored := encrypt(t, random(size), 1<<15)
@@ -166,13 +166,13 @@ func TestBehindTheEnd(t *testing.T) {
 				cut = stored[:len(stored)-1]
 			}
 			if _, err := decrypt(cut, dataKey, name, int64(offset), 10); err == nil {
-				t.Errorf("%d bytes, cut off, from %d on: nobody noticed", size, offset)
+				t.Errorf("%d bytes, truncated, from %d on: no error", size, offset)
 			}
 		}
 	}
 }
 
-// A range that does not touch the end shows nothing about it, but a last segment never passes for another one.
+// A range before the cut can be read, because the end is not checked. A segment that is now the last one cannot.
 func TestARangeOfACutObject(t *testing.T) {
 	plain := random(3 * segments.Size)
 	stored := encrypt(t, plain, len(plain))
@@ -181,7 +181,7 @@ func TestARangeOfACutObject(t *testing.T) {
 		t.Errorf("a range before the cut: %d bytes, %v", len(got), err)
 	}
 	if _, err := decrypt(cut, dataKey, name, segments.Size, 20); err == nil {
-		t.Error("a range in what has become the last segment: nobody noticed")
+		t.Error("a range in the segment that is now the last one: no error")
 	}
 }
 
@@ -193,7 +193,7 @@ func TestKeysOfAnotherSize(t *testing.T) {
 	}
 }
 
-// FuzzDecrypt has anything at all take the place of an object: nothing comes out but what was written.
+// FuzzDecrypt: whatever replaces an object, only bytes that were written are returned.
 func FuzzDecrypt(f *testing.F) {
 	plain := random(segments.Size + 100)
 	stored := encrypt(f, plain, len(plain))
@@ -206,14 +206,14 @@ func FuzzDecrypt(f *testing.F) {
 		if err != nil || len(got) == 0 {
 			return
 		}
-		// It opens under this key, so it is an object that was made here.
+		// The object is authentic under this key, so it was written by this test.
 		if from := max(offset, 0); from >= int64(len(plain)) || !bytes.HasPrefix(plain[from:], got) {
-			t.Errorf("%d bytes that nobody wrote came out", len(got))
+			t.Errorf("%d bytes that were not written", len(got))
 		}
 	})
 }
 
-// encrypt writes the bytes a few at a time.
+// encrypt writes the bytes in pieces of atOnce bytes.
 func encrypt(t testing.TB, plain []byte, atOnce int) []byte {
 	t.Helper()
 	var stored bytes.Buffer
@@ -227,7 +227,7 @@ func encrypt(t testing.TB, plain []byte, atOnce int) []byte {
 		}
 	}
 	if (w.Buffered() > 0) != (len(plain) > 0) {
-		t.Fatalf("%d of %d bytes are held back", w.Buffered(), len(plain))
+		t.Fatalf("%d of %d bytes are buffered", w.Buffered(), len(plain))
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -235,7 +235,7 @@ func encrypt(t testing.TB, plain []byte, atOnce int) []byte {
 	return stored.Bytes()
 }
 
-// decrypt reads a range of the object, and what came out before an error.
+// decrypt reads a range of the object. With an error it returns the bytes read before it.
 func decrypt(stored, dataKey []byte, name string, offset, length int64) ([]byte, error) {
 	object, err := segments.Open(stored[:min(segments.HeaderSize, len(stored))], dataKey, name, int64(len(stored)))
 	if err != nil {
@@ -251,6 +251,6 @@ func decrypt(stored, dataKey []byte, name string, offset, length int64) ([]byte,
 func random(size int) []byte {
 	plain := make([]byte, size)
 	source := rand.NewChaCha8([32]byte{byte(size), byte(size >> 8)})
-	_, _ = source.Read(plain) // it never fails
+	_, _ = source.Read(plain) // never fails
 	return plain
 }

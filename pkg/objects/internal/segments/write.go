@@ -46,7 +46,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// Buffered returns the number of plaintext bytes that were not written yet; positive after the first byte.
+// Buffered returns the number of plaintext bytes not yet written. It is positive after the first byte.
 func (w *Writer) Buffered() int { return len(w.buffer) }
 
 // Close writes the last segment. It does not close the underlying writer.

@@ -21,11 +21,11 @@ import (
 )
 
 const (
-	// spillBytes bounds the memory of a Builder, with entryBytes for each id beside its length.
+	// spillBytes bounds the memory of a Builder, which counts entryBytes for each id in addition to its length.
 	spillBytes = 2 << 20
 	entryBytes = 60
-	// fanIn is the number of runs that are merged at once, each with a connection and 20 kB. The types of a usual job
-	// leave fewer.
+	// fanIn is the number of runs that are merged at once, each with a connection and 20 kB. A typical job has fewer
+	// runs.
 	fanIn = 32
 	// openAtOnce is the number of runs that are opened concurrently.
 	openAtOnce = 8
@@ -60,7 +60,7 @@ func NewBuilder(store *objects.Store, prefix string) *Builder {
 	return &Builder{store: store, prefix: prefix, held: map[string]struct{}{}, limit: spillBytes}
 }
 
-// Add puts the id into the set.
+// Add adds the id to the set.
 func (b *Builder) Add(ctx context.Context, id string) error {
 	if _, held := b.held[id]; held {
 		return nil

@@ -65,7 +65,7 @@ func TestASmallSetIsNeverWritten(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 	if !b.Has([]byte("a")) || b.Has([]byte("x")) {
-		t.Error("Has is wrong about what is held")
+		t.Error("Has returns a wrong result")
 	}
 	if left := keys(t, store); len(left) != 0 {
 		t.Errorf("written: %v", left)
@@ -91,7 +91,7 @@ func TestASetLargerThanTheLimitIsSpilledAndMerged(t *testing.T) {
 	}
 	for i := range 2 { // it can be read again
 		if got := each(t, b); strings.Join(got, "") != "abcdefg" {
-			t.Errorf("read %d gives %v", i, got)
+			t.Errorf("read %d: got %v", i, got)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func TestNothingIsMergedFromNothing(t *testing.T) {
 	if err != nil || len(runs) != 0 || len(each(t, b)) != 0 {
 		t.Errorf("the runs of an empty builder are %v, %v", runs, err)
 	}
-	must(t, Merge(t.Context(), store, prefix, nil, func(string) error { return errors.New("an id of an empty set") }))
+	must(t, Merge(t.Context(), store, prefix, nil, func(string) error { return errors.New("an id from an empty set") }))
 }
 
 func TestMergeReturnsWhatFails(t *testing.T) {
@@ -150,7 +150,7 @@ func TestMergeReturnsWhatFails(t *testing.T) {
 	for _, fanIn := range []int{2, fanIn} { // in a first round and at the end
 		err := merge(ctx, store, prefix, missing, fanIn, nothing)
 		if !errors.Is(err, export.ErrNotFound) {
-			t.Errorf("a run that is not there: %v", err)
+			t.Errorf("a missing run: %v", err)
 		}
 	}
 	proxy.Break()

@@ -71,7 +71,7 @@ func ChunkKeys(prefix string, chunks int) []string {
 }
 
 // Cache holds the most recently used chunks of all lists opened through it. The units of a job read the same cohort, and a
-// request to the store costs as much as exporting some hundred resources. A stored chunk never changes, so no entry can be
+// request to the store costs as much as exporting a few hundred resources. A stored chunk never changes, so no entry can be
 // stale. It is safe for concurrent use.
 type Cache struct {
 	chunks *expirable.LRU[string, []string] // by object key
@@ -92,7 +92,7 @@ type List struct {
 	firsts []string // the first id of every chunk
 }
 
-// Open opens a list that Write has stored. It reads the index each time, so that it fails for a deleted list.
+// Open opens a list that Write has stored. It reads the index at each call, so that it fails for a deleted list.
 func (c *Cache) Open(ctx context.Context, store *objects.Store, prefix string) (*List, error) {
 	l := &List{store: store, cache: c, prefix: prefix}
 	var err error

@@ -12,10 +12,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
-// id returns the n'th id of the test lists. They have gaps for between.
+// id returns the n'th id of the test lists. There are gaps between the ids (see between).
 func id(n int) string { return fmt.Sprintf("p%06d", 2*n) }
 
-// between returns an id that is in no list, directly after the n'th.
+// between returns an id that sorts directly after the n'th and is in no list.
 func between(n int) string { return fmt.Sprintf("p%06d", 2*n+1) }
 
 func stored(t *testing.T, store *objects.Store, n int) *List {
@@ -68,10 +68,10 @@ func TestListsOfEverySize(t *testing.T) {
 				t.Errorf("%d ids: contains the %dth: %v %v", n, edge, there, err)
 			}
 			if there, err := list.Contains(ctx, between(edge)); err != nil || there {
-				t.Errorf("%d ids: contains what is behind the %dth: %v %v", n, edge, there, err)
+				t.Errorf("%d ids: contains an id after the %dth: %v %v", n, edge, there, err)
 			}
 			if place := list.Place(between(edge)); n > 0 && place != min(edge, n-1)/ChunkSize {
-				t.Errorf("%d ids: place behind the %dth is %d", n, edge, place)
+				t.Errorf("%d ids: place after the %dth is %d", n, edge, place)
 			}
 		}
 		for _, before := range []string{"", "a", "p"} {
@@ -100,7 +100,7 @@ func TestUnsortedInputIsRefused(t *testing.T) {
 		t.Errorf("the source's error: %v", err)
 	}
 	if _, err := NewCache().Open(t.Context(), store, prefix); !errors.Is(err, export.ErrNotFound) {
-		t.Errorf("a list that was never finished: %v", err)
+		t.Errorf("an unfinished list: %v", err)
 	}
 }
 
@@ -133,7 +133,7 @@ func TestADamagedListIsRefused(t *testing.T) {
 	list := stored(t, store, 1)
 	must(t, store.Delete(t.Context(), chunkKey(prefix, 0)))
 	if _, err := list.Contains(t.Context(), id(0)); !errors.Is(err, export.ErrNotFound) {
-		t.Errorf("a chunk that is gone: %v", err)
+		t.Errorf("a deleted chunk: %v", err)
 	}
 }
 
@@ -179,7 +179,7 @@ func TestRunsOfChunks(t *testing.T) {
 		}
 	}
 	if ids, err := list.IDs(t.Context(), 1, 4); err == nil {
-		t.Errorf("%d ids of chunks that are not there", len(ids))
+		t.Errorf("%d ids of missing chunks", len(ids))
 	}
 	var merged []string
 	err := Merge(t.Context(), store, prefix, append(ChunkKeys(prefix, 3), chunkKey(prefix, 1)), func(id string) error {
@@ -219,6 +219,6 @@ func TestListsShareACache(t *testing.T) {
 		must(t, err)
 	}
 	if n := proxy.Requests() - before; n != 0 {
-		t.Errorf("%d requests for what another list has read", n)
+		t.Errorf("%d requests for chunks that another list has read", n)
 	}
 }
