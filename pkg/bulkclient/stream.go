@@ -73,7 +73,7 @@ func (d *download) openStream(ctx context.Context, file File) (_ *stream, err er
 		if err := s.part.Truncate(0); err != nil {
 			return nil, fmt.Errorf("truncate the part: %w", err)
 		}
-		if err := s.connect(); err != nil {
+		if err := s.connect(); err != nil { //nolint:contextcheck // the stream holds ctx
 			return nil, err
 		}
 	}

@@ -81,7 +81,8 @@ local function index_as_ended(at)
   redis.call('ZREM', active, ID)
   free_place()
 end
--- renew_ttl sets the safety TTL: a job whose purge never comes must not stay in Redis for ever. The TTL of polls is its window.
+-- renew_ttl sets the safety TTL: a job whose purge never comes must not stay in Redis for ever. The TTL of polls is its
+-- window.
 local function renew_ttl(ms)
   for _, name in ipairs(JOBKEYS) do
     if name ~= polls then redis.call('PEXPIRE', name, ms) end

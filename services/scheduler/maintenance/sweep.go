@@ -3,7 +3,6 @@ package maintenance
 import (
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -16,8 +15,8 @@ func (r *Runner) Sweep(ctx context.Context) error {
 	before := r.Now().Add(-r.cfg.SweepGrace)
 	var errs []error
 	err := r.Objects.Prefixes(ctx, export.JobsPrefix, func(prefix string) error {
-		id, err := export.ParseJobID(strings.TrimSuffix(strings.TrimPrefix(prefix, export.JobsPrefix), "/"))
-		if err != nil {
+		id, ours := export.JobOf(prefix)
+		if !ours {
 			r.Logger.Warn("the bucket has a foreign prefix, which is left alone")
 			return nil
 		}

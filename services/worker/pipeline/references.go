@@ -17,9 +17,9 @@ import (
 // byIDBatch is the number of ids of one query.
 const byIDBatch = 512
 
-// resolveReferences resolves the references of the exported lines: the resources that they reference, those that these and the
-// Provenance about them reference, and so on, among the referenced types that the job exports (spec 10). It stores the
-// result as a list of "Type/id" and cuts the units that export it.
+// resolveReferences finds the resources that the exported lines reference, those that these and the Provenance about them
+// reference, and so on, among the referenced types that the job exports (spec 10). It stores the result as a list of
+// "Type/id" and cuts the units that export it.
 func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	var frontier []string // runs of references not yet followed
 	hadProvenance := false

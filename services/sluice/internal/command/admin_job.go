@@ -75,7 +75,7 @@ func (a *app) printJobs(page ops.Page) error {
 	for _, job := range page.Jobs {
 		var expires any = "-"
 		if !job.Expires.IsZero() {
-			expires = job.Expires.Sub(time.Now())
+			expires = time.Until(job.Expires)
 		}
 		percent := fmt.Sprintf("%d%%", job.Percent)
 		rows = append(rows, row{
