@@ -25,10 +25,10 @@ events=$(mktemp "${TMPDIR:-/tmp}/sluice-test.XXXXXX")
 trap 'rm -f "$events"' EXIT
 
 code=0
-# Parallel tests mostly wait for servers, so more of them run at once than there are CPUs.
+# Parallel tests mostly wait for servers, so more of them run at once than there are CPUs. make verify runs vet.
 # shellcheck disable=SC2086 # TESTFLAGS is a list of words
 scripts/servers.sh "$gotestsum" --format pkgname-and-test-fails --hide-summary=output --jsonfile "$events" -- \
-	-race -shuffle=on -count=1 -parallel 8 -timeout 20m ${TESTFLAGS:-} "$@" || code=$?
+	-race -vet=off -shuffle=on -count=1 -parallel 8 -timeout 20m ${TESTFLAGS:-} "$@" || code=$?
 
 # count ACTION: the number of tests that ended so. Events of packages have no "Test".
 count() { grep -c "^{.*\"Action\":\"$1\".*\"Test\":\"" "$events" || true; }
