@@ -23,8 +23,7 @@ if [ -x "$bin" ]; then
 	exit 0
 fi
 
-# Without inlining and debug information a build takes about a third less CPU time; the programs run hardly slower.
-flags=(-ldflags='-s -w' -gcflags=all=-l)
+flags=(-ldflags='-s -w')
 case $module in
 # Checking rules needs no service discovery. Without it fewer packages are compiled.
 promtool) flags+=(-tags remove_all_sd) ;;
