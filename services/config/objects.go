@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
@@ -59,22 +58,13 @@ func (o Objects) Open(keys objects.Keys) (*objects.Store, error) {
 	})
 }
 
-// Bucket returns the component that creates the bucket if it does not exist. Services start in any order, so it retries
-// while the object store is unavailable; the service is not ready meanwhile.
+// Bucket returns the component that creates the bucket if it does not exist. The service is not ready before that.
 func Bucket(store *objects.Store, log *slog.Logger) rungroup.Component {
 	return rungroup.Component{Name: "bucket", Run: func(ctx context.Context) error {
-		for {
-			err := store.EnsureBucket(ctx)
-			if err == nil {
-				<-ctx.Done()
-				return nil
-			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(retryInterval):
-				log.Warn("bucket cannot be created yet", "err", err)
-			}
+		if err := retry(ctx, log, "bucket cannot be created yet", store.EnsureBucket); err != nil {
+			return err
 		}
+		<-ctx.Done()
+		return nil
 	}}
 }

@@ -42,9 +42,6 @@ func (s Source) Validate() error {
 	return err
 }
 
-// retryInterval is the interval between attempts to reach a store at start.
-const retryInterval = 2 * time.Second
-
 // Data is an open source.
 type Data struct {
 	source.Source
@@ -79,21 +76,9 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 	return &Data{Source: opened, Check: opened.Check, Close: opened.Close, Watch: &watch}, nil
 }
 
-// Await returns when the source can be read. Services start in any order: it retries while the database is unavailable or
-// not migrated, and the worker takes no units meanwhile.
+// Await returns when the source can be read. The worker takes no units before that.
 func (d *Data) Await(ctx context.Context, log *slog.Logger) error {
-	for {
-		err := d.Check(ctx)
-		if err == nil || ctx.Err() != nil {
-			return ctx.Err()
-		}
-		log.Warn("the source cannot be read yet", "err", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(retryInterval):
-		}
-	}
+	return retry(ctx, log, "the source cannot be read yet", d.Check)
 }
 
 // unchanged returns the component that stops a worker when the folder differs from its index. Such a worker cannot export;
