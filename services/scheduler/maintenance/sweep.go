@@ -40,8 +40,11 @@ func (r *Runner) sweepJob(ctx context.Context, id export.JobID, before time.Time
 		return err
 	}
 	return r.Objects.List(ctx, export.JobPrefix(id), func(object objects.Info) error {
+		if object.Modified.After(before) {
+			return nil
+		}
 		orphan, err := r.orphan(ctx, state, object.Key)
-		if err != nil || !orphan || object.Modified.After(before) {
+		if err != nil || !orphan {
 			return err
 		}
 		r.metrics.orphans.Inc()
