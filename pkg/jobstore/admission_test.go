@@ -18,9 +18,9 @@ import (
 var somebody = export.Owner{Issuer: "https://issuer.example", Subject: "somebody"}
 
 // asked returns a job of the owner that is not yet recorded.
-func asked(c *clock, owner export.Owner, group string) export.Job {
+func asked(c *testenv.Clock, owner export.Owner, group string) export.Job {
 	return export.Job{
-		ID: export.NewJobID(), State: export.Scheduled, Created: c.now(), Owner: owner,
+		ID: export.NewJobID(), State: export.Scheduled, Created: c.Now(), Owner: owner,
 		Request: export.Request{
 			URL: "https://x/fhir/Group/" + group + "/$export", GroupID: group, Types: []string{"Patient"}, Dialect: export.IG,
 		},
@@ -61,9 +61,9 @@ func wantFull(t *testing.T, s *jobstore.Store, job export.Job, limit int, runnin
 }
 
 func TestAnOwnerNeverHasMoreLiveJobsThanAllowed(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, url string) {
 		const limit, callers = 5, 60
-		other, err := jobstore.Open(url, c.now) // another replica
+		other, err := jobstore.Open(url, c.Now) // another replica
 		must(t, err)
 		defer other.Close()
 		var mu sync.Mutex
@@ -95,8 +95,8 @@ func TestAnOwnerNeverHasMoreLiveJobsThanAllowed(t *testing.T) {
 		if len(admitted) != limit || refused != callers-limit {
 			t.Fatalf("%d admitted and %d refused, want %d and %d", len(admitted), refused, limit, callers-limit)
 		}
-		must(t, s.Cancel(t.Context(), admitted[0], c.now()))
-		must(t, s.Cancel(t.Context(), admitted[3], c.now()))
+		must(t, s.Cancel(t.Context(), admitted[0], c.Now()))
+		must(t, s.Cancel(t.Context(), admitted[3], c.Now()))
 		storm()
 		if len(admitted) != limit+2 {
 			t.Errorf("%d admitted after two have ended, want %d", len(admitted), limit+2)
@@ -105,19 +105,19 @@ func TestAnOwnerNeverHasMoreLiveJobsThanAllowed(t *testing.T) {
 }
 
 func TestEveryEndFreesThePlace(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
-		fail := func(id export.JobID) error { return s.FailJob(t.Context(), id, "why", c.now(), c.now()) }
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
+		fail := func(id export.JobID) error { return s.FailJob(t.Context(), id, "why", c.Now(), c.Now()) }
 		for name, end := range map[string]func(export.JobID) error{
-			"cancelled": func(id export.JobID) error { return s.Cancel(t.Context(), id, c.now()) },
+			"cancelled": func(id export.JobID) error { return s.Cancel(t.Context(), id, c.Now()) },
 			"failed":    fail,
-			"expired":   func(id export.JobID) error { return errors.Join(fail(id), s.Expire(t.Context(), id, c.now())) },
+			"expired":   func(id export.JobID) error { return errors.Join(fail(id), s.Expire(t.Context(), id, c.Now())) },
 			"removed":   func(id export.JobID) error { return s.Remove(t.Context(), id) },
 		} {
 			owner := export.Owner{Issuer: "i", Subject: name}
 			first := asked(c, owner, "g")
 			start(t, s, first, 1)
 			wantFull(t, s, asked(c, owner, "g"), 1, first.ID)
-			c.advance(time.Hour)
+			c.Advance(time.Hour)
 			wantFull(t, s, asked(c, owner, "g"), 1, first.ID)
 			must(t, end(first.ID))
 			start(t, s, asked(c, owner, "g"), 1)
@@ -128,19 +128,19 @@ func TestEveryEndFreesThePlace(t *testing.T) {
 // The previous release writes the entry of a job before its record: a young entry without a record counts, an old one does
 // not.
 func TestEntriesOfThePreviousRelease(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, url string) {
 		pending := asked(c, somebody, "g")
 		must(t, connect(t, url).ZAdd(t.Context(), "sluice:running:"+somebody.Key(),
-			redis.Z{Score: float64(c.now().UnixMilli()), Member: string(pending.ID) + " 0123456789abcdef"}).Err())
-		c.advance(59 * time.Second)
+			redis.Z{Score: float64(c.Now().UnixMilli()), Member: string(pending.ID) + " 0123456789abcdef"}).Err())
+		c.Advance(59 * time.Second)
 		wantFull(t, s, asked(c, somebody, "g"), 1, pending.ID)
-		c.advance(2 * time.Second)
+		c.Advance(2 * time.Second)
 		start(t, s, asked(c, somebody, "g"), 1)
 	})
 }
 
 func TestOwnersAreCountedApart(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		for _, owner := range []export.Owner{
 			{Issuer: "a", Subject: "bc"}, {Issuer: "ab", Subject: "c"}, {Issuer: "1:a", Subject: "b"}, {Issuer: "a", Subject: "b"},
 		} {
@@ -153,7 +153,7 @@ func TestOwnersAreCountedApart(t *testing.T) {
 }
 
 func TestAnIdenticalKickOffJoins(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		join := jobstore.Admission{Limit: 5, Join: true}
 		first := asked(c, somebody, "g")
 		start(t, s, first, 5)
@@ -180,7 +180,7 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 			change(&other)
 			want("another "+name, other, other.ID)
 		}
-		must(t, s.Cancel(t.Context(), first.ID, c.now()))
+		must(t, s.Cancel(t.Context(), first.ID, c.Now()))
 		again := asked(c, somebody, "g")
 		want("after the end of the first job", again, again.ID)
 		if err := s.Queued(t.Context(), export.NewJobID()); !errors.Is(err, export.ErrNotFound) {
@@ -194,7 +194,7 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 }
 
 func TestIdenticalKickOffsAtOnceAreOneJob(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		const callers = 30
 		var mu sync.Mutex
 		ids, started := map[export.JobID]int{}, 0
@@ -268,15 +268,15 @@ func TestAllow(t *testing.T) {
 }
 
 func TestManyLiveJobs(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		const limit = 120
 		var last export.Job
 		for range limit {
 			last = asked(c, somebody, "g")
 			start(t, s, last, limit)
-			c.advance(time.Millisecond)
+			c.Advance(time.Millisecond)
 		}
-		must(t, s.Cancel(t.Context(), last.ID, c.now()))
+		must(t, s.Cancel(t.Context(), last.ID, c.Now()))
 		start(t, s, asked(c, somebody, "g"), limit)
 	})
 }

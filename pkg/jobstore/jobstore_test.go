@@ -19,25 +19,17 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// clock is a clock that the test moves.
-type clock struct{ ms atomic.Int64 }
-
-func newClock() *clock {
-	c := &clock{}
-	c.ms.Store(time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC).UnixMilli())
-	return c
+func newClock() *testenv.Clock {
+	return testenv.NewClock(time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC))
 }
 
-func (c *clock) now() time.Time          { return time.UnixMilli(c.ms.Load()).UTC() }
-func (c *clock) advance(d time.Duration) { c.ms.Add(d.Milliseconds()) }
-
 // overBoth runs the test on a real Redis and on the one that the standalone server embeds.
-func overBoth(t *testing.T, test func(t *testing.T, s *jobstore.Store, c *clock, url string)) {
+func overBoth(t *testing.T, test func(t *testing.T, s *jobstore.Store, c *testenv.Clock, url string)) {
 	run := func(name string, url func(t *testing.T) string) {
 		t.Run(name, func(t *testing.T) {
 			c := newClock()
 			address := url(t)
-			s, err := jobstore.Open(address, c.now)
+			s, err := jobstore.Open(address, c.Now)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -49,10 +41,10 @@ func overBoth(t *testing.T, test func(t *testing.T, s *jobstore.Store, c *clock,
 	run("embedded", func(t *testing.T) string { return "redis://" + miniredis.RunT(t).Addr() })
 }
 
-func create(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
+func create(t *testing.T, s *jobstore.Store, c *testenv.Clock) export.JobID {
 	t.Helper()
 	job := export.Job{
-		ID: export.NewJobID(), State: export.Scheduled, Created: c.now(),
+		ID: export.NewJobID(), State: export.Scheduled, Created: c.Now(),
 		Owner:   export.Owner{Issuer: "https://issuer.example", Subject: "somebody"},
 		Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: "g", Types: []string{"Patient"}, Dialect: export.IG},
 	}
@@ -100,24 +92,24 @@ var threeUnits = []export.Unit{
 var sealUnit = export.Unit{ID: export.SealUnit, Kind: export.KindSeal}
 
 // planned returns a running job with three units, none issued.
-func planned(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
+func planned(t *testing.T, s *jobstore.Store, c *testenv.Clock) export.JobID {
 	t.Helper()
 	id := create(t, s, c)
 	lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
 	must(t, s.Stage(t.Context(), lease, threeUnits))
 	must(t, s.Commit(t.Context(), lease, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{
-		Snapshot: c.now(), Cohort: export.Cohort{Prefix: "p/", Chunks: 1, Patients: 7},
+		Snapshot: c.Now(), Cohort: export.Cohort{Prefix: "p/", Chunks: 1, Patients: 7},
 	}}))
 	return id
 }
 
 func TestAJobFromKickoffToSeal(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := planned(t, s, c)
 		job, err := s.Job(ctx, id)
 		must(t, err)
-		if job.State != export.Running || !job.Snapshot.Equal(c.now()) || job.Cohort.Patients != 7 {
+		if job.State != export.Running || !job.Snapshot.Equal(c.Now()) || job.Cohort.Patients != 7 {
 			t.Fatalf("after the plan: %+v", job)
 		}
 		first, err := s.Issue(ctx, id, 2)
@@ -152,8 +144,8 @@ func TestAJobFromKickoffToSeal(t *testing.T) {
 		if job, err = s.Job(ctx, id); err != nil || job.State != export.Sealing {
 			t.Fatalf("claimed seal: %+v %v", job, err)
 		}
-		expires := c.now().Add(time.Hour)
-		must(t, s.Commit(ctx, lease, jobstore.Commit{Seal: &jobstore.Seal{Manifest: "m", Finished: c.now(), Expires: expires}}))
+		expires := c.Now().Add(time.Hour)
+		must(t, s.Commit(ctx, lease, jobstore.Commit{Seal: &jobstore.Seal{Manifest: "m", Finished: c.Now(), Expires: expires}}))
 		job, err = s.Job(ctx, id)
 		must(t, err)
 		if job.State != export.Completed || job.Percent != 100 || job.Manifest != "m" || !job.Expires.Equal(expires) {
@@ -184,7 +176,7 @@ func TestAJobFromKickoffToSeal(t *testing.T) {
 }
 
 func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := planned(t, s, c)
 		_, err := s.Issue(ctx, id, 10)
@@ -208,7 +200,7 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
 		}
 
 		old := export.Lease{Job: id, Unit: threeUnits[1], Fence: 1}
-		c.advance(time.Minute)
+		c.Advance(time.Minute)
 		lost, unclaimed, err := s.RescueStale(ctx, id, time.Second, 10)
 		must(t, err)
 		if len(lost) != 1 || lost[0].Unit.ID != "Large-00000" || lost[0].Fence != 2 || lost[0].Failures != 1 || len(unclaimed) != 2 {
@@ -245,7 +237,7 @@ func TestAUnitIsClaimedAndClosedOnce(t *testing.T) { // pitfall 28
 }
 
 func TestReleaseGivesANewFence(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := planned(t, s, c)
 		_, err := s.Issue(ctx, id, 1)
@@ -259,7 +251,7 @@ func TestReleaseGivesANewFence(t *testing.T) {
 		}
 		fence, err = s.Release(ctx, lease, time.Minute, export.CauseError) // failed
 		must(t, err)
-		c.advance(30 * time.Second)
+		c.Advance(30 * time.Second)
 		if units := stale(t, s, id, 20*time.Second); len(units) != 0 {
 			t.Errorf("a unit that waits for its retry is not stale: %v", units)
 		}
@@ -270,7 +262,7 @@ func TestReleaseGivesANewFence(t *testing.T) {
 }
 
 func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // pitfall 8
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
 		lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
@@ -278,7 +270,7 @@ func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // pitfall 8
 		if issued, err := s.Issue(ctx, id, 10); err != nil || len(issued) != 0 {
 			t.Fatalf("units of an uncommitted plan were issued: %v %v", issued, err)
 		}
-		c.advance(time.Minute)
+		c.Advance(time.Minute)
 		silent := stale(t, s, id, time.Second)
 		if len(silent) != 1 || silent[0].Unit.Kind != export.KindPlan || silent[0].Fence != 2 {
 			t.Fatalf("silent: %+v", silent)
@@ -288,7 +280,7 @@ func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // pitfall 8
 		}
 		again := claim(t, s, id, export.PlanUnit, export.KindPlan, 2)
 		must(t, s.Stage(ctx, again, threeUnits[:1]))
-		must(t, s.Commit(ctx, again, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{Snapshot: c.now()}}))
+		must(t, s.Commit(ctx, again, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{Snapshot: c.Now()}}))
 		issued, err := s.Issue(ctx, id, 10)
 		must(t, err)
 		if len(issued) != 1 || issued[0].Unit.ID != "Small-00000" {
@@ -298,11 +290,11 @@ func TestAPlanThatRunsAgainStartsOver(t *testing.T) { // pitfall 8
 }
 
 func TestAnEmptyPlanGoesStraightToTheSeal(t *testing.T) { // pitfall 1
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		id := create(t, s, c)
 		lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
 		must(t, s.Stage(t.Context(), lease, nil))
-		must(t, s.Commit(t.Context(), lease, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{Snapshot: c.now()}}))
+		must(t, s.Commit(t.Context(), lease, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{Snapshot: c.Now()}}))
 		issued, err := s.Issue(t.Context(), id, 10)
 		must(t, err)
 		if len(issued) != 1 || issued[0].Unit.Kind != export.KindSeal {
@@ -312,13 +304,13 @@ func TestAnEmptyPlanGoesStraightToTheSeal(t *testing.T) { // pitfall 1
 }
 
 func TestAnEndedJobStopsItsUnits(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := planned(t, s, c)
 		_, err := s.Issue(ctx, id, 10)
 		must(t, err)
 		lease := claim(t, s, id, "Large-00000", export.KindExport, 1)
-		must(t, s.Cancel(ctx, id, c.now()))
+		must(t, s.Cancel(ctx, id, c.Now()))
 		_, claimErr := s.Claim(ctx, id, "Small-00000", export.KindExport, 1)
 		_, issueErr := s.Issue(ctx, id, 10)
 		_, _, staleErr := s.RescueStale(ctx, id, 0, 10)
@@ -330,44 +322,44 @@ func TestAnEndedJobStopsItsUnits(t *testing.T) {
 				t.Errorf("%s on a cancelled job: %v", name, err)
 			}
 		}
-		must(t, s.Cancel(ctx, id, c.now())) // the first answer was lost
-		if err := s.Cancel(ctx, export.NewJobID(), c.now()); !errors.Is(err, export.ErrNotFound) {
+		must(t, s.Cancel(ctx, id, c.Now())) // the first answer was lost
+		if err := s.Cancel(ctx, export.NewJobID(), c.Now()); !errors.Is(err, export.ErrNotFound) {
 			t.Errorf("cancel of nothing: %v", err)
 		}
-		if due, err := s.Due(ctx, c.now(), 0, 10); err != nil || len(due) != 1 {
+		if due, err := s.Due(ctx, c.Now(), 0, 10); err != nil || len(due) != 1 {
 			t.Errorf("a cancelled job is due at once: %v %v", due, err)
 		}
 	})
 }
 
 func TestEveryTransitionIsCheckedInRedis(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
-		if err := s.Expire(ctx, id, c.now()); !errors.Is(err, export.ErrConflict) {
+		if err := s.Expire(ctx, id, c.Now()); !errors.Is(err, export.ErrConflict) {
 			t.Errorf("a scheduled job was expired: %v", err)
 		}
-		must(t, s.FailJob(ctx, id, "it broke", c.now(), c.now().Add(time.Hour)))
+		must(t, s.FailJob(ctx, id, "it broke", c.Now(), c.Now().Add(time.Hour)))
 		if job, err := s.Job(ctx, id); err != nil || job.State != export.Failed || job.Failure != "it broke" {
 			t.Errorf("failed: %+v %v", job, err)
 		}
-		must(t, s.FailJob(ctx, id, "again", c.now(), c.now()))
+		must(t, s.FailJob(ctx, id, "again", c.Now(), c.Now()))
 		if job, err := s.Job(ctx, id); err != nil || job.Failure != "it broke" {
 			t.Errorf("failed twice: %+v %v", job, err)
 		}
-		must(t, s.Expire(ctx, id, c.now()))
-		must(t, s.Expire(ctx, id, c.now()))
-		if err := s.FailJob(ctx, id, "late", c.now(), c.now()); !errors.Is(err, export.ErrConflict) {
+		must(t, s.Expire(ctx, id, c.Now()))
+		must(t, s.Expire(ctx, id, c.Now()))
+		if err := s.FailJob(ctx, id, "late", c.Now(), c.Now()); !errors.Is(err, export.ErrConflict) {
 			t.Errorf("an expired job failed: %v", err)
 		}
-		if err := s.Cancel(ctx, id, c.now()); !errors.Is(err, export.ErrConflict) {
+		if err := s.Cancel(ctx, id, c.Now()); !errors.Is(err, export.ErrConflict) {
 			t.Errorf("an expired job was cancelled: %v", err)
 		}
 	})
 }
 
 func TestRemoveLeavesNothing(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, url string) {
 		id := planned(t, s, c)
 		_, err := s.Issue(t.Context(), id, 10)
 		must(t, err)
@@ -391,9 +383,9 @@ func TestRemoveLeavesNothing(t *testing.T) {
 }
 
 func TestTheDataKeyGoesWithTheJob(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		wrapped := []byte{1, 0, 255, '\n', 0x80} // any bytes
-		job := export.Job{ID: export.NewJobID(), State: export.Scheduled, Created: c.now(), Key: wrapped}
+		job := export.Job{ID: export.NewJobID(), State: export.Scheduled, Created: c.Now(), Key: wrapped}
 		record(t, s, job)
 		got, err := s.Job(t.Context(), job.ID)
 		must(t, err)
@@ -414,7 +406,7 @@ func TestTheDataKeyGoesWithTheJob(t *testing.T) {
 }
 
 func TestPollLimit(t *testing.T) { // pitfall 29
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		id := create(t, s, c)
 		for i := range 3 {
 			if wait, err := s.AllowPoll(t.Context(), id, time.Minute, 3); err != nil || wait != 0 {
@@ -477,7 +469,7 @@ func TestLeasesGoByTheServersClock(t *testing.T) { // a worker whose own clock i
 }
 
 func TestRefence(t *testing.T) { // pitfall 26
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
 		fence, err := s.Refence(ctx, id, export.PlanUnit, 1)
@@ -498,17 +490,17 @@ func TestRefence(t *testing.T) { // pitfall 26
 }
 
 func TestAStaleAttemptCannotFailTheJob(t *testing.T) { // pitfall 28
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
 		old := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
-		c.advance(time.Minute)
+		c.Advance(time.Minute)
 		stale(t, s, id, time.Second)
-		if err := s.FailJobFrom(ctx, old, "why", c.now(), c.now()); !errors.Is(err, export.ErrFenced) {
+		if err := s.FailJobFrom(ctx, old, "why", c.Now(), c.Now()); !errors.Is(err, export.ErrFenced) {
 			t.Errorf("a stale attempt failed the job: %v", err)
 		}
 		fresh := claim(t, s, id, export.PlanUnit, export.KindPlan, 2)
-		must(t, s.FailJobFrom(ctx, fresh, "why", c.now(), c.now().Add(time.Hour)))
+		must(t, s.FailJobFrom(ctx, fresh, "why", c.Now(), c.Now().Add(time.Hour)))
 		if job, err := s.Job(ctx, id); err != nil || job.State != export.Failed {
 			t.Errorf("job: %s %v", job.State, err)
 		}
@@ -516,7 +508,7 @@ func TestAStaleAttemptCannotFailTheJob(t *testing.T) { // pitfall 28
 }
 
 func TestManyUnitsAreStagedInPieces(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := create(t, s, c)
 		lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
@@ -561,13 +553,13 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 
 // A record always has its index entry, and every key of a job expires if no scheduler ever purges the job.
 func TestIndexesAndSafetyTTL(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, url string) {
 		ctx := t.Context()
 		check := func(step string, active, due int) {
 			t.Helper()
 			live, err := s.Active(ctx, 0, 10)
 			must(t, err)
-			ended, err := s.Due(ctx, c.now().Add(1000*time.Hour), 0, 10)
+			ended, err := s.Due(ctx, c.Now().Add(1000*time.Hour), 0, 10)
 			must(t, err)
 			if len(live) != active || len(ended) != due {
 				t.Errorf("%s: active %v, due %v; want %d and %d", step, live, ended, active, due)
@@ -580,34 +572,34 @@ func TestIndexesAndSafetyTTL(t *testing.T) {
 		}
 		id := planned(t, s, c)
 		check("planned", 1, 0)
-		must(t, s.FailJob(ctx, id, "it broke", c.now(), c.now().Add(time.Hour)))
+		must(t, s.FailJob(ctx, id, "it broke", c.Now(), c.Now().Add(time.Hour)))
 		check("failed", 0, 1)
 		other := planned(t, s, c)
 		check("another", 1, 1)
-		must(t, s.Cancel(ctx, other, c.now()))
+		must(t, s.Cancel(ctx, other, c.Now()))
 		check("cancelled", 0, 2)
-		must(t, s.Refile(ctx, other, c.now())) // nothing to repair
+		must(t, s.Refile(ctx, other, c.Now())) // nothing to repair
 		check("refiled", 0, 2)
 	})
 }
 
 // Under the previous release an ended job may still be in the active index, and an entry may have no record.
 func TestRefile(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, url string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, url string) {
 		ctx := t.Context()
 		ended, live, gone := create(t, s, c), create(t, s, c), export.NewJobID()
-		must(t, s.Cancel(ctx, ended, c.now()))
+		must(t, s.Cancel(ctx, ended, c.Now()))
 		client := connect(t, url)
 		for _, id := range []export.JobID{ended, gone} {
 			must(t, client.ZAdd(ctx, "sluice:jobs:active", redis.Z{Score: 1, Member: string(id)}).Err())
 		}
 		must(t, client.Del(ctx, "sluice:jobs:due").Err())
 		for _, id := range []export.JobID{ended, live, gone} {
-			must(t, s.Refile(ctx, id, c.now()))
+			must(t, s.Refile(ctx, id, c.Now()))
 		}
 		active, err := s.Active(ctx, 0, 10)
 		must(t, err)
-		due, err := s.Due(ctx, c.now(), 0, 10)
+		due, err := s.Due(ctx, c.Now(), 0, 10)
 		must(t, err)
 		if len(active) != 1 || active[0].ID != live || len(due) != 1 || due[0].ID != ended {
 			t.Errorf("active %v, due %v", active, due)
@@ -616,7 +608,7 @@ func TestRefile(t *testing.T) {
 }
 
 func TestCounts(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		entries := []jobstore.Entry{{ID: planned(t, s, c)}, {ID: export.NewJobID()}} // the second has no record
 		states, err := s.States(t.Context(), entries)
 		must(t, err)

@@ -10,15 +10,16 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // running creates a job with three units, issued at fence 1.
-func running(t *testing.T, s *jobstore.Store, c *clock) export.JobID {
+func running(t *testing.T, s *jobstore.Store, c *testenv.Clock) export.JobID {
 	t.Helper()
 	id := create(t, s, c)
 	plan := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
 	must(t, s.Stage(t.Context(), plan, threeUnits))
-	must(t, s.Commit(t.Context(), plan, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: c.now()}, Next: seal}))
+	must(t, s.Commit(t.Context(), plan, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: c.Now()}, Next: seal}))
 	issue(t, s, id, 10)
 	return id
 }
@@ -50,7 +51,7 @@ func wantErr(t *testing.T, what string, err, want error) {
 }
 
 func TestReopen(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := running(t, s, c)
 		one, two, three := threeUnits[0], threeUnits[1], threeUnits[2]
@@ -107,7 +108,7 @@ func TestReopen(t *testing.T) {
 			t.Fatalf("issued %+v, want the seal under a new fence", after)
 		}
 		last := claim(t, s, id, export.SealUnit, export.KindSeal, after[0].Fence)
-		must(t, s.Commit(ctx, last, jobstore.Commit{Seal: &jobstore.Seal{Finished: c.now(), Expires: c.now().Add(time.Hour)}}))
+		must(t, s.Commit(ctx, last, jobstore.Commit{Seal: &jobstore.Seal{Finished: c.Now(), Expires: c.Now().Add(time.Hour)}}))
 		_, err = s.Reopen(ctx, id, three.ID)
 		wantErr(t, "after the end", err, export.ErrNotLive)
 		wantErr(t, "after the end", s.GiveUp(ctx, id, three.ID, "late", seal), export.ErrNotLive)
@@ -120,7 +121,7 @@ func TestReopen(t *testing.T) {
 }
 
 func TestReopenRefuses(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		_, err := s.Reopen(ctx, export.NewJobID(), export.PlanUnit)
 		wantErr(t, "of no job", err, export.ErrNotFound)
@@ -130,7 +131,7 @@ func TestReopenRefuses(t *testing.T) {
 		_, err = s.Reopen(ctx, id, threeUnits[0].ID)
 		wantErr(t, "of a unit that is only cut", err, export.ErrNotFound)
 		wantErr(t, "of a unit that is only cut", s.GiveUp(ctx, id, threeUnits[0].ID, "x", seal), export.ErrNotFound)
-		must(t, s.Commit(ctx, plan, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: c.now()}, Next: seal}))
+		must(t, s.Commit(ctx, plan, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: c.Now()}, Next: seal}))
 		_, err = s.Reopen(ctx, id, threeUnits[0].ID)
 		wantErr(t, "of one that waits", err, export.ErrConflict)
 		_, err = s.Reopen(ctx, id, "Nothing-00000")
@@ -170,7 +171,7 @@ func TestReopenRefuses(t *testing.T) {
 
 // A retry and a commit of the same unit at the same time: one of them wins, and the job ends either way.
 func TestReopenRacesACommit(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		unit := threeUnits[0]
 		outcomes := map[bool]int{}
@@ -203,19 +204,19 @@ func TestReopenRacesACommit(t *testing.T) {
 }
 
 func TestInspect(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id := running(t, s, c)
 		file := export.File{Name: "Small.Small-00000.1.0.ndjson", Type: "Small", Count: 3, Bytes: 30}
 		lease := claim(t, s, id, threeUnits[0].ID, export.KindExport, 1)
 		must(t, s.Commit(ctx, lease, jobstore.Commit{Result: export.Result{Files: []export.File{file}}, Next: seal}))
 		claim(t, s, id, threeUnits[1].ID, export.KindExport, 1)
-		c.advance(time.Minute)
+		c.Advance(time.Minute)
 		lost := stale(t, s, id, 30*time.Second)
 		if len(lost) != 2 {
 			t.Fatalf("%+v", lost)
 		}
-		c.advance(time.Second)
+		c.Advance(time.Second)
 		found, err := s.Inspect(ctx, id)
 		must(t, err)
 		byID := map[export.UnitID]jobstore.UnitStatus{}
@@ -227,7 +228,7 @@ func TestInspect(t *testing.T) {
 			t.Errorf("%+v", found.Units)
 		}
 		if two.Closed || two.Claimed || two.Fence != 2 || two.Attempts != 1 || two.Cause != export.CauseLost ||
-			!found.At.Equal(c.now()) || found.At.Sub(two.Heard) != time.Second {
+			!found.At.Equal(c.Now()) || found.At.Sub(two.Heard) != time.Second {
 			t.Errorf("at %s: %+v", found.At, two)
 		}
 		_, err = s.Inspect(ctx, export.NewJobID())
@@ -236,10 +237,10 @@ func TestInspect(t *testing.T) {
 }
 
 func TestListJobs(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		live, ended := create(t, s, c), create(t, s, c)
-		must(t, s.FailJob(ctx, ended, "why", c.now(), c.now().Add(time.Hour)))
+		must(t, s.FailJob(ctx, ended, "why", c.Now(), c.Now().Add(time.Hour)))
 		ids, more, err := s.ListJobs(ctx, 10)
 		must(t, err)
 		if len(ids) != 2 || more {
@@ -258,7 +259,7 @@ func TestListJobs(t *testing.T) {
 }
 
 func TestKickoffPause(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, _ *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, _ *testenv.Clock, _ string) {
 		ctx := t.Context()
 		state := func(want bool, reason string) {
 			t.Helper()
@@ -279,7 +280,7 @@ func TestKickoffPause(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, _ *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, _ *testenv.Clock, _ string) {
 		health, err := s.Health(t.Context())
 		must(t, err)
 		if health.Clock.IsZero() || health.Latency <= 0 {

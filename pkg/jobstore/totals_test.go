@@ -5,11 +5,12 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // Commits count for their job and for all jobs, once for each unit.
 func TestTotals(t *testing.T) {
-	overBoth(t, func(t *testing.T, s *jobstore.Store, c *clock, _ string) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		ctx := t.Context()
 		id, other := planned(t, s, c), planned(t, s, c)
 		if _, err := s.Issue(ctx, id, 10); err != nil {

@@ -13,7 +13,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -50,7 +49,7 @@ type fixture struct {
 	source   source.Source
 	people   *people
 	registry *prometheus.Registry
-	log      *lockedBuffer
+	log      *testenv.Buffer
 	beats    chan struct{} // receives a value whenever the job store reads the clock
 }
 
@@ -70,7 +69,7 @@ func newFixture(t *testing.T, src source.Source, members ...string) *fixture {
 func newFixtureOn(t *testing.T, url string, src source.Source, members ...string) *fixture {
 	t.Helper()
 	fx := &fixture{
-		t: t, url: url, source: src, registry: prometheus.NewRegistry(), log: &lockedBuffer{}, beats: make(chan struct{}, 1),
+		t: t, url: url, source: src, registry: prometheus.NewRegistry(), log: &testenv.Buffer{}, beats: make(chan struct{}, 1),
 		people: &people{
 			members: members,
 			grant: directory.Grant{
@@ -390,24 +389,6 @@ func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, 
 		return directory.Grant{}, nil
 	}
 	return p.grant, nil
-}
-
-// lockedBuffer is a buffer for several goroutines.
-type lockedBuffer struct {
-	mutex  sync.Mutex
-	buffer bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return b.buffer.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return b.buffer.String()
 }
 
 // The resources that most tests use. Patients 1 to 3 are members of the group, 9 is not.

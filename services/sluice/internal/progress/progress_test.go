@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -54,23 +55,11 @@ downloaded 2 of 2 files: 11 resources, 10.1 KB
 	}
 }
 
-// screen is a writer that the drawing goroutine and the test share.
-type screen struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *screen) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(p)
-}
-
 // TestBarsEnd: Close returns after concurrent updates, whether or not the export finished.
 func TestBarsEnd(t *testing.T) {
 	for name, finish := range map[string]bool{"finished": true, "interrupted": false} {
 		t.Run(name, func(t *testing.T) {
-			out := &screen{}
+			out := &testenv.Buffer{}
 			bars := NewBars(out, mpb.WithAutoRefresh(), mpb.WithRefreshRate(time.Millisecond))
 			for percent := range 200 { // long enough to be drawn in between
 				bars.Polled(bulkclient.Status{State: "started", Percent: percent})
@@ -94,7 +83,7 @@ func TestBarsEnd(t *testing.T) {
 				bars.Finished(reports)
 			}
 			bars.Close()
-			text := out.text.String()
+			text := out.String()
 			for _, want := range []string{"no answer; next attempt in 1s", "Patient", "error OperationOutcome"} {
 				if !strings.Contains(text, want) {
 					t.Errorf("%q is not in %q", want, text)
@@ -108,8 +97,8 @@ func TestBarsEnd(t *testing.T) {
 }
 
 func TestBarsWithoutFiles(t *testing.T) {
-	NewBars(&screen{}).Close()
-	bars := NewBars(&screen{})
+	NewBars(&testenv.Buffer{}).Close()
+	bars := NewBars(&testenv.Buffer{})
 	bars.Planned(nil)
 	bars.Close()
 }
