@@ -63,7 +63,7 @@ func TestCheckConfig(t *testing.T) {
 		"encryption":      {[]string{"SLUICE_ENVELOPE_KEYS=" + key, "SLUICE_S3_SSE=kms:sluice"}, nil},
 		"URL not clean":   {at("https://h.example.org/a/../b"), []string{"SLUICE_BASE_URL", "clean"}},
 		"URL with a user": {at("https://a:b@h.example.org/a/b"), []string{"SLUICE_BASE_URL", "https://host/fhir"}},
-		"issuers beside what else is wrong": {
+		"issuers and another problem": {
 			[]string{"SLUICE_POLL_LIMIT=0", "SLUICE_TOKEN_ISSUERS_FILE=" + issuers, "SLUICE_API_REQUIRE_GROUP_SCOPE=true"},
 			[]string{"SLUICE_POLL_LIMIT", "SLUICE_TOKEN_ISSUERS_FILE", "no audience"},
 		},

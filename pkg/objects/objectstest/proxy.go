@@ -117,7 +117,7 @@ func (p *Proxy) CorruptAfter(n int64) {
 	p.corrupt = &n
 }
 
-// Hang accepts requests without responding, until Mend drops them.
+// Hang accepts requests and does not respond. Mend closes their connections.
 func (p *Proxy) Hang() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
