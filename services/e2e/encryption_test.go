@@ -73,7 +73,7 @@ func TestAnEncryptedExport(t *testing.T) {
 		t.Errorf("%d objects and parts were sent, and %q was found in one", bodies, found)
 	}
 	outside := s.bucket()
-	for _, key := range s.objectKeys() {
+	for _, key := range s.settledKeys() {
 		content := get(t, outside, s.s3.Bucket, key)
 		for _, needle := range needles {
 			if len(needle) > 3 && bytes.Contains(content, needle) {
@@ -195,7 +195,7 @@ func TestAPurgeDestroysCopies(t *testing.T) {
 		return errors.Join(problems...)
 	}
 	copies, outside := map[string][]byte{}, s.bucket()
-	for _, key := range s.objectKeys() {
+	for _, key := range s.settledKeys() {
 		copies[key] = get(t, outside, s.s3.Bucket, key)
 	}
 	if err := open(); err != nil || len(copies) == 0 {

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
@@ -431,6 +432,20 @@ func (s *stack) objectKeys() []string {
 	store := s.store()
 	var keys []string
 	must(s.t, store.List(s.t.Context(), "", func(o objects.Info) error { keys = append(keys, o.Key); return nil }))
+	return keys
+}
+
+// settledKeys returns the keys of all objects when no finished job has temporary ones: a worker deletes them after the
+// client can see the manifest.
+func (s *stack) settledKeys() (keys []string) {
+	s.t.Helper()
+	eventually(s.t, time.Minute, "the temporary objects are deleted", func() bool {
+		keys = s.objectKeys()
+		return !slices.ContainsFunc(keys, func(key string) bool {
+			origin, ours := export.ParseKey(key)
+			return !ours || origin.Scaffolding
+		})
+	})
 	return keys
 }
 
