@@ -81,10 +81,11 @@ type Lease struct {
 
 // Result is the recorded result of a closed unit.
 type Result struct {
-	Files      []File   `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
-	References []string `json:"references,omitempty"` // object keys of sorted runs of references seen
-	Withheld   int64    `json:"withheld,omitempty"`   // resources that also name a patient outside the cohort
-	Failure    string   `json:"failure,omitempty"`    // why the unit failed for good; then the other fields are empty
+	Files      []File    `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
+	References []string  `json:"references,omitempty"` // object keys of sorted runs of references seen
+	Withheld   int64     `json:"withheld,omitempty"`   // resources that also name a patient outside the cohort
+	LeftOut    []LeftOut `json:"leftOut,omitempty"`    // what else the unit left out, by type and reason
+	Failure    string    `json:"failure,omitempty"`    // why the unit failed for good; then the other fields are empty
 }
 
 // File is one NDJSON file of a job, immutable from the moment its unit is committed.

@@ -1,0 +1,141 @@
+package export
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+// LeftOut counts what an export does not contain, for one type and reason (spec 11).
+type LeftOut struct {
+	Type   string `json:"type,omitempty"` // resource type; "" when it is unknown, and for members of a group
+	Reason Reason `json:"reason"`
+	Count  int64  `json:"count"`
+}
+
+// Reason says why something is left out. The set is closed, so a reason may be the label of a metric.
+type Reason string
+
+// Reasons for what cannot be read as a resource.
+const (
+	Malformed         Reason = "malformed"
+	UnknownType       Reason = "unknown_type"
+	TooLong           Reason = "too_long"
+	TooManyReferences Reason = "too_many_references"
+	UnreadableFile    Reason = "unreadable_file"
+	UnsupportedEntry  Reason = "unsupported_entry"
+)
+
+// Reasons for resources of the patient compartment that no export contains.
+const (
+	NoPatient         Reason = "no_patient"
+	InvalidSubject    Reason = "invalid_subject"
+	UnresolvedPatient Reason = "unresolved_patient"
+	ForeignPatient    Reason = "foreign_patient"
+)
+
+// Reasons for resources that one export does not contain.
+const (
+	OtherPatient   Reason = "other_patient"
+	UnknownPatient Reason = "unknown_patient"
+)
+
+// UnresolvedReference is the reason for a reference that was not followed. Its type is the type that the reference names.
+const UnresolvedReference Reason = "unresolved_reference"
+
+// Reasons for members of a group.
+const (
+	MemberByIdentifier Reason = "member_by_identifier"
+	MemberUnresolved   Reason = "member_unresolved"
+	MemberForeign      Reason = "member_foreign"
+	MemberGroup        Reason = "member_group"
+	MemberType         Reason = "member_type"
+)
+
+// reasons has each reason with the severity and the code of its issue, and its text.
+var reasons = map[Reason]struct{ severity, code, text string }{
+	Malformed:           {"warning", "structure", "not readable as a FHIR resource"},
+	UnknownType:         {"information", "not-supported", "not a resource type of FHIR R4"},
+	TooLong:             {"warning", "too-long", "longer than the limit of a resource"},
+	TooManyReferences:   {"warning", "too-costly", "more references than the limit of a resource"},
+	UnreadableFile:      {"warning", "structure", "files that cannot be read to their end"},
+	UnsupportedEntry:    {"warning", "not-supported", "entries of Bundles that cannot be applied"},
+	NoPatient:           {"information", "incomplete", "not about a patient"},
+	InvalidSubject:      {"warning", "incomplete", "the reference to the patient is not valid"},
+	UnresolvedPatient:   {"warning", "incomplete", "the reference to the patient matches no resource, or several"},
+	ForeignPatient:      {"warning", "incomplete", "the reference names a patient of another server"},
+	OtherPatient:        {"information", "suppressed", "also about a patient outside the export"},
+	UnknownPatient:      {"warning", "suppressed", "also about somebody who cannot be identified and may be a patient outside the export"},
+	UnresolvedReference: {"warning", "not-found", "references that match no resource, or several, and were not followed"},
+	MemberByIdentifier:  {"warning", "incomplete", "members of the group that are named by an identifier only"},
+	MemberUnresolved:    {"warning", "incomplete", "members of the group whose reference matches no patient, or is not valid"},
+	MemberForeign:       {"warning", "incomplete", "members of the group that are patients of another server"},
+	MemberGroup:         {"warning", "incomplete", "member groups that do not exist or cannot be exported"},
+	MemberType:          {"information", "incomplete", "members of the group that are not patients"},
+}
+
+// Reasons returns every reason, sorted.
+func Reasons() []Reason { return slices.Sorted(maps.Keys(reasons)) }
+
+// Text returns the reason in words, for people. It is the reason itself for one that this version does not know.
+func (r Reason) Text() string { return cmp.Or(reasons[r].text, string(r)) }
+
+// Outcome returns l for the owner of an export. The count is part of it only if counted: the owner must not learn numbers
+// of data that it may not see (spec 11).
+func (l LeftOut) Outcome(counted bool) fhir.OperationOutcome {
+	number := "some"
+	if counted {
+		number = fmt.Sprint(l.Count)
+	}
+	text := fmt.Sprintf("%s left out: %s.", number, l.Reason.Text())
+	if l.Type != "" {
+		text = l.Type + ": " + text
+	}
+	known := reasons[l.Reason]
+	return fhir.Outcome(cmp.Or(known.severity, "warning"), cmp.Or(known.code, "incomplete"), text)
+}
+
+// Tally adds up what is left out. The zero Tally is ready to use. It is not safe for concurrent use.
+type Tally struct{ counts map[LeftOut]int64 }
+
+// Add counts n more of a type for a reason.
+func (t *Tally) Add(typ string, reason Reason, n int64) {
+	if n == 0 {
+		return
+	}
+	if t.counts == nil {
+		t.counts = map[LeftOut]int64{}
+	}
+	t.counts[LeftOut{Type: typ, Reason: reason}] += n
+}
+
+// AddAll adds the counts of other lists.
+func (t *Tally) AddAll(list []LeftOut) {
+	for _, l := range list {
+		t.Add(l.Type, l.Reason, l.Count)
+	}
+}
+
+// Total returns the sum of all counts.
+func (t *Tally) Total() int64 {
+	total := int64(0)
+	for _, n := range t.counts {
+		total += n
+	}
+	return total
+}
+
+// List returns the counts, sorted by type and reason.
+func (t *Tally) List() []LeftOut {
+	list := make([]LeftOut, 0, len(t.counts))
+	for l, n := range t.counts {
+		list = append(list, LeftOut{l.Type, l.Reason, n})
+	}
+	slices.SortFunc(list, func(a, b LeftOut) int {
+		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Reason, b.Reason))
+	})
+	return list
+}

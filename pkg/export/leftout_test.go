@@ -1,0 +1,40 @@
+package export_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+)
+
+func TestEveryReasonHasASeverityThatClientsUnderstand(t *testing.T) {
+	for _, reason := range append(export.Reasons(), "of_a_later_version") {
+		issue := export.LeftOut{Type: "Observation", Reason: reason, Count: 3}.Outcome(true).Issue[0]
+		if issue.Severity != "warning" && issue.Severity != "information" || issue.Code == "" || reason.Text() == "" {
+			t.Errorf("%s: %+v", reason, issue)
+		}
+	}
+}
+
+func TestOwnersLearnCountsOnlyOfDataThatTheyMaySee(t *testing.T) {
+	l := export.LeftOut{Type: "Observation", Reason: export.ForeignPatient, Count: 3}
+	for counted, want := range map[bool]string{
+		true:  "Observation: 3 left out: the reference names a patient of another server.",
+		false: "Observation: some left out: the reference names a patient of another server.",
+	} {
+		if got := l.Outcome(counted).Issue[0].Diagnostics; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestTally(t *testing.T) {
+	var tally export.Tally
+	tally.Add("B", export.Malformed, 2)
+	tally.Add("A", export.TooLong, 0)
+	tally.AddAll([]export.LeftOut{{"B", export.Malformed, 1}, {"A", export.NoPatient, 4}})
+	want := []export.LeftOut{{"A", export.NoPatient, 4}, {"B", export.Malformed, 3}}
+	if got := tally.List(); !slices.Equal(got, want) || tally.Total() != 7 {
+		t.Errorf("got %v, %d in all, want %v", got, tally.Total(), want)
+	}
+}
