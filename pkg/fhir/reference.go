@@ -1,7 +1,8 @@
 package fhir
 
 import (
-	"encoding/json"
+	"fmt"
+	"net/url"
 	"strings"
 )
 
@@ -25,35 +26,75 @@ func IsID[T string | []byte](s T) bool {
 	return true
 }
 
-// ParseReference reads a literal reference to a resource: Patient/1, Patient/1/_history/2, and both below any http or
-// https base (conformance 14.1 note 7). The base is ignored. It returns false for contained (#x), urn:, conditional
-// (Patient?identifier=) and logical references, unknown types and malformed ids.
+// Form is the form of a reference string (R4 2.3.0).
+type Form int
+
+// The forms of references. Only Local names a resource of this service as it stands; Urn, Conditional and Foreign ones are
+// resolved when data is loaded or indexed, where they can be (spec 10).
+const (
+	Invalid     Form = iota // none of the others
+	Local                   // Patient/1, Patient/1/_history/2, either with a fragment or a leading slash
+	Foreign                 // the same below an http or https base, or any other http or https URL
+	Urn                     // urn:uuid:..., urn:oid:...
+	Conditional             // Patient?identifier=system|value
+	Contained               // #x
+)
+
+// ParseReference reads a local literal reference. Types are those of R4.
 func ParseReference(ref string) (Ref, bool) {
-	typ, id, ok := splitReference(ref)
-	if !ok {
+	typ, id, form := Classify(ref)
+	if form != Local {
 		return Ref{}, false
 	}
 	return Ref{Type: typ, ID: id}, true
 }
 
-func splitReference[T string | []byte](ref T) (typ, id T, ok bool) {
-	rest, absolute := ref, false
-	for _, scheme := range [...]string{"http://", "https://"} {
-		if len(ref) > len(scheme) && strings.EqualFold(string(ref[:len(scheme)]), scheme) {
-			rest, absolute = ref[len(scheme):], true
+// Classify returns the form of a reference. typ and id are those of a Local reference and of a Foreign one to a resource;
+// of a Conditional one and of an Invalid one that begins like a Local one only typ is set.
+func Classify[T string | []byte](ref T) (typ, id T, form Form) {
+	rest := ref
+	switch {
+	case hasPrefixFold(ref, "http://"), hasPrefixFold(ref, "https://"):
+		typ, id, _ = literal(beforeFragment(afterScheme(ref)), true)
+		return typ, id, Foreign
+	case hasPrefixFold(ref, "urn:"):
+		if hasPrefixFold(ref, "urn:uuid:") || hasPrefixFold(ref, "urn:oid:") {
+			return typ, id, Urn
+		}
+		return typ, id, Invalid
+	case len(ref) > 0 && ref[0] == '#':
+		return typ, id, Contained
+	case len(ref) > 0 && ref[0] == '/':
+		rest = ref[1:]
+	}
+	for i := range len(rest) {
+		if rest[i] == '?' {
+			if typ = rest[:i]; IsType(string(typ)) {
+				return typ, id, Conditional
+			}
+			return ref[:0], id, Invalid
 		}
 	}
-	rest, last := cutLast(rest)
-	if len(last) == len(ref) || !IsID(last) {
+	typ, id, ok := literal(beforeFragment(rest), false)
+	if ok {
+		return typ, id, Local
+	}
+	return typ, ref[:0], Invalid
+}
+
+// literal reads Type/id or Type/id/_history/version. With a base anything with a host may precede it. If the id is not
+// valid, the type is returned nevertheless.
+func literal[T string | []byte](ref T, based bool) (typ, id T, ok bool) {
+	rest, last := cutLast(ref)
+	if len(last) == len(ref) {
 		return typ, id, false
 	}
 	before, word := cutLast(rest)
-	if string(word) == "_history" {
+	if string(word) == "_history" && IsID(last) {
 		rest, last = cutLast(before)
 		before, word = cutLast(rest)
 	}
-	// The base before the type has at least a host when absolute, and is empty when relative.
-	if absolute != (len(before) > 0) || !absolute && len(word) != len(rest) || !IsID(last) || !IsType(string(word)) {
+	if !IsType(string(word)) || based != (len(before) > 0) || !based && len(word) != len(rest) {
 		return typ, id, false
 	}
 	for i := range len(before) {
@@ -61,7 +102,32 @@ func splitReference[T string | []byte](ref T) (typ, id T, ok bool) {
 			return typ, id, false
 		}
 	}
+	if !IsID(last) {
+		return word, id, false
+	}
 	return word, last, true
+}
+
+func hasPrefixFold[T string | []byte](s T, prefix string) bool {
+	return len(s) >= len(prefix) && strings.EqualFold(string(s[:len(prefix)]), prefix)
+}
+
+func afterScheme[T string | []byte](url T) T {
+	for i := range len(url) {
+		if url[i] == ':' {
+			return url[i+len("://"):]
+		}
+	}
+	return url
+}
+
+func beforeFragment[T string | []byte](ref T) T {
+	for i := range len(ref) {
+		if ref[i] == '#' {
+			return ref[:i]
+		}
+	}
+	return ref
 }
 
 // cutLast splits at the last slash. Without a slash the last part is s.
@@ -74,16 +140,39 @@ func cutLast[T string | []byte](s T) (before, last T) {
 	return s[:0], s
 }
 
-// CountTargets returns the number of targets of a Provenance, including those that ParseReference does not understand: a
-// urn or an identifier may be a patient. Scan must have accepted the line.
-func CountTargets(provenance []byte) int {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(provenance, &members); err != nil {
-		return 0
+// Bases are the base URLs whose resources are those of this service.
+type Bases []string
+
+// NewBases returns the bases without slashes at their ends. It refuses what is not an absolute http or https URL.
+func NewBases(urls ...string) (Bases, error) {
+	var bases Bases
+	for _, text := range urls {
+		base, err := url.Parse(text)
+		if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
+			return nil, fmt.Errorf("%q is not an absolute http or https URL without query and fragment", text)
+		}
+		base.Host = strings.ToLower(base.Host)
+		bases = append(bases, strings.TrimRight(base.String(), "/"))
 	}
-	var targets []json.RawMessage
-	if err := json.Unmarshal(members["target"], &targets); err != nil {
-		return 1
+	return bases, nil
+}
+
+// Literal returns the local resource that a Foreign reference below one of the bases names.
+func (b Bases) Literal(ref string) (Ref, bool) {
+	ref = beforeFragment(ref)
+	for _, base := range b {
+		host := strings.IndexByte(base, ':') + len("://")
+		if end := strings.IndexByte(base[host:], '/'); end >= 0 {
+			host += end
+		} else {
+			host = len(base)
+		}
+		// Scheme and host are compared without case (RFC 3986 6.2.2.1), the path with it.
+		if len(ref) > len(base) && strings.EqualFold(ref[:host], base[:host]) && ref[host:len(base)] == base[host:] && ref[len(base)] == '/' {
+			if typ, id, ok := literal(ref[len(base)+1:], false); ok {
+				return Ref{typ, id}, true
+			}
+		}
 	}
-	return len(targets)
+	return Ref{}, false
 }

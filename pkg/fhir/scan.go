@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -17,17 +19,33 @@ type Facts struct {
 	Type        string    // any non-empty name; the caller checks IsType
 	ID          string    // a FHIR id
 	LastUpdated time.Time // meta.lastUpdated in UTC; zero when absent or not an instant
+	Version     int64     // meta.versionId when it is a positive whole number, else 0
+
 	// Subjects are the local literal references at SubjectPaths(Type), to resources of any type, in the order of the
-	// line, with duplicates. Valid until the next Scan.
+	// line, with duplicates, and those of contained resources at theirs. Valid until the next Scan.
 	Subjects []Ref
+	// The other elements at these paths that are or may be a patient, by the form of their reference (spec 10). Of a
+	// Provenance, Unresolved counts every target that is not a local literal reference: it may be about a patient.
+	Foreign    int // a patient of another server
+	Unresolved int // a urn, a search, an identifier, a contained patient, or a RelatedPerson
+	Invalid    int // not a reference
+
+	patients []int // positions of the references that are not local and name a patient if they name anything
 }
 
 // Scanner reads the facts of one line at a time. It reuses its buffers, so each goroutine needs its own. The zero Scanner
 // is ready to use.
 type Scanner struct {
-	roots    []root
-	subjects []Ref
-	lastType string
+	roots     []root
+	subjects  []Ref
+	contained []containedID
+	lastType  string
+}
+
+// containedID identifies a contained resource.
+type containedID struct {
+	id  []byte
+	typ string
 }
 
 // root is a top-level member that a fact is read from.
@@ -39,22 +57,33 @@ type root struct {
 // Errors never contain content of the line.
 var (
 	errDuplicate = errors.New("a key on the path to type, id, lastUpdated or subject is duplicate")
+	errSimilar   = errors.New("a key differs only in case from one on the path to type, id, lastUpdated or subject")
+	errKey       = errors.New("a key has a NUL or half a surrogate pair")
+	errNested    = errors.New("an array in an array on the path to a subject")
 	errUTF8      = errors.New("not valid UTF-8")
 	errNoObject  = errors.New("not a JSON object")
 	errTrailing  = errors.New("more than one JSON value")
-	errNoType    = errors.New("no resourceType")
 	errNoID      = errors.New("no id, or not a FHIR id")
+
+	// ErrNoType is returned for a JSON object without a resourceType.
+	ErrNoType = errors.New("no resourceType")
+	// ErrTooMany is returned for a line with more than MaxSubjects subjects.
+	ErrTooMany = errors.New("too many subjects")
 )
+
+// MaxSubjects bounds the subjects of one resource.
+const MaxSubjects = 10000
 
 // maxDepth is the maximum nesting of brackets, as in encoding/json.
 const maxDepth = 10000
 
 // Scan reads the facts of one NDJSON line, without its newline. It accepts what encoding/json.Valid accepts, and fails
 // closed on everything that two parsers could read differently: invalid UTF-8, line breaks between tokens, a missing,
-// malformed or duplicate resourceType or id, and a duplicate key on a subject path, escaped or not. Errors have a reason
-// and a position, never content.
+// malformed or duplicate resourceType or id, and on a subject path a duplicate key, escaped or not, a key that differs
+// only in case, and a key with a NUL or half a surrogate pair. Errors have a reason and a position, never content. With an
+// error the Facts have the Type, if it is known.
 func (s *Scanner) Scan(line []byte) (Facts, error) {
-	s.roots, s.subjects = s.roots[:0], s.subjects[:0]
+	s.roots, s.subjects, s.contained = s.roots[:0], s.subjects[:0], s.contained[:0]
 	var facts Facts
 	if !utf8.Valid(line) {
 		return facts, errUTF8
@@ -66,27 +95,32 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	end, err := members(line, i, func(key []byte, start int) (int, error) {
 		return s.topLevel(&facts, line, key, start)
 	})
-	if err != nil {
-		return Facts{}, err
+	known := Facts{Type: facts.Type}
+	switch {
+	case err != nil:
+		return known, err
+	case space(line, end) != len(line):
+		return known, errTrailing
+	case facts.Type == "":
+		return known, ErrNoType
+	case facts.ID == "":
+		return known, errNoID
 	}
-	if space(line, end) != len(line) {
-		return Facts{}, errTrailing
-	}
-	if facts.Type == "" {
-		return Facts{}, errNoType
-	}
-	if facts.ID == "" {
-		return Facts{}, errNoID
+	for _, r := range s.roots {
+		if r.name == "contained" && IsExportable(facts.Type) {
+			if _, err := s.scanContained(&facts, line, r.start); err != nil {
+				return known, err
+			}
+		}
 	}
 	for _, path := range SubjectPaths(facts.Type) {
 		name, rest, _ := strings.Cut(path, ".")
-		rest = strings.TrimPrefix(rest+".reference", ".")
 		for _, r := range s.roots {
 			if r.name != name {
 				continue
 			}
-			if _, err := walk(line, r.start, rest, s.collect); err != nil {
-				return Facts{}, err
+			if _, err := s.walk(&facts, line, r.start, rest, facts.Type); err != nil {
+				return known, err
 			}
 		}
 	}
@@ -103,7 +137,10 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 	}
 	name := rootName(key)
 	if name == "" {
-		return end, nil
+		if similarToRoot(key) {
+			err = errSimilar
+		}
+		return end, err
 	}
 	for _, r := range s.roots {
 		if r.name == name {
@@ -113,28 +150,45 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 	s.roots = append(s.roots, root{name, start, end})
 	switch name {
 	case "resourceType":
-		text := unquote(line, start, end)
-		if string(text) != s.lastType { // adjacent lines mostly have one type: reuse the string
-			s.lastType = string(text)
-		}
-		facts.Type = s.lastType
+		facts.Type = s.typeName(unquote(line, start, end))
 	case "id":
 		if text := unquote(line, start, end); IsID(text) {
 			facts.ID = string(text)
 		}
 	case "meta":
-		if line[start] == '{' {
-			_, err = walk(line, start, "lastUpdated", func(text []byte) {
-				if at, err := time.Parse(time.RFC3339Nano, string(text)); err == nil {
-					facts.LastUpdated = at.UTC()
-				}
-			})
+		if line[start] != '{' {
+			break
+		}
+		var found [2]span
+		if _, err = fields(line, start, metaNames, found[:]); err != nil {
+			break
+		}
+		if at, err := time.Parse(time.RFC3339Nano, string(found[0].text(line))); err == nil {
+			facts.LastUpdated = at.UTC()
+		}
+		if version, err := strconv.ParseInt(string(found[1].text(line)), 10, 64); err == nil && version > 0 {
+			facts.Version = version
 		}
 	}
 	return end, err
 }
 
-// rootName returns key as a constant when a fact may be below it, else "". A test compares it with subjectPaths.
+// typeName returns the text as a string. Adjacent lines mostly have one type.
+func (s *Scanner) typeName(text []byte) string {
+	if string(text) != s.lastType {
+		s.lastType = string(text)
+	}
+	return s.lastType
+}
+
+// rootNames are the top-level keys below which a fact may be. A test compares them with subjectPaths.
+var rootNames = [][]byte{
+	[]byte("resourceType"), []byte("id"), []byte("meta"), []byte("contained"), []byte("actor"), []byte("beneficiary"),
+	[]byte("candidate"), []byte("deliverTo"), []byte("individual"), []byte("participant"), []byte("patient"),
+	[]byte("subject"), []byte("target"),
+}
+
+// rootName returns key as a constant when it is one of rootNames, else "".
 func rootName(key []byte) string {
 	switch string(key) {
 	case "resourceType":
@@ -143,6 +197,8 @@ func rootName(key []byte) string {
 		return "id"
 	case "meta":
 		return "meta"
+	case "contained":
+		return "contained"
 	case "actor":
 		return "actor"
 	case "beneficiary":
@@ -165,57 +221,171 @@ func rootName(key []byte) string {
 	return ""
 }
 
-// walk follows a path of keys from the value at i, through arrays, calls found with each value at its end (nil for a
-// value that is not a string), and returns the end of the value at i. The value has been checked before.
-func walk(line []byte, i int, path string, found func(text []byte)) (int, error) {
-	switch line[i] {
-	case '[':
-		i = space(line, i+1)
-		if line[i] == ']' {
-			return i + 1, nil
-		}
-		for {
-			end, err := walk(line, i, path, found)
-			if err != nil {
-				return 0, err
-			}
-			end = space(line, end)
-			if line[end] == ']' {
-				return end + 1, nil
-			}
-			i = space(line, end+1)
-		}
-	case '{':
-		wanted, rest, further := strings.Cut(path, ".")
-		seen := false
-		return members(line, i, func(key []byte, start int) (int, error) {
-			if string(key) != wanted {
-				return value(line, start, 1)
-			}
-			if seen {
-				return 0, errDuplicate
-			}
-			seen = true
-			if further {
-				return walk(line, start, rest, found)
-			}
-			end, err := value(line, start, 1)
-			if err == nil {
-				found(unquote(line, start, end))
-			}
-			return end, err
-		})
+// similarToRoot reports whether a parser that ignores case would take key for one of rootNames.
+func similarToRoot(key []byte) bool {
+	return slices.ContainsFunc(rootNames, func(name []byte) bool {
+		return len(key) >= len(name) && bytes.EqualFold(key, name)
+	})
+}
+
+// scanContained adds the subjects of the contained resources in the value at i. It counts what may be a patient but has
+// no literal reference: a contained patient, and a resource that names several persons by nature (spec 10).
+func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
+	if line[i] == '[' {
+		return elements(line, i, func(i int) (int, error) { return s.scanContained(facts, line, i) })
 	}
-	return value(line, i, 1)
+	if line[i] != '{' {
+		return value(line, i, 1)
+	}
+	var roots []root
+	end, err := members(line, i, func(key []byte, start int) (int, error) {
+		end, err := value(line, start, 1)
+		name := rootName(key)
+		switch {
+		case err != nil:
+			return 0, err
+		case name == "":
+			if similarToRoot(key) {
+				return 0, errSimilar
+			}
+			return end, nil
+		case slices.ContainsFunc(roots, func(r root) bool { return r.name == name }):
+			return 0, errDuplicate
+		}
+		roots = append(roots, root{name, start, end})
+		return end, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	at := func(name string) span {
+		for _, r := range roots {
+			if r.name == name {
+				return span{r.start, r.end}
+			}
+		}
+		return span{}
+	}
+	typ := string(at("resourceType").text(line))
+	s.contained = append(s.contained, containedID{at("id").text(line), typ})
+	switch typ {
+	case "Patient", "Group", "Person", "Schedule", "AuditEvent", "Provenance":
+		facts.Unresolved++
+	default:
+		if !IsType(typ) {
+			facts.Unresolved++
+		}
+		for _, path := range SubjectPaths(typ) {
+			name, rest, _ := strings.Cut(path, ".")
+			if found := at(name); found.end > 0 {
+				if _, err := s.walk(facts, line, found.start, rest, typ); err != nil {
+					return 0, err
+				}
+			}
+		}
+	}
+	if nested := at("contained"); nested.end > 0 {
+		if _, err := s.scanContained(facts, line, nested.start); err != nil {
+			return 0, err
+		}
+	}
+	return end, nil
+}
+
+// walk follows a path of keys from the value at i of a resource of the type, through arrays, reads each reference at its
+// end, and returns the end of the value. The value has been checked before.
+func (s *Scanner) walk(facts *Facts, line []byte, i int, path, typ string) (int, error) {
+	switch {
+	case line[i] == '[':
+		return elements(line, i, func(i int) (int, error) {
+			if line[i] == '[' {
+				return 0, errNested
+			}
+			return s.walk(facts, line, i, path, typ)
+		})
+	case path == "":
+		return s.reference(facts, line, i, typ)
+	case line[i] != '{':
+		return value(line, i, 1)
+	}
+	wanted, rest, _ := strings.Cut(path, ".")
+	var found [1]span
+	end, err := fields(line, i, []string{wanted}, found[:])
+	if err == nil && found[0].end > 0 {
+		_, err = s.walk(facts, line, found[0].start, rest, typ)
+	}
+	return end, err
+}
+
+var (
+	metaNames      = []string{"lastUpdated", "versionId"}
+	referenceNames = []string{"reference", "type", "identifier"}
+)
+
+// reference reads the Reference at i, a subject of a resource of the type, and returns its end.
+func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, error) {
+	target := typ == "Provenance"
+	if line[i] != '{' {
+		end, err := value(line, i, 1)
+		if line[i] != 'n' { // null
+			facts.Invalid++
+		}
+		return end, err
+	}
+	var found [3]span
+	end, err := fields(line, i, referenceNames, found[:])
+	if err != nil {
+		return 0, err
+	}
+	ref := found[0]
+	switch {
+	case ref.end == 0 || line[ref.start] == 'n':
+		_, declared := cutLast(found[1].text(line)) // a type, or the URL of its definition
+		if target || mayBePatient(declared) || len(declared) == 0 && found[2].end > 0 {
+			facts.Unresolved++
+		}
+		return end, nil
+	case line[ref.start] != '"':
+		facts.Invalid++
+		return end, nil
+	}
+	text := ref.text(line)
+	named, id, form := Classify(text)
+	if !target && (form == Urn || form == Foreign) {
+		facts.patients = append(facts.patients, ref.start)
+	}
+	switch {
+	case form == Local:
+		if len(s.subjects) == MaxSubjects {
+			return 0, ErrTooMany
+		}
+		s.collect(named, id)
+		if !target && string(named) == "RelatedPerson" { // of a patient that only the source could look up
+			facts.Unresolved++
+		}
+	case target:
+		facts.Unresolved++
+	case form == Foreign && (len(named) == 0 || mayBePatient(named)):
+		facts.Foreign++
+	case form == Urn, form == Conditional && mayBePatient(named), form == Contained && !s.isContainedOther(text[1:]):
+		facts.Unresolved++
+	case form == Invalid && (len(named) == 0 || mayBePatient(named)):
+		facts.Invalid++
+	}
+	return end, nil
+}
+
+func mayBePatient(typ []byte) bool { return string(typ) == "Patient" || string(typ) == "RelatedPerson" }
+
+// isContainedOther reports whether the id is that of a contained resource. Those that may be patients are counted by
+// themselves.
+func (s *Scanner) isContainedOther(id []byte) bool {
+	return slices.ContainsFunc(s.contained, func(c containedID) bool { return bytes.Equal(c.id, id) })
 }
 
 // collect appends the resource that a subject reference names. Adjacent lines are mostly about the same patient, so it
 // reuses the string of the previous line, which is still in the spare capacity of the slice.
-func (s *Scanner) collect(reference []byte) {
-	typ, id, ok := splitReference(reference)
-	if !ok {
-		return
-	}
+func (s *Scanner) collect(typ, id []byte) {
 	n := len(s.subjects)
 	if n < cap(s.subjects) {
 		s.subjects = s.subjects[:n+1]
@@ -228,6 +398,59 @@ func (s *Scanner) collect(reference []byte) {
 	}
 	if ref.ID != string(id) {
 		ref.ID = string(id)
+	}
+}
+
+// span is the position of a value; empty when there is none.
+type span struct{ start, end int }
+
+// text returns the text of a string value, nil for any other.
+func (p span) text(line []byte) []byte {
+	if p.end == 0 {
+		return nil
+	}
+	return unquote(line, p.start, p.end)
+}
+
+// fields finds the values of the named members of the object at i and returns the end of the object. It refuses duplicate
+// ones, and keys that differ only in case from a name.
+func fields(line []byte, i int, names []string, found []span) (int, error) {
+	return members(line, i, func(key []byte, start int) (int, error) {
+		end, err := value(line, start, 1)
+		if err != nil {
+			return 0, err
+		}
+		for n, name := range names {
+			switch {
+			case string(key) == name && found[n].end > 0:
+				return 0, errDuplicate
+			case string(key) == name:
+				found[n] = span{start, end}
+			case len(key) >= len(name) && bytes.EqualFold(key, []byte(name)):
+				return 0, errSimilar
+			}
+		}
+		return end, nil
+	})
+}
+
+// elements calls element for each element of the array at i, which has been checked before. element returns the end of
+// its element. elements returns the end of the array.
+func elements(line []byte, i int, element func(i int) (int, error)) (int, error) {
+	i = space(line, i+1)
+	if line[i] == ']' {
+		return i + 1, nil
+	}
+	for {
+		end, err := element(i)
+		if err != nil {
+			return 0, err
+		}
+		end = space(line, end)
+		if line[end] == ']' {
+			return end + 1, nil
+		}
+		i = space(line, end+1)
 	}
 }
 
@@ -258,6 +481,9 @@ func members(line []byte, i int, member func(key []byte, start int) (int, error)
 		if err != nil {
 			return 0, err
 		}
+		if isOddKey(line[i+1 : keyEnd-1]) {
+			return 0, errKey
+		}
 		end, err := member(unquote(line, i, keyEnd), start)
 		if err != nil {
 			return 0, err
@@ -275,6 +501,40 @@ func members(line []byte, i int, member func(key []byte, start int) (int, error)
 			return 0, fault("a comma is missing", i)
 		}
 	}
+}
+
+// isOddKey reports whether the quoted key has an escaped NUL or half of a surrogate pair, at which parsers differ.
+func isOddKey(raw []byte) bool {
+	for i := bytes.IndexByte(raw, '\\'); i >= 0 && i < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		i++
+		if raw[i] != 'u' {
+			continue
+		}
+		switch code := hex4(raw[i+1:]); {
+		case code == 0, code >= 0xdc00 && code <= 0xdfff:
+			return true
+		case code >= 0xd800 && code <= 0xdbff:
+			rest := raw[i+5:]
+			if len(rest) < 6 || rest[0] != '\\' || rest[1] != 'u' {
+				return true
+			}
+			if low := hex4(rest[2:]); low < 0xdc00 || low > 0xdfff {
+				return true
+			}
+			i += 6
+		}
+		i += 4
+	}
+	return false
+}
+
+// hex4 returns the number that the first four hex digits make. stringEnd has checked them.
+func hex4(digits []byte) (n uint64) {
+	n, _ = strconv.ParseUint(string(digits[:4]), 16, 32)
+	return n
 }
 
 // value checks the JSON value that starts at i, below depth open brackets, and returns its end.
@@ -442,52 +702,4 @@ func digits(line []byte, i int) int {
 		i++
 	}
 	return i
-}
-
-// References calls yield for every local literal reference in the line, including contained resources and extensions,
-// until yield returns false: each string value of a key "reference" that ParseReference understands. Scan must
-// have accepted the line; in any other line References may miss some.
-func References(line []byte, yield func(Ref) bool) {
-	// Without escapes each occurrence of the quoted key is a whole string, so the search can jump to it.
-	sought := []byte(`"reference"`)
-	if bytes.IndexByte(line, '\\') >= 0 {
-		sought = sought[:1]
-	}
-	for i := 0; ; {
-		next := bytes.Index(line[i:], sought)
-		if next < 0 {
-			return
-		}
-		i += next
-		end := stringEnd(line, i+1)
-		if end < 0 {
-			return
-		}
-		name := line[i+1 : end-1]
-		i = end
-		// Cheap tests first: most strings are neither of this length nor escaped.
-		if len(name) != len("reference") && bytes.IndexByte(name, '\\') < 0 {
-			continue
-		}
-		colon := space(line, end)
-		if colon >= len(line) || line[colon] != ':' {
-			continue
-		}
-		if string(unquote(line, end-len(name)-2, end)) != "reference" {
-			continue
-		}
-		start := space(line, colon+1)
-		if start >= len(line) || line[start] != '"' {
-			continue
-		}
-		if end = stringEnd(line, start+1); end < 0 {
-			return
-		}
-		i = end
-		if typ, id, ok := splitReference(unquote(line, start, end)); ok {
-			if !yield(Ref{Type: string(typ), ID: string(id)}) {
-				return
-			}
-		}
-	}
 }

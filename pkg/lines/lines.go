@@ -1,5 +1,5 @@
-// Package lines reads the lines of NDJSON files, plain or gzipped, on all cores. Memory is bounded by the block size and
-// the longest line that is served, not by the files.
+// Package lines reads the resources of files as lines, on all cores: NDJSON and FHIR Bundles, plain or gzipped. Memory is
+// bounded by the block size and the longest line that is served, not by the files, except for the full URLs of a Bundle.
 package lines
 
 import (
@@ -10,68 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sync/errgroup"
 )
-
-// MaxLine is the usual value of Reader.MaxLine, in bytes.
-const MaxLine = 256 << 20
-
-// File is one file to read.
-type File struct {
-	Path string
-	Size int64 // bytes on disk
-}
-
-// InFolder returns the *.ndjson and *.ndjson.gz files in a folder and below, sorted by name, except hidden ones. Links to
-// files are followed.
-func InFolder(dir string) ([]File, error) {
-	var files []File
-	root := dir + string(filepath.Separator) // follows a link
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		hidden := strings.HasPrefix(entry.Name(), ".") && path != root
-		if entry.IsDir() {
-			if hidden {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if hidden || !strings.HasSuffix(path, ".ndjson") && !strings.HasSuffix(path, ".ndjson.gz") {
-			return nil
-		}
-		info, err := os.Stat(path) // follows a link
-		if err != nil || !info.Mode().IsRegular() {
-			return err
-		}
-		files = append(files, File{Path: path, Size: info.Size()})
-		return nil
-	})
-	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
-	return files, err
-}
-
-// Text returns the text of a file, decompressed if the path ends in .gz.
-func Text(path string, content io.Reader) (io.Reader, error) {
-	if !strings.HasSuffix(path, ".gz") {
-		return content, nil
-	}
-	text, err := gzip.NewReader(bufio.NewReaderSize(content, 256<<10))
-	if err != nil {
-		return nil, fmt.Errorf("decompress %s: %w", path, err)
-	}
-	return text, nil
-}
 
 // Reader reads files in blocks of whole lines.
 type Reader struct {
@@ -79,7 +23,10 @@ type Reader struct {
 	MaxLine   int // size in bytes from which a line is too long; bounds the memory
 	Takers    int // concurrent calls of take
 	// Open returns the text of a file. It is called from several goroutines.
-	Open func(file int) (io.ReadCloser, error)
+	Open func(file int) (Text, error)
+	// Broken is called when the rest of a file cannot be decompressed or parsed, from several goroutines. Its lines up to
+	// there are taken.
+	Broken func(file int, err error)
 }
 
 // Block is a run of whole lines of one file.
@@ -89,6 +36,15 @@ type Block struct {
 	offset  int64 // in the text
 	data    []byte
 	maxLine int
+	entries bool
+}
+
+// Place names a line for people, such as "line 7". The entries of Bundles are counted, not their lines.
+func (b *Block) Place(line Line) string {
+	if b.entries {
+		return fmt.Sprintf("entry %d", line.Number)
+	}
+	return fmt.Sprintf("line %d", line.Number)
 }
 
 // Line is one line without the white space around it.
@@ -99,16 +55,13 @@ type Line struct {
 	TooLong bool // Body may be cut off
 }
 
-// Lines yields the lines of the block that are not blank. A byte order mark at the beginning of a file is skipped.
+// Lines yields the lines of the block that are not blank. A byte order mark at the beginning of a line is skipped: files
+// that have one may have been joined.
 func (b *Block) Lines(yield func(Line) bool) {
 	data, offset := b.data, b.offset
 	for number := b.line; len(data) > 0; number++ {
 		text, rest, _ := bytes.Cut(data, []byte{'\n'})
-		body := text
-		if offset == 0 {
-			body = bytes.TrimPrefix(body, []byte("\ufeff"))
-		}
-		body = bytes.TrimLeft(body, " \t\r")
+		body := bytes.TrimLeft(bytes.TrimPrefix(text, []byte("\ufeff")), " \t\r")
 		line := Line{number, offset + int64(len(text)-len(body)), bytes.TrimRight(body, " \t\r"), len(text) >= b.maxLine}
 		if (line.TooLong || len(line.Body) > 0) && !yield(line) {
 			return
@@ -161,6 +114,10 @@ func (r *Reader) readFile(ctx context.Context, path string, number int, pool *sy
 		return err
 	}
 	text, err := r.Open(number)
+	if broken := new(BrokenError); errors.As(err, &broken) {
+		r.Broken(number, broken)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -169,10 +126,15 @@ func (r *Reader) readFile(ctx context.Context, path string, number int, pool *sy
 	line, offset := int64(1), int64(0)
 	for ended := false; !ended; {
 		b := pool.Get().(*Block)
-		*b = Block{File: number, line: line, offset: offset, maxLine: r.MaxLine, data: b.data[:0]}
+		*b = Block{File: number, line: line, offset: offset, maxLine: r.MaxLine, entries: text.Entries, data: b.data[:0]}
 		size, err := b.fill(ctx, buffered, r.BlockSize)
-		if ended = errors.Is(err, io.EOF); err != nil && !ended {
+		broken := new(BrokenError)
+		if ended = errors.Is(err, io.EOF) || errors.As(err, &broken); err != nil && !ended {
 			return fmt.Errorf("read %s: %w", path, err)
+		}
+		if broken.error != nil {
+			r.Broken(number, broken)
+			size = b.dropLast(size) // it is incomplete
 		}
 		if size == 0 {
 			break
@@ -189,6 +151,18 @@ func (r *Reader) readFile(ctx context.Context, path string, number int, pool *sy
 		}
 	}
 	return nil
+}
+
+// dropLast removes an unfinished last line and returns the size of the rest in the text.
+func (b *Block) dropLast(size int64) int64 {
+	last := bytes.LastIndexByte(b.data, '\n') + 1
+	if size > int64(len(b.data)) { // a line that is too long was cut off: it is the last one
+		size = int64(last)
+	} else {
+		size -= int64(len(b.data) - last)
+	}
+	b.data = b.data[:last]
+	return size
 }
 
 // fill reads the block and returns its size in the text. It keeps only the beginning of a last line that is too long. It

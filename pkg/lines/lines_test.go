@@ -4,17 +4,22 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 
 	"go.uber.org/goleak"
 
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
 )
 
@@ -24,7 +29,8 @@ func TestInFolder(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "folder")
 	for _, name := range []string{
-		"b.ndjson", "a.ndjson.gz", "a.json", ".hidden.ndjson", "..data/a.ndjson", "real/b.txt", "c.ndjson/d.ndjson",
+		"b.ndjson", "a.ndjson.gz", "a.NDJSON", "a.json", "a.json.gz", "1.Patient.000.jsonl", ".hidden.ndjson", "..data/a.ndjson",
+		"real/b.txt", "c.ndjson/d.ndjson", "a.csv", "ndjson",
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -34,22 +40,207 @@ func TestInFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for link, to := range map[string]string{"folder/linked.ndjson": "real/b.txt", "folder/null.ndjson": os.DevNull, "link": "folder"} {
+	for link, to := range map[string]string{
+		"folder/linked.ndjson": "real/b.txt", "folder/null.ndjson": os.DevNull, "folder/out.ndjson": "../outside.ndjson",
+		"folder/dangling.ndjson": "nowhere", "link": "folder",
+	} {
 		if err := os.Symlink(to, filepath.Join(root, link)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(root, "outside.ndjson"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, dir := range []string{dir, dir + "/", filepath.Join(root, "link")} {
-		want := []lines.File{
-			{Path: filepath.Join(dir, "a.ndjson.gz"), Size: 11}, {Path: filepath.Join(dir, "b.ndjson"), Size: 8},
-			{Path: filepath.Join(dir, "c.ndjson/d.ndjson"), Size: 17}, {Path: filepath.Join(dir, "linked.ndjson"), Size: 10},
+		folder, err := lines.InFolder(dir)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if files, err := lines.InFolder(dir); err != nil || !slices.Equal(files, want) {
-			t.Errorf("%s: found %v (%v), want %v", dir, files, err, want)
+		var found, broken []string
+		for _, file := range folder.Files {
+			found = append(found, fmt.Sprint(file.Name(), " ", file.Size))
+			content, err := file.Open()
+			if err != nil {
+				t.Errorf("open %s: %v", file.Path, err)
+				continue
+			}
+			must(t, content.Close())
+		}
+		for _, file := range folder.Broken {
+			broken = append(broken, file.Name)
+		}
+		if want := []string{
+			"1.Patient.000.jsonl 19", "a.NDJSON 8", "a.json 6", "a.json.gz 9", "a.ndjson.gz 11", "b.ndjson 8", "c.ndjson/d.ndjson 17", "linked.ndjson 10",
+		}; !slices.Equal(found, want) {
+			t.Errorf("%s: found %v, want %v", dir, found, want)
+		}
+		if want := []string{"dangling.ndjson", "null.ndjson", "out.ndjson"}; !slices.Equal(broken, want) {
+			t.Errorf("%s: broken %v, want %v", dir, broken, want)
+		}
+		if want := []string{"a.csv", "ndjson", "real/b.txt"}; !slices.Equal(folder.Other, want) {
+			t.Errorf("%s: other files %v, want %v", dir, folder.Other, want)
 		}
 	}
-	if files, err := lines.InFolder(filepath.Join(root, "none")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no folder: %v (%v)", files, err)
+	if _, err := lines.InFolder(filepath.Join(root, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no folder: %v", err)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func zipped(t testing.TB, text string) string {
+	t.Helper()
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, err := w.Write([]byte(text))
+	must(t, errors.Join(err, w.Close()))
+	return out.String()
+}
+
+// readAll returns the lines of one file, with their places, and the reason why the rest is broken.
+func readAll(t *testing.T, name, content string) (texts, places []string, broken error) {
+	t.Helper()
+	var mu sync.Mutex
+	r := lines.Reader{
+		BlockSize: 16, MaxLine: 400, Takers: 1,
+		Open: func(int) (lines.Text, error) {
+			return lines.Open(name, 400, true, func() io.Reader { return strings.NewReader(content) })
+		},
+		Broken: func(_ int, err error) { mu.Lock(); defer mu.Unlock(); broken = err },
+	}
+	must(t, r.Read(t.Context(), []lines.File{{Path: name}}, func(_ context.Context, b *lines.Block) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for line := range b.Lines {
+			text := string(line.Body)
+			if line.TooLong {
+				text = "too long"
+			}
+			texts, places = append(texts, text), append(places, b.Place(line))
+		}
+		return nil
+	}))
+	return texts, places, broken
+}
+
+const pretty = "\ufeff{\r\n  \"type\": \"transaction\",\n \"entry\": [\n" + `
+	{ "fullUrl": "urn:uuid:e", "resource": { "resourceType": "Encounter", "subject": { "reference": "urn:uuid:p" },
+		"x": [ {"reference": "https://h/f/Organization/o/_history/2#x"}, {"reference": "urn:uuid:other"}, {"reference":"#e"} ] } },
+	{ "fullUrl": "urn:uuid:p", "resource": {
+		"resourceType": "Patient",
+		"id": "1" } },
+	{ "fullUrl": "https://h/f/Organization/o", "resource": {"resourceType": "Organization"} },
+	{ "resource": {"resourceType": "Patient"}, "request": {"method": "PUT", "url": "Patient/7"} },
+	{ "request": {"method": "DELETE", "url": "Observation/9"} },
+	{ "request": {"method": "PATCH", "url": "Patient/1"}, "resource": {"resourceType": "Binary"} },
+	7
+	], "resourceType": "Bundle" }`
+
+var unbundled = []string{
+	`{"id":"e","resourceType":"Encounter","subject":{"reference":"Patient/1"},"x":[{"reference":"Organization/o"},{"reference":"urn:uuid:other"},{"reference":"#e"}]}`,
+	`{"resourceType":"Patient","id":"1"}`,
+	`{"id":"o","resourceType":"Organization"}`,
+	`{"id":"7","resourceType":"Patient"}`,
+	`{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Observation/9"}}]}`,
+	`{"resourceType":"Bundle","entry":[{"request":{"method":"PATCH","url":"Patient/1"},"resource":{"resourceType":"Binary"}}]}`,
+	`{"resourceType":"Bundle","entry":[7]}`,
+}
+
+func TestFilesOfEveryFormBecomeLines(t *testing.T) {
+	var compact bytes.Buffer
+	must(t, json.Compact(&compact, []byte(strings.TrimPrefix(pretty, "\ufeff"))))
+	bundle := compact.String()
+	patient := `{"resourceType":"Patient","id":"1"}`
+	for name, test := range map[string]struct {
+		file, content string
+		want          []string
+		entries       bool
+		broken        string
+	}{
+		"NDJSON":                         {"x.ndjson", patient + "\n" + patient, []string{patient, patient}, false, ""},
+		"NDJSON by another name":         {"x.json", patient + "\r\n" + patient + "\r\n", []string{patient, patient}, false, ""},
+		"marks before lines":             {"x", "\ufeff" + patient + "\n\ufeff" + patient, []string{patient, patient}, false, ""},
+		"gzip by its name":               {"x.ndjson.gz", zipped(t, patient), []string{patient}, false, ""},
+		"gzip without its name":          {"x.ndjson", zipped(t, patient), []string{patient}, false, ""},
+		"plain with the name of gzip":    {"x.ndjson.gz", patient, []string{patient}, false, ""},
+		"nothing with the name of gzip":  {"x.ndjson.gz", "", nil, false, ""},
+		"two gzips":                      {"x.gz", zipped(t, patient+"\n") + zipped(t, patient), []string{patient, patient}, false, ""},
+		"Bundle over many lines":         {"x.ndjson", pretty, unbundled, true, ""},
+		"Bundle over many lines, gzip":   {"x.json.gz", zipped(t, pretty), unbundled, true, ""},
+		"Bundle on a line":               {"x.json", bundle, unbundled, true, ""},
+		"Bundles as lines":               {"x.ndjson", bundle + "\n\n" + bundle + "\n", append(slices.Clone(unbundled), unbundled...), true, ""},
+		"Bundle between lines":           {"x.ndjson", patient + "\n" + bundle + "\n" + patient, append(append([]string{patient}, unbundled...), patient), false, ""},
+		"Bundles one after the other":    {"x.json", pretty[3:] + pretty[3:], append(slices.Clone(unbundled), unbundled...), true, ""},
+		"array":                          {"x.json", "[\n" + patient + ",\n" + pretty[3:] + "]", append([]string{patient}, unbundled...), true, ""},
+		"resource over many lines":       {"x.json", "{\n\"resourceType\":\n\"Patient\", \"id\":\"1\"}\n", []string{patient}, true, ""},
+		"nothing but white space":        {"x.json", " \n\t\n", nil, false, ""},
+		"log":                            {"x.ndjson", "a\nb", []string{"a", "b"}, false, ""},
+		"long line":                      {"x.ndjson", patient + "\n" + strings.Repeat("x", 500) + "\n" + patient, []string{patient, "too long", patient}, false, ""},
+		"gzip that ends too early":       {"x.gz", zipped(t, patient+"\n"+random(400_000))[:100_000], []string{patient}, false, "decompress: unexpected EOF"},
+		"gzip without a header":          {"x.gz", "\x1f\x8b\x00\x00", nil, false, "decompress: "},
+		"Bundle that ends too early":     {"x.json", pretty[:len(pretty)-20], nil, false, "read a JSON document: unexpected EOF"},
+		"Bundle with an error":           {"x.json", strings.Replace(pretty, `"PUT"`, `"PUT`, 1), nil, false, "not valid JSON at byte "},
+		"Bundle whose entry is no array": {"x.ndjson", `{"resourceType":"Bundle","entry":{}}`, nil, false, "not an array"},
+		"entry that is too long":         {"x.json", "{\n\"resourceType\":\"Bundle\",\"entry\":[\n{\"x\":\"" + strings.Repeat("x", 2<<20) + "\"}]}", nil, false, "too long"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, places, broken := readAll(t, test.file, test.content)
+			if !slices.Equal(got, test.want) {
+				t.Errorf("got %d lines\n%s\nwant %d\n%s", len(got), strings.Join(got, "\n"), len(test.want), strings.Join(test.want, "\n"))
+			}
+			if len(places) > 0 && strings.HasPrefix(places[0], "entry") != test.entries {
+				t.Errorf("the first line is %s", places[0])
+			}
+			if (broken != nil) != (test.broken != "") || broken != nil && !strings.Contains(broken.Error(), test.broken) {
+				t.Errorf("broken: %v, want %q", broken, test.broken)
+			}
+		})
+	}
+}
+
+// random returns text that does not compress well.
+func random(n int) string {
+	var text strings.Builder
+	for seed := uint32(1); text.Len() < n; seed = seed*1664525 + 1013904223 {
+		fmt.Fprintf(&text, "%08x", seed)
+	}
+	return text.String()
+}
+
+func TestDeletionIsABundleOfOneDelete(t *testing.T) {
+	for line, want := range map[string]fhir.Ref{
+		unbundled[4]: {Type: "Observation", ID: "9"}, unbundled[5]: {}, unbundled[6]: {},
+		`{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Observation?identifier=x"}}]}`: {},
+		`{"resourceType":"Bundle"}`: {}, `{`: {},
+	} {
+		if got, ok := lines.Deletion([]byte(line)); ok != (want != fhir.Ref{}) || ok && got != want {
+			t.Errorf("%s: %v, %t", line, got, ok)
+		}
+	}
+}
+
+// TestReadFailsWhenTheFileCannotBeRead: unlike broken content, an error of the disk ends the read.
+func TestReadFailsWhenTheFileCannotBeRead(t *testing.T) {
+	failed := errors.New("the disk is gone")
+	for name, content := range map[string]string{"x.ndjson": "a\n", "x.gz": zipped(t, random(200_000))[:50_000], "x.json": pretty} {
+		r := lines.Reader{
+			BlockSize: 16, MaxLine: 1000, Takers: 1,
+			Open: func(int) (lines.Text, error) {
+				return lines.Open(name, 1000, true, func() io.Reader {
+					return lines.FromFile(io.MultiReader(strings.NewReader(content), iotest.ErrReader(failed)))
+				})
+			},
+			Broken: func(_ int, err error) { t.Errorf("%s is taken for broken: %v", name, err) },
+		}
+		err := r.Read(t.Context(), []lines.File{{Path: name}}, func(context.Context, *lines.Block) error { return nil })
+		if !errors.Is(err, failed) {
+			t.Errorf("%s: got %v", name, err)
+		}
 	}
 }
 
@@ -67,6 +258,9 @@ func FuzzRead(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte, size, most byte) {
+		if bytes.ContainsAny(data, "{[\x1f") {
+			return // it may be JSON or gzip
+		}
 		var zipped bytes.Buffer
 		w := gzip.NewWriter(&zipped)
 		if _, err := w.Write(data); err != nil {
@@ -79,10 +273,10 @@ func FuzzRead(f *testing.F) {
 		files := []lines.File{{Path: "x.ndjson", Size: 1}, {Path: "x.ndjson.gz", Size: 2}}
 		r := lines.Reader{
 			BlockSize: 1 + int(size), MaxLine: 1 + int(most), Takers: 3,
-			Open: func(file int) (io.ReadCloser, error) {
-				text, err := lines.Text(files[file].Path, bytes.NewReader(contents[file]))
-				return io.NopCloser(text), err
+			Open: func(file int) (lines.Text, error) {
+				return lines.Open(files[file].Path, 1000, false, func() io.Reader { return bytes.NewReader(contents[file]) })
 			},
+			Broken: func(_ int, err error) { t.Error(err) },
 		}
 		var mu sync.Mutex
 		got := make([]map[int64]lines.Line, len(files))
@@ -110,11 +304,7 @@ func FuzzRead(f *testing.F) {
 		for file := range files {
 			count := 0
 			for i, text := range bytes.Split(data, []byte{'\n'}) {
-				body := text
-				if i == 0 {
-					body = bytes.TrimPrefix(body, []byte("\ufeff"))
-				}
-				body = bytes.Trim(body, " \t\r")
+				body := bytes.Trim(bytes.TrimPrefix(text, []byte("\ufeff")), " \t\r")
 				long := len(text) >= r.MaxLine
 				line, came := got[file][int64(i+1)]
 				if came != (long || len(body) > 0) || line.TooLong != long || !long && !bytes.Equal(line.Body, body) {

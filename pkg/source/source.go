@@ -9,6 +9,8 @@ package source
 import (
 	"context"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
 // Source reads the clinical data. Methods may be called concurrently and repeatedly: the same arguments give the same
@@ -36,9 +38,8 @@ type Source interface {
 	// and target at least one of q.Refs. A Provenance with several targets may be in several calls.
 	About(ctx context.Context, q AboutQuery, yield func(Resource) error) error
 
-	// Problems streams the stored lines that cannot be served (malformed ones), of the given types and of unknown type.
-	// A problem has a place (file and line), never content.
-	Problems(ctx context.Context, types []string, yield func(Problem) error) error
+	// LeftOut returns what the store holds or was given and no export contains, by type and reason (spec 11), in any order.
+	LeftOut(ctx context.Context) ([]export.LeftOut, error)
 }
 
 // Sizes are the sizes of the whole store.
@@ -80,8 +81,9 @@ type Ref struct{ Type, ID string }
 type Resource struct {
 	Type string
 	ID   string
-	// Subjects are the patients that the resource is about by its subject-like links, sorted, without duplicates. For a
-	// Provenance they are the patients of its targets, which only the source can look up. Empty for ByID and About.
+	// Subjects are the patients that the resource is about by its subject-like links, sorted, without duplicates, and
+	// Somebody or Foreigner. For a Provenance they are the patients of its targets, which only the source can look up,
+	// and Somebody if it does not hold one of the targets. Empty for ByID and About.
 	Subjects []string
 	// Named are the Subjects that the body names: all of them, except for a Provenance. Named and References are set
 	// only for a resource with an Attestation.
@@ -94,11 +96,4 @@ type Resource struct {
 	// Body is the resource's JSON on one line, without the newline, valid UTF-8. Body and the slices above are valid
 	// only until yield returns.
 	Body []byte
-}
-
-// Problem is a stored line that cannot be served.
-type Problem struct {
-	Type  string // resource type, or "" when unknown
-	Place string // such as "Observation.ndjson.gz line 17"
-	What  string // such as "not valid JSON"; never content of the line
 }

@@ -1,0 +1,119 @@
+package fhir
+
+import (
+	"bytes"
+	"slices"
+)
+
+// References calls yield for every local literal reference in the line, including contained resources and extensions,
+// until yield returns false: each string value of a key "reference" that ParseReference understands. Scan must
+// have accepted the line; in any other line References may miss some.
+func References(line []byte, yield func(Ref) bool) {
+	eachReference(line, func(_ span, text []byte) bool {
+		typ, id, form := Classify(text)
+		return form != Local || yield(Ref{Type: string(typ), ID: string(id)})
+	})
+}
+
+// CountReferences returns the number of references in the line, of any form, up to limit+1.
+func CountReferences(line []byte, limit int) int {
+	if len(line) < limit*len(`"reference":""`) {
+		return 0 // the line is too short to exceed the limit
+	}
+	n := 0
+	eachReference(line, func(span, []byte) bool { n++; return n <= limit })
+	return n
+}
+
+// Resolve rewrites references of the line: replace returns the Type/id for the text of a reference that is not a local
+// literal one, or "" to leave it. patient is true for a reference that names a patient if it names anything; else it is of
+// any type. The result is line itself if nothing changes, else it is appended to buffer. facts are those of the line.
+func Resolve(buffer, line []byte, facts Facts, replace func(text []byte, form Form, patient bool) string) []byte {
+	from := 0
+	out := buffer
+	eachReference(line, func(at span, text []byte) bool {
+		_, _, form := Classify(text)
+		if form == Local || form == Contained || form == Invalid {
+			return true
+		}
+		if literal := replace(text, form, slices.Contains(facts.patients, at.start)); literal != "" {
+			out = append(append(append(append(out, line[from:at.start]...), '"'), literal...), '"')
+			from = at.end
+		}
+		return true
+	})
+	if from == 0 {
+		return line
+	}
+	return append(out, line[from:]...)
+}
+
+// Identifiers calls yield for each Identifier of the resource. Scan must have accepted the line.
+func Identifiers(line []byte, yield func(system, value string)) {
+	names := []string{"system", "value"}
+	one := func(i int) (int, error) {
+		if line[i] != '{' {
+			return value(line, i, 1)
+		}
+		var found [2]span
+		end, err := fields(line, i, names, found[:])
+		if err == nil && found[1].end > 0 {
+			yield(string(found[0].text(line)), string(found[1].text(line)))
+		}
+		return end, err
+	}
+	_, _ = members(line, space(line, 0), func(key []byte, start int) (int, error) { // a malformed one yields nothing
+		switch {
+		case string(key) != "identifier":
+			return value(line, start, 1)
+		case line[start] == '[':
+			return elements(line, start, one)
+		}
+		return one(start)
+	})
+}
+
+// eachReference calls yield for each string value of a key "reference", with its position and its text, until yield
+// returns false.
+func eachReference(line []byte, yield func(at span, text []byte) bool) {
+	// Without escapes each occurrence of the quoted key is a whole string, so the search can jump to it.
+	sought := []byte(`"reference"`)
+	if bytes.IndexByte(line, '\\') >= 0 {
+		sought = sought[:1]
+	}
+	for i := 0; ; {
+		next := bytes.Index(line[i:], sought)
+		if next < 0 {
+			return
+		}
+		i += next
+		end := stringEnd(line, i+1)
+		if end < 0 {
+			return
+		}
+		name := line[i+1 : end-1]
+		i = end
+		// Cheap tests first: most strings are neither of this length nor escaped.
+		if len(name) != len("reference") && bytes.IndexByte(name, '\\') < 0 {
+			continue
+		}
+		colon := space(line, end)
+		if colon >= len(line) || line[colon] != ':' {
+			continue
+		}
+		if string(unquote(line, end-len(name)-2, end)) != "reference" {
+			continue
+		}
+		start := space(line, colon+1)
+		if start >= len(line) || line[start] != '"' {
+			continue
+		}
+		if end = stringEnd(line, start+1); end < 0 {
+			return
+		}
+		i = end
+		if !yield(span{start, end}, unquote(line, start, end)) {
+			return
+		}
+	}
+}

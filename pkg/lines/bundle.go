@@ -1,0 +1,334 @@
+package lines
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+// entry is an entry of a Bundle. Elements that do not matter here are absent.
+type entry struct {
+	FullURL  string          `json:"fullUrl"`
+	Resource json.RawMessage `json:"resource"`
+	Request  struct {
+		Method string `json:"method"`
+		URL    string `json:"url"`
+	} `json:"request"`
+}
+
+// ref returns the resource of the entry, with the id of the full URL if it has none of its own.
+func (e entry) ref() (ref fhir.Ref, owned bool) {
+	var resource struct{ ResourceType, ID string }
+	if err := json.Unmarshal(e.Resource, &resource); err != nil {
+		return fhir.Ref{}, true
+	}
+	ref = fhir.Ref{Type: resource.ResourceType, ID: resource.ID}
+	if ref.ID != "" {
+		return ref, true
+	}
+	if uuid, found := strings.CutPrefix(e.FullURL, "urn:uuid:"); found {
+		ref.ID = uuid
+	} else if typ, id, _ := fhir.Classify(e.FullURL); typ == ref.Type {
+		ref.ID = id
+	}
+	if typ, id, form := fhir.Classify(e.Request.URL); ref.ID == "" && e.Request.Method == "PUT" && form == fhir.Local && typ == ref.Type {
+		ref.ID = id
+	}
+	return ref, !fhir.IsID(ref.ID)
+}
+
+// applies reports whether the entry is a resource to take.
+func (e entry) applies() bool {
+	switch e.Request.Method {
+	case "", "POST", "PUT", "GET", "HEAD":
+		return len(e.Resource) > 0
+	}
+	return false
+}
+
+// scope is the resources of a Bundle by full URL.
+type scope map[string]string
+
+// add adds the full URL of an entry.
+func (s scope) add(raw json.RawMessage) {
+	var e entry
+	if err := json.Unmarshal(raw, &e); err != nil || e.FullURL == "" || !e.applies() {
+		return // write passes it on
+	}
+	if ref, _ := e.ref(); fhir.IsType(ref.Type) && fhir.IsID(ref.ID) {
+		s[e.FullURL] = ref.Type + "/" + ref.ID
+	}
+}
+
+// write writes the line of an entry.
+func (s scope) write(out *bytes.Buffer, raw json.RawMessage) {
+	var e entry
+	if err := json.Unmarshal(raw, &e); err != nil || !e.applies() {
+		out.WriteString(`{"resourceType":"Bundle","entry":[`)
+		_ = json.Compact(out, raw) // it is valid
+		out.WriteString("]}\n")
+		return
+	}
+	var line bytes.Buffer
+	_ = json.Compact(&line, e.Resource) // it is valid
+	body := line.Bytes()
+	if ref, owned := e.ref(); !owned {
+		rest := body[1:]
+		body = fmt.Appendf(nil, `{"id":%q`, ref.ID)
+		if !bytes.Equal(rest, []byte("}")) {
+			body = append(body, ',')
+		}
+		body = append(body, rest...)
+	}
+	out.Write(fhir.Resolve(nil, body, fhir.Facts{}, func(text []byte, _ fhir.Form, _ bool) string {
+		url, _, _ := strings.Cut(string(text), "#")
+		if literal, found := s[url]; found {
+			return literal
+		}
+		url, _, _ = strings.Cut(url, "/_history/")
+		return s[url]
+	}))
+	out.WriteByte('\n')
+}
+
+// Deletion returns the resource that a line deletes: a Bundle of one entry, as Open writes it. It returns false for a
+// Bundle with another entry, which cannot be applied.
+func Deletion(line []byte) (fhir.Ref, bool) {
+	var bundle struct{ Entry []entry }
+	if err := json.Unmarshal(line, &bundle); err != nil || len(bundle.Entry) != 1 || bundle.Entry[0].Request.Method != "DELETE" {
+		return fhir.Ref{}, false
+	}
+	typ, id, form := fhir.Classify(bundle.Entry[0].Request.URL)
+	return fhir.Ref{Type: typ, ID: id}, form == fhir.Local
+}
+
+// eachEntry calls yield for each entry of the object that the decoder is at, and reports whether it is a Bundle.
+func eachEntry(dec *json.Decoder, yield func(json.RawMessage) error) (bundle bool, err error) {
+	start, err := dec.Token()
+	if err != nil {
+		return false, err
+	}
+	if start != json.Delim('{') {
+		return false, errNoObject
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return false, err
+		}
+		if key == "entry" {
+			if err := eachElement(dec, yield); err != nil {
+				return false, err
+			}
+			continue
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return false, err
+		}
+		if key == "resourceType" {
+			bundle = string(value) == `"Bundle"`
+		}
+	}
+	_, err = dec.Token()
+	return bundle, err
+}
+
+// eachElement calls yield for each element of the array that the decoder is at.
+func eachElement(dec *json.Decoder, yield func(json.RawMessage) error) error {
+	start, err := dec.Token()
+	if err != nil {
+		return err
+	}
+	if start != json.Delim('[') {
+		return errNoArray
+	}
+	for dec.More() {
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
+			return err
+		}
+		if err := yield(raw); err != nil {
+			return err
+		}
+	}
+	_, err = dec.Token()
+	return err
+}
+
+var (
+	errNoObject = errors.New("not a JSON object")
+	errNoArray  = errors.New("the entries of a Bundle are not an array")
+	errTooLong  = errors.New("an entry is too long")
+)
+
+// document converts a text of JSON values to NDJSON. Reading it twice keeps the memory flat: references may precede the
+// entry whose full URL they name.
+type document struct {
+	open   func() (*bufio.Reader, error)
+	most   int64   // bytes between two values
+	values []scope // nil for a value that is not a Bundle
+	reader *io.PipeReader
+	done   chan struct{}
+}
+
+// openDocument reads the full URLs of every Bundle and returns the text.
+func openDocument(maxLine int, open func() (*bufio.Reader, error)) (Text, error) {
+	d := &document{open: open, most: 2*int64(maxLine) + 1<<20, done: make(chan struct{})}
+	err := d.each(func(dec *json.Decoder, read *bounded) error {
+		known := scope{}
+		bundle, err := eachEntry(dec, func(raw json.RawMessage) error { read.n = 0; known.add(raw); return nil })
+		if !bundle {
+			known = nil
+		}
+		d.values = append(d.values, known)
+		return err
+	})
+	if err != nil {
+		return Text{}, broken("read a JSON document", err)
+	}
+	reader, writer := io.Pipe()
+	d.reader = reader
+	go func() {
+		defer close(d.done)
+		writer.CloseWithError(broken("read a JSON document", d.write(writer)))
+	}()
+	return Text{Reader: reader, Closer: d, Changed: true, Entries: true}, nil
+}
+
+// Close stops the conversion.
+func (d *document) Close() error {
+	err := d.reader.Close()
+	<-d.done
+	return err
+}
+
+// write writes the lines.
+func (d *document) write(w io.Writer) error {
+	var out bytes.Buffer
+	n := 0
+	flush := func() error {
+		_, err := w.Write(out.Bytes())
+		out.Reset()
+		return err
+	}
+	return d.each(func(dec *json.Decoder, read *bounded) error {
+		if n == len(d.values) {
+			return &ReadError{errors.New("the file changed while it was read")}
+		}
+		known := d.values[n]
+		n++
+		if known != nil {
+			_, err := eachEntry(dec, func(raw json.RawMessage) error { read.n = 0; known.write(&out, raw); return flush() })
+			return err
+		}
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
+			return err
+		}
+		if err := json.Compact(&out, raw); err != nil {
+			return err
+		}
+		out.WriteByte('\n')
+		return flush()
+	})
+}
+
+// each calls value with the decoder at each value of the text, or at each element of a value that is an array.
+func (d *document) each(value func(*json.Decoder, *bounded) error) error {
+	text, err := d.open()
+	if err != nil {
+		return err
+	}
+	if start, _ := text.Peek(len(mark)); string(start) == mark {
+		if _, err := text.Discard(len(mark)); err != nil {
+			return err
+		}
+	}
+	read := &bounded{from: text, most: d.most}
+	dec := json.NewDecoder(read)
+	for {
+		read.n = 0
+		next, err := peekValue(dec, text)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if next != '[' {
+			if err := value(dec, read); err != nil {
+				return syntax(err)
+			}
+			continue
+		}
+		if _, err := dec.Token(); err != nil {
+			return syntax(err)
+		}
+		for dec.More() {
+			read.n = 0
+			if err := value(dec, read); err != nil {
+				return syntax(err)
+			}
+		}
+		if _, err := dec.Token(); err != nil {
+			return syntax(err)
+		}
+	}
+}
+
+// peekValue returns the first byte of the decoder's next value, io.EOF at the end.
+func peekValue(dec *json.Decoder, text *bufio.Reader) (byte, error) {
+	isSpace := func(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
+	var c [1]byte
+	for buffered := dec.Buffered(); ; {
+		if n, _ := buffered.Read(c[:]); n == 0 {
+			break
+		}
+		if !isSpace(c[0]) {
+			return c[0], nil
+		}
+	}
+	for n := 1; ; n++ {
+		ahead, err := text.Peek(n)
+		if len(ahead) < n {
+			return 0, err
+		}
+		if !isSpace(ahead[n-1]) {
+			return ahead[n-1], nil
+		}
+	}
+}
+
+// syntax replaces the decoder's errors, which quote the text.
+func syntax(err error) error {
+	var wrong *json.SyntaxError
+	switch {
+	case errors.As(err, &wrong):
+		return fmt.Errorf("not valid JSON at byte %d", wrong.Offset)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// bounded is a reader that fails when more bytes than most are read without a value in between.
+type bounded struct {
+	from    *bufio.Reader
+	n, most int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.n > b.most {
+		return 0, errTooLong
+	}
+	n, err := b.from.Read(p)
+	b.n += int64(n)
+	return n, err
+}

@@ -1,0 +1,90 @@
+package lines
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// File is one file to read.
+type File struct {
+	Path string
+	Size int64 // bytes on disk
+
+	dir, name string // of a file in a folder
+}
+
+// Open opens the file. It fails if the file was in a folder and is a link that leaves the folder.
+func (f File) Open() (*os.File, error) {
+	if f.dir != "" {
+		return os.OpenInRoot(f.dir, f.name)
+	}
+	return os.Open(f.Path)
+}
+
+// Name is the name of the file in its folder, with slashes.
+func (f File) Name() string { return filepath.ToSlash(f.name) }
+
+// Folder lists the files of a folder.
+type Folder struct {
+	Files []File // sorted by path
+	// Other are the names of the files that have other endings.
+	Other []string
+	// Broken are links that leave the folder or lead nowhere, with the reason.
+	Broken []BrokenFile
+}
+
+// BrokenFile is a file that cannot be read.
+type BrokenFile struct {
+	Name string
+	Err  error
+}
+
+// InFolder returns the files in a folder and below whose name ends in .ndjson, .jsonl or .json, in any case, and perhaps
+// .gz, except hidden ones. Links to files in the folder are followed.
+func InFolder(dir string) (folder Folder, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return folder, err
+	}
+	defer root.Close()
+	err = fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		hidden := strings.HasPrefix(entry.Name(), ".") && name != "."
+		if entry.IsDir() {
+			if hidden {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if hidden {
+			return nil
+		}
+		if !isResources(name) {
+			folder.Other = append(folder.Other, name)
+			return nil
+		}
+		info, err := root.Stat(filepath.FromSlash(name)) // follows a link
+		switch {
+		case err != nil:
+			folder.Broken = append(folder.Broken, BrokenFile{name, fmt.Errorf("a link that leaves the folder or leads nowhere: %w", err)})
+		case info.Mode().IsRegular():
+			local := filepath.FromSlash(name)
+			folder.Files = append(folder.Files, File{Path: filepath.Join(dir, local), Size: info.Size(), dir: dir, name: local})
+		default:
+			folder.Other = append(folder.Other, name)
+		}
+		return nil
+	})
+	return folder, err
+}
+
+// isResources reports whether a file of the name may have resources.
+func isResources(name string) bool {
+	name = strings.TrimSuffix(strings.ToLower(name), ".gz")
+	return strings.HasSuffix(name, ".ndjson") || strings.HasSuffix(name, ".jsonl") || strings.HasSuffix(name, ".json")
+}

@@ -1,0 +1,214 @@
+package lines
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+)
+
+// BrokenError is the reason why the rest of a file cannot be read: broken compression, or a Bundle that is not JSON. It
+// has no content of the file.
+type BrokenError struct{ error }
+
+func (e *BrokenError) Unwrap() error { return e.error }
+
+// Text is the text of a file as NDJSON.
+type Text struct {
+	io.Reader
+	io.Closer
+	Changed bool // it is not the same as the content of the file
+	Entries bool // its lines are entries of a Bundle or of another JSON document, so they have no line numbers of their own
+}
+
+// peeked is the size of the beginning of a text by which its form is recognized.
+const peeked = 64 << 10
+
+// Open returns the text of a file: decompressed if it begins like gzip, whatever its name is, and if it is a Bundle, a
+// JSON array, or JSON over several lines, with each resource on a line of its own. With expand it also looks for Bundles
+// that are lines among other lines; without, such a line is part of the text. content returns the content from its
+// beginning, and is called again for a Bundle, whose full URLs are read first. Errors of content are returned unchanged;
+// all others are a *BrokenError.
+//
+// A Bundle becomes the resources of its entries. References to the full URL of an entry become Type/id, and an entry
+// without an id has the one of its full URL. An entry that deletes, and one that cannot be applied, is a line with a
+// Bundle of that entry (Deletion).
+//
+// The caller closes the text before the file.
+func Open(name string, maxLine int, expand bool, content func() io.Reader) (Text, error) {
+	open := io.NopCloser(nil)
+	text, zipped, err := decompress(content())
+	if err != nil {
+		return Text{}, err
+	}
+	start, err := text.Peek(peeked)
+	if len(start) == 0 && err != nil && !errors.Is(err, io.EOF) { // else the next read returns it
+		return Text{}, err
+	}
+	start = bytes.TrimLeft(bytes.TrimPrefix(start, []byte(mark)), " \t\r\n")
+	switch {
+	case isDocument(name, start):
+		return openDocument(maxLine, func() (*bufio.Reader, error) {
+			again, _, err := decompress(content())
+			return again, err
+		})
+	case mayBeBundle(firstLine(start)):
+		return Text{&expander{from: text, maxLine: maxLine}, open, true, true}, nil
+	case expand:
+		return Text{&expander{from: text, maxLine: maxLine}, open, true, false}, nil
+	}
+	return Text{text, open, zipped, false}, nil
+}
+
+// mark is the byte order mark.
+const mark = "\ufeff"
+
+// decompress returns the content, decompressed if it begins like gzip.
+func decompress(content io.Reader) (text *bufio.Reader, zipped bool, err error) {
+	text = bufio.NewReaderSize(content, peeked)
+	magic, err := text.Peek(2)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, false, err
+	}
+	if !bytes.Equal(magic, []byte{0x1f, 0x8b}) {
+		return text, false, nil
+	}
+	unzipped, err := gzip.NewReader(text)
+	if err != nil {
+		return nil, false, broken("decompress", err)
+	}
+	return bufio.NewReaderSize(gunzip{unzipped}, peeked), true, nil
+}
+
+// gunzip marks the errors of decompression.
+type gunzip struct{ *gzip.Reader }
+
+func (g gunzip) Read(p []byte) (int, error) {
+	n, err := g.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = broken("decompress", err)
+	}
+	return n, err
+}
+
+// broken returns err as a *BrokenError, unless the file itself could not be read.
+func broken(act string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var failed *ReadError
+	if errors.As(err, &failed) {
+		return err
+	}
+	if known := new(BrokenError); errors.As(err, &known) {
+		return err
+	}
+	return &BrokenError{fmt.Errorf("%s: %w", act, err)}
+}
+
+// ReadError is an error of reading the content of a file.
+type ReadError struct{ error }
+
+func (e *ReadError) Unwrap() error { return e.error }
+
+// FromFile marks the errors of r as those of the file.
+func FromFile(r io.Reader) io.Reader { return fromFile{r} }
+
+type fromFile struct{ io.Reader }
+
+func (f fromFile) Read(p []byte) (int, error) {
+	n, err := f.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &ReadError{err}
+	}
+	return n, err
+}
+
+// isDocument reports whether the text is to be read as JSON values that may have line breaks. start is its beginning,
+// without white space.
+func isDocument(name string, start []byte) bool {
+	if len(start) == 0 || start[0] != '{' && start[0] != '[' {
+		return false
+	}
+	first := firstLine(start)
+	if len(first) < len(start) && len(bytes.TrimSpace(start[len(first):])) > 0 { // another line follows
+		last := first[len(first)-1]
+		return last == '{' || last == '[' || last == ','
+	}
+	return strings.HasSuffix(strings.TrimSuffix(strings.ToLower(name), ".gz"), ".json") || start[0] == '['
+}
+
+func firstLine(start []byte) []byte {
+	line, _, _ := bytes.Cut(start, []byte{'\n'})
+	return bytes.TrimRight(line, " \t\r")
+}
+
+// mayBeBundle is quick and true for every Bundle.
+func mayBeBundle(line []byte) bool {
+	return bytes.Contains(line, []byte(`"Bundle"`)) || bytes.Contains(line, []byte(`\u`)) && bytes.Contains(line, []byte(`undle`))
+}
+
+func isBundle(line []byte) bool {
+	if !mayBeBundle(line) {
+		return false
+	}
+	var resource struct{ ResourceType string }
+	return json.Unmarshal(line, &resource) == nil && resource.ResourceType == "Bundle"
+}
+
+// expander replaces each line that is a Bundle by its entries.
+type expander struct {
+	from    *bufio.Reader
+	maxLine int
+	line    []byte // a line that is longer than the buffer
+	pending []byte
+	err     error
+}
+
+func (e *expander) Read(p []byte) (int, error) {
+	for len(e.pending) == 0 {
+		if e.err != nil {
+			return 0, e.err
+		}
+		e.pending, e.err = e.next()
+	}
+	n := copy(p, e.pending)
+	e.pending = e.pending[n:]
+	return n, nil
+}
+
+// next returns the next line, its entries, or a part of a line that is too long.
+func (e *expander) next() ([]byte, error) {
+	line, err := e.from.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		e.line = append(e.line[:0], line...)
+		for errors.Is(err, bufio.ErrBufferFull) && len(e.line) < e.maxLine {
+			line, err = e.from.ReadSlice('\n')
+			e.line = append(e.line, line...)
+		}
+		line = e.line
+		if errors.Is(err, bufio.ErrBufferFull) {
+			return line, nil
+		}
+	}
+	body := bytes.TrimSpace(bytes.TrimPrefix(line, []byte(mark)))
+	if !isBundle(body) {
+		return line, err
+	}
+	var out bytes.Buffer
+	known := scope{}
+	entries := func(yield func(json.RawMessage)) error {
+		_, err := eachEntry(json.NewDecoder(bytes.NewReader(body)), func(raw json.RawMessage) error { yield(raw); return nil })
+		return err
+	}
+	malformed := errors.Join(entries(known.add), entries(func(raw json.RawMessage) { known.write(&out, raw) }))
+	if malformed != nil {
+		return nil, broken("read a Bundle", malformed)
+	}
+	return out.Bytes(), err
+}

@@ -1,0 +1,193 @@
+// Package references resolves references that are not local literal ones: absolute ones below a base of the data, urns,
+// and searches by identifier (spec 10). Data is read twice: first every line is noted (Note), then every resource that
+// may be meant is offered (Offer), and then the lines are rewritten (Resolve).
+//
+// A urn names the one held resource that has it as id, a patient where only a patient may be named. A search names the
+// one held resource of its type with the identifier. What matches several resources is not resolved.
+package references
+
+import (
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+)
+
+// Table has the references that were noted, and what they name. Its methods may be called concurrently, except for
+// Resolve, which must follow the last Offer.
+type Table struct {
+	bases fhir.Bases
+
+	mu       sync.Mutex
+	urns     map[string]*named
+	searches map[search]*named
+}
+
+// named is what a reference names.
+type named struct {
+	ids     []fhir.Ref // none or one, unless it is ambiguous: then two
+	patient string     // id of the patient among them
+}
+
+func (n *named) add(ref fhir.Ref) {
+	if ref.Type == "Patient" {
+		n.patient = ref.ID
+	}
+	if len(n.ids) < 2 && !slices.Contains(n.ids, ref) {
+		n.ids = append(n.ids, ref)
+	}
+}
+
+// search is a search by identifier.
+type search struct{ typ, system, value string }
+
+// anySystem is the system of a search without one.
+const anySystem = "\x00"
+
+// New returns an empty table. Absolute references below the bases are local.
+func New(bases fhir.Bases) *Table {
+	return &Table{bases: bases, urns: map[string]*named{}, searches: map[search]*named{}}
+}
+
+// Note notes the references of a line, and reports whether Resolve may change it. Scan must have accepted the line.
+func (t *Table) Note(line []byte) bool {
+	found := false
+	fhir.Resolve(nil, line, fhir.Facts{}, func(text []byte, form fhir.Form, _ bool) string {
+		switch form {
+		case fhir.Foreign:
+			_, below := t.bases.Literal(string(text))
+			found = found || below
+		case fhir.Urn:
+			found = true
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			if key := urn(text); t.urns[key] == nil {
+				t.urns[key] = new(named)
+			}
+		case fhir.Conditional:
+			found = true
+			if key, ok := parseSearch(string(text)); ok {
+				t.mu.Lock()
+				defer t.mu.Unlock()
+				if t.searches[key] == nil {
+					t.searches[key] = new(named)
+				}
+			}
+		}
+		return ""
+	})
+	return found
+}
+
+// Wants returns the types whose resources must be offered with their lines, sorted, and whether the ids of all types must
+// be offered.
+func (t *Table) Wants() (types []string, ids bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	wanted := map[string]bool{}
+	for key := range t.searches {
+		wanted[key.typ] = true
+	}
+	return slices.Sorted(maps.Keys(wanted)), len(t.urns) > 0
+}
+
+// URNs calls yield for each id that a noted urn may name, of which no resource was offered.
+func (t *Table) URNs(yield func(id string) bool) {
+	for id, n := range t.urns {
+		if len(n.ids) == 0 && !yield(id) {
+			return
+		}
+	}
+}
+
+// Unmatched returns the types of the searches for which no resource was offered, sorted.
+func (t *Table) Unmatched() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	types := map[string]bool{}
+	for key, n := range t.searches {
+		if len(n.ids) == 0 {
+			types[key.typ] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(types))
+}
+
+// OfferID notes that a resource is held.
+func (t *Table) OfferID(ref fhir.Ref) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.urns[ref.ID]; n != nil {
+		n.add(ref)
+	}
+}
+
+// Offer notes that a resource of one of the wanted types is held.
+func (t *Table) Offer(ref fhir.Ref, line []byte) {
+	fhir.Identifiers(line, func(system, value string) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for _, key := range []search{{ref.Type, system, value}, {ref.Type, anySystem, value}} {
+			if n := t.searches[key]; n != nil {
+				n.add(ref)
+			}
+		}
+	})
+}
+
+// Resolve returns the line with every reference resolved that names one resource, and calls missed for each other urn and
+// search, and each other reference to a resource of another server, with its type, "" if it has none. The result is line
+// itself or in buffer. facts are those of the line.
+func (t *Table) Resolve(buffer, line []byte, facts fhir.Facts, missed func(typ string)) []byte {
+	return fhir.Resolve(buffer, line, facts, func(text []byte, form fhir.Form, patient bool) string {
+		typ, _, _ := fhir.Classify(text)
+		var n *named
+		switch form {
+		case fhir.Foreign:
+			if ref, below := t.bases.Literal(string(text)); below {
+				return ref.Type + "/" + ref.ID
+			}
+		case fhir.Urn:
+			n = t.urns[urn(text)]
+		case fhir.Conditional:
+			if key, ok := parseSearch(string(text)); ok {
+				n = t.searches[key]
+			}
+		}
+		switch {
+		case n != nil && patient && n.patient != "":
+			return "Patient/" + n.patient
+		case n != nil && len(n.ids) == 1 && (!patient || n.ids[0].Type == "Patient" || form == fhir.Conditional):
+			return n.ids[0].Type + "/" + n.ids[0].ID
+		}
+		missed(string(typ))
+		return ""
+	})
+}
+
+// urn returns the id of a resource that is named by a urn.
+func urn(text []byte) string {
+	id, _, _ := strings.Cut(string(text), "#")
+	return id[strings.LastIndexByte(id, ':')+1:]
+}
+
+// parseSearch reads Type?identifier=system|value. It returns false for any other search.
+func parseSearch(text string) (search, bool) {
+	typ, query, _ := strings.Cut(strings.TrimPrefix(text, "/"), "?")
+	token, found := strings.CutPrefix(query, "identifier=")
+	if !found || strings.Contains(token, "&") {
+		return search{}, false
+	}
+	token, err := url.PathUnescape(token) // unlike in a form, + is a plus here: writers do not escape it
+	if err != nil {
+		return search{}, false
+	}
+	system, value, bar := strings.Cut(token, "|")
+	if !bar {
+		system, value = anySystem, token
+	}
+	return search{typ, system, value}, value != ""
+}

@@ -1,0 +1,92 @@
+package references_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/references"
+)
+
+func TestReferencesThatNameOneResourceAreResolved(t *testing.T) {
+	bases, err := fhir.NewBases("https://h/fhir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := references.New(bases)
+	tests := map[string]struct{ at, want, missed string }{
+		"urn:uuid:p":                    {at: "subject", want: "Patient/p"},
+		"urn:uuid:o":                    {at: "focus", want: "Observation/o"},
+		"urn:uuid:o2":                   {at: "subject", missed: ""}, // not a patient
+		"urn:uuid:both":                 {at: "subject", want: "Patient/both"},
+		"urn:oid:both":                  {at: "focus", missed: ""}, // two resources
+		"urn:uuid:none":                 {at: "subject", missed: ""},
+		"Practitioner?identifier=npi|1": {at: "performer", want: "Practitioner/d"},
+		"/Practitioner?identifier=http%3A%2F%2Fa%20b%7C1+1": {at: "performer", want: "Practitioner/e"},
+		"Practitioner?identifier=http://a b|1+1":            {at: "performer", want: "Practitioner/e"},
+		"Practitioner?identifier=1+1":                       {at: "performer", want: "Practitioner/e"},
+		"Practitioner?identifier=|7":                        {at: "performer", want: "Practitioner/f"},
+		"Practitioner?identifier=7":                         {at: "performer", missed: "Practitioner"}, // two resources
+		"Practitioner?identifier=npi|9":                     {at: "performer", missed: "Practitioner"},
+		"Practitioner?name=x":                               {at: "performer", missed: "Practitioner"},
+		"Practitioner?identifier=npi|1&active=true":         {at: "performer", missed: "Practitioner"},
+		"Organization?identifier=npi|1":                     {at: "performer", missed: "Organization"},
+		"Patient?identifier=mrn|1":                          {at: "subject", want: "Patient/p"},
+		"https://h/fhir/Patient/7/_history/1":               {at: "subject", want: "Patient/7"},
+		"https://elsewhere/fhir/Patient/7":                  {at: "subject", missed: "Patient"},
+		"https://elsewhere/x":                               {at: "focus", missed: ""},
+	}
+	lines := map[string]string{}
+	for text, test := range tests {
+		lines[text] = `{"resourceType":"Observation","id":"x","` + test.at + `":{"reference":"` + text + `"}}`
+		if noted := table.Note([]byte(lines[text])); noted == strings.HasPrefix(text, "https://elsewhere/") {
+			t.Errorf("%s: noted %t", text, noted)
+		}
+	}
+	if table.Note([]byte(`{"resourceType":"Observation","id":"x","subject":{"reference":"Patient/1"},"focus":{"reference":"#x"}}`)) {
+		t.Error("a line with literal references is noted")
+	}
+	if types, ids := table.Wants(); !slices.Equal(types, []string{"Organization", "Patient", "Practitioner"}) || !ids {
+		t.Errorf("wants %v, %t", types, ids)
+	}
+	for _, ref := range []fhir.Ref{
+		{Type: "Patient", ID: "p"}, {Type: "Observation", ID: "o"}, {Type: "Observation", ID: "o"}, {Type: "Observation", ID: "o2"},
+		{Type: "Patient", ID: "both"}, {Type: "Observation", ID: "both"},
+	} {
+		table.OfferID(ref)
+	}
+	for line, id := range map[string]string{
+		`{"identifier":[{"system":"npi","value":"1"}]}`: "d", `{"identifier":[{"system":"http://a b","value":"1+1"}]}`: "e",
+		`{"identifier":[{"value":"7"}]}`: "f", `{"identifier":[{"system":"npi","value":"7"}]}`: "g",
+	} {
+		table.Offer(fhir.Ref{Type: "Practitioner", ID: id}, []byte(line))
+	}
+	table.Offer(fhir.Ref{Type: "Patient", ID: "p"}, []byte(`{"identifier":[{"system":"mrn","value":"1"}]}`))
+	if types := table.Unmatched(); !slices.Equal(types, []string{"Organization", "Practitioner"}) {
+		t.Errorf("unmatched %v", types)
+	}
+	var urns []string
+	table.URNs(func(id string) bool { urns = append(urns, id); return true })
+	if !slices.Equal(urns, []string{"none"}) {
+		t.Errorf("urns without a resource: %v", urns)
+	}
+	for text, test := range tests {
+		var scanner fhir.Scanner
+		facts, err := scanner.Scan([]byte(lines[text]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var missed []string
+		got := string(table.Resolve(nil, []byte(lines[text]), facts, func(typ string) { missed = append(missed, typ) }))
+		if test.want == "" {
+			if got != lines[text] || !slices.Equal(missed, []string{test.missed}) {
+				t.Errorf("%s: got %s, missed %q", text, got, missed)
+			}
+			continue
+		}
+		if want := strings.Replace(lines[text], text, test.want, 1); got != want || len(missed) > 0 {
+			t.Errorf("got %s, want %s, missed %q", got, want, missed)
+		}
+	}
+}
