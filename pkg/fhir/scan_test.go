@@ -334,7 +334,10 @@ func TestResolveRewritesWhatIsNotLocal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := Resolve([]byte("buffer"), []byte(line), facts, replace)
+		got, changed := Resolve([]byte("buffer"), []byte(line), facts, replace)
+		if changed != (want != "") {
+			t.Errorf("%s: changed is %t", line, changed)
+		}
 		if want == "" {
 			want = line
 		} else {

@@ -122,7 +122,9 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err := objects.EnsureBucket(ctx); err != nil {
 		return err
 	}
-	source, err := config.Source{Dir: opts.data}.Open(ctx, log, 0)
+	data := envconfig.Defaults[config.Source]()
+	data.Dir, data.BaseURL = opts.data, start.BaseURL
+	source, err := data.Open(ctx, log, 0)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
@@ -117,8 +118,8 @@ func (s *Source) recentSizes(ctx context.Context) (sizes, error) {
 	return all.Types, nil
 }
 
-// Problems implements source.Source. It yields nothing: the load has reported unreadable lines.
-func (s *Source) Problems(context.Context, []string, func(source.Problem) error) error { return nil }
+// LeftOut implements source.Source.
+func (s *Source) LeftOut(context.Context) ([]export.LeftOut, error) { return nil, nil }
 
 // leaf returns the quoted name of the table of an exportable type.
 func leaf(typ string) string { return pgx.Identifier{"resource_" + strings.ToLower(typ)}.Sanitize() }

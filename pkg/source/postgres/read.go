@@ -139,7 +139,7 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 			if err != nil {
 				return fmt.Errorf("read a Provenance: %w", err)
 			}
-			wanted, all := false, len(facts.Subjects) == fhir.CountTargets(r.Body)
+			wanted, all := false, facts.Unresolved+facts.Invalid == 0
 			for _, target := range facts.Subjects {
 				wanted = wanted || asked[target]
 				all = all && fhir.IsReferenced(target.Type)

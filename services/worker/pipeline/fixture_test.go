@@ -320,6 +320,9 @@ func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
 	left := slices.Clone(o.issues)
 	for _, text := range texts {
 		at := slices.IndexFunc(left, func(issue fhir.Issue) bool {
+			if severity == "" {
+				return strings.HasPrefix(issue.Severity+": "+issue.Diagnostics, text)
+			}
 			return issue.Severity == severity && strings.Contains(issue.Diagnostics, text)
 		})
 		if at < 0 {
@@ -333,7 +336,7 @@ func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
 	}
 }
 
-// metric sums the named counters that have all of the label values.
+// metric sums the named counters or gauges that have all of the label values.
 func (fx *fixture) metric(name string, labels ...string) float64 {
 	fx.t.Helper()
 	families, err := fx.registry.Gather()
@@ -349,7 +352,7 @@ func (fx *fixture) metric(name string, labels ...string) float64 {
 				values[pair.GetValue()] = true
 			}
 			if !slices.ContainsFunc(labels, func(label string) bool { return !values[label] }) {
-				sum += metric.GetCounter().GetValue()
+				sum += metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
 			}
 		}
 	}

@@ -55,10 +55,11 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 			// If there are units, the references unit checks the grant again and reports the referenced types.
 			return slices.Contains(types, typ) || fhir.IsReferenced(typ) && len(units) > 0
 		})
-		result.Files, err = w.writeErrors(ctx, lease, withdrawn, func(out *files) error {
-			return w.reportProblems(ctx, types, out)
-		})
+		result.Files, err = w.writeErrors(ctx, lease, withdrawn, func(*files) error { return nil })
 		if err != nil {
+			return jobstore.Commit{}, err
+		}
+		if result.LeftOut, err = w.leftOut(ctx, types, grant.Patients.IsEverything()); err != nil {
 			return jobstore.Commit{}, err
 		}
 	}
@@ -157,13 +158,35 @@ func divide(whole export.Unit, unitBytes int64) []export.Unit {
 	return units
 }
 
-// reportProblems writes an issue for each problem that the source reports for the types, such as a malformed line.
-func (w *Worker) reportProblems(ctx context.Context, types []string, out *files) error {
-	err := w.Source.Problems(ctx, types, func(p source.Problem) error {
-		return out.writeIssue(fhir.Outcome("error", "structure", fmt.Sprintf("%s: %s.", p.Place, p.What)))
-	})
-	if err := streamError(ctx, err); err != nil {
-		return fmt.Errorf("list the source's problems: %w", err)
+// leftOut returns what no export contains and concerns one of the types or is of no known type. The numbers are those of
+// the whole source, so only owners who may see every patient get them (spec 11).
+func (w *Worker) leftOut(ctx context.Context, types []string, counted bool) ([]export.LeftOut, error) {
+	all, err := w.ObserveLeftOut(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	var list []export.LeftOut
+	for _, l := range all {
+		if l.Type != "" && !slices.Contains(types, l.Type) {
+			continue
+		}
+		if !counted {
+			l.Count = 0
+		}
+		list = append(list, l)
+	}
+	return list, nil
+}
+
+// ObserveLeftOut returns what the source leaves out of every export, and sets the metric of it.
+func (w *Worker) ObserveLeftOut(ctx context.Context) ([]export.LeftOut, error) {
+	all, err := w.Source.LeftOut(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("count what the source leaves out: %w", err)
+	}
+	w.metrics.leftOut.Reset()
+	for _, l := range all {
+		w.metrics.leftOut.WithLabelValues(l.Type, string(l.Reason)).Set(float64(l.Count))
+	}
+	return all, nil
 }

@@ -30,7 +30,7 @@ func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, _, _ := clinical(t)
-			all.problems = []source.Problem{{Type: "Observation", Place: "Observation.ndjson line 1", What: "not valid JSON"}}
+			all.leftOut = []export.LeftOut{{Type: "Observation", Reason: export.Malformed, Count: 1}}
 			b := newFixture(t, all, row.members...)
 			b.people.grant.Patients = row.patients
 			got := b.export("Observation", "Patient", "Practitioner")
@@ -118,17 +118,28 @@ func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // pitfall 7
 	b.wantMetric(1, "sluice_worker_units_total", "plan", "failed")
 }
 
-func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // pitfall 10
+func TestWhatTheSourceLeavesOutIsTold(t *testing.T) { // pitfalls 10, 37, 39
 	t.Parallel()
-	all, observations, _ := clinical(t)
-	all.problems = []source.Problem{
-		{Type: "Observation", Place: "Observation.ndjson line 17", What: "not valid JSON"},
-		{Type: "Condition", Place: "Condition.ndjson line 1", What: "not valid JSON"}, // not asked for
-		{Place: "other.ndjson line 3", What: "no resourceType"},
+	for patients, numbers := range map[string][]string{"all": {"17", "3", "5"}, "some": {"some", "some", "some"}} {
+		t.Run(patients, func(t *testing.T) {
+			all, observations, _ := clinical(t)
+			all.leftOut = []export.LeftOut{
+				{Type: "Observation", Reason: export.UnresolvedPatient, Count: 17},
+				{Type: "Condition", Reason: export.Malformed, Count: 1}, // not asked for
+				{Reason: export.Malformed, Count: 3}, {Type: "Observation", Reason: export.NoPatient, Count: 5},
+			}
+			fx := newFixture(t, all, members...)
+			if patients == "some" { // the numbers are of data that the owner may not see
+				fx.people.grant.Patients = directory.AllBut("pat-9")
+			}
+			got := fx.export("Observation")
+			got.wantLines(t, observations...)
+			got.wantIssues(t, "", "information: "+numbers[1]+" left out: not readable as a FHIR resource.",
+				"information: Observation: "+numbers[2]+" left out: not about a patient.",
+				"warning: Observation: "+numbers[0]+" left out: the reference to the patient matches no resource, or several.")
+			fx.wantMetric(17, "sluice_source_left_out", "Observation", "unresolved_patient")
+		})
 	}
-	got := newFixture(t, all, members...).export("Observation")
-	got.wantLines(t, observations...)
-	got.wantIssues(t, "error", "Observation.ndjson line 17: not valid JSON.", "other.ndjson line 3: no resourceType.")
 }
 
 func TestTypesThatTheStoreDoesNotHold(t *testing.T) {

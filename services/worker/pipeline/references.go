@@ -121,7 +121,13 @@ func (w *Worker) follow(ctx context.Context, job export.Job, prefix string) (run
 		if err != nil {
 			return nil, err
 		}
-		err = w.byID(ctx, job, refs, func(r source.Resource) error { return collect(r, g.checkListed(ctx, r.Type, r)) })
+		err = w.byID(ctx, job, refs, func(r source.Resource) error {
+			verdict, err := g.checkListed(ctx, r.Type, r)
+			if verdict == withheld {
+				return nil
+			}
+			return collect(r, err)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("follow references: %w", err)
 		}
@@ -222,6 +228,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 		return jobstore.Commit{}, err
 	}
 	g := listGuard{list: list}
+	var left export.Tally
 	done, err := w.writeUnit(ctx, lease, func(out *files) error {
 		for chunk := unit.Slice.From; chunk < unit.Slice.To; chunk++ {
 			refs, err := list.Chunk(ctx, chunk)
@@ -242,7 +249,12 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 				})
 			} else {
 				err = w.byID(ctx, job, ofType(refs, unit.Type), func(r source.Resource) error {
-					if err := g.checkListed(ctx, unit.Type, r); err != nil {
+					verdict, err := g.checkListed(ctx, unit.Type, r)
+					if verdict == withheld {
+						left.Add(unit.Type, export.UnknownPatient, 1)
+						w.metrics.withheld.WithLabelValues(string(export.UnknownPatient)).Inc()
+					}
+					if verdict != admitted {
 						return err
 					}
 					return out.write(r.Body)
@@ -257,7 +269,8 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	return jobstore.Commit{Result: export.Result{Files: done}, Next: job.Request.Next(unit.Kind, false)}, nil
+	result := export.Result{Files: done, LeftOut: left.List(), Withheld: left.Total()}
+	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 
 // about streams the Provenance whose targets are only referenced resources and include any of the sorted "Type/id"

@@ -19,8 +19,9 @@ import (
 // succeeded, the job fails instead (spec 3).
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	failed, done := 0, 0
+	var left export.Tally
 	errorFiles, err := w.writeErrors(ctx, lease, nil, func(out *files) error {
-		return w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
+		err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
 			if len(job.Key) > 0 && slices.ContainsFunc(result.Files, func(f export.File) bool { return !f.Encrypted }) {
 				// The API cannot serve it. Failing the job purges it.
 				return export.Permanent("a worker without encryption wrote a part of it")
@@ -32,13 +33,18 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 			case unit.Kind == export.KindExport || unit.Kind == export.KindExportReferenced:
 				done++
 			}
-			if result.Withheld > 0 {
-				return out.writeIssue(fhir.Outcome("information", "suppressed", fmt.Sprintf(
-					"%s: %d resources that also concern a patient outside the export were left out.",
-					unit.Type, result.Withheld)))
+			left.AddAll(result.LeftOut)
+			if len(result.LeftOut) == 0 && result.Withheld > 0 { // by a worker of the previous release
+				left.Add(unit.Type, export.OtherPatient, result.Withheld)
 			}
 			return nil
 		})
+		for _, l := range left.List() {
+			if err == nil {
+				err = out.writeIssue(l.Outcome())
+			}
+		}
+		return err
 	})
 	if err != nil {
 		return jobstore.Commit{}, err
