@@ -22,7 +22,7 @@ type meta struct {
 	URL      string `json:"url"`
 	ETag     string `json:"etag"`
 	Length   int64  `json:"length"`   // of the stored representation in bytes, -1 when unknown
-	Encoding string `json:"encoding"` // "gzip" or ""
+	Encoding string `json:"encoding"` // "gzip" or "", as the server says: see isGzip
 	Digest   string `json:"digest"`   // the raw Repr-Digest header
 }
 
@@ -165,7 +165,7 @@ func (s *stream) connect() error {
 
 func (s *stream) retry(reason error) error {
 	s.failures++
-	return s.client.retry(s.ctx, reason, s.failures, s.unit, false)
+	return s.client.retry(s.ctx, reason, s.failures)
 }
 
 func (s *stream) connectOnce() error {
@@ -174,8 +174,9 @@ func (s *stream) connectOnce() error {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", s.size))
 		header.Set("If-Range", s.meta.ETag)
 	}
+	authorize := !s.open && (!s.ownOnly || SameOrigin(s.client.base.String(), s.url))
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	resp, err := s.client.send(ctx, http.MethodGet, s.url, header, s.authorize)
+	resp, err := s.client.send(ctx, http.MethodGet, s.url, header, authorize)
 	if err != nil {
 		cancel(nil)
 		return err
