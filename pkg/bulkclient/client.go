@@ -37,7 +37,7 @@ var (
 	// ErrInsecureHTTP: the token would be sent over plain http to another machine.
 	ErrInsecureHTTP = errors.New("the base URL is plain http to another machine: anyone on the path could read the token")
 	// ErrTokenRefused: the server refused the token and its source has no other one.
-	ErrTokenRefused = errors.New("the token was refused and there is no other")
+	ErrTokenRefused = errors.New("the server rejected the token, and no way to get a new one was given")
 	// ErrMismatch: a file or manifest differs from what the server announced, or is malformed.
 	ErrMismatch = errors.New("not what the server announced")
 	// ErrTooLarge: the files have more bytes than Options.MaxBytes.
@@ -45,7 +45,7 @@ var (
 	// ErrCancelled: the export was interrupted, and cancelled at the server (Options.CancelOnInterrupt).
 	ErrCancelled = errors.New("the export was cancelled")
 	// ErrFolder: the folder cannot be used for this export.
-	ErrFolder = errors.New("the folder cannot be used")
+	ErrFolder = errors.New("the output folder cannot be used")
 )
 
 // TokenSource provides bearer tokens. It is called from several goroutines at once.

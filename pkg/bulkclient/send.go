@@ -127,7 +127,7 @@ func (c *Client) send(
 	refused := refusal(resp)
 	token, err = c.cfg.Tokens.Token(ctx, token)
 	if err != nil {
-		return nil, errors.Join(refused, err)
+		return nil, fmt.Errorf("%w; %w", refused, err)
 	}
 	return c.sendOnce(ctx, method, target, header, token)
 }

@@ -62,7 +62,9 @@ func (a *app) token() *cobra.Command {
 		Use:   "token --state DIR --subject NAME --scope SCOPES",
 		Short: "Sign a token with the development issuer",
 		Long: `Sign a token with the development issuer of a standalone server and print it. It is for development: no other
-server accepts such a token.`,
+server accepts such a token. The JSON of --json has token, subject, scope, audience and expires.`,
+		Example: `  sluice token --state .state --subject demo --scope 'system/*.rs'
+  sluice token --state .state --subject demo --scope 'system/Patient.rs system/Group.rs' --ttl 1h`,
 		RunE: a.run(func(context.Context, []string) error {
 			if subject == "" || scope == "" {
 				return usage("--subject and --scope must not be empty")
@@ -81,9 +83,15 @@ server accepts such a token.`,
 			if err != nil {
 				return err
 			}
-			signed, err := issuer.Sign(subject, scope, audience, ttl, time.Now())
+			now := time.Now()
+			signed, err := issuer.Sign(subject, scope, audience, ttl, now)
 			if err != nil {
 				return fmt.Errorf("sign the token: %w", err)
+			}
+			if a.flags.json {
+				return a.printJSON(map[string]string{
+					"token": signed, "subject": subject, "scope": scope, "audience": audience, "expires": instant(now.Add(ttl)),
+				})
 			}
 			return a.print(signed + "\n")
 		}),
@@ -93,13 +101,15 @@ server accepts such a token.`,
 	f.StringVar(&subject, "subject", "", "the subject of the token")
 	f.StringVar(&scope, "scope", "", "SMART scopes, separated by spaces, such as 'system/*.rs'")
 	f.StringVar(&audience, "audience", "", "the server that accepts the token (default: from the state folder)")
-	f.DurationVar(&ttl, "ttl", 5*time.Minute, "lifetime of the token")
+	f.DurationVar(&ttl, "ttl", 5*time.Minute, "lifetime of the token, such as 90s, 10m or 1h")
+	f.BoolVar(&a.flags.json, "json", false, "print the result as JSON")
 	require(cmd, "state", "subject", "scope")
+	folders(cmd, "state")
 	return cmd
 }
 
 // tokensOf returns the token source of the flags, nil for none, and the base URL.
-func tokensOf(flags exportFlags) (bulkclient.TokenSource, string, error) {
+func tokensOf(flags serverFlags) (bulkclient.TokenSource, string, error) {
 	switch {
 	case flags.token != "":
 		return heldToken(func() (string, error) { return flags.token, nil }), flags.base, nil
@@ -163,7 +173,7 @@ func readToken(file string) (string, error) {
 	return token, nil
 }
 
-func clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
+func clientTokens(flags serverFlags) (bulkclient.TokenSource, error) {
 	if flags.base == "" {
 		return nil, usage("--base is required")
 	}
@@ -173,6 +183,7 @@ func clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
 	}
 	source, err := bulkclient.NewTokenSource(bulkclient.Credentials{
 		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, InsecureHTTP: flags.insecure, Now: time.Now,
+		AnyAudience: flags.anyAudience,
 		Assert: func(endpoint string) (string, error) {
 			return signer.SignAssertion(flags.clientID, endpoint, time.Now())
 		},
