@@ -310,6 +310,25 @@ func TestLostConnection(t *testing.T) {
 	}
 }
 
+// TestLostConnectionWithoutETag: a file that no ETag identifies starts over, because a range could be of another file.
+func TestLostConnectionWithoutETag(t *testing.T) {
+	for _, etag := range []string{"", `W/"a"`} {
+		s := newFakeServer(t)
+		file := s.add(ListOutput, "Patient", "Patient.ndjson", 2000)
+		file.etag, file.cuts = etag, []int{1000, -1}
+		c, _ := newClient(t, s, nil)
+		dir := t.TempDir()
+		mustExport(t, c, Options{Dir: dir})
+		if !bytes.Equal(content(t, dir, "Patient.ndjson"), file.plain) {
+			t.Error("the file differs from the served one")
+		}
+		want := []string{"GET /fhir/jobs/1/Patient.ndjson", "GET /fhir/jobs/1/Patient.ndjson"}
+		if got := s.requests()[2:]; !slices.Equal(got, want) {
+			t.Errorf("requested %q, want %q", got, want)
+		}
+	}
+}
+
 func TestStalledConnection(t *testing.T) {
 	s := newFakeServer(t)
 	file := s.add(ListOutput, "Patient", "Patient.ndjson", 500)

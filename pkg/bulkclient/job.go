@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -229,6 +230,9 @@ func (f *failing) Read(p []byte) (int, error) {
 
 var percent = regexp.MustCompile(`(\d{1,3})\s*%`)
 
+// classicStates are the values of X-Progress of the documented service (spec 3), whose Retry-After is in milliseconds.
+var classicStates = []string{"", "scheduled", "started", "completed"}
+
 // statusOf reads the headers of a 202. Without a Retry-After the interval grows from 1 s to 16 s.
 func statusOf(header http.Header, unit time.Duration, polls int) Status {
 	const longest = 5 // Backoff of 16 s
@@ -239,6 +243,9 @@ func statusOf(header http.Header, unit time.Duration, polls int) Status {
 	}
 	if n, err := strconv.Atoi(number); err == nil && n >= 0 && n <= 100 {
 		status.Percent = n
+	}
+	if unit == time.Millisecond && !slices.Contains(classicStates, status.State) {
+		unit = time.Second // another server, which took the kick-off without Prefer
 	}
 	var given bool
 	if status.Next, given = retryAfter(header.Get("Retry-After"), unit); !given {

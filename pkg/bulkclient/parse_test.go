@@ -57,8 +57,11 @@ func TestStatusOf(t *testing.T) {
 	}{
 		{"ours", map[string]string{"Retry-After": "2000", "X-Progress": "started", "X-Progress-Percent": "7"}, 1,
 			Status{"started", 7, 2 * time.Second}},
+		{"ours without progress", map[string]string{"Retry-After": "2000"}, 1, Status{"", -1, 2 * time.Second}},
 		{"percent in the text", map[string]string{"X-Progress": "45% complete"}, 1,
 			Status{"45% complete", 45, time.Second}},
+		{"another server in seconds", map[string]string{"Retry-After": "120", "X-Progress": "Build in progress"}, 1,
+			Status{"Build in progress", -1, 2 * time.Minute}},
 		{"nothing", nil, 3, Status{"", -1, 4 * time.Second}},
 		{"nothing for long", nil, 100, Status{"", -1, 16 * time.Second}},
 		{"nonsense", map[string]string{"X-Progress": "\x1b[31mred", "X-Progress-Percent": "700"}, 1,
