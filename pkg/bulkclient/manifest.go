@@ -174,7 +174,7 @@ func (r *manifestReader) item(list string) (Item, error) {
 	}
 	location, err := r.from.Parse(item.URL)
 	if err != nil || item.URL == "" {
-		return Item{}, fmt.Errorf("%w: the file of type %q has no URL", ErrMismatch, item.Type)
+		return Item{}, fmt.Errorf("%w: it has no URL", ErrMismatch)
 	}
 	if err := allowed(location, r.from); err != nil {
 		return Item{}, fmt.Errorf("the URL of a file of type %q: %w", item.Type, err)
