@@ -66,7 +66,7 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelCall)
 		defer stop()
 		if cancelErr := c.Cancel(ctx, job); cancelErr != nil {
-			return Report{}, errors.Join(err, cancelErr)
+			return Report{}, cancelErr
 		}
 		return Report{}, errors.Join(ErrCancelled, err, folder.removeExport())
 	}

@@ -197,13 +197,21 @@ func TestStatusAndCancel(t *testing.T) {
 // An interrupt ends with 130 and the command that continues, without the token.
 func TestInterruptedExport(t *testing.T) {
 	base, _ := serve(t, "")
-	for _, cancelled := range []bool{false, true} {
+	for _, test := range []struct {
+		cancels bool
+		deleted int // status of the DELETE
+	}{{false, 0}, {true, http.StatusAccepted}, {true, http.StatusForbidden}} {
+		cancelled := test.deleted == http.StatusAccepted
 		ctx, interrupt := context.WithCancel(t.Context())
 		defer interrupt()
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Location", "http://"+r.Host+"/jobs/1")
 			if r.Method == http.MethodGet && r.URL.Path == "/jobs/1" {
 				interrupt()
+			}
+			if r.Method == http.MethodDelete {
+				w.WriteHeader(test.deleted)
+				return
 			}
 			w.WriteHeader(http.StatusAccepted)
 		}))
@@ -212,8 +220,12 @@ func TestInterruptedExport(t *testing.T) {
 		args := []string{"export", "--base", server.URL, "--group", "g", "--out", dir, "--token", "secret", "--no-progress"}
 		want := "sluice: interrupted, continue with:\n  sluice export --base " + server.URL + " --group g --out '" +
 			strings.ReplaceAll(dir, "'", `'\''`) + "' --token TOKEN --no-progress --resume\n"
-		if cancelled {
+		if test.cancels {
 			args = append(args, "--cancel-on-interrupt")
+			want = strings.Replace(want, "interrupted", "interrupted: cancel the export: the server answered 403 Forbidden", 1)
+			want = strings.Replace(want, " --resume", " --cancel-on-interrupt --resume", 1)
+		}
+		if cancelled {
 			want = "sluice: interrupted: the export was cancelled at the server, and its files were removed\n"
 		}
 		var out, errs bytes.Buffer
