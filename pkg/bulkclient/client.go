@@ -9,6 +9,9 @@
 // [Client.Export] runs the whole protocol. [Client.KickOff], [Client.Await] and [Client.Cancel] are its single steps, and
 // [Verify] checks a finished folder again. [NewTokenSource] returns the tokens of a SMART Backend Services client.
 //
+// Other servers leave out or write differently what the guide requires. Whatever is missing is accepted, and reported in
+// Report.Warnings; whatever is there is checked.
+//
 // A file gets its final name only after its checks: the digest of the stored representation (Repr-Digest, RFC 9530), the
 // gzip checksum, the number of lines and the type of every line. A lost connection or a killed process loses no
 // downloaded bytes: Export with Options.Resume continues in the same folder with ranges that are conditional on the

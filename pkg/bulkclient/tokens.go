@@ -141,7 +141,7 @@ type tokenAnswer struct {
 // not refused: the server refuses it when its time is over, and then there is another.
 func lifeOf(raw json.RawMessage) time.Duration {
 	seconds, err := strconv.ParseFloat(strings.TrimSpace(strings.Trim(string(raw), `"`)), 64)
-	if err != nil || !(seconds >= 1) {
+	if err != nil || !(seconds >= 1) { // also for NaN
 		return unknownLife
 	}
 	return time.Duration(min(seconds, time.Hour.Seconds())) * time.Second

@@ -212,12 +212,12 @@ func TestTokenOfAnotherServer(t *testing.T) {
 			}
 		}
 	}
-	real, evil := newIssuing(t), newIssuing(t)
-	evil.endpoint = real.endpoint
+	genuine, evil := newIssuing(t), newIssuing(t)
+	evil.endpoint = genuine.endpoint
 	if _, err := evil.source(t, time.Now, "").Token(t.Context(), ""); !errors.Is(err, ErrForeignEndpoint) {
 		t.Errorf("discovered on another origin: %v", err)
 	}
-	if real.asked.Load() != 0 {
+	if genuine.asked.Load() != 0 {
 		t.Error("an assertion was sent to the other token service")
 	}
 }

@@ -187,12 +187,12 @@ func exactly(names ...string) cobra.PositionalArgs {
 func didYouMean(name string, known []string) string {
 	best, least := "", 3 // edits; more is another word
 	for _, candidate := range known {
-		edits := edits(strings.ToLower(name), strings.ToLower(candidate))
+		n := edits(strings.ToLower(name), strings.ToLower(candidate))
 		if strings.HasPrefix(candidate, name) {
-			edits = min(edits, 1)
+			n = min(n, 1)
 		}
-		if edits < least && edits < len(name) {
-			best, least = candidate, edits
+		if n < least && n < len(name) {
+			best, least = candidate, n
 		}
 	}
 	if best == "" {

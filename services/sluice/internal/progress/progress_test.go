@@ -119,6 +119,9 @@ func TestBarsFitTheScreen(t *testing.T) {
 			bars.Advanced(file, 1, 1000)
 		}
 	}
+	for !strings.Contains(out.String(), "Type7.ndjson") { // until the rows are drawn
+		bars.Advanced(files[0], 0, 1)
+	}
 	for _, file := range files[:20] {
 		bars.Finished(file)
 	}
