@@ -114,7 +114,7 @@ func (c *Client) fetch(
 ) (Report, error) {
 	manifest, err := c.Await(ctx, job)
 	var refused *ServerError
-	if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+	if errors.As(err, &refused) && (refused.Status == http.StatusNotFound || refused.Status == http.StatusGone) {
 		return Report{}, fmt.Errorf("the export no longer exists; a new one needs an empty folder: %w", err)
 	}
 	if err != nil {

@@ -131,7 +131,7 @@ func (c *Client) Cancel(ctx context.Context, job Job) error {
 	resp, err := c.send(ctx, http.MethodDelete, job.StatusURL, http.Header{"Accept": {"application/fhir+json"}}, true)
 	if err == nil {
 		switch resp.StatusCode {
-		case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound:
+		case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound, http.StatusGone:
 			err = resp.Body.Close()
 		default:
 			err = refusal(resp)
@@ -248,7 +248,7 @@ func statusOf(header http.Header, unit time.Duration, polls int) Status {
 		unit = time.Second // another server, which took the kick-off without Prefer
 	}
 	var given bool
-	if status.Next, given = retryAfter(header.Get("Retry-After"), unit); !given {
+	if status.Next, given = retryAfter(header, unit); !given {
 		status.Next = export.Backoff(min(polls, longest))
 	}
 	return status

@@ -28,10 +28,10 @@ const (
 
 // ServerError is a response with a status code that the protocol does not expect.
 type ServerError struct {
-	Status     int          // the HTTP status code
-	Issues     []fhir.Issue // of the OperationOutcome in the body, if there was one
-	text       string       // of another body: its begin as one line
-	retryAfter string       // the raw header
+	Status int          // the HTTP status code
+	Issues []fhir.Issue // of the OperationOutcome in the body, if there was one
+	text   string       // of another body: its begin as one line
+	retry  http.Header  // Retry-After and Date
 }
 
 func (e *ServerError) Error() string {
@@ -175,7 +175,7 @@ func (c *Client) redirect(req *http.Request, via []*http.Request) error {
 
 // refusal returns the response as a ServerError, and closes the body.
 func refusal(resp *http.Response) error {
-	refused := &ServerError{Status: resp.StatusCode, retryAfter: resp.Header.Get("Retry-After")}
+	refused := &ServerError{Status: resp.StatusCode, retry: resp.Header}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxOutcome))
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
 		return refused // the status is enough
@@ -258,7 +258,7 @@ func retryIn(err error, attempt int) (time.Duration, bool) {
 	if !errors.As(err, &refused) || !refused.temporary() {
 		return 0, false
 	}
-	asked, _ := retryAfter(refused.retryAfter, time.Second)
+	asked, _ := retryAfter(refused.retry, time.Second)
 	return max(asked, export.Backoff(attempt)), true
 }
 
@@ -281,17 +281,26 @@ func (e *ServerError) temporary() bool {
 	return false
 }
 
-// retryAfter parses a Retry-After header: an integer of the unit, or an HTTP-date. The wait is at least 100 ms, so that
-// a Retry-After of 0 does not make a busy loop (pitfall 30).
-func retryAfter(header string, unit time.Duration) (time.Duration, bool) {
+// retryAfter reads the Retry-After of a response: an integer of the unit, or an HTTP-date, which counts from the server's
+// own Date. The wait is at least 100 ms, so that a Retry-After of 0 does not make a busy loop, and a date that has passed
+// counts as none (pitfall 30).
+func retryAfter(header http.Header, unit time.Duration) (time.Duration, bool) {
 	const least = 100 * time.Millisecond
-	header = strings.TrimSpace(header)
-	if n, err := strconv.ParseInt(header, 10, 64); err == nil && n >= 0 {
+	text := strings.TrimSpace(header.Get("Retry-After"))
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n >= 0 {
 		n = min(n, int64(maxWait/unit))
 		return max(time.Duration(n)*unit, least), true
 	}
-	if at, err := http.ParseTime(header); err == nil {
-		return min(max(time.Until(at), least), maxWait), true
+	at, err := http.ParseTime(text)
+	if err != nil {
+		return 0, false
+	}
+	now, err := http.ParseTime(header.Get("Date"))
+	if err != nil {
+		now = time.Now()
+	}
+	if wait := at.Sub(now); wait > 0 {
+		return min(max(wait, least), maxWait), true
 	}
 	return 0, false
 }

@@ -150,7 +150,7 @@ func TestOtherServers(t *testing.T) {
 				pending(map[string]string{"Retry-After": "Mon, 02 Jan 2006 15:04:05 GMT"}),
 				manifest(`"requiresAccessToken":true,"output":[{"type":"Patient","url":"SELF/p"}],"error":[]`)},
 			"/p": {ok(lines)},
-		}, waits: []time.Duration{time.Second, time.Second / 10}, tokens: -1},
+		}, waits: []time.Duration{time.Second, 2 * time.Second}, tokens: -1},
 		"200 at once with a status URL": {answers: routes{
 			kick:      {{200, map[string]string{"Content-Location": "SELF/jobs/1"}, "{}"}},
 			"/jobs/1": {manifest(`"requiresAccessToken":true,"output":[{"type":"Patient","url":"SELF/p"}],"error":[]`)},

@@ -252,7 +252,7 @@ func (c *credentialTokens) do(req *http.Request) ([]byte, error) {
 		return nil, lostError{err}
 	}
 	if resp.StatusCode/100 != 2 {
-		return body, &ServerError{Status: resp.StatusCode, retryAfter: resp.Header.Get("Retry-After")}
+		return body, &ServerError{Status: resp.StatusCode, retry: resp.Header}
 	}
 	return body, nil
 }

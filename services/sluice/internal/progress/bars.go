@@ -119,6 +119,9 @@ func (b *Bars) Planned(files []bulkclient.File) {
 		resources += file.Count
 	}
 	b.line("downloading %s", plural(len(files), "file"))
+	if len(files) == 0 {
+		return
+	}
 	total := resources
 	if !b.counts {
 		total = int64(len(files))
