@@ -300,6 +300,7 @@ func TestUsageErrorsAdvise(t *testing.T) {
 		{[]string{"admin", "client", "regster", "--help"}, "(did you mean register?)\nSee sluice admin client --help.\n"},
 		{[]string{"admin", "client", "show", "research"}, "unexpected argument \"research\"\nSee sluice admin client show --help.\n"},
 		{[]string{"admin", "grant", "set", "--nonsense"}, "See sluice admin grant set --help.\n"},
+		{[]string{"admin", "job", "show"}, "received 0: sluice admin job show JOB [flags]\n"},
 		{[]string{"verify"}, "DIR is missing\nSee sluice verify --help.\n"},
 		{[]string{"verify", "a", "b"}, "unexpected argument \"b\""},
 		{[]string{"export", "--group", "g", "--out", "x", "--timeout", "5"}, "such as 90s, 10m or 2h"},

@@ -120,9 +120,19 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return ExitFailure
 }
 
-// complete makes commands without Args take no arguments, and those without RunE require a subcommand.
+// complete makes commands without Args take no arguments, and those without RunE require a subcommand. The error of a
+// wrong number of arguments shows the usage.
 func complete(cmd *cobra.Command) {
-	if cmd.Args == nil {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			var told usageError
+			if err == nil || errors.As(err, &told) {
+				return err
+			}
+			return usage("%w: %s", err, cmd.UseLine())
+		}
+	} else {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0:
