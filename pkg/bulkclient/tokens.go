@@ -18,12 +18,14 @@ import (
 // assertionType is the client_assertion_type of a JWT (RFC 7523 section 2.2).
 const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
-// Credentials identify a registered client of SMART Backend Services.
+// Credentials identify a registered client of SMART Backend Services, or a client with a secret (BCDA).
 type Credentials struct {
 	Base         string // FHIR base URL, whose discovery document names the token endpoint when TokenURL is empty
 	TokenURL     string
 	Scope        string                                // requested scopes, separated by spaces
-	Assert       func(endpoint string) (string, error) // signs an assertion for the token endpoint at the URL
+	Assert       func(endpoint string) (string, error) // signs an assertion for the token endpoint at the URL; or:
+	ClientID     string                                // id for HTTP Basic (client_secret_basic)
+	Secret       func() (string, error)                // its secret, instead of Assert
 	InsecureHTTP bool                                  // send assertions over plain http to other machines as well
 	// AnyAudience sends no resource parameter and takes a token for another server: for token services that refuse
 	// the parameter (RFC 8707), or whose tokens name an audience on another origin than the base URL.
@@ -185,13 +187,18 @@ func checkAudience(token, base string) error {
 }
 
 func (c *credentialTokens) request(ctx context.Context) (answer tokenAnswer, err error) {
-	assertion, err := c.Assert(c.TokenURL)
+	form := url.Values{"grant_type": {"client_credentials"}, "scope": {c.Scope}}
+	secret := ""
+	if c.Secret != nil {
+		secret, err = c.Secret()
+	} else {
+		form.Set("client_assertion_type", assertionType)
+		var assertion string
+		assertion, err = c.Assert(c.TokenURL)
+		form.Set("client_assertion", assertion)
+	}
 	if err != nil {
 		return answer, err
-	}
-	form := url.Values{
-		"grant_type": {"client_credentials"}, "scope": {c.Scope}, "client_assertion_type": {assertionType},
-		"client_assertion": {assertion},
 	}
 	if !c.AnyAudience {
 		form.Set("resource", strings.TrimRight(c.Base, "/"))
@@ -201,6 +208,9 @@ func (c *credentialTokens) request(ctx context.Context) (answer tokenAnswer, err
 		return answer, errors.New("the URL cannot be requested")
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if c.Secret != nil {
+		req.SetBasicAuth(url.QueryEscape(c.ClientID), url.QueryEscape(secret)) // RFC 6749 2.3.1
+	}
 	body, err := c.do(req)
 	malformed := json.Unmarshal(body, &answer) != nil
 	switch {

@@ -175,6 +175,26 @@ func TestExpiresIn(t *testing.T) {
 	}
 }
 
+// TestClientSecret: a client with a secret uses HTTP Basic, and no assertion.
+func TestClientSecret(t *testing.T) {
+	s := newIssuing(t)
+	s.answer = func(w http.ResponseWriter, r *http.Request) {
+		id, secret, _ := r.BasicAuth()
+		if id != "a%3Ab" || secret != "s+%2F" || r.PostFormValue("client_assertion") != "" ||
+			r.PostFormValue("grant_type") != "client_credentials" {
+			t.Errorf("asked with %q, %q, %v", id, secret, r.PostForm)
+		}
+		_, _ = w.Write([]byte(`{"access_token":"x","token_type":"bearer","expires_in":"1200"}`))
+	}
+	source, err := NewTokenSource(Credentials{
+		Base: s.URL, TokenURL: s.endpoint, ClientID: "a:b", Secret: func() (string, error) { return "s /", nil }, Now: time.Now,
+	})
+	must(t, err)
+	if token, err := source.Token(t.Context(), ""); err != nil || token != "x" {
+		t.Errorf("%q, %v", token, err)
+	}
+}
+
 // TestTokenOfAnotherServer: a server that leads the client to the token service of another gets no token of it.
 func TestTokenOfAnotherServer(t *testing.T) {
 	jwt := func(claims string) string {

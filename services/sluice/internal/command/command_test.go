@@ -268,6 +268,11 @@ func TestUsage(t *testing.T) {
 		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--timeout", "-1s"},
 		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--token", "a", "--token-file", "b"},
 		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "more"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--client-id", "a"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--client-key", "a"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--client-secret-file", "a"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--max-bytes", "-1"},
+		{"export", "--base", "http://a.org", "--group", "g", "--status-url", "http://a.org/1", "--out", dir},
 		{"token", "--state", dir}, {"token", "--state", dir, "--subject", "", "--scope", "s"},
 		{"token", "--state", dir, "--subject", "a", "--scope", "system/*.rs", "--ttl", "0s"},
 		{"synth", "--out", dir}, {"synth", "--patients", "0", "--out", dir}, {"verify"}, {"verify", dir, dir},
@@ -393,6 +398,21 @@ func TestPlainHTTP(t *testing.T) {
 	if code != ExitInterrupted || !strings.Contains(errs.String(), "interrupted") {
 		t.Errorf("--insecure-http: exit %d, %q", code, errs.String())
 	}
+}
+
+// A file with a key or a secret is read only if it is private, and a public key set is called what it is.
+func TestPrivateFiles(t *testing.T) {
+	dir := t.TempDir()
+	args := func(flag, name string, mode os.FileMode, text string) []string {
+		file := filepath.Join(dir, name)
+		must(t, os.WriteFile(file, []byte(text), mode))
+		return []string{"export", "--base", "http://127.0.0.1:1/fhir", "--group", "g", "--out", filepath.Join(dir, "out"),
+			"--token-url", "http://127.0.0.1:1/token", "--client-id", "a", flag, file}
+	}
+	do(t, ExitFailure, "is a JSON Web Key Set, the public half", args("--client-key", "a.jwks.json", 0o644, `{"keys":[]}`)...)
+	do(t, ExitFailure, "mode is 0644", args("--client-key", "a.key.json", 0o644, `{}`)...)
+	do(t, ExitFailure, "mode is 0640", args("--client-secret-file", "b", 0o640, "secret")...)
+	do(t, ExitFailure, "a token: no answer", args("--client-secret-file", "c", 0o600, "secret\n")...)
 }
 
 func TestTokenFile(t *testing.T) {

@@ -18,9 +18,10 @@ import (
 
 // serverFlags name a server and the tokens for it.
 type serverFlags struct {
-	base, token, tokenFile, state        string
-	clientID, clientKey, tokenURL, scope string
-	ig, insecure, anyAudience            bool
+	base, token, tokenFile, state     string
+	clientID, clientKey, clientSecret string
+	tokenURL, scope                   string
+	ig, insecure, anyAudience         bool
 }
 
 func (s *serverFlags) add(cmd *cobra.Command) {
@@ -31,6 +32,7 @@ func (s *serverFlags) add(cmd *cobra.Command) {
 	f.StringVar(&s.state, "state", "", "state folder of a standalone server: sign development tokens with its issuer")
 	f.StringVar(&s.clientID, "client-id", "", "id of a registered client: fetch tokens from the token endpoint")
 	f.StringVar(&s.clientKey, "client-key", "", "file with the client's private key (JWK): see sluice admin client keygen")
+	f.StringVar(&s.clientSecret, "client-secret-file", "", "file with the client's secret, for servers such as BCDA")
 	f.StringVar(&s.tokenURL, "token-url", "", "token endpoint (default: from the server's SMART configuration, on its origin)")
 	f.StringVar(&s.scope, "scope", "system/*.rs", "scopes to request, separated by spaces")
 	f.BoolVar(&s.anyAudience, "any-audience", false,
@@ -38,7 +40,7 @@ func (s *serverFlags) add(cmd *cobra.Command) {
 	f.BoolVar(&s.insecure, "insecure-http", false, "send the token over plain http to another machine as well")
 	f.BoolVar(&s.ig, "ig", false, "use the HL7 Bulk Data IG: Prefer: respond-async, Retry-After in seconds")
 	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state", "client-id")
-	cmd.MarkFlagsRequiredTogether("client-id", "client-key")
+	cmd.MarkFlagsMutuallyExclusive("client-key", "client-secret-file")
 	folders(cmd, "state")
 }
 
@@ -84,7 +86,7 @@ withheld (numbers of issues), problems and notes (their texts), and warnings.
 	f.StringVar(&flags.Dir, "out", "", "folder for the files; created when missing")
 	f.StringSliceVar(&flags.types, "type", nil, "resource types, separated by commas (default: all permitted types)")
 	f.IntVar(&flags.parallel, "parallel", 4, "concurrent downloads")
-	f.Int64Var(&flags.MaxBytes, "max-bytes", 0, "give up when the files exceed this many bytes, uncompressed (default: no limit)")
+	f.Int64Var(&flags.MaxBytes, "max-bytes", 0, "give up when the files exceed this many uncompressed bytes (default: never)")
 	f.DurationVar(&flags.timeout, "timeout", 0, "give up after this time, such as 90s, 10m or 2h (default: never)")
 	f.BoolVar(&flags.KeepGzip, "keep-gzip", false, "keep the files compressed (.ndjson.gz)")
 	f.BoolVar(&flags.Resume, "resume", false, "continue the unfinished export in the folder")
@@ -205,6 +207,9 @@ func connect(
 		if flags.base == "" && flags.state == "" && flags.clientID == "" {
 			flags.base = u.Scheme + "://" + u.Host
 		}
+	}
+	if (flags.clientID == "") != (flags.clientKey+flags.clientSecret == "") {
+		return nil, usage("--client-id needs --client-key or --client-secret-file, and they need --client-id")
 	}
 	tokens, base, err := tokensOf(flags)
 	if err != nil {

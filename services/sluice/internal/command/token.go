@@ -177,39 +177,61 @@ func clientTokens(flags serverFlags) (bulkclient.TokenSource, error) {
 	if flags.base == "" {
 		return nil, usage("--base is required")
 	}
-	signer, err := readKey(flags.clientKey)
-	if err != nil {
-		return nil, err
-	}
-	source, err := bulkclient.NewTokenSource(bulkclient.Credentials{
+	credentials := bulkclient.Credentials{
 		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, InsecureHTTP: flags.insecure, Now: time.Now,
-		AnyAudience: flags.anyAudience,
-		Assert: func(endpoint string) (string, error) {
+		AnyAudience: flags.anyAudience, ClientID: flags.clientID,
+	}
+	if flags.clientSecret != "" {
+		secret, err := readPrivate(flags.clientSecret)
+		if err != nil {
+			return nil, err
+		}
+		credentials.Secret = func() (string, error) { return strings.TrimSpace(string(secret)), nil }
+	} else {
+		signer, err := readKey(flags.clientKey)
+		if err != nil {
+			return nil, err
+		}
+		credentials.Assert = func(endpoint string) (string, error) {
 			return signer.SignAssertion(flags.clientID, endpoint, time.Now())
-		},
-	})
+		}
+	}
+	source, err := bulkclient.NewTokenSource(credentials)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--token-url: %w", err)}
 	}
 	return source, nil
 }
 
-// readKey reads a private key, and refuses a file that other users can access.
-func readKey(file string) (*token.Signer, error) {
+// readPrivate reads a file that other users must not be able to access.
+func readPrivate(file string) ([]byte, error) {
 	info, err := os.Stat(file)
 	if err != nil {
 		return nil, fmt.Errorf("read the client's key: %w", err)
 	}
 	const most = 64 << 10
 	if info.Size() > most {
-		return nil, fmt.Errorf("%s is not a private key", file)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s is accessible to other users: its mode is %#o, want 0600", file, info.Mode().Perm())
+		return nil, fmt.Errorf("%s is not a private key: it is too long", file)
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read the client's key: %w", err)
+	}
+	var set struct{ Keys []json.RawMessage }
+	if json.Unmarshal(data, &set) == nil && set.Keys != nil {
+		return nil, fmt.Errorf("%s is a JSON Web Key Set, the public half for the registration: name the private key", file)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s is accessible to other users: its mode is %#o, want 0600", file, info.Mode().Perm())
+	}
+	return data, nil
+}
+
+// readKey reads a private key.
+func readKey(file string) (*token.Signer, error) {
+	data, err := readPrivate(file)
+	if err != nil {
+		return nil, err
 	}
 	signer, err := token.ParseSigner(data, token.AssertionAlgorithms()...)
 	if err != nil {
