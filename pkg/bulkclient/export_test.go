@@ -191,6 +191,7 @@ func TestNotAManifest(t *testing.T) {
 		"half count":        {without(`"output":[]`, `"output":[{"url":"https://a.org/x","count":1.5}]`), ErrMismatch},
 		"credentials":       {without(`"output":[]`, `"output":[{"url":"https://u:p@a.org/x"}]`), ErrMismatch},
 		"scheme":            {without(`"output":[]`, `"output":[{"url":"file:///etc/passwd"}]`), ErrMismatch},
+		"link":              {without(`"error":[]`, `"error":[],"link":{"relation":"next"}`), ErrMismatch},
 		"page of many":      {without(`"error":[]`, `"error":[],"link":[{"relation":"next","url":"x"}]`), ErrMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {

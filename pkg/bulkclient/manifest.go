@@ -51,20 +51,36 @@ func (m *Manifest) items() []*Item {
 const (
 	maxManifest = 256 << 20 // bytes of a manifest
 	maxFiles    = 1_000_000 // items of a manifest
+	maxItem     = 1 << 20   // bytes of an item, and of anything else that is read at once
 )
+
+var errTooLong = errors.New("it, or a part of it, is too long")
+
+// bounded is a reader that ends with errTooLong, so that a decoder's buffer is bounded.
+type bounded struct {
+	in          io.Reader
+	total, item int64 // bytes that may still be read, in all and before the next reset of item
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	p = p[:min(int64(len(p)), b.total, b.item)]
+	if len(p) == 0 {
+		return 0, errTooLong
+	}
+	n, err := b.in.Read(p)
+	b.total -= int64(n)
+	b.item -= int64(n)
+	return n, err
+}
 
 // readManifest reads a manifest item by item, so that it takes no more memory than its files need. It accepts missing
 // members and names them in Missing, but refuses with ErrMismatch what is malformed, and what is not a manifest: a proxy
 // may send any document with a 200, which must not be mistaken for the manifest of an export without files. Relative URLs
 // are resolved against from, the URL of the manifest.
 func readManifest(in io.Reader, from *url.URL) (*Manifest, error) {
-	bounded := &io.LimitedReader{R: in, N: maxManifest + 1}
-	manifest, err := newManifestReader(bounded, from, maxFiles).read()
+	manifest, err := newManifestReader(in, from, maxFiles).read()
 	var syntax *json.SyntaxError
-	switch {
-	case bounded.N <= 0:
-		return nil, malformed("it is longer than %d MiB", maxManifest>>20)
-	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+	if errors.As(err, &syntax) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, errTooLong) {
 		return nil, malformed("%w", err)
 	}
 	return manifest, err
@@ -75,27 +91,66 @@ func malformed(format string, args ...any) error {
 }
 
 type manifestReader struct {
+	in      *bounded
 	decoder *json.Decoder
 	from    *url.URL
-	members map[string]json.RawMessage // all but the lists of files
+	members map[string]json.RawMessage // the known ones; nil for a list of files
 	items   int
 	most    int // items
 }
 
 func newManifestReader(in io.Reader, from *url.URL, most int) *manifestReader {
-	return &manifestReader{
-		decoder: json.NewDecoder(in), from: from, members: make(map[string]json.RawMessage), most: most,
+	r := &manifestReader{
+		in: &bounded{in: in, total: maxManifest, item: maxItem}, from: from, most: most,
+		members: make(map[string]json.RawMessage),
+	}
+	r.decoder = json.NewDecoder(r.in)
+	return r
+}
+
+func (r *manifestReader) token() (json.Token, error) {
+	r.in.item = maxItem
+	return r.decoder.Token()
+}
+
+// more reports whether there is another element. It is also false after an error, so the end has to be checked.
+func (r *manifestReader) more() bool {
+	r.in.item = maxItem
+	return r.decoder.More()
+}
+
+func (r *manifestReader) decode(value any) error {
+	r.in.item = maxItem
+	return r.decoder.Decode(value)
+}
+
+// skip reads a value without keeping it.
+func (r *manifestReader) skip() error {
+	for depth := 0; ; {
+		token, err := r.token()
+		if err != nil {
+			return err
+		}
+		switch token {
+		case json.Delim('{'), json.Delim('['):
+			depth++
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+		if depth == 0 {
+			return nil
+		}
 	}
 }
 
 func (r *manifestReader) read() (*Manifest, error) {
 	manifest := &Manifest{}
 	lists := map[string]*[]Item{"output": &manifest.Output, "deleted": &manifest.Deleted, "error": &manifest.Error}
-	if token, err := r.decoder.Token(); err != nil || token != json.Delim('{') {
+	if token, err := r.token(); err != nil || token != json.Delim('{') {
 		return nil, cmp.Or(err, malformed("it is not a JSON object"))
 	}
-	for r.decoder.More() {
-		token, err := r.decoder.Token()
+	for r.more() {
+		token, err := r.token()
 		if err != nil {
 			return nil, err
 		}
@@ -104,20 +159,26 @@ func (r *manifestReader) read() (*Manifest, error) {
 			return nil, malformed("%q appears twice", printable(name))
 		}
 		var value json.RawMessage
-		if list := lists[name]; list != nil {
-			*list, err = r.list(name)
-		} else {
-			err = r.decoder.Decode(&value)
+		switch name {
+		case "output", "deleted", "error":
+			*lists[name], err = r.list(name)
+		case "transactionTime", "request", "requiresAccessToken", "resourceType", "link":
+			err = r.decode(&value)
+		default:
+			if err := r.skip(); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if err != nil {
 			return nil, err
 		}
 		r.members[name] = value
 	}
-	if _, err := r.decoder.Token(); err != nil {
-		return nil, err
+	if end, err := r.token(); err != nil || end != json.Delim('}') {
+		return nil, cmp.Or(err, errTooLong)
 	}
-	if _, err := r.decoder.Token(); !errors.Is(err, io.EOF) {
+	if _, err := r.token(); !errors.Is(err, io.EOF) {
 		return nil, malformed("text follows the JSON object")
 	}
 	return manifest, r.fill(manifest)
@@ -125,7 +186,7 @@ func (r *manifestReader) read() (*Manifest, error) {
 
 // list reads a list of files; it is nil for null.
 func (r *manifestReader) list(name string) ([]Item, error) {
-	token, err := r.decoder.Token()
+	token, err := r.token()
 	if err != nil || token == nil {
 		return nil, err
 	}
@@ -133,7 +194,7 @@ func (r *manifestReader) list(name string) ([]Item, error) {
 		return nil, malformed("%s is not a list", name)
 	}
 	list := []Item{}
-	for r.decoder.More() {
+	for r.more() {
 		if r.items++; r.items > r.most {
 			return nil, malformed("it lists more than %d files", r.most)
 		}
@@ -143,8 +204,10 @@ func (r *manifestReader) list(name string) ([]Item, error) {
 		}
 		list = append(list, item)
 	}
-	_, err = r.decoder.Token()
-	return list, err
+	if end, err := r.token(); err != nil || end != json.Delim(']') {
+		return nil, cmp.Or(err, errTooLong)
+	}
+	return list, nil
 }
 
 func (r *manifestReader) item(list string) (Item, error) {
@@ -153,7 +216,7 @@ func (r *manifestReader) item(list string) (Item, error) {
 		Count json.RawMessage `json:"count"`
 	}
 	var wrong *json.UnmarshalTypeError
-	err := r.decoder.Decode(&raw)
+	err := r.decode(&raw)
 	if errors.As(err, &wrong) {
 		return Item{}, fmt.Errorf("%w: %w", ErrMismatch, err)
 	}
@@ -204,15 +267,16 @@ func (r *manifestReader) fill(manifest *Manifest) error {
 	}
 	type link struct{ Relation string }
 	var links []link
-	next := func(l link) bool { return l.Relation == "next" }
-	if json.Unmarshal(r.members["link"], &links) == nil && slices.ContainsFunc(links, next) {
+	if raw := r.members["link"]; raw != nil && json.Unmarshal(raw, &links) != nil {
+		return malformed("link is not a list")
+	}
+	if slices.ContainsFunc(links, func(l link) bool { return l.Relation == "next" }) {
 		return malformed("it is a page of a manifest in pages (it has a link next), which this client does not support")
 	}
 	for name, to := range map[string]*string{"transactionTime": &manifest.TransactionTime, "request": &manifest.Request} {
 		if raw := r.members[name]; raw != nil && json.Unmarshal(raw, to) != nil {
 			return malformed("%s is not a string", name)
 		}
-		*to = printable(*to)
 	}
 	switch raw := strings.Trim(string(r.members["requiresAccessToken"]), `"`); strings.ToLower(raw) {
 	case "true":
@@ -250,7 +314,7 @@ func (m *Manifest) warnings() []string {
 		found = append(found, "the manifest has no "+strings.Join(m.Missing, ", no "))
 	}
 	if _, err := time.Parse(time.RFC3339, m.TransactionTime); err != nil && m.TransactionTime != "" {
-		found = append(found, fmt.Sprintf("the manifest's transactionTime %q is not an instant", m.TransactionTime))
+		found = append(found, fmt.Sprintf("the manifest's transactionTime %q is not an instant", printable(m.TransactionTime)))
 	}
 	return found
 }

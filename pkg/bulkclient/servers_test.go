@@ -305,6 +305,19 @@ func (m *most) Advanced(_ File, _, bytes int64) { m.bytes += max(bytes, 0) }
 func TestManifestIsReadItemByItem(t *testing.T) {
 	from, err := url.Parse("https://a.org/jobs/1")
 	must(t, err)
+	for _, begin := range []string{`{"output":[{"url":"`, `{"`, `{"extension":{"x":"`, `{"request":"`, `{"output":[{"x":["`} {
+		text := &endless{head: begin, item: "xxxxxxxxxxxxxxxx"}
+		if _, err := readManifest(text, from); !errors.Is(err, ErrMismatch) || text.read > 3*maxItem {
+			t.Errorf("%s: %v after %d bytes", begin, err, text.read)
+		}
+	}
+	for _, blanks := range []int{0, maxItem / 2, 2 * maxItem} {
+		text := `{"request":"r","output":[{"url":"a"}` + strings.Repeat(" ", blanks) + `,{"url":"b"}]}`
+		manifest, err := readManifest(strings.NewReader(text), from)
+		if err == nil && len(manifest.Output) != 2 || err != nil && (!errors.Is(err, ErrMismatch) || blanks < maxItem) {
+			t.Errorf("%d blanks: %+v, %v", blanks, manifest, err)
+		}
+	}
 	const most = 50_000
 	for item, want := range map[string]int{`{}`: 1, `{"url":"x"}`: most} {
 		items := &endless{head: `{"request":"r","output":[`, item: item + ","}
