@@ -127,5 +127,5 @@ func TestAuditUsage(t *testing.T) {
 	} {
 		do(t, tc.code, tc.contains, append([]string{"admin", "audit", "verify"}, tc.args...)...)
 	}
-	do(t, ExitUsage, "missing command: see sluice admin audit --help", "admin", "audit")
+	do(t, ExitUsage, "missing command\nSee sluice admin audit --help.", "admin", "audit")
 }
