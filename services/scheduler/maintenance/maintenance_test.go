@@ -141,7 +141,7 @@ func (w *world) job(state export.State) export.JobID {
 
 func (w *world) claim(id export.JobID, unit export.UnitID, kind export.Kind) export.Lease {
 	w.t.Helper()
-	lease, err := w.Jobs.Claim(w.t.Context(), id, unit, kind, 1)
+	lease, err := w.Jobs.Claim(w.t.Context(), id, unit, kind, 1, "")
 	w.must(err)
 	return lease
 }
@@ -341,12 +341,12 @@ func TestASilentUnitIsRescued(t *testing.T) { // pitfalls 7, 11, 26, 27
 	w.claim(id, export.PlanUnit, export.KindPlan)
 	w.set(w.Now().Add(w.cfg.Silence - time.Second))
 	w.must(w.Rescue(t.Context()))
-	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2); !errors.Is(err, export.ErrFenced) {
+	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2, ""); !errors.Is(err, export.ErrFenced) {
 		t.Fatalf("rescued before its silence was over: %v", err)
 	}
 	w.set(w.Now().Add(2 * time.Second))
 	w.must(w.Rescue(t.Context()))
-	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
+	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2, "")
 	w.must(err)
 	if lease.Failures != 1 {
 		t.Errorf("attempt %d", lease.Failures)
@@ -388,14 +388,14 @@ func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26,
 	<-taken
 	w.set(w.Now().Add(w.cfg.Silence + time.Second))
 	w.must(w.Rescue(t.Context()))
-	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 1); !errors.Is(err, export.ErrFenced) {
+	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 1, ""); !errors.Is(err, export.ErrFenced) {
 		t.Errorf("the old task can still claim: %v", err)
 	}
 	tasks, err := w.redis.Keys(t.Context(), "asynq:*"+string(id)+":plan:2").Result()
 	if err != nil || len(tasks) != 1 {
 		t.Errorf("tasks at the new fence: %v %v", tasks, err)
 	}
-	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
+	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2, "")
 	w.must(err)
 	if lease.Failures != 0 {
 		t.Errorf("attempt %d: nothing was attempted", lease.Failures)

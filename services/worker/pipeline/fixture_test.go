@@ -437,6 +437,16 @@ func must(t testing.TB, err error) {
 	}
 }
 
+// waitLog waits until the log contains the text.
+func (fx *fixture) waitLog(text string) {
+	fx.t.Helper()
+	for began := time.Now(); !strings.Contains(fx.log.String(), text); time.Sleep(5 * time.Millisecond) {
+		if time.Since(began) > patience {
+			fx.t.Fatalf("the log does not contain %q", text)
+		}
+	}
+}
+
 // patience bounds waiting.
 const patience = 30 * time.Second
 
