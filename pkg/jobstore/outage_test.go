@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
+
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
@@ -144,4 +146,26 @@ func TestARepeatedReleaseReturnsTheSameFence(t *testing.T) {
 			t.Errorf("after the unit was claimed again: %v, want ErrFenced", err)
 		}
 	})
+}
+
+// The sweep would delete the files of a job whose record reads as missing. The error of a pipeline is that of its first
+// command, here of a job without a record.
+func TestARefusedReadIsNotReadAsAMissingRecord(t *testing.T) {
+	server := miniredis.RunT(t)
+	s, err := jobstore.Open("redis://"+server.Addr(), nil)
+	must(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	id := export.NewJobID()
+	for _, name := range []string{"job", "fences", "results"} {
+		must(t, server.Set("sluice:{"+string(id)+"}:"+name, "of another type"))
+	}
+	jobs := []jobstore.Entry{{ID: export.NewJobID()}, {ID: id}}
+	_, statesErr := s.States(t.Context(), jobs)
+	_, countsErr := s.Counts(t.Context(), jobs)
+	_, publishedErr := s.Published(t.Context(), []export.Origin{{Job: jobs[0].ID, Unit: "a", Fence: 1}, {Job: id, Unit: "a", Fence: 1}})
+	for name, err := range map[string]error{"states": statesErr, "counts": countsErr, "published": publishedErr} {
+		if !errors.Is(err, export.ErrUnavailable) {
+			t.Errorf("%s: %v, want ErrUnavailable", name, err)
+		}
+	}
 }

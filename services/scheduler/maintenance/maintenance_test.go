@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -25,6 +26,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -41,6 +43,7 @@ type world struct {
 
 	events  *audit.Log
 	auditAt string
+	calls   atomic.Int64 // round trips of the job store to Redis
 }
 
 func newWorld(t *testing.T) *world {
@@ -51,7 +54,7 @@ func newWorld(t *testing.T) *world {
 
 	url := testenv.Redis(t)
 	w.url = url
-	jobs, err := jobstore.Open(url, now)
+	jobs, err := jobstore.Open(url, now, redisclient.WithObserver(func(string, time.Time, error) { w.calls.Add(1) }))
 	w.must(err)
 	tasks, err := queue.Open(url)
 	w.must(err)
@@ -358,6 +361,26 @@ func TestASilentUnitIsRescued(t *testing.T) { // pitfalls 7, 11, 26, 27
 	}
 }
 
+// The passes note in Redis that it can be reached. After a gap, the workers could not send heartbeats either.
+func TestARescueAfterAnOutageOfRedisWaitsForTheWorkers(t *testing.T) {
+	w := newWorld(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	for began := time.Now(); w.redis.Exists(t.Context(), "sluice:outage").Val() == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("no note")
+		}
+	}
+	stop()
+	w.must(<-ended)
+	id := w.job(export.Scheduled)
+	lease := w.claim(id, export.PlanUnit, export.KindPlan)
+	w.set(w.Now().Add(2 * w.cfg.Silence))
+	w.must(w.Rescue(t.Context()))
+	w.must(w.Jobs.Heartbeat(t.Context(), lease))
+}
+
 func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // pitfall 7: enqueue and record are two steps
 	w := newWorld(t)
 	id := w.job(export.Scheduled) // recorded, but the process died before it enqueued
@@ -434,6 +457,10 @@ func TestAJobThatTakesTooLongFails(t *testing.T) { // pitfall 7
 	if job.State != export.Failed || job.Failure == "" || !job.Expires.Equal(w.Now().Add(week)) {
 		t.Errorf("job: %+v", job)
 	}
+	purges, err := w.redis.Keys(t.Context(), "asynq:{upkeep}:t:purge:"+string(id)+":*").Result()
+	if err != nil || len(purges) != 1 {
+		t.Errorf("purges in the queue: %v %v, want one", purges, err)
+	}
 }
 
 func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
@@ -484,6 +511,55 @@ func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 		if key := export.FileKey(done, "Patient", export.FileName("Patient-00000", 1, "Patient", n)); !there[key] {
 			t.Errorf("a listed file is gone: %s", key)
 		}
+	}
+}
+
+// A sweep of a million objects has to end within its time limit, and one that does not must not begin again.
+func TestTheSweepLooksUpAThousandObjectsAtOnceAndContinues(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	done := w.job(export.Completed) // 9 objects, one of them scaffolding
+	var puts errgroup.Group
+	puts.SetLimit(16)
+	orphans := export.JobID("bbbbbbbbbbbbbbbbbbbbbbbbbb")
+	for n := range 2 * sweepBatch {
+		puts.Go(func() error {
+			object := w.Objects.Create(ctx, export.FileKey(orphans, "Patient", export.FileName("Patient-00000", 1, "Patient", n)), "")
+			_, err := object.Commit()
+			return err
+		})
+	}
+	w.must(puts.Wait())
+	// The store fails at the second delete.
+	deletes := atomic.Int64{}
+	w.proxy.OnReply(func(reply *http.Response) error {
+		if reply.Request.URL.Query().Has("delete") && deletes.Add(1) > 1 {
+			return errors.New("the store has gone")
+		}
+		return nil
+	})
+	if err := w.Sweep(ctx); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("a sweep during an outage: %v", err)
+	}
+	w.proxy.Mend()
+	last, err := w.Jobs.Swept(ctx)
+	w.must(err)
+	if job, ours := export.JobOf(last); !ours || job != orphans {
+		t.Errorf("the sweep stopped at %q", last)
+	}
+	early := export.ManifestKey("aaaaaaaaaaaaaaaaaaaaaaaaaa", 1)
+	w.put(early)
+	w.calls.Store(0)
+	w.must(w.Sweep(ctx))
+	if n := w.calls.Load(); n > 12 { // position, states, results; two or three batches and the uploads
+		t.Errorf("%d round trips to Redis for %d objects", n, sweepBatch)
+	}
+	if keys, _ := w.keys(); len(keys) != 9 || keys[0] != early {
+		t.Errorf("left %v, want the early orphan, which is behind the position, and 8 of job %s", keys, done)
+	}
+	w.must(w.Sweep(ctx))
+	if keys, _ := w.keys(); len(keys) != 8 {
+		t.Errorf("left %v, want what job %s lists", keys, done)
 	}
 }
 
