@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,29 +24,29 @@ func populationForFaults(t *testing.T) (data, group string) {
 	return generated(t, 60), "all"
 }
 
-// gate delays the response of the store to the n'th write of an Observation file until the test releases it. Meanwhile the
-// worker is in the middle of its unit, and the store has the object.
+// gate delays a response of the store until the test releases it. Meanwhile the worker is in the middle of its unit, and
+// the store has the object.
 type gate struct {
-	mu      sync.Mutex
-	left    int
+	once    sync.Once
 	reached chan struct{}
 	release chan struct{}
 }
 
-func holdObservations(proxy *objectstest.Proxy, nth int) *gate {
-	g := &gate{left: nth, reached: make(chan struct{}), release: make(chan struct{})}
+func newGate() *gate { return &gate{reached: make(chan struct{}), release: make(chan struct{})} }
+
+func (g *gate) hold() {
+	g.once.Do(func() { close(g.reached) })
+	<-g.release
+}
+
+// holdObservations delays the response to the n'th write of an Observation file.
+func holdObservations(proxy *objectstest.Proxy, nth int64) *gate {
+	g := newGate()
+	var writes atomic.Int64
 	proxy.OnReply(func(reply *http.Response) error {
 		r := reply.Request
-		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/Observation/") {
-			return nil
-		}
-		g.mu.Lock()
-		g.left--
-		hold := g.left == 0
-		g.mu.Unlock()
-		if hold {
-			close(g.reached)
-			<-g.release
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/Observation/") && writes.Add(1) == nth {
+			g.hold()
 		}
 		return nil
 	})
@@ -57,7 +58,7 @@ func (g *gate) wait(t *testing.T) {
 	select {
 	case <-g.reached:
 	case <-time.After(time.Minute):
-		t.Fatal("no Observation file was written")
+		t.Fatal("the file was not written")
 	}
 }
 
