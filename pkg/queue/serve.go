@@ -143,14 +143,20 @@ type server struct {
 	running chan struct{} // has an element for each running handler
 }
 
+// errBusy puts a task back in the queue, for another server or for later.
+var errBusy = errors.New("every slot has a handler whose task Asynq has given up")
+
+// slotWait is how long a task waits for a slot before it is put back.
+const slotWait = time.Second
+
 // limit runs at most as many handlers at once as the server has slots. Their contexts end at the task's deadline and, with
 // the cause ErrDraining, at the end of drain.
 func (s *server) limit(drain context.Context, handler asynq.Handler) asynq.Handler {
 	return asynq.HandlerFunc(func(task context.Context, t *asynq.Task) error {
 		select {
 		case s.running <- struct{}{}:
-		case <-task.Done():
-			return task.Err()
+		case <-time.After(slotWait):
+			return errBusy
 		}
 		defer func() { <-s.running }()
 		ctx, cancel := context.WithCancelCause(context.WithoutCancel(task))
@@ -186,14 +192,17 @@ func newServer(
 		DelayedTaskCheckInterval: 500 * time.Millisecond,
 		ShutdownTimeout:          cfg.Drain + handBack,
 		RetryDelayFunc:           func(n int, _ error, _ *asynq.Task) time.Duration { return export.Backoff(n + 1) },
+		IsFailure:                func(err error) bool { return !errors.Is(err, errBusy) }, // only failures extend the delay
 		Logger:                   asynqLogger{cfg.Logger},
 		LogLevel:                 asynq.WarnLevel,
 		ErrorHandler: asynq.ErrorHandlerFunc(func(_ context.Context, t *asynq.Task, err error) {
-			if errors.Is(err, asynq.ErrLeaseExpired) {
-				cfg.Logger.Warn("task could not be renewed in the queue; its handler continues", "task", t.Type())
-				return
+			switch {
+			case errors.Is(err, errBusy):
+			case errors.Is(err, asynq.ErrLeaseExpired):
+				cfg.Logger.Warn("the lease of a task ended; its handler continues", "task", t.Type())
+			default:
+				cfg.Logger.Error("task failed", "task", t.Type(), "err", err)
 			}
-			cfg.Logger.Error("task failed", "task", t.Type(), "err", err)
 		}),
 	})
 	return &server{Server: inner, running: make(chan struct{}, concurrency)}
