@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -152,6 +154,43 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)
 	}
 	s.onlyManifestIsStored(status, m)
+}
+
+func TestAStoppingWorkerServesItsMetricsUntilItHasDrained(t *testing.T) {
+	t.Parallel()
+	data := generated(t, 60)
+	proxy := objectstest.NewProxy(t, testenv.ObjectStore(t).Endpoint)
+	s := deploy(t, setup{data: data, endpoint: proxy.Endpoint(), worker: []string{"SLUICE_WORKER_DRAIN=1m"}})
+	worker := s.startWorker()
+	private := "http://" + worker.ready()["private"]
+	get := func(path string) (status int, body string) {
+		t.Helper()
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, private+path, nil)
+		must(t, err)
+		response, err := http.DefaultClient.Do(request)
+		must(t, err)
+		defer response.Body.Close()
+		text, err := io.ReadAll(response.Body)
+		must(t, err)
+		return response.StatusCode, string(text)
+	}
+	g := holdObservations(proxy, 1)
+	s.kickoff("all", "")
+	g.wait(t)
+	if status, report := get("/readyz"); status != http.StatusOK {
+		t.Errorf("before the stop: %d %s", status, report)
+	}
+	worker.signal(syscall.SIGTERM)
+	eventually(t, 30*time.Second, "the worker is not ready and serves the metrics of the last unit", func() bool {
+		status, _ := get("/readyz")
+		_, metrics := get("/metrics")
+		return status == http.StatusServiceUnavailable && strings.Contains(metrics, "\nsluice_worker_busy_units 1\n")
+	})
+	close(g.release)
+	worker.stop()
+	if _, done := worker.find(observationUnit("unit ended")); !done {
+		t.Error("the unit was not finished")
+	}
 }
 
 func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16
