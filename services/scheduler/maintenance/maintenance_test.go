@@ -3,6 +3,7 @@ package maintenance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -43,7 +44,7 @@ type world struct {
 
 	events  *audit.Log
 	auditAt string
-	calls   atomic.Int64 // round trips of the job store to Redis
+	calls   atomic.Int64 // round trips to Redis
 }
 
 func newWorld(t *testing.T) *world {
@@ -54,9 +55,10 @@ func newWorld(t *testing.T) *world {
 
 	url := testenv.Redis(t)
 	w.url = url
-	jobs, err := jobstore.Open(url, now, redisclient.WithObserver(func(string, time.Time, error) { w.calls.Add(1) }))
+	observed := redisclient.WithObserver(func(string, time.Time, error) { w.calls.Add(1) })
+	jobs, err := jobstore.Open(url, now, observed)
 	w.must(err)
-	tasks, err := queue.Open(url)
+	tasks, err := queue.Open(url, observed)
 	w.must(err)
 	opts, err := redis.ParseURL(url)
 	w.must(err)
@@ -393,6 +395,38 @@ func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // pitfall 7: enque
 		t.Errorf("tasks in the queue: %v", tasks)
 	}
 }
+
+// A large job has hundreds of units in the queue, which nobody has claimed.
+func TestARescueLooksUpAllQueuedUnitsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.lifecycle.Outstanding = rescueMost
+	id := w.job(export.Scheduled)
+	plan := w.claim(id, export.PlanUnit, export.KindPlan)
+	var units []export.Unit
+	for n := range rescueMost {
+		units = append(units, export.Unit{
+			ID: export.UnitID(fmt.Sprintf("Patient-%05d", n)), Kind: export.KindExport, Type: "Patient", Bytes: export.ShortBytes + 1,
+		})
+	}
+	w.must(w.Jobs.Stage(t.Context(), plan, units))
+	w.must(w.Jobs.Commit(t.Context(), plan, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: w.Now()}}))
+	w.must(w.Rescue(t.Context())) // issues and enqueues them
+	lost := "asynq:{bulk}:t:" + string(id) + ":Patient-00007:1"
+	w.must(w.redis.LRem(t.Context(), "asynq:{bulk}:pending", 1, string(id)+":Patient-00007:1").Err())
+	w.must(w.redis.Del(t.Context(), lost).Err())
+	w.set(w.Now().Add(w.cfg.Silence + time.Second))
+	w.calls.Store(0)
+	w.must(w.Rescue(t.Context()))
+	if n := w.calls.Load(); n > 10 {
+		t.Errorf("%d round trips for %d queued units", n, rescueMost)
+	}
+	if w.redis.Exists(t.Context(), lost).Val() != 1 {
+		t.Error("the unit whose task was lost is not enqueued again")
+	}
+}
+
+// rescueMost is how many silent units of a job one rescue takes.
+const rescueMost = 200
 
 func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26, 27
 	w := newWorld(t)
