@@ -76,7 +76,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	objects, err := cfg.Objects.Observed(dependencies).Open(ring.Key)
+	objects, err := cfg.Objects.Observed(dependencies).Open(pipeline.OutlastKeys(ring.Key, jobs.Ping, log))
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
@@ -129,6 +130,24 @@ func outlast(ctx context.Context, log *slog.Logger, step func() error) error {
 			return err
 		case <-time.After(outlastEvery):
 		}
+	}
+}
+
+// OutlastKeys returns keys that wait while the job store cannot be reached, so that a unit can begin its next object. Other
+// errors, such as that of a missing master key, are returned.
+func OutlastKeys(keys objects.Keys, ping func(context.Context) error, log *slog.Logger) objects.Keys {
+	return func(ctx context.Context, object string) (key []byte, err error) {
+		_ = outlast(ctx, log, func() error {
+			if key, err = keys(ctx, object); !errors.Is(err, export.ErrUnavailable) {
+				return nil
+			}
+			if down := ping(ctx); down != nil {
+				return down
+			}
+			key, err = keys(ctx, object)
+			return nil
+		})
+		return key, err
 	}
 }
 
