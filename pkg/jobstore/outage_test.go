@@ -162,7 +162,9 @@ func TestARefusedReadIsNotReadAsAMissingRecord(t *testing.T) {
 	jobs := []jobstore.Entry{{ID: export.NewJobID()}, {ID: id}}
 	_, statesErr := s.States(t.Context(), jobs)
 	_, countsErr := s.Counts(t.Context(), jobs)
-	_, publishedErr := s.Published(t.Context(), []export.Origin{{Job: jobs[0].ID, Unit: "a", Fence: 1}, {Job: id, Unit: "a", Fence: 1}})
+	_, publishedErr := s.Published(t.Context(), []export.Origin{
+		{Job: jobs[0].ID, Unit: "a", Fence: 1}, {Job: id, Unit: "a", Fence: 1},
+	})
 	for name, err := range map[string]error{"states": statesErr, "counts": countsErr, "published": publishedErr} {
 		if !errors.Is(err, export.ErrUnavailable) {
 			t.Errorf("%s: %v, want ErrUnavailable", name, err)

@@ -213,8 +213,9 @@ func (s *Store) NoteReachable(ctx context.Context) error {
 }
 
 // RescueStale takes up to most units without a heartbeat for as long as silence and marks them as heard of now. A claimed
-// unit gets a new fence (lost), and the loss counts as an attempt unless its worker turns up again; the task of an unclaimed
-// one may be lost. All have to be enqueued again. After an outage of Redis, the silence of claimed units counts from its end.
+// unit gets a new fence (lost), and the loss counts as an attempt unless its worker turns up again; the task of an
+// unclaimed one may be lost. All have to be enqueued again. After an outage of Redis, the silence of claimed units counts
+// from its end.
 func (s *Store) RescueStale(
 	ctx context.Context, id export.JobID, silence time.Duration, most int,
 ) (lost, unclaimed []export.Lease, err error) {
