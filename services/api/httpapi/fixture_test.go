@@ -310,7 +310,7 @@ func (w *fixture) claim(id export.JobID, unit export.UnitID, kind export.Kind) e
 		_, err := w.jobs.Issue(w.t.Context(), id, 100)
 		w.must(err)
 	}
-	lease, err := w.jobs.Claim(w.t.Context(), id, unit, kind, 1)
+	lease, err := w.jobs.Claim(w.t.Context(), id, unit, kind, 1, "")
 	w.must(err)
 	return lease
 }

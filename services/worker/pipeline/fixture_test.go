@@ -238,8 +238,8 @@ func (fx *fixture) outcome(job export.Job) outcome {
 		}
 		// The sweep would delete a listed file of a lost attempt.
 		origin, ok := export.ParseKey(file.Key)
-		current, err := fx.jobs.IsPublished(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
-		if err != nil || !ok || !current {
+		current, err := fx.jobs.Published(fx.t.Context(), []export.Origin{origin})
+		if err != nil || !ok || !current[0] {
 			fx.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
 		}
 		for _, line := range fx.readFile(file) {
@@ -437,6 +437,16 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// waitLog waits until the log contains the text.
+func (fx *fixture) waitLog(text string) {
+	fx.t.Helper()
+	for began := time.Now(); !strings.Contains(fx.log.String(), text); time.Sleep(5 * time.Millisecond) {
+		if time.Since(began) > patience {
+			fx.t.Fatalf("the log does not contain %q", text)
+		}
 	}
 }
 

@@ -63,7 +63,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 			return jobstore.Commit{}, err
 		}
 	}
-	if err := w.Jobs.Stage(ctx, lease, units); err != nil {
+	if err := w.stage(ctx, lease, units); err != nil {
 		return jobstore.Commit{}, err
 	}
 	return jobstore.Commit{

@@ -56,7 +56,7 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	if err := w.Jobs.Stage(ctx, lease, units); err != nil {
+	if err := w.stage(ctx, lease, units); err != nil {
 		return jobstore.Commit{}, err
 	}
 	var left export.Tally

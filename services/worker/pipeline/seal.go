@@ -106,9 +106,7 @@ func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, 
 // clear deletes the objects that only a running job needs. It runs after the seal, so that the client does not wait for
 // it. The sweep deletes the objects that it leaves.
 func (w *Worker) clear(ctx context.Context, job export.JobID) {
-	for _, prefix := range export.Scaffolding(job) {
-		if _, err := w.Objects.DeletePrefix(ctx, prefix); err != nil {
-			w.Logger.Warn("temporary objects are left to the sweep", "job_id", job, "err", err)
-		}
+	if _, err := w.Objects.DeletePrefix(ctx, export.Scaffolding(job)...); err != nil {
+		w.Logger.Warn("temporary objects are left to the sweep", "job_id", job, "err", err)
 	}
 }
