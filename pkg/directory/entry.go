@@ -33,9 +33,7 @@ func (l NameList) Selection() Selection {
 
 // Grant returns the grant of the entry.
 func (e GrantEntry) Grant() Grant {
-	return Grant{
-		Types: e.Types.Selection(), Groups: e.Groups.Selection(), Patients: e.Patients.Selection(),
-	}
+	return Grant{Types: e.Types.Selection(), Groups: e.Groups.Selection()}
 }
 
 const (

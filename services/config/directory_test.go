@@ -71,8 +71,17 @@ func TestOpenDirectory(t *testing.T) {
 			t.Errorf("an unknown group: %v", err)
 		}
 		grant, err := register.Access.Grant(t.Context(), owner)
-		if err != nil || !grant.Types.Has("Patient") || grant.Types.Has("Condition") || !grant.Groups.Has("g") || grant.Patients.Has("p2") {
+		if err != nil || !grant.Types.Has("Patient") || grant.Types.Has("Condition") || !grant.Groups.Has("g") {
 			t.Errorf("grant %+v, error %v", grant, err)
+		}
+		err = register.Access.Patients(t.Context(), owner, func(_ directory.Grant, patients *directory.PatientFilter) error {
+			if included, err := patients.Includes("p2"); err != nil || included {
+				t.Errorf("the excepted patient is included: %v, error %v", included, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	}
 	t.Run("files", func(t *testing.T) {
@@ -112,7 +121,7 @@ func TestOpenDirectory(t *testing.T) {
 		err = errors.Join(err, pgdir.NewAccess(pool).Set(t.Context(), directory.GrantEntry{
 			Owner: owner, Types: directory.NameList{Names: []string{"Patient"}}, Groups: directory.NameList{All: true},
 			Patients: directory.NameList{All: true, Names: []string{"p2"}},
-		}))
+		}, nil))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,7 +15,8 @@
 //
 // # Access
 //
-// A grant is one row, even with a million patients. An unknown kind of list is an error, never a wider grant.
+// A grant is one row, even with a million patients: the server sorts them and sends them as a stream. An unknown kind of
+// list is an error, never a wider grant.
 //
 // Errors contain ids of groups, never ids of patients.
 package pgdir

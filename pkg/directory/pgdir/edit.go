@@ -126,31 +126,9 @@ func (g *Groups) edit(
 		return 0, errors.New("the group's id is not a FHIR id")
 	}
 	var refused error
-	err = pgx.BeginFunc(ctx, g.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `CREATE TEMPORARY TABLE directory_named (patient text COLLATE "C" NOT NULL) ON COMMIT DROP`)
-		if err != nil {
-			return err
-		}
-		next, stop := iter.Pull2(patients)
-		defer stop()
-		n := 0
+	err = pgx.BeginFunc(ctx, g.pool, func(tx pgx.Tx) (err error) {
 		// Patients may come from a terminal: read them before the group is locked.
-		_, err = tx.CopyFrom(ctx, pgx.Identifier{"directory_named"}, []string{"patient"},
-			pgx.CopyFromFunc(func() ([]any, error) {
-				patient, err, more := next()
-				if n++; more && err == nil && !fhir.IsID(patient) {
-					err = fmt.Errorf("patient number %d is not a FHIR id", n)
-				}
-				if !more || err != nil {
-					refused = err
-					return nil, err
-				}
-				return []any{patient}, nil
-			}))
-		if err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, "ANALYZE directory_named"); err != nil {
+		if refused, err = stageNamed(ctx, tx, patients); err != nil {
 			return err
 		}
 		if err := open(tx); err != nil {
@@ -162,6 +140,34 @@ func (g *Groups) edit(
 		return 0, refused
 	}
 	return changed, wrap("change the group "+groupID, err)
+}
+
+// stageNamed copies the patients into the temporary table directory_named of the transaction. refused is the stream's
+// error or that of a malformed id; err is not nil then.
+func stageNamed(ctx context.Context, tx pgx.Tx, patients Patients) (refused, err error) {
+	_, err = tx.Exec(ctx, `CREATE TEMPORARY TABLE directory_named (patient text COLLATE "C" NOT NULL) ON COMMIT DROP`)
+	if err != nil {
+		return nil, err
+	}
+	next, stop := iter.Pull2(patients)
+	defer stop()
+	n := 0
+	_, err = tx.CopyFrom(ctx, pgx.Identifier{"directory_named"}, []string{"patient"},
+		pgx.CopyFromFunc(func() ([]any, error) {
+			patient, err, more := next()
+			if n++; more && err == nil && !fhir.IsID(patient) {
+				err = fmt.Errorf("patient number %d is not a FHIR id", n)
+			}
+			if !more || err != nil {
+				refused = err
+				return nil, err
+			}
+			return []any{patient}, nil
+		}))
+	if err == nil {
+		_, err = tx.Exec(ctx, "ANALYZE directory_named")
+	}
+	return refused, err
 }
 
 func lockGroup(ctx context.Context, groupID string) func(pgx.Tx) error {

@@ -95,8 +95,15 @@ func TestOutages(t *testing.T) {
 			"Members": func() error { return groups.Members(t.Context(), "g", func(string) error { return nil }) },
 			"Grant": func() error {
 				grant, err := access.Grant(t.Context(), export.Owner{Issuer: "i", Subject: "s"})
-				if grant.Types.Has("Patient") || grant.Groups.Has("g") || grant.Patients.Has("p") {
+				if grant.Types.Has("Patient") || grant.Groups.Has("g") {
 					t.Error("the grant allows access")
+				}
+				return err
+			},
+			"Patients": func() error {
+				included, err := includes(t, access, "p")
+				if included {
+					t.Error("the grant includes a patient")
 				}
 				return err
 			},

@@ -1,12 +1,14 @@
 package command
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -77,12 +79,8 @@ func (l listOutput) String() string {
 	return l.Kind + " " + strconv.Itoa(l.Count)
 }
 
-func listJSON(list directory.NameList, names bool) listOutput {
-	output := listOutput{Kind: pgdir.Kind(list), Count: len(list.Names)}
-	if names {
-		output.Names = slices.Sorted(slices.Values(list.Names))
-	}
-	return output
+func listJSON(list directory.NameList) listOutput {
+	return listOutput{pgdir.Kind(list.All, len(list.Names)), len(list.Names), list.Sorted().Names}
 }
 
 func grantRows(grants ...grantOutput) []row {
@@ -120,18 +118,54 @@ func (a *app) grantShow() *cobra.Command {
 		Short: "Show an owner's grant",
 		Long:  `Show an owner's grant. Patient ids are printed only with --patients.`,
 	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
-		entry, err := grants.Entry(ctx, owner)
-		if err != nil {
-			return ofOwner(owner, err)
-		}
-		output := grantOutput{
-			owner.Issuer, owner.Subject, owner.Hash(),
-			listJSON(entry.Types, true), listJSON(entry.Groups, true), listJSON(entry.Patients, patients),
-		}
-		return a.show(output, grantRows(output))
+		return ofOwner(owner, grants.Entry(ctx, owner,
+			func(entry directory.GrantEntry, count int, next func() (string, error)) error {
+				output := grantOutput{
+					owner.Issuer, owner.Subject, owner.Hash(), listJSON(entry.Types), listJSON(entry.Groups),
+					listOutput{Kind: pgdir.Kind(entry.Patients.All, count), Count: count},
+				}
+				if !patients || count == 0 {
+					return a.show(output, grantRows(output))
+				}
+				return a.showPatients(output, next)
+			}))
 	}))
 	cmd.Flags().BoolVar(&patients, "patients", false, "print the patient ids of the grant")
 	return cmd
+}
+
+// showPatients prints a grant with the ids of its patients as they are read. There may be millions.
+func (a *app) showPatients(grant grantOutput, next func() (string, error)) error {
+	const mark = "*" // stands for the ids, the last value of both forms
+	grant.Patients.Names = []string{mark}
+	var frame strings.Builder
+	framed := app{stdout: &frame, flags: a.flags}
+	if err := framed.show(grant, grantRows(grant)); err != nil {
+		return err
+	}
+	at := strings.LastIndex(frame.String(), mark)
+	separator := ","
+	if a.flags.json {
+		separator = "\",\n      \""
+	}
+	w := bufio.NewWriter(a.stdout)
+	before := frame.String()[:at]
+	for {
+		id, err := next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		_, _ = w.WriteString(before + id) // Flush returns the error
+		before = separator
+	}
+	_, _ = w.WriteString(frame.String()[at+len(mark):])
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
 }
 
 func (a *app) grantSet() *cobra.Command {
@@ -150,21 +184,19 @@ func (a *app) grantSet() *cobra.Command {
     --types only:Patient,Observation --groups all --patients except:@withdrawn.txt`,
 	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) (err error) {
 		entry := directory.GrantEntry{Owner: owner}
-		for _, flag := range []struct {
-			name, value, form string
-			valid             func(string) bool
-			to                *directory.NameList
-		}{
-			{"--types", types, "a resource type of R4", fhir.IsType, &entry.Types},
-			{"--groups", groups, "a FHIR id", fhir.IsID[string], &entry.Groups},
-			{"--patients", patients, "a FHIR id", fhir.IsID[string], &entry.Patients},
-		} {
-			if *flag.to, err = readNames(flag.name, flag.value, flag.form, flag.valid); err != nil {
-				return err
-			}
+		if entry.Types, err = listed("--types", types, "a resource type of R4", fhir.IsType); err != nil {
+			return err
+		}
+		if entry.Groups, err = listed("--groups", groups, "a FHIR id", fhir.IsID); err != nil {
+			return err
+		}
+		var ids pgdir.Patients
+		entry.Patients.All, ids, err = readNames("--patients", patients, "a FHIR id", fhir.IsID)
+		if err != nil {
+			return err
 		}
 		return a.recorded("grant of owner "+owner.Hash(), func() (string, error) {
-			return "set the grant of owner " + owner.Hash() + "\n", grants.Set(ctx, entry)
+			return "set the grant of owner " + owner.Hash() + "\n", grants.Set(ctx, entry, ids)
 		})
 	})
 	f := cmd.Flags()
@@ -175,30 +207,53 @@ func (a *app) grantSet() *cobra.Command {
 	return cmd
 }
 
-func readNames(flag, value, form string, valid func(string) bool) (directory.NameList, error) {
-	kind, text, listed := strings.Cut(value, ":")
+// readNames reads the value of a flag: whether the list selects all names but its own, and its names, nil for "all".
+func readNames(
+	flag, value, form string, valid func(string) bool,
+) (allBut bool, names iter.Seq2[string, error], err error) {
+	kind, text, isList := strings.Cut(value, ":")
 	switch {
 	case value == "all":
-		return directory.NameList{All: true}, nil
-	case !listed || kind != "only" && kind != "except":
-		return directory.NameList{}, usage("%s must be all, only:a,b, except:a,b, only:@FILE or except:@FILE", flag)
+		return true, nil, nil
+	case !isList || kind != "only" && kind != "except":
+		return false, nil, usage("%s must be all, only:a,b, except:a,b, only:@FILE or except:@FILE", flag)
 	}
-	list := directory.NameList{All: kind == "except"}
-	names := prepend(nil, nil)
+	given := prepend(nil, nil)
 	if file, ok := strings.CutPrefix(text, "@"); ok {
-		names = idsIn(file)
+		given = idsIn(file)
 	} else if text != "" {
-		names = prepend(strings.Split(text, ","), nil)
+		given = prepend(strings.Split(text, ","), nil)
 	}
-	for name, err := range validated(names, valid, flag, form) {
+	allBut = kind == "except"
+	return allBut, func(yield func(string, error) bool) {
+		n := 0
+		for name, err := range validated(given, valid, flag, form) {
+			if n++; err != nil {
+				err = usageError{err}
+			}
+			if !yield(name, err) || err != nil {
+				return
+			}
+		}
+		// An empty exception list is probably a mistake; "all" grants everything.
+		if allBut && n == 0 {
+			yield("", usage("%s: except: has no names; use all for everything", flag))
+		}
+	}, nil
+}
+
+// listed reads the value of a flag with few names.
+func listed(flag, value, form string, valid func(string) bool) (list directory.NameList, err error) {
+	allBut, names, err := readNames(flag, value, form, valid)
+	if err != nil || names == nil {
+		return directory.NameList{All: allBut}, err
+	}
+	list.All = allBut
+	for name, err := range names {
 		if err != nil {
-			return directory.NameList{}, usageError{err}
+			return directory.NameList{}, err
 		}
 		list.Names = append(list.Names, name)
-	}
-	// An empty exception list is probably a mistake; "all" grants everything.
-	if list.All && len(list.Names) == 0 {
-		return directory.NameList{}, usage("%s: except: has no names; use all for everything", flag)
 	}
 	return list, nil
 }
