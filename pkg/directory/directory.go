@@ -19,9 +19,12 @@ type Groups interface {
 	Exists(ctx context.Context, groupID string) error
 
 	// Members streams the ids of the group's active patient members, without "Patient/", in any order; an id may occur
-	// twice. ErrNoGroup as for Exists. An error from yield ends the stream and is returned unchanged. Inactive members,
-	// members outside their period, and members that are not patients are left out.
-	Members(ctx context.Context, groupID string, yield func(patientID string) error) error
+	// twice. Members of a member group are members, if the member group can be exported; each group counts once, so
+	// cycles end. ErrNoGroup as for Exists. An error from yield ends the stream and is returned unchanged.
+	//
+	// Inactive members and members outside their period are not active. Members counts the active ones that it left out,
+	// by reason (spec 11): those that are no patient of this server, and the member groups that cannot be exported.
+	Members(ctx context.Context, groupID string, yield func(patientID string) error) ([]export.LeftOut, error)
 }
 
 // Access reads grants. A grant may list millions of patients, so no call holds them in memory.

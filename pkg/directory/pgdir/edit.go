@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
@@ -23,6 +24,17 @@ type Group struct {
 	LastUpdated *time.Time `json:"last_updated,omitempty"` // meta.lastUpdated of the loaded resource, if any
 	Members     int64      `json:"known"`                  // patients, including inactive ones and those outside their period
 	Current     int64      `json:"members"`                // patients that are members now
+
+	// Only in the result of Show:
+	Groups  []MemberGroup    `json:"groups,omitempty"`
+	LeftOut []export.LeftOut `json:"left_out,omitempty"` // members now that are no patient of this server
+}
+
+// MemberGroup is a group in a group.
+type MemberGroup struct {
+	ID         string `json:"id"`
+	Exportable bool   `json:"exportable"` // whether the group exists and can be exported
+	Current    bool   `json:"member"`     // whether it is a member now
 }
 
 // Member is a patient in a group.
@@ -57,6 +69,17 @@ func (g *Groups) Show(ctx context.Context, groupID string) (Group, error) {
 	group, err := pgx.CollectExactlyOneRow(rows, scanGroup)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = directory.ErrNoGroup
+	}
+	if err == nil {
+		rows, _ := g.pool.Query(ctx, `SELECT s.member, coalesce(bool_or(g.exportable), false), bool_or(`+active+`)
+			FROM directory_subgroup AS s LEFT JOIN directory_group AS g ON g.id = s.member
+			WHERE s.group_id = $1 GROUP BY s.member ORDER BY s.member`, groupID, g.now()) // rows returns the error
+		group.Groups, err = pgx.CollectRows(rows, pgx.RowToStructByPos[MemberGroup])
+	}
+	if err == nil {
+		rows, _ := g.pool.Query(ctx, `SELECT '', reason, sum(members)::bigint FROM directory_left_out
+			WHERE group_id = $1 AND `+active+` GROUP BY reason ORDER BY reason`, groupID, g.now()) // rows returns the error
+		group.LeftOut, err = pgx.CollectRows(rows, pgx.RowToStructByPos[export.LeftOut])
 	}
 	return group, wrap("read the group "+groupID, err)
 }

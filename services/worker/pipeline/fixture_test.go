@@ -366,6 +366,7 @@ func (fx *fixture) wantMetric(want float64, name string, labels ...string) {
 type people struct {
 	members  []string
 	grant    directory.Grant
+	leftOut  []export.LeftOut
 	patients directory.NameList
 	changed  *directory.Grant // by the time the patients are read
 	err      error
@@ -373,16 +374,16 @@ type people struct {
 
 func (p *people) Exists(context.Context, string) error { return p.err }
 
-func (p *people) Members(_ context.Context, group string, yield func(string) error) error {
+func (p *people) Members(_ context.Context, group string, yield func(string) error) ([]export.LeftOut, error) {
 	if group != groupID {
-		return directory.ErrNoGroup
+		return nil, directory.ErrNoGroup
 	}
 	for _, member := range p.members {
 		if err := yield(member); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return p.err
+	return p.leftOut, p.err
 }
 
 func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, error) {

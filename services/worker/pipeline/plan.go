@@ -33,7 +33,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	if err := checkGrant(job, grant); err != nil {
 		return jobstore.Commit{}, err
 	}
-	grant, cohort, err := w.storeCohort(ctx, lease, job)
+	grant, cohort, leftOut, err := w.storeCohort(ctx, lease, job)
 	if errors.Is(err, directory.ErrNoGroup) {
 		return jobstore.Commit{}, export.Permanent("the group can no longer be exported")
 	}
@@ -43,7 +43,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	types := allowed(job, grant)
 
 	var units []export.Unit
-	var result export.Result
+	result := export.Result{LeftOut: leftOut}
 	if cohort.Patients > 0 {
 		sizes, err := w.Source.Sizes(ctx)
 		if err != nil {
@@ -84,11 +84,12 @@ func checkGrant(job export.Job, grant directory.Grant) error {
 	return nil
 }
 
-// storeCohort stores the group's members that the owner may see. It also returns the grant that the cohort was selected
-// by: the types come from the same read as the patients, since a mix of two versions of a grant may allow more than either.
+// storeCohort stores the group's members that the owner may see, and counts those that the directory left out. The grant is
+// the one that the members were selected by. Its types count as well, not those of an earlier read, because a mix of two
+// versions of a grant may allow more than either.
 func (w *Worker) storeCohort(
 	ctx context.Context, lease export.Lease, job export.Job,
-) (grant directory.Grant, cohort export.Cohort, err error) {
+) (grant directory.Grant, cohort export.Cohort, leftOut []export.LeftOut, err error) {
 	ctx, span := telemetry.StartSpan(ctx, "cohort")
 	defer func() {
 		span.SetAttributes(attribute.Int64("sluice.patients", cohort.Patients))
@@ -96,14 +97,14 @@ func (w *Worker) storeCohort(
 	}()
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
 	members := spillset.NewBuilder(w.Objects, prefix)
-	err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
+	leftOut, err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
 		if !fhir.IsID(patient) {
 			return nil
 		}
 		return members.Add(ctx, patient)
 	})
 	if err := streamError(ctx, err); err != nil {
-		return grant, export.Cohort{}, fmt.Errorf("resolve the group: %w", err)
+		return grant, export.Cohort{}, nil, fmt.Errorf("resolve the group: %w", err)
 	}
 	cohort.Prefix = prefix
 	err = w.Access.Patients(ctx, job.Owner, func(read directory.Grant, patients *directory.PatientFilter) (err error) {
@@ -122,9 +123,9 @@ func (w *Worker) storeCohort(
 		return err
 	})
 	if err := streamError(ctx, err); err != nil {
-		return directory.Grant{}, export.Cohort{}, fmt.Errorf("store the cohort: %w", err)
+		return directory.Grant{}, export.Cohort{}, nil, fmt.Errorf("store the cohort: %w", err)
 	}
-	return grant, cohort, nil
+	return grant, cohort, leftOut, nil
 }
 
 // cut divides each type into units of about cfg.unitBytes, never finer than a chunk of the cohort. A type without

@@ -58,6 +58,32 @@ func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
 	}
 }
 
+// The members that the directory leaves out are in the result of the plan, whatever becomes of the others (pitfall 38).
+func TestMembersThatAreLeftOut(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct{ members []string }{"some members": {members}, "no members": {nil}} {
+		t.Run(name, func(t *testing.T) {
+			all, _, _ := clinical(t)
+			fx := newFixture(t, all, row.members...)
+			fx.people.leftOut = []export.LeftOut{
+				{Reason: export.MemberByIdentifier, Count: 2}, {Reason: export.MemberGroup, Count: 1},
+			}
+			id := fx.kickOff("Patient")
+			fx.finish(fx.worker(), id)
+			found := false
+			must(t, fx.jobs.Results(t.Context(), id, func(unit export.Unit, result export.Result) error {
+				if unit.Kind == export.KindPlan {
+					found = slices.Equal(result.LeftOut, fx.people.leftOut)
+				}
+				return nil
+			}))
+			if !found {
+				t.Error("the result of the plan does not have them")
+			}
+		})
+	}
+}
+
 // A grant may change between the plan's reads of it. The types and the patients that count are of one version.
 func TestAGrantThatChangesDuringThePlan(t *testing.T) {
 	t.Parallel()
