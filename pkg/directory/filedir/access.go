@@ -9,8 +9,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
-// maxAccess is the largest access file, in bytes: about half a million patient ids. Longer lists belong in the database.
-const maxAccess = 16 << 20
+// MaxAccess is the largest access file, in bytes: about half a million patient ids. Longer lists belong in the database.
+const MaxAccess = 16 << 20
 
 // grants are the grants of a file. An owner without an entry has the zero grant.
 type grants = map[export.Owner]grant
@@ -30,7 +30,7 @@ var _ directory.Access = (*Access)(nil)
 
 // OpenAccess reads the file. It fails on anything that the package comment does not allow.
 func OpenAccess(file string) (*Access, error) {
-	cached, err := configfile.Open(file, maxAccess, parseAccess)
+	cached, err := configfile.Open(file, MaxAccess, parseAccess)
 	if err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}

@@ -17,7 +17,10 @@ import (
 
 // Access implements directory.Access on a database, and the changes by operators. Methods may be called concurrently.
 // Changes are atomic.
-type Access struct{ pool *pgxpool.Pool }
+type Access struct {
+	pool  *pgxpool.Pool
+	check func(Missing) error // may be nil
+}
 
 var _ directory.Access = (*Access)(nil)
 
@@ -232,23 +235,37 @@ func (a *Access) Set(ctx context.Context, entry directory.GrantEntry, patients P
 	if err := entry.Validate(); err != nil {
 		return err
 	}
-	act := "set the grant of owner " + entry.Owner.Hash()
+	kind := kindOnly
+	switch {
+	case entry.Patients.All && patients != nil:
+		kind = kindExcept
+	case entry.Patients.All:
+		kind = Kind(true, len(entry.Patients.Names))
+	}
 	if patients == nil {
-		_, err := a.pool.Exec(ctx, insertGrant+"VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"+orReplaceGrant, row(entry)...)
-		return wrap(act, err)
+		patients = func(yield func(string, error) bool) {
+			for _, id := range entry.Patients.Names {
+				if !yield(id, nil) {
+					return
+				}
+			}
+		}
 	}
 	var refused error
 	err := pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) (err error) {
 		if refused, err = stageNamed(ctx, tx, patients); err != nil {
 			return err
 		}
-		kind := kindOnly
-		if entry.Patients.All {
-			kind = kindExcept
+		if err := checkNamed(ctx, tx, a.check, entry.Groups.Names); err != nil {
+			return err
 		}
-		done, err := tx.Exec(ctx, insertGrant+`SELECT $1, $2, $3, $4, $5, $6, $7, coalesce(n.names, '{}')
+		done, err := tx.Exec(ctx, "INSERT INTO directory_grant ("+grantColumns+`) SELECT $1, $2, $3, $4, $5, $6, $7, coalesce(n.names, '{}')
 			FROM (SELECT array_agg(DISTINCT patient ORDER BY patient) AS names FROM directory_named) AS n
-			WHERE $7 = 'only' OR n.names IS NOT NULL`+orReplaceGrant, append(row(entry)[:6], kind)...)
+			WHERE $7 <> 'except' OR n.names IS NOT NULL
+			ON CONFLICT (issuer, subject) DO UPDATE SET
+				types = excluded.types, type_names = excluded.type_names, groups = excluded.groups,
+				group_names = excluded.group_names, patients = excluded.patients, patient_names = excluded.patient_names`,
+			append(row(entry)[:6], kind)...)
 		if err == nil && done.RowsAffected() == 0 {
 			refused = errNoExceptions
 			return refused
@@ -258,19 +275,13 @@ func (a *Access) Set(ctx context.Context, entry directory.GrantEntry, patients P
 	if refused != nil {
 		return refused
 	}
-	return wrap(act, err)
+	return wrap("set the grant of owner "+entry.Owner.Hash(), err)
 }
 
 // errNoExceptions: an empty list of exceptions is probably a mistake, and would grant everything.
 var errNoExceptions = errors.New("the list of excepted patients has no ids")
 
-const (
-	insertGrant = `INSERT INTO directory_grant
-		(issuer, subject, types, type_names, groups, group_names, patients, patient_names) `
-	orReplaceGrant = ` ON CONFLICT (issuer, subject) DO UPDATE SET
-		types = excluded.types, type_names = excluded.type_names, groups = excluded.groups,
-		group_names = excluded.group_names, patients = excluded.patients, patient_names = excluded.patient_names`
-)
+const grantColumns = "issuer, subject, types, type_names, groups, group_names, patients, patient_names"
 
 func row(e directory.GrantEntry) []any {
 	values := []any{e.Owner.Issuer, e.Owner.Subject}
@@ -297,26 +308,68 @@ func (a *Access) Remove(ctx context.Context, owner export.Owner) error {
 	return nil
 }
 
+// Changes are the numbers of entries that Replace changes. sluice admin prints them as JSON with --json.
+type Changes struct {
+	Removed int64 `json:"removed"`
+	Added   int64 `json:"added"`
+	Changed int64 `json:"changed"`
+}
+
+// Compare returns what Replace would change, and changes nothing.
+func (a *Access) Compare(ctx context.Context, entries []directory.GrantEntry) (changes Changes, err error) {
+	const set = "ARRAY(SELECT DISTINCT e COLLATE \"C\" FROM unnest(%s) AS e ORDER BY 1)" // of the names of a list
+	same := func(table string) string {
+		list := func(column string) string { return fmt.Sprintf(set, table+"."+column) }
+		return fmt.Sprintf("(%[1]s.types, %[1]s.groups, %[1]s.patients, %[2]s, %[3]s, %[4]s)",
+			table, list("type_names"), list("group_names"), list("patient_names"))
+	}
+	err = a.stage(ctx, entries, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `SELECT count(*) FILTER (WHERE n.issuer IS NULL), count(*) FILTER (WHERE o.issuer IS NULL),
+				count(*) FILTER (WHERE o.issuer = n.issuer AND `+same("o")+" <> "+same("n")+`)
+			FROM directory_grant AS o FULL JOIN directory_staged AS n USING (issuer, subject)`).
+			Scan(&changes.Removed, &changes.Added, &changes.Changed)
+	})
+	return changes, wrap("compare the grants", err)
+}
+
 // Replace replaces all entries, atomically.
 func (a *Access) Replace(ctx context.Context, entries []directory.GrantEntry) error {
+	return wrap("replace the grants", a.stage(ctx, entries, func(tx pgx.Tx) error {
+		// Serialize concurrent calls, so that the result has the entries of one call, not of both.
+		_, err := tx.Exec(ctx, `LOCK TABLE directory_grant IN SHARE ROW EXCLUSIVE MODE; DELETE FROM directory_grant;
+			INSERT INTO directory_grant (`+grantColumns+") SELECT "+grantColumns+" FROM directory_staged")
+		return err
+	}))
+}
+
+// stage runs work in a transaction with the entries in the temporary table directory_staged.
+func (a *Access) stage(ctx context.Context, entries []directory.GrantEntry, work func(pgx.Tx) error) error {
+	var groups []string
 	for i, entry := range entries {
 		if err := entry.Validate(); err != nil {
 			return fmt.Errorf("entry number %d: %w", i+1, err)
 		}
+		groups = append(groups, entry.Groups.Names...)
 	}
-	return wrap("replace the grants", pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
-		// Serialize concurrent calls, so that the result has the entries of one call, not of both.
-		if _, err := tx.Exec(ctx, "LOCK TABLE directory_grant IN SHARE ROW EXCLUSIVE MODE"); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, "DELETE FROM directory_grant"); err != nil {
+	return pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `CREATE TEMPORARY TABLE directory_staged (LIKE directory_grant INCLUDING INDEXES) ON COMMIT DROP;
+			CREATE TEMPORARY TABLE directory_named (patient text COLLATE "C" NOT NULL) ON COMMIT DROP`)
+		if err != nil {
 			return err
 		}
 		for _, entry := range entries {
-			if _, err := tx.Exec(ctx, insertGrant+"VALUES ($1, $2, $3, $4, $5, $6, $7, $8)", row(entry)...); err != nil {
+			_, err := tx.Exec(ctx, "INSERT INTO directory_staged ("+grantColumns+") VALUES ($1, $2, $3, $4, $5, $6, $7, $8)", row(entry)...)
+			if err != nil {
 				return err
 			}
 		}
-		return nil
-	}))
+		_, err = tx.Exec(ctx, "INSERT INTO directory_named SELECT unnest(patient_names) FROM directory_staged")
+		if err != nil {
+			return err
+		}
+		if err := checkNamed(ctx, tx, a.check, groups); err != nil {
+			return err
+		}
+		return work(tx)
+	})
 }

@@ -106,7 +106,7 @@ type Patients = iter.Seq2[string, error]
 
 // Create creates a group of the patients and returns their number. It returns ErrGroupExists when the group exists.
 func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) (members int64, err error) {
-	return g.edit(ctx, groupID, patients, func(tx pgx.Tx) error {
+	return g.edit(ctx, groupID, patients, g.check, func(tx pgx.Tx) error {
 		made, err := tx.Exec(ctx,
 			"INSERT INTO directory_group (id, exportable) VALUES ($1, true) ON CONFLICT DO NOTHING", groupID)
 		if err == nil && made.RowsAffected() == 0 {
@@ -119,13 +119,13 @@ func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) 
 // Add makes the patients members from now on, without end, and returns how many were not members before. It
 // returns directory.ErrNoGroup when the group does not exist.
 func (g *Groups) Add(ctx context.Context, groupID string, patients Patients) (added int64, err error) {
-	return g.edit(ctx, groupID, patients, lockGroup(ctx, groupID), insertNamed)
+	return g.edit(ctx, groupID, patients, g.check, lockGroup(ctx, groupID), insertNamed)
 }
 
 // Remove deletes the patients from the group and returns how many were in it. It returns
 // directory.ErrNoGroup when the group does not exist.
 func (g *Groups) Remove(ctx context.Context, groupID string, patients Patients) (removed int64, err error) {
-	return g.edit(ctx, groupID, patients, lockGroup(ctx, groupID), `WITH gone AS (
+	return g.edit(ctx, groupID, patients, nil, lockGroup(ctx, groupID), `WITH gone AS (
 		DELETE FROM directory_member WHERE group_id = $1 AND patient IN (SELECT patient FROM directory_named)
 		RETURNING patient) SELECT count(DISTINCT patient) FROM gone WHERE $2::timestamptz IS NOT NULL`)
 }
@@ -143,7 +143,8 @@ const insertNamed = `WITH added AS (
 
 // edit runs a statement on a group, with the patients in the table directory_named. open creates or locks the group.
 func (g *Groups) edit(
-	ctx context.Context, groupID string, patients Patients, open func(pgx.Tx) error, statement string,
+	ctx context.Context, groupID string, patients Patients, check func(Missing) error, open func(pgx.Tx) error,
+	statement string,
 ) (changed int64, err error) {
 	if !fhir.IsID(groupID) {
 		return 0, errors.New("the group's id is not a FHIR id")
@@ -152,6 +153,9 @@ func (g *Groups) edit(
 	err = pgx.BeginFunc(ctx, g.pool, func(tx pgx.Tx) (err error) {
 		// Patients may come from a terminal: read them before the group is locked.
 		if refused, err = stageNamed(ctx, tx, patients); err != nil {
+			return err
+		}
+		if err := checkNamed(ctx, tx, check, nil); err != nil {
 			return err
 		}
 		if err := open(tx); err != nil {

@@ -31,8 +31,9 @@ func Open(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 // Groups implements directory.Groups on a database, and the changes by operators. Methods may be called concurrently.
 // Changes are atomic.
 type Groups struct {
-	pool *pgxpool.Pool
-	now  func() time.Time
+	pool  *pgxpool.Pool
+	now   func() time.Time
+	check func(Missing) error // may be nil
 }
 
 var _ directory.Groups = (*Groups)(nil)
@@ -129,8 +130,13 @@ func (g *Groups) Members(
 var errNotMigrated = fmt.Errorf("%w: the database has no tables of the directory: run sluice admin migrate",
 	export.ErrUnavailable)
 
-// wrap is pgdb.Wrap, with errNotMigrated for a missing table. ErrNoGroup and ErrGroupExists are returned unchanged.
+// wrap is pgdb.Wrap, with errNotMigrated for a missing table. ErrNoGroup, ErrGroupExists and errors of a check are
+// returned unchanged.
 func wrap(act string, err error) error {
+	var checked checkedError
+	if errors.As(err, &checked) {
+		return checked.error
+	}
 	if errors.Is(err, directory.ErrNoGroup) || errors.Is(err, ErrGroupExists) {
 		return err
 	}

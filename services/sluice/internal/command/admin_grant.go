@@ -15,9 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
 func (a *app) grant() *cobra.Command {
@@ -25,12 +25,19 @@ func (a *app) grant() *cobra.Command {
 		`Manage export grants (docs/access.md). An owner is the issuer and the subject of a token; an owner without a grant can
 export nothing. A change applies to every export that is kicked off or planned afterwards.`,
 		a.grantList(), a.grantShow(), a.grantSet(), a.grantImport(),
-		a.onGrant(&cobra.Command{
+		a.onGrant(a.withJSON(a.withYes(&cobra.Command{
 			Use:   "remove --issuer URL --subject NAME",
 			Short: "Remove an owner's grant",
-		}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
-			return a.recorded("removal of the grant of owner "+owner.Hash(), func() (string, error) {
-				return "removed the grant of owner " + owner.Hash() + "\n", ofOwner(owner, grants.Remove(ctx, owner))
+			Long:  "Remove an owner's grant: the owner can export nothing afterwards." + irrevocableHelp,
+		})), func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
+			exists := func(directory.GrantEntry, int, func() (string, error)) error { return nil }
+			if err := grants.Entry(ctx, owner, exists); err != nil {
+				return ofOwner(owner, err)
+			}
+			question := fmt.Sprintf("Remove the grant of %s, %s?", printable(owner.Issuer), printable(owner.Subject))
+			return a.irrevocable(question, "removal of the grant of owner "+owner.Hash(), func() (string, error) {
+				done := a.result("removed the grant of owner "+owner.Hash()+"\n", ownerOutput{owner.Hash()})
+				return done, ofOwner(owner, grants.Remove(ctx, owner))
 			})
 		}))
 }
@@ -61,6 +68,11 @@ type grantOutput struct {
 	Types    listOutput `json:"types"`
 	Groups   listOutput `json:"groups"`
 	Patients listOutput `json:"patients"`
+}
+
+// ownerOutput is the output of a change of a grant.
+type ownerOutput struct {
+	Owner string `json:"owner"` // the digest that logs contain
 }
 
 type listOutput struct {
@@ -170,7 +182,8 @@ func (a *app) showPatients(grant grantOutput, next func() (string, error)) error
 
 func (a *app) grantSet() *cobra.Command {
 	var types, groups, patients string
-	cmd := a.onGrant(&cobra.Command{
+	var strict bool
+	cmd := a.onGrant(a.withJSON(&cobra.Command{
 		Use:   "set --issuer URL --subject NAME --types LIST --groups LIST --patients LIST",
 		Short: "Set an owner's grant, replacing an existing one",
 		Long: `Set an owner's grant, replacing an existing one. A list is one of
@@ -179,37 +192,41 @@ func (a *app) grantSet() *cobra.Command {
   only:a,b            the listed names; "only:" allows nothing
   except:a,b          everything except the listed names
   only:@FILE          as above, with the names in a file, one per line ("@-" is standard input)
-  except:@FILE`,
+  except:@FILE
+
+` + strings.TrimSpace(strictHelp),
 		Example: `  sluice admin grant set --issuer https://issuer.example --subject research-team \
     --types only:Patient,Observation --groups all --patients except:@withdrawn.txt`,
-	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) (err error) {
+	}), func(ctx context.Context, grants *pgdir.Access, owner export.Owner) (err error) {
 		entry := directory.GrantEntry{Owner: owner}
-		if entry.Types, err = listed("--types", types, "a resource type of R4", fhir.IsType); err != nil {
+		if entry.Types, err = listed("--types", types, directory.CheckType); err != nil {
 			return err
 		}
-		if entry.Groups, err = listed("--groups", groups, "a FHIR id", fhir.IsID); err != nil {
+		if entry.Groups, err = listed("--groups", groups, directory.CheckID); err != nil {
 			return err
 		}
 		var ids pgdir.Patients
-		entry.Patients.All, ids, err = readNames("--patients", patients, "a FHIR id", fhir.IsID)
+		entry.Patients.All, ids, err = readNames("--patients", patients, directory.CheckID)
 		if err != nil {
 			return err
 		}
 		return a.recorded("grant of owner "+owner.Hash(), func() (string, error) {
-			return "set the grant of owner " + owner.Hash() + "\n", grants.Set(ctx, entry, ids)
+			done := a.result("set the grant of owner "+owner.Hash()+"\n", ownerOutput{owner.Hash()})
+			return done, grants.Checked(a.reportMissing(strict)).Set(ctx, entry, ids)
 		})
 	})
 	f := cmd.Flags()
 	f.StringVar(&types, "types", "", "resource types")
 	f.StringVar(&groups, "groups", "", "ids of groups")
 	f.StringVar(&patients, "patients", "", "ids of patients")
+	withStrict(cmd, &strict)
 	require(cmd, "types", "groups", "patients")
 	return cmd
 }
 
 // readNames reads the value of a flag: whether the list selects all names but its own, and its names, nil for "all".
 func readNames(
-	flag, value, form string, valid func(string) bool,
+	flag, value string, check func(string) error,
 ) (allBut bool, names iter.Seq2[string, error], err error) {
 	kind, text, isList := strings.Cut(value, ":")
 	switch {
@@ -227,7 +244,7 @@ func readNames(
 	allBut = kind == "except"
 	return allBut, func(yield func(string, error) bool) {
 		n := 0
-		for name, err := range validated(given, valid, flag, form) {
+		for name, err := range validated(given, check, flag) {
 			if n++; err != nil {
 				err = usageError{err}
 			}
@@ -243,8 +260,8 @@ func readNames(
 }
 
 // listed reads the value of a flag with few names.
-func listed(flag, value, form string, valid func(string) bool) (list directory.NameList, err error) {
-	allBut, names, err := readNames(flag, value, form, valid)
+func listed(flag, value string, check func(string) error) (list directory.NameList, err error) {
+	allBut, names, err := readNames(flag, value, check)
 	if err != nil || names == nil {
 		return directory.NameList{All: allBut}, err
 	}
@@ -259,25 +276,60 @@ func listed(flag, value, form string, valid func(string) bool) (list directory.N
 }
 
 func (a *app) grantImport() *cobra.Command {
-	return a.onDirectory(&cobra.Command{
+	var strict, dryRun bool
+	cmd := a.onDirectory(a.withJSON(a.withYes(&cobra.Command{
 		Use:   "import FILE",
 		Short: "Replace all grants with those of an access file",
-		Long: `Replace all grants at once with those of a YAML file in the format of SLUICE_ACCESS_FILE (docs/access.md).
-Owners who are not in the file can export nothing afterwards. Importing the same file again changes nothing.`,
+		Long: `Replace all grants. Anyone not listed loses access. FILE is YAML in the format of SLUICE_ACCESS_FILE (docs/access.md),
+of at most 16 MiB. Importing the same file again changes nothing. The command shows the number of grants that it removes,
+adds and changes, and makes these changes at once.` + irrevocableHelp + strictHelp,
 		Args: cobra.ExactArgs(1),
-	}, func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
-		text, err := os.ReadFile(args[0])
+	})), func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
+		entries, err := readGrants(args[0])
 		if err != nil {
-			return fmt.Errorf("read the access file: %w", err)
+			return err
 		}
-		entries, err := directory.ParseGrants(text)
+		changes, err := grants.Checked(a.reportMissing(strict)).Compare(ctx, entries)
 		if err != nil {
-			return fmt.Errorf("%s: %w", filepath.Base(args[0]), err)
+			return err
 		}
-		return a.recorded(fmt.Sprintf("replacement of all grants by %d", len(entries)), func() (string, error) {
-			return fmt.Sprintf("imported %d grants\n", len(entries)), grants.Replace(ctx, entries)
+		text := fmt.Sprintf("%s removed, %d added, %d changed", counted(changes.Removed, "grant"), changes.Added, changes.Changed)
+		if dryRun {
+			return a.print(a.result(text+"; nothing was changed (--dry-run)\n", changes))
+		}
+		question := ""
+		if changes != (pgdir.Changes{}) {
+			question = text + ". Continue?"
+		}
+		what := fmt.Sprintf("replacement of all grants by %d", len(entries))
+		return a.irrevocable(question, what, func() (string, error) {
+			done := fmt.Sprintf("imported %s: %s\n", counted(len(entries), "grant"), text)
+			return a.result(done, changes), grants.Replace(ctx, entries)
 		})
 	})
+	withStrict(cmd, &strict)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would change, and change nothing")
+	return cmd
+}
+
+func readGrants(name string) ([]directory.GrantEntry, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("read the access file: %w", err)
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, filedir.MaxAccess+1))
+	if err == nil && len(text) > filedir.MaxAccess {
+		err = fmt.Errorf("larger than %d MiB; use grant set for long lists of patients", filedir.MaxAccess>>20)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the access file: %w", err)
+	}
+	entries, err := directory.ParseGrants(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Base(name), err)
+	}
+	return entries, nil
 }
 
 func ofOwner(owner export.Owner, err error) error {
