@@ -44,7 +44,8 @@ func CheckType(name string) error {
 		return nil
 	}
 	const most = 40 // letters
-	if len(name) > most || strings.ContainsFunc(name, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsLetter(r) }) {
+	notLetter := func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsLetter(r) }
+	if len(name) > most || strings.ContainsFunc(name, notLetter) {
 		return errors.New("is not a resource type of R4")
 	}
 	for _, typ := range fhir.ExportableTypes() {

@@ -125,13 +125,17 @@ func (g *Groups) read() error {
 	files := make([]*fileIndex, len(found))
 	for i, file := range found {
 		old := known[file.name]
-		if files[i] = old; old == nil || !unchanged(file, old.file) || old.transient() {
-			files[i], changed = readFile(g.dir, file), true
-			g.report(files[i], old)
+		if files[i] = old; old != nil && unchanged(file, old.file) && !old.transient() {
+			continue
 		}
+		files[i] = readFile(g.dir, file)
+		g.report(files[i], old)
+		stillEmpty := old != nil && len(old.groups)+len(files[i].groups) == 0 // such as a file that cannot be opened
+		changed = changed || !stillEmpty
 	}
+	g.files = files
 	if changed {
-		g.files, g.groups = files, newest(files)
+		g.groups = newest(files)
 	}
 	return nil
 }

@@ -259,7 +259,8 @@ func (a *Access) Set(ctx context.Context, entry directory.GrantEntry, patients P
 		if err := checkNamed(ctx, tx, a.check, entry.Groups.Names); err != nil {
 			return err
 		}
-		done, err := tx.Exec(ctx, "INSERT INTO directory_grant ("+grantColumns+`) SELECT $1, $2, $3, $4, $5, $6, $7, coalesce(n.names, '{}')
+		done, err := tx.Exec(ctx, "INSERT INTO directory_grant ("+grantColumns+`)
+			SELECT $1, $2, $3, $4, $5, $6, $7, coalesce(n.names, '{}')
 			FROM (SELECT array_agg(DISTINCT patient ORDER BY patient) AS names FROM directory_named) AS n
 			WHERE $7 <> 'except' OR n.names IS NOT NULL
 			ON CONFLICT (issuer, subject) DO UPDATE SET
@@ -358,7 +359,8 @@ func (a *Access) stage(ctx context.Context, entries []directory.GrantEntry, work
 			return err
 		}
 		for _, entry := range entries {
-			_, err := tx.Exec(ctx, "INSERT INTO directory_staged ("+grantColumns+") VALUES ($1, $2, $3, $4, $5, $6, $7, $8)", row(entry)...)
+			_, err := tx.Exec(ctx, "INSERT INTO directory_staged ("+grantColumns+`)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`, row(entry)...)
 			if err != nil {
 				return err
 			}

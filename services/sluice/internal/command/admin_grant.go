@@ -280,9 +280,9 @@ func (a *app) grantImport() *cobra.Command {
 	cmd := a.onDirectory(a.withJSON(a.withYes(&cobra.Command{
 		Use:   "import FILE",
 		Short: "Replace all grants with those of an access file",
-		Long: `Replace all grants. Anyone not listed loses access. FILE is YAML in the format of SLUICE_ACCESS_FILE (docs/access.md),
-of at most 16 MiB. Importing the same file again changes nothing. The command shows the number of grants that it removes,
-adds and changes, and makes these changes at once.` + irrevocableHelp + strictHelp,
+		Long: `Replace all grants. Anyone not listed loses access. FILE is YAML in the format of SLUICE_ACCESS_FILE
+(docs/access.md), of at most 16 MiB. Importing the same file again changes nothing. The command shows the number of grants
+that it removes, adds and changes, and makes these changes at once.` + irrevocableHelp + strictHelp,
 		Args: cobra.ExactArgs(1),
 	})), func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
 		entries, err := readGrants(args[0])
