@@ -91,7 +91,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	defer objects.Close()
 	const connections = 16 // a kick-off uses one, for two short queries
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, connections)
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, connections)
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	must(t, store.EnsureBucket(t.Context()))
 	source, err := config.Source{Dir: data}.Open(t.Context(), log, 0)
 	must(t, err)
-	groups, err := filedir.OpenGroups(data, time.Now)
+	groups, err := filedir.OpenGroups(data, nil, time.Now, slog.New(slog.DiscardHandler))
 	must(t, err)
 	access := filedir.AllowOnly(export.Owner{Issuer: development.IssuerName, Subject: "everything"})
 	base, err := url.Parse(publicBase)

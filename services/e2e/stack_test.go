@@ -134,7 +134,8 @@ func deploy(t *testing.T, with setup) *stack {
 	}
 	directory := []string{"SLUICE_GROUPS_DIR=" + with.groups, "SLUICE_ACCESS_FILE=" + access}
 	if with.directory != "" {
-		sluice(t, 0, "admin", "grant", "import", "--database", with.directory, access)
+		sluice(t, 0, "admin", "grant", "import", "--database", with.directory, "--yes",
+			"--audit-log", filepath.Join(t.TempDir(), "audit.ndjson"), access)
 		directory = []string{"SLUICE_DIRECTORY_URL=" + with.directory}
 	}
 	s.env = slices.Concat(common, with.worker, directory, []string{source})

@@ -129,7 +129,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
-	groups, err := filedir.OpenGroups(opts.data, time.Now)
+	groups, err := filedir.OpenGroups(opts.data, nil, time.Now, log)
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	units := concurrency + cfg.Express
 	// A plan unit keeps one connection while it reads a group.
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, units+2)
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, units+2)
 	if err != nil {
 		return err
 	}

@@ -445,7 +445,7 @@ func newUsers(t testing.TB, now func() time.Time) *users {
 		os.WriteFile(access, []byte(grants), 0o600)))
 	f := &users{dir: dir}
 	var err error
-	f.Groups, err = filedir.OpenGroups(dir, now)
+	f.Groups, err = filedir.OpenGroups(dir, nil, now, slog.New(slog.DiscardHandler))
 	must(t, err)
 	f.Access, err = filedir.OpenAccess(access)
 	must(t, err)
@@ -460,7 +460,7 @@ func (f *users) Exists(ctx context.Context, group string) error {
 }
 
 // Members must not be called: an API that reads members does the work of the plan in the kick-off (pitfall 12).
-func (f *users) Members(context.Context, string, func(string) error) error {
+func (f *users) Members(context.Context, string, func(string) error) ([]export.LeftOut, error) {
 	panic("the API reads members")
 }
 

@@ -71,10 +71,9 @@ func newFixtureOn(t *testing.T, url string, src source.Source, members ...string
 	fx := &fixture{
 		t: t, url: url, source: src, registry: prometheus.NewRegistry(), log: &testenv.Buffer{}, beats: make(chan struct{}, 1),
 		people: &people{
-			members: members,
-			grant: directory.Grant{
-				Types: directory.Everything(), Groups: directory.Only(groupID), Patients: directory.Everything(),
-			},
+			members:  members,
+			grant:    directory.Grant{Types: directory.Everything(), Groups: directory.Only(groupID)},
+			patients: directory.NameList{All: true},
 		},
 	}
 	fx.cfg = envconfig.Defaults[pipeline.Config]()
@@ -368,23 +367,26 @@ func (fx *fixture) wantMetric(want float64, name string, labels ...string) {
 
 // people is a directory with one group and one grant.
 type people struct {
-	members []string
-	grant   directory.Grant
-	err     error
+	members  []string
+	grant    directory.Grant
+	leftOut  []export.LeftOut
+	patients directory.NameList
+	changed  *directory.Grant // by the time the patients are read
+	err      error
 }
 
 func (p *people) Exists(context.Context, string) error { return p.err }
 
-func (p *people) Members(_ context.Context, group string, yield func(string) error) error {
+func (p *people) Members(_ context.Context, group string, yield func(string) error) ([]export.LeftOut, error) {
 	if group != groupID {
-		return directory.ErrNoGroup
+		return nil, directory.ErrNoGroup
 	}
 	for _, member := range p.members {
 		if err := yield(member); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return p.err
+	return p.leftOut, p.err
 }
 
 func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, error) {
@@ -392,6 +394,19 @@ func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, 
 		return directory.Grant{}, nil
 	}
 	return p.grant, nil
+}
+
+func (p *people) Patients(
+	_ context.Context, asked export.Owner, use func(directory.Grant, *directory.PatientFilter) error,
+) error {
+	if asked != owner {
+		return use(directory.Grant{}, directory.NameList{}.Filter())
+	}
+	grant := p.grant
+	if p.changed != nil {
+		grant = *p.changed
+	}
+	return use(grant, p.patients.Sorted().Filter())
 }
 
 // The resources that most tests use. Patients 1 to 3 are members of the group, 9 is not.

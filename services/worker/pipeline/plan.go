@@ -30,21 +30,20 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	types := allowed(job, grant)
-	if !grant.Groups.Has(job.Request.GroupID) || len(types) == 0 {
-		return jobstore.Commit{}, export.Permanent("the permission was withdrawn")
+	if err := checkGrant(job, grant); err != nil {
+		return jobstore.Commit{}, err
 	}
-
-	cohort, err := w.storeCohort(ctx, lease, job, grant)
+	grant, cohort, leftOut, err := w.storeCohort(ctx, lease, job)
 	if errors.Is(err, directory.ErrNoGroup) {
 		return jobstore.Commit{}, export.Permanent("the group can no longer be exported")
 	}
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
+	types := allowed(job, grant)
 
 	var units []export.Unit
-	var result export.Result
+	result := export.Result{LeftOut: leftOut}
 	if cohort.Patients > 0 {
 		sizes, err := w.Source.Sizes(ctx)
 		if err != nil {
@@ -78,9 +77,20 @@ func allowed(job export.Job, grant directory.Grant) []string {
 	return slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool { return !grant.Types.Has(typ) })
 }
 
+// checkGrant returns an error unless the grant still allows a part of the job.
+func checkGrant(job export.Job, grant directory.Grant) error {
+	if !grant.Groups.Has(job.Request.GroupID) || len(allowed(job, grant)) == 0 {
+		return export.Permanent("the permission was withdrawn")
+	}
+	return nil
+}
+
+// storeCohort stores the group's members that the owner may see, and counts those that the directory left out. The grant is
+// the one that the members were selected by. Its types count as well, not those of an earlier read, because a mix of two
+// versions of a grant may allow more than either.
 func (w *Worker) storeCohort(
-	ctx context.Context, lease export.Lease, job export.Job, grant directory.Grant,
-) (cohort export.Cohort, err error) {
+	ctx context.Context, lease export.Lease, job export.Job,
+) (grant directory.Grant, cohort export.Cohort, leftOut []export.LeftOut, err error) {
 	ctx, span := telemetry.StartSpan(ctx, "cohort")
 	defer func() {
 		span.SetAttributes(attribute.Int64("sluice.patients", cohort.Patients))
@@ -88,22 +98,35 @@ func (w *Worker) storeCohort(
 	}()
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
 	members := spillset.NewBuilder(w.Objects, prefix)
-	err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
-		if !fhir.IsID(patient) || !grant.Patients.Has(patient) {
+	leftOut, err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
+		if !fhir.IsID(patient) {
 			return nil
 		}
 		return members.Add(ctx, patient)
 	})
 	if err := streamError(ctx, err); err != nil {
-		return export.Cohort{}, fmt.Errorf("resolve the group: %w", err)
+		return grant, export.Cohort{}, nil, fmt.Errorf("resolve the group: %w", err)
 	}
-	chunks, patients, err := spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
-		return members.Each(ctx, yield)
+	cohort.Prefix = prefix
+	err = w.Access.Patients(ctx, job.Owner, func(read directory.Grant, patients *directory.PatientFilter) (err error) {
+		if err := checkGrant(job, read); err != nil {
+			return err
+		}
+		grant = read
+		cohort.Chunks, cohort.Patients, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
+			return members.Each(ctx, func(patient string) error {
+				if included, err := patients.Includes(patient); err != nil || !included {
+					return err
+				}
+				return yield(patient)
+			})
+		})
+		return err
 	})
-	if err != nil {
-		return export.Cohort{}, fmt.Errorf("store the cohort: %w", err)
+	if err := streamError(ctx, err); err != nil {
+		return directory.Grant{}, export.Cohort{}, nil, fmt.Errorf("store the cohort: %w", err)
 	}
-	return export.Cohort{Prefix: prefix, Chunks: chunks, Patients: patients}, nil
+	return grant, cohort, leftOut, nil
 }
 
 // cut divides each type into units of about cfg.unitBytes, never finer than a chunk of the cohort. A type without
