@@ -66,9 +66,6 @@ func (s Selection) Has(name string) bool {
 	return name != "" && listed != s.all
 }
 
-// IsEverything reports whether every name is selected.
-func (s Selection) IsEverything() bool { return s.all && len(s.listed) == 0 }
-
 func set(names []string) map[string]struct{} {
 	m := make(map[string]struct{}, len(names))
 	for _, name := range names {

@@ -55,6 +55,16 @@ func (f *PatientFilter) Includes(id string) (bool, error) {
 	return id != "" && (f.listed == id) != f.allBut, nil
 }
 
+// Everybody reports whether the grant includes every patient. Ask before Includes.
+func (f *PatientFilter) Everybody() (bool, error) {
+	if f.listed == "" {
+		if err := f.advance(); err != nil && !errors.Is(err, io.EOF) {
+			return false, err
+		}
+	}
+	return f.allBut && f.listed == "", nil
+}
+
 // Finish reads the list to its end and returns an error if it is invalid.
 func (f *PatientFilter) Finish() error {
 	for {

@@ -113,16 +113,18 @@ type Tally struct{ counts map[LeftOut]int64 }
 
 // Add counts n more of a type for a reason.
 func (t *Tally) Add(typ string, reason Reason, n int64) {
+	if n != 0 {
+		t.AddAll([]LeftOut{{typ, reason, n}})
+	}
+}
+
+// AddAll adds the counts of other lists, also of those without a number.
+func (t *Tally) AddAll(list []LeftOut) {
 	if t.counts == nil {
 		t.counts = map[LeftOut]int64{}
 	}
-	t.counts[LeftOut{Type: typ, Reason: reason}] += n
-}
-
-// AddAll adds the counts of other lists.
-func (t *Tally) AddAll(list []LeftOut) {
 	for _, l := range list {
-		t.Add(l.Type, l.Reason, l.Count)
+		t.counts[LeftOut{Type: l.Type, Reason: l.Reason}] += l.Count
 	}
 }
 

@@ -308,9 +308,9 @@ func TestBasesNameLocalResources(t *testing.T) {
 			t.Errorf("%q is %v, %t; want %v", text, got, ok, want)
 		}
 	}
-	for _, text := range []string{"", "bulk.example.org", "ftp://h/", "https://", "https://h/?x", "https://h/#x", "/fhir"} {
-		if bases, err := NewBases(text); err == nil {
-			t.Errorf("%q was accepted as %v", text, bases)
+	for _, text := range []string{"", "bulk.example.org", "ftp://h/", "https://", "https://h/?x", "https://h/#x", "/fhir", "https://u:secret@h/"} {
+		if bases, err := NewBases(text); err == nil || text != "" && strings.Contains(err.Error(), text) {
+			t.Errorf("%q was accepted as %v, or quoted: %v", text, bases, err)
 		}
 	}
 }

@@ -91,9 +91,11 @@ func TestLogOfServerErrors(t *testing.T) {
 		"job store down": {http.StatusServiceUnavailable, func(w *fixture) { w.jobDoor.Shut() }},
 		"queue down":     {http.StatusServiceUnavailable, func(w *fixture) { w.queueDoor.Shut() }},
 		"answer lost":    {http.StatusServiceUnavailable, func(w *fixture) { w.jobDoor.Lose(createWord, 2) }},
-		"groups down":    {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "Group.ndjson") }},
-		"access down":    {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "access.yaml") }},
-		"no keys":        {http.StatusServiceUnavailable, func(w *fixture) { w.issuers.Fail() }},
+		"groups down": {http.StatusServiceUnavailable, func(w *fixture) {
+			w.users.exists = func(string) error { return fmt.Errorf("%s: %w", broken, export.ErrUnavailable) }
+		}},
+		"access down": {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "access.yaml") }},
+		"no keys":     {http.StatusServiceUnavailable, func(w *fixture) { w.issuers.Fail() }},
 		"error": {http.StatusInternalServerError, func(w *fixture) {
 			w.users.exists = func(string) error { return errors.New(broken) }
 		}},
@@ -218,13 +220,14 @@ func TestProbes(t *testing.T) {
 		broken.Open()
 	}
 	ready()
-	for name, file := range map[string]string{"groups": "Group.ndjson", "access": "access.yaml"} {
-		file = filepath.Join(w.users.dir, file)
-		must(t, os.Rename(file, file+".kept"))
-		spoil(t, w.users.dir, filepath.Base(file))
-		ready(name)
-		must(t, os.Rename(file+".kept", file))
-	}
+	file := filepath.Join(w.users.dir, "access.yaml")
+	must(t, os.Rename(file, file+".kept"))
+	spoil(t, w.users.dir, filepath.Base(file))
+	ready("access")
+	must(t, os.Rename(file+".kept", file))
+	must(t, os.Rename(w.users.dir, w.users.dir+".away"))
+	ready("groups", "access")
+	must(t, os.Rename(w.users.dir+".away", w.users.dir))
 	ready()
 	wantOutcome(t, w.ask("POST", "/livez"), http.StatusMethodNotAllowed, "not-supported", "GET")
 

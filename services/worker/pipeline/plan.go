@@ -33,17 +33,17 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	if err := checkGrant(job, grant); err != nil {
 		return jobstore.Commit{}, err
 	}
-	grant, cohort, leftOut, err := w.storeCohort(ctx, lease, job)
+	chosen, err := w.storeCohort(ctx, lease, job)
 	if errors.Is(err, directory.ErrNoGroup) {
 		return jobstore.Commit{}, export.Permanent("the group can no longer be exported")
 	}
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	types := allowed(job, grant)
+	types, cohort := allowed(job, chosen.grant), chosen.cohort
 
 	var units []export.Unit
-	result := export.Result{LeftOut: leftOut}
+	result := export.Result{LeftOut: chosen.leftOut}
 	if cohort.Patients > 0 {
 		sizes, err := w.Source.Sizes(ctx)
 		if err != nil {
@@ -58,9 +58,11 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 		if err != nil {
 			return jobstore.Commit{}, err
 		}
-		if result.LeftOut, err = w.leftOut(ctx, types, grant.Patients.IsEverything()); err != nil {
+		left, err := w.leftOut(ctx, types, chosen.everybody)
+		if err != nil {
 			return jobstore.Commit{}, err
 		}
+		result.LeftOut = append(result.LeftOut, left...)
 	}
 	if err := w.stage(ctx, lease, units); err != nil {
 		return jobstore.Commit{}, err
@@ -85,34 +87,44 @@ func checkGrant(job export.Job, grant directory.Grant) error {
 	return nil
 }
 
-// storeCohort stores the group's members that the owner may see, and counts those that the directory left out. The grant is
-// the one that the members were selected by. Its types count as well, not those of an earlier read, because a mix of two
-// versions of a grant may allow more than either.
-func (w *Worker) storeCohort(
-	ctx context.Context, lease export.Lease, job export.Job,
-) (grant directory.Grant, cohort export.Cohort, leftOut []export.LeftOut, err error) {
+// selection is what storeCohort has selected.
+type selection struct {
+	// grant is the one that the members were selected by. Its types count as well, not those of an earlier read, because a
+	// mix of two versions of a grant may allow more than either.
+	grant     directory.Grant
+	everybody bool // the grant includes every patient
+	cohort    export.Cohort
+	leftOut   []export.LeftOut // members that the directory left out
+}
+
+// storeCohort stores the group's members that the owner may see.
+func (w *Worker) storeCohort(ctx context.Context, lease export.Lease, job export.Job) (chosen selection, err error) {
 	ctx, span := telemetry.StartSpan(ctx, "cohort")
 	defer func() {
-		span.SetAttributes(attribute.Int64("sluice.patients", cohort.Patients))
+		span.SetAttributes(attribute.Int64("sluice.patients", chosen.cohort.Patients))
 		telemetry.EndSpan(span, err)
 	}()
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
 	members := spillset.NewBuilder(w.Objects, prefix)
-	leftOut, err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
+	chosen.leftOut, err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
 		if !fhir.IsID(patient) {
 			return nil
 		}
 		return members.Add(ctx, patient)
 	})
 	if err := streamError(ctx, err); err != nil {
-		return grant, export.Cohort{}, nil, fmt.Errorf("resolve the group: %w", err)
+		return selection{}, fmt.Errorf("resolve the group: %w", err)
 	}
+	cohort := &chosen.cohort
 	cohort.Prefix = prefix
 	err = w.Access.Patients(ctx, job.Owner, func(read directory.Grant, patients *directory.PatientFilter) (err error) {
 		if err := checkGrant(job, read); err != nil {
 			return err
 		}
-		grant = read
+		chosen.grant = read
+		if chosen.everybody, err = patients.Everybody(); err != nil {
+			return err
+		}
 		cohort.Chunks, cohort.Patients, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
 			return members.Each(ctx, func(patient string) error {
 				if included, err := patients.Includes(patient); err != nil || !included {
@@ -124,9 +136,9 @@ func (w *Worker) storeCohort(
 		return err
 	})
 	if err := streamError(ctx, err); err != nil {
-		return directory.Grant{}, export.Cohort{}, nil, fmt.Errorf("store the cohort: %w", err)
+		return selection{}, fmt.Errorf("store the cohort: %w", err)
 	}
-	return grant, cohort, leftOut, nil
+	return chosen, nil
 }
 
 // cut divides each type into units of about cfg.unitBytes, never finer than a chunk of the cohort. A type without

@@ -183,7 +183,7 @@ func TestWhatTheSourceLeavesOutIsTold(t *testing.T) { // pitfalls 10, 37, 39
 			}
 			fx := newFixture(t, all, members...)
 			if patients == "some" { // the numbers are of data that the owner may not see
-				fx.people.grant.Patients = directory.AllBut("pat-9")
+				fx.people.patients = directory.NameList{All: true, Names: []string{"pat-9"}}
 			}
 			got := fx.export("Observation")
 			got.wantLines(t, observations...)

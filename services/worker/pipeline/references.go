@@ -61,7 +61,7 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 	}
 	var left export.Tally
 	if cutOff {
-		left.Add("", export.UnresolvedReference, 0)
+		left.AddAll([]export.LeftOut{{Reason: export.UnresolvedReference}})
 	}
 	return jobstore.Commit{
 		Result: export.Result{Files: files, LeftOut: left.List()}, Next: job.Request.Next(lease.Unit.Kind, false),
