@@ -223,11 +223,14 @@ func propagate(ctx context.Context, tx pgx.Tx) error {
 	}
 	rows, _ = tx.Query(ctx, `SELECT b.id, b.patient FROM about AS b WHERE EXISTS (SELECT FROM link WHERE provenance = b.id)
 		OR EXISTS (SELECT FROM link WHERE id = b.id)`)
-	if _, err := pgx.ForEachRow(rows, []any{&from, &to}, func() error { c.add(c.node(from), c.patient(to)); return nil }); err != nil {
+	_, err = pgx.ForEachRow(rows, []any{&from, &to}, func() error { c.add(c.node(from), c.patient(to)); return nil })
+	if err != nil {
 		return err
 	}
 	c.run()
-	if err := run(ctx, tx, `CREATE TEMPORARY TABLE reached (id text COLLATE "C", patient text COLLATE "C") ON COMMIT DROP`); err != nil {
+	err = run(ctx, tx,
+		`CREATE TEMPORARY TABLE reached (id text COLLATE "C", patient text COLLATE "C") ON COMMIT DROP`)
+	if err != nil {
 		return err
 	}
 	next, stop := iter.Pull2(c.about)

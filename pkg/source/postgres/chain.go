@@ -10,11 +10,11 @@ import (
 // patient of each Provenance is passed on once, and a Provenance with more than maxPatients passes on only that it has
 // many, so the result does not depend on the order.
 type chain struct {
-	number   map[string]int32 // of a name, in names
-	names    []string         // ids of patients and Provenance
-	nodes    map[int32]*node
-	pending  []step
-	steps    int
+	number  map[string]int32 // of a name, in names
+	names   []string         // ids of patients and Provenance
+	nodes   map[int32]*node
+	pending []step
+	steps   int
 }
 
 // node is one Provenance.

@@ -463,3 +463,8 @@ func TestSnapshotWaitsForSeal(t *testing.T) {
 		t.Errorf("the snapshot showed %q and shows %q", first, again)
 	}
 }
+
+var errBroken = errors.New("broken")
+
+// failing fails the last transaction of a load.
+func failing(context.Context, pgx.Tx) error { return errBroken }

@@ -399,7 +399,8 @@ func (a *app) printLeftOut(r loadReport) error {
 func (r *loadReport) json() any {
 	return map[string]any{
 		"resources": r.Resources, "bytes": r.Bytes, "leftOut": append([]loader.LeftOut{}, r.LeftOut...), "ignored": r.Ignored,
-		"undated": r.Undated, "foreignReferences": r.Foreign, "patientNotHeld": r.Unheld, "added": r.Added, "replaced": r.Replaced, "unchanged": r.Unchanged,
+		"undated": r.Undated, "foreignReferences": r.Foreign, "patientNotHeld": r.Unheld,
+		"added": r.Added, "replaced": r.Replaced, "unchanged": r.Unchanged,
 		"deleted": r.Deleted, "dryRun": r.DryRun, "seconds": r.Seconds,
 	}
 }

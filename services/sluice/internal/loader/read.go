@@ -105,7 +105,8 @@ func read(ctx context.Context, found Found, cfg Config, sink Sink, blockSize int
 	// The first pass has reported what is broken.
 	r.Broken = func(int, error) {}
 	if types, ids := p.table.Wants(); ids || len(types) > 0 {
-		if err := r.Read(ctx, p.files, func(_ context.Context, b *lines.Block) error { return p.offer(b, types, ids) }); err != nil {
+		err := r.Read(ctx, p.files, func(_ context.Context, b *lines.Block) error { p.offer(b, types, ids); return nil })
+		if err != nil {
 			return p.summary(), err
 		}
 		if err := sink.Resolve(ctx, p.table); err != nil {
@@ -144,7 +145,7 @@ func (p *parser) takeLiteral(ctx context.Context, b *lines.Block) error {
 }
 
 // offer is the second pass: it offers what references may name.
-func (p *parser) offer(b *lines.Block, types []string, ids bool) error {
+func (p *parser) offer(b *lines.Block, types []string, ids bool) {
 	var scanner fhir.Scanner
 	for line := range b.Lines {
 		facts, err := scanner.Scan(line.Body)
@@ -159,7 +160,6 @@ func (p *parser) offer(b *lines.Block, types []string, ids bool) error {
 			p.table.Offer(ref, line.Body)
 		}
 	}
-	return nil
 }
 
 // takeDeferred is the third pass: it passes on the lines that the first one has noted.
@@ -203,7 +203,8 @@ type batch struct {
 
 func (p *parser) newBatch(b *lines.Block) *batch {
 	return &batch{
-		parser: p, block: b, resources: map[string][]postgres.Line{}, left: map[export.LeftOut]*tally{}, ignored: map[string]int64{},
+		parser: p, block: b,
+		resources: map[string][]postgres.Line{}, left: map[export.LeftOut]*tally{}, ignored: map[string]int64{},
 	}
 }
 
@@ -281,7 +282,8 @@ func (b *batch) delete(line lines.Line) {
 	ref, ok := lines.Deletion(line.Body)
 	switch {
 	case !ok:
-		b.refuse(line, "", export.UnsupportedEntry, "an entry that cannot be applied: it has no resource, and deletes none by its id")
+		b.refuse(line, "", export.UnsupportedEntry,
+			"an entry that cannot be applied: it has no resource to store and no id to delete")
 	case fhir.IsExportable(ref.Type), ref.Type == "Group":
 		b.deletions = append(b.deletions, postgres.Deletion{Place: place(b.block.File, line.Number), Ref: ref})
 	default:
