@@ -212,7 +212,7 @@ func propagate(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return err
 	}
-	c := chain{number: map[string]int32{}}
+	c := newChain()
 	rows, _ := tx.Query(ctx, "SELECT provenance, id FROM link") // rows returns the error
 	var from, to string
 	if _, err := pgx.ForEachRow(rows, []any{&from, &to}, func() error { c.link(from, to); return nil }); err != nil {

@@ -17,6 +17,15 @@ type chain struct {
 	steps   int
 }
 
+// overflow is the number of many, the first name.
+const overflow = 0
+
+func newChain() *chain {
+	c := &chain{number: map[string]int32{}, nodes: map[int32]*node{}}
+	c.patient(many)
+	return c
+}
+
 // node is one Provenance.
 type node struct {
 	from  []int32 // the Provenance that target it
@@ -45,9 +54,6 @@ func (c *chain) patient(id string) int32 { return c.named("Patient/" + id) }
 func (c *chain) node(id string) int32 { return c.named(id) }
 
 func (c *chain) link(provenance, target string) {
-	if c.nodes == nil {
-		c.nodes = map[int32]*node{}
-	}
 	from, to := c.node(provenance), c.node(target)
 	for _, n := range []int32{from, to} {
 		if c.nodes[n] == nil {
@@ -63,7 +69,6 @@ func (c *chain) add(number, patient int32) {
 	if n.many || slices.Contains(n.about, patient) {
 		return
 	}
-	overflow := c.patient(many)
 	if patient != overflow && c.names[patient] < "Patient/"+source.Somebody {
 		if n.known++; n.known > maxPatients {
 			patient = overflow

@@ -16,7 +16,7 @@ func TestChainsTakeLinearTime(t *testing.T) {
 			"descending": func(i int) int { return links - 1 - i },
 		} {
 			t.Run(name+"/"+order, func(t *testing.T) {
-				c := chain{number: map[string]int32{}}
+				c := newChain()
 				id := func(i int) string { return fmt.Sprint("v", i) }
 				for i := range links {
 					n := number(i)

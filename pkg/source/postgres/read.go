@@ -130,7 +130,8 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 		return nil
 	}
 	at := instant(q.AsOf)
-	text := "SELECT " + columns("Provenance") + " FROM " + leaf("Provenance") + ` AS r WHERE r.patient = '' AND r.left_out IS NULL AND r.id IN (
+	text := "SELECT " + columns("Provenance") + " FROM " + leaf("Provenance") + ` AS r
+		WHERE r.patient = '' AND r.left_out IS NULL AND r.id IN (
 		SELECT t.provenance FROM target AS t JOIN unnest($2::text[], $3::text[]) AS asked (type, id) USING (type, id))
 		AND ` + visible
 	var scanner fhir.Scanner
