@@ -122,3 +122,31 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestMigration5 removes what loads did not trim, and gives readers of the statistics the new table.
+func TestMigration5(t *testing.T) {
+	url := testenv.Postgres(t)
+	must(t, pgdb.MigrateTo(t.Context(), url, 3))
+	owner := dial(t, url)
+	exec(t, owner, `INSERT INTO resource (born, ended, type, id, patient, others, head, body)
+			VALUES (1, 2, 'Appointment', '1', 'a', '{a,b}', '', '{}'), (2, NULL, 'Appointment', '1', 'a', '{a,c}', '', '{}')`,
+		`INSERT INTO additional_subject (type, patient, id) VALUES ('Appointment', 'b', '1'), ('Appointment', 'c', '1'),
+			('Appointment', 'd', '1'), ('Appointment', 'b', '2'), ('Account', 'b', '1')`,
+		"INSERT INTO tombstone (type, id, born, patient) VALUES ('Account', 'old', 1, 'a'), ('Account', 'new', 2, 'a')",
+		"UPDATE trim_horizon SET load = 1")
+	readerURL, _ := reader(t, owner, url)
+	exec(t, owner, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
+	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
+		t.Errorf("migrated during a load: %v", err)
+	}
+	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, owner, "SELECT array_agg((type, patient, id) ORDER BY patient) FROM additional_subject",
+		`{"(Appointment,b,1)","(Appointment,c,1)"}`)
+	expect(t, owner, "SELECT array_agg(id) FROM tombstone", "{new}")
+	read := dial(t, readerURL)
+	expect(t, read, "SELECT count(*) FROM left_out", "0")
+	expect(t, read, "SELECT count(*) FROM resource WHERE version IS NULL AND left_out IS NULL", "2")
+}

@@ -30,9 +30,13 @@ type Table struct {
 type named struct {
 	ids     []fhir.Ref // none or one, unless it is ambiguous: then two
 	patient string     // id of the patient among them
+	settled bool       // further offers do not count
 }
 
 func (n *named) add(ref fhir.Ref) {
+	if n.settled {
+		return
+	}
 	if ref.Type == "Patient" {
 		n.patient = ref.ID
 	}
@@ -110,6 +114,19 @@ func (t *Table) Unmatched() []string {
 		}
 	}
 	return slices.Sorted(maps.Keys(types))
+}
+
+// Settle makes later offers count only for references that match nothing so far: what is loaded together takes
+// precedence over what the store has.
+func (t *Table) Settle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range t.urns {
+		n.settled = len(n.ids) > 0
+	}
+	for _, n := range t.searches {
+		n.settled = len(n.ids) > 0
+	}
 }
 
 // OfferID notes that a resource is held.

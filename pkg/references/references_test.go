@@ -90,3 +90,22 @@ func TestReferencesThatNameOneResourceAreResolved(t *testing.T) {
 		}
 	}
 }
+
+func TestSettledReferencesIgnoreFurtherOffers(t *testing.T) {
+	table := references.New(nil)
+	const line = `{"resourceType":"Observation","id":"x","subject":{"reference":"urn:uuid:p"},` +
+		`"performer":[{"reference":"Practitioner?identifier=1"},{"reference":"Practitioner?identifier=2"}]}`
+	table.Note([]byte(line))
+	first := []byte(`{"identifier":[{"value":"1"}]}`)
+	table.OfferID(fhir.Ref{Type: "Patient", ID: "p"})
+	table.Offer(fhir.Ref{Type: "Practitioner", ID: "loaded"}, first)
+	table.Settle()
+	table.OfferID(fhir.Ref{Type: "Device", ID: "p"})
+	table.Offer(fhir.Ref{Type: "Practitioner", ID: "stored"}, first)
+	table.Offer(fhir.Ref{Type: "Practitioner", ID: "other"}, []byte(`{"identifier":[{"value":"2"}]}`))
+	got := string(table.Resolve(nil, []byte(line), fhir.Facts{}, func(string) { t.Error("a reference was not resolved") }))
+	if !strings.Contains(got, `"Patient/p"`) || !strings.Contains(got, `"Practitioner/loaded"`) ||
+		!strings.Contains(got, `"Practitioner/other"`) {
+		t.Errorf("got %s", got)
+	}
+}

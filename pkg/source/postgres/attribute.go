@@ -2,13 +2,16 @@ package postgres
 
 import (
 	"context"
+	"iter"
 	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
 // attribute recomputes the patients of every Provenance that this load affects: one with a target that was added, changed
@@ -16,7 +19,10 @@ import (
 //
 // If only the patients of a Provenance change, it gets a new version with the same text, so that older snapshots keep
 // the old patients.
-func (l *Load) attribute(ctx context.Context, tx pgx.Tx) error {
+//
+// A target that the store does not hold, and one whose own patient is unknown, is somebody (source.Somebody). A
+// Provenance without a patient is left out, unless all of its targets are held and of referenced types.
+func (l *Load) attribute(ctx context.Context, tx pgx.Tx, grown *change) error {
 	if err := pgdb.CheckStaged(ctx, tx, targets, l.targets); err != nil {
 		return err
 	}
@@ -26,27 +32,58 @@ func (l *Load) attribute(ctx context.Context, tx pgx.Tx) error {
 	if err := findPatients(ctx, tx); err != nil {
 		return err
 	}
+	if err := propagate(ctx, tx); err != nil {
+		return err
+	}
 	no := strconv.Itoa(int(l.no))
-	return run(ctx, tx,
-		`CREATE TEMPORARY TABLE verdict ON COMMIT DROP AS SELECT p.id, p.born, found.patient, found.others
+	err := run(ctx, tx,
+		"ANALYZE about",
+		`CREATE TEMPORARY TABLE verdict ON COMMIT DROP AS
+			SELECT p.id, p.born, p.left_out AS was, v.patient, v.others, v.left_out
 			FROM affected AS a JOIN provenance AS p ON p.id = a.id
-			CROSS JOIN LATERAL (SELECT coalesce(min(b.patient), '') AS patient,
-				CASE WHEN count(*) > 1 THEN array_agg(b.patient ORDER BY b.patient) END AS others
+			CROSS JOIN LATERAL (SELECT array_agg(b.patient ORDER BY b.patient) AS list,
+				count(*) FILTER (WHERE b.patient < '`+source.Somebody+`') AS patients,
+				coalesce(bool_or(b.patient = '`+many+`'), false) AS many
 				FROM about AS b WHERE b.id = p.id) AS found
-			WHERE found.patient <> p.patient OR found.others IS DISTINCT FROM p.others`,
+			CROSS JOIN LATERAL (SELECT found.many OR found.patients > `+strconv.Itoa(maxPatients)+` AS many) AS too
+			CROSS JOIN LATERAL (SELECT
+				CASE WHEN too.many OR found.patients = 0 THEN '' ELSE found.list[1] END AS patient,
+				CASE WHEN NOT too.many AND found.patients > 0 AND cardinality(found.list) > 1 THEN found.list END AS others,
+				CASE WHEN too.many THEN '`+string(export.TooManyReferences)+`'
+					WHEN found.patients > 0 THEN NULL
+					WHEN found.list = ARRAY['`+source.Foreigner+`'] THEN '`+string(export.ForeignPatient)+`'
+					WHEN found.list IS NOT NULL THEN '`+string(export.UnresolvedPatient)+`'
+					WHEN NOT EXISTS (SELECT FROM aim AS t WHERE t.provenance = p.id)
+						OR EXISTS (SELECT FROM aim AS t WHERE t.provenance = p.id AND NOT t.referenced)
+						THEN '`+string(export.NoPatient)+`' END AS left_out) AS v
+			WHERE (v.patient, v.others, v.left_out) IS DISTINCT FROM (p.patient, p.others, p.left_out)`,
 		"DROP VIEW provenance",
 		"ANALYZE verdict",
-		"UPDATE "+stage("Provenance")+` AS s SET patient = v.patient, others = v.others FROM verdict AS v
-			WHERE s.id = v.id AND v.born = `+no,
+		"UPDATE "+stage("Provenance")+` AS s SET patient = v.patient, others = v.others, left_out = v.left_out
+			FROM verdict AS v WHERE s.id = v.id AND v.born = `+no,
 		"DELETE FROM verdict WHERE born = "+no,
 		"UPDATE resource_provenance AS r SET ended = "+no+" FROM verdict AS v WHERE r.id = v.id AND r.ended IS NULL",
-		`INSERT INTO resource_provenance (last_updated, born, type, id, patient, others, head, body)
-			SELECT r.last_updated, `+no+`, r.type, r.id, v.patient, v.others, r.head, r.body
+		`INSERT INTO resource_provenance (last_updated, version, born, type, id, patient, others, left_out, head, body)
+			SELECT r.last_updated, r.version, `+no+`, r.type, r.id, v.patient, v.others, v.left_out, r.head, r.body
 			FROM verdict AS v JOIN resource_provenance AS r ON r.id = v.id AND r.born = v.born ORDER BY v.patient, r.id`,
 		`INSERT INTO target (born, provenance, type, id) SELECT `+no+`, t.provenance, t.type, t.id
 			FROM verdict AS v JOIN target AS t ON t.provenance = v.id AND t.born = v.born`,
-		`INSERT INTO additional_subject (type, patient, id) SELECT 'Provenance', unnest(others[2:]), id FROM verdict
-			WHERE others IS NOT NULL ON CONFLICT DO NOTHING`)
+		`INSERT INTO additional_subject (type, patient, id) SELECT 'Provenance', p.patient, id
+			FROM verdict CROSS JOIN unnest(others[2:]) AS p (patient)
+			WHERE others IS NOT NULL AND p.patient < '`+source.Somebody+`' ON CONFLICT DO NOTHING`)
+	if err != nil {
+		return err
+	}
+	rows, _ := tx.Query(ctx, // rows returns the error
+		"SELECT coalesce(was, ''), coalesce(left_out, ''), count(*) FROM verdict GROUP BY was, left_out")
+	var was, is export.Reason
+	var n int64
+	_, err = pgx.ForEachRow(rows, []any{&was, &is, &n}, func() error {
+		grown.add("Provenance", was, -n, 0)
+		grown.add("Provenance", is, n, 0)
+		return nil
+	})
+	return err
 }
 
 // run executes the statements.
@@ -60,8 +97,9 @@ func run(ctx context.Context, tx pgx.Tx, statements ...string) error {
 func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 	no := strconv.Itoa(int(l.no))
 	err := run(ctx, tx,
-		`CREATE TEMPORARY VIEW provenance AS SELECT id, born, patient, others FROM resource_provenance WHERE ended IS NULL
-			UNION ALL SELECT id, `+no+`, '', NULL FROM `+stage("Provenance"),
+		`CREATE TEMPORARY VIEW provenance AS
+			SELECT id, born, patient, others, left_out FROM resource_provenance WHERE ended IS NULL
+			UNION ALL SELECT id, `+no+`, '', NULL, NULL FROM `+stage("Provenance"),
 		`CREATE TEMPORARY TABLE affected (id text COLLATE "C" PRIMARY KEY) ON COMMIT DROP`,
 		`INSERT INTO target (born, provenance, type, id)
 			SELECT DISTINCT `+no+`, t.provenance, t.type, t.id FROM `+targets+` AS t
@@ -89,51 +127,123 @@ func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 				SELECT id FROM affected
 				UNION SELECT t.provenance FROM target AS t JOIN further ON t.type = 'Provenance' AND t.id = further.id)
 			SELECT id FROM further ON CONFLICT DO NOTHING`,
-		"DELETE FROM affected WHERE id NOT IN (SELECT id FROM provenance)",
+		"DELETE FROM affected AS a WHERE NOT EXISTS (SELECT FROM provenance AS p WHERE p.id = a.id)",
 		"ANALYZE affected")
 }
 
-// findPatients creates the table about: the patients of each affected Provenance.
+// maxPatients bounds the patients of one Provenance, so that chains of Provenance take linear time. One that is about
+// more is left out: hardly any cohort has them all.
+const maxPatients = 100
+
+// many in the table about stands for more than maxPatients patients.
+const many = "~~"
+
+// ofTarget selects, as p, whom a target of a Provenance is about: a lateral join with the row r of the target, which is
+// null if the store does not hold it. unknown is the condition for a row without a patient to be about somebody.
+func ofTarget(unknown string) string {
+	return ` CROSS JOIN LATERAL unnest(CASE
+		WHEN r.id IS NULL THEN ARRAY['` + source.Somebody + `']
+		WHEN cardinality(r.others) > ` + strconv.Itoa(maxPatients+2) + ` THEN ARRAY['` + many + `']
+		WHEN r.others IS NOT NULL THEN r.others
+		WHEN r.patient <> '' THEN ARRAY[r.patient]
+		WHEN r.left_out = '` + string(export.TooManyReferences) + `' THEN ARRAY['` + many + `']
+		WHEN ` + unknown + ` THEN ARRAY['` + source.Somebody + `']
+		ELSE '{}' END) AS p (patient)`
+}
+
+// findPatients creates the tables aim, the targets of each affected Provenance, and about, whom each is about. The
+// targets that are affected Provenance are still missing.
 func findPatients(ctx context.Context, tx pgx.Tx) error {
+	var referenced []string
+	for _, typ := range fhir.ExportableTypes() {
+		if fhir.IsReferenced(typ) {
+			referenced = append(referenced, "'"+typ+"'")
+		}
+	}
 	err := run(ctx, tx,
-		// The targets of each current version.
-		`CREATE TEMPORARY TABLE aim ON COMMIT DROP AS SELECT t.provenance, t.type, t.id FROM affected AS a
+		`CREATE TEMPORARY TABLE aim ON COMMIT DROP AS SELECT t.provenance, t.type, t.id,
+			t.type IN (`+strings.Join(referenced, ", ")+`) AS referenced FROM affected AS a
 			JOIN provenance AS r ON r.id = a.id
 			JOIN target AS t ON t.provenance = r.id AND t.born = r.born`,
+		"CREATE INDEX ON aim (provenance)",
 		"ANALYZE aim",
 		`CREATE TEMPORARY TABLE about (id text COLLATE "C", patient text COLLATE "C", PRIMARY KEY (id, patient))
 			ON COMMIT DROP`,
-		"INSERT INTO about SELECT provenance, id FROM aim WHERE type = 'Patient'",
+		"INSERT INTO about SELECT provenance, id FROM aim WHERE type = 'Patient'", // whether it is held or not
 		// The patients of a Provenance that is not affected are known.
 		`INSERT INTO about SELECT a.provenance, p.patient FROM aim AS a
-			JOIN provenance AS r ON a.type = 'Provenance' AND r.id = a.id
-			CROSS JOIN unnest(coalesce(r.others, ARRAY[r.patient])) AS p (patient)
-			WHERE p.patient <> '' AND a.id NOT IN (SELECT id FROM affected) ON CONFLICT DO NOTHING`)
+			LEFT JOIN resource_provenance AS r ON r.id = a.id AND r.ended IS NULL`+ofTarget(
+			"r.left_out <> '"+string(export.NoPatient)+"'")+`
+			WHERE a.type = 'Provenance' AND NOT EXISTS (SELECT FROM affected AS f WHERE f.id = a.id)
+			ON CONFLICT DO NOTHING`)
 	if err != nil {
 		return err
 	}
-	rows, _ := tx.Query(ctx, // rows returns the error
-		"SELECT DISTINCT type FROM aim WHERE type NOT IN ('Patient', 'Provenance')")
+	rows, _ := tx.Query(ctx, "SELECT DISTINCT type FROM aim WHERE type <> 'Provenance'") // rows returns the error
 	types, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return err
 	}
 	for _, typ := range types {
-		if !fhir.InCompartment(typ) {
-			continue
+		from := " LEFT JOIN (SELECT NULL AS id, NULL::text[] AS others, '' AS patient, NULL AS left_out) AS r ON false"
+		unknown := "false"
+		if fhir.IsExportable(typ) {
+			from = " LEFT JOIN " + leaf(typ) + " AS r ON r.id = a.id AND r.ended IS NULL"
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO about SELECT a.provenance, p.patient FROM aim AS a
-			JOIN `+leaf(typ)+` AS r ON r.id = a.id AND r.ended IS NULL
-			CROSS JOIN unnest(coalesce(r.others, ARRAY[r.patient])) AS p (patient)
-			WHERE a.type = $1 AND p.patient <> '' ON CONFLICT DO NOTHING`, typ)
+		if fhir.InCompartment(typ) { // a row of an older load has no reason
+			unknown = "r.left_out IS DISTINCT FROM '" + string(export.NoPatient) + "'"
+		}
+		_, err := tx.Exec(ctx, "INSERT INTO about SELECT a.provenance, p.patient FROM aim AS a"+from+ofTarget(unknown)+
+			" WHERE a.type = $1 ON CONFLICT DO NOTHING", typ)
 		if err != nil {
 			return err
 		}
 	}
-	return run(ctx, tx, `INSERT INTO about
-		WITH RECURSIVE further (id, patient) AS (
-			SELECT id, patient FROM about
-			UNION SELECT a.provenance, further.patient FROM aim AS a
-				JOIN further ON a.type = 'Provenance' AND a.id = further.id)
-		SELECT id, patient FROM further ON CONFLICT DO NOTHING`)
+	return nil
+}
+
+// propagate adds to about the patients that each affected Provenance has by others. Memory grows with the Provenance of
+// Provenance, time with that and maxPatients.
+func propagate(ctx context.Context, tx pgx.Tx) error {
+	err := run(ctx, tx,
+		`CREATE TEMPORARY TABLE link ON COMMIT DROP AS SELECT a.provenance, a.id FROM aim AS a
+			WHERE a.type = 'Provenance' AND EXISTS (SELECT FROM affected AS f WHERE f.id = a.id)`,
+		"CREATE INDEX ON link (provenance)", "CREATE INDEX ON link (id)", "ANALYZE link")
+	if err != nil {
+		return err
+	}
+	c := newChain()
+	rows, _ := tx.Query(ctx, "SELECT provenance, id FROM link") // rows returns the error
+	var from, to string
+	if _, err := pgx.ForEachRow(rows, []any{&from, &to}, func() error { c.link(from, to); return nil }); err != nil {
+		return err
+	}
+	if len(c.nodes) == 0 {
+		return nil
+	}
+	rows, _ = tx.Query(ctx, `SELECT b.id, b.patient FROM about AS b WHERE EXISTS (SELECT FROM link WHERE provenance = b.id)
+		OR EXISTS (SELECT FROM link WHERE id = b.id)`)
+	_, err = pgx.ForEachRow(rows, []any{&from, &to}, func() error { c.add(c.node(from), c.patient(to)); return nil })
+	if err != nil {
+		return err
+	}
+	c.run()
+	err = run(ctx, tx,
+		`CREATE TEMPORARY TABLE reached (id text COLLATE "C", patient text COLLATE "C") ON COMMIT DROP`)
+	if err != nil {
+		return err
+	}
+	next, stop := iter.Pull2(c.about)
+	defer stop()
+	_, err = tx.CopyFrom(ctx, pgx.Identifier{"reached"}, []string{"id", "patient"}, pgx.CopyFromFunc(func() ([]any, error) {
+		id, patient, more := next()
+		if !more {
+			return nil, nil
+		}
+		return []any{id, patient}, nil
+	}))
+	if err != nil {
+		return err
+	}
+	return run(ctx, tx, "INSERT INTO about SELECT id, patient FROM reached ON CONFLICT DO NOTHING")
 }

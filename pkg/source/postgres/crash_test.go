@@ -27,7 +27,7 @@ func TestServerCrash(t *testing.T) {
 	again := ndjson(observation("o", "b", 2), observation("n", "a", 1), provenance("q", "Observation/n"))
 	load := s.begin(cfg)
 	s.stage(load, again)
-	_, err := load.Seal(t.Context(), func(context.Context, pgx.Tx) error {
+	_, err := load.Seal(t.Context(), nil, func(context.Context, pgx.Tx) error {
 		server.Kill()
 		return nil
 	})

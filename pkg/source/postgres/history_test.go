@@ -225,6 +225,8 @@ func TestProvenanceFollowsItsTargets(t *testing.T) {
 	about(before, "")
 	about(time.Time{}, "") // fixed was deleted with p
 	s.loadWith(ndjson(provenance("fixed", "Practitioner/x")), keeping())
+	about(time.Time{}, "") // the practitioner is not held
+	s.loadWith(ndjson(`{"resourceType":"Practitioner","id":"x"}`), keeping())
 	about(time.Time{}, "fixed")
 }
 
@@ -237,14 +239,14 @@ func TestUnfinishedLoadIsUndone(t *testing.T) {
 	for name, end := range map[string]func(*postgres.Load){
 		"staged": func(*postgres.Load) {},
 		"merged": func(load *postgres.Load) {
-			_, err := load.Seal(t.Context(), func(context.Context, pgx.Tx) error { return broken })
+			_, err := load.Seal(t.Context(), nil, func(context.Context, pgx.Tx) error { return broken })
 			if !errors.Is(err, broken) {
 				t.Fatalf("the load was sealed: %v", err)
 			}
 		},
 		"cancelled": func(load *postgres.Load) {
 			ctx, cancel := context.WithCancel(t.Context())
-			_, err := load.Seal(ctx, func(context.Context, pgx.Tx) error { cancel(); return nil })
+			_, err := load.Seal(ctx, nil, func(context.Context, pgx.Tx) error { cancel(); return nil })
 			if !errors.Is(err, context.Canceled) {
 				t.Fatalf("the load was sealed: %v", err)
 			}
@@ -304,13 +306,13 @@ func TestLostTurn(t *testing.T) {
 	}}); err == nil {
 		t.Error("a load without turn staged into the tables of the next one")
 	}
-	if _, err := lost.Seal(t.Context(), nil); err == nil {
+	if _, err := lost.Seal(t.Context(), nil, nil); err == nil {
 		t.Error("a load without turn was sealed")
 	}
 	if err := lost.Close(t.Context()); err == nil {
 		t.Error("Close without turn: no error")
 	}
-	if _, err := mine.Seal(t.Context(), nil); err != nil {
+	if _, err := mine.Seal(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	must(t, mine.Close(t.Context()))
@@ -332,7 +334,7 @@ func TestLostStage(t *testing.T) {
 			load := s.begin(cfg)
 			s.stage(load, ndjson(observation("o", "a", 1), observation("n", "b", 1), provenance("q", "Observation/n")))
 			s.exec("TRUNCATE sluice_stage." + table)
-			if _, err := load.Seal(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "staged rows are left") {
+			if _, err := load.Seal(t.Context(), nil, nil); err == nil || !strings.Contains(err.Error(), "staged rows are left") {
 				t.Errorf("sealed: %v", err)
 			}
 			must(t, load.Close(t.Context()))
@@ -437,7 +439,7 @@ func TestSnapshotWaitsForSeal(t *testing.T) {
 	load := s.begin(keeping())
 	s.stage(load, ndjson(observation("p", "a", 1)))
 	taken := make(chan time.Time, 1)
-	_, err := load.Seal(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+	_, err := load.Seal(t.Context(), nil, func(ctx context.Context, tx pgx.Tx) error {
 		// The end of a slow Seal: the lock is held and the load has its instant.
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(0x736c7569636531)); err != nil {
 			return err
@@ -461,3 +463,8 @@ func TestSnapshotWaitsForSeal(t *testing.T) {
 		t.Errorf("the snapshot showed %q and shows %q", first, again)
 	}
 }
+
+var errBroken = errors.New("broken")
+
+// failing fails the last transaction of a load.
+func failing(context.Context, pgx.Tx) error { return errBroken }

@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
-	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
 // LoadConfig configures a load.
@@ -39,10 +39,11 @@ type Load struct {
 
 	mu      sync.Mutex
 	staged  map[string]int64 // rows, by type
+	deleted map[string]int64 // rows of deletions, by type
 	targets int64            // rows of Provenance targets
 	total   Merged
-	grown   map[string]source.TypeSize // by type
-	touched map[string]int64           // rows written, by type
+	grown   map[string]change // by type
+	touched map[string]int64  // rows written, by type
 }
 
 // Merged counts what a load changed.
@@ -71,8 +72,8 @@ func OpenLoader(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 // OpenLoader, with at least cfg.Parallel connections. The load has one more connection until Close.
 func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load, err error) {
 	l := &Load{
-		cfg: cfg, pool: pool,
-		staged: map[string]int64{}, grown: map[string]source.TypeSize{}, touched: map[string]int64{},
+		cfg: cfg, pool: pool, staged: map[string]int64{}, deleted: map[string]int64{},
+		grown: map[string]change{}, touched: map[string]int64{},
 	}
 	l.cfg.Parallel = max(l.cfg.Parallel, 1)
 	if l.turn, err = pgdb.TakeTurn(ctx, pool, turnLock); err != nil {
@@ -110,13 +111,17 @@ func (l *Load) undoUnsealed(ctx context.Context) error {
 		return err
 	}
 	return pgx.BeginFunc(ctx, l.turn, func(tx pgx.Tx) error {
-		for _, text := range []string{
+		several, err := typesOfSeveral(ctx, tx)
+		if err != nil {
+			return err
+		}
+		for _, text := range append(trimSeveral(several, "born = ANY($1)", "r.born <> ALL($1)"),
 			"DELETE FROM resource WHERE born = ANY($1)",
 			"UPDATE resource SET ended = NULL WHERE ended = ANY($1)",
 			"DELETE FROM target WHERE born = ANY($1)",
 			"DELETE FROM tombstone WHERE born = ANY($1)",
 			"UPDATE load_batch SET undone = true WHERE no = ANY($1)",
-		} {
+		) {
 			if _, err := tx.Exec(ctx, text, left); err != nil {
 				return err
 			}
@@ -140,15 +145,26 @@ func (l *Load) inStep(ctx context.Context, step func(pgx.Tx) error) error {
 	})
 }
 
-// Seal merges the staged resources and makes them visible. with runs in the transaction that does so; it may be nil. An
-// export that begins after Seal has returned sees the load: snapshots are in whole seconds, so Seal waits for the end of
-// the second.
-func (l *Load) Seal(ctx context.Context, with func(context.Context, pgx.Tx) error) (Merged, error) {
+// Seal merges the staged resources and makes them visible. with runs in the transaction that does so; it may be nil.
+// leftOut is what the caller left out; Source.LeftOut has it until a later load has the same types. An export that begins
+// after Seal has returned sees the load: snapshots are in whole seconds, so Seal waits for the end of the second.
+func (l *Load) Seal(
+	ctx context.Context, leftOut []export.LeftOut, with func(context.Context, pgx.Tx) error,
+) (Merged, error) {
+	// Patients first: the others look up whether their patients are held.
+	if err := l.merge(ctx, "Patient"); err != nil {
+		return Merged{}, pgdb.Wrap("merge Patient", err)
+	}
 	types := slices.SortedFunc(maps.Keys(l.staged), func(a, b string) int { return cmp.Compare(l.staged[b], l.staged[a]) })
+	for typ := range l.deleted {
+		if l.staged[typ] == 0 {
+			types = append(types, typ)
+		}
+	}
 	group, merging := errgroup.WithContext(ctx)
 	group.SetLimit(l.cfg.Parallel)
 	for _, typ := range types {
-		if typ != "Provenance" {
+		if typ != "Provenance" && typ != "Patient" {
 			group.Go(func() error { return pgdb.Wrap("merge "+typ, l.merge(merging, typ)) })
 		}
 	}
@@ -159,7 +175,7 @@ func (l *Load) Seal(ctx context.Context, with func(context.Context, pgx.Tx) erro
 	if err := l.merge(ctx, "Provenance"); err != nil {
 		return Merged{}, pgdb.Wrap("merge Provenance", err)
 	}
-	sealed, err := l.publish(ctx, with)
+	sealed, err := l.publish(ctx, leftOut, with)
 	if err != nil {
 		return Merged{}, pgdb.Wrap("seal the load", err)
 	}
@@ -172,7 +188,9 @@ func (l *Load) Seal(ctx context.Context, with func(context.Context, pgx.Tx) erro
 }
 
 // publish gives the load its instant, later than every snapshot taken before.
-func (l *Load) publish(ctx context.Context, with func(context.Context, pgx.Tx) error) (sealed time.Time, err error) {
+func (l *Load) publish(
+	ctx context.Context, leftOut []export.LeftOut, with func(context.Context, pgx.Tx) error,
+) (sealed time.Time, err error) {
 	err = l.inStep(ctx, func(tx pgx.Tx) error {
 		// A sealed load survives a crash: the log is written in order, so this commit also makes the merges durable.
 		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = on"); err != nil {
@@ -181,10 +199,13 @@ func (l *Load) publish(ctx context.Context, with func(context.Context, pgx.Tx) e
 		for typ, grown := range l.grown {
 			_, err := tx.Exec(ctx, `INSERT INTO type_stats AS s (type, resources, bytes) VALUES ($1, $2, $3)
 				ON CONFLICT (type) DO UPDATE SET resources = s.resources + $2, bytes = s.bytes + $3`,
-				typ, grown.Resources, grown.Bytes)
+				typ, grown.size.Resources, grown.size.Bytes)
 			if err != nil {
 				return err
 			}
+		}
+		if err := l.publishLeftOut(ctx, tx, leftOut); err != nil {
+			return err
 		}
 		if with != nil {
 			if err := with(ctx, tx); err != nil {
@@ -200,6 +221,56 @@ func (l *Load) publish(ctx context.Context, with func(context.Context, pgx.Tx) e
 			Scan(&sealed)
 	})
 	return sealed, err
+}
+
+// publishLeftOut updates the totals of what no export contains.
+func (l *Load) publishLeftOut(ctx context.Context, tx pgx.Tx, leftOut []export.LeftOut) error {
+	types := append(slices.Collect(maps.Keys(l.staged)), "")
+	for _, left := range leftOut {
+		types = append(types, left.Type)
+	}
+	if _, err := tx.Exec(ctx, "DELETE FROM left_out WHERE NOT held AND type = ANY($1)", types); err != nil {
+		return err
+	}
+	add := func(list []export.LeftOut, held bool) error {
+		for _, left := range list {
+			_, err := tx.Exec(ctx, `INSERT INTO left_out AS o (type, reason, held, resources) VALUES ($1, $2, $3, $4)
+				ON CONFLICT (type, reason, held) DO UPDATE SET resources = o.resources + $4`,
+				left.Type, string(left.Reason), held, left.Count)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, grown := range l.grown {
+		if err := add(grown.leftOut.List(), true); err != nil {
+			return err
+		}
+	}
+	return add(leftOut, false)
+}
+
+// Unheld returns the number of resources that a sealed load added or replaced and whose patient the store does not hold,
+// by type.
+func (l *Load) Unheld() map[string]int64 {
+	unheld := map[string]int64{}
+	for typ, grown := range l.grown {
+		if grown.unheld > 0 {
+			unheld[typ] = grown.unheld
+		}
+	}
+	return unheld
+}
+
+// LeftOut returns why no export contains some Provenance of the store, after a load that was sealed and had any. Of all
+// other types the reason shows when they are read.
+func (l *Load) LeftOut(ctx context.Context) ([]export.LeftOut, error) {
+	if l.staged["Provenance"] == 0 {
+		return nil, nil
+	}
+	list, err := leftOut(ctx, l.turn, "WHERE held AND type = 'Provenance'")
+	return list, pgdb.Wrap("read what is left out", err)
 }
 
 func (l *Load) waitForNextSecond(ctx context.Context, sealed time.Time) error {

@@ -5,30 +5,34 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// merge merges the staged resources of one type into its table, in one transaction.
+// change adds up what one merge changed.
+type change struct {
+	size    source.TypeSize // growth
+	leftOut export.Tally    // growth of what no export contains
+	unheld  int64           // added resources about patients that the store does not hold
+}
+
+// merge merges the staged resources and deletions of one type into its table, in one transaction.
 func (l *Load) merge(ctx context.Context, typ string) error {
 	var merged Merged
-	var grown source.TypeSize
+	var grown change
 	err := l.inStep(ctx, func(tx pgx.Tx) (err error) {
-		var ended, added source.TypeSize
-		if merged, ended, err = l.makeRoom(ctx, tx, typ); err != nil {
+		if merged, err = l.makeRoom(ctx, tx, typ, &grown); err != nil {
 			return err
 		}
 		if typ == "Provenance" {
-			if err := l.attribute(ctx, tx); err != nil {
+			if err := l.attribute(ctx, tx, &grown); err != nil {
 				return err
 			}
 		}
-		if added, err = l.insert(ctx, tx, typ); err != nil {
-			return err
-		}
-		merged.Added = added.Resources - merged.Replaced
-		grown = source.TypeSize{Resources: added.Resources - ended.Resources, Bytes: added.Bytes - ended.Bytes}
-		return nil
+		added, err := l.insert(ctx, tx, typ, &grown)
+		merged.Added = added - merged.Replaced
+		return err
 	})
 	if err != nil {
 		return err
@@ -44,72 +48,116 @@ func (l *Load) merge(ctx context.Context, typ string) error {
 	return nil
 }
 
-// makeRoom ends the versions that the load replaces, and deletes the staged rows that need no insert.
-func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string) (merged Merged, ended source.TypeSize, err error) {
+// makeRoom ends the versions that the load replaces or deletes, and deletes the staged rows that need no insert.
+func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *change) (merged Merged, err error) {
 	table, staged := leaf(typ), stage(typ)
 	if err := pgdb.CheckStaged(ctx, tx, staged, l.staged[typ]); err != nil {
-		return merged, ended, err
+		return merged, err
+	}
+	of := " WHERE type = '" + typ + "'"
+	if err := pgdb.CheckStaged(ctx, tx, deletions+of, l.deleted[typ]); err != nil {
+		return merged, err
+	}
+	if l.deleted[typ] > 0 {
+		err = run(ctx, tx, "DELETE FROM "+staged+` AS s USING (
+			SELECT id, max(place) AS place FROM `+deletions+of+` GROUP BY id) AS d WHERE s.id = d.id AND s.place < d.place`)
+		if err != nil {
+			return merged, err
+		}
 	}
 	err = run(ctx, tx, "ANALYZE "+staged+" (id, last_updated, patient)",
-		// Keep the newest version of each resource, on a tie the later one (L-14).
-		"DELETE FROM "+staged+` AS s USING (SELECT ctid, row_number() OVER (
-			PARTITION BY id ORDER BY last_updated DESC NULLS LAST, place DESC) AS rank FROM `+staged+`) AS d
+		// Keep the newest version of each resource (spec 11): by version if all have one, else by lastUpdated, on a tie the
+		// later one.
+		"DELETE FROM "+staged+` AS s USING (SELECT ctid, row_number() OVER (PARTITION BY id
+				ORDER BY CASE WHEN numbered THEN version END DESC NULLS LAST, last_updated DESC NULLS LAST, place DESC) AS rank
+			FROM (SELECT ctid, id, version, last_updated, place,
+				bool_and(version IS NOT NULL) OVER (PARTITION BY id) AS numbered FROM `+staged+`) AS all_versions) AS d
 			WHERE s.ctid = d.ctid AND d.rank > 1`)
 	if err != nil {
-		return merged, ended, err
+		return merged, err
 	}
 	if l.cfg.DeleteMissing && l.staged[typ] > 0 {
-		ended, err = l.end(ctx, tx, typ, "NOT EXISTS (SELECT FROM "+staged+" AS s WHERE s.id = r.id)", true)
+		merged.Deleted, err = l.end(ctx, tx, typ, "NOT EXISTS (SELECT FROM "+staged+" AS s WHERE s.id = r.id)", true, grown)
 		if err != nil {
-			return merged, ended, err
+			return merged, err
 		}
-		merged.Deleted = ended.Resources
+	}
+	if l.deleted[typ] > 0 {
+		deleted, err := l.end(ctx, tx, typ, "r.id IN (SELECT id FROM "+deletions+of+
+			") AND NOT EXISTS (SELECT FROM "+staged+" AS s WHERE s.id = r.id)", true, grown)
+		merged.Deleted += deleted
+		if err != nil {
+			return merged, err
+		}
 	}
 	same, err := tx.Exec(ctx, "DELETE FROM "+staged+" AS s USING "+table+` AS r
-		WHERE r.id = s.id AND r.ended IS NULL AND (
-			coalesce(r.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity')
+		WHERE r.id = s.id AND r.ended IS NULL AND (CASE WHEN r.version <> s.version THEN r.version > s.version
+			ELSE coalesce(r.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity') END
 			OR r.head = s.head AND r.body = s.body)`)
 	if err != nil {
-		return merged, ended, err
+		return merged, err
 	}
 	merged.Unchanged = same.RowsAffected()
-	replaced, err := l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s)", false)
-	merged.Replaced = replaced.Resources
-	ended.Resources += replaced.Resources
-	ended.Bytes += replaced.Bytes
-	return merged, ended, err
+	merged.Replaced, err = l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s)", false, grown)
+	return merged, err
 }
 
-// insert copies the remaining staged rows into the table.
-func (l *Load) insert(ctx context.Context, tx pgx.Tx, typ string) (added source.TypeSize, err error) {
+// insert copies the remaining staged rows into the table and returns their number.
+func (l *Load) insert(ctx context.Context, tx pgx.Tx, typ string, grown *change) (added int64, err error) {
 	table, staged := leaf(typ), stage(typ)
-	// In the order of patients, because an export reads adjacent patients.
-	err = tx.QueryRow(ctx, `WITH added AS (
-		INSERT INTO `+table+` (last_updated, born, type, id, patient, others, head, body)
-		SELECT last_updated, $1, $2, id, patient, others, head, body FROM `+staged+` ORDER BY patient, id
-		RETURNING octet_length(body) + 1 AS bytes)
-		SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM added`, l.no, typ).Scan(&added.Resources, &added.Bytes)
+	// In the order of patients, because an export reads adjacent patients. rows returns the error.
+	rows, _ := tx.Query(ctx, `WITH added AS (
+		INSERT INTO `+table+` (last_updated, version, born, type, id, patient, others, left_out, head, body)
+		SELECT last_updated, version, $1, $2, id, patient, others, left_out, head, body FROM `+staged+` ORDER BY patient, id
+		RETURNING octet_length(body) + 1 AS bytes, left_out, patient)
+		SELECT coalesce(left_out, ''), count(*), coalesce(sum(bytes), 0)::bigint, count(*) FILTER (
+			WHERE patient <> '' AND $2 <> 'Patient' AND NOT EXISTS (
+				SELECT FROM resource_patient AS p WHERE p.id = added.patient AND p.ended IS NULL))
+		FROM added GROUP BY left_out`, l.no, typ)
+	var reason export.Reason
+	var n, bytes, unheld int64
+	_, err = pgx.ForEachRow(rows, []any{&reason, &n, &bytes, &unheld}, func() error {
+		added += n
+		grown.add(typ, reason, n, bytes)
+		grown.unheld += unheld
+		return nil
+	})
 	if err != nil {
 		return added, err
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO additional_subject (type, patient, id)
-		SELECT $1, unnest(others[2:]), id FROM `+staged+` WHERE others IS NOT NULL ON CONFLICT DO NOTHING`, typ)
+		SELECT $1, p.patient, id FROM `+staged+` CROSS JOIN unnest(others[2:]) AS p (patient)
+		WHERE others IS NOT NULL AND p.patient < '~' ON CONFLICT DO NOTHING`, typ) // not the sentinels
 	return added, err
 }
 
-// end ends the current versions r that meet the condition, and returns their number and bytes. Deleted ones leave a
-// tombstone.
+func (c *change) add(typ string, reason export.Reason, n, bytes int64) {
+	c.size.Resources += n
+	c.size.Bytes += bytes
+	if reason != "" {
+		c.leftOut.Add(typ, reason, n)
+	}
+}
+
+// end ends the current versions r that meet the condition, and returns their number. Deleted ones leave a tombstone.
 func (l *Load) end(
-	ctx context.Context, tx pgx.Tx, typ, condition string, deleted bool,
-) (ended source.TypeSize, err error) {
+	ctx context.Context, tx pgx.Tx, typ, condition string, deleted bool, grown *change,
+) (ended int64, err error) {
 	text := `WITH ended AS (
 		UPDATE ` + leaf(typ) + ` AS r SET ended = $1 WHERE r.ended IS NULL AND ` + condition + `
-		RETURNING r.type, r.id, r.patient, r.others, octet_length(r.body) + 1 AS bytes)`
+		RETURNING r.type, r.id, r.patient, r.others, r.left_out, octet_length(r.body) + 1 AS bytes)`
 	if deleted {
 		text += `, buried AS (INSERT INTO tombstone (type, id, born, patient, others)
 			SELECT type, id, $1, patient, others FROM ended)`
 	}
-	err = tx.QueryRow(ctx, text+" SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM ended", l.no).
-		Scan(&ended.Resources, &ended.Bytes)
+	text += " SELECT coalesce(left_out, ''), count(*), coalesce(sum(bytes), 0)::bigint FROM ended GROUP BY left_out"
+	rows, _ := tx.Query(ctx, text, l.no) // rows returns the error
+	var reason export.Reason
+	var n, bytes int64
+	_, err = pgx.ForEachRow(rows, []any{&reason, &n, &bytes}, func() error {
+		ended += n
+		grown.add(typ, reason, -n, -bytes)
+		return nil
+	})
 	return ended, err
 }

@@ -118,8 +118,22 @@ func (s *Source) recentSizes(ctx context.Context) (sizes, error) {
 	return all.Types, nil
 }
 
-// LeftOut implements source.Source.
-func (s *Source) LeftOut(context.Context) ([]export.LeftOut, error) { return nil, nil }
+// LeftOut implements source.Source. Loads keep the totals, as of the newest sealed load.
+func (s *Source) LeftOut(ctx context.Context) ([]export.LeftOut, error) {
+	list, err := leftOut(ctx, s.pool, "")
+	return list, pgdb.Wrap("read what is left out", err)
+}
+
+// querier is a pool, a connection or a transaction.
+type querier interface {
+	Query(ctx context.Context, text string, args ...any) (pgx.Rows, error)
+}
+
+func leftOut(ctx context.Context, from querier, where string) ([]export.LeftOut, error) {
+	rows, _ := from.Query(ctx, // rows returns the error
+		"SELECT type, reason, sum(resources)::bigint FROM left_out "+where+" GROUP BY type, reason HAVING sum(resources) > 0")
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[export.LeftOut])
+}
 
 // leaf returns the quoted name of the table of an exportable type.
 func leaf(typ string) string { return pgx.Identifier{"resource_" + strings.ToLower(typ)}.Sanitize() }

@@ -15,6 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
@@ -49,13 +50,13 @@ func folder(t *testing.T, dir string) map[string][]byte {
 	files := map[string][]byte{}
 	found, err := lines.InFolder(dir)
 	must(t, err)
-	for _, f := range found {
-		file, err := os.Open(f.Path)
+	for _, f := range found.Files {
+		content, err := os.ReadFile(f.Path)
 		must(t, err)
-		text, err := lines.Text(f.Path, file)
+		text, err := lines.Open(f.Path, len(content)+1, false, func() io.Reader { return bytes.NewReader(content) })
 		must(t, err)
 		files[f.Path], err = io.ReadAll(text)
-		must(t, errors.Join(err, file.Close()))
+		must(t, errors.Join(err, text.Close()))
 	}
 	return files
 }
@@ -88,7 +89,7 @@ func newStoreAt(t testing.TB, url string) *store {
 func (s *store) cleared(t *testing.T) *store {
 	t.Helper()
 	sub := &store{t: t, url: s.url, in: s.in}
-	sub.exec("TRUNCATE resource, additional_subject, target, tombstone, type_stats, load_batch")
+	sub.exec("TRUNCATE resource, additional_subject, target, tombstone, type_stats, left_out, load_batch")
 	sub.exec("UPDATE trim_horizon SET load = 0")
 	sub.open()
 	return sub
@@ -128,24 +129,38 @@ func (s *store) begin(cfg postgres.LoadConfig) *postgres.Load {
 	return load
 }
 
-// stage stages the valid lines of the files.
+// stage stages the valid lines of the files, with their references resolved.
 func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 	s.t.Helper()
-	byType := map[string][]postgres.Line{}
-	place := int64(0)
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		text := bytes.TrimPrefix(files[name], []byte("\ufeff"))
-		for line := range bytes.Lines(text) {
-			place++
-			var scanner fhir.Scanner
-			body := bytes.TrimSpace(line)
-			facts, err := scanner.Scan(body)
-			if err != nil || !fhir.IsExportable(facts.Type) {
-				continue
+	table := references.New(nil)
+	each := func(use func(place int64, facts fhir.Facts, body []byte)) {
+		place := int64(0)
+		for _, name := range slices.Sorted(maps.Keys(files)) {
+			text := bytes.TrimPrefix(files[name], []byte("\ufeff"))
+			for line := range bytes.Lines(text) {
+				place++
+				var scanner fhir.Scanner
+				body := bytes.TrimSpace(line)
+				if facts, err := scanner.Scan(body); err == nil && fhir.IsExportable(facts.Type) {
+					use(place, facts, body)
+				}
 			}
-			byType[facts.Type] = append(byType[facts.Type], postgres.Line{Place: place, Facts: facts, Body: body})
 		}
 	}
+	each(func(_ int64, _ fhir.Facts, body []byte) { table.Note(body) })
+	each(func(_ int64, facts fhir.Facts, body []byte) {
+		ref := fhir.Ref{Type: facts.Type, ID: facts.ID}
+		table.OfferID(ref)
+		table.Offer(ref, body)
+	})
+	must(s.t, load.Offer(s.t.Context(), table))
+	byType := map[string][]postgres.Line{}
+	each(func(place int64, facts fhir.Facts, body []byte) {
+		resolved := table.Resolve(nil, body, facts, func(string) {})
+		facts, err := new(fhir.Scanner).Scan(resolved)
+		must(s.t, err)
+		byType[facts.Type] = append(byType[facts.Type], postgres.Line{Place: place, Facts: facts, Body: resolved})
+	})
 	for typ, lines := range byType {
 		must(s.t, load.Stage(s.t.Context(), typ, lines))
 	}
@@ -160,7 +175,7 @@ func (s *store) loadWith(files map[string][]byte, cfg postgres.LoadConfig) postg
 	s.t.Helper()
 	load := s.begin(cfg)
 	s.stage(load, files)
-	merged, err := load.Seal(s.t.Context(), nil)
+	merged, err := load.Seal(s.t.Context(), nil, nil)
 	must(s.t, err)
 	must(s.t, load.Close(s.t.Context()))
 	return merged

@@ -115,7 +115,8 @@ func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source
 }
 
 // About implements source.Source. It reads the targets of a Provenance without a patient from its body, and yields it
-// only when all of them are of referenced types: any other target may be about a patient that is unknown.
+// only when all of them are of referenced types: any other target may be about a patient that is unknown. The load has
+// left out those with a target that the store does not hold.
 func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(source.Resource) error) error {
 	asked := make(map[fhir.Ref]bool, len(q.Refs))
 	types, ids := make([]string, 0, len(q.Refs)), make([]string, 0, len(q.Refs))
@@ -129,7 +130,8 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 		return nil
 	}
 	at := instant(q.AsOf)
-	text := "SELECT " + columns("Provenance") + " FROM " + leaf("Provenance") + ` AS r WHERE r.patient = '' AND r.id IN (
+	text := "SELECT " + columns("Provenance") + " FROM " + leaf("Provenance") + ` AS r
+		WHERE r.patient = '' AND r.left_out IS NULL AND r.id IN (
 		SELECT t.provenance FROM target AS t JOIN unnest($2::text[], $3::text[]) AS asked (type, id) USING (type, id))
 		AND ` + visible
 	var scanner fhir.Scanner
@@ -139,7 +141,7 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 			if err != nil {
 				return fmt.Errorf("read a Provenance: %w", err)
 			}
-			wanted, all := false, facts.Unresolved+facts.Invalid == 0
+			wanted, all := false, facts.Unresolved+facts.Foreign+facts.Invalid == 0
 			for _, target := range facts.Subjects {
 				wanted = wanted || asked[target]
 				all = all && fhir.IsReferenced(target.Type)

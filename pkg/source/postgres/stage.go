@@ -15,11 +15,17 @@ import (
 // fails.
 const stageSchema = "sluice_stage"
 
-// targetStage is the table of the targets of staged Provenance. The space keeps it apart from the tables of types.
-const targetStage = "a target"
+// The tables of the targets of staged Provenance and of deletions. The space keeps them apart from the tables of types.
+const (
+	targetStage   = "a target"
+	deletionStage = "a deletion"
+)
 
-// targets is the quoted name of targetStage.
-var targets = pgx.Identifier{stageSchema, targetStage}.Sanitize()
+// The quoted names of these tables.
+var (
+	targets   = pgx.Identifier{stageSchema, targetStage}.Sanitize()
+	deletions = pgx.Identifier{stageSchema, deletionStage}.Sanitize()
+)
 
 func stage(typ string) string {
 	return pgx.Identifier{stageSchema, strings.ToLower(typ)}.Sanitize()
@@ -31,11 +37,13 @@ func (l *Load) makeStage(ctx context.Context) error {
 		"CREATE SCHEMA " + stageSchema,
 		"CREATE UNLOGGED TABLE " + targets + ` (place bigint NOT NULL,
 			provenance text COLLATE "C" NOT NULL, type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
+		"CREATE UNLOGGED TABLE " + deletions + ` (place bigint NOT NULL,
+			type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
 	}
 	for _, typ := range fhir.ExportableTypes() {
-		text = append(text, "CREATE UNLOGGED TABLE "+stage(typ)+` (last_updated timestamptz, place bigint NOT NULL,
-			id text COLLATE "C" NOT NULL, patient text COLLATE "C" NOT NULL, others text[] COLLATE "C",
-			head bytea NOT NULL, body text COMPRESSION lz4 COLLATE "C" NOT NULL)
+		text = append(text, "CREATE UNLOGGED TABLE "+stage(typ)+` (last_updated timestamptz, version bigint,
+			place bigint NOT NULL, id text COLLATE "C" NOT NULL, patient text COLLATE "C" NOT NULL, others text[] COLLATE "C",
+			left_out text COLLATE "C", head bytea NOT NULL, body text COMPRESSION lz4 COLLATE "C" NOT NULL)
 			WITH (toast_tuple_target = 8160, autovacuum_enabled = false)`)
 	}
 	return pgx.BeginFunc(ctx, l.turn, func(tx pgx.Tx) error { return run(ctx, tx, text...) })
@@ -46,6 +54,12 @@ type Line struct {
 	Place int64 // breaks ties: of versions with the same meta.lastUpdated the highest place wins
 	Facts fhir.Facts
 	Body  []byte
+}
+
+// Deletion is one resource to delete. Versions of the load with a lower place are not loaded.
+type Deletion struct {
+	Place int64
+	Ref   fhir.Ref // of an exportable type
 }
 
 // Stage copies resources of one exportable type to the server. It may be called concurrently; each call takes a
@@ -60,13 +74,16 @@ func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 			for _, target := range line.Facts.Subjects {
 				targeted = append(targeted, []any{line.Place, line.Facts.ID, target.Type, target.ID})
 			}
+			if line.Facts.Unresolved+line.Facts.Foreign+line.Facts.Invalid > 0 {
+				targeted = append(targeted, []any{line.Place, line.Facts.ID, source.Somebody, source.Somebody})
+			}
 		}
 	}
 	var resource source.Resource
 	// In a step: after the turn was lost the tables belong to the next load.
 	err := l.inStep(ctx, func(tx pgx.Tx) error {
 		_, err := tx.CopyFrom(ctx, pgx.Identifier{stageSchema, strings.ToLower(typ)},
-			[]string{"last_updated", "place", "id", "patient", "others", "head", "body"},
+			[]string{"last_updated", "version", "place", "id", "patient", "others", "left_out", "head", "body"},
 			pgx.CopyFromSlice(len(lines), func(i int) ([]any, error) { return stageRow(lines[i], &resource), nil }))
 		if err != nil || len(targeted) == 0 {
 			return err
@@ -85,21 +102,50 @@ func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 	return nil
 }
 
+// Delete stages deletions. It may be called concurrently, also with Stage.
+func (l *Load) Delete(ctx context.Context, list []Deletion) error {
+	if len(list) == 0 {
+		return nil
+	}
+	err := l.inStep(ctx, func(tx pgx.Tx) error {
+		_, err := tx.CopyFrom(ctx, pgx.Identifier{stageSchema, deletionStage}, []string{"place", "type", "id"},
+			pgx.CopyFromSlice(len(list), func(i int) ([]any, error) {
+				return []any{list[i].Place, list[i].Ref.Type, list[i].Ref.ID}, nil
+			}))
+		return err
+	})
+	if err != nil {
+		return pgdb.Wrap("stage deletions", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, deletion := range list {
+		l.deleted[deletion.Ref.Type]++
+	}
+	return nil
+}
+
 // stageRow returns the row of a line. It reuses r.
 func stageRow(line Line, r *source.Resource) []any {
 	source.Read(r, line.Facts, line.Body)
-	var updated, others any
+	var updated, version, others, leftOut any
 	if !line.Facts.LastUpdated.IsZero() {
 		updated = line.Facts.LastUpdated
 	}
+	if line.Facts.Version > 0 {
+		version = line.Facts.Version
+	}
 	patient := ""
-	if r.Type != "Provenance" { // its patients are known only after all other types are merged
-		if len(r.Subjects) > 0 {
-			patient = r.Subjects[0]
-		}
-		if len(r.Subjects) > 1 {
-			others = r.Subjects
+	// The patients of a Provenance are known only after all other types are merged.
+	if r.Type != "Provenance" && fhir.InCompartment(r.Type) {
+		switch {
+		case len(r.Named) == 0:
+			leftOut = string(source.Homeless(line.Facts))
+		case len(r.Named) == 1:
+			patient = r.Named[0]
+		default:
+			patient, others = r.Named[0], r.Named
 		}
 	}
-	return []any{updated, line.Place, r.ID, patient, others, appendHead(nil, r), line.Body}
+	return []any{updated, version, line.Place, r.ID, patient, others, leftOut, appendHead(nil, r), line.Body}
 }

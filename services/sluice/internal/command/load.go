@@ -1,70 +1,162 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/loader"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
 
+// loadFlags are the flags of the command load.
+type loadFlags struct {
+	store         postgres.LoadConfig
+	bases         []string
+	maxLine       int
+	maxReferences int
+	dryRun        bool
+}
+
 func (a *app) load() *cobra.Command {
-	var cfg postgres.LoadConfig
+	var flags loadFlags
 	cmd := &cobra.Command{
 		Use:   "load --database URL PATH...",
-		Short: "Load NDJSON files into a PostgreSQL store",
-		Long: `Load the resources and groups of NDJSON files, plain or gzipped, into the PostgreSQL store that workers export
-from. A path is a file, or a folder with *.ndjson and *.ndjson.gz files. The command first migrates the database to the
-schema of this program.
+		Short: "Load FHIR resources and groups into a PostgreSQL store",
+		Long: `Load the resources and groups of files into the PostgreSQL store that workers export from. A file has NDJSON or
+FHIR Bundles, plain or gzipped. A path is a file, or a folder with files whose names end in .ndjson, .jsonl or .json, and
+perhaps .gz. The command first migrates the database to the schema of this program.
 
 A load becomes visible as a whole when it is done; exports that started before do not see it. A second load updates: of
-two versions of a resource the newer meta.lastUpdated wins, and on a tie the one loaded later. An invalid line is
-reported with its file and number, and the rest is loaded (exit code 3). An interrupted load leaves nothing: run it
-again.`,
+two versions of a resource the one with the higher meta.versionId wins if both have one, else the one with the newer
+meta.lastUpdated, and on a tie the one loaded later. Entries of Bundles that delete a resource delete it.
+
+References of the form urn:uuid:... or Type?identifier=... are resolved, by the files first and then by the store.
+Absolute references are those of another server unless they are below --data-base.
+
+What is left out is counted by type and reason, with the first place, and the rest is loaded (exit code 3). Files without
+FHIR resources are passed by. An interrupted load changes nothing. Run it again.`,
+		Example: `  sluice load --database postgres://sluice@db/sluice ./export
+  sluice load --data-base https://ehr.example.org/fhir --delete-missing ./export
+  sluice load --dry-run ./synthea/output/fhir`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: a.run(func(ctx context.Context, paths []string) error {
-			if cfg.Parallel < 1 {
-				return usage("--parallel must be at least 1")
+			reading, err := flags.reading()
+			if err != nil {
+				return err
 			}
-			if cfg.History < 0 {
-				return usage("--history must not be negative")
+			found, err := a.findFiles(paths)
+			if err != nil {
+				return err
+			}
+			if flags.dryRun {
+				return a.dryLoad(ctx, reading, found)
 			}
 			url, err := a.databaseURL()
 			if err != nil {
 				return err
 			}
-			return a.runLoad(ctx, url, cfg, paths)
+			return a.runLoad(ctx, url, flags.store, reading, found)
 		}),
 	}
 	f := cmd.Flags()
 	f.StringVar(&a.flags.database, "database", "",
 		"URL of the database; default: SLUICE_DATABASE_URL, or the content of the file SLUICE_DATABASE_URL_FILE")
-	f.BoolVar(&cfg.DeleteMissing, "delete-missing", false,
-		"the files are complete for their types: delete resources that are not in them")
-	f.DurationVar(&cfg.History, "history", 7*24*time.Hour,
+	f.StringArrayVar(&flags.bases, "data-base", nil, "base URL of absolute references in the data; may be repeated; "+
+		"in addition to SLUICE_DATA_BASES (separated by commas) and SLUICE_BASE_URL")
+	f.IntVar(&flags.maxLine, "max-line", 0, fmt.Sprintf(
+		"longest resource in bytes, except a Group; default: SLUICE_MAX_LINE, or %d", defaultMaxLine))
+	f.IntVar(&flags.maxReferences, "max-references", 0, fmt.Sprintf(
+		"most references of a resource, except a Group; default: SLUICE_MAX_REFERENCES, or %d", defaultMaxReferences))
+	f.BoolVar(&flags.store.DeleteMissing, "delete-missing", false,
+		"treat the files as complete: delete every resource of their types that they do not contain")
+	f.DurationVar(&flags.store.History, "history", 7*24*time.Hour,
 		"how long exports can read replaced and deleted versions")
-	f.IntVar(&cfg.Parallel, "parallel", runtime.GOMAXPROCS(0), "database sessions that merge concurrently")
-	return cmd
+	f.IntVar(&flags.store.Parallel, "parallel", runtime.GOMAXPROCS(0), "database sessions that merge concurrently")
+	f.BoolVar(&flags.dryRun, "dry-run", false,
+		"read the files and report, without the database: references to what is only in the store stay unresolved")
+	return a.withJSON(cmd)
 }
 
-func (a *app) runLoad(ctx context.Context, url string, cfg postgres.LoadConfig, paths []string) (err error) {
-	files, err := loader.Find(paths)
-	if err != nil {
-		return err
+const (
+	defaultMaxLine       = 32 << 20
+	defaultMaxReferences = 10_000
+)
+
+// reading returns the configuration of the loader.
+func (f *loadFlags) reading() (cfg loader.Config, err error) {
+	if f.store.Parallel < 1 {
+		return cfg, usage("--parallel must be at least 1")
 	}
+	if f.store.History < 0 {
+		return cfg, usage("--history must not be negative")
+	}
+	if cfg.MaxLine, err = limit(f.maxLine, "--max-line", "SLUICE_MAX_LINE", defaultMaxLine); err != nil {
+		return cfg, err
+	}
+	cfg.MaxReferences, err = limit(f.maxReferences, "--max-references", "SLUICE_MAX_REFERENCES", defaultMaxReferences)
+	if err != nil {
+		return cfg, err
+	}
+	bases := slices.Concat(f.bases, strings.Split(os.Getenv("SLUICE_DATA_BASES"), ","), []string{os.Getenv("SLUICE_BASE_URL")})
+	for i := range bases {
+		bases[i] = strings.TrimSpace(bases[i])
+	}
+	bases = slices.DeleteFunc(bases, func(base string) bool { return base == "" })
+	if cfg.Bases, err = fhir.NewBases(bases...); err != nil {
+		return cfg, usage("--data-base: %w", err)
+	}
+	return cfg, nil
+}
+
+// limit returns the value of a flag, of a variable, or the default.
+func limit(flag int, flagName, name string, otherwise int) (int, error) {
+	text := os.Getenv(name)
+	switch {
+	case flag > 0:
+		return flag, nil
+	case flag < 0:
+		return 0, usage("%s must be positive", flagName)
+	case text == "":
+		return otherwise, nil
+	}
+	value, err := strconv.Atoi(text)
+	if err != nil || value < 1 {
+		return 0, usage("%s must be a positive whole number, not %q", name, text)
+	}
+	return value, nil
+}
+
+func (a *app) findFiles(paths []string) (loader.Found, error) {
+	found, err := loader.Find(paths)
+	if n := len(found.Other); err == nil && n > 0 {
+		a.say("passed by %s with other endings: %s\n", count(int64(n), "file"), strings.Join(found.Other[:min(n, 10)], ", "))
+	}
+	return found, err
+}
+
+func (a *app) runLoad(
+	ctx context.Context, url string, cfg postgres.LoadConfig, reading loader.Config, found loader.Found,
+) (err error) {
 	if _, err := pgdb.Migrate(ctx, url); err != nil {
 		return err
 	}
@@ -85,40 +177,8 @@ func (a *app) runLoad(ctx context.Context, url string, cfg postgres.LoadConfig, 
 	}
 	defer func() { err = errors.Join(err, groups.Close(context.WithoutCancel(ctx))) }()
 
-	summary, err := a.readInto(ctx, load, groups, files)
-	if err != nil {
-		return err
-	}
-	if cfg.DeleteMissing && summary.Problems > 0 {
-		return fmt.Errorf("%d invalid lines: with --delete-missing nothing was loaded or deleted", summary.Problems)
-	}
-	a.say("read in %s; merging\n", time.Since(began).Round(time.Millisecond))
-	merged, err := load.Seal(ctx, groups.Sealing(cfg.DeleteMissing))
-	if err != nil {
-		return err
-	}
-	if err := a.printLoad(summary, merged, time.Since(began)); err != nil {
-		return err
-	}
-	if summary.Problems > 0 {
-		a.say("%d lines were left out\n", summary.Problems)
-		return errPartial
-	}
-	return nil
-}
-
-func (a *app) readInto(
-	ctx context.Context, load *postgres.Load, groups *pgdir.Load, files []loader.File,
-) (loader.Summary, error) {
-	var total int64
-	for _, file := range files {
-		total += file.Size
-	}
-	bar := progress.NewCount(a.stderr, "kB read", int(total/1000), time.Now)
-	defer bar.Close()
-	var mu sync.Mutex
-	var done int64
-	return loader.Read(ctx, files, loader.Sink{
+	gone := goneGroups{places: map[string]int64{}}
+	summary, err := a.readInto(ctx, found, reading, loader.Sink{
 		Resources: load.Stage,
 		Group: func(ctx context.Context, place int64, line []byte) (problem, err error) {
 			var invalid *pgdir.Problem
@@ -127,28 +187,230 @@ func (a *app) readInto(
 			}
 			return nil, err
 		},
-		Problem: func(place, what string) { a.say("%s: %s\n", place, what) },
-		Progress: func(bytes int64) {
-			mu.Lock()
-			defer mu.Unlock()
-			done += bytes
-			bar.Set(int(done / 1000))
+		Delete: func(ctx context.Context, list []postgres.Deletion) error {
+			return load.Delete(ctx, gone.take(list))
 		},
+		Resolve: load.Offer,
 	})
+	if err != nil {
+		return err
+	}
+	report := loadReport{Summary: summary}
+	if err := report.refuse(cfg.DeleteMissing); err != nil {
+		return errors.Join(a.printLeftOut(report), err)
+	}
+	a.say("read in %s; merging\n", time.Since(began).Round(time.Millisecond))
+	sealGroups := groups.Sealing(cfg.DeleteMissing)
+	report.Merged, err = load.Seal(ctx, report.given(), func(ctx context.Context, tx pgx.Tx) error {
+		if err := sealGroups(ctx, tx); err != nil {
+			return err
+		}
+		return groups.Delete(ctx, tx, gone.places)
+	})
+	if err != nil {
+		return err
+	}
+	report.Unheld = load.Unheld()
+	provenance, err := load.LeftOut(ctx)
+	if err != nil {
+		return err
+	}
+	for _, left := range provenance {
+		report.LeftOut = append(report.LeftOut, loader.LeftOut{LeftOut: left})
+	}
+	report.Seconds = time.Since(began).Seconds()
+	return a.printLoad(report)
 }
 
-func (a *app) printLoad(summary loader.Summary, merged postgres.Merged, took time.Duration) error {
-	rows, resources := countRows(summary.Resources)
+// goneGroups are the Groups to delete, each with the place of the deletion.
+type goneGroups struct {
+	mu     sync.Mutex
+	places map[string]int64
+}
+
+// take keeps the Groups of the list and returns the others.
+func (g *goneGroups) take(list []postgres.Deletion) (others []postgres.Deletion) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, deletion := range list {
+		if deletion.Ref.Type == "Group" {
+			g.places[deletion.Ref.ID] = max(g.places[deletion.Ref.ID], deletion.Place)
+			continue
+		}
+		others = append(others, deletion)
+	}
+	return others
+}
+
+// dryLoad reads the files and reports.
+func (a *app) dryLoad(ctx context.Context, reading loader.Config, found loader.Found) error {
+	began := time.Now()
+	summary, err := a.readInto(ctx, found, reading, loader.Sink{
+		Resources: func(context.Context, string, []postgres.Line) error { return nil },
+		Group:     func(context.Context, int64, []byte) (problem, err error) { return nil, nil },
+		Delete:    func(context.Context, []postgres.Deletion) error { return nil },
+		Resolve:   func(context.Context, *references.Table) error { return nil },
+	})
+	if err != nil {
+		return err
+	}
+	report := loadReport{Summary: summary, DryRun: true, Seconds: time.Since(began).Seconds()}
+	if err := report.refuse(false); err != nil {
+		return errors.Join(a.printLeftOut(report), err)
+	}
+	return a.printLoad(report)
+}
+
+func (a *app) readInto(
+	ctx context.Context, found loader.Found, cfg loader.Config, sink loader.Sink,
+) (loader.Summary, error) {
+	var total int64
+	for _, file := range found.Files {
+		total += file.Size
+	}
+	bar := progress.NewCount(a.stderr, "kB read", int(total/1000), time.Now)
+	defer bar.Close()
+	var mu sync.Mutex
+	var done int64
+	sink.Say = func(text string) { a.say("%s\n", text) }
+	sink.Progress = func(bytes int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		done += bytes
+		bar.Set(int(done / 1000))
+	}
+	return loader.Read(ctx, found, cfg, sink)
+}
+
+// loadReport is what a load prints.
+type loadReport struct {
+	loader.Summary
+	postgres.Merged
+	Unheld  map[string]int64 // of the merged resources, by type: their patient is not in the store
+	DryRun  bool
+	Seconds float64
+}
+
+// refuse returns an error if the files cannot be loaded at all.
+func (r *loadReport) refuse(deleteMissing bool) error {
+	unreadable := r.Unreadable()
+	switch {
+	case deleteMissing && unreadable > 0:
+		return fmt.Errorf("%s cannot be read: with --delete-missing nothing was loaded or deleted",
+			count(unreadable, "line or file", "lines or files"))
+	case len(r.Resources) == 0 && r.Deletions == 0:
+		return errors.New("the files have no resources to load")
+	}
+	return nil
+}
+
+// given returns what the store cannot count itself.
+func (r *loadReport) given() (list []export.LeftOut) {
+	for _, left := range r.LeftOut {
+		switch left.Reason {
+		case export.NoPatient, export.InvalidSubject, export.UnresolvedPatient, export.ForeignPatient: // rows of the store
+		default:
+			list = append(list, left.LeftOut)
+		}
+	}
+	return list
+}
+
+// warnings returns the number of what should not have been left out.
+func (r *loadReport) warnings() int64 {
+	n := int64(0)
+	for _, left := range r.LeftOut {
+		if left.Outcome(true).Issue[0].Severity == "warning" {
+			n += left.Count
+		}
+	}
+	return n
+}
+
+// printLoad prints the report. It returns errPartial if something was left out that should not be.
+func (a *app) printLoad(r loadReport) error {
+	if a.flags.json {
+		if err := a.printJSON(r.json()); err != nil {
+			return err
+		}
+		return a.partial(r)
+	}
+	rows, resources := countRows(r.Resources)
 	if err := a.printColumns(rows); err != nil {
 		return err
 	}
-	text := ""
-	for _, typ := range slices.Sorted(maps.Keys(summary.Ignored)) {
-		text += fmt.Sprintf("ignored: %d of type %s, which is never exported\n", summary.Ignored[typ], typ)
+	if err := a.printLeftOut(r); err != nil {
+		return err
 	}
-	return a.print(text + fmt.Sprintf("%d added, %d replaced, %d unchanged, %d deleted; %s in %s: %.0f resources/s\n",
-		merged.Added, merged.Replaced, merged.Unchanged, merged.Deleted, progress.Size(summary.Bytes),
-		took.Round(time.Millisecond), float64(resources)/took.Seconds()))
+	var text strings.Builder
+	note := func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) }
+	for _, typ := range slices.Sorted(maps.Keys(r.Ignored)) {
+		note("ignored: %d of type %s, which is never exported", r.Ignored[typ], typ)
+	}
+	for _, typ := range slices.Sorted(maps.Keys(r.Unheld)) {
+		note("note: %d new of type %s are about patients that the store does not have", r.Unheld[typ], typ)
+	}
+	if r.Undated > 0 {
+		note("note: %d with a meta.lastUpdated that is not an instant; it does not count", r.Undated)
+	}
+	if r.Foreign > 0 {
+		note("note: %s to other servers; if they are to this data, name their base with --data-base",
+			count(r.Foreign, "reference"))
+	}
+	groups := r.Resources["Group"]
+	took := time.Duration(r.Seconds * float64(time.Second)).Round(time.Millisecond)
+	rate := fmt.Sprintf("%s in %s: %.0f resources/s", progress.Size(r.Bytes), took, float64(resources)/r.Seconds)
+	if r.DryRun {
+		note("nothing was loaded (--dry-run); %s", rate)
+	} else {
+		if older := resources - groups - r.Added - r.Replaced - r.Unchanged; older > 0 {
+			note("note: %d older versions of resources that the files have more than once, or delete", older)
+		}
+		note("%d added, %d replaced, %d unchanged, %d deleted; %s; %s", r.Added, r.Replaced, r.Unchanged, r.Deleted,
+			count(groups, "group"), rate)
+	}
+	if err := a.print(text.String()); err != nil {
+		return err
+	}
+	return a.partial(r)
+}
+
+func (a *app) partial(r loadReport) error {
+	if n := r.warnings(); n > 0 {
+		a.say("%d were left out or not followed\n", n)
+		return errPartial
+	}
+	return nil
+}
+
+// printLeftOut prints what is left out as a table.
+func (a *app) printLeftOut(r loadReport) error {
+	if len(r.LeftOut) == 0 || a.flags.json {
+		return nil
+	}
+	rows := []row{{}, {"left out", "count", "reason", "first"}}
+	for _, left := range r.LeftOut {
+		rows = append(rows, row{cmp.Or(left.Type, "-"), left.Count, left.Reason.Text(), cmp.Or(left.First, "-")})
+	}
+	return a.printColumns(append(rows, row{}))
+}
+
+// json returns the report with the names of the output.
+func (r *loadReport) json() any {
+	return map[string]any{
+		"resources": r.Resources, "bytes": r.Bytes, "leftOut": append([]loader.LeftOut{}, r.LeftOut...), "ignored": r.Ignored,
+		"undated": r.Undated, "foreignReferences": r.Foreign, "patientNotHeld": r.Unheld,
+		"added": r.Added, "replaced": r.Replaced, "unchanged": r.Unchanged,
+		"deleted": r.Deleted, "dryRun": r.DryRun, "seconds": r.Seconds,
+	}
+}
+
+// count returns a number with its noun. The plural is that of forms, or has an s.
+func count(n int64, noun string, plural ...string) string {
+	if n != 1 {
+		noun = cmp.Or(strings.Join(plural, ""), noun+"s")
+	}
+	return fmt.Sprintf("%d %s", n, noun)
 }
 
 func (a *app) synth() *cobra.Command {

@@ -3,8 +3,10 @@ package command
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -16,6 +18,8 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
@@ -49,7 +53,7 @@ func (s store) loads(summary string, args ...string) string {
 func (s store) fails(contains string, args ...string) string {
 	s.t.Helper()
 	code, stdout, stderr := run(s.t, append([]string{"load", "--database", s.url}, args...)...)
-	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, contains) {
+	if code != ExitFailure || !strings.Contains(stderr, contains) {
 		s.t.Errorf("%q: exit %d, %q, %q; want exit %d and %q", args, code, stdout, stderr, ExitFailure, contains)
 	}
 	quotesNothing(s.t, stderr)
@@ -235,7 +239,7 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	}
 	for _, want := range []string{
 		file + " line 2: not valid JSON at byte ", file + " line 5: member is not an array\n",
-		file + " line 8: no id, or not a FHIR id\n", "\n3 lines were left out\n",
+		file + " line 8: no id, or not a FHIR id\n", "\n3 were left out or not followed\n",
 	} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("%q does not contain %q", stderr, want)
@@ -270,7 +274,7 @@ func TestLoadDeleteMissing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			file := ndjson(t, append([]string{line, patient("new"), groupOf("g3", "new")}, rest...)...)
 			s := store{t: t, url: s.url}
-			output := s.fails("1 invalid lines: with --delete-missing nothing was loaded or deleted\n",
+			output := s.fails("1 line or file cannot be read: with --delete-missing nothing was loaded or deleted\n",
 				"--delete-missing", file)
 			if !strings.Contains(output, file+" line 1: ") {
 				t.Errorf("%q does not name the line", output)
@@ -356,4 +360,319 @@ func TestConcurrentLoads(t *testing.T) {
 	s.group("g", "a")
 	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", file)
 	s.group("g", "b")
+}
+
+// found returns the exported resources of the patients and of their references, with the subjects.
+func (s store) found(patients ...string) string {
+	s.t.Helper()
+	src := s.source()
+	var found []string
+	take := func(r source.Resource) error {
+		found = append(found, strings.TrimSpace(r.Type+"/"+r.ID+" "+strings.Join(r.Subjects, "+")))
+		return nil
+	}
+	referenced := map[string]map[string]bool{}
+	for _, typ := range fhir.ExportableTypes() {
+		if !fhir.InCompartment(typ) {
+			continue
+		}
+		must(s.t, src.ForPatients(s.t.Context(), source.Query{Type: typ, Patients: patients}, func(r source.Resource) error {
+			for _, name := range strings.Fields(string(r.References)) {
+				typ, id, _ := strings.Cut(name, "/")
+				if referenced[typ] == nil {
+					referenced[typ] = map[string]bool{}
+				}
+				referenced[typ][id] = true
+			}
+			return take(r)
+		}))
+	}
+	for typ, ids := range referenced {
+		must(s.t, src.ByID(s.t.Context(), source.ByIDQuery{Type: typ, IDs: slices.Sorted(maps.Keys(ids))}, take))
+	}
+	slices.Sort(found)
+	return strings.Join(found, "\n")
+}
+
+// The two outputs of Synthea, by hand: bulk NDJSON, and transaction Bundles beside Bundles of hospitals and practitioners.
+const (
+	syntheaPatient      = "8c8e1c9a-b310-43c6-33a7-ad11bad21c40"
+	syntheaPractitioner = `{"resourceType":"Practitioner","id":"c16820ae-2954-31d7-863e-25a52a7f79e3","identifier":` +
+		`[{"system":"http://hl7.org/fhir/sid/us-npi","value":"9999974493"}],"active":true}`
+	syntheaOrganization = `{"resourceType":"Organization","id":"ef58ea08-d883-3957-8300-150554edc8fb","identifier":[{"system":` +
+		`"https://github.com/synthetichealth/synthea","value":"ef58ea08-d883-3957-8300-150554edc8fb"}],"name":"A"}`
+	syntheaLocation = `{"resourceType":"Location","id":"1f6c5ab2-0000-3957-8300-150554edc8fb","identifier":[{"system":` +
+		`"https://github.com/synthetichealth/synthea","value":"6e3fd8d3-c0a8-3a9b-a0b5-1a1a6f0a8b1e"}]}`
+	syntheaParties = `"participant":[{"individual":{"reference":` +
+		`"Practitioner?identifier=http://hl7.org/fhir/sid/us-npi|9999974493","display":"Dr."}}],"location":[{"location":` +
+		`{"reference":"Location?identifier=https://github.com/synthetichealth/synthea|6e3fd8d3-c0a8-3a9b-a0b5-1a1a6f0a8b1e"}}],` +
+		`"serviceProvider":{"reference":` +
+		`"Organization?identifier=https://github.com/synthetichealth/synthea|ef58ea08-d883-3957-8300-150554edc8fb"}`
+	syntheaFound = `Claim/2e0d8c53-0000-11ee-be56-0242ac120002 8c8e1c9a-b310-43c6-33a7-ad11bad21c40
+Encounter/1b0d8c53-0000-11ee-be56-0242ac120002 8c8e1c9a-b310-43c6-33a7-ad11bad21c40
+ExplanationOfBenefit/3c0d8c53-0000-11ee-be56-0242ac120002 8c8e1c9a-b310-43c6-33a7-ad11bad21c40
+Location/1f6c5ab2-0000-3957-8300-150554edc8fb
+Organization/ef58ea08-d883-3957-8300-150554edc8fb
+Patient/8c8e1c9a-b310-43c6-33a7-ad11bad21c40 8c8e1c9a-b310-43c6-33a7-ad11bad21c40
+Practitioner/c16820ae-2954-31d7-863e-25a52a7f79e3
+Provenance/4d0d8c53-0000-11ee-be56-0242ac120002 8c8e1c9a-b310-43c6-33a7-ad11bad21c40`
+)
+
+// syntheaChart returns the resources of a patient. to formats the reference to one of them.
+func syntheaChart(to func(typ, id string) string) []string {
+	const encounter, claim = "1b0d8c53-0000-11ee-be56-0242ac120002", "2e0d8c53-0000-11ee-be56-0242ac120002"
+	subject := fmt.Sprintf(`{"reference":%q}`, to("Patient", syntheaPatient))
+	return []string{
+		`{"resourceType":"Patient","id":"` + syntheaPatient + `"}`,
+		`{"resourceType":"Encounter","id":"` + encounter + `","subject":` + subject + `,` + syntheaParties + `}`,
+		`{"resourceType":"Claim","id":"` + claim + `","patient":` + subject + `,"item":[{"sequence":1,"encounter":[{"reference":"` +
+			to("Encounter", encounter) + `"}]}]}`,
+		// The beneficiary is a urn in both outputs.
+		`{"resourceType":"ExplanationOfBenefit","id":"3c0d8c53-0000-11ee-be56-0242ac120002","contained":[{"resourceType":"Coverage",` +
+			`"id":"coverage","beneficiary":{"reference":"urn:uuid:` + syntheaPatient + `"}}],"patient":` + subject +
+			`,"insurance":[{"coverage":{"reference":"#coverage"}}]}`,
+		`{"resourceType":"Provenance","id":"4d0d8c53-0000-11ee-be56-0242ac120002","target":[` + subject + `,{"reference":"` +
+			to("Encounter", encounter) + `"}]}`,
+	}
+}
+
+func TestLoadSyntheaBulkOutput(t *testing.T) {
+	s := newStore(t)
+	chart := syntheaChart(func(typ, id string) string { return typ + "/" + id })
+	dir := t.TempDir()
+	for name, lines := range map[string][]string{
+		"Chart.ndjson": chart, "Practitioner.ndjson": {syntheaPractitioner}, "Organization.ndjson": {syntheaOrganization},
+		"Location.ndjson": {syntheaLocation}, "log.ndjson": {`{"eventId":"kickoff"}`},
+		"Group.ndjson": {groupOf("all", syntheaPatient), `{"resourceType":"Group","id":"urn","member":[{"entity":{"reference":"urn:uuid:` +
+			syntheaPatient + `"}}]}`},
+	} {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(strings.Join(lines, "\n")), 0o600))
+	}
+	s.loads("8 added, 0 replaced, 0 unchanged, 0 deleted; 2 groups", dir)
+	if got := s.found(syntheaPatient); got != syntheaFound {
+		t.Errorf("exported:\n%s\nwant:\n%s", got, syntheaFound)
+	}
+	s.group("urn", syntheaPatient)
+	s.loads("0 added, 0 replaced, 8 unchanged, 0 deleted; 2 groups", "--delete-missing", dir)
+}
+
+func TestLoadSyntheaBundles(t *testing.T) {
+	s := newStore(t)
+	bundle := func(typ string, resources []string, request string) string {
+		var entries []string
+		for _, resource := range resources {
+			_, rest, _ := strings.Cut(resource, `"id":"`)
+			id, _, _ := strings.Cut(rest, `"`)
+			entries = append(entries, fmt.Sprintf("{\n\"fullUrl\": \"urn:uuid:%s\",\n\"resource\": %s,\n\"request\": {\"method\": \"POST\"%s}\n}",
+				id, strings.ReplaceAll(resource, `,"`, ",\n\""), request))
+		}
+		return fmt.Sprintf("{\n\"resourceType\": \"Bundle\",\n\"type\": %q,\n\"entry\": [%s]}", typ, strings.Join(entries, ",\n"))
+	}
+	write := func(name, text string) string {
+		path := filepath.Join(t.TempDir(), name)
+		must(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	urn := func(_, id string) string { return "urn:uuid:" + id }
+	hospitals := write("hospitalInformation1.json", bundle("batch", []string{syntheaOrganization, syntheaLocation},
+		`, "url": "Organization", "ifNoneExist": "identifier=https://github.com/synthetichealth/synthea|x"`))
+	practitioners := write("practitionerInformation1.json", bundle("batch", []string{syntheaPractitioner}, `, "url": "Practitioner"`))
+	chart := write("Cole117.json", bundle("transaction", syntheaChart(urn), `, "url": "x"`))
+
+	// The patient's Bundle comes after the others, as Synthea asks for, or together with them.
+	s.loads("3 added, 0 replaced, 0 unchanged, 0 deleted; 0 groups", hospitals, practitioners)
+	s.loads("5 added, 0 replaced, 0 unchanged, 0 deleted; 0 groups", chart)
+	if got := s.found(syntheaPatient); got != syntheaFound {
+		t.Errorf("exported:\n%s\nwant:\n%s", got, syntheaFound)
+	}
+	s.loads("0 added, 0 replaced, 8 unchanged, 0 deleted; 0 groups", chart, hospitals, practitioners)
+
+	// Without the others the references are told.
+	alone := newStore(t)
+	code, stdout, stderr := run(t, "load", "--json", "--database", alone.url, chart)
+	var report struct {
+		Added   int64
+		LeftOut []struct {
+			Type, Reason, First string
+			Count               int64
+		}
+	}
+	if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != ExitPartial || report.Added != 5 || len(report.LeftOut) != 3 {
+		t.Fatalf("exit %d, %s, %s (%v)", code, stdout, stderr, err)
+	}
+	for _, left := range report.LeftOut {
+		if left.Reason != "unresolved_reference" || left.Count != 1 || left.First != chart+" entry 2" {
+			t.Errorf("left out %+v", left)
+		}
+	}
+}
+
+func TestLoadDataBases(t *testing.T) {
+	file := ndjson(t, patient("a"), `{"resourceType":"Observation","id":"o","subject":{"reference":"https://ehr.example.org/fhir/Patient/a"}}`)
+	s := newStore(t)
+	code, stdout, stderr := run(t, "load", "--database", s.url, file)
+	if code != ExitPartial || !strings.Contains(stdout, "--data-base") || !strings.Contains(stdout, "a patient of another server") {
+		t.Errorf("exit %d, %s, %s", code, stdout, stderr)
+	}
+	s.shows(s.snapshot(), "Patient/a", "a")
+	left, err := s.source().LeftOut(t.Context())
+	if want := []export.LeftOut{{Type: "Observation", Reason: export.ForeignPatient, Count: 1}}; err != nil || !slices.Equal(left, want) {
+		t.Errorf("left out %v (%v), want %v", left, err, want)
+	}
+	for name, set := range map[string]func() []string{
+		"the flag": func() []string {
+			return []string{"--data-base", "https://a", "--data-base", "https://EHR.example.org/fhir/"}
+		},
+		"the variable": func() []string {
+			t.Setenv("SLUICE_DATA_BASES", "https://a, https://ehr.example.org/fhir")
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			s.loads("2 added, 0 replaced, 0 unchanged, 0 deleted", append(set(), file)...)
+			s.shows(s.snapshot(), "Observation/o Patient/a", "a")
+		})
+	}
+	s.loads("0 added, 1 replaced, 1 unchanged, 0 deleted", "--data-base", "https://ehr.example.org/fhir", file)
+	s.shows(s.snapshot(), "Observation/o Patient/a", "a")
+	if left, err := s.source().LeftOut(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("left out %v (%v), want nothing", left, err)
+	}
+	if code, _, stderr := run(t, "load", "--data-base", "ehr.example.org", "--database", s.url, file); code != ExitUsage {
+		t.Errorf("a base that is no URL: exit %d, %s", code, stderr)
+	}
+}
+
+// TestLoadTellsWhatItLeavesOut: once, with the first place, and the worker reads the same counts.
+func TestLoadTellsWhatItLeavesOut(t *testing.T) {
+	s := newStore(t)
+	file := ndjson(t, patient("a"), `{"resourceType":"Observation","id":"o","subject":{"reference":"urn:uuid:20391"}}`,
+		about("Observation", "p", "unknown"), `{"resourceType":"Device","id":"stock"}`, `{"resourceType":"Patient"}`,
+		`{"resourceType":"Provenance","id":"v","target":[{"reference":"Observation/gone"}]}`,
+		`{"resourceType":"Patient","id":"b","meta":{"lastUpdated":"yesterday"}}`)
+	code, stdout, stderr := run(t, "load", "--database", s.url, file)
+	for _, want := range []string{
+		"Observation  1      the reference to the patient matches no resource, or several",
+		"Device       1      not about a patient", "Patient      1      not readable as a FHIR resource",
+		"Provenance   1      the reference to the patient matches no resource, or several",
+		file + " line 5", "note: 1 new of type Observation are about patients that the store does not have",
+		"note: 1 with a meta.lastUpdated that is not an instant",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%q is not in\n%s", want, stdout)
+		}
+	}
+	if quotesNothing(t, stdout+stderr); code != ExitPartial {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	left, err := s.source().LeftOut(t.Context())
+	var tally export.Tally
+	tally.AddAll(left)
+	want := []export.LeftOut{
+		{Type: "", Reason: export.UnresolvedReference, Count: 1}, {Type: "Device", Reason: export.NoPatient, Count: 1},
+		{Type: "Observation", Reason: export.UnresolvedPatient, Count: 1}, {Type: "Patient", Reason: export.Malformed, Count: 1},
+		{Type: "Provenance", Reason: export.UnresolvedPatient, Count: 1},
+	}
+	if !slices.Equal(tally.List(), want) || err != nil {
+		t.Errorf("the source has %v (%v), want %v", tally.List(), err, want)
+	}
+	// Information alone is success.
+	s.loads("0 added, 0 replaced, 2 unchanged, 0 deleted", ndjson(t, patient("a"), `{"resourceType":"Device","id":"stock"}`))
+}
+
+// TestLoadDownloadedFolder: the log, the errors and the deletions that a client stores beside the data.
+func TestLoadDownloadedFolder(t *testing.T) {
+	s := newStore(t)
+	dir := t.TempDir()
+	put := func(name string, lines ...string) {
+		path := filepath.Join(dir, name)
+		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		must(t, os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o600))
+	}
+	put("1.Patient.ndjson", patient("a"), patient("b"))
+	put("1.Observation.ndjson", about("Observation", "o1", "a"), about("Observation", "o2", "a"))
+	put("1.Group.ndjson", groupOf("g1", "a"), groupOf("g2", "b"))
+	put("log.ndjson", `{"eventId":"kickoff"}`)
+	put("error/1.OperationOutcome.ndjson", `{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"processing"}]}`)
+	s.loads("4 added, 0 replaced, 0 unchanged, 0 deleted", dir)
+	s.loads("0 added, 0 replaced, 4 unchanged, 0 deleted", "--delete-missing", dir)
+
+	put("deleted/1.Bundle.ndjson", `{"resourceType":"Bundle","id":"b1","type":"transaction","entry":[`+
+		`{"request":{"method":"DELETE","url":"Observation/o1"}},{"request":{"method":"DELETE","url":"Group/g2"}}]}`)
+	// A deletion in a later file than the resource wins; deleted/ is after 1.Observation.ndjson.
+	s.loads("0 added, 0 replaced, 3 unchanged, 1 deleted", dir)
+	s.shows(s.snapshot(), "Observation/o2 Patient/a Patient/b", "a", "b")
+	s.group("g1", "a")
+	s.group("g2", "none")
+	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", // the resource is later
+		filepath.Join(dir, "deleted", "1.Bundle.ndjson"), ndjson(t, about("Observation", "o1", "a"), groupOf("g2", "b")))
+	s.shows(s.snapshot(), "Observation/o1 Observation/o2 Patient/a", "a")
+	s.group("g2", "b")
+	s.loads("0 added, 0 replaced, 0 unchanged, 1 deleted", filepath.Join(dir, "deleted"))
+	s.shows(s.snapshot(), "Observation/o2 Patient/a", "a")
+
+	none := t.TempDir()
+	must(t, os.Rename(filepath.Join(dir, "log.ndjson"), filepath.Join(none, "log.ndjson")))
+	s.fails("the files have no resources to load", none)
+	s.fails("the files have no resources to load", "--delete-missing", none)
+}
+
+func TestLoadNewerVersionsWin(t *testing.T) {
+	s := newStore(t)
+	version := func(number, updated, patient string) string {
+		return fmt.Sprintf(`{"resourceType":"Observation","id":"o","meta":{"versionId":%q,"lastUpdated":"2024-01-%sT00:00:00Z"},`+
+			`"subject":{"reference":"Patient/%s"}}`, number, updated, patient)
+	}
+	shown := func(want string) {
+		t.Helper()
+		for _, id := range []string{"a", "b", "c"} {
+			content := ""
+			if id == want {
+				content = "Observation/o"
+			}
+			s.shows(s.snapshot(), content, id)
+		}
+	}
+	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, version("10", "01", "a"), version("9", "02", "b")))
+	shown("a")
+	s.loads("0 added, 0 replaced, 1 unchanged, 0 deleted", ndjson(t, version("9", "05", "b")))
+	shown("a")
+	s.loads("0 added, 1 replaced, 0 unchanged, 0 deleted", ndjson(t, version("W/x", "03", "b"), version("11", "02", "c")))
+	shown("b") // one has no number
+	s.loads("0 added, 0 replaced, 1 unchanged, 0 deleted", ndjson(t, version("99", "02", "c")))
+	shown("b")
+}
+
+func TestLoadDryRun(t *testing.T) {
+	file := ndjson(t, patient("a"), groupOf("g", "a"), about("Observation", "o", "a"))
+	code, stdout, stderr := run(t, "load", "--dry-run", file)
+	if code != ExitGood || !strings.Contains(stdout, "total        3\n") || !strings.Contains(stdout, "nothing was loaded (--dry-run)") {
+		t.Errorf("exit %d, %s, %s", code, stdout, stderr)
+	}
+	if code, stdout, _ := run(t, "load", "--dry-run", ndjson(t, patient("a"), "{")); code != ExitPartial {
+		t.Errorf("exit %d, %s", code, stdout)
+	}
+}
+
+func TestLoadLimits(t *testing.T) {
+	file := ndjson(t, patient("a"), `{"resourceType":"Patient","id":"long","language":"`+strings.Repeat("x", 300)+`"}`)
+	for name, test := range map[string]struct {
+		args []string
+		code int
+	}{
+		"default": {nil, ExitGood}, "flag": {[]string{"--max-line", "299"}, ExitPartial}, "negative": {[]string{"--max-line=-1"}, ExitUsage},
+	} {
+		if code, stdout, stderr := run(t, append([]string{"load", "--dry-run", file}, test.args...)...); code != test.code {
+			t.Errorf("%s: exit %d, %s, %s", name, code, stdout, stderr)
+		}
+	}
+	t.Setenv("SLUICE_MAX_LINE", "299")
+	if code, _, stderr := run(t, "load", "--dry-run", file); code != ExitPartial || !strings.Contains(stderr, "line 2: longer than 299 bytes") {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+	t.Setenv("SLUICE_MAX_LINE", "much")
+	if code, _, _ := run(t, "load", "--dry-run", file); code != ExitUsage {
+		t.Errorf("exit %d", code)
+	}
 }

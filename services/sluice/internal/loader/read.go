@@ -4,37 +4,75 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
+
+	"math"
 	"runtime"
 	"slices"
 	"sync"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
+	"github.com/sluice-fhir/sluice/pkg/references"
+	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
-// Sink receives the lines. Its functions are called from several goroutines at once.
+// Config configures a read.
+type Config struct {
+	MaxLine       int        // bytes of the longest resource that is not a Group
+	MaxReferences int        // of one resource that is not a Group
+	Bases         fhir.Bases // absolute references below them are local
+}
+
+// maxGroup is the size of the longest Group in bytes. Its members are not held in memory, and no export contains it.
+const maxGroup = 256 << 20
+
+// Sink receives the lines. Its functions are called from several goroutines at once, except for Resolve.
 type Sink struct {
 	Resources func(ctx context.Context, typ string, lines []postgres.Line) error
 	// Group receives one Group resource. problem is an error in the line, err ends the load. Places rank as in Line.
-	Group    func(ctx context.Context, place int64, line []byte) (problem error, err error)
-	Problem  func(place, what string) // reports a line that is left out
-	Progress func(bytes int64)        // reports more bytes read, as on disk
+	Group func(ctx context.Context, place int64, line []byte) (problem error, err error)
+	// Delete receives resources and Groups to delete.
+	Delete func(ctx context.Context, deletions []postgres.Deletion) error
+	// Resolve offers what the store has to a table of which some references match nothing in the files.
+	Resolve  func(ctx context.Context, table *references.Table) error
+	Say      func(text string) // a message about a file or a line, for people
+	Progress func(bytes int64) // reports more bytes read, as on disk
 }
 
 // Summary counts the lines.
 type Summary struct {
 	Resources map[string]int64 // passed on, by type, Groups included
 	Bytes     int64            // of the resources, as NDJSON
+	Deletions int64
 	Ignored   map[string]int64 // of types that are never exported
-	Problems  int64            // lines left out
+	Undated   int64            // resources with a meta.lastUpdated that is not an instant
+	Foreign   int64            // references to resources of other servers
+	LeftOut   []LeftOut        // sorted by type and reason
 }
 
-// Read reads every file once. Versions of one resource are ranked by the order of files and lines.
-func Read(ctx context.Context, files []File, sink Sink) (Summary, error) {
-	return read(ctx, files, sink, 4<<20, 32<<20)
+// LeftOut counts what is left out for one type and reason.
+type LeftOut struct {
+	export.LeftOut
+	First string `json:"first,omitempty"` // place of the first one
+}
+
+// Unreadable returns the number of lines and files that may have resources that were not read.
+func (s Summary) Unreadable() int64 {
+	n := int64(0)
+	for _, left := range s.LeftOut {
+		switch left.Reason {
+		case export.Malformed, export.TooLong, export.TooManyReferences, export.UnreadableFile, export.UnsupportedEntry:
+			n += left.Count
+		}
+	}
+	return n
+}
+
+// Read reads the files. Versions of one resource are ranked by the order of files and lines.
+func Read(ctx context.Context, found Found, cfg Config, sink Sink) (Summary, error) {
+	return read(ctx, found, cfg, sink, 4<<20)
 }
 
 // placeBits is the number of low bits of a place that hold the line number.
@@ -43,121 +81,423 @@ const placeBits = 40
 // place ranks a line among all lines of all files.
 func place(file int, line int64) int64 { return int64(file)<<placeBits | line }
 
-func read(ctx context.Context, files []File, sink Sink, blockSize, maxLine int) (Summary, error) {
+func read(ctx context.Context, found Found, cfg Config, sink Sink, blockSize int) (Summary, error) {
 	p := parser{
-		files: files, sink: sink, maxLine: maxLine,
-		sum: Summary{Resources: map[string]int64{}, Ignored: map[string]int64{}},
+		cfg: cfg, files: found.Files, sink: sink, states: make([]state, len(found.Files)), table: references.New(cfg.Bases),
+		sum:  Summary{Resources: map[string]int64{}, Ignored: map[string]int64{}},
+		left: map[export.LeftOut]*tally{},
+	}
+	for _, broken := range found.Broken {
+		p.leave(export.LeftOut{Reason: export.UnreadableFile}, tally{1, math.MaxInt64, broken.Name})
+		sink.Say(fmt.Sprintf("%s: %v", broken.Name, broken.Err))
 	}
 	r := lines.Reader{
-		BlockSize: blockSize, MaxLine: maxLine, Open: p.open, Broken: func(file int, err error) { p.problem(file, 0, err.Error()) },
+		BlockSize: blockSize, MaxLine: max(cfg.MaxLine, maxGroup) + 1, Open: p.open, Broken: p.broken,
 		Takers: runtime.GOMAXPROCS(0) + 1, // one more than cores, because some wait for the database
 	}
-	err := r.Read(ctx, files, p.parse)
-	return p.sum, err
-}
-
-// parser splits blocks into lines and passes them on.
-type parser struct {
-	files   []File
-	sink    Sink
-	maxLine int
-
-	mu  sync.Mutex
-	sum Summary
-}
-
-// open returns the text of a file.
-func (p *parser) open(file int) (lines.Text, error) {
-	origin, err := os.Open(p.files[file].Path)
-	if err != nil {
-		return lines.Text{}, fmt.Errorf("open a file: %w", err)
+	if err := r.Read(ctx, p.files, p.takeLiteral); err != nil {
+		return p.summary(), err
 	}
-	text, err := lines.Open(p.files[file].Path, p.maxLine, true, func() io.Reader {
-		return counted{io.NewSectionReader(origin, 0, p.files[file].Size), p}
-	})
-	if err != nil {
-		return lines.Text{}, errors.Join(err, origin.Close())
+	p.conclude()
+	if !p.deferred() {
+		return p.summary(), nil
 	}
-	text.Closer = origin
-	return text, nil
-}
-
-// counted reports the bytes that are read.
-type counted struct {
-	io.Reader
-	*parser
-}
-
-func (c counted) Read(p []byte) (int, error) {
-	n, err := c.Reader.Read(p)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.sink.Progress(int64(n))
-	return n, err
-}
-
-func (p *parser) parse(ctx context.Context, b *lines.Block) error {
-	var scanner fhir.Scanner
-	byType := map[string][]postgres.Line{}
-	ignored := map[string]int64{}
-	var groups, bytesRead int64
-	for line := range b.Lines {
-		number, body := line.Number, line.Body
-		if line.TooLong {
-			p.problem(b.File, number, fmt.Sprintf("longer than %d bytes", p.maxLine-1))
-			continue
+	// The first pass has reported what is broken.
+	r.Broken = func(int, error) {}
+	if types, ids := p.table.Wants(); ids || len(types) > 0 {
+		err := r.Read(ctx, p.files, func(_ context.Context, b *lines.Block) error { p.offer(b, types, ids); return nil })
+		if err != nil {
+			return p.summary(), err
 		}
-		facts, err := scanner.Scan(body)
+		if err := sink.Resolve(ctx, p.table); err != nil {
+			return p.summary(), err
+		}
+	}
+	if err := r.Read(ctx, p.files, p.takeDeferred); err != nil {
+		return p.summary(), err
+	}
+	for file := range p.files {
+		if err := p.unchanged(file); err != nil {
+			return p.summary(), err
+		}
+	}
+	return p.summary(), nil
+}
+
+// takeLiteral is the first pass: it passes on the lines whose references are literal and notes the others.
+func (p *parser) takeLiteral(ctx context.Context, b *lines.Block) error {
+	batch := p.newBatch(b)
+	for line := range b.Lines {
+		facts, fate := batch.classify(line)
 		switch {
-		case err != nil:
-			p.problem(b.File, number, err.Error())
-		case !fhir.IsType(facts.Type):
-			p.problem(b.File, number, "not a resource type of FHIR R4")
-		case facts.Type == "Group":
-			problem, err := p.sink.Group(ctx, place(b.File, number), body)
-			if err != nil {
+		case fate != taken:
+		case facts.Type == "Bundle":
+			batch.delete(line)
+		case p.table.Note(line.Body):
+			batch.deferred = true
+		default:
+			if err := batch.take(ctx, line, facts, line.Body); err != nil {
 				return err
 			}
-			if problem != nil {
-				p.problem(b.File, number, problem.Error())
-				continue
-			}
-			groups++
-			bytesRead += int64(len(body)) + 1
-		case !fhir.IsExportable(facts.Type):
-			ignored[facts.Type]++
-		default:
-			facts.Subjects = slices.Clone(facts.Subjects) // the scanner reuses the slice
-			byType[facts.Type] = append(byType[facts.Type], postgres.Line{
-				Place: place(b.File, number), Facts: facts, Body: body,
-			})
-			bytesRead += int64(len(body)) + 1
 		}
 	}
-	for typ, staged := range byType {
-		if err := p.sink.Resources(ctx, typ, staged); err != nil {
+	return batch.end(ctx)
+}
+
+// offer is the second pass: it offers what references may name.
+func (p *parser) offer(b *lines.Block, types []string, ids bool) {
+	var scanner fhir.Scanner
+	for line := range b.Lines {
+		facts, err := scanner.Scan(line.Body)
+		if line.TooLong || err != nil || !fhir.IsExportable(facts.Type) {
+			continue
+		}
+		ref := fhir.Ref{Type: facts.Type, ID: facts.ID}
+		if ids {
+			p.table.OfferID(ref)
+		}
+		if slices.Contains(types, ref.Type) {
+			p.table.Offer(ref, line.Body)
+		}
+	}
+}
+
+// takeDeferred is the third pass: it passes on the lines that the first one has noted.
+func (p *parser) takeDeferred(ctx context.Context, b *lines.Block) error {
+	if !p.state(b.File).deferred {
+		return nil
+	}
+	batch := p.newBatch(b)
+	batch.again = true
+	for line := range b.Lines {
+		facts, fate := batch.classify(line)
+		if fate != taken || facts.Type == "Bundle" || !p.table.Note(line.Body) {
+			continue
+		}
+		if err := batch.take(ctx, line, facts, line.Body); err != nil {
 			return err
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for typ, staged := range byType {
-		p.sum.Resources[typ] += int64(len(staged))
+	return batch.end(ctx)
+}
+
+// batch is the work on one block.
+type batch struct {
+	*parser
+	block     *lines.Block
+	scanner   fhir.Scanner
+	rescanner fhir.Scanner
+	again     bool // the first pass has counted the lines
+
+	resources map[string][]postgres.Line
+	deletions []postgres.Deletion
+	left      map[export.LeftOut]*tally
+	ignored   map[string]int64
+	groups    int64
+	bytes     int64
+	undated   int64
+	foreign   int64
+	typed     bool
+	deferred  bool
+}
+
+func (p *parser) newBatch(b *lines.Block) *batch {
+	return &batch{
+		parser: p, block: b,
+		resources: map[string][]postgres.Line{}, left: map[export.LeftOut]*tally{}, ignored: map[string]int64{},
 	}
-	if groups > 0 {
-		p.sum.Resources["Group"] += groups
+}
+
+// fate is what becomes of a line.
+type fate int
+
+const (
+	taken fate = iota
+	passedBy
+)
+
+// classify reads the facts of a line and decides whether it is taken. A Bundle that is taken deletes a resource.
+func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
+	if line.TooLong {
+		return fhir.Facts{}, b.refuse(line, "", export.TooLong, fmt.Sprintf("longer than %d bytes", max(b.cfg.MaxLine, maxGroup)))
 	}
-	for typ, n := range ignored {
-		p.sum.Ignored[typ] += n
+	facts, err := b.scanner.Scan(line.Body)
+	typ := facts.Type
+	b.typed = b.typed || typ != ""
+	known := fhir.IsExportable(typ) || typ == "Group"
+	switch {
+	case typ == "Bundle":
+		return facts, taken
+	case errors.Is(err, fhir.ErrNoType):
+		b.untyped(line)
+		return facts, passedBy
+	case err != nil && (known || typ == ""):
+		reason := export.Malformed
+		if errors.Is(err, fhir.ErrTooMany) {
+			reason = export.TooManyReferences
+		}
+		return facts, b.refuse(line, typ, reason, err.Error())
+	case !fhir.IsType(typ):
+		return facts, b.refuse(line, "", export.UnknownType, "not a resource type of FHIR R4")
+	case !known:
+		b.ignored[typ]++
+		return facts, passedBy
+	case typ == "Group":
+		return facts, taken
+	case len(line.Body) > b.cfg.MaxLine:
+		return facts, b.refuse(line, typ, export.TooLong, fmt.Sprintf("longer than %d bytes", b.cfg.MaxLine))
+	case fhir.CountReferences(line.Body, b.cfg.MaxReferences) > b.cfg.MaxReferences:
+		return facts, b.refuse(line, typ, export.TooManyReferences, fmt.Sprintf("more than %d references", b.cfg.MaxReferences))
 	}
-	p.sum.Bytes += bytesRead
+	return facts, taken
+}
+
+// refuse leaves out a line, and reports it the first time.
+func (b *batch) refuse(line lines.Line, typ string, reason export.Reason, what string) fate {
+	if !b.again {
+		b.leave(line, typ, reason)
+		b.report(b.block.File, b.place(line)+": "+what)
+	}
+	return passedBy
+}
+
+// leave counts what is left out of a line.
+func (b *batch) leave(line lines.Line, typ string, reason export.Reason) {
+	what := export.LeftOut{Type: typ, Reason: reason}
+	t := b.left[what]
+	if t == nil { // lines ascend, so this is the first place of the block
+		t = &tally{first: place(b.block.File, line.Number), place: b.place(line)}
+		b.left[what] = t
+	}
+	t.count++
+}
+
+// place names a line for people.
+func (b *batch) place(line lines.Line) string {
+	return b.files[b.block.File].Path + " " + b.block.Place(line)
+}
+
+// delete takes a line that deletes a resource.
+func (b *batch) delete(line lines.Line) {
+	ref, ok := lines.Deletion(line.Body)
+	switch {
+	case !ok:
+		b.refuse(line, "", export.UnsupportedEntry,
+			"an entry that cannot be applied: it has no resource to store and no id to delete")
+	case fhir.IsExportable(ref.Type), ref.Type == "Group":
+		b.deletions = append(b.deletions, postgres.Deletion{Place: place(b.block.File, line.Number), Ref: ref})
+	default:
+		b.ignored[ref.Type]++
+	}
+}
+
+// take takes a resource with its references resolved.
+func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) error {
+	at := place(b.block.File, line.Number)
+	missed := false
+	resolved := b.table.Resolve(nil, body, facts, func(string) { missed = true })
+	if missed {
+		b.countMissed(line, resolved)
+	}
+	if b.again && &resolved[0] != &body[0] {
+		known := facts.Type
+		var err error
+		if facts, err = b.rescanner.Scan(resolved); err != nil { // more subjects than before
+			b.leave(line, known, export.TooManyReferences)
+			b.report(b.block.File, b.place(line)+": "+err.Error())
+			return nil
+		}
+	}
+	if facts.Type == "Group" {
+		problem, err := b.sink.Group(ctx, at, resolved)
+		if err != nil {
+			return err
+		}
+		if problem != nil {
+			b.leave(line, "Group", export.Malformed)
+			b.report(b.block.File, b.place(line)+": "+problem.Error())
+			return nil
+		}
+		b.groups++
+		b.bytes += int64(len(resolved)) + 1
+		return nil
+	}
+	if facts.LastUpdated.IsZero() && isUndated(resolved) {
+		b.undated++
+	}
+	if facts.Type != "Provenance" && fhir.InCompartment(facts.Type) && len(source.Named(nil, facts)) == 0 {
+		b.leave(line, facts.Type, source.Homeless(facts))
+	}
+	facts.Subjects = slices.Clone(facts.Subjects) // the scanner reuses the slice
+	b.resources[facts.Type] = append(b.resources[facts.Type], postgres.Line{Place: at, Facts: facts, Body: resolved})
+	b.bytes += int64(len(resolved)) + 1
 	return nil
 }
 
-// problem reports a line that is left out.
-func (p *parser) problem(file int, line int64, what string) {
+// countMissed counts the references that were not resolved.
+func (b *batch) countMissed(line lines.Line, resolved []byte) {
+	fhir.Resolve(nil, resolved, fhir.Facts{}, func(text []byte, form fhir.Form, _ bool) string {
+		typ, _, _ := fhir.Classify(string(text))
+		if form == fhir.Foreign {
+			b.foreign++
+		} else {
+			b.leave(line, typ, export.UnresolvedReference)
+		}
+		return ""
+	})
+}
+
+// end passes the batch on and adds it to the summary.
+func (b *batch) end(ctx context.Context) error {
+	for typ, staged := range b.resources {
+		if err := b.sink.Resources(ctx, typ, staged); err != nil {
+			return err
+		}
+	}
+	if len(b.deletions) > 0 {
+		if err := b.sink.Delete(ctx, b.deletions); err != nil {
+			return err
+		}
+	}
+	for what, t := range b.left {
+		b.parser.leave(what, *t)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := &b.states[b.block.File]
+	s.typed = s.typed || b.typed
+	s.deferred = s.deferred || b.deferred
+	s.used = s.used || len(b.resources)+len(b.deletions) > 0 || b.groups > 0
+	for typ, staged := range b.resources {
+		b.sum.Resources[typ] += int64(len(staged))
+	}
+	if b.groups > 0 {
+		b.sum.Resources["Group"] += b.groups
+	}
+	if !b.again {
+		for typ, n := range b.ignored {
+			b.sum.Ignored[typ] += n
+			s.ignored += n
+		}
+	}
+	b.sum.Deletions += int64(len(b.deletions))
+	b.sum.Bytes += b.bytes
+	b.sum.Undated += b.undated
+	b.sum.Foreign += b.foreign
+	return nil
+}
+
+// untyped notes a line without a resourceType. Whether it is left out shows at the end of the file.
+func (b *batch) untyped(line lines.Line) {
+	if b.again {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := &b.states[b.block.File]
+	s.untyped++
+	if at := place(b.block.File, line.Number); s.untyped == 1 || at < s.firstUntyped {
+		s.firstUntyped, s.firstUntypedPlace = at, b.place(line)
+	}
+}
+
+// parser is the state of a read.
+type parser struct {
+	cfg   Config
+	files []lines.File
+	sink  Sink
+	table *references.Table
+
+	mu     sync.Mutex
+	states []state // of the files
+	sum    Summary
+	left   map[export.LeftOut]*tally // by type and reason
+}
+
+// tally counts one type and reason.
+type tally struct {
+	count, first int64
+	place        string
+}
+
+// leave counts what is left out.
+func (p *parser) leave(what export.LeftOut, more tally) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.sum.Problems++
-	p.sink.Problem(fmt.Sprintf("%s line %d", p.files[file].Path, line), what)
+	t := p.left[what]
+	if t == nil {
+		t = &tally{first: more.first, place: more.place}
+		p.left[what] = t
+	}
+	t.count += more.count
+	if more.first < t.first {
+		t.first, t.place = more.first, more.place
+	}
+}
+
+// reported is the number of places that are reported of one file.
+const reported = 10
+
+// report reports a line of a file, unless there are too many.
+func (p *parser) report(file int, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.states[file].reports++; p.states[file].reports <= reported {
+		p.sink.Say(text)
+	}
+}
+
+// broken reports a file whose rest cannot be read.
+func (p *parser) broken(file int, err error) {
+	p.leave(export.LeftOut{Reason: export.UnreadableFile}, tally{1, place(file, 0), p.files[file].Path})
+	p.report(file, fmt.Sprintf("%s: %v", p.files[file].Path, err))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.states[file].broken = true
+}
+
+// conclude ends the first pass.
+func (p *parser) conclude() {
+	for file := range p.files {
+		s, path := p.state(file), p.files[file].Path
+		switch {
+		case s.untyped > 0 && (s.typed || s.reports > 0 || s.broken):
+			p.leave(export.LeftOut{Reason: export.Malformed}, tally{s.untyped, s.firstUntyped, s.firstUntypedPlace})
+			p.report(file, fmt.Sprintf("%s: %v", s.firstUntypedPlace, fhir.ErrNoType))
+			p.states[file].reports += int(s.untyped) - 1
+		case s.untyped > 0:
+			p.sink.Say(path + ": passed by, no line has a resourceType")
+		case s.ignored > 0 && !s.used && !s.deferred && s.reports == 0:
+			p.sink.Say(path + ": passed by, all of its resources are of types that are never exported")
+		}
+		if more := p.states[file].reports - reported; more > 0 {
+			p.sink.Say(fmt.Sprintf("%s: and %d more", path, more))
+		}
+	}
+}
+
+func (p *parser) state(file int) state {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.states[file]
+}
+
+func (p *parser) deferred() bool {
+	return slices.ContainsFunc(p.states, func(s state) bool { return s.deferred })
+}
+
+// summary returns the counts.
+func (p *parser) summary() Summary {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all export.Tally
+	for what, t := range p.left {
+		all.Add(what.Type, what.Reason, t.count)
+	}
+	sum := p.sum
+	for _, left := range all.List() {
+		first := p.left[export.LeftOut{Type: left.Type, Reason: left.Reason}].place
+		sum.LeftOut = append(sum.LeftOut, LeftOut{LeftOut: left, First: first})
+	}
+	return sum
 }

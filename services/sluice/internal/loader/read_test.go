@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -15,7 +14,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/lines"
+	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
@@ -26,12 +28,17 @@ type received struct {
 	subjects map[int64][]fhir.Ref
 	types    map[string]int64
 	groups   []string
-	problems []string
+	said     []string
+	deleted  map[fhir.Ref]int64 // places
 	read     int64
 }
 
+// none are limits that nothing in the tests exceeds.
+var none = Config{MaxLine: 1 << 20, MaxReferences: 1000}
+
 func (k *received) sink() Sink {
 	k.bodies, k.subjects, k.types = map[int64]string{}, map[int64][]fhir.Ref{}, map[string]int64{}
+	k.deleted = map[fhir.Ref]int64{}
 	return Sink{
 		Resources: func(_ context.Context, typ string, lines []postgres.Line) error {
 			k.mu.Lock()
@@ -55,10 +62,19 @@ func (k *received) sink() Sink {
 			k.types["Group"]++
 			return nil, nil
 		},
-		Problem: func(place, what string) {
+		Delete: func(_ context.Context, list []postgres.Deletion) error {
 			k.mu.Lock()
 			defer k.mu.Unlock()
-			k.problems = append(k.problems, place+": "+what)
+			for _, deletion := range list {
+				k.deleted[deletion.Ref] = deletion.Place
+			}
+			return nil
+		},
+		Resolve: func(context.Context, *references.Table) error { return nil },
+		Say: func(text string) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.said = append(k.said, text)
 		},
 		Progress: func(bytes int64) {
 			k.mu.Lock()
@@ -69,7 +85,7 @@ func (k *received) sink() Sink {
 }
 
 // matches compares the summary and the reported progress with the received lines.
-func (k *received) matches(t *testing.T, files []File, sum Summary) {
+func (k *received) matches(t *testing.T, files []lines.File, sum Summary) {
 	t.Helper()
 	var size, bytes int64
 	for _, file := range files {
@@ -81,10 +97,10 @@ func (k *received) matches(t *testing.T, files []File, sum Summary) {
 	if k.read != size {
 		t.Errorf("%d bytes of %d were reported", k.read, size)
 	}
-	if !maps.Equal(sum.Resources, k.types) || sum.Bytes != bytes || sum.Problems != int64(len(k.problems)) {
-		t.Errorf("summary %+v; want %v, %d bytes, %d problems", sum, k.types, bytes, len(k.problems))
+	if !maps.Equal(sum.Resources, k.types) || sum.Bytes != bytes {
+		t.Errorf("summary %+v; want %v, %d bytes", sum, k.types, bytes)
 	}
-	for _, problem := range k.problems {
+	for _, problem := range k.said {
 		if strings.Contains(problem, "20391") {
 			t.Errorf("%q quotes the line", problem)
 		}
@@ -121,6 +137,7 @@ func TestRead(t *testing.T) {
 		"nothing but blanks": {text: "\n\r\n "},
 		"a byte order mark":  {text: "\ufeff" + a + "\n" + b, want: numbered{1: a, 2: b}},
 		"nothing but a mark": {text: "\ufeff"},
+		"a mark further on":  {text: a + "\n\ufeff" + b, want: numbered{1: a, 2: b}},
 		"types that are never exported": {
 			text: `{"resourceType":"Task","id":"1"}` + "\n" + a + "\n" + `{"resourceType":"Slot","id":"1"}` + "\n" +
 				`{"resourceType":"Task","id":"2"}`,
@@ -138,7 +155,7 @@ func TestRead(t *testing.T) {
 	for name, bad := range map[string]struct{ line, what string }{
 		"half a line":       {secret[:30], "not valid JSON"},
 		"no JSON at all":    {"20391", "not a JSON object"},
-		"a mark further on": {"\ufeff" + secret, "not a JSON object"},
+		"a mark in a line":  {"{\ufeff" + secret, "not valid JSON"},
 		"not UTF-8":         {"{\"20391\":\"\xff\"}", "not valid UTF-8"},
 		"a NUL":             {"\x00", "not a JSON object"},
 		"two in a line":     {secret + secret, "more than one JSON value"},
@@ -165,7 +182,7 @@ func TestRead(t *testing.T) {
 						t.Fatal(err)
 					}
 					var got received
-					sum, err := read(t.Context(), files, got.sink(), size, maxLine)
+					sum, err := read(t.Context(), files, Config{MaxLine: maxLine - 1, MaxReferences: 10}, got.sink(), size)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -178,14 +195,21 @@ func TestRead(t *testing.T) {
 					for line, what := range test.problems {
 						text := fmt.Sprintf("%s line %d: %s", path, line, what)
 						matches := func(problem string) bool { return strings.HasPrefix(problem, text) }
-						if !slices.ContainsFunc(got.problems, matches) {
-							t.Errorf("problems %q, want %q", got.problems, text)
+						if !slices.ContainsFunc(got.said, matches) {
+							t.Errorf("said %q, want %q", got.said, text)
 						}
 					}
-					if len(got.problems) != len(test.problems) {
-						t.Errorf("problems %q, want %d", got.problems, len(test.problems))
+					if len(got.said) != len(test.problems) {
+						t.Errorf("said %q, want %d", got.said, len(test.problems))
 					}
-					got.matches(t, files, sum)
+					counted := int64(0)
+					for _, left := range sum.LeftOut {
+						counted += left.Count
+					}
+					if counted != int64(len(test.problems)) {
+						t.Errorf("left out %+v, want %d", sum.LeftOut, len(test.problems))
+					}
+					got.matches(t, files.Files, sum)
 				})
 			}
 		}
@@ -195,11 +219,11 @@ func TestRead(t *testing.T) {
 // TestReadRanks: the version in the later line of the later file wins, regardless of the order of reading.
 func TestReadRanks(t *testing.T) {
 	dir := t.TempDir()
-	var files []File
+	var files Found
 	var want []string
-	for n, lines := range []int{5, 100, 1, 40} {
+	for n, count := range []int{5, 100, 1, 40} {
 		var text []string
-		for i := range lines {
+		for i := range count {
 			text = append(text, fmt.Sprintf(
 				`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/%d-%d"}}`, n, i))
 		}
@@ -210,14 +234,14 @@ func TestReadRanks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		files, want = append(files, found...), append(want, text...)
+		files.Files, want = append(files.Files, found.Files...), append(want, text...)
 	}
 	var got received
-	sum, err := read(t.Context(), files, got.sink(), 300, 1000)
+	sum, err := read(t.Context(), files, none, got.sink(), 300)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.matches(t, files, sum)
+	got.matches(t, files.Files, sum)
 	places := slices.Sorted(maps.Keys(got.bodies))
 	if len(places) != len(want) {
 		t.Fatalf("%d lines, want %d", len(places), len(want))
@@ -240,9 +264,9 @@ func TestReadSeveralMembers(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	files := []File{{Path: path, Size: int64(len(text))}}
+	files := []lines.File{{Path: path, Size: int64(len(text))}}
 	var got received
-	sum, err := Read(t.Context(), files, got.sink())
+	sum, err := Read(t.Context(), Found{Files: files}, none, got.sink())
 	if err != nil || sum.Resources["Patient"] != 2 {
 		t.Errorf("%+v, %v", sum, err)
 	}
@@ -268,63 +292,79 @@ func TestReadGroups(t *testing.T) {
 		}
 		return add(ctx, place, line)
 	}
-	sum, err := Read(t.Context(), files, sink)
+	sum, err := Read(t.Context(), files, none, sink)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.matches(t, files, sum)
+	got.matches(t, files.Files, sum)
 	if want := []string{group("g1"), group("g2")}; !slices.Equal(got.groups, want) {
 		t.Errorf("groups %q, want %q", got.groups, want)
 	}
 	if want := map[string]int64{"Group": 2, "Patient": 1}; !maps.Equal(sum.Resources, want) {
 		t.Errorf("%v, want %v", sum.Resources, want)
 	}
-	place := files[0].Path + " line "
+	place := files.Files[0].Path + " line "
 	want := []string{place + "4: it is odd", place + "6: no id, or not a FHIR id"}
-	if !slices.Equal(got.problems, want) {
-		t.Errorf("problems %q, want %q", got.problems, want)
+	if !slices.Equal(got.said, want) {
+		t.Errorf("said %q, want %q", got.said, want)
 	}
 }
 
-// A file that cannot be read completely is an error.
+// The rest of a file that cannot be decompressed is left out, and the other files are read.
 func TestReadBrokenFiles(t *testing.T) {
 	whole := zipped(t, strings.Repeat(patient("20391")+"\n", 1000))
 	for name, test := range map[string]struct {
-		text string
-		want error // nil: any
+		text   string
+		broken bool
 	}{
 		"empty":              {text: ""},
-		"not gzip":           {text: patient("20391")},
-		"half a header":      {text: whole[:5]},
-		"half of it":         {text: whole[:len(whole)/2], want: io.ErrUnexpectedEOF},
-		"no checksum":        {text: whole[:len(whole)-8], want: io.ErrUnexpectedEOF},
-		"half a checksum":    {text: whole[:len(whole)-1], want: io.ErrUnexpectedEOF},
-		"the wrong checksum": {text: whole[:len(whole)-8] + "\x00\x00\x00\x00" + whole[len(whole)-4:]},
-		"more behind it":     {text: whole + "20391"},
+		"not gzip":           {text: patient("b")},
+		"half a header":      {text: whole[:5], broken: true},
+		"half of it":         {text: whole[:len(whole)/2], broken: true},
+		"no checksum":        {text: whole[:len(whole)-8], broken: true},
+		"half a checksum":    {text: whole[:len(whole)-1], broken: true},
+		"the wrong checksum": {text: whole[:len(whole)-8] + "\x00\x00\x00\x00" + whole[len(whole)-4:], broken: true},
+		"more behind it":     {text: whole + "20391", broken: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "in.ndjson.gz")
+			dir := t.TempDir()
+			write(t, filepath.Join(dir, "good.ndjson"), patient("a"))
+			path := filepath.Join(dir, "in.ndjson.gz")
 			if err := os.WriteFile(path, []byte(test.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
+			files, err := Find([]string{dir})
+			if err != nil {
+				t.Fatal(err)
+			}
 			var got received
-			_, err := Read(t.Context(), []File{{Path: path, Size: int64(len(test.text))}}, got.sink())
-			if err == nil || !strings.Contains(err.Error(), path) || test.want != nil && !errors.Is(err, test.want) ||
-				strings.Contains(err.Error(), "20391") {
-				t.Errorf("%v, want an error that names the file", err)
+			sum, err := Read(t.Context(), files, none, got.sink())
+			if err != nil || !slices.Contains(slices.Collect(maps.Values(got.bodies)), patient("a")) {
+				t.Fatalf("%v, %v", got.bodies, err)
+			}
+			if !test.broken {
+				if len(sum.LeftOut) > 0 || len(got.said) > 0 {
+					t.Errorf("left out %+v, said %q", sum.LeftOut, got.said)
+				}
+				return
+			}
+			want := []LeftOut{{export.LeftOut{Reason: export.UnreadableFile, Count: 1}, path}}
+			if !slices.Equal(sum.LeftOut, want) || len(got.said) != 1 || !strings.HasPrefix(got.said[0], path+": ") ||
+				strings.Contains(got.said[0], "20391") {
+				t.Errorf("left out %+v, said %q", sum.LeftOut, got.said)
 			}
 		})
 	}
 	gone := filepath.Join(t.TempDir(), "gone.ndjson")
 	var got received
-	_, err := Read(t.Context(), []File{{Path: gone}}, got.sink())
+	_, err := Read(t.Context(), Found{Files: []lines.File{{Path: gone}}}, none, got.sink())
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), gone) {
 		t.Errorf("a file that is gone: %v", err)
 	}
 }
 
 // many returns a file with more lines than a stopped read reaches.
-func many(t *testing.T, line string) []File {
+func many(t *testing.T, line string) Found {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "in.ndjson")
 	write(t, path, strings.Repeat(line+"\n", 10_000))
@@ -360,12 +400,12 @@ func TestReadStopsAtAnErrorOfASink(t *testing.T) {
 			sink := got.sink()
 			sink.Resources = func(ctx context.Context, _ string, _ []postgres.Line) error { return take(ctx) }
 			sink.Group = func(ctx context.Context, _ int64, _ []byte) (problem, err error) { return nil, take(ctx) }
-			_, err := read(t.Context(), many(t, line), sink, 1, 100)
+			_, err := read(t.Context(), many(t, line), none, sink, 1)
 			if !errors.Is(err, broken) || calls > most {
 				t.Errorf("%v after %d calls, want %v after %d at most", err, calls, broken, most)
 			}
-			if len(got.problems) > 0 {
-				t.Errorf("problems %q", got.problems)
+			if len(got.said) > 0 {
+				t.Errorf("said %q", got.said)
 			}
 		})
 	}
@@ -382,11 +422,11 @@ func TestReadStopsWithItsContext(t *testing.T) {
 		<-within.Done()
 		return keep(within, typ, lines)
 	}
-	if _, err := read(ctx, files, sink, 1, 100); !errors.Is(err, context.Canceled) || len(got.bodies) == 10_000 {
+	if _, err := read(ctx, files, none, sink, 1); !errors.Is(err, context.Canceled) || len(got.bodies) == 10_000 {
 		t.Errorf("%v after %d lines", err, len(got.bodies))
 	}
 	got = received{}
-	if _, err := read(ctx, files, got.sink(), 1, 100); !errors.Is(err, context.Canceled) || len(got.bodies) > 0 {
+	if _, err := read(ctx, files, none, got.sink(), 1); !errors.Is(err, context.Canceled) || len(got.bodies) > 0 {
 		t.Errorf("with a cancelled context: %v after %d lines", err, len(got.bodies))
 	}
 }

@@ -1,0 +1,52 @@
+package postgres
+
+import (
+	"context"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/references"
+)
+
+// offeredAtOnce is the number of ids in one query.
+const offeredAtOnce = 10_000
+
+// Offer offers the resources of the store that the unmatched references of the table may name. It looks up urns by id,
+// and reads all current resources of a type that is searched by identifier.
+func (l *Load) Offer(ctx context.Context, table *references.Table) error {
+	ids, searched := slices.Collect(table.URNs), table.Unmatched()
+	rows, _ := l.pool.Query(ctx, "SELECT type FROM type_stats WHERE resources > 0") // rows returns the error
+	types, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return pgdb.Wrap("resolve references", err)
+	}
+	table.Settle()
+	for _, typ := range types {
+		for chunk := range slices.Chunk(ids, offeredAtOnce) {
+			rows, _ := l.pool.Query(ctx, "SELECT id FROM "+leaf(typ)+" WHERE id = ANY($1) AND ended IS NULL", chunk)
+			var id string
+			if _, err := pgx.ForEachRow(rows, []any{&id}, func() error {
+				table.OfferID(fhir.Ref{Type: typ, ID: id})
+				return nil
+			}); err != nil {
+				return pgdb.Wrap("resolve references", err)
+			}
+		}
+		if !slices.Contains(searched, typ) {
+			continue
+		}
+		rows, _ := l.pool.Query(ctx, "SELECT id, body FROM "+leaf(typ)+" WHERE ended IS NULL")
+		var id string
+		var body []byte
+		if _, err := pgx.ForEachRow(rows, []any{&id, &body}, func() error {
+			table.Offer(fhir.Ref{Type: typ, ID: id}, body)
+			return nil
+		}); err != nil {
+			return pgdb.Wrap("resolve references", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package loader
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/lines"
+)
+
+// state is what is known of a file.
+type state struct {
+	opened   bool
+	size     int64
+	modified time.Time
+	read     int64 // bytes reported as progress
+
+	typed    bool  // a line has a resourceType
+	used     bool  // a resource or deletion was passed on
+	deferred bool  // a line waits for the third pass
+	broken   bool  // the rest cannot be read
+	ignored  int64 // resources of types that are never exported
+	reports  int   // lines to report
+
+	untyped, firstUntyped int64 // lines without a resourceType
+	firstUntypedPlace     string
+}
+
+// open returns the text of a file. A file that has changed since it was opened first is an error.
+func (p *parser) open(number int) (lines.Text, error) {
+	path := p.files[number].Path
+	file, err := p.files[number].Open()
+	if err != nil {
+		return lines.Text{}, fmt.Errorf("open a file: %w", err)
+	}
+	text, err := func() (lines.Text, error) {
+		if err := p.checkSame(number, file); err != nil {
+			return lines.Text{}, err
+		}
+		content := func() io.Reader {
+			return lines.FromFile(&counted{from: io.NewSectionReader(file, 0, math.MaxInt64), parser: p, file: number})
+		}
+		return lines.Open(path, max(p.cfg.MaxLine, maxGroup)+1, true, content)
+	}()
+	if err != nil {
+		return text, errors.Join(fmt.Errorf("read %s: %w", path, err), file.Close())
+	}
+	text.Closer = both{text.Closer, file}
+	return text, nil
+}
+
+// both closes a text and then its file.
+type both struct{ text, file io.Closer }
+
+func (b both) Close() error { return errors.Join(b.text.Close(), b.file.Close()) }
+
+var errChanged = errors.New("the file changed during the load")
+
+// checkSame compares the file with the one that was opened first.
+func (p *parser) checkSame(number int, file *os.File) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := &p.states[number]
+	if s.opened && (s.size != info.Size() || !s.modified.Equal(info.ModTime())) {
+		return errChanged
+	}
+	s.opened, s.size, s.modified = true, info.Size(), info.ModTime()
+	return nil
+}
+
+// unchanged returns an error if the file has changed since it was opened first.
+func (p *parser) unchanged(number int) error {
+	file, err := p.files[number].Open()
+	if err != nil {
+		return fmt.Errorf("open a file: %w", err)
+	}
+	if err := errors.Join(p.checkSame(number, file), file.Close()); err != nil {
+		return fmt.Errorf("%s: %w", p.files[number].Path, err)
+	}
+	return nil
+}
+
+// counted reports the bytes that are read for the first time.
+type counted struct {
+	from   io.Reader
+	parser *parser
+	file   int
+	at     int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.from.Read(p)
+	c.at += int64(n)
+	c.parser.mu.Lock()
+	defer c.parser.mu.Unlock()
+	if s := &c.parser.states[c.file]; c.at > s.read {
+		c.parser.sink.Progress(c.at - s.read)
+		s.read = c.at
+	}
+	return n, err
+}
+
+// isUndated reports whether the resource has a meta.lastUpdated. The scanner has found none that is an instant.
+func isUndated(line []byte) bool {
+	if !bytes.Contains(line, []byte(`"lastUpdated"`)) {
+		return false
+	}
+	var resource struct {
+		Meta struct {
+			LastUpdated json.RawMessage `json:"lastUpdated"`
+		} `json:"meta"`
+	}
+	return json.Unmarshal(line, &resource) != nil || len(resource.Meta.LastUpdated) > 0
+}
