@@ -35,15 +35,11 @@ func (s *service) file(c *gin.Context) error {
 		return err
 	}
 	c.Header("Vary", "Accept-Encoding")
-	chosen := chooseCoding(c.Request.Header)
-	if chosen == noCoding {
-		return notAcceptable("The header Accept-Encoding allows neither gzip nor identity.")
-	}
-	form, err := represent(file, chosen)
+	header := c.Request.Header
+	form, ranged, err := represent(c.Request, file)
 	if err != nil {
 		return fmt.Errorf("file %s of job %s: %w", file.Name, job.ID, err)
 	}
-	header := c.Request.Header
 	// The order is that of RFC 9110 section 13.2.2. Conditions on dates are ignored: there is no Last-Modified.
 	if values := header.Values("If-Match"); len(values) > 0 && !matches(values, form.etag, false) {
 		return refused(http.StatusPreconditionFailed, "conflict",
@@ -61,8 +57,7 @@ func (s *service) file(c *gin.Context) error {
 	}
 	c.Header("Accept-Ranges", "bytes")
 	part, status := byteRange{length: form.size}, http.StatusOK
-	// Range has no meaning for HEAD (RFC 9110 section 14.2).
-	if c.Request.Method == http.MethodGet && rangeApplies(header, form.etag) {
+	if ranged {
 		asked, kind := parseRange(header.Values("Range"), form.size)
 		switch kind {
 		case unsatisfiable:
@@ -99,19 +94,37 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 	return job, file, nil
 }
 
-// represent describes the file in the coding. The ETags of both representations derive from the digest of the stored bytes.
-func represent(file export.File, chosen coding) (representation, error) {
+// represent chooses the representation of the file, and decides whether a Range header applies to it. The ETags of both
+// representations derive from the digest of the stored bytes.
+//
+// A range is of the identity form, unless If-Range has the ETag of the gzip form (spec 4): many libraries ask for gzip unasked
+// and cannot decode the middle of a stream. For a client that refuses identity there are no ranges without If-Range.
+func represent(r *http.Request, file export.File) (form representation, ranged bool, err error) {
+	chosen, identityAllowed := chooseCoding(r.Header)
+	if chosen == noCoding {
+		return form, false, notAcceptable("The header Accept-Encoding allows neither gzip nor identity.")
+	}
+	plain := representation{coding: identity, size: file.Bytes, etag: `"` + file.SHA256 + `"`}
+	_, kind := parseRange(r.Header.Values("Range"), plain.size)
+	ranged = kind != wholeFile && r.Method == http.MethodGet // Range has no meaning for HEAD (RFC 9110 section 14.2)
 	if chosen == identity {
-		return representation{coding: identity, size: file.Bytes, etag: `"` + file.SHA256 + `"`}, nil
+		return plain, ranged && rangeApplies(r.Header, plain.etag), nil
 	}
 	sum, err := hex.DecodeString(file.SHA256)
 	if err != nil {
-		return representation{}, fmt.Errorf("recorded digest: %w", err)
+		return form, false, fmt.Errorf("recorded digest: %w", err)
 	}
-	return representation{
+	packed := representation{
 		coding: gzipped, size: file.Stored, etag: `"` + file.SHA256 + `-gzip"`,
 		digest: "sha-256=:" + base64.StdEncoding.EncodeToString(sum) + ":",
-	}, nil
+	}
+	if len(r.Header.Values("If-Range")) > 0 && rangeApplies(r.Header, packed.etag) {
+		return packed, ranged, nil
+	}
+	if ranged && identityAllowed && rangeApplies(r.Header, plain.etag) {
+		return plain, true, nil
+	}
+	return packed, false, nil
 }
 
 // send writes the headers and streams the part.

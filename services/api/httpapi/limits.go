@@ -65,19 +65,18 @@ const fullWait = 5 * time.Second
 // limitWindow is the window in which requests are counted.
 const limitWindow = time.Minute
 
-// limit counts a request of the subject under the name, and refuses it beyond the limit. Retry-After is in the dialect of
-// the job, or in seconds when the response is not about a job (RFC 9110).
-func (s *service) limit(c *gin.Context, what, plural string, limit int, dialect export.Dialect) error {
+// limit counts a request of the subject under the name, and refuses it beyond the limit.
+func (s *service) limit(c *gin.Context, what, plural string, limit int) error {
 	wait, err := s.Jobs.Allow(c.Request.Context(), what, principalOf(c).Owner, limitWindow, limit)
 	if err != nil || wait == 0 {
 		return err
 	}
-	return tooMuch("Too many "+plural+". Retry after the time in the header Retry-After.", dialect, wait)
+	return tooMuch("Too many "+plural+". Retry after the time in the header Retry-After.", wait)
 }
 
 // tooMuch is a 429 (spec 7, K-15 and S-05).
-func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
-	return refused(http.StatusTooManyRequests, "throttled", text, "Retry-After", retryAfter(dialect, wait))
+func tooMuch(text string, wait time.Duration) refusal {
+	return refused(http.StatusTooManyRequests, "throttled", text, "Retry-After", inUnits(wait, time.Second))
 }
 
 // full is the 429 that names the caller's running exports. Retry-After is the shortest poll interval among them, since
@@ -100,7 +99,7 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 	if len(urls) > 0 {
 		text += " Wait for one to end, or cancel one: " + strings.Join(urls, " ")
 	}
-	return tooMuch(text, "", max(wait, fullWait))
+	return tooMuch(text, max(wait, fullWait))
 }
 
 // Bounds of Retry-After while kick-offs are paused. Between them it is the rest of the pause.
@@ -123,5 +122,5 @@ func (s *service) refuseWhilePaused(c *gin.Context) error {
 	}
 	return refused(http.StatusServiceUnavailable, "transient",
 		"New exports are paused. Running exports continue. Retry after the time in the header Retry-After.",
-		"Retry-After", retryAfter(export.IG, wait)) // in seconds, like every answer that is not about a job
+		"Retry-After", inUnits(wait, time.Second))
 }

@@ -165,6 +165,7 @@ func TestMetrics(t *testing.T) {
 		`sluice_api_kickoffs_total{outcome="accepted"} 1`, `sluice_api_kickoffs_total{outcome="unauthenticated"} 1`,
 		`sluice_api_kickoffs_total{outcome="invalid"} 1`, `sluice_api_kickoffs_total{outcome="not_found"} 1`,
 		`sluice_api_kickoffs_total{outcome="forbidden"} 1`,
+		`sluice_api_unauthenticated_total{rule="no_token"} 1`,
 		`sluice_api_requests_total{code="202",method="GET",route="/fhir/Group/:group/$export"} 1`,
 		`sluice_api_requests_total{code="405",method="HEAD",route="none"} 1`,
 		`sluice_api_requests_total{code="202",method="GET",route="/fhir/exports/:job"} 1`,

@@ -246,8 +246,17 @@ func (s *service) fileURL(job export.JobID, name string) string {
 	return s.statusURL(job) + "/files/" + url.PathEscape(name)
 }
 
-func (s *service) noRoute(*gin.Context) error {
-	return refused(http.StatusNotFound, "not-found", "There is nothing at this path.")
+// noRoute names a doubled or a trailing slash, which URLs that were joined by hand often have. It does not redirect: many
+// clients do not send the token again.
+func (s *service) noRoute(c *gin.Context) error {
+	text := "There is nothing at this path."
+	switch path := c.Request.URL.Path; {
+	case strings.Contains(path, "//"):
+		text += " It has a doubled slash."
+	case len(path) > 1 && strings.HasSuffix(path, "/"):
+		text += " It ends with a slash."
+	}
+	return refused(http.StatusNotFound, "not-found", text)
 }
 
 func (s *service) noMethod(c *gin.Context) error {
