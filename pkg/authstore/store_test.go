@@ -102,8 +102,8 @@ func TestFailures(t *testing.T) {
 		waits("other", "1", false) // failures as c do not count for other clients behind the address
 		waits("c", "2", false)
 		fail("c", "2")
-		waits("c", "2", true)      // the client has failed too often, also from this address
-		waits("c", "3", false)     // this address has not failed
+		waits("c", "2", true)  // the client has failed too often, also from this address
+		waits("c", "3", false) // this address has not failed
 		waits("other", "2", false)
 		keys, err := raw(t, url).Keys(t.Context(), "*").Result()
 		must(t, err)

@@ -206,6 +206,10 @@ func (s *service) openPart(
 func (s *service) openObject(
 	ctx context.Context, job export.JobID, key string, offset, length int64,
 ) (io.ReadCloser, error) {
+	if of, ok := export.JobOf(key); !ok || of != job {
+		// Whoever can write to Redis could name another job's object, which has another owner.
+		return nil, fmt.Errorf("job %s has an object that is not below its prefix", job)
+	}
 	object, err := s.Objects.Open(ctx, key, offset, length)
 	if err != nil {
 		return nil, s.openError(ctx, job, err)

@@ -326,6 +326,32 @@ func TestFileDownloadOutlivesPurge(t *testing.T) {
 	}
 }
 
+// Whoever can write to Redis cannot have the API serve an object of another job: its owner is another one.
+func TestAnObjectOfAnotherJobIsNotServed(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	alices, bobs := w.kickoff(w.as("alice"), ""), w.kickoff(w.as("bob"), "")
+	own, foreign := w.run(alices, patients(2))[0], w.run(bobs, patients(9))[0]
+	store, ctx := w.redis(), t.Context()
+	results := "sluice:{" + string(alices) + "}:results"
+	held, err := store.HGetAll(ctx, results).Result()
+	must(t, err)
+	for unit, result := range held {
+		must(t, store.HSet(ctx, results, unit, strings.ReplaceAll(result, own.Key, foreign.Key)).Err())
+	}
+	for _, headers := range [][]string{nil, {"Accept-Encoding", "gzip"}, {"Range", "bytes=0-9"}} {
+		got := w.ask("GET", filePath(alices, own), append(w.as("alice"), headers...)...)
+		wantOutcome(t, got, http.StatusInternalServerError, "exception")
+	}
+	bob, err := store.HGet(ctx, "sluice:{"+string(bobs)+"}:job", "manifest").Result()
+	must(t, err)
+	must(t, store.HSet(ctx, "sluice:{"+string(alices)+"}:job", "manifest", bob).Err())
+	wantOutcome(t, w.ask("GET", statusPath(alices), w.as("alice")...), http.StatusInternalServerError, "exception")
+	if strings.Contains(w.log.String(), string(bobs)+"/") {
+		t.Error("the log repeats what was put into Redis")
+	}
+}
+
 // A client's disconnect is not logged as an error, but the connection is still cut.
 func TestFileClientGone(t *testing.T) {
 	t.Parallel()

@@ -76,7 +76,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		Trace:   telemetry.TraceParent(ctx),
 	}
 	if s.NewKey != nil {
-		job.Key = s.NewKey(job.ID)
+		job.Key = s.NewKey(job.ID, job.Owner)
 	}
 	admission := jobstore.Admission{Limit: s.JobLimit, Join: s.Repeat == repeatSame}
 	admitted, joinErr, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {

@@ -65,8 +65,8 @@ type Deps struct {
 	Access   directory.Access
 	Audit    *audit.Log
 	Registry *prometheus.Registry
-	Tracing  *telemetry.Tracing        // nil: nothing is traced
-	NewKey   func(export.JobID) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
+	Tracing  *telemetry.Tracing                      // nil: nothing is traced
+	NewKey   func(export.JobID, export.Owner) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
 }
 
 // Route templates, below the base URL's path. Clients read the last two documents before they have a token.
