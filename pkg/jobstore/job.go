@@ -54,6 +54,7 @@ func decodeJob(id export.JobID, fields map[string]string) (job export.Job, err e
 		Expires:  instant(fields["expires"]),
 		Failure:  fields["failure"],
 		Manifest: fields["manifest"],
+		Digest:   fields["manifest_sha256"],
 		Key:      []byte(fields["key"]),
 		Trace:    fields["trace"],
 	}

@@ -177,28 +177,44 @@ func (s *service) send(
 }
 
 // openPart opens a part of the representation: of the stored bytes, or of the decompressed ones. gzip has no index, so the
-// latter is reached by decompressing everything before it; nothing is buffered.
+// latter is reached by decompressing everything before it; nothing is buffered. A whole representation ends before its last
+// byte unless the object is the committed one.
 func (s *service) openPart(
 	ctx context.Context, job export.JobID, file export.File, form representation, part byteRange,
 ) (io.ReadCloser, error) {
+	all := part == byteRange{length: form.size}
 	if form.coding == gzipped {
-		return s.openObject(ctx, job, file.Key, part.start, part.length)
+		stored, err := s.openObject(ctx, job, file.Key, part.start, part.length)
+		if err != nil || !all {
+			return stored, err
+		}
+		return reading{newWhole(stored, file.Stored, file.SHA256), stored}, nil
 	}
 	stored, err := s.openObject(ctx, job, file.Key, 0, -1)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := gzip.NewReader(stored)
+	var source io.Reader = stored
+	if all {
+		source = newWhole(stored, file.Stored, file.SHA256)
+	}
+	plain, err := gzip.NewReader(source)
 	if err == nil {
 		_, err = io.CopyN(io.Discard, plain, part.start)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("unpacking file %s of job %s: %w", file.Name, job, err), stored.Close())
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{plain, stored}, nil
+	if all {
+		return reading{newWhole(plain, file.Bytes, ""), stored}, nil
+	}
+	return reading{plain, stored}, nil
+}
+
+// reading reads from one place and closes another.
+type reading struct {
+	io.Reader
+	io.Closer
 }
 
 // openObject opens bytes of an object (to its end if length < 0) and reads the first one, so that an unavailable store or
@@ -218,10 +234,7 @@ func (s *service) openObject(
 	if _, err := buffered.Peek(1); err != nil && !errors.Is(err, io.EOF) {
 		return nil, errors.Join(s.openError(ctx, job, err), object.Close())
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{buffered, object}, nil
+	return reading{buffered, object}, nil
 }
 
 // openError distinguishes an object that a purge deleted after the job was read (404) from one that is missing although

@@ -1,8 +1,10 @@
 package httpapi_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
@@ -403,5 +407,39 @@ func TestFileOfSeveralMembers(t *testing.T) {
 	plain := lines[0].plain() + lines[1].plain() + lines[2].plain()
 	if got := w.ask("GET", filePath(id, file), w.as("alice")...); got.code != http.StatusOK || got.body != plain {
 		t.Errorf("%d %q, want %q", got.code, got.body, plain)
+	}
+}
+
+// A file that was replaced in the bucket is never served as a complete one: the connection is cut before the last byte.
+func TestAReplacedFileIsCut(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, patients(5000))
+	altered := []byte(s.gzip)
+	pack := func(text string) []byte {
+		var packed bytes.Buffer
+		zip := gzip.NewWriter(&packed)
+		_, err := zip.Write([]byte(text))
+		must(t, errors.Join(err, zip.Close()))
+		return packed.Bytes()
+	}
+	altered[len(altered)-1] ^= 1 // a byte of the size in the trailer
+	plain := []byte(s.plain)
+	plain[len(plain)/2] ^= 1
+	for name, object := range map[string][]byte{
+		"another text of the same length": pack(string(plain)), "a longer text": pack(s.plain + "{}\n"),
+		"a shorter text": pack(s.plain[:len(s.plain)/2]),
+		"its trailer": altered, "its beginning": altered[:len(altered)/2], "no gzip": plain,
+	} {
+		s.put(s.file.Key, object)
+		for encoding, whole := range map[string]string{"identity": s.plain, "gzip": s.gzip} {
+			got, err := s.try("GET", s.path, append(s.as("alice"), "Accept-Encoding", encoding)...)
+			if got.code == http.StatusOK && err == nil || len(got.body) >= len(whole) {
+				t.Errorf("%s as %s: %d, %d bytes, %v: want a cut answer", name, encoding, got.code, len(got.body), err)
+			}
+		}
+	}
+	s.put(s.file.Key, []byte(s.gzip))
+	if got := s.get(); got.body != s.plain {
+		t.Errorf("the committed object: %d", got.code)
 	}
 }

@@ -368,10 +368,10 @@ func (w *fixture) seal(id export.JobID, list []byte) {
 	w.t.Helper()
 	lease := w.claim(id, export.SealUnit, export.KindSeal)
 	key := export.ManifestKey(id, lease.Fence)
-	w.put(key, list)
+	stored := w.put(key, list)
 	now := w.clock.Now()
 	w.must(w.jobs.Commit(w.t.Context(), lease, jobstore.Commit{
-		Seal: &jobstore.Seal{Manifest: key, Finished: now, Expires: now.Add(retention)},
+		Seal: &jobstore.Seal{Manifest: key, Digest: stored.SHA256, Finished: now, Expires: now.Add(retention)},
 	}))
 }
 

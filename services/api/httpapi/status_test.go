@@ -159,6 +159,25 @@ func TestStatusManifestDamaged(t *testing.T) {
 	}
 }
 
+// A list of files that was edited in the bucket cuts the response. A list of an earlier version has no digest.
+func TestStatusManifestReplaced(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	id := w.kickoff(w.as("alice"), "")
+	w.plan(id)
+	list := `{"name":"a","type":"Patient","count":1}` + "\n"
+	w.seal(id, []byte(list))
+	key := w.job(id).Manifest
+	w.put(key, []byte(strings.Replace(list, `"a"`, `"b"`, 1)))
+	if got, err := w.try("GET", statusPath(id), w.as("alice")...); err == nil {
+		t.Errorf("the response is not cut: %d %s", got.code, got.body)
+	}
+	must(t, w.redis().HDel(t.Context(), "sluice:{"+string(id)+"}:job", "manifest_sha256").Err())
+	if got := w.ask("GET", statusPath(id), w.as("alice")...); got.code != http.StatusOK || !strings.Contains(got.body, "/files/b") {
+		t.Errorf("without a digest: %d %s", got.code, got.body)
+	}
+}
+
 // spec 3: a job that could not produce anything is a 500 with its reason, until it expires.
 func TestStatusFailed(t *testing.T) {
 	t.Parallel()
