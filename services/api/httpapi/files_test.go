@@ -428,7 +428,7 @@ func TestAReplacedFileIsCut(t *testing.T) {
 	for name, object := range map[string][]byte{
 		"another text of the same length": pack(string(plain)), "a longer text": pack(s.plain + "{}\n"),
 		"a shorter text": pack(s.plain[:len(s.plain)/2]),
-		"its trailer": altered, "its beginning": altered[:len(altered)/2], "no gzip": plain,
+		"its trailer":    altered, "its beginning": altered[:len(altered)/2], "no gzip": plain,
 	} {
 		s.put(s.file.Key, object)
 		for encoding, whole := range map[string]string{"identity": s.plain, "gzip": s.gzip} {
