@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/gzipblocks"
 )
 
 // transferBuffer is the buffer of one download, in addition to those of the store's client.
@@ -133,7 +134,11 @@ func (s *service) send(
 ) error {
 	var body io.ReadCloser
 	if c.Request.Method == http.MethodGet {
-		var err error
+		end, err := s.downloads.begin(principalOf(c).Owner, s.DownloadLimit)
+		if err != nil {
+			return err
+		}
+		defer end()
 		// The part is opened, and its first byte read, before the header is sent, so that an unavailable store is a 503.
 		if body, err = s.openPart(c.Request.Context(), job, file, form, part); err != nil {
 			return err
@@ -176,19 +181,23 @@ func (s *service) send(
 	return nil
 }
 
-// openPart opens a part of the representation: of the stored bytes, or of the decompressed ones. gzip has no index, so the
-// latter is reached by decompressing everything before it; nothing is buffered. A whole representation ends before its last
-// byte unless the object is the committed one.
+// openPart opens a part of the representation: of the stored bytes, or of the decompressed ones. Nothing is buffered. A whole
+// representation ends before its last byte unless the object is the committed one.
 func (s *service) openPart(
 	ctx context.Context, job export.JobID, file export.File, form representation, part byteRange,
 ) (io.ReadCloser, error) {
 	all := part == byteRange{length: form.size}
-	if form.coding == gzipped {
-		stored, err := s.openObject(ctx, job, file.Key, part.start, part.length)
-		if err != nil || !all {
-			return stored, err
+	switch {
+	case form.coding == gzipped && all:
+		stored, err := s.openObject(ctx, job, file.Key, 0, file.Stored)
+		if err != nil {
+			return nil, err
 		}
 		return reading{newWhole(stored, file.Stored, file.SHA256), stored}, nil
+	case form.coding == gzipped:
+		return s.openObject(ctx, job, file.Key, part.start, part.length)
+	case file.Blocks != "" && !all:
+		return s.openBlocks(ctx, job, file, part)
 	}
 	stored, err := s.openObject(ctx, job, file.Key, 0, -1)
 	if err != nil {
@@ -200,7 +209,7 @@ func (s *service) openPart(
 	}
 	plain, err := gzip.NewReader(source)
 	if err == nil {
-		_, err = io.CopyN(io.Discard, plain, part.start)
+		err = s.skip(ctx, plain, part.start)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("unpacking file %s of job %s: %w", file.Name, job, err), stored.Close())
@@ -209,6 +218,46 @@ func (s *service) openPart(
 		return reading{newWhole(plain, file.Bytes, ""), stored}, nil
 	}
 	return reading{plain, stored}, nil
+}
+
+// openBlocks opens a part of the text by the file's index, so that it costs the blocks that it is in.
+func (s *service) openBlocks(
+	ctx context.Context, job export.JobID, file export.File, part byteRange,
+) (io.ReadCloser, error) {
+	place, err := gzipblocks.Find(file.Blocks, part.start, part.length, file.Stored)
+	if err != nil {
+		return nil, fmt.Errorf("file %s of job %s: %w", file.Name, job, err)
+	}
+	stored, err := s.openObject(ctx, job, file.Key, place.Offset, place.Length)
+	if err != nil {
+		return nil, err
+	}
+	plain := gzipblocks.NewReader(stored)
+	if _, err := io.CopyN(io.Discard, plain, place.Skip); err != nil {
+		return nil, errors.Join(fmt.Errorf("unpacking file %s of job %s: %w", file.Name, job, err), stored.Close())
+	}
+	return reading{plain, stored}, nil
+}
+
+// skip reads what is before a part of a file without an index, which an earlier version wrote. It costs everything before
+// the part, so only a few requests at once may do it. The error of the others is a refusal.
+func (s *service) skip(ctx context.Context, plain io.Reader, bytes int64) error {
+	if bytes > gzipblocks.BlockSize {
+		select {
+		case s.scans <- struct{}{}:
+			defer func() { <-s.scans }()
+		default:
+			return tooMuch("Too many ranges of files without an index are being read. Ask for the whole file, or for the gzip form "+
+				"with its ETag in If-Range.", fullWait)
+		}
+	}
+	for bytes > 0 && ctx.Err() == nil {
+		n, err := io.CopyN(io.Discard, plain, min(bytes, gzipblocks.BlockSize))
+		if bytes -= n; err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // reading reads from one place and closes another.

@@ -186,6 +186,41 @@ func TestFileRanges(t *testing.T) {
 	}
 }
 
+// A range of the text costs the blocks that it is in, wherever it is. A file of an earlier version has no index: a range of
+// it costs what is before it, so only a few at once are read (P4, R11).
+func TestARangeCostsItsBlocks(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	alice := w.as("alice")
+	content := bulk(200) // of 12 MB, which do not compress well
+	id := w.kickoff(alice, "")
+	w.plan(id, "Observation", "Patient")
+	indexed := w.write(id, "Observation-00000", content)
+	half := len(content.lines) / 2
+	first, second := content, content
+	first.lines, second.lines = content.lines[:half], content.lines[half:]
+	first.typ, second.typ = "Patient", "Patient"
+	older := w.write(id, "Patient-00000", first, second)
+	w.commit(w.claim(id, "Observation-00000", export.KindExport), indexed)
+	w.commit(w.claim(id, "Patient-00000", export.KindExport), older)
+	w.seal(id, nil)
+	plain := content.plain()
+	from := w.objectDoor.Count()
+	for _, part := range [][2]int{{len(plain) - 1, 1}, {len(plain) / 2, 10}, {0, 1}, {3 << 20, 2 << 20}, {1<<20 - 1, 2}} {
+		headers := append(slices.Clone(alice), "Range", fmt.Sprintf("bytes=%d-%d", part[0], part[0]+part[1]-1))
+		for file, most := range map[string]int64{filePath(id, indexed): int64(part[1]) + 3<<20, filePath(id, older): indexed.Stored * 2} {
+			from.Store(0)
+			got := w.ask("GET", file, headers...)
+			if got.code != http.StatusPartialContent || got.body != plain[part[0]:part[0]+part[1]] {
+				t.Errorf("%v of %s: %d, %d bytes", part, file, got.code, len(got.body))
+			}
+			if read := from.Load(); read > most {
+				t.Errorf("%v of %s: %d bytes were read from the store, want at most %d", part, file, read, most)
+			}
+		}
+	}
+}
+
 // RFC 9110 section 13: conditions apply to the representation that would be sent. TestMatches and TestRangeApplies cover
 // the syntax of the headers.
 func TestFileConditions(t *testing.T) {

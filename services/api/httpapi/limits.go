@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -23,6 +24,8 @@ type Limits struct {
 	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
 	// status answers to one subject per minute, over all replicas; at least 40 for each of JOB_LIMIT
 	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
+	// downloads of one subject at once, in each replica
+	DownloadLimit int `env:"DOWNLOAD_LIMIT" envDefault:"16"`
 }
 
 // The response to a kick-off identical to that of a running export.
@@ -48,6 +51,7 @@ func (l Limits) Validate() error {
 func (l Limits) check() (err error) {
 	for name, limit := range map[string]int{
 		"POLL": l.PollLimit, "JOB": l.JobLimit, "KICKOFF": l.KickOffLimit, "STATUS": l.StatusLimit,
+		"DOWNLOAD": l.DownloadLimit,
 	} {
 		if limit < 1 {
 			err = errors.Join(err, fmt.Errorf("SLUICE_%s_LIMIT must be at least 1", name))
@@ -100,6 +104,31 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 		text += " Wait for one to end, or cancel one: " + strings.Join(urls, " ")
 	}
 	return tooMuch(text, max(wait, fullWait))
+}
+
+// downloads counts the running downloads of each subject in this process. Each holds a connection to the store and about
+// half a megabyte, here and in the kernel, for as long as its client reads.
+type downloads struct {
+	mu      sync.Mutex
+	running map[export.Owner]int
+}
+
+// begin counts a download until end is called, or returns the 429.
+func (d *downloads) begin(owner export.Owner, most int) (end func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.running[owner] >= most {
+		return nil, tooMuch(fmt.Sprintf("This client has the maximum number of downloads at once: %d. Finish one first.", most),
+			fullWait)
+	}
+	d.running[owner]++
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.running[owner]--; d.running[owner] == 0 {
+			delete(d.running, owner)
+		}
+	}, nil
 }
 
 // Bounds of Retry-After while kick-offs are paused. Between them it is the rest of the pause.

@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -197,6 +198,45 @@ func TestAFloodOfKickOffs(t *testing.T) {
 	// For each job: record, units, fences, issued list and task; for the subject a set and a counter; the indexes.
 	if most := int64(atWork*8 + 20); keys > most {
 		t.Errorf("%d keys in Redis, want at most %d", keys, most)
+	}
+}
+
+// One subject cannot hold more downloads than allowed, whatever their form; others are not affected (P3).
+func TestDownloadsAtOnceAreLimited(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.DownloadLimit = 3 })
+	alice, bob := w.as("alice"), w.as("bob")
+	id, bobs := w.kickoff(alice, ""), w.kickoff(bob, "")
+	path, bobsPath := filePath(id, w.run(id, bulk(300))[0]), filePath(bobs, w.run(bobs, patients(1))[0])
+	var held []*http.Response
+	for _, headers := range [][]string{nil, {"Accept-Encoding", "gzip"}, {"Range", "bytes=5-"}} {
+		response, err := w.open("GET", path, append(slices.Clone(alice), headers...)...)
+		must(t, err)
+		defer response.Body.Close()
+		if response.StatusCode >= 300 {
+			t.Fatalf("%q: %d", headers, response.StatusCode)
+		}
+		held = append(held, response) // and is not read
+	}
+	for _, headers := range [][]string{nil, {"Range", "bytes=0-0"}} {
+		got := w.ask("GET", path, append(slices.Clone(alice), headers...)...)
+		if wait := wantThrottled(t, got, "downloads at once: 3"); wait > 30 {
+			t.Errorf("Retry-After %d, want seconds", wait)
+		}
+		wantHeader(t, got, "Etag", "", "Accept-Ranges", "", "Content-Range", "")
+	}
+	if got := w.ask("HEAD", path, alice...); got.code != http.StatusOK {
+		t.Errorf("HEAD: %d", got.code)
+	}
+	if got := w.ask("GET", bobsPath, bob...); got.code != http.StatusOK {
+		t.Errorf("another subject: %d", got.code)
+	}
+	must(t, held[0].Body.Close())
+	// The handler ends at its next write, and each refused request is answered at once.
+	for w.ask("GET", path, append(slices.Clone(alice), "Range", "bytes=0-0")...).code != http.StatusPartialContent {
+		if err := t.Context().Err(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -91,6 +92,8 @@ type service struct {
 	baseText  string // the base URL, without a trailing slash
 	metrics   metrics
 	lifecycle *jobs.Lifecycle
+	downloads *downloads
+	scans     chan struct{} // a place for each reading of a file from its beginning to a range
 
 	capabilities, smartDocument []byte // public documents; the second is nil without Config.TokenURL
 }
@@ -162,6 +165,7 @@ func newService(cfg Config, deps Deps) (*service, error) {
 	s := &service{
 		Config: cfg, Deps: deps, baseText: strings.TrimSuffix(cfg.BaseURL.String(), "/"), metrics: newMetrics(deps.Registry),
 		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: cfg.Now},
+		downloads: &downloads{running: map[export.Owner]int{}}, scans: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	if cfg.TokenURL != "" {
 		s.smartDocument = encode(token.SMARTConfiguration(cfg.TokenURL, cfg.ClientSecrets))
