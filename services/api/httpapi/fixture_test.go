@@ -141,7 +141,8 @@ func (w *fixture) config(change ...func(*httpapi.Config)) httpapi.Config {
 	cfg := httpapi.Config{
 		BaseURL: mustURL(w.t, base), Dialect: httpapi.DialectAuto, Now: w.clock.Now,
 		Logger: slog.New(slog.NewJSONHandler(&w.log, nil)),
-		Limits: httpapi.Limits{PollLimit: 10, JobLimit: 1000, Repeat: "new", KickOffLimit: 1e6, StatusLimit: 1e6, DownloadLimit: 100},
+		Limits: httpapi.Limits{PollLimit: 10, JobLimit: 1000, Repeat: "new", KickOffLimit: 1e6, StatusLimit: 1e6, DownloadLimit: 100,
+			FinishedLimit: 1e6, StoredLimit: 1 << 50},
 	}
 	for _, apply := range change {
 		apply(&cfg)

@@ -80,6 +80,11 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	}
 	admission := jobstore.Admission{Limit: s.JobLimit, Join: s.Repeat == repeatSame}
 	admitted, joinErr, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
+		if admitted == job.ID { // joining a running export takes no place
+			if err := s.checkQuota(context.WithoutCancel(ctx), who.Owner); err != nil {
+				return err
+			}
+		}
 		noteJob(c, admitted)
 		event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
 		event.Target, event.Types = "Group/"+group, types

@@ -24,6 +24,10 @@ type Limits struct {
 	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
 	// status answers to one subject per minute, over all replicas; at least 40 for each of JOB_LIMIT
 	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
+	// finished exports that one subject holds until they expire or are deleted
+	FinishedLimit int `env:"FINISHED_LIMIT" envDefault:"200"`
+	// bytes of finished exports in the object store with which one subject may kick off
+	StoredLimit int64 `env:"STORED_LIMIT" envDefault:"1099511627776"`
 	// downloads of one subject at once, in each replica
 	DownloadLimit int `env:"DOWNLOAD_LIMIT" envDefault:"16"`
 }
@@ -51,7 +55,7 @@ func (l Limits) Validate() error {
 func (l Limits) check() (err error) {
 	for name, limit := range map[string]int{
 		"POLL": l.PollLimit, "JOB": l.JobLimit, "KICKOFF": l.KickOffLimit, "STATUS": l.StatusLimit,
-		"DOWNLOAD": l.DownloadLimit,
+		"DOWNLOAD": l.DownloadLimit, "FINISHED": l.FinishedLimit, "STORED": int(l.StoredLimit),
 	} {
 		if limit < 1 {
 			err = errors.Join(err, fmt.Errorf("SLUICE_%s_LIMIT must be at least 1", name))
@@ -104,6 +108,34 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 		text += " Wait for one to end, or cancel one: " + strings.Join(urls, " ")
 	}
 	return tooMuch(text, max(wait, fullWait))
+}
+
+// longestHold is the longest Retry-After for a subject that holds too much: it may delete an export at any time.
+const longestHold = time.Hour
+
+// checkQuota refuses a new export while its owner holds too many finished ones or too many bytes of them, or while Redis has
+// too little memory left. Each finished export holds about 10 KB of Redis until it expires.
+func (s *service) checkQuota(ctx context.Context, owner export.Owner) error {
+	if err := s.Jobs.Room(ctx); err != nil {
+		return err
+	}
+	held, err := s.Jobs.Held(ctx, owner)
+	if err != nil {
+		return err
+	}
+	var text string
+	switch {
+	case held.Finished >= s.FinishedLimit:
+		text = fmt.Sprintf("This client holds the maximum number of finished exports: %d (FINISHED_LIMIT).", s.FinishedLimit)
+	case held.Stored >= s.StoredLimit:
+		text = fmt.Sprintf("The finished exports of this client have the maximum size: %d of %d bytes (STORED_LIMIT).",
+			held.Stored, s.StoredLimit)
+	default:
+		return nil
+	}
+	text += fmt.Sprintf(" Delete one that is no longer needed, or wait until it expires. The first expires %s: %s",
+		httpDate(held.Expires), s.statusURL(held.First))
+	return tooMuch(text, min(max(held.Expires.Sub(s.Now()), fullWait), longestHold))
 }
 
 // downloads counts the running downloads of each subject in this process. Each holds a connection to the store and about
