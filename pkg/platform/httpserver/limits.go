@@ -17,7 +17,7 @@ const (
 	slowest = 16 << 10
 	// writeBuffer is the kernel's buffer for a connection that does not read. By default it grows to several megabytes, which
 	// count as memory of the process in a container.
-	writeBuffer = 128 << 10
+	writeBuffer = 64 << 10
 )
 
 // Limits bound the resources that an idle or slow client can hold. Zero values select the limits of a public listener.

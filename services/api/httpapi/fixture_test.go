@@ -56,6 +56,7 @@ type fixture struct {
 	jobs     *jobstore.Store
 	objects  *objects.Store
 	redisURL string
+	place    testenv.S3
 	issuers  *tokentest.KeyServer // the keys of both
 	key      *ecdsa.PrivateKey
 	users    *users
@@ -91,7 +92,7 @@ func newFixture(t testing.TB, change ...func(*httpapi.Config)) *fixture {
 func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...func(*httpapi.Config)) *fixture {
 	t.Helper()
 	w := &fixture{
-		t: t, clock: testenv.NewClock(time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)), redisURL: redisURL,
+		t: t, clock: testenv.NewClock(time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)), redisURL: redisURL, place: place,
 		key: tokentest.EC(elliptic.P256()),
 	}
 	w.users = newUsers(t, w.clock.Now)
