@@ -385,21 +385,27 @@ func TestRemoveLeavesNothing(t *testing.T) {
 func TestTheDataKeyGoesWithTheJob(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		wrapped := []byte{1, 0, 255, '\n', 0x80} // any bytes
-		job := export.Job{ID: export.NewJobID(), State: export.Scheduled, Created: c.Now(), Key: wrapped}
+		job := export.Job{ID: export.NewJobID(), State: export.Scheduled, Created: c.Now(), Key: wrapped,
+			Owner: export.Owner{Issuer: "urn:issuer", Subject: "alice"}}
 		record(t, s, job)
 		got, err := s.Job(t.Context(), job.ID)
 		must(t, err)
-		key, err := s.Key(t.Context(), job.ID)
+		key, owner, err := s.Key(t.Context(), job.ID)
 		must(t, err)
+		head, err := s.Head(t.Context(), job.ID)
+		must(t, err)
+		if owner != job.Owner || head.Owner != job.Owner || head.State != job.State {
+			t.Errorf("read back the owner %+v and %+v", owner, head)
+		}
 		if !slices.Equal(got.Key, wrapped) || !slices.Equal(key, wrapped) {
 			t.Errorf("read back %v and %v, want %v", got.Key, key, wrapped)
 		}
 		must(t, s.Remove(t.Context(), job.ID))
-		if key, err := s.Key(t.Context(), job.ID); len(key) > 0 || !errors.Is(err, export.ErrNotFound) {
+		if key, _, err := s.Key(t.Context(), job.ID); len(key) > 0 || !errors.Is(err, export.ErrNotFound) {
 			t.Errorf("after the job is removed: %v, %v, want ErrNotFound", key, err)
 		}
 		// A job without a data key.
-		if key, err := s.Key(t.Context(), create(t, s, c)); len(key) > 0 || err != nil {
+		if key, _, err := s.Key(t.Context(), create(t, s, c)); len(key) > 0 || err != nil {
 			t.Errorf("a job without a key: %v, %v", key, err)
 		}
 	})
@@ -539,7 +545,7 @@ func TestRedisDownIsUnavailable(t *testing.T) {
 	defer s.Close()
 	server.Close()
 	_, jobErr := s.Job(context.Background(), export.NewJobID())
-	_, keyErr := s.Key(t.Context(), export.NewJobID())
+	_, _, keyErr := s.Key(t.Context(), export.NewJobID())
 	_, createErr := s.Create(t.Context(), export.Job{ID: export.NewJobID()}, export.FirstUnit(), jobstore.Admission{Limit: 1})
 	for name, err := range map[string]error{
 		"ping": s.Ping(t.Context()), "job": jobErr, "cancel": s.Cancel(t.Context(), export.NewJobID(), time.Now()),

@@ -60,6 +60,7 @@ func luaPrelude() string {
 		fmt.Fprintf(&b, "local %s = KEYS[%d]\n", name, i+1)
 	}
 	fmt.Fprintf(&b, "local JOBKEYS = { unpack(KEYS, 1, %d) }\n", len(jobKeys))
+	fmt.Fprintf(&b, "local SAFETY = %d\n", safetyTTL.Milliseconds())
 	b.WriteString("local LIVE, BEFORE = {}, {}\n")
 	for _, state := range export.States() {
 		if state.Live() {
@@ -74,16 +75,35 @@ func luaPrelude() string {
 local ID = string.match(job, '{(.+)}')
 -- running_of is the set of an owner's jobs that count against its limit. Members are "<job id> <fingerprint>".
 local function running_of(owner) return 'sluice:running:' .. owner end
--- free_place gives the job's place among its owner's running jobs back.
+-- What an owner's finished jobs hold: when they expire, and their stored bytes with the sum under 'total' (held.lua).
+local function finished_of(owner) return 'sluice:finished:' .. owner end
+local function stored_of(owner) return 'sluice:stored:' .. owner end
+-- free_place gives the job's place among its owner's running jobs, and what it holds as a finished one, back.
 local function free_place()
   local owner = redis.call('HGET', job, 'owner_key')
-  if owner then redis.call('ZREM', running_of(owner), ID .. ' ' .. redis.call('HGET', job, 'fingerprint')) end
+  if not owner then return end
+  redis.call('ZREM', running_of(owner), ID .. ' ' .. redis.call('HGET', job, 'fingerprint'))
+  redis.call('ZREM', finished_of(owner), ID)
+  local bytes = redis.call('HGET', stored_of(owner), ID) or '0'
+  redis.call('HDEL', stored_of(owner), ID)
+  if bytes ~= '0' then redis.call('HINCRBY', stored_of(owner), 'total', '-' .. bytes) end
+end
+-- hold adds a finished job to what its owner holds. A failed one has no files.
+local function hold(expires)
+  local owner, state = redis.call('HGET', job, 'owner_key'), redis.call('HGET', job, 'state')
+  if not owner or state ~= 'completed' and state ~= 'failed' then return end
+  local bytes = state == 'completed' and redis.call('HGET', job, 'stored') or '0'
+  redis.call('ZADD', finished_of(owner), expires, ID)
+  redis.call('HSET', stored_of(owner), ID, bytes)
+  redis.call('HINCRBY', stored_of(owner), 'total', bytes)
+  for _, name in ipairs({ finished_of(owner), stored_of(owner) }) do redis.call('PEXPIRE', name, SAFETY) end
 end
 -- index_as_ended moves an ended job from the active to the due index.
 local function index_as_ended(at)
   redis.call('ZADD', due, at, ID)
   redis.call('ZREM', active, ID)
   free_place()
+  hold(at)
 end
 -- renew_ttl sets the safety TTL: a job whose purge never comes must not stay in Redis for ever. The TTL of polls is its
 -- window.

@@ -3,7 +3,7 @@
 // once or not at all. A record always has its index entry.
 //
 // Two sorted sets index all jobs: "active" (live jobs) and "due" (ended jobs, by when they expire or are to be purged). A
-// third one for each owner counts the live jobs against the owner's limit.
+// third one for each owner counts the live jobs against the owner's limit, and two more what its finished ones hold.
 //
 // Redis must run with noeviction and an append-only file: there is no other copy of the jobs.
 package jobstore

@@ -102,6 +102,7 @@ type Plan struct {
 // Seal is what completes a job.
 type Seal struct {
 	Manifest string
+	Digest   string // SHA-256 of the manifest, lower-case hex
 	Finished time.Time
 	Expires  time.Time
 }
@@ -135,7 +136,7 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 	}
 	if c.Seal != nil {
 		target = export.Completed
-		fields = append(fields, "manifest", c.Seal.Manifest, "percent", 100,
+		fields = append(fields, "manifest", c.Seal.Manifest, "manifest_sha256", c.Seal.Digest, "percent", 100,
 			"finished", millis(c.Seal.Finished), "expires", millis(c.Seal.Expires))
 		due, ttl = strconv.FormatInt(millis(c.Seal.Expires), 10), s.ttlFrom(c.Seal.Expires)
 	}

@@ -70,10 +70,13 @@ func New(cfg Config, operator *ops.Operator) *Page {
 	return p
 }
 
+// AcceptsHost reports whether the Host of a request is a name of this server.
+func (p *Page) AcceptsHost(host string) bool { return p.guard.accepts(host) }
+
 // ServeHTTP serves requests below Path.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w.Header())
-	if !p.guard.accepts(r.Host) {
+	if !p.AcceptsHost(r.Host) {
 		p.problem(w, http.StatusMisdirectedRequest, "Unknown host name",
 			"The host name in the URL is not in SLUICE_OPERATOR_HOSTS. Addresses and localhost are always accepted.", Path)
 		return

@@ -36,7 +36,7 @@ type Options struct {
 // because files are long.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler, options Options) error {
 	limits := options.Limits.orDefaults()
-	listener = netutil.LimitListener(listener, limits.Connections)
+	listener = netutil.LimitListener(narrow{listener}, limits.Connections)
 	server := limits.server(handler)
 	serve := server.Serve
 	if options.TLS != nil {

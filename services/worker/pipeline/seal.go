@@ -54,14 +54,15 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	}
 
 	manifest := export.ManifestKey(job.ID, lease.Fence)
-	if err := w.writeManifest(ctx, job, manifest, errorFiles); err != nil {
+	digest, err := w.writeManifest(ctx, job, manifest, errorFiles)
+	if err != nil {
 		return jobstore.Commit{}, err
 	}
 	finished := w.Now().UTC().Truncate(time.Millisecond)
 	return jobstore.Commit{
 		Result: export.Result{Files: errorFiles},
 		Seal: &jobstore.Seal{
-			Manifest: manifest, Finished: finished, Expires: finished.Add(w.cfg.Retention),
+			Manifest: manifest, Digest: digest, Finished: finished, Expires: finished.Add(w.cfg.Retention),
 		},
 	}, nil
 }
@@ -73,7 +74,10 @@ func failureText(unit export.Unit, result export.Result) string {
 	return fmt.Sprintf("A part of %s (%s) is missing: %s.", unit.Type, unit.ID, result.Failure)
 }
 
-func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, last []export.File) (err error) {
+// writeManifest returns the SHA-256 of the list.
+func (w *Worker) writeManifest(
+	ctx context.Context, job export.Job, key string, last []export.File,
+) (digest string, err error) {
 	ctx, span := telemetry.StartSpan(ctx, "manifest")
 	defer func() { telemetry.EndSpan(span, err) }()
 	object := w.Objects.Create(ctx, key, "application/x-ndjson")
@@ -95,12 +99,13 @@ func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, 
 		err = buffered.Flush()
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("write manifest: %w", err), object.Abort())
+		return "", errors.Join(fmt.Errorf("write manifest: %w", err), object.Abort())
 	}
-	if _, err := object.Commit(); err != nil {
-		return fmt.Errorf("write manifest: %w", err)
+	stored, err := object.Commit()
+	if err != nil {
+		return "", fmt.Errorf("write manifest: %w", err)
 	}
-	return nil
+	return stored.SHA256, nil
 }
 
 // clear deletes the objects that only a running job needs. It runs after the seal, so that the client does not wait for
