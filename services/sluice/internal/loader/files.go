@@ -29,10 +29,10 @@ func Find(paths []string) ([]File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find files: %w", err)
 		}
-		if len(found) == 0 {
+		if len(found.Files) == 0 {
 			return nil, fmt.Errorf("%s has no *.ndjson or *.ndjson.gz files", path)
 		}
-		files = append(files, found...)
+		files = append(files, found.Files...)
 	}
 	seen := map[string]bool{}
 	for _, file := range files {

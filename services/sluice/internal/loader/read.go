@@ -34,7 +34,7 @@ type Summary struct {
 
 // Read reads every file once. Versions of one resource are ranked by the order of files and lines.
 func Read(ctx context.Context, files []File, sink Sink) (Summary, error) {
-	return read(ctx, files, sink, 4<<20, lines.MaxLine)
+	return read(ctx, files, sink, 4<<20, 32<<20)
 }
 
 // placeBits is the number of low bits of a place that hold the line number.
@@ -49,7 +49,7 @@ func read(ctx context.Context, files []File, sink Sink, blockSize, maxLine int) 
 		sum: Summary{Resources: map[string]int64{}, Ignored: map[string]int64{}},
 	}
 	r := lines.Reader{
-		BlockSize: blockSize, MaxLine: maxLine, Open: p.open,
+		BlockSize: blockSize, MaxLine: maxLine, Open: p.open, Broken: func(file int, err error) { p.problem(file, 0, err.Error()) },
 		Takers: runtime.GOMAXPROCS(0) + 1, // one more than cores, because some wait for the database
 	}
 	err := r.Read(ctx, files, p.parse)
@@ -67,20 +67,19 @@ type parser struct {
 }
 
 // open returns the text of a file.
-func (p *parser) open(file int) (io.ReadCloser, error) {
-	path := p.files[file].Path
-	origin, err := os.Open(path)
+func (p *parser) open(file int) (lines.Text, error) {
+	origin, err := os.Open(p.files[file].Path)
 	if err != nil {
-		return nil, fmt.Errorf("open a file: %w", err)
+		return lines.Text{}, fmt.Errorf("open a file: %w", err)
 	}
-	text, err := lines.Text(path, counted{origin, p})
+	text, err := lines.Open(p.files[file].Path, p.maxLine, true, func() io.Reader {
+		return counted{io.NewSectionReader(origin, 0, p.files[file].Size), p}
+	})
 	if err != nil {
-		return nil, errors.Join(err, origin.Close())
+		return lines.Text{}, errors.Join(err, origin.Close())
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{text, origin}, nil
+	text.Closer = origin
+	return text, nil
 }
 
 // counted reports the bytes that are read.
