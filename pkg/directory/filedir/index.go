@@ -2,11 +2,13 @@ package filedir
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -69,6 +71,21 @@ func (g *Groups) Check(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.refresh()
+}
+
+// IDs returns the ids of the groups that can be exported, in the order of files and lines.
+func (g *Groups) IDs() ([]string, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.refresh(); err != nil {
+		return nil, err
+	}
+	ids := slices.Collect(maps.Keys(g.index))
+	slices.SortFunc(ids, func(a, b string) int {
+		x, y := g.index[a], g.index[b]
+		return cmp.Or(cmp.Compare(x.file.name, y.file.name), cmp.Compare(x.line, y.line))
+	})
+	return ids, nil
 }
 
 // find returns the place of a group. It reads the folder if it has changed.
