@@ -9,17 +9,19 @@ FUZZTIME ?= 60s
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+ADDR ?= 127.0.0.1:8080
+DATA ?=
+
 .PHONY: run
-run: ## run all services in one process; state is kept in .state
-	@CGO_ENABLED=0 go build -trimpath -o bin/ ./services/standalone
-	@exec bin/standalone --state .state
+run: build ## run all services in one process at ADDR, with the folder DATA or a sample; state is kept in .state
+	@exec bin/standalone --state .state --addr "$(ADDR)" $(if $(DATA),--data "$(DATA)")
 
 .PHONY: demo
 demo: ## run one export from kick-off to verified files, with synthetic patients
 	@scripts/demo.sh
 
 .PHONY: test
-test: ## run the tests under the race detector beside a real Redis, MinIO and PostgreSQL; a skip fails
+test: ## run the tests under the race detector, with real Redis, MinIO and PostgreSQL servers; a skip fails
 	@scripts/test.sh
 
 .PHONY: test-long

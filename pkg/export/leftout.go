@@ -83,13 +83,14 @@ func Reasons() []Reason { return slices.Sorted(maps.Keys(reasons)) }
 // Text returns the reason in words, for people. It is the reason itself for one that this version does not know.
 func (r Reason) Text() string { return cmp.Or(reasons[r].text, string(r)) }
 
-// Warning reports whether data that the export should contain may be missing. It is false for what is left out by design,
-// and for what is of no known type: most likely it does not concern the export.
+// Warning reports whether something that should be served is not. It is false for what is left out by design.
+func (r Reason) Warning() bool { return reasons[r].severity != "information" }
+
+// Warning reports whether data that the export should contain may be missing. What is of no known type most likely does
+// not concern the export.
 func (l LeftOut) Warning() bool {
-	if l.Type == "" && slices.Contains([]Reason{Malformed, UnsupportedEntry, UnresolvedReference}, l.Reason) {
-		return false
-	}
-	return reasons[l.Reason].severity != "information"
+	untyped := l.Type == "" && slices.Contains([]Reason{Malformed, UnsupportedEntry, UnresolvedReference}, l.Reason)
+	return l.Reason.Warning() && !untyped
 }
 
 // Outcome returns l for the owner of an export.

@@ -29,12 +29,12 @@ func sealed(
 	job, ctx := asked(c, owner, "g"), t.Context()
 	_, err := s.Create(ctx, job, export.FirstUnit(), jobstore.Admission{Limit: 1 << 30})
 	step(err)
-	plan, err := s.Claim(ctx, job.ID, export.PlanUnit, export.KindPlan, 1)
+	plan, err := s.Claim(ctx, job.ID, export.PlanUnit, export.KindPlan, 1, "w")
 	step(err)
 	step(s.Commit(ctx, plan, jobstore.Commit{Next: sealUnit, Plan: &jobstore.Plan{Snapshot: c.Now()}}))
 	_, err = s.Issue(ctx, job.ID, 1)
 	step(err)
-	seal, err := s.Claim(ctx, job.ID, export.SealUnit, export.KindSeal, 1)
+	seal, err := s.Claim(ctx, job.ID, export.SealUnit, export.KindSeal, 1, "w")
 	step(err)
 	for range 2 { // the first answer may be lost
 		step(s.Commit(ctx, seal, jobstore.Commit{

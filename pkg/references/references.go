@@ -152,10 +152,10 @@ func (t *Table) Offer(ref fhir.Ref, line []byte) {
 }
 
 // Resolve returns the line with every reference resolved that names one resource. It calls missed for each other one,
-// except for those to the patient of the line, with its type, "" if it has none. The result is line itself if nothing
+// except for those to the patient of the line, with its type, "" if it has none, and its form. The result is line itself if nothing
 // changes, else it is appended to buffer. facts are those of the line.
 func (t *Table) Resolve(
-	buffer, line []byte, facts fhir.Facts, missed func(typ string),
+	buffer, line []byte, facts fhir.Facts, missed func(typ string, form fhir.Form),
 ) (resolved []byte, changed bool) {
 	return fhir.Resolve(buffer, line, facts, func(text []byte, form fhir.Form, patient bool) string {
 		typ, _, _ := fhir.Classify(text)
@@ -179,7 +179,7 @@ func (t *Table) Resolve(
 			return n.ids[0].Type + "/" + n.ids[0].ID
 		}
 		if !patient {
-			missed(string(typ))
+			missed(string(typ), form)
 		}
 		return ""
 	})

@@ -78,7 +78,7 @@ func TestReferencesThatNameOneResourceAreResolved(t *testing.T) {
 			t.Fatal(err)
 		}
 		var missed []string
-		got, changed := table.Resolve(nil, []byte(lines[text]), facts, func(typ string) { missed = append(missed, typ) })
+		got, changed := table.Resolve(nil, []byte(lines[text]), facts, func(typ string, _ fhir.Form) { missed = append(missed, typ) })
 		want, wantMissed := strings.Replace(lines[text], text, test.want, 1), []string(nil)
 		if test.want == "" {
 			if want = lines[text]; test.missed != "none" {
@@ -103,7 +103,8 @@ func TestSettledReferencesIgnoreFurtherOffers(t *testing.T) {
 	table.OfferID(fhir.Ref{Type: "Device", ID: "p"})
 	table.Offer(fhir.Ref{Type: "Practitioner", ID: "stored"}, first)
 	table.Offer(fhir.Ref{Type: "Practitioner", ID: "other"}, []byte(`{"identifier":[{"value":"2"}]}`))
-	got := string(table.Resolve(nil, []byte(line), fhir.Facts{}, func(string) { t.Error("a reference was not resolved") }))
+	resolved, _ := table.Resolve(nil, []byte(line), fhir.Facts{}, func(string, fhir.Form) { t.Error("a reference was not resolved") })
+	got := string(resolved)
 	if !strings.Contains(got, `"Patient/p"`) || !strings.Contains(got, `"Practitioner/loaded"`) ||
 		!strings.Contains(got, `"Practitioner/other"`) {
 		t.Errorf("got %s", got)

@@ -90,8 +90,8 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer objects.Close()
-	const connections = 16 // a kick-off uses one, for two short queries
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, connections)
+	const connections = 16                                                                  // a kick-off uses one, for two short queries
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, nil, connections) // workers read the members
 	if err != nil {
 		return err
 	}

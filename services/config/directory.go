@@ -10,6 +10,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
@@ -61,9 +62,9 @@ type Register struct {
 	Close  func()
 }
 
-// Open opens the directory. It reads a folder; to a database it makes no connection yet, and later at most the given
-// number.
-func (d Directory) Open(ctx context.Context, log *slog.Logger, connections int) (*Register, error) {
+// Open opens the directory. It reads a folder, whose members below the bases are local; to a database it makes no
+// connection yet, and later at most the given number.
+func (d Directory) Open(ctx context.Context, log *slog.Logger, bases fhir.Bases, connections int) (*Register, error) {
 	if d.URL != "" {
 		roots, err := d.Roots()
 		if err != nil {
@@ -78,7 +79,7 @@ func (d Directory) Open(ctx context.Context, log *slog.Logger, connections int) 
 		groups := pgdir.NewGroups(pool, time.Now)
 		return &Register{Groups: groups, Access: pgdir.NewAccess(pool), Check: groups.Check, Close: pool.Close}, nil
 	}
-	groups, err := filedir.OpenGroups(d.GroupsDir, nil, time.Now, log)
+	groups, err := filedir.OpenGroups(d.GroupsDir, bases, time.Now, log)
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ func TestDirectoryIsInOnePlace(t *testing.T) {
 		}
 	}
 	malformed := config.Directory{URL: "mysql://hunter2"}
-	_, err := malformed.Open(t.Context(), slog.New(slog.DiscardHandler), 1)
+	_, err := malformed.Open(t.Context(), slog.New(slog.DiscardHandler), nil, 1)
 	if err == nil || !strings.Contains(err.Error(), "SLUICE_DIRECTORY_URL") || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a malformed URL: %v", err)
 	}
@@ -57,7 +57,7 @@ func TestOpenDirectory(t *testing.T) {
 	const group = `{"resourceType":"Group","id":"g","member":[{"entity":{"reference":"Patient/p1"}}]}`
 	answers := func(t *testing.T, place config.Directory) {
 		t.Helper()
-		register, err := place.Open(t.Context(), slog.New(slog.DiscardHandler), 2)
+		register, err := place.Open(t.Context(), slog.New(slog.DiscardHandler), nil, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,7 @@ func TestOpenDirectory(t *testing.T) {
 	t.Run("database", func(t *testing.T) {
 		url := testenv.Postgres(t)
 		place := config.Directory{URL: url}
-		early, err := place.Open(t.Context(), slog.New(slog.DiscardHandler), 2) // services start in any order
+		early, err := place.Open(t.Context(), slog.New(slog.DiscardHandler), nil, 2) // services start in any order
 		if err != nil {
 			t.Fatal(err)
 		}

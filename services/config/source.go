@@ -24,10 +24,7 @@ type Source struct {
 	Dir string `env:"SOURCE_DIR"` // folder of NDJSON files and Bundles with the data: docs/data.md
 	// where gzipped files and Bundles are unpacked at start; none: the system's temporary folder
 	SpoolDir string `env:"SPOOL_DIR"`
-	// public URL of the FHIR base; absolute references below it are local
-	BaseURL string `env:"BASE_URL"`
-	// further URLs, separated by commas; absolute references below them are local, all others are to other servers
-	DataBases []string `env:"DATA_BASES"`
+	References
 	source.Limits
 
 	observed *telemetry.Dependencies
@@ -49,11 +46,19 @@ func (s Source) Validate() error {
 	return errors.Join(err, basesErr, s.Limits.Validate())
 }
 
+// References configures which absolute references are local.
+type References struct {
+	// public URL of the FHIR base; absolute references below it are local
+	BaseURL string `env:"BASE_URL"`
+	// further URLs, separated by commas; absolute references below them are local, all others are to other servers
+	DataBases []string `env:"DATA_BASES"`
+}
+
 // Bases returns the bases of local references.
-func (s Source) Bases() (fhir.Bases, error) {
-	urls := s.DataBases
-	if s.BaseURL != "" {
-		urls = append([]string{s.BaseURL}, urls...)
+func (r References) Bases() (fhir.Bases, error) {
+	urls := r.DataBases
+	if r.BaseURL != "" {
+		urls = append([]string{r.BaseURL}, urls...)
 	}
 	bases, err := fhir.NewBases(urls...)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -145,6 +146,86 @@ func standalone(t *testing.T, form string, flags ...string) {
 	if strings.Contains(said.String(), "ERROR") {
 		t.Errorf("standalone logged:\n%s", said.String())
 	}
+}
+
+// A restart continues where the process was, also after kill -9: a finished export can be downloaded, a running one finishes
+// and is complete.
+func TestStandaloneKeepsExportsOverRestarts(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	data, state := filepath.Join(dir, "data"), filepath.Join(dir, "state")
+	sluice(t, 0, "synth", "--patients", "20", "--seed", "3", "--out", data)
+	population := readPopulation(t, data)
+	want := population.export(population.members("all"))
+	addr := "127.0.0.1:0"
+	start := func() *exec.Cmd {
+		t.Helper()
+		must(t, os.RemoveAll(filepath.Join(state, "quickstart.json")))
+		server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
+			"--data", data, "--state", state, "--addr", addr, "--encrypt")
+		must(t, server.Start())
+		t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+		var ready struct {
+			BaseURL string `json:"base_url"`
+		}
+		eventually(t, time.Minute, "standalone serves", func() bool {
+			text, err := os.ReadFile(filepath.Join(state, "quickstart.json"))
+			return err == nil && json.Unmarshal(text, &ready) == nil
+		})
+		base, err := url.Parse(ready.BaseURL)
+		must(t, err)
+		addr = base.Host // status URLs name it
+		return server
+	}
+	kickOff := func() string {
+		t.Helper()
+		token := sluice(t, 0, "token", "--state", state, "--subject", "demo", "--scope", "system/*.rs")
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/fhir/Group/all/$export", nil)
+		must(t, err)
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(token))
+		resp, err := http.DefaultClient.Do(req)
+		must(t, err)
+		must(t, resp.Body.Close())
+		if resp.StatusCode != http.StatusAccepted {
+			t.Fatalf("kick-off: %s", resp.Status)
+		}
+		return resp.Header.Get("Content-Location")
+	}
+	saved := func() time.Time {
+		info, err := os.Stat(filepath.Join(state, "jobs.snapshot"))
+		if err != nil {
+			return time.Time{}
+		}
+		return info.ModTime()
+	}
+	complete := func(statusURL, out string) {
+		t.Helper()
+		out = filepath.Join(dir, out)
+		sluice(t, 0, "export", "--state", state, "--status-url", statusURL, "--out", out, "--no-progress")
+		lines := map[string][]string{}
+		for _, r := range readPopulation(t, out).byKey {
+			lines[r.typ] = append(lines[r.typ], r.line)
+		}
+		sameLines(t, "downloaded", lines, want)
+	}
+
+	server := start()
+	done := kickOff()
+	complete(done, "first")
+	running := kickOff()
+	at := saved()
+	eventually(t, time.Minute, "the jobs are saved", func() bool { return saved().After(at) })
+	must(t, server.Process.Kill())
+	_ = server.Wait()
+
+	server = start()
+	complete(done, "killed")
+	complete(running, "running")
+	must(t, server.Process.Signal(syscall.SIGTERM))
+	must(t, server.Wait())
+
+	start()
+	complete(running, "stopped")
 }
 
 func TestServicesRefuseABadConfigurationAtOnce(t *testing.T) {

@@ -3,13 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -27,8 +27,8 @@ import (
 // authPath is where the token service is mounted, beside the FHIR base.
 const authPath = "/auth"
 
-// authService is the token service of a standalone server. Its signing keys are in the embedded Redis and end with the
-// process, so they are sealed with a random secret.
+// authService is the token service of a standalone server. Its signing keys are in the embedded Redis, sealed with a secret
+// of the state folder.
 type authService struct {
 	service *tokenapi.Service
 	store   *authstore.Store
@@ -57,7 +57,11 @@ func openAuth(
 			err = errors.Join(err, a.store.Close())
 		}
 	}()
-	keys, err := authstore.NewKeys(a.store, envconfig.Defaults[authstore.Schedule](), rand.Text()+rand.Text())
+	seal, err := secret(filepath.Join(opts.state, "signing.secret"))
+	if err != nil {
+		return nil, err
+	}
+	keys, err := authstore.NewKeys(a.store, envconfig.Defaults[authstore.Schedule](), seal)
 	if err != nil {
 		return nil, err
 	}

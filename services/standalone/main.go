@@ -1,5 +1,6 @@
 // Command standalone runs all services of Sluice in one process with an embedded Redis and object store, for a laptop and
-// for the demo. Jobs are kept in memory and end with the process; their files are deleted at the next start.
+// for the demo. Jobs and their files are kept in the state folder and outlive the process; a process that is killed forgets
+// the last seconds.
 package main
 
 import (
@@ -17,8 +18,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	if errors.Is(err, flag.ErrHelp) {
-		os.Exit(2)
+	if errors.Is(err, flag.ErrHelp) { // the help was asked for, and printed
+		return
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "standalone:", err)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -27,12 +28,13 @@ type options struct {
 	access    string        // access file; empty: the demo subject may export everything
 	clients   string        // file of registered clients; empty: there are none
 	retention time.Duration // of finished jobs
-	encrypt   bool          // encrypts exported files, with keys that end with the process, as jobs do
+	encrypt   bool          // encrypts exported files, with a key of the state folder
 	tlsCert   string        // certificate (PEM); empty: plain HTTP
 	tlsKey    string        // its key
 	verbose   bool
 
 	proxies []netip.Prefix // whose X-Forwarded-For the token service trusts
+	command string         // path of the command line sluice, for the printed lines
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -85,6 +87,16 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		if _, err := config.BaseURL(o.baseURL); err != nil {
 			errs = append(errs, fmt.Errorf("--base-url: %w", err))
 		}
+	}
+	if host, _, err := net.SplitHostPort(o.addr); err != nil {
+		errs = append(errs, errors.New("--addr must be host:port, such as 127.0.0.1:8080"))
+	} else if ip, err := netip.ParseAddr(host); o.baseURL == "" && (host == "" || err == nil && ip.IsUnspecified()) {
+		errs = append(errs, fmt.Errorf("--addr %s is every address of this machine: --base-url must tell which clients use", o.addr))
+	}
+	// Before the working directory changes.
+	o.command = filepath.Join(filepath.Dir(os.Args[0]), "sluice")
+	if _, err := os.Stat(o.command); err != nil {
+		o.command = "bin/sluice"
 	}
 	// The embedded object store changes the working directory, so paths must be absolute.
 	for _, path := range []*string{&o.data, &o.state, &o.access, &o.clients, &o.tlsCert, &o.tlsKey} {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -12,12 +11,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
+	"github.com/sluice-fhir/sluice/pkg/envelope"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
+	"github.com/sluice-fhir/sluice/pkg/platform/filelock"
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
@@ -35,7 +38,6 @@ import (
 
 const (
 	samplePatients = 50
-	sampleGroup    = "all"
 	unitsAtOnce    = 2
 )
 
@@ -48,15 +50,14 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err := os.MkdirAll(opts.state, 0o700); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
-	start := quickstart{Subject: demoSubject, Scope: demoScope, State: opts.state, Group: "GROUP-ID"}
-	if err := start.remove(); err != nil { // of an earlier run, whose server has stopped
+	unlock, err := lock(opts.state)
+	if err != nil {
 		return err
 	}
-	if opts.data == "" {
-		start.Group = sampleGroup
-		if opts.data, err = sample(ctx, opts.state, stderr); err != nil {
-			return err
-		}
+	defer unlock()
+	start := quickstart{Subject: demoSubject, Scope: demoScope, State: opts.state, command: opts.command}
+	if err := start.remove(); err != nil { // of an earlier run, whose server has stopped
+		return err
 	}
 
 	registry := telemetry.NewRegistry()
@@ -65,6 +66,9 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	listener, err := config.Listen(ctx, opts.addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s is in use: choose another with --addr, such as --addr 127.0.0.1:0 for a free port", opts.addr)
+	}
 	if err != nil {
 		return err
 	}
@@ -78,18 +82,25 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	start.BaseURL = base.String()
+	start.plain = base.Scheme == "http" && !config.Loopback(listener.Addr())
+	if opts.data == "" {
+		if opts.data, err = sample(ctx, opts.state, stderr); err != nil {
+			return err
+		}
+	}
 	if local {
 		start.Operator = base.Scheme + "://" + base.Host + adminui.Path
 	}
 
-	redis, err := startRedis()
+	redis, err := startRedis(filepath.Join(opts.state, "jobs.snapshot"))
 	if err != nil {
 		return err
 	}
-	defer redis.close()
+	defer func() { err = errors.Join(err, redis.close()) }()
 	accessKey, secretKey := "standalone", rand.Text()
 	s3, err := embeddeds3.Start(ctx, embeddeds3.Config{
 		Dir: filepath.Join(opts.state, "objects"), AccessKey: accessKey, SecretKey: secretKey,
+		BeforeDelete: redis.save,
 	})
 	if err != nil {
 		return err
@@ -102,12 +113,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	encryption := masterKey(opts.encrypt)
-	ring, err := encryption.Ring(jobs)
-	if err != nil {
-		return err
-	}
-	newKey, err := encryption.NewKey()
+	ring, newKey, err := encryption(opts, jobs)
 	if err != nil {
 		return err
 	}
@@ -127,8 +133,15 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
-	groups, err := filedir.OpenGroups(opts.data, nil, time.Now, log)
+	bases, err := data.Bases()
 	if err != nil {
+		return err
+	}
+	groups, err := filedir.OpenGroups(opts.data, bases, time.Now, log)
+	if err != nil {
+		return err
+	}
+	if start.data, err = survey(ctx, opts.data, source, groups); err != nil {
 		return err
 	}
 	events, err := config.Audit{Log: filepath.Join(opts.state, "audit.ndjson")}.Open("standalone", registry)
@@ -143,6 +156,13 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	defer func() { err = errors.Join(err, auth.close()) }()
 	access, err := openAccess(opts, auth)
 	if err != nil {
+		return err
+	}
+	subject, id, err := example(opts.access, start.data.groups)
+	switch {
+	case err == nil:
+		start.Subject, start.Group = subject, id
+	case !errors.Is(err, errNoExample):
 		return err
 	}
 	tokens, err := openTokens(opts.state, start.BaseURL, auth)
@@ -193,7 +213,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	return rungroup.Run(ctx,
 		config.HTTP("listener", listener, served, serving),
 		rungroup.Component{Name: "signing keys", Run: auth.service.Run},
-		redis.clock(),
+		redis.clock(), redis.saving(log),
 		rungroup.Component{Name: "operator's page", Run: page.Run},
 		rungroup.Component{Name: "passes", Run: maintainer.Run},
 		rungroup.Component{Name: "survey", Run: maintainer.Survey},
@@ -207,14 +227,37 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	)
 }
 
-// masterKey returns a random master key, or none. Like the jobs, it ends with the process.
-func masterKey(wanted bool) config.Envelope {
-	if !wanted {
-		return config.Envelope{}
+// lock makes this process the only one that uses the state folder.
+func lock(state string) (unlock func(), err error) {
+	file, err := os.OpenFile(filepath.Join(state, "lock"), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	secret := make([]byte, 32)
-	_, _ = rand.Read(secret) // never fails
-	return config.Envelope{Keys: "standalone:" + base64.StdEncoding.EncodeToString(secret)}
+	if err := filelock.Lock(file); err != nil {
+		return nil, errors.Join(fmt.Errorf("--state %s is used by another process", state), file.Close())
+	}
+	return func() { _ = file.Close() }, nil
+}
+
+// encryption returns the keys of objects, and the function that makes the key of a new job, nil without --encrypt. The
+// master key is in the state folder from the first --encrypt on, so that encrypted jobs can be read after a restart without
+// the flag.
+func encryption(opts options, jobs *jobstore.Store) (*envelope.Ring, func(export.JobID, export.Owner) []byte, error) {
+	file := filepath.Join(opts.state, "master.key")
+	section := config.Envelope{}
+	if _, err := os.Stat(file); err == nil || opts.encrypt {
+		key, err := secret(file)
+		if err != nil {
+			return nil, nil, err
+		}
+		section.Keys = "standalone:" + key
+	}
+	ring, err := section.Ring(jobs)
+	if err != nil || !opts.encrypt {
+		return ring, nil, err
+	}
+	newKey, err := section.NewKey()
+	return ring, newKey, err
 }
 
 // withPrivate adds /metrics and the operator's page to the listener. Both refuse names of other servers, which may resolve

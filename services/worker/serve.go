@@ -95,7 +95,11 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	units := concurrency + cfg.Express
 	// A plan unit keeps one connection while it reads a group.
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, units+2)
+	bases, err := cfg.Source.Bases()
+	if err != nil {
+		return err
+	}
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, bases, units+2)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
 // Groups implements directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
@@ -30,7 +31,7 @@ var _ directory.Groups = (*Groups)(nil)
 // OpenGroups indexes the folder's groups, without their members. It fails only if the folder cannot be read: what cannot
 // be read in it is logged, and the rest can be exported. Absolute references below the bases are local. Periods are
 // compared with the clock.
-func OpenGroups(dir string, bases []string, now func() time.Time, log *slog.Logger) (*Groups, error) {
+func OpenGroups(dir string, bases fhir.Bases, now func() time.Time, log *slog.Logger) (*Groups, error) {
 	g := &Groups{dir: dir, members: groupndjson.Resolver{Bases: bases, URNs: true}, now: now, log: log}
 	if err := g.read(); err != nil {
 		return nil, fmt.Errorf("groups: %w", err)
@@ -56,6 +57,24 @@ func (g *Groups) Check(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.refresh()
+}
+
+// IDs returns the ids of the groups that can be exported, in the order of files and lines.
+func (g *Groups) IDs() ([]string, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.refresh(); err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, file := range g.files {
+		for _, group := range file.groups {
+			if g.groups[group.ID] == group && group.err == nil && group.Exportable {
+				ids = append(ids, group.ID)
+			}
+		}
+	}
+	return ids, nil
 }
 
 // LeftOut returns the number of groups and of files that cannot be read, as of the last call of another method.

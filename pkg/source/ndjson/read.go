@@ -193,7 +193,7 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 			}
 			facts, err := r.scanner.Scan(body)
 			if err == nil && batch[i].resolvable() && r.source.resolved != nil {
-				resolved, changed := r.source.resolved.Resolve(r.rewritten[:0], body, facts, func(string) {})
+				resolved, changed := r.source.resolved.Resolve(r.rewritten[:0], body, facts, func(string, fhir.Form) {})
 				if changed {
 					r.rewritten, body = resolved, resolved
 					facts, err = r.scanner.Scan(body)

@@ -34,8 +34,11 @@ func (b *builder) resolve(ctx context.Context, s *Source) error {
 				b.setPatients(&f.entry, b.numbersOf(source.Named(nil, facts)))
 			}
 			f.why = whyHomeless(facts)
-			b.refs.Resolve(nil, body, facts, func(missed string) {
-				if missed == "" || fhir.IsReferenced(missed) {
+			b.refs.Resolve(nil, body, facts, func(missed string, form fhir.Form) {
+				switch {
+				case form == fhir.Foreign:
+					b.foreign++
+				case missed == "" || fhir.IsReferenced(missed):
 					b.leaveOut(missed, export.UnresolvedReference, location{f.file(), 0, b.files[f.file()].name})
 				}
 			})

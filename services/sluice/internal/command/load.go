@@ -320,7 +320,7 @@ func (r *loadReport) given() (list []export.LeftOut) {
 func (r *loadReport) warnings() int64 {
 	n := int64(0)
 	for _, left := range r.LeftOut {
-		if left.Outcome(true).Issue[0].Severity == "warning" {
+		if left.Reason.Warning() {
 			n += left.Count
 		}
 	}

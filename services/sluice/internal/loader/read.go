@@ -294,12 +294,15 @@ func (b *batch) delete(line lines.Line) {
 // take takes a resource with its references resolved.
 func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) error {
 	at := place(b.block.File, line.Number)
-	missed := false
-	resolved := b.table.Resolve(nil, body, facts, func(string) { missed = true })
-	if missed {
-		b.countMissed(line, resolved)
-	}
-	if b.again && &resolved[0] != &body[0] {
+	resolved, changed := b.table.Resolve(nil, body, facts, func(typ string, form fhir.Form) {
+		switch {
+		case form == fhir.Foreign:
+			b.foreign++
+		case typ == "" || fhir.IsReferenced(typ):
+			b.leave(line, typ, export.UnresolvedReference)
+		}
+	})
+	if changed {
 		known := facts.Type
 		var err error
 		if facts, err = b.rescanner.Scan(resolved); err != nil { // more subjects than before
@@ -332,19 +335,6 @@ func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, bod
 	b.resources[facts.Type] = append(b.resources[facts.Type], postgres.Line{Place: at, Facts: facts, Body: resolved})
 	b.bytes += int64(len(resolved)) + 1
 	return nil
-}
-
-// countMissed counts the references that were not resolved.
-func (b *batch) countMissed(line lines.Line, resolved []byte) {
-	fhir.Resolve(nil, resolved, fhir.Facts{}, func(text []byte, form fhir.Form, _ bool) string {
-		typ, _, _ := fhir.Classify(string(text))
-		if form == fhir.Foreign {
-			b.foreign++
-		} else {
-			b.leave(line, typ, export.UnresolvedReference)
-		}
-		return ""
-	})
 }
 
 // end passes the batch on and adds it to the summary.

@@ -25,11 +25,14 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/versity/versitygw/auth"
+	"github.com/versity/versitygw/backend"
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
 	"github.com/versity/versitygw/embedgw"
 	"github.com/versity/versitygw/s3api"
+	"github.com/versity/versitygw/s3response"
 )
 
 const (
@@ -52,6 +55,9 @@ type Config struct {
 	Dir       string // created with mode 0700; existing data is served
 	AccessKey string
 	SecretKey string
+
+	// BeforeDelete, unless nil, is called before objects are deleted. They stay when it returns an error.
+	BeforeDelete func(context.Context) error
 }
 
 // Server is a running S3 server.
@@ -122,9 +128,12 @@ func serve(ctx context.Context, cfg Config, dir string) (*Server, error) {
 	options := posix.PosixOpts{CopyObjectThreshold: maxCopy}
 	options.SetNewDirPerm(mode)
 	options.SetNewFilePerm(fileMode)
-	backend, err := posix.New(filepath.Join(dir, "objects"), sidecar, options)
-	if err != nil {
+	var store backend.Backend
+	if store, err = posix.New(filepath.Join(dir, "objects"), sidecar, options); err != nil {
 		return nil, err
+	}
+	if cfg.BeforeDelete != nil {
+		store = guarded{store, cfg.BeforeDelete}
 	}
 
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -132,7 +141,7 @@ func serve(ctx context.Context, cfg Config, dir string) (*Server, error) {
 	server := &Server{endpoint: "http://" + address, stop: stop, done: make(chan struct{})}
 	go func() { // waited for by Close or the failed start
 		defer close(server.done)
-		server.result = embedgw.RunVersityGW(running, backend, &embedgw.Config{
+		server.result = embedgw.RunVersityGW(running, store, &embedgw.Config{
 			RootUserAccess: cfg.AccessKey,
 			RootUserSecret: cfg.SecretKey,
 			// The default of the server would also print a message to standard output.
@@ -160,6 +169,28 @@ func serve(ctx context.Context, cfg Config, dir string) (*Server, error) {
 		return nil, errors.Join(err, server.wait())
 	}
 	return server, nil
+}
+
+// guarded is a backend with Config.BeforeDelete.
+type guarded struct {
+	backend.Backend
+	before func(context.Context) error
+}
+
+// DeleteObject implements backend.Backend.
+func (g guarded) DeleteObject(ctx context.Context, input *s3.DeleteObjectInput) (*s3.DeleteObjectOutput, error) {
+	if err := g.before(ctx); err != nil {
+		return nil, err
+	}
+	return g.Backend.DeleteObject(ctx, input)
+}
+
+// DeleteObjects implements backend.Backend.
+func (g guarded) DeleteObjects(ctx context.Context, input *s3.DeleteObjectsInput) (s3response.DeleteResult, error) {
+	if err := g.before(ctx); err != nil {
+		return s3response.DeleteResult{}, err
+	}
+	return g.Backend.DeleteObjects(ctx, input)
 }
 
 // ping waits for any answer.
