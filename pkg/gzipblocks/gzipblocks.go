@@ -1,8 +1,8 @@
 // Package gzipblocks writes gzip streams that can be read from the middle.
 //
-// A stream is a single gzip member (RFC 1952), because some HTTP clients read only the first of several members. After every
-// BlockSize bytes of text the compressor starts anew and refers to nothing before (as with Z_FULL_FLUSH), so a block is
-// decompressed alone. The index of a stream has the compressed size of each block; it is kept apart from the stream.
+// A stream is a single gzip member (RFC 1952), because some HTTP clients read only the first of several members. After
+// every BlockSize bytes of text the compressor starts anew and refers to nothing before (as with Z_FULL_FLUSH), so a block
+// is decompressed alone. The index of a stream has the compressed size of each block; it is kept apart from the stream.
 package gzipblocks
 
 import (
@@ -118,7 +118,8 @@ func (w *Writer) Close() error {
 }
 
 // Index returns the index of a closed stream. It is empty for a stream of a single block. It has about four characters for
-// each block: base64 of the size of a block's text, and of the stored size of every block but the last, as unsigned varints.
+// each block: base64 of the size of a block's text, and of the stored size of every block but the last, as unsigned
+// varints.
 func (w *Writer) Index() string { return base64.RawStdEncoding.EncodeToString(w.index) }
 
 var errIndex = errors.New("the index of a gzip stream is malformed")

@@ -75,8 +75,8 @@ func (b *bounded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = paced.control.SetWriteDeadline(time.Now().Add(b.stall))
 }
 
-// pacedWriter sets a new deadline for each chunk of a response. A client that reads slower than the slowest rate uses up its
-// credit of time; one that reads faster gains it back, up to the stall time.
+// pacedWriter sets a new deadline for each chunk of a response. A client that reads slower than the slowest rate uses up
+// its credit of time; one that reads faster gains it back, up to the stall time.
 type pacedWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController

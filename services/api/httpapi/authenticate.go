@@ -40,8 +40,8 @@ func (s *service) authenticate(c *gin.Context) {
 	c.Set(principalKey, principal)
 }
 
-// unauthenticated is a 401 with its challenge (RFC 6750 section 3). The violated rule is in the log line, the metric and the
-// audit event, where an operator finds it. The response does not have it, because it would help a forger.
+// unauthenticated is a 401 with its challenge (RFC 6750 section 3). The violated rule is in the log line, the metric and
+// the audit event, where an operator finds it. The response does not have it, because it would help a forger.
 func (s *service) unauthenticated(c *gin.Context, rule token.Rule, reason, challenge, text string) refusal {
 	s.metrics.unauthenticated.WithLabelValues(string(rule)).Inc()
 	c.Set(ruleKey, string(rule))

@@ -98,8 +98,9 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 // represent chooses the representation of the file, and decides whether a Range header applies to it. The ETags of both
 // representations derive from the digest of the stored bytes.
 //
-// A range is of the identity form, unless If-Range has the ETag of the gzip form (spec 4): many libraries ask for gzip unasked
-// and cannot decode the middle of a stream. For a client that refuses identity there are no ranges without If-Range.
+// A range is of the identity form, unless If-Range has the ETag of the gzip form (spec 4): many libraries ask for gzip
+// unasked and cannot decode the middle of a stream. For a client that refuses identity there are no ranges without
+// If-Range.
 func represent(r *http.Request, file export.File) (form representation, ranged bool, err error) {
 	chosen, identityAllowed := chooseCoding(r.Header)
 	if chosen == noCoding {
@@ -181,8 +182,8 @@ func (s *service) send(
 	return nil
 }
 
-// openPart opens a part of the representation: of the stored bytes, or of the decompressed ones. Nothing is buffered. A whole
-// representation ends before its last byte unless the object is the committed one.
+// openPart opens a part of the representation: of the stored bytes, or of the decompressed ones. Nothing is buffered. A
+// whole representation ends before its last byte unless the object is the committed one.
 func (s *service) openPart(
 	ctx context.Context, job export.JobID, file export.File, form representation, part byteRange,
 ) (io.ReadCloser, error) {

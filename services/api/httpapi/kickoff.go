@@ -119,8 +119,8 @@ func endKickOff(c *gin.Context, span trace.Span, err error) {
 	telemetry.EndSpan(span, err)
 }
 
-// kickOffTypes are the types of which Accept has to allow one. A success has no body, so this is about a refusal. Many clients
-// name the type of the files, or that of JSON before R4.
+// kickOffTypes are the types of which Accept has to allow one. A success has no body, so this is about a refusal. Many
+// clients name the type of the files, or that of JSON before R4.
 func kickOffTypes() []string {
 	return []string{fhirJSON, plainJSON, "application/json+fhir", "application/fhir+ndjson", "application/ndjson",
 		"application/x-ndjson"}

@@ -113,8 +113,8 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 // longestHold is the longest Retry-After for a subject that holds too much: it may delete an export at any time.
 const longestHold = time.Hour
 
-// checkQuota refuses a new export while its owner holds too many finished ones or too many bytes of them, or while Redis has
-// too little memory left. Each finished export holds about 10 KB of Redis until it expires.
+// checkQuota refuses a new export while its owner holds too many finished ones or too many bytes of them, or while Redis
+// has too little memory left. Each finished export holds about 10 KB of Redis until it expires.
 func (s *service) checkQuota(ctx context.Context, owner export.Owner) error {
 	if err := s.Jobs.Room(ctx); err != nil {
 		return err

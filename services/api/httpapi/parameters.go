@@ -76,9 +76,9 @@ func (p *parameters) take(name string, values []string) (err error) {
 	return invalid("The parameter " + name + " is unknown.")
 }
 
-// parseTypes returns the union of all repeats and comma lists of `_type` (K-14). Names are case-sensitive, and blanks around
-// them do not count. An empty name is refused: the client may have lost its list, and reading it as "all types" would disclose more than
-// intended (P-18).
+// parseTypes returns the union of all repeats and comma lists of `_type` (K-14). Names are case-sensitive, and blanks
+// around them do not count. An empty name is refused: the client may have lost its list, and reading it as "all types"
+// would disclose more than intended (P-18).
 func parseTypes(values []string) ([]string, error) {
 	var types, unknown, never []string
 	compartment := false

@@ -66,8 +66,9 @@ type Deps struct {
 	Access   directory.Access
 	Audit    *audit.Log
 	Registry *prometheus.Registry
-	Tracing  *telemetry.Tracing                      // nil: nothing is traced
-	NewKey   func(export.JobID, export.Owner) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
+	Tracing  *telemetry.Tracing // nil: nothing is traced
+	// NewKey returns the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted.
+	NewKey func(export.JobID, export.Owner) []byte
 }
 
 // Route templates, below the base URL's path. Clients read the last two documents before they have a token.

@@ -14,8 +14,9 @@ import (
 // errAltered means that an object is not the one that was committed.
 var errAltered = errors.New("the object differs from the one that was committed")
 
-// whole reads a stream to its end and holds the last byte back until the end is confirmed: the source ends without an error,
-// has the expected size, and has the expected SHA-256. A response that ends before its last byte does not appear complete.
+// whole reads a stream to its end and holds the last byte back until the end is confirmed: the source ends without an
+// error, has the expected size, and has the expected SHA-256. A response that ends before its last byte does not appear
+// complete.
 type whole struct {
 	source *bufio.Reader // of at least two bytes
 	left   int64         // bytes of the expected size that are not returned yet

@@ -95,8 +95,8 @@ func readBasic(header, clientID string) proof {
 }
 
 // authenticate returns the client that the proof authenticates. It counts wrong secrets, and after too many of them it
-// refuses without checking the secret. Nobody can guess a signature, so assertions are neither counted nor blocked: counting
-// them would allow anyone to lock out the clients that share an address.
+// refuses without checking the secret. Nobody can guess a signature, so assertions are neither counted nor blocked:
+// counting them would allow anyone to lock out the clients that share an address.
 func (s *Service) authenticate(ctx context.Context, p proof, address string) (token.Client, *problem) {
 	if p.flaw != nil {
 		refused := unauthenticated(p.basic, p.flaw.rule, p.flaw.cause)

@@ -203,8 +203,8 @@ func (a *app) clientRotateSecret() *cobra.Command {
 	cmd := a.withJSON(a.onClient(&cobra.Command{
 		Use:   "rotate-secret --id ID",
 		Short: "Replace the secret of a client",
-		Long: `Generate a new secret for a client and print it once. The old secrets are invalid immediately. With --keep the latest
-of them stays valid until the next rotation, so that the client can be changed over without an interruption.`,
+		Long: `Generate a new secret for a client and print it once. The old secrets are invalid immediately. With --keep the
+latest of them stays valid until the next rotation, so that the client can be changed over without an interruption.`,
 	}, func(ctx context.Context, store *authstore.Store, id string) error {
 		client, before, err := readClient(ctx, store, id)
 		if err != nil {
