@@ -33,7 +33,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	if err := checkGrant(job, grant); err != nil {
 		return jobstore.Commit{}, err
 	}
-	grant, cohort, leftOut, err := w.storeCohort(ctx, lease, job)
+	grant, cohort, leftOut, err := w.storeCohort(ctx, lease, job, grant.Few)
 	if errors.Is(err, directory.ErrNoGroup) {
 		return jobstore.Commit{}, export.Permanent("the group can no longer be exported")
 	}
@@ -88,7 +88,7 @@ func checkGrant(job export.Job, grant directory.Grant) error {
 // the one that the members were selected by. Its types count as well, not those of an earlier read, because a mix of two
 // versions of a grant may allow more than either.
 func (w *Worker) storeCohort(
-	ctx context.Context, lease export.Lease, job export.Job,
+	ctx context.Context, lease export.Lease, job export.Job, few *directory.Selection,
 ) (grant directory.Grant, cohort export.Cohort, leftOut []export.LeftOut, err error) {
 	ctx, span := telemetry.StartSpan(ctx, "cohort")
 	defer func() {
@@ -98,7 +98,7 @@ func (w *Worker) storeCohort(
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
 	members := spillset.NewBuilder(w.Objects, prefix)
 	leftOut, err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
-		if !fhir.IsID(patient) {
+		if !fhir.IsID(patient) || few != nil && !few.Has(patient) { // few keeps a large group out of the sort
 			return nil
 		}
 		return members.Add(ctx, patient)
