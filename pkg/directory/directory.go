@@ -29,8 +29,7 @@ type Groups interface {
 
 // Access reads grants. A grant may list millions of patients, so no call holds them in memory.
 type Access interface {
-	// Grant returns the owner's types and groups, without reading the patients: the zero Grant for an owner without an
-	// entry.
+	// Grant returns the owner's grant, without reading a long list of patients: the zero Grant for an owner without an entry.
 	Grant(ctx context.Context, owner export.Owner) (Grant, error)
 
 	// Patients calls use once, with the owner's grant and its patients from one consistent read: the zero Grant and no
@@ -39,10 +38,11 @@ type Access interface {
 	Patients(ctx context.Context, owner export.Owner, use func(Grant, *PatientFilter) error) error
 }
 
-// Grant is what one owner may export, apart from the patients. The zero Grant allows nothing.
+// Grant is what one owner may export. The zero Grant allows nothing.
 type Grant struct {
-	Types  Selection // resource types
-	Groups Selection // group ids
+	Types  Selection  // resource types
+	Groups Selection  // group ids
+	Few    *Selection // patient ids if the list is short, else nil; it only saves work, PatientFilter decides
 }
 
 // Selection is a set of names: the listed names, or all but the listed names. The zero Selection is empty.

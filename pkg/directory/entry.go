@@ -33,7 +33,7 @@ func (l NameList) Selection() Selection {
 	return Only(l.Names...)
 }
 
-// Grant returns the grant of the entry.
+// Grant returns the grant of the entry, without Few.
 func (e GrantEntry) Grant() Grant {
 	return Grant{Types: e.Types.Selection(), Groups: e.Groups.Selection()}
 }

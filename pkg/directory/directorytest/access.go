@@ -2,7 +2,9 @@ package directorytest
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -100,6 +102,9 @@ func Access(t *testing.T, open OpenAccess) {
 					}
 				default:
 					got = slices.Contains(patients, p.name)
+					if grant.Few != nil && grant.Few.Has(p.name) != got {
+						t.Errorf("patient %q: Few differs from Patients", p.name)
+					}
 				}
 				if got != test.want(p) {
 					t.Errorf("%s %q: allowed %v, want %v", p.kind, p.name, got, !got)
@@ -133,6 +138,21 @@ func Access(t *testing.T, open OpenAccess) {
 				}))
 			if !slices.Equal(got, want) {
 				t.Errorf("%s: got %q, want %q", subject, got, want)
+			}
+		}
+	})
+	t.Run("short and long lists", func(t *testing.T) {
+		long := make([]string, 2000)
+		for n := range long {
+			long[n] = fmt.Sprintf("%x", sha256.Sum256([]byte{byte(n), byte(n >> 8)}))
+		}
+		access := open(t, []directory.GrantEntry{
+			entry("i", "short", all, all, only(long[:10]...)), entry("i", "long", all, all, only(long...)),
+		})
+		for subject, want := range map[string]bool{"short": true, "long": false} {
+			grant, err := access.Grant(t.Context(), owner("i", subject))
+			if err != nil || (grant.Few != nil) != want || want && (!grant.Few.Has(long[9]) || grant.Few.Has(long[10])) {
+				t.Errorf("%s: few %v, error %v", subject, grant.Few != nil, err)
 			}
 		}
 	})

@@ -12,6 +12,9 @@ import (
 // MaxAccess is the largest access file, in bytes: about half a million patient ids. Longer lists belong in the database.
 const MaxAccess = 16 << 20
 
+// few is the longest list of patients that is also held as a set.
+const few = 1000
+
 // grants are the grants of a file. An owner without an entry has the zero grant.
 type grants = map[export.Owner]grant
 
@@ -95,7 +98,12 @@ func parseAccess(data []byte) (grants, error) {
 	}
 	granted := make(grants, len(entries))
 	for _, entry := range entries {
-		granted[entry.Owner] = grant{entry.Grant(), entry.Patients.Sorted()}
+		of := grant{entry.Grant(), entry.Patients.Sorted()}
+		if len(of.patients.Names) <= few {
+			selected := of.patients.Selection()
+			of.Few = &selected
+		}
+		granted[entry.Owner] = of
 	}
 	return granted, nil
 }

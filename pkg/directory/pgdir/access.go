@@ -41,9 +41,12 @@ func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant
 	if !storable(owner) {
 		return directory.Grant{}, nil
 	}
+	const few = 16 << 10 // bytes of a short list, as stored; to compare them the server does not read the list
 	var read header
-	err := a.pool.QueryRow(ctx, "SELECT "+headerColumns+" FROM directory_grant WHERE issuer = $1 AND subject = $2",
-		owner.Issuer, owner.Subject).Scan(read.columns()...)
+	var patients *[]string
+	err := a.pool.QueryRow(ctx, "SELECT "+headerColumns+`, CASE WHEN pg_column_size(patient_names) <= $3 THEN patient_names END
+		FROM directory_grant WHERE issuer = $1 AND subject = $2`,
+		owner.Issuer, owner.Subject, few).Scan(append(read.columns(), &patients)...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return directory.Grant{}, nil
 	}
@@ -55,7 +58,19 @@ func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant
 	if err != nil {
 		return directory.Grant{}, fmt.Errorf("%s: %w", act, err)
 	}
-	return entry.Grant(), nil
+	grant := entry.Grant()
+	if patients != nil {
+		entry.Patients.Names = *patients
+		if _, err := all(read.patients, len(*patients)); err != nil {
+			return directory.Grant{}, fmt.Errorf("%s: %w", act, err)
+		}
+		if err := entry.Validate(); err != nil {
+			return directory.Grant{}, fmt.Errorf("%s: %w", act, err)
+		}
+		selected := entry.Patients.Selection()
+		grant.Few = &selected
+	}
+	return grant, nil
 }
 
 // Patients implements directory.Access. It holds a connection of the pool until use returns.

@@ -33,7 +33,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	if err := checkGrant(job, grant); err != nil {
 		return jobstore.Commit{}, err
 	}
-	chosen, err := w.storeCohort(ctx, lease, job)
+	chosen, err := w.storeCohort(ctx, lease, job, grant.Few)
 	if errors.Is(err, directory.ErrNoGroup) {
 		return jobstore.Commit{}, export.Permanent("the group can no longer be exported")
 	}
@@ -98,7 +98,9 @@ type selection struct {
 }
 
 // storeCohort stores the group's members that the owner may see.
-func (w *Worker) storeCohort(ctx context.Context, lease export.Lease, job export.Job) (chosen selection, err error) {
+func (w *Worker) storeCohort(
+	ctx context.Context, lease export.Lease, job export.Job, few *directory.Selection,
+) (chosen selection, err error) {
 	ctx, span := telemetry.StartSpan(ctx, "cohort")
 	defer func() {
 		span.SetAttributes(attribute.Int64("sluice.patients", chosen.cohort.Patients))
@@ -107,7 +109,7 @@ func (w *Worker) storeCohort(ctx context.Context, lease export.Lease, job export
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
 	members := spillset.NewBuilder(w.Objects, prefix)
 	chosen.leftOut, err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
-		if !fhir.IsID(patient) {
+		if !fhir.IsID(patient) || few != nil && !few.Has(patient) { // few keeps a large group out of the sort
 			return nil
 		}
 		return members.Add(ctx, patient)

@@ -111,6 +111,17 @@ func TestAGrantThatChangesDuringThePlan(t *testing.T) {
 	}
 }
 
+// The short list of the first read saves work: it never adds a patient, and one that it lacks has joined the grant since.
+func TestBothReadsOfAGrantSelectThePatients(t *testing.T) {
+	t.Parallel()
+	all, _, _ := clinical(t)
+	fx := newFixture(t, all, members...)
+	few := directory.Only("pat-1", "pat-2")
+	fx.people.grant.Few = &few
+	fx.people.patients = directory.NameList{Names: []string{"pat-2", "pat-3"}}
+	fx.export("Patient").wantLines(t, patient(2))
+}
+
 func TestAPermissionThatIsWithdrawnAfterTheKickoff(t *testing.T) {
 	t.Parallel()
 	for name, withdraw := range map[string]func(*people){

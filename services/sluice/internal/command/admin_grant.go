@@ -126,9 +126,10 @@ func (a *app) grantList() *cobra.Command {
 func (a *app) grantShow() *cobra.Command {
 	var patients bool
 	cmd := a.withJSON(a.onGrant(&cobra.Command{
-		Use:   "show --issuer URL --subject NAME",
-		Short: "Show an owner's grant",
-		Long:  `Show an owner's grant. Patient ids are printed only with --patients.`,
+		Use:     "show --issuer URL --subject NAME",
+		Short:   "Show an owner's grant",
+		Long:    `Show an owner's grant. Patient IDs are printed only with --patients.`,
+		Example: `  sluice admin grant show --issuer https://issuer.example --subject research-team --json`,
 	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
 		return ofOwner(owner, grants.Entry(ctx, owner,
 			func(entry directory.GrantEntry, count int, next func() (string, error)) error {
@@ -283,6 +284,8 @@ func (a *app) grantImport() *cobra.Command {
 		Long: `Replace all grants. Anyone not listed loses access. FILE is YAML in the format of SLUICE_ACCESS_FILE
 (docs/access.md), of at most 16 MiB. Importing the same file again changes nothing. The command shows the number of grants
 that it removes, adds and changes, and makes these changes at once.` + irrevocableHelp + strictHelp,
+		Example: `  sluice admin grant import --dry-run access.yaml
+  sluice admin grant import --yes --audit-log admin-audit.ndjson access.yaml`,
 		Args: cobra.ExactArgs(1),
 	})), func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
 		entries, err := readGrants(args[0])

@@ -174,9 +174,10 @@ func (a *app) groupMembers(
 		help += strictHelp
 	}
 	cmd := a.onDirectory(&cobra.Command{
-		Use:   name + " GROUP [PATIENT...]",
-		Short: short,
-		Long:  long + help,
+		Use:     name + " GROUP [PATIENT...]",
+		Short:   short,
+		Long:    long + help,
+		Example: fmt.Sprintf("  sluice admin group %[1]s diabetes p1 p2\n  sluice admin group %[1]s diabetes --file ids", name),
 		Args: cobra.MatchAll(cobra.MinimumNArgs(1), aGroup, func(_ *cobra.Command, args []string) error {
 			if len(args) == 1 && file == "" && name != "create" {
 				return usage("missing patients: pass PATIENT arguments or --file")

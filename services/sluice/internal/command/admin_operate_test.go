@@ -429,10 +429,16 @@ func TestAdminChangesAreRecorded(t *testing.T) {
 	d.do(0, "", "group", "create", "study", "p1", "--database", database)
 	d.do(0, "", "grant", "set", "--issuer", "i", "--subject", "s", "--types", "all", "--groups", "all", "--patients", "all",
 		"--database", database)
+	d.do(0, "imported 1 grant", "grant", "import", write(t, "- {issuer: i, subject: t, types: all, groups: all, patients: all}\n"),
+		"--yes", "--database", database)
+	d.do(0, "removed", "grant", "remove", "--issuer", "i", "--subject", "t", "--yes", "--database", database)
+	d.do(0, "deleted", "group", "delete", "study", "--yes", "--database", database)
 	want := strings.Join([]string{
 		"admin:0:schema of the database", "admin:0:registration of client app", "admin:0:registration of client app",
 		"admin:8:registration of client app", "admin:0:create of Group/study",
-		"admin:0:grant of owner " + export.Owner{Issuer: "i", Subject: "s"}.Hash(),
+		"admin:0:grant of owner " + export.Owner{Issuer: "i", Subject: "s"}.Hash(), "admin:0:replacement of all grants by 1",
+		"admin:0:removal of the grant of owner " + export.Owner{Issuer: "i", Subject: "t"}.Hash(),
+		"admin:0:deletion of Group/study",
 	}, "\n")
 	if got := d.actions(); got != want {
 		t.Errorf("recorded:\n%s\nwant\n%s", got, want)
