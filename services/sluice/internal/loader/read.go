@@ -2,6 +2,7 @@ package loader
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -228,7 +229,7 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	switch {
 	case typ == "Bundle":
 		return facts, taken
-	case errors.Is(err, fhir.ErrNoType):
+	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body):
 		b.untyped(line)
 		return facts, passedBy
 	case err != nil && (known || typ == ""):
