@@ -306,7 +306,7 @@ func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, bod
 		if facts, err = b.rescanner.Scan(resolved); err != nil { // more subjects than before
 			b.leave(line, known, export.TooManyReferences)
 			b.report(b.block.File, b.place(line)+": "+err.Error())
-			return nil
+			return nil //nolint:nilerr // it is reported
 		}
 	}
 	if facts.Type == "Group" {
@@ -317,7 +317,7 @@ func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, bod
 		if problem != nil {
 			b.leave(line, "Group", export.Malformed)
 			b.report(b.block.File, b.place(line)+": "+problem.Error())
-			return nil
+			return nil //nolint:nilerr // it is reported
 		}
 		b.groups++
 		b.bytes += int64(len(resolved)) + 1
