@@ -174,7 +174,7 @@ quickstart() {
 		Export all $patients synthetic patients and verify the files (\`make build\` builds bin/sluice):
 
 		  SSL_CERT_FILE=$state/ca.pem bin/sluice export --base $(api_url) --group $group --out $state/export \\
-		    --client-id $client --client-key $state/client/$client.key.json
+		    --token-url $(auth_url)/token --client-id $client --client-key $state/client/$client.key.json
 		  bin/sluice verify $state/export
 
 		The admin page: http://127.0.0.1:$(setting SCHEDULER_PORT)/operator/

@@ -47,8 +47,13 @@ type Chain struct {
 	From    time.Time `json:"from"` // time of the first line
 	Until   time.Time `json:"until"`
 	Head    string    `json:"head"` // hash of the last line
+	// Unfinished: the chain ends without the event of a stop although the same process began another chain later. It was
+	// killed, or lines at the end are missing.
+	Unfinished bool `json:"unfinished,omitempty"`
 
-	broken bool
+	broken     bool
+	begin, end int64 // numbers of the first and the last line, over all inputs
+	stopped    bool  // the last line is the event of a stop
 }
 
 // Problem is the first problem of a log.
@@ -81,6 +86,7 @@ func Verify(proof Proof, inputs ...Input) (Report, error) {
 		}
 	}
 	v.report.Chains = slices.DeleteFunc(v.report.Chains, func(c Chain) bool { return c.Lines == 0 })
+	v.markUnfinished()
 	if v.report.Lines == 0 { // Open always records a line
 		v.problem(Problem{Text: "the log is empty"})
 	}
@@ -88,6 +94,20 @@ func Verify(proof Proof, inputs ...Input) (Report, error) {
 		v.problem(Problem{Text: fmt.Sprintf("the line with the hash %s is missing: the log was shortened", head)})
 	}
 	return v.report, nil
+}
+
+// markUnfinished compares the chains of each process and site.
+func (v *verifier) markUnfinished() {
+	type writer struct{ process, site string }
+	latest := map[writer]int64{} // where its last chain begins
+	for _, c := range v.report.Chains {
+		of := writer{c.Process, c.Site}
+		latest[of] = max(latest[of], c.begin)
+	}
+	for i := range v.report.Chains {
+		c := &v.report.Chains[i]
+		c.Unfinished = !c.stopped && !c.broken && latest[writer{c.Process, c.Site}] > c.end
+	}
 }
 
 type verifier struct {
@@ -145,6 +165,7 @@ func (v *verifier) line(text []byte) error {
 	}
 	var event struct {
 		Recorded time.Time `json:"recorded"`
+		Subtype  []coding  `json:"subtype"`
 		Source   struct {
 			Site     string `json:"site"`
 			Observer struct {
@@ -164,7 +185,7 @@ func (v *verifier) line(text []byte) error {
 		v.chains[at.chain] = index
 		v.report.Chains = append(v.report.Chains, Chain{
 			ID: at.chain, Process: event.Source.Observer.Display, Site: event.Source.Site,
-			First: at.sequence, Last: at.sequence - 1, From: event.Recorded, Head: at.previous,
+			First: at.sequence, Last: at.sequence - 1, From: event.Recorded, Head: at.previous, begin: v.report.Lines,
 		})
 	}
 	chain := &v.report.Chains[index]
@@ -177,6 +198,8 @@ func (v *verifier) line(text []byte) error {
 	}
 	chain.Last, chain.Until, chain.Head = at.sequence, event.Recorded, sum
 	chain.Lines++
+	chain.end = v.report.Lines
+	chain.stopped = slices.Contains(event.Subtype, coding{System: sluiceActions, Code: string(Stop)})
 	v.missing = slices.DeleteFunc(v.missing, func(head string) bool { return head == sum })
 	return nil
 }

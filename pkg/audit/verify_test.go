@@ -56,6 +56,48 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// A whole chain behind a shortened one of the same process does not hide that lines are missing (P19).
+func TestAChainWithoutAStopIsNamed(t *testing.T) {
+	chain := func(process, site string) [][]byte {
+		cfg := config(logFile(t))
+		cfg.Process, cfg.Site = process, site
+		l := mustOpen(t, cfg, openHandle)
+		mustRecord(t, l, download(), download())
+		mustClose(t, l)
+		return linesOf(content(t, cfg.Path)) // start, two downloads, stop
+	}
+	first, second, third := chain("api", "a"), chain("api", "a"), chain("api", "a")
+	elsewhere, scheduler := chain("api", "b"), chain("scheduler", "a")
+	for name, test := range map[string]struct {
+		parts [][][]byte
+		want  []bool
+	}{
+		"whole chains":                     {[][][]byte{first, second}, []bool{false, false}},
+		"cut, and nothing behind":          {[][][]byte{first[:3]}, []bool{false}},
+		"cut, and a whole one behind":      {[][][]byte{first[:3], second}, []bool{true, false}},
+		"only its start is left":           {[][][]byte{first[:1], second}, []bool{true, false}},
+		"two are cut":                      {[][][]byte{first[:3], second[:2], third[:3]}, []bool{true, true, false}},
+		"another site behind":              {[][][]byte{first[:3], elsewhere}, []bool{false, false}},
+		"another process behind":           {[][][]byte{first[:3], scheduler}, []bool{false, false}},
+		"at the same time":                 {[][][]byte{first[:2], second[:2], first[2:3], second[2:]}, []bool{false, false}},
+		"one ends while the other goes on": {[][][]byte{first[:2], second[:2], first[2:], second[2:3]}, []bool{false, false}},
+	} {
+		var text []byte
+		for _, part := range test.parts {
+			text = append(text, bytes.Join(part, nil)...)
+		}
+		report := judge(t, Proof{Key: testKey}, text)
+		if report.Problem != nil || len(report.Chains) != len(test.want) {
+			t.Fatalf("%s: %+v", name, report)
+		}
+		for i, want := range test.want {
+			if got := report.Chains[i].Unfinished; got != want {
+				t.Errorf("%s: chain %d unfinished %v, want %v", name, i, got, want)
+			}
+		}
+	}
+}
+
 // Every altered byte is detected: each byte of a line, and some hundreds in a log of two chains.
 func TestAnyByte(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))

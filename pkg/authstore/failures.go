@@ -8,13 +8,13 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// Limits bounds the failed authentications within a window.
+// Limits bounds the wrong secrets within a window.
 type Limits struct {
-	// the window in which failed authentications are counted
+	// the window in which wrong secrets are counted
 	Window time.Duration `env:"AUTH_FAILURES_WINDOW" envDefault:"1m"`
-	// failures allowed per address and window
+	// wrong secrets allowed per client, address and window
 	PerAddress int `env:"AUTH_FAILURES_ADDRESS" envDefault:"30"`
-	// failures allowed per client and window
+	// wrong secrets allowed per client and window, from all addresses
 	PerClient int `env:"AUTH_FAILURES_CLIENT" envDefault:"300"`
 }
 
@@ -29,10 +29,10 @@ func (l Limits) Check() error {
 	return nil
 }
 
-// Wait returns how long an address must wait before it may authenticate as the client, or zero. An address must wait when
-// it has failed too often itself, or when it has failed at all and the client has failed too often from all addresses. So
-// failures from other addresses do not lock out a client whose own address has none, and an attacker with many addresses
-// gets one attempt from each.
+// Wait returns how long an address must wait before it may authenticate as the client, or zero. It must wait when it has
+// failed too often as this client, or when it has failed at all and the client has failed too often from all addresses. So
+// failures from other addresses do not lock out a client whose own address has none, failures as one client do not lock out
+// the others behind the same address, and an attacker with many addresses gets one attempt from each.
 func (s *Store) Wait(ctx context.Context, limits Limits, client, address string) (time.Duration, error) {
 	return s.count(ctx, limits, client, address, 0)
 }
@@ -44,7 +44,7 @@ func (s *Store) Failed(ctx context.Context, limits Limits, client, address strin
 }
 
 func (s *Store) count(ctx context.Context, limits Limits, client, address string, more int) (time.Duration, error) {
-	keys := []string{failPrefix + digest("address", address), failPrefix + digest("client", client)}
+	keys := []string{failPrefix + digest("address", client, address), failPrefix + digest("client", client)}
 	wait, err := s.failed.Run(ctx, s.redis, keys,
 		more, limits.Window.Milliseconds(), limits.PerAddress, limits.PerClient).Int64()
 	if err != nil {

@@ -9,6 +9,9 @@
 // [Client.Export] runs the whole protocol. [Client.KickOff], [Client.Await] and [Client.Cancel] are its single steps, and
 // [Verify] checks a finished folder again. [NewTokenSource] returns the tokens of a SMART Backend Services client.
 //
+// Other servers leave out or write differently what the guide requires. Whatever is missing is accepted, and reported in
+// Report.Warnings; whatever is there is checked.
+//
 // A file gets its final name only after its checks: the digest of the stored representation (Repr-Digest, RFC 9530), the
 // gzip checksum, the number of lines and the type of every line. A lost connection or a killed process loses no
 // downloaded bytes: Export with Options.Resume continues in the same folder with ranges that are conditional on the
@@ -37,11 +40,15 @@ var (
 	// ErrInsecureHTTP: the token would be sent over plain http to another machine.
 	ErrInsecureHTTP = errors.New("the base URL is plain http to another machine: anyone on the path could read the token")
 	// ErrTokenRefused: the server refused the token and its source has no other one.
-	ErrTokenRefused = errors.New("the token was refused and there is no other")
+	ErrTokenRefused = errors.New("the server rejected the token, and no way to get a new one was given")
 	// ErrMismatch: a file or manifest differs from what the server announced, or is malformed.
 	ErrMismatch = errors.New("not what the server announced")
+	// ErrTooLarge: the files have more bytes than Options.MaxBytes.
+	ErrTooLarge = errors.New("the export is too large")
+	// ErrCancelled: the export was interrupted, and cancelled at the server (Options.CancelOnInterrupt).
+	ErrCancelled = errors.New("the export was cancelled")
 	// ErrFolder: the folder cannot be used for this export.
-	ErrFolder = errors.New("the folder cannot be used")
+	ErrFolder = errors.New("the output folder cannot be used")
 )
 
 // TokenSource provides bearer tokens. It is called from several goroutines at once.
@@ -54,6 +61,8 @@ type TokenSource interface {
 // Observer receives the progress of an export. Its methods are called from several goroutines at once and must return
 // quickly.
 type Observer interface {
+	// Started: the export was kicked off, or is continued.
+	Started(Job)
 	// Polled: the server answered that the job is not complete.
 	Polled(Status)
 	// Planned: the manifest was read; these files will be downloaded. Called once.
@@ -69,12 +78,14 @@ type Observer interface {
 
 // Config configures a Client.
 type Config struct {
-	Base         string      // the FHIR base URL, absolute
-	Tokens       TokenSource // nil: the server needs no token
-	IG           bool        // kick off with Prefer: respond-async; then Retry-After is in seconds, else milliseconds
-	Parallel     int         // concurrent downloads, at least 1
-	InsecureHTTP bool        // send tokens over plain http to other machines as well
-	Observer     Observer    // nil: none
+	Base   string      // the FHIR base URL, absolute
+	Tokens TokenSource // nil: the server needs no token
+	// IG: kick off with Prefer: respond-async; then the Retry-After of a 202 is in seconds, else in milliseconds (spec 9).
+	// A server that refuses a kick-off without the header gets it in any case.
+	IG           bool
+	Parallel     int      // concurrent downloads, at least 1
+	InsecureHTTP bool     // send tokens over plain http to other machines as well
+	Observer     Observer // nil: none
 }
 
 // Client is a client of one server. It is safe for concurrent use.
@@ -132,6 +143,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 type noObserver struct{}
 
+func (noObserver) Started(Job)                  {}
 func (noObserver) Polled(Status)                {}
 func (noObserver) Planned([]File)               {}
 func (noObserver) Advanced(File, int64, int64)  {}
@@ -162,6 +174,15 @@ func SameOrigin(a, b string) bool {
 	other, errB := url.Parse(b)
 	return errA == nil && errB == nil && isWeb(one) && isWeb(other) &&
 		one.Scheme == other.Scheme && strings.EqualFold(one.Hostname(), other.Hostname()) && port(one) == port(other)
+}
+
+// originOf returns the origin of a URL for an error: the rest may hold a secret.
+func originOf(target string) string {
+	u, err := url.Parse(target)
+	if err != nil {
+		return "not a URL"
+	}
+	return printable(u.Scheme + "://" + u.Host)
 }
 
 func port(u *url.URL) string {

@@ -8,13 +8,13 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -22,11 +22,13 @@ import (
 )
 
 type download struct {
-	client    *Client
-	folder    *folder
-	authorize bool          // the files need the token
-	unit      time.Duration // of the job's Retry-After
-	keepGzip  bool
+	client   *Client
+	folder   *folder
+	open     bool // the files need no token
+	ownOnly  bool // files on other origins need no token
+	keepGzip bool
+	maxBytes int64        // of all files, uncompressed; 0: no limit
+	bytes    atomic.Int64 // of all files so far, uncompressed
 }
 
 // result is one file in the folder, with the time of its download in this run.
@@ -37,12 +39,9 @@ type result struct {
 }
 
 // all downloads the missing files concurrently, the largest first so that no large one runs alone at the end. The first
-// failure stops the others; their parts stay. The results are in the order of files.
-func (d *download) all(ctx context.Context, files []File) ([]result, error) {
-	recorded, err := d.folder.recorded()
-	if err != nil {
-		return nil, err
-	}
+// failure stops the others; their parts stay. recorded are the files of earlier runs, by URL. The results are in the order
+// of files.
+func (d *download) all(ctx context.Context, files []File, recorded map[string]StoredFile) ([]result, error) {
 	d.client.cfg.Observer.Planned(files)
 	results := make([]result, len(files))
 	order := make([]int, len(files))
@@ -56,8 +55,10 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 	for _, i := range order {
 		file := files[i]
 		if stored, ok := recorded[file.URL]; ok {
+			d.bytes.Add(stored.Bytes)
 			d.client.cfg.Observer.Advanced(file, stored.Resources, stored.Bytes)
 			d.client.cfg.Observer.Finished(file)
+			file.Type = cmp.Or(file.Type, stored.Type)
 			results[i] = result{file: file, stored: stored}
 			continue
 		}
@@ -68,6 +69,7 @@ func (d *download) all(ctx context.Context, files []File) ([]result, error) {
 				return fmt.Errorf("download %s: %w", file.Name, err)
 			}
 			d.client.cfg.Observer.Finished(file)
+			file.Type = cmp.Or(file.Type, stored.Type)
 			results[i] = result{file, stored, begin, time.Now()}
 			return nil
 		})
@@ -108,6 +110,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	defer func() {
 		err = errors.Join(err, in.Close())
 		if err != nil {
+			d.bytes.Add(-length)
 			d.client.cfg.Observer.Advanced(file, -resources, -length)
 		}
 	}()
@@ -115,9 +118,15 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	if err != nil {
 		return StoredFile{}, err
 	}
+	raw, plain, check := sha256.New(), sha256.New(), newLines(file.Type, file.Count)
+	body := bufio.NewReaderSize(io.TeeReader(in, raw), 128<<10)
+	zipped := isGzip(body)
+	if in.err != nil {
+		return StoredFile{}, in.err
+	}
 	stored.File = file.Name
 	out, name := in.part, in.name // the part becomes the file, unless it has to be unzipped
-	unzips := in.meta.Encoding == "gzip" && !d.keepGzip
+	unzips := zipped && !d.keepGzip
 	if unzips {
 		name = file.Name + newSuffix
 		out, err = d.folder.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
@@ -130,22 +139,23 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 				err = errors.Join(err, d.folder.remove(name))
 			}
 		}()
-	} else if in.meta.Encoding == "gzip" {
+	} else if zipped {
 		stored.File += ".gz"
 	}
 
-	raw, plain, check := sha256.New(), sha256.New(), newLines(file.Type)
 	sink := io.Writer(check)
 	if unzips {
 		sink = io.MultiWriter(check, plain, out)
 	}
-	err = decode(io.TeeReader(in, raw), in.meta.Encoding, func(piece []byte) error {
-		if _, err := sink.Write(piece); err != nil {
-			return err
+	err = decode(body, zipped, func(piece []byte) error {
+		length += int64(len(piece))
+		if all := d.bytes.Add(int64(len(piece))); d.maxBytes > 0 && all > d.maxBytes {
+			return fmt.Errorf("%w: more than %d bytes", ErrTooLarge, d.maxBytes)
 		}
+		_, err := sink.Write(piece)
 		d.client.cfg.Observer.Advanced(file, check.count-resources, int64(len(piece)))
-		resources, length = check.count, length+int64(len(piece))
-		return ctx.Err()
+		resources = check.count
+		return errors.Join(err, ctx.Err())
 	})
 	switch {
 	case in.err != nil:
@@ -156,13 +166,13 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	if announced != nil && !bytes.Equal(announced, raw.Sum(nil)) {
 		return StoredFile{}, fmt.Errorf("%w: its digest differs from Repr-Digest", ErrMismatch)
 	}
-	if err := check.Close(file.Count); err != nil {
+	if err := check.Close(); err != nil {
 		return StoredFile{}, err
 	}
 	d.client.cfg.Observer.Advanced(file, check.count-resources, 0)
 	resources = check.count
 
-	stored.Resources, stored.Bytes = resources, length
+	stored.Type, stored.Resources, stored.Bytes = check.typ, resources, length
 	stored.Size, stored.SHA256 = in.pos, hex.EncodeToString(raw.Sum(nil))
 	if unzips {
 		stored.Size, stored.SHA256 = length, hex.EncodeToString(plain.Sum(nil))
@@ -181,11 +191,18 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	return stored, d.folder.remove(file.Name+partSuffix, file.Name+metaSuffix)
 }
 
-// decode passes on the representation in pieces, without its content encoding. Invalid compression is ErrMismatch;
-// errors of the reader are returned as they are or wrapped.
-func decode(in io.Reader, encoding string, take func([]byte) error) (err error) {
-	if encoding == "gzip" {
-		unzip, err := gzip.NewReader(bufio.NewReaderSize(in, 128<<10))
+// isGzip reports whether the file begins with the two bytes of gzip, which no JSON begins with. Content-Encoding is no
+// evidence: stores serve compressed files without it, and proxies decompress files and leave it.
+func isGzip(in *bufio.Reader) bool {
+	begin, _ := in.Peek(2) // the next read returns the error again
+	return string(begin) == "\x1f\x8b"
+}
+
+// decode passes on a file in pieces, decompressed. Invalid compression is ErrMismatch; errors of the reader are returned
+// as they are or wrapped.
+func decode(in io.Reader, zipped bool, take func([]byte) error) (err error) {
+	if zipped {
+		unzip, err := gzip.NewReader(in)
 		if err != nil {
 			return fmt.Errorf("%w: it is not gzip: %w", ErrMismatch, err)
 		}
@@ -242,96 +259,4 @@ func sha256Of(header string) ([]byte, error) {
 		return sum, nil
 	}
 	return nil, nil
-}
-
-// maxHead bounds how much of a line is kept to find its type when the line does not begin with it.
-const maxHead = 16 << 20
-
-// lines checks NDJSON that is written to it in pieces: every line must be a resource of one type. It does not
-// buffer a line that begins with its resourceType, as Sluice's lines do, so memory does not depend on line lengths.
-type lines struct {
-	typ     string
-	prefix  []byte
-	head    []byte // the line so far, while its type is not known
-	decided bool   // the line has the right type
-	begun   bool   // the line has a byte
-	last    byte   // of the line
-	count   int64  // finished lines
-}
-
-func newLines(typ string) *lines {
-	return &lines{typ: typ, prefix: []byte(`{"resourceType":"` + typ + `"`)}
-}
-
-// Write checks the next piece.
-func (l *lines) Write(p []byte) (int, error) {
-	n := len(p)
-	for len(p) > 0 {
-		piece, rest, ended := bytes.Cut(p, []byte{'\n'})
-		if err := l.add(piece); err != nil {
-			return 0, err
-		}
-		if ended {
-			if err := l.end(); err != nil {
-				return 0, err
-			}
-		}
-		p = rest
-	}
-	return n, nil
-}
-
-// Close ends the last line, which needs no newline, and compares the number of lines with the announced one (-1: none).
-func (l *lines) Close(announced int64) error {
-	if l.begun {
-		if err := l.end(); err != nil {
-			return err
-		}
-	}
-	if announced >= 0 && l.count != announced {
-		return fmt.Errorf("%w: it has %d resources, not %d", ErrMismatch, l.count, announced)
-	}
-	return nil
-}
-
-func (l *lines) add(piece []byte) error {
-	if len(piece) == 0 {
-		return nil
-	}
-	l.begun, l.last = true, piece[len(piece)-1]
-	if l.decided {
-		return nil
-	}
-	if len(l.head) == 0 && bytes.HasPrefix(piece, l.prefix) {
-		l.decided = true
-		return nil
-	}
-	if len(l.head)+len(piece) > maxHead {
-		return fmt.Errorf("%w: line %d is too long to find its type", ErrMismatch, l.count+1)
-	}
-	l.head = append(l.head, piece...)
-	l.decided = bytes.HasPrefix(l.head, l.prefix)
-	return nil
-}
-
-func (l *lines) end() error {
-	line := l.count + 1
-	if !l.begun {
-		return fmt.Errorf("%w: line %d is empty", ErrMismatch, line)
-	}
-	if !l.decided {
-		var resource struct {
-			ResourceType string `json:"resourceType"`
-		}
-		if json.Unmarshal(l.head, &resource) != nil {
-			return fmt.Errorf("%w: line %d is not a JSON object", ErrMismatch, line)
-		}
-		if resource.ResourceType != l.typ {
-			return fmt.Errorf("%w: line %d is of type %q, not %s", ErrMismatch, line, printable(resource.ResourceType), l.typ)
-		}
-	} else if l.last != '}' && l.last != '\r' {
-		return fmt.Errorf("%w: line %d is cut short", ErrMismatch, line)
-	}
-	l.count, l.head, l.decided, l.begun = line, l.head[:0], false, false
-	return nil
 }

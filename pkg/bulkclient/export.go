@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
 	"slices"
 	"time"
 )
 
 // Options configure one export into a folder.
 type Options struct {
-	Dir string // the folder; created when missing
+	Dir string // the folder; created when missing, and removed again when nothing was written to it
+	// StatusURL continues this job in an empty folder, instead of a kick-off.
+	StatusURL string
 	// Resume continues the unfinished export in the folder. If there is none, a new one starts.
 	Resume bool
 	// KeepGzip keeps the files compressed when the server sends them so.
@@ -20,6 +23,8 @@ type Options struct {
 	// CancelOnInterrupt cancels the job at the server when the context is cancelled (not when it times out), and
 	// removes the downloaded files: no later run could finish them.
 	CancelOnInterrupt bool
+	// MaxBytes limits the uncompressed size of all files; 0: no limit. A download ends when it is exceeded.
+	MaxBytes int64
 }
 
 // Export runs a whole export into a folder: kick-off, polling, download, manifest.json. The folder must be empty, unless
@@ -27,15 +32,20 @@ type Options struct {
 // without downloading existing bytes again. A finished folder contains only the data files and manifest.json.
 func (c *Client) Export(ctx context.Context, request Request, opts Options) (report Report, err error) {
 	begin := time.Now()
-	folder, err := openFolder(opts.Dir)
+	folder, err := createFolder(opts.Dir)
 	if err != nil {
 		return Report{}, err
 	}
-	defer func() { err = errors.Join(err, folder.Close()) }()
+	defer func() {
+		if err = errors.Join(err, folder.Close()); err != nil && folder.created {
+			_ = os.Remove(opts.Dir) // fails if it holds anything
+		}
+	}()
 
 	types := slices.Sorted(slices.Values(request.Types))
 	want := state{
 		Base: c.base.String(), Group: request.Group, Types: append([]string{}, slices.Compact(types)...), KeepGzip: opts.KeepGzip,
+		StatusURL: opts.StatusURL,
 	}
 	done, err := folder.finished()
 	switch {
@@ -46,24 +56,28 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 	case !errors.Is(err, fs.ErrNotExist):
 		return Report{}, err
 	}
-	export, err := c.resumeOrKickOff(ctx, folder, want, opts.Resume)
+	export, job, err := c.resumeOrKickOff(ctx, folder, want, opts.Resume)
 	if err != nil {
 		return Report{}, err
 	}
-	report, err = c.fetch(ctx, folder, export, begin)
+	c.cfg.Observer.Started(job)
+	report, err = c.fetch(ctx, folder, export, job, opts.MaxBytes, begin)
 	if err != nil && opts.CancelOnInterrupt && errors.Is(ctx.Err(), context.Canceled) {
 		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelCall)
 		defer stop()
-		if cancelErr := c.Cancel(ctx, export.job()); cancelErr != nil {
-			return Report{}, errors.Join(err, cancelErr)
+		if cancelErr := c.Cancel(ctx, job); cancelErr != nil {
+			return Report{}, cancelErr
 		}
-		return Report{}, errors.Join(err, folder.removeExport())
+		return Report{}, errors.Join(ErrCancelled, err, folder.removeExport())
 	}
 	return report, err
 }
 
 // fits returns an error if the export in the folder differs from the requested one.
 func (s state) fits(want state) error {
+	if want.StatusURL != "" && s.StatusURL != want.StatusURL {
+		return fmt.Errorf("%w: it holds the export %s", ErrFolder, Job{StatusURL: s.StatusURL}.ID())
+	}
 	if s.Base == want.Base && s.Group == want.Group && slices.Equal(s.Types, want.Types) && s.KeepGzip == want.KeepGzip {
 		return nil
 	}
@@ -71,60 +85,74 @@ func (s state) fits(want state) error {
 }
 
 // resumeOrKickOff returns the unfinished export of the folder, or kicks off a new one and records it.
-func (c *Client) resumeOrKickOff(ctx context.Context, folder *folder, want state, resume bool) (state, error) {
+func (c *Client) resumeOrKickOff(ctx context.Context, folder *folder, want state, resume bool) (state, Job, error) {
 	var have state
 	err := folder.load(stateFile, &have)
 	switch {
 	case err == nil && !resume:
-		return state{}, fmt.Errorf("%w: it holds an unfinished export: resume it or use another folder", ErrFolder)
+		return state{}, Job{}, fmt.Errorf("%w: it holds an unfinished export: resume it or use another folder", ErrFolder)
 	case err == nil:
-		return have, have.fits(want)
+		return have, have.job(), have.fits(want)
 	case !errors.Is(err, fs.ErrNotExist):
-		return state{}, err
+		return state{}, Job{}, err
 	}
 	if err := folder.mustBeEmpty(); err != nil {
-		return state{}, err
+		return state{}, Job{}, err
 	}
-	job, err := c.KickOff(ctx, Request{Group: want.Group, Types: want.Types})
-	if err != nil {
-		return state{}, err
+	job := Job{StatusURL: want.StatusURL, IG: c.cfg.IG}
+	if job.StatusURL == "" {
+		if job, err = c.KickOff(ctx, Request{Group: want.Group, Types: want.Types}); err != nil {
+			return state{}, Job{}, err
+		}
 	}
 	want.StatusURL, want.IG, want.Accepted = job.StatusURL, job.IG, time.Now().UTC()
-	return want, folder.save(stateFile, want)
+	return want, job, folder.save(stateFile, want)
 }
 
-func (c *Client) fetch(ctx context.Context, folder *folder, export state, begin time.Time) (Report, error) {
-	manifest, err := c.Await(ctx, export.job())
+func (c *Client) fetch(
+	ctx context.Context, folder *folder, export state, job Job, maxBytes int64, begin time.Time,
+) (Report, error) {
+	manifest, err := c.Await(ctx, job)
 	var refused *ServerError
-	if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+	if errors.As(err, &refused) && (refused.Status == http.StatusNotFound || refused.Status == http.StatusGone) {
 		return Report{}, fmt.Errorf("the export no longer exists; a new one needs an empty folder: %w", err)
 	}
 	if err != nil {
 		return Report{}, err
 	}
-	files, err := files(manifest)
+	recorded, err := folder.recorded()
+	if err != nil {
+		return Report{}, err
+	}
+	known, err := folder.known(recorded)
+	if err != nil {
+		return Report{}, err
+	}
+	files, err := files(manifest, known)
 	if err != nil {
 		return Report{}, err
 	}
 	d := &download{
-		client: c, folder: folder, authorize: manifest.RequiresAccessToken, unit: export.job().unit(),
-		keepGzip: export.KeepGzip,
+		client: c, folder: folder, keepGzip: export.KeepGzip, maxBytes: maxBytes, open: !manifest.RequiresAccessToken,
+		ownOnly: slices.Contains(manifest.Missing, "requiresAccessToken"),
 	}
-	results, err := d.all(ctx, files)
+	results, err := d.all(ctx, files, recorded)
 	if err != nil {
 		return Report{}, err
 	}
 	for i, item := range manifest.items() {
 		item.Local = &results[i].stored
 	}
-	seconds := time.Since(begin).Seconds()
-	if err := folder.save(manifestFile, finished{Manifest: *manifest, Export: export, Seconds: seconds}); err != nil {
+	done := finished{
+		Manifest: *manifest, run: run{Export: export, Seconds: time.Since(begin).Seconds(), Warnings: manifest.warnings()},
+	}
+	if err := folder.save(manifestFile, done); err != nil {
 		return Report{}, err
 	}
 	if err := folder.remove(stateFile, journalFile); err != nil {
 		return Report{}, err
 	}
-	return newReport(folder, manifest.TransactionTime, results, seconds)
+	return newReport(folder, done, results)
 }
 
 // reportFinished reports on an export that an earlier run finished, and removes files that the run left behind.
@@ -139,5 +167,5 @@ func reportFinished(folder *folder, done finished, want state) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	return newReport(folder, done.TransactionTime, results, done.Seconds)
+	return newReport(folder, done, results)
 }

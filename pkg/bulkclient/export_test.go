@@ -25,15 +25,15 @@ func TestExport(t *testing.T) {
 		retryAfter, file string
 		wait             time.Duration
 	}{
-		{name: "classic", retryAfter: "1500", wait: 1500 * time.Millisecond, file: "Patient.p.1.0.ndjson"},
-		{name: "ig", ig: true, retryAfter: "2", wait: 2 * time.Second, file: "Patient.p.1.0.ndjson"},
-		{name: "keep gzip", keep: true, retryAfter: "100", wait: time.Second / 10, file: "Patient.p.1.0.ndjson.gz"},
-		{name: "identity", keep: true, plain: true, retryAfter: "1000", wait: time.Second, file: "Patient.p.1.0.ndjson"},
+		{name: "classic", retryAfter: "1500", wait: 1500 * time.Millisecond, file: "Patient.ndjson"},
+		{name: "ig", ig: true, retryAfter: "2", wait: 2 * time.Second, file: "Patient.ndjson"},
+		{name: "keep gzip", keep: true, retryAfter: "100", wait: time.Second / 10, file: "Patient.ndjson.gz"},
+		{name: "identity", keep: true, plain: true, retryAfter: "1000", wait: time.Second, file: "Patient.ndjson"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newFakeServer(t)
 			s.pending, s.retryAfter = 2, test.retryAfter
-			patients := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 30)
+			patients := s.add(ListOutput, "Patient", "Patient.ndjson", 30)
 			first := s.add(ListOutput, "Observation", "Observation.a.1.0.ndjson", 200)
 			second := s.add(ListOutput, "Observation", "Observation.b.1.0.ndjson", 100)
 			s.addLines(ListError, "OperationOutcome", "OperationOutcome.e.1.0.ndjson", []byte(`{"resourceType":`+
@@ -130,13 +130,12 @@ func TestBusyServerIsRetried(t *testing.T) {
 	s := newFakeServer(t)
 	s.kickOffs = []int{429, 503}
 	s.polls = []int{429, 503, 502}
-	s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 3).refuse = []int{503, 429, 504}
+	s.add(ListOutput, "Patient", "Patient.ndjson", 3).refuse = []int{503, 429, 504}
 	seen := &recorder{}
 	c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
 	mustExport(t, c, Options{Dir: t.TempDir()})
-	// Every refusal has Retry-After: 3. The unit is milliseconds for a 429 of a classic job's status, where the
-	// first retry's own second is longer, and seconds everywhere else.
-	want := []time.Duration{3e9, 3e9, 1e9, 3e9, 4e9, 3e9, 3e9, 4e9}
+	// Every refusal has Retry-After: 3, in seconds.
+	want := []time.Duration{3e9, 3e9, 3e9, 3e9, 4e9, 3e9, 3e9, 4e9}
 	if !slices.Equal(seen.waits, want) {
 		t.Errorf("waited %v, want %v", seen.waits, want)
 	}
@@ -157,26 +156,43 @@ func TestNotAManifest(t *testing.T) {
 		body string
 		want error
 	}{
-		"good":           {good, nil},
-		"open":           {without("true", "false"), nil},
-		"fraction":       {without("05Z", "05.123+01:00"), nil},
-		"page":           {"<html>Please log in</html>", ErrMismatch},
-		"empty object":   {"{}", ErrMismatch},
-		"null":           {"null", ErrMismatch},
-		"list":           {"[]", ErrMismatch},
-		"outcome":        {`{"resourceType":"OperationOutcome","issue":[]}`, ErrMismatch},
-		"cut":            {good[:len(good)-1], ErrMismatch},
-		"no time":        {without(`"transactionTime":"2026-01-02T03:04:05Z",`, ""), ErrMismatch},
-		"date":           {without("T03:04:05Z", ""), ErrMismatch},
-		"no request":     {without(`"request":"https://a.org/Group/g/$export",`, ""), ErrMismatch},
-		"empty request":  {without("https://a.org/Group/g/$export", ""), ErrMismatch},
-		"no requirement": {without(`"requiresAccessToken":true,`, ""), ErrMismatch},
-		"requirement":    {without("true", `"true"`), ErrMismatch},
-		"no output":      {without(`"output":[],`, ""), ErrMismatch},
-		"null output":    {without(`"output":[]`, `"output":null`), ErrMismatch},
-		"no error":       {without(`,"error":[]`, ""), ErrMismatch},
-		"null error":     {without(`"error":[]`, `"error":null`), ErrMismatch},
-		"item":           {without(`"output":[]`, `"output":["x"]`), ErrMismatch},
+		"good":              {good, nil},
+		"open":              {without("true", "false"), nil},
+		"quoted":            {without("true", `"true"`), nil},
+		"fraction":          {without("05Z", "05.123+01:00"), nil},
+		"no time":           {without(`"transactionTime":"2026-01-02T03:04:05Z",`, ""), nil},
+		"date":              {without("T03:04:05Z", ""), nil},
+		"no request":        {without(`"request":"https://a.org/Group/g/$export",`, ""), nil},
+		"empty request":     {without("https://a.org/Group/g/$export", ""), nil},
+		"no requirement":    {without(`"requiresAccessToken":true,`, ""), nil},
+		"no error":          {without(`,"error":[]`, ""), nil},
+		"null error":        {without(`"error":[]`, `"error":null`), nil},
+		"more":              {without(`"error":[]`, `"error":[],"extension":{"a":[1]},"link":[{"relation":"self"}]`), nil},
+		"page":              {"<html>Please log in</html>", ErrMismatch},
+		"empty":             {" ", ErrMismatch},
+		"empty object":      {"{}", ErrMismatch},
+		"only output":       {`{"output":[]}`, ErrMismatch},
+		"null":              {"null", ErrMismatch},
+		"list":              {"[]", ErrMismatch},
+		"outcome":           {`{"resourceType":"OperationOutcome","issue":[]}`, ErrMismatch},
+		"resource":          {without(`"error":[]`, `"error":[],"resourceType":"Parameters"`), ErrMismatch},
+		"cut":               {good[:len(good)-1], ErrMismatch},
+		"two":               {good + good, ErrMismatch},
+		"number as time":    {without(`"2026-01-02T03:04:05Z"`, "1767323045"), ErrMismatch},
+		"other requirement": {without("true", `"yes"`), ErrMismatch},
+		"no output":         {without(`"output":[],`, ""), ErrMismatch},
+		"null output":       {without(`"output":[]`, `"output":null`), ErrMismatch},
+		"output twice":      {without(`"output":[]`, `"output":[],"output":[]`), ErrMismatch},
+		"object":            {without(`"output":[]`, `"output":{}`), ErrMismatch},
+		"item":              {without(`"output":[]`, `"output":["x"]`), ErrMismatch},
+		"empty item":        {without(`"output":[]`, `"output":[{}]`), ErrMismatch},
+		"type":              {without(`"output":[]`, `"output":[{"type":"../x","url":"https://a.org/x"}]`), ErrMismatch},
+		"count":             {without(`"output":[]`, `"output":[{"url":"https://a.org/x","count":"many"}]`), ErrMismatch},
+		"half count":        {without(`"output":[]`, `"output":[{"url":"https://a.org/x","count":1.5}]`), ErrMismatch},
+		"credentials":       {without(`"output":[]`, `"output":[{"url":"https://u:p@a.org/x"}]`), ErrMismatch},
+		"scheme":            {without(`"output":[]`, `"output":[{"url":"file:///etc/passwd"}]`), ErrMismatch},
+		"link":              {without(`"error":[]`, `"error":[],"link":{"relation":"next"}`), ErrMismatch},
+		"page of many":      {without(`"error":[]`, `"error":[],"link":[{"relation":"next","url":"x"}]`), ErrMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newFakeServer(t)
@@ -257,7 +273,7 @@ func TestErrorOfARefusal(t *testing.T) {
 // TestLostConnection: a download continues where the connection was lost (pitfall 33).
 func TestLostConnection(t *testing.T) {
 	s := newFakeServer(t)
-	file := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 2000)
+	file := s.add(ListOutput, "Patient", "Patient.ndjson", 2000)
 	size := len(file.body)
 	for _, cuts := range [][]int{{0}, {1}, {size / 2}, {size - 1}, {size}, {0, 0, 100_000, 1, 0, 70_000}} {
 		t.Run(fmt.Sprint(cuts), func(t *testing.T) {
@@ -268,7 +284,7 @@ func TestLostConnection(t *testing.T) {
 			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
 			dir := t.TempDir()
 			mustExport(t, c, Options{Dir: dir})
-			if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
+			if !bytes.Equal(content(t, dir, "Patient.ndjson"), file.plain) {
 				t.Error("the file differs from the served one")
 			}
 			want, at := []string{}, 0
@@ -276,7 +292,7 @@ func TestLostConnection(t *testing.T) {
 				if at += cut; at == size {
 					break // nothing was missing
 				}
-				request := "GET /fhir/jobs/1/Patient.p.1.0.ndjson"
+				request := "GET /fhir/jobs/1/Patient.ndjson"
 				if at > 0 {
 					request += fmt.Sprintf(" bytes=%d-", at)
 				}
@@ -295,18 +311,37 @@ func TestLostConnection(t *testing.T) {
 	}
 }
 
+// TestLostConnectionWithoutETag: a file that no ETag identifies starts over, because a range could be of another file.
+func TestLostConnectionWithoutETag(t *testing.T) {
+	for _, etag := range []string{"", `W/"a"`} {
+		s := newFakeServer(t)
+		file := s.add(ListOutput, "Patient", "Patient.ndjson", 2000)
+		file.etag, file.cuts = etag, []int{1000, -1}
+		c, _ := newClient(t, s, nil)
+		dir := t.TempDir()
+		mustExport(t, c, Options{Dir: dir})
+		if !bytes.Equal(content(t, dir, "Patient.ndjson"), file.plain) {
+			t.Error("the file differs from the served one")
+		}
+		want := []string{"GET /fhir/jobs/1/Patient.ndjson", "GET /fhir/jobs/1/Patient.ndjson"}
+		if got := s.requests()[2:]; !slices.Equal(got, want) {
+			t.Errorf("requested %q, want %q", got, want)
+		}
+	}
+}
+
 func TestStalledConnection(t *testing.T) {
 	s := newFakeServer(t)
-	file := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 500)
+	file := s.add(ListOutput, "Patient", "Patient.ndjson", 500)
 	file.stall = true
 	c, _ := newClient(t, s, nil)
 	c.stall = 50 * time.Millisecond
 	dir := t.TempDir()
 	mustExport(t, c, Options{Dir: dir})
-	if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
+	if !bytes.Equal(content(t, dir, "Patient.ndjson"), file.plain) {
 		t.Error("the file differs from the served one")
 	}
-	if n := s.countOf("GET /fhir/jobs/1/Patient.p.1.0.ndjson"); n < 2 {
+	if n := s.countOf("GET /fhir/jobs/1/Patient.ndjson"); n < 2 {
 		t.Errorf("asked %d times", n)
 	}
 }
@@ -316,11 +351,11 @@ func TestResumeAfterFailure(t *testing.T) {
 	for _, keep := range []bool{false, true} {
 		t.Run(fmt.Sprintf("keep gzip %t", keep), func(t *testing.T) {
 			s := newFakeServer(t)
-			whole := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 300)
-			begun := s.add(ListOutput, "Condition", "Condition.c.1.0.ndjson", 200)
-			s.add(ListOutput, "Device", "Device.d.1.0.ndjson", 100)
+			whole := s.add(ListOutput, "Patient", "Patient.ndjson", 300)
+			begun := s.add(ListOutput, "Condition", "Condition.ndjson", 200)
+			s.add(ListOutput, "Device", "Device.ndjson", 100)
 			begun.cuts, begun.refuse = []int{10_000}, nil
-			s.after["Condition.c.1.0.ndjson"] = func() { begun.refuse = []int{500} }
+			s.after["Condition.ndjson"] = func() { begun.refuse = []int{500} }
 			one, _ := newClient(t, s, func(cfg *Config) { cfg.Parallel = 1 })
 			dir := t.TempDir()
 			request, opts := Request{Group: "g"}, Options{Dir: dir, KeepGzip: keep}
@@ -329,7 +364,7 @@ func TestResumeAfterFailure(t *testing.T) {
 			if !errors.As(err, &refused) || refused.Status != 500 {
 				t.Fatalf("error %v, want the 500", err)
 			}
-			if part := content(t, dir, "Condition.c.1.0.ndjson.part"); !bytes.Equal(part, begun.body[:10_000]) {
+			if part := content(t, dir, "Condition.ndjson.part"); !bytes.Equal(part, begun.body[:10_000]) {
 				t.Fatalf("the part holds %d bytes", len(part))
 			}
 
@@ -350,8 +385,8 @@ func TestResumeAfterFailure(t *testing.T) {
 			must(t, err)
 			want := []string{
 				"GET /fhir/jobs/1",
-				"GET /fhir/jobs/1/Condition.c.1.0.ndjson bytes=10000-",
-				"GET /fhir/jobs/1/Device.d.1.0.ndjson",
+				"GET /fhir/jobs/1/Condition.ndjson bytes=10000-",
+				"GET /fhir/jobs/1/Device.ndjson",
 			}
 			if got := s.requests(); !slices.Equal(got, want) {
 				t.Errorf("requested %q, want %q", got, want)
@@ -363,10 +398,10 @@ func TestResumeAfterFailure(t *testing.T) {
 				t.Error(err)
 			}
 			if keep {
-				if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson.gz"), whole.body) {
+				if !bytes.Equal(content(t, dir, "Patient.ndjson.gz"), whole.body) {
 					t.Error("the kept file is not the stored one")
 				}
-			} else if !bytes.Equal(content(t, dir, "Condition.c.1.0.ndjson"), begun.plain) {
+			} else if !bytes.Equal(content(t, dir, "Condition.ndjson"), begun.plain) {
 				t.Error("the resumed file differs from the served one")
 			}
 
@@ -389,14 +424,14 @@ func TestResumeAfterFailure(t *testing.T) {
 // request; a truncated line of the journal affects only its own file.
 func TestResumeAfterCrashBeforeRename(t *testing.T) {
 	s := newFakeServer(t)
-	file := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 300)
-	s.add(ListOutput, "Device", "Device.d.1.0.ndjson", 10).refuse = []int{500}
+	file := s.add(ListOutput, "Patient", "Patient.ndjson", 300)
+	s.add(ListOutput, "Device", "Device.ndjson", 10).refuse = []int{500}
 	c, _ := newClient(t, s, func(cfg *Config) { cfg.Parallel = 1 })
 	dir := t.TempDir()
 	mustFail(t, c, Options{Dir: dir})
-	final := filepath.Join(dir, "Patient.p.1.0.ndjson")
+	final := filepath.Join(dir, "Patient.ndjson")
 	said, err := json.Marshal(meta{
-		URL: s.base() + "/jobs/1/Patient.p.1.0.ndjson", ETag: file.etag, Length: int64(len(file.body)), Encoding: "gzip",
+		URL: s.base() + "/jobs/1/Patient.ndjson", ETag: file.etag, Length: int64(len(file.body)), Encoding: "gzip",
 		Digest: file.digest,
 	})
 	must(t, err)
@@ -412,7 +447,7 @@ func TestResumeAfterCrashBeforeRename(t *testing.T) {
 	}
 	before := s.countOf("GET /fhir/jobs/1/Patient")
 	mustExport(t, c, Options{Dir: dir, Resume: true})
-	if !bytes.Equal(content(t, dir, "Patient.p.1.0.ndjson"), file.plain) {
+	if !bytes.Equal(content(t, dir, "Patient.ndjson"), file.plain) {
 		t.Error("the file differs from the served one")
 	}
 	if after := s.countOf("GET /fhir/jobs/1/Patient"); after != before {
@@ -425,10 +460,10 @@ func TestResumeAfterCrashBeforeRename(t *testing.T) {
 
 func TestChangedFileRestarts(t *testing.T) {
 	s := newFakeServer(t)
-	file := s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 400)
+	file := s.add(ListOutput, "Patient", "Patient.ndjson", 400)
 	file.cuts = []int{50_000}
-	s.after["Patient.p.1.0.ndjson"] = func() {
-		if s.after["Patient.p.1.0.ndjson"] = nil; len(file.cuts) == 0 {
+	s.after["Patient.ndjson"] = func() {
+		if s.after["Patient.ndjson"] = nil; len(file.cuts) == 0 {
 			file.set(bytes.ReplaceAll(file.plain, []byte("patient-"), []byte("person-")))
 		}
 	}
@@ -436,11 +471,11 @@ func TestChangedFileRestarts(t *testing.T) {
 	c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
 	dir := t.TempDir()
 	mustExport(t, c, Options{Dir: dir})
-	got := content(t, dir, "Patient.p.1.0.ndjson")
+	got := content(t, dir, "Patient.ndjson")
 	if !bytes.Equal(got, file.plain) || !bytes.Contains(got, []byte("person-")) {
 		t.Error("the file is not the one that the server has now")
 	}
-	if s.countOf("GET /fhir/jobs/1/Patient.p.1.0.ndjson bytes=50000-") != 1 {
+	if s.countOf("GET /fhir/jobs/1/Patient.ndjson bytes=50000-") != 1 {
 		t.Errorf("requested %q", s.requests())
 	}
 	if seen.resources != 400 || seen.bytes != int64(len(file.plain)) {
@@ -472,7 +507,7 @@ func TestWrongFiles(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newFakeServer(t)
-			file := s.addLines(ListOutput, "Patient", "Patient.p.1.0.ndjson", []byte(good+"\n"+good+"\n"))
+			file := s.addLines(ListOutput, "Patient", "Patient.ndjson", []byte(good+"\n"+good+"\n"))
 			wrong(file)
 			seen := &recorder{}
 			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
@@ -538,7 +573,7 @@ func TestTokenIsSentToItsOriginOnly(t *testing.T) {
 func TestOpenFilesGetNoToken(t *testing.T) {
 	s := newFakeServer(t)
 	s.open = true
-	s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 1)
+	s.add(ListOutput, "Patient", "Patient.ndjson", 1)
 	c, _ := newClient(t, s, nil)
 	mustExport(t, c, Options{Dir: t.TempDir()})
 	if got, want := s.authorizations(), []string{"Bearer t0", "Bearer t0", ""}; !slices.Equal(got, want) {
@@ -588,54 +623,30 @@ func TestTokenIsRefreshed(t *testing.T) {
 	}
 }
 
-func TestHostileNames(t *testing.T) {
-	const base = "https://example.org/fhir/jobs/1/"
-	for _, hostile := range []string{
-		base + "..", base + "%2e%2e", base + "..%2f..%2fetc%2fpasswd", base + "a%2fb.ndjson", base + "a%5cb.ndjson",
-		base + "..%5c..%5cx.ndjson", base + "%00.ndjson", base + "a%0ab", base + ".bashrc", base + "x..ndjson", base,
-		base + "C:x.ndjson", base + "~", base + "-rf", base + strings.Repeat("a", 300), "https://example.org",
-		"file:///etc/passwd", "/etc/passwd", "Patient.ndjson", "https:///x", "%", base + "%zz", base + "a%20b.ndjson",
-	} {
-		t.Run(hostile, func(t *testing.T) {
-			got, err := files(&Manifest{Output: []Item{{Type: "Patient", URL: hostile}}})
-			if hostile == base { // a URL may end in a slash: its last segment is the name
-				if err != nil || got[0].Name != "1.ndjson" {
-					t.Errorf("named %v, %v", got, err)
-				}
-				return
-			}
-			if err == nil {
-				t.Errorf("named %q", got[0].Name)
-			}
-		})
-	}
-	if _, err := files(&Manifest{Output: []Item{{Type: "../x", URL: base + "a.ndjson"}}}); err == nil {
-		t.Error("a hostile type was accepted")
-	}
-}
-
-// TestNamesAreUnique: names that differ only in case get distinct files (pitfall 13).
+// TestNamesAreUnique: files are named for their types, and a known file keeps its name (pitfall 13).
 func TestNamesAreUnique(t *testing.T) {
-	urls := []string{
-		"https://a.org/1/Patient.ndjson", "https://a.org/2/Patient.ndjson", "https://a.org/patient.ndjson.gz",
-		"https://a.org/Binary/7?x=1", "https://a.org/Binary/7?x=2",
-	}
-	seen := make(map[string]bool)
 	manifest := &Manifest{}
-	for _, u := range urls {
-		manifest.Output = append(manifest.Output, Item{Type: "Patient", URL: u})
+	for i, typ := range []string{"Patient", "Device", "Patient", "PATIENT", "", "Patient", "Patient"} {
+		manifest.Output = append(manifest.Output, Item{Type: typ, URL: fmt.Sprint("https://a.org/", i)})
 	}
-	got, err := files(manifest)
+	got, err := files(manifest, map[string]string{
+		"https://a.org/5": "patient.ndjson", "https://a.org/6": "Patient.Patient-00000.1.0.ndjson",
+		"https://b.org": "Device.ndjson",
+	})
 	must(t, err)
+	want := []string{
+		"Patient.2.ndjson", "Device.2.ndjson", "Patient.3.ndjson", "PATIENT.4.ndjson", "Resource.ndjson", "patient.ndjson",
+		"Patient.Patient-00000.1.0.ndjson",
+	}
+	names := []string{}
 	for _, file := range got {
-		if lower := strings.ToLower(file.Name); seen[lower] || !strings.HasSuffix(lower, ".ndjson") {
-			t.Errorf("name %q", file.Name)
-		} else {
-			seen[lower] = true
-		}
+		names = append(names, file.Name)
+	}
+	if !slices.Equal(names, want) {
+		t.Errorf("named %q, want %q", names, want)
 	}
 	manifest.Error = manifest.Output[:1]
-	if _, err := files(manifest); err == nil {
+	if _, err := files(manifest, nil); err == nil {
 		t.Error("a file that is listed twice was accepted")
 	}
 }
@@ -643,11 +654,11 @@ func TestNamesAreUnique(t *testing.T) {
 // TestSymlinksAreNotFollowedOut: a link in the folder is not followed out of it.
 func TestSymlinksAreNotFollowedOut(t *testing.T) {
 	s := newFakeServer(t)
-	s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 1).refuse = []int{500}
+	s.add(ListOutput, "Patient", "Patient.ndjson", 1).refuse = []int{500}
 	c, _ := newClient(t, s, nil)
 	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "victim")
 	mustFail(t, c, Options{Dir: dir})
-	part := filepath.Join(dir, "Patient.p.1.0.ndjson.part")
+	part := filepath.Join(dir, "Patient.ndjson.part")
 	must(t, errors.Join(os.Remove(part), os.Symlink(out, part)))
 	if _, err := c.Export(t.Context(), Request{Group: "g"}, Options{Dir: dir, Resume: true}); err == nil {
 		t.Error("the link was followed")
@@ -729,20 +740,20 @@ func TestExpiredJob(t *testing.T) {
 func TestVerifyFindsDamage(t *testing.T) {
 	for name, damage := range map[string]func(dir string) error{
 		"changed byte": func(dir string) error {
-			return change(dir, "Patient.p.1.0.ndjson", func(b []byte) []byte { b[len(b)-9] ^= 1; return b })
+			return change(dir, "Patient.ndjson", func(b []byte) []byte { b[len(b)-9] ^= 1; return b })
 		},
 		"lost line": func(dir string) error {
-			return change(dir, "Patient.p.1.0.ndjson", func(b []byte) []byte { return b[bytes.IndexByte(b, '\n')+1:] })
+			return change(dir, "Patient.ndjson", func(b []byte) []byte { return b[bytes.IndexByte(b, '\n')+1:] })
 		},
-		"missing file": func(dir string) error { return os.Remove(filepath.Join(dir, "Patient.p.1.0.ndjson")) },
+		"missing file": func(dir string) error { return os.Remove(filepath.Join(dir, "Patient.ndjson")) },
 		"other file": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "More.ndjson"), nil, 0o600)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newFakeServer(t)
-			s.add(ListOutput, "Patient", "Patient.p.1.0.ndjson", 5)
-			s.add(ListOutput, "Device", "Device.d.1.0.ndjson", 5)
+			s.add(ListOutput, "Patient", "Patient.ndjson", 5)
+			s.add(ListOutput, "Device", "Device.ndjson", 5)
 			c, _ := newClient(t, s, nil)
 			dir := t.TempDir()
 			mustExport(t, c, Options{Dir: dir})

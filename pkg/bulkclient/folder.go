@@ -2,10 +2,12 @@ package bulkclient
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -32,6 +34,7 @@ type StoredFile struct {
 	Size      int64  `json:"size"`      // bytes of the file in the folder
 	Bytes     int64  `json:"bytes"`     // uncompressed
 	Resources int64  `json:"resources"` // lines
+	Type      string `json:"type,omitempty"`
 }
 
 type journalEntry struct {
@@ -55,21 +58,28 @@ func (s state) job() Job { return Job{StatusURL: s.StatusURL, IG: s.IG} }
 // finished is the manifest.json of a finished folder: the server's manifest, with the stored file of every item.
 type finished struct {
 	Manifest
-	Export  state   `json:"export"`
-	Seconds float64 `json:"seconds"` // duration of the run that finished the export
+	run
+}
+
+// run is what this client adds to a manifest.
+type run struct {
+	Export   state    `json:"export"`
+	Seconds  float64  `json:"seconds"` // duration of the run that finished the export
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // results returns the stored files of the manifest.
 func (f *finished) results() ([]result, error) {
-	files, err := files(&f.Manifest)
+	files, err := files(&f.Manifest, nil)
 	if err != nil {
 		return nil, err
 	}
 	results := make([]result, 0, len(files))
 	for i, item := range f.items() {
 		if item.Local == nil {
-			return nil, fmt.Errorf("%s has no stored file for %s", manifestFile, files[i].Name)
+			return nil, fmt.Errorf("%s has no stored file for %s", manifestFile, files[i].Type)
 		}
+		files[i].Type = cmp.Or(files[i].Type, item.Local.Type)
 		results = append(results, result{file: files[i], stored: *item.Local})
 	}
 	return results, nil
@@ -78,15 +88,26 @@ func (f *finished) results() ([]result, error) {
 // folder is the only place that a client writes to. The os.Root keeps every name inside it. One process at a time
 // holds its lock.
 type folder struct {
-	root *os.Root
-	lock *os.File
-	mu   sync.Mutex // guards the journal
+	root    *os.Root
+	lock    *os.File
+	created bool       // by this process
+	mu      sync.Mutex // guards the journal
 }
 
-func openFolder(dir string) (*folder, error) {
+// createFolder opens a folder, and creates it when it is missing.
+func createFolder(dir string) (*folder, error) {
+	_, missing := os.Stat(dir)
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("create the folder: %w", err)
 	}
+	f, err := openFolder(dir)
+	if err == nil {
+		f.created = errors.Is(missing, fs.ErrNotExist)
+	}
+	return f, err
+}
+
+func openFolder(dir string) (*folder, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open the folder: %w", err)
@@ -160,9 +181,14 @@ func (f *folder) finished() (manifest finished, err error) {
 	if err != nil {
 		return finished{}, fmt.Errorf("read %s: %w", manifestFile, err)
 	}
-	if err := readManifest(text, &manifest); err != nil {
+	read, err := readManifest(bytes.NewReader(text), &url.URL{})
+	if err == nil {
+		err = json.Unmarshal(text, &manifest.run)
+	}
+	if err != nil {
 		return finished{}, fmt.Errorf("%s: %w", manifestFile, err)
 	}
+	manifest.Manifest = *read
 	return manifest, nil
 }
 
@@ -198,6 +224,26 @@ func (f *folder) recorded() (map[string]StoredFile, error) {
 		}
 	}
 	return found, nil
+}
+
+// known returns the names of the files that the folder holds, finished or in parts, by URL and without .gz.
+func (f *folder) known(recorded map[string]StoredFile) (map[string]string, error) {
+	names := make(map[string]string)
+	entries, err := fs.ReadDir(f.root.FS(), ".")
+	if err != nil {
+		return nil, fmt.Errorf("list the folder: %w", err)
+	}
+	for _, entry := range entries {
+		var part meta
+		name, ok := strings.CutSuffix(entry.Name(), metaSuffix)
+		if ok && entry.Type().IsRegular() && f.load(entry.Name(), &part) == nil && part.URL != "" { // else it starts over
+			names[part.URL] = name
+		}
+	}
+	for url, stored := range recorded {
+		names[url] = strings.TrimSuffix(stored.File, ".gz")
+	}
+	return names, nil
 }
 
 func (f *folder) remove(names ...string) error {

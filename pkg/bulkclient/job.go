@@ -1,13 +1,16 @@
 package bulkclient
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,9 +28,11 @@ type Request struct {
 type Job struct {
 	StatusURL string // absolute
 	IG        bool   // was kicked off with Prefer: respond-async
+
+	young bool // was kicked off by this client, and no poll has found it yet
 }
 
-// unit returns the unit of the job's Retry-After (spec 3 and 9).
+// unit returns the unit of the Retry-After of a 202 (spec 3 and 9). Everywhere else the unit is the second.
 func (j Job) unit() time.Duration {
 	if j.IG {
 		return time.Second
@@ -35,30 +40,60 @@ func (j Job) unit() time.Duration {
 	return time.Millisecond
 }
 
+// ID returns the id of the job: a parameter of its status URL such as _jobId, or else the last segment of its path.
+func (j Job) ID() string {
+	location, err := url.Parse(j.StatusURL)
+	if err != nil {
+		return ""
+	}
+	for name, values := range location.Query() {
+		if strings.Contains(strings.ToLower(name), "job") {
+			return printable(values[0])
+		}
+	}
+	return printable(path.Base(location.Path))
+}
+
 // KickOff starts an export. It retries while the server is too busy, but not after a lost connection: the server may
-// have accepted the request, and a retry would make a second job.
+// have accepted the request, and a retry would make a second job. A server of the IG that refuses a kick-off without
+// Prefer: respond-async gets it: see [Config].
 func (c *Client) KickOff(ctx context.Context, request Request) (Job, error) {
 	target := c.base.JoinPath("Group", request.Group, "$export")
 	if len(request.Types) > 0 {
 		target.RawQuery = "_type=" + url.QueryEscape(strings.Join(request.Types, ","))
 	}
 	header := http.Header{"Accept": {"application/fhir+json"}}
-	if c.cfg.IG {
-		header.Set("Prefer", "respond-async")
-	}
+	ig := c.cfg.IG
 	for attempt := 1; ; attempt++ {
+		if ig {
+			header.Set("Prefer", "respond-async")
+		}
 		location, err := c.kickOff(ctx, target, header)
 		if err == nil {
-			return Job{StatusURL: location, IG: c.cfg.IG}, nil
+			return Job{StatusURL: location, IG: ig, young: true}, nil
 		}
 		var refused *ServerError
-		if errors.As(err, &refused) {
-			err = c.retry(ctx, err, attempt, time.Second, false)
+		switch {
+		case errors.As(err, &refused) && !ig && refused.wantsPrefer():
+			ig, err = true, nil
+		case errors.As(err, &refused) && refused.Status != http.StatusInternalServerError: // as with a lost connection
+			err = c.retry(ctx, err, attempt)
 		}
 		if err != nil {
 			return Job{}, fmt.Errorf("kick off the export: %w", err)
 		}
 	}
+}
+
+// wantsPrefer reports whether a kick-off was refused because it had no Prefer: respond-async. It made no job then.
+func (e *ServerError) wantsPrefer() bool {
+	switch e.Status {
+	case http.StatusBadRequest, http.StatusNotAcceptable, http.StatusPreconditionFailed, http.StatusExpectationFailed,
+		http.StatusUnprocessableEntity, http.StatusPreconditionRequired:
+		text := strings.ToLower(e.Error())
+		return strings.Contains(text, "prefer") || strings.Contains(text, "async")
+	}
+	return false
 }
 
 func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Header) (string, error) {
@@ -68,19 +103,25 @@ func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Heade
 	if err != nil {
 		return "", err
 	}
-	if resp.StatusCode != http.StatusAccepted {
+	given := cmp.Or(resp.Header.Get("Content-Location"), resp.Header.Get("Location"))
+	switch {
+	case resp.StatusCode == http.StatusAccepted:
+	case resp.StatusCode == http.StatusOK && given != "": // the job is complete already
+	case resp.StatusCode == http.StatusOK:
+		return "", errors.Join(errors.New("the server answered 200 with a result instead of 202 with a Content-Location: "+
+			"it does not export asynchronously"), resp.Body.Close())
+	default:
 		return "", refusal(resp)
 	}
-	if err := resp.Body.Close(); err != nil {
+	if err := resp.Body.Close(); err != nil { // a body has no meaning
 		return "", fmt.Errorf("close the response: %w", err)
 	}
-	given := resp.Header.Get("Content-Location")
 	location, err := target.Parse(given)
 	if err != nil || given == "" {
 		return "", errors.New("the server accepted the request, but its Content-Location is not a URL")
 	}
-	if !isWeb(location) {
-		return "", errors.New("the server accepted the request, but its Content-Location is not an http URL")
+	if err := allowed(location, c.base); err != nil {
+		return "", fmt.Errorf("the server accepted the request, but its Content-Location: %w", err)
 	}
 	return location.String(), nil
 }
@@ -90,7 +131,7 @@ func (c *Client) Cancel(ctx context.Context, job Job) error {
 	resp, err := c.send(ctx, http.MethodDelete, job.StatusURL, http.Header{"Accept": {"application/fhir+json"}}, true)
 	if err == nil {
 		switch resp.StatusCode {
-		case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound:
+		case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound, http.StatusGone:
 			err = resp.Body.Close()
 		default:
 			err = refusal(resp)
@@ -109,23 +150,26 @@ type Status struct {
 	Next    time.Duration // until the next poll
 }
 
-// maxManifest bounds the body of a finished status: about 1 million files.
-const maxManifest = 256 << 20
-
 // Await polls until the job is complete, at the pace that the server sets, and returns its manifest. Lost connections
-// and temporary refusals are retried a few times in a row; any other refusal is an error.
+// and temporary refusals are retried a few times in a row; any other refusal is an error. A job that was just kicked off
+// may be unknown for some seconds, where a server's answers come from several machines.
 func (c *Client) Await(ctx context.Context, job Job) (*Manifest, error) {
+	const unknown = 4 // 404s of a young job: 15 s
 	failures := 0
 	for polls := 1; ; polls++ {
-		manifest, status, err := c.poll(ctx, job, polls)
+		manifest, status, err := c.Poll(ctx, job, polls)
+		var refused *ServerError
 		switch {
+		case job.young && failures < unknown && errors.As(err, &refused) && refused.Status == http.StatusNotFound:
+			failures++
+			err = c.sleep(ctx, export.Backoff(failures))
 		case err != nil:
 			failures++
-			err = c.retry(ctx, err, failures, job.unit(), true)
+			err = c.retry(ctx, err, failures)
 		case manifest != nil:
 			return manifest, nil
 		default:
-			failures = 0
+			failures, job.young = 0, false
 			c.cfg.Observer.Polled(status)
 			err = c.sleep(ctx, status.Next)
 		}
@@ -135,8 +179,9 @@ func (c *Client) Await(ctx context.Context, job Job) (*Manifest, error) {
 	}
 }
 
-// poll polls once. The manifest is nil while the job is not complete.
-func (c *Client) poll(ctx context.Context, job Job, polls int) (*Manifest, Status, error) {
+// Poll polls once. The manifest is nil while the job is not complete. polls counts the polls: without a Retry-After
+// their interval grows.
+func (c *Client) Poll(ctx context.Context, job Job, polls int) (*Manifest, Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortCall)
 	defer cancel()
 	resp, err := c.send(ctx, http.MethodGet, job.StatusURL, http.Header{"Accept": {"application/json"}}, true)
@@ -154,15 +199,13 @@ func (c *Client) poll(ctx context.Context, job Job, polls int) (*Manifest, Statu
 	default:
 		return nil, Status{}, refusal(resp)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
-	if err = errors.Join(err, resp.Body.Close()); err != nil {
-		return nil, Status{}, lost(ctx, err)
+	body := &failing{in: resp.Body}
+	manifest, err := readManifest(body, resp.Request.URL) // the URL after redirects, if any
+	err = errors.Join(err, resp.Body.Close())
+	if body.err != nil {
+		return nil, Status{}, lost(ctx, body.err)
 	}
-	if len(body) > maxManifest {
-		return nil, Status{}, errors.New("the manifest is too long")
-	}
-	manifest := &Manifest{}
-	if err := readManifest(body, manifest); err != nil {
+	if err != nil {
 		return nil, Status{}, err
 	}
 	for _, item := range manifest.items() {
@@ -171,7 +214,24 @@ func (c *Client) poll(ctx context.Context, job Job, polls int) (*Manifest, Statu
 	return manifest, Status{}, nil
 }
 
+// failing keeps the error of a reader, so that a lost connection is told from a document that is cut.
+type failing struct {
+	in  io.Reader
+	err error
+}
+
+func (f *failing) Read(p []byte) (int, error) {
+	n, err := f.in.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.err = err
+	}
+	return n, err
+}
+
 var percent = regexp.MustCompile(`(\d{1,3})\s*%`)
+
+// classicStates are the values of X-Progress of the documented service (spec 3), whose Retry-After is in milliseconds.
+var classicStates = []string{"", "scheduled", "started", "completed"}
 
 // statusOf reads the headers of a 202. Without a Retry-After the interval grows from 1 s to 16 s.
 func statusOf(header http.Header, unit time.Duration, polls int) Status {
@@ -184,8 +244,11 @@ func statusOf(header http.Header, unit time.Duration, polls int) Status {
 	if n, err := strconv.Atoi(number); err == nil && n >= 0 && n <= 100 {
 		status.Percent = n
 	}
+	if unit == time.Millisecond && !slices.Contains(classicStates, status.State) {
+		unit = time.Second // another server, which took the kick-off without Prefer
+	}
 	var given bool
-	if status.Next, given = retryAfter(header.Get("Retry-After"), unit); !given {
+	if status.Next, given = retryAfter(header, unit); !given {
 		status.Next = export.Backoff(min(polls, longest))
 	}
 	return status

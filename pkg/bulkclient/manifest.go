@@ -1,19 +1,21 @@
 package bulkclient
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"net/url"
-	"path"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
 
-// Manifest lists the files of a finished export (spec 3).
+// Manifest lists the files of a finished export (spec 3). A server may leave out anything but the files (see Missing).
 type Manifest struct {
 	TransactionTime     string `json:"transactionTime"`
 	Request             string `json:"request"`
@@ -21,12 +23,16 @@ type Manifest struct {
 	Output              []Item `json:"output"`
 	Deleted             []Item `json:"deleted"`
 	Error               []Item `json:"error"`
+
+	// Missing names the required members that the server did not send or sent empty. An absent requiresAccessToken
+	// counts as true for files on the origin of the base URL, and as false for others, which never get the token.
+	Missing []string `json:"-"`
 }
 
 // Item is one file of a manifest.
 type Item struct {
-	Type  string      `json:"type"`
-	URL   string      `json:"url"`
+	Type  string      `json:"type"`            // "": not given; all lines are of one type
+	URL   string      `json:"url"`             // absolute once the manifest is read
 	Count *int64      `json:"count,omitempty"` // lines; nil when unknown
 	Local *StoredFile `json:"local,omitempty"` // only in the manifest.json of a folder: the downloaded file
 }
@@ -42,30 +48,285 @@ func (m *Manifest) items() []*Item {
 	return all
 }
 
-// readManifest decodes a manifest, and refuses a document that lacks a required member with ErrMismatch: a proxy or another
-// server may send any document with a 200, which must not be mistaken for the manifest of an export without files.
-func readManifest(text []byte, manifest any) error {
-	var required struct {
-		Manifest
-		RequiresAccessToken *bool `json:"requiresAccessToken"`
+const (
+	maxManifest = 256 << 20 // bytes of a manifest
+	maxFiles    = 1_000_000 // items of a manifest
+	maxItem     = 1 << 20   // bytes of an item, and of anything else that is read at once
+)
+
+var errTooLong = errors.New("it, or a part of it, is too long")
+
+// bounded is a reader that ends with errTooLong, so that a decoder's buffer is bounded.
+type bounded struct {
+	in          io.Reader
+	total, item int64 // bytes that may still be read, in all and before the next reset of item
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	p = p[:min(int64(len(p)), b.total, b.item)]
+	if len(p) == 0 {
+		return 0, errTooLong
 	}
-	if err := errors.Join(json.Unmarshal(text, &required), json.Unmarshal(text, manifest)); err != nil {
-		return fmt.Errorf("%w: not a manifest: %w", ErrMismatch, err)
+	n, err := b.in.Read(p)
+	b.total -= int64(n)
+	b.item -= int64(n)
+	return n, err
+}
+
+// readManifest reads a manifest item by item, so that it takes no more memory than its files need. It accepts missing
+// members and names them in Missing, but refuses with ErrMismatch what is malformed, and what is not a manifest: a proxy
+// may send any document with a 200, which must not be mistaken for the manifest of an export without files. Relative URLs
+// are resolved against from, the URL of the manifest.
+func readManifest(in io.Reader, from *url.URL) (*Manifest, error) {
+	manifest, err := newManifestReader(in, from, maxFiles).read()
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, errTooLong) {
+		return nil, malformed("%w", err)
 	}
-	_, err := time.Parse(time.RFC3339, required.TransactionTime)
-	for _, member := range []struct {
-		name  string
-		valid bool
-	}{
-		{"transactionTime", err == nil},
-		{"request", required.Request != ""},
-		{"requiresAccessToken", required.RequiresAccessToken != nil},
-		{"output", required.Output != nil},
-		{"error", required.Error != nil},
-	} {
-		if !member.valid {
-			return fmt.Errorf("%w: not a manifest: %s is missing or invalid", ErrMismatch, member.name)
+	return manifest, err
+}
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: not a manifest: %w", ErrMismatch, fmt.Errorf(format, args...))
+}
+
+type manifestReader struct {
+	in      *bounded
+	decoder *json.Decoder
+	from    *url.URL
+	members map[string]json.RawMessage // the known ones; nil for a list of files
+	items   int
+	most    int // items
+}
+
+func newManifestReader(in io.Reader, from *url.URL, most int) *manifestReader {
+	r := &manifestReader{
+		in: &bounded{in: in, total: maxManifest, item: maxItem}, from: from, most: most,
+		members: make(map[string]json.RawMessage),
+	}
+	r.decoder = json.NewDecoder(r.in)
+	return r
+}
+
+func (r *manifestReader) token() (json.Token, error) {
+	r.in.item = maxItem
+	return r.decoder.Token()
+}
+
+// more reports whether there is another element. It is also false after an error, so the end has to be checked.
+func (r *manifestReader) more() bool {
+	r.in.item = maxItem
+	return r.decoder.More()
+}
+
+func (r *manifestReader) decode(value any) error {
+	r.in.item = maxItem
+	return r.decoder.Decode(value)
+}
+
+// skip reads a value without keeping it.
+func (r *manifestReader) skip() error {
+	for depth := 0; ; {
+		token, err := r.token()
+		if err != nil {
+			return err
 		}
+		switch token {
+		case json.Delim('{'), json.Delim('['):
+			depth++
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+		if depth == 0 {
+			return nil
+		}
+	}
+}
+
+func (r *manifestReader) read() (*Manifest, error) {
+	manifest := &Manifest{}
+	lists := map[string]*[]Item{"output": &manifest.Output, "deleted": &manifest.Deleted, "error": &manifest.Error}
+	if token, err := r.token(); err != nil || token != json.Delim('{') {
+		return nil, cmp.Or(err, malformed("it is not a JSON object"))
+	}
+	for r.more() {
+		token, err := r.token()
+		if err != nil {
+			return nil, err
+		}
+		name, _ := token.(string) // the name of a member is always a string
+		if _, twice := r.members[name]; twice {
+			return nil, malformed("%q appears twice", printable(name))
+		}
+		var value json.RawMessage
+		switch name {
+		case "output", "deleted", "error":
+			*lists[name], err = r.list(name)
+		case "transactionTime", "request", "requiresAccessToken", "resourceType", "link":
+			err = r.decode(&value)
+		default:
+			if err := r.skip(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		r.members[name] = value
+	}
+	if end, err := r.token(); err != nil || end != json.Delim('}') {
+		return nil, cmp.Or(err, errTooLong)
+	}
+	if _, err := r.token(); !errors.Is(err, io.EOF) {
+		return nil, malformed("text follows the JSON object")
+	}
+	return manifest, r.fill(manifest)
+}
+
+// list reads a list of files; it is nil for null.
+func (r *manifestReader) list(name string) ([]Item, error) {
+	token, err := r.token()
+	if err != nil || token == nil {
+		return nil, err
+	}
+	if token != json.Delim('[') {
+		return nil, malformed("%s is not a list", name)
+	}
+	list := []Item{}
+	for r.more() {
+		if r.items++; r.items > r.most {
+			return nil, malformed("it lists more than %d files", r.most)
+		}
+		item, err := r.item(name)
+		if err != nil {
+			return nil, fmt.Errorf("%s[%d] of the manifest: %w", name, len(list), err)
+		}
+		list = append(list, item)
+	}
+	if end, err := r.token(); err != nil || end != json.Delim(']') {
+		return nil, cmp.Or(err, errTooLong)
+	}
+	return list, nil
+}
+
+func (r *manifestReader) item(list string) (Item, error) {
+	var raw struct {
+		Item
+		Count json.RawMessage `json:"count"`
+	}
+	var wrong *json.UnmarshalTypeError
+	err := r.decode(&raw)
+	if errors.As(err, &wrong) {
+		return Item{}, fmt.Errorf("%w: %w", ErrMismatch, err)
+	}
+	if err != nil {
+		return Item{}, err
+	}
+	item := raw.Item
+	if n, err := number(raw.Count); err != nil {
+		return Item{}, fmt.Errorf("%w: its count %q is not a number", ErrMismatch, printable(string(raw.Count)))
+	} else if n >= 0 {
+		item.Count = &n
+	}
+	if item.Type == "" { // output of one type may leave it out: the lines have it
+		item.Type = map[string]string{"error": "OperationOutcome", "deleted": "Bundle"}[list]
+	}
+	if item.Type != "" && !safeType.MatchString(item.Type) {
+		return Item{}, fmt.Errorf("%w: the type %q is not the name of a resource type", ErrMismatch, printable(item.Type))
+	}
+	location, err := r.from.Parse(item.URL)
+	if err != nil || item.URL == "" {
+		return Item{}, fmt.Errorf("%w: it has no URL", ErrMismatch)
+	}
+	if err := allowed(location, r.from); err != nil {
+		return Item{}, fmt.Errorf("the URL of a file of type %q: %w", item.Type, err)
+	}
+	item.URL = location.String()
+	return item, nil
+}
+
+// number reads a JSON number of whole units, also in quotes, as some servers send it. It returns -1 for nothing, null and
+// negative numbers.
+func number(raw json.RawMessage) (int64, error) {
+	text := strings.TrimSpace(strings.Trim(string(raw), `"`))
+	if text == "" || text == "null" {
+		return -1, nil
+	}
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || n != math.Trunc(n) || n > 1<<53 {
+		return 0, errors.New("not a whole number")
+	}
+	return max(int64(n), -1), nil
+}
+
+// fill sets the other members of the manifest.
+func (r *manifestReader) fill(manifest *Manifest) error {
+	if kind, ok := r.members["resourceType"]; ok {
+		return malformed("it is a FHIR resource of type %s", printable(string(kind)))
+	}
+	type link struct{ Relation string }
+	var links []link
+	if raw := r.members["link"]; raw != nil && json.Unmarshal(raw, &links) != nil {
+		return malformed("link is not a list")
+	}
+	if slices.ContainsFunc(links, func(l link) bool { return l.Relation == "next" }) {
+		return malformed("it is a page of a manifest in pages (it has a link next), which this client does not support")
+	}
+	for name, to := range map[string]*string{"transactionTime": &manifest.TransactionTime, "request": &manifest.Request} {
+		if raw := r.members[name]; raw != nil && json.Unmarshal(raw, to) != nil {
+			return malformed("%s is not a string", name)
+		}
+	}
+	switch raw := strings.Trim(string(r.members["requiresAccessToken"]), `"`); strings.ToLower(raw) {
+	case "true":
+		manifest.RequiresAccessToken = true
+	case "false":
+	case "", "null":
+		manifest.RequiresAccessToken, manifest.Missing = true, append(manifest.Missing, "requiresAccessToken")
+	default:
+		return malformed("requiresAccessToken is neither true nor false")
+	}
+	if manifest.Request == "" {
+		manifest.Missing = append(manifest.Missing, "request")
+	}
+	if manifest.TransactionTime == "" {
+		manifest.Missing = append(manifest.Missing, "transactionTime")
+	}
+	const others = 3 // those above
+	if manifest.Output == nil || len(manifest.Output) == 0 && len(manifest.Missing) == others {
+		return malformed("it has no output")
+	}
+	if manifest.Error == nil {
+		manifest.Missing = append(manifest.Missing, "error")
+		manifest.Error = []Item{}
+	}
+	if manifest.Deleted == nil { // optional
+		manifest.Deleted = []Item{}
+	}
+	return nil
+}
+
+// warnings describe what the manifest lacks.
+func (m *Manifest) warnings() []string {
+	found := []string{}
+	if len(m.Missing) > 0 {
+		found = append(found, "the manifest has no "+strings.Join(m.Missing, ", no "))
+	}
+	if _, err := time.Parse(time.RFC3339, m.TransactionTime); err != nil && m.TransactionTime != "" {
+		found = append(found, fmt.Sprintf("the manifest's transactionTime %q is not an instant", printable(m.TransactionTime)))
+	}
+	return found
+}
+
+// allowed refuses the URL of a job or of a file that is not http or https, has credentials, or is plain http although the
+// document that names it came by https.
+func allowed(u, from *url.URL) error {
+	switch {
+	case !isWeb(u) || u.User != nil:
+		return fmt.Errorf("%w: not an http URL without credentials", ErrMismatch)
+	case from.Scheme == "https" && u.Scheme != "https":
+		return fmt.Errorf("%w: it is plain http, but the server uses https", ErrInsecureHTTP)
 	}
 	return nil
 }
@@ -83,65 +344,53 @@ const (
 // File is one file of an export, and its name in the folder.
 type File struct {
 	List  List
-	Type  string // resource type of every line
+	Type  string // resource type of every line; "": any one type
 	URL   string // absolute
 	Count int64  // lines, -1 when unknown
-	Name  string // of the finished file without .gz, as Patient.1.ndjson: safe, and unique in the folder
+	Name  string // of the finished file without .gz, as Patient.2.ndjson: safe, and unique in the folder
 }
 
-var (
-	safeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$`)
-	safeType = regexp.MustCompile(`^[A-Z][A-Za-z]{0,63}$`)
-)
+var safeType = regexp.MustCompile(`^[A-Z][A-Za-z]{0,63}$`)
 
-// files lists the files of a manifest: output, deleted, error. Their names are the last segments of their URLs. A name
-// that could be anything but a plain file in the folder is refused.
-func files(manifest *Manifest) ([]File, error) {
+// untyped is the name of a file whose type the server did not tell.
+const untyped = "Resource"
+
+// files lists the files of a manifest: output, deleted, error. A file is named for its type, as Patient.ndjson,
+// Patient.2.ndjson, except that a file that the folder knows already (by URL), finished or not, keeps its name, whatever
+// the order of the manifest.
+func files(manifest *Manifest, known map[string]string) ([]File, error) {
 	var found []File
 	taken, listed := make(map[string]bool), make(map[string]bool)
+	for _, name := range known {
+		taken[strings.ToLower(name)] = true // names that differ only in case are one file on some disks
+	}
+	next := make(map[string]int) // by type
 	for _, list := range []struct {
 		name  List
 		items []Item
 	}{{ListOutput, manifest.Output}, {ListDeleted, manifest.Deleted}, {ListError, manifest.Error}} {
 		for i, item := range list.items {
-			file, err := fileOf(list.name, item)
-			if err != nil {
-				return nil, fmt.Errorf("%s[%d] of the manifest: %w", list.name, i, err)
+			if listed[item.URL] {
+				return nil, fmt.Errorf("%w: %s[%d] of the manifest: the file is listed twice", ErrMismatch, list.name, i)
 			}
-			// Names that differ only in case are one file on some disks. The suffix depends on the URL alone, so a
-			// name stays the same in a later run, whatever the order of the manifest.
-			if taken[strings.ToLower(file.Name)] {
-				sum := sha256.Sum256([]byte(file.URL))
-				file.Name = strings.TrimSuffix(file.Name, ".ndjson") + "-" + hex.EncodeToString(sum[:6]) + ".ndjson"
+			listed[item.URL] = true
+			file := File{List: list.name, Type: item.Type, URL: item.URL, Count: -1, Name: known[item.URL]}
+			if item.Count != nil {
+				file.Count = *item.Count
 			}
-			lower := strings.ToLower(file.Name)
-			if taken[lower] || listed[file.URL] {
-				return nil, fmt.Errorf("%s[%d] of the manifest: the file is listed twice", list.name, i)
+			for typ := cmp.Or(item.Type, untyped); file.Name == ""; {
+				next[typ]++
+				name := typ + ".ndjson"
+				if next[typ] > 1 {
+					name = fmt.Sprintf("%s.%d.ndjson", typ, next[typ])
+				}
+				if !taken[strings.ToLower(name)] {
+					file.Name = name
+				}
 			}
-			taken[lower], listed[file.URL] = true, true
+			taken[strings.ToLower(file.Name)] = true
 			found = append(found, file)
 		}
 	}
 	return found, nil
-}
-
-func fileOf(list List, item Item) (File, error) {
-	if !safeType.MatchString(item.Type) {
-		return File{}, fmt.Errorf("the type %q is not the name of a resource type", printable(item.Type))
-	}
-	location, err := url.Parse(item.URL)
-	if err != nil || !isWeb(location) {
-		return File{}, fmt.Errorf("the URL of a file of type %s is not an absolute http URL", item.Type)
-	}
-	// The segment is cut out before it is decoded, so that safeName refuses an encoded slash.
-	name, err := url.PathUnescape(path.Base(location.EscapedPath()))
-	if err != nil || !safeName.MatchString(name) || strings.Contains(name, "..") {
-		return File{}, fmt.Errorf("%q is not a safe name for a file", printable(name))
-	}
-	name = strings.TrimSuffix(strings.TrimSuffix(name, ".gz"), ".ndjson") + ".ndjson"
-	file := File{List: list, Type: item.Type, URL: item.URL, Count: -1, Name: name}
-	if item.Count != nil {
-		file.Count = *item.Count
-	}
-	return file, nil
 }

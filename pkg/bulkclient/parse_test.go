@@ -1,8 +1,11 @@
 package bulkclient
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
+	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -25,29 +28,26 @@ func TestRetryAfter(t *testing.T) {
 		{"-1", time.Second, 0, false},
 		{"1.5", time.Second, 0, false},
 		{"", time.Second, 0, false},
-		{"Mon, 02 Jan 2006 15:04:05 GMT", time.Second, 100 * time.Millisecond, true},
+		{"Mon, 02 Jan 2006 15:04:05 GMT", time.Second, 0, false},
 		{"Fri, 02 Jan 2226 15:04:05 GMT", time.Second, maxWait, true},
 	} {
-		if got, ok := retryAfter(test.header, test.unit); got != test.want || ok != test.ok {
+		if got, ok := retryAfter(http.Header{"Retry-After": {test.header}}, test.unit); got != test.want || ok != test.ok {
 			t.Errorf("%q in %v: %v, %t, want %v, %t", test.header, test.unit, got, ok, test.want, test.ok)
 		}
 	}
+	// The clock of the server may be years behind.
+	late := http.Header{"Retry-After": {"Mon, 02 Jan 2006 15:04:05 GMT"}, "Date": {"Mon, 02 Jan 2006 15:03:05 GMT"}}
+	if got, ok := retryAfter(late, time.Millisecond); got != time.Minute || !ok {
+		t.Errorf("a date by the server's clock: %v, %t", got, ok)
+	}
 }
 
-// A 503 may come from the server, in the unit of the job, or from a proxy, in seconds.
-func TestUnitOfRetryAfterDuringOutages(t *testing.T) {
-	for _, row := range []struct {
-		unit   time.Duration
-		header string
-		want   time.Duration
-	}{
-		{time.Millisecond, "5000", 5 * time.Second}, {time.Millisecond, "5", 5 * time.Second},
-		{time.Millisecond, "999", 999 * time.Second}, {time.Second, "5", 5 * time.Second}, {time.Second, "1200", 20 * time.Minute},
-	} {
-		for _, polled := range []bool{true, false} {
-			got, ok := retryIn(&ServerError{Status: 503, retryAfter: row.header}, 1, row.unit, polled)
-			if got != row.want || !ok {
-				t.Errorf("Retry-After %s in %v, polled %t: %v, %t, want %v", row.header, row.unit, polled, got, ok, row.want)
+// Retry-After of a refusal is in seconds in both dialects (spec 7, pitfall 43).
+func TestRetryAfterOfRefusalsIsInSeconds(t *testing.T) {
+	for _, status := range []int{429, 503} {
+		for header, want := range map[string]time.Duration{"5": 5 * time.Second, "1200": 20 * time.Minute, "": time.Second} {
+			if got, ok := retryIn(&ServerError{Status: status, retry: http.Header{"Retry-After": {header}}}, 1); got != want || !ok {
+				t.Errorf("%d with Retry-After %q: %v, %t, want %v", status, header, got, ok, want)
 			}
 		}
 	}
@@ -62,8 +62,11 @@ func TestStatusOf(t *testing.T) {
 	}{
 		{"ours", map[string]string{"Retry-After": "2000", "X-Progress": "started", "X-Progress-Percent": "7"}, 1,
 			Status{"started", 7, 2 * time.Second}},
+		{"ours without progress", map[string]string{"Retry-After": "2000"}, 1, Status{"", -1, 2 * time.Second}},
 		{"percent in the text", map[string]string{"X-Progress": "45% complete"}, 1,
 			Status{"45% complete", 45, time.Second}},
+		{"another server in seconds", map[string]string{"Retry-After": "120", "X-Progress": "Build in progress"}, 1,
+			Status{"Build in progress", -1, 2 * time.Minute}},
 		{"nothing", nil, 3, Status{"", -1, 4 * time.Second}},
 		{"nothing for long", nil, 100, Status{"", -1, 16 * time.Second}},
 		{"nonsense", map[string]string{"X-Progress": "\x1b[31mred", "X-Progress-Percent": "700"}, 1,
@@ -140,30 +143,47 @@ func TestPlainHTTPNeedsInsecureHTTP(t *testing.T) {
 
 // TestLinesInPieces: the result does not depend on how the text is cut into pieces.
 func TestLinesInPieces(t *testing.T) {
+	const mark = "\xef\xbb\xbf"
 	for _, test := range []struct {
-		name, text string
-		count      int64 // announced
-		good       bool
+		name, typ, text string
+		count           int64 // announced
+		good            bool
 	}{
-		{"two", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Patient","x":"\n"}` + "\n", 2, true},
-		{"no newline at the end", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Patient"}`, 2, true},
-		{"type behind and blanks", `{ "id": "a", "resourceType" : "Patient" }` + "\n", 1, true},
-		{"carriage return", `{"resourceType":"Patient"}` + "\r\n", 1, true},
-		{"no count", `{"resourceType":"Patient"}` + "\n", -1, true},
-		{"nothing", "", 0, true},
-		{"nothing announced as one", "", 1, false},
-		{"another type", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Person"}`, 2, false},
-		{"cut at the end", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Pat`, 2, false},
-		{"only newlines", "\n\n", 2, false},
+		{"two", "Patient", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Patient","x":"\n"}` + "\n", 2, true},
+		{"no newline at the end", "Patient", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Patient"}`, 2, true},
+		{"type behind and blanks", "Patient", `{ "id": "a", "resourceType" : "Patient" }` + "\n", 1, true},
+		{"type behind a nested one", "Patient", `{"contained":[{"resourceType":"Person"}],"resourceType":"Patient"}`, 1, true},
+		{"type behind brackets in texts", "Patient", `{"a":"}]\\","b\"":["{"],"resourceType":"Patient"}`, 1, true},
+		{"escaped type", "Patient", `{"id":"a","resource\u0054ype":"P\u0061tient"}`, 1, true},
+		{"type as a value", "Patient", `{"id":"resourceType","x":"Patient"}`, 1, false},
+		{"nested type only", "Patient", `{"contained":[{"resourceType":"Patient"}]}`, 1, false},
+		{"carriage return", "Patient", `{"resourceType":"Patient"}` + "\r\n", 1, true},
+		{"byte order mark", "Patient", mark + `{"resourceType":"Patient"}` + "\n", 1, true},
+		{"byte order mark and type behind", "Patient", mark + `{"id":"a","resourceType":"Patient"}` + "\n", 1, true},
+		{"byte order mark alone", "Patient", mark, 0, true},
+		{"blank lines", "Patient", "\n" + `{"resourceType":"Patient"}` + "\n\r\n \n", 1, true},
+		{"no count", "Patient", `{"resourceType":"Patient"}` + "\n", -1, true},
+		{"any type", "", `{"resourceType":"Patient"}` + "\n" + `{"id":"a","resourceType":"Patient"}`, -1, true},
+		{"two types for one", "", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Person"}`, -1, false},
+		{"nothing", "Patient", "", 0, true},
+		{"nothing announced as one", "Patient", "", 1, false},
+		{"one too many", "Patient", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Patient"}`, 1, false},
+		{"another type", "Patient", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Person"}`, 2, false},
+		{"cut at the end", "Patient", `{"resourceType":"Patient"}` + "\n" + `{"resourceType":"Pat`, 2, false},
+		{"cut behind a bracket", "Patient", `{"id":"a","resourceType":"Patient","x":{"y":{}}`, 1, false},
+		{"two objects", "Patient", `{"id":"a","resourceType":"Patient"}{}`, 1, false},
+		{"list", "Patient", `[{"resourceType":"Patient"}]`, 1, false},
+		{"text", "Patient", `"resourceType":"Patient"}`, 1, false},
+		{"only newlines", "Patient", "\n\n", 2, false},
 	} {
 		for size := 1; size <= len(test.text)+1; size++ {
-			check := newLines("Patient")
+			check := newLines(test.typ, test.count)
 			var err error
 			for rest := test.text; rest != "" && err == nil; rest = rest[min(size, len(rest)):] {
 				_, err = check.Write([]byte(rest[:min(size, len(rest))]))
 			}
 			if err == nil {
-				err = check.Close(test.count)
+				err = check.Close()
 			}
 			if (err == nil) != test.good || err != nil && !errors.Is(err, ErrMismatch) {
 				t.Fatalf("%s in pieces of %d: %v", test.name, size, err)
@@ -172,44 +192,83 @@ func TestLinesInPieces(t *testing.T) {
 	}
 }
 
-// TestLongLinesAreNotBuffered: a line that begins with its type is not kept in memory (pitfall 6).
+// TestLongLinesAreNotBuffered: no part of a line is kept beyond a name, wherever its type is (pitfalls 6 and 45).
 func TestLongLinesAreNotBuffered(t *testing.T) {
-	check := newLines("Binary")
-	if _, err := check.Write([]byte(`{"resourceType":"Binary","data":"`)); err != nil {
-		t.Fatal(err)
-	}
 	piece := []byte(strings.Repeat("x", 1<<20))
-	for range 40 {
-		if _, err := check.Write(piece); err != nil {
-			t.Fatal(err)
+	for begin, end := range map[string]string{
+		`{"resourceType":"Binary","data":"`: `"}`,
+		`{"data":"`:                         `","resourceType":"Binary"}`,
+		`{"`:                                `":1,"resourceType":"Binary"}`,
+		`{"a":[{"b":"`:                      `"}],"resourceType":"Binary"}`,
+	} {
+		check := newLines("Binary", 1)
+		write := func(p []byte) {
+			_, err := check.Write(p)
+			must(t, err)
 		}
-	}
-	if cap(check.head) > 1<<10 {
-		t.Errorf("keeps %d bytes", cap(check.head))
-	}
-	check = newLines("Patient")
-	var err error
-	for range 40 {
-		if _, err = check.Write(piece); err != nil {
-			break
+		write([]byte(begin))
+		for range 20 {
+			write(piece)
 		}
-	}
-	if !errors.Is(err, ErrMismatch) {
-		t.Errorf("a line without a type was kept: %v", err)
+		write([]byte(end))
+		must(t, check.Close())
+		if cap(check.scan.text) > 2*longestName {
+			t.Errorf("%s: keeps %d bytes", begin, cap(check.scan.text))
+		}
 	}
 }
 
-func FuzzManifestNames(f *testing.F) {
-	f.Add("Patient", "https://a.org/fhir/..%2f..%2fx.ndjson")
-	f.Add("Patient", "https://a.org/Patient.ndjson")
-	f.Fuzz(func(t *testing.T, typ, location string) {
-		got, err := files(&Manifest{Output: []Item{{Type: typ, URL: location}}})
+// FuzzLines: the scan agrees with encoding/json on the type of every object without a duplicate of it.
+func FuzzLines(f *testing.F) {
+	for _, line := range []string{
+		`{"resourceType":"Patient"}`, `{"a":{"resourceType":"x"},"resourceType":"Patient"}`, `{"a":"\\","resourceType":"P"}`,
+	} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		var resource map[string]json.RawMessage
+		once := !strings.Contains(line, "\n") && strings.Count(line, "resource") == 1
+		if !once || json.Unmarshal([]byte(line), &resource) != nil {
+			return
+		}
+		var typ string
+		if json.Unmarshal(resource["resourceType"], &typ) != nil || !safeType.MatchString(typ) {
+			return
+		}
+		check := newLines(typ, 1)
+		if _, err := check.Write([]byte(line)); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if err := check.Close(); err != nil {
+			t.Errorf("%q: %v", line, err)
+		}
+	})
+}
+
+// FuzzManifest: whatever a server sends, names stay inside of the folder and URLs are absolute.
+func FuzzManifest(f *testing.F) {
+	f.Add(`{"request":"r","output":[{"type":"Patient","url":"..%2f..%2fx.ndjson","count":"1"}]}`)
+	f.Add(`{"request":"r","output":[{"url":"//b.org/x"},{"type":"Patient","url":"/x"}],"error":[{"url":"x"}]}`)
+	from, err := url.Parse("https://a.org/fhir/jobs/1")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		manifest, err := readManifest(strings.NewReader(text), from)
 		if err != nil {
 			return
 		}
-		name := got[0].Name
-		if strings.ContainsAny(name, "/\\:\x00") || strings.HasPrefix(name, ".") || !strings.HasSuffix(name, ".ndjson") {
-			t.Errorf("%q is named %q", location, name)
+		got, err := files(manifest, nil)
+		if err != nil {
+			return
+		}
+		for _, file := range got {
+			if !regexp.MustCompile(`^[A-Z][A-Za-z]*(\.[0-9]+)?\.ndjson$`).MatchString(file.Name) {
+				t.Errorf("%q is named %q", file.URL, file.Name)
+			}
+			if !strings.HasPrefix(file.URL, "https://") {
+				t.Errorf("the URL %q", file.URL)
+			}
 		}
 	})
 }

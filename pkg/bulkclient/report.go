@@ -2,6 +2,7 @@ package bulkclient
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -15,16 +16,25 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/gzip"
+
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// Report counts the files of a finished export.
+// Report counts the files of a finished export. The names of its JSON do not change; more may come.
 type Report struct {
+	Job             string   `json:"job"`       // see Job.ID
+	StatusURL       string   `json:"statusUrl"` // of the job; DELETE removes it
+	Folder          string   `json:"folder"`
 	TransactionTime string   `json:"transactionTime"`
-	Types           []Total  `json:"types"`    // of output, by name
-	Total           Total    `json:"total"`    // of output; its seconds are those of the whole run
-	Deleted         Total    `json:"deleted"`  // files of deletions
-	Errors          Total    `json:"errors"`   // files of OperationOutcomes
-	Problems        []string `json:"problems"` // the first issues of the error files
+	Types           []Total  `json:"types"`      // of output, by name
+	Total           Total    `json:"total"`      // of output; its seconds are those of the whole run
+	Deleted         Total    `json:"deleted"`    // files of deletions
+	Errors          Total    `json:"errors"`     // files of OperationOutcomes
+	Incomplete      int64    `json:"incomplete"` // issues of the error files about data that could not be exported
+	Withheld        int64    `json:"withheld"`   // issues of severity information: data that was left out by design
+	Problems        []string `json:"problems"`   // the first of Incomplete
+	Notes           []string `json:"notes"`      // the first of Withheld
+	Warnings        []string `json:"warnings"`   // about the manifest
 }
 
 // Total counts files.
@@ -42,16 +52,29 @@ func (t *Total) add(s StoredFile) {
 	t.Bytes += s.Bytes
 }
 
-func newReport(folder *folder, transactionTime string, results []result, seconds float64) (Report, error) {
+func newReport(folder *folder, done finished, results []result) (Report, error) {
 	report := count(results)
-	report.TransactionTime, report.Total.Seconds = transactionTime, seconds
-	var err error
-	report.Problems, err = problems(folder, results)
-	return report, err
+	report.describe(folder, done)
+	report.Total.Seconds = done.Seconds
+	for _, r := range results {
+		if r.file.List != ListError {
+			continue
+		}
+		if err := report.addOutcomes(folder, r.stored.File); err != nil {
+			return Report{}, fmt.Errorf("read %s: %w", r.stored.File, err)
+		}
+	}
+	return report, nil
+}
+
+// describe sets what the manifest.json tells.
+func (r *Report) describe(folder *folder, done finished) {
+	r.Job, r.StatusURL, r.Folder = done.Export.job().ID(), done.Export.StatusURL, folder.root.Name()
+	r.TransactionTime, r.Warnings = done.TransactionTime, append(r.Warnings, done.Warnings...)
 }
 
 func count(results []result) Report {
-	report := Report{Types: []Total{}, Problems: []string{}}
+	report := Report{Types: []Total{}, Problems: []string{}, Notes: []string{}, Warnings: []string{}}
 	type typeTotal struct {
 		Total
 		begin, end time.Time // of the downloads of this run
@@ -88,45 +111,57 @@ func count(results []result) Report {
 	return report
 }
 
-func problems(folder *folder, results []result) ([]string, error) {
-	const most = 20
-	found := []string{}
-	for _, r := range results {
-		if r.file.List != ListError || len(found) >= most {
-			continue
-		}
-		texts, err := problemsOf(folder, r.stored.File, most-len(found))
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", r.stored.File, err)
-		}
-		found = append(found, texts...)
-	}
-	return found, nil
-}
-
-func problemsOf(folder *folder, name string, most int) (found []string, err error) {
+// addOutcomes adds the issues of an error file. Whatever is not an issue of severity information counts as missing data.
+func (r *Report) addOutcomes(folder *folder, name string) (err error) {
 	file, err := folder.root.Open(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	var in io.Reader = file
 	if strings.HasSuffix(name, ".gz") {
 		if in, err = gzip.NewReader(file); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	scanner := bufio.NewScanner(in)
-	scanner.Buffer(nil, maxOutcome)
-	for len(found) < most && scanner.Scan() {
-		for _, issue := range issues(scanner.Bytes()) {
-			found = append(found, describe(issue))
+	lines := bufio.NewReaderSize(in, maxOutcome)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if len(bytes.TrimSpace(line)) > 0 {
+			r.addOutcome(line)
+		}
+		for errors.Is(err, bufio.ErrBufferFull) { // the rest of a line whose begin is no OperationOutcome
+			_, err = lines.ReadSlice('\n')
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
 		}
 	}
-	if err := scanner.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) { // a long line is in the file itself
-		return nil, err
+}
+
+func (r *Report) addOutcome(line []byte) {
+	const most = 20
+	found := issues(line)
+	if len(found) == 0 {
+		found = []fhir.Issue{{Diagnostics: "a line of the error file that is no OperationOutcome with issues, or is too long"}}
 	}
-	return found[:min(len(found), most)], nil
+	for _, issue := range found {
+		if issue.Severity == "information" {
+			r.Withheld++
+			if len(r.Notes) < most {
+				issue.Severity, issue.Code = "", ""
+				r.Notes = append(r.Notes, describe(issue))
+			}
+			continue
+		}
+		r.Incomplete++
+		if len(r.Problems) < most {
+			r.Problems = append(r.Problems, describe(issue))
+		}
+	}
 }
 
 // Verify reads every file of a finished folder and compares it with manifest.json: digest, compression, number of
@@ -173,7 +208,7 @@ func Verify(ctx context.Context, dir string) (report Report, err error) {
 		}
 	}
 	report = count(valid)
-	report.TransactionTime = done.TransactionTime
+	report.describe(folder, done)
 	return report, wrong
 }
 
@@ -186,12 +221,9 @@ func verify(ctx context.Context, folder *folder, r result) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	encoding := ""
-	if strings.HasSuffix(r.stored.File, ".gz") {
-		encoding = "gzip"
-	}
-	sum, check, length := sha256.New(), newLines(r.file.Type), int64(0)
-	err = decode(io.TeeReader(file, sum), encoding, func(piece []byte) error {
+	zipped := strings.HasSuffix(r.stored.File, ".gz")
+	sum, check, length := sha256.New(), newLines(r.file.Type, r.stored.Resources), int64(0)
+	err = decode(bufio.NewReaderSize(io.TeeReader(file, sum), 128<<10), zipped, func(piece []byte) error {
 		length += int64(len(piece))
 		if _, err := check.Write(piece); err != nil {
 			return err
@@ -201,8 +233,11 @@ func verify(ctx context.Context, folder *folder, r result) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(check.Close(r.stored.Resources), check.Close(r.file.Count)); err != nil {
+	if err := check.Close(); err != nil {
 		return err
+	}
+	if r.file.Count >= 0 && r.file.Count != check.count {
+		return fmt.Errorf("%w: it has %d resources, not %d", ErrMismatch, check.count, r.file.Count)
 	}
 	if length != r.stored.Bytes || hex.EncodeToString(sum.Sum(nil)) != r.stored.SHA256 {
 		return fmt.Errorf("%w: its content has changed since the download", ErrMismatch)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,15 +28,19 @@ const (
 
 // ServerError is a response with a status code that the protocol does not expect.
 type ServerError struct {
-	Status     int          // the HTTP status code
-	Issues     []fhir.Issue // of the OperationOutcome in the body, if there was one
-	retryAfter string       // the raw header
+	Status int          // the HTTP status code
+	Issues []fhir.Issue // of the OperationOutcome in the body, if there was one
+	text   string       // of another body: its begin as one line
+	retry  http.Header  // Retry-After and Date
 }
 
 func (e *ServerError) Error() string {
 	texts := make([]string, 0, len(e.Issues))
 	for _, issue := range e.Issues {
 		texts = append(texts, describe(issue))
+	}
+	if len(texts) == 0 && e.text != "" {
+		texts = append(texts, e.text)
 	}
 	text := fmt.Sprintf("the server answered %d %s", e.Status, http.StatusText(e.Status))
 	if len(texts) > 0 {
@@ -109,7 +114,7 @@ func (c *Client) send(
 		return c.sendOnce(ctx, method, target, header, "")
 	}
 	if !SameOrigin(c.base.String(), target) {
-		return nil, ErrForeignOrigin
+		return nil, fmt.Errorf("%w: %s", ErrForeignOrigin, originOf(target))
 	}
 	token, err := c.cfg.Tokens.Token(ctx, "")
 	if err != nil {
@@ -122,7 +127,7 @@ func (c *Client) send(
 	refused := refusal(resp)
 	token, err = c.cfg.Tokens.Token(ctx, token)
 	if err != nil {
-		return nil, errors.Join(refused, err)
+		return nil, fmt.Errorf("%w; %w", refused, err)
 	}
 	return c.sendOnce(ctx, method, target, header, token)
 }
@@ -170,13 +175,34 @@ func (c *Client) redirect(req *http.Request, via []*http.Request) error {
 
 // refusal returns the response as a ServerError, and closes the body.
 func refusal(resp *http.Response) error {
-	refused := &ServerError{Status: resp.StatusCode, retryAfter: resp.Header.Get("Retry-After")}
+	refused := &ServerError{Status: resp.StatusCode, retry: resp.Header}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxOutcome))
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
 		return refused // the status is enough
 	}
-	refused.Issues = issues(body)
+	if refused.Issues = issues(body); refused.Issues == nil {
+		refused.text = textOf(body)
+	}
 	return refused
+}
+
+var htmlTitle = regexp.MustCompile(`(?is)<(?:title|h1)[^>]*>([^<]*)<`)
+
+// textOf returns the begin of the body of a refusal that is not an OperationOutcome, or the title of a page.
+func textOf(body []byte) string {
+	const most = 200
+	text := string(body)
+	if strings.HasPrefix(strings.TrimSpace(text), "<") {
+		found := htmlTitle.FindStringSubmatch(text)
+		if found == nil {
+			return ""
+		}
+		text = found[1]
+	}
+	if text = printable(strings.Join(strings.Fields(text), " ")); len([]rune(text)) > most {
+		text = string([]rune(text)[:most]) + "..."
+	}
+	return text
 }
 
 // issues returns the issues of an OperationOutcome, nil if the body is not one. The text of details replaces missing
@@ -208,9 +234,9 @@ const (
 )
 
 // retry waits before the next attempt after the attempt'th failure in a row (from 1). It returns err if a retry cannot
-// help. See retryIn for unit and polled.
-func (c *Client) retry(ctx context.Context, err error, attempt int, unit time.Duration, polled bool) error {
-	wait, ok := retryIn(err, attempt, unit, polled)
+// help.
+func (c *Client) retry(ctx context.Context, err error, attempt int) error {
+	wait, ok := retryIn(err, attempt)
 	if !ok {
 		return err
 	}
@@ -219,9 +245,8 @@ func (c *Client) retry(ctx context.Context, err error, attempt int, unit time.Du
 }
 
 // retryIn returns the wait before the attempt'th retry (from 1), or false if a retry cannot help. The wait grows from retry
-// to retry even if the server sends a shorter Retry-After. unit is the unit of the job's Retry-After. A 429 to a poll of
-// the job's status (polled) uses it as well.
-func retryIn(err error, attempt int, unit time.Duration, polled bool) (time.Duration, bool) {
+// to retry even if the server sends a shorter Retry-After, which is in seconds with a refusal (spec 7).
+func retryIn(err error, attempt int) (time.Duration, bool) {
 	if attempt > maxFailures {
 		return 0, false
 	}
@@ -233,27 +258,19 @@ func retryIn(err error, attempt int, unit time.Duration, polled bool) (time.Dura
 	if !errors.As(err, &refused) || !refused.temporary() {
 		return 0, false
 	}
-	if !polled || refused.Status != http.StatusTooManyRequests {
-		unit = outageUnit(refused.retryAfter, unit)
-	}
-	asked, _ := retryAfter(refused.retryAfter, unit)
+	asked, _ := retryAfter(refused.retry, time.Second)
 	return max(asked, export.Backoff(attempt)), true
-}
-
-// outageUnit guesses the unit of a Retry-After that comes either from the server, in the job's unit, or from a proxy,
-// in seconds (RFC 9110). A server that uses milliseconds sends at least 1000, which is not a plausible number of seconds.
-func outageUnit(header string, unit time.Duration) time.Duration {
-	n, err := strconv.ParseInt(strings.TrimSpace(header), 10, 64)
-	if unit == time.Millisecond && err == nil && n >= 1000 {
-		return time.Millisecond
-	}
-	return time.Second
 }
 
 func (e *ServerError) temporary() bool {
 	switch e.Status {
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable,
+		http.StatusGatewayTimeout:
 		return true
+	case http.StatusInternalServerError:
+		if e.Issues == nil { // a crash, not the server's word on the export
+			return true
+		}
 	}
 	for _, issue := range e.Issues { // conformance S-12
 		transient := []string{"transient", "lock-error", "no-store", "timeout", "throttled"}
@@ -264,17 +281,26 @@ func (e *ServerError) temporary() bool {
 	return false
 }
 
-// retryAfter parses a Retry-After header: an integer of the unit, or an HTTP-date. The wait is at least 100 ms, so that
-// a Retry-After of 0 does not make a busy loop (pitfall 30).
-func retryAfter(header string, unit time.Duration) (time.Duration, bool) {
+// retryAfter reads the Retry-After of a response: an integer of the unit, or an HTTP-date, which counts from the server's
+// own Date. The wait is at least 100 ms, so that a Retry-After of 0 does not make a busy loop, and a date that has passed
+// counts as none (pitfall 30).
+func retryAfter(header http.Header, unit time.Duration) (time.Duration, bool) {
 	const least = 100 * time.Millisecond
-	header = strings.TrimSpace(header)
-	if n, err := strconv.ParseInt(header, 10, 64); err == nil && n >= 0 {
+	text := strings.TrimSpace(header.Get("Retry-After"))
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n >= 0 {
 		n = min(n, int64(maxWait/unit))
 		return max(time.Duration(n)*unit, least), true
 	}
-	if at, err := http.ParseTime(header); err == nil {
-		return min(max(time.Until(at), least), maxWait), true
+	at, err := http.ParseTime(text)
+	if err != nil {
+		return 0, false
+	}
+	now, err := http.ParseTime(header.Get("Date"))
+	if err != nil {
+		now = time.Now()
+	}
+	if wait := at.Sub(now); wait > 0 {
+		return min(max(wait, least), maxWait), true
 	}
 	return 0, false
 }

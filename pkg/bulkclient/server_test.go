@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -357,6 +358,7 @@ func (o *recorder) Polled(s Status) {
 	defer o.mu.Unlock()
 	o.statuses = append(o.statuses, s)
 }
+func (o *recorder) Started(Job)          {}
 func (o *recorder) Planned(files []File) { o.mu.Lock(); defer o.mu.Unlock(); o.planned += len(files) }
 func (o *recorder) Finished(File)        { o.mu.Lock(); defer o.mu.Unlock(); o.finished++ }
 func (o *recorder) Advanced(_ File, resources, bytes int64) {
@@ -425,3 +427,5 @@ func unzip(t *testing.T, zipped []byte) []byte {
 	must(t, err)
 	return text
 }
+
+func sha(text []byte) string { sum := sha256.Sum256(text); return hex.EncodeToString(sum[:]) }

@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// errChanged: the file on the server is no longer the one that the part belongs to. The download starts over.
-var errChanged = errors.New("the file changed on the server")
+// errChanged: the file on the server is not the one that the part belongs to, as far as can be told. The download starts
+// over.
+var errChanged = errors.New("the file changed on the server, or the server cannot continue it in the middle")
 
 var errStalled = errors.New("no data arrived for too long")
 
@@ -22,9 +23,12 @@ type meta struct {
 	URL      string `json:"url"`
 	ETag     string `json:"etag"`
 	Length   int64  `json:"length"`   // of the stored representation in bytes, -1 when unknown
-	Encoding string `json:"encoding"` // "gzip" or ""
+	Encoding string `json:"encoding"` // "gzip" or "", as the server says: see isGzip
 	Digest   string `json:"digest"`   // the raw Repr-Digest header
 }
+
+// strong reports whether ranges can be conditional on the ETag (RFC 9110 13.1.5).
+func (m meta) strong() bool { return m.ETag != "" && !strings.HasPrefix(m.ETag, "W/") }
 
 // stream reads one file in the representation that the server stores: first the bytes of the part, then the rest from
 // the server, which it appends to the part. It reconnects after a lost connection without an error to the reader. It is
@@ -67,8 +71,7 @@ func (d *download) openStream(ctx context.Context, file File) (_ *stream, err er
 	if err != nil && !errors.Is(err, fs.ErrNotExist) || s.meta.URL != file.URL {
 		s.meta = meta{}
 	}
-	strong := s.meta.ETag != "" && !strings.HasPrefix(s.meta.ETag, "W/") // RFC 9110 13.1.5
-	if !strong || s.size == 0 || s.meta.Length >= 0 && s.size > s.meta.Length {
+	if !s.meta.strong() || s.size == 0 || s.meta.Length >= 0 && s.size > s.meta.Length {
 		s.size, s.meta = 0, meta{URL: file.URL, Length: -1}
 		if err := s.part.Truncate(0); err != nil {
 			return nil, fmt.Errorf("truncate the part: %w", err)
@@ -165,17 +168,21 @@ func (s *stream) connect() error {
 
 func (s *stream) retry(reason error) error {
 	s.failures++
-	return s.client.retry(s.ctx, reason, s.failures, s.unit, false)
+	return s.client.retry(s.ctx, reason, s.failures)
 }
 
 func (s *stream) connectOnce() error {
 	header := http.Header{"Accept": {"application/fhir+ndjson"}, "Accept-Encoding": {"gzip"}}
+	if s.size > 0 && !s.meta.strong() { // a range could be of another file
+		return errChanged
+	}
 	if s.size > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", s.size))
 		header.Set("If-Range", s.meta.ETag)
 	}
+	authorize := !s.open && (!s.ownOnly || SameOrigin(s.client.base.String(), s.url))
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	resp, err := s.client.send(ctx, http.MethodGet, s.url, header, s.authorize)
+	resp, err := s.client.send(ctx, http.MethodGet, s.url, header, authorize)
 	if err != nil {
 		cancel(nil)
 		return err

@@ -2,12 +2,14 @@ package bulkclient
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -16,15 +18,32 @@ import (
 // assertionType is the client_assertion_type of a JWT (RFC 7523 section 2.2).
 const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
-// Credentials identify a registered client of SMART Backend Services.
+// Credentials identify a registered client of SMART Backend Services, or a client with a secret (BCDA).
 type Credentials struct {
 	Base         string // FHIR base URL, whose discovery document names the token endpoint when TokenURL is empty
 	TokenURL     string
 	Scope        string                                // requested scopes, separated by spaces
-	Assert       func(endpoint string) (string, error) // signs an assertion for the token endpoint at the URL
+	Assert       func(endpoint string) (string, error) // signs an assertion for the token endpoint at the URL; or:
+	ClientID     string                                // id for HTTP Basic (client_secret_basic)
+	Secret       func() (string, error)                // its secret, instead of Assert
 	InsecureHTTP bool                                  // send assertions over plain http to other machines as well
-	Now          func() time.Time
+	// AnyAudience sends no resource parameter and takes a token for another server: for token services that refuse
+	// the parameter (RFC 8707), or whose tokens name an audience on another origin than the base URL.
+	AnyAudience bool
+	Now         func() time.Time
 }
+
+// Errors of a token source.
+var (
+	// ErrForeignEndpoint: a server names a token endpoint on another origin. Credentials.TokenURL allows it. Without this
+	// check, a server could name the token endpoint of another service, and would get a token of that service.
+	ErrForeignEndpoint = errors.New("the server names a token endpoint on another origin than the base URL")
+	// ErrForeignToken: the token is for another server. Credentials.AnyAudience allows it.
+	ErrForeignToken = errors.New("the token is for another server than the base URL")
+)
+
+// unknownLife is the assumed lifetime of a token without a usable expires_in: that which SMART recommends as the longest.
+const unknownLife = 5 * time.Minute
 
 // CachedTokens returns a source that caches the tokens of fetch. It replaces a token after half of its lifetime, because an
 // export outlives a token, and at once after the server refuses it (conformance B-39).
@@ -104,32 +123,94 @@ func (c *credentialTokens) fetch(ctx context.Context) (string, time.Duration, er
 	if err != nil {
 		return "", 0, fmt.Errorf("request a token: %w", err)
 	}
-	life := time.Duration(min(max(answer.ExpiresIn, 0), int64(time.Hour/time.Second))) * time.Second
-	return answer.AccessToken, life, nil
+	if !c.AnyAudience {
+		if err := checkAudience(answer.AccessToken, c.Base); err != nil {
+			return "", 0, err
+		}
+	}
+	return answer.AccessToken, lifeOf(answer.ExpiresIn), nil
 }
 
 type tokenAnswer struct {
-	AccessToken string `json:"access_token"`
-	TokenType   string `json:"token_type"`
-	ExpiresIn   int64  `json:"expires_in"` // seconds
-	Error       string `json:"error"`
-	Description string `json:"error_description"`
+	AccessToken string          `json:"access_token"`
+	TokenType   string          `json:"token_type"`
+	ExpiresIn   json.RawMessage `json:"expires_in"` // seconds
+	Error       string          `json:"error"`
+	Description string          `json:"error_description"`
+}
+
+// lifeOf reads expires_in: a number, also in quotes or with a fraction, as some servers send it. A token without one is
+// not refused: the server refuses it when its time is over, and then there is another.
+func lifeOf(raw json.RawMessage) time.Duration {
+	seconds, err := strconv.ParseFloat(strings.TrimSpace(strings.Trim(string(raw), `"`)), 64)
+	if err != nil || !(seconds >= 1) { // also for NaN
+		return unknownLife
+	}
+	return time.Duration(min(seconds, time.Hour.Seconds())) * time.Second
+}
+
+// checkAudience refuses a JWT whose audience is the URL of another server: a token service of several servers gives such
+// a token when a server misleads the client (RFC 8707). Opaque tokens, and audiences that are not URLs, such as the id of
+// a client or a urn, are no evidence and pass: many token services issue those.
+func checkAudience(token, base string) error {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return nil
+	}
+	var claims struct{ Aud json.RawMessage }
+	payload, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(parts[1], "="))
+	if err != nil || json.Unmarshal(payload, &claims) != nil {
+		return nil
+	}
+	var one string
+	var all []string
+	if json.Unmarshal(claims.Aud, &one) == nil {
+		all = []string{one}
+	} else if json.Unmarshal(claims.Aud, &all) != nil {
+		return nil
+	}
+	var others []string
+	for _, audience := range all {
+		u, err := url.Parse(audience)
+		switch {
+		case err != nil || !isWeb(u):
+		case SameOrigin(audience, base):
+			return nil
+		default:
+			others = append(others, originOf(audience))
+		}
+	}
+	if len(others) > 0 {
+		return fmt.Errorf("%w: it is for %s", ErrForeignToken, strings.Join(others, ", "))
+	}
+	return nil
 }
 
 func (c *credentialTokens) request(ctx context.Context) (answer tokenAnswer, err error) {
-	assertion, err := c.Assert(c.TokenURL)
+	form := url.Values{"grant_type": {"client_credentials"}, "scope": {c.Scope}}
+	secret := ""
+	if c.Secret != nil {
+		secret, err = c.Secret()
+	} else {
+		form.Set("client_assertion_type", assertionType)
+		var assertion string
+		assertion, err = c.Assert(c.TokenURL)
+		form.Set("client_assertion", assertion)
+	}
 	if err != nil {
 		return answer, err
 	}
-	form := url.Values{
-		"grant_type": {"client_credentials"}, "scope": {c.Scope}, "client_assertion_type": {assertionType},
-		"client_assertion": {assertion},
+	if !c.AnyAudience {
+		form.Set("resource", strings.TrimRight(c.Base, "/"))
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.TokenURL, strings.NewReader(form.Encode()))
 	if err != nil {
 		return answer, errors.New("the URL cannot be requested")
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if c.Secret != nil {
+		req.SetBasicAuth(url.QueryEscape(c.ClientID), url.QueryEscape(secret)) // RFC 6749 2.3.1
+	}
 	body, err := c.do(req)
 	malformed := json.Unmarshal(body, &answer) != nil
 	switch {
@@ -137,7 +218,7 @@ func (c *credentialTokens) request(ctx context.Context) (answer tokenAnswer, err
 		return tokenAnswer{}, fmt.Errorf("%w: %s (%s)", err, printable(answer.Description), printable(answer.Error))
 	case err != nil:
 		return tokenAnswer{}, err
-	case malformed || answer.AccessToken == "" || !strings.EqualFold(answer.TokenType, "bearer"):
+	case malformed || answer.AccessToken == "" || answer.TokenType != "" && !strings.EqualFold(answer.TokenType, "bearer"):
 		return tokenAnswer{}, errors.New("the response has no bearer token")
 	}
 	return answer, nil
@@ -160,10 +241,13 @@ func (c *credentialTokens) discover(ctx context.Context) (string, error) {
 	if json.Unmarshal(body, &document) != nil || document.TokenEndpoint == "" {
 		return "", errors.New("the server's SMART configuration has no token_endpoint")
 	}
-	if strings.HasPrefix(c.Base, "https:") && !strings.HasPrefix(document.TokenEndpoint, "https:") {
-		return "", errors.New("the server uses https, but its token endpoint does not")
+	if err := c.check(document.TokenEndpoint); err != nil {
+		return "", err
 	}
-	return document.TokenEndpoint, c.check(document.TokenEndpoint)
+	if !SameOrigin(c.Base, document.TokenEndpoint) {
+		return "", fmt.Errorf("%w: %s", ErrForeignEndpoint, printable(document.TokenEndpoint))
+	}
+	return document.TokenEndpoint, nil
 }
 
 // do returns the body of a response, together with a ServerError if the status is not 200.
@@ -177,8 +261,8 @@ func (c *credentialTokens) do(req *http.Request) ([]byte, error) {
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
 		return nil, lostError{err}
 	}
-	if resp.StatusCode != http.StatusOK {
-		return body, &ServerError{Status: resp.StatusCode, retryAfter: resp.Header.Get("Retry-After")}
+	if resp.StatusCode/100 != 2 {
+		return body, &ServerError{Status: resp.StatusCode, retry: resp.Header}
 	}
 	return body, nil
 }

@@ -1,6 +1,7 @@
 package bulkclient
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -33,7 +34,7 @@ func newIssuing(t *testing.T) *issuing {
 			n := s.asked.Add(1)
 			if r.Method != http.MethodPost || r.URL.RawQuery != "" || r.PostFormValue("grant_type") != "client_credentials" ||
 				r.PostFormValue("client_assertion") != "for "+s.URL+"/token" || r.PostFormValue("scope") != "system/*.rs" ||
-				r.PostFormValue("client_assertion_type") != assertionType {
+				r.PostFormValue("client_assertion_type") != assertionType || r.PostFormValue("resource") != s.URL+"/fhir" {
 				t.Errorf("invalid token request: %s %v", r.Method, r.PostForm)
 			}
 			_ = json.NewEncoder(w).Encode(map[string]any{
@@ -56,7 +57,8 @@ func (s *issuing) source(t *testing.T, now func() time.Time, tokenURL string) To
 	return source
 }
 
-// TestCredentialTokens covers conformance B-39: tokens are fetched on first use, at half of their lifetime, and when the server refuses one.
+// TestCredentialTokens covers conformance B-39: tokens are fetched on first use, at half of their lifetime, and when the
+// server refuses one.
 func TestCredentialTokens(t *testing.T) {
 	now := time.Now()
 	clock := func() time.Time { return now }
@@ -114,7 +116,7 @@ func TestCredentialTokensRefused(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.contains) || strings.Contains(err.Error(), "\x1b") {
 				t.Fatalf("%v, want %q", err, test.contains)
 			}
-			if _, again := retryIn(err, 1, time.Second, false); again != test.passes {
+			if _, again := retryIn(err, 1); again != test.passes {
 				t.Errorf("%v is tried again: %v", err, again)
 			}
 		})
@@ -143,5 +145,99 @@ func TestAssertionsNeedHTTPS(t *testing.T) {
 	s.endpoint = ""
 	if _, err := s.source(t, time.Now, "").Token(t.Context(), ""); err == nil {
 		t.Error("got a token from a server without a token_endpoint")
+	}
+}
+
+// TestExpiresIn: a number may be in quotes or have a fraction, and a token without a lifetime is used for minutes, not for
+// one request.
+func TestExpiresIn(t *testing.T) {
+	for member, want := range map[string]time.Duration{
+		`"expires_in":3000`: 3000 * time.Second, `"expires_in":"300"`: 300 * time.Second, `"expires_in":299.5`: 299 * time.Second,
+		`"expires_in":1e9`: time.Hour, `"x":1`: unknownLife, `"expires_in":null`: unknownLife, `"expires_in":"soon"`: unknownLife,
+		`"expires_in":0`: unknownLife, `"expires_in":-5`: unknownLife, `"expires_in":{}`: unknownLife,
+		`"expires_in":"NaN"`: unknownLife,
+	} {
+		s := newIssuing(t)
+		s.answer = func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"access_token":"x","token_type":"bEARER",` + member + `}`))
+		}
+		now := time.Now()
+		source := s.source(t, func() time.Time { return now }, s.endpoint)
+		for _, step := range []struct {
+			later time.Duration
+			asked int64
+		}{{0, 1}, {want/2 - 1, 1}, {1, 2}} {
+			now = now.Add(step.later)
+			if _, err := source.Token(t.Context(), ""); err != nil || s.asked.Load() != step.asked {
+				t.Errorf("%s: %d requests, want %d, %v", member, s.asked.Load(), step.asked, err)
+			}
+		}
+	}
+}
+
+// TestClientSecret: a client with a secret uses HTTP Basic, and no assertion.
+func TestClientSecret(t *testing.T) {
+	s := newIssuing(t)
+	s.answer = func(w http.ResponseWriter, r *http.Request) {
+		id, secret, _ := r.BasicAuth()
+		if id != "a%3Ab" || secret != "s+%2F" || r.PostFormValue("client_assertion") != "" ||
+			r.PostFormValue("grant_type") != "client_credentials" {
+			t.Errorf("asked with %q, %q, %v", id, secret, r.PostForm)
+		}
+		_, _ = w.Write([]byte(`{"access_token":"x","token_type":"bearer","expires_in":"1200"}`))
+	}
+	source, err := NewTokenSource(Credentials{
+		Base: s.URL, TokenURL: s.endpoint, ClientID: "a:b", Secret: func() (string, error) { return "s /", nil }, Now: time.Now,
+	})
+	must(t, err)
+	if token, err := source.Token(t.Context(), ""); err != nil || token != "x" {
+		t.Errorf("%q, %v", token, err)
+	}
+}
+
+// TestTokenOfAnotherServer: a server that leads the client to the token service of another gets no token of it.
+func TestTokenOfAnotherServer(t *testing.T) {
+	jwt := func(claims string) string {
+		return "eyJhbGciOiJub25lIn0." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2ln"
+	}
+	const self = "SELF"
+	for token, good := range map[string]bool{
+		"opaque": true, "a.b.c": true, jwt(`{}`): true, jwt(`[]`): true, jwt(`{"aud":"client-id"}`): true,
+		jwt(`{"aud":["account","urn:x:y"]}`): true, jwt(`{"aud":7}`): true,
+		jwt(`{"aud":"SELF/fhir"}`): true, jwt(`{"aud":["https://other.example/fhir","SELF"]}`): true,
+		jwt(`{"aud":"https://other.example/fhir"}`):          false,
+		jwt(`{"aud":["https://other.example/fhir","demo"]}`): false,
+	} {
+		for _, anyAudience := range []bool{false, true} {
+			s := newIssuing(t)
+			s.answer = func(w http.ResponseWriter, r *http.Request) {
+				if sent := r.PostFormValue("resource") != ""; sent == anyAudience {
+					t.Errorf("resource sent: %t", sent)
+				}
+				text := token
+				if parts := strings.Split(token, "."); len(parts) == 3 {
+					claims, _ := base64.RawURLEncoding.DecodeString(parts[1])
+					text = jwt(strings.ReplaceAll(string(claims), self, s.URL))
+				}
+				_ = json.NewEncoder(w).Encode(map[string]string{"access_token": text})
+			}
+			source, err := NewTokenSource(Credentials{
+				Base: s.URL + "/fhir", TokenURL: s.endpoint, Now: time.Now, AnyAudience: anyAudience,
+				Assert: func(string) (string, error) { return "x", nil },
+			})
+			must(t, err)
+			_, err = source.Token(t.Context(), "")
+			if want := good || anyAudience; (err == nil) != want || !want && !errors.Is(err, ErrForeignToken) {
+				t.Errorf("%s, any audience %t: %v", token, anyAudience, err)
+			}
+		}
+	}
+	genuine, evil := newIssuing(t), newIssuing(t)
+	evil.endpoint = genuine.endpoint
+	if _, err := evil.source(t, time.Now, "").Token(t.Context(), ""); !errors.Is(err, ErrForeignEndpoint) {
+		t.Errorf("discovered on another origin: %v", err)
+	}
+	if genuine.asked.Load() != 0 {
+		t.Error("an assertion was sent to the other token service")
 	}
 }

@@ -19,22 +19,30 @@ type Groups interface {
 	Exists(ctx context.Context, groupID string) error
 
 	// Members streams the ids of the group's active patient members, without "Patient/", in any order; an id may occur
-	// twice. ErrNoGroup as for Exists. An error from yield ends the stream and is returned unchanged. Inactive members,
-	// members outside their period, and members that are not patients are left out.
-	Members(ctx context.Context, groupID string, yield func(patientID string) error) error
+	// twice. Members of a member group are members, if the member group can be exported; each group counts once, so
+	// cycles end. ErrNoGroup as for Exists. An error from yield ends the stream and is returned unchanged.
+	//
+	// Inactive members and members outside their period are not active. Members counts the active ones that it left out,
+	// by reason (spec 11): those that are no patient of this server, and the member groups that cannot be exported.
+	Members(ctx context.Context, groupID string, yield func(patientID string) error) ([]export.LeftOut, error)
 }
 
-// Access reads grants.
+// Access reads grants. A grant may list millions of patients, so no call holds them in memory.
 type Access interface {
-	// Grant returns the owner's grant: the zero Grant for an owner without an entry.
+	// Grant returns the owner's types and groups, without reading the patients: the zero Grant for an owner without an
+	// entry.
 	Grant(ctx context.Context, owner export.Owner) (Grant, error)
+
+	// Patients calls use once, with the owner's grant and its patients from one consistent read: the zero Grant and no
+	// patient for an owner without an entry. An error of use is returned unchanged. An invalid list may be detected at its
+	// end, so discard what use has done if Patients returns an error.
+	Patients(ctx context.Context, owner export.Owner, use func(Grant, *PatientFilter) error) error
 }
 
-// Grant is what one owner may export. The zero Grant allows nothing.
+// Grant is what one owner may export, apart from the patients. The zero Grant allows nothing.
 type Grant struct {
-	Types    Selection // resource types
-	Groups   Selection // group ids
-	Patients Selection // patient ids
+	Types  Selection // resource types
+	Groups Selection // group ids
 }
 
 // Selection is a set of names: the listed names, or all but the listed names. The zero Selection is empty.

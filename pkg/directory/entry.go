@@ -1,8 +1,10 @@
 package directory
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -33,15 +35,34 @@ func (l NameList) Selection() Selection {
 
 // Grant returns the grant of the entry.
 func (e GrantEntry) Grant() Grant {
-	return Grant{
-		Types: e.Types.Selection(), Groups: e.Groups.Selection(), Patients: e.Patients.Selection(),
-	}
+	return Grant{Types: e.Types.Selection(), Groups: e.Groups.Selection()}
 }
 
-const (
-	aType = "a resource type of R4"
-	anID  = "a FHIR id"
-)
+// CheckType returns an error unless the name is that of a resource type. The error quotes only what may be one.
+func CheckType(name string) error {
+	if fhir.IsType(name) {
+		return nil
+	}
+	const most = 40 // letters
+	notLetter := func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsLetter(r) }
+	if len(name) > most || strings.ContainsFunc(name, notLetter) {
+		return errors.New("is not a resource type of R4")
+	}
+	for _, typ := range fhir.ExportableTypes() {
+		if strings.EqualFold(name, typ) || strings.EqualFold(name, typ+"s") {
+			return fmt.Errorf("is not a resource type of R4: %q (did you mean %s?)", name, typ)
+		}
+	}
+	return fmt.Errorf("is not a resource type of R4: %q", name)
+}
+
+// CheckID returns an error unless the name has the form of an id. The error does not quote it: it may be that of a patient.
+func CheckID(name string) error {
+	if fhir.IsID(name) {
+		return nil
+	}
+	return errors.New("is not a FHIR id")
+}
 
 // Validate returns an error for a name that is not valid in an entry.
 func (e GrantEntry) Validate() error {
@@ -53,16 +74,13 @@ func (e GrantEntry) Validate() error {
 	for _, list := range []struct {
 		key   string
 		names []string
-		what  string
-		holds func(string) bool
+		check func(string) error
 	}{
-		{"types", e.Types.Names, aType, fhir.IsType},
-		{"groups", e.Groups.Names, anID, fhir.IsID[string]},
-		{"patients", e.Patients.Names, anID, fhir.IsID[string]},
+		{"types", e.Types.Names, CheckType}, {"groups", e.Groups.Names, CheckID}, {"patients", e.Patients.Names, CheckID},
 	} {
 		for i, name := range list.names {
-			if !list.holds(name) {
-				return fmt.Errorf("number %d of %s is not %s", i+1, list.key, list.what)
+			if err := list.check(name); err != nil {
+				return fmt.Errorf("number %d of %s %w", i+1, list.key, err)
 			}
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/goccy/go-yaml/parser"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
 // ParseGrants reads the entries of a YAML access file. It walks the syntax tree by hand because the library's decoder
@@ -29,7 +28,7 @@ func ParseGrants(data []byte) ([]GrantEntry, error) {
 	}
 	list, ok := file.Docs[0].Body.(*ast.SequenceNode)
 	if !ok {
-		return nil, errors.New("not a list of entries; write an empty list as []")
+		return nil, errors.New("expected a YAML list of grants (use [] for none)")
 	}
 	entries := make([]GrantEntry, 0, len(list.Values))
 	lines := make(map[export.Owner]int, len(list.Values))
@@ -66,10 +65,10 @@ func readEntry(node ast.Node) (entry GrantEntry, err error) {
 	if entry.Owner.Subject, err = readName(fields["subject"], "subject"); err != nil {
 		return entry, err
 	}
-	if entry.Types, err = readAllOrList(fields["types"], "types", aType, fhir.IsType); err != nil {
+	if entry.Types, err = readAllOrList(fields["types"], "types", CheckType); err != nil {
 		return entry, err
 	}
-	if entry.Groups, err = readAllOrList(fields["groups"], "groups", anID, fhir.IsID); err != nil {
+	if entry.Groups, err = readAllOrList(fields["groups"], "groups", CheckID); err != nil {
 		return entry, err
 	}
 	entry.Patients, err = readPatients(fields["patients"])
@@ -125,11 +124,11 @@ func readName(node ast.Node, key string) (string, error) {
 	return name, nil
 }
 
-func readAllOrList(node ast.Node, key, what string, holds func(string) bool) (NameList, error) {
+func readAllOrList(node ast.Node, key string, check func(string) error) (NameList, error) {
 	if isAll(node) {
 		return NameList{All: true}, nil
 	}
-	names, err := readList(node, key, what, holds)
+	names, err := readList(node, key, check)
 	return NameList{Names: names}, err
 }
 
@@ -142,14 +141,14 @@ func readPatients(node ast.Node) (NameList, error) {
 		return NameList{}, problem(node, "patients must be all, {only: [...]} or {except: [...]}")
 	}
 	if listed := fields["only"]; listed != nil {
-		ids, err := readList(listed, "only", anID, fhir.IsID)
+		ids, err := readList(listed, "only", CheckID)
 		return NameList{Names: ids}, err
 	}
-	ids, err := readList(fields["except"], "except", anID, fhir.IsID)
+	ids, err := readList(fields["except"], "except", CheckID)
 	return NameList{All: true, Names: ids}, err
 }
 
-func readList(node ast.Node, key, what string, holds func(string) bool) ([]string, error) {
+func readList(node ast.Node, key string, check func(string) error) ([]string, error) {
 	list, ok := node.(*ast.SequenceNode)
 	if !ok {
 		return nil, problem(node, "%s must be a list", key)
@@ -157,8 +156,11 @@ func readList(node ast.Node, key, what string, holds func(string) bool) ([]strin
 	names := make([]string, 0, len(list.Values))
 	for i, value := range list.Values {
 		name, ok := text(value)
-		if !ok || !holds(name) {
-			return nil, problem(value, "number %d of %s is not %s", i+1, key, what)
+		if !ok {
+			return nil, problem(value, "number %d of %s is not a plain name", i+1, key)
+		}
+		if err := check(name); err != nil {
+			return nil, problem(value, "number %d of %s %w", i+1, key, err)
 		}
 		names = append(names, name)
 	}
@@ -182,7 +184,7 @@ func text(node ast.Node) (string, bool) {
 }
 
 func problem(node ast.Node, format string, args ...any) error {
-	return fmt.Errorf("line %d: %s", line(node), fmt.Sprintf(format, args...))
+	return fmt.Errorf("line %d: %w", line(node), fmt.Errorf(format, args...))
 }
 
 func line(node ast.Node) int {

@@ -64,28 +64,34 @@ func TestParseKeysRefuses(t *testing.T) {
 // records is a fake job store with wrapped keys. down, if set, is the error of all lookups.
 type records struct {
 	wrapped map[export.JobID][]byte
+	owner   export.Owner // of all jobs; zero: alice
 	down    error
 	lookups int
 }
 
-func (r *records) look(_ context.Context, job export.JobID) ([]byte, error) {
+func (r *records) look(_ context.Context, job export.JobID) ([]byte, export.Owner, error) {
 	r.lookups++
+	if r.owner == (export.Owner{}) {
+		r.owner = alice()
+	}
 	if r.down != nil {
-		return nil, r.down
+		return nil, r.owner, r.down
 	}
 	wrapped, there := r.wrapped[job]
 	if !there {
-		return nil, fmt.Errorf("job %s: %w", job, export.ErrNotFound)
+		return nil, r.owner, fmt.Errorf("job %s: %w", job, export.ErrNotFound)
 	}
-	return wrapped, nil
+	return wrapped, r.owner, nil
 }
+
+func alice() export.Owner { return export.Owner{Issuer: "urn:issuer", Subject: "alice"} }
 
 func manifest(job export.JobID) string { return export.ManifestKey(job, 1) }
 
 func TestEachJobHasItsOwnKey(t *testing.T) {
 	keys := parse(t, master("a"))
 	one, other := export.NewJobID(), export.NewJobID()
-	store := &records{wrapped: map[export.JobID][]byte{one: keys.New(one), other: keys.New(other)}}
+	store := &records{wrapped: map[export.JobID][]byte{one: keys.New(one, alice()), other: keys.New(other, alice())}}
 	ring := envelope.NewRing(keys, store.look, time.Now)
 	first, err := ring.Key(t.Context(), manifest(one))
 	if err != nil || len(first) != 32 {
@@ -107,7 +113,7 @@ func TestEachJobHasItsOwnKey(t *testing.T) {
 func TestAWrappedKeyIsBoundToItsJob(t *testing.T) {
 	keys := parse(t, master("a"), master("b"))
 	job, thief := export.NewJobID(), export.NewJobID()
-	wrapped := keys.New(job)
+	wrapped := keys.New(job, alice())
 	ask := func(job export.JobID, keys *envelope.Keys, wrapped []byte) error {
 		store := &records{wrapped: map[export.JobID][]byte{job: wrapped}}
 		key, err := envelope.NewRing(keys, store.look, time.Now).Key(t.Context(), manifest(job))
@@ -148,12 +154,50 @@ func TestAWrappedKeyIsBoundToItsJob(t *testing.T) {
 	}
 }
 
+// wrappedByTheFirstVersion is a key of the job and the master key of the test below.
+const wrappedByTheFirstVersion = "AQFhGZTtrxkPMSwjNEzvnOesCKyDWHxmB7um0HSRvMr/s4P57xMm+Co+8YFB/MlbLZbRUn17qtebk2WKUNKo"
+
+// A job whose owner was changed in Redis cannot be read. Keys that earlier versions wrapped are bound to the job alone.
+func TestAWrappedKeyIsBoundToItsOwner(t *testing.T) {
+	keys, job := parse(t, "a:"+strings.Repeat("A", 43)+"="), export.JobID(strings.Repeat("a", 26))
+	ask := func(owner export.Owner, wrapped []byte) error {
+		store := &records{wrapped: map[export.JobID][]byte{job: wrapped}, owner: owner}
+		key, err := envelope.NewRing(keys, store.look, time.Now).Key(t.Context(), manifest(job))
+		if err == nil && key == nil {
+			return errors.New("it was taken for a plaintext job")
+		}
+		return err
+	}
+	wrapped := keys.New(job, alice())
+	if err := ask(alice(), wrapped); err != nil {
+		t.Fatal(err)
+	}
+	for _, owner := range []export.Owner{
+		{Issuer: "urn:issuer", Subject: "bob"}, {Issuer: "urn:other", Subject: "alice"}, {Issuer: "urn:issueralice"},
+	} {
+		if err := ask(owner, wrapped); err == nil || errors.Is(err, export.ErrUnavailable) || errors.Is(err, export.ErrNotFound) {
+			t.Errorf("owner %+v: %v, want an error of its own", owner, err)
+		}
+	}
+	// The first version cannot be claimed for a key of the second.
+	if ask(alice(), append([]byte{1}, wrapped[1:]...)) == nil {
+		t.Error("the owner of a wrapped key can be ignored")
+	}
+	old, err := base64.StdEncoding.DecodeString(wrappedByTheFirstVersion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(alice(), old); err != nil {
+		t.Errorf("a key of the first version: %v", err)
+	}
+}
+
 func TestRotation(t *testing.T) {
 	old, fresh := master("old"), master("fresh")
 	before, after := export.NewJobID(), export.NewJobID()
-	wrapped := map[export.JobID][]byte{before: parse(t, old).New(before)}
+	wrapped := map[export.JobID][]byte{before: parse(t, old).New(before, alice())}
 	rotated := parse(t, fresh, old)
-	wrapped[after] = rotated.New(after)
+	wrapped[after] = rotated.New(after, alice())
 	store := &records{wrapped: wrapped}
 	ring := envelope.NewRing(rotated, store.look, time.Now)
 	for what, job := range map[string]export.JobID{"before": before, "after": after} {
@@ -202,7 +246,7 @@ type vault struct {
 func newVault(t *testing.T) *vault {
 	t.Helper()
 	v := &vault{keys: parse(t, master("a")), job: export.NewJobID(), now: time.Unix(1_700_000_000, 0)}
-	v.records = &records{wrapped: map[export.JobID][]byte{v.job: v.keys.New(v.job)}}
+	v.records = &records{wrapped: map[export.JobID][]byte{v.job: v.keys.New(v.job, alice())}}
 	v.ring = envelope.NewRing(v.keys, v.look, func() time.Time { return v.now })
 	if err := v.after(t, 0); err != nil {
 		t.Fatal(err)
@@ -254,7 +298,7 @@ func TestManyJobs(t *testing.T) {
 	for range 1000 {
 		job := export.NewJobID()
 		jobs = append(jobs, job)
-		v.wrapped[job] = v.keys.New(job)
+		v.wrapped[job] = v.keys.New(job, alice())
 	}
 	for range 2 {
 		for _, job := range jobs {

@@ -20,9 +20,9 @@ const (
 	maxCached = 256 // jobs
 )
 
-// Wrapped returns the wrapped data key of a job, or an empty one if its objects are in plaintext. It returns
-// export.ErrNotFound for an unknown job.
-type Wrapped func(ctx context.Context, job export.JobID) ([]byte, error)
+// Wrapped returns the wrapped data key of a job, or an empty one if its objects are in plaintext, and the job's owner. It
+// returns export.ErrNotFound for an unknown job.
+type Wrapped func(ctx context.Context, job export.JobID) ([]byte, export.Owner, error)
 
 // Ring looks up the data keys of objects, with a short-lived cache. It is safe for concurrent use. It does not
 // use a library's cache, because entries have two lifetimes: Fresh, and Spare during an outage.
@@ -62,7 +62,7 @@ func (r *Ring) Key(ctx context.Context, object string) ([]byte, error) {
 		return last.dataKey, nil
 	}
 	var dataKey []byte
-	wrapped, err := r.wrapped(ctx, job)
+	wrapped, owner, err := r.wrapped(ctx, job)
 	switch {
 	case errors.Is(err, export.ErrUnavailable):
 		if there && now.Sub(last.at) < Spare {
@@ -70,7 +70,7 @@ func (r *Ring) Key(ctx context.Context, object string) ([]byte, error) {
 		}
 		err = fmt.Errorf("job store: %w: %w", export.ErrUnavailable, err)
 	case err == nil && len(wrapped) > 0:
-		dataKey, err = r.keys.unwrap(job, wrapped)
+		dataKey, err = r.keys.unwrap(job, owner, wrapped)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -77,6 +77,7 @@ type Job struct {
 	Failure  string    // why the job failed, for its owner
 	Cohort   Cohort    // set by the plan
 	Manifest string    // object key of the sealed file list (one JSON File a line); set by the seal
+	Digest   string    // SHA-256 of the sealed file list, lower-case hex; "" when an earlier version sealed the job
 	Key      []byte    // the data key of its objects, wrapped (pkg/envelope); empty: they are in plaintext. Fixed at kick-off
 	Trace    string    // W3C traceparent of the kick-off, the parent of its units' spans; empty: not traced. Fixed at kick-off
 }

@@ -13,7 +13,7 @@ import (
 type LeftOut struct {
 	Type   string `json:"type,omitempty"` // resource type; "" when it is unknown, and for members of a group
 	Reason Reason `json:"reason"`
-	Count  int64  `json:"count"`
+	Count  int64  `json:"count"` // 0: the number is not for the owner of the export
 }
 
 // Reason says why something is left out. The set is closed, so a reason may be the label of a metric.
@@ -83,19 +83,29 @@ func Reasons() []Reason { return slices.Sorted(maps.Keys(reasons)) }
 // Text returns the reason in words, for people. It is the reason itself for one that this version does not know.
 func (r Reason) Text() string { return cmp.Or(reasons[r].text, string(r)) }
 
-// Outcome returns l for the owner of an export. The count is part of it only if counted: the owner must not learn numbers
-// of data that it may not see (spec 11).
-func (l LeftOut) Outcome(counted bool) fhir.OperationOutcome {
-	number := "some"
-	if counted {
+// Warning reports whether data that the export should contain may be missing. It is false for what is left out by design,
+// and for what is of no known type: most likely it does not concern the export.
+func (l LeftOut) Warning() bool {
+	if l.Type == "" && slices.Contains([]Reason{Malformed, UnsupportedEntry, UnresolvedReference}, l.Reason) {
+		return false
+	}
+	return reasons[l.Reason].severity != "information"
+}
+
+// Outcome returns l for the owner of an export.
+func (l LeftOut) Outcome() fhir.OperationOutcome {
+	severity, number := "information", "some"
+	if l.Warning() {
+		severity = "warning"
+	}
+	if l.Count > 0 {
 		number = fmt.Sprint(l.Count)
 	}
 	text := fmt.Sprintf("%s left out: %s.", number, l.Reason.Text())
 	if l.Type != "" {
 		text = l.Type + ": " + text
 	}
-	known := reasons[l.Reason]
-	return fhir.Outcome(cmp.Or(known.severity, "warning"), cmp.Or(known.code, "incomplete"), text)
+	return fhir.Outcome(severity, cmp.Or(reasons[l.Reason].code, "incomplete"), text)
 }
 
 // Tally adds up what is left out. The zero Tally is ready to use. It is not safe for concurrent use.
@@ -103,19 +113,18 @@ type Tally struct{ counts map[LeftOut]int64 }
 
 // Add counts n more of a type for a reason.
 func (t *Tally) Add(typ string, reason Reason, n int64) {
-	if n == 0 {
-		return
+	if n != 0 {
+		t.AddAll([]LeftOut{{typ, reason, n}})
 	}
+}
+
+// AddAll adds the counts of other lists, also of those without a number.
+func (t *Tally) AddAll(list []LeftOut) {
 	if t.counts == nil {
 		t.counts = map[LeftOut]int64{}
 	}
-	t.counts[LeftOut{Type: typ, Reason: reason}] += n
-}
-
-// AddAll adds the counts of other lists.
-func (t *Tally) AddAll(list []LeftOut) {
 	for _, l := range list {
-		t.Add(l.Type, l.Reason, l.Count)
+		t.counts[LeftOut{Type: l.Type, Reason: l.Reason}] += l.Count
 	}
 }
 

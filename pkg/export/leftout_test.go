@@ -9,7 +9,7 @@ import (
 
 func TestEveryReasonHasASeverityThatClientsUnderstand(t *testing.T) {
 	for _, reason := range append(export.Reasons(), "of_a_later_version") {
-		issue := export.LeftOut{Type: "Observation", Reason: reason, Count: 3}.Outcome(true).Issue[0]
+		issue := export.LeftOut{Type: "Observation", Reason: reason, Count: 3}.Outcome().Issue[0]
 		if issue.Severity != "warning" && issue.Severity != "information" || issue.Code == "" || reason.Text() == "" {
 			t.Errorf("%s: %+v", reason, issue)
 		}
@@ -17,13 +17,24 @@ func TestEveryReasonHasASeverityThatClientsUnderstand(t *testing.T) {
 }
 
 func TestOwnersLearnCountsOnlyOfDataThatTheyMaySee(t *testing.T) {
-	l := export.LeftOut{Type: "Observation", Reason: export.ForeignPatient, Count: 3}
-	for counted, want := range map[bool]string{
-		true:  "Observation: 3 left out: the reference names a patient of another server.",
-		false: "Observation: some left out: the reference names a patient of another server.",
+	for count, want := range map[int64]string{
+		3: "Observation: 3 left out: the reference names a patient of another server.",
+		0: "Observation: some left out: the reference names a patient of another server.",
 	} {
-		if got := l.Outcome(counted).Issue[0].Diagnostics; got != want {
+		l := export.LeftOut{Type: "Observation", Reason: export.ForeignPatient, Count: count}
+		if got := l.Outcome().Issue[0].Diagnostics; got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestLinesOfNoKnownTypeAreNoWarning(t *testing.T) {
+	for l, want := range map[export.LeftOut]bool{
+		{Reason: export.Malformed}: false, {Type: "Patient", Reason: export.Malformed}: true, {Reason: export.UnreadableFile}: true,
+		{Reason: export.MemberByIdentifier}: true, {Reason: export.MemberType}: false, {Type: "Appointment", Reason: export.OtherPatient}: false,
+	} {
+		if got := l.Warning(); got != want {
+			t.Errorf("%+v: %t", l, got)
 		}
 	}
 }
@@ -31,7 +42,6 @@ func TestOwnersLearnCountsOnlyOfDataThatTheyMaySee(t *testing.T) {
 func TestTally(t *testing.T) {
 	var tally export.Tally
 	tally.Add("B", export.Malformed, 2)
-	tally.Add("A", export.TooLong, 0)
 	tally.AddAll([]export.LeftOut{{"B", export.Malformed, 1}, {"A", export.NoPatient, 4}})
 	want := []export.LeftOut{{"A", export.NoPatient, 4}, {"B", export.Malformed, 3}}
 	if got := tally.List(); !slices.Equal(got, want) || tally.Total() != 7 {

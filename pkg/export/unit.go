@@ -100,4 +100,8 @@ type File struct {
 	SHA256 string `json:"sha256"` // of the compressed bytes, lower-case hex
 
 	Encrypted bool `json:"encrypted,omitempty"` // the object is encrypted; the fields above describe the plaintext
+
+	// Blocks is the index of the compressed bytes (pkg/gzipblocks), for ranges of the text. It is empty for a file of one
+	// block, and for one of an earlier version.
+	Blocks string `json:"blocks,omitempty"`
 }

@@ -143,13 +143,15 @@ func cutLast[T string | []byte](s T) (before, last T) {
 // Bases are the base URLs whose resources are those of this service.
 type Bases []string
 
-// NewBases returns the bases without slashes at their ends. It refuses what is not an absolute http or https URL.
+// NewBases returns the bases without slashes at their ends. It refuses what is not an absolute http or https URL. The
+// error does not quote it: it may be a URL with a password that is in the wrong place.
 func NewBases(urls ...string) (Bases, error) {
 	var bases Bases
-	for _, text := range urls {
+	for i, text := range urls {
 		base, err := url.Parse(text)
-		if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
-			return nil, fmt.Errorf("%q is not an absolute http or https URL without query and fragment", text)
+		if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil ||
+			base.RawQuery != "" || base.Fragment != "" {
+			return nil, fmt.Errorf("base %d is not an absolute http or https URL without user, query and fragment", i+1)
 		}
 		base.Host = strings.ToLower(base.Host)
 		bases = append(bases, strings.TrimRight(base.String(), "/"))
@@ -168,7 +170,8 @@ func (b Bases) Literal(ref string) (Ref, bool) {
 			host = len(base)
 		}
 		// Scheme and host are compared without case (RFC 3986 6.2.2.1), the path with it.
-		if len(ref) > len(base) && strings.EqualFold(ref[:host], base[:host]) && ref[host:len(base)] == base[host:] && ref[len(base)] == '/' {
+		if len(ref) > len(base) && strings.EqualFold(ref[:host], base[:host]) && ref[host:len(base)] == base[host:] &&
+			ref[len(base)] == '/' {
 			if typ, id, ok := literal(ref[len(base)+1:], false); ok {
 				return Ref{typ, id}, true
 			}

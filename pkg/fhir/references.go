@@ -28,7 +28,9 @@ func CountReferences(line []byte, limit int) int {
 // Resolve rewrites references of the line: replace returns the Type/id for the text of a reference that is not a local
 // literal one, or "" to leave it. patient is true for a reference that names a patient if it names anything; else it is of
 // any type. The result is line itself if nothing changes, else it is appended to buffer. facts are those of the line.
-func Resolve(buffer, line []byte, facts Facts, replace func(text []byte, form Form, patient bool) string) []byte {
+func Resolve(
+	buffer, line []byte, facts Facts, replace func(text []byte, form Form, patient bool) string,
+) (resolved []byte, changed bool) {
 	from := 0
 	out := buffer
 	eachReference(line, func(at span, text []byte) bool {
@@ -43,9 +45,9 @@ func Resolve(buffer, line []byte, facts Facts, replace func(text []byte, form Fo
 		return true
 	})
 	if from == 0 {
-		return line
+		return line, false
 	}
-	return append(out, line[from:]...)
+	return append(out, line[from:]...), true
 }
 
 // Identifiers calls yield for each Identifier of the resource. Scan must have accepted the line.

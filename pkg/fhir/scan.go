@@ -72,7 +72,7 @@ var (
 )
 
 // MaxSubjects bounds the subjects of one resource.
-const MaxSubjects = 10000
+const MaxSubjects = 100000
 
 // maxDepth is the maximum nesting of brackets, as in encoding/json.
 const maxDepth = 10000

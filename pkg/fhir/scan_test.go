@@ -308,9 +308,9 @@ func TestBasesNameLocalResources(t *testing.T) {
 			t.Errorf("%q is %v, %t; want %v", text, got, ok, want)
 		}
 	}
-	for _, text := range []string{"", "bulk.example.org", "ftp://h/", "https://", "https://h/?x", "https://h/#x", "/fhir"} {
-		if bases, err := NewBases(text); err == nil {
-			t.Errorf("%q was accepted as %v", text, bases)
+	for _, text := range []string{"", "bulk.example.org", "ftp://h/", "https://", "https://h/?x", "https://h/#x", "/fhir", "https://u:secret@h/"} {
+		if bases, err := NewBases(text); err == nil || text != "" && strings.Contains(err.Error(), text) {
+			t.Errorf("%q was accepted as %v, or quoted: %v", text, bases, err)
 		}
 	}
 }
@@ -334,7 +334,10 @@ func TestResolveRewritesWhatIsNotLocal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := Resolve([]byte("buffer"), []byte(line), facts, replace)
+		got, changed := Resolve([]byte("buffer"), []byte(line), facts, replace)
+		if changed != (want != "") {
+			t.Errorf("%s: changed is %t", line, changed)
+		}
 		if want == "" {
 			want = line
 		} else {

@@ -43,7 +43,9 @@ func (l *Lifecycle) Rescue(
 		}
 		errs = append(errs, l.enqueue(ctx, task))
 	}
-	for _, lease := range append(unclaimed, issued...) {
+	unqueued, err := l.unqueued(ctx, append(unclaimed, issued...))
+	errs = append(errs, err)
+	for _, lease := range unqueued {
 		refenced, err := l.requeue(ctx, lease)
 		if refenced.Fence != 0 {
 			rescued.Refenced = append(rescued.Refenced, refenced)
@@ -51,6 +53,28 @@ func (l *Lifecycle) Rescue(
 		errs = append(errs, err)
 	}
 	return rescued, errors.Join(errs...)
+}
+
+// unqueued returns the units that have no task in the queue. Most unclaimed units have one: they wait for a worker.
+func (l *Lifecycle) unqueued(ctx context.Context, leases []export.Lease) ([]export.Lease, error) {
+	if len(leases) == 0 {
+		return nil, nil
+	}
+	tasks := make([]queue.Task, len(leases))
+	for i, lease := range leases {
+		tasks[i] = queue.TaskOf(lease)
+	}
+	queued, err := l.Queue.Queued(ctx, tasks)
+	if err != nil {
+		return nil, err
+	}
+	var missing []export.Lease
+	for i, lease := range leases {
+		if !queued[i] {
+			missing = append(missing, lease)
+		}
+	}
+	return missing, nil
 }
 
 // requeue makes sure that an unclaimed unit has a task in the queue. If its task was taken but has not claimed the unit for

@@ -49,26 +49,72 @@ func (s *Store) Exists(ctx context.Context, id export.JobID) (bool, error) {
 	return n > 0, redisclient.Unavailable(fmt.Sprintf("find job %s", id), err)
 }
 
-// IsPublished reports whether this attempt closed the unit with success. The sweep deletes the objects of all other
-// attempts at the units of an ended job.
-func (s *Store) IsPublished(ctx context.Context, id export.JobID, unit export.UnitID, fence int64) (bool, error) {
-	var current, text *redis.StringCmd
-	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		current = pipe.HGet(ctx, key(id, "fences"), string(unit))
-		text = pipe.HGet(ctx, key(id, "results"), string(unit))
-		return nil
+// Published reports for each attempt whether it closed its unit with success. The sweep deletes the objects of all other
+// attempts at the units of an ended job. An attempt with an unreadable result counts as published, with an error. It is one
+// round trip: pass at most a thousand.
+func (s *Store) Published(ctx context.Context, attempts []export.Origin) ([]bool, error) {
+	fences, results := make([]*redis.StringCmd, len(attempts)), make([]*redis.StringCmd, len(attempts))
+	err := s.pipelined(ctx, "read results of units", func(pipe redis.Pipeliner) {
+		for i, a := range attempts {
+			fences[i] = pipe.HGet(ctx, key(a.Job, "fences"), string(a.Unit))
+			results[i] = pipe.HGet(ctx, key(a.Job, "results"), string(a.Unit))
+		}
 	})
-	if errors.Is(err, redis.Nil) {
-		return false, nil
-	}
 	if err != nil {
-		return false, redisclient.Unavailable(fmt.Sprintf("read the result of %s of job %s", unit, id), err)
+		return nil, err
 	}
-	var result export.Result
-	if err := json.Unmarshal([]byte(text.Val()), &result); err != nil {
-		return false, fmt.Errorf("result of %s of job %s: %w", unit, id, err)
+	published := make([]bool, len(attempts))
+	var errs []error
+	for i, a := range attempts {
+		if results[i].Val() == "" || fences[i].Val() != strconv.FormatInt(a.Fence, 10) {
+			continue
+		}
+		var result export.Result
+		if err := json.Unmarshal([]byte(results[i].Val()), &result); err != nil {
+			errs = append(errs, fmt.Errorf("result of %s of job %s: %w", a.Unit, a.Job, err))
+		}
+		published[i] = result.Failure == ""
 	}
-	return current.Val() == strconv.FormatInt(fence, 10) && result.Failure == "", nil
+	return published, errors.Join(errs...)
+}
+
+// pipelined sends the commands in one round trip. Missing keys and fields are no errors. The error of a pipeline is that of
+// its first failed command, which may be such a one, while Redis refused a later command.
+func (s *Store) pipelined(ctx context.Context, act string, commands func(redis.Pipeliner)) error {
+	cmds, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error { commands(pipe); return nil })
+	for _, cmd := range cmds {
+		if err := cmd.Err(); err != nil && !errors.Is(err, redis.Nil) {
+			return redisclient.Unavailable(act, err)
+		}
+	}
+	if errors.Is(err, redis.Nil) {
+		return nil
+	}
+	return redisclient.Unavailable(act, err)
+}
+
+const (
+	// sweptKey is the key of the last object that an unfinished sweep has looked at.
+	sweptKey = "sluice:swept"
+	// sweptTTL bounds how long an unfinished sweep is continued.
+	sweptTTL = 7 * 24 * time.Hour
+)
+
+// Swept returns the key of the last object that an unfinished sweep has looked at, or "".
+func (s *Store) Swept(ctx context.Context) (string, error) {
+	last, err := s.redis.Get(ctx, sweptKey).Result()
+	if errors.Is(err, redis.Nil) {
+		return "", nil
+	}
+	return last, redisclient.Unavailable("read the position of the sweep", err)
+}
+
+// SetSwept records the position of the sweep; "" when it is finished.
+func (s *Store) SetSwept(ctx context.Context, last string) error {
+	if last == "" {
+		return redisclient.Unavailable("finish the sweep", s.redis.Del(ctx, sweptKey).Err())
+	}
+	return redisclient.Unavailable("record the position of the sweep", s.redis.Set(ctx, sweptKey, last, sweptTTL).Err())
 }
 
 // JobCounts is a job's state and its unit counts.
@@ -89,17 +135,16 @@ func (s *Store) Counts(ctx context.Context, jobs []Entry) ([]JobCounts, error) {
 		closed, waiting, issued *redis.IntCmd
 	}
 	answers := make([]answer, len(jobs))
-	_, err := s.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+	err := s.pipelined(ctx, "count units of jobs", func(p redis.Pipeliner) {
 		for i, job := range jobs {
 			answers[i] = answer{
 				state: p.HGet(ctx, key(job.ID, "job"), "state"), closed: p.HLen(ctx, key(job.ID, "results")),
 				waiting: p.ZCard(ctx, key(job.ID, "waiting")), issued: p.ZCard(ctx, key(job.ID, "issued")),
 			}
 		}
-		return nil
 	})
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return nil, redisclient.Unavailable("count units of jobs", err)
+	if err != nil {
+		return nil, err
 	}
 	counts := make([]JobCounts, len(jobs))
 	for i, a := range answers {
@@ -117,14 +162,13 @@ func (s *Store) States(ctx context.Context, jobs []Entry) ([]export.State, error
 		return nil, nil
 	}
 	answers := make([]*redis.StringCmd, len(jobs))
-	_, err := s.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+	err := s.pipelined(ctx, "read states of jobs", func(p redis.Pipeliner) {
 		for i, job := range jobs {
 			answers[i] = p.HGet(ctx, key(job.ID, "job"), "state")
 		}
-		return nil
 	})
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return nil, redisclient.Unavailable("read states of jobs", err)
+	if err != nil {
+		return nil, err
 	}
 	states := make([]export.State, len(jobs))
 	for i, answer := range answers {

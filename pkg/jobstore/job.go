@@ -14,18 +14,22 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
-// Key returns the job's wrapped data key, empty when its objects are not encrypted. ErrNotFound when there is no such
-// job: its key was deleted with it.
-func (s *Store) Key(ctx context.Context, id export.JobID) ([]byte, error) {
-	fields, err := s.redis.HMGet(ctx, key(id, "job"), "state", "key").Result()
+// Key returns the job's wrapped data key, empty when its objects are not encrypted, and the job's owner. ErrNotFound when
+// there is no such job: its key was deleted with it.
+func (s *Store) Key(ctx context.Context, id export.JobID) (wrapped []byte, owner export.Owner, err error) {
+	fields, err := s.redis.HMGet(ctx, key(id, "job"), "state", "key", "owner").Result()
 	if err != nil {
-		return nil, redisclient.Unavailable(fmt.Sprintf("read key of job %s", id), err)
+		return nil, owner, redisclient.Unavailable(fmt.Sprintf("read key of job %s", id), err)
 	}
 	if fields[0] == nil {
-		return nil, fmt.Errorf("read key of job %s: %w", id, export.ErrNotFound)
+		return nil, owner, fmt.Errorf("read key of job %s: %w", id, export.ErrNotFound)
 	}
-	wrapped, _ := fields[1].(string)
-	return []byte(wrapped), nil
+	text, _ := fields[1].(string)
+	whose, _ := fields[2].(string)
+	if err := json.Unmarshal([]byte(whose), &owner); err != nil {
+		return nil, owner, fmt.Errorf("read key of job %s: owner: %w", id, err)
+	}
+	return []byte(text), owner, nil
 }
 
 // Job returns the record. ErrNotFound when there is none. It does not check expiry: see Job.Visible.
@@ -50,6 +54,7 @@ func decodeJob(id export.JobID, fields map[string]string) (job export.Job, err e
 		Expires:  instant(fields["expires"]),
 		Failure:  fields["failure"],
 		Manifest: fields["manifest"],
+		Digest:   fields["manifest_sha256"],
 		Key:      []byte(fields["key"]),
 		Trace:    fields["trace"],
 	}

@@ -36,7 +36,7 @@ func issue(t *testing.T, s *jobstore.Store, id export.JobID, most int) []export.
 // finish commits the unit at the fence.
 func finish(t *testing.T, s *jobstore.Store, id export.JobID, unit export.Unit, fence int64) error {
 	t.Helper()
-	lease, err := s.Claim(t.Context(), id, unit.ID, unit.Kind, fence)
+	lease, err := s.Claim(t.Context(), id, unit.ID, unit.Kind, fence, "")
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func TestReopen(t *testing.T) {
 		wantErr(t, "for another reason", s.GiveUp(ctx, id, two.ID, "because", seal), export.ErrConflict)
 		again, err = s.Reopen(ctx, id, two.ID)
 		must(t, err)
-		retried, err := s.Claim(ctx, id, two.ID, two.Kind, again.Fence)
+		retried, err := s.Claim(ctx, id, two.ID, two.Kind, again.Fence, "")
 		must(t, err)
 		if retried.Failures != 0 {
 			t.Errorf("%d attempts are used up", retried.Failures)
@@ -93,7 +93,7 @@ func TestReopen(t *testing.T) {
 		}
 		again, err = s.Reopen(ctx, id, three.ID)
 		must(t, err)
-		_, err = s.Claim(ctx, id, export.SealUnit, export.KindSeal, before[0].Fence)
+		_, err = s.Claim(ctx, id, export.SealUnit, export.KindSeal, before[0].Fence, "")
 		wantErr(t, "the seal of before", err, export.ErrFenced)
 		if issued := issue(t, s, id, 10); len(issued) != 0 {
 			t.Errorf("issued %+v beside the unit that was reopened", issued)

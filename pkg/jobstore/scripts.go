@@ -14,13 +14,13 @@ import (
 //go:embed lua/*.lua
 var luaFiles embed.FS
 
-// scripts are the compare-and-set steps of the store, one Lua file each. All except count share a prelude with the names of
-// the keys and the transitions of pkg/export, so that the state machine is defined only once.
+// scripts are the compare-and-set steps of the store, one Lua file each. All except count and reachable share a prelude
+// with the names of the keys and the transitions of pkg/export, so that the state machine is defined only once.
 type scripts struct {
 	create, queued, claim, heartbeat, stage, commit, issue, release, rescue, refence, reopen, giveup *redis.Script
 	end, remove, refile                                                                              *redis.Script
 
-	count *redis.Script // has a key of its own
+	count, reachable *redis.Script // have a key of their own
 }
 
 func loadScripts() (scripts, error) {
@@ -30,26 +30,37 @@ func loadScripts() (scripts, error) {
 		"create": &s.create, "queued": &s.queued, "claim": &s.claim, "heartbeat": &s.heartbeat, "stage": &s.stage,
 		"commit": &s.commit, "issue": &s.issue, "release": &s.release, "rescue": &s.rescue, "refence": &s.refence,
 		"reopen": &s.reopen, "giveup": &s.giveup, "end": &s.end, "remove": &s.remove, "refile": &s.refile, "count": &s.count,
+		"reachable": &s.reachable,
 	} {
 		text, err := luaFiles.ReadFile("lua/" + name + ".lua")
 		if err != nil {
 			return scripts{}, fmt.Errorf("load scripts: %w", err)
 		}
-		if script == &s.count {
-			*script = redis.NewScript(string(text))
+		if script == &s.count || script == &s.reachable {
+			*script = redis.NewScript(luaClock + string(text))
 		} else {
-			*script = redis.NewScript(prelude + string(text))
+			*script = redis.NewScript(luaClock + prelude + string(text))
 		}
 	}
 	return s, nil
 }
 
+const luaClock = `
+-- clock is the server's own time in ms, so that no two machines have to agree on it, unless a test passes one.
+local function clock(given)
+  if given ~= '' then return tonumber(given) end
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+`
+
 func luaPrelude() string {
 	var b strings.Builder
-	for i, name := range append(slices.Clone(jobKeys), "removed", "active", "due", "committed") {
+	for i, name := range append(slices.Clone(jobKeys), "removed", "active", "due", "committed", "outage") {
 		fmt.Fprintf(&b, "local %s = KEYS[%d]\n", name, i+1)
 	}
 	fmt.Fprintf(&b, "local JOBKEYS = { unpack(KEYS, 1, %d) }\n", len(jobKeys))
+	fmt.Fprintf(&b, "local SAFETY = %d\n", safetyTTL.Milliseconds())
 	b.WriteString("local LIVE, BEFORE = {}, {}\n")
 	for _, state := range export.States() {
 		if state.Live() {
@@ -62,24 +73,37 @@ func luaPrelude() string {
 	}
 	b.WriteString(`
 local ID = string.match(job, '{(.+)}')
--- clock is the server's own time in ms, so that no two machines have to agree on it, unless a test passes one.
-local function clock(given)
-  if given ~= '' then return tonumber(given) end
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
 -- running_of is the set of an owner's jobs that count against its limit. Members are "<job id> <fingerprint>".
 local function running_of(owner) return 'sluice:running:' .. owner end
--- free_place gives the job's place among its owner's running jobs back.
+-- What an owner's finished jobs hold: when they expire, and their stored bytes with the sum under 'total' (held.lua).
+local function finished_of(owner) return 'sluice:finished:' .. owner end
+local function stored_of(owner) return 'sluice:stored:' .. owner end
+-- free_place gives the job's place among its owner's running jobs, and what it holds as a finished one, back.
 local function free_place()
   local owner = redis.call('HGET', job, 'owner_key')
-  if owner then redis.call('ZREM', running_of(owner), ID .. ' ' .. redis.call('HGET', job, 'fingerprint')) end
+  if not owner then return end
+  redis.call('ZREM', running_of(owner), ID .. ' ' .. redis.call('HGET', job, 'fingerprint'))
+  redis.call('ZREM', finished_of(owner), ID)
+  local bytes = redis.call('HGET', stored_of(owner), ID) or '0'
+  redis.call('HDEL', stored_of(owner), ID)
+  if bytes ~= '0' then redis.call('HINCRBY', stored_of(owner), 'total', '-' .. bytes) end
+end
+-- hold adds a finished job to what its owner holds. A failed one has no files.
+local function hold(expires)
+  local owner, state = redis.call('HGET', job, 'owner_key'), redis.call('HGET', job, 'state')
+  if not owner or state ~= 'completed' and state ~= 'failed' then return end
+  local bytes = state == 'completed' and redis.call('HGET', job, 'stored') or '0'
+  redis.call('ZADD', finished_of(owner), expires, ID)
+  redis.call('HSET', stored_of(owner), ID, bytes)
+  redis.call('HINCRBY', stored_of(owner), 'total', bytes)
+  for _, name in ipairs({ finished_of(owner), stored_of(owner) }) do redis.call('PEXPIRE', name, SAFETY) end
 end
 -- index_as_ended moves an ended job from the active to the due index.
 local function index_as_ended(at)
   redis.call('ZADD', due, at, ID)
   redis.call('ZREM', active, ID)
   free_place()
+  hold(at)
 end
 -- renew_ttl sets the safety TTL: a job whose purge never comes must not stay in Redis for ever. The TTL of polls is its
 -- window.
@@ -96,6 +120,16 @@ local function move(target)
 end
 local function holds(unit, fence)
   return redis.call('HGET', fences, unit) == fence and redis.call('HGET', claims, unit) == fence
+end
+-- fenced refuses a stale fence. If the unit's worker was lost, the caller is that worker, which was cut off and not the
+-- unit's victim: the loss is no attempt.
+local function fenced(unit, fence)
+  if redis.call('HGET', attempts, unit .. '.cause') == 'lost'
+    and tonumber(redis.call('HGET', fences, unit) or '0') == fence + 1 then
+    redis.call('HINCRBY', attempts, unit, -1)
+    redis.call('HSET', attempts, unit .. '.cause', 'unavailable')
+  end
+  return { 'FENCED' }
 end
 -- unstage forgets the units that an attempt has cut and not committed.
 local function unstage()

@@ -3,7 +3,7 @@
 // once or not at all. A record always has its index entry.
 //
 // Two sorted sets index all jobs: "active" (live jobs) and "due" (ended jobs, by when they expire or are to be purged). A
-// third one for each owner counts the live jobs against the owner's limit.
+// third one for each owner counts the live jobs against the owner's limit, and two more what its finished ones hold.
 //
 // Redis must run with noeviction and an append-only file: there is no other copy of the jobs.
 package jobstore
@@ -24,6 +24,8 @@ const (
 	activeIndex = "sluice:jobs:active" // member: job id, score: when it was created, ms
 	dueIndex    = "sluice:jobs:due"    // member: job id, score: when it expires or is to be purged, ms
 	committed   = "sluice:committed"   // hash: resources, bytes and stored bytes of all commits ever
+	// hash: seen, when a scheduler last reached Redis; over, when Redis was reached again after an outage; ms
+	outageKey = "sluice:outage"
 )
 
 const (
@@ -45,7 +47,7 @@ const (
 //	issued   zset  units queued or running, by when last heard of, ms
 //	fences   hash  unit id -> current fence
 //	attempts hash  unit id -> failures so far
-//	claims   hash  unit id -> fence of the worker that runs it
+//	claims   hash  unit id -> fence of the worker that runs it; unit id + ".token" -> token of its claim
 //	results  hash  unit id -> Result (JSON) of a closed unit
 //	files    hash  file name -> unit id
 //	polls    string  status polls in the current window
@@ -84,11 +86,11 @@ func (s *Store) Ping(ctx context.Context) error { return redisclient.Ping(ctx, s
 
 // keysOf are the KEYS of a job's scripts: its own, the mark of its removal, and those that all jobs share.
 func keysOf(id export.JobID) []string {
-	keys := make([]string, 0, len(jobKeys)+4)
+	keys := make([]string, 0, len(jobKeys)+5)
 	for _, name := range jobKeys {
 		keys = append(keys, key(id, name))
 	}
-	return append(keys, key(id, "removed"), activeIndex, dueIndex, committed)
+	return append(keys, key(id, "removed"), activeIndex, dueIndex, committed, outageKey)
 }
 
 func key(id export.JobID, name string) string { return "sluice:{" + string(id) + "}:" + name }

@@ -17,9 +17,9 @@ import (
 
 // Claim leases the unit to the caller, which must then call Heartbeat. ErrFenced when the fence is stale, the unit is
 // closed, or the same task was delivered before; ErrNotLive when the job has ended. Claiming the plan or the seal moves the
-// job to Planning or Sealing.
+// job to Planning or Sealing. The call may be repeated with the same token, which no other call has; "" is none.
 func (s *Store) Claim(
-	ctx context.Context, id export.JobID, unit export.UnitID, kind export.Kind, fence int64,
+	ctx context.Context, id export.JobID, unit export.UnitID, kind export.Kind, fence int64, token string,
 ) (export.Lease, error) {
 	var target export.State
 	switch kind {
@@ -30,7 +30,7 @@ func (s *Store) Claim(
 	default:
 	}
 	reply, err := s.run(ctx, "claim "+string(unit)+" of", s.scripts.claim, id,
-		string(unit), fence, s.clock(), string(target), safetyTTL.Milliseconds())
+		string(unit), fence, s.clock(), string(target), safetyTTL.Milliseconds(), token)
 	if err != nil {
 		return export.Lease{}, err
 	}
@@ -102,6 +102,7 @@ type Plan struct {
 // Seal is what completes a job.
 type Seal struct {
 	Manifest string
+	Digest   string // SHA-256 of the manifest, lower-case hex
 	Finished time.Time
 	Expires  time.Time
 }
@@ -135,7 +136,7 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 	}
 	if c.Seal != nil {
 		target = export.Completed
-		fields = append(fields, "manifest", c.Seal.Manifest, "percent", 100,
+		fields = append(fields, "manifest", c.Seal.Manifest, "manifest_sha256", c.Seal.Digest, "percent", 100,
 			"finished", millis(c.Seal.Finished), "expires", millis(c.Seal.Expires))
 		due, ttl = strconv.FormatInt(millis(c.Seal.Expires), 10), s.ttlFrom(c.Seal.Expires)
 	}
@@ -174,7 +175,8 @@ func (s *Store) Issue(ctx context.Context, id export.JobID, most int) ([]export.
 const causeField = ".cause"
 
 // Release gives the unit back under a new fence, to run after the delay. A failed attempt (CauseError) counts against the
-// unit; an unavailable dependency or a stopping worker does not. It returns the new fence, which has to be enqueued.
+// unit; an unavailable dependency or a stopping worker does not. It returns the new fence, which has to be enqueued. It may
+// be repeated.
 func (s *Store) Release(
 	ctx context.Context, lease export.Lease, delay time.Duration, cause export.Cause,
 ) (fence int64, err error) {
@@ -202,12 +204,24 @@ func (s *Store) Refence(ctx context.Context, id export.JobID, unit export.UnitID
 	return fresh, nil
 }
 
+// outageGap is the time without NoteReachable after which Redis counts as having been away.
+const outageGap = 3 * time.Second
+
+// NoteReachable notes that Redis can be reached. A scheduler calls it every second.
+func (s *Store) NoteReachable(ctx context.Context) error {
+	err := s.scripts.reachable.Run(ctx, s.redis, []string{outageKey}, s.clock(), outageGap.Milliseconds()).Err()
+	return redisclient.Unavailable("note that redis is reachable", err)
+}
+
 // RescueStale takes up to most units without a heartbeat for as long as silence and marks them as heard of now. A claimed
-// unit gets a new fence (lost); the task of an unclaimed one may be lost. All have to be enqueued again.
+// unit gets a new fence (lost), and the loss counts as an attempt unless its worker turns up again; the task of an
+// unclaimed one may be lost. All have to be enqueued again. After an outage of Redis, the silence of claimed units counts
+// from its end.
 func (s *Store) RescueStale(
 	ctx context.Context, id export.JobID, silence time.Duration, most int,
 ) (lost, unclaimed []export.Lease, err error) {
-	reply, err := s.run(ctx, "rescue units of", s.scripts.rescue, id, s.clock(), silence.Milliseconds(), most)
+	reply, err := s.run(ctx, "rescue units of", s.scripts.rescue, id, s.clock(), silence.Milliseconds(), most,
+		outageGap.Milliseconds())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -86,14 +86,15 @@ func (s scope) write(out *bytes.Buffer, raw json.RawMessage) {
 		}
 		body = append(body, rest...)
 	}
-	out.Write(fhir.Resolve(nil, body, fhir.Facts{}, func(text []byte, _ fhir.Form, _ bool) string {
+	body, _ = fhir.Resolve(nil, body, fhir.Facts{}, func(text []byte, _ fhir.Form, _ bool) string {
 		url, _, _ := strings.Cut(string(text), "#")
 		if literal, found := s[url]; found {
 			return literal
 		}
 		url, _, _ = strings.Cut(url, "/_history/")
 		return s[url]
-	}))
+	})
+	out.Write(body)
 	out.WriteByte('\n')
 }
 
@@ -199,7 +200,7 @@ func openDocument(maxLine int, open func() (*bufio.Reader, error)) (Text, error)
 		defer close(d.done)
 		writer.CloseWithError(broken("read a JSON document", d.write(writer)))
 	}()
-	return Text{Reader: reader, Closer: d, Changed: true, Entries: true}, nil
+	return Text{Reader: reader, Closer: d, Changed: true, Expanded: true, Entries: true}, nil
 }
 
 // Close stops the conversion.

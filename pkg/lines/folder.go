@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -29,7 +30,7 @@ func (f File) Name() string { return filepath.ToSlash(f.name) }
 
 // Folder lists the files of a folder.
 type Folder struct {
-	Files []File // sorted by path
+	Files []File // sorted by path, but the folder "deleted" of an export follows its neighbours: it applies to them
 	// Other are the names of the files that have other endings.
 	Other []string
 	// Broken are links that leave the folder or lead nowhere, with the reason.
@@ -80,7 +81,12 @@ func InFolder(dir string) (folder Folder, err error) {
 		}
 		return nil
 	})
+	slices.SortStableFunc(folder.Files, func(a, b File) int { return strings.Compare(sortKey(a), sortKey(b)) })
 	return folder, err
+}
+
+func sortKey(f File) string {
+	return strings.ReplaceAll("/"+f.Name(), "/deleted/", "/\U0010ffff/")
 }
 
 // isResources reports whether a file of the name may have resources.

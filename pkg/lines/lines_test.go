@@ -30,7 +30,7 @@ func TestInFolder(t *testing.T) {
 	dir := filepath.Join(root, "folder")
 	for _, name := range []string{
 		"b.ndjson", "a.ndjson.gz", "a.NDJSON", "a.json", "a.json.gz", "1.Patient.000.jsonl", ".hidden.ndjson", "..data/a.ndjson",
-		"real/b.txt", "c.ndjson/d.ndjson", "a.csv", "ndjson",
+		"real/b.txt", "c.ndjson/d.ndjson", "a.csv", "ndjson", "deleted/1.ndjson", "z/deleted/1.ndjson", "z/e.ndjson",
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -71,6 +71,7 @@ func TestInFolder(t *testing.T) {
 		}
 		if want := []string{
 			"1.Patient.000.jsonl 19", "a.NDJSON 8", "a.json 6", "a.json.gz 9", "a.ndjson.gz 11", "b.ndjson 8", "c.ndjson/d.ndjson 17", "linked.ndjson 10",
+			"z/e.ndjson 10", "z/deleted/1.ndjson 18", "deleted/1.ndjson 16",
 		}; !slices.Equal(found, want) {
 			t.Errorf("%s: found %v, want %v", dir, found, want)
 		}

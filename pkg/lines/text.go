@@ -22,8 +22,9 @@ func (e *BrokenError) Unwrap() error { return e.error }
 type Text struct {
 	io.Reader
 	io.Closer
-	Changed bool // it is not the same as the content of the file
-	Entries bool // its lines are entries of a Bundle or of another JSON document, so they have no line numbers of their own
+	Changed  bool // it is not the same as the content of the file
+	Expanded bool // it has the entries of Bundles instead of the Bundles
+	Entries  bool // all its lines are entries of Bundles, or of another JSON document, so they have no line numbers
 }
 
 // peeked is the size of the beginning of a text by which its form is recognized.
@@ -58,11 +59,11 @@ func Open(name string, maxLine int, expand bool, content func() io.Reader) (Text
 			return again, err
 		})
 	case mayBeBundle(firstLine(start)):
-		return Text{&expander{from: text, maxLine: maxLine}, open, true, true}, nil
+		return Text{&expander{from: text, maxLine: maxLine}, open, true, true, true}, nil
 	case expand:
-		return Text{&expander{from: text, maxLine: maxLine}, open, true, false}, nil
+		return Text{&expander{from: text, maxLine: maxLine}, open, true, true, false}, nil
 	}
-	return Text{text, open, zipped, false}, nil
+	return Text{text, open, zipped, false, false}, nil
 }
 
 // mark is the byte order mark.

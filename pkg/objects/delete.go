@@ -4,18 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/minio/minio-go/v7"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
 const (
-	deletesAtOnce = 8
+	// deleteBatch is how many objects one request deletes: the limit of S3.
+	deleteBatch = 1000
 	// deletePasses bounds the passes of DeletePrefix: writers below a prefix must be stopped before it is deleted.
 	deletePasses = 5
 )
@@ -36,32 +36,72 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// DeletePrefix deletes all objects and aborts all unfinished uploads below prefix, and repeats that until it finds
-// none. It returns the number of removed objects and uploads, also with an error; it can be called again. The prefix
-// must end with a slash, so that "jobs/a" does not include "jobs/ab/". It returns export.ErrConflict if objects keep
-// appearing.
-func (s *Store) DeletePrefix(ctx context.Context, prefix string) (deleted int, err error) {
-	if prefix == "/" || !strings.HasSuffix(prefix, "/") {
-		return 0, fmt.Errorf("delete below %q: the prefix is empty or does not end with a slash", prefix)
-	}
-	for range deletePasses {
-		// Uploads first: an aborted upload cannot become an object later.
-		// MinIO lists uploads of one exact key or of the whole bucket, not below a prefix.
-		uploads, err := s.abortListed(ctx, "", func(key string) bool { return strings.HasPrefix(key, prefix) })
-		deleted += uploads
-		if err != nil {
-			return deleted, fmt.Errorf("delete below %s: %w", prefix, err)
+// DeleteAll deletes the objects, a thousand with one request. It succeeds if some do not exist. It returns the number of
+// deleted objects, also with an error.
+func (s *Store) DeleteAll(ctx context.Context, keys ...string) (deleted int, err error) {
+	for batch := range slices.Chunk(keys, deleteBatch) {
+		targets := func(yield func(minio.ObjectInfo) bool) {
+			for _, key := range batch {
+				if !yield(minio.ObjectInfo{Key: key}) {
+					return
+				}
+			}
 		}
+		results, err := s.client.RemoveObjectsWithIter(ctx, s.bucket, targets, minio.RemoveObjectsOptions{})
+		if err != nil {
+			return deleted, fmt.Errorf("delete objects: %w", failure(ctx, err))
+		}
+		var failed error
+		confirmed := 0
+		for result := range results {
+			err := failure(ctx, result.Err)
+			if err != nil && !errors.Is(err, export.ErrNotFound) {
+				failed = fmt.Errorf("delete object %s: %w", result.ObjectName, err)
+				continue
+			}
+			confirmed++
+		}
+		deleted += confirmed
+		switch {
+		case failed != nil:
+			return deleted, failed
+		case ctx.Err() != nil: // minio-go ends early without an error
+			return deleted, fmt.Errorf("delete objects: %w", ctx.Err())
+		case confirmed < len(batch):
+			return deleted, fmt.Errorf("delete objects: the store confirmed %d of %d: %w", confirmed, len(batch),
+				export.ErrUnavailable)
+		}
+	}
+	return deleted, nil
+}
+
+// DeletePrefix aborts all unfinished uploads below the prefixes and deletes all objects, until it finds no object. It
+// returns the number of removed objects and uploads, also with an error; it can be called again. A prefix must end with a
+// slash, so that "jobs/a" does not include "jobs/ab/". It returns export.ErrConflict if objects keep appearing. A writer
+// that begins an upload meanwhile leaves it, or its object: when it learns that the prefix was deleted, it has to call
+// DeletePrefix again.
+func (s *Store) DeletePrefix(ctx context.Context, prefixes ...string) (deleted int, err error) {
+	for _, prefix := range prefixes {
+		if prefix == "/" || !strings.HasSuffix(prefix, "/") {
+			return 0, fmt.Errorf("delete below %q: the prefix is empty or does not end with a slash", prefix)
+		}
+	}
+	// Uploads first: an aborted upload cannot become an object later.
+	// MinIO lists uploads of one exact key or of the whole bucket, not below a prefix.
+	deleted, err = s.abortListed(ctx, "", func(key string) bool {
+		return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
+	})
+	if err != nil {
+		return deleted, fmt.Errorf("delete below %s: %w", strings.Join(prefixes, ", "), err)
+	}
+	for _, prefix := range prefixes {
 		objects, err := s.deleteBelow(ctx, prefix)
 		deleted += objects
 		if err != nil {
 			return deleted, fmt.Errorf("delete below %s: %w", prefix, err)
 		}
-		if uploads+objects == 0 {
-			return deleted, nil
-		}
 	}
-	return deleted, fmt.Errorf("delete below %s: objects keep appearing: %w", prefix, export.ErrConflict)
+	return deleted, nil
 }
 
 // abortListed aborts the uploads of the key, or of the bucket for "", that are wanted, and returns their number.
@@ -79,25 +119,31 @@ func (s *Store) abortListed(ctx context.Context, key string, wanted func(key str
 	return aborted, err
 }
 
-func (s *Store) deleteBelow(ctx context.Context, prefix string) (int, error) {
-	var deleted atomic.Int64
-	group, inner := errgroup.WithContext(ctx)
-	group.SetLimit(deletesAtOnce)
-	listed := s.List(inner, prefix, func(object Info) error {
-		group.Go(func() error {
-			if err := s.Delete(inner, object.Key); err != nil {
-				return err
+func (s *Store) deleteBelow(ctx context.Context, prefix string) (deleted int, err error) {
+	for range deletePasses {
+		found := 0
+		var batch []string
+		flush := func() error {
+			n, err := s.DeleteAll(ctx, batch...)
+			deleted += n
+			batch = batch[:0]
+			return err
+		}
+		err := s.List(ctx, prefix, func(object Info) error {
+			found++
+			if batch = append(batch, object.Key); len(batch) < deleteBatch {
+				return nil
 			}
-			deleted.Add(1)
-			return nil
+			return flush()
 		})
-		return nil
-	})
-	err := group.Wait()
-	if err == nil { // otherwise the list ended because a delete failed
-		err = listed
+		if err == nil {
+			err = flush()
+		}
+		if err != nil || found == 0 {
+			return deleted, err
+		}
 	}
-	return int(deleted.Load()), err
+	return deleted, fmt.Errorf("objects keep appearing: %w", export.ErrConflict)
 }
 
 // Uploads streams all unfinished uploads of the bucket. An error from yield ends the stream and is returned unchanged.

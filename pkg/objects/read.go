@@ -129,29 +129,17 @@ func (s *Store) Stat(ctx context.Context, key string) (Info, error) {
 // It does not use data keys, so it also lists objects that can no longer be read. An error from yield ends the stream
 // and is returned unchanged.
 func (s *Store) List(ctx context.Context, prefix string, yield func(Info) error) error {
-	return s.list(ctx, prefix, true, func(o minio.ObjectInfo) error {
-		return yield(Info{Key: o.Key, Size: o.Size, Modified: o.LastModified.UTC()})
-	})
+	return s.ListAfter(ctx, prefix, "", yield)
 }
 
-// Prefixes streams the prefixes one level below prefix, which is "" or ends with a slash: "jobs/" gives "jobs/<id>/"
-// for every job with an object. An error from yield ends the stream and is returned unchanged.
-func (s *Store) Prefixes(ctx context.Context, prefix string, yield func(prefix string) error) error {
-	return s.list(ctx, prefix, false, func(o minio.ObjectInfo) error {
-		if !strings.HasSuffix(o.Key, "/") { // an object on this level
-			return nil
-		}
-		return yield(o.Key)
-	})
-}
-
-func (s *Store) list(ctx context.Context, prefix string, deep bool, yield func(minio.ObjectInfo) error) error {
-	opts := minio.ListObjectsOptions{Prefix: prefix, Recursive: deep, FetchOwner: new(false)}
+// ListAfter is List of the objects whose keys come after the given one.
+func (s *Store) ListAfter(ctx context.Context, prefix, after string, yield func(Info) error) error {
+	opts := minio.ListObjectsOptions{Prefix: prefix, StartAfter: after, Recursive: true, FetchOwner: new(false)}
 	for object := range s.client.ListObjectsIter(ctx, s.bucket, opts) {
 		if object.Err != nil {
 			return fmt.Errorf("list objects below %q: %w", prefix, failure(ctx, object.Err))
 		}
-		if err := yield(object); err != nil {
+		if err := yield(Info{Key: object.Key, Size: object.Size, Modified: object.LastModified.UTC()}); err != nil {
 			return err
 		}
 	}

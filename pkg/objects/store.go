@@ -5,10 +5,10 @@
 // leaves neither an object nor an unfinished upload, unless the store is unavailable; Uploads, List and DeletePrefix
 // find what remains then.
 //
-// Only basic S3 operations are used: put, multipart, get with a range, head, list v2 and delete. A key must have one
-// writer at a time (keys contain the fence of the attempt, see export.FileName): the clean-up of one writer would
-// remove the object of another. No key may be a folder of another ("a" and "a/b"): MinIO and file systems lose one of
-// them. Versioned buckets are not supported, because a delete must remove the data.
+// Only basic S3 operations are used: put, multipart, get with a range, head, list v2, delete, and delete of up to 1000
+// objects. A key must have one writer at a time (keys contain the fence of the attempt, see export.FileName): the
+// clean-up of one writer would remove the object of another. No key may be a folder of another ("a" and "a/b"): MinIO and
+// file systems lose one of them. Versioned buckets are not supported, because a delete must remove the data.
 //
 // Objects can be encrypted (Config.Keys). Sizes, ranges and digests are then those of the plaintext, except in List.
 // Reading an object fails if it should be encrypted and is not, or if it is not exactly what was written under its

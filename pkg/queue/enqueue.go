@@ -75,6 +75,26 @@ func (c *Client) EnqueueUnit(ctx context.Context, task Task) error {
 	return nil
 }
 
+// Queued reports for each task whether it waits in its queue, now or delayed. It is one round trip: pass at most a few
+// hundred.
+func (c *Client) Queued(ctx context.Context, tasks []Task) ([]bool, error) {
+	states := make([]*redis.StringCmd, len(tasks))
+	_, err := c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, task := range tasks {
+			states[i] = pipe.HGet(ctx, listKey(task.queue(), "t:"+task.id()), "state")
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, redisclient.Unavailable("look for tasks", err)
+	}
+	queued := make([]bool, len(tasks))
+	for i, state := range states {
+		queued[i] = state.Val() == "pending" || state.Val() == "scheduled" // any other one is enqueued again, which decides
+	}
+	return queued, nil
+}
+
 // EnqueuePurge enqueues the purge of a job. It is idempotent while the purge is queued or running.
 func (c *Client) EnqueuePurge(ctx context.Context, id export.JobID) error {
 	return c.enqueuePurge(ctx, id, "purge:"+string(id))

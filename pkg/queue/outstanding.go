@@ -2,9 +2,12 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
@@ -14,11 +17,19 @@ const (
 	fewestOutstanding = 16
 	// outstandingPerSlot keeps the next unit of a slot in the queue while one runs.
 	outstandingPerSlot = 2
-	// slotsFresh is how long a count is used. Asynq lists a dead server for 10 s anyway.
+	// slotsFresh is how long a process uses the count that it has read.
 	slotsFresh = 10 * time.Second
 )
 
-// slots counts the long units that all workers can run at once.
+// slotsKey is the number of long units that all workers can run at once, as the last Workers has counted it. Counting takes
+// commands for each worker, so not every worker may count. The surveys of the schedulers do; without a scheduler, a worker
+// does after slotsLife.
+const (
+	slotsKey  = "sluice:slots"
+	slotsLife = time.Minute
+)
+
+// slots is the count that this process has read.
 type slots struct {
 	mu    sync.Mutex
 	count int
@@ -32,22 +43,22 @@ func (c *Client) Outstanding(ctx context.Context, configured int) (int, error) {
 		return configured, nil
 	}
 	c.slots.mu.Lock()
-	defer c.slots.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return 0, err
-	}
-	if time.Now().After(c.slots.till) {
-		servers, err := c.inspector.Servers()
+	count, fresh := c.slots.count, time.Now().Before(c.slots.till)
+	c.slots.mu.Unlock()
+	if !fresh {
+		var err error
+		count, err = c.redis.Get(ctx, slotsKey).Int()
+		if errors.Is(err, redis.Nil) {
+			var workers Workers
+			workers, err = c.Workers(ctx)
+			count = workers.Slots
+		}
 		if err != nil {
 			return 0, fmt.Errorf("count workers: %w: %w", export.ErrUnavailable, err)
 		}
-		c.slots.count = 0
-		for _, server := range servers {
-			if _, long := server.Queues[bulkQueue]; long {
-				c.slots.count += server.Concurrency
-			}
-		}
-		c.slots.till = time.Now().Add(slotsFresh)
+		c.slots.mu.Lock()
+		c.slots.count, c.slots.till = count, time.Now().Add(slotsFresh)
+		c.slots.mu.Unlock()
 	}
-	return max(outstandingPerSlot*c.slots.count, fewestOutstanding), nil
+	return max(outstandingPerSlot*count, fewestOutstanding), nil
 }

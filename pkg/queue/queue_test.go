@@ -18,6 +18,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	sluicev1 "github.com/sluice-fhir/sluice/proto/sluice/v1"
 )
@@ -429,7 +430,8 @@ func TestShortUnitsDoNotWaitBehindLongOnes(t *testing.T) { // pitfall 25
 	})
 }
 
-// TestOutstandingFollowsTheWorkers: a job may have more units in the queue when there are more workers.
+// TestOutstandingFollowsTheWorkers: a job may have more units in the queue when there are more workers. A scheduler counts
+// them; a process reads the count.
 func TestOutstandingFollowsTheWorkers(t *testing.T) { // pitfall 25
 	overBoth(t, func(t *testing.T, url string) {
 		most := func(configured int) int {
@@ -438,7 +440,7 @@ func TestOutstandingFollowsTheWorkers(t *testing.T) { // pitfall 25
 			must(t, err)
 			return n
 		}
-		if n := most(0); n != 16 {
+		if n := most(0); n != 16 { // without a scheduler, a worker counts
 			t.Errorf("%d without a worker, want 16", n)
 		}
 		handle, _ := collect()
@@ -447,10 +449,12 @@ func TestOutstandingFollowsTheWorkers(t *testing.T) { // pitfall 25
 		}
 		duty := func(context.Context, string) error { return nil }
 		defer serve(t, queue.ServerConfig{URL: url, Concurrency: 30}, queue.Handlers{Pass: duty})()
-		deadline := time.Now().Add(30 * time.Second)
-		for most(0) != 40 && time.Now().Before(deadline) {
-			time.Sleep(10 * time.Millisecond)
-		}
+		scheduler := open(t, url)
+		until(t, "the workers are counted", func() bool {
+			workers, err := scheduler.Workers(t.Context())
+			must(t, err)
+			return workers.Slots == 20
+		})
 		if n := most(0); n != 40 {
 			t.Errorf("%d with twenty slots for long units, want 40", n)
 		}
@@ -460,5 +464,32 @@ func TestOutstandingFollowsTheWorkers(t *testing.T) { // pitfall 25
 	})
 	if _, err := open(t, "redis://127.0.0.1:1").Outstanding(t.Context(), 0); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("without Redis: %v", err)
+	}
+}
+
+// The number of commands must not grow with the number of workers: every worker asks.
+func TestOutstandingIsOneCommandForAnyNumberOfWorkers(t *testing.T) {
+	url := testenv.Redis(t)
+	handle, _ := collect()
+	for range 20 {
+		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{Unit: handle})()
+	}
+	scheduler := open(t, url)
+	until(t, "the workers are counted", func() bool {
+		workers, err := scheduler.Workers(t.Context())
+		must(t, err)
+		return workers.Alive == 20
+	})
+	var commands atomic.Int64
+	client, err := queue.Open(url, redisclient.WithObserver(func(string, time.Time, error) { commands.Add(1) }))
+	must(t, err)
+	t.Cleanup(func() { must(t, client.Close()) })
+	for range 100 { // commits
+		if n, err := client.Outstanding(t.Context(), 0); err != nil || n != 40 {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+	if n := commands.Load(); n != 1 {
+		t.Errorf("%d commands, want 1", n)
 	}
 }

@@ -23,6 +23,9 @@ var ErrDraining = errors.New("the worker is stopping")
 
 // Handlers process the tasks of a process; the queues of nil handlers are not served. A unit or purge whose
 // handler returns an error is delivered again later; a failed pass is not, because the next one continues.
+//
+// A handler's context ends at the task's deadline and when the server stops. It does not end when Redis is unavailable,
+// although Asynq then gives the task up after 30 s: the handler decides whether its work is still of use.
 type Handlers struct {
 	Unit   func(ctx context.Context, task Task) error
 	Purge  func(ctx context.Context, id export.JobID) error
@@ -59,16 +62,8 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
-	// A drain ends a child of the task's context. If the context of Asynq ended, Asynq would count the task as
-	// failed and stop waiting for its handler.
 	drain, startDrain := context.WithCancel(context.WithoutCancel(ctx))
 	defer startDrain()
-	withDrain := func(ctx context.Context, handle func(context.Context) error) error {
-		ctx, cancel := context.WithCancelCause(ctx)
-		defer cancel(nil)
-		defer context.AfterFunc(drain, func() { cancel(ErrDraining) })()
-		return handle(ctx)
-	}
 
 	queues := map[string]int{}
 	mux := asynq.NewServeMux()
@@ -81,7 +76,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 					return err
 				}
 				task.Kind = kind
-				return withDrain(ctx, func(ctx context.Context) error { return handlers.Unit(ctx, task) })
+				return handlers.Unit(ctx, task)
 			})
 		}
 	}
@@ -92,7 +87,7 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 			if err != nil {
 				return err
 			}
-			return withDrain(ctx, func(ctx context.Context) error { return handlers.Purge(ctx, job) })
+			return handlers.Purge(ctx, job)
 		})
 	}
 	pass := func(kind, queue string, handle func(context.Context, string) error) {
@@ -105,19 +100,19 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 			if err := proto.Unmarshal(t.Payload(), &message); err != nil {
 				return fmt.Errorf("decode pass: %w", err)
 			}
-			return withDrain(ctx, func(ctx context.Context) error { return handle(ctx, message.GetKind()) })
+			return handle(ctx, message.GetKind())
 		})
 	}
 	pass(recurringType, maintenanceQueue, handlers.Pass)
 	pass(rescueType, rescueQueue, handlers.Rescue)
 
-	servers := []*asynq.Server{newServer(client, cfg, cfg.Concurrency, queues, idleCheck)}
+	servers := []*server{newServer(client, cfg, cfg.Concurrency, queues, idleCheck)}
 	if cfg.Express > 0 && handlers.Unit != nil {
 		servers = append(servers, newServer(client, cfg, cfg.Express, map[string]int{expressQueue: 1}, expressCheck))
 	}
-	var started []*asynq.Server
+	var started []*server
 	for _, server := range servers {
-		if err = server.Start(mux); err != nil {
+		if err = server.Start(server.limit(drain, mux)); err != nil {
 			err = fmt.Errorf("start task server: %w", err)
 			break
 		}
@@ -128,30 +123,89 @@ func Serve(ctx context.Context, cfg ServerConfig, handlers Handlers) (err error)
 	}
 	drained := time.AfterFunc(cfg.Drain, startDrain)
 	defer drained.Stop()
+	most, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Drain+handBack)
+	defer cancel()
 	var stopping sync.WaitGroup
 	for _, server := range started {
-		stopping.Go(server.Shutdown)
+		stopping.Go(func() {
+			server.Shutdown()
+			server.await(most)
+		})
 	}
 	stopping.Wait()
 	return err
 }
 
+// server is a server of Asynq that counts its running handlers itself. Asynq stops counting a handler when it gives the
+// task up: at the deadline, and when it could not renew its lease in Redis for 30 s.
+type server struct {
+	*asynq.Server
+	running chan struct{} // has an element for each running handler
+}
+
+// errBusy puts a task back in the queue, for another server or for later.
+var errBusy = errors.New("every slot has a handler whose task Asynq has given up")
+
+// slotWait is how long a task waits for a slot before it is put back.
+const slotWait = time.Second
+
+// limit runs at most as many handlers at once as the server has slots. Their contexts end at the task's deadline and, with
+// the cause ErrDraining, at the end of drain.
+func (s *server) limit(drain context.Context, handler asynq.Handler) asynq.Handler {
+	return asynq.HandlerFunc(func(task context.Context, t *asynq.Task) error {
+		select {
+		case s.running <- struct{}{}:
+		case <-time.After(slotWait):
+			return errBusy
+		}
+		defer func() { <-s.running }()
+		ctx, cancel := context.WithCancelCause(context.WithoutCancel(task))
+		defer cancel(nil)
+		defer context.AfterFunc(drain, func() { cancel(ErrDraining) })()
+		if deadline, ok := task.Deadline(); ok { // EnqueueUnit and the others set one
+			var stop context.CancelFunc
+			ctx, stop = context.WithDeadline(ctx, deadline)
+			defer stop()
+		}
+		return handler.ProcessTask(ctx, t)
+	})
+}
+
+// await waits until no handler runs, or the context ends.
+func (s *server) await(ctx context.Context) {
+	for range cap(s.running) {
+		select {
+		case s.running <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 func newServer(
 	client *redis.Client, cfg ServerConfig, concurrency int, queues map[string]int, idle time.Duration,
-) *asynq.Server {
-	return asynq.NewServerFromRedisClient(client, asynq.Config{
+) *server {
+	inner := asynq.NewServerFromRedisClient(client, asynq.Config{
 		Concurrency:              concurrency,
 		Queues:                   queues,
 		TaskCheckInterval:        idle,
 		DelayedTaskCheckInterval: 500 * time.Millisecond,
 		ShutdownTimeout:          cfg.Drain + handBack,
 		RetryDelayFunc:           func(n int, _ error, _ *asynq.Task) time.Duration { return export.Backoff(n + 1) },
+		IsFailure:                func(err error) bool { return !errors.Is(err, errBusy) }, // only failures extend the delay
 		Logger:                   asynqLogger{cfg.Logger},
 		LogLevel:                 asynq.WarnLevel,
 		ErrorHandler: asynq.ErrorHandlerFunc(func(_ context.Context, t *asynq.Task, err error) {
-			cfg.Logger.Error("task failed", "task", t.Type(), "err", err)
+			switch {
+			case errors.Is(err, errBusy):
+			case errors.Is(err, asynq.ErrLeaseExpired):
+				cfg.Logger.Warn("the lease of a task ended; its handler continues", "task", t.Type())
+			default:
+				cfg.Logger.Error("task failed", "task", t.Type(), "err", err)
+			}
 		}),
 	})
+	return &server{Server: inner, running: make(chan struct{}, concurrency)}
 }
 
 // asynqLogger passes Asynq's messages to slog. They name queues and servers, never payloads.

@@ -93,8 +93,8 @@ type Workers struct {
 	Slots int // long units that they can run at once
 }
 
-// Workers counts the workers by their heartbeats, which come every 5 s; a killed one counts for 10 s more. Errors are
-// export.ErrUnavailable.
+// Workers counts the workers by their heartbeats, which come every 5 s; a killed one counts for 10 s more. It publishes the
+// slots for Outstanding. Errors are export.ErrUnavailable. The Inspector ignores ctx; it times out after a few seconds.
 func (c *Client) Workers(ctx context.Context) (Workers, error) {
 	if err := ctx.Err(); err != nil {
 		return Workers{}, err
@@ -116,6 +116,9 @@ func (c *Client) Workers(ctx context.Context) (Workers, error) {
 				break
 			}
 		}
+	}
+	if err := c.redis.Set(ctx, slotsKey, workers.Slots, slotsLife).Err(); err != nil {
+		return Workers{}, fmt.Errorf("publish the slots of the workers: %w: %w", export.ErrUnavailable, err)
 	}
 	return workers, nil
 }

@@ -56,23 +56,19 @@ func New(bases fhir.Bases) *Table {
 	return &Table{bases: bases, urns: map[string]*named{}, searches: map[search]*named{}}
 }
 
-// Note notes the references of a line, and reports whether Resolve may change it. Scan must have accepted the line.
+// Note notes the references of a line, and reports whether any of them is for Resolve. Scan must have accepted the line.
 func (t *Table) Note(line []byte) bool {
 	found := false
 	fhir.Resolve(nil, line, fhir.Facts{}, func(text []byte, form fhir.Form, _ bool) string {
+		found = true
 		switch form {
-		case fhir.Foreign:
-			_, below := t.bases.Literal(string(text))
-			found = found || below
 		case fhir.Urn:
-			found = true
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			if key := urn(text); t.urns[key] == nil {
 				t.urns[key] = new(named)
 			}
 		case fhir.Conditional:
-			found = true
 			if key, ok := parseSearch(string(text)); ok {
 				t.mu.Lock()
 				defer t.mu.Unlock()
@@ -155,10 +151,12 @@ func (t *Table) Offer(ref fhir.Ref, line []byte) {
 	})
 }
 
-// Resolve returns the line with every reference resolved that names one resource, and calls missed for each other urn and
-// search, and each other reference to a resource of another server, with its type, "" if it has none. The result is line
-// itself or in buffer. facts are those of the line.
-func (t *Table) Resolve(buffer, line []byte, facts fhir.Facts, missed func(typ string)) []byte {
+// Resolve returns the line with every reference resolved that names one resource. It calls missed for each other one,
+// except for those to the patient of the line, with its type, "" if it has none. The result is line itself if nothing
+// changes, else it is appended to buffer. facts are those of the line.
+func (t *Table) Resolve(
+	buffer, line []byte, facts fhir.Facts, missed func(typ string),
+) (resolved []byte, changed bool) {
 	return fhir.Resolve(buffer, line, facts, func(text []byte, form fhir.Form, patient bool) string {
 		typ, _, _ := fhir.Classify(text)
 		var n *named
@@ -180,7 +178,9 @@ func (t *Table) Resolve(buffer, line []byte, facts fhir.Facts, missed func(typ s
 		case n != nil && len(n.ids) == 1 && (!patient || n.ids[0].Type == "Patient" || form == fhir.Conditional):
 			return n.ids[0].Type + "/" + n.ids[0].ID
 		}
-		missed(string(typ))
+		if !patient {
+			missed(string(typ))
+		}
 		return ""
 	})
 }

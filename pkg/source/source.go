@@ -8,9 +8,12 @@ package source
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
 // Source reads the clinical data. Methods may be called concurrently and repeatedly: the same arguments give the same
@@ -40,6 +43,26 @@ type Source interface {
 
 	// LeftOut returns what the store holds or was given and no export contains, by type and reason (spec 11), in any order.
 	LeftOut(ctx context.Context) ([]export.LeftOut, error)
+}
+
+// Limits bound one resource. A resource beyond them is left out, counted and told (spec 10).
+type Limits struct {
+	// longest line of a resource, in bytes; a worker needs about 2.5 times as much memory for each unit
+	MaxLine int `env:"MAX_LINE" envDefault:"33554432"`
+	// references, and subjects, of a resource
+	MaxReferences int `env:"MAX_REFERENCES" envDefault:"10000"`
+}
+
+// Validate returns every problem of the limits.
+func (l Limits) Validate() error {
+	var errs []error
+	if l.MaxLine < 1024 || l.MaxLine > 1<<28 {
+		errs = append(errs, errors.New("SLUICE_MAX_LINE must be from 1024 to 268435456"))
+	}
+	if l.MaxReferences < 1 || l.MaxReferences > fhir.MaxSubjects {
+		errs = append(errs, fmt.Errorf("SLUICE_MAX_REFERENCES must be from 1 to %d", fhir.MaxSubjects))
+	}
+	return errors.Join(errs...)
 }
 
 // Sizes are the sizes of the whole store.

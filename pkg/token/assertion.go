@@ -16,6 +16,9 @@ import (
 // AssertionType is the client_assertion_type of a JWT (RFC 7523 section 2.2).
 const AssertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
+// assertionKind is the typ of an assertion by draft-ietf-oauth-rfc7523bis. SMART has JWT.
+const assertionKind = "client-authentication+jwt"
+
 const (
 	// assertionLifetime is how far ahead the exp of an assertion may be (SMART: no more than five minutes).
 	assertionLifetime = 5 * time.Minute
@@ -36,18 +39,18 @@ type Assertion struct {
 // Assertions verifies the assertions with which clients authenticate (SMART client-confidential-asymmetric). Its methods
 // may be called from any goroutine.
 type Assertions struct {
-	audience string
+	endpoint string // the URL of the token endpoint
+	issuer   string // the issuer identifier of the token service
 	now      func() time.Time
 	client   *http.Client
 	keys     *lru.Cache[string, *keyring] // by JWKS URL
 	fetches  *fetches
 }
 
-// NewAssertions returns a verifier for a token endpoint. audience is its URL: the aud of an assertion must be this URL, or
-// a list that contains it. client fetches key sets; nil means a new client. Its redirect policy is replaced: redirects
-// must stay on the same host.
-func NewAssertions(audience string, now func() time.Time, client *http.Client) (*Assertions, error) {
-	if audience == "" {
+// NewAssertions returns a verifier for a token endpoint at a URL, of a token service with an issuer identifier. client
+// fetches key sets; nil means a new client. Its redirect policy is replaced: redirects must stay on the same host.
+func NewAssertions(endpoint, issuer string, now func() time.Time, client *http.Client) (*Assertions, error) {
+	if endpoint == "" || issuer == "" {
 		return nil, errors.New("assertions: no audience: assertions for other services would pass")
 	}
 	keys, err := lru.New[string, *keyring](cachedKeySets)
@@ -55,7 +58,7 @@ func NewAssertions(audience string, now func() time.Time, client *http.Client) (
 		return nil, fmt.Errorf("assertions: %w", err)
 	}
 	return &Assertions{
-		audience: audience, now: now, client: keySetClient(client), keys: keys, fetches: newFetches(),
+		endpoint: endpoint, issuer: issuer, now: now, client: keySetClient(client), keys: keys, fetches: newFetches(),
 	}, nil
 }
 
@@ -68,42 +71,47 @@ func AssertionAlgorithms() []string { return []string{jwa.RS384.String(), jwa.ES
 // Parse reads an assertion and checks its form, algorithm, audience and times. The error is ErrInvalid and depends on the
 // assertion alone, not on which clients are registered.
 func (a *Assertions) Parse(raw string) (*Assertion, error) {
-	t, err := parse(raw)
+	t, err := parse(raw, "jwt", assertionKind)
 	if err != nil {
 		return nil, err
 	}
-	typ, typed := t.header["typ"]
-	word, _ := text(typ)
 	jku, hasJKU := t.header["jku"]
 	url, isText := text(jku)
 	id, identified := text(t.claims.all["jti"])
 	switch {
-	case typed && word != "JWT" && word != "jwt": // an access token is not an assertion (RFC 8725 3.11)
-		return nil, invalid("typ is not JWT")
 	case t.kid == "":
-		return nil, invalid("header has no kid")
+		return nil, invalid(RuleMalformed, "header has no kid")
 	case hasJKU && !isText:
-		return nil, invalid("jku is not a string, or empty")
+		return nil, invalid(RuleMalformed, "jku is not a string, or empty")
 	case t.claims.issuer != t.claims.subject:
-		return nil, invalid("iss and sub differ")
+		return nil, invalid(RuleIssuer, "iss and sub differ")
 	case !identified:
-		return nil, invalid("no jti")
+		return nil, invalid(RuleMalformed, "no jti")
 	case !slices.Contains(AssertionAlgorithms(), t.alg):
-		return nil, invalid("alg is neither RS384 nor ES384")
+		return nil, invalid(RuleAlgorithm, "alg is neither RS384 nor ES384")
 	}
 	now := a.now()
 	if err := t.claims.check(now); err != nil {
 		return nil, err
 	}
 	if t.claims.expires.After(now.Add(assertionLifetime + skew)) {
-		return nil, invalid("exp is more than five minutes ahead")
+		return nil, invalid(RuleTooLong, "exp is more than five minutes ahead")
 	}
-	if !slices.Contains(t.claims.audiences, a.audience) {
-		return nil, invalid("aud is not the URL of the token endpoint")
+	if !a.addressed(t) {
+		return nil, invalid(RuleAudience, "aud is neither the URL of the token endpoint nor the issuer")
 	}
 	return &Assertion{
 		Client: t.claims.subject, ID: id, RememberUntil: t.claims.expires.Add(skew), jku: url, parsed: t,
 	}, nil
+}
+
+// addressed reports whether the aud is the URL of the token endpoint (SMART, RFC 7523) or the issuer identifier
+// (draft-ietf-oauth-rfc7523bis). The draft requires a single value. RFC 7523 allows a list that contains the URL.
+func (a *Assertions) addressed(t parsed) bool {
+	if audiences := t.claims.audiences; len(audiences) == 1 {
+		return audiences[0] == a.endpoint || audiences[0] == a.issuer
+	}
+	return t.typ != assertionKind && slices.Contains(t.claims.audiences, a.endpoint)
 }
 
 // Verify checks the signature with the client's registered keys. It returns ErrInvalid when the assertion is refused, and
@@ -111,10 +119,10 @@ func (a *Assertions) Parse(raw string) (*Assertion, error) {
 // is refused (B-24).
 func (a *Assertions) Verify(ctx context.Context, assertion *Assertion, client Client) error {
 	if assertion.Client != client.ID {
-		return invalid("issued by another client")
+		return invalid(RuleIssuer, "issued by another client")
 	}
 	if assertion.jku != "" && assertion.jku != client.JWKSURL {
-		return invalid("jku is not the registered one")
+		return invalid(RuleKey, "jku is not the registered one")
 	}
 	key, err := a.key(ctx, assertion, client)
 	if err != nil {
@@ -129,7 +137,7 @@ func (a *Assertions) key(ctx context.Context, assertion *Assertion, client Clien
 	}
 	set, err := parseKeySet(client.JWKS)
 	if err != nil {
-		return nil, invalid("the client has no keys")
+		return nil, invalid(RuleKey, "the client has no keys")
 	}
 	return set.find(assertion.alg, assertion.kid)
 }

@@ -2,6 +2,7 @@ package token_test
 
 import (
 	"crypto/elliptic"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -15,11 +16,14 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-const endpoint = "https://auth.example/token"
+const (
+	endpoint      = "https://auth.example/token"
+	serviceIssuer = "https://auth.example"
+)
 
 func assertions(t testing.TB, c *clock) *token.Assertions {
 	t.Helper()
-	a, err := token.NewAssertions(endpoint, c.Now, nil)
+	a, err := token.NewAssertions(endpoint, serviceIssuer, c.Now, nil)
 	must(t, err)
 	t.Cleanup(a.Close)
 	return a
@@ -40,6 +44,40 @@ func prove(t testing.TB, a *token.Assertions, raw string, client token.Client) e
 		return err
 	}
 	return a.Verify(t.Context(), assertion, client)
+}
+
+// SMART and RFC 7523 have typ JWT and the token endpoint as audience, draft-ietf-oauth-rfc7523bis its own typ and the issuer.
+func TestAssertionsOfSMARTAndOfTheDraftAreAccepted(t *testing.T) {
+	c, key := newClock(), ecKey(elliptic.P384())
+	a, client := assertions(t, c), token.Client{JWKS: []byte(jwks(jwkOf("k", key)))}
+	const both = "https://else.example"
+	for _, test := range []struct {
+		typ  string // a member of the header
+		aud  any
+		rule token.Rule // "": accepted
+	}{
+		{``, endpoint, ""},
+		{`,"typ":"JWT"`, endpoint, ""},
+		{`,"typ":"jwt"`, []string{endpoint}, ""},
+		{`,"typ":"application/jwt"`, []string{endpoint, both}, ""},
+		{`,"typ":"JWT"`, serviceIssuer, ""},
+		{``, []string{serviceIssuer}, ""},
+		{`,"typ":"client-authentication+jwt"`, serviceIssuer, ""},
+		{`,"typ":"application/Client-Authentication+JWT"`, []string{serviceIssuer}, ""},
+		{`,"typ":"client-authentication+jwt"`, endpoint, ""},
+		{`,"typ":"client-authentication+jwt"`, []string{endpoint, both}, token.RuleAudience},
+		{`,"typ":"JWT"`, []string{serviceIssuer, both}, token.RuleAudience},
+		{`,"typ":"JWT"`, serviceIssuer + "/", token.RuleAudience},
+		{`,"typ":"JWT"`, []string{}, token.RuleAudience},
+		{`,"typ":"at+jwt"`, endpoint, token.RuleKind},
+		{`,"typ":"logout+jwt"`, endpoint, token.RuleKind},
+	} {
+		claims := assertionClaims(c).With("aud", test.aud).With("exp", json.Number("1772366640.75"))
+		err := prove(t, a, forge("ES384", key, `{"alg":"ES384","kid":"k"`+test.typ+`}`, claims.String()), client)
+		if token.RuleOf(err) != test.rule || (err == nil) != (test.rule == "") {
+			t.Errorf("typ %s, aud %v: %v, want rule %q", test.typ, test.aud, err, test.rule)
+		}
+	}
 }
 
 // B-26: a key set is cached as long as its response headers allow, and not longer.
@@ -180,8 +218,10 @@ func TestAssertionOfAnotherClientAndAfterClose(t *testing.T) {
 	if err := a.Verify(t.Context(), assertion, client); !errors.Is(err, token.ErrInvalid) {
 		t.Errorf("an assertion of app for other: %v", err)
 	}
-	if _, err := token.NewAssertions("", c.Now, nil); err == nil {
-		t.Error("assertions for any audience are accepted")
+	for _, of := range [][2]string{{"", serviceIssuer}, {endpoint, ""}} {
+		if _, err := token.NewAssertions(of[0], of[1], c.Now, nil); err == nil {
+			t.Errorf("assertions for any audience are accepted: %q", of)
+		}
 	}
 	a.Close()
 	if err := prove(t, a, sign("ES384", "k", key, assertionClaims(c)), token.Client{JWKSURL: server.URL}); !errors.Is(err, export.ErrUnavailable) {

@@ -11,17 +11,32 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
-// Client is a registered client of the token service. It has exactly one of JWKSURL, JWKS and SecretHash, and can
-// authenticate by that method only.
+// Client is a registered client of the token service. It has exactly one of JWKSURL, JWKS and secrets, and can authenticate
+// by that method only. MoreSecretHashes is apart from SecretHash because older versions refuse records with it.
 type Client struct {
 	ID         string          `json:"id"`                    // client_id; see Check for its form
 	JWKSURL    string          `json:"jwks_url,omitempty"`    // URL of its key set, https (http on loopback only)
 	JWKS       json.RawMessage `json:"jwks,omitempty"`        // its key set, at most 64 KiB
 	SecretHash string          `json:"secret_hash,omitempty"` // HashSecret of its secret
 	Scope      string          `json:"scope"`                 // space-separated system/ scopes that read
+
+	// MoreSecretHashes are those of further valid secrets, such as the previous one while the client is changed over.
+	MoreSecretHashes []string `json:"more_secret_hashes,omitempty"`
+}
+
+// maxSecrets is the largest number of secrets that a client may have.
+const maxSecrets = 5
+
+// SecretHashes returns the hashes of all valid secrets.
+func (c Client) SecretHashes() []string {
+	if c.SecretHash == "" {
+		return nil
+	}
+	return append([]string{c.SecretHash}, c.MoreSecretHashes...)
 }
 
 const maxInlineSet = 64 << 10
@@ -48,8 +63,13 @@ func (c Client) Check() error {
 	if len(c.JWKS) > 0 {
 		problems = append(problems, checkClientKeys(c.JWKS))
 	}
-	if c.SecretHash != "" && !secretHash.MatchString(c.SecretHash) {
-		problems = append(problems, errors.New("the hash of the secret is not 64 lower-case hexadecimal digits"))
+	for _, hash := range c.SecretHashes() {
+		if !secretHash.MatchString(hash) {
+			problems = append(problems, errors.New("the hash of a secret is not 64 lower-case hexadecimal digits"))
+		}
+	}
+	if more := len(c.MoreSecretHashes); more > 0 && c.SecretHash == "" || more >= maxSecrets {
+		problems = append(problems, fmt.Errorf("needs 1 to %d hashes of secrets", maxSecrets))
 	}
 	if _, err := NarrowScopes(c.Scope, c.Scope); err != nil {
 		problems = append(problems, fmt.Errorf("scope: %w", err))
@@ -112,14 +132,15 @@ func HashSecret(secret string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// HasSecret reports whether the secret is the client's. It takes the same time for every wrong secret, even if the client
-// has none.
+// HasSecret reports whether the secret is one of the client's. It takes the same time for every wrong secret, even if the
+// client has none.
 func (c Client) HasSecret(secret string) bool {
-	hash := c.SecretHash
-	if hash == "" {
-		hash = strings.Repeat("-", hex.EncodedLen(sha256.Size)) // no secret has this hash
+	none := strings.Repeat("-", hex.EncodedLen(sha256.Size)) // no secret has this hash
+	given, found := []byte(HashSecret(secret)), 0
+	for _, hash := range append(c.SecretHashes(), slices.Repeat([]string{none}, maxSecrets)...)[:maxSecrets] {
+		found |= subtle.ConstantTimeCompare([]byte(hash), given)
 	}
-	return subtle.ConstantTimeCompare([]byte(hash), []byte(HashSecret(secret))) == 1
+	return found == 1
 }
 
 // Record returns the stored form of the client.

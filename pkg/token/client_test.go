@@ -92,6 +92,17 @@ func TestSecrets(t *testing.T) {
 	if !c.HasSecret(one) || c.HasSecret(two) || c.HasSecret("") || (token.Client{}).HasSecret("") {
 		t.Error("a wrong secret is accepted, or the right one is refused")
 	}
+	c.MoreSecretHashes = []string{token.HashSecret(two)}
+	if !c.HasSecret(one) || !c.HasSecret(two) || c.HasSecret("") {
+		t.Error("one of two secrets is refused")
+	}
+	c.ID, c.Scope = "app", "system/*.rs"
+	record, err := c.Record()
+	must(t, err)
+	read, err := token.ParseClient(record)
+	if err != nil || !read.HasSecret(one) || !read.HasSecret(two) {
+		t.Errorf("the record of two secrets: %v", err)
+	}
 }
 
 // FuzzNarrowScopes: narrowing granted scopes again does not change them, and they allow no unregistered type.

@@ -10,8 +10,8 @@
 // It refuses: every algorithm except RS256, RS384, ES256, ES384 and PS256, so none and the HMACs are refused in any
 // configuration; keys for encryption, keys published with their private half, keys of another type or curve than the
 // algorithm needs, and RSA keys of fewer than 2048 bits; two keys that fit one token; headers that change what is signed
-// or nest a token (crit, b64, cty) or mark it as another kind of token (typ); duplicate claims; times that are not whole
-// seconds; tokens bound to a key (cnf). It ignores headers that bring their own key (jwk, jku, x5c, x5u): keys come from
+// or nest a token (crit, b64, cty) or mark it as another kind of token (typ); duplicate claims; times that are not
+// numbers; tokens bound to a key (cnf). It ignores headers that bring their own key (jwk, jku, x5c, x5u): keys come from
 // the configuration alone. Errors never contain any part of a token.
 //
 // The keyring is our own code because jwk.Cache of the JOSE library limits neither the size of a response, nor the time

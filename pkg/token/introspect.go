@@ -155,7 +155,7 @@ var tokenForm = regexp.MustCompile(`^[A-Za-z0-9._~+/-]+=*$`)
 // is refused as invalid fetches another one, which adds load.
 func (i *introspector) find(ctx context.Context, raw string) (verdict, error) {
 	if len(raw) > maxToken || !tokenForm.MatchString(raw) {
-		return verdict{}, invalid("too long, or has characters that no token has")
+		return verdict{}, invalid(RuleMalformed, "too long, or has characters that no token has")
 	}
 	key := sha256.Sum256([]byte(raw))
 	found, ok := i.cached(key, i.now())
@@ -243,7 +243,7 @@ func (i *introspector) judge(data []byte) (verdict, error) {
 	switch string(all["active"]) {
 	case "true":
 	case "false":
-		return verdict{refusal: invalid("not active")}, nil
+		return verdict{refusal: invalid(RuleInactive, "not active")}, nil
 	default:
 		return verdict{}, errors.New("response has no active of true or false")
 	}
@@ -263,23 +263,23 @@ func (i *introspector) readClaims(all members) (claims, error) {
 	c := claims{issuer: i.issuer.Name, all: all}
 	if raw, present := all["iss"]; present {
 		if name, ok := text(raw); !ok || name != c.issuer {
-			return c, invalid("iss is another issuer")
+			return c, invalid(RuleIssuer, "iss is another issuer")
 		}
 	}
 	if raw, present := all["token_type"]; present {
 		if kind, ok := text(raw); !ok || !strings.EqualFold(kind, "Bearer") {
-			return c, invalid("token_type is not Bearer")
+			return c, invalid(RuleKind, "token_type is not Bearer")
 		}
 	}
 	raw, present := all["aud"]
 	if present {
 		var ok bool
 		if c.audiences, ok = texts(raw); !ok {
-			return c, invalid("aud is neither a string nor an array of strings")
+			return c, invalid(RuleMalformed, "aud is neither a string nor an array of strings")
 		}
 	}
 	if (present || !i.AudienceOptional) && !intersect(c.audiences, i.issuer.Audiences) {
-		return c, invalid("issued for another audience")
+		return c, invalid(RuleAudience, "issued for another audience")
 	}
 	return c, c.readTimes()
 }

@@ -29,7 +29,7 @@ const (
 )
 
 // errUnknownKey is the ErrInvalid after which a newer key set is fetched, because it may have the key.
-var errUnknownKey = invalid("no such key")
+var errUnknownKey = invalid(RuleKey, "no such key")
 
 // parseKeySet reads a JWKS. It skips keys that cannot be used or understood, as RFC 7517 section 5 requires.
 func parseKeySet(data []byte) (keySet, error) {
@@ -110,9 +110,9 @@ func (s keySet) find(alg, kid string) (crypto.PublicKey, error) {
 	case len(fitting) == 1:
 		return fitting[0], nil
 	case len(fitting) > 1:
-		return nil, invalid("several keys fit")
+		return nil, invalid(RuleKey, "several keys fit")
 	case named && kid != "":
-		return nil, invalid("the key is not for the algorithm")
+		return nil, invalid(RuleKey, "the key is not for the algorithm")
 	}
 	return nil, errUnknownKey
 }

@@ -37,26 +37,26 @@ func (i Issuer) checkClaims() error {
 func (i *issuer) principal(c claims) (Principal, error) {
 	for name, want := range i.RequiredClaims {
 		if got, ok := text(c.all[name]); !ok || got != want {
-			return Principal{}, invalid("a required claim is missing or has another value")
+			return Principal{}, invalid(RuleClaim, "a required claim is missing or has another value")
 		}
 	}
 	if _, bound := c.all["cnf"]; bound {
 		// Its bearer must prove possession of a key (RFC 7800, 8705, 9449), which Sluice cannot check.
-		return Principal{}, invalid("bound to a key")
+		return Principal{}, invalid(RuleKind, "bound to a key")
 	}
 	subject, ok := text(c.all[i.SubjectClaim])
 	if !ok || len(subject) > maxSubject {
-		return Principal{}, invalid("no subject, or one longer than 1 KiB")
+		return Principal{}, invalid(RuleMalformed, "no subject, or one longer than 1 KiB")
 	}
 	var list []string // without scopes the token allows no reads
 	if raw, present := c.all[i.ScopeClaim]; present && string(raw) != `""` {
 		if list, ok = texts(raw); !ok {
-			return Principal{}, invalid(i.ScopeClaim + " is neither a string nor an array of strings")
+			return Principal{}, invalid(RuleMalformed, i.ScopeClaim+" is neither a string nor an array of strings")
 		}
 	}
 	scopes, err := ParseScopes(strings.Join(list, " "))
 	if err != nil {
-		return Principal{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return Principal{}, refusal{RuleScope, err}
 	}
 	return Principal{
 		Owner: export.Owner{Issuer: i.Name, Subject: subject}, Scopes: scopes, Expires: c.expires,

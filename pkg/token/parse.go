@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
+	"math/big"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -28,6 +30,7 @@ type members = map[string]json.RawMessage
 type parsed struct {
 	header    members
 	alg, kid  string
+	typ       string // in lower case, without "application/" (RFC 7515 section 4.1.9); "" when absent
 	claims    claims
 	signed    []byte // header and payload as they were signed
 	signature []byte
@@ -43,26 +46,30 @@ type claims struct {
 	all             members   // every claim, for issuers whose subject is another claim
 }
 
-// parse reads a compact JWS. It is stricter than RFC 7515: base64url must be canonical, because otherwise one signature has
-// several encodings, and members must be distinct, because otherwise two parsers may see different tokens.
-func parse(raw string) (parsed, error) {
+// parse reads a compact JWS whose typ is one of types or absent. An issuer signs other things with the same key, such as
+// logout tokens (RFC 8725 section 3.11). It is stricter than RFC 7515: base64url must be canonical, because otherwise one
+// signature has several encodings, and members must be distinct, because otherwise two parsers may see different tokens.
+func parse(raw string, types ...string) (parsed, error) {
 	if len(raw) > maxToken {
-		return parsed{}, invalid("too long")
+		return parsed{}, invalid(RuleMalformed, "too long")
 	}
 	parts := strings.Split(raw, ".")
 	if len(parts) != 3 {
-		return parsed{}, invalid("not a compact JWS")
+		return parsed{}, invalid(RuleMalformed, "not a compact JWS")
 	}
 	var decoded [3][]byte
 	for i, part := range parts {
 		var err error
 		if decoded[i], err = decodeSegment(part); err != nil {
-			return parsed{}, invalid("not a compact JWS")
+			return parsed{}, invalid(RuleMalformed, "not a compact JWS")
 		}
 	}
 	t := parsed{signed: []byte(raw[:len(parts[0])+1+len(parts[1])]), signature: decoded[2]}
 	if err := t.readHeader(decoded[0]); err != nil {
 		return parsed{}, err
+	}
+	if t.typ != "" && !slices.Contains(types, t.typ) {
+		return parsed{}, invalid(RuleKind, "typ is not "+strings.Join(types, " or "))
 	}
 	return t, t.claims.read(decoded[1])
 }
@@ -74,7 +81,7 @@ func (t *parsed) verify(key crypto.PublicKey) error {
 		return fmt.Errorf("verify: %w", err)
 	}
 	if verifier.Verify(t.signed, t.signature, key) != nil {
-		return invalid("signature does not verify") // the library's error may contain the token
+		return invalid(RuleSignature, "signature does not verify") // the library's error may contain the token
 	}
 	return nil
 }
@@ -91,30 +98,28 @@ func decodeSegment(s string) ([]byte, error) {
 func (t *parsed) readHeader(data []byte) error {
 	header, err := readObject(data)
 	if err != nil {
-		return invalid("header is not one JSON object with distinct members")
+		return invalid(RuleMalformed, "header is not one JSON object with distinct members")
 	}
 	// crit and b64 change what is signed; with cty, enc or zip the payload is not a set of claims.
 	for _, name := range []string{"crit", "b64", "cty", "enc", "zip"} {
 		if _, ok := header[name]; ok {
-			return invalid("header has " + name)
+			return invalid(RuleMalformed, "header has "+name)
 		}
 	}
 	t.header = header
 	var ok bool
 	if t.alg, ok = text(header["alg"]); !ok {
-		return invalid("header has no alg")
+		return invalid(RuleMalformed, "header has no alg")
 	}
 	if raw, present := header["kid"]; present {
 		if t.kid, ok = text(raw); !ok {
-			return invalid("kid is not a string, or empty")
+			return invalid(RuleMalformed, "kid is not a string, or empty")
 		}
 	}
 	if raw, present := header["typ"]; present {
-		// An issuer signs other things with the same key, such as logout tokens (RFC 8725 3.11).
-		typ, _ := text(raw)
-		typ = strings.TrimPrefix(strings.ToLower(typ), "application/")
-		if typ != "jwt" && typ != "at+jwt" {
-			return invalid("typ is not that of an access token")
+		typ, ok := text(raw)
+		if t.typ = strings.TrimPrefix(strings.ToLower(typ), "application/"); !ok || t.typ == "" {
+			return invalid(RuleMalformed, "typ is not a string, or empty")
 		}
 	}
 	return nil
@@ -123,34 +128,34 @@ func (t *parsed) readHeader(data []byte) error {
 func (c *claims) read(data []byte) error {
 	payload, err := readObject(data)
 	if err != nil {
-		return invalid("payload is not one JSON object with distinct members")
+		return invalid(RuleMalformed, "payload is not one JSON object with distinct members")
 	}
 	c.all = payload
 	var ok bool
 	if c.issuer, ok = text(payload["iss"]); !ok {
-		return invalid("no iss")
+		return invalid(RuleMalformed, "no iss")
 	}
 	if c.subject, ok = text(payload["sub"]); !ok {
-		return invalid("no sub")
+		return invalid(RuleMalformed, "no sub")
 	}
 	if c.audiences, ok = texts(payload["aud"]); !ok {
-		return invalid("no aud")
+		return invalid(RuleMalformed, "no aud")
 	}
 	return c.readTimes()
 }
 
-// readTimes reads exp, which is required, nbf and iat.
+// readTimes reads exp, which is required, nbf and iat. Fractions are rounded towards less validity.
 func (c *claims) readTimes() (err error) {
-	if c.expires, err = instant(c.all, "exp"); err != nil {
+	if c.expires, err = instant(c.all, "exp", false); err != nil {
 		return err
 	}
 	if c.expires.IsZero() {
-		return invalid("no exp")
+		return invalid(RuleMalformed, "no exp")
 	}
-	if c.notBefore, err = instant(c.all, "nbf"); err != nil {
+	if c.notBefore, err = instant(c.all, "nbf", true); err != nil {
 		return err
 	}
-	c.issuedAt, err = instant(c.all, "iat")
+	c.issuedAt, err = instant(c.all, "iat", true)
 	return err
 }
 
@@ -158,11 +163,11 @@ func (c *claims) readTimes() (err error) {
 func (c *claims) check(now time.Time) error {
 	switch {
 	case !now.Before(c.expires.Add(skew)):
-		return invalid("expired")
+		return invalid(RuleExpired, "expired")
 	case now.Add(skew).Before(c.notBefore):
-		return invalid("not valid yet")
+		return invalid(RuleNotYetValid, "not valid yet")
 	case now.Add(skew).Before(c.issuedAt):
-		return invalid("issued in the future")
+		return invalid(RuleNotYetValid, "issued in the future")
 	}
 	return nil
 }
@@ -233,17 +238,32 @@ func texts(raw json.RawMessage) ([]string, bool) {
 	return all, true
 }
 
-// instant reads a NumericDate, or returns the zero time when it is absent. RFC 7519 allows fractions, but no issuer needs
-// them and parsers differ on numbers such as 1e308. So only digits are accepted, at most eleven.
-func instant(payload members, name string) (time.Time, error) {
+// numericDate is a JSON number without a sign whose value big.Rat computes at once: the exponent has at most two digits.
+var numericDate = regexp.MustCompile(`^(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?$`)
+
+// The latest NumericDate, in the year 5138, and the longest text of one.
+const (
+	latestDate  = 99_999_999_999
+	longestDate = 64
+)
+
+// instant reads a NumericDate, a JSON number with or without a fraction (RFC 7519 section 2), or returns the zero time when
+// it is absent. The fraction is rounded up or down to a second. Negative numbers and those after latestDate are refused.
+func instant(payload members, name string, up bool) (time.Time, error) {
 	raw, present := payload[name]
 	if !present {
 		return time.Time{}, nil
 	}
-	const mostDigits = 11
-	seconds, err := strconv.ParseUint(string(raw), 10, 63)
-	if err != nil || len(raw) > mostDigits {
-		return time.Time{}, invalid(name + " is not a whole number of seconds")
+	value, ok := new(big.Rat), len(raw) <= longestDate && numericDate.Match(raw)
+	if ok {
+		value, ok = value.SetString(string(raw))
 	}
-	return time.Unix(int64(seconds), 0).UTC(), nil
+	if !ok || value.Cmp(big.NewRat(latestDate, 1)) > 0 {
+		return time.Time{}, invalid(RuleMalformed, name+" is not a number of seconds")
+	}
+	seconds, rest := new(big.Int).QuoRem(value.Num(), value.Denom(), new(big.Int))
+	if up && rest.Sign() > 0 {
+		seconds.Add(seconds, big.NewInt(1))
+	}
+	return time.Unix(seconds.Int64(), 0).UTC(), nil
 }

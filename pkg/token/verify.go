@@ -2,17 +2,12 @@ package token
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
-
-// ErrInvalid is returned for a refused token; the response is 401. Its text names the violated rule and never contains any
-// part of the token.
-var ErrInvalid = errors.New("invalid token")
 
 // Principal is the owner of a verified token and what the token may read.
 type Principal struct {
@@ -28,22 +23,22 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Principal, error) {
 	if v.opaque != nil && v.opaque.applies(raw) {
 		return v.verifyOpaque(ctx, raw)
 	}
-	t, err := parse(raw)
+	t, err := parse(raw, "jwt", "at+jwt")
 	if err != nil {
 		return Principal{}, err
 	}
 	iss, ok := v.issuers[t.claims.issuer]
 	if !ok || iss.keys == nil {
-		return Principal{}, invalid("unknown issuer")
+		return Principal{}, invalid(RuleIssuer, "unknown issuer")
 	}
 	if !slices.Contains(iss.Algorithms, t.alg) {
-		return Principal{}, invalid("algorithm not accepted")
+		return Principal{}, invalid(RuleAlgorithm, "algorithm not accepted")
 	}
 	if err := t.claims.check(v.now()); err != nil {
 		return Principal{}, err
 	}
 	if !intersect(t.claims.audiences, iss.Audiences) {
-		return Principal{}, invalid("issued for another audience")
+		return Principal{}, invalid(RuleAudience, "issued for another audience")
 	}
 	claimed, err := iss.principal(t.claims)
 	if err != nil {
@@ -74,5 +69,3 @@ func (v *Verifier) verifyOpaque(ctx context.Context, raw string) (Principal, err
 func intersect(a, b []string) bool {
 	return slices.ContainsFunc(a, func(x string) bool { return slices.Contains(b, x) })
 }
-
-func invalid(rule string) error { return fmt.Errorf("%w: %s", ErrInvalid, rule) }

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -60,6 +61,11 @@ func TestVerifyAccepts(t *testing.T) {
 		"nbf 60 s ahead":            {header, goodClaims().With("nbf", unix(time.Minute)), "Patient"},
 		"iat 60 s ahead":            {header, goodClaims().With("iat", unix(time.Minute)), "Patient"},
 		"no nbf and no iat":         {header, goodClaims().Without("nbf").Without("iat"), "Patient"},
+		"exp with a fraction":       {header, goodClaims().With("exp", json.Number("1772366640.25")), "Patient"},
+		"exp with an exponent":      {header, goodClaims().With("exp", json.Number("1.77236664E9")), "Patient"},
+		"exp with both":             {header, goodClaims().With("exp", json.Number("17723666405e-1")), "Patient"},
+		"nbf with a fraction":       {header, goodClaims().With("nbf", json.Number("1772366459.5")), "Patient"},
+		"iat with a fraction":       {header, goodClaims().With("iat", json.Number("1772366400.000001")), "Patient"},
 		"aud array with ours":       {header, goodClaims().With("aud", []string{"urn:x", audience}), "Patient"},
 		"scope array":               {header, goodClaims().With("scope", []any{"openid", "system/Patient.r"}), "Patient"},
 		"no scope":                  {header, goodClaims().Without("scope"), ""},
@@ -163,6 +169,7 @@ func TestVerifyRefusesHostileTokens(t *testing.T) {
 		"B's key for A, A's kid":       signed("RS256", "r", rsaB),
 		"A's key for B":                forB("RS256", "r", rsaA),
 		"alg that B does not use":      forB("RS384", "b", rsaB),
+		"client assertion by its typ":  forge("ES256", ecA, `{"alg":"ES256","kid":"e","typ":"client-authentication+jwt"}`, good),
 		"bound to a key":               sign("ES256", "e", ecA, goodClaims().With("cnf", members{"x5t#S256": "x"})),
 		"scope a number":               scoped(1),
 		"scope an object":              scoped(members{}),
@@ -187,6 +194,9 @@ func TestVerifyRefusesHostileTokens(t *testing.T) {
 			if errors.Is(err, export.ErrUnavailable) {
 				t.Errorf("%v is both invalid and unavailable", err)
 			}
+			if token.RuleOf(err) == "" {
+				t.Errorf("%v has no rule", err)
+			}
 			if p.Owner != (export.Owner{}) || p.Scopes.MayRead("Patient") {
 				t.Errorf("a principal was returned with the error: %+v", p)
 			}
@@ -207,6 +217,33 @@ func TestVerifyNamesTheGranularScope(t *testing.T) {
 	_, err := v.Verify(t.Context(), sign("ES256", "k", key, goodClaims().With("scope", "system/Observation.rs?a=b")))
 	if !errors.Is(err, token.ErrInvalid) || !errors.Is(err, token.ErrGranularScope) {
 		t.Errorf("got %v, want ErrInvalid and ErrGranularScope", err)
+	}
+}
+
+func TestARefusalNamesItsRule(t *testing.T) {
+	key, stranger := ecKey(elliptic.P256()), ecKey(elliptic.P256())
+	v := verifier(t, newClock(), issuerAt(serveKeys(t, jwks(jwkOf("k", key))).URL))
+	good, past, ahead := goodClaims(), start().Add(-time.Hour).Unix(), start().Add(time.Hour).Unix()
+	by := func(claims members) string { return sign("ES256", "k", key, claims) }
+	for rule, raw := range map[token.Rule]string{
+		token.RuleMalformed:   "garbage",
+		token.RuleKind:        forge("ES256", key, `{"alg":"ES256","kid":"k","typ":"logout+jwt"}`, good.String()),
+		token.RuleExpired:     by(good.With("exp", past)),
+		token.RuleNotYetValid: by(good.With("nbf", ahead)),
+		token.RuleIssuer:      by(good.With("iss", "https://other.example")),
+		token.RuleAudience:    by(good.With("aud", audience+"/")),
+		token.RuleAlgorithm:   forge("HS256", []byte("x"), `{"alg":"HS256","kid":"k"}`, good.String()),
+		token.RuleKey:         sign("ES256", "unknown", key, good),
+		token.RuleSignature:   sign("ES256", "k", stranger, good),
+		token.RuleScope:       by(good.With("scope", "system/Observation.rs?a=b")),
+	} {
+		_, err := v.Verify(t.Context(), raw)
+		if got := token.RuleOf(err); got != rule {
+			t.Errorf("rule %q of %v, want %q", got, err, rule)
+		}
+	}
+	if rule := token.RuleOf(export.ErrUnavailable); rule != "" {
+		t.Errorf("rule %q of an outage", rule)
 	}
 }
 

@@ -52,7 +52,6 @@ func (p *Page) showJob(w http.ResponseWriter, r *http.Request) {
 		page.Total.Bytes += progress.Bytes
 		page.Total.Stored += progress.Stored
 		page.Total.Files += progress.Files
-		page.Total.Withheld += progress.Withheld
 	}
 	units := sortedUnits(job.Units, page.All)
 	offset, err := strconv.Atoi(r.URL.Query().Get("units"))

@@ -32,7 +32,8 @@ type overview struct {
 	Kickoffs ops.Kickoffs
 	Queues   []ops.Queue
 	Workers  []ops.Worker
-	Purges   []purge // the next ones
+	Purges   []purge       // the next ones
+	Findings []ops.Finding // of the doctor, that need attention
 }
 
 type purge struct {
@@ -54,6 +55,11 @@ func (p *Page) readOverview(ctx context.Context, filter ops.Filter) (o overview,
 	}
 	if o.Workers, err = p.operator.Workers(ctx); err != nil {
 		return o, err
+	}
+	for _, finding := range p.operator.Doctor(ctx, ops.DoctorConfig{}) {
+		if finding.Verdict != ops.Good && !finding.Unknown() && finding.Check != "kick-offs" { // these have a notice of their own
+			o.Findings = append(o.Findings, finding)
+		}
 	}
 	if err := p.readPurges(ctx, &o); err != nil {
 		return o, err

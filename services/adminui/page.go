@@ -70,10 +70,13 @@ func New(cfg Config, operator *ops.Operator) *Page {
 	return p
 }
 
+// AcceptsHost reports whether the Host of a request is a name of this server.
+func (p *Page) AcceptsHost(host string) bool { return p.guard.accepts(host) }
+
 // ServeHTTP serves requests below Path.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w.Header())
-	if !p.guard.accepts(r.Host) {
+	if !p.AcceptsHost(r.Host) {
 		p.problem(w, http.StatusMisdirectedRequest, "Unknown host name",
 			"The host name in the URL is not in SLUICE_OPERATOR_HOSTS. Addresses and localhost are always accepted.", Path)
 		return
@@ -148,11 +151,21 @@ func (p *Page) refuse(w http.ResponseWriter, err error, back string) {
 	case errors.Is(err, export.ErrUnavailable):
 		p.log.Warn("operator's page", "err", err)
 		p.problem(w, http.StatusServiceUnavailable, "Temporarily unavailable",
-			"Redis, the object store or the audit log cannot be reached. If this was an action, check whether it was done.", back)
+			p.unreachable()+" If you just submitted an action, check whether it took effect.", back)
 	default:
 		p.log.Error("operator's page", "err", err)
 		p.problem(w, http.StatusInternalServerError, "Internal error", "See the server's log.", back)
 	}
+}
+
+// unreachable says which dependency does not answer.
+func (p *Page) unreachable() string {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second) // the request's may be over
+	defer cancel()
+	if err := p.operator.Jobs.Ping(ctx); err != nil {
+		return "Redis cannot be reached."
+	}
+	return "The object store or the audit log cannot be reached."
 }
 
 // invalidInput is an error in a form, as text for the operator.

@@ -93,12 +93,23 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// TestTheDoctorsFindingsComeFirst: the page is red while units wait and no worker is alive.
+func TestTheDoctorsFindingsComeFirst(t *testing.T) {
+	page := open(t, testenv.Redis(t))
+	must(t, page.operator.Queue.EnqueueUnit(t.Context(), queue.Task{Kind: export.KindPlan, Job: export.NewJobID(), Unit: export.PlanUnit, Fence: 1, Short: true}))
+	_, body := get(t, page, "GET", "/operator/")
+	finding, jobs := strings.Index(body, `<div class="notice bad" role="alert"><p><strong>workers:</strong> 0 live`), strings.Index(body, `id="jobs"`)
+	if finding < 0 || finding > jobs || !strings.Contains(body, "start workers; if they are running, check their logs") {
+		t.Errorf("no finding about workers before the jobs:\n%s", body)
+	}
+}
+
 // Without Redis the page is unavailable. It shows neither the address nor the password of Redis.
 func TestPagesWithoutRedis(t *testing.T) {
 	page := open(t, "redis://:hunter2@127.0.0.1:1")
 	for _, path := range []string{"/operator/", "/operator/jobs/" + string(export.NewJobID()), "/operator/workers/w/drain"} {
 		status, body := get(t, page, "GET", path)
-		if status != http.StatusServiceUnavailable || strings.Contains(body, "127.0.0.1") || strings.Contains(body, "hunter2") {
+		if status != http.StatusServiceUnavailable || !strings.Contains(body, "Redis cannot be reached.") || strings.Contains(body, "127.0.0.1") || strings.Contains(body, "hunter2") {
 			t.Errorf("%s: %d\n%s", path, status, body)
 		}
 	}

@@ -91,7 +91,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	defer objects.Close()
 	const connections = 16 // a kick-off uses one, for two short queries
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, connections)
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, connections)
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		"encrypts", newKey != nil)
 	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, handler, listeners.Public),
-		config.HTTP("private listener", private, httpapi.Private(deps), listeners.Private),
+		config.PrivateHTTP(private, httpapi.Private(deps), listeners.Private),
 		config.Bucket(objects, log),
 	)
 }

@@ -159,7 +159,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
 	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, withProbes(service), listeners.Public),
-		config.HTTP("private listener", private, health.Handler(service.Checks(), registry), listeners.Private),
+		config.PrivateHTTP(private, health.Handler(service.Checks(), registry), listeners.Private),
 		rungroup.Component{Name: "signing keys", Run: service.Run},
 	)
 }

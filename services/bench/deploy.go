@@ -49,6 +49,7 @@ const subject = "bench"
 func (b *bench) deploy(ctx context.Context, p population, workers int, more ...string) (*deployment, error) {
 	return b.deployWith(ctx, p, workers, []string{
 		"SLUICE_POLL_LIMIT=1000000", "SLUICE_JOB_LIMIT=1000000", "SLUICE_KICKOFF_LIMIT=100000000",
+		"SLUICE_FINISHED_LIMIT=1000000", "SLUICE_DOWNLOAD_LIMIT=1000",
 		"SLUICE_STATUS_LIMIT=100000000",
 	}, more...)
 }

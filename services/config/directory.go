@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
@@ -19,7 +20,7 @@ type Directory struct {
 	// postgres://user:password@host:port/database with groups and grants, or GROUPS_DIR and ACCESS_FILE:
 	// docs/access.md
 	URL        string `env:"DIRECTORY_URL"`
-	GroupsDir  string `env:"GROUPS_DIR"`  // folder with Group*.ndjson files
+	GroupsDir  string `env:"GROUPS_DIR"`  // folder with files named *Group*.ndjson
 	AccessFile string `env:"ACCESS_FILE"` // grants, YAML: docs/access.md
 
 	observed *telemetry.Dependencies
@@ -62,7 +63,7 @@ type Register struct {
 
 // Open opens the directory. It reads a folder; to a database it makes no connection yet, and later at most the given
 // number.
-func (d Directory) Open(ctx context.Context, connections int) (*Register, error) {
+func (d Directory) Open(ctx context.Context, log *slog.Logger, connections int) (*Register, error) {
 	if d.URL != "" {
 		roots, err := d.Roots()
 		if err != nil {
@@ -77,7 +78,7 @@ func (d Directory) Open(ctx context.Context, connections int) (*Register, error)
 		groups := pgdir.NewGroups(pool, time.Now)
 		return &Register{Groups: groups, Access: pgdir.NewAccess(pool), Check: groups.Check, Close: pool.Close}, nil
 	}
-	groups, err := filedir.OpenGroups(d.GroupsDir, time.Now)
+	groups, err := filedir.OpenGroups(d.GroupsDir, nil, time.Now, log)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +45,7 @@ func TestDirectoryIsInOnePlace(t *testing.T) {
 		}
 	}
 	malformed := config.Directory{URL: "mysql://hunter2"}
-	_, err := malformed.Open(t.Context(), 1)
+	_, err := malformed.Open(t.Context(), slog.New(slog.DiscardHandler), 1)
 	if err == nil || !strings.Contains(err.Error(), "SLUICE_DIRECTORY_URL") || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a malformed URL: %v", err)
 	}
@@ -56,14 +57,14 @@ func TestOpenDirectory(t *testing.T) {
 	const group = `{"resourceType":"Group","id":"g","member":[{"entity":{"reference":"Patient/p1"}}]}`
 	answers := func(t *testing.T, place config.Directory) {
 		t.Helper()
-		register, err := place.Open(t.Context(), 2)
+		register, err := place.Open(t.Context(), slog.New(slog.DiscardHandler), 2)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer register.Close()
 		var members []string
-		err = errors.Join(register.Check(t.Context()), register.Groups.Exists(t.Context(), "g"),
-			register.Groups.Members(t.Context(), "g", func(id string) error { members = append(members, id); return nil }))
+		_, err = register.Groups.Members(t.Context(), "g", func(id string) error { members = append(members, id); return nil })
+		err = errors.Join(err, register.Check(t.Context()), register.Groups.Exists(t.Context(), "g"))
 		if err != nil || len(members) != 1 || members[0] != "p1" {
 			t.Errorf("members %q, error %v", members, err)
 		}
@@ -71,8 +72,17 @@ func TestOpenDirectory(t *testing.T) {
 			t.Errorf("an unknown group: %v", err)
 		}
 		grant, err := register.Access.Grant(t.Context(), owner)
-		if err != nil || !grant.Types.Has("Patient") || grant.Types.Has("Condition") || !grant.Groups.Has("g") || grant.Patients.Has("p2") {
+		if err != nil || !grant.Types.Has("Patient") || grant.Types.Has("Condition") || !grant.Groups.Has("g") {
 			t.Errorf("grant %+v, error %v", grant, err)
+		}
+		err = register.Access.Patients(t.Context(), owner, func(_ directory.Grant, patients *directory.PatientFilter) error {
+			if included, err := patients.Includes("p2"); err != nil || included {
+				t.Errorf("the excepted patient is included: %v, error %v", included, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	}
 	t.Run("files", func(t *testing.T) {
@@ -88,7 +98,7 @@ func TestOpenDirectory(t *testing.T) {
 	t.Run("database", func(t *testing.T) {
 		url := testenv.Postgres(t)
 		place := config.Directory{URL: url}
-		early, err := place.Open(t.Context(), 2) // services start in any order
+		early, err := place.Open(t.Context(), slog.New(slog.DiscardHandler), 2) // services start in any order
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -112,7 +122,7 @@ func TestOpenDirectory(t *testing.T) {
 		err = errors.Join(err, pgdir.NewAccess(pool).Set(t.Context(), directory.GrantEntry{
 			Owner: owner, Types: directory.NameList{Names: []string{"Patient"}}, Groups: directory.NameList{All: true},
 			Patients: directory.NameList{All: true, Names: []string{"p2"}},
-		}))
+		}, nil))
 		if err != nil {
 			t.Fatal(err)
 		}

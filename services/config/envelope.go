@@ -40,7 +40,7 @@ func (e Envelope) Ring(jobs *jobstore.Store) (*envelope.Ring, error) {
 }
 
 // NewKey returns the function that makes a job's wrapped data key, or nil without a master key.
-func (e Envelope) NewKey() (func(export.JobID) []byte, error) {
+func (e Envelope) NewKey() (func(export.JobID, export.Owner) []byte, error) {
 	keys, err := e.parse()
 	if err != nil || keys.Empty() {
 		return nil, err

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -18,6 +20,9 @@ import (
 
 // privateConnections bounds the connections of the private listener: probes, scrapers and a few operators.
 const privateConnections = 256
+
+// privateDrain bounds how long the private listener waits for requests, such as a profile, when all else has stopped.
+const privateDrain = 2 * time.Second
 
 // Listen opens a TCP listener.
 func Listen(ctx context.Context, addr string) (net.Listener, error) {
@@ -34,6 +39,23 @@ func HTTP(name string, listener net.Listener, handler http.Handler, options http
 	return rungroup.Component{Name: name, Run: func(ctx context.Context) error {
 		return httpserver.Serve(ctx, listener, handler, options)
 	}}
+}
+
+// PrivateHTTP is HTTP on the listener for operators. It is stopped last, so that metrics are served until the process has
+// drained; from the beginning of the stop, /readyz responds 503.
+func PrivateHTTP(listener net.Listener, handler http.Handler, options httpserver.Options) rungroup.Component {
+	var stopping atomic.Bool
+	component := HTTP("private listener", listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if stopping.Load() && r.URL.Path == "/readyz" {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = w.Write([]byte(`{"process":"stopping"}` + "\n")) // a probe that has gone needs no answer
+			return
+		}
+		handler.ServeHTTP(w, r)
+	}), options)
+	component.Stopping = func() { stopping.Store(true) }
+	return component
 }
 
 // Listeners holds the options of the listeners of a service.
@@ -58,6 +80,7 @@ func (c Common) Listeners(log *slog.Logger, registry prometheus.Registerer) (*Li
 		return nil, err
 	}
 	private.Limits.Connections = privateConnections
+	private.Drain = privateDrain
 	for variable, file := range c.secretFiles() {
 		if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o007 != 0 {
 			log.Warn("every account of this machine may use a file that holds a secret", "variable", variable)

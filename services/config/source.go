@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
@@ -20,9 +21,14 @@ type Source struct {
 	Trust
 	// postgres://user:password@host:port/database with the data, or SOURCE_DIR: docs/postgres.md
 	URL string `env:"SOURCE_URL"`
-	Dir string `env:"SOURCE_DIR"` // folder of .ndjson and .ndjson.gz files with the data
-	// where gzipped files are unpacked at start; none: the system's temporary folder
+	Dir string `env:"SOURCE_DIR"` // folder of NDJSON files and Bundles with the data: docs/data.md
+	// where gzipped files and Bundles are unpacked at start; none: the system's temporary folder
 	SpoolDir string `env:"SPOOL_DIR"`
+	// public URL of the FHIR base; absolute references below it are local
+	BaseURL string `env:"BASE_URL"`
+	// further URLs, separated by commas; absolute references below them are local, all others are to other servers
+	DataBases []string `env:"DATA_BASES"`
+	source.Limits
 
 	observed *telemetry.Dependencies
 }
@@ -39,7 +45,21 @@ func (s Source) Validate() error {
 	if (s.URL == "") == (s.Dir == "") {
 		err = errors.Join(err, errors.New("exactly one of SLUICE_SOURCE_URL and SLUICE_SOURCE_DIR must be set"))
 	}
-	return err
+	_, basesErr := s.Bases()
+	return errors.Join(err, basesErr, s.Limits.Validate())
+}
+
+// Bases returns the bases of local references.
+func (s Source) Bases() (fhir.Bases, error) {
+	urls := s.DataBases
+	if s.BaseURL != "" {
+		urls = append([]string{s.BaseURL}, urls...)
+	}
+	bases, err := fhir.NewBases(urls...)
+	if err != nil {
+		return nil, fmt.Errorf("SLUICE_BASE_URL, SLUICE_DATA_BASES: %w", err)
+	}
+	return bases, nil
 }
 
 // Data is an open source.
@@ -68,7 +88,11 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 		}
 		return &Data{Source: opened, Check: opened.Check, Close: opened.Close}, nil
 	}
-	opened, err := ndjson.Open(ctx, ndjson.Config{Dir: s.Dir, SpoolDir: s.SpoolDir, Logger: log})
+	bases, err := s.Bases()
+	if err != nil {
+		return nil, err
+	}
+	opened, err := ndjson.Open(ctx, ndjson.Config{Dir: s.Dir, SpoolDir: s.SpoolDir, Logger: log, Bases: bases, Limits: s.Limits})
 	if err != nil {
 		return nil, err
 	}

@@ -214,7 +214,7 @@ func TestOneFileOfAuthorities(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		register, err := config.Directory.Open(t.Context(), 1)
+		register, err := config.Directory.Open(t.Context(), slog.New(slog.DiscardHandler), 1)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -84,7 +84,7 @@ func TestAnEncryptedExport(t *testing.T) {
 
 	// A resumed download equals a complete one, and both match the digest.
 	largest := slices.MaxFunc(m.Output, func(a, b fileItem) int { return a.Count - b.Count })
-	whole, header := s.gzipped(largest.URL, "")
+	whole, header := s.gzipped(largest.URL, "", "")
 	sum := sha256.Sum256(whole)
 	if want := "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"; header.Get("Repr-Digest") != want {
 		t.Errorf("Repr-Digest %s, the bytes have %s", header.Get("Repr-Digest"), want)
@@ -93,20 +93,21 @@ func TestAnEncryptedExport(t *testing.T) {
 		t.Errorf("Content-Length %s of %d bytes", header.Get("Content-Length"), len(whole))
 	}
 	for _, from := range []int{1, len(whole) / 2, len(whole) - 1} {
-		rest, _ := s.gzipped(largest.URL, "bytes="+strconv.Itoa(from)+"-")
+		rest, _ := s.gzipped(largest.URL, "bytes="+strconv.Itoa(from)+"-", header.Get("ETag"))
 		if !bytes.Equal(rest, whole[from:]) {
 			t.Errorf("resumed at %d of %d: the %d bytes differ", from, len(whole), len(rest))
 		}
 	}
 }
 
-// gzipped downloads a file, or a range of it, as it is stored.
-func (s *stack) gzipped(url, span string) ([]byte, http.Header) {
+// gzipped downloads a file, or with the file's ETag a range of it, as it is stored.
+func (s *stack) gzipped(url, span, etag string) ([]byte, http.Header) {
 	s.t.Helper()
 	header := http.Header{"Accept-Encoding": {"gzip"}}
 	want := http.StatusOK
 	if span != "" {
 		header.Set("Range", span)
+		header.Set("If-Range", etag)
 		want = http.StatusPartialContent
 	}
 	resp := s.request(http.MethodGet, url, "everything", header)

@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,29 +26,29 @@ func populationForFaults(t *testing.T) (data, group string) {
 	return generated(t, 60), "all"
 }
 
-// gate delays the response of the store to the n'th write of an Observation file until the test releases it. Meanwhile the
-// worker is in the middle of its unit, and the store has the object.
+// gate delays a response of the store until the test releases it. Meanwhile the worker is in the middle of its unit, and
+// the store has the object.
 type gate struct {
-	mu      sync.Mutex
-	left    int
+	once    sync.Once
 	reached chan struct{}
 	release chan struct{}
 }
 
-func holdObservations(proxy *objectstest.Proxy, nth int) *gate {
-	g := &gate{left: nth, reached: make(chan struct{}), release: make(chan struct{})}
+func newGate() *gate { return &gate{reached: make(chan struct{}), release: make(chan struct{})} }
+
+func (g *gate) hold() {
+	g.once.Do(func() { close(g.reached) })
+	<-g.release
+}
+
+// holdObservations delays the response to the n'th write of an Observation file.
+func holdObservations(proxy *objectstest.Proxy, nth int64) *gate {
+	g := newGate()
+	var writes atomic.Int64
 	proxy.OnReply(func(reply *http.Response) error {
 		r := reply.Request
-		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/Observation/") {
-			return nil
-		}
-		g.mu.Lock()
-		g.left--
-		hold := g.left == 0
-		g.mu.Unlock()
-		if hold {
-			close(g.reached)
-			<-g.release
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/Observation/") && writes.Add(1) == nth {
+			g.hold()
 		}
 		return nil
 	})
@@ -57,7 +60,7 @@ func (g *gate) wait(t *testing.T) {
 	select {
 	case <-g.reached:
 	case <-time.After(time.Minute):
-		t.Fatal("no Observation file was written")
+		t.Fatal("the file was not written")
 	}
 }
 
@@ -151,6 +154,43 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)
 	}
 	s.onlyManifestIsStored(status, m)
+}
+
+func TestAStoppingWorkerServesItsMetricsUntilItHasDrained(t *testing.T) {
+	t.Parallel()
+	data := generated(t, 60)
+	proxy := objectstest.NewProxy(t, testenv.ObjectStore(t).Endpoint)
+	s := deploy(t, setup{data: data, endpoint: proxy.Endpoint(), worker: []string{"SLUICE_WORKER_DRAIN=1m"}})
+	worker := s.startWorker()
+	private := "http://" + worker.ready()["private"]
+	get := func(path string) (status int, body string) {
+		t.Helper()
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, private+path, nil)
+		must(t, err)
+		response, err := http.DefaultClient.Do(request)
+		must(t, err)
+		defer response.Body.Close()
+		text, err := io.ReadAll(response.Body)
+		must(t, err)
+		return response.StatusCode, string(text)
+	}
+	g := holdObservations(proxy, 1)
+	s.kickoff("all", "")
+	g.wait(t)
+	if status, report := get("/readyz"); status != http.StatusOK {
+		t.Errorf("before the stop: %d %s", status, report)
+	}
+	worker.signal(syscall.SIGTERM)
+	eventually(t, 30*time.Second, "the worker is not ready and serves the metrics of the last unit", func() bool {
+		status, _ := get("/readyz")
+		_, metrics := get("/metrics")
+		return status == http.StatusServiceUnavailable && strings.Contains(metrics, "\nsluice_worker_busy_units 1\n")
+	})
+	close(g.release)
+	worker.stop()
+	if _, done := worker.find(observationUnit("unit ended")); !done {
+		t.Error("the unit was not finished")
+	}
 }
 
 func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16

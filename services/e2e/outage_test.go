@@ -151,6 +151,12 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 	t.Run("a storm of SIGTERM", func(t *testing.T) { storm(t, s, proxy, patients, undisturbed) })
 }
 
+// With the default settings, 40 s are longer than the silence of a lost unit and than a lease of Asynq.
+func TestRedisIsAwayFor40Seconds(t *testing.T) { // pitfalls 8, 13, 27
+	t.Parallel()
+	exportThroughAnOutageOfRedis(t, 40*time.Second, 20*time.Second, false)
+}
+
 // TestALoadKilledAtAnyInstant kills sluice load repeatedly, later each time, until one succeeds. The store never shows a
 // partial load, and finally shows all of it.
 func TestALoadKilledAtAnyInstant(t *testing.T) {

@@ -59,7 +59,7 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	must(t, store.EnsureBucket(t.Context()))
 	source, err := config.Source{Dir: data}.Open(t.Context(), log, 0)
 	must(t, err)
-	groups, err := filedir.OpenGroups(data, time.Now)
+	groups, err := filedir.OpenGroups(data, nil, time.Now, slog.New(slog.DiscardHandler))
 	must(t, err)
 	access := filedir.AllowOnly(export.Owner{Issuer: development.IssuerName, Subject: "everything"})
 	base, err := url.Parse(publicBase)
@@ -172,7 +172,8 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 	must(t, err)
 	// Counters of requests and the mark of the removal expire within minutes; the totals of all jobs stay.
 	keys = slices.DeleteFunc(keys, func(key string) bool {
-		return strings.HasPrefix(key, "sluice:rate:") || key == "sluice:committed" || strings.HasSuffix(key, "}:removed")
+		return strings.HasPrefix(key, "sluice:rate:") || strings.HasSuffix(key, "}:removed") ||
+			slices.Contains([]string{"sluice:committed", "sluice:outage", "sluice:slots"}, key)
 	})
 	if len(keys) != 0 {
 		t.Errorf("left in Redis: %v", keys)

@@ -81,10 +81,11 @@ type setup struct {
 	groups    string // folder of Group files
 	access    string // YAML
 	workers   int
-	endpoint  string   // S3 endpoint if not the server itself, such as a proxy
-	api       []string // more settings of the API
-	worker    []string // more settings of the workers
-	scheduler []string // more settings of the scheduler
+	endpoint  string      // S3 endpoint if not the server itself, such as a proxy
+	redis     *redisProxy // between the services and Redis
+	api       []string    // more settings of the API
+	worker    []string    // more settings of the workers
+	scheduler []string    // more settings of the scheduler
 }
 
 // openAccess grants everything to the subjects "everything" and "other".
@@ -114,10 +115,14 @@ func deploy(t *testing.T, with setup) *stack {
 	if with.endpoint == "" {
 		with.endpoint = s.s3.Endpoint
 	}
+	redis := s.redis
+	if with.redis != nil {
+		redis = with.redis.between(t, s.redis)
+	}
 	common := []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
 		"SLUICE_LOG_LEVEL=debug",
-		"SLUICE_REDIS_URL=" + s.redis,
+		"SLUICE_REDIS_URL=" + redis,
 		"SLUICE_S3_ENDPOINT=" + with.endpoint,
 		"SLUICE_S3_ACCESS_KEY=" + s.s3.AccessKey,
 		"SLUICE_S3_SECRET_KEY=" + s.s3.SecretKey,
@@ -129,7 +134,8 @@ func deploy(t *testing.T, with setup) *stack {
 	}
 	directory := []string{"SLUICE_GROUPS_DIR=" + with.groups, "SLUICE_ACCESS_FILE=" + access}
 	if with.directory != "" {
-		sluice(t, 0, "admin", "grant", "import", "--database", with.directory, access)
+		sluice(t, 0, "admin", "grant", "import", "--database", with.directory, "--yes",
+			"--audit-log", filepath.Join(t.TempDir(), "audit.ndjson"), access)
 		directory = []string{"SLUICE_DIRECTORY_URL=" + with.directory}
 	}
 	s.env = slices.Concat(common, with.worker, directory, []string{source})

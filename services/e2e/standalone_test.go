@@ -106,7 +106,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 	}
 
 	// verify detects a damaged file.
-	patients, err := filepath.Glob(filepath.Join(out, "Patient.*.ndjson"))
+	patients, err := filepath.Glob(filepath.Join(out, "Patient*.ndjson"))
 	must(t, err)
 	text, err := os.ReadFile(patients[0])
 	must(t, err)

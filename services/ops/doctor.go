@@ -35,6 +35,9 @@ type Finding struct {
 	Advice  string  `json:"advice,omitempty"` // how to fix it; "" for a good verdict
 }
 
+// Unknown reports whether the check could not be made, such as a setting that a hosted Redis hides.
+func (f Finding) Unknown() bool { return f.Verdict == Warning && strings.HasSuffix(f.Detail, unknown) }
+
 // DoctorConfig lists the dependencies that Doctor checks besides the job store and the queue. Nil or empty ones are
 // skipped.
 type DoctorConfig struct {

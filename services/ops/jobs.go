@@ -145,7 +145,7 @@ type Progress struct {
 	Resources int64  `json:"resources"`
 	Bytes     int64  `json:"bytes"`        // NDJSON
 	Stored    int64  `json:"stored_bytes"` // in the object store
-	Withheld  int64  `json:"withheld"`     // resources left out because they also reference a patient outside the cohort
+	Withheld  int64  `json:"withheld"`     // resources of a patient of the cohort that are left out
 }
 
 // Detail is a job with its units.
@@ -154,6 +154,8 @@ type Detail struct {
 	Progress []Progress `json:"progress"`
 	Units    []Unit     `json:"units"`
 	Errors   []string   `json:"errors"` // of the failed units
+	// LeftOut is what the finished units left out, as the owner is told.
+	LeftOut []export.LeftOut `json:"left_out"`
 }
 
 // Inspect returns a job with its units and the progress of each type. It returns ErrNotFound for an unknown job.
@@ -164,8 +166,10 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 	}
 	detail := Detail{Job: o.show(found.Job), Progress: []Progress{}, Units: []Unit{}, Errors: []string{}}
 	byType := map[string]*Progress{}
+	var left export.Tally
 	for _, standing := range found.Units {
 		unit := showUnit(standing, found.At)
+		left.AddAll(standing.Result.LeftOut)
 		detail.Units = append(detail.Units, unit)
 		if unit.State == UnitFailed {
 			detail.Errors = append(detail.Errors, string(unit.ID)+": "+unit.Failure)
@@ -178,6 +182,7 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 		}
 		byType[unit.Type].add(unit, standing.Result)
 	}
+	detail.LeftOut = left.List()
 	for _, progress := range byType {
 		detail.Progress = append(detail.Progress, *progress)
 	}

@@ -62,14 +62,14 @@ func (d *desk) job(subject string, age time.Duration) export.JobID {
 func (d *desk) sealing(id export.JobID) export.Lease {
 	d.t.Helper()
 	ctx := d.t.Context()
-	plan, err := d.Jobs.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1)
+	plan, err := d.Jobs.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1, "")
 	d.must(err)
 	d.must(d.Jobs.Commit(ctx, plan, jobstore.Commit{
 		Plan: &jobstore.Plan{Snapshot: d.now}, Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
 	}))
 	_, err = d.Jobs.Issue(ctx, id, 10)
 	d.must(err)
-	lease, err := d.Jobs.Claim(ctx, id, export.SealUnit, export.KindSeal, 1)
+	lease, err := d.Jobs.Claim(ctx, id, export.SealUnit, export.KindSeal, 1, "")
 	d.must(err)
 	return lease
 }

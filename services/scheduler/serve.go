@@ -86,7 +86,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
 	operators.Handle("/", health.Handler(checks, registry))
 	parts := []rungroup.Component{
-		config.HTTP("private listener", private, operators, listeners.Private),
+		config.PrivateHTTP(private, operators, listeners.Private),
 		config.Bucket(objects, log),
 		{Name: "enqueue passes", Run: maintainer.Run},
 		{Name: "survey", Run: maintainer.Survey},

@@ -63,7 +63,7 @@ func openAuth(
 	}
 	a.service, err = tokenapi.New(tokenapi.Config{
 		TokenURL: a.tokenURL(), Audience: base.String(), Lifetime: 5 * time.Minute, ClientSecrets: true,
-		Limits: envconfig.Defaults[authstore.Limits](), Now: time.Now, Logger: log,
+		Limits: envconfig.Defaults[authstore.Limits](), Proxies: opts.proxies, Now: time.Now, Logger: log,
 	}, tokenapi.Deps{
 		Store: a.store, Keys: keys, Clients: clients.New(a.file, a.store), Audit: events, Registry: registry,
 	})

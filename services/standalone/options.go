@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +31,8 @@ type options struct {
 	tlsCert   string        // certificate (PEM); empty: plain HTTP
 	tlsKey    string        // its key
 	verbose   bool
+
+	proxies []netip.Prefix // whose X-Forwarded-For the token service trusts
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -45,6 +50,20 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.BoolVar(&o.encrypt, "encrypt", false, "encrypt exported files (docs/encryption.md)")
 	flags.StringVar(&o.tlsCert, "tls-cert", "", "certificate (PEM file) for TLS; reloaded when it changes")
 	flags.StringVar(&o.tlsKey, "tls-key", "", "key of the certificate (PEM file)")
+	flags.Func("trusted-proxy", "address or network of a proxy whose X-Forwarded-For /auth/token trusts; repeatable",
+		func(list string) error {
+			for text := range strings.SplitSeq(list, ",") {
+				network, err := netip.ParsePrefix(text)
+				if address, addressErr := netip.ParseAddr(text); addressErr == nil {
+					network, err = address.Prefix(address.BitLen())
+				}
+				if err != nil {
+					return errors.New("neither an address nor a network such as 10.0.0.0/8")
+				}
+				o.proxies = append(o.proxies, network)
+			}
+			return nil
+		})
 	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only warnings")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
@@ -80,6 +99,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	}
 	return o, errors.Join(errs...)
 }
+
+// local reports whether a listener serves metrics and the operator's page: on a loopback address without a configured base
+// URL. With one there may be a proxy, through which every client appears local.
+func (o options) local(addr net.Addr) bool { return o.baseURL == "" && config.Loopback(addr) }
 
 // serving returns the options and the scheme of the listener.
 func (o options) serving(log *slog.Logger, registry prometheus.Registerer) (httpserver.Options, string, error) {

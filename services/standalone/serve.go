@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -70,8 +69,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { _ = listener.Close() }() // for a failed start; a running server closes it itself
-	// With a configured base URL there may be a proxy, through which every client appears local.
-	local := opts.baseURL == "" && config.Loopback(listener.Addr())
+	local := opts.local(listener.Addr())
 	if opts.baseURL == "" {
 		opts.baseURL = scheme + "://" + listener.Addr().String() + "/fhir"
 	}
@@ -122,12 +120,14 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err := objects.EnsureBucket(ctx); err != nil {
 		return err
 	}
-	source, err := config.Source{Dir: opts.data}.Open(ctx, log, 0)
+	data := envconfig.Defaults[config.Source]()
+	data.Dir, data.BaseURL = opts.data, start.BaseURL
+	source, err := data.Open(ctx, log, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
-	groups, err := filedir.OpenGroups(opts.data, time.Now)
+	groups, err := filedir.OpenGroups(opts.data, nil, time.Now, log)
 	if err != nil {
 		return err
 	}
@@ -181,11 +181,10 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 
 	page := adminui.New(adminui.Config{Logger: log}, &ops.Operator{Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now})
-	var shown http.Handler
+	served := auth.beside(public)
 	if local {
-		shown = page
+		served = auth.beside(withPrivate(public, httpapi.Private(parts), page, page.AcceptsHost))
 	}
-	served := auth.beside(withPrivate(listener.Addr(), public, httpapi.Private(parts), shown))
 
 	if err := errors.Join(start.write(), start.print(stdout)); err != nil {
 		return err
@@ -218,17 +217,16 @@ func masterKey(wanted bool) config.Envelope {
 	return config.Envelope{Keys: "standalone:" + base64.StdEncoding.EncodeToString(secret)}
 }
 
-// withPrivate adds /metrics and the operator's page to the listener if it is a loopback address. It is not a ServeMux,
-// which redirects unclean paths. A nil page is not served.
-func withPrivate(addr net.Addr, public, private, page http.Handler) http.Handler {
-	if !config.Loopback(addr) {
-		return public
-	}
+// withPrivate adds /metrics and the operator's page to the listener. Both refuse names of other servers, which may resolve
+// to this address (DNS rebinding). It is not a ServeMux, which redirects unclean paths.
+func withPrivate(public, private, page http.Handler, acceptsHost func(string) bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
+		case r.URL.Path == "/metrics" && !acceptsHost(r.Host):
+			http.Error(w, "unknown host name", http.StatusMisdirectedRequest)
 		case r.URL.Path == "/metrics":
 			private.ServeHTTP(w, r)
-		case page != nil && strings.HasPrefix(r.URL.Path, adminui.Path):
+		case strings.HasPrefix(r.URL.Path, adminui.Path):
 			page.ServeHTTP(w, r)
 		default:
 			public.ServeHTTP(w, r)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -15,7 +16,9 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/adminui"
 	"github.com/sluice-fhir/sluice/services/config"
+	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 // The listener uses the certificate of the flags, and the base URL is https.
@@ -58,38 +61,69 @@ func TestServing(t *testing.T) {
 	}
 }
 
-// Metrics and the operator's page are served on loopback addresses only. All other paths reach the API unchanged.
-func TestPrivatePathsNeedALoopbackAddress(t *testing.T) {
+// Metrics and the operator's page are served for names of this server only. All other paths reach the API unchanged.
+func TestPrivatePaths(t *testing.T) {
 	named := func(name string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, name+" "+r.URL.Path) })
 	}
-	for _, row := range []struct{ ip, path, want string }{
-		{"127.0.0.1", "/metrics", "private /metrics"},
-		{"::1", "/metrics", "private /metrics"},
-		{"127.0.0.1", "/metrics/", "public /metrics/"},
-		{"127.0.0.1", "/debug/pprof/", "public /debug/pprof/"},
-		{"127.0.0.1", "/readyz", "public /readyz"},
-		{"127.0.0.1", "/operator/", "page /operator/"},
-		{"::1", "/operator/jobs/x", "page /operator/jobs/x"},
-		{"127.0.0.1", "/operator", "public /operator"},
-		{"0.0.0.0", "/operator/", "public /operator/"},
-		{"192.0.2.1", "/operator/", "public /operator/"},
-		{"127.0.0.1", "/fhir//Group/../x", "public /fhir//Group/../x"},
-		{"0.0.0.0", "/metrics", "public /metrics"},
-		{"::", "/metrics", "public /metrics"},
-		{"192.0.2.1", "/metrics", "public /metrics"},
+	page := adminui.New(adminui.Config{}, &ops.Operator{})
+	handler := withPrivate(named("public"), named("private"), named("page"), page.AcceptsHost)
+	for _, row := range []struct {
+		host, path, want string
+		code             int
+	}{
+		{"127.0.0.1:8080", "/metrics", "private /metrics", 200},
+		{"[::1]:8080", "/metrics", "private /metrics", 200},
+		{"localhost", "/metrics", "private /metrics", 200},
+		{"evil.example", "/metrics", "unknown host name\n", 421},
+		{"localhost.evil.example:8080", "/metrics", "unknown host name\n", 421},
+		{"", "/metrics", "unknown host name\n", 421},
+		{"127.0.0.1", "/metrics/", "public /metrics/", 200},
+		{"127.0.0.1", "/debug/pprof/", "public /debug/pprof/", 200},
+		{"127.0.0.1", "/readyz", "public /readyz", 200},
+		{"127.0.0.1", "/operator/", "page /operator/", 200},
+		{"[::1]", "/operator/jobs/x", "page /operator/jobs/x", 200},
+		{"127.0.0.1", "/operator", "public /operator", 200},
+		{"evil.example", "/fhir/metadata", "public /fhir/metadata", 200},
+		{"127.0.0.1", "/fhir//Group/../x", "public /fhir//Group/../x", 200},
 	} {
-		handler := withPrivate(&net.TCPAddr{IP: net.ParseIP(row.ip)}, named("public"), named("private"), named("page"))
+		request := httptest.NewRequest(http.MethodGet, row.path, nil)
+		request.Host = row.host
 		recorder := httptest.NewRecorder()
-		handler.ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, row.path, nil))
-		if got := recorder.Body.String(); recorder.Code != http.StatusOK || got != row.want {
-			t.Errorf("%s on %s: %d %q, want %q", row.path, row.ip, recorder.Code, got, row.want)
+		handler.ServeHTTP(recorder, request)
+		if got := recorder.Body.String(); recorder.Code != row.code || got != row.want {
+			t.Errorf("%s of %q: %d %q, want %d %q", row.path, row.host, recorder.Code, got, row.code, row.want)
 		}
 	}
-	recorder := httptest.NewRecorder()
-	withPrivate(&net.TCPAddr{IP: net.IPv6loopback}, named("public"), named("private"), nil).
-		ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/operator/", nil))
-	if got := recorder.Body.String(); got != "public /operator/" {
-		t.Errorf("without a page: %q", got)
+}
+
+// With a public base URL there may be a proxy, through which every client appears local: metrics and the operator's page are
+// not served then.
+func TestWhereThePrivatePathsAreServed(t *testing.T) {
+	for _, row := range []struct {
+		baseURL, ip string
+		want        bool
+	}{
+		{"", "127.0.0.1", true}, {"", "::1", true}, {"", "0.0.0.0", false}, {"", "::", false}, {"", "192.0.2.1", false},
+		{"https://bulk.example.org/fhir", "127.0.0.1", false}, {"https://bulk.example.org/fhir", "192.0.2.1", false},
+	} {
+		if got := (options{baseURL: row.baseURL}).local(&net.TCPAddr{IP: net.ParseIP(row.ip)}); got != row.want {
+			t.Errorf("%q on %s: %v, want %v", row.baseURL, row.ip, got, row.want)
+		}
+	}
+}
+
+func TestTrustedProxies(t *testing.T) {
+	parsed, err := parse([]string{"--state", "s", "--trusted-proxy", "10.0.0.0/8,::1", "--trusted-proxy", "192.0.2.7"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(parsed.proxies); got != "[10.0.0.0/8 ::1/128 192.0.2.7/32]" {
+		t.Errorf("proxies %s", got)
+	}
+	for _, bad := range []string{"", "proxy.example", "10.0.0.0/33", "10.0.0.1:80"} {
+		if _, err := parse([]string{"--state", "s", "--trusted-proxy", bad}, io.Discard); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
 	}
 }

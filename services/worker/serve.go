@@ -76,7 +76,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	objects, err := cfg.Objects.Observed(dependencies).Open(ring.Key)
+	objects, err := cfg.Objects.Observed(dependencies).Open(pipeline.OutlastKeys(ring.Key, jobs.Ping, log))
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	units := concurrency + cfg.Express
 	// A plan unit keeps one connection while it reads a group.
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, units+2)
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, units+2)
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	checks := health.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
 	parts := []rungroup.Component{
-		config.HTTP("private listener", private, health.Handler(checks, registry), listeners.Private),
+		config.PrivateHTTP(private, health.Handler(checks, registry), listeners.Private),
 		config.Bucket(objects, log),
 		{Name: "units", Run: func(ctx context.Context) error {
 			if err := source.Await(ctx, log); err != nil {

@@ -1,5 +1,5 @@
--- KEYS: failures of the address, failures of the client. ARGV: failures to add, window in ms, limit of the address, limit
--- of the client. Returns the ms to wait, or 0.
+-- KEYS: failures as the client from the address, failures as the client. ARGV: failures to add, window in ms, limit of the
+-- first, limit of the second. Returns the ms to wait, or 0.
 local counts = {}
 for i, key in ipairs(KEYS) do
   if ARGV[1] ~= '0' then

@@ -3,6 +3,7 @@ package directorytest
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 
@@ -83,20 +84,72 @@ func Access(t *testing.T, open OpenAccess) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			all, patients := read(t, access, test.owner)
 			for _, p := range probes {
-				selection := map[string]directory.Selection{
-					"type": grant.Types, "group": grant.Groups, "patient": grant.Patients,
-				}[p.kind]
-				if got := selection.Has(p.name); got != test.want(p) {
+				var got bool
+				switch p.kind {
+				case "type":
+					got = grant.Types.Has(p.name)
+					if all.Types.Has(p.name) != got {
+						t.Errorf("type %q: Patients differs from Grant", p.name)
+					}
+				case "group":
+					got = grant.Groups.Has(p.name)
+					if all.Groups.Has(p.name) != got {
+						t.Errorf("group %q: Patients differs from Grant", p.name)
+					}
+				default:
+					got = slices.Contains(patients, p.name)
+				}
+				if got != test.want(p) {
 					t.Errorf("%s %q: allowed %v, want %v", p.kind, p.name, got, !got)
 				}
 			}
 		})
 	}
+	t.Run("patients in any order, twice", func(t *testing.T) {
+		names := []string{"p3", "p-1", "P2", "p.1", "p3", "p10", "p1"}
+		patients := []string{"0", "P2", "p-1", "p-1", "p.1", "p1", "p10", "p2", "p3", "p30"}
+		access := open(t, []directory.GrantEntry{
+			entry("i", "only", all, all, only(names...)), entry("i", "except", all, all, list{All: true, Names: names}),
+		})
+		for subject, want := range map[string][]string{
+			"only": {"P2", "p-1", "p-1", "p.1", "p1", "p10", "p3"}, "except": {"0", "p2", "p30"},
+		} {
+			var got []string
+			must(t, access.Patients(t.Context(), owner("i", subject),
+				func(_ directory.Grant, filter *directory.PatientFilter) error {
+					for _, patient := range patients {
+						included, err := filter.Includes(patient)
+						must(t, err)
+						if included {
+							got = append(got, patient)
+						}
+					}
+					if _, err := filter.Includes("p2"); err == nil {
+						t.Error("an id that is not in ascending order is answered")
+					}
+					return nil
+				}))
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: got %q, want %q", subject, got, want)
+			}
+		}
+	})
+	t.Run("an error of the caller", func(t *testing.T) {
+		enough := errors.New("enough")
+		for _, subject := range []string{"except", "unknown"} {
+			err := access.Patients(t.Context(), owner("https://a.example", subject),
+				func(directory.Grant, *directory.PatientFilter) error { return enough })
+			if err != enough { //nolint:errorlint // unchanged
+				t.Errorf("%s: got %v, want the same error", subject, err)
+			}
+		}
+	})
 	t.Run("without entries", func(t *testing.T) {
-		grant, err := open(t, nil).Grant(t.Context(), owner("https://a.example", "full"))
-		if err != nil || grant.Types.Has("Patient") || grant.Groups.Has("g1") || grant.Patients.Has("p1") {
-			t.Errorf("grant %+v, error %v, want nothing", grant, err)
+		grant, patients := read(t, open(t, nil), owner("https://a.example", "full"))
+		if grant.Types.Has("Patient") || grant.Groups.Has("g1") || len(patients) > 0 {
+			t.Errorf("grant %+v, patients %q, want nothing", grant, patients)
 		}
 	})
 	t.Run("a cancelled context", func(t *testing.T) {
@@ -105,6 +158,13 @@ func Access(t *testing.T, open OpenAccess) {
 		grant, err := access.Grant(ctx, owner("https://a.example", "full"))
 		if !errors.Is(err, context.Canceled) || grant.Types.Has("Patient") {
 			t.Errorf("grant %+v, error %v, want context.Canceled and nothing", grant, err)
+		}
+		err = access.Patients(ctx, owner("https://a.example", "full"), func(directory.Grant, *directory.PatientFilter) error {
+			t.Error("the grant is used")
+			return nil
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("Patients: %v, want context.Canceled", err)
 		}
 	})
 	t.Run("many at once", func(t *testing.T) {
@@ -119,4 +179,31 @@ func Access(t *testing.T, open OpenAccess) {
 		}
 		askers.Wait()
 	})
+}
+
+// probed are the patients that read asks for, in ascending order.
+var probed = []string{"", "1000", "1e3", "Patient/p1", "p1", "p2"}
+
+// read returns the grant that Patients reads, and the probed patients that it includes.
+func read(t *testing.T, access directory.Access, owner export.Owner) (grant directory.Grant, patients []string) {
+	t.Helper()
+	must(t, access.Patients(t.Context(), owner, func(g directory.Grant, filter *directory.PatientFilter) error {
+		grant = g
+		for _, patient := range probed {
+			included, err := filter.Includes(patient)
+			if included {
+				patients = append(patients, patient)
+			}
+			must(t, err)
+		}
+		return nil
+	}))
+	return grant, patients
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

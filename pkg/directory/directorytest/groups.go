@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
 // Group is a group of the suite.
@@ -26,6 +28,7 @@ type Group struct {
 // Member is a member of a Group.
 type Member struct {
 	Reference  string // Group.member.entity.reference
+	Identifier string // Group.member.entity.identifier.value
 	Inactive   bool
 	Start, End string // of Group.member.period, FHIR dateTimes of any precision; "" for none
 }
@@ -38,7 +41,14 @@ func NDJSON(t *testing.T, groups []Group) []string {
 	for n, group := range groups {
 		list := []m{}
 		for _, member := range group.Members {
-			one := m{"entity": m{"reference": member.Reference, "display": "…"}}
+			entity := m{"reference": member.Reference, "display": "…"}
+			if member.Identifier != "" {
+				entity["identifier"] = m{"system": "urn:oid:1.2.3", "value": member.Identifier}
+			}
+			if member.Reference == "" {
+				delete(entity, "reference")
+			}
+			one := m{"entity": entity}
 			if member.Inactive {
 				one["inactive"] = true
 			}
@@ -87,6 +97,7 @@ var Malformed = func() map[string]string {
 		"two resources":         good + strings.Replace(good, "g2", "g3", 1),
 		"something after it":    good + ` x`,
 		"another type":          `{"resourceType":"Patient","id":"20391"}`,
+		"type in lower case":    `{"resourceType":"group","id":"g2"}`,
 		"no type":               `{"id":"g2"}`,
 		"type a number":         `{"resourceType":1,"id":"g2"}`,
 		"no id":                 `{"resourceType":"Group","member":[{"entity":{"reference":"Patient/20391"}}]}`,
@@ -111,7 +122,46 @@ var Malformed = func() map[string]string {
 		"period an odd date":    member(`{"entity":{"reference":"Patient/20391"},"period":{"end":"2026-02-30"}}`),
 		"period an odd start":   member(`{"entity":{"reference":"Patient/20391"},"period":{"start":"2026-02-30"}}`),
 		"period without zone":   member(`{"period":{"start":"2026-03-15T12:00:00"}}`),
+		"period with half zone": member(`{"period":{"end":"2026-03-15T12:00:00-0500"}}`),
+		"period without minute": member(`{"period":{"end":"2026-03-15T12Z"}}`),
+		"period with a blank":   member(`{"period":{"end":"2026-03-15 12:00:00Z"}}`),
 		"no patient's period":   member(`{"entity":{"reference":"Device/20391"},"period":{"start":"2026-02-30"}}`),
+	}
+}()
+
+// Versions has lines of the group "g" and the only member of the newest version, "" if that one cannot be read.
+var Versions = func() map[string]struct {
+	Lines  []string
+	Member string
+} {
+	line := func(number, lastUpdated, member string) string {
+		return fmt.Sprintf(`{"resourceType":"Group","meta":{"versionId":%q,"lastUpdated":%q},"id":"g",`+
+			`"member":[{"entity":{"reference":"Patient/%s"}}]}`, number, lastUpdated, member)
+	}
+	const early, late = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00.5+01:00"
+	bad := func(line string) string { return strings.Replace(line, `"member":[`, `"member":[5,`, 1) }
+	type versions = struct {
+		Lines  []string
+		Member string
+	}
+	both := func(a, b, member string) versions { return versions{[]string{a, b}, member} }
+	return map[string]versions{
+		"newest first":               both(line("", late, "new"), line("", early, "old"), "new"),
+		"newest last":                both(line("", early, "old"), line("", late, "new"), "new"),
+		"a tie":                      both(line("", late, "old"), line("", late, "new"), "new"),
+		"no dates":                   both(line("", "", "old"), line("", "", "new"), "new"),
+		"a date and no date":         both(line("", early, "new"), line("", "", "old"), "new"),
+		"no date and a date":         both(line("", "", "old"), line("", early, "new"), "new"),
+		"numbers":                    both(line("10", early, "new"), line("9", late, "old"), "new"),
+		"a number and no number":     both(line("10", early, "old"), line("x", late, "new"), "new"),
+		"no number, no dates":        both(line("", "", "old"), line("1", "", "new"), "new"),
+		"equal numbers":              both(line("2", late, "new"), line("2", early, "old"), "new"),
+		"equal":                      both(line("2", late, "old"), line("2", late, "new"), "new"),
+		"one of three has no number": {[]string{line("3", early, "a"), line("2", late, "new"), line("", "", "c")}, "new"},
+		"newest unreadable":          both(line("2", early, "old"), bad(line("3", early, "x")), ""),
+		"oldest unreadable":          both(bad(line("2", early, "x")), line("3", early, "new"), "new"),
+		"unreadable, later date":     both(bad(line("", late, "x")), line("", early, "old"), ""),
+		"unreadable, no version":     both(bad(line("", "", "x")), line("7", late, "old"), ""),
 	}
 }()
 
@@ -138,18 +188,31 @@ func Groups(t *testing.T, open OpenGroups) {
 		{ID: "forms", Members: []Member{
 			{Reference: "Patient/a"},
 			{Reference: "Patient/b/_history/2"},
-			{Reference: "http://fhir.example/base/Patient/c"},
-			{Reference: "https://fhir.example/Patient/D.4-x/_history/1"},
-			{Reference: "Patient/" + strings.Repeat("x", 64)},
+			{Reference: "/Patient/c"},
+			{Reference: "Patient/D.4-x#name"},
+			{Reference: "Patient/" + strings.Repeat("x", 64), Identifier: "beside the reference"},
 		}},
 		{ID: "no-patients", Members: []Member{
-			{Reference: "Practitioner/1"}, {Reference: "Group/one"}, {Reference: "http://fhir.example/Device/1"},
-			{Reference: "#p1"}, {Reference: "urn:uuid:3f1e8d3c-58ab-4a0b-9d0c-5b6a1c2d3e4f"}, {Reference: ""},
-			{Reference: "Patient"}, {Reference: "Patient/"}, {Reference: "Patient/a/b"}, {Reference: "patient/a"},
-			{Reference: "Patient?identifier=x|1"}, {Reference: "Patient/a_b"}, {Reference: "Patient/a b"},
-			{Reference: "Patient/" + strings.Repeat("x", 65)}, {Reference: "a"}, {Reference: "/Patient/a"},
-			{Reference: "Patient/*"}, {Reference: "Patient/%"}, {Reference: "Patient/a#b"},
+			{Identifier: "1"}, {Identifier: "2"}, {Identifier: "1"}, // each member counts
+			{Identifier: "3", Inactive: true}, {Identifier: "4", End: "2026-03-14"}, {Identifier: "5", Start: "2026-03-16"},
+			{Reference: "Practitioner/1"}, {Reference: "http://fhir.example/Device/1"}, {Reference: "Practitioner?identifier=x|1"},
+			{Reference: "http://fhir.example/base/Patient/a"}, {Reference: "HTTPS://fhir.example/Patient/a/_history/1"},
+			{Reference: "https://fhir.example/Group/one"}, {Reference: "http://fhir.example/Patient?identifier=x|1"},
+			{Reference: "#p1"}, {}, {Reference: "Patient"}, {Reference: "Patient/"}, {Reference: "Patient/a/b"},
+			{Reference: "patient/a"}, {Reference: "Patient?identifier=x|1"}, {Reference: "Patient/a_b"}, {Reference: "Patient/a b"},
+			{Reference: "Patient/" + strings.Repeat("x", 65)}, {Reference: "a"}, {Reference: "//Patient/a"},
+			{Reference: "Patient/*"}, {Reference: "Patient/%"}, {Reference: "urn:x:y"}, {Reference: "Group/a_b"},
 		}},
+		{ID: "nested", Members: []Member{
+			{Reference: "Patient/p0"}, {Reference: "Group/one"}, {Reference: "Group/deep-1"}, {Reference: "Group/nested"},
+			{Reference: "Group/inactive"}, {Reference: "/Group/definitional"}, {Reference: "Group/unknown/_history/1"},
+			{Reference: "Group/unknown"}, {Reference: "Group/ONE", Inactive: true}, {Reference: "Group/on", End: "2025"},
+		}},
+		{ID: "deep-1", Members: []Member{{Reference: "Group/deep-2"}, {Reference: "Patient/d1"}, {Identifier: "1"}}},
+		{ID: "deep-2", Members: []Member{{Reference: "Group/deep-3"}, {Reference: "Group/nested"}, {Reference: "Group/unknown"}}},
+		{ID: "deep-3", Members: []Member{{Reference: "Patient/d3"}, {Reference: "Group/deep-1"}, {Reference: "#x"}}},
+		{ID: "again", Members: []Member{{Reference: "Group/on", Inactive: true}, {Reference: "Group/on"}}},
+		{ID: "of-inactive", Members: []Member{{Reference: "Group/inactive"}}},
 		{ID: "left", Members: []Member{
 			{Reference: "Patient/in"}, {Reference: "Patient/out", Inactive: true},
 			{Reference: "Patient/over", End: "2026-03-14"}, {Reference: "Patient/to-come", Start: "2026-03-16"},
@@ -166,6 +229,9 @@ func Groups(t *testing.T, open OpenGroups) {
 		"|2026-03-15T11:59:59.999Z": false, "|2026-03-15T12:00:00+02:00": false, "|2026-03-15T12:00:00-02:00": true,
 		"2025|2027": true, "2026|2026": true, "2027|2025": false, "2027|2028": false, "2020|2025": false,
 		"2024-02-29|2026-12-31": true,
+		// Deviations that are accepted.
+		"2026-03-15t12:00:00z|": true, "2026-03-15T12:00Z|": true, "2026-03-15T12:01Z|": false, "|2026-03-15T12:00Z": true,
+		"|2026-03-15T11:59Z": false, "|2026-03-15t14:00+02:00": true, "|2026-03-15T12:00:01.0000000000Z": true,
 	}
 	numbered := slices.Sorted(func(yield func(string) bool) {
 		for period := range periods {
@@ -186,6 +252,10 @@ func Groups(t *testing.T, open OpenGroups) {
 		"one": {"p1"}, "ONE": {"p2"}, "on": {"p3"}, // ids are compared exactly
 		"forms":       {"D.4-x", "a", "b", "c", strings.Repeat("x", 64)},
 		"no-patients": nil,
+		"nested":      {"d1", "d3", "p0", "p1"},
+		"deep-3":      {"d1", "d3", "p0", "p1"},
+		"again":       {"p3"},
+		"of-inactive": nil,
 		"left":        {"again", "in"},
 		// pitfall 1: a group without members exists and is empty.
 		"empty": nil,
@@ -196,6 +266,25 @@ func Groups(t *testing.T, open OpenGroups) {
 				if got := members(t, groups, id); !slices.Equal(got, want) {
 					t.Errorf("members %q, want %q", got, want)
 				}
+			}
+		})
+	}
+	for id, want := range map[string]map[export.Reason]int64{
+		"forms": {}, "left": {},
+		"no-patients": {export.MemberByIdentifier: 3, export.MemberType: 3, export.MemberForeign: 4, export.MemberUnresolved: 16},
+		"nested":      {export.MemberByIdentifier: 1, export.MemberUnresolved: 1, export.MemberGroup: 3},
+		"again":       {},
+		"of-inactive": {export.MemberGroup: 1},
+	} {
+		t.Run("left out of "+id, func(t *testing.T) {
+			list, err := groups.Members(t.Context(), id, func(string) error { return nil })
+			must(t, err)
+			got := map[export.Reason]int64{}
+			for _, l := range list {
+				got[l.Reason] = l.Count
+			}
+			if !maps.Equal(got, want) {
+				t.Errorf("left out %v, want %v", got, want)
 			}
 		})
 	}
@@ -212,7 +301,7 @@ func Groups(t *testing.T, open OpenGroups) {
 	} {
 		t.Run("no group "+id[:min(len(id), 20)], func(t *testing.T) {
 			exists(t, groups, id, directory.ErrNoGroup)
-			err := groups.Members(t.Context(), id, func(string) error {
+			_, err := groups.Members(t.Context(), id, func(string) error {
 				t.Error("got a member")
 				return nil
 			})
@@ -228,7 +317,7 @@ func Groups(t *testing.T, open OpenGroups) {
 	})
 	t.Run("an error from yield ends the stream and is returned unchanged", func(t *testing.T) {
 		enough, calls := errors.New("enough"), 0
-		err := groups.Members(t.Context(), "big", func(string) error {
+		_, err := groups.Members(t.Context(), "big", func(string) error {
 			calls++
 			if calls == 3 {
 				return enough
@@ -242,7 +331,7 @@ func Groups(t *testing.T, open OpenGroups) {
 	t.Run("a cancelled context ends the stream", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		calls := 0
-		err := groups.Members(ctx, "big", func(string) error {
+		_, err := groups.Members(ctx, "big", func(string) error {
 			calls++
 			cancel()
 			return nil
@@ -263,7 +352,7 @@ func Groups(t *testing.T, open OpenGroups) {
 					id, want = "one", 1
 				}
 				count := 0
-				err := groups.Members(t.Context(), id, func(string) error {
+				_, err := groups.Members(t.Context(), id, func(string) error {
 					count++
 					return nil
 				})
@@ -287,7 +376,7 @@ func exists(t *testing.T, groups directory.Groups, id string, want error) {
 func members(t *testing.T, groups directory.Groups, id string) []string {
 	t.Helper()
 	var ids []string
-	err := groups.Members(t.Context(), id, func(patientID string) error {
+	_, err := groups.Members(t.Context(), id, func(patientID string) error {
 		ids = append(ids, patientID)
 		return nil
 	})

@@ -9,11 +9,16 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
-// maxAccess is the largest access file, in bytes: about half a million patient ids. Longer lists belong in the database.
-const maxAccess = 16 << 20
+// MaxAccess is the largest access file, in bytes: about half a million patient ids. Longer lists belong in the database.
+const MaxAccess = 16 << 20
 
-// grants are the grants of a file. An owner without an entry has the zero Grant.
-type grants = map[export.Owner]directory.Grant
+// grants are the grants of a file. An owner without an entry has the zero grant.
+type grants = map[export.Owner]grant
+
+type grant struct {
+	directory.Grant
+	patients directory.NameList // sorted
+}
 
 // Access implements directory.Access on a YAML file. Methods may be called concurrently.
 type Access struct {
@@ -25,7 +30,7 @@ var _ directory.Access = (*Access)(nil)
 
 // OpenAccess reads the file. It fails on anything that the package comment does not allow.
 func OpenAccess(file string) (*Access, error) {
-	cached, err := configfile.Open(file, maxAccess, parseAccess)
+	cached, err := configfile.Open(file, MaxAccess, parseAccess)
 	if err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}
@@ -34,8 +39,9 @@ func OpenAccess(file string) (*Access, error) {
 
 // AllowOnly returns an Access that allows these owners everything, and all others nothing.
 func AllowOnly(owners ...export.Owner) *Access {
-	everything := directory.Grant{
-		Types: directory.Everything(), Groups: directory.Everything(), Patients: directory.Everything(),
+	everything := grant{
+		Grant:    directory.Grant{Types: directory.Everything(), Groups: directory.Everything()},
+		patients: directory.NameList{All: true},
 	}
 	a := &Access{fixed: make(grants, len(owners))}
 	for _, owner := range owners {
@@ -48,7 +54,18 @@ func AllowOnly(owners ...export.Owner) *Access {
 // export.ErrUnavailable, not the last valid grants: the change may be a revocation.
 func (a *Access) Grant(ctx context.Context, owner export.Owner) (directory.Grant, error) {
 	granted, err := a.read(ctx)
-	return granted[owner], err
+	return granted[owner].Grant, err
+}
+
+// Patients implements directory.Access. Errors as for Grant.
+func (a *Access) Patients(
+	ctx context.Context, owner export.Owner, use func(directory.Grant, *directory.PatientFilter) error,
+) error {
+	granted, err := a.read(ctx)
+	if err != nil {
+		return err
+	}
+	return use(granted[owner].Grant, granted[owner].patients.Filter())
 }
 
 // Check returns the error that Grant would return now, if any. It reads the file if it has changed.
@@ -78,7 +95,7 @@ func parseAccess(data []byte) (grants, error) {
 	}
 	granted := make(grants, len(entries))
 	for _, entry := range entries {
-		granted[entry.Owner] = entry.Grant()
+		granted[entry.Owner] = grant{entry.Grant(), entry.Patients.Sorted()}
 	}
 	return granted, nil
 }

@@ -88,8 +88,10 @@ func TestAllowOnly(t *testing.T) {
 	access := filedir.AllowOnly(owner)
 	for asked, want := range map[export.Owner]bool{owner: true, {Subject: "me"}: false, {}: false} {
 		grant, err := access.Grant(t.Context(), asked)
-		all := grant.Types.Has("Patient") && grant.Groups.Has("g") && grant.Patients.Has("p")
-		none := !grant.Types.Has("Patient") && !grant.Groups.Has("g") && !grant.Patients.Has("p")
+		included, readErr := includes(t, access, asked, "p")
+		must(t, readErr)
+		all := grant.Types.Has("Patient") && grant.Groups.Has("g") && included
+		none := !grant.Types.Has("Patient") && !grant.Groups.Has("g") && !included
 		if err != nil || all != want || none == want {
 			t.Errorf("%+v gets %+v, error %v, want everything %v", asked, grant, err, want)
 		}
@@ -182,8 +184,11 @@ func TestAccessFollowsItsFile(t *testing.T) {
 			if !errors.Is(err, wantErr) {
 				t.Errorf("error %v, want %v", err, wantErr)
 			}
-			if grant.Types.Has("Patient") != want || grant.Groups.Has("g") != want || grant.Patients.Has("p") != want {
+			if grant.Types.Has("Patient") != want || grant.Groups.Has("g") != want {
 				t.Errorf("grant %+v, want everything %v", grant, want)
+			}
+			if got, err := includes(t, access, owner, "p"); !errors.Is(err, wantErr) || got != want {
+				t.Errorf("the patient is included: %v, error %v, want %v and %v", got, err, want, wantErr)
 			}
 		}
 	}
@@ -227,10 +232,25 @@ func TestDocumentedAccessIsRead(t *testing.T) {
 		t.Fatalf("%v in:\n%s", err, example.String())
 	}
 	grant, err := access.Grant(t.Context(), export.Owner{Issuer: "https://issuer.example", Subject: "research-team"})
-	if err != nil || !grant.Types.Has("Observation") || grant.Types.Has("Condition") || !grant.Groups.Has("g") ||
-		grant.Patients.Has("p17") || !grant.Patients.Has("p1") {
+	if err != nil || !grant.Types.Has("Observation") || grant.Types.Has("Condition") || !grant.Groups.Has("g") {
 		t.Errorf("grant %+v, error %v", grant, err)
 	}
+	for patient, want := range map[string]bool{"p1": true, "p17": false} {
+		got, err := includes(t, access, export.Owner{Issuer: "https://issuer.example", Subject: "research-team"}, patient)
+		if err != nil || got != want {
+			t.Errorf("%s is included: %v, error %v, want %v", patient, got, err, want)
+		}
+	}
+}
+
+// includes reports whether the owner's grant includes the patient.
+func includes(t *testing.T, access directory.Access, owner export.Owner, patient string) (included bool, err error) {
+	t.Helper()
+	err = access.Patients(t.Context(), owner, func(_ directory.Grant, filter *directory.PatientFilter) (err error) {
+		included, err = filter.Includes(patient)
+		return err
+	})
+	return included, err
 }
 
 func FuzzAccess(f *testing.F) {
@@ -252,8 +272,10 @@ func FuzzAccess(f *testing.F) {
 			return
 		}
 		// An owner who is not in the file has no access.
-		grant, err := access.Grant(t.Context(), export.Owner{Issuer: "https://unknown.example", Subject: "unknown"})
-		if err != nil || grant.Types.Has("Patient") || grant.Groups.Has("g") || grant.Patients.Has("p") {
+		unknown := export.Owner{Issuer: "https://unknown.example", Subject: "unknown"}
+		grant, err := access.Grant(t.Context(), unknown)
+		included, readErr := includes(t, access, unknown, "p")
+		if err != nil || readErr != nil || grant.Types.Has("Patient") || grant.Groups.Has("g") || included {
 			if !strings.Contains(string(data), "unknown") {
 				t.Errorf("an unknown owner: grant %+v, error %v", grant, err)
 			}

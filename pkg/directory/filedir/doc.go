@@ -1,19 +1,16 @@
 // Package filedir is the directory on files: groups from a folder of NDJSON, access from a YAML file. Both are read
-// again when they change, so no restart is needed; replace files by renaming, never in place. Opening fails on invalid
-// files and names file and line. When a file becomes invalid later, every call that depends on it returns an error
-// that wraps export.ErrUnavailable.
+// again when they change, so no restart is needed; replace files by renaming, never in place. An access file that is not
+// valid is an error on opening, which names file and line. When it becomes invalid later, every call that depends on it
+// returns an error that wraps export.ErrUnavailable.
 //
 // # Groups
 //
-// Files in the folder whose name begins with "Group" and ends in .ndjson or .ndjson.gz have one Group resource (FHIR
-// R4) per line. Blank lines and other files are ignored. A duplicate group id is an error, because its members would be
-// ambiguous. A group with active or actual false does not exist. Members are streamed and never held in memory. To
-// stream a group of a .gz file, everything before it is decompressed; put large groups first or into plain files.
+// docs/access.md has the names of files, the forms of references and periods, and the order of versions. Members are
+// streamed and never held in memory. To stream a group of a compressed file, everything before it is decompressed; put
+// large groups first or into plain files.
 //
-// A member is exported when its entity.reference names a patient (Patient/1, Patient/1/_history/2, or either below any
-// http or https base), it is not inactive, and its period covers the present. A partial date covers its whole period, in
-// UTC: an end of 2026-03 is the end of that month. Contained (#) and urn: references, identifiers and other types are
-// left out.
+// A line or a file that cannot be read is logged and concerns only the groups in it: a group whose newest version cannot be
+// read is unavailable (export.ErrUnavailable), and an older version does not replace it.
 //
 // # Access
 //

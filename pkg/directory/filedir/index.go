@@ -1,58 +1,45 @@
 package filedir
 
 import (
-	"bufio"
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
+	"log/slog"
 	"sync"
 	"time"
-
-	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
 // Groups implements directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
 type Groups struct {
-	dir string
-	now func() time.Time
+	dir     string
+	members groupndjson.Resolver
+	now     func() time.Time
+	log     *slog.Logger
 
-	mu      sync.Mutex
-	seen    []groupFile      // the files that index and problem were read from, sorted by name
-	index   map[string]place // the groups that can be exported, by id
-	problem error            // why there is no index
+	mu     sync.Mutex
+	files  []*fileIndex        // in the order of their paths
+	groups map[string]*version // the newest version of each group, by id; nil before the first read
 }
 
 var _ directory.Groups = (*Groups)(nil)
 
-// place is the position of a group's resource.
-type place struct {
-	file   groupFile
-	line   int   // from 1
-	offset int64 // of the line, in uncompressed bytes
-}
-
-// OpenGroups indexes the folder's groups, without their members, and fails on the first line that is not a Group.
-// Periods are compared with the clock.
-func OpenGroups(dir string, now func() time.Time) (*Groups, error) {
-	g := &Groups{dir: dir, now: now}
+// OpenGroups indexes the folder's groups, without their members. It fails only if the folder cannot be read: what cannot
+// be read in it is logged, and the rest can be exported. Absolute references below the bases are local. Periods are
+// compared with the clock.
+func OpenGroups(dir string, bases []string, now func() time.Time, log *slog.Logger) (*Groups, error) {
+	g := &Groups{dir: dir, members: groupndjson.Resolver{Bases: bases, URNs: true}, now: now, log: log}
 	if err := g.read(); err != nil {
 		return nil, fmt.Errorf("groups: %w", err)
 	}
 	return g, nil
 }
 
-// Exists implements directory.Groups.
+// Exists implements directory.Groups. It returns an error that wraps export.ErrUnavailable for a group whose newest
+// version cannot be read.
 func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -61,7 +48,7 @@ func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	return err
 }
 
-// Check returns the error that Exists would return for any group now. It reads the folder if it has changed.
+// Check returns an error if the folder cannot be read now. A file or a group that cannot be read is no error.
 func (g *Groups) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -71,21 +58,50 @@ func (g *Groups) Check(ctx context.Context) error {
 	return g.refresh()
 }
 
-// find returns the place of a group. It reads the folder if it has changed.
-func (g *Groups) find(groupID string) (place, error) {
+// LeftOut returns the number of groups and of files that cannot be read, as of the last call of another method.
+func (g *Groups) LeftOut() []export.LeftOut {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var tally export.Tally
+	for _, file := range g.files {
+		tally.Add("Group", export.Malformed, int64(file.bad))
+		if file.err != nil {
+			tally.Add("", export.UnreadableFile, 1)
+		}
+	}
+	return tally.List()
+}
+
+// groupError is the error of one group that cannot be read. It does not concern other groups.
+type groupError struct{ error }
+
+func (e groupError) Unwrap() error { return e.error }
+
+// find returns the newest version of a group. It reads what has changed in the folder.
+func (g *Groups) find(groupID string) (*version, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.refresh(); err != nil {
-		return place{}, err
+		return nil, err
 	}
-	at, ok := g.index[groupID]
-	if !ok {
-		return place{}, directory.ErrNoGroup
+	group := g.groups[groupID]
+	switch {
+	case group == nil:
+		for _, file := range g.files {
+			if file.transient() { // the group may be in it
+				return nil, groupError{fmt.Errorf("groups: %w: %s: %w", export.ErrUnavailable, file.file.name, file.err)}
+			}
+		}
+		return nil, directory.ErrNoGroup
+	case group.err != nil:
+		return nil, groupError{fmt.Errorf("group %s in %s: %w: %w", groupID, group.place(), export.ErrUnavailable, group.err)}
+	case !group.Exportable:
+		return nil, directory.ErrNoGroup
 	}
-	return at, nil
+	return group, nil
 }
 
-// refresh reads the folder if it has changed. The caller holds the lock.
+// refresh reads what has changed in the folder. The caller holds the lock.
 func (g *Groups) refresh() error {
 	if err := g.read(); err != nil {
 		return fmt.Errorf("groups: %w: %w", export.ErrUnavailable, err)
@@ -94,130 +110,83 @@ func (g *Groups) refresh() error {
 }
 
 func (g *Groups) read() error {
-	files, err := list(g.dir)
+	found, all, err := list(g.dir)
 	if err != nil {
 		return err
 	}
-	if !slices.EqualFunc(files, g.seen, unchanged) {
-		g.index, g.problem = readIndex(g.dir, files)
-		g.seen = files
+	if len(found) == 0 && (g.groups == nil || len(g.files) > 0) {
+		g.log.Warn("no file named *Group*.ndjson", "folder", g.dir, "files", all)
 	}
-	return g.problem
-}
-
-// list returns the folder's group files, sorted by name.
-func list(dir string) ([]groupFile, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
+	known := make(map[string]*fileIndex, len(g.files))
+	for _, file := range g.files {
+		known[file.file.name] = file
 	}
-	var files []groupFile
-	for _, entry := range entries {
-		name := entry.Name()
-		plain := strings.TrimSuffix(name, ".gz")
-		if entry.IsDir() || !strings.HasPrefix(name, "Group") || !strings.HasSuffix(plain, ".ndjson") {
+	changed := g.groups == nil || len(found) != len(g.files)
+	files := make([]*fileIndex, len(found))
+	for i, file := range found {
+		old := known[file.name]
+		if files[i] = old; old != nil && unchanged(file, old.file) && !old.transient() {
 			continue
 		}
-		info, err := os.Stat(filepath.Join(dir, name)) // follows links, which mounted configuration uses
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, groupFile{name, info})
+		files[i] = readFile(g.dir, file)
+		g.report(files[i], old)
+		stillEmpty := old != nil && len(old.groups)+len(files[i].groups) == 0 // such as a file that cannot be opened
+		changed = changed || !stillEmpty
 	}
-	return files, nil
-}
-
-// groupFile is the state of a file.
-type groupFile struct {
-	name string // in the folder, even if it is a link
-	info fs.FileInfo
-}
-
-// unchanged reports whether both states have the same content.
-func unchanged(a, b groupFile) bool {
-	return a.name == b.name && configfile.SameContent(a.info, b.info)
-}
-
-func readIndex(dir string, files []groupFile) (map[string]place, error) {
-	index := make(map[string]place)
-	taken := make(map[string]place) // including groups that cannot be exported
-	for _, file := range files {
-		if err := readFile(dir, file, index, taken); err != nil {
-			return nil, err
-		}
-	}
-	return index, nil
-}
-
-func readFile(dir string, file groupFile, index, taken map[string]place) error {
-	content, err := open(filepath.Join(dir, file.name))
-	if err != nil {
-		return fmt.Errorf("%s: %w", file.name, err)
-	}
-	defer content.Close()
-	lines := &lineReader{from: bufio.NewReaderSize(content, bufferSize)}
-	for at := (place{file: file, line: 1}); lines.next(); at.line++ {
-		at.offset = lines.offset
-		group, err := groupndjson.Read(lines, func(m groupndjson.Member) error {
-			_, err := m.Covers(time.Time{}) // only for its error
-			return err
-		})
-		if err == nil {
-			err = lines.rest()
-		}
-		if lines.err != nil {
-			return fmt.Errorf("%s line %d: %w", file.name, at.line, lines.err)
-		}
-		if errors.Is(err, io.EOF) {
-			continue // a blank line
-		}
-		if err != nil {
-			return fmt.Errorf("%s line %d: %w", file.name, at.line, err)
-		}
-		if first, twice := taken[group.ID]; twice {
-			return fmt.Errorf("%s line %d: group %s is also in %s line %d",
-				file.name, at.line, group.ID, first.file.name, first.line)
-		}
-		taken[group.ID] = at
-		if group.Exportable {
-			index[group.ID] = at
-		}
-	}
-	if lines.err != nil {
-		return fmt.Errorf("%s: %w", file.name, lines.err)
+	g.files = files
+	if changed {
+		g.groups = newest(files)
 	}
 	return nil
 }
 
-// content is an open file, uncompressed.
-type content struct {
-	io.Reader
-	file *os.File
+// report logs what cannot be read in a file, unless it is what could not be read before.
+func (g *Groups) report(file, old *fileIndex) {
+	if old == nil {
+		old = &fileIndex{}
+	}
+	if file.err != nil && fmt.Sprint(file.err) != fmt.Sprint(old.err) {
+		g.log.Warn("a group file cannot be read to its end; other files can", "file", file.file.name, "err", file.err)
+	}
+	if file.bad > 0 && (file.bad != old.bad || file.first != old.first) {
+		g.log.Warn("groups cannot be read; others can", "file", file.file.name, "lines", file.bad, "first", file.first)
+	}
+	if file.others > 0 && file.others != old.others {
+		g.log.Warn("lines of a group file are not Group resources", "file", file.file.name, "lines", file.others)
+	}
 }
 
-func (c content) Close() error { return c.file.Close() }
-
-// skipTo moves to an offset of the uncompressed content. Call it before reading.
-func (c content) skipTo(ctx context.Context, offset int64) error {
-	if c.Reader == io.Reader(c.file) {
-		_, err := c.file.Seek(offset, io.SeekStart)
-		return err
+// newest returns the newest version of each group: by number if all versions have one, else by time, else the later place.
+// A version that cannot be read counts as the newest if its time cannot be told, since an older one may have members who
+// have left.
+func newest(files []*fileIndex) map[string]*version {
+	numbered := make(map[string]bool) // whether all versions of the group have a number
+	for _, file := range files {
+		for _, group := range file.groups {
+			before, seen := numbered[group.ID]
+			numbered[group.ID] = group.Number != nil && (before || !seen)
+		}
 	}
-	_, err := io.CopyN(io.Discard, stoppable{ctx, c.Reader}, offset)
-	return err
+	newest := make(map[string]*version, len(numbered))
+	for _, file := range files {
+		for _, group := range file.groups {
+			if best := newest[group.ID]; best == nil || compare(group, best, numbered[group.ID]) >= 0 {
+				newest[group.ID] = group
+			}
+		}
+	}
+	return newest
 }
 
-func open(path string) (content, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return content{}, err
+func compare(a, b *version, numbered bool) int {
+	if numbered && *a.Number != *b.Number {
+		return cmp.Compare(*a.Number, *b.Number)
 	}
-	if !strings.HasSuffix(path, ".gz") {
-		return content{Reader: file, file: file}, nil
+	untold := func(v *version) int {
+		if v.err != nil && v.LastUpdated.IsZero() {
+			return 1
+		}
+		return 0
 	}
-	unzipped, err := gzip.NewReader(file)
-	if err != nil {
-		return content{}, errors.Join(err, file.Close())
-	}
-	return content{Reader: unzipped, file: file}, nil
+	return cmp.Or(cmp.Compare(untold(a), untold(b)), a.LastUpdated.Compare(b.LastUpdated))
 }

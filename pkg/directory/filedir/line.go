@@ -2,16 +2,20 @@ package filedir
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"io"
 )
 
 const bufferSize = 64 << 10 // bytes
 
+// byteOrderMark may precede any line, because files are concatenated.
+var byteOrderMark = []byte("\xef\xbb\xbf")
+
 // lineReader is a reader of one line at a time, of any length: it returns io.EOF at the end of the line.
 type lineReader struct {
 	from    *bufio.Reader
-	offset  int64 // of the line
+	offset  int64 // of the line, after a byte order mark
 	size    int64 // bytes read of the line, with its newline
 	pending []byte
 	ended   bool
@@ -24,11 +28,16 @@ func (l *lineReader) next() bool {
 	if l.err != nil {
 		return false
 	}
-	if _, err := l.from.Peek(1); err != nil {
+	start, err := l.from.Peek(len(byteOrderMark))
+	if len(start) == 0 {
 		if !errors.Is(err, io.EOF) {
 			l.err = err
 		}
 		return false
+	}
+	if bytes.Equal(start, byteOrderMark) {
+		n, _ := l.from.Discard(len(start)) // they are in the buffer
+		l.offset += int64(n)
 	}
 	return true
 }

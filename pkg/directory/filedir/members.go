@@ -8,6 +8,7 @@ import (
 	"io"
 	"path/filepath"
 
+	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
@@ -15,44 +16,67 @@ import (
 // errReplaced means that the file is not the indexed one.
 var errReplaced = errors.New("the file was replaced")
 
-// Members implements directory.Groups. It reads the file from the group to the end of its members. If the file is
-// replaced meanwhile, it continues to read the old one.
-func (g *Groups) Members(ctx context.Context, groupID string, yield func(patientID string) error) error {
+// Members implements directory.Groups. It reads the file of each group from the group to the end of its members. If a file
+// is replaced meanwhile, it continues to read the old one.
+func (g *Groups) Members(
+	ctx context.Context, groupID string, yield func(patientID string) error,
+) ([]export.LeftOut, error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return nil, err
 	}
-	const tries = 3 // the file may be replaced between find and open
-	var err error
-	for range tries {
-		var at place
-		if at, err = g.find(groupID); err != nil {
-			return err
-		}
+	now := g.now()
+	var leftOut export.Tally
+	groups, seen := []string{groupID}, map[string]bool{groupID: true}
+	for n := 0; n < len(groups); n++ {
 		var refused error // of yield, returned unchanged
-		err = g.stream(ctx, at, func(m groupndjson.Member) error {
-			counts, err := m.Covers(g.now())
-			if err != nil {
+		err := g.each(ctx, groups[n], func(m groupndjson.Member) error {
+			active, err := m.Covers(now)
+			if err != nil || !active {
 				return err
 			}
-			patient, ok := m.Patient()
-			if !counts || !ok {
-				return nil
-			}
-			if refused = ctx.Err(); refused == nil {
-				refused = yield(patient)
+			member, reason := g.members.Resolve(m)
+			switch {
+			case reason != "":
+				leftOut.Add("", reason, 1)
+			case member.Type == "Group":
+				if !seen[member.ID] {
+					groups, seen[member.ID] = append(groups, member.ID), true
+				}
+			default:
+				if refused = ctx.Err(); refused == nil {
+					refused = yield(member.ID)
+				}
 			}
 			return refused
 		})
-		if refused != nil {
-			return refused
+		var unreadable groupError
+		switch {
+		case refused != nil:
+			return nil, refused
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case n > 0 && (errors.Is(err, directory.ErrNoGroup) || errors.As(err, &unreadable)):
+			leftOut.Add("", export.MemberGroup, 1)
+		case err != nil:
+			return nil, err
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
+	}
+	return leftOut.List(), nil
+}
+
+// each calls f for each member of the newest version of a group.
+func (g *Groups) each(ctx context.Context, groupID string, f func(groupndjson.Member) error) error {
+	const tries = 3 // the file may be replaced between find and open
+	var err error
+	for range tries {
+		group, unknown := g.find(groupID)
+		if unknown != nil {
+			return unknown
 		}
-		if err == nil {
+		if err = g.stream(ctx, group, f); err == nil {
 			return nil
 		}
-		err = fmt.Errorf("group %s in %s line %d: %w: %w", groupID, at.file.name, at.line, export.ErrUnavailable, err)
+		err = fmt.Errorf("group %s in %s: %w: %w", groupID, group.place(), export.ErrUnavailable, err)
 		if !errors.Is(err, errReplaced) {
 			return err
 		}
@@ -60,9 +84,9 @@ func (g *Groups) Members(ctx context.Context, groupID string, yield func(patient
 	return err
 }
 
-// stream calls f for each member of the group at a place.
-func (g *Groups) stream(ctx context.Context, at place, f func(groupndjson.Member) error) error {
-	file, err := open(filepath.Join(g.dir, at.file.name))
+// stream calls f for each member of a version of a group.
+func (g *Groups) stream(ctx context.Context, group *version, f func(groupndjson.Member) error) error {
+	file, err := open(filepath.Join(g.dir, filepath.FromSlash(group.file.name)))
 	if err != nil {
 		return err
 	}
@@ -71,10 +95,10 @@ func (g *Groups) stream(ctx context.Context, at place, f func(groupndjson.Member
 	if err != nil {
 		return err
 	}
-	if !unchanged(groupFile{at.file.name, info}, at.file) {
+	if !unchanged(groupFile{name: group.file.name, info: info}, group.file) {
 		return errReplaced
 	}
-	if err := file.skipTo(ctx, at.offset); err != nil {
+	if err := file.skipTo(ctx, group.offset); err != nil {
 		return err
 	}
 	line := &lineReader{from: bufio.NewReaderSize(stoppable{ctx, file}, bufferSize)}

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
@@ -23,6 +24,17 @@ type Group struct {
 	LastUpdated *time.Time `json:"last_updated,omitempty"` // meta.lastUpdated of the loaded resource, if any
 	Members     int64      `json:"known"`                  // patients, including inactive ones and those outside their period
 	Current     int64      `json:"members"`                // patients that are members now
+
+	// Only in the result of Show:
+	Groups  []MemberGroup    `json:"groups,omitempty"`
+	LeftOut []export.LeftOut `json:"left_out,omitempty"` // members now that are no patient of this server
+}
+
+// MemberGroup is a group in a group.
+type MemberGroup struct {
+	ID         string `json:"id"`
+	Exportable bool   `json:"exportable"` // whether the group exists and can be exported
+	Current    bool   `json:"member"`     // whether it is a member now
 }
 
 // Member is a patient in a group.
@@ -58,6 +70,17 @@ func (g *Groups) Show(ctx context.Context, groupID string) (Group, error) {
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = directory.ErrNoGroup
 	}
+	if err == nil {
+		rows, _ := g.pool.Query(ctx, `SELECT s.member, coalesce(bool_or(g.exportable), false), bool_or(`+active+`)
+			FROM directory_subgroup AS s LEFT JOIN directory_group AS g ON g.id = s.member
+			WHERE s.group_id = $1 GROUP BY s.member ORDER BY s.member`, groupID, g.now()) // rows returns the error
+		group.Groups, err = pgx.CollectRows(rows, pgx.RowToStructByPos[MemberGroup])
+	}
+	if err == nil {
+		rows, _ := g.pool.Query(ctx, `SELECT '', reason, sum(members)::bigint FROM directory_left_out
+			WHERE group_id = $1 AND `+active+` GROUP BY reason ORDER BY reason`, groupID, g.now()) // rows returns the error
+		group.LeftOut, err = pgx.CollectRows(rows, pgx.RowToStructByPos[export.LeftOut])
+	}
 	return group, wrap("read the group "+groupID, err)
 }
 
@@ -83,7 +106,7 @@ type Patients = iter.Seq2[string, error]
 
 // Create creates a group of the patients and returns their number. It returns ErrGroupExists when the group exists.
 func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) (members int64, err error) {
-	return g.edit(ctx, groupID, patients, func(tx pgx.Tx) error {
+	return g.edit(ctx, groupID, patients, g.check, func(tx pgx.Tx) error {
 		made, err := tx.Exec(ctx,
 			"INSERT INTO directory_group (id, exportable) VALUES ($1, true) ON CONFLICT DO NOTHING", groupID)
 		if err == nil && made.RowsAffected() == 0 {
@@ -96,13 +119,13 @@ func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) 
 // Add makes the patients members from now on, without end, and returns how many were not members before. It
 // returns directory.ErrNoGroup when the group does not exist.
 func (g *Groups) Add(ctx context.Context, groupID string, patients Patients) (added int64, err error) {
-	return g.edit(ctx, groupID, patients, lockGroup(ctx, groupID), insertNamed)
+	return g.edit(ctx, groupID, patients, g.check, lockGroup(ctx, groupID), insertNamed)
 }
 
 // Remove deletes the patients from the group and returns how many were in it. It returns
 // directory.ErrNoGroup when the group does not exist.
 func (g *Groups) Remove(ctx context.Context, groupID string, patients Patients) (removed int64, err error) {
-	return g.edit(ctx, groupID, patients, lockGroup(ctx, groupID), `WITH gone AS (
+	return g.edit(ctx, groupID, patients, nil, lockGroup(ctx, groupID), `WITH gone AS (
 		DELETE FROM directory_member WHERE group_id = $1 AND patient IN (SELECT patient FROM directory_named)
 		RETURNING patient) SELECT count(DISTINCT patient) FROM gone WHERE $2::timestamptz IS NOT NULL`)
 }
@@ -120,37 +143,19 @@ const insertNamed = `WITH added AS (
 
 // edit runs a statement on a group, with the patients in the table directory_named. open creates or locks the group.
 func (g *Groups) edit(
-	ctx context.Context, groupID string, patients Patients, open func(pgx.Tx) error, statement string,
+	ctx context.Context, groupID string, patients Patients, check func(Missing) error, open func(pgx.Tx) error,
+	statement string,
 ) (changed int64, err error) {
 	if !fhir.IsID(groupID) {
 		return 0, errors.New("the group's id is not a FHIR id")
 	}
 	var refused error
-	err = pgx.BeginFunc(ctx, g.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `CREATE TEMPORARY TABLE directory_named (patient text COLLATE "C" NOT NULL) ON COMMIT DROP`)
-		if err != nil {
-			return err
-		}
-		next, stop := iter.Pull2(patients)
-		defer stop()
-		n := 0
+	err = pgx.BeginFunc(ctx, g.pool, func(tx pgx.Tx) (err error) {
 		// Patients may come from a terminal: read them before the group is locked.
-		_, err = tx.CopyFrom(ctx, pgx.Identifier{"directory_named"}, []string{"patient"},
-			pgx.CopyFromFunc(func() ([]any, error) {
-				patient, err, more := next()
-				if n++; more && err == nil && !fhir.IsID(patient) {
-					err = fmt.Errorf("patient number %d is not a FHIR id", n)
-				}
-				if !more || err != nil {
-					refused = err
-					return nil, err
-				}
-				return []any{patient}, nil
-			}))
-		if err != nil {
+		if refused, err = stageNamed(ctx, tx, patients); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, "ANALYZE directory_named"); err != nil {
+		if err := checkNamed(ctx, tx, check, nil); err != nil {
 			return err
 		}
 		if err := open(tx); err != nil {
@@ -162,6 +167,34 @@ func (g *Groups) edit(
 		return 0, refused
 	}
 	return changed, wrap("change the group "+groupID, err)
+}
+
+// stageNamed copies the patients into the temporary table directory_named of the transaction. refused is the stream's
+// error or that of a malformed id; err is not nil then.
+func stageNamed(ctx context.Context, tx pgx.Tx, patients Patients) (refused, err error) {
+	_, err = tx.Exec(ctx, `CREATE TEMPORARY TABLE directory_named (patient text COLLATE "C" NOT NULL) ON COMMIT DROP`)
+	if err != nil {
+		return nil, err
+	}
+	next, stop := iter.Pull2(patients)
+	defer stop()
+	n := 0
+	_, err = tx.CopyFrom(ctx, pgx.Identifier{"directory_named"}, []string{"patient"},
+		pgx.CopyFromFunc(func() ([]any, error) {
+			patient, err, more := next()
+			if n++; more && err == nil && !fhir.IsID(patient) {
+				err = fmt.Errorf("patient number %d is not a FHIR id", n)
+			}
+			if !more || err != nil {
+				refused = err
+				return nil, err
+			}
+			return []any{patient}, nil
+		}))
+	if err == nil {
+		_, err = tx.Exec(ctx, "ANALYZE directory_named")
+	}
+	return refused, err
 }
 
 func lockGroup(ctx context.Context, groupID string) func(pgx.Tx) error {

@@ -122,7 +122,7 @@ func group(t testing.TB, id, lastUpdated string, members ...string) string {
 func members(t testing.TB, groups directory.Groups, id string) []string {
 	t.Helper()
 	ids := []string{}
-	err := groups.Members(t.Context(), id, func(patient string) error {
+	_, err := groups.Members(t.Context(), id, func(patient string) error {
 		ids = append(ids, patient)
 		return nil
 	})

@@ -31,8 +31,9 @@ func Open(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 // Groups implements directory.Groups on a database, and the changes by operators. Methods may be called concurrently.
 // Changes are atomic.
 type Groups struct {
-	pool *pgxpool.Pool
-	now  func() time.Time
+	pool  *pgxpool.Pool
+	now   func() time.Time
+	check func(Missing) error // may be nil
 }
 
 var _ directory.Groups = (*Groups)(nil)
@@ -63,49 +64,79 @@ func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	return wrap("look up the group "+groupID, err)
 }
 
+// active is the condition on a row with a period at the instant $2.
+const active = "NOT inactive AND starts <= $2 AND ends > $2"
+
+// selectMembers returns rows of three kinds: one without values if the group can be exported, a patient, or a reason with
+// a number of members. It is one statement, so that all groups and members are of one snapshot. The server streams the
+// members without sorting or hashing: OFFSET 0 makes it read them by the index, group by group.
+const selectMembers = `WITH RECURSIVE reached AS (
+		SELECT id, exportable FROM directory_group WHERE id = $1 AND exportable
+	UNION
+		SELECT s.member, coalesce(g.exportable, false) FROM reached AS r
+		JOIN directory_subgroup AS s ON s.group_id = r.id AND r.exportable AND ` + active + `
+		LEFT JOIN directory_group AS g ON g.id = s.member)
+	SELECT NULL::text, NULL::text, 0::bigint FROM reached WHERE id = $1
+	UNION ALL SELECT m.patient, NULL, 0 FROM reached AS r
+		CROSS JOIN LATERAL (SELECT patient FROM directory_member WHERE group_id = r.id AND ` + active + ` OFFSET 0) AS m
+		WHERE r.exportable
+	UNION ALL SELECT NULL, '` + string(export.MemberGroup) + `', count(*) FROM reached WHERE NOT exportable
+	UNION ALL SELECT NULL, l.reason, sum(l.members)::bigint FROM reached AS r
+		JOIN directory_left_out AS l ON l.group_id = r.id AND ` + active + ` WHERE r.exportable GROUP BY l.reason`
+
 // Members implements directory.Groups.
-func (g *Groups) Members(ctx context.Context, groupID string, yield func(patientID string) error) error {
+func (g *Groups) Members(
+	ctx context.Context, groupID string, yield func(patientID string) error,
+) ([]export.LeftOut, error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return nil, err
 	}
 	if !fhir.IsID(groupID) {
-		return directory.ErrNoGroup
+		return nil, directory.ErrNoGroup
 	}
-	// One statement, so that the group and its members are of one snapshot. The server streams the members without
-	// sorting or hashing. A group without members is one row without a patient.
-	rows, _ := g.pool.Query(ctx, `SELECT m.patient FROM directory_group AS g
-		LEFT JOIN directory_member AS m ON m.group_id = $1 AND NOT m.inactive AND m.starts <= $2 AND m.ends > $2
-		WHERE g.id = $1 AND g.exportable`, groupID, g.now()) // rows returns the error
+	rows, _ := g.pool.Query(ctx, selectMembers, groupID, g.now()) // rows returns the error
 	found := false
-	var patient *string
+	var patient, reason *string
+	var number int64
+	var leftOut export.Tally
 	var refused error // of yield, returned unchanged
-	_, err := pgx.ForEachRow(rows, []any{&patient}, func() error {
-		found = true
-		if patient == nil {
-			return nil
-		}
-		if refused = ctx.Err(); refused == nil {
-			refused = yield(*patient)
+	_, err := pgx.ForEachRow(rows, []any{&patient, &reason, &number}, func() error {
+		switch {
+		case patient != nil:
+			if refused = ctx.Err(); refused == nil {
+				refused = yield(*patient)
+			}
+		case reason != nil:
+			leftOut.Add("", export.Reason(*reason), number)
+		default:
+			found = true
 		}
 		return refused
 	})
 	switch {
 	case refused != nil:
-		return refused
+		return nil, refused
 	case ctx.Err() != nil:
-		return ctx.Err()
+		return nil, ctx.Err()
 	case err == nil && !found:
-		return directory.ErrNoGroup
+		return nil, directory.ErrNoGroup
+	case err != nil:
+		return nil, wrap("read the members of group "+groupID, err)
 	}
-	return wrap("read the members of group "+groupID, err)
+	return leftOut.List(), nil
 }
 
 // errNotMigrated is an outage that ends with the migration, because services start in any order.
 var errNotMigrated = fmt.Errorf("%w: the database has no tables of the directory: run sluice admin migrate",
 	export.ErrUnavailable)
 
-// wrap is pgdb.Wrap, with errNotMigrated for a missing table. ErrNoGroup and ErrGroupExists are returned unchanged.
+// wrap is pgdb.Wrap, with errNotMigrated for a missing table. ErrNoGroup, ErrGroupExists and errors of a check are
+// returned unchanged.
 func wrap(act string, err error) error {
+	var checked checkedError
+	if errors.As(err, &checked) {
+		return checked.error
+	}
 	if errors.Is(err, directory.ErrNoGroup) || errors.Is(err, ErrGroupExists) {
 		return err
 	}

@@ -34,7 +34,7 @@ func TestMembersMemory(t *testing.T) {
 	groups := pgdir.NewGroups(pool, now)
 
 	before, most, n := heap(), uint64(0), 0
-	err := groups.Members(t.Context(), "big", func(id string) error {
+	_, err := groups.Members(t.Context(), "big", func(id string) error {
 		if n++; n%(many/10) == 0 {
 			most = max(most, heap())
 		}
@@ -51,7 +51,7 @@ func TestMembersMemory(t *testing.T) {
 	// A stream that ends early releases its connection.
 	enough := errors.New("enough")
 	for range pool.Config().MaxConns + 1 {
-		if err := groups.Members(t.Context(), "big", func(string) error { return enough }); err != enough { //nolint:errorlint // as it is
+		if _, err := groups.Members(t.Context(), "big", func(string) error { return enough }); err != enough { //nolint:errorlint // as it is
 			t.Fatal(err)
 		}
 	}
@@ -70,7 +70,7 @@ func TestMembersSnapshot(t *testing.T) {
 	load(t, pool, false, group(t, "g", "", before...))
 	for _, want := range []string{"before-", "after-"} {
 		n := 0
-		err := pgdir.NewGroups(pool, now).Members(t.Context(), "g", func(id string) error {
+		_, err := pgdir.NewGroups(pool, now).Members(t.Context(), "g", func(id string) error {
 			if n == 0 {
 				load(t, pool, false, group(t, "g", "", after...))
 			}
@@ -91,12 +91,22 @@ func TestOutages(t *testing.T) {
 		pool := connect(t, url)
 		groups, access := pgdir.NewGroups(pool, now), pgdir.NewAccess(pool)
 		for name, call := range map[string]func() error{
-			"Exists":  func() error { return groups.Exists(t.Context(), "g") },
-			"Members": func() error { return groups.Members(t.Context(), "g", func(string) error { return nil }) },
+			"Exists": func() error { return groups.Exists(t.Context(), "g") },
+			"Members": func() error {
+				_, err := groups.Members(t.Context(), "g", func(string) error { return nil })
+				return err
+			},
 			"Grant": func() error {
 				grant, err := access.Grant(t.Context(), export.Owner{Issuer: "i", Subject: "s"})
-				if grant.Types.Has("Patient") || grant.Groups.Has("g") || grant.Patients.Has("p") {
+				if grant.Types.Has("Patient") || grant.Groups.Has("g") {
 					t.Error("the grant allows access")
+				}
+				return err
+			},
+			"Patients": func() error {
+				included, err := includes(t, access, "p")
+				if included {
+					t.Error("the grant includes a patient")
 				}
 				return err
 			},

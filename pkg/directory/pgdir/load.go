@@ -10,13 +10,13 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
-	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
@@ -32,7 +32,7 @@ type Load struct {
 	groups  string     // name of the table in stageSchema
 	members string
 
-	added    atomic.Int64
+	staged   atomic.Int64 // rows of the table of groups
 	problems atomic.Int64
 }
 
@@ -55,9 +55,9 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool) (_ *Load, err error) {
 		"DROP SCHEMA IF EXISTS " + stageSchema + " CASCADE",
 		"CREATE SCHEMA " + stageSchema,
 		"CREATE UNLOGGED TABLE " + staged(l.groups) + ` (place bigint NOT NULL, id text COLLATE "C" NOT NULL,
-			exportable boolean NOT NULL, last_updated timestamptz)`,
-		"CREATE UNLOGGED TABLE " + staged(l.members) + ` (place bigint NOT NULL, patient text COLLATE "C" NOT NULL,
-			starts timestamptz NOT NULL, ends timestamptz NOT NULL, inactive boolean NOT NULL)
+			exportable boolean NOT NULL, last_updated timestamptz, version bigint, readable boolean NOT NULL)`,
+		"CREATE UNLOGGED TABLE " + staged(l.members) + ` (place bigint NOT NULL, kind text COLLATE "C" NOT NULL,
+			member text COLLATE "C" NOT NULL, starts timestamptz NOT NULL, ends timestamptz NOT NULL, inactive boolean NOT NULL)
 			WITH (autovacuum_enabled = false)`,
 	}, ";"))
 	if err != nil {
@@ -69,22 +69,21 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool) (_ *Load, err error) {
 func staged(table string) string { return pgx.Identifier{stageSchema, table}.Sanitize() }
 
 // Add stages one Group resource, a line without its newline. It returns a *Problem for a malformed line, of which it
-// stages nothing; after any other error close the load. Add may be called concurrently, and does not hold the members in
-// memory. Of two lines with the same meta.lastUpdated the one with the higher place wins; each line has its own place.
+// stages nothing but its version; after any other error close the load. Add may be called concurrently, and does not hold
+// the members in memory. Of two equal versions the one with the higher place wins; each line has its own place.
 func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
-	var scanner fhir.Scanner
-	facts, err := scanner.Scan(line)
-	if err != nil {
-		return l.problem(err)
+	if !utf8.Valid(line) {
+		l.problems.Add(1)
+		return &Problem{errors.New("not valid UTF-8")}
 	}
 	var malformed error // the defect of the line
-	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		var header groupndjson.Header
 		next, stop := iter.Pull(func(yield func([]any) bool) {
 			var ended bool
 			header, malformed = groupndjson.Read(bytes.NewReader(line), func(m groupndjson.Member) error {
 				row, err := stagedMember(place, m)
-				if row != nil && !yield(row) {
+				if err == nil && !yield(row) {
 					ended = true
 					return io.ErrClosedPipe
 				}
@@ -96,7 +95,7 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 		})
 		defer stop()
 		_, err := tx.CopyFrom(ctx, pgx.Identifier{stageSchema, l.members},
-			[]string{"place", "patient", "starts", "ends", "inactive"}, pgx.CopyFromFunc(func() ([]any, error) {
+			[]string{"place", "kind", "member", "starts", "ends", "inactive"}, pgx.CopyFromFunc(func() ([]any, error) {
 				row, more := next()
 				if !more {
 					return nil, malformed
@@ -106,38 +105,63 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 		if err != nil {
 			return err
 		}
-		var lastUpdated *time.Time
-		if !facts.LastUpdated.IsZero() {
-			lastUpdated = &facts.LastUpdated
-		}
-		_, err = tx.Exec(ctx, "INSERT INTO "+staged(l.groups)+" (place, id, exportable, last_updated) VALUES ($1, $2, $3, $4)",
-			place, header.ID, header.Exportable, lastUpdated)
-		return err
+		return l.stage(ctx, tx, place, header, true)
 	})
 	switch {
+	case errors.Is(malformed, io.EOF):
+		l.problems.Add(1)
+		return &Problem{errors.New("a blank line")}
 	case malformed != nil:
-		return l.problem(malformed)
+		l.problems.Add(1)
+		// The first read ended at the defect. What it did not read may have the id.
+		header, _ := groupndjson.Read(bytes.NewReader(line), func(groupndjson.Member) error { return nil })
+		if header.ID == "" {
+			return &Problem{malformed}
+		}
+		err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return l.stage(ctx, tx, place, header, false) })
+		if err != nil {
+			return wrap("stage a group", err)
+		}
+		return &Problem{malformed}
 	case err != nil:
 		return wrap("stage a group", err)
 	}
-	l.added.Add(1)
 	return nil
 }
 
-func (l *Load) problem(err error) error {
-	l.problems.Add(1)
-	return &Problem{err}
+// stage stages a group without its members.
+func (l *Load) stage(ctx context.Context, tx pgx.Tx, place int64, header groupndjson.Header, readable bool) error {
+	lastUpdated := pgtype.Timestamptz{Time: header.LastUpdated, Valid: !header.LastUpdated.IsZero()}
+	_, err := tx.Exec(ctx, "INSERT INTO "+staged(l.groups)+
+		" (place, id, exportable, last_updated, version, readable) VALUES ($1, $2, $3, $4, $5, $6)",
+		place, header.ID, header.Exportable, lastUpdated, header.Number, readable)
+	if err == nil {
+		l.staged.Add(1)
+	}
+	return err
 }
 
-// stagedMember returns the row of a member, nil when the member is not a patient.
+// Kinds of staged members. The others are reasons why a member is left out.
+const (
+	memberPatient = "patient"
+	memberGroup   = "group"
+)
+
+// stagedMember returns the row of a member.
 func stagedMember(place int64, m groupndjson.Member) ([]any, error) {
 	from, until, err := m.Period.Span()
 	if err != nil {
 		return nil, err
 	}
-	patient, ok := m.Patient()
-	if !ok {
-		return nil, nil
+	// A load resolves references before they get here.
+	member, reason := groupndjson.Resolver{}.Resolve(m)
+	kind := string(reason)
+	switch {
+	case reason != "":
+	case member.Type == "Group":
+		kind = memberGroup
+	default:
+		kind = memberPatient
 	}
 	starts := pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
 	ends := pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}
@@ -148,20 +172,21 @@ func stagedMember(place int64, m groupndjson.Member) ([]any, error) {
 	if until != nil {
 		ends = pgtype.Timestamptz{Time: until.Truncate(time.Microsecond), Valid: true}
 	}
-	return []any{place, patient, starts, ends, m.Inactive}, nil
+	return []any{place, kind, member.ID, starts, ends, m.Inactive}, nil
 }
 
-// Seal makes the staged groups effective when the caller's transaction commits. It does not write unchanged rows. With
+// Seal makes the staged groups effective when the caller's transaction commits. It does not write unchanged members. A
+// group whose newest version in the load cannot be read stays as it is. With
 // deleteMissing it deletes the groups that are not in the load, unless the load has no groups. Other writers of
 // groups wait until the transaction ends; readers do not.
 func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool) error {
 	if deleteMissing && l.problems.Load() > 0 {
 		return errors.New("some groups cannot be read, so the missing ones are unknown")
 	}
-	if l.added.Load() == 0 {
+	if l.staged.Load() == 0 {
 		return nil
 	}
-	if err := pgdb.CheckStaged(ctx, tx, staged(l.groups), l.added.Load()); err != nil {
+	if err := pgdb.CheckStaged(ctx, tx, staged(l.groups), l.staged.Load()); err != nil {
 		return wrap("merge groups", err)
 	}
 	_, err := tx.Exec(ctx, strings.Join(l.merge(deleteMissing), ";"))
@@ -178,10 +203,14 @@ func (l *Load) merge(deleteMissing bool) []string {
 	groups, members := staged(l.groups), staged(l.members)
 	steps := []string{
 		"LOCK TABLE directory_group IN EXCLUSIVE MODE",
-		// Keep the newest version of each group, on a tie the later one.
-		"DELETE FROM " + groups + ` AS s USING (SELECT place, row_number() OVER (
-			PARTITION BY id ORDER BY last_updated DESC NULLS LAST, place DESC) AS rank FROM ` + groups + `) AS d
+		// Keep the newest version of each group: by number if all have one, else by time, else the later one. One that cannot
+		// be read is the newest if its time is unknown, and is not merged.
+		"DELETE FROM " + groups + ` AS s USING (SELECT place, row_number() OVER (PARTITION BY id ORDER BY
+				CASE WHEN numbered THEN version END DESC, (NOT readable AND last_updated IS NULL) DESC,
+				last_updated DESC NULLS LAST, place DESC) AS rank
+			FROM (SELECT *, bool_and(version IS NOT NULL) OVER (PARTITION BY id) AS numbered FROM ` + groups + `) AS v) AS d
 			WHERE s.place = d.place AND d.rank > 1`,
+		"DELETE FROM " + groups + " WHERE NOT readable",
 	}
 	if deleteMissing {
 		steps = append(steps, `WITH gone AS (DELETE FROM directory_group AS g
@@ -191,24 +220,36 @@ func (l *Load) merge(deleteMissing bool) []string {
 	return append(steps,
 		// Keep a newer version that is already in the directory.
 		"DELETE FROM "+groups+` AS s USING directory_group AS g WHERE g.id = s.id
-			AND coalesce(g.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity')`,
+			AND CASE WHEN g.version <> s.version THEN g.version > s.version
+				ELSE coalesce(g.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity') END`,
 		"ANALYZE "+groups, "ANALYZE "+members,
-		`INSERT INTO directory_group AS g (id, exportable, last_updated)
-			SELECT id, exportable, last_updated FROM `+groups+` ORDER BY id
-			ON CONFLICT (id) DO UPDATE SET exportable = excluded.exportable, last_updated = excluded.last_updated
-			WHERE (g.exportable, g.last_updated) IS DISTINCT FROM (excluded.exportable, excluded.last_updated)`,
+		`INSERT INTO directory_group AS g (id, exportable, last_updated, version)
+			SELECT id, exportable, last_updated, version FROM `+groups+` ORDER BY id
+			ON CONFLICT (id) DO UPDATE SET exportable = excluded.exportable, last_updated = excluded.last_updated,
+				version = excluded.version
+			WHERE (g.exportable, g.last_updated, g.version)
+				IS DISTINCT FROM (excluded.exportable, excluded.last_updated, excluded.version)`,
 		// Insert before the delete, to keep the time at which the patient joined. Ordered, because a group is read as a range.
 		`INSERT INTO directory_member (group_id, patient, starts, ends, inactive, joined)
 			SELECT n.*, coalesce((SELECT min(o.joined) FROM directory_member AS o
-				WHERE o.group_id = n.id AND o.patient = n.patient), clock_timestamp())
-			FROM (SELECT DISTINCT s.id, m.patient, m.starts, m.ends, m.inactive
+				WHERE o.group_id = n.id AND o.patient = n.member), clock_timestamp())
+			FROM (SELECT DISTINCT s.id, m.member, m.starts, m.ends, m.inactive
 				FROM `+groups+" AS s JOIN "+members+` AS m USING (place)
-				WHERE NOT EXISTS (SELECT FROM directory_member AS o WHERE o.group_id = s.id AND o.patient = m.patient
-					AND o.starts = m.starts AND o.ends = m.ends AND o.inactive = m.inactive)
+				WHERE m.kind = 'patient' AND NOT EXISTS (SELECT FROM directory_member AS o WHERE o.group_id = s.id
+					AND o.patient = m.member AND o.starts = m.starts AND o.ends = m.ends AND o.inactive = m.inactive)
 				ORDER BY 1, 2) AS n`,
 		"DELETE FROM directory_member AS o USING "+groups+` AS s WHERE o.group_id = s.id
-			AND NOT EXISTS (SELECT FROM `+members+` AS m WHERE m.place = s.place AND m.patient = o.patient
-				AND m.starts = o.starts AND m.ends = o.ends AND m.inactive = o.inactive)`,
+			AND NOT EXISTS (SELECT FROM `+members+` AS m WHERE m.place = s.place AND m.kind = 'patient'
+				AND m.member = o.patient AND m.starts = o.starts AND m.ends = o.ends AND m.inactive = o.inactive)`,
+		"DELETE FROM directory_subgroup AS o USING "+groups+" AS s WHERE o.group_id = s.id",
+		`INSERT INTO directory_subgroup (group_id, member, starts, ends, inactive)
+			SELECT DISTINCT s.id, m.member, m.starts, m.ends, m.inactive
+			FROM `+groups+" AS s JOIN "+members+" AS m USING (place) WHERE m.kind = 'group'",
+		"DELETE FROM directory_left_out AS o USING "+groups+" AS s WHERE o.group_id = s.id",
+		`INSERT INTO directory_left_out (group_id, reason, starts, ends, inactive, members)
+			SELECT s.id, m.kind, m.starts, m.ends, m.inactive, count(*)
+			FROM `+groups+" AS s JOIN "+members+` AS m USING (place) WHERE m.kind NOT IN ('patient', 'group')
+			GROUP BY s.id, m.kind, m.starts, m.ends, m.inactive`,
 	)
 }
 

@@ -8,7 +8,7 @@ if redis.call('HGET', results, unit) == ARGV[3] and redis.call('HGET', fences, u
   return { 'OK', 0 } -- a repetition: the first answer was lost
 end
 if not live() then return { 'NOTLIVE' } end
-if not holds(unit, fence) or redis.call('HEXISTS', results, unit) == 1 then return { 'FENCED' } end
+if not holds(unit, fence) or redis.call('HEXISTS', results, unit) == 1 then return fenced(unit, fence) end
 if target ~= '' and not move(target) then return { 'CONFLICT' } end
 
 redis.call('HSET', results, unit, ARGV[3])

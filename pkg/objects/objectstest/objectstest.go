@@ -57,7 +57,7 @@ func Run(t *testing.T, place func(t *testing.T) objects.Config) {
 		{"Down", s.down},
 		{"Hangs", s.hangs},
 		{"List", s.list},
-		{"Prefixes", s.prefixes},
+		{"DeleteAll", s.deleteAll},
 		{"Uploads", s.uploads},
 		{"Pitfall16DeletePrefix", s.deletePrefix},
 		{"DeletePrefixRefuses", s.deletePrefixRefuses},
@@ -608,9 +608,7 @@ func calls(store *objects.Store) map[string]func(context.Context) error {
 		"List": func(ctx context.Context) error {
 			return store.List(ctx, "jobs/", func(objects.Info) error { return nil })
 		},
-		"Prefixes": func(ctx context.Context) error {
-			return store.Prefixes(ctx, "jobs/", func(string) error { return nil })
-		},
+		"DeleteAll": func(ctx context.Context) error { _, err := store.DeleteAll(ctx, "jobs/a/x", "jobs/a/y"); return err },
 		"Uploads": func(ctx context.Context) error {
 			return store.Uploads(ctx, func(objects.Upload) error { return nil })
 		},
@@ -681,32 +679,32 @@ func (s suite) list(t *testing.T) {
 	}
 }
 
-func (s suite) prefixes(t *testing.T) {
+func (s suite) deleteAll(t *testing.T) {
 	ctx := t.Context()
-	store := s.open(t)
-	for _, key := range []string{"jobs/a/Patient/1", "jobs/a/_manifest/1", "jobs/b/x", "jobs/file", "other/c/x"} {
+	behind, proxy, store := s.openBehind(t)
+	keys := []string{"jobs/a/1", "jobs/a/2 & <3>", "jobs/b/1", "jobs/b/2"}
+	for _, key := range keys {
 		put(t, store, key, []byte("x"))
 	}
-	prefixes := func(prefix string) []string {
-		var got []string
-		must(t, store.Prefixes(ctx, prefix, func(p string) error { got = append(got, p); return nil }))
-		return got
+	var after []string
+	must(t, store.ListAfter(ctx, "jobs/", keys[1], func(o objects.Info) error { after = append(after, o.Key); return nil }))
+	if !slices.Equal(after, keys[2:]) {
+		t.Errorf("listed after %q: %q, want %q", keys[1], after, keys[2:])
 	}
-	if got := prefixes("jobs/"); !slices.Equal(got, []string{"jobs/a/", "jobs/b/"}) {
-		t.Errorf("Prefixes(jobs/): %q", got)
+	ended, stop := context.WithCancel(ctx)
+	stop()
+	if n, err := store.DeleteAll(ended, keys...); n != 0 || !errors.Is(err, context.Canceled) {
+		t.Errorf("DeleteAll with an ended context: %d, %v", n, err)
 	}
-	_, err := store.DeletePrefix(ctx, "jobs/a/")
-	must(t, err)
-	if got := prefixes("jobs/"); !slices.Equal(got, []string{"jobs/b/"}) {
-		t.Errorf("Prefixes(jobs/) after a delete: %q", got)
+	before := proxy.Requests()
+	if _, err := behind.DeleteAll(ctx, append(slices.Clone(keys[:3]), "jobs/missing/1")...); err != nil {
+		t.Errorf("DeleteAll: %v", err)
 	}
-	if got := prefixes("nothing/"); len(got) > 0 {
-		t.Errorf("Prefixes(nothing/): %q", got)
+	if n := proxy.Requests() - before; n != 1 {
+		t.Errorf("%d requests, want 1", n)
 	}
-	enough := errors.New("enough")
-	err = store.Prefixes(ctx, "", func(string) error { return enough })
-	if err != enough { //nolint:errorlint // as it is, not wrapped
-		t.Errorf("Prefixes stopped by yield: %v", err)
+	if got := objectKeys(t, store); !slices.Equal(got, keys[3:]) {
+		t.Errorf("left: %q, want %q", got, keys[3:])
 	}
 }
 
@@ -754,8 +752,12 @@ func (s suite) deletePrefix(t *testing.T) {
 	if n, err := store.DeletePrefix(ended, "jobs/a/"); n != 0 || !errors.Is(err, context.Canceled) {
 		t.Errorf("DeletePrefix with an ended context: %d, %v", n, err)
 	}
-	if n, err := store.DeletePrefix(ctx, "jobs/a/"); n != 4 || err != nil {
+	before := proxy.Requests()
+	if n, err := behind.DeletePrefix(ctx, "jobs/a/"); n != 4 || err != nil {
 		t.Errorf("DeletePrefix: %d, %v, want 3 objects and 1 upload", n, err)
+	}
+	if n := proxy.Requests() - before; n != 5 {
+		t.Errorf("%d requests, want 5: the uploads of the bucket, an abort, a list, a delete, and a list that finds nothing", n)
 	}
 	if n, err := store.DeletePrefix(ctx, "jobs/a/"); n != 0 || err != nil {
 		t.Errorf("DeletePrefix again: %d, %v", n, err)

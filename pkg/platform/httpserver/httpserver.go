@@ -3,6 +3,7 @@ package httpserver
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -16,13 +17,15 @@ import (
 	"golang.org/x/net/netutil"
 )
 
-// drainTimeout bounds how long running requests may take after a server starts to stop.
+// drainTimeout is the default of Options.Drain.
 const drainTimeout = 20 * time.Second
 
 // Options configure a server. All are optional.
 type Options struct {
 	Limits Limits
 	TLS    *tls.Config // serve only TLS, including HTTP/2: see certs.ServerTLS
+	// Drain bounds how long running requests may take after the server starts to stop; 0: 20 s.
+	Drain time.Duration
 	// Log receives the server's own errors, such as a handler's panic. Failed TLS handshakes have level debug, because
 	// any client can cause any number of them.
 	Log *slog.Logger
@@ -33,7 +36,7 @@ type Options struct {
 // because files are long.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler, options Options) error {
 	limits := options.Limits.orDefaults()
-	listener = netutil.LimitListener(listener, limits.Connections)
+	listener = netutil.LimitListener(narrow{listener}, limits.Connections)
 	server := limits.server(handler)
 	serve := server.Serve
 	if options.TLS != nil {
@@ -50,7 +53,7 @@ func Serve(ctx context.Context, listener net.Listener, handler http.Handler, opt
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), cmp.Or(options.Drain, drainTimeout))
 	defer cancel()
 	err := server.Shutdown(drain)
 	if errors.Is(err, context.DeadlineExceeded) {

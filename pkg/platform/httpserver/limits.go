@@ -2,6 +2,7 @@ package httpserver
 
 import (
 	"cmp"
+	"net"
 	"net/http"
 	"time"
 )
@@ -12,6 +13,11 @@ const (
 	maxStreams     = 100      // requests at once on one HTTP/2 connection
 	// chunkSize is the number of bytes that share one write deadline, so that a slow but steady download is not cut.
 	chunkSize = 32 << 10
+	// slowest is the rate in bytes a second that a response must keep, averaged over Limits.Stall.
+	slowest = 16 << 10
+	// writeBuffer is the kernel's buffer for a connection that does not read. By default it grows to several megabytes, which
+	// count as memory of the process in a container.
+	writeBuffer = 64 << 10
 )
 
 // Limits bound the resources that an idle or slow client can hold. Zero values select the limits of a public listener.
@@ -20,7 +26,8 @@ type Limits struct {
 	Header      time.Duration // for a TLS handshake, and for the headers of a request
 	Request     time.Duration // for a request, headers and body
 	Idle        time.Duration // between two requests of a connection
-	// Stall is the longest time for 32 KiB of a response.
+	// Stall is how far a response may be behind a rate of 16 KiB/s, and so the longest time without progress. Only the time
+	// in which the client does not read counts.
 	Stall time.Duration
 }
 
@@ -30,7 +37,7 @@ func (l Limits) orDefaults() Limits {
 		Header:      cmp.Or(l.Header, 10*time.Second),
 		Request:     cmp.Or(l.Request, time.Minute),
 		Idle:        cmp.Or(l.Idle, 2*time.Minute),
-		Stall:       cmp.Or(l.Stall, time.Minute),
+		Stall:       cmp.Or(l.Stall, 2*time.Minute),
 	}
 }
 
@@ -62,26 +69,28 @@ func (b *bounded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
 		return
 	}
-	paced := &pacedWriter{ResponseWriter: w, control: http.NewResponseController(w), stall: b.stall}
+	paced := &pacedWriter{ResponseWriter: w, control: http.NewResponseController(w), stall: b.stall, credit: b.stall}
 	b.handler.ServeHTTP(paced, r)
 	// The server now sends what it buffered and then resets the deadline. An error means that the connection is gone.
 	_ = paced.control.SetWriteDeadline(time.Now().Add(b.stall))
 }
 
-// pacedWriter sets a new deadline for each chunk of a response.
+// pacedWriter sets a new deadline for each chunk of a response. A client that reads slower than the slowest rate uses up its
+// credit of time; one that reads faster gains it back, up to the stall time.
 type pacedWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	stall   time.Duration
+	credit  time.Duration
 }
 
 func (w *pacedWriter) Write(p []byte) (written int, err error) {
 	for {
 		chunk := p[written:min(len(p), written+chunkSize)]
-		err = w.withDeadline(func() error {
+		err = w.withDeadline(func() (int, error) {
 			n, err := w.ResponseWriter.Write(chunk)
 			written += n
-			return err
+			return n, err
 		})
 		if err != nil || written >= len(p) {
 			return written, err
@@ -90,22 +99,39 @@ func (w *pacedWriter) Write(p []byte) (written int, err error) {
 }
 
 // FlushError implements http.ResponseController's interface.
-func (w *pacedWriter) FlushError() error { return w.withDeadline(w.control.Flush) }
+func (w *pacedWriter) FlushError() error {
+	return w.withDeadline(func() (int, error) { return 0, w.control.Flush() })
+}
 
 // Flush implements http.Flusher. A lost connection is reported by the next write.
 func (w *pacedWriter) Flush() { _ = w.FlushError() }
 
-// Unwrap implements http.ResponseController's interface.
-func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
 // withDeadline removes the deadline after the write: HTTP/2 resets a stream whose deadline passes while the handler waits
 // for something else.
-func (w *pacedWriter) withDeadline(write func() error) error {
-	if err := w.control.SetWriteDeadline(time.Now().Add(w.stall)); err != nil {
+func (w *pacedWriter) withDeadline(write func() (int, error)) error {
+	began := time.Now()
+	if err := w.control.SetWriteDeadline(began.Add(max(w.credit, 0))); err != nil {
 		return err
 	}
-	if err := write(); err != nil {
+	n, err := write()
+	w.credit += time.Duration(n)*time.Second/slowest - time.Since(began)
+	w.credit = min(w.credit, w.stall)
+	if err != nil {
 		return err
 	}
 	return w.control.SetWriteDeadline(time.Time{})
+}
+
+// Unwrap implements http.ResponseController's interface.
+func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// narrow gives accepted connections a small write buffer.
+type narrow struct{ net.Listener }
+
+func (l narrow) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetWriteBuffer(writeBuffer) // an optimization
+	}
+	return conn, err
 }

@@ -90,35 +90,56 @@ func allLimits(limit time.Duration) httpserver.Options {
 	return httpserver.Options{Limits: httpserver.Limits{Header: limit, Request: limit, Idle: limit, Stall: limit}}
 }
 
-func TestASlowDownloadIsNotCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const limit, size = 10 * time.Second, 256 << 10
-		listener := start(t, newPipes(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			time.Sleep(3 * limit) // a slow handler
-			if _, err := w.Write(make([]byte, size)); err != nil {
-				t.Error(err)
+// A client has to keep up with 16 KiB/s, averaged over the limit. It may pause for as long as the limit when it was faster
+// before, and the time that the handler takes is not its own.
+func TestTheSlowestDownload(t *testing.T) {
+	const limit, size = 10 * time.Second, 1 << 20
+	every := func(pause time.Duration) func(int) time.Duration { return func(int) time.Duration { return pause } }
+	for name, row := range map[string]struct {
+		pause func(got int) time.Duration // before each 8 KiB
+		whole bool
+	}{
+		"twice the rate":            {every(250 * time.Millisecond), true},
+		"just the rate":             {every(499 * time.Millisecond), true},
+		"below the rate":            {every(600 * time.Millisecond), false},
+		"32 KiB in each limit":      {every(limit / 4), false},
+		"pauses while it is behind": {func(got int) time.Duration { return time.Duration(got/(256<<10)) * 4 * time.Second }, false},
+		"pauses now and then": {func(got int) time.Duration {
+			if got%(256<<10) == 0 {
+				return limit * 3 / 4
 			}
-			if err := r.Context().Err(); err != nil {
-				t.Error(err)
-			}
-		}), allLimits(limit))
-		conn := connect(t, listener)
-		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		got := 0
-		for buffer := make([]byte, 8<<10); ; time.Sleep(limit / 10) {
-			n, err := conn.Read(buffer)
-			got += n
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			must(t, err)
-		}
-		if got < size {
-			t.Errorf("received %d bytes of %d", got, size)
-		}
-	})
+			return 250 * time.Millisecond
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				listener := start(t, newPipes(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					for range size >> 16 {
+						time.Sleep(limit / 4) // a slow handler
+						if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+							return
+						}
+					}
+				}), allLimits(limit))
+				conn := connect(t, listener)
+				if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"); err != nil {
+					t.Fatal(err)
+				}
+				got := 0
+				for buffer := make([]byte, 8<<10); ; {
+					n, err := io.ReadFull(conn, buffer)
+					got += n
+					if err != nil {
+						break
+					}
+					time.Sleep(row.pause(got))
+				}
+				if whole := got >= size; whole != row.whole {
+					t.Errorf("received %d bytes of %d", got, size)
+				}
+			})
+		})
+	}
 }
 
 // An HTTP/2 client can stall one stream and use others: only the stalled stream ends.

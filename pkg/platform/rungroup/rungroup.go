@@ -13,18 +13,33 @@ import (
 type Component struct {
 	Name string
 	Run  func(ctx context.Context) error
+	// Stopping, if set, is called when the components are stopped. This component is only stopped after those without
+	// Stopping have returned.
+	Stopping func()
 }
 
 // Run runs the components until ctx ends or one of them returns; then it stops the others. It returns the errors of all
 // components after all have returned.
 func Run(ctx context.Context, components ...Component) error {
-	ctx, stop := context.WithCancel(ctx)
+	last, stopLast := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLast()
+	first, stop := context.WithCancel(ctx)
 	defer stop()
-	var group sync.WaitGroup
+	var group, firsts sync.WaitGroup
 	errs := make([]error, len(components))
 	for i, component := range components {
+		ctx := first
+		if component.Stopping != nil {
+			ctx = last
+			group.Go(func() { <-first.Done(); component.Stopping() })
+		} else {
+			firsts.Add(1)
+		}
 		group.Go(func() {
 			defer stop()
+			if component.Stopping == nil {
+				defer firsts.Done()
+			}
 			err := component.Run(ctx)
 			stopped := ctx.Err() != nil && errors.Is(err, context.Canceled)
 			if err != nil && !stopped {
@@ -32,6 +47,11 @@ func Run(ctx context.Context, components ...Component) error {
 			}
 		})
 	}
+	if len(components) > 0 {
+		<-first.Done()
+	}
+	firsts.Wait()
+	stopLast()
 	group.Wait()
 	return errors.Join(errs...)
 }

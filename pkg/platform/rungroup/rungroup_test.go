@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,5 +59,43 @@ func TestRun(t *testing.T) {
 				t.Errorf("%s: %v, want %v of %s", name, err, want, part)
 			}
 		}
+	}
+}
+
+func TestAComponentThatServesDuringTheStopIsStoppedLast(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	drain, told := make(chan struct{}), make(chan struct{})
+	var order []string
+	err := make(chan error, 1)
+	go func() {
+		err <- rungroup.Run(ctx,
+			rungroup.Component{Name: "listener", Stopping: func() { close(told) }, Run: func(ctx context.Context) error {
+				<-ctx.Done()
+				order = append(order, "listener")
+				return errClosing
+			}},
+			rungroup.Component{Name: "units", Run: func(ctx context.Context) error {
+				<-ctx.Done()
+				<-drain
+				order = append(order, "units")
+				return nil
+			}},
+		)
+	}()
+	stop()
+	<-told // while the units are drained
+	close(drain)
+	if err := <-err; !errors.Is(err, errClosing) || !slices.Equal(order, []string{"units", "listener"}) {
+		t.Errorf("stopped %v, %v", order, err)
+	}
+}
+
+func TestAComponentThatServesDuringTheStopStopsTheOthersWhenItFails(t *testing.T) {
+	err := rungroup.Run(t.Context(),
+		rungroup.Component{Name: "listener", Stopping: func() {}, Run: func(context.Context) error { return errBroken }},
+		rungroup.Component{Name: "units", Run: func(ctx context.Context) error { <-ctx.Done(); return nil }},
+	)
+	if !errors.Is(err, errBroken) {
+		t.Error(err)
 	}
 }

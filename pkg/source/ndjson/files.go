@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -17,13 +15,15 @@ import (
 type file struct {
 	name     string   // relative to the folder, with slashes
 	origin   *os.File // in the folder
-	spool    *os.File // the decompressed text of a gzipped file, else nil
+	spool    *os.File // the text of a file whose content is something else, else nil
 	size     int64    // of origin when it was opened
 	modified time.Time
+	expand   bool // look for Bundles among its lines
+	expanded bool // Bundles were replaced by their entries
 }
 
-// openFiles opens every file of the folder, sorted by name.
-func openFiles(dir string) (files []*file, err error) {
+// openFiles opens every file that was found.
+func openFiles(found []lines.File) (files []*file, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range files {
@@ -32,20 +32,12 @@ func openFiles(dir string) (files []*file, err error) {
 			files = nil
 		}
 	}()
-	found, err := lines.InFolder(dir)
-	if err != nil {
-		return nil, err
-	}
 	for _, one := range found {
-		name, err := filepath.Rel(dir, one.Path)
+		origin, err := one.Open()
 		if err != nil {
 			return files, err
 		}
-		origin, err := os.Open(one.Path)
-		if err != nil {
-			return files, err
-		}
-		f := &file{name: filepath.ToSlash(name), origin: origin}
+		f := &file{name: one.Name(), origin: origin}
 		files = append(files, f)
 		info, err := origin.Stat()
 		if err != nil {
@@ -83,20 +75,25 @@ func (f *file) changed() error {
 	return fmt.Errorf("%w: %s changed after it was indexed", export.ErrUnavailable, f.name)
 }
 
-// text returns the text of the file. The text of a gzipped file is also written to an unlinked file in spoolDir.
-func (f *file) text(spoolDir string) (io.Reader, error) {
-	text, err := lines.Text(f.name, f.origin)
-	if err != nil || !strings.HasSuffix(f.name, ".gz") {
+// text returns the text of the file. If it is not the content of the file, it is also written to an unlinked file in
+// spoolDir, so that lines can be read from the middle.
+func (f *file) text(spoolDir string, maxLine int) (lines.Text, error) {
+	text, err := lines.Open(f.name, maxLine, f.expand, func() io.Reader {
+		return lines.FromFile(io.NewSectionReader(f.origin, 0, f.size))
+	})
+	if err != nil || !text.Changed {
 		return text, err
 	}
+	f.expanded = text.Expanded
 	if f.spool, err = os.CreateTemp(spoolDir, "sluice-ndjson-*"); err != nil {
-		return nil, fmt.Errorf("spool %s: %w", f.name, err)
+		return lines.Text{}, errors.Join(fmt.Errorf("spool %s: %w", f.name, err), text.Close())
 	}
 	// The system frees an unlinked file when the process ends, even if it is killed.
 	if err := os.Remove(f.spool.Name()); err != nil {
-		return nil, fmt.Errorf("spool %s: %w", f.name, err)
+		return lines.Text{}, errors.Join(fmt.Errorf("spool %s: %w", f.name, err), text.Close())
 	}
-	return io.TeeReader(text, f.spool), nil
+	text.Reader = io.TeeReader(text.Reader, f.spool)
+	return text, nil
 }
 
 // readAt reads len(p) bytes of the file's text.

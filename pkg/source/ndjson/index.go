@@ -1,12 +1,13 @@
 package ndjson
 
 import (
+	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/maphash"
-	"io"
+	"log/slog"
 	"maps"
 	"math"
 	"runtime"
@@ -17,41 +18,71 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
+	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
 // builder collects the lines of the files and builds the index.
 type builder struct {
-	files   []*file
-	maxLine int
-	seed    maphash.Seed // for checks and the first half of id hashes
-	seed2   maphash.Seed // for the second half
+	files  []*file
+	limits source.Limits
+	seed   maphash.Seed // for checks and the first half of id hashes
+	seed2  maphash.Seed // for the second half
+	refs   *references.Table
 
-	mu       sync.Mutex
-	lists    map[string]*list           // by type
-	counted  map[string]source.TypeSize // types that are only counted
-	several  map[uint64][]uint32        // numbers of the patients of a resource with several, by its place
-	numbers  map[string]uint32          // patient id -> number
-	problems []located
-	broken   int64 // number of problems, kept or not
-	homeless int64 // compartment resources without a patient
+	mu      sync.Mutex
+	lists   map[string]*list           // by type
+	counted map[string]source.TypeSize // types that are only counted
+	several map[uint64][]uint32        // numbers of the patients of a resource with several, by its place
+	numbers map[string]uint32          // patient id, or a sentinel of source -> number
+	deleted []deletion
+	left    export.Tally
+	first   map[export.LeftOut]location // the first place of each type and reason, with the count 0
+	strays  []strays                    // by file
 }
 
-// located is a problem with its place.
-type located struct {
-	file int
+// location is the place of a line or a file, for people.
+type location struct {
+	file int // -1: not opened
 	line int64
-	source.Problem
+	name string
 }
+
+// strays counts the lines of a file without a resourceType. If no line has one, it is not a file of resources.
+type strays struct {
+	typed bool
+	count int64
+	first location
+}
+
+// deletion is an entry of a Bundle that deletes a resource.
+type deletion struct {
+	typ   string
+	hash  [2]uint64
+	place uint64
+}
+
+// bundleInside is the name of a file that has a Bundle among its lines, and was read as if it had none.
+type bundleInside string
+
+func (b bundleInside) Error() string { return string(b) + " has a Bundle" }
 
 // found is one resource while the index is built. The home of its entry is the number of its patient, noPatient, or
 // manyPatients.
 type found struct {
 	hash    [2]uint64 // replaces the id within the type
 	updated int64     // microseconds since 1970, or math.MinInt64
+	version int64     // 0: none
 	entry
+	why uint8 // of a resource without a patient: index of its reason in homeless
+}
+
+// homeless are the reasons for resources without a patient.
+var homeless = []export.Reason{
+	export.NoPatient, export.InvalidSubject, export.UnresolvedPatient, export.ForeignPatient, export.TooManyReferences,
 }
 
 func (f *found) compareID(hash [2]uint64) int {
@@ -80,10 +111,18 @@ func (l *list) add(f found) {
 func (l *list) Len() int      { return l.n }
 func (l *list) Swap(i, j int) { a, b := l.at(i), l.at(j); *a, *b = *b, *a }
 
-// Less orders by id; the version to serve is the last one of its id.
+// Less orders by id and place.
 func (l *list) Less(i, j int) bool {
 	a, b := l.at(i), l.at(j)
-	return cmp.Or(a.compareID(b.hash), cmp.Compare(a.updated, b.updated), cmp.Compare(a.place, b.place)) < 0
+	return cmp.Or(a.compareID(b.hash), cmp.Compare(a.place, b.place)) < 0
+}
+
+// replaces reports whether f, which has the higher place, is to be served instead of an older version (spec 11).
+func (f *found) replaces(other *found) bool {
+	if f.version > 0 && other.version > 0 && f.version != other.version {
+		return f.version > other.version
+	}
+	return f.updated >= other.updated
 }
 
 // settle sorts the list and keeps one version of each resource (L-14: no duplicate id).
@@ -91,7 +130,22 @@ func (l *list) settle() {
 	sort.Sort(l)
 	kept := 0
 	for i := range l.n {
-		if i+1 == l.n || l.at(i).hash != l.at(i+1).hash {
+		switch {
+		case kept == 0 || l.at(kept-1).hash != l.at(i).hash:
+			*l.at(kept) = *l.at(i)
+			kept++
+		case l.at(i).replaces(l.at(kept - 1)):
+			*l.at(kept - 1) = *l.at(i)
+		}
+	}
+	l.n = kept
+}
+
+// remove removes the resources for which gone returns true from a settled list.
+func (l *list) remove(gone func(*found) bool) {
+	kept := 0
+	for i := range l.n {
+		if !gone(l.at(i)) {
 			*l.at(kept) = *l.at(i)
 			kept++
 		}
@@ -110,10 +164,11 @@ func (l *list) find(hash [2]uint64) *found {
 	return nil
 }
 
-func newBuilder(files []*file, seed maphash.Seed, maxLine int) *builder {
+func newBuilder(files []*file, seed maphash.Seed, config Config) *builder {
 	return &builder{
-		files: files, maxLine: maxLine, seed: seed, seed2: maphash.MakeSeed(), lists: map[string]*list{},
-		counted: map[string]source.TypeSize{}, several: map[uint64][]uint32{}, numbers: map[string]uint32{},
+		files: files, limits: config.Limits, seed: seed, seed2: maphash.MakeSeed(), refs: references.New(config.Bases),
+		lists: map[string]*list{}, counted: map[string]source.TypeSize{}, several: map[uint64][]uint32{},
+		numbers: map[string]uint32{}, first: map[export.LeftOut]location{}, strays: make([]strays, len(files)),
 	}
 }
 
@@ -121,13 +176,24 @@ func (b *builder) hash(id string) [2]uint64 {
 	return [2]uint64{maphash.String(b.seed, id), maphash.String(b.seed2, id)}
 }
 
-// problem records a line that is not served.
-func (b *builder) problem(file int, line int64, typ, what string) {
+// leaveOut counts one more of what is not served.
+func (b *builder) leaveOut(typ string, reason export.Reason, at location) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.broken++; len(b.problems) < maxProblems {
-		place := fmt.Sprintf("%s line %d", b.files[file].name, line)
-		b.problems = append(b.problems, located{file, line, source.Problem{Type: typ, Place: place, What: what}})
+	b.left.Add(typ, reason, 1)
+	key := export.LeftOut{Type: typ, Reason: reason}
+	if known, found := b.first[key]; !found || cmp.Or(cmp.Compare(at.file, known.file), cmp.Compare(at.line, known.line)) < 0 {
+		b.first[key] = at
+	}
+}
+
+// stray counts a line without a resourceType.
+func (b *builder) stray(file int, at location) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := &b.strays[file]
+	if s.count++; s.count == 1 || at.line < s.first.line {
+		s.first = at
 	}
 }
 
@@ -148,10 +214,10 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 		files[i] = lines.File{Path: f.name, Size: f.size}
 	}
 	r := lines.Reader{
-		BlockSize: blockSize, MaxLine: b.maxLine, Takers: runtime.GOMAXPROCS(0),
-		Open: func(file int) (io.ReadCloser, error) {
-			text, err := b.files[file].text(spoolDir)
-			return io.NopCloser(text), err
+		BlockSize: blockSize, MaxLine: b.limits.MaxLine, Takers: runtime.GOMAXPROCS(0),
+		Open: func(file int) (lines.Text, error) { return b.files[file].text(spoolDir, b.limits.MaxLine) },
+		Broken: func(file int, err error) {
+			b.leaveOut("", export.UnreadableFile, location{file, math.MaxInt64, fmt.Sprintf("%s: %v", b.files[file].name, err)})
 		},
 	}
 	if err := r.Read(ctx, files, b.take); err != nil {
@@ -162,6 +228,12 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 			return err
 		}
 	}
+	for _, s := range b.strays {
+		if s.typed && s.count > 0 {
+			b.leaveOut("", export.Malformed, s.first)
+			b.left.Add("", export.Malformed, s.count-1)
+		}
+	}
 	return nil
 }
 
@@ -169,67 +241,103 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 func (b *builder) take(_ context.Context, block *lines.Block) error {
 	var scanner fhir.Scanner
 	var patients []string
+	typed := false
 	for line := range block.Lines {
+		at := location{block.File, line.Number, b.files[block.File].name + " " + block.Place(line)}
 		if line.TooLong {
-			b.problem(block.File, line.Number, "", fmt.Sprintf("%d bytes or longer", b.maxLine))
+			b.leaveOut("", export.TooLong, at)
+			typed = true
 			continue
 		}
 		if line.Offset > placeMask {
 			return fmt.Errorf("%s holds more than %d bytes", b.files[block.File].name, int64(placeMask))
 		}
 		facts, err := scanner.Scan(line.Body)
-		switch {
-		case err != nil:
-			b.problem(block.File, line.Number, typeOfBroken(line.Body), err.Error())
-			continue
-		case !fhir.IsType(facts.Type):
-			b.problem(block.File, line.Number, "", "not a resource type of FHIR R4")
+		if facts.Type == "" && !bytes.Contains(line.Body, []byte(`"resourceType"`)) {
+			b.stray(block.File, at)
 			continue
 		}
-		f := found{hash: b.hash(facts.ID), updated: math.MinInt64, entry: entry{
-			place: uint64(block.File)<<placeBits | uint64(line.Offset),
-			check: maphash.Bytes(b.seed, line.Body),
-			size:  uint32(len(line.Body)),
-		}}
+		typed = true
+		place := uint64(block.File)<<placeBits | uint64(line.Offset)
+		switch {
+		case facts.Type == "Bundle":
+			if err := b.takeBundle(line.Body, place, at); err != nil {
+				return err
+			}
+			continue
+		case fhir.IsType(facts.Type) && !fhir.IsExportable(facts.Type):
+			b.count(facts.Type, uint32(len(line.Body)))
+			continue
+		case facts.Type != "" && !fhir.IsType(facts.Type):
+			b.leaveOut("", export.UnknownType, at)
+			continue
+		case errors.Is(err, fhir.ErrTooMany),
+			err == nil && fhir.CountReferences(line.Body, b.limits.MaxReferences) > b.limits.MaxReferences:
+			b.leaveOut(facts.Type, export.TooManyReferences, at)
+			continue
+		case err != nil:
+			b.leaveOut(facts.Type, export.Malformed, at)
+			continue
+		}
+		f := found{
+			hash: b.hash(facts.ID), updated: math.MinInt64, version: facts.Version, why: whyHomeless(facts),
+			entry: entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))},
+		}
 		if !facts.LastUpdated.IsZero() {
 			f.updated = facts.LastUpdated.UnixMicro()
 		}
+		if b.refs.Note(line.Body) {
+			f.bytes |= resolvable
+		}
 		patients = patients[:0]
-		if facts.Type != "Provenance" { // resolveProvenance finds its patients
+		if facts.Type != "Provenance" && !f.resolvable() { // resolveProvenance and resolve find them
 			patients = source.Named(patients, facts)
 		}
 		if err := b.add(facts.Type, f, patients); err != nil {
 			return err
 		}
 	}
+	if typed {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.strays[block.File].typed = true
+	}
 	return nil
 }
 
-// typeOfBroken returns the resource type of a refused line, or "" when it is unknown.
-func typeOfBroken(body []byte) string {
-	var resource map[string]any
-	if err := json.Unmarshal(body, &resource); err != nil {
-		return ""
+// whyHomeless returns the index of the reason for which the line would have no patient.
+func whyHomeless(facts fhir.Facts) uint8 {
+	return uint8(slices.Index(homeless, source.Homeless(facts)))
+}
+
+// takeBundle takes a Bundle that deletes a resource.
+func (b *builder) takeBundle(body []byte, place uint64, at location) error {
+	ref, deletes := lines.Deletion(body)
+	switch {
+	case deletes:
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.deleted = append(b.deleted, deletion{ref.Type, b.hash(ref.ID), place})
+	case !b.files[at.file].expanded:
+		return bundleInside(b.files[at.file].name)
+	default:
+		b.leaveOut("", export.UnsupportedEntry, at)
 	}
-	if typ, _ := resource["resourceType"].(string); fhir.IsType(typ) {
-		return typ
-	}
-	return ""
+	return nil
+}
+
+// count counts a resource of a type that is never exported.
+func (b *builder) count(typ string, bytes uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.counted[typ] = plus(b.counted[typ], bytes)
 }
 
 func (b *builder) add(typ string, f found, patients []string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !fhir.IsExportable(typ) {
-		b.counted[typ] = plus(b.counted[typ], f.size)
-		return nil
-	}
-	var numbers []uint32
-	for _, id := range patients {
-		numbers = append(numbers, b.number(id))
-	}
 	f.home = noPatient
-	b.setPatients(&f.entry, numbers)
+	b.setPatients(&f.entry, b.numbersOf(patients))
 	l := b.lists[typ]
 	if l == nil {
 		l = new(list)
@@ -240,6 +348,15 @@ func (b *builder) add(typ string, f found, patients []string) error {
 		return fmt.Errorf("more than %d resources of a type or %d patients", uint32(math.MaxUint32), manyPatients)
 	}
 	return nil
+}
+
+// numbersOf returns the numbers of patients.
+func (b *builder) numbersOf(patients []string) []uint32 {
+	var numbers []uint32
+	for _, id := range patients {
+		numbers = append(numbers, b.number(id))
+	}
+	return numbers
 }
 
 // plus adds one resource to the size of a type.
@@ -281,6 +398,10 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	if err := settling.Wait(); err != nil {
 		return err
 	}
+	b.delete()
+	if err := b.resolve(ctx, s); err != nil {
+		return err
+	}
 	if err := b.resolveProvenance(ctx, s); err != nil {
 		return err
 	}
@@ -299,24 +420,57 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 		b.shrink(s, typ, ranks)
 	}
 	s.sizes.Patients = s.sizes.Types["Patient"].Resources
-	slices.SortFunc(b.problems, func(x, y located) int {
-		return cmp.Or(cmp.Compare(x.file, y.file), cmp.Compare(x.line, y.line))
-	})
-	for _, p := range b.problems {
-		s.problems = append(s.problems, p.Problem)
-	}
-	if more := b.broken - int64(len(b.problems)); more > 0 {
-		s.problems = append(s.problems, source.Problem{
-			Place: "further lines", What: fmt.Sprintf("%d more lines cannot be served", more),
-		})
-	}
+	s.leftOut = b.left
 	return nil
+}
+
+// delete removes the resources that Bundles delete, unless a later line has them again.
+func (b *builder) delete() {
+	last := map[string]map[[2]uint64]uint64{} // by type and id: the place of the last deletion
+	for _, d := range b.deleted {
+		if last[d.typ] == nil {
+			last[d.typ] = map[[2]uint64]uint64{}
+		}
+		last[d.typ][d.hash] = max(last[d.typ][d.hash], d.place)
+	}
+	for typ, places := range last {
+		if l := b.lists[typ]; l != nil {
+			l.remove(func(f *found) bool { place, deleted := places[f.hash]; return deleted && place > f.place })
+		}
+	}
+}
+
+// report logs what the index has and what it left out.
+func (b *builder) report(ctx context.Context, log *slog.Logger, s *Source, folder lines.Folder) {
+	var resources, bytes int64
+	for _, size := range s.sizes.Types {
+		resources += size.Resources
+		bytes += size.Bytes
+	}
+	log.InfoContext(ctx, "folder of resources indexed", "files", len(s.files), "other_files", len(folder.Other),
+		"resources", resources, "bytes", bytes, "patients", s.sizes.Patients, "left_out", s.leftOut.Total())
+	for i, stray := range b.strays {
+		if stray.count > 0 && !stray.typed {
+			log.WarnContext(ctx, "a file without resources is passed by", "file", b.files[i].name, "lines", stray.count)
+		}
+	}
+	for _, left := range s.leftOut.List() {
+		first := b.first[export.LeftOut{Type: left.Type, Reason: left.Reason}]
+		log.WarnContext(ctx, "resources are left out", "type", left.Type, "reason", left.Reason, "count", left.Count,
+			"what", left.Reason.Text(), "first", first.name)
+	}
 }
 
 // shrink moves one type into the source. A resource about several patients gets an entry for each.
 func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 	l := b.lists[typ]
 	k := kind{entries: make([]entry, 0, l.n)}
+	orphans := map[uint64]bool{}
+	if typ == "Provenance" {
+		for _, e := range s.orphans {
+			orphans[e.place] = true
+		}
+	}
 	var size source.TypeSize
 	var homes []uint32
 	for i := range l.n {
@@ -324,7 +478,7 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 		if i%chunkSize == chunkSize-1 {
 			l.chunks[i/chunkSize] = nil // free
 		}
-		size = plus(size, f.size)
+		size = plus(size, f.size())
 		if fhir.IsReferenced(typ) {
 			k.ids, k.entries = append(k.ids, f.hash[0]), append(k.entries, f.entry)
 			continue
@@ -334,14 +488,22 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 			homes = append(homes, ranks[number])
 		}
 		slices.Sort(homes)
+		served := false
 		for _, home := range homes {
+			if !fhir.IsID(s.patients[home]) { // a sentinel
+				break
+			}
 			e := f.entry
-			e.home = home
+			e.home, served = home, true
 			k.entries = append(k.entries, e)
 		}
 		switch {
-		case len(homes) == 0:
-			b.homeless++
+		case !served && !orphans[f.place]:
+			reason := homeless[f.why]
+			if typ == "Provenance" && len(homes) > 0 {
+				reason = export.UnresolvedPatient
+			}
+			b.leaveOut(typ, reason, location{f.file(), 0, b.files[f.file()].name})
 		case len(homes) > 1 && typ == "Provenance":
 			s.several[f.place] = slices.Clone(homes)
 		}

@@ -1,22 +1,23 @@
-// Package ndjson is the source for a folder of NDJSON files: every *.ndjson and *.ndjson.gz in it and its subfolders,
-// except names that begin with a dot. The type of a line is its resourceType; file names do not matter.
+// Package ndjson is the source for a folder of files with resources: every file in it and its subfolders that lines.InFolder
+// finds, NDJSON or Bundles. The type of a line is its resourceType; file names do not matter.
 //
 // Open reads all files once and keeps an index without bodies: 24 bytes for each compartment resource and patient that
-// it is about, 32 for each referenced resource and about 64 for each patient. While Open runs it takes 48 bytes for each
-// resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. A million resources
-// of 2,500 patients took 24 MB after Open, 90 MB at the peak. Gzipped files are decompressed once into unlinked temporary
-// files in Config.SpoolDir, so that lines can be read from the middle. All files stay open until Close, each with its own
-// descriptor.
+// it is about, 32 for each referenced resource and about 64 for each patient. While Open runs it takes 64 bytes for each
+// resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. Gzipped files and
+// Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so that lines can be read from the middle.
+// All files stay open until Close, each with its own descriptor.
 //
 // The cost of a query is proportional to its patients: their lines are looked up, sorted by place, and read with few long
 // reads. Each line is compared with its hash in the index: after a file was changed in place, a read returns an error that
 // wraps export.ErrUnavailable, never another line. After a file was replaced by renaming, the old file is still served.
 //
-// A folder has no history: AsOf is ignored. Of two versions of a resource the newer meta.lastUpdated is served, on a tie
-// the later one in the order of files and lines.
+// References by urn and by search are resolved when the folder is opened, and rewritten to Type/id when a line is read.
 //
-// The source does not serve lines that are not a FHIR resource with an R4 type and an id (Problems lists them), types that
-// are never exported (Sizes counts them), and compartment resources without a patient.
+// A folder has no history: AsOf is ignored. Of two versions of a resource the newer is served: by meta.versionId if both
+// have a number, else by meta.lastUpdated, and on a tie the later one in the order of files and lines. The entries of
+// Bundles that delete a resource delete what precedes them in this order.
+//
+// What the source does not serve is counted by LeftOut and logged once, with the first place.
 package ndjson
 
 import (
@@ -29,26 +30,28 @@ import (
 	"maps"
 	"math"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
+	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-const (
-	maxProblems = 10000   // kept
-	blockSize   = 1 << 20 // bytes of a file that are indexed at once
-)
+// blockSize is the number of bytes of a file that are indexed at once.
+const blockSize = 1 << 20
 
 // Config configures a source.
 type Config struct {
 	Dir      string       // the folder
-	SpoolDir string       // for decompressed files; default os.TempDir()
+	SpoolDir string       // for unpacked files; default os.TempDir()
 	Logger   *slog.Logger // default: no log
+	Bases    fhir.Bases   // absolute references below them are local
+	source.Limits
 
-	maxLine, batchSize int // for tests
+	batchSize int // for tests
 }
 
 // Source is a source.Source over a folder. Its index never changes after Open.
@@ -60,7 +63,8 @@ type Source struct {
 	several  map[uint64][]uint32 // ranks of the patients of Provenance with several, by place
 	patients []string            // ids, sorted; the index of an id is its rank
 	sizes    source.Sizes
-	problems []source.Problem
+	leftOut  export.Tally
+	resolved *references.Table
 	seed     maphash.Seed
 
 	batchSize int
@@ -79,9 +83,15 @@ type kind struct {
 type entry struct {
 	place uint64 // file number << placeBits | offset of the line
 	check uint64 // hash of the line
-	size  uint32 // bytes of the line
+	bytes uint32 // of the line, and resolvable
 	home  uint32 // rank of a patient that it is about; noPatient for a referenced type
 }
+
+// resolvable is set in entry.bytes when the line has references to resolve.
+const resolvable = 1 << 31
+
+func (e entry) size() uint32     { return e.bytes &^ resolvable }
+func (e entry) resolvable() bool { return e.bytes&resolvable != 0 }
 
 // aboutTarget is a target of a Provenance of Source.orphans.
 type aboutTarget struct {
@@ -100,14 +110,34 @@ const (
 func (e entry) file() int     { return int(e.place >> placeBits) }
 func (e entry) offset() int64 { return int64(e.place & placeMask) }
 
-// Open reads the folder and builds its index. An unreadable folder or file, a broken gzip stream and a file that changes
-// while it is read are errors; broken lines are Problems. The caller closes the source.
+// Open reads the folder and builds its index. An unreadable folder or file, and a file that changes while it is read, are
+// errors; what is broken in a file is counted. The caller closes the source.
 func Open(ctx context.Context, config Config) (_ *Source, err error) {
 	config.SpoolDir = cmp.Or(config.SpoolDir, os.TempDir())
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
-	files, err := openFiles(config.Dir)
+	folder, err := lines.InFolder(config.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("open folder of NDJSON: %w", err)
+		return nil, fmt.Errorf("open folder of resources: %w", err)
+	}
+	bundles := map[string]bool{} // files with Bundles among other lines, by name
+	for {
+		s, err := index(ctx, config, folder, bundles)
+		var found bundleInside
+		if !errors.As(err, &found) {
+			return s, err
+		}
+		bundles[string(found)] = true // rare: read again
+	}
+}
+
+// index builds the index of the files.
+func index(ctx context.Context, config Config, folder lines.Folder, bundles map[string]bool) (_ *Source, err error) {
+	files, err := openFiles(folder.Files)
+	if err != nil {
+		return nil, fmt.Errorf("open folder of resources: %w", err)
+	}
+	for _, f := range files {
+		f.expand = bundles[f.name]
 	}
 	s := &Source{files: files, seed: maphash.MakeSeed(), batchSize: cmp.Or(config.batchSize, batchSize)}
 	defer func() {
@@ -115,20 +145,17 @@ func Open(ctx context.Context, config Config) (_ *Source, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	b := newBuilder(files, s.seed, cmp.Or(config.maxLine, lines.MaxLine))
+	b := newBuilder(files, s.seed, config)
+	for _, broken := range folder.Broken {
+		b.leaveOut("", export.UnreadableFile, location{file: -1, name: broken.Name})
+	}
 	if err := b.read(ctx, config.SpoolDir); err != nil {
-		return nil, fmt.Errorf("index folder of NDJSON: %w", err)
+		return nil, fmt.Errorf("index folder of resources: %w", err)
 	}
 	if err := b.finish(ctx, s); err != nil {
-		return nil, fmt.Errorf("index folder of NDJSON: %w", err)
+		return nil, fmt.Errorf("index folder of resources: %w", err)
 	}
-	var resources, bytes int64
-	for _, size := range s.sizes.Types {
-		resources += size.Resources
-		bytes += size.Bytes
-	}
-	config.Logger.InfoContext(ctx, "folder of NDJSON indexed", "files", len(files), "resources", resources,
-		"bytes", bytes, "patients", s.sizes.Patients, "without_patient", b.homeless, "problems", b.broken)
+	b.report(ctx, config.Logger, s, folder)
 	return s, nil
 }
 
@@ -166,18 +193,5 @@ func (s *Source) Sizes(context.Context) (source.Sizes, error) {
 	return source.Sizes{Patients: s.sizes.Patients, Types: maps.Clone(s.sizes.Types)}, nil
 }
 
-// Problems implements source.Source. It yields at most maxProblems problems, and the number of further ones.
-func (s *Source) Problems(ctx context.Context, types []string, yield func(source.Problem) error) error {
-	for _, problem := range s.problems {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if problem.Type != "" && !slices.Contains(types, problem.Type) {
-			continue
-		}
-		if err := yield(problem); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+// LeftOut implements source.Source.
+func (s *Source) LeftOut(context.Context) ([]export.LeftOut, error) { return s.leftOut.List(), nil }

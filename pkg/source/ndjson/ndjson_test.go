@@ -2,9 +2,12 @@ package ndjson
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
@@ -69,6 +73,7 @@ func zip(t testing.TB, text []byte) []byte {
 func open(t testing.TB, dir string, config Config) *Source {
 	t.Helper()
 	config.Dir = dir
+	config.MaxLine, config.MaxReferences = cmp.Or(config.MaxLine, 1<<28), cmp.Or(config.MaxReferences, 1000)
 	src, err := Open(t.Context(), config)
 	must(t, err)
 	t.Cleanup(func() {
@@ -96,45 +101,132 @@ func read(t testing.TB, src *Source) ([]string, error) {
 	return ids, err
 }
 
-func problems(t testing.TB, src *Source) []source.Problem {
+// leftOut returns what the source left out, such as "Observation malformed 2".
+func leftOut(t testing.TB, src *Source) []string {
 	t.Helper()
-	var all []source.Problem
-	err := src.Problems(t.Context(), []string{"Observation"}, func(p source.Problem) error {
-		all = append(all, p)
-		return nil
-	})
+	list, err := src.LeftOut(t.Context())
 	must(t, err)
+	var all []string
+	for _, l := range list {
+		all = append(all, fmt.Sprint(l.Type, " ", l.Reason, " ", l.Count))
+	}
 	return all
 }
 
-func TestProblemsHaveTheirPlace(t *testing.T) {
+// logged is a log of warnings: their message, place and count.
+type logged struct{ bytes.Buffer }
+
+func (l *logged) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(&l.Buffer, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
+func TestWhatIsLeftOutIsCountedAndLoggedWithItsPlace(t *testing.T) {
+	var log logged
 	src := open(t, folder(t, map[string][]byte{
-		"b/Observation.ndjson.gz": zip(t, []byte("\ufeff{\r\n\n"+observation("1", "a", "")+"\n"+
-			observation("not/an/id", "a", "")+"\n{\"resourceType\":\"Nothing\",\"id\":\"1\"}\n")),
-		"a.ndjson": []byte(strings.Repeat(" \n", blockSize) + "oops\n" + observation("2", "b", "") + "\n[]"),
-	}), Config{})
-	want := []source.Problem{
-		{Type: "", Place: fmt.Sprintf("a.ndjson line %d", blockSize+1), What: "not a JSON object"},
-		{Type: "", Place: fmt.Sprintf("a.ndjson line %d", blockSize+3), What: "not a JSON object"},
-		{Type: "", Place: "b/Observation.ndjson.gz line 1", What: "not valid JSON at byte 1: a key is missing"},
-		{Type: "Observation", Place: "b/Observation.ndjson.gz line 4", What: "no id, or not a FHIR id"},
-		{Type: "", Place: "b/Observation.ndjson.gz line 5", What: "not a resource type of FHIR R4"},
+		"b/Observation.ndjson.gz": zip(t, []byte("\ufeff{\"resourceType\"\r\n\n"+observation("1", "a", "")+"\n"+
+			observation("not/an/id", "a", "")+"\n{\"resourceType\":\"Nothing\",\"id\":\"1\"}\n"+
+			observation("3", "a", `,"x":[`+strings.Repeat(`{"reference":"#x"},`, 1000)+`{}]`))),
+		"a.ndjson":   []byte(strings.Repeat(" \n", blockSize) + "oops\n" + observation("2", "b", "") + "\n[]"),
+		"cut.ndjson": zip(t, []byte(observation("4", "a", "")+"\n"+random(1<<20)))[:300_000],
+		"log.ndjson": []byte("{\"exportId\":\"e1\"}\n{}\n"), "notes.txt": nil,
+		"o.ndjson": []byte("{\"resourceType\":\"OperationOutcome\",\"issue\":[]}"),
+		"b.json":   []byte(`{"resourceType":"Bundle","entry":[{"request":{"method":"PATCH","url":"Patient/a"},"resource":{}}]}`),
+	}), Config{Logger: log.logger()})
+	want := []string{" malformed 2", " unknown_type 1", " unreadable_file 1", " unsupported_entry 1",
+		"Observation malformed 1", "Observation too_many_references 1"}
+	want[0] = " malformed 3"
+	if got := leftOut(t, src); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
-	if got := problems(t, src); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
+	for _, text := range []string{
+		`file=log.ndjson lines=2`, fmt.Sprintf(`reason=malformed count=3 what="not readable as a FHIR resource" first="a.ndjson line %d"`, blockSize+1),
+		`type=Observation reason=malformed count=1 what="not readable as a FHIR resource" first="b/Observation.ndjson.gz line 4"`,
+		`first="cut.ndjson: decompress: unexpected EOF"`, `first="b.json entry 1"`,
+	} {
+		if !strings.Contains(log.String(), text) {
+			t.Errorf("the log has no %s:\n%s", text, log.String())
+		}
 	}
-	if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1", "2"}) {
+	if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1", "2", "4"}) {
 		t.Errorf("got %v (%v)", ids, err)
 	}
 }
 
-func TestProblemsAreBounded(t *testing.T) {
+// random returns text that does not compress well, on one line.
+func random(n int) string {
+	var text strings.Builder
+	for seed := uint32(1); text.Len() < n; seed = seed*1664525 + 1013904223 {
+		fmt.Fprintf(&text, "%08x", seed)
+	}
+	return text.String()
+}
+
+// TestReferencesAreResolved: a folder with the two outputs of Synthea and a foreign base.
+func TestReferencesAreResolved(t *testing.T) {
+	bases, err := fhir.NewBases("https://ehr.example.org/fhir")
+	must(t, err)
 	src := open(t, folder(t, map[string][]byte{
-		"a.ndjson": []byte(strings.Repeat("?\n", maxProblems+5) + observation("1", "a", "")),
+		"Practitioner.ndjson": []byte(`{"resourceType":"Practitioner","id":"d","identifier":[{"system":"npi","value":"1"}]}`),
+		"Patient.ndjson":      []byte(`{"resourceType":"Patient","id":"a"}` + "\n" + `{"resourceType":"Patient","id":"b","identifier":[{"value":"B"}]}`),
+		"Observation.ndjson": []byte(observation("1", "a", `,"performer":[{"reference":"Practitioner?identifier=npi|1"}]`) + "\n" +
+			strings.ReplaceAll(observation("2", "a", ""), "Patient/a", "urn:uuid:a") + "\n" +
+			strings.ReplaceAll(observation("3", "a", ""), "Patient/a", "Patient?identifier=B") + "\n" +
+			strings.ReplaceAll(observation("4", "a", ""), "Patient/a", "https://ehr.example.org/fhir/Patient/b") + "\n" +
+			strings.ReplaceAll(observation("5", "a", ""), "Patient/a", "urn:uuid:gone") + "\n" +
+			observation("6", "a", `,"performer":[{"reference":"Practitioner?identifier=npi|9"},{"reference":"https://x.example/Organization/o"}]`)),
+		"Provenance.ndjson": []byte(`{"resourceType":"Provenance","id":"v","target":[{"reference":"urn:uuid:2"}]}`),
+		"bundle.json": []byte(`{ "resourceType": "Bundle", "type": "transaction", "entry": [
+			{ "fullUrl": "urn:uuid:x", "resource": { "resourceType": "Observation", "id": "7", "subject": { "reference": "urn:uuid:y" } } },
+			{ "fullUrl": "urn:uuid:y", "resource": { "resourceType": "Patient", "id": "c" } } ] }`),
+	}), Config{Bases: bases})
+	bodies := map[string]string{}
+	for typ, patients := range map[string][]string{"Observation": {"a", "b", "c"}, "Provenance": {"a"}} {
+		must(t, src.ForPatients(t.Context(), source.Query{Type: typ, Patients: patients}, func(r source.Resource) error {
+			bodies[r.Type+"/"+r.ID+" of "+strings.Join(r.Subjects, " ")] = string(r.Body)
+			return nil
+		}))
+	}
+	want := map[string]string{
+		"Observation/1 of a": observation("1", "a", `,"performer":[{"reference":"Practitioner/d"}]`), "Observation/2 of a": observation("2", "a", ""),
+		"Observation/3 of b": observation("3", "b", ""), "Observation/4 of b": observation("4", "b", ""),
+		"Observation/6 of a": observation("6", "a", `,"performer":[{"reference":"Practitioner?identifier=npi|9"},{"reference":"https://x.example/Organization/o"}]`),
+		"Observation/7 of c": `{"resourceType":"Observation","id":"7","subject":{"reference":"Patient/c"}}`,
+		"Provenance/v of a":  `{"resourceType":"Provenance","id":"v","target":[{"reference":"Observation/2"}]}`,
+	}
+	if !maps.Equal(bodies, want) {
+		t.Errorf("got %v\nwant %v", bodies, want)
+	}
+	if got := leftOut(t, src); !slices.Equal(got, []string{
+		"Observation unresolved_patient 1", "Organization unresolved_reference 1", "Practitioner unresolved_reference 1",
+	}) {
+		t.Errorf("left out %q", got)
+	}
+}
+
+// TestDeletionsApplyToWhatPrecedesThem: the deleted folder of an export, and Bundles among other lines.
+func TestDeletionsApplyToWhatPrecedesThem(t *testing.T) {
+	deletion := func(id string) string {
+		return `{"resourceType":"Bundle","id":"x","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Observation/` + id + `"}}]}` + "\n"
+	}
+	src := open(t, folder(t, map[string][]byte{
+		"output/Observation.ndjson":    []byte(observation("1", "a", "") + "\n" + observation("2", "a", "") + "\n"),
+		"deleted/1.Bundle.ndjson":      []byte(deletion("1") + deletion("gone")),
+		"mixed.ndjson":                 []byte(deletion("3") + observation("3", "a", "") + "\n" + observation("4", "b", "") + "\n" + deletion("4") + strings.Replace(deletion("5"), "[{", `[{"resource":`+observation("6", "a", "")+`},{`, 1)),
+		"later/Observation.ndjson":     []byte(observation("7", "a", "")),
+		"later/deleted/Bundle.ndjson":  []byte(deletion("7")),
+		"output/deleted/Bundle.ndjson": []byte(deletion("8")),
+		"z.ndjson":                     []byte(observation("8", "a", "")),
 	}), Config{})
-	got := problems(t, src)
-	if len(got) != maxProblems+1 || got[maxProblems].What != "5 more lines cannot be served" {
-		t.Errorf("got %d problems, the last is %+v", len(got), got[len(got)-1])
+	if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"2", "3", "6", "8"}) {
+		t.Errorf("got %v (%v)", ids, err)
+	}
+	if got := leftOut(t, src); len(got) > 0 {
+		t.Errorf("left out %q", got)
 	}
 }
 
@@ -149,34 +241,21 @@ func TestTooLongLines(t *testing.T) {
 		if zipped {
 			text = zip(t, text)
 		}
-		src := open(t, folder(t, map[string][]byte{name: text}), Config{maxLine: limit})
+		src := open(t, folder(t, map[string][]byte{name: text}), Config{Limits: source.Limits{MaxLine: limit}})
 		if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1", "3"}) {
 			t.Errorf("%s: got %v (%v), want 1 and 3", name, ids, err)
 		}
-		var places []string
-		for _, p := range problems(t, src) {
-			places = append(places, strings.TrimPrefix(p.Place, name+" line "))
-		}
-		if !slices.Equal(places, []string{"2", "4", "6", "7"}) {
-			t.Errorf("%s: problems at lines %v, want 2, 4, 6 and 7", name, places)
+		if got := leftOut(t, src); !slices.Equal(got, []string{" malformed 1", " too_long 3"}) {
+			t.Errorf("%s: left out %q", name, got)
 		}
 	}
 }
 
 func TestOpenRefuses(t *testing.T) {
-	whole := zip(t, []byte(observation("1", "a", "")))
-	for name, files := range map[string]map[string][]byte{
-		"gzip cut off": {"a.ndjson.gz": whole[:len(whole)-9]},
-		"no gzip":      {"a.ndjson.gz": []byte(observation("1", "a", ""))},
-	} {
-		if src, err := Open(t.Context(), Config{Dir: folder(t, files)}); err == nil {
-			t.Errorf("%s: no error (Close: %v)", name, src.Close())
-		}
-	}
 	if _, err := Open(t.Context(), Config{Dir: filepath.Join(t.TempDir(), "none")}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no folder: %v", err)
 	}
-	dir := folder(t, map[string][]byte{"a.ndjson.gz": whole})
+	dir := folder(t, map[string][]byte{"a.ndjson.gz": zip(t, []byte(observation("1", "a", "")))})
 	if _, err := Open(t.Context(), Config{Dir: dir, SpoolDir: filepath.Join(dir, "none")}); err == nil {
 		t.Error("no spool folder: no error")
 	}
@@ -229,8 +308,7 @@ func TestChangedFiles(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	dir := folder(t, map[string][]byte{"a.ndjson": []byte(observation("1", "a", ""))})
-	src, err := Open(t.Context(), Config{Dir: dir})
-	must(t, err)
+	src := open(t, dir, Config{})
 	for range 2 {
 		if err := src.Close(); err != nil {
 			t.Error(err)

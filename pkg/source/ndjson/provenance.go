@@ -6,12 +6,27 @@ import (
 	"hash/maphash"
 	"slices"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
+// maxPatients bounds the patients of one Provenance, and with them the work and the memory for chains of Provenance. One
+// that reaches more is about source.Somebody: no export contains it.
+const maxPatients = 100
+
+// provenance is a Provenance while its patients are looked up.
+type provenance struct {
+	*found
+	targets []int // other Provenance that it targets
+	sources []int // those that target it
+	waiting bool
+}
+
 // resolveProvenance finds the patients of every Provenance: its targets that are patients, and the patients of its other
-// targets in the compartment. A target that is not in the folder has none. About serves a Provenance without patients if
-// all of its targets are of referenced types; otherwise it is never served.
+// targets in the compartment. It is also about source.Somebody if it has a target that is not in the folder, or whose
+// patient is unknown (spec 10). About serves a Provenance without patients if all of its targets are of referenced types;
+// otherwise it is never served.
 //
 // It reads the lines a second time, after the patients of every target are known: keeping the targets from the first read
 // would take more memory than the rest of the index.
@@ -20,66 +35,121 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 	if all == nil {
 		return nil
 	}
-	entries := make([]entry, all.n)
-	for i := range entries {
-		entries[i] = all.at(i).entry
+	nodes := make([]provenance, all.n)
+	for i := range nodes {
+		nodes[i].found = all.at(i)
 	}
-	type link struct{ from, to *entry } // from targets to
-	var links []link
-	r := reader{source: s}
-	err := r.read(ctx, entries, func(_ entry, facts fhir.Facts, body []byte) error {
-		e := &all.find(b.hash(facts.ID)).entry
+	somebody := b.number(source.Somebody)
+	read := func(f *found, facts fhir.Facts, _ []byte) {
+		n, _ := slices.BinarySearchFunc(nodes, f.hash, func(node provenance, hash [2]uint64) int { return node.compareID(hash) })
+		node := &nodes[n]
 		referenced := 0
-		var patients []uint32
+		patients := b.numbersOf(source.Named(nil, facts))
 		for _, target := range facts.Subjects {
+			if target.Type == "Patient" {
+				continue
+			}
+			held := b.lists[target.Type].find(b.hash(target.ID))
 			switch {
-			case target.Type == "Patient":
-				patients = append(patients, b.number(target.ID))
+			case held == nil:
+				patients = append(patients, somebody)
 			case fhir.IsReferenced(target.Type):
 				referenced++
+			case target.Type == "Provenance":
+				to, _ := slices.BinarySearchFunc(nodes, held.hash, func(node provenance, hash [2]uint64) int { return node.compareID(hash) })
+				node.targets = append(node.targets, to)
+				nodes[to].sources = append(nodes[to].sources, n)
+			case held.home == noPatient && homeless[held.why] != export.NoPatient:
+				patients = append(patients, somebody)
 			default:
-				about := b.lists[target.Type].find(b.hash(target.ID))
-				if about != nil && target.Type == "Provenance" {
-					links = append(links, link{e, &about.entry})
-				} else if about != nil {
-					patients = append(patients, b.patientsOf(&about.entry)...)
-				}
+				patients = append(patients, b.patientsOf(&held.entry)...)
 			}
 		}
-		b.addPatients(e, patients)
-		if e.home != noPatient || referenced == 0 || referenced < fhir.CountTargets(body) {
-			return nil
+		b.addPatients(&node.entry, patients, somebody)
+		if referenced > 0 && referenced == len(facts.Subjects) && node.home == noPatient {
+			for _, target := range facts.Subjects {
+				s.about = append(s.about, aboutTarget{hashRef(s.seed, target.Type, target.ID), uint32(len(s.orphans))})
+			}
+			s.orphans = append(s.orphans, node.entry)
 		}
-		for _, target := range facts.Subjects {
-			s.about = append(s.about, aboutTarget{hashRef(s.seed, target.Type, target.ID), uint32(len(s.orphans))})
-		}
-		s.orphans = append(s.orphans, *e)
-		return nil
-	})
-	if err != nil {
+	}
+	if err := b.each(ctx, s, "Provenance", func(*found) bool { return true }, read); err != nil {
 		return err
 	}
-	// Provenance about Provenance: repeat until nothing changes.
-	for changed := len(links) > 0; changed; {
-		changed = false
-		for _, l := range links {
-			if b.addPatients(l.from, b.patientsOf(l.to)) {
-				changed = true
-			}
-		}
-	}
+	b.spread(nodes, somebody)
 	slices.SortFunc(s.about, func(x, y aboutTarget) int {
 		return cmp.Or(cmp.Compare(x.target, y.target), cmp.Compare(x.entry, y.entry))
 	})
 	return nil
 }
 
+// spread adds the patients of each Provenance to those that target it. Targets come first, so that a chain of any length
+// takes one step for each link; only loops take more, and never more than maxPatients for each link.
+func (b *builder) spread(nodes []provenance, somebody uint32) {
+	queue := targetsFirst(nodes)
+	for _, n := range queue {
+		nodes[n].waiting = true
+	}
+	for len(queue) > 0 {
+		n := queue[0]
+		queue = queue[1:]
+		nodes[n].waiting = false
+		changed := false
+		for _, to := range nodes[n].targets {
+			if b.addPatients(&nodes[n].entry, b.patientsOf(&nodes[to].entry), somebody) {
+				changed = true
+			}
+		}
+		for _, from := range nodes[n].sources {
+			if changed && !nodes[from].waiting {
+				nodes[from].waiting = true
+				queue = append(queue, from)
+			}
+		}
+	}
+}
+
+// targetsFirst returns the numbers of all nodes, those of targets before those that target them, except in loops.
+func targetsFirst(nodes []provenance) []int {
+	type step struct{ node, next int } // next: of the targets
+	order, seen := make([]int, 0, len(nodes)), make([]bool, len(nodes))
+	var path []step
+	for first := range nodes {
+		if seen[first] {
+			continue
+		}
+		seen[first] = true
+		for path = append(path, step{node: first}); len(path) > 0; {
+			last := &path[len(path)-1]
+			if last.next == len(nodes[last.node].targets) {
+				order = append(order, last.node)
+				path = path[:len(path)-1]
+				continue
+			}
+			to := nodes[last.node].targets[last.next]
+			last.next++
+			if !seen[to] {
+				seen[to] = true
+				path = append(path, step{node: to})
+			}
+		}
+	}
+	return order
+}
+
 // addPatients adds patients to a Provenance and reports whether any of them was new.
-func (b *builder) addPatients(e *entry, numbers []uint32) bool {
+func (b *builder) addPatients(e *entry, numbers []uint32, somebody uint32) bool {
 	known := b.patientsOf(e)
+	if len(known) > maxPatients || len(numbers) == 0 {
+		return false
+	}
 	all := slices.Concat(known, numbers)
 	slices.Sort(all)
 	all = slices.Compact(all)
+	if len(all) > maxPatients {
+		all = slices.DeleteFunc(all, func(number uint32) bool { return number == somebody })
+		all = append(all[:min(len(all), maxPatients)], somebody)
+	}
 	b.setPatients(e, all)
 	return len(all) > len(known)
 }

@@ -147,6 +147,8 @@ type reader struct {
 	scanner fhir.Scanner
 	buffer  []byte
 	named   []string
+
+	rewritten []byte // a line with resolved references
 }
 
 // read sorts the batch by place and calls each for every line, checked against the index. The body is valid until each
@@ -161,10 +163,10 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 			}
 		}
 		// Include neighbours that fit into one read.
-		start, end := batch[i].offset(), batch[i].offset()+int64(batch[i].size)
+		start, end := batch[i].offset(), batch[i].offset()+int64(batch[i].size())
 		next := i + 1
 		for ; next < len(batch) && batch[next].file() == batch[i].file(); next++ {
-			nextEnd := batch[next].offset() + int64(batch[next].size)
+			nextEnd := batch[next].offset() + int64(batch[next].size())
 			if batch[next].offset()-end > maxGap || nextEnd-start > readSize {
 				break
 			}
@@ -185,11 +187,18 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 				return err
 			}
 			from := batch[i].offset() - start
-			body := text[from : from+int64(batch[i].size) : from+int64(batch[i].size)]
+			body := text[from : from+int64(batch[i].size()) : from+int64(batch[i].size())]
 			if maphash.Bytes(r.source.seed, body) != batch[i].check {
 				return f.changed()
 			}
 			facts, err := r.scanner.Scan(body)
+			if err == nil && batch[i].resolvable() && r.source.resolved != nil {
+				resolved, changed := r.source.resolved.Resolve(r.rewritten[:0], body, facts, func(string) {})
+				if changed {
+					r.rewritten, body = resolved, resolved
+					facts, err = r.scanner.Scan(body)
+				}
+			}
 			if err != nil { // the indexed line was valid
 				return f.changed()
 			}

@@ -14,12 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// Load returns a source with the lines of the files, NDJSON by name ("a/b.ndjson"). A driver skips lines that are not
-// resources, or reports them as problems.
+// Load returns a source with the lines of the files, NDJSON by name ("a/b.ndjson").
 type Load func(t *testing.T, files map[string][]byte) source.Source
 
 // Run runs the whole suite.
@@ -30,7 +30,11 @@ func Run(t *testing.T, load Load) {
 	t.Run("never exported with patients", func(t *testing.T) { neverExported(t, load) })
 	t.Run("by id", func(t *testing.T) { byID(t, load) })
 	t.Run("duplicates", func(t *testing.T) { duplicates(t, load) })
+	t.Run("versions", func(t *testing.T) { versions(t, load) })
 	t.Run("broken lines", func(t *testing.T) { brokenLines(t, load) })
+	t.Run("somebody", func(t *testing.T) { somebody(t, load) })
+	t.Run("left out", func(t *testing.T) { leftOut(t, load) })
+	t.Run("chains of Provenance", func(t *testing.T) { provenanceChains(t, load) })
 	t.Run("bodies", func(t *testing.T) { bodies(t, load) })
 	t.Run("stopping", func(t *testing.T) { stopping(t, load) })
 	t.Run("sizes", func(t *testing.T) { sizes(t, load) })
@@ -125,14 +129,16 @@ func attribution(t *testing.T, load Load) {
 		resource("Patient", "c"),
 		resource("Observation", "plain", ref("subject", "Patient/a")),
 		resource("Observation", "versioned", ref("subject", "Patient/a/_history/3")),
+		resource("Observation", "fragment", ref("subject", "Patient/a#name")),
+		resource("Observation", "slash", ref("subject", "/Patient/a")),
 		resource("Observation", "absolute", ref("subject", "https://ehr.example.org/fhir/Patient/a")),
 		resource("Observation", "escaped", `"subject":{"reference":"Patient\/a"}`),
 		`{"subject":{"reference":"Patient/a"},"id":"late","resourceType":"Observation"}`,
-		resource("Observation", "urn", ref("subject", "urn:uuid:a")),
+		resource("Observation", "urn", ref("subject", "urn:uuid:x")),
 		resource("Observation", "contained", ref("subject", "#a"), `"contained":[{"resourceType":"Patient","id":"a"}]`),
 		resource("Observation", "within", ref("subject", "Patient/b"),
 			`"contained":[{"resourceType":"Observation","id":"x","subject":{"reference":"Patient/a"}}]`),
-		resource("Observation", "conditional", ref("subject", "Patient?identifier=a")),
+		resource("Observation", "conditional", ref("subject", "Patient?identifier=x")),
 		resource("Observation", "logical", `"subject":{"type":"Patient","identifier":{"value":"a"}}`),
 		resource("Observation", "group", ref("subject", "Group/a")),
 		resource("Observation", "none"),
@@ -156,9 +162,9 @@ func attribution(t *testing.T, load Load) {
 	}
 	a := []string{"a"}
 	expect(t, src, "Patient", a, names{"Patient/a": a})
-	expect(t, src, "Observation", a, names{"Observation/plain": a, "Observation/versioned": a,
-		"Observation/absolute": a, "Observation/escaped": a, "Observation/late": a})
-	expect(t, src, "Observation", []string{"b"}, names{"Observation/within": {"b"}, "Observation/performed": {"b"}})
+	expect(t, src, "Observation", a, names{"Observation/plain": a, "Observation/versioned": a, "Observation/fragment": a,
+		"Observation/slash": a, "Observation/escaped": a, "Observation/late": a, "Observation/within": {"a", "b"}})
+	expect(t, src, "Observation", []string{"b"}, names{"Observation/within": {"a", "b"}, "Observation/performed": {"b"}})
 	for _, typ := range []string{"AllergyIntolerance", "Composition", "Communication", "Coverage"} {
 		expect(t, src, typ, a, names{})
 	}
@@ -183,6 +189,7 @@ func provenance(t *testing.T, load Load) {
 		resource("Appointment", "both", `"participant":[{"actor":{"reference":"Patient/b"}},`+
 			`{"actor":{"reference":"Patient/a"}}]`),
 		resource("Organization", "org"),
+		resource("Practitioner", "pr"),
 		resource("Provenance", "patient", targets("Patient/a", "Patient/a/_history/1"), ref("agent", "Patient/b")),
 		resource("Provenance", "two", targets("Observation/p", "Patient/a")),
 		resource("Provenance", "shared", targets("Appointment/both")),
@@ -194,20 +201,33 @@ func provenance(t *testing.T, load Load) {
 		resource("Provenance", "no-such-type", targets("Goal/g", "Organization/org")),
 		resource("Provenance", "partly-unknown", targets("Observation/gone", "Organization/org")),
 		resource("Provenance", "adrift", targets("Observation/adrift")),
-		resource("Provenance", "urn", targets("urn:uuid:a", "Organization/org")),
+		resource("Provenance", "urn", targets("urn:uuid:x", "Organization/org")),
 		resource("Provenance", "empty"),
 		resource("Provenance", "org", targets("Organization/org")),
 		resource("Provenance", "org-and-practitioner", targets("Organization/org/_history/2", "Practitioner/pr")),
 		resource("Provenance", "location", targets("Location/l")),
+		resource("Provenance", "org-and-location", targets("Organization/org", "Location/l")),
+		resource("Provenance", "a-and-gone", targets("Observation/o", "Observation/gone")),
+		resource("Provenance", "a-and-location", targets("Patient/a", "Location/l")),
+		resource("Provenance", "a-and-urn", targets("Patient/a", "urn:uuid:x")),
+		resource("Provenance", "a-and-adrift", targets("Observation/o", "Observation/adrift")),
+		resource("Provenance", "a-and-logical", `"target":[{"reference":"Patient/a"},{"identifier":{"value":"x"}}]`),
+		resource("Provenance", "a-and-never", targets("Patient/a", "Group/g")),
+		resource("Provenance", "of-a-and-gone", targets("Provenance/a-and-gone")),
 	))
+	unsure := []string{"a", source.Somebody}
 	a, both := []string{"a"}, []string{"a", "b"}
 	expect(t, src, "Provenance", a, names{"Provenance/observation": a, "Provenance/patient": a,
 		"Provenance/two": both, "Provenance/shared": both, "Provenance/mixed": a, "Provenance/again": a,
-		"Provenance/further": a})
+		"Provenance/further": a, "Provenance/a-and-gone": unsure, "Provenance/a-and-location": unsure,
+		"Provenance/a-and-urn": unsure, "Provenance/a-and-adrift": unsure, "Provenance/a-and-logical": unsure,
+		"Provenance/a-and-never": unsure, "Provenance/of-a-and-gone": unsure})
 	expect(t, src, "Provenance", []string{"b"}, names{"Provenance/two": both, "Provenance/shared": both})
 	expect(t, src, "Provenance", both, names{"Provenance/observation": a, "Provenance/patient": a,
 		"Provenance/two": both, "Provenance/shared": both, "Provenance/mixed": a, "Provenance/again": a,
-		"Provenance/further": a})
+		"Provenance/further": a, "Provenance/a-and-gone": unsure, "Provenance/a-and-location": unsure,
+		"Provenance/a-and-urn": unsure, "Provenance/a-and-adrift": unsure, "Provenance/a-and-logical": unsure,
+		"Provenance/a-and-never": unsure, "Provenance/of-a-and-gone": unsure})
 
 	about := func(want names, refs ...source.Ref) {
 		t.Helper()
@@ -390,24 +410,126 @@ func brokenLines(t *testing.T, load Load) {
 		resource("Observation", "good", ref("subject", "Patient/a")),
 	))
 	expect(t, src, "Observation", []string{"a", "b"}, names{"Observation/good": {"a"}})
-	seen := map[source.Problem]bool{}
-	for _, types := range [][]string{nil, {"Observation"}, {"Patient", "Observation"}} {
-		err := src.Problems(t.Context(), types, func(p source.Problem) error {
-			if p.Place == "" || p.What == "" || strings.Contains(p.Place+p.What+p.Type, secret) {
-				t.Errorf("problem %+v: want a place, a reason and no content", p)
-			}
-			if p.Type != "" && !slices.Contains(types, p.Type) {
-				t.Errorf("a problem of %s was yielded for %v", p.Type, types)
-			}
-			seen[p] = true
-			return nil
-		})
-		must(t, err)
+}
+
+// versions: a number in meta.versionId counts before meta.lastUpdated where both versions have one (spec 11).
+func versions(t *testing.T, load Load) {
+	version := func(id, number, day, patient string) string {
+		return resource("Observation", id, fmt.Sprintf(`"meta":{"versionId":%q,"lastUpdated":"2024-01-%sT00:00:00Z"}`, number, day),
+			ref("subject", "Patient/"+patient))
 	}
-	stop := errors.New("stop")
-	err := src.Problems(t.Context(), []string{"Observation"}, func(source.Problem) error { return stop })
-	if len(seen) > 0 && err != stop { //nolint:errorlint // unchanged
-		t.Errorf("got %v, want the error of yield unchanged", err)
+	src := load(t, lines(
+		version("higher-first", "10", "01", "a"), version("higher-first", "9", "02", "b"),
+		version("higher-last", "9", "02", "b"), version("higher-last", "10", "01", "a"),
+		version("equal", "1", "02", "a"), version("equal", "1", "01", "b"),
+		version("not-a-number", "x", "02", "a"), version("not-a-number", "10", "01", "b"),
+	))
+	a := []string{"a"}
+	expect(t, src, "Observation", []string{"a", "b"}, names{"Observation/higher-first": a, "Observation/higher-last": a,
+		"Observation/equal": a, "Observation/not-a-number": a})
+}
+
+// somebody: a line about a patient and perhaps about somebody else says so (spec 10).
+func somebody(t *testing.T, load Load) {
+	actors := func(references ...string) string {
+		return `"participant":[{"actor":` + strings.Join(references, `},{"actor":`) + `}]`
+	}
+	member := `{"reference":"Patient/a"}`
+	src := load(t, lines(
+		resource("Patient", "a"),
+		resource("Appointment", "alone", actors(member, `{"reference":"Practitioner/p"}`, `{"display":"Dr. X"}`)),
+		resource("Appointment", "urn", actors(member, `{"reference":"urn:uuid:x"}`)),
+		resource("Appointment", "logical", actors(`{"identifier":{"value":"MRN"},"display":"Person Two"}`, member)),
+		resource("Appointment", "related", actors(member, `{"reference":"RelatedPerson/r"}`)),
+		resource("Appointment", "invalid", actors(member, `{"reference":"Patient/a_b"}`)),
+		resource("Appointment", "foreign", actors(member, `{"reference":"https://elsewhere.example/Patient/a"}`)),
+		resource("Appointment", "both", actors(member, `{"reference":"https://elsewhere.example/Patient/a"}`, `{"reference":"#x"}`)),
+		resource("Appointment", "contained", actors(member), `"contained":[{"resourceType":"Patient","id":"x"}]`),
+		resource("Appointment", "nobody", actors(`{"reference":"urn:uuid:x"}`)),
+	))
+	a, unsure := []string{"a"}, []string{"a", source.Somebody}
+	expect(t, src, "Appointment", a, names{
+		"Appointment/alone": a, "Appointment/urn": unsure, "Appointment/logical": unsure, "Appointment/related": unsure,
+		"Appointment/invalid": unsure, "Appointment/foreign": {"a", source.Foreigner}, "Appointment/contained": unsure,
+		"Appointment/both": {"a", source.Somebody, source.Foreigner},
+	})
+	for _, sentinel := range []string{source.Somebody, source.Foreigner} {
+		expect(t, src, "Appointment", []string{sentinel}, names{})
+	}
+}
+
+// leftOut: what no export contains is counted by type and reason (spec 11).
+func leftOut(t *testing.T, load Load) {
+	subject := func(reference string) string { return `"subject":` + reference }
+	src := load(t, lines(
+		resource("Patient", "a"),
+		resource("Observation", "served", ref("subject", "Patient/a")),
+		resource("Observation", "no-subject"),
+		resource("Observation", "of-a-group", ref("subject", "Group/g")),
+		resource("Observation", "urn", ref("subject", "urn:uuid:x")),
+		resource("Observation", "logical", subject(`{"identifier":{"value":"x"}}`)),
+		resource("Observation", "search", ref("subject", "Patient?identifier=x")),
+		resource("Observation", "contained", ref("subject", "#p"), `"contained":[{"resourceType":"Patient","id":"p"}]`),
+		resource("Observation", "foreign", ref("subject", "https://elsewhere.example/Patient/a")),
+		resource("Observation", "invalid", ref("subject", "Patient/a_b")),
+		resource("Condition", "invalid", subject(`"Patient/a"`)),
+		resource("Condition", "replaced", ref("subject", "urn:uuid:x")),
+		resource("Condition", "replaced", ref("subject", "Patient/a")),
+		resource("Device", "stock"),
+		resource("Organization", "o"),
+		resource("Provenance", "of-an-organization", targets("Organization/o")),
+		resource("Provenance", "unknown", targets("Observation/gone")),
+		resource("Provenance", "of-stock", targets("Device/stock")),
+		resource("Group", "g"), // passed by
+	))
+	want := []export.LeftOut{
+		{Type: "Condition", Reason: export.InvalidSubject, Count: 1}, {Type: "Device", Reason: export.NoPatient, Count: 1},
+		{Type: "Observation", Reason: export.ForeignPatient, Count: 1}, {Type: "Observation", Reason: export.InvalidSubject, Count: 1},
+		{Type: "Observation", Reason: export.NoPatient, Count: 2}, {Type: "Observation", Reason: export.UnresolvedPatient, Count: 4},
+		{Type: "Provenance", Reason: export.NoPatient, Count: 1}, {Type: "Provenance", Reason: export.UnresolvedPatient, Count: 1},
+	}
+	got, err := src.LeftOut(t.Context())
+	must(t, err)
+	var tally export.Tally // sorts
+	tally.AddAll(got)
+	if got := tally.List(); !slices.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+}
+
+// provenanceChains: a Provenance of a Provenance is about the same patients, in a chain of any length, in either order and
+// in a loop. One that reaches very many patients is about Somebody.
+func provenanceChains(t *testing.T, load Load) {
+	const links, people = 20_000, 150
+	for name, next := range map[string]func(i int) int{
+		"ascending": func(i int) int { return i + 1 }, "descending": func(i int) int { return i - 1 },
+	} {
+		text := []string{resource("Patient", "a")}
+		for i := range links {
+			end := "Patient/a"
+			if to := next(i); to >= 0 && to < links {
+				end = fmt.Sprintf("Provenance/v%05d", to)
+			}
+			text = append(text, resource("Provenance", fmt.Sprintf("v%05d", i), targets(end)))
+		}
+		if got := len(ofPatients(t, load(t, lines(text...)), "Provenance", "a").got); got != links {
+			t.Errorf("%s: %d of %d links are about the patient", name, got, links)
+		}
+	}
+	var text, ids []string
+	for i := range people {
+		ids = append(ids, fmt.Sprintf("p%03d", i))
+		text = append(text, resource("Patient", ids[i]), resource("Provenance", fmt.Sprintf("r%03d", i),
+			targets("Patient/"+ids[i], fmt.Sprintf("Provenance/r%03d", (i+1)%people))))
+	}
+	c := ofPatients(t, load(t, lines(text...)), "Provenance", ids...)
+	for name, subjects := range c.got {
+		if len(subjects) > 101 || subjects[len(subjects)-1] != source.Somebody {
+			t.Errorf("%s of a loop is about %d: %v", name, len(subjects), subjects)
+		}
+	}
+	if len(c.got) == 0 {
+		t.Error("no Provenance of the loop was yielded")
 	}
 }
 

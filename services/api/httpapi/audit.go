@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 
@@ -39,6 +40,9 @@ func (s *service) recordRefusal(c *gin.Context, r refusal) error {
 	}
 	event := audit.Event{
 		Action: action, Outcome: audit.Refused, Job: export.JobID(c.GetString(jobIDKey)), HTTPStatus: r.status, Reason: r.text,
+	}
+	if rule := c.GetString(ruleKey); rule != "" {
+		event.Reason = fmt.Sprintf("%s (rule %s)", c.GetString(reasonKey), rule)
 	}
 	if r.status >= http.StatusInternalServerError || r.status == statusClientGone {
 		event.Outcome = audit.Failed

@@ -19,8 +19,7 @@ import (
 // subject and job of each event, and its details by type.
 func (w *fixture) record() (events []map[string]string) {
 	w.t.Helper()
-	text, err := os.ReadFile(w.auditAt)
-	w.must(err)
+	text := w.text()
 	proven, err := audit.Verify(audit.Proof{}, audit.Input{Name: "log", Reader: bytes.NewReader(text)})
 	if err != nil || proven.Problem != nil {
 		w.t.Fatalf("the log is not proven: %v %+v", err, proven)
@@ -64,6 +63,14 @@ func (w *fixture) record() (events []map[string]string) {
 		}
 	}
 	return events
+}
+
+// text returns the audit log.
+func (w *fixture) text() []byte {
+	w.t.Helper()
+	text, err := os.ReadFile(w.auditAt)
+	w.must(err)
+	return text
 }
 
 // Every step of an export and every refused step is in the audit log, with its agent.

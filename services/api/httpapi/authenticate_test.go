@@ -1,6 +1,7 @@
 package httpapi_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -29,22 +30,27 @@ func TestAuthentication(t *testing.T) {
 		return "Bearer " + changed.Token()
 	}
 	const absent, rejected = "Bearer", `Bearer error="invalid_token"`
+	rules := map[string]int{}
 	for _, test := range []struct {
 		name      string
 		values    []string // of Authorization
 		challenge string
+		rule      string // in the log, the metric and the audit log
 	}{
-		{"no header", nil, absent},
-		{"other scheme", []string{"Basic YTpi"}, absent},
-		{"no token", []string{"Bearer"}, absent},
-		{"empty token", []string{"Bearer "}, absent},
-		{"two headers", []string{"Bearer " + valid, "Bearer " + valid}, absent},
-		{"rubbish", []string{"Bearer invalidToken"}, rejected},
-		{"expired", []string{with("exp", w.clock.Now().Add(-time.Hour).Unix())}, rejected},
-		{"other audience", []string{with("aud", "https://other.example.org")}, rejected},
-		{"other issuer", []string{with("iss", "https://evil.example.org")}, rejected},
-		{"alg none", []string{"Bearer " + genuine.Hostile()["alg none, kid kept"]}, rejected},
-		{"altered", []string{"Bearer " + valid[:len(valid)-8] + "AAAAAAAA"}, rejected},
+		{"no header", nil, absent, "no_token"},
+		{"other scheme", []string{"Basic YTpi"}, absent, "other_scheme"},
+		{"no token", []string{"Bearer"}, absent, "no_token"},
+		{"empty token", []string{"Bearer "}, absent, "no_token"},
+		{"two headers", []string{"Bearer " + valid, "Bearer " + valid}, absent, "several_headers"},
+		{"rubbish", []string{"Bearer invalidToken"}, rejected, "malformed"},
+		{"expired", []string{with("exp", w.clock.Now().Add(-time.Hour).Unix())}, rejected, "expired"},
+		{"other audience", []string{with("aud", "https://other.example.org")}, rejected, "audience"},
+		{"a slash too many", []string{with("aud", base+"/")}, rejected, "audience"},
+		{"not yet valid", []string{with("nbf", w.clock.Now().Add(time.Hour).Unix())}, rejected, "not_yet_valid"},
+		{"scope with a query", []string{with("scope", "system/Observation.rs?a=b")}, rejected, "scope"},
+		{"other issuer", []string{with("iss", "https://evil.example.org")}, rejected, "issuer"},
+		{"alg none", []string{"Bearer " + genuine.Hostile()["alg none, kid kept"]}, rejected, "malformed"},
+		{"altered", []string{"Bearer " + valid[:len(valid)-8] + "AAAAAAAA"}, rejected, "signature"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var headers []string
@@ -59,11 +65,24 @@ func TestAuthentication(t *testing.T) {
 				} else if got.code != http.StatusUnauthorized {
 					t.Errorf("%s %s: %d", route.method, route.path, got.code)
 				}
+				rules[test.rule]++
 				if test.challenge == rejected && strings.Contains(got.body, strings.TrimPrefix(test.values[0], "Bearer ")) {
 					t.Errorf("the answer repeats the header: %s", got.body)
 				}
 			}
 		})
+	}
+	events, log, metrics := string(w.text()), w.log.String(), w.metrics()
+	for rule, count := range rules {
+		if n := strings.Count(events, "(rule "+rule+")"); n != count {
+			t.Errorf("the audit log has the rule %s %d times, want %d", rule, n, count)
+		}
+		if n := strings.Count(log, fmt.Sprintf(`"rule":%q`, rule)); n != count {
+			t.Errorf("the log has the rule %s %d times, want %d", rule, n, count)
+		}
+		if want := fmt.Sprintf("sluice_api_unauthenticated_total{rule=%q} %d\n", rule, count); !strings.Contains(metrics, want) {
+			t.Errorf("no %s", want)
+		}
 	}
 	// A token in the query string is ignored.
 	wantOutcome(t, w.ask("GET", groupExport+"?access_token="+valid), http.StatusUnauthorized, "login")

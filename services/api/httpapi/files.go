@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/gzipblocks"
 )
 
 // transferBuffer is the buffer of one download, in addition to those of the store's client.
@@ -35,15 +36,11 @@ func (s *service) file(c *gin.Context) error {
 		return err
 	}
 	c.Header("Vary", "Accept-Encoding")
-	chosen := chooseCoding(c.Request.Header)
-	if chosen == noCoding {
-		return notAcceptable("The header Accept-Encoding allows neither gzip nor identity.")
-	}
-	form, err := represent(file, chosen)
+	header := c.Request.Header
+	form, ranged, err := represent(c.Request, file)
 	if err != nil {
 		return fmt.Errorf("file %s of job %s: %w", file.Name, job.ID, err)
 	}
-	header := c.Request.Header
 	// The order is that of RFC 9110 section 13.2.2. Conditions on dates are ignored: there is no Last-Modified.
 	if values := header.Values("If-Match"); len(values) > 0 && !matches(values, form.etag, false) {
 		return refused(http.StatusPreconditionFailed, "conflict",
@@ -61,8 +58,7 @@ func (s *service) file(c *gin.Context) error {
 	}
 	c.Header("Accept-Ranges", "bytes")
 	part, status := byteRange{length: form.size}, http.StatusOK
-	// Range has no meaning for HEAD (RFC 9110 section 14.2).
-	if c.Request.Method == http.MethodGet && rangeApplies(header, form.etag) {
+	if ranged {
 		asked, kind := parseRange(header.Values("Range"), form.size)
 		switch kind {
 		case unsatisfiable:
@@ -99,19 +95,37 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 	return job, file, nil
 }
 
-// represent describes the file in the coding. The ETags of both representations derive from the digest of the stored bytes.
-func represent(file export.File, chosen coding) (representation, error) {
+// represent chooses the representation of the file, and decides whether a Range header applies to it. The ETags of both
+// representations derive from the digest of the stored bytes.
+//
+// A range is of the identity form, unless If-Range has the ETag of the gzip form (spec 4): many libraries ask for gzip unasked
+// and cannot decode the middle of a stream. For a client that refuses identity there are no ranges without If-Range.
+func represent(r *http.Request, file export.File) (form representation, ranged bool, err error) {
+	chosen, identityAllowed := chooseCoding(r.Header)
+	if chosen == noCoding {
+		return form, false, notAcceptable("The header Accept-Encoding allows neither gzip nor identity.")
+	}
+	plain := representation{coding: identity, size: file.Bytes, etag: `"` + file.SHA256 + `"`}
+	_, kind := parseRange(r.Header.Values("Range"), plain.size)
+	ranged = kind != wholeFile && r.Method == http.MethodGet // Range has no meaning for HEAD (RFC 9110 section 14.2)
 	if chosen == identity {
-		return representation{coding: identity, size: file.Bytes, etag: `"` + file.SHA256 + `"`}, nil
+		return plain, ranged && rangeApplies(r.Header, plain.etag), nil
 	}
 	sum, err := hex.DecodeString(file.SHA256)
 	if err != nil {
-		return representation{}, fmt.Errorf("recorded digest: %w", err)
+		return form, false, fmt.Errorf("recorded digest: %w", err)
 	}
-	return representation{
+	packed := representation{
 		coding: gzipped, size: file.Stored, etag: `"` + file.SHA256 + `-gzip"`,
 		digest: "sha-256=:" + base64.StdEncoding.EncodeToString(sum) + ":",
-	}, nil
+	}
+	if len(r.Header.Values("If-Range")) > 0 && rangeApplies(r.Header, packed.etag) {
+		return packed, ranged, nil
+	}
+	if ranged && identityAllowed && rangeApplies(r.Header, plain.etag) {
+		return plain, true, nil
+	}
+	return packed, false, nil
 }
 
 // send writes the headers and streams the part.
@@ -120,7 +134,11 @@ func (s *service) send(
 ) error {
 	var body io.ReadCloser
 	if c.Request.Method == http.MethodGet {
-		var err error
+		end, err := s.downloads.begin(principalOf(c).Owner, s.DownloadLimit)
+		if err != nil {
+			return err
+		}
+		defer end()
 		// The part is opened, and its first byte read, before the header is sent, so that an unavailable store is a 503.
 		if body, err = s.openPart(c.Request.Context(), job, file, form, part); err != nil {
 			return err
@@ -163,29 +181,89 @@ func (s *service) send(
 	return nil
 }
 
-// openPart opens a part of the representation: of the stored bytes, or of the decompressed ones. gzip has no index, so the
-// latter is reached by decompressing everything before it; nothing is buffered.
+// openPart opens a part of the representation: of the stored bytes, or of the decompressed ones. Nothing is buffered. A whole
+// representation ends before its last byte unless the object is the committed one.
 func (s *service) openPart(
 	ctx context.Context, job export.JobID, file export.File, form representation, part byteRange,
 ) (io.ReadCloser, error) {
-	if form.coding == gzipped {
+	all := part == byteRange{length: form.size}
+	switch {
+	case form.coding == gzipped && all:
+		stored, err := s.openObject(ctx, job, file.Key, 0, file.Stored)
+		if err != nil {
+			return nil, err
+		}
+		return reading{newWhole(stored, file.Stored, file.SHA256), stored}, nil
+	case form.coding == gzipped:
 		return s.openObject(ctx, job, file.Key, part.start, part.length)
+	case file.Blocks != "" && !all:
+		return s.openBlocks(ctx, job, file, part)
 	}
 	stored, err := s.openObject(ctx, job, file.Key, 0, -1)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := gzip.NewReader(stored)
+	var source io.Reader = stored
+	if all {
+		source = newWhole(stored, file.Stored, file.SHA256)
+	}
+	plain, err := gzip.NewReader(source)
 	if err == nil {
-		_, err = io.CopyN(io.Discard, plain, part.start)
+		err = s.skip(ctx, plain, part.start)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("unpacking file %s of job %s: %w", file.Name, job, err), stored.Close())
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{plain, stored}, nil
+	if all {
+		return reading{newWhole(plain, file.Bytes, ""), stored}, nil
+	}
+	return reading{plain, stored}, nil
+}
+
+// openBlocks opens a part of the text by the file's index, so that it costs the blocks that it is in.
+func (s *service) openBlocks(
+	ctx context.Context, job export.JobID, file export.File, part byteRange,
+) (io.ReadCloser, error) {
+	place, err := gzipblocks.Find(file.Blocks, part.start, part.length, file.Stored)
+	if err != nil {
+		return nil, fmt.Errorf("file %s of job %s: %w", file.Name, job, err)
+	}
+	stored, err := s.openObject(ctx, job, file.Key, place.Offset, place.Length)
+	if err != nil {
+		return nil, err
+	}
+	plain := gzipblocks.NewReader(stored)
+	if _, err := io.CopyN(io.Discard, plain, place.Skip); err != nil {
+		return nil, errors.Join(fmt.Errorf("unpacking file %s of job %s: %w", file.Name, job, err), stored.Close())
+	}
+	return reading{plain, stored}, nil
+}
+
+// skip reads what is before a part of a file without an index, which an earlier version wrote. It costs everything before
+// the part, so only a few requests at once may do it. The error of the others is a refusal.
+func (s *service) skip(ctx context.Context, plain io.Reader, bytes int64) error {
+	if bytes > gzipblocks.BlockSize {
+		select {
+		case s.scans <- struct{}{}:
+			defer func() { <-s.scans }()
+		default:
+			return tooMuch("Too many ranges of files without an index are being read. Ask for the whole file, or for the gzip form "+
+				"with its ETag in If-Range.", fullWait)
+		}
+	}
+	for bytes > 0 && ctx.Err() == nil {
+		n, err := io.CopyN(io.Discard, plain, min(bytes, gzipblocks.BlockSize))
+		if bytes -= n; err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// reading reads from one place and closes another.
+type reading struct {
+	io.Reader
+	io.Closer
 }
 
 // openObject opens bytes of an object (to its end if length < 0) and reads the first one, so that an unavailable store or
@@ -193,6 +271,10 @@ func (s *service) openPart(
 func (s *service) openObject(
 	ctx context.Context, job export.JobID, key string, offset, length int64,
 ) (io.ReadCloser, error) {
+	if of, ok := export.JobOf(key); !ok || of != job {
+		// Whoever can write to Redis could name another job's object, which has another owner.
+		return nil, fmt.Errorf("job %s has an object that is not below its prefix", job)
+	}
 	object, err := s.Objects.Open(ctx, key, offset, length)
 	if err != nil {
 		return nil, s.openError(ctx, job, err)
@@ -201,10 +283,7 @@ func (s *service) openObject(
 	if _, err := buffered.Peek(1); err != nil && !errors.Is(err, io.EOF) {
 		return nil, errors.Join(s.openError(ctx, job, err), object.Close())
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{buffered, object}, nil
+	return reading{buffered, object}, nil
 }
 
 // openError distinguishes an object that a purge deleted after the job was read (404) from one that is missing although

@@ -1,8 +1,10 @@
 package httpapi_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
@@ -115,6 +119,7 @@ func TestFileRanges(t *testing.T) {
 		size := len(whole)
 		last := strconv.Itoa(size - 1)
 		total := strconv.Itoa(size)
+		etag := map[string]string{"identity": s.etag, "gzip": s.etagGz}[encoding]
 		coding := map[string]string{"identity": "", "gzip": "gzip"}[encoding]
 		for asked, want := range map[string]struct{ from, to int }{
 			"bytes=0-0": {0, 1}, "bytes=0-99": {0, 100}, "bytes=100-299": {100, 300}, "bytes=-1": {size - 1, size},
@@ -122,7 +127,7 @@ func TestFileRanges(t *testing.T) {
 			"bytes=" + last + "-": {size - 1, size}, "bytes=" + last + "-" + total: {size - 1, size},
 			"bytes=10-99999999999999999999": {10, size},
 		} {
-			got := s.get("Accept-Encoding", encoding, "Range", asked)
+			got := s.get("Accept-Encoding", encoding, "Range", asked, "If-Range", etag)
 			if got.code != http.StatusPartialContent || got.body != whole[want.from:want.to] {
 				t.Fatalf("%s %s: %d, %d bytes", encoding, asked, got.code, len(got.body))
 			}
@@ -131,7 +136,7 @@ func TestFileRanges(t *testing.T) {
 				"Content-Type", "application/fhir+ndjson", "Vary", "Accept-Encoding")
 		}
 		for _, asked := range []string{"bytes=" + total + "-", "bytes=99999999999999999999-", "bytes=-0"} {
-			got := s.get("Accept-Encoding", encoding, "Range", asked)
+			got := s.get("Accept-Encoding", encoding, "Range", asked, "If-Range", etag)
 			wantOutcome(t, got, http.StatusRequestedRangeNotSatisfiable, "invalid", "Range")
 			wantHeader(t, got, "Content-Range", "bytes */"+total, "Content-Encoding", "", "Vary", "Accept-Encoding",
 				"Etag", "", "Accept-Ranges", "")
@@ -146,15 +151,73 @@ func TestFileRanges(t *testing.T) {
 		// A download in pieces equals the file.
 		var pieces strings.Builder
 		for at := 0; at < size; at += 700 {
-			pieces.WriteString(s.get("Accept-Encoding", encoding, "Range", fmt.Sprintf("bytes=%d-%d", at, at+699)).body)
+			pieces.WriteString(s.get("Accept-Encoding", encoding, "Range", fmt.Sprintf("bytes=%d-%d", at, at+699), "If-Range", etag).body)
 		}
 		if pieces.String() != whole {
 			t.Errorf("%s: the pieces are not the file", encoding)
 		}
 	}
+	// HTTP libraries ask for gzip unasked, and cannot decode the middle of a stream (B-14).
+	for _, accepted := range []string{"gzip", "gzip, deflate, br, zstd", "*", "x-gzip;q=0.5"} {
+		got := s.get("Accept-Encoding", accepted, "Range", "bytes=100-199")
+		if got.code != http.StatusPartialContent || got.body != s.plain[100:200] {
+			t.Errorf("%s: %d %q, want bytes of the identity form", accepted, got.code, got.body)
+		}
+		wantHeader(t, got, "Content-Encoding", "", "Etag", s.etag, "Vary", "Accept-Encoding", "Repr-Digest", "",
+			"Content-Range", fmt.Sprintf("bytes 100-199/%d", len(s.plain)))
+	}
+	past := s.get("Accept-Encoding", "gzip", "Range", fmt.Sprintf("bytes=%d-", len(s.plain)))
+	wantOutcome(t, past, http.StatusRequestedRangeNotSatisfiable, "invalid", "Range")
+	wantHeader(t, past, "Content-Range", fmt.Sprintf("bytes */%d", len(s.plain)))
+	for _, whole := range [][]string{ // no range applies
+		{"Accept-Encoding", "gzip, identity;q=0", "Range", "bytes=100-199"},
+		{"Accept-Encoding", "gzip", "Range", "bytes=100-199,300-399"},
+		{"Accept-Encoding", "gzip", "Range", "bytes=100-199", "If-Range", `"x"`},
+	} {
+		got := s.get(whole...)
+		if got.code != http.StatusOK || got.body != s.gzip {
+			t.Errorf("%q: %d, %d bytes, want the whole gzip form", whole, got.code, len(got.body))
+		}
+		wantHeader(t, got, "Content-Encoding", "gzip", "Etag", s.etagGz)
+	}
 	head := s.ask("HEAD", s.path, append(s.as("alice"), "Range", "bytes=0-9")...)
 	if head.code != http.StatusOK || head.header.Get("Content-Length") != strconv.Itoa(len(s.plain)) {
 		t.Errorf("HEAD with a range: %d, Content-Length %s", head.code, head.header.Get("Content-Length"))
+	}
+}
+
+// A range of the text costs the blocks that it is in, wherever it is. A file of an earlier version has no index: a range of
+// it costs what is before it, so only a few at once are read (P4, R11).
+func TestARangeCostsItsBlocks(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	alice := w.as("alice")
+	content := bulk(200) // of 12 MB, which do not compress well
+	id := w.kickoff(alice, "")
+	w.plan(id, "Observation", "Patient")
+	indexed := w.write(id, "Observation-00000", content)
+	half := len(content.lines) / 2
+	first, second := content, content
+	first.lines, second.lines = content.lines[:half], content.lines[half:]
+	first.typ, second.typ = "Patient", "Patient"
+	older := w.write(id, "Patient-00000", first, second)
+	w.commit(w.claim(id, "Observation-00000", export.KindExport), indexed)
+	w.commit(w.claim(id, "Patient-00000", export.KindExport), older)
+	w.seal(id, nil)
+	plain := content.plain()
+	from := w.objectDoor.Count()
+	for _, part := range [][2]int{{len(plain) - 1, 1}, {len(plain) / 2, 10}, {0, 1}, {3 << 20, 2 << 20}, {1<<20 - 1, 2}} {
+		headers := append(slices.Clone(alice), "Range", fmt.Sprintf("bytes=%d-%d", part[0], part[0]+part[1]-1))
+		for file, most := range map[string]int64{filePath(id, indexed): int64(part[1]) + 3<<20, filePath(id, older): indexed.Stored * 2} {
+			from.Store(0)
+			got := w.ask("GET", file, headers...)
+			if got.code != http.StatusPartialContent || got.body != plain[part[0]:part[0]+part[1]] {
+				t.Errorf("%v of %s: %d, %d bytes", part, file, got.code, len(got.body))
+			}
+			if read := from.Load(); read > most {
+				t.Errorf("%v of %s: %d bytes were read from the store, want at most %d", part, file, read, most)
+			}
+		}
 	}
 }
 
@@ -178,12 +241,16 @@ func TestFileConditions(t *testing.T) {
 		{"identity", "If-Match", s.etag, nil, 200},
 		{"identity", "If-Match", "W/" + s.etag, nil, 412},
 		{"identity", "If-Match", s.etagGz, nil, 412},
-		{"gzip", "If-Match", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
+		{"gzip", "If-Match", s.etagGz, nil, 200},
+		{"gzip", "If-Match", s.etag, []string{"Range", "bytes=0-9"}, 206}, // a range is of the identity form
 		{"gzip", "If-Match", `"x"`, []string{"If-None-Match", s.etagGz}, 412},
 		{"identity", "If-Range", s.etag, []string{"Range", "bytes=0-9"}, 206},
 		{"identity", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 200},
 		{"gzip", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
-		{"gzip", "If-Range", s.etag, []string{"Range", "bytes=0-9"}, 200},
+		{"gzip", "If-Range", s.etag, []string{"Range", "bytes=0-9"}, 206},
+		{"gzip", "If-Range", "W/" + s.etagGz, []string{"Range", "bytes=0-9"}, 200},
+		{"gzip, identity;q=0", "If-Range", s.etag, []string{"Range", "bytes=0-9"}, 200},
+		{"gzip, identity;q=0", "If-Range", s.etagGz, []string{"Range", "bytes=0-9"}, 206},
 		{"gzip", "If-Range", `"x"`, []string{"Range", "bytes=999999999-"}, 200},
 		{"gzip", "If-Modified-Since", date, nil, 200},
 		{"gzip", "If-Unmodified-Since", "Sun, 06 Nov 1994 08:49:37 GMT", nil, 200},
@@ -256,7 +323,7 @@ func TestFileCutAndResumed(t *testing.T) {
 		wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
 		// The OperationOutcome must not have the headers that describe the file.
 		wantHeader(t, got, "Etag", "", "Accept-Ranges", "", "Content-Range", "", "Content-Encoding", "", "Repr-Digest", "",
-			"Vary", "", "Expires", "", "X-Progress", "", "Cache-Control", "no-store", "Retry-After", "5000")
+			"Vary", "", "Expires", "", "X-Progress", "", "Cache-Control", "no-store", "Retry-After", "5")
 	}
 	// HEAD does not need the store.
 	if head := s.ask("HEAD", s.path, s.as("alice")...); head.code != http.StatusOK {
@@ -295,6 +362,32 @@ func TestFileDownloadOutlivesPurge(t *testing.T) {
 	}
 	if err := <-purged; err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever can write to Redis cannot have the API serve an object of another job: its owner is another one.
+func TestAnObjectOfAnotherJobIsNotServed(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	alices, bobs := w.kickoff(w.as("alice"), ""), w.kickoff(w.as("bob"), "")
+	own, foreign := w.run(alices, patients(2))[0], w.run(bobs, patients(9))[0]
+	store, ctx := w.redis(), t.Context()
+	results := "sluice:{" + string(alices) + "}:results"
+	held, err := store.HGetAll(ctx, results).Result()
+	must(t, err)
+	for unit, result := range held {
+		must(t, store.HSet(ctx, results, unit, strings.ReplaceAll(result, own.Key, foreign.Key)).Err())
+	}
+	for _, headers := range [][]string{nil, {"Accept-Encoding", "gzip"}, {"Range", "bytes=0-9"}} {
+		got := w.ask("GET", filePath(alices, own), append(w.as("alice"), headers...)...)
+		wantOutcome(t, got, http.StatusInternalServerError, "exception")
+	}
+	bob, err := store.HGet(ctx, "sluice:{"+string(bobs)+"}:job", "manifest").Result()
+	must(t, err)
+	must(t, store.HSet(ctx, "sluice:{"+string(alices)+"}:job", "manifest", bob).Err())
+	wantOutcome(t, w.ask("GET", statusPath(alices), w.as("alice")...), http.StatusInternalServerError, "exception")
+	if strings.Contains(w.log.String(), string(bobs)+"/") {
+		t.Error("the log repeats what was put into Redis")
 	}
 }
 
@@ -349,5 +442,39 @@ func TestFileOfSeveralMembers(t *testing.T) {
 	plain := lines[0].plain() + lines[1].plain() + lines[2].plain()
 	if got := w.ask("GET", filePath(id, file), w.as("alice")...); got.code != http.StatusOK || got.body != plain {
 		t.Errorf("%d %q, want %q", got.code, got.body, plain)
+	}
+}
+
+// A file that was replaced in the bucket is never served as a complete one: the connection is cut before the last byte.
+func TestAReplacedFileIsCut(t *testing.T) {
+	t.Parallel()
+	s := serveFile(t, patients(5000))
+	altered := []byte(s.gzip)
+	pack := func(text string) []byte {
+		var packed bytes.Buffer
+		zip := gzip.NewWriter(&packed)
+		_, err := zip.Write([]byte(text))
+		must(t, errors.Join(err, zip.Close()))
+		return packed.Bytes()
+	}
+	altered[len(altered)-1] ^= 1 // a byte of the size in the trailer
+	plain := []byte(s.plain)
+	plain[len(plain)/2] ^= 1
+	for name, object := range map[string][]byte{
+		"another text of the same length": pack(string(plain)), "a longer text": pack(s.plain + "{}\n"),
+		"a shorter text": pack(s.plain[:len(s.plain)/2]),
+		"its trailer":    altered, "its beginning": altered[:len(altered)/2], "no gzip": plain,
+	} {
+		s.put(s.file.Key, object)
+		for encoding, whole := range map[string]string{"identity": s.plain, "gzip": s.gzip} {
+			got, err := s.try("GET", s.path, append(s.as("alice"), "Accept-Encoding", encoding)...)
+			if got.code == http.StatusOK && err == nil || len(got.body) >= len(whole) {
+				t.Errorf("%s as %s: %d, %d bytes, %v: want a cut answer", name, encoding, got.code, len(got.body), err)
+			}
+		}
+	}
+	s.put(s.file.Key, []byte(s.gzip))
+	if got := s.get(); got.body != s.plain {
+		t.Errorf("the committed object: %d", got.code)
 	}
 }

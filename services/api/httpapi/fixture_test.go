@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/gzipblocks"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/queue"
@@ -54,6 +56,7 @@ type fixture struct {
 	jobs     *jobstore.Store
 	objects  *objects.Store
 	redisURL string
+	place    testenv.S3
 	issuers  *tokentest.KeyServer // the keys of both
 	key      *ecdsa.PrivateKey
 	users    *users
@@ -89,7 +92,7 @@ func newFixture(t testing.TB, change ...func(*httpapi.Config)) *fixture {
 func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...func(*httpapi.Config)) *fixture {
 	t.Helper()
 	w := &fixture{
-		t: t, clock: testenv.NewClock(time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)), redisURL: redisURL,
+		t: t, clock: testenv.NewClock(time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)), redisURL: redisURL, place: place,
 		key: tokentest.EC(elliptic.P256()),
 	}
 	w.users = newUsers(t, w.clock.Now)
@@ -139,7 +142,8 @@ func (w *fixture) config(change ...func(*httpapi.Config)) httpapi.Config {
 	cfg := httpapi.Config{
 		BaseURL: mustURL(w.t, base), Dialect: httpapi.DialectAuto, Now: w.clock.Now,
 		Logger: slog.New(slog.NewJSONHandler(&w.log, nil)),
-		Limits: httpapi.Limits{PollLimit: 10, JobLimit: 1000, Repeat: "new", KickOffLimit: 1e6, StatusLimit: 1e6},
+		Limits: httpapi.Limits{PollLimit: 10, JobLimit: 1000, Repeat: "new", KickOffLimit: 1e6, StatusLimit: 1e6, DownloadLimit: 100,
+			FinishedLimit: 1e6, StoredLimit: 1 << 50},
 	}
 	for _, apply := range change {
 		apply(&cfg)
@@ -310,7 +314,7 @@ func (w *fixture) claim(id export.JobID, unit export.UnitID, kind export.Kind) e
 		_, err := w.jobs.Issue(w.t.Context(), id, 100)
 		w.must(err)
 	}
-	lease, err := w.jobs.Claim(w.t.Context(), id, unit, kind, 1)
+	lease, err := w.jobs.Claim(w.t.Context(), id, unit, kind, 1, "")
 	w.must(err)
 	return lease
 }
@@ -368,23 +372,29 @@ func (w *fixture) seal(id export.JobID, list []byte) {
 	w.t.Helper()
 	lease := w.claim(id, export.SealUnit, export.KindSeal)
 	key := export.ManifestKey(id, lease.Fence)
-	w.put(key, list)
+	stored := w.put(key, list)
 	now := w.clock.Now()
 	w.must(w.jobs.Commit(w.t.Context(), lease, jobstore.Commit{
-		Seal: &jobstore.Seal{Manifest: key, Finished: now, Expires: now.Add(retention)},
+		Seal: &jobstore.Seal{Manifest: key, Digest: stored.SHA256, Finished: now, Expires: now.Add(retention)},
 	}))
 }
 
-// write stores a file, with each of the parts as a gzip member of its own.
+// write stores a file as the worker does, or several parts as earlier versions did, each as a gzip member of its own.
 func (w *fixture) write(id export.JobID, unit export.UnitID, parts ...content) export.File {
 	w.t.Helper()
 	var packed bytes.Buffer
 	c := parts[0]
 	file := export.File{Name: export.FileName(unit, 1, c.typ, 0), Type: c.typ, Error: c.error}
 	for _, part := range parts {
-		zip := gzip.NewWriter(&packed)
-		_, err := zip.Write([]byte(part.plain()))
+		var blocks gzipblocks.Writer
+		w.must(blocks.Reset(&packed))
+		zip := io.WriteCloser(&blocks)
+		if len(parts) > 1 {
+			zip = gzip.NewWriter(&packed)
+		}
+		_, err := io.WriteString(zip, part.plain())
 		w.must(errors.Join(err, zip.Close()))
+		file.Blocks = blocks.Index()
 		file.Count += int64(len(part.lines))
 		file.Bytes += int64(len(part.plain()))
 	}
@@ -445,7 +455,7 @@ func newUsers(t testing.TB, now func() time.Time) *users {
 		os.WriteFile(access, []byte(grants), 0o600)))
 	f := &users{dir: dir}
 	var err error
-	f.Groups, err = filedir.OpenGroups(dir, now)
+	f.Groups, err = filedir.OpenGroups(dir, nil, now, slog.New(slog.DiscardHandler))
 	must(t, err)
 	f.Access, err = filedir.OpenAccess(access)
 	must(t, err)
@@ -460,7 +470,7 @@ func (f *users) Exists(ctx context.Context, group string) error {
 }
 
 // Members must not be called: an API that reads members does the work of the plan in the kick-off (pitfall 12).
-func (f *users) Members(context.Context, string, func(string) error) error {
+func (f *users) Members(context.Context, string, func(string) error) ([]export.LeftOut, error) {
 	panic("the API reads members")
 }
 
@@ -541,6 +551,16 @@ func (d *door) ShutAfter(left int64) {
 		}
 		return more
 	})
+}
+
+// Count counts the bytes from the server.
+func (d *door) Count() *atomic.Int64 {
+	var n atomic.Int64
+	d.watch(nil, func(_, part []byte) bool {
+		n.Add(int64(len(part)))
+		return true
+	})
+	return &n
 }
 
 // Lose forwards the next n requests that contain the word, and breaks their connections before the answers are forwarded.

@@ -71,16 +71,16 @@ func FuzzBearer(f *testing.F) {
 		f.Add(seed, "a.b.c")
 	}
 	f.Fuzz(func(t *testing.T, value, raw string) {
-		if got := bearer(http.Header{"Authorization": {value}}); got != "" {
+		if got, _ := bearer(http.Header{"Authorization": {value}}); got != "" {
 			if len(value) < 8 || !strings.EqualFold(value[:7], "Bearer ") || strings.TrimSpace(value[7:]) != got {
 				t.Errorf("%q gives the token %q", value, got)
 			}
 		}
-		if got := bearer(http.Header{"Authorization": {"bearer " + raw}}); got != strings.TrimSpace(raw) {
+		if got, _ := bearer(http.Header{"Authorization": {"bearer " + raw}}); got != strings.TrimSpace(raw) {
 			t.Errorf("%q became %q", raw, got)
 		}
 		for _, values := range [][]string{{value, "Bearer " + raw}, {"Bearer " + raw, value}, {"Bearer " + raw, "Bearer " + raw}} {
-			if got := bearer(http.Header{"Authorization": values}); got != "" {
+			if got, _ := bearer(http.Header{"Authorization": values}); got != "" {
 				t.Errorf("two headers %q give %q", values, got)
 			}
 		}

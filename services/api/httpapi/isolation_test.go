@@ -157,7 +157,7 @@ func TestIsolation(t *testing.T) {
 			wantOutcome(t, want, http.StatusNotFound, "forbidden", "The requested export is not available.")
 		}
 		way := w.trail(never.id)
-		if wanted := `job store ["HGETALL sluice:{JOB}:job"], queue [], object store 0 bytes`; way != wanted {
+		if wanted := `job store ["HMGET sluice:{JOB}:job owner state expires"], queue [], object store 0 bytes`; way != wanted {
 			t.Fatalf("%s %s of a job that never existed: %s, want %s", q.method, q.name, way, wanted)
 		}
 		for _, caller := range callers {
@@ -191,7 +191,7 @@ func TestIsolation(t *testing.T) {
 		}
 		w.listen()
 		got := w.ask("GET", status(job), w.as("alice")...)
-		if got.code == http.StatusNotFound || w.trail(job.id) == `job store ["HGETALL sluice:{JOB}:job"], queue [], `+
+		if got.code == http.StatusNotFound || w.trail(job.id) == `job store ["HMGET sluice:{JOB}:job owner state expires"], queue [], `+
 			`object store 0 bytes` && job.state != "failed" {
 			t.Errorf("%s: the owner gets %d by %s", job.state, got.code, w.trail(job.id))
 		}
@@ -253,24 +253,38 @@ func TestIsolationOfLists(t *testing.T) {
 	id := w.kickoff(alice, "")
 	file := w.run(id, patients(2))[0]
 	before := w.holdings()
-	answers := map[string]reply{}
+	answers := map[string]map[string]reply{} // by the hint about a slash
 	for caller, headers := range map[string][]string{"nobody": nil, "alice": alice, "bob": w.as("bob")} {
 		for _, path := range []string{
 			"/fhir/exports", "/fhir/exports/", statusPath(id) + "/", statusPath(id) + "/files", statusPath(id) + "/files/",
 			filePath(id, file) + "/", filePath(id, file) + "/x", "/fhir/exports/" + string(id) + "%2Ffiles",
-			"/exports/" + string(id), "/fhir//exports/" + string(id), "/fhir/Exports/" + string(id), "/fhir/Group/g1",
+			"/exports/" + string(id), "/fhir//exports/" + string(id), "/fhir//Group/g1/$export",
+			groupExport + "/", "/fhir/Exports/" + string(id), "/fhir/Group/g1",
 			"/jobs/" + string(id) + "/", "/" + file.Key, "/metrics", "/metrics/",
 			"/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1",
 		} {
 			w.listen()
-			answers[caller+" "+path] = w.ask("GET", path, headers...)
+			got := w.ask("GET", path, headers...)
+			hint := ""
+			switch {
+			case strings.Contains(path, "//"):
+				hint = "It has a doubled slash."
+			case strings.HasSuffix(path, "/"):
+				hint = "It ends with a slash."
+			}
+			wantOutcome(t, got, http.StatusNotFound, "not-found", hint)
+			if answers[hint] == nil {
+				answers[hint] = map[string]reply{}
+			}
+			answers[hint][caller+" "+path] = got
 			if got, want := w.trail(string(id)), "job store [], queue [], object store 0 bytes"; got != want {
 				t.Errorf("%s for %s: %s", path, caller, got)
 			}
 		}
 	}
-	wantSame(t, answers)
-	wantOutcome(t, answers["alice /fhir/exports"], http.StatusNotFound, "not-found")
+	for _, same := range answers {
+		wantSame(t, same)
+	}
 	w.wantUntouched(before)
 }
 

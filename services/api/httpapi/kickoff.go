@@ -45,7 +45,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if err := s.refuseWhilePaused(c); err != nil {
 		return err
 	}
-	if err := s.limit(c, "kickoff", "kick-offs", s.KickOffLimit, ""); err != nil {
+	if err := s.limit(c, "kickoff", "kick-offs", s.KickOffLimit); err != nil {
 		return err
 	}
 	who := principalOf(c)
@@ -76,10 +76,15 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		Trace:   telemetry.TraceParent(ctx),
 	}
 	if s.NewKey != nil {
-		job.Key = s.NewKey(job.ID)
+		job.Key = s.NewKey(job.ID, job.Owner)
 	}
 	admission := jobstore.Admission{Limit: s.JobLimit, Join: s.Repeat == repeatSame}
 	admitted, joinErr, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
+		if admitted == job.ID { // joining a running export takes no place
+			if err := s.checkQuota(context.WithoutCancel(ctx), who.Owner); err != nil {
+				return err
+			}
+		}
 		noteJob(c, admitted)
 		event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
 		event.Target, event.Types = "Group/"+group, types
@@ -114,14 +119,24 @@ func endKickOff(c *gin.Context, span trace.Span, err error) {
 	telemetry.EndSpan(span, err)
 }
 
+// kickOffTypes are the types of which Accept has to allow one. A success has no body, so this is about a refusal. Many clients
+// name the type of the files, or that of JSON before R4.
+func kickOffTypes() []string {
+	return []string{fhirJSON, plainJSON, "application/json+fhir", "application/fhir+ndjson", "application/ndjson",
+		"application/x-ndjson"}
+}
+
 // chooseDialect decides the dialect of the job's responses (spec 9), and refuses clients that do not accept them.
 func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 	async := prefersAsync(header)
-	if !accepts(header, fhirJSON, plainJSON) {
-		return "", notAcceptable(noJSON)
-	}
-	if s.Dialect == string(export.IG) {
+	if s.Dialect != string(export.IG) {
+		if !accepts(header, kickOffTypes()...) {
+			return "", notAcceptable(noJSON)
+		}
+	} else {
 		switch {
+		case !accepts(header, fhirJSON, plainJSON):
+			return "", notAcceptable(noJSON)
 		case len(mediaRanges(header)) == 0:
 			return "", invalid("The header Accept is required: application/fhir+json.")
 		case !namesType(header, fhirJSON, plainJSON):

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -23,6 +24,12 @@ type Limits struct {
 	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
 	// status answers to one subject per minute, over all replicas; at least 40 for each of JOB_LIMIT
 	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
+	// finished exports that one subject holds until they expire or are deleted
+	FinishedLimit int `env:"FINISHED_LIMIT" envDefault:"200"`
+	// bytes of finished exports in the object store with which one subject may kick off
+	StoredLimit int64 `env:"STORED_LIMIT" envDefault:"1099511627776"`
+	// downloads of one subject at once, in each replica
+	DownloadLimit int `env:"DOWNLOAD_LIMIT" envDefault:"16"`
 }
 
 // The response to a kick-off identical to that of a running export.
@@ -48,6 +55,7 @@ func (l Limits) Validate() error {
 func (l Limits) check() (err error) {
 	for name, limit := range map[string]int{
 		"POLL": l.PollLimit, "JOB": l.JobLimit, "KICKOFF": l.KickOffLimit, "STATUS": l.StatusLimit,
+		"DOWNLOAD": l.DownloadLimit, "FINISHED": l.FinishedLimit, "STORED": int(l.StoredLimit),
 	} {
 		if limit < 1 {
 			err = errors.Join(err, fmt.Errorf("SLUICE_%s_LIMIT must be at least 1", name))
@@ -65,19 +73,18 @@ const fullWait = 5 * time.Second
 // limitWindow is the window in which requests are counted.
 const limitWindow = time.Minute
 
-// limit counts a request of the subject under the name, and refuses it beyond the limit. Retry-After is in the dialect of
-// the job, or in seconds when the response is not about a job (RFC 9110).
-func (s *service) limit(c *gin.Context, what, plural string, limit int, dialect export.Dialect) error {
+// limit counts a request of the subject under the name, and refuses it beyond the limit.
+func (s *service) limit(c *gin.Context, what, plural string, limit int) error {
 	wait, err := s.Jobs.Allow(c.Request.Context(), what, principalOf(c).Owner, limitWindow, limit)
 	if err != nil || wait == 0 {
 		return err
 	}
-	return tooMuch("Too many "+plural+". Retry after the time in the header Retry-After.", dialect, wait)
+	return tooMuch("Too many "+plural+". Retry after the time in the header Retry-After.", wait)
 }
 
 // tooMuch is a 429 (spec 7, K-15 and S-05).
-func tooMuch(text string, dialect export.Dialect, wait time.Duration) refusal {
-	return refused(http.StatusTooManyRequests, "throttled", text, "Retry-After", retryAfter(dialect, wait))
+func tooMuch(text string, wait time.Duration) refusal {
+	return refused(http.StatusTooManyRequests, "throttled", text, "Retry-After", inUnits(wait, time.Second))
 }
 
 // full is the 429 that names the caller's running exports. Retry-After is the shortest poll interval among them, since
@@ -100,7 +107,60 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 	if len(urls) > 0 {
 		text += " Wait for one to end, or cancel one: " + strings.Join(urls, " ")
 	}
-	return tooMuch(text, "", max(wait, fullWait))
+	return tooMuch(text, max(wait, fullWait))
+}
+
+// longestHold is the longest Retry-After for a subject that holds too much: it may delete an export at any time.
+const longestHold = time.Hour
+
+// checkQuota refuses a new export while its owner holds too many finished ones or too many bytes of them, or while Redis has
+// too little memory left. Each finished export holds about 10 KB of Redis until it expires.
+func (s *service) checkQuota(ctx context.Context, owner export.Owner) error {
+	if err := s.Jobs.Room(ctx); err != nil {
+		return err
+	}
+	held, err := s.Jobs.Held(ctx, owner)
+	if err != nil {
+		return err
+	}
+	var text string
+	switch {
+	case held.Finished >= s.FinishedLimit:
+		text = fmt.Sprintf("This client holds the maximum number of finished exports: %d (FINISHED_LIMIT).", s.FinishedLimit)
+	case held.Stored >= s.StoredLimit:
+		text = fmt.Sprintf("The finished exports of this client have the maximum size: %d of %d bytes (STORED_LIMIT).",
+			held.Stored, s.StoredLimit)
+	default:
+		return nil
+	}
+	text += fmt.Sprintf(" Delete one that is no longer needed, or wait until it expires. The first expires %s: %s",
+		httpDate(held.Expires), s.statusURL(held.First))
+	return tooMuch(text, min(max(held.Expires.Sub(s.Now()), fullWait), longestHold))
+}
+
+// downloads counts the running downloads of each subject in this process. Each holds a connection to the store and about
+// half a megabyte, here and in the kernel, for as long as its client reads.
+type downloads struct {
+	mu      sync.Mutex
+	running map[export.Owner]int
+}
+
+// begin counts a download until end is called, or returns the 429.
+func (d *downloads) begin(owner export.Owner, most int) (end func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.running[owner] >= most {
+		return nil, tooMuch(fmt.Sprintf("This client has the maximum number of downloads at once: %d. Finish one first.", most),
+			fullWait)
+	}
+	d.running[owner]++
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.running[owner]--; d.running[owner] == 0 {
+			delete(d.running, owner)
+		}
+	}, nil
 }
 
 // Bounds of Retry-After while kick-offs are paused. Between them it is the rest of the pause.
@@ -123,5 +183,5 @@ func (s *service) refuseWhilePaused(c *gin.Context) error {
 	}
 	return refused(http.StatusServiceUnavailable, "transient",
 		"New exports are paused. Running exports continue. Retry after the time in the header Retry-After.",
-		"Retry-After", retryAfter(export.IG, wait)) // in seconds, like every answer that is not about a job
+		"Retry-After", inUnits(wait, time.Second))
 }

@@ -3,12 +3,15 @@ package httpapi_test
 import (
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
+	"github.com/alicebob/miniredis/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -117,7 +120,7 @@ func TestKickOffsAreLimited(t *testing.T) {
 	w.kickoff(w.as("bob"), "")
 }
 
-// A subject's status requests are limited over all of its jobs, and Retry-After is in the job's dialect. Only requests
+// A subject's status requests are limited over all of its jobs, and Retry-After is in seconds for every dialect (spec 7). Only requests
 // about its own jobs count.
 func TestStatusesAreLimited(t *testing.T) {
 	t.Parallel()
@@ -136,11 +139,10 @@ func TestStatusesAreLimited(t *testing.T) {
 			}
 		}
 	}
-	if wait := wantThrottled(t, w.ask("GET", statusPath(ig), alice...)); wait > 60 {
-		t.Errorf("Retry-After %d, want seconds", wait)
-	}
-	if wait := wantThrottled(t, w.ask("GET", statusPath(classic), alice...)); wait < 1000 {
-		t.Errorf("Retry-After %d, want milliseconds", wait)
+	for _, id := range []export.JobID{classic, ig} {
+		if wait := wantThrottled(t, w.ask("GET", statusPath(id), alice...)); wait > 60 {
+			t.Errorf("Retry-After %d, want seconds", wait)
+		}
 	}
 	// A job of another owner still gets the 404.
 	wantOutcome(t, w.ask("GET", statusPath(export.NewJobID()), alice...), http.StatusNotFound, "forbidden")
@@ -198,6 +200,133 @@ func TestAFloodOfKickOffs(t *testing.T) {
 	// For each job: record, units, fences, issued list and task; for the subject a set and a counter; the indexes.
 	if most := int64(atWork*8 + 20); keys > most {
 		t.Errorf("%d keys in Redis, want at most %d", keys, most)
+	}
+}
+
+// Finished exports take Redis and the bucket until they expire. A subject that holds too many of them, or too many bytes, gets
+// a 429 that names the limit and the way out (P5).
+func TestFinishedExportsAreLimited(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.FinishedLimit = 3 })
+	alice := w.as("alice")
+	var held []export.JobID
+	for range 3 {
+		id := w.kickoff(alice, "")
+		w.run(id, patients(1))
+		held = append(held, id)
+		w.clock.Advance(time.Minute)
+	}
+	before := w.active()
+	got := w.ask("GET", groupExport, w.as("alice")...)
+	if wait := wantThrottled(t, got, "finished exports: 3", base+"/exports/"+string(held[0]), "Delete one"); wait > 3600 {
+		t.Errorf("Retry-After %d, want seconds", wait)
+	}
+	if strings.Contains(w.log.String(), `"status":429,"bytes":0,"job_id"`) || w.active() != before {
+		t.Error("the refused kick-off left a job")
+	}
+	w.kickoff(w.as("bob"), "")
+	if got := w.ask("DELETE", statusPath(held[1]), w.as("alice")...); got.code != http.StatusAccepted {
+		t.Fatalf("delete: %d", got.code)
+	}
+	w.run(w.kickoff(w.as("alice"), ""), patients(1))
+	wantThrottled(t, w.ask("GET", groupExport, w.as("alice")...), "finished exports: 3")
+	w.clock.Advance(retention - 3*time.Minute) // the first expires, by the clock
+	w.kickoff(w.as("alice"), "")
+}
+
+func TestStoredBytesAreLimited(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.StoredLimit = 1000 })
+	alice := w.as("alice")
+	id := w.kickoff(alice, "")
+	file := w.run(id, bulk(1))[0]
+	got := w.ask("GET", groupExport, alice...)
+	wantThrottled(t, got, strconv.FormatInt(file.Stored, 10)+" of 1000 bytes", base+"/exports/"+string(id))
+	w.kickoff(w.as("bob"), "")
+	if got := w.ask("DELETE", statusPath(id), alice...); got.code != http.StatusAccepted {
+		t.Fatalf("delete: %d", got.code)
+	}
+	w.kickoff(alice, "")
+}
+
+// A kick-off that joins a running export takes no place.
+func TestJoiningNeedsNoQuota(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.FinishedLimit, cfg.Repeat = 1, "same" })
+	alice := w.as("alice")
+	running := w.kickoff(alice, "?_type=Patient")
+	w.run(w.kickoff(alice, ""), patients(1))
+	wantThrottled(t, w.ask("GET", groupExport, alice...), "finished exports: 1")
+	if again := w.kickoff(alice, "?_type=Patient"); again != running {
+		t.Errorf("got %s, want the running %s", again, running)
+	}
+}
+
+// Before Redis is full, new exports are refused with a 503; what exists goes on.
+func TestKickOffsBeforeRedisIsFull(t *testing.T) {
+	t.Parallel()
+	embedded := miniredis.RunT(t)
+	w := newFixtureOn(t, "redis://"+embedded.Addr(), testenv.ObjectStore(t))
+	w.must(w.objects.EnsureBucket(t.Context()))
+	alice := w.as("alice")
+	id := w.kickoff(alice, "")
+	embedded.Server().SetPreHook(func(peer *server.Peer, cmd string, _ ...string) bool {
+		if cmd == "INFO" {
+			peer.WriteBulk("# Memory\r\nused_memory:900\r\nmaxmemory:1000\r\nmaxmemory_policy:noeviction\r\n")
+		}
+		return cmd == "INFO"
+	})
+	got := w.ask("GET", groupExport, alice...)
+	wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
+	wantHeader(t, got, "Retry-After", "5")
+	if !strings.Contains(w.log.String(), "redis uses more than 80 % of its maxmemory") {
+		t.Error("the log does not have the cause")
+	}
+	if got := w.ask("GET", statusPath(id), alice...); got.code != http.StatusAccepted {
+		t.Errorf("status: %d", got.code)
+	}
+	w.run(id, patients(1))
+	if got := w.ask("DELETE", statusPath(id), alice...); got.code != http.StatusAccepted {
+		t.Errorf("delete: %d", got.code)
+	}
+}
+
+// One subject cannot hold more downloads than allowed, whatever their form; others are not affected (P3).
+func TestDownloadsAtOnceAreLimited(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.DownloadLimit = 3 })
+	alice, bob := w.as("alice"), w.as("bob")
+	id, bobs := w.kickoff(alice, ""), w.kickoff(bob, "")
+	path, bobsPath := filePath(id, w.run(id, bulk(300))[0]), filePath(bobs, w.run(bobs, patients(1))[0])
+	var held []*http.Response
+	for _, headers := range [][]string{nil, {"Accept-Encoding", "gzip"}, {"Range", "bytes=5-"}} {
+		response, err := w.open("GET", path, append(slices.Clone(alice), headers...)...)
+		must(t, err)
+		defer response.Body.Close()
+		if response.StatusCode >= 300 {
+			t.Fatalf("%q: %d", headers, response.StatusCode)
+		}
+		held = append(held, response) // and is not read
+	}
+	for _, headers := range [][]string{nil, {"Range", "bytes=0-0"}} {
+		got := w.ask("GET", path, append(slices.Clone(alice), headers...)...)
+		if wait := wantThrottled(t, got, "downloads at once: 3"); wait > 30 {
+			t.Errorf("Retry-After %d, want seconds", wait)
+		}
+		wantHeader(t, got, "Etag", "", "Accept-Ranges", "", "Content-Range", "")
+	}
+	if got := w.ask("HEAD", path, alice...); got.code != http.StatusOK {
+		t.Errorf("HEAD: %d", got.code)
+	}
+	if got := w.ask("GET", bobsPath, bob...); got.code != http.StatusOK {
+		t.Errorf("another subject: %d", got.code)
+	}
+	must(t, held[0].Body.Close())
+	// The handler ends at its next write, and each refused request is answered at once.
+	for w.ask("GET", path, append(slices.Clone(alice), "Range", "bytes=0-0")...).code != http.StatusPartialContent {
+		if err := t.Context().Err(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

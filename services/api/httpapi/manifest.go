@@ -73,7 +73,11 @@ func (s *service) openList(ctx context.Context, job export.Job) (io.ReadCloser, 
 	if job.Manifest == "" {
 		return io.NopCloser(bytes.NewReader(nil)), nil
 	}
-	return s.openObject(ctx, job.ID, job.Manifest, 0, -1)
+	list, err := s.openObject(ctx, job.ID, job.Manifest, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	return reading{newWhole(list, -1, job.Digest), list}, nil
 }
 
 // writeItems writes the items of one of the manifest's lists.

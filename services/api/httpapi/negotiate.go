@@ -81,8 +81,9 @@ const (
 )
 
 // chooseCoding picks the coding for a file from Accept-Encoding (RFC 9110 section 12.5.3). gzip wins ties, because
-// files are stored gzipped. A client that does not send the header gets identity: it may not know gzip.
-func chooseCoding(header http.Header) coding {
+// files are stored gzipped. A client that does not send the header gets identity: it may not know gzip. It also returns
+// whether identity is acceptable.
+func chooseCoding(header http.Header) (chosen coding, identityAllowed bool) {
 	const unset = -1.0
 	gzipQ, identityQ, anyQ := unset, unset, unset
 	for _, member := range members(header.Values("Accept-Encoding")) {
@@ -102,14 +103,14 @@ func chooseCoding(header http.Header) coding {
 	if gzipQ == unset {
 		gzipQ = max(anyQ, 0)
 	}
-	identityAllowed := identityQ > 0 || identityQ == unset && anyQ != 0
+	identityAllowed = identityQ > 0 || identityQ == unset && anyQ != 0
 	switch {
 	case gzipQ > 0 && gzipQ >= identityQ:
-		return gzipped
+		return gzipped, identityAllowed
 	case identityAllowed:
-		return identity
+		return identity, true
 	}
-	return noCoding
+	return noCoding, false
 }
 
 // prefersAsync reports whether a Prefer header has respond-async (RFC 7240). A value and parameters have no meaning.

@@ -23,15 +23,15 @@ func TestChooseCoding(t *testing.T) {
 		noCoding: {"identity;q=0", "*;q=0", "gzip;q=0, identity;q=0", "gzip;q=0, *;q=0", "br, identity;q=0"},
 	} {
 		for _, value := range values {
-			if got := chooseCoding(http.Header{"Accept-Encoding": {value}}); got != want {
+			if got, _ := chooseCoding(http.Header{"Accept-Encoding": {value}}); got != want {
 				t.Errorf("%q: coding %d, want %d", value, got, want)
 			}
 		}
 	}
-	if got := chooseCoding(http.Header{}); got != identity { // F-11: no gzip unless accepted
+	if got, _ := chooseCoding(http.Header{}); got != identity { // F-11: no gzip unless accepted
 		t.Errorf("without a header: coding %d", got)
 	}
-	if got := chooseCoding(http.Header{"Accept-Encoding": {"br", "gzip"}}); got != gzipped {
+	if got, _ := chooseCoding(http.Header{"Accept-Encoding": {"br", "gzip"}}); got != gzipped {
 		t.Errorf("two headers: coding %d", got)
 	}
 }
@@ -100,10 +100,10 @@ func FuzzChooseCoding(f *testing.F) {
 				closed = "" // a quoted string may swallow what follows
 			}
 		}
-		if got := chooseCoding(http.Header{"Accept-Encoding": {closed, "identity;q=0, x-none"}}); got == identity {
+		if got, _ := chooseCoding(http.Header{"Accept-Encoding": {closed, "identity;q=0, x-none"}}); got == identity {
 			t.Errorf("%q: identity although it is refused", value)
 		}
-		if got := chooseCoding(http.Header{"Accept-Encoding": {value, "gzip"}}); got == noCoding {
+		if got, _ := chooseCoding(http.Header{"Accept-Encoding": {value, "gzip"}}); got == noCoding {
 			t.Errorf("%q: nothing although gzip is accepted", value)
 		}
 	})

@@ -24,12 +24,16 @@ const (
 	errorKey     = "err"
 	stackKey     = "stack"
 	traceIDKey   = "trace_id"
+	ruleKey      = "rule"   // that the token of a 401 violates
+	reasonKey    = "reason" // the same in words
 )
 
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	kickoffs *prometheus.CounterVec
+
+	unauthenticated *prometheus.CounterVec
 }
 
 func newMetrics(registry *prometheus.Registry) metrics {
@@ -45,6 +49,9 @@ func newMetrics(registry *prometheus.Registry) metrics {
 		kickoffs: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_api_kickoffs_total", Help: "Kick-offs by outcome.",
 		}, []string{"outcome"}),
+		unauthenticated: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_api_unauthenticated_total", Help: "Requests without a valid token (401) by the violated rule.",
+		}, []string{"rule"}),
 	}
 }
 
@@ -114,7 +121,7 @@ func (s *service) record(c *gin.Context, took time.Duration, cut bool) {
 	if cut {
 		attrs = append(attrs, slog.Bool("cut", true))
 	}
-	for _, key := range []string{jobIDKey, traceIDKey, errorKey, stackKey} {
+	for _, key := range []string{jobIDKey, traceIDKey, ruleKey, reasonKey, errorKey, stackKey} {
 		if text := c.GetString(key); text != "" {
 			attrs = append(attrs, slog.String(key, text))
 		}

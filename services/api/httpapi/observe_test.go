@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -91,9 +92,11 @@ func TestLogOfServerErrors(t *testing.T) {
 		"job store down": {http.StatusServiceUnavailable, func(w *fixture) { w.jobDoor.Shut() }},
 		"queue down":     {http.StatusServiceUnavailable, func(w *fixture) { w.queueDoor.Shut() }},
 		"answer lost":    {http.StatusServiceUnavailable, func(w *fixture) { w.jobDoor.Lose(createWord, 2) }},
-		"groups down":    {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "Group.ndjson") }},
-		"access down":    {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "access.yaml") }},
-		"no keys":        {http.StatusServiceUnavailable, func(w *fixture) { w.issuers.Fail() }},
+		"groups down": {http.StatusServiceUnavailable, func(w *fixture) {
+			w.users.exists = func(string) error { return fmt.Errorf("%s: %w", broken, export.ErrUnavailable) }
+		}},
+		"access down": {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "access.yaml") }},
+		"no keys":     {http.StatusServiceUnavailable, func(w *fixture) { w.issuers.Fail() }},
 		"error": {http.StatusInternalServerError, func(w *fixture) {
 			w.users.exists = func(string) error { return errors.New(broken) }
 		}},
@@ -165,6 +168,7 @@ func TestMetrics(t *testing.T) {
 		`sluice_api_kickoffs_total{outcome="accepted"} 1`, `sluice_api_kickoffs_total{outcome="unauthenticated"} 1`,
 		`sluice_api_kickoffs_total{outcome="invalid"} 1`, `sluice_api_kickoffs_total{outcome="not_found"} 1`,
 		`sluice_api_kickoffs_total{outcome="forbidden"} 1`,
+		`sluice_api_unauthenticated_total{rule="no_token"} 1`,
 		`sluice_api_requests_total{code="202",method="GET",route="/fhir/Group/:group/$export"} 1`,
 		`sluice_api_requests_total{code="405",method="HEAD",route="none"} 1`,
 		`sluice_api_requests_total{code="202",method="GET",route="/fhir/exports/:job"} 1`,
@@ -218,13 +222,14 @@ func TestProbes(t *testing.T) {
 		broken.Open()
 	}
 	ready()
-	for name, file := range map[string]string{"groups": "Group.ndjson", "access": "access.yaml"} {
-		file = filepath.Join(w.users.dir, file)
-		must(t, os.Rename(file, file+".kept"))
-		spoil(t, w.users.dir, filepath.Base(file))
-		ready(name)
-		must(t, os.Rename(file+".kept", file))
-	}
+	file := filepath.Join(w.users.dir, "access.yaml")
+	must(t, os.Rename(file, file+".kept"))
+	spoil(t, w.users.dir, filepath.Base(file))
+	ready("access")
+	must(t, os.Rename(file+".kept", file))
+	must(t, os.Rename(w.users.dir, w.users.dir+".away"))
+	ready("groups", "access")
+	must(t, os.Rename(w.users.dir+".away", w.users.dir))
 	ready()
 	wantOutcome(t, w.ask("POST", "/livez"), http.StatusMethodNotAllowed, "not-supported", "GET")
 
@@ -302,6 +307,9 @@ func TestNewRefuses(t *testing.T) {
 		{"JOB_LIMIT", func(cfg *httpapi.Config) { cfg.JobLimit = 0 }},
 		{"KICKOFF_LIMIT", func(cfg *httpapi.Config) { cfg.KickOffLimit = -1 }},
 		{"STATUS_LIMIT", func(cfg *httpapi.Config) { cfg.StatusLimit = 0 }},
+		{"DOWNLOAD_LIMIT", func(cfg *httpapi.Config) { cfg.DownloadLimit = 0 }},
+		{"FINISHED_LIMIT", func(cfg *httpapi.Config) { cfg.FinishedLimit = 0 }},
+		{"STORED_LIMIT", func(cfg *httpapi.Config) { cfg.StoredLimit = 0 }},
 		{"KICKOFF_REPEAT", func(cfg *httpapi.Config) { cfg.Repeat = "" }},
 		{"dependency", func(cfg *httpapi.Config) { cfg.Now = nil }},
 		{"dependency", func(*httpapi.Config) { w.deps.Jobs = nil }},

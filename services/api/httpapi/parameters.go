@@ -76,16 +76,17 @@ func (p *parameters) take(name string, values []string) (err error) {
 	return invalid("The parameter " + name + " is unknown.")
 }
 
-// parseTypes returns the union of all repeats and comma lists of `_type` (K-14). Names are case-sensitive. An
-// empty value is refused: the client may have lost its list, and reading it as "all types" would disclose more than
+// parseTypes returns the union of all repeats and comma lists of `_type` (K-14). Names are case-sensitive, and blanks around
+// them do not count. An empty name is refused: the client may have lost its list, and reading it as "all types" would disclose more than
 // intended (P-18).
 func parseTypes(values []string) ([]string, error) {
 	var types, unknown, never []string
 	compartment := false
 	for name := range strings.SplitSeq(strings.Join(values, ","), ",") {
+		name = strings.TrimSpace(name)
 		switch {
 		case name == "":
-			return nil, invalid("The parameter _type has an empty name.")
+			return nil, invalid("The parameter _type has an empty name: it has no value, or a comma too many.")
 		case !typeForm.MatchString(name):
 			return nil, invalid("The parameter _type has a name that is not the name of a resource type.")
 		case !fhir.IsType(name):

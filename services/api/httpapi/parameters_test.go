@@ -30,7 +30,12 @@ func TestParseParameters(t *testing.T) {
 		{"P-16 unknown", "_type=Patient,Missing", nil, "Missing", ""},
 		{"P-16 case", "_type=patient", nil, "patient", ""},
 		{"not the form of a name", "_type=Patient/123", nil, "_type", ""},
-		{"white space", "_type=Patient,%20Observation", nil, "_type", ""},
+		{"a blank before", "_type=Patient,%20Observation", []string{"Observation", "Patient"}, "", ""},
+		{"a blank after", "_type=Patient+,Observation%09", []string{"Observation", "Patient"}, "", ""},
+		{"a blank inside", "_type=Obser+vation", nil, "_type", ""},
+		{"only a blank", "_type=Patient,+", nil, "empty name", ""},
+		{"a comma at the end", "_type=Patient,", nil, "a comma too many", ""},
+		{"a comma before", "_type=,Patient", nil, "empty name", ""},
 		{"P-17 only referenced", "_type=Practitioner,Organization", nil, "Organization, Practitioner", "not-supported"},
 		{"P-18 empty", "_type=", nil, "_type", ""},
 		{"empty member", "_type=Patient,,Observation", nil, "_type", ""},
@@ -121,7 +126,9 @@ func FuzzParseParameters(f *testing.F) {
 		}
 		var want []string
 		if read.Has("_type") {
-			want = strings.Split(strings.Join(read["_type"], ","), ",")
+			for name := range strings.SplitSeq(strings.Join(read["_type"], ","), ",") {
+				want = append(want, strings.TrimSpace(name))
+			}
 			slices.Sort(want)
 			want = slices.Compact(want)
 		}

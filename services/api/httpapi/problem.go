@@ -22,8 +22,7 @@ const (
 	noJSON    = "The header Accept allows neither application/fhir+json nor application/json."
 )
 
-// retryOutage is the Retry-After of a 503: in the dialect of the caller's job if the request is about one (spec 3 and 9),
-// otherwise, or while the job store is down and the job's owner is unknown, in seconds (RFC 9110).
+// retryOutage is the Retry-After of a 503.
 const retryOutage = 5 * time.Second
 
 // statusClientGone is never sent. Logs and metrics use it for a client that disconnected before the answer.
@@ -88,7 +87,7 @@ func (s *service) refuse(c *gin.Context, err error) {
 		panic(http.ErrAbortHandler)
 	case errors.Is(err, export.ErrUnavailable):
 		keepError(c, err)
-		r = s.unavailable(c)
+		r = unavailable()
 	default:
 		keepError(c, err)
 		r = refused(http.StatusInternalServerError, "exception", "The server could not answer this request. Its operators "+
@@ -101,16 +100,16 @@ func (s *service) refuse(c *gin.Context, err error) {
 	}
 	if err := s.recordRefusal(c, r); err != nil {
 		keepError(c, err)
-		r = s.unavailable(c)
+		r = unavailable()
 	}
 	s.writeProblem(c, r)
 }
 
 // unavailable is the response while a dependency of the request is unavailable.
-func (s *service) unavailable(c *gin.Context) refusal {
+func unavailable() refusal {
 	return refused(http.StatusServiceUnavailable, "transient",
 		"A part of the service cannot be reached at the moment. Try again later.",
-		"Retry-After", retryAfter(export.Dialect(c.GetString(dialectKey)), retryOutage))
+		"Retry-After", inUnits(retryOutage, time.Second))
 }
 
 // staleHeaders are the headers of the successful response that a handler had prepared when it failed. A refusal must not

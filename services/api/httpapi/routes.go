@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -65,8 +66,8 @@ type Deps struct {
 	Access   directory.Access
 	Audit    *audit.Log
 	Registry *prometheus.Registry
-	Tracing  *telemetry.Tracing        // nil: nothing is traced
-	NewKey   func(export.JobID) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
+	Tracing  *telemetry.Tracing                      // nil: nothing is traced
+	NewKey   func(export.JobID, export.Owner) []byte // the wrapped data key of a new job (export.Job.Key); nil: jobs are not encrypted
 }
 
 // Route templates, below the base URL's path. Clients read the last two documents before they have a token.
@@ -91,6 +92,8 @@ type service struct {
 	baseText  string // the base URL, without a trailing slash
 	metrics   metrics
 	lifecycle *jobs.Lifecycle
+	downloads *downloads
+	scans     chan struct{} // a place for each reading of a file from its beginning to a range
 
 	capabilities, smartDocument []byte // public documents; the second is nil without Config.TokenURL
 }
@@ -162,6 +165,7 @@ func newService(cfg Config, deps Deps) (*service, error) {
 	s := &service{
 		Config: cfg, Deps: deps, baseText: strings.TrimSuffix(cfg.BaseURL.String(), "/"), metrics: newMetrics(deps.Registry),
 		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: cfg.Now},
+		downloads: &downloads{running: map[export.Owner]int{}}, scans: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	if cfg.TokenURL != "" {
 		s.smartDocument = encode(token.SMARTConfiguration(cfg.TokenURL, cfg.ClientSecrets))
@@ -246,8 +250,17 @@ func (s *service) fileURL(job export.JobID, name string) string {
 	return s.statusURL(job) + "/files/" + url.PathEscape(name)
 }
 
-func (s *service) noRoute(*gin.Context) error {
-	return refused(http.StatusNotFound, "not-found", "There is nothing at this path.")
+// noRoute names a doubled or a trailing slash, which URLs that were joined by hand often have. It does not redirect: many
+// clients do not send the token again.
+func (s *service) noRoute(c *gin.Context) error {
+	text := "There is nothing at this path."
+	switch path := c.Request.URL.Path; {
+	case strings.Contains(path, "//"):
+		text += " It has a doubled slash."
+	case len(path) > 1 && strings.HasSuffix(path, "/"):
+		text += " It ends with a slash."
+	}
+	return refused(http.StatusNotFound, "not-found", text)
 }
 
 func (s *service) noMethod(c *gin.Context) error {

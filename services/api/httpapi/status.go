@@ -31,7 +31,7 @@ func (s *service) status(c *gin.Context) error {
 	if len(denied) > 0 {
 		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
 	}
-	if err := s.limit(c, "status", "status requests", s.StatusLimit, job.Request.Dialect); err != nil {
+	if err := s.limit(c, "status", "status requests", s.StatusLimit); err != nil {
 		return err
 	}
 	switch job.State {
@@ -44,30 +44,30 @@ func (s *service) status(c *gin.Context) error {
 }
 
 // ownJob returns the job in the path if it belongs to the caller and is visible, otherwise the 404 of spec 3. Jobs of
-// others and unknown jobs cost the same: one read of the record. An invalid id skips the read, which discloses nothing.
+// others and unknown jobs cost the same: one read of a few fields. The record is read only for its owner, because its size
+// could be measured. An invalid id skips the read, which discloses nothing.
 func (s *service) ownJob(c *gin.Context) (export.Job, error) {
 	id, err := export.ParseJobID(c.Param("job"))
 	if err != nil {
 		return export.Job{}, notAvailable()
 	}
-	job, err := s.Jobs.Job(c.Request.Context(), id)
-	if errors.Is(err, export.ErrNotFound) {
+	noteJob(c, id)
+	job, err := s.Jobs.Head(c.Request.Context(), id)
+	if err == nil && (job.Owner != principalOf(c).Owner || !job.Visible(s.Now())) {
+		return export.Job{}, notAvailable()
+	}
+	if err == nil {
+		job, err = s.Jobs.Job(c.Request.Context(), id)
+	}
+	if errors.Is(err, export.ErrNotFound) || err == nil && !job.Visible(s.Now()) { // it may have ended in between
 		return export.Job{}, notAvailable()
 	}
 	if err != nil {
 		return export.Job{}, fmt.Errorf("reading job %s: %w", id, err)
 	}
-	noteJob(c, id)
-	if job.Owner != principalOf(c).Owner || !job.Visible(s.Now()) {
-		return export.Job{}, notAvailable()
-	}
-	c.Set(dialectKey, string(job.Request.Dialect))
 	noteTrace(c, job.Trace)
 	return job, nil
 }
-
-// dialectKey is the key of the gin context under which ownJob stores the dialect of the caller's job.
-const dialectKey = "dialect"
 
 // progress responds for a live job. Besides the subject's limit, these polls are limited per job: only they announce an
 // interval, so a client that obeys it is never refused (pitfall 29).
@@ -79,12 +79,16 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 	}
 	if wait > 0 {
 		return tooMuch("The status was asked for far more often than the header Retry-After of its answers allows.",
-			job.Request.Dialect, min(wait, interval))
+			min(wait, interval))
 	}
 	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusAccepted)); err != nil {
 		return err
 	}
-	c.Header("Retry-After", retryAfter(job.Request.Dialect, interval))
+	unit := time.Second // RFC 9110
+	if job.Request.Dialect == export.Classic {
+		unit = time.Millisecond // spec 3
+	}
+	c.Header("Retry-After", inUnits(interval, unit))
 	c.Header("X-Progress", progressWord(job.State))
 	c.Header("X-Progress-Percent", strconv.Itoa(min(job.Percent, 99)))
 	writeHeader(c, http.StatusAccepted)
@@ -97,13 +101,9 @@ func pollInterval(age time.Duration) time.Duration {
 	return min(max((age/10).Truncate(time.Second), shortestPoll), longestPoll)
 }
 
-// retryAfter writes a wait in the job's dialect: milliseconds in Classic (spec 3), otherwise seconds (spec 9, RFC 9110),
-// rounded up and never zero. It is never a date, which popular clients misread (pitfall 30).
-func retryAfter(dialect export.Dialect, wait time.Duration) string {
-	unit := time.Second
-	if dialect == export.Classic {
-		unit = time.Millisecond
-	}
+// inUnits writes a wait for Retry-After, rounded up and never zero. It is never a date, which popular clients misread
+// (pitfall 30). Only the 202 of a classic job has milliseconds: HTTP libraries and proxies read every other one (spec 7).
+func inUnits(wait, unit time.Duration) string {
 	return strconv.FormatInt(int64(max((wait+unit-1)/unit, 1)), 10)
 }
 

@@ -3,8 +3,6 @@ package httpapi
 import (
 	"testing"
 	"time"
-
-	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
 func TestPollInterval(t *testing.T) {
@@ -23,23 +21,22 @@ func TestPollInterval(t *testing.T) {
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		dialect export.Dialect
-		wait    time.Duration
-		want    string
+		unit, wait time.Duration
+		want       string
 	}{
-		{export.Classic, time.Second, "1000"},
-		{export.Classic, 30 * time.Second, "30000"},
-		{export.Classic, 1500 * time.Microsecond, "2"},
-		{export.Classic, 0, "1"},
-		{export.IG, time.Second, "1"},
-		{export.IG, 30 * time.Second, "30"},
-		{export.IG, 1001 * time.Millisecond, "2"},
-		{export.IG, time.Millisecond, "1"},
-		{export.IG, 0, "1"},
+		{time.Millisecond, time.Second, "1000"},
+		{time.Millisecond, 30 * time.Second, "30000"},
+		{time.Millisecond, 1500 * time.Microsecond, "2"},
+		{time.Millisecond, 0, "1"},
+		{time.Second, time.Second, "1"},
+		{time.Second, 30 * time.Second, "30"},
+		{time.Second, 1001 * time.Millisecond, "2"},
+		{time.Second, time.Millisecond, "1"},
+		{time.Second, 0, "1"},
 	}
 	for _, test := range tests {
-		if got := retryAfter(test.dialect, test.wait); got != test.want {
-			t.Errorf("%s, %s: %s, want %s", test.dialect, test.wait, got, test.want)
+		if got := inUnits(test.wait, test.unit); got != test.want {
+			t.Errorf("%s, %s: %s, want %s", test.unit, test.wait, got, test.want)
 		}
 	}
 }

@@ -47,13 +47,17 @@ clients:
     jwks: %s
     scope: system/Patient.rs system/Group.rs
   - {id: secret, secret_sha256: %s, scope: system/*.read}
-`, set, hash))
+  - {id: rotating, secret_sha256: [%s, %s], scope: system/*.read}
+`, set, hash, hash, token.HashSecret("next")))
 	file, err := clients.OpenFile(path)
 	must(t, err)
 	for id, holds := range map[string]func(token.Client) bool{
 		"url":    func(c token.Client) bool { return c.JWKSURL == "https://app.example/jwks" && c.Scope == "system/*.rs" },
 		"inline": func(c token.Client) bool { return len(c.JWKS) > 0 && c.Scope == "system/Patient.rs system/Group.rs" },
 		"secret": func(c token.Client) bool { return c.HasSecret("s") },
+		"rotating": func(c token.Client) bool {
+			return c.HasSecret("s") && c.HasSecret("next") && !c.HasSecret("snext")
+		},
 	} {
 		client, err := file.Client(id)
 		must(t, err)
@@ -64,7 +68,7 @@ clients:
 	if _, err := file.Client("other"); !errors.Is(err, export.ErrNotFound) {
 		t.Errorf("unknown client: %v", err)
 	}
-	if len(file.IDs()) != 3 {
+	if len(file.IDs()) != 4 {
 		t.Errorf("ids %v", file.IDs())
 	}
 
@@ -90,22 +94,25 @@ func TestOpenFileRefuses(t *testing.T) {
 	set, hash := jwks(t), token.HashSecret("confidential")
 	path := filepath.Join(t.TempDir(), "clients.yaml")
 	for name, content := range map[string]string{
-		"empty":            "",
-		"no list":          "clients:",
-		"a list alone":     "- {id: a}",
-		"unknown key":      "clients: [{id: a, jwks_url: 'https://a.example', scope: 'system/*.rs', only_from: x}]",
-		"unknown section":  "clients: []\nother: 1",
-		"a key twice":      "clients: [{id: a, id: b, jwks_url: 'https://a.example', scope: 'system/*.rs'}]",
-		"an id twice":      "clients: [{id: a, jwks_url: 'https://a.example', scope: 'system/*.rs'}, {id: a, jwks_url: 'https://b.example', scope: 'system/*.rs'}]",
-		"two methods":      "clients: [{id: a, jwks_url: 'https://a.example', secret_sha256: " + hash + ", scope: 'system/*.rs'}]",
-		"no method":        "clients: [{id: a, scope: 'system/*.rs'}]",
-		"bad scope":        "clients: [{id: a, jwks: " + set + ", scope: 'patient/*.rs'}]",
-		"jwks a string":    "clients: [{id: a, jwks: 'x', scope: 'system/*.rs'}]",
-		"secret in clear":  "clients: [{id: a, secret_sha256: confidential, scope: 'system/*.rs'}]",
-		"a tag alone":      "clients: !x foo", // makes the library panic
-		"not even YAML":    "clients: [{id: confidential",
-		"http":             "clients: [{id: a, jwks_url: 'http://confidential.example', scope: 'system/*.rs'}]",
-		"larger than 4 MB": "clients: []\n" + strings.Repeat("#\n", 2<<20),
+		"empty":             "",
+		"no list":           "clients:",
+		"a list alone":      "- {id: a}",
+		"unknown key":       "clients: [{id: a, jwks_url: 'https://a.example', scope: 'system/*.rs', only_from: x}]",
+		"unknown section":   "clients: []\nother: 1",
+		"a key twice":       "clients: [{id: a, id: b, jwks_url: 'https://a.example', scope: 'system/*.rs'}]",
+		"an id twice":       "clients: [{id: a, jwks_url: 'https://a.example', scope: 'system/*.rs'}, {id: a, jwks_url: 'https://b.example', scope: 'system/*.rs'}]",
+		"two methods":       "clients: [{id: a, jwks_url: 'https://a.example', secret_sha256: " + hash + ", scope: 'system/*.rs'}]",
+		"no method":         "clients: [{id: a, scope: 'system/*.rs'}]",
+		"bad scope":         "clients: [{id: a, jwks: " + set + ", scope: 'patient/*.rs'}]",
+		"jwks a string":     "clients: [{id: a, jwks: 'x', scope: 'system/*.rs'}]",
+		"secret in clear":   "clients: [{id: a, secret_sha256: confidential, scope: 'system/*.rs'}]",
+		"six secrets":       "clients: [{id: a, secret_sha256: [" + strings.Repeat(hash+", ", 6) + "], scope: 'system/*.rs'}]",
+		"no secret":         "clients: [{id: a, secret_sha256: [], scope: 'system/*.rs'}]",
+		"a second in clear": "clients: [{id: a, secret_sha256: [" + hash + ", confidential], scope: 'system/*.rs'}]",
+		"a tag alone":       "clients: !x foo", // makes the library panic
+		"not even YAML":     "clients: [{id: confidential",
+		"http":              "clients: [{id: a, jwks_url: 'http://confidential.example', scope: 'system/*.rs'}]",
+		"larger than 4 MB":  "clients: []\n" + strings.Repeat("#\n", 2<<20),
 	} {
 		put(t, path, content)
 		_, err := clients.OpenFile(path)

@@ -69,8 +69,21 @@ type entry struct {
 	ID           string         `yaml:"id"`
 	JWKSURL      string         `yaml:"jwks_url"`
 	JWKS         map[string]any `yaml:"jwks"`
-	SecretSHA256 string         `yaml:"secret_sha256"`
+	SecretSHA256 hashes         `yaml:"secret_sha256"`
 	Scope        string         `yaml:"scope"`
+}
+
+// hashes is one hash or a list of hashes.
+type hashes []string
+
+// UnmarshalYAML implements yaml.InterfaceUnmarshaler.
+func (h *hashes) UnmarshalYAML(unmarshal func(any) error) error {
+	var one string
+	if unmarshal(&one) == nil {
+		*h = hashes{one}
+		return nil
+	}
+	return unmarshal((*[]string)(h))
 }
 
 func parse(data []byte) (map[string]token.Client, error) {
@@ -86,7 +99,10 @@ func parse(data []byte) (map[string]token.Client, error) {
 	clients := make(map[string]token.Client, len(*document.Clients))
 	var problems []error
 	for i, e := range *document.Clients {
-		client := token.Client{ID: e.ID, JWKSURL: e.JWKSURL, SecretHash: e.SecretSHA256, Scope: e.Scope}
+		client := token.Client{ID: e.ID, JWKSURL: e.JWKSURL, Scope: e.Scope}
+		if len(e.SecretSHA256) > 0 {
+			client.SecretHash, client.MoreSecretHashes = e.SecretSHA256[0], e.SecretSHA256[1:]
+		}
 		if e.JWKS != nil {
 			text, err := json.Marshal(e.JWKS)
 			if err != nil {

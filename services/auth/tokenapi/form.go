@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -19,11 +20,12 @@ const (
 
 // parameters lists the parameters that the service reads. Errors contain no other names.
 var parameters = []string{
-	"grant_type", "scope", "client_id", "client_secret", "client_assertion_type", "client_assertion",
+	"grant_type", "scope", "client_id", "client_secret", "client_assertion_type", "client_assertion", "resource",
 }
 
 // readForm reads the parameters of a token request. It refuses repeated parameters and parameters in the URL,
-// which is logged (RFC 6749 section 3.2). A parameter without a value counts as omitted.
+// which is logged (RFC 6749 section 3.2). A parameter without a value counts as omitted. Only resource may be repeated (RFC
+// 8707 section 2): its values are joined by spaces, which no URI has.
 func readForm(w http.ResponseWriter, r *http.Request) (map[string]string, *problem) {
 	if r.URL.RawQuery != "" {
 		return nil, invalidRequest("parameters must be in the body, not in the URL")
@@ -74,6 +76,10 @@ func parseForm(body string) (map[string]string, *problem) {
 		}
 		known := slices.Contains(parameters, name)
 		switch {
+		case name == "resource" && strings.ContainsFunc(value, unicode.IsSpace):
+			return nil, invalidTarget()
+		case name == "resource":
+			values[name] = strings.TrimSpace(values[name] + " " + value)
 		case seen[name] && known:
 			return nil, invalidRequest(name + " is repeated")
 		case seen[name]:

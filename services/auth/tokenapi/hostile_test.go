@@ -43,7 +43,7 @@ func TestHostileAssertions(t *testing.T) {
 	maps.Copy(hostile, map[string]string{
 		"B-15 an access token":             headed(`{"alg":"ES384","kid":"e","typ":"at+jwt"}`),
 		"B-18 aud the FHIR base":           signed(f.claims().With("aud", audience)),
-		"B-18 aud the issuer":              signed(f.claims().With("aud", f.base)),
+		"B-18 aud the issuer and another":  signed(f.claims().With("aud", []string{f.base, "https://else.example"})),
 		"B-19 iss is not sub":              signed(f.claims().With("sub", "b")),
 		"B-19 iss of another":              signed(f.claims().With("iss", "b")),
 		"B-19 iss and sub numbers":         signed(f.claims().With("iss", 7).With("sub", 7)),

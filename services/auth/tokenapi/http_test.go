@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
@@ -118,6 +119,18 @@ func TestClientSecrets(t *testing.T) {
 	}
 	wantToken(t, on.post(bare, basic("a:b/c", secret)), everything)
 	wantToken(t, on.post(bare, basic("a:b/c", secret)), everything)
+	// Several secrets are valid, and they may be sent with or without form-urlencoding.
+	odd := []string{"a+b/c=", "100%&more", "with blank", "%41%2B", "co:lon"}
+	several := token.Client{ID: "several"}
+	for _, one := range odd {
+		several.MoreSecretHashes = append(several.MoreSecretHashes, token.HashSecret(one))
+	}
+	several.SecretHash, several.MoreSecretHashes = several.MoreSecretHashes[0], several.MoreSecretHashes[1:]
+	on.register(several)
+	for _, one := range odd {
+		wantToken(t, on.post(bare, basic("several", one)), everything)
+		wantToken(t, on.post(bare, func(r *http.Request) { r.SetBasicAuth("several", one) }), everything)
+	}
 
 	raw := func(header string) func(*http.Request) {
 		return func(r *http.Request) { r.Header.Set("Authorization", header) }
@@ -127,6 +140,7 @@ func TestClientSecrets(t *testing.T) {
 		change func(*http.Request)
 	}{
 		"switched off":            {off, basic("a:b/c", secret)},
+		"two secrets in one":      {on, basic("several", odd[0]+odd[1])},
 		"wrong secret":            {on, basic("a:b/c", secret+"x")},
 		"its hash":                {on, basic("a:b/c", token.HashSecret(secret))},
 		"no secret":               {on, basic("a:b/c", "")},
@@ -167,21 +181,21 @@ func TestClientSecrets(t *testing.T) {
 	}
 }
 
-// Failures are limited per address and per client. A client whose own address has not failed still gets tokens.
-func TestFailuresAreLimited(t *testing.T) {
+// Wrong secrets are limited per client and address, and per client.
+func TestWrongSecretsAreLimited(t *testing.T) {
 	f := newFixture(t, func(c *tokenapi.Config) {
 		c.Limits.PerAddress, c.Limits.PerClient, c.Limits.Window = 3, 5, time.Hour
 		c.Proxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8")}
+		c.ClientSecrets = true
 	})
-	f.app(everything)
-	f.other("other")
-	from := func(hops string) func(*http.Request) {
-		return func(r *http.Request) { r.Header.Set("X-Forwarded-For", hops) }
+	f.register(token.Client{ID: "app", SecretHash: token.HashSecret("s")})
+	f.register(token.Client{ID: "other", SecretHash: token.HashSecret("o")})
+	bare := url.Values{"grant_type": {"client_credentials"}, "scope": {everything}}
+	as := func(id, secret, hops string) reply {
+		return f.post(bare, basic(id, secret), func(r *http.Request) { r.Header.Set("X-Forwarded-For", hops) })
 	}
-	bad := func(hops string) reply {
-		return f.post(f.form(f.assertedByB(f.claims()), everything), from(hops))
-	}
-	good := func(hops string) reply { return f.post(f.form(f.asserted(nil), everything), from(hops)) }
+	bad := func(hops string) reply { return as("app", "wrong", hops) }
+	good := func(hops string) reply { return as("app", "s", hops) }
 	limited := func(r reply) {
 		t.Helper()
 		wantError(t, r, 429, "invalid_client")
@@ -191,47 +205,166 @@ func TestFailuresAreLimited(t *testing.T) {
 		}
 	}
 	for range 3 {
-		wantError(t, bad("192.0.2.1"), 400, "invalid_client")
+		wantError(t, bad("192.0.2.1"), 401, "invalid_client")
 	}
 	limited(bad("192.0.2.1"))
 	limited(good("192.0.2.1"))
 	limited(good("203.0.113.9, 192.0.2.1, 10.1.2.3")) // hops before the trusted proxies are ignored
 	wantToken(t, good("192.0.2.2"), everything)
 	wantToken(t, good("192.0.2.1, 192.0.2.2"), everything)
+	wantToken(t, as("other", "o", "192.0.2.1"), everything) // another client behind the same address
 
 	// IPv6 addresses are counted per /64.
 	for i := range 2 {
-		wantError(t, bad(fmt.Sprintf("2001:db8::%d", i)), 400, "invalid_client")
+		wantError(t, bad(fmt.Sprintf("2001:db8::%d", i)), 401, "invalid_client")
 	}
 	// After five failures of the client, every address with a failure is refused.
 	limited(good("2001:db8::77"))
 	limited(bad("2001:db8:0:0:9::1"))
 	wantToken(t, good("2001:db8:0:1::1"), everything)
 	wantToken(t, good("192.0.2.2"), everything)
-	wantError(t, bad("192.0.2.3"), 400, "invalid_client")
+	wantError(t, bad("192.0.2.3"), 401, "invalid_client")
 	limited(good("192.0.2.3"))
-	// Another client from that address is accepted: the address itself has failed only once.
-	wantToken(t, f.post(f.form(f.assertedByB(f.of("other")), everything), from("192.0.2.3")), everything)
+	wantToken(t, as("other", "o", "192.0.2.3"), everything)
 
+	// A client that does not exist is limited in the same way.
+	for range 3 {
+		wantError(t, as("stranger", "x", "192.0.2.9"), 401, "invalid_client")
+	}
+	limited(as("stranger", "x", "192.0.2.9"))
+
+	if counted, want := f.counted("sluice_auth_tokens_total"),
+		(map[string]float64{"issued": 6, "invalid_client": 9, "limited": 7}); !maps.Equal(counted, want) {
+		t.Errorf("counted %v, want %v", counted, want)
+	}
+}
+
+// counted returns the values of a counter with one label.
+func (f *fixture) counted(name string) map[string]float64 {
 	families, err := f.metrics.Gather()
-	must(t, err)
+	must(f.t, err)
 	counted := map[string]float64{}
-	for _, metric := range families[0].GetMetric() {
-		counted[metric.GetLabel()[0].GetValue()] = metric.GetCounter().GetValue()
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if family.GetName() == name {
+				counted[metric.GetLabel()[0].GetValue()] = metric.GetCounter().GetValue()
+			}
+		}
 	}
-	want := map[string]float64{"issued": 5, "invalid_client": 6, "limited": 6}
-	if families[0].GetName() != "sluice_auth_tokens_total" || !maps.Equal(counted, want) {
-		t.Errorf("%s counts %v, want %v", families[0].GetName(), counted, want)
+	return counted
+}
+
+// Whoever shares an address with a client, knows its id and sends garbage does not lock it out.
+func TestFailedAssertionsLockNobodyOut(t *testing.T) {
+	f := newFixture(t, func(c *tokenapi.Config) {
+		c.Limits.PerAddress, c.Limits.PerClient, c.Limits.Window = 1, 1, time.Hour
+		c.ClientSecrets = true
+	})
+	f.app(everything)
+	f.register(token.Client{ID: "secret", SecretHash: token.HashSecret("s")})
+	bare := url.Values{"grant_type": {"client_credentials"}, "scope": {everything}}
+	header := func(text string) func(*http.Request) {
+		return func(r *http.Request) { r.Header.Set("Authorization", text) }
 	}
+	for range 5 {
+		wantError(t, f.post(f.form("garbage", everything)), 400, "invalid_client")
+		wantError(t, f.post(f.form(f.assertedByB(f.claims()), everything)), 400, "invalid_client")
+		wantError(t, f.post(f.form(f.assertedByB(f.of("secret")), everything)), 400, "invalid_client")
+		wantError(t, f.post(bare, header("Basic !")), 401, "invalid_client")
+		wantError(t, f.post(bare, header("Bearer x")), 401, "invalid_client")
+	}
+	used := f.form(f.asserted(nil), everything)
+	wantToken(t, f.post(used), everything)
+	wantError(t, f.post(used), 400, "invalid_client")
+	wantToken(t, f.ask(everything), everything)
+	wantToken(t, f.post(bare, basic("secret", "s")), everything)
+	wantError(t, f.post(bare, basic("app", "x")), 401, "invalid_client")
+	wantToken(t, f.ask(everything), everything) // wrong secrets do not block signatures
 }
 
 // X-Forwarded-For is ignored when no proxy is trusted.
 func TestForwardedForWithoutTrustedProxies(t *testing.T) {
-	f := newFixture(t, func(c *tokenapi.Config) { c.Limits.PerAddress, c.Limits.Window = 1, time.Hour })
-	f.app(everything)
+	f := newFixture(t, func(c *tokenapi.Config) {
+		c.Limits.PerAddress, c.Limits.Window, c.ClientSecrets = 1, time.Hour, true
+	})
+	f.register(token.Client{ID: "app", SecretHash: token.HashSecret("s")})
+	bare := url.Values{"grant_type": {"client_credentials"}, "scope": {everything}}
 	spoofed := func(r *http.Request) { r.Header.Set("X-Forwarded-For", "192.0.2.77") }
-	wantError(t, f.post(f.form("x", everything), spoofed), 400, "invalid_client")
-	wantError(t, f.post(f.form(f.asserted(nil), everything)), 429, "invalid_client")
+	wantError(t, f.post(bare, basic("app", "x"), spoofed), 401, "invalid_client")
+	wantError(t, f.post(bare, basic("app", "s")), 429, "invalid_client")
+}
+
+// The operator finds the violated rule in the log, the metric and the audit log. The client does not.
+func TestTheRuleOfAFailedAuthenticationIsRecorded(t *testing.T) {
+	f := newFixture(t, func(c *tokenapi.Config) { c.ClientSecrets = true })
+	f.app(everything)
+	down := httptest.NewServer(http.NotFoundHandler())
+	down.Close()
+	f.register(token.Client{ID: "unreachable", JWKSURL: down.URL})
+	bare := url.Values{"grant_type": {"client_credentials"}, "scope": {everything}}
+	at := func(d time.Duration) int64 { return start().Add(d).Unix() }
+	used := f.form(f.asserted(nil), everything)
+	wantToken(t, f.post(used), everything)
+	other := f.form(f.asserted(nil), everything)
+	other.Set("client_id", "other")
+	send := map[string]func() reply{
+		"malformed":      func() reply { return f.post(f.form("garbage", everything)) },
+		"expired":        func() reply { return f.post(f.form(f.asserted(f.claims().With("exp", at(-time.Hour))), everything)) },
+		"not_yet_valid":  func() reply { return f.post(f.form(f.asserted(f.claims().With("nbf", at(time.Hour))), everything)) },
+		"too_long_lived": func() reply { return f.post(f.form(f.asserted(f.claims().With("exp", at(time.Hour))), everything)) },
+		"audience":       func() reply { return f.post(f.form(f.asserted(f.claims().With("aud", otherURL)), everything)) },
+		"signature":      func() reply { return f.post(f.form(f.assertedByB(f.claims()), everything)) },
+		"unknown_client": func() reply { return f.post(f.form(f.asserted(f.of("stranger")), everything)) },
+		"key": func() reply {
+			return f.post(f.form(forge("ES384", keys().ec, `{"alg":"ES384","kid":"none"}`, f.claims().String()), everything))
+		},
+		"keys":      func() reply { return f.post(f.form(f.asserted(f.of("unreachable")), everything)) },
+		"replay":    func() reply { return f.post(used) },
+		"client_id": func() reply { return f.post(other) },
+		"basic":     func() reply { return f.post(bare, func(r *http.Request) { r.Header.Set("Authorization", "Basic !") }) },
+		"secret":    func() reply { return f.post(bare, basic("app", "x")) },
+	}
+	want := map[string]float64{}
+	for rule, request := range send {
+		want[rule] = 1
+		if r := request(); r.Error != "invalid_client" || strings.Contains(r.raw, rule) && !strings.Contains(r.raw, "client_assertion: ") {
+			t.Errorf("%s: %d %s", rule, r.status, r.raw)
+		}
+		if !strings.Contains(f.log.String(), fmt.Sprintf(`"rule":%q`, rule)) {
+			t.Errorf("the log does not have the rule %s", rule)
+		}
+		text, err := os.ReadFile(f.auditAt)
+		must(t, err)
+		if !bytes.Contains(text, []byte("(rule "+rule+")")) {
+			t.Errorf("the audit log does not have the rule %s", rule)
+		}
+	}
+	if counted := f.counted("sluice_auth_refused_total"); !maps.Equal(counted, want) {
+		t.Errorf("counted %v, want %v", counted, want)
+	}
+}
+
+// A token is for one service: a client that another server sends here gets none for it (RFC 8707).
+func TestTheResourceIsThisService(t *testing.T) {
+	f := newFixture(t, nil)
+	f.app(everything)
+	ask := func(resources ...string) reply {
+		form := f.form(f.asserted(nil), everything)
+		form["resource"] = resources
+		return f.post(form)
+	}
+	for _, ours := range [][]string{
+		{audience}, {audience + "/"}, {""}, {audience, audience}, {"HTTPS://BULK.example.org:443/fhir"},
+	} {
+		wantToken(t, ask(ours...), everything)
+	}
+	for _, foreign := range [][]string{
+		{"https://evil.example/fhir"}, {audience, "https://evil.example/fhir"}, {audience + "/Group"}, {audience + "?x=y"},
+		{audience + "#x"}, {"http://bulk.example.org/fhir"}, {"https://bulk.example.org:8443/fhir"}, {"https://bulk.example.org/FHIR"},
+		{"bulk.example.org/fhir"}, {"fhir"}, {"https://bulk.example.org"}, {audience + " " + audience}, {"https://a@bulk.example.org/fhir"},
+	} {
+		wantError(t, ask(foreign...), 400, "invalid_target")
+	}
 }
 
 // While Redis is down no token is issued, and the key set stays published.
@@ -240,11 +373,10 @@ func TestRedisDown(t *testing.T) {
 	f.app(everything)
 	wantToken(t, f.ask(everything), everything)
 	redis.Close()
-	for _, r := range []reply{f.ask(everything), f.post(f.form("no JWT", everything))} {
-		wantError(t, r, 503, "temporarily_unavailable")
-		if r.header.Get("Retry-After") != "5" {
-			t.Errorf("Retry-After %q", r.header.Get("Retry-After"))
-		}
+	r := f.ask(everything)
+	wantError(t, r, 503, "temporarily_unavailable")
+	if r.header.Get("Retry-After") != "5" {
+		t.Errorf("Retry-After %q", r.header.Get("Retry-After"))
 	}
 	if err := f.service.Refresh(t.Context()); err == nil {
 		t.Error("keys were read although Redis is down")

@@ -15,10 +15,18 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-func newMetrics(registry *prometheus.Registry) *prometheus.CounterVec {
-	return promauto.With(registry).NewCounterVec(prometheus.CounterOpts{
-		Name: "sluice_auth_tokens_total", Help: "Token requests by outcome: issued, or the error of the response.",
-	}, []string{"outcome"})
+type metrics struct{ tokens, refused *prometheus.CounterVec }
+
+func newMetrics(registry *prometheus.Registry) metrics {
+	auto := promauto.With(registry)
+	return metrics{
+		tokens: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_auth_tokens_total", Help: "Token requests by outcome: issued, or the error of the response.",
+		}, []string{"outcome"}),
+		refused: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_auth_refused_total", Help: "Failed authentications of clients by the violated rule.",
+		}, []string{"rule"}),
+	}
 }
 
 // record logs a request and counts it. The log line contains the hash of an authenticated client, as in the API's
@@ -38,11 +46,15 @@ func (s *Service) record(ctx context.Context, client string, refused *problem) {
 			level = slog.LevelError
 		}
 		attrs = append(attrs, "reason", refused.text)
+		if refused.rule != "" {
+			attrs = append(attrs, "rule", string(refused.rule))
+			s.metrics.refused.WithLabelValues(string(refused.rule)).Inc()
+		}
 		if refused.cause != nil {
 			attrs = append(attrs, "err", refused.cause)
 		}
 	}
-	s.tokens.WithLabelValues(outcome).Inc()
+	s.metrics.tokens.WithLabelValues(outcome).Inc()
 	s.cfg.Logger.Log(ctx, level, "token request", append(attrs, "outcome", outcome)...)
 }
 
@@ -57,6 +69,9 @@ func (s *Service) audit(r *http.Request, client, scope string, refused *problem)
 	}
 	if refused != nil {
 		event.Outcome, event.HTTPStatus, event.Reason, event.Target = audit.Refused, refused.status, refused.text, ""
+		if refused.rule != "" {
+			event.Reason = fmt.Sprintf("%s (rule %s)", refused.text, refused.rule)
+		}
 		if refused.status >= http.StatusInternalServerError {
 			event.Outcome = audit.Failed
 		}
@@ -68,7 +83,7 @@ func (s *Service) audit(r *http.Request, client, scope string, refused *problem)
 func (s *Service) contain(w http.ResponseWriter) {
 	if cause := recover(); cause != nil {
 		s.cfg.Logger.Error("panic in the token service", "err", fmt.Sprint(cause), "stack", string(debug.Stack()))
-		s.tokens.WithLabelValues("server_error").Inc()
+		s.metrics.tokens.WithLabelValues("server_error").Inc()
 		broken(nil).write(w)
 	}
 }

@@ -6,17 +6,19 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
 // problem is a refusal (RFC 6749 section 5.2). Its text never contains input of the request.
 type problem struct {
-	status     int
-	code       string        // error
-	text       string        // error_description
-	retry      time.Duration // Retry-After, when more than zero
-	challenge  bool          // of HTTP Basic
-	cause      error         // for the log
-	notCounted bool          // not a failed authentication
+	status    int
+	code      string        // error
+	text      string        // error_description
+	retry     time.Duration // Retry-After, when more than zero
+	challenge bool          // of HTTP Basic
+	rule      token.Rule    // of a failed authentication: for the log, the metric and the audit log, never for the client
+	cause     error         // for the log
 }
 
 func invalidRequest(text string) *problem {
@@ -25,9 +27,10 @@ func invalidRequest(text string) *problem {
 
 // unauthenticated returns the same response for every failed authentication: the client is unknown or has another method,
 // its keys cannot be fetched, or the proof is wrong or was used before.
-func unauthenticated(basic bool, cause error) *problem {
+func unauthenticated(basic bool, rule token.Rule, cause error) *problem {
 	p := &problem{
-		status: http.StatusBadRequest, code: "invalid_client", text: "the client could not be authenticated", cause: cause,
+		status: http.StatusBadRequest, code: "invalid_client", text: "the client could not be authenticated",
+		rule: rule, cause: cause,
 	}
 	if basic { // RFC 6749 5.2 requires 401 with a challenge for the scheme that was used
 		p.status, p.challenge = http.StatusUnauthorized, true
@@ -35,11 +38,11 @@ func unauthenticated(basic bool, cause error) *problem {
 	return p
 }
 
-// limited refuses a request after too many failed authentications. RFC 6749 has no code for this.
+// limited refuses a request after too many wrong secrets. RFC 6749 has no code for this.
 func limited(wait time.Duration) *problem {
 	return &problem{
 		status: http.StatusTooManyRequests, code: "invalid_client", retry: wait,
-		text: "too many failed authentications: wait for Retry-After seconds",
+		text: "too many wrong secrets: wait for Retry-After seconds",
 	}
 }
 

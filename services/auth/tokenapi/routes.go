@@ -28,7 +28,7 @@ type Config struct {
 	Lifetime      time.Duration    // of a token, 10 s to 5 min
 	ClientSecrets bool             // clients with a secret may authenticate with it
 	AllowReplay   bool             // an assertion may be used again: for test suites only
-	Limits        authstore.Limits // of failed authentications
+	Limits        authstore.Limits // of wrong secrets
 	Proxies       []netip.Prefix   // trusted to set X-Forwarded-For
 	Now           func() time.Time
 	Logger        *slog.Logger
@@ -70,7 +70,7 @@ type Service struct {
 	issuer     string
 	path       string // of the token endpoint, without /token
 	assertions *token.Assertions
-	tokens     *prometheus.CounterVec
+	metrics    metrics
 	state      atomic.Pointer[signing] // nil while there are no keys
 }
 
@@ -90,8 +90,8 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("token service: %w", err)
 	}
-	s := &Service{cfg: cfg, deps: deps, issuer: issuer, path: at.Path, tokens: newMetrics(deps.Registry)}
-	s.assertions, err = token.NewAssertions(cfg.TokenURL, cfg.Now, cfg.HTTPClient)
+	s := &Service{cfg: cfg, deps: deps, issuer: issuer, path: at.Path, metrics: newMetrics(deps.Registry)}
+	s.assertions, err = token.NewAssertions(cfg.TokenURL, issuer, cfg.Now, cfg.HTTPClient)
 	return s, err
 }
 
@@ -113,7 +113,11 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case s.path + "/.well-known/smart-configuration":
 		s.smart(w, r)
 	default:
-		(&problem{status: http.StatusNotFound, code: "invalid_request", text: "no such path"}).write(w)
+		text := "no such path"
+		if strings.Contains(r.URL.Path, "//") || strings.HasSuffix(r.URL.Path, "/") {
+			text += ": it has a doubled or a trailing slash"
+		}
+		(&problem{status: http.StatusNotFound, code: "invalid_request", text: text}).write(w)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/token"
@@ -50,6 +52,11 @@ func (s *Service) grant(w http.ResponseWriter, r *http.Request) (issued response
 			status: http.StatusBadRequest, code: "unsupported_grant_type", text: "grant_type must be client_credentials",
 		}
 	}
+	for resource := range strings.FieldsSeq(form["resource"]) {
+		if !sameResource(resource, s.cfg.Audience) {
+			return response{}, "", invalidTarget()
+		}
+	}
 	proof, refused := s.readProof(r, form)
 	if refused != nil {
 		return response{}, "", refused
@@ -77,6 +84,29 @@ func (s *Service) grant(w http.ResponseWriter, r *http.Request) (issued response
 
 func invalidScope(err error) *problem {
 	return &problem{status: http.StatusBadRequest, code: "invalid_scope", text: "scope: " + err.Error()}
+}
+
+// invalidTarget refuses a token for another service (RFC 8707 section 2). Without this a client that was pointed to another
+// server would send it a token of this service.
+func invalidTarget() *problem {
+	return &problem{
+		status: http.StatusBadRequest, code: "invalid_target",
+		text: "resource: tokens of this service are only for the base URL that it is configured with",
+	}
+}
+
+// sameResource compares two URLs. The case of scheme and host, a default port and a slash at the end do not matter.
+func sameResource(a, b string) bool {
+	normal := func(text string) string {
+		u, err := url.Parse(text)
+		if err != nil || u.Host == "" || u.User != nil || strings.ContainsAny(text, "?#") {
+			return ""
+		}
+		scheme, host := strings.ToLower(u.Scheme), strings.ToLower(u.Host)
+		host = strings.TrimSuffix(host, map[string]string{"http": ":80", "https": ":443"}[scheme])
+		return scheme + "://" + host + strings.TrimSuffix(u.EscapedPath(), "/")
+	}
+	return normal(a) != "" && normal(a) == normal(b)
 }
 
 // sign signs the access token (RFC 9068).

@@ -131,7 +131,7 @@ func TestB13ToB17Requests(t *testing.T) {
 	wantError(t, f.post(form), 400, "invalid_request")
 	form = f.form(f.asserted(nil), everything)
 	form.Set("client_id", "app")
-	form.Set("resource", "ignored")
+	form.Set("something", "ignored")
 	wantToken(t, f.post(form), everything)
 }
 

@@ -101,7 +101,8 @@ func New(cfg Config, deps Deps) (*Runner, error) {
 	}, nil
 }
 
-// Run enqueues the passes at their intervals until the context ends.
+// Run enqueues the passes at their intervals until the context ends. Every second it notes that Redis can be reached, so
+// that the rescue can tell the silence of workers from an outage.
 func (r *Runner) Run(ctx context.Context) error {
 	passes := map[string]struct {
 		interval time.Duration
@@ -115,6 +116,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	ticker := time.NewTicker(min(r.cfg.ExpireEvery, r.cfg.RescueEvery, r.cfg.SweepEvery, time.Second))
 	defer ticker.Stop()
 	for {
+		if err := r.Jobs.NoteReachable(ctx); err != nil {
+			r.Logger.Warn("Redis is unavailable", "err", err)
+		}
 		for name, pass := range passes {
 			bucket := r.Now().Truncate(pass.interval)
 			if bucket.Equal(last[name]) {

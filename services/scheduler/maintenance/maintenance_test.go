@@ -3,6 +3,7 @@ package maintenance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -25,6 +27,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -41,6 +44,7 @@ type world struct {
 
 	events  *audit.Log
 	auditAt string
+	calls   atomic.Int64 // round trips to Redis
 }
 
 func newWorld(t *testing.T) *world {
@@ -51,9 +55,10 @@ func newWorld(t *testing.T) *world {
 
 	url := testenv.Redis(t)
 	w.url = url
-	jobs, err := jobstore.Open(url, now)
+	observed := redisclient.WithObserver(func(string, time.Time, error) { w.calls.Add(1) })
+	jobs, err := jobstore.Open(url, now, observed)
 	w.must(err)
-	tasks, err := queue.Open(url)
+	tasks, err := queue.Open(url, observed)
 	w.must(err)
 	opts, err := redis.ParseURL(url)
 	w.must(err)
@@ -141,7 +146,7 @@ func (w *world) job(state export.State) export.JobID {
 
 func (w *world) claim(id export.JobID, unit export.UnitID, kind export.Kind) export.Lease {
 	w.t.Helper()
-	lease, err := w.Jobs.Claim(w.t.Context(), id, unit, kind, 1)
+	lease, err := w.Jobs.Claim(w.t.Context(), id, unit, kind, 1, "")
 	w.must(err)
 	return lease
 }
@@ -341,12 +346,12 @@ func TestASilentUnitIsRescued(t *testing.T) { // pitfalls 7, 11, 26, 27
 	w.claim(id, export.PlanUnit, export.KindPlan)
 	w.set(w.Now().Add(w.cfg.Silence - time.Second))
 	w.must(w.Rescue(t.Context()))
-	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2); !errors.Is(err, export.ErrFenced) {
+	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2, ""); !errors.Is(err, export.ErrFenced) {
 		t.Fatalf("rescued before its silence was over: %v", err)
 	}
 	w.set(w.Now().Add(2 * time.Second))
 	w.must(w.Rescue(t.Context()))
-	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
+	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2, "")
 	w.must(err)
 	if lease.Failures != 1 {
 		t.Errorf("attempt %d", lease.Failures)
@@ -356,6 +361,26 @@ func TestASilentUnitIsRescued(t *testing.T) { // pitfalls 7, 11, 26, 27
 	if len(tasks) != 1 || !strings.HasSuffix(tasks[0], ":plan:2") {
 		t.Errorf("tasks in the queue: %v, want the plan at fence 2", tasks)
 	}
+}
+
+// The passes note in Redis that it can be reached. After a gap, the workers could not send heartbeats either.
+func TestARescueAfterAnOutageOfRedisWaitsForTheWorkers(t *testing.T) {
+	w := newWorld(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	for began := time.Now(); w.redis.Exists(t.Context(), "sluice:outage").Val() == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("no note")
+		}
+	}
+	stop()
+	w.must(<-ended)
+	id := w.job(export.Scheduled)
+	lease := w.claim(id, export.PlanUnit, export.KindPlan)
+	w.set(w.Now().Add(2 * w.cfg.Silence))
+	w.must(w.Rescue(t.Context()))
+	w.must(w.Jobs.Heartbeat(t.Context(), lease))
 }
 
 func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // pitfall 7: enqueue and record are two steps
@@ -370,6 +395,38 @@ func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // pitfall 7: enque
 		t.Errorf("tasks in the queue: %v", tasks)
 	}
 }
+
+// A large job has hundreds of units in the queue, which nobody has claimed.
+func TestARescueLooksUpAllQueuedUnitsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.lifecycle.Outstanding = rescueMost
+	id := w.job(export.Scheduled)
+	plan := w.claim(id, export.PlanUnit, export.KindPlan)
+	var units []export.Unit
+	for n := range rescueMost {
+		units = append(units, export.Unit{
+			ID: export.UnitID(fmt.Sprintf("Patient-%05d", n)), Kind: export.KindExport, Type: "Patient", Bytes: export.ShortBytes + 1,
+		})
+	}
+	w.must(w.Jobs.Stage(t.Context(), plan, units))
+	w.must(w.Jobs.Commit(t.Context(), plan, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: w.Now()}}))
+	w.must(w.Rescue(t.Context())) // issues and enqueues them
+	lost := "asynq:{bulk}:t:" + string(id) + ":Patient-00007:1"
+	w.must(w.redis.LRem(t.Context(), "asynq:{bulk}:pending", 1, string(id)+":Patient-00007:1").Err())
+	w.must(w.redis.Del(t.Context(), lost).Err())
+	w.set(w.Now().Add(w.cfg.Silence + time.Second))
+	w.calls.Store(0)
+	w.must(w.Rescue(t.Context()))
+	if n := w.calls.Load(); n > 10 {
+		t.Errorf("%d round trips for %d queued units", n, rescueMost)
+	}
+	if w.redis.Exists(t.Context(), lost).Val() != 1 {
+		t.Error("the unit whose task was lost is not enqueued again")
+	}
+}
+
+// rescueMost is how many silent units of a job one rescue takes.
+const rescueMost = 200
 
 func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26, 27
 	w := newWorld(t)
@@ -388,14 +445,14 @@ func TestAUnitThatWasTakenAndNeverBegunIsRescued(t *testing.T) { // pitfalls 26,
 	<-taken
 	w.set(w.Now().Add(w.cfg.Silence + time.Second))
 	w.must(w.Rescue(t.Context()))
-	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 1); !errors.Is(err, export.ErrFenced) {
+	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 1, ""); !errors.Is(err, export.ErrFenced) {
 		t.Errorf("the old task can still claim: %v", err)
 	}
 	tasks, err := w.redis.Keys(t.Context(), "asynq:*"+string(id)+":plan:2").Result()
 	if err != nil || len(tasks) != 1 {
 		t.Errorf("tasks at the new fence: %v %v", tasks, err)
 	}
-	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2)
+	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2, "")
 	w.must(err)
 	if lease.Failures != 0 {
 		t.Errorf("attempt %d: nothing was attempted", lease.Failures)
@@ -433,6 +490,10 @@ func TestAJobThatTakesTooLongFails(t *testing.T) { // pitfall 7
 	w.must(err)
 	if job.State != export.Failed || job.Failure == "" || !job.Expires.Equal(w.Now().Add(week)) {
 		t.Errorf("job: %+v", job)
+	}
+	purges, err := w.redis.Keys(t.Context(), "asynq:{upkeep}:t:purge:"+string(id)+":*").Result()
+	if err != nil || len(purges) != 1 {
+		t.Errorf("purges in the queue: %v %v, want one", purges, err)
 	}
 }
 
@@ -484,6 +545,55 @@ func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 		if key := export.FileKey(done, "Patient", export.FileName("Patient-00000", 1, "Patient", n)); !there[key] {
 			t.Errorf("a listed file is gone: %s", key)
 		}
+	}
+}
+
+// A sweep of a million objects has to end within its time limit, and one that does not must not begin again.
+func TestTheSweepLooksUpAThousandObjectsAtOnceAndContinues(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	done := w.job(export.Completed) // 9 objects, one of them scaffolding
+	var puts errgroup.Group
+	puts.SetLimit(16)
+	orphans := export.JobID("bbbbbbbbbbbbbbbbbbbbbbbbbb")
+	for n := range 2 * sweepBatch {
+		puts.Go(func() error {
+			object := w.Objects.Create(ctx, export.FileKey(orphans, "Patient", export.FileName("Patient-00000", 1, "Patient", n)), "")
+			_, err := object.Commit()
+			return err
+		})
+	}
+	w.must(puts.Wait())
+	// The store fails at the second delete.
+	deletes := atomic.Int64{}
+	w.proxy.OnReply(func(reply *http.Response) error {
+		if reply.Request.URL.Query().Has("delete") && deletes.Add(1) > 1 {
+			return errors.New("the store has gone")
+		}
+		return nil
+	})
+	if err := w.Sweep(ctx); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("a sweep during an outage: %v", err)
+	}
+	w.proxy.Mend()
+	last, err := w.Jobs.Swept(ctx)
+	w.must(err)
+	if job, ours := export.JobOf(last); !ours || job != orphans {
+		t.Errorf("the sweep stopped at %q", last)
+	}
+	early := export.ManifestKey("aaaaaaaaaaaaaaaaaaaaaaaaaa", 1)
+	w.put(early)
+	w.calls.Store(0)
+	w.must(w.Sweep(ctx))
+	if n := w.calls.Load(); n > 12 { // position, states, results; two or three batches and the uploads
+		t.Errorf("%d round trips to Redis for %d objects", n, sweepBatch)
+	}
+	if keys, _ := w.keys(); len(keys) != 9 || keys[0] != early {
+		t.Errorf("left %v, want the early orphan, which is behind the position, and 8 of job %s", keys, done)
+	}
+	w.must(w.Sweep(ctx))
+	if keys, _ := w.keys(); len(keys) != 8 {
+		t.Errorf("left %v, want what job %s lists", keys, done)
 	}
 }
 

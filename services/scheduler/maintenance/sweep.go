@@ -6,87 +6,157 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 )
 
+// sweepBatch is how many objects are looked up at once: a page of the object store.
+const sweepBatch = 1000
+
 // Sweep deletes orphaned objects and unfinished uploads: everything of jobs without a record and of failed jobs, and, of
-// other ended jobs, what no listed unit wrote. It leaves everything younger than the grace and everything of live jobs.
+// other ended jobs, what no listed unit wrote. It leaves everything younger than the grace and everything of live jobs. If
+// it does not finish, the next sweep continues after the last object that it has looked at.
 func (r *Runner) Sweep(ctx context.Context) error {
 	before := r.Now().Add(-r.cfg.SweepGrace)
-	var errs []error
-	err := r.Objects.Prefixes(ctx, export.JobsPrefix, func(prefix string) error {
-		id, ours := export.JobOf(prefix)
-		if !ours {
-			r.Logger.Warn("the bucket has a foreign prefix, which is left alone")
-			return nil
+	errs := []error{r.sweepUploads(ctx, before)}
+	last, err := r.Jobs.Swept(ctx)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	var batch []string
+	listed, foreign := 0, false
+	flush := func() error {
+		err := r.sweepObjects(ctx, batch)
+		batch = batch[:0]
+		if ctx.Err() != nil || errors.Is(err, export.ErrUnavailable) {
+			return err
 		}
-		// An error of one job does not stop the sweep of the others.
-		errs = append(errs, r.sweepJob(ctx, id, before))
+		errs = append(errs, err) // of one job or object: the others are swept
+		return r.Jobs.SetSwept(ctx, last)
+	}
+	err = r.Objects.ListAfter(ctx, export.JobsPrefix, last, func(object objects.Info) error {
+		last = object.Key
+		_, ours := export.JobOf(object.Key)
+		foreign = foreign || !ours
+		if ours && !object.Modified.After(before) {
+			batch = append(batch, object.Key)
+		}
+		if listed++; listed%sweepBatch == 0 {
+			return flush()
+		}
 		return nil
 	})
-	errs = append(errs, err)
-	errs = append(errs, r.Objects.Uploads(ctx, func(upload objects.Upload) error {
-		if id, ours := export.JobOf(upload.Key); ours {
-			errs = append(errs, r.sweepUpload(ctx, id, upload, before))
+	if err == nil {
+		last = "" // finished
+		err = flush()
+	}
+	if foreign {
+		r.Logger.Warn("the bucket has a foreign prefix, which is left alone")
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func (r *Runner) sweepObjects(ctx context.Context, keys []string) error {
+	orphaned, err := r.orphaned(ctx, keys)
+	var orphans []string
+	for i, key := range keys {
+		if orphaned[i] {
+			orphans = append(orphans, key)
+		}
+	}
+	deleted, deleteErr := r.Objects.DeleteAll(ctx, orphans...)
+	if deleted > 0 {
+		r.metrics.orphans.Add(float64(deleted))
+		r.Logger.Info("orphaned objects deleted", "objects", deleted)
+	}
+	return errors.Join(err, deleteErr)
+}
+
+// sweepUploads aborts orphaned uploads. There are few at a time.
+func (r *Runner) sweepUploads(ctx context.Context, before time.Time) error {
+	var uploads []objects.Upload
+	var keys []string
+	err := r.Objects.Uploads(ctx, func(upload objects.Upload) error {
+		if _, ours := export.JobOf(upload.Key); ours && !upload.Started.After(before) {
+			uploads, keys = append(uploads, upload), append(keys, upload.Key)
 		}
 		return nil
-	}))
+	})
+	errs := []error{err}
+	orphaned, err := r.orphaned(ctx, keys)
+	errs = append(errs, err)
+	for i, upload := range uploads {
+		if !orphaned[i] {
+			continue
+		}
+		err := r.Objects.AbortUpload(ctx, upload.Key, upload.ID)
+		errs = append(errs, err)
+		if err == nil {
+			r.metrics.aborted.Inc()
+		}
+	}
 	return errors.Join(errs...)
 }
 
-func (r *Runner) sweepJob(ctx context.Context, id export.JobID, before time.Time) error {
-	state, err := r.stateOf(ctx, id)
-	if err != nil || state.Live() {
-		return err
+// orphaned reports for each object whether nothing needs it: its job is not live, and has failed or is gone, or no listed
+// unit wrote the object. Keys outside of the layout are left alone, and, with an error, those that cannot be looked up. It
+// makes two round trips to Redis for each thousand keys.
+func (r *Runner) orphaned(ctx context.Context, keys []string) ([]bool, error) {
+	orphaned := make([]bool, len(keys))
+	var errs []error
+	for begin := 0; begin < len(keys); begin += sweepBatch {
+		end := min(begin+sweepBatch, len(keys))
+		errs = append(errs, r.lookUp(ctx, keys[begin:end], orphaned[begin:end]))
 	}
-	return r.Objects.List(ctx, export.JobPrefix(id), func(object objects.Info) error {
-		if object.Modified.After(before) {
-			return nil
+	return orphaned, errors.Join(errs...)
+}
+
+func (r *Runner) lookUp(ctx context.Context, keys []string, orphaned []bool) error {
+	origins := make([]export.Origin, len(keys))
+	states := map[export.JobID]export.State{}
+	var jobs []jobstore.Entry
+	for i, key := range keys {
+		origin, ours := export.ParseKey(key)
+		if !ours {
+			continue
 		}
-		orphan, err := r.orphan(ctx, state, object.Key)
-		if err != nil || !orphan {
-			return err
+		origins[i] = origin
+		if _, known := states[origin.Job]; !known {
+			states[origin.Job] = ""
+			jobs = append(jobs, jobstore.Entry{ID: origin.Job})
 		}
-		r.metrics.orphans.Inc()
-		r.Logger.Info("orphaned object deleted", "job_id", id)
-		return r.Objects.Delete(ctx, object.Key)
-	})
-}
-
-func (r *Runner) sweepUpload(ctx context.Context, id export.JobID, upload objects.Upload, before time.Time) error {
-	if upload.Started.After(before) {
-		return nil
 	}
-	state, err := r.stateOf(ctx, id)
-	if err != nil || state.Live() {
+	found, err := r.Jobs.States(ctx, jobs)
+	if err != nil {
 		return err
 	}
-	orphan, err := r.orphan(ctx, state, upload.Key)
-	if err != nil || !orphan {
-		return err
+	for i, job := range jobs {
+		states[job.ID] = found[i]
 	}
-	r.metrics.aborted.Inc()
-	return r.Objects.AbortUpload(ctx, upload.Key, upload.ID)
-}
-
-// stateOf returns the state of a job, or "" if it has no record.
-func (r *Runner) stateOf(ctx context.Context, id export.JobID) (export.State, error) {
-	job, err := r.Jobs.Job(ctx, id)
-	if errors.Is(err, export.ErrNotFound) {
-		return "", nil
+	var attempts []export.Origin
+	var at [][]int // the keys of each attempt
+	known := map[export.Origin]int{}
+	for i, origin := range origins {
+		state := states[origin.Job]
+		switch {
+		case origin.Job == "", state.Live():
+		case state == "", state == export.Failed, origin.Scaffolding:
+			orphaned[i] = true
+		default:
+			n, again := known[origin]
+			if !again {
+				n = len(attempts)
+				known[origin] = n
+				attempts, at = append(attempts, origin), append(at, nil)
+			}
+			at[n] = append(at[n], i)
+		}
 	}
-	return job.State, err
-}
-
-// orphan reports whether nothing needs the object of a job that is not live. Keys outside of the layout are left alone.
-func (r *Runner) orphan(ctx context.Context, state export.State, key string) (bool, error) {
-	origin, ours := export.ParseKey(key)
-	switch {
-	case !ours:
-		return false, nil
-	case state == "", state == export.Failed, origin.Scaffolding:
-		return true, nil
+	published, err := r.Jobs.Published(ctx, attempts)
+	for n, listed := range published {
+		for _, i := range at[n] {
+			orphaned[i] = !listed
+		}
 	}
-	published, err := r.Jobs.IsPublished(ctx, origin.Job, origin.Unit, origin.Fence)
-	return !published, err
+	return err
 }

@@ -2,12 +2,16 @@ package pipeline_test
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
 
 // TestAPartThatAnOldWorkerWroteInPlaintext: a worker without encryption writes a part of an encrypted job, as during a
@@ -61,4 +65,33 @@ func (fx *fixture) encrypt(keys objects.Keys) {
 	must(fx.t, err)
 	fx.t.Cleanup(fx.objects.Close)
 	fx.objects = store
+}
+
+// The keys of objects are in Redis, and a unit needs one for each object.
+func TestTheKeysOfObjectsWaitForRedis(t *testing.T) {
+	t.Parallel()
+	log := &testenv.Buffer{}
+	down := true
+	asked, pinged := 0, 0
+	keys := pipeline.OutlastKeys(func(context.Context, string) ([]byte, error) {
+		if asked++; asked < 3 {
+			return nil, export.ErrUnavailable
+		}
+		return []byte("key"), nil
+	}, func(context.Context) error {
+		pinged++
+		if down {
+			down = false
+			return export.ErrUnavailable
+		}
+		return nil
+	}, slog.New(slog.NewTextHandler(log, nil)))
+	if key, err := keys(t.Context(), "object"); string(key) != "key" || err != nil || asked != 3 || pinged != 2 {
+		t.Errorf("%q, %v after %d lookups and %d pings", key, err, asked, pinged)
+	}
+	unknown := func(context.Context, string) ([]byte, error) { return nil, export.ErrUnavailable }
+	reachable := func(context.Context) error { return nil }
+	if _, err := pipeline.OutlastKeys(unknown, reachable, nil)(t.Context(), "object"); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("a master key that the worker does not have: %v", err)
+	}
 }

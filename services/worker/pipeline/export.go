@@ -20,9 +20,10 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	g := guard{typ: unit.Type, cohort: cohort}
+	g := guard{typ: unit.Type, cohort: cohort, doubtful: w.cfg.UnresolvedSubjects == exportThem}
 	refs := w.newRefCollector(job, export.ReferencesPrefix(lease.Job, unit.ID, lease.Fence))
 	var result export.Result
+	var left export.Tally
 	result.Files, err = w.writeUnit(ctx, lease, func(out *files) error {
 		step := chunksAtOnce(unit)
 		for from := unit.Slice.From; from < unit.Slice.To; from += step {
@@ -38,8 +39,8 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 					return err
 				}
 				if verdict == withheld {
-					result.Withheld++
-					w.metrics.withheld.Inc()
+					left.Add(unit.Type, g.why, 1)
+					w.metrics.withheld.WithLabelValues(string(g.why)).Inc()
 				}
 				if verdict != admitted {
 					return nil
@@ -61,6 +62,7 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	if result.References, err = refs.runs(ctx); err != nil {
 		return jobstore.Commit{}, err
 	}
+	result.LeftOut, result.Withheld = left.List(), left.Total()
 	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 

@@ -12,5 +12,5 @@ var Cut = cut
 
 // Unsettled runs a unit and records nothing, like a worker that dies before its commit.
 func (w *Worker) Unsettled(ctx context.Context, lease export.Lease) (jobstore.Commit, error) {
-	return w.run(ctx, lease)
+	return w.run(ctx, w.Logger, lease)
 }

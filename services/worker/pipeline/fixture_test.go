@@ -71,10 +71,9 @@ func newFixtureOn(t *testing.T, url string, src source.Source, members ...string
 	fx := &fixture{
 		t: t, url: url, source: src, registry: prometheus.NewRegistry(), log: &testenv.Buffer{}, beats: make(chan struct{}, 1),
 		people: &people{
-			members: members,
-			grant: directory.Grant{
-				Types: directory.Everything(), Groups: directory.Only(groupID), Patients: directory.Everything(),
-			},
+			members:  members,
+			grant:    directory.Grant{Types: directory.Everything(), Groups: directory.Only(groupID)},
+			patients: directory.NameList{All: true},
 		},
 	}
 	fx.cfg = envconfig.Defaults[pipeline.Config]()
@@ -238,8 +237,8 @@ func (fx *fixture) outcome(job export.Job) outcome {
 		}
 		// The sweep would delete a listed file of a lost attempt.
 		origin, ok := export.ParseKey(file.Key)
-		current, err := fx.jobs.IsPublished(fx.t.Context(), job.ID, origin.Unit, origin.Fence)
-		if err != nil || !ok || !current {
+		current, err := fx.jobs.Published(fx.t.Context(), []export.Origin{origin})
+		if err != nil || !ok || !current[0] {
 			fx.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
 		}
 		for _, line := range fx.readFile(file) {
@@ -320,6 +319,9 @@ func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
 	left := slices.Clone(o.issues)
 	for _, text := range texts {
 		at := slices.IndexFunc(left, func(issue fhir.Issue) bool {
+			if severity == "" {
+				return strings.HasPrefix(issue.Severity+": "+issue.Diagnostics, text)
+			}
 			return issue.Severity == severity && strings.Contains(issue.Diagnostics, text)
 		})
 		if at < 0 {
@@ -333,7 +335,7 @@ func (o outcome) wantIssues(t *testing.T, severity string, texts ...string) {
 	}
 }
 
-// metric sums the named counters that have all of the label values.
+// metric sums the named counters or gauges that have all of the label values.
 func (fx *fixture) metric(name string, labels ...string) float64 {
 	fx.t.Helper()
 	families, err := fx.registry.Gather()
@@ -349,7 +351,7 @@ func (fx *fixture) metric(name string, labels ...string) float64 {
 				values[pair.GetValue()] = true
 			}
 			if !slices.ContainsFunc(labels, func(label string) bool { return !values[label] }) {
-				sum += metric.GetCounter().GetValue()
+				sum += metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
 			}
 		}
 	}
@@ -365,23 +367,26 @@ func (fx *fixture) wantMetric(want float64, name string, labels ...string) {
 
 // people is a directory with one group and one grant.
 type people struct {
-	members []string
-	grant   directory.Grant
-	err     error
+	members  []string
+	grant    directory.Grant
+	leftOut  []export.LeftOut
+	patients directory.NameList
+	changed  *directory.Grant // by the time the patients are read
+	err      error
 }
 
 func (p *people) Exists(context.Context, string) error { return p.err }
 
-func (p *people) Members(_ context.Context, group string, yield func(string) error) error {
+func (p *people) Members(_ context.Context, group string, yield func(string) error) ([]export.LeftOut, error) {
 	if group != groupID {
-		return directory.ErrNoGroup
+		return nil, directory.ErrNoGroup
 	}
 	for _, member := range p.members {
 		if err := yield(member); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return p.err
+	return p.leftOut, p.err
 }
 
 func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, error) {
@@ -389,6 +394,19 @@ func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, 
 		return directory.Grant{}, nil
 	}
 	return p.grant, nil
+}
+
+func (p *people) Patients(
+	_ context.Context, asked export.Owner, use func(directory.Grant, *directory.PatientFilter) error,
+) error {
+	if asked != owner {
+		return use(directory.Grant{}, directory.NameList{}.Filter())
+	}
+	grant := p.grant
+	if p.changed != nil {
+		grant = *p.changed
+	}
+	return use(grant, p.patients.Sorted().Filter())
 }
 
 // The resources that most tests use. Patients 1 to 3 are members of the group, 9 is not.
@@ -434,6 +452,16 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// waitLog waits until the log contains the text.
+func (fx *fixture) waitLog(text string) {
+	fx.t.Helper()
+	for began := time.Now(); !strings.Contains(fx.log.String(), text); time.Sleep(5 * time.Millisecond) {
+		if time.Since(began) > patience {
+			fx.t.Fatalf("the log does not contain %q", text)
+		}
 	}
 }
 

@@ -16,7 +16,7 @@ type verdict int
 
 const (
 	admitted  verdict = iota + 1
-	withheld          // it also concerns a patient outside the cohort
+	withheld          // guard.why is the reason
 	elsewhere         // another chunk of the cohort writes it or counts it as withheld
 )
 
@@ -27,11 +27,13 @@ const (
 type guard struct {
 	typ       string
 	cohort    *spillset.List
+	doubtful  bool // admit resources that are also about somebody who cannot be identified
 	scanner   fhir.Scanner
-	requested []string // the part of the cohort that the source was queried for, ascending
-	patients  []string // of the current resource; may contain duplicates
-	last      string   // the only patient of the last admitted resource
-	count     int      // resources checked
+	requested []string      // the part of the cohort that the source was queried for, ascending
+	patients  []string      // of the current resource; may contain duplicates
+	why       export.Reason // why the current resource is withheld
+	last      string        // the only patient of the last admitted resource
+	count     int           // resources checked
 	reread    source.Resource
 }
 
@@ -47,15 +49,23 @@ func (g *guard) request(patients []string) { g.requested, g.last = patients, "" 
 // refusal: the source returned a resource that was not requested. Then none of its data can be trusted, and the unit
 // fails.
 func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
+	g.why = ""
 	err := g.identify(r)
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, err
+	case g.why != "":
+		return withheld, nil
 	}
 	if len(g.patients) == 1 && g.patients[0] == g.last { // the lines of one patient are adjacent
 		return admitted, nil
 	}
-	home, outside, requested := "", false, false // home: the smallest id in the cohort
+	home, outside, somebody, requested := "", false, false, false // home: the smallest id in the cohort
 	for _, patient := range g.patients {
+		if patient == source.Somebody {
+			somebody = true
+			continue
+		}
 		_, found := slices.BinarySearch(g.requested, patient)
 		requested = requested || found
 		if !found {
@@ -79,6 +89,10 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 	case !here:
 		return elsewhere, nil
 	case outside:
+		g.why = export.OtherPatient
+		return withheld, nil
+	case somebody && !g.doubtful:
+		g.why = export.UnknownPatient
 		return withheld, nil
 	}
 	if len(g.patients) == 1 {
@@ -97,10 +111,19 @@ func (g *guard) identify(r source.Resource) error {
 	switch {
 	case !r.Attested():
 		facts, err := scanAs(&g.scanner, g.typ, r)
-		if err != nil {
+		outdated := r.Attestation != 0 // the patients were found under other rules
+		switch {
+		case err != nil && outdated:
+			g.why = export.Malformed
+			return nil
+		case err != nil:
 			return err
 		}
 		g.patients = source.Named(g.patients[:0], facts)
+		if len(g.patients) == 0 && outdated && r.Type != "Provenance" {
+			g.why = source.Homeless(facts)
+			return nil
+		}
 	case r.Attest() != r.Attestation:
 		return errNotAsLoaded
 	case recheck:
@@ -143,17 +166,23 @@ func (g *listGuard) scan(typ string, r source.Resource) (fhir.Facts, error) {
 	return facts, nil
 }
 
-// checkListed refuses a resource that is not on the list.
-func (g *listGuard) checkListed(ctx context.Context, typ string, r source.Resource) error {
+// checkListed refuses a resource that is not on the list. It withholds one that contains something about a patient: it
+// travels along with every export (spec 10).
+func (g *listGuard) checkListed(ctx context.Context, typ string, r source.Resource) (verdict, error) {
 	facts, err := g.scan(typ, r)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	listed, err := g.list.Contains(ctx, facts.Type+"/"+facts.ID)
-	if err == nil && !listed {
-		err = refuse("a resource that no exported resource references")
+	switch {
+	case err != nil:
+		return 0, err
+	case !listed:
+		return 0, refuse("a resource that no exported resource references")
+	case len(facts.Subjects)+facts.Unresolved+facts.Invalid+facts.Foreign > 0:
+		return withheld, nil
 	}
-	return err
+	return admitted, nil
 }
 
 // home returns the smallest listed target of a Provenance. It refuses one with a target in the patient compartment or of
@@ -163,7 +192,7 @@ func (g *listGuard) home(ctx context.Context, r source.Resource) (string, error)
 	if err != nil {
 		return "", err
 	}
-	if len(facts.Subjects) != fhir.CountTargets(r.Body) { // a urn or an identifier may name a patient
+	if facts.Unresolved+facts.Invalid > 0 { // a urn or an identifier may name a patient
 		return "", refuse("a Provenance with a target of unknown type")
 	}
 	home := ""

@@ -78,9 +78,66 @@ func TestResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
 	})...), members...)
 	got := b.export("Appointment")
 	got.wantLines(t, shared...)
-	got.wantIssues(t, "information", "Appointment: 2 resources that also concern a patient outside the export")
+	got.wantIssues(t, "information", "Appointment: 2 left out: also about a patient outside the export.")
 	b.wantMetric(2, "sluice_worker_withheld_total")
 	b.wantMetric(0, "sluice_worker_guard_refusals_total")
+}
+
+// TestResourcesThatMayBeAboutSomebodyElseAreWithheld: unless the operator chooses otherwise (spec 10).
+func TestResourcesThatMayBeAboutSomebodyElseAreWithheld(t *testing.T) { // pitfall 2
+	t.Parallel()
+	actors := func(id, other, more string) string {
+		return fmt.Sprintf(`{"resourceType":"Appointment","id":%q,"participant":[{"actor":{"reference":"Patient/pat-1"}},{"actor":%s}]%s}`, id, other, more)
+	}
+	sure := []string{
+		actors("practitioner", `{"reference":"Practitioner/p"}`, ""), actors("name", `{"display":"Dr. X"}`, ""),
+		actors("mine", `{"reference":"Patient/pat-2"}`, `,"contained":[{"resourceType":"Observation","subject":{"reference":"Patient/pat-1"}}]`),
+	}
+	doubtful := []string{
+		actors("identifier", `{"identifier":{"value":"MRN-9"},"display":"Person Nine"}`, ""), actors("urn", `{"reference":"urn:uuid:9"}`, ""),
+		actors("search", `{"reference":"Patient?identifier=9"}`, ""), actors("inside", `{"reference":"#9"}`, `,"contained":[{"resourceType":"Patient","id":"9"}]`),
+		actors("contained", `{"display":"x"}`, `,"contained":[{"resourceType":"Patient","id":"9"}]`), actors("related", `{"reference":"RelatedPerson/9"}`, ""),
+	}
+	foreign := []string{
+		actors("foreign", `{"reference":"https://elsewhere.example/Patient/pat-1"}`, ""),
+		actors("within", `{"display":"x"}`, `,"contained":[{"resourceType":"Observation","subject":{"reference":"Patient/pat-9"}}]`),
+	}
+	for setting, want := range map[string][]string{"withhold": sure, "export": concat(sure, doubtful)} {
+		t.Run(setting, func(t *testing.T) {
+			fx := newFixture(t, holding(t, concat(sure, doubtful, foreign)...), members...)
+			fx.cfg.UnresolvedSubjects = setting
+			got := fx.export("Appointment")
+			got.wantLines(t, want...)
+			issues := []string{"information: Appointment: 2 left out: also about a patient outside the export."}
+			if setting == "withhold" {
+				issues = append(issues, "warning: Appointment: 6 left out: also about somebody who cannot be identified")
+			}
+			got.wantIssues(t, "", issues...)
+			fx.wantMetric(0, "sluice_worker_guard_refusals_total")
+		})
+	}
+}
+
+// TestRowsOfOlderRulesAreWithheldWhenTheirPatientIsNoLongerNamed: a rollout must not fail every export.
+func TestRowsOfOlderRulesAreWithheldWhenTheirPatientIsNoLongerNamed(t *testing.T) {
+	t.Parallel()
+	outdated := func(line string) source.Resource {
+		r := resource("Observation", "obs-1", line, "pat-1")
+		r.Attestation = 1 // of the first rules
+		return r
+	}
+	for name, row := range map[string]struct{ line, why string }{
+		"another server": {`{"resourceType":"Observation","id":"obs-1","subject":{"reference":"https://elsewhere.example/Patient/pat-1"}}`,
+			"names a patient of another server"},
+		"a key in two cases": {`{"resourceType":"Observation","id":"obs-1","Subject":{},"subject":{"reference":"Patient/pat-1"}}`, "not readable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fx := newFixture(t, &hooked{Source: holding(t, observation(2, 1)), typ: "Observation", extra: []source.Resource{outdated(row.line)}}, members...)
+			got := fx.export("Observation")
+			got.wantLines(t, observation(2, 1))
+			got.wantIssues(t, "warning", row.why)
+		})
+	}
 }
 
 func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // pitfall 2
@@ -92,7 +149,7 @@ func TestAProvenanceIsAboutThePatientsOfItsTargets(t *testing.T) { // pitfall 2
 	})...), members...)
 	got := b.export("Provenance")
 	got.wantLines(t, mine...)
-	got.wantIssues(t, "information", "Provenance: 1 resources")
+	got.wantIssues(t, "information", "Provenance: 1 left out: also about a patient outside the export.")
 }
 
 // crowd returns the sorted ids of a cohort with two chunks.

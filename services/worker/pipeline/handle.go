@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,12 +11,17 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
-// recordTimeout bounds the recording of a unit's outcome, which continues after the unit's own context has ended.
-const recordTimeout = 15 * time.Second
+const (
+	// recordTimeout is how long the recording of an outcome may continue after the unit's own context has ended.
+	recordTimeout = 15 * time.Second
+	// outlastEvery is how often a step is repeated while Redis is unavailable.
+	outlastEvery = time.Second
+)
 
 // outcome is the outcome of an attempt at a unit. decide returns it once, and record carries it out.
 type outcome struct {
@@ -45,13 +51,19 @@ var givenBack = map[string]string{
 	outcomeHandedBack: "unit is handed back",
 }
 
-// Handle claims the task's unit, runs it with heartbeats, and records the outcome. It returns an error only when the
-// outcome could not be recorded. The task is then delivered again and refused, because its fence is claimed; the unit runs
-// again when the rescue finds it silent.
+// Handle claims the task's unit, runs it with heartbeats, and records the outcome. While Redis is unavailable the unit
+// continues, and its outcome waits: only an answer of Redis decides that the unit is lost. Handle returns an error only
+// when the worker stops meanwhile. The task is then delivered again and refused, because its fence is claimed; the unit
+// runs again when the rescue finds it silent.
 func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	log := w.Logger.With("job_id", task.Job, "unit", task.Unit, "fence", task.Fence)
 	arrived := time.Now()
-	lease, err := w.Jobs.Claim(ctx, task.Job, task.Unit, task.Kind, task.Fence)
+	var lease export.Lease
+	token := rand.Text() // distinguishes a repetition, after a lost answer, from another delivery of the task
+	err := outlast(ctx, log, func() (err error) {
+		lease, err = w.Jobs.Claim(ctx, task.Job, task.Unit, task.Kind, task.Fence, token)
+		return err
+	})
 	switch {
 	case errors.Is(err, export.ErrFenced), errors.Is(err, export.ErrNotLive), errors.Is(err, export.ErrConflict):
 		log.Debug("task is a duplicate, late, or of an ended job", "err", err)
@@ -72,19 +84,24 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 		defer end()
 	}
 	began := time.Now()
-	commit, runErr := w.keepAlive(ctx, lease, func(ctx context.Context) (jobstore.Commit, error) {
-		if lease.Failures >= w.cfg.MaxAttempts {
-			return jobstore.Commit{}, export.Permanent("it was given up after %d attempts", lease.Failures)
-		}
-		return w.run(ctx, lease)
-	})
+	// Heartbeats continue while the outcome is recorded. Deferred, because run may panic: further heartbeats would prevent
+	// the rescue of the unit.
+	running, lose := context.WithCancelCause(ctx)
+	recording, end := context.WithCancel(context.WithoutCancel(ctx))
+	var heartbeats sync.WaitGroup
+	defer heartbeats.Wait()
+	defer end()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(recordTimeout, end) })()
+	heartbeats.Go(func() { lose(w.heartbeats(recording, lease)) })
+	commit, runErr := w.run(running, log, lease)
+	if cause := context.Cause(running); runErr != nil && cause != nil {
+		runErr = cause // work that finished anyway is still committed
+	}
 
-	recordCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
-	defer cancel()
-	result := w.decide(recordCtx, lease, commit, runErr)
-	err = w.record(recordCtx, log, lease, result, runErr)
-	if lost, is := w.lost(recordCtx, lease, err); is { // lost after decide
-		result, err = lost, w.record(recordCtx, log, lease, lost, nil)
+	result := w.decide(recording, log, lease, commit, runErr)
+	err = w.record(recording, log, lease, result, runErr)
+	if lost, is := w.lost(recording, log, lease, err); is { // lost after decide
+		result, err = lost, w.record(recording, log, lease, lost, nil)
 	}
 	if err != nil {
 		result.name = outcomeUnrecorded
@@ -97,8 +114,49 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	return err
 }
 
-func (w *Worker) run(ctx context.Context, lease export.Lease) (jobstore.Commit, error) {
-	job, err := w.Jobs.Job(ctx, lease.Job)
+// outlast repeats a step while Redis is unavailable, until the context ends. The step must be safe to repeat.
+func outlast(ctx context.Context, log *slog.Logger, step func() error) error {
+	for told := false; ; {
+		err := step()
+		if !errors.Is(err, export.ErrUnavailable) || ctx.Err() != nil {
+			return err
+		}
+		if !told {
+			log.Warn("waiting for Redis", "err", err)
+			told = true
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(outlastEvery):
+		}
+	}
+}
+
+// OutlastKeys returns keys that wait while the job store cannot be reached, so that a unit can begin its next object. Other
+// errors, such as that of a missing master key, are returned.
+func OutlastKeys(keys objects.Keys, ping func(context.Context) error, log *slog.Logger) objects.Keys {
+	return func(ctx context.Context, object string) (key []byte, err error) {
+		_ = outlast(ctx, log, func() error {
+			if key, err = keys(ctx, object); !errors.Is(err, export.ErrUnavailable) {
+				return nil
+			}
+			if down := ping(ctx); down != nil {
+				return down
+			}
+			key, err = keys(ctx, object)
+			return nil
+		})
+		return key, err
+	}
+}
+
+func (w *Worker) run(ctx context.Context, log *slog.Logger, lease export.Lease) (jobstore.Commit, error) {
+	if lease.Failures >= w.cfg.MaxAttempts {
+		return jobstore.Commit{}, export.Permanent("it was given up after %d attempts", lease.Failures)
+	}
+	var job export.Job
+	err := outlast(ctx, log, func() (err error) { job, err = w.Jobs.Job(ctx, lease.Job); return err })
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
@@ -118,38 +176,29 @@ func (w *Worker) run(ctx context.Context, lease export.Lease) (jobstore.Commit, 
 	}
 }
 
-// keepAlive runs the work with heartbeats. The work's context ends with the cause ErrFenced or ErrNotLive as soon as a
-// heartbeat returns it.
-func (w *Worker) keepAlive(
-	ctx context.Context, lease export.Lease, work func(context.Context) (jobstore.Commit, error),
-) (jobstore.Commit, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var heartbeats sync.WaitGroup
-	heartbeats.Go(func() {
-		ticker := time.NewTicker(w.cfg.Heartbeat)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-			}
-			err := w.Jobs.Heartbeat(ctx, lease)
-			if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
-				cancel(err)
-				return
-			}
-			// The unit continues while the job store is unreachable; if it is rescued meanwhile, its commit is refused.
+// heartbeats renews the lease until the context ends, or a heartbeat is refused: then it returns ErrFenced or ErrNotLive.
+func (w *Worker) heartbeats(ctx context.Context, lease export.Lease) error {
+	ticker := time.NewTicker(w.cfg.Heartbeat)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
 		}
-	})
-	// Deferred, because work may panic: further heartbeats would prevent the rescue of the unit.
-	defer heartbeats.Wait()
-	defer cancel(nil)
-	commit, err := work(ctx)
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		err = cause // work that finished anyway is still committed
+		err := w.Jobs.Heartbeat(ctx, lease)
+		if errors.Is(err, export.ErrFenced) || errors.Is(err, export.ErrNotLive) {
+			return err
+		}
+		// The unit continues while the job store is unreachable; if it is rescued meanwhile, its commit is refused.
 	}
-	return commit, err
+}
+
+// stage stores the units that the lease's unit has cut, when Redis is available: cutting them may have taken minutes.
+func (w *Worker) stage(ctx context.Context, lease export.Lease, units []export.Unit) error {
+	return outlast(ctx, w.Logger.With("job_id", lease.Job, "unit", lease.Unit.ID), func() error {
+		return w.Jobs.Stage(ctx, lease, units)
+	})
 }
 
 // streamError returns the error of a stream, or else the cause of an ended context: after that, a stream that ends
@@ -162,8 +211,10 @@ func streamError(ctx context.Context, err error) error {
 }
 
 // decide turns the result of a run into its outcome.
-func (w *Worker) decide(ctx context.Context, lease export.Lease, commit jobstore.Commit, runErr error) outcome {
-	if lost, is := w.lost(ctx, lease, runErr); is {
+func (w *Worker) decide(
+	ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit, runErr error,
+) outcome {
+	if lost, is := w.lost(ctx, log, lease, runErr); is {
 		return lost
 	}
 	var permanent export.PermanentError
@@ -188,14 +239,15 @@ func (w *Worker) decide(ctx context.Context, lease export.Lease, commit jobstore
 // lost reports whether the error means that the attempt has lost its unit: the fence is stale, or the job has ended or was
 // purged. The objects of an attempt whose fence is stale are left to the sweep, which can distinguish a lost fence from a
 // commit whose answer was lost.
-func (w *Worker) lost(ctx context.Context, lease export.Lease, err error) (outcome, bool) {
+func (w *Worker) lost(ctx context.Context, log *slog.Logger, lease export.Lease, err error) (outcome, bool) {
 	switch {
 	case errors.Is(err, export.ErrFenced):
 		return outcome{name: outcomeLost}, true
 	case errors.Is(err, export.ErrNotLive):
 		return outcome{name: outcomeLost, ended: true}, true
 	case errors.Is(err, export.ErrNotFound): // the job or an object
-		exists, err := w.Jobs.Exists(ctx, lease.Job)
+		var exists bool
+		err := outlast(ctx, log, func() (err error) { exists, err = w.Jobs.Exists(ctx, lease.Job); return err })
 		return outcome{name: outcomeLost, ended: true}, err == nil && !exists
 	}
 	return outcome{}, false
@@ -206,7 +258,7 @@ func (w *Worker) record(ctx context.Context, log *slog.Logger, lease export.Leas
 	switch result.name {
 	case outcomeLost:
 		if result.ended {
-			return w.lifecycle.PurgeLate(ctx, lease.Job)
+			return outlast(ctx, log, func() error { return w.lifecycle.PurgeLate(ctx, lease.Job) })
 		}
 		return nil
 	case outcomeDone:
@@ -216,13 +268,14 @@ func (w *Worker) record(ctx context.Context, log *slog.Logger, lease export.Leas
 		return w.giveUp(ctx, log, lease, result.reason)
 	default:
 		log.Warn(givenBack[result.name], "err", runErr)
-		return w.lifecycle.Release(ctx, lease, result.delay, result.cause)
+		return outlast(ctx, log, func() error { return w.lifecycle.Release(ctx, lease, result.delay, result.cause) })
 	}
 }
 
 // commit closes the unit. Once the seal is committed the job's scaffolding is deleted.
 func (w *Worker) commit(ctx context.Context, log *slog.Logger, lease export.Lease, commit jobstore.Commit) error {
-	issueErr, err := w.lifecycle.Commit(ctx, lease, commit)
+	var issueErr error
+	err := outlast(ctx, log, func() (err error) { issueErr, err = w.lifecycle.Commit(ctx, lease, commit); return err })
 	if err != nil {
 		return err
 	}
@@ -246,13 +299,18 @@ func (w *Worker) closed(log *slog.Logger, issueErr error) {
 // unit becomes an entry of the manifest's error list, and the rest of the job continues (pitfalls 10, 21).
 func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Lease, reason string) error {
 	if lease.Unit.Kind == export.KindPlan || lease.Unit.Kind == export.KindSeal {
-		failed, err := w.lifecycle.FailJobFrom(ctx, lease, "The export could not be done: "+reason+".")
+		var failed bool
+		err := outlast(ctx, log, func() (err error) {
+			failed, err = w.lifecycle.FailJobFrom(ctx, lease, "The export could not be done: "+reason+".")
+			return err
+		})
 		if failed {
 			w.metrics.jobs.WithLabelValues(jobFailed).Inc()
 		}
 		return err
 	}
-	issueErr, err := w.lifecycle.CloseFailed(ctx, lease, reason)
+	var issueErr error
+	err := outlast(ctx, log, func() (err error) { issueErr, err = w.lifecycle.CloseFailed(ctx, lease, reason); return err })
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
@@ -16,7 +17,7 @@ import (
 type memory struct {
 	resources []source.Resource
 	patients  int64 // the reported number; 0: the real one
-	problems  []source.Problem
+	leftOut   []export.LeftOut
 }
 
 // holding returns a source of the resources, each one line of JSON.
@@ -32,14 +33,7 @@ func holding(t testing.TB, lines ...string) *memory {
 			t.Fatalf("%s: %v", line, err)
 		}
 		r := source.Resource{Type: facts.Type, ID: facts.ID, Body: []byte(line)}
-		if r.Type == "Patient" {
-			r.Subjects = []string{r.ID}
-		}
-		for _, ref := range facts.Subjects {
-			if ref.Type == "Patient" {
-				r.Subjects = append(r.Subjects, ref.ID)
-			}
-		}
+		r.Subjects = append(r.Subjects, source.Named(nil, facts)...)
 		if r.Type == "Provenance" {
 			targets[r.ID] = slices.Clone(facts.Subjects)
 		}
@@ -109,17 +103,7 @@ func (m *memory) Snapshot(_ context.Context, now time.Time) (time.Time, error) {
 	return now.UTC().Truncate(time.Second), nil
 }
 
-func (m *memory) Problems(_ context.Context, types []string, yield func(source.Problem) error) error {
-	for _, problem := range m.problems {
-		if problem.Type != "" && !slices.Contains(types, problem.Type) {
-			continue
-		}
-		if err := yield(problem); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (m *memory) LeftOut(context.Context) ([]export.LeftOut, error) { return m.leftOut, nil }
 
 func (m *memory) each(typ string, wanted func(source.Resource) bool, yield func(source.Resource) error) error {
 	for _, r := range m.resources {

@@ -30,21 +30,20 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	types := allowed(job, grant)
-	if !grant.Groups.Has(job.Request.GroupID) || len(types) == 0 {
-		return jobstore.Commit{}, export.Permanent("the permission was withdrawn")
+	if err := checkGrant(job, grant); err != nil {
+		return jobstore.Commit{}, err
 	}
-
-	cohort, err := w.storeCohort(ctx, lease, job, grant)
+	chosen, err := w.storeCohort(ctx, lease, job)
 	if errors.Is(err, directory.ErrNoGroup) {
 		return jobstore.Commit{}, export.Permanent("the group can no longer be exported")
 	}
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
+	types, cohort := allowed(job, chosen.grant), chosen.cohort
 
 	var units []export.Unit
-	var result export.Result
+	result := export.Result{LeftOut: chosen.leftOut}
 	if cohort.Patients > 0 {
 		sizes, err := w.Source.Sizes(ctx)
 		if err != nil {
@@ -55,14 +54,17 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 			// If there are units, the references unit checks the grant again and reports the referenced types.
 			return slices.Contains(types, typ) || fhir.IsReferenced(typ) && len(units) > 0
 		})
-		result.Files, err = w.writeErrors(ctx, lease, withdrawn, func(out *files) error {
-			return w.reportProblems(ctx, types, out)
-		})
+		result.Files, err = w.writeErrors(ctx, lease, withdrawn, func(*files) error { return nil })
 		if err != nil {
 			return jobstore.Commit{}, err
 		}
+		left, err := w.leftOut(ctx, types, chosen.everybody)
+		if err != nil {
+			return jobstore.Commit{}, err
+		}
+		result.LeftOut = append(result.LeftOut, left...)
 	}
-	if err := w.Jobs.Stage(ctx, lease, units); err != nil {
+	if err := w.stage(ctx, lease, units); err != nil {
 		return jobstore.Commit{}, err
 	}
 	return jobstore.Commit{
@@ -77,32 +79,66 @@ func allowed(job export.Job, grant directory.Grant) []string {
 	return slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool { return !grant.Types.Has(typ) })
 }
 
-func (w *Worker) storeCohort(
-	ctx context.Context, lease export.Lease, job export.Job, grant directory.Grant,
-) (cohort export.Cohort, err error) {
+// checkGrant returns an error unless the grant still allows a part of the job.
+func checkGrant(job export.Job, grant directory.Grant) error {
+	if !grant.Groups.Has(job.Request.GroupID) || len(allowed(job, grant)) == 0 {
+		return export.Permanent("the permission was withdrawn")
+	}
+	return nil
+}
+
+// selection is what storeCohort has selected.
+type selection struct {
+	// grant is the one that the members were selected by. Its types count as well, not those of an earlier read, because a
+	// mix of two versions of a grant may allow more than either.
+	grant     directory.Grant
+	everybody bool // the grant includes every patient
+	cohort    export.Cohort
+	leftOut   []export.LeftOut // members that the directory left out
+}
+
+// storeCohort stores the group's members that the owner may see.
+func (w *Worker) storeCohort(ctx context.Context, lease export.Lease, job export.Job) (chosen selection, err error) {
 	ctx, span := telemetry.StartSpan(ctx, "cohort")
 	defer func() {
-		span.SetAttributes(attribute.Int64("sluice.patients", cohort.Patients))
+		span.SetAttributes(attribute.Int64("sluice.patients", chosen.cohort.Patients))
 		telemetry.EndSpan(span, err)
 	}()
 	prefix := export.CohortPrefix(job.ID, lease.Fence)
 	members := spillset.NewBuilder(w.Objects, prefix)
-	err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
-		if !fhir.IsID(patient) || !grant.Patients.Has(patient) {
+	chosen.leftOut, err = w.Groups.Members(ctx, job.Request.GroupID, func(patient string) error {
+		if !fhir.IsID(patient) {
 			return nil
 		}
 		return members.Add(ctx, patient)
 	})
 	if err := streamError(ctx, err); err != nil {
-		return export.Cohort{}, fmt.Errorf("resolve the group: %w", err)
+		return selection{}, fmt.Errorf("resolve the group: %w", err)
 	}
-	chunks, patients, err := spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
-		return members.Each(ctx, yield)
+	cohort := &chosen.cohort
+	cohort.Prefix = prefix
+	err = w.Access.Patients(ctx, job.Owner, func(read directory.Grant, patients *directory.PatientFilter) (err error) {
+		if err := checkGrant(job, read); err != nil {
+			return err
+		}
+		chosen.grant = read
+		if chosen.everybody, err = patients.Everybody(); err != nil {
+			return err
+		}
+		cohort.Chunks, cohort.Patients, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
+			return members.Each(ctx, func(patient string) error {
+				if included, err := patients.Includes(patient); err != nil || !included {
+					return err
+				}
+				return yield(patient)
+			})
+		})
+		return err
 	})
-	if err != nil {
-		return export.Cohort{}, fmt.Errorf("store the cohort: %w", err)
+	if err := streamError(ctx, err); err != nil {
+		return selection{}, fmt.Errorf("store the cohort: %w", err)
 	}
-	return export.Cohort{Prefix: prefix, Chunks: chunks, Patients: patients}, nil
+	return chosen, nil
 }
 
 // cut divides each type into units of about cfg.unitBytes, never finer than a chunk of the cohort. A type without
@@ -157,13 +193,35 @@ func divide(whole export.Unit, unitBytes int64) []export.Unit {
 	return units
 }
 
-// reportProblems writes an issue for each problem that the source reports for the types, such as a malformed line.
-func (w *Worker) reportProblems(ctx context.Context, types []string, out *files) error {
-	err := w.Source.Problems(ctx, types, func(p source.Problem) error {
-		return out.writeIssue(fhir.Outcome("error", "structure", fmt.Sprintf("%s: %s.", p.Place, p.What)))
-	})
-	if err := streamError(ctx, err); err != nil {
-		return fmt.Errorf("list the source's problems: %w", err)
+// leftOut returns what no export contains and concerns one of the types or is of no known type. The numbers are those of
+// the whole source, so only owners who may see every patient get them (spec 11).
+func (w *Worker) leftOut(ctx context.Context, types []string, counted bool) ([]export.LeftOut, error) {
+	all, err := w.ObserveLeftOut(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	var list []export.LeftOut
+	for _, l := range all {
+		if l.Type != "" && !slices.Contains(types, l.Type) {
+			continue
+		}
+		if !counted {
+			l.Count = 0
+		}
+		list = append(list, l)
+	}
+	return list, nil
+}
+
+// ObserveLeftOut returns what the source leaves out of every export, and sets the metric of it.
+func (w *Worker) ObserveLeftOut(ctx context.Context) ([]export.LeftOut, error) {
+	all, err := w.Source.LeftOut(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("count what the source leaves out: %w", err)
+	}
+	w.metrics.leftOut.Reset()
+	for _, l := range all {
+		w.metrics.leftOut.WithLabelValues(l.Type, string(l.Reason)).Set(float64(l.Count))
+	}
+	return all, nil
 }

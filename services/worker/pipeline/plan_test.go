@@ -20,19 +20,19 @@ func TestAnEmptyCohortExportsNothing(t *testing.T) { // pitfall 1
 	t.Parallel()
 	for name, row := range map[string]struct {
 		members  []string
-		patients directory.Selection
+		patients directory.NameList
 	}{
-		"an empty group":             {nil, directory.Everything()},
-		"members who are not seen":   {members, directory.Only("pat-9")},
-		"no access to patients":      {members, directory.Selection{}},
-		"all members excepted":       {members, directory.AllBut(members...)},
-		"members with malformed ids": {[]string{"", "pat 1", "../pat-1", "pat-1\npat-9", strings.Repeat("p", 65)}, directory.Everything()},
+		"an empty group":             {nil, directory.NameList{All: true}},
+		"members who are not seen":   {members, directory.NameList{Names: []string{"pat-9"}}},
+		"no access to patients":      {members, directory.NameList{}},
+		"all members excepted":       {members, directory.NameList{All: true, Names: members}},
+		"members with malformed ids": {[]string{"", "pat 1", "../pat-1", "pat-1\npat-9", strings.Repeat("p", 65)}, directory.NameList{All: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			all, _, _ := clinical(t)
-			all.problems = []source.Problem{{Type: "Observation", Place: "Observation.ndjson line 1", What: "not valid JSON"}}
+			all.leftOut = []export.LeftOut{{Type: "Observation", Reason: export.Malformed, Count: 1}}
 			b := newFixture(t, all, row.members...)
-			b.people.grant.Patients = row.patients
+			b.people.patients = row.patients
 			got := b.export("Observation", "Patient", "Practitioner")
 			got.wantLines(t)
 			if len(got.files) != 0 {
@@ -47,7 +47,7 @@ func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
 	t.Parallel()
 	all, _, _ := clinical(t)
 	b := newFixture(t, all, "pat-3", "pat-1", "pat-9", "pat-3", "pat-1", "pat-3") // an id may come twice
-	b.people.grant.Patients = directory.AllBut("pat-9")
+	b.people.patients = directory.NameList{All: true, Names: []string{"pat-9"}}
 	got := b.export("Observation", "Patient")
 	got.wantLines(t, patient(1), patient(3), observation(1, 1), observation(3, 3), observation(4, 3))
 	if got.job.Cohort.Patients != 2 {
@@ -55,6 +55,59 @@ func TestTheCohortIsTheMembersThatTheOwnerMaySee(t *testing.T) {
 	}
 	if want := instant.Truncate(time.Second); !got.job.Snapshot.Equal(want) {
 		t.Errorf("snapshot %s, want %s (M-01)", got.job.Snapshot, want)
+	}
+}
+
+// The members that the directory leaves out are in the result of the plan, whatever becomes of the others (pitfall 38).
+func TestMembersThatAreLeftOut(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct{ members []string }{"some members": {members}, "no members": {nil}} {
+		t.Run(name, func(t *testing.T) {
+			all, _, _ := clinical(t)
+			fx := newFixture(t, all, row.members...)
+			fx.people.leftOut = []export.LeftOut{
+				{Reason: export.MemberByIdentifier, Count: 2}, {Reason: export.MemberGroup, Count: 1},
+			}
+			id := fx.kickOff("Patient")
+			fx.finish(fx.worker(), id)
+			found := false
+			must(t, fx.jobs.Results(t.Context(), id, func(unit export.Unit, result export.Result) error {
+				if unit.Kind == export.KindPlan {
+					found = slices.Equal(result.LeftOut, fx.people.leftOut)
+				}
+				return nil
+			}))
+			if !found {
+				t.Error("the result of the plan does not have them")
+			}
+		})
+	}
+}
+
+// A grant may change between the plan's reads of it. The types and the patients that count are of one version.
+func TestAGrantThatChangesDuringThePlan(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		changed directory.Grant
+		lines   []string // none: the job fails
+	}{
+		"another group": {directory.Grant{Types: directory.Everything(), Groups: directory.Only("another")}, nil},
+		"no types":      {directory.Grant{Groups: directory.Everything()}, nil},
+		"nothing":       {directory.Grant{}, nil},
+		"fewer types":   {directory.Grant{Types: directory.Only("Patient"), Groups: directory.Everything()}, []string{patient(1)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all, _, _ := clinical(t)
+			fx := newFixture(t, all, "pat-1")
+			id := fx.kickOff("Observation", "Patient")
+			fx.people.changed = &row.changed
+			got := fx.outcome(fx.finish(fx.worker(), id))
+			if row.lines != nil {
+				got.wantLines(t, row.lines...)
+			} else if got.job.State != export.Failed || len(got.files) > 0 {
+				t.Errorf("the job is %s, with files %+v", got.job.State, got.files)
+			}
+		})
 	}
 }
 
@@ -118,17 +171,28 @@ func TestAPlanThatCannotBeMadeFailsTheJob(t *testing.T) { // pitfall 7
 	b.wantMetric(1, "sluice_worker_units_total", "plan", "failed")
 }
 
-func TestWhatTheSourceCannotServeIsReported(t *testing.T) { // pitfall 10
+func TestWhatTheSourceLeavesOutIsTold(t *testing.T) { // pitfalls 10, 37, 39
 	t.Parallel()
-	all, observations, _ := clinical(t)
-	all.problems = []source.Problem{
-		{Type: "Observation", Place: "Observation.ndjson line 17", What: "not valid JSON"},
-		{Type: "Condition", Place: "Condition.ndjson line 1", What: "not valid JSON"}, // not asked for
-		{Place: "other.ndjson line 3", What: "no resourceType"},
+	for patients, numbers := range map[string][]string{"all": {"17", "3", "5"}, "some": {"some", "some", "some"}} {
+		t.Run(patients, func(t *testing.T) {
+			all, observations, _ := clinical(t)
+			all.leftOut = []export.LeftOut{
+				{Type: "Observation", Reason: export.UnresolvedPatient, Count: 17},
+				{Type: "Condition", Reason: export.Malformed, Count: 1}, // not asked for
+				{Reason: export.Malformed, Count: 3}, {Type: "Observation", Reason: export.NoPatient, Count: 5},
+			}
+			fx := newFixture(t, all, members...)
+			if patients == "some" { // the numbers are of data that the owner may not see
+				fx.people.patients = directory.NameList{All: true, Names: []string{"pat-9"}}
+			}
+			got := fx.export("Observation")
+			got.wantLines(t, observations...)
+			got.wantIssues(t, "", "information: "+numbers[1]+" left out: not readable as a FHIR resource.",
+				"information: Observation: "+numbers[2]+" left out: not about a patient.",
+				"warning: Observation: "+numbers[0]+" left out: the reference to the patient matches no resource, or several.")
+			fx.wantMetric(17, "sluice_source_left_out", "Observation", "unresolved_patient")
+		})
 	}
-	got := newFixture(t, all, members...).export("Observation")
-	got.wantLines(t, observations...)
-	got.wantIssues(t, "error", "Observation.ndjson line 17: not valid JSON.", "other.ndjson line 3: no resourceType.")
 }
 
 func TestTypesThatTheStoreDoesNotHold(t *testing.T) {

@@ -44,7 +44,7 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 	})
 	job.Request.Types = types
 
-	list, counts, err := w.closeOver(ctx, job, export.ReferencesPrefix(job.ID, lease.Unit.ID, lease.Fence), frontier)
+	list, counts, cutOff, err := w.closeOver(ctx, job, export.ReferencesPrefix(job.ID, lease.Unit.ID, lease.Fence), frontier)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
@@ -56,24 +56,33 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	if err := w.Jobs.Stage(ctx, lease, units); err != nil {
+	if err := w.stage(ctx, lease, units); err != nil {
 		return jobstore.Commit{}, err
 	}
+	var left export.Tally
+	if cutOff {
+		left.AddAll([]export.LeftOut{{Reason: export.UnresolvedReference}})
+	}
 	return jobstore.Commit{
-		Result: export.Result{Files: files}, Next: job.Request.Next(lease.Unit.Kind, false),
+		Result: export.Result{Files: files, LeftOut: left.List()}, Next: job.Request.Next(lease.Unit.Kind, false),
 	}, nil
 }
 
+// maxRounds bounds the length of a chain of references that is followed, such as of locations that are parts of locations.
+const maxRounds = 100
+
 // closeOver stores the transitive closure of the references in the runs as a list below prefix. It returns the list's
-// prefix and the number of references of each type.
+// prefix, the number of references of each type, and whether longer chains than maxRounds were cut off.
 func (w *Worker) closeOver(
 	ctx context.Context, job export.Job, prefix string, runs []string,
-) (list string, counts map[string]int64, err error) {
+) (list string, counts map[string]int64, cutOff bool, err error) {
+	sources := spillset.Runs(runs)
+	frontier := "" // the list of references that are not yet followed
 	for round := 0; ; round++ {
 		list = fmt.Sprintf("%sround-%d/", prefix, round)
 		counts = map[string]int64{}
 		chunks, _, err := spillset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
-			return spillset.Merge(ctx, w.Objects, list, runs, func(ref string) error {
+			return spillset.Merge(ctx, w.Objects, list, sources, func(ref string) error {
 				typ, _, _ := strings.Cut(ref, "/")
 				if !slices.Contains(job.Request.Types, typ) {
 					return nil
@@ -83,29 +92,36 @@ func (w *Worker) closeOver(
 			})
 		})
 		if err != nil {
-			return "", nil, fmt.Errorf("merge references: %w", err)
+			return "", nil, false, fmt.Errorf("merge references: %w", err)
 		}
-		if chunks == 0 {
-			return list, counts, nil
+		if chunks == 0 || round == maxRounds {
+			return list, counts, chunks > 0, nil
 		}
-		more, err := w.follow(ctx, job, list)
-		if err != nil || len(more) == 0 {
-			return list, counts, err
+		if round == 0 {
+			frontier = list
 		}
-		// The next round follows the whole list: reading a resource twice is cheap, and rounds are few.
-		runs = append(spillset.ChunkKeys(list, chunks), more...)
+		next := fmt.Sprintf("%snew-%d/", prefix, round)
+		found, err := w.follow(ctx, job, list, frontier, next)
+		if err != nil || found == 0 {
+			return list, counts, false, err
+		}
+		sources, frontier = []spillset.Run{spillset.Chunks(list, chunks), spillset.Chunks(next, found)}, next
 	}
 }
 
-// follow reads every resource of the list, and the Provenance about it if the job exports that, and returns runs of their
-// references, or none if the list has all of them. It skips resources that a guard refuses; the unit that exports them
-// fails.
-func (w *Worker) follow(ctx context.Context, job export.Job, prefix string) (runs []string, err error) {
+// follow reads every resource of the list frontier, and the Provenance about it if the job exports that, and stores those
+// of their references that the list prefix does not have as the list next. It returns the number of its chunks. It skips
+// resources that a guard refuses; the unit that exports them fails.
+func (w *Worker) follow(ctx context.Context, job export.Job, prefix, frontier, next string) (chunks int, err error) {
+	following, err := w.lists.Open(ctx, w.Objects, frontier)
+	if err != nil {
+		return 0, err
+	}
 	known, err := w.lists.Open(ctx, w.Objects, prefix)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	found := w.newRefCollector(job, prefix+"found/")
+	found := w.newRefCollector(job, next+"found/")
 	g := listGuard{list: known}
 	collect := func(r source.Resource, err error) error {
 		if errors.As(err, new(export.PermanentError)) {
@@ -116,14 +132,20 @@ func (w *Worker) follow(ctx context.Context, job export.Job, prefix string) (run
 		}
 		return found.collect(ctx, r)
 	}
-	for chunk := range known.Chunks() {
-		refs, err := known.Chunk(ctx, chunk)
+	for chunk := range following.Chunks() {
+		refs, err := following.Chunk(ctx, chunk)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
-		err = w.byID(ctx, job, refs, func(r source.Resource) error { return collect(r, g.checkListed(ctx, r.Type, r)) })
+		err = w.byID(ctx, job, refs, func(r source.Resource) error {
+			verdict, err := g.checkListed(ctx, r.Type, r)
+			if verdict == withheld {
+				return nil
+			}
+			return collect(r, err)
+		})
 		if err != nil {
-			return nil, fmt.Errorf("follow references: %w", err)
+			return 0, fmt.Errorf("follow references: %w", err)
 		}
 		if !slices.Contains(job.Request.Types, "Provenance") {
 			continue
@@ -133,21 +155,22 @@ func (w *Worker) follow(ctx context.Context, job export.Job, prefix string) (run
 			return collect(r, err)
 		})
 		if err != nil {
-			return nil, fmt.Errorf("follow references of Provenance: %w", err)
+			return 0, fmt.Errorf("follow references of Provenance: %w", err)
 		}
 	}
-	errNew := errors.New("a new reference")
-	err = found.builder.Each(ctx, func(ref string) error {
-		listed, err := known.Contains(ctx, ref)
-		if err == nil && !listed {
-			err = errNew
-		}
-		return err
+	chunks, _, err = spillset.Write(ctx, w.Objects, next, func(yield func(string) error) error {
+		return found.builder.Each(ctx, func(ref string) error {
+			listed, err := known.Contains(ctx, ref)
+			if err != nil || listed {
+				return err
+			}
+			return yield(ref)
+		})
 	})
-	if errors.Is(err, errNew) {
-		return found.runs(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("store new references: %w", err)
 	}
-	return nil, err
+	return chunks, nil
 }
 
 // byID streams the resources of the sorted "Type/id" strings.
@@ -222,6 +245,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 		return jobstore.Commit{}, err
 	}
 	g := listGuard{list: list}
+	var left export.Tally
 	done, err := w.writeUnit(ctx, lease, func(out *files) error {
 		for chunk := unit.Slice.From; chunk < unit.Slice.To; chunk++ {
 			refs, err := list.Chunk(ctx, chunk)
@@ -242,7 +266,12 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 				})
 			} else {
 				err = w.byID(ctx, job, ofType(refs, unit.Type), func(r source.Resource) error {
-					if err := g.checkListed(ctx, unit.Type, r); err != nil {
+					verdict, err := g.checkListed(ctx, unit.Type, r)
+					if verdict == withheld {
+						left.Add(unit.Type, export.UnknownPatient, 1)
+						w.metrics.withheld.WithLabelValues(string(export.UnknownPatient)).Inc()
+					}
+					if verdict != admitted {
 						return err
 					}
 					return out.write(r.Body)
@@ -257,7 +286,8 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	return jobstore.Commit{Result: export.Result{Files: done}, Next: job.Request.Next(unit.Kind, false)}, nil
+	result := export.Result{Files: done, LeftOut: left.List(), Withheld: left.Total()}
+	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 
 // about streams the Provenance whose targets are only referenced resources and include any of the sorted "Type/id"

@@ -34,7 +34,7 @@ func network(t *testing.T) (all *memory, lines map[string]string) {
 	t.Helper()
 	lines = map[string]string{
 		"patient": `{"resourceType":"Patient","id":"pat-1","generalPractitioner":[{"reference":"PractitionerRole/gp"}]}`,
-		"obs":     observation(1, 1, `,"performer":[{"reference":"https://ehr.example/fhir/Practitioner/nurse/_history/2"}]`),
+		"obs":     observation(1, 1, `,"performer":[{"reference":"/Practitioner/nurse/_history/2"}]`),
 		"drug": `{"resourceType":"MedicationRequest","id":"mr-1","subject":{"reference":"Patient/pat-1"},` +
 			`"medicationReference":{"reference":"Medication/pill"}}`,
 		"role": `{"resourceType":"PractitionerRole","id":"gp","practitioner":{"reference":"Practitioner/gp"},` +
@@ -318,7 +318,7 @@ func TestReferencesOfWithheldResourcesDoNotTravel(t *testing.T) { // pitfall 2
 	all := holding(t, shared, travelling("Practitioner", "a"), patient(1))
 	got := newFixture(t, all, members...).export("Appointment", "Patient", "Practitioner")
 	got.wantLines(t, patient(1))
-	got.wantIssues(t, "information", "Appointment: 1 resources")
+	got.wantIssues(t, "information", "Appointment: 1 left out")
 }
 
 func TestWhenReferencesCannotBeFollowedTheRestIsExported(t *testing.T) { // pitfall 21

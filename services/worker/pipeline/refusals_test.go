@@ -182,7 +182,8 @@ func TestTheListGuardRefuses(t *testing.T) { // pitfalls 2, 10, 21
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := listGuard{list: storedList(t, "Organization/ward", "Practitioner/gp")}
-			wantRefusal(t, g.checkListed(t.Context(), typ, r))
+			_, err := g.checkListed(t.Context(), typ, r)
+			wantRefusal(t, err)
 		})
 	}
 }

@@ -160,7 +160,7 @@ func TestALateTaskOfAnEarlierFenceIsNothing(t *testing.T) { // pitfall 28
 // claim claims the task's unit as a worker does.
 func (fx *fixture) claim(task queue.Task) export.Lease {
 	fx.t.Helper()
-	lease, err := fx.jobs.Claim(fx.t.Context(), task.Job, task.Unit, task.Kind, task.Fence)
+	lease, err := fx.jobs.Claim(fx.t.Context(), task.Job, task.Unit, task.Kind, task.Fence, "")
 	must(fx.t, err)
 	return lease
 }
@@ -374,24 +374,80 @@ func TestAFileThatIsCorruptedOnItsWayIsNotPublished(t *testing.T) { // pitfall 9
 	fx.wantMetric(1, "sluice_worker_units_total", "retried")
 }
 
-func TestACommitThatIsNotRecordedIsAnError(t *testing.T) {
+func TestAnOutcomeWaitsForRedis(t *testing.T) {
 	t.Parallel()
+	for outcome, row := range map[string]struct {
+		end  error // of the unit
+		want int   // attempts
+	}{
+		"done": {}, "retried": {errors.New("the line went dead"), 1}, "waiting": {export.ErrUnavailable, 0},
+		"handed_back": {queue.ErrDraining, 0},
+	} {
+		t.Run(outcome, func(t *testing.T) {
+			t.Parallel()
+			all, _, _ := clinical(t)
+			hook := &hooked{Source: all, typ: "Patient"}
+			fx, redis := newFixtureOnMiniredis(t, hook, members...)
+			task := fx.planned()
+			hook.within = func(context.Context, int) error { redis.SetError("LOADING"); return row.end }
+			w, ended := fx.worker(), make(chan error, 1)
+			go func() { ended <- w.Handle(t.Context(), task) }()
+			fx.waitLog("waiting for Redis")
+			select {
+			case err := <-ended:
+				t.Fatalf("the unit ended during the outage: %v", err)
+			default:
+			}
+			hook.within = nil
+			redis.SetError("")
+			must(t, wait(t, ended))
+			fx.wantMetric(1, "sluice_worker_units_total", "export", outcome)
+			detail, err := fx.jobs.Inspect(t.Context(), task.Job)
+			must(t, err)
+			for _, unit := range detail.Units {
+				if unit.Unit.ID == task.Unit && unit.Attempts != row.want {
+					t.Errorf("%d attempts, want %d", unit.Attempts, row.want)
+				}
+			}
+			fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
+		})
+	}
+}
+
+func TestAClaimWaitsForRedis(t *testing.T) {
+	t.Parallel()
+	all, _, _ := clinical(t)
+	fx, redis := newFixtureOnMiniredis(t, all, members...)
+	task := fx.planned()
+	redis.SetError("LOADING")
+	w, ended := fx.worker(), make(chan error, 1)
+	go func() { ended <- w.Handle(t.Context(), task) }()
+	fx.waitLog("waiting for Redis")
+	redis.SetError("")
+	must(t, wait(t, ended))
+	fx.wantMetric(1, "sluice_worker_units_total", "export", "done")
+}
+
+func TestAnOutcomeThatIsNotRecordedBeforeTheWorkerStopsIsAnError(t *testing.T) {
+	t.Parallel() // it waits until the worker gives up
 	all, _, _ := clinical(t)
 	hook := &hooked{Source: all, typ: "Patient"}
 	fx, redis := newFixtureOnMiniredis(t, hook, members...)
+	task := fx.planned()
 	hook.within = func(context.Context, int) error { redis.SetError("LOADING"); return nil }
-	w := fx.worker()
-	id := fx.kickOff("Patient")
-	must(t, w.Handle(t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1}))
-	err := w.Handle(t.Context(), queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1})
-	if !errors.Is(err, export.ErrUnavailable) {
+	ctx, stop := context.WithCancelCause(t.Context())
+	w, ended := fx.worker(), make(chan error, 1)
+	go func() { ended <- w.Handle(ctx, task) }()
+	fx.waitLog("waiting for Redis")
+	stop(queue.ErrDraining)
+	if err := wait(t, ended); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("got %v: the task would not be delivered again", err)
 	}
 	fx.wantMetric(1, "sluice_worker_units_total", "export", "unrecorded")
 	fx.wantMetric(0, "sluice_worker_units_total", "export", "done")
 	redis.SetError("")
 	hook.within = nil
-	fx.outcome(fx.finish(w, id)).wantLines(t, patient(1), patient(2), patient(3))
+	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
 func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // pitfalls 13, 28

@@ -19,8 +19,9 @@ import (
 // succeeded, the job fails instead (spec 3).
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	failed, done := 0, 0
+	var left export.Tally
 	errorFiles, err := w.writeErrors(ctx, lease, nil, func(out *files) error {
-		return w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
+		err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
 			if len(job.Key) > 0 && slices.ContainsFunc(result.Files, func(f export.File) bool { return !f.Encrypted }) {
 				// The API cannot serve it. Failing the job purges it.
 				return export.Permanent("a worker without encryption wrote a part of it")
@@ -32,13 +33,18 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 			case unit.Kind == export.KindExport || unit.Kind == export.KindExportReferenced:
 				done++
 			}
-			if result.Withheld > 0 {
-				return out.writeIssue(fhir.Outcome("information", "suppressed", fmt.Sprintf(
-					"%s: %d resources that also concern a patient outside the export were left out.",
-					unit.Type, result.Withheld)))
+			left.AddAll(result.LeftOut)
+			if len(result.LeftOut) == 0 && result.Withheld > 0 { // by a worker of the previous release
+				left.Add(unit.Type, export.OtherPatient, result.Withheld)
 			}
 			return nil
 		})
+		for _, l := range left.List() {
+			if err == nil {
+				err = out.writeIssue(l.Outcome())
+			}
+		}
+		return err
 	})
 	if err != nil {
 		return jobstore.Commit{}, err
@@ -48,14 +54,15 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	}
 
 	manifest := export.ManifestKey(job.ID, lease.Fence)
-	if err := w.writeManifest(ctx, job, manifest, errorFiles); err != nil {
+	digest, err := w.writeManifest(ctx, job, manifest, errorFiles)
+	if err != nil {
 		return jobstore.Commit{}, err
 	}
 	finished := w.Now().UTC().Truncate(time.Millisecond)
 	return jobstore.Commit{
 		Result: export.Result{Files: errorFiles},
 		Seal: &jobstore.Seal{
-			Manifest: manifest, Finished: finished, Expires: finished.Add(w.cfg.Retention),
+			Manifest: manifest, Digest: digest, Finished: finished, Expires: finished.Add(w.cfg.Retention),
 		},
 	}, nil
 }
@@ -67,7 +74,10 @@ func failureText(unit export.Unit, result export.Result) string {
 	return fmt.Sprintf("A part of %s (%s) is missing: %s.", unit.Type, unit.ID, result.Failure)
 }
 
-func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, last []export.File) (err error) {
+// writeManifest returns the SHA-256 of the list.
+func (w *Worker) writeManifest(
+	ctx context.Context, job export.Job, key string, last []export.File,
+) (digest string, err error) {
 	ctx, span := telemetry.StartSpan(ctx, "manifest")
 	defer func() { telemetry.EndSpan(span, err) }()
 	object := w.Objects.Create(ctx, key, "application/x-ndjson")
@@ -89,20 +99,19 @@ func (w *Worker) writeManifest(ctx context.Context, job export.Job, key string, 
 		err = buffered.Flush()
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("write manifest: %w", err), object.Abort())
+		return "", errors.Join(fmt.Errorf("write manifest: %w", err), object.Abort())
 	}
-	if _, err := object.Commit(); err != nil {
-		return fmt.Errorf("write manifest: %w", err)
+	stored, err := object.Commit()
+	if err != nil {
+		return "", fmt.Errorf("write manifest: %w", err)
 	}
-	return nil
+	return stored.SHA256, nil
 }
 
 // clear deletes the objects that only a running job needs. It runs after the seal, so that the client does not wait for
 // it. The sweep deletes the objects that it leaves.
 func (w *Worker) clear(ctx context.Context, job export.JobID) {
-	for _, prefix := range export.Scaffolding(job) {
-		if _, err := w.Objects.DeletePrefix(ctx, prefix); err != nil {
-			w.Logger.Warn("temporary objects are left to the sweep", "job_id", job, "err", err)
-		}
+	if _, err := w.Objects.DeletePrefix(ctx, export.Scaffolding(job)...); err != nil {
+		w.Logger.Warn("temporary objects are left to the sweep", "job_id", job, "err", err)
 	}
 }

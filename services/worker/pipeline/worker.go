@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
@@ -38,12 +39,21 @@ type Config struct {
 	Heartbeat time.Duration `env:"UNIT_HEARTBEAT" envDefault:"4s"`
 	// retry delay while a dependency is unavailable; an outage costs no attempt
 	OutageDelay time.Duration `env:"OUTAGE_DELAY" envDefault:"10s"`
+	// withhold or export: resources of a patient of the export that are also about somebody who cannot be identified and
+	// may be another patient, such as one named by an identifier
+	UnresolvedSubjects string `env:"UNRESOLVED_SUBJECTS" envDefault:"withhold"`
 	jobs.Settings
 }
+
+// exportThem is the value of UnresolvedSubjects that does not withhold.
+const exportThem = "export"
 
 // Validate returns every problem of the settings.
 func (c Config) Validate() error {
 	errs := []error{c.Settings.Validate()}
+	if c.UnresolvedSubjects != "withhold" && c.UnresolvedSubjects != exportThem {
+		errs = append(errs, fmt.Errorf("SLUICE_UNRESOLVED_SUBJECTS must be withhold or export, not %q", c.UnresolvedSubjects))
+	}
 	for _, setting := range []struct {
 		name     string
 		positive bool
@@ -103,7 +113,8 @@ type metrics struct {
 	busy      prometheus.Gauge
 	committed prometheus.Gauge
 	refusals  prometheus.Counter
-	withheld  prometheus.Counter
+	withheld  *prometheus.CounterVec
+	leftOut   *prometheus.GaugeVec
 	fenced    prometheus.Counter
 	gaveUp    prometheus.Counter
 }
@@ -139,11 +150,18 @@ func newMetrics(registry prometheus.Registerer) metrics {
 		committed: gauge("sluice_worker_last_commit_timestamp_seconds",
 			"Unix time of this worker's last commit; 0: none yet."),
 		refusals: counter("sluice_worker_guard_refusals_total", "Lines refused because they do not belong to the cohort."),
-		withheld: counter("sluice_worker_withheld_total", "Resources left out because they concern another patient too."),
-		gaveUp:   counter("sluice_worker_given_up_units_total", "Units given up; each is an entry of its manifest's error list."),
-		fenced:   counter("sluice_worker_fence_losses_total", "Tasks with a stale fence."),
+		withheld: counters("sluice_worker_withheld_total",
+			"Resources of a patient of an export that were left out of it, by reason.", "reason"),
+		gaveUp: counter("sluice_worker_given_up_units_total", "Units given up; each is an entry of its manifest's error list."),
+		fenced: counter("sluice_worker_fence_losses_total", "Tasks with a stale fence."),
 	}
+	m.leftOut = auto.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "sluice_source_left_out", Help: "What the source holds or was given and no export contains, by reason.",
+	}, []string{"type", "reason"})
 	// Initialised, so that the first one is visible as an increase.
+	for _, reason := range []export.Reason{export.OtherPatient, export.UnknownPatient} {
+		m.withheld.WithLabelValues(string(reason))
+	}
 	for _, outcome := range []string{jobCompleted, jobFailed} {
 		m.jobs.WithLabelValues(outcome)
 	}

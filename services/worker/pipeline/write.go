@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/klauspost/compress/gzip"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/gzipblocks"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 )
@@ -31,7 +31,7 @@ type files struct {
 	error  bool
 
 	object  *objects.Writer
-	gzip    *gzip.Writer
+	gzip    gzipblocks.Writer
 	current export.File
 	done    []export.File
 
@@ -132,13 +132,7 @@ func (f *files) begin() error {
 	f.object = f.worker.Objects.Create(f.ctx, f.current.Key, ndjsonType)
 	_, f.span = telemetry.StartSpan(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(attribute.String("sluice.type", f.typ), attribute.Int("sluice.file", len(f.done))))
-	if f.gzip != nil {
-		f.gzip.Reset(f.object)
-		return nil
-	}
-	var err error
-	// Level 1 is as fast as the store. Higher levels slow down the export and save little space.
-	if f.gzip, err = gzip.NewWriterLevel(f.object, gzip.BestSpeed); err != nil {
+	if err := f.gzip.Reset(f.object); err != nil {
 		return fmt.Errorf("begin file: %w", err)
 	}
 	return nil
@@ -157,6 +151,7 @@ func (f *files) finish() (err error) {
 		return fmt.Errorf("finish file: %w", err)
 	}
 	f.current.Stored, f.current.SHA256, f.current.Encrypted = stored.Size, stored.SHA256, stored.Encrypted
+	f.current.Blocks = f.gzip.Index()
 	f.done = append(f.done, f.current)
 	f.worker.metrics.resources.WithLabelValues(f.typ).Add(float64(f.current.Count))
 	f.worker.metrics.bytes.WithLabelValues(f.typ).Add(float64(f.current.Bytes))

@@ -1,10 +1,13 @@
 package pipeline_test
 
 import (
+	"errors"
+	"io"
 	"strings"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/gzipblocks"
 )
 
 func TestFilesRollOver(t *testing.T) { // pitfalls 6, 13
@@ -61,6 +64,41 @@ func TestLinesAreWrittenAsTheyAre(t *testing.T) {
 	}
 	got := newFixture(t, holding(t, odd...), members...).export("Observation")
 	got.wantLines(t, odd...)
+}
+
+// A range of a file is read from its own blocks (R11): the index leads to them, and a file of one block has none.
+func TestAFileIsReadFromItsMiddle(t *testing.T) {
+	t.Parallel()
+	var all []string
+	for i := range 3 {
+		all = append(all, observation(i, 1, `,"note":[{"text":"`+strings.Repeat("long ", 200_000)+`"}]`))
+	}
+	fx := newFixture(t, holding(t, append(all, condition(1, 1))...), members...)
+	got := fx.export("Observation", "Condition")
+	got.wantLines(t, append(all, condition(1, 1))...)
+	for _, file := range got.files {
+		if file.Type == "Condition" {
+			if file.Blocks != "" {
+				t.Errorf("a file of %d bytes has the index %s", file.Bytes, file.Blocks)
+			}
+			continue
+		}
+		whole := strings.Join(fx.readFile(file), "\n") + "\n"
+		for _, start := range []int64{0, file.Bytes / 2, file.Bytes - 1} {
+			place, err := gzipblocks.Find(file.Blocks, start, 1, file.Stored)
+			if err != nil {
+				t.Fatal(err)
+			}
+			object, err := fx.objects.Open(t.Context(), file.Key, place.Offset, place.Length)
+			if err != nil {
+				t.Fatal(err)
+			}
+			part, err := io.ReadAll(io.LimitReader(gzipblocks.NewReader(object), place.Skip+1))
+			if err := errors.Join(err, object.Close()); err != nil || part[place.Skip] != whole[start] {
+				t.Errorf("byte %d: %v", start, err)
+			}
+		}
+	}
 }
 
 func TestTheScaffoldingIsGoneWhenAJobIsSealed(t *testing.T) {

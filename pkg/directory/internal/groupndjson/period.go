@@ -36,30 +36,40 @@ func (p Period) Span() (from, until *time.Time, err error) {
 	return from, until, nil
 }
 
+// dateTimeForm is the form of a FHIR dateTime. Two deviations are clear enough to be accepted: t and z in lower case, and
+// missing seconds, which R4 allows to be zero-filled. A time without a zone, or with one like -0500, is not: guessing
+// may include a patient who has left the group.
 var dateTimeForm = regexp.MustCompile(
-	`^\d{4}(-\d\d(-\d\d(T\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d))?)?)?$`)
+	`^\d{4}(?:-\d\d(?:-\d\d(?:(T\d\d:\d\d)(:\d\d)?(?:\.(\d+))?(Z|[+-]\d\d:\d\d))?)?)?$`)
 
 // span returns the half-open interval of a dateTime of any precision. Dates have no zone in FHIR: they are read as UTC.
 func span(dateTime string) (from, until time.Time, err error) {
+	dateTime = strings.ToUpper(dateTime)
 	parts := dateTimeForm.FindStringSubmatch(dateTime)
 	if parts == nil {
 		return from, until, errDateTime
 	}
-	switch len(dateTime) {
-	case len("2006"):
+	minutes, seconds, fraction, zone := parts[1], parts[2], parts[3], parts[4]
+	switch {
+	case minutes == "" && len(dateTime) == len("2006"):
 		from, err = time.Parse("2006", dateTime)
 		until = from.AddDate(1, 0, 0)
-	case len("2006-01"):
+	case minutes == "" && len(dateTime) == len("2006-01"):
 		from, err = time.Parse("2006-01", dateTime)
 		until = from.AddDate(0, 1, 0)
-	case len("2006-01-02"):
+	case minutes == "":
 		from, err = time.Parse("2006-01-02", dateTime)
 		until = from.AddDate(0, 0, 1)
+	case seconds == "" && fraction != "":
+		return from, until, errDateTime
+	case seconds == "":
+		from, err = time.Parse(time.RFC3339, dateTime[:len("2006-01-02")]+minutes+":00"+zone)
+		until = from.Add(time.Second)
 	default:
 		from, err = time.Parse(time.RFC3339Nano, dateTime)
 		precision := time.Second
-		for range strings.TrimPrefix(parts[4], ".") {
-			precision /= 10
+		for range fraction {
+			precision = max(precision/10, 1)
 		}
 		until = from.Add(precision)
 	}

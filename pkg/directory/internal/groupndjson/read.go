@@ -3,11 +3,13 @@
 package groupndjson
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
@@ -16,48 +18,79 @@ import (
 type Header struct {
 	ID         string
 	Exportable bool // neither inactive (active false) nor definitional (actual false)
+	Version
 }
 
+// ErrOtherType means that the line is a resource of another type.
+var ErrOtherType = errors.New("not a Group resource")
+
 // Read reads a resource to the end of the line and calls each for every member. It holds one member or other element at
-// a time. An error of each ends the read and is returned unchanged. A blank line is io.EOF.
+// a time. An error of each ends the read and is returned unchanged. A blank line is io.EOF. After any other error the
+// header has the id and the version if these can be told.
 func Read(line io.Reader, each func(Member) error) (Header, error) {
 	var typ string
+	var invalid error // the first element that is not valid, in a line that can be read on
 	group := Header{Exportable: true}
 	seen := make(map[string]bool)
 	dec := json.NewDecoder(line)
 	err := eachElement(dec, func(name string) (more bool, err error) {
-		decides := slices.Contains([]string{"resourceType", "id", "active", "actual", "member"}, name)
+		decides := slices.Contains([]string{"resourceType", "id", "meta", "active", "actual", "member"}, name)
 		if decides && seen[name] {
-			return false, fmt.Errorf("%s is duplicate", name)
+			invalid = cmp.Or(invalid, fmt.Errorf("%s is duplicate", name))
+			return true, skip(dec)
 		}
 		seen[name] = decides
 		switch name {
 		case "resourceType":
-			return true, decode(dec, name, &typ)
+			if err = decode(dec, name, &typ); typ != "" && !strings.EqualFold(typ, "Group") {
+				return false, ErrOtherType
+			}
 		case "id":
-			return true, decode(dec, name, &group.ID)
+			err = decode(dec, name, &group.ID)
+		case "meta":
+			err = group.Version.read(dec)
 		case "active", "actual":
 			var yes *bool
-			if err := decode(dec, name, &yes); err != nil || yes == nil {
-				return false, fmt.Errorf("%s is not a boolean", name)
+			if err = decode(dec, name, &yes); err == nil && yes == nil {
+				err = mistypedError{name}
 			}
-			group.Exportable = group.Exportable && *yes
-			return true, nil
+			group.Exportable = group.Exportable && err == nil && *yes
 		case "member":
-			return true, eachMember(dec, each)
+			return true, eachMember(dec, func(m Member, err error) error {
+				if err != nil {
+					invalid = cmp.Or(invalid, err)
+					return nil
+				}
+				return each(m)
+			})
+		default:
+			return true, skip(dec)
 		}
-		return true, skip(dec)
+		var mistyped mistypedError
+		if errors.As(err, &mistyped) {
+			invalid, err = cmp.Or(invalid, err), nil
+		}
+		return true, err
 	})
+	if errors.Is(err, io.EOF) {
+		return Header{}, io.EOF
+	}
+	if !fhir.IsID(group.ID) {
+		group.ID = ""
+	}
+	if err == nil {
+		err = invalid
+	}
 	switch {
 	case err != nil:
-		return Header{}, err
+		return group, err
 	case typ != "Group":
-		return Header{}, errors.New("not a Group resource")
-	case !fhir.IsID(group.ID):
-		return Header{}, errors.New("id is missing or not a FHIR id")
+		return group, errors.New("resourceType is missing or not Group")
+	case group.ID == "":
+		return group, errors.New("id is missing or not a FHIR id")
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Header{}, errors.New("text after the resource")
+		return group, errors.New("text after the resource")
 	}
 	return group, nil
 }
@@ -68,7 +101,12 @@ func Members(line io.Reader, each func(Member) error) error {
 	dec := json.NewDecoder(line)
 	return eachElement(dec, func(name string) (more bool, err error) {
 		if name == "member" {
-			return false, eachMember(dec, each)
+			return false, eachMember(dec, func(m Member, err error) error {
+				if err != nil {
+					return err
+				}
+				return each(m)
+			})
 		}
 		return true, skip(dec)
 	})
@@ -100,8 +138,8 @@ func eachElement(dec *json.Decoder, f func(name string) (more bool, err error)) 
 	return nil
 }
 
-// eachMember calls f for each element of the next array.
-func eachMember(dec *json.Decoder, f func(Member) error) error {
+// eachMember calls f for each element of the next array, with an error for an element of the wrong form.
+func eachMember(dec *json.Decoder, f func(Member, error) error) error {
 	start, err := dec.Token()
 	if err != nil {
 		return errNotJSON
@@ -111,10 +149,11 @@ func eachMember(dec *json.Decoder, f func(Member) error) error {
 	}
 	for dec.More() {
 		var m Member
-		if err := decode(dec, "member", &m); err != nil {
+		err := decode(dec, "member", &m)
+		if errors.Is(err, errNotJSON) {
 			return err
 		}
-		if err := f(m); err != nil {
+		if err := f(m, err); err != nil {
 			return err
 		}
 	}
@@ -127,13 +166,18 @@ func eachMember(dec *json.Decoder, f func(Member) error) error {
 // errNotJSON replaces the decoder's errors, which quote the line.
 var errNotJSON = errors.New("not valid JSON")
 
+// mistypedError is the error of a value of the wrong type. The decoder can continue after it.
+type mistypedError struct{ name string }
+
+func (e mistypedError) Error() string { return e.name + " has a value of the wrong type" }
+
 // decode reads the next value.
 func decode(dec *json.Decoder, name string, to any) error {
 	err := dec.Decode(to)
 	var mistyped *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &mistyped):
-		return fmt.Errorf("%s has a value of the wrong type", name)
+		return mistypedError{name}
 	case err != nil:
 		return errNotJSON
 	}

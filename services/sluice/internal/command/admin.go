@@ -164,14 +164,16 @@ func prepend(ids []string, rest iter.Seq2[string, error]) iter.Seq2[string, erro
 	}
 }
 
-// validated yields the valid ids, and an error instead of the first invalid one. The error contains its number, never
-// its text, which may identify a patient.
-func validated(ids iter.Seq2[string, error], valid func(string) bool, what, form string) iter.Seq2[string, error] {
+// validated yields the valid ids, and an error instead of the first invalid one. The error has its number, and that of the
+// check.
+func validated(ids iter.Seq2[string, error], check func(string) error, what string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		n := 0
 		for id, err := range ids {
-			if n++; err == nil && !valid(id) {
-				err = fmt.Errorf("number %d of %s is not %s", n, what, form)
+			if n++; err == nil {
+				if invalid := check(id); invalid != nil {
+					err = fmt.Errorf("number %d of %s %w", n, what, invalid)
+				}
 			}
 			if !yield(id, err) || err != nil {
 				return

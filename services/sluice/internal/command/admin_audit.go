@@ -21,6 +21,7 @@ func (a *app) audit() *cobra.Command {
 
 func (a *app) auditVerify() *cobra.Command {
 	var keyFile string
+	var strict bool
 	var proof audit.Proof
 	cmd := a.withJSON(&cobra.Command{
 		Use:   "verify FILE...",
@@ -30,7 +31,9 @@ chain with its head, the hash of its last line. If a line is wrong, it reports t
 to there and exits with 1.
 
 Lines missing at the end can only be detected with a known head: store the heads in another place, and pass them with
---expect-head. A log that has grown since still contains them.`,
+--expect-head. A log that has grown since still contains them. The command names chains that end without the event of a
+stop although the same process began another chain later: the process was killed, or lines are missing. With --strict
+it then exits with 1.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: a.run(func(_ context.Context, files []string) error {
 			if err := completeProof(&proof, keyFile); err != nil {
@@ -43,9 +46,18 @@ Lines missing at the end can only be detected with a known head: store the heads
 			if err := a.show(report, chainRows(report.Chains)); err != nil {
 				return err
 			}
+			unfinished := 0
+			for _, c := range report.Chains {
+				if c.Unfinished {
+					unfinished++
+					a.say("chain %s of %s ends without a stop: the process was killed, or lines are missing\n", c.ID, printable(c.Process))
+				}
+			}
 			switch {
 			case report.Problem != nil:
 				return fmt.Errorf("the audit log is invalid: %w", *report.Problem)
+			case strict && unfinished > 0:
+				return fmt.Errorf("%d chains end without a stop", unfinished)
 			case a.flags.json:
 				return nil
 			case len(proof.Key) == 0:
@@ -54,6 +66,7 @@ Lines missing at the end can only be detected with a known head: store the heads
 			return a.print(fmt.Sprintf("all %d lines are valid under the key\n", report.Lines))
 		}),
 	})
+	cmd.Flags().BoolVar(&strict, "strict", false, "exit with 1 if a chain ends without a stop and a later one begins")
 	cmd.Flags().StringVar(&keyFile, "key-file", "", "file with the key of the log")
 	cmd.Flags().StringSliceVar(&proof.Heads, "expect-head", nil, "hash that the log must contain; repeatable")
 	cmd.Flags().StringSliceVar(&proof.After, "after", nil,

@@ -91,6 +91,27 @@ func TestAuditVerifyFindsAnAlteredLine(t *testing.T) {
 	}
 }
 
+// A killed process and lines missing at the end look the same: a note, and an error with --strict.
+func TestAuditVerifyNamesAChainWithoutAStop(t *testing.T) {
+	key := write(t, auditKey)
+	first, second := auditLog(t, []byte(auditKey)), auditLog(t, []byte(auditKey))
+	stopped := append(append([]string{"--key-file", key, "--strict"}, first...), second...)
+	if code, _, stderr := auditVerify(t, stopped...); code != ExitGood || stderr != "" {
+		t.Errorf("whole chains: exit %d, %q", code, stderr)
+	}
+	text, err := os.ReadFile(first[1])
+	must(t, err)
+	lines := bytes.SplitAfter(text, []byte{'\n'})
+	must(t, os.WriteFile(first[1], bytes.Join(lines[:len(lines)-2], nil), 0o600)) // without its stop
+	code, stdout, stderr := auditVerify(t, append([]string{"--key-file", key, first[0], first[1]}, second...)...)
+	if code != ExitGood || !strings.Contains(stderr, "of api ends without a stop") || !strings.Contains(stdout, "are valid") {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+	if code, _, stderr := auditVerify(t, stopped...); code != ExitFailure || !strings.Contains(stderr, "1 chains end without a stop") {
+		t.Errorf("strict: exit %d, %q", code, stderr)
+	}
+}
+
 func TestAuditVerifyWithoutAKey(t *testing.T) {
 	files := auditLog(t, nil)
 	stdin, err := os.Open(files[0])
@@ -127,5 +148,5 @@ func TestAuditUsage(t *testing.T) {
 	} {
 		do(t, tc.code, tc.contains, append([]string{"admin", "audit", "verify"}, tc.args...)...)
 	}
-	do(t, ExitUsage, "missing command: see sluice admin audit --help", "admin", "audit")
+	do(t, ExitUsage, "missing command\nSee sluice admin audit --help.", "admin", "audit")
 }

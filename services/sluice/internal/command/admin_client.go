@@ -199,10 +199,12 @@ func (a *app) clientList() *cobra.Command {
 }
 
 func (a *app) clientRotateSecret() *cobra.Command {
-	return a.withJSON(a.onClient(&cobra.Command{
+	var keep bool
+	cmd := a.withJSON(a.onClient(&cobra.Command{
 		Use:   "rotate-secret --id ID",
 		Short: "Replace the secret of a client",
-		Long:  `Generate a new secret for a client and print it once. The old secret is invalid immediately.`,
+		Long: `Generate a new secret for a client and print it once. The old secrets are invalid immediately. With --keep the latest
+of them stays valid until the next rotation, so that the client can be changed over without an interruption.`,
 	}, func(ctx context.Context, store *authstore.Store, id string) error {
 		client, before, err := readClient(ctx, store, id)
 		if err != nil {
@@ -212,6 +214,10 @@ func (a *app) clientRotateSecret() *cobra.Command {
 			return fmt.Errorf("client %s has keys, not a secret", id)
 		}
 		secret := token.NewSecret()
+		client.MoreSecretHashes = nil
+		if keep {
+			client.MoreSecretHashes = []string{client.SecretHash}
+		}
 		client.SecretHash = token.HashSecret(secret)
 		record, err := client.Record()
 		if err != nil {
@@ -228,6 +234,8 @@ func (a *app) clientRotateSecret() *cobra.Command {
 		}
 		return a.printRegistered(client, secret)
 	}))
+	cmd.Flags().BoolVar(&keep, "keep", false, "keep the latest secret valid")
+	return cmd
 }
 
 func (a *app) clientKeygen() *cobra.Command {

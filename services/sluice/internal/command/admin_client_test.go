@@ -64,6 +64,16 @@ func TestAdminClient(t *testing.T) {
 	if err != nil || client.HasSecret(secret) || !client.HasSecret(changed.Secret) || client.Scope != "system/*.read" {
 		t.Errorf("after the secret was changed: %v, old one good %v, new one %v", err, client.HasSecret(secret), client.HasSecret(changed.Secret))
 	}
+	kept := decode[clientOutput](t, admin(0, "", "rotate-secret", "--id", "old", "--keep", "--json"))
+	client, _, err = readClient(t.Context(), store, "old")
+	if err != nil || !client.HasSecret(changed.Secret) || !client.HasSecret(kept.Secret) {
+		t.Errorf("with --keep: %v, previous one %v, new one %v", err, client.HasSecret(changed.Secret), client.HasSecret(kept.Secret))
+	}
+	last := decode[clientOutput](t, admin(0, "", "rotate-secret", "--id", "old", "--keep", "--json"))
+	client, _, err = readClient(t.Context(), store, "old")
+	if err != nil || client.HasSecret(changed.Secret) || !client.HasSecret(kept.Secret) || !client.HasSecret(last.Secret) {
+		t.Errorf("rotated twice: %v, the two latest secrets have to be valid", err)
+	}
 	admin(1, "has keys, not a secret", "rotate-secret", "--id", "app")
 
 	admin(0, "removed client app", "remove", "--id", "app")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -110,12 +111,15 @@ func (a *app) patient(f doctorFlags) (patient ops.DoctorConfig, skipped []string
 		},
 		{
 			"groups", f.get("groups"), "correct the folder (docs/access.md)",
-			func(ctx context.Context, path string) error {
-				groups, err := filedir.OpenGroups(path, nil)
+			func(_ context.Context, path string) error {
+				groups, err := filedir.OpenGroups(path, nil, nil, slog.New(slog.DiscardHandler))
 				if err != nil {
 					return err
 				}
-				return groups.Check(ctx)
+				for _, l := range groups.LeftOut() {
+					err = errors.Join(err, fmt.Errorf("%d left out: %s", l.Count, l.Reason.Text()))
+				}
+				return err
 			},
 		},
 		{

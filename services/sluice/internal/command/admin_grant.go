@@ -1,21 +1,23 @@
 package command
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
 func (a *app) grant() *cobra.Command {
@@ -23,12 +25,19 @@ func (a *app) grant() *cobra.Command {
 		`Manage export grants (docs/access.md). An owner is the issuer and the subject of a token; an owner without a grant can
 export nothing. A change applies to every export that is kicked off or planned afterwards.`,
 		a.grantList(), a.grantShow(), a.grantSet(), a.grantImport(),
-		a.onGrant(&cobra.Command{
+		a.onGrant(a.withJSON(a.withYes(&cobra.Command{
 			Use:   "remove --issuer URL --subject NAME",
 			Short: "Remove an owner's grant",
-		}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
-			return a.recorded("removal of the grant of owner "+owner.Hash(), func() (string, error) {
-				return "removed the grant of owner " + owner.Hash() + "\n", ofOwner(owner, grants.Remove(ctx, owner))
+			Long:  "Remove an owner's grant: the owner can export nothing afterwards." + irrevocableHelp,
+		})), func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
+			exists := func(directory.GrantEntry, int, func() (string, error)) error { return nil }
+			if err := grants.Entry(ctx, owner, exists); err != nil {
+				return ofOwner(owner, err)
+			}
+			question := fmt.Sprintf("Remove the grant of %s, %s?", printable(owner.Issuer), printable(owner.Subject))
+			return a.irrevocable(question, "removal of the grant of owner "+owner.Hash(), func() (string, error) {
+				done := a.result("removed the grant of owner "+owner.Hash()+"\n", ownerOutput{owner.Hash()})
+				return done, ofOwner(owner, grants.Remove(ctx, owner))
 			})
 		}))
 }
@@ -61,6 +70,11 @@ type grantOutput struct {
 	Patients listOutput `json:"patients"`
 }
 
+// ownerOutput is the output of a change of a grant.
+type ownerOutput struct {
+	Owner string `json:"owner"` // the digest that logs contain
+}
+
 type listOutput struct {
 	Kind  string   `json:"kind"` // all, only or except
 	Count int      `json:"count"`
@@ -77,12 +91,8 @@ func (l listOutput) String() string {
 	return l.Kind + " " + strconv.Itoa(l.Count)
 }
 
-func listJSON(list directory.NameList, names bool) listOutput {
-	output := listOutput{Kind: pgdir.Kind(list), Count: len(list.Names)}
-	if names {
-		output.Names = slices.Sorted(slices.Values(list.Names))
-	}
-	return output
+func listJSON(list directory.NameList) listOutput {
+	return listOutput{pgdir.Kind(list.All, len(list.Names)), len(list.Names), list.Sorted().Names}
 }
 
 func grantRows(grants ...grantOutput) []row {
@@ -120,23 +130,60 @@ func (a *app) grantShow() *cobra.Command {
 		Short: "Show an owner's grant",
 		Long:  `Show an owner's grant. Patient ids are printed only with --patients.`,
 	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
-		entry, err := grants.Entry(ctx, owner)
-		if err != nil {
-			return ofOwner(owner, err)
-		}
-		output := grantOutput{
-			owner.Issuer, owner.Subject, owner.Hash(),
-			listJSON(entry.Types, true), listJSON(entry.Groups, true), listJSON(entry.Patients, patients),
-		}
-		return a.show(output, grantRows(output))
+		return ofOwner(owner, grants.Entry(ctx, owner,
+			func(entry directory.GrantEntry, count int, next func() (string, error)) error {
+				output := grantOutput{
+					owner.Issuer, owner.Subject, owner.Hash(), listJSON(entry.Types), listJSON(entry.Groups),
+					listOutput{Kind: pgdir.Kind(entry.Patients.All, count), Count: count},
+				}
+				if !patients || count == 0 {
+					return a.show(output, grantRows(output))
+				}
+				return a.showPatients(output, next)
+			}))
 	}))
 	cmd.Flags().BoolVar(&patients, "patients", false, "print the patient ids of the grant")
 	return cmd
 }
 
+// showPatients prints a grant with the ids of its patients as they are read. There may be millions.
+func (a *app) showPatients(grant grantOutput, next func() (string, error)) error {
+	const mark = "*" // stands for the ids, the last value of both forms
+	grant.Patients.Names = []string{mark}
+	var frame strings.Builder
+	framed := app{stdout: &frame, flags: a.flags}
+	if err := framed.show(grant, grantRows(grant)); err != nil {
+		return err
+	}
+	at := strings.LastIndex(frame.String(), mark)
+	separator := ","
+	if a.flags.json {
+		separator = "\",\n      \""
+	}
+	w := bufio.NewWriter(a.stdout)
+	before := frame.String()[:at]
+	for {
+		id, err := next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		_, _ = w.WriteString(before + id) // Flush returns the error
+		before = separator
+	}
+	_, _ = w.WriteString(frame.String()[at+len(mark):])
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
+}
+
 func (a *app) grantSet() *cobra.Command {
 	var types, groups, patients string
-	cmd := a.onGrant(&cobra.Command{
+	var strict bool
+	cmd := a.onGrant(a.withJSON(&cobra.Command{
 		Use:   "set --issuer URL --subject NAME --types LIST --groups LIST --patients LIST",
 		Short: "Set an owner's grant, replacing an existing one",
 		Long: `Set an owner's grant, replacing an existing one. A list is one of
@@ -145,84 +192,144 @@ func (a *app) grantSet() *cobra.Command {
   only:a,b            the listed names; "only:" allows nothing
   except:a,b          everything except the listed names
   only:@FILE          as above, with the names in a file, one per line ("@-" is standard input)
-  except:@FILE`,
+  except:@FILE
+
+` + strings.TrimSpace(strictHelp),
 		Example: `  sluice admin grant set --issuer https://issuer.example --subject research-team \
     --types only:Patient,Observation --groups all --patients except:@withdrawn.txt`,
-	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) (err error) {
+	}), func(ctx context.Context, grants *pgdir.Access, owner export.Owner) (err error) {
 		entry := directory.GrantEntry{Owner: owner}
-		for _, flag := range []struct {
-			name, value, form string
-			valid             func(string) bool
-			to                *directory.NameList
-		}{
-			{"--types", types, "a resource type of R4", fhir.IsType, &entry.Types},
-			{"--groups", groups, "a FHIR id", fhir.IsID[string], &entry.Groups},
-			{"--patients", patients, "a FHIR id", fhir.IsID[string], &entry.Patients},
-		} {
-			if *flag.to, err = readNames(flag.name, flag.value, flag.form, flag.valid); err != nil {
-				return err
-			}
+		if entry.Types, err = listed("--types", types, directory.CheckType); err != nil {
+			return err
+		}
+		if entry.Groups, err = listed("--groups", groups, directory.CheckID); err != nil {
+			return err
+		}
+		var ids pgdir.Patients
+		entry.Patients.All, ids, err = readNames("--patients", patients, directory.CheckID)
+		if err != nil {
+			return err
 		}
 		return a.recorded("grant of owner "+owner.Hash(), func() (string, error) {
-			return "set the grant of owner " + owner.Hash() + "\n", grants.Set(ctx, entry)
+			done := a.result("set the grant of owner "+owner.Hash()+"\n", ownerOutput{owner.Hash()})
+			return done, grants.Checked(a.reportMissing(strict)).Set(ctx, entry, ids)
 		})
 	})
 	f := cmd.Flags()
 	f.StringVar(&types, "types", "", "resource types")
 	f.StringVar(&groups, "groups", "", "ids of groups")
 	f.StringVar(&patients, "patients", "", "ids of patients")
+	withStrict(cmd, &strict)
 	require(cmd, "types", "groups", "patients")
 	return cmd
 }
 
-func readNames(flag, value, form string, valid func(string) bool) (directory.NameList, error) {
-	kind, text, listed := strings.Cut(value, ":")
+// readNames reads the value of a flag: whether the list selects all names but its own, and its names, nil for "all".
+func readNames(
+	flag, value string, check func(string) error,
+) (allBut bool, names iter.Seq2[string, error], err error) {
+	kind, text, isList := strings.Cut(value, ":")
 	switch {
 	case value == "all":
-		return directory.NameList{All: true}, nil
-	case !listed || kind != "only" && kind != "except":
-		return directory.NameList{}, usage("%s must be all, only:a,b, except:a,b, only:@FILE or except:@FILE", flag)
+		return true, nil, nil
+	case !isList || kind != "only" && kind != "except":
+		return false, nil, usage("%s must be all, only:a,b, except:a,b, only:@FILE or except:@FILE", flag)
 	}
-	list := directory.NameList{All: kind == "except"}
-	names := prepend(nil, nil)
+	given := prepend(nil, nil)
 	if file, ok := strings.CutPrefix(text, "@"); ok {
-		names = idsIn(file)
+		given = idsIn(file)
 	} else if text != "" {
-		names = prepend(strings.Split(text, ","), nil)
+		given = prepend(strings.Split(text, ","), nil)
 	}
-	for name, err := range validated(names, valid, flag, form) {
+	allBut = kind == "except"
+	return allBut, func(yield func(string, error) bool) {
+		n := 0
+		for name, err := range validated(given, check, flag) {
+			if n++; err != nil {
+				err = usageError{err}
+			}
+			if !yield(name, err) || err != nil {
+				return
+			}
+		}
+		// An empty exception list is probably a mistake; "all" grants everything.
+		if allBut && n == 0 {
+			yield("", usage("%s: except: has no names; use all for everything", flag))
+		}
+	}, nil
+}
+
+// listed reads the value of a flag with few names.
+func listed(flag, value string, check func(string) error) (list directory.NameList, err error) {
+	allBut, names, err := readNames(flag, value, check)
+	if err != nil || names == nil {
+		return directory.NameList{All: allBut}, err
+	}
+	list.All = allBut
+	for name, err := range names {
 		if err != nil {
-			return directory.NameList{}, usageError{err}
+			return directory.NameList{}, err
 		}
 		list.Names = append(list.Names, name)
-	}
-	// An empty exception list is probably a mistake; "all" grants everything.
-	if list.All && len(list.Names) == 0 {
-		return directory.NameList{}, usage("%s: except: has no names; use all for everything", flag)
 	}
 	return list, nil
 }
 
 func (a *app) grantImport() *cobra.Command {
-	return a.onDirectory(&cobra.Command{
+	var strict, dryRun bool
+	cmd := a.onDirectory(a.withJSON(a.withYes(&cobra.Command{
 		Use:   "import FILE",
 		Short: "Replace all grants with those of an access file",
-		Long: `Replace all grants at once with those of a YAML file in the format of SLUICE_ACCESS_FILE (docs/access.md).
-Owners who are not in the file can export nothing afterwards. Importing the same file again changes nothing.`,
+		Long: `Replace all grants. Anyone not listed loses access. FILE is YAML in the format of SLUICE_ACCESS_FILE
+(docs/access.md), of at most 16 MiB. Importing the same file again changes nothing. The command shows the number of grants
+that it removes, adds and changes, and makes these changes at once.` + irrevocableHelp + strictHelp,
 		Args: cobra.ExactArgs(1),
-	}, func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
-		text, err := os.ReadFile(args[0])
+	})), func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
+		entries, err := readGrants(args[0])
 		if err != nil {
-			return fmt.Errorf("read the access file: %w", err)
+			return err
 		}
-		entries, err := directory.ParseGrants(text)
+		changes, err := grants.Checked(a.reportMissing(strict)).Compare(ctx, entries)
 		if err != nil {
-			return fmt.Errorf("%s: %w", filepath.Base(args[0]), err)
+			return err
 		}
-		return a.recorded(fmt.Sprintf("replacement of all grants by %d", len(entries)), func() (string, error) {
-			return fmt.Sprintf("imported %d grants\n", len(entries)), grants.Replace(ctx, entries)
+		text := fmt.Sprintf("%s removed, %d added, %d changed", counted(changes.Removed, "grant"), changes.Added, changes.Changed)
+		if dryRun {
+			return a.print(a.result(text+"; nothing was changed (--dry-run)\n", changes))
+		}
+		question := ""
+		if changes != (pgdir.Changes{}) {
+			question = text + ". Continue?"
+		}
+		what := fmt.Sprintf("replacement of all grants by %d", len(entries))
+		return a.irrevocable(question, what, func() (string, error) {
+			done := fmt.Sprintf("imported %s: %s\n", counted(len(entries), "grant"), text)
+			return a.result(done, changes), grants.Replace(ctx, entries)
 		})
 	})
+	withStrict(cmd, &strict)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would change, and change nothing")
+	return cmd
+}
+
+func readGrants(name string) ([]directory.GrantEntry, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("read the access file: %w", err)
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, filedir.MaxAccess+1))
+	if err == nil && len(text) > filedir.MaxAccess {
+		err = fmt.Errorf("larger than %d MiB; use grant set for long lists of patients", filedir.MaxAccess>>20)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the access file: %w", err)
+	}
+	entries, err := directory.ParseGrants(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Base(name), err)
+	}
+	return entries, nil
 }
 
 func ofOwner(owner export.Owner, err error) error {

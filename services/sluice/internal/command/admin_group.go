@@ -3,8 +3,10 @@ package command
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,31 +17,43 @@ import (
 
 const membersHelp = `
 
-Patients are ids, as arguments or with --file, one per line ("-" is standard input). If one id is invalid, nothing is
+Patients are ids, as arguments or with --file, one per line ("-" is standard input). If any ID is malformed, nothing is
 changed.`
+
+const strictHelp = ` IDs that are not in the store are reported; with --strict they are an error, and nothing is changed.`
+
+const irrevocableHelp = ` Asks for confirmation unless --yes is given. The change is recorded in the audit log first:
+--audit-log or SLUICE_AUDIT_LOG must name a file that no service writes, or stdout.`
 
 func (a *app) group() *cobra.Command {
 	return parent("group", "Manage groups and their members",
 		`Manage the groups of the database: sets of patients that can be exported. A load replaces the groups in its files,
 including changes made with these commands.`,
 		a.groupList(), a.groupShow(),
-		a.onDirectory(&cobra.Command{
+		a.onDirectory(a.withJSON(a.withYes(&cobra.Command{
 			Use:   "delete GROUP",
 			Short: "Delete a group and its membership",
+			Long:  "Delete a group and its membership." + irrevocableHelp,
 			Args:  cobra.MatchAll(cobra.ExactArgs(1), aGroup),
-		}, func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
-			return a.recorded("deletion of Group/"+args[0], func() (string, error) {
-				return "deleted group " + args[0] + "\n", named(args[0], groups.Delete(ctx, args[0]))
+		})), func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
+			group, err := groups.Show(ctx, args[0])
+			if err != nil {
+				return named(args[0], err)
+			}
+			question := fmt.Sprintf("Delete group %s with %s?", args[0], counted(group.Members, "member"))
+			return a.irrevocable(question, "deletion of Group/"+args[0], func() (string, error) {
+				done := a.result("deleted group "+args[0]+"\n", groupChange{args[0], group.Members})
+				return done, named(args[0], groups.Delete(ctx, args[0]))
 			})
 		}),
 		a.groupMembers("create", "Create a group", `Create a group that can be exported. It may have no members.`,
-			"created group %s with %d members\n", (*pgdir.Groups).Create),
+			"created group %s with %s\n", (*pgdir.Groups).Create),
 		a.groupMembers("add", "Add members to a group",
 			`Add patients to a group from now on, without an end date. Existing members are not changed.`,
-			"group %s: added %d members\n", (*pgdir.Groups).Add),
+			"group %s: added %s\n", (*pgdir.Groups).Add),
 		a.groupMembers("remove", "Remove members from a group",
 			`Remove patients from a group, together with their joining dates. Patients who are not in the group are ignored.`,
-			"group %s: removed %d members\n", (*pgdir.Groups).Remove),
+			"group %s: removed %s\n", (*pgdir.Groups).Remove),
 	)
 }
 
@@ -53,16 +67,20 @@ func aGroup(_ *cobra.Command, args []string) error {
 func groupRows(groups ...pgdir.Group) []row {
 	rows := []row{{"group", "members", "known", "exportable", "last updated"}}
 	for _, g := range groups {
-		exportable, updated := "yes", "-"
-		if !g.Exportable {
-			exportable = "no"
-		}
+		updated := "-"
 		if g.LastUpdated != nil {
 			updated = instant(*g.LastUpdated)
 		}
-		rows = append(rows, row{g.ID, g.Current, g.Members, exportable, updated})
+		rows = append(rows, row{g.ID, g.Current, g.Members, yesNo(g.Exportable), updated})
 	}
 	return rows
+}
+
+func yesNo(yes bool) string {
+	if yes {
+		return "yes"
+	}
+	return "no"
 }
 
 func (a *app) groupList() *cobra.Command {
@@ -85,8 +103,9 @@ func (a *app) groupShow() *cobra.Command {
 	cmd := a.withJSON(a.onDirectory(&cobra.Command{
 		Use:   "show GROUP",
 		Short: "Show a group",
-		Long: `Show a group as list does. With --members, print only the ids of the current members, one per line; with
---members --json, all patients of the group and when they joined.`,
+		Long: `Show a group as list does, with the groups that are members of it, and the number of other members that are no
+patients of this store. With --members, print only the IDs of the current members, one per line, without those of member
+groups; with --members --json, all patients of the group and when they joined.`,
 		Args: cobra.MatchAll(cobra.ExactArgs(1), aGroup),
 	}, func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
 		group, err := groups.Show(ctx, args[0])
@@ -110,7 +129,15 @@ func (a *app) groupShow() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(output, groupRows(group))
+		nested := []row{{"member group", "member", "exportable"}}
+		for _, g := range group.Groups {
+			nested = append(nested, row{g.ID, yesNo(g.Current), yesNo(g.Exportable)})
+		}
+		left := []row{{"left out", "members"}}
+		for _, l := range group.LeftOut {
+			left = append(left, row{l.Reason, l.Count})
+		}
+		return a.show(output, groupRows(group), nested, left)
 	}))
 	cmd.Flags().BoolVar(&members, "members", false, "print the ids of the patients")
 	return cmd
@@ -141,10 +168,15 @@ func (a *app) groupMembers(
 	name, short, long, done string, change func(*pgdir.Groups, context.Context, string, pgdir.Patients) (int64, error),
 ) *cobra.Command {
 	var file string
+	var strict bool
+	help := membersHelp
+	if name != "remove" {
+		help += strictHelp
+	}
 	cmd := a.onDirectory(&cobra.Command{
 		Use:   name + " GROUP [PATIENT...]",
 		Short: short,
-		Long:  long + membersHelp,
+		Long:  long + help,
 		Args: cobra.MatchAll(cobra.MinimumNArgs(1), aGroup, func(_ *cobra.Command, args []string) error {
 			if len(args) == 1 && file == "" && name != "create" {
 				return usage("missing patients: pass PATIENT arguments or --file")
@@ -159,15 +191,97 @@ func (a *app) groupMembers(
 	}, func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
 		patients := prepend(args[1:], nil)
 		if file != "" {
-			patients = prepend(args[1:], validated(idsIn(file), fhir.IsID[string], "the ids in "+place(file), "a FHIR id"))
+			patients = prepend(args[1:], validated(idsIn(file), directory.CheckID, "the ids in "+place(file)))
 		}
 		return a.recorded(name+" of Group/"+args[0], func() (string, error) {
-			changed, err := change(groups, ctx, args[0], patients)
-			return fmt.Sprintf(done, args[0], changed), named(args[0], err)
+			changed, err := change(groups.Checked(a.reportMissing(strict)), ctx, args[0], patients)
+			text := fmt.Sprintf(done, args[0], counted(changed, "member"))
+			return a.result(text, groupChange{args[0], changed}), named(args[0], err)
 		})
 	})
+	if name != "remove" {
+		withStrict(cmd, &strict)
+	}
+	a.withJSON(cmd)
 	cmd.Flags().StringVar(&file, "file", "", `file of patient ids, one per line; "-" is standard input`)
 	return cmd
+}
+
+func withStrict(cmd *cobra.Command, strict *bool) {
+	cmd.Flags().BoolVar(strict, "strict", false, "fail if an ID is not in the store")
+}
+
+// reportMissing returns a check that reports IDs which the database does not have. They are an error if strict.
+func (a *app) reportMissing(strict bool) func(pgdir.Missing) error {
+	return func(m pgdir.Missing) error {
+		var texts []string
+		add := func(n, of int64, noun, place string) {
+			verb := "are"
+			if n == 1 {
+				verb = "is"
+			}
+			if n > 0 {
+				texts = append(texts, fmt.Sprintf("%d of %s %s not in the %s", n, counted(of, noun), verb, place))
+			}
+		}
+		add(m.Groups, m.OfGroups, "group", "database")
+		add(m.Patients, m.OfPatients, "patient", "store")
+		if strict && m.Unchecked {
+			texts = append(texts, "patients cannot be checked: the database's role cannot read the clinical data")
+		}
+		if strict && len(texts) > 0 {
+			return fmt.Errorf("%s (--strict)", strings.Join(texts, "; "))
+		}
+		for _, text := range texts {
+			a.say("warning: %s\n", text)
+		}
+		return nil
+	}
+}
+
+// counted returns the number with the noun in the right form.
+func counted[N int | int64](n N, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
+// withYes adds the flag of a command that asks for confirmation.
+func (a *app) withYes(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&a.flags.yes, "yes", false, "do not ask for confirmation")
+	return cmd
+}
+
+// irrevocable asks for confirmation of a change, unless the question is empty, and makes it. The change needs an audit log.
+func (a *app) irrevocable(question, what string, step func() (done string, err error)) error {
+	if orVariable(a.flags.audit, auditVariable) == "" {
+		return usage("--audit-log or SLUICE_AUDIT_LOG is required: a file, or stdout")
+	}
+	if question != "" {
+		if err := a.confirm(question); err != nil {
+			return err
+		}
+	}
+	return a.recorded(what, step)
+}
+
+// result returns the output of a change: the text, or with --json the value.
+func (a *app) result(text string, value any) string {
+	if !a.flags.json {
+		return text
+	}
+	data, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		panic(err) // the values are structs of numbers and text
+	}
+	return string(data) + "\n"
+}
+
+// groupChange is the output of a change of a group.
+type groupChange struct {
+	Group   string `json:"group"`
+	Changed int64  `json:"changed"` // number of members that were added or removed
 }
 
 // named adds the group's id to errors without it.

@@ -98,8 +98,7 @@ func (a *app) withOperator(log *audit.Log, work func(o *ops.Operator) error) (er
 	return work(&ops.Operator{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: time.Now})
 }
 
-// change runs the work with an operator and prints the result: on standard output, or on standard error if the audit
-// log is on standard output.
+// change runs the work with an operator and prints the result.
 func (a *app) change(done string, work func(o *ops.Operator) error) error {
 	if _, err := a.redisConfig(); err != nil { // before the audit log is opened
 		return err
@@ -114,11 +113,7 @@ func (a *app) change(done string, work func(o *ops.Operator) error) error {
 	if err = errors.Join(a.withOperator(log, work), log.Close()); err != nil {
 		return err
 	}
-	if audit.IsStdout(orVariable(a.flags.audit, auditVariable)) {
-		a.say("%s\n", done)
-		return nil
-	}
-	return a.print(done + "\n")
+	return a.printDone(done + "\n")
 }
 
 const auditVariable = "SLUICE_AUDIT_LOG"
@@ -162,6 +157,15 @@ func (a *app) recorded(what string, step func() (done string, err error)) error 
 	}
 	if err != nil {
 		return err
+	}
+	return a.printDone(done)
+}
+
+// printDone prints the result of a change: on standard output, or on standard error if the audit log is on standard output.
+func (a *app) printDone(done string) error {
+	if audit.IsStdout(orVariable(a.flags.audit, auditVariable)) {
+		a.say("%s", done)
+		return nil
 	}
 	return a.print(done)
 }

@@ -113,7 +113,7 @@ func (d *desk) running() export.JobID {
 		Request: export.Request{URL: "https://x/fhir/Group/g/$export?_type=Patient", GroupID: "g", Types: []string{"Condition", "Patient"}},
 	}, export.FirstUnit(), jobstore.Admission{Limit: 100})
 	d.must(err)
-	plan, err := d.jobs.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1)
+	plan, err := d.jobs.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1, "")
 	d.must(err)
 	d.must(d.jobs.Stage(ctx, plan, []export.Unit{
 		{ID: "Patient-00000", Kind: export.KindExport, Type: "Patient", Bytes: 100},

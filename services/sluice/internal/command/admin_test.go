@@ -23,16 +23,22 @@ func newConsole(t *testing.T) console {
 	for _, name := range []string{"SLUICE_DATABASE_URL", "SLUICE_DATABASE_URL_FILE"} {
 		t.Setenv(name, "")
 	}
+	t.Setenv("SLUICE_AUDIT_LOG", filepath.Join(t.TempDir(), "audit.ndjson"))
 	c := console{t: t, url: testenv.Postgres(t)}
 	c.ok("migrate")
 	return c
 }
 
-// ok runs a command that succeeds and returns its output.
+// ok runs a command that succeeds and returns its output. The database has no patients, which is only a warning.
 func (c console) ok(args ...string) string {
 	c.t.Helper()
 	code, stdout, stderr := run(c.t, append([]string{"admin", "--database", c.url}, args...)...)
-	if code != ExitGood || stderr != "" {
+	for line := range strings.Lines(stderr) {
+		if !strings.HasPrefix(line, "warning: ") {
+			code = ExitFailure
+		}
+	}
+	if code != ExitGood {
 		c.t.Fatalf("%q: exit %d: %s", args, code, stderr)
 	}
 	return stdout
@@ -161,7 +167,7 @@ func TestAdminGroup(t *testing.T) {
 	}
 
 	c.fails(ExitFailure, "g1: the group exists", "group", "create", "g1")
-	for _, args := range [][]string{{"show", "g2"}, {"delete", "g2"}, {"add", "g2", "p1"}, {"remove", "g2", "p1"}} {
+	for _, args := range [][]string{{"show", "g2"}, {"delete", "g2", "--yes"}, {"add", "g2", "p1"}, {"remove", "g2", "p1"}} {
 		c.fails(ExitFailure, "g2: no such group", append([]string{"group"}, args...)...)
 	}
 	for _, args := range [][]string{{"show", "Group/20391"}, {"delete", ""}, {"add", "g_1", "p1"}, {"create", "*"}} {
@@ -182,7 +188,17 @@ func TestAdminGroup(t *testing.T) {
 	if got := c.members("g1"); !slices.Equal(got, []string{"p2", "p3"}) {
 		t.Errorf("members %q after commands that failed", got)
 	}
-	c.ok("group", "delete", "g1")
+	c.fails(ExitFailure, "Delete group g1 with 2 members? Type yes to continue: ", "group", "delete", "g1")
+	for _, args := range [][]string{{"add", "g1", "p9"}, {"remove", "g1", "p9"}} {
+		got := decode[struct {
+			Group   string
+			Changed int
+		}](t, c.ok(append(append([]string{"group"}, args...), "--json")...))
+		if got.Group != "g1" || got.Changed != 1 {
+			t.Errorf("%q: printed %+v", args, got)
+		}
+	}
+	c.ok("group", "delete", "g1", "--yes")
 	c.fails(ExitFailure, "g1: no such group", "group", "show", "g1")
 }
 
@@ -231,7 +247,7 @@ func TestAdminGrant(t *testing.T) {
 	}
 
 	for contains, args := range map[string][]string{
-		"number 2 of --types is not a resource type": set("only:Patient,Patients", "all", "all"),
+		"number 2 of --types is not a resource type of R4: \"Patients\" (did you mean Patient?)": set("only:Patient,Patients", "all", "all"),
 		"--types must be":                         set("Patient", "all", "all"),
 		"--types must be all":                     set("", "all", "all"),
 		"number 1 of --groups is not a FHIR id":   set("all", "only:Group/20391", "all"),
@@ -252,7 +268,8 @@ func TestAdminGrant(t *testing.T) {
 		t.Errorf("shown %+v after commands that failed", after)
 	}
 
-	c.ok(append([]string{"grant", "remove"}, who...)...)
+	c.fails(ExitFailure, "Remove the grant of https://issuer.example, team? Type yes to continue: ", append([]string{"grant", "remove"}, who...)...)
+	c.ok(append([]string{"grant", "remove", "--yes"}, who...)...)
 	c.fails(ExitFailure, "no such grant", append([]string{"grant", "remove"}, who...)...)
 	if got := c.ok("grant", "list", "--json"); got != "[]\n" {
 		t.Errorf("no grants are printed as %q", got)
@@ -270,8 +287,21 @@ func TestAdminGrantImport(t *testing.T) {
   patients: {except: [p17, p18]}
 - {issuer: i, subject: registry, types: all, groups: [diabetes], patients: {only: [p1]}}
 `)
-	for range 2 {
-		if got, want := c.ok("grant", "import", file), "imported 2 grants\n"; got != want {
+	const question = "1 grant removed, 2 added, 0 changed. Continue? Type yes to continue: "
+	c.fails(ExitFailure, question, "grant", "import", file)
+	const planned = "1 grant removed, 2 added, 0 changed; nothing was changed (--dry-run)\n"
+	if got := c.ok("grant", "import", file, "--dry-run"); got != planned {
+		t.Errorf("printed %q, want %q", got, planned)
+	}
+	c.fails(ExitFailure, "3 of 3 patients are not in the store (--strict)", "grant", "import", file, "--yes", "--strict")
+	if got := c.ok("grant", "list"); !strings.Contains(got, "before") || strings.Contains(got, "registry") {
+		t.Errorf("listed %q, want the grants from before", got)
+	}
+	for n, want := range []string{
+		"imported 2 grants: 1 grant removed, 2 added, 0 changed\n", "imported 2 grants: 0 grants removed, 0 added, 0 changed\n",
+	} {
+		args := []string{"grant", "import", file, "--yes"}
+		if got := c.ok(args[:4-n]...); got != want { // without a change there is no question
 			t.Errorf("printed %q, want %q", got, want)
 		}
 		rows := strings.Split(strings.TrimSpace(c.ok("grant", "list")), "\n")
@@ -285,8 +315,95 @@ func TestAdminGrantImport(t *testing.T) {
 	if got := c.ok("grant", "list"); !strings.Contains(got, "research-team") {
 		t.Errorf("listed %q after an import that failed", got)
 	}
-	c.ok("grant", "import", write(t, "[]\n"))
+	changed := write(t, "- {issuer: i, subject: registry, types: all, groups: [diabetes], patients: {only: [p1, p3]}}\n")
+	if got, want := c.ok("grant", "import", changed, "--dry-run"), "1 grant removed, 0 added, 1 changed"; !strings.HasPrefix(got, want) {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+	t.Setenv("SLUICE_AUDIT_LOG", "")
+	c.fails(ExitUsage, "--audit-log or SLUICE_AUDIT_LOG is required", "grant", "import", changed, "--yes")
+	c.ok("grant", "import", write(t, "[]\n"), "--yes", "--audit-log", filepath.Join(t.TempDir(), "audit.ndjson"))
 	if got := c.ok("grant", "list", "--json"); got != "[]\n" {
 		t.Errorf("listed %q after importing none", got)
+	}
+}
+
+// A mistyped id is a warning, or with --strict an error.
+func TestAdminReportsUnknownIDs(t *testing.T) {
+	c := newConsole(t)
+	file := write(t, `{"resourceType":"Patient","id":"p1"}`+"\n"+`{"resourceType":"Patient","id":"p2"}`+"\n"+
+		`{"resourceType":"Group","id":"g1","member":[{"entity":{"reference":"Patient/p1"}}]}`+"\n")
+	load := filepath.Join(filepath.Dir(file), "all.ndjson")
+	must(t, os.Rename(file, load))
+	if code, _, stderr := run(t, "load", "--database", c.url, load); code != ExitGood {
+		t.Fatal(stderr)
+	}
+	set := func(groups, patients string) []string {
+		return []string{
+			"grant", "set", "--issuer", "i", "--subject", "s", "--types", "all", "--groups", groups, "--patients", patients,
+		}
+	}
+	access := func(groups, patients string) []string {
+		text := fmt.Sprintf("- {issuer: i, subject: s, types: all, groups: %s, patients: %s}\n", groups, patients)
+		return []string{"grant", "import", write(t, text), "--yes"}
+	}
+	for _, test := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"group", "create", "ghost", "nosuch1", "nosuch2"}, []string{"2 of 2 patients are not in the store"}},
+		{[]string{"group", "add", "g1", "p2", "nosuch1", "nosuch1"}, []string{"1 of 2 patients is not in the store"}},
+		{[]string{"group", "add", "g1", "p2"}, nil},
+		{set("only:nosuch", "all"), []string{"1 of 1 group is not in the database"}},
+		{set("only:g1", "only:p1"), nil},
+		{set("only:g1,nosuch", "except:p1,p2,nosuch"),
+			[]string{"1 of 2 groups is not in the database", "1 of 3 patients is not in the store"}},
+		{access("[a, g1, b]", "{except: [nosuch]}"),
+			[]string{"2 of 3 groups are not in the database", "1 of 1 patient is not in the store"}},
+	} {
+		code, _, stderr := run(t, append([]string{"admin", "--database", c.url}, append(test.args, "--strict")...)...)
+		want, wantCode := "sluice: "+strings.Join(test.want, "; ")+" (--strict)\n", ExitFailure
+		if test.want == nil {
+			want, wantCode = "", ExitGood
+		}
+		if code != wantCode || stderr != want {
+			t.Errorf("%q --strict: exit %d: %q, want %q", test.args, code, stderr, want)
+		}
+		c.fails(ExitFailure, "no such group", "group", "show", "ghost")
+		want = ""
+		for _, text := range test.want {
+			want += "warning: " + text + "\n"
+		}
+		code, _, stderr = run(t, append([]string{"admin", "--database", c.url}, test.args...)...)
+		if code != ExitGood || stderr != want {
+			t.Errorf("%q: exit %d: %q, want %q", test.args, code, stderr, want)
+		}
+		if slices.Contains(test.args, "ghost") {
+			c.ok("group", "delete", "ghost", "--yes")
+		}
+	}
+}
+
+// A group in a group, and members that no export has, are shown.
+func TestAdminGroupShowsMemberGroups(t *testing.T) {
+	c := newConsole(t)
+	load := filepath.Join(t.TempDir(), "Group.ndjson")
+	must(t, os.WriteFile(load, []byte(`{"resourceType":"Group","id":"g1","member":[{"entity":{"reference":"Group/g2"}},`+
+		`{"entity":{"reference":"Group/gone"},"inactive":true},{"entity":{"identifier":{"value":"20391"}}}]}`+"\n"+
+		`{"resourceType":"Group","id":"g2"}`+"\n"), 0o600))
+	if code, _, stderr := run(t, "load", "--database", c.url, load); code != ExitGood {
+		t.Fatal(stderr)
+	}
+	got := c.ok("group", "show", "g1")
+	for _, want := range []string{"g2            yes     yes", "gone          no      no", "member_by_identifier  1"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing in:\n%s", want, got)
+		}
+	}
+	type output struct {
+		Groups  []struct{ ID string }
+		LeftOut []struct{ Count int } `json:"left_out"`
+	}
+	if shown := decode[output](t, c.ok("group", "show", "g1", "--json")); len(shown.Groups) != 2 || len(shown.LeftOut) != 1 {
+		t.Errorf("shown %+v", shown)
 	}
 }

@@ -30,10 +30,11 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// serve starts a server with an export of one Patient file, and one error file if partial. Files have no compression and
-// no digest, like those of other servers.
-func serve(t *testing.T, partial bool) (base string, authorization *atomic.Value) {
+// serve starts a server with an export of one Patient file, and one error file of the severity if it is not "". Files have
+// no compression and no digest, like those of other servers.
+func serve(t *testing.T, severity string) (base string, authorization *atomic.Value) {
 	authorization = &atomic.Value{}
+	deleted := &atomic.Bool{}
 	mux := http.NewServeMux()
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
@@ -55,8 +56,12 @@ func serve(t *testing.T, partial bool) (base string, authorization *atomic.Value
 		w.WriteHeader(http.StatusAccepted)
 	})
 	mux.HandleFunc("GET /fhir/jobs/1", func(w http.ResponseWriter, _ *http.Request) {
+		if deleted.Load() {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
 		failed := ""
-		if partial {
+		if severity != "" {
 			failed = fmt.Sprintf(`{"type":"OperationOutcome","url":"%s/jobs/1/o.ndjson","count":1}`, base)
 		}
 		write(w, fmt.Sprintf(`{"transactionTime":"2026-01-02T03:04:05Z","request":"r","requiresAccessToken":true,
@@ -66,8 +71,17 @@ func serve(t *testing.T, partial bool) (base string, authorization *atomic.Value
 		write(w, `{"resourceType":"Patient","id":"1"}`+"\n"+`{"resourceType":"Patient","id":"2"}`+"\n")
 	})
 	mux.HandleFunc("GET /fhir/jobs/1/o.ndjson", func(w http.ResponseWriter, _ *http.Request) {
-		write(w, `{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"exception",`+
+		write(w, `{"resourceType":"OperationOutcome","issue":[{"severity":"`+severity+`","code":"exception",`+
 			`"diagnostics":"Observation could not be read."}]}`+"\n")
+	})
+	mux.HandleFunc("DELETE /fhir/jobs/1", func(w http.ResponseWriter, _ *http.Request) {
+		deleted.Store(true)
+		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("GET /fhir/jobs/2", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Progress", "started")
+		w.Header().Set("X-Progress-Percent", "7")
+		w.WriteHeader(http.StatusAccepted)
 	})
 	return base, authorization
 }
@@ -91,7 +105,7 @@ func do(t *testing.T, code int, contains string, args ...string) string {
 }
 
 func TestExport(t *testing.T) {
-	base, authorization := serve(t, false)
+	base, authorization := serve(t, "")
 	dir := filepath.Join(t.TempDir(), "out")
 	code, stdout, stderr := run(t, "export", "--base", base, "--group", "g", "--out", dir, "--token", "secret")
 	if code != ExitGood {
@@ -101,31 +115,36 @@ func TestExport(t *testing.T) {
 	if len(lines) != 3 {
 		t.Fatalf("printed:\n%s", stdout)
 	}
-	for i, want := range []string{"type files resources bytes", "Patient 1 2 72", "total 1 2 72"} {
-		if got := strings.Fields(lines[i]); len(got) != 5 || strings.Join(got[:4], " ") != want {
+	for i, want := range []string{"type files resources size seconds", "Patient 1 2 72 B", "total 1 2 72 B"} {
+		if got := strings.Fields(lines[i]); !strings.HasPrefix(strings.Join(got, " "), want) {
 			t.Errorf("line %d is %q, want %q", i, got, want)
 		}
 	}
-	if !strings.Contains(stderr, "downloaded 1 of 1 files: 2 resources, 72 B\n") || strings.Contains(stderr, "\x1b") {
-		t.Errorf("standard error is not a terminal, but got %q", stderr)
+	for _, want := range []string{
+		"export 1: " + base + "/jobs/1\n", "downloaded 1 of 1 file: 2 resources, 72 B\n",
+		"written to " + dir + " (export 1, " + base + "/jobs/1)\n",
+	} {
+		if !strings.Contains(stderr, want) || strings.Contains(stderr, "\x1b") {
+			t.Errorf("standard error is not a terminal, and has no %q: %q", want, stderr)
+		}
 	}
 	if authorization.Load() != "Bearer secret" {
 		t.Errorf("sent %q", authorization.Load())
 	}
 
 	code, stdout, stderr = run(t, "verify", dir)
-	if want := dir + ": 1 files with 2 resources are unchanged\n"; code != ExitGood || stdout != want {
+	if want := dir + " is unchanged: 1 file, 2 resources\n"; code != ExitGood || stdout != want {
 		t.Errorf("verify: exit %d, %q, %q", code, stdout, stderr)
 	}
-	must(t, os.WriteFile(filepath.Join(dir, "p.ndjson"), []byte("{}\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "Patient.ndjson"), []byte("{}\n"), 0o600))
 	code, stdout, stderr = run(t, "verify", dir)
-	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, "p.ndjson") {
+	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, "Patient.ndjson") {
 		t.Errorf("verify of a damaged file: exit %d, %q, %q", code, stdout, stderr)
 	}
 }
 
 func TestPartialExport(t *testing.T) {
-	base, _ := serve(t, true)
+	base, _ := serve(t, "warning")
 	code, stdout, stderr := run(t,
 		"export", "--base", base, "--group", "g", "--out", t.TempDir(), "--json", "--no-progress")
 	if code != ExitPartial {
@@ -138,24 +157,100 @@ func TestPartialExport(t *testing.T) {
 	if report.Total.Resources != 2 || report.Errors.Resources != 1 || len(report.Problems) != 1 {
 		t.Errorf("report %+v", report)
 	}
-	if !strings.HasPrefix(stderr, "not exported: Observation could not be read. (exception)\n") {
+	if report.Job != "1" || report.StatusURL != base+"/jobs/1" || report.Folder == "" || report.Incomplete != 1 {
+		t.Errorf("report %+v", report)
+	}
+	if !strings.HasPrefix(stderr, "not exported: warning: Observation could not be read. (exception)\n") {
 		t.Errorf("standard error got %q", stderr)
 	}
 }
 
+// Data that the server leaves out by design is told, and is no failure.
+func TestWithheldDataIsNoFailure(t *testing.T) {
+	base, _ := serve(t, "information")
+	code, _, stderr := run(t, "export", "--base", base, "--group", "g", "--out", t.TempDir(), "--no-progress")
+	if want := "note: Observation could not be read.\n1 note about data that is withheld by design"; code != ExitGood ||
+		!strings.HasPrefix(stderr, want) {
+		t.Errorf("exit %d, %q", code, stderr)
+	}
+}
+
+func TestStatusAndCancel(t *testing.T) {
+	base, authorization := serve(t, "warning")
+	do(t, ExitGood, "export 2: started, 7 %\n", "status", base+"/jobs/2")
+	do(t, ExitGood, `"percent": 7`, "status", "--json", base+"/jobs/2")
+	do(t, ExitGood, "export 1: completed, 1 file, 2 resources, 1 error file\n", "status", base+"/jobs/1", "--token", "t")
+	dir := filepath.Join(t.TempDir(), "out")
+	do(t, ExitPartial, "Patient", "export", "--status-url", base+"/jobs/1", "--out", dir)
+	do(t, ExitGood, "is unchanged: 2 files, 3 resources", "verify", dir)
+	do(t, ExitGood, `"statusUrl": "`+base+`/jobs/1"`, "verify", "--json", dir)
+	do(t, ExitFailure, "origin of the base URL", "status", base+"/jobs/1", "--token", "t", "--base", "http://localhost:1/fhir")
+	do(t, ExitUsage, "not an http URL", "status", "file:///x")
+	do(t, ExitUsage, "STATUS_URL is missing", "cancel")
+	do(t, ExitGood, "export 1 is cancelled\n", "cancel", base+"/jobs/1")
+	do(t, ExitFailure, "404", "status", base+"/jobs/1")
+	if sent := authorization.Load(); sent != nil {
+		t.Errorf("a job was kicked off with %v", sent)
+	}
+}
+
+// An interrupt ends with 130 and the command that continues, without the token.
+func TestInterruptedExport(t *testing.T) {
+	base, _ := serve(t, "")
+	for _, test := range []struct {
+		cancels bool
+		deleted int // status of the DELETE
+	}{{false, 0}, {true, http.StatusAccepted}, {true, http.StatusForbidden}} {
+		cancelled := test.deleted == http.StatusAccepted
+		ctx, interrupt := context.WithCancel(t.Context())
+		defer interrupt()
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Location", "http://"+r.Host+"/jobs/1")
+			if r.Method == http.MethodGet && r.URL.Path == "/jobs/1" {
+				interrupt()
+			}
+			if r.Method == http.MethodDelete {
+				w.WriteHeader(test.deleted)
+				return
+			}
+			w.WriteHeader(http.StatusAccepted)
+		}))
+		defer server.Close()
+		dir := filepath.Join(t.TempDir(), "it's here")
+		args := []string{"export", "--base", server.URL, "--group", "g", "--out", dir, "--token", "secret", "--no-progress"}
+		want := "sluice: interrupted, continue with:\n  sluice export --base " + server.URL + " --group g --out '" +
+			strings.ReplaceAll(dir, "'", `'\''`) + "' --token TOKEN --no-progress --resume\n"
+		if test.cancels {
+			args = append(args, "--cancel-on-interrupt")
+			want = strings.Replace(want, "interrupted", "interrupted: cancel the export: the server answered 403 Forbidden", 1)
+			want = strings.Replace(want, " --resume", " --cancel-on-interrupt --resume", 1)
+		}
+		if cancelled {
+			want = "sluice: interrupted: the export was cancelled at the server, and its files were removed\n"
+		}
+		var out, errs bytes.Buffer
+		if code := Run(ctx, args, &out, &errs); code != ExitInterrupted || errs.String() != want {
+			t.Errorf("exit %d, %q, want %q", code, errs.String(), want)
+		}
+		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) != cancelled {
+			t.Errorf("cancelled %t: the folder: %v", cancelled, err)
+		}
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	var out, errs bytes.Buffer
+	if code := Run(ctx, []string{"status", base + "/jobs/1"}, &out, &errs); code != ExitInterrupted ||
+		errs.String() != "sluice: interrupted\n" {
+		t.Errorf("status: exit %d, %q", code, errs.String())
+	}
+}
+
 func TestFailedExport(t *testing.T) {
-	base, _ := serve(t, false)
+	base, _ := serve(t, "")
 	code, stdout, stderr := run(t, "export", "--base", base, "--group", "unknown", "--out", t.TempDir())
 	want := "sluice: kick off the export: the server answered 404 Not Found: There is no such group. (not-found)\n"
 	if code != ExitFailure || stdout != "" || stderr != want {
 		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	var out, errs bytes.Buffer
-	code = Run(ctx, []string{"export", "--base", base, "--group", "g", "--out", t.TempDir()}, &out, &errs)
-	if code != ExitFailure || !strings.HasPrefix(errs.String(), "sluice: interrupted (continue with --resume)") {
-		t.Errorf("interrupted: exit %d, %q", code, errs.String())
 	}
 }
 
@@ -173,6 +268,11 @@ func TestUsage(t *testing.T) {
 		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--timeout", "-1s"},
 		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--token", "a", "--token-file", "b"},
 		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "more"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--client-id", "a"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--client-key", "a"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--client-secret-file", "a"},
+		{"export", "--base", "http://a.org", "--group", "g", "--out", dir, "--max-bytes", "-1"},
+		{"export", "--base", "http://a.org", "--group", "g", "--status-url", "http://a.org/1", "--out", dir},
 		{"token", "--state", dir}, {"token", "--state", dir, "--subject", "", "--scope", "s"},
 		{"token", "--state", dir, "--subject", "a", "--scope", "system/*.rs", "--ttl", "0s"},
 		{"synth", "--out", dir}, {"synth", "--patients", "0", "--out", dir}, {"verify"}, {"verify", dir, dir},
@@ -186,9 +286,46 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	code, stdout, _ := run(t, "export", "--help")
-	if code != ExitGood || !strings.Contains(stdout, "3  the export finished, but") {
+	if code != ExitGood || !strings.Contains(stdout, "3    finished, but some data is missing") {
 		t.Errorf("help: exit %d, %q", code, stdout)
 	}
+}
+
+// A usage error has the value at fault, the nearest known name, and the command whose help explains it.
+func TestUsageErrorsAdvise(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"exprot"}, "unknown command \"exprot\" for \"sluice\" (did you mean export?)\nSee sluice --help.\n"},
+		{[]string{"exprot", "--help"}, "unknown command \"exprot\" for \"sluice\" (did you mean export?)\nSee sluice --help.\n"},
+		{[]string{"help", "exprot"}, "unknown command \"exprot\" for \"sluice\" (did you mean export?)\n"},
+		{[]string{"help", "admin", "grnat"}, "unknown command \"grnat\" for \"sluice admin\" (did you mean grant?)\n"},
+		{[]string{"quite", "different"}, "unknown command \"quite\" for \"sluice\"\n"},
+		{[]string{"admin", "client", "regster", "--help"}, "(did you mean register?)\nSee sluice admin client --help.\n"},
+		{[]string{"admin", "client", "show", "research"}, "unexpected argument \"research\"\nSee sluice admin client show --help.\n"},
+		{[]string{"admin", "grant", "set", "--nonsense"}, "See sluice admin grant set --help.\n"},
+		{[]string{"admin", "job", "show"}, "received 0: sluice admin job show JOB [flags]\n"},
+		{[]string{"verify"}, "DIR is missing\nSee sluice verify --help.\n"},
+		{[]string{"verify", "a", "b"}, "unexpected argument \"b\""},
+		{[]string{"export", "--group", "g", "--out", "x", "--timeout", "5"}, "such as 90s, 10m or 2h"},
+		{[]string{"export", "--group", "g", "--out", "x"}, "--base or --state is required"},
+		{[]string{"export", "--base", "http://a.org", "--group", "g", "--out", "x", "--type", "Patients"},
+			"\"Patients\" is not a resource type of FHIR R4 (did you mean Patient?)"},
+		{[]string{"export", "--base", "http://a.org", "--group", "g", "--out", "x", "--type", "patient"}, "(did you mean Patient?)"},
+		{[]string{"export", "--base", "http://a.org", "--out", "x"}, "[group status-url]"},
+	} {
+		code, stdout, stderr := run(t, test.args...)
+		if code != ExitUsage || stdout != "" || !strings.Contains(stderr, test.want) || strings.Count(stderr, "\n") != 2 {
+			t.Errorf("%q: exit %d, %q, %q, want %q", test.args, code, stdout, stderr, test.want)
+		}
+	}
+	do(t, ExitGood, "Export the data of a group", "--help")
+	do(t, ExitGood, "Kick off a bulk export", "help", "export")
+	do(t, ExitGood, "Kick off a bulk export", "export", "--help")
+	do(t, ExitGood, "completion", "--help")
+	do(t, ExitGood, "bash", "completion", "bash")
+	do(t, ExitGood, "Patient,Condition\n", "__complete", "export", "--type", "Patient,Condi")
 }
 
 // state returns a state folder of a standalone server.
@@ -210,6 +347,8 @@ func TestToken(t *testing.T) {
 	if code != ExitGood || strings.Count(stdout, ".") != 2 || strings.Count(stdout, "\n") != 1 || stderr != "" {
 		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
 	}
+	do(t, ExitGood, `"audience": "https://example.org/fhir"`,
+		"token", "--state", dir, "--subject", "me", "--scope", "system/Patient.rs", "--json")
 	empty := t.TempDir()
 	code, stdout, stderr = run(t, "token", "--state", empty, "--subject", "me", "--scope", "system/Patient.rs")
 	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, "start the standalone server") {
@@ -223,8 +362,8 @@ func TestToken(t *testing.T) {
 
 // Development tokens are sent only to their own server, regardless of --base.
 func TestStateTokensAreSentToTheirServerOnly(t *testing.T) {
-	base, authorization := serve(t, false)
-	other, stolen := serve(t, false)
+	base, authorization := serve(t, "")
+	other, stolen := serve(t, "")
 	folder := state(t, base)
 	for _, elsewhere := range []string{
 		other, "https" + strings.TrimPrefix(base, "http"), "https://example.org/fhir", "unknown",
@@ -256,9 +395,24 @@ func TestPlainHTTP(t *testing.T) {
 	cancel() // before anything is sent
 	var stdout, errs bytes.Buffer
 	code = Run(ctx, append(args, "--insecure-http"), &stdout, &errs)
-	if code != ExitFailure || !strings.Contains(errs.String(), "interrupted") {
+	if code != ExitInterrupted || !strings.Contains(errs.String(), "interrupted") {
 		t.Errorf("--insecure-http: exit %d, %q", code, errs.String())
 	}
+}
+
+// A file with a key or a secret is read only if it is private, and a public key set is called what it is.
+func TestPrivateFiles(t *testing.T) {
+	dir := t.TempDir()
+	args := func(flag, name string, mode os.FileMode, text string) []string {
+		file := filepath.Join(dir, name)
+		must(t, os.WriteFile(file, []byte(text), mode))
+		return []string{"export", "--base", "http://127.0.0.1:1/fhir", "--group", "g", "--out", filepath.Join(dir, "out"),
+			"--token-url", "http://127.0.0.1:1/token", "--client-id", "a", flag, file}
+	}
+	do(t, ExitFailure, "is a JSON Web Key Set, the public half", args("--client-key", "a.jwks.json", 0o644, `{"keys":[]}`)...)
+	do(t, ExitFailure, "mode is 0644", args("--client-key", "a.key.json", 0o644, `{}`)...)
+	do(t, ExitFailure, "mode is 0640", args("--client-secret-file", "b", 0o640, "secret")...)
+	do(t, ExitFailure, "a token: no answer", args("--client-secret-file", "c", 0o600, "secret\n")...)
 }
 
 func TestTokenFile(t *testing.T) {
@@ -296,8 +450,11 @@ func TestSynth(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	code, stdout, stderr := run(t, "version")
-	if code != ExitGood || !strings.HasPrefix(stdout, "sluice ") || stderr != "" {
-		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	for _, arg := range []string{"version", "--version"} {
+		code, stdout, stderr := run(t, arg)
+		if code != ExitGood || !strings.HasPrefix(stdout, "sluice ") || !strings.HasSuffix(stdout, "\n") || stderr != "" {
+			t.Errorf("%s: exit %d, %q, %q", arg, code, stdout, stderr)
+		}
 	}
+	do(t, ExitGood, `"version":`, "version", "--json")
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,13 +16,41 @@ import (
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
 
+// serverFlags name a server and the tokens for it.
+type serverFlags struct {
+	base, token, tokenFile, state     string
+	clientID, clientKey, clientSecret string
+	tokenURL, scope                   string
+	ig, insecure, anyAudience         bool
+}
+
+func (s *serverFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&s.base, "base", "", "FHIR base URL of the server (default with --state: from the state folder)")
+	f.StringVar(&s.token, "token", "", "bearer token; other users of this machine can see it in the process list")
+	f.StringVar(&s.tokenFile, "token-file", "", "file with the bearer token; read for every request")
+	f.StringVar(&s.state, "state", "", "state folder of a standalone server: sign development tokens with its issuer")
+	f.StringVar(&s.clientID, "client-id", "", "id of a registered client: fetch tokens from the token endpoint")
+	f.StringVar(&s.clientKey, "client-key", "", "file with the client's private key (JWK): see sluice admin client keygen")
+	f.StringVar(&s.clientSecret, "client-secret-file", "", "file with the client's secret, for servers such as BCDA")
+	f.StringVar(&s.tokenURL, "token-url", "", "token endpoint (default: from the server's SMART configuration, on its origin)")
+	f.StringVar(&s.scope, "scope", "system/*.rs", "scopes to request, separated by spaces")
+	f.BoolVar(&s.anyAudience, "any-audience", false,
+		"send no resource parameter (RFC 8707) and accept a token whose audience is another server")
+	f.BoolVar(&s.insecure, "insecure-http", false, "send the token over plain http to another machine as well")
+	f.BoolVar(&s.ig, "ig", false, "use the HL7 Bulk Data IG: Prefer: respond-async, Retry-After in seconds")
+	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state", "client-id")
+	cmd.MarkFlagsMutuallyExclusive("client-key", "client-secret-file")
+	folders(cmd, "state")
+}
+
 type exportFlags struct {
-	base, group, token, tokenFile, state string
-	clientID, clientKey, tokenURL, scope string
-	types                                []string
-	timeout                              time.Duration
-	parallel                             int
-	ig, noProgress, insecure             bool
+	serverFlags
+	group      string
+	types      []string
+	timeout    time.Duration
+	parallel   int
+	noProgress bool
 	bulkclient.Options
 }
 
@@ -30,64 +60,93 @@ func (a *app) export() *cobra.Command {
 		Use:   "export --base URL --group ID --out DIR",
 		Short: "Export the data of a group of patients into a folder",
 		Long: `Kick off a bulk export, wait for it, and download its files concurrently into a folder. Every file is checked
-(digest, compression, number and type of its resources) before it gets its final name; manifest.json is written last.
+(digest, compression, number and type of its resources) before it gets its final name: Patient.ndjson, Patient.2.ndjson.
+manifest.json is written last.
 
 The folder must be empty. After an interruption run the same command with --resume: it continues the same job, also in
-the middle of a file.
+the middle of a file. --status-url continues a job whose folder is lost, or that another program kicked off.
 
-The table on standard output counts the downloaded resources; bytes are uncompressed.
+The server may be any server of the HL7 Bulk Data Access IG. What its manifest lacks is printed as a warning.
+
+The table on standard output counts the downloaded resources; sizes are uncompressed. The JSON of --json has job,
+statusUrl, folder, transactionTime, types, total, deleted, errors (files, resources, bytes, seconds), incomplete and
+withheld (numbers of issues), problems and notes (their texts), and warnings.
 
 ` + exitHelp,
+		Example: `  sluice export --state .state --group all --out export
+  sluice export --base https://bulk.example.org/fhir --group cohort --type Patient,Condition --out export \
+    --client-id research --client-key research.key.json
+  sluice export --base https://bulk.example.org/fhir --group cohort --out export --token-file token --resume`,
 		RunE: a.run(func(ctx context.Context, _ []string) error { return a.runExport(ctx, flags) }),
 	}
+	flags.serverFlags.add(cmd)
 	f := cmd.Flags()
-	f.StringVar(&flags.base, "base", "", "FHIR base URL of the server (default with --state: from the state folder)")
 	f.StringVar(&flags.group, "group", "", "id of the group")
+	f.StringVar(&flags.StatusURL, "status-url", "", "continue the job with this status URL instead of a kick-off")
 	f.StringVar(&flags.Dir, "out", "", "folder for the files; created when missing")
 	f.StringSliceVar(&flags.types, "type", nil, "resource types, separated by commas (default: all permitted types)")
-	f.StringVar(&flags.token, "token", "", "bearer token; other users of this machine can see it in the process list")
-	f.StringVar(&flags.tokenFile, "token-file", "", "file with the bearer token; read for every request")
-	f.StringVar(&flags.state, "state", "", "state folder of a standalone server: sign development tokens with its issuer")
-	f.StringVar(&flags.clientID, "client-id", "", "id of a registered client: fetch tokens from the token endpoint")
-	f.StringVar(&flags.clientKey, "client-key", "", "file with the client's private key (JWK): see sluice admin client keygen")
-	f.StringVar(&flags.tokenURL, "token-url", "", "the token endpoint (default: from the server's SMART configuration)")
-	f.StringVar(&flags.scope, "scope", "system/*.rs", "scopes to request, separated by spaces")
-	f.BoolVar(&flags.insecure, "insecure-http", false, "send the token over plain http to another machine as well")
 	f.IntVar(&flags.parallel, "parallel", 4, "concurrent downloads")
-	f.DurationVar(&flags.timeout, "timeout", 0, "give up after this time, such as 90m (default: never)")
-	f.BoolVar(&flags.ig, "ig", false, "use the HL7 Bulk Data IG: Prefer: respond-async, Retry-After in seconds")
+	f.Int64Var(&flags.MaxBytes, "max-bytes", 0, "give up when the files exceed this many uncompressed bytes (default: never)")
+	f.DurationVar(&flags.timeout, "timeout", 0, "give up after this time, such as 90s, 10m or 2h (default: never)")
 	f.BoolVar(&flags.KeepGzip, "keep-gzip", false, "keep the files compressed (.ndjson.gz)")
 	f.BoolVar(&flags.Resume, "resume", false, "continue the unfinished export in the folder")
 	f.BoolVar(&flags.CancelOnInterrupt, "cancel-on-interrupt", false, "on Ctrl-C cancel the job and remove its files")
 	f.BoolVar(&flags.noProgress, "no-progress", false, "show no progress")
 	f.BoolVar(&a.flags.json, "json", false, "print the result as JSON")
-	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state", "client-id")
-	cmd.MarkFlagsRequiredTogether("client-id", "client-key")
-	require(cmd, "group", "out")
+	cmd.MarkFlagsMutuallyExclusive("group", "status-url")
+	cmd.MarkFlagsOneRequired("group", "status-url")
+	cmd.MarkFlagsMutuallyExclusive("type", "status-url")
+	require(cmd, "out")
+	folders(cmd, "out")
+	defined(cmd.RegisterFlagCompletionFunc("type", completeTypes))
 	return cmd
 }
 
-func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
-	if !fhir.IsID(flags.group) {
-		return usage("--group %q is not a FHIR id", flags.group)
+// folders makes the completion of flags offer folders.
+func folders(cmd *cobra.Command, flags ...string) {
+	for _, flag := range flags {
+		defined(cmd.MarkFlagDirname(flag))
 	}
-	for _, typ := range flags.types {
-		if !fhir.IsType(typ) {
-			return usage("--type %q is not a resource type of FHIR R4", typ)
+}
+
+// completeTypes completes the last type of a list.
+func completeTypes(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	before, last := "", typed
+	if i := strings.LastIndexByte(typed, ','); i >= 0 {
+		before, last = typed[:i+1], typed[i+1:]
+	}
+	var found []string
+	for _, typ := range fhir.ExportableTypes() {
+		if strings.HasPrefix(strings.ToLower(typ), strings.ToLower(last)) {
+			found = append(found, before+typ)
 		}
 	}
-	if flags.Dir == "" {
+	return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+}
+
+func (f exportFlags) check() error {
+	if f.StatusURL == "" && !fhir.IsID(f.group) {
+		return usage("--group %q is not a FHIR id", f.group)
+	}
+	for _, typ := range f.types {
+		if !fhir.IsType(typ) {
+			return usage("--type: %q is not a resource type of FHIR R4%s", typ, didYouMean(typ, fhir.ExportableTypes()))
+		}
+	}
+	switch {
+	case f.Dir == "":
 		return usage("--out is empty")
-	}
-	tokens, base, err := tokensOf(flags)
-	if err != nil {
-		return err
-	}
-	if base == "" {
-		return usage("--base is required")
-	}
-	if flags.timeout < 0 {
+	case f.timeout < 0:
 		return usage("--timeout is negative")
+	case f.MaxBytes < 0:
+		return usage("--max-bytes is negative")
+	}
+	return nil
+}
+
+func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
+	if err := flags.check(); err != nil {
+		return err
 	}
 	if flags.timeout > 0 {
 		var cancel context.CancelFunc
@@ -95,21 +154,22 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 		defer cancel()
 	}
 	observer, closeObserver := a.observer(flags.noProgress)
-	c, err := bulkclient.New(bulkclient.Config{
-		Base: base, Tokens: tokens, IG: flags.ig, Parallel: flags.parallel, Observer: observer, InsecureHTTP: flags.insecure,
-	})
+	c, err := connect(flags.serverFlags, flags.StatusURL, flags.parallel, observer)
 	if err != nil {
 		closeObserver()
-		if errors.Is(err, bulkclient.ErrInsecureHTTP) {
-			err = fmt.Errorf("%w (--insecure-http allows it)", err)
-		}
-		return usageError{err}
+		return err
 	}
 	defer c.Close()
 	report, err := c.Export(ctx, bulkclient.Request{Group: flags.group, Types: flags.types}, flags.Options)
 	closeObserver()
 	if err != nil {
-		return explain(ctx, err, flags)
+		return a.explain(ctx, err, flags)
+	}
+	for _, warning := range report.Warnings {
+		a.say("warning: %s\n", warning)
+	}
+	for _, note := range report.Notes {
+		a.say("note: %s\n", note)
 	}
 	for _, problem := range report.Problems {
 		a.say("not exported: %s\n", problem)
@@ -117,25 +177,111 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	if err := a.show(report, reportRows(report)); err != nil {
 		return err
 	}
-	if report.Errors.Files > 0 {
-		a.say("the export is incomplete: see the %d OperationOutcomes in %s\n", report.Errors.Resources, flags.Dir)
+	if report.Total.Files+report.Errors.Files == 0 {
+		a.say("no data: the group has no patients, or none with data that you may export\n")
+	}
+	if report.Withheld > 0 {
+		a.say("%s about data that is withheld by design: see the OperationOutcomes in %s\n",
+			plural(report.Withheld, "note"), flags.Dir)
+	}
+	if report.Incomplete > 0 {
+		a.say("the export is incomplete: see %s in the OperationOutcomes in %s\n",
+			plural(report.Incomplete, "problem"), flags.Dir)
+	}
+	a.say("written to %s (export %s, %s)\n", flags.Dir, report.Job, report.StatusURL)
+	if report.Incomplete > 0 {
 		return errPartial
 	}
 	return nil
 }
 
-func explain(ctx context.Context, err error, flags exportFlags) error {
+// connect returns a client of the server, whose base URL may be that of a job's status URL.
+func connect(
+	flags serverFlags, statusURL string, parallel int, observer bulkclient.Observer,
+) (*bulkclient.Client, error) {
+	if statusURL != "" {
+		u, err := url.Parse(statusURL)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil {
+			return nil, usage("the status URL is not an http URL without credentials")
+		}
+		if flags.base == "" && flags.state == "" && flags.clientID == "" {
+			flags.base = u.Scheme + "://" + u.Host
+		}
+	}
+	if (flags.clientID == "") != (flags.clientKey+flags.clientSecret == "") {
+		return nil, usage("--client-id needs --client-key or --client-secret-file, and they need --client-id")
+	}
+	tokens, base, err := tokensOf(flags)
+	if err != nil {
+		return nil, err
+	}
+	if base == "" {
+		return nil, usage("--base or --state is required")
+	}
+	c, err := bulkclient.New(bulkclient.Config{
+		Base: base, Tokens: tokens, IG: flags.ig, Parallel: parallel, Observer: observer, InsecureHTTP: flags.insecure,
+	})
+	if errors.Is(err, bulkclient.ErrInsecureHTTP) {
+		err = fmt.Errorf("%w (--insecure-http allows it)", err)
+	}
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return c, nil
+}
+
+// explain adds the way out to an error of an export.
+func (a *app) explain(ctx context.Context, err error, flags exportFlags) error {
+	again := ", continue with:\n  " + resuming(a.args)
+	switch {
+	case errors.Is(err, bulkclient.ErrCancelled):
+		return errors.New("interrupted: the export was cancelled at the server, and its files were removed")
+	case errors.Is(ctx.Err(), context.Canceled) && !errors.Is(err, context.Canceled):
+		return fmt.Errorf("interrupted: %w%s", err, again)
+	case errors.Is(ctx.Err(), context.Canceled):
+		return errors.New("interrupted" + again)
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("timed out after %s%s", flags.timeout, again)
+	}
+	return advise(err, flags.Dir)
+}
+
+// advise adds the flag that allows what was refused.
+func advise(err error, dir string) error {
 	switch {
 	case errors.Is(err, bulkclient.ErrFolder):
-		return fmt.Errorf("%s: %w", flags.Dir, err)
-	case errors.Is(ctx.Err(), context.Canceled) && flags.CancelOnInterrupt:
-		return fmt.Errorf("interrupted: %w", err)
-	case errors.Is(ctx.Err(), context.Canceled):
-		return fmt.Errorf("interrupted (continue with --resume): %w", err)
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("timed out (continue with --resume): %w", err)
+		return fmt.Errorf("%s: %w", dir, err)
+	case errors.Is(err, bulkclient.ErrForeignEndpoint):
+		return fmt.Errorf("%w (if it is the right one, name it with --token-url)", err)
+	case errors.Is(err, bulkclient.ErrForeignToken):
+		return fmt.Errorf("%w (--any-audience sends it all the same)", err)
+	case errors.Is(err, bulkclient.ErrTooLarge):
+		return fmt.Errorf("%w (--max-bytes)", err)
 	}
 	return err
+}
+
+// resuming returns the command line that continues an export, without its token.
+func resuming(args []string) string {
+	words := []string{"sluice"}
+	for i, arg := range args {
+		switch {
+		case i > 0 && args[i-1] == "--token":
+			arg = "TOKEN"
+		case strings.HasPrefix(arg, "--token="):
+			arg = "--token=TOKEN"
+		}
+		if arg == "" || strings.ContainsFunc(arg, func(r rune) bool {
+			return !strings.ContainsRune("-_./:,=@%+", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+		}) {
+			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+		}
+		words = append(words, arg)
+	}
+	if !slices.Contains(args, "--resume") {
+		words = append(words, "--resume")
+	}
+	return strings.Join(words, " ")
 }
 
 // observer returns the observer that shows the progress, and a function that ends it.
@@ -152,24 +298,137 @@ func (a *app) observer(silent bool) (bulkclient.Observer, func()) {
 }
 
 func (a *app) verify() *cobra.Command {
-	return &cobra.Command{
+	return a.withJSON(&cobra.Command{
 		Use:   "verify DIR",
 		Short: "Check a folder of exported files against its manifest",
 		Long: `Read every file in the folder of a finished export and compare it with manifest.json: digest, number and type
-of its resources. All differences are reported.`,
-		Args: cobra.ExactArgs(1),
+of its resources. All differences are reported. The JSON of --json is that of sluice export, as far as the folder has it.`,
+		Example: `  sluice verify export
+  sluice verify --json export`,
+		Args: exactly("DIR"),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
 		RunE: a.run(func(ctx context.Context, args []string) error {
 			dir := args[0]
-			if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-				return fmt.Errorf("%s is not a folder", dir) // bulkclient.Verify would create it
-			}
 			report, err := bulkclient.Verify(ctx, dir)
 			if err != nil {
 				return fmt.Errorf("verify %s: %w", dir, err)
 			}
+			if a.flags.json {
+				return a.printJSON(report)
+			}
 			files := report.Total.Files + report.Deleted.Files + report.Errors.Files
 			resources := report.Total.Resources + report.Deleted.Resources + report.Errors.Resources
-			return a.print(fmt.Sprintf("%s: %d files with %d resources are unchanged\n", dir, files, resources))
+			return a.print(fmt.Sprintf("%s is unchanged: %s, %s\n", dir, plural(files, "file"), plural(resources, "resource")))
 		}),
+	})
+}
+
+// jobStatus is the JSON of sluice status.
+type jobStatus struct {
+	Job             string `json:"job"`
+	StatusURL       string `json:"statusUrl"`
+	State           string `json:"state"`                     // of the server; completed at the end
+	Percent         *int   `json:"percent,omitempty"`         // nil when unknown
+	TransactionTime string `json:"transactionTime,omitempty"` // of a completed job, as the following
+	Files           int    `json:"files"`
+	Resources       *int64 `json:"resources,omitempty"` // of the output; nil when the manifest has no counts
+	ErrorFiles      int    `json:"errorFiles"`
+}
+
+func (a *app) status() *cobra.Command {
+	return a.onJob("status", "Print the status of an export",
+		`Ask the server once for the status of a job. sluice export prints the status URL at its begin.`,
+		func(ctx context.Context, c *bulkclient.Client, job bulkclient.Job) error {
+			manifest, status, err := c.Poll(ctx, job, 1)
+			if err != nil {
+				return err
+			}
+			one := jobStatus{Job: job.ID(), StatusURL: job.StatusURL, State: status.State}
+			text := "export " + one.Job + ": " + one.State
+			if manifest == nil && status.Percent >= 0 {
+				one.Percent = &status.Percent
+				text += fmt.Sprintf(", %d %%", status.Percent)
+			}
+			if manifest != nil {
+				one.State, one.TransactionTime = "completed", manifest.TransactionTime
+				one.Files, one.ErrorFiles = len(manifest.Output), len(manifest.Error)
+				text += "completed, " + plural(one.Files, "file")
+				if resources, counted := countOf(manifest); counted {
+					one.Resources = &resources
+					text += ", " + plural(resources, "resource")
+				}
+				if one.ErrorFiles > 0 {
+					text += ", " + plural(one.ErrorFiles, "error file")
+				}
+			}
+			if a.flags.json {
+				return a.printJSON(one)
+			}
+			return a.print(text + "\n")
+		})
+}
+
+func countOf(manifest *bulkclient.Manifest) (resources int64, counted bool) {
+	for _, item := range manifest.Output {
+		if item.Count == nil {
+			return 0, false
+		}
+		resources += *item.Count
+	}
+	return resources, true
+}
+
+func (a *app) cancel() *cobra.Command {
+	return a.onJob("cancel", "Cancel an export, or delete a finished one",
+		`Cancel a job at the server, or delete a finished one with its files. A job that does not exist is no error.`,
+		func(ctx context.Context, c *bulkclient.Client, job bulkclient.Job) error {
+			if err := c.Cancel(ctx, job); err != nil {
+				return err
+			}
+			if a.flags.json {
+				return a.printJSON(map[string]any{"job": job.ID(), "statusUrl": job.StatusURL, "cancelled": true})
+			}
+			return a.print("export " + job.ID() + " is cancelled\n")
+		})
+}
+
+// onJob returns a command on the job of a status URL.
+func (a *app) onJob(
+	name, short, long string, work func(context.Context, *bulkclient.Client, bulkclient.Job) error,
+) *cobra.Command {
+	var flags serverFlags
+	cmd := a.withJSON(&cobra.Command{
+		Use:   name + " STATUS_URL",
+		Short: short,
+		Long:  long,
+		Example: `  sluice ` + name + ` --state .state http://127.0.0.1:8080/fhir/jobs/3f2a
+  sluice ` + name + ` --token-file token https://bulk.example.org/fhir/jobs/3f2a`,
+		Args: exactly("STATUS_URL"),
+		RunE: a.run(func(ctx context.Context, args []string) error {
+			c, err := connect(flags, args[0], 1, nil)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return advise(work(ctx, c, bulkclient.Job{StatusURL: args[0], IG: flags.ig}), "")
+		}),
+	})
+	flags.add(cmd)
+	return cmd
+}
+
+// plural returns a number and a noun in the right form.
+func plural[N int | int64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+func defined(err error) {
+	if err != nil {
+		panic(err) // the definition of a command is wrong
 	}
 }

@@ -34,6 +34,8 @@ func TestHealth(t *testing.T) {
 			t.Errorf("%s: %d %q %q", path, code, stdout, stderr)
 		}
 	}
+	do(t, ExitGood, `"healthy": true`, "health", "--json", server.URL+"/well?secret=x")
+	do(t, ExitFailure, server.URL+"/ill: ", "health", server.URL+"/ill?secret=x")
 	for _, nonsense := range []string{"", "nonsense", "ftp://host/", "http://%zz"} {
 		do(t, ExitFailure, "not a URL", "health", nonsense)
 	}

@@ -113,7 +113,7 @@ func (s store) group(id, want string) {
 	must(s.t, err)
 	defer pool.Close()
 	var members []string
-	err = pgdir.NewGroups(pool, time.Now).Members(s.t.Context(), id, func(patient string) error {
+	_, err = pgdir.NewGroups(pool, time.Now).Members(s.t.Context(), id, func(patient string) error {
 		members = append(members, patient)
 		return nil
 	})

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
 
 func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
@@ -72,9 +73,9 @@ func (a *app) printColumns(rows []row) error {
 }
 
 func reportRows(report bulkclient.Report) []row {
-	rows := []row{{"type", "files", "resources", "bytes", "seconds"}}
+	rows := []row{{"type", "files", "resources", "size", "seconds"}}
 	add := func(name string, t bulkclient.Total) {
-		rows = append(rows, row{name, t.Files, t.Resources, t.Bytes, fmt.Sprintf("%.2f", t.Seconds)})
+		rows = append(rows, row{name, t.Files, t.Resources, progress.Size(t.Bytes), fmt.Sprintf("%.2f", t.Seconds)})
 	}
 	for _, total := range report.Types {
 		add(total.Type, total)

@@ -62,7 +62,9 @@ func (a *app) token() *cobra.Command {
 		Use:   "token --state DIR --subject NAME --scope SCOPES",
 		Short: "Sign a token with the development issuer",
 		Long: `Sign a token with the development issuer of a standalone server and print it. It is for development: no other
-server accepts such a token.`,
+server accepts such a token. The JSON of --json has token, subject, scope, audience and expires.`,
+		Example: `  sluice token --state .state --subject demo --scope 'system/*.rs'
+  sluice token --state .state --subject demo --scope 'system/Patient.rs system/Group.rs' --ttl 1h`,
 		RunE: a.run(func(context.Context, []string) error {
 			if subject == "" || scope == "" {
 				return usage("--subject and --scope must not be empty")
@@ -81,9 +83,15 @@ server accepts such a token.`,
 			if err != nil {
 				return err
 			}
-			signed, err := issuer.Sign(subject, scope, audience, ttl, time.Now())
+			now := time.Now()
+			signed, err := issuer.Sign(subject, scope, audience, ttl, now)
 			if err != nil {
 				return fmt.Errorf("sign the token: %w", err)
+			}
+			if a.flags.json {
+				return a.printJSON(map[string]string{
+					"token": signed, "subject": subject, "scope": scope, "audience": audience, "expires": instant(now.Add(ttl)),
+				})
 			}
 			return a.print(signed + "\n")
 		}),
@@ -93,13 +101,15 @@ server accepts such a token.`,
 	f.StringVar(&subject, "subject", "", "the subject of the token")
 	f.StringVar(&scope, "scope", "", "SMART scopes, separated by spaces, such as 'system/*.rs'")
 	f.StringVar(&audience, "audience", "", "the server that accepts the token (default: from the state folder)")
-	f.DurationVar(&ttl, "ttl", 5*time.Minute, "lifetime of the token")
+	f.DurationVar(&ttl, "ttl", 5*time.Minute, "lifetime of the token, such as 90s, 10m or 1h")
+	f.BoolVar(&a.flags.json, "json", false, "print the result as JSON")
 	require(cmd, "state", "subject", "scope")
+	folders(cmd, "state")
 	return cmd
 }
 
 // tokensOf returns the token source of the flags, nil for none, and the base URL.
-func tokensOf(flags exportFlags) (bulkclient.TokenSource, string, error) {
+func tokensOf(flags serverFlags) (bulkclient.TokenSource, string, error) {
 	switch {
 	case flags.token != "":
 		return heldToken(func() (string, error) { return flags.token, nil }), flags.base, nil
@@ -163,42 +173,65 @@ func readToken(file string) (string, error) {
 	return token, nil
 }
 
-func clientTokens(flags exportFlags) (bulkclient.TokenSource, error) {
+func clientTokens(flags serverFlags) (bulkclient.TokenSource, error) {
 	if flags.base == "" {
 		return nil, usage("--base is required")
 	}
-	signer, err := readKey(flags.clientKey)
-	if err != nil {
-		return nil, err
-	}
-	source, err := bulkclient.NewTokenSource(bulkclient.Credentials{
+	credentials := bulkclient.Credentials{
 		Base: flags.base, TokenURL: flags.tokenURL, Scope: flags.scope, InsecureHTTP: flags.insecure, Now: time.Now,
-		Assert: func(endpoint string) (string, error) {
+		AnyAudience: flags.anyAudience, ClientID: flags.clientID,
+	}
+	if flags.clientSecret != "" {
+		secret, err := readPrivate(flags.clientSecret)
+		if err != nil {
+			return nil, err
+		}
+		credentials.Secret = func() (string, error) { return strings.TrimSpace(string(secret)), nil }
+	} else {
+		signer, err := readKey(flags.clientKey)
+		if err != nil {
+			return nil, err
+		}
+		credentials.Assert = func(endpoint string) (string, error) {
 			return signer.SignAssertion(flags.clientID, endpoint, time.Now())
-		},
-	})
+		}
+	}
+	source, err := bulkclient.NewTokenSource(credentials)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--token-url: %w", err)}
 	}
 	return source, nil
 }
 
-// readKey reads a private key, and refuses a file that other users can access.
-func readKey(file string) (*token.Signer, error) {
+// readPrivate reads a file that other users must not be able to access.
+func readPrivate(file string) ([]byte, error) {
 	info, err := os.Stat(file)
 	if err != nil {
 		return nil, fmt.Errorf("read the client's key: %w", err)
 	}
 	const most = 64 << 10
 	if info.Size() > most {
-		return nil, fmt.Errorf("%s is not a private key", file)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s is accessible to other users: its mode is %#o, want 0600", file, info.Mode().Perm())
+		return nil, fmt.Errorf("%s is not a private key: it is too long", file)
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read the client's key: %w", err)
+	}
+	var set struct{ Keys []json.RawMessage }
+	if json.Unmarshal(data, &set) == nil && set.Keys != nil {
+		return nil, fmt.Errorf("%s is a JSON Web Key Set, the public half for the registration: name the private key", file)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s is accessible to other users: its mode is %#o, want 0600", file, info.Mode().Perm())
+	}
+	return data, nil
+}
+
+// readKey reads a private key.
+func readKey(file string) (*token.Signer, error) {
+	data, err := readPrivate(file)
+	if err != nil {
+		return nil, err
 	}
 	signer, err := token.ParseSigner(data, token.AssertionAlgorithms()...)
 	if err != nil {

@@ -32,6 +32,15 @@ func NewLines(out io.Writer, now func() time.Time) *Lines { return &Lines{out: o
 
 var _ bulkclient.Observer = (*Lines)(nil)
 
+// Started writes the job.
+func (l *Lines) Started(job bulkclient.Job) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.line("%s", started(job))
+}
+
+func started(job bulkclient.Job) string { return "export " + job.ID() + ": " + job.StatusURL }
+
 // Polled writes a line when the state changes, else at intervals.
 func (l *Lines) Polled(status bulkclient.Status) {
 	l.mu.Lock()
@@ -52,7 +61,7 @@ func (l *Lines) Planned(files []bulkclient.File) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.files = len(files)
-	l.line("downloading %d files", l.files)
+	l.line("downloading %s", plural(l.files, "file"))
 }
 
 // Advanced writes a line at intervals.
@@ -86,7 +95,7 @@ func (l *Lines) Waiting(reason error, wait time.Duration) {
 func (l *Lines) due() bool { return l.now().Sub(l.last) >= between }
 
 func (l *Lines) downloaded() {
-	l.line("downloaded %d of %d files: %d resources, %s", l.finished, l.files, l.resources, Size(l.bytes))
+	l.line("downloaded %d of %s: %s, %s", l.finished, plural(l.files, "file"), plural(l.resources, "resource"), Size(l.bytes))
 }
 
 func (l *Lines) line(format string, args ...any) {
@@ -101,4 +110,12 @@ func Size(bytes int64) string {
 		return fmt.Sprintf("%d B", bytes)
 	}
 	return fmt.Sprintf("% .1f", decor.SizeB1000(bytes))
+}
+
+// plural returns a number and a noun in the right form.
+func plural[N int | int64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }

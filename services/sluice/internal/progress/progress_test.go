@@ -3,6 +3,9 @@ package progress
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +29,7 @@ func TestLines(t *testing.T) {
 	now := time.Unix(0, 0)
 	var out bytes.Buffer
 	lines := NewLines(&out, func() time.Time { return now })
+	lines.Started(bulkclient.Job{StatusURL: "https://a.org/fhir/jobs/7"})
 	lines.Polled(bulkclient.Status{State: "scheduled", Percent: -1})
 	lines.Polled(bulkclient.Status{State: "scheduled", Percent: -1})
 	lines.Polled(bulkclient.Status{State: "started", Percent: 7})
@@ -42,7 +46,8 @@ func TestLines(t *testing.T) {
 	lines.Finished(patients)
 	lines.Advanced(reports, 1, 100)
 	lines.Finished(reports)
-	want := `server: scheduled
+	want := `export 7: https://a.org/fhir/jobs/7
+server: scheduled
 server: started, 7%
 server: started, 9%
 no answer; next attempt in 1s
@@ -84,15 +89,77 @@ func TestBarsEnd(t *testing.T) {
 			}
 			bars.Close()
 			text := out.String()
-			for _, want := range []string{"no answer; next attempt in 1s", "Patient", "error OperationOutcome"} {
-				if !strings.Contains(text, want) {
-					t.Errorf("%q is not in %q", want, text)
+			if want := "no answer; next attempt in 1s\n"; !strings.Contains(text, want) {
+				t.Errorf("%q is not in %q", want, text)
+			}
+			for _, want := range []string{
+				"Patient: 1 file, 10 resources, 100 B\n", "error OperationOutcome: 1 file, 400 resources, 4.0 KB\n",
+			} {
+				if finish != strings.Contains(text, want) {
+					t.Errorf("%q: %t in %q", want, !finish, text)
 				}
 			}
-			if finish != strings.Contains(text, "10 / 10") {
-				t.Errorf("drew %q", text)
-			}
 		})
+	}
+}
+
+// TestBarsFitTheScreen: with many types and files under way, a drawing has the rows of a few files and the total.
+func TestBarsFitTheScreen(t *testing.T) {
+	out := &testenv.Buffer{}
+	bars := NewBars(out, mpb.WithAutoRefresh(), mpb.WithRefreshRate(time.Millisecond))
+	var files []bulkclient.File
+	for i := range 40 {
+		files = append(files, bulkclient.File{
+			List: bulkclient.ListOutput, Type: fmt.Sprint("Type", i), Name: fmt.Sprint("Type", i, ".ndjson"), Count: 100,
+		})
+	}
+	bars.Planned(files)
+	for range 50 {
+		for _, file := range files {
+			bars.Advanced(file, 1, 1000)
+		}
+	}
+	for !strings.Contains(out.String(), "Type7.ndjson") { // until the rows are drawn
+		bars.Advanced(files[0], 0, 1)
+	}
+	for _, file := range files[:20] {
+		bars.Finished(file)
+	}
+	for _, file := range files[20:] {
+		bars.Advanced(file, 1, 1000)
+	}
+	bars.Close()
+	most := 0
+	for _, up := range regexp.MustCompile(`\x1b\[(\d+)A`).FindAllStringSubmatch(out.String(), -1) {
+		rows, err := strconv.Atoi(up[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, rows)
+	}
+	if most < 2 || most > 9 {
+		t.Errorf("drew up to %d rows", most)
+	}
+}
+
+func TestMeter(t *testing.T) {
+	now := time.Unix(0, 0)
+	m := &meter{}
+	for _, step := range []struct {
+		after              time.Duration
+		bytes, done, total int64
+		want               string
+	}{
+		{0, 0, 0, 100, "0 B"},
+		{10 * time.Second, 20_000_000, 10, 100, "20.0 MB  2.0 MB/s  1m30s left"},
+		{10 * time.Second, 120_000_000, 60, 100, "120.0 MB  10.0 MB/s  8s left"},
+		{10 * time.Second, 120_000_000, 60, 100, "120.0 MB  0 B/s"},
+		{time.Second, 0, 0, 100, "0 B"},
+	} {
+		now = now.Add(step.after)
+		if got := m.text(now, step.bytes, step.done, step.total); got != step.want {
+			t.Errorf("after %v more: %q, want %q", step.after, got, step.want)
+		}
 	}
 }
 

@@ -98,7 +98,19 @@ func (b *Builder) Each(ctx context.Context, yield func(id string) error) error {
 	if err != nil {
 		return err
 	}
-	return Merge(ctx, b.store, b.prefix, runs, yield)
+	return Merge(ctx, b.store, b.prefix, Runs(runs), yield)
+}
+
+// Run is a sorted sequence of ids: the keys of objects that are read one after the other.
+type Run []string
+
+// Runs returns one run for each key.
+func Runs(keys []string) []Run {
+	runs := make([]Run, len(keys))
+	for i := range keys {
+		runs[i] = keys[i : i+1]
+	}
+	return runs
 }
 
 func (b *Builder) sorted() idSeq { return idsOf(slices.Sorted(maps.Keys(b.held))) }
@@ -117,16 +129,16 @@ func (b *Builder) spill(ctx context.Context) error {
 // Merge yields the union of sorted runs in ascending order, without duplicates. It merges more than fanIn runs in rounds,
 // written below the prefix, which ends with a slash.
 func Merge(
-	ctx context.Context, store *objects.Store, prefix string, runs []string, yield func(id string) error,
+	ctx context.Context, store *objects.Store, prefix string, runs []Run, yield func(id string) error,
 ) error {
 	return merge(ctx, store, prefix, runs, fanIn, yield)
 }
 
 func merge(
-	ctx context.Context, store *objects.Store, prefix string, runs []string, fanIn int, yield func(id string) error,
+	ctx context.Context, store *objects.Store, prefix string, runs []Run, fanIn int, yield func(id string) error,
 ) error {
 	for round := 0; len(runs) > fanIn; round++ {
-		var fewer []string
+		var fewer []Run
 		for group := range slices.Chunk(runs, fanIn) {
 			key := fmt.Sprintf("%smerge-%d-%06d", prefix, round, len(fewer))
 			err := writeLines(ctx, store, key, func(yield func(string) error) error {
@@ -135,33 +147,27 @@ func merge(
 			if err != nil {
 				return err
 			}
-			fewer = append(fewer, key)
+			fewer = append(fewer, Run{key})
 		}
 		runs = fewer
 	}
 	return mergeOpen(ctx, store, runs, yield)
 }
 
-func mergeOpen(ctx context.Context, store *objects.Store, runs []string, yield func(string) error) (err error) {
+func mergeOpen(ctx context.Context, store *objects.Store, runs []Run, yield func(string) error) (err error) {
 	opened := make([]*run, len(runs))
 	defer func() {
 		for _, r := range opened {
-			if r != nil {
+			if r != nil && r.body != nil {
 				err = errors.Join(err, r.body.Close())
 			}
 		}
 	}()
 	var opening errgroup.Group // concurrent: sequential opens take most of the time of a small job
 	opening.SetLimit(openAtOnce)
-	for i, key := range runs {
-		opening.Go(func() error {
-			body, err := store.Open(ctx, key, 0, -1)
-			if err != nil {
-				return fmt.Errorf("open run of ids: %w", err)
-			}
-			opened[i] = &run{body: body, lines: lineScanner(body)}
-			return nil
-		})
+	for i, keys := range runs {
+		opened[i] = &run{ctx: ctx, store: store, left: keys}
+		opening.Go(opened[i].open)
 	}
 	if err := opening.Wait(); err != nil {
 		return err
@@ -199,18 +205,43 @@ func mergeOpen(ctx context.Context, store *objects.Store, runs []string, yield f
 	return nil
 }
 
+// run reads a Run.
 type run struct {
+	ctx   context.Context
+	store *objects.Store
+	left  Run // not yet opened
 	body  io.ReadCloser
 	lines *bufio.Scanner
 	head  string
 }
 
+// open opens the next object of the run.
+func (r *run) open() error {
+	if r.body != nil {
+		err := r.body.Close()
+		if r.body = nil; err != nil {
+			return fmt.Errorf("read run of ids: %w", err)
+		}
+	}
+	body, err := r.store.Open(r.ctx, r.left[0], 0, -1)
+	if err != nil {
+		return fmt.Errorf("open run of ids: %w", err)
+	}
+	r.body, r.lines, r.left = body, lineScanner(body), r.left[1:]
+	return nil
+}
+
 func (r *run) next() (bool, error) {
-	if !r.lines.Scan() {
+	for !r.lines.Scan() {
 		if err := r.lines.Err(); err != nil {
 			return false, fmt.Errorf("read run of ids: %w", err)
 		}
-		return false, nil
+		if len(r.left) == 0 {
+			return false, nil
+		}
+		if err := r.open(); err != nil {
+			return false, err
+		}
 	}
 	r.head = r.lines.Text()
 	return true, nil

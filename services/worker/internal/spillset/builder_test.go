@@ -113,7 +113,7 @@ func TestMoreRunsThanFanInAreMergedInRounds(t *testing.T) {
 		t.Fatalf("%d runs", len(runs))
 	}
 	var got []string
-	must(t, merge(t.Context(), store, prefix, runs, fanIn, func(id string) error { got = append(got, id); return nil }))
+	must(t, merge(t.Context(), store, prefix, Runs(runs), fanIn, func(id string) error { got = append(got, id); return nil }))
 	if !slices.Equal(got, slices.Sorted(maps.Keys(want))) {
 		t.Errorf("got %v", got)
 	}
@@ -148,7 +148,7 @@ func TestMergeReturnsWhatFails(t *testing.T) {
 	}
 	missing := append(slices.Clone(b.runs), prefix+"run-999999")
 	for _, fanIn := range []int{2, fanIn} { // in a first round and at the end
-		err := merge(ctx, store, prefix, missing, fanIn, nothing)
+		err := merge(ctx, store, prefix, Runs(missing), fanIn, nothing)
 		if !errors.Is(err, export.ErrNotFound) {
 			t.Errorf("a missing run: %v", err)
 		}

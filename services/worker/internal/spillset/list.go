@@ -61,9 +61,9 @@ func Write(
 	return chunks, count, nil
 }
 
-// ChunkKeys returns the object keys of the chunks of a list: sorted runs for Merge.
-func ChunkKeys(prefix string, chunks int) []string {
-	keys := make([]string, chunks)
+// Chunks returns the chunks of a list as a run for Merge.
+func Chunks(prefix string, chunks int) Run {
+	keys := make(Run, chunks)
 	for chunk := range keys {
 		keys[chunk] = chunkKey(prefix, chunk)
 	}

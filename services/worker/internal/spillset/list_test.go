@@ -182,7 +182,7 @@ func TestRunsOfChunks(t *testing.T) {
 		t.Errorf("%d ids of missing chunks", len(ids))
 	}
 	var merged []string
-	err := Merge(t.Context(), store, prefix, append(ChunkKeys(prefix, 3), chunkKey(prefix, 1)), func(id string) error {
+	err := Merge(t.Context(), store, prefix, []Run{Chunks(prefix, 3), {chunkKey(prefix, 1)}}, func(id string) error {
 		merged = append(merged, id)
 		return nil
 	})

@@ -1,0 +1,199 @@
+package filedir
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
+	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
+)
+
+// groupFileForm is the form of the names of group files, as bulk clients write them: Group.ndjson, Group.000.ndjson.gz,
+// 1.Group.ndjson, Groups-of-may.jsonl.
+var groupFileForm = regexp.MustCompile(`(?i)^(?:.*[^a-z0-9])?group.*\.(?:ndjson|jsonl)(?:\.gz)?$`)
+
+// groupFile is the state of a file.
+type groupFile struct {
+	name string      // path in the folder, with slashes, even if it is a link
+	info fs.FileInfo // nil if there is an error
+	err  error
+}
+
+// unchanged reports whether both states have the same content.
+func unchanged(a, b groupFile) bool {
+	return a.name == b.name && a.info != nil && b.info != nil && configfile.SameContent(a.info, b.info)
+}
+
+// list returns the group files of the folder and its subfolders in the order of their paths, and the number of all files.
+// Links to files are followed, because mounted configuration uses them; links to folders and hidden names are not.
+func list(dir string) (files []groupFile, all int, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		switch {
+		case strings.HasPrefix(name, "."):
+		case entry.IsDir():
+			below, n, err := list(filepath.Join(dir, name))
+			if err != nil {
+				below = []groupFile{{err: err}}
+			}
+			for _, file := range below {
+				file.name = path.Join(name, file.name)
+				files = append(files, file)
+			}
+			all += n
+		default:
+			if all++; groupFileForm.MatchString(name) {
+				files = append(files, examine(dir, name))
+			}
+		}
+	}
+	return files, all, nil
+}
+
+func examine(dir, name string) groupFile {
+	info, err := os.Stat(filepath.Join(dir, name))
+	if err == nil && !info.Mode().IsRegular() {
+		info, err = nil, errors.New("not a regular file")
+	}
+	return groupFile{name, info, err}
+}
+
+// fileIndex has the groups of a file.
+type fileIndex struct {
+	file   groupFile
+	groups []*version // in the order of their lines
+	bad    int        // lines that cannot be read
+	first  string     // the first of them, and its defect
+	others int        // lines of other types
+	err    error      // why the rest of the file cannot be read
+}
+
+// version is a group in a line.
+type version struct {
+	groupndjson.Header
+	file   groupFile
+	line   int   // from 1
+	offset int64 // of the line, in uncompressed bytes
+	err    error // why it cannot be read
+}
+
+func (v *version) place() string { return fmt.Sprintf("%s line %d", v.file.name, v.line) }
+
+// readFile indexes the groups of a file, without their members.
+func readFile(dir string, file groupFile) *fileIndex {
+	index := &fileIndex{file: file, err: file.err}
+	if index.err != nil {
+		return index
+	}
+	content, err := open(filepath.Join(dir, filepath.FromSlash(file.name)))
+	if err != nil {
+		index.err = err
+		return index
+	}
+	defer content.Close()
+	lines := &lineReader{from: bufio.NewReaderSize(content, bufferSize)}
+	for number := 1; lines.next(); number++ {
+		group, err := readGroup(lines)
+		if rest := lines.rest(); err == nil {
+			err = rest
+		}
+		switch {
+		case lines.err != nil:
+			err = lines.err
+		case errors.Is(err, io.EOF): // a blank line
+			continue
+		case errors.Is(err, groupndjson.ErrOtherType):
+			index.others++
+			continue
+		}
+		if err != nil && lines.err == nil {
+			if index.bad++; index.bad == 1 {
+				index.first = fmt.Sprintf("line %d: %v", number, err)
+			}
+		}
+		if group.ID != "" {
+			index.groups = append(index.groups, &version{group, file, number, lines.offset, err})
+		}
+	}
+	index.err = lines.err
+	return index
+}
+
+// readGroup reads a line, and the periods of all members.
+func readGroup(line io.Reader) (groupndjson.Header, error) {
+	var invalid error
+	group, err := groupndjson.Read(line, func(m groupndjson.Member) error {
+		if _, _, err := m.Period.Span(); invalid == nil {
+			invalid = err
+		}
+		return nil
+	})
+	if err == nil {
+		err = invalid
+	}
+	return group, err
+}
+
+// transient reports whether the file may be readable in the next try, although it has not changed.
+func (f *fileIndex) transient() bool {
+	var failed *fs.PathError
+	return errors.As(f.err, &failed)
+}
+
+// content is an open file, uncompressed.
+type content struct {
+	io.Reader
+	file *os.File
+}
+
+func (c content) Close() error { return c.file.Close() }
+
+// skipTo moves to an offset of the uncompressed content. Call it before reading.
+func (c content) skipTo(ctx context.Context, offset int64) error {
+	if c.Reader == io.Reader(c.file) {
+		_, err := c.file.Seek(offset, io.SeekStart)
+		return err
+	}
+	_, err := io.CopyN(io.Discard, stoppable{ctx, c.Reader}, offset)
+	return err
+}
+
+// open opens a file. It is compressed if its first two bytes are those of gzip, whatever its name.
+func open(name string) (content, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return content{}, err
+	}
+	start := make([]byte, 2)
+	n, err := io.ReadFull(file, start)
+	if n < len(start) && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
+		err = nil
+	}
+	if err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	opened := content{Reader: file, file: file}
+	if err == nil && bytes.Equal(start[:n], []byte{0x1f, 0x8b}) {
+		opened.Reader, err = gzip.NewReader(file)
+	}
+	if err != nil {
+		return content{}, errors.Join(err, file.Close())
+	}
+	return opened, nil
+}

@@ -1,0 +1,36 @@
+package groupndjson
+
+import (
+	"encoding/json"
+	"errors"
+	"strconv"
+	"time"
+)
+
+// Version is what orders the versions of one group: by the number if all of them have one, else by the time; the later one
+// in the files if these are equal.
+type Version struct {
+	Number      *int64    // meta.versionId; nil if it is missing or no number
+	LastUpdated time.Time // meta.lastUpdated; zero if it is missing or not an instant
+}
+
+// read reads the next value as Group.meta. Meta of another form has no version, and is not an error.
+func (v *Version) read(dec *json.Decoder) error {
+	var meta struct{ VersionID, LastUpdated json.RawMessage }
+	var mistyped mistypedError
+	if err := decode(dec, "meta", &meta); err != nil && !errors.As(err, &mistyped) {
+		return err
+	}
+	text := func(value json.RawMessage) (s string) {
+		_ = json.Unmarshal(value, &s) // "" for another type
+		return s
+	}
+	if n, err := strconv.ParseUint(text(meta.VersionID), 10, 63); err == nil {
+		number := int64(n)
+		v.Number = &number
+	}
+	if at, err := time.Parse(time.RFC3339Nano, text(meta.LastUpdated)); err == nil {
+		v.LastUpdated = at.UTC()
+	}
+	return nil
+}

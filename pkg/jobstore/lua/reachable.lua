@@ -1,0 +1,7 @@
+-- KEYS: the outage record. ARGV: clock, ms without a call that count as an outage.
+-- Notes that Redis is reachable, and when its last outage ended.
+local outage, now = KEYS[1], clock(ARGV[1])
+local seen = redis.call('HGET', outage, 'seen')
+if seen and now - seen > tonumber(ARGV[2]) then redis.call('HSET', outage, 'over', now) end
+redis.call('HSET', outage, 'seen', now)
+return { 'OK' }
