@@ -235,8 +235,10 @@ func TestDeletions(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	s.loadWith(ndjson(observation("before", "a", 1), observation("after", "a", 1), observation("only", "a", 1),
-		`{"resourceType":"Condition","id":"c","subject":{"reference":"Patient/a"}}`), keeping())
+		`{"resourceType":"Condition","id":"c","subject":{"reference":"Patient/a"}}`, `{"resourceType":"Patient","id":"p"}`,
+		provenance("gone", "Patient/p"), provenance("stays", "Patient/p")), keeping())
 	before := s.snapshot()
+	s.expect(before, "Provenance", "gone stays", "p")
 	load := s.begin(keeping())
 	line := func(id string, place int64) postgres.Line {
 		body := []byte(observation(id, "a", 9))
@@ -249,16 +251,22 @@ func TestDeletions(t *testing.T) {
 	for _, id := range []string{"before", "after", "only", "new", "again", "unknown", "only"} {
 		list = append(list, postgres.Deletion{Place: 3, Ref: fhir.Ref{Type: "Observation", ID: id}})
 	}
-	list = append(list, postgres.Deletion{Place: 4, Ref: fhir.Ref{Type: "Condition", ID: "c"}})
+	list = append(list, postgres.Deletion{Place: 4, Ref: fhir.Ref{Type: "Condition", ID: "c"}},
+		postgres.Deletion{Place: 6, Ref: fhir.Ref{Type: "Patient", ID: "p"}},
+		postgres.Deletion{Place: 7, Ref: fhir.Ref{Type: "Provenance", ID: "gone"}})
 	must(t, load.Delete(t.Context(), list))
 	merged, err := load.Seal(t.Context(), nil, nil)
 	must(t, err)
 	must(t, load.Close(t.Context()))
-	if want := (postgres.Merged{Added: 1, Replaced: 1, Deleted: 3}); merged != want {
+	if want := (postgres.Merged{Added: 1, Replaced: 1, Deleted: 5}); merged != want {
 		t.Errorf("merged %+v, want %+v", merged, want)
 	}
 	s.expect(time.Time{}, "Observation", "after again", "a")
 	s.expect(time.Time{}, "Condition", "", "a")
+	s.expect(time.Time{}, "Patient", "", "p")
+	if got := s.read(time.Time{}, "Provenance", "p"); len(got) != 1 || !strings.HasPrefix(got["stays"], "p+~ ") {
+		t.Errorf("Provenance of a deleted patient: %v", got)
+	}
 	s.expect(before, "Observation", "after before only", "a")
 	s.sizesHold()
 }

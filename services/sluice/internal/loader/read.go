@@ -2,6 +2,7 @@ package loader
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -228,7 +229,7 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	switch {
 	case typ == "Bundle":
 		return facts, taken
-	case errors.Is(err, fhir.ErrNoType):
+	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body):
 		b.untyped(line)
 		return facts, passedBy
 	case err != nil && (known || typ == ""):
@@ -308,7 +309,7 @@ func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, bod
 		if facts, err = b.rescanner.Scan(resolved); err != nil { // more subjects than before
 			b.leave(line, known, export.TooManyReferences)
 			b.report(b.block.File, b.place(line)+": "+err.Error())
-			return nil
+			return nil //nolint:nilerr // it is reported
 		}
 	}
 	if facts.Type == "Group" {
@@ -319,7 +320,7 @@ func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, bod
 		if problem != nil {
 			b.leave(line, "Group", export.Malformed)
 			b.report(b.block.File, b.place(line)+": "+problem.Error())
-			return nil
+			return nil //nolint:nilerr // it is reported
 		}
 		b.groups++
 		b.bytes += int64(len(resolved)) + 1

@@ -154,7 +154,7 @@ func TestRead(t *testing.T) {
 	}
 	for name, bad := range map[string]struct{ line, what string }{
 		"half a line":       {secret[:30], "not valid JSON"},
-		"no JSON at all":    {"20391", "not a JSON object"},
+		"no JSON at all":    {"20391x", "not a JSON object"},
 		"a mark in a line":  {"{\ufeff" + secret, "not valid JSON"},
 		"not UTF-8":         {"{\"20391\":\"\xff\"}", "not valid UTF-8"},
 		"a NUL":             {"\x00", "not a JSON object"},
