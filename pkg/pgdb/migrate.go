@@ -2,6 +2,7 @@ package pgdb
 
 import (
 	"context"
+	"crypto/x509"
 	"database/sql"
 	"embed"
 	"errors"
@@ -28,11 +29,16 @@ var errEncoding = errors.New("the database must have the encoding UTF8")
 // Migrate brings the database to this program's schema and returns the schema version. Concurrent calls run one after
 // another. A newer schema is left unchanged.
 func Migrate(ctx context.Context, url string) (version int64, err error) {
+	return MigrateTrusting(ctx, url, nil)
+}
+
+// MigrateTrusting is Migrate with these root certificates for the connection; nil means the system's.
+func MigrateTrusting(ctx context.Context, url string, roots *x509.CertPool) (version int64, err error) {
 	parsed, err := pgx.ParseConfig(url)
 	if err != nil {
 		return 0, notURL(err)
 	}
-	secure(&parsed.Config, nil)
+	secure(&parsed.Config, roots)
 	db := stdlib.OpenDB(*parsed)
 	defer func() { err = errors.Join(err, db.Close()) }()
 	var encoding string

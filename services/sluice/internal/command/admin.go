@@ -3,6 +3,7 @@ package command
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
 	"fmt"
 	"iter"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
+	"github.com/sluice-fhir/sluice/services/config"
 )
 
 func (a *app) admin() *cobra.Command {
@@ -28,6 +30,8 @@ its error states otherwise.`,
 		a.worker(), a.doctor())
 	cmd.PersistentFlags().StringVar(&a.flags.database, "database", "",
 		"URL of the database; default: SLUICE_DATABASE_URL")
+	cmd.PersistentFlags().StringVar(&a.flags.caFile, "ca-file", "",
+		"additional certificate authorities (PEM), for Redis, PostgreSQL and the object store; default: SLUICE_CA_FILE")
 	cmd.PersistentFlags().StringVar(&a.flags.audit, "audit-log", "",
 		"file of the audit log, or stdout; default: SLUICE_AUDIT_LOG")
 	return cmd
@@ -50,8 +54,12 @@ Services of the previous version keep running meanwhile. A database with a newer
 			if err != nil {
 				return err
 			}
+			roots, err := a.roots()
+			if err != nil {
+				return err
+			}
 			return a.recorded("schema of the database", func() (string, error) {
-				version, err := pgdb.Migrate(ctx, url)
+				version, err := pgdb.MigrateTrusting(ctx, url, roots)
 				return fmt.Sprintf("the schema has version %d\n", version), err
 			})
 		}),
@@ -60,6 +68,19 @@ Services of the previous version keep running meanwhile. A database with a newer
 
 func (a *app) databaseURL() (string, error) {
 	return urlOf(a.flags.database, "--database", "SLUICE_DATABASE_URL")
+}
+
+// roots returns the root certificates for Redis and databases; nil means the system's.
+func (a *app) roots() (*x509.CertPool, error) {
+	roots, err := a.trust().Roots()
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return roots, nil
+}
+
+func (a *app) trust() config.Trust {
+	return config.Trust{CAFile: orVariable(a.flags.caFile, "SLUICE_CA_FILE")}
 }
 
 func (a *app) redisURL() (string, error) { return urlOf(a.flags.redis, "--redis", "SLUICE_REDIS_URL") }
@@ -108,7 +129,11 @@ func (a *app) onDirectory(
 		if err != nil {
 			return err
 		}
-		pool, err := pgdir.Open(ctx, pgdb.Config{URL: url, Connections: 2})
+		roots, err := a.roots()
+		if err != nil {
+			return err
+		}
+		pool, err := pgdir.Open(ctx, pgdb.Config{URL: url, Connections: 2, Roots: roots})
 		if err != nil {
 			return err
 		}

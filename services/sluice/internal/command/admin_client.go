@@ -24,7 +24,7 @@ func (a *app) client() *cobra.Command {
 SLUICE_REDIS_URL, or the content of the file SLUICE_REDIS_URL_FILE. A change applies to the next token; existing tokens
 stay valid for up to five minutes. Clients in the token service's own file are not listed; if the file has a client of
 the same id, the file takes precedence.`,
-		a.clientRegister(), a.clientList(), a.clientRotateSecret(), a.clientKeygen(),
+		a.clientRegister(), a.clientUpdate(), a.clientList(), a.clientRotateSecret(), a.clientKeygen(),
 		a.withJSON(a.onClient(&cobra.Command{
 			Use:   "show --id ID",
 			Short: "Show a client",
@@ -52,7 +52,11 @@ func (a *app) withClients(work func(store *authstore.Store) error) (err error) {
 	if err != nil {
 		return err
 	}
-	store, err := authstore.Open(url, nil, nil)
+	roots, err := a.roots()
+	if err != nil {
+		return err
+	}
+	store, err := authstore.Open(url, roots, nil)
 	if err != nil {
 		return usageError{err}
 	}
@@ -123,8 +127,8 @@ scopes of the context system/; tokens have no others.`,
 	}, func(ctx context.Context, store *authstore.Store, id string) (err error) {
 		client.ID = id
 		if keysFile != "" {
-			if client.JWKS, err = os.ReadFile(keysFile); err != nil {
-				return fmt.Errorf("read the key set: %w", err)
+			if client.JWKS, err = readKeySet(keysFile); err != nil {
+				return err
 			}
 		}
 		secret := ""
@@ -141,7 +145,7 @@ scopes of the context system/; tokens have no others.`,
 		}
 		err = a.recorded("registration of client "+id, func() (string, error) { return "", store.AddClient(ctx, id, record) })
 		if errors.Is(err, export.ErrConflict) {
-			return fmt.Errorf("client %s is already registered: remove it first", id)
+			return fmt.Errorf("client %s is already registered: change it with sluice admin client update", id)
 		}
 		if err != nil {
 			return err

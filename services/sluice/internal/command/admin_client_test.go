@@ -76,8 +76,36 @@ func TestAdminClient(t *testing.T) {
 	}
 	admin(1, "has keys, not a secret", "rotate-secret", "--id", "app")
 
+	next := filepath.Join(dir, "next")
+	admin(0, "", "keygen", "--out", next)
+	first := decode[clientOutput](t, admin(0, "", "show", "--id", "app", "--json")).KIDs
+	admin(1, "only key", "update", "--id", "app", "--remove-key", first[0])
+	for range 2 { // the second time nothing changes
+		both := decode[clientOutput](t, admin(0, "", "update", "--id", "app", "--add-jwks-file", next+".jwks.json", "--json"))
+		if len(both.KIDs) != 2 || both.KIDs[0] != first[0] || both.Scope != "system/Patient.rs" {
+			t.Fatalf("with a second key: %+v", both)
+		}
+	}
+	admin(1, "no key with the id", "update", "--id", "app", "--remove-key", "none")
+	admin(0, "changed client app", "update", "--id", "app", "--remove-key", first[0], "--scope", "system/*.rs")
+	after := decode[clientOutput](t, admin(0, "", "show", "--id", "app", "--json"))
+	if len(after.KIDs) != 1 || after.KIDs[0] == first[0] || after.Scope != "system/*.rs" {
+		t.Errorf("after the first key was removed: %+v", after)
+	}
+	admin(0, "", "update", "--id", "app", "--jwks-url", "https://app.example/jwks")
+	admin(1, "at a URL", "update", "--id", "app", "--add-jwks-file", next+".jwks.json")
+	replaced := decode[clientOutput](t, admin(0, "", "update", "--id", "app", "--jwks-file", name+".jwks.json", "--json"))
+	if len(replaced.KIDs) != 1 || replaced.KIDs[0] != first[0] || replaced.JWKSURL != "" {
+		t.Errorf("replaced: %+v", replaced)
+	}
+	admin(1, "rotate-secret", "update", "--id", "old", "--jwks-file", name+".jwks.json")
+	admin(2, "register "+name+".jwks.json", "register", "--id", "x", "--jwks-file", name+".key.json", "--scope", "system/*.rs")
+	admin(2, "private key", "update", "--id", "app", "--add-jwks-file", privateSet(t, dir, name))
+
 	admin(0, "removed client app", "remove", "--id", "app")
-	for _, args := range [][]string{{"remove", "--id", "app"}, {"show", "--id", "app"}, {"rotate-secret", "--id", "app"}} {
+	for _, args := range [][]string{
+		{"remove", "--id", "app"}, {"show", "--id", "app"}, {"rotate-secret", "--id", "app"}, {"update", "--id", "app", "--scope", "system/*.rs"},
+	} {
 		admin(1, "client app is not registered", args...)
 	}
 
@@ -94,6 +122,15 @@ func TestAdminClient(t *testing.T) {
 		{"admin client --help", nil},
 	} {
 		admin(2, test.contains, test.args...)
+	}
+	// The authorities apply to every store.
+	for _, args := range [][]string{{"client", "list", "--redis", url}, {"group", "list"}, {"grant", "list"}, {"migrate"}} {
+		args = append([]string{"admin"}, args...)
+		args = append(args, "--database", "postgres://127.0.0.1:1/d")
+		do(t, 2, "SLUICE_CA_FILE", append(args, "--ca-file", filepath.Join(dir, "none.pem"))...)
+		t.Setenv("SLUICE_CA_FILE", filepath.Join(dir, "none.pem"))
+		do(t, 2, "SLUICE_CA_FILE", args...)
+		t.Setenv("SLUICE_CA_FILE", "")
 	}
 	redis.Close()
 	admin(1, "unavailable", "list")

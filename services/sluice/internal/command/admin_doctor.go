@@ -65,10 +65,10 @@ their clocks with the local one. It writes one object under doctor/ and deletes 
 
 // patient returns the dependencies to check, and the names of those that are not configured.
 func (a *app) patient(f doctorFlags) (patient ops.DoctorConfig, skipped []string, err error) {
-	trust := config.Trust{CAFile: orVariable(a.flags.caFile, "SLUICE_CA_FILE")}
-	roots, err := trust.Roots()
+	trust := a.trust()
+	roots, err := a.roots()
 	if err != nil {
-		return patient, nil, usageError{err}
+		return patient, nil, err
 	}
 	if endpoint := f.get("s3-endpoint"); endpoint == "" {
 		skipped = append(skipped, "object store")

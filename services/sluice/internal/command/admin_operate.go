@@ -33,7 +33,6 @@ SLUICE_AUDIT_KEY or SLUICE_AUDIT_KEY_FILE is the key of its chain.`
 func (a *app) withRedis(cmd *cobra.Command, help string) *cobra.Command {
 	cmd.Long = strings.TrimSpace(cmd.Long) + help
 	cmd.Flags().StringVar(&a.flags.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
-	cmd.Flags().StringVar(&a.flags.caFile, "ca-file", "", "additional certificate authorities (PEM); default: SLUICE_CA_FILE")
 	return cmd
 }
 
@@ -81,7 +80,7 @@ func (a *app) changing(
 
 func (a *app) redisConfig() (config.Redis, error) {
 	url, err := a.redisURL()
-	return config.Redis{Trust: config.Trust{CAFile: orVariable(a.flags.caFile, "SLUICE_CA_FILE")}, URL: url}, err
+	return config.Redis{Trust: a.trust(), URL: url}, err
 }
 
 // withOperator runs the work with an operator. Changes need an audit log.
