@@ -191,6 +191,9 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
+	if _, err := worker.ObserveLeftOut(ctx); err != nil { // for the metric
+		return err
+	}
 	maintenanceConfig := envconfig.Defaults[maintenance.Config]()
 	maintenanceConfig.Retention = opts.retention
 	maintainer, err := maintenance.New(maintenanceConfig, maintenance.Deps{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"time"
@@ -131,6 +132,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 			if err := source.Await(ctx, log); err != nil {
 				return nil //nolint:nilerr // the process is stopping
 			}
+			reportLeftOut(ctx, log, worker, cfg.Source.URL != "")
 			return queue.Serve(ctx, queue.ServerConfig{
 				URL: cfg.Redis.URL, Roots: roots, Concurrency: concurrency, Express: cfg.Express, Drain: cfg.Drain, Logger: log,
 			}, queue.Handlers{Unit: worker.Handle})
@@ -146,4 +148,18 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		parts = append(parts, *source.Watch)
 	}
 	return rungroup.Run(ctx, parts...)
+}
+
+// reportLeftOut sets the metric of what no export contains, and logs it. The source for a folder has logged its part with
+// the first places.
+func reportLeftOut(ctx context.Context, log *slog.Logger, worker *pipeline.Worker, fromDatabase bool) {
+	all, err := worker.ObserveLeftOut(ctx)
+	if err != nil {
+		log.WarnContext(ctx, "what exports leave out is not known yet", "err", err)
+	}
+	for _, l := range all {
+		if fromDatabase {
+			log.WarnContext(ctx, "resources are left out", "type", l.Type, "reason", l.Reason, "count", l.Count, "what", l.Reason.Text())
+		}
+	}
 }

@@ -215,14 +215,20 @@ func (w *Worker) leftOut(ctx context.Context, types []string, counted bool) ([]e
 	return list, nil
 }
 
-// ObserveLeftOut returns what the source leaves out of every export, and sets the metric of it.
+// ObserveLeftOut returns what the source leaves out of every export, and sets the metric of it and of the groups that
+// cannot be read.
 func (w *Worker) ObserveLeftOut(ctx context.Context) ([]export.LeftOut, error) {
 	all, err := w.Source.LeftOut(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("count what the source leaves out: %w", err)
 	}
+	tally := export.Tally{}
+	tally.AddAll(all)
+	if folder, ok := w.Groups.(interface{ LeftOut() []export.LeftOut }); ok {
+		tally.AddAll(folder.LeftOut())
+	}
 	w.metrics.leftOut.Reset()
-	for _, l := range all {
+	for _, l := range tally.List() {
 		w.metrics.leftOut.WithLabelValues(l.Type, string(l.Reason)).Set(float64(l.Count))
 	}
 	return all, nil
