@@ -87,6 +87,7 @@ local function free_place()
   local bytes = redis.call('HGET', stored_of(owner), ID) or '0'
   redis.call('HDEL', stored_of(owner), ID)
   if bytes ~= '0' then redis.call('HINCRBY', stored_of(owner), 'total', '-' .. bytes) end
+  if redis.call('HLEN', stored_of(owner)) == 1 then redis.call('DEL', stored_of(owner)) end -- only the total is left
 end
 -- hold adds a finished job to what its owner holds. A failed one has no files.
 local function hold(expires)

@@ -149,8 +149,8 @@ func TestPlacesAreChecked(t *testing.T) {
 		"directory":              {config.Directory{URL: "postgres://u:" + secret + "@h/d"}.Validate(), ""},
 		"directory, bad port":    {config.Directory{URL: "postgres://u:" + secret + "@h:x/d"}.Validate(), "SLUICE_DIRECTORY_URL"},
 		"directory, bad sslmode": {config.Directory{URL: "postgres://u:" + secret + "@h/d?sslmode=x"}.Validate(), "SLUICE_DIRECTORY_URL"},
-		"source":                 {config.Source{URL: "postgres://u:" + secret + "@h/d"}.Validate(), ""},
-		"source, no file":        {config.Source{URL: "postgres://u:" + secret + "@h/d?sslrootcert=/none"}.Validate(), "SLUICE_SOURCE_URL"},
+		"source":                 {sourceAt("postgres://u:" + secret + "@h/d").Validate(), ""},
+		"source, no file":        {sourceAt("postgres://u:" + secret + "@h/d?sslrootcert=/none").Validate(), "SLUICE_SOURCE_URL"},
 	} {
 		switch {
 		case row.want == "" && row.err != nil:
@@ -161,4 +161,11 @@ func TestPlacesAreChecked(t *testing.T) {
 			t.Errorf("%s quotes the password: %v", name, row.err)
 		}
 	}
+}
+
+// sourceAt returns a source on a database, with the defaults.
+func sourceAt(url string) config.Source {
+	s := envconfig.Defaults[config.Source]()
+	s.URL = url
+	return s
 }

@@ -57,7 +57,9 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	must(t, err)
 	store := s.store()
 	must(t, store.EnsureBucket(t.Context()))
-	source, err := config.Source{Dir: data}.Open(t.Context(), log, 0)
+	from := envconfig.Defaults[config.Source]()
+	from.Dir = data
+	source, err := from.Open(t.Context(), log, 0)
 	must(t, err)
 	groups, err := filedir.OpenGroups(data, nil, time.Now, slog.New(slog.DiscardHandler))
 	must(t, err)

@@ -260,15 +260,16 @@ func TestFilesAreToldByTheirContent(t *testing.T) {
 
 // References that only this driver resolves: below an own base, and urns.
 func TestReferencesOfMembers(t *testing.T) {
-	bases := []string{"https://Sluice.example/fhir", "http://old.example/r4/"}
+	bases, err := fhir.NewBases("https://Sluice.example/fhir", "http://old.example/r4/")
+	must(t, err)
 	for reference, want := range map[string]string{ // a patient id or a reason
 		"https://sluice.EXAMPLE/fhir/Patient/p": "p", "HTTP://old.example/r4/Patient/p/_history/3": "p",
 		"http://old.example/r4/Patient/p#x":       "p",
 		"urn:uuid:11111111-2222-3333-4444-555555": "11111111-2222-3333-4444-555555", "URN:OID:1.2.3": "1.2.3",
 		"https://sluice.example/Patient/p": "member_foreign", "https://sluice.example/fhirx/Patient/p": "member_foreign",
-		"https://sluice.example/FHIR/Patient/p": "member_foreign", "https://sluice.example/fhir/x/Patient/p": "member_unresolved",
+		"https://sluice.example/FHIR/Patient/p": "member_foreign", "https://sluice.example/fhir/x/Patient/p": "member_foreign",
 		"http://sluice.example/fhir/Patient/p": "member_foreign", "https://sluice.example/fhir/Device/p": "member_type",
-		"http://old.example/r4/Patient?identifier=x": "member_unresolved", "urn:uuid:a b": "member_unresolved", "urn:uuid:": "member_unresolved",
+		"http://old.example/r4/Patient?identifier=x": "member_foreign", "urn:uuid:a b": "member_unresolved", "urn:uuid:": "member_unresolved",
 	} {
 		t.Run(reference, func(t *testing.T) {
 			dir := folder(t, "Group.ndjson", strings.Replace(line1, "Patient/p1", reference, 1))

@@ -12,5 +12,6 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', finished, '-inf', now, 'LIMIT', 
   redis.call('HDEL', stored, id)
   redis.call('ZREM', finished, id)
 end
+if redis.call('EXISTS', finished) == 0 then redis.call('DEL', stored) end
 local first = redis.call('ZRANGE', finished, 0, 0, 'WITHSCORES')
 return { redis.call('ZCARD', finished), redis.call('HGET', stored, 'total') or '0', first[1] or '', first[2] or '0' }

@@ -505,7 +505,7 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 		switch {
 		case !served && !orphans[f.place]:
 			reason := homeless[f.why]
-			if typ == "Provenance" && len(homes) > 0 {
+			if typ == "Provenance" && len(homes) > 0 && f.why != tooMany {
 				reason = export.UnresolvedPatient
 			}
 			b.leaveOut(typ, reason, location{f.file(), 0, b.files[f.file()].name})

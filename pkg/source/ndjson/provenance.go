@@ -11,9 +11,12 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// maxPatients bounds the patients of one Provenance, and with them the work and the memory for chains of Provenance. One
-// that reaches more is about source.Somebody: no export contains it.
+// maxPatients bounds the patients of one Provenance, and with them the work and the memory for chains of Provenance. No
+// export contains one that reaches more, or one that targets it.
 const maxPatients = 100
+
+// tooMany is found.why of a Provenance with more patients. Its only one is source.Somebody.
+var tooMany = uint8(slices.Index(homeless, export.TooManyReferences))
 
 // provenance is a Provenance while its patients are looked up.
 type provenance struct {
@@ -65,7 +68,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 				patients = append(patients, b.patientsOf(&held.entry)...)
 			}
 		}
-		b.addPatients(&node.entry, patients, somebody)
+		b.addPatients(node.found, patients, somebody)
 		if referenced > 0 && referenced == len(facts.Subjects) && node.home == noPatient {
 			for _, target := range facts.Subjects {
 				s.about = append(s.about, aboutTarget{hashRef(s.seed, target.Type, target.ID), uint32(len(s.orphans))})
@@ -96,7 +99,11 @@ func (b *builder) spread(nodes []provenance, somebody uint32) {
 		nodes[n].waiting = false
 		changed := false
 		for _, to := range nodes[n].targets {
-			if b.addPatients(&nodes[n].entry, b.patientsOf(&nodes[to].entry), somebody) {
+			if nodes[to].why == tooMany && nodes[n].why != tooMany {
+				b.overflow(nodes[n].found, somebody)
+				changed = true
+			}
+			if b.addPatients(nodes[n].found, b.patientsOf(&nodes[to].entry), somebody) {
 				changed = true
 			}
 		}
@@ -138,20 +145,26 @@ func targetsFirst(nodes []provenance) []int {
 }
 
 // addPatients adds patients to a Provenance and reports whether any of them was new.
-func (b *builder) addPatients(e *entry, numbers []uint32, somebody uint32) bool {
-	known := b.patientsOf(e)
-	if len(known) > maxPatients || len(numbers) == 0 {
+func (b *builder) addPatients(f *found, numbers []uint32, somebody uint32) bool {
+	known := b.patientsOf(&f.entry)
+	if f.why == tooMany || len(numbers) == 0 {
 		return false
 	}
 	all := slices.Concat(known, numbers)
 	slices.Sort(all)
 	all = slices.Compact(all)
 	if len(all) > maxPatients {
-		all = slices.DeleteFunc(all, func(number uint32) bool { return number == somebody })
-		all = append(all[:min(len(all), maxPatients)], somebody)
+		b.overflow(f, somebody)
+		return true
 	}
-	b.setPatients(e, all)
+	b.setPatients(&f.entry, all)
 	return len(all) > len(known)
+}
+
+func (b *builder) overflow(f *found, somebody uint32) {
+	delete(b.several, f.place)
+	b.setPatients(&f.entry, []uint32{somebody})
+	f.why = tooMany
 }
 
 func hashRef(seed maphash.Seed, typ, id string) uint64 {
