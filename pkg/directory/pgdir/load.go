@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -17,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 )
 
@@ -34,6 +36,9 @@ type Load struct {
 
 	staged   atomic.Int64 // rows of the table of groups
 	problems atomic.Int64
+
+	mu      sync.Mutex
+	leftOut export.Tally
 }
 
 // stageSchema has the tables of the running load.
@@ -77,12 +82,17 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 		return &Problem{errors.New("not valid UTF-8")}
 	}
 	var malformed error // the defect of the line
+	var leftOut export.Tally
+	now := time.Now()
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		var header groupndjson.Header
 		next, stop := iter.Pull(func(yield func([]any) bool) {
 			var ended bool
 			header, malformed = groupndjson.Read(bytes.NewReader(line), func(m groupndjson.Member) error {
-				row, err := stagedMember(place, m)
+				row, reason, err := stagedMember(place, m)
+				if active, _ := m.Covers(now); active && reason != "" {
+					leftOut.Add("", reason, 1)
+				}
 				if err == nil && !yield(row) {
 					ended = true
 					return io.ErrClosedPipe
@@ -126,7 +136,18 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 	case err != nil:
 		return wrap("stage a group", err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leftOut.AddAll(leftOut.List())
 	return nil
+}
+
+// LeftOut returns the number of active members of the added groups that are no patients of this store, by reason. Of
+// several versions of a group it counts each.
+func (l *Load) LeftOut() []export.LeftOut {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leftOut.List()
 }
 
 // stage stages a group without its members.
@@ -147,11 +168,11 @@ const (
 	memberGroup   = "group"
 )
 
-// stagedMember returns the row of a member.
-func stagedMember(place int64, m groupndjson.Member) ([]any, error) {
+// stagedMember returns the row of a member, and the reason if it is left out.
+func stagedMember(place int64, m groupndjson.Member) (row []any, leftOut export.Reason, err error) {
 	from, until, err := m.Period.Span()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	// A load resolves references before they get here.
 	member, reason := groupndjson.Resolver{}.Resolve(m)
@@ -172,7 +193,7 @@ func stagedMember(place int64, m groupndjson.Member) ([]any, error) {
 	if until != nil {
 		ends = pgtype.Timestamptz{Time: until.Truncate(time.Microsecond), Valid: true}
 	}
-	return []any{place, kind, member.ID, starts, ends, m.Inactive}, nil
+	return []any{place, kind, member.ID, starts, ends, m.Inactive}, reason, nil
 }
 
 // Seal makes the staged groups effective when the caller's transaction commits. It does not write unchanged members. A

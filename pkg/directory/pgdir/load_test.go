@@ -201,6 +201,18 @@ func TestALoadOfThePreviousRelease(t *testing.T) {
 	}
 }
 
+func TestALoadCountsMembersThatAreLeftOut(t *testing.T) {
+	t.Parallel()
+	l := begin(t, open(t))
+	byIdentifier := `{"entity":{"identifier":{"value":"1"}}`
+	add(t, l, group(t, "g", "", "p1", byIdentifier+"}", byIdentifier+`,"inactive":true}`), group(t, "h", "", byIdentifier+"}"))
+	want := []export.LeftOut{{Reason: export.MemberByIdentifier, Count: 2}}
+	if got := l.LeftOut(); !slices.Equal(got, want) {
+		t.Errorf("left out %+v, want %+v", got, want)
+	}
+	must(t, l.Close(t.Context()))
+}
+
 func TestDeleteMissing(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
