@@ -156,7 +156,7 @@ func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 	must(s.t, load.Offer(s.t.Context(), table))
 	byType := map[string][]postgres.Line{}
 	each(func(place int64, facts fhir.Facts, body []byte) {
-		resolved := table.Resolve(nil, body, facts, func(string) {})
+		resolved, _ := table.Resolve(nil, body, facts, func(string) {})
 		facts, err := new(fhir.Scanner).Scan(resolved)
 		must(s.t, err)
 		byType[facts.Type] = append(byType[facts.Type], postgres.Line{Place: place, Facts: facts, Body: resolved})

@@ -64,6 +64,7 @@ func TestFind(t *testing.T) {
 	found := []string{
 		"a.ndjson.gz", "b.ndjson", "sub/c.ndjson", "sub/deeper/d.ndjson.gz", "sub.ndjson/e.ndjson",
 	}
+	slices.Sort(found)
 	in := func(folder string) (paths []string) {
 		for _, name := range found {
 			paths = append(paths, folder+"/"+name)

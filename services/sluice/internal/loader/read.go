@@ -21,8 +21,7 @@ import (
 
 // Config configures a read.
 type Config struct {
-	MaxLine       int        // bytes of the longest resource that is not a Group
-	MaxReferences int        // of one resource that is not a Group
+	source.Limits            // of a resource that is not a Group
 	Bases         fhir.Bases // absolute references below them are local
 }
 
@@ -49,7 +48,7 @@ type Summary struct {
 	Deletions int64
 	Ignored   map[string]int64 // of types that are never exported
 	Undated   int64            // resources with a meta.lastUpdated that is not an instant
-	Foreign   int64            // references to resources of other servers
+	Foreign   []export.LeftOut // references to resources of other servers
 	LeftOut   []LeftOut        // sorted by type and reason
 }
 
@@ -175,7 +174,7 @@ func (p *parser) takeDeferred(ctx context.Context, b *lines.Block) error {
 		if fate != taken || facts.Type == "Bundle" || !p.table.Note(line.Body) {
 			continue
 		}
-		if err := batch.take(ctx, line, facts, line.Body); err != nil {
+		if err := batch.takeResolved(ctx, line, facts); err != nil {
 			return err
 		}
 	}
@@ -197,7 +196,7 @@ type batch struct {
 	groups    int64
 	bytes     int64
 	undated   int64
-	foreign   int64
+	foreign   export.Tally
 	typed     bool
 	deferred  bool
 }
@@ -292,25 +291,46 @@ func (b *batch) delete(line lines.Line) {
 	}
 }
 
-// take takes a resource with its references resolved.
-func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) error {
-	at := place(b.block.File, line.Number)
+// takeResolved resolves the references of a resource and takes it.
+func (b *batch) takeResolved(ctx context.Context, line lines.Line, facts fhir.Facts) error {
 	missed := false
-	resolved := b.table.Resolve(nil, body, facts, func(string) { missed = true })
-	if missed {
-		b.countMissed(line, resolved)
-	}
-	if b.again && &resolved[0] != &body[0] {
-		known := facts.Type
+	body, changed := b.table.Resolve(nil, line.Body, facts, func(string) { missed = true })
+	if changed {
+		typ := facts.Type
 		var err error
-		if facts, err = b.rescanner.Scan(resolved); err != nil { // more subjects than before
-			b.leave(line, known, export.TooManyReferences)
+		if facts, err = b.rescanner.Scan(body); err != nil { // more subjects than before
+			b.leave(line, typ, export.TooManyReferences)
 			b.report(b.block.File, b.place(line)+": "+err.Error())
 			return nil //nolint:nilerr // it is reported
 		}
 	}
+	if missed {
+		b.countMissed(line, facts, body)
+	}
+	return b.take(ctx, line, facts, body)
+}
+
+// countMissed counts the references to what would be exported with the resource. Those to its patients are the reason
+// why it is left out.
+func (b *batch) countMissed(line lines.Line, facts fhir.Facts, body []byte) {
+	fhir.Resolve(nil, body, facts, func(text []byte, form fhir.Form, patient bool) string {
+		typ, _, _ := fhir.Classify(string(text))
+		switch {
+		case patient, typ != "" && !fhir.IsReferenced(typ):
+		case form == fhir.Foreign:
+			b.foreign.Add(typ, export.UnresolvedReference, 1)
+		default:
+			b.leave(line, typ, export.UnresolvedReference)
+		}
+		return ""
+	})
+}
+
+// take takes a resource. body is its line, perhaps with its references resolved.
+func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) error {
+	at := place(b.block.File, line.Number)
 	if facts.Type == "Group" {
-		problem, err := b.sink.Group(ctx, at, resolved)
+		problem, err := b.sink.Group(ctx, at, body)
 		if err != nil {
 			return err
 		}
@@ -320,32 +340,19 @@ func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, bod
 			return nil //nolint:nilerr // it is reported
 		}
 		b.groups++
-		b.bytes += int64(len(resolved)) + 1
+		b.bytes += int64(len(body)) + 1
 		return nil
 	}
-	if facts.LastUpdated.IsZero() && isUndated(resolved) {
+	if facts.LastUpdated.IsZero() && isUndated(body) {
 		b.undated++
 	}
 	if facts.Type != "Provenance" && fhir.InCompartment(facts.Type) && len(source.Named(nil, facts)) == 0 {
 		b.leave(line, facts.Type, source.Homeless(facts))
 	}
 	facts.Subjects = slices.Clone(facts.Subjects) // the scanner reuses the slice
-	b.resources[facts.Type] = append(b.resources[facts.Type], postgres.Line{Place: at, Facts: facts, Body: resolved})
-	b.bytes += int64(len(resolved)) + 1
+	b.resources[facts.Type] = append(b.resources[facts.Type], postgres.Line{Place: at, Facts: facts, Body: body})
+	b.bytes += int64(len(body)) + 1
 	return nil
-}
-
-// countMissed counts the references that were not resolved.
-func (b *batch) countMissed(line lines.Line, resolved []byte) {
-	fhir.Resolve(nil, resolved, fhir.Facts{}, func(text []byte, form fhir.Form, _ bool) string {
-		typ, _, _ := fhir.Classify(string(text))
-		if form == fhir.Foreign {
-			b.foreign++
-		} else {
-			b.leave(line, typ, export.UnresolvedReference)
-		}
-		return ""
-	})
 }
 
 // end passes the batch on and adds it to the summary.
@@ -384,7 +391,7 @@ func (b *batch) end(ctx context.Context) error {
 	b.sum.Deletions += int64(len(b.deletions))
 	b.sum.Bytes += b.bytes
 	b.sum.Undated += b.undated
-	b.sum.Foreign += b.foreign
+	b.parser.foreign.AddAll(b.foreign.List())
 	return nil
 }
 
@@ -413,6 +420,8 @@ type parser struct {
 	states []state // of the files
 	sum    Summary
 	left   map[export.LeftOut]*tally // by type and reason
+
+	foreign export.Tally
 }
 
 // tally counts one type and reason.
@@ -496,6 +505,7 @@ func (p *parser) summary() Summary {
 		all.Add(what.Type, what.Reason, t.count)
 	}
 	sum := p.sum
+	sum.Foreign = p.foreign.List()
 	for _, left := range all.List() {
 		first := p.left[export.LeftOut{Type: left.Type, Reason: left.Reason}].place
 		sum.LeftOut = append(sum.LeftOut, LeftOut{LeftOut: left, First: first})
