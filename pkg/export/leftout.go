@@ -43,8 +43,11 @@ const (
 	UnknownPatient Reason = "unknown_patient"
 )
 
-// UnresolvedReference is the reason for a reference that was not followed. Its type is the type that the reference names.
-const UnresolvedReference Reason = "unresolved_reference"
+// Reasons for references that were not followed. The type is the one that the reference names.
+const (
+	UnresolvedReference Reason = "unresolved_reference"
+	ForeignReference    Reason = "foreign_reference"
+)
 
 // Reasons for members of a group.
 const (
@@ -70,6 +73,7 @@ var reasons = map[Reason]struct{ severity, code, text string }{
 	OtherPatient:        {"information", "suppressed", "also about a patient outside the export"},
 	UnknownPatient:      {"warning", "suppressed", "also about somebody who cannot be identified and may be a patient outside the export"},
 	UnresolvedReference: {"warning", "not-found", "references that match no resource, or several, and were not followed"},
+	ForeignReference:    {"information", "not-found", "references to resources of other servers, which were not followed"},
 	MemberByIdentifier:  {"warning", "incomplete", "members of the group that are named by an identifier only"},
 	MemberUnresolved:    {"warning", "incomplete", "members of the group whose reference matches no patient, or is not valid"},
 	MemberForeign:       {"warning", "incomplete", "members of the group that are patients of another server"},

@@ -42,7 +42,6 @@ type builder struct {
 	left    export.Tally
 	first   map[export.LeftOut]location // the first place of each type and reason, with the count 0
 	strays  []strays                    // by file
-	foreign int64                       // references to resources of other servers
 }
 
 // location is the place of a line or a file, for people.
@@ -450,10 +449,6 @@ func (b *builder) report(ctx context.Context, log *slog.Logger, s *Source, folde
 	}
 	log.InfoContext(ctx, "folder of resources indexed", "files", len(s.files), "other_files", len(folder.Other),
 		"resources", resources, "bytes", bytes, "patients", s.sizes.Patients, "left_out", s.leftOut.Total())
-	if b.foreign > 0 {
-		log.WarnContext(ctx, "references to other servers are not followed; if they are to this data, list their base",
-			"count", b.foreign)
-	}
 	for i, stray := range b.strays {
 		if stray.count > 0 && !stray.typed {
 			log.WarnContext(ctx, "a file without resources is passed by", "file", b.files[i].name, "lines", stray.count)

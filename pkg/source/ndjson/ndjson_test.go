@@ -202,7 +202,7 @@ func TestReferencesAreResolved(t *testing.T) {
 		t.Errorf("got %v\nwant %v", bodies, want)
 	}
 	if got := leftOut(t, src); !slices.Equal(got, []string{
-		"Observation unresolved_patient 1", "Practitioner unresolved_reference 1",
+		"Observation unresolved_patient 1", "Organization foreign_reference 1", "Practitioner unresolved_reference 1",
 	}) {
 		t.Errorf("left out %q", got)
 	}

@@ -35,11 +35,12 @@ func (b *builder) resolve(ctx context.Context, s *Source) error {
 			}
 			f.why = whyHomeless(facts)
 			b.refs.Resolve(nil, body, facts, func(missed string, form fhir.Form) {
-				switch {
-				case form == fhir.Foreign:
-					b.foreign++
-				case missed == "" || fhir.IsReferenced(missed):
-					b.leaveOut(missed, export.UnresolvedReference, location{f.file(), 0, b.files[f.file()].name})
+				reason := export.UnresolvedReference
+				if form == fhir.Foreign {
+					reason = export.ForeignReference
+				}
+				if missed == "" || fhir.IsReferenced(missed) { // else it would not be followed
+					b.leaveOut(missed, reason, location{f.file(), 0, b.files[f.file()].name})
 				}
 			})
 		})

@@ -21,7 +21,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/references"
+	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/loader"
@@ -83,10 +85,11 @@ FHIR resources are passed by. An interrupted load changes nothing. Run it again.
 		"URL of the database; default: SLUICE_DATABASE_URL, or the content of the file SLUICE_DATABASE_URL_FILE")
 	f.StringArrayVar(&flags.bases, "data-base", nil, "base URL of absolute references in the data; may be repeated; "+
 		"in addition to SLUICE_DATA_BASES (separated by commas) and SLUICE_BASE_URL")
+	limits := envconfig.Defaults[source.Limits]()
 	f.IntVar(&flags.maxLine, "max-line", 0, fmt.Sprintf(
-		"longest resource in bytes, except a Group; default: SLUICE_MAX_LINE, or %d", defaultMaxLine))
+		"longest resource in bytes, except a Group; default: SLUICE_MAX_LINE, or %d", limits.MaxLine))
 	f.IntVar(&flags.maxReferences, "max-references", 0, fmt.Sprintf(
-		"most references of a resource, except a Group; default: SLUICE_MAX_REFERENCES, or %d", defaultMaxReferences))
+		"most references of a resource, except a Group; default: SLUICE_MAX_REFERENCES, or %d", limits.MaxReferences))
 	f.BoolVar(&flags.store.DeleteMissing, "delete-missing", false,
 		"treat the files as complete: delete every resource of their types that they do not contain")
 	f.DurationVar(&flags.store.History, "history", 7*24*time.Hour,
@@ -97,11 +100,6 @@ FHIR resources are passed by. An interrupted load changes nothing. Run it again.
 	return a.withJSON(cmd)
 }
 
-const (
-	defaultMaxLine       = 32 << 20
-	defaultMaxReferences = 10_000
-)
-
 // reading returns the configuration of the loader.
 func (f *loadFlags) reading() (cfg loader.Config, err error) {
 	if f.store.Parallel < 1 {
@@ -110,12 +108,15 @@ func (f *loadFlags) reading() (cfg loader.Config, err error) {
 	if f.store.History < 0 {
 		return cfg, usage("--history must not be negative")
 	}
-	if cfg.MaxLine, err = limit(f.maxLine, "--max-line", "SLUICE_MAX_LINE", defaultMaxLine); err != nil {
+	otherwise := envconfig.Defaults[source.Limits]()
+	if cfg.MaxLine, err = limit(f.maxLine, "SLUICE_MAX_LINE", otherwise.MaxLine); err != nil {
 		return cfg, err
 	}
-	cfg.MaxReferences, err = limit(f.maxReferences, "--max-references", "SLUICE_MAX_REFERENCES", defaultMaxReferences)
-	if err != nil {
+	if cfg.MaxReferences, err = limit(f.maxReferences, "SLUICE_MAX_REFERENCES", otherwise.MaxReferences); err != nil {
 		return cfg, err
+	}
+	if err := cfg.Limits.Validate(); err != nil {
+		return cfg, usage("%w", err)
 	}
 	bases := slices.Concat(f.bases, strings.Split(os.Getenv("SLUICE_DATA_BASES"), ","), []string{os.Getenv("SLUICE_BASE_URL")})
 	for i := range bases {
@@ -129,19 +130,17 @@ func (f *loadFlags) reading() (cfg loader.Config, err error) {
 }
 
 // limit returns the value of a flag, of a variable, or the default.
-func limit(flag int, flagName, name string, otherwise int) (int, error) {
+func limit(flag int, name string, otherwise int) (int, error) {
 	text := os.Getenv(name)
 	switch {
-	case flag > 0:
+	case flag != 0:
 		return flag, nil
-	case flag < 0:
-		return 0, usage("%s must be positive", flagName)
 	case text == "":
 		return otherwise, nil
 	}
 	value, err := strconv.Atoi(text)
-	if err != nil || value < 1 {
-		return 0, usage("%s must be a positive whole number, not %q", name, text)
+	if err != nil {
+		return 0, usage("%s must be a whole number, not %q", name, text)
 	}
 	return value, nil
 }
@@ -215,7 +214,7 @@ func (a *app) runLoad(
 	if err != nil {
 		return err
 	}
-	for _, left := range provenance {
+	for _, left := range append(groups.LeftOut(), provenance...) {
 		report.LeftOut = append(report.LeftOut, loader.LeftOut{LeftOut: left})
 	}
 	report.Seconds = time.Since(began).Seconds()
@@ -305,7 +304,8 @@ func (r *loadReport) refuse(deleteMissing bool) error {
 }
 
 // given returns what the store cannot count itself.
-func (r *loadReport) given() (list []export.LeftOut) {
+func (r *loadReport) given() []export.LeftOut {
+	var list []export.LeftOut
 	for _, left := range r.LeftOut {
 		switch left.Reason {
 		case export.NoPatient, export.InvalidSubject, export.UnresolvedPatient, export.ForeignPatient: // rows of the store
@@ -353,9 +353,10 @@ func (a *app) printLoad(r loadReport) error {
 	if r.Undated > 0 {
 		note("note: %d with a meta.lastUpdated that is not an instant; it does not count", r.Undated)
 	}
-	if r.Foreign > 0 {
-		note("note: %s to other servers; if they are to this data, name their base with --data-base",
-			count(r.Foreign, "reference"))
+	if slices.ContainsFunc(r.LeftOut, func(l loader.LeftOut) bool {
+		return l.Reason == export.ForeignPatient || l.Reason == export.ForeignReference
+	}) {
+		note("note: if absolute references are to this data, name their base with --data-base")
 	}
 	groups := r.Resources["Group"]
 	took := time.Duration(r.Seconds * float64(time.Second)).Round(time.Millisecond)
@@ -399,7 +400,7 @@ func (a *app) printLeftOut(r loadReport) error {
 func (r *loadReport) json() any {
 	return map[string]any{
 		"resources": r.Resources, "bytes": r.Bytes, "leftOut": append([]loader.LeftOut{}, r.LeftOut...), "ignored": r.Ignored,
-		"undated": r.Undated, "foreignReferences": r.Foreign, "patientNotHeld": r.Unheld,
+		"undated": r.Undated, "patientNotHeld": r.Unheld,
 		"added": r.Added, "replaced": r.Replaced, "unchanged": r.Unchanged,
 		"deleted": r.Deleted, "dryRun": r.DryRun, "seconds": r.Seconds,
 	}

@@ -570,7 +570,7 @@ func TestLoadTellsWhatItLeavesOut(t *testing.T) {
 	var tally export.Tally
 	tally.AddAll(left)
 	want := []export.LeftOut{
-		{Type: "", Reason: export.UnresolvedReference, Count: 1}, {Type: "Device", Reason: export.NoPatient, Count: 1},
+		{Type: "Device", Reason: export.NoPatient, Count: 1},
 		{Type: "Observation", Reason: export.UnresolvedPatient, Count: 1}, {Type: "Patient", Reason: export.Malformed, Count: 1},
 		{Type: "Provenance", Reason: export.UnresolvedPatient, Count: 1},
 	}
@@ -656,19 +656,19 @@ func TestLoadDryRun(t *testing.T) {
 }
 
 func TestLoadLimits(t *testing.T) {
-	file := ndjson(t, patient("a"), `{"resourceType":"Patient","id":"long","language":"`+strings.Repeat("x", 300)+`"}`)
+	file := ndjson(t, patient("a"), `{"resourceType":"Patient","id":"long","language":"`+strings.Repeat("x", 2000)+`"}`)
 	for name, test := range map[string]struct {
 		args []string
 		code int
 	}{
-		"default": {nil, ExitGood}, "flag": {[]string{"--max-line", "299"}, ExitPartial}, "negative": {[]string{"--max-line=-1"}, ExitUsage},
+		"default": {nil, ExitGood}, "flag": {[]string{"--max-line", "1999"}, ExitPartial}, "negative": {[]string{"--max-line=-1"}, ExitUsage},
 	} {
 		if code, stdout, stderr := run(t, append([]string{"load", "--dry-run", file}, test.args...)...); code != test.code {
 			t.Errorf("%s: exit %d, %s, %s", name, code, stdout, stderr)
 		}
 	}
-	t.Setenv("SLUICE_MAX_LINE", "299")
-	if code, _, stderr := run(t, "load", "--dry-run", file); code != ExitPartial || !strings.Contains(stderr, "line 2: longer than 299 bytes") {
+	t.Setenv("SLUICE_MAX_LINE", "1999")
+	if code, _, stderr := run(t, "load", "--dry-run", file); code != ExitPartial || !strings.Contains(stderr, "line 2: longer than 1999 bytes") {
 		t.Errorf("exit %d, %s", code, stderr)
 	}
 	t.Setenv("SLUICE_MAX_LINE", "much")

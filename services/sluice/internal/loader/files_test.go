@@ -62,8 +62,9 @@ func TestFind(t *testing.T) {
 		}
 	}
 	found := []string{
-		"a.ndjson.gz", "b.ndjson", "sub/c.ndjson", "sub/deeper/d.ndjson.gz", "sub.ndjson/e.ndjson",
+		"a.ndjson.gz", "b.ndjson", "sub.ndjson/e.ndjson", "sub/c.ndjson", "sub/deeper/d.ndjson.gz",
 	}
+	slices.Sort(found)
 	in := func(folder string) (paths []string) {
 		for _, name := range found {
 			paths = append(paths, folder+"/"+name)

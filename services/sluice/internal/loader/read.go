@@ -21,8 +21,7 @@ import (
 
 // Config configures a read.
 type Config struct {
-	MaxLine       int        // bytes of the longest resource that is not a Group
-	MaxReferences int        // of one resource that is not a Group
+	source.Limits            // of a resource that is not a Group
 	Bases         fhir.Bases // absolute references below them are local
 }
 
@@ -49,7 +48,6 @@ type Summary struct {
 	Deletions int64
 	Ignored   map[string]int64 // of types that are never exported
 	Undated   int64            // resources with a meta.lastUpdated that is not an instant
-	Foreign   int64            // references to resources of other servers
 	LeftOut   []LeftOut        // sorted by type and reason
 }
 
@@ -175,7 +173,7 @@ func (p *parser) takeDeferred(ctx context.Context, b *lines.Block) error {
 		if fate != taken || facts.Type == "Bundle" || !p.table.Note(line.Body) {
 			continue
 		}
-		if err := batch.take(ctx, line, facts, line.Body); err != nil {
+		if err := batch.takeResolved(ctx, line, facts); err != nil {
 			return err
 		}
 	}
@@ -197,7 +195,6 @@ type batch struct {
 	groups    int64
 	bytes     int64
 	undated   int64
-	foreign   int64
 	typed     bool
 	deferred  bool
 }
@@ -292,28 +289,34 @@ func (b *batch) delete(line lines.Line) {
 	}
 }
 
-// take takes a resource with its references resolved.
-func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) error {
-	at := place(b.block.File, line.Number)
-	resolved, changed := b.table.Resolve(nil, body, facts, func(typ string, form fhir.Form) {
+// takeResolved resolves the references of a resource and takes it.
+func (b *batch) takeResolved(ctx context.Context, line lines.Line, facts fhir.Facts) error {
+	body, changed := b.table.Resolve(nil, line.Body, facts, func(typ string, form fhir.Form) {
 		switch {
+		case typ != "" && !fhir.IsReferenced(typ): // it would not be followed
 		case form == fhir.Foreign:
-			b.foreign++
-		case typ == "" || fhir.IsReferenced(typ):
+			b.leave(line, typ, export.ForeignReference)
+		default:
 			b.leave(line, typ, export.UnresolvedReference)
 		}
 	})
 	if changed {
-		known := facts.Type
+		typ := facts.Type
 		var err error
-		if facts, err = b.rescanner.Scan(resolved); err != nil { // more subjects than before
-			b.leave(line, known, export.TooManyReferences)
+		if facts, err = b.rescanner.Scan(body); err != nil { // more subjects than before
+			b.leave(line, typ, export.TooManyReferences)
 			b.report(b.block.File, b.place(line)+": "+err.Error())
 			return nil //nolint:nilerr // it is reported
 		}
 	}
+	return b.take(ctx, line, facts, body)
+}
+
+// take takes a resource. body is its line, perhaps with its references resolved.
+func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) error {
+	at := place(b.block.File, line.Number)
 	if facts.Type == "Group" {
-		problem, err := b.sink.Group(ctx, at, resolved)
+		problem, err := b.sink.Group(ctx, at, body)
 		if err != nil {
 			return err
 		}
@@ -323,18 +326,18 @@ func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, bod
 			return nil //nolint:nilerr // it is reported
 		}
 		b.groups++
-		b.bytes += int64(len(resolved)) + 1
+		b.bytes += int64(len(body)) + 1
 		return nil
 	}
-	if facts.LastUpdated.IsZero() && isUndated(resolved) {
+	if facts.LastUpdated.IsZero() && isUndated(body) {
 		b.undated++
 	}
 	if facts.Type != "Provenance" && fhir.InCompartment(facts.Type) && len(source.Named(nil, facts)) == 0 {
 		b.leave(line, facts.Type, source.Homeless(facts))
 	}
 	facts.Subjects = slices.Clone(facts.Subjects) // the scanner reuses the slice
-	b.resources[facts.Type] = append(b.resources[facts.Type], postgres.Line{Place: at, Facts: facts, Body: resolved})
-	b.bytes += int64(len(resolved)) + 1
+	b.resources[facts.Type] = append(b.resources[facts.Type], postgres.Line{Place: at, Facts: facts, Body: body})
+	b.bytes += int64(len(body)) + 1
 	return nil
 }
 
@@ -374,7 +377,6 @@ func (b *batch) end(ctx context.Context) error {
 	b.sum.Deletions += int64(len(b.deletions))
 	b.sum.Bytes += b.bytes
 	b.sum.Undated += b.undated
-	b.sum.Foreign += b.foreign
 	return nil
 }
 
@@ -403,6 +405,7 @@ type parser struct {
 	states []state // of the files
 	sum    Summary
 	left   map[export.LeftOut]*tally // by type and reason
+
 }
 
 // tally counts one type and reason.

@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/references"
+	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
@@ -34,7 +35,7 @@ type received struct {
 }
 
 // none are limits that nothing in the tests exceeds.
-var none = Config{MaxLine: 1 << 20, MaxReferences: 1000}
+var none = Config{Limits: source.Limits{MaxLine: 1 << 20, MaxReferences: 1000}}
 
 func (k *received) sink() Sink {
 	k.bodies, k.subjects, k.types = map[int64]string{}, map[int64][]fhir.Ref{}, map[string]int64{}
@@ -182,7 +183,7 @@ func TestRead(t *testing.T) {
 						t.Fatal(err)
 					}
 					var got received
-					sum, err := read(t.Context(), files, Config{MaxLine: maxLine - 1, MaxReferences: 10}, got.sink(), size)
+					sum, err := read(t.Context(), files, Config{Limits: source.Limits{MaxLine: maxLine - 1, MaxReferences: 10}}, got.sink(), size)
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/references"
+	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 )
 
@@ -52,6 +53,8 @@ func TestReadResolvesReferences(t *testing.T) {
 			ofType("Observation", "absolute", reference("subject", "https://ehr.example.org/fhir/Patient/p1")),
 			ofType("Observation", "foreign", reference("subject", "https://other.example.org/fhir/Patient/p1")),
 			ofType("Observation", "none", reference("subject", "urn:uuid:none")),
+			ofType("Observation", "missed", `,"performer":[{"reference":"urn:uuid:x"},{"reference":"Practitioner?identifier=9"},`+
+				`{"reference":"https://h/Practitioner/1"},{"reference":"https://h/Task/1"}]`+reference("subject", "Patient/p1")),
 			ofType("Observation", "literal", reference("subject", "/Patient/p1")),
 			ofType("Encounter", "e", reference("subject", "Patient/p1")+
 				reference("serviceProvider", "Organization?identifier=https://s|o-1")+
@@ -96,16 +99,18 @@ func TestReadResolvesReferences(t *testing.T) {
 			t.Errorf("%s is not among\n%s", want, all)
 		}
 	}
-	if len(got.bodies) != 8 {
-		t.Errorf("%d resources, want each of 8 once", len(got.bodies))
+	if len(got.bodies) != 9 {
+		t.Errorf("%d resources, want each of 9 once", len(got.bodies))
 	}
 	want := []string{
-		" unresolved_reference 1 a.ndjson line 4",
 		"Observation foreign_patient 1 a.ndjson line 3",
 		"Observation unresolved_patient 1 a.ndjson line 4",
+		"Practitioner foreign_reference 1 a.ndjson line 5",
+		"Practitioner unresolved_reference 1 a.ndjson line 5",
 	}
-	if left := counts(sum); !slices.Equal(left, want) || sum.Foreign != 1 {
-		t.Errorf("left out %q and %d foreign references, want %q and 1", left, sum.Foreign, want)
+	want = slices.Insert(want, 0, " unresolved_reference 1 a.ndjson line 5")
+	if left := counts(sum); !slices.Equal(left, want) {
+		t.Errorf("left out %q, want %q", left, want)
 	}
 }
 
@@ -161,7 +166,7 @@ func TestReadLeavesOut(t *testing.T) {
 			{"request":{"method":"PATCH","url":"Observation/1"},"resource":{"resourceType":"Binary","id":"x"}}]}`,
 	})
 	var got received
-	sum, err := Read(t.Context(), found, Config{MaxLine: 290, MaxReferences: 5}, got.sink())
+	sum, err := Read(t.Context(), found, Config{Limits: source.Limits{MaxLine: 290, MaxReferences: 5}}, got.sink())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +283,7 @@ func BenchmarkRead(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		sum, err := Read(b.Context(), found, Config{MaxLine: 32 << 20, MaxReferences: 10_000}, Sink{
+		sum, err := Read(b.Context(), found, Config{Limits: source.Limits{MaxLine: 32 << 20, MaxReferences: 10_000}}, Sink{
 			Resources: func(context.Context, string, []postgres.Line) error { return nil },
 			Progress:  func(int64) {}, Say: func(text string) { b.Error(text) },
 		})
