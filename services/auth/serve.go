@@ -94,7 +94,7 @@ func checkTokenURL(text string) error {
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := telemetry.NewLogger(stderr, "auth", cfg.LogLevel)
+	log := config.Logger(stderr, "auth", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
@@ -156,10 +156,12 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if cfg.Replay {
 		log.Warn("used assertions are accepted (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
 	}
-	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
+	log.Info("auth has started", "public", public.Addr().String(), "private", private.Addr().String(),
+		"token_url", cfg.TokenURL)
 	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, withProbes(service), listeners.Public),
 		config.HTTP("private listener", private, health.Handler(service.Checks(), registry), listeners.Private),
+		config.Readiness("auth", service.Checks(), log),
 		rungroup.Component{Name: "signing keys", Run: service.Run},
 	)
 }
