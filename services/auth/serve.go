@@ -65,7 +65,7 @@ func (c *settings) Validate() (err error) {
 	if c.Previous != "" {
 		add("AUTH_KEY_SECRET_PREVIOUS", authstore.CheckSecret(c.Previous))
 	}
-	add("AUTH_KEY_ROTATE, SLUICE_AUTH_KEY_PUBLISH", c.Schedule.Check())
+	problems = append(problems, c.Schedule.Check())
 	if c.Clients != "" {
 		_, err := clients.OpenFile(c.Clients)
 		add("AUTH_CLIENTS_FILE", err)
@@ -73,7 +73,7 @@ func (c *settings) Validate() (err error) {
 	if c.Life < 10*time.Second || c.Life > 5*time.Minute {
 		add("AUTH_TOKEN_LIFE", errors.New("must be between 10s and 5m"))
 	}
-	add("AUTH_FAILURES_*", c.Limits.Check())
+	problems = append(problems, c.Limits.Check())
 	return errors.Join(append(problems, c.Common.Validate(), c.Redis.Validate(), c.Audit.Validate())...)
 }
 
