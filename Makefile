@@ -13,7 +13,9 @@ ADDR ?= 127.0.0.1:8080
 DATA ?=
 
 .PHONY: run
-run: build ## run all services in one process at ADDR, with the folder DATA or a sample; state is kept in .state
+run: ## run all services in one process at ADDR, with the folder DATA or a sample; state is kept in .state
+	@echo "Building bin/standalone and bin/sluice; the first time takes minutes."
+	@CGO_ENABLED=0 go build -trimpath -o bin/ ./services/standalone ./services/sluice
 	@exec bin/standalone --state .state --addr "$(ADDR)" $(if $(DATA),--data "$(DATA)")
 
 .PHONY: demo

@@ -20,13 +20,17 @@ type Limits struct {
 
 // Check refuses limits that lock out every client or none.
 func (l Limits) Check() error {
+	var problems []error
 	if l.Window < time.Second || l.Window > time.Hour {
-		return errors.New("the window of failed authentications must be between 1s and 1h")
+		problems = append(problems, errors.New("SLUICE_AUTH_FAILURES_WINDOW must be between 1s and 1h"))
 	}
-	if l.PerAddress < 1 || l.PerClient < 1 {
-		return errors.New("the limits of failed authentications must be at least 1")
+	if l.PerAddress < 1 {
+		problems = append(problems, errors.New("SLUICE_AUTH_FAILURES_ADDRESS must be at least 1"))
 	}
-	return nil
+	if l.PerClient < 1 {
+		problems = append(problems, errors.New("SLUICE_AUTH_FAILURES_CLIENT must be at least 1"))
+	}
+	return errors.Join(problems...)
 }
 
 // Wait returns how long an address must wait before it may authenticate as the client, or zero. It must wait when it has

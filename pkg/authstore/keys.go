@@ -22,13 +22,15 @@ type Schedule struct {
 
 // Check refuses a schedule in which a verifier may not have fetched a key before the key signs.
 func (s Schedule) Check() error {
+	var problems []error
 	if s.Rotate < time.Hour {
-		return errors.New("signing keys must sign for at least 1h")
+		problems = append(problems, errors.New("SLUICE_AUTH_KEY_ROTATE must be at least 1h"))
 	}
 	if s.Publish < 6*time.Minute || s.Publish > s.Rotate/2 {
-		return errors.New("signing keys must be published at least 6m before they sign, and at most half of their lifetime")
+		problems = append(problems,
+			errors.New("SLUICE_AUTH_KEY_PUBLISH must be between 6m and half of SLUICE_AUTH_KEY_ROTATE"))
 	}
-	return nil
+	return errors.Join(problems...)
 }
 
 // Key is one signing key, on P-256.

@@ -45,7 +45,7 @@ func Open(url string, options ...Option) (*redis.Client, error) {
 	}
 	opts, err := redis.ParseURL(url)
 	if err != nil {
-		return nil, errors.New("the Redis URL cannot be parsed")
+		return nil, errors.New("the Redis URL cannot be parsed: it must look like redis://host:6379/0 or rediss://host:6379/0")
 	}
 	if opts.TLSConfig != nil {
 		if opts.TLSConfig.InsecureSkipVerify {

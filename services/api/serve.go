@@ -63,8 +63,14 @@ func (c *settings) Validate() (err error) {
 		c.Objects.Validate(), c.Envelope.Validate(), c.Audit.Validate())
 }
 
+// CheckFiles opens the files that a start opens later.
+func (c *settings) CheckFiles() error {
+	return errors.Join(c.Directory.CheckFiles(), c.Audit.CheckFiles(),
+		config.CheckIssuerFiles("SLUICE_TOKEN_ISSUERS_FILE", c.Issuers))
+}
+
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := telemetry.NewLogger(stderr, "api", cfg.LogLevel)
+	log := config.Logger(stderr, "api", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
@@ -139,11 +145,12 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { _ = private.Close() }()
-	log.Info("api is ready", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL,
+	log.Info("api has started", "public", public.Addr().String(), "private", private.Addr().String(), "base_url", cfg.BaseURL,
 		"encrypts", newKey != nil)
 	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, handler, listeners.Public),
 		config.PrivateHTTP(private, httpapi.Private(deps), listeners.Private),
+		config.Readiness("api", deps.Checks(), log),
 		config.Bucket(objects, log),
 	)
 }

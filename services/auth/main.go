@@ -8,9 +8,12 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
+const about = `The token service: access tokens for registered clients (SMART Backend Services, docs/auth.md). Any number may run. It
+needs Redis. Without it the API accepts tokens of other issuers.`
+
 func main() { config.Main("auth", run) }
 
 // run serves until the context ends, or checks the configuration.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
-	return config.Run(ctx, "auth", args, environ, stderr, serve)
+	return config.Run(ctx, "auth", about, args, environ, stderr, serve)
 }

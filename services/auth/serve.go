@@ -65,7 +65,7 @@ func (c *settings) Validate() (err error) {
 	if c.Previous != "" {
 		add("AUTH_KEY_SECRET_PREVIOUS", authstore.CheckSecret(c.Previous))
 	}
-	add("AUTH_KEY_ROTATE, SLUICE_AUTH_KEY_PUBLISH", c.Schedule.Check())
+	problems = append(problems, c.Schedule.Check())
 	if c.Clients != "" {
 		_, err := clients.OpenFile(c.Clients)
 		add("AUTH_CLIENTS_FILE", err)
@@ -73,7 +73,7 @@ func (c *settings) Validate() (err error) {
 	if c.Life < 10*time.Second || c.Life > 5*time.Minute {
 		add("AUTH_TOKEN_LIFE", errors.New("must be between 10s and 5m"))
 	}
-	add("AUTH_FAILURES_*", c.Limits.Check())
+	problems = append(problems, c.Limits.Check())
 	return errors.Join(append(problems, c.Common.Validate(), c.Redis.Validate(), c.Audit.Validate())...)
 }
 
@@ -94,7 +94,7 @@ func checkTokenURL(text string) error {
 }
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := telemetry.NewLogger(stderr, "auth", cfg.LogLevel)
+	log := config.Logger(stderr, "auth", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
@@ -156,10 +156,12 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if cfg.Replay {
 		log.Warn("used assertions are accepted (SLUICE_AUTH_ASSERTION_REPLAY): for test suites only")
 	}
-	log.Info("auth is ready", "public", public.Addr().String(), "private", private.Addr().String(), "token_url", cfg.TokenURL)
+	log.Info("auth has started", "public", public.Addr().String(), "private", private.Addr().String(),
+		"token_url", cfg.TokenURL)
 	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, withProbes(service), listeners.Public),
 		config.PrivateHTTP(private, health.Handler(service.Checks(), registry), listeners.Private),
+		config.Readiness("auth", service.Checks(), log),
 		rungroup.Component{Name: "signing keys", Run: service.Run},
 	)
 }

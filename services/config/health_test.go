@@ -57,7 +57,7 @@ func serving(t *testing.T, environ []string, down *atomic.Bool) string {
 // checkHealth runs a service with --check-health.
 func checkHealth(t *testing.T, environ []string) error {
 	t.Helper()
-	return config.Run(t.Context(), "service", []string{"--check-health"}, environ, io.Discard,
+	return config.Run(t.Context(), "service", "", []string{"--check-health"}, environ, io.Discard,
 		func(context.Context, struct{}, io.Writer) error {
 			t.Error("the service was started")
 			return nil

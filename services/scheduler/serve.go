@@ -38,7 +38,7 @@ func (c settings) Validate() error {
 const taskConcurrency = 4
 
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := telemetry.NewLogger(stderr, "scheduler", cfg.LogLevel)
+	log := config.Logger(stderr, "scheduler", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
@@ -80,13 +80,14 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { _ = private.Close() }() // if the start fails
-	log.Info("scheduler is ready", "private", private.Addr().String())
+	log.Info("scheduler has started", "private", private.Addr().String())
 	checks := health.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check}
 	operators := http.NewServeMux()
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
 	operators.Handle("/", health.Handler(checks, registry))
 	parts := []rungroup.Component{
 		config.PrivateHTTP(private, operators, listeners.Private),
+		config.Readiness("scheduler", checks, log),
 		config.Bucket(objects, log),
 		{Name: "enqueue passes", Run: maintainer.Run},
 		{Name: "survey", Run: maintainer.Survey},

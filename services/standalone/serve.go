@@ -46,7 +46,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if opts.verbose {
 		level = slog.LevelInfo
 	}
-	log := telemetry.NewLogger(stderr, "standalone", level)
+	log := config.Logger(stderr, "standalone", level)
 	if err := os.MkdirAll(opts.state, 0o700); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}

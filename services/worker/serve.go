@@ -52,8 +52,13 @@ func (c settings) Validate() error {
 		c.Config.Validate(), c.Objects.Validate(), c.Envelope.Validate())...)
 }
 
+// CheckFiles opens the files that a start opens later.
+func (c settings) CheckFiles() error {
+	return errors.Join(c.Source.CheckFiles(), c.Directory.CheckFiles())
+}
+
 func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
-	log := telemetry.NewLogger(stderr, "worker", cfg.LogLevel)
+	log := config.Logger(stderr, "worker", cfg.LogLevel)
 	registry := telemetry.NewRegistry()
 	listeners, err := cfg.Listeners(log, registry)
 	if err != nil {
@@ -121,12 +126,13 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	log.Info("worker is ready", "private", private.Addr().String(), "concurrency", concurrency,
+	log.Info("worker has started", "private", private.Addr().String(), "concurrency", concurrency,
 		"express", cfg.Express, "worker", id)
 	checks := health.Checks{"redis": jobs.Ping, "queue": tasks.Ping, "objects": objects.Check, "source": source.Check,
 		"directory": directory.Check}
 	parts := []rungroup.Component{
 		config.PrivateHTTP(private, health.Handler(checks, registry), listeners.Private),
+		config.Readiness("worker", checks, log),
 		config.Bucket(objects, log),
 		{Name: "units", Run: func(ctx context.Context) error {
 			if err := source.Await(ctx, log); err != nil {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// Start runs a service, under the name that it logs, and returns the addresses of its two listeners when it is ready. stop
+// Start runs a service, under the name that it logs, and returns the addresses of its two listeners when it has started. stop
 // stops it and waits until it has returned.
 func Start(
 	t testing.TB, name string, run func(ctx context.Context, args, environ []string, stderr io.Writer) error, environ []string,
@@ -23,7 +23,7 @@ func Start(
 	}()
 	var ready struct{ Msg, Public, Private string }
 	log := bufio.NewScanner(out)
-	for ready.Msg != name+" is ready" {
+	for ready.Msg != name+" has started" {
 		if !log.Scan() {
 			cancel()
 			t.Fatalf("%s does not start: %v", name, <-stopped)

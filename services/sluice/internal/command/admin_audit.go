@@ -15,8 +15,8 @@ import (
 )
 
 func (a *app) audit() *cobra.Command {
-	return parent("audit", "Verify the audit log", "Verify the audit log. The command reads files and needs no database.",
-		a.auditVerify())
+	return parent("audit", "Verify and search the audit log",
+		"Verify and search the audit log. The commands read files and need no database.", a.auditVerify(), a.auditShow())
 }
 
 func (a *app) auditVerify() *cobra.Command {

@@ -7,15 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
-	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sluice-fhir/sluice/pkg/platform/buildinfo"
 	"github.com/sluice-fhir/sluice/pkg/platform/health"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // The exit codes.
@@ -63,11 +65,12 @@ type sharedFlags struct {
 // Run runs one command line, without the program's name, and returns the exit code. It returns soon after ctx is done.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr, args: args}
+	redisclient.LogTo(slog.New(slog.DiscardHandler)) // the errors of the commands have the same text
 	root := &cobra.Command{
 		Use:           "sluice",
 		Short:         "Export, load and check FHIR bulk data",
 		Long:          "sluice exports, loads and checks FHIR bulk data, and operates a Sluice deployment.\n\n" + exitHelp,
-		Version:       buildOf().String(),
+		Version:       buildinfo.Of().String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -256,51 +259,15 @@ func (a *app) print(text string) error {
 	return nil
 }
 
-// build describes this program.
-type build struct {
-	Version  string `json:"version"`
-	Revision string `json:"revision,omitempty"` // of the repository
-	Modified bool   `json:"modified"`           // since the revision
-	Go       string `json:"go"`
-}
-
-func buildOf() build {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return build{Version: "unknown"}
-	}
-	b := build{Version: info.Main.Version, Go: info.GoVersion}
-	for _, setting := range info.Settings {
-		switch setting.Key {
-		case "vcs.revision":
-			b.Revision = setting.Value
-		case "vcs.modified":
-			b.Modified = setting.Value == "true"
-		}
-	}
-	return b
-}
-
-func (b build) String() string {
-	parts := []string{b.Version}
-	if b.Revision != "" {
-		parts = append(parts, b.Revision[:min(len(b.Revision), 12)])
-	}
-	if b.Modified {
-		parts = append(parts, "modified")
-	}
-	return strings.Join(append(parts, b.Go), " ")
-}
-
 func (a *app) version() *cobra.Command {
 	return a.withJSON(&cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		RunE: a.run(func(context.Context, []string) error {
 			if a.flags.json {
-				return a.printJSON(buildOf())
+				return a.printJSON(buildinfo.Of())
 			}
-			return a.print("sluice " + buildOf().String() + "\n")
+			return a.print("sluice " + buildinfo.Of().String() + "\n")
 		}),
 	})
 }
