@@ -6,9 +6,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Delete deletes the groups in the transaction of Seal, after it. deleted has the place of the deletion by id: a line of
-// the load with a higher place keeps its group.
-func (l *Load) Delete(ctx context.Context, tx pgx.Tx, deleted map[string]int64) error {
+// delete deletes the groups, after Seal. A line of the load with a higher place than the deletion keeps its group.
+func (l *Load) delete(ctx context.Context, tx pgx.Tx, deleted map[string]int64) error {
 	ids, places := make([]string, 0, len(deleted)), make([]int64, 0, len(deleted))
 	for id, place := range deleted {
 		ids, places = append(ids, id), append(places, place)

@@ -214,9 +214,15 @@ func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool) error {
 	return wrap("merge groups", err)
 }
 
-// Sealing returns a function that calls Seal in the transaction of another load, so that both take effect at once.
-func (l *Load) Sealing(deleteMissing bool) func(context.Context, pgx.Tx) error {
-	return func(ctx context.Context, tx pgx.Tx) error { return l.Seal(ctx, tx, deleteMissing) }
+// Sealing returns a function that calls Seal in the transaction of another load, so that both take effect at once, and
+// then deletes groups: deleted has the place of each deletion by id.
+func (l *Load) Sealing(deleteMissing bool, deleted map[string]int64) func(context.Context, pgx.Tx) error {
+	return func(ctx context.Context, tx pgx.Tx) error {
+		if err := l.Seal(ctx, tx, deleteMissing); err != nil {
+			return err
+		}
+		return l.delete(ctx, tx, deleted)
+	}
 }
 
 // merge returns the statements of Seal.

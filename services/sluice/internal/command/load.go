@@ -14,7 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
@@ -199,13 +198,7 @@ func (a *app) runLoad(
 		return errors.Join(a.printLeftOut(report), err)
 	}
 	a.say("read in %s; merging\n", time.Since(began).Round(time.Millisecond))
-	sealGroups := groups.Sealing(cfg.DeleteMissing)
-	report.Merged, err = load.Seal(ctx, report.given(), func(ctx context.Context, tx pgx.Tx) error {
-		if err := sealGroups(ctx, tx); err != nil {
-			return err
-		}
-		return groups.Delete(ctx, tx, gone.places)
-	})
+	report.Merged, err = load.Seal(ctx, report.given(), groups.Sealing(cfg.DeleteMissing, gone.places))
 	if err != nil {
 		return err
 	}
