@@ -42,18 +42,15 @@ func (l *Load) attribute(ctx context.Context, tx pgx.Tx, grown *change) error {
 			SELECT p.id, p.born, p.left_out AS was, v.patient, v.others, v.left_out
 			FROM affected AS a JOIN provenance AS p ON p.id = a.id
 			CROSS JOIN LATERAL (SELECT array_agg(b.patient ORDER BY b.patient) AS list,
-				(array_agg(b.patient ORDER BY b.patient) FILTER (WHERE b.patient < '`+source.Somebody+`'))[1:`+most+`] AS first,
 				count(*) FILTER (WHERE b.patient < '`+source.Somebody+`') AS patients,
 				coalesce(bool_or(b.patient = '`+many+`'), false) AS many
 				FROM about AS b WHERE b.id = p.id) AS found
 			CROSS JOIN LATERAL (SELECT found.many OR found.patients > `+most+` AS many) AS too
 			CROSS JOIN LATERAL (SELECT
-				CASE WHEN found.patients = 0 THEN '' ELSE found.list[1] END AS patient,
-				CASE WHEN found.patients = 0 THEN NULL
-					WHEN too.many THEN found.first || '`+source.Somebody+`'::text
-					WHEN cardinality(found.list) > 1 THEN found.list END AS others,
-				CASE WHEN found.patients > 0 THEN NULL
-					WHEN too.many THEN '`+string(export.TooManyReferences)+`'
+				CASE WHEN found.patients = 0 OR too.many THEN '' ELSE found.list[1] END AS patient,
+				CASE WHEN found.patients > 0 AND NOT too.many AND cardinality(found.list) > 1 THEN found.list END AS others,
+				CASE WHEN too.many THEN '`+string(export.TooManyReferences)+`'
+					WHEN found.patients > 0 THEN NULL
 					WHEN found.list = ARRAY['`+source.Foreigner+`'] THEN '`+string(export.ForeignPatient)+`'
 					WHEN found.list IS NOT NULL THEN '`+string(export.UnresolvedPatient)+`'
 					WHEN NOT EXISTS (SELECT FROM aim AS t WHERE t.provenance = p.id)
@@ -134,8 +131,8 @@ func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 		"ANALYZE affected")
 }
 
-// maxPatients bounds the patients of one Provenance, so that chains of Provenance take linear time. One that is about
-// more has those of its own targets, as many at most, and source.Somebody: hardly any cohort has them all.
+// maxPatients bounds the patients of one Provenance, so that chains of Provenance take linear time. No export contains one
+// that is about more, or one that targets it.
 const maxPatients = 100
 
 var most = strconv.Itoa(maxPatients)
