@@ -76,7 +76,8 @@ func (c contents) String() string {
 	fmt.Fprintf(&text, "Data: %s of %s, %s, %s\n", plural(c.files, "file"), c.dir, plural(c.resources, "resource"),
 		plural(c.patients, "patient"))
 	if c.leftOut > 0 {
-		fmt.Fprintf(&text, "Left out of every export: %s (the warnings above give the reasons)\n", plural(c.leftOut, "resource"))
+		fmt.Fprintf(&text, "Left out of every export: %s or references; the warnings above give the reasons\n",
+			plural(c.leftOut, "resource"))
 	}
 	if len(c.groups) == 0 {
 		text.WriteString("Warning: there is no group, so nothing can be exported. Groups are read from Group*.ndjson in that folder.\n")
