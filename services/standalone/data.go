@@ -65,7 +65,8 @@ func survey(ctx context.Context, dir string, from source.Source, groups *filedir
 		c.groups = append(c.groups, g)
 	}
 	if c.resources == 0 {
-		return c, fmt.Errorf("--data %s: no resource in %d files; it must hold NDJSON or Bundles of FHIR R4 (docs/data.md)", dir, c.files)
+		return c, fmt.Errorf("--data %s: no resource in %d files; it must hold NDJSON or Bundles of FHIR R4 (docs/data.md)",
+			dir, c.files)
 	}
 	return c, nil
 }
@@ -80,7 +81,8 @@ func (c contents) String() string {
 			plural(c.leftOut, "resource"))
 	}
 	if len(c.groups) == 0 {
-		text.WriteString("Warning: there is no group, so nothing can be exported. Groups are read from Group*.ndjson in that folder.\n")
+		text.WriteString("Warning: there is no group, so nothing can be exported. Groups are read from Group*.ndjson in that " +
+			"folder.\n")
 		return text.String()
 	}
 	text.WriteString("Groups (members):")

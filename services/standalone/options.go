@@ -103,7 +103,8 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	if host, _, err := net.SplitHostPort(o.addr); err != nil {
 		errs = append(errs, errors.New("--addr must be host:port, such as 127.0.0.1:8080"))
 	} else if ip, err := netip.ParseAddr(host); o.baseURL == "" && (host == "" || err == nil && ip.IsUnspecified()) {
-		errs = append(errs, fmt.Errorf("--addr %s is every address of this machine: --base-url must tell which clients use", o.addr))
+		errs = append(errs,
+			fmt.Errorf("--addr %s is every address of this machine: --base-url must tell which clients use", o.addr))
 	}
 	// Before the working directory changes.
 	o.command = filepath.Join(filepath.Dir(os.Args[0]), "sluice")
