@@ -103,8 +103,8 @@ func help[Settings any](service, about string, flags *flag.FlagSet) error {
 	if err != nil {
 		return err
 	}
-	text.WriteString("\nIt reads these variables, each also as NAME_FILE with the name of a file that holds the value. Their meanings are in\n" +
-		"docs/configuration.md (https://github.com/sluice-fhir/sluice/blob/main/docs/configuration.md).\n\n")
+	text.WriteString("\nIt reads these variables, each also as NAME_FILE with the name of a file that holds it. Their\n" +
+		"meanings are in docs/configuration.md (https://github.com/sluice-fhir/sluice/blob/main/docs/configuration.md).\n\n")
 	for _, required := range []bool{true, false} {
 		for _, s := range settings {
 			if s.Required != required {

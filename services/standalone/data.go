@@ -65,7 +65,8 @@ func survey(ctx context.Context, dir string, from source.Source, groups *filedir
 		c.groups = append(c.groups, g)
 	}
 	if c.resources == 0 {
-		return c, fmt.Errorf("--data %s: no resource in %d files; it must hold NDJSON or Bundles of FHIR R4 (docs/data.md)", dir, c.files)
+		return c, fmt.Errorf("--data %s: no resource in %d files; it must hold NDJSON or Bundles of FHIR R4 (docs/data.md)",
+			dir, c.files)
 	}
 	return c, nil
 }
@@ -76,10 +77,12 @@ func (c contents) String() string {
 	fmt.Fprintf(&text, "Data: %s of %s, %s, %s\n", plural(c.files, "file"), c.dir, plural(c.resources, "resource"),
 		plural(c.patients, "patient"))
 	if c.leftOut > 0 {
-		fmt.Fprintf(&text, "Left out of every export: %s (the warnings above give the reasons)\n", plural(c.leftOut, "resource"))
+		fmt.Fprintf(&text, "Left out of every export: %s or references; the warnings above give the reasons\n",
+			plural(c.leftOut, "resource"))
 	}
 	if len(c.groups) == 0 {
-		text.WriteString("Warning: there is no group, so nothing can be exported. Groups are read from Group*.ndjson in that folder.\n")
+		text.WriteString("Warning: there is no group, so nothing can be exported. Groups are read from Group*.ndjson in that " +
+			"folder.\n")
 		return text.String()
 	}
 	text.WriteString("Groups (members):")

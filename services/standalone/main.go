@@ -18,7 +18,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	if errors.Is(err, flag.ErrHelp) { // the help was asked for, and printed
+	if errors.Is(err, flag.ErrHelp) { // the help or the version was asked for, and printed
 		return
 	}
 	if err != nil {
@@ -28,7 +28,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	opts, err := parse(args, stderr)
+	opts, err := parse(args, stdout)
 	if err != nil {
 		return err
 	}

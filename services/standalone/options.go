@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-fhir/sluice/pkg/platform/buildinfo"
 	"github.com/sluice-fhir/sluice/pkg/platform/certs"
 	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
 	"github.com/sluice-fhir/sluice/services/config"
@@ -37,11 +38,23 @@ type options struct {
 	command string         // path of the command line sluice, for the printed lines
 }
 
-func parse(args []string, stderr io.Writer) (options, error) {
+// about is the head of the help.
+const about = `Usage: standalone --state DIR [flags]
+
+All services of Sluice in one process, for a laptop: the API, a token service, workers, the operator's page, an embedded
+Redis and an embedded object store. It serves the data of a folder, or a generated sample, and prints how to export it.
+Exports are kept in the state folder over a restart. It is not for production: docs/containers.md, docs/systemd.md and
+docs/kubernetes.md are.
+
+Flags:
+`
+
+// parse reads the command line. The error is flag.ErrHelp after it has printed the help or the version.
+func parse(args []string, stdout io.Writer) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("standalone", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.StringVar(&o.data, "data", "", "folder of .ndjson and .ndjson.gz files; default: a generated sample")
+	flags.SetOutput(io.Discard) // the error is returned
+	flags.StringVar(&o.data, "data", "", "folder of NDJSON files or Bundles (docs/data.md); default: a generated sample")
 	flags.StringVar(&o.addr, "addr", "127.0.0.1:8080", "host:port of the listener; port 0 picks a free port")
 	flags.StringVar(&o.state, "state", "", "folder for keys, exported files and quickstart.json (required)")
 	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http(s)://ADDR/fhir")
@@ -67,8 +80,24 @@ func parse(args []string, stderr io.Writer) (options, error) {
 			return nil
 		})
 	flags.BoolVar(&o.verbose, "verbose", false, "log requests and units, not only warnings")
-	if err := flags.Parse(args); err != nil {
+	version := flags.Bool("version", false, "print the version and exit")
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		_, _ = io.WriteString(stdout, about)
+		flags.VisitAll(func(f *flag.Flag) {
+			text := f.Usage
+			if f.DefValue != "" && f.DefValue != "false" {
+				text += " (default " + f.DefValue + ")"
+			}
+			_, _ = fmt.Fprintf(stdout, "  --%-10s %s\n", f.Name, text)
+		})
 		return options{}, err
+	case err != nil:
+		return options{}, fmt.Errorf("%w: see standalone --help", err)
+	case *version:
+		_, _ = fmt.Fprintln(stdout, "standalone", buildinfo.Of())
+		return options{}, flag.ErrHelp
 	}
 	var errs []error
 	if flags.NArg() > 0 {
@@ -91,7 +120,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if host, _, err := net.SplitHostPort(o.addr); err != nil {
 		errs = append(errs, errors.New("--addr must be host:port, such as 127.0.0.1:8080"))
 	} else if ip, err := netip.ParseAddr(host); o.baseURL == "" && (host == "" || err == nil && ip.IsUnspecified()) {
-		errs = append(errs, fmt.Errorf("--addr %s is every address of this machine: --base-url must tell which clients use", o.addr))
+		errs = append(errs,
+			fmt.Errorf("--addr %s is every address of this machine: --base-url must tell which clients use", o.addr))
 	}
 	// Before the working directory changes.
 	o.command = filepath.Join(filepath.Dir(os.Args[0]), "sluice")

@@ -57,8 +57,8 @@ func (q quickstart) print(w io.Writer) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "Sluice serves FHIR Bulk Data at %s\n%s", q.BaseURL, q.data)
 	if q.plain {
-		text.WriteString("Warning: this is plain HTTP beyond this machine: the network sees tokens and data. Use --tls-cert and " +
-			"--tls-key.\n")
+		text.WriteString("Warning: this is plain HTTP beyond this machine: the network sees tokens and data. Use --tls-cert " +
+			"and --tls-key.\n")
 	}
 	switch {
 	case q.Group != "":
@@ -75,7 +75,7 @@ Or with curl, step by step:
   curl -fsS -i -X DELETE -H "Authorization: Bearer $TOKEN" "$STATUS"
 `, " "), q.BaseURL, quoted(q.State), quoted(q.Subject), q.Group, q.Scope, quoted(q.command))
 	case len(q.data.groups) > 0:
-		fmt.Fprintf(&text, "Warning: %v, so there is no example to print. Clients of --clients may export what their grants allow.\n",
+		fmt.Fprintf(&text, "Warning: %v, so there is no example. Clients of --clients may export what their grants allow.\n",
 			errNoExample)
 	}
 	if q.Operator != "" {

@@ -280,7 +280,7 @@ func replaceFile(path string, content []byte) (err error) {
 	return os.Rename(path+".new", path)
 }
 
-// secret returns the base64 of the 32 random bytes in a file of the state folder, and creates the file if it does not exist.
+// secret returns the base64 of the 32 random bytes in a file of the state folder. It creates a file that does not exist.
 func secret(path string) (string, error) {
 	content, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

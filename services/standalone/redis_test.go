@@ -1,7 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -170,6 +174,27 @@ func TestAnAddressOfEveryInterfaceNeedsABaseURL(t *testing.T) {
 			addr != "8080" {
 			t.Errorf("%s with a base URL: %v", addr, err)
 		}
+	}
+}
+
+func TestHelpAndVersionGoToStandardOutput(t *testing.T) {
+	for arg, parts := range map[string][]string{
+		"--help": {"All services of Sluice", "--state", "(default 127.0.0.1:8080)"}, "--version": {"standalone ", "go1."},
+	} {
+		var stdout, stderr bytes.Buffer
+		err := run(t.Context(), []string{arg}, &stdout, &stderr)
+		if !errors.Is(err, flag.ErrHelp) || stderr.Len() > 0 {
+			t.Errorf("%s: %v, %s", arg, err, &stderr)
+		}
+		for _, part := range parts {
+			if !strings.Contains(stdout.String(), part) {
+				t.Errorf("%s: %q is not in %s", arg, part, &stdout)
+			}
+		}
+	}
+	if _, err := parse([]string{"--bogus"}, io.Discard); err == nil || errors.Is(err, flag.ErrHelp) ||
+		!strings.Contains(err.Error(), "-bogus") {
+		t.Errorf("an unknown flag: %v", err)
 	}
 }
 

@@ -26,8 +26,8 @@ const Prefix = "SLUICE_"
 // secret KEY may be given as KEY_FILE instead, the name of a file with the value; config's method SecretFile(variable, file
 // string), if it has one, is called for each such file. Unknown variables with the prefix are errors: a typo must not
 // silently select a default. If config has a method Validate() error, it runs last, also when there are other problems:
-// of its problems those are left out that name a variable with a problem of its own. Load returns all problems in one error.
-// It quotes only values that are not of a variable's type, and no value that may be a secret.
+// of its problems those are left out that name a variable with a problem of its own. Load returns all problems in one
+// error. It quotes only values that are not of a variable's type, and no value that may be a secret.
 func Load(environ []string, config any) error {
 	values := map[string]string{}
 	var problems []error
@@ -117,7 +117,7 @@ func others(err error, problems []error) (rest []error) {
 	if err == nil {
 		return nil
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the parts of this error, not of a wrapped one
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // not of a wrapped one
 		for _, part := range joined.Unwrap() {
 			rest = append(rest, others(part, problems)...)
 		}
@@ -157,7 +157,8 @@ func parse(config any, values map[string]string, fields []env.FieldParams, read 
 		delete(good, field.Key)
 	}
 	all := env.AggregateError{}
-	if err := env.ParseWithOptions(config, env.Options{Prefix: Prefix, Environment: good}); err != nil && !errors.As(err, &all) {
+	err := env.ParseWithOptions(config, env.Options{Prefix: Prefix, Environment: good})
+	if err != nil && !errors.As(err, &all) {
 		all.Errors = []error{err}
 	}
 	missing := map[string]bool{}

@@ -110,8 +110,8 @@ func sinceOf(text string, now time.Time) (time.Time, error) {
 			return at, nil
 		}
 	}
-	return time.Time{}, usage("--since must be a date such as 2026-10-01, a time such as 2026-10-01T12:00:00Z, or a duration " +
-		"such as 720h")
+	return time.Time{}, usage("--since must be a date such as 2026-10-01, a time such as 2026-10-01T12:00:00Z, or a " +
+		"duration such as 720h")
 }
 
 // show writes the selected events of a file, and returns the number of lines that cannot be read.
