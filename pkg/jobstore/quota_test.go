@@ -133,10 +133,10 @@ func TestRoom(t *testing.T) {
 	if err := s.Room(t.Context()); !errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("Redis is down: %v", err)
 	}
-	real, err := jobstore.Open(testenv.Redis(t), nil)
+	actual, err := jobstore.Open(testenv.Redis(t), nil)
 	must(t, err)
-	defer real.Close()
-	must(t, real.Room(t.Context()))
+	defer actual.Close()
+	must(t, actual.Room(t.Context()))
 }
 
 // The cost of the check does not depend on how many jobs an owner holds.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -37,7 +38,8 @@ func (e entry) ref() (ref fhir.Ref, owned bool) {
 	} else if typ, id, _ := fhir.Classify(e.FullURL); typ == ref.Type {
 		ref.ID = id
 	}
-	if typ, id, form := fhir.Classify(e.Request.URL); ref.ID == "" && e.Request.Method == "PUT" && form == fhir.Local && typ == ref.Type {
+	if typ, id, form := fhir.Classify(e.Request.URL); ref.ID == "" && e.Request.Method == http.MethodPut &&
+		form == fhir.Local && typ == ref.Type {
 		ref.ID = id
 	}
 	return ref, !fhir.IsID(ref.ID)
@@ -46,7 +48,7 @@ func (e entry) ref() (ref fhir.Ref, owned bool) {
 // applies reports whether the entry is a resource to take.
 func (e entry) applies() bool {
 	switch e.Request.Method {
-	case "", "POST", "PUT", "GET", "HEAD":
+	case "", http.MethodPost, http.MethodPut, http.MethodGet, http.MethodHead:
 		return len(e.Resource) > 0
 	}
 	return false
@@ -102,7 +104,8 @@ func (s scope) write(out *bytes.Buffer, raw json.RawMessage) {
 // Bundle with another entry, which cannot be applied.
 func Deletion(line []byte) (fhir.Ref, bool) {
 	var bundle struct{ Entry []entry }
-	if err := json.Unmarshal(line, &bundle); err != nil || len(bundle.Entry) != 1 || bundle.Entry[0].Request.Method != "DELETE" {
+	err := json.Unmarshal(line, &bundle)
+	if err != nil || len(bundle.Entry) != 1 || bundle.Entry[0].Request.Method != http.MethodDelete {
 		return fhir.Ref{}, false
 	}
 	typ, id, form := fhir.Classify(bundle.Entry[0].Request.URL)

@@ -72,7 +72,8 @@ func InFolder(dir string) (folder Folder, err error) {
 		info, err := root.Stat(filepath.FromSlash(name)) // follows a link
 		switch {
 		case err != nil:
-			folder.Broken = append(folder.Broken, BrokenFile{name, fmt.Errorf("a link that leaves the folder or leads nowhere: %w", err)})
+			err = fmt.Errorf("a link that leaves the folder or leads nowhere: %w", err)
+			folder.Broken = append(folder.Broken, BrokenFile{name, err})
 		case info.Mode().IsRegular():
 			local := filepath.FromSlash(name)
 			folder.Files = append(folder.Files, File{Path: filepath.Join(dir, local), Size: info.Size(), dir: dir, name: local})

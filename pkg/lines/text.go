@@ -151,7 +151,8 @@ func firstLine(start []byte) []byte {
 
 // mayBeBundle is quick and true for every Bundle.
 func mayBeBundle(line []byte) bool {
-	return bytes.Contains(line, []byte(`"Bundle"`)) || bytes.Contains(line, []byte(`\u`)) && bytes.Contains(line, []byte(`undle`))
+	escaped := bytes.Contains(line, []byte(`\u`)) && bytes.Contains(line, []byte(`undle`))
+	return escaped || bytes.Contains(line, []byte(`"Bundle"`))
 }
 
 func isBundle(line []byte) bool {

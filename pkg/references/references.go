@@ -152,8 +152,8 @@ func (t *Table) Offer(ref fhir.Ref, line []byte) {
 }
 
 // Resolve returns the line with every reference resolved that names one resource. It calls missed for each other one,
-// except for those to the patient of the line, with its type, "" if it has none, and its form. The result is line itself if nothing
-// changes, else it is appended to buffer. facts are those of the line.
+// except for those to the patient of the line, with its type, "" if it has none, and its form. The result is line itself
+// if nothing changes, else it is appended to buffer. facts are those of the line.
 func (t *Table) Resolve(
 	buffer, line []byte, facts fhir.Facts, missed func(typ string, form fhir.Form),
 ) (resolved []byte, changed bool) {

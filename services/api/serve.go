@@ -96,8 +96,9 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer objects.Close()
-	const connections = 16                                                                  // a kick-off uses one, for two short queries
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, nil, connections) // workers read the members
+	const connections = 16 // a kick-off uses one, for two short queries
+	// No bases: workers read the members.
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, nil, connections)
 	if err != nil {
 		return err
 	}

@@ -97,7 +97,9 @@ func (s Source) Open(ctx context.Context, log *slog.Logger, connections int) (*D
 	if err != nil {
 		return nil, err
 	}
-	opened, err := ndjson.Open(ctx, ndjson.Config{Dir: s.Dir, SpoolDir: s.SpoolDir, Logger: log, Bases: bases, Limits: s.Limits})
+	opened, err := ndjson.Open(ctx, ndjson.Config{
+		Dir: s.Dir, SpoolDir: s.SpoolDir, Logger: log, Bases: bases, Limits: s.Limits,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -165,7 +165,8 @@ func reportLeftOut(ctx context.Context, log *slog.Logger, worker *pipeline.Worke
 	}
 	for _, l := range all {
 		if fromDatabase {
-			log.WarnContext(ctx, "resources are left out", "type", l.Type, "reason", l.Reason, "count", l.Count, "what", l.Reason.Text())
+			log.WarnContext(ctx, "resources are left out", "type", l.Type, "reason", l.Reason, "count", l.Count,
+				"what", l.Reason.Text())
 		}
 	}
 }

@@ -1,5 +1,5 @@
-// Package ndjson is the source for a folder of files with resources: every file in it and its subfolders that lines.InFolder
-// finds, NDJSON or Bundles. The type of a line is its resourceType; file names do not matter.
+// Package ndjson is the source for a folder of files with resources: every file in it and its subfolders that
+// lines.InFolder finds, NDJSON or Bundles. The type of a line is its resourceType; file names do not matter.
 //
 // Open reads all files once and keeps an index without bodies: 24 bytes for each compartment resource and patient that
 // it is about, 32 for each referenced resource and about 64 for each patient. While Open runs it takes 64 bytes for each

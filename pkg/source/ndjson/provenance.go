@@ -44,7 +44,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 	}
 	somebody := b.number(source.Somebody)
 	read := func(f *found, facts fhir.Facts, _ []byte) {
-		n, _ := slices.BinarySearchFunc(nodes, f.hash, func(node provenance, hash [2]uint64) int { return node.compareID(hash) })
+		n := nodeOf(nodes, f.hash)
 		node := &nodes[n]
 		referenced := 0
 		patients := b.numbersOf(source.Named(nil, facts))
@@ -59,7 +59,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 			case fhir.IsReferenced(target.Type):
 				referenced++
 			case target.Type == "Provenance":
-				to, _ := slices.BinarySearchFunc(nodes, held.hash, func(node provenance, hash [2]uint64) int { return node.compareID(hash) })
+				to := nodeOf(nodes, held.hash)
 				node.targets = append(node.targets, to)
 				nodes[to].sources = append(nodes[to].sources, n)
 			case held.home == noPatient && homeless[held.why] != export.NoPatient:
@@ -84,6 +84,12 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 		return cmp.Or(cmp.Compare(x.target, y.target), cmp.Compare(x.entry, y.entry))
 	})
 	return nil
+}
+
+// nodeOf returns the number of the node with the id hash.
+func nodeOf(nodes []provenance, hash [2]uint64) int {
+	n, _ := slices.BinarySearchFunc(nodes, hash, func(node provenance, hash [2]uint64) int { return node.compareID(hash) })
+	return n
 }
 
 // spread adds the patients of each Provenance to those that target it. Targets come first, so that a chain of any length

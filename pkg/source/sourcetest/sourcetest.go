@@ -415,8 +415,8 @@ func brokenLines(t *testing.T, load Load) {
 // versions: a number in meta.versionId counts before meta.lastUpdated where both versions have one (spec 11).
 func versions(t *testing.T, load Load) {
 	version := func(id, number, day, patient string) string {
-		return resource("Observation", id, fmt.Sprintf(`"meta":{"versionId":%q,"lastUpdated":"2024-01-%sT00:00:00Z"}`, number, day),
-			ref("subject", "Patient/"+patient))
+		meta := fmt.Sprintf(`"meta":{"versionId":%q,"lastUpdated":"2024-01-%sT00:00:00Z"}`, number, day)
+		return resource("Observation", id, meta, ref("subject", "Patient/"+patient))
 	}
 	src := load(t, lines(
 		version("higher-first", "10", "01", "a"), version("higher-first", "9", "02", "b"),
@@ -442,8 +442,8 @@ func somebody(t *testing.T, load Load) {
 		resource("Appointment", "logical", actors(`{"identifier":{"value":"MRN"},"display":"Person Two"}`, member)),
 		resource("Appointment", "related", actors(member, `{"reference":"RelatedPerson/r"}`)),
 		resource("Appointment", "invalid", actors(member, `{"reference":"Patient/a_b"}`)),
-		resource("Appointment", "foreign", actors(member, `{"reference":"https://elsewhere.example/Patient/a"}`)),
-		resource("Appointment", "both", actors(member, `{"reference":"https://elsewhere.example/Patient/a"}`, `{"reference":"#x"}`)),
+		resource("Appointment", "foreign", actors(member, `{"reference":"https://other.example/Patient/a"}`)),
+		resource("Appointment", "both", actors(member, `{"reference":"https://other.example/Patient/a"}`, `{"reference":"#x"}`)),
 		resource("Appointment", "contained", actors(member), `"contained":[{"resourceType":"Patient","id":"x"}]`),
 		resource("Appointment", "nobody", actors(`{"reference":"urn:uuid:x"}`)),
 	))
@@ -483,10 +483,14 @@ func leftOut(t *testing.T, load Load) {
 		resource("Group", "g"), // passed by
 	))
 	want := []export.LeftOut{
-		{Type: "Condition", Reason: export.InvalidSubject, Count: 1}, {Type: "Device", Reason: export.NoPatient, Count: 1},
-		{Type: "Observation", Reason: export.ForeignPatient, Count: 1}, {Type: "Observation", Reason: export.InvalidSubject, Count: 1},
-		{Type: "Observation", Reason: export.NoPatient, Count: 2}, {Type: "Observation", Reason: export.UnresolvedPatient, Count: 4},
-		{Type: "Provenance", Reason: export.NoPatient, Count: 1}, {Type: "Provenance", Reason: export.UnresolvedPatient, Count: 1},
+		{Type: "Condition", Reason: export.InvalidSubject, Count: 1},
+		{Type: "Device", Reason: export.NoPatient, Count: 1},
+		{Type: "Observation", Reason: export.ForeignPatient, Count: 1},
+		{Type: "Observation", Reason: export.InvalidSubject, Count: 1},
+		{Type: "Observation", Reason: export.NoPatient, Count: 2},
+		{Type: "Observation", Reason: export.UnresolvedPatient, Count: 4},
+		{Type: "Provenance", Reason: export.NoPatient, Count: 1},
+		{Type: "Provenance", Reason: export.UnresolvedPatient, Count: 1},
 	}
 	got, err := src.LeftOut(t.Context())
 	must(t, err)

@@ -52,7 +52,7 @@ const exportThem = "export"
 func (c Config) Validate() error {
 	errs := []error{c.Settings.Validate()}
 	if c.UnresolvedSubjects != "withhold" && c.UnresolvedSubjects != exportThem {
-		errs = append(errs, fmt.Errorf("SLUICE_UNRESOLVED_SUBJECTS must be withhold or export, not %q", c.UnresolvedSubjects))
+		errs = append(errs, errors.New("SLUICE_UNRESOLVED_SUBJECTS must be withhold or export"))
 	}
 	for _, setting := range []struct {
 		name     string
