@@ -160,14 +160,14 @@ func checkAudience(token, base string) error {
 	var claims struct{ Aud json.RawMessage }
 	payload, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(parts[1], "="))
 	if err != nil || json.Unmarshal(payload, &claims) != nil {
-		return nil
+		return nil //nolint:nilerr // not a JWT
 	}
 	var one string
 	var all []string
 	if json.Unmarshal(claims.Aud, &one) == nil {
 		all = []string{one}
 	} else if json.Unmarshal(claims.Aud, &all) != nil {
-		return nil
+		return nil //nolint:nilerr // no audience
 	}
 	var others []string
 	for _, audience := range all {

@@ -71,7 +71,7 @@ var reasons = map[Reason]struct{ severity, code, text string }{
 	UnresolvedPatient:   {"warning", "incomplete", "the reference to the patient matches no resource, or several"},
 	ForeignPatient:      {"warning", "incomplete", "the reference names a patient of another server"},
 	OtherPatient:        {"information", "suppressed", "also about a patient outside the export"},
-	UnknownPatient:      {"warning", "suppressed", "also about somebody who cannot be identified and may be a patient outside the export"},
+	UnknownPatient:      {"warning", "suppressed", "also about somebody who cannot be identified and may be another patient"},
 	UnresolvedReference: {"warning", "not-found", "references that match no resource, or several, and were not followed"},
 	ForeignReference:    {"information", "not-found", "references to resources of other servers, which were not followed"},
 	MemberByIdentifier:  {"warning", "incomplete", "members of the group that are named by an identifier only"},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -379,11 +380,11 @@ func TestPingEndsWithItsContext(t *testing.T) { // pitfall 34
 func TestABadURLIsRefusedWithoutQuotingIt(t *testing.T) {
 	for _, url := range []string{"redis://:secret@host:port:port", "redis-sentinel://:secret@a,b?master=m", "secret"} {
 		_, err := queue.Open(url)
-		if err == nil || len(err.Error()) > 60 {
+		if err == nil || strings.Contains(err.Error(), url) || strings.Contains(err.Error(), ":secret") {
 			t.Errorf("%q: %v", url, err)
 		}
 		err = queue.Serve(t.Context(), queue.ServerConfig{URL: url}, queue.Handlers{})
-		if err == nil || len(err.Error()) > 60 {
+		if err == nil || strings.Contains(err.Error(), url) || strings.Contains(err.Error(), ":secret") {
 			t.Errorf("serve %q: %v", url, err)
 		}
 	}

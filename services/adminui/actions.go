@@ -78,7 +78,7 @@ type confirmPage struct {
 func (p *Page) confirm(w http.ResponseWriter, r *http.Request, prepare preparation) {
 	a, err := prepare(r)
 	if err != nil {
-		p.refuse(w, err, Path)
+		p.refuse(r.Context(), w, err, Path)
 		return
 	}
 	p.render(w, http.StatusOK, "confirm.html", confirmPage{
@@ -94,14 +94,14 @@ func (p *Page) perform(w http.ResponseWriter, r *http.Request, prepare preparati
 	}
 	a, err := prepare(r)
 	if err != nil {
-		p.refuse(w, err, Path)
+		p.refuse(r.Context(), w, err, Path)
 		return
 	}
 	err = a.do(r, p.operator.As(agentOf(r)))
 	p.overviews.clear()
 	p.details.clear()
 	if err != nil {
-		p.refuse(w, err, a.Back)
+		p.refuse(r.Context(), w, err, a.Back)
 		return
 	}
 	http.Redirect(w, r, a.after+"?done="+url.QueryEscape(a.done), http.StatusSeeOther)

@@ -40,7 +40,7 @@ func (p *Page) readJob(ctx context.Context, text string) (ops.Detail, error) {
 func (p *Page) showJob(w http.ResponseWriter, r *http.Request) {
 	job, err := p.readJob(r.Context(), r.PathValue("job"))
 	if err != nil {
-		p.refuse(w, err, Path)
+		p.refuse(r.Context(), w, err, Path)
 		return
 	}
 	page := jobPage{

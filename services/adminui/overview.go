@@ -153,7 +153,7 @@ func (p *Page) showOverview(w http.ResponseWriter, r *http.Request) {
 		return p.readOverview(ctx, filter)
 	})
 	if err != nil {
-		p.refuse(w, err, Path)
+		p.refuse(r.Context(), w, err, Path)
 		return
 	}
 	samples := p.sampler.all()

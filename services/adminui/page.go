@@ -137,7 +137,7 @@ func (p *Page) problem(w http.ResponseWriter, status int, title, what, back stri
 }
 
 // refuse responds to a failed action. The details of unexpected errors are only logged.
-func (p *Page) refuse(w http.ResponseWriter, err error, back string) {
+func (p *Page) refuse(ctx context.Context, w http.ResponseWriter, err error, back string) {
 	var invalid invalidInput
 	switch {
 	case errors.Is(err, context.Canceled): // the browser has disconnected
@@ -151,7 +151,7 @@ func (p *Page) refuse(w http.ResponseWriter, err error, back string) {
 	case errors.Is(err, export.ErrUnavailable):
 		p.log.Warn("operator's page", "err", err)
 		p.problem(w, http.StatusServiceUnavailable, "Temporarily unavailable",
-			p.unreachable()+" If you just submitted an action, check whether it took effect.", back)
+			p.unreachable(ctx)+" If you just submitted an action, check whether it took effect.", back)
 	default:
 		p.log.Error("operator's page", "err", err)
 		p.problem(w, http.StatusInternalServerError, "Internal error", "See the server's log.", back)
@@ -159,8 +159,8 @@ func (p *Page) refuse(w http.ResponseWriter, err error, back string) {
 }
 
 // unreachable says which dependency does not answer.
-func (p *Page) unreachable() string {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second) // the request's may be over
+func (p *Page) unreachable(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // the request may be over
 	defer cancel()
 	if err := p.operator.Jobs.Ping(ctx); err != nil {
 		return "Redis cannot be reached."

@@ -8,8 +8,8 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
-const about = `The FHIR endpoint: kick-off, status, cancel and files. Any number may run. It needs Redis, the object store, groups
-and grants, and the issuers whose tokens it accepts.`
+const about = `The FHIR endpoint: kick-off, status, cancel and files. Any number may run. It needs Redis, the object store,
+groups and grants, and the issuers whose tokens it accepts.`
 
 func main() { config.Main("api", run) }
 

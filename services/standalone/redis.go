@@ -113,8 +113,8 @@ func (r *embeddedRedis) saving(log *slog.Logger) rungroup.Component {
 }
 
 // close writes the last snapshot and stops the server.
-func (r *embeddedRedis) close() error {
-	err := errors.Join(r.save(context.Background()), r.client.Close())
+func (r *embeddedRedis) close(ctx context.Context) error {
+	err := errors.Join(r.save(context.WithoutCancel(ctx)), r.client.Close()) // the process is ending
 	r.server.Close()
 	return err
 }

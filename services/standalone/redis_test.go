@@ -65,13 +65,13 @@ func TestTheEmbeddedRedisOutlivesItsProcess(t *testing.T) {
 		t.Errorf("the key expires in %s", left)
 	}
 	must(t, after.client.FlushAll(context.Background()).Err())
-	must(t, after.close()) // saves
+	must(t, after.close(t.Context())) // saves
 	empty, err := startRedis(file)
 	must(t, err)
 	if keys := empty.server.Keys(); len(keys) > 0 {
 		t.Errorf("deleted keys are restored: %v", keys)
 	}
-	must(t, empty.close())
+	must(t, empty.close(t.Context()))
 }
 
 func TestExpiredKeysAreNotRestored(t *testing.T) {
@@ -79,7 +79,7 @@ func TestExpiredKeysAreNotRestored(t *testing.T) {
 	r, err := startRedis(file)
 	must(t, err)
 	fill(t, r.server)
-	must(t, r.close())
+	must(t, r.close(t.Context()))
 	later := &embeddedRedis{server: miniredis.NewMiniRedis(), file: file}
 	must(t, later.restore(time.Now().Add(2*time.Hour)))
 	if later.server.Exists("leased") || !later.server.Exists("string") {
@@ -100,7 +100,7 @@ func TestASnapshotIsWrittenOnlyWhenAValueChanged(t *testing.T) {
 		t.Error("written without a change")
 	}
 	must(t, r.server.Set("string", "other"))
-	must(t, r.close())
+	must(t, r.close(t.Context()))
 	if _, err := os.Stat(file); err != nil {
 		t.Error("a change is not written")
 	}

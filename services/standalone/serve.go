@@ -96,7 +96,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, redis.close()) }()
+	defer func() { err = errors.Join(err, redis.close(ctx)) }()
 	accessKey, secretKey := "standalone", rand.Text()
 	s3, err := embeddeds3.Start(ctx, embeddeds3.Config{
 		Dir: filepath.Join(opts.state, "objects"), AccessKey: accessKey, SecretKey: secretKey,

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Start runs a service, under the name that it logs, and returns the addresses of its two listeners when it has started. stop
-// stops it and waits until it has returned.
+// Start runs a service, under the name that it logs, and returns the addresses of its two listeners when it has started.
+// stop stops it and waits until it has returned.
 func Start(
 	t testing.TB, name string, run func(ctx context.Context, args, environ []string, stderr io.Writer) error, environ []string,
 ) (public, private string, stop func()) {
