@@ -228,7 +228,7 @@ func TestTheNewestVersionOfAGroup(t *testing.T) {
 	}
 }
 
-// B-09, B-11, B-27: what clients write.
+// Names and forms of files that clients write.
 func TestFilesAreToldByTheirContent(t *testing.T) {
 	const mark = "\xef\xbb\xbf"
 	zipped := func(text string) string {
