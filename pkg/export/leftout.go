@@ -90,11 +90,11 @@ func (r Reason) Text() string { return cmp.Or(reasons[r].text, string(r)) }
 // Warning reports whether something that should be served is not. It is false for what is left out by design.
 func (r Reason) Warning() bool { return reasons[r].severity != "information" }
 
-// Warning reports whether data that the export should contain may be missing. What is of no known type most likely does
-// not concern the export.
+// Warning reports whether data that the export should contain may be missing. What is of no known type, and a reference
+// somewhere in the source, most likely does not concern the export.
 func (l LeftOut) Warning() bool {
-	untyped := l.Type == "" && slices.Contains([]Reason{Malformed, UnsupportedEntry, UnresolvedReference}, l.Reason)
-	return l.Reason.Warning() && !untyped
+	elsewhere := l.Reason == UnresolvedReference || l.Type == "" && (l.Reason == Malformed || l.Reason == UnsupportedEntry)
+	return l.Reason.Warning() && !elsewhere
 }
 
 // Outcome returns l for the owner of an export.

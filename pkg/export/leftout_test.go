@@ -30,7 +30,7 @@ func TestOwnersLearnCountsOnlyOfDataThatTheyMaySee(t *testing.T) {
 
 func TestLinesOfNoKnownTypeAreNoWarning(t *testing.T) {
 	for l, want := range map[export.LeftOut]bool{
-		{Reason: export.Malformed}: false, {Type: "Patient", Reason: export.Malformed}: true, {Reason: export.UnreadableFile}: true,
+		{Type: "Practitioner", Reason: export.UnresolvedReference}: false, {Reason: export.Malformed}: false, {Type: "Patient", Reason: export.Malformed}: true, {Reason: export.UnreadableFile}: true,
 		{Reason: export.MemberByIdentifier}: true, {Reason: export.MemberType}: false, {Type: "Appointment", Reason: export.OtherPatient}: false,
 	} {
 		if got := l.Warning(); got != want {

@@ -203,7 +203,7 @@ func (p *process) claims() []claim {
 type process struct {
 	name  string
 	cmd   *exec.Cmd
-	ready chan struct{} // closed when it has logged that it is ready
+	ready chan struct{} // closed when it has logged that it listens
 	done  chan struct{} // closed when it has ended
 	last  string        // its last line, to be read when done is closed
 
@@ -251,7 +251,7 @@ func (p *process) follow(stderr io.Reader) {
 			p.claimed = append(p.claimed, claim{at: entry.Time, fence: entry.Fence})
 			p.mu.Unlock()
 		}
-		if strings.HasSuffix(entry.Msg, " is ready") && !said {
+		if strings.HasSuffix(entry.Msg, " has started") && !said {
 			said = true
 			p.private = entry.Private
 			close(p.ready)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -55,7 +56,28 @@ func readPopulation(t *testing.T, dir string) population {
 		must(t, lines.Err())
 		must(t, file.Close())
 	}
+	p.resolve(t)
 	return p
+}
+
+// resolve rewrites references by urn to the one resource with the id (spec 10).
+func (p population) resolve(t *testing.T) {
+	t.Helper()
+	urn := regexp.MustCompile(`"reference":"urn:uuid:([^"]+)"`)
+	byID := map[string][]string{}
+	for key, r := range p.byKey {
+		byID[r.id] = append(byID[r.id], key)
+	}
+	for _, r := range p.byKey {
+		r.line = urn.ReplaceAllStringFunc(r.line, func(reference string) string {
+			if keys := byID[urn.FindStringSubmatch(reference)[1]]; len(keys) == 1 {
+				return `"reference":"` + keys[0] + `"`
+			}
+			return reference
+		})
+		r.tree = nil
+		must(t, json.Unmarshal([]byte(r.line), &r.tree))
+	}
 }
 
 var travelling = []string{"Practitioner", "PractitionerRole", "Organization", "Location", "Medication"}

@@ -283,14 +283,14 @@ func (p *process) find(match func(entry map[string]any) bool) (map[string]any, b
 	return nil, false
 }
 
-// ready waits for the log line of a service that is ready, and returns its addresses.
+// ready waits for the log line of a service that listens, and returns its addresses.
 func (p *process) ready() map[string]string {
 	p.t.Helper()
 	found := map[string]string{}
-	eventually(p.t, 60*time.Second, p.name+" is ready", func() bool {
+	eventually(p.t, 60*time.Second, p.name+" has started", func() bool {
 		entry, ok := p.find(func(e map[string]any) bool {
 			msg, _ := e["msg"].(string)
-			return strings.HasSuffix(msg, " is ready")
+			return strings.HasSuffix(msg, " has started")
 		})
 		for key, value := range entry {
 			if text, isText := value.(string); isText {

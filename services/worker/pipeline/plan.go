@@ -204,7 +204,8 @@ func (w *Worker) leftOut(ctx context.Context, types []string, counted bool) ([]e
 	}
 	var list []export.LeftOut
 	for _, l := range all {
-		if l.Type != "" && !slices.Contains(types, l.Type) {
+		// Data of other servers is in no export.
+		if l.Type != "" && !slices.Contains(types, l.Type) || l.Reason == export.ForeignReference {
 			continue
 		}
 		if !counted {
