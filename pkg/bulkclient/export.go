@@ -65,7 +65,7 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 	if err != nil && opts.CancelOnInterrupt && errors.Is(ctx.Err(), context.Canceled) {
 		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelCall)
 		defer stop()
-		if cancelErr := c.Cancel(ctx, job); cancelErr != nil {
+		if cancelErr := c.Cancel(ctx, job); cancelErr != nil && !errors.Is(cancelErr, ErrNoJob) {
 			return Report{}, cancelErr
 		}
 		return Report{}, errors.Join(ErrCancelled, err, folder.removeExport())

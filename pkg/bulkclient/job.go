@@ -126,13 +126,18 @@ func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Heade
 	return location.String(), nil
 }
 
-// Cancel cancels the job, or deletes a finished one. A job that no longer exists is not an error.
+// ErrNoJob means that a job does not exist, or belongs to another subject.
+var ErrNoJob = errors.New("there is no such export, or it belongs to another subject")
+
+// Cancel cancels the job, or deletes a finished one. It returns ErrNoJob for an unknown one.
 func (c *Client) Cancel(ctx context.Context, job Job) error {
 	resp, err := c.send(ctx, http.MethodDelete, job.StatusURL, http.Header{"Accept": {"application/fhir+json"}}, true)
 	if err == nil {
 		switch resp.StatusCode {
-		case http.StatusOK, http.StatusAccepted, http.StatusNoContent, http.StatusNotFound, http.StatusGone:
+		case http.StatusOK, http.StatusAccepted, http.StatusNoContent:
 			err = resp.Body.Close()
+		case http.StatusNotFound, http.StatusGone:
+			err = errors.Join(ErrNoJob, resp.Body.Close())
 		default:
 			err = refusal(resp)
 		}

@@ -56,6 +56,7 @@ const (
 	MemberForeign      Reason = "member_foreign"
 	MemberGroup        Reason = "member_group"
 	MemberType         Reason = "member_type"
+	MemberMissing      Reason = "member_missing"
 )
 
 // reasons has each reason with the severity and the code of its issue, and its text.
@@ -78,6 +79,7 @@ var reasons = map[Reason]struct{ severity, code, text string }{
 	MemberUnresolved:    {"warning", "incomplete", "members of the group whose reference matches no patient, or is not valid"},
 	MemberForeign:       {"warning", "incomplete", "members of the group that are patients of another server"},
 	MemberGroup:         {"warning", "incomplete", "member groups that do not exist or cannot be exported"},
+	MemberMissing:       {"warning", "not-found", "members of the group that the data does not have"},
 	MemberType:          {"information", "incomplete", "members of the group that are not patients"},
 }
 
@@ -93,7 +95,7 @@ func (r Reason) Warning() bool { return reasons[r].severity != "information" }
 // Warning reports whether data that the export should contain may be missing. What is of no known type, and a reference
 // somewhere in the source, most likely does not concern the export.
 func (l LeftOut) Warning() bool {
-	elsewhere := l.Reason == UnresolvedReference || l.Type == "" && (l.Reason == Malformed || l.Reason == UnsupportedEntry)
+	elsewhere := l.Reason == UnresolvedReference || l.Type == "" && l.Reason == Malformed
 	return l.Reason.Warning() && !elsewhere
 }
 

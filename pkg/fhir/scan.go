@@ -128,6 +128,25 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	return facts, nil
 }
 
+// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one, if it is one of R4, else "". It
+// may be wrong for a line that has none of its own, so it is only for reports.
+func PeekType(line []byte) string {
+	for {
+		i := bytes.Index(line, []byte(`"resourceType"`))
+		if i < 0 {
+			return ""
+		}
+		line = line[i+len(`"resourceType"`):]
+		value := bytes.TrimLeft(bytes.TrimPrefix(bytes.TrimLeft(line, " \t"), []byte(":")), " \t")
+		if len(value) == 0 || value[0] != '"' {
+			continue
+		}
+		if name, _, found := bytes.Cut(value[1:], []byte(`"`)); found && IsType(string(name)) {
+			return string(name)
+		}
+	}
+}
+
 // topLevel reads the facts of one member of the resource and returns the end of its value. The type may come after the
 // subject, so it only marks the values of subject elements.
 func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, error) {

@@ -349,6 +349,18 @@ func TestResolveRewritesWhatIsNotLocal(t *testing.T) {
 	}
 }
 
+func TestPeekTypeReadsWhatScanRefuses(t *testing.T) {
+	for line, want := range map[string]string{
+		"{\"resourceType\" : \"Patient\",\"name\":\"M\xfcller\"}": "Patient", `{"id":"x","resourceType":"Observation","sub`: "Observation",
+		`{"resourceType":"Observ`: "", `{"resourceType":"Nothing"}`: "", `{"resourceType":7}`: "", `{}`: "", "": "",
+		`{"x":"\"resourceType\"","resourceType":"Flag"}`: "Flag",
+	} {
+		if got := PeekType([]byte(line)); got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+}
+
 func TestIdentifiers(t *testing.T) {
 	for line, want := range map[string]string{
 		`{"identifier":[{"system":"s","value":"1"},{"value":"2"},{"system":"x"},null,7],"contained":[{"identifier":[{"value":"3"}]}]}`: "s|1 |2 ",

@@ -156,7 +156,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 		t.Errorf("the file: %s, %d lines, want %d", resp.Status, bytes.Count(text, []byte("\n")), done.Output[0].Count)
 	}
 	last := app.token()
-	sluice(t, 0, "admin", "client", "remove", "--redis", redis, "--id", "app")
+	sluice(t, 0, "admin", "client", "remove", "--redis", redis, "--id", "app", "--yes")
 	if status, given := app.ask(); status != http.StatusBadRequest || given != "" {
 		t.Errorf("token request of a removed client: %d", status)
 	}

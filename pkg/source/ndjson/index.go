@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -51,11 +52,13 @@ type location struct {
 	name string
 }
 
-// strays counts the lines of a file without a resourceType. If no line has one, it is not a file of resources.
+// strays counts the lines of a file without a resourceType. If no line has one, and all are JSON objects, it is another
+// file beside the data, such as a log; if they are not, it is damaged.
 type strays struct {
-	typed bool
-	count int64
-	first location
+	typed   bool
+	damaged bool
+	count   int64
+	first   location
 }
 
 // deletion is an entry of a Bundle that deletes a resource.
@@ -188,10 +191,12 @@ func (b *builder) leaveOut(typ string, reason export.Reason, at location) {
 }
 
 // stray counts a line without a resourceType.
-func (b *builder) stray(file int, at location) {
+func (b *builder) stray(file int, at location, body []byte) {
+	object := body[0] == '{' && json.Valid(body)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := &b.strays[file]
+	s.damaged = s.damaged || !object
 	if s.count++; s.count == 1 || at.line < s.first.line {
 		s.first = at
 	}
@@ -229,9 +234,12 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 		}
 	}
 	for _, s := range b.strays {
-		if s.typed && s.count > 0 {
+		switch {
+		case s.typed && s.count > 0:
 			b.leaveOut("", export.Malformed, s.first)
 			b.left.Add("", export.Malformed, s.count-1)
+		case s.damaged:
+			b.leaveOut("", export.UnreadableFile, s.first)
 		}
 	}
 	return nil
@@ -245,7 +253,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 	for line := range block.Lines {
 		at := location{block.File, line.Number, b.files[block.File].name + " " + block.Place(line)}
 		if line.TooLong {
-			b.leaveOut("", export.TooLong, at)
+			b.leaveOut(fhir.PeekType(line.Body), export.TooLong, at)
 			typed = true
 			continue
 		}
@@ -254,7 +262,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		}
 		facts, err := scanner.Scan(line.Body)
 		if facts.Type == "" && !bytes.Contains(line.Body, []byte(`"resourceType"`)) {
-			b.stray(block.File, at)
+			b.stray(block.File, at, line.Body)
 			continue
 		}
 		typed = true
@@ -276,7 +284,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 			b.leaveOut(facts.Type, export.TooManyReferences, at)
 			continue
 		case err != nil:
-			b.leaveOut(facts.Type, export.Malformed, at)
+			b.leaveOut(cmp.Or(facts.Type, fhir.PeekType(line.Body)), export.Malformed, at)
 			continue
 		}
 		f := found{
@@ -450,7 +458,7 @@ func (b *builder) report(ctx context.Context, log *slog.Logger, s *Source, folde
 	log.InfoContext(ctx, "folder of resources indexed", "files", len(s.files), "other_files", len(folder.Other),
 		"resources", resources, "bytes", bytes, "patients", s.sizes.Patients, "left_out", s.leftOut.Total())
 	for i, stray := range b.strays {
-		if stray.count > 0 && !stray.typed {
+		if stray.count > 0 && !stray.typed && !stray.damaged {
 			log.WarnContext(ctx, "a file without resources is passed by", "file", b.files[i].name, "lines", stray.count)
 		}
 	}

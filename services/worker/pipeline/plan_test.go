@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/source"
@@ -203,6 +204,29 @@ func TestWhatTheSourceLeavesOutIsTold(t *testing.T) { // pitfalls 10, 37, 39
 				"warning: Observation: "+numbers[0]+" left out: the reference to the patient matches no resource, or several.")
 			fx.wantMetric(17, "sluice_source_left_out", "Observation", "unresolved_patient")
 		})
+	}
+}
+
+func TestMembersThatTheDataDoesNotHaveAreTold(t *testing.T) { // pitfall 38
+	t.Parallel()
+	told := func(o outcome) bool {
+		return slices.ContainsFunc(o.issues, func(issue fhir.Issue) bool {
+			return issue.Severity == "warning" && issue.Diagnostics == "1 left out: members of the group that the data does not have."
+		})
+	}
+	all := holding(t, patient(1), patient(2), observation(1, 1))
+	for _, row := range []struct {
+		members, types []string
+		want           bool
+	}{
+		{members, []string{"Patient", "Observation"}, true},      // pat-3
+		{members[:2], []string{"Patient", "Observation"}, false}, // all are there
+		{members, []string{"Observation"}, false},                // nobody looked
+		{[]string{"ghost"}, []string{"Patient", "Observation"}, true},
+	} {
+		if got := told(newFixture(t, all, row.members...).export(row.types...)); got != row.want {
+			t.Errorf("members %v, types %v: told %t", row.members, row.types, got)
+		}
 	}
 }
 

@@ -20,11 +20,20 @@ import (
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	failed, done := 0, 0
 	var left export.Tally
+	patients := int64(0)         // Patient resources that were found
+	sought, lost := false, false // some units looked for them; one failed
 	errorFiles, err := w.writeErrors(ctx, lease, nil, func(out *files) error {
 		err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
 			if len(job.Key) > 0 && slices.ContainsFunc(result.Files, func(f export.File) bool { return !f.Encrypted }) {
 				// The API cannot serve it. Failing the job purges it.
 				return export.Permanent("a worker without encryption wrote a part of it")
+			}
+			if unit.Type == "Patient" {
+				sought, lost = true, lost || result.Failure != ""
+				patients += result.Withheld
+				for _, file := range result.Files {
+					patients += file.Count
+				}
 			}
 			switch {
 			case result.Failure != "":
@@ -39,6 +48,9 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 			}
 			return nil
 		})
+		if sought && !lost {
+			left.Add("", export.MemberMissing, max(job.Cohort.Patients-patients, 0))
+		}
 		for _, l := range left.List() {
 			if err == nil {
 				err = out.writeIssue(l.Outcome())

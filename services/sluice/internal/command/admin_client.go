@@ -35,14 +35,17 @@ the same id, the file takes precedence.`,
 			}
 			return a.show(clientJSON(client), clientRows(clientJSON(client)))
 		})),
-		a.onClient(&cobra.Command{
+		a.withYes(a.onClient(&cobra.Command{
 			Use:   "remove --id ID",
 			Short: "Remove a client",
 		}, func(ctx context.Context, store *authstore.Store, id string) error {
+			if err := a.confirm("Remove the client " + id + "? It gets no more tokens, and must be registered again."); err != nil {
+				return err
+			}
 			return a.recorded("removal of client "+id, func() (string, error) {
 				return "removed client " + id + "\n", ofClient(id, store.RemoveClient(ctx, id))
 			})
-		}))
+		})))
 	cmd.PersistentFlags().StringVar(&a.flags.redis, "redis", "", "URL of Redis; default: SLUICE_REDIS_URL")
 	return cmd
 }

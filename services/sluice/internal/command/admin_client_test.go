@@ -102,9 +102,9 @@ func TestAdminClient(t *testing.T) {
 	admin(2, "register "+name+".jwks.json", "register", "--id", "x", "--jwks-file", name+".key.json", "--scope", "system/*.rs")
 	admin(2, "private key", "update", "--id", "app", "--add-jwks-file", privateSet(t, dir, name))
 
-	admin(0, "removed client app", "remove", "--id", "app")
+	admin(0, "removed client app", "remove", "--id", "app", "--yes")
 	for _, args := range [][]string{
-		{"remove", "--id", "app"}, {"show", "--id", "app"}, {"rotate-secret", "--id", "app"}, {"update", "--id", "app", "--scope", "system/*.rs"},
+		{"remove", "--id", "app", "--yes"}, {"show", "--id", "app"}, {"rotate-secret", "--id", "app"}, {"update", "--id", "app", "--scope", "system/*.rs"},
 	} {
 		admin(1, "client app is not registered", args...)
 	}

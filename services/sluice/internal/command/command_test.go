@@ -169,7 +169,7 @@ func TestPartialExport(t *testing.T) {
 func TestWithheldDataIsNoFailure(t *testing.T) {
 	base, _ := serve(t, "information")
 	code, _, stderr := run(t, "export", "--base", base, "--group", "g", "--out", t.TempDir(), "--no-progress")
-	if want := "note: Observation could not be read.\n1 note about data that is withheld by design"; code != ExitGood ||
+	if want := "note: Observation could not be read.\n1 note for information"; code != ExitGood ||
 		!strings.HasPrefix(stderr, want) {
 		t.Errorf("exit %d, %q", code, stderr)
 	}

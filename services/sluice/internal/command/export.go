@@ -181,7 +181,7 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 		a.say("no data: the group has no patients, or none with data that you may export\n")
 	}
 	if report.Withheld > 0 {
-		a.say("%s about data that is withheld by design: see the OperationOutcomes in %s\n",
+		a.say("%s for information: see the OperationOutcomes in %s\n",
 			plural(report.Withheld, "note"), flags.Dir)
 	}
 	if report.Incomplete > 0 {
@@ -382,7 +382,8 @@ func countOf(manifest *bulkclient.Manifest) (resources int64, counted bool) {
 
 func (a *app) cancel() *cobra.Command {
 	return a.onJob("cancel", "Cancel an export, or delete a finished one",
-		`Cancel a job at the server, or delete a finished one with its files. A job that does not exist is no error.`,
+		`Cancel a job at the server, or delete a finished one with its files. It is an error if the
+job does not exist.`,
 		func(ctx context.Context, c *bulkclient.Client, job bulkclient.Job) error {
 			if err := c.Cancel(ctx, job); err != nil {
 				return err
@@ -403,8 +404,8 @@ func (a *app) onJob(
 		Use:   name + " STATUS_URL",
 		Short: short,
 		Long:  long,
-		Example: `  sluice ` + name + ` --state .state http://127.0.0.1:8080/fhir/jobs/3f2a
-  sluice ` + name + ` --token-file token https://bulk.example.org/fhir/jobs/3f2a`,
+		Example: `  sluice ` + name + ` --state .state http://127.0.0.1:8080/fhir/exports/yb4usboilbhicio2qlsbfk4jzq
+  sluice ` + name + ` --token-file token https://bulk.example.org/fhir/exports/yb4usboilbhicio2qlsbfk4jzq`,
 		Args: exactly("STATUS_URL"),
 		RunE: a.run(func(ctx context.Context, args []string) error {
 			c, err := connect(flags, args[0], 1, nil)
