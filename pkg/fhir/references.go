@@ -53,23 +53,23 @@ func Resolve(
 // Identifiers calls yield for each Identifier of the resource. Scan must have accepted the line.
 func Identifiers(line []byte, yield func(system, value string)) {
 	names := []string{"system", "value"}
-	one := func(i int) (int, error) {
-		if line[i] != '{' {
-			return value(line, i, 1)
+	var one func(i int) (int, error)
+	one = func(i int) (int, error) {
+		switch line[i] {
+		case '[':
+			return elements(line, i, one)
+		case '{':
+			var found [2]span
+			_, err := fields(line, i, names, found[:])
+			if err == nil && found[1].end > 0 {
+				yield(string(found[0].text(line)), string(found[1].text(line)))
+			}
 		}
-		var found [2]span
-		end, err := fields(line, i, names, found[:])
-		if err == nil && found[1].end > 0 {
-			yield(string(found[0].text(line)), string(found[1].text(line)))
-		}
-		return end, err
+		return value(line, i, 1) // also of one that is malformed
 	}
-	_, _ = members(line, space(line, 0), func(key []byte, start int) (int, error) { // a malformed one yields nothing
-		switch {
-		case string(key) != "identifier":
+	_, _ = members(line, space(line, 0), func(key []byte, start int) (int, error) { // Scan has accepted the line
+		if string(key) != "identifier" {
 			return value(line, start, 1)
-		case line[start] == '[':
-			return elements(line, start, one)
 		}
 		return one(start)
 	})

@@ -38,14 +38,9 @@ type Facts struct {
 type Scanner struct {
 	roots     []root
 	subjects  []Ref
-	contained []containedID
+	contained map[string]bool // ids of contained resources
+	named     int             // references at subject paths, of any form
 	lastType  string
-}
-
-// containedID identifies a contained resource.
-type containedID struct {
-	id  []byte
-	typ string
 }
 
 // root is a top-level member that a fact is read from.
@@ -63,8 +58,9 @@ var (
 	errUTF8      = errors.New("not valid UTF-8")
 	errNoObject  = errors.New("not a JSON object")
 	errTrailing  = errors.New("more than one JSON value")
-	errNoID      = errors.New("no id, or not a FHIR id")
 
+	// ErrNoID is returned for a resource without an id, or with one that is not a FHIR id.
+	ErrNoID = errors.New("no id, or not a FHIR id")
 	// ErrNoType is returned for a JSON object without a resourceType.
 	ErrNoType = errors.New("no resourceType")
 	// ErrTooMany is returned for a line with more than MaxSubjects subjects.
@@ -83,7 +79,8 @@ const maxDepth = 10000
 // only in case, and a key with a NUL or half a surrogate pair. Errors have a reason and a position, never content. With an
 // error the Facts have the Type, if it is known.
 func (s *Scanner) Scan(line []byte) (Facts, error) {
-	s.roots, s.subjects, s.contained = s.roots[:0], s.subjects[:0], s.contained[:0]
+	s.roots, s.subjects, s.named = s.roots[:0], s.subjects[:0], 0
+	clear(s.contained)
 	var facts Facts
 	if !utf8.Valid(line) {
 		return facts, errUTF8
@@ -104,7 +101,7 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	case facts.Type == "":
 		return known, ErrNoType
 	case facts.ID == "":
-		return known, errNoID
+		return known, ErrNoID
 	}
 	for _, r := range s.roots {
 		if r.name == "contained" && IsExportable(facts.Type) {
@@ -286,14 +283,15 @@ func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 		return span{}
 	}
 	typ := string(at("resourceType").text(line))
-	s.contained = append(s.contained, containedID{at("id").text(line), typ})
-	switch typ {
-	case "Patient", "Group", "Person", "Schedule", "AuditEvent", "Provenance":
+	if s.contained == nil {
+		s.contained = map[string]bool{}
+	}
+	s.contained[string(at("id").text(line))] = true
+	switch {
+	case harmlessContained[typ]:
+	case !InCompartment(typ), typ == "Patient", typ == "Provenance":
 		facts.Unresolved++
 	default:
-		if !IsType(typ) {
-			facts.Unresolved++
-		}
 		for _, path := range SubjectPaths(typ) {
 			name, rest, _ := strings.Cut(path, ".")
 			if found := at(name); found.end > 0 {
@@ -303,12 +301,20 @@ func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 			}
 		}
 	}
-	if nested := at("contained"); nested.end > 0 {
-		if _, err := s.scanContained(facts, line, nested.start); err != nil {
-			return 0, err
-		}
+	if at("contained").end > 0 { // R4 forbids it: it is not read, so that the time does not grow with the depth
+		facts.Unresolved++
 	}
 	return end, nil
+}
+
+// harmlessContained are the types whose contained resources are about no patient. Any other type outside of the
+// compartment may have a patient, or a resource about one, somewhere in it.
+var harmlessContained = map[string]bool{
+	"ActivityDefinition": true, "CodeSystem": true, "DeviceDefinition": true, "Endpoint": true, "HealthcareService": true,
+	"InsurancePlan": true, "Library": true, "Location": true, "Measure": true, "Medication": true, "MedicationKnowledge": true,
+	"ObservationDefinition": true, "Organization": true, "OrganizationAffiliation": true, "PlanDefinition": true,
+	"Practitioner": true, "PractitionerRole": true, "Questionnaire": true, "ResearchStudy": true, "SpecimenDefinition": true,
+	"Substance": true, "ValueSet": true,
 }
 
 // walk follows a path of keys from the value at i of a resource of the type, through arrays, reads each reference at its
@@ -344,6 +350,9 @@ var (
 // reference reads the Reference at i, a subject of a resource of the type, and returns its end.
 func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, error) {
 	target := typ == "Provenance"
+	if s.named++; s.named > MaxSubjects {
+		return 0, ErrTooMany
+	}
 	if line[i] != '{' {
 		end, err := value(line, i, 1)
 		if line[i] != 'n' { // null
@@ -359,8 +368,9 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 	ref := found[0]
 	switch {
 	case ref.end == 0 || line[ref.start] == 'n':
-		_, declared := cutLast(found[1].text(line)) // a type, or the URL of its definition
-		if target || mayBePatient(declared) || len(declared) == 0 && found[2].end > 0 {
+		declared := bytes.TrimPrefix(found[1].text(line), []byte("http://hl7.org/fhir/StructureDefinition/"))
+		other := IsType(string(declared)) && !mayBePatient(declared)
+		if target || !other && (found[1].end > 0 || found[2].end > 0) {
 			facts.Unresolved++
 		}
 		return end, nil
@@ -375,18 +385,15 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 	}
 	switch {
 	case form == Local:
-		if len(s.subjects) == MaxSubjects {
-			return 0, ErrTooMany
-		}
 		s.collect(named, id)
-		if !target && string(named) == "RelatedPerson" { // of a patient that only the source could look up
+		if !target && string(named) != "Patient" && mayBePatient(named) { // of a patient that only the source could look up
 			facts.Unresolved++
 		}
 	case target:
 		facts.Unresolved++
 	case form == Foreign && (len(named) == 0 || mayBePatient(named)):
 		facts.Foreign++
-	case form == Urn, form == Conditional && mayBePatient(named), form == Contained && !s.isContainedOther(text[1:]):
+	case form == Urn, form == Conditional && mayBePatient(named), form == Contained && !s.contained[string(text[1:])]: // contained ones that may be patients are counted by themselves
 		facts.Unresolved++
 	case form == Invalid && (len(named) == 0 || mayBePatient(named)):
 		facts.Invalid++
@@ -394,12 +401,9 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 	return end, nil
 }
 
-func mayBePatient(typ []byte) bool { return string(typ) == "Patient" || string(typ) == "RelatedPerson" }
-
-// isContainedOther reports whether the id is that of a contained resource. Those that may be patients are counted by
-// themselves.
-func (s *Scanner) isContainedOther(id []byte) bool {
-	return slices.ContainsFunc(s.contained, func(c containedID) bool { return bytes.Equal(c.id, id) })
+// mayBePatient reports whether a resource of the type is a patient or a person who may be one.
+func mayBePatient(typ []byte) bool {
+	return string(typ) == "Patient" || string(typ) == "RelatedPerson" || string(typ) == "Person"
 }
 
 // collect appends the resource that a subject reference names. Adjacent lines are mostly about the same patient, so it

@@ -83,7 +83,20 @@ func TestScan(t *testing.T) {
 		"contained patient of a type that travels along": {
 			`{"resourceType":"Practitioner","id":"x","contained":[{"resourceType":"Patient","id":"p"},{"resourceType":"Condition",` +
 				`"id":"c","contained":{"resourceType":"Coverage","beneficiary":{"reference":"Patient/3"}},"subject":{"reference":"Patient/2"}}]}`,
-			Facts{Type: "Practitioner", ID: "x", Subjects: []Ref{{"Patient", "2"}, {"Patient", "3"}}, Unresolved: 1},
+			Facts{Type: "Practitioner", ID: "x", Subjects: []Ref{{"Patient", "2"}}, Unresolved: 2},
+		},
+		"contained resources that may be about anybody": {
+			`{"resourceType":"Observation","id":"x","contained":[{"resourceType":"Bundle"},{"resourceType":"Parameters"},{"resourceType":"Task"},` +
+				`{"resourceType":"GuidanceResponse"},{"resourceType":"Linkage"},{"resourceType":"Nothing"},{},{"resourceType":"Substance"}],` +
+				`"subject":{"reference":"Patient/1"}}`,
+			Facts{Type: "Observation", ID: "x", Subjects: []Ref{{"Patient", "1"}}, Unresolved: 7},
+		},
+		"types that are not those of R4": {
+			`{"resourceType":"Appointment","id":"x","participant":[` + actors(`{"reference":"Patient/1"}`,
+				`{"identifier":{},"type":"patient"}`, `{"identifier":{},"type":" Patient"}`, `{"identifier":{},"type":"Person"}`,
+				`{"identifier":{},"type":"http://h/us-core-patient"}`, `{"identifier":{},"type":7}`, `{"identifier":{},"type":"Location"}`,
+				`{"reference":"Person/1"}`) + `]}`,
+			Facts{Type: "Appointment", ID: "x", Subjects: []Ref{{"Patient", "1"}, {"Person", "1"}}, Unresolved: 6},
 		},
 		"version": {
 			`{"resourceType":"Patient","id":"x","meta":{"versionId":"12"}}`,
@@ -365,6 +378,7 @@ func TestIdentifiers(t *testing.T) {
 	for line, want := range map[string]string{
 		`{"identifier":[{"system":"s","value":"1"},{"value":"2"},{"system":"x"},null,7],"contained":[{"identifier":[{"value":"3"}]}]}`: "s|1 |2 ",
 		`{"identifier":{"system":"s\u0031","value":"1"},"x":1}`:                                                                        "s1|1 ",
+		`{"identifier":[[{"value":"1"}],{"value":"2","value":"3"},{"value":"4"}]}`:                                                     "|1 |4 ",
 		`{"identifier":"1"}`: "", `{}`: "",
 	} {
 		got := ""
@@ -566,7 +580,6 @@ func treeContained(node any) (refs []Ref) {
 				refs = append(refs, treeSubjects(node, strings.Split(path, "."))...)
 			}
 		}
-		refs = append(refs, treeContained(node["contained"])...)
 	}
 	return refs
 }

@@ -23,16 +23,18 @@ type entry struct {
 	} `json:"request"`
 }
 
-// ref returns the resource of the entry, with the id of the full URL if it has none of its own.
-func (e entry) ref() (ref fhir.Ref, owned bool) {
-	var resource struct{ ResourceType, ID string }
-	if err := json.Unmarshal(e.Resource, &resource); err != nil {
+// ref returns the resource of a line, and whether the line has the id. If it has none, the id is that of the full URL, or
+// of the URL of a PUT. A line that fhir.Scanner refuses for another reason has no ref: parsers may differ about it.
+func (e entry) ref(line []byte) (ref fhir.Ref, owned bool) {
+	facts, err := new(fhir.Scanner).Scan(line)
+	if err == nil {
+		return fhir.Ref{Type: facts.Type, ID: facts.ID}, true
+	}
+	var present struct{ ID json.RawMessage }
+	if !errors.Is(err, fhir.ErrNoID) || json.Unmarshal(line, &present) != nil || len(present.ID) > 0 {
 		return fhir.Ref{}, true
 	}
-	ref = fhir.Ref{Type: resource.ResourceType, ID: resource.ID}
-	if ref.ID != "" {
-		return ref, true
-	}
+	ref.Type = facts.Type
 	if uuid, found := strings.CutPrefix(e.FullURL, "urn:uuid:"); found {
 		ref.ID = uuid
 	} else if typ, id, _ := fhir.Classify(e.FullURL); typ == ref.Type {
@@ -54,8 +56,11 @@ func (e entry) applies() bool {
 	return false
 }
 
-// scope is the resources of a Bundle by full URL.
+// scope is the resources of a Bundle by full URL. A full URL of two entries names neither.
 type scope map[string]string
+
+// ambiguous replaces such a full URL: it is not a reference, so nothing else is taken for what it names.
+const ambiguous = "urn:ambiguous"
 
 // add adds the full URL of an entry.
 func (s scope) add(raw json.RawMessage) {
@@ -63,7 +68,12 @@ func (s scope) add(raw json.RawMessage) {
 	if err := json.Unmarshal(raw, &e); err != nil || e.FullURL == "" || !e.applies() {
 		return // write passes it on
 	}
-	if ref, _ := e.ref(); fhir.IsType(ref.Type) && fhir.IsID(ref.ID) {
+	if _, twice := s[e.FullURL]; twice || strings.ContainsRune(e.FullURL, '\uFFFD') { // or half a surrogate pair
+		s[e.FullURL] = ambiguous
+		return
+	}
+	s[e.FullURL] = ambiguous // unless its line is good
+	if ref, _ := e.ref(compact(e.Resource)); fhir.IsType(ref.Type) && fhir.IsID(ref.ID) {
 		s[e.FullURL] = ref.Type + "/" + ref.ID
 	}
 }
@@ -77,10 +87,8 @@ func (s scope) write(out *bytes.Buffer, raw json.RawMessage) {
 		out.WriteString("]}\n")
 		return
 	}
-	var line bytes.Buffer
-	_ = json.Compact(&line, e.Resource) // it is valid
-	body := line.Bytes()
-	if ref, owned := e.ref(); !owned {
+	body := compact(e.Resource)
+	if ref, owned := e.ref(body); !owned {
 		rest := body[1:]
 		body = fmt.Appendf(nil, `{"id":%q`, ref.ID)
 		if !bytes.Equal(rest, []byte("}")) {
@@ -98,6 +106,13 @@ func (s scope) write(out *bytes.Buffer, raw json.RawMessage) {
 	})
 	out.Write(body)
 	out.WriteByte('\n')
+}
+
+// compact returns the JSON on one line.
+func compact(raw json.RawMessage) []byte {
+	var line bytes.Buffer
+	_ = json.Compact(&line, raw) // it is valid
+	return line.Bytes()
 }
 
 // Deletion returns the resource that a line deletes: a Bundle of one entry, as Open writes it. It returns false for a
@@ -289,7 +304,6 @@ func (d *document) each(value func(*json.Decoder, *bounded) error) error {
 
 // peekValue returns the first byte of the decoder's next value, io.EOF at the end.
 func peekValue(dec *json.Decoder, text *bufio.Reader) (byte, error) {
-	isSpace := func(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 	var c [1]byte
 	for buffered := dec.Buffered(); ; {
 		if n, _ := buffered.Read(c[:]); n == 0 {
@@ -299,16 +313,21 @@ func peekValue(dec *json.Decoder, text *bufio.Reader) (byte, error) {
 			return c[0], nil
 		}
 	}
-	for n := 1; ; n++ {
-		ahead, err := text.Peek(n)
-		if len(ahead) < n {
+	for {
+		ahead, err := text.Peek(1)
+		if len(ahead) == 0 {
 			return 0, err
 		}
-		if !isSpace(ahead[n-1]) {
-			return ahead[n-1], nil
+		if !isSpace(ahead[0]) {
+			return ahead[0], nil
+		}
+		if _, err := text.Discard(1); err != nil {
+			return 0, err
 		}
 	}
 }
+
+func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 
 // syntax replaces the decoder's errors, which quote the text.
 func syntax(err error) error {
@@ -322,17 +341,40 @@ func syntax(err error) error {
 	return err
 }
 
-// bounded is a reader that fails when more bytes than most are read without a value in between.
+// bounded is a reader that fails when more bytes than most are read without a value in between. It drops white space
+// between tokens, because the decoder reads all of it again for each piece that it gets.
 type bounded struct {
 	from    *bufio.Reader
 	n, most int64
+	quoted  bool // inside of a string
+	escaped bool // after a backslash
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
 	if b.n > b.most {
 		return 0, errTooLong
 	}
-	n, err := b.from.Read(p)
-	b.n += int64(n)
-	return n, err
+	for {
+		n, err := b.from.Read(p)
+		kept := 0
+		for _, c := range p[:n] {
+			switch {
+			case b.escaped:
+				b.escaped = false
+			case b.quoted:
+				b.escaped = c == '\\'
+				b.quoted = c != '"'
+			case c == '"':
+				b.quoted = true
+			case isSpace(c):
+				continue
+			}
+			p[kept] = c
+			kept++
+		}
+		b.n += int64(kept)
+		if kept > 0 || err != nil || len(p) == 0 {
+			return kept, err
+		}
+	}
 }

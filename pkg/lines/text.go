@@ -210,7 +210,7 @@ func (e *expander) next() ([]byte, error) {
 	}
 	malformed := errors.Join(entries(known.add), entries(func(raw json.RawMessage) { known.write(&out, raw) }))
 	if malformed != nil {
-		return nil, broken("read a Bundle", malformed)
+		return line, err // a line that cannot be applied
 	}
 	return out.Bytes(), err
 }

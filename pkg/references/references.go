@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
@@ -31,6 +32,7 @@ type named struct {
 	ids     []fhir.Ref // none or one, unless it is ambiguous: then two
 	patient string     // id of the patient among them
 	settled bool       // further offers do not count
+	used    atomic.Bool
 }
 
 func (n *named) add(ref fhir.Ref) {
@@ -151,6 +153,25 @@ func (t *Table) Offer(ref fhir.Ref, line []byte) {
 	})
 }
 
+// Used yields each search that Resolve has resolved: the resource that it names, and a function that reports whether a
+// line of that resource has the identifier.
+func (t *Table) Used(yield func(ref fhir.Ref, has func(line []byte) bool) bool) {
+	for key, n := range t.searches {
+		if !n.used.Load() {
+			continue
+		}
+		has := func(line []byte) (found bool) {
+			fhir.Identifiers(line, func(system, value string) {
+				found = found || value == key.value && (key.system == anySystem || system == key.system)
+			})
+			return found
+		}
+		if !yield(n.ids[0], has) {
+			return
+		}
+	}
+}
+
 // Resolve returns the line with every reference resolved that names one resource. It calls missed for each other one,
 // except for those to the patient of the line, with its type, "" if it has none, and its form. The result is line itself
 // if nothing changes, else it is appended to buffer. facts are those of the line.
@@ -176,6 +197,7 @@ func (t *Table) Resolve(
 		case n != nil && patient && n.patient != "":
 			return "Patient/" + n.patient
 		case n != nil && len(n.ids) == 1 && (!patient || n.ids[0].Type == "Patient" || form == fhir.Conditional):
+			n.used.Store(true)
 			return n.ids[0].Type + "/" + n.ids[0].ID
 		}
 		if !patient {
@@ -188,7 +210,9 @@ func (t *Table) Resolve(
 // urn returns the id of a resource that is named by a urn.
 func urn(text []byte) string {
 	id, _, _ := strings.Cut(string(text), "#")
-	return id[strings.LastIndexByte(id, ':')+1:]
+	_, id, _ = strings.Cut(id, ":") // urn
+	_, id, _ = strings.Cut(id, ":") // uuid, oid
+	return id
 }
 
 // parseSearch reads Type?identifier=system|value. It returns false for any other search.

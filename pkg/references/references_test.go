@@ -91,6 +91,23 @@ func TestReferencesThatNameOneResourceAreResolved(t *testing.T) {
 	}
 }
 
+func TestUsedSearchesCanBeConfirmed(t *testing.T) {
+	table := references.New(nil)
+	const line = `{"resourceType":"Observation","id":"x","subject":{"reference":"Patient?identifier=s|1"},` +
+		`"performer":[{"reference":"Practitioner?identifier=2"}]}`
+	table.Note([]byte(line))
+	table.Offer(fhir.Ref{Type: "Patient", ID: "p"}, []byte(`{"identifier":[{"system":"s","value":"1"}]}`))
+	table.Resolve(nil, []byte(line), fhir.Facts{}, func(string, fhir.Form) {})
+	for ref, has := range table.Used {
+		if ref != (fhir.Ref{Type: "Patient", ID: "p"}) || !has([]byte(`{"identifier":[{"system":"s","value":"1"}]}`)) ||
+			has([]byte(`{"identifier":[{"system":"s","value":"2"},{"system":"t","value":"1"}]}`)) {
+			t.Errorf("used: %v", ref)
+		}
+		return
+	}
+	t.Error("nothing was used")
+}
+
 func TestSettledReferencesIgnoreFurtherOffers(t *testing.T) {
 	table := references.New(nil)
 	const line = `{"resourceType":"Observation","id":"x","subject":{"reference":"urn:uuid:p"},` +

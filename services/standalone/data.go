@@ -23,6 +23,7 @@ type contents struct {
 	files                        int
 	resources, patients, leftOut int64
 	groups                       []group
+	unserved                     int64 // Group resources that are not among groups
 }
 
 type group struct {
@@ -57,13 +58,18 @@ func survey(ctx context.Context, dir string, from source.Source, groups *filedir
 	if err != nil {
 		return c, err
 	}
-	for _, id := range ids {
+	for n, id := range ids {
 		g := group{id: id}
+		if n >= groupsShown { // its size is not shown
+			c.groups = append(c.groups, g)
+			continue
+		}
 		if _, err := groups.Members(ctx, id, func(string) error { g.members++; return nil }); err != nil {
 			return c, err
 		}
 		c.groups = append(c.groups, g)
 	}
+	c.unserved = max(sizes.Types["Group"].Resources-int64(len(ids)), 0)
 	if c.resources == 0 {
 		return c, fmt.Errorf("--data %s: no resource in %d files; it must hold NDJSON or Bundles of FHIR R4 (docs/data.md)",
 			dir, c.files)
@@ -80,9 +86,13 @@ func (c contents) String() string {
 		fmt.Fprintf(&text, "Left out of every export: %s or references; the warnings above give the reasons\n",
 			plural(c.leftOut, "resource"))
 	}
+	if c.unserved > 0 {
+		fmt.Fprintf(&text, "Warning: %s cannot be exported: not active, not readable, or in a file without Group in its name\n",
+			plural(c.unserved, "group"))
+	}
 	if len(c.groups) == 0 {
-		text.WriteString("Warning: there is no group, so nothing can be exported. Groups are read from Group*.ndjson in that " +
-			"folder.\n")
+		text.WriteString("Warning: there is no group, so nothing can be exported. Groups are read from files such as " +
+			"Group.ndjson.\n")
 		return text.String()
 	}
 	text.WriteString("Groups (members):")

@@ -21,9 +21,7 @@ var tooMany = uint8(slices.Index(homeless, export.TooManyReferences))
 // provenance is a Provenance while its patients are looked up.
 type provenance struct {
 	*found
-	targets []int // other Provenance that it targets
-	sources []int // those that target it
-	waiting bool
+	sources []int // numbers of the Provenance that target it
 }
 
 // resolveProvenance finds the patients of every Provenance: its targets that are patients, and the patients of its other
@@ -60,7 +58,6 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 				referenced++
 			case target.Type == "Provenance":
 				to := nodeOf(nodes, held.hash)
-				node.targets = append(node.targets, to)
 				nodes[to].sources = append(nodes[to].sources, n)
 			case held.home == noPatient && homeless[held.why] != export.NoPatient:
 				patients = append(patients, somebody)
@@ -68,7 +65,9 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 				patients = append(patients, b.patientsOf(&held.entry)...)
 			}
 		}
-		b.addPatients(node.found, patients, somebody)
+		for _, patient := range patients {
+			b.addPatient(node.found, patient, somebody)
+		}
 		if referenced > 0 && referenced == len(facts.Subjects) && node.home == noPatient {
 			for _, target := range facts.Subjects {
 				s.about = append(s.about, aboutTarget{hashRef(s.seed, target.Type, target.ID), uint32(len(s.orphans))})
@@ -92,79 +91,59 @@ func nodeOf(nodes []provenance, hash [2]uint64) int {
 	return n
 }
 
-// spread adds the patients of each Provenance to those that target it. Targets come first, so that a chain of any length
-// takes one step for each link; only loops take more, and never more than maxPatients for each link.
+// spread adds the patients of each Provenance to those that target it. Each patient of each Provenance is passed on once,
+// so the time is linear in the links for chains of any length, and for loops.
 func (b *builder) spread(nodes []provenance, somebody uint32) {
-	queue := targetsFirst(nodes)
-	for _, n := range queue {
-		nodes[n].waiting = true
+	type step struct {
+		node    int
+		patient uint32 // many: the node has too many
 	}
-	for len(queue) > 0 {
-		n := queue[0]
-		queue = queue[1:]
-		nodes[n].waiting = false
-		changed := false
-		for _, to := range nodes[n].targets {
-			if nodes[to].why == tooMany && nodes[n].why != tooMany {
-				b.overflow(nodes[n].found, somebody)
-				changed = true
-			}
-			if b.addPatients(nodes[n].found, b.patientsOf(&nodes[to].entry), somebody) {
-				changed = true
-			}
-		}
-		for _, from := range nodes[n].sources {
-			if changed && !nodes[from].waiting {
-				nodes[from].waiting = true
-				queue = append(queue, from)
-			}
-		}
-	}
-}
-
-// targetsFirst returns the numbers of all nodes, those of targets before those that target them, except in loops.
-func targetsFirst(nodes []provenance) []int {
-	type step struct{ node, next int } // next: of the targets
-	order, seen := make([]int, 0, len(nodes)), make([]bool, len(nodes))
-	var path []step
-	for first := range nodes {
-		if seen[first] {
+	const many = noPatient
+	var pending []step
+	for n := range nodes {
+		if nodes[n].why == tooMany {
+			pending = append(pending, step{n, many})
 			continue
 		}
-		seen[first] = true
-		for path = append(path, step{node: first}); len(path) > 0; {
-			last := &path[len(path)-1]
-			if last.next == len(nodes[last.node].targets) {
-				order = append(order, last.node)
-				path = path[:len(path)-1]
+		for _, patient := range b.patientsOf(&nodes[n].entry) {
+			pending = append(pending, step{n, patient})
+		}
+	}
+	for len(pending) > 0 {
+		next := pending[len(pending)-1]
+		pending = pending[:len(pending)-1]
+		for _, from := range nodes[next.node].sources {
+			f := nodes[from].found
+			switch {
+			case f.why == tooMany:
+				continue
+			case next.patient == many:
+				b.overflow(f, somebody)
+			case !b.addPatient(f, next.patient, somebody):
 				continue
 			}
-			to := nodes[last.node].targets[last.next]
-			last.next++
-			if !seen[to] {
-				seen[to] = true
-				path = append(path, step{node: to})
+			if f.why == tooMany {
+				pending = append(pending, step{from, many})
+			} else {
+				pending = append(pending, step{from, next.patient})
 			}
 		}
 	}
-	return order
 }
 
-// addPatients adds patients to a Provenance and reports whether any of them was new.
-func (b *builder) addPatients(f *found, numbers []uint32, somebody uint32) bool {
+// addPatient adds a patient to a Provenance and reports whether it is new.
+func (b *builder) addPatient(f *found, number, somebody uint32) bool {
 	known := b.patientsOf(&f.entry)
-	if f.why == tooMany || len(numbers) == 0 {
+	at, held := slices.BinarySearch(known, number)
+	if f.why == tooMany || held {
 		return false
 	}
-	all := slices.Concat(known, numbers)
-	slices.Sort(all)
-	all = slices.Compact(all)
-	if len(all) > maxPatients {
+	if len(known) == maxPatients {
 		b.overflow(f, somebody)
 		return true
 	}
-	b.setPatients(&f.entry, all)
-	return len(all) > len(known)
+	b.setPatients(&f.entry, slices.Insert(slices.Clone(known), at, number))
+	return true
 }
 
 func (b *builder) overflow(f *found, somebody uint32) {

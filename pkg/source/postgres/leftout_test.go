@@ -314,3 +314,24 @@ func BenchmarkProvenance(b *testing.B) {
 		}
 	})
 }
+
+// TestIdentifiersOfOlderVersionsNameNobody: a version that is not the newest, or is deleted, may have had the identifier of
+// somebody else.
+func TestIdentifiersOfOlderVersionsNameNobody(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	patient := func(id, version, identifier string) string {
+		return fmt.Sprintf(`{"resourceType":"Patient","id":%q,"meta":{"versionId":%q},"identifier":[{"system":"s","value":%q}]}`, id, version, identifier)
+	}
+	s.loadWith(ndjson(patient("p1", "5", "1"), patient("p2", "5", "2")), keeping())
+	load := s.begin(keeping())
+	s.stage(load, ndjson(patient("p1", "3", "2"), `{"resourceType":"Observation","id":"o","subject":{"reference":"Patient?identifier=s|2"}}`))
+	_, err := load.Seal(t.Context(), nil, nil)
+	if err == nil || !strings.Contains(err.Error(), "newest version") {
+		t.Errorf("got %v", err)
+	}
+	must(t, load.Close(t.Context()))
+	s.expect(time.Time{}, "Observation", "", "p1")
+	s.loadWith(ndjson(`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient?identifier=s|2"}}`), keeping())
+	s.expect(time.Time{}, "Observation", "o", "p2")
+}

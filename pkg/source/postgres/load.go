@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/references"
 )
 
 // LoadConfig configures a load.
@@ -37,13 +38,14 @@ type Load struct {
 	turn *pgdb.Turn // until Close
 	no   int32
 
-	mu      sync.Mutex
-	staged  map[string]int64 // rows, by type
-	deleted map[string]int64 // rows of deletions, by type
-	targets int64            // rows of Provenance targets
-	total   Merged
-	grown   map[string]change // by type
-	touched map[string]int64  // rows written, by type
+	mu         sync.Mutex
+	staged     map[string]int64  // rows, by type
+	deleted    map[string]int64  // rows of deletions, by type
+	targets    int64             // rows of Provenance targets
+	references *references.Table // by which the references of the staged lines were resolved; nil: they were literal
+	total      Merged
+	grown      map[string]change // by type
+	touched    map[string]int64  // rows written, by type
 }
 
 // Merged counts what a load changed.
@@ -169,6 +171,9 @@ func (l *Load) Seal(
 		}
 	}
 	if err := group.Wait(); err != nil {
+		return Merged{}, err
+	}
+	if err := l.confirm(ctx); err != nil {
 		return Merged{}, err
 	}
 	// The patients of a Provenance depend on all other types.
