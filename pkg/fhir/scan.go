@@ -125,8 +125,8 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	return facts, nil
 }
 
-// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one, if it is one of R4, else "". It
-// may be wrong for a line that has none of its own, so it is only for reports.
+// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one, if it is one of R4, else "".
+// It may be wrong for a line that has none of its own, so it is only for reports.
 func PeekType(line []byte) string {
 	for {
 		i := bytes.Index(line, []byte(`"resourceType"`))
@@ -393,7 +393,8 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 		facts.Unresolved++
 	case form == Foreign && (len(named) == 0 || mayBePatient(named)):
 		facts.Foreign++
-	case form == Urn, form == Conditional && mayBePatient(named), form == Contained && !s.contained[string(text[1:])]: // contained ones that may be patients are counted by themselves
+	case form == Urn, form == Conditional && mayBePatient(named), form == Contained && !s.contained[string(text[1:])]:
+		// Contained resources that may be patients are counted by themselves.
 		facts.Unresolved++
 	case form == Invalid && (len(named) == 0 || mayBePatient(named)):
 		facts.Invalid++

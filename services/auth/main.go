@@ -8,8 +8,8 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
-const about = `The token service: access tokens for registered clients (SMART Backend Services, docs/auth.md). Any number may
-run. It needs Redis. Without it the API accepts tokens of other issuers.`
+const about = `The token service: access tokens for registered clients (SMART Backend Services, docs/auth.md). Any number
+may run. It needs Redis. Without it the API accepts tokens of other issuers.`
 
 func main() { config.Main("auth", run) }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
-const about = `Expires and purges exports, rescues those of lost workers, and serves the operator's page. One suffices, several may
-run. It needs Redis and the object store.`
+const about = `Expires and purges exports, rescues those of lost workers, and serves the operator's page. One suffices,
+several may run. It needs Redis and the object store.`
 
 func main() { config.Main("scheduler", run) }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/sluice-fhir/sluice/services/config"
 )
 
-const about = `Plans exports, writes their files and seals manifests. Any number may run; more finish an export sooner. It needs
-Redis, the object store, groups and grants, and the clinical data.`
+const about = `Plans exports, writes their files and seals manifests. Any number may run; more finish an export sooner.
+It needs Redis, the object store, groups and grants, and the clinical data.`
 
 func main() { config.Main("worker", run) }
 
