@@ -87,13 +87,23 @@ func (t *Table) Note(line []byte) bool {
 // Wants returns the types whose resources must be offered with their lines, sorted, and whether the ids of all types must
 // be offered.
 func (t *Table) Wants() (types []string, ids bool) {
+	types = t.searched(func(*named) bool { return true })
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	wanted := map[string]bool{}
-	for key := range t.searches {
-		wanted[key.typ] = true
+	return types, len(t.urns) > 0
+}
+
+// searched returns the types of the searches that are chosen, sorted.
+func (t *Table) searched(chosen func(*named) bool) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	types := map[string]bool{}
+	for key, n := range t.searches {
+		if chosen(n) {
+			types[key.typ] = true
+		}
 	}
-	return slices.Sorted(maps.Keys(wanted)), len(t.urns) > 0
+	return slices.Sorted(maps.Keys(types))
 }
 
 // URNs calls yield for each id that a noted urn may name, of which no resource was offered.
@@ -107,15 +117,7 @@ func (t *Table) URNs(yield func(id string) bool) {
 
 // Unmatched returns the types of the searches for which no resource was offered, sorted.
 func (t *Table) Unmatched() []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	types := map[string]bool{}
-	for key, n := range t.searches {
-		if len(n.ids) == 0 {
-			types[key.typ] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(types))
+	return t.searched(func(n *named) bool { return len(n.ids) == 0 })
 }
 
 // Settle makes later offers count only for references that match nothing so far: what is loaded together takes

@@ -115,19 +115,5 @@ func (d *Data) Await(ctx context.Context, log *slog.Logger) error {
 // unchanged returns the component that stops a worker when the folder differs from its index. Such a worker cannot export;
 // after the restart it indexes the folder again, and the units wait meanwhile.
 func unchanged(check func(context.Context) error) rungroup.Component {
-	const every = 15 * time.Second
-	return rungroup.Component{Name: "source", Run: func(ctx context.Context) error {
-		ticker := time.NewTicker(every)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-ticker.C:
-				if err := check(ctx); err != nil {
-					return err
-				}
-			}
-		}
-	}}
+	return rungroup.Every("source", 15*time.Second, check)
 }

@@ -80,36 +80,20 @@ func startRedis(file string) (*embeddedRedis, error) {
 // clock advances the time of the embedded server, which otherwise does not expire keys.
 func (r *embeddedRedis) clock() rungroup.Component {
 	const tick = 100 * time.Millisecond
-	return rungroup.Component{Name: "redis clock", Run: func(ctx context.Context) error {
-		ticker := time.NewTicker(tick)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-ticker.C:
-				r.server.FastForward(tick)
-			}
-		}
-	}}
+	return rungroup.Every("redis clock", tick, func(context.Context) error {
+		r.server.FastForward(tick)
+		return nil
+	})
 }
 
 // saving writes snapshots until the context ends. An error of one is logged; the next may succeed.
 func (r *embeddedRedis) saving(log *slog.Logger) rungroup.Component {
-	return rungroup.Component{Name: "redis snapshots", Run: func(ctx context.Context) error {
-		ticker := time.NewTicker(saveEvery)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-ticker.C:
-				if err := r.save(ctx); err != nil && ctx.Err() == nil {
-					log.Error("the jobs are not saved: a restart would lose the newest", "err", err)
-				}
-			}
+	return rungroup.Every("redis snapshots", saveEvery, func(ctx context.Context) error {
+		if err := r.save(ctx); err != nil && ctx.Err() == nil {
+			log.Error("the jobs are not saved: a restart would lose the newest", "err", err)
 		}
-	}}
+		return nil
+	})
 }
 
 // close writes the last snapshot and stops the server.

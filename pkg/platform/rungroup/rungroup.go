@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // Component is a part of a process that runs until its context ends, such as a listener. Run returns nil after it was
@@ -16,6 +17,25 @@ type Component struct {
 	// Stopping, if set, is called when the components are stopped. This component is only stopped after those without
 	// Stopping have returned.
 	Stopping func()
+}
+
+// Every returns a component that calls step at each interval, first after one of them, until it is stopped or step returns
+// an error.
+func Every(name string, interval time.Duration, step func(ctx context.Context) error) Component {
+	return Component{Name: name, Run: func(ctx context.Context) error {
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ticker.C:
+				if err := step(ctx); err != nil {
+					return err
+				}
+			}
+		}
+	}}
 }
 
 // Run runs the components until ctx ends or one of them returns; then it stops the others. It returns the errors of all

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -98,4 +100,25 @@ func TestAComponentThatServesDuringTheStopStopsTheOthersWhenItFails(t *testing.T
 	if !errors.Is(err, errBroken) {
 		t.Error(err)
 	}
+}
+
+func TestEveryCallsItsStepUntilItFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failed, calls := errors.New("failed"), 0
+		begun := time.Now()
+		component := rungroup.Every("x", time.Minute, func(context.Context) error {
+			if calls++; calls == 3 {
+				return failed
+			}
+			return nil
+		})
+		if err := component.Run(t.Context()); !errors.Is(err, failed) || calls != 3 || time.Since(begun) != 3*time.Minute {
+			t.Errorf("%v after %d calls in %s", err, calls, time.Since(begun))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := component.Run(ctx); err != nil || calls != 3 {
+			t.Errorf("stopped: %v after %d calls", err, calls)
+		}
+	})
 }
