@@ -95,4 +95,7 @@ type Cohort struct {
 	Prefix   string `json:"prefix"`   // object key prefix of the chunks
 	Chunks   int    `json:"chunks"`   // chunk objects, numbered from 0
 	Patients int64  `json:"patients"` // ids in all chunks, no id twice
+
+	// Digest is what the stored list is verified against, lower-case hex. It is empty for a plan of an earlier version.
+	Digest string `json:"digest,omitempty"`
 }

@@ -54,6 +54,9 @@ type Unit struct {
 	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
 	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
 	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes, for ordering and progress
+
+	// Digest is what the list Input is verified against, lower-case hex. It is empty for a unit of an earlier version.
+	Digest string `json:"digest,omitempty"`
 }
 
 // ShortBytes is the largest estimate, in NDJSON bytes, of a short unit that writes files.

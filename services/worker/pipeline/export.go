@@ -16,7 +16,7 @@ import (
 // export writes one type of one slice of the cohort, and collects the references of the written lines.
 func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	unit := lease.Unit
-	cohort, err := w.lists.Open(ctx, w.Objects, job.Cohort.Prefix)
+	cohort, err := w.lists.Open(ctx, w.Objects, job.Cohort.Prefix, job.Cohort.Digest)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}

@@ -43,7 +43,7 @@ func storedList(t testing.TB, ids ...string) *spillset.List {
 		t.Fatal(err)
 	}
 	t.Cleanup(store.Close)
-	list, err := spillset.NewCache().Open(t.Context(), store, "c/")
+	list, err := spillset.NewCache().Open(t.Context(), store, "c/", "")
 	if err != nil {
 		t.Fatal(err)
 	}

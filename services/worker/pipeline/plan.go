@@ -127,7 +127,7 @@ func (w *Worker) storeCohort(
 		if chosen.everybody, err = patients.Everybody(); err != nil {
 			return err
 		}
-		cohort.Chunks, cohort.Patients, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
+		list, err := spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
 			return members.Each(ctx, func(patient string) error {
 				if included, err := patients.Includes(patient); err != nil || !included {
 					return err
@@ -135,6 +135,7 @@ func (w *Worker) storeCohort(
 				return yield(patient)
 			})
 		})
+		cohort.Chunks, cohort.Patients, cohort.Digest = list.Chunks, list.Count, list.Digest
 		return err
 	})
 	if err := streamError(ctx, err); err != nil {

@@ -352,3 +352,27 @@ func TestTheLargestTypesComeFirstAndFewAtATime(t *testing.T) { // pitfall 25
 		t.Errorf("order %v, want %v", order, want)
 	}
 }
+
+// Whoever can write to the bucket cannot widen the cohort between the plan and the units.
+func TestAReplacedCohortIsRefused(t *testing.T) {
+	t.Parallel()
+	all, _, _ := clinical(t)
+	fx := newFixture(t, all, members[:1]...)
+	replaced := false
+	done := fx.drive(fx.kickOff("Patient"), func(task queue.Task) {
+		if task.Kind == export.KindExport && !replaced {
+			replaced = true
+			job, err := fx.jobs.Job(t.Context(), task.Job)
+			must(t, err)
+			chunk := fx.objects.Create(t.Context(), job.Cohort.Prefix+"chunk-000000", "text/plain")
+			_, err = chunk.Write([]byte(strings.Join(members, "\n") + "\n"))
+			must(t, err)
+			_, err = chunk.Commit()
+			must(t, err)
+		}
+		must(t, fx.worker().Handle(t.Context(), task))
+	})
+	if !replaced || done.State != export.Failed {
+		t.Errorf("the job is %s (cohort replaced: %t), want it failed", done.State, replaced)
+	}
+}

@@ -71,18 +71,18 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 // maxRounds bounds the length of a chain of references that is followed, such as of locations that are parts of locations.
 const maxRounds = 100
 
-// closeOver stores the transitive closure of the references in the runs as a list below prefix. It returns the list's
-// prefix, the number of references of each type, and whether longer chains than maxRounds were cut off.
+// closeOver stores the transitive closure of the references in the runs as a list below prefix. It returns the list, the
+// number of references of each type, and whether longer chains than maxRounds were cut off.
 func (w *Worker) closeOver(
 	ctx context.Context, job export.Job, prefix string, runs []string,
-) (list string, counts map[string]int64, cutOff bool, err error) {
+) (list spillset.Stored, counts map[string]int64, cutOff bool, err error) {
 	sources := spillset.Runs(runs)
-	frontier := "" // the list of references that are not yet followed
+	var frontier spillset.Stored // the references that are not yet followed
 	for round := 0; ; round++ {
-		list = fmt.Sprintf("%sround-%d/", prefix, round)
+		below := fmt.Sprintf("%sround-%d/", prefix, round)
 		counts = map[string]int64{}
-		chunks, _, err := spillset.Write(ctx, w.Objects, list, func(yield func(string) error) error {
-			return spillset.Merge(ctx, w.Objects, list, sources, func(ref string) error {
+		list, err = spillset.Write(ctx, w.Objects, below, func(yield func(string) error) error {
+			return spillset.Merge(ctx, w.Objects, below, sources, func(ref string) error {
 				typ, _, _ := strings.Cut(ref, "/")
 				if !slices.Contains(job.Request.Types, typ) {
 					return nil
@@ -92,34 +92,36 @@ func (w *Worker) closeOver(
 			})
 		})
 		if err != nil {
-			return "", nil, false, fmt.Errorf("merge references: %w", err)
+			return spillset.Stored{}, nil, false, fmt.Errorf("merge references: %w", err)
 		}
-		if chunks == 0 || round == maxRounds {
-			return list, counts, chunks > 0, nil
+		if list.Chunks == 0 || round == maxRounds {
+			return list, counts, list.Chunks > 0, nil
 		}
 		if round == 0 {
 			frontier = list
 		}
 		next := fmt.Sprintf("%snew-%d/", prefix, round)
 		found, err := w.follow(ctx, job, list, frontier, next)
-		if err != nil || found == 0 {
+		if err != nil || found.Chunks == 0 {
 			return list, counts, false, err
 		}
-		sources, frontier = []spillset.Run{spillset.Chunks(list, chunks), spillset.Chunks(next, found)}, next
+		sources, frontier = []spillset.Run{list.Run(), found.Run()}, found
 	}
 }
 
 // follow reads every resource of the list frontier, and the Provenance about it if the job exports that, and stores those
-// of their references that the list prefix does not have as the list next. It returns the number of its chunks. It skips
-// resources that a guard refuses; the unit that exports them fails.
-func (w *Worker) follow(ctx context.Context, job export.Job, prefix, frontier, next string) (chunks int, err error) {
-	following, err := w.lists.Open(ctx, w.Objects, frontier)
+// of their references that the list all does not have as a list below next, which it returns. It skips resources that a
+// guard refuses; the unit that exports them fails.
+func (w *Worker) follow(
+	ctx context.Context, job export.Job, all, frontier spillset.Stored, next string,
+) (spillset.Stored, error) {
+	following, err := w.lists.Open(ctx, w.Objects, frontier.Prefix, frontier.Digest)
 	if err != nil {
-		return 0, err
+		return spillset.Stored{}, err
 	}
-	known, err := w.lists.Open(ctx, w.Objects, prefix)
+	known, err := w.lists.Open(ctx, w.Objects, all.Prefix, all.Digest)
 	if err != nil {
-		return 0, err
+		return spillset.Stored{}, err
 	}
 	found := w.newRefCollector(job, next+"found/")
 	g := listGuard{list: known}
@@ -135,7 +137,7 @@ func (w *Worker) follow(ctx context.Context, job export.Job, prefix, frontier, n
 	for chunk := range following.Chunks() {
 		refs, err := following.Chunk(ctx, chunk)
 		if err != nil {
-			return 0, err
+			return spillset.Stored{}, err
 		}
 		err = w.byID(ctx, job, refs, func(r source.Resource) error {
 			verdict, err := g.checkListed(ctx, r.Type, r)
@@ -145,7 +147,7 @@ func (w *Worker) follow(ctx context.Context, job export.Job, prefix, frontier, n
 			return collect(r, err)
 		})
 		if err != nil {
-			return 0, fmt.Errorf("follow references: %w", err)
+			return spillset.Stored{}, fmt.Errorf("follow references: %w", err)
 		}
 		if !slices.Contains(job.Request.Types, "Provenance") {
 			continue
@@ -155,10 +157,10 @@ func (w *Worker) follow(ctx context.Context, job export.Job, prefix, frontier, n
 			return collect(r, err)
 		})
 		if err != nil {
-			return 0, fmt.Errorf("follow references of Provenance: %w", err)
+			return spillset.Stored{}, fmt.Errorf("follow references of Provenance: %w", err)
 		}
 	}
-	chunks, _, err = spillset.Write(ctx, w.Objects, next, func(yield func(string) error) error {
+	list, err := spillset.Write(ctx, w.Objects, next, func(yield func(string) error) error {
 		return found.builder.Each(ctx, func(ref string) error {
 			listed, err := known.Contains(ctx, ref)
 			if err != nil || listed {
@@ -168,9 +170,9 @@ func (w *Worker) follow(ctx context.Context, job export.Job, prefix, frontier, n
 		})
 	})
 	if err != nil {
-		return 0, fmt.Errorf("store new references: %w", err)
+		return spillset.Stored{}, fmt.Errorf("store new references: %w", err)
 	}
-	return chunks, nil
+	return list, nil
 }
 
 // byID streams the resources of the sorted "Type/id" strings.
@@ -199,9 +201,9 @@ func (w *Worker) byID(
 // cutReferenced cuts the units of each type in the list, and of the Provenance about it. counts holds the number of
 // references of each type.
 func (w *Worker) cutReferenced(
-	ctx context.Context, job export.Job, prefix string, counts map[string]int64,
+	ctx context.Context, job export.Job, stored spillset.Stored, counts map[string]int64,
 ) ([]export.Unit, error) {
-	list, err := w.lists.Open(ctx, w.Objects, prefix)
+	list, err := w.lists.Open(ctx, w.Objects, stored.Prefix, stored.Digest)
 	if err != nil || list.Chunks() == 0 {
 		return nil, err
 	}
@@ -215,7 +217,10 @@ func (w *Worker) cutReferenced(
 		if size.Resources == 0 {
 			continue
 		}
-		whole := export.Unit{ID: export.UnitID(typ + "-referenced"), Kind: export.KindExportReferenced, Type: typ, Input: prefix}
+		whole := export.Unit{
+			ID: export.UnitID(typ + "-referenced"), Kind: export.KindExportReferenced, Type: typ,
+			Input: stored.Prefix, Digest: stored.Digest,
+		}
 		var count int64
 		switch {
 		case fhir.IsReferenced(typ) && counts[typ] > 0:
@@ -240,7 +245,7 @@ func (w *Worker) cutReferenced(
 // references unit has stored. It writes nothing that is not on the list.
 func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	unit := lease.Unit
-	list, err := w.lists.Open(ctx, w.Objects, unit.Input)
+	list, err := w.lists.Open(ctx, w.Objects, unit.Input, unit.Digest)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}

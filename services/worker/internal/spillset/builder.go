@@ -6,14 +6,15 @@
 package spillset
 
 import (
-	"bufio"
 	"container/heap"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
+	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -101,23 +102,41 @@ func (b *Builder) Each(ctx context.Context, yield func(id string) error) error {
 	return Merge(ctx, b.store, b.prefix, Runs(runs), yield)
 }
 
-// Run is a sorted sequence of ids: the keys of objects that are read one after the other.
-type Run []string
+// Run is a sorted sequence of ids: objects that are read one after the other.
+type Run []part
 
-// Runs returns one run for each key.
+// Runs returns one run for each key that Spill has returned.
 func Runs(keys []string) []Run {
 	runs := make([]Run, len(keys))
-	for i := range keys {
-		runs[i] = keys[i : i+1]
+	for i, key := range keys {
+		runs[i] = Run{runPart(key)}
 	}
 	return runs
+}
+
+// runKey returns the key of a run. It ends with the digest of the run, so that the record of a unit, which holds the key,
+// also says what the object has to hold.
+func runKey(prefix string, n int, sum []byte) string {
+	return fmt.Sprintf("%srun-%06d.%x", prefix, n, sum)
+}
+
+func runPart(key string) part {
+	if _, digest, is := strings.Cut(path.Base(key), "."); is {
+		return digested(key, digest)
+	}
+	return part{key: key} // of an earlier version
 }
 
 func (b *Builder) sorted() idSeq { return idsOf(slices.Sorted(maps.Keys(b.held))) }
 
 func (b *Builder) spill(ctx context.Context) error {
-	key := fmt.Sprintf("%srun-%06d", b.prefix, len(b.runs))
-	if err := writeLines(ctx, b.store, key, b.sorted()); err != nil {
+	sorted := b.sorted()
+	digest := sha256.New()
+	if err := encodeLines(digest, sorted); err != nil {
+		return fmt.Errorf("spill ids: %w", err)
+	}
+	key := runKey(b.prefix, len(b.runs), digest.Sum(nil))
+	if _, err := writeLines(ctx, b.store, key, sorted); err != nil {
 		return fmt.Errorf("spill ids: %w", err)
 	}
 	b.runs = append(b.runs, key)
@@ -141,13 +160,13 @@ func merge(
 		var fewer []Run
 		for group := range slices.Chunk(runs, fanIn) {
 			key := fmt.Sprintf("%smerge-%d-%06d", prefix, round, len(fewer))
-			err := writeLines(ctx, store, key, func(yield func(string) error) error {
+			sum, err := writeLines(ctx, store, key, func(yield func(string) error) error {
 				return mergeOpen(ctx, store, group, yield)
 			})
 			if err != nil {
 				return err
 			}
-			fewer = append(fewer, Run{key})
+			fewer = append(fewer, Run{{key: key, sum: sum}})
 		}
 		runs = fewer
 	}
@@ -158,15 +177,15 @@ func mergeOpen(ctx context.Context, store *objects.Store, runs []Run, yield func
 	opened := make([]*run, len(runs))
 	defer func() {
 		for _, r := range opened {
-			if r != nil && r.body != nil {
-				err = errors.Join(err, r.body.Close())
+			if r != nil && r.lines != nil {
+				err = errors.Join(err, r.lines.close())
 			}
 		}
 	}()
 	var opening errgroup.Group // concurrent: sequential opens take most of the time of a small job
 	opening.SetLimit(openAtOnce)
-	for i, keys := range runs {
-		opened[i] = &run{ctx: ctx, store: store, left: keys}
+	for i, parts := range runs {
+		opened[i] = &run{ctx: ctx, store: store, left: parts}
 		opening.Go(opened[i].open)
 	}
 	if err := opening.Wait(); err != nil {
@@ -209,31 +228,30 @@ func mergeOpen(ctx context.Context, store *objects.Store, runs []Run, yield func
 type run struct {
 	ctx   context.Context
 	store *objects.Store
-	left  Run // not yet opened
-	body  io.ReadCloser
-	lines *bufio.Scanner
+	left  Run    // not yet opened
+	lines *lines // of the open part
 	head  string
 }
 
 // open opens the next object of the run.
 func (r *run) open() error {
-	if r.body != nil {
-		err := r.body.Close()
-		if r.body = nil; err != nil {
+	if r.lines != nil {
+		err := r.lines.close()
+		if r.lines = nil; err != nil {
 			return fmt.Errorf("read run of ids: %w", err)
 		}
 	}
-	body, err := r.store.Open(r.ctx, r.left[0], 0, -1)
+	opened, err := r.left[0].open(r.ctx, r.store)
 	if err != nil {
 		return fmt.Errorf("open run of ids: %w", err)
 	}
-	r.body, r.lines, r.left = body, lineScanner(body), r.left[1:]
+	r.lines, r.left = opened, r.left[1:]
 	return nil
 }
 
 func (r *run) next() (bool, error) {
 	for !r.lines.Scan() {
-		if err := r.lines.Err(); err != nil {
+		if err := r.lines.verify(); err != nil {
 			return false, fmt.Errorf("read run of ids: %w", err)
 		}
 		if len(r.left) == 0 {
@@ -262,32 +280,4 @@ func (h *runHeap) Pop() any {
 	last := old[len(old)-1]
 	*h = old[:len(old)-1]
 	return last
-}
-
-func lineScanner(r io.Reader) *bufio.Scanner {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 0, 16<<10), 64<<10)
-	return lines
-}
-
-// writeLines writes the ids as one object, one a line.
-func writeLines(ctx context.Context, store *objects.Store, key string, each idSeq) error {
-	object := store.Create(ctx, key, "text/plain")
-	buffered := bufio.NewWriterSize(object, 64<<10)
-	err := each(func(id string) error {
-		if _, err := buffered.WriteString(id); err != nil {
-			return err
-		}
-		return buffered.WriteByte('\n')
-	})
-	if err == nil {
-		err = buffered.Flush()
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write ids: %w", err), object.Abort())
-	}
-	if _, err := object.Commit(); err != nil {
-		return fmt.Errorf("write ids: %w", err)
-	}
-	return nil
 }

@@ -166,6 +166,35 @@ func TestMergeReturnsWhatFails(t *testing.T) {
 	}
 }
 
+func TestAChangedRunIsRefused(t *testing.T) {
+	store, _ := open(t)
+	b := tiny(store, 1)
+	for _, id := range []string{"a", "c"} {
+		must(t, b.Add(t.Context(), id))
+	}
+	runs, err := b.Spill(t.Context())
+	must(t, err)
+	nothing := func(string) error { return nil }
+	must(t, Merge(t.Context(), store, prefix, Runs(runs), nothing))
+	for name, changed := range map[string]Run{
+		"another run's key":      {{key: runs[1], sum: runPart(runs[0]).sum}},
+		"a digest of other form": {runPart(runs[0][:len(runs[0])-1])},
+	} {
+		if err := Merge(t.Context(), store, prefix, []Run{changed}, nothing); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	_, err = writeLines(t.Context(), store, runs[0], idsOf([]string{"a", "b"}))
+	must(t, err)
+	if err := Merge(t.Context(), store, prefix, Runs(runs), nothing); err == nil {
+		t.Error("a run with one more id was accepted")
+	}
+	old := prefix + "run-000009" // of an earlier version
+	_, err = writeLines(t.Context(), store, old, idsOf([]string{"z"}))
+	must(t, err)
+	must(t, Merge(t.Context(), store, prefix, Runs([]string{old}), nothing))
+}
+
 func TestALostAnswerToASpillLosesNoID(t *testing.T) { // pitfall 9
 	store, proxy := open(t)
 	b := tiny(store, 1)
@@ -199,14 +228,15 @@ func TestAgainstAPlainMap(t *testing.T) {
 					t.Fatalf("%d bytes held, the limit is %d", b.bytes, b.limit)
 				}
 			}
-			chunks, count, err := Write(ctx, store, folder, func(yield func(string) error) error { return b.Each(ctx, yield) })
+			written, err := Write(ctx, store, folder, func(yield func(string) error) error { return b.Each(ctx, yield) })
 			must(t, err)
-			list, err := NewCache().Open(ctx, store, folder)
+			list, err := NewCache().Open(ctx, store, folder, written.Digest)
 			must(t, err)
-			got, err := list.IDs(ctx, 0, chunks)
+			got, err := list.IDs(ctx, 0, written.Chunks)
 			must(t, err)
-			if !slices.Equal(got, slices.Sorted(maps.Keys(want))) || count != int64(len(want)) || chunks != list.Chunks() {
-				t.Fatalf("%d ids in %d chunks (%d read), want %d", count, chunks, len(got), len(want))
+			if !slices.Equal(got, slices.Sorted(maps.Keys(want))) || written.Count != int64(len(want)) ||
+				written.Chunks != list.Chunks() {
+				t.Fatalf("%d ids in %d chunks (%d read), want %d", written.Count, written.Chunks, len(got), len(want))
 			}
 			for range 500 {
 				id := randomID(random)

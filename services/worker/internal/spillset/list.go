@@ -2,9 +2,11 @@ package spillset
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/golang-lru/v2/expirable"
 
@@ -20,29 +22,42 @@ const (
 	cachedChunks = 64
 )
 
-// Write stores ids as a list below the prefix, which ends with a slash, and returns the number of chunks and ids. The ids
-// must come in ascending order without duplicates: membership tests of an unsorted list would be wrong.
+// Stored is a list that Write has stored.
+type Stored struct {
+	Prefix string // of its objects; ends with a slash
+	Chunks int
+	Count  int64  // ids in all chunks
+	Digest string // SHA-256 that Open verifies the list with, lower-case hex
+
+	sums [][]byte // SHA-256 of the chunks
+}
+
+// Write stores ids as a list below the prefix, which ends with a slash. The ids must come in ascending order without
+// duplicates: membership tests of an unsorted list would be wrong.
 func Write(
 	ctx context.Context, store *objects.Store, prefix string, each func(yield func(id string) error) error,
-) (chunks int, count int64, err error) {
-	var chunk, firsts []string
+) (Stored, error) {
+	list := Stored{Prefix: prefix}
+	var chunk, firsts, contents []string
 	flush := func() error {
 		if len(chunk) == 0 {
 			return nil
 		}
+		sum, err := writeLines(ctx, store, chunkKey(prefix, list.Chunks), idsOf(chunk))
 		firsts = append(firsts, chunk[0])
-		err := writeLines(ctx, store, chunkKey(prefix, chunks), idsOf(chunk))
-		chunks++
+		contents = append(contents, fmt.Sprintf("%s %x", chunk[0], sum))
+		list.sums = append(list.sums, sum)
+		list.Chunks++
 		chunk = chunk[:0]
 		return err
 	}
 	var last string
-	err = each(func(id string) error {
-		if count > 0 && id <= last {
+	err := each(func(id string) error {
+		if list.Count > 0 && id <= last {
 			return errors.New("ids are not in ascending order")
 		}
 		last = id
-		count++
+		list.Count++
 		chunk = append(chunk, id)
 		if len(chunk) < ChunkSize {
 			return nil
@@ -53,21 +68,26 @@ func Write(
 		err = flush()
 	}
 	if err == nil {
-		err = writeLines(ctx, store, indexKey(prefix), idsOf(firsts))
+		_, err = writeLines(ctx, store, indexKey(prefix), idsOf(firsts))
+	}
+	var sum []byte
+	if err == nil {
+		sum, err = writeLines(ctx, store, contentsKey(prefix), idsOf(contents))
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("write list: %w", err)
+		return Stored{}, fmt.Errorf("write list: %w", err)
 	}
-	return chunks, count, nil
+	list.Digest = hex.EncodeToString(sum)
+	return list, nil
 }
 
-// Chunks returns the chunks of a list as a run for Merge.
-func Chunks(prefix string, chunks int) Run {
-	keys := make(Run, chunks)
-	for chunk := range keys {
-		keys[chunk] = chunkKey(prefix, chunk)
+// Run returns the chunks as a run for Merge.
+func (s Stored) Run() Run {
+	run := make(Run, s.Chunks)
+	for chunk := range run {
+		run[chunk] = part{key: chunkKey(s.Prefix, chunk), sum: s.sums[chunk]}
 	}
-	return keys
+	return run
 }
 
 // Cache holds the most recently used chunks of all lists opened through it. The units of a job read the same cohort, and a
@@ -90,19 +110,41 @@ type List struct {
 	cache  *Cache
 	prefix string
 	firsts []string // the first id of every chunk
+	sums   [][]byte // SHA-256 of every chunk; nil for a list of an earlier version, which is not verified
 }
 
-// Open opens a list that Write has stored. It reads the index at each call, so that it fails for a deleted list.
-func (c *Cache) Open(ctx context.Context, store *objects.Store, prefix string) (*List, error) {
+// Open opens a list that Write has stored with this digest. The digest comes from the job's record: without it, whoever can
+// write to the bucket could add patients to a cohort. It is empty for a list of an earlier version. Open reads the table of
+// contents at each call, so that it fails for a deleted list.
+func (c *Cache) Open(ctx context.Context, store *objects.Store, prefix, digest string) (*List, error) {
 	l := &List{store: store, cache: c, prefix: prefix}
 	var err error
-	if l.firsts, err = readLines(ctx, store, indexKey(prefix)); err != nil {
+	if digest == "" {
+		l.firsts, err = readLines(ctx, store, part{key: indexKey(prefix)})
+	} else {
+		err = l.readContents(ctx, digest)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open list: %w", err)
 	}
 	if !slices.IsSorted(l.firsts) {
 		return nil, errors.New("open list: the index is damaged")
 	}
 	return l, nil
+}
+
+// readContents reads the first id and the digest of every chunk.
+func (l *List) readContents(ctx context.Context, digest string) error {
+	contents, err := readLines(ctx, l.store, digested(contentsKey(l.prefix), digest))
+	if err != nil {
+		return err
+	}
+	for _, line := range contents {
+		first, digest, _ := strings.Cut(line, " ")
+		l.firsts = append(l.firsts, first)
+		l.sums = append(l.sums, digested("", digest).sum)
+	}
+	return nil
 }
 
 // Chunks returns the number of chunks.
@@ -117,7 +159,11 @@ func (l *List) Chunk(ctx context.Context, chunk int) ([]string, error) {
 	if ids, cached := l.cache.chunks.Get(key); cached {
 		return ids, nil
 	}
-	ids, err := readLines(ctx, l.store, key)
+	stored := part{key: key}
+	if l.sums != nil {
+		stored.sum = l.sums[chunk]
+	}
+	ids, err := readLines(ctx, l.store, stored)
 	if err != nil {
 		return nil, fmt.Errorf("read chunk %d of list: %w", chunk, err)
 	}
@@ -171,17 +217,8 @@ func (l *List) Contains(ctx context.Context, id string) (bool, error) {
 
 func chunkKey(prefix string, chunk int) string { return fmt.Sprintf("%schunk-%06d", prefix, chunk) }
 
-func indexKey(prefix string) string { return prefix + "index" }
+// contentsKey returns the key of a list's table of contents: the first id and the digest of every chunk.
+func contentsKey(prefix string) string { return prefix + "contents" }
 
-func readLines(ctx context.Context, store *objects.Store, key string) (ids []string, err error) {
-	body, err := store.Open(ctx, key, 0, -1)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, body.Close()) }()
-	lines := lineScanner(body)
-	for lines.Scan() {
-		ids = append(ids, lines.Text())
-	}
-	return ids, lines.Err()
-}
+// indexKey returns the key of the first ids alone, which workers of earlier versions read.
+func indexKey(prefix string) string { return prefix + "index" }

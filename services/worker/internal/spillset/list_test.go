@@ -20,7 +20,18 @@ func between(n int) string { return fmt.Sprintf("p%06d", 2*n+1) }
 
 func stored(t *testing.T, store *objects.Store, n int) *List {
 	t.Helper()
-	chunks, count, err := Write(t.Context(), store, prefix, func(yield func(string) error) error {
+	list, err := NewCache().Open(t.Context(), store, prefix, write(t, store, n).Digest)
+	must(t, err)
+	if want := (n + ChunkSize - 1) / ChunkSize; list.Chunks() != want {
+		t.Fatalf("%d chunks read, want %d", list.Chunks(), want)
+	}
+	return list
+}
+
+// write stores the first n ids.
+func write(t *testing.T, store *objects.Store, n int) Stored {
+	t.Helper()
+	list, err := Write(t.Context(), store, prefix, func(yield func(string) error) error {
 		for i := range n {
 			if err := yield(id(i)); err != nil {
 				return err
@@ -29,13 +40,8 @@ func stored(t *testing.T, store *objects.Store, n int) *List {
 		return nil
 	})
 	must(t, err)
-	if want := (n + ChunkSize - 1) / ChunkSize; chunks != want || count != int64(n) {
-		t.Fatalf("%d ids in %d chunks, want %d in %d", count, chunks, n, want)
-	}
-	list, err := NewCache().Open(t.Context(), store, prefix)
-	must(t, err)
-	if list.Chunks() != chunks {
-		t.Fatalf("%d chunks read, %d written", list.Chunks(), chunks)
+	if want := (n + ChunkSize - 1) / ChunkSize; list.Chunks != want || list.Count != int64(n) {
+		t.Fatalf("%d ids in %d chunks, want %d in %d", list.Count, list.Chunks, n, want)
 	}
 	return list
 }
@@ -90,16 +96,16 @@ func TestListsOfEverySize(t *testing.T) {
 func TestUnsortedInputIsRefused(t *testing.T) {
 	store, _ := open(t)
 	for _, ids := range [][]string{{"b", "a"}, {"a", "a"}, {"", ""}, {"a", "b", "a"}} {
-		if _, _, err := Write(t.Context(), store, prefix, idsOf(ids)); err == nil {
+		if _, err := Write(t.Context(), store, prefix, idsOf(ids)); err == nil {
 			t.Errorf("%q was accepted", ids)
 		}
 	}
 	broken := errors.New("broken")
-	_, _, err := Write(t.Context(), store, prefix, func(func(string) error) error { return broken })
+	_, err := Write(t.Context(), store, prefix, func(func(string) error) error { return broken })
 	if !errors.Is(err, broken) {
 		t.Errorf("the source's error: %v", err)
 	}
-	if _, err := NewCache().Open(t.Context(), store, prefix); !errors.Is(err, export.ErrNotFound) {
+	if _, err := NewCache().Open(t.Context(), store, prefix, ""); !errors.Is(err, export.ErrNotFound) {
 		t.Errorf("an unfinished list: %v", err)
 	}
 }
@@ -119,13 +125,13 @@ func TestADamagedListIsRefused(t *testing.T) {
 		"id too long":      {chunkKey(prefix, 0), []string{id(0), id(0) + strings.Repeat("x", 70<<10)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			stored(t, store, 2*ChunkSize)
-			must(t, writeLines(t.Context(), store, damage.key, idsOf(damage.lines)))
-			list, err := NewCache().Open(t.Context(), store, prefix)
-			for chunk := 0; err == nil && chunk < list.Chunks(); chunk++ {
-				_, err = list.Contains(t.Context(), id(chunk*ChunkSize))
+			digest := write(t, store, 2*ChunkSize).Digest
+			_, err := writeLines(t.Context(), store, damage.key, idsOf(damage.lines))
+			must(t, err)
+			if readAll(t, store, "") == nil {
+				t.Error("accepted as a list of an earlier version")
 			}
-			if err == nil {
+			if readsIndex := damage.key == indexKey(prefix); !readsIndex && readAll(t, store, digest) == nil {
 				t.Error("accepted")
 			}
 		})
@@ -137,12 +143,56 @@ func TestADamagedListIsRefused(t *testing.T) {
 	}
 }
 
+// readAll reads all chunks of the list at the prefix.
+func readAll(t *testing.T, store *objects.Store, digest string) error {
+	t.Helper()
+	list, err := NewCache().Open(t.Context(), store, prefix, digest)
+	for chunk := 0; err == nil && chunk < list.Chunks(); chunk++ {
+		_, err = list.Chunk(t.Context(), chunk)
+	}
+	return err
+}
+
+// Whoever writes to the bucket may store a list that is sound by itself. It is refused because it is not the one that the
+// job's record names.
+func TestAReplacedListIsRefused(t *testing.T) {
+	store, _ := open(t)
+	chunk := func(ids ...string) func(*testing.T) {
+		return func(t *testing.T) {
+			_, err := writeLines(t.Context(), store, chunkKey(prefix, 0), idsOf(ids))
+			must(t, err)
+		}
+	}
+	for name, replace := range map[string]func(*testing.T){
+		"one id more":  chunk(id(0), between(0), id(1), id(2)),
+		"one id less":  chunk(id(0), id(2)),
+		"another id":   chunk(id(0), between(0), id(2)),
+		"a whole list": func(t *testing.T) { write(t, store, 4) },
+		"an empty list": func(t *testing.T) {
+			write(t, store, 0)
+		},
+		"no contents": func(t *testing.T) {
+			_, err := writeLines(t.Context(), store, contentsKey(prefix), idsOf(nil))
+			must(t, err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			digest := write(t, store, 3).Digest
+			must(t, readAll(t, store, digest))
+			replace(t)
+			if readAll(t, store, digest) == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
 func TestACacheIsBounded(t *testing.T) { // pitfall 6
 	store, proxy := open(t)
 	const chunks = 3
 	stored(t, store, (chunks+1)*ChunkSize)
 	cache := newCache(chunks)
-	list, err := cache.Open(t.Context(), store, prefix)
+	list, err := cache.Open(t.Context(), store, prefix, "")
 	must(t, err)
 	read := func(chunk int) (requests int) {
 		t.Helper()
@@ -168,7 +218,9 @@ func TestACacheIsBounded(t *testing.T) { // pitfall 6
 
 func TestRunsOfChunks(t *testing.T) {
 	store, _ := open(t)
-	list := stored(t, store, 2*ChunkSize+3)
+	written := write(t, store, 2*ChunkSize+3)
+	list, err := NewCache().Open(t.Context(), store, prefix, written.Digest)
+	must(t, err)
 	for _, row := range []struct{ from, to, first, ids int }{
 		{0, 1, 0, ChunkSize}, {1, 3, ChunkSize, ChunkSize + 3}, {0, 3, 0, 2*ChunkSize + 3}, {2, 2, 0, 0},
 	} {
@@ -182,7 +234,8 @@ func TestRunsOfChunks(t *testing.T) {
 		t.Errorf("%d ids of missing chunks", len(ids))
 	}
 	var merged []string
-	err := Merge(t.Context(), store, prefix, []Run{Chunks(prefix, 3), {chunkKey(prefix, 1)}}, func(id string) error {
+	whole := written.Run()
+	err = Merge(t.Context(), store, prefix, []Run{whole, whole[1:2]}, func(id string) error {
 		merged = append(merged, id)
 		return nil
 	})
@@ -198,7 +251,7 @@ func TestListsShareACache(t *testing.T) {
 	cache := NewCache()
 	var units sync.WaitGroup
 	for range 4 {
-		list, err := cache.Open(t.Context(), store, prefix)
+		list, err := cache.Open(t.Context(), store, prefix, "")
 		must(t, err)
 		units.Go(func() {
 			for range 50 {
@@ -211,7 +264,7 @@ func TestListsShareACache(t *testing.T) {
 		})
 	}
 	units.Wait()
-	list, err := cache.Open(t.Context(), store, prefix)
+	list, err := cache.Open(t.Context(), store, prefix, "")
 	must(t, err)
 	before := proxy.Requests()
 	for chunk := range list.Chunks() {
