@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -193,7 +194,7 @@ func newServer(
 		ShutdownTimeout:          cfg.Drain + handBack,
 		RetryDelayFunc:           func(n int, _ error, _ *asynq.Task) time.Duration { return export.Backoff(n + 1) },
 		IsFailure:                func(err error) bool { return !errors.Is(err, errBusy) }, // only failures extend the delay
-		Logger:                   asynqLogger{cfg.Logger},
+		Logger:                   asynqLogger{redisclient.NewLogLimit(cfg.Logger)},
 		LogLevel:                 asynq.WarnLevel,
 		ErrorHandler: asynq.ErrorHandlerFunc(func(_ context.Context, t *asynq.Task, err error) {
 			switch {
@@ -209,10 +210,18 @@ func newServer(
 }
 
 // asynqLogger passes Asynq's messages to slog. They name queues and servers, never payloads.
-type asynqLogger struct{ log *slog.Logger }
+type asynqLogger struct{ limit *redisclient.LogLimit }
 
-func (l asynqLogger) Debug(args ...any) { l.log.Debug(fmt.Sprint(args...), "part", "asynq") }
-func (l asynqLogger) Info(args ...any)  { l.log.Info(fmt.Sprint(args...), "part", "asynq") }
-func (l asynqLogger) Warn(args ...any)  { l.log.Warn(fmt.Sprint(args...), "part", "asynq") }
-func (l asynqLogger) Error(args ...any) { l.log.Error(fmt.Sprint(args...), "part", "asynq") }
-func (l asynqLogger) Fatal(args ...any) { l.log.Error(fmt.Sprint(args...), "part", "asynq") }
+func (l asynqLogger) Debug(args ...any) { l.log(slog.LevelDebug, args) }
+func (l asynqLogger) Info(args ...any)  { l.log(slog.LevelInfo, args) }
+func (l asynqLogger) Warn(args ...any)  { l.log(slog.LevelWarn, args) }
+func (l asynqLogger) Error(args ...any) { l.log(slog.LevelError, args) }
+func (l asynqLogger) Fatal(args ...any) { l.log(slog.LevelError, args) }
+
+// log limits messages that begin with the same words: the ids of tasks come later.
+func (l asynqLogger) log(level slog.Level, args []any) {
+	text := fmt.Sprint(args...)
+	words := strings.SplitN(text, " ", 4)
+	kind := strings.Join(words[:min(len(words), 3)], " ")
+	l.limit.Log(context.Background(), level, kind, text, "part", "asynq")
+}

@@ -12,7 +12,7 @@ import (
 func TestLinesOfTheClientAreJSONAndFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		l := &limited{log: slog.New(slog.NewJSONHandler(&out, nil)), now: time.Now}
+		l := &clientLogger{NewLogLimit(slog.New(slog.NewJSONHandler(&out, nil)))}
 		for range 21 {
 			l.Printf(t.Context(), "redis: connection pool: failed to dial: %s\n", "refused")
 			time.Sleep(time.Second)
