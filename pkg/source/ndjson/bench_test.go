@@ -48,6 +48,7 @@ func BenchmarkOpen(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			const people, each = 2500, 400
 			dir, _ := population(b, people, each, size, true)
+			config := Config{Dir: dir, Limits: source.Limits{MaxLine: 1 << 20, MaxReferences: 100}}
 			for b.Loop() {
 				runtime.GC()
 				before := heap()
@@ -66,7 +67,7 @@ func BenchmarkOpen(b *testing.B) {
 						}
 					}
 				}()
-				src, err := Open(b.Context(), Config{Dir: dir})
+				src, err := Open(b.Context(), config)
 				close(stop)
 				peak := <-most
 				must(b, err)
@@ -76,6 +77,9 @@ func BenchmarkOpen(b *testing.B) {
 				b.ReportMetric(float64(peak-before)/(people*each), "peak-B/resource")
 				sizes, err := src.Sizes(b.Context())
 				must(b, errors.Join(err, src.Close()))
+				if got := sizes.Types["Observation"].Resources; got != people*each {
+					b.Fatalf("%d resources are in the index", got)
+				}
 				b.SetBytes(sizes.Types["Observation"].Bytes)
 			}
 		})
