@@ -60,12 +60,12 @@ func TestReopen(t *testing.T) {
 		stuck := claim(t, s, id, one.ID, one.Kind, 1)
 		again, err := s.Reopen(ctx, id, one.ID)
 		must(t, err)
-		if again.Fence != 2 || again.Unit != one {
+		if again.Fence != stuck.Fence+1 || again.Unit != one {
 			t.Errorf("reopened as %+v", again)
 		}
 		wantErr(t, "heartbeat of the one before", s.Heartbeat(ctx, stuck), export.ErrFenced)
 		wantErr(t, "commit of the one before", s.Commit(ctx, stuck, jobstore.Commit{Next: seal}), export.ErrFenced)
-		must(t, finish(t, s, id, one, 2))
+		must(t, finish(t, s, id, one, again.Fence))
 		_, err = s.Reopen(ctx, id, one.ID)
 		wantErr(t, "of one that is done", err, export.ErrConflict)
 
@@ -210,7 +210,7 @@ func TestInspect(t *testing.T) {
 		file := export.File{Name: "Small.Small-00000.1.0.ndjson", Type: "Small", Count: 3, Bytes: 30}
 		lease := claim(t, s, id, threeUnits[0].ID, export.KindExport, 1)
 		must(t, s.Commit(ctx, lease, jobstore.Commit{Result: export.Result{Files: []export.File{file}}, Next: seal}))
-		claim(t, s, id, threeUnits[1].ID, export.KindExport, 1)
+		dead := claim(t, s, id, threeUnits[1].ID, export.KindExport, 1)
 		c.Advance(time.Minute)
 		lost := stale(t, s, id, 30*time.Second)
 		if len(lost) != 2 {
@@ -227,7 +227,7 @@ func TestInspect(t *testing.T) {
 		if len(byID) != 4 || !one.Closed || len(one.Result.Files) != 1 || one.Result.Files[0] != file {
 			t.Errorf("%+v", found.Units)
 		}
-		if two.Closed || two.Claimed || two.Fence != 2 || two.Attempts != 1 || two.Cause != export.CauseLost ||
+		if two.Closed || two.Claimed || two.Fence != dead.Fence+1 || two.Attempts != 1 || two.Cause != export.CauseLost ||
 			!found.At.Equal(c.Now()) || found.At.Sub(two.Heard) != time.Second {
 			t.Errorf("at %s: %+v", found.At, two)
 		}

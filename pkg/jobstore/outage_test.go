@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
@@ -72,33 +73,110 @@ func TestALossIsNoAttemptWhenTheWorkerTurnsUp(t *testing.T) {
 			id := planned(t, s, c)
 			_, err := s.Issue(ctx, id, 1)
 			must(t, err)
-			lose := func(fence int64) (cut, fresh export.Lease) {
+			lose := func(fence int64) (cut, lost export.Lease) {
 				t.Helper()
 				cut = claim(t, s, id, "Large-00000", export.KindExport, fence)
 				c.Advance(silence)
-				lost := stale(t, s, id, silence)
-				if len(lost) != 1 || lost[0].Fence != fence+1 {
-					t.Fatalf("%s: lost %+v", name, lost)
+				silent := stale(t, s, id, silence)
+				if len(silent) != 1 || silent[0].Fence != cut.Fence+1 {
+					t.Fatalf("%s: lost %+v", name, silent)
 				}
-				return cut, lost[0]
+				return cut, silent[0]
 			}
 			dead, lost := lose(1)
 			if lost.Failures != 1 {
 				t.Errorf("%s: attempt %d after a loss", name, lost.Failures)
 			}
-			cut, _ := lose(2)
-			for range 2 {
-				if err := turnUp(cut); !errors.Is(err, export.ErrFenced) {
+			cut, lost := lose(lost.Fence)
+			again := claim(t, s, id, "Large-00000", export.KindExport, lost.Fence)
+			for _, lease := range []export.Lease{cut, cut, dead} { // dead is of an earlier loss
+				if err := turnUp(lease); !errors.Is(err, export.ErrFenced) {
 					t.Errorf("%s: %v, want ErrFenced", name, err)
 				}
 			}
-			if err := turnUp(dead); !errors.Is(err, export.ErrFenced) { // of an earlier loss
-				t.Errorf("%s: %v, want ErrFenced", name, err)
-			}
-			if again := claim(t, s, id, "Large-00000", export.KindExport, 3); again.Failures != 1 {
-				t.Errorf("%s: attempt %d, want 1: the second loss was none", name, again.Failures)
+			must(t, s.Heartbeat(ctx, again))
+			if got := failures(t, s, id, "Large-00000"); got != 1 {
+				t.Errorf("%s: %d attempts, want 1: the second loss was none", name, got)
 			}
 		}
+	})
+}
+
+// A worker that was stopped for longer than the silence, such as by a suspended host, gets its unit back as long as no other
+// worker has claimed it.
+func TestAWorkerThatWasStoppedGetsItsUnitBack(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
+		ctx := t.Context()
+		id := planned(t, s, c)
+		_, err := s.Issue(ctx, id, 1)
+		must(t, err)
+		lease := claim(t, s, id, "Large-00000", export.KindExport, 1)
+		for range 20 {
+			c.Advance(silence)
+			lost := stale(t, s, id, silence)
+			if len(lost) != 1 || lost[0].Failures != 1 {
+				t.Fatalf("lost %+v", lost)
+			}
+			must(t, s.Heartbeat(ctx, lease))
+			if _, err := s.Claim(ctx, id, "Large-00000", export.KindExport, lost[0].Fence, ""); !errors.Is(err, export.ErrFenced) {
+				t.Fatalf("the rescue's task claims the unit: %v", err)
+			}
+		}
+		c.Advance(silence)
+		stale(t, s, id, silence)
+		commit := jobstore.Commit{Next: sealUnit}
+		must(t, s.Commit(ctx, lease, commit))
+		must(t, s.Commit(ctx, lease, commit))
+		if got := failures(t, s, id, "Large-00000"); got != 0 {
+			t.Errorf("%d attempts, want 0", got)
+		}
+	})
+}
+
+// A unit may be what stops its workers: then their losses count, although they turn up.
+func TestAUnitThatKeepsStoppingItsWorkersUsesUpItsAttempts(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
+		id := planned(t, s, c)
+		_, err := s.Issue(t.Context(), id, 1)
+		must(t, err)
+		lease := claim(t, s, id, "Large-00000", export.KindExport, 1)
+		for range 13 {
+			c.Advance(silence)
+			next := claim(t, s, id, "Large-00000", export.KindExport, stale(t, s, id, silence)[0].Fence)
+			if err := s.Heartbeat(t.Context(), lease); !errors.Is(err, export.ErrFenced) {
+				t.Fatal(err)
+			}
+			lease = next
+		}
+		if got := failures(t, s, id, "Large-00000"); got != 3 {
+			t.Errorf("%d attempts, want 3", got)
+		}
+	})
+}
+
+// A promoted replica may lack the last writes, such as a claim, and give its task out again.
+func TestTwoClaimsOfOneTaskNeverShareAFence(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, url string) {
+		ctx := t.Context()
+		id := create(t, s, c)
+		first := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+		options, err := redis.ParseURL(url)
+		must(t, err)
+		server := redis.NewClient(options)
+		t.Cleanup(func() { _ = server.Close() })
+		job := "sluice:{" + string(id) + "}:"
+		must(t, server.HSet(ctx, job+"job", "state", "scheduled").Err())
+		must(t, server.HSet(ctx, job+"fences", "plan", 1).Err())
+		must(t, server.Del(ctx, job+"claims").Err())
+		c.Advance(time.Millisecond)
+		second := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
+		if first.Fence == second.Fence {
+			t.Fatalf("both have the fence %d", first.Fence)
+		}
+		if err := s.Heartbeat(ctx, first); !errors.Is(err, export.ErrFenced) {
+			t.Errorf("the heartbeat of the first: %v", err)
+		}
+		must(t, s.Heartbeat(ctx, second))
 	})
 }
 
@@ -134,11 +212,11 @@ func TestARepeatedReleaseReturnsTheSameFence(t *testing.T) {
 		id := create(t, s, c)
 		lease := claim(t, s, id, export.PlanUnit, export.KindPlan, 1)
 		for range 2 {
-			if fence, err := s.Release(ctx, lease, 0, export.CauseError); err != nil || fence != 2 {
-				t.Errorf("fence %d, %v, want 2", fence, err)
+			if fence, err := s.Release(ctx, lease, 0, export.CauseError); err != nil || fence != lease.Fence+1 {
+				t.Errorf("fence %d, %v, want %d", fence, err, lease.Fence+1)
 			}
 		}
-		again := claim(t, s, id, export.PlanUnit, export.KindPlan, 2)
+		again := claim(t, s, id, export.PlanUnit, export.KindPlan, lease.Fence+1)
 		if again.Failures != 1 {
 			t.Errorf("%d attempts, want 1", again.Failures)
 		}

@@ -119,14 +119,28 @@ local function move(target)
   redis.call('HSET', job, 'state', target)
   return true
 end
+-- holds reports whether the unit is the caller's. If its worker was taken for lost and nobody has claimed the unit since, the
+-- caller is that worker, which was stopped or cut off, and gets the unit back: its work is not lost, and the loss is no
+-- attempt.
 local function holds(unit, fence)
-  return redis.call('HGET', fences, unit) == fence and redis.call('HGET', claims, unit) == fence
+  local current = redis.call('HGET', fences, unit)
+  if current == fence and redis.call('HGET', claims, unit) == fence then return true end
+  if current ~= string.format('%.0f', fence + 1) or redis.call('HGET', attempts, unit .. '.cause') ~= 'lost'
+    or redis.call('HEXISTS', claims, unit) == 1 or redis.call('HEXISTS', results, unit) == 1 then
+    return false
+  end
+  redis.call('HSET', fences, unit, fence)
+  redis.call('HSET', claims, unit, fence)
+  redis.call('HINCRBY', attempts, unit, -1)
+  redis.call('HSET', attempts, unit .. '.cause', 'unavailable')
+  return true
 end
--- fenced refuses a stale fence. If the unit's worker was lost, the caller is that worker, which was cut off and not the
--- unit's victim: the loss is no attempt.
+-- fenced refuses a stale fence. If the unit's worker was lost, the caller is that worker and not the unit's victim, so the
+-- loss is no attempt. That is so at most ten times, because a unit may be what stops its workers.
 local function fenced(unit, fence)
   if redis.call('HGET', attempts, unit .. '.cause') == 'lost'
-    and tonumber(redis.call('HGET', fences, unit) or '0') == fence + 1 then
+    and redis.call('HGET', claims, unit .. '.task') == string.format('%.0f', fence + 1)
+    and redis.call('HINCRBY', attempts, unit .. '.returned', 1) <= 10 then
     redis.call('HINCRBY', attempts, unit, -1)
     redis.call('HSET', attempts, unit .. '.cause', 'unavailable')
   end

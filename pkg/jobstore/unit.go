@@ -34,13 +34,12 @@ func (s *Store) Claim(
 	if err != nil {
 		return export.Lease{}, err
 	}
-	lease := export.Lease{Job: id, Fence: fence}
-	spec, _ := reply[0].(string)
-	failures, _ := reply[1].(string)
-	lease.Trace, _ = reply[2].(string)
-	if err := json.Unmarshal([]byte(spec), &lease.Unit); err != nil {
+	lease, err := decodeLease(id, reply[0], reply[1])
+	if err != nil {
 		return export.Lease{}, fmt.Errorf("claim %s of job %s: %w", unit, id, err)
 	}
+	failures, _ := reply[2].(string)
+	lease.Trace, _ = reply[3].(string)
 	if lease.Failures, err = strconv.Atoi(failures); err != nil {
 		return export.Lease{}, fmt.Errorf("claim %s of job %s: attempts: %w", unit, id, err)
 	}

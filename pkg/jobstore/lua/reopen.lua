@@ -40,6 +40,6 @@ if result then
   end
 end
 redis.call('HDEL', claims, unit)
-redis.call('HSET', attempts, unit, 0, unit .. '.cause', 'operator')
+redis.call('HSET', attempts, unit, 0, unit .. '.cause', 'operator', unit .. '.returned', 0)
 redis.call('ZADD', issued, now, unit)
 return { 'OK', redis.call('HINCRBY', fences, unit, 1), spec }

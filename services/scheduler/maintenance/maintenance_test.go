@@ -108,12 +108,12 @@ func (w *world) job(state export.State) export.JobID {
 	w.must(err)
 	var files []export.File
 	for n := range 7 {
-		name := export.FileName("Patient-00000", 1, "Patient", n)
+		name := export.FileName("Patient-00000", w.fence(), "Patient", n)
 		files = append(files, export.File{Name: name, Type: "Patient", Key: export.FileKey(id, "Patient", name), Count: 1})
 		w.put(files[n].Key)
 	}
-	w.put(export.CohortPrefix(id, 1) + "chunk-000000")
-	w.put(export.ManifestKey(id, 1))
+	w.put(export.CohortPrefix(id, w.fence()) + "chunk-000000")
+	w.put(export.ManifestKey(id, w.fence()))
 	seal := export.Unit{ID: export.SealUnit, Kind: export.KindSeal}
 	switch state {
 	case export.Completed, export.Expired, export.Cancelled:
@@ -129,7 +129,7 @@ func (w *world) job(state export.State) export.JobID {
 		_, err = w.Jobs.Issue(ctx, id, 10)
 		w.must(err)
 		w.must(w.Jobs.Commit(ctx, w.claim(id, export.SealUnit, export.KindSeal), jobstore.Commit{
-			Seal: &jobstore.Seal{Manifest: export.ManifestKey(id, 1), Finished: w.Now(), Expires: w.Now().Add(week)},
+			Seal: &jobstore.Seal{Manifest: export.ManifestKey(id, w.fence()), Finished: w.Now(), Expires: w.Now().Add(week)},
 		}))
 		if state == export.Cancelled {
 			w.must(w.Jobs.Cancel(ctx, id, w.Now()))
@@ -143,6 +143,9 @@ func (w *world) job(state export.State) export.JobID {
 	}
 	return id
 }
+
+// fence is that of a claim now.
+func (w *world) fence() int64 { return w.Now().UnixMilli() }
 
 func (w *world) claim(id export.JobID, unit export.UnitID, kind export.Kind) export.Lease {
 	w.t.Helper()
@@ -343,23 +346,23 @@ func TestPurgeLeavesALivingJobAlone(t *testing.T) {
 func TestASilentUnitIsRescued(t *testing.T) { // pitfalls 7, 11, 26, 27
 	w := newWorld(t)
 	id := w.job(export.Scheduled)
-	w.claim(id, export.PlanUnit, export.KindPlan)
+	fresh := w.claim(id, export.PlanUnit, export.KindPlan).Fence + 1
 	w.set(w.Now().Add(w.cfg.Silence - time.Second))
 	w.must(w.Rescue(t.Context()))
-	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2, ""); !errors.Is(err, export.ErrFenced) {
+	if _, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, fresh, ""); !errors.Is(err, export.ErrFenced) {
 		t.Fatalf("rescued before its silence was over: %v", err)
 	}
 	w.set(w.Now().Add(2 * time.Second))
 	w.must(w.Rescue(t.Context()))
-	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, 2, "")
+	lease, err := w.Jobs.Claim(t.Context(), id, export.PlanUnit, export.KindPlan, fresh, "")
 	w.must(err)
 	if lease.Failures != 1 {
 		t.Errorf("attempt %d", lease.Failures)
 	}
 	tasks, err := w.redis.Keys(t.Context(), "asynq:*"+string(id)+"*").Result()
 	w.must(err)
-	if len(tasks) != 1 || !strings.HasSuffix(tasks[0], ":plan:2") {
-		t.Errorf("tasks in the queue: %v, want the plan at fence 2", tasks)
+	if len(tasks) != 1 || !strings.HasSuffix(tasks[0], fmt.Sprintf(":plan:%d", fresh)) {
+		t.Errorf("tasks in the queue: %v, want the plan at fence %d", tasks, fresh)
 	}
 }
 
@@ -505,8 +508,8 @@ func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 	gone := []string{
 		export.FileKey(stranger, "Patient", export.FileName("Patient-00000", 1, "Patient", 0)), // no record
 		export.CohortPrefix(stranger, 1) + "chunk-000000",
-		export.FileKey(done, "Patient", export.FileName("Patient-00000", 2, "Patient", 0)), // a lost attempt
-		export.ManifestKey(done, 2),
+		export.FileKey(done, "Patient", export.FileName("Patient-00000", 1, "Patient", 0)), // a lost attempt
+		export.ManifestKey(done, 1),
 		export.CohortPrefix(done, 1) + "chunk-000001", // scaffolding of an ended job
 		export.ReferencesPrefix(done, "Patient-00000", 1) + "run-000000",
 		export.FileKey(done, "Observation", export.FileName("Observation-00000", 1, "Observation", 0)), // of a unit that was given up
@@ -542,7 +545,7 @@ func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 		t.Errorf("the manifest of a completed job is gone (%v)", err)
 	}
 	for n := range 7 {
-		if key := export.FileKey(done, "Patient", export.FileName("Patient-00000", 1, "Patient", n)); !there[key] {
+		if key := export.FileKey(done, "Patient", export.FileName("Patient-00000", w.fence(), "Patient", n)); !there[key] {
 			t.Errorf("a listed file is gone: %s", key)
 		}
 	}

@@ -3,6 +3,7 @@ package maintenance
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -190,7 +191,7 @@ func TestARescueIsTraced(t *testing.T) {
 		Request: export.Request{GroupID: "g", Types: []string{"Patient"}},
 	}, export.FirstUnit(), jobstore.Admission{Limit: 100})
 	w.must(err)
-	w.claim(id, export.PlanUnit, export.KindPlan)
+	lease := w.claim(id, export.PlanUnit, export.KindPlan)
 	w.set(w.Now().Add(time.Minute))
 	w.must(w.Rescue(t.Context()))
 	tracing.Close(t.Context())
@@ -199,7 +200,8 @@ func TestARescueIsTraced(t *testing.T) {
 		hex.EncodeToString(spans[0].TraceId)+"-"+hex.EncodeToString(spans[0].ParentSpanId) != parent[3:52] {
 		t.Fatalf("spans: %v", spans)
 	}
-	payload, err := w.redis.HGet(t.Context(), "asynq:{steering}:t:"+string(id)+":plan:2", "msg").Result()
+	task := fmt.Sprintf("asynq:{steering}:t:%s:plan:%d", id, lease.Fence+1)
+	payload, err := w.redis.HGet(t.Context(), task, "msg").Result()
 	w.must(err)
 	if !strings.Contains(payload, hex.EncodeToString(spans[0].SpanId)) {
 		t.Error("the task has no traceparent")

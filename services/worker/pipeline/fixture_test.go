@@ -139,6 +139,9 @@ func (fx *fixture) record(job export.Job) {
 	must(fx.t, err)
 }
 
+// claimed returns the fence of a claim of the task with the fence.
+func claimed(fence int64) int64 { return max(fence+1, instant.UnixMilli()) }
+
 // stale returns all units that a rescue enqueues after the silence.
 func (fx *fixture) stale(id export.JobID, silence time.Duration) []export.Lease {
 	fx.t.Helper()

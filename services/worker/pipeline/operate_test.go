@@ -84,7 +84,7 @@ func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
 		}
 		must(t, operator.RetryUnit(t.Context(), task.Job, task.Unit))
 		fresh := task
-		fresh.Fence = 2
+		fresh.Fence = claimed(1) + 1
 		must(t, fx.worker().Handle(t.Context(), fresh))
 		return nil // it continues after all, and finishes
 	}
@@ -93,7 +93,7 @@ func TestAnOperatorTakesAUnitFromItsWorker(t *testing.T) { // pitfall 28
 	detail, err := operator.Inspect(t.Context(), task.Job)
 	must(t, err)
 	at := slices.IndexFunc(detail.Units, func(u ops.Unit) bool { return u.ID == task.Unit })
-	if at < 0 || detail.Units[at].State != ops.UnitDone || detail.Units[at].Fence != 2 {
+	if at < 0 || detail.Units[at].State != ops.UnitDone || detail.Units[at].Fence != claimed(claimed(1)+1) {
 		t.Fatalf("%+v", detail.Units)
 	}
 	got := fx.outcome(fx.finish(w, task.Job))

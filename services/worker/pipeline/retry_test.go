@@ -73,14 +73,14 @@ func TestARetryWaitsLonger(t *testing.T) {
 	task := queue.Task{Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1}
 	for attempt, wantDelay := range []time.Duration{time.Second, 2 * time.Second} {
 		must(t, w.Handle(t.Context(), task))
-		task.Fence++
+		task.Fence = claimed(task.Fence) + 1
 		early := fx.stale(id, -(wantDelay - time.Millisecond))
 		if len(early) != 0 {
 			t.Errorf("after attempt %d the unit is wanted before %s: %+v", attempt+1, wantDelay, early)
 		}
 	}
 	// Both retries are queued at their new fences, in order.
-	if got := fx.queued(2); got[0].Fence != 2 || got[1] != task {
+	if got := fx.queued(2); got[0].Fence != claimed(1)+1 || got[1] != task {
 		t.Errorf("queued: %+v", got)
 	}
 }

@@ -106,7 +106,7 @@ func TestARollingUpdateLosesNothing(t *testing.T) { // pitfalls 8, 11
 	stop()
 	got.wantLines(t, want...)
 	for _, file := range got.files {
-		if file.Type == "Condition" && file.Name != "Condition.Condition-00000.2.0.ndjson" {
+		if file.Type == "Condition" && file.Name == export.FileName("Condition-00000", claimed(1), "Condition", 0) {
 			t.Errorf("%s was written under the fence that was handed back", file.Name)
 		}
 	}
