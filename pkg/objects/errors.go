@@ -31,6 +31,11 @@ func failure(ctx context.Context, err error) error {
 		case refusal.Code == minio.NoSuchBucket:
 			// The wrong store, or one that is not set up yet; not a missing object.
 			return fmt.Errorf("%s: %w", refusal.Code, export.ErrUnavailable)
+		case refusal.StatusCode == http.StatusUnauthorized, refusal.StatusCode == http.StatusForbidden,
+			strings.HasPrefix(refusal.Code, "ExpiredToken"), refusal.Code == "InvalidToken":
+			// Rotated credentials, a changed policy or a wrong clock are not the fault of a request. An operator can repair
+			// them before the work is lost.
+			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, export.ErrUnavailable)
 		case refusal.StatusCode >= 500 && refusal.StatusCode != http.StatusNotImplemented, // permanent
 			refusal.StatusCode == http.StatusTooManyRequests,
 			strings.HasPrefix(refusal.Code, "SlowDown"), refusal.Code == "RequestTimeout":

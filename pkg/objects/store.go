@@ -14,9 +14,9 @@
 // Reading an object fails if it should be encrypted and is not, or if it is not exactly what was written under its
 // key.
 //
-// Errors: export.ErrUnavailable if the store cannot be reached, returns 5xx or throttles requests; export.ErrNotFound
-// for a missing object; the context's error if the caller's context has ended. Errors contain keys, never query
-// strings.
+// Errors: export.ErrUnavailable if the store cannot be reached, refuses the service (401, 403), returns 5xx or throttles
+// requests; export.ErrNotFound for a missing object; the context's error if the caller's context has ended. Errors contain
+// keys, never query strings.
 package objects
 
 import (

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -94,12 +95,15 @@ func Wrap(act string, err error) error {
 	}
 	var refused *pgconn.PgError
 	switch {
-	case errors.As(err, &refused) && outage(refused.Code):
-		return fmt.Errorf("%s: %w: postgres error %s", act, export.ErrUnavailable, refused.Code)
-	case refused != nil && quotable(refused.Code):
-		return fmt.Errorf("%s: postgres error %s: %s", act, refused.Code, refused.Message)
-	case refused != nil:
-		return fmt.Errorf("%s: postgres error %s", act, refused.Code)
+	case errors.As(err, &refused):
+		text := "postgres error " + refused.Code
+		if quotable(refused.Code) {
+			text += ": " + refused.Message
+		}
+		if outage(refused.Code) {
+			return fmt.Errorf("%s: %w: %s", act, export.ErrUnavailable, text)
+		}
+		return fmt.Errorf("%s: %s", act, text)
 	case broken(err):
 		return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, err)
 	}
@@ -109,10 +113,12 @@ func Wrap(act string, err error) error {
 var errTimeout = errors.New("connect timeout")
 
 // outage reports whether a retry of the same query may succeed: connection exceptions (08), lack of resources (53),
-// shutdown and recovery (57P), I/O errors (58), serialization failures (40).
+// shutdown and recovery (57P), I/O errors (58), serialization failures (40); and whether an operator can repair what no
+// query can: the credentials (28), the database (3D) or the privileges (42501) of the service.
 func outage(code string) bool {
-	return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "53") || strings.HasPrefix(code, "57P") ||
-		strings.HasPrefix(code, "58") || strings.HasPrefix(code, "40")
+	return slices.ContainsFunc([]string{"08", "53", "57P", "58", "40", "28", "3D", "42501"}, func(class string) bool {
+		return strings.HasPrefix(code, class)
+	})
 }
 
 // quotable reports whether the server's message contains only names from the query (42), of the database (3D) or of the

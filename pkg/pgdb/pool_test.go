@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // TestConnectTimeoutIsAnOutage: a host that is down does not refuse connections (pitfalls 20, 21).
@@ -31,5 +34,32 @@ func TestConnectTimeoutIsAnOutage(t *testing.T) {
 	_, err = pool.Exec(ctx, "SELECT 1")
 	if err = pgdb.Wrap("query", err); !errors.Is(err, context.Canceled) || errors.Is(err, export.ErrUnavailable) {
 		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
+// An operator repairs what the server refuses to the service as a whole; the work waits.
+func TestARefusedServiceIsAnOutage(t *testing.T) {
+	database := testenv.Postgres(t)
+	for name, c := range map[string]struct {
+		change    func(*url.URL)
+		statement string
+		code      string
+	}{
+		"password":   {func(u *url.URL) { u.User = url.UserPassword(u.User.Username(), "wrong") }, "SELECT 1", "28P01"},
+		"database":   {func(u *url.URL) { u.Path = "/of_another_name" }, "SELECT 1", "3D000"},
+		"privileges": {func(*url.URL) {}, "SET ROLE pg_read_all_stats; SELECT * FROM pg_authid", "42501"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			target, err := url.Parse(database)
+			must(t, err)
+			c.change(target)
+			pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: target.String()})
+			must(t, err)
+			defer pool.Close()
+			_, err = pool.Exec(t.Context(), c.statement)
+			if err = pgdb.Wrap("query", err); !errors.Is(err, export.ErrUnavailable) || !strings.Contains(err.Error(), c.code) {
+				t.Errorf("got %v, want export.ErrUnavailable with the code %s", err, c.code)
+			}
+		})
 	}
 }
