@@ -80,6 +80,8 @@ type Job struct {
 	Digest   string    // SHA-256 of the sealed file list, lower-case hex; "" when an earlier version sealed the job
 	Key      []byte    // the data key of its objects, wrapped (pkg/envelope); empty: they are in plaintext. Fixed at kick-off
 	Trace    string    // W3C traceparent of the kick-off, the parent of its units' spans; empty: not traced. Fixed at kick-off
+
+	Unconfirmed bool // the kick-off has not yet queued the plan
 }
 
 // Visible reports whether the owner may still see the job: it is not cancelled, and not expired by the clock (spec 6).

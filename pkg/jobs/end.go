@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // Cancel hides a job from its owner at once, finished or not, and queues its purge (spec 5). It is idempotent. ErrNotFound
@@ -73,7 +75,10 @@ const dueBatch = 100
 // ExpireDue marks finished jobs whose retention is over as expired and queues the purge of every ended job that is due. It
 // returns the jobs that it expired. An error of one job does not stop the others.
 func (l *Lifecycle) ExpireDue(ctx context.Context) (expired []export.Job, err error) {
-	now := l.Now()
+	now, err := l.Clock(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var errs []error
 	for offset := 0; ; offset += dueBatch {
 		due, err := l.Store.Due(ctx, now, offset, dueBatch)
@@ -81,7 +86,7 @@ func (l *Lifecycle) ExpireDue(ctx context.Context) (expired []export.Job, err er
 			return expired, errors.Join(append(errs, err)...)
 		}
 		for _, entry := range due {
-			job, err := l.expireOne(ctx, entry)
+			job, err := l.expireOne(ctx, now, entry)
 			if err != nil {
 				errs = append(errs, err)
 			} else if job != nil {
@@ -95,18 +100,18 @@ func (l *Lifecycle) ExpireDue(ctx context.Context) (expired []export.Job, err er
 }
 
 // expireOne returns the job if this call expired it.
-func (l *Lifecycle) expireOne(ctx context.Context, entry jobstore.Entry) (*export.Job, error) {
+func (l *Lifecycle) expireOne(ctx context.Context, now time.Time, entry jobstore.Entry) (*export.Job, error) {
 	id := entry.ID
 	job, err := l.Store.Job(ctx, id)
 	switch {
 	case errors.Is(err, export.ErrNotFound), job.State == export.Cancelled, job.State == export.Expired:
-		return nil, l.Queue.EnqueuePurge(ctx, id)
+		return nil, l.purgeSoon(ctx, id)
 	case err != nil:
 		return nil, err
 	case job.State.Live():
 		return nil, fmt.Errorf("job %s is due but %s", id, job.State)
-	case job.Visible(l.Now()):
-		return nil, l.Store.Refile(ctx, id, l.Now())
+	case job.Visible(now):
+		return nil, l.Store.Refile(ctx, id, now)
 	}
 	if err := l.record(audit.Expire, id); err != nil {
 		return nil, err
@@ -117,16 +122,29 @@ func (l *Lifecycle) expireOne(ctx context.Context, entry jobstore.Entry) (*expor
 		}
 		return nil, err
 	}
-	return &job, l.Queue.EnqueuePurge(ctx, id)
+	return &job, l.purgeSoon(ctx, id)
+}
+
+// purgeSoon queues the purge of a job. A full Redis has no room for the task, so then the purge runs here and makes room.
+func (l *Lifecycle) purgeSoon(ctx context.Context, id export.JobID) error {
+	err := l.Queue.EnqueuePurge(ctx, id)
+	if redisclient.Full(err) {
+		_, err = l.Purge(ctx, id)
+	}
+	return err
 }
 
 // Purge deletes the objects and then the record of a job that its owner can no longer see. After a kill, the expire pass
 // finds the record or the index entry and enqueues the purge again. A failed job loses its files but keeps its record with
-// the reason. Any other job is left alone. purged is true if the record was removed.
+// the reason. Any other job is left alone, and so are the objects of a job that Redis does not know and that was not removed: a
+// Redis that was emptied may be restored. purged is true if the record was removed.
 func (l *Lifecycle) Purge(ctx context.Context, id export.JobID) (purged bool, err error) {
 	job, err := l.Store.Job(ctx, id)
 	switch {
 	case errors.Is(err, export.ErrNotFound):
+		if removed, err := l.Store.Removed(ctx, id); err != nil || !removed {
+			return false, err
+		}
 	case err != nil:
 		return false, err
 	case job.State == export.Failed && job.Visible(l.Now()):

@@ -57,6 +57,16 @@ func Gone(err error) bool {
 		errors.Is(err, export.ErrNotLive) || errors.Is(err, export.ErrFenced)
 }
 
+// Clock returns the earlier of the times of this machine and of Redis. Jobs expire and fail by it, so that no single wrong
+// clock ends them early.
+func (l *Lifecycle) Clock(ctx context.Context) (time.Time, error) {
+	now, err := l.Store.Time(ctx)
+	if own := l.Now(); err == nil && own.Before(now) {
+		now = own
+	}
+	return now, err
+}
+
 // enqueue enqueues the unit's task. It is not an error if a worker has already taken the task.
 func (l *Lifecycle) enqueue(ctx context.Context, task queue.Task) error {
 	if task.Trace == "" {

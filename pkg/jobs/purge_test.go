@@ -2,21 +2,31 @@ package jobs
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 func newLifecycle(t *testing.T) *Lifecycle {
 	t.Helper()
-	url, s3 := testenv.Redis(t), testenv.ObjectStore(t)
+	return newLifecycleOn(t, testenv.Redis(t))
+}
+
+func newLifecycleOn(t *testing.T, url string) *Lifecycle {
+	t.Helper()
+	s3 := testenv.ObjectStore(t)
 	store, err := jobstore.Open(url, nil)
 	must(t, err)
 	tasks, err := queue.Open(url)
@@ -46,7 +56,7 @@ func newJob() export.Job {
 // started creates a job with two objects in the bucket.
 func (l *Lifecycle) started(t *testing.T) export.JobID {
 	t.Helper()
-	id, _, err := l.Start(t.Context(), newJob(), jobstore.Admission{Limit: 5}, func(export.JobID) error { return nil })
+	id, err := l.Start(t.Context(), newJob(), jobstore.Admission{Limit: 5}, func(export.JobID) error { return nil })
 	must(t, err)
 	for _, key := range []string{export.FileKey(id, "Patient", "Patient.u.1.0.ndjson"), export.CohortPrefix(id, 1) + "chunk"} {
 		object := l.Objects.Create(t.Context(), key, "text/plain")
@@ -84,7 +94,7 @@ func TestAPurgeKilledBetweenAnyTwoSteps(t *testing.T) { // spec 6
 func TestAJobThatCannotBeRecordedInTheAuditLogIsNotStarted(t *testing.T) {
 	l := newLifecycle(t)
 	job, full := newJob(), errors.New("the disk is full")
-	if _, _, err := l.Start(t.Context(), job, jobstore.Admission{Limit: 5}, func(export.JobID) error { return full }); !errors.Is(err, full) {
+	if _, err := l.Start(t.Context(), job, jobstore.Admission{Limit: 5}, func(export.JobID) error { return full }); !errors.Is(err, full) {
 		t.Errorf("start: %v", err)
 	}
 	if _, err := l.Store.Job(t.Context(), job.ID); !errors.Is(err, export.ErrNotFound) {
@@ -102,6 +112,49 @@ func TestAFailedJobKeepsItsReasonAndLosesItsFiles(t *testing.T) {
 	must(t, l.Objects.List(t.Context(), export.JobPrefix(id), func(objects.Info) error { return errNotEmpty }))
 	if job, err := l.Store.Job(t.Context(), id); err != nil || job.Failure != "it broke" {
 		t.Errorf("%+v, %v", job, err)
+	}
+}
+
+// A full Redis refuses the tasks of purges, and only purges make room.
+func TestAFullRedisIsEmptiedByPurges(t *testing.T) {
+	url := testenv.RedisServer(t, "--maxmemory", "8mb", "--maxmemory-policy", "noeviction")
+	l := newLifecycleOn(t, url)
+	id := l.started(t)
+	options, err := redis.ParseURL(url)
+	must(t, err)
+	server := redis.NewClient(options)
+	t.Cleanup(func() { _ = server.Close() })
+	for size := 1 << 20; size > 0; size /= 2 {
+		for n := 0; ; n++ {
+			err := server.Set(t.Context(), fmt.Sprintf("fill:%d:%d", size, n), strings.Repeat("x", size), 0).Err()
+			if redisclient.Full(err) {
+				break
+			}
+			must(t, err)
+		}
+	}
+	queueErr, err := l.Cancel(t.Context(), id)
+	if err != nil || !redisclient.Full(queueErr) {
+		t.Fatalf("cancel: %v, its purge: %v; want only the purge to be refused", err, queueErr)
+	}
+	_, err = l.ExpireDue(t.Context())
+	must(t, err)
+	if _, err := l.Store.Job(t.Context(), id); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("the job: %v", err)
+	}
+	must(t, l.Objects.List(t.Context(), export.JobPrefix(id), func(objects.Info) error { return errNotEmpty }))
+}
+
+// A wrong clock of one machine must not expire jobs.
+func TestASchedulerThatIsAheadExpiresNothing(t *testing.T) { // spec 6
+	l := newLifecycle(t)
+	id := l.started(t)
+	must(t, l.FailJob(t.Context(), id, "it broke")) // expires in an hour
+	l.Now = func() time.Time { return time.Now().Add(2 * time.Hour) }
+	expired, err := l.ExpireDue(t.Context())
+	must(t, err)
+	if job, err := l.Store.Job(t.Context(), id); len(expired) > 0 || err != nil || job.State != export.Failed {
+		t.Errorf("expired %d, the job is %s (%v)", len(expired), job.State, err)
 	}
 }
 

@@ -22,41 +22,40 @@ const (
 // kick-off with the returned id in the audit log, before the job exists; an error of record ends the start (ADR-0009).
 //
 // The id is that of the new job, or of a live job with the same request that the kick-off joins. FullError when the owner
-// is at the limit. After any other error the record and the task are removed if Redis can be reached: clients would poll a
-// recorded job without a task for a long time (K-20, pitfall 34), and a job whose id was never returned has no client. With
-// joinErr the job has started, but identical kick-offs can join it only after its plan is claimed.
+// is at the limit. After any other error the record is removed, because a job whose id was never returned has no client (K-20,
+// pitfall 34). If Redis cannot be reached, a rescue removes it, unless a worker has begun.
 func (l *Lifecycle) Start(
 	ctx context.Context, job export.Job, admission jobstore.Admission, record func(export.JobID) error,
-) (id export.JobID, joinErr, err error) {
+) (id export.JobID, err error) {
 	admitted, err := l.Store.Admit(ctx, job, admission)
 	if err != nil {
-		return "", nil, err
+		return "", err
 	}
 	if err := record(admitted); err != nil {
-		return "", nil, err
+		return "", err
 	}
 	if admitted != job.ID {
-		return admitted, nil, nil
+		return admitted, nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	admitted, err = l.Store.Create(ctx, job, export.FirstUnit(), admission)
 	switch {
 	case errors.As(err, &jobstore.FullError{}):
-		return "", nil, err // another kick-off reached the limit meanwhile; nothing was recorded
+		return "", err // another kick-off reached the limit meanwhile; nothing was recorded
 	case err != nil:
-		return "", nil, l.undo(ctx, job.ID, err) // it may be recorded: perhaps only the answer was lost
+		return "", l.undo(ctx, job.ID, err) // it may be recorded: perhaps only the answer was lost
 	case admitted != job.ID:
-		return admitted, nil, record(admitted) // an identical kick-off was faster
+		return admitted, record(admitted) // an identical kick-off was faster
 	}
 	task := queue.Task{Kind: export.KindPlan, Job: job.ID, Unit: export.PlanUnit, Fence: jobstore.FirstFence, Trace: job.Trace}
 	if err := l.enqueue(ctx, task); err != nil {
-		return "", nil, l.undo(ctx, job.ID, fmt.Errorf("enqueue the plan: %w: %w", export.ErrUnavailable, err))
+		return "", l.undo(ctx, job.ID, fmt.Errorf("enqueue the plan: %w: %w", export.ErrUnavailable, err))
 	}
-	if admission.Join {
-		joinErr = l.Store.Queued(ctx, job.ID)
+	if err := l.Store.Queued(ctx, job.ID); err != nil {
+		return "", l.undo(ctx, job.ID, err)
 	}
-	return job.ID, joinErr, nil
+	return job.ID, nil
 }
 
 // undo removes a job that could not be started, and returns the error that caused it.

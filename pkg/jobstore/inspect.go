@@ -99,7 +99,6 @@ type Inspection struct {
 // at once. ErrNotFound when there is no such job.
 func (s *Store) Inspect(ctx context.Context, id export.JobID) (Inspection, error) {
 	act := fmt.Sprintf("inspect job %s", id)
-	var clock *redis.TimeCmd
 	var record, units, fences, attempts, claims *redis.MapStringStringCmd
 	var issued, waiting *redis.ZSliceCmd
 	var staged, closed *redis.StringSliceCmd
@@ -122,14 +121,8 @@ func (s *Store) Inspect(ctx context.Context, id export.JobID) (Inspection, error
 		return Inspection{}, err
 	}
 	found.Job.Key = nil
-	if s.now != nil {
-		found.At = s.now()
-	} else {
-		clock = s.redis.Time(ctx)
-		if err := clock.Err(); err != nil {
-			return Inspection{}, redisclient.Unavailable(act, err)
-		}
-		found.At = clock.Val().UTC()
+	if found.At, err = s.Time(ctx); err != nil {
+		return Inspection{}, fmt.Errorf("%s: %w", act, err)
 	}
 
 	hidden := map[string]bool{}

@@ -57,6 +57,8 @@ func decodeJob(id export.JobID, fields map[string]string) (job export.Job, err e
 		Digest:   fields["manifest_sha256"],
 		Key:      []byte(fields["key"]),
 		Trace:    fields["trace"],
+
+		Unconfirmed: fields["unconfirmed"] != "",
 	}
 	if percent := fields["percent"]; percent != "" {
 		if job.Percent, err = strconv.Atoi(percent); err != nil {
@@ -122,8 +124,31 @@ func (s *Store) ttlFrom(due time.Time) int64 {
 // Remove deletes a job: record, units and index entries. It is idempotent. A Create of this id that arrives later is
 // refused.
 func (s *Store) Remove(ctx context.Context, id export.JobID) error {
-	_, err := s.run(ctx, "remove", s.scripts.remove, id, removedTTL.Milliseconds())
+	_, err := s.run(ctx, "remove", s.scripts.remove, id, removedTTL.Milliseconds(), 0)
 	return err
+}
+
+// RemoveUnconfirmed removes a job whose kick-off was not confirmed by Queued: its client has got an error, or none.
+// ErrConflict when it was confirmed or has begun.
+func (s *Store) RemoveUnconfirmed(ctx context.Context, id export.JobID) error {
+	_, err := s.run(ctx, "remove unconfirmed", s.scripts.remove, id, removedTTL.Milliseconds(), 1)
+	return err
+}
+
+// Removed reports whether a job without a record was removed lately or is still in the index of ended jobs. If not, Redis may
+// have lost it.
+func (s *Store) Removed(ctx context.Context, id export.JobID) (bool, error) {
+	marks, err := s.redis.Exists(ctx, key(id, "removed")).Result()
+	if err == nil && marks == 0 {
+		err = s.redis.ZScore(ctx, dueIndex, string(id)).Err()
+		if errors.Is(err, redis.Nil) {
+			return false, nil
+		}
+	}
+	if err != nil {
+		return false, redisclient.Unavailable(fmt.Sprintf("look up the removal of job %s", id), err)
+	}
+	return true, nil
 }
 
 // File returns a file that a unit of the job has committed. ErrNotFound when there is none of that name.

@@ -24,7 +24,8 @@ const (
 	activeIndex = "sluice:jobs:active" // member: job id, score: when it was created, ms
 	dueIndex    = "sluice:jobs:due"    // member: job id, score: when it expires or is to be purged, ms
 	committed   = "sluice:committed"   // hash: resources, bytes and stored bytes of all commits ever
-	// hash: seen, when a scheduler last reached Redis; over, when Redis was reached again after an outage; ms
+	// hash: born, when a scheduler first reached this Redis; seen, when one last did; over, when Redis was reached again after an
+	// outage; ms
 	outageKey = "sluice:outage"
 )
 
@@ -117,6 +118,15 @@ var verdicts = map[string]error{
 	"FENCED":   export.ErrFenced,
 	"NOTLIVE":  export.ErrNotLive,
 	"NOTFOUND": export.ErrNotFound,
+}
+
+// Time returns the time of Redis, or of the injected clock.
+func (s *Store) Time(ctx context.Context) (time.Time, error) {
+	if s.now != nil {
+		return s.now(), nil
+	}
+	now, err := s.redis.Time(ctx).Result()
+	return now.UTC(), redisclient.Unavailable("read the time of redis", err)
 }
 
 func (s *Store) clock() string { return redisclient.Clock(s.now) }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -82,6 +83,11 @@ func Unavailable(act string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, err)
+}
+
+// Full reports whether Redis refused a command because it has reached its maxmemory. Asynq passes the text on, not the error.
+func Full(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "OOM command not allowed")
 }
 
 // Clock is the time argument of a script: the injected clock in ms, or "" for the server's own time. Services use the

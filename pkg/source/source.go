@@ -68,7 +68,7 @@ func (l Limits) Validate() error {
 // Sizes are the sizes of the whole store.
 type Sizes struct {
 	Patients int64               // Patient resources
-	Types    map[string]TypeSize // by resource type
+	Types    map[string]TypeSize // by resource type; with zero for one that earlier snapshots may hold
 }
 
 // TypeSize is the size of one type.

@@ -31,7 +31,7 @@ end
 if ARGV[5] == '1' then return { 'OK' } end
 
 for i = 10, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
-redis.call('HSET', job, 'owner_key', ARGV[1], 'fingerprint', fingerprint)
+redis.call('HSET', job, 'owner_key', ARGV[1], 'fingerprint', fingerprint, 'unconfirmed', 1)
 redis.call('HSET', units, ARGV[8], ARGV[9])
 redis.call('HSET', fences, ARGV[8], 1)
 redis.call('ZADD', issued, now, ARGV[8])

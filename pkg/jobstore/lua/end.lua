@@ -1,6 +1,9 @@
 -- Moves a job to an ended state, and its index entry to the due index.
 -- ARGV: state, unit id ('' for none) and fence of the caller, due ms, safety TTL in ms, then the job's fields as pairs.
 -- If a unit is given, its fence must be current: a stale attempt must not end the job.
+-- A full Redis refuses the first write of a script if it may need memory, and none after it. An ended job must be able to make
+-- room, so the first write needs none.
+redis.call('HDEL', job, 'unconfirmed')
 local state = redis.call('HGET', job, 'state')
 if not state then return { 'NOTFOUND' } end
 if state == ARGV[1] then return { 'OK' } end -- a repetition: the first answer was lost

@@ -96,8 +96,8 @@ func (s *store) sizesHold() {
 	s.t.Helper()
 	sizes, err := s.src.Sizes(s.t.Context())
 	must(s.t, err)
-	rows, err := s.in.Query(s.t.Context(), `SELECT type, count(*), sum(octet_length(body) + 1) FROM resource
-		WHERE ended IS NULL GROUP BY type`)
+	rows, err := s.in.Query(s.t.Context(), `SELECT type, count(*) FILTER (WHERE ended IS NULL),
+		coalesce(sum(octet_length(body) + 1) FILTER (WHERE ended IS NULL), 0) FROM resource GROUP BY type`)
 	must(s.t, err)
 	want := map[string]source.TypeSize{}
 	var typ string
@@ -108,6 +108,10 @@ func (s *store) sizesHold() {
 	}); err != nil {
 		s.t.Fatal(err)
 	}
+	maps.DeleteFunc(sizes.Types, func(typ string, size source.TypeSize) bool { // a type that a load only looked at
+		_, held := want[typ]
+		return !held && size == source.TypeSize{}
+	})
 	if !maps.Equal(sizes.Types, want) {
 		s.t.Errorf("stored sizes %v, want %v", sizes.Types, want)
 	}

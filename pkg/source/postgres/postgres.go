@@ -86,8 +86,7 @@ type sizes map[string]source.TypeSize
 
 // Sizes implements source.Source. The sizes are exact, as of the newest sealed load.
 func (s *Source) Sizes(ctx context.Context) (source.Sizes, error) {
-	rows, _ := s.pool.Query(ctx, // rows returns the error
-		"SELECT type, resources, bytes FROM type_stats WHERE resources > 0")
+	rows, _ := s.pool.Query(ctx, "SELECT type, resources, bytes FROM type_stats") // rows returns the error
 	all := source.Sizes{Types: map[string]source.TypeSize{}}
 	var typ string
 	var size source.TypeSize

@@ -79,7 +79,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		job.Key = s.NewKey(job.ID, job.Owner)
 	}
 	admission := jobstore.Admission{Limit: s.JobLimit, Join: s.Repeat == repeatSame}
-	admitted, joinErr, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
+	admitted, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
 		if admitted == job.ID { // joining a running export takes no place
 			if err := s.checkQuota(context.WithoutCancel(ctx), who.Owner); err != nil {
 				return err
@@ -96,9 +96,6 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	}
 	if err != nil {
 		return fmt.Errorf("start the job: %w", err)
-	}
-	if joinErr != nil {
-		keepError(c, joinErr)
 	}
 	c.Header("Content-Location", s.statusURL(admitted))
 	writeHeader(c, http.StatusAccepted)

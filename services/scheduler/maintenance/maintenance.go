@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // The passes, by their names on the wire and in metrics.
@@ -41,8 +42,11 @@ type Config struct {
 	SurveyEvery time.Duration `env:"SURVEY_EVERY" envDefault:"15s"` // interval of surveys of all jobs, which set the gauges
 	// a unit without a heartbeat for this long is lost; several times UNIT_HEARTBEAT
 	Silence    time.Duration `env:"UNIT_SILENCE" envDefault:"20s"`
-	SweepGrace time.Duration `env:"SWEEP_GRACE" envDefault:"1h"`  // objects younger than this are never orphans
-	MaxAge     time.Duration `env:"JOB_MAX_AGE" envDefault:"72h"` // a job that is still live at this age fails
+	SweepGrace time.Duration `env:"SWEEP_GRACE" envDefault:"1h"` // objects younger than this are never orphans
+	// objects of jobs that Redis does not know are kept this long after a scheduler first reaches an empty Redis, so that it can
+	// be restored
+	RestoreGrace time.Duration `env:"RESTORE_GRACE" envDefault:"24h"`
+	MaxAge       time.Duration `env:"JOB_MAX_AGE" envDefault:"72h"` // a job that is still live at this age fails
 	jobs.Settings
 }
 
@@ -60,8 +64,8 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("SLUICE_%s must be positive", setting.name))
 		}
 	}
-	if c.SweepGrace < 0 {
-		errs = append(errs, errors.New("SLUICE_SWEEP_GRACE must not be negative"))
+	if c.SweepGrace < 0 || c.RestoreGrace < 0 {
+		errs = append(errs, errors.New("SLUICE_SWEEP_GRACE and SLUICE_RESTORE_GRACE must not be negative"))
 	}
 	return errors.Join(errs...)
 }
@@ -113,22 +117,30 @@ func (r *Runner) Run(ctx context.Context) error {
 		passRescue: {r.cfg.RescueEvery, r.Queue.EnqueueRescue},
 	}
 	last := map[string]time.Time{}
+	failing := map[string]bool{} // only changes are logged: an outage has several failures a second
+	failed := func(what string, err error) {
+		if err != nil && !failing[what] {
+			r.Logger.Warn(what+" failed; it is repeated", "err", err)
+		}
+		failing[what] = err != nil
+	}
 	ticker := time.NewTicker(min(r.cfg.ExpireEvery, r.cfg.RescueEvery, r.cfg.SweepEvery, time.Second))
 	defer ticker.Stop()
 	for {
-		if err := r.Jobs.NoteReachable(ctx); err != nil {
-			r.Logger.Warn("Redis is unavailable", "err", err)
-		}
+		failed("the note that Redis can be reached", r.Jobs.NoteReachable(ctx))
 		for name, pass := range passes {
 			bucket := r.Now().Truncate(pass.interval)
 			if bucket.Equal(last[name]) {
 				continue
 			}
-			if err := pass.enqueue(ctx, name, bucket, pass.interval); err != nil {
-				r.Logger.Warn("pass is not enqueued", "duty", name, "err", err)
-				continue
+			err := pass.enqueue(ctx, name, bucket, pass.interval)
+			if name == passExpire && redisclient.Full(err) {
+				err = r.Pass(ctx, name) // it makes room
 			}
-			last[name] = bucket
+			failed("the "+name+" pass", err)
+			if err == nil {
+				last[name] = bucket
+			}
 		}
 		select {
 		case <-ctx.Done():

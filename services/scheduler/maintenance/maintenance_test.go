@@ -106,6 +106,7 @@ func (w *world) job(state export.State) export.JobID {
 		Request: export.Request{GroupID: "g", Types: []string{"Patient"}},
 	}, export.FirstUnit(), jobstore.Admission{Limit: 1000})
 	w.must(err)
+	w.must(w.Jobs.Queued(ctx, id))
 	var files []export.File
 	for n := range 7 {
 		name := export.FileName("Patient-00000", w.fence(), "Patient", n)
@@ -388,7 +389,7 @@ func TestARescueAfterAnOutageOfRedisWaitsForTheWorkers(t *testing.T) {
 
 func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // pitfall 7: enqueue and record are two steps
 	w := newWorld(t)
-	id := w.job(export.Scheduled) // recorded, but the process died before it enqueued
+	id := w.job(export.Scheduled) // the queue has lost its task
 	w.set(w.Now().Add(time.Minute))
 	w.must(w.Rescue(t.Context()))
 	w.must(w.Rescue(t.Context())) // twice: still one task
@@ -396,6 +397,64 @@ func TestAJobWhoseTaskWasLostIsEnqueuedAgain(t *testing.T) { // pitfall 7: enque
 	w.must(err)
 	if len(tasks) != 1 || !strings.HasSuffix(tasks[0], ":plan:1") {
 		t.Errorf("tasks in the queue: %v", tasks)
+	}
+}
+
+// The client of a kick-off that was not confirmed has got an error, or none: its job must not run.
+func TestAKickOffThatWasNotConfirmedIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	create := func() export.JobID {
+		id := export.NewJobID()
+		_, err := w.Jobs.Create(ctx, export.Job{
+			ID: id, State: export.Scheduled, Created: w.Now().Add(-time.Hour), // the clock of the API is behind
+			Request: export.Request{GroupID: "g", Types: []string{"Patient"}},
+		}, export.FirstUnit(), jobstore.Admission{Limit: 1000})
+		w.must(err)
+		return id
+	}
+	unconfirmed, begun := create(), create()
+	w.claim(begun, export.PlanUnit, export.KindPlan)
+	exists := func(id export.JobID) bool {
+		there, err := w.Jobs.Exists(ctx, id)
+		w.must(err)
+		return there
+	}
+	w.set(w.Now().Add(unconfirmedAfter - time.Second))
+	w.must(w.Rescue(ctx))
+	if !exists(unconfirmed) {
+		t.Error("it was removed while its kick-off may still run")
+	}
+	w.set(w.Now().Add(2 * time.Second))
+	w.must(w.Rescue(ctx))
+	if exists(unconfirmed) || !exists(begun) {
+		t.Errorf("unconfirmed: %t, begun: %t; want only the second", exists(unconfirmed), exists(begun))
+	}
+	if err := w.Jobs.Queued(ctx, unconfirmed); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("a late confirmation: %v", err)
+	}
+}
+
+// A Redis that has lost its data may be restored: until then its jobs' objects are kept.
+func TestAnEmptyRedisDeletesNothingForADay(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.must(w.Jobs.NoteReachable(ctx))
+	w.set(w.Now().Add(2 * w.cfg.RestoreGrace))
+	id := w.job(export.Completed)
+	before, _ := w.keys()
+	w.must(w.redis.FlushDB(ctx).Err())
+	w.must(w.Jobs.NoteReachable(ctx))
+	w.must(w.Purge(ctx, id)) // that of a worker which found no job
+	w.set(w.Now().Add(w.cfg.RestoreGrace - time.Second))
+	w.must(w.Sweep(ctx))
+	if after, _ := w.keys(); !slices.Equal(after, before) {
+		t.Errorf("left %v of %v", after, before)
+	}
+	w.set(w.Now().Add(2 * time.Second))
+	w.must(w.Sweep(ctx))
+	if after, _ := w.keys(); len(after) > 0 {
+		t.Errorf("left after a day: %v", after)
 	}
 }
 

@@ -18,10 +18,16 @@ const (
 	activePage = 200
 	// refileAfter is how long an index entry may differ from its record: the previous release writes one after the other.
 	refileAfter = time.Minute
+	// unconfirmedAfter is longer than a kick-off may take.
+	unconfirmedAfter = time.Minute
 )
 
 // Rescue enqueues stale and waiting units of every live job and fails jobs that take too long.
 func (r *Runner) Rescue(ctx context.Context) error {
+	now, err := r.Jobs.Time(ctx)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for offset := 0; ; offset += activePage {
 		// A job that ends meanwhile moves later ones forward; the next pass sees those.
@@ -30,7 +36,7 @@ func (r *Runner) Rescue(ctx context.Context) error {
 			return errors.Join(append(errs, err)...)
 		}
 		for _, entry := range page {
-			if err := r.rescueOne(ctx, entry); err != nil && !jobs.Gone(err) {
+			if err := r.rescueOne(ctx, now, entry); err != nil && !jobs.Gone(err) {
 				errs = append(errs, err)
 			}
 		}
@@ -40,8 +46,8 @@ func (r *Runner) Rescue(ctx context.Context) error {
 	}
 }
 
-func (r *Runner) rescueOne(ctx context.Context, entry jobstore.Entry) error {
-	now := r.Now()
+// rescueOne rescues the job of an entry at the instant now. Both are times of Redis.
+func (r *Runner) rescueOne(ctx context.Context, now time.Time, entry jobstore.Entry) error {
 	job, err := r.Jobs.Job(ctx, entry.ID)
 	log := r.jobLogger(entry.ID, job)
 	switch {
@@ -52,7 +58,13 @@ func (r *Runner) rescueOne(ctx context.Context, entry jobstore.Entry) error {
 			return r.Jobs.Refile(ctx, entry.ID, now)
 		}
 		return nil
-	case now.Sub(job.Created) > r.cfg.MaxAge:
+	case job.Unconfirmed && job.State == export.Scheduled:
+		if now.Sub(entry.At) < unconfirmedAfter {
+			return nil
+		}
+		log.Warn("a kick-off that failed is removed")
+		return r.Jobs.RemoveUnconfirmed(ctx, job.ID)
+	case now.Sub(entry.At) > r.cfg.MaxAge:
 		log.Error("job took too long", "state", job.State)
 		err := r.lifecycle.FailJob(ctx, job.ID, "The export took too long and was given up.")
 		if err == nil {

@@ -14,11 +14,20 @@ import (
 const sweepBatch = 1000
 
 // Sweep deletes orphaned objects and unfinished uploads: everything of jobs without a record and of failed jobs, and, of
-// other ended jobs, what no listed unit wrote. It leaves everything younger than the grace and everything of live jobs. If
-// it does not finish, the next sweep continues after the last object that it has looked at.
+// other ended jobs, what no listed unit wrote. It leaves everything younger than the grace, everything of live jobs and, while
+// Redis is younger than its grace, everything of jobs without a record. If it does not finish, the next sweep continues after the last object that it has looked at.
 func (r *Runner) Sweep(ctx context.Context) error {
-	before := r.Now().Add(-r.cfg.SweepGrace)
-	errs := []error{r.sweepUploads(ctx, before)}
+	now, err := r.lifecycle.Clock(ctx)
+	if err != nil {
+		return err
+	}
+	born, err := r.Jobs.Born(ctx)
+	if err != nil {
+		return err
+	}
+	before := now.Add(-r.cfg.SweepGrace)
+	s := &sweep{Runner: r, spare: now.Sub(born) < r.cfg.RestoreGrace}
+	errs := []error{s.sweepUploads(ctx, before)}
 	last, err := r.Jobs.Swept(ctx)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -26,7 +35,7 @@ func (r *Runner) Sweep(ctx context.Context) error {
 	var batch []string
 	listed, foreign := 0, false
 	flush := func() error {
-		err := r.sweepObjects(ctx, batch)
+		err := s.sweepObjects(ctx, batch)
 		batch = batch[:0]
 		if ctx.Err() != nil || errors.Is(err, export.ErrUnavailable) {
 			return err
@@ -50,13 +59,24 @@ func (r *Runner) Sweep(ctx context.Context) error {
 		last = "" // finished
 		err = flush()
 	}
+	if s.spared > 0 {
+		r.Logger.Warn("the bucket has objects of jobs that Redis does not know; if Redis has lost its data, restore it",
+			"objects", s.spared, "deleted_after", born.Add(r.cfg.RestoreGrace))
+	}
 	if foreign {
 		r.Logger.Warn("the bucket has a foreign prefix, which is left alone")
 	}
 	return errors.Join(append(errs, err)...)
 }
 
-func (r *Runner) sweepObjects(ctx context.Context, keys []string) error {
+// sweep is a running sweep.
+type sweep struct {
+	*Runner
+	spare  bool // what belongs to jobs without a record
+	spared int
+}
+
+func (r *sweep) sweepObjects(ctx context.Context, keys []string) error {
 	orphaned, err := r.orphaned(ctx, keys)
 	var orphans []string
 	for i, key := range keys {
@@ -73,7 +93,7 @@ func (r *Runner) sweepObjects(ctx context.Context, keys []string) error {
 }
 
 // sweepUploads aborts orphaned uploads. There are few at a time.
-func (r *Runner) sweepUploads(ctx context.Context, before time.Time) error {
+func (r *sweep) sweepUploads(ctx context.Context, before time.Time) error {
 	var uploads []objects.Upload
 	var keys []string
 	err := r.Objects.Uploads(ctx, func(upload objects.Upload) error {
@@ -101,7 +121,7 @@ func (r *Runner) sweepUploads(ctx context.Context, before time.Time) error {
 // orphaned reports for each object whether nothing needs it: its job is not live, and has failed or is gone, or no listed
 // unit wrote the object. Keys outside of the layout are left alone, and, with an error, those that cannot be looked up. It
 // makes two round trips to Redis for each thousand keys.
-func (r *Runner) orphaned(ctx context.Context, keys []string) ([]bool, error) {
+func (r *sweep) orphaned(ctx context.Context, keys []string) ([]bool, error) {
 	orphaned := make([]bool, len(keys))
 	var errs []error
 	for begin := 0; begin < len(keys); begin += sweepBatch {
@@ -111,7 +131,7 @@ func (r *Runner) orphaned(ctx context.Context, keys []string) ([]bool, error) {
 	return orphaned, errors.Join(errs...)
 }
 
-func (r *Runner) lookUp(ctx context.Context, keys []string, orphaned []bool) error {
+func (r *sweep) lookUp(ctx context.Context, keys []string, orphaned []bool) error {
 	origins := make([]export.Origin, len(keys))
 	states := map[export.JobID]export.State{}
 	var jobs []jobstore.Entry
@@ -140,6 +160,8 @@ func (r *Runner) lookUp(ctx context.Context, keys []string, orphaned []bool) err
 		state := states[origin.Job]
 		switch {
 		case origin.Job == "", state.Live():
+		case state == "" && r.spare:
+			r.spared++
 		case state == "", state == export.Failed, origin.Scaffolding:
 			orphaned[i] = true
 		default:

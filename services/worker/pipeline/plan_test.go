@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -375,4 +376,25 @@ func TestAReplacedCohortIsRefused(t *testing.T) {
 	if !replaced || done.State != export.Failed {
 		t.Errorf("the job is %s (cohort replaced: %t), want it failed", done.State, replaced)
 	}
+}
+
+// emptied is a source from which a load has deleted all resources of a type after the snapshot.
+type emptied struct {
+	source.Source
+	types []string
+}
+
+func (e emptied) Sizes(ctx context.Context) (source.Sizes, error) {
+	sizes, err := e.Source.Sizes(ctx)
+	for _, typ := range e.types {
+		sizes.Types[typ] = source.TypeSize{}
+	}
+	return sizes, err
+}
+
+func TestATypeThatWasEmptiedAfterTheSnapshotIsExported(t *testing.T) {
+	t.Parallel()
+	all, want := everything(t)
+	fx := newFixture(t, emptied{all, []string{"Observation", "Practitioner"}}, members...)
+	fx.export(everyType...).wantLines(t, want...)
 }

@@ -213,8 +213,8 @@ func (w *Worker) cutReferenced(
 	}
 	var units []export.Unit
 	for _, typ := range job.Request.Types {
-		size := sizes.Types[typ]
-		if size.Resources == 0 {
+		size, held := sizes.Types[typ]
+		if !held {
 			continue
 		}
 		whole := export.Unit{
@@ -235,7 +235,7 @@ func (w *Worker) cutReferenced(
 		default:
 			continue
 		}
-		whole.Bytes = int64(float64(size.Bytes) * min(float64(count)/float64(size.Resources), 1))
+		whole.Bytes = int64(float64(size.Bytes) * min(float64(count)/float64(max(size.Resources, 1)), 1))
 		units = append(units, divide(whole, w.cfg.UnitBytes)...)
 	}
 	return units, nil
