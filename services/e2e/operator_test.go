@@ -137,7 +137,7 @@ func (b *browser) fits(what string) {
 		b.t.Errorf("%s: %d pixels wider than the window", what, wide)
 	}
 	small := eval[[]string](b, `[...document.querySelectorAll("main a, header a, button, main input:not([type=hidden]), select")]
-		.filter(e => e.checkVisibility()).map(e => [e.textContent.trim() || e.name, e.getBoundingClientRect()])
+		.map(e => e.type === "checkbox" ? e.labels[0] : e).filter(e => e.checkVisibility()).map(e => [e.textContent.trim() || e.name, e.getBoundingClientRect()])
 		.filter(([, box]) => box.height < 44 || box.width < 44).map(([name, box]) => name + " " + box.width + "x" + box.height)`)
 	if len(small) > 0 {
 		b.t.Errorf("%s: controls smaller than 44 pixels: %s", what, strings.Join(small, ", "))
@@ -197,7 +197,7 @@ func TestOperatorsPage(t *testing.T) {
 			t.Errorf("the overview shows no job that is %s", want)
 		}
 	}
-	for _, want := range []string{"steering", "bulk"} {
+	for _, want := range []string{"short units", "long units"} {
 		if !strings.Contains(b.text("#queues"), want) {
 			t.Errorf("the overview does not show the queue %s", want)
 		}
@@ -209,6 +209,15 @@ func TestOperatorsPage(t *testing.T) {
 	b.prefer("dark")
 	b.picture("operator-desktop-dark.png")
 	b.prefer("light")
+	b.wallboard()
+	b.open(d.page)
+	if wide := eval[int](b, "document.documentElement.scrollWidth - window.innerWidth"); wide > 0 {
+		t.Errorf("%d pixels wider than a wallboard", wide)
+	}
+	if top := eval[int](b, `Math.max(...["workers", "queues"].map(id => document.getElementById(id).getBoundingClientRect().bottom))`); top > 1080 {
+		t.Errorf("workers and queues end %d pixels from the top of a wallboard, want at most 1080", top)
+	}
+	b.screen("operator-wallboard.png")
 
 	// On a phone everything fits into the window, and controls are large enough.
 	b.phone()
@@ -222,19 +231,22 @@ func TestOperatorsPage(t *testing.T) {
 	b.screen("operator-job-phone.png")
 
 	// A unit is given up and retried, on the phone.
-	unit := eval[string](b, `[...document.querySelectorAll("#units tr")].map(row => row.textContent)
-		.find(text => text.includes("Observation-") && text.includes("running")).match(/Observation-\d+/)[0]`)
-	at := `a[href$="/units/` + unit + `/`
-	b.follow(at+`fail"]`, "form button")
+	b.follow(`a[href$="/units/running/fail"]`, "form button")
+	unit := eval[string](b, `[...document.querySelectorAll("form input[name=id]")].map(box => box.value)
+		.find(id => id.startsWith("Observation-"))`)
+	box := `input[value="` + unit + `"]`
+	b.follow(box, box+":checked")
 	b.fits("a confirmation")
 	b.accessible("a confirmation")
 	b.screen("operator-confirm-phone.png")
 	b.follow("form button", "main > .notice.good")
-	if text := b.text("#units tbody tr"); !strings.Contains(text, unit) || !strings.Contains(text, "failed") ||
-		!strings.Contains(text, "given up by an operator") {
-		t.Errorf("the first unit is %q, want %s, failed", text, unit)
+	if text := b.text("#units .group"); !strings.Contains(text, "failed") || !strings.Contains(text, "1 unit") {
+		t.Errorf("the first group of units is %q, want one that failed", text)
 	}
-	b.follow(at+`retry"]`, "form button")
+	if text := b.text("#units tbody tr"); !strings.Contains(text, unit) || !strings.Contains(text, "given up by an operator") {
+		t.Errorf("the first unit is %q, want %s", text, unit)
+	}
+	b.follow(`a[href$="/units/failed/retry"]`, box+":checked")
 	b.follow("form button", "main > .notice.good")
 	eventually(t, time.Minute, "the unit is not failed", func() bool { return !strings.Contains(b.text("#units"), "failed") })
 
