@@ -43,7 +43,7 @@ const choicesMost = 200
 
 // each calls do for each checked object. It continues after an object whose state does not allow it, and stops if a
 // dependency is unavailable.
-func each(r *http.Request, do func(id string) error) error {
+func each(r *http.Request, do func(ctx context.Context, id string) error) error {
 	ids := r.PostForm["id"]
 	if len(ids) == 0 {
 		return invalidInput{"Nothing was chosen."}
@@ -51,7 +51,7 @@ func each(r *http.Request, do func(id string) error) error {
 	done := 0
 	var first error
 	for _, id := range ids {
-		err := do(id)
+		err := do(r.Context(), id)
 		if err == nil {
 			done++
 		}
@@ -208,15 +208,15 @@ func cancelText(state export.State) string {
 func (p *Page) cancelSeveral(r *http.Request) (action, error) {
 	a := action{
 		Title: "Cancel several jobs?", Button: "Cancel the chosen jobs", done: "cancels", Back: Path, after: Path, Harm: true,
-		What: "The owners of the chosen jobs lose access at once. Running units stop, and the files are deleted. This cannot be " +
-			"undone.",
+		What: "The owners of the chosen jobs lose access at once. Running units stop, and the files are deleted. This cannot " +
+			"be undone.",
 		do: func(r *http.Request, o *ops.Operator) error {
-			return each(r, func(text string) error {
+			return each(r, func(ctx context.Context, text string) error {
 				id, err := export.ParseJobID(text)
 				if err != nil {
 					return err
 				}
-				return o.Cancel(r.Context(), id)
+				return o.Cancel(ctx, id)
 			})
 		},
 	}
@@ -258,7 +258,7 @@ func (p *Page) unitsAction(
 		a.Back, a.after = jobPath(job.ID), jobPath(job.ID)
 		a.About = []fact{{Label: "Job", Value: string(job.ID)}, {Label: "State of the units", Value: string(state)}}
 		a.do = func(r *http.Request, o *ops.Operator) error {
-			return each(r, func(unit string) error { return do(o, r.Context(), job.ID, export.UnitID(unit)) })
+			return each(r, func(ctx context.Context, unit string) error { return do(o, ctx, job.ID, export.UnitID(unit)) })
 		}
 		if r.Method == http.MethodPost {
 			return a, nil

@@ -214,8 +214,8 @@ func TestOperatorsPage(t *testing.T) {
 	if wide := eval[int](b, "document.documentElement.scrollWidth - window.innerWidth"); wide > 0 {
 		t.Errorf("%d pixels wider than a wallboard", wide)
 	}
-	if top := eval[int](b, `Math.max(...["workers", "queues"].map(id => document.getElementById(id).getBoundingClientRect().bottom))`); top > 1080 {
-		t.Errorf("workers and queues end %d pixels from the top of a wallboard, want at most 1080", top)
+	if !eval[bool](b, `document.getElementById("workers").getBoundingClientRect().left >= document.getElementById("jobs").getBoundingClientRect().right`) {
+		t.Error("the workers are not beside the jobs on a wallboard")
 	}
 	b.screen("operator-wallboard.png")
 
@@ -230,8 +230,18 @@ func TestOperatorsPage(t *testing.T) {
 	b.fits("a job")
 	b.screen("operator-job-phone.png")
 
+	// Jobs are chosen from those that are live.
+	b.open(d.page)
+	b.follow(`a[href="/operator/cancel"]`, "form[method=post] button")
+	b.fits("the choice of jobs")
+	b.accessible("the choice of jobs")
+	if text := b.text(".choices"); !strings.Contains(text, jobOf(status)) || !strings.Contains(text, jobOf(second)) {
+		t.Errorf("the choice of jobs is %q", text)
+	}
+	b.open(d.jobURL(status))
+
 	// A unit is given up and retried, on the phone.
-	b.follow(`a[href$="/units/running/fail"]`, "form button")
+	b.follow(`a[href$="/units/running/fail"]`, "form[method=post] button")
 	unit := eval[string](b, `[...document.querySelectorAll("form input[name=id]")].map(box => box.value)
 		.find(id => id.startsWith("Observation-"))`)
 	box := `input[value="` + unit + `"]`
@@ -239,7 +249,7 @@ func TestOperatorsPage(t *testing.T) {
 	b.fits("a confirmation")
 	b.accessible("a confirmation")
 	b.screen("operator-confirm-phone.png")
-	b.follow("form button", "main > .notice.good")
+	b.follow("form[method=post] button", "main > .notice.good")
 	if text := b.text("#units .group"); !strings.Contains(text, "failed") || !strings.Contains(text, "1 unit") {
 		t.Errorf("the first group of units is %q, want one that failed", text)
 	}
@@ -247,20 +257,20 @@ func TestOperatorsPage(t *testing.T) {
 		t.Errorf("the first unit is %q, want %s", text, unit)
 	}
 	b.follow(`a[href$="/units/failed/retry"]`, box+":checked")
-	b.follow("form button", "main > .notice.good")
+	b.follow("form[method=post] button", "main > .notice.good")
 	eventually(t, time.Minute, "the unit is not failed", func() bool { return !strings.Contains(b.text("#units"), "failed") })
 
 	// A job is cancelled; its owner then gets 404.
 	b.desktop()
 	b.open(d.jobURL(second))
-	b.follow(`a[href$="/cancel"]`, "form button")
+	b.follow(`a[href$="/cancel"]`, "form[method=post] button")
 	if text := b.text("main"); !strings.Contains(text, jobOf(second)) {
 		t.Errorf("the confirmation does not name the job: %s", text)
 	}
 	if got := d.status(second); got != http.StatusAccepted {
 		t.Errorf("a job whose cancel is not yet confirmed: status %d", got)
 	}
-	b.follow("form button", "main > .notice.good")
+	b.follow("form[method=post] button", "main > .notice.good")
 	if got := d.status(second); got != http.StatusNotFound {
 		t.Errorf("a cancelled job: status %d, want 404", got)
 	}
@@ -270,17 +280,17 @@ func TestOperatorsPage(t *testing.T) {
 	// Intake, without scripts.
 	b.scripts(false)
 	b.open(d.page)
-	b.follow(`a[href$="/kickoffs/pause"]`, "form button")
+	b.follow(`a[href$="/kickoffs/pause"]`, "form[method=post] button")
 	b.fill("input[name=reason]", `<b id="injected">Redis & co. are moved</b>`)
-	b.follow("form button", ".notice.warn")
+	b.follow("form[method=post] button", ".notice.warn")
 	if text := b.text("#kickoffs"); !strings.Contains(text, `<b id="injected">Redis & co. are moved</b>`) {
 		t.Errorf("the reason is shown as %q", text)
 	}
 	if resp := d.tryKickoff(); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("a kick-off while kick-offs are paused: %s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
 	}
-	b.follow(`a[href$="/kickoffs/resume"]`, "form button")
-	b.follow("form button", "#kickoffs .notice.good")
+	b.follow(`a[href$="/kickoffs/resume"]`, "form[method=post] button")
+	b.follow("form[method=post] button", "#kickoffs .notice.good")
 	b.scripts(true)
 	resp := d.tryKickoff()
 	if resp.StatusCode != http.StatusAccepted {
@@ -291,8 +301,8 @@ func TestOperatorsPage(t *testing.T) {
 
 	// A finished job is purged early.
 	b.open(d.jobURL(third))
-	b.follow(`a[href$="/purge"]`, "form button")
-	b.follow("form button", "main > .notice.good")
+	b.follow(`a[href$="/purge"]`, "form[method=post] button")
+	b.follow("form[method=post] button", "main > .notice.good")
 	if got := d.status(third); got != http.StatusNotFound {
 		t.Errorf("a purged job: status %d, want 404", got)
 	}
@@ -302,8 +312,8 @@ func TestOperatorsPage(t *testing.T) {
 
 	// A worker is drained: it exits with 0, and the page shows one worker less.
 	b.open(d.page)
-	b.follow(`#workers a[href$="/drain"]`, "form button")
-	b.follow("form button", "main > .notice.good")
+	b.follow(`#workers a[href$="/drain"]`, "form[method=post] button")
+	b.follow("form[method=post] button", "main > .notice.good")
 	eventually(t, time.Minute, "a worker has ended", func() bool {
 		return slices.ContainsFunc(d.processes, func(p *process) bool {
 			select {

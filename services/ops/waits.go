@@ -51,16 +51,16 @@ func (o *Operator) Waits(ctx context.Context, job Detail) (string, error) {
 	case slots == 0:
 		return fmt.Sprintf("No worker is running. Open units: %d.", job.Open), nil
 	case unavailable > 0:
-		return fmt.Sprintf("A dependency of the workers is unavailable. Units that wait for it: %d. The next attempt is in %.0f s.",
-			unavailable, next.Seconds()), nil
+		return fmt.Sprintf("A dependency of the workers is unavailable. Units that wait for it: %d. The next attempt is in "+
+			"%.0f s.", unavailable, next.Seconds()), nil
 	case count[UnitQueued] > 0:
-		return fmt.Sprintf("Units in the queue: %d. Of %d slots of the workers, %d are busy, %d of them with other jobs.",
+		return fmt.Sprintf("Units in the queue: %d. Slots of the workers: %d, busy: %d, with other jobs: %d.",
 			count[UnitQueued], slots, busy, others), nil
 	case count[UnitDelayed] > 0:
 		return fmt.Sprintf("Units that failed and are tried again: %d. The next attempt is in %.0f s.",
 			count[UnitDelayed], next.Seconds()), nil
 	case issued > 0:
-		return fmt.Sprintf("The job has its most units at once, %d, in the queue and running. Further units: %d.",
+		return fmt.Sprintf("The job has as many units in the queue and running as it may have at once: %d. Further units: %d.",
 			issued, count[UnitWaiting]), nil
 	default:
 		return fmt.Sprintf("A scheduler puts the next units in the queue. Units that wait for it: %d.", count[UnitWaiting]), nil

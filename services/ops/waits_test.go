@@ -44,7 +44,7 @@ func TestWaits(t *testing.T) {
 	t.Cleanup(func() { close(finish); stop(); d.must(<-ended) })
 	other := d.job("t", 0)
 	d.must(d.Queue.EnqueueUnit(ctx, queue.Task{Kind: export.KindPlan, Job: other, Unit: export.PlanUnit, Fence: 1, Short: true}))
-	busy := "Units in the queue: 1. Of 1 slots of the workers, 1 are busy, 1 of them with other jobs."
+	busy := "Units in the queue: 1. Slots of the workers: 1, busy: 1, with other jobs: 1."
 	for deadline := time.Now().Add(30 * time.Second); d.waits(id) != busy; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("with a busy worker: %q, want %q", d.waits(id), busy)
@@ -58,7 +58,7 @@ func TestWaits(t *testing.T) {
 	d.must(err)
 	lease, err := d.Jobs.Claim(ctx, id, "Patient-00000", export.KindExport, 1, "")
 	d.must(err)
-	check("at its limit", id, "The job has its most units at once, 1, in the queue and running. Further units: 2.")
+	check("at its limit", id, "The job has as many units in the queue and running as it may have at once: 1. Further units: 2.")
 	fence, err := d.Jobs.Release(ctx, lease, time.Hour, export.CauseUnavailable)
 	d.must(err)
 	if got := d.waits(id); !strings.HasPrefix(got, "A dependency of the workers is unavailable. Units that wait for it: 1. The next attempt is in 3") {
