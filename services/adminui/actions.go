@@ -1,7 +1,9 @@
 package adminui
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -24,20 +26,56 @@ type action struct {
 	Back                string // URL when the operator declines
 	Harm                bool   // it is destructive
 	Pause               bool   // the form has a reason and a duration
+	Choices             []choice
 	after               string // URL after the action
 	done                string // key of doneTexts
 	do                  func(*http.Request, *ops.Operator) error
 }
 
+// choice is an object of an action on several: a box of the form. The form has the ids of the checked ones.
+type choice struct {
+	ID, Note string
+	Checked  bool
+}
+
+// choicesMost bounds the choices of a form.
+const choicesMost = 200
+
+// each calls do for each checked object. It continues after an object whose state does not allow it, and stops if a
+// dependency is unavailable.
+func each(r *http.Request, do func(ctx context.Context, id string) error) error {
+	ids := r.PostForm["id"]
+	if len(ids) == 0 {
+		return invalidInput{"Nothing was chosen."}
+	}
+	done := 0
+	var first error
+	for _, id := range ids {
+		err := do(r.Context(), id)
+		if err == nil {
+			done++
+		}
+		first = cmp.Or(first, err)
+		if errors.Is(err, export.ErrUnavailable) {
+			break
+		}
+	}
+	if first != nil && done > 0 {
+		return partError{done, len(ids), first}
+	}
+	return first
+}
+
 // doneTexts are the notices shown after an action. The URL contains only the key, because text from a URL is never shown.
 var doneTexts = map[string]string{
-	"cancel": "The job is cancelled. Its files are being deleted.",
-	"purge":  "The job is being purged: its files first, then its record.",
-	"retry":  "The unit is in the queue again.",
-	"fail":   "The unit was given up. The rest of the job continues.",
-	"pause":  "New exports are paused.",
-	"resume": "New exports are accepted again.",
-	"drain":  "The worker takes no new unit and stops within seconds.",
+	"cancel":  "The job is cancelled. Its files are being deleted.",
+	"purge":   "The job is being purged: its files first, then its record.",
+	"cancels": "The jobs are cancelled. Their files are being deleted.",
+	"retry":   "The units are in the queue again.",
+	"fail":    "The units were given up. The rest of the job continues.",
+	"pause":   "New exports are paused.",
+	"resume":  "New exports are accepted again.",
+	"drain":   "The worker takes no new unit and stops within seconds.",
 }
 
 // preparation returns an action on the object in the request's path.
@@ -45,24 +83,23 @@ type preparation = func(*http.Request) (action, error)
 
 func (p *Page) actions() map[string]preparation { // by path
 	return map[string]preparation{
+		"cancel": p.cancelSeveral,
 		"jobs/{job}/cancel": p.jobAction(action{
 			Title: "Cancel this job?", Button: "Cancel the job", done: "cancel", Harm: true,
-			What: "The owner loses access at once. Running units stop, and the files are deleted. This cannot be undone.",
 		}, (*ops.Operator).Cancel),
 		"jobs/{job}/purge": p.jobAction(action{
 			Title: "Purge this job now?", Button: "Purge it now", done: "purge", Harm: true,
 			What: "The job expires now: its files are deleted, then its record. This cannot be undone.",
 		}, (*ops.Operator).PurgeNow),
-		"jobs/{job}/units/{unit}/retry": p.unitAction(action{
-			Title: "Retry this unit?", Button: "Retry the unit", done: "retry",
-			What: "The unit runs at once under a new fence, with its attempts reset. The result of its current worker is " +
-				"discarded.",
-		}, (*ops.Operator).RetryUnit),
-		"jobs/{job}/units/{unit}/fail": p.unitAction(action{
-			Title: "Give up this unit?", Button: "Give up the unit", done: "fail", Harm: true,
-			What: "The unit's data will be missing: it becomes an entry of the manifest's error list, and the rest of the job " +
-				"continues. It can be retried until the job's next stage begins.",
-		}, (*ops.Operator).GiveUpUnit),
+		"jobs/{job}/units/{state}/retry": p.unitsAction(action{
+			Title: "Retry these units?", Button: "Retry the chosen units", done: "retry",
+			What: "Each chosen unit starts again at once, with all its attempts. What its current worker writes is discarded.",
+		}, canRetry, (*ops.Operator).RetryUnit),
+		"jobs/{job}/units/{state}/fail": p.unitsAction(action{
+			Title: "Give up these units?", Button: "Give up the chosen units", done: "fail", Harm: true,
+			What: "The data of each chosen unit will be missing: it becomes an entry of the manifest's error list, and the rest " +
+				"of the job continues. It can be retried until the job's next stage begins.",
+		}, canGiveUp, (*ops.Operator).GiveUpUnit),
 		"kickoffs/pause":         p.pause,
 		"kickoffs/resume":        p.resume,
 		"workers/{worker}/drain": p.drain,
@@ -149,34 +186,97 @@ func (p *Page) jobAction(a action, do func(*ops.Operator, context.Context, expor
 		}
 		a := a
 		a.Back, a.after = jobPath(job.ID), Path // the job's page may no longer exist
+		a.What = cmp.Or(a.What, cancelText(job.State))
 		a.About = []fact{
 			{Label: "Job", Value: string(job.ID)}, {Label: "State", Value: string(job.State)},
-			{Label: "Age", Value: age(job.Age.Duration)}, {Label: "Owner (digest)", Value: job.Owner[:16]},
+			{Label: "Age", Value: age(job.Age.Duration)}, {Label: "Group", Value: job.Group},
+			{Label: "Owner in logs", Value: job.Owner[:16]},
 		}
 		a.do = func(r *http.Request, o *ops.Operator) error { return do(o, r.Context(), job.ID) }
 		return a, nil
 	}
 }
 
-func (p *Page) unitAction(
-	a action, do func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
+func cancelText(state export.State) string {
+	if !state.Live() {
+		return "The owner loses access at once, and the files are deleted. This cannot be undone."
+	}
+	return "The owner loses access at once. Running units stop, and the files are deleted. This cannot be undone."
+}
+
+// cancelSeveral cancels live jobs of the part of the list that the URL names.
+func (p *Page) cancelSeveral(r *http.Request) (action, error) {
+	a := action{
+		Title: "Cancel several jobs?", Button: "Cancel the chosen jobs", done: "cancels", Back: Path, after: Path, Harm: true,
+		What: "The owners of the chosen jobs lose access at once. Running units stop, and the files are deleted. This cannot " +
+			"be undone.",
+		do: func(r *http.Request, o *ops.Operator) error {
+			return each(r, func(ctx context.Context, text string) error {
+				id, err := export.ParseJobID(text)
+				if err != nil {
+					return err
+				}
+				return o.Cancel(ctx, id)
+			})
+		},
+	}
+	if r.Method == http.MethodPost {
+		return a, nil
+	}
+	search, err := searchOf(r.URL.Query())
+	if err != nil {
+		return action{}, err
+	}
+	a.Back = search.url(Path, search.Offset)
+	list, err := p.operator.List(r.Context(), search.Filter)
+	if err != nil {
+		return action{}, err
+	}
+	for _, job := range list.Jobs {
+		if job.State.Live() {
+			a.Choices = append(a.Choices, choice{ID: string(job.ID), Note: fmt.Sprintf("%s, %d %%, %s old, group %s, owner %s",
+				job.State, job.Percent, age(job.Age.Duration), job.Group, job.Owner[:16])})
+		}
+	}
+	if len(a.Choices) == 0 {
+		return action{}, invalidInput{"There is no live job in this part of the list."}
+	}
+	return a, nil
+}
+
+// unitsAction is an action on units of a job that are in the state of the URL.
+func (p *Page) unitsAction(
+	a action, can func(ops.Detail, ops.Unit) bool,
+	do func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
 ) preparation {
 	return func(r *http.Request) (action, error) {
 		job, err := p.readJob(r.Context(), r.PathValue("job"))
 		if err != nil {
 			return action{}, err
 		}
-		at := slices.IndexFunc(job.Units, func(u ops.Unit) bool { return string(u.ID) == r.PathValue("unit") })
-		if at < 0 {
-			return action{}, fmt.Errorf("unit of job %s: %w", job.ID, export.ErrNotFound)
-		}
-		a, unit := a, job.Units[at]
+		a, state := a, ops.UnitState(r.PathValue("state"))
 		a.Back, a.after = jobPath(job.ID), jobPath(job.ID)
-		a.About = []fact{
-			{Label: "Job", Value: string(job.ID)}, {Label: "Unit", Value: string(unit.ID)},
-			{Label: "State", Value: string(unit.State)}, {Label: "Failed attempts", Value: count(int64(unit.Attempts))},
+		a.About = []fact{{Label: "Job", Value: string(job.ID)}, {Label: "State of the units", Value: string(state)}}
+		a.do = func(r *http.Request, o *ops.Operator) error {
+			return each(r, func(ctx context.Context, unit string) error { return do(o, ctx, job.ID, export.UnitID(unit)) })
 		}
-		a.do = func(r *http.Request, o *ops.Operator) error { return do(o, r.Context(), job.ID, unit.ID) }
+		if r.Method == http.MethodPost {
+			return a, nil
+		}
+		units := unitsIn(job.Detail, state, can)
+		if len(units) == 0 {
+			return action{}, invalidInput{"The job has no unit in this state for which this can be done. It may have changed a " +
+				"moment ago."}
+		}
+		if len(units) > choicesMost {
+			a.What += fmt.Sprintf(" This form has the first %d of %d units.", choicesMost, len(units))
+		}
+		for _, unit := range units[:min(len(units), choicesMost)] {
+			a.Choices = append(a.Choices, choice{
+				ID: string(unit.ID), Note: cmp.Or(causeText(unit), "last heartbeat "+lastHeard(unit)),
+				Checked: !a.Harm && state != ops.UnitRunning,
+			})
+		}
 		return a, nil
 	}
 }

@@ -7,15 +7,18 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/buildinfo"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 var functions = template.FuncMap{
 	"age": age, "until": until, "instant": instant, "size": size, "count": count, "plural": plural, "short": abbreviated,
-	"tone": tone, "lastHeard": lastHeard, "percent": percent,
-	"sub": func(a, b time.Time) time.Duration { return a.Sub(b) },
-	"add": func(a, b int) int { return a + b },
+	"tone": tone, "lastHeard": lastHeard, "percent": percent, "queue": queueName, "cause": causeText,
+	"build": buildinfo.Of().String,
+	"sub":   func(a, b time.Time) time.Duration { return a.Sub(b) },
+	"add":   func(a, b int) int { return a + b },
 }
 
 // age formats a duration with at most two units. The second one is omitted if the first one is large.
@@ -94,9 +97,26 @@ var tones = map[string]string{
 	string(export.Planning): "busy", string(export.Running): "busy", string(export.Sealing): "busy",
 	string(export.Completed): "good", string(export.Failed): "bad", string(export.Cancelled): "warn",
 	string(ops.UnitDelayed): "warn", string(ops.UnitDone): "good", "draining": "warn",
+	string(audit.Success): "good", string(audit.Refused): "warn",
 }
 
 func tone(state any) string { return cmp.Or(tones[fmt.Sprint(state)], "quiet") }
+
+// queueNames are the queues by their names on the wire.
+var queueNames = map[string]string{
+	"steering": "short units", "bulk": "long units", "upkeep": "expiry and deletion", "watch": "rescue of lost units",
+}
+
+func queueName(wire string) string { return cmp.Or(queueNames[wire], wire) }
+
+var causeTexts = map[export.Cause]string{
+	export.CauseUnavailable: "a dependency was unavailable", export.CauseError: "its data could not be read or stored",
+	export.CauseDraining: "its worker stopped", export.CauseLost: "its worker sent no heartbeats",
+	export.CauseOperator: "an operator retried it",
+}
+
+// causeText describes why a unit failed or was returned to the queue, or is "".
+func causeText(u ops.Unit) string { return cmp.Or(u.Failure, causeTexts[u.Cause], string(u.Cause)) }
 
 // abbreviated returns the beginning of a job's id, which is enough to distinguish the jobs on one page.
 func abbreviated(id export.JobID) string { return string(id[:min(len(id), 12)]) + "…" }

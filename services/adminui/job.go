@@ -16,24 +16,42 @@ import (
 
 const unitsShown = 50
 
+// jobView is a job and why its units wait.
+type jobView struct {
+	ops.Detail
+	Waits string
+}
+
 type jobPage struct {
 	frame
 	Base           string // path of the job
-	Job            ops.Detail
+	Job            jobView
 	Total          ops.Progress
-	Units          []ops.Unit // on this page
-	All            bool       // also units that are done
+	Groups         []unitGroup // of the units on this page
+	All            bool        // also units that are done
 	UnitCounts     string
 	Previous, Next string // URLs of the neighbouring pages of units
 }
 
-func (p *Page) readJob(ctx context.Context, text string) (ops.Detail, error) {
+// unitGroup holds the units in one state, and the actions on them.
+type unitGroup struct {
+	State         ops.UnitState
+	Count         int // in the whole job
+	Retry, GiveUp bool
+	Units         []ops.Unit // on this page
+}
+
+func (p *Page) readJob(ctx context.Context, text string) (jobView, error) {
 	id, err := export.ParseJobID(text)
 	if err != nil {
-		return ops.Detail{}, err
+		return jobView{}, err
 	}
-	return p.details.get(ctx, string(id), func(ctx context.Context) (ops.Detail, error) {
-		return p.operator.Inspect(ctx, id)
+	return p.details.get(ctx, string(id), func(ctx context.Context) (view jobView, err error) {
+		if view.Detail, err = p.operator.Inspect(ctx, id); err != nil {
+			return view, err
+		}
+		view.Waits, err = p.operator.Waits(ctx, view.Detail)
+		return view, err
 	})
 }
 
@@ -59,8 +77,8 @@ func (p *Page) showJob(w http.ResponseWriter, r *http.Request) {
 		offset = 0
 	}
 	end := min(offset+unitsShown, len(units))
-	page.Units = units[offset:end]
-	if len(page.Units) < len(units) {
+	page.Groups = groupsOf(job.Detail, units[offset:end])
+	if end-offset < len(units) {
 		page.UnitCounts += fmt.Sprintf("; shown: %d to %d of %d", offset+1, end, len(units))
 	}
 	if offset > 0 {
@@ -80,22 +98,47 @@ func (p jobPage) unitsURL(offset int) string {
 	return p.Base + "?" + query.Encode()
 }
 
-// CanCancel, CanPurge, CanRetry and CanGiveUp report whether an action is offered. The action checks again, because
-// the state may have changed.
-func (p jobPage) CanCancel() bool { return p.Job.State.CanBecome(export.Cancelled) }
+// CanCancel and CanPurge report whether an action is offered. The action checks again, because the state may have changed.
+func (p jobPage) CanCancel() bool { return p.Job.State.Live() }
 
 // CanPurge is like CanCancel.
 func (p jobPage) CanPurge() bool { return !p.Job.State.Live() }
 
-// CanRetry is like CanCancel.
-func (p jobPage) CanRetry(u ops.Unit) bool {
-	return p.Job.State.Live() && (u.State == ops.UnitFailed && p.Job.State != export.Sealing ||
-		u.Open() && u.State != ops.UnitWaiting)
+// groupsOf groups the sorted units of a page.
+func groupsOf(job ops.Detail, units []ops.Unit) (groups []unitGroup) {
+	counts := countsOf(job.Units)
+	for _, unit := range units {
+		if len(groups) == 0 || groups[len(groups)-1].State != unit.State {
+			groups = append(groups, unitGroup{
+				State: unit.State, Count: counts[unit.State], Retry: len(unitsIn(job, unit.State, canRetry)) > 0,
+				GiveUp: len(unitsIn(job, unit.State, canGiveUp)) > 0,
+			})
+		}
+		last := &groups[len(groups)-1]
+		last.Units = append(last.Units, unit)
+	}
+	return groups
 }
 
-// CanGiveUp is like CanCancel.
-func (p jobPage) CanGiveUp(u ops.Unit) bool {
-	return p.Job.State.Live() && u.Open() && u.Kind != export.KindPlan && u.Kind != export.KindSeal
+func unitsIn(job ops.Detail, state ops.UnitState, can func(ops.Detail, ops.Unit) bool) (units []ops.Unit) {
+	for _, unit := range job.Units {
+		if unit.State == state && can(job, unit) {
+			units = append(units, unit)
+		}
+	}
+	return units
+}
+
+// canRetry reports whether the page offers to retry a unit. A unit in the queue runs anyway.
+func canRetry(job ops.Detail, u ops.Unit) bool {
+	return job.State.Live() && (u.State == ops.UnitFailed && job.State != export.Sealing ||
+		u.State == ops.UnitDelayed || u.State == ops.UnitRunning)
+}
+
+// canGiveUp reports whether the page offers to give up a unit.
+func canGiveUp(job ops.Detail, u ops.Unit) bool {
+	return job.State.Live() && (u.State == ops.UnitDelayed || u.State == ops.UnitRunning) &&
+		u.Kind != export.KindPlan && u.Kind != export.KindSeal
 }
 
 // lastHeard formats the time since a unit's last heartbeat, or until its next attempt.
@@ -128,11 +171,16 @@ func sortedUnits(units []ops.Unit, all bool) []ops.Unit {
 	return sorted
 }
 
-func unitCounts(units []ops.Unit) string {
+func countsOf(units []ops.Unit) map[ops.UnitState]int {
 	counts := map[ops.UnitState]int{}
 	for _, unit := range units {
 		counts[unit.State]++
 	}
+	return counts
+}
+
+func unitCounts(units []ops.Unit) string {
+	counts := countsOf(units)
 	var parts []string
 	for _, state := range unitOrder {
 		if counts[state] > 0 {

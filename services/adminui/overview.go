@@ -1,22 +1,28 @@
 package adminui
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
 const (
-	jobsShown   = 25
-	purgesShown = 6
+	jobsShown    = 25
+	purgesShown  = 6
+	actionsShown = 8
 	// summedMost bounds how many jobs of each index the sum of stored bytes includes.
 	summedMost = 5000
 )
@@ -34,6 +40,13 @@ type overview struct {
 	Workers  []ops.Worker
 	Purges   []purge       // the next ones
 	Findings []ops.Finding // of the doctor, that need attention
+	Actions  []deed        // of operators on this page, the last ones
+}
+
+// deed is an entry of the audit log.
+type deed struct {
+	audit.Entry
+	What string
 }
 
 type purge struct {
@@ -64,6 +77,11 @@ func (p *Page) readOverview(ctx context.Context, filter ops.Filter) (o overview,
 	if err := p.readPurges(ctx, &o); err != nil {
 		return o, err
 	}
+	entries, err := p.operator.Audit.Recent(agentIssuer, 2*actionsShown)
+	if err != nil {
+		return o, err
+	}
+	o.Actions = deedsOf(entries)
 	return o, p.sum(ctx, &o)
 }
 
@@ -93,6 +111,32 @@ func (p *Page) readPurges(ctx context.Context, o *overview) error {
 	return nil
 }
 
+// deedsOf describes the entries, the newest first. An action that was refused or failed has two: the one that was recorded
+// before the action is left out.
+func deedsOf(entries []audit.Entry) (deeds []deed) {
+	type subject struct {
+		action audit.Action
+		agent  export.Owner
+		job    export.JobID
+		target string
+	}
+	undone := map[subject]bool{}
+	for _, entry := range entries {
+		about := subject{entry.Action, entry.Agent, entry.Job, entry.Target}
+		if entry.Outcome == audit.Success && undone[about] {
+			delete(undone, about)
+			continue
+		}
+		undone[about] = entry.Outcome != audit.Success
+		if len(deeds) < actionsShown {
+			deeds = append(deeds, deed{entry, cmp.Or(entry.Target, deedNames[entry.Action], string(entry.Action))})
+		}
+	}
+	return deeds
+}
+
+var deedNames = map[audit.Action]string{audit.Cancel: "cancel of a job", audit.Expire: "purge of a job"}
+
 func (p *Page) sum(ctx context.Context, o *overview) error {
 	o.Totals = map[export.JobID]jobstore.Totals{}
 	for _, job := range o.List.Jobs {
@@ -121,36 +165,129 @@ func (p *Page) sum(ctx context.Context, o *overview) error {
 	return nil
 }
 
-// filterOf returns the filter of the list of jobs from a URL's query. Invalid values are ignored.
-func filterOf(query url.Values) ops.Filter {
-	filter := ops.Filter{Limit: jobsShown}
-	if state := export.State(query.Get("state")); slices.Contains(export.States(), state) {
-		filter.States = []export.State{state}
+// Forms of the fields of the search.
+var (
+	jobForm   = regexp.MustCompile(`^[a-z2-7]{6,26}$`)
+	ownerForm = regexp.MustCompile(`^[0-9a-f]{1,64}$`)
+)
+
+// orders and ages are the choices of the search.
+var (
+	orders = []option{{"", "newest"}, {string(ops.Longest), "longest running"}, {string(ops.Busiest), "most open units"}}
+	ages   = []option{
+		{"", "any"}, {"under-1h", "under 1 hour"}, {"under-24h", "under 1 day"}, {"over-1h", "over 1 hour"},
+		{"over-24h", "over 1 day"}, {"over-168h", "over 7 days"},
 	}
-	if owner := query.Get("owner"); len(owner) <= 64 {
-		filter.Owner = owner
+)
+
+type option struct{ Value, Text string }
+
+// search is what the list of jobs shows. Query has its fields in a URL, without empty ones.
+type search struct {
+	ops.Filter
+	Query url.Values
+}
+
+// searchOf returns the search of a URL's query, or invalidInput.
+func searchOf(query url.Values) (search, error) {
+	s := search{Filter: ops.Filter{Limit: jobsShown}, Query: url.Values{}}
+	for _, name := range []string{"job", "state", "group", "owner", "age", "sort", "from"} {
+		text := strings.TrimSpace(query.Get(name))
+		if text == "" {
+			continue
+		}
+		if len(text) > 256 {
+			return search{}, invalidInput{"The text of the field " + name + " is too long."}
+		}
+		if problem := s.set(name, text); problem != "" {
+			return search{}, invalidInput{problem}
+		}
+		s.Query.Set(name, text)
 	}
-	if offset, err := strconv.Atoi(query.Get("from")); err == nil && offset > 0 {
-		filter.Offset = offset
+	return s, nil
+}
+
+// set sets a field, and returns what is wrong with its text.
+func (s *search) set(name, text string) (problem string) {
+	switch name {
+	case "job":
+		s.Job = strings.ToLower(strings.TrimSuffix(text, "…")) // as the list shows it
+		if !jobForm.MatchString(s.Job) {
+			return "Job: enter at least the first 6 characters of the id: letters, and digits from 2 to 7."
+		}
+	case "state":
+		s.States = []export.State{export.State(text)}
+		if !slices.Contains(export.States(), s.States[0]) {
+			return "State: there is no such state."
+		}
+	case "group":
+		s.Group = text
+	case "owner":
+		if s.Owner = text; !ownerForm.MatchString(text) {
+			return "Owner: enter the first characters of the owner as it is in logs: digits, and letters from a to f."
+		}
+	case "age":
+		side, length, _ := strings.Cut(text, "-")
+		d, err := time.ParseDuration(length)
+		switch {
+		case err != nil || d <= 0 || side != "over" && side != "under":
+			return "Age: it has the form over-2h or under-30m."
+		case side == "over":
+			s.Older = d
+		default:
+			s.Younger = d
+		}
+	case "sort":
+		s.Sort = ops.Order(text)
+		if !slices.ContainsFunc(orders, func(o option) bool { return o.Value == text }) {
+			return "Sort: it is longest or busiest."
+		}
+	case "from":
+		offset, err := strconv.Atoi(text)
+		if s.Offset = offset; err != nil || offset < 0 {
+			return "From: it is a number of jobs to skip."
+		}
 	}
-	return filter
+	return ""
+}
+
+// url is the address of the part of the list that begins at the offset.
+func (s search) url(path string, offset int) string {
+	query := maps.Clone(s.Query)
+	query.Del("from")
+	if offset > 0 {
+		query.Set("from", strconv.Itoa(offset))
+	}
+	if len(query) == 0 {
+		return path
+	}
+	return path + "?" + query.Encode()
 }
 
 type overviewPage struct {
 	frame
 	overview
-	Filter       ops.Filter
-	States       []export.State
-	Newer, Older string // URLs
-	Chart        chart
-	Tiles        []fact
+	Search        search
+	States        []export.State
+	Orders, Ages  []option
+	Newer, Older  string // URLs
+	CancelSeveral string // URL
+	Chart         chart
+	Tiles         []fact
 }
 
 func (p *Page) showOverview(w http.ResponseWriter, r *http.Request) {
-	filter := filterOf(r.URL.Query())
-	key := fmt.Sprint(filter.States, "\x00", filter.Owner, "\x00", filter.Offset)
-	o, err := p.overviews.get(r.Context(), key, func(ctx context.Context) (overview, error) {
-		return p.readOverview(ctx, filter)
+	search, err := searchOf(r.URL.Query())
+	if err != nil {
+		p.problem(w, http.StatusBadRequest, "Invalid search", err.Error(), Path)
+		return
+	}
+	if id, err := export.ParseJobID(search.Job); err == nil { // it may be older than the listed ones
+		http.Redirect(w, r, jobPath(id), http.StatusSeeOther)
+		return
+	}
+	o, err := p.overviews.get(r.Context(), search.Query.Encode(), func(ctx context.Context) (overview, error) {
+		return p.readOverview(ctx, search.Filter)
 	})
 	if err != nil {
 		p.refuse(r.Context(), w, err, Path)
@@ -158,50 +295,43 @@ func (p *Page) showOverview(w http.ResponseWriter, r *http.Request) {
 	}
 	samples := p.sampler.all()
 	page := overviewPage{
-		frame: p.frame(r, "Exports", o.At), overview: o, Filter: filter, States: export.States(), Chart: chartOf(samples),
-		Tiles: tiles(o, samples),
+		frame: p.frame(r, "Exports", o.At), overview: o, Search: search, States: export.States(), Orders: orders, Ages: ages,
+		Chart: chartOf(samples), Tiles: tiles(o, samples),
 	}
-	if filter.Offset > 0 {
-		page.Newer = listURL(filter, max(filter.Offset-jobsShown, 0))
+	if search.Offset > 0 {
+		page.Newer = search.url(Path, max(search.Offset-jobsShown, 0))
 	}
-	if end := filter.Offset + len(o.List.Jobs); end < o.List.Matches {
-		page.Older = listURL(filter, end)
+	if end := search.Offset + len(o.List.Jobs); end < o.List.Matches {
+		page.Older = search.url(Path, end)
+	}
+	if slices.ContainsFunc(o.List.Jobs, func(job ops.Job) bool { return job.State.Live() }) {
+		page.CancelSeveral = search.url(Path+"cancel", search.Offset)
 	}
 	p.render(w, http.StatusOK, "overview.html", page)
 }
 
-// Selected reports whether the list is filtered by the state.
-func (p overviewPage) Selected(state export.State) bool {
-	return slices.Contains(p.Filter.States, state)
-}
-
 // Filtered reports whether the list has a filter.
-func (p overviewPage) Filtered() bool { return len(p.Filter.States) > 0 || p.Filter.Owner != "" }
+func (p overviewPage) Filtered() bool {
+	query := maps.Clone(p.Search.Query)
+	query.Del("sort")
+	return len(query) > 0
+}
 
 // Caption describes the part of the list that is shown.
 func (p overviewPage) Caption() string {
-	text := plural(p.List.Matches, "job") + ", newest first"
+	text := plural(p.List.Matches, "job")
+	for _, order := range orders {
+		if order.Value == string(p.Search.Sort) {
+			text += ", " + order.Text + " first"
+		}
+	}
 	if p.List.Matches > len(p.List.Jobs) {
-		text = fmt.Sprintf("%d to %d of %s", p.Filter.Offset+1, p.Filter.Offset+len(p.List.Jobs), text)
+		text = fmt.Sprintf("%d to %d of %s", p.Search.Offset+1, p.Search.Offset+len(p.List.Jobs), text)
 	}
 	if p.List.Bounded {
 		text += "; older ones are not listed"
 	}
 	return text
-}
-
-func listURL(filter ops.Filter, offset int) string {
-	query := url.Values{}
-	if len(filter.States) > 0 {
-		query.Set("state", string(filter.States[0]))
-	}
-	if filter.Owner != "" {
-		query.Set("owner", filter.Owner)
-	}
-	if offset > 0 {
-		query.Set("from", strconv.Itoa(offset))
-	}
-	return Path + "?" + query.Encode()
 }
 
 func tiles(o overview, samples []sample) []fact {

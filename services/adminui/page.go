@@ -12,6 +12,7 @@ import (
 	"context"
 	"embed"
 	"errors"
+	"fmt"
 	"html/template"
 	"log/slog"
 	"net/http"
@@ -42,7 +43,7 @@ type Page struct {
 	guard     *guard
 	sampler   *sampler
 	overviews *cache[overview]
-	details   *cache[ops.Detail]
+	details   *cache[jobView]
 	mux       *http.ServeMux
 }
 
@@ -51,7 +52,7 @@ func New(cfg Config, operator *ops.Operator) *Page {
 	now := operator.Now
 	p := &Page{
 		operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, now), sampler: &sampler{jobs: operator.Jobs, now: now},
-		overviews: newCache[overview](now), details: newCache[ops.Detail](now), mux: http.NewServeMux(),
+		overviews: newCache[overview](now), details: newCache[jobView](now), mux: http.NewServeMux(),
 	}
 	p.mux.HandleFunc("GET "+Path+"{$}", p.showOverview)
 	p.mux.HandleFunc("GET "+Path+"jobs/{job}", p.showJob)
@@ -139,8 +140,13 @@ func (p *Page) problem(w http.ResponseWriter, status int, title, what, back stri
 // refuse responds to a failed action. The details of unexpected errors are only logged.
 func (p *Page) refuse(ctx context.Context, w http.ResponseWriter, err error, back string) {
 	var invalid invalidInput
+	var part partError
 	switch {
 	case errors.Is(err, context.Canceled): // the browser has disconnected
+	case errors.As(err, &part):
+		p.log.Warn("operator's page", "err", err)
+		p.problem(w, http.StatusConflict, "Only a part was changed", fmt.Sprintf("%d of %d were changed. The state of the "+
+			"others does not allow this, or a dependency is unavailable.", part.done, part.all), back)
 	case errors.As(err, &invalid):
 		p.problem(w, http.StatusBadRequest, "Nothing was changed", invalid.text, back)
 	case errors.Is(err, export.ErrNotFound):
@@ -167,6 +173,15 @@ func (p *Page) unreachable(ctx context.Context) string {
 	}
 	return "The object store or the audit log cannot be reached."
 }
+
+// partError is the error of an action on several objects that has changed some of them.
+type partError struct {
+	done, all int
+	err       error
+}
+
+func (e partError) Error() string { return fmt.Sprintf("%d of %d changed: %v", e.done, e.all, e.err) }
+func (e partError) Unwrap() error { return e.err }
 
 // invalidInput is an error in a form, as text for the operator.
 type invalidInput struct{ text string }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -42,9 +44,13 @@ func HTTP(name string, listener net.Listener, handler http.Handler, options http
 }
 
 // PrivateHTTP is HTTP on the listener for operators. It is stopped last, so that metrics are served until the process has
-// drained; from the beginning of the stop, /readyz responds 503.
-func PrivateHTTP(listener net.Listener, handler http.Handler, options httpserver.Options) rungroup.Component {
+// drained; from the beginning of the stop, /readyz responds 503. Its / lists what it serves: the paths of health.Handler
+// and the given ones.
+func PrivateHTTP(
+	listener net.Listener, handler http.Handler, options httpserver.Options, paths ...string,
+) rungroup.Component {
 	var stopping atomic.Bool
+	index := indexOf(append(paths, "/livez", "/readyz", "/metrics", "/debug/pprof/"))
 	component := HTTP("private listener", listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if stopping.Load() && r.URL.Path == "/readyz" {
 			w.Header().Set("Content-Type", "application/json")
@@ -52,10 +58,26 @@ func PrivateHTTP(listener net.Listener, handler http.Handler, options httpserver
 			_, _ = w.Write([]byte(`{"process":"stopping"}` + "\n")) // a probe that has gone needs no answer
 			return
 		}
+		if r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			w.Header().Set("Content-Security-Policy", "default-src 'none'")
+			_, _ = io.WriteString(w, index) // as above
+			return
+		}
 		handler.ServeHTTP(w, r)
 	}), options)
 	component.Stopping = func() { stopping.Store(true) }
 	return component
+}
+
+func indexOf(paths []string) string {
+	var text strings.Builder
+	text.WriteString("<!doctype html>\n<html lang=\"en\"><title>Sluice</title>\n<p>This private port serves:</p>\n<ul>\n")
+	for _, path := range paths {
+		fmt.Fprintf(&text, "<li><a href=\"%[1]s\">%[1]s</a></li>\n", path)
+	}
+	text.WriteString("</ul>\n</html>\n")
+	return text.String()
 }
 
 // Listeners holds the options of the listeners of a service.

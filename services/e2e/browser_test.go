@@ -57,8 +57,9 @@ func eval[T any](b *browser, script string) T {
 	return ask(b, chromedp.Evaluate[T](script))
 }
 
-// desktop and phone set the size of the window.
-func (b *browser) desktop() { b.t.Helper(); ask(b, chromedp.EmulateViewport(1280, 800)) }
+// desktop, wallboard and phone set the size of the window.
+func (b *browser) desktop()   { b.t.Helper(); ask(b, chromedp.EmulateViewport(1280, 800)) }
+func (b *browser) wallboard() { b.t.Helper(); ask(b, chromedp.EmulateViewport(1920, 1080)) }
 func (b *browser) phone() {
 	b.t.Helper()
 	ask(b, chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile, chromedp.EmulateTouch, chromedp.EmulateScale(2)))

@@ -137,7 +137,7 @@ func (b *browser) fits(what string) {
 		b.t.Errorf("%s: %d pixels wider than the window", what, wide)
 	}
 	small := eval[[]string](b, `[...document.querySelectorAll("main a, header a, button, main input:not([type=hidden]), select")]
-		.filter(e => e.checkVisibility()).map(e => [e.textContent.trim() || e.name, e.getBoundingClientRect()])
+		.map(e => e.type === "checkbox" ? e.labels[0] : e).filter(e => e.checkVisibility()).map(e => [e.textContent.trim() || e.name, e.getBoundingClientRect()])
 		.filter(([, box]) => box.height < 44 || box.width < 44).map(([name, box]) => name + " " + box.width + "x" + box.height)`)
 	if len(small) > 0 {
 		b.t.Errorf("%s: controls smaller than 44 pixels: %s", what, strings.Join(small, ", "))
@@ -197,7 +197,7 @@ func TestOperatorsPage(t *testing.T) {
 			t.Errorf("the overview shows no job that is %s", want)
 		}
 	}
-	for _, want := range []string{"steering", "bulk"} {
+	for _, want := range []string{"short units", "long units"} {
 		if !strings.Contains(b.text("#queues"), want) {
 			t.Errorf("the overview does not show the queue %s", want)
 		}
@@ -209,6 +209,15 @@ func TestOperatorsPage(t *testing.T) {
 	b.prefer("dark")
 	b.picture("operator-desktop-dark.png")
 	b.prefer("light")
+	b.wallboard()
+	b.open(d.page)
+	if wide := eval[int](b, "document.documentElement.scrollWidth - window.innerWidth"); wide > 0 {
+		t.Errorf("%d pixels wider than a wallboard", wide)
+	}
+	if !eval[bool](b, `document.getElementById("workers").getBoundingClientRect().left >= document.getElementById("jobs").getBoundingClientRect().right`) {
+		t.Error("the workers are not beside the jobs on a wallboard")
+	}
+	b.screen("operator-wallboard.png")
 
 	// On a phone everything fits into the window, and controls are large enough.
 	b.phone()
@@ -221,34 +230,47 @@ func TestOperatorsPage(t *testing.T) {
 	b.fits("a job")
 	b.screen("operator-job-phone.png")
 
+	// Jobs are chosen from those that are live.
+	b.open(d.page)
+	b.follow(`a[href="/operator/cancel"]`, "form[method=post] button")
+	b.fits("the choice of jobs")
+	b.accessible("the choice of jobs")
+	if text := b.text(".choices"); !strings.Contains(text, jobOf(status)) || !strings.Contains(text, jobOf(second)) {
+		t.Errorf("the choice of jobs is %q", text)
+	}
+	b.open(d.jobURL(status))
+
 	// A unit is given up and retried, on the phone.
-	unit := eval[string](b, `[...document.querySelectorAll("#units tr")].map(row => row.textContent)
-		.find(text => text.includes("Observation-") && text.includes("running")).match(/Observation-\d+/)[0]`)
-	at := `a[href$="/units/` + unit + `/`
-	b.follow(at+`fail"]`, "form button")
+	b.follow(`a[href$="/units/running/fail"]`, "form[method=post] button")
+	unit := eval[string](b, `[...document.querySelectorAll("form input[name=id]")].map(box => box.value)
+		.find(id => id.startsWith("Observation-"))`)
+	box := `input[value="` + unit + `"]`
+	b.follow(box, box+":checked")
 	b.fits("a confirmation")
 	b.accessible("a confirmation")
 	b.screen("operator-confirm-phone.png")
-	b.follow("form button", "main > .notice.good")
-	if text := b.text("#units tbody tr"); !strings.Contains(text, unit) || !strings.Contains(text, "failed") ||
-		!strings.Contains(text, "given up by an operator") {
-		t.Errorf("the first unit is %q, want %s, failed", text, unit)
+	b.follow("form[method=post] button", "main > .notice.good")
+	if text := b.text("#units .group"); !strings.Contains(text, "failed") || !strings.Contains(text, "1 unit") {
+		t.Errorf("the first group of units is %q, want one that failed", text)
 	}
-	b.follow(at+`retry"]`, "form button")
-	b.follow("form button", "main > .notice.good")
+	if text := b.text("#units tbody tr"); !strings.Contains(text, unit) || !strings.Contains(text, "given up by an operator") {
+		t.Errorf("the first unit is %q, want %s", text, unit)
+	}
+	b.follow(`a[href$="/units/failed/retry"]`, box+":checked")
+	b.follow("form[method=post] button", "main > .notice.good")
 	eventually(t, time.Minute, "the unit is not failed", func() bool { return !strings.Contains(b.text("#units"), "failed") })
 
 	// A job is cancelled; its owner then gets 404.
 	b.desktop()
 	b.open(d.jobURL(second))
-	b.follow(`a[href$="/cancel"]`, "form button")
+	b.follow(`a[href$="/cancel"]`, "form[method=post] button")
 	if text := b.text("main"); !strings.Contains(text, jobOf(second)) {
 		t.Errorf("the confirmation does not name the job: %s", text)
 	}
 	if got := d.status(second); got != http.StatusAccepted {
 		t.Errorf("a job whose cancel is not yet confirmed: status %d", got)
 	}
-	b.follow("form button", "main > .notice.good")
+	b.follow("form[method=post] button", "main > .notice.good")
 	if got := d.status(second); got != http.StatusNotFound {
 		t.Errorf("a cancelled job: status %d, want 404", got)
 	}
@@ -258,17 +280,17 @@ func TestOperatorsPage(t *testing.T) {
 	// Intake, without scripts.
 	b.scripts(false)
 	b.open(d.page)
-	b.follow(`a[href$="/kickoffs/pause"]`, "form button")
+	b.follow(`a[href$="/kickoffs/pause"]`, "form[method=post] button")
 	b.fill("input[name=reason]", `<b id="injected">Redis & co. are moved</b>`)
-	b.follow("form button", ".notice.warn")
+	b.follow("form[method=post] button", ".notice.warn")
 	if text := b.text("#kickoffs"); !strings.Contains(text, `<b id="injected">Redis & co. are moved</b>`) {
 		t.Errorf("the reason is shown as %q", text)
 	}
 	if resp := d.tryKickoff(); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("a kick-off while kick-offs are paused: %s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
 	}
-	b.follow(`a[href$="/kickoffs/resume"]`, "form button")
-	b.follow("form button", "#kickoffs .notice.good")
+	b.follow(`a[href$="/kickoffs/resume"]`, "form[method=post] button")
+	b.follow("form[method=post] button", "#kickoffs .notice.good")
 	b.scripts(true)
 	resp := d.tryKickoff()
 	if resp.StatusCode != http.StatusAccepted {
@@ -279,8 +301,8 @@ func TestOperatorsPage(t *testing.T) {
 
 	// A finished job is purged early.
 	b.open(d.jobURL(third))
-	b.follow(`a[href$="/purge"]`, "form button")
-	b.follow("form button", "main > .notice.good")
+	b.follow(`a[href$="/purge"]`, "form[method=post] button")
+	b.follow("form[method=post] button", "main > .notice.good")
 	if got := d.status(third); got != http.StatusNotFound {
 		t.Errorf("a purged job: status %d, want 404", got)
 	}
@@ -290,8 +312,8 @@ func TestOperatorsPage(t *testing.T) {
 
 	// A worker is drained: it exits with 0, and the page shows one worker less.
 	b.open(d.page)
-	b.follow(`#workers a[href$="/drain"]`, "form button")
-	b.follow("form button", "main > .notice.good")
+	b.follow(`#workers a[href$="/drain"]`, "form[method=post] button")
+	b.follow("form[method=post] button", "main > .notice.good")
 	eventually(t, time.Minute, "a worker has ended", func() bool {
 		return slices.ContainsFunc(d.processes, func(p *process) bool {
 			select {

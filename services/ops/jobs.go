@@ -28,6 +28,7 @@ type Job struct {
 	Age      Seconds        `json:"age_seconds"`
 	Patients int64          `json:"patients"`          // in the cohort; 0 before the plan
 	Failure  string         `json:"failure,omitempty"` // why the whole job failed, as reported to its owner
+	Open     int64          `json:"open_units"`        // units that are neither done nor given up
 }
 
 // Seconds is a duration that JSON encodes as a number of seconds.
@@ -38,13 +39,33 @@ func (s Seconds) MarshalJSON() ([]byte, error) {
 	return strconv.AppendFloat(nil, float64(s.Milliseconds())/1000, 'f', -1, 64), nil
 }
 
-// Filter selects jobs. The zero Filter selects the first page of all jobs.
+// Filter selects jobs. The zero Filter selects the first page of all jobs, newest first.
 type Filter struct {
-	States []export.State // none: all
-	Owner  string         // prefix of the owner's key
-	Older  time.Duration  // minimum age
-	Offset int            // jobs to skip
-	Limit  int            // jobs on the page; 0: PageSize
+	Job     string         // prefix of the job's id
+	States  []export.State // none: all
+	Owner   string         // prefix of the owner's key
+	Group   string         // prefix of the group's id
+	Older   time.Duration  // minimum age
+	Younger time.Duration  // maximum age; 0: none
+	Sort    Order
+	Offset  int // jobs to skip
+	Limit   int // jobs on the page; 0: PageSize
+}
+
+// Order is the order of a list of jobs.
+type Order string
+
+// The orders. All put jobs that compare equal in the order of Newest.
+const (
+	Newest  Order = ""        // the last kick-off first
+	Longest Order = "longest" // live jobs first, those with the first kick-off before the others
+	Busiest Order = "busiest" // those with the most open units first
+)
+
+func (f Filter) selects(job Job) bool {
+	return strings.HasPrefix(string(job.ID), f.Job) && strings.HasPrefix(job.Owner, f.Owner) &&
+		strings.HasPrefix(job.Group, f.Group) && (len(f.States) == 0 || slices.Contains(f.States, job.State)) &&
+		job.Age.Duration >= f.Older && (f.Younger == 0 || job.Age.Duration <= f.Younger)
 }
 
 // PageSize is the default of Filter.Limit.
@@ -53,7 +74,7 @@ const PageSize = 50
 // listMost bounds how many jobs of each index List reads.
 const listMost = 5000
 
-// Page is one page of a list of jobs, newest first.
+// Page is one page of a list of jobs.
 type Page struct {
 	Jobs    []Job                `json:"jobs"`
 	Matches int                  `json:"matches"` // jobs that match the filter
@@ -71,27 +92,78 @@ func (o *Operator) List(ctx context.Context, filter Filter) (Page, error) {
 	if err != nil {
 		return Page{}, err
 	}
-	slices.SortFunc(records, func(a, b export.Job) int {
+	page := Page{States: map[export.State]int{}, Bounded: more}
+	jobs := []Job{}
+	for _, record := range records {
+		page.States[record.State]++
+		if job := o.show(record); filter.selects(job) {
+			jobs = append(jobs, job)
+		}
+	}
+	slices.SortFunc(jobs, func(a, b Job) int {
 		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
 	})
-	page := Page{Jobs: []Job{}, States: map[export.State]int{}, Bounded: more}
+	switch filter.Sort {
+	case Longest:
+		slices.SortStableFunc(jobs, longestFirst)
+	case Busiest:
+		if err := o.countOpen(ctx, jobs); err != nil {
+			return Page{}, err
+		}
+		slices.SortStableFunc(jobs, func(a, b Job) int { return cmp.Compare(b.Open, a.Open) })
+	case Newest:
+	}
+	page.Matches = len(jobs)
+	jobs = jobs[min(max(filter.Offset, 0), len(jobs)):]
 	limit := filter.Limit
 	if limit <= 0 {
 		limit = PageSize
 	}
-	for _, record := range records {
-		page.States[record.State]++
-		job := o.show(record)
-		if len(filter.States) > 0 && !slices.Contains(filter.States, job.State) ||
-			!strings.HasPrefix(job.Owner, filter.Owner) || job.Age.Duration < filter.Older {
-			continue
-		}
-		if page.Matches >= filter.Offset && len(page.Jobs) < limit {
-			page.Jobs = append(page.Jobs, job)
-		}
-		page.Matches++
+	page.Jobs = jobs[:min(limit, len(jobs))]
+	if filter.Sort == Busiest {
+		return page, nil
 	}
-	return page, nil
+	return page, o.countOpen(ctx, page.Jobs)
+}
+
+func longestFirst(a, b Job) int {
+	switch {
+	case a.State.Live() && b.State.Live():
+		return a.Created.Compare(b.Created)
+	case a.State.Live():
+		return -1
+	case b.State.Live():
+		return 1
+	default:
+		return 0
+	}
+}
+
+// countBatch bounds the reply to one read of counts.
+const countBatch = 500
+
+// countOpen sets Open of the live jobs.
+func (o *Operator) countOpen(ctx context.Context, jobs []Job) error {
+	var live []jobstore.Entry
+	for _, job := range jobs {
+		if job.State.Live() {
+			live = append(live, jobstore.Entry{ID: job.ID})
+		}
+	}
+	open := map[export.JobID]int64{}
+	for batch := range slices.Chunk(live, countBatch) {
+		counts, err := o.Jobs.Counts(ctx, batch)
+		if err != nil {
+			return err
+		}
+		for _, count := range counts {
+			open[count.ID] = count.Open
+		}
+	}
+	for i := range jobs {
+		jobs[i].Open = open[jobs[i].ID]
+	}
+	return nil
 }
 
 func (o *Operator) show(job export.Job) Job {
@@ -156,6 +228,10 @@ type Detail struct {
 	Errors   []string   `json:"errors"` // of the failed units
 	// LeftOut is what the finished units left out, as the owner is told.
 	LeftOut []export.LeftOut `json:"left_out"`
+	// Rate and Left are the average since the plan, and the time that the open units take at this average. Both are zero
+	// unless the job is running and has finished units for a while.
+	Rate int64   `json:"bytes_per_second,omitempty"` // NDJSON
+	Left Seconds `json:"left_seconds,omitzero"`
 }
 
 // Inspect returns a job with its units and the progress of each type. It returns ErrNotFound for an unknown job.
@@ -167,8 +243,13 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 	detail := Detail{Job: o.show(found.Job), Progress: []Progress{}, Units: []Unit{}, Errors: []string{}}
 	byType := map[string]*Progress{}
 	var left export.Tally
+	var pace pace
 	for _, standing := range found.Units {
 		unit := showUnit(standing, found.At)
+		pace.add(unit, standing.Unit.Bytes)
+		if unit.Open() {
+			detail.Open++
+		}
 		left.AddAll(standing.Result.LeftOut)
 		detail.Units = append(detail.Units, unit)
 		if unit.State == UnitFailed {
@@ -183,11 +264,46 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 		byType[unit.Type].add(unit, standing.Result)
 	}
 	detail.LeftOut = left.List()
+	if detail.State == export.Running {
+		detail.Rate, detail.Left.Duration = pace.of(found.At.Sub(detail.Snapshot))
+	}
 	for _, progress := range byType {
 		detail.Progress = append(detail.Progress, *progress)
 	}
 	slices.SortFunc(detail.Progress, func(a, b Progress) int { return strings.Compare(a.Type, b.Type) })
 	return detail, nil
+}
+
+// pace estimates the speed of a job from the units that write files. Their estimates count one more than their bytes, as in
+// the job's progress.
+type pace struct {
+	written    int64 // NDJSON bytes of units that are done
+	done, open int64 // estimates of closed and open units
+}
+
+// paceAfter is how long a job has to run before its speed is known.
+const paceAfter = 10 * time.Second
+
+func (p *pace) add(unit Unit, estimate int64) {
+	switch {
+	case unit.Kind != export.KindExport && unit.Kind != export.KindExportReferenced:
+	case unit.Open():
+		p.open += estimate + 1
+	default:
+		p.done += estimate + 1
+		if unit.State == UnitDone {
+			p.written += unit.Bytes
+		}
+	}
+}
+
+// of returns bytes per second and the time for the open units after the job has run for the duration, or zeros.
+func (p *pace) of(ran time.Duration) (rate int64, left time.Duration) {
+	if ran < paceAfter || p.written == 0 {
+		return 0, 0
+	}
+	rate = int64(float64(p.written) / ran.Seconds())
+	return rate, time.Duration(float64(ran) * float64(p.open) / float64(p.done))
 }
 
 func (p *Progress) add(unit Unit, result export.Result) {

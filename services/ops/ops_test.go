@@ -20,6 +20,7 @@ import (
 type desk struct {
 	*ops.Operator
 	t   *testing.T
+	url string // of Redis
 	now time.Time
 }
 
@@ -27,6 +28,7 @@ func newDesk(t *testing.T) *desk {
 	t.Helper()
 	d := &desk{t: t, now: time.Now().UTC().Truncate(time.Millisecond)}
 	url := testenv.Redis(t)
+	d.url = url
 	jobs, err := jobstore.Open(url, nil)
 	d.must(err)
 	tasks, err := queue.Open(url)
@@ -49,13 +51,38 @@ func (d *desk) must(err error) {
 // job creates a job of the subject with the given age.
 func (d *desk) job(subject string, age time.Duration) export.JobID {
 	d.t.Helper()
+	return d.jobOf(subject, "g", age)
+}
+
+func (d *desk) jobOf(subject, group string, age time.Duration) export.JobID {
+	d.t.Helper()
 	id := export.NewJobID()
 	_, err := d.Jobs.Create(d.t.Context(), export.Job{
 		ID: id, State: export.Scheduled, Created: d.now.Add(-age), Owner: export.Owner{Issuer: "i", Subject: subject},
-		Request: export.Request{GroupID: "g", Types: []string{"Patient"}}, Key: []byte("wrapped"),
+		Request: export.Request{GroupID: group, Types: []string{"Patient"}}, Key: []byte("wrapped"),
 	}, export.FirstUnit(), jobstore.Admission{Limit: 100})
 	d.must(err)
 	return id
+}
+
+// units returns units of types and estimates.
+func units(typesAndBytes ...any) (units []export.Unit) {
+	for i := 0; i < len(typesAndBytes); i += 2 {
+		typ, bytes := typesAndBytes[i].(string), typesAndBytes[i+1].(int)
+		units = append(units, export.Unit{
+			ID: export.UnitID(typ + "-00000"), Kind: export.KindExport, Type: typ, Bytes: int64(bytes),
+		})
+	}
+	return units
+}
+
+// plan commits the plan of a new job with the units. None of them is in the queue.
+func (d *desk) plan(id export.JobID, snapshot time.Time, units []export.Unit) {
+	d.t.Helper()
+	lease, err := d.Jobs.Claim(d.t.Context(), id, export.PlanUnit, export.KindPlan, 1, "")
+	d.must(err)
+	d.must(d.Jobs.Stage(d.t.Context(), lease, units))
+	d.must(d.Jobs.Commit(d.t.Context(), lease, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: snapshot}}))
 }
 
 // sealing advances a job to its seal, and returns the lease of the seal unit.
@@ -144,8 +171,9 @@ func TestList(t *testing.T) {
 	d := newDesk(t)
 	var ids []export.JobID
 	for n := range 5 {
-		ids = append(ids, d.job([]string{"alice", "bob"}[n%2], time.Duration(n)*time.Hour))
+		ids = append(ids, d.jobOf([]string{"alice", "bob"}[n%2], []string{"gut", "heart"}[n/3], time.Duration(n)*time.Hour))
 	}
+	d.plan(ids[3], d.now, units("Patient", 100, "Observation", 100))
 	d.must(d.seal(d.sealing(ids[1])))
 	d.must(d.Cancel(t.Context(), ids[2]))
 	alice := export.Owner{Issuer: "i", Subject: "alice"}.Key()
@@ -160,13 +188,20 @@ func TestList(t *testing.T) {
 		"states":                {ops.Filter{States: []export.State{export.Completed, export.Cancelled}}, []int{1, 2}, 2},
 		"an owner":              {ops.Filter{Owner: alice[:16]}, []int{0, 2, 4}, 3},
 		"old ones":              {ops.Filter{Older: 150 * time.Minute}, []int{3, 4}, 2},
+		"one by its beginning":  {ops.Filter{Job: string(ids[4][:6])}, []int{4}, 1},
+		"a group":               {ops.Filter{Group: "hea"}, []int{3, 4}, 2},
+		"young ones":            {ops.Filter{Younger: 90 * time.Minute}, []int{0, 1}, 2},
+		"the longest first":     {ops.Filter{Sort: ops.Longest}, []int{4, 3, 0, 1, 2}, 5},
+		"the busiest first":     {ops.Filter{Sort: ops.Busiest}, []int{3, 0, 4, 1, 2}, 5},
+		"the busiest of a page": {ops.Filter{Sort: ops.Busiest, Offset: 1, Limit: 1}, []int{0}, 5},
 		"old ones of an owner":  {ops.Filter{Older: 150 * time.Minute, Owner: alice, Limit: 1}, []int{4}, 1},
 	} {
 		page, err := d.List(t.Context(), tc.filter)
 		d.must(err)
-		good := len(page.Jobs) == len(tc.want) && page.Matches == tc.matches && page.States[export.Scheduled] == 3
+		good := len(page.Jobs) == len(tc.want) && page.Matches == tc.matches && page.States[export.Scheduled] == 2
 		for i := range min(len(page.Jobs), len(tc.want)) {
-			good = good && page.Jobs[i].ID == ids[tc.want[i]]
+			open := map[int]int64{0: 1, 3: 2, 4: 1}[tc.want[i]]
+			good = good && page.Jobs[i].ID == ids[tc.want[i]] && page.Jobs[i].Open == open
 		}
 		if !good {
 			t.Errorf("%s: %d of %d: %+v", name, len(page.Jobs), page.Matches, page)

@@ -85,8 +85,12 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	operators := http.NewServeMux()
 	operators.Handle("GET /scale", scaleHandler(tasks, log))
 	operators.Handle("/", health.Handler(checks, registry))
+	paths, shown := []string{"/scale"}, cfg.OperatorPage.Shown(private.Addr())
+	if shown {
+		paths = []string{adminui.Path, "/scale"}
+	}
 	parts := []rungroup.Component{
-		config.PrivateHTTP(private, operators, listeners.Private),
+		config.PrivateHTTP(private, operators, listeners.Private, paths...),
 		config.Readiness("scheduler", checks, log),
 		config.Bucket(objects, log),
 		{Name: "enqueue passes", Run: maintainer.Run},
@@ -102,7 +106,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 			}, queue.Handlers{Rescue: maintainer.Pass})
 		}},
 	}
-	if cfg.OperatorPage.Shown(private.Addr()) {
+	if shown {
 		page := adminui.New(adminui.Config{Hosts: cfg.Hosts, Logger: log}, &ops.Operator{
 			Jobs: jobs, Queue: tasks, Audit: events, Now: time.Now,
 		})
