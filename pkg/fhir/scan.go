@@ -51,8 +51,8 @@ type root struct {
 
 // Errors never contain content of the line.
 var (
-	errDuplicate = errors.New("a key on the path to type, id, lastUpdated or subject is duplicate")
-	errSimilar   = errors.New("a key differs only in case from one on the path to type, id, lastUpdated or subject")
+	errDuplicate = errors.New("a key that is read here is duplicate")
+	errSimilar   = errors.New("a key differs only in case from one that is read here")
 	errKey       = errors.New("a key has a NUL or half a surrogate pair")
 	errNested    = errors.New("an array in an array on the path to a subject")
 	errUTF8      = errors.New("not valid UTF-8")
@@ -456,6 +456,17 @@ func fields(line []byte, i int, names []string, found []span) (int, error) {
 		}
 		return end, nil
 	})
+}
+
+// CheckKeys returns an error if the JSON object has a key at which two parsers could differ: one of the names twice, a key
+// that differs from a name only in case, or a key with a NUL or half a surrogate pair. Deeper objects are not checked, and
+// other values are accepted. The object is valid JSON without line breaks.
+func CheckKeys(object []byte, names ...string) error {
+	if len(object) == 0 || object[0] != '{' {
+		return nil
+	}
+	_, err := fields(object, 0, names, make([]span, len(names)))
+	return err
 }
 
 // elements calls element for each element of the array at i, which has been checked before. element returns the end of
