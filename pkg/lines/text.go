@@ -12,8 +12,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// BrokenError is the reason why the rest of a file cannot be read: broken compression, or a Bundle that is not JSON. It
-// has no content of the file.
+// BrokenError is the reason why the rest of a file cannot be read: no permission, broken compression, or a Bundle that is
+// not JSON. It has no content of the file.
 type BrokenError struct{ error }
 
 func (e *BrokenError) Unwrap() error { return e.error }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
@@ -154,6 +155,39 @@ func TestWhatIsLeftOutIsCountedAndLoggedWithItsPlace(t *testing.T) {
 	}
 	if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1", "2", "4"}) {
 		t.Errorf("got %v (%v)", ids, err)
+	}
+}
+
+// TestWhatCannotBeOpenedIsCounted: files and subfolders without permission, and a file that is gone.
+func TestWhatCannotBeOpenedIsCounted(t *testing.T) {
+	if !testenv.AsNobody(t) {
+		return
+	}
+	dir := folder(t, map[string][]byte{
+		"a.ndjson": []byte(observation("1", "a", "")), "b.ndjson": []byte(observation("2", "a", "")),
+		"c/c.ndjson": []byte(observation("3", "a", "")), "d.ndjson": []byte(observation("4", "a", "")),
+		"e/e.ndjson": []byte(observation("5", "a", "")),
+	})
+	for name, mode := range map[string]os.FileMode{"b.ndjson": 0, "c": 0, "e": 0o600} {
+		path := filepath.Join(dir, name)
+		must(t, os.Chmod(path, mode))
+		t.Cleanup(func() { must(t, os.Chmod(path, 0o700)) })
+	}
+	found, err := lines.InFolder(dir)
+	must(t, err)
+	must(t, os.Remove(filepath.Join(dir, "d.ndjson")))
+	var log logged
+	src, err := index(t.Context(), Config{Logger: log.logger(), Limits: source.Limits{MaxLine: 1000, MaxReferences: 10}}, found, nil)
+	must(t, err)
+	defer src.Close()
+	if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1"}) {
+		t.Errorf("got %v (%v)", ids, err)
+	}
+	if got := leftOut(t, src); !slices.Equal(got, []string{" unreadable_file 4"}) {
+		t.Errorf("left out %q", got)
+	}
+	if !strings.Contains(log.String(), "permission denied") {
+		t.Errorf("logged %s", log.String())
 	}
 }
 

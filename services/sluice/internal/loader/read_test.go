@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // received records the calls of a sink.
@@ -356,12 +356,6 @@ func TestReadBrokenFiles(t *testing.T) {
 			}
 		})
 	}
-	gone := filepath.Join(t.TempDir(), "gone.ndjson")
-	var got received
-	_, err := Read(t.Context(), Found{Files: []lines.File{{Path: gone}}}, none, got.sink())
-	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), gone) {
-		t.Errorf("a file that is gone: %v", err)
-	}
 }
 
 // many returns a file with more lines than a stopped read reaches.
@@ -429,5 +423,50 @@ func TestReadStopsWithItsContext(t *testing.T) {
 	got = received{}
 	if _, err := read(ctx, files, none, got.sink(), 1); !errors.Is(err, context.Canceled) || len(got.bodies) > 0 {
 		t.Errorf("with a cancelled context: %v after %d lines", err, len(got.bodies))
+	}
+}
+
+// TestWhatCannotBeOpenedIsCounted: files and subfolders without permission, and a file that is gone, even if it is back when
+// the files are read again.
+func TestWhatCannotBeOpenedIsCounted(t *testing.T) {
+	if !testenv.AsNobody(t) {
+		return
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"a.ndjson": patient("a"), "b.ndjson": patient("b"), "c/c.ndjson": patient("c"), "d.ndjson": patient("d"), "e/e.ndjson": patient("e"),
+		"f.ndjson": `{"resourceType":"Condition","id":"f","subject":{"reference":"urn:uuid:d"}}`,
+	} {
+		write(t, filepath.Join(dir, name), text)
+	}
+	for name, mode := range map[string]os.FileMode{"b.ndjson": 0, "c": 0, "e": 0o600} {
+		path := filepath.Join(dir, name)
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Chmod(path, 0o700) })
+	}
+	files, err := Find([]string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := filepath.Join(dir, "d.ndjson")
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	var got received
+	sink := got.sink()
+	sink.Resolve = func(context.Context, *references.Table) error { write(t, gone, patient("d")); return nil }
+	sum, err := Read(t.Context(), files, none, sink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.types["Patient"] != 1 || got.types["Condition"] != 1 || sum.Unreadable() != 4 {
+		t.Errorf("took %v, left out %v", got.types, sum.LeftOut)
+	}
+	for _, file := range []string{"b.ndjson: open: permission denied", "c: the rest", "d.ndjson: open: no such file", "e: the rest"} {
+		if !slices.ContainsFunc(got.said, func(said string) bool { return strings.Contains(said, "/"+file) }) {
+			t.Errorf("no %q in %q", file, got.said)
+		}
 	}
 }
