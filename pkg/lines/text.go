@@ -205,7 +205,10 @@ func (e *expander) next() ([]byte, error) {
 	var out bytes.Buffer
 	known := scope{}
 	entries := func(yield func(json.RawMessage)) error {
-		_, err := eachEntry(json.NewDecoder(bytes.NewReader(body)), func(raw json.RawMessage) error { yield(raw); return nil })
+		bundle, err := eachEntry(json.NewDecoder(bytes.NewReader(body)), func(raw json.RawMessage) error { yield(raw); return nil })
+		if err == nil && !bundle {
+			err = errNoBundle
+		}
 		return err
 	}
 	malformed := errors.Join(entries(known.add), entries(func(raw json.RawMessage) { known.write(&out, raw) }))

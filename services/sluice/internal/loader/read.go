@@ -281,7 +281,7 @@ func (b *batch) delete(line lines.Line) {
 	switch {
 	case !ok:
 		b.refuse(line, "", export.UnsupportedEntry,
-			"an entry that cannot be applied: it has no resource to store and no id to delete")
+			"an entry that cannot be applied: no resource to store, no id to delete, or a key that parsers read differently")
 	case fhir.IsExportable(ref.Type), ref.Type == "Group":
 		b.deletions = append(b.deletions, postgres.Deletion{Place: place(b.block.File, line.Number), Ref: ref})
 	default:
