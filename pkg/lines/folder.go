@@ -73,7 +73,8 @@ func InFolder(dir string) (folder Folder, err error) {
 			return err
 		}
 		if err != nil { // of reading a subfolder
-			folder.Broken = append(folder.Broken, BrokenFile{name, fmt.Errorf("the rest of a folder cannot be read: %w", cause(err))})
+			err = fmt.Errorf("the rest of a folder cannot be read: %w", cause(err))
+			folder.Broken = append(folder.Broken, BrokenFile{name, err})
 			return nil
 		}
 		hidden := strings.HasPrefix(entry.Name(), ".") && name != "."
