@@ -96,7 +96,7 @@ func (f *file) text(spoolDir string, maxLine int) (lines.Text, error) {
 	if err := os.Remove(f.spool.Name()); err != nil {
 		return lines.Text{}, errors.Join(fmt.Errorf("spool %s: %w", f.name, err), text.Close())
 	}
-	text.Reader = io.TeeReader(text.Reader, f.spool)
+	text.Reader = io.TeeReader(text.Reader, &spool{to: f.spool, maxLine: maxLine})
 	return text, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -282,6 +283,31 @@ func TestTooLongLines(t *testing.T) {
 		if got := leftOut(t, src); !slices.Equal(got, []string{" malformed 1", "Observation too_long 3"}) {
 			t.Errorf("%s: left out %q", name, got)
 		}
+	}
+}
+
+// TestBlankAndTooLongLinesTakeNoSpace: a small compressed file may be a long text.
+func TestBlankAndTooLongLinesTakeNoSpace(t *testing.T) {
+	for name, gap := range map[string]string{
+		"newlines": strings.Repeat("\n", 4<<20), "CRLF": strings.Repeat("\r\n", 2<<20), "blanks": strings.Repeat(strings.Repeat(" ", 500)+"\n", 8<<10),
+		"a line that is too long": strings.Repeat("x", 4<<20) + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var text strings.Builder
+			for n := range 4 {
+				text.WriteString(gap + observation(fmt.Sprint(n), "a", "") + "\n" + observation(fmt.Sprint(n+4), "a", "") + "\n")
+			}
+			src := open(t, folder(t, map[string][]byte{"a.ndjson.gz": zip(t, []byte(text.String()+gap))}), Config{Limits: source.Limits{MaxLine: 1000}})
+			if ids, err := read(t, src); err != nil || len(ids) != 8 {
+				t.Errorf("got %v (%v)", ids, err)
+			}
+			info, err := src.files[0].spool.Stat()
+			must(t, err)
+			// A long line is written up to the end of the piece in which it is too long.
+			if space := info.Sys().(*syscall.Stat_t).Blocks * 512; space > 2<<20 {
+				t.Errorf("%d bytes on disk", space)
+			}
+		})
 	}
 }
 
