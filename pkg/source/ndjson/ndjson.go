@@ -4,8 +4,8 @@
 // Open reads all files once and keeps an index without bodies: 24 bytes for each compartment resource and patient that
 // it is about, 32 for each referenced resource and about 64 for each patient. While Open runs it takes 64 bytes for each
 // resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. Gzipped files and
-// Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so that lines can be read from the middle. Blank
-// lines and those that are too long take no space there.
+// Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so that lines can be read from the middle.
+// Blank lines and those that are too long take no space there.
 // All files stay open until Close, each with its own descriptor.
 //
 // The cost of a query is proportional to its patients: their lines are looked up, sorted by place, and read with few long

@@ -136,6 +136,7 @@ func TestWhatIsLeftOutIsCountedAndLoggedWithItsPlace(t *testing.T) {
 		"a.ndjson":   []byte(strings.Repeat(" \n", blockSize) + "oops\n" + observation("2", "b", "") + "\n[]"),
 		"cut.ndjson": zip(t, []byte(observation("4", "a", "")+"\n"+random(1<<20)))[:300_000],
 		"log.ndjson": []byte("{\"exportId\":\"e1\"}\n{}\n"), "notes.txt": nil,
+		"x1.csv": nil, "x2.csv": nil, "x3.csv": nil, "x4.csv": nil, "x5.csv": nil, "x6.csv": nil,
 		"o.ndjson": []byte("{\"resourceType\":\"OperationOutcome\",\"issue\":[]}"),
 		"b.json":   []byte(`{"resourceType":"Bundle","entry":[{"request":{"method":"PATCH","url":"Patient/a"},"resource":{}}]}`),
 	}), Config{Logger: log.logger()})
@@ -146,7 +147,7 @@ func TestWhatIsLeftOutIsCountedAndLoggedWithItsPlace(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	for _, text := range []string{
-		`file=log.ndjson lines=2`, fmt.Sprintf(`reason=malformed count=3 what="not readable as a FHIR resource" first="a.ndjson line %d"`, blockSize+1),
+		`file=log.ndjson lines=2`, `passed by" files=7 first="notes.txt, x1.csv, x2.csv, x3.csv, x4.csv"`, fmt.Sprintf(`reason=malformed count=3 what="not readable as a FHIR resource" first="a.ndjson line %d"`, blockSize+1),
 		`type=Observation reason=malformed count=1 what="not readable as a FHIR resource" first="b/Observation.ndjson.gz line 4"`,
 		`first="cut.ndjson: decompress: unexpected EOF"`, `first="b.json entry 1"`,
 	} {
