@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
@@ -56,12 +57,15 @@ func (k *received) sink() Sink {
 			}
 			return nil
 		},
-		Group: func(_ context.Context, _ int64, line []byte) (problem, err error) {
+		Group: func(_ context.Context, _ int64, line []byte) (pgdir.Added, error) {
 			k.mu.Lock()
 			defer k.mu.Unlock()
-			k.groups = append(k.groups, string(line))
-			k.types["Group"]++
-			return nil, nil
+			group, err := pgdir.Examine(line)
+			if err == nil {
+				k.groups = append(k.groups, string(line))
+				k.types["Group"]++
+			}
+			return group, err
 		},
 		Delete: func(_ context.Context, list []postgres.Deletion) error {
 			k.mu.Lock()
@@ -277,35 +281,34 @@ func TestReadSeveralMembers(t *testing.T) {
 func TestReadGroups(t *testing.T) {
 	dir := t.TempDir()
 	group := func(id string) string { return fmt.Sprintf(`{"resourceType":"Group","id":%q}`, id) }
+	few := strings.Replace(group("few"), "{", `{"member":[{"entity":{"identifier":{"value":"20391"}}},`+
+		`{"entity":{"reference":"https://other.example/Patient/20391"}},{"entity":{"identifier":{"value":"20391"}},"inactive":true}],`, 1)
 	write(t, filepath.Join(dir, "in.ndjson"), strings.Join([]string{
-		group("g1"), patient("a"), "", group("odd"), group("g2") + "\r", `{"resourceType":"Group"}`,
+		group("g1"), patient("a"), "", strings.Replace(group("odd"), "}", `,"member":5}`, 1), group("g2") + "\r", `{"resourceType":"Group"}`,
+		strings.Replace(group("twice"), "{", `{"id":"g",`, 1), few,
 	}, "\n"))
 	files, err := Find([]string{dir})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got received
-	sink := got.sink()
-	add := sink.Group
-	sink.Group = func(ctx context.Context, place int64, line []byte) (problem, err error) {
-		if string(line) == group("odd") {
-			return errors.New("it is odd"), nil
-		}
-		return add(ctx, place, line)
-	}
-	sum, err := Read(t.Context(), files, none, sink)
+	sum, err := Read(t.Context(), files, none, got.sink())
 	if err != nil {
 		t.Fatal(err)
 	}
 	got.matches(t, files.Files, sum)
-	if want := []string{group("g1"), group("g2")}; !slices.Equal(got.groups, want) {
+	if want := []string{group("g1"), group("g2"), few}; !slices.Equal(got.groups, want) {
 		t.Errorf("groups %q, want %q", got.groups, want)
 	}
-	if want := map[string]int64{"Group": 2, "Patient": 1}; !maps.Equal(sum.Resources, want) {
+	if want := map[string]int64{"Group": 3, "Patient": 1}; !maps.Equal(sum.Resources, want) {
 		t.Errorf("%v, want %v", sum.Resources, want)
 	}
 	place := files.Files[0].Path + " line "
-	want := []string{place + "4: it is odd", place + "6: no id, or not a FHIR id"}
+	want := []string{
+		place + "4: group odd: member is not an array", place + "6: id is missing or not a FHIR id", place + "7: group g: id is duplicate",
+		place + "8: group few: 1 left out: members of the group that are named by an identifier only",
+		place + "8: group few: 1 left out: members of the group that are patients of another server",
+	}
 	if !slices.Equal(got.said, want) {
 		t.Errorf("said %q, want %q", got.said, want)
 	}
@@ -394,7 +397,7 @@ func TestReadStopsAtAnErrorOfASink(t *testing.T) {
 			var got received
 			sink := got.sink()
 			sink.Resources = func(ctx context.Context, _ string, _ []postgres.Line) error { return take(ctx) }
-			sink.Group = func(ctx context.Context, _ int64, _ []byte) (problem, err error) { return nil, take(ctx) }
+			sink.Group = func(ctx context.Context, _ int64, _ []byte) (pgdir.Added, error) { return pgdir.Added{}, take(ctx) }
 			_, err := read(t.Context(), many(t, line), none, sink, 1)
 			if !errors.Is(err, broken) || calls > most {
 				t.Errorf("%v after %d calls, want %v after %d at most", err, calls, broken, most)
