@@ -240,7 +240,7 @@ func (a *app) dryLoad(ctx context.Context, reading loader.Config, found loader.F
 	if err != nil {
 		return err
 	}
-	report := loadReport{Summary: summary, DryRun: true, Seconds: time.Since(began).Seconds()}
+	report := loadReport{Summary: summary, Unheld: map[string]int64{}, DryRun: true, Seconds: time.Since(began).Seconds()}
 	if err := report.refuse(false); err != nil {
 		return errors.Join(a.printLeftOut(report), err)
 	}

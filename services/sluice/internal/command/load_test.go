@@ -272,7 +272,7 @@ func TestLoadTellsWhichMembersAreLeftOut(t *testing.T) {
 		}
 		for _, want := range []string{
 			file + " line 2: group g1: 1 left out: members of the group that are named by an identifier only\n",
-			file + " line 2: group g1: 2 left out: members of the group whose reference", file + " line 3: group g2: ",
+			file + " line 2: group g1: 2 left out: members of the group whose reference cannot be resolved to a patient\n", file + " line 3: group g2: ",
 		} {
 			if !strings.Contains(stderr, want) {
 				t.Errorf("%q: %q does not contain %q", where, stderr, want)
@@ -680,6 +680,13 @@ func TestLoadDryRun(t *testing.T) {
 	code, stdout, stderr := run(t, "load", "--dry-run", file)
 	if code != ExitGood || !strings.Contains(stdout, "total        3\n") || !strings.Contains(stdout, "nothing was loaded (--dry-run)") {
 		t.Errorf("exit %d, %s, %s", code, stdout, stderr)
+	}
+	_, stdout, _ = run(t, "load", "--dry-run", "--json", file)
+	var report map[string]json.RawMessage
+	must(t, json.Unmarshal([]byte(stdout), &report))
+	want := []string{"added", "bytes", "deleted", "dryRun", "ignored", "leftOut", "patientNotHeld", "replaced", "resources", "seconds", "unchanged", "undated"}
+	if names := slices.Sorted(maps.Keys(report)); !slices.Equal(names, want) || strings.Contains(stdout, "null") { // docs/data.md
+		t.Errorf("%s, want the names %q without null", stdout, want)
 	}
 	if code, stdout, _ := run(t, "load", "--dry-run", ndjson(t, patient("a"), "{")); code != ExitPartial {
 		t.Errorf("exit %d, %s", code, stdout)
