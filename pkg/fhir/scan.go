@@ -147,24 +147,13 @@ func PeekType(line []byte) string {
 // topLevel reads the facts of one member of the resource and returns the end of its value. The type may come after the
 // subject, so it only marks the values of subject elements.
 func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, error) {
-	end, err := value(line, start, 1)
-	if err != nil {
-		return 0, err
-	}
-	name := rootName(key)
-	if name == "" {
-		if similarToRoot(key) {
-			err = errSimilar
-		}
+	known := len(s.roots)
+	var end int
+	var err error
+	if s.roots, end, err = addRoot(s.roots, line, key, start); err != nil || len(s.roots) == known {
 		return end, err
 	}
-	for _, r := range s.roots {
-		if r.name == name {
-			return 0, errDuplicate
-		}
-	}
-	s.roots = append(s.roots, root{name, start, end})
-	switch name {
+	switch s.roots[known].name {
 	case "resourceType":
 		facts.Type = s.typeName(unquote(line, start, end))
 	case "id":
@@ -187,6 +176,27 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 		}
 	}
 	return end, err
+}
+
+// addRoot adds the member of a resource to roots if its key is one of rootNames, and returns the end of its value.
+func addRoot(roots []root, line, key []byte, start int) ([]root, int, error) {
+	end, err := value(line, start, 1)
+	if err != nil {
+		return roots, 0, err
+	}
+	name := rootName(key)
+	if name == "" {
+		if similarToRoot(key) {
+			err = errSimilar
+		}
+		return roots, end, err
+	}
+	for _, r := range roots {
+		if r.name == name {
+			return roots, 0, errDuplicate
+		}
+	}
+	return append(roots, root{name, start, end}), end, nil
 }
 
 // typeName returns the text as a string. Adjacent lines mostly have one type.
@@ -254,22 +264,9 @@ func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 		return value(line, i, 1)
 	}
 	var roots []root
-	end, err := members(line, i, func(key []byte, start int) (int, error) {
-		end, err := value(line, start, 1)
-		name := rootName(key)
-		switch {
-		case err != nil:
-			return 0, err
-		case name == "":
-			if similarToRoot(key) {
-				return 0, errSimilar
-			}
-			return end, nil
-		case slices.ContainsFunc(roots, func(r root) bool { return r.name == name }):
-			return 0, errDuplicate
-		}
-		roots = append(roots, root{name, start, end})
-		return end, nil
+	end, err := members(line, i, func(key []byte, start int) (end int, err error) {
+		roots, end, err = addRoot(roots, line, key, start)
+		return end, err
 	})
 	if err != nil {
 		return 0, err
