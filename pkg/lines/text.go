@@ -205,7 +205,8 @@ func (e *expander) next() ([]byte, error) {
 	var out bytes.Buffer
 	known := scope{}
 	entries := func(yield func(json.RawMessage)) error {
-		bundle, err := eachEntry(json.NewDecoder(bytes.NewReader(body)), func(raw json.RawMessage) error { yield(raw); return nil })
+		dec := json.NewDecoder(bytes.NewReader(body))
+		bundle, err := eachEntry(dec, func(raw json.RawMessage) error { yield(raw); return nil })
 		if err == nil && !bundle {
 			err = errNoBundle
 		}
