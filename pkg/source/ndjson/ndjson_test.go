@@ -290,8 +290,8 @@ func TestTooLongLines(t *testing.T) {
 // TestBlankAndTooLongLinesTakeNoSpace: a small compressed file may be a long text.
 func TestBlankAndTooLongLinesTakeNoSpace(t *testing.T) {
 	for name, gap := range map[string]string{
-		"newlines": strings.Repeat("\n", 4<<20), "CRLF": strings.Repeat("\r\n", 2<<20), "blanks": strings.Repeat(strings.Repeat(" ", 500)+"\n", 8<<10),
-		"a line that is too long": strings.Repeat("x", 4<<20) + "\n",
+		"newlines": strings.Repeat("\n", 1<<20), "CRLF": strings.Repeat("\r\n", 512<<10), "blanks": strings.Repeat(strings.Repeat(" ", 500)+"\n", 2<<10),
+		"a line that is too long": strings.Repeat("x", 1<<20) + "\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			var text strings.Builder
