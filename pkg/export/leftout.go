@@ -76,7 +76,7 @@ var reasons = map[Reason]struct{ severity, code, text string }{
 	UnresolvedReference: {"warning", "not-found", "references that match no resource, or several, and were not followed"},
 	ForeignReference:    {"information", "not-found", "references to resources of other servers, which were not followed"},
 	MemberByIdentifier:  {"warning", "incomplete", "members of the group that are named by an identifier only"},
-	MemberUnresolved:    {"warning", "incomplete", "members of the group whose reference matches no patient, or is not valid"},
+	MemberUnresolved:    {"warning", "incomplete", "members of the group whose reference cannot be resolved to a patient"},
 	MemberForeign:       {"warning", "incomplete", "members of the group that are patients of another server"},
 	MemberGroup:         {"warning", "incomplete", "member groups that do not exist or cannot be exported"},
 	MemberMissing:       {"warning", "not-found", "members of the group that the data does not have"},

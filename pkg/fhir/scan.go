@@ -51,8 +51,8 @@ type root struct {
 
 // Errors never contain content of the line.
 var (
-	errDuplicate = errors.New("a key on the path to type, id, lastUpdated or subject is duplicate")
-	errSimilar   = errors.New("a key differs only in case from one on the path to type, id, lastUpdated or subject")
+	errDuplicate = errors.New("a key that is read here is duplicate")
+	errSimilar   = errors.New("a key differs only in case from one that is read here")
 	errKey       = errors.New("a key has a NUL or half a surrogate pair")
 	errNested    = errors.New("an array in an array on the path to a subject")
 	errUTF8      = errors.New("not valid UTF-8")
@@ -147,24 +147,13 @@ func PeekType(line []byte) string {
 // topLevel reads the facts of one member of the resource and returns the end of its value. The type may come after the
 // subject, so it only marks the values of subject elements.
 func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, error) {
-	end, err := value(line, start, 1)
-	if err != nil {
-		return 0, err
-	}
-	name := rootName(key)
-	if name == "" {
-		if similarToRoot(key) {
-			err = errSimilar
-		}
+	known := len(s.roots)
+	var end int
+	var err error
+	if s.roots, end, err = addRoot(s.roots, line, key, start); err != nil || len(s.roots) == known {
 		return end, err
 	}
-	for _, r := range s.roots {
-		if r.name == name {
-			return 0, errDuplicate
-		}
-	}
-	s.roots = append(s.roots, root{name, start, end})
-	switch name {
+	switch s.roots[known].name {
 	case "resourceType":
 		facts.Type = s.typeName(unquote(line, start, end))
 	case "id":
@@ -187,6 +176,27 @@ func (s *Scanner) topLevel(facts *Facts, line, key []byte, start int) (int, erro
 		}
 	}
 	return end, err
+}
+
+// addRoot adds the member of a resource to roots if its key is one of rootNames, and returns the end of its value.
+func addRoot(roots []root, line, key []byte, start int) ([]root, int, error) {
+	end, err := value(line, start, 1)
+	if err != nil {
+		return roots, 0, err
+	}
+	name := rootName(key)
+	if name == "" {
+		if similarToRoot(key) {
+			err = errSimilar
+		}
+		return roots, end, err
+	}
+	for _, r := range roots {
+		if r.name == name {
+			return roots, 0, errDuplicate
+		}
+	}
+	return append(roots, root{name, start, end}), end, nil
 }
 
 // typeName returns the text as a string. Adjacent lines mostly have one type.
@@ -254,22 +264,9 @@ func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 		return value(line, i, 1)
 	}
 	var roots []root
-	end, err := members(line, i, func(key []byte, start int) (int, error) {
-		end, err := value(line, start, 1)
-		name := rootName(key)
-		switch {
-		case err != nil:
-			return 0, err
-		case name == "":
-			if similarToRoot(key) {
-				return 0, errSimilar
-			}
-			return end, nil
-		case slices.ContainsFunc(roots, func(r root) bool { return r.name == name }):
-			return 0, errDuplicate
-		}
-		roots = append(roots, root{name, start, end})
-		return end, nil
+	end, err := members(line, i, func(key []byte, start int) (end int, err error) {
+		roots, end, err = addRoot(roots, line, key, start)
+		return end, err
 	})
 	if err != nil {
 		return 0, err
@@ -456,6 +453,17 @@ func fields(line []byte, i int, names []string, found []span) (int, error) {
 		}
 		return end, nil
 	})
+}
+
+// CheckKeys returns an error if the JSON object has a key at which two parsers could differ: one of the names twice, a key
+// that differs from a name only in case, or a key with a NUL or half a surrogate pair. Deeper objects are not checked, and
+// other values are accepted. The object is valid JSON without line breaks.
+func CheckKeys(object []byte, names ...string) error {
+	if len(object) == 0 || object[0] != '{' {
+		return nil
+	}
+	_, err := fields(object, 0, names, make([]span, len(names)))
+	return err
 }
 
 // elements calls element for each element of the array at i, which has been checked before. element returns the end of

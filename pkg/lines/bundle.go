@@ -17,10 +17,29 @@ import (
 type entry struct {
 	FullURL  string          `json:"fullUrl"`
 	Resource json.RawMessage `json:"resource"`
-	Request  struct {
-		Method string `json:"method"`
-		URL    string `json:"url"`
-	} `json:"request"`
+	Request  request         `json:"request"`
+}
+
+type request struct {
+	Method string `json:"method"`
+	URL    string `json:"url"`
+}
+
+// parse parses an entry, or the only one of a Bundle. It refuses keys that another parser could read otherwise.
+func parse(raw json.RawMessage) (e entry, err error) {
+	if err := fhir.CheckKeys(raw, "fullUrl", "resource", "request"); err != nil {
+		return e, err
+	}
+	return e, json.Unmarshal(raw, &e)
+}
+
+// UnmarshalJSON is for parse.
+func (r *request) UnmarshalJSON(raw []byte) error {
+	type plain request
+	if err := fhir.CheckKeys(raw, "method", "url"); err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, (*plain)(r))
 }
 
 // ref returns the resource of a line, and whether the line has the id. If it has none, the id is that of the full URL, or
@@ -64,8 +83,8 @@ const ambiguous = "urn:ambiguous"
 
 // add adds the full URL of an entry.
 func (s scope) add(raw json.RawMessage) {
-	var e entry
-	if err := json.Unmarshal(raw, &e); err != nil || e.FullURL == "" || !e.applies() {
+	e, err := parse(raw)
+	if err != nil || e.FullURL == "" || !e.applies() {
 		return // write passes it on
 	}
 	if _, twice := s[e.FullURL]; twice || strings.ContainsRune(e.FullURL, '\uFFFD') { // or half a surrogate pair
@@ -80,8 +99,8 @@ func (s scope) add(raw json.RawMessage) {
 
 // write writes the line of an entry.
 func (s scope) write(out *bytes.Buffer, raw json.RawMessage) {
-	var e entry
-	if err := json.Unmarshal(raw, &e); err != nil || !e.applies() {
+	e, err := parse(raw)
+	if err != nil || !e.applies() {
 		out.WriteString(`{"resourceType":"Bundle","entry":[`)
 		_ = json.Compact(out, raw) // it is valid
 		out.WriteString("]}\n")
@@ -118,16 +137,24 @@ func compact(raw json.RawMessage) []byte {
 // Deletion returns the resource that a line deletes: a Bundle of one entry, as Open writes it. It returns false for a
 // Bundle with another entry, which cannot be applied.
 func Deletion(line []byte) (fhir.Ref, bool) {
-	var bundle struct{ Entry []entry }
-	err := json.Unmarshal(line, &bundle)
-	if err != nil || len(bundle.Entry) != 1 || bundle.Entry[0].Request.Method != http.MethodDelete {
+	var entries []json.RawMessage
+	bundle, err := eachEntry(json.NewDecoder(bytes.NewReader(line)), func(raw json.RawMessage) error {
+		entries = append(entries, raw)
+		return nil
+	})
+	if err != nil || !bundle || len(entries) != 1 {
 		return fhir.Ref{}, false
 	}
-	typ, id, form := fhir.Classify(bundle.Entry[0].Request.URL)
+	e, err := parse(entries[0])
+	if err != nil || e.Request.Method != http.MethodDelete {
+		return fhir.Ref{}, false
+	}
+	typ, id, form := fhir.Classify(e.Request.URL)
 	return fhir.Ref{Type: typ, ID: id}, form == fhir.Local
 }
 
-// eachEntry calls yield for each entry of the object that the decoder is at, and reports whether it is a Bundle.
+// eachEntry calls yield for each entry of the object that the decoder is at, and reports whether it is a Bundle. A Bundle
+// with a key that another parser could read otherwise is an error at its end.
 func eachEntry(dec *json.Decoder, yield func(json.RawMessage) error) (bundle bool, err error) {
 	start, err := dec.Token()
 	if err != nil {
@@ -136,11 +163,20 @@ func eachEntry(dec *json.Decoder, yield func(json.RawMessage) error) (bundle boo
 	if start != json.Delim('{') {
 		return false, errNoObject
 	}
+	seen, odd := map[string]bool{}, false
 	for dec.More() {
-		key, err := dec.Token()
+		token, err := dec.Token()
 		if err != nil {
 			return false, err
 		}
+		key, _ := token.(string)
+		for _, name := range []string{"resourceType", "entry"} {
+			if strings.EqualFold(key, name) {
+				odd = odd || seen[name] || key != name
+				seen[name] = true
+			}
+		}
+		odd = odd || strings.ContainsAny(key, "\x00\uFFFD") // the decoder replaces half a surrogate pair
 		if key == "entry" {
 			if err := eachElement(dec, yield); err != nil {
 				return false, err
@@ -152,8 +188,12 @@ func eachEntry(dec *json.Decoder, yield func(json.RawMessage) error) (bundle boo
 			return false, err
 		}
 		if key == "resourceType" {
-			bundle = string(value) == `"Bundle"`
+			var typ string
+			bundle = json.Unmarshal(value, &typ) == nil && typ == "Bundle" || bundle
 		}
+	}
+	if bundle && odd {
+		return bundle, errOddKey
 	}
 	_, err = dec.Token()
 	return bundle, err
@@ -183,7 +223,9 @@ func eachElement(dec *json.Decoder, yield func(json.RawMessage) error) error {
 
 var (
 	errNoObject = errors.New("not a JSON object")
+	errNoBundle = errors.New("not a Bundle")
 	errNoArray  = errors.New("the entries of a Bundle are not an array")
+	errOddKey   = errors.New("a key of a Bundle is duplicate, or one that another parser could read otherwise")
 	errTooLong  = errors.New("an entry is too long")
 )
 

@@ -1,12 +1,14 @@
 package lines
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // File is one file to read.
@@ -17,12 +19,26 @@ type File struct {
 	dir, name string // of a file in a folder
 }
 
-// Open opens the file. It fails if the file was in a folder and is a link that leaves the folder.
-func (f File) Open() (*os.File, error) {
+// Open opens the file. It fails if the file was in a folder and is a link that leaves the folder. The error is a
+// *BrokenError, unless the process has too many open files.
+func (f File) Open() (file *os.File, err error) {
 	if f.dir != "" {
-		return os.OpenInRoot(f.dir, f.name)
+		file, err = os.OpenInRoot(f.dir, f.name)
+	} else {
+		file, err = os.Open(f.Path)
 	}
-	return os.Open(f.Path)
+	if err != nil && !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
+		err = &BrokenError{fmt.Errorf("open: %w", cause(err))}
+	}
+	return file, err
+}
+
+// cause returns the error without the path.
+func cause(err error) error {
+	if failed := new(fs.PathError); errors.As(err, &failed) {
+		return failed.Err
+	}
+	return err
 }
 
 // Name is the name of the file in its folder, with slashes.
@@ -33,18 +49,19 @@ type Folder struct {
 	Files []File // sorted by path, but the folder "deleted" of an export follows its neighbours: it applies to them
 	// Other are the names of the files that have other endings.
 	Other []string
-	// Broken are links that leave the folder or lead nowhere, with the reason.
+	// Broken are links that leave the folder or lead nowhere, and what cannot be examined, such as a subfolder without
+	// permission.
 	Broken []BrokenFile
 }
 
-// BrokenFile is a file that cannot be read.
+// BrokenFile is a file or a folder that cannot be read.
 type BrokenFile struct {
 	Name string
 	Err  error
 }
 
 // InFolder returns the files in a folder and below whose name ends in .ndjson, .jsonl or .json, in any case, and perhaps
-// .gz, except hidden ones. Links to files in the folder are followed.
+// .gz, except hidden ones. Links to files in the folder are followed. It fails only if the folder itself cannot be read.
 func InFolder(dir string) (folder Folder, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -52,8 +69,13 @@ func InFolder(dir string) (folder Folder, err error) {
 	}
 	defer root.Close()
 	err = fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil {
+		if err != nil && name == "." {
 			return err
+		}
+		if err != nil { // of reading a subfolder
+			err = fmt.Errorf("the rest of a folder cannot be read: %w", cause(err))
+			folder.Broken = append(folder.Broken, BrokenFile{name, err})
+			return nil
 		}
 		hidden := strings.HasPrefix(entry.Name(), ".") && name != "."
 		if entry.IsDir() {
@@ -72,7 +94,9 @@ func InFolder(dir string) (folder Folder, err error) {
 		info, err := root.Stat(filepath.FromSlash(name)) // follows a link
 		switch {
 		case err != nil:
-			err = fmt.Errorf("a link that leaves the folder or leads nowhere: %w", err)
+			if err = cause(err); entry.Type()&fs.ModeSymlink != 0 {
+				err = fmt.Errorf("a link that leaves the folder or leads nowhere: %w", err)
+			}
 			folder.Broken = append(folder.Broken, BrokenFile{name, err})
 		case info.Mode().IsRegular():
 			local := filepath.FromSlash(name)

@@ -196,6 +196,19 @@ func TestFilesOfEveryFormBecomeLines(t *testing.T) {
 			`{"resource":{"resourceType":"Account","id":"f","subject":[{"reference":"urn:uuid:a"},{"reference":"urn:uuid:b"},{"reference":"urn:uuid:\udc01"}]}}]}`,
 			[]string{`{"resourceType":"Patient","ID":"1"}`, `{"resourceType":"Patient","id":"9","id":"1"}`, patient,
 				`{"resourceType":"Account","id":"f","subject":[{"reference":"urn:ambiguous"},{"reference":"urn:ambiguous"},{"reference":"urn:ambiguous"}]}`}, true, ""},
+		"Entry":                  {"x.json", `{"resourceType":"Bundle","Entry":[{"resource":` + patient + `}]}`, nil, false, "a key of a Bundle"},
+		"entry and Entry":        {"x.json", `[` + patient + `,{"resourceType":"Bundle","entry":[{"resource":` + patient + `}],"Entry":[]}]`, nil, false, "a key of a Bundle"},
+		"entry twice":            {"x.json", `{"resourceType":"Bundle","entry":[],"entry":[{"resource":` + patient + `}]}`, nil, false, "a key of a Bundle"},
+		"entry with a NUL":       {"x.json", `{"resourceType":"Bundle","entry\u0000":[{"resource":` + patient + `}]}`, nil, false, "a key of a Bundle"},
+		"type twice":             {"x.json", `{"resourceType":"Bundle","entry":[],"resourceType":"Patient"}`, nil, false, "a key of a Bundle"},
+		"escaped type":           {"x.ndjson", `{"resourceType":"\u0042undle","entry":[{"resource":` + patient + `}]}`, []string{patient}, true, ""},
+		"Entry on a line":        {"x.ndjson", deletion("Entry") + "\n" + patient, []string{deletion("Entry"), patient}, true, ""},
+		"type in capitals":       {"x.ndjson", strings.Replace(deletion("entry"), "r", "R", 1), []string{strings.Replace(deletion("entry"), "r", "R", 1)}, true, ""},
+		"not a Bundle, odd keys": {"x.json", `{"resourceType":"Patient","entry":[],"Entry":2,"id":"1"}`, []string{`{"resourceType":"Patient","entry":[],"Entry":2,"id":"1"}`}, true, ""},
+		"entries with two resources": {"x.json", `{"resourceType":"Bundle","entry":[{"resource":` + patient + `,"Resource":` + patient + `},{"resource":` + patient + `,"resource":{}},` +
+			`{"Resource":` + patient + `},{"resource":` + patient + `,"request":{"method":"PUT","Method":"PATCH"}},{"resource":` + patient + `}]}`,
+			[]string{`{"resourceType":"Bundle","entry":[{"resource":` + patient + `,"Resource":` + patient + `}]}`, `{"resourceType":"Bundle","entry":[{"resource":` + patient + `,"resource":{}}]}`,
+				`{"resourceType":"Bundle","entry":[{"Resource":` + patient + `}]}`, `{"resourceType":"Bundle","entry":[{"resource":` + patient + `,"request":{"method":"PUT","Method":"PATCH"}}]}`, patient}, true, ""},
 		"white space": {"x.json", `{"resourceType":"Bundle",` + strings.Repeat(" \n", 2<<20) + `"entry" : [` + strings.Repeat("\t", 4<<20) + `{"resource":` + patient + `}` +
 			strings.Repeat(" ", 100_000) + `] }` + strings.Repeat("\n", 100_000), []string{patient}, true, ""},
 		"entry that is too long": {"x.json", "{\n\"resourceType\":\"Bundle\",\"entry\":[\n{\"x\":\"" + strings.Repeat("x", 2<<20) + "\"}]}", nil, false, "too long"},
@@ -224,11 +237,19 @@ func random(n int) string {
 	return text.String()
 }
 
+// deletion returns a Bundle of one deletion, with another name of the element entry.
+func deletion(entry string) string {
+	return `{"resourceType":"Bundle","` + entry + `":[{"request":{"method":"DELETE","url":"Patient/1"}}]}`
+}
+
 func TestDeletionIsABundleOfOneDelete(t *testing.T) {
 	for line, want := range map[string]fhir.Ref{
 		unbundled[4]: {Type: "Observation", ID: "9"}, unbundled[5]: {}, unbundled[6]: {},
 		`{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Observation?identifier=x"}}]}`: {},
-		`{"resourceType":"Bundle"}`: {}, `{`: {},
+		`{"resourceType":"Bundle"}`: {}, `{`: {}, deletion("entry"): {Type: "Patient", ID: "1"}, deletion("Entry"): {},
+		strings.Replace(deletion("entry"), "r", "R", 1):                                   {}, // ResourceType
+		strings.Replace(deletion("entry"), "method", "Method", 1):                         {},
+		strings.Replace(deletion("entry"), "Patient/1", `Patient/1","url":"Patient/2`, 1): {},
 	} {
 		if got, ok := lines.Deletion([]byte(line)); ok != (want != fhir.Ref{}) || ok && got != want {
 			t.Errorf("%s: %v, %t", line, got, ok)

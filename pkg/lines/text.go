@@ -12,8 +12,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// BrokenError is the reason why the rest of a file cannot be read: broken compression, or a Bundle that is not JSON. It
-// has no content of the file.
+// BrokenError is the reason why the rest of a file cannot be read: no permission, broken compression, or a Bundle that is
+// not JSON. It has no content of the file.
 type BrokenError struct{ error }
 
 func (e *BrokenError) Unwrap() error { return e.error }
@@ -205,7 +205,11 @@ func (e *expander) next() ([]byte, error) {
 	var out bytes.Buffer
 	known := scope{}
 	entries := func(yield func(json.RawMessage)) error {
-		_, err := eachEntry(json.NewDecoder(bytes.NewReader(body)), func(raw json.RawMessage) error { yield(raw); return nil })
+		dec := json.NewDecoder(bytes.NewReader(body))
+		bundle, err := eachEntry(dec, func(raw json.RawMessage) error { yield(raw); return nil })
+		if err == nil && !bundle {
+			err = errNoBundle
+		}
 		return err
 	}
 	malformed := errors.Join(entries(known.add), entries(func(raw json.RawMessage) { known.write(&out, raw) }))

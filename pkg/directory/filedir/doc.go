@@ -5,9 +5,9 @@
 //
 // # Groups
 //
-// docs/access.md has the names of files, the forms of references and periods, and the order of versions. Members are
-// streamed and never held in memory. To stream a group of a compressed file, everything before it is decompressed; put
-// large groups first or into plain files.
+// docs/access.md has the names of files, the forms of references and periods, and the order of versions. Member groups are
+// held in memory; patients are streamed and never held. To stream a group of a compressed file, everything before it is
+// decompressed; put large groups first or into plain files.
 //
 // A line or a file that cannot be read is logged and concerns only the groups in it: a group whose newest version cannot be
 // read is unavailable (export.ErrUnavailable), and an older version does not replace it.

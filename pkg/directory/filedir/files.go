@@ -3,7 +3,6 @@ package filedir
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -91,12 +90,21 @@ type version struct {
 	line   int   // from 1
 	offset int64 // of the line, in uncompressed bytes
 	err    error // why it cannot be read
+	// nested are the member groups, each period once. They are held because following them in the files would read the
+	// files once for each group.
+	nested []nested
+}
+
+// nested is a membership of a group that is not marked inactive.
+type nested struct {
+	group  string
+	period groupndjson.Period
 }
 
 func (v *version) place() string { return fmt.Sprintf("%s line %d", v.file.name, v.line) }
 
 // readFile indexes the groups of a file, without their members.
-func readFile(dir string, file groupFile) *fileIndex {
+func readFile(dir string, file groupFile, resolver groupndjson.Resolver) *fileIndex {
 	index := &fileIndex{file: file, err: file.err}
 	if index.err != nil {
 		return index
@@ -109,7 +117,7 @@ func readFile(dir string, file groupFile) *fileIndex {
 	defer content.Close()
 	lines := &lineReader{from: bufio.NewReaderSize(content, bufferSize)}
 	for number := 1; lines.next(); number++ {
-		group, err := readGroup(lines)
+		group, nested, err := readGroup(lines, resolver)
 		if rest := lines.rest(); err == nil {
 			err = rest
 		}
@@ -128,7 +136,7 @@ func readFile(dir string, file groupFile) *fileIndex {
 			}
 		}
 		if group.ID != "" {
-			index.groups = append(index.groups, &version{group, file, number, lines.offset, err})
+			index.groups = append(index.groups, &version{group, file, number, lines.offset, err, nested})
 		}
 	}
 	index.err = lines.err
@@ -136,18 +144,25 @@ func readFile(dir string, file groupFile) *fileIndex {
 }
 
 // readGroup reads a line, and the periods of all members.
-func readGroup(line io.Reader) (groupndjson.Header, error) {
+func readGroup(line io.Reader, resolver groupndjson.Resolver) (groupndjson.Header, []nested, error) {
 	var invalid error
+	var groups []nested
+	seen := map[nested]bool{}
 	group, err := groupndjson.Read(line, func(m groupndjson.Member) error {
 		if _, _, err := m.Period.Span(); invalid == nil {
 			invalid = err
+		}
+		if member, _ := resolver.Resolve(m); member.Type == "Group" && !m.Inactive {
+			if n := (nested{member.ID, m.Period}); !seen[n] {
+				groups, seen[n] = append(groups, n), true
+			}
 		}
 		return nil
 	})
 	if err == nil {
 		err = invalid
 	}
-	return group, err
+	return group, groups, err
 }
 
 // transient reports whether the file may be readable in the next try, although it has not changed.
@@ -163,16 +178,6 @@ type content struct {
 }
 
 func (c content) Close() error { return c.file.Close() }
-
-// skipTo moves to an offset of the uncompressed content. Call it before reading.
-func (c content) skipTo(ctx context.Context, offset int64) error {
-	if c.Reader == io.Reader(c.file) {
-		_, err := c.file.Seek(offset, io.SeekStart)
-		return err
-	}
-	_, err := io.CopyN(io.Discard, stoppable{ctx, c.Reader}, offset)
-	return err
-}
 
 // open opens a file. It is compressed if its first two bytes are those of gzip, whatever its name.
 func open(name string) (content, error) {

@@ -421,6 +421,45 @@ func TestManyMembersAreNotHeld(t *testing.T) {
 	}
 }
 
+// chain returns a file of groups, each of which is a member of the next one and has a patient; the last is "g0".
+func chain(t testing.TB, name string, n int) *filedir.Groups {
+	t.Helper()
+	var b strings.Builder
+	for i := n - 1; i >= 0; i-- {
+		fmt.Fprintf(&b, `{"resourceType":"Group","id":"g%d","text":%q,"member":[{"entity":{"reference":"Group/g%d"}},`+
+			`{"entity":{"reference":"Patient/p%d"}}]}`+"\n", i, strings.Repeat("x", 1000), (i+1)%n, i)
+	}
+	return openGroups(t, folder(t, name, b.String()), now)
+}
+
+// TestNestedGroupsCostOneReading: a file is opened once, however many member groups it has, in whatever order.
+func TestNestedGroupsCostOneReading(t *testing.T) {
+	for _, name := range []string{"Group.ndjson", "Group.ndjson.gz"} {
+		for _, n := range []int{10, 100, 1000} {
+			groups := chain(t, name, n)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			members := count(t, groups, "g0")
+			runtime.ReadMemStats(&after)
+			// An open file takes 64 KiB and more for its buffer.
+			if used := after.TotalAlloc - before.TotalAlloc; members != n || used > 300_000+uint64(n)*10_000 {
+				t.Errorf("%s: %d of %d members, %d bytes allocated", name, members, n, used)
+			}
+		}
+	}
+}
+
+func BenchmarkNestedGroups(b *testing.B) {
+	for _, n := range []int{10, 100, 1000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			groups := chain(b, "Group.ndjson.gz", n)
+			for b.Loop() {
+				count(b, groups, "g0")
+			}
+		})
+	}
+}
+
 func TestSyntheaGroups(t *testing.T) {
 	dir, there := testenv.Synthea(t)
 	if !there {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -91,11 +93,6 @@ func (g *Groups) LeftOut() []export.LeftOut {
 	return tally.List()
 }
 
-// groupError is the error of one group that cannot be read. It does not concern other groups.
-type groupError struct{ error }
-
-func (e groupError) Unwrap() error { return e.error }
-
 // find returns the newest version of a group. It reads what has changed in the folder.
 func (g *Groups) find(groupID string) (*version, error) {
 	g.mu.Lock()
@@ -103,21 +100,60 @@ func (g *Groups) find(groupID string) (*version, error) {
 	if err := g.refresh(); err != nil {
 		return nil, err
 	}
+	return g.newest(groupID)
+}
+
+// newest returns the newest version of a group. The caller holds the lock.
+func (g *Groups) newest(groupID string) (*version, error) {
 	group := g.groups[groupID]
 	switch {
 	case group == nil:
 		for _, file := range g.files {
 			if file.transient() { // the group may be in it
-				return nil, groupError{fmt.Errorf("groups: %w: %s: %w", export.ErrUnavailable, file.file.name, file.err)}
+				return nil, fmt.Errorf("groups: %w: %s: %w", export.ErrUnavailable, file.file.name, file.err)
 			}
 		}
 		return nil, directory.ErrNoGroup
 	case group.err != nil:
-		return nil, groupError{fmt.Errorf("group %s in %s: %w: %w", groupID, group.place(), export.ErrUnavailable, group.err)}
+		return nil, fmt.Errorf("group %s in %s: %w: %w", groupID, group.place(), export.ErrUnavailable, group.err)
 	case !group.Exportable:
 		return nil, directory.ErrNoGroup
 	}
 	return group, nil
+}
+
+// plan returns the newest versions of a group and of its member groups at the instant, to any depth, in the order of files
+// and lines, and the number of member groups that cannot be exported. It reads what has changed in the folder.
+func (g *Groups) plan(groupID string, now time.Time) (groups []*version, missing int64, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.refresh(); err != nil {
+		return nil, 0, err
+	}
+	root, err := g.newest(groupID)
+	if err != nil {
+		return nil, 0, err
+	}
+	groups = []*version{root}
+	seen := map[string]bool{groupID: true}
+	for n := 0; n < len(groups); n++ {
+		for _, member := range groups[n].nested {
+			active, err := groupndjson.Member{Period: member.period}.Covers(now)
+			if err != nil || !active || seen[member.group] { // an error is that of the version
+				continue
+			}
+			seen[member.group] = true
+			if group, err := g.newest(member.group); err == nil {
+				groups = append(groups, group)
+			} else {
+				missing++
+			}
+		}
+	}
+	slices.SortFunc(groups, func(a, b *version) int {
+		return cmp.Or(strings.Compare(a.file.name, b.file.name), cmp.Compare(a.offset, b.offset))
+	})
+	return groups, missing, nil
 }
 
 // refresh reads what has changed in the folder. The caller holds the lock.
@@ -147,14 +183,14 @@ func (g *Groups) read() error {
 		if files[i] = old; old != nil && unchanged(file, old.file) && !old.transient() {
 			continue
 		}
-		files[i] = readFile(g.dir, file)
+		files[i] = readFile(g.dir, file, g.members)
 		g.report(files[i], old)
 		stillEmpty := old != nil && len(old.groups)+len(files[i].groups) == 0 // such as a file that cannot be opened
 		changed = changed || !stillEmpty
 	}
 	g.files = files
 	if changed {
-		g.groups = newest(files)
+		g.groups = newestOf(files)
 	}
 	return nil
 }
@@ -175,10 +211,10 @@ func (g *Groups) report(file, old *fileIndex) {
 	}
 }
 
-// newest returns the newest version of each group: by number if all versions have one, else by time, else the later place.
+// newestOf returns the newest version of each group: by number if all versions have one, else by time, else the later one.
 // A version that cannot be read counts as the newest if its time cannot be told, since an older one may have members who
 // have left.
-func newest(files []*fileIndex) map[string]*version {
+func newestOf(files []*fileIndex) map[string]*version {
 	numbered := make(map[string]bool) // whether all versions of the group have a number
 	for _, file := range files {
 		for _, group := range file.groups {

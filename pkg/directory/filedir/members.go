@@ -2,13 +2,14 @@ package filedir
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
-	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
@@ -16,8 +17,8 @@ import (
 // errReplaced means that the file is not the indexed one.
 var errReplaced = errors.New("the file was replaced")
 
-// Members implements directory.Groups. It reads the file of each group from the group to the end of its members. If a file
-// is replaced meanwhile, it continues to read the old one.
+// Members implements directory.Groups. It reads each file with a member group once, from its first group to the end of the
+// members of its last. If a file is replaced meanwhile, it continues to read the old one.
 func (g *Groups) Members(
 	ctx context.Context, groupID string, yield func(patientID string) error,
 ) ([]export.LeftOut, error) {
@@ -26,87 +27,102 @@ func (g *Groups) Members(
 	}
 	now := g.now()
 	var leftOut export.Tally
-	groups, seen := []string{groupID}, map[string]bool{groupID: true}
-	for n := 0; n < len(groups); n++ {
-		var refused error // of yield, returned unchanged
-		err := g.each(ctx, groups[n], func(m groupndjson.Member) error {
-			active, err := m.Covers(now)
-			if err != nil || !active {
-				return err
+	var refused error // of yield, returned unchanged
+	take := func(m groupndjson.Member) error {
+		active, err := m.Covers(now)
+		if err != nil || !active {
+			return err
+		}
+		member, reason := g.members.Resolve(m)
+		switch {
+		case reason != "":
+			leftOut.Add("", reason, 1)
+		case member.Type == "Patient":
+			if refused = ctx.Err(); refused == nil {
+				refused = yield(member.ID)
 			}
-			member, reason := g.members.Resolve(m)
-			switch {
-			case reason != "":
-				leftOut.Add("", reason, 1)
-			case member.Type == "Group":
-				if !seen[member.ID] {
-					groups, seen[member.ID] = append(groups, member.ID), true
-				}
-			default:
-				if refused = ctx.Err(); refused == nil {
-					refused = yield(member.ID)
-				}
-			}
-			return refused
-		})
-		var unreadable groupError
+		}
+		return refused
+	}
+	const tries = 3 // a file may be replaced between plan and open
+	done := map[string]bool{}
+	for try := 1; ; try++ {
+		groups, missing, err := g.plan(groupID, now)
+		if err != nil {
+			return nil, err
+		}
+		groups = slices.DeleteFunc(groups, func(v *version) bool { return done[v.ID] })
+		at, err := g.stream(ctx, groups, done, take)
 		switch {
 		case refused != nil:
 			return nil, refused
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case n > 0 && (errors.Is(err, directory.ErrNoGroup) || errors.As(err, &unreadable)):
-			leftOut.Add("", export.MemberGroup, 1)
-		case err != nil:
-			return nil, err
+		case err == nil:
+			leftOut.Add("", export.MemberGroup, missing)
+			return leftOut.List(), nil
+		case !errors.Is(err, errReplaced) || try == tries:
+			return nil, fmt.Errorf("group %s in %s: %w: %w", at.ID, at.place(), export.ErrUnavailable, err)
 		}
 	}
-	return leftOut.List(), nil
 }
 
-// each calls f for each member of the newest version of a group.
-func (g *Groups) each(ctx context.Context, groupID string, f func(groupndjson.Member) error) error {
-	const tries = 3 // the file may be replaced between find and open
-	var err error
-	for range tries {
-		group, unknown := g.find(groupID)
-		if unknown != nil {
-			return unknown
+// stream calls f for each member of the groups, which are in the order of files and lines, and adds the groups to done.
+// With an error it returns the group that it was at.
+func (g *Groups) stream(
+	ctx context.Context, groups []*version, done map[string]bool, f func(groupndjson.Member) error,
+) (at *version, err error) {
+	for len(groups) > 0 {
+		others := slices.IndexFunc(groups, func(v *version) bool { return v.file.name != groups[0].file.name })
+		if others < 0 {
+			others = len(groups)
 		}
-		if err = g.stream(ctx, group, f); err == nil {
-			return nil
+		if at, err := g.streamFile(ctx, groups[:others], done, f); err != nil {
+			return at, err
 		}
-		err = fmt.Errorf("group %s in %s: %w: %w", groupID, group.place(), export.ErrUnavailable, err)
-		if !errors.Is(err, errReplaced) {
-			return err
-		}
+		groups = groups[others:]
 	}
-	return err
+	return nil, nil
 }
 
-// stream calls f for each member of a version of a group.
-func (g *Groups) stream(ctx context.Context, group *version, f func(groupndjson.Member) error) error {
-	file, err := open(filepath.Join(g.dir, filepath.FromSlash(group.file.name)))
+// streamFile is stream for the groups of one file.
+func (g *Groups) streamFile(
+	ctx context.Context, groups []*version, done map[string]bool, f func(groupndjson.Member) error,
+) (at *version, err error) {
+	indexed := groups[0].file
+	file, err := open(filepath.Join(g.dir, filepath.FromSlash(indexed.name)))
 	if err != nil {
-		return err
+		return groups[0], err
 	}
 	defer file.Close()
 	info, err := file.file.Stat()
 	if err != nil {
-		return err
+		return groups[0], err
 	}
-	if !unchanged(groupFile{name: group.file.name, info: info}, group.file) {
-		return errReplaced
+	if !unchanged(groupFile{name: indexed.name, info: info}, indexed) {
+		return groups[0], errReplaced
 	}
-	if err := file.skipTo(ctx, group.offset); err != nil {
-		return err
+	text := bufio.NewReaderSize(stoppable{ctx, file}, bufferSize)
+	position := int64(0) // in the uncompressed content
+	for _, group := range groups {
+		gap := group.offset - position
+		if file.Reader == io.Reader(file.file) && gap > int64(text.Buffered()) { // not compressed
+			if _, err := file.file.Seek(group.offset, io.SeekStart); err != nil {
+				return group, err
+			}
+			text.Reset(stoppable{ctx, file})
+		} else if _, err := io.CopyN(io.Discard, text, gap); err != nil {
+			return group, err
+		}
+		line := &lineReader{from: text}
+		err := groupndjson.Members(line, f)
+		position = group.offset + line.size
+		if err := cmp.Or(line.err, err); err != nil { // the decoder hides that of the line
+			return group, err
+		}
+		done[group.ID] = true
 	}
-	line := &lineReader{from: bufio.NewReaderSize(stoppable{ctx, file}, bufferSize)}
-	err = groupndjson.Members(line, f)
-	if line.err != nil { // the decoder hides it
-		return line.err
-	}
-	return err
+	return nil, nil
 }
 
 // stoppable is a reader that ends with the context.

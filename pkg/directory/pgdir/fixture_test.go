@@ -75,7 +75,8 @@ var places atomic.Int64
 func add(t testing.TB, load *pgdir.Load, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
-		must(t, load.Add(t.Context(), places.Add(1), []byte(line)))
+		_, err := load.Add(t.Context(), places.Add(1), []byte(line))
+		must(t, err)
 	}
 }
 

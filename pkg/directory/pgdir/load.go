@@ -2,13 +2,13 @@ package pgdir
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"io"
 	"iter"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -25,6 +25,12 @@ import (
 // A Problem is the error of an unreadable line, without its content. The load continues without the line.
 type Problem struct{ error }
 
+// Added is a Group resource that was read.
+type Added struct {
+	ID      string           // "" if it is unknown
+	LeftOut []export.LeftOut // the number of active members that are no patients of this store, by reason
+}
+
 // Load adds Group resources to the directory. Add copies them into unlogged tables of the load, Seal makes all of them
 // effective at once. A load that was not sealed has no effect. Close ends a load in either case; the next load drops
 // the tables of a killed one.
@@ -36,9 +42,6 @@ type Load struct {
 
 	staged   atomic.Int64 // rows of the table of groups
 	problems atomic.Int64
-
-	mu      sync.Mutex
-	leftOut export.Tally
 }
 
 // stageSchema has the tables of the running load.
@@ -76,23 +79,20 @@ func staged(table string) string { return pgx.Identifier{stageSchema, table}.San
 // Add stages one Group resource, a line without its newline. It returns a *Problem for a malformed line, of which it
 // stages nothing but its version; after any other error close the load. Add may be called concurrently, and does not hold
 // the members in memory. Of two equal versions the one with the higher place wins; each line has its own place.
-func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
+func (l *Load) Add(ctx context.Context, place int64, line []byte) (Added, error) {
 	if !utf8.Valid(line) {
 		l.problems.Add(1)
-		return &Problem{errors.New("not valid UTF-8")}
+		return Added{}, errUTF8
 	}
 	var malformed error // the defect of the line
 	var leftOut export.Tally
+	var header groupndjson.Header
 	now := time.Now()
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		var header groupndjson.Header
 		next, stop := iter.Pull(func(yield func([]any) bool) {
 			var ended bool
 			header, malformed = groupndjson.Read(bytes.NewReader(line), func(m groupndjson.Member) error {
-				row, reason, err := stagedMember(place, m)
-				if active, _ := m.Covers(now); active && reason != "" {
-					leftOut.Add("", reason, 1)
-				}
+				row, err := stagedMember(place, m, now, &leftOut)
 				if err == nil && !yield(row) {
 					ended = true
 					return io.ErrClosedPipe
@@ -120,34 +120,50 @@ func (l *Load) Add(ctx context.Context, place int64, line []byte) error {
 	switch {
 	case errors.Is(malformed, io.EOF):
 		l.problems.Add(1)
-		return &Problem{errors.New("a blank line")}
+		return Added{}, errBlank
 	case malformed != nil:
 		l.problems.Add(1)
 		// The first read ended at the defect. What it did not read may have the id.
 		header, _ := groupndjson.Read(bytes.NewReader(line), func(groupndjson.Member) error { return nil })
 		if header.ID == "" {
-			return &Problem{malformed}
+			return Added{}, &Problem{malformed}
 		}
 		err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return l.stage(ctx, tx, place, header, false) })
 		if err != nil {
-			return wrap("stage a group", err)
+			return Added{}, wrap("stage a group", err)
 		}
-		return &Problem{malformed}
+		return Added{ID: header.ID}, &Problem{malformed}
 	case err != nil:
-		return wrap("stage a group", err)
+		return Added{}, wrap("stage a group", err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.leftOut.AddAll(leftOut.List())
-	return nil
+	return Added{header.ID, leftOut.List()}, nil
 }
 
-// LeftOut returns the number of active members of the added groups that are no patients of this store, by reason. Of
-// several versions of a group it counts each.
-func (l *Load) LeftOut() []export.LeftOut {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.leftOut.List()
+var (
+	errUTF8  = &Problem{errors.New("not valid UTF-8")}
+	errBlank = &Problem{errors.New("a blank line")}
+)
+
+// Examine returns what Add would return, without a database.
+func Examine(line []byte) (Added, error) {
+	if !utf8.Valid(line) {
+		return Added{}, errUTF8
+	}
+	var malformed error
+	var leftOut export.Tally
+	now := time.Now()
+	header, err := groupndjson.Read(bytes.NewReader(line), func(m groupndjson.Member) error {
+		_, err := stagedMember(0, m, now, &leftOut)
+		malformed = cmp.Or(malformed, err)
+		return nil
+	})
+	switch err = cmp.Or(err, malformed); {
+	case errors.Is(err, io.EOF):
+		return Added{}, errBlank
+	case err != nil:
+		return Added{ID: header.ID}, &Problem{err}
+	}
+	return Added{header.ID, leftOut.List()}, nil
 }
 
 // stage stages a group without its members.
@@ -168,17 +184,20 @@ const (
 	memberGroup   = "group"
 )
 
-// stagedMember returns the row of a member, and the reason if it is left out.
-func stagedMember(place int64, m groupndjson.Member) (row []any, leftOut export.Reason, err error) {
+// stagedMember returns the row of a member, and counts it if it is active and left out.
+func stagedMember(place int64, m groupndjson.Member, now time.Time, leftOut *export.Tally) (row []any, err error) {
 	from, until, err := m.Period.Span()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	// A load resolves references before they get here.
 	member, reason := groupndjson.Resolver{}.Resolve(m)
 	kind := string(reason)
 	switch {
 	case reason != "":
+		if active, _ := m.Covers(now); active {
+			leftOut.Add("", reason, 1)
+		}
 	case member.Type == "Group":
 		kind = memberGroup
 	default:
@@ -193,7 +212,7 @@ func stagedMember(place int64, m groupndjson.Member) (row []any, leftOut export.
 	if until != nil {
 		ends = pgtype.Timestamptz{Time: until.Truncate(time.Microsecond), Valid: true}
 	}
-	return []any{place, kind, member.ID, starts, ends, m.Inactive}, reason, nil
+	return []any{place, kind, member.ID, starts, ends, m.Inactive}, nil
 }
 
 // Seal makes the staged groups effective when the caller's transaction commits. It does not write unchanged members. A

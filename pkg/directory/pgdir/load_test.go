@@ -30,10 +30,13 @@ func TestMalformedLines(t *testing.T) {
 	lines["not UTF-8"] = strings.Replace(good, "p1", "\xff", 1)
 	l := begin(t, pool)
 	for name, line := range lines {
-		err := l.Add(t.Context(), places.Add(1), []byte(line))
+		added, err := l.Add(t.Context(), places.Add(1), []byte(line))
 		var problem *pgdir.Problem
 		if !errors.As(err, &problem) || err.Error() == "" || strings.Contains(err.Error(), "20391") {
 			t.Errorf("%s: got %v, want a Problem that quotes nothing", name, err)
+		}
+		if examined, other := pgdir.Examine([]byte(line)); examined.ID != added.ID || fmt.Sprint(other) != fmt.Sprint(err) {
+			t.Errorf("%s: examined: %v, %v, want %v, %v", name, examined, other, added, err)
 		}
 	}
 	add(t, l, good)
@@ -46,7 +49,7 @@ func TestMalformedLines(t *testing.T) {
 
 	l = begin(t, pool)
 	add(t, l, good)
-	if err := l.Add(t.Context(), places.Add(1), []byte("no JSON")); err == nil {
+	if _, err := l.Add(t.Context(), places.Add(1), []byte("no JSON")); err == nil {
 		t.Error("no error")
 	}
 	// The malformed line may have been g2.
@@ -147,7 +150,7 @@ func TestVersionsOfAGroup(t *testing.T) {
 			readable := 0
 			for _, line := range test.Lines {
 				var problem *pgdir.Problem
-				err := l.Add(t.Context(), places.Add(1), []byte(line))
+				_, err := l.Add(t.Context(), places.Add(1), []byte(line))
 				if err == nil {
 					readable++
 				} else if !errors.As(err, &problem) {
@@ -205,10 +208,16 @@ func TestALoadCountsMembersThatAreLeftOut(t *testing.T) {
 	t.Parallel()
 	l := begin(t, open(t))
 	byIdentifier := `{"entity":{"identifier":{"value":"1"}}`
-	add(t, l, group(t, "g", "", "p1", byIdentifier+"}", byIdentifier+`,"inactive":true}`), group(t, "h", "", byIdentifier+"}"))
+	line := []byte(group(t, "g", "", "p1", byIdentifier+"}", byIdentifier+`,"inactive":true}`, byIdentifier+"}"))
+	added, err := l.Add(t.Context(), places.Add(1), line)
+	must(t, err)
+	examined, err := pgdir.Examine(line)
+	must(t, err)
 	want := []export.LeftOut{{Reason: export.MemberByIdentifier, Count: 2}}
-	if got := l.LeftOut(); !slices.Equal(got, want) {
-		t.Errorf("left out %+v, want %+v", got, want)
+	for _, got := range []pgdir.Added{added, examined} {
+		if got.ID != "g" || !slices.Equal(got.LeftOut, want) {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
 	}
 	must(t, l.Close(t.Context()))
 }
@@ -277,7 +286,7 @@ func TestLoadsTakeTurns(t *testing.T) {
 	next := begin(t, pool)
 	add(t, next, group(t, "g", "", "p2"))
 	var problem *pgdir.Problem
-	if err := killed.Add(t.Context(), places.Add(1), []byte(group(t, "h", "", "p1"))); err == nil || errors.As(err, &problem) {
+	if _, err := killed.Add(t.Context(), places.Add(1), []byte(group(t, "h", "", "p1"))); err == nil || errors.As(err, &problem) {
 		t.Errorf("a load that lost its turn continues: %v", err)
 	}
 	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return killed.Seal(t.Context(), tx, true) })
@@ -319,11 +328,11 @@ func TestAddingAtOnce(t *testing.T) {
 				for p := range people {
 					ids = append(ids, fmt.Sprintf("%d-%d", g, p))
 				}
-				if err := l.Add(t.Context(), places.Add(1), []byte(group(t, fmt.Sprintf("g%d", g), "", ids...))); err != nil {
+				if _, err := l.Add(t.Context(), places.Add(1), []byte(group(t, fmt.Sprintf("g%d", g), "", ids...))); err != nil {
 					t.Error(err)
 				}
 				var problem *pgdir.Problem
-				if err := l.Add(t.Context(), places.Add(1), []byte("no JSON")); !errors.As(err, &problem) {
+				if _, err := l.Add(t.Context(), places.Add(1), []byte("no JSON")); !errors.As(err, &problem) {
 					t.Error(err)
 				}
 			}
@@ -350,7 +359,7 @@ func TestAddMemory(t *testing.T) {
 	l := begin(t, pool)
 	before, most := heap(), uint64(0)
 	done := make(chan error)
-	go func() { done <- l.Add(t.Context(), places.Add(1), line) }()
+	go func() { _, err := l.Add(t.Context(), places.Add(1), line); done <- err }()
 	for looks := 0; ; looks++ {
 		most = max(most, heap())
 		select {

@@ -22,8 +22,8 @@ type file struct {
 	expanded bool // Bundles were replaced by their entries
 }
 
-// openFiles opens every file that was found.
-func openFiles(found []lines.File) (files []*file, err error) {
+// openFiles opens every file that was found. Those that cannot be opened are broken.
+func openFiles(found []lines.File) (files []*file, broken []lines.BrokenFile, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range files {
@@ -34,21 +34,25 @@ func openFiles(found []lines.File) (files []*file, err error) {
 	}()
 	for _, one := range found {
 		origin, err := one.Open()
+		if closed := new(lines.BrokenError); errors.As(err, &closed) {
+			broken = append(broken, lines.BrokenFile{Name: one.Name(), Err: closed})
+			continue
+		}
 		if err != nil {
-			return files, err
+			return files, nil, err
 		}
 		f := &file{name: one.Name(), origin: origin}
 		files = append(files, f)
 		info, err := origin.Stat()
 		if err != nil {
-			return files, err
+			return files, nil, err
 		}
 		f.size, f.modified = info.Size(), info.ModTime()
 	}
 	if len(files) > maxFiles {
-		return files, fmt.Errorf("more than %d files", maxFiles)
+		return files, nil, fmt.Errorf("more than %d files", maxFiles)
 	}
-	return files, nil
+	return files, broken, nil
 }
 
 func (f *file) close() error {
@@ -92,7 +96,7 @@ func (f *file) text(spoolDir string, maxLine int) (lines.Text, error) {
 	if err := os.Remove(f.spool.Name()); err != nil {
 		return lines.Text{}, errors.Join(fmt.Errorf("spool %s: %w", f.name, err), text.Close())
 	}
-	text.Reader = io.TeeReader(text.Reader, f.spool)
+	text.Reader = io.TeeReader(text.Reader, &spool{to: f.spool, maxLine: maxLine})
 	return text, nil
 }
 

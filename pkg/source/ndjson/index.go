@@ -455,8 +455,13 @@ func (b *builder) report(ctx context.Context, log *slog.Logger, s *Source, folde
 		resources += size.Resources
 		bytes += size.Bytes
 	}
-	log.InfoContext(ctx, "folder of resources indexed", "files", len(s.files), "other_files", len(folder.Other),
-		"resources", resources, "bytes", bytes, "patients", s.sizes.Patients, "left_out", s.leftOut.Total())
+	log.InfoContext(ctx, "folder of resources indexed", "files", len(s.files), "resources", resources,
+		"bytes", bytes, "patients", s.sizes.Patients, "left_out", s.leftOut.Total())
+	if others := folder.Other; len(others) > 0 {
+		const named = 5
+		log.WarnContext(ctx, "files with other endings are passed by", "files", len(others),
+			"first", strings.Join(others[:min(named, len(others))], ", "))
+	}
 	for i, stray := range b.strays {
 		if stray.count > 0 && !stray.typed && !stray.damaged {
 			log.WarnContext(ctx, "a file without resources is passed by", "file", b.files[i].name, "lines", stray.count)

@@ -5,6 +5,7 @@
 // it is about, 32 for each referenced resource and about 64 for each patient. While Open runs it takes 64 bytes for each
 // resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. Gzipped files and
 // Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so that lines can be read from the middle.
+// Blank lines and those that are too long take no space there.
 // All files stay open until Close, each with its own descriptor.
 //
 // The cost of a query is proportional to its patients: their lines are looked up, sorted by place, and read with few long
@@ -30,6 +31,7 @@ import (
 	"maps"
 	"math"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -110,8 +112,8 @@ const (
 func (e entry) file() int     { return int(e.place >> placeBits) }
 func (e entry) offset() int64 { return int64(e.place & placeMask) }
 
-// Open reads the folder and builds its index. An unreadable folder or file, and a file that changes while it is read, are
-// errors; what is broken in a file is counted. The caller closes the source.
+// Open reads the folder and builds its index. An unreadable folder, and a file that changes while it is read, are errors;
+// subfolders and files that cannot be opened, and what is broken in a file, are counted. The caller closes the source.
 func Open(ctx context.Context, config Config) (_ *Source, err error) {
 	config.SpoolDir = cmp.Or(config.SpoolDir, os.TempDir())
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
@@ -132,7 +134,7 @@ func Open(ctx context.Context, config Config) (_ *Source, err error) {
 
 // index builds the index of the files.
 func index(ctx context.Context, config Config, folder lines.Folder, bundles map[string]bool) (_ *Source, err error) {
-	files, err := openFiles(folder.Files)
+	files, broken, err := openFiles(folder.Files)
 	if err != nil {
 		return nil, fmt.Errorf("open folder of resources: %w", err)
 	}
@@ -146,8 +148,8 @@ func index(ctx context.Context, config Config, folder lines.Folder, bundles map[
 		}
 	}()
 	b := newBuilder(files, s.seed, config)
-	for _, broken := range folder.Broken {
-		b.leaveOut("", export.UnreadableFile, location{file: -1, name: broken.Name})
+	for _, f := range slices.Concat(folder.Broken, broken) {
+		b.leaveOut("", export.UnreadableFile, location{file: -1, name: fmt.Sprintf("%s: %v", f.Name, f.Err)})
 	}
 	if err := b.read(ctx, config.SpoolDir); err != nil {
 		return nil, fmt.Errorf("index folder of resources: %w", err)

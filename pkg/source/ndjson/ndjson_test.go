@@ -12,10 +12,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
@@ -134,6 +136,7 @@ func TestWhatIsLeftOutIsCountedAndLoggedWithItsPlace(t *testing.T) {
 		"a.ndjson":   []byte(strings.Repeat(" \n", blockSize) + "oops\n" + observation("2", "b", "") + "\n[]"),
 		"cut.ndjson": zip(t, []byte(observation("4", "a", "")+"\n"+random(1<<20)))[:300_000],
 		"log.ndjson": []byte("{\"exportId\":\"e1\"}\n{}\n"), "notes.txt": nil,
+		"x1.csv": nil, "x2.csv": nil, "x3.csv": nil, "x4.csv": nil, "x5.csv": nil, "x6.csv": nil,
 		"o.ndjson": []byte("{\"resourceType\":\"OperationOutcome\",\"issue\":[]}"),
 		"b.json":   []byte(`{"resourceType":"Bundle","entry":[{"request":{"method":"PATCH","url":"Patient/a"},"resource":{}}]}`),
 	}), Config{Logger: log.logger()})
@@ -144,7 +147,7 @@ func TestWhatIsLeftOutIsCountedAndLoggedWithItsPlace(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	for _, text := range []string{
-		`file=log.ndjson lines=2`, fmt.Sprintf(`reason=malformed count=3 what="not readable as a FHIR resource" first="a.ndjson line %d"`, blockSize+1),
+		`file=log.ndjson lines=2`, `passed by" files=7 first="notes.txt, x1.csv, x2.csv, x3.csv, x4.csv"`, fmt.Sprintf(`reason=malformed count=3 what="not readable as a FHIR resource" first="a.ndjson line %d"`, blockSize+1),
 		`type=Observation reason=malformed count=1 what="not readable as a FHIR resource" first="b/Observation.ndjson.gz line 4"`,
 		`first="cut.ndjson: decompress: unexpected EOF"`, `first="b.json entry 1"`,
 	} {
@@ -154,6 +157,39 @@ func TestWhatIsLeftOutIsCountedAndLoggedWithItsPlace(t *testing.T) {
 	}
 	if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1", "2", "4"}) {
 		t.Errorf("got %v (%v)", ids, err)
+	}
+}
+
+// TestWhatCannotBeOpenedIsCounted: files and subfolders without permission, and a file that is gone.
+func TestWhatCannotBeOpenedIsCounted(t *testing.T) {
+	if !testenv.AsNobody(t) {
+		return
+	}
+	dir := folder(t, map[string][]byte{
+		"a.ndjson": []byte(observation("1", "a", "")), "b.ndjson": []byte(observation("2", "a", "")),
+		"c/c.ndjson": []byte(observation("3", "a", "")), "d.ndjson": []byte(observation("4", "a", "")),
+		"e/e.ndjson": []byte(observation("5", "a", "")),
+	})
+	for name, mode := range map[string]os.FileMode{"b.ndjson": 0, "c": 0, "e": 0o600} {
+		path := filepath.Join(dir, name)
+		must(t, os.Chmod(path, mode))
+		t.Cleanup(func() { must(t, os.Chmod(path, 0o700)) })
+	}
+	found, err := lines.InFolder(dir)
+	must(t, err)
+	must(t, os.Remove(filepath.Join(dir, "d.ndjson")))
+	var log logged
+	src, err := index(t.Context(), Config{Logger: log.logger(), Limits: source.Limits{MaxLine: 1000, MaxReferences: 10}}, found, nil)
+	must(t, err)
+	defer src.Close()
+	if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"1"}) {
+		t.Errorf("got %v (%v)", ids, err)
+	}
+	if got := leftOut(t, src); !slices.Equal(got, []string{" unreadable_file 4"}) {
+		t.Errorf("left out %q", got)
+	}
+	if !strings.Contains(log.String(), "permission denied") {
+		t.Errorf("logged %s", log.String())
 	}
 }
 
@@ -248,6 +284,31 @@ func TestTooLongLines(t *testing.T) {
 		if got := leftOut(t, src); !slices.Equal(got, []string{" malformed 1", "Observation too_long 3"}) {
 			t.Errorf("%s: left out %q", name, got)
 		}
+	}
+}
+
+// TestBlankAndTooLongLinesTakeNoSpace: a small compressed file may be a long text.
+func TestBlankAndTooLongLinesTakeNoSpace(t *testing.T) {
+	for name, gap := range map[string]string{
+		"newlines": strings.Repeat("\n", 1<<20), "CRLF": strings.Repeat("\r\n", 512<<10), "blanks": strings.Repeat(strings.Repeat(" ", 500)+"\n", 2<<10),
+		"a line that is too long": strings.Repeat("x", 1<<20) + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var text strings.Builder
+			for n := range 4 {
+				text.WriteString(gap + observation(fmt.Sprint(n), "a", "") + "\n" + observation(fmt.Sprint(n+4), "a", "") + "\n")
+			}
+			src := open(t, folder(t, map[string][]byte{"a.ndjson.gz": zip(t, []byte(text.String()+gap))}), Config{Limits: source.Limits{MaxLine: 1000}})
+			if ids, err := read(t, src); err != nil || len(ids) != 8 {
+				t.Errorf("got %v (%v)", ids, err)
+			}
+			info, err := src.files[0].spool.Stat()
+			must(t, err)
+			// A long line is written up to the end of the piece in which it is too long.
+			if space := info.Sys().(*syscall.Stat_t).Blocks * 512; space > 2<<20 {
+				t.Errorf("%d bytes on disk", space)
+			}
+		})
 	}
 }
 

@@ -12,14 +12,45 @@ import (
 
 // Member is one element of Group.member.
 type Member struct {
-	Entity struct {
-		Reference  string          `json:"reference"`
-		Type       string          `json:"type"`
-		Identifier json.RawMessage `json:"identifier"`
-	} `json:"entity"`
+	Entity   Entity `json:"entity"`
 	Period   Period `json:"period"`
 	Inactive bool   `json:"inactive"`
 }
+
+// Entity is a Reference to who the member is.
+type Entity struct {
+	Reference  string          `json:"reference"`
+	Type       string          `json:"type"`
+	Identifier json.RawMessage `json:"identifier"`
+}
+
+// UnmarshalJSON refuses keys that another parser could read otherwise, as fhir.Scanner does.
+func (m *Member) UnmarshalJSON(object []byte) error {
+	type plain Member
+	return unmarshal(object, (*plain)(m), "entity", "period", "inactive")
+}
+
+// UnmarshalJSON is like that of Member.
+func (e *Entity) UnmarshalJSON(object []byte) error {
+	type plain Entity
+	return unmarshal(object, (*plain)(e), "reference", "type", "identifier")
+}
+
+// UnmarshalJSON is like that of Member.
+func (p *Period) UnmarshalJSON(object []byte) error {
+	type plain Period
+	return unmarshal(object, (*plain)(p), "start", "end")
+}
+
+func unmarshal(object []byte, to any, names ...string) error {
+	if err := fhir.CheckKeys(object, names...); err != nil {
+		return keyError{err}
+	}
+	return json.Unmarshal(object, to)
+}
+
+// keyError is the error of an object that parsers could read differently. The decoder can continue after it.
+type keyError struct{ error }
 
 // Resolver decides what references of members name.
 type Resolver struct {

@@ -34,12 +34,18 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 	seen := make(map[string]bool)
 	dec := json.NewDecoder(line)
 	err := eachElement(dec, func(name string) (more bool, err error) {
-		decides := slices.Contains([]string{"resourceType", "id", "meta", "active", "actual", "member"}, name)
-		if decides && seen[name] {
+		decides := slices.Contains(decisive, name)
+		switch {
+		case decides && seen[name]:
 			invalid = cmp.Or(invalid, fmt.Errorf("%s is duplicate", name))
 			return true, skip(dec)
+		case !decides && isOdd(name):
+			invalid = cmp.Or(invalid, errors.New("a key that another parser could read otherwise"))
+			return true, skip(dec)
 		}
-		seen[name] = decides
+		if decides {
+			seen[name] = true
+		}
 		switch name {
 		case "resourceType":
 			if err = decode(dec, name, &typ); typ != "" && !strings.EqualFold(typ, "Group") {
@@ -66,8 +72,7 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 		default:
 			return true, skip(dec)
 		}
-		var mistyped mistypedError
-		if errors.As(err, &mistyped) {
+		if canContinue(err) {
 			invalid, err = cmp.Or(invalid, err), nil
 		}
 		return true, err
@@ -93,6 +98,16 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 		return group, errors.New("text after the resource")
 	}
 	return group, nil
+}
+
+// decisive are the elements that are read.
+var decisive = []string{"resourceType", "id", "meta", "active", "actual", "member"}
+
+// isOdd reports whether another parser could take the key for one that is read: it differs only in case, or has a NUL or,
+// replaced by the decoder, half a surrogate pair.
+func isOdd(key string) bool {
+	return strings.ContainsAny(key, "\x00\uFFFD") ||
+		slices.ContainsFunc(decisive, func(name string) bool { return strings.EqualFold(name, key) })
 }
 
 // Members reads a line that Read accepts, up to the end of its members. An error of each ends the read and is
@@ -171,11 +186,21 @@ type mistypedError struct{ name string }
 
 func (e mistypedError) Error() string { return e.name + " has a value of the wrong type" }
 
+// canContinue reports whether the error is about one value, so that the decoder can continue after it.
+func canContinue(err error) bool {
+	var mistyped mistypedError
+	var key keyError
+	return errors.As(err, &mistyped) || errors.As(err, &key)
+}
+
 // decode reads the next value.
 func decode(dec *json.Decoder, name string, to any) error {
 	err := dec.Decode(to)
 	var mistyped *json.UnmarshalTypeError
+	var key keyError
 	switch {
+	case errors.As(err, &key):
+		return fmt.Errorf("%s: %w", name, key)
 	case errors.As(err, &mistyped):
 		return mistypedError{name}
 	case err != nil:

@@ -14,9 +14,18 @@ type Version struct {
 	LastUpdated time.Time // meta.lastUpdated; zero if it is missing or not an instant
 }
 
+// meta is the part of Group.meta that is read.
+type meta struct{ VersionID, LastUpdated json.RawMessage }
+
+// UnmarshalJSON is like that of Member.
+func (m *meta) UnmarshalJSON(object []byte) error {
+	type plain meta
+	return unmarshal(object, (*plain)(m), "versionId", "lastUpdated")
+}
+
 // read reads the next value as Group.meta. Meta of another form has no version, and is not an error.
 func (v *Version) read(dec *json.Decoder) error {
-	var meta struct{ VersionID, LastUpdated json.RawMessage }
+	var meta meta
 	var mistyped mistypedError
 	if err := decode(dec, "meta", &meta); err != nil && !errors.As(err, &mistyped) {
 		return err

@@ -178,13 +178,7 @@ func (a *app) runLoad(
 	gone := goneGroups{places: map[string]int64{}}
 	summary, err := a.readInto(ctx, found, reading, loader.Sink{
 		Resources: load.Stage,
-		Group: func(ctx context.Context, place int64, line []byte) (problem, err error) {
-			var invalid *pgdir.Problem
-			if err = groups.Add(ctx, place, line); errors.As(err, &invalid) {
-				return invalid, nil
-			}
-			return nil, err
-		},
+		Group:     groups.Add,
 		Delete: func(ctx context.Context, list []postgres.Deletion) error {
 			return load.Delete(ctx, gone.take(list))
 		},
@@ -207,7 +201,7 @@ func (a *app) runLoad(
 	if err != nil {
 		return err
 	}
-	for _, left := range append(groups.LeftOut(), provenance...) {
+	for _, left := range provenance {
 		report.LeftOut = append(report.LeftOut, loader.LeftOut{LeftOut: left})
 	}
 	report.Seconds = time.Since(began).Seconds()
@@ -239,14 +233,14 @@ func (a *app) dryLoad(ctx context.Context, reading loader.Config, found loader.F
 	began := time.Now()
 	summary, err := a.readInto(ctx, found, reading, loader.Sink{
 		Resources: func(context.Context, string, []postgres.Line) error { return nil },
-		Group:     func(context.Context, int64, []byte) (problem, err error) { return nil, nil },
+		Group:     func(_ context.Context, _ int64, line []byte) (pgdir.Added, error) { return pgdir.Examine(line) },
 		Delete:    func(context.Context, []postgres.Deletion) error { return nil },
 		Resolve:   func(context.Context, *references.Table) error { return nil },
 	})
 	if err != nil {
 		return err
 	}
-	report := loadReport{Summary: summary, DryRun: true, Seconds: time.Since(began).Seconds()}
+	report := loadReport{Summary: summary, Unheld: map[string]int64{}, DryRun: true, Seconds: time.Since(began).Seconds()}
 	if err := report.refuse(false); err != nil {
 		return errors.Join(a.printLeftOut(report), err)
 	}
@@ -301,7 +295,8 @@ func (r *loadReport) given() []export.LeftOut {
 	var list []export.LeftOut
 	for _, left := range r.LeftOut {
 		switch left.Reason {
-		case export.NoPatient, export.InvalidSubject, export.UnresolvedPatient, export.ForeignPatient: // rows of the store
+		case export.NoPatient, export.InvalidSubject, export.UnresolvedPatient, export.ForeignPatient, // rows of the store
+			export.MemberByIdentifier, export.MemberUnresolved, export.MemberForeign, export.MemberType: // the directory's
 		default:
 			list = append(list, left.LeftOut)
 		}

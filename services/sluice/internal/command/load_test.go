@@ -238,7 +238,7 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
 	for _, want := range []string{
-		file + " line 2: not valid JSON at byte ", file + " line 5: member is not an array\n",
+		file + " line 2: not valid JSON at byte ", file + " line 5: group g2: member is not an array\n",
 		file + " line 8: no id, or not a FHIR id\n", "\n3 were left out or not followed\n",
 	} {
 		if !strings.Contains(stderr, want) {
@@ -257,6 +257,37 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	s.shows(s.snapshot(), "Observation/o Patient/a", "a")
 	s.group("g1", "a")
 	s.group("g2", "none")
+}
+
+// TestLoadTellsWhichMembersAreLeftOut: with the group and its place, and --dry-run tells the same.
+func TestLoadTellsWhichMembersAreLeftOut(t *testing.T) {
+	s := newStore(t)
+	file := ndjson(t, patient("a"), `{"resourceType":"Group","id":"g1","member":[{"entity":{"reference":"Patient/a"}},`+
+		`{"entity":{"identifier":{"value":"20391"}}},{"entity":{"reference":"Patient?name=20391"}},{"entity":{"reference":"Patient?name=20391"}}]}`,
+		`{"resourceType":"Group","id":"g2","member":[{"entity":{"reference":"Patient/20391","Reference":"Patient/a"}}]}`)
+	for _, where := range [][]string{{"--dry-run"}, {"--database", s.url}} {
+		code, stdout, stderr := run(t, append([]string{"load", file}, where...)...)
+		if code != ExitPartial {
+			t.Errorf("%q: exit %d", where, code)
+		}
+		for _, want := range []string{
+			file + " line 2: group g1: 1 left out: members of the group that are named by an identifier only\n",
+			file + " line 2: group g1: 2 left out: members of the group whose reference cannot be resolved to a patient\n", file + " line 3: group g2: ",
+		} {
+			if !strings.Contains(stderr, want) {
+				t.Errorf("%q: %q does not contain %q", where, stderr, want)
+			}
+		}
+		if !strings.Contains(stdout, "2      members of the group whose") || !strings.Contains(stdout, file+" line 2: group g1\n") {
+			t.Errorf("%q: printed\n%s", where, stdout)
+		}
+		quotesNothing(t, stdout+stderr)
+	}
+	s.group("g1", "a")
+	s.group("g2", "none")
+	if got := s.list("SELECT reason FROM left_out"); slices.ContainsFunc(got, func(reason string) bool { return strings.HasPrefix(reason, "member") }) {
+		t.Errorf("the store counts %q, which the directory counts", got)
+	}
 }
 
 func TestLoadDeleteMissing(t *testing.T) {
@@ -649,6 +680,13 @@ func TestLoadDryRun(t *testing.T) {
 	code, stdout, stderr := run(t, "load", "--dry-run", file)
 	if code != ExitGood || !strings.Contains(stdout, "total        3\n") || !strings.Contains(stdout, "nothing was loaded (--dry-run)") {
 		t.Errorf("exit %d, %s, %s", code, stdout, stderr)
+	}
+	_, stdout, _ = run(t, "load", "--dry-run", "--json", file)
+	var report map[string]json.RawMessage
+	must(t, json.Unmarshal([]byte(stdout), &report))
+	want := []string{"added", "bytes", "deleted", "dryRun", "ignored", "leftOut", "patientNotHeld", "replaced", "resources", "seconds", "unchanged", "undated"}
+	if names := slices.Sorted(maps.Keys(report)); !slices.Equal(names, want) || strings.Contains(stdout, "null") { // docs/data.md
+		t.Errorf("%s, want the names %q without null", stdout, want)
 	}
 	if code, stdout, _ := run(t, "load", "--dry-run", ndjson(t, patient("a"), "{")); code != ExitPartial {
 		t.Errorf("exit %d, %s", code, stdout)

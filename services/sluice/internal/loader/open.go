@@ -16,6 +16,7 @@ import (
 // state is what is known of a file.
 type state struct {
 	opened   bool
+	missing  error // why it could not be opened in the first pass
 	size     int64
 	modified time.Time
 	read     int64 // bytes reported as progress
@@ -31,12 +32,13 @@ type state struct {
 	firstUntypedPlace     string
 }
 
-// open returns the text of a file. A file that has changed since it was opened first is an error.
+// open returns the text of a file. A file that could not be opened in the first pass is broken in all of them. A file that
+// has changed since it was opened first is an error.
 func (p *parser) open(number int) (lines.Text, error) {
 	path := p.files[number].Path
-	file, err := p.files[number].Open()
+	file, err := p.openFile(number)
 	if err != nil {
-		return lines.Text{}, fmt.Errorf("open a file: %w", err)
+		return lines.Text{}, err
 	}
 	text, err := func() (lines.Text, error) {
 		if err := p.checkSame(number, file); err != nil {
@@ -52,6 +54,25 @@ func (p *parser) open(number int) (lines.Text, error) {
 	}
 	text.Closer = both{text.Closer, file}
 	return text, nil
+}
+
+func (p *parser) openFile(number int) (*os.File, error) {
+	known := p.state(number)
+	if known.missing != nil {
+		return nil, known.missing
+	}
+	file, err := p.files[number].Open()
+	broken := new(lines.BrokenError)
+	switch {
+	case errors.As(err, &broken) && !known.opened:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.states[number].missing = broken
+		return nil, broken
+	case errors.As(err, &broken): // its lines have been taken
+		return nil, fmt.Errorf("read %s: %w", p.files[number].Path, errChanged)
+	}
+	return file, err
 }
 
 // both closes a text and then its file.
@@ -79,9 +100,12 @@ func (p *parser) checkSame(number int, file *os.File) error {
 
 // unchanged returns an error if the file has changed since it was opened first.
 func (p *parser) unchanged(number int) error {
-	file, err := p.files[number].Open()
+	file, err := p.openFile(number)
+	if broken := new(lines.BrokenError); errors.As(err, &broken) {
+		return nil
+	}
 	if err != nil {
-		return fmt.Errorf("open a file: %w", err)
+		return err
 	}
 	if err := errors.Join(p.checkSame(number, file), file.Close()); err != nil {
 		return fmt.Errorf("%s: %w", p.files[number].Path, err)

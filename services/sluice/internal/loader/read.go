@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
@@ -31,8 +32,9 @@ const maxGroup = 256 << 20
 // Sink receives the lines. Its functions are called from several goroutines at once, except for Resolve.
 type Sink struct {
 	Resources func(ctx context.Context, typ string, lines []postgres.Line) error
-	// Group receives one Group resource. problem is an error in the line, err ends the load. Places rank as in Line.
-	Group func(ctx context.Context, place int64, line []byte) (problem error, err error)
+	// Group receives a line with a Group resource, perhaps a malformed one. A *pgdir.Problem is an error in the line, another
+	// error ends the load. Places rank as in Line.
+	Group func(ctx context.Context, place int64, line []byte) (pgdir.Added, error)
 	// Delete receives resources and Groups to delete.
 	Delete func(ctx context.Context, deletions []postgres.Deletion) error
 	// Resolve offers what the store has to a table of which some references match nothing in the files.
@@ -132,7 +134,7 @@ func (p *parser) takeLiteral(ctx context.Context, b *lines.Block) error {
 		case fate != taken:
 		case facts.Type == "Bundle":
 			batch.delete(line)
-		case p.table.Note(line.Body):
+		case facts.ID != "" && p.table.Note(line.Body): // a malformed line has no id here
 			batch.deferred = true
 		default:
 			if err := batch.take(ctx, line, facts, line.Body); err != nil {
@@ -170,7 +172,7 @@ func (p *parser) takeDeferred(ctx context.Context, b *lines.Block) error {
 	batch.again = true
 	for line := range b.Lines {
 		facts, fate := batch.classify(line)
-		if fate != taken || facts.Type == "Bundle" || !p.table.Note(line.Body) {
+		if fate != taken || facts.Type == "Bundle" || facts.ID == "" || !p.table.Note(line.Body) {
 			continue
 		}
 		if err := batch.takeResolved(ctx, line, facts); err != nil {
@@ -222,9 +224,9 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	facts, err := b.scanner.Scan(line.Body)
 	typ := facts.Type
 	b.typed = b.typed || typ != ""
-	known := fhir.IsExportable(typ) || typ == "Group"
+	known := fhir.IsExportable(typ)
 	switch {
-	case typ == "Bundle":
+	case typ == "Bundle", typ == "Group": // malformed or not: a Group that cannot be read counts as its newest version
 		return facts, taken
 	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body):
 		b.untyped(line)
@@ -240,8 +242,6 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	case !known:
 		b.ignored[typ]++
 		return facts, passedBy
-	case typ == "Group":
-		return facts, taken
 	case len(line.Body) > b.cfg.MaxLine:
 		return facts, b.refuse(line, typ, export.TooLong, fmt.Sprintf("longer than %d bytes", b.cfg.MaxLine))
 	case fhir.CountReferences(line.Body, b.cfg.MaxReferences) > b.cfg.MaxReferences:
@@ -262,12 +262,11 @@ func (b *batch) refuse(line lines.Line, typ string, reason export.Reason, what s
 // leave counts what is left out of a line.
 func (b *batch) leave(line lines.Line, typ string, reason export.Reason) {
 	what := export.LeftOut{Type: typ, Reason: reason}
-	t := b.left[what]
-	if t == nil { // lines ascend, so this is the first place of the block
-		t = &tally{first: place(b.block.File, line.Number), place: b.place(line)}
-		b.left[what] = t
+	if t := b.left[what]; t != nil {
+		t.count++
+		return
 	}
-	t.count++
+	b.left[what] = &tally{1, place(b.block.File, line.Number), b.place(line)}
 }
 
 // place names a line for people.
@@ -281,7 +280,7 @@ func (b *batch) delete(line lines.Line) {
 	switch {
 	case !ok:
 		b.refuse(line, "", export.UnsupportedEntry,
-			"an entry that cannot be applied: it has no resource to store and no id to delete")
+			"an entry that cannot be applied: no resource to store, no id to delete, or a key that parsers read differently")
 	case fhir.IsExportable(ref.Type), ref.Type == "Group":
 		b.deletions = append(b.deletions, postgres.Deletion{Place: place(b.block.File, line.Number), Ref: ref})
 	default:
@@ -316,14 +315,23 @@ func (b *batch) takeResolved(ctx context.Context, line lines.Line, facts fhir.Fa
 func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) error {
 	at := place(b.block.File, line.Number)
 	if facts.Type == "Group" {
-		problem, err := b.sink.Group(ctx, at, body)
+		group, err := b.sink.Group(ctx, at, body)
+		where := b.place(line)
+		if group.ID != "" {
+			where += ": group " + group.ID
+		}
+		var problem *pgdir.Problem
+		if errors.As(err, &problem) {
+			b.leave(line, "Group", export.Malformed)
+			b.report(b.block.File, where+": "+problem.Error())
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		if problem != nil {
-			b.leave(line, "Group", export.Malformed)
-			b.report(b.block.File, b.place(line)+": "+problem.Error())
-			return nil //nolint:nilerr // it is reported
+		for _, left := range group.LeftOut {
+			b.parser.leave(export.LeftOut{Reason: left.Reason}, tally{left.Count, at, where})
+			b.report(b.block.File, fmt.Sprintf("%s: %d left out: %s", where, left.Count, left.Reason.Text()))
 		}
 		b.groups++
 		b.bytes += int64(len(body)) + 1

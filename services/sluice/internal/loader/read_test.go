@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -14,12 +13,14 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // received records the calls of a sink.
@@ -56,12 +57,15 @@ func (k *received) sink() Sink {
 			}
 			return nil
 		},
-		Group: func(_ context.Context, _ int64, line []byte) (problem, err error) {
+		Group: func(_ context.Context, _ int64, line []byte) (pgdir.Added, error) {
 			k.mu.Lock()
 			defer k.mu.Unlock()
-			k.groups = append(k.groups, string(line))
-			k.types["Group"]++
-			return nil, nil
+			group, err := pgdir.Examine(line)
+			if err == nil {
+				k.groups = append(k.groups, string(line))
+				k.types["Group"]++
+			}
+			return group, err
 		},
 		Delete: func(_ context.Context, list []postgres.Deletion) error {
 			k.mu.Lock()
@@ -277,35 +281,34 @@ func TestReadSeveralMembers(t *testing.T) {
 func TestReadGroups(t *testing.T) {
 	dir := t.TempDir()
 	group := func(id string) string { return fmt.Sprintf(`{"resourceType":"Group","id":%q}`, id) }
+	few := strings.Replace(group("few"), "{", `{"member":[{"entity":{"identifier":{"value":"20391"}}},`+
+		`{"entity":{"reference":"https://other.example/Patient/20391"}},{"entity":{"identifier":{"value":"20391"}},"inactive":true}],`, 1)
 	write(t, filepath.Join(dir, "in.ndjson"), strings.Join([]string{
-		group("g1"), patient("a"), "", group("odd"), group("g2") + "\r", `{"resourceType":"Group"}`,
+		group("g1"), patient("a"), "", strings.Replace(group("odd"), "}", `,"member":5}`, 1), group("g2") + "\r", `{"resourceType":"Group"}`,
+		strings.Replace(group("twice"), "{", `{"id":"g",`, 1), few,
 	}, "\n"))
 	files, err := Find([]string{dir})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got received
-	sink := got.sink()
-	add := sink.Group
-	sink.Group = func(ctx context.Context, place int64, line []byte) (problem, err error) {
-		if string(line) == group("odd") {
-			return errors.New("it is odd"), nil
-		}
-		return add(ctx, place, line)
-	}
-	sum, err := Read(t.Context(), files, none, sink)
+	sum, err := Read(t.Context(), files, none, got.sink())
 	if err != nil {
 		t.Fatal(err)
 	}
 	got.matches(t, files.Files, sum)
-	if want := []string{group("g1"), group("g2")}; !slices.Equal(got.groups, want) {
+	if want := []string{group("g1"), group("g2"), few}; !slices.Equal(got.groups, want) {
 		t.Errorf("groups %q, want %q", got.groups, want)
 	}
-	if want := map[string]int64{"Group": 2, "Patient": 1}; !maps.Equal(sum.Resources, want) {
+	if want := map[string]int64{"Group": 3, "Patient": 1}; !maps.Equal(sum.Resources, want) {
 		t.Errorf("%v, want %v", sum.Resources, want)
 	}
 	place := files.Files[0].Path + " line "
-	want := []string{place + "4: it is odd", place + "6: no id, or not a FHIR id"}
+	want := []string{
+		place + "4: group odd: member is not an array", place + "6: id is missing or not a FHIR id", place + "7: group g: id is duplicate",
+		place + "8: group few: 1 left out: members of the group that are named by an identifier only",
+		place + "8: group few: 1 left out: members of the group that are patients of another server",
+	}
 	if !slices.Equal(got.said, want) {
 		t.Errorf("said %q, want %q", got.said, want)
 	}
@@ -356,12 +359,6 @@ func TestReadBrokenFiles(t *testing.T) {
 			}
 		})
 	}
-	gone := filepath.Join(t.TempDir(), "gone.ndjson")
-	var got received
-	_, err := Read(t.Context(), Found{Files: []lines.File{{Path: gone}}}, none, got.sink())
-	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), gone) {
-		t.Errorf("a file that is gone: %v", err)
-	}
 }
 
 // many returns a file with more lines than a stopped read reaches.
@@ -400,7 +397,7 @@ func TestReadStopsAtAnErrorOfASink(t *testing.T) {
 			var got received
 			sink := got.sink()
 			sink.Resources = func(ctx context.Context, _ string, _ []postgres.Line) error { return take(ctx) }
-			sink.Group = func(ctx context.Context, _ int64, _ []byte) (problem, err error) { return nil, take(ctx) }
+			sink.Group = func(ctx context.Context, _ int64, _ []byte) (pgdir.Added, error) { return pgdir.Added{}, take(ctx) }
 			_, err := read(t.Context(), many(t, line), none, sink, 1)
 			if !errors.Is(err, broken) || calls > most {
 				t.Errorf("%v after %d calls, want %v after %d at most", err, calls, broken, most)
@@ -429,5 +426,50 @@ func TestReadStopsWithItsContext(t *testing.T) {
 	got = received{}
 	if _, err := read(ctx, files, none, got.sink(), 1); !errors.Is(err, context.Canceled) || len(got.bodies) > 0 {
 		t.Errorf("with a cancelled context: %v after %d lines", err, len(got.bodies))
+	}
+}
+
+// TestWhatCannotBeOpenedIsCounted: files and subfolders without permission, and a file that is gone, even if it is back when
+// the files are read again.
+func TestWhatCannotBeOpenedIsCounted(t *testing.T) {
+	if !testenv.AsNobody(t) {
+		return
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"a.ndjson": patient("a"), "b.ndjson": patient("b"), "c/c.ndjson": patient("c"), "d.ndjson": patient("d"), "e/e.ndjson": patient("e"),
+		"f.ndjson": `{"resourceType":"Condition","id":"f","subject":{"reference":"urn:uuid:d"}}`,
+	} {
+		write(t, filepath.Join(dir, name), text)
+	}
+	for name, mode := range map[string]os.FileMode{"b.ndjson": 0, "c": 0, "e": 0o600} {
+		path := filepath.Join(dir, name)
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Chmod(path, 0o700) })
+	}
+	files, err := Find([]string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := filepath.Join(dir, "d.ndjson")
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	var got received
+	sink := got.sink()
+	sink.Resolve = func(context.Context, *references.Table) error { write(t, gone, patient("d")); return nil }
+	sum, err := Read(t.Context(), files, none, sink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.types["Patient"] != 1 || got.types["Condition"] != 1 || sum.Unreadable() != 4 {
+		t.Errorf("took %v, left out %v", got.types, sum.LeftOut)
+	}
+	for _, file := range []string{"b.ndjson: open: permission denied", "c: the rest", "d.ndjson: open: no such file", "e: the rest"} {
+		if !slices.ContainsFunc(got.said, func(said string) bool { return strings.Contains(said, "/"+file) }) {
+			t.Errorf("no %q in %q", file, got.said)
+		}
 	}
 }
