@@ -65,7 +65,7 @@ A line has time, action, outcome, subject and issuer, address, job or other obje
 is the AuditEvent as it is in the log.`,
 		Example: `  sluice admin audit show --group diabetes --since 2026-10-01 api.ndjson
   sluice admin audit show --subject research-team --since 720h --json api.ndjson | jq .recorded`,
-		Args: cobra.MinimumNArgs(1),
+		Args: atLeast("FILE"),
 		RunE: a.run(func(ctx context.Context, files []string) (err error) {
 			if filter.since, err = sinceOf(since, time.Now()); err != nil {
 				return err

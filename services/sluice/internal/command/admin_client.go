@@ -83,7 +83,7 @@ func (a *app) onClient(
 type clientOutput struct {
 	ID      string   `json:"id"`
 	Method  string   `json:"method"` // private_key_jwt or client_secret_basic
-	JWKSURL string   `json:"jwks_url,omitempty"`
+	JWKSURL string   `json:"jwksUrl,omitempty"`
 	KIDs    []string `json:"kids,omitempty"` // of the registered keys
 	Scope   string   `json:"scope"`
 	Secret  string   `json:"secret,omitempty"` // only when just created

@@ -172,7 +172,7 @@ func (a *app) printFindings(findings []ops.Finding, skipped []string) error {
 	}
 	err := a.show(struct {
 		Findings []ops.Finding `json:"findings"`
-		Skipped  []string      `json:"not_looked_at"`
+		Skipped  []string      `json:"skipped"`
 	}{findings, append([]string{}, skipped...)}, rows)
 	if bad > 0 {
 		err = errors.Join(err, fmt.Errorf("%d of %d findings are bad", bad, len(findings)))

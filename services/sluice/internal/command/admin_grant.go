@@ -283,10 +283,10 @@ func (a *app) grantImport() *cobra.Command {
 		Short: "Replace all grants with those of an access file",
 		Long: `Replace all grants. Anyone not listed loses access. FILE is YAML in the format of SLUICE_ACCESS_FILE
 (docs/access.md), of at most 16 MiB. Importing the same file again changes nothing. The command shows the number of grants
-that it removes, adds and changes, and makes these changes at once.` + irrevocableHelp + strictHelp,
+that it removes, adds and changes, and makes these changes at once.` + strictHelp + irrevocableHelp,
 		Example: `  sluice admin grant import --dry-run access.yaml
   sluice admin grant import --yes --audit-log admin-audit.ndjson access.yaml`,
-		Args: cobra.ExactArgs(1),
+		Args: exactly("FILE"),
 	})), func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
 		entries, err := readGrants(args[0])
 		if err != nil {
@@ -296,7 +296,7 @@ that it removes, adds and changes, and makes these changes at once.` + irrevocab
 		if err != nil {
 			return err
 		}
-		text := fmt.Sprintf("%s removed, %d added, %d changed", counted(changes.Removed, "grant"), changes.Added, changes.Changed)
+		text := fmt.Sprintf("%s removed, %d added, %d changed", plural(changes.Removed, "grant"), changes.Added, changes.Changed)
 		if dryRun {
 			return a.print(a.result(text+"; nothing was changed (--dry-run)\n", changes))
 		}
@@ -306,7 +306,7 @@ that it removes, adds and changes, and makes these changes at once.` + irrevocab
 		}
 		what := fmt.Sprintf("replacement of all grants by %d", len(entries))
 		return a.irrevocable(question, what, func() (string, error) {
-			done := fmt.Sprintf("imported %s: %s\n", counted(len(entries), "grant"), text)
+			done := fmt.Sprintf("imported %s: %s\n", plural(len(entries), "grant"), text)
 			return a.result(done, changes), grants.Replace(ctx, entries)
 		})
 	})

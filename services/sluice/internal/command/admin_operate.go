@@ -192,13 +192,6 @@ func (a *app) confirm(question string) error {
 	return nil
 }
 
-func aJob(_ *cobra.Command, args []string) error {
-	if _, err := export.ParseJobID(args[0]); err != nil {
-		return usage("JOB is not a job id: 26 characters of a-z and 2-7")
-	}
-	return nil
-}
-
 func (a *app) kickoffs() *cobra.Command {
 	return parent("kickoffs", "Pause and resume kick-offs",
 		`Pause and resume kick-offs on all replicas of the API (docs/operating.md). While they are paused, a kick-off is
@@ -278,7 +271,7 @@ func (a *app) worker() *cobra.Command {
 SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its supervisor (Kubernetes, compose, systemd) then
 starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
 confirmation unless --yes.`,
-			Args: cobra.ExactArgs(1),
+			Args: exactly("WORKER"),
 		}, "worker", "Shut down worker %s?", "worker %s is draining",
 			func(ctx context.Context, o *ops.Operator, args []string) error { return o.DrainWorker(ctx, args[0]) }))
 }

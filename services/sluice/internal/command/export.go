@@ -92,14 +92,13 @@ withheld (numbers of issues), problems and notes (their texts), and warnings.
 	f.BoolVar(&flags.Resume, "resume", false, "continue the unfinished export in the folder")
 	f.BoolVar(&flags.CancelOnInterrupt, "cancel-on-interrupt", false, "on Ctrl-C cancel the job and remove its files")
 	f.BoolVar(&flags.noProgress, "no-progress", false, "show no progress")
-	f.BoolVar(&a.flags.json, "json", false, "print the result as JSON")
 	cmd.MarkFlagsMutuallyExclusive("group", "status-url")
 	cmd.MarkFlagsOneRequired("group", "status-url")
 	cmd.MarkFlagsMutuallyExclusive("type", "status-url")
 	require(cmd, "out")
 	folders(cmd, "out")
 	defined(cmd.RegisterFlagCompletionFunc("type", completeTypes))
-	return cmd
+	return a.withJSON(cmd)
 }
 
 // folders makes the completion of flags offer folders.

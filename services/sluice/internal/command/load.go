@@ -59,7 +59,7 @@ FHIR resources are passed by. An interrupted load changes nothing. Run it again.
 		Example: `  sluice load --database postgres://sluice@db/sluice ./export
   sluice load --data-base https://ehr.example.org/fhir --delete-missing ./export
   sluice load --dry-run ./synthea/output/fhir`,
-		Args: cobra.MinimumNArgs(1),
+		Args: atLeast("PATH"),
 		RunE: a.run(func(ctx context.Context, paths []string) error {
 			reading, err := flags.reading()
 			if err != nil {
