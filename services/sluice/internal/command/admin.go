@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"iter"
 	"os"
@@ -73,7 +74,10 @@ func (a *app) databaseURL() (string, error) {
 // roots returns the root certificates for Redis and databases; nil means the system's.
 func (a *app) roots() (*x509.CertPool, error) {
 	roots, err := a.trust().Roots()
-	if err != nil {
+	switch {
+	case err != nil && a.flags.caFile != "":
+		return nil, usage("--ca-file: %w", errors.Unwrap(err)) // it begins with the name of the variable
+	case err != nil:
 		return nil, usageError{err}
 	}
 	return roots, nil

@@ -90,9 +90,9 @@ func (a *app) groupList() *cobra.Command {
 	return a.withJSON(a.onDirectory(&cobra.Command{
 		Use:   "list",
 		Short: "List the groups",
-		Long: `List every group: the number of its current members, the number of all its members (with the inactive ones and those
-whose period does not cover the present), whether it can be exported, and its meta.lastUpdated. The members of member
-groups are not counted.`,
+		Long: `List every group: the number of its current members, the number of all its members (with the inactive ones
+and those whose period does not cover the present), whether it can be exported, and its meta.lastUpdated. The members of
+member groups are not counted.`,
 	}, func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, _ []string) error {
 		list, err := groups.List(ctx)
 		if err != nil {

@@ -272,7 +272,7 @@ func (a *app) unitChange(
 ) *cobra.Command {
 	return a.ofJob(a.changing(&cobra.Command{
 		Use: name + " JOB UNIT", Short: short, Long: long, Args: exactly("JOB", "UNIT"),
-		Example: fmt.Sprintf("  sluice admin unit %s --audit-log admin-audit.ndjson yb4usboilbhicio2qlsbfk4jzq Patient-00000", name),
+		Example: fmt.Sprintf("  sluice admin unit %s --audit-log admin-audit.ndjson yb4usboi Patient-00000", name),
 	}, "job or unit", question, done, func(ctx context.Context, o *ops.Operator, args []string) error {
 		return change(o, ctx, export.JobID(args[0]), export.UnitID(args[1]))
 	}))
