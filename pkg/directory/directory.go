@@ -14,7 +14,8 @@ import (
 // indistinguishable on purpose.
 var ErrNoGroup = errors.New("no such group")
 
-// ErrUnreadable is the export.ErrUnavailable of a group whose definition is not valid. It lasts until the data is corrected.
+// ErrUnreadable is the export.ErrUnavailable of a group whose definition is not valid. It lasts until the data is
+// corrected.
 var ErrUnreadable = fmt.Errorf("the definition of the group cannot be read: %w", export.ErrUnavailable)
 
 // Groups reads group membership. filedir and pgdir implement it.

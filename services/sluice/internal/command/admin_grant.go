@@ -106,7 +106,8 @@ func grantRows(grants ...grantOutput) []row {
 func (a *app) grantList() *cobra.Command {
 	return a.withJSON(a.onDirectory(&cobra.Command{
 		Use:   "list",
-		Short: "List the grants, without ids",
+		Short: "List the grants",
+		Long:  `List the grants with the numbers of types, groups and patients. sluice admin grant show has the names.`,
 	}, func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, _ []string) error {
 		list, err := grants.List(ctx)
 		if err != nil {
@@ -217,9 +218,9 @@ func (a *app) grantSet() *cobra.Command {
 		})
 	})
 	f := cmd.Flags()
-	f.StringVar(&types, "types", "", "resource types")
-	f.StringVar(&groups, "groups", "", "ids of groups")
-	f.StringVar(&patients, "patients", "", "ids of patients")
+	f.StringVar(&types, "types", "", "list of resource types")
+	f.StringVar(&groups, "groups", "", "list of group ids")
+	f.StringVar(&patients, "patients", "", "list of patient ids")
 	withStrict(cmd, &strict)
 	require(cmd, "types", "groups", "patients")
 	return cmd

@@ -43,6 +43,7 @@ func (a *app) jobList() *cobra.Command {
 		Short: "List the jobs, newest first",
 		Long: `List the jobs that are live, finished and not yet expired, or waiting to be purged. Owners are shown by their
 digest, as in logs.`,
+		Example: `  sluice admin job list --state failed,running --older 2h`,
 	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
 		for _, text := range states {
 			state := export.State(text)
@@ -63,7 +64,7 @@ digest, as in logs.`,
 		}
 		return a.printJobs(page)
 	})
-	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state; repeatable")
+	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state, such as running or failed; repeatable")
 	cmd.Flags().StringVar(&filter.Owner, "owner", "", "only jobs of owners whose digest has this prefix")
 	cmd.Flags().DurationVar(&filter.Older, "older", 0, "only jobs at least this old, such as 2h")
 	cmd.Flags().IntVar(&filter.Offset, "offset", 0, "number of jobs to skip")

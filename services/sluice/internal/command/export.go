@@ -37,7 +37,7 @@ func (s *serverFlags) add(cmd *cobra.Command) {
 	f.StringVar(&s.scope, "scope", "system/*.rs", "scopes to request, separated by spaces")
 	f.BoolVar(&s.anyAudience, "any-audience", false,
 		"send no resource parameter (RFC 8707) and accept a token whose audience is another server")
-	f.BoolVar(&s.insecure, "insecure-http", false, "send the token over plain http to another machine as well")
+	f.BoolVar(&s.insecure, "insecure-http", false, "send the token over plain http to other machines, too")
 	f.BoolVar(&s.ig, "ig", false, "use the HL7 Bulk Data IG: Prefer: respond-async, Retry-After in seconds")
 	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state", "client-id")
 	cmd.MarkFlagsMutuallyExclusive("client-key", "client-secret-file")
@@ -338,7 +338,7 @@ type jobStatus struct {
 
 func (a *app) status() *cobra.Command {
 	return a.onJob("status", "Print the status of an export",
-		`Ask the server once for the status of a job. sluice export prints the status URL at its begin.`,
+		`Ask the server once for the status of a job. sluice export prints the status URL when it starts.`,
 		func(ctx context.Context, c *bulkclient.Client, job bulkclient.Job) error {
 			manifest, status, err := c.Poll(ctx, job, 1)
 			if err != nil {

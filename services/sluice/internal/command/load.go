@@ -425,6 +425,8 @@ func (a *app) synth() *cobra.Command {
 		Short: "Generate a synthetic population for tests and demonstrations",
 		Long: `Generate a synthetic FHIR R4 population and write one NDJSON file per resource type. No person in it exists.
 The same seed gives the same files, byte for byte.`,
+		Example: `  sluice synth --patients 100 --out sample
+  sluice load --database postgres://sluice@db/sluice sample`,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			if cfg.Patients < 1 {
 				return usage("--patients must be at least 1")

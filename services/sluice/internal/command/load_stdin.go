@@ -12,8 +12,8 @@ import (
 	"github.com/sluice-fhir/sluice/services/sluice/internal/loader"
 )
 
-// findWithStdin is loader.Find, with the path "-" for standard input: a copy of it in a temporary folder, because a file may
-// be read more than once. remove deletes the copy.
+// findWithStdin is loader.Find, with the path "-" for standard input: a copy of it in a temporary folder, because a file
+// may be read more than once. remove deletes the copy.
 func findWithStdin(ctx context.Context, paths []string) (found loader.Found, remove func() error, err error) {
 	at := slices.Index(paths, "-")
 	if at < 0 {
@@ -33,7 +33,8 @@ func findWithStdin(ctx context.Context, paths []string) (found loader.Found, rem
 	return found, func() error { return os.RemoveAll(dir) }, nil
 }
 
-// copyStdin returns the files of the paths, with a copy of standard input in the empty folder in the place of the at'th path.
+// copyStdin returns the files of the paths. In the place of the at'th path it has a copy of standard input, which it makes
+// in the empty folder.
 func copyStdin(ctx context.Context, paths []string, at int, dir string) (found loader.Found, err error) {
 	file, err := os.OpenFile(filepath.Join(dir, "stdin.ndjson"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

@@ -77,6 +77,9 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		SilenceUsage:  true,
 	}
 	root.SetVersionTemplate("sluice {{.Version}}\n")
+	// A command with subcommands does nothing by itself.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}",
+		"{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
