@@ -5,6 +5,7 @@ package directory
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
@@ -13,9 +14,13 @@ import (
 // indistinguishable on purpose.
 var ErrNoGroup = errors.New("no such group")
 
+// ErrUnreadable is the export.ErrUnavailable of a group whose definition is not valid. It lasts until the data is
+// corrected.
+var ErrUnreadable = fmt.Errorf("the definition of the group cannot be read: %w", export.ErrUnavailable)
+
 // Groups reads group membership. filedir and pgdir implement it.
 type Groups interface {
-	// Exists returns nil if the group can be exported, else ErrNoGroup.
+	// Exists returns nil if the group can be exported, else ErrNoGroup, or ErrUnreadable.
 	Exists(ctx context.Context, groupID string) error
 
 	// Members streams the ids of the group's active patient members, without "Patient/", in any order; an id may occur

@@ -187,7 +187,7 @@ func (o *Operator) DrainWorker(ctx context.Context, id string) error {
 // Queue describes the tasks of one queue. sluice admin --json prints it.
 type Queue struct {
 	queue.Waiting
-	Oldest Seconds `json:"oldest_seconds"` // waiting time of the oldest pending task
+	Oldest Seconds `json:"oldestSeconds"` // waiting time of the oldest pending task
 }
 
 // Queues lists the queues.

@@ -25,10 +25,10 @@ type Job struct {
 	Snapshot time.Time      `json:"snapshot,omitzero"` // zero: not planned yet
 	Finished time.Time      `json:"finished,omitzero"`
 	Expires  time.Time      `json:"expires,omitzero"`
-	Age      Seconds        `json:"age_seconds"`
+	Age      Seconds        `json:"ageSeconds"`
 	Patients int64          `json:"patients"`          // in the cohort; 0 before the plan
 	Failure  string         `json:"failure,omitempty"` // why the whole job failed, as reported to its owner
-	Open     int64          `json:"open_units"`        // units that are neither done nor given up
+	Open     int64          `json:"openUnits"`         // units that are neither done nor given up
 }
 
 // Seconds is a duration that JSON encodes as a number of seconds.
@@ -166,6 +166,18 @@ func (o *Operator) countOpen(ctx context.Context, jobs []Job) error {
 	return nil
 }
 
+// Find returns the ids of the jobs that List can list and whose id has the prefix. more reports that there are too many
+// jobs to tell.
+func (o *Operator) Find(ctx context.Context, prefix string) (found []export.JobID, more bool, err error) {
+	ids, more, err := o.Jobs.ListJobs(ctx, listMost)
+	if err != nil {
+		return nil, false, err
+	}
+	found = slices.DeleteFunc(ids, func(id export.JobID) bool { return !strings.HasPrefix(string(id), prefix) })
+	slices.Sort(found)
+	return found, more, nil
+}
+
 func (o *Operator) show(job export.Job) Job {
 	return Job{
 		ID: job.ID, State: job.State, Owner: job.Owner.Key(), Group: job.Request.GroupID, Types: job.Request.Types,
@@ -195,12 +207,12 @@ type Unit struct {
 	Type      string        `json:"type,omitempty"` // resource type; none for plan, references and seal
 	State     UnitState     `json:"state"`
 	Fence     int64         `json:"fence"`
-	Attempts  int           `json:"failed_attempts"`
-	Silent    Seconds       `json:"silent_seconds"`       // since its last heartbeat; negative: until its retry
-	Cause     export.Cause  `json:"last_cause,omitempty"` // why it was last returned to the queue or lost
-	Failure   string        `json:"failure,omitempty"`    // of a failed unit
-	Resources int64         `json:"resources"`            // of a done unit
-	Bytes     int64         `json:"bytes"`                // NDJSON; written if done, otherwise estimated
+	Attempts  int           `json:"failedAttempts"`
+	Silent    Seconds       `json:"silentSeconds"`       // since its last heartbeat; negative: until its retry
+	Cause     export.Cause  `json:"lastCause,omitempty"` // why it was last returned to the queue or lost
+	Failure   string        `json:"failure,omitempty"`   // of a failed unit
+	Resources int64         `json:"resources"`           // of a done unit
+	Bytes     int64         `json:"bytes"`               // NDJSON; written if done, otherwise estimated
 }
 
 // Open reports whether the unit is neither done nor given up.
@@ -215,9 +227,9 @@ type Progress struct {
 	Running   int    `json:"running"`
 	Files     int64  `json:"files"` // this and the fields below count units that are done
 	Resources int64  `json:"resources"`
-	Bytes     int64  `json:"bytes"`        // NDJSON
-	Stored    int64  `json:"stored_bytes"` // in the object store
-	Withheld  int64  `json:"withheld"`     // resources of a patient of the cohort that are left out
+	Bytes     int64  `json:"bytes"`       // NDJSON
+	Stored    int64  `json:"storedBytes"` // in the object store
+	Withheld  int64  `json:"withheld"`    // resources of a patient of the cohort that are left out
 }
 
 // Detail is a job with its units.
@@ -227,11 +239,11 @@ type Detail struct {
 	Units    []Unit     `json:"units"`
 	Errors   []string   `json:"errors"` // of the failed units
 	// LeftOut is what the finished units left out, as the owner is told.
-	LeftOut []export.LeftOut `json:"left_out"`
+	LeftOut []export.LeftOut `json:"leftOut"`
 	// Rate and Left are the average since the plan, and the time that the open units take at this average. Both are zero
 	// unless the job is running and has finished units for a while.
-	Rate int64   `json:"bytes_per_second,omitempty"` // NDJSON
-	Left Seconds `json:"left_seconds,omitzero"`
+	Rate int64   `json:"bytesPerSecond,omitempty"` // NDJSON
+	Left Seconds `json:"leftSeconds,omitzero"`
 }
 
 // Inspect returns a job with its units and the progress of each type. It returns ErrNotFound for an unknown job.

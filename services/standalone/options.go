@@ -38,13 +38,27 @@ type options struct {
 	command string         // path of the command line sluice, for the printed lines
 }
 
+// duration is a flag whose error names what a duration needs.
+type duration time.Duration
+
+func (d *duration) String() string { return time.Duration(*d).String() }
+
+func (d *duration) Set(text string) error {
+	value, err := time.ParseDuration(text)
+	if err != nil {
+		return errors.New("a duration needs a number and a unit, such as 168h")
+	}
+	*d = duration(value)
+	return nil
+}
+
 // about is the head of the help.
 const about = `Usage: standalone --state DIR [flags]
 
 All services of Sluice in one process, for a laptop: the API, a token service, workers, the operator's page, an embedded
 Redis and an embedded object store. It serves the data of a folder, or a generated sample, and prints how to export it.
-Exports are kept in the state folder over a restart. It is not for production: docs/containers.md, docs/systemd.md and
-docs/kubernetes.md are.
+Exports are kept in the state folder over a restart. It is not for production: see docs/containers.md, docs/systemd.md
+and docs/kubernetes.md.
 
 Flags:
 `
@@ -61,11 +75,13 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	flags.StringVar(&o.access, "access", "", "access file (YAML); default: the demo subject may export everything")
 	flags.StringVar(&o.clients, "clients", "",
 		"file of clients of /auth/token (YAML, docs/auth.md); default: none")
-	flags.DurationVar(&o.retention, "retention", 168*time.Hour, "how long finished exports are kept")
+	o.retention = 168 * time.Hour
+	flags.Var((*duration)(&o.retention), "retention", "how long finished exports are kept, such as 36h")
 	flags.BoolVar(&o.encrypt, "encrypt", false, "encrypt exported files (docs/encryption.md)")
 	flags.StringVar(&o.tlsCert, "tls-cert", "", "certificate (PEM file) for TLS; reloaded when it changes")
 	flags.StringVar(&o.tlsKey, "tls-key", "", "key of the certificate (PEM file)")
-	flags.Func("trusted-proxy", "address or network of a proxy whose X-Forwarded-For /auth/token trusts; repeatable",
+	flags.Func("trusted-proxy",
+		"address or network of a proxy; /auth/token takes the client's address from its X-Forwarded-For; repeatable",
 		func(list string) error {
 			for text := range strings.SplitSeq(list, ",") {
 				network, err := netip.ParsePrefix(text)
@@ -90,7 +106,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 			if f.DefValue != "" && f.DefValue != "false" {
 				text += " (default " + f.DefValue + ")"
 			}
-			_, _ = fmt.Fprintf(stdout, "  --%-10s %s\n", f.Name, text)
+			_, _ = fmt.Fprintf(stdout, "  --%-13s %s\n", f.Name, text)
 		})
 		return options{}, err
 	case err != nil:
@@ -107,7 +123,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 		errs = append(errs, errors.New("--state is required"))
 	}
 	if o.retention <= 0 {
-		errs = append(errs, errors.New("--retention must be positive"))
+		errs = append(errs, fmt.Errorf("--retention must be positive, not %s", o.retention))
 	}
 	if (o.tlsCert == "") != (o.tlsKey == "") {
 		errs = append(errs, errors.New("--tls-cert and --tls-key must be set together"))
@@ -118,10 +134,10 @@ func parse(args []string, stdout io.Writer) (options, error) {
 		}
 	}
 	if host, _, err := net.SplitHostPort(o.addr); err != nil {
-		errs = append(errs, errors.New("--addr must be host:port, such as 127.0.0.1:8080"))
+		errs = append(errs, fmt.Errorf("--addr must be host:port, such as 127.0.0.1:8080, not %q", o.addr))
 	} else if ip, err := netip.ParseAddr(host); o.baseURL == "" && (host == "" || err == nil && ip.IsUnspecified()) {
 		errs = append(errs,
-			fmt.Errorf("--addr %s is every address of this machine: --base-url must tell which clients use", o.addr))
+			fmt.Errorf("--addr %s is every address of this machine: --base-url must be the URL that clients use", o.addr))
 	}
 	// Before the working directory changes.
 	o.command = filepath.Join(filepath.Dir(os.Args[0]), "sluice")

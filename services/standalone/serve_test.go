@@ -127,3 +127,15 @@ func TestTrustedProxies(t *testing.T) {
 		}
 	}
 }
+
+func TestRetention(t *testing.T) {
+	for value, want := range map[string]time.Duration{"36h": 36 * time.Hour, "5": 0, "x": 0, "0s": 0, "-1h": 0} {
+		parsed, err := parse([]string{"--state", "s", "--retention", value}, io.Discard)
+		if want > 0 && (err != nil || parsed.retention != want) || want == 0 && err == nil {
+			t.Errorf("%s: %s, %v", value, parsed.retention, err)
+		}
+	}
+	if _, err := parse([]string{"--state", "s", "--retention", "5"}, io.Discard); !strings.Contains(err.Error(), "a unit, such as 168h") {
+		t.Errorf("%v", err)
+	}
+}

@@ -10,7 +10,7 @@
 // decompressed; put large groups first or into plain files.
 //
 // A line or a file that cannot be read is logged and concerns only the groups in it: a group whose newest version cannot be
-// read is unavailable (export.ErrUnavailable), and an older version does not replace it.
+// read is unavailable (directory.ErrUnreadable), and an older version does not replace it.
 //
 // # Access
 //

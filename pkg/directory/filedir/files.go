@@ -166,9 +166,12 @@ func readGroup(line io.Reader, resolver groupndjson.Resolver) (groupndjson.Heade
 }
 
 // transient reports whether the file may be readable in the next try, although it has not changed.
-func (f *fileIndex) transient() bool {
+func (f *fileIndex) transient() bool { return isTransient(f.err) }
+
+// isTransient reports whether an error is one of the file system, not of the content.
+func isTransient(err error) bool {
 	var failed *fs.PathError
-	return errors.As(f.err, &failed)
+	return errors.As(err, &failed)
 }
 
 // content is an open file, uncompressed.

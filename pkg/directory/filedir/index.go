@@ -41,8 +41,8 @@ func OpenGroups(dir string, bases fhir.Bases, now func() time.Time, log *slog.Lo
 	return g, nil
 }
 
-// Exists implements directory.Groups. It returns an error that wraps export.ErrUnavailable for a group whose newest
-// version cannot be read.
+// Exists implements directory.Groups. It returns an error that wraps directory.ErrUnreadable for a group whose
+// newest version is not valid, and export.ErrUnavailable for one whose file cannot be read.
 func (g *Groups) Exists(ctx context.Context, groupID string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -115,7 +115,11 @@ func (g *Groups) newest(groupID string) (*version, error) {
 		}
 		return nil, directory.ErrNoGroup
 	case group.err != nil:
-		return nil, fmt.Errorf("group %s in %s: %w: %w", groupID, group.place(), export.ErrUnavailable, group.err)
+		reason := directory.ErrUnreadable
+		if isTransient(group.err) {
+			reason = export.ErrUnavailable
+		}
+		return nil, fmt.Errorf("group %s in %s: %w: %w", groupID, group.place(), reason, group.err)
 	case !group.Exportable:
 		return nil, directory.ErrNoGroup
 	}

@@ -21,13 +21,13 @@ var ErrGroupExists = errors.New("the group exists")
 type Group struct {
 	ID          string     `json:"id"`
 	Exportable  bool       `json:"exportable"`
-	LastUpdated *time.Time `json:"last_updated,omitempty"` // meta.lastUpdated of the loaded resource, if any
-	Members     int64      `json:"known"`                  // patients, including inactive ones and those outside their period
-	Current     int64      `json:"members"`                // patients that are members now
+	LastUpdated *time.Time `json:"lastUpdated,omitempty"` // meta.lastUpdated of the loaded resource, if any
+	Members     int64      `json:"allMembers"`            // patients, including inactive ones and those outside their period
+	Current     int64      `json:"members"`               // patients that are members now
 
 	// Only in the result of Show:
 	Groups  []MemberGroup    `json:"groups,omitempty"`
-	LeftOut []export.LeftOut `json:"left_out,omitempty"` // members now that are no patient of this server
+	LeftOut []export.LeftOut `json:"leftOut,omitempty"` // members now that are no patient of this server
 }
 
 // MemberGroup is a group in a group.

@@ -27,7 +27,7 @@ func (s *service) metadata(c *gin.Context) error {
 // none.
 func (s *service) smart(c *gin.Context) error {
 	if s.smartDocument == nil {
-		return s.noRoute(c)
+		return refused(http.StatusNotFound, "not-found", "This server announces no token endpoint.")
 	}
 	writeBody(c, http.StatusOK, plainJSON, s.smartDocument)
 	return nil

@@ -44,7 +44,7 @@ func (s *service) file(c *gin.Context) error {
 	// The order is that of RFC 9110 section 13.2.2. Conditions on dates are ignored: there is no Last-Modified.
 	if values := header.Values("If-Match"); len(values) > 0 && !matches(values, form.etag, false) {
 		return refused(http.StatusPreconditionFailed, "conflict",
-			"The header If-Match does not name this representation of the file.")
+			"The header If-Match does not have the ETag of the file in this encoding.")
 	}
 	c.Header("ETag", form.etag)
 	if values := header.Values("If-None-Match"); matches(values, form.etag, true) {
@@ -90,7 +90,7 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 	}
 	// The token may be narrower than the kick-off's (F-06). Reports about the export hold no patient's data.
 	if !file.Error && !principalOf(c).Scopes.MayRead(file.Type) {
-		return job, file, forbidden("The file holds a type that this token may not read: " + file.Type + ".")
+		return job, file, forbidden("The file contains a type that this token may not read: " + file.Type + ".")
 	}
 	return job, file, nil
 }
@@ -104,7 +104,7 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 func represent(r *http.Request, file export.File) (form representation, ranged bool, err error) {
 	chosen, identityAllowed := chooseCoding(r.Header)
 	if chosen == noCoding {
-		return form, false, notAcceptable("The header Accept-Encoding allows neither gzip nor identity.")
+		return form, false, notAcceptable("The header Accept-Encoding must allow gzip or identity.")
 	}
 	plain := representation{coding: identity, size: file.Bytes, etag: `"` + file.SHA256 + `"`}
 	_, kind := parseRange(r.Header.Values("Range"), plain.size)
@@ -248,8 +248,8 @@ func (s *service) skip(ctx context.Context, plain io.Reader, bytes int64) error 
 		case s.scans <- struct{}{}:
 			defer func() { <-s.scans }()
 		default:
-			return tooMuch("Too many ranges of files without an index are being read. Ask for the whole file, or for the gzip form "+
-				"with its ETag in If-Range.", fullWait)
+			return tooMuch("Too many ranges of files without an index are being read. Omit the header Range, or ask for the gzip "+
+				"form with its ETag in the header If-Range.", fullWait)
 		}
 	}
 	for bytes > 0 && ctx.Err() == nil {

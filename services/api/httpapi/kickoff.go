@@ -50,7 +50,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	}
 	who := principalOf(c)
 	if s.RequireGroupScope && !who.Scopes.MayRead("Group") { // before the lookup, so the answer discloses nothing
-		return forbidden("The token's scopes do not allow to read Group, which the export of a group needs here.")
+		return forbidden("The token has no scope that reads Group, which this server requires for an export.")
 	}
 	grant, err := s.Access.Grant(c.Request.Context(), who.Owner)
 	if err != nil {
@@ -135,11 +135,11 @@ func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 		case !accepts(header, fhirJSON, plainJSON):
 			return "", notAcceptable(noJSON)
 		case len(mediaRanges(header)) == 0:
-			return "", invalid("The header Accept is required: application/fhir+json.")
+			return "", invalid("The header Accept is required, with application/fhir+json.")
 		case !namesType(header, fhirJSON, plainJSON):
-			return "", notAcceptable("The header Accept has to name application/fhir+json.")
+			return "", notAcceptable("The header Accept must name application/fhir+json or application/json.")
 		case !async:
-			return "", invalid("The header Prefer is required: respond-async.")
+			return "", invalid("The header Prefer is required, with respond-async.")
 		}
 	}
 	switch {

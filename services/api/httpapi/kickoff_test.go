@@ -117,6 +117,12 @@ func TestKickoffSpellingsAndMethods(t *testing.T) {
 	} {
 		wantOutcome(t, w.ask("GET", path, alice...), http.StatusNotFound, "not-found")
 	}
+	for _, path := range []string{"/fhir/$export", "/fhir/%24export", "/fhir/Patient/$export?_type=Patient"} {
+		for _, method := range []string{"GET", "POST"} {
+			got := w.ask(method, path, alice...)
+			wantOutcome(t, got, http.StatusNotFound, "not-supported", "GET "+base+"/Group/[id]/$export")
+		}
+	}
 	if after := w.active(); after != before {
 		t.Errorf("%d jobs, want %d as before", after, before)
 	}
@@ -148,7 +154,7 @@ func TestKickoffRefusals(t *testing.T) {
 		"never exported":    {alice, "?_type=AuditEvent", nil, 400, "not-supported", []string{"_type", "AuditEvent"}},
 		"since, lenient":    {alice, "?_since=2020-01-01T00:00:00Z", lenient, 400, "not-supported", []string{"_since"}},
 		"unknown parameter": {alice, "?_foo=1", nil, 400, "invalid", []string{"_foo"}},
-		"Accept xml":        {alice, "", []string{"Accept", "application/fhir+xml"}, 406, "not-supported", []string{"Accept"}},
+		"Accept xml":        {alice, "", []string{"Accept", "application/fhir+xml"}, 406, "not-supported", []string{"Accept", "application/fhir+json"}},
 		"Accept html":       {alice, "", []string{"Accept", "text/html"}, 406, "not-supported", []string{"Accept"}},
 		"scopes, lenient":   {narrow, "?_type=Patient,Observation", lenient, 403, "forbidden", []string{"_type", "Observation"}},
 		"long URL":          {alice, "?_format=" + strings.Repeat("x", 9000), nil, 414, "too-long", nil},

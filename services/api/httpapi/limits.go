@@ -79,7 +79,8 @@ func (s *service) limit(c *gin.Context, what, plural string, limit int) error {
 	if err != nil || wait == 0 {
 		return err
 	}
-	return tooMuch("Too many "+plural+". Retry after the time in the header Retry-After.", wait)
+	text := fmt.Sprintf("Too many %s: the limit is %d a minute. Wait for the time in the header Retry-After.", plural, limit)
+	return tooMuch(text, wait)
 }
 
 // tooMuch is a 429 (spec 7, K-15 and S-05).
@@ -126,7 +127,7 @@ func (s *service) checkQuota(ctx context.Context, owner export.Owner) error {
 	var text string
 	switch {
 	case held.Finished >= s.FinishedLimit:
-		text = fmt.Sprintf("This client holds the maximum number of finished exports: %d (FINISHED_LIMIT).", s.FinishedLimit)
+		text = fmt.Sprintf("This client has the maximum number of finished exports: %d (FINISHED_LIMIT).", s.FinishedLimit)
 	case held.Stored >= s.StoredLimit:
 		text = fmt.Sprintf("The finished exports of this client have the maximum size: %d of %d bytes (STORED_LIMIT).",
 			held.Stored, s.StoredLimit)
@@ -150,8 +151,8 @@ func (d *downloads) begin(owner export.Owner, most int) (end func(), err error) 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.running[owner] >= most {
-		return nil, tooMuch(fmt.Sprintf("This client has the maximum number of downloads at once: %d. Finish one first.", most),
-			fullWait)
+		text := fmt.Sprintf("This client has the maximum number of concurrent downloads: %d. Finish one first.", most)
+		return nil, tooMuch(text, fullWait)
 	}
 	d.running[owner]++
 	return func() {
@@ -182,6 +183,6 @@ func (s *service) refuseWhilePaused(c *gin.Context) error {
 		wait = min(max(pause.Until.Sub(s.Now()), shortestPause), longestPauseWait)
 	}
 	return refused(http.StatusServiceUnavailable, "transient",
-		"New exports are paused. Running exports continue. Retry after the time in the header Retry-After.",
+		"New exports are paused. Running exports continue. Wait for the time in the header Retry-After.",
 		"Retry-After", inUnits(wait, time.Second))
 }

@@ -310,7 +310,7 @@ func TestDownloadsAtOnceAreLimited(t *testing.T) {
 	}
 	for _, headers := range [][]string{nil, {"Range", "bytes=0-0"}} {
 		got := w.ask("GET", path, append(slices.Clone(alice), headers...)...)
-		if wait := wantThrottled(t, got, "downloads at once: 3"); wait > 30 {
+		if wait := wantThrottled(t, got, "concurrent downloads: 3"); wait > 30 {
 			t.Errorf("Retry-After %d, want seconds", wait)
 		}
 		wantHeader(t, got, "Etag", "", "Accept-Ranges", "", "Content-Range", "")

@@ -95,7 +95,10 @@ func TestLogOfServerErrors(t *testing.T) {
 		"groups down": {http.StatusServiceUnavailable, func(w *fixture) {
 			w.users.exists = func(string) error { return fmt.Errorf("%s: %w", broken, export.ErrUnavailable) }
 		}},
-		"access down": {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "access.yaml") }},
+		"group not valid": {http.StatusInternalServerError, func(w *fixture) {
+			spoil(t, w.users.dir, "Group.ndjson", `{"resourceType":"Group","id":"g1","member":7}`)
+		}},
+		"access down": {http.StatusServiceUnavailable, func(w *fixture) { spoil(t, w.users.dir, "access.yaml", "{{ garbage") }},
 		"no keys":     {http.StatusServiceUnavailable, func(w *fixture) { w.issuers.Fail() }},
 		"error": {http.StatusInternalServerError, func(w *fixture) {
 			w.users.exists = func(string) error { return errors.New(broken) }
@@ -122,6 +125,7 @@ func TestLogOfServerErrors(t *testing.T) {
 				wantHeader(t, got, "Retry-After", "5", "WWW-Authenticate", "", "Content-Location", "")
 			} else {
 				wantOutcome(t, got, test.status, "exception", id)
+				wantHeader(t, got, "Retry-After", "") // clients stop
 			}
 			text := w.log.String()
 			for _, word := range []string{`"level":"ERROR"`, `"err":`, id} {
@@ -144,9 +148,9 @@ func TestLogOfServerErrors(t *testing.T) {
 }
 
 // spoil makes the content of a file unreadable.
-func spoil(t *testing.T, dir, name string) {
+func spoil(t *testing.T, dir, name, content string) {
 	t.Helper()
-	must(t, os.WriteFile(filepath.Join(dir, name), []byte("{{ garbage"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
 }
 
 // Metrics have the names and labels that dashboards use, and no ids.
@@ -224,7 +228,7 @@ func TestProbes(t *testing.T) {
 	ready()
 	file := filepath.Join(w.users.dir, "access.yaml")
 	must(t, os.Rename(file, file+".kept"))
-	spoil(t, w.users.dir, filepath.Base(file))
+	spoil(t, w.users.dir, filepath.Base(file), "{{ garbage")
 	ready("access")
 	must(t, os.Rename(file+".kept", file))
 	must(t, os.Rename(w.users.dir, w.users.dir+".away"))

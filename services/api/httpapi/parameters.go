@@ -35,7 +35,7 @@ func parseParameters(rawQuery string) (parameters, error) {
 	// The query is stored in the job record and returned in the manifest, so only characters of a URI are allowed (RFC 3986).
 	for _, char := range []byte(rawQuery) {
 		if char <= ' ' || char > '~' {
-			return p, invalid("The query string has a character that has to be percent-encoded.")
+			return p, invalid("The query string has a character that must be percent-encoded.")
 		}
 	}
 	if strings.Count(rawQuery, "&") >= maxParameters {
@@ -86,9 +86,9 @@ func parseTypes(values []string) ([]string, error) {
 		name = strings.TrimSpace(name)
 		switch {
 		case name == "":
-			return nil, invalid("The parameter _type has an empty name: it has no value, or a comma too many.")
+			return nil, invalid("The parameter _type has an empty name: no value, or a comma too many.")
 		case !typeForm.MatchString(name):
-			return nil, invalid("The parameter _type has a name that is not the name of a resource type.")
+			return nil, invalid("The parameter _type has a name that is not a FHIR R4 resource type.")
 		case !fhir.IsType(name):
 			unknown = append(unknown, name)
 		case !fhir.IsExportable(name):
@@ -99,14 +99,14 @@ func parseTypes(values []string) ([]string, error) {
 	}
 	switch {
 	case len(unknown) > 0:
-		return nil, invalid("The parameter _type names what is no FHIR R4 resource type: " + list(unknown) +
+		return nil, invalid("The parameter _type has names that are not FHIR R4 resource types: " + list(unknown) +
 			". Names are case-sensitive.")
 	case len(never) > 0:
-		return nil, unsupported("The parameter _type names types that an export of a group never holds, because they " +
+		return nil, unsupported("The parameter _type names types that an export of a group never contains, because they " +
 			"are not about single patients: " + list(never) + ".")
 	case !compartment:
-		return nil, unsupported("The parameter _type names only types that are exported because exported resources " +
-			"reference them: " + list(types) + ". Name at least one type that is about patients beside them.")
+		return nil, unsupported("The parameter _type names only types that are exported where exported resources reference " +
+			"them: " + list(types) + ". Add at least one type that is about patients.")
 	}
 	slices.Sort(types)
 	return slices.Compact(types), nil
@@ -115,7 +115,7 @@ func parseTypes(values []string) ([]string, error) {
 func checkOutputFormat(values []string) error {
 	for _, value := range values {
 		if !slices.Contains(outputFormats, value) {
-			return unsupported("The parameter _outputFormat has to be application/fhir+ndjson, application/ndjson or " +
+			return unsupported("The parameter _outputFormat must be application/fhir+ndjson, application/ndjson or " +
 				"ndjson.")
 		}
 		if canonicalFormat(value) != canonicalFormat(values[0]) {

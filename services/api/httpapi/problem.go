@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
@@ -19,7 +20,7 @@ import (
 const (
 	fhirJSON  = "application/fhir+json"
 	plainJSON = "application/json"
-	noJSON    = "The header Accept allows neither application/fhir+json nor application/json."
+	noJSON    = "The header Accept must allow application/fhir+json or application/json."
 )
 
 // retryOutage is the Retry-After of a 503.
@@ -85,13 +86,15 @@ func (s *service) refuse(c *gin.Context, err error) {
 			keepError(c, err)
 		}
 		panic(http.ErrAbortHandler)
+	case errors.Is(err, directory.ErrUnreadable): // no outage: a retry cannot help
+		keepError(c, err)
+		r = serverError(c, "The definition of this group cannot be read, so it cannot be exported until it is corrected.")
 	case errors.Is(err, export.ErrUnavailable):
 		keepError(c, err)
 		r = unavailable()
 	default:
 		keepError(c, err)
-		r = refused(http.StatusInternalServerError, "exception", "The server could not answer this request. Its operators "+
-			"find the cause by the request id "+requestID(c)+".")
+		r = serverError(c, "The server could not answer this request.")
 	}
 	if c.Writer.Written() {
 		// The header of a successful response is sent: cut the connection, so that it does not appear complete.
@@ -105,10 +108,16 @@ func (s *service) refuse(c *gin.Context, err error) {
 	s.writeProblem(c, r)
 }
 
+// serverError is a 500. Its text has the request id, by which the operators find the cause.
+func serverError(c *gin.Context, text string) refusal {
+	return refused(http.StatusInternalServerError, "exception",
+		text+" Its operators find the cause in the log by the request id "+requestID(c)+".")
+}
+
 // unavailable is the response while a dependency of the request is unavailable.
 func unavailable() refusal {
 	return refused(http.StatusServiceUnavailable, "transient",
-		"A part of the service cannot be reached at the moment. Try again later.",
+		"A part of the service is unavailable. Try again later.",
 		"Retry-After", inUnits(retryOutage, time.Second))
 }
 

@@ -251,17 +251,21 @@ func (s *service) fileURL(job export.JobID, name string) string {
 	return s.statusURL(job) + "/files/" + url.PathEscape(name)
 }
 
-// noRoute names a doubled or a trailing slash, which URLs that were joined by hand often have. It does not redirect: many
-// clients do not send the token again.
+// noRoute names the mistakes that URLs joined by hand often have, and the levels of export that are not supported. It does
+// not redirect: many clients do not send the token again.
 func (s *service) noRoute(c *gin.Context) error {
-	text := "There is nothing at this path."
+	groupLevel := "GET " + s.baseText + "/Group/[id]/$export"
+	text := "Unknown path."
 	switch path := c.Request.URL.Path; {
+	case path == s.template("/$export"), path == s.template("/Patient/$export"):
+		return refused(http.StatusNotFound, "not-supported",
+			"Exports of the system and patient level are not supported. Export a group of patients: "+groupLevel+".")
 	case strings.Contains(path, "//"):
 		text += " It has a doubled slash."
 	case len(path) > 1 && strings.HasSuffix(path, "/"):
 		text += " It ends with a slash."
 	}
-	return refused(http.StatusNotFound, "not-found", text)
+	return refused(http.StatusNotFound, "not-found", text+" An export starts with "+groupLevel+".")
 }
 
 func (s *service) noMethod(c *gin.Context) error {

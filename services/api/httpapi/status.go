@@ -29,7 +29,7 @@ func (s *service) status(c *gin.Context) error {
 	// refusal reveals nothing.
 	denied := slices.DeleteFunc(slices.Clone(job.Request.Types), principalOf(c).Scopes.MayRead)
 	if len(denied) > 0 {
-		return forbidden("The export holds types that this token may not read: " + list(denied) + ".")
+		return forbidden("The export contains types that this token may not read: " + list(denied) + ".")
 	}
 	if err := s.limit(c, "status", "status requests", s.StatusLimit); err != nil {
 		return err
@@ -78,7 +78,7 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 		return err
 	}
 	if wait > 0 {
-		return tooMuch("The status was asked for far more often than the header Retry-After of its answers allows.",
+		return tooMuch("The status was requested far more often than the header Retry-After of its responses allows.",
 			min(wait, interval))
 	}
 	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusAccepted)); err != nil {

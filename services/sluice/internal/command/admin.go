@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"iter"
 	"os"
@@ -33,7 +34,7 @@ its error states otherwise.`,
 	cmd.PersistentFlags().StringVar(&a.flags.caFile, "ca-file", "",
 		"additional certificate authorities (PEM), for Redis, PostgreSQL and the object store; default: SLUICE_CA_FILE")
 	cmd.PersistentFlags().StringVar(&a.flags.audit, "audit-log", "",
-		"file of the audit log, or stdout; default: SLUICE_AUDIT_LOG")
+		"file of the audit log that records changes, or stdout; default: SLUICE_AUDIT_LOG")
 	return cmd
 }
 
@@ -45,8 +46,9 @@ func parent(name, short, long string, subcommands ...*cobra.Command) *cobra.Comm
 
 func (a *app) migrate() *cobra.Command {
 	return &cobra.Command{
-		Use:   "migrate",
-		Short: "Migrate the database to the schema of this program",
+		Use:     "migrate",
+		Short:   "Migrate the database to the schema of this program",
+		Example: `  sluice admin migrate --database 'postgres://owner@db/sluice?sslmode=verify-full'`,
 		Long: `Migrate the database to the schema of this program, from an empty database or from any earlier version.
 Services of the previous version keep running meanwhile. A database with a newer schema is not changed.`,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
@@ -73,7 +75,10 @@ func (a *app) databaseURL() (string, error) {
 // roots returns the root certificates for Redis and databases; nil means the system's.
 func (a *app) roots() (*x509.CertPool, error) {
 	roots, err := a.trust().Roots()
-	if err != nil {
+	switch {
+	case err != nil && a.flags.caFile != "":
+		return nil, usage("--ca-file: %w", errors.Unwrap(err)) // it begins with the name of the variable
+	case err != nil:
 		return nil, usageError{err}
 	}
 	return roots, nil

@@ -34,7 +34,7 @@ Lines missing at the end can only be detected with a known head: store the heads
 --expect-head. A log that has grown since still contains them. The command names chains that end without the event of a
 stop although the same process began another chain later: the process was killed, or lines are missing. With --strict
 it then exits with 1.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: atLeast("FILE"),
 		RunE: a.run(func(_ context.Context, files []string) error {
 			if err := completeProof(&proof, keyFile); err != nil {
 				return err

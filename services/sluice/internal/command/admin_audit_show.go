@@ -57,15 +57,15 @@ func (a *app) auditShow() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show [--group ID] [--subject NAME] [--job ID] [--since TIME] FILE...",
 		Short: "Show events of an audit log",
-		Long: `Show events of audit logs, oldest file first ("-" is standard input). It reads every line and does not verify the
-chain: see verify. With --group it shows the kick-offs of the group, and all other events of these exports: status, files,
-cancel, expiry. --since is a date, a time (RFC 3339) or a duration before now.
+		Long: `Show events of audit logs, oldest file first ("-" is standard input). The command reads every line and does
+not verify the chain: see sluice admin audit verify. With --group it shows the kick-offs of the group, and all other
+events of these exports: status, files, cancel, expiry. --since is a date, a time (RFC 3339) or a duration before now.
 
 A line has time, action, outcome, subject and issuer, address, job or other object, file, bytes and reason. With --json it
 is the AuditEvent as it is in the log.`,
 		Example: `  sluice admin audit show --group diabetes --since 2026-10-01 api.ndjson
   sluice admin audit show --subject research-team --since 720h --json api.ndjson | jq .recorded`,
-		Args: cobra.MinimumNArgs(1),
+		Args: atLeast("FILE"),
 		RunE: a.run(func(ctx context.Context, files []string) (err error) {
 			if filter.since, err = sinceOf(since, time.Now()); err != nil {
 				return err

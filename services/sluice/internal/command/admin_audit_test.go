@@ -138,7 +138,7 @@ func TestAuditUsage(t *testing.T) {
 		code     int
 		contains string
 	}{
-		{nil, ExitUsage, "requires at least 1 arg"},
+		{nil, ExitUsage, "missing FILE: "},
 		{[]string{"--expect-head", "ABC", file}, ExitUsage, "--expect-head"},
 		{[]string{"--after", strings.Repeat("g", 64), file}, ExitUsage, "--after"},
 		{[]string{"--key-file", write(t, "short\n"), file}, ExitFailure, "at least 32 bytes"},

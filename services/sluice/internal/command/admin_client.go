@@ -28,6 +28,7 @@ the same id, the file takes precedence.`,
 		a.withJSON(a.onClient(&cobra.Command{
 			Use:   "show --id ID",
 			Short: "Show a client",
+			Long:  `Show a client: its scopes, and the ids of its keys or the URL of its key set. Secrets cannot be shown.`,
 		}, func(ctx context.Context, store *authstore.Store, id string) error {
 			client, _, err := readClient(ctx, store, id)
 			if err != nil {
@@ -38,6 +39,8 @@ the same id, the file takes precedence.`,
 		a.withYes(a.onClient(&cobra.Command{
 			Use:   "remove --id ID",
 			Short: "Remove a client",
+			Long: `Remove a client: it gets no more tokens. The command asks for confirmation unless --yes is given, and records the
+change in the audit log if --audit-log or SLUICE_AUDIT_LOG names one.`,
 		}, func(ctx context.Context, store *authstore.Store, id string) error {
 			if err := a.confirm("Remove the client " + id + "? It gets no more tokens, and must be registered again."); err != nil {
 				return err
@@ -83,7 +86,7 @@ func (a *app) onClient(
 type clientOutput struct {
 	ID      string   `json:"id"`
 	Method  string   `json:"method"` // private_key_jwt or client_secret_basic
-	JWKSURL string   `json:"jwks_url,omitempty"`
+	JWKSURL string   `json:"jwksUrl,omitempty"`
 	KIDs    []string `json:"kids,omitempty"` // of the registered keys
 	Scope   string   `json:"scope"`
 	Secret  string   `json:"secret,omitempty"` // only when just created

@@ -127,7 +127,7 @@ func TestAdminClient(t *testing.T) {
 	for _, args := range [][]string{{"client", "list", "--redis", url}, {"group", "list"}, {"grant", "list"}, {"migrate"}} {
 		args = append([]string{"admin"}, args...)
 		args = append(args, "--database", "postgres://127.0.0.1:1/d")
-		do(t, 2, "SLUICE_CA_FILE", append(args, "--ca-file", filepath.Join(dir, "none.pem"))...)
+		do(t, 2, "--ca-file", append(args, "--ca-file", filepath.Join(dir, "none.pem"))...)
 		t.Setenv("SLUICE_CA_FILE", filepath.Join(dir, "none.pem"))
 		do(t, 2, "SLUICE_CA_FILE", args...)
 		t.Setenv("SLUICE_CA_FILE", "")

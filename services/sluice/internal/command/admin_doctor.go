@@ -27,14 +27,14 @@ func (f doctorFlags) get(name string) string { return orVariable(f[name].value, 
 
 func (a *app) doctor() *cobra.Command {
 	flags := doctorFlags{
-		"s3-endpoint": {variable: "SLUICE_S3_ENDPOINT", what: "the object store"},
-		"s3-bucket":   {variable: "SLUICE_S3_BUCKET", what: "its bucket"},
-		"s3-region":   {variable: "SLUICE_S3_REGION", what: "its region"},
+		"s3-endpoint": {variable: "SLUICE_S3_ENDPOINT", what: "URL of the object store"},
+		"s3-bucket":   {variable: "SLUICE_S3_BUCKET", what: "bucket of the object store"},
+		"s3-region":   {variable: "SLUICE_S3_REGION", what: "region of the object store"},
 		"issuers":     {variable: "SLUICE_TOKEN_ISSUERS_FILE", what: "file of token issuers"},
 		"groups":      {variable: "SLUICE_GROUPS_DIR", what: "folder of groups"},
 		"access":      {variable: "SLUICE_ACCESS_FILE", what: "file of grants"},
-		"source":      {variable: "SLUICE_SOURCE_URL", what: "database of the clinical data"},
-		"directory":   {variable: "SLUICE_DIRECTORY_URL", what: "database of groups and grants"},
+		"source":      {variable: "SLUICE_SOURCE_URL", what: "URL of the database of the clinical data"},
+		"directory":   {variable: "SLUICE_DIRECTORY_URL", what: "URL of the database of groups and grants"},
 	}
 	cmd := a.reading(&cobra.Command{
 		Use:   "doctor",
@@ -172,7 +172,7 @@ func (a *app) printFindings(findings []ops.Finding, skipped []string) error {
 	}
 	err := a.show(struct {
 		Findings []ops.Finding `json:"findings"`
-		Skipped  []string      `json:"not_looked_at"`
+		Skipped  []string      `json:"skipped"`
 	}{findings, append([]string{}, skipped...)}, rows)
 	if bad > 0 {
 		err = errors.Join(err, fmt.Errorf("%d of %d findings are bad", bad, len(findings)))

@@ -106,7 +106,8 @@ func grantRows(grants ...grantOutput) []row {
 func (a *app) grantList() *cobra.Command {
 	return a.withJSON(a.onDirectory(&cobra.Command{
 		Use:   "list",
-		Short: "List the grants, without ids",
+		Short: "List the grants",
+		Long:  `List the grants with the numbers of types, groups and patients. sluice admin grant show has the names.`,
 	}, func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, _ []string) error {
 		list, err := grants.List(ctx)
 		if err != nil {
@@ -217,9 +218,9 @@ func (a *app) grantSet() *cobra.Command {
 		})
 	})
 	f := cmd.Flags()
-	f.StringVar(&types, "types", "", "resource types")
-	f.StringVar(&groups, "groups", "", "ids of groups")
-	f.StringVar(&patients, "patients", "", "ids of patients")
+	f.StringVar(&types, "types", "", "list of resource types")
+	f.StringVar(&groups, "groups", "", "list of group ids")
+	f.StringVar(&patients, "patients", "", "list of patient ids")
 	withStrict(cmd, &strict)
 	require(cmd, "types", "groups", "patients")
 	return cmd
@@ -283,10 +284,10 @@ func (a *app) grantImport() *cobra.Command {
 		Short: "Replace all grants with those of an access file",
 		Long: `Replace all grants. Anyone not listed loses access. FILE is YAML in the format of SLUICE_ACCESS_FILE
 (docs/access.md), of at most 16 MiB. Importing the same file again changes nothing. The command shows the number of grants
-that it removes, adds and changes, and makes these changes at once.` + irrevocableHelp + strictHelp,
+that it removes, adds and changes, and makes these changes at once.` + strictHelp + irrevocableHelp,
 		Example: `  sluice admin grant import --dry-run access.yaml
   sluice admin grant import --yes --audit-log admin-audit.ndjson access.yaml`,
-		Args: cobra.ExactArgs(1),
+		Args: exactly("FILE"),
 	})), func(ctx context.Context, _ *pgdir.Groups, grants *pgdir.Access, args []string) error {
 		entries, err := readGrants(args[0])
 		if err != nil {
@@ -296,7 +297,7 @@ that it removes, adds and changes, and makes these changes at once.` + irrevocab
 		if err != nil {
 			return err
 		}
-		text := fmt.Sprintf("%s removed, %d added, %d changed", counted(changes.Removed, "grant"), changes.Added, changes.Changed)
+		text := fmt.Sprintf("%s removed, %d added, %d changed", plural(changes.Removed, "grant"), changes.Added, changes.Changed)
 		if dryRun {
 			return a.print(a.result(text+"; nothing was changed (--dry-run)\n", changes))
 		}
@@ -306,7 +307,7 @@ that it removes, adds and changes, and makes these changes at once.` + irrevocab
 		}
 		what := fmt.Sprintf("replacement of all grants by %d", len(entries))
 		return a.irrevocable(question, what, func() (string, error) {
-			done := fmt.Sprintf("imported %s: %s\n", counted(len(entries), "grant"), text)
+			done := fmt.Sprintf("imported %s: %s\n", plural(len(entries), "grant"), text)
 			return a.result(done, changes), grants.Replace(ctx, entries)
 		})
 	})

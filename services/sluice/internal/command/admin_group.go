@@ -17,13 +17,16 @@ import (
 
 const membersHelp = `
 
-Patients are ids, as arguments or with --file, one per line ("-" is standard input). If any ID is malformed, nothing is
+PATIENT is the id of a patient; --file has more, one per line ("-" is standard input). If any id is malformed, nothing
+is changed.`
+
+const strictHelp = ` Ids that are not in the store are reported; with --strict they are an error, and nothing is
 changed.`
 
-const strictHelp = ` IDs that are not in the store are reported; with --strict they are an error, and nothing is changed.`
+const irrevocableHelp = `
 
-const irrevocableHelp = ` Asks for confirmation unless --yes is given. The change is recorded in the audit log first:
---audit-log or SLUICE_AUDIT_LOG must name a file that no service writes, or stdout.`
+The command asks for confirmation unless --yes is given. The change is recorded in the audit log first: --audit-log or
+SLUICE_AUDIT_LOG must name a file that no service writes, or stdout.`
 
 func (a *app) group() *cobra.Command {
 	return parent("group", "Manage groups and their members",
@@ -34,13 +37,13 @@ including changes made with these commands.`,
 			Use:   "delete GROUP",
 			Short: "Delete a group and its membership",
 			Long:  "Delete a group and its membership." + irrevocableHelp,
-			Args:  cobra.MatchAll(cobra.ExactArgs(1), aGroup),
+			Args:  cobra.MatchAll(exactly("GROUP"), aGroup),
 		})), func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
 			group, err := groups.Show(ctx, args[0])
 			if err != nil {
 				return named(args[0], err)
 			}
-			question := fmt.Sprintf("Delete group %s with %s?", args[0], counted(group.Members, "member"))
+			question := fmt.Sprintf("Delete group %s with %s?", args[0], plural(group.Members, "member"))
 			return a.irrevocable(question, "deletion of Group/"+args[0], func() (string, error) {
 				done := a.result("deleted group "+args[0]+"\n", groupChange{args[0], group.Members})
 				return done, named(args[0], groups.Delete(ctx, args[0]))
@@ -65,7 +68,7 @@ func aGroup(_ *cobra.Command, args []string) error {
 }
 
 func groupRows(groups ...pgdir.Group) []row {
-	rows := []row{{"group", "members", "known", "exportable", "last updated"}}
+	rows := []row{{"group", "current members", "all members", "exportable", "last updated"}}
 	for _, g := range groups {
 		updated := "-"
 		if g.LastUpdated != nil {
@@ -87,8 +90,9 @@ func (a *app) groupList() *cobra.Command {
 	return a.withJSON(a.onDirectory(&cobra.Command{
 		Use:   "list",
 		Short: "List the groups",
-		Long: `List every group: its current members, all its patients (including inactive ones and those whose period does
-not cover the present), whether it can be exported, and its meta.lastUpdated.`,
+		Long: `List every group: the number of its current members, the number of all its members (with the inactive ones
+and those whose period does not cover the present), whether it can be exported, and its meta.lastUpdated. The members of
+member groups are not counted.`,
 	}, func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, _ []string) error {
 		list, err := groups.List(ctx)
 		if err != nil {
@@ -103,10 +107,12 @@ func (a *app) groupShow() *cobra.Command {
 	cmd := a.withJSON(a.onDirectory(&cobra.Command{
 		Use:   "show GROUP",
 		Short: "Show a group",
-		Long: `Show a group as list does, with the groups that are members of it, and the number of other members that are no
-patients of this store. With --members, print only the IDs of the current members, one per line, without those of member
-groups; with --members --json, all patients of the group and when they joined.`,
-		Args: cobra.MatchAll(cobra.ExactArgs(1), aGroup),
+		Long: `Show a group as list does, the groups that are members of it, and by reason the number of current members that are
+not patients of this store. With --members, print only the ids of the current members, one per line, without those of
+member groups; with --members --json, all members of the group and when they joined.`,
+		Example: `  sluice admin group show diabetes
+  sluice admin group show diabetes --members`,
+		Args: cobra.MatchAll(exactly("GROUP"), aGroup),
 	}, func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
 		group, err := groups.Show(ctx, args[0])
 		if err != nil {
@@ -129,11 +135,11 @@ groups; with --members --json, all patients of the group and when they joined.`,
 		if err != nil {
 			return err
 		}
-		nested := []row{{"member group", "member", "exportable"}}
+		nested := []row{{"member group", "current member", "exportable"}}
 		for _, g := range group.Groups {
 			nested = append(nested, row{g.ID, yesNo(g.Current), yesNo(g.Exportable)})
 		}
-		left := []row{{"left out", "members"}}
+		left := []row{{"left out because", "current members"}}
 		for _, l := range group.LeftOut {
 			left = append(left, row{l.Reason, l.Count})
 		}
@@ -178,7 +184,7 @@ func (a *app) groupMembers(
 		Short:   short,
 		Long:    long + help,
 		Example: fmt.Sprintf("  sluice admin group %[1]s diabetes p1 p2\n  sluice admin group %[1]s diabetes --file ids", name),
-		Args: cobra.MatchAll(cobra.MinimumNArgs(1), aGroup, func(_ *cobra.Command, args []string) error {
+		Args: cobra.MatchAll(atLeast("GROUP"), aGroup, func(_ *cobra.Command, args []string) error {
 			if len(args) == 1 && file == "" && name != "create" {
 				return usage("missing patients: pass PATIENT arguments or --file")
 			}
@@ -196,7 +202,7 @@ func (a *app) groupMembers(
 		}
 		return a.recorded(name+" of Group/"+args[0], func() (string, error) {
 			changed, err := change(groups.Checked(a.reportMissing(strict)), ctx, args[0], patients)
-			text := fmt.Sprintf(done, args[0], counted(changed, "member"))
+			text := fmt.Sprintf(done, args[0], plural(changed, "member"))
 			return a.result(text, groupChange{args[0], changed}), named(args[0], err)
 		})
 	})
@@ -209,7 +215,7 @@ func (a *app) groupMembers(
 }
 
 func withStrict(cmd *cobra.Command, strict *bool) {
-	cmd.Flags().BoolVar(strict, "strict", false, "fail if an ID is not in the store")
+	cmd.Flags().BoolVar(strict, "strict", false, "fail if an id is not in the store")
 }
 
 // reportMissing returns a check that reports IDs which the database does not have. They are an error if strict.
@@ -222,7 +228,7 @@ func (a *app) reportMissing(strict bool) func(pgdir.Missing) error {
 				verb = "is"
 			}
 			if n > 0 {
-				texts = append(texts, fmt.Sprintf("%d of %s %s not in the %s", n, counted(of, noun), verb, place))
+				texts = append(texts, fmt.Sprintf("%d of %s %s not in the %s", n, plural(of, noun), verb, place))
 			}
 		}
 		add(m.Groups, m.OfGroups, "group", "database")
@@ -238,14 +244,6 @@ func (a *app) reportMissing(strict bool) func(pgdir.Missing) error {
 		}
 		return nil
 	}
-}
-
-// counted returns the number with the noun in the right form.
-func counted[N int | int64](n N, noun string) string {
-	if n != 1 {
-		noun += "s"
-	}
-	return fmt.Sprintf("%d %s", n, noun)
 }
 
 // withYes adds the flag of a command that asks for confirmation.

@@ -18,7 +18,8 @@ import (
 
 func (a *app) job() *cobra.Command {
 	return parent("job", "List, show, cancel and purge jobs",
-		"List, show, cancel and purge the jobs of a deployment (docs/operating.md).",
+		`List, show, cancel and purge the jobs of a deployment (docs/operating.md). JOB is the id of a job, or the first
+characters of it, at least 6, if they are those of one job only.`,
 		a.jobList(), a.jobShow(),
 		a.jobEnd("cancel", "Cancel a live or finished job and delete its files",
 			`Cancel a job as its owner can: its owner gets 404 from then on, its units stop within seconds, and a scheduler deletes
@@ -42,6 +43,7 @@ func (a *app) jobList() *cobra.Command {
 		Short: "List the jobs, newest first",
 		Long: `List the jobs that are live, finished and not yet expired, or waiting to be purged. Owners are shown by their
 digest, as in logs.`,
+		Example: `  sluice admin job list --state failed,running --older 2h`,
 	}, func(ctx context.Context, o *ops.Operator, _ []string) error {
 		for _, text := range states {
 			state := export.State(text)
@@ -62,7 +64,7 @@ digest, as in logs.`,
 		}
 		return a.printJobs(page)
 	})
-	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state; repeatable")
+	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state, such as running or failed; repeatable")
 	cmd.Flags().StringVar(&filter.Owner, "owner", "", "only jobs of owners whose digest has this prefix")
 	cmd.Flags().DurationVar(&filter.Older, "older", 0, "only jobs at least this old, such as 2h")
 	cmd.Flags().IntVar(&filter.Offset, "offset", 0, "number of jobs to skip")
@@ -96,14 +98,16 @@ func (a *app) printJobs(page ops.Page) error {
 
 func (a *app) jobShow() *cobra.Command {
 	var which string
-	cmd := a.reading(&cobra.Command{
+	cmd := a.ofJob(a.reading(&cobra.Command{
 		Use:   "show JOB",
 		Short: "Show a job, its progress by type, and its units",
 		Long: `Show a job, its progress by resource type, and its units: the open and failed ones (--units open, the default),
 all, or none. The last cause of a unit is a class: unavailable (a dependency could not be reached), error (its data
 could not be read or stored), draining (its worker stopped), lost (its worker sent no heartbeats) or operator (an
 operator retried it).`,
-		Args: cobra.MatchAll(cobra.ExactArgs(1), aJob),
+		Args: exactly("JOB"),
+		Example: `  sluice admin job show yb4usboi
+  sluice admin job show --units all --json yb4usboilbhicio2qlsbfk4jzq`,
 	}, func(ctx context.Context, o *ops.Operator, args []string) error {
 		if !slices.Contains([]string{"open", "all", "none"}, which) {
 			return usage("--units must be open, all or none")
@@ -119,17 +123,24 @@ operator retried it).`,
 			return which == "none" || which == "open" && u.State == ops.UnitDone
 		})
 		return a.show(detail, factRows(detail), progressRows(detail.Progress), unitRows(detail.Units))
-	})
+	}))
 	cmd.Flags().StringVar(&which, "units", "open", "units to show: open (and failed), all or none")
 	return cmd
 }
 
-func someOf(types []string) string {
+func someOf[T ~string](names []T) string {
 	const most = 6
-	if len(types) > most {
-		return fmt.Sprintf("%s and %d more", strings.Join(types[:most], ","), len(types)-most)
+	var text strings.Builder
+	for i, name := range names[:min(len(names), most)] {
+		if i > 0 {
+			text.WriteByte(',')
+		}
+		text.WriteString(string(name))
 	}
-	return strings.Join(types, ",")
+	if len(names) > most {
+		fmt.Fprintf(&text, " and %d more", len(names)-most)
+	}
+	return text.String()
 }
 
 func factRows(d ops.Detail) []row {
@@ -182,19 +193,67 @@ func unitRows(units []ops.Unit) []row {
 	return rows
 }
 
+// jobPrefix is the form of the beginning of a job's id.
+var jobPrefix = regexp.MustCompile(`^[a-z2-7]{6,26}$`)
+
+// ofJob completes a command whose first argument is the id of a job: it may be the beginning of one.
+func (a *app) ofJob(cmd *cobra.Command) *cobra.Command {
+	check, work := cmd.Args, cmd.RunE
+	cmd.Args = cobra.MatchAll(check, func(_ *cobra.Command, args []string) error {
+		if !jobPrefix.MatchString(args[0]) {
+			return usage("%q is not a job id: 26 characters of a-z and 2-7, or at least the first 6 of them", args[0])
+		}
+		return nil
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		a.running = true
+		id, err := a.findJob(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return work(cmd, append([]string{string(id)}, args[1:]...))
+	}
+	return cmd
+}
+
+// findJob returns the id of the only job whose id has the prefix. A whole id is returned as it is.
+func (a *app) findJob(ctx context.Context, prefix string) (id export.JobID, err error) {
+	if id, err := export.ParseJobID(prefix); err == nil {
+		return id, nil
+	}
+	err = a.withOperator(nil, func(o *ops.Operator) error {
+		found, more, err := o.Find(ctx, prefix)
+		switch {
+		case err != nil:
+			return err
+		case len(found) > 1:
+			return fmt.Errorf("the ids of %d jobs begin with %s: %s", len(found), prefix, someOf(found))
+		case more: // the ids of others may have the prefix
+			return errors.New("there are too many jobs to find one by the beginning of its id: give the whole id")
+		case len(found) == 0:
+			return fmt.Errorf("no such job: no id begins with %s", prefix)
+		}
+		id = found[0]
+		return nil
+	})
+	return id, err
+}
+
 func (a *app) jobEnd(
 	name, short, long, question, done string, end func(*ops.Operator, context.Context, export.JobID) error,
 ) *cobra.Command {
-	return a.changing(&cobra.Command{
-		Use: name + " JOB", Short: short, Long: long, Args: cobra.MatchAll(cobra.ExactArgs(1), aJob),
+	return a.ofJob(a.changing(&cobra.Command{
+		Use: name + " JOB", Short: short, Long: long, Args: exactly("JOB"),
+		Example: fmt.Sprintf("  sluice admin job %s --audit-log admin-audit.ndjson yb4usboilbhicio2qlsbfk4jzq", name),
 	}, "job", question, done, func(ctx context.Context, o *ops.Operator, args []string) error {
 		return end(o, ctx, export.JobID(args[0]))
-	})
+	}))
 }
 
 func (a *app) unit() *cobra.Command {
 	return parent("unit", "Retry or fail a unit of a job",
-		"Retry or fail a unit of a job (docs/operating.md). sluice admin job show lists the units.",
+		`Retry or fail a unit of a job (docs/operating.md). sluice admin job show lists the units. JOB is the id of a job, or
+the first characters of it, at least 6, if they are those of one job only.`,
 		a.unitChange("retry", "Run a unit again now",
 			`Run a unit again now, with a full number of attempts: a failed unit, one that makes no progress, or one that
 waits for its retry. Results of the previous worker are discarded. The command is refused for a unit that is done, and
@@ -212,9 +271,10 @@ func (a *app) unitChange(
 	name, short, long, question, done string,
 	change func(*ops.Operator, context.Context, export.JobID, export.UnitID) error,
 ) *cobra.Command {
-	return a.changing(&cobra.Command{
-		Use: name + " JOB UNIT", Short: short, Long: long, Args: cobra.MatchAll(cobra.ExactArgs(2), aJob),
+	return a.ofJob(a.changing(&cobra.Command{
+		Use: name + " JOB UNIT", Short: short, Long: long, Args: exactly("JOB", "UNIT"),
+		Example: fmt.Sprintf("  sluice admin unit %s --audit-log admin-audit.ndjson yb4usboi Patient-00000", name),
 	}, "job or unit", question, done, func(ctx context.Context, o *ops.Operator, args []string) error {
 		return change(o, ctx, export.JobID(args[0]), export.UnitID(args[1]))
-	})
+	}))
 }

@@ -192,13 +192,6 @@ func (a *app) confirm(question string) error {
 	return nil
 }
 
-func aJob(_ *cobra.Command, args []string) error {
-	if _, err := export.ParseJobID(args[0]); err != nil {
-		return usage("JOB is not a job id: 26 characters of a-z and 2-7")
-	}
-	return nil
-}
-
 func (a *app) kickoffs() *cobra.Command {
 	return parent("kickoffs", "Pause and resume kick-offs",
 		`Pause and resume kick-offs on all replicas of the API (docs/operating.md). While they are paused, a kick-off is
@@ -245,6 +238,7 @@ func (a *app) kickoffsPause() *cobra.Command {
 		Short: "Pause kick-offs",
 		Long: `Pause kick-offs for the duration of --for or, without it, until sluice admin kickoffs resume. The reason is for
 operators and the audit log; clients do not see it. It must not name a patient.`,
+		Example: `  sluice admin kickoffs pause --reason 'upgrade of PostgreSQL' --for 30m --audit-log admin-audit.ndjson`,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			if err := ops.CheckReason(reason); err != nil {
 				return usage("--reason: %w", err)
@@ -276,9 +270,10 @@ func (a *app) worker() *cobra.Command {
 			Short: "Shut down a worker gracefully",
 			Long: `Shut down a worker as a SIGTERM does: it takes no more units, finishes what it can within its
 SLUICE_WORKER_DRAIN, returns the rest to the queue, and exits with 0. Its supervisor (Kubernetes, compose, systemd) then
-starts another; to have one less, scale down instead. WORKER is an id of sluice admin worker list. The command asks for
+starts another; to have one less, scale down instead. WORKER is an id from sluice admin worker list. The command asks for
 confirmation unless --yes.`,
-			Args: cobra.ExactArgs(1),
+			Example: `  sluice admin worker drain --audit-log admin-audit.ndjson worker-7c9f`,
+			Args:    exactly("WORKER"),
 		}, "worker", "Shut down worker %s?", "worker %s is draining",
 			func(ctx context.Context, o *ops.Operator, args []string) error { return o.DrainWorker(ctx, args[0]) }))
 }

@@ -107,7 +107,14 @@ var deskOwner = export.Owner{Issuer: "https://login.example.org", Subject: "rese
 // running creates a job with two queued units, the state after the plan.
 func (d *desk) running() export.JobID {
 	d.t.Helper()
-	ctx, id := d.t.Context(), export.NewJobID()
+	id := export.NewJobID()
+	d.runs(id)
+	return id
+}
+
+func (d *desk) runs(id export.JobID) {
+	d.t.Helper()
+	ctx := d.t.Context()
 	_, err := d.jobs.Create(ctx, export.Job{
 		ID: id, State: export.Scheduled, Created: time.Now().Add(-time.Hour), Owner: deskOwner,
 		Request: export.Request{URL: "https://x/fhir/Group/g/$export?_type=Patient", GroupID: "g", Types: []string{"Condition", "Patient"}},
@@ -125,7 +132,6 @@ func (d *desk) running() export.JobID {
 	}))
 	_, err = d.jobs.Issue(ctx, id, 10)
 	d.must(err)
-	return id
 }
 
 // actions verifies the audit log and returns one word per event.
@@ -252,6 +258,32 @@ func TestAdminJobPurge(t *testing.T) {
 	d.do(1, "no such job", "job", "show", string(export.NewJobID()))
 }
 
+// The beginning of an id stands for a job only if it is unique.
+func TestAdminJobByPrefix(t *testing.T) {
+	d := newDesk(t)
+	const one, other = "abcdefgh2222222222222222aa", "abcdefgh3333333333333333aa"
+	d.runs(one)
+	d.runs(other)
+	d.do(0, one, "job", "show", "abcdefgh2")
+	d.do(1, "the ids of 2 jobs begin with abcdefgh: "+one+","+other, "job", "show", "abcdefgh")
+	d.do(1, "the ids of 2 jobs", "job", "cancel", "--yes", "abcdef")
+	d.do(1, "no such job: no id begins with zzzzzz", "job", "cancel", "--yes", "zzzzzz")
+	for _, bad := range []string{"abcde", "ABCDEF", one + "a", ""} {
+		d.do(2, "is not a job id", "job", "cancel", "--yes", bad)
+	}
+	d.answer("no\n")
+	if _, _, asked := run(t, "admin", "job", "cancel", "abcdefgh2"); !strings.Contains(asked, "Cancel job "+one+" ") {
+		t.Errorf("the question does not have the whole id: %s", asked)
+	}
+	d.do(0, "unit Patient-00000 of job "+other, "unit", "retry", "abcdefgh3", "Patient-00000")
+	d.do(0, "cancelled job "+one, "job", "cancel", "--yes", "abcdefgh2")
+	for id, want := range map[export.JobID]export.State{one: export.Cancelled, other: export.Running} {
+		if job, err := d.jobs.Job(t.Context(), id); err != nil || job.State != want {
+			t.Errorf("%s: %s, %v, want %s", id, job.State, err, want)
+		}
+	}
+}
+
 func TestAdminKickoffs(t *testing.T) {
 	d := newDesk(t)
 	d.do(0, "open", "kickoffs", "show")
@@ -298,8 +330,8 @@ func TestAdminOperateRefuses(t *testing.T) {
 		contains string
 		args     []string
 	}{
-		{"JOB is not", []string{"job", "show", "X"}},
-		{"JOB is not", []string{"unit", "retry", "X", "plan"}},
+		{"is not a job id", []string{"job", "show", "X"}},
+		{"is not a job id", []string{"unit", "retry", "X", "plan"}},
 		{"--state", []string{"job", "list", "--state", "sleeping"}},
 		{"--owner", []string{"job", "list", "--owner", "alice"}},
 		{"--limit", []string{"job", "list", "--limit", "0"}},
@@ -335,7 +367,7 @@ func TestAdminDoctor(t *testing.T) {
 	d := newDeskOn(t, testenv.RedisServer(t, "--appendonly", "yes"))
 	type report struct {
 		Findings []struct{ Check, Verdict, Detail, Advice string }
-		Left     []string `json:"not_looked_at"`
+		Left     []string `json:"skipped"`
 	}
 	verdicts := func(code int) map[string]string {
 		t.Helper()

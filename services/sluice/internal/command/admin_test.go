@@ -137,10 +137,10 @@ func TestAdminGroup(t *testing.T) {
 	}
 
 	type output struct {
-		ID             string
-		Exportable     bool
-		Known, Members int
-		Roll           []struct {
+		ID                  string
+		Exportable          bool
+		AllMembers, Members int
+		Roll                []struct {
 			Patient, Joined string
 			Member          bool
 		}
@@ -150,7 +150,7 @@ func TestAdminGroup(t *testing.T) {
 		t.Errorf("listed %+v", list)
 	}
 	shown := decode[output](t, c.ok("group", "show", "g1", "--json", "--members"))
-	if shown.Known != 2 || len(shown.Roll) != 2 || shown.Roll[0].Patient != "p2" || !shown.Roll[0].Member ||
+	if shown.AllMembers != 2 || len(shown.Roll) != 2 || shown.Roll[0].Patient != "p2" || !shown.Roll[0].Member ||
 		!strings.HasSuffix(shown.Roll[0].Joined, "Z") {
 		t.Errorf("shown %+v", shown)
 	}
@@ -394,14 +394,14 @@ func TestAdminGroupShowsMemberGroups(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	got := c.ok("group", "show", "g1")
-	for _, want := range []string{"g2            yes     yes", "gone          no      no", "member_by_identifier  1"} {
+	for _, want := range []string{"g2            yes             yes", "gone          no              no", "member_by_identifier  1"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in:\n%s", want, got)
 		}
 	}
 	type output struct {
 		Groups  []struct{ ID string }
-		LeftOut []struct{ Count int } `json:"left_out"`
+		LeftOut []struct{ Count int } `json:"leftOut"`
 	}
 	if shown := decode[output](t, c.ok("group", "show", "g1", "--json")); len(shown.Groups) != 2 || len(shown.LeftOut) != 1 {
 		t.Errorf("shown %+v", shown)

@@ -186,7 +186,7 @@ func TestStatusAndCancel(t *testing.T) {
 	do(t, ExitGood, `"statusUrl": "`+base+`/jobs/1"`, "verify", "--json", dir)
 	do(t, ExitFailure, "origin of the base URL", "status", base+"/jobs/1", "--token", "t", "--base", "http://localhost:1/fhir")
 	do(t, ExitUsage, "not an http URL", "status", "file:///x")
-	do(t, ExitUsage, "STATUS_URL is missing", "cancel")
+	do(t, ExitUsage, "missing STATUS_URL", "cancel")
 	do(t, ExitGood, "export 1 is cancelled\n", "cancel", base+"/jobs/1")
 	do(t, ExitFailure, "404", "status", base+"/jobs/1")
 	if sent := authorization.Load(); sent != nil {
@@ -305,10 +305,15 @@ func TestUsageErrorsAdvise(t *testing.T) {
 		{[]string{"admin", "client", "regster", "--help"}, "(did you mean register?)\nSee sluice admin client --help.\n"},
 		{[]string{"admin", "client", "show", "research"}, "unexpected argument \"research\"\nSee sluice admin client show --help.\n"},
 		{[]string{"admin", "grant", "set", "--nonsense"}, "See sluice admin grant set --help.\n"},
-		{[]string{"admin", "job", "show"}, "received 0: sluice admin job show JOB [flags]\n"},
-		{[]string{"verify"}, "DIR is missing\nSee sluice verify --help.\n"},
+		{[]string{"admin", "job", "show"}, "missing JOB: the id of a job (sluice admin job list)\n"},
+		{[]string{"admin", "unit", "retry", "aaaaaaaaaaaaaaaaaaaaaaaaaa"}, "missing UNIT: "},
+		{[]string{"load"}, "missing PATH: "},
+		{[]string{"synth"}, "--out and --patients are required\n"},
+		{[]string{"synth", "--patients", "many", "--out", "x"}, "--patients must be a whole number, not \"many\"\n"},
+		{[]string{"completion", "bsh"}, "(did you mean bash?)"},
+		{[]string{"verify"}, "missing DIR: the folder of an export\nSee sluice verify --help.\n"},
 		{[]string{"verify", "a", "b"}, "unexpected argument \"b\""},
-		{[]string{"export", "--group", "g", "--out", "x", "--timeout", "5"}, "such as 90s, 10m or 2h"},
+		{[]string{"export", "--group", "g", "--out", "x", "--timeout", "5"}, "--timeout must be a number with a unit, such as 90s, 10m or 168h, not \"5\"\n"},
 		{[]string{"export", "--group", "g", "--out", "x"}, "--base or --state is required"},
 		{[]string{"export", "--base", "http://a.org", "--group", "g", "--out", "x", "--type", "Patients"},
 			"\"Patients\" is not a resource type of FHIR R4 (did you mean Patient?)"},

@@ -37,7 +37,7 @@ func (s *serverFlags) add(cmd *cobra.Command) {
 	f.StringVar(&s.scope, "scope", "system/*.rs", "scopes to request, separated by spaces")
 	f.BoolVar(&s.anyAudience, "any-audience", false,
 		"send no resource parameter (RFC 8707) and accept a token whose audience is another server")
-	f.BoolVar(&s.insecure, "insecure-http", false, "send the token over plain http to another machine as well")
+	f.BoolVar(&s.insecure, "insecure-http", false, "send the token over plain http to other machines, too")
 	f.BoolVar(&s.ig, "ig", false, "use the HL7 Bulk Data IG: Prefer: respond-async, Retry-After in seconds")
 	cmd.MarkFlagsMutuallyExclusive("token", "token-file", "state", "client-id")
 	cmd.MarkFlagsMutuallyExclusive("client-key", "client-secret-file")
@@ -92,14 +92,13 @@ withheld (numbers of issues), problems and notes (their texts), and warnings.
 	f.BoolVar(&flags.Resume, "resume", false, "continue the unfinished export in the folder")
 	f.BoolVar(&flags.CancelOnInterrupt, "cancel-on-interrupt", false, "on Ctrl-C cancel the job and remove its files")
 	f.BoolVar(&flags.noProgress, "no-progress", false, "show no progress")
-	f.BoolVar(&a.flags.json, "json", false, "print the result as JSON")
 	cmd.MarkFlagsMutuallyExclusive("group", "status-url")
 	cmd.MarkFlagsOneRequired("group", "status-url")
 	cmd.MarkFlagsMutuallyExclusive("type", "status-url")
 	require(cmd, "out")
 	folders(cmd, "out")
 	defined(cmd.RegisterFlagCompletionFunc("type", completeTypes))
-	return cmd
+	return a.withJSON(cmd)
 }
 
 // folders makes the completion of flags offer folders.
@@ -339,7 +338,7 @@ type jobStatus struct {
 
 func (a *app) status() *cobra.Command {
 	return a.onJob("status", "Print the status of an export",
-		`Ask the server once for the status of a job. sluice export prints the status URL at its begin.`,
+		`Ask the server once for the status of a job. sluice export prints the status URL when it starts.`,
 		func(ctx context.Context, c *bulkclient.Client, job bulkclient.Job) error {
 			manifest, status, err := c.Poll(ctx, job, 1)
 			if err != nil {

@@ -45,7 +45,8 @@ func (a *app) load() *cobra.Command {
 		Short: "Load FHIR resources and groups into a PostgreSQL store",
 		Long: `Load the resources and groups of files into the PostgreSQL store that workers export from. A file has NDJSON or
 FHIR Bundles, plain or gzipped. A path is a file, or a folder with files whose names end in .ndjson, .jsonl or .json, and
-perhaps .gz. The command first migrates the database to the schema of this program.
+perhaps .gz. "-" is standard input, which is first copied into a folder below TMPDIR, because files may be read more than
+once; the copy is removed at the end. The command migrates the database to the schema of this program.
 
 A load becomes visible as a whole when it is done; exports that started before do not see it. A second load updates: of
 two versions of a resource the one with the higher meta.versionId wins if both have one, else the one with the newer
@@ -58,30 +59,39 @@ What is left out is counted by type and reason, with the first place, and the re
 FHIR resources are passed by. An interrupted load changes nothing. Run it again.`,
 		Example: `  sluice load --database postgres://sluice@db/sluice ./export
   sluice load --data-base https://ehr.example.org/fhir --delete-missing ./export
-  sluice load --dry-run ./synthea/output/fhir`,
-		Args: cobra.MinimumNArgs(1),
-		RunE: a.run(func(ctx context.Context, paths []string) error {
+  sluice load --dry-run ./synthea/output/fhir
+  ssh ehr.example.org cat export/Patient.ndjson.gz | sluice load --database postgres://sluice@db/sluice -`,
+		Args: atLeast("PATH"),
+		RunE: a.run(func(ctx context.Context, paths []string) (err error) {
 			reading, err := flags.reading()
 			if err != nil {
 				return err
 			}
-			found, err := a.findFiles(paths)
+			var database pgdb.Config
+			if !flags.dryRun {
+				if database.URL, err = a.databaseURL(); err != nil {
+					return err
+				}
+				if database.Roots, err = a.roots(); err != nil {
+					return err
+				}
+			}
+			found, remove, err := a.findFiles(ctx, paths)
 			if err != nil {
 				return err
 			}
+			defer func() { err = errors.Join(err, remove()) }()
 			if flags.dryRun {
 				return a.dryLoad(ctx, reading, found)
 			}
-			url, err := a.databaseURL()
-			if err != nil {
-				return err
-			}
-			return a.runLoad(ctx, url, flags.store, reading, found)
+			return a.runLoad(ctx, database, flags.store, reading, found)
 		}),
 	}
 	f := cmd.Flags()
 	f.StringVar(&a.flags.database, "database", "",
 		"URL of the database; default: SLUICE_DATABASE_URL, or the content of the file SLUICE_DATABASE_URL_FILE")
+	f.StringVar(&a.flags.caFile, "ca-file", "",
+		"additional certificate authorities (PEM) for PostgreSQL; default: SLUICE_CA_FILE")
 	f.StringArrayVar(&flags.bases, "data-base", nil, "base URL of absolute references in the data; may be repeated; "+
 		"in addition to SLUICE_DATA_BASES (separated by commas) and SLUICE_BASE_URL")
 	limits := envconfig.Defaults[source.Limits]()
@@ -144,22 +154,23 @@ func limit(flag int, name string, otherwise int) (int, error) {
 	return value, nil
 }
 
-func (a *app) findFiles(paths []string) (loader.Found, error) {
-	found, err := loader.Find(paths)
+func (a *app) findFiles(ctx context.Context, paths []string) (found loader.Found, remove func() error, err error) {
+	found, remove, err = findWithStdin(ctx, paths)
 	if n := len(found.Other); err == nil && n > 0 {
 		a.say("passed by %s with other endings: %s\n", count(int64(n), "file"), strings.Join(found.Other[:min(n, 10)], ", "))
 	}
-	return found, err
+	return found, remove, err
 }
 
 func (a *app) runLoad(
-	ctx context.Context, url string, cfg postgres.LoadConfig, reading loader.Config, found loader.Found,
+	ctx context.Context, database pgdb.Config, cfg postgres.LoadConfig, reading loader.Config, found loader.Found,
 ) (err error) {
-	if _, err := pgdb.Migrate(ctx, url); err != nil {
+	if _, err := pgdb.MigrateTrusting(ctx, database.URL, database.Roots); err != nil {
 		return err
 	}
 	began := time.Now()
-	pool, err := postgres.OpenLoader(ctx, pgdb.Config{URL: url, Connections: max(cfg.Parallel, runtime.GOMAXPROCS(0)) + 4})
+	database.Connections = max(cfg.Parallel, runtime.GOMAXPROCS(0)) + 4
+	pool, err := postgres.OpenLoader(ctx, database)
 	if err != nil {
 		return err
 	}
@@ -409,6 +420,8 @@ func (a *app) synth() *cobra.Command {
 		Short: "Generate a synthetic population for tests and demonstrations",
 		Long: `Generate a synthetic FHIR R4 population and write one NDJSON file per resource type. No person in it exists.
 The same seed gives the same files, byte for byte.`,
+		Example: `  sluice synth --patients 100 --out sample
+  sluice load --database postgres://sluice@db/sluice sample`,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			if cfg.Patients < 1 {
 				return usage("--patients must be at least 1")

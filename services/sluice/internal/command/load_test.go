@@ -714,3 +714,54 @@ func TestLoadLimits(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 }
+
+// Standard input is read as a file is, gzipped or not, and its copy is removed.
+func TestLoadStandardInput(t *testing.T) {
+	s := newStore(t)
+	temporary := t.TempDir()
+	t.Setenv("TMPDIR", temporary)
+	input := func(text string) {
+		t.Helper()
+		file, err := os.Create(filepath.Join(t.TempDir(), "input"))
+		must(t, err)
+		_, err = file.WriteString(text)
+		must(t, err)
+		_, err = file.Seek(0, 0)
+		must(t, err)
+		before := os.Stdin
+		os.Stdin = file
+		t.Cleanup(func() { os.Stdin = before; must(t, file.Close()) })
+	}
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, err := w.Write([]byte(`{"resourceType":"Patient","id":"a"}` + "\n" + `{"resourceType":"Patient","id":"b"}`))
+	must(t, errors.Join(err, w.Close()))
+
+	input(packed.String())
+	s.loads("2 added, 0 replaced, 0 unchanged, 0 deleted", "-")
+	input(`{"resourceType":"Patient","id":"c"}` + "\n" + `{"resourceType":"Patient"`)
+	if code, stdout, stderr := run(t, "load", "--database", s.url, "-"); code != ExitPartial ||
+		!strings.Contains(stdout, "1 added") || !strings.Contains(stderr, "standard input line 2: ") {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+	input("")
+	s.fails("the files have no resources to load", "-")
+	do(t, ExitUsage, "standard input is named twice", "load", "--dry-run", "-", "-")
+	do(t, ExitFailure, "no such file", "load", "--dry-run", "-", filepath.Join(t.TempDir(), "none"))
+	left, err := os.ReadDir(temporary)
+	if err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// The migration and the load trust the authorities of --ca-file or SLUICE_CA_FILE.
+func TestLoadByTLS(t *testing.T) {
+	authority := testenv.NewAuthority(t)
+	url := testenv.SecurePostgres(t, authority.Issue(time.Now().Add(time.Hour), "127.0.0.1")) + "?sslmode=verify-full"
+	args := []string{"load", "--database", url, ndjson(t, `{"resourceType":"Patient","id":"a"}`)}
+	do(t, ExitFailure, "unknown authority", args...)
+	do(t, ExitUsage, "--ca-file: ", append(args, "--ca-file", "/nowhere/none.pem")...)
+	do(t, ExitGood, "1 added", append(args, "--ca-file", authority.File())...)
+	t.Setenv("SLUICE_CA_FILE", authority.File())
+	do(t, ExitGood, "1 unchanged", args...)
+}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/sluice-fhir/sluice/pkg/platform/buildinfo"
 	"github.com/sluice-fhir/sluice/pkg/platform/health"
@@ -33,7 +34,8 @@ const exitHelp = `Exit codes:
   0    success, also when data was left out by design
   1    failure; the reason is on standard error
   2    usage error
-  3    finished, but some data is missing: an export has errors or warnings
+  3    finished, but some data is missing: export, if a file of errors has an issue that is not for information only;
+       load, if something was left out or could not be read
   130  interrupted`
 
 // errPartial results in ExitPartial. The missing data has already been reported.
@@ -75,6 +77,9 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		SilenceUsage:  true,
 	}
 	root.SetVersionTemplate("sluice {{.Version}}\n")
+	// A command with subcommands does nothing by itself.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}",
+		"{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -83,6 +88,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		a.version())
 	root.SetHelpCommand(help())
 	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd(args...)
 	complete(root)
 	show := root.HelpFunc()
 	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
@@ -92,12 +98,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 		show(cmd, args)
 	})
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		if text := err.Error(); strings.Contains(text, "invalid duration") || strings.Contains(text, "in duration") {
-			return usage("%w: such as 90s, 10m or 2h", err)
-		}
-		return usageError{err}
-	})
+	root.SetFlagErrorFunc(wrongFlag)
 
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
@@ -123,20 +124,12 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return ExitFailure
 }
 
-// complete makes commands without Args take no arguments, and those without RunE require a subcommand. The error of a
-// wrong number of arguments shows the usage.
+// complete makes commands without Args take no arguments, and those without RunE require a subcommand. It names the
+// required flags that are missing.
 func complete(cmd *cobra.Command) {
-	if check := cmd.Args; check != nil {
-		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			err := check(cmd, args)
-			var told usageError
-			if err == nil || errors.As(err, &told) {
-				return err
-			}
-			return usage("%w: %s", err, cmd.UseLine())
-		}
-	} else {
-		cmd.Args = func(cmd *cobra.Command, args []string) error {
+	check := cmd.Args
+	if check == nil || cmd.HasSubCommands() {
+		check = func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0:
 				return nil
@@ -146,7 +139,13 @@ func complete(cmd *cobra.Command) {
 			return usage("unexpected argument %q", args[0])
 		}
 	}
-	if cmd.RunE == nil {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return err
+		}
+		return missingFlags(cmd)
+	}
+	if cmd.RunE == nil && cmd.Run == nil {
 		cmd.RunE = func(*cobra.Command, []string) error {
 			return usage("missing command")
 		}
@@ -154,6 +153,41 @@ func complete(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		complete(sub)
 	}
+}
+
+// missingFlags returns an error that names the required flags that are not given.
+func missingFlags(cmd *cobra.Command) error {
+	var missing []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if _, required := f.Annotations[cobra.BashCompOneRequiredFlag]; required && !f.Changed {
+			missing = append(missing, "--"+f.Name)
+		}
+	})
+	switch len(missing) {
+	case 0:
+		return nil
+	case 1:
+		return usage("%s is required", missing[0])
+	}
+	return usage("%s are required", strings.Join(missing, " and "))
+}
+
+// wrongFlag is the error of a flag that cannot be parsed.
+func wrongFlag(_ *cobra.Command, err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return usageError{err}
+	}
+	name, value := "--"+invalid.GetFlag().Name, invalid.GetValue()
+	switch invalid.GetFlag().Value.Type() {
+	case "duration":
+		return usage("%s must be a number with a unit, such as 90s, 10m or 168h, not %q", name, value)
+	case "int", "int64", "uint64":
+		return usage("%s must be a whole number, not %q", name, value)
+	case "bool":
+		return usage("%s must be true or false, not %q", name, value)
+	}
+	return usageError{err}
 }
 
 // unknown is the error of a name that is no command below cmd.
@@ -183,16 +217,37 @@ func help() *cobra.Command {
 	}
 }
 
-// exactly makes a command take these arguments, named as in its Use.
+// argumentMeanings are the arguments of the commands, named as in their Use.
+var argumentMeanings = map[string]string{
+	"DIR":        "the folder of an export",
+	"FILE":       "the name of a file",
+	"GROUP":      "the id of a group (sluice admin group list)",
+	"JOB":        "the id of a job (sluice admin job list)",
+	"PATH":       `a file, a folder, or "-" for standard input`,
+	"STATUS_URL": "the status URL of an export",
+	"UNIT":       "the id of a unit (sluice admin job show)",
+	"URL":        "the URL to request",
+	"WORKER":     "the id of a worker (sluice admin worker list)",
+}
+
+// exactly makes a command take these arguments.
 func exactly(names ...string) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
-		switch {
-		case len(args) < len(names):
-			return usage("%s is missing", names[len(args)])
-		case len(args) > len(names):
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > len(names) {
 			return usage("unexpected argument %q", args[len(names)])
 		}
-		return nil
+		return atLeast(names...)(cmd, args)
+	}
+}
+
+// atLeast makes a command take these arguments, and more.
+func atLeast(names ...string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) >= len(names) {
+			return nil
+		}
+		name := names[len(args)]
+		return usage("missing %s: %s", name, argumentMeanings[name])
 	}
 }
 
@@ -306,6 +361,5 @@ follows no redirect.`,
 		}),
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 3*time.Second, "give up after this time, such as 10s")
-	cmd.Flags().BoolVar(&a.flags.json, "json", false, "print the result as JSON")
-	return cmd
+	return a.withJSON(cmd)
 }

@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().BoolVar(&a.flags.json, "json", false, "print JSON instead of a table")
+	cmd.Flags().BoolVar(&a.flags.json, "json", false, "print the result as JSON")
 	return cmd
 }
 

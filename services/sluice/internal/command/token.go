@@ -102,10 +102,9 @@ server accepts such a token. The JSON of --json has token, subject, scope, audie
 	f.StringVar(&scope, "scope", "", "SMART scopes, separated by spaces, such as 'system/*.rs'")
 	f.StringVar(&audience, "audience", "", "the server that accepts the token (default: from the state folder)")
 	f.DurationVar(&ttl, "ttl", 5*time.Minute, "lifetime of the token, such as 90s, 10m or 1h")
-	f.BoolVar(&a.flags.json, "json", false, "print the result as JSON")
 	require(cmd, "state", "subject", "scope")
 	folders(cmd, "state")
-	return cmd
+	return a.withJSON(cmd)
 }
 
 // tokensOf returns the token source of the flags, nil for none, and the base URL.
