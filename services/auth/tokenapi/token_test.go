@@ -235,6 +235,9 @@ func TestB25AndB26KeySetByURL(t *testing.T) {
 	serve("no-store", jwkOf("new", keys().ecB))
 	wantToken(t, newer(), everything)
 	wantError(t, f.ask(everything), 400, "invalid_client") // a withdrawn key
+	count(2)
+	f.clock.Advance(5 * time.Second)
+	wantError(t, f.ask(everything), 400, "invalid_client")
 	count(3)
 }
 
