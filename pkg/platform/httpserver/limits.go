@@ -99,17 +99,18 @@ func (b *bounded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, values := range r.Header {
 		lines += len(values)
 	}
+	stall := b.limits.Stall
+	paced := &pacedWriter{ResponseWriter: w, control: http.NewResponseController(w), stall: stall, credit: stall}
 	if lines > maxHeaderLines {
 		w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
-		return
+	} else {
+		b.handler.ServeHTTP(paced, r)
 	}
-	paced := &pacedWriter{ResponseWriter: w, control: http.NewResponseController(w), stall: b.limits.Stall, credit: b.limits.Stall}
-	b.handler.ServeHTTP(paced, r)
 	if r.ContentLength != 0 { // net/http reads what the handler did not read of the body, before the connection is free
 		_ = paced.control.SetReadDeadline(time.Now().Add(b.limits.Header))
 	}
 	// The server now sends what it buffered and then resets the deadline. An error means that the connection is gone.
-	_ = paced.control.SetWriteDeadline(time.Now().Add(b.limits.Stall))
+	_ = paced.control.SetWriteDeadline(time.Now().Add(stall))
 }
 
 // pacedWriter sets a new deadline for each chunk of a response. A client that reads slower than the slowest rate uses up

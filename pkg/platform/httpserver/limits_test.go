@@ -338,8 +338,12 @@ func TestDefaultLimitsApplyWithoutOptions(t *testing.T) {
 
 // Connections that stay open after a request leave a quarter of the connections to others.
 func TestIdleConnectionsLeaveRoom(t *testing.T) {
-	for _, request := range []string{"GET / HTTP/1.1", "OPTIONS * HTTP/1.1", "POST / HTTP/1.1\r\nContent-Length: 1000"} {
-		t.Run(strings.Fields(request)[0], func(t *testing.T) {
+	const unread = "POST / HTTP/1.1\r\nContent-Length: 1000"
+	for name, request := range map[string]string{
+		"an answer": "GET / HTTP/1.1", "options": "OPTIONS * HTTP/1.1",
+		"an unread body": unread, "a refusal and an unread body": unread + strings.Repeat("\r\nX-Y: z", 100),
+	} {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const connections, header = 8, 10 * time.Second
 				options := httpserver.Options{Limits: httpserver.Limits{Connections: connections, Header: header}}
