@@ -1,9 +1,13 @@
 package authstore_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -201,4 +205,78 @@ func TestOpenRefuses(t *testing.T) {
 	if err == nil || strings.Contains(err.Error(), "password") {
 		t.Errorf("%v", err)
 	}
+}
+
+// The client of Redis repeats a command whose answer was lost. A fresh id is not refused then.
+func TestUseOnceWhoseAnswerIsLost(t *testing.T) {
+	overBoth(t, func(t *testing.T, redis string) {
+		lost, between := losesAnAnswer(t, redis, "\r\nnx\r\n")
+		s := open(t, between, nil)
+		for _, want := range []bool{true, false} {
+			first, err := s.UseOnce(t.Context(), "a", "1", time.Minute)
+			if err != nil || first != want {
+				t.Errorf("first use %v, %v, want %v", first, err, want)
+			}
+		}
+		if !lost.Load() {
+			t.Error("no answer was lost")
+		}
+	})
+}
+
+// losesAnAnswer passes connections to the Redis at the URL. It closes the connection of the first command that contains the
+// text when Redis answers, and then sets lost.
+func losesAnAnswer(t *testing.T, target, command string) (lost *atomic.Bool, between string) {
+	t.Helper()
+	u, err := url.Parse(target)
+	must(t, err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	t.Cleanup(func() { must(t, listener.Close()) })
+	lost = &atomic.Bool{}
+	pass := func(client, server net.Conn) {
+		var drop atomic.Bool
+		go func() {
+			defer client.Close()
+			answer := make([]byte, 64<<10)
+			for {
+				n, err := server.Read(answer)
+				if err != nil || drop.Load() {
+					return
+				}
+				if _, err := client.Write(answer[:n]); err != nil {
+					return
+				}
+			}
+		}()
+		defer server.Close()
+		asked := make([]byte, 64<<10)
+		for {
+			n, err := client.Read(asked)
+			if err != nil {
+				return
+			}
+			if bytes.Contains(bytes.ToLower(asked[:n]), []byte(command)) && lost.CompareAndSwap(false, true) {
+				drop.Store(true)
+			}
+			if _, err := server.Write(asked[:n]); err != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", u.Host)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			go pass(client, server)
+		}
+	}()
+	return lost, "redis://" + listener.Addr().String() + u.Path
 }

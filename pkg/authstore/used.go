@@ -2,6 +2,7 @@ package authstore
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -16,16 +17,19 @@ import (
 // stored as a digest, so that its length does not matter. After an error the use may have been recorded, and the caller
 // must treat the id as used.
 func (s *Store) UseOnce(ctx context.Context, issuer, id string, keep time.Duration) (bool, error) {
-	err := s.redis.SetArgs(ctx, usedPrefix+digest(issuer, id), "", redis.SetArgs{
-		Mode: "NX", TTL: max(keep, time.Second),
-	}).Err()
+	key, use := usedPrefix+digest(issuer, id), rand.Text()
+	err := s.redis.SetArgs(ctx, key, use, redis.SetArgs{Mode: "NX", TTL: max(keep, time.Second)}).Err()
+	recorded := use
 	if errors.Is(err, redis.Nil) {
-		return false, nil
+		// The client repeats a command whose answer was lost, so this very use may be the recorded one.
+		if recorded, err = s.redis.Get(ctx, key).Result(); errors.Is(err, redis.Nil) { // it has expired since
+			return false, nil
+		}
 	}
 	if err != nil {
 		return false, redisclient.Unavailable("record an assertion", err)
 	}
-	return true, nil
+	return recorded == use, nil
 }
 
 // digest hashes the texts, each with its length, so that different lists have different digests.

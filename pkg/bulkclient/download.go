@@ -27,8 +27,10 @@ type download struct {
 	open     bool // the files need no token
 	ownOnly  bool // files on other origins need no token
 	keepGzip bool
-	maxBytes int64        // of all files, uncompressed; 0: no limit
+	// maxBytes limits both counts below; 0: no limit. Compressed bytes need not yield others: a gzip member can be empty.
+	maxBytes int64
 	bytes    atomic.Int64 // of all files so far, uncompressed
+	received atomic.Int64 // of all files of this run so far, as received
 }
 
 // result is one file in the folder, with the time of its download in this run.
@@ -111,6 +113,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 		err = errors.Join(err, in.Close())
 		if err != nil {
 			d.bytes.Add(-length)
+			d.received.Add(-in.pos)
 			d.client.cfg.Observer.Advanced(file, -resources, -length)
 		}
 	}()

@@ -23,7 +23,7 @@ type Options struct {
 	// CancelOnInterrupt cancels the job at the server when the context is cancelled (not when it times out), and
 	// removes the downloaded files: no later run could finish them.
 	CancelOnInterrupt bool
-	// MaxBytes limits the uncompressed size of all files; 0: no limit. A download ends when it is exceeded.
+	// MaxBytes limits the size of all files, uncompressed and as received; 0: no limit. A download ends when it is exceeded.
 	MaxBytes int64
 }
 

@@ -15,7 +15,12 @@ type lines struct {
 	scan      scan   // of the line
 	last      byte   // of the line, other than white space; 0 when there is none
 	count     int64  // finished lines
+	size      int64  // bytes of the line, and of the blank ones before it
 }
+
+// maxLine is the most bytes of a line: the largest SLUICE_MAX_LINE. An endless line, or endless blank ones, would fill the
+// disk although the number of lines is announced.
+const maxLine = 1 << 28
 
 // newLines returns a check for a type, or for any one type if it is "".
 func newLines(typ string, announced int64) *lines { return &lines{typ: typ, announced: announced} }
@@ -25,6 +30,9 @@ func (l *lines) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
 		piece, rest, ended := bytes.Cut(p, []byte{'\n'})
+		if l.size += int64(len(p) - len(rest)); l.size > maxLine {
+			return 0, fmt.Errorf("%w: line %d is longer than %d bytes", ErrMismatch, l.count+1, maxLine)
+		}
 		if err := l.add(piece); err != nil {
 			return 0, err
 		}
@@ -81,7 +89,7 @@ func (l *lines) end() error {
 	case l.scan.typ != l.typ:
 		return fmt.Errorf("%w: line %d is of type %q, not %s", ErrMismatch, line, printable(l.scan.typ), l.typ)
 	}
-	l.count, l.last, l.scan = line, 0, scan{text: l.scan.text[:0]}
+	l.count, l.size, l.last, l.scan = line, 0, 0, scan{text: l.scan.text[:0]}
 	return nil
 }
 

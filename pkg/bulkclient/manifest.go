@@ -52,6 +52,7 @@ const (
 	maxManifest = 256 << 20 // bytes of a manifest
 	maxFiles    = 1_000_000 // items of a manifest
 	maxItem     = 1 << 20   // bytes of an item, and of anything else that is read at once
+	maxNesting  = 100       // of a member that is skipped: the decoder keeps memory for each level
 )
 
 var errTooLong = errors.New("it, or a part of it, is too long")
@@ -133,7 +134,9 @@ func (r *manifestReader) skip() error {
 		}
 		switch token {
 		case json.Delim('{'), json.Delim('['):
-			depth++
+			if depth++; depth > maxNesting {
+				return malformed("a member is nested deeper than %d levels", maxNesting)
+			}
 		case json.Delim('}'), json.Delim(']'):
 			depth--
 		}

@@ -218,6 +218,25 @@ func TestLongLinesAreNotBuffered(t *testing.T) {
 	}
 }
 
+// TestEndlessLines: a line without an end is refused, and so are blank lines without one.
+func TestEndlessLines(t *testing.T) {
+	const line = `{"resourceType":"Patient"}` + "\n"
+	for _, more := range []string{"{", "\n"} {
+		check := newLines("Patient", 2)
+		_, err := check.Write([]byte(line + more))
+		must(t, err)
+		if check.size != 1 { // the finished line does not count
+			t.Errorf("%q: %d bytes", more, check.size)
+		}
+		check.size = maxLine - 1
+		_, err = check.Write([]byte(more))
+		must(t, err)
+		if _, err := check.Write([]byte(more)); !errors.Is(err, ErrMismatch) {
+			t.Errorf("%q without an end: %v", more, err)
+		}
+	}
+}
+
 // FuzzLines: the scan agrees with encoding/json on the type of every object without a duplicate of it.
 func FuzzLines(f *testing.F) {
 	for _, line := range []string{

@@ -256,18 +256,23 @@ func TestBombsEnd(t *testing.T) {
 	const size = 16 << 20
 	for name, test := range map[string]struct {
 		plain []byte
+		body  []byte // as it comes; nil: the lines with gzip
 		opts  Options
 		want  error
 	}{
-		"more lines than announced": {bytes.Repeat([]byte(`{"resourceType":"Patient"}`+"\n"), size/27), Options{}, ErrMismatch},
+		"more lines than announced": {bytes.Repeat([]byte(`{"resourceType":"Patient"}`+"\n"), size/27), nil, Options{}, ErrMismatch},
 		"more bytes than allowed": {slices.Concat([]byte(`{"resourceType":"Patient","x":"`), make([]byte, size), []byte(`"}`)),
-			Options{MaxBytes: 1 << 20}, ErrTooLarge},
+			nil, Options{MaxBytes: 1 << 20}, ErrTooLarge},
+		"more compressed bytes than allowed": {nil, bytes.Repeat([]byte(zipped(t, "")), size/20), Options{MaxBytes: 1 << 20}, ErrTooLarge},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newFakeServer(t)
 			file := s.addLines(ListOutput, "Patient", "p.ndjson", test.plain)
 			one := int64(1)
 			file.count = &one
+			if test.body != nil {
+				file.body, file.digest = test.body, ""
+			}
 			seen := &most{}
 			c, _ := newClient(t, s, func(cfg *Config) { cfg.Observer = seen })
 			opts := test.opts
@@ -316,6 +321,13 @@ func TestManifestIsReadItemByItem(t *testing.T) {
 		manifest, err := readManifest(strings.NewReader(text), from)
 		if err == nil && len(manifest.Output) != 2 || err != nil && (!errors.Is(err, ErrMismatch) || blanks < maxItem) {
 			t.Errorf("%d blanks: %+v, %v", blanks, manifest, err)
+		}
+	}
+	for depth, wrong := range map[int]bool{maxNesting: false, maxNesting + 1: true} {
+		nested := strings.Repeat("[", depth) + strings.Repeat("]", depth)
+		_, err := readManifest(strings.NewReader(`{"x":`+nested+`,"request":"r","output":[]}`), from)
+		if errors.Is(err, ErrMismatch) != wrong || (err != nil) != wrong {
+			t.Errorf("%d levels: %v", depth, err)
 		}
 	}
 	const most = 50_000

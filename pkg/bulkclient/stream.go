@@ -103,6 +103,9 @@ func (s *stream) disconnect() {
 
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.read(p)
+	if all := s.received.Add(int64(n)); s.maxBytes > 0 && all > s.maxBytes {
+		err = fmt.Errorf("%w: more than %d bytes", ErrTooLarge, s.maxBytes)
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		s.err = err
 	}

@@ -63,12 +63,16 @@ func Open(url string, options ...Option) (*redis.Client, error) {
 	return client, nil
 }
 
-// Ping returns an error unless Redis answers and never evicts keys: one that evicts loses jobs silently (pitfall 27). A
-// managed Redis that hides its policy passes.
+// Ping returns an error unless Redis answers, takes writes and never evicts keys: one that evicts loses jobs silently
+// (pitfall 27), and a replica, such as a demoted primary, refuses every write. A managed Redis that hides its state passes.
+// So does a full one: downloads and cancels still work, and kick-offs are refused on their own.
 func Ping(ctx context.Context, client *redis.Client) error {
-	info, err := client.InfoMap(ctx, "memory").Result()
+	info, err := client.InfoMap(ctx).Result() // Redis 6 takes one section or none
 	if err != nil {
 		return Unavailable("ping redis", client.Ping(ctx).Err())
+	}
+	if info["Replication"]["role"] == "slave" {
+		return fmt.Errorf("redis is a read-only replica: %w", export.ErrUnavailable)
 	}
 	policy := info["Memory"]["maxmemory_policy"]
 	if policy != "" && policy != "noeviction" {

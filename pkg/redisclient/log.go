@@ -26,8 +26,8 @@ func (l *clientLogger) Printf(ctx context.Context, format string, values ...any)
 	l.limit.Log(ctx, slog.LevelWarn, "", "redis client", "detail", text)
 }
 
-// LogLimit logs at most one line of a kind each ten seconds. During an outage of Redis, the libraries that use it log several
-// lines a second. It is safe for concurrent use.
+// LogLimit logs at most one line of a kind each ten seconds. During an outage of Redis, the libraries that use it log
+// several lines a second. It is safe for concurrent use.
 type LogLimit struct {
 	log *slog.Logger
 

@@ -31,7 +31,8 @@ const (
 	// refetchLimit is the minimum time between two fetches while a usable set is held, however many tokens name unknown
 	// keys.
 	refetchLimit = time.Minute
-	// retryLimit is the minimum time between two fetches after a failed one while no usable set is held.
+	// retryLimit is the minimum time between two fetches while no usable set is held: after a failed one, or when the
+	// response must not be cached. An assertion causes a fetch before its signature is checked, so anyone can cause it.
 	retryLimit = 5 * time.Second
 	// fetchTimeout bounds one fetch, body included.
 	fetchTimeout = 10 * time.Second
@@ -152,10 +153,8 @@ func (k *keyring) due(now time.Time) bool {
 		return true
 	case now.Before(k.unusable):
 		return since >= refetchLimit
-	case k.problem != nil:
-		return since >= retryLimit
 	}
-	return true
+	return since >= retryLimit
 }
 
 // maxAge returns how long a response may be cached (RFC 9111): the time in its Cache-Control, or else its Expires, minus

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,10 +23,13 @@ const (
 
 // Limits bound the resources that an idle or slow client can hold. Zero values select the limits of a public listener.
 type Limits struct {
-	Connections int           // open at once; further ones wait until one is closed
-	Header      time.Duration // for a TLS handshake, and for the headers of a request
-	Request     time.Duration // for a request, headers and body
-	Idle        time.Duration // between two requests of a connection
+	Connections int // open at once; further ones wait until one is closed
+	// Header is the time for a TLS handshake, for the headers of a request, and for the part of a body that is not used.
+	Header  time.Duration
+	Request time.Duration // for a request, headers and body
+	// Idle is the time between two requests of a connection. While more than three quarters of the connections are open,
+	// each response ends its connection, so that idle connections never take the last quarter.
+	Idle time.Duration
 	// Stall is how far a response may be behind a rate of 16 KiB/s, and so the longest time without progress. Only the time
 	// in which the client does not read counts.
 	Stall time.Duration
@@ -43,36 +47,70 @@ func (l Limits) orDefaults() Limits {
 
 // server returns a server with the limits, except for Connections, which the listener applies.
 func (l Limits) server(handler http.Handler) *http.Server {
+	b := &bounded{handler: handler, limits: l}
 	return &http.Server{
-		Handler:           &bounded{handler: handler, stall: l.Stall},
+		Handler:           b,
+		ConnState:         b.track,
 		ReadHeaderTimeout: l.Header, // also bounds the TLS handshake, because it is the shortest
 		ReadTimeout:       l.Request,
 		IdleTimeout:       l.Idle,
 		MaxHeaderBytes:    maxHeaderBytes,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: l.Stall},
+		// net/http would answer "OPTIONS *" itself and keep the connection.
+		DisableGeneralOptionsHandler: true,
 	}
 }
 
-// bounded limits header lines and stalled responses. It sets write deadlines per response and not per connection, because
-// an HTTP/2 client can stall one stream of several.
+// bounded limits header lines, stalled responses and idle connections. It sets write deadlines per response and not per
+// connection, because an HTTP/2 client can stall one stream of several.
 type bounded struct {
 	handler http.Handler
-	stall   time.Duration
+	limits  Limits
+	open    atomic.Int64 // connections
+}
+
+// crowded reports whether more than three quarters of the connections are open.
+func (b *bounded) crowded() bool { return 4*b.open.Load() > 3*int64(b.limits.Connections) }
+
+// track is the server's ConnState. An HTTP/2 connection is idle from its first settings on, so it cannot be closed then:
+// like a new HTTP/1 connection it gets the time for headers to send a request. net/http removes that deadline with the
+// request. On an idle HTTP/1 connection net/http replaces it.
+func (b *bounded) track(conn net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		b.open.Add(1)
+	case http.StateIdle:
+		if b.crowded() {
+			_ = conn.SetReadDeadline(time.Now().Add(b.limits.Header)) // an error means that the connection is gone
+		}
+	case http.StateClosed, http.StateHijacked:
+		b.open.Add(-1)
+	case http.StateActive:
+	}
 }
 
 func (b *bounded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// The header, unlike closing the idle connection, loses neither the end of the response nor a request that the client
+	// is sending. For HTTP/2 net/http sends GOAWAY instead.
+	if b.crowded() {
+		w.Header().Set("Connection", "close")
+	}
 	lines := 0
 	for _, values := range r.Header {
 		lines += len(values)
 	}
+	stall := b.limits.Stall
+	paced := &pacedWriter{ResponseWriter: w, control: http.NewResponseController(w), stall: stall, credit: stall}
 	if lines > maxHeaderLines {
 		w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
-		return
+	} else {
+		b.handler.ServeHTTP(paced, r)
 	}
-	paced := &pacedWriter{ResponseWriter: w, control: http.NewResponseController(w), stall: b.stall, credit: b.stall}
-	b.handler.ServeHTTP(paced, r)
+	if r.ContentLength != 0 { // net/http reads what the handler did not read of the body, before the connection is free
+		_ = paced.control.SetReadDeadline(time.Now().Add(b.limits.Header))
+	}
 	// The server now sends what it buffered and then resets the deadline. An error means that the connection is gone.
-	_ = paced.control.SetWriteDeadline(time.Now().Add(b.stall))
+	_ = paced.control.SetWriteDeadline(time.Now().Add(stall))
 }
 
 // pacedWriter sets a new deadline for each chunk of a response. A client that reads slower than the slowest rate uses up

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -331,6 +332,85 @@ func TestDefaultLimitsApplyWithoutOptions(t *testing.T) {
 		began := time.Now()
 		if _, err := io.ReadAll(conn); err != nil || time.Since(began) > time.Minute {
 			t.Errorf("closed after %s: %v", time.Since(began), err)
+		}
+	})
+}
+
+// Connections that stay open after a request leave a quarter of the connections to others.
+func TestIdleConnectionsLeaveRoom(t *testing.T) {
+	const unread = "POST / HTTP/1.1\r\nContent-Length: 1000"
+	for name, request := range map[string]string{
+		"an answer": "GET / HTTP/1.1", "options": "OPTIONS * HTTP/1.1",
+		"an unread body": unread, "a refusal and an unread body": unread + strings.Repeat("\r\nX-Y: z", 100),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const connections, header = 8, 10 * time.Second
+				options := httpserver.Options{Limits: httpserver.Limits{Connections: connections, Header: header}}
+				listener := start(t, newPipes(), http.NotFoundHandler(), options)
+				var kept atomic.Int64
+				for range connections {
+					conn := connect(t, listener)
+					kept.Add(1)
+					go func() {
+						_, _ = io.Copy(io.Discard, conn)
+						kept.Add(-1)
+					}()
+					_, err := io.WriteString(conn, request+"\r\nHost: h\r\n\r\n")
+					must(t, err)
+				}
+				began := time.Now()
+				client, disconnect := listener.client()
+				defer disconnect()
+				for range connections {
+					response, err := client.Get("http://server/")
+					must(t, err)
+					must(t, response.Body.Close())
+				}
+				wait := time.Since(began)
+				synctest.Wait()
+				if wait > header || kept.Load() > connections*3/4 {
+					t.Errorf("another client waited %s, %d of %d connections were kept", wait, kept.Load(), connections)
+				}
+			})
+		})
+	}
+}
+
+// An HTTP/2 connection is not closed before its first request, but one without a request is closed after the time for
+// headers. A request may take longer than that.
+func TestIdleHTTP2ConnectionsLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const connections, slow = 4, time.Minute
+		limits := httpserver.Limits{Connections: connections}
+		authority := testenv.NewAuthority(t)
+		secure := serverTLS(t, authority.Issue(time.Now().Add(time.Hour), "server"), nil)
+		handler := func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(slow)
+			protocol(w, r)
+		}
+		listener := start(t, newPipes(), http.HandlerFunc(handler), httpserver.Options{Limits: limits, TLS: secure})
+		config := &tls.Config{RootCAs: authority.Pool(), ServerName: "server", NextProtos: []string{"h2"}}
+		for range connections {
+			conn := tls.Client(connect(t, listener), config)
+			go func() { _, _ = io.Copy(io.Discard, conn) }()
+			const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // empty
+			_, err := io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+settings)
+			must(t, err)
+		}
+		began := time.Now()
+		for range 2 {
+			transport := &http.Transport{DialContext: listener.dial, TLSClientConfig: config, ForceAttemptHTTP2: true}
+			response, err := (&http.Client{Transport: transport}).Get("https://server/")
+			must(t, err)
+			text, err := io.ReadAll(response.Body)
+			if err := errors.Join(err, response.Body.Close()); err != nil || string(text) != "HTTP/2.0" {
+				t.Errorf("%q, %v", text, err)
+			}
+			defer transport.CloseIdleConnections()
+		}
+		if wait := time.Since(began) - 2*slow; wait > 20*time.Second {
+			t.Errorf("another client waited %s", wait)
 		}
 	})
 }

@@ -28,7 +28,7 @@ type Limits struct {
 	FinishedLimit int `env:"FINISHED_LIMIT" envDefault:"200"`
 	// bytes of finished exports in the object store with which one subject may kick off
 	StoredLimit int64 `env:"STORED_LIMIT" envDefault:"1099511627776"`
-	// downloads of one subject at once, in each replica
+	// downloads (files and manifests) of one subject at once, in each replica
 	DownloadLimit int `env:"DOWNLOAD_LIMIT" envDefault:"16"`
 }
 
@@ -139,8 +139,8 @@ func (s *service) checkQuota(ctx context.Context, owner export.Owner) error {
 	return tooMuch(text, min(max(held.Expires.Sub(s.Now()), fullWait), longestHold))
 }
 
-// downloads counts the running downloads of each subject in this process. Each holds a connection to the store and about
-// half a megabyte, here and in the kernel, for as long as its client reads.
+// downloads counts the running downloads of each subject in this process: files, and the lists behind manifests. Each holds
+// a connection to the store and about half a megabyte, here and in the kernel, for as long as its client reads.
 type downloads struct {
 	mu      sync.Mutex
 	running map[export.Owner]int

@@ -315,6 +315,7 @@ func TestDownloadsAtOnceAreLimited(t *testing.T) {
 		}
 		wantHeader(t, got, "Etag", "", "Accept-Ranges", "", "Content-Range", "")
 	}
+	wantThrottled(t, w.ask("GET", statusPath(id), alice...), "downloads at once: 3") // the manifest
 	if got := w.ask("HEAD", path, alice...); got.code != http.StatusOK {
 		t.Errorf("HEAD: %d", got.code)
 	}
@@ -326,6 +327,11 @@ func TestDownloadsAtOnceAreLimited(t *testing.T) {
 	for w.ask("GET", path, append(slices.Clone(alice), "Range", "bytes=0-0")...).code != http.StatusPartialContent {
 		if err := t.Context().Err(); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if got := w.ask("GET", statusPath(id), alice...); got.code != http.StatusOK {
+			t.Errorf("a manifest after the download: %d", got.code)
 		}
 	}
 }

@@ -26,6 +26,11 @@ type manifestItem struct {
 // manifest streams the manifest of a completed job (spec 3). It reads the sealed list of files twice, for `output` and for
 // `error`, because the number of files is unbounded.
 func (s *service) manifest(c *gin.Context, job export.Job) error {
+	end, err := s.downloads.begin(principalOf(c).Owner, s.DownloadLimit)
+	if err != nil {
+		return err
+	}
+	defer end()
 	// The list is opened before the header is sent, so that an unavailable store is a 503 and not half a manifest.
 	ctx := c.Request.Context()
 	files, err := s.openList(ctx, job)

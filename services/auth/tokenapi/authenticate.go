@@ -158,11 +158,15 @@ func (s *Service) prove(ctx context.Context, p proof) (token.Client, *problem) {
 	return client, s.useOnce(ctx, p.assertion)
 }
 
+// clockDifference is how far the clocks of two replicas may differ. An assertion that has expired for one replica is valid
+// for that long for another one, so its jti is kept for longer.
+const clockDifference = 15 * time.Minute
+
 // useOnce refuses an assertion that was used before (B-21). It comes after the check of the signature, so that only the
 // client can use up a jti.
 func (s *Service) useOnce(ctx context.Context, assertion *token.Assertion) *problem {
 	remember := assertion.RememberUntil.Sub(s.cfg.Now())
-	first, err := s.deps.Store.UseOnce(ctx, assertion.Client, assertion.ID, remember+time.Second)
+	first, err := s.deps.Store.UseOnce(ctx, assertion.Client, assertion.ID, remember+clockDifference)
 	if err != nil {
 		return unavailable(err)
 	}

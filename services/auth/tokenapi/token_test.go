@@ -161,6 +161,17 @@ func TestB21AnAssertionIsUsedOnce(t *testing.T) {
 	wantToken(t, f.post(form), everything)
 }
 
+// A replica whose clock is a quarter of an hour behind that of another one refuses the assertion too.
+func TestB21ClockBehind(t *testing.T) {
+	f, redis := embeddedFixture(t)
+	f.app(everything)
+	claims := f.claims()
+	form := f.form(f.asserted(claims.With("exp", start().Add(5*time.Minute).Unix())), everything)
+	wantToken(t, f.post(form), everything)
+	redis.FastForward(6*time.Minute + 15*time.Minute - time.Second)
+	wantError(t, f.post(form), 400, "invalid_client")
+}
+
 func TestB21ConcurrentUses(t *testing.T) {
 	f := newFixture(t, nil)
 	f.app(everything)
@@ -224,6 +235,9 @@ func TestB25AndB26KeySetByURL(t *testing.T) {
 	serve("no-store", jwkOf("new", keys().ecB))
 	wantToken(t, newer(), everything)
 	wantError(t, f.ask(everything), 400, "invalid_client") // a withdrawn key
+	count(2)
+	f.clock.Advance(5 * time.Second)
+	wantError(t, f.ask(everything), 400, "invalid_client")
 	count(3)
 }
 

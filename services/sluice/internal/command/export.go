@@ -86,7 +86,8 @@ withheld (numbers of issues), problems and notes (their texts), and warnings.
 	f.StringVar(&flags.Dir, "out", "", "folder for the files; created when missing")
 	f.StringSliceVar(&flags.types, "type", nil, "resource types, separated by commas (default: all permitted types)")
 	f.IntVar(&flags.parallel, "parallel", 4, "concurrent downloads")
-	f.Int64Var(&flags.MaxBytes, "max-bytes", 0, "give up when the files exceed this many uncompressed bytes (default: never)")
+	f.Int64Var(&flags.MaxBytes, "max-bytes", 0,
+		"give up after this many bytes of files, uncompressed or as received (default: never)")
 	f.DurationVar(&flags.timeout, "timeout", 0, "give up after this time, such as 90s, 10m or 2h (default: never)")
 	f.BoolVar(&flags.KeepGzip, "keep-gzip", false, "keep the files compressed (.ndjson.gz)")
 	f.BoolVar(&flags.Resume, "resume", false, "continue the unfinished export in the folder")
