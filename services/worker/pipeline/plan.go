@@ -50,6 +50,11 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 			return jobstore.Commit{}, fmt.Errorf("estimate sizes: %w", err)
 		}
 		units = cut(types, sizes, cohort, w.cfg)
+		if _, held := sizes.Types["Patient"]; !held && slices.Contains(types, "Patient") {
+			// Otherwise the seal compares the members with the patients that the units of Patient found.
+			missing := export.LeftOut{Reason: export.MemberMissing, Count: cohort.Patients}
+			result.LeftOut = append(result.LeftOut, missing)
+		}
 		withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
 			// If there are units, the references unit checks the grant again and reports the referenced types.
 			return slices.Contains(types, typ) || fhir.IsReferenced(typ) && len(units) > 0

@@ -229,6 +229,9 @@ func TestMembersThatTheDataDoesNotHaveAreTold(t *testing.T) { // pitfall 38
 			t.Errorf("members %v, types %v: told %t", row.members, row.types, got)
 		}
 	}
+	if !told(newFixture(t, holding(t, observation(1, 1)), "pat-1").export("Patient", "Observation")) {
+		t.Error("not told about a member whose data has no Patient at all")
+	}
 }
 
 func TestTypesThatTheStoreDoesNotHold(t *testing.T) {
@@ -245,7 +248,7 @@ func TestCut(t *testing.T) {
 	t.Parallel()
 	size := func(bytes int64) source.TypeSize { return source.TypeSize{Resources: 1, Bytes: bytes} }
 	sizes := source.Sizes{Patients: 1000, Types: map[string]source.TypeSize{
-		"Patient": size(1000), "Observation": size(1_000_000), "Claim": size(0), "Flag": {}, "Organization": size(5),
+		"Patient": size(1000), "Observation": size(1_000_000), "Claim": size(0), "Organization": size(5),
 		"Encounter": size(10_001),
 	}}
 	everybody := export.Cohort{Chunks: 10, Patients: 1000}
