@@ -73,6 +73,7 @@ type Job struct {
 	Snapshot time.Time // the instant at which the data is read; frozen by the plan
 	Finished time.Time // completed or failed
 	Expires  time.Time // from this instant on the job does not exist (spec 6)
+	Data     string    // identity of the data that the plan read; "" if the source keeps versions. Set by the plan
 	Percent  int       // 0..99 until sealed, never decreasing
 	Failure  string    // why the job failed, for its owner
 	Cohort   Cohort    // set by the plan

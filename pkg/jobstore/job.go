@@ -57,6 +57,7 @@ func decodeJob(id export.JobID, fields map[string]string) (job export.Job, err e
 		Digest:   fields["manifest_sha256"],
 		Key:      []byte(fields["key"]),
 		Trace:    fields["trace"],
+		Data:     fields["data"],
 
 		Unconfirmed: fields["unconfirmed"] != "",
 	}

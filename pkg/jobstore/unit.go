@@ -96,6 +96,7 @@ type Commit struct {
 type Plan struct {
 	Snapshot time.Time
 	Cohort   export.Cohort
+	Data     string // export.Job.Data
 }
 
 // Seal is what completes a job.
@@ -131,7 +132,7 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 		if err != nil {
 			return fmt.Errorf("encode cohort: %w", err)
 		}
-		fields = append(fields, "snapshot", millis(c.Plan.Snapshot), "cohort", cohort)
+		fields = append(fields, "snapshot", millis(c.Plan.Snapshot), "cohort", cohort, "data", c.Plan.Data)
 	}
 	if c.Seal != nil {
 		target = export.Completed

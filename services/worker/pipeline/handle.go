@@ -160,6 +160,13 @@ func (w *Worker) run(ctx context.Context, log *slog.Logger, lease export.Lease) 
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
+	if data := w.data(); job.Data != "" && data != job.Data && lease.Unit.Kind != export.KindSeal {
+		const replaced = "the data was replaced after the export was planned"
+		if lease.Failures+1 >= w.cfg.MaxAttempts {
+			return jobstore.Commit{}, export.Permanent(replaced)
+		}
+		return jobstore.Commit{}, errors.New(replaced) // another worker may still have the data
+	}
 	switch lease.Unit.Kind {
 	case export.KindPlan:
 		return w.plan(ctx, lease, job)
@@ -174,6 +181,14 @@ func (w *Worker) run(ctx context.Context, log *slog.Logger, lease export.Lease) 
 	default:
 		return jobstore.Commit{}, fmt.Errorf("unit of unknown kind %q", lease.Unit.Kind)
 	}
+}
+
+// data returns the identity of the source's data, "" if the source keeps versions: its snapshots do not change.
+func (w *Worker) data() string {
+	if folder, ok := w.Source.(interface{ Identity() string }); ok {
+		return folder.Identity()
+	}
+	return ""
 }
 
 // heartbeats renews the lease until the context ends, or a heartbeat is refused: then it returns ErrFenced or ErrNotLive.

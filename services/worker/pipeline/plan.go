@@ -75,7 +75,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	return jobstore.Commit{
 		Result: result,
 		Next:   job.Request.Next(export.KindPlan, len(units) == 0),
-		Plan:   &jobstore.Plan{Snapshot: snapshot, Cohort: cohort},
+		Plan:   &jobstore.Plan{Snapshot: snapshot, Cohort: cohort, Data: w.data()},
 	}, nil
 }
 

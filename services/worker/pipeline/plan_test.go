@@ -401,3 +401,41 @@ func TestATypeThatWasEmptiedAfterTheSnapshotIsExported(t *testing.T) {
 	fx := newFixture(t, emptied{all, []string{"Observation", "Practitioner"}}, members...)
 	fx.export(everyType...).wantLines(t, want...)
 }
+
+// folder is a source without versions.
+type folder struct {
+	source.Source
+	identity string
+}
+
+func (f *folder) Identity() string { return f.identity }
+
+// A folder may be replaced while a job waits: an export never mixes the data of two.
+func TestDataThatIsReplacedAfterThePlanIsNotExported(t *testing.T) {
+	t.Parallel()
+	all, want := everything(t)
+	src := &folder{all, "one"}
+	fx := newFixture(t, src, members...)
+	fx.export(everyType...).wantLines(t, want...)
+
+	replaced := fx.drive(fx.kickOff(everyType...), func(task queue.Task) {
+		src.identity = map[bool]string{true: "one", false: "two"}[task.Kind == export.KindPlan]
+		must(t, fx.worker().Handle(t.Context(), task))
+	})
+	if replaced.State != export.Failed {
+		t.Errorf("the job is %s, want it failed", replaced.State)
+	}
+
+	src.identity = "one"
+	other := 0
+	got := fx.drive(fx.kickOff(everyType...), func(task queue.Task) { // another worker has the data of the plan
+		src.identity = "one"
+		if task.Kind == export.KindExport && other == 0 {
+			other++
+			src.identity = "two"
+		}
+		must(t, fx.worker().Handle(t.Context(), task))
+	})
+	fx.outcome(got).wantLines(t, want...)
+	fx.outcome(got).wantIssues(t, "error")
+}
