@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 )
 
 // population writes observations of the patients in the given order and returns the folder and the sorted ids.
@@ -119,4 +120,10 @@ func BenchmarkForPatients(b *testing.B) {
 			})
 		}
 	}
+}
+
+func BenchmarkSubjects(b *testing.B) {
+	sourcetest.BenchmarkSubjects(b, func(b *testing.B, files map[string][]byte) source.Source {
+		return open(b, folder(b, files), Config{Limits: source.Limits{MaxReferences: 100_000}})
+	})
 }

@@ -502,6 +502,9 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 		}
 		slices.Sort(homes)
 		served := false
+		if len(homes) > 1 {
+			f.bytes |= shared
+		}
 		for _, home := range homes {
 			if !fhir.IsID(s.patients[home]) { // a sentinel
 				break

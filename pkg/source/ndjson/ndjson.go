@@ -85,15 +85,19 @@ type kind struct {
 type entry struct {
 	place uint64 // file number << placeBits | offset of the line
 	check uint64 // hash of the line
-	bytes uint32 // of the line, and resolvable
+	bytes uint32 // of the line, and the flags resolvable and shared
 	home  uint32 // rank of a patient that it is about; noPatient for a referenced type
 }
 
-// resolvable is set in entry.bytes when the line has references to resolve.
-const resolvable = 1 << 31
+// Flags of entry.bytes.
+const (
+	resolvable = 1 << 31 // the line has references to resolve
+	shared     = 1 << 30 // the line has an entry for each of several patients
+)
 
-func (e entry) size() uint32     { return e.bytes &^ resolvable }
+func (e entry) size() uint32     { return e.bytes &^ (resolvable | shared) }
 func (e entry) resolvable() bool { return e.bytes&resolvable != 0 }
+func (e entry) shared() bool     { return e.bytes&shared != 0 }
 
 // aboutTarget is a target of a Provenance of Source.orphans.
 type aboutTarget struct {

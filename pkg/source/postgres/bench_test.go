@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 )
 
 // BenchmarkPaths measures the constants of choose.go: reading and skipping a row of a kilobyte, and one index descent,
@@ -49,4 +50,12 @@ func BenchmarkPaths(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(row.units), row.per)
 		})
 	}
+}
+
+func BenchmarkSubjects(b *testing.B) {
+	sourcetest.BenchmarkSubjects(b, func(b *testing.B, files map[string][]byte) source.Source {
+		s := newStore(b)
+		s.load(files)
+		return s.src
+	})
 }
