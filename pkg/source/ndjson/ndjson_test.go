@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -452,5 +453,28 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestProvenanceTakesMemoryOfItsTargetsOnly: the patients of all targets, with repetitions, would be 64 million numbers.
+func TestProvenanceTakesMemoryOfItsTargetsOnly(t *testing.T) {
+	const n = 8000
+	var actors, targets []string
+	for i := range n {
+		actors = append(actors, fmt.Sprintf(`{"actor":{"reference":"Patient/%d"}}`, i))
+		targets = append(targets, `{"reference":"Appointment/a"}`)
+	}
+	dir := folder(t, map[string][]byte{"a.ndjson": []byte(
+		`{"resourceType":"Appointment","id":"a","participant":[` + strings.Join(actors, ",") + "]}\n" +
+			`{"resourceType":"Provenance","id":"v","target":[` + strings.Join(targets, ",") + "]}\n")})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	src := open(t, dir, Config{Limits: source.Limits{MaxReferences: n}})
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 50<<20 {
+		t.Errorf("%d MB were allocated", took>>20)
+	}
+	if got := leftOut(t, src); !slices.Equal(got, []string{"Provenance too_many_references 1"}) {
+		t.Errorf("left out %q", got)
 	}
 }
