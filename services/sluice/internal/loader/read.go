@@ -145,12 +145,13 @@ func (p *parser) takeLiteral(ctx context.Context, b *lines.Block) error {
 	return batch.end(ctx)
 }
 
-// offer is the second pass: it offers what references may name.
+// offer is the second pass: it offers what references may name, of the resources that the others take.
 func (p *parser) offer(b *lines.Block, types []string, ids bool) {
-	var scanner fhir.Scanner
+	batch := p.newBatch(b)
+	batch.again = true
 	for line := range b.Lines {
-		facts, err := scanner.Scan(line.Body)
-		if line.TooLong || err != nil || !fhir.IsExportable(facts.Type) {
+		facts, fate := batch.classify(line)
+		if fate != taken || !fhir.IsExportable(facts.Type) { // Bundles and Groups
 			continue
 		}
 		ref := fhir.Ref{Type: facts.Type, ID: facts.ID}
@@ -231,12 +232,12 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body):
 		b.untyped(line)
 		return facts, passedBy
-	case err != nil && (known || typ == ""):
-		reason := export.Malformed
-		if errors.Is(err, fhir.ErrTooMany) {
-			reason = export.TooManyReferences
-		}
-		return facts, b.refuse(line, typ, reason, err.Error())
+	case errors.Is(err, fhir.ErrTooMany):
+		return facts, b.refuse(line, typ, export.TooManyReferences, err.Error())
+	case err != nil && !errors.Is(err, fhir.ErrNoID): // the type may be that of the first of two lines without a line break
+		return facts, b.refuse(line, fhir.PeekType(line.Body), export.Malformed, err.Error())
+	case err != nil && known:
+		return facts, b.refuse(line, typ, export.Malformed, err.Error())
 	case !fhir.IsType(typ):
 		return facts, b.refuse(line, "", export.UnknownType, "not a resource type of FHIR R4")
 	case !known:
@@ -461,6 +462,7 @@ func (p *parser) broken(file int, err error) {
 // conclude ends the first pass.
 func (p *parser) conclude() {
 	for file := range p.files {
+		p.states[file].concluded = true
 		s, path := p.state(file), p.files[file].Path
 		switch {
 		case s.untyped > 0 && (s.typed || s.reports > 0 || s.broken):
