@@ -59,3 +59,24 @@ func BenchmarkSubjects(b *testing.B) {
 		return s.src
 	})
 }
+
+// BenchmarkIdentifiers loads n resources that name one patient, each by another identifier. The cost for each must not grow
+// with n.
+func BenchmarkIdentifiers(b *testing.B) {
+	for _, n := range []int{100, 1_000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var identifiers, lines []string
+			for i := range n {
+				identifiers = append(identifiers, fmt.Sprintf(`{"system":"s","value":"%d"}`, i))
+				lines = append(lines, fmt.Sprintf(
+					`{"resourceType":"Observation","id":"%d","subject":{"reference":"Patient?identifier=s|%d"}}`, i, i))
+			}
+			lines = append(lines, `{"resourceType":"Patient","id":"p","identifier":[`+strings.Join(identifiers, ",")+`]}`)
+			s := newStore(b)
+			for b.Loop() {
+				s.load(ndjson(lines...))
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/resource")
+		})
+	}
+}
