@@ -335,3 +335,17 @@ func TestIdentifiersOfOlderVersionsNameNobody(t *testing.T) {
 	s.loadWith(ndjson(`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient?identifier=s|2"}}`), keeping())
 	s.expect(time.Time{}, "Observation", "o", "p2")
 }
+
+// TestAboutYieldsWhatNewerRulesRefuse: the worker withholds and counts it. An error would end the export.
+func TestAboutYieldsWhatNewerRulesRefuse(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.loadWith(ndjson(`{"resourceType":"Practitioner","id":"x"}`, provenance("v", "Practitioner/x")), keeping())
+	s.exec(`UPDATE resource_provenance SET body = replace(body, '"target"', '"Target":{},"target"')`)
+	var got []string
+	q := source.AboutQuery{Refs: []source.Ref{{Type: "Practitioner", ID: "x"}}}
+	err := s.src.About(t.Context(), q, func(r source.Resource) error { got = append(got, r.ID); return nil })
+	if err != nil || !slices.Equal(got, []string{"v"}) {
+		t.Errorf("got %v (%v)", got, err)
+	}
+}
