@@ -84,8 +84,11 @@ type found struct {
 	updated int64     // microseconds since 1970, or math.MinInt64
 	version int64     // 0: none
 	entry
-	why uint8 // of a resource without a patient: index of its reason in homeless
+	why uint8 // of a resource without a patient: index of its reason in homeless; or refused
 }
+
+// refused is found.why of a version that is not served. settle removes it.
+const refused = math.MaxUint8
 
 // homeless are the reasons for resources without a patient.
 var homeless = []export.Reason{
@@ -132,7 +135,7 @@ func (f *found) replaces(other *found) bool {
 	return f.updated >= other.updated
 }
 
-// settle sorts the list and keeps one version of each resource (L-14: no duplicate id).
+// settle sorts the list and keeps one version of each resource (L-14: no duplicate id), or none if that is refused.
 func (l *list) settle() {
 	sort.Sort(l)
 	kept := 0
@@ -146,6 +149,7 @@ func (l *list) settle() {
 		}
 	}
 	l.n = kept
+	l.remove(func(f *found) bool { return f.why == refused })
 }
 
 // remove removes the resources for which gone returns true from a settled list.
@@ -263,13 +267,15 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 	typed := false
 	for line := range block.Lines {
 		at := location{block.File, line.Number, b.files[block.File].name + " " + block.Place(line)}
-		if line.TooLong {
-			b.leaveOut(fhir.PeekType(line.Body), export.TooLong, at)
-			typed = true
-			continue
-		}
 		if line.Offset > placeMask {
 			return fmt.Errorf("%s holds more than %d bytes", b.files[block.File].name, int64(placeMask))
+		}
+		if line.TooLong {
+			typed = true
+			if err := b.refuse(line, fhir.PeekType(line.Body), export.TooLong, at); err != nil {
+				return err
+			}
+			continue
 		}
 		facts, err := scanner.Scan(line.Body)
 		if err != nil && !errors.Is(err, fhir.ErrTooMany) && !errors.Is(err, fhir.ErrNoID) && facts.Type != "Bundle" {
@@ -293,19 +299,17 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 			continue
 		case errors.Is(err, fhir.ErrTooMany),
 			err == nil && fhir.CountReferences(line.Body, b.limits.MaxReferences) > b.limits.MaxReferences:
-			b.leaveOut(facts.Type, export.TooManyReferences, at)
+			if err := b.refuse(line, facts.Type, export.TooManyReferences, at); err != nil {
+				return err
+			}
 			continue
 		case err != nil:
-			b.leaveOut(cmp.Or(facts.Type, fhir.PeekType(line.Body)), export.Malformed, at)
+			if err := b.refuse(line, cmp.Or(facts.Type, fhir.PeekType(line.Body)), export.Malformed, at); err != nil {
+				return err
+			}
 			continue
 		}
-		f := found{
-			hash: b.hash(facts.ID), updated: math.MinInt64, version: facts.Version, why: whyHomeless(facts),
-			entry: entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))},
-		}
-		if !facts.LastUpdated.IsZero() {
-			f.updated = facts.LastUpdated.UnixMicro()
-		}
+		f := b.found(facts, entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))})
 		if b.refs.Note(line.Body) {
 			f.bytes |= resolvable
 		}
@@ -323,6 +327,29 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		b.strays[block.File].typed = true
 	}
 	return nil
+}
+
+// found returns the resource at e.
+func (b *builder) found(facts fhir.Facts, e entry) found {
+	f := found{
+		hash: b.hash(facts.ID), updated: math.MinInt64, version: facts.Version, why: whyHomeless(facts), entry: e,
+	}
+	if !facts.LastUpdated.IsZero() {
+		f.updated = facts.LastUpdated.UnixMicro()
+	}
+	return f
+}
+
+// refuse counts a line that is not served, and withholds the older versions of its resource.
+func (b *builder) refuse(line lines.Line, typ string, reason export.Reason, at location) error {
+	b.leaveOut(typ, reason, at)
+	facts, told := source.Refused(line.Body)
+	if !told {
+		return nil
+	}
+	f := b.found(facts, entry{place: uint64(at.file)<<placeBits | uint64(line.Offset)})
+	f.why = refused
+	return b.add(facts.Type, f, nil)
 }
 
 // whyHomeless returns the index of the reason for which the line would have no patient.

@@ -135,6 +135,31 @@ func TestReadChangedFile(t *testing.T) {
 	}
 }
 
+// TestReadPassesOnWhatItRefuses: the store withholds older versions, so nothing may be resolved by their identifiers.
+func TestReadPassesOnWhatItRefuses(t *testing.T) {
+	version := func(number, more string) string {
+		return ofType("Organization", "o", fmt.Sprintf(`,"meta":{"versionId":%q},"identifier":[{"system":"s","value":"1"}]%s`, number, more))
+	}
+	found := folder(t, map[string]string{"a.ndjson": strings.Join([]string{
+		version("1", ""), version("2", `,"Subject":{}`), version("3", `,"name":"`+strings.Repeat("x", 2000)+`"`),
+		ofType("Encounter", "e", reference("subject", "Patient/p")+reference("serviceProvider", "Organization?identifier=s|1")),
+	}, "\n")})
+	var got received
+	sum, err := Read(t.Context(), found, Config{Limits: source.Limits{MaxLine: 1000, MaxReferences: 10}}, got.sink())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.matches(t, found.Files, sum)
+	if !slices.Equal(got.refused, []string{"Organization/o 2", "Organization/o 3"}) {
+		t.Errorf("refused %q", got.refused)
+	}
+	want := []string{"Organization malformed 1 a.ndjson line 2", "Organization too_long 1 a.ndjson line 3",
+		"Organization unresolved_reference 1 a.ndjson line 4"}
+	if left := counts(sum); !slices.Equal(left, want) {
+		t.Errorf("left out %q, want %q", left, want)
+	}
+}
+
 // TestReadPassesByFilesThatGrow: a log beside the data is read once.
 func TestReadPassesByFilesThatGrow(t *testing.T) {
 	found := folder(t, map[string]string{
