@@ -67,7 +67,7 @@ func BenchmarkOpen(b *testing.B) {
 						}
 					}
 				}()
-				src, err := Open(b.Context(), Config{Dir: dir})
+				src, err := Open(b.Context(), Config{Dir: dir, Limits: source.Limits{MaxLine: 1 << 28, MaxReferences: 1000}})
 				close(stop)
 				peak := <-most
 				must(b, err)

@@ -183,8 +183,8 @@ func (s *Source) Close() error {
 	return s.closeErr
 }
 
-// Check returns an error that wraps export.ErrUnavailable when a file with resources was changed after Open. The error is permanent:
-// restart the process to index the folder again.
+// Check returns an error that wraps export.ErrUnavailable when a file with resources was changed after Open. The error is
+// permanent: restart the process to index the folder again.
 func (s *Source) Check(ctx context.Context) error {
 	for _, f := range s.files {
 		if err := ctx.Err(); err != nil {

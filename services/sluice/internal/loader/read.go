@@ -259,7 +259,8 @@ func (b *batch) refuse(line lines.Line, typ string, reason export.Reason, what s
 		b.leave(line, typ, reason)
 		b.report(b.block.File, b.place(line)+": "+what)
 		if facts, told := source.Refused(line.Body); told {
-			b.refused[facts.Type] = append(b.refused[facts.Type], postgres.Line{Place: place(b.block.File, line.Number), Facts: facts})
+			at := place(b.block.File, line.Number)
+			b.refused[facts.Type] = append(b.refused[facts.Type], postgres.Line{Place: at, Facts: facts})
 		}
 	}
 	return passedBy
