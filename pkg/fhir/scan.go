@@ -125,23 +125,23 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	return facts, nil
 }
 
-// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one, if it is one of R4, else "".
-// It may be wrong for a line that has none of its own, so it is only for reports.
+// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one: an exportable type that is
+// certainly the one of the line. It is "" for a line that has several, such as two resources without a line break, or a
+// Bundle: some of them would be missed under the type of another.
 func PeekType(line []byte) string {
-	for {
-		i := bytes.Index(line, []byte(`"resourceType"`))
-		if i < 0 {
-			return ""
-		}
-		line = line[i+len(`"resourceType"`):]
-		value := bytes.TrimLeft(bytes.TrimPrefix(bytes.TrimLeft(line, " \t"), []byte(":")), " \t")
-		if len(value) == 0 || value[0] != '"' {
-			continue
-		}
-		if name, _, found := bytes.Cut(value[1:], []byte(`"`)); found && IsType(string(name)) {
-			return string(name)
-		}
+	key := []byte(`"resourceType"`)
+	before, value, _ := bytes.Cut(line, key)
+	if bytes.Count(before, []byte("{")) != 1 || bytes.Contains(value, key) {
+		return ""
 	}
+	value = bytes.TrimLeft(bytes.TrimPrefix(bytes.TrimLeft(value, " \t"), []byte(":")), " \t")
+	if len(value) == 0 || value[0] != '"' {
+		return ""
+	}
+	if name, _, found := bytes.Cut(value[1:], []byte(`"`)); found && IsExportable(string(name)) {
+		return string(name)
+	}
+	return ""
 }
 
 // topLevel reads the facts of one member of the resource and returns the end of its value. The type may come after the

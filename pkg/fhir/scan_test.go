@@ -366,7 +366,10 @@ func TestPeekTypeReadsWhatScanRefuses(t *testing.T) {
 	for line, want := range map[string]string{
 		"{\"resourceType\" : \"Patient\",\"name\":\"M\xfcller\"}": "Patient", `{"id":"x","resourceType":"Observation","sub`: "Observation",
 		`{"resourceType":"Observ`: "", `{"resourceType":"Nothing"}`: "", `{"resourceType":7}`: "", `{}`: "", "": "",
-		`{"x":"\"resourceType\"","resourceType":"Flag"}`: "Flag",
+		`{"x":"\"resourceType\"","resourceType":"Flag"}`: "Flag", `{"resourceType":"Task","id":"x","sub`: "",
+		`{"resourceType":"Bundle","entry":[{"resource":{"resourceType":"Observation"`:  "",
+		`{"contained":[{"resourceType":"Practitioner"`:                                 "",
+		`{"resourceType":"Observation","id":"x"}{"resourceType":"Condition","id":"x"}`: "",
 	} {
 		if got := PeekType([]byte(line)); got != want {
 			t.Errorf("%s: %q, want %q", line, got, want)

@@ -155,20 +155,24 @@ func (t *Table) Offer(ref fhir.Ref, line []byte) {
 	})
 }
 
-// Used yields each search that Resolve has resolved: the resource that it names, and a function that reports whether a
-// line of that resource has the identifier.
+// Used yields each resource that Resolve has named for searches, and a function that reports whether a line of it has the
+// identifiers of all of them.
 func (t *Table) Used(yield func(ref fhir.Ref, has func(line []byte) bool) bool) {
+	used := map[fhir.Ref][]search{}
 	for key, n := range t.searches {
-		if !n.used.Load() {
-			continue
+		if n.used.Load() {
+			used[n.ids[0]] = append(used[n.ids[0]], key)
 		}
-		has := func(line []byte) (found bool) {
+	}
+	for ref, keys := range used {
+		has := func(line []byte) bool {
+			found := map[search]bool{}
 			fhir.Identifiers(line, func(system, value string) {
-				found = found || value == key.value && (key.system == anySystem || system == key.system)
+				found[search{ref.Type, system, value}], found[search{ref.Type, anySystem, value}] = true, true
 			})
-			return found
+			return !slices.ContainsFunc(keys, func(key search) bool { return !found[key] })
 		}
-		if !yield(n.ids[0], has) {
+		if !yield(ref, has) {
 			return
 		}
 	}

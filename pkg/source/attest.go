@@ -11,7 +11,7 @@ import (
 
 // rules is the version of the rules by which Read finds subjects and references (1 to 255). Increment it when
 // they change: a resource attested under another version is scanned again.
-const rules = 2
+const rules = 3
 
 const rulesMask = 0xff
 

@@ -107,7 +107,28 @@ func TestRulesHaveTheirNumber(t *testing.T) {
 		r := read(t, line)
 		fmt.Fprintf(&text, "%s %s %v %s\n", r.Type, r.ID, r.Named, r.References)
 	}
-	const number, fingerprint = 2, 0xb97daf0e6d88bc2e
+	const mine = `"participant":[{"actor":{"reference":"Patient/a"}}],`
+	for _, typ := range append(fhir.ExportableTypes(), "Person", "Group", "Basic", "Library", "Endpoint", "Nothing") {
+		held := `{"resourceType":"` + typ + `","id":"x","subject":{"reference":"Patient/b"}}`
+		for _, more := range []string{
+			mine + `"contained":[` + held + `]`,
+			mine + `"contained":{"resourceType":"List","contained":[` + held + `]}`,
+			`"participant":[{"actor":{"reference":"Patient/a"}},{"actor":{"reference":"` + typ + `/x"}}]`,
+			`"participant":[{"actor":{"reference":"Patient/a"}},{"actor":{"reference":"https://h/` + typ + `/x"}}]`,
+			`"participant":[{"actor":{"reference":"Patient/a"}},{"actor":{"type":"` + typ + `"}}]`,
+		} {
+			r := read(t, `{"resourceType":"Appointment","id":"6",`+more+`}`)
+			fmt.Fprintln(&text, typ, r.Named, string(r.References))
+		}
+	}
+	for _, more := range []string{
+		`"subject":{},"subject":{}`, `"Subject":{}`, `"a\ud800":1`, `"subject":[[{}]]`, `"contained":[{"id":"1","ID":"1"}]`,
+		`"meta":{"versionId":"1","VersionId":"2"}`, `"contained":[{"subject":{"reference":"Patient/a","Reference":"Patient/b"}}]`,
+	} {
+		_, err := new(fhir.Scanner).Scan([]byte(`{"resourceType":"Observation","id":"7",` + more + `}`))
+		fmt.Fprintln(&text, more, err != nil)
+	}
+	const number, fingerprint = 3, 0x99f42114e7b5fe2c
 	r := read(t, appointment)
 	if got := xxh3.HashString(text.String()); r.Attestation&0xff != number || got != fingerprint {
 		t.Errorf("rules %d with the fingerprint %#x, want %d with %#x", r.Attestation&0xff, got, number, uint64(fingerprint))

@@ -43,6 +43,8 @@ type builder struct {
 	left    export.Tally
 	first   map[export.LeftOut]location // the first place of each type and reason, with the count 0
 	strays  []strays                    // by file
+	holds   []bool                      // by file: it has a resource, a deletion or a Group
+	bundles bundlesInside
 }
 
 // location is the place of a line or a file, for people.
@@ -68,10 +70,12 @@ type deletion struct {
 	place uint64
 }
 
-// bundleInside is the name of a file that has a Bundle among its lines, and was read as if it had none.
-type bundleInside string
+// bundlesInside are the names of files that have a Bundle among their lines, and were read as if they had none.
+type bundlesInside map[string]bool
 
-func (b bundleInside) Error() string { return string(b) + " has a Bundle" }
+func (b bundlesInside) Error() string {
+	return fmt.Sprintf("%d files changed while they were read: they have Bundles among their lines", len(b))
+}
 
 // found is one resource while the index is built. The home of its entry is the number of its patient, noPatient, or
 // manyPatients.
@@ -80,8 +84,11 @@ type found struct {
 	updated int64     // microseconds since 1970, or math.MinInt64
 	version int64     // 0: none
 	entry
-	why uint8 // of a resource without a patient: index of its reason in homeless
+	why uint8 // of a resource without a patient: index of its reason in homeless; or refused
 }
+
+// refused is found.why of a version that is not served. settle removes it.
+const refused = math.MaxUint8
 
 // homeless are the reasons for resources without a patient.
 var homeless = []export.Reason{
@@ -128,7 +135,7 @@ func (f *found) replaces(other *found) bool {
 	return f.updated >= other.updated
 }
 
-// settle sorts the list and keeps one version of each resource (L-14: no duplicate id).
+// settle sorts the list and keeps one version of each resource (L-14: no duplicate id), or none if that is refused.
 func (l *list) settle() {
 	sort.Sort(l)
 	kept := 0
@@ -142,6 +149,7 @@ func (l *list) settle() {
 		}
 	}
 	l.n = kept
+	l.remove(func(f *found) bool { return f.why == refused })
 }
 
 // remove removes the resources for which gone returns true from a settled list.
@@ -172,6 +180,7 @@ func newBuilder(files []*file, seed maphash.Seed, config Config) *builder {
 		files: files, limits: config.Limits, seed: seed, seed2: maphash.MakeSeed(), refs: references.New(config.Bases),
 		lists: map[string]*list{}, counted: map[string]source.TypeSize{}, several: map[uint64][]uint32{},
 		numbers: map[string]uint32{}, first: map[export.LeftOut]location{}, strays: make([]strays, len(files)),
+		holds: make([]bool, len(files)), bundles: bundlesInside{},
 	}
 }
 
@@ -228,7 +237,13 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 	if err := r.Read(ctx, files, b.take); err != nil {
 		return err
 	}
-	for _, f := range b.files {
+	if len(b.bundles) > 0 {
+		return b.bundles
+	}
+	for i, f := range b.files {
+		if !b.holds[i] {
+			continue
+		}
 		if err := f.unchanged(); err != nil {
 			return err
 		}
@@ -252,15 +267,20 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 	typed := false
 	for line := range block.Lines {
 		at := location{block.File, line.Number, b.files[block.File].name + " " + block.Place(line)}
-		if line.TooLong {
-			b.leaveOut(fhir.PeekType(line.Body), export.TooLong, at)
-			typed = true
-			continue
-		}
 		if line.Offset > placeMask {
 			return fmt.Errorf("%s holds more than %d bytes", b.files[block.File].name, int64(placeMask))
 		}
+		if line.TooLong {
+			typed = true
+			if err := b.refuse(line, fhir.PeekType(line.Body), export.TooLong, at); err != nil {
+				return err
+			}
+			continue
+		}
 		facts, err := scanner.Scan(line.Body)
+		if err != nil && !errors.Is(err, fhir.ErrTooMany) && !errors.Is(err, fhir.ErrNoID) && facts.Type != "Bundle" {
+			facts.Type = "" // perhaps that of the first of two lines without a line break
+		}
 		if facts.Type == "" && !bytes.Contains(line.Body, []byte(`"resourceType"`)) {
 			b.stray(block.File, at, line.Body)
 			continue
@@ -269,31 +289,27 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		place := uint64(block.File)<<placeBits | uint64(line.Offset)
 		switch {
 		case facts.Type == "Bundle":
-			if err := b.takeBundle(line.Body, place, at); err != nil {
-				return err
-			}
+			b.takeBundle(line.Body, place, at)
 			continue
 		case fhir.IsType(facts.Type) && !fhir.IsExportable(facts.Type):
-			b.count(facts.Type, uint32(len(line.Body)))
+			b.count(facts.Type, uint32(len(line.Body)), block.File)
 			continue
 		case facts.Type != "" && !fhir.IsType(facts.Type):
 			b.leaveOut("", export.UnknownType, at)
 			continue
 		case errors.Is(err, fhir.ErrTooMany),
 			err == nil && fhir.CountReferences(line.Body, b.limits.MaxReferences) > b.limits.MaxReferences:
-			b.leaveOut(facts.Type, export.TooManyReferences, at)
+			if err := b.refuse(line, facts.Type, export.TooManyReferences, at); err != nil {
+				return err
+			}
 			continue
 		case err != nil:
-			b.leaveOut(cmp.Or(facts.Type, fhir.PeekType(line.Body)), export.Malformed, at)
+			if err := b.refuse(line, cmp.Or(facts.Type, fhir.PeekType(line.Body)), export.Malformed, at); err != nil {
+				return err
+			}
 			continue
 		}
-		f := found{
-			hash: b.hash(facts.ID), updated: math.MinInt64, version: facts.Version, why: whyHomeless(facts),
-			entry: entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))},
-		}
-		if !facts.LastUpdated.IsZero() {
-			f.updated = facts.LastUpdated.UnixMicro()
-		}
+		f := b.found(facts, entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))})
 		if b.refs.Note(line.Body) {
 			f.bytes |= resolvable
 		}
@@ -313,32 +329,57 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 	return nil
 }
 
+// found returns the resource at e.
+func (b *builder) found(facts fhir.Facts, e entry) found {
+	f := found{
+		hash: b.hash(facts.ID), updated: math.MinInt64, version: facts.Version, why: whyHomeless(facts), entry: e,
+	}
+	if !facts.LastUpdated.IsZero() {
+		f.updated = facts.LastUpdated.UnixMicro()
+	}
+	return f
+}
+
+// refuse counts a line that is not served, and withholds the older versions of its resource.
+func (b *builder) refuse(line lines.Line, typ string, reason export.Reason, at location) error {
+	b.leaveOut(typ, reason, at)
+	facts, told := source.Refused(line.Body)
+	if !told {
+		return nil
+	}
+	f := b.found(facts, entry{place: uint64(at.file)<<placeBits | uint64(line.Offset)})
+	f.why = refused
+	return b.add(facts.Type, f, nil)
+}
+
 // whyHomeless returns the index of the reason for which the line would have no patient.
 func whyHomeless(facts fhir.Facts) uint8 {
 	return uint8(slices.Index(homeless, source.Homeless(facts)))
 }
 
 // takeBundle takes a Bundle that deletes a resource.
-func (b *builder) takeBundle(body []byte, place uint64, at location) error {
+func (b *builder) takeBundle(body []byte, place uint64, at location) {
 	ref, deletes := lines.Deletion(body)
-	switch {
-	case deletes:
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.deleted = append(b.deleted, deletion{ref.Type, b.hash(ref.ID), place})
-	case !b.files[at.file].expanded:
-		return bundleInside(b.files[at.file].name)
-	default:
+	if !deletes && b.files[at.file].expanded {
 		b.leaveOut("", export.UnsupportedEntry, at)
+		return
 	}
-	return nil
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !deletes {
+		b.bundles[b.files[at.file].name] = true
+		return
+	}
+	b.holds[at.file] = true
+	b.deleted = append(b.deleted, deletion{ref.Type, b.hash(ref.ID), place})
 }
 
 // count counts a resource of a type that is never exported.
-func (b *builder) count(typ string, bytes uint32) {
+func (b *builder) count(typ string, bytes uint32, file int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.counted[typ] = plus(b.counted[typ], bytes)
+	b.holds[file] = b.holds[file] || typ == "Group"
 }
 
 func (b *builder) add(typ string, f found, patients []string) error {
@@ -352,6 +393,7 @@ func (b *builder) add(typ string, f found, patients []string) error {
 		b.lists[typ] = l
 	}
 	l.add(f)
+	b.holds[f.file()] = true
 	if l.n >= math.MaxUint32 || len(b.numbers) >= manyPatients {
 		return fmt.Errorf("more than %d resources of a type or %d patients", uint32(math.MaxUint32), manyPatients)
 	}
@@ -502,6 +544,9 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 		}
 		slices.Sort(homes)
 		served := false
+		if len(homes) > 1 {
+			f.bytes |= shared
+		}
 		for _, home := range homes {
 			if !fhir.IsID(s.patients[home]) { // a sentinel
 				break

@@ -6,7 +6,8 @@
 // resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. Gzipped files and
 // Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so that lines can be read from the middle.
 // Blank lines and those that are too long take no space there.
-// All files stay open until Close, each with its own descriptor.
+// Files with resources stay open until Close, each with its own descriptor. Files without, such as a log beside the data,
+// may change.
 //
 // The cost of a query is proportional to its patients: their lines are looked up, sorted by place, and read with few long
 // reads. Each line is compared with its hash in the index: after a file was changed in place, a read returns an error that
@@ -58,7 +59,7 @@ type Config struct {
 
 // Source is a source.Source over a folder. Its index never changes after Open.
 type Source struct {
-	files    []*file
+	files    []*file // nil for those without resources
 	kinds    map[string]kind
 	about    []aboutTarget       // of Provenance without a patient, sorted
 	orphans  []entry             // those Provenance
@@ -85,15 +86,19 @@ type kind struct {
 type entry struct {
 	place uint64 // file number << placeBits | offset of the line
 	check uint64 // hash of the line
-	bytes uint32 // of the line, and resolvable
+	bytes uint32 // of the line, and the flags resolvable and shared
 	home  uint32 // rank of a patient that it is about; noPatient for a referenced type
 }
 
-// resolvable is set in entry.bytes when the line has references to resolve.
-const resolvable = 1 << 31
+// Flags of entry.bytes.
+const (
+	resolvable = 1 << 31 // the line has references to resolve
+	shared     = 1 << 30 // the line has an entry for each of several patients
+)
 
-func (e entry) size() uint32     { return e.bytes &^ resolvable }
+func (e entry) size() uint32     { return e.bytes &^ (resolvable | shared) }
 func (e entry) resolvable() bool { return e.bytes&resolvable != 0 }
+func (e entry) shared() bool     { return e.bytes&shared != 0 }
 
 // aboutTarget is a target of a Provenance of Source.orphans.
 type aboutTarget struct {
@@ -121,19 +126,15 @@ func Open(ctx context.Context, config Config) (_ *Source, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open folder of resources: %w", err)
 	}
-	bundles := map[string]bool{} // files with Bundles among other lines, by name
-	for {
-		s, err := index(ctx, config, folder, bundles)
-		var found bundleInside
-		if !errors.As(err, &found) {
-			return s, err
-		}
-		bundles[string(found)] = true // rare: read again
+	s, err := index(ctx, config, folder, nil)
+	if found := (bundlesInside)(nil); errors.As(err, &found) { // rare: read again
+		return index(ctx, config, folder, found)
 	}
+	return s, err
 }
 
-// index builds the index of the files.
-func index(ctx context.Context, config Config, folder lines.Folder, bundles map[string]bool) (_ *Source, err error) {
+// index builds the index of the files. Of those that bundles names it looks for Bundles among the lines.
+func index(ctx context.Context, config Config, folder lines.Folder, bundles bundlesInside) (_ *Source, err error) {
 	files, broken, err := openFiles(folder.Files)
 	if err != nil {
 		return nil, fmt.Errorf("open folder of resources: %w", err)
@@ -158,6 +159,15 @@ func index(ctx context.Context, config Config, folder lines.Folder, bundles map[
 		return nil, fmt.Errorf("index folder of resources: %w", err)
 	}
 	b.report(ctx, config.Logger, s, folder)
+	for i, f := range s.files {
+		if b.holds[i] {
+			continue
+		}
+		s.files[i] = nil
+		if err := f.close(); err != nil {
+			return nil, fmt.Errorf("index folder of resources: %w", err)
+		}
+	}
 	return s, nil
 }
 
@@ -165,18 +175,23 @@ func index(ctx context.Context, config Config, folder lines.Folder, bundles map[
 func (s *Source) Close() error {
 	s.closing.Do(func() {
 		for _, f := range s.files {
-			s.closeErr = errors.Join(s.closeErr, f.close())
+			if f != nil {
+				s.closeErr = errors.Join(s.closeErr, f.close())
+			}
 		}
 	})
 	return s.closeErr
 }
 
-// Check returns an error that wraps export.ErrUnavailable when a file was changed after Open. The error is permanent:
-// restart the process to index the folder again.
+// Check returns an error that wraps export.ErrUnavailable when a file with resources was changed after Open. The error is
+// permanent: restart the process to index the folder again.
 func (s *Source) Check(ctx context.Context) error {
 	for _, f := range s.files {
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if f == nil {
+			continue
 		}
 		if err := f.unchanged(); err != nil {
 			return err

@@ -6,10 +6,12 @@ import (
 	"compress/gzip"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -452,5 +454,104 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestProvenanceTakesMemoryOfItsTargetsOnly: the patients of all targets, with repetitions, would be 64 million numbers.
+func TestProvenanceTakesMemoryOfItsTargetsOnly(t *testing.T) {
+	const n = 8000
+	var actors, targets []string
+	for i := range n {
+		actors = append(actors, fmt.Sprintf(`{"actor":{"reference":"Patient/%d"}}`, i))
+		targets = append(targets, `{"reference":"Appointment/a"}`)
+	}
+	dir := folder(t, map[string][]byte{"a.ndjson": []byte(
+		`{"resourceType":"Appointment","id":"a","participant":[` + strings.Join(actors, ",") + "]}\n" +
+			`{"resourceType":"Provenance","id":"v","target":[` + strings.Join(targets, ",") + "]}\n")})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	src := open(t, dir, Config{Limits: source.Limits{MaxReferences: n}})
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 50<<20 {
+		t.Errorf("%d MB were allocated", took>>20)
+	}
+	if got := leftOut(t, src); !slices.Equal(got, []string{"Provenance too_many_references 1"}) {
+		t.Errorf("left out %q", got)
+	}
+}
+
+// TestFilesWithoutResourcesMayChange: a log beside the data, of which some have lines like resources.
+func TestFilesWithoutResourcesMayChange(t *testing.T) {
+	deletion := `{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Observation/2"}}]}`
+	for text, noticed := range map[string]bool{
+		`{"exportId":"e1"}`: false, `{"resourceType":"OperationOutcome"}`: false, "": false, "oops": false,
+		`{"resourceType":"Group","id":"g"}`: true, deletion: true, observation("2", "a", ""): true,
+	} {
+		dir := folder(t, map[string][]byte{"a.ndjson": []byte(observation("1", "a", "")), "log.ndjson": []byte(text + "\n")})
+		src := open(t, dir, Config{})
+		must(t, os.WriteFile(filepath.Join(dir, "log.ndjson"), []byte(text+"\n"+text+"\n"), 0o600))
+		if err := src.Check(t.Context()); errors.Is(err, export.ErrUnavailable) != noticed {
+			t.Errorf("%s: check: %v", text, err)
+		}
+		if ids, err := read(t, src); err != nil && !noticed || !slices.Contains(ids, "1") && !noticed {
+			t.Errorf("%s: got %v (%v)", text, ids, err)
+		}
+	}
+}
+
+// TestLogGrowsWhileItIsRead: files are opened before they are read.
+func TestLogGrowsWhileItIsRead(t *testing.T) {
+	dir := folder(t, map[string][]byte{"a.ndjson": []byte(observation("1", "a", "")), "log.ndjson": []byte("{}\n")})
+	found, err := lines.InFolder(dir)
+	must(t, err)
+	files, _, err := openFiles(found.Files)
+	must(t, err)
+	for _, name := range []string{"log.ndjson", "a.ndjson"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(observation("1", "a", "")+"\n\n"), 0o600))
+		b := newBuilder(files, maphash.MakeSeed(), Config{Limits: source.Limits{MaxLine: 1000, MaxReferences: 10}})
+		if err := b.read(t.Context(), t.TempDir()); errors.Is(err, export.ErrUnavailable) != (name == "a.ndjson") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, f := range files {
+		must(t, f.close())
+	}
+}
+
+// TestWhatMayBeOfAnyTypeIsCountedWithoutOne: an export reports what is of its types or of none.
+func TestWhatMayBeOfAnyTypeIsCountedWithoutOne(t *testing.T) {
+	long := strings.Repeat("x", 2000)
+	src := open(t, folder(t, map[string][]byte{"a.ndjson": []byte(strings.Join([]string{
+		observation("1", "a", ""),
+		`{"resourceType":"Bundle","entry":[{"resource":` + observation("2", "a", `,"x":"`+long+`"`) + `}]}`,
+		`{"contained":[{"resourceType":"Binary","data":"` + long + `"}],"resourceType":"DocumentReference","id":"1"}`,
+		`{"resourceType":"DocumentReference","id":"1","contained":[{"resourceType":"Binary","data":"` + long + `"}]}`,
+		`{"resourceType":"Task","id":"1"}` + observation("3", "a", ""),
+		`{"resourceType":"Condition","id":"1"}` + observation("4", "a", ""),
+		`{"resourceType":"Task","resourceType":"Observation","id":"5","subject":{"reference":"Patient/a"}}`,
+		observation("6", "a", `,"x":"`+long+`"`), observation("7", "a", `,"id":"8"`),
+	}, "\n"))}), Config{Limits: source.Limits{MaxLine: 1000}})
+	want := []string{" malformed 3", " too_long 3", "Observation malformed 1", "Observation too_long 1"}
+	if got := leftOut(t, src); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestBundlesAmongLinesAreFoundInOneReading: however many files have them, the folder is read twice.
+func TestBundlesAmongLinesAreFoundInOneReading(t *testing.T) {
+	texts := map[string][]byte{}
+	for i := range 20 {
+		texts[fmt.Sprint(i, ".ndjson")] = []byte(observation(fmt.Sprint(i), "a", "") + "\n" +
+			`{"resourceType":"Bundle","entry":[{"resource":` + observation(fmt.Sprint(i+20), "a", "") + "}]}\n")
+	}
+	dir := folder(t, texts)
+	found, err := lines.InFolder(dir)
+	must(t, err)
+	_, err = index(t.Context(), Config{Dir: dir, Limits: source.Limits{MaxLine: 1000, MaxReferences: 10}}, found, nil)
+	if inside := (bundlesInside)(nil); !errors.As(err, &inside) || len(inside) != len(texts) {
+		t.Errorf("the first reading: %v", err)
+	}
+	if ids, err := read(t, open(t, dir, Config{})); err != nil || len(ids) != 40 {
+		t.Errorf("got %v (%v)", ids, err)
 	}
 }

@@ -44,32 +44,43 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 	read := func(f *found, facts fhir.Facts, _ []byte) {
 		n := nodeOf(nodes, f.hash)
 		node := &nodes[n]
+		targets := slices.Clone(facts.Subjects)
+		slices.SortFunc(targets, func(x, y fhir.Ref) int {
+			return cmp.Or(cmp.Compare(x.Type, y.Type), cmp.Compare(x.ID, y.ID))
+		})
+		targets = slices.Compact(targets)
 		referenced := 0
-		patients := b.numbersOf(source.Named(nil, facts))
-		for _, target := range facts.Subjects {
+		// One by one, so that the memory is bounded by maxPatients and not by the patients of all targets.
+		add := func(patients ...uint32) {
+			for _, patient := range patients {
+				if node.why == tooMany {
+					return
+				}
+				b.addPatient(node.found, patient, somebody)
+			}
+		}
+		add(b.numbersOf(source.Named(nil, facts))...)
+		for _, target := range targets {
 			if target.Type == "Patient" {
 				continue
 			}
 			held := b.lists[target.Type].find(b.hash(target.ID))
 			switch {
 			case held == nil:
-				patients = append(patients, somebody)
+				add(somebody)
 			case fhir.IsReferenced(target.Type):
 				referenced++
 			case target.Type == "Provenance":
 				to := nodeOf(nodes, held.hash)
 				nodes[to].sources = append(nodes[to].sources, n)
 			case held.home == noPatient && homeless[held.why] != export.NoPatient:
-				patients = append(patients, somebody)
+				add(somebody)
 			default:
-				patients = append(patients, b.patientsOf(&held.entry)...)
+				add(b.patientsOf(&held.entry)...)
 			}
 		}
-		for _, patient := range patients {
-			b.addPatient(node.found, patient, somebody)
-		}
-		if referenced > 0 && referenced == len(facts.Subjects) && node.home == noPatient {
-			for _, target := range facts.Subjects {
+		if referenced > 0 && referenced == len(targets) && node.home == noPatient {
+			for _, target := range targets {
 				s.about = append(s.about, aboutTarget{hashRef(s.seed, target.Type, target.ID), uint32(len(s.orphans))})
 			}
 			s.orphans = append(s.orphans, node.entry)

@@ -31,18 +31,12 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	if !ascending(q.Patients) {
 		return fmt.Errorf("read %s by patient: %w", q.Type, errUnsorted)
 	}
-	asked := func(patient string) bool { _, found := slices.BinarySearch(q.Patients, patient); return found }
 	r := reader{source: s}
 	each := func(e entry, facts fhir.Facts, body []byte) error {
-		patients := r.patients(e, facts)
-		// A resource about several of the requested patients has an entry for each; yield it for the first.
-		first := slices.IndexFunc(patients, asked)
-		if len(patients) > 1 && (first < 0 || s.patients[e.home] != patients[first]) {
-			return nil
-		}
-		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: patients, Body: body})
+		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: r.patients(e, facts), Body: body})
 	}
 	var batch []entry
+	seen := map[uint64]bool{} // places of the lines that have several entries, so that each is read once
 	entries := s.kinds[q.Type].entries
 	for _, id := range q.Patients {
 		rank, known := slices.BinarySearch(s.patients, id)
@@ -53,6 +47,12 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 		// Ids and homes ascend, so the search continues after the previous patient.
 		first, _ := slices.BinarySearchFunc(entries, home, func(e entry, home uint32) int { return cmp.Compare(e.home, home) })
 		for entries = entries[first:]; len(entries) > 0 && entries[0].home == home; entries = entries[1:] {
+			if entries[0].shared() {
+				if seen[entries[0].place] {
+					continue
+				}
+				seen[entries[0].place] = true
+			}
 			if len(batch) == s.batchSize {
 				if err := r.read(ctx, batch, each); err != nil {
 					return err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 )
 
 // BenchmarkPaths measures the constants of choose.go: reading and skipping a row of a kilobyte, and one index descent,
@@ -47,6 +48,35 @@ func BenchmarkPaths(b *testing.B) {
 				must(b, err)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(row.units), row.per)
+		})
+	}
+}
+
+func BenchmarkSubjects(b *testing.B) {
+	sourcetest.BenchmarkSubjects(b, func(b *testing.B, files map[string][]byte) source.Source {
+		s := newStore(b)
+		s.load(files)
+		return s.src
+	})
+}
+
+// BenchmarkIdentifiers loads n resources that name one patient, each by another identifier. The cost for each must not grow
+// with n.
+func BenchmarkIdentifiers(b *testing.B) {
+	for _, n := range []int{100, 1_000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var identifiers, lines []string
+			for i := range n {
+				identifiers = append(identifiers, fmt.Sprintf(`{"system":"s","value":"%d"}`, i))
+				lines = append(lines, fmt.Sprintf(
+					`{"resourceType":"Observation","id":"%d","subject":{"reference":"Patient?identifier=s|%d"}}`, i, i))
+			}
+			lines = append(lines, `{"resourceType":"Patient","id":"p","identifier":[`+strings.Join(identifiers, ",")+`]}`)
+			s := newStore(b)
+			for b.Loop() {
+				s.load(ndjson(lines...))
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/resource")
 		})
 	}
 }

@@ -335,3 +335,46 @@ func TestIdentifiersOfOlderVersionsNameNobody(t *testing.T) {
 	s.loadWith(ndjson(`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient?identifier=s|2"}}`), keeping())
 	s.expect(time.Time{}, "Observation", "o", "p2")
 }
+
+// TestAboutYieldsWhatNewerRulesRefuse: the worker withholds and counts it. An error would end the export.
+func TestAboutYieldsWhatNewerRulesRefuse(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.loadWith(ndjson(`{"resourceType":"Practitioner","id":"x"}`, provenance("v", "Practitioner/x")), keeping())
+	s.exec(`UPDATE resource_provenance SET body = replace(body, '"target"', '"Target":{},"target"')`)
+	var got []string
+	q := source.AboutQuery{Refs: []source.Ref{{Type: "Practitioner", ID: "x"}}}
+	err := s.src.About(t.Context(), q, func(r source.Resource) error { got = append(got, r.ID); return nil })
+	if err != nil || !slices.Equal(got, []string{"v"}) {
+		t.Errorf("got %v (%v)", got, err)
+	}
+}
+
+// TestRefusedVersionsWithholdOlderOnes: of the store too, without a tombstone, and nothing is resolved by their identifiers.
+func TestRefusedVersionsWithholdOlderOnes(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	patient := func(version, more string) string {
+		return fmt.Sprintf(`{"resourceType":"Patient","id":"p","meta":{"versionId":%q},"identifier":[{"system":"s","value":"1"}]%s}`, version, more)
+	}
+	named := `{"resourceType":"Observation","id":"o","subject":{"reference":"Patient?identifier=s|1"}}`
+	s.loadWith(ndjson(patient("2", "")), keeping())
+	before := s.snapshot()
+	if merged := s.loadWith(ndjson(patient("1", `,"Subject":{}`)), keeping()); merged != (postgres.Merged{}) {
+		t.Errorf("an older version is refused: %+v", merged)
+	}
+	s.expect(time.Time{}, "Patient", "p", "p")
+	if merged := s.loadWith(ndjson(patient("3", `,"Subject":{}`), named), keeping()); merged != (postgres.Merged{Added: 1, Deleted: 1}) {
+		t.Errorf("the newest version is refused: %+v", merged)
+	}
+	s.expect(time.Time{}, "Patient", "", "p")
+	s.expect(before, "Patient", "p", "p")
+	s.expect(time.Time{}, "Observation", "", "p")
+	s.leftOut("Observation unresolved_patient 1")
+	s.sizesHold()
+	if n := s.count("SELECT count(*) FROM tombstone"); n != 0 {
+		t.Errorf("%d tombstones", n)
+	}
+	s.loadWith(ndjson(patient("4", ""), named), keeping())
+	s.expect(time.Time{}, "Observation", "o", "p")
+}

@@ -53,7 +53,7 @@ type Merged struct {
 	Added     int64 // resources that the store did not have
 	Replaced  int64 // newer versions
 	Unchanged int64 // the store has this version or a newer one
-	Deleted   int64
+	Deleted   int64 // also those whose newest version is refused
 }
 
 // turnLock is the advisory lock of the load that runs.

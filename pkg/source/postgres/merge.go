@@ -90,14 +90,22 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 			return merged, err
 		}
 	}
-	same, err := tx.Exec(ctx, "DELETE FROM "+staged+" AS s USING "+table+` AS r
+	err = tx.QueryRow(ctx, "WITH same AS (DELETE FROM "+staged+" AS s USING "+table+` AS r
 		WHERE r.id = s.id AND r.ended IS NULL AND (CASE WHEN r.version <> s.version THEN r.version > s.version
 			ELSE coalesce(r.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity') END
-			OR r.head = s.head AND r.body = s.body)`)
+			OR r.head = s.head AND r.body = s.body) RETURNING s.head)
+		SELECT count(*) FROM same AS s WHERE NOT `+refused).Scan(&merged.Unchanged)
 	if err != nil {
 		return merged, err
 	}
-	merged.Unchanged = same.RowsAffected()
+	withheld, err := l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s WHERE "+refused+")", false, grown)
+	if err != nil {
+		return merged, err
+	}
+	merged.Deleted += withheld
+	if err := run(ctx, tx, "DELETE FROM "+staged+" AS s WHERE "+refused); err != nil {
+		return merged, err
+	}
 	merged.Replaced, err = l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s)", false, grown)
 	return merged, err
 }

@@ -41,7 +41,9 @@ func (l *Load) Offer(ctx context.Context, table *references.Table) error {
 		if !slices.Contains(searched, typ) {
 			continue
 		}
-		rows, _ := l.pool.Query(ctx, "SELECT id, body FROM "+leaf(typ)+" WHERE ended IS NULL")
+		// Not those that the load may withhold: confirm would not find them.
+		rows, _ := l.pool.Query(ctx, "SELECT id, body FROM "+leaf(typ)+` AS r WHERE ended IS NULL
+			AND NOT EXISTS (SELECT FROM `+stage(typ)+" AS s WHERE s.id = r.id AND "+refused+")")
 		var id string
 		var body []byte
 		if _, err := pgx.ForEachRow(rows, []any{&id, &body}, func() error {

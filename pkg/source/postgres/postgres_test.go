@@ -129,7 +129,7 @@ func (s *store) begin(cfg postgres.LoadConfig) *postgres.Load {
 	return load
 }
 
-// stage stages the valid lines of the files, with their references resolved.
+// stage stages the lines of the files, the valid ones with their references resolved.
 func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 	s.t.Helper()
 	table := references.New(nil)
@@ -141,14 +141,26 @@ func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 				place++
 				var scanner fhir.Scanner
 				body := bytes.TrimSpace(line)
-				if facts, err := scanner.Scan(body); err == nil && fhir.IsExportable(facts.Type) {
+				facts, err := scanner.Scan(body)
+				refused, told := source.Refused(body)
+				switch {
+				case err == nil && fhir.IsExportable(facts.Type):
 					use(place, facts, body)
+				case err != nil && told:
+					use(place, refused, nil)
 				}
 			}
 		}
 	}
-	each(func(_ int64, _ fhir.Facts, body []byte) { table.Note(body) })
+	each(func(place int64, facts fhir.Facts, body []byte) {
+		if table.Note(body); body == nil { // before Offer
+			must(s.t, load.Stage(s.t.Context(), facts.Type, []postgres.Line{{Place: place, Facts: facts}}))
+		}
+	})
 	each(func(_ int64, facts fhir.Facts, body []byte) {
+		if body == nil {
+			return
+		}
 		ref := fhir.Ref{Type: facts.Type, ID: facts.ID}
 		table.OfferID(ref)
 		table.Offer(ref, body)
@@ -156,6 +168,9 @@ func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 	must(s.t, load.Offer(s.t.Context(), table))
 	byType := map[string][]postgres.Line{}
 	each(func(place int64, facts fhir.Facts, body []byte) {
+		if body == nil {
+			return
+		}
 		resolved, _ := table.Resolve(nil, body, facts, func(string, fhir.Form) {})
 		facts, err := new(fhir.Scanner).Scan(resolved)
 		must(s.t, err)

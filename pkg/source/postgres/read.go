@@ -67,15 +67,15 @@ func forPatients(
 		by, args = "BETWEEN $2 AND $3", []any{at, q.Patients[0], q.Patients[len(q.Patients)-1]}
 	}
 	one := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE r.patient " + by + " AND " + visible
-	// Resources of several patients, by each patient except the smallest. Few types have any.
-	several := "SELECT " + columns(q.Type) + ", a.patient" +
-		" FROM additional_subject AS a JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
-		" WHERE (SELECT true FROM additional_subject WHERE type = '" + q.Type + "' LIMIT 1)" +
-		" AND a.type = '" + q.Type + "' AND a.patient " + by + " AND " + visible
+	// Resources of several patients, by each patient except the smallest, each once. Few types have any.
+	several := "SELECT " + columns(q.Type) +
+		" FROM (SELECT DISTINCT id FROM additional_subject WHERE type = '" + q.Type + "' AND patient " + by + ") AS a" +
+		" JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
+		" WHERE (SELECT true FROM additional_subject WHERE type = '" + q.Type + "' LIMIT 1) AND " + visible
 
 	last, lastAsked := "", false // rows of one patient are adjacent
 	return read(ctx, conn, q.Type, at,
-		query{one, args, func(r *source.Resource, _ []byte) error {
+		query{one, args, func(r *source.Resource) error {
 			if len(r.Subjects) == 0 {
 				return errHead
 			}
@@ -87,10 +87,8 @@ func forPatients(
 			}
 			return yield(*r)
 		}},
-		query{several, args, func(r *source.Resource, found []byte) error {
-			// The first query has yielded it if its smallest subject was requested. Else yield it for the smallest requested one.
-			first := slices.IndexFunc(r.Subjects, asked)
-			if first < 1 || r.Subjects[first] != string(found) {
+		query{several, args, func(r *source.Resource) error {
+			if slices.IndexFunc(r.Subjects, asked) < 1 { // the first query has yielded it if its smallest subject was requested
 				return nil
 			}
 			return yield(*r)
@@ -108,7 +106,7 @@ func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source
 	at := instant(q.AsOf)
 	text := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE r.id = ANY($2) AND " + visible
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		return read(ctx, conn, q.Type, at, query{text, []any{at, q.IDs}, func(r *source.Resource, _ []byte) error {
+		return read(ctx, conn, q.Type, at, query{text, []any{at, q.IDs}, func(r *source.Resource) error {
 			return yield(*r)
 		}})
 	})
@@ -136,10 +134,10 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 		AND ` + visible
 	var scanner fhir.Scanner
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		return read(ctx, conn, "Provenance", at, query{text, []any{at, types, ids}, func(r *source.Resource, _ []byte) error {
+		return read(ctx, conn, "Provenance", at, query{text, []any{at, types, ids}, func(r *source.Resource) error {
 			facts, err := scanner.Scan(r.Body)
-			if err != nil {
-				return fmt.Errorf("read a Provenance: %w", err)
+			if err != nil { // it was loaded under other rules; the caller decides
+				return yield(*r) //nolint:nilerr // see above
 			}
 			wanted, all := false, facts.Unresolved+facts.Foreign+facts.Invalid == 0
 			for _, target := range facts.Subjects {
@@ -172,11 +170,11 @@ func (s *Source) onConnection(ctx context.Context, use func(*pgxpool.Conn) error
 	return use(conn)
 }
 
-// query is one query of columns and the function that takes its rows. found is the additional column, if any.
+// query is one query of columns and the function that takes its rows.
 type query struct {
 	text string
 	args []any
-	take func(r *source.Resource, found []byte) error
+	take func(*source.Resource) error
 }
 
 // read runs the queries in one batch, and fails when versions that they need were trimmed.
@@ -201,11 +199,10 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 				if err := ctx.Err(); err != nil { // rows may be buffered
 					return err
 				}
-				found, err := row.read(rows.RawValues())
-				if err != nil {
+				if err := row.read(rows.RawValues()); err != nil {
 					return err
 				}
-				if refused = q.take(&row.resource, found); refused != nil {
+				if refused = q.take(&row.resource); refused != nil {
 					return refused
 				}
 			}
@@ -239,29 +236,24 @@ type row struct {
 	subjects []string // of a Provenance
 }
 
-// read decodes a row of columns and returns the additional column, if any.
-func (w *row) read(values [][]byte) (found []byte, err error) {
+// read decodes a row of columns.
+func (w *row) read(values [][]byte) error {
 	r := &w.resource
 	if err := readHead(r, values[0]); err != nil {
-		return nil, err
+		return err
 	}
 	r.Subjects, r.Body = r.Named, values[1]
-	values = values[2:]
-	if r.Type == "Provenance" {
-		w.subjects = w.subjects[:0]
-		if values[1] != nil {
-			err := w.types.Scan(pgtype.TextArrayOID, pgx.BinaryFormatCode, values[1], &w.subjects)
-			if err != nil {
-				return nil, fmt.Errorf("read the subjects of a Provenance: %w", err)
-			}
-		} else if len(values[0]) > 0 {
-			w.subjects = append(w.subjects, string(values[0]))
+	if r.Type != "Provenance" {
+		return nil
+	}
+	w.subjects = w.subjects[:0]
+	if patient, others := values[2], values[3]; others != nil {
+		if err := w.types.Scan(pgtype.TextArrayOID, pgx.BinaryFormatCode, others, &w.subjects); err != nil {
+			return fmt.Errorf("read the subjects of a Provenance: %w", err)
 		}
-		r.Subjects = w.subjects
-		values = values[2:]
+	} else if len(patient) > 0 {
+		w.subjects = append(w.subjects, string(patient))
 	}
-	if len(values) > 0 {
-		found = values[0]
-	}
-	return found, nil
+	r.Subjects = w.subjects
+	return nil
 }

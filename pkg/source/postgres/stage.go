@@ -27,6 +27,9 @@ var (
 	deletions = pgx.Identifier{stageSchema, deletionStage}.Sanitize()
 )
 
+// refused is the condition for a staged row s to be a version that is not loaded.
+const refused = "octet_length(s.head) = 0"
+
 func stage(typ string) string {
 	return pgx.Identifier{stageSchema, strings.ToLower(typ)}.Sanitize()
 }
@@ -53,7 +56,7 @@ func (l *Load) makeStage(ctx context.Context) error {
 type Line struct {
 	Place int64 // breaks ties: of versions with the same meta.lastUpdated the highest place wins
 	Facts fhir.Facts
-	Body  []byte
+	Body  []byte // nil: the version is not loaded (source.Refused), and no older one may be served instead
 }
 
 // Deletion is one resource to delete. Versions of the load with a lower place are not loaded.
@@ -127,7 +130,6 @@ func (l *Load) Delete(ctx context.Context, list []Deletion) error {
 
 // stageRow returns the row of a line. It reuses r.
 func stageRow(line Line, r *source.Resource) []any {
-	source.Read(r, line.Facts, line.Body)
 	var updated, version, others, leftOut any
 	if !line.Facts.LastUpdated.IsZero() {
 		updated = line.Facts.LastUpdated
@@ -135,6 +137,10 @@ func stageRow(line Line, r *source.Resource) []any {
 	if line.Facts.Version > 0 {
 		version = line.Facts.Version
 	}
+	if line.Body == nil {
+		return []any{updated, version, line.Place, line.Facts.ID, "", nil, nil, []byte{}, ""}
+	}
+	source.Read(r, line.Facts, line.Body)
 	patient := ""
 	// The patients of a Provenance are known only after all other types are merged.
 	if r.Type != "Provenance" && fhir.InCompartment(r.Type) {

@@ -31,6 +31,7 @@ func Run(t *testing.T, load Load) {
 	t.Run("by id", func(t *testing.T) { byID(t, load) })
 	t.Run("duplicates", func(t *testing.T) { duplicates(t, load) })
 	t.Run("versions", func(t *testing.T) { versions(t, load) })
+	t.Run("refused versions", func(t *testing.T) { refusedVersions(t, load) })
 	t.Run("broken lines", func(t *testing.T) { brokenLines(t, load) })
 	t.Run("somebody", func(t *testing.T) { somebody(t, load) })
 	t.Run("left out", func(t *testing.T) { leftOut(t, load) })
@@ -387,6 +388,36 @@ func duplicates(t *testing.T, load Load) {
 	if err := src.ByID(t.Context(), source.ByIDQuery{Type: "Practitioner", IDs: []string{"p"}}, p.take); err != nil ||
 		!strings.Contains(p.bodies["Practitioner/p"], `"kept"`) {
 		t.Errorf("Practitioner/p: %s (%v)", p.bodies["Practitioner/p"], err)
+	}
+}
+
+// refusedVersions: no older version is served instead of one that is malformed, if its version can be told (spec 11).
+func refusedVersions(t *testing.T, load Load) {
+	version := func(id, number, patient string, more ...string) string {
+		meta := fmt.Sprintf(`"meta":{"versionId":%q}`, number)
+		return resource("Observation", id, append([]string{meta, ref("subject", "Patient/"+patient)}, more...)...)
+	}
+	twice := ref("subject", "Patient/b")
+	src := load(t, lines(
+		resource("Patient", "a"),
+		version("newest-last", "1", "a"), version("newest-last", "2", "b", twice),
+		version("newest-first", "2", "b", twice), version("newest-first", "1", "a"),
+		version("cut", "1", "a"), strings.TrimSuffix(version("cut", "2", "b"), "}"),
+		version("older", "1", "b", twice), version("older", "2", "a"),
+		version("repaired", "1", "a"), version("repaired", "2", "b", twice), version("repaired", "3", "a"),
+		version("unknown", "1", "a"), `{"resourceType":"Observation","id":"unknown","subject":{`,
+		resource("Observation", "undated", ref("subject", "Patient/a")),
+		resource("Observation", "undated", ref("subject", "Patient/b"), twice),
+		resource("Practitioner", "p", `"meta":{"versionId":"1"}`),
+		resource("Practitioner", "p", `"meta":{"versionId":"2"}`, `"Subject":{}`),
+	))
+	a := []string{"a"}
+	expect(t, src, "Observation", []string{"a", "b"},
+		names{"Observation/older": a, "Observation/repaired": a, "Observation/unknown": a})
+	p := collect(t)
+	must(t, src.ByID(t.Context(), source.ByIDQuery{Type: "Practitioner", IDs: []string{"p"}}, p.take))
+	if len(p.got) > 0 {
+		t.Errorf("got %v", p.got)
 	}
 }
 

@@ -111,16 +111,15 @@ func (g *guard) identify(r source.Resource) error {
 	switch {
 	case !r.Attested():
 		facts, err := scanAs(&g.scanner, g.typ, r)
-		outdated := r.Attestation != 0 // the patients were found under other rules
 		switch {
-		case err != nil && outdated:
+		case err != nil && outdated(r):
 			g.why = export.Malformed
 			return nil
 		case err != nil:
 			return err
 		}
 		g.patients = source.Named(g.patients[:0], facts)
-		if len(g.patients) == 0 && outdated && r.Type != "Provenance" {
+		if len(g.patients) == 0 && outdated(r) && r.Type != "Provenance" {
 			g.why = source.Homeless(facts)
 			return nil
 		}
@@ -147,19 +146,28 @@ func (g *guard) identify(r source.Resource) error {
 	return nil
 }
 
+// outdated reports whether the resource was attested under other rules.
+func outdated(r source.Resource) bool { return r.Attestation != 0 && !r.Attested() }
+
 // listGuard checks resources that are not about patients against the list of references.
 type listGuard struct {
 	list    *spillset.List
 	scanner fhir.Scanner
+	why     export.Reason // why the current resource is withheld, else ""
 }
 
+// scan parses the line. One that was loaded under other rules is withheld if the current ones refuse it.
 func (g *listGuard) scan(typ string, r source.Resource) (fhir.Facts, error) {
+	g.why = ""
+	if r.Type != typ {
+		return fhir.Facts{}, errOtherResource
+	}
 	facts, err := scanAs(&g.scanner, typ, r)
 	switch {
+	case err != nil && outdated(r):
+		g.why = export.Malformed
 	case err != nil:
 		return facts, err
-	case r.Type != typ:
-		return facts, errOtherResource
 	case r.Attested() && r.Attest() != r.Attestation:
 		return facts, errNotAsLoaded
 	}
@@ -170,8 +178,11 @@ func (g *listGuard) scan(typ string, r source.Resource) (fhir.Facts, error) {
 // travels along with every export (spec 10).
 func (g *listGuard) checkListed(ctx context.Context, typ string, r source.Resource) (verdict, error) {
 	facts, err := g.scan(typ, r)
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, err
+	case g.why != "":
+		return withheld, nil
 	}
 	listed, err := g.list.Contains(ctx, facts.Type+"/"+facts.ID)
 	switch {
@@ -180,16 +191,17 @@ func (g *listGuard) checkListed(ctx context.Context, typ string, r source.Resour
 	case !listed:
 		return 0, refuse("a resource that no exported resource references")
 	case len(facts.Subjects)+facts.Unresolved+facts.Invalid+facts.Foreign > 0:
+		g.why = export.UnknownPatient
 		return withheld, nil
 	}
 	return admitted, nil
 }
 
 // home returns the smallest listed target of a Provenance. It refuses one with a target in the patient compartment or of
-// unknown type, and one without a listed target.
+// unknown type, and one without a listed target. It returns "" for one that is withheld.
 func (g *listGuard) home(ctx context.Context, r source.Resource) (string, error) {
 	facts, err := g.scan("Provenance", r)
-	if err != nil {
+	if err != nil || g.why != "" {
 		return "", err
 	}
 	if facts.Unresolved+facts.Invalid > 0 { // a urn or an identifier may name a patient

@@ -118,6 +118,30 @@ func TestResourcesThatMayBeAboutSomebodyElseAreWithheld(t *testing.T) { // pitfa
 	}
 }
 
+// TestReferencedRowsOfOlderRulesAreWithheld: one of them must not fail its type, nor is what it refers to followed.
+func TestReferencedRowsOfOlderRulesAreWithheld(t *testing.T) {
+	t.Parallel()
+	stored := []string{
+		observation(1, 1, `,"performer":[{"reference":"Practitioner/new"},{"reference":"Practitioner/old"}]`),
+		`{"resourceType":"Practitioner","id":"new"}`, `{"resourceType":"Practitioner","id":"unnamed"}`,
+		`{"resourceType":"Provenance","id":"new","target":[{"reference":"Practitioner/new"}]}`,
+	}
+	outdated := func(typ, more string) source.Resource {
+		r := resource(typ, "old", fmt.Sprintf(`{"resourceType":%q,"id":"old"%s,"Subject":{},"x":{"reference":"Practitioner/unnamed"}}`, typ, more))
+		r.Attestation = 1 // of the first rules
+		return r
+	}
+	for typ, more := range map[string]string{"Practitioner": "", "Provenance": `,"target":[{"reference":"Practitioner/new"}]`} {
+		t.Run(typ, func(t *testing.T) {
+			fx := newFixture(t, &hooked{Source: holding(t, stored...), typ: typ, extra: []source.Resource{outdated(typ, more)}}, members...)
+			got := fx.export("Observation", "Practitioner", "Provenance")
+			got.wantLines(t, stored[0], stored[1], stored[3])
+			got.wantIssues(t, "warning", typ+": 1 left out: not readable")
+			fx.wantMetric(0, "sluice_worker_guard_refusals_total")
+		})
+	}
+}
+
 // TestRowsOfOlderRulesAreWithheldWhenTheirPatientIsNoLongerNamed: a rollout must not fail every export.
 func TestRowsOfOlderRulesAreWithheldWhenTheirPatientIsNoLongerNamed(t *testing.T) {
 	t.Parallel()

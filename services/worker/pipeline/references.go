@@ -153,7 +153,10 @@ func (w *Worker) follow(
 			continue
 		}
 		err = w.about(ctx, job, refs, func(_ []string, r source.Resource) error {
-			_, err := g.home(ctx, r)
+			home, err := g.home(ctx, r)
+			if home == "" && err == nil {
+				return nil
+			}
 			return collect(r, err)
 		})
 		if err != nil {
@@ -251,6 +254,10 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	}
 	g := listGuard{list: list}
 	var left export.Tally
+	withhold := func() {
+		left.Add(unit.Type, g.why, 1)
+		w.metrics.withheld.WithLabelValues(string(g.why)).Inc()
+	}
 	done, err := w.writeUnit(ctx, lease, func(out *files) error {
 		for chunk := unit.Slice.From; chunk < unit.Slice.To; chunk++ {
 			refs, err := list.Chunk(ctx, chunk)
@@ -263,6 +270,10 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 					if err != nil {
 						return err
 					}
+					if home == "" { // each batch with a target of it counts it: its targets cannot be read
+						withhold()
+						return nil
+					}
 					// Another batch, here or in another unit, writes it.
 					if home < batch[0] || home > batch[len(batch)-1] {
 						return nil
@@ -273,8 +284,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 				err = w.byID(ctx, job, ofType(refs, unit.Type), func(r source.Resource) error {
 					verdict, err := g.checkListed(ctx, unit.Type, r)
 					if verdict == withheld {
-						left.Add(unit.Type, export.UnknownPatient, 1)
-						w.metrics.withheld.WithLabelValues(string(export.UnknownPatient)).Inc()
+						withhold()
 					}
 					if verdict != admitted {
 						return err

@@ -21,20 +21,24 @@ type state struct {
 	modified time.Time
 	read     int64 // bytes reported as progress
 
-	typed    bool  // a line has a resourceType
-	used     bool  // a resource or deletion was passed on
-	deferred bool  // a line waits for the third pass
-	broken   bool  // the rest cannot be read
-	ignored  int64 // resources of types that are never exported
-	reports  int   // lines to report
+	typed     bool  // a line has a resourceType
+	used      bool  // a resource or deletion was passed on
+	deferred  bool  // a line waits for the third pass
+	broken    bool  // the rest cannot be read
+	concluded bool  // the first pass has ended
+	ignored   int64 // resources of types that are never exported
+	reports   int   // lines to report
 
 	untyped, firstUntyped int64 // lines without a resourceType
 	firstUntypedPlace     string
 }
 
 // open returns the text of a file. A file that could not be opened in the first pass is broken in all of them. A file that
-// has changed since it was opened first is an error.
+// has changed since it was opened first is an error, unless it is passed by.
 func (p *parser) open(number int) (lines.Text, error) {
+	if p.passedBy(number) {
+		return lines.Text{Reader: bytes.NewReader(nil), Closer: io.NopCloser(nil)}, nil
+	}
 	path := p.files[number].Path
 	file, err := p.openFile(number)
 	if err != nil {
@@ -98,8 +102,17 @@ func (p *parser) checkSame(number int, file *os.File) error {
 	return nil
 }
 
+// passedBy reports whether the first pass has found nothing to take in a file, such as a log, which may change.
+func (p *parser) passedBy(number int) bool {
+	s := p.state(number)
+	return s.concluded && !s.used && !s.deferred
+}
+
 // unchanged returns an error if the file has changed since it was opened first.
 func (p *parser) unchanged(number int) error {
+	if p.passedBy(number) {
+		return nil
+	}
 	file, err := p.openFile(number)
 	if broken := new(lines.BrokenError); errors.As(err, &broken) {
 		return nil

@@ -31,7 +31,7 @@ const maxGroup = 256 << 20
 
 // Sink receives the lines. Its functions are called from several goroutines at once, except for Resolve.
 type Sink struct {
-	Resources func(ctx context.Context, typ string, lines []postgres.Line) error
+	Resources func(ctx context.Context, typ string, lines []postgres.Line) error // also refused ones
 	// Group receives a line with a Group resource, perhaps a malformed one. A *pgdir.Problem is an error in the line, another
 	// error ends the load. Places rank as in Line.
 	Group func(ctx context.Context, place int64, line []byte) (pgdir.Added, error)
@@ -86,7 +86,7 @@ func read(ctx context.Context, found Found, cfg Config, sink Sink, blockSize int
 	p := parser{
 		cfg: cfg, files: found.Files, sink: sink, states: make([]state, len(found.Files)), table: references.New(cfg.Bases),
 		sum:  Summary{Resources: map[string]int64{}, Ignored: map[string]int64{}},
-		left: map[export.LeftOut]*tally{},
+		left: map[export.LeftOut]*tally{}, refused: map[fhir.Ref]bool{},
 	}
 	for _, broken := range found.Broken {
 		p.leave(export.LeftOut{Reason: export.UnreadableFile}, tally{1, math.MaxInt64, broken.Name})
@@ -145,19 +145,20 @@ func (p *parser) takeLiteral(ctx context.Context, b *lines.Block) error {
 	return batch.end(ctx)
 }
 
-// offer is the second pass: it offers what references may name.
+// offer is the second pass: it offers what references may name, of the resources that the others take.
 func (p *parser) offer(b *lines.Block, types []string, ids bool) {
-	var scanner fhir.Scanner
+	batch := p.newBatch(b)
+	batch.again = true
 	for line := range b.Lines {
-		facts, err := scanner.Scan(line.Body)
-		if line.TooLong || err != nil || !fhir.IsExportable(facts.Type) {
+		facts, fate := batch.classify(line)
+		if fate != taken || !fhir.IsExportable(facts.Type) { // Bundles and Groups
 			continue
 		}
 		ref := fhir.Ref{Type: facts.Type, ID: facts.ID}
 		if ids {
 			p.table.OfferID(ref)
 		}
-		if slices.Contains(types, ref.Type) {
+		if slices.Contains(types, ref.Type) && !p.refused[ref] { // else the load may withhold it, and confirm would fail
 			p.table.Offer(ref, line.Body)
 		}
 	}
@@ -191,6 +192,7 @@ type batch struct {
 	again     bool // the first pass has counted the lines
 
 	resources map[string][]postgres.Line
+	refused   map[string][]postgres.Line
 	deletions []postgres.Deletion
 	left      map[export.LeftOut]*tally
 	ignored   map[string]int64
@@ -204,7 +206,8 @@ type batch struct {
 func (p *parser) newBatch(b *lines.Block) *batch {
 	return &batch{
 		parser: p, block: b,
-		resources: map[string][]postgres.Line{}, left: map[export.LeftOut]*tally{}, ignored: map[string]int64{},
+		resources: map[string][]postgres.Line{}, refused: map[string][]postgres.Line{},
+		left: map[export.LeftOut]*tally{}, ignored: map[string]int64{},
 	}
 }
 
@@ -231,12 +234,12 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body):
 		b.untyped(line)
 		return facts, passedBy
-	case err != nil && (known || typ == ""):
-		reason := export.Malformed
-		if errors.Is(err, fhir.ErrTooMany) {
-			reason = export.TooManyReferences
-		}
-		return facts, b.refuse(line, typ, reason, err.Error())
+	case errors.Is(err, fhir.ErrTooMany):
+		return facts, b.refuse(line, typ, export.TooManyReferences, err.Error())
+	case err != nil && !errors.Is(err, fhir.ErrNoID): // the type may be that of the first of two lines without a line break
+		return facts, b.refuse(line, fhir.PeekType(line.Body), export.Malformed, err.Error())
+	case err != nil && known:
+		return facts, b.refuse(line, typ, export.Malformed, err.Error())
 	case !fhir.IsType(typ):
 		return facts, b.refuse(line, "", export.UnknownType, "not a resource type of FHIR R4")
 	case !known:
@@ -250,11 +253,15 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	return facts, taken
 }
 
-// refuse leaves out a line, and reports it the first time.
+// refuse leaves out a line, and reports it the first time. No older version of its resource is served instead.
 func (b *batch) refuse(line lines.Line, typ string, reason export.Reason, what string) fate {
 	if !b.again {
 		b.leave(line, typ, reason)
 		b.report(b.block.File, b.place(line)+": "+what)
+		if facts, told := source.Refused(line.Body); told {
+			at := place(b.block.File, line.Number)
+			b.refused[facts.Type] = append(b.refused[facts.Type], postgres.Line{Place: at, Facts: facts})
+		}
 	}
 	return passedBy
 }
@@ -351,9 +358,11 @@ func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, bod
 
 // end passes the batch on and adds it to the summary.
 func (b *batch) end(ctx context.Context) error {
-	for typ, staged := range b.resources {
-		if err := b.sink.Resources(ctx, typ, staged); err != nil {
-			return err
+	for _, lines := range []map[string][]postgres.Line{b.resources, b.refused} {
+		for typ, staged := range lines {
+			if err := b.sink.Resources(ctx, typ, staged); err != nil {
+				return err
+			}
 		}
 	}
 	if len(b.deletions) > 0 {
@@ -366,6 +375,11 @@ func (b *batch) end(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for _, staged := range b.refused {
+		for _, line := range staged {
+			b.parser.refused[fhir.Ref{Type: line.Facts.Type, ID: line.Facts.ID}] = true
+		}
+	}
 	s := &b.states[b.block.File]
 	s.typed = s.typed || b.typed
 	s.deferred = s.deferred || b.deferred
@@ -414,6 +428,7 @@ type parser struct {
 	sum    Summary
 	left   map[export.LeftOut]*tally // by type and reason
 
+	refused map[fhir.Ref]bool // resources of which a version is refused; complete after the first pass
 }
 
 // tally counts one type and reason.
@@ -461,6 +476,7 @@ func (p *parser) broken(file int, err error) {
 // conclude ends the first pass.
 func (p *parser) conclude() {
 	for file := range p.files {
+		p.states[file].concluded = true
 		s, path := p.state(file), p.files[file].Path
 		switch {
 		case s.untyped > 0 && (s.typed || s.reports > 0 || s.broken):

@@ -31,6 +31,7 @@ type received struct {
 	types    map[string]int64
 	groups   []string
 	said     []string
+	refused  []string
 	deleted  map[fhir.Ref]int64 // places
 	read     int64
 }
@@ -48,6 +49,10 @@ func (k *received) sink() Sink {
 			for _, line := range lines {
 				if line.Facts.Type != typ {
 					return fmt.Errorf("a %s among %s", line.Facts.Type, typ)
+				}
+				if line.Body == nil {
+					k.refused = append(k.refused, fmt.Sprintf("%s/%s %d", typ, line.Facts.ID, line.Facts.Version))
+					continue
 				}
 				if _, twice := k.bodies[line.Place]; twice {
 					return fmt.Errorf("two lines have the place %d", line.Place)

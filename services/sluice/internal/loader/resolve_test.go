@@ -135,6 +135,73 @@ func TestReadChangedFile(t *testing.T) {
 	}
 }
 
+// TestReadPassesOnWhatItRefuses: the store withholds older versions, so nothing may be resolved by their identifiers.
+func TestReadPassesOnWhatItRefuses(t *testing.T) {
+	version := func(number, more string) string {
+		return ofType("Organization", "o", fmt.Sprintf(`,"meta":{"versionId":%q},"identifier":[{"system":"s","value":"1"}]%s`, number, more))
+	}
+	found := folder(t, map[string]string{"a.ndjson": strings.Join([]string{
+		version("1", ""), version("2", `,"Subject":{}`), version("3", `,"name":"`+strings.Repeat("x", 2000)+`"`),
+		ofType("Encounter", "e", reference("subject", "Patient/p")+reference("serviceProvider", "Organization?identifier=s|1")),
+	}, "\n")})
+	var got received
+	sum, err := Read(t.Context(), found, Config{Limits: source.Limits{MaxLine: 1000, MaxReferences: 10}}, got.sink())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.matches(t, found.Files, sum)
+	if !slices.Equal(got.refused, []string{"Organization/o 2", "Organization/o 3"}) {
+		t.Errorf("refused %q", got.refused)
+	}
+	want := []string{"Organization malformed 1 a.ndjson line 2", "Organization too_long 1 a.ndjson line 3",
+		"Organization unresolved_reference 1 a.ndjson line 4"}
+	if left := counts(sum); !slices.Equal(left, want) {
+		t.Errorf("left out %q, want %q", left, want)
+	}
+}
+
+// TestReadPassesByFilesThatGrow: a log beside the data is read once.
+func TestReadPassesByFilesThatGrow(t *testing.T) {
+	found := folder(t, map[string]string{
+		"a.ndjson":   ofType("Observation", "o", reference("subject", "urn:uuid:a")) + "\n" + patient("a"),
+		"log.ndjson": `{"exportId":"e1"}`,
+	})
+	var got received
+	sink := got.sink()
+	sink.Resolve = func(context.Context, *references.Table) error {
+		return os.WriteFile(found.Files[1].Path, []byte(ofType("Observation", "p", reference("subject", "urn:uuid:a"))), 0o600)
+	}
+	if _, err := Read(t.Context(), found, none, sink); err != nil || len(got.bodies) != 2 {
+		t.Errorf("%d resources (%v)", len(got.bodies), err)
+	}
+}
+
+// TestReadOffersOnlyWhatItTakes: a reference that only a refused resource has is not resolved.
+func TestReadOffersOnlyWhatItTakes(t *testing.T) {
+	identified := `,"identifier":[{"system":"s","value":"o-1"}]`
+	for name, more := range map[string]string{
+		"many references": `,"partOf":[` + strings.Repeat(`{"reference":"Organization/x"},`, 20) + `{}]`,
+		"long":            `,"name":"` + strings.Repeat("x", 2000) + `"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			found := folder(t, map[string]string{"a.ndjson": ofType("Organization", "o", identified+more) + "\n" +
+				ofType("Encounter", "search", reference("subject", "Patient/p")+reference("serviceProvider", "Organization?identifier=s|o-1")) + "\n" +
+				ofType("Encounter", "urn", reference("subject", "Patient/p")+reference("serviceProvider", "urn:uuid:o"))})
+			var got received
+			sum, err := Read(t.Context(), found, Config{Limits: source.Limits{MaxLine: 1000, MaxReferences: 10}}, got.sink())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all := fmt.Sprint(got.bodies); len(got.bodies) != 2 || strings.Contains(all, "Organization/o") {
+				t.Errorf("loaded %s", all)
+			}
+			if left := strings.Join(counts(sum), "; "); !strings.Contains(left, "Organization unresolved_reference 1") {
+				t.Errorf("left out %s", left)
+			}
+		})
+	}
+}
+
 // TestReadLeavesOut: each reason, with the first place; a limit of one resource does not apply to Groups.
 func TestReadLeavesOut(t *testing.T) {
 	var many []string
@@ -191,6 +258,23 @@ func TestReadLeavesOut(t *testing.T) {
 	}
 	if sum.Undated != 1 || sum.Unreadable() != 6 || sum.Resources["Group"] != 1 {
 		t.Errorf("%d undated, %d unreadable, %v", sum.Undated, sum.Unreadable(), sum.Resources)
+	}
+}
+
+// TestReadDoesNotTrustTheTypeOfMalformedLines: it may be that of the first of two resources without a line break.
+func TestReadDoesNotTrustTheTypeOfMalformedLines(t *testing.T) {
+	found := folder(t, map[string]string{"a.ndjson": strings.Join([]string{
+		ofType("Task", "1", "") + ofType("Observation", "1", ""), ofType("Condition", "1", "") + ofType("Observation", "2", ""),
+		`{"resourceType":"Task","resourceType":"Observation","id":"3"}`, ofType("Observation", "4", `,"id":"5"`),
+	}, "\n")})
+	var got received
+	sum, err := Read(t.Context(), found, none, got.sink())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{" malformed 3 a.ndjson line 1", "Observation malformed 1 a.ndjson line 4"}
+	if left := counts(sum); !slices.Equal(left, want) || len(sum.Ignored) > 0 {
+		t.Errorf("left out %q, ignored %v; want %q", left, sum.Ignored, want)
 	}
 }
 
