@@ -16,7 +16,9 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -45,6 +47,8 @@ type builder struct {
 	strays  []strays                    // by file
 	holds   []bool                      // by file: it has a resource, a deletion or a Group
 	bundles bundlesInside
+
+	identity atomic.Uint64 // sum of the hashes of all resources and deletions
 }
 
 // location is the place of a line or a file, for people.
@@ -264,6 +268,8 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 func (b *builder) take(_ context.Context, block *lines.Block) error {
 	var scanner fhir.Scanner
 	var patients []string
+	var identity uint64
+	defer func() { b.identity.Add(identity) }()
 	typed := false
 	for line := range block.Lines {
 		at := location{block.File, line.Number, b.files[block.File].name + " " + block.Place(line)}
@@ -289,6 +295,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		place := uint64(block.File)<<placeBits | uint64(line.Offset)
 		switch {
 		case facts.Type == "Bundle":
+			identity += xxh3.Hash(line.Body)
 			b.takeBundle(line.Body, place, at)
 			continue
 		case fhir.IsType(facts.Type) && !fhir.IsExportable(facts.Type):
@@ -309,6 +316,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 			}
 			continue
 		}
+		identity += xxh3.Hash(line.Body)
 		f := b.found(facts, entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))})
 		if b.refs.Note(line.Body) {
 			f.bytes |= resolvable
@@ -440,6 +448,7 @@ func (b *builder) setPatients(e *entry, numbers []uint32) {
 
 // finish builds the index of the source.
 func (b *builder) finish(ctx context.Context, s *Source) error {
+	s.identity = fmt.Sprintf("%016x", b.identity.Load())
 	var settling errgroup.Group
 	settling.SetLimit(4)
 	for _, l := range b.lists {

@@ -69,6 +69,7 @@ type Source struct {
 	leftOut  export.Tally
 	resolved *references.Table
 	seed     maphash.Seed
+	identity string
 
 	batchSize int
 
@@ -199,6 +200,10 @@ func (s *Source) Check(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Identity tells the data of two folders apart: it is the same for the same resources and deletions, in any order, and in any
+// process. A folder has no history, so an export must not continue with other data than it was planned with.
+func (s *Source) Identity() string { return s.identity }
 
 // Snapshot implements source.Source: a folder has no history, so it returns now.
 func (s *Source) Snapshot(_ context.Context, now time.Time) (time.Time, error) {

@@ -555,3 +555,38 @@ func TestBundlesAmongLinesAreFoundInOneReading(t *testing.T) {
 		t.Errorf("got %v (%v)", ids, err)
 	}
 }
+
+func TestTheIdentityIsThatOfTheResources(t *testing.T) {
+	t.Parallel()
+	const one, two = `{"resourceType":"Patient","id":"1"}`, `{"resourceType":"Patient","id":"2"}`
+	identity := func(files map[string]string) string {
+		content := map[string][]byte{}
+		for name, text := range files {
+			content[name] = []byte(text)
+		}
+		return open(t, folder(t, content), Config{}).Identity()
+	}
+	of := identity(map[string]string{"a.ndjson": one + "\n" + two + "\n"})
+	for name, same := range map[string]map[string]string{
+		"another order": {"a.ndjson": two + "\n" + one + "\n"},
+		"other files":   {"b.ndjson": one + "\r\n", "c.ndjson": two},
+		"a log":         {"a.ndjson": one + "\n" + two + "\n", "log.ndjson": `{"eventId":"x"}` + "\n"},
+	} {
+		if identity(same) != of {
+			t.Errorf("%s: another identity", name)
+		}
+	}
+	for name, other := range map[string]map[string]string{
+		"one less":  {"a.ndjson": one + "\n"},
+		"a change":  {"a.ndjson": one + "\n" + `{"resourceType":"Patient","id":"3"}` + "\n"},
+		"a delete":  {"a.ndjson": one + "\n" + two + "\n" + deletionOfTwo + "\n"},
+		"no files":  {},
+		"one twice": {"a.ndjson": one + "\n" + two + "\n" + two + "\n"},
+	} {
+		if identity(other) == of {
+			t.Errorf("%s: the same identity", name)
+		}
+	}
+}
+
+const deletionOfTwo = `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Patient/2"}}]}`
