@@ -16,6 +16,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/references"
+	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
 // LoadConfig configures a load.
@@ -202,6 +203,9 @@ func (l *Load) publish(
 			return err
 		}
 		for typ, grown := range l.grown {
+			if grown.size == (source.TypeSize{}) {
+				continue // a row, even of zero resources, is of a type that was held once
+			}
 			_, err := tx.Exec(ctx, `INSERT INTO type_stats AS s (type, resources, bytes) VALUES ($1, $2, $3)
 				ON CONFLICT (type) DO UPDATE SET resources = s.resources + $2, bytes = s.bytes + $3`,
 				typ, grown.size.Resources, grown.size.Bytes)
