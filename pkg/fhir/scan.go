@@ -455,15 +455,21 @@ func fields(line []byte, i int, names []string, found []span) (int, error) {
 	})
 }
 
-// CheckKeys returns an error if the JSON object has a key at which two parsers could differ: one of the names twice, a key
-// that differs from a name only in case, or a key with a NUL or half a surrogate pair. Deeper objects are not checked, and
-// other values are accepted. The object is valid JSON without line breaks.
-func CheckKeys(object []byte, names ...string) error {
+// Members returns the values of the named members of a JSON object, as parts of it: empty for one that it does not have. It
+// returns an error if two parsers could differ at a key: one of the names twice, a key that differs from a name only in
+// case, or a key with a NUL or half a surrogate pair. Deeper objects are not checked, and another value than an object has
+// no members. The object is valid JSON without line breaks.
+func Members(object []byte, names ...string) (values [][]byte, err error) {
+	values = make([][]byte, len(names))
 	if len(object) == 0 || object[0] != '{' {
-		return nil
+		return values, nil
 	}
-	_, err := fields(object, 0, names, make([]span, len(names)))
-	return err
+	found := make([]span, len(names))
+	_, err = fields(object, 0, names, found)
+	for i, at := range found {
+		values[i] = object[at.start:at.end]
+	}
+	return values, err
 }
 
 // elements calls element for each element of the array at i, which has been checked before. element returns the end of

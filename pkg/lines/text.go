@@ -139,9 +139,18 @@ func isDocument(name string, start []byte) bool {
 	first := firstLine(start)
 	if len(first) < len(start) && len(bytes.TrimSpace(start[len(first):])) > 0 { // another line follows
 		last := first[len(first)-1]
-		return last == '{' || last == '[' || last == ','
+		return (last == '{' || last == '[' || last == ',') && !(start[0] == '{' && isLine(start[len(first):]))
 	}
 	return strings.HasSuffix(strings.TrimSuffix(strings.ToLower(name), ".gz"), ".json") || start[0] == '['
+}
+
+// isLine reports whether the text begins with a line of NDJSON: the line before it was cut off. In a document, something
+// that is not an object follows an object.
+func isLine(text []byte) bool {
+	text = bytes.TrimLeft(text, " \t\r\n")
+	line := firstLine(text)
+	after := bytes.TrimLeft(text[len(line):], " \t\r\n")
+	return bytes.HasPrefix(line, []byte("{")) && json.Valid(line) && (len(after) == 0 || after[0] == '{')
 }
 
 func firstLine(start []byte) []byte {
@@ -153,14 +162,6 @@ func firstLine(start []byte) []byte {
 func mayBeBundle(line []byte) bool {
 	escaped := bytes.Contains(line, []byte(`\u`)) && bytes.Contains(line, []byte(`undle`))
 	return escaped || bytes.Contains(line, []byte(`"Bundle"`))
-}
-
-func isBundle(line []byte) bool {
-	if !mayBeBundle(line) {
-		return false
-	}
-	var resource struct{ ResourceType string }
-	return json.Unmarshal(line, &resource) == nil && resource.ResourceType == "Bundle"
 }
 
 // expander replaces each line that is a Bundle by its entries.
@@ -199,22 +200,18 @@ func (e *expander) next() ([]byte, error) {
 		}
 	}
 	body := bytes.TrimSpace(bytes.TrimPrefix(line, []byte(mark)))
-	if !isBundle(body) {
+	if !mayBeBundle(body) {
 		return line, err
 	}
-	var out bytes.Buffer
-	known := scope{}
-	entries := func(yield func(json.RawMessage)) error {
-		dec := json.NewDecoder(bytes.NewReader(body))
-		bundle, err := eachEntry(dec, func(raw json.RawMessage) error { yield(raw); return nil })
-		if err == nil && !bundle {
-			err = errNoBundle
-		}
-		return err
+	again := func() *splitter { return &splitter{from: bufio.NewReader(bytes.NewReader(body)), most: len(body)} }
+	whole := again()
+	known, malformed := newScope(whole)
+	if malformed != nil || known == nil || !whole.ended() {
+		return line, err // a resource, or a line that cannot be applied
 	}
-	malformed := errors.Join(entries(known.add), entries(func(raw json.RawMessage) { known.write(&out, raw) }))
-	if malformed != nil {
-		return line, err // a line that cannot be applied
+	var out bytes.Buffer
+	if _, malformed = eachEntry(again(), func(raw []byte, long bool) error { return known.write(&out, raw, long) }); malformed != nil {
+		return line, err
 	}
 	return out.Bytes(), err
 }

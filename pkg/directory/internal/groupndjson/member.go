@@ -43,7 +43,7 @@ func (p *Period) UnmarshalJSON(object []byte) error {
 }
 
 func unmarshal(object []byte, to any, names ...string) error {
-	if err := fhir.CheckKeys(object, names...); err != nil {
+	if _, err := fhir.Members(object, names...); err != nil {
 		return keyError{err}
 	}
 	return json.Unmarshal(object, to)
