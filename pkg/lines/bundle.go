@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/jsonvalues"
 )
 
 // entry is an entry of a Bundle. Elements that do not matter here are absent.
@@ -98,11 +99,11 @@ type scope struct {
 // ambiguous replaces such a full URL: it is not a reference, so nothing else is taken for what it names.
 const ambiguous = "urn:ambiguous"
 
-// newScope reads the object that the splitter is at. It returns nil for one that is not a Bundle.
-func newScope(s *splitter) (*scope, error) {
+// newScope reads the object that is read next. It returns nil for one that is not a Bundle.
+func newScope(values *jsonvalues.Reader) (*scope, error) {
 	known := &scope{urls: map[string]string{}}
 	var err error
-	known.form, err = eachEntry(s, func(raw []byte, long bool) error { known.add(raw, long); return nil })
+	known.form, err = eachEntry(values, func(raw []byte, long bool) error { known.add(raw, long); return nil })
 	if !known.bundle {
 		return nil, err
 	}
@@ -175,8 +176,8 @@ func writeLine(w io.Writer, parts ...[]byte) error {
 // than another one by its place, and a version of a resource is not the resource.
 func Deletion(line []byte) (ref fhir.Ref, deletes bool) {
 	n := 0
-	s := &splitter{from: bufio.NewReader(bytes.NewReader(line)), most: len(line)}
-	found, err := eachEntry(s, func(raw []byte, _ bool) error {
+	values := jsonvalues.NewReader(bytes.NewReader(line), len(line))
+	found, err := eachEntry(values, func(raw []byte, _ bool) error {
 		n++
 		e, err := parse(raw)
 		if err == nil && e.Request.Method == http.MethodDelete {
@@ -196,14 +197,14 @@ type form struct {
 	history bool // a Bundle of the type history, which has the newest version first (R4, RESTful API, history)
 }
 
-// eachEntry calls yield for each entry of the object that the splitter is at, and returns its form. A Bundle with a key
+// eachEntry calls yield for each entry of the object that is read next, and returns its form. A Bundle with a key
 // that another parser could read otherwise is an error at its end.
-func eachEntry(s *splitter, yield func(raw []byte, long bool) error) (found form, err error) {
-	if next, err := s.peek(); err != nil || next != '{' {
+func eachEntry(values *jsonvalues.Reader, yield func(raw []byte, long bool) error) (found form, err error) {
+	if next, err := values.Peek(); err != nil || next != '{' {
 		return found, cmp.Or(err, errNoObject)
 	}
 	seen, odd := map[string]bool{}, false
-	err = s.object(func(key string) error {
+	err = values.Object(func(key string) error {
 		for _, name := range []string{"resourceType", "type", "entry"} {
 			if strings.EqualFold(key, name) {
 				odd = odd || seen[name] || key != name
@@ -212,18 +213,18 @@ func eachEntry(s *splitter, yield func(raw []byte, long bool) error) (found form
 		}
 		odd = odd || strings.ContainsAny(key, "\x00\uFFFD") // the decoder replaces half a surrogate pair
 		if key == "entry" {
-			if next, err := s.peek(); err != nil || next != '[' {
+			if next, err := values.Peek(); err != nil || next != '[' {
 				return cmp.Or(err, errNoArray)
 			}
-			return s.array(func() error {
-				raw, long, err := s.value()
+			return values.Array(func() error {
+				raw, long, err := values.Value()
 				if err != nil {
 					return err
 				}
 				return yield(raw, long)
 			})
 		}
-		value, _, err := s.value()
+		value, _, err := values.Value()
 		if err != nil {
 			return err
 		}
@@ -261,8 +262,8 @@ const around = 64 << 10
 // openDocument reads the full URLs of every Bundle and returns the text.
 func openDocument(maxLine int, open func() (*bufio.Reader, error)) (Text, error) {
 	d := &document{open: open, most: maxLine + around, done: make(chan struct{})}
-	err := d.each(func(s *splitter) error {
-		known, err := newScope(s)
+	err := d.each(func(values *jsonvalues.Reader) error {
+		known, err := newScope(values)
 		d.values = append(d.values, known)
 		return err
 	})
@@ -288,17 +289,17 @@ func (d *document) Close() error {
 // write writes the lines.
 func (d *document) write(w io.Writer) error {
 	n := 0
-	return d.each(func(s *splitter) error {
+	return d.each(func(values *jsonvalues.Reader) error {
 		if n == len(d.values) {
 			return &ReadError{errors.New("the file changed while it was read")}
 		}
 		known := d.values[n]
 		n++
 		if known != nil {
-			_, err := eachEntry(s, func(raw []byte, long bool) error { return known.write(w, raw, long) })
+			_, err := eachEntry(values, func(raw []byte, long bool) error { return known.write(w, raw, long) })
 			return err
 		}
-		value, _, err := s.value()
+		value, _, err := values.Value()
 		if err != nil {
 			return err
 		}
@@ -306,8 +307,8 @@ func (d *document) write(w io.Writer) error {
 	})
 }
 
-// each calls value with the splitter at each value of the text, or at each element of a value that is an array.
-func (d *document) each(value func(*splitter) error) error {
+// each calls value before each value of the text, or at each element of a value that is an array.
+func (d *document) each(value func(*jsonvalues.Reader) error) error {
 	text, err := d.open()
 	if err != nil {
 		return err
@@ -317,17 +318,17 @@ func (d *document) each(value func(*splitter) error) error {
 			return err
 		}
 	}
-	s := &splitter{from: text, most: d.most}
+	values := jsonvalues.NewReader(text, d.most)
 	for {
-		next, err := s.peek()
+		next, err := values.Peek()
 		switch {
-		case errors.Is(err, io.ErrUnexpectedEOF) && s.ended():
+		case errors.Is(err, io.ErrUnexpectedEOF) && values.Ended():
 			return nil
 		case err != nil:
 		case next == '[':
-			err = s.array(func() error { return value(s) })
+			err = values.Array(func() error { return value(values) })
 		default:
-			err = value(s)
+			err = value(values)
 		}
 		if err != nil {
 			return err

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
+
+	"github.com/sluice-fhir/sluice/pkg/jsonvalues"
 )
 
 // BrokenError is the reason why the rest of a file cannot be read: no permission, broken compression, or a Bundle that is
@@ -203,10 +205,10 @@ func (e *expander) next() ([]byte, error) {
 	if !mayBeBundle(body) {
 		return line, err
 	}
-	again := func() *splitter { return &splitter{from: bufio.NewReader(bytes.NewReader(body)), most: len(body)} }
+	again := func() *jsonvalues.Reader { return jsonvalues.NewReader(bytes.NewReader(body), len(body)) }
 	whole := again()
 	known, malformed := newScope(whole)
-	if malformed != nil || known == nil || !whole.ended() {
+	if malformed != nil || known == nil || !whole.Ended() {
 		return line, err // a resource, or a line that cannot be applied
 	}
 	var out bytes.Buffer

@@ -421,6 +421,29 @@ func TestManyMembersAreNotHeld(t *testing.T) {
 	}
 }
 
+// TestLongElementsAreNotHeld: no line of a file takes much memory, whatever is in it.
+func TestLongElementsAreNotHeld(t *testing.T) {
+	const long = 64 << 20
+	text := strings.Repeat("a", long)
+	for name, line := range map[string]string{
+		"a narrative":  `{"resourceType":"Group","id":"g2","text":{"div":"` + text + `"}}`,
+		"a member":     `{"resourceType":"Group","id":"g2","member":[{"entity":{"display":"` + text + `"}}]}`,
+		"a key":        `{"resourceType":"Group","id":"g2","` + text + `":1}`,
+		"brackets":     `{"resourceType":"Group","id":"g2","x":` + strings.Repeat("[", long),
+		"another type": `{"text":"` + text + `","resourceType":"Patient"}`,
+		"no JSON":      text,
+	} {
+		dir := folder(t, "Group.ndjson.gz", line+"\n"+line1)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		groups := openGroups(t, dir, now)
+		exists(t, groups, "g1", nil)
+		if runtime.ReadMemStats(&after); after.TotalAlloc > before.TotalAlloc+long/4 {
+			t.Errorf("%s: %d bytes allocated", name, after.TotalAlloc-before.TotalAlloc)
+		}
+	}
+}
+
 // chain returns a file of groups, each of which is a member of the next one and has a patient; the last is "g0".
 func chain(t testing.TB, name string, n int) *filedir.Groups {
 	t.Helper()
@@ -475,7 +498,8 @@ func TestSyntheaGroups(t *testing.T) {
 func FuzzGroups(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", line1, line1 + "\n" + strings.Replace(line1, "g1", "g2", 1),
-		`{"resourceType":"Group","id":"g1","member":[{}]}`, `{"resourceType":"Group","id":"g1"} {}`, "{", "null",
+		`{"resourceType":"Group","id":"g1","member":[{}]}`, `{"resourceType":"Group","id":"g1","member":[{"inactive":true,"inactive":false}]}`,
+		`{"resourceType":"Group","id":"g1","member" : [ {} , {"Inactive":1 2}]}`, `{"resourceType":"Group","id":"g1","member":[{]}`, `{"resourceType":"Group","id":"g1"} {}`, "{", "null",
 		`{"resourceType":"Group","id":"g1","member":[null,{"entity":null}]}`,
 		`{"member":[{"entity":{"reference":"http://h/Patient/1/_history/2"},"period":{"end":"2026-03"}}],"id":"g1",` +
 			`"resourceType":"Group"}`,

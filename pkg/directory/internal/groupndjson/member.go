@@ -49,7 +49,7 @@ func unmarshal(object []byte, to any, names ...string) error {
 	return json.Unmarshal(object, to)
 }
 
-// keyError is the error of an object that parsers could read differently. The decoder can continue after it.
+// keyError is the error of an object that parsers could read differently.
 type keyError struct{ error }
 
 // Resolver decides what references of members name.
