@@ -2,6 +2,7 @@ package fhir
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -30,7 +31,7 @@ type Facts struct {
 	Unresolved int // a urn, a search, an identifier, a contained patient, or a RelatedPerson
 	Invalid    int // not a reference
 
-	patients []int // positions of the references that are not local and name a patient if they name anything
+	expected []expected // of the references at these paths that are urns or absolute
 }
 
 // Scanner reads the facts of one line at a time. It reuses its buffers, so each goroutine needs its own. The zero Scanner
@@ -365,7 +366,7 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 	ref := found[0]
 	switch {
 	case ref.end == 0 || line[ref.start] == 'n':
-		declared := bytes.TrimPrefix(found[1].text(line), []byte("http://hl7.org/fhir/StructureDefinition/"))
+		declared := declaredType(line, found[1])
 		other := IsType(string(declared)) && !mayBePatient(declared)
 		if target || !other && (found[1].end > 0 || found[2].end > 0) {
 			facts.Unresolved++
@@ -377,8 +378,8 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 	}
 	text := ref.text(line)
 	named, id, form := Classify(text)
-	if !target && (form == Urn || form == Foreign) {
-		facts.patients = append(facts.patients, ref.start)
+	if form == Urn || form == Foreign {
+		facts.expected = append(facts.expected, expected{ref.start, expect(typ, line, found[1])})
 	}
 	switch {
 	case form == Local:
@@ -397,6 +398,23 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 		facts.Invalid++
 	}
 	return end, nil
+}
+
+// declaredType returns Reference.type without the URL of a definition of R4.
+func declaredType(line []byte, typ span) []byte {
+	return bytes.TrimPrefix(typ.text(line), []byte("http://hl7.org/fhir/StructureDefinition/"))
+}
+
+// expect returns what a reference may name that is a subject of a resource of the type.
+func expect(typ string, line []byte, declared span) Expected {
+	e := Expected{Subject: typ != "Provenance"}
+	switch {
+	case declared.end > 0:
+		e.Type = cmp.Or(string(declaredType(line, declared)), "no type")
+	case onlyPatients(typ):
+		e.Type = "Patient"
+	}
+	return e
 }
 
 // mayBePatient reports whether a resource of the type is a patient or a person who may be one.

@@ -129,7 +129,7 @@ func TestScan(t *testing.T) {
 			if len(got.Subjects) == 0 {
 				got.Subjects = nil
 			}
-			got.patients = nil // TestResolveRewritesWhatIsNotLocal
+			got.expected = nil // TestResolveRewritesWhatIsNotLocal
 			if !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}
@@ -329,16 +329,22 @@ func TestBasesNameLocalResources(t *testing.T) {
 }
 
 func TestResolveRewritesWhatIsNotLocal(t *testing.T) {
-	replace := func(text []byte, form Form, patient bool) string {
+	replace := func(text []byte, form Form, of Expected) string {
 		return map[string]string{
-			`4 false Practitioner?identifier=a|"b"`: "Practitioner/1", "3 true urn:uuid:x": "Patient/1", "3 false urn:uuid:x": "Group/1",
-			"2 false http://h/Device/9": "Device/9",
-		}[fmt.Sprint(int(form), " ", patient, " ", string(text))]
+			`4 {false } Practitioner?identifier=a|"b"`: "Practitioner/1", "3 {true } urn:uuid:x": "Patient/1", "3 {false } urn:uuid:x": "Group/1",
+			"2 {false } http://h/Device/9": "Device/9", "3 {true Patient} urn:uuid:x": "Patient/2", "3 {true Practitioner} urn:uuid:x": "Practitioner/2",
+			"3 {false Device} urn:uuid:x": "Device/2", "3 {true no type} urn:uuid:x": "Person/2",
+		}[fmt.Sprint(int(form), " ", of, " ", string(text))]
 	}
 	for line, want := range map[string]string{
 		`{"resourceType":"Observation","id":"o","subject":{"reference":"urn:uuid:x"},"b":[{"reference" : "Practitioner?identifier=a|\"b\""},` +
 			`{"reference":"http://h/Device/9"}],"focus":{"reference":"urn:uuid:x"}}`: `{"resourceType":"Observation","id":"o","subject":` +
 			`{"reference":"Patient/1"},"b":[{"reference" : "Practitioner/1"},{"reference":"Device/9"}],"focus":{"reference":"Group/1"}}`,
+		`{"resourceType":"Coverage","id":"o","beneficiary":{"reference":"urn:uuid:x"}}`: `{"resourceType":"Coverage","id":"o","beneficiary":{"reference":"Patient/2"}}`,
+		`{"resourceType":"Account","id":"o","subject":[{"type":"http://hl7.org/fhir/StructureDefinition/Practitioner","reference":"urn:uuid:x"}]}`: `{"resourceType":"Account",` +
+			`"id":"o","subject":[{"type":"http://hl7.org/fhir/StructureDefinition/Practitioner","reference":"Practitioner/2"}]}`,
+		`{"resourceType":"Account","id":"o","subject":[{"type":7,"reference":"urn:uuid:x"}]}`:                                                                `{"resourceType":"Account","id":"o","subject":[{"type":7,"reference":"Person/2"}]}`,
+		`{"resourceType":"Provenance","id":"o","target":{"reference":"urn:uuid:x","type":"Device"}}`:                                                         `{"resourceType":"Provenance","id":"o","target":{"reference":"Device/2","type":"Device"}}`,
 		`{"resourceType":"Provenance","id":"o","target":{"reference":"urn:uuid:x"}}`:                                                                         `{"resourceType":"Provenance","id":"o","target":{"reference":"Group/1"}}`,
 		`{"resourceType":"Observation","id":"o","subject":{"reference":"urn:uuid:y","x":"urn:uuid:x"},"y":{"reference":"Patient/1"},"z":{"reference":"#x"}}`: "",
 	} {

@@ -150,7 +150,7 @@ func (s *scope) write(w io.Writer, raw []byte, long bool) error {
 		}
 		body = append(body, rest...)
 	}
-	body, _ = fhir.Resolve(nil, body, fhir.Facts{}, func(text []byte, _ fhir.Form, _ bool) string {
+	body, _ = fhir.Resolve(nil, body, fhir.Facts{}, func(text []byte, _ fhir.Form, _ fhir.Expected) string {
 		url, _, _ := strings.Cut(string(text), "#")
 		if literal, found := s.urls[url]; found {
 			return literal
