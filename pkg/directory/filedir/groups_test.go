@@ -379,6 +379,30 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	}
 }
 
+// TestAFileThatIsWrittenInPlace: Members fails, because what it has read may be of two versions.
+func TestAFileThatIsWrittenInPlace(t *testing.T) {
+	const many = 20_000 // more than what is read ahead
+	text := func(version string) []byte {
+		return []byte(strings.Replace(line1, `{"entity"`, strings.Repeat(`{"entity":{"reference":"Patient/`+version+`"}},`, many)+`{"entity"`, 1))
+	}
+	dir := folder(t, "Group.ndjson", string(text("old")))
+	must(t, os.Chtimes(filepath.Join(dir, "Group.ndjson"), now(), now())) // times of files are coarse
+	groups := openGroups(t, dir, now)
+	n := 0
+	_, err := groups.Members(t.Context(), "g1", func(string) error {
+		if n++; n == 1 {
+			must(t, os.WriteFile(filepath.Join(dir, "Group.ndjson"), text("new"), 0o600))
+		}
+		return nil
+	})
+	if !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("%d members of two versions, error %v", n, err)
+	}
+	if n := count(t, groups, "g1"); n != many+1 {
+		t.Errorf("%d members afterwards", n)
+	}
+}
+
 // pitfall 6: memory does not grow with the member list of a group.
 func TestManyMembersAreNotHeld(t *testing.T) {
 	const many = 50_000
