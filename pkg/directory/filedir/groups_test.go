@@ -3,6 +3,7 @@ package filedir_test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -377,6 +378,65 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	if n := count(t, groups, "g1"); n != 1 {
 		t.Errorf("%d members afterwards, want 1", n)
 	}
+}
+
+// The folder "deleted" of an export applies to its neighbours, as in a load.
+func TestDeletedGroups(t *testing.T) {
+	entry := func(method, url string) string {
+		return `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"` + method + `","url":"` + url + `"}}]}`
+	}
+	patient := `{"resourceType":"Patient","id":"g1"}`
+	for name, test := range map[string]struct {
+		file, content string
+		want          error
+		left          int
+	}{
+		"a line":                {"deleted/1.Bundle.ndjson", patient + "\n" + entry("DELETE", "Group/g1"), directory.ErrNoGroup, 0},
+		"a document":            {"deleted/x/Group.json", strings.ReplaceAll(entry("DELETE", "Group/g1"), ",", ",\n"), directory.ErrNoGroup, 0},
+		"compressed":            {"deleted/Group.ndjson.gz", entry("DELETE", "Group/g1"), directory.ErrNoGroup, 0},
+		"a folder beside":       {"A/deleted/1.ndjson", entry("DELETE", "Group/g1"), nil, 0}, // Group.ndjson follows it
+		"another group":         {"deleted/1.ndjson", entry("DELETE", "Group/g2"), nil, 0},
+		"another type":          {"deleted/1.ndjson", entry("DELETE", "Patient/g1"), nil, 0},
+		"another method":        {"deleted/1.ndjson", entry("GET", "Group/g1"), nil, 0},
+		"another folder":        {"deletions/1.ndjson", entry("DELETE", "Group/g1"), nil, 0},
+		"a group":               {"deleted/Group.ndjson", line1, nil, 1},
+		"half a document":       {"deleted/1.json", "{\n" + entry("DELETE", "Group/g1")[1:60], nil, 1},
+		"a line that is longer": {"deleted/1.ndjson.gz", strings.Repeat(" ", 33<<20) + entry("DELETE", "Group/g1"), nil, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := folder(t, "Group.ndjson", line1)
+			groups := openGroups(t, dir, now)
+			exists(t, groups, "g1", nil)
+			must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, test.file)), 0o700))
+			put(t, dir, test.file, test.content)
+			exists(t, groups, "g1", test.want)
+			exists(t, openGroups(t, dir, now), "g1", test.want)
+			if left := groups.LeftOut(); len(left) != test.left {
+				t.Errorf("left out %+v", left)
+			}
+			must(t, os.Remove(filepath.Join(dir, test.file)))
+			exists(t, groups, "g1", nil)
+		})
+	}
+}
+
+// TestCallsEndAtTheirDeadline: a file that takes long is read once, by whichever calls.
+func TestCallsEndAtTheirDeadline(t *testing.T) {
+	dir := folder(t, "Group.1.ndjson", line1)
+	groups := openGroups(t, dir, now)
+	large := `{"resourceType":"Group","id":"g2","member":[` + strings.Repeat(`{"entity":{"reference":"Patient/1"}},`, 500_000) + "{}]}"
+	put(t, dir, "Group.2.ndjson.gz", large)
+	for range 3 {
+		ctx, stop := context.WithTimeout(t.Context(), time.Millisecond)
+		_, err := groups.Members(ctx, "g2", func(string) error { return nil })
+		for _, err := range []error{groups.Exists(ctx, "g1"), groups.Check(ctx), err} {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+		}
+		stop()
+	}
+	must(t, groups.Exists(t.Context(), "g2"))
 }
 
 // TestAFileThatIsWrittenInPlace: Members fails, because what it has read may be of two versions.

@@ -25,9 +25,6 @@ var (
 func (g *Groups) Members(
 	ctx context.Context, groupID string, yield func(patientID string) error,
 ) ([]export.LeftOut, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
 	now := g.now()
 	var leftOut export.Tally
 	var refused error // of yield, returned unchanged
@@ -47,10 +44,14 @@ func (g *Groups) Members(
 		}
 		return refused
 	}
-	const tries = 3 // a file may be replaced between plan and open
+	const tries = 3 // a file may be replaced before it is opened
 	done := map[string]bool{}
 	for try := 1; ; try++ {
-		groups, missing, err := g.plan(groupID, now)
+		index, err := g.current(ctx)
+		if err != nil {
+			return nil, err
+		}
+		groups, missing, err := index.plan(groupID, now)
 		if err != nil {
 			return nil, err
 		}
