@@ -28,7 +28,7 @@ type Facts struct {
 	// The other elements at these paths that are or may be a patient, by the form of their reference (spec 10). Of a
 	// Provenance, Unresolved counts every target that is not a local literal reference: it may be about a patient.
 	Foreign    int // a patient of another server
-	Unresolved int // a urn, a search, an identifier, a contained patient, or a RelatedPerson
+	Unresolved int // a urn, a search, an identifier, a contained patient, a RelatedPerson, or, beside a patient, a Device
 	Invalid    int // not a reference
 
 	expected []expected // of the references at these paths that are urns or absolute
@@ -41,6 +41,7 @@ type Scanner struct {
 	subjects  []Ref
 	contained map[string]bool // ids of contained resources
 	named     int             // references at subject paths, of any form
+	devices   int             // those of them to local devices
 	lastType  string
 }
 
@@ -80,7 +81,7 @@ const maxDepth = 10000
 // only in case, and a key with a NUL or half a surrogate pair. Errors have a reason and a position, never content. With an
 // error the Facts have the Type, if it is known.
 func (s *Scanner) Scan(line []byte) (Facts, error) {
-	s.roots, s.subjects, s.named = s.roots[:0], s.subjects[:0], 0
+	s.roots, s.subjects, s.named, s.devices = s.roots[:0], s.subjects[:0], 0, 0
 	clear(s.contained)
 	var facts Facts
 	if !utf8.Valid(line) {
@@ -123,6 +124,9 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 		}
 	}
 	facts.Subjects = s.subjects
+	if s.devices > 0 && slices.ContainsFunc(s.subjects, func(r Ref) bool { return r.Type == "Patient" }) {
+		facts.Unresolved += s.devices // without a patient, the line is in no export
+	}
 	return facts, nil
 }
 
@@ -256,7 +260,8 @@ func similarToRoot(key []byte) bool {
 }
 
 // scanContained adds the subjects of the contained resources in the value at i. It counts what may be a patient but has
-// no literal reference: a contained patient, and a resource that names several persons by nature (spec 10).
+// no literal reference: a contained patient, a related person without one, and a resource that names several persons by
+// nature (spec 10). A type that travels along with every export must contain nothing of the compartment.
 func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 	if line[i] == '[' {
 		return elements(line, i, func(i int) (int, error) { return s.scanContained(facts, line, i) })
@@ -290,6 +295,8 @@ func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 	case !InCompartment(typ), typ == "Patient", typ == "Provenance":
 		facts.Unresolved++
 	default:
+		told := func() int { return len(s.subjects) + facts.Unresolved + facts.Foreign + facts.Invalid }
+		before := told()
 		for _, path := range SubjectPaths(typ) {
 			name, rest, _ := strings.Cut(path, ".")
 			if found := at(name); found.end > 0 {
@@ -297,6 +304,9 @@ func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 					return 0, err
 				}
 			}
+		}
+		if IsReferenced(facts.Type) || typ == "RelatedPerson" && told() == before {
+			facts.Unresolved++
 		}
 	}
 	if at("contained").end > 0 { // R4 forbids it: it is not read, so that the time does not grow with the depth
@@ -329,6 +339,9 @@ func (s *Scanner) walk(facts *Facts, line []byte, i int, path, typ string) (int,
 	case path == "":
 		return s.reference(facts, line, i, typ)
 	case line[i] != '{':
+		if line[i] != 'n' { // null
+			facts.Invalid++
+		}
 		return value(line, i, 1)
 	}
 	wanted, rest, _ := strings.Cut(path, ".")
@@ -384,8 +397,12 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 	switch {
 	case form == Local:
 		s.collect(named, id)
-		if !target && string(named) != "Patient" && mayBePatient(named) { // of a patient that only the source could look up
+		// Of a patient that only the source could look up.
+		if !target && string(named) != "Patient" && mayBePatient(named) {
 			facts.Unresolved++
+		}
+		if !target && string(named) == "Device" {
+			s.devices++
 		}
 	case target:
 		facts.Unresolved++

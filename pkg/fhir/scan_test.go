@@ -83,7 +83,31 @@ func TestScan(t *testing.T) {
 		"contained patient of a type that travels along": {
 			`{"resourceType":"Practitioner","id":"x","contained":[{"resourceType":"Patient","id":"p"},{"resourceType":"Condition",` +
 				`"id":"c","contained":{"resourceType":"Coverage","beneficiary":{"reference":"Patient/3"}},"subject":{"reference":"Patient/2"}}]}`,
-			Facts{Type: "Practitioner", ID: "x", Subjects: []Ref{{"Patient", "2"}}, Unresolved: 2},
+			Facts{Type: "Practitioner", ID: "x", Subjects: []Ref{{"Patient", "2"}}, Unresolved: 3},
+		},
+		"contained resources about patients in a type that travels along": {
+			`{"resourceType":"Practitioner","id":"x","contained":[{"resourceType":"Coverage","subscriber":{"reference":"Patient/2"}},` +
+				`{"resourceType":"Observation","subject":{"display":"Person Two"}},{"resourceType":"RelatedPerson"},{"resourceType":"Organization"}]}`,
+			Facts{Type: "Practitioner", ID: "x", Unresolved: 3},
+		},
+		"contained related persons": {
+			`{"resourceType":"Appointment","id":"x","contained":[{"resourceType":"RelatedPerson","id":"rp"},` +
+				`{"resourceType":"RelatedPerson","id":"of","patient":{"display":"Person Two"}},` +
+				`{"resourceType":"RelatedPerson","id":"of1","patient":{"reference":"Patient/1"}}],` +
+				`"participant":[` + actors(`{"reference":"Patient/1"}`, `{"reference":"#rp"}`, `{"reference":"#of1"}`) + `]}`,
+			Facts{Type: "Appointment", ID: "x", Subjects: []Ref{{"Patient", "1"}, {"Patient", "1"}}, Unresolved: 2},
+		},
+		"scalars in place of participants": {
+			`{"resourceType":"Appointment","id":"x","participant":["Patient/2",7,null,{"actor":{"reference":"Patient/1"}}]}`,
+			Facts{Type: "Appointment", ID: "x", Subjects: []Ref{{"Patient", "1"}}, Invalid: 2},
+		},
+		"a device beside a patient": {
+			`{"resourceType":"Account","id":"x","subject":[{"reference":"Patient/1"},{"reference":"Device/2"}]}`,
+			Facts{Type: "Account", ID: "x", Subjects: []Ref{{"Patient", "1"}, {"Device", "2"}}, Unresolved: 1},
+		},
+		"a device": {
+			`{"resourceType":"Observation","id":"x","subject":{"reference":"Device/2"}}`,
+			Facts{Type: "Observation", ID: "x", Subjects: []Ref{{"Device", "2"}}},
 		},
 		"contained resources that may be about anybody": {
 			`{"resourceType":"Observation","id":"x","contained":[{"resourceType":"Bundle"},{"resourceType":"Parameters"},{"resourceType":"Task"},` +
