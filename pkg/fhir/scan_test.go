@@ -476,6 +476,9 @@ func FuzzScan(f *testing.F) {
 		`{"resourceType":"Observation","id":"o","x":{"a":1,"a":{"subject":{"reference":"Patient/2"}}},"subject":{"x":1,"x":2}}`,
 		`{"resourceType":"Appointment","id":"o","participant":{"actor":[],"x":{"actor":{"reference":"Patient/2"}}}}`,
 		`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient\u002f1\ud800"},"\ud83d\ude00":"\ud83d"}`,
+		`{"resourceType":"Appointment","id":"a","participant":["Patient/2",null,{"actor":{"reference":"Patient/1"}},{"actor":{"reference":"Device/1"}}]}`,
+		`{"resourceType":"Practitioner","id":"p","contained":[{"resourceType":"RelatedPerson","patient":{}},{"resourceType":"Coverage"}]}`,
+		`{"resourceType":"Account","id":"a","subject":[{"reference":"urn:oid:7","type":"Practitioner"}]}`,
 	} {
 		f.Add([]byte(line))
 	}

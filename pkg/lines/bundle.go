@@ -99,6 +99,35 @@ type scope struct {
 // ambiguous replaces such a full URL: it is not a reference, so nothing else is taken for what it names.
 const ambiguous = "urn:ambiguous"
 
+// bases are the bases of the full URLs of entries, such as https://ehr.example.org/fhir of the one
+// https://ehr.example.org/fhir/Patient/1.
+type bases struct {
+	line  int64            // the last one that was written
+	first map[string]int64 // the line of the first entry
+}
+
+// maxBases bounds the bases that are remembered of a file.
+const maxBases = 100
+
+// add adds the base of the entry of the next line.
+func (b *bases) add(fullURL string) {
+	b.line++
+	typ, id, form := fhir.Classify(fullURL)
+	if form != fhir.Foreign || id == "" || len(b.first) == maxBases {
+		return
+	}
+	base, err := fhir.NewBases(strings.TrimSuffix(fullURL, typ+"/"+id))
+	if err != nil {
+		return
+	}
+	if b.first == nil {
+		b.first = map[string]int64{}
+	}
+	if _, known := b.first[base[0]]; !known {
+		b.first[base[0]] = b.line
+	}
+}
+
 // newScope reads the object that is read next. It returns nil for one that is not a Bundle.
 func newScope(values *jsonvalues.Reader) (*scope, error) {
 	known := &scope{urls: map[string]string{}}
@@ -129,12 +158,17 @@ func (s *scope) add(raw []byte, long bool) {
 	}
 }
 
-// write writes the line of an entry: the beginning of one that is too long.
-func (s *scope) write(w io.Writer, raw []byte, long bool) error {
+// write writes the line of an entry: the beginning of one that is too long. It adds the base of the full URL of a resource.
+func (s *scope) write(w io.Writer, raw []byte, long bool, seen *bases) error {
 	if long {
+		seen.add("")
 		return writeLine(w, raw)
 	}
 	e, err := parse(raw)
+	if err != nil || s.history || !e.applies() {
+		e.FullURL = ""
+	}
+	seen.add(e.FullURL)
 	switch {
 	case s.history:
 		return writeLine(w, []byte(`{"resourceType":"Bundle","type":"history","entry":[`), raw, []byte("]}"))
@@ -252,6 +286,7 @@ type document struct {
 	open   func() (*bufio.Reader, error)
 	most   int
 	values []*scope // nil for a value that is not a Bundle
+	bases  bases
 	reader *io.PipeReader
 	done   chan struct{}
 }
@@ -276,7 +311,7 @@ func openDocument(maxLine int, open func() (*bufio.Reader, error)) (Text, error)
 		defer close(d.done)
 		writer.CloseWithError(broken("read a JSON document", d.write(writer)))
 	}()
-	return Text{Reader: reader, Closer: d, Changed: true, Expanded: true, Entries: true}, nil
+	return Text{Reader: reader, Closer: d, Changed: true, Expanded: true, Entries: true, bases: &d.bases}, nil
 }
 
 // Close stops the conversion.
@@ -296,13 +331,14 @@ func (d *document) write(w io.Writer) error {
 		known := d.values[n]
 		n++
 		if known != nil {
-			_, err := eachEntry(values, func(raw []byte, long bool) error { return known.write(w, raw, long) })
+			_, err := eachEntry(values, func(raw []byte, long bool) error { return known.write(w, raw, long, &d.bases) })
 			return err
 		}
 		value, _, err := values.Value()
 		if err != nil {
 			return err
 		}
+		d.bases.add("")
 		return writeLine(w, value)
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -245,6 +246,44 @@ func TestFilesOfEveryFormBecomeLines(t *testing.T) {
 				t.Errorf("broken: %v, want %q", broken, test.broken)
 			}
 		})
+	}
+}
+
+// TestBasesOfFullURLs: a caller learns from which servers the entries of Bundles are.
+func TestBasesOfFullURLs(t *testing.T) {
+	entry := func(url string) string {
+		return `{"fullUrl":"` + url + `","resource":{"resourceType":"Patient","id":"1"}}`
+	}
+	bundle := func(entries ...string) string {
+		return `{"resourceType":"Bundle","entry":[` + strings.Join(entries, ",") + `]}`
+	}
+	a, b := entry("https://A.example/fhir/Patient/1"), entry("http://b.example/Patient/2")
+	for content, want := range map[string]map[string]string{
+		bundle(entry("urn:uuid:x"), a, b, a):                    {"https://a.example/fhir": "entry 2", "http://b.example": "entry 3"},
+		"{\n" + bundle(a)[1:] + bundle(b):                       {"https://a.example/fhir": "entry 1", "http://b.example": "entry 2"},
+		"{}\n\n" + bundle(entry("x"), a) + "\n{}\n" + bundle(b): {"https://a.example/fhir": "line 4", "http://b.example": "line 6"},
+		bundle(entry("https://a.example/fhir/Group/1"), entry("https://a.example"), `{"fullUrl":"https://c.example/Patient/1"}`): {"https://a.example/fhir": "entry 1"},
+		past(a):                             nil,
+		`{"resourceType":"Patient"}` + "\n": nil,
+	} {
+		var got map[string]string
+		r := lines.Reader{
+			BlockSize: 64, MaxLine: 1000, Takers: 1,
+			Open: func(int) (lines.Text, error) {
+				return lines.Open("x.json", 1000, true, func() io.Reader { return strings.NewReader(content) })
+			},
+			Broken: func(_ int, err error) { t.Error(err) },
+			Base: func(_ int, base, place string, _ int64) {
+				if got == nil {
+					got = map[string]string{}
+				}
+				got[base] = place
+			},
+		}
+		must(t, r.Read(t.Context(), []lines.File{{}}, func(context.Context, *lines.Block) error { return nil }))
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", content, got, want)
+		}
 	}
 }
 

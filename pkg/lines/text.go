@@ -27,6 +27,8 @@ type Text struct {
 	Changed  bool // it is not the same as the content of the file
 	Expanded bool // it has the entries of Bundles instead of the Bundles
 	Entries  bool // all its lines are entries of Bundles, or of another JSON document, so they have no line numbers
+
+	bases *bases // complete at the end of the text; nil if it is not expanded
 }
 
 // peeked is the size of the beginning of a text by which its form is recognized.
@@ -60,12 +62,11 @@ func Open(name string, maxLine int, expand bool, content func() io.Reader) (Text
 			again, _, err := decompress(content())
 			return again, err
 		})
-	case mayBeBundle(firstLine(start)):
-		return Text{&expander{from: text, maxLine: maxLine}, open, true, true, true}, nil
-	case expand:
-		return Text{&expander{from: text, maxLine: maxLine}, open, true, true, false}, nil
+	case expand, mayBeBundle(firstLine(start)):
+		e := &expander{from: text, maxLine: maxLine}
+		return Text{e, open, true, true, mayBeBundle(firstLine(start)), &e.bases}, nil
 	}
-	return Text{text, open, zipped, false, false}, nil
+	return Text{text, open, zipped, false, false, nil}, nil
 }
 
 // mark is the byte order mark.
@@ -171,6 +172,7 @@ type expander struct {
 	from    *bufio.Reader
 	maxLine int
 	line    []byte // a line that is longer than the buffer
+	bases   bases
 	pending []byte
 	err     error
 }
@@ -180,7 +182,10 @@ func (e *expander) Read(p []byte) (int, error) {
 		if e.err != nil {
 			return 0, e.err
 		}
-		e.pending, e.err = e.next()
+		before := e.bases.line
+		if e.pending, e.err = e.next(); e.bases.line == before { // no entries
+			e.bases.line += int64(bytes.Count(e.pending, []byte{'\n'}))
+		}
 	}
 	n := copy(p, e.pending)
 	e.pending = e.pending[n:]
@@ -212,7 +217,8 @@ func (e *expander) next() ([]byte, error) {
 		return line, err // a resource, or a line that cannot be applied
 	}
 	var out bytes.Buffer
-	if _, malformed = eachEntry(again(), func(raw []byte, long bool) error { return known.write(&out, raw, long) }); malformed != nil {
+	_, malformed = eachEntry(again(), func(raw []byte, long bool) error { return known.write(&out, raw, long, &e.bases) })
+	if malformed != nil {
 		return line, err
 	}
 	return out.Bytes(), err
