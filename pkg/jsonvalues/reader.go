@@ -1,5 +1,5 @@
-// Package jsonvalues reads JSON of any size value by value. Memory is bounded, whatever the text is. Errors have a position,
-// never content.
+// Package jsonvalues reads JSON of any size value by value. Memory is bounded, whatever the text is. Errors have a position
+// but no content.
 package jsonvalues
 
 import (

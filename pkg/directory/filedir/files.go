@@ -117,13 +117,13 @@ type nested struct {
 func (v *version) place() string { return fmt.Sprintf("%s line %d", v.file.name, v.line) }
 
 // readFile indexes the groups of a file, without their members.
-func readFile(dir string, file groupFile, resolver groupndjson.Resolver) *fileIndex {
+func readFile(ctx context.Context, dir string, file groupFile, resolver groupndjson.Resolver) *fileIndex {
 	index := &fileIndex{file: file, err: file.err}
 	if index.err != nil {
 		return index
 	}
 	if file.deletes {
-		index.err = index.readDeleted(dir)
+		index.err = index.readDeleted(ctx, dir)
 		return index
 	}
 	content, err := open(filepath.Join(dir, filepath.FromSlash(file.name)))
@@ -161,7 +161,7 @@ func readFile(dir string, file groupFile, resolver groupndjson.Resolver) *fileIn
 }
 
 // readDeleted adds the groups that the entries of Bundles in the file delete.
-func (f *fileIndex) readDeleted(dir string) error {
+func (f *fileIndex) readDeleted(ctx context.Context, dir string) error {
 	file := f.file
 	content, err := os.Open(filepath.Join(dir, filepath.FromSlash(file.name)))
 	if err != nil {
@@ -170,14 +170,13 @@ func (f *fileIndex) readDeleted(dir string) error {
 	defer content.Close()
 	const maxLine = 32 << 20
 	var broken error
+	start := func() io.Reader { return io.NewSectionReader(content, 0, file.info.Size()) }
 	reader := lines.Reader{
 		BlockSize: bufferSize, MaxLine: maxLine, Takers: 1,
-		Open: func(int) (lines.Text, error) {
-			return lines.Open(file.name, maxLine, true, func() io.Reader { return io.NewSectionReader(content, 0, file.info.Size()) })
-		},
+		Open:   func(int) (lines.Text, error) { return lines.Open(file.name, maxLine, true, start) },
 		Broken: func(_ int, err error) { broken = err },
 	}
-	err = reader.Read(context.Background(), []lines.File{{Path: file.name}}, func(_ context.Context, b *lines.Block) error {
+	err = reader.Read(ctx, []lines.File{{Path: file.name}}, func(_ context.Context, b *lines.Block) error {
 		for line := range b.Lines {
 			ref, deletes := lines.Deletion(line.Body)
 			switch {

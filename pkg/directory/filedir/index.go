@@ -52,7 +52,7 @@ type update struct {
 func OpenGroups(dir string, bases fhir.Bases, now func() time.Time, log *slog.Logger) (*Groups, error) {
 	g := &Groups{dir: dir, members: groupndjson.Resolver{Bases: bases, URNs: true}, now: now, log: log}
 	var err error
-	if g.index, err = g.read(nil); err != nil {
+	if g.index, err = g.read(context.Background(), nil); err != nil {
 		return nil, fmt.Errorf("groups: %w", err)
 	}
 	return g, nil
@@ -167,7 +167,7 @@ func (g *Groups) current(ctx context.Context) (*index, error) {
 		known := g.index
 		go func() {
 			defer close(u.done)
-			u.index, u.err = g.read(known)
+			u.index, u.err = g.read(context.WithoutCancel(ctx), known)
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			if g.update = nil; u.err == nil {
@@ -188,7 +188,7 @@ func (g *Groups) current(ctx context.Context) (*index, error) {
 }
 
 // read returns the index of the folder. What has not changed is taken from the last one, which is nil at first.
-func (g *Groups) read(last *index) (*index, error) {
+func (g *Groups) read(ctx context.Context, last *index) (*index, error) {
 	found, all, err := list(g.dir, false)
 	if err != nil {
 		return nil, err
@@ -210,7 +210,7 @@ func (g *Groups) read(last *index) (*index, error) {
 		if files[i] = old; old != nil && unchanged(file, old.file) && !old.transient() {
 			continue
 		}
-		files[i] = readFile(g.dir, file, g.members)
+		files[i] = readFile(ctx, g.dir, file, g.members)
 		g.report(files[i], old)
 		stillEmpty := old != nil && old.empty() && files[i].empty() // such as a file that cannot be opened
 		changed = changed || !stillEmpty
