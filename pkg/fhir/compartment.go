@@ -77,6 +77,18 @@ var subjectPaths = map[string][]string{
 // referencedTypes are exported when exported resources reference them, transitively among these types only (spec 10).
 var referencedTypes = []string{"Location", "Medication", "Organization", "Practitioner", "PractitionerRole"}
 
+// onlyPatients reports whether R4 allows nothing but patients as subjects of resources of the type.
+func onlyPatients(typ string) bool {
+	for _, path := range subjectPaths[typ] {
+		switch path {
+		case "patient", "beneficiary", "candidate", "individual":
+		default:
+			return false
+		}
+	}
+	return InCompartment(typ)
+}
+
 // InCompartment reports whether resources of the type are exported because they are about a patient: the R4
 // patient compartment by subject-like links, plus Device and Provenance, less the four types that name several
 // patients by nature (spec 10).

@@ -2,6 +2,7 @@ package fhir
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 )
 
@@ -25,22 +26,41 @@ func CountReferences(line []byte, limit int) int {
 	return n
 }
 
+// Expected is what a reference may name.
+type Expected struct {
+	Subject bool // a patient, if it names anything: it is at a subject path, but not a target of a Provenance
+	// Type is Reference.type, or else Patient where R4 allows nothing else. "" is any type; one that is not of R4 is none. It
+	// is only known at subject paths.
+	Type string
+}
+
+// expected is what the reference at a position may name.
+type expected struct {
+	start int
+	Expected
+}
+
 // Resolve rewrites references of the line: replace returns the Type/id for the text of a reference that is not a local
-// literal one, or "" to leave it. patient is true for a reference that names a patient if it names anything; else it is of
-// any type. The result is line itself if nothing changes, else it is appended to buffer. facts are those of the line.
+// literal one, or "" to leave it. The result is line itself if nothing changes, else it is appended to buffer. facts are
+// those of the line.
 func Resolve(
-	buffer, line []byte, facts Facts, replace func(text []byte, form Form, patient bool) string,
+	buffer, line []byte, facts Facts, replace func(text []byte, form Form, of Expected) string,
 ) (resolved []byte, changed bool) {
 	from := 0
 	out := buffer
-	patients := slices.Sorted(slices.Values(facts.patients)) // so that the time is not quadratic in the subjects
+	byStart := func(e expected, start int) int { return cmp.Compare(e.start, start) }
+	known := slices.Clone(facts.expected) // sorted, so that the time is not quadratic in the subjects
+	slices.SortFunc(known, func(a, b expected) int { return byStart(a, b.start) })
 	eachReference(line, func(at span, text []byte) bool {
 		_, _, form := Classify(text)
 		if form == Local || form == Contained || form == Invalid {
 			return true
 		}
-		_, patient := slices.BinarySearch(patients, at.start)
-		if literal := replace(text, form, patient); literal != "" {
+		var of Expected
+		if i, found := slices.BinarySearchFunc(known, at.start, byStart); found {
+			of = known[i].Expected
+		}
+		if literal := replace(text, form, of); literal != "" {
 			out = append(append(append(append(out, line[from:at.start]...), '"'), literal...), '"')
 			from = at.end
 		}

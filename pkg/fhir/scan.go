@@ -2,6 +2,7 @@ package fhir
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -27,10 +28,10 @@ type Facts struct {
 	// The other elements at these paths that are or may be a patient, by the form of their reference (spec 10). Of a
 	// Provenance, Unresolved counts every target that is not a local literal reference: it may be about a patient.
 	Foreign    int // a patient of another server
-	Unresolved int // a urn, a search, an identifier, a contained patient, or a RelatedPerson
+	Unresolved int // a urn, a search, an identifier, a contained patient, a RelatedPerson, or, beside a patient, a Device
 	Invalid    int // not a reference
 
-	patients []int // positions of the references that are not local and name a patient if they name anything
+	expected []expected // of the references at these paths that are urns or absolute
 }
 
 // Scanner reads the facts of one line at a time. It reuses its buffers, so each goroutine needs its own. The zero Scanner
@@ -40,6 +41,7 @@ type Scanner struct {
 	subjects  []Ref
 	contained map[string]bool // ids of contained resources
 	named     int             // references at subject paths, of any form
+	devices   int             // those of them to local devices
 	lastType  string
 }
 
@@ -79,7 +81,7 @@ const maxDepth = 10000
 // only in case, and a key with a NUL or half a surrogate pair. Errors have a reason and a position, never content. With an
 // error the Facts have the Type, if it is known.
 func (s *Scanner) Scan(line []byte) (Facts, error) {
-	s.roots, s.subjects, s.named = s.roots[:0], s.subjects[:0], 0
+	s.roots, s.subjects, s.named, s.devices = s.roots[:0], s.subjects[:0], 0, 0
 	clear(s.contained)
 	var facts Facts
 	if !utf8.Valid(line) {
@@ -122,6 +124,9 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 		}
 	}
 	facts.Subjects = s.subjects
+	if s.devices > 0 && slices.ContainsFunc(s.subjects, func(r Ref) bool { return r.Type == "Patient" }) {
+		facts.Unresolved += s.devices // without a patient, the line is in no export
+	}
 	return facts, nil
 }
 
@@ -255,7 +260,8 @@ func similarToRoot(key []byte) bool {
 }
 
 // scanContained adds the subjects of the contained resources in the value at i. It counts what may be a patient but has
-// no literal reference: a contained patient, and a resource that names several persons by nature (spec 10).
+// no literal reference: a contained patient, a related person without one, and a resource that names several persons by
+// nature (spec 10). A type that travels along with every export must contain nothing of the compartment.
 func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 	if line[i] == '[' {
 		return elements(line, i, func(i int) (int, error) { return s.scanContained(facts, line, i) })
@@ -289,6 +295,8 @@ func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 	case !InCompartment(typ), typ == "Patient", typ == "Provenance":
 		facts.Unresolved++
 	default:
+		told := func() int { return len(s.subjects) + facts.Unresolved + facts.Foreign + facts.Invalid }
+		before := told()
 		for _, path := range SubjectPaths(typ) {
 			name, rest, _ := strings.Cut(path, ".")
 			if found := at(name); found.end > 0 {
@@ -296,6 +304,9 @@ func (s *Scanner) scanContained(facts *Facts, line []byte, i int) (int, error) {
 					return 0, err
 				}
 			}
+		}
+		if IsReferenced(facts.Type) || typ == "RelatedPerson" && told() == before {
+			facts.Unresolved++
 		}
 	}
 	if at("contained").end > 0 { // R4 forbids it: it is not read, so that the time does not grow with the depth
@@ -328,6 +339,9 @@ func (s *Scanner) walk(facts *Facts, line []byte, i int, path, typ string) (int,
 	case path == "":
 		return s.reference(facts, line, i, typ)
 	case line[i] != '{':
+		if line[i] != 'n' { // null
+			facts.Invalid++
+		}
 		return value(line, i, 1)
 	}
 	wanted, rest, _ := strings.Cut(path, ".")
@@ -365,7 +379,7 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 	ref := found[0]
 	switch {
 	case ref.end == 0 || line[ref.start] == 'n':
-		declared := bytes.TrimPrefix(found[1].text(line), []byte("http://hl7.org/fhir/StructureDefinition/"))
+		declared := declaredType(line, found[1])
 		other := IsType(string(declared)) && !mayBePatient(declared)
 		if target || !other && (found[1].end > 0 || found[2].end > 0) {
 			facts.Unresolved++
@@ -377,14 +391,18 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 	}
 	text := ref.text(line)
 	named, id, form := Classify(text)
-	if !target && (form == Urn || form == Foreign) {
-		facts.patients = append(facts.patients, ref.start)
+	if form == Urn || form == Foreign {
+		facts.expected = append(facts.expected, expected{ref.start, expect(typ, line, found[1])})
 	}
 	switch {
 	case form == Local:
 		s.collect(named, id)
-		if !target && string(named) != "Patient" && mayBePatient(named) { // of a patient that only the source could look up
+		// Of a patient that only the source could look up.
+		if !target && string(named) != "Patient" && mayBePatient(named) {
 			facts.Unresolved++
+		}
+		if !target && string(named) == "Device" {
+			s.devices++
 		}
 	case target:
 		facts.Unresolved++
@@ -397,6 +415,23 @@ func (s *Scanner) reference(facts *Facts, line []byte, i int, typ string) (int, 
 		facts.Invalid++
 	}
 	return end, nil
+}
+
+// declaredType returns Reference.type without the URL of a definition of R4.
+func declaredType(line []byte, typ span) []byte {
+	return bytes.TrimPrefix(typ.text(line), []byte("http://hl7.org/fhir/StructureDefinition/"))
+}
+
+// expect returns what a reference may name that is a subject of a resource of the type.
+func expect(typ string, line []byte, declared span) Expected {
+	e := Expected{Subject: typ != "Provenance"}
+	switch {
+	case declared.end > 0:
+		e.Type = cmp.Or(string(declaredType(line, declared)), "no type")
+	case onlyPatients(typ):
+		e.Type = "Patient"
+	}
+	return e
 }
 
 // mayBePatient reports whether a resource of the type is a patient or a person who may be one.
@@ -455,15 +490,21 @@ func fields(line []byte, i int, names []string, found []span) (int, error) {
 	})
 }
 
-// CheckKeys returns an error if the JSON object has a key at which two parsers could differ: one of the names twice, a key
-// that differs from a name only in case, or a key with a NUL or half a surrogate pair. Deeper objects are not checked, and
-// other values are accepted. The object is valid JSON without line breaks.
-func CheckKeys(object []byte, names ...string) error {
+// Members returns the values of the named members of a JSON object, as parts of it: empty for one that it does not have. It
+// returns an error if two parsers could differ at a key: one of the names twice, a key that differs from a name only in
+// case, or a key with a NUL or half a surrogate pair. Deeper objects are not checked, and another value than an object has
+// no members. The object is valid JSON without line breaks.
+func Members(object []byte, names ...string) (values [][]byte, err error) {
+	values = make([][]byte, len(names))
 	if len(object) == 0 || object[0] != '{' {
-		return nil
+		return values, nil
 	}
-	_, err := fields(object, 0, names, make([]span, len(names)))
-	return err
+	found := make([]span, len(names))
+	_, err = fields(object, 0, names, found)
+	for i, at := range found {
+		values[i] = object[at.start:at.end]
+	}
+	return values, err
 }
 
 // elements calls element for each element of the array at i, which has been checked before. element returns the end of

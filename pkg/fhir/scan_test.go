@@ -83,7 +83,31 @@ func TestScan(t *testing.T) {
 		"contained patient of a type that travels along": {
 			`{"resourceType":"Practitioner","id":"x","contained":[{"resourceType":"Patient","id":"p"},{"resourceType":"Condition",` +
 				`"id":"c","contained":{"resourceType":"Coverage","beneficiary":{"reference":"Patient/3"}},"subject":{"reference":"Patient/2"}}]}`,
-			Facts{Type: "Practitioner", ID: "x", Subjects: []Ref{{"Patient", "2"}}, Unresolved: 2},
+			Facts{Type: "Practitioner", ID: "x", Subjects: []Ref{{"Patient", "2"}}, Unresolved: 3},
+		},
+		"contained resources about patients in a type that travels along": {
+			`{"resourceType":"Practitioner","id":"x","contained":[{"resourceType":"Coverage","subscriber":{"reference":"Patient/2"}},` +
+				`{"resourceType":"Observation","subject":{"display":"Person Two"}},{"resourceType":"RelatedPerson"},{"resourceType":"Organization"}]}`,
+			Facts{Type: "Practitioner", ID: "x", Unresolved: 3},
+		},
+		"contained related persons": {
+			`{"resourceType":"Appointment","id":"x","contained":[{"resourceType":"RelatedPerson","id":"rp"},` +
+				`{"resourceType":"RelatedPerson","id":"of","patient":{"display":"Person Two"}},` +
+				`{"resourceType":"RelatedPerson","id":"of1","patient":{"reference":"Patient/1"}}],` +
+				`"participant":[` + actors(`{"reference":"Patient/1"}`, `{"reference":"#rp"}`, `{"reference":"#of1"}`) + `]}`,
+			Facts{Type: "Appointment", ID: "x", Subjects: []Ref{{"Patient", "1"}, {"Patient", "1"}}, Unresolved: 2},
+		},
+		"scalars in place of participants": {
+			`{"resourceType":"Appointment","id":"x","participant":["Patient/2",7,null,{"actor":{"reference":"Patient/1"}}]}`,
+			Facts{Type: "Appointment", ID: "x", Subjects: []Ref{{"Patient", "1"}}, Invalid: 2},
+		},
+		"a device beside a patient": {
+			`{"resourceType":"Account","id":"x","subject":[{"reference":"Patient/1"},{"reference":"Device/2"}]}`,
+			Facts{Type: "Account", ID: "x", Subjects: []Ref{{"Patient", "1"}, {"Device", "2"}}, Unresolved: 1},
+		},
+		"a device": {
+			`{"resourceType":"Observation","id":"x","subject":{"reference":"Device/2"}}`,
+			Facts{Type: "Observation", ID: "x", Subjects: []Ref{{"Device", "2"}}},
 		},
 		"contained resources that may be about anybody": {
 			`{"resourceType":"Observation","id":"x","contained":[{"resourceType":"Bundle"},{"resourceType":"Parameters"},{"resourceType":"Task"},` +
@@ -129,7 +153,7 @@ func TestScan(t *testing.T) {
 			if len(got.Subjects) == 0 {
 				got.Subjects = nil
 			}
-			got.patients = nil // TestResolveRewritesWhatIsNotLocal
+			got.expected = nil // TestResolveRewritesWhatIsNotLocal
 			if !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}
@@ -329,16 +353,22 @@ func TestBasesNameLocalResources(t *testing.T) {
 }
 
 func TestResolveRewritesWhatIsNotLocal(t *testing.T) {
-	replace := func(text []byte, form Form, patient bool) string {
+	replace := func(text []byte, form Form, of Expected) string {
 		return map[string]string{
-			`4 false Practitioner?identifier=a|"b"`: "Practitioner/1", "3 true urn:uuid:x": "Patient/1", "3 false urn:uuid:x": "Group/1",
-			"2 false http://h/Device/9": "Device/9",
-		}[fmt.Sprint(int(form), " ", patient, " ", string(text))]
+			`4 {false } Practitioner?identifier=a|"b"`: "Practitioner/1", "3 {true } urn:uuid:x": "Patient/1", "3 {false } urn:uuid:x": "Group/1",
+			"2 {false } http://h/Device/9": "Device/9", "3 {true Patient} urn:uuid:x": "Patient/2", "3 {true Practitioner} urn:uuid:x": "Practitioner/2",
+			"3 {false Device} urn:uuid:x": "Device/2", "3 {true no type} urn:uuid:x": "Person/2",
+		}[fmt.Sprint(int(form), " ", of, " ", string(text))]
 	}
 	for line, want := range map[string]string{
 		`{"resourceType":"Observation","id":"o","subject":{"reference":"urn:uuid:x"},"b":[{"reference" : "Practitioner?identifier=a|\"b\""},` +
 			`{"reference":"http://h/Device/9"}],"focus":{"reference":"urn:uuid:x"}}`: `{"resourceType":"Observation","id":"o","subject":` +
 			`{"reference":"Patient/1"},"b":[{"reference" : "Practitioner/1"},{"reference":"Device/9"}],"focus":{"reference":"Group/1"}}`,
+		`{"resourceType":"Coverage","id":"o","beneficiary":{"reference":"urn:uuid:x"}}`: `{"resourceType":"Coverage","id":"o","beneficiary":{"reference":"Patient/2"}}`,
+		`{"resourceType":"Account","id":"o","subject":[{"type":"http://hl7.org/fhir/StructureDefinition/Practitioner","reference":"urn:uuid:x"}]}`: `{"resourceType":"Account",` +
+			`"id":"o","subject":[{"type":"http://hl7.org/fhir/StructureDefinition/Practitioner","reference":"Practitioner/2"}]}`,
+		`{"resourceType":"Account","id":"o","subject":[{"type":7,"reference":"urn:uuid:x"}]}`:                                                                `{"resourceType":"Account","id":"o","subject":[{"type":7,"reference":"Person/2"}]}`,
+		`{"resourceType":"Provenance","id":"o","target":{"reference":"urn:uuid:x","type":"Device"}}`:                                                         `{"resourceType":"Provenance","id":"o","target":{"reference":"Device/2","type":"Device"}}`,
 		`{"resourceType":"Provenance","id":"o","target":{"reference":"urn:uuid:x"}}`:                                                                         `{"resourceType":"Provenance","id":"o","target":{"reference":"Group/1"}}`,
 		`{"resourceType":"Observation","id":"o","subject":{"reference":"urn:uuid:y","x":"urn:uuid:x"},"y":{"reference":"Patient/1"},"z":{"reference":"#x"}}`: "",
 	} {
@@ -449,6 +479,9 @@ func FuzzScan(f *testing.F) {
 		`{"resourceType":"Observation","id":"o","x":{"a":1,"a":{"subject":{"reference":"Patient/2"}}},"subject":{"x":1,"x":2}}`,
 		`{"resourceType":"Appointment","id":"o","participant":{"actor":[],"x":{"actor":{"reference":"Patient/2"}}}}`,
 		`{"resourceType":"Observation","id":"o","subject":{"reference":"Patient\u002f1\ud800"},"\ud83d\ude00":"\ud83d"}`,
+		`{"resourceType":"Appointment","id":"a","participant":["Patient/2",null,{"actor":{"reference":"Patient/1"}},{"actor":{"reference":"Device/1"}}]}`,
+		`{"resourceType":"Practitioner","id":"p","contained":[{"resourceType":"RelatedPerson","patient":{}},{"resourceType":"Coverage"}]}`,
+		`{"resourceType":"Account","id":"a","subject":[{"reference":"urn:oid:7","type":"Practitioner"}]}`,
 	} {
 		f.Add([]byte(line))
 	}

@@ -3,6 +3,7 @@ package lines
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,13 +12,14 @@ import (
 	"strings"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/jsonvalues"
 )
 
 // entry is an entry of a Bundle. Elements that do not matter here are absent.
 type entry struct {
-	FullURL  string          `json:"fullUrl"`
-	Resource json.RawMessage `json:"resource"`
-	Request  request         `json:"request"`
+	FullURL  string
+	Resource []byte // a part of the entry
+	Request  request
 }
 
 type request struct {
@@ -25,32 +27,46 @@ type request struct {
 	URL    string `json:"url"`
 }
 
-// parse parses an entry, or the only one of a Bundle. It refuses keys that another parser could read otherwise.
-func parse(raw json.RawMessage) (e entry, err error) {
-	if err := fhir.CheckKeys(raw, "fullUrl", "resource", "request"); err != nil {
+// parse parses an entry. It refuses keys that another parser could read otherwise.
+func parse(raw []byte) (e entry, err error) {
+	values, err := fhir.Members(raw, "fullUrl", "resource", "request")
+	if err != nil {
 		return e, err
 	}
-	return e, json.Unmarshal(raw, &e)
+	e.Resource = values[1]
+	if len(values[0]) > 0 {
+		err = json.Unmarshal(values[0], &e.FullURL)
+	}
+	if err == nil && len(values[2]) > 0 {
+		err = json.Unmarshal(values[2], &e.Request)
+	}
+	return e, err
 }
 
 // UnmarshalJSON is for parse.
 func (r *request) UnmarshalJSON(raw []byte) error {
 	type plain request
-	if err := fhir.CheckKeys(raw, "method", "url"); err != nil {
+	if _, err := fhir.Members(raw, "method", "url"); err != nil {
 		return err
 	}
 	return json.Unmarshal(raw, (*plain)(r))
 }
 
-// ref returns the resource of a line, and whether the line has the id. If it has none, the id is that of the full URL, or
-// of the URL of a PUT. A line that fhir.Scanner refuses for another reason has no ref: parsers may differ about it.
-func (e entry) ref(line []byte) (ref fhir.Ref, owned bool) {
-	facts, err := new(fhir.Scanner).Scan(line)
+// target returns the resource that the URL names, not a version of it.
+func (r request) target() (fhir.Ref, bool) {
+	typ, id, form := fhir.Classify(r.URL)
+	return fhir.Ref{Type: typ, ID: id}, form == fhir.Local && strings.TrimPrefix(r.URL, "/") == typ+"/"+id
+}
+
+// ref returns the resource of an entry, and whether it has the id. If it has none, the id is that of the full URL, or of
+// the URL of a PUT. A resource that fhir.Scanner refuses for another reason has no ref: parsers may differ about it.
+func (e entry) ref() (ref fhir.Ref, owned bool) {
+	facts, err := new(fhir.Scanner).Scan(e.Resource)
 	if err == nil {
 		return fhir.Ref{Type: facts.Type, ID: facts.ID}, true
 	}
 	var present struct{ ID json.RawMessage }
-	if !errors.Is(err, fhir.ErrNoID) || json.Unmarshal(line, &present) != nil || len(present.ID) > 0 {
+	if !errors.Is(err, fhir.ErrNoID) || json.Unmarshal(e.Resource, &present) != nil || len(present.ID) > 0 {
 		return fhir.Ref{}, true
 	}
 	ref.Type = facts.Type
@@ -59,9 +75,8 @@ func (e entry) ref(line []byte) (ref fhir.Ref, owned bool) {
 	} else if typ, id, _ := fhir.Classify(e.FullURL); typ == ref.Type {
 		ref.ID = id
 	}
-	if typ, id, form := fhir.Classify(e.Request.URL); ref.ID == "" && e.Request.Method == http.MethodPut &&
-		form == fhir.Local && typ == ref.Type {
-		ref.ID = id
+	if put, named := e.Request.target(); ref.ID == "" && e.Request.Method == http.MethodPut && named && put.Type == ref.Type {
+		ref.ID = put.ID
 	}
 	return ref, !fhir.IsID(ref.ID)
 }
@@ -76,38 +91,92 @@ func (e entry) applies() bool {
 }
 
 // scope is the resources of a Bundle by full URL. A full URL of two entries names neither.
-type scope map[string]string
+type scope struct {
+	form
+	urls map[string]string
+}
 
 // ambiguous replaces such a full URL: it is not a reference, so nothing else is taken for what it names.
 const ambiguous = "urn:ambiguous"
 
+// bases are the bases of the full URLs of entries, such as https://ehr.example.org/fhir of the one
+// https://ehr.example.org/fhir/Patient/1.
+type bases struct {
+	line  int64            // the last one that was written
+	first map[string]int64 // the line of the first entry
+}
+
+// maxBases bounds the bases that are remembered of a file.
+const maxBases = 100
+
+// add adds the base of the entry of the next line.
+func (b *bases) add(fullURL string) {
+	b.line++
+	typ, id, form := fhir.Classify(fullURL)
+	if form != fhir.Foreign || id == "" || len(b.first) == maxBases {
+		return
+	}
+	base, err := fhir.NewBases(strings.TrimSuffix(fullURL, typ+"/"+id))
+	if err != nil {
+		return
+	}
+	if b.first == nil {
+		b.first = map[string]int64{}
+	}
+	if _, known := b.first[base[0]]; !known {
+		b.first[base[0]] = b.line
+	}
+}
+
+// newScope reads the object that is read next. It returns nil for one that is not a Bundle.
+func newScope(values *jsonvalues.Reader) (*scope, error) {
+	known := &scope{urls: map[string]string{}}
+	var err error
+	known.form, err = eachEntry(values, func(raw []byte, long bool) error { known.add(raw, long); return nil })
+	if !known.bundle {
+		return nil, err
+	}
+	return known, err
+}
+
 // add adds the full URL of an entry.
-func (s scope) add(raw json.RawMessage) {
+func (s *scope) add(raw []byte, long bool) {
+	if long {
+		return
+	}
 	e, err := parse(raw)
 	if err != nil || e.FullURL == "" || !e.applies() {
 		return // write passes it on
 	}
-	if _, twice := s[e.FullURL]; twice || strings.ContainsRune(e.FullURL, '\uFFFD') { // or half a surrogate pair
-		s[e.FullURL] = ambiguous
+	if _, twice := s.urls[e.FullURL]; twice || strings.ContainsRune(e.FullURL, '\uFFFD') { // or half a surrogate pair
+		s.urls[e.FullURL] = ambiguous
 		return
 	}
-	s[e.FullURL] = ambiguous // unless its line is good
-	if ref, _ := e.ref(compact(e.Resource)); fhir.IsType(ref.Type) && fhir.IsID(ref.ID) {
-		s[e.FullURL] = ref.Type + "/" + ref.ID
+	s.urls[e.FullURL] = ambiguous // unless its line is good
+	if ref, _ := e.ref(); fhir.IsType(ref.Type) && fhir.IsID(ref.ID) {
+		s.urls[e.FullURL] = ref.Type + "/" + ref.ID
 	}
 }
 
-// write writes the line of an entry.
-func (s scope) write(out *bytes.Buffer, raw json.RawMessage) {
-	e, err := parse(raw)
-	if err != nil || !e.applies() {
-		out.WriteString(`{"resourceType":"Bundle","entry":[`)
-		_ = json.Compact(out, raw) // it is valid
-		out.WriteString("]}\n")
-		return
+// write writes the line of an entry: the beginning of one that is too long. It adds the base of the full URL of a resource.
+func (s *scope) write(w io.Writer, raw []byte, long bool, seen *bases) error {
+	if long {
+		seen.add("")
+		return writeLine(w, raw)
 	}
-	body := compact(e.Resource)
-	if ref, owned := e.ref(body); !owned {
+	e, err := parse(raw)
+	if err != nil || s.history || !e.applies() {
+		e.FullURL = ""
+	}
+	seen.add(e.FullURL)
+	switch {
+	case s.history:
+		return writeLine(w, []byte(`{"resourceType":"Bundle","type":"history","entry":[`), raw, []byte("]}"))
+	case err != nil || !e.applies():
+		return writeLine(w, []byte(`{"resourceType":"Bundle","entry":[`), raw, []byte("]}"))
+	}
+	body := e.Resource
+	if ref, owned := e.ref(); !owned {
 		rest := body[1:]
 		body = fmt.Appendf(nil, `{"id":%q`, ref.ID)
 		if !bytes.Equal(rest, []byte("}")) {
@@ -115,62 +184,62 @@ func (s scope) write(out *bytes.Buffer, raw json.RawMessage) {
 		}
 		body = append(body, rest...)
 	}
-	body, _ = fhir.Resolve(nil, body, fhir.Facts{}, func(text []byte, _ fhir.Form, _ bool) string {
+	body, _ = fhir.Resolve(nil, body, fhir.Facts{}, func(text []byte, _ fhir.Form, _ fhir.Expected) string {
 		url, _, _ := strings.Cut(string(text), "#")
-		if literal, found := s[url]; found {
+		if literal, found := s.urls[url]; found {
 			return literal
 		}
 		url, _, _ = strings.Cut(url, "/_history/")
-		return s[url]
+		return s.urls[url]
 	})
-	out.Write(body)
-	out.WriteByte('\n')
+	return writeLine(w, body)
 }
 
-// compact returns the JSON on one line.
-func compact(raw json.RawMessage) []byte {
-	var line bytes.Buffer
-	_ = json.Compact(&line, raw) // it is valid
-	return line.Bytes()
+// writeLine writes the parts of a line.
+func writeLine(w io.Writer, parts ...[]byte) error {
+	for _, part := range append(parts, []byte("\n")) {
+		if _, err := w.Write(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Deletion returns the resource that a line deletes: a Bundle of one entry, as Open writes it. It returns false for a
-// Bundle with another entry, which cannot be applied.
-func Deletion(line []byte) (fhir.Ref, bool) {
-	var entries []json.RawMessage
-	bundle, err := eachEntry(json.NewDecoder(bytes.NewReader(line)), func(raw json.RawMessage) error {
-		entries = append(entries, raw)
-		return nil
+// Bundle with another entry, which cannot be applied: a resource of a Bundle of the type history is not told to be newer
+// than another one by its place, and a version of a resource is not the resource.
+func Deletion(line []byte) (ref fhir.Ref, deletes bool) {
+	n := 0
+	values := jsonvalues.NewReader(bytes.NewReader(line), len(line))
+	found, err := eachEntry(values, func(raw []byte, _ bool) error {
+		n++
+		e, err := parse(raw)
+		if err == nil && e.Request.Method == http.MethodDelete {
+			ref, deletes = e.Request.target()
+		}
+		return err
 	})
-	if err != nil || !bundle || len(entries) != 1 {
+	if err != nil || !found.bundle || found.history || n != 1 || !deletes {
 		return fhir.Ref{}, false
 	}
-	e, err := parse(entries[0])
-	if err != nil || e.Request.Method != http.MethodDelete {
-		return fhir.Ref{}, false
-	}
-	typ, id, form := fhir.Classify(e.Request.URL)
-	return fhir.Ref{Type: typ, ID: id}, form == fhir.Local
+	return ref, true
 }
 
-// eachEntry calls yield for each entry of the object that the decoder is at, and reports whether it is a Bundle. A Bundle
-// with a key that another parser could read otherwise is an error at its end.
-func eachEntry(dec *json.Decoder, yield func(json.RawMessage) error) (bundle bool, err error) {
-	start, err := dec.Token()
-	if err != nil {
-		return false, err
-	}
-	if start != json.Delim('{') {
-		return false, errNoObject
+// form is what a JSON value is.
+type form struct {
+	bundle  bool
+	history bool // a Bundle of the type history, which has the newest version first (R4, RESTful API, history)
+}
+
+// eachEntry calls yield for each entry of the object that is read next, and returns its form. A Bundle with a key
+// that another parser could read otherwise is an error at its end.
+func eachEntry(values *jsonvalues.Reader, yield func(raw []byte, long bool) error) (found form, err error) {
+	if next, err := values.Peek(); err != nil || next != '{' {
+		return found, cmp.Or(err, errNoObject)
 	}
 	seen, odd := map[string]bool{}, false
-	for dec.More() {
-		token, err := dec.Token()
-		if err != nil {
-			return false, err
-		}
-		key, _ := token.(string)
-		for _, name := range []string{"resourceType", "entry"} {
+	err = values.Object(func(key string) error {
+		for _, name := range []string{"resourceType", "type", "entry"} {
 			if strings.EqualFold(key, name) {
 				odd = odd || seen[name] || key != name
 				seen[name] = true
@@ -178,76 +247,58 @@ func eachEntry(dec *json.Decoder, yield func(json.RawMessage) error) (bundle boo
 		}
 		odd = odd || strings.ContainsAny(key, "\x00\uFFFD") // the decoder replaces half a surrogate pair
 		if key == "entry" {
-			if err := eachElement(dec, yield); err != nil {
-				return false, err
+			if next, err := values.Peek(); err != nil || next != '[' {
+				return cmp.Or(err, errNoArray)
 			}
-			continue
+			return values.Array(func() error {
+				raw, long, err := values.Value()
+				if err != nil {
+					return err
+				}
+				return yield(raw, long)
+			})
 		}
-		var value json.RawMessage
-		if err := dec.Decode(&value); err != nil {
-			return false, err
-		}
-		if key == "resourceType" {
-			var typ string
-			bundle = json.Unmarshal(value, &typ) == nil && typ == "Bundle" || bundle
-		}
-	}
-	if bundle && odd {
-		return bundle, errOddKey
-	}
-	_, err = dec.Token()
-	return bundle, err
-}
-
-// eachElement calls yield for each element of the array that the decoder is at.
-func eachElement(dec *json.Decoder, yield func(json.RawMessage) error) error {
-	start, err := dec.Token()
-	if err != nil {
-		return err
-	}
-	if start != json.Delim('[') {
-		return errNoArray
-	}
-	for dec.More() {
-		var raw json.RawMessage
-		if err := dec.Decode(&raw); err != nil {
+		value, _, err := values.Value()
+		if err != nil {
 			return err
 		}
-		if err := yield(raw); err != nil {
-			return err
-		}
+		var text string
+		_ = json.Unmarshal(value, &text) // "" for another type
+		found.bundle = found.bundle || key == "resourceType" && text == "Bundle"
+		found.history = found.history || key == "type" && strings.EqualFold(text, "history")
+		return nil
+	})
+	if err == nil && found.bundle && odd {
+		err = errOddKey
 	}
-	_, err = dec.Token()
-	return err
+	return found, err
 }
 
 var (
 	errNoObject = errors.New("not a JSON object")
-	errNoBundle = errors.New("not a Bundle")
 	errNoArray  = errors.New("the entries of a Bundle are not an array")
 	errOddKey   = errors.New("a key of a Bundle is duplicate, or one that another parser could read otherwise")
-	errTooLong  = errors.New("an entry is too long")
 )
 
 // document converts a text of JSON values to NDJSON. Reading it twice keeps the memory flat: references may precede the
-// entry whose full URL they name.
+// entry whose full URL they name, and the type of a Bundle may follow its entries.
 type document struct {
 	open   func() (*bufio.Reader, error)
-	most   int64   // bytes between two values
-	values []scope // nil for a value that is not a Bundle
+	most   int
+	values []*scope // nil for a value that is not a Bundle
+	bases  bases
 	reader *io.PipeReader
 	done   chan struct{}
 }
 
+// around is the space in bytes for what is in an entry besides the resource.
+const around = 64 << 10
+
 // openDocument reads the full URLs of every Bundle and returns the text.
 func openDocument(maxLine int, open func() (*bufio.Reader, error)) (Text, error) {
-	d := &document{open: open, most: 2*int64(maxLine) + 1<<20, done: make(chan struct{})}
-	err := d.each(func(dec *json.Decoder, read *bounded) error {
-		known := scope{}
-		bundle, err := eachEntry(dec, func(raw json.RawMessage) error { read.n = 0; known.add(raw); return nil })
-		if !bundle {
-			known = nil
-		}
+	d := &document{open: open, most: maxLine + around, done: make(chan struct{})}
+	err := d.each(func(values *jsonvalues.Reader) error {
+		known, err := newScope(values)
 		d.values = append(d.values, known)
 		return err
 	})
@@ -260,7 +311,7 @@ func openDocument(maxLine int, open func() (*bufio.Reader, error)) (Text, error)
 		defer close(d.done)
 		writer.CloseWithError(broken("read a JSON document", d.write(writer)))
 	}()
-	return Text{Reader: reader, Closer: d, Changed: true, Expanded: true, Entries: true}, nil
+	return Text{Reader: reader, Closer: d, Changed: true, Expanded: true, Entries: true, bases: &d.bases}, nil
 }
 
 // Close stops the conversion.
@@ -272,37 +323,28 @@ func (d *document) Close() error {
 
 // write writes the lines.
 func (d *document) write(w io.Writer) error {
-	var out bytes.Buffer
 	n := 0
-	flush := func() error {
-		_, err := w.Write(out.Bytes())
-		out.Reset()
-		return err
-	}
-	return d.each(func(dec *json.Decoder, read *bounded) error {
+	return d.each(func(values *jsonvalues.Reader) error {
 		if n == len(d.values) {
 			return &ReadError{errors.New("the file changed while it was read")}
 		}
 		known := d.values[n]
 		n++
 		if known != nil {
-			_, err := eachEntry(dec, func(raw json.RawMessage) error { read.n = 0; known.write(&out, raw); return flush() })
+			_, err := eachEntry(values, func(raw []byte, long bool) error { return known.write(w, raw, long, &d.bases) })
 			return err
 		}
-		var raw json.RawMessage
-		if err := dec.Decode(&raw); err != nil {
+		value, _, err := values.Value()
+		if err != nil {
 			return err
 		}
-		if err := json.Compact(&out, raw); err != nil {
-			return err
-		}
-		out.WriteByte('\n')
-		return flush()
+		d.bases.add("")
+		return writeLine(w, value)
 	})
 }
 
-// each calls value with the decoder at each value of the text, or at each element of a value that is an array.
-func (d *document) each(value func(*json.Decoder, *bounded) error) error {
+// each calls value before each value of the text, or at each element of a value that is an array.
+func (d *document) each(value func(*jsonvalues.Reader) error) error {
 	text, err := d.open()
 	if err != nil {
 		return err
@@ -312,111 +354,20 @@ func (d *document) each(value func(*json.Decoder, *bounded) error) error {
 			return err
 		}
 	}
-	read := &bounded{from: text, most: d.most}
-	dec := json.NewDecoder(read)
+	values := jsonvalues.NewReader(text, d.most)
 	for {
-		read.n = 0
-		next, err := peekValue(dec, text)
-		if errors.Is(err, io.EOF) {
+		next, err := values.Peek()
+		switch {
+		case errors.Is(err, io.ErrUnexpectedEOF) && values.Ended():
 			return nil
+		case err != nil:
+		case next == '[':
+			err = values.Array(func() error { return value(values) })
+		default:
+			err = value(values)
 		}
 		if err != nil {
 			return err
-		}
-		if next != '[' {
-			if err := value(dec, read); err != nil {
-				return syntax(err)
-			}
-			continue
-		}
-		if _, err := dec.Token(); err != nil {
-			return syntax(err)
-		}
-		for dec.More() {
-			read.n = 0
-			if err := value(dec, read); err != nil {
-				return syntax(err)
-			}
-		}
-		if _, err := dec.Token(); err != nil {
-			return syntax(err)
-		}
-	}
-}
-
-// peekValue returns the first byte of the decoder's next value, io.EOF at the end.
-func peekValue(dec *json.Decoder, text *bufio.Reader) (byte, error) {
-	var c [1]byte
-	for buffered := dec.Buffered(); ; {
-		if n, _ := buffered.Read(c[:]); n == 0 {
-			break
-		}
-		if !isSpace(c[0]) {
-			return c[0], nil
-		}
-	}
-	for {
-		ahead, err := text.Peek(1)
-		if len(ahead) == 0 {
-			return 0, err
-		}
-		if !isSpace(ahead[0]) {
-			return ahead[0], nil
-		}
-		if _, err := text.Discard(1); err != nil {
-			return 0, err
-		}
-	}
-}
-
-func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
-
-// syntax replaces the decoder's errors, which quote the text.
-func syntax(err error) error {
-	var wrong *json.SyntaxError
-	switch {
-	case errors.As(err, &wrong):
-		return fmt.Errorf("not valid JSON at byte %d", wrong.Offset)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// bounded is a reader that fails when more bytes than most are read without a value in between. It drops white space
-// between tokens, because the decoder reads all of it again for each piece that it gets.
-type bounded struct {
-	from    *bufio.Reader
-	n, most int64
-	quoted  bool // inside of a string
-	escaped bool // after a backslash
-}
-
-func (b *bounded) Read(p []byte) (int, error) {
-	if b.n > b.most {
-		return 0, errTooLong
-	}
-	for {
-		n, err := b.from.Read(p)
-		kept := 0
-		for _, c := range p[:n] {
-			switch {
-			case b.escaped:
-				b.escaped = false
-			case b.quoted:
-				b.escaped = c == '\\'
-				b.quoted = c != '"'
-			case c == '"':
-				b.quoted = true
-			case isSpace(c):
-				continue
-			}
-			p[kept] = c
-			kept++
-		}
-		b.n += int64(kept)
-		if kept > 0 || err != nil || len(p) == 0 {
-			return kept, err
 		}
 	}
 }

@@ -46,7 +46,7 @@ func (f File) Name() string { return filepath.ToSlash(f.name) }
 
 // Folder lists the files of a folder.
 type Folder struct {
-	Files []File // sorted by path, but the folder "deleted" of an export follows its neighbours: it applies to them
+	Files []File // in the order of ComparePaths
 	// Other are the names of the files that have other endings.
 	Other []string
 	// Broken are links that leave the folder or lead nowhere, and what cannot be examined, such as a subfolder without
@@ -106,12 +106,15 @@ func InFolder(dir string) (folder Folder, err error) {
 		}
 		return nil
 	})
-	slices.SortStableFunc(folder.Files, func(a, b File) int { return strings.Compare(sortKey(a), sortKey(b)) })
+	slices.SortStableFunc(folder.Files, func(a, b File) int { return ComparePaths(a.Name(), b.Name()) })
 	return folder, err
 }
 
-func sortKey(f File) string {
-	return strings.ReplaceAll("/"+f.Name(), "/deleted/", "/\U0010ffff/")
+// ComparePaths is the order in which files are read: by path, with slashes, but the folder "deleted" of an export follows
+// its neighbours, because it applies to them.
+func ComparePaths(a, b string) int {
+	key := func(name string) string { return strings.ReplaceAll("/"+name, "/deleted/", "/\U0010ffff/") }
+	return strings.Compare(key(a), key(b))
 }
 
 // isResources reports whether a file of the name may have resources.

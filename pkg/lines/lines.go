@@ -27,6 +27,10 @@ type Reader struct {
 	// Broken is called when the rest of a file cannot be decompressed or parsed, from several goroutines. Its lines up to
 	// there are taken.
 	Broken func(file int, err error)
+	// Base is called after a file was read, if it is set, from several goroutines: for each base of full URLs of resources in
+	// its Bundles, up to 100, with the place of the first such entry (Block.Place) and its number. Ids of two servers may
+	// collide.
+	Base func(file int, base, place string, number int64)
 }
 
 // Block is a run of whole lines of one file.
@@ -148,6 +152,11 @@ func (r *Reader) readFile(ctx context.Context, path string, number int, pool *sy
 		case to <- b:
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+	}
+	if r.Base != nil && text.bases != nil {
+		for base, first := range text.bases.first {
+			r.Base(number, base, (&Block{entries: text.Entries}).Place(Line{Number: first}), first)
 		}
 	}
 	return nil

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -180,6 +182,10 @@ func TestFilesOfEveryFormBecomeLines(t *testing.T) {
 		"array":                         {"x.json", "[\n" + patient + ",\n" + pretty[3:] + "]", append([]string{patient}, unbundled...), true, ""},
 		"resource over many lines":      {"x.json", "{\n\"resourceType\":\n\"Patient\", \"id\":\"1\"}\n", []string{patient}, true, ""},
 		"nothing but white space":       {"x.json", " \n\t\n", nil, false, ""},
+		"cut line before others":        {"x.ndjson", patient[:len(patient)-9] + "\r\n" + patient + "\n" + patient, []string{patient[:len(patient)-9], patient, patient}, false, ""},
+		"cut line before one":           {"x.ndjson", `{"resourceType":"Patient","name":[` + "\n\n" + patient + "\n", []string{`{"resourceType":"Patient","name":[`, patient}, false, ""},
+		"an entry on each line":         {"x.ndjson", `{"resourceType":"Bundle","entry":[` + "\n{\"resource\":" + patient + "},\n{\"resource\":" + patient + "}\n]}", []string{patient, patient}, true, ""},
+		"one entry on a line":           {"x.ndjson", `{"resourceType":"Bundle","entry":[` + "\n{\"resource\":" + patient + "}\n]}", []string{patient}, true, ""},
 		"log":                           {"x.ndjson", "a\nb", []string{"a", "b"}, false, ""},
 		"long line":                     {"x.ndjson", patient + "\n" + strings.Repeat("x", 500) + "\n" + patient, []string{patient, "too long", patient}, false, ""},
 		"gzip that ends too early":      {"x.gz", zipped(t, patient+"\n"+random(400_000))[:100_000], []string{patient}, false, "decompress: unexpected EOF"},
@@ -211,7 +217,22 @@ func TestFilesOfEveryFormBecomeLines(t *testing.T) {
 				`{"resourceType":"Bundle","entry":[{"Resource":` + patient + `}]}`, `{"resourceType":"Bundle","entry":[{"resource":` + patient + `,"request":{"method":"PUT","Method":"PATCH"}}]}`, patient}, true, ""},
 		"white space": {"x.json", `{"resourceType":"Bundle",` + strings.Repeat(" \n", 2<<20) + `"entry" : [` + strings.Repeat("\t", 4<<20) + `{"resource":` + patient + `}` +
 			strings.Repeat(" ", 100_000) + `] }` + strings.Repeat("\n", 100_000), []string{patient}, true, ""},
-		"entry that is too long": {"x.json", "{\n\"resourceType\":\"Bundle\",\"entry\":[\n{\"x\":\"" + strings.Repeat("x", 2<<20) + "\"}]}", nil, false, "too long"},
+		"entry that is too long": {"x.json", "{\n\"resourceType\":\"Bundle\",\"entry\":[\n{\"x\":\"" + strings.Repeat("x", 2<<20) + "\"},{\"resource\":" + patient + "}]}",
+			[]string{"too long", patient}, true, ""},
+		"value that is too long": {"x.json", "[\n{\"x\":\n[" + strings.Repeat("[\"x\"],\n", 1<<18) + "[]]}," + patient + "]", []string{"too long", patient}, true, ""},
+		"history of a deleted resource": {"x.json", `{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Flag/f"}},{"resource":` + patient +
+			`,"request":{"method":"PUT","url":"Patient/1"}}],` + "\n" + `"type":"history"}`, []string{past(`{"request":{"method":"DELETE","url":"Flag/f"}}`),
+			past(`{"resource":` + patient + `,"request":{"method":"PUT","url":"Patient/1"}}`)}, true, ""},
+		"history on a line":      {"x.ndjson", past(`{"resource":`+patient+`}`) + "\n" + patient, []string{past(`{"resource":` + patient + `}`), patient}, true, ""},
+		"history in capitals":    {"x.ndjson", strings.Replace(past(`{"resource":`+patient+`}`), "history", "History", 1), []string{past(`{"resource":` + patient + `}`)}, true, ""},
+		"Type of a Bundle":       {"x.json", strings.Replace(past(""), `"type"`, `"Type"`, 1), nil, false, "a key of a Bundle"},
+		"a number in two":        {"x.json", "{\n" + `"resourceType":"Bundle","entry":[{"resource":{"resourceType":"Observation","id":"o","valueInteger":1 ` + "\n" + ` 2}}]}`, nil, false, "not valid JSON at byte "},
+		"a word in two":          {"x.json", `{"resourceType":"Patient","id":"1","active":tr ue}`, nil, false, "not valid JSON at byte "},
+		"a minus in front":       {"x.json", `[{"resourceType":"Observation","id":"o","valueInteger":- 1}]`, nil, false, "not valid JSON at byte "},
+		"values without a comma": {"x.json", `[` + patient + ` ` + patient + `]`, nil, false, "not valid JSON at byte "},
+		"a comma at the end":     {"x.json", `{"resourceType":"Bundle","entry":[{"resource":` + patient + `},]}`, nil, false, "not valid JSON at byte "},
+		"numbers and words": {"x.json", "{\"resourceType\":\"Patient\",\n \"id\":\"1\", \"a\":[ 1 , -2.5e+1\n] , \"b\": {\"c\" : true\n} ,\"d\":null }",
+			[]string{`{"resourceType":"Patient","id":"1","a":[1 ,-2.5e+1 ],"b":{"c":true },"d":null }`}, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, places, broken := readAll(t, test.file, test.content)
@@ -225,6 +246,44 @@ func TestFilesOfEveryFormBecomeLines(t *testing.T) {
 				t.Errorf("broken: %v, want %q", broken, test.broken)
 			}
 		})
+	}
+}
+
+// TestBasesOfFullURLs: a caller learns from which servers the entries of Bundles are.
+func TestBasesOfFullURLs(t *testing.T) {
+	entry := func(url string) string {
+		return `{"fullUrl":"` + url + `","resource":{"resourceType":"Patient","id":"1"}}`
+	}
+	bundle := func(entries ...string) string {
+		return `{"resourceType":"Bundle","entry":[` + strings.Join(entries, ",") + `]}`
+	}
+	a, b := entry("https://A.example/fhir/Patient/1"), entry("http://b.example/Patient/2")
+	for content, want := range map[string]map[string]string{
+		bundle(entry("urn:uuid:x"), a, b, a):                    {"https://a.example/fhir": "entry 2", "http://b.example": "entry 3"},
+		"{\n" + bundle(a)[1:] + bundle(b):                       {"https://a.example/fhir": "entry 1", "http://b.example": "entry 2"},
+		"{}\n\n" + bundle(entry("x"), a) + "\n{}\n" + bundle(b): {"https://a.example/fhir": "line 4", "http://b.example": "line 6"},
+		bundle(entry("https://a.example/fhir/Group/1"), entry("https://a.example"), `{"fullUrl":"https://c.example/Patient/1"}`): {"https://a.example/fhir": "entry 1"},
+		past(a):                             nil,
+		`{"resourceType":"Patient"}` + "\n": nil,
+	} {
+		var got map[string]string
+		r := lines.Reader{
+			BlockSize: 64, MaxLine: 1000, Takers: 1,
+			Open: func(int) (lines.Text, error) {
+				return lines.Open("x.json", 1000, true, func() io.Reader { return strings.NewReader(content) })
+			},
+			Broken: func(_ int, err error) { t.Error(err) },
+			Base: func(_ int, base, place string, _ int64) {
+				if got == nil {
+					got = map[string]string{}
+				}
+				got[base] = place
+			},
+		}
+		must(t, r.Read(t.Context(), []lines.File{{}}, func(context.Context, *lines.Block) error { return nil }))
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", content, got, want)
+		}
 	}
 }
 
@@ -242,6 +301,11 @@ func deletion(entry string) string {
 	return `{"resourceType":"Bundle","` + entry + `":[{"request":{"method":"DELETE","url":"Patient/1"}}]}`
 }
 
+// past returns an entry of a Bundle of the type history as Open writes it.
+func past(entry string) string {
+	return `{"resourceType":"Bundle","type":"history","entry":[` + entry + `]}`
+}
+
 func TestDeletionIsABundleOfOneDelete(t *testing.T) {
 	for line, want := range map[string]fhir.Ref{
 		unbundled[4]: {Type: "Observation", ID: "9"}, unbundled[5]: {}, unbundled[6]: {},
@@ -249,6 +313,9 @@ func TestDeletionIsABundleOfOneDelete(t *testing.T) {
 		`{"resourceType":"Bundle"}`: {}, `{`: {}, deletion("entry"): {Type: "Patient", ID: "1"}, deletion("Entry"): {},
 		strings.Replace(deletion("entry"), "r", "R", 1):                                   {}, // ResourceType
 		strings.Replace(deletion("entry"), "method", "Method", 1):                         {},
+		strings.Replace(deletion("entry"), "Patient/1", "Patient/1/_history/3", 1):        {},
+		strings.Replace(deletion("entry"), "Patient/1", "/Patient/1", 1):                  {Type: "Patient", ID: "1"},
+		past(`{"request":{"method":"DELETE","url":"Patient/1"}}`):                         {},
 		strings.Replace(deletion("entry"), "Patient/1", `Patient/1","url":"Patient/2`, 1): {},
 	} {
 		if got, ok := lines.Deletion([]byte(line)); ok != (want != fhir.Ref{}) || ok && got != want {
@@ -275,6 +342,75 @@ func TestReadFailsWhenTheFileCannotBeRead(t *testing.T) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
+}
+
+// TestEntriesAreNotCopied: an entry of a Bundle takes about as much memory as the same resource on a line.
+func TestEntriesAreNotCopied(t *testing.T) {
+	const size = 8 << 20
+	resource := `{"resourceType":"Binary","id":"x","data":"` + strings.Repeat("x", size) + `"}`
+	allocated := func(content string) uint64 {
+		text, err := lines.Open("x.json", 2*size, true, func() io.Reader { return strings.NewReader(content) })
+		must(t, err)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		n, err := io.Copy(io.Discard, text)
+		must(t, errors.Join(err, text.Close()))
+		if runtime.ReadMemStats(&after); n < size {
+			t.Errorf("%d bytes", n)
+		}
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	line := allocated(resource + "\n\n" + resource)
+	entry := allocated(`{"resourceType":"Bundle","entry":[{"resource":` + resource + `},{"resource":` + resource + `}]}`)
+	if entry > line+2*size { // a buffer that grows
+		t.Errorf("%d bytes for entries, %d for lines", entry, line)
+	}
+}
+
+// FuzzOpen: a document becomes lines of the same objects, and is broken where encoding/json refuses it.
+func FuzzOpen(f *testing.F) {
+	for _, seed := range []string{
+		"", " \n", `"a":1 ` + "\n 2", `"a":tr ue`, `"a":- 1`, `"a":"a" "b"`, `"a" : [ 1 , 2 ] `, "\"a\":[[\n1 ], {} ,\"\\\"\"]", `"a":1,`, `"a":[`, `"a":{]`, `"a":"\`,
+		`"a":[1 2]`, `1:2`, "\"a\":\"\n\"", `},{"a":1`, `}{`, `}]{"a": 1`, `}7{`, `"\u0000":"\u0000"`, `"a":1}`, `"a":1 true`, `"a":1"b"`, `"a"1`,
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, inside string) {
+		content := "{\n" + inside + "\n}"
+		if strings.Contains(inside, "undle") || strings.Contains(inside, "entry") || strings.Contains(inside, `\u`) {
+			return // Bundles have other rules
+		}
+		var want []string
+		dec := json.NewDecoder(strings.NewReader(content))
+		var invalid error
+		for invalid == nil {
+			var object map[string]json.RawMessage
+			if invalid = dec.Decode(&object); invalid == nil {
+				text, err := json.Marshal(object)
+				must(t, err)
+				want = append(want, string(text))
+			}
+		}
+		text, err := lines.Open("x.json", 1<<20, true, func() io.Reader { return strings.NewReader(content) })
+		if (err == nil) != errors.Is(invalid, io.EOF) {
+			if !strings.Contains(content, "[") || !json.Valid([]byte(content)) { // arrays of objects are documents, too
+				t.Fatalf("%q: %v, want %v", content, err, invalid)
+			}
+			return
+		}
+		if err != nil {
+			return
+		}
+		got, err := io.ReadAll(text)
+		must(t, errors.Join(err, text.Close()))
+		for i, line := range strings.Split(strings.TrimSuffix(string(got), "\n"), "\n") {
+			var object map[string]json.RawMessage
+			must(t, json.Unmarshal([]byte(line), &object))
+			if text, err := json.Marshal(object); err != nil || string(text) != want[i] {
+				t.Errorf("%q became %q", want[i], line)
+			}
+		}
+	})
 }
 
 // FuzzRead: for every block size, Read returns the non-blank lines of bytes.Split with their numbers and offsets, and

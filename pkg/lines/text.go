@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
+
+	"github.com/sluice-fhir/sluice/pkg/jsonvalues"
 )
 
 // BrokenError is the reason why the rest of a file cannot be read: no permission, broken compression, or a Bundle that is
@@ -25,6 +27,8 @@ type Text struct {
 	Changed  bool // it is not the same as the content of the file
 	Expanded bool // it has the entries of Bundles instead of the Bundles
 	Entries  bool // all its lines are entries of Bundles, or of another JSON document, so they have no line numbers
+
+	bases *bases // complete at the end of the text; nil if it is not expanded
 }
 
 // peeked is the size of the beginning of a text by which its form is recognized.
@@ -58,12 +62,11 @@ func Open(name string, maxLine int, expand bool, content func() io.Reader) (Text
 			again, _, err := decompress(content())
 			return again, err
 		})
-	case mayBeBundle(firstLine(start)):
-		return Text{&expander{from: text, maxLine: maxLine}, open, true, true, true}, nil
-	case expand:
-		return Text{&expander{from: text, maxLine: maxLine}, open, true, true, false}, nil
+	case expand, mayBeBundle(firstLine(start)):
+		e := &expander{from: text, maxLine: maxLine}
+		return Text{e, open, true, true, mayBeBundle(firstLine(start)), &e.bases}, nil
 	}
-	return Text{text, open, zipped, false, false}, nil
+	return Text{text, open, zipped, false, false, nil}, nil
 }
 
 // mark is the byte order mark.
@@ -139,9 +142,18 @@ func isDocument(name string, start []byte) bool {
 	first := firstLine(start)
 	if len(first) < len(start) && len(bytes.TrimSpace(start[len(first):])) > 0 { // another line follows
 		last := first[len(first)-1]
-		return last == '{' || last == '[' || last == ','
+		return (last == '{' || last == '[' || last == ',') && !(start[0] == '{' && isLine(start[len(first):]))
 	}
 	return strings.HasSuffix(strings.TrimSuffix(strings.ToLower(name), ".gz"), ".json") || start[0] == '['
+}
+
+// isLine reports whether the text begins with a line of NDJSON: the line before it was cut off. In a document, something
+// that is not an object follows an object.
+func isLine(text []byte) bool {
+	text = bytes.TrimLeft(text, " \t\r\n")
+	line := firstLine(text)
+	after := bytes.TrimLeft(text[len(line):], " \t\r\n")
+	return bytes.HasPrefix(line, []byte("{")) && json.Valid(line) && (len(after) == 0 || after[0] == '{')
 }
 
 func firstLine(start []byte) []byte {
@@ -155,19 +167,12 @@ func mayBeBundle(line []byte) bool {
 	return escaped || bytes.Contains(line, []byte(`"Bundle"`))
 }
 
-func isBundle(line []byte) bool {
-	if !mayBeBundle(line) {
-		return false
-	}
-	var resource struct{ ResourceType string }
-	return json.Unmarshal(line, &resource) == nil && resource.ResourceType == "Bundle"
-}
-
 // expander replaces each line that is a Bundle by its entries.
 type expander struct {
 	from    *bufio.Reader
 	maxLine int
 	line    []byte // a line that is longer than the buffer
+	bases   bases
 	pending []byte
 	err     error
 }
@@ -177,7 +182,10 @@ func (e *expander) Read(p []byte) (int, error) {
 		if e.err != nil {
 			return 0, e.err
 		}
-		e.pending, e.err = e.next()
+		before := e.bases.line
+		if e.pending, e.err = e.next(); e.bases.line == before { // no entries
+			e.bases.line += int64(bytes.Count(e.pending, []byte{'\n'}))
+		}
 	}
 	n := copy(p, e.pending)
 	e.pending = e.pending[n:]
@@ -199,22 +207,19 @@ func (e *expander) next() ([]byte, error) {
 		}
 	}
 	body := bytes.TrimSpace(bytes.TrimPrefix(line, []byte(mark)))
-	if !isBundle(body) {
+	if !mayBeBundle(body) {
 		return line, err
 	}
-	var out bytes.Buffer
-	known := scope{}
-	entries := func(yield func(json.RawMessage)) error {
-		dec := json.NewDecoder(bytes.NewReader(body))
-		bundle, err := eachEntry(dec, func(raw json.RawMessage) error { yield(raw); return nil })
-		if err == nil && !bundle {
-			err = errNoBundle
-		}
-		return err
+	again := func() *jsonvalues.Reader { return jsonvalues.NewReader(bytes.NewReader(body), len(body)) }
+	whole := again()
+	known, malformed := newScope(whole)
+	if malformed != nil || known == nil || !whole.Ended() {
+		return line, err // a resource, or a line that cannot be applied
 	}
-	malformed := errors.Join(entries(known.add), entries(func(raw json.RawMessage) { known.write(&out, raw) }))
+	var out bytes.Buffer
+	_, malformed = eachEntry(again(), func(raw []byte, long bool) error { return known.write(&out, raw, long, &e.bases) })
 	if malformed != nil {
-		return line, err // a line that cannot be applied
+		return line, err
 	}
 	return out.Bytes(), err
 }

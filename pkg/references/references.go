@@ -2,12 +2,14 @@
 // and searches by identifier (spec 10). Data is read twice: first every line is noted (Note), then every resource that
 // may be meant is offered (Offer), and then the lines are rewritten (Resolve).
 //
-// A urn names the one held resource that has it as id, a patient where only a patient may be named. A search names the
-// one held resource of its type with the identifier. What matches several resources is not resolved.
+// A urn names the one held resource that has it as id. If the reference has a type, or is where R4 allows only patients, it
+// is the one of that type; else, where a patient may be named, it must be a patient. A search names the one held resource
+// of its type with the identifier. What matches several resources is not resolved.
 package references
 
 import (
 	"maps"
+	"math"
 	"net/url"
 	"slices"
 	"strings"
@@ -29,22 +31,30 @@ type Table struct {
 
 // named is what a reference names.
 type named struct {
-	ids     []fhir.Ref // none or one, unless it is ambiguous: then two
-	patient string     // id of the patient among them
+	ids     []fhir.Ref // of a urn, one for each type; of a search up to two
 	settled bool       // further offers do not count
 	used    atomic.Bool
 }
 
-func (n *named) add(ref fhir.Ref) {
-	if n.settled {
-		return
-	}
-	if ref.Type == "Patient" {
-		n.patient = ref.ID
-	}
-	if len(n.ids) < 2 && !slices.Contains(n.ids, ref) {
+func (n *named) add(ref fhir.Ref, most int) {
+	if !n.settled && len(n.ids) < most && !slices.Contains(n.ids, ref) {
 		n.ids = append(n.ids, ref)
 	}
+}
+
+// one returns the resource, if it is a single one.
+func (n *named) one(of fhir.Expected, form fhir.Form) (ref fhir.Ref, found bool) {
+	switch {
+	case n == nil:
+	case form == fhir.Urn && of.Type != "":
+		i := slices.IndexFunc(n.ids, func(r fhir.Ref) bool { return r.Type == of.Type })
+		if i >= 0 {
+			return n.ids[i], true
+		}
+	case len(n.ids) == 1:
+		return n.ids[0], !of.Subject || n.ids[0].Type == "Patient"
+	}
+	return fhir.Ref{}, false
 }
 
 // search is a search by identifier.
@@ -61,7 +71,7 @@ func New(bases fhir.Bases) *Table {
 // Note notes the references of a line, and reports whether any of them is for Resolve. Scan must have accepted the line.
 func (t *Table) Note(line []byte) bool {
 	found := false
-	fhir.Resolve(nil, line, fhir.Facts{}, func(text []byte, form fhir.Form, _ bool) string {
+	fhir.Resolve(nil, line, fhir.Facts{}, func(text []byte, form fhir.Form, _ fhir.Expected) string {
 		found = true
 		switch form {
 		case fhir.Urn:
@@ -138,7 +148,7 @@ func (t *Table) OfferID(ref fhir.Ref) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.urns[ref.ID]; n != nil {
-		n.add(ref)
+		n.add(ref, math.MaxInt)
 	}
 }
 
@@ -149,7 +159,7 @@ func (t *Table) Offer(ref fhir.Ref, line []byte) {
 		defer t.mu.Unlock()
 		for _, key := range []search{{ref.Type, system, value}, {ref.Type, anySystem, value}} {
 			if n := t.searches[key]; n != nil {
-				n.add(ref)
+				n.add(ref, 2)
 			}
 		}
 	})
@@ -184,7 +194,7 @@ func (t *Table) Used(yield func(ref fhir.Ref, has func(line []byte) bool) bool) 
 func (t *Table) Resolve(
 	buffer, line []byte, facts fhir.Facts, missed func(typ string, form fhir.Form),
 ) (resolved []byte, changed bool) {
-	return fhir.Resolve(buffer, line, facts, func(text []byte, form fhir.Form, patient bool) string {
+	return fhir.Resolve(buffer, line, facts, func(text []byte, form fhir.Form, of fhir.Expected) string {
 		typ, _, _ := fhir.Classify(text)
 		var n *named
 		switch form {
@@ -199,14 +209,11 @@ func (t *Table) Resolve(
 				n = t.searches[key]
 			}
 		}
-		switch {
-		case n != nil && patient && n.patient != "":
-			return "Patient/" + n.patient
-		case n != nil && len(n.ids) == 1 && (!patient || n.ids[0].Type == "Patient" || form == fhir.Conditional):
+		if ref, found := n.one(of, form); found {
 			n.used.Store(true)
-			return n.ids[0].Type + "/" + n.ids[0].ID
+			return ref.Type + "/" + ref.ID
 		}
-		if !patient {
+		if !of.Subject {
 			missed(string(typ), form)
 		}
 		return ""

@@ -16,13 +16,18 @@ func TestReferencesThatNameOneResourceAreResolved(t *testing.T) {
 	}
 	table := references.New(bases)
 	tests := map[string]struct{ at, want, missed string }{
-		"urn:uuid:p":                    {at: "subject", want: "Patient/p"},
-		"urn:uuid:o":                    {at: "focus", want: "Observation/o"},
-		"urn:uuid:o2":                   {at: "subject", missed: "none"}, // not a patient
-		"urn:uuid:both":                 {at: "subject", want: "Patient/both"},
-		"urn:oid:both":                  {at: "focus", missed: ""}, // two resources
-		"urn:uuid:none":                 {at: "subject", missed: "none"},
-		"Practitioner?identifier=npi|1": {at: "performer", want: "Practitioner/d"},
+		"urn:uuid:p":                     {at: "subject", want: "Patient/p"},
+		"urn:uuid:o":                     {at: "focus", want: "Observation/o"},
+		"urn:uuid:o2":                    {at: "subject", missed: "none"}, // not a patient
+		"urn:uuid:both":                  {at: "subject", missed: "none"}, // two resources
+		"urn:uuid:both#type=Patient":     {at: "subject", want: "Patient/both"},
+		"urn:uuid:both#type=Observation": {at: "subject", want: "Observation/both"},
+		"urn:uuid:both#type=Group":       {at: "subject", missed: "none"},
+		"urn:uuid:p#type=Practitioner":   {at: "subject", missed: "none"}, // only a patient is held
+		"urn:uuid:both#patient":          {at: "patient", want: "Patient/both"},
+		"urn:oid:both":                   {at: "focus", missed: ""}, // two resources
+		"urn:uuid:none":                  {at: "subject", missed: "none"},
+		"Practitioner?identifier=npi|1":  {at: "performer", want: "Practitioner/d"},
 		"/Practitioner?identifier=http%3A%2F%2Fa%20b%7C1+1": {at: "performer", want: "Practitioner/e"},
 		"Practitioner?identifier=http://a b|1+1":            {at: "performer", want: "Practitioner/e"},
 		"Practitioner?identifier=1+1":                       {at: "performer", want: "Practitioner/e"},
@@ -39,7 +44,12 @@ func TestReferencesThatNameOneResourceAreResolved(t *testing.T) {
 	}
 	lines := map[string]string{}
 	for text, test := range tests {
-		lines[text] = `{"resourceType":"Observation","id":"x","` + test.at + `":{"reference":"` + text + `"}}`
+		_, typ, _ := strings.Cut(text, "#type=")
+		if typ != "" {
+			typ = `,"type":"` + typ + `"`
+		}
+		resource := map[bool]string{true: "Immunization", false: "Observation"}[test.at == "patient"]
+		lines[text] = `{"resourceType":"` + resource + `","id":"x","` + test.at + `":{"reference":"` + text + `"` + typ + `}}`
 		if !table.Note([]byte(lines[text])) {
 			t.Errorf("%s was not noted", text)
 		}

@@ -3,6 +3,8 @@ package filedir
 import (
 	"bufio"
 	"bytes"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +18,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/lines"
 	"github.com/sluice-fhir/sluice/pkg/platform/configfile"
 )
 
@@ -23,11 +27,15 @@ import (
 // 1.Group.ndjson, Groups-of-may.jsonl.
 var groupFileForm = regexp.MustCompile(`(?i)^(?:.*[^a-z0-9])?group.*\.(?:ndjson|jsonl)(?:\.gz)?$`)
 
+// deletedForm is the form of the names of files in the folder "deleted" of an export, which may delete groups.
+var deletedForm = regexp.MustCompile(`(?i)\.(?:ndjson|jsonl|json)(?:\.gz)?$`)
+
 // groupFile is the state of a file.
 type groupFile struct {
-	name string      // path in the folder, with slashes, even if it is a link
-	info fs.FileInfo // nil if there is an error
-	err  error
+	name    string      // path in the folder, with slashes, even if it is a link
+	deletes bool        // it is in a folder named "deleted"
+	info    fs.FileInfo // nil if there is an error
+	err     error
 }
 
 // unchanged reports whether both states have the same content.
@@ -35,9 +43,9 @@ func unchanged(a, b groupFile) bool {
 	return a.name == b.name && a.info != nil && b.info != nil && configfile.SameContent(a.info, b.info)
 }
 
-// list returns the group files of the folder and its subfolders in the order of their paths, and the number of all files.
-// Links to files are followed, because mounted configuration uses them; links to folders and hidden names are not.
-func list(dir string) (files []groupFile, all int, err error) {
+// list returns the group files of the folder and its subfolders, and the number of all files. Links to files are followed,
+// because mounted configuration uses them; links to folders and hidden names are not.
+func list(dir string, deletes bool) (files []groupFile, all int, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, 0, err
@@ -47,7 +55,7 @@ func list(dir string) (files []groupFile, all int, err error) {
 		switch {
 		case strings.HasPrefix(name, "."):
 		case entry.IsDir():
-			below, n, err := list(filepath.Join(dir, name))
+			below, n, err := list(filepath.Join(dir, name), deletes || name == "deleted")
 			if err != nil {
 				below = []groupFile{{err: err}}
 			}
@@ -57,8 +65,10 @@ func list(dir string) (files []groupFile, all int, err error) {
 			}
 			all += n
 		default:
-			if all++; groupFileForm.MatchString(name) {
-				files = append(files, examine(dir, name))
+			if all++; groupFileForm.MatchString(name) || deletes && deletedForm.MatchString(name) {
+				file := examine(dir, name)
+				file.deletes = deletes
+				files = append(files, file)
 			}
 		}
 	}
@@ -70,18 +80,21 @@ func examine(dir, name string) groupFile {
 	if err == nil && !info.Mode().IsRegular() {
 		info, err = nil, errors.New("not a regular file")
 	}
-	return groupFile{name, info, err}
+	return groupFile{name: name, info: info, err: err}
 }
 
 // fileIndex has the groups of a file.
 type fileIndex struct {
-	file   groupFile
-	groups []*version // in the order of their lines
-	bad    int        // lines that cannot be read
-	first  string     // the first of them, and its defect
-	others int        // lines of other types
-	err    error      // why the rest of the file cannot be read
+	file    groupFile
+	groups  []*version // in the order of their lines
+	deleted []string   // ids of the groups that it deletes
+	bad     int        // lines that cannot be read
+	first   string     // the first of them, and its defect
+	others  int        // lines of other types
+	err     error      // why the rest of the file cannot be read
 }
+
+func (f *fileIndex) empty() bool { return len(f.groups)+len(f.deleted) == 0 }
 
 // version is a group in a line.
 type version struct {
@@ -104,9 +117,13 @@ type nested struct {
 func (v *version) place() string { return fmt.Sprintf("%s line %d", v.file.name, v.line) }
 
 // readFile indexes the groups of a file, without their members.
-func readFile(dir string, file groupFile, resolver groupndjson.Resolver) *fileIndex {
+func readFile(ctx context.Context, dir string, file groupFile, resolver groupndjson.Resolver) *fileIndex {
 	index := &fileIndex{file: file, err: file.err}
 	if index.err != nil {
+		return index
+	}
+	if file.deletes {
+		index.err = index.readDeleted(ctx, dir)
 		return index
 	}
 	content, err := open(filepath.Join(dir, filepath.FromSlash(file.name)))
@@ -141,6 +158,39 @@ func readFile(dir string, file groupFile, resolver groupndjson.Resolver) *fileIn
 	}
 	index.err = lines.err
 	return index
+}
+
+// readDeleted adds the groups that the entries of Bundles in the file delete.
+func (f *fileIndex) readDeleted(ctx context.Context, dir string) error {
+	file := f.file
+	content, err := os.Open(filepath.Join(dir, filepath.FromSlash(file.name)))
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	const maxLine = 32 << 20
+	var broken error
+	start := func() io.Reader { return io.NewSectionReader(content, 0, file.info.Size()) }
+	reader := lines.Reader{
+		BlockSize: bufferSize, MaxLine: maxLine, Takers: 1,
+		Open:   func(int) (lines.Text, error) { return lines.Open(file.name, maxLine, true, start) },
+		Broken: func(_ int, err error) { broken = err },
+	}
+	err = reader.Read(ctx, []lines.File{{Path: file.name}}, func(_ context.Context, b *lines.Block) error {
+		for line := range b.Lines {
+			ref, deletes := lines.Deletion(line.Body)
+			switch {
+			case deletes && ref.Type == "Group":
+				f.deleted = append(f.deleted, ref.ID)
+			case line.TooLong || fhir.PeekType(line.Body) == "Group":
+				if f.bad++; f.bad == 1 {
+					f.first = b.Place(line) + ": too long, or a Group among deletions"
+				}
+			}
+		}
+		return nil
+	})
+	return cmp.Or(err, broken)
 }
 
 // readGroup reads a line, and the periods of all members.

@@ -3,6 +3,7 @@ package filedir_test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -379,6 +380,89 @@ func TestGroupsFollowTheirFiles(t *testing.T) {
 	}
 }
 
+// The folder "deleted" of an export applies to its neighbours, as in a load.
+func TestDeletedGroups(t *testing.T) {
+	entry := func(method, url string) string {
+		return `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"` + method + `","url":"` + url + `"}}]}`
+	}
+	patient := `{"resourceType":"Patient","id":"g1"}`
+	for name, test := range map[string]struct {
+		file, content string
+		want          error
+		left          int
+	}{
+		"a line":                {"deleted/1.Bundle.ndjson", patient + "\n" + entry("DELETE", "Group/g1"), directory.ErrNoGroup, 0},
+		"a document":            {"deleted/x/Group.json", strings.ReplaceAll(entry("DELETE", "Group/g1"), ",", ",\n"), directory.ErrNoGroup, 0},
+		"compressed":            {"deleted/Group.ndjson.gz", entry("DELETE", "Group/g1"), directory.ErrNoGroup, 0},
+		"a folder beside":       {"A/deleted/1.ndjson", entry("DELETE", "Group/g1"), nil, 0}, // Group.ndjson follows it
+		"another group":         {"deleted/1.ndjson", entry("DELETE", "Group/g2"), nil, 0},
+		"another type":          {"deleted/1.ndjson", entry("DELETE", "Patient/g1"), nil, 0},
+		"another method":        {"deleted/1.ndjson", entry("GET", "Group/g1"), nil, 0},
+		"another folder":        {"deletions/1.ndjson", entry("DELETE", "Group/g1"), nil, 0},
+		"a group":               {"deleted/Group.ndjson", line1, nil, 1},
+		"half a document":       {"deleted/1.json", "{\n" + entry("DELETE", "Group/g1")[1:60], nil, 1},
+		"a line that is longer": {"deleted/1.ndjson.gz", strings.Repeat(" ", 33<<20) + entry("DELETE", "Group/g1"), nil, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := folder(t, "Group.ndjson", line1)
+			groups := openGroups(t, dir, now)
+			exists(t, groups, "g1", nil)
+			must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, test.file)), 0o700))
+			put(t, dir, test.file, test.content)
+			exists(t, groups, "g1", test.want)
+			exists(t, openGroups(t, dir, now), "g1", test.want)
+			if left := groups.LeftOut(); len(left) != test.left {
+				t.Errorf("left out %+v", left)
+			}
+			must(t, os.Remove(filepath.Join(dir, test.file)))
+			exists(t, groups, "g1", nil)
+		})
+	}
+}
+
+// TestCallsEndAtTheirDeadline: a file that takes long is read once, by whichever calls.
+func TestCallsEndAtTheirDeadline(t *testing.T) {
+	dir := folder(t, "Group.1.ndjson", line1)
+	groups := openGroups(t, dir, now)
+	large := `{"resourceType":"Group","id":"g2","member":[` + strings.Repeat(`{"entity":{"reference":"Patient/1"}},`, 500_000) + "{}]}"
+	put(t, dir, "Group.2.ndjson.gz", large)
+	for range 3 {
+		ctx, stop := context.WithTimeout(t.Context(), time.Millisecond)
+		_, err := groups.Members(ctx, "g2", func(string) error { return nil })
+		for _, err := range []error{groups.Exists(ctx, "g1"), groups.Check(ctx), err} {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+		}
+		stop()
+	}
+	must(t, groups.Exists(t.Context(), "g2"))
+}
+
+// TestAFileThatIsWrittenInPlace: Members fails, because what it has read may be of two versions.
+func TestAFileThatIsWrittenInPlace(t *testing.T) {
+	const many = 20_000 // more than what is read ahead
+	text := func(version string) []byte {
+		return []byte(strings.Replace(line1, `{"entity"`, strings.Repeat(`{"entity":{"reference":"Patient/`+version+`"}},`, many)+`{"entity"`, 1))
+	}
+	dir := folder(t, "Group.ndjson", string(text("old")))
+	must(t, os.Chtimes(filepath.Join(dir, "Group.ndjson"), now(), now())) // times of files are coarse
+	groups := openGroups(t, dir, now)
+	n := 0
+	_, err := groups.Members(t.Context(), "g1", func(string) error {
+		if n++; n == 1 {
+			must(t, os.WriteFile(filepath.Join(dir, "Group.ndjson"), text("new"), 0o600))
+		}
+		return nil
+	})
+	if !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("%d members of two versions, error %v", n, err)
+	}
+	if n := count(t, groups, "g1"); n != many+1 {
+		t.Errorf("%d members afterwards", n)
+	}
+}
+
 // pitfall 6: memory does not grow with the member list of a group.
 func TestManyMembersAreNotHeld(t *testing.T) {
 	const many = 50_000
@@ -418,6 +502,29 @@ func TestManyMembersAreNotHeld(t *testing.T) {
 	}
 	if n := count(t, groups, "g1"); n != 1 {
 		t.Errorf("%d members of the group after the large one, want 1", n)
+	}
+}
+
+// TestLongElementsAreNotHeld: no line of a file takes much memory, whatever is in it.
+func TestLongElementsAreNotHeld(t *testing.T) {
+	const long = 32 << 20
+	text := strings.Repeat("a", long)
+	for name, line := range map[string]string{
+		"a narrative":  `{"resourceType":"Group","id":"g2","text":{"div":"` + text + `"}}`,
+		"a member":     `{"resourceType":"Group","id":"g2","member":[{"entity":{"display":"` + text + `"}}]}`,
+		"a key":        `{"resourceType":"Group","id":"g2","` + text + `":1}`,
+		"brackets":     `{"resourceType":"Group","id":"g2","x":` + strings.Repeat("[", long),
+		"another type": `{"text":"` + text + `","resourceType":"Patient"}`,
+		"no JSON":      text,
+	} {
+		dir := folder(t, "Group.ndjson.gz", line+"\n"+line1)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		groups := openGroups(t, dir, now)
+		exists(t, groups, "g1", nil)
+		if runtime.ReadMemStats(&after); after.TotalAlloc > before.TotalAlloc+long/4 {
+			t.Errorf("%s: %d bytes allocated", name, after.TotalAlloc-before.TotalAlloc)
+		}
 	}
 }
 
@@ -475,7 +582,8 @@ func TestSyntheaGroups(t *testing.T) {
 func FuzzGroups(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", line1, line1 + "\n" + strings.Replace(line1, "g1", "g2", 1),
-		`{"resourceType":"Group","id":"g1","member":[{}]}`, `{"resourceType":"Group","id":"g1"} {}`, "{", "null",
+		`{"resourceType":"Group","id":"g1","member":[{}]}`, `{"resourceType":"Group","id":"g1","member":[{"inactive":true,"inactive":false}]}`,
+		`{"resourceType":"Group","id":"g1","member" : [ {} , {"Inactive":1 2}]}`, `{"resourceType":"Group","id":"g1","member":[{]}`, `{"resourceType":"Group","id":"g1"} {}`, "{", "null",
 		`{"resourceType":"Group","id":"g1","member":[null,{"entity":null}]}`,
 		`{"member":[{"entity":{"reference":"http://h/Patient/1/_history/2"},"period":{"end":"2026-03"}}],"id":"g1",` +
 			`"resourceType":"Group"}`,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/lines"
 )
 
 // Groups implements directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
@@ -24,18 +26,33 @@ type Groups struct {
 	log     *slog.Logger
 
 	mu     sync.Mutex
-	files  []*fileIndex        // in the order of their paths
-	groups map[string]*version // the newest version of each group, by id; nil before the first read
+	index  *index
+	update *update // the one that runs, else nil
 }
 
 var _ directory.Groups = (*Groups)(nil)
+
+// index is what was in the folder. It does not change.
+type index struct {
+	files  []*fileIndex        // in the order of lines.ComparePaths
+	groups map[string]*version // the newest version of each group, by id
+}
+
+// update is a reading of what has changed in the folder. It ends by itself, even if nobody waits for it any more: a file
+// that takes longer than a request may wait is read once.
+type update struct {
+	done  chan struct{}
+	index *index
+	err   error
+}
 
 // OpenGroups indexes the folder's groups, without their members. It fails only if the folder cannot be read: what cannot
 // be read in it is logged, and the rest can be exported. Absolute references below the bases are local. Periods are
 // compared with the clock.
 func OpenGroups(dir string, bases fhir.Bases, now func() time.Time, log *slog.Logger) (*Groups, error) {
 	g := &Groups{dir: dir, members: groupndjson.Resolver{Bases: bases, URNs: true}, now: now, log: log}
-	if err := g.read(); err != nil {
+	var err error
+	if g.index, err = g.read(context.Background(), nil); err != nil {
 		return nil, fmt.Errorf("groups: %w", err)
 	}
 	return g, nil
@@ -44,34 +61,30 @@ func OpenGroups(dir string, bases fhir.Bases, now func() time.Time, log *slog.Lo
 // Exists implements directory.Groups. It returns an error that wraps directory.ErrUnreadable for a group whose
 // newest version is not valid, and export.ErrUnavailable for one whose file cannot be read.
 func (g *Groups) Exists(ctx context.Context, groupID string) error {
-	if err := ctx.Err(); err != nil {
+	index, err := g.current(ctx)
+	if err != nil {
 		return err
 	}
-	_, err := g.find(groupID)
+	_, err = index.newest(groupID)
 	return err
 }
 
 // Check returns an error if the folder cannot be read now. A file or a group that cannot be read is no error.
 func (g *Groups) Check(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.refresh()
+	_, err := g.current(ctx)
+	return err
 }
 
 // IDs returns the ids of the groups that can be exported, in the order of files and lines.
 func (g *Groups) IDs() ([]string, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.refresh(); err != nil {
+	index, err := g.current(context.Background())
+	if err != nil {
 		return nil, err
 	}
 	var ids []string
-	for _, file := range g.files {
+	for _, file := range index.files {
 		for _, group := range file.groups {
-			if g.groups[group.ID] == group && group.err == nil && group.Exportable {
+			if index.groups[group.ID] == group && group.err == nil && group.Exportable {
 				ids = append(ids, group.ID)
 			}
 		}
@@ -84,7 +97,7 @@ func (g *Groups) LeftOut() []export.LeftOut {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var tally export.Tally
-	for _, file := range g.files {
+	for _, file := range g.index.files {
 		tally.Add("Group", export.Malformed, int64(file.bad))
 		if file.err != nil {
 			tally.Add("", export.UnreadableFile, 1)
@@ -93,22 +106,12 @@ func (g *Groups) LeftOut() []export.LeftOut {
 	return tally.List()
 }
 
-// find returns the newest version of a group. It reads what has changed in the folder.
-func (g *Groups) find(groupID string) (*version, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.refresh(); err != nil {
-		return nil, err
-	}
-	return g.newest(groupID)
-}
-
-// newest returns the newest version of a group. The caller holds the lock.
-func (g *Groups) newest(groupID string) (*version, error) {
-	group := g.groups[groupID]
+// newest returns the newest version of a group.
+func (x *index) newest(groupID string) (*version, error) {
+	group := x.groups[groupID]
 	switch {
 	case group == nil:
-		for _, file := range g.files {
+		for _, file := range x.files {
 			if file.transient() { // the group may be in it
 				return nil, fmt.Errorf("groups: %w: %s: %w", export.ErrUnavailable, file.file.name, file.err)
 			}
@@ -127,14 +130,9 @@ func (g *Groups) newest(groupID string) (*version, error) {
 }
 
 // plan returns the newest versions of a group and of its member groups at the instant, to any depth, in the order of files
-// and lines, and the number of member groups that cannot be exported. It reads what has changed in the folder.
-func (g *Groups) plan(groupID string, now time.Time) (groups []*version, missing int64, err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.refresh(); err != nil {
-		return nil, 0, err
-	}
-	root, err := g.newest(groupID)
+// and lines, and the number of member groups that cannot be exported.
+func (x *index) plan(groupID string, now time.Time) (groups []*version, missing int64, err error) {
+	root, err := x.newest(groupID)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -147,7 +145,7 @@ func (g *Groups) plan(groupID string, now time.Time) (groups []*version, missing
 				continue
 			}
 			seen[member.group] = true
-			if group, err := g.newest(member.group); err == nil {
+			if group, err := x.newest(member.group); err == nil {
 				groups = append(groups, group)
 			} else {
 				missing++
@@ -160,43 +158,71 @@ func (g *Groups) plan(groupID string, now time.Time) (groups []*version, missing
 	return groups, missing, nil
 }
 
-// refresh reads what has changed in the folder. The caller holds the lock.
-func (g *Groups) refresh() error {
-	if err := g.read(); err != nil {
-		return fmt.Errorf("groups: %w: %w", export.ErrUnavailable, err)
+// current reads what has changed in the folder. Concurrent calls share one reading.
+func (g *Groups) current(ctx context.Context) (*index, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
-	return nil
+	g.mu.Lock()
+	u := g.update
+	if u == nil {
+		u = &update{done: make(chan struct{})}
+		g.update = u
+		known := g.index
+		go func() {
+			defer close(u.done)
+			u.index, u.err = g.read(context.WithoutCancel(ctx), known)
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if g.update = nil; u.err == nil {
+				g.index = u.index
+			}
+		}()
+	}
+	g.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-u.done:
+	}
+	if u.err != nil {
+		return nil, fmt.Errorf("groups: %w: %w", export.ErrUnavailable, u.err)
+	}
+	return u.index, nil
 }
 
-func (g *Groups) read() error {
-	found, all, err := list(g.dir)
+// read returns the index of the folder. What has not changed is taken from the last one, which is nil at first.
+func (g *Groups) read(ctx context.Context, last *index) (*index, error) {
+	found, all, err := list(g.dir, false)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if len(found) == 0 && (g.groups == nil || len(g.files) > 0) {
+	slices.SortFunc(found, func(a, b groupFile) int { return lines.ComparePaths(a.name, b.name) })
+	changed := last == nil || len(found) != len(last.files)
+	if len(found) == 0 && changed {
 		g.log.Warn("no file named *Group*.ndjson", "folder", g.dir, "files", all)
 	}
-	known := make(map[string]*fileIndex, len(g.files))
-	for _, file := range g.files {
-		known[file.file.name] = file
+	known := map[string]*fileIndex{}
+	if last != nil {
+		for _, file := range last.files {
+			known[file.file.name] = file
+		}
 	}
-	changed := g.groups == nil || len(found) != len(g.files)
 	files := make([]*fileIndex, len(found))
 	for i, file := range found {
 		old := known[file.name]
 		if files[i] = old; old != nil && unchanged(file, old.file) && !old.transient() {
 			continue
 		}
-		files[i] = readFile(g.dir, file, g.members)
+		files[i] = readFile(ctx, g.dir, file, g.members)
 		g.report(files[i], old)
-		stillEmpty := old != nil && len(old.groups)+len(files[i].groups) == 0 // such as a file that cannot be opened
+		stillEmpty := old != nil && old.empty() && files[i].empty() // such as a file that cannot be opened
 		changed = changed || !stillEmpty
 	}
-	g.files = files
-	if changed {
-		g.groups = newestOf(files)
+	if !changed {
+		return &index{files, last.groups}, nil
 	}
-	return nil
+	return &index{files, newestOf(files)}, nil
 }
 
 // report logs what cannot be read in a file, unless it is what could not be read before.
@@ -217,7 +243,7 @@ func (g *Groups) report(file, old *fileIndex) {
 
 // newestOf returns the newest version of each group: by number if all versions have one, else by time, else the later one.
 // A version that cannot be read counts as the newest if its time cannot be told, since an older one may have members who
-// have left.
+// have left. A deletion removes a group that is in no later place.
 func newestOf(files []*fileIndex) map[string]*version {
 	numbered := make(map[string]bool) // whether all versions of the group have a number
 	for _, file := range files {
@@ -227,13 +253,19 @@ func newestOf(files []*fileIndex) map[string]*version {
 		}
 	}
 	newest := make(map[string]*version, len(numbered))
+	deleted := map[string]bool{}
 	for _, file := range files {
 		for _, group := range file.groups {
 			if best := newest[group.ID]; best == nil || compare(group, best, numbered[group.ID]) >= 0 {
 				newest[group.ID] = group
 			}
+			deleted[group.ID] = false
+		}
+		for _, id := range file.deleted {
+			deleted[id] = true
 		}
 	}
+	maps.DeleteFunc(newest, func(id string, _ *version) bool { return deleted[id] })
 	return newest
 }
 

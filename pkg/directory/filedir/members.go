@@ -14,17 +14,17 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// errReplaced means that the file is not the indexed one.
-var errReplaced = errors.New("the file was replaced")
+var (
+	// errReplaced means that the file is not the indexed one. Nothing was read of it.
+	errReplaced = errors.New("the file was replaced")
+	errWritten  = errors.New("the file was written while it was read; replace files by renaming")
+)
 
 // Members implements directory.Groups. It reads each file with a member group once, from its first group to the end of the
 // members of its last. If a file is replaced meanwhile, it continues to read the old one.
 func (g *Groups) Members(
 	ctx context.Context, groupID string, yield func(patientID string) error,
 ) ([]export.LeftOut, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
 	now := g.now()
 	var leftOut export.Tally
 	var refused error // of yield, returned unchanged
@@ -44,10 +44,14 @@ func (g *Groups) Members(
 		}
 		return refused
 	}
-	const tries = 3 // a file may be replaced between plan and open
+	const tries = 3 // a file may be replaced before it is opened
 	done := map[string]bool{}
 	for try := 1; ; try++ {
-		groups, missing, err := g.plan(groupID, now)
+		index, err := g.current(ctx)
+		if err != nil {
+			return nil, err
+		}
+		groups, missing, err := index.plan(groupID, now)
 		if err != nil {
 			return nil, err
 		}
@@ -102,6 +106,15 @@ func (g *Groups) streamFile(
 	if !unchanged(groupFile{name: indexed.name, info: info}, indexed) {
 		return groups[0], errReplaced
 	}
+	defer func() {
+		after, failed := file.file.Stat()
+		if failed == nil && !unchanged(groupFile{name: indexed.name, info: after}, indexed) {
+			failed = errWritten
+		}
+		if err == nil && failed != nil {
+			at, err = groups[0], failed
+		}
+	}()
 	text := bufio.NewReaderSize(stoppable{ctx, file}, bufferSize)
 	position := int64(0) // in the uncompressed content
 	for _, group := range groups {

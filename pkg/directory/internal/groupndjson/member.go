@@ -43,13 +43,13 @@ func (p *Period) UnmarshalJSON(object []byte) error {
 }
 
 func unmarshal(object []byte, to any, names ...string) error {
-	if err := fhir.CheckKeys(object, names...); err != nil {
+	if _, err := fhir.Members(object, names...); err != nil {
 		return keyError{err}
 	}
 	return json.Unmarshal(object, to)
 }
 
-// keyError is the error of an object that parsers could read differently. The decoder can continue after it.
+// keyError is the error of an object that parsers could read differently.
 type keyError struct{ error }
 
 // Resolver decides what references of members name.

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/jsonvalues"
 )
 
 // Header is a group without its members.
@@ -24,6 +25,9 @@ type Header struct {
 // ErrOtherType means that the line is a resource of another type.
 var ErrOtherType = errors.New("not a Group resource")
 
+// maxElement is the size of the longest member or other element in bytes. It bounds the memory.
+const maxElement = 1 << 20
+
 // Read reads a resource to the end of the line and calls each for every member. It holds one member or other element at
 // a time. An error of each ends the read and is returned unchanged. A blank line is io.EOF. After any other error the
 // header has the id and the version if these can be told.
@@ -32,37 +36,39 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 	var invalid error // the first element that is not valid, in a line that can be read on
 	group := Header{Exportable: true}
 	seen := make(map[string]bool)
-	dec := json.NewDecoder(line)
-	err := eachElement(dec, func(name string) (more bool, err error) {
+	values := jsonvalues.NewReader(line, maxElement)
+	if values.Ended() {
+		return Header{}, io.EOF
+	}
+	err := object(values, func(name string) (err error) {
 		decides := slices.Contains(decisive, name)
 		switch {
 		case decides && seen[name]:
 			invalid = cmp.Or(invalid, fmt.Errorf("%s is duplicate", name))
-			return true, skip(dec)
+			name = ""
 		case !decides && isOdd(name):
 			invalid = cmp.Or(invalid, errors.New("a key that another parser could read otherwise"))
-			return true, skip(dec)
 		}
 		if decides {
 			seen[name] = true
 		}
 		switch name {
 		case "resourceType":
-			if err = decode(dec, name, &typ); typ != "" && !strings.EqualFold(typ, "Group") {
-				return false, ErrOtherType
+			if err = decode(values, name, &typ); typ != "" && !strings.EqualFold(typ, "Group") {
+				return ErrOtherType
 			}
 		case "id":
-			err = decode(dec, name, &group.ID)
+			err = decode(values, name, &group.ID)
 		case "meta":
-			err = group.Version.read(dec)
+			err = group.Version.read(values)
 		case "active", "actual":
 			var yes *bool
-			if err = decode(dec, name, &yes); err == nil && yes == nil {
-				err = mistypedError{name}
+			if err = decode(values, name, &yes); err == nil && yes == nil {
+				err = elementError(name + mistyped)
 			}
 			group.Exportable = group.Exportable && err == nil && *yes
 		case "member":
-			return true, eachMember(dec, func(m Member, err error) error {
+			return eachMember(values, func(m Member, err error) error {
 				if err != nil {
 					invalid = cmp.Or(invalid, err)
 					return nil
@@ -70,16 +76,13 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 				return each(m)
 			})
 		default:
-			return true, skip(dec)
+			err = decode(values, "an element", new(skipped))
 		}
-		if canContinue(err) {
+		if isElement(err) {
 			invalid, err = cmp.Or(invalid, err), nil
 		}
-		return true, err
+		return err
 	})
-	if errors.Is(err, io.EOF) {
-		return Header{}, io.EOF
-	}
 	if !fhir.IsID(group.ID) {
 		group.ID = ""
 	}
@@ -93,8 +96,7 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 		return group, errors.New("resourceType is missing or not Group")
 	case group.ID == "":
 		return group, errors.New("id is missing or not a FHIR id")
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+	case !values.Ended():
 		return group, errors.New("text after the resource")
 	}
 	return group, nil
@@ -113,103 +115,81 @@ func isOdd(key string) bool {
 // Members reads a line that Read accepts, up to the end of its members. An error of each ends the read and is
 // returned unchanged.
 func Members(line io.Reader, each func(Member) error) error {
-	dec := json.NewDecoder(line)
-	return eachElement(dec, func(name string) (more bool, err error) {
-		if name == "member" {
-			return false, eachMember(dec, func(m Member, err error) error {
-				if err != nil {
-					return err
-				}
-				return each(m)
-			})
+	values := jsonvalues.NewReader(line, maxElement)
+	errEnd := errors.New("the end of the members")
+	err := object(values, func(name string) error {
+		if name != "member" {
+			return decode(values, "an element", new(skipped))
 		}
-		return true, skip(dec)
+		err := eachMember(values, func(m Member, err error) error {
+			if err != nil {
+				return err
+			}
+			return each(m)
+		})
+		return cmp.Or(err, errEnd)
 	})
+	if errors.Is(err, errEnd) {
+		return nil
+	}
+	return err
 }
 
-// eachElement calls f for each element of the next object, with the decoder before its value, until f returns false.
-// io.EOF means that there is no next value.
-func eachElement(dec *json.Decoder, f func(name string) (more bool, err error)) error {
-	start, err := dec.Token()
-	if errors.Is(err, io.EOF) {
-		return io.EOF
-	}
-	if err != nil || start != json.Delim('{') {
+// object calls element before the value of each element of the next object.
+func object(values *jsonvalues.Reader, element func(name string) error) error {
+	if next, err := values.Peek(); err != nil || next != '{' {
 		return errors.New("not a JSON object")
 	}
-	for dec.More() {
-		token, err := dec.Token()
-		name, ok := token.(string)
-		if err != nil || !ok {
-			return errNotJSON
-		}
-		if more, err := f(name); err != nil || !more {
-			return err
-		}
-	}
-	if _, err := dec.Token(); err != nil {
-		return errNotJSON
-	}
-	return nil
+	return values.Object(element)
 }
 
 // eachMember calls f for each element of the next array, with an error for an element of the wrong form.
-func eachMember(dec *json.Decoder, f func(Member, error) error) error {
-	start, err := dec.Token()
-	if err != nil {
-		return errNotJSON
+func eachMember(values *jsonvalues.Reader, f func(Member, error) error) error {
+	if next, err := values.Peek(); err != nil || next != '[' {
+		return cmp.Or(err, errors.New("member is not an array"))
 	}
-	if start != json.Delim('[') {
-		return errors.New("member is not an array")
-	}
-	for dec.More() {
+	return values.Array(func() error {
 		var m Member
-		err := decode(dec, "member", &m)
-		if errors.Is(err, errNotJSON) {
+		err := decode(values, "member", &m)
+		if err != nil && !isElement(err) {
 			return err
 		}
-		if err := f(m, err); err != nil {
-			return err
-		}
+		return f(m, err)
+	})
+}
+
+// elementError is the error of one element, after which the next one can be read.
+type elementError string
+
+func (e elementError) Error() string { return string(e) }
+
+func isElement(err error) bool {
+	var one elementError
+	return errors.As(err, &one)
+}
+
+const mistyped = " has a value of the wrong type"
+
+// skipped is an element that is not read.
+type skipped struct{}
+
+// UnmarshalJSON accepts every value.
+func (*skipped) UnmarshalJSON([]byte) error { return nil }
+
+// decode reads the next value. Its errors do not quote the line.
+func decode(values *jsonvalues.Reader, name string, to any) error {
+	value, long, err := values.Value()
+	if err != nil {
+		return err
 	}
-	if _, err := dec.Token(); err != nil {
-		return errNotJSON
+	if long {
+		return elementError(fmt.Sprintf("%s is longer than %d bytes", name, maxElement))
+	}
+	var key keyError
+	if err := json.Unmarshal(value, to); errors.As(err, &key) {
+		return elementError(fmt.Sprintf("%s: %v", name, key))
+	} else if err != nil {
+		return elementError(name + mistyped)
 	}
 	return nil
-}
-
-// errNotJSON replaces the decoder's errors, which quote the line.
-var errNotJSON = errors.New("not valid JSON")
-
-// mistypedError is the error of a value of the wrong type. The decoder can continue after it.
-type mistypedError struct{ name string }
-
-func (e mistypedError) Error() string { return e.name + " has a value of the wrong type" }
-
-// canContinue reports whether the error is about one value, so that the decoder can continue after it.
-func canContinue(err error) bool {
-	var mistyped mistypedError
-	var key keyError
-	return errors.As(err, &mistyped) || errors.As(err, &key)
-}
-
-// decode reads the next value.
-func decode(dec *json.Decoder, name string, to any) error {
-	err := dec.Decode(to)
-	var mistyped *json.UnmarshalTypeError
-	var key keyError
-	switch {
-	case errors.As(err, &key):
-		return fmt.Errorf("%s: %w", name, key)
-	case errors.As(err, &mistyped):
-		return mistypedError{name}
-	case err != nil:
-		return errNotJSON
-	}
-	return nil
-}
-
-func skip(dec *json.Decoder) error {
-	var skipped json.RawMessage
-	return decode(dec, "", &skipped)
 }

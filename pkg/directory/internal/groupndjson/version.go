@@ -3,8 +3,11 @@ package groupndjson
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/jsonvalues"
 )
 
 // Version is what orders the versions of one group: by the number if all of them have one, else by the time; the later one
@@ -24,11 +27,15 @@ func (m *meta) UnmarshalJSON(object []byte) error {
 }
 
 // read reads the next value as Group.meta. Meta of another form has no version, and is not an error.
-func (v *Version) read(dec *json.Decoder) error {
-	var meta meta
-	var mistyped mistypedError
-	if err := decode(dec, "meta", &meta); err != nil && !errors.As(err, &mistyped) {
+func (v *Version) read(values *jsonvalues.Reader) error {
+	var element json.RawMessage
+	if err := decode(values, "meta", &element); err != nil {
 		return err
+	}
+	var meta meta
+	var key keyError
+	if err := json.Unmarshal(element, &meta); errors.As(err, &key) {
+		return elementError(fmt.Sprintf("meta: %v", key))
 	}
 	text := func(value json.RawMessage) (s string) {
 		_ = json.Unmarshal(value, &s) // "" for another type
