@@ -176,13 +176,19 @@ func (f *fileIndex) readDeleted(ctx context.Context, dir string) error {
 		Open:   func(int) (lines.Text, error) { return lines.Open(file.name, maxLine, true, start) },
 		Broken: func(_ int, err error) { broken = err },
 	}
+	var scanner fhir.Scanner
 	err = reader.Read(ctx, []lines.File{{Path: file.name}}, func(_ context.Context, b *lines.Block) error {
 		for line := range b.Lines {
 			ref, deletes := lines.Deletion(line.Body)
-			switch {
-			case deletes && ref.Type == "Group":
+			if deletes && ref.Type == "Group" {
 				f.deleted = append(f.deleted, ref.ID)
-			case line.TooLong || fhir.PeekType(line.Body) == "Group":
+			}
+			bad := line.TooLong
+			if !bad && !deletes {
+				facts, _ := scanner.Scan(line.Body) // a line that it refuses is counted with the data
+				bad = facts.Type == "Group"
+			}
+			if bad {
 				if f.bad++; f.bad == 1 {
 					f.first = b.Place(line) + ": too long, or a Group among deletions"
 				}
