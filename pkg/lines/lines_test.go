@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -321,6 +322,28 @@ func TestDeletionIsABundleOfOneDelete(t *testing.T) {
 		if got, ok := lines.Deletion([]byte(line)); ok != (want != fhir.Ref{}) || ok && got != want {
 			t.Errorf("%s: %v, %t", line, got, ok)
 		}
+	}
+}
+
+// A flipped bit changes values, and only the checksum, which comes last, shows it.
+func TestNothingOfADamagedGzipIsRead(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var text strings.Builder
+	for n := range 5000 {
+		fmt.Fprintf(&text, `{"resourceType":"Patient","id":"%d","value":"%x"}`+"\n", n, random.Uint64())
+	}
+	whole := zipped(t, text.String())
+	for name, damage := range map[string]func(content []byte) []byte{
+		"a flipped bit": func(content []byte) []byte { content[len(content)-1000] ^= 1; return content },
+		"the checksum":  func(content []byte) []byte { content[len(content)-8] ^= 1; return content },
+	} {
+		got, _, broken := readAll(t, "x.ndjson.gz", string(damage([]byte(whole))))
+		if len(got) != 0 || broken == nil {
+			t.Errorf("%s: %d lines, broken: %v", name, len(got), broken)
+		}
+	}
+	if got, _, broken := readAll(t, "x.ndjson.gz", whole[:len(whole)-1000]); len(got) < 4000 || broken == nil {
+		t.Errorf("cut off: %d lines, broken: %v; want what comes before", len(got), broken)
 	}
 }
 

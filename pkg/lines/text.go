@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/jsonvalues"
@@ -37,8 +38,8 @@ const peeked = 64 << 10
 // Open returns the text of a file: decompressed if it begins like gzip, whatever its name is, and if it is a Bundle, a
 // JSON array, or JSON over several lines, with each resource on a line of its own. With expand it also looks for Bundles
 // that are lines among other lines; without, such a line is part of the text. content returns the content from its
-// beginning, and is called again for a Bundle, whose full URLs are read first. Errors of content are returned unchanged;
-// all others are a *BrokenError.
+// beginning, and is called again for a Bundle, whose full URLs are read first, and to verify a compressed file. Errors of
+// content are returned unchanged; all others are a *BrokenError.
 //
 // A Bundle becomes the resources of its entries. References to the full URL of an entry become Type/id, and an entry
 // without an id has the one of its full URL. An entry that deletes, and one that cannot be applied, is a line with a
@@ -54,6 +55,11 @@ func Open(name string, maxLine int, expand bool, content func() io.Reader) (Text
 	start, err := text.Peek(peeked)
 	if len(start) == 0 && err != nil && !errors.Is(err, io.EOF) { // else the next read returns it
 		return Text{}, err
+	}
+	if zipped {
+		if err := verify(content()); err != nil {
+			return Text{}, err
+		}
 	}
 	start = bytes.TrimLeft(bytes.TrimPrefix(start, []byte(mark)), " \t\r\n")
 	switch {
@@ -87,6 +93,22 @@ func decompress(content io.Reader) (text *bufio.Reader, zipped bool, err error) 
 		return nil, false, broken("decompress", err)
 	}
 	return bufio.NewReaderSize(gunzip{unzipped}, peeked), true, nil
+}
+
+// verify returns an error if gzip finds the content damaged. A checksum is known only at the end, and what a damaged file
+// holds before it may be resources with other values. A file that is cut off is not refused: its beginning is as it was
+// written.
+func verify(content io.Reader) error {
+	text, _, err := decompress(content)
+	if err == nil {
+		_, err = io.Copy(io.Discard, text)
+	}
+	var corrupt flate.CorruptInputError
+	var failed *ReadError
+	if errors.Is(err, gzip.ErrChecksum) || errors.As(err, &corrupt) || errors.As(err, &failed) {
+		return broken("decompress", err)
+	}
+	return nil // reading returns any other error
 }
 
 // gunzip marks the errors of decompression.

@@ -48,6 +48,8 @@ type builder struct {
 	holds   []bool                      // by file: it has a resource, a deletion or a Group
 	bundles bundlesInside
 
+	bases    fhir.Bases
+	servers  lines.Servers
 	identity atomic.Uint64 // sum of the hashes of all resources and deletions
 }
 
@@ -182,6 +184,7 @@ func (l *list) find(hash [2]uint64) *found {
 func newBuilder(files []*file, seed maphash.Seed, config Config) *builder {
 	return &builder{
 		files: files, limits: config.Limits, seed: seed, seed2: maphash.MakeSeed(), refs: references.New(config.Bases),
+		bases: config.Bases,
 		lists: map[string]*list{}, counted: map[string]source.TypeSize{}, several: map[uint64][]uint32{},
 		numbers: map[string]uint32{}, first: map[export.LeftOut]location{}, strays: make([]strays, len(files)),
 		holds: make([]bool, len(files)), bundles: bundlesInside{},
@@ -237,6 +240,7 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 		Broken: func(file int, err error) {
 			b.leaveOut("", export.UnreadableFile, location{file, math.MaxInt64, fmt.Sprintf("%s: %v", b.files[file].name, err)})
 		},
+		Base: func(file int, base, place string, _ int64) { b.servers.Add(base, b.files[file].name+" "+place) },
 	}
 	if err := r.Read(ctx, files, b.take); err != nil {
 		return err
@@ -508,6 +512,10 @@ func (b *builder) report(ctx context.Context, log *slog.Logger, s *Source, folde
 	}
 	log.InfoContext(ctx, "folder of resources indexed", "files", len(s.files), "resources", resources,
 		"bytes", bytes, "patients", s.sizes.Patients, "left_out", s.leftOut.Total())
+	if several := b.servers.Several(b.bases); len(several) > 0 {
+		log.WarnContext(ctx, "the Bundles are of several servers; resources of one type and id are taken for the same one",
+			"servers", several)
+	}
 	if others := folder.Other; len(others) > 0 {
 		const named = 5
 		log.WarnContext(ctx, "files with other endings are passed by", "files", len(others),

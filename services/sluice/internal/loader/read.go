@@ -9,6 +9,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
@@ -96,8 +97,14 @@ func read(ctx context.Context, found Found, cfg Config, sink Sink, blockSize int
 		BlockSize: blockSize, MaxLine: max(cfg.MaxLine, maxGroup) + 1, Open: p.open, Broken: p.broken,
 		Takers: runtime.GOMAXPROCS(0) + 1, // one more than cores, because some wait for the database
 	}
+	r.Base = func(file int, base, place string, _ int64) { p.servers.Add(base, p.files[file].Path+" "+place) }
 	if err := r.Read(ctx, p.files, p.takeLiteral); err != nil {
 		return p.summary(), err
+	}
+	r.Base = nil
+	if several := p.servers.Several(cfg.Bases); len(several) > 0 {
+		sink.Say("the Bundles are of several servers; resources of one type and id are taken for the same one: " +
+			strings.Join(several, ", "))
 	}
 	p.conclude()
 	if !p.deferred() {
@@ -287,7 +294,8 @@ func (b *batch) delete(line lines.Line) {
 	switch {
 	case !ok:
 		b.refuse(line, "", export.UnsupportedEntry,
-			"an entry that cannot be applied: no resource to store, no id to delete, or a key that parsers read differently")
+			"an entry that cannot be applied: no resource to store, a method other than PUT, POST and DELETE, a DELETE without an "+
+				"id or of a version, an entry of a history Bundle, or a key that parsers read differently")
 	case fhir.IsExportable(ref.Type), ref.Type == "Group":
 		b.deletions = append(b.deletions, postgres.Deletion{Place: place(b.block.File, line.Number), Ref: ref})
 	default:
@@ -428,6 +436,7 @@ type parser struct {
 	sum    Summary
 	left   map[export.LeftOut]*tally // by type and reason
 
+	servers lines.Servers
 	refused map[fhir.Ref]bool // resources of which a version is refused; complete after the first pass
 }
 

@@ -366,6 +366,41 @@ func TestReadBrokenFiles(t *testing.T) {
 	}
 }
 
+func TestReadWarnsOfBundlesOfSeveralServers(t *testing.T) {
+	bundle := func(base string) string {
+		return `{"resourceType":"Bundle","entry":[{"fullUrl":"` + base + `/Patient/1","resource":` + patient("1") + `}]}`
+	}
+	own, err := fhir.NewBases("https://c.example/fhir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		content string
+		warned  bool
+	}{
+		"one":             {bundle("https://a.example/fhir") + "\n" + bundle("https://a.example/fhir"), false},
+		"two":             {bundle("https://a.example/fhir") + "\n" + bundle("https://b.example/fhir"), true},
+		"one and its own": {bundle("https://a.example/fhir") + "\n" + bundle("https://c.example/fhir"), true},
+		"its own":         {bundle("https://c.example/fhir"), false},
+	} {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "in.ndjson"), test.content)
+		files, err := Find([]string{dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := none
+		cfg.Bases = own
+		var got received
+		if _, err := Read(t.Context(), files, cfg, got.sink()); err != nil {
+			t.Fatal(err)
+		}
+		if (len(got.said) == 1) != test.warned {
+			t.Errorf("%s: said %q", name, got.said)
+		}
+	}
+}
+
 // many returns a file with more lines than a stopped read reaches.
 func many(t *testing.T, line string) Found {
 	t.Helper()
