@@ -4,7 +4,9 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -46,7 +48,10 @@ func git(t *testing.T, root string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// previousWorker builds the worker as it was before its last change, and returns its path and that commit.
+// previousVariable names the commit that an upgrade starts from. The default is the one before the workers' last change.
+const previousVariable = "SLUICE_TEST_PREVIOUS"
+
+// previousWorker builds the worker of that commit, and returns its path and the commit.
 func previousWorker(t *testing.T) (path, commit string) {
 	t.Helper()
 	root := git(t, ".", "rev-parse", "--show-toplevel")
@@ -55,7 +60,7 @@ func previousWorker(t *testing.T) (path, commit string) {
 	if change == "" {
 		t.Fatal("the history does not contain the workers' last change")
 	}
-	commit = git(t, root, "rev-parse", "--verify", change+"^")
+	commit = git(t, root, "rev-parse", "--verify", cmp.Or(os.Getenv(previousVariable), change+"^"))
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "tree.tar")
 	git(t, root, "archive", "--format=tar", "--output="+tree, commit)

@@ -56,7 +56,8 @@ var givenBack = map[string]string{
 // when the worker stops meanwhile. The task is then delivered again and refused, because its fence is claimed; the unit
 // runs again when the rescue finds it silent.
 func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
-	log := w.Logger.With("job_id", task.Job, "unit", task.Unit, "fence", task.Fence)
+	unit := w.Logger.With("job_id", task.Job, "unit", task.Unit)
+	log := unit.With("fence", task.Fence)
 	arrived := time.Now()
 	var lease export.Lease
 	token := rand.Text() // distinguishes a repetition, after a lost answer, from another delivery of the task
@@ -72,7 +73,7 @@ func (w *Worker) Handle(ctx context.Context, task queue.Task) error {
 	case err != nil:
 		return err
 	}
-	log = telemetry.WithTrace(log, lease.Trace)
+	log = telemetry.WithTrace(unit.With("fence", lease.Fence), lease.Trace)
 	ctx, span := w.traceUnit(ctx, lease, task.Trace, arrived)
 	w.metrics.busy.Inc()
 	defer w.metrics.busy.Dec()
