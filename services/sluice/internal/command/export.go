@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
 
@@ -182,11 +183,11 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	}
 	if report.Withheld > 0 {
 		a.say("%s for information: see the OperationOutcomes in %s\n",
-			plural(report.Withheld, "note"), flags.Dir)
+			plural.Of(report.Withheld, "note"), flags.Dir)
 	}
 	if report.Incomplete > 0 {
 		a.say("the export is incomplete: see %s in the OperationOutcomes in %s\n",
-			plural(report.Incomplete, "problem"), flags.Dir)
+			plural.Of(report.Incomplete, "problem"), flags.Dir)
 	}
 	a.say("written to %s (export %s, %s)\n", flags.Dir, report.Job, report.StatusURL)
 	if report.Incomplete > 0 {
@@ -320,7 +321,7 @@ of its resources. All differences are reported. The JSON of --json is that of sl
 			}
 			files := report.Total.Files + report.Deleted.Files + report.Errors.Files
 			resources := report.Total.Resources + report.Deleted.Resources + report.Errors.Resources
-			return a.print(fmt.Sprintf("%s is unchanged: %s, %s\n", dir, plural(files, "file"), plural(resources, "resource")))
+			return a.print(fmt.Sprintf("%s is unchanged: %s, %s\n", dir, plural.Of(files, "file"), plural.Of(resources, "resource")))
 		}),
 	})
 }
@@ -354,13 +355,13 @@ func (a *app) status() *cobra.Command {
 			if manifest != nil {
 				one.State, one.TransactionTime = "completed", manifest.TransactionTime
 				one.Files, one.ErrorFiles = len(manifest.Output), len(manifest.Error)
-				text += "completed, " + plural(one.Files, "file")
+				text += "completed, " + plural.Of(one.Files, "file")
 				if resources, counted := countOf(manifest); counted {
 					one.Resources = &resources
-					text += ", " + plural(resources, "resource")
+					text += ", " + plural.Of(resources, "resource")
 				}
 				if one.ErrorFiles > 0 {
-					text += ", " + plural(one.ErrorFiles, "error file")
+					text += ", " + plural.Of(one.ErrorFiles, "error file")
 				}
 			}
 			if a.flags.json {
@@ -418,14 +419,6 @@ func (a *app) onJob(
 	})
 	flags.add(cmd)
 	return cmd
-}
-
-// plural returns a number and a noun in the right form.
-func plural[N int | int64](n N, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func defined(err error) {

@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
@@ -157,7 +158,7 @@ func limit(flag int, name string, otherwise int) (int, error) {
 func (a *app) findFiles(ctx context.Context, paths []string) (found loader.Found, remove func() error, err error) {
 	found, remove, err = findWithStdin(ctx, paths)
 	if n := len(found.Other); err == nil && n > 0 {
-		a.say("passed by %s with other endings: %s\n", count(int64(n), "file"), strings.Join(found.Other[:min(n, 10)], ", "))
+		a.say("passed by %s with other endings: %s\n", plural.Of(n, "file"), strings.Join(found.Other[:min(n, 10)], ", "))
 	}
 	return found, remove, err
 }
@@ -294,7 +295,7 @@ func (r *loadReport) refuse(deleteMissing bool) error {
 	switch {
 	case deleteMissing && unreadable > 0:
 		return fmt.Errorf("%s cannot be read: with --delete-missing nothing was loaded or deleted",
-			count(unreadable, "line or file", "lines or files"))
+			plural.Of(unreadable, "line or file", "lines or files"))
 	case len(r.Resources) == 0 && r.Deletions == 0:
 		return errors.New("the files have no resources to load")
 	}
@@ -367,7 +368,7 @@ func (a *app) printLoad(r loadReport) error {
 			note("note: %d older versions of resources that the files have more than once, or delete", older)
 		}
 		note("%d added, %d replaced, %d unchanged, %d deleted; %s; %s", r.Added, r.Replaced, r.Unchanged, r.Deleted,
-			count(groups, "group"), rate)
+			plural.Of(groups, "group"), rate)
 	}
 	if err := a.print(text.String()); err != nil {
 		return err
@@ -403,14 +404,6 @@ func (r *loadReport) json() any {
 		"added": r.Added, "replaced": r.Replaced, "unchanged": r.Unchanged,
 		"deleted": r.Deleted, "dryRun": r.DryRun, "seconds": r.Seconds,
 	}
-}
-
-// count returns a number with its noun. The plural is that of forms, or has an s.
-func count(n int64, noun string, plural ...string) string {
-	if n != 1 {
-		noun = cmp.Or(strings.Join(plural, ""), noun+"s")
-	}
-	return fmt.Sprintf("%d %s", n, noun)
 }
 
 func (a *app) synth() *cobra.Command {
