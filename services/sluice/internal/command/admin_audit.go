@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 )
 
 func (a *app) audit() *cobra.Command {
@@ -57,13 +58,13 @@ it then exits with 1.`,
 			case report.Problem != nil:
 				return fmt.Errorf("the audit log is invalid: %w", *report.Problem)
 			case strict && unfinished > 0:
-				return fmt.Errorf("%d chains end without a stop", unfinished)
+				return fmt.Errorf("%s without a stop at the end", plural.Of(unfinished, "chain"))
 			case a.flags.json:
 				return nil
 			case len(proof.Key) == 0:
-				return a.print(fmt.Sprintf("all %d lines are valid; without a key this detects damage, not forgery\n", report.Lines))
+				return a.print(fmt.Sprintf("%s valid; without a key this detects damage, not forgery\n", plural.Of(report.Lines, "line is", "lines are")))
 			}
-			return a.print(fmt.Sprintf("all %d lines are valid under the key\n", report.Lines))
+			return a.print(fmt.Sprintf("%s valid under the key\n", plural.Of(report.Lines, "line is", "lines are")))
 		}),
 	})
 	cmd.Flags().BoolVar(&strict, "strict", false, "exit with 1 if a chain ends without a stop and a later one begins")

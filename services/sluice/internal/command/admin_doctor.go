@@ -13,6 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
@@ -175,7 +176,7 @@ func (a *app) printFindings(findings []ops.Finding, skipped []string) error {
 		Skipped  []string      `json:"skipped"`
 	}{findings, append([]string{}, skipped...)}, rows)
 	if bad > 0 {
-		err = errors.Join(err, fmt.Errorf("%d of %d findings are bad", bad, len(findings)))
+		err = errors.Join(err, fmt.Errorf("%d of %s bad", bad, plural.Of(len(findings), "finding is", "findings are")))
 	}
 	return err
 }

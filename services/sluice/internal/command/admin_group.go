@@ -142,7 +142,7 @@ member groups; with --members --json, all members of the group and when they joi
 		}
 		left := []row{{"left out because", "current members"}}
 		for _, l := range group.LeftOut {
-			left = append(left, row{l.Reason, l.Count})
+			left = append(left, row{l.Reason.Text(), l.Count})
 		}
 		return a.show(output, groupRows(group), nested, left)
 	}))

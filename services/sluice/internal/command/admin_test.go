@@ -394,7 +394,7 @@ func TestAdminGroupShowsMemberGroups(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	got := c.ok("group", "show", "g1")
-	for _, want := range []string{"g2            yes             yes", "gone          no              no", "member_by_identifier  1"} {
+	for _, want := range []string{"g2            yes             yes", "gone          no              no", "members of the group that are named by an identifier only  1"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in:\n%s", want, got)
 		}

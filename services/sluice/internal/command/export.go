@@ -110,16 +110,20 @@ func folders(cmd *cobra.Command, flags ...string) {
 	}
 }
 
-// completeTypes completes the last type of a list.
 func completeTypes(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return completeList(fhir.ExportableTypes(), typed)
+}
+
+// completeList completes the last name of a list.
+func completeList(names []string, typed string) ([]string, cobra.ShellCompDirective) {
 	before, last := "", typed
 	if i := strings.LastIndexByte(typed, ','); i >= 0 {
 		before, last = typed[:i+1], typed[i+1:]
 	}
 	var found []string
-	for _, typ := range fhir.ExportableTypes() {
-		if strings.HasPrefix(strings.ToLower(typ), strings.ToLower(last)) {
-			found = append(found, before+typ)
+	for _, name := range names {
+		if strings.HasPrefix(strings.ToLower(name), strings.ToLower(last)) {
+			found = append(found, before+name)
 		}
 	}
 	return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace

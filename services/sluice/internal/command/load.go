@@ -345,13 +345,13 @@ func (a *app) printLoad(r loadReport) error {
 	var text strings.Builder
 	note := func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) }
 	for _, typ := range slices.Sorted(maps.Keys(r.Ignored)) {
-		note("ignored: %d of type %s, which is never exported", r.Ignored[typ], typ)
+		note("ignored: %s of type %s, which is never exported", plural.Of(r.Ignored[typ], "resource"), typ)
 	}
 	for _, typ := range slices.Sorted(maps.Keys(r.Unheld)) {
-		note("note: %d new of type %s are about patients that the store does not have", r.Unheld[typ], typ)
+		note("note: %s of type %s about patients that the store does not have", plural.Of(r.Unheld[typ], "new resource"), typ)
 	}
 	if r.Undated > 0 {
-		note("note: %d with a meta.lastUpdated that is not an instant; it does not count", r.Undated)
+		note("note: %s with a meta.lastUpdated that is not an instant and does not count", plural.Of(r.Undated, "resource"))
 	}
 	if slices.ContainsFunc(r.LeftOut, func(l loader.LeftOut) bool {
 		return l.Reason == export.ForeignPatient || l.Reason == export.ForeignReference
@@ -365,7 +365,7 @@ func (a *app) printLoad(r loadReport) error {
 		note("nothing was loaded (--dry-run); %s", rate)
 	} else {
 		if older := resources - groups - r.Added - r.Replaced - r.Unchanged; older > 0 {
-			note("note: %d older versions of resources that the files have more than once, or delete", older)
+			note("note: %s of resources that the files have more than once, or delete", plural.Of(older, "older version"))
 		}
 		note("%d added, %d replaced, %d unchanged, %d deleted; %s; %s", r.Added, r.Replaced, r.Unchanged, r.Deleted,
 			plural.Of(groups, "group"), rate)
@@ -378,7 +378,7 @@ func (a *app) printLoad(r loadReport) error {
 
 func (a *app) partial(r loadReport) error {
 	if n := r.warnings(); n > 0 {
-		a.say("%d were left out or not followed\n", n)
+		a.say("%s left out or not followed: see the table\n", plural.Of(n, "item was", "items were"))
 		return errPartial
 	}
 	return nil
@@ -430,8 +430,8 @@ The same seed gives the same files, byte for byte.`,
 			if err := a.printColumns(rows); err != nil {
 				return err
 			}
-			return a.print(fmt.Sprintf("%d files, %s; groups: %s\n",
-				summary.Files, progress.Size(summary.Bytes), strings.Join(summary.Groups, " ")))
+			return a.print(fmt.Sprintf("%s, %s; groups: %s\n",
+				plural.Of(summary.Files, "file"), progress.Size(summary.Bytes), strings.Join(summary.Groups, " ")))
 		}),
 	}
 	f := cmd.Flags()

@@ -239,7 +239,7 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	}
 	for _, want := range []string{
 		file + " line 2: not valid JSON at byte ", file + " line 5: group g2: member is not an array\n",
-		file + " line 8: no id, or not a FHIR id\n", "\n3 were left out or not followed\n",
+		file + " line 8: no id, or not a FHIR id\n", "\n3 items were left out or not followed",
 	} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("%q does not contain %q", stderr, want)
