@@ -130,7 +130,7 @@ func (a *app) grantShow() *cobra.Command {
 	cmd := a.withJSON(a.onGrant(&cobra.Command{
 		Use:     "show --issuer URL --subject NAME",
 		Short:   "Show an owner's grant",
-		Long:    `Show an owner's grant. Patient IDs are printed only with --patients.`,
+		Long:    `Show an owner's grant. Patient ids are printed only with --patients.`,
 		Example: `  sluice admin grant show --issuer https://issuer.example --subject research-team --json`,
 	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
 		return ofOwner(owner, grants.Entry(ctx, owner,

@@ -219,7 +219,7 @@ func withStrict(cmd *cobra.Command, strict *bool) {
 	cmd.Flags().BoolVar(strict, "strict", false, "fail if an id is not in the store")
 }
 
-// reportMissing returns a check that reports IDs which the database does not have. They are an error if strict.
+// reportMissing returns a check that reports ids that the database does not have. They are an error if strict.
 func (a *app) reportMissing(strict bool) func(pgdir.Missing) error {
 	return func(m pgdir.Missing) error {
 		var texts []string

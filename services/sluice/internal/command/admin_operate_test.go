@@ -373,7 +373,7 @@ func TestAdminOperateRefuses(t *testing.T) {
 	}
 	t.Setenv("SLUICE_AUDIT_LOG", "")
 	d.do(2, "--audit-log", "kickoffs", "pause", "--reason", "x")
-	d.do(1, "SLUICE_AUDIT_LOG", "kickoffs", "pause", "--reason", "x", "--audit-log", filepath.Join(t.TempDir(), "no", "such"))
+	d.do(1, "--audit-log: ", "kickoffs", "pause", "--reason", "x", "--audit-log", filepath.Join(t.TempDir(), "no", "such"))
 	t.Setenv("SLUICE_AUDIT_KEY", "short")
 	d.do(2, "SLUICE_AUDIT_KEY", "kickoffs", "pause", "--reason", "x", "--audit-log", d.log)
 	t.Setenv("SLUICE_AUDIT_KEY", deskKey)

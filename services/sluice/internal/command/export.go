@@ -220,8 +220,12 @@ func connect(
 	if err != nil {
 		return nil, err
 	}
-	if base == "" {
+	switch {
+	case base == "":
 		return nil, usage("--base or --state is required")
+	case statusURL != "" && tokens != nil && !bulkclient.SameOrigin(base, statusURL):
+		return nil, usage("the status URL is not on the origin of the base URL %s, to which the token is sent: --base must have the "+
+			"origin of the status URL, and the token must be of that server", withoutSecrets(base))
 	}
 	c, err := bulkclient.New(bulkclient.Config{
 		Base: base, Tokens: tokens, IG: flags.ig, Parallel: parallel, Observer: observer, InsecureHTTP: flags.insecure,
@@ -237,7 +241,7 @@ func connect(
 
 // explain adds the way out to an error of an export.
 func (a *app) explain(ctx context.Context, err error, flags exportFlags) error {
-	again := ", continue with:\n  " + resuming(a.args)
+	again := ", continue with:\n  " + resuming(a.program, a.args)
 	switch {
 	case errors.Is(err, bulkclient.ErrCancelled):
 		return errors.New("interrupted: the export was cancelled at the server, and its files were removed")
@@ -256,6 +260,8 @@ func advise(err error, dir string) error {
 	switch {
 	case errors.Is(err, bulkclient.ErrFolder):
 		return fmt.Errorf("%s: %w", dir, err)
+	case errors.Is(err, bulkclient.ErrNoEndpoint):
+		return fmt.Errorf("%w (name it with --token-url; a Sluice server announces it if SLUICE_AUTH_TOKEN_URL of its API is set)", err)
 	case errors.Is(err, bulkclient.ErrForeignEndpoint):
 		return fmt.Errorf("%w (if it is the right one, name it with --token-url)", err)
 	case errors.Is(err, bulkclient.ErrForeignToken):
@@ -267,11 +273,11 @@ func advise(err error, dir string) error {
 }
 
 // resuming returns the command line that continues an export, without its token.
-func resuming(args []string) string {
-	words := []string{"sluice"}
-	for i, arg := range args {
+func resuming(program string, args []string) string {
+	var words []string
+	for i, arg := range append([]string{program}, args...) {
 		switch {
-		case i > 0 && args[i-1] == "--token":
+		case i > 1 && args[i-2] == "--token":
 			arg = "TOKEN"
 		case strings.HasPrefix(arg, "--token="):
 			arg = "--token=TOKEN"
@@ -321,13 +327,22 @@ of its resources. All differences are reported. The JSON of --json is that of sl
 				return fmt.Errorf("verify %s: %w", dir, err)
 			}
 			if a.flags.json {
-				return a.printJSON(report)
+				return a.printJSON(verified{Report: report})
 			}
 			files := report.Total.Files + report.Deleted.Files + report.Errors.Files
 			resources := report.Total.Resources + report.Deleted.Resources + report.Errors.Resources
 			return a.print(fmt.Sprintf("%s is unchanged: %s, %s\n", dir, plural.Of(files, "file"), plural.Of(resources, "resource")))
 		}),
 	})
+}
+
+// verified is the JSON of sluice verify: a report without the members that count issues, which verify does not read.
+type verified struct {
+	bulkclient.Report
+	Incomplete *int `json:"incomplete,omitempty"`
+	Withheld   *int `json:"withheld,omitempty"`
+	Problems   *int `json:"problems,omitempty"`
+	Notes      *int `json:"notes,omitempty"`
 }
 
 // jobStatus is the JSON of sluice status.

@@ -126,7 +126,8 @@ func (f *loadFlags) reading() (cfg loader.Config, err error) {
 		return cfg, err
 	}
 	if err := cfg.Limits.Validate(); err != nil {
-		return cfg, usage("%w", err)
+		return cfg, wrong(err, given{"--max-line", "SLUICE_MAX_LINE", f.maxLine != 0},
+			given{"--max-references", "SLUICE_MAX_REFERENCES", f.maxReferences != 0})
 	}
 	bases := slices.Concat(f.bases, strings.Split(os.Getenv("SLUICE_DATA_BASES"), ","), []string{os.Getenv("SLUICE_BASE_URL")})
 	for i := range bases {

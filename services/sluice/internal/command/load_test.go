@@ -248,7 +248,7 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	quotesNothing(t, stdout+stderr)
 	for _, want := range []string{
 		"\nGroup        1\n", "\nObservation  1\n", "\nPatient      1\n", "\ntotal        3\n",
-		"\nignored: 1 of type Task, which is never exported\n", "\n2 added, 0 replaced, 0 unchanged, 0 deleted; ",
+		"\nignored: 1 resource of type Task, which is never exported\n", "\n2 added, 0 replaced, 0 unchanged, 0 deleted; ",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("printed:\n%s\nwant %q", stdout, want)
@@ -587,8 +587,8 @@ func TestLoadTellsWhatItLeavesOut(t *testing.T) {
 		"Observation  1      the reference to the patient matches no resource, or several",
 		"Device       1      not about a patient", "Patient      1      not readable as a FHIR resource",
 		"Provenance   1      the reference to the patient matches no resource, or several",
-		file + " line 5", "note: 1 new of type Observation are about patients that the store does not have",
-		"note: 1 with a meta.lastUpdated that is not an instant",
+		file + " line 5", "note: 1 new resource of type Observation about patients that the store does not have",
+		"note: 1 resource with a meta.lastUpdated that is not an instant",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("%q is not in\n%s", want, stdout)
