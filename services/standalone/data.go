@@ -194,9 +194,9 @@ func (c contents) String() string {
 		text.WriteString("Warning: the data has no Patient, so every export is empty or counts its members as missing.\n")
 	}
 	if len(c.groups) == 0 {
-		text.WriteString("Warning: there is no group, so nothing can be exported. ")
-		if len(c.unread) == 0 {
-			text.WriteString(groupFiles)
+		text.WriteString("Warning: there is no group, so nothing can be exported.")
+		if len(c.unread) == 0 { // else the rule is above
+			text.WriteString(" " + groupFiles)
 		}
 		text.WriteString("\n")
 		return text.String()

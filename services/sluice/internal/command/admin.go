@@ -68,7 +68,14 @@ Services of the previous version keep running meanwhile. A database with a newer
 }
 
 func (a *app) databaseURL() (string, error) {
-	return urlOf(a.flags.database, "--database", "SLUICE_DATABASE_URL")
+	url, err := urlOf(a.flags.database, "--database", "SLUICE_DATABASE_URL")
+	if err != nil {
+		return "", err
+	}
+	if err := pgdb.CheckURL(url); err != nil {
+		return "", wrong(fmt.Errorf("SLUICE_DATABASE_URL: %w", err), given{"--database", "SLUICE_DATABASE_URL", a.flags.database != ""})
+	}
+	return url, nil
 }
 
 // roots returns the root certificates for Redis and databases; nil means the system's.

@@ -152,7 +152,9 @@ func (f doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Stor
 	}
 	store, err := settings.Open(nil)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, wrong(fmt.Errorf("SLUICE_S3_ENDPOINT, SLUICE_S3_BUCKET: %w", err),
+			given{"--s3-endpoint", "SLUICE_S3_ENDPOINT", f["s3-endpoint"].value != ""},
+			given{"--s3-bucket", "SLUICE_S3_BUCKET", f["s3-bucket"].value != ""})
 	}
 	return store, nil
 }

@@ -94,8 +94,8 @@ func TestAdminWithoutADatabase(t *testing.T) {
 	nowhere := console{t: t, url: "postgres://u:hunter2@127.0.0.1:1/d"}
 	nowhere.fails(ExitFailure, "", "migrate")
 	nonsense := console{t: t, url: "mysql://20391"}
-	nonsense.fails(ExitFailure, "PostgreSQL", "migrate")
-	nonsense.fails(ExitFailure, "PostgreSQL", "grant", "list")
+	nonsense.fails(ExitUsage, "PostgreSQL", "migrate")
+	nonsense.fails(ExitUsage, "PostgreSQL", "grant", "list")
 	for _, name := range []string{"SLUICE_DATABASE_URL", "SLUICE_DATABASE_URL_FILE"} {
 		t.Setenv(name, "")
 	}

@@ -129,13 +129,22 @@ func (f *loadFlags) reading() (cfg loader.Config, err error) {
 		return cfg, wrong(err, given{"--max-line", "SLUICE_MAX_LINE", f.maxLine != 0},
 			given{"--max-references", "SLUICE_MAX_REFERENCES", f.maxReferences != 0})
 	}
-	bases := slices.Concat(f.bases, strings.Split(os.Getenv("SLUICE_DATA_BASES"), ","), []string{os.Getenv("SLUICE_BASE_URL")})
-	for i := range bases {
-		bases[i] = strings.TrimSpace(bases[i])
-	}
-	bases = slices.DeleteFunc(bases, func(base string) bool { return base == "" })
-	if cfg.Bases, err = fhir.NewBases(bases...); err != nil {
-		return cfg, usage("--data-base: %w", err)
+	for _, from := range []struct {
+		name  string
+		bases []string
+	}{
+		{"--data-base", f.bases},
+		{"SLUICE_DATA_BASES", strings.Split(os.Getenv("SLUICE_DATA_BASES"), ",")},
+		{"SLUICE_BASE_URL", []string{os.Getenv("SLUICE_BASE_URL")}},
+	} {
+		for i := range from.bases {
+			from.bases[i] = strings.TrimSpace(from.bases[i])
+		}
+		bases, err := fhir.NewBases(slices.DeleteFunc(from.bases, func(base string) bool { return base == "" })...)
+		if err != nil {
+			return cfg, usage("%s: %w", from.name, err)
+		}
+		cfg.Bases = append(cfg.Bases, bases...)
 	}
 	return cfg, nil
 }

@@ -70,7 +70,7 @@ server accepts such a token. The JSON of --json has token, subject, scope, audie
 				return usage("--subject and --scope must not be empty")
 			}
 			if err := token.CheckScopes(scope); err != nil {
-				return usage("--scope: %w, such as system/*.rs or system/Patient.rs", err)
+				return usage("--scope: %w (an example: system/*.rs)", err)
 			}
 			if ttl <= 0 {
 				return usage("--ttl must be positive")
