@@ -14,7 +14,8 @@ import (
 )
 
 var functions = template.FuncMap{
-	"age": age, "until": until, "instant": instant, "size": size, "count": count, "plural": plural[int], "plural64": plural[int64], "short": abbreviated,
+	"age": age, "until": until, "instant": instant, "size": size, "count": count,
+	"plural": plural[int], "plural64": plural[int64], "short": abbreviated,
 	"tone": tone, "lastHeard": lastHeard, "percent": percent, "queue": queueName, "cause": causeText,
 	"build": buildinfo.Of().String,
 	"sub":   func(a, b time.Time) time.Duration { return a.Sub(b) },

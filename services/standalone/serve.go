@@ -263,8 +263,9 @@ func encryption(opts options, jobs *jobstore.Store) (*envelope.Ring, func(export
 	return ring, newKey, err
 }
 
-// withPrivate adds /metrics and the operator's page to the listener, and redirects / to the page. All refuse names of other servers, which may resolve
-// to this address (DNS rebinding). It is not a ServeMux, which redirects unclean paths.
+// withPrivate adds /metrics and the operator's page to the listener, and redirects / to the page. It refuses names of other
+// servers for these paths: such a name may resolve to this address (DNS rebinding). It is not a ServeMux, which redirects
+// unclean paths.
 func withPrivate(public, private, page http.Handler, acceptsHost func(string) bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		atPage := r.URL.Path == "/" || r.URL.Path+"/" == adminui.Path

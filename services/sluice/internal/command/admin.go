@@ -73,7 +73,8 @@ func (a *app) databaseURL() (string, error) {
 		return "", err
 	}
 	if err := pgdb.CheckURL(url); err != nil {
-		return "", wrong(fmt.Errorf("SLUICE_DATABASE_URL: %w", err), given{"--database", "SLUICE_DATABASE_URL", a.flags.database != ""})
+		return "", wrong(fmt.Errorf("SLUICE_DATABASE_URL: %w", err),
+			given{"--database", "SLUICE_DATABASE_URL", a.flags.database != ""})
 	}
 	return url, nil
 }

@@ -54,6 +54,7 @@ it then exits with 1.`,
 					a.say("chain %s of %s ends without a stop: the process was killed, or lines are missing\n", c.ID, printable(c.Process))
 				}
 			}
+			lines := plural.Of(report.Lines, "line is", "lines are")
 			switch {
 			case report.Problem != nil:
 				return fmt.Errorf("the audit log is invalid: %w", *report.Problem)
@@ -62,9 +63,9 @@ it then exits with 1.`,
 			case a.flags.json:
 				return nil
 			case len(proof.Key) == 0:
-				return a.print(fmt.Sprintf("%s valid; without a key this detects damage, not forgery\n", plural.Of(report.Lines, "line is", "lines are")))
+				return a.print(lines + " valid; without a key this detects damage, not forgery\n")
 			}
-			return a.print(fmt.Sprintf("%s valid under the key\n", plural.Of(report.Lines, "line is", "lines are")))
+			return a.print(lines + " valid under the key\n")
 		}),
 	})
 	cmd.Flags().BoolVar(&strict, "strict", false, "exit with 1 if a chain ends without a stop and a later one begins")

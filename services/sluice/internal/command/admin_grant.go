@@ -298,7 +298,8 @@ that it removes, adds and changes, and makes these changes at once.` + strictHel
 		if err != nil {
 			return err
 		}
-		text := fmt.Sprintf("%s removed, %d added, %d changed", plural.Of(changes.Removed, "grant"), changes.Added, changes.Changed)
+		text := fmt.Sprintf("%s removed, %d added, %d changed",
+			plural.Of(changes.Removed, "grant"), changes.Added, changes.Changed)
 		if dryRun {
 			return a.print(a.result(text+"; nothing was changed (--dry-run)\n", changes))
 		}

@@ -69,9 +69,7 @@ digest, as in logs.`,
 		return a.printJobs(page)
 	})
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state, such as running or failed; repeatable")
-	defined(cmd.RegisterFlagCompletionFunc("state", func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
-		return completeList(stateNames(), typed)
-	}))
+	defined(cmd.RegisterFlagCompletionFunc("state", completeList(stateNames())))
 	cmd.Flags().StringVar(&filter.Owner, "owner", "", "only jobs of owners whose digest has this prefix")
 	cmd.Flags().DurationVar(&filter.Older, "older", 0, "only jobs at least this old, such as 2h")
 	cmd.Flags().IntVar(&filter.Offset, "offset", 0, "number of jobs to skip")
@@ -115,10 +113,10 @@ func (a *app) jobShow() *cobra.Command {
 	cmd := a.ofJob(a.reading(&cobra.Command{
 		Use:   "show JOB",
 		Short: "Show a job, what it leaves out, its progress by type, and its units",
-		Long: `Show a job, what it leaves out, its progress by resource type, and its units: the open and failed ones (--units open, the default),
-all, or none. The last cause of a unit is a class: unavailable (a dependency could not be reached), error (its data
-could not be read or stored), draining (its worker stopped), lost (its worker sent no heartbeats) or operator (an
-operator retried it).`,
+		Long: `Show a job, what it leaves out, its progress by resource type, and its units: the open and failed ones
+(--units open, the default), all, or none. The last cause of a unit is a class: unavailable (a dependency
+could not be reached), error (its data could not be read or stored), draining (its worker stopped), lost (its
+worker sent no heartbeats) or operator (an operator retried it).`,
 		Args: exactly("JOB"),
 		Example: `  sluice admin job show yb4usboi
   sluice admin job show --units all --json yb4usboilbhicio2qlsbfk4jzq`,
@@ -136,7 +134,8 @@ operator retried it).`,
 		detail.Units = slices.DeleteFunc(detail.Units, func(u ops.Unit) bool {
 			return which == "none" || which == "open" && u.State == ops.UnitDone
 		})
-		return a.show(detail, factRows(detail), leftOutRows(detail.LeftOut), progressRows(detail.Progress), unitRows(detail.Units))
+		return a.show(detail, factRows(detail), leftOutRows(detail.LeftOut), progressRows(detail.Progress),
+			unitRows(detail.Units))
 	}))
 	cmd.Flags().StringVar(&which, "units", "open", "units to show: open (and failed), all or none")
 	return cmd

@@ -326,7 +326,7 @@ func TestUsageErrorsAdvise(t *testing.T) {
 		{[]string{"export", "--base", "http://a.org", "--out", "x"}, "[group status-url]"},
 		{[]string{"admin", "job", "list", "--redis", "foo"}, "sluice: --redis: "},
 		{[]string{"admin", "job", "list", "--redis", "redis://localhost:1", "--ca-file", "/none"}, "sluice: --ca-file: "},
-		{[]string{"admin", "job", "list", "--redis", "redis://localhost:1", "--state", "runing"}, "cancelled, expired (did you mean running?)"},
+		{[]string{"admin", "job", "list", "--redis", "redis://localhost:1", "--state", "runnin"}, "cancelled, expired (did you mean running?)"},
 		{[]string{"admin", "group", "list", "--database", "foo"}, "sluice: --database: "},
 		{[]string{"load", "--dry-run", "--data-base", "foo", "."}, "sluice: --data-base: "},
 		{[]string{"load", "--dry-run", "--max-line", "1", "."}, "--max-line must be from 1024"},

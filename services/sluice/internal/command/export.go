@@ -99,7 +99,7 @@ withheld (numbers of issues), problems and notes (their texts), and warnings.
 	cmd.MarkFlagsMutuallyExclusive("type", "status-url")
 	require(cmd, "out")
 	folders(cmd, "out")
-	defined(cmd.RegisterFlagCompletionFunc("type", completeTypes))
+	defined(cmd.RegisterFlagCompletionFunc("type", completeList(fhir.ExportableTypes())))
 	return a.withJSON(cmd)
 }
 
@@ -110,23 +110,21 @@ func folders(cmd *cobra.Command, flags ...string) {
 	}
 }
 
-func completeTypes(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
-	return completeList(fhir.ExportableTypes(), typed)
-}
-
 // completeList completes the last name of a list.
-func completeList(names []string, typed string) ([]string, cobra.ShellCompDirective) {
-	before, last := "", typed
-	if i := strings.LastIndexByte(typed, ','); i >= 0 {
-		before, last = typed[:i+1], typed[i+1:]
-	}
-	var found []string
-	for _, name := range names {
-		if strings.HasPrefix(strings.ToLower(name), strings.ToLower(last)) {
-			found = append(found, before+name)
+func completeList(names []string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		before, last := "", typed
+		if i := strings.LastIndexByte(typed, ','); i >= 0 {
+			before, last = typed[:i+1], typed[i+1:]
 		}
+		var found []string
+		for _, name := range names {
+			if strings.HasPrefix(strings.ToLower(name), strings.ToLower(last)) {
+				found = append(found, before+name)
+			}
+		}
+		return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 	}
-	return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 func (f exportFlags) check() error {
@@ -224,8 +222,8 @@ func connect(
 	case base == "":
 		return nil, usage("--base or --state is required")
 	case statusURL != "" && tokens != nil && !bulkclient.SameOrigin(base, statusURL):
-		return nil, usage("the status URL is not on the origin of the base URL %s, to which the token is sent: --base must have the "+
-			"origin of the status URL, and the token must be of that server", withoutSecrets(base))
+		return nil, usage("the status URL is not on the origin of the base URL %s, to which the token is sent: "+
+			"--base must have the origin of the status URL, and the token must be of that server", withoutSecrets(base))
 	}
 	c, err := bulkclient.New(bulkclient.Config{
 		Base: base, Tokens: tokens, IG: flags.ig, Parallel: parallel, Observer: observer, InsecureHTTP: flags.insecure,
@@ -261,7 +259,8 @@ func advise(err error, dir string) error {
 	case errors.Is(err, bulkclient.ErrFolder):
 		return fmt.Errorf("%s: %w", dir, err)
 	case errors.Is(err, bulkclient.ErrNoEndpoint):
-		return fmt.Errorf("%w (name it with --token-url; a Sluice server announces it if SLUICE_AUTH_TOKEN_URL of its API is set)", err)
+		return fmt.Errorf("%w (name it with --token-url; a Sluice server announces it if its API has SLUICE_AUTH_TOKEN_URL)",
+			err)
 	case errors.Is(err, bulkclient.ErrForeignEndpoint):
 		return fmt.Errorf("%w (if it is the right one, name it with --token-url)", err)
 	case errors.Is(err, bulkclient.ErrForeignToken):

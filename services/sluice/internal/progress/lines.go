@@ -96,7 +96,8 @@ func (l *Lines) Waiting(reason error, wait time.Duration) {
 func (l *Lines) due() bool { return l.now().Sub(l.last) >= between }
 
 func (l *Lines) downloaded() {
-	l.line("downloaded %d of %s: %s, %s", l.finished, plural.Of(l.files, "file"), plural.Of(l.resources, "resource"), Size(l.bytes))
+	l.line("downloaded %d of %s: %s, %s",
+		l.finished, plural.Of(l.files, "file"), plural.Of(l.resources, "resource"), Size(l.bytes))
 }
 
 func (l *Lines) line(format string, args ...any) {
