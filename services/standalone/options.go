@@ -161,6 +161,8 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	o.command = filepath.Join(filepath.Dir(os.Args[0]), "sluice")
 	if _, err := os.Stat(o.command); err != nil {
 		o.command = "bin/sluice"
+	} else if o.command == "sluice" { // a shell looks for it elsewhere
+		o.command = "./sluice"
 	}
 	// The embedded object store changes the working directory, so paths must be absolute.
 	for _, path := range []*string{&o.data, &o.state, &o.access, &o.clients, &o.tlsCert, &o.tlsKey} {
