@@ -35,6 +35,8 @@ type Credentials struct {
 
 // Errors of a token source.
 var (
+	// ErrNoEndpoint: the server has no SMART configuration, or none with a token endpoint.
+	ErrNoEndpoint = errors.New("the server announces no token endpoint")
 	// ErrForeignEndpoint: a server names a token endpoint on another origin. Credentials.TokenURL allows it. Without this
 	// check, a server could name the token endpoint of another service, and would get a token of that service.
 	ErrForeignEndpoint = errors.New("the server names a token endpoint on another origin than the base URL")
@@ -232,6 +234,9 @@ func (c *credentialTokens) discover(ctx context.Context) (string, error) {
 		return "", errors.New("the base URL cannot be requested")
 	}
 	body, err := c.do(req)
+	if refused := new(ServerError); errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+		return "", fmt.Errorf("%w: %w", ErrNoEndpoint, err)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -239,7 +244,7 @@ func (c *credentialTokens) discover(ctx context.Context) (string, error) {
 		TokenEndpoint string `json:"token_endpoint"`
 	}
 	if json.Unmarshal(body, &document) != nil || document.TokenEndpoint == "" {
-		return "", errors.New("the server's SMART configuration has no token_endpoint")
+		return "", fmt.Errorf("%w: its SMART configuration has no token_endpoint", ErrNoEndpoint)
 	}
 	if err := c.check(document.TokenEndpoint); err != nil {
 		return "", err

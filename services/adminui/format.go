@@ -14,7 +14,8 @@ import (
 )
 
 var functions = template.FuncMap{
-	"age": age, "until": until, "instant": instant, "size": size, "count": count, "plural": plural, "short": abbreviated,
+	"age": age, "until": until, "instant": instant, "size": size, "count": count,
+	"plural": plural[int], "plural64": plural[int64], "short": abbreviated,
 	"tone": tone, "lastHeard": lastHeard, "percent": percent, "queue": queueName, "cause": causeText,
 	"build": buildinfo.Of().String,
 	"sub":   func(a, b time.Time) time.Duration { return a.Sub(b) },
@@ -121,7 +122,7 @@ func causeText(u ops.Unit) string { return cmp.Or(u.Failure, causeTexts[u.Cause]
 // abbreviated returns the beginning of a job's id, which is enough to distinguish the jobs on one page.
 func abbreviated(id export.JobID) string { return string(id[:min(len(id), 12)]) + "…" }
 
-func plural(n int, noun string) string {
+func plural[N int | int64](n N, noun string) string {
 	if n != 1 {
 		noun += "s"
 	}

@@ -60,6 +60,12 @@ func (p *Page) readOverview(ctx context.Context, filter ops.Filter) (o overview,
 	if o.List, err = p.operator.List(ctx, filter); err != nil {
 		return o, err
 	}
+	if len(p.incomplete) > summedMost {
+		clear(p.incomplete)
+	}
+	if err = p.operator.MarkIncomplete(ctx, o.List.Jobs, p.incomplete); err != nil {
+		return o, err
+	}
 	if o.Kickoffs, err = p.operator.Kickoffs(ctx); err != nil {
 		return o, err
 	}

@@ -45,6 +45,8 @@ type Page struct {
 	overviews *cache[overview]
 	details   *cache[jobView]
 	mux       *http.ServeMux
+	// incomplete has completed jobs, and whether data is missing in them. overviews.get guards it.
+	incomplete map[export.JobID]bool
 }
 
 // New returns the page.
@@ -53,6 +55,7 @@ func New(cfg Config, operator *ops.Operator) *Page {
 	p := &Page{
 		operator: operator, log: cfg.Logger, guard: newGuard(cfg.Hosts, now), sampler: &sampler{jobs: operator.Jobs, now: now},
 		overviews: newCache[overview](now), details: newCache[jobView](now), mux: http.NewServeMux(),
+		incomplete: map[export.JobID]bool{},
 	}
 	p.mux.HandleFunc("GET "+Path+"{$}", p.showOverview)
 	p.mux.HandleFunc("GET "+Path+"jobs/{job}", p.showJob)

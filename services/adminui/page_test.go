@@ -101,6 +101,35 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// A completed job in which data is missing does not look complete.
+func TestAnIncompleteJob(t *testing.T) {
+	page := open(t, testenv.Redis(t))
+	id, ctx, jobs := kickOff(t, page, "Observation"), t.Context(), page.operator.Jobs
+	for _, unit := range []export.Unit{
+		{ID: "Observation-00000", Kind: export.KindExport}, {ID: "Observation-00001", Kind: export.KindExport},
+		{ID: export.SealUnit, Kind: export.KindSeal},
+	} {
+		commit := jobstore.Commit{Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal}}
+		if commit.Result.Failure = "it broke"; unit.ID == export.SealUnit {
+			_, err := jobs.Issue(ctx, id, 10)
+			must(t, err)
+			commit = jobstore.Commit{
+				Result: export.Result{Files: []export.File{{Name: "e", Type: "OperationOutcome", Error: true, Count: 2}}},
+				Seal:   &jobstore.Seal{Manifest: "m", Finished: time.Now(), Expires: time.Now().Add(time.Hour)},
+			}
+		}
+		lease, err := jobs.Claim(ctx, id, unit.ID, unit.Kind, 1, "")
+		must(t, err)
+		must(t, jobs.Commit(ctx, lease, commit))
+	}
+	for _, path := range []string{"/operator/", jobPath(id)} {
+		_, body := get(t, page, "GET", path)
+		if !strings.Contains(body, "Data is missing") || !strings.Contains(body, `<span class="state warn">completed</span>`) {
+			t.Errorf("%s does not show that data is missing:\n%s", path, body)
+		}
+	}
+}
+
 // TestTheDoctorsFindingsComeFirst: the page is red while units wait and no worker is alive.
 func TestTheDoctorsFindingsComeFirst(t *testing.T) {
 	page := open(t, testenv.Redis(t))

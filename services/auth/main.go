@@ -9,7 +9,8 @@ import (
 )
 
 const about = `The token service: access tokens for registered clients (SMART Backend Services, docs/auth.md). Any number
-may run. It needs Redis. Without it the API accepts tokens of other issuers.`
+may run. It needs Redis. The API accepts its tokens if they are in
+SLUICE_TOKEN_ISSUERS_FILE, and those of other issuers there as well: a deployment with another issuer does not need it.`
 
 func main() { config.Main("auth", run) }
 

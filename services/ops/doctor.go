@@ -15,6 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 )
 
 // Verdict is the result of a check.
@@ -217,8 +218,11 @@ func (o *Operator) examineProcesses(ctx context.Context, r *report) {
 			oldest = max(oldest, queue.Oldest)
 		}
 	}
-	waiting := fmt.Sprintf("%d live with %d slots; %d units waiting, the oldest for %s",
-		workers, slots, pending, oldest.Round(time.Second))
+	waiting := fmt.Sprintf("%d live with %s; no unit waiting", workers, plural.Of(slots, "slot"))
+	if pending > 0 {
+		waiting = fmt.Sprintf("%d live with %s; %s waiting, the oldest for %s",
+			workers, plural.Of(slots, "slot"), plural.Of(pending, "unit"), oldest.Round(time.Second))
+	}
 	switch {
 	case workers == 0 && pending > 0:
 		r.add("workers", Bad, waiting, "start workers; if they are running, check their logs and their SLUICE_REDIS_URL")

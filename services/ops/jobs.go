@@ -29,6 +29,9 @@ type Job struct {
 	Patients int64          `json:"patients"`          // in the cohort; 0 before the plan
 	Failure  string         `json:"failure,omitempty"` // why the whole job failed, as reported to its owner
 	Open     int64          `json:"openUnits"`         // units that are neither done nor given up
+	// Incomplete reports that data is missing in a completed job: a unit failed, or something is left out that is no
+	// information. Inspect and MarkIncomplete set it.
+	Incomplete bool `json:"incomplete"`
 }
 
 // Seconds is a duration that JSON encodes as a number of seconds.
@@ -238,7 +241,7 @@ type Detail struct {
 	Progress []Progress `json:"progress"`
 	Units    []Unit     `json:"units"`
 	Errors   []string   `json:"errors"` // of the failed units
-	// LeftOut is what the finished units left out, as the owner is told.
+	// LeftOut is what the finished units left out, as the error list of the manifest has it.
 	LeftOut []export.LeftOut `json:"leftOut"`
 	// Rate and Left are the average since the plan, and the time that the open units take at this average. Both are zero
 	// unless the job is running and has finished units for a while.
@@ -254,7 +257,7 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 	}
 	detail := Detail{Job: o.show(found.Job), Progress: []Progress{}, Units: []Unit{}, Errors: []string{}}
 	byType := map[string]*Progress{}
-	var left export.Tally
+	var sum outcome
 	var pace pace
 	for _, standing := range found.Units {
 		unit := showUnit(standing, found.At)
@@ -262,7 +265,7 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 		if unit.Open() {
 			detail.Open++
 		}
-		left.AddAll(standing.Result.LeftOut)
+		sum.add(standing.Unit, standing.Result)
 		detail.Units = append(detail.Units, unit)
 		if unit.State == UnitFailed {
 			detail.Errors = append(detail.Errors, string(unit.ID)+": "+unit.Failure)
@@ -275,7 +278,8 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 		}
 		byType[unit.Type].add(unit, standing.Result)
 	}
-	detail.LeftOut = left.List()
+	detail.LeftOut = sum.leftOut(found.Job)
+	detail.Incomplete = detail.State == export.Completed && sum.incomplete(detail.LeftOut)
 	if detail.State == export.Running {
 		detail.Rate, detail.Left.Duration = pace.of(found.At.Sub(detail.Snapshot))
 	}

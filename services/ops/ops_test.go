@@ -252,3 +252,68 @@ func TestPauseRefuses(t *testing.T) {
 		t.Errorf("unit id with a slash: %v", err)
 	}
 }
+
+// complete ends a job with a Patient unit and a cohort of three. The seal has a file of errors if there is anything for it.
+func (d *desk) complete(result export.Result, errorFile bool) export.JobID {
+	d.t.Helper()
+	ctx, id := d.t.Context(), d.job("alice", time.Hour)
+	lease, err := d.Jobs.Claim(ctx, id, export.PlanUnit, export.KindPlan, 1, "")
+	d.must(err)
+	d.must(d.Jobs.Stage(ctx, lease, units("Patient", 100)))
+	d.must(d.Jobs.Commit(ctx, lease, jobstore.Commit{Plan: &jobstore.Plan{Snapshot: d.now, Cohort: export.Cohort{Patients: 3}}}))
+	_, err = d.Jobs.Issue(ctx, id, 10)
+	d.must(err)
+	lease, err = d.Jobs.Claim(ctx, id, "Patient-00000", export.KindExport, 1, "")
+	d.must(err)
+	d.must(d.Jobs.Commit(ctx, lease, jobstore.Commit{
+		Result: result, Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal},
+	}))
+	_, err = d.Jobs.Issue(ctx, id, 10)
+	d.must(err)
+	lease, err = d.Jobs.Claim(ctx, id, export.SealUnit, export.KindSeal, 1, "")
+	d.must(err)
+	var files []export.File
+	if errorFile {
+		files = []export.File{{Name: "e", Type: "OperationOutcome", Error: true, Count: 1}}
+	}
+	d.must(d.Jobs.Commit(ctx, lease, jobstore.Commit{
+		Result: export.Result{Files: files},
+		Seal:   &jobstore.Seal{Manifest: "m", Finished: d.now, Expires: d.now.Add(time.Hour)},
+	}))
+	return id
+}
+
+// A completed job is incomplete if its error list has more than information.
+func TestIncomplete(t *testing.T) {
+	d := newDesk(t)
+	found := func(n int64, left ...export.LeftOut) export.Result {
+		return export.Result{Files: []export.File{{Name: "p", Type: "Patient", Count: n}}, LeftOut: left}
+	}
+	known := map[export.JobID]bool{}
+	for name, tc := range map[string]struct {
+		result           export.Result
+		errors, expected bool
+		left             int // entries of the list
+	}{
+		"nothing is left out":      {found(3), false, false, 0},
+		"information":              {found(3, export.LeftOut{Type: "Patient", Reason: export.ForeignReference, Count: 2}), true, false, 1},
+		"a warning":                {found(3, export.LeftOut{Type: "Patient", Reason: export.Malformed, Count: 2}), true, true, 1},
+		"a member without Patient": {found(2), true, true, 1},
+		"a failed unit":            {export.Result{Failure: "it broke"}, true, true, 0},
+	} {
+		jobs := []ops.Job{{ID: d.complete(tc.result, tc.errors), State: export.Completed}}
+		for range 2 { // the second time from known
+			d.must(d.MarkIncomplete(t.Context(), jobs, known))
+			if jobs[0].Incomplete != tc.expected {
+				t.Errorf("%s: incomplete %t", name, jobs[0].Incomplete)
+			}
+		}
+		detail, err := d.Inspect(t.Context(), jobs[0].ID)
+		d.must(err)
+		if detail.Incomplete != tc.expected || len(detail.LeftOut) != tc.left {
+			t.Errorf("%s: incomplete %t, left out %v", name, detail.Incomplete, detail.LeftOut)
+		}
+	}
+	removed := []ops.Job{{ID: export.NewJobID(), State: export.Completed}}
+	d.must(d.MarkIncomplete(t.Context(), removed, nil))
+}

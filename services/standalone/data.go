@@ -1,15 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/lines"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 )
@@ -17,13 +25,18 @@ import (
 // groupsShown bounds the groups that are listed at start.
 const groupsShown = 12
 
+// maxGroup is the size of the longest Group in bytes, as for a load.
+const maxGroup = 256 << 20
+
 // contents is what a folder of resources holds.
 type contents struct {
-	dir                          string
-	files                        int
-	resources, patients, leftOut int64
-	groups                       []group
-	unserved                     int64 // Group resources that are not among groups
+	dir                 string
+	files               int
+	resources, patients int64
+	leftOut             int64 // resources and files that no export has
+	foreign, unresolved int64 // references that are not followed: to other servers; to no resource, or several
+	groups              []group
+	unread              []string // groups that cannot be exported although they are active, with their files
 }
 
 type group struct {
@@ -47,12 +60,23 @@ func survey(ctx context.Context, dir string, from source.Source, groups *filedir
 	for _, size := range sizes.Types {
 		c.resources += size.Resources
 	}
+	if c.resources == 0 {
+		return c, fmt.Errorf("--data %s: no resource in %s; it must hold NDJSON or Bundles of FHIR R4 (docs/data.md)",
+			dir, plural.Of(c.files, "file"))
+	}
 	leftOut, err := from.LeftOut(ctx)
 	if err != nil {
 		return c, err
 	}
 	for _, each := range leftOut {
-		c.leftOut += each.Count
+		switch each.Reason {
+		case export.ForeignReference:
+			c.foreign += each.Count
+		case export.UnresolvedReference:
+			c.unresolved += each.Count
+		default:
+			c.leftOut += each.Count
+		}
 	}
 	ids, err := groups.IDs()
 	if err != nil {
@@ -69,30 +93,112 @@ func survey(ctx context.Context, dir string, from source.Source, groups *filedir
 		}
 		c.groups = append(c.groups, g)
 	}
-	c.unserved = max(sizes.Types["Group"].Resources-int64(len(ids)), 0)
-	if c.resources == 0 {
-		return c, fmt.Errorf("--data %s: no resource in %d files; it must hold NDJSON or Bundles of FHIR R4 (docs/data.md)",
-			dir, c.files)
+	if sizes.Types["Group"].Resources > int64(len(ids)) {
+		c.unread, err = unread(ctx, folder.Files, groups)
 	}
-	return c, nil
+	return c, err
 }
+
+// unread returns the active groups of the files that are no groups of the directory, each with a file. They are in files
+// that the directory does not read. Groups that it read and refused are not among them: those that are inactive or
+// definitional on purpose, and those that cannot be read, which it has logged.
+func unread(ctx context.Context, files []lines.File, groups *filedir.Groups) ([]string, error) {
+	var mu sync.Mutex
+	found, retired := map[string]string{}, map[string]bool{}
+	r := lines.Reader{
+		BlockSize: 1 << 20, MaxLine: maxGroup, Takers: 1,
+		Open: func(n int) (lines.Text, error) { return openText(files[n]) },
+		// The source has logged it.
+		Broken: func(int, error) {},
+	}
+	err := r.Read(ctx, files, func(_ context.Context, b *lines.Block) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for line := range b.Lines {
+			var g struct {
+				ResourceType, ID string
+				Active, Actual   *bool
+			}
+			if !bytes.Contains(line.Body, []byte(`"Group"`)) || json.Unmarshal(line.Body, &g) != nil || g.ResourceType != "Group" {
+				continue
+			}
+			if g.Active != nil && !*g.Active || g.Actual != nil && !*g.Actual {
+				retired[g.ID] = true
+			}
+			found[g.ID] = files[b.File].Name()
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for _, id := range slices.Sorted(maps.Keys(found)) {
+		err := groups.Exists(ctx, id)
+		switch {
+		case errors.Is(err, directory.ErrNoGroup) && !retired[id]:
+			list = append(list, fmt.Sprintf("%s (%s)", id, found[id]))
+		case err != nil && !errors.Is(err, directory.ErrNoGroup) && !errors.Is(err, directory.ErrUnreadable):
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// openText opens a file as NDJSON. The text closes the file.
+func openText(file lines.File) (lines.Text, error) {
+	opened, err := file.Open()
+	if err != nil {
+		return lines.Text{}, err
+	}
+	text, err := lines.Open(file.Name(), maxGroup, false, func() io.Reader {
+		return io.NewSectionReader(opened, 0, file.Size)
+	})
+	if err != nil {
+		return lines.Text{}, errors.Join(err, opened.Close())
+	}
+	text.Closer = both{text.Closer, opened}
+	return text, nil
+}
+
+// both closes a text and then its file.
+type both struct{ text, file io.Closer }
+
+func (b both) Close() error { return errors.Join(b.text.Close(), b.file.Close()) }
 
 // String is one line for each fact.
 func (c contents) String() string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "Data: %s of %s, %s, %s\n", plural(c.files, "file"), c.dir, plural(c.resources, "resource"),
-		plural(c.patients, "patient"))
+	fmt.Fprintf(&text, "Data: %s of %s, %s, %s\n", plural.Of(c.files, "file"), c.dir, plural.Of(c.resources, "resource"),
+		plural.Of(c.patients, "patient"))
 	if c.leftOut > 0 {
-		fmt.Fprintf(&text, "Left out of every export: %s or references; the warnings above give the reasons\n",
-			plural(c.leftOut, "resource"))
+		fmt.Fprintf(&text, "Left out of every export: %s; the warnings above give the reasons\n",
+			plural.Of(c.leftOut, "resource or file", "resources or files"))
 	}
-	if c.unserved > 0 {
-		fmt.Fprintf(&text, "Warning: %s cannot be exported: not active, not readable, or in a file without Group in its name\n",
-			plural(c.unserved, "group"))
+	if c.foreign > 0 {
+		fmt.Fprintf(&text, "Not followed: %s to other servers; nothing of this data is missing for that\n",
+			plural.Of(c.foreign, "reference"))
+	}
+	if c.unresolved > 0 {
+		fmt.Fprintf(&text, "Not followed: %s that match no resource of the data, or several\n",
+			plural.Of(c.unresolved, "reference"))
+	}
+	if n := len(c.unread); n > 0 {
+		fmt.Fprintf(&text, "Warning: %s cannot be exported: %s", plural.Of(n, "group"), strings.Join(c.unread[:min(n, 5)], ", "))
+		if n > 5 {
+			fmt.Fprintf(&text, " and %d more", n-5)
+		}
+		text.WriteString(". " + groupFiles + "\n")
+	}
+	if c.patients == 0 {
+		text.WriteString("Warning: the data has no Patient, so every export is empty or counts its members as missing.\n")
 	}
 	if len(c.groups) == 0 {
-		text.WriteString("Warning: there is no group, so nothing can be exported. Groups are read from files such as " +
-			"Group.ndjson.\n")
+		text.WriteString("Warning: there is no group, so nothing can be exported.")
+		if len(c.unread) == 0 { // else the rule is above
+			text.WriteString(" " + groupFiles)
+		}
+		text.WriteString("\n")
 		return text.String()
 	}
 	text.WriteString("Groups (members):")
@@ -106,12 +212,9 @@ func (c contents) String() string {
 	return text.String()
 }
 
-func plural[N int | int64](n N, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
+// groupFiles is the rule of docs/access.md.
+const groupFiles = "Groups are read from .ndjson and .jsonl files with Group in their names, such as Group.ndjson, " +
+	"one resource per line."
 
 // errNoExample means that no token of the development issuer can export any group of the data.
 var errNoExample = errors.New("no grant with the issuer " + development.IssuerName + " allows a group of the data")

@@ -23,6 +23,9 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "standalone:", err)
+		if errors.As(err, new(usageError)) {
+			os.Exit(2)
+		}
 		os.Exit(1)
 	}
 }

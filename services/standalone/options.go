@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/platform/buildinfo"
 	"github.com/sluice-fhir/sluice/pkg/platform/certs"
 	"github.com/sluice-fhir/sluice/pkg/platform/httpserver"
@@ -23,6 +24,7 @@ import (
 
 type options struct {
 	data      string        // folder of NDJSON; empty: a generated sample
+	bases     []string      // further bases of local references
 	addr      string        // public listener
 	state     string        // keys, objects, sample data and quickstart.json
 	baseURL   string        // public FHIR base; empty: from the listener
@@ -69,6 +71,13 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	flags := flag.NewFlagSet("standalone", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // the error is returned
 	flags.StringVar(&o.data, "data", "", "folder of NDJSON files or Bundles (docs/data.md); default: a generated sample")
+	flags.Func("data-base", "base URL of absolute references in the data; repeatable; in addition to SLUICE_DATA_BASES "+
+		"(separated by commas) and the server's own base",
+		func(base string) error {
+			o.bases = append(o.bases, base)
+			_, err := fhir.NewBases(base)
+			return err
+		})
 	flags.StringVar(&o.addr, "addr", "127.0.0.1:8080", "host:port of the listener; port 0 picks a free port")
 	flags.StringVar(&o.state, "state", "", "folder for keys, exported files and quickstart.json (required)")
 	flags.StringVar(&o.baseURL, "base-url", "", "public FHIR base URL, such as https://host/fhir; default http(s)://ADDR/fhir")
@@ -110,12 +119,21 @@ func parse(args []string, stdout io.Writer) (options, error) {
 		})
 		return options{}, err
 	case err != nil:
-		return options{}, fmt.Errorf("%w: see standalone --help", err)
+		return options{}, usageError{fmt.Errorf("%w: see standalone --help", err)}
 	case *version:
 		_, _ = fmt.Fprintln(stdout, "standalone", buildinfo.Of())
 		return options{}, flag.ErrHelp
 	}
 	var errs []error
+	for base := range strings.SplitSeq(os.Getenv("SLUICE_DATA_BASES"), ",") {
+		if base = strings.TrimSpace(base); base == "" {
+			continue
+		}
+		o.bases = append(o.bases, base)
+		if _, err := fhir.NewBases(base); err != nil {
+			errs = append(errs, fmt.Errorf("SLUICE_DATA_BASES: %w", err))
+		}
+	}
 	if flags.NArg() > 0 {
 		errs = append(errs, fmt.Errorf("unexpected argument %q", flags.Arg(0)))
 	}
@@ -143,6 +161,8 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	o.command = filepath.Join(filepath.Dir(os.Args[0]), "sluice")
 	if _, err := os.Stat(o.command); err != nil {
 		o.command = "bin/sluice"
+	} else if o.command == "sluice" { // a shell looks for it elsewhere
+		o.command = "./sluice"
 	}
 	// The embedded object store changes the working directory, so paths must be absolute.
 	for _, path := range []*string{&o.data, &o.state, &o.access, &o.clients, &o.tlsCert, &o.tlsKey} {
@@ -155,8 +175,14 @@ func parse(args []string, stdout io.Writer) (options, error) {
 		}
 		*path = absolute
 	}
-	return o, errors.Join(errs...)
+	if len(errs) > 0 {
+		return o, usageError{errors.Join(errs...)}
+	}
+	return o, nil
 }
+
+// usageError is a command line, or a variable, that is not valid.
+type usageError struct{ error }
 
 // local reports whether a listener serves metrics and the operator's page: on a loopback address without a configured base
 // URL. With one there may be a proxy, through which every client appears local.

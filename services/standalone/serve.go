@@ -127,7 +127,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	data := envconfig.Defaults[config.Source]()
-	data.Dir, data.BaseURL = opts.data, start.BaseURL
+	data.Dir, data.BaseURL, data.DataBases = opts.data, start.BaseURL, opts.bases
 	source, err := data.Open(ctx, log, 0)
 	if err != nil {
 		return err
@@ -263,15 +263,19 @@ func encryption(opts options, jobs *jobstore.Store) (*envelope.Ring, func(export
 	return ring, newKey, err
 }
 
-// withPrivate adds /metrics and the operator's page to the listener. Both refuse names of other servers, which may resolve
-// to this address (DNS rebinding). It is not a ServeMux, which redirects unclean paths.
+// withPrivate adds /metrics and the operator's page to the listener, and redirects / to the page. It refuses names of other
+// servers for these paths: such a name may resolve to this address (DNS rebinding). It is not a ServeMux, which redirects
+// unclean paths.
 func withPrivate(public, private, page http.Handler, acceptsHost func(string) bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		atPage := r.URL.Path == "/" || r.URL.Path+"/" == adminui.Path
 		switch {
-		case r.URL.Path == "/metrics" && !acceptsHost(r.Host):
+		case (atPage || r.URL.Path == "/metrics") && !acceptsHost(r.Host):
 			http.Error(w, "unknown host name", http.StatusMisdirectedRequest)
 		case r.URL.Path == "/metrics":
 			private.ServeHTTP(w, r)
+		case atPage:
+			http.Redirect(w, r, adminui.Path, http.StatusFound)
 		case strings.HasPrefix(r.URL.Path, adminui.Path):
 			page.ServeHTTP(w, r)
 		default:

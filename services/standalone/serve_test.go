@@ -10,10 +10,15 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
+	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/adminui"
@@ -83,7 +88,9 @@ func TestPrivatePaths(t *testing.T) {
 		{"127.0.0.1", "/readyz", "public /readyz", 200},
 		{"127.0.0.1", "/operator/", "page /operator/", 200},
 		{"[::1]", "/operator/jobs/x", "page /operator/jobs/x", 200},
-		{"127.0.0.1", "/operator", "public /operator", 200},
+		{"127.0.0.1", "/operator", "<a href=\"/operator/\">Found</a>.\n\n", 302},
+		{"127.0.0.1", "/", "<a href=\"/operator/\">Found</a>.\n\n", 302},
+		{"evil.example", "/", "unknown host name\n", 421},
 		{"evil.example", "/fhir/metadata", "public /fhir/metadata", 200},
 		{"127.0.0.1", "/fhir//Group/../x", "public /fhir//Group/../x", 200},
 	} {
@@ -125,6 +132,56 @@ func TestTrustedProxies(t *testing.T) {
 		if _, err := parse([]string{"--state", "s", "--trusted-proxy", bad}, io.Discard); err == nil {
 			t.Errorf("%q is accepted", bad)
 		}
+	}
+}
+
+func TestDataBases(t *testing.T) {
+	t.Setenv("SLUICE_DATA_BASES", "https://b.example/fhir, https://c.example")
+	parsed, err := parse([]string{"--state", "s", "--data-base", "https://a.example"}, io.Discard)
+	want := []string{"https://a.example", "https://b.example/fhir", "https://c.example"}
+	if err != nil || !slices.Equal(parsed.bases, want) {
+		t.Errorf("bases %q, error %v", parsed.bases, err)
+	}
+	if _, err := parse([]string{"--state", "s", "--data-base", "a.example"}, io.Discard); !errors.As(err, new(usageError)) {
+		t.Errorf("a base without a scheme: %v", err)
+	}
+	t.Setenv("SLUICE_DATA_BASES", "x")
+	if _, err := parse([]string{"--state", "s"}, io.Discard); err == nil || !strings.Contains(err.Error(), "SLUICE_DATA_BASES") {
+		t.Errorf("a variable without a URL: %v", err)
+	}
+}
+
+// Active groups in files that are not read are named. Superseded versions and retired groups are not.
+func TestGroupsThatAreNotRead(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"Patient.ndjson": `{"resourceType":"Patient","id":"1"}`,
+		"Group.ndjson": `{"resourceType":"Group","id":"all","type":"person","actual":true,"meta":{"versionId":"1"}}
+{"resourceType":"Group","id":"all","type":"person","actual":true,"meta":{"versionId":"2"}}
+{"resourceType":"Group","id":"retired","type":"person","actual":true,"active":false}`,
+		"Group.json":        "{\n \"resourceType\": \"Group\",\n \"id\": \"single\", \"type\": \"person\", \"actual\": true\n}",
+		"Group-bundle.json": `{"resourceType":"Bundle","type":"collection","entry":[{"resource":{"resourceType":"Group","id":"inside","type":"person","actual":true}}]}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	data := envconfig.Defaults[config.Source]()
+	data.Dir = dir
+	from, err := data.Open(t.Context(), quiet, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = from.Close() }()
+	groups, err := filedir.OpenGroups(dir, nil, time.Now, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := survey(t.Context(), dir, from, groups)
+	want := []string{"inside (Group-bundle.json)", "single (Group.json)"}
+	if err != nil || !slices.Equal(found.unread, want) {
+		t.Errorf("not read: %q, error %v, want %q", found.unread, err, want)
 	}
 }
 

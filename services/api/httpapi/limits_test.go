@@ -315,7 +315,7 @@ func TestDownloadsAtOnceAreLimited(t *testing.T) {
 		}
 		wantHeader(t, got, "Etag", "", "Accept-Ranges", "", "Content-Range", "")
 	}
-	wantThrottled(t, w.ask("GET", statusPath(id), alice...), "downloads at once: 3") // the manifest
+	wantThrottled(t, w.ask("GET", statusPath(id), alice...), "concurrent downloads: 3") // the manifest
 	if got := w.ask("HEAD", path, alice...); got.code != http.StatusOK {
 		t.Errorf("HEAD: %d", got.code)
 	}

@@ -29,6 +29,15 @@ var (
 	parameterForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_:-]{0,39}$`)
 )
 
+// lowerTypes has the types that can be exported by their names in lower case.
+var lowerTypes = func() map[string]string {
+	types := map[string]string{}
+	for _, typ := range fhir.ExportableTypes() {
+		types[strings.ToLower(typ)] = typ
+	}
+	return types
+}()
+
 // parseParameters reads a kick-off's query string. Its errors are refusals.
 func parseParameters(rawQuery string) (parameters, error) {
 	var p parameters
@@ -90,6 +99,9 @@ func parseTypes(values []string) ([]string, error) {
 		case !typeForm.MatchString(name):
 			return nil, invalid("The parameter _type has a name that is not a FHIR R4 resource type.")
 		case !fhir.IsType(name):
+			if typ := lowerTypes[strings.ToLower(name)]; typ != "" {
+				name += " (did you mean " + typ + "?)"
+			}
 			unknown = append(unknown, name)
 		case !fhir.IsExportable(name):
 			never = append(never, name)

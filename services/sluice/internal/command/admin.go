@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"iter"
 	"os"
@@ -69,23 +68,51 @@ Services of the previous version keep running meanwhile. A database with a newer
 }
 
 func (a *app) databaseURL() (string, error) {
-	return urlOf(a.flags.database, "--database", "SLUICE_DATABASE_URL")
+	url, err := urlOf(a.flags.database, "--database", "SLUICE_DATABASE_URL")
+	if err != nil {
+		return "", err
+	}
+	if err := pgdb.CheckURL(url); err != nil {
+		return "", wrong(fmt.Errorf("SLUICE_DATABASE_URL: %w", err),
+			given{"--database", "SLUICE_DATABASE_URL", a.flags.database != ""})
+	}
+	return url, nil
 }
 
 // roots returns the root certificates for Redis and databases; nil means the system's.
 func (a *app) roots() (*x509.CertPool, error) {
 	roots, err := a.trust().Roots()
-	switch {
-	case err != nil && a.flags.caFile != "":
-		return nil, usage("--ca-file: %w", errors.Unwrap(err)) // it begins with the name of the variable
-	case err != nil:
-		return nil, usageError{err}
+	return roots, wrong(err, given{"--ca-file", "SLUICE_CA_FILE", a.flags.caFile != ""})
+}
+
+// given is a flag, the variable that it replaces, and whether it is given.
+type given struct {
+	flag, variable string
+	is             bool
+}
+
+// wrong returns an error of settings as a usage error that names the flags that are given instead of their variables.
+func wrong(err error, flags ...given) error {
+	if err == nil {
+		return nil
 	}
-	return roots, nil
+	text := err.Error()
+	for _, f := range flags {
+		if f.is {
+			text = strings.ReplaceAll(text, f.variable, f.flag)
+		}
+	}
+	return usage("%s", text)
 }
 
 func (a *app) trust() config.Trust {
 	return config.Trust{CAFile: orVariable(a.flags.caFile, "SLUICE_CA_FILE")}
+}
+
+// wrongRedis names the flag of the URL, if it is given.
+func (a *app) wrongRedis(err error) error {
+	return wrong(err, given{"--redis", "SLUICE_REDIS_URL", a.flags.redis != ""},
+		given{"--ca-file", "SLUICE_CA_FILE", a.flags.caFile != ""})
 }
 
 func (a *app) redisURL() (string, error) { return urlOf(a.flags.redis, "--redis", "SLUICE_REDIS_URL") }

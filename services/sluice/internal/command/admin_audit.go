@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 )
 
 func (a *app) audit() *cobra.Command {
@@ -53,17 +54,18 @@ it then exits with 1.`,
 					a.say("chain %s of %s ends without a stop: the process was killed, or lines are missing\n", c.ID, printable(c.Process))
 				}
 			}
+			lines := plural.Of(report.Lines, "line is", "lines are")
 			switch {
 			case report.Problem != nil:
 				return fmt.Errorf("the audit log is invalid: %w", *report.Problem)
 			case strict && unfinished > 0:
-				return fmt.Errorf("%d chains end without a stop", unfinished)
+				return fmt.Errorf("%s without a stop at the end", plural.Of(unfinished, "chain"))
 			case a.flags.json:
 				return nil
 			case len(proof.Key) == 0:
-				return a.print(fmt.Sprintf("all %d lines are valid; without a key this detects damage, not forgery\n", report.Lines))
+				return a.print(lines + " valid; without a key this detects damage, not forgery\n")
 			}
-			return a.print(fmt.Sprintf("all %d lines are valid under the key\n", report.Lines))
+			return a.print(lines + " valid under the key\n")
 		}),
 	})
 	cmd.Flags().BoolVar(&strict, "strict", false, "exit with 1 if a chain ends without a stop and a later one begins")

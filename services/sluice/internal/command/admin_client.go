@@ -64,7 +64,7 @@ func (a *app) withClients(work func(store *authstore.Store) error) (err error) {
 	}
 	store, err := authstore.Open(url, roots, nil)
 	if err != nil {
-		return usageError{err}
+		return a.wrongRedis(err)
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	return work(store)

@@ -13,6 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/services/config"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
@@ -151,7 +152,9 @@ func (f doctorFlags) objects(trust config.Trust, endpoint string) (*objects.Stor
 	}
 	store, err := settings.Open(nil)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, wrong(fmt.Errorf("SLUICE_S3_ENDPOINT, SLUICE_S3_BUCKET: %w", err),
+			given{"--s3-endpoint", "SLUICE_S3_ENDPOINT", f["s3-endpoint"].value != ""},
+			given{"--s3-bucket", "SLUICE_S3_BUCKET", f["s3-bucket"].value != ""})
 	}
 	return store, nil
 }
@@ -175,7 +178,7 @@ func (a *app) printFindings(findings []ops.Finding, skipped []string) error {
 		Skipped  []string      `json:"skipped"`
 	}{findings, append([]string{}, skipped...)}, rows)
 	if bad > 0 {
-		err = errors.Join(err, fmt.Errorf("%d of %d findings are bad", bad, len(findings)))
+		err = errors.Join(err, fmt.Errorf("%d of %s bad", bad, plural.Of(len(findings), "finding is", "findings are")))
 	}
 	return err
 }

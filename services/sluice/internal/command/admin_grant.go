@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 )
 
 func (a *app) grant() *cobra.Command {
@@ -129,7 +130,7 @@ func (a *app) grantShow() *cobra.Command {
 	cmd := a.withJSON(a.onGrant(&cobra.Command{
 		Use:     "show --issuer URL --subject NAME",
 		Short:   "Show an owner's grant",
-		Long:    `Show an owner's grant. Patient IDs are printed only with --patients.`,
+		Long:    `Show an owner's grant. Patient ids are printed only with --patients.`,
 		Example: `  sluice admin grant show --issuer https://issuer.example --subject research-team --json`,
 	}, func(ctx context.Context, grants *pgdir.Access, owner export.Owner) error {
 		return ofOwner(owner, grants.Entry(ctx, owner,
@@ -297,7 +298,8 @@ that it removes, adds and changes, and makes these changes at once.` + strictHel
 		if err != nil {
 			return err
 		}
-		text := fmt.Sprintf("%s removed, %d added, %d changed", plural(changes.Removed, "grant"), changes.Added, changes.Changed)
+		text := fmt.Sprintf("%s removed, %d added, %d changed",
+			plural.Of(changes.Removed, "grant"), changes.Added, changes.Changed)
 		if dryRun {
 			return a.print(a.result(text+"; nothing was changed (--dry-run)\n", changes))
 		}
@@ -307,7 +309,7 @@ that it removes, adds and changes, and makes these changes at once.` + strictHel
 		}
 		what := fmt.Sprintf("replacement of all grants by %d", len(entries))
 		return a.irrevocable(question, what, func() (string, error) {
-			done := fmt.Sprintf("imported %s: %s\n", plural(len(entries), "grant"), text)
+			done := fmt.Sprintf("imported %s: %s\n", plural.Of(len(entries), "grant"), text)
 			return a.result(done, changes), grants.Replace(ctx, entries)
 		})
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/pgdir"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 )
 
 const membersHelp = `
@@ -43,7 +44,7 @@ including changes made with these commands.`,
 			if err != nil {
 				return named(args[0], err)
 			}
-			question := fmt.Sprintf("Delete group %s with %s?", args[0], plural(group.Members, "member"))
+			question := fmt.Sprintf("Delete group %s with %s?", args[0], plural.Of(group.Members, "member"))
 			return a.irrevocable(question, "deletion of Group/"+args[0], func() (string, error) {
 				done := a.result("deleted group "+args[0]+"\n", groupChange{args[0], group.Members})
 				return done, named(args[0], groups.Delete(ctx, args[0]))
@@ -141,7 +142,7 @@ member groups; with --members --json, all members of the group and when they joi
 		}
 		left := []row{{"left out because", "current members"}}
 		for _, l := range group.LeftOut {
-			left = append(left, row{l.Reason, l.Count})
+			left = append(left, row{l.Reason.Text(), l.Count})
 		}
 		return a.show(output, groupRows(group), nested, left)
 	}))
@@ -202,7 +203,7 @@ func (a *app) groupMembers(
 		}
 		return a.recorded(name+" of Group/"+args[0], func() (string, error) {
 			changed, err := change(groups.Checked(a.reportMissing(strict)), ctx, args[0], patients)
-			text := fmt.Sprintf(done, args[0], plural(changed, "member"))
+			text := fmt.Sprintf(done, args[0], plural.Of(changed, "member"))
 			return a.result(text, groupChange{args[0], changed}), named(args[0], err)
 		})
 	})
@@ -218,7 +219,7 @@ func withStrict(cmd *cobra.Command, strict *bool) {
 	cmd.Flags().BoolVar(strict, "strict", false, "fail if an id is not in the store")
 }
 
-// reportMissing returns a check that reports IDs which the database does not have. They are an error if strict.
+// reportMissing returns a check that reports ids that the database does not have. They are an error if strict.
 func (a *app) reportMissing(strict bool) func(pgdir.Missing) error {
 	return func(m pgdir.Missing) error {
 		var texts []string
@@ -228,7 +229,7 @@ func (a *app) reportMissing(strict bool) func(pgdir.Missing) error {
 				verb = "is"
 			}
 			if n > 0 {
-				texts = append(texts, fmt.Sprintf("%d of %s %s not in the %s", n, plural(of, noun), verb, place))
+				texts = append(texts, fmt.Sprintf("%d of %s %s not in the %s", n, plural.Of(of, noun), verb, place))
 			}
 		}
 		add(m.Groups, m.OfGroups, "group", "database")

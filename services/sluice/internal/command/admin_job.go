@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
 
@@ -48,7 +49,7 @@ digest, as in logs.`,
 		for _, text := range states {
 			state := export.State(text)
 			if !slices.Contains(export.States(), state) {
-				return usage("--state: %q is not one of %v", text, export.States())
+				return usage("--state: %q is not one of %s%s", text, strings.Join(stateNames(), ", "), didYouMean(text, stateNames()))
 			}
 			filter.States = append(filter.States, state)
 		}
@@ -59,17 +60,28 @@ digest, as in logs.`,
 			return usage("--offset and --older must not be negative, and --limit must be at least 1")
 		}
 		page, err := o.List(ctx, filter)
+		if err == nil {
+			err = o.MarkIncomplete(ctx, page.Jobs, nil)
+		}
 		if err != nil {
 			return err
 		}
 		return a.printJobs(page)
 	})
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in this state, such as running or failed; repeatable")
+	defined(cmd.RegisterFlagCompletionFunc("state", completeList(stateNames())))
 	cmd.Flags().StringVar(&filter.Owner, "owner", "", "only jobs of owners whose digest has this prefix")
 	cmd.Flags().DurationVar(&filter.Older, "older", 0, "only jobs at least this old, such as 2h")
 	cmd.Flags().IntVar(&filter.Offset, "offset", 0, "number of jobs to skip")
 	cmd.Flags().IntVar(&filter.Limit, "limit", ops.PageSize, "maximum number of jobs")
 	return cmd
+}
+
+func stateNames() (names []string) {
+	for _, state := range export.States() {
+		names = append(names, string(state))
+	}
+	return names
 }
 
 func (a *app) printJobs(page ops.Page) error {
@@ -81,14 +93,14 @@ func (a *app) printJobs(page ops.Page) error {
 		}
 		percent := fmt.Sprintf("%d%%", job.Percent)
 		rows = append(rows, row{
-			job.ID, job.State, percent, job.Owner[:16], job.Group, len(job.Types), job.Age.Duration, expires,
+			job.ID, stateOf(job), percent, job.Owner[:16], job.Group, len(job.Types), job.Age.Duration, expires,
 		})
 	}
 	if err := a.show(page, rows); err != nil || a.flags.json {
 		return err
 	}
 	if len(page.Jobs) < page.Matches {
-		a.say("%d of %d jobs; see --offset and --limit\n", len(page.Jobs), page.Matches)
+		a.say("%d of %s; see --offset and --limit\n", len(page.Jobs), plural.Of(page.Matches, "job"))
 	}
 	if page.Bounded {
 		a.say("There are too many jobs: the oldest are not listed.\n")
@@ -100,11 +112,11 @@ func (a *app) jobShow() *cobra.Command {
 	var which string
 	cmd := a.ofJob(a.reading(&cobra.Command{
 		Use:   "show JOB",
-		Short: "Show a job, its progress by type, and its units",
-		Long: `Show a job, its progress by resource type, and its units: the open and failed ones (--units open, the default),
-all, or none. The last cause of a unit is a class: unavailable (a dependency could not be reached), error (its data
-could not be read or stored), draining (its worker stopped), lost (its worker sent no heartbeats) or operator (an
-operator retried it).`,
+		Short: "Show a job, what it leaves out, its progress by type, and its units",
+		Long: `Show a job, what it leaves out, its progress by resource type, and its units: the open and failed ones
+(--units open, the default), all, or none. The last cause of a unit is a class: unavailable (a dependency
+could not be reached), error (its data could not be read or stored), draining (its worker stopped), lost (its
+worker sent no heartbeats) or operator (an operator retried it).`,
 		Args: exactly("JOB"),
 		Example: `  sluice admin job show yb4usboi
   sluice admin job show --units all --json yb4usboilbhicio2qlsbfk4jzq`,
@@ -122,7 +134,8 @@ operator retried it).`,
 		detail.Units = slices.DeleteFunc(detail.Units, func(u ops.Unit) bool {
 			return which == "none" || which == "open" && u.State == ops.UnitDone
 		})
-		return a.show(detail, factRows(detail), progressRows(detail.Progress), unitRows(detail.Units))
+		return a.show(detail, factRows(detail), leftOutRows(detail.LeftOut), progressRows(detail.Progress),
+			unitRows(detail.Units))
 	}))
 	cmd.Flags().StringVar(&which, "units", "open", "units to show: open (and failed), all or none")
 	return cmd
@@ -145,7 +158,7 @@ func someOf[T ~string](names []T) string {
 
 func factRows(d ops.Detail) []row {
 	facts := []row{
-		{"job", d.ID}, {"state", fmt.Sprintf("%s, %d%%", d.State, d.Percent)}, {"owner", d.Owner},
+		{"job", d.ID}, {"state", fmt.Sprintf("%s, %d%%", stateOf(d.Job), d.Percent)}, {"owner", d.Owner},
 		{"request", fmt.Sprintf("Group/%s: %s (%s)", d.Group, someOf(d.Types), d.Dialect)},
 		{"created", instant(d.Created) + ", " + span(d.Age.Duration) + " ago"},
 	}
@@ -167,6 +180,26 @@ func factRows(d ops.Detail) []row {
 		facts = append(facts, row{"error", text})
 	}
 	return facts
+}
+
+// stateOf returns the state of a job in words.
+func stateOf(job ops.Job) string {
+	if job.Incomplete {
+		return string(job.State) + " (data is missing)"
+	}
+	return string(job.State)
+}
+
+func leftOutRows(left []export.LeftOut) []row {
+	rows := []row{{"left out", "count", "reason"}}
+	for _, l := range left {
+		count := any("some")
+		if l.Count > 0 {
+			count = l.Count
+		}
+		rows = append(rows, row{cmp.Or(l.Type, "-"), count, l.Reason.Text()})
+	}
+	return rows
 }
 
 func progressRows(progress []ops.Progress) []row {

@@ -91,7 +91,7 @@ func (a *app) withOperator(log *audit.Log, work func(o *ops.Operator) error) (er
 	}
 	jobs, tasks, err := redis.Open()
 	if err != nil {
-		return usageError{err}
+		return a.wrongRedis(err)
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
 	return work(&ops.Operator{Jobs: jobs, Queue: tasks, Audit: log, Agent: whoami(), Now: time.Now})
@@ -129,9 +129,13 @@ func openAudit(flag string) (*audit.Log, error) {
 	}
 	settings := config.Audit{Log: place, Key: key, Sync: !audit.IsStdout(place)}
 	if err := settings.Validate(); err != nil {
-		return nil, usageError{err}
+		return nil, wrong(err, given{"--audit-log", auditVariable, flag != ""})
 	}
-	return settings.Open("sluice admin", prometheus.NewRegistry())
+	log, err := settings.Open("sluice admin", prometheus.NewRegistry())
+	if cause := errors.Unwrap(err); flag != "" && cause != nil { // without the name of the variable
+		err = fmt.Errorf("--audit-log: %w", cause)
+	}
+	return log, err
 }
 
 // recorded records a change in the audit log, if there is one, makes it, and prints the result. A change that cannot

@@ -244,6 +244,34 @@ func TestAdminJobAndUnit(t *testing.T) {
 	}
 }
 
+// The tables show that data is missing in a completed job, and what.
+func TestAdminJobShowsWhatIsLeftOut(t *testing.T) {
+	d := newDesk(t)
+	id, ctx := d.running(), t.Context()
+	for _, unit := range []export.UnitID{"Patient-00000", "Condition-00000", export.SealUnit} {
+		kind, commit := export.KindExport, jobstore.Commit{Next: export.Unit{ID: export.SealUnit, Kind: export.KindSeal}}
+		switch unit {
+		case "Condition-00000":
+			commit.Result.LeftOut = []export.LeftOut{{Type: "Condition", Reason: export.ForeignPatient, Count: 4}}
+		case export.SealUnit:
+			_, err := d.jobs.Issue(ctx, id, 10)
+			d.must(err)
+			kind = export.KindSeal
+			commit = jobstore.Commit{
+				Result: export.Result{Files: []export.File{{Name: "e", Type: "OperationOutcome", Error: true, Count: 1}}},
+				Seal:   &jobstore.Seal{Manifest: "m", Finished: time.Now(), Expires: time.Now().Add(time.Hour)},
+			}
+		}
+		lease, err := d.jobs.Claim(ctx, id, unit, kind, 1, "")
+		d.must(err)
+		d.must(d.jobs.Commit(ctx, lease, commit))
+	}
+	d.do(0, "completed (data is missing)", "job", "list")
+	d.do(0, "completed (data is missing)", "job", "show", string(id))
+	d.do(0, export.ForeignPatient.Text(), "job", "show", string(id))
+	d.do(0, "\"incomplete\": true", "job", "list", "--json")
+}
+
 // A finished job expires at once; a scheduler purges it.
 func TestAdminJobPurge(t *testing.T) {
 	d := newDesk(t)
@@ -345,7 +373,7 @@ func TestAdminOperateRefuses(t *testing.T) {
 	}
 	t.Setenv("SLUICE_AUDIT_LOG", "")
 	d.do(2, "--audit-log", "kickoffs", "pause", "--reason", "x")
-	d.do(1, "SLUICE_AUDIT_LOG", "kickoffs", "pause", "--reason", "x", "--audit-log", filepath.Join(t.TempDir(), "no", "such"))
+	d.do(1, "--audit-log: ", "kickoffs", "pause", "--reason", "x", "--audit-log", filepath.Join(t.TempDir(), "no", "such"))
 	t.Setenv("SLUICE_AUDIT_KEY", "short")
 	d.do(2, "SLUICE_AUDIT_KEY", "kickoffs", "pause", "--reason", "x", "--audit-log", d.log)
 	t.Setenv("SLUICE_AUDIT_KEY", deskKey)

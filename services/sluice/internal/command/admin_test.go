@@ -94,8 +94,8 @@ func TestAdminWithoutADatabase(t *testing.T) {
 	nowhere := console{t: t, url: "postgres://u:hunter2@127.0.0.1:1/d"}
 	nowhere.fails(ExitFailure, "", "migrate")
 	nonsense := console{t: t, url: "mysql://20391"}
-	nonsense.fails(ExitFailure, "PostgreSQL", "migrate")
-	nonsense.fails(ExitFailure, "PostgreSQL", "grant", "list")
+	nonsense.fails(ExitUsage, "PostgreSQL", "migrate")
+	nonsense.fails(ExitUsage, "PostgreSQL", "grant", "list")
 	for _, name := range []string{"SLUICE_DATABASE_URL", "SLUICE_DATABASE_URL_FILE"} {
 		t.Setenv(name, "")
 	}
@@ -394,7 +394,7 @@ func TestAdminGroupShowsMemberGroups(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	got := c.ok("group", "show", "g1")
-	for _, want := range []string{"g2            yes             yes", "gone          no              no", "member_by_identifier  1"} {
+	for _, want := range []string{"g2            yes             yes", "gone          no              no", "members of the group that are named by an identifier only  1"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in:\n%s", want, got)
 		}

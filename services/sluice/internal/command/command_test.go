@@ -90,7 +90,7 @@ func serve(t *testing.T, severity string) (base string, authorization *atomic.Va
 func run(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, err bytes.Buffer
-	code = Run(t.Context(), args, &out, &err)
+	code = Run(t.Context(), append([]string{"sluice"}, args...), &out, &err)
 	return code, out.String(), err.String()
 }
 
@@ -184,7 +184,10 @@ func TestStatusAndCancel(t *testing.T) {
 	do(t, ExitPartial, "Patient", "export", "--status-url", base+"/jobs/1", "--out", dir)
 	do(t, ExitGood, "is unchanged: 2 files, 3 resources", "verify", dir)
 	do(t, ExitGood, `"statusUrl": "`+base+`/jobs/1"`, "verify", "--json", dir)
-	do(t, ExitFailure, "origin of the base URL", "status", base+"/jobs/1", "--token", "t", "--base", "http://localhost:1/fhir")
+	if text := do(t, ExitGood, "", "verify", "--json", dir); strings.Contains(text, "incomplete") || strings.Contains(text, "problems") {
+		t.Errorf("verify reads no issues, and reports %s", text)
+	}
+	do(t, ExitUsage, "origin of the base URL", "status", base+"/jobs/1", "--token", "t", "--base", "http://localhost:1/fhir")
 	do(t, ExitUsage, "not an http URL", "status", "file:///x")
 	do(t, ExitUsage, "missing STATUS_URL", "cancel")
 	do(t, ExitGood, "export 1 is cancelled\n", "cancel", base+"/jobs/1")
@@ -218,7 +221,7 @@ func TestInterruptedExport(t *testing.T) {
 		defer server.Close()
 		dir := filepath.Join(t.TempDir(), "it's here")
 		args := []string{"export", "--base", server.URL, "--group", "g", "--out", dir, "--token", "secret", "--no-progress"}
-		want := "sluice: interrupted, continue with:\n  sluice export --base " + server.URL + " --group g --out '" +
+		want := "sluice: interrupted, continue with:\n  bin/sluice export --base " + server.URL + " --group g --out '" +
 			strings.ReplaceAll(dir, "'", `'\''`) + "' --token TOKEN --no-progress --resume\n"
 		if test.cancels {
 			args = append(args, "--cancel-on-interrupt")
@@ -229,7 +232,7 @@ func TestInterruptedExport(t *testing.T) {
 			want = "sluice: interrupted: the export was cancelled at the server, and its files were removed\n"
 		}
 		var out, errs bytes.Buffer
-		if code := Run(ctx, args, &out, &errs); code != ExitInterrupted || errs.String() != want {
+		if code := Run(ctx, append([]string{"bin/sluice"}, args...), &out, &errs); code != ExitInterrupted || errs.String() != want {
 			t.Errorf("exit %d, %q, want %q", code, errs.String(), want)
 		}
 		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) != cancelled {
@@ -239,7 +242,7 @@ func TestInterruptedExport(t *testing.T) {
 	ctx, interrupt := context.WithCancel(t.Context())
 	interrupt()
 	var out, errs bytes.Buffer
-	if code := Run(ctx, []string{"status", base + "/jobs/1"}, &out, &errs); code != ExitInterrupted ||
+	if code := Run(ctx, []string{"sluice", "status", base + "/jobs/1"}, &out, &errs); code != ExitInterrupted ||
 		errs.String() != "sluice: interrupted\n" {
 		t.Errorf("status: exit %d, %q", code, errs.String())
 	}
@@ -275,6 +278,8 @@ func TestUsage(t *testing.T) {
 		{"export", "--base", "http://a.org", "--group", "g", "--status-url", "http://a.org/1", "--out", dir},
 		{"token", "--state", dir}, {"token", "--state", dir, "--subject", "", "--scope", "s"},
 		{"token", "--state", dir, "--subject", "a", "--scope", "system/*.rs", "--ttl", "0s"},
+		{"token", "--state", dir, "--subject", "a", "--scope", "foo", "--audience", "a"},
+		{"token", "--state", dir, "--subject", "a", "--scope", "patient/*.rs", "--audience", "a"},
 		{"synth", "--out", dir}, {"synth", "--patients", "0", "--out", dir}, {"verify"}, {"verify", dir, dir},
 		{"version", "x"}, {"load"}, {"load", "--database", "postgres://u:p@127.0.0.1:1/d"},
 		{"load", "--parallel", "0", dir}, {"load", "--parallel", "-1", dir}, {"load", "--history", "-1s", dir},
@@ -319,6 +324,12 @@ func TestUsageErrorsAdvise(t *testing.T) {
 			"\"Patients\" is not a resource type of FHIR R4 (did you mean Patient?)"},
 		{[]string{"export", "--base", "http://a.org", "--group", "g", "--out", "x", "--type", "patient"}, "(did you mean Patient?)"},
 		{[]string{"export", "--base", "http://a.org", "--out", "x"}, "[group status-url]"},
+		{[]string{"admin", "job", "list", "--redis", "foo"}, "sluice: --redis: "},
+		{[]string{"admin", "job", "list", "--redis", "redis://localhost:1", "--ca-file", "/none"}, "sluice: --ca-file: "},
+		{[]string{"admin", "job", "list", "--redis", "redis://localhost:1", "--state", "runnin"}, "cancelled, expired (did you mean running?)"},
+		{[]string{"admin", "group", "list", "--database", "foo"}, "sluice: --database: "},
+		{[]string{"load", "--dry-run", "--data-base", "foo", "."}, "sluice: --data-base: "},
+		{[]string{"load", "--dry-run", "--max-line", "1", "."}, "--max-line must be from 1024"},
 	} {
 		code, stdout, stderr := run(t, test.args...)
 		if code != ExitUsage || stdout != "" || !strings.Contains(stderr, test.want) || strings.Count(stderr, "\n") != 2 {
@@ -330,6 +341,7 @@ func TestUsageErrorsAdvise(t *testing.T) {
 	do(t, ExitGood, "Kick off a bulk export", "export", "--help")
 	do(t, ExitGood, "completion", "--help")
 	do(t, ExitGood, "bash", "completion", "bash")
+	do(t, ExitGood, "failed,running\n", "__complete", "admin", "job", "list", "--state", "failed,r")
 	do(t, ExitGood, "Patient,Condition\n", "__complete", "export", "--type", "Patient,Condi")
 }
 
@@ -359,7 +371,7 @@ func TestToken(t *testing.T) {
 	if code != ExitFailure || stdout != "" || !strings.Contains(stderr, "start the standalone server") {
 		t.Errorf("no server: exit %d, %q, %q", code, stdout, stderr)
 	}
-	code, _, stderr = run(t, "token", "--state", empty, "--subject", "me", "--scope", "s", "--audience", "a")
+	code, _, stderr = run(t, "token", "--state", empty, "--subject", "me", "--scope", "system/*.rs", "--audience", "a")
 	if _, err := os.Stat(filepath.Join(empty, "issuer")); code != ExitFailure || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no issuer: exit %d, %q, %v", code, stderr, err)
 	}
@@ -399,7 +411,7 @@ func TestPlainHTTP(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // before anything is sent
 	var stdout, errs bytes.Buffer
-	code = Run(ctx, append(args, "--insecure-http"), &stdout, &errs)
+	code = Run(ctx, append(append([]string{"sluice"}, args...), "--insecure-http"), &stdout, &errs)
 	if code != ExitInterrupted || !strings.Contains(errs.String(), "interrupted") {
 		t.Errorf("--insecure-http: exit %d, %q", code, errs.String())
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
 
@@ -98,7 +99,7 @@ withheld (numbers of issues), problems and notes (their texts), and warnings.
 	cmd.MarkFlagsMutuallyExclusive("type", "status-url")
 	require(cmd, "out")
 	folders(cmd, "out")
-	defined(cmd.RegisterFlagCompletionFunc("type", completeTypes))
+	defined(cmd.RegisterFlagCompletionFunc("type", completeList(fhir.ExportableTypes())))
 	return a.withJSON(cmd)
 }
 
@@ -109,19 +110,21 @@ func folders(cmd *cobra.Command, flags ...string) {
 	}
 }
 
-// completeTypes completes the last type of a list.
-func completeTypes(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
-	before, last := "", typed
-	if i := strings.LastIndexByte(typed, ','); i >= 0 {
-		before, last = typed[:i+1], typed[i+1:]
-	}
-	var found []string
-	for _, typ := range fhir.ExportableTypes() {
-		if strings.HasPrefix(strings.ToLower(typ), strings.ToLower(last)) {
-			found = append(found, before+typ)
+// completeList completes the last name of a list.
+func completeList(names []string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		before, last := "", typed
+		if i := strings.LastIndexByte(typed, ','); i >= 0 {
+			before, last = typed[:i+1], typed[i+1:]
 		}
+		var found []string
+		for _, name := range names {
+			if strings.HasPrefix(strings.ToLower(name), strings.ToLower(last)) {
+				found = append(found, before+name)
+			}
+		}
+		return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 	}
-	return found, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 func (f exportFlags) check() error {
@@ -182,11 +185,11 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 	}
 	if report.Withheld > 0 {
 		a.say("%s for information: see the OperationOutcomes in %s\n",
-			plural(report.Withheld, "note"), flags.Dir)
+			plural.Of(report.Withheld, "note"), flags.Dir)
 	}
 	if report.Incomplete > 0 {
 		a.say("the export is incomplete: see %s in the OperationOutcomes in %s\n",
-			plural(report.Incomplete, "problem"), flags.Dir)
+			plural.Of(report.Incomplete, "problem"), flags.Dir)
 	}
 	a.say("written to %s (export %s, %s)\n", flags.Dir, report.Job, report.StatusURL)
 	if report.Incomplete > 0 {
@@ -215,8 +218,12 @@ func connect(
 	if err != nil {
 		return nil, err
 	}
-	if base == "" {
+	switch {
+	case base == "":
 		return nil, usage("--base or --state is required")
+	case statusURL != "" && tokens != nil && !bulkclient.SameOrigin(base, statusURL):
+		return nil, usage("the status URL is not on the origin of the base URL %s, to which the token is sent: "+
+			"--base must have the origin of the status URL, and the token must be of that server", withoutSecrets(base))
 	}
 	c, err := bulkclient.New(bulkclient.Config{
 		Base: base, Tokens: tokens, IG: flags.ig, Parallel: parallel, Observer: observer, InsecureHTTP: flags.insecure,
@@ -232,7 +239,7 @@ func connect(
 
 // explain adds the way out to an error of an export.
 func (a *app) explain(ctx context.Context, err error, flags exportFlags) error {
-	again := ", continue with:\n  " + resuming(a.args)
+	again := ", continue with:\n  " + resuming(a.program, a.args)
 	switch {
 	case errors.Is(err, bulkclient.ErrCancelled):
 		return errors.New("interrupted: the export was cancelled at the server, and its files were removed")
@@ -251,6 +258,9 @@ func advise(err error, dir string) error {
 	switch {
 	case errors.Is(err, bulkclient.ErrFolder):
 		return fmt.Errorf("%s: %w", dir, err)
+	case errors.Is(err, bulkclient.ErrNoEndpoint):
+		return fmt.Errorf("%w (name it with --token-url; a Sluice server announces it if its API has SLUICE_AUTH_TOKEN_URL)",
+			err)
 	case errors.Is(err, bulkclient.ErrForeignEndpoint):
 		return fmt.Errorf("%w (if it is the right one, name it with --token-url)", err)
 	case errors.Is(err, bulkclient.ErrForeignToken):
@@ -262,11 +272,11 @@ func advise(err error, dir string) error {
 }
 
 // resuming returns the command line that continues an export, without its token.
-func resuming(args []string) string {
-	words := []string{"sluice"}
-	for i, arg := range args {
+func resuming(program string, args []string) string {
+	var words []string
+	for i, arg := range append([]string{program}, args...) {
 		switch {
-		case i > 0 && args[i-1] == "--token":
+		case i > 1 && args[i-2] == "--token":
 			arg = "TOKEN"
 		case strings.HasPrefix(arg, "--token="):
 			arg = "--token=TOKEN"
@@ -316,13 +326,22 @@ of its resources. All differences are reported. The JSON of --json is that of sl
 				return fmt.Errorf("verify %s: %w", dir, err)
 			}
 			if a.flags.json {
-				return a.printJSON(report)
+				return a.printJSON(verified{Report: report})
 			}
 			files := report.Total.Files + report.Deleted.Files + report.Errors.Files
 			resources := report.Total.Resources + report.Deleted.Resources + report.Errors.Resources
-			return a.print(fmt.Sprintf("%s is unchanged: %s, %s\n", dir, plural(files, "file"), plural(resources, "resource")))
+			return a.print(fmt.Sprintf("%s is unchanged: %s, %s\n", dir, plural.Of(files, "file"), plural.Of(resources, "resource")))
 		}),
 	})
+}
+
+// verified is the JSON of sluice verify: a report without the members that count issues, which verify does not read.
+type verified struct {
+	bulkclient.Report
+	Incomplete *int `json:"incomplete,omitempty"`
+	Withheld   *int `json:"withheld,omitempty"`
+	Problems   *int `json:"problems,omitempty"`
+	Notes      *int `json:"notes,omitempty"`
 }
 
 // jobStatus is the JSON of sluice status.
@@ -354,13 +373,13 @@ func (a *app) status() *cobra.Command {
 			if manifest != nil {
 				one.State, one.TransactionTime = "completed", manifest.TransactionTime
 				one.Files, one.ErrorFiles = len(manifest.Output), len(manifest.Error)
-				text += "completed, " + plural(one.Files, "file")
+				text += "completed, " + plural.Of(one.Files, "file")
 				if resources, counted := countOf(manifest); counted {
 					one.Resources = &resources
-					text += ", " + plural(resources, "resource")
+					text += ", " + plural.Of(resources, "resource")
 				}
 				if one.ErrorFiles > 0 {
-					text += ", " + plural(one.ErrorFiles, "error file")
+					text += ", " + plural.Of(one.ErrorFiles, "error file")
 				}
 			}
 			if a.flags.json {
@@ -418,14 +437,6 @@ func (a *app) onJob(
 	})
 	flags.add(cmd)
 	return cmd
-}
-
-// plural returns a number and a noun in the right form.
-func plural[N int | int64](n N, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func defined(err error) {

@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/pkg/references"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
@@ -125,15 +126,25 @@ func (f *loadFlags) reading() (cfg loader.Config, err error) {
 		return cfg, err
 	}
 	if err := cfg.Limits.Validate(); err != nil {
-		return cfg, usage("%w", err)
+		return cfg, wrong(err, given{"--max-line", "SLUICE_MAX_LINE", f.maxLine != 0},
+			given{"--max-references", "SLUICE_MAX_REFERENCES", f.maxReferences != 0})
 	}
-	bases := slices.Concat(f.bases, strings.Split(os.Getenv("SLUICE_DATA_BASES"), ","), []string{os.Getenv("SLUICE_BASE_URL")})
-	for i := range bases {
-		bases[i] = strings.TrimSpace(bases[i])
-	}
-	bases = slices.DeleteFunc(bases, func(base string) bool { return base == "" })
-	if cfg.Bases, err = fhir.NewBases(bases...); err != nil {
-		return cfg, usage("--data-base: %w", err)
+	for _, from := range []struct {
+		name  string
+		bases []string
+	}{
+		{"--data-base", f.bases},
+		{"SLUICE_DATA_BASES", strings.Split(os.Getenv("SLUICE_DATA_BASES"), ",")},
+		{"SLUICE_BASE_URL", []string{os.Getenv("SLUICE_BASE_URL")}},
+	} {
+		for i := range from.bases {
+			from.bases[i] = strings.TrimSpace(from.bases[i])
+		}
+		bases, err := fhir.NewBases(slices.DeleteFunc(from.bases, func(base string) bool { return base == "" })...)
+		if err != nil {
+			return cfg, usage("%s: %w", from.name, err)
+		}
+		cfg.Bases = append(cfg.Bases, bases...)
 	}
 	return cfg, nil
 }
@@ -157,7 +168,7 @@ func limit(flag int, name string, otherwise int) (int, error) {
 func (a *app) findFiles(ctx context.Context, paths []string) (found loader.Found, remove func() error, err error) {
 	found, remove, err = findWithStdin(ctx, paths)
 	if n := len(found.Other); err == nil && n > 0 {
-		a.say("passed by %s with other endings: %s\n", count(int64(n), "file"), strings.Join(found.Other[:min(n, 10)], ", "))
+		a.say("passed by %s with other endings: %s\n", plural.Of(n, "file"), strings.Join(found.Other[:min(n, 10)], ", "))
 	}
 	return found, remove, err
 }
@@ -294,7 +305,7 @@ func (r *loadReport) refuse(deleteMissing bool) error {
 	switch {
 	case deleteMissing && unreadable > 0:
 		return fmt.Errorf("%s cannot be read: with --delete-missing nothing was loaded or deleted",
-			count(unreadable, "line or file", "lines or files"))
+			plural.Of(unreadable, "line or file", "lines or files"))
 	case len(r.Resources) == 0 && r.Deletions == 0:
 		return errors.New("the files have no resources to load")
 	}
@@ -344,13 +355,13 @@ func (a *app) printLoad(r loadReport) error {
 	var text strings.Builder
 	note := func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) }
 	for _, typ := range slices.Sorted(maps.Keys(r.Ignored)) {
-		note("ignored: %d of type %s, which is never exported", r.Ignored[typ], typ)
+		note("ignored: %s of type %s, which is never exported", plural.Of(r.Ignored[typ], "resource"), typ)
 	}
 	for _, typ := range slices.Sorted(maps.Keys(r.Unheld)) {
-		note("note: %d new of type %s are about patients that the store does not have", r.Unheld[typ], typ)
+		note("note: %s of type %s about patients that the store does not have", plural.Of(r.Unheld[typ], "new resource"), typ)
 	}
 	if r.Undated > 0 {
-		note("note: %d with a meta.lastUpdated that is not an instant; it does not count", r.Undated)
+		note("note: %s with a meta.lastUpdated that is not an instant and does not count", plural.Of(r.Undated, "resource"))
 	}
 	if slices.ContainsFunc(r.LeftOut, func(l loader.LeftOut) bool {
 		return l.Reason == export.ForeignPatient || l.Reason == export.ForeignReference
@@ -364,10 +375,10 @@ func (a *app) printLoad(r loadReport) error {
 		note("nothing was loaded (--dry-run); %s", rate)
 	} else {
 		if older := resources - groups - r.Added - r.Replaced - r.Unchanged; older > 0 {
-			note("note: %d older versions of resources that the files have more than once, or delete", older)
+			note("note: %s of resources that the files have more than once, or delete", plural.Of(older, "older version"))
 		}
 		note("%d added, %d replaced, %d unchanged, %d deleted; %s; %s", r.Added, r.Replaced, r.Unchanged, r.Deleted,
-			count(groups, "group"), rate)
+			plural.Of(groups, "group"), rate)
 	}
 	if err := a.print(text.String()); err != nil {
 		return err
@@ -377,7 +388,7 @@ func (a *app) printLoad(r loadReport) error {
 
 func (a *app) partial(r loadReport) error {
 	if n := r.warnings(); n > 0 {
-		a.say("%d were left out or not followed\n", n)
+		a.say("%s left out or not followed: see the table\n", plural.Of(n, "item was", "items were"))
 		return errPartial
 	}
 	return nil
@@ -405,14 +416,6 @@ func (r *loadReport) json() any {
 	}
 }
 
-// count returns a number with its noun. The plural is that of forms, or has an s.
-func count(n int64, noun string, plural ...string) string {
-	if n != 1 {
-		noun = cmp.Or(strings.Join(plural, ""), noun+"s")
-	}
-	return fmt.Sprintf("%d %s", n, noun)
-}
-
 func (a *app) synth() *cobra.Command {
 	cfg := synth.Config{}
 	cmd := &cobra.Command{
@@ -437,8 +440,8 @@ The same seed gives the same files, byte for byte.`,
 			if err := a.printColumns(rows); err != nil {
 				return err
 			}
-			return a.print(fmt.Sprintf("%d files, %s; groups: %s\n",
-				summary.Files, progress.Size(summary.Bytes), strings.Join(summary.Groups, " ")))
+			return a.print(fmt.Sprintf("%s, %s; groups: %s\n",
+				plural.Of(summary.Files, "file"), progress.Size(summary.Bytes), strings.Join(summary.Groups, " ")))
 		}),
 	}
 	f := cmd.Flags()

@@ -239,7 +239,7 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	}
 	for _, want := range []string{
 		file + " line 2: not valid JSON at byte ", file + " line 5: group g2: member is not an array\n",
-		file + " line 8: no id, or not a FHIR id\n", "\n3 were left out or not followed\n",
+		file + " line 8: no id, or not a FHIR id\n", "\n3 items were left out or not followed",
 	} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("%q does not contain %q", stderr, want)
@@ -248,7 +248,7 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	quotesNothing(t, stdout+stderr)
 	for _, want := range []string{
 		"\nGroup        1\n", "\nObservation  1\n", "\nPatient      1\n", "\ntotal        3\n",
-		"\nignored: 1 of type Task, which is never exported\n", "\n2 added, 0 replaced, 0 unchanged, 0 deleted; ",
+		"\nignored: 1 resource of type Task, which is never exported\n", "\n2 added, 0 replaced, 0 unchanged, 0 deleted; ",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("printed:\n%s\nwant %q", stdout, want)
@@ -344,8 +344,8 @@ func TestLoadDatabaseURL(t *testing.T) {
 		"the variable":   {url: s.url},
 		"the file":       {file: write(t, s.url+"\n")},
 		"the flag first": {url: "postgres://u:hunter2@127.0.0.1:1/d", flag: s.url},
-		"not a database": {url: "mysql://u:hunter2@h/d", code: ExitFailure, contains: "not the URL of a PostgreSQL"},
-		"not a URL":      {url: "postgres://u:hunter2@h:port/d", code: ExitFailure, contains: "not the URL of a PostgreSQL"},
+		"not a database": {url: "mysql://u:hunter2@h/d", code: ExitUsage, contains: "SLUICE_DATABASE_URL: not the URL of a PostgreSQL"},
+		"not a URL":      {url: "postgres://u:hunter2@h:port/d", code: ExitUsage, contains: "SLUICE_DATABASE_URL: not the URL of a PostgreSQL"},
 		"no server":      {url: "postgres://u:hunter2@127.0.0.1:1/d", code: ExitFailure, contains: "connection refused"},
 		"no such name":   {url: elsewhere.String(), code: ExitFailure, contains: `database "nowhere" does not exist`},
 		"wrong password": {url: barred.String(), code: ExitFailure, contains: "password authentication failed"},
@@ -587,8 +587,8 @@ func TestLoadTellsWhatItLeavesOut(t *testing.T) {
 		"Observation  1      the reference to the patient matches no resource, or several",
 		"Device       1      not about a patient", "Patient      1      not readable as a FHIR resource",
 		"Provenance   1      the reference to the patient matches no resource, or several",
-		file + " line 5", "note: 1 new of type Observation are about patients that the store does not have",
-		"note: 1 with a meta.lastUpdated that is not an instant",
+		file + " line 5", "note: 1 new resource of type Observation about patients that the store does not have",
+		"note: 1 resource with a meta.lastUpdated that is not an instant",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("%q is not in\n%s", want, stdout)

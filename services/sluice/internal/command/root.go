@@ -49,7 +49,8 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 // app holds the state that the commands share.
 type app struct {
 	stdout, stderr io.Writer
-	args           []string // the command line
+	program        string   // as it was called
+	args           []string // the command line, without the program
 	running        bool     // the command line was parsed
 	helpErr        error    // of a request for help about no command
 	flags          sharedFlags
@@ -64,9 +65,10 @@ type sharedFlags struct {
 	yes             bool // no confirmation
 }
 
-// Run runs one command line, without the program's name, and returns the exit code. It returns soon after ctx is done.
-func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, args: args}
+// Run runs one command line, which begins with the program, and returns the exit code. It returns soon after ctx is done.
+func Run(ctx context.Context, line []string, stdout, stderr io.Writer) int {
+	args := line[1:]
+	a := &app{stdout: stdout, stderr: stderr, program: line[0], args: args}
 	redisclient.LogTo(slog.New(slog.DiscardHandler)) // the errors of the commands have the same text
 	root := &cobra.Command{
 		Use:           "sluice",

@@ -69,6 +69,9 @@ server accepts such a token. The JSON of --json has token, subject, scope, audie
 			if subject == "" || scope == "" {
 				return usage("--subject and --scope must not be empty")
 			}
+			if err := token.CheckScopes(scope); err != nil {
+				return usage("--scope: %w (an example: system/*.rs)", err)
+			}
 			if ttl <= 0 {
 				return usage("--ttl must be positive")
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 )
 
 // Bars shows an export as live bars: one for the server's progress, then one for the whole download with one below it for
@@ -118,7 +119,7 @@ func (b *Bars) Planned(files []bulkclient.File) {
 		b.counts = b.counts && file.Count >= 0
 		resources += file.Count
 	}
-	b.line("downloading %s", plural(len(files), "file"))
+	b.line("downloading %s", plural.Of(len(files), "file"))
 	if len(files) == 0 {
 		return
 	}
@@ -150,7 +151,7 @@ func (b *Bars) drawFiles(w io.Writer, s decor.Statistics) error {
 	b.drawing.Lock()
 	defer b.drawing.Unlock()
 	for _, row := range b.files[:min(len(b.files), b.rows)] {
-		done := plural(row.resources, "resource")
+		done := plural.Of(row.resources, "resource")
 		if row.file.Count > 0 {
 			part := min(max(row.resources, 0), row.file.Count)
 			filled := strings.Repeat("=", int(part*barWidth/row.file.Count))
@@ -210,7 +211,7 @@ func (b *Bars) Finished(file bulkclient.File) {
 	if typ.open > 0 {
 		return
 	}
-	b.line("%s: %s, %s, %s", label, plural(typ.files, "file"), plural(typ.resources, "resource"), Size(typ.bytes))
+	b.line("%s: %s, %s, %s", label, plural.Of(typ.files, "file"), plural.Of(typ.resources, "resource"), Size(typ.bytes))
 	delete(b.types, label)
 	if len(b.types) == 0 {
 		b.total.SetTotal(-1, true)

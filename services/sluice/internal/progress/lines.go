@@ -10,6 +10,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 )
 
 // between is the minimum interval of progress lines.
@@ -61,7 +62,7 @@ func (l *Lines) Planned(files []bulkclient.File) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.files = len(files)
-	l.line("downloading %s", plural(l.files, "file"))
+	l.line("downloading %s", plural.Of(l.files, "file"))
 }
 
 // Advanced writes a line at intervals.
@@ -95,7 +96,8 @@ func (l *Lines) Waiting(reason error, wait time.Duration) {
 func (l *Lines) due() bool { return l.now().Sub(l.last) >= between }
 
 func (l *Lines) downloaded() {
-	l.line("downloaded %d of %s: %s, %s", l.finished, plural(l.files, "file"), plural(l.resources, "resource"), Size(l.bytes))
+	l.line("downloaded %d of %s: %s, %s",
+		l.finished, plural.Of(l.files, "file"), plural.Of(l.resources, "resource"), Size(l.bytes))
 }
 
 func (l *Lines) line(format string, args ...any) {
@@ -113,9 +115,3 @@ func Size(bytes int64) string {
 }
 
 // plural returns a number and a noun in the right form.
-func plural[N int | int64](n N, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
