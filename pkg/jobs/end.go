@@ -10,7 +10,6 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
-	"github.com/sluice-fhir/sluice/pkg/redisclient"
 )
 
 // Cancel hides a job from its owner at once, finished or not, and queues its purge (spec 5). It is idempotent. ErrNotFound
@@ -73,8 +72,13 @@ func (l *Lifecycle) PurgeLate(ctx context.Context, id export.JobID) error {
 const dueBatch = 100
 
 // ExpireDue marks finished jobs whose retention is over as expired and queues the purge of every ended job that is due. It
-// returns the jobs that it expired. An error of one job does not stop the others.
-func (l *Lifecycle) ExpireDue(ctx context.Context) (expired []export.Job, err error) {
+// returns the jobs that it expired. An error of one job does not stop the others. With inline it purges the jobs itself: a
+// full Redis runs no tasks, and only purges make room.
+func (l *Lifecycle) ExpireDue(ctx context.Context, inline bool) (expired []export.Job, err error) {
+	purge := l.Queue.EnqueuePurge
+	if inline {
+		purge = func(ctx context.Context, id export.JobID) error { _, err := l.Purge(ctx, id); return err }
+	}
 	now, err := l.Clock(ctx)
 	if err != nil {
 		return nil, err
@@ -86,7 +90,7 @@ func (l *Lifecycle) ExpireDue(ctx context.Context) (expired []export.Job, err er
 			return expired, errors.Join(append(errs, err)...)
 		}
 		for _, entry := range due {
-			job, err := l.expireOne(ctx, now, entry)
+			job, err := l.expireOne(ctx, now, entry, purge)
 			if err != nil {
 				errs = append(errs, err)
 			} else if job != nil {
@@ -100,12 +104,14 @@ func (l *Lifecycle) ExpireDue(ctx context.Context) (expired []export.Job, err er
 }
 
 // expireOne returns the job if this call expired it.
-func (l *Lifecycle) expireOne(ctx context.Context, now time.Time, entry jobstore.Entry) (*export.Job, error) {
+func (l *Lifecycle) expireOne(
+	ctx context.Context, now time.Time, entry jobstore.Entry, purge func(context.Context, export.JobID) error,
+) (*export.Job, error) {
 	id := entry.ID
 	job, err := l.Store.Job(ctx, id)
 	switch {
 	case errors.Is(err, export.ErrNotFound), job.State == export.Cancelled, job.State == export.Expired:
-		return nil, l.purgeSoon(ctx, id)
+		return nil, purge(ctx, id)
 	case err != nil:
 		return nil, err
 	case job.State.Live():
@@ -122,22 +128,13 @@ func (l *Lifecycle) expireOne(ctx context.Context, now time.Time, entry jobstore
 		}
 		return nil, err
 	}
-	return &job, l.purgeSoon(ctx, id)
-}
-
-// purgeSoon queues the purge of a job. A full Redis has no room for the task, so then the purge runs here and makes room.
-func (l *Lifecycle) purgeSoon(ctx context.Context, id export.JobID) error {
-	err := l.Queue.EnqueuePurge(ctx, id)
-	if redisclient.Full(err) {
-		_, err = l.Purge(ctx, id)
-	}
-	return err
+	return &job, purge(ctx, id)
 }
 
 // Purge deletes the objects and then the record of a job that its owner can no longer see. After a kill, the expire pass
-// finds the record or the index entry and enqueues the purge again. A failed job loses its files but keeps its record with
-// the reason. Any other job is left alone, and so are the objects of a job that Redis does not know and that was not removed: a
-// Redis that was emptied may be restored. purged is true if the record was removed.
+// finds the record or the index entry and enqueues the purge again. A failed job loses its files but keeps its record
+// with the reason. Any other job is left alone, and so are the objects of a job that Redis does not know and that was not
+// removed: a Redis that was emptied may be restored. purged is true if the record was removed.
 func (l *Lifecycle) Purge(ctx context.Context, id export.JobID) (purged bool, err error) {
 	job, err := l.Store.Job(ctx, id)
 	switch {

@@ -119,6 +119,9 @@ func TestAFailedJobKeepsItsReasonAndLosesItsFiles(t *testing.T) {
 func TestAFullRedisIsEmptiedByPurges(t *testing.T) {
 	url := testenv.RedisServer(t, "--maxmemory", "8mb", "--maxmemory-policy", "noeviction")
 	l := newLifecycleOn(t, url)
+	queued := l.started(t) // its purge is in the queue already
+	queueErr, err := l.Cancel(t.Context(), queued)
+	must(t, errors.Join(queueErr, err))
 	id := l.started(t)
 	options, err := redis.ParseURL(url)
 	must(t, err)
@@ -133,16 +136,39 @@ func TestAFullRedisIsEmptiedByPurges(t *testing.T) {
 			must(t, err)
 		}
 	}
-	queueErr, err := l.Cancel(t.Context(), id)
+	queueErr, err = l.Cancel(t.Context(), id)
 	if err != nil || !redisclient.Full(queueErr) {
 		t.Fatalf("cancel: %v, its purge: %v; want only the purge to be refused", err, queueErr)
 	}
-	_, err = l.ExpireDue(t.Context())
+	_, err = l.ExpireDue(t.Context(), true)
 	must(t, err)
-	if _, err := l.Store.Job(t.Context(), id); !errors.Is(err, export.ErrNotFound) {
-		t.Errorf("the job: %v", err)
+	for _, id := range []export.JobID{queued, id} {
+		if _, err := l.Store.Job(t.Context(), id); !errors.Is(err, export.ErrNotFound) {
+			t.Errorf("the job: %v", err)
+		}
+		must(t, l.Objects.List(t.Context(), export.JobPrefix(id), func(objects.Info) error { return errNotEmpty }))
 	}
-	must(t, l.Objects.List(t.Context(), export.JobPrefix(id), func(objects.Info) error { return errNotEmpty }))
+}
+
+// A kick-off whose confirmation is lost may have been confirmed, and an identical one may have joined its job.
+func TestAConfirmedKickOffIsNotUndone(t *testing.T) {
+	l := newLifecycle(t)
+	id := l.started(t)
+	lost := errors.New("the answer was lost")
+	if got, err := l.undo(t.Context(), id, lost); got != id || err != nil {
+		t.Errorf("undo of a confirmed job: %q, %v", got, err)
+	}
+	job := newJob()
+	_, err := l.Store.Create(t.Context(), job, export.FirstUnit(), jobstore.Admission{Limit: 5})
+	must(t, err)
+	for range 2 { // the second time there is no record
+		if got, err := l.undo(t.Context(), job.ID, lost); got != "" || !errors.Is(err, lost) {
+			t.Errorf("undo of an unconfirmed job: %q, %v", got, err)
+		}
+	}
+	if err := l.Store.Queued(t.Context(), job.ID); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("a late confirmation: %v", err)
+	}
 }
 
 // A wrong clock of one machine must not expire jobs.
@@ -151,7 +177,7 @@ func TestASchedulerThatIsAheadExpiresNothing(t *testing.T) { // spec 6
 	id := l.started(t)
 	must(t, l.FailJob(t.Context(), id, "it broke")) // expires in an hour
 	l.Now = func() time.Time { return time.Now().Add(2 * time.Hour) }
-	expired, err := l.ExpireDue(t.Context())
+	expired, err := l.ExpireDue(t.Context(), false)
 	must(t, err)
 	if job, err := l.Store.Job(t.Context(), id); len(expired) > 0 || err != nil || job.State != export.Failed {
 		t.Errorf("expired %d, the job is %s (%v)", len(expired), job.State, err)

@@ -156,25 +156,28 @@ func (s *Store) Counts(ctx context.Context, jobs []Entry) ([]JobCounts, error) {
 	return counts, nil
 }
 
-// States reads the states of the jobs in one round trip; "" for one without a record.
-func (s *Store) States(ctx context.Context, jobs []Entry) ([]export.State, error) {
+// States reads the states of the jobs in one round trip; "" for one without a record. born is when a scheduler first
+// reached this Redis, read after the states; the zero time if none has. A Redis that has lost its data is a new one.
+func (s *Store) States(ctx context.Context, jobs []Entry) (states []export.State, born time.Time, err error) {
 	if len(jobs) == 0 {
-		return nil, nil
+		return nil, time.Time{}, nil
 	}
 	answers := make([]*redis.StringCmd, len(jobs))
-	err := s.pipelined(ctx, "read states of jobs", func(p redis.Pipeliner) {
+	var since *redis.StringCmd
+	err = s.pipelined(ctx, "read states of jobs", func(p redis.Pipeliner) {
 		for i, job := range jobs {
 			answers[i] = p.HGet(ctx, key(job.ID, "job"), "state")
 		}
+		since = p.HGet(ctx, outageKey, "born")
 	})
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	states := make([]export.State, len(jobs))
+	states = make([]export.State, len(jobs))
 	for i, answer := range answers {
 		states[i] = export.State(answer.Val())
 	}
-	return states, nil
+	return states, instant(since.Val()), nil
 }
 
 // Sizes returns the number of jobs in the two indexes.

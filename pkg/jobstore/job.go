@@ -136,8 +136,8 @@ func (s *Store) RemoveUnconfirmed(ctx context.Context, id export.JobID) error {
 	return err
 }
 
-// Removed reports whether a job without a record was removed lately or is still in the index of ended jobs. If not, Redis may
-// have lost it.
+// Removed reports whether a job without a record was removed lately or is still in the index of ended jobs. If not, Redis
+// may have lost it.
 func (s *Store) Removed(ctx context.Context, id export.JobID) (bool, error) {
 	marks, err := s.redis.Exists(ctx, key(id, "removed")).Result()
 	if err == nil && marks == 0 {

@@ -46,13 +46,11 @@ func failures(t *testing.T, s *jobstore.Store, id export.JobID, unit export.Unit
 	t.Helper()
 	found, err := s.Inspect(t.Context(), id)
 	must(t, err)
-	for _, status := range found.Units {
-		if status.Unit.ID == unit {
-			return status.Attempts
-		}
+	at := slices.IndexFunc(found.Units, func(status jobstore.UnitStatus) bool { return status.Unit.ID == unit })
+	if at < 0 {
+		t.Fatalf("the job has no unit %s", unit)
 	}
-	t.Fatalf("the job has no unit %s", unit)
-	panic("unreachable")
+	return found.Units[at].Attempts
 }
 
 func create(t *testing.T, s *jobstore.Store, c *testenv.Clock) export.JobID {
@@ -635,7 +633,7 @@ func TestRefile(t *testing.T) {
 func TestCounts(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
 		entries := []jobstore.Entry{{ID: planned(t, s, c)}, {ID: export.NewJobID()}} // the second has no record
-		states, err := s.States(t.Context(), entries)
+		states, _, err := s.States(t.Context(), entries)
 		must(t, err)
 		counts, err := s.Counts(t.Context(), entries)
 		must(t, err)

@@ -238,7 +238,7 @@ func TestARefusedReadIsNotReadAsAMissingRecord(t *testing.T) {
 		must(t, server.Set("sluice:{"+string(id)+"}:"+name, "of another type"))
 	}
 	jobs := []jobstore.Entry{{ID: export.NewJobID()}, {ID: id}}
-	_, statesErr := s.States(t.Context(), jobs)
+	_, _, statesErr := s.States(t.Context(), jobs)
 	_, countsErr := s.Counts(t.Context(), jobs)
 	_, publishedErr := s.Published(t.Context(), []export.Origin{
 		{Job: jobs[0].ID, Unit: "a", Fence: 1}, {Job: id, Unit: "a", Fence: 1},

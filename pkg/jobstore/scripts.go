@@ -119,9 +119,9 @@ local function move(target)
   redis.call('HSET', job, 'state', target)
   return true
 end
--- holds reports whether the unit is the caller's. If its worker was taken for lost and nobody has claimed the unit since, the
--- caller is that worker, which was stopped or cut off, and gets the unit back: its work is not lost, and the loss is no
--- attempt.
+-- holds reports whether the unit is the caller's. If its worker was taken for lost and nobody has claimed the unit since,
+-- the caller is that worker, which was stopped or cut off, and gets the unit back: its work is not lost, and the loss is
+-- no attempt.
 local function holds(unit, fence)
   local current = redis.call('HGET', fences, unit)
   if current == fence and redis.call('HGET', claims, unit) == fence then return true end

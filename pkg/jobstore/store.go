@@ -24,8 +24,8 @@ const (
 	activeIndex = "sluice:jobs:active" // member: job id, score: when it was created, ms
 	dueIndex    = "sluice:jobs:due"    // member: job id, score: when it expires or is to be purged, ms
 	committed   = "sluice:committed"   // hash: resources, bytes and stored bytes of all commits ever
-	// hash: born, when a scheduler first reached this Redis; seen, when one last did; over, when Redis was reached again after an
-	// outage; ms
+	// hash: born, when a scheduler first reached this Redis; seen, when one last did; over, when Redis was reached again
+	// after an outage; ms
 	outageKey = "sluice:outage"
 )
 

@@ -213,15 +213,6 @@ func (s *Store) NoteReachable(ctx context.Context) error {
 	return redisclient.Unavailable("note that redis is reachable", err)
 }
 
-// Born returns when a scheduler first reached this Redis; the zero time if none has. A Redis that lost its data is a new one.
-func (s *Store) Born(ctx context.Context) (time.Time, error) {
-	born, err := s.redis.HGet(ctx, outageKey, "born").Result()
-	if errors.Is(err, redis.Nil) {
-		return time.Time{}, nil
-	}
-	return instant(born), redisclient.Unavailable("read since when redis is known", err)
-}
-
 // RescueStale takes up to most units without a heartbeat for as long as silence and marks them as heard of now. A claimed
 // unit gets a new fence (lost), and the loss counts as an attempt unless its worker turns up again; the task of an
 // unclaimed one may be lost. All have to be enqueued again. After an outage of Redis, the silence of claimed units counts

@@ -15,6 +15,10 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
+// ErrDenied is a refusal of the service. It is an outage (export.ErrUnavailable) if everything is refused, as after rotated
+// credentials or with a wrong clock, which an operator repairs: then Check fails too.
+var ErrDenied = errors.New("access denied")
+
 // failure maps errors of minio-go to those in the package comment.
 func failure(ctx context.Context, err error) error {
 	if err == nil {
@@ -33,9 +37,7 @@ func failure(ctx context.Context, err error) error {
 			return fmt.Errorf("%s: %w", refusal.Code, export.ErrUnavailable)
 		case refusal.StatusCode == http.StatusUnauthorized, refusal.StatusCode == http.StatusForbidden,
 			strings.HasPrefix(refusal.Code, "ExpiredToken"), refusal.Code == "InvalidToken":
-			// Rotated credentials, a changed policy or a wrong clock are not the fault of a request. An operator can repair
-			// them before the work is lost.
-			return fmt.Errorf("%s (status %d): %w", refusal.Code, refusal.StatusCode, export.ErrUnavailable)
+			return fmt.Errorf("%s (status %d): %w: %w", refusal.Code, refusal.StatusCode, ErrDenied, export.ErrUnavailable)
 		case refusal.StatusCode >= 500 && refusal.StatusCode != http.StatusNotImplemented, // permanent
 			refusal.StatusCode == http.StatusTooManyRequests,
 			strings.HasPrefix(refusal.Code, "SlowDown"), refusal.Code == "RequestTimeout":

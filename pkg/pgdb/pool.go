@@ -114,9 +114,9 @@ var errTimeout = errors.New("connect timeout")
 
 // outage reports whether a retry of the same query may succeed: connection exceptions (08), lack of resources (53),
 // shutdown and recovery (57P), I/O errors (58), serialization failures (40); and whether an operator can repair what no
-// query can: the credentials (28), the database (3D) or the privileges (42501) of the service.
+// query can: the credentials (28) or the database (3D) of the service.
 func outage(code string) bool {
-	return slices.ContainsFunc([]string{"08", "53", "57P", "58", "40", "28", "3D", "42501"}, func(class string) bool {
+	return slices.ContainsFunc([]string{"08", "53", "57P", "58", "40", "28", "3D"}, func(class string) bool {
 		return strings.HasPrefix(code, class)
 	})
 }

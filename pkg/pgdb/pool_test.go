@@ -41,13 +41,11 @@ func TestConnectTimeoutIsAnOutage(t *testing.T) {
 func TestARefusedServiceIsAnOutage(t *testing.T) {
 	database := testenv.Postgres(t)
 	for name, c := range map[string]struct {
-		change    func(*url.URL)
-		statement string
-		code      string
+		change func(*url.URL)
+		code   string
 	}{
-		"password":   {func(u *url.URL) { u.User = url.UserPassword(u.User.Username(), "wrong") }, "SELECT 1", "28P01"},
-		"database":   {func(u *url.URL) { u.Path = "/of_another_name" }, "SELECT 1", "3D000"},
-		"privileges": {func(*url.URL) {}, "SET ROLE pg_read_all_stats; SELECT * FROM pg_authid", "42501"},
+		"password": {func(u *url.URL) { u.User = url.UserPassword(u.User.Username(), "wrong") }, "28P01"},
+		"database": {func(u *url.URL) { u.Path = "/of_another_name" }, "3D000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			target, err := url.Parse(database)
@@ -56,7 +54,7 @@ func TestARefusedServiceIsAnOutage(t *testing.T) {
 			pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: target.String()})
 			must(t, err)
 			defer pool.Close()
-			_, err = pool.Exec(t.Context(), c.statement)
+			_, err = pool.Exec(t.Context(), "SELECT 1")
 			if err = pgdb.Wrap("query", err); !errors.Is(err, export.ErrUnavailable) || !strings.Contains(err.Error(), c.code) {
 				t.Errorf("got %v, want export.ErrUnavailable with the code %s", err, c.code)
 			}

@@ -89,7 +89,8 @@ func Unavailable(act string, err error) error {
 	return fmt.Errorf("%s: %w: %w", act, export.ErrUnavailable, err)
 }
 
-// Full reports whether Redis refused a command because it has reached its maxmemory. Asynq passes the text on, not the error.
+// Full reports whether Redis refused a command because it has reached its maxmemory. Asynq passes the text on, not the
+// error.
 func Full(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "OOM command not allowed")
 }

@@ -108,8 +108,8 @@ func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undis
 // executions is the record of units in the logs of workers.
 type executions struct {
 	claimed  int
-	settled  map[string]int // how often each unit, by job and unit, was done
-	outcomes map[string]int // of all executions
+	settled  map[string]int              // how often each unit, by job and unit, was done
+	outcomes map[string]int              // of all executions
 	fences   map[string]map[float64]bool // of each unit
 }
 

@@ -58,7 +58,8 @@ func (o *Operator) GiveUpUnit(ctx context.Context, id export.JobID, unit export.
 // is idempotent. It returns ErrConflict if the job has expired.
 func (o *Operator) Cancel(ctx context.Context, id export.JobID) error {
 	return o.change(audit.Event{Action: audit.Cancel, Job: id}, func() error {
-		return errors.Join(o.lifecycle().Cancel(ctx, id))
+		_, err := o.lifecycle().Cancel(ctx, id) // if its purge cannot be queued, the expire pass purges it
+		return err
 	})
 }
 

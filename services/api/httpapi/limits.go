@@ -28,7 +28,7 @@ type Limits struct {
 	FinishedLimit int `env:"FINISHED_LIMIT" envDefault:"200"`
 	// bytes of finished exports in the object store with which one subject may kick off
 	StoredLimit int64 `env:"STORED_LIMIT" envDefault:"1099511627776"`
-	// downloads (files and manifests) of one subject at once, in each replica
+	// downloads of files of one subject at once, in each replica, and as many of manifests
 	DownloadLimit int `env:"DOWNLOAD_LIMIT" envDefault:"16"`
 }
 
@@ -139,9 +139,11 @@ func (s *service) checkQuota(ctx context.Context, owner export.Owner) error {
 	return tooMuch(text, min(max(held.Expires.Sub(s.Now()), fullWait), longestHold))
 }
 
-// downloads counts the running downloads of each subject in this process: files, and the lists behind manifests. Each holds
-// a connection to the store and about half a megabyte, here and in the kernel, for as long as its client reads.
+// downloads counts the running downloads of each subject in this process. Each holds a connection to the store and about
+// half a megabyte, here and in the kernel, for as long as its client reads. Manifests are counted apart from files: a
+// client that downloads as many files as it may still gets the status of its other exports.
 type downloads struct {
+	what    string
 	mu      sync.Mutex
 	running map[export.Owner]int
 }
@@ -151,7 +153,8 @@ func (d *downloads) begin(owner export.Owner, most int) (end func(), err error) 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.running[owner] >= most {
-		text := fmt.Sprintf("This client has the maximum number of concurrent downloads: %d. Finish one first.", most)
+		text := fmt.Sprintf("This client has the maximum number of concurrent downloads of %s: %d. Finish one first.",
+			d.what, most)
 		return nil, tooMuch(text, fullWait)
 	}
 	d.running[owner]++

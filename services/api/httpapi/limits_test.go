@@ -310,12 +310,14 @@ func TestDownloadsAtOnceAreLimited(t *testing.T) {
 	}
 	for _, headers := range [][]string{nil, {"Range", "bytes=0-0"}} {
 		got := w.ask("GET", path, append(slices.Clone(alice), headers...)...)
-		if wait := wantThrottled(t, got, "concurrent downloads: 3"); wait > 30 {
+		if wait := wantThrottled(t, got, "concurrent downloads of files: 3"); wait > 30 {
 			t.Errorf("Retry-After %d, want seconds", wait)
 		}
 		wantHeader(t, got, "Etag", "", "Accept-Ranges", "", "Content-Range", "")
 	}
-	wantThrottled(t, w.ask("GET", statusPath(id), alice...), "concurrent downloads: 3") // the manifest
+	if got := w.ask("GET", statusPath(id), alice...); got.code != http.StatusOK {
+		t.Errorf("the manifest: %d", got.code)
+	}
 	if got := w.ask("HEAD", path, alice...); got.code != http.StatusOK {
 		t.Errorf("HEAD: %d", got.code)
 	}
@@ -332,6 +334,27 @@ func TestDownloadsAtOnceAreLimited(t *testing.T) {
 	for range 2 {
 		if got := w.ask("GET", statusPath(id), alice...); got.code != http.StatusOK {
 			t.Errorf("a manifest after the download: %d", got.code)
+		}
+	}
+}
+
+// A manifest that is not read holds as much as a file.
+func TestManifestsAtOnceAreLimited(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t, func(cfg *httpapi.Config) { cfg.DownloadLimit = 1 })
+	alice := w.as("alice")
+	id := w.kickoff(alice, "")
+	w.run(id, patients(1))
+	asked := false
+	w.objectDoor.Before("_manifest/", func() {
+		if !asked {
+			asked = true
+			wantThrottled(t, w.ask("GET", statusPath(id), alice...), "concurrent downloads of manifests: 1")
+		}
+	})
+	for range 2 {
+		if got := w.ask("GET", statusPath(id), alice...); got.code != http.StatusOK || !asked {
+			t.Errorf("the manifest: %d, asked for another meanwhile: %t", got.code, asked)
 		}
 	}
 }

@@ -26,7 +26,7 @@ type manifestItem struct {
 // manifest streams the manifest of a completed job (spec 3). It reads the sealed list of files twice, for `output` and for
 // `error`, because the number of files is unbounded.
 func (s *service) manifest(c *gin.Context, job export.Job) error {
-	end, err := s.downloads.begin(principalOf(c).Owner, s.DownloadLimit)
+	end, err := s.manifests.begin(principalOf(c).Owner, s.DownloadLimit)
 	if err != nil {
 		return err
 	}

@@ -93,7 +93,8 @@ type service struct {
 	baseText  string // the base URL, without a trailing slash
 	metrics   metrics
 	lifecycle *jobs.Lifecycle
-	downloads *downloads
+	downloads *downloads // of files
+	manifests *downloads
 	scans     chan struct{} // a place for each reading of a file from its beginning to a range
 
 	capabilities, smartDocument []byte // public documents; the second is nil without Config.TokenURL
@@ -166,7 +167,9 @@ func newService(cfg Config, deps Deps) (*service, error) {
 	s := &service{
 		Config: cfg, Deps: deps, baseText: strings.TrimSuffix(cfg.BaseURL.String(), "/"), metrics: newMetrics(deps.Registry),
 		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: cfg.Now},
-		downloads: &downloads{running: map[export.Owner]int{}}, scans: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		downloads: &downloads{what: "files", running: map[export.Owner]int{}},
+		manifests: &downloads{what: "manifests", running: map[export.Owner]int{}},
+		scans:     make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	if cfg.TokenURL != "" {
 		s.smartDocument = encode(token.SMARTConfiguration(cfg.TokenURL, cfg.ClientSecrets))

@@ -7,8 +7,13 @@ import (
 )
 
 // Expire marks finished jobs whose retention is over as expired and queues the purge of all ended jobs that are due.
-func (r *Runner) Expire(ctx context.Context) error {
-	expired, err := r.lifecycle.ExpireDue(ctx)
+func (r *Runner) Expire(ctx context.Context) error { return r.expire(ctx, false) }
+
+// makeRoom is Expire for a full Redis: it purges the jobs itself.
+func (r *Runner) makeRoom(ctx context.Context) error { return r.expire(ctx, true) }
+
+func (r *Runner) expire(ctx context.Context, inline bool) error {
+	expired, err := r.lifecycle.ExpireDue(ctx, inline)
 	for _, job := range expired {
 		r.metrics.expired.Inc()
 		r.jobLogger(job.ID, job).Info("job expired")

@@ -43,8 +43,8 @@ type Config struct {
 	// a unit without a heartbeat for this long is lost; several times UNIT_HEARTBEAT
 	Silence    time.Duration `env:"UNIT_SILENCE" envDefault:"20s"`
 	SweepGrace time.Duration `env:"SWEEP_GRACE" envDefault:"1h"` // objects younger than this are never orphans
-	// objects of jobs that Redis does not know are kept this long after a scheduler first reaches an empty Redis, so that it can
-	// be restored
+	// objects of jobs that Redis does not know are kept this long after a scheduler first reaches an empty Redis, so that it
+	// can be restored
 	RestoreGrace time.Duration `env:"RESTORE_GRACE" envDefault:"24h"`
 	MaxAge       time.Duration `env:"JOB_MAX_AGE" envDefault:"72h"` // a job that is still live at this age fails
 	jobs.Settings
@@ -117,8 +117,13 @@ func (r *Runner) Run(ctx context.Context) error {
 		passRescue: {r.cfg.RescueEvery, r.Queue.EnqueueRescue},
 	}
 	last := map[string]time.Time{}
+	var room sync.WaitGroup
+	defer room.Wait()
+	var mu sync.Mutex
 	failing := map[string]bool{} // only changes are logged: an outage has several failures a second
 	failed := func(what string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
 		if err != nil && !failing[what] {
 			r.Logger.Warn(what+" failed; it is repeated", "err", err)
 		}
@@ -134,10 +139,15 @@ func (r *Runner) Run(ctx context.Context) error {
 				continue
 			}
 			err := pass.enqueue(ctx, name, bucket, pass.interval)
-			if name == passExpire && redisclient.Full(err) {
-				err = r.Pass(ctx, name) // it makes room
-			}
 			failed("the "+name+" pass", err)
+			if name == passExpire && redisclient.Full(err) {
+				room.Go(func() {
+					ctx, cancel := context.WithTimeout(ctx, r.cfg.ExpireEvery)
+					defer cancel()
+					failed("making room in a full Redis", r.once(ctx, name, r.makeRoom))
+				})
+				err = nil // until the next interval
+			}
 			if err == nil {
 				last[name] = bucket
 			}
@@ -159,6 +169,11 @@ func (r *Runner) Pass(ctx context.Context, name string) error {
 	if pass == nil {
 		return fmt.Errorf("unknown pass %q", name) // of a newer scheduler, which will run it
 	}
+	return r.once(ctx, name, pass)
+}
+
+// once runs the pass unless this process is running one of the name.
+func (r *Runner) once(ctx context.Context, name string, pass func(context.Context) error) error {
 	if _, running := r.running.LoadOrStore(name, true); running {
 		return nil
 	}

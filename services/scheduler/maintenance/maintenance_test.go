@@ -74,7 +74,8 @@ func newWorld(t *testing.T) *world {
 	w.must(store.EnsureBucket(t.Context()))
 
 	cfg := envconfig.Defaults[Config]()
-	cfg.SweepGrace = 0
+	cfg.SweepGrace, cfg.RestoreGrace = 0, 0
+	w.must(w.redis.HSet(t.Context(), "sluice:outage", "born", 1).Err())
 	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
 	w.events, err = audit.Open(audit.Config{Path: w.auditAt, Process: "scheduler", Now: now})
 	w.must(err)
@@ -170,9 +171,9 @@ func (w *world) keys() (objectKeys, redisKeys []string) {
 	w.must(w.Objects.List(w.t.Context(), "", func(o objects.Info) error { objectKeys = append(objectKeys, o.Key); return nil }))
 	all, err := w.redis.Keys(w.t.Context(), "sluice:*").Result()
 	w.must(err)
-	// The totals of all jobs stay, and the mark of a removal stays for some minutes.
+	// What is known of Redis and the totals of all jobs stay, and the mark of a removal stays for some minutes.
 	all = slices.DeleteFunc(all, func(key string) bool {
-		return key == "sluice:committed" || strings.HasSuffix(key, "}:removed")
+		return key == "sluice:committed" || key == "sluice:outage" || strings.HasSuffix(key, "}:removed")
 	})
 	return objectKeys, all
 }
@@ -373,7 +374,7 @@ func TestARescueAfterAnOutageOfRedisWaitsForTheWorkers(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
-	for began := time.Now(); w.redis.Exists(t.Context(), "sluice:outage").Val() == 0; time.Sleep(10 * time.Millisecond) {
+	for began := time.Now(); !w.redis.HExists(t.Context(), "sluice:outage", "seen").Val(); time.Sleep(10 * time.Millisecond) {
 		if time.Since(began) > 30*time.Second {
 			t.Fatal("no note")
 		}
@@ -439,11 +440,12 @@ func TestAKickOffThatWasNotConfirmedIsRemoved(t *testing.T) {
 func TestAnEmptyRedisDeletesNothingForADay(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	w.must(w.Jobs.NoteReachable(ctx))
+	w.cfg.RestoreGrace = 24 * time.Hour
 	w.set(w.Now().Add(2 * w.cfg.RestoreGrace))
 	id := w.job(export.Completed)
 	before, _ := w.keys()
 	w.must(w.redis.FlushDB(ctx).Err())
+	w.must(w.Sweep(ctx)) // before a scheduler has noted that Redis can be reached
 	w.must(w.Jobs.NoteReachable(ctx))
 	w.must(w.Purge(ctx, id)) // that of a worker which found no job
 	w.set(w.Now().Add(w.cfg.RestoreGrace - time.Second))

@@ -24,7 +24,7 @@ const (
 
 // Rescue enqueues stale and waiting units of every live job and fails jobs that take too long.
 func (r *Runner) Rescue(ctx context.Context) error {
-	now, err := r.Jobs.Time(ctx)
+	now, err := r.lifecycle.Clock(ctx)
 	if err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ func (r *Runner) Rescue(ctx context.Context) error {
 	}
 }
 
-// rescueOne rescues the job of an entry at the instant now. Both are times of Redis.
+// rescueOne rescues the job of an entry, whose time is that of Redis, at the instant now.
 func (r *Runner) rescueOne(ctx context.Context, now time.Time, entry jobstore.Entry) error {
 	job, err := r.Jobs.Job(ctx, entry.ID)
 	log := r.jobLogger(entry.ID, job)

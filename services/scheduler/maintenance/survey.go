@@ -154,7 +154,7 @@ func (r *Runner) endedJobs(ctx context.Context) (map[string]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		states, err := r.Jobs.States(ctx, page)
+		states, _, err := r.Jobs.States(ctx, page)
 		if err != nil {
 			return nil, err
 		}
@@ -198,7 +198,7 @@ func (r *Runner) finished(
 		}
 		ask = append(ask, jobstore.Entry{ID: id})
 	}
-	states, err := r.Jobs.States(ctx, ask)
+	states, _, err := r.Jobs.States(ctx, ask)
 	if err != nil {
 		return false, err
 	}

@@ -14,19 +14,16 @@ import (
 const sweepBatch = 1000
 
 // Sweep deletes orphaned objects and unfinished uploads: everything of jobs without a record and of failed jobs, and, of
-// other ended jobs, what no listed unit wrote. It leaves everything younger than the grace, everything of live jobs and, while
-// Redis is younger than its grace, everything of jobs without a record. If it does not finish, the next sweep continues after the last object that it has looked at.
+// other ended jobs, what no listed unit wrote. It leaves everything younger than the grace, everything of live jobs and,
+// while Redis is younger than its grace, everything of jobs without a record. If it does not finish, the next sweep
+// continues after the last object that it has looked at.
 func (r *Runner) Sweep(ctx context.Context) error {
 	now, err := r.lifecycle.Clock(ctx)
 	if err != nil {
 		return err
 	}
-	born, err := r.Jobs.Born(ctx)
-	if err != nil {
-		return err
-	}
 	before := now.Add(-r.cfg.SweepGrace)
-	s := &sweep{Runner: r, spare: now.Sub(born) < r.cfg.RestoreGrace}
+	s := &sweep{Runner: r, now: now}
 	errs := []error{s.sweepUploads(ctx, before)}
 	last, err := r.Jobs.Swept(ctx)
 	if err != nil {
@@ -61,7 +58,7 @@ func (r *Runner) Sweep(ctx context.Context) error {
 	}
 	if s.spared > 0 {
 		r.Logger.Warn("the bucket has objects of jobs that Redis does not know; if Redis has lost its data, restore it",
-			"objects", s.spared, "deleted_after", born.Add(r.cfg.RestoreGrace))
+			"objects", s.spared, "kept_for", r.cfg.RestoreGrace.String())
 	}
 	if foreign {
 		r.Logger.Warn("the bucket has a foreign prefix, which is left alone")
@@ -72,8 +69,8 @@ func (r *Runner) Sweep(ctx context.Context) error {
 // sweep is a running sweep.
 type sweep struct {
 	*Runner
-	spare  bool // what belongs to jobs without a record
-	spared int
+	now    time.Time
+	spared int // objects of jobs without a record that are kept: Redis may have lost the records
 }
 
 func (r *sweep) sweepObjects(ctx context.Context, keys []string) error {
@@ -146,10 +143,11 @@ func (r *sweep) lookUp(ctx context.Context, keys []string, orphaned []bool) erro
 			jobs = append(jobs, jobstore.Entry{ID: origin.Job})
 		}
 	}
-	found, err := r.Jobs.States(ctx, jobs)
+	found, born, err := r.Jobs.States(ctx, jobs)
 	if err != nil {
 		return err
 	}
+	young := born.IsZero() || r.now.Sub(born) < r.cfg.RestoreGrace
 	for i, job := range jobs {
 		states[job.ID] = found[i]
 	}
@@ -160,7 +158,7 @@ func (r *sweep) lookUp(ctx context.Context, keys []string, orphaned []bool) erro
 		state := states[origin.Job]
 		switch {
 		case origin.Job == "", state.Live():
-		case state == "" && r.spare:
+		case state == "" && young:
 			r.spared++
 		case state == "", state == export.Failed, origin.Scaffolding:
 			orphaned[i] = true

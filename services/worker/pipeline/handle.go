@@ -241,7 +241,7 @@ func (w *Worker) decide(
 		return outcome{name: outcomeHandedBack, cause: export.CauseDraining}
 	case errors.As(runErr, &permanent):
 		return outcome{name: outcomeFailed, reason: permanent.Reason}
-	case errors.Is(runErr, export.ErrUnavailable):
+	case errors.Is(runErr, export.ErrUnavailable) && !(errors.Is(runErr, objects.ErrDenied) && w.Objects.Check(ctx) == nil):
 		// An outage does not count as an attempt, because it may outlast any number of them. The scheduler ends a job that
 		// waits too long.
 		return outcome{name: outcomeWaiting, delay: w.cfg.OutageDelay, cause: export.CauseUnavailable}

@@ -149,8 +149,8 @@ func (w *Worker) storeCohort(
 	return chosen, nil
 }
 
-// cut divides each type into units of about cfg.unitBytes, never finer than a chunk of the cohort. A type that the source has
-// never held has no unit.
+// cut divides each type into units of about cfg.unitBytes, never finer than a chunk of the cohort. A type that the source
+// has never held has no unit.
 func cut(types []string, sizes source.Sizes, cohort export.Cohort, cfg Config) []export.Unit {
 	var wholes, units []export.Unit
 	var total int64

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -467,4 +469,51 @@ func TestALoserOfTheFenceCommitsNothing(t *testing.T) { // pitfalls 13, 28
 		}
 	})
 	fx.outcome(job).wantLines(t, want...)
+}
+
+// Rotated credentials refuse everything, which an operator repairs. A refusal of some objects alone may be permanent.
+func TestARefusalOfTheObjectStore(t *testing.T) { // pitfalls 10, 21
+	t.Parallel()
+	all, observations, others := clinical(t)
+	for name, row := range map[string]struct {
+		refused func(*http.Request) bool
+		outcome string
+	}{
+		"of everything": {func(*http.Request) bool { return true }, "waiting"},
+		"of one type":   {func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/Observation/") }, "retried"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fx := newFixture(t, all, members...)
+			w := fx.worker()
+			denied := 0
+			job := fx.drive(fx.kickOff("Observation", "Condition", "Patient"), func(task queue.Task) {
+				if strings.HasPrefix(string(task.Unit), "Observation") && denied < fx.cfg.MaxAttempts+1 {
+					denied++
+					fx.proxy.OnReply(func(reply *http.Response) error {
+						if row.refused(reply.Request) {
+							reply.StatusCode = http.StatusForbidden
+							reply.Header.Set("Content-Type", "application/xml")
+							reply.Body = io.NopCloser(strings.NewReader(`<Error><Code>InvalidAccessKeyId</Code></Error>`))
+							reply.ContentLength = -1
+							reply.Header.Del("Content-Length")
+						}
+						return nil
+					})
+				}
+				must(t, w.Handle(t.Context(), task))
+				fx.proxy.Mend()
+			})
+			got := fx.outcome(job)
+			if row.outcome == "waiting" {
+				got.wantLines(t, concat(observations, others)...)
+				got.wantIssues(t, "error")
+				fx.wantMetric(float64(fx.cfg.MaxAttempts+1), "sluice_worker_units_total", "export", "waiting")
+				return
+			}
+			got.wantLines(t, others...)
+			got.wantIssues(t, "error", "A part of Observation (Observation-00000) is missing: "+
+				"its data could not be read or stored in 3 attempts.")
+		})
+	}
 }
