@@ -188,6 +188,36 @@ var Versions = func() map[string]struct {
 	}
 }()
 
+// Recreated has lines of the group "g", among which are entries that delete it, and its members afterwards, or the error.
+var Recreated = func() map[string]struct {
+	Lines   []string
+	Members []string
+	Err     error
+} {
+	line := func(number, member string) string {
+		return fmt.Sprintf(`{"resourceType":"Group","id":"g","meta":{"versionId":%q},"member":[{"entity":{"reference":"Patient/%s"}}]}`,
+			number, member)
+	}
+	const gone = `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Group/g"}}]}`
+	bad := strings.Replace(line("1", "x"), `"member":[`, `"member":[5,`, 1)
+	type recreated = struct {
+		Lines   []string
+		Members []string
+		Err     error
+	}
+	return map[string]recreated{
+		"deleted":                   {[]string{line("5", "left"), gone}, nil, directory.ErrNoGroup},
+		"with a lower number":       {[]string{line("5", "left"), gone, line("1", "new")}, []string{"new"}, nil},
+		"without a number":          {[]string{line("5", "left"), gone, line("2", "new"), line("", "newer")}, []string{"newer"}, nil},
+		"the one before had none":   {[]string{line("", "left"), gone, line("2", "new"), line("1", "old")}, []string{"new"}, nil},
+		"deleted again":             {[]string{line("5", "left"), gone, line("1", "left"), gone}, nil, directory.ErrNoGroup},
+		"created twice":             {[]string{line("5", "left"), gone, line("3", "left"), gone, line("1", "new")}, []string{"new"}, nil},
+		"the next cannot be read":   {[]string{line("5", "left"), gone, bad}, nil, export.ErrUnavailable},
+		"a later one can be read":   {[]string{line("5", "left"), gone, bad, line("2", "new")}, []string{"new"}, nil},
+		"deleted before it existed": {[]string{gone, line("1", "new")}, []string{"new"}, nil},
+	}
+}()
+
 // OpenGroups returns an implementation with the groups and the clock.
 type OpenGroups func(t *testing.T, now func() time.Time, groups []Group) directory.Groups
 

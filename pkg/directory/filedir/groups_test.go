@@ -420,6 +420,28 @@ func TestDeletedGroups(t *testing.T) {
 	}
 }
 
+// TestTheNewestVersionAfterADeletion: the versions before a deletion are forgotten.
+func TestTheNewestVersionAfterADeletion(t *testing.T) {
+	for name, test := range directorytest.Recreated {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for n, line := range test.Lines {
+				file := fmt.Sprintf("%d/Group.ndjson", n)
+				if strings.Contains(line, "DELETE") {
+					file = fmt.Sprintf("%d/deleted/1.ndjson", n)
+				}
+				must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o700))
+				put(t, dir, file, line)
+			}
+			var got []string
+			_, err := openGroups(t, dir, now).Members(t.Context(), "g", func(id string) error { got = append(got, id); return nil })
+			if !errors.Is(err, test.Err) || !slices.Equal(got, test.Members) {
+				t.Errorf("members %q, error %v, want %q, %v", got, err, test.Members, test.Err)
+			}
+		})
+	}
+}
+
 // TestCallsEndAtTheirDeadline: a file that takes long is read once, by whichever calls.
 func TestCallsEndAtTheirDeadline(t *testing.T) {
 	dir := folder(t, "Group.1.ndjson", line1)
