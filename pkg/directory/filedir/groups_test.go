@@ -191,6 +191,50 @@ func TestAFileThatCannotBeRead(t *testing.T) {
 	})
 }
 
+// TestADamagedGzipDecidesAboutNobody: whichever bit of a compressed file is wrong, and wherever it is cut off, a group has its
+// members or is not available. An older version does not replace it.
+func TestADamagedGzipDecidesAboutNobody(t *testing.T) {
+	text := strings.Replace(line1, `"id"`, `"meta":{"versionId":"5"},"id"`, 1) + "\n"
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, err := io.WriteString(w, text)
+	must(t, errors.Join(err, w.Close()))
+	damaged := map[string][]byte{}
+	for bit := range 8 * b.Len() {
+		wrong := bytes.Clone(b.Bytes())
+		wrong[bit/8] ^= 1 << (bit % 8)
+		damaged[fmt.Sprintf("bit %d", bit)] = wrong
+	}
+	for n := 1; n < b.Len(); n++ {
+		damaged[fmt.Sprintf("%d bytes", n)] = b.Bytes()[:n]
+	}
+	unavailable := 0
+	for name, content := range damaged {
+		dir := t.TempDir()
+		must(t, os.WriteFile(filepath.Join(dir, "Group.ndjson.gz"), content, 0o600))
+		groups := openGroups(t, dir, now)
+		var got []string
+		_, err := groups.Members(t.Context(), "g1", func(id string) error { got = append(got, id); return nil })
+		if err == nil && !slices.Equal(got, []string{"p1"}) || err != nil && len(got) > 0 {
+			t.Errorf("%s: members %q, error %v", name, got, err)
+		}
+		if err != nil && len(groups.LeftOut()) != 1 {
+			t.Errorf("%s: left out %+v", name, groups.LeftOut())
+		}
+		if !errors.Is(err, directory.ErrUnreadable) {
+			continue
+		}
+		unavailable++
+		put(t, dir, "2.Group.ndjson", strings.Replace(line1, `"id"`, `"meta":{"versionId":"4","lastUpdated":"2026-01-01T00:00:00Z"},"id"`, 1))
+		if err := groups.Exists(t.Context(), "g1"); !errors.Is(err, directory.ErrUnreadable) {
+			t.Errorf("%s: an older version replaces it: %v", name, err)
+		}
+	}
+	if unavailable == 0 {
+		t.Error("the group was told in no damaged file")
+	}
+}
+
 // A member group that cannot be read contributes nothing and is counted.
 func TestAMemberGroupThatCannotBeRead(t *testing.T) {
 	dir := folder(t, "Group.ndjson", strings.Replace(line1, `[{`, `[{"entity":{"reference":"Group/g2"}},{`, 1)+"\n"+
