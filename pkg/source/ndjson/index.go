@@ -158,7 +158,7 @@ func (l *list) settle() {
 	l.remove(func(f *found) bool { return f.why == refused })
 }
 
-// remove removes the resources for which gone returns true from a settled list.
+// remove removes the resources for which gone returns true.
 func (l *list) remove(gone func(*found) bool) {
 	kept := 0
 	for i := range l.n {
@@ -453,6 +453,7 @@ func (b *builder) setPatients(e *entry, numbers []uint32) {
 // finish builds the index of the source.
 func (b *builder) finish(ctx context.Context, s *Source) error {
 	s.identity = fmt.Sprintf("%016x", b.identity.Load())
+	b.delete() // first: a resource that is there again may begin with a lower version
 	var settling errgroup.Group
 	settling.SetLimit(4)
 	for _, l := range b.lists {
@@ -461,7 +462,6 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	if err := settling.Wait(); err != nil {
 		return err
 	}
-	b.delete()
 	if err := b.resolve(ctx, s); err != nil {
 		return err
 	}
@@ -487,7 +487,7 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	return nil
 }
 
-// delete removes the resources that Bundles delete, unless a later line has them again.
+// delete removes the versions that precede a deletion.
 func (b *builder) delete() {
 	last := map[string]map[[2]uint64]uint64{} // by type and id: the place of the last deletion
 	for _, d := range b.deleted {

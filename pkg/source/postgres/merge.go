@@ -90,8 +90,10 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 			return merged, err
 		}
 	}
+	// What is staged after a deletion replaces any version of the store.
 	err = tx.QueryRow(ctx, "WITH same AS (DELETE FROM "+staged+" AS s USING "+table+` AS r
-		WHERE r.id = s.id AND r.ended IS NULL AND (CASE WHEN r.version <> s.version THEN r.version > s.version
+		WHERE r.id = s.id AND r.ended IS NULL AND (CASE WHEN s.id IN (SELECT id FROM `+deletions+of+`) THEN false
+			WHEN r.version <> s.version THEN r.version > s.version
 			ELSE coalesce(r.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity') END
 			OR r.head = s.head AND r.body = s.body) RETURNING s.head)
 		SELECT count(*) FROM same AS s WHERE NOT `+refused).Scan(&merged.Unchanged)
