@@ -81,13 +81,23 @@ func (e entry) ref() (ref fhir.Ref, owned bool) {
 	return ref, !fhir.IsID(ref.ID)
 }
 
-// applies reports whether the entry is a resource to take.
+// applies reports whether the entry is a resource to take. A Bundle in an entry is data: as a line it would be carried out.
 func (e entry) applies() bool {
 	switch e.Request.Method {
 	case "", http.MethodPost, http.MethodPut, http.MethodGet, http.MethodHead:
-		return len(e.Resource) > 0
+		return len(e.Resource) > 0 && !isBundle(e.Resource)
 	}
 	return false
+}
+
+// isBundle reports whether the resource is a Bundle.
+func isBundle(resource []byte) bool {
+	if !mayBeBundle(resource) {
+		return false
+	}
+	values := jsonvalues.NewReader(bytes.NewReader(resource), len(resource))
+	found, _ := eachEntry(values, func([]byte, bool) error { return nil }) // an error is that of the line
+	return found.bundle
 }
 
 // scope is the resources of a Bundle by full URL. A full URL of two entries names neither.

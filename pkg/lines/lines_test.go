@@ -209,6 +209,7 @@ func TestFilesOfEveryFormBecomeLines(t *testing.T) {
 		"entry with a NUL":       {"x.json", `{"resourceType":"Bundle","entry\u0000":[{"resource":` + patient + `}]}`, nil, false, "a key of a Bundle"},
 		"type twice":             {"x.json", `{"resourceType":"Bundle","entry":[],"resourceType":"Patient"}`, nil, false, "a key of a Bundle"},
 		"escaped type":           {"x.ndjson", `{"resourceType":"\u0042undle","entry":[{"resource":` + patient + `}]}`, []string{patient}, true, ""},
+		"another escaped type":   {"x.ndjson", `{"note":"caf\u00e9","resourceType":"Bundl\u0065","entry":[{"resource":` + patient + `}]}`, []string{patient}, true, ""},
 		"Entry on a line":        {"x.ndjson", deletion("Entry") + "\n" + patient, []string{deletion("Entry"), patient}, true, ""},
 		"type in capitals":       {"x.ndjson", strings.Replace(deletion("entry"), "r", "R", 1), []string{strings.Replace(deletion("entry"), "r", "R", 1)}, true, ""},
 		"not a Bundle, odd keys": {"x.json", `{"resourceType":"Patient","entry":[],"Entry":2,"id":"1"}`, []string{`{"resourceType":"Patient","entry":[],"Entry":2,"id":"1"}`}, true, ""},
@@ -224,6 +225,10 @@ func TestFilesOfEveryFormBecomeLines(t *testing.T) {
 		"history of a deleted resource": {"x.json", `{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Flag/f"}},{"resource":` + patient +
 			`,"request":{"method":"PUT","url":"Patient/1"}}],` + "\n" + `"type":"history"}`, []string{past(`{"request":{"method":"DELETE","url":"Flag/f"}}`),
 			past(`{"resource":` + patient + `,"request":{"method":"PUT","url":"Patient/1"}}`)}, true, ""},
+		"a Bundle as the resource of an entry": {"x.json", `{"resourceType":"Bundle","type":"searchset","entry":[{"resource":` + deletion("entry") +
+			`},{"resource":{"resourceType":"B\u0075ndle","entry":[]}},{"resource":` + patient + `}]}`,
+			[]string{`{"resourceType":"Bundle","entry":[{"resource":` + deletion("entry") + `}]}`,
+				`{"resourceType":"Bundle","entry":[{"resource":{"resourceType":"B\u0075ndle","entry":[]}}]}`, patient}, true, ""},
 		"history on a line":      {"x.ndjson", past(`{"resource":`+patient+`}`) + "\n" + patient, []string{past(`{"resource":` + patient + `}`), patient}, true, ""},
 		"history in capitals":    {"x.ndjson", strings.Replace(past(`{"resource":`+patient+`}`), "history", "History", 1), []string{past(`{"resource":` + patient + `}`)}, true, ""},
 		"Type of a Bundle":       {"x.json", strings.Replace(past(""), `"type"`, `"Type"`, 1), nil, false, "a key of a Bundle"},
@@ -316,6 +321,7 @@ func TestDeletionIsABundleOfOneDelete(t *testing.T) {
 		strings.Replace(deletion("entry"), "method", "Method", 1):                         {},
 		strings.Replace(deletion("entry"), "Patient/1", "Patient/1/_history/3", 1):        {},
 		strings.Replace(deletion("entry"), "Patient/1", "/Patient/1", 1):                  {Type: "Patient", ID: "1"},
+		`{"resourceType":"Bundle","entry":[{"resource":` + deletion("entry") + `}]}`:      {},
 		past(`{"request":{"method":"DELETE","url":"Patient/1"}}`):                         {},
 		strings.Replace(deletion("entry"), "Patient/1", `Patient/1","url":"Patient/2`, 1): {},
 	} {

@@ -185,8 +185,19 @@ func firstLine(start []byte) []byte {
 
 // mayBeBundle is quick and true for every Bundle.
 func mayBeBundle(line []byte) bool {
-	escaped := bytes.Contains(line, []byte(`\u`)) && bytes.Contains(line, []byte(`undle`))
-	return escaped || bytes.Contains(line, []byte(`"Bundle"`))
+	if bytes.Contains(line, []byte(`"Bundle"`)) {
+		return true
+	}
+	for { // or a letter of it is escaped
+		_, after, escaped := bytes.Cut(line, []byte(`\u00`))
+		if !escaped {
+			return false
+		}
+		if len(after) > 0 && strings.IndexByte("467", after[0]) >= 0 {
+			return true
+		}
+		line = after
+	}
 }
 
 // expander replaces each line that is a Bundle by its entries.
