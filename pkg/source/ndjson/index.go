@@ -50,7 +50,7 @@ type builder struct {
 
 	bases    fhir.Bases
 	servers  lines.Servers
-	identity atomic.Uint64 // sum of the hashes of all resources and deletions
+	identity atomic.Uint64 // sum of what identify adds
 }
 
 // location is the place of a line or a file, for people.
@@ -272,8 +272,6 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 func (b *builder) take(_ context.Context, block *lines.Block) error {
 	var scanner fhir.Scanner
 	var patients []string
-	var identity uint64
-	defer func() { b.identity.Add(identity) }()
 	typed := false
 	for line := range block.Lines {
 		at := location{block.File, line.Number, b.files[block.File].name + " " + block.Place(line)}
@@ -299,8 +297,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		place := uint64(block.File)<<placeBits | uint64(line.Offset)
 		switch {
 		case facts.Type == "Bundle":
-			identity += xxh3.Hash(line.Body)
-			b.takeBundle(line.Body, place, at)
+			b.takeBundle(line, place, at)
 			continue
 		case fhir.IsType(facts.Type) && !fhir.IsExportable(facts.Type):
 			b.count(facts.Type, uint32(len(line.Body)), block.File)
@@ -320,7 +317,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 			}
 			continue
 		}
-		identity += xxh3.Hash(line.Body)
+		b.identify(line, block.File, true)
 		f := b.found(facts, entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))})
 		if b.refs.Note(line.Body) {
 			f.bytes |= resolvable
@@ -359,9 +356,20 @@ func (b *builder) refuse(line lines.Line, typ string, reason export.Reason, at l
 	if !told {
 		return nil
 	}
+	b.identify(line, at.file, false)
 	f := b.found(facts, entry{place: uint64(at.file)<<placeBits | uint64(line.Offset)})
 	f.why = refused
 	return b.add(facts.Type, f, nil)
+}
+
+// identify adds a line that decides what is served to the identity of the data: a version, one that is refused, or a
+// deletion. Its place ranks it. The number of the file would depend on files without resources.
+func (b *builder) identify(line lines.Line, file int, good bool) {
+	seed := xxh3.HashString(b.files[file].name) + uint64(line.Offset)
+	if !good {
+		seed = ^seed
+	}
+	b.identity.Add(xxh3.HashSeed(line.Body, seed))
 }
 
 // whyHomeless returns the index of the reason for which the line would have no patient.
@@ -370,12 +378,13 @@ func whyHomeless(facts fhir.Facts) uint8 {
 }
 
 // takeBundle takes a Bundle that deletes a resource.
-func (b *builder) takeBundle(body []byte, place uint64, at location) {
-	ref, deletes := lines.Deletion(body)
+func (b *builder) takeBundle(line lines.Line, place uint64, at location) {
+	ref, deletes := lines.Deletion(line.Body)
 	if !deletes && b.files[at.file].expanded {
 		b.leaveOut("", export.UnsupportedEntry, at)
 		return
 	}
+	b.identify(line, at.file, true)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !deletes {

@@ -558,9 +558,11 @@ func TestBundlesAmongLinesAreFoundInOneReading(t *testing.T) {
 	}
 }
 
-func TestTheIdentityIsThatOfTheResources(t *testing.T) {
+// TestTheIdentityIsThatOfWhatIsServed: it tells apart what serves other versions.
+func TestTheIdentityIsThatOfWhatIsServed(t *testing.T) {
 	t.Parallel()
 	const one, two = `{"resourceType":"Patient","id":"1"}`, `{"resourceType":"Patient","id":"2"}`
+	const again, refused = `{"resourceType":"Patient","id":"2","active":true}`, `{"resourceType":"Patient","id":"2","Subject":{}}`
 	identity := func(files map[string]string) string {
 		content := map[string][]byte{}
 		for name, text := range files {
@@ -570,9 +572,10 @@ func TestTheIdentityIsThatOfTheResources(t *testing.T) {
 	}
 	of := identity(map[string]string{"a.ndjson": one + "\n" + two + "\n"})
 	for name, same := range map[string]map[string]string{
-		"another order": {"a.ndjson": two + "\n" + one + "\n"},
-		"other files":   {"b.ndjson": one + "\r\n", "c.ndjson": two},
-		"a log":         {"a.ndjson": one + "\n" + two + "\n", "log.ndjson": `{"eventId":"x"}` + "\n"},
+		"the same":        {"a.ndjson": one + "\n" + two + "\n"},
+		"a log":           {"a.ndjson": one + "\n" + two + "\n", "log.ndjson": `{"eventId":"x"}` + "\n"},
+		"a log before it": {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"eventId":"x"}` + "\n"},
+		"another type":    {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"resourceType":"Task","id":"x"}` + "\n"},
 	} {
 		if identity(same) != of {
 			t.Errorf("%s: another identity", name)
@@ -588,6 +591,24 @@ func TestTheIdentityIsThatOfTheResources(t *testing.T) {
 		if identity(other) == of {
 			t.Errorf("%s: the same identity", name)
 		}
+	}
+	all := map[string]string{} // identity -> name
+	for name, files := range map[string]map[string]string{
+		"the later line":   {"a.ndjson": two + "\n" + again + "\n"},
+		"the other line":   {"a.ndjson": again + "\n" + two + "\n"},
+		"the later file":   {"a.ndjson": two + "\n", "b.ndjson": again + "\n"},
+		"the other file":   {"a.ndjson": again + "\n", "b.ndjson": two + "\n"},
+		"other names":      {"c.ndjson": two + "\n", "b.ndjson": again + "\n"},
+		"one":              {"a.ndjson": two + "\n"},
+		"a refused one":    {"a.ndjson": two + "\n" + refused + "\n"},
+		"a refused before": {"a.ndjson": refused + "\n" + two + "\n"},
+		"a deletion":       {"a.ndjson": two + "\n" + deletionOfTwo + "\n"},
+		"deleted before":   {"a.ndjson": deletionOfTwo + "\n" + two + "\n"},
+	} {
+		if other, twice := all[identity(files)]; twice {
+			t.Errorf("%s and %s: the same identity", name, other)
+		}
+		all[identity(files)] = name
 	}
 }
 
