@@ -60,7 +60,7 @@ type location struct {
 	name string
 }
 
-// strays counts the lines of a file without a resourceType. If no line has one, and all are JSON objects, it is another
+// strays counts the lines of a file without a resourceType. If no line has one, and all are JSON, it is another
 // file beside the data, such as a log; if they are not, it is damaged.
 type strays struct {
 	typed   bool
@@ -133,10 +133,15 @@ func (l *list) Less(i, j int) bool {
 	return cmp.Or(a.compareID(b.hash), cmp.Compare(a.place, b.place)) < 0
 }
 
-// replaces reports whether f, which has the higher place, is to be served instead of an older version (spec 11).
+// replaces reports whether f, which has the higher place, is to be served instead of an older version (spec 11). A refused
+// line, such as one of a partial download, does not withhold a good one of the same version.
 func (f *found) replaces(other *found) bool {
-	if f.version > 0 && other.version > 0 && f.version != other.version {
+	numbered := f.version > 0 && other.version > 0
+	switch {
+	case numbered && f.version != other.version:
 		return f.version > other.version
+	case numbered && f.updated == other.updated && f.why == refused:
+		return other.why == refused
 	}
 	return f.updated >= other.updated
 }
@@ -208,11 +213,11 @@ func (b *builder) leaveOut(typ string, reason export.Reason, at location) {
 
 // stray counts a line without a resourceType.
 func (b *builder) stray(file int, at location, body []byte) {
-	object := body[0] == '{' && json.Valid(body)
+	valid := json.Valid(body)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := &b.strays[file]
-	s.damaged = s.damaged || !object
+	s.damaged = s.damaged || !valid
 	if s.count++; s.count == 1 || at.line < s.first.line {
 		s.first = at
 	}

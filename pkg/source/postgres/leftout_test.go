@@ -387,6 +387,9 @@ func TestRefusedVersionsWithholdOlderOnes(t *testing.T) {
 	if merged := s.loadWith(ndjson(patient("1", `,"Subject":{}`)), keeping()); merged != (postgres.Merged{}) {
 		t.Errorf("an older version is refused: %+v", merged)
 	}
+	if merged := s.loadWith(ndjson(patient("2", `,"Subject":{}`)), keeping()); merged != (postgres.Merged{}) {
+		t.Errorf("the same version is refused: %+v", merged)
+	}
 	s.expect(time.Time{}, "Patient", "p", "p")
 	if merged := s.loadWith(ndjson(patient("3", `,"Subject":{}`), named), keeping()); merged != (postgres.Merged{Added: 1, Deleted: 1}) {
 		t.Errorf("the newest version is refused: %+v", merged)

@@ -406,6 +406,7 @@ func refusedVersions(t *testing.T, load Load) {
 		version("cut", "1", "a"), strings.TrimSuffix(version("cut", "2", "b"), "}"),
 		version("older", "1", "b", twice), version("older", "2", "a"),
 		version("repaired", "1", "a"), version("repaired", "2", "b", twice), version("repaired", "3", "a"),
+		version("same", "2", "a"), version("same", "2", "b", twice), version("same-first", "2", "b", twice), version("same-first", "2", "a"),
 		version("unknown", "1", "a"), `{"resourceType":"Observation","id":"unknown","subject":{`,
 		resource("Observation", "undated", ref("subject", "Patient/a")),
 		resource("Observation", "undated", ref("subject", "Patient/b"), twice),
@@ -414,7 +415,8 @@ func refusedVersions(t *testing.T, load Load) {
 	))
 	a := []string{"a"}
 	expect(t, src, "Observation", []string{"a", "b"},
-		names{"Observation/older": a, "Observation/repaired": a, "Observation/unknown": a})
+		names{"Observation/older": a, "Observation/repaired": a, "Observation/unknown": a, "Observation/same": a,
+			"Observation/same-first": a})
 	p := collect(t)
 	must(t, src.ByID(t.Context(), source.ByIDQuery{Type: "Practitioner", IDs: []string{"p"}}, p.take))
 	if len(p.got) > 0 {
