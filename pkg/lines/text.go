@@ -96,8 +96,8 @@ func decompress(content io.Reader) (text *bufio.Reader, zipped bool, err error) 
 }
 
 // verify returns an error if gzip finds the content damaged. A checksum is known only at the end, and what a damaged file
-// holds before it may be resources with other values. A file that is cut off is not refused: its beginning is as it was
-// written.
+// holds before it may be resources with other values. A file that ends too early is not refused: it may be a download that
+// was cut off. Damage by which the compressed data ends early cannot be told from that.
 func verify(content io.Reader) error {
 	text, _, err := decompress(content)
 	if err == nil {

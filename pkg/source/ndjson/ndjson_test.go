@@ -483,6 +483,19 @@ func TestProvenanceTakesMemoryOfItsTargetsOnly(t *testing.T) {
 }
 
 // TestFilesWithoutResourcesMayChange: a log beside the data, of which some have lines like resources.
+// TestJSONWithoutFHIRIsPassedBy: unlike what is no JSON, and what may have resources.
+func TestJSONWithoutFHIRIsPassedBy(t *testing.T) {
+	for text, want := range map[string][]string{
+		`{"entry":"x"}`: nil, `[1,{"a":2}]`: nil, `[`: {" unreadable_file 1"}, `oops`: {" unreadable_file 1"},
+		`[[` + observation("2", "a", "") + `]]`: {"Observation malformed 1"}, `{"entry":"x","resourceType":"Bundle"}`: {" unreadable_file 1"},
+	} {
+		src := open(t, folder(t, map[string][]byte{"a.ndjson": []byte(observation("1", "a", "")), "x.json": []byte(text)}), Config{})
+		if got := leftOut(t, src); !slices.Equal(got, want) {
+			t.Errorf("%s: left out %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestFilesWithoutResourcesMayChange(t *testing.T) {
 	deletion := `{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Observation/2"}}]}`
 	for text, noticed := range map[string]bool{

@@ -1,11 +1,11 @@
 package loader
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-
 	"math"
 	"runtime"
 	"slices"
@@ -238,7 +238,8 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	switch {
 	case typ == "Bundle", typ == "Group": // malformed or not: a Group that cannot be read counts as its newest version
 		return facts, taken
-	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body):
+	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body) &&
+		!bytes.Contains(line.Body, []byte(`"resourceType"`)):
 		b.untyped(line)
 		return facts, passedBy
 	case errors.Is(err, fhir.ErrTooMany):
