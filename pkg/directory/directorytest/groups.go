@@ -195,8 +195,8 @@ var Recreated = func() map[string]struct {
 	Err     error
 } {
 	line := func(number, member string) string {
-		return fmt.Sprintf(`{"resourceType":"Group","id":"g","meta":{"versionId":%q},"member":[{"entity":{"reference":"Patient/%s"}}]}`,
-			number, member)
+		return fmt.Sprintf(`{"resourceType":"Group","id":"g","meta":{"versionId":%q},`+
+			`"member":[{"entity":{"reference":"Patient/%s"}}]}`, number, member)
 	}
 	const gone = `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Group/g"}}]}`
 	bad := strings.Replace(line("1", "x"), `"member":[`, `"member":[5,`, 1)
@@ -205,16 +205,18 @@ var Recreated = func() map[string]struct {
 		Members []string
 		Err     error
 	}
+	after := func(members []string, err error, lines ...string) recreated { return recreated{lines, members, err} }
+	old, first, isNew := line("5", "left"), line("1", "new"), []string{"new"}
 	return map[string]recreated{
-		"deleted":                   {[]string{line("5", "left"), gone}, nil, directory.ErrNoGroup},
-		"with a lower number":       {[]string{line("5", "left"), gone, line("1", "new")}, []string{"new"}, nil},
-		"without a number":          {[]string{line("5", "left"), gone, line("2", "new"), line("", "newer")}, []string{"newer"}, nil},
-		"the one before had none":   {[]string{line("", "left"), gone, line("2", "new"), line("1", "old")}, []string{"new"}, nil},
-		"deleted again":             {[]string{line("5", "left"), gone, line("1", "left"), gone}, nil, directory.ErrNoGroup},
-		"created twice":             {[]string{line("5", "left"), gone, line("3", "left"), gone, line("1", "new")}, []string{"new"}, nil},
-		"the next cannot be read":   {[]string{line("5", "left"), gone, bad}, nil, export.ErrUnavailable},
-		"a later one can be read":   {[]string{line("5", "left"), gone, bad, line("2", "new")}, []string{"new"}, nil},
-		"deleted before it existed": {[]string{gone, line("1", "new")}, []string{"new"}, nil},
+		"deleted":                   after(nil, directory.ErrNoGroup, old, gone),
+		"with a lower number":       after(isNew, nil, old, gone, first),
+		"without a number":          after([]string{"newer"}, nil, old, gone, line("2", "new"), line("", "newer")),
+		"the one before had none":   after(isNew, nil, line("", "left"), gone, line("2", "new"), line("1", "old")),
+		"deleted again":             after(nil, directory.ErrNoGroup, old, gone, line("1", "left"), gone),
+		"created twice":             after(isNew, nil, old, gone, line("3", "left"), gone, first),
+		"the next cannot be read":   after(nil, export.ErrUnavailable, old, gone, bad),
+		"a later one can be read":   after(isNew, nil, old, gone, bad, line("2", "new")),
+		"deleted before it existed": after(isNew, nil, gone, first),
 	}
 }()
 
