@@ -3,7 +3,6 @@ package lines
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,13 +80,23 @@ func (e entry) ref() (ref fhir.Ref, owned bool) {
 	return ref, !fhir.IsID(ref.ID)
 }
 
-// applies reports whether the entry is a resource to take.
+// applies reports whether the entry is a resource to take. A Bundle in an entry is data: as a line it would be carried out.
 func (e entry) applies() bool {
 	switch e.Request.Method {
 	case "", http.MethodPost, http.MethodPut, http.MethodGet, http.MethodHead:
-		return len(e.Resource) > 0
+		return len(e.Resource) > 0 && !isBundle(e.Resource)
 	}
 	return false
+}
+
+// isBundle reports whether the resource is a Bundle.
+func isBundle(resource []byte) bool {
+	if !mayBeBundle(resource) {
+		return false
+	}
+	values := jsonvalues.NewReader(bytes.NewReader(resource), len(resource))
+	found, _ := eachEntry(values, func([]byte, bool) error { return nil }) // an error is that of the line
+	return found.bundle
 }
 
 // scope is the resources of a Bundle by full URL. A full URL of two entries names neither.
@@ -128,7 +137,7 @@ func (b *bases) add(fullURL string) {
 	}
 }
 
-// newScope reads the object that is read next. It returns nil for one that is not a Bundle.
+// newScope reads the value that is read next. It returns nil for one that is not a Bundle.
 func newScope(values *jsonvalues.Reader) (*scope, error) {
 	known := &scope{urls: map[string]string{}}
 	var err error
@@ -231,13 +240,17 @@ type form struct {
 	history bool // a Bundle of the type history, which has the newest version first (R4, RESTful API, history)
 }
 
-// eachEntry calls yield for each entry of the object that is read next, and returns its form. A Bundle with a key
+// eachEntry calls yield for each entry of the value that is read next, and returns its form. A Bundle with a key
 // that another parser could read otherwise is an error at its end.
 func eachEntry(values *jsonvalues.Reader, yield func(raw []byte, long bool) error) (found form, err error) {
-	if next, err := values.Peek(); err != nil || next != '{' {
-		return found, cmp.Or(err, errNoObject)
+	next, err := values.Peek()
+	if err == nil && next != '{' {
+		_, _, err = values.Value()
 	}
-	seen, odd := map[string]bool{}, false
+	if err != nil || next != '{' {
+		return found, err
+	}
+	seen, odd, noArray := map[string]bool{}, false, false
 	err = values.Object(func(key string) error {
 		for _, name := range []string{"resourceType", "type", "entry"} {
 			if strings.EqualFold(key, name) {
@@ -246,10 +259,12 @@ func eachEntry(values *jsonvalues.Reader, yield func(raw []byte, long bool) erro
 			}
 		}
 		odd = odd || strings.ContainsAny(key, "\x00\uFFFD") // the decoder replaces half a surrogate pair
-		if key == "entry" {
-			if next, err := values.Peek(); err != nil || next != '[' {
-				return cmp.Or(err, errNoArray)
-			}
+		next, err := values.Peek()
+		if err != nil {
+			return err
+		}
+		noArray = noArray || key == "entry" && next != '['
+		if key == "entry" && next == '[' {
 			return values.Array(func() error {
 				raw, long, err := values.Value()
 				if err != nil {
@@ -268,16 +283,19 @@ func eachEntry(values *jsonvalues.Reader, yield func(raw []byte, long bool) erro
 		found.history = found.history || key == "type" && strings.EqualFold(text, "history")
 		return nil
 	})
-	if err == nil && found.bundle && odd {
+	switch {
+	case err != nil || !found.bundle:
+	case noArray:
+		err = errNoArray
+	case odd:
 		err = errOddKey
 	}
 	return found, err
 }
 
 var (
-	errNoObject = errors.New("not a JSON object")
-	errNoArray  = errors.New("the entries of a Bundle are not an array")
-	errOddKey   = errors.New("a key of a Bundle is duplicate, or one that another parser could read otherwise")
+	errNoArray = errors.New("the entries of a Bundle are not an array")
+	errOddKey  = errors.New("a key of a Bundle is duplicate, or one that another parser could read otherwise")
 )
 
 // document converts a text of JSON values to NDJSON. Reading it twice keeps the memory flat: references may precede the

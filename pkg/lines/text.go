@@ -96,8 +96,8 @@ func decompress(content io.Reader) (text *bufio.Reader, zipped bool, err error) 
 }
 
 // verify returns an error if gzip finds the content damaged. A checksum is known only at the end, and what a damaged file
-// holds before it may be resources with other values. A file that is cut off is not refused: its beginning is as it was
-// written.
+// holds before it may be resources with other values. A file that ends too early is not refused: it may be a download that
+// was cut off. Damage by which the compressed data ends early cannot be told from that.
 func verify(content io.Reader) error {
 	text, _, err := decompress(content)
 	if err == nil {
@@ -185,8 +185,19 @@ func firstLine(start []byte) []byte {
 
 // mayBeBundle is quick and true for every Bundle.
 func mayBeBundle(line []byte) bool {
-	escaped := bytes.Contains(line, []byte(`\u`)) && bytes.Contains(line, []byte(`undle`))
-	return escaped || bytes.Contains(line, []byte(`"Bundle"`))
+	if bytes.Contains(line, []byte(`"Bundle"`)) {
+		return true
+	}
+	for { // or a letter of it is escaped
+		_, after, escaped := bytes.Cut(line, []byte(`\u00`))
+		if !escaped {
+			return false
+		}
+		if len(after) > 0 && strings.IndexByte("467", after[0]) >= 0 {
+			return true
+		}
+		line = after
+	}
 }
 
 // expander replaces each line that is a Bundle by its entries.

@@ -2,8 +2,8 @@
 // and searches by identifier (spec 10). Data is read twice: first every line is noted (Note), then every resource that
 // may be meant is offered (Offer), and then the lines are rewritten (Resolve).
 //
-// A urn names the one held resource that has it as id. If the reference has a type, or is where R4 allows only patients, it
-// is the one of that type; else, where a patient may be named, it must be a patient. A search names the one held resource
+// A urn names the one held resource that has it as id. Where a patient may be named, it is the one of the reference's type,
+// or the patient where R4 allows no other type; without a type it must be a patient. Elsewhere the type is not read. A search names the one held resource
 // of its type with the identifier. What matches several resources is not resolved.
 package references
 

@@ -79,7 +79,7 @@ func (d Directory) Open(ctx context.Context, log *slog.Logger, bases fhir.Bases,
 		groups := pgdir.NewGroups(pool, time.Now)
 		return &Register{Groups: groups, Access: pgdir.NewAccess(pool), Check: groups.Check, Close: pool.Close}, nil
 	}
-	groups, err := filedir.OpenGroups(d.GroupsDir, bases, time.Now, log)
+	groups, err := filedir.OpenGroups(ctx, d.GroupsDir, bases, time.Now, log)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,7 +23,7 @@ import (
 func (d Directory) CheckFiles() error {
 	var problems []error
 	if d.GroupsDir != "" {
-		if _, err := filedir.OpenGroups(d.GroupsDir, nil, time.Now, slog.New(slog.DiscardHandler)); err != nil {
+		if _, err := filedir.OpenGroups(context.Background(), d.GroupsDir, nil, time.Now, slog.New(slog.DiscardHandler)); err != nil {
 			problems = append(problems, fmt.Errorf("SLUICE_GROUPS_DIR: %w", err))
 		}
 	}

@@ -61,7 +61,7 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	from.Dir = data
 	source, err := from.Open(t.Context(), log, 0)
 	must(t, err)
-	groups, err := filedir.OpenGroups(data, nil, time.Now, slog.New(slog.DiscardHandler))
+	groups, err := filedir.OpenGroups(t.Context(), data, nil, time.Now, slog.New(slog.DiscardHandler))
 	must(t, err)
 	access := filedir.AllowOnly(export.Owner{Issuer: development.IssuerName, Subject: "everything"})
 	base, err := url.Parse(publicBase)

@@ -78,7 +78,7 @@ func survey(ctx context.Context, dir string, from source.Source, groups *filedir
 			c.leftOut += each.Count
 		}
 	}
-	ids, err := groups.IDs()
+	ids, err := groups.IDs(ctx)
 	if err != nil {
 		return c, err
 	}

@@ -137,7 +137,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
-	groups, err := filedir.OpenGroups(opts.data, bases, time.Now, log)
+	groups, err := filedir.OpenGroups(ctx, opts.data, bases, time.Now, log)
 	if err != nil {
 		return err
 	}

@@ -174,7 +174,7 @@ func TestGroupsThatAreNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = from.Close() }()
-	groups, err := filedir.OpenGroups(dir, nil, time.Now, quiet)
+	groups, err := filedir.OpenGroups(t.Context(), dir, nil, time.Now, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -188,6 +188,38 @@ var Versions = func() map[string]struct {
 	}
 }()
 
+// Recreated has lines of the group "g", among which are entries that delete it, and its members afterwards, or the error.
+var Recreated = func() map[string]struct {
+	Lines   []string
+	Members []string
+	Err     error
+} {
+	line := func(number, member string) string {
+		return fmt.Sprintf(`{"resourceType":"Group","id":"g","meta":{"versionId":%q},`+
+			`"member":[{"entity":{"reference":"Patient/%s"}}]}`, number, member)
+	}
+	const gone = `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Group/g"}}]}`
+	bad := strings.Replace(line("1", "x"), `"member":[`, `"member":[5,`, 1)
+	type recreated = struct {
+		Lines   []string
+		Members []string
+		Err     error
+	}
+	after := func(members []string, err error, lines ...string) recreated { return recreated{lines, members, err} }
+	old, first, isNew := line("5", "left"), line("1", "new"), []string{"new"}
+	return map[string]recreated{
+		"deleted":                   after(nil, directory.ErrNoGroup, old, gone),
+		"with a lower number":       after(isNew, nil, old, gone, first),
+		"without a number":          after([]string{"newer"}, nil, old, gone, line("2", "new"), line("", "newer")),
+		"the one before had none":   after(isNew, nil, line("", "left"), gone, line("2", "new"), line("1", "old")),
+		"deleted again":             after(nil, directory.ErrNoGroup, old, gone, line("1", "left"), gone),
+		"created twice":             after(isNew, nil, old, gone, line("3", "left"), gone, first),
+		"the next cannot be read":   after(nil, export.ErrUnavailable, old, gone, bad),
+		"a later one can be read":   after(isNew, nil, old, gone, bad, line("2", "new")),
+		"deleted before it existed": after(isNew, nil, gone, first),
+	}
+}()
+
 // OpenGroups returns an implementation with the groups and the clock.
 type OpenGroups func(t *testing.T, now func() time.Time, groups []Group) directory.Groups
 

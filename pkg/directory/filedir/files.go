@@ -157,7 +157,19 @@ func readFile(ctx context.Context, dir string, file groupFile, resolver groupndj
 		}
 	}
 	index.err = lines.err
+	if index.err != nil && content.zipped {
+		index.distrust()
+	}
 	return index
+}
+
+// distrust makes the groups of a damaged compressed file unavailable. What was read before the defect may be wrong: the
+// checksum is at the end. So may the versions be: these groups count as the newest ones.
+func (f *fileIndex) distrust() {
+	f.bad, f.first, f.others = 0, "", 0
+	for i, group := range f.groups {
+		f.groups[i] = &version{Header: groupndjson.Header{ID: group.ID}, file: f.file, line: group.line, err: f.err}
+	}
 }
 
 // readDeleted adds the groups that the entries of Bundles in the file delete.
@@ -233,7 +245,8 @@ func isTransient(err error) bool {
 // content is an open file, uncompressed.
 type content struct {
 	io.Reader
-	file *os.File
+	file   *os.File
+	zipped bool
 }
 
 func (c content) Close() error { return c.file.Close() }
@@ -254,6 +267,7 @@ func open(name string) (content, error) {
 	}
 	opened := content{Reader: file, file: file}
 	if err == nil && bytes.Equal(start[:n], []byte{0x1f, 0x8b}) {
+		opened.zipped = true
 		opened.Reader, err = gzip.NewReader(file)
 	}
 	if err != nil {

@@ -62,7 +62,7 @@ func put(t testing.TB, dir, name, content string) {
 
 func openGroups(t testing.TB, dir string, now func() time.Time) *filedir.Groups {
 	t.Helper()
-	groups, err := filedir.OpenGroups(dir, nil, now, slog.New(slog.DiscardHandler))
+	groups, err := filedir.OpenGroups(t.Context(), dir, nil, now, slog.New(slog.DiscardHandler))
 	must(t, err)
 	return groups
 }
@@ -82,7 +82,7 @@ const line1 = `{"resourceType":"Group","id":"g1","active":true,"actual":true,` +
 func logged(t *testing.T, dir string) (*filedir.Groups, *testenv.Buffer) {
 	t.Helper()
 	var log testenv.Buffer
-	groups, err := filedir.OpenGroups(dir, nil, now, slog.New(slog.NewJSONHandler(&log, nil)))
+	groups, err := filedir.OpenGroups(t.Context(), dir, nil, now, slog.New(slog.NewJSONHandler(&log, nil)))
 	must(t, err)
 	return groups, &log
 }
@@ -184,11 +184,55 @@ func TestAFileThatCannotBeRead(t *testing.T) {
 		})
 	}
 	t.Run("no folder", func(t *testing.T) {
-		_, err := filedir.OpenGroups(filepath.Join(t.TempDir(), "none"), nil, now, slog.New(slog.DiscardHandler))
+		_, err := filedir.OpenGroups(t.Context(), filepath.Join(t.TempDir(), "none"), nil, now, slog.New(slog.DiscardHandler))
 		if !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("got %v, want ErrNotExist", err)
 		}
 	})
+}
+
+// TestADamagedGzipDecidesAboutNobody: whichever bit of a compressed file is wrong, and wherever it is cut off, a group has its
+// members or is not available. An older version does not replace it.
+func TestADamagedGzipDecidesAboutNobody(t *testing.T) {
+	text := strings.Replace(line1, `"id"`, `"meta":{"versionId":"5"},"id"`, 1) + "\n"
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, err := io.WriteString(w, text)
+	must(t, errors.Join(err, w.Close()))
+	damaged := map[string][]byte{}
+	for bit := range 8 * b.Len() {
+		wrong := bytes.Clone(b.Bytes())
+		wrong[bit/8] ^= 1 << (bit % 8)
+		damaged[fmt.Sprintf("bit %d", bit)] = wrong
+	}
+	for n := 1; n < b.Len(); n++ {
+		damaged[fmt.Sprintf("%d bytes", n)] = b.Bytes()[:n]
+	}
+	unavailable := 0
+	for name, content := range damaged {
+		dir := t.TempDir()
+		must(t, os.WriteFile(filepath.Join(dir, "Group.ndjson.gz"), content, 0o600))
+		groups := openGroups(t, dir, now)
+		var got []string
+		_, err := groups.Members(t.Context(), "g1", func(id string) error { got = append(got, id); return nil })
+		if err == nil && !slices.Equal(got, []string{"p1"}) || err != nil && len(got) > 0 {
+			t.Errorf("%s: members %q, error %v", name, got, err)
+		}
+		if err != nil && len(groups.LeftOut()) != 1 {
+			t.Errorf("%s: left out %+v", name, groups.LeftOut())
+		}
+		if !errors.Is(err, directory.ErrUnreadable) {
+			continue
+		}
+		unavailable++
+		put(t, dir, "2.Group.ndjson", strings.Replace(line1, `"id"`, `"meta":{"versionId":"4","lastUpdated":"2026-01-01T00:00:00Z"},"id"`, 1))
+		if err := groups.Exists(t.Context(), "g1"); !errors.Is(err, directory.ErrUnreadable) {
+			t.Errorf("%s: an older version replaces it: %v", name, err)
+		}
+	}
+	if unavailable == 0 {
+		t.Error("the group was told in no damaged file")
+	}
 }
 
 // A member group that cannot be read contributes nothing and is counted.
@@ -274,7 +318,7 @@ func TestReferencesOfMembers(t *testing.T) {
 	} {
 		t.Run(reference, func(t *testing.T) {
 			dir := folder(t, "Group.ndjson", strings.Replace(line1, "Patient/p1", reference, 1))
-			groups, err := filedir.OpenGroups(dir, bases, now, slog.New(slog.DiscardHandler))
+			groups, err := filedir.OpenGroups(t.Context(), dir, bases, now, slog.New(slog.DiscardHandler))
 			must(t, err)
 			var got []string
 			left, err := groups.Members(t.Context(), "g1", func(id string) error { got = append(got, id); return nil })
@@ -420,6 +464,28 @@ func TestDeletedGroups(t *testing.T) {
 	}
 }
 
+// TestTheNewestVersionAfterADeletion: the versions before a deletion are forgotten.
+func TestTheNewestVersionAfterADeletion(t *testing.T) {
+	for name, test := range directorytest.Recreated {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for n, line := range test.Lines {
+				file := fmt.Sprintf("%d/Group.ndjson", n)
+				if strings.Contains(line, "DELETE") {
+					file = fmt.Sprintf("%d/deleted/1.ndjson", n)
+				}
+				must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o700))
+				put(t, dir, file, line)
+			}
+			var got []string
+			_, err := openGroups(t, dir, now).Members(t.Context(), "g", func(id string) error { got = append(got, id); return nil })
+			if !errors.Is(err, test.Err) || !slices.Equal(got, test.Members) {
+				t.Errorf("members %q, error %v, want %q, %v", got, err, test.Members, test.Err)
+			}
+		})
+	}
+}
+
 // TestCallsEndAtTheirDeadline: a file that takes long is read once, by whichever calls.
 func TestCallsEndAtTheirDeadline(t *testing.T) {
 	dir := folder(t, "Group.1.ndjson", line1)
@@ -549,7 +615,7 @@ func TestNestedGroupsCostOneReading(t *testing.T) {
 			members := count(t, groups, "g0")
 			runtime.ReadMemStats(&after)
 			// An open file takes 64 KiB and more for its buffer.
-			if used := after.TotalAlloc - before.TotalAlloc; members != n || used > 300_000+uint64(n)*10_000 {
+			if used := after.TotalAlloc - before.TotalAlloc; members != n || used > 300_000+uint64(n)*20_000 {
 				t.Errorf("%s: %d of %d members, %d bytes allocated", name, members, n, used)
 			}
 		}

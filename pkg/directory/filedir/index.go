@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -49,10 +48,12 @@ type update struct {
 // OpenGroups indexes the folder's groups, without their members. It fails only if the folder cannot be read: what cannot
 // be read in it is logged, and the rest can be exported. Absolute references below the bases are local. Periods are
 // compared with the clock.
-func OpenGroups(dir string, bases fhir.Bases, now func() time.Time, log *slog.Logger) (*Groups, error) {
+func OpenGroups(
+	ctx context.Context, dir string, bases fhir.Bases, now func() time.Time, log *slog.Logger,
+) (*Groups, error) {
 	g := &Groups{dir: dir, members: groupndjson.Resolver{Bases: bases, URNs: true}, now: now, log: log}
 	var err error
-	if g.index, err = g.read(context.Background(), nil); err != nil {
+	if g.index, err = g.read(ctx, nil); err != nil {
 		return nil, fmt.Errorf("groups: %w", err)
 	}
 	return g, nil
@@ -76,8 +77,8 @@ func (g *Groups) Check(ctx context.Context) error {
 }
 
 // IDs returns the ids of the groups that can be exported, in the order of files and lines.
-func (g *Groups) IDs() ([]string, error) {
-	index, err := g.current(context.Background())
+func (g *Groups) IDs(ctx context.Context) ([]string, error) {
+	index, err := g.current(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -243,29 +244,34 @@ func (g *Groups) report(file, old *fileIndex) {
 
 // newestOf returns the newest version of each group: by number if all versions have one, else by time, else the later one.
 // A version that cannot be read counts as the newest if its time cannot be told, since an older one may have members who
-// have left. A deletion removes a group that is in no later place.
+// have left. A deletion removes the versions in earlier files: a group that is created again may begin with a lower number.
 func newestOf(files []*fileIndex) map[string]*version {
-	numbered := make(map[string]bool) // whether all versions of the group have a number
-	for _, file := range files {
-		for _, group := range file.groups {
-			before, seen := numbered[group.ID]
-			numbered[group.ID] = group.Number != nil && (before || !seen)
+	deleted := map[string]int{} // by group: the last file that deletes it
+	for n, file := range files {
+		for _, id := range file.deleted {
+			deleted[id] = n
 		}
+	}
+	left := func(yield func(*version) bool) {
+		for n, file := range files {
+			for _, group := range file.groups {
+				if last, gone := deleted[group.ID]; (!gone || n > last) && !yield(group) {
+					return
+				}
+			}
+		}
+	}
+	numbered := make(map[string]bool) // whether all versions of the group have a number
+	for group := range left {
+		before, seen := numbered[group.ID]
+		numbered[group.ID] = group.Number != nil && (before || !seen)
 	}
 	newest := make(map[string]*version, len(numbered))
-	deleted := map[string]bool{}
-	for _, file := range files {
-		for _, group := range file.groups {
-			if best := newest[group.ID]; best == nil || compare(group, best, numbered[group.ID]) >= 0 {
-				newest[group.ID] = group
-			}
-			deleted[group.ID] = false
-		}
-		for _, id := range file.deleted {
-			deleted[id] = true
+	for group := range left {
+		if best := newest[group.ID]; best == nil || compare(group, best, numbered[group.ID]) >= 0 {
+			newest[group.ID] = group
 		}
 	}
-	maps.DeleteFunc(newest, func(id string, _ *version) bool { return deleted[id] })
 	return newest
 }
 

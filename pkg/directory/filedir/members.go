@@ -119,7 +119,7 @@ func (g *Groups) streamFile(
 	position := int64(0) // in the uncompressed content
 	for _, group := range groups {
 		gap := group.offset - position
-		if file.Reader == io.Reader(file.file) && gap > int64(text.Buffered()) { // not compressed
+		if !file.zipped && gap > int64(text.Buffered()) {
 			if _, err := file.file.Seek(group.offset, io.SeekStart); err != nil {
 				return group, err
 			}

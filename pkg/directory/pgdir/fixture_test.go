@@ -82,7 +82,7 @@ func add(t testing.TB, load *pgdir.Load, lines ...string) {
 
 func seal(t testing.TB, pool *pgxpool.Pool, load *pgdir.Load, deleteMissing bool) error {
 	t.Helper()
-	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return load.Seal(t.Context(), tx, deleteMissing) })
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return load.Seal(t.Context(), tx, deleteMissing, nil) })
 	if closed := load.Close(context.WithoutCancel(t.Context())); closed != nil {
 		t.Error(closed)
 	}

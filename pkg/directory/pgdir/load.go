@@ -8,6 +8,8 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -216,32 +218,37 @@ func stagedMember(place int64, m groupndjson.Member, now time.Time, leftOut *exp
 }
 
 // Seal makes the staged groups effective when the caller's transaction commits. It does not write unchanged members. A
-// group whose newest version in the load cannot be read stays as it is. With
+// group whose newest version in the load cannot be read stays as it is. deleted has the place of the last deletion of each
+// group that the load deletes: of such a group only the lines with a higher place count, whatever their versions are. With
 // deleteMissing it deletes the groups that are not in the load, unless the load has no groups. Other writers of
 // groups wait until the transaction ends; readers do not.
-func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool) error {
+func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool, deleted map[string]int64) error {
 	if deleteMissing && l.problems.Load() > 0 {
 		return errors.New("some groups cannot be read, so the missing ones are unknown")
 	}
-	if l.staged.Load() == 0 {
+	if l.staged.Load() == 0 && len(deleted) == 0 {
 		return nil
 	}
 	if err := pgdb.CheckStaged(ctx, tx, staged(l.groups), l.staged.Load()); err != nil {
 		return wrap("merge groups", err)
 	}
-	_, err := tx.Exec(ctx, strings.Join(l.merge(deleteMissing), ";"))
+	if _, err := tx.Exec(ctx, `CREATE TEMPORARY TABLE directory_deleted (id text COLLATE "C" PRIMARY KEY, place bigint NOT NULL)
+		ON COMMIT DROP`); err != nil {
+		return wrap("delete groups", err)
+	}
+	ids := slices.Collect(maps.Keys(deleted))
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{"directory_deleted"}, []string{"id", "place"},
+		pgx.CopyFromSlice(len(ids), func(i int) ([]any, error) { return []any{ids[i], deleted[ids[i]]}, nil }))
+	if err != nil {
+		return wrap("delete groups", err)
+	}
+	_, err = tx.Exec(ctx, strings.Join(l.merge(deleteMissing && l.staged.Load() > 0), ";"))
 	return wrap("merge groups", err)
 }
 
-// Sealing returns a function that calls Seal in the transaction of another load, so that both take effect at once, and
-// then deletes groups: deleted has the place of each deletion by id.
+// Sealing returns a function that calls Seal in the transaction of another load, so that both take effect at once.
 func (l *Load) Sealing(deleteMissing bool, deleted map[string]int64) func(context.Context, pgx.Tx) error {
-	return func(ctx context.Context, tx pgx.Tx) error {
-		if err := l.Seal(ctx, tx, deleteMissing); err != nil {
-			return err
-		}
-		return l.delete(ctx, tx, deleted)
-	}
+	return func(ctx context.Context, tx pgx.Tx) error { return l.Seal(ctx, tx, deleteMissing, deleted) }
 }
 
 // merge returns the statements of Seal.
@@ -249,6 +256,7 @@ func (l *Load) merge(deleteMissing bool) []string {
 	groups, members := staged(l.groups), staged(l.members)
 	steps := []string{
 		"LOCK TABLE directory_group IN EXCLUSIVE MODE",
+		"DELETE FROM " + groups + " AS s USING directory_deleted AS d WHERE s.id = d.id AND s.place < d.place",
 		// Keep the newest version of each group: by number if all have one, else by time, else the later one. One that cannot
 		// be read is the newest if its time is unknown, and is not merged.
 		"DELETE FROM " + groups + ` AS s USING (SELECT place, row_number() OVER (PARTITION BY id ORDER BY
@@ -264,8 +272,12 @@ func (l *Load) merge(deleteMissing bool) []string {
 			DELETE FROM directory_member AS m USING gone WHERE m.group_id = gone.id`)
 	}
 	return append(steps,
-		// Keep a newer version that is already in the directory.
+		`WITH gone AS (DELETE FROM directory_group AS g USING directory_deleted AS d
+			WHERE g.id = d.id AND NOT EXISTS (SELECT FROM `+groups+` AS s WHERE s.id = g.id) RETURNING g.id)
+			DELETE FROM directory_member AS m USING gone WHERE m.group_id = gone.id`,
+		// Keep a newer version that is already in the directory, unless it was deleted.
 		"DELETE FROM "+groups+` AS s USING directory_group AS g WHERE g.id = s.id
+			AND NOT EXISTS (SELECT FROM directory_deleted AS d WHERE d.id = s.id)
 			AND CASE WHEN g.version <> s.version THEN g.version > s.version
 				ELSE coalesce(g.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity') END`,
 		"ANALYZE "+groups, "ANALYZE "+members,

@@ -181,6 +181,43 @@ func TestVersionsOfAGroup(t *testing.T) {
 	})
 }
 
+// TestTheNewestVersionAfterADeletion: the versions before a deletion are forgotten, in the load and in the directory.
+func TestTheNewestVersionAfterADeletion(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	for name, test := range directorytest.Recreated {
+		for _, before := range []int{0, 1} { // lines that an earlier load had
+			if strings.Contains(test.Lines[0], "DELETE") {
+				continue
+			}
+			t.Run(fmt.Sprint(name, " ", before), func(t *testing.T) {
+				exec(t, pool, "TRUNCATE directory_group, directory_member CASCADE")
+				load(t, pool, false, test.Lines[:before]...)
+				l := begin(t, pool)
+				deleted := map[string]int64{}
+				for _, line := range test.Lines[before:] {
+					place := places.Add(1)
+					if strings.Contains(line, "DELETE") {
+						deleted["g"] = place
+						continue
+					}
+					var problem *pgdir.Problem
+					if _, err := l.Add(t.Context(), place, []byte(line)); err != nil && !errors.As(err, &problem) {
+						t.Fatal(err)
+					}
+				}
+				must(t, pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return l.Sealing(false, deleted)(t.Context(), tx) }))
+				must(t, l.Close(t.Context()))
+				if test.Err != nil { // one that cannot be read is not in the directory
+					expectNone(t, pool, "g")
+					return
+				}
+				expect(t, pool, "g", test.Members...)
+			})
+		}
+	}
+}
+
 // A load of the previous release writes neither member groups nor counts. Those of the version before must not stay.
 func TestALoadOfThePreviousRelease(t *testing.T) {
 	t.Parallel()
@@ -248,7 +285,7 @@ func TestUnsealedLoadIsInvisible(t *testing.T) {
 	expect(t, pool, "g", "p1")
 	broken := errors.New("broken")
 	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
-		if err := l.Seal(t.Context(), tx, true); err != nil {
+		if err := l.Seal(t.Context(), tx, true, nil); err != nil {
 			return err
 		}
 		expect(t, pool, "g", "p1") // readers do not wait
@@ -289,7 +326,7 @@ func TestLoadsTakeTurns(t *testing.T) {
 	if _, err := killed.Add(t.Context(), places.Add(1), []byte(group(t, "h", "", "p1"))); err == nil || errors.As(err, &problem) {
 		t.Errorf("a load that lost its turn continues: %v", err)
 	}
-	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return killed.Seal(t.Context(), tx, true) })
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return killed.Seal(t.Context(), tx, true, nil) })
 	if err == nil {
 		t.Error("a load that lost its turn is sealed")
 	}

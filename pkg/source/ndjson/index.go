@@ -50,7 +50,7 @@ type builder struct {
 
 	bases    fhir.Bases
 	servers  lines.Servers
-	identity atomic.Uint64 // sum of the hashes of all resources and deletions
+	identity atomic.Uint64 // sum of what identify adds
 }
 
 // location is the place of a line or a file, for people.
@@ -60,7 +60,7 @@ type location struct {
 	name string
 }
 
-// strays counts the lines of a file without a resourceType. If no line has one, and all are JSON objects, it is another
+// strays counts the lines of a file without a resourceType. If no line has one, and all are JSON, it is another
 // file beside the data, such as a log; if they are not, it is damaged.
 type strays struct {
 	typed   bool
@@ -133,10 +133,15 @@ func (l *list) Less(i, j int) bool {
 	return cmp.Or(a.compareID(b.hash), cmp.Compare(a.place, b.place)) < 0
 }
 
-// replaces reports whether f, which has the higher place, is to be served instead of an older version (spec 11).
+// replaces reports whether f, which has the higher place, is to be served instead of an older version (spec 11). A refused
+// line, such as one of a partial download, does not withhold a good one of the same version.
 func (f *found) replaces(other *found) bool {
-	if f.version > 0 && other.version > 0 && f.version != other.version {
+	numbered := f.version > 0 && other.version > 0
+	switch {
+	case numbered && f.version != other.version:
 		return f.version > other.version
+	case numbered && f.updated == other.updated && f.why == refused:
+		return other.why == refused
 	}
 	return f.updated >= other.updated
 }
@@ -158,7 +163,7 @@ func (l *list) settle() {
 	l.remove(func(f *found) bool { return f.why == refused })
 }
 
-// remove removes the resources for which gone returns true from a settled list.
+// remove removes the resources for which gone returns true.
 func (l *list) remove(gone func(*found) bool) {
 	kept := 0
 	for i := range l.n {
@@ -208,11 +213,11 @@ func (b *builder) leaveOut(typ string, reason export.Reason, at location) {
 
 // stray counts a line without a resourceType.
 func (b *builder) stray(file int, at location, body []byte) {
-	object := body[0] == '{' && json.Valid(body)
+	valid := json.Valid(body)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := &b.strays[file]
-	s.damaged = s.damaged || !object
+	s.damaged = s.damaged || !valid
 	if s.count++; s.count == 1 || at.line < s.first.line {
 		s.first = at
 	}
@@ -272,8 +277,6 @@ func (b *builder) read(ctx context.Context, spoolDir string) error {
 func (b *builder) take(_ context.Context, block *lines.Block) error {
 	var scanner fhir.Scanner
 	var patients []string
-	var identity uint64
-	defer func() { b.identity.Add(identity) }()
 	typed := false
 	for line := range block.Lines {
 		at := location{block.File, line.Number, b.files[block.File].name + " " + block.Place(line)}
@@ -299,8 +302,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		place := uint64(block.File)<<placeBits | uint64(line.Offset)
 		switch {
 		case facts.Type == "Bundle":
-			identity += xxh3.Hash(line.Body)
-			b.takeBundle(line.Body, place, at)
+			b.takeBundle(line, place, at)
 			continue
 		case fhir.IsType(facts.Type) && !fhir.IsExportable(facts.Type):
 			b.count(facts.Type, uint32(len(line.Body)), block.File)
@@ -320,7 +322,7 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 			}
 			continue
 		}
-		identity += xxh3.Hash(line.Body)
+		b.identify(line, block.File, true)
 		f := b.found(facts, entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))})
 		if b.refs.Note(line.Body) {
 			f.bytes |= resolvable
@@ -359,9 +361,20 @@ func (b *builder) refuse(line lines.Line, typ string, reason export.Reason, at l
 	if !told {
 		return nil
 	}
+	b.identify(line, at.file, false)
 	f := b.found(facts, entry{place: uint64(at.file)<<placeBits | uint64(line.Offset)})
 	f.why = refused
 	return b.add(facts.Type, f, nil)
+}
+
+// identify adds a line that decides what is served to the identity of the data: a version, one that is refused, or a
+// deletion. Its place ranks it. The number of the file would depend on files without resources.
+func (b *builder) identify(line lines.Line, file int, good bool) {
+	seed := xxh3.HashString(b.files[file].name) + uint64(line.Offset)
+	if !good {
+		seed = ^seed
+	}
+	b.identity.Add(xxh3.HashSeed(line.Body, seed))
 }
 
 // whyHomeless returns the index of the reason for which the line would have no patient.
@@ -370,12 +383,13 @@ func whyHomeless(facts fhir.Facts) uint8 {
 }
 
 // takeBundle takes a Bundle that deletes a resource.
-func (b *builder) takeBundle(body []byte, place uint64, at location) {
-	ref, deletes := lines.Deletion(body)
+func (b *builder) takeBundle(line lines.Line, place uint64, at location) {
+	ref, deletes := lines.Deletion(line.Body)
 	if !deletes && b.files[at.file].expanded {
 		b.leaveOut("", export.UnsupportedEntry, at)
 		return
 	}
+	b.identify(line, at.file, true)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !deletes {
@@ -453,6 +467,7 @@ func (b *builder) setPatients(e *entry, numbers []uint32) {
 // finish builds the index of the source.
 func (b *builder) finish(ctx context.Context, s *Source) error {
 	s.identity = fmt.Sprintf("%016x", b.identity.Load())
+	b.delete() // first: a resource that is there again may begin with a lower version
 	var settling errgroup.Group
 	settling.SetLimit(4)
 	for _, l := range b.lists {
@@ -461,7 +476,6 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	if err := settling.Wait(); err != nil {
 		return err
 	}
-	b.delete()
 	if err := b.resolve(ctx, s); err != nil {
 		return err
 	}
@@ -487,7 +501,7 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	return nil
 }
 
-// delete removes the resources that Bundles delete, unless a later line has them again.
+// delete removes the versions that precede a deletion.
 func (b *builder) delete() {
 	last := map[string]map[[2]uint64]uint64{} // by type and id: the place of the last deletion
 	for _, d := range b.deleted {

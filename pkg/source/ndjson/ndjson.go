@@ -201,8 +201,9 @@ func (s *Source) Check(ctx context.Context) error {
 	return nil
 }
 
-// Identity tells the data of two folders apart: it is the same for the same resources and deletions, in any order, and in
-// any process. A folder has no history, so an export must not continue with other data than it was planned with.
+// Identity tells the data of two folders apart: it is the same in any process for the same resources, refused versions and
+// deletions in the same places of files of the same names. Other files do not matter. A folder has no history, so an export
+// must not continue with other data than it was planned with.
 func (s *Source) Identity() string { return s.identity }
 
 // Snapshot implements source.Source: a folder has no history, so it returns now.

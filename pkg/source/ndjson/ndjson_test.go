@@ -259,11 +259,13 @@ func TestDeletionsApplyToWhatPrecedesThem(t *testing.T) {
 		"later/deleted/Bundle.ndjson":  []byte(deletion("7")),
 		"output/deleted/Bundle.ndjson": []byte(deletion("8")),
 		"z.ndjson":                     []byte(observation("8", "a", "")),
+		"zz.json": []byte(`{"resourceType":"Bundle","type":"searchset","entry":[{"resource":` +
+			strings.TrimSpace(deletion("2")) + `}]}`), // data, not a deletion
 	}), Config{})
 	if ids, err := read(t, src); err != nil || !slices.Equal(ids, []string{"2", "3", "6", "8"}) {
 		t.Errorf("got %v (%v)", ids, err)
 	}
-	if got := leftOut(t, src); len(got) > 0 {
+	if got := leftOut(t, src); !slices.Equal(got, []string{" unsupported_entry 1"}) {
 		t.Errorf("left out %q", got)
 	}
 }
@@ -481,6 +483,19 @@ func TestProvenanceTakesMemoryOfItsTargetsOnly(t *testing.T) {
 }
 
 // TestFilesWithoutResourcesMayChange: a log beside the data, of which some have lines like resources.
+// TestJSONWithoutFHIRIsPassedBy: unlike what is no JSON, and what may have resources.
+func TestJSONWithoutFHIRIsPassedBy(t *testing.T) {
+	for text, want := range map[string][]string{
+		`{"entry":"x"}`: nil, `[1,{"a":2}]`: nil, `[`: {" unreadable_file 1"}, `oops`: {" unreadable_file 1"},
+		`[[` + observation("2", "a", "") + `]]`: {"Observation malformed 1"}, `{"entry":"x","resourceType":"Bundle"}`: {" unreadable_file 1"},
+	} {
+		src := open(t, folder(t, map[string][]byte{"a.ndjson": []byte(observation("1", "a", "")), "x.json": []byte(text)}), Config{})
+		if got := leftOut(t, src); !slices.Equal(got, want) {
+			t.Errorf("%s: left out %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestFilesWithoutResourcesMayChange(t *testing.T) {
 	deletion := `{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Observation/2"}}]}`
 	for text, noticed := range map[string]bool{
@@ -556,9 +571,11 @@ func TestBundlesAmongLinesAreFoundInOneReading(t *testing.T) {
 	}
 }
 
-func TestTheIdentityIsThatOfTheResources(t *testing.T) {
+// TestTheIdentityIsThatOfWhatIsServed: it tells apart what serves other versions.
+func TestTheIdentityIsThatOfWhatIsServed(t *testing.T) {
 	t.Parallel()
 	const one, two = `{"resourceType":"Patient","id":"1"}`, `{"resourceType":"Patient","id":"2"}`
+	const again, refused = `{"resourceType":"Patient","id":"2","active":true}`, `{"resourceType":"Patient","id":"2","Subject":{}}`
 	identity := func(files map[string]string) string {
 		content := map[string][]byte{}
 		for name, text := range files {
@@ -568,9 +585,10 @@ func TestTheIdentityIsThatOfTheResources(t *testing.T) {
 	}
 	of := identity(map[string]string{"a.ndjson": one + "\n" + two + "\n"})
 	for name, same := range map[string]map[string]string{
-		"another order": {"a.ndjson": two + "\n" + one + "\n"},
-		"other files":   {"b.ndjson": one + "\r\n", "c.ndjson": two},
-		"a log":         {"a.ndjson": one + "\n" + two + "\n", "log.ndjson": `{"eventId":"x"}` + "\n"},
+		"the same":        {"a.ndjson": one + "\n" + two + "\n"},
+		"a log":           {"a.ndjson": one + "\n" + two + "\n", "log.ndjson": `{"eventId":"x"}` + "\n"},
+		"a log before it": {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"eventId":"x"}` + "\n"},
+		"another type":    {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"resourceType":"Task","id":"x"}` + "\n"},
 	} {
 		if identity(same) != of {
 			t.Errorf("%s: another identity", name)
@@ -586,6 +604,24 @@ func TestTheIdentityIsThatOfTheResources(t *testing.T) {
 		if identity(other) == of {
 			t.Errorf("%s: the same identity", name)
 		}
+	}
+	all := map[string]string{} // identity -> name
+	for name, files := range map[string]map[string]string{
+		"the later line":   {"a.ndjson": two + "\n" + again + "\n"},
+		"the other line":   {"a.ndjson": again + "\n" + two + "\n"},
+		"the later file":   {"a.ndjson": two + "\n", "b.ndjson": again + "\n"},
+		"the other file":   {"a.ndjson": again + "\n", "b.ndjson": two + "\n"},
+		"other names":      {"c.ndjson": two + "\n", "b.ndjson": again + "\n"},
+		"one":              {"a.ndjson": two + "\n"},
+		"a refused one":    {"a.ndjson": two + "\n" + refused + "\n"},
+		"a refused before": {"a.ndjson": refused + "\n" + two + "\n"},
+		"a deletion":       {"a.ndjson": two + "\n" + deletionOfTwo + "\n"},
+		"deleted before":   {"a.ndjson": deletionOfTwo + "\n" + two + "\n"},
+	} {
+		if other, twice := all[identity(files)]; twice {
+			t.Errorf("%s and %s: the same identity", name, other)
+		}
+		all[identity(files)] = name
 	}
 }
 

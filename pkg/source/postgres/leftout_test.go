@@ -280,6 +280,30 @@ func TestDeletions(t *testing.T) {
 	s.sizesHold()
 }
 
+// TestWhatIsDeletedAndThereAgain: what follows a deletion replaces the newer version of the store, or withholds it.
+func TestWhatIsDeletedAndThereAgain(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	version := func(id, number, patient, more string) string {
+		return fmt.Sprintf(`{"resourceType":"Observation","id":%q,"meta":{"versionId":%q},"subject":{"reference":"Patient/%s"}%s}`,
+			id, number, patient, more)
+	}
+	gone := func(id string) string {
+		return `{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Observation/` + id + `"}}]}`
+	}
+	s.loadWith(ndjson(version("lower", "5", "a", ""), version("refused", "5", "a", ""), version("same", "5", "a", "")), keeping())
+	before := s.snapshot()
+	merged := s.loadWith(ndjson(gone("lower"), version("lower", "1", "b", ""), gone("refused"), version("refused", "1", "b", `,"Subject":{}`),
+		gone("same"), version("same", "5", "a", "")), keeping())
+	if want := (postgres.Merged{Replaced: 1, Unchanged: 1, Deleted: 1}); merged != want {
+		t.Errorf("merged %+v, want %+v", merged, want)
+	}
+	s.expect(time.Time{}, "Observation", "same", "a")
+	s.expect(time.Time{}, "Observation", "lower", "b")
+	s.expect(before, "Observation", "lower refused same", "a")
+	s.sizesHold()
+}
+
 // BenchmarkProvenance loads chains.
 func BenchmarkProvenance(b *testing.B) {
 	const links = 100_000
@@ -362,6 +386,9 @@ func TestRefusedVersionsWithholdOlderOnes(t *testing.T) {
 	before := s.snapshot()
 	if merged := s.loadWith(ndjson(patient("1", `,"Subject":{}`)), keeping()); merged != (postgres.Merged{}) {
 		t.Errorf("an older version is refused: %+v", merged)
+	}
+	if merged := s.loadWith(ndjson(patient("2", `,"Subject":{}`)), keeping()); merged != (postgres.Merged{}) {
+		t.Errorf("the same version is refused: %+v", merged)
 	}
 	s.expect(time.Time{}, "Patient", "p", "p")
 	if merged := s.loadWith(ndjson(patient("3", `,"Subject":{}`), named), keeping()); merged != (postgres.Merged{Added: 1, Deleted: 1}) {

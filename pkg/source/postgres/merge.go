@@ -67,10 +67,11 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 	}
 	err = run(ctx, tx, "ANALYZE "+staged+" (id, last_updated, patient)",
 		// Keep the newest version of each resource (spec 11): by version if all have one, else by lastUpdated, on a tie the
-		// later one.
+		// later one. A refused row does not withhold a good one of the same version.
 		"DELETE FROM "+staged+` AS s USING (SELECT ctid, row_number() OVER (PARTITION BY id
-				ORDER BY CASE WHEN numbered THEN version END DESC NULLS LAST, last_updated DESC NULLS LAST, place DESC) AS rank
-			FROM (SELECT ctid, id, version, last_updated, place,
+				ORDER BY CASE WHEN numbered THEN version END DESC NULLS LAST, last_updated DESC NULLS LAST,
+				numbered AND refused, place DESC) AS rank
+			FROM (SELECT ctid, id, version, last_updated, place, octet_length(head) = 0 AS refused,
 				bool_and(version IS NOT NULL) OVER (PARTITION BY id) AS numbered FROM `+staged+`) AS all_versions) AS d
 			WHERE s.ctid = d.ctid AND d.rank > 1`)
 	if err != nil {
@@ -90,8 +91,13 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 			return merged, err
 		}
 	}
+	// What is staged after a deletion replaces any version of the store.
 	err = tx.QueryRow(ctx, "WITH same AS (DELETE FROM "+staged+" AS s USING "+table+` AS r
-		WHERE r.id = s.id AND r.ended IS NULL AND (CASE WHEN r.version <> s.version THEN r.version > s.version
+		LEFT JOIN (SELECT DISTINCT id FROM `+deletions+of+`) AS d ON d.id = r.id
+		WHERE r.id = s.id AND r.ended IS NULL AND (CASE WHEN d.id IS NOT NULL THEN false
+			WHEN r.version <> s.version THEN r.version > s.version
+			WHEN r.version = s.version AND `+refused+`
+				THEN coalesce(r.last_updated, '-infinity') >= coalesce(s.last_updated, '-infinity')
 			ELSE coalesce(r.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity') END
 			OR r.head = s.head AND r.body = s.body) RETURNING s.head)
 		SELECT count(*) FROM same AS s WHERE NOT `+refused).Scan(&merged.Unchanged)

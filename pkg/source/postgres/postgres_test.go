@@ -133,6 +133,7 @@ func (s *store) begin(cfg postgres.LoadConfig) *postgres.Load {
 func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 	s.t.Helper()
 	table := references.New(nil)
+	deletions := map[int64]fhir.Ref{} // by place
 	each := func(use func(place int64, facts fhir.Facts, body []byte)) {
 		place := int64(0)
 		for _, name := range slices.Sorted(maps.Keys(files)) {
@@ -144,6 +145,10 @@ func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 				facts, err := scanner.Scan(body)
 				refused, told := source.Refused(body)
 				switch {
+				case facts.Type == "Bundle":
+					if ref, deletes := lines.Deletion(body); deletes {
+						deletions[place] = ref
+					}
 				case err == nil && fhir.IsExportable(facts.Type):
 					use(place, facts, body)
 				case err != nil && told:
@@ -178,6 +183,9 @@ func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 	})
 	for typ, lines := range byType {
 		must(s.t, load.Stage(s.t.Context(), typ, lines))
+	}
+	for place, ref := range deletions {
+		must(s.t, load.Delete(s.t.Context(), []postgres.Deletion{{Place: place, Ref: ref}}))
 	}
 }
 

@@ -32,6 +32,7 @@ func Run(t *testing.T, load Load) {
 	t.Run("duplicates", func(t *testing.T) { duplicates(t, load) })
 	t.Run("versions", func(t *testing.T) { versions(t, load) })
 	t.Run("refused versions", func(t *testing.T) { refusedVersions(t, load) })
+	t.Run("deleted, then there again", func(t *testing.T) { recreated(t, load) })
 	t.Run("broken lines", func(t *testing.T) { brokenLines(t, load) })
 	t.Run("somebody", func(t *testing.T) { somebody(t, load) })
 	t.Run("left out", func(t *testing.T) { leftOut(t, load) })
@@ -405,6 +406,7 @@ func refusedVersions(t *testing.T, load Load) {
 		version("cut", "1", "a"), strings.TrimSuffix(version("cut", "2", "b"), "}"),
 		version("older", "1", "b", twice), version("older", "2", "a"),
 		version("repaired", "1", "a"), version("repaired", "2", "b", twice), version("repaired", "3", "a"),
+		version("same", "2", "a"), version("same", "2", "b", twice), version("same-first", "2", "b", twice), version("same-first", "2", "a"),
 		version("unknown", "1", "a"), `{"resourceType":"Observation","id":"unknown","subject":{`,
 		resource("Observation", "undated", ref("subject", "Patient/a")),
 		resource("Observation", "undated", ref("subject", "Patient/b"), twice),
@@ -413,12 +415,37 @@ func refusedVersions(t *testing.T, load Load) {
 	))
 	a := []string{"a"}
 	expect(t, src, "Observation", []string{"a", "b"},
-		names{"Observation/older": a, "Observation/repaired": a, "Observation/unknown": a})
+		names{"Observation/older": a, "Observation/repaired": a, "Observation/unknown": a, "Observation/same": a,
+			"Observation/same-first": a})
 	p := collect(t)
 	must(t, src.ByID(t.Context(), source.ByIDQuery{Type: "Practitioner", IDs: []string{"p"}}, p.take))
 	if len(p.got) > 0 {
 		t.Errorf("got %v", p.got)
 	}
+}
+
+// recreated: a deletion ends all versions before it; a later line counts, whatever its version is.
+func recreated(t *testing.T, load Load) {
+	version := func(id, number, patient string, more ...string) string {
+		meta := fmt.Sprintf(`"meta":{"versionId":%q}`, number)
+		return resource("Observation", id, append([]string{meta, ref("subject", "Patient/"+patient)}, more...)...)
+	}
+	gone := func(id string) string {
+		return `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Observation/` + id + `"}}]}`
+	}
+	twice := ref("subject", "Patient/b")
+	src := load(t, lines(
+		resource("Patient", "a"), resource("Patient", "b"),
+		version("deleted", "5", "a"), gone("deleted"),
+		version("lower", "5", "a"), gone("lower"), version("lower", "1", "b"),
+		version("again", "5", "a"), gone("again"), version("again", "3", "a"), gone("again"), version("again", "1", "b"),
+		version("refused", "5", "a"), gone("refused"), version("refused", "1", "b", twice),
+		version("repaired", "5", "a", ref("subject", "Patient/a")), gone("repaired"), version("repaired", "1", "b"),
+		gone("new"), version("new", "1", "b"),
+	))
+	b := []string{"b"}
+	expect(t, src, "Observation", []string{"a", "b"},
+		names{"Observation/lower": b, "Observation/again": b, "Observation/repaired": b, "Observation/new": b})
 }
 
 // brokenLines: malformed lines do not affect other lines, and no problem contains their content.

@@ -455,7 +455,7 @@ func newUsers(t testing.TB, now func() time.Time) *users {
 		os.WriteFile(access, []byte(grants), 0o600)))
 	f := &users{dir: dir}
 	var err error
-	f.Groups, err = filedir.OpenGroups(dir, nil, now, slog.New(slog.DiscardHandler))
+	f.Groups, err = filedir.OpenGroups(t.Context(), dir, nil, now, slog.New(slog.DiscardHandler))
 	must(t, err)
 	f.Access, err = filedir.OpenAccess(access)
 	must(t, err)

@@ -45,7 +45,8 @@ const recheckEvery = 64
 func (g *guard) request(patients []string) { g.requested, g.last = patients, "" }
 
 // check decides whether the resource may be written. A resource about several members is returned for each of them
-// (source.Source); it belongs to the smallest of their ids, so that exactly one chunk writes or counts it. An error is a
+// (source.Source); it belongs to the smallest of their ids, so that exactly one chunk writes or counts it. One that was
+// loaded under other rules is returned for each of its Subjects, which decide likewise. An error is a
 // refusal: the source returned a resource that was not requested. Then none of its data can be trusted, and the unit
 // fails.
 func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
@@ -57,7 +58,8 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 	case g.why != "":
 		return withheld, nil
 	}
-	if len(g.patients) == 1 && g.patients[0] == g.last { // the lines of one patient are adjacent
+	old := outdated(r)
+	if !old && len(g.patients) == 1 && g.patients[0] == g.last { // the lines of one patient are adjacent
 		return admitted, nil
 	}
 	home, outside, somebody, requested := "", false, false, false // home: the smallest id in the cohort
@@ -66,18 +68,29 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 			somebody = true
 			continue
 		}
-		_, found := slices.BinarySearch(g.requested, patient)
-		requested = requested || found
-		if !found {
-			if found, err = g.cohort.Contains(ctx, patient); err != nil {
-				return 0, fmt.Errorf("look up the cohort: %w", err)
-			}
+		asked, found, err := g.member(ctx, patient)
+		if err != nil {
+			return 0, err
 		}
+		requested = requested || asked
 		switch {
 		case !found:
 			outside = true
 		case home == "" || patient < home:
 			home = patient
+		}
+	}
+	if old { // the source returns it for the patients that it had when it was loaded
+		home, requested = "", false
+		for _, patient := range r.Subjects {
+			asked, found, err := g.member(ctx, patient)
+			if err != nil {
+				return 0, err
+			}
+			requested = requested || asked
+			if found && (home == "" || patient < home) {
+				home = patient
+			}
 		}
 	}
 	_, here := slices.BinarySearch(g.requested, home)
@@ -95,10 +108,21 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 		g.why = export.UnknownPatient
 		return withheld, nil
 	}
-	if len(g.patients) == 1 {
+	if len(g.patients) == 1 && !old {
 		g.last = home
 	}
 	return admitted, nil
+}
+
+// member reports whether the source is queried for the patient, and whether the cohort has it.
+func (g *guard) member(ctx context.Context, patient string) (requested, found bool, err error) {
+	if _, requested = slices.BinarySearch(g.requested, patient); requested {
+		return true, true, nil
+	}
+	if found, err = g.cohort.Contains(ctx, patient); err != nil {
+		err = fmt.Errorf("look up the cohort: %w", err)
+	}
+	return false, found, err
 }
 
 // identify sets g.patients to the patients that the resource is about.

@@ -108,6 +108,52 @@ func TestAForeignPatientIsRefused(t *testing.T) { // pitfall 2
 	wantRefusal(t, err)
 }
 
+// TestRowsOfOlderRulesAreWrittenOrCountedOnce: the source returns them for the patients that they had when they were loaded.
+func TestRowsOfOlderRulesAreWrittenOrCountedOnce(t *testing.T) { // pitfall 2
+	t.Parallel()
+	chunks := [][]string{{"pat-0"}, {"pat-1", "pat-2"}}
+	for name, row := range map[string]struct {
+		subjects, named []string
+		want            []verdict // by chunk; 0: not returned
+	}{
+		"one more than then":            {[]string{"pat-1"}, []string{"pat-0", "pat-1"}, []verdict{0, admitted}},
+		"one less":                      {[]string{"pat-0", "pat-1"}, []string{"pat-1"}, []verdict{admitted, elsewhere}},
+		"another":                       {[]string{"pat-1"}, []string{"pat-0"}, []verdict{0, admitted}},
+		"the same":                      {[]string{"pat-0", "pat-1"}, []string{"pat-0", "pat-1"}, []verdict{admitted, elsewhere}},
+		"an outsider more":              {[]string{"pat-1"}, []string{"pat-0", "pat-1", "pat-9"}, []verdict{0, withheld}},
+		"an outsider instead":           {[]string{"pat-0", "pat-1"}, []string{"pat-9"}, []verdict{withheld, elsewhere}},
+		"an outsider then and a member": {[]string{"pat-", "pat-1"}, []string{"pat-0", "pat-1"}, []verdict{0, admitted}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := from("Appointment", "a", line("Appointment", "a", actors(row.named...)), row.subjects...)
+			r.Attestation = 1 // of the first rules
+			for chunk, requested := range chunks {
+				if row.want[chunk] == 0 {
+					continue
+				}
+				g := guard{typ: "Appointment", cohort: storedList(t, "pat-0", "pat-1", "pat-2")}
+				g.request(requested)
+				current := from("Appointment", "b", line("Appointment", "b", actors(requested[0])), requested[0])
+				for _, before := range []bool{false, true} { // the row of one patient follows another one of the patient
+					if before {
+						if got, err := g.check(t.Context(), current); err != nil || got != admitted {
+							t.Fatalf("verdict %d, %v", got, err)
+						}
+					}
+					if got, err := g.check(t.Context(), r); err != nil || got != row.want[chunk] {
+						t.Errorf("chunk %d: verdict %d, %v, want %d", chunk, got, err, row.want[chunk])
+					}
+				}
+			}
+			g := guard{typ: "Appointment", cohort: storedList(t, "pat-0", "pat-1", "pat-2", "pat-3")}
+			g.request([]string{"pat-3"}) // for whom it was not loaded
+			_, err := g.check(t.Context(), r)
+			wantRefusal(t, err)
+		})
+	}
+}
+
 func TestTheGuardOnResourcesOfSeveralPatients(t *testing.T) { // pitfall 2
 	t.Parallel()
 	for name, row := range map[string]struct {

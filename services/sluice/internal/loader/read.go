@@ -1,11 +1,11 @@
 package loader
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-
 	"math"
 	"runtime"
 	"slices"
@@ -238,7 +238,8 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	switch {
 	case typ == "Bundle", typ == "Group": // malformed or not: a Group that cannot be read counts as its newest version
 		return facts, taken
-	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body):
+	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body) &&
+		!bytes.Contains(line.Body, []byte(`"resourceType"`)):
 		b.untyped(line)
 		return facts, passedBy
 	case errors.Is(err, fhir.ErrTooMany):
@@ -294,8 +295,8 @@ func (b *batch) delete(line lines.Line) {
 	switch {
 	case !ok:
 		b.refuse(line, "", export.UnsupportedEntry,
-			"an entry that cannot be applied: no resource to store, a method other than PUT, POST and DELETE, a DELETE without an "+
-				"id or of a version, an entry of a history Bundle, or a key that parsers read differently")
+			"an entry that cannot be applied: no resource to store, or a Bundle as the resource, a PATCH or another method, a DELETE "+
+				"without an id or of a version, an entry of a history Bundle, or a key that parsers read differently")
 	case fhir.IsExportable(ref.Type), ref.Type == "Group":
 		b.deletions = append(b.deletions, postgres.Deletion{Place: place(b.block.File, line.Number), Ref: ref})
 	default:

@@ -286,6 +286,8 @@ func TestReadPassesByFilesWithoutResources(t *testing.T) {
 		"error/1.OperationOutcome.ndjson": `{"resourceType":"OperationOutcome","issue":[]}` + "\n" +
 			`{"resourceType":"OperationOutcome","id":"1","issue":[]}`,
 		"package.json": "{\n  \"name\": \"x\"\n}\n",
+		"entry.json":   `{"entry":"x"}`,
+		"ids.json":     `[1,2]`,
 		"urls.ndjson":  "\"https://h/1.ndjson\"\n\"https://h/2.ndjson\"",
 	})
 	var got received
@@ -294,7 +296,7 @@ func TestReadPassesByFilesWithoutResources(t *testing.T) {
 		t.Fatal(err)
 	}
 	got.matches(t, found.Files, sum)
-	if len(sum.LeftOut) > 0 || len(got.said) != 4 || sum.Ignored["OperationOutcome"] != 2 {
+	if len(sum.LeftOut) > 0 || len(got.said) != 6 || sum.Ignored["OperationOutcome"] != 2 {
 		t.Errorf("left out %+v, ignored %v, said %q", sum.LeftOut, sum.Ignored, got.said)
 	}
 	for _, text := range got.said {
