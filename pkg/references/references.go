@@ -3,8 +3,8 @@
 // may be meant is offered (Offer), and then the lines are rewritten (Resolve).
 //
 // A urn names the one held resource that has it as id. Where a patient may be named, it is the one of the reference's type,
-// or the patient where R4 allows no other type; without a type it must be a patient. Elsewhere the type is not read. A search names the one held resource
-// of its type with the identifier. What matches several resources is not resolved.
+// or the patient where R4 allows no other type; without a type it must be a patient. Elsewhere the type is not read. A
+// search names the one held resource of its type with the identifier. What matches several resources is not resolved.
 package references
 
 import (

@@ -232,8 +232,8 @@ func (l *Load) Seal(ctx context.Context, tx pgx.Tx, deleteMissing bool, deleted 
 	if err := pgdb.CheckStaged(ctx, tx, staged(l.groups), l.staged.Load()); err != nil {
 		return wrap("merge groups", err)
 	}
-	if _, err := tx.Exec(ctx, `CREATE TEMPORARY TABLE directory_deleted (id text COLLATE "C" PRIMARY KEY, place bigint NOT NULL)
-		ON COMMIT DROP`); err != nil {
+	if _, err := tx.Exec(ctx, `CREATE TEMPORARY TABLE directory_deleted
+		(id text COLLATE "C" PRIMARY KEY, place bigint NOT NULL) ON COMMIT DROP`); err != nil {
 		return wrap("delete groups", err)
 	}
 	ids := slices.Collect(maps.Keys(deleted))

@@ -406,7 +406,8 @@ func refusedVersions(t *testing.T, load Load) {
 		version("cut", "1", "a"), strings.TrimSuffix(version("cut", "2", "b"), "}"),
 		version("older", "1", "b", twice), version("older", "2", "a"),
 		version("repaired", "1", "a"), version("repaired", "2", "b", twice), version("repaired", "3", "a"),
-		version("same", "2", "a"), version("same", "2", "b", twice), version("same-first", "2", "b", twice), version("same-first", "2", "a"),
+		version("same", "2", "a"), version("same", "2", "b", twice),
+		version("same-first", "2", "b", twice), version("same-first", "2", "a"),
 		version("unknown", "1", "a"), `{"resourceType":"Observation","id":"unknown","subject":{`,
 		resource("Observation", "undated", ref("subject", "Patient/a")),
 		resource("Observation", "undated", ref("subject", "Patient/b"), twice),
@@ -431,7 +432,8 @@ func recreated(t *testing.T, load Load) {
 		return resource("Observation", id, append([]string{meta, ref("subject", "Patient/"+patient)}, more...)...)
 	}
 	gone := func(id string) string {
-		return `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"Observation/` + id + `"}}]}`
+		return `{"resourceType":"Bundle","type":"transaction","entry":[` +
+			`{"request":{"method":"DELETE","url":"Observation/` + id + `"}}]}`
 	}
 	twice := ref("subject", "Patient/b")
 	src := load(t, lines(

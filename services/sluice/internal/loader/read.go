@@ -295,8 +295,8 @@ func (b *batch) delete(line lines.Line) {
 	switch {
 	case !ok:
 		b.refuse(line, "", export.UnsupportedEntry,
-			"an entry that cannot be applied: no resource to store, or a Bundle as the resource, a PATCH or another method, a DELETE "+
-				"without an id or of a version, an entry of a history Bundle, or a key that parsers read differently")
+			"an entry that cannot be applied: no resource to store, or a Bundle as the resource, a PATCH or another method, a "+
+				"DELETE without an id or of a version, an entry of a history Bundle, or a key that parsers read differently")
 	case fhir.IsExportable(ref.Type), ref.Type == "Group":
 		b.deletions = append(b.deletions, postgres.Deletion{Place: place(b.block.File, line.Number), Ref: ref})
 	default:
