@@ -112,7 +112,7 @@ func (a *app) patient(f doctorFlags) (patient ops.DoctorConfig, skipped []string
 		},
 		{
 			"groups", f.get("groups"), "correct the folder (docs/access.md)",
-			func(_ context.Context, path string) error {
+			func(ctx context.Context, path string) error {
 				groups, err := filedir.OpenGroups(ctx, path, nil, nil, slog.New(slog.DiscardHandler))
 				if err != nil {
 					return err
