@@ -23,7 +23,8 @@ import (
 func (d Directory) CheckFiles() error {
 	var problems []error
 	if d.GroupsDir != "" {
-		if _, err := filedir.OpenGroups(context.Background(), d.GroupsDir, nil, time.Now, slog.New(slog.DiscardHandler)); err != nil {
+		_, err := filedir.OpenGroups(context.Background(), d.GroupsDir, nil, time.Now, slog.New(slog.DiscardHandler))
+		if err != nil {
 			problems = append(problems, fmt.Errorf("SLUICE_GROUPS_DIR: %w", err))
 		}
 	}
