@@ -69,6 +69,9 @@ func (l Limits) Validate() error {
 type Sizes struct {
 	Patients int64               // Patient resources
 	Types    map[string]TypeSize // by resource type; with zero for one that earlier snapshots may hold
+	// Identity tells the data of a store without history apart from other data: an export must not continue with other data
+	// than it was planned with. It is "" if snapshots do not change.
+	Identity string
 }
 
 // TypeSize is the size of one type.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -245,5 +246,74 @@ func TestServicesRefuseABadConfigurationAtOnce(t *testing.T) {
 		if strings.Contains(string(out), "hush") {
 			t.Errorf("%s quotes a secret: %s", service, out)
 		}
+	}
+}
+
+// A folder has no history: the server stops when a file has changed, and an export never continues with other data.
+func TestStandaloneWhoseDataChanges(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	data, state := filepath.Join(dir, "data"), filepath.Join(dir, "state")
+	sluice(t, 0, "synth", "--patients", "20", "--seed", "3", "--out", data)
+	files, err := filepath.Glob(filepath.Join(data, "Procedure*"))
+	must(t, err)
+	add := func(text string) {
+		t.Helper()
+		file, err := os.OpenFile(files[0], os.O_APPEND|os.O_WRONLY, 0)
+		must(t, err)
+		_, err = file.WriteString(text)
+		must(t, errors.Join(err, file.Close()))
+	}
+	addr := "127.0.0.1:0"
+	start := func() (server *exec.Cmd, said *bytes.Buffer) {
+		t.Helper()
+		must(t, os.RemoveAll(filepath.Join(state, "quickstart.json")))
+		server, said = exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
+			"--data", data, "--state", state, "--addr", addr), &bytes.Buffer{}
+		server.Stderr = said
+		must(t, server.Start())
+		t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+		var ready struct {
+			BaseURL string `json:"base_url"`
+		}
+		eventually(t, time.Minute, "standalone serves", func() bool {
+			text, err := os.ReadFile(filepath.Join(state, "quickstart.json"))
+			return err == nil && json.Unmarshal(text, &ready) == nil
+		})
+		base, err := url.Parse(ready.BaseURL)
+		must(t, err)
+		addr = base.Host // status URLs name it
+		return server, said
+	}
+
+	server, said := start()
+	add("\n") // units of the type wait from now on
+	out := filepath.Join(dir, "out")
+	client := exec.CommandContext(t.Context(), filepath.Join(binaries, "sluice"),
+		"export", "--state", state, "--group", "all", "--out", out, "--no-progress")
+	var printed bytes.Buffer
+	client.Stdout, client.Stderr = &printed, &printed
+	must(t, client.Start())
+	t.Cleanup(func() { _ = client.Process.Kill(); _ = client.Wait() })
+	if err := server.Wait(); err == nil || !strings.Contains(said.String(), "changed after it was indexed; a restart reads it again") {
+		t.Fatalf("the server: %v\n%s", err, said)
+	}
+
+	add(`{"resourceType":"Procedure","id":"new"}` + "\n")
+	start()
+	err = client.Wait() // it has outlasted the restart
+	if code := client.ProcessState.ExitCode(); code != 3 {
+		t.Fatalf("exit code %d (%v), want 3\n%s", code, err, &printed)
+	}
+	errorFiles, err := filepath.Glob(filepath.Join(out, "*OperationOutcome*"))
+	must(t, err)
+	var reports strings.Builder
+	for _, file := range errorFiles {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		reports.Write(text)
+	}
+	if !strings.Contains(reports.String(), "the data was replaced after the export was planned") {
+		t.Errorf("reports %q, files %v\n%s", &reports, errorFiles, &printed)
 	}
 }

@@ -81,7 +81,7 @@ Or with curl, step by step:
 	if q.Operator != "" {
 		fmt.Fprintf(&text, "\nOperator's page: %s\n", q.Operator)
 	}
-	text.WriteString("\nStop with Ctrl-C. A restart continues with the same exports.\n")
+	text.WriteString("\nStop with Ctrl-C. A restart continues with the same exports, as long as the data is the same.\n")
 	_, err := io.WriteString(w, text.String())
 	return err
 }

@@ -214,6 +214,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, start.remove()) }()
 	return rungroup.Run(ctx,
+		*source.Watch,
 		config.HTTP("listener", listener, served, serving),
 		rungroup.Component{Name: "signing keys", Run: auth.service.Run},
 		redis.clock(), redis.saving(log),

@@ -76,7 +76,7 @@ func (f *file) unchanged() error {
 }
 
 func (f *file) changed() error {
-	return fmt.Errorf("%w: %s changed after it was indexed", export.ErrUnavailable, f.name)
+	return fmt.Errorf("%w: %s changed after it was indexed; a restart reads it again", export.ErrUnavailable, f.name)
 }
 
 // text returns the text of the file. If it is not the content of the file, it is also written to an unlinked file in

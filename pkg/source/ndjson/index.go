@@ -36,17 +36,18 @@ type builder struct {
 	seed2  maphash.Seed // for the second half
 	refs   *references.Table
 
-	mu      sync.Mutex
-	lists   map[string]*list           // by type
-	counted map[string]source.TypeSize // types that are only counted
-	several map[uint64][]uint32        // numbers of the patients of a resource with several, by its place
-	numbers map[string]uint32          // patient id, or a sentinel of source -> number
-	deleted []deletion
-	left    export.Tally
-	first   map[export.LeftOut]location // the first place of each type and reason, with the count 0
-	strays  []strays                    // by file
-	holds   []bool                      // by file: it has a resource, a deletion or a Group
-	bundles bundlesInside
+	mu         sync.Mutex
+	lists      map[string]*list           // by type
+	counted    map[string]source.TypeSize // types that are only counted
+	several    map[uint64][]uint32        // numbers of the patients of a resource with several, by its place
+	numbers    map[string]uint32          // patient id, or a sentinel of source -> number
+	deleted    []deletion
+	left       export.Tally
+	unreadable []string                    // the first unreadable files, with the reasons
+	first      map[export.LeftOut]location // the first place of each type and reason, with the count 0
+	strays     []strays                    // by file
+	holds      []bool                      // by file: it has a resource, a deletion or a Group
+	bundles    bundlesInside
 
 	bases    fhir.Bases
 	servers  lines.Servers
@@ -200,11 +201,17 @@ func (b *builder) hash(id string) [2]uint64 {
 	return [2]uint64{maphash.String(b.seed, id), maphash.String(b.seed2, id)}
 }
 
+// namedFiles is how many unreadable files are named.
+const namedFiles = 20
+
 // leaveOut counts one more of what is not served.
 func (b *builder) leaveOut(typ string, reason export.Reason, at location) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.left.Add(typ, reason, 1)
+	if reason == export.UnreadableFile && len(b.unreadable) < namedFiles {
+		b.unreadable = append(b.unreadable, at.name)
+	}
 	key := export.LeftOut{Type: typ, Reason: reason}
 	if known, found := b.first[key]; !found || cmp.Or(cmp.Compare(at.file, known.file), cmp.Compare(at.line, known.line)) < 0 {
 		b.first[key] = at
@@ -285,6 +292,9 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		}
 		if line.TooLong {
 			typed = true
+			if b.isGroup(line, at) {
+				continue
+			}
 			if err := b.refuse(line, fhir.PeekType(line.Body), export.TooLong, at); err != nil {
 				return err
 			}
@@ -316,6 +326,8 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 				return err
 			}
 			continue
+		case err != nil && b.isGroup(line, at):
+			continue
 		case err != nil:
 			if err := b.refuse(line, cmp.Or(facts.Type, fhir.PeekType(line.Body)), export.Malformed, at); err != nil {
 				return err
@@ -341,6 +353,15 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		b.strays[block.File].typed = true
 	}
 	return nil
+}
+
+// isGroup counts a line that is refused as a resource and is a Group: the directory decides about it.
+func (b *builder) isGroup(line lines.Line, at location) bool {
+	if fhir.PeekType(line.Body) != "Group" {
+		return false
+	}
+	b.count("Group", uint32(len(line.Body)), at.file)
+	return true
 }
 
 // found returns the resource at e.
@@ -539,6 +560,9 @@ func (b *builder) report(ctx context.Context, log *slog.Logger, s *Source, folde
 		if stray.count > 0 && !stray.typed && !stray.damaged {
 			log.WarnContext(ctx, "a file without resources is passed by", "file", b.files[i].name, "lines", stray.count)
 		}
+	}
+	for _, file := range b.unreadable {
+		log.WarnContext(ctx, "a file cannot be read to its end", "file", file)
 	}
 	for _, left := range s.leftOut.List() {
 		first := b.first[export.LeftOut{Type: left.Type, Reason: left.Reason}]

@@ -70,6 +70,7 @@ type Source struct {
 	resolved *references.Table
 	seed     maphash.Seed
 	identity string
+	read     time.Time // when the reading of the folder began
 
 	batchSize int
 
@@ -143,7 +144,7 @@ func index(ctx context.Context, config Config, folder lines.Folder, bundles bund
 	for _, f := range files {
 		f.expand = bundles[f.name]
 	}
-	s := &Source{files: files, seed: maphash.MakeSeed(), batchSize: cmp.Or(config.batchSize, batchSize)}
+	s := &Source{read: time.Now(), files: files, seed: maphash.MakeSeed(), batchSize: cmp.Or(config.batchSize, batchSize)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -201,19 +202,18 @@ func (s *Source) Check(ctx context.Context) error {
 	return nil
 }
 
-// Identity tells the data of two folders apart: it is the same in any process for the same resources, refused versions and
-// deletions in the same places of files of the same names. Other files do not matter. A folder has no history, so an export
-// must not continue with other data than it was planned with.
-func (s *Source) Identity() string { return s.identity }
-
-// Snapshot implements source.Source: a folder has no history, so it returns now.
+// Snapshot implements source.Source: a folder has no history, so it returns when the folder was read.
 func (s *Source) Snapshot(_ context.Context, now time.Time) (time.Time, error) {
+	if s.read.Before(now) {
+		now = s.read
+	}
 	return now.UTC().Truncate(time.Second), nil
 }
 
-// Sizes implements source.Source.
+// Sizes implements source.Source. The identity is the same in any process for the same resources, refused versions and
+// deletions in the same places of files of the same names. Other files do not matter.
 func (s *Source) Sizes(context.Context) (source.Sizes, error) {
-	return source.Sizes{Patients: s.sizes.Patients, Types: maps.Clone(s.sizes.Types)}, nil
+	return source.Sizes{Patients: s.sizes.Patients, Types: maps.Clone(s.sizes.Types), Identity: s.identity}, nil
 }
 
 // LeftOut implements source.Source.

@@ -581,7 +581,9 @@ func TestTheIdentityIsThatOfWhatIsServed(t *testing.T) {
 		for name, text := range files {
 			content[name] = []byte(text)
 		}
-		return open(t, folder(t, content), Config{}).Identity()
+		sizes, err := open(t, folder(t, content), Config{}).Sizes(t.Context())
+		must(t, err)
+		return sizes.Identity
 	}
 	of := identity(map[string]string{"a.ndjson": one + "\n" + two + "\n"})
 	for name, same := range map[string]map[string]string{

@@ -161,12 +161,8 @@ func (w *Worker) run(ctx context.Context, log *slog.Logger, lease export.Lease) 
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	if data := w.data(); job.Data != "" && data != job.Data && lease.Unit.Kind != export.KindSeal {
-		const replaced = "the data was replaced after the export was planned"
-		if lease.Failures+1 >= w.cfg.MaxAttempts {
-			return jobstore.Commit{}, export.Permanent(replaced)
-		}
-		return jobstore.Commit{}, errors.New(replaced) // another worker may still have the data
+	if err := w.checkData(ctx, lease, job); err != nil {
+		return jobstore.Commit{}, err
 	}
 	switch lease.Unit.Kind {
 	case export.KindPlan:
@@ -184,12 +180,20 @@ func (w *Worker) run(ctx context.Context, log *slog.Logger, lease export.Lease) 
 	}
 }
 
-// data returns the identity of the source's data, "" if the source keeps versions: its snapshots do not change.
-func (w *Worker) data() string {
-	if folder, ok := w.Source.(interface{ Identity() string }); ok {
-		return folder.Identity()
+// checkData returns an error unless the source has the data that the job was planned with.
+func (w *Worker) checkData(ctx context.Context, lease export.Lease, job export.Job) error {
+	if job.Data == "" || lease.Unit.Kind == export.KindSeal {
+		return nil
 	}
-	return ""
+	sizes, err := w.Source.Sizes(ctx)
+	if err != nil || sizes.Identity == job.Data {
+		return err
+	}
+	const replaced = "the data was replaced after the export was planned"
+	if lease.Failures+1 >= w.cfg.MaxAttempts {
+		return export.Permanent(replaced)
+	}
+	return errors.New(replaced) // another worker may still have the data
 }
 
 // heartbeats renews the lease until the context ends, or a heartbeat is refused: then it returns ErrFenced or ErrNotLive.

@@ -43,12 +43,14 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	types, cohort := allowed(job, chosen.grant), chosen.cohort
 
 	var units []export.Unit
+	data := ""
 	result := export.Result{LeftOut: chosen.leftOut}
 	if cohort.Patients > 0 {
 		sizes, err := w.Source.Sizes(ctx)
 		if err != nil {
 			return jobstore.Commit{}, fmt.Errorf("estimate sizes: %w", err)
 		}
+		data = sizes.Identity
 		units = cut(types, sizes, cohort, w.cfg)
 		if _, held := sizes.Types["Patient"]; !held && slices.Contains(types, "Patient") {
 			// Otherwise the seal compares the members with the patients that the units of Patient found.
@@ -75,7 +77,7 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	return jobstore.Commit{
 		Result: result,
 		Next:   job.Request.Next(export.KindPlan, len(units) == 0),
-		Plan:   &jobstore.Plan{Snapshot: snapshot, Cohort: cohort, Data: w.data()},
+		Plan:   &jobstore.Plan{Snapshot: snapshot, Cohort: cohort, Data: data},
 	}, nil
 }
 

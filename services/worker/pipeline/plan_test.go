@@ -408,7 +408,11 @@ type folder struct {
 	identity string
 }
 
-func (f *folder) Identity() string { return f.identity }
+func (f *folder) Sizes(ctx context.Context) (source.Sizes, error) {
+	sizes, err := f.Source.Sizes(ctx)
+	sizes.Identity = f.identity
+	return sizes, err
+}
 
 // A folder may be replaced while a job waits: an export never mixes the data of two.
 func TestDataThatIsReplacedAfterThePlanIsNotExported(t *testing.T) {
