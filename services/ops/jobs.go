@@ -257,7 +257,7 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 	}
 	detail := Detail{Job: o.show(found.Job), Progress: []Progress{}, Units: []Unit{}, Errors: []string{}}
 	byType := map[string]*Progress{}
-	var sum outcome
+	var units export.Shortfall
 	var pace pace
 	for _, standing := range found.Units {
 		unit := showUnit(standing, found.At)
@@ -265,7 +265,7 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 		if unit.Open() {
 			detail.Open++
 		}
-		sum.add(standing.Unit, standing.Result)
+		units.Add(standing.Unit, standing.Result)
 		detail.Units = append(detail.Units, unit)
 		if unit.State == UnitFailed {
 			detail.Errors = append(detail.Errors, string(unit.ID)+": "+unit.Failure)
@@ -278,8 +278,8 @@ func (o *Operator) Inspect(ctx context.Context, id export.JobID) (Detail, error)
 		}
 		byType[unit.Type].add(unit, standing.Result)
 	}
-	detail.LeftOut = sum.leftOut(found.Job)
-	detail.Incomplete = detail.State == export.Completed && sum.incomplete(detail.LeftOut)
+	detail.LeftOut = leftOut(found.Job, units)
+	detail.Incomplete = detail.State == export.Completed && incomplete(units, detail.LeftOut)
 	if detail.State == export.Running {
 		detail.Rate, detail.Left.Duration = pace.of(found.At.Sub(detail.Snapshot))
 	}

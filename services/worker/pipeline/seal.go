@@ -18,40 +18,24 @@ import (
 // seal writes the manifest with the files of all units, and an error file about missing data. If units failed and none
 // succeeded, the job fails instead (spec 3).
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
-	failed, done := 0, 0
-	var left export.Tally
-	patients := int64(0)         // Patient resources that were found
-	sought, lost := false, false // some units looked for them; one failed
+	done := 0
+	var units export.Shortfall
 	errorFiles, err := w.writeErrors(ctx, lease, nil, func(out *files) error {
 		err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
 			if len(job.Key) > 0 && slices.ContainsFunc(result.Files, func(f export.File) bool { return !f.Encrypted }) {
 				// The API cannot serve it. Failing the job purges it.
 				return export.Permanent("a worker without encryption wrote a part of it")
 			}
-			if unit.Type == "Patient" {
-				sought, lost = true, lost || result.Failure != ""
-				patients += result.Withheld
-				for _, file := range result.Files {
-					patients += file.Count
-				}
-			}
+			units.Add(unit, result)
 			switch {
 			case result.Failure != "":
-				failed++
 				return out.writeIssue(fhir.Outcome("error", "incomplete", failureText(unit, result)))
 			case unit.Kind == export.KindExport || unit.Kind == export.KindExportReferenced:
 				done++
 			}
-			left.AddAll(result.LeftOut)
-			if len(result.LeftOut) == 0 && result.Withheld > 0 { // by a worker of the previous release
-				left.Add(unit.Type, export.OtherPatient, result.Withheld)
-			}
 			return nil
 		})
-		if sought && !lost {
-			left.Add("", export.MemberMissing, max(job.Cohort.Patients-patients, 0))
-		}
-		for _, l := range left.List() {
+		for _, l := range units.LeftOutOf(job.Cohort) {
 			if err == nil {
 				err = out.writeIssue(l.Outcome())
 			}
@@ -61,7 +45,7 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	if failed > 0 && done == 0 {
+	if units.Failed > 0 && done == 0 {
 		return jobstore.Commit{}, export.Permanent("every part of it failed")
 	}
 

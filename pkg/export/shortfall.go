@@ -1,0 +1,44 @@
+package export
+
+// Shortfall sums up what the closed units of a job did not export. The zero value is ready to use. It is not safe for
+// concurrent use.
+type Shortfall struct {
+	Failed int // units that failed for good
+
+	left     Tally
+	patients int64 // Patient resources that were found
+	sought   bool  // some units looked for them
+	lost     bool  // one of these failed
+}
+
+// Add adds a closed unit.
+func (s *Shortfall) Add(unit Unit, result Result) {
+	if unit.Type == "Patient" {
+		s.sought, s.lost = true, s.lost || result.Failure != ""
+		s.patients += result.Withheld
+		for _, file := range result.Files {
+			s.patients += file.Count
+		}
+	}
+	if result.Failure != "" {
+		s.Failed++
+		return
+	}
+	s.left.AddAll(result.LeftOut)
+	if len(result.LeftOut) == 0 { // by a worker of the previous release
+		s.left.Add(unit.Type, OtherPatient, result.Withheld)
+	}
+}
+
+// LeftOut returns what the units left out.
+func (s *Shortfall) LeftOut() []LeftOut { return s.left.List() }
+
+// LeftOutOf is LeftOut once all units of the cohort are closed. It includes the members that the data does not have.
+func (s *Shortfall) LeftOutOf(cohort Cohort) []LeftOut {
+	var all Tally
+	all.AddAll(s.left.List())
+	if s.sought && !s.lost {
+		all.Add("", MemberMissing, max(cohort.Patients-s.patients, 0))
+	}
+	return all.List()
+}
