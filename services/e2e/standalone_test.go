@@ -149,6 +149,31 @@ func standalone(t *testing.T, form string, flags ...string) {
 	}
 }
 
+// startStandalone starts the server, waits until it serves, and returns it with the address that it listens on, which
+// status URLs name. said gets its log.
+func startStandalone(
+	t *testing.T, said *bytes.Buffer, data, state, at string, flags ...string,
+) (server *exec.Cmd, addr string) {
+	t.Helper()
+	ready := filepath.Join(state, "quickstart.json")
+	must(t, os.RemoveAll(ready))
+	server = exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
+		append([]string{"--data", data, "--state", state, "--addr", at}, flags...)...)
+	server.Stderr = said
+	must(t, server.Start())
+	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+	var start struct {
+		BaseURL string `json:"base_url"`
+	}
+	eventually(t, time.Minute, "standalone serves", func() bool {
+		text, err := os.ReadFile(ready)
+		return err == nil && json.Unmarshal(text, &start) == nil
+	})
+	base, err := url.Parse(start.BaseURL)
+	must(t, err)
+	return server, base.Host
+}
+
 // A restart continues where the process was, also after kill -9: a finished export can be downloaded, a running one finishes
 // and is complete.
 func TestStandaloneKeepsExportsOverRestarts(t *testing.T) {
@@ -159,23 +184,9 @@ func TestStandaloneKeepsExportsOverRestarts(t *testing.T) {
 	population := readPopulation(t, data)
 	want := population.export(population.members("all"))
 	addr := "127.0.0.1:0"
-	start := func() *exec.Cmd {
+	start := func() (server *exec.Cmd) {
 		t.Helper()
-		must(t, os.RemoveAll(filepath.Join(state, "quickstart.json")))
-		server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
-			"--data", data, "--state", state, "--addr", addr, "--encrypt")
-		must(t, server.Start())
-		t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
-		var ready struct {
-			BaseURL string `json:"base_url"`
-		}
-		eventually(t, time.Minute, "standalone serves", func() bool {
-			text, err := os.ReadFile(filepath.Join(state, "quickstart.json"))
-			return err == nil && json.Unmarshal(text, &ready) == nil
-		})
-		base, err := url.Parse(ready.BaseURL)
-		must(t, err)
-		addr = base.Host // status URLs name it
+		server, addr = startStandalone(t, &bytes.Buffer{}, data, state, addr, "--encrypt")
 		return server
 	}
 	kickOff := func() string {
@@ -264,29 +275,8 @@ func TestStandaloneWhoseDataChanges(t *testing.T) {
 		_, err = file.WriteString(text)
 		must(t, errors.Join(err, file.Close()))
 	}
-	addr := "127.0.0.1:0"
-	start := func() (server *exec.Cmd, said *bytes.Buffer) {
-		t.Helper()
-		must(t, os.RemoveAll(filepath.Join(state, "quickstart.json")))
-		server, said = exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
-			"--data", data, "--state", state, "--addr", addr), &bytes.Buffer{}
-		server.Stderr = said
-		must(t, server.Start())
-		t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
-		var ready struct {
-			BaseURL string `json:"base_url"`
-		}
-		eventually(t, time.Minute, "standalone serves", func() bool {
-			text, err := os.ReadFile(filepath.Join(state, "quickstart.json"))
-			return err == nil && json.Unmarshal(text, &ready) == nil
-		})
-		base, err := url.Parse(ready.BaseURL)
-		must(t, err)
-		addr = base.Host // status URLs name it
-		return server, said
-	}
-
-	server, said := start()
+	var said bytes.Buffer
+	server, addr := startStandalone(t, &said, data, state, "127.0.0.1:0")
 	add("\n") // units of the type wait from now on
 	out := filepath.Join(dir, "out")
 	client := exec.CommandContext(t.Context(), filepath.Join(binaries, "sluice"),
@@ -296,11 +286,11 @@ func TestStandaloneWhoseDataChanges(t *testing.T) {
 	must(t, client.Start())
 	t.Cleanup(func() { _ = client.Process.Kill(); _ = client.Wait() })
 	if err := server.Wait(); err == nil || !strings.Contains(said.String(), "changed after it was indexed; a restart reads it again") {
-		t.Fatalf("the server: %v\n%s", err, said)
+		t.Fatalf("the server: %v\n%s", err, &said)
 	}
 
 	add(`{"resourceType":"Procedure","id":"new"}` + "\n")
-	start()
+	startStandalone(t, &bytes.Buffer{}, data, state, addr)
 	err = client.Wait() // it has outlasted the restart
 	if code := client.ProcessState.ExitCode(); code != 3 {
 		t.Fatalf("exit code %d (%v), want 3\n%s", code, err, &printed)
