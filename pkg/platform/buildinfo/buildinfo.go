@@ -6,6 +6,9 @@ import (
 	"strings"
 )
 
+// Set by the linker (-X) in builds without a repository, such as those of images. A revision may end with -dirty.
+var version, revision string
+
 // Build is the version of a program.
 type Build struct {
 	Version  string `json:"version"`
@@ -29,13 +32,21 @@ func Of() Build {
 			b.Modified = setting.Value == "true"
 		}
 	}
+	if version != "" {
+		b.Version = version
+	}
+	if revision != "" {
+		b.Revision, b.Modified = strings.CutSuffix(revision, "-dirty")
+	}
 	return b
 }
 
 // String is one line.
 func (b Build) String() string {
 	parts := []string{b.Version}
-	if b.Revision != "" {
+	if b.Revision == "" {
+		parts = append(parts, "of an unknown revision")
+	} else {
 		parts = append(parts, b.Revision[:min(len(b.Revision), 12)])
 	}
 	if b.Modified {

@@ -6,12 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"runtime/debug"
 	"text/template"
 	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/platform/buildinfo"
 )
 
 // metadata serves the CapabilityStatement (C-01 to C-06).
@@ -40,15 +40,11 @@ var capabilities string
 // level.
 func newCapabilities(base, tokenEndpoint string, since time.Time) []byte {
 	quote := func(text string) string { return string(encode(text)) }
-	var version string
-	if info, ok := debug.ReadBuildInfo(); ok {
-		version = info.Main.Version
-	}
 	var filled, compact bytes.Buffer
 	err := template.Must(template.New("").Funcs(template.FuncMap{"json": quote}).Parse(capabilities)).Execute(&filled,
 		map[string]any{
-			"base": base, "tokenEndpoint": tokenEndpoint, "date": since.UTC().Format(time.RFC3339), "version": version,
-			"types": fhir.ExportableTypes(),
+			"base": base, "tokenEndpoint": tokenEndpoint, "date": since.UTC().Format(time.RFC3339),
+			"version": buildinfo.Of().Version, "types": fhir.ExportableTypes(),
 		})
 	if err := errors.Join(err, json.Compact(&compact, filled.Bytes())); err != nil {
 		panic(err) // the template does not fit its values
