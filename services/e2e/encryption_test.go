@@ -29,6 +29,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // masterKeys writes master keys with these ids into a file and returns the setting that names it. The first key wraps;
@@ -53,8 +54,8 @@ func masterKeys(t *testing.T, secrets map[string]string, ids ...string) (setting
 func TestAnEncryptedExport(t *testing.T) {
 	t.Parallel()
 	data := generated(t, 20)
-	population := readPopulation(t, data)
-	people := population.members("all")
+	population := expect.Read(t, data)
+	people := population.Members("all")
 	needles := [][]byte{[]byte(`"resourceType"`), []byte("ndjson"), {0x1f, 0x8b, 0x08}}
 	for id := range people {
 		needles = append(needles, []byte(id))
@@ -66,7 +67,7 @@ func TestAnEncryptedExport(t *testing.T) {
 		worker: []string{keys, "SLUICE_FILE_BYTES=200000"},
 	})
 	m := s.wait(s.kickoff("all", ""), 2*time.Minute)
-	sameLines(t, "all", s.lines(m.Output), population.export(people))
+	expect.SameLines(t, "all", s.lines(m.Output), population.Export(people))
 
 	found, bodies := watch.result()
 	if found != "" || bodies == 0 {
@@ -124,8 +125,8 @@ func (s *stack) gzipped(url, span, etag string) ([]byte, http.Header) {
 func TestMasterKeysAreRotated(t *testing.T) {
 	t.Parallel()
 	data := generated(t, 6)
-	population := readPopulation(t, data)
-	want := population.export(population.members("all"))
+	population := expect.Read(t, data)
+	want := population.Export(population.Members("all"))
 	secrets := map[string]string{}
 	s := deploy(t, setup{data: data, api: []string{masterKeys(t, secrets, "old")}})
 	worker := s.startWorker(masterKeys(t, secrets, "old"))
@@ -154,11 +155,11 @@ func TestMasterKeysAreRotated(t *testing.T) {
 	s.startWorker(both)
 	after := s.kickoff("all", "")
 	for what, status := range map[string]string{"finished before": finished, "under way": pending, "begun after": after} {
-		sameLines(t, what, s.lines(s.wait(status, 2*time.Minute).Output), want)
+		expect.SameLines(t, what, s.lines(s.wait(status, 2*time.Minute).Output), want)
 	}
 
 	replace(masterKeys(t, secrets, "fresh"))
-	sameLines(t, "with the fresh key alone", s.lines(s.wait(after, time.Minute).Output), want)
+	expect.SameLines(t, "with the fresh key alone", s.lines(s.wait(after, time.Minute).Output), want)
 	for what, status := range map[string]string{"finished before": finished, "under way": pending} {
 		if resp := s.request(http.MethodGet, status, "everything", nil); resp.StatusCode != http.StatusServiceUnavailable {
 			t.Errorf("%s, without the old key: %s, want 503", what, resp.Status)

@@ -2,12 +2,10 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // goldenHealthNewEngland has the known counts of one group of the Synthea sample.
@@ -61,28 +60,28 @@ func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
 	if !there {
 		data = generated(t, 40)
 	}
-	population := readPopulation(t, data)
+	population := expect.Read(t, data)
 	store := loaded(t, data)
 	s := deploy(t, setup{data: data, database: store, directory: store, groups: groupsOf(t, data), workers: 2})
 
 	statuses := map[string]string{}
-	for group := range population.groups { // concurrent jobs (pitfall 32)
-		if active, _ := population.groups[group].tree["active"].(bool); active {
+	for group := range population.Groups { // concurrent jobs (pitfall 32)
+		if active, _ := population.Groups[group]["active"].(bool); active {
 			statuses[group] = s.kickoff(group, "")
 		}
 	}
 	for group, status := range statuses {
 		m := s.wait(status, 2*time.Minute)
-		people := population.members(group)
+		people := population.Members(group)
 		got := s.lines(m.Output)
-		want := population.export(people)
-		sameLines(t, group, got, want)
+		want := population.Export(people)
+		expect.SameLines(t, group, got, want)
 		if len(m.Error) != 0 && len(people) > 0 {
 			if lines := s.lines(m.Error); strings.Contains(strings.Join(lines["OperationOutcome"], ""), `"error"`) {
 				t.Errorf("%s: error files %v", group, lines)
 			}
 		}
-		checkIdentities(t, population, people, got)
+		population.Identities(t, people, got)
 		if group == "HealthNewEngland" {
 			counts := map[string]int{}
 			for typ, lines := range got {
@@ -92,32 +91,6 @@ func TestEveryGroupOfTheSyntheaSample(t *testing.T) {
 				t.Errorf("HealthNewEngland: %v, want %v", counts, goldenHealthNewEngland)
 			}
 			t.Logf("HealthNewEngland: %v", counts)
-		}
-	}
-}
-
-// checkIdentities fails for a duplicate id and for a line about a patient outside the group (pitfall 2).
-func checkIdentities(t *testing.T, p population, people map[string]bool, got map[string][]string) {
-	t.Helper()
-	seen := map[string]bool{}
-	for typ, lines := range got {
-		for _, line := range lines {
-			r := &resource{line: line}
-			must(t, json.Unmarshal([]byte(line), &r.tree))
-			r.typ, _ = r.tree["resourceType"].(string)
-			r.id, _ = r.tree["id"].(string)
-			if r.typ != typ || seen[r.typ+"/"+r.id] {
-				t.Fatalf("%s: a line of type %s, or an id twice", typ, r.typ)
-			}
-			seen[r.typ+"/"+r.id] = true
-			if slices.Contains(travelling, typ) {
-				continue
-			}
-			for _, subject := range p.subjects(r) {
-				if !people[subject] {
-					t.Fatalf("%s: a resource of a foreign patient", typ)
-				}
-			}
 		}
 	}
 }
@@ -138,29 +111,29 @@ func TestAnEmptyGroupExportsNothing(t *testing.T) { // pitfall 1
 func TestAGeneratedPopulation(t *testing.T) {
 	t.Parallel()
 	data := generated(t, 40)
-	population := readPopulation(t, data)
+	population := expect.Read(t, data)
 	s := deploy(t, setup{data: data, groups: groupsOf(t, data), workers: 2, worker: []string{
 		"SLUICE_FILE_BYTES=200000", // so that types have several files (pitfall 13)
 	}})
 	for _, group := range []string{"all", "ten", "mixed"} {
 		m := s.wait(s.kickoff(group, ""), 2*time.Minute)
 		got := s.lines(m.Output)
-		people := population.members(group)
-		sameLines(t, group, got, population.export(people))
-		checkIdentities(t, population, people, got)
+		people := population.Members(group)
+		expect.SameLines(t, group, got, population.Export(people))
+		population.Identities(t, people, got)
 		if files := len(m.Output); group == "all" && files <= len(got) {
 			t.Errorf("%d files for %d types: no type was rolled over", files, len(got))
 		}
 	}
 	m := s.wait(s.kickoff("ten", "?_type=Patient,Observation&_type=Condition"), time.Minute)
 	got := s.lines(m.Output)
-	want := population.export(population.members("ten"))
+	want := population.Export(population.Members("ten"))
 	for typ := range want {
 		if typ != "Patient" && typ != "Observation" && typ != "Condition" {
 			delete(want, typ)
 		}
 	}
-	sameLines(t, "_type", got, want)
+	expect.SameLines(t, "_type", got, want)
 }
 
 var populations sync.Map // of functions that generate a population once, by the number of patients

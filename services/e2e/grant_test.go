@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // TestAGrantOfThreeMillionPatients exports a group of three million members, all of which the owner's grant lists. The data
@@ -29,8 +30,8 @@ func TestAGrantOfThreeMillionPatients(t *testing.T) {
 		workerPeak = 128 << 20
 	)
 	data := generated(t, 20)
-	p := readPopulation(t, data)
-	people := p.members("all")
+	p := expect.Read(t, data)
+	people := p.Members("all")
 	database := testenv.Postgres(t)
 	if _, err := pgdb.Migrate(t.Context(), database); err != nil {
 		t.Fatal(err)
@@ -66,13 +67,13 @@ func TestAGrantOfThreeMillionPatients(t *testing.T) {
 	t.Logf("the kick-off took %s", time.Since(began))
 	got := s.lines(s.wait(status, 10*time.Minute).Output)
 	t.Logf("the export took %s", time.Since(began))
-	want := p.export(people)
+	want := p.Export(people)
 	for typ := range want {
 		if !slices.Contains([]string{"Patient", "Condition"}, typ) {
 			delete(want, typ)
 		}
 	}
-	sameLines(t, "the export", got, want)
+	expect.SameLines(t, "the export", got, want)
 
 	for _, process := range s.processes {
 		peak := process.peakMemory()

@@ -15,6 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // populationForFaults is the Synthea sample where it is at hand, else a generated one, with a large group of it.
@@ -121,7 +122,7 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11
 	t.Logf("the unit ran elsewhere %.1f s after the kill", time.Since(killed).Seconds())
 
 	m := s.wait(status, time.Minute)
-	sameLines(t, "after the kill", s.lines(m.Output), undisturbed)
+	expect.SameLines(t, "after the kill", s.lines(m.Output), undisturbed)
 	if len(m.Error) != 0 {
 		t.Errorf("errors: %v", m.Error)
 	}
@@ -148,7 +149,7 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 	second := s.startWorker()
 	// UNIT_SILENCE is long, so the second worker can get the unit only by a hand-back.
 	m := s.wait(status, time.Minute)
-	sameLines(t, "after the hand-back", s.lines(m.Output), readPopulation(t, data).export(readPopulation(t, data).members(group)))
+	expect.SameLines(t, "after the hand-back", s.lines(m.Output), expect.Read(t, data).Export(expect.Read(t, data).Members(group)))
 	claimed, found := second.find(observationUnit("unit claimed"))
 	if !found || claimed["attempt"] != float64(1) {
 		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)

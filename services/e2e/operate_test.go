@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // admin runs an admin command on the deployment and returns its output.
@@ -69,8 +70,8 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 	second := s.startWorker()
 	// UNIT_SILENCE is long, so the second worker only gets the unit by a hand-back. The pause does not stop the job.
 	m := s.wait(status, time.Minute)
-	people := readPopulation(t, data)
-	sameLines(t, "after the drain", s.lines(m.Output), people.export(people.members(group)))
+	people := expect.Read(t, data)
+	expect.SameLines(t, "after the drain", s.lines(m.Output), people.Export(people.Members(group)))
 	claimed, found := second.find(observationUnit("unit claimed"))
 	if !found || claimed["attempt"] != float64(1) {
 		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // desk is a deployment with the operator's page of its scheduler, and an object store whose responses the test can delay.
@@ -275,7 +276,7 @@ func TestOperatorsPage(t *testing.T) {
 		t.Errorf("a cancelled job: status %d, want 404", got)
 	}
 	d.hold.release()
-	sameLines(t, "after a unit was given up and retried", d.lines(d.wait(status, time.Minute).Output), whole)
+	expect.SameLines(t, "after a unit was given up and retried", d.lines(d.wait(status, time.Minute).Output), whole)
 
 	// Intake, without scripts.
 	b.scripts(false)

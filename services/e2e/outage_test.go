@@ -15,25 +15,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/zeebo/xxh3"
-
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // patientsVariable sets a larger population for the outages: 3300 patients are a million resources.
 const patientsVariable = "SLUICE_TEST_PATIENTS"
 
-// fingerprint identifies a set of lines in any order: their number and the sum of their hashes.
-type fingerprint struct {
-	count     int
-	low, high uint64
-}
-
 // fingerprints streams the files and returns the fingerprint of each type.
-func (s *stack) fingerprints(items []fileItem) map[string]fingerprint {
+func (s *stack) fingerprints(items []fileItem) map[string]expect.Fingerprint {
 	s.t.Helper()
-	byType := map[string]fingerprint{}
+	byType := map[string]expect.Fingerprint{}
 	for _, item := range items {
 		resp := s.request(http.MethodGet, item.URL, "everything", nil)
 		if resp.StatusCode != http.StatusOK {
@@ -48,8 +41,7 @@ func (s *stack) fingerprints(items []fileItem) map[string]fingerprint {
 				break
 			}
 			must(s.t, err)
-			hash := xxh3.Hash128(line)
-			sum.count, sum.low, sum.high = sum.count+1, sum.low+hash.Lo, sum.high+hash.Hi
+			sum.Add(line)
 			count++
 		}
 		if count != item.Count {
@@ -85,10 +77,10 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 	const most = 5 * time.Minute
 	began := time.Now()
 	undisturbed := s.fingerprints(s.wait(s.kickoff("all", ""), most).Output)
-	t.Logf("undisturbed: exported and downloaded in %.1f s: %v", time.Since(began).Seconds(), undisturbed["Observation"].count)
+	t.Logf("undisturbed: exported and downloaded in %.1f s: %v", time.Since(began).Seconds(), undisturbed["Observation"].Count)
 	resources := 0
 	for _, sum := range undisturbed {
-		resources += sum.count
+		resources += sum.Count
 	}
 	t.Logf("%d resources", resources)
 

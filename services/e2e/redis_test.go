@@ -14,6 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // redisProxy passes connections to Redis. During an outage it closes them and refuses new ones.
@@ -153,8 +154,8 @@ func exportThroughAnOutageOfRedis(t *testing.T, away, silence time.Duration, die
 	m := s.wait(status, 2*time.Minute)
 	t.Logf("the export ended %.1f s after the end of an outage of %s", time.Since(began.Add(away)).Seconds(), away)
 
-	population := readPopulation(t, data)
-	sameLines(t, "after the outage", s.lines(m.Output), population.export(population.members("all")))
+	population := expect.Read(t, data)
+	expect.SameLines(t, "after the outage", s.lines(m.Output), population.Export(population.Members("all")))
 	if len(m.Error) != 0 {
 		t.Errorf("errors: %v", m.Error)
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 	"github.com/sluice-fhir/sluice/services/config"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 	"github.com/sluice-fhir/sluice/services/scheduler/maintenance"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
@@ -149,7 +150,7 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 	clock.Store(expires.Add(-time.Second).UnixMilli())
 	must(t, passes.Expire(t.Context()))
 	must(t, passes.Sweep(t.Context()))
-	sameLines(t, "a second before", s.lines(s.wait(status, time.Minute).Output), before)
+	expect.SameLines(t, "a second before", s.lines(s.wait(status, time.Minute).Output), before)
 
 	clock.Store(expires.Add(time.Second).UnixMilli())
 	// Before any sweep, status and files are the same 404 as an unknown job.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // workerFolders are the folders, of this repository, from which the worker is built.
@@ -99,7 +100,7 @@ func TestAJobSharedWithWorkersOfThePreviousCommit(t *testing.T) {
 
 	alone = []*process{s.startProgram(old, s.env...)}
 	alone[0].ready()
-	sameLines(t, "workers of the previous commit alone", s.lines(s.wait(s.kickoff("all", ""), 2*time.Minute).Output),
+	expect.SameLines(t, "workers of the previous commit alone", s.lines(s.wait(s.kickoff("all", ""), 2*time.Minute).Output),
 		undisturbed)
 	alone[0].stop()
 
@@ -118,7 +119,7 @@ func TestAJobSharedWithWorkersOfThePreviousCommit(t *testing.T) {
 	}
 	status := s.kickoff("all", "")
 	m := s.wait(status, 2*time.Minute)
-	sameLines(t, "workers of both commits", s.lines(m.Output), undisturbed)
+	expect.SameLines(t, "workers of both commits", s.lines(m.Output), undisturbed)
 	if len(m.Error) != 0 {
 		t.Errorf("errors: %v", m.Error)
 	}

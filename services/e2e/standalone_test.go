@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // sluice runs the command line and returns what it prints on stdout. Its exit code has to be want.
@@ -45,7 +47,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 	dir := t.TempDir()
 	data, state, out := filepath.Join(dir, "data"), filepath.Join(dir, "state"), filepath.Join(dir, "out")
 	sluice(t, 0, "synth", "--patients", "20", "--seed", "3", "--out", data)
-	population := readPopulation(t, data)
+	population := expect.Read(t, data)
 
 	// Relative paths, because the embedded object store changes the working directory.
 	server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
@@ -76,13 +78,13 @@ func standalone(t *testing.T, form string, flags ...string) {
 		t.Errorf("table: %s", table)
 	}
 	sluice(t, 0, "verify", out)
-	got := readPopulation(t, out)
-	want := population.export(population.members("all"))
+	got := expect.Read(t, out)
+	want := population.Export(population.Members("all"))
 	lines := map[string][]string{}
-	for _, r := range got.byKey {
-		lines[r.typ] = append(lines[r.typ], r.line)
+	for _, r := range got.ByKey {
+		lines[r.Type] = append(lines[r.Type], r.Line)
 	}
-	sameLines(t, "downloaded", lines, want)
+	expect.SameLines(t, "downloaded", lines, want)
 
 	stored, err := filepath.Glob(filepath.Join(state, "objects", "objects", "sluice", "jobs", "*", "Patient", "*"))
 	must(t, err)
@@ -181,8 +183,8 @@ func TestStandaloneKeepsExportsOverRestarts(t *testing.T) {
 	dir := t.TempDir()
 	data, state := filepath.Join(dir, "data"), filepath.Join(dir, "state")
 	sluice(t, 0, "synth", "--patients", "20", "--seed", "3", "--out", data)
-	population := readPopulation(t, data)
-	want := population.export(population.members("all"))
+	population := expect.Read(t, data)
+	want := population.Export(population.Members("all"))
 	addr := "127.0.0.1:0"
 	start := func() (server *exec.Cmd) {
 		t.Helper()
@@ -215,10 +217,10 @@ func TestStandaloneKeepsExportsOverRestarts(t *testing.T) {
 		out = filepath.Join(dir, out)
 		sluice(t, 0, "export", "--state", state, "--status-url", statusURL, "--out", out, "--no-progress")
 		lines := map[string][]string{}
-		for _, r := range readPopulation(t, out).byKey {
-			lines[r.typ] = append(lines[r.typ], r.line)
+		for _, r := range expect.Read(t, out).ByKey {
+			lines[r.Type] = append(lines[r.Type], r.Line)
 		}
-		sameLines(t, "downloaded", lines, want)
+		expect.SameLines(t, "downloaded", lines, want)
 	}
 
 	server := start()

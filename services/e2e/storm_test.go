@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // seedVariable repeats the choices of an earlier storm.
@@ -22,7 +23,7 @@ const seedVariable = "SLUICE_TEST_SEED"
 
 // storm exports everything while, every 3 s, a random one of four workers gets a SIGTERM and another one replaces it. The
 // store is slow, and workers hand units back at once, so that each SIGTERM hits units.
-func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undisturbed map[string]fingerprint) {
+func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undisturbed map[string]expect.Fingerprint) {
 	const (
 		many    = 4
 		every   = 3 * time.Second

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
 // tracedSetup is a deployment whose processes send spans to the endpoint.
@@ -21,7 +22,7 @@ func tracedSetup(data, endpoint string) setup {
 func TestAJobIsOneTrace(t *testing.T) {
 	t.Parallel()
 	data := generated(t, 10)
-	population := readPopulation(t, data)
+	population := expect.Read(t, data)
 	collector := testenv.NewCollector(t)
 	s := deploy(t, tracedSetup(data, collector.URL))
 	status := s.kickoff("all", "")
@@ -39,7 +40,7 @@ func TestAJobIsOneTrace(t *testing.T) {
 		spans[span.GetName()] = append(spans[span.GetName()], span)
 		byID[string(span.SpanId)] = span
 		for key, value := range span.Attributes {
-			_, patient := population.byKey["Patient/"+value]
+			_, patient := population.ByKey["Patient/"+value]
 			if patient || value == "all" || strings.Contains(value, "everything") {
 				t.Errorf("%s: %s is %q", span.GetName(), key, value)
 			}
@@ -130,10 +131,10 @@ func linesNameTheJob(t *testing.T, s *stack, job, trace string) {
 func TestACollectorThatIsDownHarmsNoExport(t *testing.T) {
 	t.Parallel()
 	data := generated(t, 10)
-	population := readPopulation(t, data)
+	population := expect.Read(t, data)
 	s := deploy(t, tracedSetup(data, "http://127.0.0.1:1"))
 	m := s.wait(s.kickoff("all", ""), time.Minute)
-	sameLines(t, "all", s.lines(m.Output), population.export(population.members("all")))
+	expect.SameLines(t, "all", s.lines(m.Output), population.Export(population.Members("all")))
 	lost := false
 	for _, p := range s.processes {
 		p.stop()
