@@ -139,16 +139,19 @@ check() {
 	echo "k8s-verify.sh: $dir is applied; $checked containers accept their configuration"
 }
 
-# Secrets: those of the overlay dev, with stores that refuse connections; for production in the form that
+# secrets NAMESPACE: prints Secrets with stores that refuse connections. Those of production have the form that
 # docs/kubernetes.md requires.
-SLUICE=$work/bin/sluice k8s/overlays/dev/secrets.sh "$work/client" |
-	sed -e 's/@postgres:5432/@127.0.0.1:1/; s/@redis:6379/@127.0.0.1:1/' >"$work/secrets-sluice-dev.yaml"
-sed -e 's/namespace: sluice-dev/namespace: sluice/; s|redis://:|rediss://sluice:|; s/sslmode=disable/sslmode=verify-full/' \
-	"$work/secrets-sluice-dev.yaml" >"$work/secrets-sluice.yaml"
+secrets() {
+	SLUICE=$work/bin/sluice k8s/overlays/dev/secrets.sh "$work/client-$1" "$1" |
+		sed -e 's/@postgres:5432/@127.0.0.1:1/; s/@redis:6379/@127.0.0.1:1/'
+}
+secrets sluice-dev >"$work/secrets-sluice-dev.yaml"
+secrets sluice | sed -e 's|redis://:|rediss://sluice:|; s/sslmode=disable/sslmode=verify-full/' >"$work/secrets-sluice.yaml"
 
 check overlays/dev sluice-dev
 check overlays/production sluice
 check test/every-component sluice
+check test/cluster sluice
 
 # An upgrade: production is applied again with another image tag.
 cp -r k8s "$work/next"

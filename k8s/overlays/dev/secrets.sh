@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# secrets.sh DIR: prints new random Secrets of the overlay dev for `kubectl apply -f -`. It creates DIR with the files of a
-# client on this machine, demo.key.json and ca.pem. It uses bin/sluice (make build), or the program that SLUICE names.
+# secrets.sh DIR [NAMESPACE]: prints new random Secrets for the stores of k8s/components/stores, for `kubectl apply -f -`. It
+# creates DIR with the files of a client on this machine, demo.key.json and ca.pem. It uses bin/sluice (make build), or the
+# program that SLUICE names. The namespace is sluice-dev by default.
 set -euo pipefail
 
-dir=${1:?usage: k8s/overlays/dev/secrets.sh DIR}
+dir=${1:?usage: k8s/overlays/dev/secrets.sh DIR [NAMESPACE]}
+namespace=${2:-sluice-dev}
 sluice=${SLUICE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)/bin/sluice}
 if [ ! -x "$sluice" ]; then
 	echo "secrets.sh: there is no $sluice: make build" >&2
@@ -18,20 +20,23 @@ indented() { sed 's/^/    /' "$1"; }
 
 names=()
 for service in sluice-api sluice-auth; do
-	names+=(--name "$service" --name "$service.sluice-dev.svc")
+	names+=(--name "$service" --name "$service.$namespace.svc")
 done
 "$sluice" admin certificate --out "$dir" "${names[@]}" --name localhost --name 127.0.0.1 >&2
 "$sluice" admin client keygen --out "$dir/demo" >&2
 
-redis=$(random 24) postgres=$(random 24)
+redis=$(random 24) postgres=$(random 24) keda=$(random 24)
 
 # secret NAME: prints the head of a Secret; the caller prints its keys.
 secret() {
-	printf -- '---\napiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: sluice-dev}\nstringData:\n' "$1"
+	printf -- '---\napiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: %s}\nstringData:\n' "$1" "$namespace"
 }
 
 secret redis
-echo "  redis.conf: requirepass $redis"
+printf '  redis.conf: |\n    requirepass %s\n' "$redis"
+echo "    user keda on >$keda ~asynq:* +eval +evalsha +type +llen +zcard +ping +hello"
+secret sluice-redis-keda
+printf '  address: redis.%s.svc:6379\n  username: keda\n  password: %s\n  tls: disable\n' "$namespace" "$keda"
 secret sluice-redis
 echo "  url: redis://:$redis@redis:6379/0"
 secret postgres
