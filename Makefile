@@ -7,7 +7,7 @@ FUZZTIME ?= 60s
 
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ADDR ?= 127.0.0.1:8080
 DATA ?=
@@ -29,6 +29,14 @@ test: ## run the tests under the race detector, with real Redis, MinIO and Postg
 .PHONY: test-long
 test-long: ## also run the long tests: outages, storms of stops, a rolling upgrade, the admin page in a browser
 	@TESTFLAGS="-tags=long $(TESTFLAGS)" scripts/test.sh
+
+.PHONY: containers-test
+containers-test: ## test `make up`: exports while containers are killed, paused, restarted, cut off and scaled
+	@scripts/engine.sh scripts/containers-test.sh
+
+.PHONY: k8s-test
+k8s-test: ## test k8s/overlays/production in a real cluster: KEDA scales, a worker is killed, an upgrade, a drain; as root
+	@scripts/engine.sh scripts/k8s-test.sh
 
 .PHONY: verify
 verify: ## run all other checks: modules, generated code, lint, vulnerabilities, alert rules, Kubernetes
@@ -69,9 +77,13 @@ build: ## build every service into bin/
 		for main in $$mains; do echo "bin/$${main##*/}"; done
 
 .PHONY: up
-up: ## start the whole system in containers with sample data, and print how to export
+up: ## start the whole system in containers with PATIENTS (50) synthetic patients, and print how to export
 	@scripts/compose.sh up
 
 .PHONY: down
 down: ## remove the containers, their volumes and their secrets
 	@scripts/compose.sh down
+
+.PHONY: images
+images: ## build the images of VERSION, with labels and bills of materials; the same commit gives the same images
+	@scripts/engine.sh scripts/images.sh
