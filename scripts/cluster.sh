@@ -212,6 +212,7 @@ image sluice-cluster/metrics-server:1 "$bin/metrics-server"
 image ghcr.io/kedacore/keda:main "$bin/keda" "USER 65532"
 image ghcr.io/kedacore/keda-metrics-apiserver:main "$bin/keda-adapter" "USER 65532"
 "$bin/cluster-load" "${images[@]}"
+docker image rm "${images[@]}" >/dev/null # the nodes have them
 
 # What runs in the cluster besides Sluice. The manifests of KEDA and metrics-server are those of their Go modules.
 # module NAME PATH: the source of a Go module that tools/NAME pins.
