@@ -11,9 +11,9 @@ trap 'rm -rf "$dir"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-mirror=http://deb.debian.org/debian
+mirror=() # the default of debootstrap
 if [ -r /etc/apt/sources.list.d/debian.sources ]; then
-	mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources | head -n 1)
+	mapfile -t -n 1 mirror < <(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources)
 fi
 
 # debian NAME [PACKAGE...]: creates a root with these packages below $dir.
@@ -22,7 +22,7 @@ debian() {
 	shift
 	if [ ! -d "$dir/debian" ]; then
 		command -v debootstrap >/dev/null || scripts/need.sh debootstrap "an image cannot be pulled, so it is made" debootstrap
-		debootstrap --variant=minbase bookworm "$dir/debian" "$mirror" >"$dir/log" 2>&1 || {
+		debootstrap --variant=minbase bookworm "$dir/debian" "${mirror[@]}" >"$dir/log" 2>&1 || {
 			tail -n 20 "$dir/log" >&2
 			exit 1
 		}
