@@ -3,8 +3,8 @@
 #
 # An engine that responds is used as it is. Otherwise one is installed and started with its state in a temporary folder, and
 # is stopped and removed when the command ends; that needs root. It does not change the firewall, so its containers reach
-# each other and publish ports, but not the internet: build with --network host. Beside another engine it cannot run: the
-# rules of that one drop packets between containers that it does not know. Plugins that are missing are built from the
+# each other and publish ports, but not the internet: build with --network host. It refuses to start beside another
+# engine: the rules of that one drop packets between containers that it does not know. Plugins that are missing are built from the
 # versions that tools/compose and tools/buildx pin, and only the command sees them.
 set -euo pipefail
 
