@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
@@ -47,7 +48,19 @@ type Access interface {
 type Grant struct {
 	Types  Selection  // resource types
 	Groups Selection  // group ids
+	Levels Levels     // levels of export
 	Few    *Selection // patient ids if the list is short, else nil; it only saves work, PatientFilter decides
+}
+
+// Levels are the levels of export that a grant allows. Without any it allows the group level alone.
+type Levels []export.Level
+
+// Has reports whether the level is allowed.
+func (l Levels) Has(level export.Level) bool {
+	if len(l) == 0 {
+		return level == export.GroupLevel
+	}
+	return slices.Contains(l, level)
 }
 
 // Selection is a set of names: the listed names, or all but the listed names. The zero Selection is empty.

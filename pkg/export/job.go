@@ -1,6 +1,7 @@
 package export
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
@@ -55,12 +56,48 @@ const (
 	IG      Dialect = "ig"
 )
 
-// Request is a validated kick-off. It is stored with the job and never changes.
+// Level says whose data a job exports (L-01 to L-03).
+type Level string
+
+// The levels of an export.
+const (
+	GroupLevel   Level = "group"   // the members of a group
+	PatientLevel Level = "patient" // every patient that the owner may see
+	SystemLevel  Level = "system"  // everything that the owner may see, about a patient or not
+)
+
+// Levels returns every level.
+func Levels() []Level { return []Level{GroupLevel, PatientLevel, SystemLevel} }
+
+// Request is a validated kick-off. It is stored with the job and never changes. Its fields are what the chain of stages is
+// built from; a field that is absent is a stage that is absent.
 type Request struct {
-	URL     string   `json:"url"`     // the absolute URL of the request, on the public base URL
-	GroupID string   `json:"group"`   // the group to export
-	Types   []string `json:"types"`   // the requested types, else all allowed ones; sorted; never empty
-	Dialect Dialect  `json:"dialect"` // fixed at kick-off
+	URL     string   `json:"url"`             // the absolute URL of the request, on the public base URL
+	Level   Level    `json:"level,omitempty"` // see AtLevel
+	GroupID string   `json:"group"`           // the group to export, at the group level
+	Types   []string `json:"types"`           // the requested types, else all allowed ones; sorted; never empty
+	Dialect Dialect  `json:"dialect"`         // fixed at kick-off
+
+	// Asked are the patients of the parameter `patient`, which the cohort is limited to. Nil: it is not limited.
+	Asked *Asked `json:"asked,omitempty"`
+	// Filters are the queries of `_typeFilter`, as in "Type?name=value"; several of a type are alternatives (P-32). A type
+	// without one is not filtered.
+	Filters []string `json:"filters,omitempty"`
+	// Elements are the entries of `_elements`, as in "id" and "Patient.name" (P-19). None: resources are whole.
+	Elements []string `json:"elements,omitempty"`
+	// Ignored has what the kick-off ignored because of handling=lenient, each a sentence for the owner (K-17).
+	Ignored []string `json:"ignored,omitempty"`
+}
+
+// AtLevel returns the level. Jobs of earlier versions have none stored: they export a group.
+func (r Request) AtLevel() Level { return cmp.Or(r.Level, GroupLevel) }
+
+// Asked describes the stored list of the patients that a kick-off names. It is one object, because Redis holds no
+// patient ids: one id a line, ascending, each once.
+type Asked struct {
+	Key      string `json:"key"`    // object key
+	Patients int64  `json:"count"`  // ids in the list
+	SHA256   string `json:"sha256"` // of the list, lower-case hex
 }
 
 // Job is one export as it is stored. Times are UTC with millisecond precision; the zero time means "not yet".

@@ -36,6 +36,9 @@ func CohortPrefix(job JobID, fence int64) string {
 	return fmt.Sprintf("%s_cohort/%d/", JobPrefix(job), fence)
 }
 
+// AskedKey returns the object key of the list of patients that a kick-off names. It is deleted with the cohort.
+func AskedKey(job JobID) string { return JobPrefix(job) + "_cohort/asked" }
+
 // ReferencesPrefix returns the prefix of the reference lists that an attempt at a unit writes.
 func ReferencesPrefix(job JobID, unit UnitID, fence int64) string {
 	return fmt.Sprintf("%s_references/%s.%d/", JobPrefix(job), unit, fence)

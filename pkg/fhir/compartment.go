@@ -104,10 +104,10 @@ func SubjectPaths(typ string) []string { return subjectPaths[typ] }
 // IsReferenced reports whether resources of the type are exported only when an exported resource references them (spec 10).
 func IsReferenced(typ string) bool { return slices.Contains(referencedTypes, typ) }
 
-// IsExportable reports whether a group export can contain the type.
+// IsExportable reports whether an export of a group or of patients can contain the type.
 func IsExportable(typ string) bool { return InCompartment(typ) || IsReferenced(typ) }
 
-// ExportableTypes returns every type that a group export can contain, sorted by name.
+// ExportableTypes returns every type that an export of a group or of patients can contain, sorted by name.
 func ExportableTypes() []string {
 	types := slices.Clone(referencedTypes)
 	for typ := range subjectPaths {

@@ -1,6 +1,9 @@
 package fhir
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // resourceTypes are the concrete resource types of FHIR R4 (4.0.1), space separated.
 const resourceTypes = `Account ActivityDefinition AdverseEvent AllergyIntolerance Appointment AppointmentResponse
@@ -36,3 +39,13 @@ var knownTypes = func() map[string]bool {
 
 // IsType reports whether name is a concrete resource type of FHIR R4. Names are case-sensitive (P-16).
 func IsType(name string) bool { return knownTypes[name] }
+
+// IsStored reports whether a source holds resources of the type. A Bundle is taken apart, and the other two carry no data.
+func IsStored(name string) bool {
+	return IsType(name) && name != "Bundle" && name != "OperationOutcome" && name != "Parameters"
+}
+
+// StoredTypes returns every type that a source holds, sorted by name.
+func StoredTypes() []string {
+	return slices.DeleteFunc(strings.Fields(resourceTypes), func(name string) bool { return !IsStored(name) })
+}

@@ -41,6 +41,13 @@ type Source interface {
 	// and target at least one of q.Refs. A Provenance with several targets may be in several calls.
 	About(ctx context.Context, q AboutQuery, yield func(Resource) error) error
 
+	// Patients streams the ids of the Patient resources that reads as of asOf show, ascending, each once.
+	Patients(ctx context.Context, asOf time.Time, yield func(id string) error) error
+
+	// Everything streams every resource of q.Type in the range of q, each once, in any order, whether it is about a
+	// patient or not, also those that ForPatients leaves out (fhir.IsStored; system level).
+	Everything(ctx context.Context, q EverythingQuery, yield func(Resource) error) error
+
 	// LeftOut returns what the store holds or was given and no export contains, by type and reason (spec 11), in any order.
 	LeftOut(ctx context.Context) ([]export.LeftOut, error)
 }
@@ -99,6 +106,19 @@ type AboutQuery struct {
 	Refs []Ref
 	AsOf time.Time
 }
+
+// EverythingQuery selects resources of one type, whoever they are about.
+type EverythingQuery struct {
+	Type string // fhir.IsStored
+	// From <= the smallest of the resource's patients < To, in byte order; "" is no bound. A resource without a patient
+	// sorts before all others, so that only a query without From returns it, and To of NoPatient returns these alone.
+	// Of a type outside the compartment every resource is without a patient.
+	From, To string
+	AsOf     time.Time
+}
+
+// NoPatient sorts after no patient and before every id.
+const NoPatient = "\x01"
 
 // Ref names one resource.
 type Ref struct{ Type, ID string }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
@@ -225,4 +226,14 @@ func (r *reader) patients(e entry, facts fhir.Facts) []string {
 		r.named = append(r.named, r.source.patients[rank])
 	}
 	return r.named
+}
+
+// Patients implements source.Source.
+func (s *Source) Patients(context.Context, time.Time, func(string) error) error {
+	return errors.New("not yet")
+}
+
+// Everything implements source.Source.
+func (s *Source) Everything(context.Context, source.EverythingQuery, func(source.Resource) error) error {
+	return errors.New("not yet")
 }

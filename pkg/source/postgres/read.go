@@ -3,6 +3,7 @@ package postgres
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -256,4 +257,14 @@ func (w *row) read(values [][]byte) error {
 	}
 	r.Subjects = w.subjects
 	return nil
+}
+
+// Patients implements source.Source.
+func (s *Source) Patients(context.Context, time.Time, func(string) error) error {
+	return errors.New("not yet")
+}
+
+// Everything implements source.Source.
+func (s *Source) Everything(context.Context, source.EverythingQuery, func(source.Resource) error) error {
+	return errors.New("not yet")
 }
