@@ -78,6 +78,9 @@ type Request struct {
 	Types   []string `json:"types"`           // the requested types, else all allowed ones; sorted; never empty
 	Dialect Dialect  `json:"dialect"`         // fixed at kick-off
 
+	// Through are the types that the owner may export and did not ask for. Their references count when Types has only
+	// referenced types (P-17); else it is empty.
+	Through []string `json:"through,omitempty"`
 	// Asked are the patients of the parameter `patient`, which the cohort is limited to. Nil: it is not limited.
 	Asked *Asked `json:"asked,omitempty"`
 	// Filters are the queries of `_typeFilter`, as in "Type?name=value"; several of a type are alternatives (P-32). A type
@@ -91,6 +94,11 @@ type Request struct {
 
 // AtLevel returns the level. Jobs of earlier versions have none stored: they export a group.
 func (r Request) AtLevel() Level { return cmp.Or(r.Level, GroupLevel) }
+
+// Plain reports whether workers that know only the export of a group would run the request correctly.
+func (r Request) Plain() bool {
+	return r.AtLevel() == GroupLevel && r.Asked == nil && len(r.Through)+len(r.Filters)+len(r.Elements)+len(r.Ignored) == 0
+}
 
 // Asked describes the stored list of the patients that a kick-off names. It is one object, because Redis holds no
 // patient ids: one id a line, ascending, each once.

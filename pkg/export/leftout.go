@@ -29,7 +29,7 @@ const (
 	UnsupportedEntry  Reason = "unsupported_entry"
 )
 
-// Reasons for resources of the patient compartment that no export contains.
+// Reasons for resources of the patient compartment that no export of a group or of patients contains.
 const (
 	NoPatient         Reason = "no_patient"
 	InvalidSubject    Reason = "invalid_subject"
@@ -41,6 +41,7 @@ const (
 const (
 	OtherPatient   Reason = "other_patient"
 	UnknownPatient Reason = "unknown_patient"
+	NotGranted     Reason = "not_granted"
 )
 
 // Reasons for references that were not followed. The type is the one that the reference names.
@@ -73,13 +74,14 @@ var reasons = map[Reason]struct{ severity, code, text string }{
 	ForeignPatient:      {"warning", "incomplete", "the reference names a patient of another server"},
 	OtherPatient:        {"information", "suppressed", "also about a patient outside the export"},
 	UnknownPatient:      {"warning", "suppressed", "also about somebody who cannot be identified and may be another patient"},
+	NotGranted:          {"information", "suppressed", "the grant does not include them"},
 	UnresolvedReference: {"warning", "not-found", "references that match no resource, or several, and were not followed"},
 	ForeignReference:    {"information", "not-found", "references to resources of other servers, which were not followed"},
 	MemberByIdentifier:  {"warning", "incomplete", "members of the group that are named by an identifier only"},
 	MemberUnresolved:    {"warning", "incomplete", "members of the group whose reference cannot be resolved to a patient"},
 	MemberForeign:       {"warning", "incomplete", "members of the group that are patients of another server"},
 	MemberGroup:         {"warning", "incomplete", "member groups that do not exist or cannot be exported"},
-	MemberMissing:       {"warning", "not-found", "members of the group that the data does not have"},
+	MemberMissing:       {"warning", "not-found", "members of the group, or patients of the request, that the data does not have"},
 	MemberType:          {"information", "incomplete", "members of the group that are not patients"},
 }
 
@@ -88,6 +90,12 @@ func Reasons() []Reason { return slices.Sorted(maps.Keys(reasons)) }
 
 // Text returns the reason in words, for people. It is the reason itself for one that this version does not know.
 func (r Reason) Text() string { return cmp.Or(reasons[r].text, string(r)) }
+
+// Homeless reports whether the reason is that a resource of the compartment has no known patient. The system level
+// exports those.
+func (r Reason) Homeless() bool {
+	return r == NoPatient || r == InvalidSubject || r == UnresolvedPatient || r == ForeignPatient
+}
 
 // Warning reports whether something that should be served is not. It is false for what is left out by design.
 func (r Reason) Warning() bool { return reasons[r].severity != "information" }

@@ -13,9 +13,9 @@ type Shortfall struct {
 
 // Add adds a closed unit.
 func (s *Shortfall) Add(unit Unit, result Result) {
-	if unit.Type == "Patient" {
+	if unit.Type == "Patient" && unit.Scope != ScopeFollowed {
 		s.sought, s.lost = true, s.lost || result.Failure != ""
-		s.patients += result.Withheld
+		s.patients += result.Withheld + result.Filtered
 		for _, file := range result.Files {
 			s.patients += file.Count
 		}

@@ -34,12 +34,14 @@ const (
 func FirstUnit() Unit { return Unit{ID: PlanUnit, Kind: KindPlan} }
 
 // Next returns the unit to open after the last open unit, of the given kind, was closed: the references unit, if the job
-// has a cohort and exports referenced types, else the seal, and the zero Unit after the seal.
+// has a cohort and exports referenced types, else the seal, and the zero Unit after the seal. The system level exports
+// these types whole, so nothing is followed there.
 func (r Request) Next(closed Kind, emptyCohort bool) Unit {
+	follows := r.AtLevel() != SystemLevel && !emptyCohort && slices.ContainsFunc(r.Types, fhir.IsReferenced)
 	switch {
 	case closed == KindSeal:
 		return Unit{}
-	case (closed == KindPlan || closed == KindExport) && !emptyCohort && slices.ContainsFunc(r.Types, fhir.IsReferenced):
+	case (closed == KindPlan || closed == KindExport) && follows:
 		return Unit{ID: ReferencesUnit, Kind: KindResolveReferences}
 	default:
 		return Unit{ID: SealUnit, Kind: KindSeal}
@@ -51,6 +53,7 @@ type Unit struct {
 	ID    UnitID `json:"id"`
 	Kind  Kind   `json:"kind"`
 	Type  string `json:"type,omitempty"`  // resource type, for the two kinds that write files
+	Scope Scope  `json:"scope,omitempty"` // which resources of the type, for KindExport
 	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
 	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
 	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes, for ordering and progress
@@ -58,6 +61,17 @@ type Unit struct {
 	// Digest is what the list Input is verified against, lower-case hex. It is empty for a unit of an earlier version.
 	Digest string `json:"digest,omitempty"`
 }
+
+// Scope says which resources of its type a unit of KindExport reads.
+type Scope string
+
+// The scopes. The last three are of jobs that workers of earlier versions do not run (Request.Plain).
+const (
+	ScopeCohort   Scope = ""          // those about the patients of its slice
+	ScopeFollowed Scope = "followed"  // the same, only for their references: nothing is written
+	ScopeAll      Scope = "all"       // all those in the slice's range of patients; the owner may see every patient
+	ScopeNobody   Scope = "nobody"    // those that are about no patient
+)
 
 // ShortBytes is the largest estimate, in NDJSON bytes, of a short unit that writes files.
 const ShortBytes = 16 << 20
@@ -87,6 +101,7 @@ type Result struct {
 	Files      []File    `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
 	References []string  `json:"references,omitempty"` // object keys of sorted runs of references seen
 	Withheld   int64     `json:"withheld,omitempty"`   // resources that also name a patient outside the cohort
+	Filtered   int64     `json:"filtered,omitempty"`   // resources that a stage of the chain dropped, such as `_typeFilter`
 	LeftOut    []LeftOut `json:"leftOut,omitempty"`    // what else the unit left out, by type and reason
 	Failure    string    `json:"failure,omitempty"`    // why the unit failed for good; then the other fields are empty
 }

@@ -77,6 +77,18 @@ var subjectPaths = map[string][]string{
 // referencedTypes are exported when exported resources reference them, transitively among these types only (spec 10).
 var referencedTypes = []string{"Location", "Medication", "Organization", "Practitioner", "PractitionerRole"}
 
+// namingPatients are the types outside the compartment of which R4 allows a resource to be about a patient, or of anything:
+// by reference, or by what it is, such as a slot of a patient's schedule.
+var namingPatients = []string{
+	"AuditEvent", "Binary", "BiologicallyDerivedProduct", "Contract", "EnrollmentResponse", "Group", "GuidanceResponse", "Linkage",
+	"MessageHeader", "PaymentNotice", "PaymentReconciliation", "Person", "Schedule", "Slot", "Subscription", "Task",
+	"VerificationResult",
+}
+
+// MayNamePatients reports whether a resource of a type outside the compartment may be about a patient nevertheless. Who may
+// not see every patient gets none of them.
+func MayNamePatients(typ string) bool { return slices.Contains(namingPatients, typ) }
+
 // onlyPatients reports whether R4 allows nothing but patients as subjects of resources of the type.
 func onlyPatients(typ string) bool {
 	for _, path := range subjectPaths[typ] {

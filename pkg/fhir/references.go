@@ -16,6 +16,12 @@ func References(line []byte, yield func(Ref) bool) {
 	})
 }
 
+// EachReference calls yield for every reference in the line, of any form, until yield returns false. The line is as for
+// References; text is valid until yield returns.
+func EachReference(line []byte, yield func(text []byte) bool) {
+	eachReference(line, func(_ span, text []byte) bool { return yield(text) })
+}
+
 // CountReferences returns the number of references in the line, of any form, up to limit+1.
 func CountReferences(line []byte, limit int) int {
 	if len(line) < limit*len(`"reference":""`) {

@@ -66,7 +66,7 @@ func (s *Store) create(
 	args := []any{
 		job.Owner.Key(), hex.EncodeToString(sum[:16]), admission.Limit, admission.Join, checkOnly,
 		s.clock(), ownerTTL.Milliseconds(), string(first.ID), unit,
-		"state", string(job.State), "owner", owner, "request", request, "created", millis(job.Created),
+		"state", string(job.State), "owner", owner, requestField(job.Request), request, "created", millis(job.Created),
 	}
 	if len(job.Key) > 0 {
 		args = append(args, "key", job.Key)
@@ -102,6 +102,15 @@ func (s *Store) create(
 			return "", fmt.Errorf("create job %s: %w: %s", job.ID, export.ErrConflict, reply[1])
 		}
 	}
+}
+
+// requestField returns the field of the record that holds the request. Workers of versions that know only the export of a
+// group read "request" alone: they cannot take a request that they would misread, and retry until a newer worker does.
+func requestField(r export.Request) string {
+	if r.Plain() {
+		return "request"
+	}
+	return "request_2"
 }
 
 // Queued marks a job as queued: identical kick-offs may join it from now on. Otherwise they may join when its plan is

@@ -1,6 +1,7 @@
 package jobstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,7 +69,7 @@ func decodeJob(id export.JobID, fields map[string]string) (job export.Job, err e
 	}
 	err = errors.Join(
 		json.Unmarshal([]byte(fields["owner"]), &job.Owner),
-		json.Unmarshal([]byte(fields["request"]), &job.Request),
+		json.Unmarshal([]byte(cmp.Or(fields["request_2"], fields["request"])), &job.Request), // requestField
 	)
 	if cohort := fields["cohort"]; cohort != "" {
 		err = errors.Join(err, json.Unmarshal([]byte(cohort), &job.Cohort))

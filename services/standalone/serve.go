@@ -185,7 +185,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	pipelineConfig := envconfig.Defaults[pipeline.Config]()
 	pipelineConfig.Retention = opts.retention
 	worker, err := pipeline.New(pipelineConfig, pipeline.Deps{
-		Jobs: jobs, Queue: tasks, Objects: objects, Source: source, Groups: groups, Access: access,
+		Jobs: jobs, Queue: tasks, Objects: objects, Source: source, Groups: groups, Access: access, Bases: bases,
 		Now: time.Now, Logger: log, Registry: registry,
 	})
 	if err != nil {

@@ -117,7 +117,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	defer func() { err = errors.Join(err, source.Close()) }()
 	worker, err := pipeline.New(cfg.Config, pipeline.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Source: source.Source, Groups: directory.Groups, Access: directory.Access,
-		Now: time.Now, Logger: log, Registry: registry, Tracing: tracing,
+		Bases: bases, Now: time.Now, Logger: log, Registry: registry, Tracing: tracing,
 	})
 	if err != nil {
 		return err

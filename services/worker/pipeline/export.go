@@ -13,57 +13,98 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// export writes one type of one slice of the cohort, and collects the references of the written lines.
+// export writes one type of one part of the data, by the scope of the unit, and collects the references of the written
+// lines.
 func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	unit := lease.Unit
 	cohort, err := w.lists.Open(ctx, w.Objects, job.Cohort.Prefix, job.Cohort.Digest)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	g := guard{typ: unit.Type, cohort: cohort, doubtful: w.cfg.UnresolvedSubjects == exportThem}
-	refs := w.newRefCollector(job, export.ReferencesPrefix(lease.Job, unit.ID, lease.Fence))
+	next, err := w.newChain(job.Request, unit.Type)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	sink := &sink{worker: w, unit: unit, chain: next}
+	sink.refs = w.newRefCollector(job, export.ReferencesPrefix(lease.Job, unit.ID, lease.Fence))
 	var result export.Result
-	var left export.Tally
 	result.Files, err = w.writeUnit(ctx, lease, func(out *files) error {
-		step := chunksAtOnce(unit)
-		for from := unit.Slice.From; from < unit.Slice.To; from += step {
-			patients, err := cohort.IDs(ctx, from, min(from+step, unit.Slice.To))
-			if err != nil {
-				return err
-			}
-			g.request(patients)
-			query := source.Query{Type: unit.Type, Patients: patients, AsOf: job.Snapshot}
-			err = w.Source.ForPatients(ctx, query, func(r source.Resource) error {
-				verdict, err := g.check(ctx, r)
-				if err != nil {
-					return err
-				}
-				if verdict == withheld {
-					left.Add(unit.Type, g.why, 1)
-					w.metrics.withheld.WithLabelValues(string(g.why)).Inc()
-				}
-				if verdict != admitted {
-					return nil
-				}
-				if err := refs.collect(ctx, r); err != nil {
-					return err
-				}
-				return out.write(r.Body)
-			})
-			if err := streamError(ctx, err); err != nil {
-				return err
-			}
+		sink.out = out
+		switch unit.Scope {
+		case export.ScopeCohort, export.ScopeFollowed:
+			return w.exportCohort(ctx, job, unit, cohort, sink)
+		case export.ScopeAll:
+			return w.exportAll(ctx, job, unit, cohort, sink)
+		case export.ScopeNobody:
+			return w.exportNobody(ctx, job, unit, cohort, sink)
+		default:
+			return fmt.Errorf("unit of unknown scope %q", unit.Scope)
 		}
-		return nil
 	})
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	if result.References, err = refs.runs(ctx); err != nil {
+	if result.References, err = sink.refs.runs(ctx); err != nil {
 		return jobstore.Commit{}, err
 	}
-	result.LeftOut, result.Withheld = left.List(), left.Total()
+	result.LeftOut, result.Withheld, result.Filtered = sink.left.List(), sink.left.Total(), next.dropped
 	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
+}
+
+// exportCohort exports the data of the patients in the unit's slice of the cohort.
+func (w *Worker) exportCohort(
+	ctx context.Context, job export.Job, unit export.Unit, cohort *spillset.List, sink *sink,
+) error {
+	g := guard{typ: unit.Type, cohort: cohort, doubtful: w.cfg.UnresolvedSubjects == exportThem}
+	step := chunksAtOnce(unit)
+	for from := unit.Slice.From; from < unit.Slice.To; from += step {
+		patients, err := cohort.IDs(ctx, from, min(from+step, unit.Slice.To))
+		if err != nil {
+			return err
+		}
+		g.request(patients)
+		query := source.Query{Type: unit.Type, Patients: patients, AsOf: job.Snapshot}
+		err = w.Source.ForPatients(ctx, query, func(r source.Resource) error {
+			verdict, err := g.check(ctx, r)
+			if err != nil {
+				return err
+			}
+			return sink.take(ctx, r, verdict, g.why)
+		})
+		if err := streamError(ctx, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sink takes the resources that a guard has checked: through the chain into the files, and their references.
+type sink struct {
+	worker *Worker
+	unit   export.Unit
+	chain  *chain
+	refs   *refCollector
+	out    *files
+	left   export.Tally // withheld
+}
+
+// take writes an admitted resource, and counts one that is withheld for the reason.
+func (s *sink) take(ctx context.Context, r source.Resource, v verdict, why export.Reason) error {
+	if v == withheld {
+		s.left.Add(s.unit.Type, why, 1)
+		s.worker.metrics.withheld.WithLabelValues(string(why)).Inc()
+	}
+	if v != admitted {
+		return nil
+	}
+	line, err := s.chain.pass(r.Body)
+	if err != nil || line == nil {
+		return err
+	}
+	if err := s.refs.collect(ctx, r); err != nil || s.unit.Scope == export.ScopeFollowed {
+		return err
+	}
+	return s.out.write(line)
 }
 
 const (
@@ -103,7 +144,8 @@ func (w *Worker) newRefCollector(job export.Job, prefix string) *refCollector {
 		types: map[string]bool{}, builder: spillset.NewBuilder(w.Objects, prefix), seed: maphash.MakeSeed(),
 	}
 	for _, typ := range job.Request.Types {
-		if fhir.IsReferenced(typ) {
+		// The system level exports these types whole.
+		if fhir.IsReferenced(typ) && job.Request.AtLevel() != export.SystemLevel {
 			c.types[typ] = true
 		}
 	}

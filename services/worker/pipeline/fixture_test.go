@@ -124,10 +124,16 @@ func (fx *fixture) worker() *pipeline.Worker {
 // kickOff records a job as the API does.
 func (fx *fixture) kickOff(types ...string) export.JobID {
 	fx.t.Helper()
-	types = slices.Sorted(slices.Values(types)) // a copy: parallel callers share theirs
+	return fx.ask(export.Request{GroupID: groupID, Types: types})
+}
+
+// ask records a job of the request.
+func (fx *fixture) ask(request export.Request) export.JobID {
+	fx.t.Helper()
+	request.URL = "https://x/fhir/$export"
+	request.Types = slices.Sorted(slices.Values(request.Types)) // a copy: parallel callers share theirs
 	job := export.Job{
-		ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner,
-		Request: export.Request{URL: "https://x/fhir/Group/g/$export", GroupID: groupID, Types: types},
+		ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner, Request: request,
 	}
 	fx.record(job)
 	return job.ID

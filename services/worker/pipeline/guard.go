@@ -175,27 +175,9 @@ func outdated(r source.Resource) bool { return r.Attestation != 0 && !r.Attested
 
 // listGuard checks resources that are not about patients against the list of references.
 type listGuard struct {
-	list    *spillset.List
-	scanner fhir.Scanner
-	why     export.Reason // why the current resource is withheld, else ""
-}
+	lineGuard
 
-// scan parses the line. One that was loaded under other rules is withheld if the current ones refuse it.
-func (g *listGuard) scan(typ string, r source.Resource) (fhir.Facts, error) {
-	g.why = ""
-	if r.Type != typ {
-		return fhir.Facts{}, errOtherResource
-	}
-	facts, err := scanAs(&g.scanner, typ, r)
-	switch {
-	case err != nil && outdated(r):
-		g.why = export.Malformed
-	case err != nil:
-		return facts, err
-	case r.Attested() && r.Attest() != r.Attestation:
-		return facts, errNotAsLoaded
-	}
-	return facts, nil
+	list *spillset.List
 }
 
 // checkListed refuses a resource that is not on the list. It withholds one that contains something about a patient: it

@@ -99,6 +99,38 @@ func (m *memory) About(_ context.Context, q source.AboutQuery, yield func(source
 	}, yield)
 }
 
+func (m *memory) Patients(_ context.Context, asOf time.Time, yield func(string) error) error {
+	if asOf.IsZero() {
+		return errors.New("a query that the contract forbids for patients")
+	}
+	var ids []string
+	for _, r := range m.resources {
+		if r.Type == "Patient" {
+			ids = append(ids, r.ID)
+		}
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		if err := yield(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memory) Everything(_ context.Context, q source.EverythingQuery, yield func(source.Resource) error) error {
+	if q.AsOf.IsZero() || !fhir.IsStored(q.Type) {
+		return fmt.Errorf("a query that the contract forbids for %s", q.Type)
+	}
+	return m.each(q.Type, func(r source.Resource) bool {
+		first := ""
+		if len(r.Subjects) > 0 && fhir.InCompartment(r.Type) && r.Subjects[0] < source.Somebody {
+			first = r.Subjects[0]
+		}
+		return q.From <= first && (q.To == "" || first < q.To)
+	}, yield)
+}
+
 func (m *memory) Snapshot(_ context.Context, now time.Time) (time.Time, error) {
 	return now.UTC().Truncate(time.Second), nil
 }

@@ -281,7 +281,7 @@ func TestCut(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			units := pipeline.Cut(row.types, row.sizes, row.cohort,
+			units := pipeline.Cut(export.Request{Types: row.types}, false, row.sizes, row.cohort,
 				pipeline.Config{UnitBytes: row.unitBytes, UnitMost: row.unitBytes})
 			if len(units) != row.units {
 				t.Fatalf("%d units, want %d: %+v", len(units), row.units, units)
@@ -302,7 +302,7 @@ func TestCut(t *testing.T) {
 		})
 	}
 	cfg := pipeline.Config{UnitBytes: 10_000, UnitMost: 10_000}
-	if units := pipeline.Cut([]string{"Encounter", "Observation", "Patient"}, sizes, everybody, cfg); len(units) != 2+10+1 {
+	if units := pipeline.Cut(export.Request{Types: []string{"Encounter", "Observation", "Patient"}}, false, sizes, everybody, cfg); len(units) != 2+10+1 {
 		t.Errorf("%d units of three types", len(units))
 	}
 }
@@ -320,7 +320,7 @@ func TestUnitsGrowWithTheJob(t *testing.T) { // spec 8, pitfall 6
 		sizes := source.Sizes{Patients: 1, Types: map[string]source.TypeSize{
 			"Observation": {Resources: 1, Bytes: row.total / 4 * 3}, "Claim": {Resources: 1, Bytes: row.total / 4},
 		}}
-		units := pipeline.Cut([]string{"Observation", "Claim"}, sizes, export.Cohort{Chunks: 1e6, Patients: 1},
+		units := pipeline.Cut(export.Request{Types: []string{"Observation", "Claim"}}, false, sizes, export.Cohort{Chunks: 1e6, Patients: 1},
 			envconfig.Defaults[pipeline.Config]())
 		if int64(len(units)) != row.units {
 			t.Errorf("%s: %d units, want %d", name, len(units), row.units)

@@ -35,7 +35,7 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	types := allowed(job, grant)
+	types := allowed(job.Request.Types, grant)
 	withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
 		// The plan reports the other types. If Provenance is withdrawn after the plan, the Provenance of referenced resources
 		// is missing.
@@ -125,11 +125,22 @@ func (w *Worker) follow(
 	}
 	found := w.newRefCollector(job, next+"found/")
 	g := listGuard{list: known}
+	selections := map[string]*chain{} // by type: references of a line that is not exported do not count
 	collect := func(r source.Resource, err error) error {
 		if errors.As(err, new(export.PermanentError)) {
 			return nil
 		}
 		if err != nil {
+			return err
+		}
+		selection := selections[r.Type]
+		if selection == nil {
+			if selection, err = w.newSelection(job.Request, r.Type); err != nil {
+				return err
+			}
+			selections[r.Type] = selection
+		}
+		if line, err := selection.pass(r.Body); err != nil || line == nil {
 			return err
 		}
 		return found.collect(ctx, r)
@@ -252,6 +263,10 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
+	next, err := w.newChain(job.Request, unit.Type)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
 	g := listGuard{list: list}
 	var left export.Tally
 	withhold := func() {
@@ -259,6 +274,13 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 		w.metrics.withheld.WithLabelValues(string(g.why)).Inc()
 	}
 	done, err := w.writeUnit(ctx, lease, func(out *files) error {
+		write := func(r source.Resource) error {
+			line, err := next.pass(r.Body)
+			if err != nil || line == nil {
+				return err
+			}
+			return out.write(line)
+		}
 		for chunk := unit.Slice.From; chunk < unit.Slice.To; chunk++ {
 			refs, err := list.Chunk(ctx, chunk)
 			if err != nil {
@@ -278,7 +300,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 					if home < batch[0] || home > batch[len(batch)-1] {
 						return nil
 					}
-					return out.write(r.Body)
+					return write(r)
 				})
 			} else {
 				err = w.byID(ctx, job, ofType(refs, unit.Type), func(r source.Resource) error {
@@ -289,7 +311,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 					if verdict != admitted {
 						return err
 					}
-					return out.write(r.Body)
+					return write(r)
 				})
 			}
 			if err != nil {
@@ -301,7 +323,9 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	result := export.Result{Files: done, LeftOut: left.List(), Withheld: left.Total()}
+	result := export.Result{
+		Files: done, LeftOut: left.List(), Withheld: left.Total(), Filtered: next.dropped,
+	}
 	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
@@ -76,6 +77,7 @@ type Deps struct {
 	Source   source.Source
 	Groups   directory.Groups
 	Access   directory.Access
+	Bases    fhir.Bases // absolute references below them are local
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Registry prometheus.Registerer

@@ -150,6 +150,14 @@ func (l *List) readContents(ctx context.Context, digest string) error {
 // Chunks returns the number of chunks.
 func (l *List) Chunks() int { return len(l.firsts) }
 
+// First returns the first id of the chunk.
+func (l *List) First(chunk int) (string, error) {
+	if chunk < 0 || chunk >= len(l.firsts) {
+		return "", fmt.Errorf("list has %d chunks, not a chunk %d", len(l.firsts), chunk)
+	}
+	return l.firsts[chunk], nil
+}
+
 // Chunk returns the ids of the chunk, ascending. Do not modify them.
 func (l *List) Chunk(ctx context.Context, chunk int) ([]string, error) {
 	if chunk < 0 || chunk >= len(l.firsts) {

@@ -62,6 +62,11 @@ func (l *lines) verify() error {
 
 func (l *lines) close() error { return l.body.Close() }
 
+// ReadIDs returns the ids of an object, one a line, in whole: for short lists. It must have the digest, in lower-case hex.
+func ReadIDs(ctx context.Context, store *objects.Store, key, digest string) ([]string, error) {
+	return readLines(ctx, store, digested(key, digest))
+}
+
 func readLines(ctx context.Context, store *objects.Store, stored part) (ids []string, err error) {
 	lines, err := stored.open(ctx, store)
 	if err != nil {
