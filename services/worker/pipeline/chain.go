@@ -10,8 +10,8 @@ import (
 // next call, or nil for a line that is not exported. A stage knows no other.
 type stage func(line []byte) ([]byte, error)
 
-// chain has the stages that the request asks for, in the order of docs/ARCHITECTURE.md. Without any the bytes of a line pass
-// as they are.
+// chain has the stages that the request asks for, in the order of docs/ARCHITECTURE.md. Without any the bytes of a line
+// pass as they are.
 type chain struct {
 	stages  []stage
 	dropped int64 // lines that did not pass

@@ -72,8 +72,8 @@ func (w *Worker) storeCohort(
 type patientSeq func(yield func(string) error) error
 
 // candidates returns the patients of the job's level: the members of the group, or all that the source holds. Those of a
-// request that names patients are among the named ones. few, if it is not nil, selects those that the owner may see. Members
-// are sorted below the prefix. leftOut are the members that the directory left out.
+// request that names patients are among the named ones. few, if it is not nil, selects those that the owner may see.
+// Members are sorted below the prefix. leftOut are the members that the directory left out.
 func (w *Worker) candidates(
 	ctx context.Context, job export.Job, snapshot time.Time, few *directory.Selection, prefix string,
 ) (_ patientSeq, leftOut []export.LeftOut, err error) {

@@ -111,8 +111,8 @@ func checkGrant(job export.Job, grant directory.Grant) error {
 	return nil
 }
 
-// leftOut returns what the source leaves out of the job and concerns one of the types or is of no known type. The numbers are
-// those of the whole source, so only owners who may see every patient get them (spec 11).
+// leftOut returns what the source leaves out of the job and concerns one of the types or is of no known type. The numbers
+// are those of the whole source, so only owners who may see every patient get them (spec 11).
 func (w *Worker) leftOut(ctx context.Context, job export.Job, types []string, counted bool) ([]export.LeftOut, error) {
 	all, err := w.ObserveLeftOut(ctx)
 	if err != nil {
