@@ -68,7 +68,11 @@ func survey(ctx context.Context, dir string, from source.Source, groups *filedir
 	if err != nil {
 		return c, err
 	}
+	held := sizes.Types["Group"].Resources
 	for _, each := range leftOut {
+		if each.Type == "Group" { // a limit of resources is none of groups
+			held += each.Count
+		}
 		switch each.Reason {
 		case export.ForeignReference:
 			c.foreign += each.Count
@@ -93,7 +97,7 @@ func survey(ctx context.Context, dir string, from source.Source, groups *filedir
 		}
 		c.groups = append(c.groups, g)
 	}
-	if sizes.Types["Group"].Resources > int64(len(ids)) {
+	if held > int64(len(ids)) {
 		c.unread, err = unread(ctx, folder.Files, groups)
 	}
 	return c, err

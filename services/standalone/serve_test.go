@@ -153,35 +153,48 @@ func TestDataBases(t *testing.T) {
 
 // Active groups in files that are not read are named. Superseded versions and retired groups are not.
 func TestGroupsThatAreNotRead(t *testing.T) {
-	dir := t.TempDir()
-	for name, content := range map[string]string{
-		"Patient.ndjson": `{"resourceType":"Patient","id":"1"}`,
-		"Group.ndjson": `{"resourceType":"Group","id":"all","type":"person","actual":true,"meta":{"versionId":"1"}}
+	const bundle = `{"resourceType":"Bundle","type":"collection","entry":[{"resource":%s}]}`
+	for name, test := range map[string]struct {
+		files map[string]string
+		want  []string
+	}{
+		"among others": {map[string]string{
+			"Group.ndjson": `{"resourceType":"Group","id":"all","type":"person","actual":true,"meta":{"versionId":"1"}}
 {"resourceType":"Group","id":"all","type":"person","actual":true,"meta":{"versionId":"2"}}
 {"resourceType":"Group","id":"retired","type":"person","actual":true,"active":false}`,
-		"Group.json":        "{\n \"resourceType\": \"Group\",\n \"id\": \"single\", \"type\": \"person\", \"actual\": true\n}",
-		"Group-bundle.json": `{"resourceType":"Bundle","type":"collection","entry":[{"resource":{"resourceType":"Group","id":"inside","type":"person","actual":true}}]}`,
+			"Group.json":        "{\n \"resourceType\": \"Group\",\n \"id\": \"single\", \"type\": \"person\", \"actual\": true\n}",
+			"Group-bundle.json": fmt.Sprintf(bundle, `{"resourceType":"Group","id":"inside","type":"person","actual":true}`),
+		}, []string{"inside (Group-bundle.json)", "single (Group.json)"}},
+		"refused as a resource": {map[string]string{
+			"Group.ndjson":      `{"resourceType":"Group","id":"all","type":"person","actual":true}`,
+			"Group-bundle.json": fmt.Sprintf(bundle, `{"resourceType":"Group","id":"inside","type":"person","actual":true,"Meta":1}`),
+		}, []string{"inside (Group-bundle.json)"}},
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	quiet := slog.New(slog.DiscardHandler)
-	data := envconfig.Defaults[config.Source]()
-	data.Dir = dir
-	from, err := data.Open(t.Context(), quiet, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = from.Close() }()
-	groups, err := filedir.OpenGroups(t.Context(), dir, nil, time.Now, quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	found, err := survey(t.Context(), dir, from, groups)
-	want := []string{"inside (Group-bundle.json)", "single (Group.json)"}
-	if err != nil || !slices.Equal(found.unread, want) {
-		t.Errorf("not read: %q, error %v, want %q", found.unread, err, want)
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			test.files["Patient.ndjson"] = `{"resourceType":"Patient","id":"1"}`
+			for name, content := range test.files {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			quiet := slog.New(slog.DiscardHandler)
+			data := envconfig.Defaults[config.Source]()
+			data.Dir = dir
+			from, err := data.Open(t.Context(), quiet, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = from.Close() }()
+			groups, err := filedir.OpenGroups(t.Context(), dir, nil, time.Now, quiet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found, err := survey(t.Context(), dir, from, groups)
+			if err != nil || !slices.Equal(found.unread, test.want) {
+				t.Errorf("not read: %q, error %v, want %q", found.unread, err, test.want)
+			}
+		})
 	}
 }
 

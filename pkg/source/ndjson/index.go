@@ -37,16 +37,15 @@ type builder struct {
 	refs   *references.Table
 
 	mu         sync.Mutex
-	lists      map[string]*list           // by type
-	counted    map[string]source.TypeSize // types that are only counted
-	several    map[uint64][]uint32        // numbers of the patients of a resource with several, by its place
-	numbers    map[string]uint32          // patient id, or a sentinel of source -> number
+	lists      map[string]*list    // by type
+	several    map[uint64][]uint32 // numbers of the patients of a resource with several, by its place
+	numbers    map[string]uint32   // patient id, or a sentinel of source -> number
 	deleted    []deletion
 	left       export.Tally
 	unreadable []string                    // the first unreadable files, with the reasons
 	first      map[export.LeftOut]location // the first place of each type and reason, with the count 0
 	strays     []strays                    // by file
-	holds      []bool                      // by file: it has a resource, a deletion or a Group
+	holds      []bool                      // by file: it has a resource or a deletion
 	bundles    bundlesInside
 
 	bases    fhir.Bases
@@ -191,7 +190,7 @@ func newBuilder(files []*file, seed maphash.Seed, config Config) *builder {
 	return &builder{
 		files: files, limits: config.Limits, seed: seed, seed2: maphash.MakeSeed(), refs: references.New(config.Bases),
 		bases: config.Bases,
-		lists: map[string]*list{}, counted: map[string]source.TypeSize{}, several: map[uint64][]uint32{},
+		lists: map[string]*list{}, several: map[uint64][]uint32{},
 		numbers: map[string]uint32{}, first: map[export.LeftOut]location{}, strays: make([]strays, len(files)),
 		holds: make([]bool, len(files)), bundles: bundlesInside{},
 	}
@@ -292,9 +291,6 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		}
 		if line.TooLong {
 			typed = true
-			if b.isGroup(line, at) {
-				continue
-			}
 			if err := b.refuse(line, fhir.PeekType(line.Body), export.TooLong, at); err != nil {
 				return err
 			}
@@ -314,19 +310,16 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		case facts.Type == "Bundle":
 			b.takeBundle(line, place, at)
 			continue
-		case fhir.IsType(facts.Type) && !fhir.IsExportable(facts.Type):
-			b.count(facts.Type, uint32(len(line.Body)), block.File)
-			continue
 		case facts.Type != "" && !fhir.IsType(facts.Type):
 			b.leaveOut("", export.UnknownType, at)
+			continue
+		case facts.Type != "" && !fhir.IsStored(facts.Type): // it carries no data
 			continue
 		case errors.Is(err, fhir.ErrTooMany),
 			err == nil && fhir.CountReferences(line.Body, b.limits.MaxReferences) > b.limits.MaxReferences:
 			if err := b.refuse(line, facts.Type, export.TooManyReferences, at); err != nil {
 				return err
 			}
-			continue
-		case err != nil && b.isGroup(line, at):
 			continue
 		case err != nil:
 			if err := b.refuse(line, cmp.Or(facts.Type, fhir.PeekType(line.Body)), export.Malformed, at); err != nil {
@@ -353,15 +346,6 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		b.strays[block.File].typed = true
 	}
 	return nil
-}
-
-// isGroup counts a line that is refused as a resource and is a Group: the directory decides about it.
-func (b *builder) isGroup(line lines.Line, at location) bool {
-	if fhir.PeekType(line.Body) != "Group" {
-		return false
-	}
-	b.count("Group", uint32(len(line.Body)), at.file)
-	return true
 }
 
 // found returns the resource at e.
@@ -421,14 +405,6 @@ func (b *builder) takeBundle(line lines.Line, place uint64, at location) {
 	b.deleted = append(b.deleted, deletion{ref.Type, b.hash(ref.ID), place})
 }
 
-// count counts a resource of a type that is never exported.
-func (b *builder) count(typ string, bytes uint32, file int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.counted[typ] = plus(b.counted[typ], bytes)
-	b.holds[file] = b.holds[file] || typ == "Group"
-}
-
 func (b *builder) add(typ string, f found, patients []string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -454,11 +430,6 @@ func (b *builder) numbersOf(patients []string) []uint32 {
 		numbers = append(numbers, b.number(id))
 	}
 	return numbers
-}
-
-// plus adds one resource to the size of a type.
-func plus(size source.TypeSize, bytes uint32) source.TypeSize {
-	return source.TypeSize{Resources: size.Resources + 1, Bytes: size.Bytes + int64(bytes) + 1}
 }
 
 // patientsOf returns the numbers of the patients of a resource, each once.
@@ -509,7 +480,11 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 		ranks[b.numbers[id]] = uint32(rank)
 	}
 	b.numbers = nil
-	s.sizes.Types = b.counted
+	s.held = make([]bool, len(s.patients))
+	for rank, id := range s.patients {
+		s.held[rank] = b.lists["Patient"].find(b.hash(id)) != nil
+	}
+	s.sizes.Types = make(map[string]source.TypeSize, len(b.lists))
 	s.kinds, s.several = make(map[string]kind, len(b.lists)), map[uint64][]uint32{}
 	for typ := range b.lists {
 		if err := ctx.Err(); err != nil {
@@ -569,62 +544,4 @@ func (b *builder) report(ctx context.Context, log *slog.Logger, s *Source, folde
 		log.WarnContext(ctx, "resources are left out", "type", left.Type, "reason", left.Reason, "count", left.Count,
 			"what", left.Reason.Text(), "first", first.name)
 	}
-}
-
-// shrink moves one type into the source. A resource about several patients gets an entry for each.
-func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
-	l := b.lists[typ]
-	k := kind{entries: make([]entry, 0, l.n)}
-	orphans := map[uint64]bool{}
-	if typ == "Provenance" {
-		for _, e := range s.orphans {
-			orphans[e.place] = true
-		}
-	}
-	var size source.TypeSize
-	var homes []uint32
-	for i := range l.n {
-		f := *l.at(i)
-		if i%chunkSize == chunkSize-1 {
-			l.chunks[i/chunkSize] = nil // free
-		}
-		size = plus(size, f.size())
-		if fhir.IsReferenced(typ) {
-			k.ids, k.entries = append(k.ids, f.hash[0]), append(k.entries, f.entry)
-			continue
-		}
-		homes = homes[:0]
-		for _, number := range b.patientsOf(&f.entry) {
-			homes = append(homes, ranks[number])
-		}
-		slices.Sort(homes)
-		served := false
-		if len(homes) > 1 {
-			f.bytes |= shared
-		}
-		for _, home := range homes {
-			if !fhir.IsID(s.patients[home]) { // a sentinel
-				break
-			}
-			e := f.entry
-			e.home, served = home, true
-			k.entries = append(k.entries, e)
-		}
-		switch {
-		case !served && !orphans[f.place]:
-			reason := homeless[f.why]
-			if typ == "Provenance" && len(homes) > 0 && f.why != tooMany {
-				reason = export.UnresolvedPatient
-			}
-			b.leaveOut(typ, reason, location{f.file(), 0, b.files[f.file()].name})
-		case len(homes) > 1 && typ == "Provenance":
-			s.several[f.place] = slices.Clone(homes)
-		}
-	}
-	if !fhir.IsReferenced(typ) {
-		slices.SortFunc(k.entries, func(x, y entry) int {
-			return cmp.Or(cmp.Compare(x.home, y.home), cmp.Compare(x.place, y.place))
-		})
-	}
-	s.kinds[typ], s.sizes.Types[typ] = k, size
 }

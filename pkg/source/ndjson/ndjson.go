@@ -1,11 +1,15 @@
 // Package ndjson is the source for a folder of files with resources: every file in it and its subfolders that
 // lines.InFolder finds, NDJSON or Bundles. The type of a line is its resourceType; file names do not matter.
 //
-// Open reads all files once and keeps an index without bodies: 24 bytes for each compartment resource and patient that
-// it is about, 32 for each referenced resource and about 64 for each patient. While Open runs it takes 64 bytes for each
-// resource, about 100 more for one of several patients, and about 150 for each patient, plus garbage. Gzipped files and
-// Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so that lines can be read from the middle.
-// Blank lines and those that are too long take no space there.
+// It holds every type of fhir.StoredTypes. What of the compartment is about no patient that can be told, and every type
+// outside of it, is returned by Everything alone; what is malformed or beyond the limits, by no call.
+//
+// Open reads all files once and keeps an index without bodies: 24 bytes for each resource of any type, and 24 more for each
+// patient after the first that it is about; 12 more for each resource of a referenced type; and about 65 for each patient.
+// A Provenance of several patients takes about 100 more, and one that About may return 24, and 16 for each of its targets.
+// While Open runs it takes 64 bytes for each resource, about 100 more for one of several patients, and about 150 for each
+// patient, plus garbage. Gzipped files and Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so
+// that lines can be read from the middle. Blank lines and those that are too long take no space there.
 // Files with resources stay open until Close, each with its own descriptor. Files without, such as a log beside the data,
 // may change.
 //
@@ -19,7 +23,8 @@
 // have a number, else by meta.lastUpdated, and on a tie the later one in the order of files and lines. The entries of
 // Bundles that delete a resource delete what precedes them in this order.
 //
-// What the source does not serve is counted by LeftOut and logged once, with the first place.
+// LeftOut counts what is in no export of a group or of patients although it is of a type that can be, and every line that
+// no call returns. It is logged once, with the first place.
 package ndjson
 
 import (
@@ -64,7 +69,8 @@ type Source struct {
 	about    []aboutTarget       // of Provenance without a patient, sorted
 	orphans  []entry             // those Provenance
 	several  map[uint64][]uint32 // ranks of the patients of Provenance with several, by place
-	patients []string            // ids, sorted; the index of an id is its rank
+	patients []string            // ids, also those that are only referenced, then sentinels; sorted; the index is the rank
+	held     []bool              // by rank: the Patient is held
 	sizes    source.Sizes
 	leftOut  export.Tally
 	resolved *references.Table
@@ -80,27 +86,30 @@ type Source struct {
 
 // kind is the index of one type.
 type kind struct {
-	entries []entry  // sorted by home and place; of a referenced type parallel to ids
+	entries []entry  // sorted by home and place
 	ids     []uint64 // of a referenced type: the hash of each id, ascending
+	at      []uint32 // parallel to ids: the index in entries
 }
 
 // entry is one resource.
 type entry struct {
 	place uint64 // file number << placeBits | offset of the line
 	check uint64 // hash of the line
-	bytes uint32 // of the line, and the flags resolvable and shared
-	home  uint32 // rank of a patient that it is about; noPatient for a referenced type
+	bytes uint32 // of the line, and the flags
+	home  uint32 // rank of a patient that it is about; without one, of a sentinel of source, or noPatient
 }
 
 // Flags of entry.bytes.
 const (
 	resolvable = 1 << 31 // the line has references to resolve
 	shared     = 1 << 30 // the line has an entry for each of several patients
+	repeated   = 1 << 29 // a smaller one of these patients has an entry too; the longest line has 1<<28 bytes
 )
 
-func (e entry) size() uint32     { return e.bytes &^ (resolvable | shared) }
+func (e entry) size() uint32     { return e.bytes &^ (resolvable | shared | repeated) }
 func (e entry) resolvable() bool { return e.bytes&resolvable != 0 }
 func (e entry) shared() bool     { return e.bytes&shared != 0 }
+func (e entry) repeated() bool   { return e.bytes&repeated != 0 }
 
 // aboutTarget is a target of a Provenance of Source.orphans.
 type aboutTarget struct {

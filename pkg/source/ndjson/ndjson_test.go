@@ -590,18 +590,20 @@ func TestTheIdentityIsThatOfWhatIsServed(t *testing.T) {
 		"the same":        {"a.ndjson": one + "\n" + two + "\n"},
 		"a log":           {"a.ndjson": one + "\n" + two + "\n", "log.ndjson": `{"eventId":"x"}` + "\n"},
 		"a log before it": {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"eventId":"x"}` + "\n"},
-		"another type":    {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"resourceType":"Task","id":"x"}` + "\n"},
+		"an outcome":      {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"resourceType":"OperationOutcome"}` + "\n"},
 	} {
 		if identity(same) != of {
 			t.Errorf("%s: another identity", name)
 		}
 	}
 	for name, other := range map[string]map[string]string{
-		"one less":  {"a.ndjson": one + "\n"},
-		"a change":  {"a.ndjson": one + "\n" + `{"resourceType":"Patient","id":"3"}` + "\n"},
-		"a delete":  {"a.ndjson": one + "\n" + two + "\n" + deletionOfTwo + "\n"},
-		"no files":  {},
-		"one twice": {"a.ndjson": one + "\n" + two + "\n" + two + "\n"},
+		"one less":              {"a.ndjson": one + "\n"},
+		"a change":              {"a.ndjson": one + "\n" + `{"resourceType":"Patient","id":"3"}` + "\n"},
+		"a delete":              {"a.ndjson": one + "\n" + two + "\n" + deletionOfTwo + "\n"},
+		"no files":              {},
+		"one more type":         {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"resourceType":"Task","id":"x"}` + "\n"},
+		"one without a patient": {"a.ndjson": one + "\n" + two + "\n", "0.ndjson": `{"resourceType":"Device","id":"x"}` + "\n"},
+		"one twice":             {"a.ndjson": one + "\n" + two + "\n" + two + "\n"},
 	} {
 		if identity(other) == of {
 			t.Errorf("%s: the same identity", name)

@@ -11,8 +11,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// maxPatients bounds the patients of one Provenance, and with them the work and the memory for chains of Provenance. No
-// export contains one that reaches more, or one that targets it.
+// maxPatients bounds the patients of one Provenance, and with them the work and the memory for chains of Provenance. One
+// that reaches more, or one that targets it, is about source.Somebody alone: only Everything returns it.
 const maxPatients = 100
 
 // tooMany is found.why of a Provenance with more patients. Its only one is source.Somebody.
@@ -26,8 +26,8 @@ type provenance struct {
 
 // resolveProvenance finds the patients of every Provenance: its targets that are patients, and the patients of its other
 // targets in the compartment. It is also about source.Somebody if it has a target that is not in the folder, or whose
-// patient is unknown (spec 10). About serves a Provenance without patients if all of its targets are of referenced types;
-// otherwise it is never served.
+// patient is unknown (spec 10). Without patients it is served by About, if all of its targets are of referenced types, and
+// by Everything.
 //
 // It reads the lines a second time, after the patients of every target are known: keeping the targets from the first read
 // would take more memory than the rest of the index.
@@ -66,7 +66,7 @@ func (b *builder) resolveProvenance(ctx context.Context, s *Source) error {
 			}
 			held := b.lists[target.Type].find(b.hash(target.ID))
 			switch {
-			case held == nil:
+			case held == nil, !fhir.IsExportable(target.Type): // which patients the other types are about is not read
 				add(somebody)
 			case fhir.IsReferenced(target.Type):
 				referenced++

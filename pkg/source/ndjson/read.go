@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
-	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
@@ -41,7 +40,7 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	entries := s.kinds[q.Type].entries
 	for _, id := range q.Patients {
 		rank, known := slices.BinarySearch(s.patients, id)
-		if !known {
+		if !known || !fhir.IsID(id) { // a sentinel is the home of a Provenance without a patient
 			continue
 		}
 		home := uint32(rank)
@@ -82,7 +81,7 @@ func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source
 			hash := maphash.String(s.seed, id)
 			i, _ := slices.BinarySearch(k.ids, hash)
 			for ; i < len(k.ids) && k.ids[i] == hash; i++ {
-				batch = append(batch, k.entries[i])
+				batch = append(batch, k.entries[k.at[i]])
 			}
 		}
 		err := r.read(ctx, batch, func(_ entry, facts fhir.Facts, body []byte) error {
@@ -219,21 +218,11 @@ func (r *reader) patients(e entry, facts fhir.Facts) []string {
 		return r.named
 	}
 	ranks, several := r.source.several[e.place]
-	if !several {
+	if !several && e.home != noPatient {
 		ranks = []uint32{e.home}
 	}
 	for _, rank := range ranks {
 		r.named = append(r.named, r.source.patients[rank])
 	}
 	return r.named
-}
-
-// Patients implements source.Source.
-func (s *Source) Patients(context.Context, time.Time, func(string) error) error {
-	return errors.New("not yet")
-}
-
-// Everything implements source.Source.
-func (s *Source) Everything(context.Context, source.EverythingQuery, func(source.Resource) error) error {
-	return errors.New("not yet")
 }

@@ -39,7 +39,8 @@ func (b *builder) resolve(ctx context.Context, s *Source) error {
 				if form == fhir.Foreign {
 					reason = export.ForeignReference
 				}
-				if missed == "" || fhir.IsReferenced(missed) { // else it would not be followed
+				// Others would not be followed, nor those of lines that only the system level exports, with all that is held.
+				if fhir.IsExportable(typ) && (missed == "" || fhir.IsReferenced(missed)) {
 					b.leaveOut(missed, reason, location{f.file(), 0, b.files[f.file()].name})
 				}
 			})
