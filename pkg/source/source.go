@@ -44,6 +44,15 @@ type Source interface {
 	// Patients streams the ids of the Patient resources that reads as of asOf show, ascending, each once.
 	Patients(ctx context.Context, asOf time.Time, yield func(id string) error) error
 
+	// NewPatients streams those of Patients(asOf) that reads as of after do not show, ascending, each once. A source
+	// without history may return more.
+	NewPatients(ctx context.Context, after, asOf time.Time, yield func(id string) error) error
+
+	// Deleted streams the resources of q.Type whose patients changed in the window of q, or that were deleted in it, by the
+	// patients that they had before. It may return one that began in the window too; a source without history returns what
+	// it knows. The worker decides which of them an owner may learn (M-09).
+	Deleted(ctx context.Context, q DeletedQuery, yield func(Deletion) error) error
+
 	// Everything streams every resource of q.Type in the range of q, each once, in any order, whether it is about a
 	// patient or not, also those that ForPatients leaves out (fhir.IsStored; system level).
 	Everything(ctx context.Context, q EverythingQuery, yield func(Resource) error) error
@@ -92,6 +101,38 @@ type Query struct {
 	Type     string    // a compartment type (fhir.InCompartment)
 	Patients []string  // patient ids without "Patient/", sorted ascending, no id twice
 	AsOf     time.Time // a result of Snapshot, or zero for now; drivers without history ignore it
+	Window
+}
+
+// Window limits a query to what changed. The zero Window is everything. One of the fields is set at most.
+type Window struct {
+	// After is an earlier result of Snapshot: the query returns the resources whose versions or patients reads as of it do not
+	// show. It goes by what was loaded, whatever lastUpdated says, so that a chain of exports loses nothing (spec 9). A
+	// source without history may return more.
+	After time.Time
+	// Since is an instant: the query returns the resources whose lastUpdated is later, and those without one (P-07, P-12).
+	Since time.Time
+}
+
+// DeletedQuery selects what was deleted, or is about others now.
+type DeletedQuery struct {
+	Type     string    // fhir.IsStored
+	Patients []string  // of whom a resource was about any, as in Query; nil: the range decides
+	From, To string    // as in EverythingQuery, of the patients before; only without Patients
+	AsOf     time.Time // what is deleted later does not count
+	Window             // zero: everything that is known
+}
+
+// Deletion is a resource that reads as of AsOf do not show, or show about other patients.
+type Deletion struct {
+	ID string
+	// Before are the patients that it was about, as Resource.Subjects. Valid until yield returns, as Now.
+	Before []string
+	// Held reports whether reads as of AsOf show it, and Now whom it is about.
+	Held bool
+	Now  []string
+	// At is when that changed.
+	At time.Time
 }
 
 // ByIDQuery selects resources of one referenced type.
@@ -115,6 +156,7 @@ type EverythingQuery struct {
 	// Of a type outside the compartment every resource is without a patient.
 	From, To string
 	AsOf     time.Time
+	Window
 }
 
 // NoPatient sorts after no patient and before every id.
