@@ -7,6 +7,7 @@ import (
 	"encoding/base32"
 	"encoding/hex"
 	"fmt"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
@@ -88,6 +89,17 @@ type Request struct {
 	Filters []string `json:"filters,omitempty"`
 	// Elements are the entries of `_elements`, as in "id" and "Patient.name" (P-19). None: resources are whole.
 	Elements []string `json:"elements,omitempty"`
+	// Since is `_since`; zero if absent. After is set instead when `_since` continues an export of the owner: its snapshot
+	// (spec 9). Until is `_until`.
+	Since time.Time `json:"since,omitzero"`
+	After time.Time `json:"after,omitzero"`
+	Until time.Time `json:"until,omitzero"`
+	// Associated is the value of `includeAssociatedData` that counts (P-28); "" if absent.
+	Associated Associated `json:"associated,omitempty"`
+	// OrganizedBy is `organizeOutputBy`: "Patient" or "" (P-37).
+	OrganizedBy string `json:"organizedBy,omitempty"`
+	// Partial is `allowPartialManifests` (P-39).
+	Partial bool `json:"partial,omitempty"`
 	// Ignored has what the kick-off ignored because of handling=lenient, each a sentence for the owner (K-17).
 	Ignored []string `json:"ignored,omitempty"`
 }
@@ -97,8 +109,18 @@ func (r Request) AtLevel() Level { return cmp.Or(r.Level, GroupLevel) }
 
 // Plain reports whether workers that know only the export of a group would run the request correctly.
 func (r Request) Plain() bool {
-	return r.AtLevel() == GroupLevel && r.Asked == nil && len(r.Through)+len(r.Filters)+len(r.Elements)+len(r.Ignored) == 0
+	known := Request{URL: r.URL, Level: r.Level, GroupID: r.GroupID, Types: r.Types, Dialect: r.Dialect}
+	return r.AtLevel() == GroupLevel && reflect.DeepEqual(r, known)
 }
+
+// Associated is a kind of associated data.
+type Associated string
+
+// The kinds of associated data (P-26, P-27).
+const (
+	LatestProvenance   Associated = "LatestProvenanceResources"
+	RelevantProvenance Associated = "RelevantProvenanceResources"
+)
 
 // Asked describes the stored list of the patients that a kick-off names. It is one object, because Redis holds no
 // patient ids: one id a line, ascending, each once.

@@ -67,10 +67,10 @@ type Scope string
 
 // The scopes. The last three are of jobs that workers of earlier versions do not run (Request.Plain).
 const (
-	ScopeCohort   Scope = ""          // those about the patients of its slice
-	ScopeFollowed Scope = "followed"  // the same, only for their references: nothing is written
-	ScopeAll      Scope = "all"       // all those in the slice's range of patients; the owner may see every patient
-	ScopeNobody   Scope = "nobody"    // those that are about no patient
+	ScopeCohort   Scope = ""         // those about the patients of its slice
+	ScopeFollowed Scope = "followed" // the same, only for their references: nothing is written
+	ScopeAll      Scope = "all"      // all those in the slice's range of patients; the owner may see every patient
+	ScopeNobody   Scope = "nobody"   // those that are about no patient
 )
 
 // ShortBytes is the largest estimate, in NDJSON bytes, of a short unit that writes files.
@@ -108,9 +108,13 @@ type Result struct {
 
 // File is one NDJSON file of a job, immutable from the moment its unit is committed.
 type File struct {
-	Name   string `json:"name"`   // unique in the job, such as "Observation.Observation-00003.1.0.ndjson"
-	Type   string `json:"type"`   // resource type of every line
-	Error  bool   `json:"error"`  // belongs to the manifest's error list
+	Name  string `json:"name"`  // unique in the job, such as "Observation.Observation-00003.1.0.ndjson"
+	Type  string `json:"type"`  // resource type of every line
+	Error bool   `json:"error"` // belongs to the manifest's error list
+
+	Deleted   bool   `json:"deleted,omitempty"`   // belongs to the manifest's deleted list
+	Continues string `json:"continues,omitempty"` // name of the file in which the last patient's block goes on (P-37)
+
 	Key    string `json:"key"`    // object key of the gzipped file
 	Count  int64  `json:"count"`  // lines
 	Bytes  int64  `json:"bytes"`  // uncompressed size
