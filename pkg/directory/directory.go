@@ -31,6 +31,11 @@ type Groups interface {
 	// Inactive members and members outside their period are not active. Members counts the active ones that it left out,
 	// by reason (spec 11): those that are no patient of this server, and the member groups that cannot be exported.
 	Members(ctx context.Context, groupID string, yield func(patientID string) error) ([]export.LeftOut, error)
+
+	// Unknown returns those of the patients (FHIR ids, ascending, each once) that are not active patient members of the
+	// group, in their order. With the group "" it returns those that are no Patient that the server holds (P-23); a directory
+	// that cannot look them up returns none then. ErrNoGroup as for Exists.
+	Unknown(ctx context.Context, groupID string, patients []string) ([]string, error)
 }
 
 // Access reads grants. A grant may list millions of patients, so no call holds them in memory.

@@ -302,6 +302,7 @@ func Groups(t *testing.T, open OpenGroups) {
 		held = append(held, group)
 	}
 	groups := open(t, now, held)
+	asked := []string{"in", "p0", "p1", "p2", "p3", "p4999", "to-come"}
 
 	for id, want := range map[string][]string{
 		"one": {"p1"}, "ONE": {"p2"}, "on": {"p3"}, // ids are compared exactly
@@ -343,6 +344,16 @@ func Groups(t *testing.T, open OpenGroups) {
 			}
 		})
 	}
+	for id, want := range map[string][]string{
+		"one": {"in", "p0", "p2", "p3", "p4999", "to-come"}, "empty": asked, "of-inactive": asked,
+		"nested": {"in", "p2", "p3", "p4999", "to-come"}, "again": {"in", "p0", "p1", "p2", "p4999", "to-come"},
+		"left": {"p0", "p1", "p2", "p3", "p4999", "to-come"}, "big": {"in", "to-come"},
+	} {
+		t.Run("unknown in "+id, func(t *testing.T) {
+			unknown(t, groups, id, asked, want)
+			unknown(t, groups, id, nil, nil)
+		})
+	}
 	for n, period := range numbered {
 		t.Run("period "+period, func(t *testing.T) {
 			if got := members(t, groups, fmt.Sprintf("period-%d", n)); (len(got) == 1) != periods[period] {
@@ -362,6 +373,12 @@ func Groups(t *testing.T, open OpenGroups) {
 			})
 			if !errors.Is(err, directory.ErrNoGroup) {
 				t.Errorf("got error %v, want ErrNoGroup", err)
+			}
+			if id == "" { // the patients of the server: Patients
+				return
+			}
+			if ids, err := groups.Unknown(t.Context(), id, asked); !errors.Is(err, directory.ErrNoGroup) || ids != nil {
+				t.Errorf("%d unknown patients, error %v, want ErrNoGroup", len(ids), err)
 			}
 		})
 	}
@@ -397,6 +414,11 @@ func Groups(t *testing.T, open OpenGroups) {
 		if err := groups.Exists(ctx, "one"); !errors.Is(err, context.Canceled) {
 			t.Errorf("Exists after the end: %v, want context.Canceled", err)
 		}
+		for _, id := range []string{"one", ""} {
+			if _, err := groups.Unknown(ctx, id, asked); !errors.Is(err, context.Canceled) {
+				t.Errorf("Unknown of %q after the end: %v, want context.Canceled", id, err)
+			}
+		}
 	})
 	t.Run("many at once", func(t *testing.T) {
 		var all sync.WaitGroup
@@ -418,6 +440,24 @@ func Groups(t *testing.T, open OpenGroups) {
 		}
 		all.Wait()
 	})
+}
+
+// Patients tests Unknown with the group "". open returns an implementation beside a source with the Patients.
+func Patients(t *testing.T, open func(t *testing.T, patients []string) directory.Groups) {
+	groups := open(t, []string{"P1", "p1", "p2", "p20"})
+	for _, test := range []struct{ asked, want []string }{
+		{nil, nil}, {[]string{"p1"}, nil}, {[]string{"P1", "p1", "p2", "p20"}, nil}, {[]string{"p"}, []string{"p"}},
+		{[]string{"P2", "p1", "p10", "p2", "p3"}, []string{"P2", "p10", "p3"}},
+	} {
+		unknown(t, groups, "", test.asked, test.want)
+	}
+}
+
+func unknown(t *testing.T, groups directory.Groups, id string, asked, want []string) {
+	t.Helper()
+	if got, err := groups.Unknown(t.Context(), id, asked); err != nil || !slices.Equal(got, want) {
+		t.Errorf("of %q in group %q, %q are unknown, error %v; want %q", asked, id, got, err, want)
+	}
 }
 
 func exists(t *testing.T, groups directory.Groups, id string, want error) {

@@ -19,6 +19,10 @@ import (
 
 // Groups implements directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
 type Groups struct {
+	// Held streams the ids of the Patients that the server holds, for Unknown. Set it before other calls. Nil: the process has
+	// no source, and no patient of the group "" is unknown.
+	Held func(ctx context.Context, yield func(patientID string) error) error
+
 	dir     string
 	members groupndjson.Resolver
 	now     func() time.Time

@@ -1,11 +1,15 @@
 package pgdir_test
 
 import (
+	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/directorytest"
@@ -20,6 +24,46 @@ func TestGroups(t *testing.T) {
 		pool := open(t)
 		load(t, pool, false, directorytest.NDJSON(t, held)...)
 		return pgdir.NewGroups(pool, now)
+	})
+}
+
+// held is a pool of a database with the Patients, some loads of which ended or are not sealed.
+func held(t testing.TB, patients ...string) *pgxpool.Pool {
+	t.Helper()
+	pool := open(t)
+	exec(t, pool, "INSERT INTO load_batch (no, sealed_at) VALUES (1, '2026-01-01'), (2, '2026-02-01'), (3, NULL)")
+	patient := func(id string, born int, ended *int) {
+		t.Helper()
+		exec(t, pool, `INSERT INTO resource (born, ended, type, id, patient, head, body)
+			VALUES ($1, $2, 'Patient', $3, $3, '', '')`, born, ended, id)
+	}
+	two, three := 2, 3
+	for _, id := range patients {
+		patient(id, 1, &two)
+		patient(id, 2, &three) // the load that is not sealed replaces it
+	}
+	patient("p3", 1, &two)
+	patient("p10", 3, nil)
+	return pool
+}
+
+func TestPatients(t *testing.T) {
+	t.Parallel()
+	directorytest.Patients(t, func(t *testing.T, patients []string) directory.Groups {
+		return pgdir.NewGroups(held(t, patients...), now)
+	})
+	none := func(t *testing.T, pool *pgxpool.Pool) {
+		t.Helper()
+		if ids, err := pgdir.NewGroups(pool, now).Unknown(t.Context(), "", []string{"p"}); err != nil || len(ids) > 0 {
+			t.Errorf("%q are unknown, error %v, want none", ids, err)
+		}
+	}
+	t.Run("no clinical data in the database", func(t *testing.T) { none(t, open(t)) })
+	t.Run("a role that may not read the clinical data", func(t *testing.T) {
+		role, pool := "reader_"+strings.ToLower(rand.Text()), held(t)
+		exec(t, pool, "CREATE ROLE "+role)
+		t.Cleanup(func() { _, _ = pool.Exec(context.WithoutCancel(t.Context()), "DROP ROLE "+role) })
+		none(t, connect(t, pool.Config().ConnString()+"&options=-c%20role%3D"+role))
 	})
 }
 
@@ -94,6 +138,14 @@ func TestOutages(t *testing.T) {
 			"Exists": func() error { return groups.Exists(t.Context(), "g") },
 			"Members": func() error {
 				_, err := groups.Members(t.Context(), "g", func(string) error { return nil })
+				return err
+			},
+			"Unknown": func() error {
+				_, err := groups.Unknown(t.Context(), "g", []string{"p"})
+				return err
+			},
+			"Unknown of the server": func() error {
+				_, err := groups.Unknown(t.Context(), "", []string{"p"})
 				return err
 			},
 			"Grant": func() error {
