@@ -216,6 +216,7 @@ func TestAdminGrant(t *testing.T) {
 	type output struct {
 		Issuer, Subject, Owner  string
 		Types, Groups, Patients list
+		Levels                  []string
 	}
 	show := func(more ...string) output {
 		t.Helper()
@@ -226,13 +227,21 @@ func TestAdminGrant(t *testing.T) {
 	if got := c.ok(set("all", "all", "all")...); !strings.HasPrefix(got, "set the grant of owner ") || strings.Contains(got, "team") {
 		t.Errorf("printed %q", got)
 	}
-	if got := show(); got.Types.Kind != "all" || got.Groups.Kind != "all" || got.Patients.Kind != "all" {
+	if got := show(); got.Types.Kind != "all" || got.Groups.Kind != "all" || got.Patients.Kind != "all" ||
+		!slices.Equal(got.Levels, []string{"group"}) {
 		t.Errorf("shown %+v", got)
+	}
+	c.ok(append(set("all", "all", "all"), "--level", "system", "--level", "patient")...)
+	if got := show(); !slices.Equal(got.Levels, []string{"patient", "system"}) {
+		t.Errorf("shown %+v", got)
+	}
+	if got := c.ok("grant", "list"); !strings.Contains(got, "all     patient,system  all") {
+		t.Errorf("listed:\n%s", got)
 	}
 	file := write(t, "p2\n\np1\n")
 	c.ok(set("only:Patient,Observation", "only:", "except:@"+file)...)
 	got := show("--patients")
-	if !slices.Equal(got.Types.Names, []string{"Observation", "Patient"}) || got.Groups.Kind != "only" || got.Groups.Count != 0 ||
+	if !slices.Equal(got.Levels, []string{"group"}) || !slices.Equal(got.Types.Names, []string{"Observation", "Patient"}) || got.Groups.Kind != "only" || got.Groups.Count != 0 ||
 		got.Patients.Kind != "except" || !slices.Equal(got.Patients.Names, []string{"p1", "p2"}) {
 		t.Errorf("shown %+v", got)
 	}
@@ -254,6 +263,7 @@ func TestAdminGrant(t *testing.T) {
 		"--groups must be":                        set("all", "but:g", "all"),
 		"number 3 of --patients is not a FHIR id": set("all", "all", "except:@"+write(t, "p1\np2\np_20391\n")),
 		"number 2 of --patients is not a FHIR id": set("all", "all", "only:p1,,p2"),
+		"number 2 of levels is not a level":       append(set("all", "all", "all"), "--level", "group", "--level", "all"),
 		"no such file":                            set("all", "all", "only:@"+file+".none"),
 		"except: has no names":                    set("all", "all", "except:"),
 		"--patients: except: has no names":        set("all", "all", "except:@"+write(t, "\n")),
@@ -305,7 +315,8 @@ func TestAdminGrantImport(t *testing.T) {
 			t.Errorf("printed %q, want %q", got, want)
 		}
 		rows := strings.Split(strings.TrimSpace(c.ok("grant", "list")), "\n")
-		if len(rows) != 3 || !strings.HasSuffix(rows[1], "only 2  all     except 2") || !strings.HasSuffix(rows[2], "all     only 1  only 1") {
+		if len(rows) != 3 || !strings.HasSuffix(rows[1], "only 2  all     group   except 2") ||
+			!strings.HasSuffix(rows[2], "all     only 1  group   only 1") {
 			t.Errorf("listed:\n%s", strings.Join(rows, "\n"))
 		}
 	}
@@ -318,6 +329,14 @@ func TestAdminGrantImport(t *testing.T) {
 	changed := write(t, "- {issuer: i, subject: registry, types: all, groups: [diabetes], patients: {only: [p1, p3]}}\n")
 	if got, want := c.ok("grant", "import", changed, "--dry-run"), "1 grant removed, 0 added, 1 changed"; !strings.HasPrefix(got, want) {
 		t.Errorf("printed %q, want %q", got, want)
+	}
+	for levels, want := range map[string]string{
+		"[group]": "1 grant removed, 0 added, 0 changed", "[system, group]": "1 grant removed, 0 added, 1 changed",
+	} {
+		file := write(t, "- {issuer: i, subject: registry, types: all, groups: [diabetes], patients: {only: [p1]}, levels: "+levels+"}\n")
+		if got := c.ok("grant", "import", file, "--dry-run"); !strings.HasPrefix(got, want) {
+			t.Errorf("levels %s: printed %q, want %q", levels, got, want)
+		}
 	}
 	t.Setenv("SLUICE_AUDIT_LOG", "")
 	c.fails(ExitUsage, "--audit-log or SLUICE_AUDIT_LOG is required", "grant", "import", changed, "--yes")
