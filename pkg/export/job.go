@@ -107,6 +107,9 @@ type Request struct {
 // AtLevel returns the level. Jobs of earlier versions have none stored: they export a group.
 func (r Request) AtLevel() Level { return cmp.Or(r.Level, GroupLevel) }
 
+// Incremental reports whether the job exports only what changed since an instant, and what was deleted.
+func (r Request) Incremental() bool { return !r.Since.IsZero() || !r.After.IsZero() }
+
 // Plain reports whether workers that know only the export of a group would run the request correctly.
 func (r Request) Plain() bool {
 	known := Request{URL: r.URL, Level: r.Level, GroupID: r.GroupID, Types: r.Types, Dialect: r.Dialect}

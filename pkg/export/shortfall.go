@@ -33,12 +33,13 @@ func (s *Shortfall) Add(unit Unit, result Result) {
 // LeftOut returns what the units left out.
 func (s *Shortfall) LeftOut() []LeftOut { return s.left.List() }
 
-// LeftOutOf is LeftOut once all units of the cohort are closed. It includes the members that the data does not have.
-func (s *Shortfall) LeftOutOf(cohort Cohort) []LeftOut {
+// LeftOutOf is LeftOut once all units of the job are closed. It includes the members that the data does not have, unless the
+// job reads only what changed.
+func (s *Shortfall) LeftOutOf(job Job) []LeftOut {
 	var all Tally
 	all.AddAll(s.left.List())
-	if s.sought && !s.lost {
-		all.Add("", MemberMissing, max(cohort.Patients-s.patients, 0))
+	if s.sought && !s.lost && !job.Request.Incremental() {
+		all.Add("", MemberMissing, max(job.Cohort.Patients-s.patients, 0))
 	}
 	return all.List()
 }

@@ -11,7 +11,7 @@ import (
 // leftOut returns what the units of the job left out, as the owner is told.
 func leftOut(job export.Job, units export.Shortfall) []export.LeftOut {
 	if job.State == export.Completed {
-		return units.LeftOutOf(job.Cohort)
+		return units.LeftOutOf(job)
 	}
 	return units.LeftOut()
 }

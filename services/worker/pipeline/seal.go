@@ -35,7 +35,7 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 			}
 			return nil
 		})
-		for _, l := range units.LeftOutOf(job.Cohort) {
+		for _, l := range units.LeftOutOf(job) {
 			if err == nil {
 				err = out.writeIssue(l.Outcome())
 			}
