@@ -171,4 +171,16 @@ type Cohort struct {
 
 	// Digest is what the stored list is verified against, lower-case hex. It is empty for a plan of an earlier version.
 	Digest string `json:"digest,omitempty"`
+
+	// Of an incremental export: Joined are those of the cohort whose data is exported whole, Gone are patients of the
+	// level that were deleted since, and are not in the cohort.
+	Joined Sublist `json:"joined,omitzero"`
+	Gone   Sublist `json:"gone,omitzero"`
+}
+
+// Sublist describes a stored list of patients beside the cohort. Its chunks and digest are as those of a Cohort.
+type Sublist struct {
+	Prefix string `json:"prefix"`
+	Chunks int    `json:"chunks"`
+	Digest string `json:"digest"`
 }

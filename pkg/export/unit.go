@@ -55,7 +55,7 @@ type Unit struct {
 	Type  string `json:"type,omitempty"`  // resource type, for the two kinds that write files
 	Scope Scope  `json:"scope,omitempty"` // which resources of the type, for KindExport
 	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
-	Input string `json:"input,omitempty"` // object key prefix of the list of references, or of those who joined
+	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
 	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes, for ordering and progress
 
 	// Digest is what the list Input is verified against, lower-case hex. It is empty for a unit of an earlier version.
@@ -68,7 +68,8 @@ type Scope string
 // The scopes. All but the first are of jobs that workers of earlier versions do not run (Request.Plain).
 const (
 	ScopeCohort   Scope = ""         // those about the patients of its slice
-	ScopeJoined   Scope = "joined"   // the same of the list Input, whole: patients that joined in the window of the job
+	ScopeJoined   Scope = "joined"   // the same of those who joined (Cohort.Joined), whatever changed
+	ScopeGone     Scope = "gone"     // the deletions of those who are gone (Cohort.Gone)
 	ScopeFollowed Scope = "followed" // the same, only for their references: nothing is written
 	ScopeAll      Scope = "all"      // all those in the slice's range of patients; the owner may see every patient
 	ScopeNobody   Scope = "nobody"   // those that are about no patient

@@ -13,7 +13,7 @@ import (
 
 // Totals are the amounts that units have committed. Units that an older release committed are not included.
 type Totals struct {
-	Resources int64 // lines, without those of error files
+	Resources int64 // lines, without those of error and deleted files
 	Bytes     int64 // of these lines
 	Stored    int64 // bytes in the object store, error files included
 }
@@ -22,7 +22,7 @@ func totalsOf(result export.Result) Totals {
 	var t Totals
 	for _, file := range result.Files {
 		t.Stored += file.Stored
-		if !file.Error {
+		if !file.Error && !file.Deleted {
 			t.Resources += file.Count
 			t.Bytes += file.Bytes
 		}

@@ -52,7 +52,7 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	// From here on refuse cuts the connection on an error, because the header is sent. The writer keeps its first error.
 	out := bufio.NewWriterSize(toClient{c.Writer}, 32<<10)
 	_, _ = fmt.Fprintf(out, `{"transactionTime":%q,"request":%s,"requiresAccessToken":true,"output":[`,
-		transactionTime(job), bytes.TrimSpace(encode(job.Request.URL)))
+		job.TransactionTime().Format(time.RFC3339), bytes.TrimSpace(encode(job.Request.URL)))
 	if err := s.writeItems(out, job, files, false); err != nil {
 		return err
 	}
@@ -110,15 +110,4 @@ func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader,
 		}
 		separator = ","
 	}
-}
-
-// transactionTime is when the job finished, or for IG clients the instant of the snapshot (spec 9), in whole seconds. A
-// fraction is rounded down: everything up to that instant is in the export, so a client that continues from it loses
-// nothing.
-func transactionTime(job export.Job) string {
-	at := job.Finished
-	if job.Request.Dialect == export.IG {
-		at = job.Snapshot
-	}
-	return at.UTC().Format(time.RFC3339)
 }

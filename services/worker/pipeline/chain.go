@@ -20,7 +20,7 @@ type chain struct {
 // newChain returns the chain of one type. An error is permanent: this version cannot carry out the request.
 func (w *Worker) newChain(request export.Request, typ string) (*chain, error) {
 	var c chain
-	for _, add := range []func(export.Request, string) (stage, error){w.filterStage, elementsStage} {
+	for _, add := range []func(export.Request, string) (stage, error){windowStage, w.filterStage, elementsStage} {
 		next, err := add(request, typ)
 		if err != nil {
 			return nil, export.Permanent("this version cannot carry out the request: %v", err)

@@ -23,6 +23,10 @@ type selection struct {
 	everybody bool // the grant includes every patient
 	cohort    export.Cohort
 	leftOut   []export.LeftOut // members that the directory left out
+
+	// Of an incremental export: those of the cohort who joined, and whether the references of all data count.
+	joinedCount int64
+	followAll   bool
 }
 
 // storeCohort stores the candidates of the job's level that the owner may see and, if the request names patients, that it
@@ -68,6 +72,19 @@ func (w *Worker) storeCohort(
 	return chosen, nil
 }
 
+// asked returns the patients that the request names, ascending; nil if it names none.
+func (w *Worker) asked(ctx context.Context, job export.Job) ([]string, error) {
+	stored := job.Request.Asked
+	if stored == nil {
+		return nil, nil
+	}
+	ids, err := spillset.ReadIDs(ctx, w.Objects, stored.Key, stored.SHA256)
+	if err != nil {
+		return nil, fmt.Errorf("read the patients of the request: %w", err)
+	}
+	return ids, nil
+}
+
 // patientSeq yields ids of patients in ascending order, each once.
 type patientSeq func(yield func(string) error) error
 
@@ -77,11 +94,9 @@ type patientSeq func(yield func(string) error) error
 func (w *Worker) candidates(
 	ctx context.Context, job export.Job, snapshot time.Time, few *directory.Selection, prefix string,
 ) (_ patientSeq, leftOut []export.LeftOut, err error) {
-	var asked []string
-	if stored := job.Request.Asked; stored != nil {
-		if asked, err = spillset.ReadIDs(ctx, w.Objects, stored.Key, stored.SHA256); err != nil {
-			return nil, nil, fmt.Errorf("read the patients of the request: %w", err)
-		}
+	asked, err := w.asked(ctx, job)
+	if err != nil {
+		return nil, nil, err
 	}
 	switch {
 	case job.Request.AtLevel() == export.GroupLevel:

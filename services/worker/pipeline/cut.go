@@ -26,32 +26,47 @@ func cut(request export.Request, chosen selection, sizes source.Sizes, cfg Confi
 	}
 	var wholes, units []export.Unit
 	var total int64
+	add := func(typ string, scope export.Scope, suffix string, chunks int, bytes int64) {
+		unit := export.Unit{
+			ID: export.UnitID(typ + suffix), Kind: export.KindExport, Type: typ, Scope: scope,
+			Slice: export.Slice{From: 0, To: chunks}, Bytes: bytes,
+		}
+		if request.Incremental() && scope != export.ScopeJoined && scope != export.ScopeFollowed {
+			unit.Bytes /= changedShare
+		}
+		wholes = append(wholes, unit)
+		total += unit.Bytes
+	}
 	for _, typ := range types {
 		size, held := sizes.Types[typ]
-		if !held {
+		if !held || scope != export.ScopeAll && fhir.MayNamePatients(typ) {
 			continue
 		}
-		if fhir.InCompartment(typ) && (chosen.cohort.Chunks > 0 || scope == export.ScopeAll) {
-			wholes = append(wholes, export.Unit{
-				ID: export.UnitID(typ), Kind: export.KindExport, Type: typ, Scope: scope,
-				Slice: export.Slice{From: 0, To: chosen.cohort.Chunks}, Bytes: share(size, sizes, chosen.cohort),
-			})
-			total += wholes[len(wholes)-1].Bytes
-		}
-		if scope != export.ScopeAll && fhir.MayNamePatients(typ) {
-			continue
-		}
-		if system && (!fhir.InCompartment(typ) || scope != export.ScopeAll) {
-			nobody := export.Unit{
-				ID: export.UnitID(typ + "-nobody"), Kind: export.KindExport, Type: typ, Scope: scope, Bytes: size.Bytes,
+		bytes := share(size, sizes, chosen.cohort.Patients)
+		switch {
+		case !fhir.InCompartment(typ) && system && scope == export.ScopeAll:
+			add(typ, scope, "-nobody", 0, size.Bytes)
+		case !fhir.InCompartment(typ) && system:
+			add(typ, export.ScopeNobody, "-nobody", 0, size.Bytes)
+		case !fhir.InCompartment(typ):
+		case scope == export.ScopeAll:
+			add(typ, scope, "", chosen.cohort.Chunks, size.Bytes)
+		default:
+			if chosen.cohort.Chunks > 0 {
+				add(typ, scope, "", chosen.cohort.Chunks, bytes)
 			}
-			if scope != export.ScopeAll {
-				nobody.Scope = export.ScopeNobody
+			if n := chosen.cohort.Joined.Chunks; n > 0 && scope == export.ScopeCohort {
+				add(typ, export.ScopeJoined, "-joined", n, share(size, sizes, chosen.joinedCount))
 			}
-			if fhir.InCompartment(typ) {
-				nobody.Bytes = 0 // unknown, and mostly little
+			if n := chosen.cohort.Gone.Chunks; n > 0 && scope == export.ScopeCohort {
+				add(typ, export.ScopeGone, "-gone", n, 0)
 			}
-			units = append(units, nobody)
+			if chosen.followAll && scope == export.ScopeCohort {
+				add(typ, export.ScopeFollowed, "-followed", chosen.cohort.Chunks, bytes)
+			}
+			if system {
+				add(typ, export.ScopeNobody, "-nobody", 0, 0) // its size is unknown, and mostly small
+			}
 		}
 	}
 	for _, whole := range wholes {
@@ -60,12 +75,16 @@ func cut(request export.Request, chosen selection, sizes source.Sizes, cfg Confi
 	return units
 }
 
-// share is the estimated size of the cohort's part of a type.
-func share(size source.TypeSize, sizes source.Sizes, cohort export.Cohort) int64 {
-	if sizes.Patients <= cohort.Patients {
+// changedShare is the part of the data that an incremental export is expected to read: one in so many bytes. It decides
+// only the number of units.
+const changedShare = 32
+
+// share is the estimated size of the part of a type that some patients have.
+func share(size source.TypeSize, sizes source.Sizes, patients int64) int64 {
+	if sizes.Patients <= patients {
 		return size.Bytes
 	}
-	return int64(float64(size.Bytes) * float64(cohort.Patients) / float64(sizes.Patients))
+	return int64(float64(size.Bytes) * float64(patients) / float64(sizes.Patients))
 }
 
 // unitsWanted is the number of units of a large job: enough for hundreds of workers to finish at about the same time, and
@@ -93,4 +112,3 @@ func divide(whole export.Unit, unitBytes int64) []export.Unit {
 	}
 	return units
 }
-

@@ -21,17 +21,17 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	next, err := w.newChain(job.Request, unit.Type)
+	next, err := w.newChain(requestOf(job, unit), unit.Type)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
 	sink := &sink{worker: w, unit: unit, chain: next}
 	sink.refs = w.newRefCollector(job, export.ReferencesPrefix(lease.Job, unit.ID, lease.Fence))
 	var result export.Result
-	result.Files, err = w.writeUnit(ctx, lease, func(out *files) error {
-		sink.out = out
+	result.Files, err = w.writeWithDeleted(ctx, lease, func(out *files, gone *deletions) error {
+		sink.out, sink.gone = out, gone
 		switch unit.Scope {
-		case export.ScopeCohort, export.ScopeFollowed:
+		case export.ScopeCohort, export.ScopeFollowed, export.ScopeJoined, export.ScopeGone:
 			return w.exportCohort(ctx, job, unit, cohort, sink)
 		case export.ScopeAll:
 			return w.exportAll(ctx, job, unit, cohort, sink)
@@ -56,14 +56,43 @@ func (w *Worker) exportCohort(
 	ctx context.Context, job export.Job, unit export.Unit, cohort *spillset.List, sink *sink,
 ) error {
 	g := guard{typ: unit.Type, cohort: cohort, doubtful: w.cfg.UnresolvedSubjects == exportThem}
-	step := chunksAtOnce(unit)
-	for from := unit.Slice.From; from < unit.Slice.To; from += step {
-		patients, err := cohort.IDs(ctx, from, min(from+step, unit.Slice.To))
+	sliced := cohort
+	for _, sublist := range []struct {
+		stored export.Sublist
+		list   **spillset.List
+		scope  export.Scope
+	}{{job.Cohort.Joined, &g.joined, export.ScopeJoined}, {job.Cohort.Gone, &g.gone, export.ScopeGone}} {
+		if sublist.stored.Chunks == 0 {
+			continue
+		}
+		list, err := w.lists.Open(ctx, w.Objects, sublist.stored.Prefix, sublist.stored.Digest)
 		if err != nil {
 			return err
 		}
+		*sublist.list = list
+		if unit.Scope == sublist.scope {
+			sliced = list
+		}
+	}
+	step := chunksAtOnce(unit)
+	for from := unit.Slice.From; from < unit.Slice.To; from += step {
+		patients, err := sliced.IDs(ctx, from, min(from+step, unit.Slice.To))
+		if err != nil {
+			return err
+		}
+		if g.joined != nil && unit.Scope == export.ScopeCohort {
+			if patients, err = without(ctx, patients, g.joined); err != nil {
+				return err
+			}
+		}
 		g.request(patients)
-		query := source.Query{Type: unit.Type, Patients: patients, AsOf: job.Snapshot}
+		if err := w.exportDeleted(ctx, job, unit, &g, sink); err != nil {
+			return err
+		}
+		if unit.Scope == export.ScopeGone {
+			continue
+		}
+		query := source.Query{Type: unit.Type, Patients: patients, AsOf: job.Snapshot, Window: windowOf(job, unit)}
 		err = w.Source.ForPatients(ctx, query, func(r source.Resource) error {
 			verdict, err := g.check(ctx, r)
 			if err != nil {
@@ -85,6 +114,7 @@ type sink struct {
 	chain  *chain
 	refs   *refCollector
 	out    *files
+	gone   *deletions
 	left   export.Tally // withheld
 }
 

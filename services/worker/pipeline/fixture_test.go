@@ -208,10 +208,11 @@ func (fx *fixture) export(types ...string) outcome {
 
 // outcome is what a client receives.
 type outcome struct {
-	job    export.Job
-	lines  map[string][]string // by type, sorted
-	issues []fhir.Issue        // of the error files
-	files  []export.File
+	job     export.Job
+	lines   map[string][]string // by type, sorted
+	issues  []fhir.Issue        // of the error files
+	deleted []string            // lines of the deleted files
+	files   []export.File
 }
 
 // outcome reads the manifest and every listed file, and checks each against its entry.
@@ -251,6 +252,10 @@ func (fx *fixture) outcome(job export.Job) outcome {
 			fx.t.Errorf("%s is not of the attempt that was committed: %v", file.Key, err)
 		}
 		for _, line := range fx.readFile(file) {
+			if file.Deleted {
+				o.deleted = append(o.deleted, line)
+				continue
+			}
 			if !file.Error {
 				o.lines[file.Type] = append(o.lines[file.Type], line)
 				continue
@@ -381,6 +386,7 @@ func (fx *fixture) wantMetric(want float64, name string, labels ...string) {
 // people is a directory with one group and one grant.
 type people struct {
 	members  []string
+	joined   map[string]time.Time // when members joined; the others always were
 	grant    directory.Grant
 	leftOut  []export.LeftOut
 	patients directory.NameList
@@ -400,6 +406,20 @@ func (p *people) Members(_ context.Context, group string, yield func(string) err
 		}
 	}
 	return p.leftOut, p.err
+}
+
+func (p *people) Joined(_ context.Context, id string, since time.Time, yield func(string) error) error {
+	if id != groupID {
+		return directory.ErrNoGroup
+	}
+	for member, at := range p.joined {
+		if at.After(since) {
+			if err := yield(member); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (p *people) Find(context.Context, []string, string, func(directory.Details) error) error {

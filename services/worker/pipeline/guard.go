@@ -27,7 +27,9 @@ const (
 type guard struct {
 	typ       string
 	cohort    *spillset.List
-	doubtful  bool // admit resources that are also about somebody who cannot be identified
+	joined    *spillset.List // those of the cohort whose data is exported whole by units of their own; nil: none
+	gone      *spillset.List // patients who were in the cohort of an earlier export; nil: none
+	doubtful  bool           // admit resources that are also about somebody who cannot be identified
 	scanner   fhir.Scanner
 	requested []string      // the part of the cohort that the source was queried for, ascending
 	patients  []string      // of the current resource; may contain duplicates
@@ -45,7 +47,8 @@ const recheckEvery = 64
 func (g *guard) request(patients []string) { g.requested, g.last = patients, "" }
 
 // check decides whether the resource may be written. A resource about several members is returned for each of them
-// (source.Source); it belongs to the smallest of their ids, so that exactly one chunk writes or counts it. One that was
+// (source.Source); it belongs to the smallest of their ids, those who joined first, so that exactly one chunk writes or
+// counts it. One that was
 // loaded under other rules is returned for each of its Subjects, which decide likewise. An error is a
 // refusal: the source returned a resource that was not requested. Then none of its data can be trusted, and the unit
 // fails.
@@ -73,11 +76,12 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 			return 0, err
 		}
 		requested = requested || asked
-		switch {
-		case !found:
+		if !found {
 			outside = true
-		case home == "" || patient < home:
-			home = patient
+			continue
+		}
+		if home, err = g.nearer(ctx, home, patient); err != nil {
+			return 0, err
 		}
 	}
 	if old { // the source returns it for the patients that it had when it was loaded
@@ -88,8 +92,11 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 				return 0, err
 			}
 			requested = requested || asked
-			if found && (home == "" || patient < home) {
-				home = patient
+			if !found {
+				continue
+			}
+			if home, err = g.nearer(ctx, home, patient); err != nil {
+				return 0, err
 			}
 		}
 	}
@@ -112,6 +119,31 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 		g.last = home
 	}
 	return admitted, nil
+}
+
+// nearer returns which of two patients of the cohort a resource about both belongs to; "" is none. A unit that reads only
+// what changed would not see an old resource of somebody who joined.
+func (g *guard) nearer(ctx context.Context, home, patient string) (string, error) {
+	if home == "" {
+		return patient, nil
+	}
+	if g.joined != nil && home != patient {
+		joined, err := g.joined.Contains(ctx, home)
+		if err != nil {
+			return "", fmt.Errorf("look up those who joined: %w", err)
+		}
+		other, err := g.joined.Contains(ctx, patient)
+		if err != nil {
+			return "", fmt.Errorf("look up those who joined: %w", err)
+		}
+		if joined != other {
+			if other {
+				return patient, nil
+			}
+			return home, nil
+		}
+	}
+	return min(home, patient), nil
 }
 
 // member reports whether the source is queried for the patient, and whether the cohort has it.

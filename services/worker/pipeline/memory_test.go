@@ -118,9 +118,13 @@ func (m *memory) Patients(_ context.Context, asOf time.Time, yield func(string) 
 	return nil
 }
 
-func (m *memory) NewPatients(context.Context, time.Time, time.Time, func(string) error) error { return nil }
+func (m *memory) NewPatients(context.Context, time.Time, time.Time, func(string) error) error {
+	return nil
+}
 
-func (m *memory) Deleted(context.Context, source.DeletedQuery, func(source.Deletion) error) error { return nil }
+func (m *memory) Deleted(context.Context, source.DeletedQuery, func(source.Deletion) error) error {
+	return nil
+}
 
 func (m *memory) Everything(_ context.Context, q source.EverythingQuery, yield func(source.Resource) error) error {
 	if q.AsOf.IsZero() || !fhir.IsStored(q.Type) {

@@ -46,6 +46,9 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 			return jobstore.Commit{}, fmt.Errorf("estimate sizes: %w", err)
 		}
 		data = sizes.Identity
+		if err := w.chooseIncrement(ctx, job, snapshot, &chosen); err != nil {
+			return jobstore.Commit{}, err
+		}
 		units = cut(job.Request, chosen, sizes, w.cfg)
 		if result, err = w.planShortfall(ctx, lease, job, chosen, sizes, len(units) > 0); err != nil {
 			return jobstore.Commit{}, err

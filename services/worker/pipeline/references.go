@@ -125,6 +125,7 @@ func (w *Worker) follow(
 	}
 	found := w.newRefCollector(job, next+"found/")
 	g := listGuard{list: known}
+	followed := requestOf(job, export.Unit{Kind: export.KindResolveReferences})
 	selections := map[string]*chain{} // by type: references of a line that is not exported do not count
 	collect := func(r source.Resource, err error) error {
 		if errors.As(err, new(export.PermanentError)) {
@@ -135,7 +136,7 @@ func (w *Worker) follow(
 		}
 		selection := selections[r.Type]
 		if selection == nil {
-			if selection, err = w.newSelection(job.Request, r.Type); err != nil {
+			if selection, err = w.newSelection(followed, r.Type); err != nil {
 				return err
 			}
 			selections[r.Type] = selection
@@ -263,7 +264,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	next, err := w.newChain(job.Request, unit.Type)
+	next, err := w.newChain(requestOf(job, unit), unit.Type)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
@@ -273,7 +274,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 		left.Add(unit.Type, g.why, 1)
 		w.metrics.withheld.WithLabelValues(string(g.why)).Inc()
 	}
-	done, err := w.writeUnit(ctx, lease, func(out *files) error {
+	done, err := w.writeWithDeleted(ctx, lease, func(out *files, gone *deletions) error {
 		write := func(r source.Resource) error {
 			line, err := next.pass(r.Body)
 			if err != nil || line == nil {
@@ -318,7 +319,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 				return err
 			}
 		}
-		return nil
+		return w.deletedReferenced(ctx, job, unit, list, gone)
 	})
 	if err != nil {
 		return jobstore.Commit{}, err

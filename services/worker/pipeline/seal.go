@@ -55,6 +55,10 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 		return jobstore.Commit{}, err
 	}
 	finished := w.Now().UTC().Truncate(time.Millisecond)
+	job.Finished = finished
+	if err := w.Jobs.NoteTransactionTime(ctx, job, job.TransactionTime()); err != nil {
+		return jobstore.Commit{}, err
+	}
 	return jobstore.Commit{
 		Result: export.Result{Files: errorFiles},
 		Seal: &jobstore.Seal{

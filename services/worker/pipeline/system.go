@@ -20,7 +20,7 @@ import (
 func (w *Worker) exportAll(
 	ctx context.Context, job export.Job, unit export.Unit, cohort *spillset.List, sink *sink,
 ) error {
-	query := source.EverythingQuery{Type: unit.Type, AsOf: job.Snapshot}
+	query := source.EverythingQuery{Type: unit.Type, AsOf: job.Snapshot, Window: windowOf(job, unit)}
 	var err error
 	if unit.Slice.From > 0 {
 		if query.From, err = cohort.First(unit.Slice.From); err != nil {
@@ -47,7 +47,16 @@ func (w *Worker) exportAll(
 		}
 		return sink.take(ctx, r, verdict, g.why)
 	})
-	return streamError(ctx, err)
+	if err := streamError(ctx, err); err != nil || !job.Request.Incremental() {
+		return err
+	}
+	return w.deleted(ctx, job, source.DeletedQuery{Type: unit.Type, From: query.From, To: query.To}, unit,
+		func(d source.Deletion) error {
+			if d.Held || groups != nil && !groups.Has(d.ID) {
+				return nil
+			}
+			return sink.gone.add(unit.Type, d.ID)
+		})
 }
 
 // exportNobody exports what is about no patient, for an owner who may not see every patient.
@@ -55,7 +64,7 @@ func (w *Worker) exportNobody(
 	ctx context.Context, job export.Job, unit export.Unit, cohort *spillset.List, sink *sink,
 ) error {
 	g := nobodyGuard{cohort: cohort}
-	query := source.EverythingQuery{Type: unit.Type, To: source.NoPatient, AsOf: job.Snapshot}
+	query := source.EverythingQuery{Type: unit.Type, To: source.NoPatient, AsOf: job.Snapshot, Window: windowOf(job, unit)}
 	err := w.Source.Everything(ctx, query, func(r source.Resource) error {
 		verdict, err := g.check(ctx, unit.Type, r)
 		if err != nil {
@@ -66,7 +75,17 @@ func (w *Worker) exportNobody(
 		}
 		return sink.take(ctx, r, verdict, "")
 	})
-	return streamError(ctx, err)
+	// Of a deleted resource of the compartment nobody can tell whether the owner could have had it.
+	if err := streamError(ctx, err); err != nil || !job.Request.Incremental() || fhir.InCompartment(unit.Type) {
+		return err
+	}
+	return w.deleted(ctx, job, source.DeletedQuery{Type: unit.Type, To: source.NoPatient}, unit,
+		func(d source.Deletion) error {
+			if d.Held {
+				return nil
+			}
+			return sink.gone.add(unit.Type, d.ID)
+		})
 }
 
 // grantedGroups returns the groups of the grant for a unit of Group, else nil.

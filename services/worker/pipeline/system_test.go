@@ -238,8 +238,8 @@ func TestCutOfTheSystemLevel(t *testing.T) {
 		got = append(got, fmt.Sprint(unit.ID, " ", unit.Scope, " ", unit.Slice))
 	}
 	want := []string{
-		"Task-nobody all {0 0}", "ValueSet-nobody all {0 0}", "Observation-00000 all {0 1}", "Observation-00001 all {1 2}",
-		"Observation-00002 all {2 3}", "Observation-00003 all {3 4}",
+		"Observation-00000 all {0 1}", "Observation-00001 all {1 2}", "Observation-00002 all {2 3}", "Observation-00003 all {3 4}",
+		"Task-nobody-00000 all {0 0}", "ValueSet-nobody-00000 all {0 0}",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("units of everybody: %q", got)
@@ -248,11 +248,11 @@ func TestCutOfTheSystemLevel(t *testing.T) {
 	for _, unit := range pipeline.Cut(request, false, sizes, export.Cohort{}, cfg) {
 		got = append(got, fmt.Sprint(unit.ID, " ", unit.Scope, " ", unit.Slice))
 	}
-	if want := []string{"Observation-nobody nobody {0 0}", "ValueSet-nobody nobody {0 0}"}; !slices.Equal(got, want) {
+	if want := []string{"Observation-nobody-00000 nobody {0 0}", "ValueSet-nobody-00000 nobody {0 0}"}; !slices.Equal(got, want) {
 		t.Errorf("units of nobody: %q", got)
 	}
 	empty := pipeline.Cut(request, true, sizes, export.Cohort{}, cfg)
-	if len(empty) != 3 || empty[2].Scope != export.ScopeAll {
+	if len(empty) != 3 || empty[0].Scope != export.ScopeAll {
 		t.Errorf("units of a store without patients: %+v", empty)
 	}
 }

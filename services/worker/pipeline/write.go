@@ -21,6 +21,15 @@ const (
 	ndjsonType       = "application/fhir+ndjson"
 )
 
+// list is the list of the manifest that a file belongs to.
+type list int
+
+const (
+	output list = iota
+	deleted
+	errorList
+)
+
 // files writes one type's lines as gzipped NDJSON objects of limited size. It creates no object before the first line:
 // there are no empty files (spec 4). It is not safe for concurrent use.
 type files struct {
@@ -28,7 +37,7 @@ type files struct {
 	worker *Worker
 	lease  export.Lease
 	typ    string
-	error  bool
+	list   list
 
 	object  *objects.Writer
 	gzip    gzipblocks.Writer
@@ -42,9 +51,9 @@ type files struct {
 // writeFiles returns the files that write has written, in order. When write fails, it drops the unfinished file and leaves
 // the finished ones to the sweep.
 func (w *Worker) writeFiles(
-	ctx context.Context, lease export.Lease, typ string, isError bool, write func(*files) error,
+	ctx context.Context, lease export.Lease, typ string, list list, write func(*files) error,
 ) ([]export.File, error) {
-	f := &files{ctx: ctx, worker: w, lease: lease, typ: typ, error: isError}
+	f := &files{ctx: ctx, worker: w, lease: lease, typ: typ, list: list}
 	if !lease.Unit.Short() {
 		f.throttle = throttle{active: &w.shortUnits, job: lease.Job}
 	}
@@ -64,7 +73,7 @@ func (w *Worker) writeFiles(
 
 // writeUnit writes the files of an export unit. A permanent error is a refusal of a guard.
 func (w *Worker) writeUnit(ctx context.Context, lease export.Lease, write func(*files) error) ([]export.File, error) {
-	done, err := w.writeFiles(ctx, lease, lease.Unit.Type, false, write)
+	done, err := w.writeFiles(ctx, lease, lease.Unit.Type, output, write)
 	if err == nil {
 		return done, nil
 	}
@@ -79,7 +88,7 @@ func (w *Worker) writeUnit(ctx context.Context, lease export.Lease, write func(*
 func (w *Worker) writeErrors(
 	ctx context.Context, lease export.Lease, withdrawn []string, write func(*files) error,
 ) ([]export.File, error) {
-	return w.writeFiles(ctx, lease, operationOutcome, true, func(out *files) error {
+	return w.writeFiles(ctx, lease, operationOutcome, errorList, func(out *files) error {
 		for _, typ := range withdrawn {
 			err := out.writeIssue(fhir.Outcome("error", "forbidden", typ+": the permission was withdrawn."))
 			if err != nil {
@@ -127,7 +136,8 @@ func (f *files) writeIssue(outcome fhir.OperationOutcome) error {
 func (f *files) begin() error {
 	name := export.FileName(f.lease.Unit.ID, f.lease.Fence, f.typ, len(f.done))
 	f.current = export.File{
-		Name: name, Type: f.typ, Error: f.error, Key: export.FileKey(f.lease.Job, f.typ, name),
+		Name: name, Type: f.typ, Error: f.list == errorList, Deleted: f.list == deleted,
+		Key: export.FileKey(f.lease.Job, f.typ, name),
 	}
 	f.object = f.worker.Objects.Create(f.ctx, f.current.Key, ndjsonType)
 	_, f.span = telemetry.StartSpan(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),

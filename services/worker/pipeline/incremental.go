@@ -1,0 +1,330 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/directory"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
+)
+
+// requestOf returns the request as the unit carries it out: some units read everything, whatever changed.
+func requestOf(job export.Job, unit export.Unit) export.Request {
+	request := job.Request
+	if unit.Kind != export.KindExport || unit.Scope == export.ScopeJoined || unit.Scope == export.ScopeFollowed {
+		request.Since, request.After = time.Time{}, time.Time{}
+	}
+	return request
+}
+
+// windowOf returns the window of the unit's queries.
+func windowOf(job export.Job, unit export.Unit) source.Window {
+	request := requestOf(job, unit)
+	return source.Window{After: request.After, Since: request.Since}
+}
+
+// windowStage passes the lines whose lastUpdated is after `_since` and before `_until`, and those without one (P-07, P-12,
+// P-36).
+func windowStage(request export.Request, _ string) (stage, error) {
+	if request.Since.IsZero() && request.Until.IsZero() {
+		return nil, nil
+	}
+	var scanner fhir.Scanner
+	return func(line []byte) ([]byte, error) {
+		facts, err := scanner.Scan(line)
+		if err != nil {
+			return nil, fmt.Errorf("read lastUpdated: %w", err)
+		}
+		at := facts.LastUpdated
+		if at.IsZero() || at.After(request.Since) && (request.Until.IsZero() || at.Before(request.Until)) {
+			return line, nil
+		}
+		return nil, nil
+	}, nil
+}
+
+// chooseIncrement completes the selection of an incremental export. Of an owner who gets everything only the window counts.
+func (w *Worker) chooseIncrement(ctx context.Context, job export.Job, snapshot time.Time, chosen *selection) error {
+	system := job.Request.AtLevel() == export.SystemLevel
+	if !job.Request.Incremental() || system && chosen.everybody {
+		return nil
+	}
+	joined, err := w.joined(ctx, job, snapshot, chosen.cohort)
+	if err != nil {
+		return err
+	}
+	chosen.cohort.Joined, chosen.joinedCount = sublist(joined), joined.Count
+	if job.Request.AtLevel() != export.GroupLevel {
+		gone, err := w.gone(ctx, job, snapshot, chosen.cohort)
+		if err != nil {
+			return err
+		}
+		chosen.cohort.Gone = sublist(gone)
+	}
+	if !system {
+		types := allowed(job.Request.Types, chosen.grant)
+		chosen.followAll, err = w.referencedChanged(ctx, job, types, snapshot)
+	}
+	return err
+}
+
+func sublist(stored spillset.Stored) export.Sublist {
+	return export.Sublist{Prefix: stored.Prefix, Chunks: stored.Chunks, Digest: stored.Digest}
+}
+
+// joined stores those of the cohort who joined since the window of the job began: their data is exported whole (P-11).
+func (w *Worker) joined(
+	ctx context.Context, job export.Job, snapshot time.Time, stored export.Cohort,
+) (joined spillset.Stored, err error) {
+	cohort, err := w.lists.Open(ctx, w.Objects, stored.Prefix, stored.Digest)
+	if err != nil {
+		return joined, err
+	}
+	prefix := stored.Prefix + "joined/"
+	since := job.Request.After
+	if since.IsZero() {
+		since = job.Request.Since
+	}
+	found := spillset.NewBuilder(w.Objects, prefix)
+	add := func(patient string) error {
+		if in, err := cohort.Contains(ctx, patient); err != nil || !in {
+			return err
+		}
+		return found.Add(ctx, patient)
+	}
+	if job.Request.AtLevel() == export.GroupLevel {
+		err = w.Groups.Joined(ctx, job.Request.GroupID, since, add)
+	} else {
+		err = w.Source.NewPatients(ctx, since, snapshot, add)
+	}
+	if err := streamError(ctx, err); err != nil {
+		return joined, fmt.Errorf("find out who joined: %w", err)
+	}
+	joined, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error { return found.Each(ctx, yield) })
+	if err != nil {
+		return joined, fmt.Errorf("store who joined: %w", err)
+	}
+	return joined, nil
+}
+
+// gone stores the patients that were deleted in the window of the job, of those that the owner may see and the request
+// names.
+func (w *Worker) gone(
+	ctx context.Context, job export.Job, snapshot time.Time, stored export.Cohort,
+) (gone spillset.Stored, err error) {
+	asked, err := w.asked(ctx, job)
+	if err != nil {
+		return gone, err
+	}
+	prefix := stored.Prefix + "gone/"
+	found := spillset.NewBuilder(w.Objects, prefix)
+	query := source.DeletedQuery{Type: "Patient", AsOf: snapshot, Window: windowOf(job, export.Unit{Kind: export.KindExport})}
+	err = w.Source.Deleted(ctx, query, func(d source.Deletion) error {
+		if _, named := slices.BinarySearch(asked, d.ID); d.Held || job.Request.Asked != nil && !named {
+			return nil
+		}
+		return found.Add(ctx, d.ID)
+	})
+	if err := streamError(ctx, err); err != nil {
+		return gone, fmt.Errorf("find deleted patients: %w", err)
+	}
+	err = w.Access.Patients(ctx, job.Owner, func(read directory.Grant, patients *directory.PatientFilter) (err error) {
+		if err := checkGrant(job, read); err != nil {
+			return err
+		}
+		gone, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
+			return found.Each(ctx, func(patient string) error {
+				if included, err := patients.Includes(patient); err != nil || !included {
+					return err
+				}
+				return yield(patient)
+			})
+		})
+		return err
+	})
+	if err := streamError(ctx, err); err != nil {
+		return gone, fmt.Errorf("store deleted patients: %w", err)
+	}
+	return gone, nil
+}
+
+// errFound ends a stream.
+var errFound = errors.New("found")
+
+// referencedChanged reports whether a resource of a referenced type of the job changed or was deleted in its window. Then the
+// references of all data count, not only of what changed: a client may hold the resource because of old data.
+func (w *Worker) referencedChanged(ctx context.Context, job export.Job, types []string, snapshot time.Time) (bool, error) {
+	window := source.Window{After: job.Request.After, Since: job.Request.Since}
+	for _, typ := range types {
+		if !fhir.IsReferenced(typ) {
+			continue
+		}
+		err := w.Source.Everything(ctx, source.EverythingQuery{Type: typ, AsOf: snapshot, Window: window},
+			func(source.Resource) error { return errFound })
+		if err == nil {
+			err = w.Source.Deleted(ctx, source.DeletedQuery{Type: typ, AsOf: snapshot, Window: window},
+				func(source.Deletion) error { return errFound })
+		}
+		if errors.Is(err, errFound) {
+			return true, nil
+		}
+		if err := streamError(ctx, err); err != nil {
+			return false, fmt.Errorf("look for changes of %s: %w", typ, err)
+		}
+	}
+	return false, nil
+}
+
+// without returns the ids that the list does not have.
+func without(ctx context.Context, ids []string, list *spillset.List) (rest []string, err error) {
+	for _, id := range ids {
+		listed, err := list.Contains(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if !listed {
+			rest = append(rest, id)
+		}
+	}
+	return rest, nil
+}
+
+// deletionsOfALine is the most deletions in one Bundle.
+const deletionsOfALine = 100
+
+// deletions writes Bundles that delete resources (M-10).
+type deletions struct {
+	out     *files
+	entries []map[string]any
+}
+
+func (d *deletions) add(typ, id string) error {
+	d.entries = append(d.entries, map[string]any{"request": map[string]string{"method": "DELETE", "url": typ + "/" + id}})
+	if len(d.entries) < deletionsOfALine {
+		return nil
+	}
+	return d.flush()
+}
+
+func (d *deletions) flush() error {
+	if len(d.entries) == 0 {
+		return nil
+	}
+	line, err := json.Marshal(map[string]any{"resourceType": "Bundle", "type": "transaction", "entry": d.entries})
+	if err != nil {
+		return fmt.Errorf("encode deletions: %w", err)
+	}
+	d.entries = d.entries[:0]
+	return d.out.write(line)
+}
+
+// writeWithDeleted is writeUnit for a unit that may write deletions beside its lines.
+func (w *Worker) writeWithDeleted(
+	ctx context.Context, lease export.Lease, write func(*files, *deletions) error,
+) ([]export.File, error) {
+	var written []export.File
+	gone, err := w.writeFiles(ctx, lease, "Bundle", deleted, func(out *files) (err error) {
+		d := &deletions{out: out}
+		written, err = w.writeUnit(ctx, lease, func(out *files) error { return write(out, d) })
+		if err != nil {
+			return err
+		}
+		return d.flush()
+	})
+	return append(written, gone...), err
+}
+
+// deleted streams the deletions of the query before `_until`. Those of patients who joined go back as far as is known: they
+// may have been in the cohort earlier.
+func (w *Worker) deleted(
+	ctx context.Context, job export.Job, query source.DeletedQuery, unit export.Unit, yield func(source.Deletion) error,
+) error {
+	query.AsOf, query.Window = job.Snapshot, windowOf(job, unit)
+	err := w.Source.Deleted(ctx, query, func(d source.Deletion) error {
+		if until := job.Request.Until; !until.IsZero() && !d.At.Before(until) {
+			return nil
+		}
+		return yield(d)
+	})
+	return streamError(ctx, err)
+}
+
+// exportDeleted writes the deletions of the patients for whom the guard's source was queried: of resources that the owner could
+// have had and does not get any more (M-09).
+func (w *Worker) exportDeleted(ctx context.Context, job export.Job, unit export.Unit, g *guard, sink *sink) error {
+	if !job.Request.Incremental() || unit.Scope == export.ScopeFollowed || len(g.requested) == 0 {
+		return nil
+	}
+	query := source.DeletedQuery{Type: unit.Type, Patients: g.requested}
+	return w.deleted(ctx, job, query, unit, func(d source.Deletion) error {
+		home, had, err := g.exportable(ctx, d.Before, true)
+		if err != nil || !had {
+			return err
+		}
+		if _, here := slices.BinarySearch(g.requested, home); !here {
+			return nil // another chunk writes it
+		}
+		if d.Held {
+			if job.Request.AtLevel() == export.SystemLevel && len(d.Now) == 0 {
+				return nil // the unit of what is about nobody decides about it
+			}
+			if _, has, err := g.exportable(ctx, d.Now, false); err != nil || has {
+				return err
+			}
+		}
+		return sink.gone.add(unit.Type, d.ID)
+	})
+}
+
+// deletedReferenced writes the deletions of the resources in the unit's slice of the list: exported data still references
+// them.
+func (w *Worker) deletedReferenced(
+	ctx context.Context, job export.Job, unit export.Unit, list *spillset.List, gone *deletions,
+) error {
+	if !job.Request.Incremental() || !fhir.IsReferenced(unit.Type) {
+		return nil
+	}
+	window := source.Window{After: job.Request.After, Since: job.Request.Since}
+	query := source.DeletedQuery{Type: unit.Type, AsOf: job.Snapshot, Window: window}
+	err := w.Source.Deleted(ctx, query, func(d source.Deletion) error {
+		ref := unit.Type + "/" + d.ID
+		place := list.Place(ref)
+		late := !job.Request.Until.IsZero() && !d.At.Before(job.Request.Until)
+		if d.Held || late || place < unit.Slice.From || place >= unit.Slice.To {
+			return nil
+		}
+		if listed, err := list.Contains(ctx, ref); err != nil || !listed {
+			return err
+		}
+		return gone.add(unit.Type, d.ID)
+	})
+	return streamError(ctx, err)
+}
+
+// exportable reports whether a resource about the patients is exported, or was by an earlier export, and the one of them
+// that it belongs to.
+func (g *guard) exportable(ctx context.Context, patients []string, earlier bool) (home string, is bool, err error) {
+	for _, patient := range patients {
+		if patient == source.Somebody && g.doubtful {
+			continue
+		}
+		_, found, err := g.member(ctx, patient)
+		if err == nil && !found && earlier && g.gone != nil {
+			found, err = g.gone.Contains(ctx, patient)
+		}
+		if err != nil || !found {
+			return "", false, err
+		}
+		if home, err = g.nearer(ctx, home, patient); err != nil {
+			return "", false, err
+		}
+	}
+	return home, home != "", nil
+}
