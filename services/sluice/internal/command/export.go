@@ -68,8 +68,9 @@ the middle of a file. --status-url continues a job whose folder is lost, or that
 The server may be any server of the HL7 Bulk Data Access IG. What its manifest lacks is printed as a warning.
 
 The table on standard output counts the downloaded resources; sizes are uncompressed. The JSON of --json has job,
-statusUrl, folder, transactionTime, request, patients (their number), types, total, deleted, errors (files, resources, bytes, seconds), incomplete and
-withheld (numbers of issues), problems and notes (their texts), and warnings.
+statusUrl, folder, transactionTime, request, patients (their number in the request), types, total, deleted, errors
+(files, resources, bytes, seconds), incomplete and withheld (numbers of issues), problems and notes (their texts), and
+warnings.
 
 ` + exitHelp,
 		Example: `  sluice export --state .state --group all --out export
