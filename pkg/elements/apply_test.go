@@ -285,7 +285,7 @@ func TestAgainstOracleOnRandomResources(t *testing.T) {
 		`{"versionId":"1", "tag":[{"code":"x"} ]}`,
 	}
 	types := slices.Sorted(maps.Keys(byType()))
-	for range 20000 {
+	for range 5000 {
 		typ := types[random.IntN(len(types))]
 		var keys []string
 		for _, from := range []string{typ, typ, types[random.IntN(len(types))]} {
