@@ -1,8 +1,6 @@
 package elements
 
 import (
-	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -35,26 +33,29 @@ func Parse(values []string) (Selection, error) {
 	return s, nil
 }
 
+// refusal is an error that is a sentence for the client.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
 func check(entry string) error {
+	const choice = " A choice of types has its base name: value, not valueQuantity."
 	typ, name, prefixed := strings.Cut(entry, ".")
 	switch {
 	case entry == "":
-		return errors.New("The parameter _elements has an empty entry: no value, or a comma too many.")
-	case !prefixed && !anyHas(entry):
-		return errors.New("The parameter _elements has an entry that is no root element of any resource type whose elements " +
-			"are known. A choice of types has its base name: value, not valueQuantity.")
-	case !prefixed:
+		return refusal("The parameter _elements has an empty entry: no value, or a comma too many.")
+	case !prefixed && anyHas(entry):
 		return nil
+	case !prefixed:
+		return refusal("The parameter _elements has an entry that is no root element of any type that can be reduced." + choice)
 	case strings.Contains(name, "."), anyHas(typ):
-		return errors.New("The parameter _elements has a nested element. Only root elements are possible, as in Patient.name.")
+		return refusal("The parameter _elements has a nested element. Only root elements are possible, such as Patient.name.")
 	case !fhir.IsType(typ):
-		return errors.New("The parameter _elements has an entry with a prefix that is not a FHIR R4 resource type.")
+		return refusal("The parameter _elements has an entry whose type is not a FHIR R4 resource type.")
 	case elementsOf(typ) == nil:
-		return fmt.Errorf("The parameter _elements has an entry of the type %s, whose elements are not known: its resources "+
-			"can only be exported whole.", typ)
+		return refusal("The parameter _elements has an entry of the type " + typ + ", whose resources are only exported whole.")
 	case !has(typ, name):
-		return fmt.Errorf("The parameter _elements has an entry that is no root element of %s. A choice of types has its "+
-			"base name: value, not valueQuantity.", typ)
+		return refusal("The parameter _elements has an entry that is no root element of " + typ + "." + choice)
 	}
 	return nil
 }
