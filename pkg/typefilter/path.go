@@ -30,6 +30,9 @@ var suffixes = map[string][]string{
 	"uri":       {"", "Uri"},
 }
 
+// mostKeys is the greatest number of keys of a step, that of a token.
+const mostKeys = 9
+
 const deceased = "Patient.deceased.exists() and Patient.deceased != false"
 
 var (
@@ -98,7 +101,7 @@ func walk(value []byte, steps [][]string, leaf func(value []byte) (bool, error))
 	case value[0] != '{':
 		return false, nil
 	}
-	var room [8][]byte
+	var room [mostKeys][]byte
 	values := room[:len(steps[0])]
 	if _, err := fhir.Fields(value, steps[0], values); err != nil {
 		return false, err
