@@ -71,7 +71,7 @@ func (all dates) match(value []byte) (bool, error) {
 	return false, nil
 }
 
-// holds compares ranges as R4 3.1.1.4.5 has it.
+// holds compares ranges as R4 3.1.1.4.5 has it. The range above a value begins after it, and for ge with it.
 func (d *date) holds(target interval) bool {
 	within := !target.from.Before(d.from) && !target.to.After(d.to)
 	switch d.prefix {
@@ -84,9 +84,9 @@ func (d *date) holds(target interval) bool {
 	case "lt":
 		return target.from.Before(d.from)
 	case "ge":
-		return within || target.to.After(d.to)
+		return target.to.After(d.from)
 	case "le":
-		return within || target.from.Before(d.from)
+		return target.from.Before(d.to)
 	case "sa":
 		return !target.from.Before(d.to)
 	case "eb":

@@ -327,7 +327,7 @@ func compareDate(t testing.TB, value string, v any) bool {
 	return map[string]bool{
 		"": contained, "eq": contained, "ne": !contained,
 		"gt": high.Compare(to) > 0, "lt": low.Compare(from) < 0,
-		"ge": high.Compare(to) > 0 || contained, "le": low.Compare(from) < 0 || contained,
+		"ge": high.Compare(from) > 0, "le": low.Compare(to) < 0,
 		"sa": low.Compare(to) >= 0, "eb": high.Compare(from) <= 0,
 		"ap": low.Compare(to) < 0 && from.Compare(high) < 0,
 	}[m[1]]
