@@ -13,8 +13,7 @@ func BenchmarkMatches(b *testing.B) {
 	if _, err := synth.Generate(b.Context(), synth.Config{Patients: 20, Seed: 1, Dir: dir}); err != nil {
 		b.Fatal(err)
 	}
-	samples := map[string][]sample{}
-	readSamples(b, dir, 300, samples)
+	samples := readSamples(b, dir, 300)
 	for _, c := range []struct{ name, query string }{
 		{"token of a code", "Observation?status=final"},
 		{"token of a concept", "Observation?category=http://terminology.hl7.org/CodeSystem/observation-category|laboratory"},

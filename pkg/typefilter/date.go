@@ -24,7 +24,8 @@ var (
 	future = time.Date(99999, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-var errDate = errors.New("a date is YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm[:ss[.fff]] with Z, +hh:mm (its + as %2B) or -hh:mm")
+var errDate = errors.New("a date is YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm[:ss[.fff]], with Z, -hh:mm or +hh:mm, " +
+	"whose + is %2B in a URL")
 
 func parseDates(values []string) (test, error) {
 	var all dates

@@ -57,8 +57,8 @@ var choiceTypes = strings.Fields(`Base64Binary Boolean Canonical Code Date DateT
 	PositiveInt String Time UnsignedInt Uri Url Uuid Address Age Annotation Attachment CodeableConcept Coding ContactPoint
 	Count Distance Duration HumanName Identifier Money Period Quantity Range Ratio Reference SampledData Signature Timing`)
 
-// comparable are the data types that a parameter of a type compares.
-var comparable = map[string]string{
+// compared are the data types that a parameter of a type compares.
+var compared = map[string]string{
 	"token":     " CodeableConcept Coding Code Identifier ContactPoint Boolean String Uri ",
 	"date":      " DateTime Period Date Instant Timing ",
 	"string":    " String ",
@@ -133,7 +133,7 @@ func (r row) value(resource any) (nodes []node) {
 		}
 		nodes = append(nodes, at...)
 	}
-	return only(nodes, func(n node) bool { return n.typ == "" || strings.Contains(comparable[r.kind], " "+n.typ+" ") })
+	return only(nodes, func(n node) bool { return n.typ == "" || strings.Contains(compared[r.kind], " "+n.typ+" ") })
 }
 
 // matches evaluates a valid query.
@@ -482,7 +482,7 @@ func amountOf(v any) (a amount, ok bool) {
 	case object["origin"] != nil:
 		origin, ok := quantityOf(object["origin"])
 		data, _ := object["data"].(string)
-		if !ok {
+		if !ok || origin.lowFree || origin.upFree {
 			return a, false
 		}
 		factor := big.NewRat(1, 1)

@@ -246,7 +246,7 @@ func readRange(low, high []byte) (t target, ok bool, err error) {
 // without those that were out of the limits or an error.
 func readSamples(origin, data, factor []byte) (t target, ok bool, err error) {
 	t, ok, err = readQuantity(origin)
-	if !ok || err != nil {
+	if !ok || err != nil || t.low.compare(t.high) != 0 { // with a comparator it is no origin
 		return t, false, err
 	}
 	zero, ok1 := t.low.scaled()

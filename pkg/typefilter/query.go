@@ -104,8 +104,8 @@ func Parse(text string) (Query, error) {
 var nameForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.:-]{0,99}$`)
 
 // ofTheAnswer are parameters that do not select resources (P-33).
-var ofTheAnswer = []string{"_contained", "_containedType", "_count", "_elements", "_format", "_include", "_offset", "_pretty",
-	"_revinclude", "_sort", "_summary", "_total"}
+var ofTheAnswer = []string{"_contained", "_containedType", "_count", "_elements", "_format", "_include", "_offset",
+	"_pretty", "_revinclude", "_sort", "_summary", "_total"}
 
 // ofAnIndex are parameters that need more than the resource itself.
 var ofAnIndex = []string{"_content", "_filter", "_has", "_list", "_query", "_text", "_type"}
