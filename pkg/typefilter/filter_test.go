@@ -131,8 +131,8 @@ func TestValues(t *testing.T) {
 		{`"variant":[{"start":128272,"end":7}]`, "MolecularSequence?variant-start=128272 MolecularSequence?variant-end=le7",
 			"MolecularSequence?variant-start=128271 MolecularSequence?variant-end=128272 MolecularSequence?variant-start=128272.5"},
 		// Presence. A null and an empty array have no value.
-		{`"status":null,"category":[],"code":[null,{}]`,
-			"Observation?status:missing=true Observation?category:missing=true Observation?code:missing=false",
+		{`"status":null,"category":[],"code":[null,{}],"method":[["a"]]`,
+			"Observation?status:missing=true Observation?category:missing=true Observation?code:missing=false Observation?method:missing=true",
 			"Observation?status:missing=false Observation?category=a Observation?code=a"},
 	} {
 		for _, query := range split(c.yes) {
@@ -190,6 +190,56 @@ func TestMatchesRefusesUnreadableLines(t *testing.T) {
 	} {
 		if got, err := f.Matches([]byte(line)); err == nil || got || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v, %v", line, got, err)
+		}
+	}
+}
+
+// A key that is read and comes twice is an error wherever it is, because another reader may take the other one.
+func TestMatchesRefusesDuplicateKeys(t *testing.T) {
+	for query, members := range map[string]string{
+		"Observation?date=2020":                    `"effectiveTiming":{"event":["2019"],"event":[]}`,
+		"Observation?date=gt2020":                  `"effectiveTiming":{"repeat":{"boundsPeriod":{},"boundsPeriod":{}}}`,
+		"Observation?value-quantity=1":             `"valueQuantity":{"value":2,"value":1}`,
+		"Observation?value-quantity=2":             `"valueQuantity":{"value":2,"code":"a","code":"b"}`,
+		"Observation?subject=1":                    `"subject":{"reference":"Patient/2","reference":"Patient/1"}`,
+		"Observation?patient=1":                    `"subject":{"reference":"Patient/1","type":"Group","type":"Patient"}`,
+		"Observation?identifier=1":                 `"identifier":{"value":"2","value":"1"}`,
+		"Observation?code=1":                       `"code":{"coding":{"code":"2","code":"1"}}`,
+		"Observation?component-code=1":             `"component":[{"code":{},"code":{}}]`,
+		"Patient?name=a":                           `"name":[{"family":"b","family":"a"}]`,
+		"Patient?phone=1":                          `"telecom":[{"system":"phone","system":"email","value":"1"}]`,
+		"Condition?onset-age=1":                    `"onsetRange":{"low":{"value":1,"value":2}}`,
+		"Observation?subject:identifier=http://s|": `"subject":{"identifier":{"system":"http://t","system":"http://s"}}`,
+	} {
+		q, err := typefilter.Parse(query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := `{"resourceType":"` + q.Type() + `",` + members + `}`
+		if got, err := typefilter.Compile(q.Type(), []typefilter.Query{q}, nil).Matches([]byte(line)); err == nil {
+			t.Errorf("%s of %s: %v", query, line, got)
+		}
+	}
+}
+
+// A filter may read more elements of a resource than there are in most.
+func TestAQueryOfEveryParameter(t *testing.T) {
+	for _, typ := range []string{"Observation", "Encounter", "Task"} {
+		text := typ + "?"
+		for _, p := range typefilter.Parameters(typ) {
+			text += "&" + p.Name + ":missing=true"
+		}
+		q, err := typefilter.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := typefilter.Compile(typ, []typefilter.Query{q}, nil)
+		for line, want := range map[string]bool{
+			`{"resourceType":"` + typ + `"}`: true, `{"resourceType":"` + typ + `","meta":{"source":"a"}}`: false,
+		} {
+			if got, err := f.Matches([]byte(line)); err != nil || got != want {
+				t.Errorf("%s: %v, %v", line, got, err)
+			}
 		}
 	}
 }

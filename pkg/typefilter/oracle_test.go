@@ -73,6 +73,9 @@ func spread(value any, typ string) (nodes []node) {
 	case nil:
 	case []any:
 		for _, e := range v {
+			if _, nested := e.([]any); nested { // not FHIR
+				continue
+			}
 			nodes = append(nodes, spread(e, typ)...)
 		}
 	default:

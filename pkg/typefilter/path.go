@@ -42,7 +42,7 @@ var (
 	namesForm    = regexp.MustCompile(`^[A-Z]\w*(\.\w+)+$`)
 )
 
-// paths compiles the FHIRPath expressions of the definition.
+// compile reads the FHIRPath expressions of the definition.
 func (d definition) compile() ([]path, error) {
 	if d.paths == deceased {
 		return []path{{root: []string{"deceasedBoolean", "deceasedDateTime"}, exists: true}}, nil
@@ -85,11 +85,15 @@ func (d definition) compile() ([]path, error) {
 	return paths, nil
 }
 
-// walk calls leaf for each value at the end of the steps below value, through arrays, until leaf returns true.
+// walk calls leaf for each value at the end of the steps below value, through arrays, until leaf returns true. FHIR has no
+// array in an array: there are no values in one.
 func walk(value []byte, steps [][]string, leaf func(value []byte) (bool, error)) (found bool, err error) {
 	switch {
 	case value[0] == '[':
 		err = fhir.Elements(value, func(value []byte) (bool, error) {
+			if value[0] == '[' {
+				return true, nil
+			}
 			found, err = walk(value, steps, leaf)
 			return !found, err
 		})
