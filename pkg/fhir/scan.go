@@ -490,7 +490,8 @@ func fields(line []byte, i int, names []string, found []span) (int, error) {
 	})
 }
 
-// similar reports whether a parser that ignores case would take key for name. Only ASCII letters have their case in one bit.
+// similar reports whether a parser that ignores case would take key for name. Of ASCII letters only one bit differs, so the
+// first byte decides mostly.
 func similar(key []byte, name string) bool {
 	return len(key) >= len(name) && (key[0]|0x20 == name[0]|0x20 || key[0] >= 0x80) && bytes.EqualFold(key, []byte(name))
 }

@@ -1,7 +1,7 @@
 package fhir
 
 // Fields finds the values of the named members of the object at the start of text and returns the end of the object. values
-// has one entry for each name, nil for a member that the object does not have; they are parts of text. Fields checks that the
+// has one entry for each name: a part of text, or nil for a member that the object does not have. Fields checks that the
 // object is valid JSON without line breaks, and refuses what Members refuses. It allocates nothing.
 func Fields(text []byte, names []string, values [][]byte) (end int, err error) {
 	clear(values)

@@ -4,6 +4,7 @@
 // It promises: a line is kept only if it matches; a query that it cannot evaluate as R4 describes is refused, never
 // ignored in part; refusals name the type and the parameter, never a value; a filter is the same on every source.
 //
-// Files: table.go has the parameters, path.go their paths, query.go reads queries, filter.go evaluates lines, and
-// token.go, date.go, text.go, reference.go, number.go and quantity.go compare values.
+// A query goes through table.go (the parameters of R4), query.go (its text), escape.go (lists of values) and path.go (where
+// the values of a parameter are). filter.go evaluates a line; token.go, date.go, text.go, reference.go and quantity.go, with
+// decimal.go, compare values. docs/type-filter.md describes it for clients.
 package typefilter

@@ -44,8 +44,12 @@ func Compile(typ string, queries []Query, bases fhir.Bases) *Filter {
 	return f
 }
 
-func (f *Filter) bind(c condition, _ fhir.Bases) bound {
+// bind adds the roots of a condition to those of the filter.
+func (f *Filter) bind(c condition, bases fhir.Bases) bound {
 	b := bound{condition: c}
+	if all, ok := c.test.(references); ok {
+		b.test = all.under(bases)
+	}
 	for _, p := range c.paths {
 		var indexes []int
 		for _, key := range p.root {
@@ -97,15 +101,61 @@ func (f *Filter) Matches(line []byte) (bool, error) {
 
 // holds reports whether a resource with these top-level values meets the condition.
 func (b *bound) holds(values [][]byte) (bool, error) {
-	for i, p := range b.paths {
+	met := false
+	for i := range b.paths {
 		for _, root := range b.roots[i] {
-			if values[root] == nil {
+			if values[root] == nil || met {
 				continue
 			}
-			if found, err := walk(values[root], p.steps, b.test.match); found || err != nil {
-				return found, err
+			var err error
+			if met, err = walk(values[root], b.paths[i].steps, func(value []byte) (bool, error) {
+				return b.meets(&b.paths[i], value)
+			}); err != nil {
+				return false, err
 			}
 		}
+		if b.paths[i].exists { // the only path: its value is whether something was met
+			return b.compareExists(met)
+		}
 	}
-	return false, nil
+	if b.test == nil {
+		return met != b.missing, nil
+	}
+	return met, nil
+}
+
+var truth = map[bool][]byte{true: []byte("true"), false: []byte("false")}
+
+// compareExists compares the value of an expression that always has one.
+func (b *bound) compareExists(exists bool) (bool, error) {
+	if b.test == nil {
+		return !b.missing, nil
+	}
+	return b.test.match(truth[exists])
+}
+
+// meets reports whether a value at the end of a path is one of the parameter and, unless the condition is about missing
+// values, matches.
+func (b *bound) meets(p *path, value []byte) (bool, error) {
+	if p.exists {
+		return string(value) != "false", nil
+	}
+	if p.resolved != "" {
+		if ok, err := refersTo(value, p.resolved); !ok || err != nil {
+			return false, err
+		}
+	}
+	if p.system != "" {
+		var found [1][]byte
+		if value[0] != '{' {
+			return false, nil
+		}
+		if _, err := fhir.Fields(value, tokenNames[1:2], found[:]); err != nil || string(fhir.Text(found[0])) != p.system {
+			return false, err
+		}
+	}
+	if b.test == nil {
+		return true, nil
+	}
+	return b.test.match(value)
 }

@@ -30,6 +30,9 @@ var suffixes = map[string][]string{
 	"uri":       {"", "Uri"},
 }
 
+// mostKeys is the greatest number of keys of a step, that of a token.
+const mostKeys = 9
+
 const deceased = "Patient.deceased.exists() and Patient.deceased != false"
 
 var (
@@ -39,7 +42,7 @@ var (
 	namesForm    = regexp.MustCompile(`^[A-Z]\w*(\.\w+)+$`)
 )
 
-// paths compiles the FHIRPath expressions of the definition.
+// compile reads the FHIRPath expressions of the definition.
 func (d definition) compile() ([]path, error) {
 	if d.paths == deceased {
 		return []path{{root: []string{"deceasedBoolean", "deceasedDateTime"}, exists: true}}, nil
@@ -82,11 +85,15 @@ func (d definition) compile() ([]path, error) {
 	return paths, nil
 }
 
-// walk calls leaf for each value at the end of the steps below value, through arrays, until leaf returns true.
+// walk calls leaf for each value at the end of the steps below value, through arrays, until leaf returns true. FHIR has no
+// array in an array: there are no values in one.
 func walk(value []byte, steps [][]string, leaf func(value []byte) (bool, error)) (found bool, err error) {
 	switch {
 	case value[0] == '[':
 		err = fhir.Elements(value, func(value []byte) (bool, error) {
+			if value[0] == '[' {
+				return true, nil
+			}
 			found, err = walk(value, steps, leaf)
 			return !found, err
 		})
@@ -98,7 +105,7 @@ func walk(value []byte, steps [][]string, leaf func(value []byte) (bool, error))
 	case value[0] != '{':
 		return false, nil
 	}
-	var room [8][]byte
+	var room [mostKeys][]byte
 	values := room[:len(steps[0])]
 	if _, err := fhir.Fields(value, steps[0], values); err != nil {
 		return false, err

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
@@ -98,37 +100,105 @@ func Parse(text string) (Query, error) {
 	return q, nil
 }
 
-func parseCondition(typ, name, value string) (condition, error) {
-	name, err := url.PathUnescape(name)
-	if err != nil || !nameForm.MatchString(name) {
-		return condition{}, errors.New("the name of a search parameter is not understood")
+// nameForm is that of a parameter with its modifier. Anything else is not repeated in an error.
+var nameForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.:-]{0,99}$`)
+
+// ofTheAnswer are parameters that do not select resources (P-33).
+var ofTheAnswer = []string{"_contained", "_containedType", "_count", "_elements", "_format", "_include", "_offset",
+	"_pretty", "_revinclude", "_sort", "_summary", "_total"}
+
+// ofAnIndex are parameters that need more than the resource itself.
+var ofAnIndex = []string{"_content", "_filter", "_has", "_list", "_query", "_text", "_type"}
+
+func parseCondition(typ, name, value string) (c condition, err error) {
+	if c.name, err = url.PathUnescape(name); err != nil || !nameForm.MatchString(c.name) {
+		return c, errors.New("the name of a search parameter is not valid")
 	}
-	c := condition{name: name}
 	if c.value, err = url.PathUnescape(value); err != nil {
-		return condition{}, fmt.Errorf("the value of %s is not URL-encoded", name)
+		return c, fmt.Errorf("%s: the value is not URL-encoded", c.name)
 	}
-	base, modifier, modified := strings.Cut(name, ":")
+	if !utf8.ValidString(c.value) {
+		return c, fmt.Errorf("%s: the value is not UTF-8", c.name)
+	}
+	base, modifier, modified := strings.Cut(c.name, ":")
 	d, found := define(typ, base)
-	if !found || !d.supported() {
-		return condition{}, fmt.Errorf("the search parameter %s is not supported; those of the type are %s", name, names(typ))
+	switch {
+	case slices.Contains(ofTheAnswer, base):
+		return c, fmt.Errorf("%s is not supported: it changes the answer of a search, not which resources match", c.name)
+	case slices.Contains(ofAnIndex, base):
+		return c, fmt.Errorf("%s is not supported: parameters search in elements of the resource itself", c.name)
+	case strings.Contains(c.name, "."):
+		return c, fmt.Errorf("%s is not supported: parameters cannot be chained", c.name)
+	case found && !d.supported():
+		return c, fmt.Errorf("%s is not supported: it is of the type %s; the parameters are %s", c.name, d.Type, names(typ))
+	case !found:
+		return c, fmt.Errorf("%s is not a supported search parameter; those are %s", c.name, names(typ))
+	case modified && !d.allows(modifier):
+		return c, fmt.Errorf("%s: the modifier is not supported; those of %s are %s", c.name, base,
+			strings.Join(append(modifiers[d.Type], "missing"), ", "))
 	}
 	if c.paths, err = d.compile(); err != nil {
-		return condition{}, err
+		return c, err
 	}
-	values := split(c.value, ',')
-	if slices.Contains(values, "") {
-		return condition{}, fmt.Errorf("%s has an empty value", name)
+	values, err := split(c.value, ',')
+	if err == nil && slices.Contains(values, "") {
+		err = errors.New("a value is empty")
 	}
-	_ = modifier
-	if modified || d.Type != "token" {
-		return condition{}, fmt.Errorf("%s is not supported", name)
+	if err == nil && modifier == "missing" {
+		if c.missing = c.value == "true"; !c.missing && c.value != "false" {
+			err = errors.New("it is true or false")
+		}
+	} else if err == nil {
+		c.test, err = d.parse(values, modifier)
 	}
-	if c.test, err = parseTokens(values); err != nil {
-		return condition{}, fmt.Errorf("the value of %s is not valid: %w", name, err)
+	if err != nil {
+		return c, fmt.Errorf("%s: the value is not valid: %w", c.name, err)
 	}
 	return c, nil
 }
 
+// modifiers are those of the types of parameters, beside missing.
+var modifiers = map[string][]string{
+	"string":    {"exact", "contains"},
+	"reference": {"identifier", "a resource type"},
+}
+
+// allows reports whether parameters of the definition have the modifier.
+func (d definition) allows(modifier string) bool {
+	switch {
+	case modifier == "missing", d.Type == "reference" && modifier == "identifier":
+		return true
+	case d.Type == "reference":
+		return fhir.IsType(modifier) && (d.targets == nil || slices.Contains(d.targets, modifier))
+	}
+	return slices.Contains(modifiers[d.Type], modifier)
+}
+
+// parse reads the values of a parameter, which are alternatives.
+func (d definition) parse(values []string, modifier string) (test, error) {
+	switch d.Type {
+	case "token":
+		return parseTokens(values)
+	case "date":
+		return parseDates(values)
+	case "string":
+		return parseTexts(values, modifier)
+	case "number", "quantity":
+		return parseQuantities(values, d.Type == "quantity")
+	case "uri":
+		return uris(unescaped(values)), nil
+	}
+	if modifier != "identifier" {
+		return parseReferences(values, modifier)
+	}
+	all, err := parseTokens(values)
+	if err != nil {
+		return nil, err
+	}
+	return identified{all}, nil
+}
+
+// names returns the names of the supported parameters.
 func names(typ string) string {
 	var all []string
 	for _, p := range Parameters(typ) {

@@ -6,37 +6,41 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// token is a value of a token parameter. A nil part matches anything.
-type token struct{ system, code []byte }
-
+// tokens are the values of a token parameter (R4 3.1.1.4.10). Comparison is with case.
 type tokens []token
+
+// token is system|code. A part that is not set matches anything; an empty system matches a value without one.
+type token struct {
+	system, code       string
+	anySystem, anyCode bool
+}
+
+var errToken = errors.New("a token is code, system|code, |code or system|")
 
 func parseTokens(values []string) (test, error) {
 	var all tokens
 	for _, value := range values {
-		parts := split(value, '|')
-		t := token{code: []byte(parts[len(parts)-1])}
-		if len(parts) > 2 {
-			return nil, errors.New("a token is system|code, |code, system| or code")
-		}
-		if len(parts) == 2 {
-			t.system = []byte(parts[0])
-			if len(t.code) == 0 {
-				t.code = nil
+		t := token{anySystem: true}
+		switch parts := fields(value); len(parts) {
+		case 1:
+			t.code = parts[0]
+		case 2:
+			t = token{system: parts[0], code: parts[1], anyCode: parts[1] == ""}
+			if t.system == "" && t.code == "" {
+				return nil, errToken
 			}
-		}
-		if len(t.system) == 0 && len(t.code) == 0 {
-			return nil, errors.New("a token is system|code, |code, system| or code")
+		default:
+			return nil, errToken
 		}
 		all = append(all, t)
 	}
 	return all, nil
 }
 
-var tokenNames = []string{"system", "code", "value", "coding"}
+var tokenNames = []string{"coding", "system", "code", "value"}
 
-// match compares a Coding, an Identifier, a ContactPoint, a CodeableConcept, a string or a boolean. What is not an object
-// has no system.
+// match compares a Coding, an Identifier, a ContactPoint, each Coding of a CodeableConcept, or a string or a boolean, which
+// have no system.
 func (all tokens) match(value []byte) (bool, error) {
 	switch value[0] {
 	case '"':
@@ -49,19 +53,32 @@ func (all tokens) match(value []byte) (bool, error) {
 	if _, err := fhir.Fields(value, tokenNames, found[:]); err != nil {
 		return false, err
 	}
-	if found[3] != nil {
-		return walk(found[3], nil, all.match)
+	if found[0] != nil {
+		return walk(found[0], nil, all.matchCoding)
 	}
-	code := fhir.Text(found[1])
+	code := fhir.Text(found[2])
 	if code == nil {
-		code = fhir.Text(found[2])
+		code = fhir.Text(found[3])
 	}
-	return all.contain(fhir.Text(found[0]), code), nil
+	return all.contain(fhir.Text(found[1]), code), nil
+}
+
+// matchCoding compares one Coding of a CodeableConcept.
+func (all tokens) matchCoding(value []byte) (bool, error) {
+	if value[0] != '{' {
+		return false, nil
+	}
+	var found [2][]byte
+	if _, err := fhir.Fields(value, tokenNames[1:3], found[:]); err != nil {
+		return false, err
+	}
+	return all.contain(fhir.Text(found[0]), fhir.Text(found[1])), nil
 }
 
 func (all tokens) contain(system, code []byte) bool {
-	for _, t := range all {
-		if (t.system == nil || string(t.system) == string(system)) && (t.code == nil || string(t.code) == string(code)) {
+	for i := range all {
+		t := &all[i]
+		if (t.anyCode || t.code == string(code)) && (t.anySystem || t.system == string(system)) {
 			return true
 		}
 	}
