@@ -130,9 +130,9 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	return facts, nil
 }
 
-// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one: an exportable type, or Group,
-// that is certainly the one of the line. It is "" for a line that has several, such as two resources without a line break,
-// or a Bundle: some of them would be missed under the type of another.
+// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one: a stored type that is certainly
+// the one of the line. It is "" for a line that has several, such as two resources without a line break, or a Bundle: some
+// of them would be missed under the type of another.
 func PeekType(line []byte) string {
 	key := []byte(`"resourceType"`)
 	before, value, _ := bytes.Cut(line, key)
@@ -143,7 +143,7 @@ func PeekType(line []byte) string {
 	if len(value) == 0 || value[0] != '"' {
 		return ""
 	}
-	if name, _, found := bytes.Cut(value[1:], []byte(`"`)); found && (IsExportable(string(name)) || string(name) == "Group") {
+	if name, _, found := bytes.Cut(value[1:], []byte(`"`)); found && IsStored(string(name)) {
 		return string(name)
 	}
 	return ""

@@ -396,7 +396,8 @@ func TestPeekTypeReadsWhatScanRefuses(t *testing.T) {
 	for line, want := range map[string]string{
 		"{\"resourceType\" : \"Patient\",\"name\":\"M\xfcller\"}": "Patient", `{"id":"x","resourceType":"Observation","sub`: "Observation",
 		`{"resourceType":"Observ`: "", `{"resourceType":"Nothing"}`: "", `{"resourceType":7}`: "", `{}`: "", "": "",
-		`{"x":"\"resourceType\"","resourceType":"Flag"}`: "Flag", `{"resourceType":"Task","id":"x","sub`: "",
+		`{"x":"\"resourceType\"","resourceType":"Flag"}`: "Flag", `{"resourceType":"Task","id":"x","sub`: "Task",
+		`{"resourceType":"Parameters","id":"x","sub`:                                   "",
 		`{"resourceType":"Bundle","entry":[{"resource":{"resourceType":"Observation"`:  "",
 		`{"contained":[{"resourceType":"Practitioner"`:                                 "",
 		`{"resourceType":"Observation","id":"x"}{"resourceType":"Condition","id":"x"}`: "",

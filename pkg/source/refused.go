@@ -8,7 +8,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// Refused returns the type, the id and the version of a line of an exportable type that is not served because it is
+// Refused returns the type, the id and the version of a line of a stored type that is not served because it is
 // malformed or beyond the limits, and whether they can be told. An older version must not be served instead (spec 11). The
 // line may be cut off.
 func Refused(line []byte) (facts fhir.Facts, told bool) {
@@ -48,5 +48,5 @@ func Refused(line []byte) (facts fhir.Facts, told bool) {
 		head += `,"meta":` + string(values[2])
 	}
 	facts, err := new(fhir.Scanner).Scan([]byte(head + "}"))
-	return facts, err == nil && fhir.IsExportable(facts.Type)
+	return facts, err == nil && fhir.IsStored(facts.Type)
 }

@@ -17,7 +17,8 @@ func TestRefusedTellsWhatIsCertain(t *testing.T) {
 		`{"Subject":{},"id":"o","resourceType":"Observation"}`:                           "Observation/o 0",
 		`{"resourceType":"Observation","id":"o","Subject":{},"me`:                        "", // the version may follow
 		head + `,"id":"p"}`: "", head + `,"ID":"p"}`: "", `{"resourceType":"Observation","x":{}}`: "",
-		`{"resourceType":"Task","id":"o"}`: "", `{"resourceType":"Observation","id":"not/an/id"}`: "", `[]`: "", `x`: "", "": "",
+		`{"resourceType":"Task","id":"o"}`: "Task/o 0", `{"resourceType":"OperationOutcome","id":"o"}`: "",
+		`{"resourceType":"Observation","id":"not/an/id"}`: "", `[]`: "", `x`: "", "": "",
 		`{"contained":[{"resourceType":"Observation","id":"o","meta":{}`: "",
 	} {
 		got := ""

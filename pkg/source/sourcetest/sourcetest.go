@@ -40,6 +40,10 @@ func Run(t *testing.T, load Load) {
 	t.Run("bodies", func(t *testing.T) { bodies(t, load) })
 	t.Run("stopping", func(t *testing.T) { stopping(t, load) })
 	t.Run("sizes", func(t *testing.T) { sizes(t, load) })
+	t.Run("every type", func(t *testing.T) { everyType(t, load) })
+	t.Run("every type has one version", func(t *testing.T) { everyTypeHasOneVersion(t, load) })
+	t.Run("everything", func(t *testing.T) { everything(t, load) })
+	t.Run("patients", func(t *testing.T) { patients(t, load) })
 }
 
 // lines returns one file with the lines.
@@ -214,6 +218,7 @@ func provenance(t *testing.T, load Load) {
 		resource("Provenance", "a-and-urn", targets("Patient/a", "urn:uuid:x")),
 		resource("Provenance", "a-and-adrift", targets("Observation/o", "Observation/adrift")),
 		resource("Provenance", "a-and-logical", `"target":[{"reference":"Patient/a"},{"identifier":{"value":"x"}}]`),
+		resource("Group", "g"),
 		resource("Provenance", "a-and-never", targets("Patient/a", "Group/g")),
 		resource("Provenance", "of-a-and-gone", targets("Provenance/a-and-gone")),
 	))
@@ -518,7 +523,7 @@ func somebody(t *testing.T, load Load) {
 	}
 }
 
-// leftOut: what no export contains is counted by type and reason (spec 11).
+// leftOut: what no export of patients contains is counted by type and reason (spec 11).
 func leftOut(t *testing.T, load Load) {
 	subject := func(reference string) string { return `"subject":` + reference }
 	src := load(t, lines(
@@ -540,7 +545,9 @@ func leftOut(t *testing.T, load Load) {
 		resource("Provenance", "of-an-organization", targets("Organization/o")),
 		resource("Provenance", "unknown", targets("Observation/gone")),
 		resource("Provenance", "of-stock", targets("Device/stock")),
-		resource("Group", "g"), // passed by
+		resource("Provenance", "of-a-questionnaire", targets("Questionnaire/q")),
+		resource("Questionnaire", "q"), // of no compartment
+		resource("Group", "g"),
 	))
 	want := []export.LeftOut{
 		{Type: "Condition", Reason: export.InvalidSubject, Count: 1},
@@ -550,7 +557,7 @@ func leftOut(t *testing.T, load Load) {
 		{Type: "Observation", Reason: export.NoPatient, Count: 2},
 		{Type: "Observation", Reason: export.UnresolvedPatient, Count: 4},
 		{Type: "Provenance", Reason: export.NoPatient, Count: 1},
-		{Type: "Provenance", Reason: export.UnresolvedPatient, Count: 1},
+		{Type: "Provenance", Reason: export.UnresolvedPatient, Count: 2},
 	}
 	got, err := src.LeftOut(t.Context())
 	must(t, err)
@@ -626,7 +633,8 @@ func bodies(t *testing.T, load Load) {
 func stopping(t *testing.T, load Load) {
 	var text []string
 	for i := range 50 {
-		text = append(text, resource("Observation", fmt.Sprint(i), ref("subject", "Patient/a")),
+		text = append(text, resource("Patient", fmt.Sprint(i)),
+			resource("Observation", fmt.Sprint(i), ref("subject", "Patient/a")),
 			resource("Practitioner", fmt.Sprint(i)),
 			resource("Provenance", fmt.Sprint(i), targets("Practitioner/0")))
 	}
@@ -640,6 +648,17 @@ func stopping(t *testing.T, load Load) {
 		},
 		"About": func(ctx context.Context, yield func(source.Resource) error) error {
 			return src.About(ctx, source.AboutQuery{Refs: []source.Ref{{Type: "Practitioner", ID: "0"}}}, yield)
+		},
+		"Everything": func(ctx context.Context, yield func(source.Resource) error) error {
+			return src.Everything(ctx, source.EverythingQuery{Type: "Observation"}, yield)
+		},
+		"Everything of no patient": func(ctx context.Context, yield func(source.Resource) error) error {
+			return src.Everything(ctx, source.EverythingQuery{Type: "Practitioner", To: source.NoPatient}, yield)
+		},
+		"Patients": func(ctx context.Context, yield func(source.Resource) error) error {
+			return src.Patients(ctx, time.Time{}, func(id string) error {
+				return yield(source.Resource{Type: "Patient", ID: id, Body: []byte(resource("Patient", id))})
+			})
 		},
 	}
 	stop := errors.New("stop")
@@ -677,6 +696,8 @@ func sizes(t *testing.T, load Load) {
 		resource("Observation", "2", ref("subject", "Patient/b")),
 		resource("Observation", "3"),
 		resource("Practitioner", "p"),
+		resource("Group", "g"),
+		resource("AuditEvent", "e"),
 	}
 	got, err := load(t, lines(stored...)).Sizes(t.Context())
 	must(t, err)
