@@ -29,7 +29,7 @@ const (
 	UnsupportedEntry  Reason = "unsupported_entry"
 )
 
-// Reasons for resources of the patient compartment that no export contains.
+// Reasons for resources of the patient compartment that no export of a group or of patients contains.
 const (
 	NoPatient         Reason = "no_patient"
 	InvalidSubject    Reason = "invalid_subject"
