@@ -27,8 +27,13 @@ func columns(typ string) string {
 
 // visible is the condition for a version to be visible as of the instant $1. The newest load sealed by then is looked up
 // once per query; if there is none, no version is visible.
-const visible = `r.born <= (SELECT max(no) FROM load_batch WHERE sealed_at <= $1)
+const visible = "r.born" + bornAndNotEnded
+
+const bornAndNotEnded = ` <= (SELECT max(no) FROM load_batch WHERE sealed_at <= $1)
 	AND (r.ended IS NULL OR r.ended > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1))`
+
+// visibleOfAll is visible for a query of a whole table. It uses no index: that of born would list all pages first.
+const visibleOfAll = "r.born + 0" + bornAndNotEnded
 
 // trimmed selects whether versions visible as of $1 may have been deleted. It runs after the rows were read, because trim
 // publishes its horizon before it deletes.
@@ -173,7 +178,11 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 		q.To = ""
 	}
 	at := instant(q.AsOf)
-	text, args := "SELECT "+columns(q.Type)+" FROM "+leaf(q.Type)+" AS r WHERE "+visible, []any{at}
+	condition, args := visible, []any{at}
+	if q.From == "" && q.To == "" {
+		condition = visibleOfAll
+	}
+	text := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE " + condition
 	if q.From != "" {
 		args = append(args, q.From)
 		text += fmt.Sprintf(" AND r.patient >= $%d", len(args))
