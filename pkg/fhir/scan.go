@@ -130,9 +130,9 @@ func (s *Scanner) Scan(line []byte) (Facts, error) {
 	return facts, nil
 }
 
-// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one: a stored type that is certainly
-// the one of the line. It is "" for a line that has several, such as two resources without a line break, or a Bundle: some
-// of them would be missed under the type of another.
+// PeekType returns the resourceType of a line that Scan refuses, or of the beginning of one: a stored type that is
+// certainly the one of the line. It is "" for a line that has several, such as two resources without a line break, or a
+// Bundle: some of them would be missed under the type of another.
 func PeekType(line []byte) string {
 	key := []byte(`"resourceType"`)
 	before, value, _ := bytes.Cut(line, key)

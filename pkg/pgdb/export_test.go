@@ -19,5 +19,8 @@ func MigrateTo(ctx context.Context, url string, version int64) error {
 	if err == nil {
 		_, err = provider.UpTo(ctx, version)
 	}
+	if err == nil {
+		_, err = provider.DownTo(ctx, version)
+	}
 	return errors.Join(err, db.Close())
 }

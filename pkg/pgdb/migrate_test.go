@@ -3,12 +3,14 @@ package pgdb_test
 import (
 	"context"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
@@ -149,6 +151,40 @@ func TestMigration5(t *testing.T) {
 	read := dial(t, readerURL)
 	expect(t, read, "SELECT count(*) FROM left_out", "0")
 	expect(t, read, "SELECT count(*) FROM resource WHERE version IS NULL AND left_out IS NULL", "2")
+}
+
+// TestMigration6: every stored type has a table, like the ones from before, for the same readers.
+func TestMigration6(t *testing.T) {
+	url := testenv.Postgres(t)
+	must(t, pgdb.MigrateTo(t.Context(), url, 5))
+	owner := dial(t, url)
+	readerURL, _ := reader(t, owner, url)
+	exec(t, owner, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
+	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
+		t.Errorf("migrated during a load: %v", err)
+	}
+	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	read := dial(t, readerURL)
+	for _, typ := range fhir.StoredTypes() {
+		exec(t, owner, `INSERT INTO resource (born, type, id, patient, head, body) VALUES (1, '`+typ+`', '1', '', '', '{}')`)
+		expect(t, read, "SELECT count(*) FROM resource_"+strings.ToLower(typ), "1")
+	}
+	const leaves = "pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid WHERE i.inhparent = 'resource'::regclass"
+	expect(t, owner, "SELECT count(*) FROM "+leaves, strconv.Itoa(len(fhir.StoredTypes())))
+	for _, of := range []string{
+		"SELECT c.reloptions::text FROM " + leaves,
+		`SELECT (SELECT array_agg(replace(pg_get_indexdef(x.indexrelid), c.relname, '') ORDER BY 1)::text FROM pg_index AS x
+			WHERE x.indrelid = c.oid) FROM ` + leaves,
+		`SELECT (SELECT array_agg((a.attnum, a.attname, a.attnotnull, a.attcompression, a.attcollation)::text ORDER BY a.attnum)::text
+			FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0) FROM ` + leaves,
+	} {
+		expect(t, owner, "SELECT count(DISTINCT v) FROM ("+of+") AS q (v)", "1")
+	}
+	must(t, pgdb.MigrateTo(t.Context(), url, 5))
+	expect(t, owner, "SELECT count(*) FROM resource", strconv.Itoa(len(fhir.ExportableTypes())))
 }
 
 // TestMigration7: a grant of the previous release has no levels, and its statements work afterwards.

@@ -57,7 +57,8 @@ type Source interface {
 	// patient or not, also those that ForPatients leaves out (fhir.IsStored; system level).
 	Everything(ctx context.Context, q EverythingQuery, yield func(Resource) error) error
 
-	// LeftOut returns what the store holds or was given and no export contains, by type and reason (spec 11), in any order.
+	// LeftOut returns what the store holds or was given and no export of a group or of patients contains, by type and reason
+	// (spec 11), in any order. Everything returns those of them that are held.
 	LeftOut(ctx context.Context) ([]export.LeftOut, error)
 }
 

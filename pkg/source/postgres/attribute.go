@@ -20,8 +20,9 @@ import (
 // If only the patients of a Provenance change, it gets a new version with the same text, so that older snapshots keep
 // the old patients.
 //
-// A target that the store does not hold, and one whose own patient is unknown, is somebody (source.Somebody). A
-// Provenance without a patient is left out, unless all of its targets are held and of referenced types.
+// A target that the store does not hold, one whose own patient is unknown, and one of a type that no export of patients
+// contains, is somebody (source.Somebody): resources of such types may name patients in any element. A Provenance without a
+// patient is left out, unless all of its targets are held and of referenced types.
 func (l *Load) attribute(ctx context.Context, tx pgx.Tx, grown *change) error {
 	if err := pgdb.CheckStaged(ctx, tx, targets, l.targets); err != nil {
 		return err
@@ -110,7 +111,7 @@ func (l *Load) findAffected(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	for typ, rows := range l.touched {
-		if rows == 0 {
+		if rows == 0 || !fhir.IsExportable(typ) { // see findPatients
 			continue
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO affected SELECT t.provenance FROM target AS t
@@ -189,7 +190,7 @@ func findPatients(ctx context.Context, tx pgx.Tx) error {
 	for _, typ := range types {
 		from := " LEFT JOIN (SELECT NULL AS id, NULL::text[] AS others, '' AS patient, NULL AS left_out) AS r ON false"
 		unknown := "false"
-		if fhir.IsExportable(typ) {
+		if fhir.IsExportable(typ) { // any other is somebody, held or not
 			from = " LEFT JOIN " + leaf(typ) + " AS r ON r.id = a.id AND r.ended IS NULL"
 		}
 		if fhir.InCompartment(typ) { // a row of an older load has no reason

@@ -6,26 +6,35 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 )
+
+func numbered(n int) string { return fmt.Sprintf("p%06d", n) }
+
+// kilobytes returns patients with as many Observations of a kilobyte each.
+func kilobytes(people, each int) map[string][]byte {
+	var lines []string
+	padding := strings.Repeat("x", 1000)
+	for i := range people {
+		id := numbered(i)
+		lines = append(lines, fmt.Sprintf(`{"resourceType":"Patient","id":%q}`, id))
+		for j := range each {
+			lines = append(lines, fmt.Sprintf(`{"resourceType":"Observation","id":"%s-%d","status":"final","code":{"text":%q},`+
+				`"subject":{"reference":"Patient/%s"}}`, id, j, padding, id))
+		}
+	}
+	return ndjson(lines...)
+}
 
 // BenchmarkPaths measures the constants of choose.go: reading and skipping a row of a kilobyte, and one index descent,
 // here for a patient without data.
 func BenchmarkPaths(b *testing.B) {
 	const people, each = 1000, 50
 	s := newStore(b)
-	var lines []string
-	id := func(n int) string { return fmt.Sprintf("p%06d", n) }
-	padding := strings.Repeat("x", 1000)
-	for i := range people {
-		lines = append(lines, fmt.Sprintf(`{"resourceType":"Patient","id":%q}`, id(i)))
-		for j := range each {
-			lines = append(lines, fmt.Sprintf(`{"resourceType":"Observation","id":"%s-%d","status":"final","code":{"text":%q},`+
-				`"subject":{"reference":"Patient/%s"}}`, id(i), j, padding, id(i)))
-		}
-	}
-	s.load(ndjson(lines...))
+	s.load(kilobytes(people, each))
+	id := numbered
 	absent := make([]string, people) // each between two patients of the store
 	for i := range absent {
 		absent[i] = id(i) + "-absent"
@@ -48,6 +57,54 @@ func BenchmarkPaths(b *testing.B) {
 				must(b, err)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(row.units), row.per)
+		})
+	}
+}
+
+// BenchmarkEverything reads a type whole and in ranges of patients, and its bodies alone by the plainest query.
+func BenchmarkEverything(b *testing.B) {
+	const people, each, ranges = 1000, 50, 8
+	s := newStore(b)
+	s.load(kilobytes(people, each))
+	pool, err := pgdb.Open(b.Context(), pgdb.Config{URL: s.url, Connections: 1, ReadBuffer: 128 << 10})
+	must(b, err)
+	defer pool.Close()
+	read := func(from, to string) (n int) {
+		q := source.EverythingQuery{Type: "Observation", From: from, To: to, AsOf: time.Now()}
+		must(b, s.src.Everything(b.Context(), q, func(source.Resource) error { n++; return nil }))
+		return n
+	}
+	for _, way := range []struct {
+		name string
+		rows func() int
+	}{
+		{"bodies", func() (n int) {
+			rows, err := pool.Query(b.Context(), "SELECT body FROM resource_observation")
+			must(b, err)
+			for rows.Next() {
+				n += min(1, len(rows.RawValues()[0]))
+			}
+			must(b, rows.Err())
+			return n
+		}},
+		{"whole", func() int { return read("", "") }},
+		{"ranges", func() (n int) {
+			from := ""
+			for i := 1; i < ranges; i++ {
+				to := numbered(i * people / ranges)
+				n += read(from, to)
+				from = to
+			}
+			return n + read(from, "")
+		}},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			for b.Loop() {
+				if n := way.rows(); n != people*each {
+					b.Fatalf("%d rows", n)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/people/each, "ns/row")
 		})
 	}
 }

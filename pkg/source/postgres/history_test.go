@@ -69,6 +69,21 @@ func (s *store) read(at time.Time, typ string, patients ...string) map[string]st
 	return got
 }
 
+// everything returns the bodies of a type as of an instant, by id.
+func (s *store) everything(at time.Time, typ string) map[string]string {
+	s.t.Helper()
+	got := map[string]string{}
+	q := source.EverythingQuery{Type: typ, AsOf: at}
+	must(s.t, s.src.Everything(s.t.Context(), q, func(r source.Resource) error {
+		if _, twice := got[r.ID]; twice {
+			return fmt.Errorf("%s was yielded twice", r.ID)
+		}
+		got[r.ID] = strings.Join(r.Subjects, "+") + " " + string(r.Body)
+		return nil
+	}))
+	return got
+}
+
 func ids(got map[string]string) string { return strings.Join(slices.Sorted(maps.Keys(got)), " ") }
 
 func (s *store) expect(at time.Time, typ, want string, patients ...string) {
@@ -344,6 +359,58 @@ func TestLostStage(t *testing.T) {
 	}
 }
 
+// TestEverythingAsOf: types of no compartment have versions, deletions and tombstones too, and Patients has the held ones.
+func TestEverythingAsOf(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	line := func(typ, id, status string) string {
+		return fmt.Sprintf(`{"resourceType":%q,"id":%q,"status":%q}`, typ, id, status)
+	}
+	gone := func(ref string) string {
+		return `{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"DELETE","url":"` + ref + `"}}]}`
+	}
+	s.loadWith(ndjson(line("Patient", "a", "1"), line("Patient", "b", "1"), line("Group", "g", "1"), line("Group", "gone", "1"),
+		line("Questionnaire", "q", "1"), line("Questionnaire", "missing", "1"), provenance("p", "Group/g"),
+		observation("o", "c", 1)), keeping())
+	before := s.snapshot()
+	cfg := keeping()
+	cfg.DeleteMissing = true
+	merged := s.loadWith(ndjson(line("Group", "g", "2"), line("Group", "new", "2"), line("Questionnaire", "q", "2"),
+		gone("Patient/a"), line("Patient", "c", "2"), line("Patient", "b", "1")), cfg)
+	if merged != (postgres.Merged{Added: 2, Replaced: 2, Unchanged: 1, Deleted: 3}) {
+		t.Errorf("merged %+v", merged)
+	}
+	merged = s.loadWith(ndjson(gone("Group/new")), keeping())
+	if merged != (postgres.Merged{Deleted: 1}) {
+		t.Errorf("merged %+v", merged)
+	}
+	for _, test := range []struct {
+		at                               time.Time
+		patients, groups, questionnaires string
+		status                           string
+	}{
+		{before.Add(-time.Hour), "", "", "", ""}, {before, "a b", "g gone", "missing q", "1"}, {s.snapshot(), "b c", "g", "q", "2"},
+	} {
+		var patients []string
+		must(t, s.src.Patients(t.Context(), test.at, func(id string) error { patients = append(patients, id); return nil }))
+		groups, questionnaires := s.everything(test.at, "Group"), s.everything(test.at, "Questionnaire")
+		if got := strings.Join(patients, " "); got != test.patients || ids(groups) != test.groups ||
+			ids(questionnaires) != test.questionnaires {
+			t.Errorf("as of %s: %q, %v, %v; want %+v", test.at, got, groups, questionnaires, test)
+		}
+		for _, body := range []string{groups["g"], questionnaires["q"]} {
+			if !strings.Contains(body, `"status":"`+test.status) && test.status != "" {
+				t.Errorf("as of %s: %s", test.at, body)
+			}
+		}
+	}
+	if n := s.count(`SELECT count(*) FROM tombstone WHERE (type, id, patient) IN
+		(('Group', 'gone', ''), ('Group', 'new', ''), ('Questionnaire', 'missing', ''), ('Patient', 'a', 'a'))`); n != 4 {
+		t.Errorf("%d tombstones, want 4", n)
+	}
+	s.sizesHold()
+}
+
 // TestTrimmedReadFails: a read of trimmed versions fails; it does not return an incomplete result.
 func TestTrimmedReadFails(t *testing.T) {
 	t.Parallel()
@@ -362,6 +429,14 @@ func TestTrimmedReadFails(t *testing.T) {
 			func(source.Resource) error { return nil })
 		if (err == nil) != works {
 			t.Errorf("a read as of %s: %v", at, err)
+		}
+		err = s.src.Everything(t.Context(), source.EverythingQuery{Type: "Observation", AsOf: at},
+			func(source.Resource) error { return nil })
+		if (err == nil) != works {
+			t.Errorf("a read of everything as of %s: %v", at, err)
+		}
+		if err = s.src.Patients(t.Context(), at, func(string) error { return nil }); (err == nil) != works {
+			t.Errorf("a read of the patients as of %s: %v", at, err)
 		}
 	}
 	s.sizesHold()
@@ -387,11 +462,12 @@ func TestSnapshotsAreStable(t *testing.T) {
 	cfg := keeping()
 	cfg.DeleteMissing = true
 	type view struct {
-		at                        time.Time
-		observations, provenances map[string]string
+		at                                  time.Time
+		observations, provenances, everyone map[string]string
 	}
 	look := func(at time.Time) view {
-		return view{at, s.read(at, "Observation", patients...), s.read(at, "Provenance", patients...)}
+		return view{at, s.read(at, "Observation", patients...), s.read(at, "Provenance", patients...),
+			s.everything(at, "Provenance")}
 	}
 	s.loadWith(version(0), cfg)
 	views := []view{look(s.snapshot())}
@@ -409,7 +485,8 @@ func TestSnapshotsAreStable(t *testing.T) {
 			held := views[i%len(views)]
 			mu.Unlock()
 			now := look(held.at)
-			if !maps.Equal(now.observations, held.observations) || !maps.Equal(now.provenances, held.provenances) {
+			if !maps.Equal(now.observations, held.observations) || !maps.Equal(now.provenances, held.provenances) ||
+				!maps.Equal(now.everyone, held.everyone) {
 				t.Errorf("the snapshot of %s has changed", held.at)
 			}
 		}

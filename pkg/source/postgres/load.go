@@ -39,6 +39,9 @@ type Load struct {
 	turn *pgdb.Turn // until Close
 	no   int32
 
+	making sync.Mutex
+	made   map[string]bool // types with a table of staged rows
+
 	mu         sync.Mutex
 	staged     map[string]int64  // rows, by type
 	deleted    map[string]int64  // rows of deletions, by type
@@ -76,7 +79,7 @@ func OpenLoader(ctx context.Context, cfg pgdb.Config) (*pgxpool.Pool, error) {
 func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load, err error) {
 	l := &Load{
 		cfg: cfg, pool: pool, staged: map[string]int64{}, deleted: map[string]int64{},
-		grown: map[string]change{}, touched: map[string]int64{},
+		grown: map[string]change{}, touched: map[string]int64{}, made: map[string]bool{},
 	}
 	l.cfg.Parallel = max(l.cfg.Parallel, 1)
 	if l.turn, err = pgdb.TakeTurn(ctx, pool, turnLock); err != nil {
@@ -95,7 +98,7 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool, cfg LoadConfig) (_ *Load
 	if err != nil {
 		return nil, pgdb.Wrap("begin the load", err)
 	}
-	if err := l.makeStage(ctx); err != nil {
+	if err := l.makeSchema(ctx); err != nil {
 		return nil, pgdb.Wrap("begin the load", err)
 	}
 	return l, nil
@@ -232,7 +235,7 @@ func (l *Load) publish(
 	return sealed, err
 }
 
-// publishLeftOut updates the totals of what no export contains.
+// publishLeftOut updates the totals of what no export of patients contains.
 func (l *Load) publishLeftOut(ctx context.Context, tx pgx.Tx, leftOut []export.LeftOut) error {
 	types := append(slices.Collect(maps.Keys(l.staged)), "")
 	for _, left := range leftOut {
@@ -272,8 +275,8 @@ func (l *Load) Unheld() map[string]int64 {
 	return unheld
 }
 
-// LeftOut returns why no export contains some Provenance of the store, after a load that was sealed and had any. Of all
-// other types the reason shows when they are read.
+// LeftOut returns why no export of patients contains some Provenance of the store, after a load that was sealed and had
+// any. Of all other types the reason shows when they are read.
 func (l *Load) LeftOut(ctx context.Context) ([]export.LeftOut, error) {
 	if l.staged["Provenance"] == 0 {
 		return nil, nil

@@ -13,7 +13,7 @@ import (
 // change adds up what one merge changed.
 type change struct {
 	size    source.TypeSize // growth
-	leftOut export.Tally    // growth of what no export contains
+	leftOut export.Tally    // growth of what no export of patients contains
 	unheld  int64           // added resources about patients that the store does not hold
 }
 
@@ -21,6 +21,9 @@ type change struct {
 func (l *Load) merge(ctx context.Context, typ string) error {
 	var merged Merged
 	var grown change
+	if err := l.makeStage(ctx, typ); err != nil {
+		return err
+	}
 	err := l.inStep(ctx, func(tx pgx.Tx) (err error) {
 		if merged, err = l.makeRoom(ctx, tx, typ, &grown); err != nil {
 			return err

@@ -41,6 +41,9 @@ func (l *Load) Offer(ctx context.Context, table *references.Table) error {
 		if !slices.Contains(searched, typ) {
 			continue
 		}
+		if err := l.makeStage(ctx, typ); err != nil {
+			return pgdb.Wrap("resolve references", err)
+		}
 		// Not those that the load may withhold: confirm would not find them.
 		rows, _ := l.pool.Query(ctx, "SELECT id, body FROM "+leaf(typ)+` AS r WHERE ended IS NULL
 			AND NOT EXISTS (SELECT FROM `+stage(typ)+" AS s WHERE s.id = r.id AND "+refused+")")

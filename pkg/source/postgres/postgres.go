@@ -134,7 +134,7 @@ func leftOut(ctx context.Context, from querier, where string) ([]export.LeftOut,
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[export.LeftOut])
 }
 
-// leaf returns the quoted name of the table of an exportable type.
+// leaf returns the quoted name of the table of a stored type.
 func leaf(typ string) string { return pgx.Identifier{"resource_" + strings.ToLower(typ)}.Sanitize() }
 
 var errTrimmed = errors.New("versions of the job's snapshot were trimmed; keep more history")

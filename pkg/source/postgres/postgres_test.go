@@ -149,7 +149,7 @@ func (s *store) stage(load *postgres.Load, files map[string][]byte) {
 					if ref, deletes := lines.Deletion(body); deletes {
 						deletions[place] = ref
 					}
-				case err == nil && fhir.IsExportable(facts.Type):
+				case err == nil && fhir.IsStored(facts.Type):
 					use(place, facts, body)
 				case err != nil && told:
 					use(place, refused, nil)

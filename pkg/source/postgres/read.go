@@ -3,7 +3,6 @@ package postgres
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -28,8 +27,13 @@ func columns(typ string) string {
 
 // visible is the condition for a version to be visible as of the instant $1. The newest load sealed by then is looked up
 // once per query; if there is none, no version is visible.
-const visible = `r.born <= (SELECT max(no) FROM load_batch WHERE sealed_at <= $1)
+const visible = "r.born" + bornAndNotEnded
+
+const bornAndNotEnded = ` <= (SELECT max(no) FROM load_batch WHERE sealed_at <= $1)
 	AND (r.ended IS NULL OR r.ended > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1))`
+
+// visibleOfAll is visible for a query of a whole table. It uses no index: that of born would list all pages first.
+const visibleOfAll = "r.born + 0" + bornAndNotEnded
 
 // trimmed selects whether versions visible as of $1 may have been deleted. It runs after the rows were read, because trim
 // publishes its horizon before it deletes.
@@ -153,6 +157,45 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 	})
 }
 
+// Patients implements source.Source. It reads by the index of ids, so that the server need not sort.
+func (s *Source) Patients(ctx context.Context, asOf time.Time, yield func(id string) error) error {
+	at := instant(asOf)
+	text := "SELECT r.head, '' FROM " + leaf("Patient") + " AS r WHERE " + visible + " ORDER BY r.id"
+	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
+		return read(ctx, conn, "Patient", at, query{text, []any{at}, func(r *source.Resource) error { return yield(r.ID) }})
+	})
+}
+
+// Everything implements source.Source. It reads the table in its physical order, a range of patients by their index.
+func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield func(source.Resource) error) error {
+	if !fhir.IsStored(q.Type) {
+		return errNoType(q.Type)
+	}
+	if !fhir.InCompartment(q.Type) { // no row has a patient: all are in one range, and need no index
+		if q.From != "" {
+			return nil
+		}
+		q.To = ""
+	}
+	at := instant(q.AsOf)
+	condition, args := visible, []any{at}
+	if q.From == "" && q.To == "" {
+		condition = visibleOfAll
+	}
+	text := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE " + condition
+	if q.From != "" {
+		args = append(args, q.From)
+		text += fmt.Sprintf(" AND r.patient >= $%d", len(args))
+	}
+	if q.To != "" {
+		args = append(args, q.To)
+		text += fmt.Sprintf(" AND r.patient < $%d", len(args))
+	}
+	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
+		return read(ctx, conn, q.Type, at, query{text, args, func(r *source.Resource) error { return yield(*r) }})
+	})
+}
+
 // instant returns the argument $1 of visible.
 func instant(asOf time.Time) pgtype.Timestamptz {
 	if asOf.IsZero() {
@@ -257,14 +300,4 @@ func (w *row) read(values [][]byte) error {
 	}
 	r.Subjects = w.subjects
 	return nil
-}
-
-// Patients implements source.Source.
-func (s *Source) Patients(context.Context, time.Time, func(string) error) error {
-	return errors.New("not yet")
-}
-
-// Everything implements source.Source.
-func (s *Source) Everything(context.Context, source.EverythingQuery, func(source.Resource) error) error {
-	return errors.New("not yet")
 }

@@ -34,22 +34,34 @@ func stage(typ string) string {
 	return pgx.Identifier{stageSchema, strings.ToLower(typ)}.Sanitize()
 }
 
-func (l *Load) makeStage(ctx context.Context) error {
-	text := []string{
-		"DROP SCHEMA IF EXISTS " + stageSchema + " CASCADE",
-		"CREATE SCHEMA " + stageSchema,
-		"CREATE UNLOGGED TABLE " + targets + ` (place bigint NOT NULL,
-			provenance text COLLATE "C" NOT NULL, type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
-		"CREATE UNLOGGED TABLE " + deletions + ` (place bigint NOT NULL,
-			type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
+// makeSchema creates the schema of the load, without the tables of types.
+func (l *Load) makeSchema(ctx context.Context) error {
+	return pgx.BeginFunc(ctx, l.turn, func(tx pgx.Tx) error {
+		return run(ctx, tx,
+			"DROP SCHEMA IF EXISTS "+stageSchema+" CASCADE",
+			"CREATE SCHEMA "+stageSchema,
+			"CREATE UNLOGGED TABLE "+targets+` (place bigint NOT NULL,
+				provenance text COLLATE "C" NOT NULL, type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`,
+			"CREATE UNLOGGED TABLE "+deletions+` (place bigint NOT NULL,
+				type text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL)`)
+	})
+}
+
+// makeStage creates the table of a type, once. Most loads have few of the types, and the server syncs each new table.
+func (l *Load) makeStage(ctx context.Context, typ string) error {
+	l.making.Lock()
+	defer l.making.Unlock()
+	if l.made[typ] {
+		return nil
 	}
-	for _, typ := range fhir.ExportableTypes() {
-		text = append(text, "CREATE UNLOGGED TABLE "+stage(typ)+` (last_updated timestamptz, version bigint,
+	err := l.inStep(ctx, func(tx pgx.Tx) error {
+		return run(ctx, tx, "CREATE UNLOGGED TABLE "+stage(typ)+` (last_updated timestamptz, version bigint,
 			place bigint NOT NULL, id text COLLATE "C" NOT NULL, patient text COLLATE "C" NOT NULL, others text[] COLLATE "C",
 			left_out text COLLATE "C", head bytea NOT NULL, body text COMPRESSION lz4 COLLATE "C" NOT NULL)
 			WITH (toast_tuple_target = 8160, autovacuum_enabled = false)`)
-	}
-	return pgx.BeginFunc(ctx, l.turn, func(tx pgx.Tx) error { return run(ctx, tx, text...) })
+	})
+	l.made[typ] = err == nil
+	return err
 }
 
 // Line is one resource to stage.
@@ -62,13 +74,13 @@ type Line struct {
 // Deletion is one resource to delete. Versions of the load with a lower place are not loaded.
 type Deletion struct {
 	Place int64
-	Ref   fhir.Ref // of an exportable type
+	Ref   fhir.Ref // of a stored type (fhir.IsStored)
 }
 
-// Stage copies resources of one exportable type to the server. It may be called concurrently; each call takes a
+// Stage copies resources of one stored type (fhir.IsStored) to the server. It may be called concurrently; each call takes a
 // connection of the pool. After an error the load must be closed.
 func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
-	if !fhir.IsExportable(typ) {
+	if !fhir.IsStored(typ) {
 		return errNoType(typ)
 	}
 	var targeted [][]any
@@ -81,6 +93,9 @@ func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 				targeted = append(targeted, []any{line.Place, line.Facts.ID, source.Somebody, source.Somebody})
 			}
 		}
+	}
+	if err := l.makeStage(ctx, typ); err != nil {
+		return pgdb.Wrap("stage "+typ, err)
 	}
 	var resource source.Resource
 	// In a step: after the turn was lost the tables belong to the next load.

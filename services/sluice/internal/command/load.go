@@ -97,7 +97,7 @@ FHIR resources are passed by. An interrupted load changes nothing. Run it again.
 		"in addition to SLUICE_DATA_BASES (separated by commas) and SLUICE_BASE_URL")
 	limits := envconfig.Defaults[source.Limits]()
 	f.IntVar(&flags.maxLine, "max-line", 0, fmt.Sprintf(
-		"longest resource in bytes, except a Group; default: SLUICE_MAX_LINE, or %d", limits.MaxLine))
+		"longest resource in bytes; default: SLUICE_MAX_LINE, or %d", limits.MaxLine))
 	f.IntVar(&flags.maxReferences, "max-references", 0, fmt.Sprintf(
 		"most references of a resource, except a Group; default: SLUICE_MAX_REFERENCES, or %d", limits.MaxReferences))
 	f.BoolVar(&flags.store.DeleteMissing, "delete-missing", false,
@@ -202,7 +202,8 @@ func (a *app) runLoad(
 		Resources: load.Stage,
 		Group:     groups.Add,
 		Delete: func(ctx context.Context, list []postgres.Deletion) error {
-			return load.Delete(ctx, gone.take(list))
+			gone.note(list)
+			return load.Delete(ctx, list)
 		},
 		Resolve: load.Offer,
 	})
@@ -236,18 +237,15 @@ type goneGroups struct {
 	places map[string]int64
 }
 
-// take keeps the Groups of the list and returns the others.
-func (g *goneGroups) take(list []postgres.Deletion) (others []postgres.Deletion) {
+// note notes the Groups of the list.
+func (g *goneGroups) note(list []postgres.Deletion) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, deletion := range list {
 		if deletion.Ref.Type == "Group" {
 			g.places[deletion.Ref.ID] = max(g.places[deletion.Ref.ID], deletion.Place)
-			continue
 		}
-		others = append(others, deletion)
 	}
-	return others
 }
 
 // dryLoad reads the files and reports.
@@ -306,7 +304,7 @@ func (r *loadReport) refuse(deleteMissing bool) error {
 	case deleteMissing && unreadable > 0:
 		return fmt.Errorf("%s cannot be read: with --delete-missing nothing was loaded or deleted",
 			plural.Of(unreadable, "line or file", "lines or files"))
-	case len(r.Resources) == 0 && r.Deletions == 0:
+	case len(r.Resources) == 0 && r.Groups == 0 && r.Deletions == 0:
 		return errors.New("the files have no resources to load")
 	}
 	return nil
@@ -368,17 +366,16 @@ func (a *app) printLoad(r loadReport) error {
 	}) {
 		note("note: if absolute references are to this data, name their base with --data-base")
 	}
-	groups := r.Resources["Group"]
 	took := time.Duration(r.Seconds * float64(time.Second)).Round(time.Millisecond)
 	rate := fmt.Sprintf("%s in %s: %.0f resources/s", progress.Size(r.Bytes), took, float64(resources)/r.Seconds)
 	if r.DryRun {
 		note("nothing was loaded (--dry-run); %s", rate)
 	} else {
-		if older := resources - groups - r.Added - r.Replaced - r.Unchanged; older > 0 {
+		if older := resources - r.Added - r.Replaced - r.Unchanged; older > 0 {
 			note("note: %s of resources that the files have more than once, or delete", plural.Of(older, "older version"))
 		}
 		note("%d added, %d replaced, %d unchanged, %d deleted; %s; %s", r.Added, r.Replaced, r.Unchanged, r.Deleted,
-			plural.Of(groups, "group"), rate)
+			plural.Of(r.Groups, "group"), rate)
 	}
 	if err := a.print(text.String()); err != nil {
 		return err
@@ -409,8 +406,8 @@ func (a *app) printLeftOut(r loadReport) error {
 // json returns the report with the names of the output.
 func (r *loadReport) json() any {
 	return map[string]any{
-		"resources": r.Resources, "bytes": r.Bytes, "leftOut": append([]loader.LeftOut{}, r.LeftOut...), "ignored": r.Ignored,
-		"undated": r.Undated, "patientNotHeld": r.Unheld,
+		"resources": r.Resources, "groups": r.Groups, "bytes": r.Bytes,
+		"leftOut": append([]loader.LeftOut{}, r.LeftOut...), "ignored": r.Ignored, "undated": r.Undated, "patientNotHeld": r.Unheld,
 		"added": r.Added, "replaced": r.Replaced, "unchanged": r.Unchanged,
 		"deleted": r.Deleted, "dryRun": r.DryRun, "seconds": r.Seconds,
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/sluice/internal/loader"
 )
 
 // store is an empty database for loads.
@@ -163,8 +164,7 @@ func TestLoad(t *testing.T) {
 	must(t, err)
 	compress(t, filepath.Join(dir, "Observation.ndjson"))
 
-	clinical := made.Resources - made.Types["Group"]
-	stdout := s.loads(fmt.Sprintf("%d added, 0 replaced, 0 unchanged, 0 deleted", clinical), dir)
+	stdout := s.loads(fmt.Sprintf("%d added, 0 replaced, 0 unchanged, 0 deleted", made.Resources), dir)
 	printed := map[string]string{}
 	for line := range strings.Lines(stdout) {
 		if fields := strings.Fields(line); len(fields) == 2 {
@@ -181,7 +181,7 @@ func TestLoad(t *testing.T) {
 		if printed[typ] != strconv.FormatInt(want, 10) {
 			t.Errorf("%s: printed %q, want %d", typ, printed[typ], want)
 		}
-		if got := sizes.Types[typ].Resources; typ != "Group" && got != want {
+		if got := sizes.Types[typ].Resources; got != want {
 			t.Errorf("%s: the store has %d, want %d", typ, got, want)
 		}
 	}
@@ -190,7 +190,7 @@ func TestLoad(t *testing.T) {
 	s.group("empty", "")
 	s.group("retired", "none")
 
-	again := fmt.Sprintf("0 added, 0 replaced, %d unchanged, 0 deleted", clinical)
+	again := fmt.Sprintf("0 added, 0 replaced, %d unchanged, 0 deleted", made.Resources)
 	s.loads(again, "--parallel", "1", dir)
 	s.loads(again, "--delete-missing", dir)
 	s.group("all", people)
@@ -210,7 +210,7 @@ func compress(t *testing.T, path string) {
 // TestLoadIsAtomic: one transaction publishes groups and resources.
 func TestLoadIsAtomic(t *testing.T) {
 	s := newStore(t)
-	s.loads("2 added, 0 replaced, 0 unchanged, 0 deleted",
+	s.loads("3 added, 0 replaced, 0 unchanged, 0 deleted",
 		ndjson(t, groupOf("g", "a", "b"), patient("a"), about("Observation", "o", "a")))
 	s.group("g", "a b")
 	s.shows(s.snapshot(), "Observation/o Patient/a", "a")
@@ -232,7 +232,8 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	file := ndjson(t,
 		patient("a"), patient("20391")[:20]+"20391", about("Observation", "o", "a"), groupOf("g1", "a"),
 		`{"resourceType":"Group","id":"g2","member":{"entity":{"reference":"Patient/20391"}}}`,
-		`{"resourceType":"Task","id":"20391"}`, "", `{"resourceType":"Patient","name":[{"family":"20391"}]}`)
+		`{"resourceType":"Task","id":"t"}`, "", `{"resourceType":"Patient","name":[{"family":"20391"}]}`,
+		`{"resourceType":"Parameters","id":"20391"}`)
 	code, stdout, stderr := run(t, "load", "--database", s.url, file)
 	if code != ExitPartial {
 		t.Fatalf("exit %d: %s", code, stderr)
@@ -247,8 +248,8 @@ func TestLoadLeavesOutInvalidLines(t *testing.T) {
 	}
 	quotesNothing(t, stdout+stderr)
 	for _, want := range []string{
-		"\nGroup        1\n", "\nObservation  1\n", "\nPatient      1\n", "\ntotal        3\n",
-		"\nignored: 1 resource of type Task, which is never exported\n", "\n2 added, 0 replaced, 0 unchanged, 0 deleted; ",
+		"\nGroup        1\n", "\nObservation  1\n", "\nPatient      1\n", "\nTask         1\n", "\ntotal        4\n",
+		"\nignored: 1 resource of type Parameters, which is never exported\n", "\n4 added, 0 replaced, 0 unchanged, 0 deleted; ",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("printed:\n%s\nwant %q", stdout, want)
@@ -292,7 +293,7 @@ func TestLoadTellsWhichMembersAreLeftOut(t *testing.T) {
 
 func TestLoadDeleteMissing(t *testing.T) {
 	s := newStore(t)
-	s.loads("5 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), patient("b"),
+	s.loads("7 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), patient("b"),
 		about("Observation", "stays", "a"), about("Observation", "goes", "b"), about("Condition", "c", "b"),
 		groupOf("g1", "a"), groupOf("g2", "b")))
 	const everything = "Condition/c Observation/goes Observation/stays Patient/a Patient/b"
@@ -317,11 +318,73 @@ func TestLoadDeleteMissing(t *testing.T) {
 		})
 	}
 
-	s.loads("0 added, 0 replaced, 2 unchanged, 2 deleted", "--delete-missing", ndjson(t, rest...))
+	s.loads("0 added, 1 replaced, 2 unchanged, 3 deleted", "--delete-missing", ndjson(t, rest...))
+	if got := s.list(groups); !slices.Equal(got, []string{groupOf("g1", "a", "b")}) {
+		t.Errorf("the store has %q", got)
+	}
 	// The files have no Condition, so none is deleted.
 	s.shows(s.snapshot(), "Condition/c Observation/stays Patient/a", "a", "b")
 	s.group("g1", "a b")
 	s.group("g2", "none")
+}
+
+// groups selects the current Group resources of the store.
+const groups = "SELECT body FROM resource_group WHERE ended IS NULL"
+
+// TestLoadGroupsAsResources: the directory and the store have a Group with the same references. One that is too long for a
+// resource, or that other parsers may read differently, is only in the directory, and no older version is left in the store.
+func TestLoadGroupsAsResources(t *testing.T) {
+	s := newStore(t)
+	byURN := `{"resourceType":"Group","id":"urn","member":[{"entity":{"reference":"urn:uuid:a"}}]}`
+	s.loads("5 added, 0 replaced, 0 unchanged, 0 deleted; 4 groups",
+		ndjson(t, patient("a"), byURN, groupOf("long", "a"), groupOf("odd", "a"), groupOf("broken", "a")))
+	if got := s.list(groups); !slices.Contains(got, groupOf("urn", "a")) || len(got) != 4 {
+		t.Errorf("the store has %q", got)
+	}
+	long := groupOf("long", slices.Repeat([]string{"b"}, 100)...)
+	odd := `{"resourceType":"Group","id":"odd","Subject":{"reference":"Patient/20391"},"member":[]}`
+	broken := `{"resourceType":"Group","id":"broken","member":"20391"}`
+	file := ndjson(t, long, odd, broken)
+	code, stdout, stderr := run(t, "load", "--max-line", "2000", "--json", "--database", s.url, file)
+	var report struct {
+		Groups, Deleted int64
+		Resources       map[string]int64
+		LeftOut         []loader.LeftOut
+	}
+	must(t, json.Unmarshal([]byte(stdout), &report))
+	left := []loader.LeftOut{
+		{LeftOut: export.LeftOut{Type: "Group", Reason: export.Malformed, Count: 2}, First: file + " line 2"},
+		{LeftOut: export.LeftOut{Type: "Group", Reason: export.TooLong, Count: 1}, First: file + " line 1"},
+	}
+	if code != ExitPartial || report.Groups != 2 || report.Deleted != 3 || len(report.Resources) != 0 || !slices.Equal(report.LeftOut, left) {
+		t.Errorf("exit %d, %s", code, stdout)
+	}
+	for _, want := range []string{
+		file + " line 1: group long: the group is loaded, its resource is not: longer than 2000 bytes\n",
+		file + " line 2: group odd: the group is loaded, its resource is not: a key differs only in case from one that is read here\n",
+		file + " line 3: group broken: ",
+	} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("%q is not in %q", want, stderr)
+		}
+	}
+	quotesNothing(t, stderr)
+	for id, want := range map[string]string{"urn": "a", "long": "b", "odd": "", "broken": "a"} {
+		s.group(id, want)
+	}
+	if got := s.list(groups); !slices.Equal(got, []string{groupOf("urn", "a")}) {
+		t.Errorf("the store has %q", got)
+	}
+	if got := s.list("SELECT type || ' ' || reason FROM left_out"); !slices.Equal(got, []string{"Group malformed", "Group too_long"}) {
+		t.Errorf("the store counts %q", got)
+	}
+	// A group that is only too long does not hide which ones are missing.
+	code, stdout, stderr = run(t, "load", "--max-line", "2000", "--delete-missing", "--database", s.url, ndjson(t, long))
+	if code != ExitPartial || !strings.Contains(stdout, "0 added, 0 replaced, 0 unchanged, 1 deleted; 1 group;") {
+		t.Errorf("exit %d, %s, %s", code, stdout, stderr)
+	}
+	s.group("urn", "none")
+	s.group("long", "b")
 }
 
 func TestLoadDatabaseURL(t *testing.T) {
@@ -376,7 +439,7 @@ func TestLoadFiles(t *testing.T) {
 // TestConcurrentLoads: a second load fails and does not affect the first or the next one.
 func TestConcurrentLoads(t *testing.T) {
 	s := newStore(t)
-	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), groupOf("g", "a")))
+	s.loads("2 added, 0 replaced, 0 unchanged, 0 deleted", ndjson(t, patient("a"), groupOf("g", "a")))
 	file := ndjson(t, patient("b"), groupOf("g", "b"))
 	pool, err := postgres.OpenLoader(t.Context(), pgdb.Config{URL: s.url, Connections: 4})
 	must(t, err)
@@ -389,7 +452,7 @@ func TestConcurrentLoads(t *testing.T) {
 	must(t, load.Close(t.Context()))
 	s.shows(s.snapshot(), "Patient/a", "a", "b")
 	s.group("g", "a")
-	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", file)
+	s.loads("1 added, 1 replaced, 0 unchanged, 0 deleted", file)
 	s.group("g", "b")
 }
 
@@ -479,12 +542,12 @@ func TestLoadSyntheaBulkOutput(t *testing.T) {
 	} {
 		must(t, os.WriteFile(filepath.Join(dir, name), []byte(strings.Join(lines, "\n")), 0o600))
 	}
-	s.loads("8 added, 0 replaced, 0 unchanged, 0 deleted; 2 groups", dir)
+	s.loads("10 added, 0 replaced, 0 unchanged, 0 deleted; 2 groups", dir)
 	if got := s.found(syntheaPatient); got != syntheaFound {
 		t.Errorf("exported:\n%s\nwant:\n%s", got, syntheaFound)
 	}
 	s.group("urn", syntheaPatient)
-	s.loads("0 added, 0 replaced, 8 unchanged, 0 deleted; 2 groups", "--delete-missing", dir)
+	s.loads("0 added, 0 replaced, 10 unchanged, 0 deleted; 2 groups", "--delete-missing", dir)
 }
 
 func TestLoadSyntheaBundles(t *testing.T) {
@@ -626,21 +689,21 @@ func TestLoadDownloadedFolder(t *testing.T) {
 	put("1.Group.ndjson", groupOf("g1", "a"), groupOf("g2", "b"))
 	put("log.ndjson", `{"eventId":"kickoff"}`)
 	put("error/1.OperationOutcome.ndjson", `{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"processing"}]}`)
-	s.loads("4 added, 0 replaced, 0 unchanged, 0 deleted", dir)
-	s.loads("0 added, 0 replaced, 4 unchanged, 0 deleted", "--delete-missing", dir)
+	s.loads("6 added, 0 replaced, 0 unchanged, 0 deleted", dir)
+	s.loads("0 added, 0 replaced, 6 unchanged, 0 deleted", "--delete-missing", dir)
 
 	put("deleted/1.Bundle.ndjson", `{"resourceType":"Bundle","id":"b1","type":"transaction","entry":[`+
 		`{"request":{"method":"DELETE","url":"Observation/o1"}},{"request":{"method":"DELETE","url":"Group/g2"}}]}`)
 	// A deletion in a later file than the resource wins; deleted/ is after 1.Observation.ndjson.
-	s.loads("0 added, 0 replaced, 3 unchanged, 1 deleted", dir)
+	s.loads("0 added, 0 replaced, 4 unchanged, 2 deleted", dir)
 	s.shows(s.snapshot(), "Observation/o2 Patient/a Patient/b", "a", "b")
 	s.group("g1", "a")
 	s.group("g2", "none")
-	s.loads("1 added, 0 replaced, 0 unchanged, 0 deleted", // the resource is later
+	s.loads("2 added, 0 replaced, 0 unchanged, 0 deleted", // the resources are later
 		filepath.Join(dir, "deleted", "1.Bundle.ndjson"), ndjson(t, about("Observation", "o1", "a"), groupOf("g2", "b")))
 	s.shows(s.snapshot(), "Observation/o1 Observation/o2 Patient/a", "a")
 	s.group("g2", "b")
-	s.loads("0 added, 0 replaced, 0 unchanged, 1 deleted", filepath.Join(dir, "deleted"))
+	s.loads("0 added, 0 replaced, 0 unchanged, 2 deleted", filepath.Join(dir, "deleted"))
 	s.shows(s.snapshot(), "Observation/o2 Patient/a", "a")
 
 	none := t.TempDir()
@@ -684,7 +747,7 @@ func TestLoadDryRun(t *testing.T) {
 	_, stdout, _ = run(t, "load", "--dry-run", "--json", file)
 	var report map[string]json.RawMessage
 	must(t, json.Unmarshal([]byte(stdout), &report))
-	want := []string{"added", "bytes", "deleted", "dryRun", "ignored", "leftOut", "patientNotHeld", "replaced", "resources", "seconds", "unchanged", "undated"}
+	want := []string{"added", "bytes", "deleted", "dryRun", "groups", "ignored", "leftOut", "patientNotHeld", "replaced", "resources", "seconds", "unchanged", "undated"}
 	if names := slices.Sorted(maps.Keys(report)); !slices.Equal(names, want) || strings.Contains(stdout, "null") { // docs/data.md
 		t.Errorf("%s, want the names %q without null", stdout, want)
 	}

@@ -23,18 +23,19 @@ import (
 
 // Config configures a read.
 type Config struct {
-	source.Limits            // of a resource that is not a Group
+	source.Limits            // of a resource; a Group may have any number of references
 	Bases         fhir.Bases // absolute references below them are local
 }
 
-// maxGroup is the size of the longest Group in bytes. Its members are not held in memory, and no export contains it.
+// maxGroup is the size of the longest Group in bytes that the directory takes: its members are not held in memory. The
+// resource is not stored beyond Config.MaxLine, because an export holds it whole.
 const maxGroup = 256 << 20
 
 // Sink receives the lines. Its functions are called from several goroutines at once, except for Resolve.
 type Sink struct {
 	Resources func(ctx context.Context, typ string, lines []postgres.Line) error // also refused ones
-	// Group receives a line with a Group resource, perhaps a malformed one. A *pgdir.Problem is an error in the line, another
-	// error ends the load. Places rank as in Line.
+	// Group receives a line with a Group resource, perhaps a malformed one, before Resources does. A *pgdir.Problem is an
+	// error in the line, another error ends the load. Places rank as in Line.
 	Group func(ctx context.Context, place int64, line []byte) (pgdir.Added, error)
 	// Delete receives resources and Groups to delete.
 	Delete func(ctx context.Context, deletions []postgres.Deletion) error
@@ -46,7 +47,8 @@ type Sink struct {
 
 // Summary counts the lines.
 type Summary struct {
-	Resources map[string]int64 // passed on, by type, Groups included
+	Resources map[string]int64 // passed on, by type
+	Groups    int64            // passed on to Sink.Group, also those that are no Resources because of their length
 	Bytes     int64            // of the resources, as NDJSON
 	Deletions int64
 	Ignored   map[string]int64 // of types that are never exported
@@ -64,6 +66,9 @@ type LeftOut struct {
 func (s Summary) Unreadable() int64 {
 	n := int64(0)
 	for _, left := range s.LeftOut {
+		if left.Type == "Group" && left.Reason == export.TooLong {
+			continue // its version was read
+		}
 		switch left.Reason {
 		case export.Malformed, export.TooLong, export.TooManyReferences, export.UnreadableFile, export.UnsupportedEntry:
 			n += left.Count
@@ -158,7 +163,7 @@ func (p *parser) offer(b *lines.Block, types []string, ids bool) {
 	batch.again = true
 	for line := range b.Lines {
 		facts, fate := batch.classify(line)
-		if fate != taken || !fhir.IsExportable(facts.Type) { // Bundles and Groups
+		if fate != taken || facts.ID == "" || facts.Type == "Bundle" || p.isLongGroup(facts, line) {
 			continue
 		}
 		ref := fhir.Ref{Type: facts.Type, ID: facts.ID}
@@ -234,9 +239,9 @@ func (b *batch) classify(line lines.Line) (fhir.Facts, fate) {
 	facts, err := b.scanner.Scan(line.Body)
 	typ := facts.Type
 	b.typed = b.typed || typ != ""
-	known := fhir.IsExportable(typ)
+	known := fhir.IsStored(typ)
 	switch {
-	case typ == "Bundle", typ == "Group": // malformed or not: a Group that cannot be read counts as its newest version
+	case typ == "Bundle", typ == "Group": // malformed or not: takeGroup decides
 		return facts, taken
 	case errors.Is(err, fhir.ErrNoType), err != nil && typ == "" && line.Body[0] != '{' && json.Valid(line.Body) &&
 		!bytes.Contains(line.Body, []byte(`"resourceType"`)):
@@ -266,12 +271,17 @@ func (b *batch) refuse(line lines.Line, typ string, reason export.Reason, what s
 	if !b.again {
 		b.leave(line, typ, reason)
 		b.report(b.block.File, b.place(line)+": "+what)
-		if facts, told := source.Refused(line.Body); told {
-			at := place(b.block.File, line.Number)
-			b.refused[facts.Type] = append(b.refused[facts.Type], postgres.Line{Place: at, Facts: facts})
-		}
+		b.withhold(line)
 	}
 	return passedBy
+}
+
+// withhold passes on that a version of a resource is not stored.
+func (b *batch) withhold(line lines.Line) {
+	if facts, told := source.Refused(line.Body); told {
+		at := place(b.block.File, line.Number)
+		b.refused[facts.Type] = append(b.refused[facts.Type], postgres.Line{Place: at, Facts: facts})
+	}
 }
 
 // leave counts what is left out of a line.
@@ -297,7 +307,7 @@ func (b *batch) delete(line lines.Line) {
 		b.refuse(line, "", export.UnsupportedEntry,
 			"an entry that cannot be applied: no resource to store, or a Bundle as the resource, a PATCH or another method, a "+
 				"DELETE without an id or of a version, an entry of a history Bundle, or a key that parsers read differently")
-	case fhir.IsExportable(ref.Type), ref.Type == "Group":
+	case fhir.IsStored(ref.Type):
 		b.deletions = append(b.deletions, postgres.Deletion{Place: place(b.block.File, line.Number), Ref: ref})
 	default:
 		b.ignored[ref.Type]++
@@ -327,31 +337,53 @@ func (b *batch) takeResolved(ctx context.Context, line lines.Line, facts fhir.Fa
 	return b.take(ctx, line, facts, body)
 }
 
+// takeGroup takes a Group into the directory, and reports whether its resource may be stored.
+func (b *batch) takeGroup(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) (bool, error) {
+	at, where := place(b.block.File, line.Number), b.place(line)
+	group, err := b.sink.Group(ctx, at, body)
+	if group.ID != "" {
+		where += ": group " + group.ID
+	}
+	var problem *pgdir.Problem
+	if err != nil && !errors.As(err, &problem) {
+		return false, err
+	}
+	leave := func(reason export.Reason, what string) (bool, error) {
+		b.leave(line, "Group", reason)
+		b.report(b.block.File, where+": "+what)
+		b.withhold(line)
+		return false, nil
+	}
+	if problem != nil {
+		return leave(export.Malformed, problem.Error())
+	}
+	for _, left := range group.LeftOut {
+		b.parser.leave(export.LeftOut{Reason: left.Reason}, tally{left.Count, at, where})
+		b.report(b.block.File, fmt.Sprintf("%s: %d left out: %s", where, left.Count, left.Reason.Text()))
+	}
+	b.groups++
+	if facts.ID == "" { // the directory reads other keys
+		_, err := b.rescanner.Scan(body)
+		return leave(export.Malformed, fmt.Sprintf("the group is loaded, its resource is not: %v", err))
+	}
+	if b.isLongGroup(facts, line) {
+		return leave(export.TooLong, fmt.Sprintf("the group is loaded, its resource is not: longer than %d bytes", b.cfg.MaxLine))
+	}
+	return true, nil
+}
+
+// isLongGroup reports whether the line is a Group that is too long to be stored as a resource.
+func (p *parser) isLongGroup(facts fhir.Facts, line lines.Line) bool {
+	return facts.Type == "Group" && len(line.Body) > p.cfg.MaxLine
+}
+
 // take takes a resource. body is its line, perhaps with its references resolved.
 func (b *batch) take(ctx context.Context, line lines.Line, facts fhir.Facts, body []byte) error {
 	at := place(b.block.File, line.Number)
 	if facts.Type == "Group" {
-		group, err := b.sink.Group(ctx, at, body)
-		where := b.place(line)
-		if group.ID != "" {
-			where += ": group " + group.ID
-		}
-		var problem *pgdir.Problem
-		if errors.As(err, &problem) {
-			b.leave(line, "Group", export.Malformed)
-			b.report(b.block.File, where+": "+problem.Error())
-			return nil
-		}
-		if err != nil {
+		if stored, err := b.takeGroup(ctx, line, facts, body); err != nil || !stored {
 			return err
 		}
-		for _, left := range group.LeftOut {
-			b.parser.leave(export.LeftOut{Reason: left.Reason}, tally{left.Count, at, where})
-			b.report(b.block.File, fmt.Sprintf("%s: %d left out: %s", where, left.Count, left.Reason.Text()))
-		}
-		b.groups++
-		b.bytes += int64(len(body)) + 1
-		return nil
 	}
 	if facts.LastUpdated.IsZero() && isUndated(body) {
 		b.undated++
@@ -396,9 +428,7 @@ func (b *batch) end(ctx context.Context) error {
 	for typ, staged := range b.resources {
 		b.sum.Resources[typ] += int64(len(staged))
 	}
-	if b.groups > 0 {
-		b.sum.Resources["Group"] += b.groups
-	}
+	b.sum.Groups += b.groups
 	if !b.again {
 		for typ, n := range b.ignored {
 			b.sum.Ignored[typ] += n

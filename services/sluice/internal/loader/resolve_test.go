@@ -99,8 +99,8 @@ func TestReadResolvesReferences(t *testing.T) {
 			t.Errorf("%s is not among\n%s", want, all)
 		}
 	}
-	if len(got.bodies) != 9 {
-		t.Errorf("%d resources, want each of 9 once", len(got.bodies))
+	if len(got.bodies) != 10 || len(got.groups) != 1 {
+		t.Errorf("%d resources and %d groups, want each of 10, and the Group again", len(got.bodies), len(got.groups))
 	}
 	want := []string{
 		"Observation foreign_patient 1 a.ndjson line 3",
@@ -202,7 +202,8 @@ func TestReadOffersOnlyWhatItTakes(t *testing.T) {
 	}
 }
 
-// TestReadLeavesOut: each reason, with the first place; a limit of one resource does not apply to Groups.
+// TestReadLeavesOut: each reason, with the first place. The directory takes a Group that is too long for a resource, and a
+// Group may have any number of references.
 func TestReadLeavesOut(t *testing.T) {
 	var many []string
 	for i := range 20 {
@@ -224,11 +225,14 @@ func TestReadLeavesOut(t *testing.T) {
 			ofType("Patient", "dates", `,"meta":{"lastUpdated":"2024-01-01T00:00:00Z"}`),
 			ofType("Group", "g", `,"member":[`+strings.Join(many, ",")+`]`),
 			ofType("Device", "stock", ""),
+			ofType("Group", "h", `,"member":[`+strings.Join(many[:6], ",")+`]`),
+			ofType("Group", "odd", `,"Subject":"x"`),
 		}, "\n"),
 		"delta.json": `{"resourceType":"Bundle","type":"transaction","entry":[
 			{"request":{"method":"DELETE","url":"Observation/gone"}},
 			{"request":{"method":"DELETE","url":"Group/gone"}},
 			{"request":{"method":"DELETE","url":"Task/gone"}},
+			{"request":{"method":"DELETE","url":"Parameters/gone"}},
 			{"request":{"method":"DELETE","url":"Observation?status=x"}},
 			{"request":{"method":"PATCH","url":"Observation/1"},"resource":{"resourceType":"Binary","id":"x"}}]}`,
 	})
@@ -241,8 +245,10 @@ func TestReadLeavesOut(t *testing.T) {
 	want := []string{
 		" malformed 1 a.ndjson line 9",
 		" unknown_type 1 a.ndjson line 7",
-		" unsupported_entry 2 delta.json entry 4",
+		" unsupported_entry 2 delta.json entry 5",
 		"Device no_patient 1 a.ndjson line 13",
+		"Group malformed 1 a.ndjson line 15",
+		"Group too_long 1 a.ndjson line 12",
 		"Observation invalid_subject 2 a.ndjson line 3",
 		"Observation malformed 1 a.ndjson line 8",
 		"Observation no_patient 1 a.ndjson line 2",
@@ -252,12 +258,18 @@ func TestReadLeavesOut(t *testing.T) {
 	if left := counts(sum); !slices.Equal(left, want) {
 		t.Errorf("left out\n%s\nwant\n%s", strings.Join(left, "\n"), strings.Join(want, "\n"))
 	}
-	gone := map[fhir.Ref]int64{{Type: "Observation", ID: "gone"}: place(1, 1), {Type: "Group", ID: "gone"}: place(1, 2)}
-	if !maps.Equal(got.deleted, gone) || sum.Deletions != 2 || sum.Ignored["Task"] != 1 {
+	gone := map[fhir.Ref]int64{
+		{Type: "Observation", ID: "gone"}: place(1, 1), {Type: "Group", ID: "gone"}: place(1, 2), {Type: "Task", ID: "gone"}: place(1, 3),
+	}
+	if !maps.Equal(got.deleted, gone) || sum.Deletions != 3 || sum.Ignored["Parameters"] != 1 {
 		t.Errorf("deleted %v, %d; ignored %v", got.deleted, sum.Deletions, sum.Ignored)
 	}
-	if sum.Undated != 1 || sum.Unreadable() != 6 || sum.Resources["Group"] != 1 {
-		t.Errorf("%d undated, %d unreadable, %v", sum.Undated, sum.Unreadable(), sum.Resources)
+	if sum.Undated != 1 || sum.Unreadable() != 7 || sum.Resources["Group"] != 1 || sum.Groups != 3 {
+		t.Errorf("%d undated, %d unreadable, %v, %d groups", sum.Undated, sum.Unreadable(), sum.Resources, sum.Groups)
+	}
+	slices.Sort(got.refused)
+	if want := []string{"Group/g 0", "Group/odd 0", "Observation/20391 0", "Observation/20391 0"}; !slices.Equal(got.refused, want) {
+		t.Errorf("refused %q, want %q", got.refused, want)
 	}
 }
 
