@@ -139,7 +139,9 @@ func (h *history) ByID(_ context.Context, q source.ByIDQuery, yield func(source.
 	return nil
 }
 
-func (h *history) About(context.Context, source.AboutQuery, func(source.Resource) error) error { return nil }
+func (h *history) About(context.Context, source.AboutQuery, func(source.Resource) error) error {
+	return nil
+}
 
 func (h *history) Patients(_ context.Context, asOf time.Time, yield func(string) error) error {
 	return h.NewPatients(nil, time.Time{}, asOf, yield) //nolint:staticcheck // the context is not used
