@@ -7,8 +7,10 @@
 // Open reads all files once and keeps an index without bodies: 24 bytes for each resource of any type, and 24 more for each
 // patient after the first that it is about; 12 more for each resource of a referenced type; and about 65 for each patient.
 // A Provenance of several patients takes about 100 more, and one that About may return 24, and 16 for each of its targets.
-// While Open runs it takes 64 bytes for each resource, about 100 more for one of several patients, and about 150 for each
-// patient, plus garbage. Gzipped files and Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so
+// A resource that was deleted, or was about others before, takes 48 for each patient that it was about, or once.
+// While Open runs it takes 64 bytes for each version and deletion, about 100 more for one of several patients, about 100
+// more for each resource that was deleted or was about others, and for each Provenance or line with references to resolve
+// that has an older version, and about 150 for each patient, plus garbage. Gzipped files and Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so
 // that lines can be read from the middle. Blank lines and those that are too long take no space there.
 // Files with resources stay open until Close, each with its own descriptor. Files without, such as a log beside the data,
 // may change.
@@ -18,6 +20,18 @@
 // wraps export.ErrUnavailable, never another line. After a file was replaced by renaming, the old file is still served.
 //
 // References by urn and by search are resolved when the folder is opened, and rewritten to Type/id when a line is read.
+//
+// Without history there is one answer to what changed after a Snapshot. If no file and no folder was changed since, nothing
+// did. If one was, everything may have: an older version or another patient of what is in unchanged files shows when a line
+// elsewhere is removed, and a file that was removed leaves no trace but the time of its folder. Then After returns
+// everything, and Deleted all that it knows. Changes are told by the later of the two times of a file or folder, the second
+// of which (Linux) no copy can set back, with a margin of two seconds. Not seen are changes of the limits, of Bases and of
+// the rules of this package: after these, exports must begin anew.
+//
+// What is removed from the files without a deletion is not in Deleted. It knows the entries of Bundles that delete what is
+// not served now, and resources with a version in the files that is about other patients than the one that is served, or
+// followed by one that is refused. Before is of that version, empty if the files have none; of several versions, the last one. Since goes
+// by meta.lastUpdated, which is read from the lines, and for Deleted by the time of the file.
 //
 // A folder has no history: AsOf is ignored. Of two versions of a resource the newer is served: by meta.versionId if both
 // have a number, else by meta.lastUpdated, and on a tie the later one in the order of files and lines. The entries of
@@ -59,7 +73,8 @@ type Config struct {
 	Bases    fhir.Bases   // absolute references below them are local
 	source.Limits
 
-	batchSize int // for tests
+	batchSize int              // for tests, as now
+	now       func() time.Time // default: time.Now
 }
 
 // Source is a source.Source over a folder. Its index never changes after Open.
@@ -73,10 +88,12 @@ type Source struct {
 	held     []bool              // by rank: the Patient is held
 	sizes    source.Sizes
 	leftOut  export.Tally
+	former   map[string][]former // sorted by home and place
 	resolved *references.Table
 	seed     maphash.Seed
 	identity string
 	read     time.Time // when the reading of the folder began
+	history  history
 
 	batchSize int
 
@@ -133,15 +150,26 @@ func (e entry) offset() int64 { return int64(e.place & placeMask) }
 func Open(ctx context.Context, config Config) (_ *Source, err error) {
 	config.SpoolDir = cmp.Or(config.SpoolDir, os.TempDir())
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
+	if config.now == nil {
+		config.now = time.Now
+	}
+	began := config.now() // before any look at the folder, so that what is not seen changes later
 	folder, err := lines.InFolder(config.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open folder of resources: %w", err)
 	}
 	s, err := index(ctx, config, folder, nil)
 	if found := (bundlesInside)(nil); errors.As(err, &found) { // rare: read again
-		return index(ctx, config, folder, found)
+		s, err = index(ctx, config, folder, found)
 	}
-	return s, err
+	if err != nil {
+		return nil, err
+	}
+	s.read = began
+	if err := s.begin(ctx, config); err != nil {
+		return nil, errors.Join(fmt.Errorf("open folder of resources: %w", err), s.Close())
+	}
+	return s, nil
 }
 
 // index builds the index of the files. Of those that bundles names it looks for Bundles among the lines.
@@ -153,12 +181,13 @@ func index(ctx context.Context, config Config, folder lines.Folder, bundles bund
 	for _, f := range files {
 		f.expand = bundles[f.name]
 	}
-	s := &Source{read: time.Now(), files: files, seed: maphash.MakeSeed(), batchSize: cmp.Or(config.batchSize, batchSize)}
+	s := &Source{files: files, seed: maphash.MakeSeed(), batchSize: cmp.Or(config.batchSize, batchSize)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
+	s.history.unsure = len(folder.Broken)+len(broken) > 0
 	b := newBuilder(files, s.seed, config)
 	for _, f := range slices.Concat(folder.Broken, broken) {
 		b.leaveOut("", export.UnreadableFile, location{file: -1, name: fmt.Sprintf("%s: %v", f.Name, f.Err)})
@@ -211,10 +240,14 @@ func (s *Source) Check(ctx context.Context) error {
 	return nil
 }
 
-// Snapshot implements source.Source: a folder has no history, so it returns when the folder was read.
+// Snapshot implements source.Source: a folder has no history, so it returns when the folder was read. If a file could not
+// be opened, a later process may have it without a change; so the instant is not after the last change.
 func (s *Source) Snapshot(_ context.Context, now time.Time) (time.Time, error) {
 	if s.read.Before(now) {
 		now = s.read
+	}
+	if s.history.unsure && s.history.changed.Before(now) {
+		now = s.history.changed
 	}
 	return now.UTC().Truncate(time.Second), nil
 }
