@@ -1,16 +1,15 @@
 package ndjson
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
 // margin is how much the time of a change may be too early: some file systems round to two seconds, and the clocks of the
@@ -21,50 +20,61 @@ const margin = 2 * time.Second
 // of one file may change what is served from the others: an older version, a reference, the patients of a Provenance.
 type history struct {
 	dir     string
-	changed time.Time // the last change before the folder was read
-	unsure  bool      // a file or a folder could not be opened, or its time not be read, or it is in the future
+	log     *slog.Logger
 	now     func() time.Time
+	changed time.Time // the last change before the folder was read
+	unsure  bool      // a file or folder could not be opened, or its time not be read, or is in the future
 
 	mu      sync.Mutex
 	current time.Time // the last instant at which the folder was known to be as it was read
 }
 
-// begin looks up when the folder was changed before it was read.
-func (s *Source) begin(ctx context.Context, config Config) error {
-	h := &s.history
-	changed, sure, err := lastChange(ctx, config.Dir)
-	h.dir, h.now, h.current, h.changed = config.Dir, config.now, s.read, changed
-	h.unsure = h.unsure || !sure || changed.After(s.read)
-	return err
+// begin looks up when the folder was last changed, before it is read.
+func begin(ctx context.Context, config Config) (*history, error) {
+	h := &history{dir: config.Dir, log: config.Logger, now: config.now, current: config.now()}
+	var err error
+	if h.changed, err = lastChange(ctx, h.dir); err != nil {
+		h.log.WarnContext(ctx, "the folder cannot tell what changed; exports that continue have everything", "err", err)
+	}
+	h.unsure = err != nil || h.changed.After(h.current)
+	return h, ctx.Err()
 }
 
-// sameAs reports whether reads as of after, a result of Snapshot of any process, return what s returns.
-func (s *Source) sameAs(ctx context.Context, after time.Time) (bool, error) {
-	h := &s.history
+// look returns the last instant at which the folder is known to be as it was read.
+func (h *history) look(ctx context.Context) (time.Time, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := h.now()
+	changed, err := lastChange(ctx, h.dir)
+	switch {
+	case ctx.Err() != nil:
+		return time.Time{}, ctx.Err()
+	case err != nil:
+		h.log.WarnContext(ctx, "look for changes of the folder", "err", err)
+	case changed.Equal(h.changed):
+		h.current = now
+	}
+	return h.current, nil
+}
+
+// sameAs reports whether reads as of after, a result of Snapshot of any process, return what they return now.
+func (h *history) sameAs(ctx context.Context, after time.Time) (bool, error) {
 	if h.unsure || after.Before(h.changed.Add(margin)) {
 		return false, nil
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !after.After(h.current) {
+	current := h.current
+	h.mu.Unlock()
+	if !after.After(current) {
 		return true, nil
 	}
-	// Another process read the folder later: look whether it was changed between.
-	now := h.now()
-	changed, sure, err := lastChange(ctx, h.dir)
-	switch {
-	case err != nil:
-		return false, fmt.Errorf("%w: look for changes of the folder: %w", export.ErrUnavailable, err)
-	case !sure, !changed.Equal(h.changed), after.After(now):
-		return false, nil
-	}
-	h.current = now
-	return true, nil
+	current, err := h.look(ctx) // another process has looked later
+	return !after.After(current), err
 }
 
-// lastChange returns when a file or a subfolder in the folder, or the folder itself, was last changed, and whether the times
-// of all could be read. Hidden ones do not count. A file that is added, replaced, renamed or removed changes its folder.
-func lastChange(ctx context.Context, dir string) (last time.Time, sure bool, err error) {
+// lastChange returns when a file or a subfolder in the folder, or the folder itself, was last changed. Hidden ones do not
+// count. A file that is added, replaced, renamed or removed changes its folder. With an error the time may be too early.
+func lastChange(ctx context.Context, dir string) (last time.Time, err error) {
 	note := func(info fs.FileInfo) {
 		if at := changed(info); at.After(last) {
 			last = at
@@ -72,12 +82,12 @@ func lastChange(ctx context.Context, dir string) (last time.Time, sure bool, err
 	}
 	path, err := filepath.Abs(dir)
 	if err != nil {
-		return last, false, err
+		return last, err
 	}
 	for ; path != filepath.Dir(path); path = filepath.Dir(path) {
 		info, err := os.Lstat(path)
 		if err != nil {
-			return last, false, err
+			return last, err
 		}
 		if info.Mode()&fs.ModeSymlink != 0 { // it may have led to another folder
 			note(info)
@@ -85,34 +95,34 @@ func lastChange(ctx context.Context, dir string) (last time.Time, sure bool, err
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return last, false, err
+		return last, err
 	}
 	defer root.Close()
-	sure = true
+	var failed error // the first one; the rest is examined
 	err = fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
-		hidden := name != "." && strings.HasPrefix(entry.Name(), ".")
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err != nil && name == ".":
+		case entry == nil: // the folder itself
 			return err
-		case hidden && entry.IsDir():
-			return fs.SkipDir
-		case hidden:
+		case name != "." && strings.HasPrefix(entry.Name(), "."):
+			if entry.IsDir() {
+				return fs.SkipDir
+			}
 			return nil
 		}
 		info, infoErr := entry.Info()
-		if err != nil || infoErr != nil {
-			sure = false
-			return nil
-		}
-		note(info)
-		if info.Mode()&fs.ModeSymlink != 0 { // to a file with resources: lines.InFolder reports it if it is broken
-			if info, err := root.Stat(filepath.FromSlash(name)); err == nil {
-				note(info)
+		if infoErr == nil {
+			note(info)
+			if info.Mode()&fs.ModeSymlink != 0 {
+				// lines.InFolder reports a broken link, if its name is that of a file with resources.
+				if target, err := root.Stat(filepath.FromSlash(name)); err == nil {
+					note(target)
+				}
 			}
 		}
+		failed = cmp.Or(failed, err, infoErr)
 		return nil
 	})
-	return last, sure, err
+	return last, cmp.Or(err, failed)
 }

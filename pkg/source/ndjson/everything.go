@@ -40,7 +40,8 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 	return r.batches(ctx, inRange(s, s.kinds[q.Type].entries, q.From, q.To), r.windowed(q.Window, yield))
 }
 
-// inRange yields what is of the patients in a range of source.EverythingQuery, and what is without a patient if that is in it.
+// inRange yields what is of the patients in a range of source.EverythingQuery, and what is without a patient if that is
+// in it.
 func inRange[E homed](s *Source, sorted []E, from, to string) iter.Seq[E] {
 	first := func(id string) int { // index of the first one of this patient or a later one
 		rank, _ := slices.BinarySearch(s.patients, id)

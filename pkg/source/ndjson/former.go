@@ -42,8 +42,8 @@ func (l *list) formerly(hash [2]uint64) *previous {
 	return &l.former[i]
 }
 
-// resolveFormer finds the patients of the previous versions that have references to resolve, and of those of Provenance, and
-// removes those about the same patients as what is served.
+// resolveFormer finds the patients of the previous versions that have references to resolve, and of those of Provenance,
+// and removes those about the same patients as what is served.
 func (b *builder) resolveFormer(ctx context.Context, s *Source) error {
 	for typ := range b.lists {
 		if typ == "Provenance" { // their targets first
@@ -72,8 +72,8 @@ func (b *builder) resolveFormer(ctx context.Context, s *Source) error {
 	})
 }
 
-// patientsOfTarget returns the patients of a target of a previous Provenance, which may have been deleted with it. Those of a
-// Provenance that was deleted or changed too are not looked up.
+// patientsOfTarget returns the patients of a target of a previous Provenance, which may have been deleted with it. Those of
+// a Provenance that was deleted too are not looked up.
 func (b *builder) patientsOfTarget(target fhir.Ref, somebody uint32) []uint32 {
 	if target.Type == "Patient" { // Named has it
 		return nil

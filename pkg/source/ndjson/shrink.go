@@ -69,7 +69,8 @@ func (b *builder) homesOf(homes []uint32, typ string, e *entry, ranks []uint32) 
 	return homes
 }
 
-// ofEach yields the entry of each patient of e. The first ones of homes are patients; if none is, there is one entry for all.
+// ofEach yields the entry of each patient of e. The first ones of homes are patients; if none is, there is one entry for
+// all.
 func (e entry) ofEach(homes []uint32, patients int) iter.Seq[entry] {
 	return func(yield func(entry) bool) {
 		if len(homes) > 1 {

@@ -15,7 +15,7 @@ import (
 
 // NewPatients implements source.Source: it returns none, or all if the folder was changed after the instant.
 func (s *Source) NewPatients(ctx context.Context, after, asOf time.Time, yield func(id string) error) error {
-	if same, err := s.sameAs(ctx, after); same || err != nil {
+	if same, err := s.history.sameAs(ctx, after); same || err != nil {
 		return err
 	}
 	return s.Patients(ctx, asOf, yield)
@@ -26,7 +26,7 @@ func (s *Source) none(ctx context.Context, w source.Window) (bool, error) {
 	if w.After.IsZero() {
 		return false, nil
 	}
-	return s.sameAs(ctx, w.After)
+	return s.history.sameAs(ctx, w.After)
 }
 
 // inWindow reports whether a line that none does not exclude is in the window.

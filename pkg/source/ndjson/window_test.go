@@ -2,6 +2,8 @@ package ndjson
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -90,6 +92,12 @@ func TestSinceGoesByLastUpdated(t *testing.T) {
 	))
 	touch(t, start, dir, "all.ndjson")
 	src := openAt(t, dir, start.Add(time.Hour))
+	must(t, src.Deleted(t.Context(), source.DeletedQuery{Type: "Observation"}, func(d source.Deletion) error {
+		if !d.At.Equal(start) {
+			t.Errorf("deleted at %s, want the time of the file", d.At)
+		}
+		return nil
+	}))
 	since := time.Date(2024, 1, 2, 0, 0, 0, 0, time.UTC)
 	const later = "[date later none]"
 	for _, test := range []struct {
@@ -177,6 +185,9 @@ func TestAfterTheSnapshotOfALaterProcess(t *testing.T) {
 	late := openAt(t, dir, start.Add(time.Hour))
 	after, err := late.Snapshot(t.Context(), start.Add(2*time.Hour))
 	must(t, err)
+	if next, err := late.Snapshot(t.Context(), start.Add(30*time.Minute)); err != nil || !next.Equal(start.Add(30*time.Minute)) {
+		t.Errorf("an earlier now: snapshot %s (%v)", next, err)
+	}
 	const all, nothing = "[[1] [1] []][]", "[[] [] []][]"
 	for _, step := range []struct {
 		now    time.Time
@@ -198,9 +209,12 @@ func TestAfterTheSnapshotOfALaterProcess(t *testing.T) {
 		}
 	}
 	must(t, os.RemoveAll(dir))
-	err = early.Everything(t.Context(), source.EverythingQuery{Type: "Task", Window: source.Window{After: start.Add(3 * time.Hour)}}, nil)
-	if err == nil {
-		t.Error("the folder is gone: no error")
+	now = start.Add(5 * time.Hour)
+	if got := changes(t, early, source.Window{After: start.Add(4 * time.Hour)}); got != all {
+		t.Errorf("the folder is gone: got %s", got)
+	}
+	if at, err := early.Snapshot(t.Context(), now); err != nil || at.After(start.Add(2*time.Hour)) {
+		t.Errorf("the folder is gone: snapshot %s (%v)", at, err)
 	}
 }
 
@@ -227,8 +241,8 @@ func TestAnOldTimeDoesNotHideAChange(t *testing.T) {
 	for range 2 {
 		touch(t, old, dir, "all.ndjson")
 		touch(t, old, dir)
-		if last, sure, err := lastChange(t.Context(), dir); err != nil || !sure || last.Before(began) {
-			t.Errorf("changed %s, %v (%v)", last, sure, err)
+		if last, err := lastChange(t.Context(), dir); err != nil || last.Before(began) {
+			t.Errorf("changed %s (%v)", last, err)
 		}
 		link := filepath.Join(t.TempDir(), "link")
 		must(t, os.Symlink(dir, link))
@@ -237,8 +251,70 @@ func TestAnOldTimeDoesNotHideAChange(t *testing.T) {
 	var info fs.FileInfo
 	info, err := os.Lstat(filepath.Clean(dir))
 	must(t, err)
-	if last, _, err := lastChange(t.Context(), dir); err != nil || last.Before(info.ModTime()) || info.Mode()&fs.ModeSymlink == 0 {
+	if last, err := lastChange(t.Context(), dir); err != nil || last.Before(info.ModTime()) || info.Mode()&fs.ModeSymlink == 0 {
 		t.Errorf("the link was changed %s, the folder %s (%v)", info.ModTime(), last, err)
+	}
+}
+
+// TestSnapshotIsTheLastInstantOfTheSameFolder: so that an export can continue soon after the folder was filled.
+func TestSnapshotIsTheLastInstantOfTheSameFolder(t *testing.T) {
+	t.Parallel()
+	dir := folder(t, oneFile(observation("1", "a", "")))
+	touch(t, start.Add(-time.Second), dir, "all.ndjson")
+	now := start
+	src := open(t, dir, Config{now: func() time.Time { return now }})
+	for _, step := range []struct {
+		after   time.Duration
+		changed time.Duration
+		want    time.Duration
+		text    string
+	}{
+		{0, -1, 0, "[[1] [1] []][]"}, // perhaps changed after it
+		{3*time.Second + 1, -1, 3 * time.Second, "[[] [] []][]"},
+		{9 * time.Second, 8, 3 * time.Second, "[[] [] []][]"},
+	} {
+		now = start.Add(step.after)
+		if step.changed > 0 {
+			touch(t, start.Add(step.changed*time.Second), dir, "all.ndjson")
+		}
+		at, err := src.Snapshot(t.Context(), now.Add(time.Hour))
+		if err != nil || !at.Equal(start.Add(step.want)) {
+			t.Errorf("after %s: snapshot %s (%v)", step.after, at, err)
+		}
+		if step.changed > 0 {
+			continue // the file was changed in place: reads fail
+		}
+		if got := changes(t, src, source.Window{After: at}); got != step.text {
+			t.Errorf("after %s: got %s, want %s", step.after, got, step.text)
+		}
+	}
+}
+
+func TestLastChangeFails(t *testing.T) {
+	t.Parallel()
+	if _, err := lastChange(t.Context(), filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no folder: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	dir := folder(t, oneFile(observation("1", "a", "")))
+	src := openAt(t, dir, start)
+	cancel()
+	if _, err := lastChange(ctx, dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+	if _, err := src.Snapshot(ctx, start); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: snapshot: %v", err)
+	}
+	later := source.Window{After: start.Add(time.Hour)}
+	for name, err := range map[string]error{
+		"by patient": src.ForPatients(ctx, source.Query{Type: "Goal", Patients: []string{"a"}, Window: later}, nil),
+		"everything": src.Everything(ctx, source.EverythingQuery{Type: "Goal", Window: later}, nil),
+		"deleted":    src.Deleted(ctx, source.DeletedQuery{Type: "Goal", Window: later}, nil),
+		"patients":   src.NewPatients(ctx, later.After, start, nil),
+	} {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("canceled: %s: %v", name, err)
+		}
 	}
 }
 
@@ -332,7 +408,7 @@ func TestDeletedAgainstAModel(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
 	patients := []string{"Z", "a", "b", "c"}
-	for range 200 {
+	for range 100 {
 		shown, before := map[string][]string{}, map[string][]string{} // patients by id
 		gone := map[string]bool{}
 		files := map[string][]byte{}
