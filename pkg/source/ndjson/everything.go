@@ -3,6 +3,7 @@ package ndjson
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"sort"
 	"time"
@@ -32,43 +33,39 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 	if !fhir.IsStored(q.Type) {
 		return fmt.Errorf("read everything: %q is not a type that a source holds", q.Type)
 	}
+	if none, err := s.none(ctx, q.Window); none || err != nil {
+		return err
+	}
 	r := reader{source: s}
-	each := func(e entry, facts fhir.Facts, body []byte) error {
-		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: r.patients(e, facts), Body: body})
-	}
-	var batch []entry
-	for _, entries := range s.inRange(q) {
-		for _, e := range entries {
-			if e.repeated() { // it is in the range of a smaller patient
-				continue
-			}
-			if len(batch) == s.batchSize {
-				if err := r.read(ctx, batch, each); err != nil {
-					return err
-				}
-				batch = batch[:0]
-			}
-			batch = append(batch, e)
-		}
-	}
-	return r.read(ctx, batch, each)
+	return r.batches(ctx, inRange(s, s.kinds[q.Type].entries, q.From, q.To), r.windowed(q.Window, yield))
 }
 
-// inRange returns the entries of the patients in the range of q, and those without a patient if they are in it.
-func (s *Source) inRange(q source.EverythingQuery) [][]entry {
-	entries := s.kinds[q.Type].entries
-	first := func(id string) int { // index of the first entry of this patient or a later one
+// inRange yields what is of the patients in a range of source.EverythingQuery, and what is without a patient if that is
+// in it.
+func inRange[E homed](s *Source, sorted []E, from, to string) iter.Seq[E] {
+	first := func(id string) int { // index of the first one of this patient or a later one
 		rank, _ := slices.BinarySearch(s.patients, id)
-		return sort.Search(len(entries), func(i int) bool { return entries[i].home >= uint32(rank) })
+		return sort.Search(len(sorted), func(i int) bool { return sorted[i].base().home >= uint32(rank) })
 	}
-	end := first(source.Somebody) // the sentinels sort after all ids
-	from, to := min(first(q.From), end), end
-	if q.To != "" {
-		to = min(first(q.To), end)
+	return func(yield func(E) bool) {
+		end := first(source.Somebody) // the sentinels sort after all ids
+		start, stop := min(first(from), end), end
+		if to != "" {
+			stop = min(first(to), end)
+		}
+		found := [][]E{sorted[start:max(start, stop)]}
+		if from == "" {
+			found = append(found, sorted[end:])
+		}
+		for _, part := range found {
+			for _, e := range part {
+				if e.base().repeated() { // it is in the range of a smaller patient
+					continue
+				}
+				if !yield(e) {
+					return
+				}
+			}
+		}
 	}
-	found := [][]entry{entries[from:max(from, to)]}
-	if q.From == "" {
-		found = append(found, entries[end:])
-	}
-	return found
 }

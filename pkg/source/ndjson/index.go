@@ -40,7 +40,6 @@ type builder struct {
 	lists      map[string]*list    // by type
 	several    map[uint64][]uint32 // numbers of the patients of a resource with several, by its place
 	numbers    map[string]uint32   // patient id, or a sentinel of source -> number
-	deleted    []deletion
 	left       export.Tally
 	unreadable []string                    // the first unreadable files, with the reasons
 	first      map[export.LeftOut]location // the first place of each type and reason, with the count 0
@@ -69,13 +68,6 @@ type strays struct {
 	first   location
 }
 
-// deletion is an entry of a Bundle that deletes a resource.
-type deletion struct {
-	typ   string
-	hash  [2]uint64
-	place uint64
-}
-
 // bundlesInside are the names of files that have a Bundle among their lines, and were read as if they had none.
 type bundlesInside map[string]bool
 
@@ -90,11 +82,14 @@ type found struct {
 	updated int64     // microseconds since 1970, or math.MinInt64
 	version int64     // 0: none
 	entry
-	why uint8 // of a resource without a patient: index of its reason in homeless; or refused
+	why uint8 // of a resource without a patient: index of its reason in homeless; or refused or deletes
 }
 
-// refused is found.why of a version that is not served. settle removes it.
-const refused = math.MaxUint8
+// found.why of lines that are not served. settle removes them.
+const (
+	refused = math.MaxUint8     // a version
+	deletes = math.MaxUint8 - 1 // a Bundle that deletes the resource
+)
 
 // homeless are the reasons for resources without a patient.
 var homeless = []export.Reason{
@@ -109,6 +104,7 @@ func (f *found) compareID(hash [2]uint64) int {
 type list struct {
 	chunks [][]found
 	n      int
+	former []previous // in the order of the hashes
 }
 
 const chunkSize = 1 << 13
@@ -146,33 +142,63 @@ func (f *found) replaces(other *found) bool {
 	return f.updated >= other.updated
 }
 
-// settle sorts the list and keeps one version of each resource (L-14: no duplicate id), or none if that is refused.
-func (l *list) settle() {
+// settle sorts the list and keeps one version of each resource (L-14: no duplicate id), or none if that is refused or
+// deleted. What the resource was before goes into former, unless its patients are the same.
+func (l *list) settle(differ func(before, now *found) bool) {
 	sort.Sort(l)
 	kept := 0
-	for i := range l.n {
+	for i := 0; i < l.n; {
+		now, before, next := l.last(i, differ)
+		i = next
+		served := now.why != refused && now.why != deletes
 		switch {
-		case kept == 0 || l.at(kept-1).hash != l.at(i).hash:
-			*l.at(kept) = *l.at(i)
+		case before == nil:
+		case before.why == deletes && !served:
+			l.former = append(l.former, previous{*before, before.place})
+		case before.why != deletes && (!served || differ(before, now)):
+			l.former = append(l.former, previous{*before, now.place})
+		}
+		if served {
+			*l.at(kept) = *now
 			kept++
-		case l.at(i).replaces(l.at(kept - 1)):
-			*l.at(kept - 1) = *l.at(i)
 		}
 	}
 	l.n = kept
-	l.remove(func(f *found) bool { return f.why == refused })
 }
 
-// remove removes the resources for which gone returns true.
-func (l *list) remove(gone func(*found) bool) {
-	kept := 0
-	for i := range l.n {
-		if !gone(l.at(i)) {
-			*l.at(kept) = *l.at(i)
-			kept++
+// last goes through the lines of the resource of line i in the order of their places. It returns the line that decides what
+// is served, the last version that was served before it and is about other patients or was deleted, and the index of the
+// next resource. Without such a version it returns a deletion, or nil.
+func (l *list) last(i int, differ func(before, now *found) bool) (now, before *found, next int) {
+	deleted := uint64(0) // the place after the last deletion
+	for next = i; next < l.n && (next == i || l.at(next).hash == now.hash); next++ {
+		f, was := l.at(next), now
+		switch {
+		case f.why == deletes:
+			deleted = f.place + 1
+			if now = f; was == nil || was.why == refused || was.why == deletes {
+				was = f
+			}
+		case now == nil, now.why == deletes:
+			now = f
+			continue
+		case f.replaces(now):
+			now = f
+		default: // it follows a newer one
+			was = f
+			if before != nil && before.place >= deleted && !f.replaces(before) {
+				continue
+			}
+		}
+		switch {
+		case was.why == refused:
+		case was.why == deletes && before != nil:
+		case was.why != deletes && now.why != deletes && now.why != refused && !differ(was, now):
+		default:
+			before = was
 		}
 	}
-	l.n = kept
+	return now, before, next
 }
 
 // find returns the resource with the id hash in a settled list, or nil.
@@ -308,7 +334,9 @@ func (b *builder) take(_ context.Context, block *lines.Block) error {
 		place := uint64(block.File)<<placeBits | uint64(line.Offset)
 		switch {
 		case facts.Type == "Bundle":
-			b.takeBundle(line, place, at)
+			if err := b.takeBundle(line, place, at); err != nil {
+				return err
+			}
 			continue
 		case facts.Type != "" && !fhir.IsType(facts.Type):
 			b.leaveOut("", export.UnknownType, at)
@@ -388,21 +416,24 @@ func whyHomeless(facts fhir.Facts) uint8 {
 }
 
 // takeBundle takes a Bundle that deletes a resource.
-func (b *builder) takeBundle(line lines.Line, place uint64, at location) {
-	ref, deletes := lines.Deletion(line.Body)
-	if !deletes && b.files[at.file].expanded {
+func (b *builder) takeBundle(line lines.Line, place uint64, at location) error {
+	ref, deleted := lines.Deletion(line.Body)
+	if !deleted && b.files[at.file].expanded {
 		b.leaveOut("", export.UnsupportedEntry, at)
-		return
+		return nil
 	}
 	b.identify(line, at.file, true)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !deletes {
+	if !deleted {
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		b.bundles[b.files[at.file].name] = true
-		return
+		return nil
 	}
-	b.holds[at.file] = true
-	b.deleted = append(b.deleted, deletion{ref.Type, b.hash(ref.ID), place})
+	if !fhir.IsStored(ref.Type) {
+		return nil
+	}
+	e := entry{place: place, check: maphash.Bytes(b.seed, line.Body), bytes: uint32(len(line.Body))}
+	return b.add(ref.Type, found{hash: b.hash(ref.ID), entry: e, why: deletes}, nil)
 }
 
 func (b *builder) add(typ string, f found, patients []string) error {
@@ -459,11 +490,13 @@ func (b *builder) setPatients(e *entry, numbers []uint32) {
 // finish builds the index of the source.
 func (b *builder) finish(ctx context.Context, s *Source) error {
 	s.identity = fmt.Sprintf("%016x", b.identity.Load())
-	b.delete() // first: a resource that is there again may begin with a lower version
 	var settling errgroup.Group
 	settling.SetLimit(4)
-	for _, l := range b.lists {
-		settling.Go(func() error { l.settle(); return ctx.Err() })
+	for typ, l := range b.lists {
+		differ := func(before, now *found) bool {
+			return typ == "Provenance" || before.resolvable() || now.resolvable() || b.differ(before, now) // or perhaps
+		}
+		settling.Go(func() error { l.settle(differ); return ctx.Err() })
 	}
 	if err := settling.Wait(); err != nil {
 		return err
@@ -472,6 +505,9 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 		return err
 	}
 	if err := b.resolveProvenance(ctx, s); err != nil {
+		return err
+	}
+	if err := b.resolveFormer(ctx, s); err != nil {
 		return err
 	}
 	s.patients = slices.Sorted(maps.Keys(b.numbers))
@@ -486,31 +522,17 @@ func (b *builder) finish(ctx context.Context, s *Source) error {
 	}
 	s.sizes.Types = make(map[string]source.TypeSize, len(b.lists))
 	s.kinds, s.several = make(map[string]kind, len(b.lists)), map[uint64][]uint32{}
+	s.former = map[string][]former{}
 	for typ := range b.lists {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		b.shrinkFormer(s, typ, ranks)
 		b.shrink(s, typ, ranks)
 	}
 	s.sizes.Patients = s.sizes.Types["Patient"].Resources
 	s.leftOut = b.left
 	return nil
-}
-
-// delete removes the versions that precede a deletion.
-func (b *builder) delete() {
-	last := map[string]map[[2]uint64]uint64{} // by type and id: the place of the last deletion
-	for _, d := range b.deleted {
-		if last[d.typ] == nil {
-			last[d.typ] = map[[2]uint64]uint64{}
-		}
-		last[d.typ][d.hash] = max(last[d.typ][d.hash], d.place)
-	}
-	for typ, places := range last {
-		if l := b.lists[typ]; l != nil {
-			l.remove(func(f *found) bool { place, deleted := places[f.hash]; return deleted && place > f.place })
-		}
-	}
 }
 
 // report logs what the index has and what it left out.

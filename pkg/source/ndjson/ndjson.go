@@ -7,9 +7,12 @@
 // Open reads all files once and keeps an index without bodies: 24 bytes for each resource of any type, and 24 more for each
 // patient after the first that it is about; 12 more for each resource of a referenced type; and about 65 for each patient.
 // A Provenance of several patients takes about 100 more, and one that About may return 24, and 16 for each of its targets.
-// While Open runs it takes 64 bytes for each resource, about 100 more for one of several patients, and about 150 for each
-// patient, plus garbage. Gzipped files and Bundles are unpacked once into unlinked temporary files in Config.SpoolDir, so
-// that lines can be read from the middle. Blank lines and those that are too long take no space there.
+// A resource that was deleted, or was about others before, takes 48 for each patient that it was about, or once.
+// While Open runs it takes 64 bytes for each version and deletion, about 100 more for one of several patients, for a
+// resource that was deleted or was about others, and for a Provenance or a line with references to resolve that has an
+// older version, and about 150 for each patient, plus garbage. Gzipped files and Bundles are unpacked once into unlinked
+// temporary files in Config.SpoolDir, so that lines can be read from the middle. Blank lines and those that are too long
+// take no space there.
 // Files with resources stay open until Close, each with its own descriptor. Files without, such as a log beside the data,
 // may change.
 //
@@ -22,6 +25,20 @@
 // A folder has no history: AsOf is ignored. Of two versions of a resource the newer is served: by meta.versionId if both
 // have a number, else by meta.lastUpdated, and on a tie the later one in the order of files and lines. The entries of
 // Bundles that delete a resource delete what precedes them in this order.
+//
+// What changed after a Snapshot has one answer for the whole folder. If no file and no folder in it was changed since,
+// nothing did. If one was, everything may have: when a line is removed, an older version or another patient of what is in
+// unchanged files shows, and a file that is removed leaves no trace but the time of its folder. Then a Window with After
+// returns everything, NewPatients all patients, and Deleted all that it knows. A change is told by the later of the two
+// times of a file; on Linux the second of them cannot be set. Times may be wrong by two seconds: a change so shortly before
+// a Snapshot counts as later. Not seen are changes of the limits, of Bases, and of the rules by which lines are read.
+//
+// Deleted has what the files tell: a resource that a Bundle deletes and no later line restores; one whose served version
+// follows a version about other patients; and one whose newest version is refused. Deletion.Before is empty if the files do
+// not have the version before. What was removed from the files without a deletion is not known.
+//
+// A Window with Since goes by meta.lastUpdated, which is parsed when a line is read, and in Deleted by the modification
+// time of the file.
 //
 // LeftOut counts what is in no export of a group or of patients although it is of a type that can be, and every line that
 // no call returns. It is logged once, with the first place.
@@ -59,7 +76,8 @@ type Config struct {
 	Bases    fhir.Bases   // absolute references below them are local
 	source.Limits
 
-	batchSize int // for tests
+	batchSize int              // for tests, as now
+	now       func() time.Time // default: time.Now
 }
 
 // Source is a source.Source over a folder. Its index never changes after Open.
@@ -73,10 +91,12 @@ type Source struct {
 	held     []bool              // by rank: the Patient is held
 	sizes    source.Sizes
 	leftOut  export.Tally
+	former   map[string][]former // sorted by home and place
 	resolved *references.Table
 	seed     maphash.Seed
 	identity string
-	read     time.Time // when the reading of the folder began
+	history  *history
+	partial  bool // a file or a subfolder could not be opened
 
 	batchSize int
 
@@ -133,15 +153,27 @@ func (e entry) offset() int64 { return int64(e.place & placeMask) }
 func Open(ctx context.Context, config Config) (_ *Source, err error) {
 	config.SpoolDir = cmp.Or(config.SpoolDir, os.TempDir())
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
+	if config.now == nil {
+		config.now = time.Now
+	}
+	history, err := begin(ctx, config)
+	if err != nil {
+		return nil, err
+	}
 	folder, err := lines.InFolder(config.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open folder of resources: %w", err)
 	}
 	s, err := index(ctx, config, folder, nil)
 	if found := (bundlesInside)(nil); errors.As(err, &found) { // rare: read again
-		return index(ctx, config, folder, found)
+		s, err = index(ctx, config, folder, found)
 	}
-	return s, err
+	if err != nil {
+		return nil, err
+	}
+	history.unsure = history.unsure || s.partial
+	s.history = history
+	return s, nil
 }
 
 // index builds the index of the files. Of those that bundles names it looks for Bundles among the lines.
@@ -153,12 +185,13 @@ func index(ctx context.Context, config Config, folder lines.Folder, bundles bund
 	for _, f := range files {
 		f.expand = bundles[f.name]
 	}
-	s := &Source{read: time.Now(), files: files, seed: maphash.MakeSeed(), batchSize: cmp.Or(config.batchSize, batchSize)}
+	s := &Source{files: files, seed: maphash.MakeSeed(), batchSize: cmp.Or(config.batchSize, batchSize)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
+	s.partial = len(folder.Broken)+len(broken) > 0
 	b := newBuilder(files, s.seed, config)
 	for _, f := range slices.Concat(folder.Broken, broken) {
 		b.leaveOut("", export.UnreadableFile, location{file: -1, name: fmt.Sprintf("%s: %v", f.Name, f.Err)})
@@ -211,10 +244,19 @@ func (s *Source) Check(ctx context.Context) error {
 	return nil
 }
 
-// Snapshot implements source.Source: a folder has no history, so it returns when the folder was read.
-func (s *Source) Snapshot(_ context.Context, now time.Time) (time.Time, error) {
-	if s.read.Before(now) {
-		now = s.read
+// Snapshot implements source.Source: a folder has no history, so it returns the last instant at which the folder is known
+// to be as it was read. If a file could not be opened, a later process may have it without a change, so the instant is not
+// after the last change.
+func (s *Source) Snapshot(ctx context.Context, now time.Time) (time.Time, error) {
+	at, err := s.history.look(ctx)
+	if err != nil {
+		return at, err
+	}
+	if s.history.unsure && s.history.changed.Before(at) {
+		at = s.history.changed
+	}
+	if at.Before(now) {
+		now = at
 	}
 	return now.UTC().Truncate(time.Second), nil
 }

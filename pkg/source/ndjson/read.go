@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"iter"
 	"slices"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -31,38 +32,48 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 	if !ascending(q.Patients) {
 		return fmt.Errorf("read %s by patient: %w", q.Type, errUnsorted)
 	}
+	if none, err := s.none(ctx, q.Window); none || err != nil {
+		return err
+	}
 	r := reader{source: s}
-	each := func(e entry, facts fhir.Facts, body []byte) error {
-		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: r.patients(e, facts), Body: body})
-	}
-	var batch []entry
-	seen := map[uint64]bool{} // places of the lines that have several entries, so that each is read once
-	entries := s.kinds[q.Type].entries
-	for _, id := range q.Patients {
-		rank, known := slices.BinarySearch(s.patients, id)
-		if !known || !fhir.IsID(id) { // a sentinel is the home of a Provenance without a patient
-			continue
-		}
-		home := uint32(rank)
-		// Ids and homes ascend, so the search continues after the previous patient.
-		first, _ := slices.BinarySearchFunc(entries, home, func(e entry, home uint32) int { return cmp.Compare(e.home, home) })
-		for entries = entries[first:]; len(entries) > 0 && entries[0].home == home; entries = entries[1:] {
-			if entries[0].shared() {
-				if seen[entries[0].place] {
-					continue
-				}
-				seen[entries[0].place] = true
+	return r.batches(ctx, ofPatients(s, s.kinds[q.Type].entries, q.Patients), r.windowed(q.Window, yield))
+}
+
+// homed is an entry, or a type with one. A slice of them that is sorted by home and place is an index by patient.
+type homed interface{ base() entry }
+
+func (e entry) base() entry { return e }
+
+// ofPatients yields what is about any of the patients, which are sorted, each once.
+func ofPatients[E homed](s *Source, sorted []E, patients []string) iter.Seq[E] {
+	return func(yield func(E) bool) {
+		rest := sorted
+		seen := map[uint64]bool{} // places of the lines that have several entries, so that each is read once
+		for _, id := range patients {
+			rank, known := slices.BinarySearch(s.patients, id)
+			if !known || !fhir.IsID(id) { // a sentinel is the home of a Provenance without a patient
+				continue
 			}
-			if len(batch) == s.batchSize {
-				if err := r.read(ctx, batch, each); err != nil {
-					return err
+			home := uint32(rank)
+			// Ids and homes ascend, so the search continues after the previous patient.
+			first, _ := slices.BinarySearchFunc(rest, home, func(e E, home uint32) int { return cmp.Compare(e.base().home, home) })
+			for rest = rest[first:]; len(rest) > 0; rest = rest[1:] {
+				e := rest[0].base()
+				if e.home != home {
+					break
 				}
-				batch = batch[:0]
+				if e.shared() {
+					if seen[e.place] {
+						continue
+					}
+					seen[e.place] = true
+				}
+				if !yield(rest[0]) {
+					return
+				}
 			}
-			batch = append(batch, entries[0])
 		}
 	}
-	return r.read(ctx, batch, each)
 }
 
 // ByID implements source.Source. It ignores ByIDQuery.AsOf: a folder has no history.
@@ -151,9 +162,56 @@ type reader struct {
 	rewritten []byte // a line with resolved references
 }
 
-// read sorts the batch by place and calls each for every line, checked against the index. The body is valid until each
+// windowed returns a function for read that yields the resources in the window.
+func (r *reader) windowed(w source.Window, yield func(source.Resource) error) func(entry, fhir.Facts, []byte) error {
+	return func(e entry, facts fhir.Facts, body []byte) error {
+		if !inWindow(w, facts) {
+			return nil
+		}
+		return yield(source.Resource{Type: facts.Type, ID: facts.ID, Subjects: r.patients(e, facts), Body: body})
+	}
+}
+
+// batches reads the entries as read does, in batches.
+func (r *reader) batches(ctx context.Context, entries iter.Seq[entry], each func(entry, fhir.Facts, []byte) error) error {
+	for batch := range chunks(entries, r.source.batchSize) {
+		if err := r.read(ctx, batch, each); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read sorts the batch by place and calls each for every line, with references resolved. The body is valid until each
 // returns. An error of each is returned unchanged.
 func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.Facts, []byte) error) error {
+	return r.lines(ctx, batch, func(e entry, body []byte) error {
+		facts, body, err := r.scan(e, body)
+		if err != nil {
+			return err
+		}
+		return each(e, facts, body)
+	})
+}
+
+// scan returns the facts of a line of read, and the line with its references resolved, valid until the next call.
+func (r *reader) scan(e entry, body []byte) (fhir.Facts, []byte, error) {
+	facts, err := r.scanner.Scan(body)
+	if err == nil && e.resolvable() && r.source.resolved != nil {
+		resolved, changed := r.source.resolved.Resolve(r.rewritten[:0], body, facts, func(string, fhir.Form) {})
+		if changed {
+			r.rewritten, body = resolved, resolved
+			facts, err = r.scanner.Scan(body)
+		}
+	}
+	if err != nil { // the indexed line was valid
+		err = r.source.files[e.file()].changed()
+	}
+	return facts, body, err
+}
+
+// lines sorts the batch by place and calls each for every line as it is in the file, checked against the index.
+func (r *reader) lines(ctx context.Context, batch []entry, each func(entry, []byte) error) error {
 	slices.SortFunc(batch, func(x, y entry) int { return cmp.Compare(x.place, y.place) })
 	for i := 0; i < len(batch); {
 		f := r.source.files[batch[i].file()]
@@ -191,18 +249,7 @@ func (r *reader) read(ctx context.Context, batch []entry, each func(entry, fhir.
 			if maphash.Bytes(r.source.seed, body) != batch[i].check {
 				return f.changed()
 			}
-			facts, err := r.scanner.Scan(body)
-			if err == nil && batch[i].resolvable() && r.source.resolved != nil {
-				resolved, changed := r.source.resolved.Resolve(r.rewritten[:0], body, facts, func(string, fhir.Form) {})
-				if changed {
-					r.rewritten, body = resolved, resolved
-					facts, err = r.scanner.Scan(body)
-				}
-			}
-			if err != nil { // the indexed line was valid
-				return f.changed()
-			}
-			if err := each(batch[i], facts, body); err != nil {
+			if err := each(batch[i], body); err != nil {
 				return err
 			}
 		}

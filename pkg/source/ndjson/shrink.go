@@ -2,6 +2,7 @@ package ndjson
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -32,31 +33,15 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 		if fhir.IsReferenced(typ) {
 			k.ids = append(k.ids, f.hash[0])
 		}
-		homes = homes[:0]
-		if fhir.InCompartment(typ) {
-			for _, number := range b.patientsOf(&f.entry) {
-				homes = append(homes, ranks[number])
-			}
-		}
-		switch slices.Sort(homes); len(homes) {
-		case 0:
-			homes = append(homes, noPatient)
-		case 1:
-		default:
-			f.bytes |= shared
-			if typ == "Provenance" {
-				s.several[f.place] = slices.Clone(homes)
-			}
+		homes = b.homesOf(homes[:0], typ, &f.entry, ranks)
+		if typ == "Provenance" && len(homes) > 1 {
+			s.several[f.place] = slices.Clone(homes)
 		}
 		patients, _ := slices.BinarySearch(homes, uint32(sentinels))
 		if patients == 0 && fhir.InCompartment(typ) && !orphans[f.place] {
 			b.leaveOut(typ, f.reason(typ, homes[0]), location{f.file(), 0, b.files[f.file()].name})
 		}
-		for n, home := range homes[:max(patients, 1)] { // without a patient, one entry for all sentinels
-			e := f.entry
-			if e.home = home; n > 0 {
-				e.bytes |= repeated
-			}
+		for e := range f.ofEach(homes, patients) {
 			k.entries = append(k.entries, e)
 		}
 	}
@@ -68,6 +53,38 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 		})
 	}
 	s.kinds[typ], s.sizes.Types[typ] = k, size
+}
+
+// homesOf appends the ranks of the patients of e, sorted, or noPatient.
+func (b *builder) homesOf(homes []uint32, typ string, e *entry, ranks []uint32) []uint32 {
+	if fhir.InCompartment(typ) {
+		for _, number := range b.patientsOf(e) {
+			homes = append(homes, ranks[number])
+		}
+	}
+	if len(homes) == 0 {
+		return append(homes, noPatient)
+	}
+	slices.Sort(homes)
+	return homes
+}
+
+// ofEach yields the entry of each patient of e. The first ones of homes are patients; if none is, there is one entry for
+// all.
+func (e entry) ofEach(homes []uint32, patients int) iter.Seq[entry] {
+	return func(yield func(entry) bool) {
+		if len(homes) > 1 {
+			e.bytes |= shared
+		}
+		for n, home := range homes[:max(patients, 1)] {
+			if n == 1 {
+				e.bytes |= repeated
+			}
+			if e.home = home; !yield(e) {
+				return
+			}
+		}
+	}
 }
 
 // reason returns why a resource of the compartment without a patient, whose home is a sentinel or noPatient, is in no
