@@ -86,6 +86,8 @@ type Lease struct {
 type Result struct {
 	Files      []File    `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
 	References []string  `json:"references,omitempty"` // object keys of sorted runs of references seen
+	Found      int64     `json:"found,omitempty"`      // resources that the source returned for this unit's own part
+	Filtered   int64     `json:"filtered,omitempty"`   // resources that were not asked for
 	Withheld   int64     `json:"withheld,omitempty"`   // resources that also name a patient outside the cohort
 	LeftOut    []LeftOut `json:"leftOut,omitempty"`    // what else the unit left out, by type and reason
 	Failure    string    `json:"failure,omitempty"`    // why the unit failed for good; then the other fields are empty
@@ -101,6 +103,8 @@ type File struct {
 	Bytes  int64  `json:"bytes"`  // uncompressed size
 	Stored int64  `json:"stored"` // compressed size, as the object store confirmed it
 	SHA256 string `json:"sha256"` // of the compressed bytes, lower-case hex
+
+	Encoder string `json:"encoder,omitempty"` // what compressed it (gzipblocks.Encoder); "" for a file of an earlier version
 
 	Encrypted bool `json:"encrypted,omitempty"` // the object is encrypted; the fields above describe the plaintext
 

@@ -26,6 +26,9 @@ type Detached struct {
 	protect string // the encoded header
 }
 
+// ManifestType is the typ of the signature of a manifest. Nothing else is signed with its key.
+const ManifestType = "sluice-manifest"
+
 // half is the bytes of each of the two numbers of a signature on P-256 (RFC 7518 section 3.4).
 const half = 32
 

@@ -38,6 +38,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 				if err != nil {
 					return err
 				}
+				if verdict != elsewhere {
+					result.Found++
+				}
 				if verdict == withheld {
 					left.Add(unit.Type, g.why, 1)
 					w.metrics.withheld.WithLabelValues(string(g.why)).Inc()
@@ -63,6 +66,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 		return jobstore.Commit{}, err
 	}
 	result.LeftOut, result.Withheld = left.List(), left.Total()
+	if err := result.Check(); err != nil {
+		return jobstore.Commit{}, err
+	}
 	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 

@@ -253,12 +253,14 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 		return jobstore.Commit{}, err
 	}
 	g := listGuard{list: list}
+	var result export.Result
 	var left export.Tally
 	withhold := func() {
+		result.Found++
 		left.Add(unit.Type, g.why, 1)
 		w.metrics.withheld.WithLabelValues(string(g.why)).Inc()
 	}
-	done, err := w.writeUnit(ctx, lease, func(out *files) error {
+	result.Files, err = w.writeUnit(ctx, lease, func(out *files) error {
 		for chunk := unit.Slice.From; chunk < unit.Slice.To; chunk++ {
 			refs, err := list.Chunk(ctx, chunk)
 			if err != nil {
@@ -278,6 +280,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 					if home < batch[0] || home > batch[len(batch)-1] {
 						return nil
 					}
+					result.Found++
 					return out.write(r.Body)
 				})
 			} else {
@@ -289,6 +292,7 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 					if verdict != admitted {
 						return err
 					}
+					result.Found++
 					return out.write(r.Body)
 				})
 			}
@@ -301,7 +305,10 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	result := export.Result{Files: done, LeftOut: left.List(), Withheld: left.Total()}
+	result.LeftOut, result.Withheld = left.List(), left.Total()
+	if err := result.Check(); err != nil {
+		return jobstore.Commit{}, err
+	}
 	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 
