@@ -2,7 +2,9 @@ package authstore_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/authstore"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/keyring"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
@@ -22,14 +25,14 @@ const (
 var daily = authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}
 
 // replica opens the key ring with its own connection.
-func replica(t *testing.T, url string, c *testenv.Clock, secrets ...string) *authstore.Keys {
+func replica(t *testing.T, url string, c *testenv.Clock, secrets ...string) *keyring.Keys {
 	t.Helper()
-	keys, err := authstore.NewKeys(open(t, url, c.Now), daily, secrets[0], secrets[1:]...)
+	keys, err := open(t, url, c.Now).Keys(daily, secrets[0], secrets[1:]...)
 	must(t, err)
 	return keys
 }
 
-func current(t *testing.T, keys *authstore.Keys) (string, []string) {
+func current(t *testing.T, keys *keyring.Keys) (string, []string) {
 	t.Helper()
 	signing, published, err := keys.Current(t.Context())
 	must(t, err)
@@ -155,7 +158,7 @@ func TestSeals(t *testing.T) {
 		if bytes.Contains(text, private) || !bytes.Contains(text, []byte(signing.KID)) {
 			t.Errorf("the ring has the key in plaintext, or is not the ring: %s", text)
 		}
-		for name, strange := range map[string]*authstore.Keys{
+		for name, strange := range map[string]*keyring.Keys{
 			"another secret": replica(t, url, c, other), "another one": replica(t, url, c, other, other+"x"),
 		} {
 			if _, _, err := strange.Current(t.Context()); err == nil || errors.Is(err, export.ErrUnavailable) {
@@ -178,7 +181,13 @@ func TestSeals(t *testing.T) {
 		if _, _, err := replica(t, url, c, secret).Current(t.Context()); err == nil {
 			t.Error("a key decrypts under another kid")
 		}
-		for _, broken := range []string{"x", "{}", `{"keys":[]}`, `{"keys":[{"kid":"b","signs":2},{"kid":"a","signs":1}]}`} {
+		// A writer of Redis cannot add a key, whose tokens would verify.
+		plain := fmt.Sprintf(`{"keys":[{"kid":"a","signs":1,"plain":%q}]}`, base64.StdEncoding.EncodeToString(private))
+		half, err := signing.Public.Bytes()
+		must(t, err)
+		public := strings.Replace(string(text), `[`, fmt.Sprintf(`[{"kid":"a","signs":1,"public":%q},`,
+			base64.StdEncoding.EncodeToString(half)), 1)
+		for _, broken := range []string{"x", "{}", `{"keys":[]}`, `{"keys":[{"kid":"b","signs":2},{"kid":"a","signs":1}]}`, plain, public} {
 			must(t, raw(t, url).Set(t.Context(), "sluice:auth:keys", broken, 0).Err())
 			if _, _, err := replica(t, url, c, secret).Current(t.Context()); err == nil {
 				t.Errorf("the ring %s is accepted", broken)
@@ -215,7 +224,8 @@ func TestSecretChange(t *testing.T) {
 	})
 }
 
-func TestNewKeysRefuses(t *testing.T) {
+func TestKeysRefuses(t *testing.T) {
+	store := open(t, "redis://127.0.0.1:1", nil)
 	for name, test := range map[string]struct {
 		schedule authstore.Schedule
 		secret   string
@@ -226,11 +236,11 @@ func TestNewKeysRefuses(t *testing.T) {
 		"publishes too late":     {authstore.Schedule{Rotate: time.Hour, Publish: time.Minute}, secret},
 		"publishes far too soon": {authstore.Schedule{Rotate: time.Hour, Publish: time.Hour}, secret},
 	} {
-		if _, err := authstore.NewKeys(nil, test.schedule, test.secret); err == nil {
+		if _, err := store.Keys(test.schedule, test.secret); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := authstore.NewKeys(nil, daily, secret, "short"); err == nil {
+	if _, err := store.Keys(daily, secret, "short"); err == nil {
 		t.Error("a short previous secret: accepted")
 	}
 }

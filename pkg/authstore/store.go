@@ -1,5 +1,5 @@
 // Package authstore keeps in Redis what the replicas of the token service share: the registered clients, the ids of used
-// assertions, the counts of failed authentications, and the keys that sign tokens.
+// assertions, the counts of failed authentications, and the keys that sign tokens (pkg/keyring).
 //
 // Exactly one use of an id is the first. A removed client is gone for all replicas at once. All replicas sign with
 // the same key, and publish the next one well before it signs. Access to Redis alone does not allow signing tokens: the
@@ -39,8 +39,6 @@ type Store struct {
 	redis  *redis.Client
 	now    func() time.Time // nil: the server's clock
 	failed *redis.Script
-	load   *redis.Script
-	swap   *redis.Script
 	put    *redis.Script
 }
 
@@ -54,7 +52,7 @@ func Open(url string, roots *x509.CertPool, now func() time.Time) (*Store, error
 	}
 	s := &Store{redis: client, now: now}
 	for name, script := range map[string]**redis.Script{
-		"failed": &s.failed, "load": &s.load, "swap": &s.swap, "put": &s.put,
+		"failed": &s.failed, "put": &s.put,
 	} {
 		text, err := luaFiles.ReadFile("lua/" + name + ".lua")
 		if err != nil {

@@ -176,7 +176,7 @@ func TestClients(t *testing.T) {
 func TestRedisDownIsUnavailable(t *testing.T) {
 	server := miniredis.RunT(t)
 	s := open(t, "redis://"+server.Addr(), nil)
-	keys, err := authstore.NewKeys(s, daily, secret)
+	keys, err := s.Keys(daily, secret)
 	must(t, err)
 	must(t, s.Ping(t.Context()))
 	server.Close()

@@ -169,6 +169,9 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	if announced != nil && !bytes.Equal(announced, raw.Sum(nil)) {
 		return StoredFile{}, fmt.Errorf("%w: its digest differs from Repr-Digest", ErrMismatch)
 	}
+	if file.Digest != nil && zipped && hex.EncodeToString(raw.Sum(nil)) != file.Digest.SHA256 {
+		return StoredFile{}, fmt.Errorf("%w: its digest differs from that of the manifest", ErrMismatch)
+	}
 	if err := check.Close(); err != nil {
 		return StoredFile{}, err
 	}

@@ -32,7 +32,8 @@ type Options struct {
 
 // Export runs a whole export into a folder: kick-off, polling, download, manifest.json. The folder must be empty, unless
 // Options.Resume. After an error, a later call with Resume continues from the folder, without a new kick-off and
-// without downloading existing bytes again. A finished folder contains only the data files and manifest.json.
+// without downloading existing bytes again. A finished folder contains only the data files,
+// manifest.json, and the signed manifest if the server signs.
 func (c *Client) Export(ctx context.Context, request Request, opts Options) (report Report, err error) {
 	begin := time.Now()
 	folder, err := createFolder(opts.Dir)
@@ -148,9 +149,13 @@ func (c *Client) fetch(
 	for i, item := range manifest.items() {
 		item.Local = &results[i].stored
 	}
-	done := finished{
-		Manifest: *manifest, run: run{Export: have, Seconds: time.Since(begin).Seconds(), Warnings: manifest.warnings()},
+	signed, err := c.keep(ctx, folder, manifest)
+	if err != nil {
+		return Report{}, err
 	}
+	done := finished{Manifest: *manifest, run: run{
+		Export: have, Seconds: time.Since(begin).Seconds(), Warnings: manifest.warnings(), Signed: signed,
+	}}
 	if err := folder.save(manifestFile, done); err != nil {
 		return Report{}, err
 	}

@@ -100,7 +100,7 @@ func TestExport(t *testing.T) {
 			if status := seen.statuses[0]; status.State != "started" || status.Percent != 40 {
 				t.Errorf("observed status %+v", status)
 			}
-			again, err := Verify(t.Context(), dir)
+			again, err := Verify(t.Context(), dir, nil)
 			if err != nil || withoutSeconds(again.Total) != all {
 				t.Errorf("verify: %+v, %v", again, err)
 			}
@@ -212,7 +212,7 @@ func TestNotAManifest(t *testing.T) {
 			}
 			dir = t.TempDir()
 			must(t, os.WriteFile(filepath.Join(dir, manifestFile), []byte(row.body), 0o600))
-			if _, err := Verify(t.Context(), dir); !errors.Is(err, row.want) {
+			if _, err := Verify(t.Context(), dir, nil); !errors.Is(err, row.want) {
 				t.Errorf("verify: %v, want %v", err, row.want)
 			}
 		})
@@ -394,7 +394,7 @@ func TestResumeAfterFailure(t *testing.T) {
 			if report.Total.Resources != 600 || seen.resources != 600 || seen.finished != 3 {
 				t.Errorf("report %+v, observed %+v", report.Total, seen)
 			}
-			if _, err := Verify(t.Context(), dir); err != nil {
+			if _, err := Verify(t.Context(), dir, nil); err != nil {
 				t.Error(err)
 			}
 			if keep {
@@ -758,12 +758,12 @@ func TestVerifyFindsDamage(t *testing.T) {
 			dir := t.TempDir()
 			mustExport(t, c, Options{Dir: dir})
 			must(t, damage(dir))
-			if _, err := Verify(t.Context(), dir); !errors.Is(err, ErrMismatch) {
+			if _, err := Verify(t.Context(), dir, nil); !errors.Is(err, ErrMismatch) {
 				t.Errorf("error %v, want ErrMismatch", err)
 			}
 		})
 	}
-	if _, err := Verify(t.Context(), t.TempDir()); !errors.Is(err, ErrFolder) {
+	if _, err := Verify(t.Context(), t.TempDir(), nil); !errors.Is(err, ErrFolder) {
 		t.Errorf("an empty folder: %v", err)
 	}
 }

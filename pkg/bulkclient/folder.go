@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,7 +20,7 @@ import (
 // The files of a folder beside the data files. Names of data files end in .ndjson or .ndjson.gz, so they never collide
 // with these.
 const (
-	manifestFile = "manifest.json" // of a finished export: written last
+	manifestFile = "manifest.json" // of a finished export: written last; beside it those of signed.go
 	stateFile    = "export.json"   // of an unfinished export: the job and the request
 	journalFile  = "export.files"  // of an unfinished export: one journalEntry per line
 	partSuffix   = ".part"         // a download as received
@@ -66,6 +67,7 @@ type run struct {
 	Export   state    `json:"export"`
 	Seconds  float64  `json:"seconds"` // duration of the run that finished the export
 	Warnings []string `json:"warnings,omitempty"`
+	Signed   bool     `json:"signed,omitempty"` // the folder has the signed manifest
 }
 
 // results returns the stored files of the manifest.
@@ -145,6 +147,11 @@ func (f *folder) save(name string, document any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", name, err)
 	}
+	return f.replace(name, append(text, '\n'))
+}
+
+// replace writes a file atomically.
+func (f *folder) replace(name string, text []byte) error {
 	if err := f.write(name+newSuffix, os.O_TRUNC, text); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
@@ -154,13 +161,13 @@ func (f *folder) save(name string, document any) error {
 	return nil
 }
 
-// write writes the text and a newline, flushed to the disk. mode is os.O_TRUNC or os.O_APPEND.
+// write writes the text, flushed to the disk. mode is os.O_TRUNC or os.O_APPEND.
 func (f *folder) write(name string, mode int, text []byte) error {
 	out, err := f.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|mode, 0o640)
 	if err != nil {
 		return err
 	}
-	_, err = out.Write(append(text, '\n'))
+	_, err = out.Write(text)
 	return errors.Join(err, out.Sync(), out.Close())
 }
 
@@ -200,7 +207,7 @@ func (f *folder) record(url string, stored StoredFile) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.write(journalFile, os.O_APPEND, line); err != nil {
+	if err := f.write(journalFile, os.O_APPEND, append(line, '\n')); err != nil {
 		return fmt.Errorf("write the journal: %w", err)
 	}
 	return nil
@@ -266,8 +273,9 @@ func (f *folder) removeExport() error {
 	var names []string
 	for _, entry := range entries {
 		name := strings.TrimSuffix(entry.Name(), newSuffix)
-		data := isData(strings.TrimSuffix(strings.TrimSuffix(name, metaSuffix), partSuffix))
-		if entry.Type().IsRegular() && (data || name == manifestFile || name == stateFile || name == journalFile) {
+		ours := slices.Contains([]string{manifestFile, stateFile, journalFile, signedFile, signatureFile, jwksFile}, name) ||
+			isData(strings.TrimSuffix(strings.TrimSuffix(name, metaSuffix), partSuffix))
+		if entry.Type().IsRegular() && ours {
 			names = append(names, entry.Name())
 		}
 	}

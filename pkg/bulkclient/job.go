@@ -1,6 +1,7 @@
 package bulkclient
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -197,8 +198,15 @@ func (c *Client) Poll(ctx context.Context, job Job, polls int) (*Manifest, Statu
 	default:
 		return nil, Status{}, refusal(resp)
 	}
-	body := &failing{in: resp.Body}
-	manifest, err := readManifest(body, resp.Request.URL) // the URL after redirects, if any
+	body, raw := &failing{in: resp.Body}, &bytes.Buffer{}
+	var in io.Reader = body
+	signature := resp.Header.Get(signatureHeader)
+	if !isSigned(signature) {
+		signature = ""
+	} else {
+		in = io.TeeReader(body, raw)
+	}
+	manifest, err := readManifest(in, resp.Request.URL) // the URL after redirects, if any
 	err = errors.Join(err, resp.Body.Close())
 	if body.err != nil {
 		return nil, Status{}, lost(ctx, body.err)
@@ -209,6 +217,7 @@ func (c *Client) Poll(ctx context.Context, job Job, polls int) (*Manifest, Statu
 	for _, item := range manifest.items() {
 		item.Local = nil // set by this client, never by the server
 	}
+	manifest.signature, manifest.raw = signature, raw.Bytes()
 	return manifest, Status{}, nil
 }
 

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
 // Manifest lists the files of a finished export (spec 3). A server may leave out anything but the files (see Missing).
@@ -27,14 +29,19 @@ type Manifest struct {
 	// Missing names the required members that the server did not send or sent empty. An absent requiresAccessToken
 	// counts as true for files on the origin of the base URL, and as false for others, which never get the token.
 	Missing []string `json:"-"`
+
+	numbers   []export.Numbers // of its extension; nil: none
+	raw       []byte           // as it came, if it has a signature
+	signature string           // a detached JWS over raw; "": none
 }
 
 // Item is one file of a manifest.
 type Item struct {
-	Type  string      `json:"type"`            // "": not given; all lines are of one type
-	URL   string      `json:"url"`             // absolute once the manifest is read
-	Count *int64      `json:"count,omitempty"` // lines; nil when unknown
-	Local *StoredFile `json:"local,omitempty"` // only in the manifest.json of a folder: the downloaded file
+	Type      string          `json:"type"`                // "": not given; all lines are of one type
+	URL       string          `json:"url"`                 // absolute once the manifest is read
+	Count     *int64          `json:"count,omitempty"`     // lines; nil when unknown
+	Extension json.RawMessage `json:"extension,omitempty"` // of any form
+	Local     *StoredFile     `json:"local,omitempty"`     // only in the manifest.json of a folder: the downloaded file
 }
 
 // items returns the items of all lists: output, deleted, error.
@@ -165,7 +172,7 @@ func (r *manifestReader) read() (*Manifest, error) {
 		switch name {
 		case "output", "deleted", "error":
 			*lists[name], err = r.list(name)
-		case "transactionTime", "request", "requiresAccessToken", "resourceType", "link":
+		case "transactionTime", "request", "requiresAccessToken", "resourceType", "link", "extension":
 			err = r.decode(&value)
 		default:
 			if err := r.skip(); err != nil {
@@ -296,6 +303,7 @@ func (r *manifestReader) fill(manifest *Manifest) error {
 	if manifest.TransactionTime == "" {
 		manifest.Missing = append(manifest.Missing, "transactionTime")
 	}
+	manifest.numbers = numbersIn(r.members["extension"])
 	const others = 3 // those above
 	if manifest.Output == nil || len(manifest.Output) == 0 && len(manifest.Missing) == others {
 		return malformed("it has no output")
@@ -346,11 +354,12 @@ const (
 
 // File is one file of an export, and its name in the folder.
 type File struct {
-	List  List
-	Type  string // resource type of every line; "": any one type
-	URL   string // absolute
-	Count int64  // lines, -1 when unknown
-	Name  string // of the finished file without .gz, as Patient.2.ndjson: safe, and unique in the folder
+	List   List
+	Type   string  // resource type of every line; "": any one type
+	URL    string  // absolute
+	Count  int64   // lines, -1 when unknown
+	Digest *Digest // nil when unknown
+	Name   string  // of the finished file without .gz, as Patient.2.ndjson: safe, and unique in the folder
 }
 
 var safeType = regexp.MustCompile(`^[A-Z][A-Za-z]{0,63}$`)
@@ -377,7 +386,9 @@ func files(manifest *Manifest, known map[string]string) ([]File, error) {
 				return nil, fmt.Errorf("%w: %s[%d] of the manifest: the file is listed twice", ErrMismatch, list.name, i)
 			}
 			listed[item.URL] = true
-			file := File{List: list.name, Type: item.Type, URL: item.URL, Count: -1, Name: known[item.URL]}
+			file := File{
+				List: list.name, Type: item.Type, URL: item.URL, Count: -1, Name: known[item.URL], Digest: digestIn(item.Extension),
+			}
 			if item.Count != nil {
 				file.Count = *item.Count
 			}

@@ -18,6 +18,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/gzipblocks"
+	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 )
 
 // Report counts the files of a finished export. The names of its JSON do not change; more may come.
@@ -37,6 +39,9 @@ type Report struct {
 	Problems        []string `json:"problems"`           // the first of Incomplete
 	Notes           []string `json:"notes"`              // the first of Withheld
 	Warnings        []string `json:"warnings"`           // about the manifest
+
+	SignedBy  string   `json:"signedBy,omitempty"`  // only by Verify: kid of the key that signed the manifest; "": not signed
+	Unchecked []string `json:"unchecked,omitempty"` // only by Verify: what could not be checked
 }
 
 // Total counts files.
@@ -168,9 +173,12 @@ func (r *Report) addOutcome(line []byte) {
 }
 
 // Verify reads every file of a finished folder and compares it with manifest.json: digest, compression, number of
-// lines, type of every line. It also reports data files that the manifest does not list. It checks the whole folder
-// and returns all errors joined; the report counts the valid files.
-func Verify(ctx context.Context, dir string) (report Report, err error) {
+// lines, type of every line. It also reports data files that the manifest does not list. If the server signed its
+// manifest, it checks the signature with a key set, and that manifest.json and every file are those of the signed
+// manifest, whose numbers add up. jwks is a trusted key set, with which a signature is required; nil: that of the folder.
+// It checks the whole folder, offline, and returns all errors joined; the report counts the valid files, and names what
+// could not be checked.
+func Verify(ctx context.Context, dir string, jwks []byte) (report Report, err error) {
 	folder, err := openFolder(dir)
 	if err != nil {
 		return Report{}, err
@@ -188,11 +196,25 @@ func Verify(ctx context.Context, dir string) (report Report, err error) {
 		return Report{}, err
 	}
 	var wrong error
+	var signedBy string
+	var unchecked []string
+	unsigned := !done.Signed && jwks == nil
+	if unsigned {
+		unchecked = []string{"where the files are from: the server did not sign its manifest"}
+	} else {
+		proof, err := folder.signed(jwks)
+		if err == nil {
+			signedBy, unchecked, err = proof.check(done, results)
+		}
+		wrong = err
+	}
 	var valid []result
+	unproven := 0
 	listed := make(map[string]bool)
 	for _, r := range results {
 		listed[r.stored.File] = true
-		if err := verify(ctx, folder, r); err != nil {
+		proven, err := verify(ctx, folder, r)
+		if err != nil {
 			if ctx.Err() != nil {
 				return Report{}, ctx.Err()
 			}
@@ -200,6 +222,13 @@ func Verify(ctx context.Context, dir string) (report Report, err error) {
 			continue
 		}
 		valid = append(valid, r)
+		if !proven && !unsigned {
+			unproven++
+		}
+	}
+	if unproven > 0 {
+		unchecked = append(unchecked, fmt.Sprintf("whether the text of %s is that of the signed digest, which is of the compressed "+
+			"form: another version compressed it (--keep-gzip keeps that form)", plural.Of(unproven, "file")))
 	}
 	entries, err := fs.ReadDir(folder.root.FS(), ".")
 	if err != nil {
@@ -212,38 +241,54 @@ func Verify(ctx context.Context, dir string) (report Report, err error) {
 	}
 	report = count(valid)
 	report.describe(folder, done)
+	report.SignedBy, report.Unchecked = signedBy, unchecked
 	return report, wrong
 }
 
-func verify(ctx context.Context, folder *folder, r result) (err error) {
+// verify checks one file. It reports whether the file has the digest of the manifest; a text is compressed for that.
+func verify(ctx context.Context, folder *folder, r result) (proven bool, err error) {
 	file, err := folder.root.Open(r.stored.File)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: it is missing", ErrMismatch)
+		return false, fmt.Errorf("%w: it is missing", ErrMismatch)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	zipped := strings.HasSuffix(r.stored.File, ".gz")
 	sum, check, length := sha256.New(), newLines(r.file.Type, r.stored.Resources), int64(0)
+	zip, zipSum := io.Writer(io.Discard), sum
+	var compress gzipblocks.Writer
+	proven = r.file.Digest != nil && (zipped || r.file.Digest.Encoder == gzipblocks.Encoder)
+	if proven && !zipped {
+		zip, zipSum = &compress, sha256.New()
+		if err := compress.Reset(zipSum); err != nil {
+			return false, err
+		}
+	}
 	err = decode(bufio.NewReaderSize(io.TeeReader(file, sum), 128<<10), zipped, func(piece []byte) error {
 		length += int64(len(piece))
-		if _, err := check.Write(piece); err != nil {
-			return err
-		}
-		return ctx.Err()
+		_, err1 := check.Write(piece)
+		_, err2 := zip.Write(piece)
+		return errors.Join(err1, err2, ctx.Err())
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = check.Close()
 	}
-	if err := check.Close(); err != nil {
-		return err
+	if err == nil && zipSum != sum {
+		err = compress.Close()
+	}
+	if err != nil {
+		return false, err
 	}
 	if r.file.Count >= 0 && r.file.Count != check.count {
-		return fmt.Errorf("%w: it has %d resources, not %d", ErrMismatch, check.count, r.file.Count)
+		return false, fmt.Errorf("%w: it has %d resources, not %d", ErrMismatch, check.count, r.file.Count)
 	}
 	if length != r.stored.Bytes || hex.EncodeToString(sum.Sum(nil)) != r.stored.SHA256 {
-		return fmt.Errorf("%w: its content has changed since the download", ErrMismatch)
+		return false, fmt.Errorf("%w: its content has changed since the download", ErrMismatch)
 	}
-	return nil
+	if proven && hex.EncodeToString(zipSum.Sum(nil)) != r.file.Digest.SHA256 {
+		return false, fmt.Errorf("%w: it is not the file of the manifest", ErrMismatch)
+	}
+	return proven, nil
 }

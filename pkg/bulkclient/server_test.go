@@ -73,10 +73,13 @@ type fakeServer struct {
 	body       string // in place of the manifest
 	outage     string // Retry-After of refusals; "" for 3
 	seen       []*http.Request
-	bodies     []string          // of the requests in seen
-	outcome    string            // diagnostics of refusals
-	onPoll     func()            // called with each poll
-	after      map[string]func() // called under the mutex after a file's response
+	bodies     []string                                              // of the requests in seen
+	outcome    string                                                // diagnostics of refusals
+	onPoll     func()                                                // called with each poll
+	after      map[string]func()                                     // called under the mutex after a file's response
+	signing    func(manifest []byte) (text []byte, signature string) // changes and signs the manifest
+	jwks       []byte
+	keyCodes   []int // status codes of the first responses to requests of the keys
 }
 
 func newFakeServer(t *testing.T) *fakeServer {
@@ -144,6 +147,16 @@ func (s *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	if hangUp {
 		panic(http.ErrAbortHandler)
+	}
+	if r.URL.Path == "/fhir/.well-known/jwks.json" && r.Header.Get("Authorization") == "" { // needs no token
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if code := next(&s.keyCodes); code != 0 {
+			s.refuse(w, code)
+		} else if _, err := w.Write(s.jwks); err != nil {
+			s.t.Errorf("send the keys: %v", err)
+		}
+		return
 	}
 	if !good {
 		s.refuse(w, http.StatusUnauthorized)
@@ -238,7 +251,13 @@ func (s *fakeServer) status(w http.ResponseWriter) {
 		}
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(manifest); err != nil {
+	text, err := json.Marshal(manifest)
+	if s.signing != nil {
+		var signature string
+		text, signature = s.signing(text)
+		w.Header().Set(signatureHeader, signature)
+	}
+	if _, writeErr := w.Write(text); err != nil || writeErr != nil {
 		s.t.Errorf("send the manifest: %v", err)
 	}
 }

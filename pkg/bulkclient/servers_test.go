@@ -214,7 +214,7 @@ func TestOtherServers(t *testing.T) {
 			if test.tokens >= 0 && withToken != test.tokens || test.tokens < 0 && withToken != len(s.seen) {
 				t.Errorf("%d of %d requests had the token", withToken, len(s.seen))
 			}
-			again, err := Verify(t.Context(), dir)
+			again, err := Verify(t.Context(), dir, nil)
 			if err != nil || again.Total.Resources != 2 || again.Types[0].Type != "Patient" {
 				t.Errorf("verify: %+v, %v", again, err)
 			}
@@ -246,7 +246,7 @@ func TestLongLineIsStored(t *testing.T) {
 	if !bytes.Equal(content(t, dir, "DocumentReference.ndjson"), file.plain) {
 		t.Error("the file differs from the served one")
 	}
-	if _, err := Verify(t.Context(), dir); err != nil {
+	if _, err := Verify(t.Context(), dir, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -413,7 +413,7 @@ func TestFolderOfThePreviousVersion(t *testing.T) {
 	if s.countOf("GET /fhir/jobs/1/Patient.p") != 0 || s.countOf("GET /fhir/jobs/1/Patient.q.1.0.ndjson bytes=1000-") != 1 {
 		t.Errorf("requested %q", s.requests())
 	}
-	if _, err := Verify(t.Context(), dir); err != nil {
+	if _, err := Verify(t.Context(), dir, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -439,7 +439,7 @@ func TestOrderOfTheManifestChanges(t *testing.T) {
 			t.Errorf("%s is not %s", name, from)
 		}
 	}
-	if _, err := Verify(t.Context(), dir); err != nil {
+	if _, err := Verify(t.Context(), dir, nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -149,8 +149,10 @@ type Job struct {
 	Cohort   Cohort    // set by the plan
 	Manifest string    // object key of the sealed file list (one JSON File a line); set by the seal
 	Digest   string    // SHA-256 of the sealed file list, lower-case hex; "" when an earlier version sealed the job
-	Key      []byte    // the data key of its objects, wrapped (pkg/envelope); empty: they are in plaintext. Fixed at kick-off
-	Trace    string    // W3C traceparent of the kick-off, the parent of its units' spans; empty: not traced. Fixed at kick-off
+	// Resources has the numbers of each type; set by the seal. Nil when an earlier version sealed the job.
+	Resources []Numbers
+	Key       []byte // the data key of its objects, wrapped (pkg/envelope); empty: they are in plaintext. Fixed at kick-off
+	Trace     string // W3C traceparent of the kick-off, the parent of its units' spans; empty: not traced. Fixed at kick-off
 
 	Unconfirmed bool // the kick-off has not yet queued the plan
 }

@@ -102,6 +102,7 @@ type Lease struct {
 type Result struct {
 	Files      []File    `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
 	References []string  `json:"references,omitempty"` // object keys of sorted runs of references seen
+	Found      int64     `json:"found,omitempty"`      // resources that the source returned for this unit's own part
 	Withheld   int64     `json:"withheld,omitempty"`   // resources that also name a patient outside the cohort
 	Filtered   int64     `json:"filtered,omitempty"`   // resources that a stage of the chain dropped, such as `_typeFilter`
 	LeftOut    []LeftOut `json:"leftOut,omitempty"`    // what else the unit left out, by type and reason
@@ -122,6 +123,8 @@ type File struct {
 	Bytes  int64  `json:"bytes"`  // uncompressed size
 	Stored int64  `json:"stored"` // compressed size, as the object store confirmed it
 	SHA256 string `json:"sha256"` // of the compressed bytes, lower-case hex
+
+	Encoder string `json:"encoder,omitempty"` // what compressed it (gzipblocks.Encoder); "" for a file of an earlier version
 
 	Encrypted bool `json:"encrypted,omitempty"` // the object is encrypted; the fields above describe the plaintext
 

@@ -19,6 +19,11 @@ import (
 // BlockSize is the text of one block in bytes; the last block may be shorter. It is what reading a byte costs at most.
 const BlockSize = 1 << 20
 
+// Encoder names how a Writer compresses. The same text always has the same stream, however it is cut into writes, under
+// the same name: whoever has a text can tell whether it is that of a stream whose digest is known. Change the name when
+// a text gets another stream, such as by another release of the library; TestStreamsOfThisEncoder fails then.
+const Encoder = "sluice-gzip-1"
+
 // header is that of a gzip member without a name and a time (RFC 1952 section 2.3.1).
 const header = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
 

@@ -3,7 +3,9 @@ package gzipblocks_test
 import (
 	"bytes"
 	stdgzip "compress/gzip"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"strings"
@@ -177,4 +179,30 @@ func FuzzFind(f *testing.F) {
 			t.Errorf("%+v of %d bytes", place, stored)
 		}
 	})
+}
+
+// The stream of a text depends on the text alone, and is that of the named encoder: a client proves with it that its text is
+// the one whose gzip form was signed. If the digests change, give Encoder a new name.
+func TestStreamsOfThisEncoder(t *testing.T) {
+	want := map[int]string{
+		0:               "458c5a203299dd326aa747fee1bbc7709bfbd560507d1603459d9f7d9eb6be76",
+		5 * block / 2:   "edab3e5fce45f5d0ac43e38619021c35d0d0b08ebfe40bd2a698f088af52e7f4",
+		64<<10 - 1:      "3a90fdc9c13f3aab8d2b13f8dfe9696fe694947ae6a7e8f7104d105cf8517193",
+		3*block + 12345: "048fb3fc451fe2f1630bd5ddea1a2baf921d01f1f45798422a9f7106267bd128",
+	}
+	if gzipblocks.Encoder != "sluice-gzip-1" {
+		t.Error("the digests below are those of another encoder")
+	}
+	var used gzipblocks.Writer
+	for size, digest := range want {
+		for _, piece := range []int{700, 64 << 10, block + 1, 5 * block} {
+			for _, w := range []*gzipblocks.Writer{{}, &used} {
+				stored, _ := pack(t, w, text(size), piece)
+				if got := fmt.Sprintf("%x", sha256.Sum256(stored)); got != digest {
+					t.Errorf("%d bytes in pieces of %d: %s, want %s", size, piece, got, digest)
+				}
+				pack(t, &used, text(size/3), piece) // leaves something in its tables
+			}
+		}
+	}
 }

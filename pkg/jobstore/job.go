@@ -71,8 +71,10 @@ func decodeJob(id export.JobID, fields map[string]string) (job export.Job, err e
 		json.Unmarshal([]byte(fields["owner"]), &job.Owner),
 		json.Unmarshal([]byte(cmp.Or(fields["request_2"], fields["request"])), &job.Request), // requestField
 	)
-	if cohort := fields["cohort"]; cohort != "" {
-		err = errors.Join(err, json.Unmarshal([]byte(cohort), &job.Cohort))
+	for field, to := range map[string]any{"cohort": &job.Cohort, "numbers": &job.Resources} {
+		if text := fields[field]; text != "" {
+			err = errors.Join(err, json.Unmarshal([]byte(text), to))
+		}
 	}
 	if err != nil {
 		return export.Job{}, fmt.Errorf("read job %s: %w", id, err)

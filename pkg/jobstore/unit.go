@@ -103,8 +103,10 @@ type Plan struct {
 type Seal struct {
 	Manifest string
 	Digest   string // SHA-256 of the manifest, lower-case hex
-	Finished time.Time
-	Expires  time.Time
+	// Resources is export.Job.Resources.
+	Resources []export.Numbers
+	Finished  time.Time
+	Expires   time.Time
 }
 
 // Commit closes the unit with its result, once; a repetition with the same result succeeds. ErrFenced when the lease is
@@ -136,7 +138,11 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 	}
 	if c.Seal != nil {
 		target = export.Completed
-		fields = append(fields, "manifest", c.Seal.Manifest, "manifest_sha256", c.Seal.Digest, "percent", 100,
+		numbers, err := json.Marshal(c.Seal.Resources)
+		if err != nil {
+			return fmt.Errorf("encode numbers of resources: %w", err)
+		}
+		fields = append(fields, "numbers", numbers, "manifest", c.Seal.Manifest, "manifest_sha256", c.Seal.Digest, "percent", 100,
 			"finished", millis(c.Seal.Finished), "expires", millis(c.Seal.Expires))
 		due, ttl = strconv.FormatInt(millis(c.Seal.Expires), 10), s.ttlFrom(c.Seal.Expires)
 	}

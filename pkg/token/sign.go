@@ -78,16 +78,23 @@ func (s *Signer) Sign(typ string, claims map[string]any) (string, error) {
 }
 
 // PublicJWK returns the public half of the key, as a member of a JWKS.
-func (s *Signer) PublicJWK() (json.RawMessage, error) { return s.jwk(s.private.Public()) }
+func (s *Signer) PublicJWK() (json.RawMessage, error) {
+	return keyJSON(s.private.Public(), s.kid, s.alg)
+}
 
-// jwk returns one half of the key as JSON.
-func (s *Signer) jwk(half any) (json.RawMessage, error) {
+// PublicJWK returns a public key on P-256 as a member of a JWKS.
+func PublicJWK(public *ecdsa.PublicKey, kid string) (json.RawMessage, error) {
+	return keyJSON(public, kid, jwa.ES256)
+}
+
+// keyJSON returns one half of a key as JSON.
+func keyJSON(half any, kid string, alg jwa.SignatureAlgorithm) (json.RawMessage, error) {
 	key, err := jwk.FromRaw(half)
 	if err != nil {
 		return nil, fmt.Errorf("write key: %w", err)
 	}
 	for name, value := range map[string]any{
-		jwk.KeyUsageKey: jwk.ForSignature, jwk.AlgorithmKey: s.alg, jwk.KeyIDKey: s.kid,
+		jwk.KeyUsageKey: jwk.ForSignature, jwk.AlgorithmKey: alg, jwk.KeyIDKey: kid,
 	} {
 		if err := key.Set(name, value); err != nil {
 			return nil, fmt.Errorf("write key: %w", err)
@@ -115,7 +122,7 @@ func NewKey(curve elliptic.Curve) (private, jwks []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make key: %w", err)
 	}
-	secret, err := signer.jwk(key)
+	secret, err := keyJSON(key, signer.kid, signer.alg)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make key: %w", err)
 	}

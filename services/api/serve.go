@@ -125,9 +125,13 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	keys, err := cfg.Envelope.SigningKeys(jobs)
+	if err != nil {
+		return err
+	}
 	deps := httpapi.Deps{
 		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Registry: registry,
-		Groups: directory.Groups, Access: directory.Access, Audit: events, NewKey: newKey, Tracing: tracing,
+		Groups: directory.Groups, Access: directory.Access, Keys: keys, Audit: events, NewKey: newKey, Tracing: tracing,
 	}
 	handler, err := httpapi.New(httpapi.Config{
 		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, TokenURL: cfg.TokenURL,
@@ -151,6 +155,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	return rungroup.Run(ctx,
 		config.HTTP("public listener", public, handler, listeners.Public),
 		config.PrivateHTTP(private, httpapi.Private(deps), listeners.Private),
+		rungroup.Component{Name: "signing keys", Run: func(ctx context.Context) error { return keys.Run(ctx, log) }},
 		config.Readiness("api", deps.Checks(), log),
 		config.Bucket(objects, log),
 	)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/authstore"
+	"github.com/sluice-fhir/sluice/pkg/keyring"
 	"github.com/sluice-fhir/sluice/pkg/platform/health"
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
@@ -61,9 +62,9 @@ func (c *settings) Validate() (err error) {
 	c.base, err = config.BaseURL(c.BaseURL)
 	add("BASE_URL", err)
 	add("AUTH_TOKEN_URL", checkTokenURL(c.TokenURL))
-	add("AUTH_KEY_SECRET", authstore.CheckSecret(c.Secret))
+	add("AUTH_KEY_SECRET", keyring.CheckSecret(c.Secret))
 	if c.Previous != "" {
-		add("AUTH_KEY_SECRET_PREVIOUS", authstore.CheckSecret(c.Previous))
+		add("AUTH_KEY_SECRET_PREVIOUS", keyring.CheckSecret(c.Previous))
 	}
 	problems = append(problems, c.Schedule.Check())
 	if c.Clients != "" {
@@ -119,7 +120,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	if cfg.Previous != "" {
 		previous = append(previous, cfg.Previous)
 	}
-	keys, err := authstore.NewKeys(store, cfg.Schedule, cfg.Secret, previous...)
+	keys, err := store.Keys(cfg.Schedule, cfg.Secret, previous...)
 	if err != nil {
 		return err
 	}

@@ -2,11 +2,13 @@ package config
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/envelope"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/keyring"
 )
 
 // Envelope configures the master keys, which wrap the data keys of jobs.
@@ -37,6 +39,19 @@ func (e Envelope) Ring(jobs *jobstore.Store) (*envelope.Ring, error) {
 		return nil, err
 	}
 	return envelope.NewRing(keys, jobs.Key, time.Now), nil
+}
+
+// SigningKeys returns the keys that sign manifests. The master keys encrypt them, if there are any.
+func (e Envelope) SigningKeys(jobs *jobstore.Store) (*keyring.Keys, error) {
+	if err := e.Validate(); err != nil {
+		return nil, err
+	}
+	var secrets []string
+	for _, key := range strings.Fields(e.Keys) {
+		_, secret, _ := strings.Cut(key, ":")
+		secrets = append(secrets, secret)
+	}
+	return jobs.SigningKeys(secrets...)
 }
 
 // NewKey returns the function that makes a job's wrapped data key, or nil without a master key.

@@ -70,11 +70,14 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "api", Now: now})
 	must(t, err)
 	t.Cleanup(func() { must(t, events.Close()) })
+	keys, err := jobs.SigningKeys()
+	must(t, err)
+	must(t, keys.Refresh(t.Context()))
 	handler, err := httpapi.New(httpapi.Config{
 		BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log,
 		Limits: envconfig.Defaults[httpapi.Limits](),
 	}, httpapi.Deps{
-		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access, Audit: events,
+		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access, Keys: keys, Audit: events,
 		Registry: telemetry.NewRegistry(),
 	})
 	must(t, err)

@@ -61,7 +61,7 @@ func openAuth(
 	if err != nil {
 		return nil, err
 	}
-	keys, err := authstore.NewKeys(a.store, envconfig.Defaults[authstore.Schedule](), seal)
+	keys, err := a.store.Keys(envconfig.Defaults[authstore.Schedule](), seal)
 	if err != nil {
 		return nil, err
 	}

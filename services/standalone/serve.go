@@ -16,9 +16,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/directory/filedir"
-	"github.com/sluice-fhir/sluice/pkg/envelope"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
 	"github.com/sluice-fhir/sluice/pkg/platform/filelock"
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
@@ -113,9 +111,26 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, tasks.Close(), jobs.Close()) }()
-	ring, newKey, err := encryption(opts, jobs)
+	master, err := encryption(opts)
 	if err != nil {
 		return err
+	}
+	ring, err := master.Ring(jobs)
+	if err != nil {
+		return err
+	}
+	keys, err := master.SigningKeys(jobs)
+	if err != nil {
+		return err
+	}
+	if err := keys.Refresh(ctx); err != nil { // the first manifest needs a key
+		return err
+	}
+	var newKey func(export.JobID, export.Owner) []byte // nil: new jobs are not encrypted
+	if opts.encrypt {
+		if newKey, err = master.NewKey(); err != nil {
+			return err
+		}
 	}
 	objects, err := config.Objects{
 		Endpoint: s3.Endpoint(), AccessKey: accessKey, SecretKey: secretKey, Bucket: "sluice",
@@ -175,7 +190,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	defer tokens.Close()
 
 	parts := httpapi.Deps{
-		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Audit: events,
+		Jobs: jobs, Queue: tasks, Objects: objects, Tokens: tokens, Groups: groups, Access: access, Keys: keys, Audit: events,
 		Registry: registry, NewKey: newKey,
 	}
 	public, err := httpapi.New(httpapi.Config{
@@ -219,7 +234,8 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	return rungroup.Run(ctx,
 		*source.Watch,
 		config.HTTP("listener", listener, served, serving),
-		rungroup.Component{Name: "signing keys", Run: auth.service.Run},
+		rungroup.Component{Name: "signing keys of tokens", Run: auth.service.Run},
+		rungroup.Component{Name: "signing keys", Run: func(ctx context.Context) error { return keys.Run(ctx, log) }},
 		redis.clock(), redis.saving(log),
 		rungroup.Component{Name: "operator's page", Run: page.Run},
 		rungroup.Component{Name: "passes", Run: maintainer.Run},
@@ -246,25 +262,18 @@ func lock(state string) (unlock func(), err error) {
 	return func() { _ = file.Close() }, nil
 }
 
-// encryption returns the keys of objects, and the function that makes the key of a new job, nil without --encrypt. The
-// master key is in the state folder from the first --encrypt on, so that encrypted jobs can be read after a restart without
-// the flag.
-func encryption(opts options, jobs *jobstore.Store) (*envelope.Ring, func(export.JobID, export.Owner) []byte, error) {
+// encryption returns the master key. It is in the state folder from the first --encrypt on, so that encrypted jobs can be
+// read after a restart without the flag.
+func encryption(opts options) (master config.Envelope, err error) {
 	file := filepath.Join(opts.state, "master.key")
-	section := config.Envelope{}
 	if _, err := os.Stat(file); err == nil || opts.encrypt {
 		key, err := secret(file)
 		if err != nil {
-			return nil, nil, err
+			return master, err
 		}
-		section.Keys = "standalone:" + key
+		master.Keys = "standalone:" + key
 	}
-	ring, err := section.Ring(jobs)
-	if err != nil || !opts.encrypt {
-		return ring, nil, err
-	}
-	newKey, err := section.NewKey()
-	return ring, newKey, err
+	return master, nil
 }
 
 // withPrivate adds /metrics and the operator's page to the listener, and redirects / to the page. It refuses names of other

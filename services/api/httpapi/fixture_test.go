@@ -121,8 +121,11 @@ func newFixtureOn(t testing.TB, redisURL string, place testenv.S3, change ...fun
 	w.auditAt = filepath.Join(t.TempDir(), "audit.ndjson")
 	events, err := audit.Open(audit.Config{Path: w.auditAt, Process: "api", Now: w.clock.Now})
 	w.must(err)
+	keys, err := w.jobs.SigningKeys()
+	w.must(err)
+	w.must(keys.Refresh(t.Context()))
 	w.deps = httpapi.Deps{
-		Jobs: w.jobs, Queue: tasks, Objects: w.objects, Tokens: tokens, Groups: w.users, Access: w.users.Access,
+		Jobs: w.jobs, Queue: tasks, Objects: w.objects, Tokens: tokens, Groups: w.users, Access: w.users.Access, Keys: keys,
 		Audit: events, Registry: prometheus.NewRegistry(),
 	}
 	w.handler, err = httpapi.New(w.config(change...), w.deps)

@@ -18,39 +18,56 @@ import (
 
 // manifestItem is one file in the manifest.
 type manifestItem struct {
-	Type  string `json:"type"`
-	URL   string `json:"url"`
-	Count int64  `json:"count"`
+	Type      string         `json:"type"`
+	URL       string         `json:"url"`
+	Count     int64          `json:"count"`
+	Extension *itemExtension `json:"extension,omitempty"` // nil without a digest
 }
 
-// manifest streams the manifest of a completed job (spec 3). It reads the sealed list of files twice, for `output` and for
-// `error`, because the number of files is unbounded.
+// itemExtension describes the file (M-14).
+type itemExtension struct {
+	SHA256  string `json:"sha256"`            // of its gzip form, lower-case hex
+	Size    int64  `json:"size"`              // bytes of its gzip form
+	Bytes   int64  `json:"bytes"`             // bytes of its text
+	Encoder string `json:"encoder,omitempty"` // what made the gzip form of the text: gzipblocks.Encoder
+}
+
+// manifest streams the manifest of a completed job (spec 3) with its signature. It renders it twice, first for the
+// signature, which is in the header, because the number of files is unbounded. What it renders never changes.
 func (s *service) manifest(c *gin.Context, job export.Job) error {
 	end, err := s.manifests.begin(principalOf(c).Owner, s.DownloadLimit)
 	if err != nil {
 		return err
 	}
 	defer end()
-	// The list is opened before the header is sent, so that an unavailable store is a 503 and not half a manifest.
 	ctx := c.Request.Context()
-	files, err := s.openList(ctx, job)
+	signature, err := s.sign(ctx, job)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = files.Close() }() // read only
-
 	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusOK)); err != nil {
 		return err
 	}
 	c.Header("Content-Type", plainJSON)
 	c.Header("Expires", httpDate(job.Expires))
 	c.Header("X-Progress", "completed")
+	c.Header(signatureHeader, signature)
 	writeHeader(c, http.StatusOK)
 	if c.Request.Method == http.MethodHead {
 		return nil
 	}
-	// From here on refuse cuts the connection on an error, because the header is sent. The writer keeps its first error.
-	out := bufio.NewWriterSize(toClient{c.Writer}, 32<<10)
+	// From here on refuse cuts the connection on an error, because the header is sent.
+	return s.render(ctx, toClient{c.Writer}, job)
+}
+
+// render writes the manifest. It reads the sealed list of files twice, for `output` and for `error`.
+func (s *service) render(ctx context.Context, to io.Writer, job export.Job) error {
+	files, err := s.openList(ctx, job)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = files.Close() }()   // read only
+	out := bufio.NewWriterSize(to, 32<<10) // it keeps its first error
 	_, _ = fmt.Fprintf(out, `{"transactionTime":%q,"request":%s,"requiresAccessToken":true,"output":[`,
 		job.TransactionTime().Format(time.RFC3339), bytes.TrimSpace(encode(job.Request.URL)))
 	if err := s.writeItems(out, job, files, false); err != nil {
@@ -65,7 +82,11 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	if err := s.writeItems(out, job, again, true); err != nil {
 		return err
 	}
-	_, _ = out.WriteString("]}\n")
+	_, _ = out.WriteString("]")
+	if job.Resources != nil {
+		_, _ = fmt.Fprintf(out, `,"extension":{"resources":%s}`, bytes.TrimSpace(encode(job.Resources)))
+	}
+	_, _ = out.WriteString("}\n")
 	if err := out.Flush(); err != nil {
 		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
 	}
@@ -101,7 +122,11 @@ func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader,
 		if file.Error != errorList {
 			continue
 		}
-		item, err := json.Marshal(manifestItem{Type: file.Type, URL: s.fileURL(job.ID, file.Name), Count: file.Count})
+		listed := manifestItem{Type: file.Type, URL: s.fileURL(job.ID, file.Name), Count: file.Count}
+		if file.SHA256 != "" {
+			listed.Extension = &itemExtension{file.SHA256, file.Stored, file.Bytes, file.Encoder}
+		}
+		item, err := json.Marshal(listed)
 		if err != nil {
 			return fmt.Errorf("encoding file %s of job %s: %w", file.Name, job.ID, err)
 		}

@@ -205,7 +205,7 @@ func TestProbes(t *testing.T) {
 		if len(down) > 0 {
 			want = http.StatusServiceUnavailable
 		}
-		if got.code != want || len(report) != 5 {
+		if got.code != want || len(report) != 6 {
 			t.Errorf("%d %s, want %d", got.code, got.body, want)
 		}
 		for name, state := range report {
@@ -251,7 +251,7 @@ func TestChecksAreOptional(t *testing.T) {
 	w := newFixture(t)
 	deps := w.deps
 	deps.Groups, deps.Access = struct{ directory.Groups }{w.users}, struct{ directory.Access }{w.users.Access}
-	if checks := deps.Checks(); len(checks) != 3 || checks["groups"] != nil || checks["access"] != nil {
+	if checks := deps.Checks(); len(checks) != 4 || checks["groups"] != nil || checks["access"] != nil {
 		t.Errorf("%d checks", len(checks))
 	}
 }

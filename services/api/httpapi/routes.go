@@ -30,6 +30,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
+	"github.com/sluice-fhir/sluice/pkg/keyring"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/platform/health"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
@@ -64,6 +65,7 @@ type Deps struct {
 	Tokens   *token.Verifier
 	Groups   directory.Groups
 	Access   directory.Access
+	Keys     *keyring.Keys // sign manifests
 	Audit    *audit.Log
 	Registry *prometheus.Registry
 	Tracing  *telemetry.Tracing // nil: nothing is traced
@@ -71,7 +73,7 @@ type Deps struct {
 	NewKey func(export.JobID, export.Owner) []byte
 }
 
-// Route templates, below the base URL's path. Clients read the last two documents before they have a token.
+// Route templates, below the base URL's path. The last three documents need no token.
 const (
 	groupsRoute   = "/Group"
 	groupRoute    = "/Group/:group"
@@ -80,6 +82,7 @@ const (
 	fileRoute     = "/exports/:job/files/:name"
 	metadataRoute = "/metadata"
 	smartRoute    = "/.well-known/smart-configuration"
+	jwksRoute     = "/.well-known/jwks.json"
 )
 
 // Paths of the probes.
@@ -141,7 +144,9 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 	fhir.HEAD(fileRoute, s.answer(s.file))
 
 	open := router.Group(at)
-	for route, handle := range map[string]func(*gin.Context) error{metadataRoute: s.metadata, smartRoute: s.smart} {
+	for route, handle := range map[string]func(*gin.Context) error{
+		metadataRoute: s.metadata, smartRoute: s.smart, jwksRoute: s.jwks,
+	} {
 		open.GET(route, s.answer(handle))
 		open.HEAD(route, s.answer(handle))
 	}
@@ -165,7 +170,7 @@ func newService(cfg Config, deps Deps) (*service, error) {
 		return nil, err
 	}
 	if cfg.Now == nil || cfg.Logger == nil || deps.Jobs == nil || deps.Queue == nil || deps.Objects == nil ||
-		deps.Tokens == nil || deps.Groups == nil || deps.Access == nil || deps.Audit == nil || deps.Registry == nil {
+		deps.Tokens == nil || deps.Groups == nil || deps.Access == nil || deps.Keys == nil || deps.Audit == nil || deps.Registry == nil {
 		return nil, errors.New("httpapi: a dependency is missing")
 	}
 	s := &service{
@@ -184,7 +189,8 @@ func newService(cfg Config, deps Deps) (*service, error) {
 
 // Checks returns the readiness checks of the API's dependencies (pitfall 34). A directory without a check is left out.
 func (p Deps) Checks() health.Checks {
-	checks := health.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check}
+	checks := health.Checks{"job_store": p.Jobs.Ping, "queue": p.Queue.Ping, "object_store": p.Objects.Check,
+		"signing_keys": p.Keys.Check}
 	for name, part := range map[string]any{"groups": p.Groups, "access": p.Access} {
 		if checked, ok := part.(interface{ Check(context.Context) error }); ok {
 			checks[name] = checked.Check

@@ -100,7 +100,7 @@ func fixtureOn(t testing.TB, redis string, change func(*tokenapi.Config)) *fixtu
 	f.store, err = authstore.Open(redis, nil, f.clock.Now)
 	must(t, err)
 	t.Cleanup(func() { must(t, f.store.Close()) })
-	ring, err := authstore.NewKeys(f.store, authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}, keySecret)
+	ring, err := f.store.Keys(authstore.Schedule{Rotate: 24 * time.Hour, Publish: 15 * time.Minute}, keySecret)
 	must(t, err)
 	var handler atomic.Pointer[tokenapi.Service]
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {

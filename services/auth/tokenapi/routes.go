@@ -1,7 +1,6 @@
 package tokenapi
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,13 +8,13 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/authstore"
+	"github.com/sluice-fhir/sluice/pkg/keyring"
 	"github.com/sluice-fhir/sluice/pkg/platform/health"
 	"github.com/sluice-fhir/sluice/pkg/token"
 	"github.com/sluice-fhir/sluice/services/auth/clients"
@@ -41,8 +40,6 @@ const (
 	maxLifetime = 5 * time.Minute
 )
 
-var errNoKeys = errors.New("no signing keys")
-
 // Issuer returns the iss of tokens for a token URL: the URL without /token. The key set is at /jwks below it. The
 // token URL must be absolute, http or https, without user, query and fragment.
 func Issuer(tokenURL string) (string, error) {
@@ -57,7 +54,7 @@ func Issuer(tokenURL string) (string, error) {
 // Deps are the dependencies of a Service.
 type Deps struct {
 	Store    *authstore.Store
-	Keys     *authstore.Keys
+	Keys     *keyring.Keys
 	Clients  *clients.Registry
 	Audit    *audit.Log
 	Registry *prometheus.Registry
@@ -71,7 +68,6 @@ type Service struct {
 	path       string // of the token endpoint, without /token
 	assertions *token.Assertions
 	metrics    metrics
-	state      atomic.Pointer[signing] // nil while there are no keys
 }
 
 // New returns a service without signing keys; Run reads them. All problems of a Config are in one error.
@@ -126,11 +122,6 @@ func (s *Service) Checks() health.Checks {
 	return health.Checks{
 		"redis":   s.deps.Store.Ping,
 		"clients": s.deps.Clients.Check,
-		"keys": func(context.Context) error {
-			if s.state.Load() == nil {
-				return errNoKeys
-			}
-			return nil
-		},
+		"keys":    s.deps.Keys.Check,
 	}
 }

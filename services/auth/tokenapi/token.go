@@ -111,12 +111,12 @@ func sameResource(a, b string) bool {
 
 // sign signs the access token (RFC 9068).
 func (s *Service) sign(client, scope string) (response, error) {
-	state := s.state.Load()
-	if state == nil {
-		return response{}, errNoKeys
+	signer, err := s.deps.Keys.Signer()
+	if err != nil {
+		return response{}, err
 	}
 	now, lifetime := s.cfg.Now().Unix(), int64(s.cfg.Lifetime/time.Second)
-	signed, err := state.signer.Sign("at+jwt", map[string]any{
+	signed, err := signer.Sign("at+jwt", map[string]any{
 		"iss": s.issuer, "sub": client, "client_id": client, "aud": s.cfg.Audience, "scope": scope,
 		"iat": now, "exp": now + lifetime, "jti": rand.Text(),
 	})

@@ -47,7 +47,14 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	if result.References, err = sink.refs.runs(ctx); err != nil {
 		return jobstore.Commit{}, err
 	}
-	result.LeftOut, result.Withheld, result.Filtered = sink.left.List(), sink.left.Total(), next.dropped
+	result.Found, result.Filtered = sink.found, next.dropped
+	result.LeftOut, result.Withheld = sink.left.List(), sink.left.Total()
+	if unit.Scope == export.ScopeFollowed {
+		result = export.Result{References: result.References} // other units export these resources, or none does
+	}
+	if err := result.Check(); err != nil {
+		return jobstore.Commit{}, err
+	}
 	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 
@@ -115,11 +122,15 @@ type sink struct {
 	refs   *refCollector
 	out    *files
 	gone   *deletions
+	found  int64        // resources that are the unit's own
 	left   export.Tally // withheld
 }
 
 // take writes an admitted resource, and counts one that is withheld for the reason.
 func (s *sink) take(ctx context.Context, r source.Resource, v verdict, why export.Reason) error {
+	if v != elsewhere {
+		s.found++
+	}
 	if v == withheld {
 		s.left.Add(s.unit.Type, why, 1)
 		s.worker.metrics.withheld.WithLabelValues(string(why)).Inc()

@@ -269,13 +269,16 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 		return jobstore.Commit{}, err
 	}
 	g := listGuard{list: list}
+	var result export.Result
 	var left export.Tally
 	withhold := func() {
+		result.Found++
 		left.Add(unit.Type, g.why, 1)
 		w.metrics.withheld.WithLabelValues(string(g.why)).Inc()
 	}
-	done, err := w.writeWithDeleted(ctx, lease, func(out *files, gone *deletions) error {
+	result.Files, err = w.writeWithDeleted(ctx, lease, func(out *files, gone *deletions) error {
 		write := func(r source.Resource) error {
+			result.Found++
 			line, err := next.pass(r.Body)
 			if err != nil || line == nil {
 				return err
@@ -324,8 +327,9 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	result := export.Result{
-		Files: done, LeftOut: left.List(), Withheld: left.Total(), Filtered: next.dropped,
+	result.LeftOut, result.Withheld, result.Filtered = left.List(), left.Total(), next.dropped
+	if err := result.Check(); err != nil {
+		return jobstore.Commit{}, err
 	}
 	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }

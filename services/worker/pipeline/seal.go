@@ -20,6 +20,7 @@ import (
 func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	done := 0
 	var units export.Shortfall
+	var numbers export.Balance
 	errorFiles, err := w.writeErrors(ctx, lease, nil, func(out *files) error {
 		err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
 			if len(job.Key) > 0 && slices.ContainsFunc(result.Files, func(f export.File) bool { return !f.Encrypted }) {
@@ -27,6 +28,7 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 				return export.Permanent("a worker without encryption wrote a part of it")
 			}
 			units.Add(unit, result)
+			numbers.Add(job.Request, unit, result)
 			switch {
 			case result.Failure != "":
 				return out.writeIssue(fhir.Outcome("error", "incomplete", failureText(unit, result)))
@@ -62,7 +64,8 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	return jobstore.Commit{
 		Result: export.Result{Files: errorFiles},
 		Seal: &jobstore.Seal{
-			Manifest: manifest, Digest: digest, Finished: finished, Expires: finished.Add(w.cfg.Retention),
+			Manifest: manifest, Digest: digest, Resources: numbers.List(units.LeftOutOf(job)),
+			Finished: finished, Expires: finished.Add(w.cfg.Retention),
 		},
 	}, nil
 }

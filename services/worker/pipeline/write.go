@@ -161,7 +161,7 @@ func (f *files) finish() (err error) {
 		return fmt.Errorf("finish file: %w", err)
 	}
 	f.current.Stored, f.current.SHA256, f.current.Encrypted = stored.Size, stored.SHA256, stored.Encrypted
-	f.current.Blocks = f.gzip.Index()
+	f.current.Blocks, f.current.Encoder = f.gzip.Index(), gzipblocks.Encoder
 	f.done = append(f.done, f.current)
 	f.worker.metrics.resources.WithLabelValues(f.typ).Add(float64(f.current.Count))
 	f.worker.metrics.bytes.WithLabelValues(f.typ).Add(float64(f.current.Bytes))
