@@ -133,6 +133,7 @@ func (e GrantEntry) Validate() error {
 }
 
 // IsStorable reports whether an entry can have this name as issuer or subject.
-func IsStorable(name string) bool {
-	return name != "" && utf8.ValidString(name) && !strings.Contains(name, "\x00")
-}
+func IsStorable(name string) bool { return name != "" && IsText(name) }
+
+// IsText reports whether a database can store the text.
+func IsText(text string) bool { return utf8.ValidString(text) && !strings.Contains(text, "\x00") }

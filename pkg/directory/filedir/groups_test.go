@@ -38,6 +38,13 @@ func TestGroups(t *testing.T) {
 	}
 }
 
+func TestFind(t *testing.T) {
+	directorytest.Find(t, func(t *testing.T, now func() time.Time, groups []directorytest.Group) directory.Groups {
+		lines := append(directorytest.NDJSON(t, groups), `{"resourceType":"Group","id":"unreadable","name":"x","member":7}`)
+		return openGroups(t, folder(t, "Group.ndjson", strings.Join(lines, "\n")), now)
+	})
+}
+
 func TestPatients(t *testing.T) {
 	directorytest.Patients(t, func(t *testing.T, patients []string) directory.Groups {
 		groups := openGroups(t, t.TempDir(), now)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,62 @@ func TestGroups(t *testing.T) {
 		load(t, pool, false, directorytest.NDJSON(t, held)...)
 		return pgdir.NewGroups(pool, now)
 	})
+}
+
+func TestFind(t *testing.T) {
+	t.Parallel()
+	directorytest.Find(t, func(t *testing.T, now func() time.Time, held []directorytest.Group) directory.Groups {
+		pool := open(t)
+		load(t, pool, false, directorytest.NDJSON(t, held)...)
+		return pgdir.NewGroups(pool, now)
+	})
+}
+
+// TestDescribe: a load replaces what an operator set, and a change of the members ends the number that the load had.
+func TestDescribe(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	groups := pgdir.NewGroups(pool, now)
+	find := func() (d directory.Details) {
+		t.Helper()
+		must(t, groups.Find(t.Context(), []string{"g"}, "", func(found directory.Details) error { d = found; return nil }))
+		return d
+	}
+	named := func(name, quantity string) string {
+		return strings.Replace(group(t, "g", "", "p"), `"active"`, `"name":"`+name+`","quantity":`+quantity+`,"active"`, 1)
+	}
+	load(t, pool, false, named("first", "1"))
+	if got := find(); got.Name != "first" || got.Quantity == nil || *got.Quantity != 1 {
+		t.Errorf("loaded %+v", got)
+	}
+	want := directory.Details{ID: "g", Name: "second", Identifiers: []directory.Identifier{{System: "s", Value: "v|w"}}}
+	must(t, groups.Describe(t.Context(), want))
+	_, err := groups.Add(t.Context(), "g", these("q"))
+	must(t, err)
+	if got := find(); !reflect.DeepEqual(got, want) {
+		t.Errorf("described %+v, want %+v", got, want)
+	}
+	load(t, pool, false, named("third", "7"))
+	if got := find(); got.Name != "third" || got.Identifiers != nil || *got.Quantity != 7 {
+		t.Errorf("loaded again %+v", got)
+	}
+	must(t, groups.Describe(t.Context(), directory.Details{ID: "g"}))
+	if got := find(); got.Name != "" || got.Identifiers != nil {
+		t.Errorf("described with nothing: %+v", got)
+	}
+	for _, id := range []string{"none", "a/b"} {
+		if err := groups.Describe(t.Context(), directory.Details{ID: id}); !errors.Is(err, directory.ErrNoGroup) {
+			t.Errorf("group %s: %v, want ErrNoGroup", id, err)
+		}
+	}
+	for _, bad := range []directory.Details{
+		{ID: "g", Name: "\xff"}, {ID: "g", Name: "\x00"}, {ID: "g", Identifiers: []directory.Identifier{{}}},
+		{ID: "g", Identifiers: []directory.Identifier{{Value: "\x00"}}},
+	} {
+		if err := groups.Describe(t.Context(), bad); err == nil || errors.Is(err, export.ErrUnavailable) {
+			t.Errorf("%+v: %v, want an error", bad, err)
+		}
+	}
 }
 
 // held is a pool of a database with the Patients, some loads of which ended or are not sealed.
@@ -144,6 +201,7 @@ func TestOutages(t *testing.T) {
 				_, err := groups.Unknown(t.Context(), "g", []string{"p"})
 				return err
 			},
+			"Find": func() error { return groups.Find(t.Context(), nil, "", func(directory.Details) error { return nil }) },
 			"Unknown of the server": func() error {
 				_, err := groups.Unknown(t.Context(), "", []string{"p"})
 				return err

@@ -396,6 +396,10 @@ func (p *people) Members(_ context.Context, group string, yield func(string) err
 	return p.leftOut, p.err
 }
 
+func (p *people) Find(context.Context, []string, string, func(directory.Details) error) error {
+	panic("the worker finds no groups")
+}
+
 func (p *people) Unknown(context.Context, string, []string) ([]string, error) {
 	panic("the worker looks up no patients")
 }

@@ -162,7 +162,7 @@ func TestAdminGroup(t *testing.T) {
 		}
 	}
 	table := strings.Split(c.ok("group", "list"), "\n")
-	if got := strings.Fields(table[2]); !slices.Equal(got, []string{"g1", "2", "2", "yes", "-"}) {
+	if got := strings.Fields(table[2]); !slices.Equal(got, []string{"g1", "2", "2", "yes", "-", "-"}) {
 		t.Errorf("the table's row is %q", got)
 	}
 
@@ -188,6 +188,20 @@ func TestAdminGroup(t *testing.T) {
 	if got := c.members("g1"); !slices.Equal(got, []string{"p2", "p3"}) {
 		t.Errorf("members %q after commands that failed", got)
 	}
+	c.ok("group", "describe", "g1", "--name", "One", "--identifier", "urn:s|a|b", "--identifier", "c")
+	type identifier struct{ System, Value string }
+	described := decode[struct {
+		Name        string
+		Identifiers []identifier
+	}](t, c.ok("group", "show", "g1", "--json"))
+	if described.Name != "One" || !slices.Equal(described.Identifiers, []identifier{{"urn:s", "a|b"}, {"", "c"}}) {
+		t.Errorf("described %+v", described)
+	}
+	if got := c.ok("group", "show", "g1"); !strings.Contains(got, "One") || !strings.Contains(got, "a|b         urn:s") {
+		t.Errorf("printed %q", got)
+	}
+	c.fails(ExitFailure, "g2: no such group", "group", "describe", "g2", "--name", "Two")
+	c.fails(ExitUsage, "--identifier number 2 has no value", "group", "describe", "g1", "--identifier", "c", "--identifier", "urn:s|")
 	c.fails(ExitFailure, "Delete group g1 with 2 members? Type yes to continue: ", "group", "delete", "g1")
 	for _, args := range [][]string{{"add", "g1", "p9"}, {"remove", "g1", "p9"}} {
 		got := decode[struct {
