@@ -38,8 +38,8 @@ type Groups interface {
 	Unknown(ctx context.Context, groupID string, patients []string) ([]string, error)
 
 	// Find streams the groups that can be exported and whose id is greater than after, ascending by id (L-07): those of
-	// the FHIR ids, or with nil all. It leaves out groups that are ErrUnreadable. An error from yield ends the stream and is returned
-	// unchanged.
+	// the FHIR ids, or with nil all. It leaves out groups that are ErrUnreadable. An error from yield ends the stream and is
+	// returned unchanged.
 	Find(ctx context.Context, ids []string, after string, yield func(Details) error) error
 }
 

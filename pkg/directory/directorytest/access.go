@@ -65,7 +65,8 @@ func Access(t *testing.T, open OpenAccess) {
 	}{
 		"everything": {owner("https://a.example", "full"), everything},
 		"lists": {owner("https://a.example", "narrow"), among(probe{"type", "Patient"}, probe{"type", "Observation"},
-			probe{"group", "g1"}, probe{"group", "007"}, probe{"patient", "p1"}, probe{"patient", "1e3"}, probe{"level", "patient"})},
+			probe{"group", "g1"}, probe{"group", "007"}, probe{"patient", "p1"}, probe{"patient", "1e3"},
+			probe{"level", "patient"})},
 		"all but": {owner("https://a.example", "except"), func(p probe) bool {
 			return p.name != "" && p != probe{"patient", "p1"} && p != probe{"level", "patient"} && p != probe{"level", "system"}
 		}},

@@ -470,8 +470,8 @@ func Find(t *testing.T, open OpenGroups) {
 	three, zero := int64(3), int64(0)
 	groups := open(t, func() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }, []Group{
 		{ID: "plain"},
-		{ID: "B", Body: `"name":"Ärzte","quantity":3,"identifier":[{"use":"official","system":"urn:s","value":"1"},{"value":"2"},` +
-			`{"system":"urn:t"},{},{"use":"old"}]`},
+		{ID: "B", Body: `"name":"Ärzte","quantity":3,"identifier":[{"use":"official","system":"urn:s","value":"1"},` +
+			`{"value":"2"},{"system":"urn:t"},{},{"use":"old"}]`},
 		{ID: "a", Body: `"quantity":0,"name":""`},
 		{ID: "c", Body: `"name":7,"quantity":"3","identifier":{"value":"1"}`},
 		{ID: "d", Body: `"name":"a\u0000b","quantity":-1,"identifier":[{"value":"\u0000","system":7},{"value":"v"}]`},

@@ -14,8 +14,8 @@
 //
 // # Access
 //
-// The YAML file is a list of entries, one for each owner; every key but levels is required. An owner without an entry may export
-// nothing. Types, groups and patients are resource types of FHIR R4, group ids and patient ids. An empty list allows
+// The YAML file is a list of entries, one for each owner; every key but levels is required. An owner without an entry may
+// export nothing. Types, groups and patients are resource types of FHIR R4, group ids and patient ids. An empty list allows
 // nothing. Without levels the owner may export groups only; an empty list of levels is an error.
 //
 //   - issuer: https://issuer.example   # the token's iss

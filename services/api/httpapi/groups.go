@@ -294,7 +294,8 @@ func (q *groupSearch) matches(details directory.Details) bool {
 	return true
 }
 
-// identifierToken returns the condition of a token: value, system|value, |value (without a system) or system| (R4 3.1.1.4.10).
+// identifierToken returns the condition of a token: value, system|value, |value (without a system) or system| (R4
+// 3.1.1.4.10).
 func identifierToken(text string) func(directory.Identifier) bool {
 	parts := splitEscaped(text, '|')
 	system, value := unescape(parts[0]), unescape(strings.Join(parts[1:], "|"))

@@ -163,9 +163,9 @@ func (a *app) groupDescribe() *cobra.Command {
 	cmd := a.onDirectory(a.withJSON(&cobra.Command{
 		Use:   "describe GROUP [--name TEXT] [--identifier SYSTEM|VALUE ...]",
 		Short: "Set a group's name and identifiers",
-		Long: `Set the name and the identifiers of a group, by which clients find it, replacing all existing ones. An identifier is
-SYSTEM|VALUE, or VALUE without a system.`,
-		Example: `  sluice admin group describe diabetes --name 'Diabetes registry' --identifier 'https://example.org/registries|d1'`,
+		Long: `Set the name and the identifiers of a group, by which clients find it, replacing all existing ones. An identifier
+is SYSTEM|VALUE, or VALUE without a system.`,
+		Example: `  sluice admin group describe diabetes --name 'Diabetes registry' --identifier 'https://example.org/ids|d1'`,
 		Args:    cobra.MatchAll(exactly("GROUP"), aGroup),
 	}), func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
 		details := directory.Details{ID: args[0], Name: name}
