@@ -311,7 +311,7 @@ of its resources. All differences are reported. The JSON of --json is that of sl
 		},
 		RunE: a.run(func(ctx context.Context, args []string) error {
 			dir := args[0]
-			report, err := bulkclient.Verify(ctx, dir)
+			report, err := bulkclient.Verify(ctx, dir, nil)
 			if err != nil {
 				return fmt.Errorf("verify %s: %w", dir, err)
 			}
