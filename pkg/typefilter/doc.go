@@ -5,6 +5,6 @@
 // ignored in part; refusals name the type and the parameter, never a value; a filter is the same on every source.
 //
 // A query goes through table.go (the parameters of R4), query.go (its text), escape.go (lists of values) and path.go (where
-// the values of a parameter are). filter.go evaluates a line; token.go, date.go, text.go, reference.go and quantity.go, with
-// decimal.go, compare values. docs/type-filter.md describes it for clients.
+// the values of a parameter are). filter.go evaluates a line; token.go, date.go, text.go, reference.go, quantity.go and
+// decimal.go compare values. docs/type-filter.md describes it for clients.
 package typefilter
