@@ -383,3 +383,21 @@ func (fx *fixture) chain(t *testing.T, level export.Level, kind string, everybod
 		}
 	}
 }
+
+// An old resource of a member and of somebody who joined was withheld, and is not in what changed.
+func TestAnOldResourceOfSomebodyWhoJoined(t *testing.T) {
+	t.Parallel()
+	h := &history{now: instant.Truncate(time.Second)}
+	fx := newFixture(t, h, "pat-1")
+	h.put(t, "Patient", "pat-1", patient(1))
+	h.put(t, "Patient", "pat-2", patient(2))
+	h.put(t, "Appointment", "app-x", appointment("x", "pat-1", "pat-2"))
+	request := export.Request{GroupID: groupID, Types: []string{"Appointment", "Patient"}}
+	fx.run(request).wantLines(t, patient(1))
+	before := h.now
+	h.now = h.now.Add(time.Minute)
+	fx.people.members, fx.people.joined = []string{"pat-1", "pat-2"}, map[string]time.Time{"pat-2": h.now}
+	h.now = h.now.Add(time.Minute)
+	request.After = before
+	fx.run(request).wantLines(t, patient(2), appointment("x", "pat-1", "pat-2"))
+}
