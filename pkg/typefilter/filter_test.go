@@ -117,6 +117,8 @@ func TestValues(t *testing.T) {
 		{`"valueQuantity":{"value":1e999999999999}`, "Observation?value-quantity=gt1e150", "Observation?value-quantity=lt1e150"},
 		{`"valueQuantity":{"value":5,"comparator":"<"}`, "Observation?value-quantity=lt1 Observation?value-quantity=eb5 Observation?value-quantity=gt4",
 			"Observation?value-quantity=5 Observation?value-quantity=ge5 Observation?value-quantity=gt5"},
+		{`"valueQuantity":{"value":5,"comparator":">"}`, "Observation?value-quantity=sa5 Observation?value-quantity=gt99 Observation?value-quantity=ge5",
+			"Observation?value-quantity=le5 Observation?value-quantity=5 Observation?value-quantity=ap4"},
 		{`"valueSampledData":{"origin":{"value":10,"code":"mV"},"factor":0.5,"data":"-2 E 4.2 U"}`,
 			"Observation?value-quantity=ge12.1 Observation?value-quantity=le9 Observation?value-quantity=sa8.9||mV",
 			"Observation?value-quantity=gt12.1 Observation?value-quantity=lt9 Observation?value-quantity=gt0||V"},
