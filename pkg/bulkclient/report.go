@@ -227,8 +227,8 @@ func Verify(ctx context.Context, dir string, jwks []byte) (report Report, err er
 		}
 	}
 	if unproven > 0 {
-		unchecked = append(unchecked, fmt.Sprintf("whether the text of %s is that of the signed digest, which is of the compressed "+
-			"form: another version compressed it (--keep-gzip keeps that form)", plural.Of(unproven, "file")))
+		unchecked = append(unchecked, "whether the text of "+plural.Of(unproven, "file")+" has the signed digest, which is of the "+
+			"compressed form: another version compressed it (--keep-gzip keeps that form)")
 	}
 	entries, err := fs.ReadDir(folder.root.FS(), ".")
 	if err != nil {
@@ -257,7 +257,7 @@ func verify(ctx context.Context, folder *folder, r result) (proven bool, err err
 	defer func() { err = errors.Join(err, file.Close()) }()
 	zipped := strings.HasSuffix(r.stored.File, ".gz")
 	sum, check, length := sha256.New(), newLines(r.file.Type, r.stored.Resources), int64(0)
-	zip, zipSum := io.Writer(io.Discard), sum
+	zip, zipSum := io.Discard, sum
 	var compress gzipblocks.Writer
 	proven = r.file.Digest != nil && (zipped || r.file.Digest.Encoder == gzipblocks.Encoder)
 	if proven && !zipped {

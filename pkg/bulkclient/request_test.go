@@ -166,7 +166,7 @@ func TestFolderOfAnotherRequest(t *testing.T) {
 		t.Errorf("%d kick-offs", n)
 	}
 	mustDiffer() // finished
-	again, err := Verify(t.Context(), opts.Dir)
+	again, err := Verify(t.Context(), opts.Dir, nil)
 	must(t, err)
 	for _, r := range []Report{report, again} {
 		if r.Patients != 2 || r.Request.Level != export.GroupLevel || !r.Request.sameAs(begun().sorted()) {

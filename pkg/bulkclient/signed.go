@@ -198,7 +198,7 @@ func checkNumbers(manifest *Manifest, listed []File) (wrong error) {
 	}
 	for _, n := range manifest.numbers {
 		if n.Written != written[n.Type] {
-			wrong = errors.Join(wrong, fmt.Errorf("%w: the files of %s have %d resources, and the manifest says that %d were written",
+			wrong = errors.Join(wrong, fmt.Errorf("%w: the files of %s have %d resources, but %d were written",
 				ErrMismatch, printable(n.Type), written[n.Type], n.Written))
 		}
 		delete(written, n.Type)
@@ -207,7 +207,7 @@ func checkNumbers(manifest *Manifest, listed []File) (wrong error) {
 		}
 	}
 	for typ := range written {
-		wrong = errors.Join(wrong, fmt.Errorf("%w: the manifest has files of %s and no numbers of them", ErrMismatch, printable(typ)))
+		wrong = errors.Join(wrong, fmt.Errorf("%w: the manifest has files of %s without numbers", ErrMismatch, printable(typ)))
 	}
 	return wrong
 }

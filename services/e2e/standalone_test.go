@@ -41,6 +41,29 @@ func TestStandaloneThatEncrypts(t *testing.T) {
 	standalone(t, "sluice\x01", "--encrypt")
 }
 
+// checkSignature verifies an export of everything, with the keys in the folder and with those of the server.
+func checkSignature(t *testing.T, base, out string) {
+	t.Helper()
+	resp, err := http.Get(base + "/.well-known/jwks.json")
+	must(t, err)
+	keys, err := io.ReadAll(resp.Body)
+	must(t, errors.Join(err, resp.Body.Close()))
+	file := filepath.Join(t.TempDir(), "keys.json")
+	must(t, os.WriteFile(file, keys, 0o600))
+	for _, args := range [][]string{{"verify", "--json", out}, {"verify", "--json", "--jwks", file, out}} {
+		var report struct {
+			SignedBy  string
+			Unchecked []string
+		}
+		must(t, json.Unmarshal([]byte(sluice(t, 0, args...)), &report))
+		if report.SignedBy == "" || len(report.Unchecked) > 0 {
+			t.Errorf("signed by %q, not checked: %q", report.SignedBy, report.Unchecked)
+		}
+	}
+	must(t, os.WriteFile(file, []byte(`{"keys":[]}`), 0o600))
+	sluice(t, 1, "verify", "--jwks", file, out)
+}
+
 // standalone follows the README with these flags. Each stored file of type Patient has to start with form.
 func standalone(t *testing.T, form string, flags ...string) {
 	t.Helper()
@@ -77,7 +100,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 	if !strings.Contains(table, "Observation") || !strings.Contains(table, "total") {
 		t.Errorf("table: %s", table)
 	}
-	sluice(t, 0, "verify", out)
+	checkSignature(t, start.BaseURL, out)
 	got := expect.Read(t, out)
 	want := population.Export(population.Members("all"))
 	lines := map[string][]string{}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -298,20 +299,39 @@ func (a *app) observer(silent bool) (bulkclient.Observer, func()) {
 }
 
 func (a *app) verify() *cobra.Command {
-	return a.withJSON(&cobra.Command{
+	var jwks string
+	cmd := a.withJSON(&cobra.Command{
 		Use:   "verify DIR",
-		Short: "Check a folder of exported files against its manifest",
+		Short: "Check a folder of exported files against its manifest and the server's signature",
 		Long: `Read every file in the folder of a finished export and compare it with manifest.json: digest, number and type
-of its resources. All differences are reported. The JSON of --json is that of sluice export, as far as the folder has it.`,
+of its resources. If the server signed its manifest, also check the signature, that the files are those of the signed
+manifest, and that its numbers of resources add up. No server is asked. All differences are reported, and what could not
+be checked.
+
+The key set in the folder, jwks.json, is the server's at the time of the export. Whoever can change the whole folder can
+replace it: to check a folder that you got from somebody else, give a key set that you have from the server with --jwks.
+
+The JSON of --json is that of sluice export, as far as the folder has it, with signedBy and unchecked.`,
 		Example: `  sluice verify export
-  sluice verify --json export`,
+  sluice verify --json export
+  curl -fsS https://bulk.example.org/fhir/.well-known/jwks.json > keys.json && sluice verify --jwks keys.json export`,
 		Args: exactly("DIR"),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
 		RunE: a.run(func(ctx context.Context, args []string) error {
 			dir := args[0]
-			report, err := bulkclient.Verify(ctx, dir, nil)
+			var keys []byte
+			if jwks != "" {
+				var err error
+				if keys, err = os.ReadFile(jwks); err != nil {
+					return fmt.Errorf("--jwks: %w", err)
+				}
+			}
+			report, err := bulkclient.Verify(ctx, dir, keys)
+			for _, gap := range report.Unchecked {
+				a.say("not checked: %s\n", gap)
+			}
 			if err != nil {
 				return fmt.Errorf("verify %s: %w", dir, err)
 			}
@@ -320,9 +340,15 @@ of its resources. All differences are reported. The JSON of --json is that of sl
 			}
 			files := report.Total.Files + report.Deleted.Files + report.Errors.Files
 			resources := report.Total.Resources + report.Deleted.Resources + report.Errors.Resources
-			return a.print(fmt.Sprintf("%s is unchanged: %s, %s\n", dir, plural.Of(files, "file"), plural.Of(resources, "resource")))
+			text := fmt.Sprintf("%s is unchanged: %s, %s", dir, plural.Of(files, "file"), plural.Of(resources, "resource"))
+			if report.SignedBy != "" {
+				text += ", signed by the key " + report.SignedBy
+			}
+			return a.print(text + "\n")
 		}),
 	})
+	cmd.Flags().StringVar(&jwks, "jwks", "", "file with the key set (JWKS) to trust, instead of that in the folder")
+	return cmd
 }
 
 // verified is the JSON of sluice verify: a report without the members that count issues, which verify does not read.
