@@ -18,10 +18,15 @@ const pollEvery = 50 * time.Millisecond
 // never is a percentage that no job reaches before it is complete.
 const never = 101
 
-// export runs a job from kick-off to 200 and returns its duration.
+// export runs the export of a group from kick-off to 200 and returns its duration.
 func (d *deployment) export(ctx context.Context, group string) (bulkclient.Job, time.Duration, error) {
+	return d.run(ctx, bulkclient.Request{Group: group})
+}
+
+// run runs an export from kick-off to 200 and returns its duration.
+func (d *deployment) run(ctx context.Context, request bulkclient.Request) (bulkclient.Job, time.Duration, error) {
 	began := time.Now()
-	job, err := d.client.KickOff(ctx, bulkclient.Request{Group: group})
+	job, err := d.client.KickOff(ctx, request)
 	if err != nil {
 		return job, 0, err
 	}

@@ -17,6 +17,7 @@ type report struct {
 	Machine    machineFigures      `json:"machine"`
 	Loads      []loadFigures       `json:"loads"`
 	Throughput []throughputFigures `json:"throughput,omitempty"`
+	Parameters []parameterFigures  `json:"parameters,omitempty"`
 	Fairness   fairnessFigures     `json:"fairness,omitzero"`
 	Cohorts    []cohortFigures     `json:"cohorts,omitempty"`
 	Recovery   recoveryFigures     `json:"recovery,omitzero"`
@@ -156,6 +157,10 @@ func (r *report) print(out io.Writer) error {
 		row(name+"first byte at a client, s", "%s", spread(t.FirstByte, 2))
 		row(name+"peak memory of each worker, MiB", "%s", list(t.WorkerPeak, "%.0f"))
 		row(name+"peak memory of the API, MiB", "%.0f", t.APIPeak)
+	}
+	for _, p := range r.Parameters {
+		row(p.Name+", s", "%s, beside %s for %d resources", spread(p.Seconds, 2), spread(p.Whole, 2), p.Of)
+		row(p.Name+": resources, times as fast as the whole", "%d, %s", p.Resources, spread(p.Ratio, 2))
 	}
 	if f := r.Fairness; len(f.Alone) > 0 {
 		row("ten patients, alone, s", "%s", spread(f.Alone, 2))

@@ -35,6 +35,7 @@ type section struct {
 // sections are measured in this order.
 var sections = []section{
 	{"throughput", (*bench).throughput},
+	{"parameters", (*bench).parameters},
 	{"fairness", (*bench).fairness},
 	{"cohorts", (*bench).cohorts},
 	{"recovery", (*bench).recovery},
