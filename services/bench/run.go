@@ -35,7 +35,6 @@ type section struct {
 // sections are measured in this order.
 var sections = []section{
 	{"throughput", (*bench).throughput},
-	{"parameters", (*bench).parameters},
 	{"fairness", (*bench).fairness},
 	{"cohorts", (*bench).cohorts},
 	{"recovery", (*bench).recovery},
@@ -43,6 +42,7 @@ var sections = []section{
 	{"flood", (*bench).flood},
 	{"memory", (*bench).memory},
 	{"costs", (*bench).costs},
+	{"parameters", (*bench).parameters}, // last: it changes the population
 }
 
 func run(ctx context.Context, opts options, out io.Writer) (err error) {
