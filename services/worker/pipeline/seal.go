@@ -37,6 +37,11 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 			}
 			return nil
 		})
+		for _, text := range job.Request.Ignored { // K-17
+			if err == nil {
+				err = out.writeIssue(fhir.Outcome("warning", "not-supported", text))
+			}
+		}
 		for _, l := range units.LeftOutOf(job) {
 			if err == nil {
 				err = out.writeIssue(l.Outcome())

@@ -205,6 +205,19 @@ func TestFilterAndElements(t *testing.T) { // P-19, P-31
 	}
 }
 
+func TestWhatWasIgnoredIsTold(t *testing.T) { // K-17
+	t.Parallel()
+	request := export.Request{GroupID: groupID, Types: []string{"Patient"}, Ignored: []string{"The parameter _a.", "The parameter _b."}}
+	got := newFixture(t, holding(t, patient(1)), "pat-1").run(request)
+	want := []fhir.Issue{
+		{Severity: "warning", Code: "not-supported", Diagnostics: "The parameter _a."},
+		{Severity: "warning", Code: "not-supported", Diagnostics: "The parameter _b."},
+	}
+	if !slices.Equal(got.issues, want) {
+		t.Errorf("issues: %+v", got.issues)
+	}
+}
+
 // TestWorkersOfEarlierVersions: they read the field `request` of a job alone, and must not misread a request that they do
 // not know.
 func TestWorkersOfEarlierVersions(t *testing.T) {
