@@ -60,29 +60,20 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	return s.render(ctx, toClient{c.Writer}, job)
 }
 
-// render writes the manifest. It reads the sealed list of files twice, for `output` and for `error`.
+// render writes the manifest. It reads the sealed list of files once for each list of the manifest.
 func (s *service) render(ctx context.Context, to io.Writer, job export.Job) error {
-	files, err := s.openList(ctx, job)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = files.Close() }()   // read only
 	out := bufio.NewWriterSize(to, 32<<10) // it keeps its first error
-	_, _ = fmt.Fprintf(out, `{"transactionTime":%q,"request":%s,"requiresAccessToken":true,"output":[`,
+	_, _ = fmt.Fprintf(out, `{"transactionTime":%q,"request":%s,"requiresAccessToken":true`,
 		job.TransactionTime().Format(time.RFC3339), bytes.TrimSpace(encode(job.Request.URL)))
-	if err := s.writeItems(out, job, files, false); err != nil {
-		return err
+	for _, list := range []string{"output", "deleted", "error"} {
+		_, _ = out.WriteString(`,"` + list + `":[`)
+		if list != "deleted" || job.Request.Incremental() { // M-09
+			if err := s.writeList(ctx, out, job, list); err != nil {
+				return err
+			}
+		}
+		_, _ = out.WriteString("]")
 	}
-	_, _ = out.WriteString(`],"deleted":[],"error":[`)
-	again, err := s.openList(ctx, job)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = again.Close() }()
-	if err := s.writeItems(out, job, again, true); err != nil {
-		return err
-	}
-	_, _ = out.WriteString("]")
 	if job.Resources != nil {
 		_, _ = fmt.Fprintf(out, `,"extension":{"resources":%s}`, bytes.TrimSpace(encode(job.Resources)))
 	}
@@ -91,6 +82,17 @@ func (s *service) render(ctx context.Context, to io.Writer, job export.Job) erro
 		return fmt.Errorf("writing the manifest of job %s: %w", job.ID, err)
 	}
 	return nil
+}
+
+// listOf returns the list of the manifest that the file belongs to.
+func listOf(file export.File) string {
+	switch {
+	case file.Error:
+		return "error"
+	case file.Deleted:
+		return "deleted"
+	}
+	return "output"
 }
 
 // openList opens the sealed list of files and reads its first byte, or its end, so that an unavailable store is detected. A
@@ -106,8 +108,13 @@ func (s *service) openList(ctx context.Context, job export.Job) (io.ReadCloser, 
 	return reading{newWhole(list, -1, job.Digest), list}, nil
 }
 
-// writeItems writes the items of one of the manifest's lists.
-func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader, errorList bool) error {
+// writeList writes the items of one of the manifest's lists.
+func (s *service) writeList(ctx context.Context, out *bufio.Writer, job export.Job, list string) error {
+	files, err := s.openList(ctx, job)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = files.Close() }() // read only
 	lines := json.NewDecoder(files)
 	separator := ""
 	for {
@@ -119,7 +126,7 @@ func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader,
 		if err != nil {
 			return fmt.Errorf("reading the list of files of job %s: %w", job.ID, err)
 		}
-		if file.Error != errorList {
+		if listOf(file) != list {
 			continue
 		}
 		listed := manifestItem{Type: file.Type, URL: s.fileURL(job.ID, file.Name), Count: file.Count}
