@@ -102,10 +102,10 @@ func FuzzManifestLines(f *testing.F) {
 	job := export.Job{ID: export.NewJobID()}
 	f.Fuzz(func(t *testing.T, lines string) {
 		total := 0
-		for _, errorList := range []bool{false, true} {
+		for _, list := range []string{"output", "deleted", "error"} {
 			var text bytes.Buffer
 			out := bufio.NewWriter(&text)
-			err := s.writeItems(out, job, strings.NewReader(lines), errorList)
+			err := s.writeItems(out, job, strings.NewReader(lines), list)
 			if flushed := out.Flush(); flushed != nil {
 				t.Fatal(flushed)
 			}

@@ -108,13 +108,18 @@ func (s *service) openList(ctx context.Context, job export.Job) (io.ReadCloser, 
 	return reading{newWhole(list, -1, job.Digest), list}, nil
 }
 
-// writeList writes the items of one of the manifest's lists.
+// writeList writes one of the manifest's lists.
 func (s *service) writeList(ctx context.Context, out *bufio.Writer, job export.Job, list string) error {
 	files, err := s.openList(ctx, job)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = files.Close() }() // read only
+	return s.writeItems(out, job, files, list)
+}
+
+// writeItems writes the items of the files that belong to the list.
+func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader, list string) error {
 	lines := json.NewDecoder(files)
 	separator := ""
 	for {
