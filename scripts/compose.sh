@@ -152,7 +152,8 @@ sample() {
 			sluice admin client register --id "$client" --jwks-file /client.jwks.json --scope 'system/*.rs'
 	fi
 	for issuer in $(sed -n 's/^  - name: //p' "$state/issuers.yaml"); do
-		run sluice admin grant set --issuer "$issuer" --subject "$client" --types all --groups all --patients all
+		run sluice admin grant set --issuer "$issuer" --subject "$client" --types all --groups all --patients all \
+			--level group --level patient --level system
 	done
 }
 

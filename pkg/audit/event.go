@@ -22,6 +22,8 @@ const (
 	Status  Action = "status"   // the status or the manifest was read
 	File    Action = "file"     // a file was read
 	Cancel  Action = "cancel"   // the owner or an operator cancelled the job
+	Read    Action = "read"     // a Group was read
+	Search  Action = "search"   // Groups were searched
 	Expire  Action = "expire"   // the job expired
 	Purge   Action = "purge"    // the job's files and record were deleted
 	Denied  Action = "denied"   // a request was refused before its operation began
@@ -59,7 +61,7 @@ type Event struct {
 	Address netip.Addr // of the client; the zero Addr when unknown
 
 	Job    export.JobID // "" for none
-	Target string       // other object: the group of a kick-off, the client of a token, a grant
+	Target string       // other object: the group of a kick-off or read, the client of a token, a grant
 	Types  []string     // the validated resource types of a kick-off
 	File   string       // the name of an existing file of the job
 	Range  Range        // of the file
@@ -123,6 +125,8 @@ var kinds = map[Action]kind{
 	Status:  {action: "R", typ: rest, subtype: operation},
 	File:    {action: "R", typ: rest, subtype: operation},
 	Cancel:  {action: "D", typ: rest, subtype: operation},
+	Read:    {action: "R", typ: rest, subtype: []coding{{restInteractions, "read", "read"}}},
+	Search:  {action: "E", typ: rest, subtype: []coding{{restInteractions, "search-type", "search-type"}}},
 	Denied:  {action: "E", typ: rest, subtype: operation},
 	Expire:  {action: "D", typ: application, own: true},
 	Purge:   {action: "D", typ: application, own: true},

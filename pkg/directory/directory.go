@@ -31,6 +31,30 @@ type Groups interface {
 	// Inactive members and members outside their period are not active. Members counts the active ones that it left out,
 	// by reason (spec 11): those that are no patient of this server, and the member groups that cannot be exported.
 	Members(ctx context.Context, groupID string, yield func(patientID string) error) ([]export.LeftOut, error)
+
+	// Unknown returns those of the patients (FHIR ids, ascending, each once) that are not active patient members of the
+	// group, in their order. With the group "" it returns those that are no Patient that the server holds (P-23); a directory
+	// that cannot look them up returns none then. ErrNoGroup as for Exists.
+	Unknown(ctx context.Context, groupID string, patients []string) ([]string, error)
+
+	// Find streams the groups that can be exported and whose id is greater than after, ascending by id (L-07): those of
+	// the FHIR ids, or with nil all. It leaves out groups that are ErrUnreadable. An error from yield ends the stream and is
+	// returned unchanged.
+	Find(ctx context.Context, ids []string, after string, yield func(Details) error) error
+}
+
+// Details are what a group is called. They decide nothing.
+type Details struct {
+	ID          string
+	Name        string // "" for none
+	Identifiers []Identifier
+	Quantity    *int64 // Group.quantity, as its author counted; nil if it is missing
+}
+
+// Identifier is one of Group.identifier. One of its values may be empty.
+type Identifier struct {
+	System string `json:"system,omitempty"`
+	Value  string `json:"value,omitempty"`
 }
 
 // Access reads grants. A grant may list millions of patients, so no call holds them in memory.
@@ -83,6 +107,9 @@ func (s Selection) Has(name string) bool {
 	_, listed := s.listed[name]
 	return name != "" && listed != s.all
 }
+
+// IsEverything reports whether every name is selected.
+func (s Selection) IsEverything() bool { return s.all && len(s.listed) == 0 }
 
 func set(names []string) map[string]struct{} {
 	m := make(map[string]struct{}, len(names))

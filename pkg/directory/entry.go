@@ -3,6 +3,7 @@ package directory
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -17,6 +18,7 @@ type GrantEntry struct {
 	Types    NameList // resource types
 	Groups   NameList // group ids
 	Patients NameList // patient ids
+	Levels   Levels   // nil: the group level alone
 }
 
 // NameList selects its names, or with All every name except them. The zero NameList selects nothing.
@@ -35,7 +37,7 @@ func (l NameList) Selection() Selection {
 
 // Grant returns the grant of the entry, without Few.
 func (e GrantEntry) Grant() Grant {
-	return Grant{Types: e.Types.Selection(), Groups: e.Groups.Selection()}
+	return Grant{Types: e.Types.Selection(), Groups: e.Groups.Selection(), Levels: e.Levels}
 }
 
 // CheckType returns an error unless the name is that of a resource type. The error quotes only what may be one.
@@ -64,6 +66,41 @@ func CheckID(name string) error {
 	return errors.New("is not a FHIR id")
 }
 
+// CheckLevel returns an error unless the name is that of a level of export.
+func CheckLevel(name string) error {
+	if slices.Contains(export.Levels(), export.Level(name)) {
+		return nil
+	}
+	return errors.New("is not a level: group, patient or system")
+}
+
+var errNoLevels = errors.New("levels is empty; without levels the grant allows the group level")
+
+// ParseLevels returns the levels with the names. A list without names is an error.
+func ParseLevels(names []string) (Levels, error) {
+	if len(names) == 0 {
+		return nil, errNoLevels
+	}
+	levels := make(Levels, len(names))
+	for i, name := range names {
+		if err := CheckLevel(name); err != nil {
+			return nil, fmt.Errorf("number %d of levels %w", i+1, err)
+		}
+		levels[i] = export.Level(name)
+	}
+	return levels, nil
+}
+
+// Names returns the names of the levels that are allowed, in the order of export.Levels.
+func (l Levels) Names() (names []string) {
+	for _, level := range export.Levels() {
+		if l.Has(level) {
+			names = append(names, string(level))
+		}
+	}
+	return names
+}
+
 // Validate returns an error for a name that is not valid in an entry.
 func (e GrantEntry) Validate() error {
 	for key, name := range map[string]string{"issuer": e.Owner.Issuer, "subject": e.Owner.Subject} {
@@ -84,10 +121,19 @@ func (e GrantEntry) Validate() error {
 			}
 		}
 	}
-	return nil
+	if e.Levels == nil {
+		return nil
+	}
+	names := make([]string, len(e.Levels))
+	for i, level := range e.Levels {
+		names[i] = string(level)
+	}
+	_, err := ParseLevels(names)
+	return err
 }
 
 // IsStorable reports whether an entry can have this name as issuer or subject.
-func IsStorable(name string) bool {
-	return name != "" && utf8.ValidString(name) && !strings.Contains(name, "\x00")
-}
+func IsStorable(name string) bool { return name != "" && IsText(name) }
+
+// IsText reports whether a database can store the text.
+func IsText(text string) bool { return utf8.ValidString(text) && !strings.Contains(text, "\x00") }

@@ -55,7 +55,7 @@ func syntaxError(err error) error {
 }
 
 func readEntry(node ast.Node) (entry GrantEntry, err error) {
-	fields, err := readKeys(node, "issuer", "subject", "types", "groups", "patients")
+	fields, err := readKeys(node, []string{"issuer", "subject", "types", "groups", "patients"}, "levels")
 	if err != nil {
 		return entry, err
 	}
@@ -71,12 +71,21 @@ func readEntry(node ast.Node) (entry GrantEntry, err error) {
 	if entry.Groups, err = readAllOrList(fields["groups"], "groups", CheckID); err != nil {
 		return entry, err
 	}
-	entry.Patients, err = readPatients(fields["patients"])
+	if entry.Patients, err = readPatients(fields["patients"]); err != nil || fields["levels"] == nil {
+		return entry, err
+	}
+	levels, err := readList(fields["levels"], "levels", CheckLevel)
+	if err == nil && len(levels) == 0 {
+		err = problem(fields["levels"], "%w", errNoLevels)
+	}
+	if err == nil {
+		entry.Levels, err = ParseLevels(levels)
+	}
 	return entry, err
 }
 
-// readKeys reads a mapping with exactly the given keys.
-func readKeys(node ast.Node, names ...string) (map[string]ast.Node, error) {
+// readKeys reads a mapping with the given keys and no others; one key may be missing.
+func readKeys(node ast.Node, names []string, optional string) (map[string]ast.Node, error) {
 	fields, err := readMapping(node)
 	if err != nil {
 		return nil, err
@@ -86,10 +95,14 @@ func readKeys(node ast.Node, names ...string) (map[string]ast.Node, error) {
 			return nil, problem(node, "%s is missing", name)
 		}
 	}
-	if len(fields) == len(names) {
+	known := len(names)
+	if fields[optional] != nil {
+		known++
+	}
+	if len(fields) == known {
 		return fields, nil
 	}
-	return nil, problem(node, "unknown key; the keys are %s", strings.Join(names, ", "))
+	return nil, problem(node, "unknown key; the keys are %s, %s", strings.Join(names, ", "), optional)
 }
 
 func readMapping(node ast.Node) (map[string]ast.Node, error) {

@@ -150,3 +150,24 @@ func TestMigration5(t *testing.T) {
 	expect(t, read, "SELECT count(*) FROM left_out", "0")
 	expect(t, read, "SELECT count(*) FROM resource WHERE version IS NULL AND left_out IS NULL", "2")
 }
+
+// TestMigration7: a grant of the previous release has no levels, and its statements work afterwards.
+func TestMigration7(t *testing.T) {
+	url := testenv.Postgres(t)
+	must(t, pgdb.MigrateTo(t.Context(), url, 5))
+	owner := dial(t, url)
+	const set = `INSERT INTO directory_grant (issuer, subject, types, type_names, groups, group_names, patients, patient_names)
+		VALUES ('i', 's', 'all', '{}', 'all', '{}', 'all', '{}')
+		ON CONFLICT (issuer, subject) DO UPDATE SET types = excluded.types`
+	exec(t, owner, set)
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, owner, set)
+	expect(t, owner, "SELECT levels IS NULL FROM directory_grant", "true")
+	for _, levels := range []string{"{}", "{all}", "{NULL}"} {
+		if _, err := owner.Exec(t.Context(), "UPDATE directory_grant SET levels = $1", levels); err == nil {
+			t.Errorf("levels may be %s", levels)
+		}
+	}
+}

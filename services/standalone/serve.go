@@ -141,6 +141,9 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return err
 	}
+	groups.Held = func(ctx context.Context, yield func(string) error) error {
+		return source.Patients(ctx, time.Time{}, yield)
+	}
 	if start.data, err = survey(ctx, opts.data, source, groups); err != nil {
 		return err
 	}

@@ -25,9 +25,14 @@ func Access(t *testing.T, open OpenAccess) {
 	entry := func(issuer, subject string, types, groups, patients list) directory.GrantEntry {
 		return directory.GrantEntry{Owner: owner(issuer, subject), Types: types, Groups: groups, Patients: patients}
 	}
+	at := func(entry directory.GrantEntry, levels ...export.Level) directory.GrantEntry {
+		entry.Levels = levels
+		return entry
+	}
 	access := open(t, []directory.GrantEntry{
-		entry("https://a.example", "full", all, all, all),
-		entry("https://a.example", "narrow", only("Patient", "Observation"), only("g1", "007"), only("p1", "1e3")),
+		at(entry("https://a.example", "full", all, all, all), export.SystemLevel, export.GroupLevel, export.PatientLevel),
+		at(entry("https://a.example", "narrow", only("Patient", "Observation"), only("g1", "007"), only("p1", "1e3")),
+			export.PatientLevel),
 		entry("https://a.example", "except", all, all, list{All: true, Names: []string{"p1"}}),
 		entry("https://a.example", "nothing", only(), only(), only()),
 		entry("https://b.example", "narrow", only("Condition"), all, all),
@@ -40,9 +45,10 @@ func Access(t *testing.T, open OpenAccess) {
 		{"group", "g1"}, {"group", "g2"}, {"group", "007"}, {"group", "7"}, {"group", "G1"},
 		{"patient", "p1"}, {"patient", "p2"}, {"patient", "1e3"}, {"patient", "1000"}, {"patient", "Patient/p1"},
 		{"type", ""}, {"group", ""}, {"patient", ""},
+		{"level", "patient"}, {"level", "system"}, {"level", "group"}, {"level", ""},
 	}
 	everything := func(p probe) bool { return p.name != "" }
-	nothing := func(probe) bool { return false }
+	nothing := func(p probe) bool { return p == probe{"level", "group"} } // which alone allows nothing
 	among := func(allowed ...probe) func(probe) bool {
 		return func(p probe) bool {
 			for _, one := range allowed {
@@ -59,18 +65,19 @@ func Access(t *testing.T, open OpenAccess) {
 	}{
 		"everything": {owner("https://a.example", "full"), everything},
 		"lists": {owner("https://a.example", "narrow"), among(probe{"type", "Patient"}, probe{"type", "Observation"},
-			probe{"group", "g1"}, probe{"group", "007"}, probe{"patient", "p1"}, probe{"patient", "1e3"})},
+			probe{"group", "g1"}, probe{"group", "007"}, probe{"patient", "p1"}, probe{"patient", "1e3"},
+			probe{"level", "patient"})},
 		"all but": {owner("https://a.example", "except"), func(p probe) bool {
-			return p.name != "" && p != probe{"patient", "p1"}
+			return p.name != "" && p != probe{"patient", "p1"} && p != probe{"level", "patient"} && p != probe{"level", "system"}
 		}},
 		// pitfall 1: an empty list allows nothing, not everything.
 		"empty lists": {owner("https://a.example", "nothing"), nothing},
 		"the same subject of another issuer": {owner("https://b.example", "narrow"),
-			among(probe{"type", "Condition"}, probe{"group", "*"}, probe{"patient", "*"})},
+			among(probe{"type", "Condition"}, probe{"group", "*"}, probe{"patient", "*"}, probe{"level", "group"})},
 		"a subject of digits": {owner("https://a.example", "123"),
-			among(probe{"type", "Patient"}, probe{"group", "*"}, probe{"patient", "*"})},
+			among(probe{"type", "Patient"}, probe{"group", "*"}, probe{"patient", "*"}, probe{"level", "group"})},
 		"a subject that is a word of YAML": {owner("https://a.example", "true"),
-			among(probe{"type", "Group"}, probe{"group", "*"}, probe{"patient", "*"})},
+			among(probe{"type", "Group"}, probe{"group", "*"}, probe{"patient", "*"}, probe{"level", "group"})},
 		"unknown subject":      {owner("https://a.example", "unknown"), nothing},
 		"unknown issuer":       {owner("https://c.example", "full"), nothing},
 		"subject in capitals":  {owner("https://a.example", "FULL"), nothing},
@@ -99,6 +106,11 @@ func Access(t *testing.T, open OpenAccess) {
 					got = grant.Groups.Has(p.name)
 					if all.Groups.Has(p.name) != got {
 						t.Errorf("group %q: Patients differs from Grant", p.name)
+					}
+				case "level":
+					got = grant.Levels.Has(export.Level(p.name))
+					if all.Levels.Has(export.Level(p.name)) != got {
+						t.Errorf("level %q: Patients differs from Grant", p.name)
 					}
 				default:
 					got = slices.Contains(patients, p.name)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ type Group struct {
 	Inactive     bool // active is false
 	Definitional bool // actual is false
 	Members      []Member
+	Body         string // other elements, as JSON; "" for none
 }
 
 // Member is a member of a Group.
@@ -70,6 +72,9 @@ func NDJSON(t *testing.T, groups []Group) []string {
 		}
 		head := fmt.Sprintf(`"id":%q,"active":%t,"actual":%t`, group.ID, !group.Inactive, !group.Definitional)
 		body := `"characteristic":[{"member":[{"entity":{"reference":"Patient/not-a-member"}}]}],"extension":[{"url":"x"}]`
+		if group.Body != "" {
+			body += "," + group.Body
+		}
 		if len(list) > 0 || n%4 < 2 { // an absent and an empty list mean the same
 			body += `,"member":` + string(members)
 		}
@@ -302,6 +307,7 @@ func Groups(t *testing.T, open OpenGroups) {
 		held = append(held, group)
 	}
 	groups := open(t, now, held)
+	asked := []string{"in", "p0", "p1", "p2", "p3", "p4999", "to-come"}
 
 	for id, want := range map[string][]string{
 		"one": {"p1"}, "ONE": {"p2"}, "on": {"p3"}, // ids are compared exactly
@@ -343,6 +349,16 @@ func Groups(t *testing.T, open OpenGroups) {
 			}
 		})
 	}
+	for id, want := range map[string][]string{
+		"one": {"in", "p0", "p2", "p3", "p4999", "to-come"}, "empty": asked, "of-inactive": asked,
+		"nested": {"in", "p2", "p3", "p4999", "to-come"}, "again": {"in", "p0", "p1", "p2", "p4999", "to-come"},
+		"left": {"p0", "p1", "p2", "p3", "p4999", "to-come"}, "big": {"in", "to-come"},
+	} {
+		t.Run("unknown in "+id, func(t *testing.T) {
+			unknown(t, groups, id, asked, want)
+			unknown(t, groups, id, nil, nil)
+		})
+	}
 	for n, period := range numbered {
 		t.Run("period "+period, func(t *testing.T) {
 			if got := members(t, groups, fmt.Sprintf("period-%d", n)); (len(got) == 1) != periods[period] {
@@ -362,6 +378,12 @@ func Groups(t *testing.T, open OpenGroups) {
 			})
 			if !errors.Is(err, directory.ErrNoGroup) {
 				t.Errorf("got error %v, want ErrNoGroup", err)
+			}
+			if id == "" { // the patients of the server: Patients
+				return
+			}
+			if ids, err := groups.Unknown(t.Context(), id, asked); !errors.Is(err, directory.ErrNoGroup) || ids != nil {
+				t.Errorf("%d unknown patients, error %v, want ErrNoGroup", len(ids), err)
 			}
 		})
 	}
@@ -397,6 +419,11 @@ func Groups(t *testing.T, open OpenGroups) {
 		if err := groups.Exists(ctx, "one"); !errors.Is(err, context.Canceled) {
 			t.Errorf("Exists after the end: %v, want context.Canceled", err)
 		}
+		for _, id := range []string{"one", ""} {
+			if _, err := groups.Unknown(ctx, id, asked); !errors.Is(err, context.Canceled) {
+				t.Errorf("Unknown of %q after the end: %v, want context.Canceled", id, err)
+			}
+		}
 	})
 	t.Run("many at once", func(t *testing.T) {
 		var all sync.WaitGroup
@@ -418,6 +445,86 @@ func Groups(t *testing.T, open OpenGroups) {
 		}
 		all.Wait()
 	})
+}
+
+// Patients tests Unknown with the group "". open returns an implementation beside a source with the Patients.
+func Patients(t *testing.T, open func(t *testing.T, patients []string) directory.Groups) {
+	groups := open(t, []string{"P1", "p1", "p2", "p20"})
+	for _, test := range []struct{ asked, want []string }{
+		{nil, nil}, {[]string{"p1"}, nil}, {[]string{"P1", "p1", "p2", "p20"}, nil}, {[]string{"p"}, []string{"p"}},
+		{[]string{"P2", "p1", "p10", "p2", "p3"}, []string{"P2", "p10", "p3"}},
+	} {
+		unknown(t, groups, "", test.asked, test.want)
+	}
+}
+
+func unknown(t *testing.T, groups directory.Groups, id string, asked, want []string) {
+	t.Helper()
+	if got, err := groups.Unknown(t.Context(), id, asked); err != nil || !slices.Equal(got, want) {
+		t.Errorf("of %q in group %q, %q are unknown, error %v; want %q", asked, id, got, err, want)
+	}
+}
+
+// Find tests Find of directory.Groups.
+func Find(t *testing.T, open OpenGroups) {
+	three, zero := int64(3), int64(0)
+	groups := open(t, func() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }, []Group{
+		{ID: "plain"},
+		{ID: "B", Body: `"name":"Ärzte","quantity":3,"identifier":[{"use":"official","system":"urn:s","value":"1"},` +
+			`{"value":"2"},{"system":"urn:t"},{},{"use":"old"}]`},
+		{ID: "a", Body: `"quantity":0,"name":""`},
+		{ID: "c", Body: `"name":7,"quantity":"3","identifier":{"value":"1"}`},
+		{ID: "d", Body: `"name":"a\u0000b","quantity":-1,"identifier":[{"value":"\u0000","system":7},{"value":"v"}]`},
+		{ID: "inactive", Inactive: true, Body: `"name":"Inactive"`},
+		{ID: "definitional", Definitional: true},
+		{ID: "last", Body: `"quantity":1.5`},
+	})
+	details := map[string]directory.Details{
+		"B": {Name: "Ärzte", Quantity: &three, Identifiers: []directory.Identifier{
+			{System: "urn:s", Value: "1"}, {Value: "2"}, {System: "urn:t"}}},
+		"a": {Quantity: &zero},
+		"d": {Identifiers: []directory.Identifier{{Value: "v"}}},
+	}
+	for name, test := range map[string]struct {
+		ids   []string
+		after string
+		want  []string
+	}{
+		"all":      {nil, "", []string{"B", "a", "c", "d", "last", "plain"}},
+		"after":    {nil, "c", []string{"d", "last", "plain"}},
+		"between":  {nil, "b", []string{"c", "d", "last", "plain"}},
+		"some":     {[]string{"plain", "inactive", "b", "none", "B", "plain"}, "", []string{"B", "plain"}},
+		"one":      {[]string{"a"}, "", []string{"a"}},
+		"one, yet": {[]string{"a"}, "a", nil},
+		"none":     {[]string{}, "", nil},
+		"the end":  {nil, "plain", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			must(t, groups.Find(t.Context(), test.ids, test.after, func(d directory.Details) error {
+				got = append(got, d.ID)
+				want := details[d.ID]
+				want.ID = d.ID
+				if !reflect.DeepEqual(d, want) {
+					t.Errorf("got %+v, want %+v", d, want)
+				}
+				return nil
+			}))
+			if !slices.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+	enough, calls := errors.New("enough"), 0
+	err := groups.Find(t.Context(), nil, "", func(directory.Details) error { calls++; return enough })
+	if err != enough || calls != 1 { //nolint:errorlint // unchanged
+		t.Errorf("error %v after %d calls, want the same error after 1", err, calls)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := groups.Find(ctx, nil, "", func(directory.Details) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v, want context.Canceled", err)
+	}
 }
 
 func exists(t *testing.T, groups directory.Groups, id string, want error) {

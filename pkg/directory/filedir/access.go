@@ -40,10 +40,12 @@ func OpenAccess(file string) (*Access, error) {
 	return &Access{file: cached}, nil
 }
 
-// AllowOnly returns an Access that allows these owners everything, and all others nothing.
+// AllowOnly returns an Access that allows these owners everything at every level, and all others nothing.
 func AllowOnly(owners ...export.Owner) *Access {
 	everything := grant{
-		Grant:    directory.Grant{Types: directory.Everything(), Groups: directory.Everything()},
+		Grant: directory.Grant{
+			Types: directory.Everything(), Groups: directory.Everything(), Levels: export.Levels(),
+		},
 		patients: directory.NameList{All: true},
 	}
 	a := &Access{fixed: make(grants, len(owners))}

@@ -1,6 +1,7 @@
 package filedir_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -46,8 +47,12 @@ func flowEntry(e directory.GrantEntry) string {
 	} else if !e.Patients.All {
 		patients = "{only: " + patients + "}"
 	}
-	return fmt.Sprintf("- {issuer: %q, subject: %q, types: %s, groups: %s, patients: %s}\n",
-		e.Owner.Issuer, e.Owner.Subject, list(e.Types), list(e.Groups), patients)
+	levels := ""
+	if e.Levels != nil {
+		levels = ", levels: [" + strings.Join(e.Levels.Names(), ", ") + "]"
+	}
+	return fmt.Sprintf("- {issuer: %q, subject: %q, types: %s, groups: %s, patients: %s%s}\n",
+		e.Owner.Issuer, e.Owner.Subject, list(e.Types), list(e.Groups), patients, levels)
 }
 
 func blockEntry(e directory.GrantEntry) string {
@@ -74,7 +79,11 @@ func blockEntry(e directory.GrantEntry) string {
 	if subject == "true" { // YAML reads it as a boolean
 		subject = "'true'"
 	}
-	return "- subject: " + subject + "\n  issuer: " + e.Owner.Issuer + "\n\n  types:" + list("    ", e.Types, "all") +
+	levels := ""
+	for _, level := range e.Levels {
+		levels = cmp.Or(levels, "  levels:\n") + "    - " + string(level) + "\n"
+	}
+	return "- subject: " + subject + "\n  issuer: " + e.Owner.Issuer + "\n\n" + levels + "  types:" + list("    ", e.Types, "all") +
 		"  groups:" + list("  ", e.Groups, "all") + "  patients:" + patients
 }
 
@@ -90,7 +99,7 @@ func TestAllowOnly(t *testing.T) {
 		grant, err := access.Grant(t.Context(), asked)
 		included, readErr := includes(t, access, asked, "p")
 		must(t, readErr)
-		all := grant.Types.Has("Patient") && grant.Groups.Has("g") && included
+		all := grant.Types.Has("Patient") && grant.Groups.Has("g") && included && len(grant.Levels.Names()) == 3
 		none := !grant.Types.Has("Patient") && !grant.Groups.Has("g") && !included
 		if err != nil || all != want || none == want {
 			t.Errorf("%+v gets %+v, error %v, want everything %v", asked, grant, err, want)
@@ -101,6 +110,9 @@ func TestAllowOnly(t *testing.T) {
 func TestOpenAccessNamesWhatIsWrong(t *testing.T) {
 	const good = "- {issuer: a, subject: s, types: all, groups: all, patients: all}\n"
 	patients := func(to string) string { return strings.Replace(good, "patients: all", "patients: "+to, 1) }
+	levels := func(to string) string {
+		return good + strings.NewReplacer(": s", ": t", "}", ", levels: "+to+"}").Replace(good)
+	}
 	for name, test := range map[string]struct{ text, place string }{
 		"nothing":             {"", "list"},
 		"a comment":           {"# nothing\n", "list"},
@@ -138,6 +150,14 @@ func TestOpenAccessNamesWhatIsWrong(t *testing.T) {
 		"a patient with a star": {patients("{except: [x, p20391*]}"), "2 of except"},
 		"except null":           {patients("{except: }"), "line 1: "},
 		"a nested list":         {patients("{except: [[p20391]]}"), "1 of except"},
+		"no level":              {levels("[]"), "line 2: levels is empty"},
+		"a level of another":    {levels("[group, 20391]"), "line 2: number 2 of levels is not a level"},
+		"a level in capitals":   {levels("[Group]"), "line 2: number 1 of levels"},
+		"levels a word":         {levels("all"), "line 2: levels must be a list"},
+		"levels null":           {levels(""), "line 2: levels must be a list"},
+		"levels twice":          {levels("[group], levels: [system]"), "line 2"},
+		"levels for a key":      {strings.Replace(good, "patients: all", "levels: [group]", 1), "patients is missing"},
+		"levels and another":    {levels("[group], scope: all"), "line 2: unknown key"},
 		"an anchor":             {strings.Replace(good, "types: all", "types: &x [Patient]", 1), "line 1"},
 		"an alias":              {good + "- *x\n", "line 2"},
 		"a merge":               {good + strings.Replace(good, "issuer: a", "<<: {issuer: a}", 1), "line 2"},

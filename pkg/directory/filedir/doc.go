@@ -14,9 +14,9 @@
 //
 // # Access
 //
-// The YAML file is a list of entries, one for each owner; every key is required. An owner without an entry may export
-// nothing. Types, groups and patients are resource types of FHIR R4, group ids and patient ids. An empty list allows
-// nothing.
+// The YAML file is a list of entries, one for each owner; every key but levels is required. An owner without an entry may
+// export nothing. Types, groups and patients are resource types of FHIR R4, group ids and patient ids. An empty list allows
+// nothing. Without levels the owner may export groups only; an empty list of levels is an error.
 //
 //   - issuer: https://issuer.example   # the token's iss
 //     subject: research-team           # the token's sub
@@ -28,6 +28,7 @@
 //     types: all
 //     groups: [diabetes]
 //     patients: all
+//     levels: [group, patient]         # of group, patient and system
 //
 // Unknown, missing and duplicate keys, a second entry for an owner, anchors and tags are errors that name the line.
 // Errors never contain a patient id.

@@ -38,6 +38,33 @@ func TestGroups(t *testing.T) {
 	}
 }
 
+func TestFind(t *testing.T) {
+	directorytest.Find(t, func(t *testing.T, now func() time.Time, groups []directorytest.Group) directory.Groups {
+		lines := append(directorytest.NDJSON(t, groups), `{"resourceType":"Group","id":"unreadable","name":"x","member":7}`)
+		return openGroups(t, folder(t, "Group.ndjson", strings.Join(lines, "\n")), now)
+	})
+}
+
+func TestPatients(t *testing.T) {
+	directorytest.Patients(t, func(t *testing.T, patients []string) directory.Groups {
+		groups := openGroups(t, t.TempDir(), now)
+		groups.Held = func(_ context.Context, yield func(string) error) error {
+			for _, id := range patients {
+				if err := yield(id); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return groups
+	})
+	t.Run("without a source", func(t *testing.T) {
+		if ids, err := openGroups(t, t.TempDir(), now).Unknown(t.Context(), "", []string{"p"}); err != nil || ids != nil {
+			t.Errorf("%q are unknown, error %v, want none", ids, err)
+		}
+	})
+}
+
 func folder(t testing.TB, name, content string) string {
 	t.Helper()
 	dir := t.TempDir()

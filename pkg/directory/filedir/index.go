@@ -3,8 +3,10 @@ package filedir
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +21,10 @@ import (
 
 // Groups implements directory.Groups on a folder of NDJSON files. Methods may be called concurrently.
 type Groups struct {
+	// Held streams the ids of the Patients that the server holds, for Unknown. Set it before other calls. Nil: the process has
+	// no source, and no patient of the group "" is unknown.
+	Held func(ctx context.Context, yield func(patientID string) error) error
+
 	dir     string
 	members groupndjson.Resolver
 	now     func() time.Time
@@ -91,6 +97,34 @@ func (g *Groups) IDs(ctx context.Context) ([]string, error) {
 		}
 	}
 	return ids, nil
+}
+
+// Find implements directory.Groups.
+func (g *Groups) Find(ctx context.Context, ids []string, after string, yield func(directory.Details) error) error {
+	index, err := g.current(ctx)
+	if err != nil {
+		return err
+	}
+	asked := slices.Values(ids)
+	if ids == nil {
+		asked = maps.Keys(index.groups)
+	}
+	for _, id := range slices.Compact(slices.Sorted(asked)) {
+		if id <= after {
+			continue
+		}
+		group, err := index.newest(id)
+		switch {
+		case err == nil:
+			err = yield(directory.Details{ID: id, Name: group.Name, Identifiers: group.Identifiers, Quantity: group.Quantity})
+		case errors.Is(err, directory.ErrNoGroup), errors.Is(err, directory.ErrUnreadable):
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // LeftOut returns the number of groups and of files that cannot be read, as of the last call of another method.

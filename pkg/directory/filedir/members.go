@@ -150,3 +150,32 @@ func (s stoppable) Read(p []byte) (int, error) {
 	}
 	return s.from.Read(p)
 }
+
+// Unknown implements directory.Groups. It reads the members as Members does, until it has met all patients: with one that
+// is unknown, all members. With the group "" it reads Held.
+func (g *Groups) Unknown(ctx context.Context, groupID string, patients []string) ([]string, error) {
+	left := make(map[string]bool, len(patients))
+	for _, id := range patients {
+		left[id] = true
+	}
+	errMet := errors.New("all patients were met")
+	meet := func(id string) error {
+		if delete(left, id); len(left) == 0 {
+			return errMet
+		}
+		return nil
+	}
+	var err error
+	switch {
+	case groupID != "":
+		_, err = g.Members(ctx, groupID, meet)
+	case g.Held != nil:
+		err = g.Held(ctx, meet)
+	default:
+		return nil, ctx.Err()
+	}
+	if err != nil && !errors.Is(err, errMet) {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(patients), func(id string) bool { return !left[id] }), nil
+}

@@ -114,7 +114,7 @@ func (a *Access) Entry(
 	// One statement, so that all of it is of one snapshot. The first row has everything but the patients.
 	rows, err := a.pool.Query(ctx, `WITH g AS MATERIALIZED (SELECT * FROM directory_grant WHERE issuer = $1 AND subject = $2)
 		SELECT `+headerColumns+`, cardinality(patient_names), NULL::text FROM g
-		UNION ALL (SELECT NULL, NULL, NULL, NULL, NULL, NULL, n
+		UNION ALL (SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, n
 			FROM g CROSS JOIN unnest(g.patient_names) AS n ORDER BY n COLLATE "C" NULLS FIRST)`, owner.Issuer, owner.Subject)
 	if err != nil {
 		return wrap(act, err)
@@ -139,7 +139,7 @@ func (a *Access) Entry(
 	err = use(entry, patients, func() (string, error) {
 		for rows.Next() {
 			// An error of Scan may quote the row.
-			if rows.Scan(nil, nil, nil, nil, nil, nil, &id) != nil || read.patients == kindAll || !fhir.IsID(id) {
+			if rows.Scan(nil, nil, nil, nil, nil, nil, nil, &id) != nil || read.patients == kindAll || !fhir.IsID(id) {
 				return "", fmt.Errorf("%s: the list of patients is not valid", act)
 			}
 			if id != last {
@@ -164,12 +164,13 @@ func storable(owner export.Owner) bool {
 type header struct {
 	types, groups, patients string // kinds
 	typeNames, groupNames   []string
+	levels                  *[]string
 }
 
-const headerColumns = "types, type_names, groups, group_names, patients"
+const headerColumns = "types, type_names, groups, group_names, levels, patients"
 
 func (h *header) columns() []any {
-	return []any{&h.types, &h.typeNames, &h.groups, &h.groupNames, &h.patients}
+	return []any{&h.types, &h.typeNames, &h.groups, &h.groupNames, &h.levels, &h.patients}
 }
 
 // entry returns the entry without the names of patients, or an error for a row that is not valid.
@@ -189,7 +190,19 @@ func (h *header) entry(owner export.Owner) (directory.GrantEntry, error) {
 			return directory.GrantEntry{}, err
 		}
 	}
+	var err error
+	if entry.Levels, err = levelsOf(h.levels); err != nil {
+		return directory.GrantEntry{}, err
+	}
 	return entry, entry.Validate()
+}
+
+// levelsOf returns the levels of a stored entry. Entries of the previous release have none.
+func levelsOf(names *[]string) (directory.Levels, error) {
+	if names == nil {
+		return nil, nil
+	}
+	return directory.ParseLevels(*names)
 }
 
 // Kinds of lists.
@@ -225,6 +238,7 @@ func Kind(allBut bool, names int) string {
 type Summary struct {
 	Owner                   export.Owner
 	Types, Groups, Patients Count
+	Levels                  directory.Levels
 }
 
 // Count is a list without its names.
@@ -236,10 +250,14 @@ type Count struct {
 // List returns all entries, sorted by issuer and subject.
 func (a *Access) List(ctx context.Context) ([]Summary, error) {
 	rows, _ := a.pool.Query(ctx, `SELECT issuer, subject, types, cardinality(type_names), groups, cardinality(group_names),
-		patients, cardinality(patient_names) FROM directory_grant ORDER BY issuer, subject`) // rows returns the error
+		patients, cardinality(patient_names), levels FROM directory_grant ORDER BY issuer, subject`) // rows returns the error
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Summary, err error) {
+		var levels *[]string
 		err = row.Scan(&s.Owner.Issuer, &s.Owner.Subject, &s.Types.Kind, &s.Types.Names, &s.Groups.Kind, &s.Groups.Names,
-			&s.Patients.Kind, &s.Patients.Names)
+			&s.Patients.Kind, &s.Patients.Names, &levels)
+		if err == nil {
+			s.Levels, err = levelsOf(levels)
+		}
 		return s, err
 	})
 	return list, wrap("list grants", err)
@@ -275,13 +293,14 @@ func (a *Access) Set(ctx context.Context, entry directory.GrantEntry, patients P
 			return err
 		}
 		done, err := tx.Exec(ctx, "INSERT INTO directory_grant ("+grantColumns+`)
-			SELECT $1, $2, $3, $4, $5, $6, $7, coalesce(n.names, '{}')
+			SELECT $1, $2, $3, $4, $5, $6, $7, $8, coalesce(n.names, '{}')
 			FROM (SELECT array_agg(DISTINCT patient ORDER BY patient) AS names FROM directory_named) AS n
-			WHERE $7 <> 'except' OR n.names IS NOT NULL
+			WHERE $8 <> 'except' OR n.names IS NOT NULL
 			ON CONFLICT (issuer, subject) DO UPDATE SET
 				types = excluded.types, type_names = excluded.type_names, groups = excluded.groups,
-				group_names = excluded.group_names, patients = excluded.patients, patient_names = excluded.patient_names`,
-			append(row(entry)[:6], kind)...)
+				group_names = excluded.group_names, levels = excluded.levels,
+				patients = excluded.patients, patient_names = excluded.patient_names`,
+			append(row(entry)[:7], kind)...)
 		if err == nil && done.RowsAffected() == 0 {
 			refused = errNoExceptions
 			return refused
@@ -297,14 +316,18 @@ func (a *Access) Set(ctx context.Context, entry directory.GrantEntry, patients P
 // errNoExceptions: an empty list of exceptions is probably a mistake, and would grant everything.
 var errNoExceptions = errors.New("the list of excepted patients has no ids")
 
-const grantColumns = "issuer, subject, types, type_names, groups, group_names, patients, patient_names"
+const grantColumns = "issuer, subject, types, type_names, groups, group_names, levels, patients, patient_names"
 
 func row(e directory.GrantEntry) []any {
 	values := []any{e.Owner.Issuer, e.Owner.Subject}
-	for _, list := range []directory.NameList{e.Types, e.Groups, e.Patients} {
+	add := func(list directory.NameList) {
 		names := append([]string{}, list.Sorted().Names...) // nil would be NULL
 		values = append(values, Kind(list.All, len(names)), names)
 	}
+	add(e.Types)
+	add(e.Groups)
+	values = append(values, e.Levels.Names())
+	add(e.Patients)
 	return values
 }
 
@@ -336,8 +359,9 @@ func (a *Access) Compare(ctx context.Context, entries []directory.GrantEntry) (c
 	const set = "ARRAY(SELECT DISTINCT e COLLATE \"C\" FROM unnest(%s) AS e ORDER BY 1)" // of the names of a list
 	same := func(table string) string {
 		list := func(column string) string { return fmt.Sprintf(set, table+"."+column) }
-		return fmt.Sprintf("(%[1]s.types, %[1]s.groups, %[1]s.patients, %[2]s, %[3]s, %[4]s)",
-			table, list("type_names"), list("group_names"), list("patient_names"))
+		levels := fmt.Sprintf(set, "coalesce("+table+".levels, '{group}')")
+		return fmt.Sprintf("(%[1]s.types, %[1]s.groups, %[1]s.patients, %[2]s, %[3]s, %[4]s, %[5]s)",
+			table, list("type_names"), list("group_names"), list("patient_names"), levels)
 	}
 	err = a.stage(ctx, entries, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `SELECT count(*) FILTER (WHERE n.issuer IS NULL), count(*) FILTER (WHERE o.issuer IS NULL),
@@ -375,7 +399,7 @@ func (a *Access) stage(ctx context.Context, entries []directory.GrantEntry, work
 		}
 		for _, entry := range entries {
 			_, err := tx.Exec(ctx, "INSERT INTO directory_staged ("+grantColumns+`)
-				VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`, row(entry)...)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, row(entry)...)
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package pgdir_test
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -21,7 +22,7 @@ func TestAccess(t *testing.T) {
 			var err error
 			for _, entry := range entries { // Set replaces the whole entry
 				wide := everything(entry.Owner)
-				wide.Patients.Names = []string{"p9"}
+				wide.Patients.Names, wide.Levels = []string{"p9"}, export.Levels()
 				err = errors.Join(err, access.Set(t.Context(), wide, nil), access.Set(t.Context(), entry, nil))
 			}
 			return err
@@ -109,6 +110,9 @@ func TestInvalidRowsAllowNothing(t *testing.T) {
 		"all patients with ids":     "patient_names = '{p2}'",
 		"all with names":            "groups = 'all', group_names = '{g2}'",
 		"no name":                   "patients = 'except', patient_names = ARRAY[NULL, 'p2']",
+		"an unknown level":          "levels = '{group,everything}'",
+		"no level":                  "levels = '{}'",
+		"a level of null":           "levels = ARRAY[NULL, 'group']",
 		"an unknown type":           "types = 'except', type_names = '{Observations}'",
 		"no id":                     "patients = 'except', patient_names = '{Patient/20391}'",
 	} {
@@ -213,8 +217,8 @@ func TestAGrantOfManyPatients(t *testing.T) {
 	}))
 	list, err := access.List(t.Context())
 	want := pgdir.Summary{Owner: owner, Types: pgdir.Count{Kind: "all"}, Groups: pgdir.Count{Kind: "only"},
-		Patients: pgdir.Count{Kind: "only", Names: many}}
-	if err != nil || len(list) != 1 || list[0] != want {
+		Patients: pgdir.Count{Kind: "only", Names: many}, Levels: directory.Levels{export.GroupLevel}}
+	if err != nil || len(list) != 1 || !reflect.DeepEqual(list[0], want) {
 		t.Errorf("listed %+v, error %v, want %+v", list, err, want)
 	}
 }

@@ -48,3 +48,24 @@ func BenchmarkPatients(b *testing.B) {
 	}
 	b.ReportMetric(float64(most-min(before, most)), "heap-B")
 }
+
+// BenchmarkUnknown measures what a kick-off reads that names 3000 of a million members, half of them unknown.
+func BenchmarkUnknown(b *testing.B) {
+	pool := open(b)
+	exec(b, pool, "INSERT INTO directory_group (id, exportable) VALUES ('g', true)")
+	exec(b, pool, "INSERT INTO directory_member (group_id, patient) SELECT 'g', unnest($1::text[])", numbered(manyPatients))
+	exec(b, pool, "ANALYZE directory_member")
+	var asked []string
+	for n, patient := range numbered(manyPatients) {
+		if n%(manyPatients/1500) == 0 {
+			asked = append(asked, patient, patient+"x")
+		}
+	}
+	groups := pgdir.NewGroups(pool, now)
+	for b.Loop() {
+		unknown, err := groups.Unknown(b.Context(), "g", asked)
+		if err != nil || 2*len(unknown) != len(asked) {
+			b.Fatalf("%d of %d are unknown, error %v", len(unknown), len(asked), err)
+		}
+	}
+}

@@ -19,11 +19,13 @@ var ErrGroupExists = errors.New("the group exists")
 
 // Group is a group in the view of operators. sluice admin prints Group and Member as JSON with --json.
 type Group struct {
-	ID          string     `json:"id"`
-	Exportable  bool       `json:"exportable"`
-	LastUpdated *time.Time `json:"lastUpdated,omitempty"` // meta.lastUpdated of the loaded resource, if any
-	Members     int64      `json:"allMembers"`            // patients, including inactive ones and those outside their period
-	Current     int64      `json:"members"`               // patients that are members now
+	ID          string                 `json:"id"`
+	Exportable  bool                   `json:"exportable"`
+	LastUpdated *time.Time             `json:"lastUpdated,omitempty"` // meta.lastUpdated of the loaded resource, if any
+	Name        *string                `json:"name,omitempty"`
+	Identifiers []directory.Identifier `json:"identifiers,omitempty"`
+	Members     int64                  `json:"allMembers"` // patients, including inactive ones and those outside their period
+	Current     int64                  `json:"members"`    // patients that are members now
 
 	// Only in the result of Show:
 	Groups  []MemberGroup    `json:"groups,omitempty"`
@@ -44,12 +46,12 @@ type Member struct {
 	Current bool      `json:"member"` // whether the patient is a member now
 }
 
-const selectGroups = `SELECT g.id, g.exportable, g.last_updated, count(DISTINCT m.patient),
+const selectGroups = `SELECT g.id, g.exportable, g.last_updated, g.name, g.identifiers, count(DISTINCT m.patient),
 	count(DISTINCT m.patient) FILTER (WHERE NOT m.inactive AND m.starts <= $1 AND m.ends > $1)
 	FROM directory_group AS g LEFT JOIN directory_member AS m ON m.group_id = g.id `
 
 func scanGroup(row pgx.CollectableRow) (g Group, err error) {
-	err = row.Scan(&g.ID, &g.Exportable, &g.LastUpdated, &g.Members, &g.Current)
+	err = row.Scan(&g.ID, &g.Exportable, &g.LastUpdated, &g.Name, &g.Identifiers, &g.Members, &g.Current)
 	return g, err
 }
 
@@ -197,10 +199,11 @@ func stageNamed(ctx context.Context, tx pgx.Tx, patients Patients) (refused, err
 	return refused, err
 }
 
+// lockGroup locks the group that changes. Its Group.quantity is no longer right.
 func lockGroup(ctx context.Context, groupID string) func(pgx.Tx) error {
 	return func(tx pgx.Tx) error {
 		var id string
-		err := tx.QueryRow(ctx, "SELECT id FROM directory_group WHERE id = $1 FOR UPDATE", groupID).Scan(&id)
+		err := tx.QueryRow(ctx, "UPDATE directory_group SET quantity = NULL WHERE id = $1 RETURNING id", groupID).Scan(&id)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return directory.ErrNoGroup
 		}

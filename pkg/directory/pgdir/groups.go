@@ -67,15 +67,18 @@ func (g *Groups) Exists(ctx context.Context, groupID string) error {
 // active is the condition on a row with a period at the instant $2.
 const active = "NOT inactive AND starts <= $2 AND ends > $2"
 
-// selectMembers returns rows of three kinds: one without values if the group can be exported, a patient, or a reason with
-// a number of members. It is one statement, so that all groups and members are of one snapshot. The server streams the
-// members without sorting or hashing: OFFSET 0 makes it read them by the index, group by group.
-const selectMembers = `WITH RECURSIVE reached AS (
+// reached is a recursive query: the group $1, if it can be exported, and the groups in it at the instant $2, to any depth.
+const reached = `reached AS (
 		SELECT id, exportable FROM directory_group WHERE id = $1 AND exportable
 	UNION
 		SELECT s.member, coalesce(g.exportable, false) FROM reached AS r
 		JOIN directory_subgroup AS s ON s.group_id = r.id AND r.exportable AND ` + active + `
-		LEFT JOIN directory_group AS g ON g.id = s.member)
+		LEFT JOIN directory_group AS g ON g.id = s.member)`
+
+// selectMembers returns rows of three kinds: one without values if the group can be exported, a patient, or a reason with
+// a number of members. It is one statement, so that all groups and members are of one snapshot. The server streams the
+// members without sorting or hashing: OFFSET 0 makes it read them by the index, group by group.
+const selectMembers = `WITH RECURSIVE ` + reached + `
 	SELECT NULL::text, NULL::text, 0::bigint FROM reached WHERE id = $1
 	UNION ALL SELECT m.patient, NULL, 0 FROM reached AS r
 		CROSS JOIN LATERAL (SELECT patient FROM directory_member WHERE group_id = r.id AND ` + active + ` OFFSET 0) AS m

@@ -65,7 +65,8 @@ func BeginLoad(ctx context.Context, pool *pgxpool.Pool) (_ *Load, err error) {
 		"DROP SCHEMA IF EXISTS " + stageSchema + " CASCADE",
 		"CREATE SCHEMA " + stageSchema,
 		"CREATE UNLOGGED TABLE " + staged(l.groups) + ` (place bigint NOT NULL, id text COLLATE "C" NOT NULL,
-			exportable boolean NOT NULL, last_updated timestamptz, version bigint, readable boolean NOT NULL)`,
+			exportable boolean NOT NULL, last_updated timestamptz, version bigint, readable boolean NOT NULL,
+			name text, identifiers jsonb, quantity bigint)`,
 		"CREATE UNLOGGED TABLE " + staged(l.members) + ` (place bigint NOT NULL, kind text COLLATE "C" NOT NULL,
 			member text COLLATE "C" NOT NULL, starts timestamptz NOT NULL, ends timestamptz NOT NULL, inactive boolean NOT NULL)
 			WITH (autovacuum_enabled = false)`,
@@ -171,9 +172,10 @@ func Examine(line []byte) (Added, error) {
 // stage stages a group without its members.
 func (l *Load) stage(ctx context.Context, tx pgx.Tx, place int64, header groupndjson.Header, readable bool) error {
 	lastUpdated := pgtype.Timestamptz{Time: header.LastUpdated, Valid: !header.LastUpdated.IsZero()}
-	_, err := tx.Exec(ctx, "INSERT INTO "+staged(l.groups)+
-		" (place, id, exportable, last_updated, version, readable) VALUES ($1, $2, $3, $4, $5, $6)",
-		place, header.ID, header.Exportable, lastUpdated, header.Number, readable)
+	name, identifiers := described(header.Name, header.Identifiers)
+	_, err := tx.Exec(ctx, "INSERT INTO "+staged(l.groups)+` (place, id, exportable, last_updated, version, readable,
+			name, identifiers, quantity) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		place, header.ID, header.Exportable, lastUpdated, header.Number, readable, name, identifiers, header.Quantity)
 	if err == nil {
 		l.staged.Add(1)
 	}
@@ -281,12 +283,12 @@ func (l *Load) merge(deleteMissing bool) []string {
 			AND CASE WHEN g.version <> s.version THEN g.version > s.version
 				ELSE coalesce(g.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity') END`,
 		"ANALYZE "+groups, "ANALYZE "+members,
-		`INSERT INTO directory_group AS g (id, exportable, last_updated, version)
-			SELECT id, exportable, last_updated, version FROM `+groups+` ORDER BY id
+		`INSERT INTO directory_group AS g (id, exportable, last_updated, version, name, identifiers, quantity)
+			SELECT id, exportable, last_updated, version, name, identifiers, quantity FROM `+groups+` ORDER BY id
 			ON CONFLICT (id) DO UPDATE SET exportable = excluded.exportable, last_updated = excluded.last_updated,
-				version = excluded.version
-			WHERE (g.exportable, g.last_updated, g.version)
-				IS DISTINCT FROM (excluded.exportable, excluded.last_updated, excluded.version)`,
+				version = excluded.version, name = excluded.name, identifiers = excluded.identifiers, quantity = excluded.quantity
+			WHERE (g.exportable, g.last_updated, g.version, g.name, g.identifiers, g.quantity) IS DISTINCT FROM
+				(excluded.exportable, excluded.last_updated, excluded.version, excluded.name, excluded.identifiers, excluded.quantity)`,
 		// Insert before the delete, to keep the time at which the patient joined. Ordered, because a group is read as a range.
 		`INSERT INTO directory_member (group_id, patient, starts, ends, inactive, joined)
 			SELECT n.*, coalesce((SELECT min(o.joined) FROM directory_member AS o

@@ -22,6 +22,9 @@ func (g *Groups) Checked(by func(Missing) error) *Groups {
 // Checked returns a with a check of the patients and groups of Set, Replace and Compare, as for Groups.
 func (a *Access) Checked(by func(Missing) error) *Access { return &Access{pool: a.pool, check: by} }
 
+// mayReadPatients is whether the session may read the clinical data.
+const mayReadPatients = "has_table_privilege('resource', 'SELECT') AND has_table_privilege('load_batch', 'SELECT')"
+
 // checkedError is an error of a check, to be returned unchanged.
 type checkedError struct{ error }
 
@@ -33,7 +36,7 @@ func checkNamed(ctx context.Context, tx pgx.Tx, check func(Missing) error, group
 	var missing Missing
 	var mayRead bool
 	err := tx.QueryRow(ctx, `SELECT count(*) FILTER (WHERE NOT EXISTS (SELECT FROM directory_group AS g WHERE g.id = n)),
-			count(*), has_table_privilege('resource', 'SELECT') AND has_table_privilege('load_batch', 'SELECT')
+			count(*), `+mayReadPatients+`
 		FROM (SELECT DISTINCT n FROM unnest($1::text[]) AS n) AS named`, groups).
 		Scan(&missing.Groups, &missing.OfGroups, &mayRead)
 	if err != nil {

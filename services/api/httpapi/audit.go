@@ -55,6 +55,10 @@ func (s *service) actionOf(c *gin.Context) (action audit.Action, audited bool) {
 	switch c.FullPath() {
 	case s.template(kickoffRoute):
 		action = audit.KickOff
+	case s.template(groupRoute):
+		action = audit.Read
+	case s.template(groupsRoute):
+		action = audit.Search
 	case s.template(fileRoute):
 		action = audit.File
 	case s.template(statusRoute):

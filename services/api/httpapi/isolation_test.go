@@ -259,7 +259,7 @@ func TestIsolationOfLists(t *testing.T) {
 			"/fhir/exports", "/fhir/exports/", statusPath(id) + "/", statusPath(id) + "/files", statusPath(id) + "/files/",
 			filePath(id, file) + "/", filePath(id, file) + "/x", "/fhir/exports/" + string(id) + "%2Ffiles",
 			"/exports/" + string(id), "/fhir//exports/" + string(id), "/fhir//Group/g1/$export",
-			groupExport + "/", "/fhir/Exports/" + string(id), "/fhir/Group/g1",
+			groupExport + "/", "/fhir/Exports/" + string(id), "/fhir/Groups/g1",
 			"/jobs/" + string(id) + "/", "/" + file.Key, "/metrics", "/metrics/",
 			"/fhir/metrics", "/debug/pprof/", "/debug/pprof/profile?seconds=1",
 		} {

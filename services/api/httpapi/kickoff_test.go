@@ -111,7 +111,7 @@ func TestKickoffSpellingsAndMethods(t *testing.T) {
 	wantOutcome(t, got, http.StatusMethodNotAllowed, "not-supported", "DELETE, GET, HEAD")
 	wantHeader(t, got, "Allow", "DELETE, GET, HEAD")
 	for _, path := range []string{
-		"/fhir", "/fhir/", "/fhir/metadatas", "/fhir/Group/g1", "/fhir/Group/g1/$export/", "/fhir/group/g1/$export",
+		"/fhir", "/fhir/", "/fhir/metadatas", "/fhir/Groups", "/fhir/Group/g1/$export/", "/fhir/group/g1/$export",
 		"/fhir/Group/a%2Fb/$export", "/fhir/Group//$export", "/fhir/Group/g1%2F$export", "/fhir/Group/g1%2f%24export",
 		"/fhir/Group%2Fg1/$export", "/fhir%2FGroup/g1/$export", "/fhir/exports/", "/elsewhere", "/",
 	} {

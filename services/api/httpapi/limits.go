@@ -22,7 +22,8 @@ type Limits struct {
 	Repeat string `env:"KICKOFF_REPEAT" envDefault:"new"`
 	// kick-offs of one subject per minute, over all replicas
 	KickOffLimit int `env:"KICKOFF_LIMIT" envDefault:"60"`
-	// status answers to one subject per minute, over all replicas; at least 40 for each of JOB_LIMIT
+	// status answers to one subject per minute, over all replicas, and as many reads and searches of groups; at least 40
+	// for each of JOB_LIMIT
 	StatusLimit int `env:"STATUS_LIMIT" envDefault:"600"`
 	// finished exports that one subject holds until they expire or are deleted
 	FinishedLimit int `env:"FINISHED_LIMIT" envDefault:"200"`

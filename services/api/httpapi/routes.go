@@ -73,6 +73,8 @@ type Deps struct {
 
 // Route templates, below the base URL's path. Clients read the last two documents before they have a token.
 const (
+	groupsRoute   = "/Group"
+	groupRoute    = "/Group/:group"
 	kickoffRoute  = "/Group/:group/$export"
 	statusRoute   = "/exports/:job"
 	fileRoute     = "/exports/:job/files/:name"
@@ -130,6 +132,8 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 	at := strings.TrimSuffix(s.BaseURL.Path, "/")
 	fhir := router.Group(at, s.authenticate)
 	fhir.GET(kickoffRoute, s.answer(s.kickoff))
+	fhir.GET(groupRoute, s.answer(s.readGroup))
+	fhir.GET(groupsRoute, s.answer(s.searchGroups))
 	fhir.GET(statusRoute, s.answer(s.status))
 	fhir.HEAD(statusRoute, s.answer(s.status))
 	fhir.DELETE(statusRoute, s.answer(s.cancel))

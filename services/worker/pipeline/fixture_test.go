@@ -396,6 +396,14 @@ func (p *people) Members(_ context.Context, group string, yield func(string) err
 	return p.leftOut, p.err
 }
 
+func (p *people) Find(context.Context, []string, string, func(directory.Details) error) error {
+	panic("the worker finds no groups")
+}
+
+func (p *people) Unknown(context.Context, string, []string) ([]string, error) {
+	panic("the worker looks up no patients")
+}
+
 func (p *people) Grant(_ context.Context, asked export.Owner) (directory.Grant, error) {
 	if asked != owner {
 		return directory.Grant{}, nil

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jsonvalues"
 )
@@ -20,6 +22,9 @@ type Header struct {
 	ID         string
 	Exportable bool // neither inactive (active false) nor definitional (actual false)
 	Version
+	Name        string
+	Identifiers []directory.Identifier
+	Quantity    *int64 // nil unless it is a number of FHIR's unsignedInt
 }
 
 // ErrOtherType means that the line is a resource of another type.
@@ -75,6 +80,8 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 				}
 				return each(m)
 			})
+		case "name", "identifier", "quantity":
+			err = group.describe(values, name)
 		default:
 			err = decode(values, "an element", new(skipped))
 		}
@@ -102,7 +109,46 @@ func Read(line io.Reader, each func(Member) error) (Header, error) {
 	return group, nil
 }
 
-// decisive are the elements that are read.
+// describe reads the next value as the element with the name. One of another form is as if it were missing: it does not
+// decide who the members are.
+func (h *Header) describe(values *jsonvalues.Reader, name string) error {
+	var element json.RawMessage
+	if err := decode(values, name, &element); err != nil {
+		return err
+	}
+	switch name {
+	case "name":
+		h.Name = text(element)
+	case "identifier":
+		var list []struct{ System, Value json.RawMessage }
+		if json.Unmarshal(element, &list) != nil {
+			list = nil
+		}
+		h.Identifiers = nil
+		for _, one := range list {
+			if id := (directory.Identifier{System: text(one.System), Value: text(one.Value)}); id != (directory.Identifier{}) {
+				h.Identifiers = append(h.Identifiers, id)
+			}
+		}
+	default:
+		h.Quantity = nil
+		if n, err := strconv.ParseUint(string(element), 10, 31); err == nil {
+			quantity := int64(n)
+			h.Quantity = &quantity
+		}
+	}
+	return nil
+}
+
+// text returns a JSON string, or "" for another value, and for one with a NUL, which a database may not store.
+func text(value json.RawMessage) (s string) {
+	if json.Unmarshal(value, &s) != nil || strings.Contains(s, "\x00") {
+		return ""
+	}
+	return s
+}
+
+// decisive are the elements that decide about the members.
 var decisive = []string{"resourceType", "id", "meta", "active", "actual", "member"}
 
 // isOdd reports whether another parser could take the key for one that is read: it differs only in case, or has a NUL or,

@@ -37,10 +37,6 @@ func (v *Version) read(values *jsonvalues.Reader) error {
 	if err := json.Unmarshal(element, &meta); errors.As(err, &key) {
 		return elementError(fmt.Sprintf("meta: %v", key))
 	}
-	text := func(value json.RawMessage) (s string) {
-		_ = json.Unmarshal(value, &s) // "" for another type
-		return s
-	}
 	if n, err := strconv.ParseUint(text(meta.VersionID), 10, 63); err == nil {
 		number := int64(n)
 		v.Number = &number

@@ -68,7 +68,8 @@ type grantOutput struct {
 	Owner    string     `json:"owner"` // the digest that logs contain
 	Types    listOutput `json:"types"`
 	Groups   listOutput `json:"groups"`
-	Patients listOutput `json:"patients"`
+	Levels   []string   `json:"levels"`
+	Patients listOutput `json:"patients"` // the last one: showPatients
 }
 
 // ownerOutput is the output of a change of a grant.
@@ -97,9 +98,10 @@ func listJSON(list directory.NameList) listOutput {
 }
 
 func grantRows(grants ...grantOutput) []row {
-	rows := []row{{"issuer", "subject", "owner in logs", "types", "groups", "patients"}}
+	rows := []row{{"issuer", "subject", "owner in logs", "types", "groups", "levels", "patients"}}
 	for _, g := range grants {
-		rows = append(rows, row{g.Issuer, g.Subject, g.Owner, g.Types, g.Groups, g.Patients})
+		levels := strings.Join(g.Levels, ",")
+		rows = append(rows, row{g.Issuer, g.Subject, g.Owner, g.Types, g.Groups, levels, g.Patients})
 	}
 	return rows
 }
@@ -118,7 +120,7 @@ func (a *app) grantList() *cobra.Command {
 		for _, s := range list {
 			one := func(c pgdir.Count) listOutput { return listOutput{Kind: c.Kind, Count: c.Names} }
 			output = append(output, grantOutput{
-				s.Owner.Issuer, s.Owner.Subject, s.Owner.Hash(), one(s.Types), one(s.Groups), one(s.Patients),
+				s.Owner.Issuer, s.Owner.Subject, s.Owner.Hash(), one(s.Types), one(s.Groups), s.Levels.Names(), one(s.Patients),
 			})
 		}
 		return a.show(output, grantRows(output...))
@@ -136,7 +138,7 @@ func (a *app) grantShow() *cobra.Command {
 		return ofOwner(owner, grants.Entry(ctx, owner,
 			func(entry directory.GrantEntry, count int, next func() (string, error)) error {
 				output := grantOutput{
-					owner.Issuer, owner.Subject, owner.Hash(), listJSON(entry.Types), listJSON(entry.Groups),
+					owner.Issuer, owner.Subject, owner.Hash(), listJSON(entry.Types), listJSON(entry.Groups), entry.Levels.Names(),
 					listOutput{Kind: pgdir.Kind(entry.Patients.All, count), Count: count},
 				}
 				if !patients || count == 0 {
@@ -185,9 +187,10 @@ func (a *app) showPatients(grant grantOutput, next func() (string, error)) error
 
 func (a *app) grantSet() *cobra.Command {
 	var types, groups, patients string
+	var levels []string
 	var strict bool
 	cmd := a.onGrant(a.withJSON(&cobra.Command{
-		Use:   "set --issuer URL --subject NAME --types LIST --groups LIST --patients LIST",
+		Use:   "set --issuer URL --subject NAME --types LIST --groups LIST --patients LIST [--level LEVEL ...]",
 		Short: "Set an owner's grant, replacing an existing one",
 		Long: `Set an owner's grant, replacing an existing one. A list is one of
 
@@ -196,6 +199,8 @@ func (a *app) grantSet() *cobra.Command {
   except:a,b          everything except the listed names
   only:@FILE          as above, with the names in a file, one per line ("@-" is standard input)
   except:@FILE
+
+A level is group, patient or system. Without --level the owner may export groups only.
 
 ` + strings.TrimSpace(strictHelp),
 		Example: `  sluice admin grant set --issuer https://issuer.example --subject research-team \
@@ -207,6 +212,11 @@ func (a *app) grantSet() *cobra.Command {
 		}
 		if entry.Groups, err = listed("--groups", groups, directory.CheckID); err != nil {
 			return err
+		}
+		if len(levels) > 0 {
+			if entry.Levels, err = directory.ParseLevels(levels); err != nil {
+				return usage("--level: %w", err)
+			}
 		}
 		var ids pgdir.Patients
 		entry.Patients.All, ids, err = readNames("--patients", patients, directory.CheckID)
@@ -222,6 +232,7 @@ func (a *app) grantSet() *cobra.Command {
 	f.StringVar(&types, "types", "", "list of resource types")
 	f.StringVar(&groups, "groups", "", "list of group ids")
 	f.StringVar(&patients, "patients", "", "list of patient ids")
+	f.StringArrayVar(&levels, "level", nil, "level of export: group, patient or system; may be repeated")
 	withStrict(cmd, &strict)
 	require(cmd, "types", "groups", "patients")
 	return cmd

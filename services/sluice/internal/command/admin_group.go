@@ -33,7 +33,7 @@ func (a *app) group() *cobra.Command {
 	return parent("group", "Manage groups and their members",
 		`Manage the groups of the database: sets of patients that can be exported. A load replaces the groups in its files,
 including changes made with these commands.`,
-		a.groupList(), a.groupShow(),
+		a.groupList(), a.groupShow(), a.groupDescribe(),
 		a.onDirectory(a.withJSON(a.withYes(&cobra.Command{
 			Use:   "delete GROUP",
 			Short: "Delete a group and its membership",
@@ -69,13 +69,16 @@ func aGroup(_ *cobra.Command, args []string) error {
 }
 
 func groupRows(groups ...pgdir.Group) []row {
-	rows := []row{{"group", "current members", "all members", "exportable", "last updated"}}
+	rows := []row{{"group", "current members", "all members", "exportable", "last updated", "name"}}
 	for _, g := range groups {
-		updated := "-"
+		updated, name := "-", "-"
 		if g.LastUpdated != nil {
 			updated = instant(*g.LastUpdated)
 		}
-		rows = append(rows, row{g.ID, g.Current, g.Members, yesNo(g.Exportable), updated})
+		if g.Name != nil {
+			name = *g.Name
+		}
+		rows = append(rows, row{g.ID, g.Current, g.Members, yesNo(g.Exportable), updated, name})
 	}
 	return rows
 }
@@ -144,9 +147,45 @@ member groups; with --members --json, all members of the group and when they joi
 		for _, l := range group.LeftOut {
 			left = append(left, row{l.Reason.Text(), l.Count})
 		}
-		return a.show(output, groupRows(group), nested, left)
+		identifiers := []row{{"identifier", "system"}}
+		for _, i := range group.Identifiers {
+			identifiers = append(identifiers, row{i.Value, i.System})
+		}
+		return a.show(output, groupRows(group), identifiers, nested, left)
 	}))
 	cmd.Flags().BoolVar(&members, "members", false, "print the ids of the patients")
+	return cmd
+}
+
+func (a *app) groupDescribe() *cobra.Command {
+	var name string
+	var identifiers []string
+	cmd := a.onDirectory(a.withJSON(&cobra.Command{
+		Use:   "describe GROUP [--name TEXT] [--identifier SYSTEM|VALUE ...]",
+		Short: "Set a group's name and identifiers",
+		Long: `Set the name and the identifiers of a group, by which clients find it, replacing all existing ones. An identifier
+is SYSTEM|VALUE, or VALUE without a system.`,
+		Example: `  sluice admin group describe diabetes --name 'Diabetes registry' --identifier 'https://example.org/ids|d1'`,
+		Args:    cobra.MatchAll(exactly("GROUP"), aGroup),
+	}), func(ctx context.Context, groups *pgdir.Groups, _ *pgdir.Access, args []string) error {
+		details := directory.Details{ID: args[0], Name: name}
+		for i, text := range identifiers {
+			system, value, found := strings.Cut(text, "|")
+			if !found {
+				system, value = "", text
+			}
+			if value == "" {
+				return usage("--identifier number %d has no value", i+1)
+			}
+			details.Identifiers = append(details.Identifiers, directory.Identifier{System: system, Value: value})
+		}
+		return a.recorded("description of Group/"+args[0], func() (string, error) {
+			done := a.result("described group "+args[0]+"\n", groupChange{Group: args[0]})
+			return done, named(args[0], groups.Describe(ctx, details))
+		})
+	})
+	cmd.Flags().StringVar(&name, "name", "", "the group's name")
+	cmd.Flags().StringArrayVar(&identifiers, "identifier", nil, "an identifier of the group, SYSTEM|VALUE; may be repeated")
 	return cmd
 }
 

@@ -162,7 +162,7 @@ func TestAdminGroup(t *testing.T) {
 		}
 	}
 	table := strings.Split(c.ok("group", "list"), "\n")
-	if got := strings.Fields(table[2]); !slices.Equal(got, []string{"g1", "2", "2", "yes", "-"}) {
+	if got := strings.Fields(table[2]); !slices.Equal(got, []string{"g1", "2", "2", "yes", "-", "-"}) {
 		t.Errorf("the table's row is %q", got)
 	}
 
@@ -188,6 +188,20 @@ func TestAdminGroup(t *testing.T) {
 	if got := c.members("g1"); !slices.Equal(got, []string{"p2", "p3"}) {
 		t.Errorf("members %q after commands that failed", got)
 	}
+	c.ok("group", "describe", "g1", "--name", "One", "--identifier", "urn:s|a|b", "--identifier", "c")
+	type identifier struct{ System, Value string }
+	described := decode[struct {
+		Name        string
+		Identifiers []identifier
+	}](t, c.ok("group", "show", "g1", "--json"))
+	if described.Name != "One" || !slices.Equal(described.Identifiers, []identifier{{"urn:s", "a|b"}, {"", "c"}}) {
+		t.Errorf("described %+v", described)
+	}
+	if got := c.ok("group", "show", "g1"); !strings.Contains(got, "One") || !strings.Contains(got, "a|b         urn:s") {
+		t.Errorf("printed %q", got)
+	}
+	c.fails(ExitFailure, "g2: no such group", "group", "describe", "g2", "--name", "Two")
+	c.fails(ExitUsage, "--identifier number 2 has no value", "group", "describe", "g1", "--identifier", "c", "--identifier", "urn:s|")
 	c.fails(ExitFailure, "Delete group g1 with 2 members? Type yes to continue: ", "group", "delete", "g1")
 	for _, args := range [][]string{{"add", "g1", "p9"}, {"remove", "g1", "p9"}} {
 		got := decode[struct {
@@ -216,6 +230,7 @@ func TestAdminGrant(t *testing.T) {
 	type output struct {
 		Issuer, Subject, Owner  string
 		Types, Groups, Patients list
+		Levels                  []string
 	}
 	show := func(more ...string) output {
 		t.Helper()
@@ -226,13 +241,21 @@ func TestAdminGrant(t *testing.T) {
 	if got := c.ok(set("all", "all", "all")...); !strings.HasPrefix(got, "set the grant of owner ") || strings.Contains(got, "team") {
 		t.Errorf("printed %q", got)
 	}
-	if got := show(); got.Types.Kind != "all" || got.Groups.Kind != "all" || got.Patients.Kind != "all" {
+	if got := show(); got.Types.Kind != "all" || got.Groups.Kind != "all" || got.Patients.Kind != "all" ||
+		!slices.Equal(got.Levels, []string{"group"}) {
 		t.Errorf("shown %+v", got)
+	}
+	c.ok(append(set("all", "all", "all"), "--level", "system", "--level", "patient")...)
+	if got := show(); !slices.Equal(got.Levels, []string{"patient", "system"}) {
+		t.Errorf("shown %+v", got)
+	}
+	if got := c.ok("grant", "list"); !strings.Contains(got, "all     patient,system  all") {
+		t.Errorf("listed:\n%s", got)
 	}
 	file := write(t, "p2\n\np1\n")
 	c.ok(set("only:Patient,Observation", "only:", "except:@"+file)...)
 	got := show("--patients")
-	if !slices.Equal(got.Types.Names, []string{"Observation", "Patient"}) || got.Groups.Kind != "only" || got.Groups.Count != 0 ||
+	if !slices.Equal(got.Levels, []string{"group"}) || !slices.Equal(got.Types.Names, []string{"Observation", "Patient"}) || got.Groups.Kind != "only" || got.Groups.Count != 0 ||
 		got.Patients.Kind != "except" || !slices.Equal(got.Patients.Names, []string{"p1", "p2"}) {
 		t.Errorf("shown %+v", got)
 	}
@@ -254,6 +277,7 @@ func TestAdminGrant(t *testing.T) {
 		"--groups must be":                        set("all", "but:g", "all"),
 		"number 3 of --patients is not a FHIR id": set("all", "all", "except:@"+write(t, "p1\np2\np_20391\n")),
 		"number 2 of --patients is not a FHIR id": set("all", "all", "only:p1,,p2"),
+		"number 2 of levels is not a level":       append(set("all", "all", "all"), "--level", "group", "--level", "all"),
 		"no such file":                            set("all", "all", "only:@"+file+".none"),
 		"except: has no names":                    set("all", "all", "except:"),
 		"--patients: except: has no names":        set("all", "all", "except:@"+write(t, "\n")),
@@ -305,7 +329,8 @@ func TestAdminGrantImport(t *testing.T) {
 			t.Errorf("printed %q, want %q", got, want)
 		}
 		rows := strings.Split(strings.TrimSpace(c.ok("grant", "list")), "\n")
-		if len(rows) != 3 || !strings.HasSuffix(rows[1], "only 2  all     except 2") || !strings.HasSuffix(rows[2], "all     only 1  only 1") {
+		if len(rows) != 3 || !strings.HasSuffix(rows[1], "only 2  all     group   except 2") ||
+			!strings.HasSuffix(rows[2], "all     only 1  group   only 1") {
 			t.Errorf("listed:\n%s", strings.Join(rows, "\n"))
 		}
 	}
@@ -318,6 +343,14 @@ func TestAdminGrantImport(t *testing.T) {
 	changed := write(t, "- {issuer: i, subject: registry, types: all, groups: [diabetes], patients: {only: [p1, p3]}}\n")
 	if got, want := c.ok("grant", "import", changed, "--dry-run"), "1 grant removed, 0 added, 1 changed"; !strings.HasPrefix(got, want) {
 		t.Errorf("printed %q, want %q", got, want)
+	}
+	for levels, want := range map[string]string{
+		"[group]": "1 grant removed, 0 added, 0 changed", "[system, group]": "1 grant removed, 0 added, 1 changed",
+	} {
+		file := write(t, "- {issuer: i, subject: registry, types: all, groups: [diabetes], patients: {only: [p1]}, levels: "+levels+"}\n")
+		if got := c.ok("grant", "import", file, "--dry-run"); !strings.HasPrefix(got, want) {
+			t.Errorf("levels %s: printed %q, want %q", levels, got, want)
+		}
 	}
 	t.Setenv("SLUICE_AUDIT_LOG", "")
 	c.fails(ExitUsage, "--audit-log or SLUICE_AUDIT_LOG is required", "grant", "import", changed, "--yes")
