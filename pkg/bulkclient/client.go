@@ -1,5 +1,5 @@
-// Package bulkclient is a client for FHIR Bulk Data exports of a Group: it kicks off an export, polls its status, and
-// downloads its files into a folder. It works with Sluice and with any server of the HL7 Bulk Data Access IG.
+// Package bulkclient is a client for FHIR Bulk Data exports: it kicks off an export, polls its status, and downloads its
+// files into a folder. It works with Sluice and with any server of the HL7 Bulk Data Access IG.
 //
 //	client, err := bulkclient.New(bulkclient.Config{Base: base, Tokens: tokens, IG: true, Parallel: 4})
 //	...

@@ -1,6 +1,7 @@
 package bulkclient
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
 // Options configure one export into a folder.
@@ -42,10 +45,12 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 		}
 	}()
 
-	types := slices.Sorted(slices.Values(request.Types))
+	request = request.sorted()
+	if opts.StatusURL == "" {
+		request.Level = cmp.Or(request.Level, export.GroupLevel)
+	}
 	want := state{
-		Base: c.base.String(), Group: request.Group, Types: append([]string{}, slices.Compact(types)...), KeepGzip: opts.KeepGzip,
-		StatusURL: opts.StatusURL,
+		Base: c.base.String(), Request: request, Listed: request.listed(), KeepGzip: opts.KeepGzip, StatusURL: opts.StatusURL,
 	}
 	done, err := folder.finished()
 	switch {
@@ -56,12 +61,12 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 	case !errors.Is(err, fs.ErrNotExist):
 		return Report{}, err
 	}
-	export, job, err := c.resumeOrKickOff(ctx, folder, want, opts.Resume)
+	have, job, err := c.resumeOrKickOff(ctx, folder, want, opts.Resume)
 	if err != nil {
 		return Report{}, err
 	}
 	c.cfg.Observer.Started(job)
-	report, err = c.fetch(ctx, folder, export, job, opts.MaxBytes, begin)
+	report, err = c.fetch(ctx, folder, have, job, opts.MaxBytes, begin)
 	if err != nil && opts.CancelOnInterrupt && errors.Is(ctx.Err(), context.Canceled) {
 		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelCall)
 		defer stop()
@@ -78,10 +83,10 @@ func (s state) fits(want state) error {
 	if want.StatusURL != "" && s.StatusURL != want.StatusURL {
 		return fmt.Errorf("%w: it holds the export %s", ErrFolder, Job{StatusURL: s.StatusURL}.ID())
 	}
-	if s.Base == want.Base && s.Group == want.Group && slices.Equal(s.Types, want.Types) && s.KeepGzip == want.KeepGzip {
+	if s.Base == want.Base && s.sameAs(want.Request) && s.Listed == want.Listed && s.KeepGzip == want.KeepGzip {
 		return nil
 	}
-	return fmt.Errorf("%w: it holds another export: the base URL, group, types or compression differ", ErrFolder)
+	return fmt.Errorf("%w: it holds another export: the base URL, level, group, parameters or compression differ", ErrFolder)
 }
 
 // resumeOrKickOff returns the unfinished export of the folder, or kicks off a new one and records it.
@@ -101,7 +106,7 @@ func (c *Client) resumeOrKickOff(ctx context.Context, folder *folder, want state
 	}
 	job := Job{StatusURL: want.StatusURL, IG: c.cfg.IG}
 	if job.StatusURL == "" {
-		if job, err = c.KickOff(ctx, Request{Group: want.Group, Types: want.Types}); err != nil {
+		if job, err = c.KickOff(ctx, want.Request); err != nil {
 			return state{}, Job{}, err
 		}
 	}
@@ -110,7 +115,7 @@ func (c *Client) resumeOrKickOff(ctx context.Context, folder *folder, want state
 }
 
 func (c *Client) fetch(
-	ctx context.Context, folder *folder, export state, job Job, maxBytes int64, begin time.Time,
+	ctx context.Context, folder *folder, have state, job Job, maxBytes int64, begin time.Time,
 ) (Report, error) {
 	manifest, err := c.Await(ctx, job)
 	var refused *ServerError
@@ -133,7 +138,7 @@ func (c *Client) fetch(
 		return Report{}, err
 	}
 	d := &download{
-		client: c, folder: folder, keepGzip: export.KeepGzip, maxBytes: maxBytes, open: !manifest.RequiresAccessToken,
+		client: c, folder: folder, keepGzip: have.KeepGzip, maxBytes: maxBytes, open: !manifest.RequiresAccessToken,
 		ownOnly: slices.Contains(manifest.Missing, "requiresAccessToken"),
 	}
 	results, err := d.all(ctx, files, recorded)
@@ -144,7 +149,7 @@ func (c *Client) fetch(
 		item.Local = &results[i].stored
 	}
 	done := finished{
-		Manifest: *manifest, run: run{Export: export, Seconds: time.Since(begin).Seconds(), Warnings: manifest.warnings()},
+		Manifest: *manifest, run: run{Export: have, Seconds: time.Since(begin).Seconds(), Warnings: manifest.warnings()},
 	}
 	if err := folder.save(manifestFile, done); err != nil {
 		return Report{}, err

@@ -44,13 +44,13 @@ type journalEntry struct {
 
 // state is what a later run needs to resume.
 type state struct {
-	Base      string    `json:"base"`
-	Group     string    `json:"group"`
-	Types     []string  `json:"types"`
-	KeepGzip  bool      `json:"keep_gzip"`
-	StatusURL string    `json:"status_url"`
-	IG        bool      `json:"ig"`
-	Accepted  time.Time `json:"accepted"`
+	Base string `json:"base"`
+	Request
+	Listed    patientList `json:"patients,omitzero"`
+	KeepGzip  bool        `json:"keep_gzip"`
+	StatusURL string      `json:"status_url"`
+	IG        bool        `json:"ig"`
+	Accepted  time.Time   `json:"accepted"`
 }
 
 func (s state) job() Job { return Job{StatusURL: s.StatusURL, IG: s.IG} }

@@ -18,12 +18,6 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// Request is what to export: the data of a group's members.
-type Request struct {
-	Group string   // the Group's id
-	Types []string // resource types; none: every type that the token allows
-}
-
 // Job is an export that the server has accepted.
 type Job struct {
 	StatusURL string // absolute
@@ -58,17 +52,16 @@ func (j Job) ID() string {
 // have accepted the request, and a retry would make a second job. A server of the IG that refuses a kick-off without
 // Prefer: respond-async gets it: see [Config].
 func (c *Client) KickOff(ctx context.Context, request Request) (Job, error) {
-	target := c.base.JoinPath("Group", request.Group, "$export")
-	if len(request.Types) > 0 {
-		target.RawQuery = "_type=" + url.QueryEscape(strings.Join(request.Types, ","))
+	kickOff, err := request.kickOff(c.base)
+	if err != nil {
+		return Job{}, fmt.Errorf("kick off the export: %w", err)
 	}
-	header := http.Header{"Accept": {"application/fhir+json"}}
 	ig := c.cfg.IG
 	for attempt := 1; ; attempt++ {
-		if ig {
-			header.Set("Prefer", "respond-async")
+		if prefer := request.prefer(ig); prefer != "" {
+			kickOff.header.Set("Prefer", prefer)
 		}
-		location, err := c.kickOff(ctx, target, header)
+		location, err := c.kickOff(ctx, kickOff)
 		if err == nil {
 			return Job{StatusURL: location, IG: ig, young: true}, nil
 		}
@@ -96,10 +89,10 @@ func (e *ServerError) wantsPrefer() bool {
 	return false
 }
 
-func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Header) (string, error) {
+func (c *Client) kickOff(ctx context.Context, k kickOffRequest) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortCall)
 	defer cancel()
-	resp, err := c.send(ctx, http.MethodGet, target.String(), header, true)
+	resp, err := c.send(ctx, k.method, k.target.String(), k.header, k.body, true)
 	if err != nil {
 		return "", err
 	}
@@ -116,7 +109,7 @@ func (c *Client) kickOff(ctx context.Context, target *url.URL, header http.Heade
 	if err := resp.Body.Close(); err != nil { // a body has no meaning
 		return "", fmt.Errorf("close the response: %w", err)
 	}
-	location, err := target.Parse(given)
+	location, err := k.target.Parse(given)
 	if err != nil || given == "" {
 		return "", errors.New("the server accepted the request, but its Content-Location is not a URL")
 	}
@@ -131,7 +124,7 @@ var ErrNoJob = errors.New("there is no such export, or it belongs to another sub
 
 // Cancel cancels the job, or deletes a finished one. It returns ErrNoJob for an unknown one.
 func (c *Client) Cancel(ctx context.Context, job Job) error {
-	resp, err := c.send(ctx, http.MethodDelete, job.StatusURL, http.Header{"Accept": {"application/fhir+json"}}, true)
+	resp, err := c.send(ctx, http.MethodDelete, job.StatusURL, http.Header{"Accept": {"application/fhir+json"}}, nil, true)
 	if err == nil {
 		switch resp.StatusCode {
 		case http.StatusOK, http.StatusAccepted, http.StatusNoContent:
@@ -189,7 +182,7 @@ func (c *Client) Await(ctx context.Context, job Job) (*Manifest, error) {
 func (c *Client) Poll(ctx context.Context, job Job, polls int) (*Manifest, Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortCall)
 	defer cancel()
-	resp, err := c.send(ctx, http.MethodGet, job.StatusURL, http.Header{"Accept": {"application/json"}}, true)
+	resp, err := c.send(ctx, http.MethodGet, job.StatusURL, http.Header{"Accept": {"application/json"}}, nil, true)
 	if err != nil {
 		return nil, Status{}, err
 	}

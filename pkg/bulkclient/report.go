@@ -26,15 +26,17 @@ type Report struct {
 	StatusURL       string   `json:"statusUrl"` // of the job; DELETE removes it
 	Folder          string   `json:"folder"`
 	TransactionTime string   `json:"transactionTime"`
-	Types           []Total  `json:"types"`      // of output, by name
-	Total           Total    `json:"total"`      // of output; its seconds are those of the whole run
-	Deleted         Total    `json:"deleted"`    // files of deletions
-	Errors          Total    `json:"errors"`     // files of OperationOutcomes
-	Incomplete      int64    `json:"incomplete"` // issues of the error files about data that could not be exported
-	Withheld        int64    `json:"withheld"`   // issues of severity information: data that was left out by design
-	Problems        []string `json:"problems"`   // the first of Incomplete
-	Notes           []string `json:"notes"`      // the first of Withheld
-	Warnings        []string `json:"warnings"`   // about the manifest
+	Request         Request  `json:"request"`            // empty when the export was continued by its status URL
+	Patients        int      `json:"patients,omitempty"` // in the request
+	Types           []Total  `json:"types"`              // of output, by name
+	Total           Total    `json:"total"`              // of output; its seconds are those of the whole run
+	Deleted         Total    `json:"deleted"`            // files of deletions
+	Errors          Total    `json:"errors"`             // files of OperationOutcomes
+	Incomplete      int64    `json:"incomplete"`         // issues of the error files about data that could not be exported
+	Withheld        int64    `json:"withheld"`           // issues of severity information: data that was left out by design
+	Problems        []string `json:"problems"`           // the first of Incomplete
+	Notes           []string `json:"notes"`              // the first of Withheld
+	Warnings        []string `json:"warnings"`           // about the manifest
 }
 
 // Total counts files.
@@ -70,6 +72,7 @@ func newReport(folder *folder, done finished, results []result) (Report, error) 
 // describe sets what the manifest.json tells.
 func (r *Report) describe(folder *folder, done finished) {
 	r.Job, r.StatusURL, r.Folder = done.Export.job().ID(), done.Export.StatusURL, folder.root.Name()
+	r.Request, r.Patients = done.Export.Request, done.Export.Listed.Count
 	r.TransactionTime, r.Warnings = done.TransactionTime, append(r.Warnings, done.Warnings...)
 }
 

@@ -1,6 +1,7 @@
 package bulkclient
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -108,10 +109,10 @@ func lost(ctx context.Context, err error) error {
 // send makes a request, with a token if authorize and the client has a token source. A token that the server refuses is
 // replaced by a fresh one once (conformance B-39: exports outlive tokens). The caller closes the body.
 func (c *Client) send(
-	ctx context.Context, method, target string, header http.Header, authorize bool,
+	ctx context.Context, method, target string, header http.Header, body []byte, authorize bool,
 ) (*http.Response, error) {
 	if !authorize || c.cfg.Tokens == nil {
-		return c.sendOnce(ctx, method, target, header, "")
+		return c.sendOnce(ctx, method, target, header, body, "")
 	}
 	if !SameOrigin(c.base.String(), target) {
 		return nil, fmt.Errorf("%w: %s", ErrForeignOrigin, originOf(target))
@@ -120,7 +121,7 @@ func (c *Client) send(
 	if err != nil {
 		return nil, fmt.Errorf("get a token: %w", err)
 	}
-	resp, err := c.sendOnce(ctx, method, target, header, token)
+	resp, err := c.sendOnce(ctx, method, target, header, body, token)
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
@@ -129,13 +130,13 @@ func (c *Client) send(
 	if err != nil {
 		return nil, fmt.Errorf("%w; %w", refused, err)
 	}
-	return c.sendOnce(ctx, method, target, header, token)
+	return c.sendOnce(ctx, method, target, header, body, token)
 }
 
 func (c *Client) sendOnce(
-	ctx context.Context, method, target string, header http.Header, token string,
+	ctx context.Context, method, target string, header http.Header, body []byte, token string,
 ) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, target, nil)
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
 	if err != nil {
 		return nil, errors.New("the URL cannot be requested")
 	}
@@ -161,8 +162,8 @@ func (c *Client) redirect(req *http.Request, via []*http.Request) error {
 	if len(via) > 5 {
 		return redirectError("too many redirects")
 	}
-	if req.Method != http.MethodGet {
-		return redirectError("the server redirects a " + req.Method)
+	if method := via[0].Method; method != http.MethodGet { // a redirected POST can become a GET without its parameters
+		return redirectError("the server redirects a " + method)
 	}
 	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
 		return redirectError("the server redirects from https to plain http")

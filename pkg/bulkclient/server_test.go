@@ -73,6 +73,7 @@ type fakeServer struct {
 	body       string // in place of the manifest
 	outage     string // Retry-After of refusals; "" for 3
 	seen       []*http.Request
+	bodies     []string          // of the requests in seen
 	outcome    string            // diagnostics of refusals
 	onPoll     func()            // called with each poll
 	after      map[string]func() // called under the mutex after a file's response
@@ -131,8 +132,13 @@ func digestOf(body []byte) string {
 }
 
 func (s *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		s.t.Errorf("read a request: %v", err)
+	}
 	s.mu.Lock()
 	s.seen = append(s.seen, r.Clone(context.Background()))
+	s.bodies = append(s.bodies, string(body))
 	good := s.token == "" || r.Header.Get("Authorization") == "Bearer "+s.token
 	hangUp := s.hangUp
 	s.mu.Unlock()

@@ -390,7 +390,10 @@ func TestFolderOfThePreviousVersion(t *testing.T) {
 	folder, err := openFolder(dir)
 	must(t, err)
 	location := s.base() + "/jobs/1"
-	must(t, folder.save(stateFile, state{Base: s.base(), Group: "g", Types: []string{}, StatusURL: location}))
+	must(t, folder.save(stateFile, map[string]any{
+		"base": s.base(), "group": "g", "types": []string{}, "keep_gzip": false, "status_url": location, "ig": false,
+		"accepted": "2026-01-02T03:04:05Z",
+	}))
 	must(t, os.WriteFile(filepath.Join(dir, "Patient.p.1.0.ndjson"), done.plain, 0o600))
 	must(t, folder.record(location+"/Patient.p.1.0.ndjson", StoredFile{
 		File: "Patient.p.1.0.ndjson", Size: int64(len(done.plain)), Bytes: int64(len(done.plain)), Resources: 30,

@@ -185,7 +185,7 @@ func (s *stream) connectOnce() error {
 	}
 	authorize := !s.open && (!s.ownOnly || SameOrigin(s.client.base.String(), s.url))
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	resp, err := s.client.send(ctx, http.MethodGet, s.url, header, authorize)
+	resp, err := s.client.send(ctx, http.MethodGet, s.url, header, nil, authorize)
 	if err != nil {
 		cancel(nil)
 		return err

@@ -323,7 +323,8 @@ func TestUsageErrorsAdvise(t *testing.T) {
 		{[]string{"export", "--base", "http://a.org", "--group", "g", "--out", "x", "--type", "Patients"},
 			"\"Patients\" is not a resource type of FHIR R4 (did you mean Patient?)"},
 		{[]string{"export", "--base", "http://a.org", "--group", "g", "--out", "x", "--type", "patient"}, "(did you mean Patient?)"},
-		{[]string{"export", "--base", "http://a.org", "--out", "x"}, "[group status-url]"},
+		{[]string{"export", "--base", "http://a.org", "--out", "x"},
+			"--group, --status-url, --level patient or --level system is required"},
 		{[]string{"admin", "job", "list", "--redis", "foo"}, "sluice: --redis: "},
 		{[]string{"admin", "job", "list", "--redis", "redis://localhost:1", "--ca-file", "/none"}, "sluice: --ca-file: "},
 		{[]string{"admin", "job", "list", "--redis", "redis://localhost:1", "--state", "runnin"}, "cancelled, expired (did you mean running?)"},
@@ -336,7 +337,7 @@ func TestUsageErrorsAdvise(t *testing.T) {
 			t.Errorf("%q: exit %d, %q, %q, want %q", test.args, code, stdout, stderr, test.want)
 		}
 	}
-	do(t, ExitGood, "Export the data of a group", "--help")
+	do(t, ExitGood, "Export the data of a group, of all patients or of everything into a folder", "--help")
 	do(t, ExitGood, "Kick off a bulk export", "help", "export")
 	do(t, ExitGood, "Kick off a bulk export", "export", "--help")
 	do(t, ExitGood, "completion", "--help")

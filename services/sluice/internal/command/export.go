@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
-	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/platform/plural"
 	"github.com/sluice-fhir/sluice/services/sluice/internal/progress"
 )
@@ -47,8 +46,7 @@ func (s *serverFlags) add(cmd *cobra.Command) {
 
 type exportFlags struct {
 	serverFlags
-	group      string
-	types      []string
+	requestFlags
 	timeout    time.Duration
 	parallel   int
 	noProgress bool
@@ -59,7 +57,7 @@ func (a *app) export() *cobra.Command {
 	var flags exportFlags
 	cmd := &cobra.Command{
 		Use:   "export --base URL --group ID --out DIR",
-		Short: "Export the data of a group of patients into a folder",
+		Short: "Export the data of a group, of all patients or of everything into a folder",
 		Long: `Kick off a bulk export, wait for it, and download its files concurrently into a folder. Every file is checked
 (digest, compression, number and type of its resources) before it gets its final name: Patient.ndjson, Patient.2.ndjson.
 manifest.json is written last.
@@ -70,22 +68,23 @@ the middle of a file. --status-url continues a job whose folder is lost, or that
 The server may be any server of the HL7 Bulk Data Access IG. What its manifest lacks is printed as a warning.
 
 The table on standard output counts the downloaded resources; sizes are uncompressed. The JSON of --json has job,
-statusUrl, folder, transactionTime, types, total, deleted, errors (files, resources, bytes, seconds), incomplete and
-withheld (numbers of issues), problems and notes (their texts), and warnings.
+statusUrl, folder, transactionTime, request, patients (their number in the request), types, total, deleted, errors
+(files, resources, bytes, seconds), incomplete and withheld (numbers of issues), problems and notes (their texts), and
+warnings.
 
 ` + exitHelp,
 		Example: `  sluice export --state .state --group all --out export
   sluice export --base https://bulk.example.org/fhir --group cohort --type Patient,Condition --out export \
     --client-id research --client-key research.key.json
-  sluice export --base https://bulk.example.org/fhir --group cohort --out export --token-file token --resume`,
+  sluice export --base https://bulk.example.org/fhir --group cohort --out export --token-file token --resume
+  sluice export --base https://bulk.example.org/fhir --level patient --type-filter 'Observation?status=final' \
+    --elements id,code,subject,value --out export --token-file token`,
 		RunE: a.run(func(ctx context.Context, _ []string) error { return a.runExport(ctx, flags) }),
 	}
 	flags.serverFlags.add(cmd)
 	f := cmd.Flags()
-	f.StringVar(&flags.group, "group", "", "id of the group")
 	f.StringVar(&flags.StatusURL, "status-url", "", "continue the job with this status URL instead of a kick-off")
 	f.StringVar(&flags.Dir, "out", "", "folder for the files; created when missing")
-	f.StringSliceVar(&flags.types, "type", nil, "resource types, separated by commas (default: all permitted types)")
 	f.IntVar(&flags.parallel, "parallel", 4, "concurrent downloads")
 	f.Int64Var(&flags.MaxBytes, "max-bytes", 0,
 		"give up after this many bytes of files, uncompressed or as received (default: never)")
@@ -94,12 +93,9 @@ withheld (numbers of issues), problems and notes (their texts), and warnings.
 	f.BoolVar(&flags.Resume, "resume", false, "continue the unfinished export in the folder")
 	f.BoolVar(&flags.CancelOnInterrupt, "cancel-on-interrupt", false, "on Ctrl-C cancel the job and remove its files")
 	f.BoolVar(&flags.noProgress, "no-progress", false, "show no progress")
-	cmd.MarkFlagsMutuallyExclusive("group", "status-url")
-	cmd.MarkFlagsOneRequired("group", "status-url")
-	cmd.MarkFlagsMutuallyExclusive("type", "status-url")
+	flags.requestFlags.add(cmd)
 	require(cmd, "out")
 	folders(cmd, "out")
-	defined(cmd.RegisterFlagCompletionFunc("type", completeList(fhir.ExportableTypes())))
 	return a.withJSON(cmd)
 }
 
@@ -127,15 +123,7 @@ func completeList(names []string) cobra.CompletionFunc {
 	}
 }
 
-func (f exportFlags) check() error {
-	if f.StatusURL == "" && !fhir.IsID(f.group) {
-		return usage("--group %q is not a FHIR id", f.group)
-	}
-	for _, typ := range f.types {
-		if !fhir.IsType(typ) {
-			return usage("--type: %q is not a resource type of FHIR R4%s", typ, didYouMean(typ, fhir.ExportableTypes()))
-		}
-	}
+func (f *exportFlags) check() error {
 	switch {
 	case f.Dir == "":
 		return usage("--out is empty")
@@ -143,8 +131,10 @@ func (f exportFlags) check() error {
 		return usage("--timeout is negative")
 	case f.MaxBytes < 0:
 		return usage("--max-bytes is negative")
+	case f.StatusURL != "":
+		return nil
 	}
-	return nil
+	return f.requestFlags.check()
 }
 
 func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
@@ -163,7 +153,7 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 		return err
 	}
 	defer c.Close()
-	report, err := c.Export(ctx, bulkclient.Request{Group: flags.group, Types: flags.types}, flags.Options)
+	report, err := c.Export(ctx, flags.Request, flags.Options)
 	closeObserver()
 	if err != nil {
 		return a.explain(ctx, err, flags)
@@ -181,7 +171,7 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 		return err
 	}
 	if report.Total.Files+report.Errors.Files == 0 {
-		a.say("no data: the group has no patients, or none with data that you may export\n")
+		a.say("no data: nothing that you may export matches the request\n")
 	}
 	if report.Withheld > 0 {
 		a.say("%s for information: see the OperationOutcomes in %s\n",
