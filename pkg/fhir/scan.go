@@ -482,12 +482,18 @@ func fields(line []byte, i int, names []string, found []span) (int, error) {
 				return 0, errDuplicate
 			case string(key) == name:
 				found[n] = span{start, end}
-			case len(key) >= len(name) && bytes.EqualFold(key, []byte(name)):
+			case similar(key, name):
 				return 0, errSimilar
 			}
 		}
 		return end, nil
 	})
+}
+
+// similar reports whether a parser that ignores case would take key for name. Of ASCII letters only one bit differs, so the
+// first byte decides mostly.
+func similar(key []byte, name string) bool {
+	return len(key) >= len(name) && (key[0]|0x20 == name[0]|0x20 || key[0] >= 0x80) && bytes.EqualFold(key, []byte(name))
 }
 
 // Members returns the values of the named members of a JSON object, as parts of it: empty for one that it does not have. It
