@@ -61,8 +61,9 @@ type Event struct {
 	Address netip.Addr // of the client; the zero Addr when unknown
 
 	Job    export.JobID // "" for none
-	Target string       // other object: the group of a kick-off or read, the client of a token, a grant
+	Target string       // other object: level or group of a kick-off, a group that was read, client of a token, a grant
 	Types  []string     // the validated resource types of a kick-off
+	Params []string     // the names of its parameters, only known ones
 	File   string       // the name of an existing file of the job
 	Range  Range        // of the file
 	Bytes  int64        // sent to the client
@@ -274,6 +275,7 @@ func details(e Event) (list []detail) {
 	}
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	add("types", strings.Join(e.Types, ","), len(e.Types) > 0)
+	add("parameters", strings.Join(e.Params, ","), len(e.Params) > 0)
 	add("file", e.File, e.File != "")
 	add("range-start", number(e.Range.Start), e.Range.Length > 0)
 	add("range-length", number(e.Range.Length), e.Range.Length > 0)

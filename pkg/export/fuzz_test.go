@@ -15,7 +15,7 @@ func FuzzParseKey(f *testing.F) {
 	for _, key := range []string{
 		export.FileKey(job, "Patient", export.FileName("Patient-00000", 7, "Patient", 2)), export.ManifestKey(job, 4),
 		export.CohortPrefix(job, 2) + "chunk-000001", export.ReferencesPrefix(job, "Claim-00000", 3) + "round-0/index",
-		export.JobPrefix(job), "jobs//", "jobs/../_cohort/1/x", export.JobPrefix(job) + "_manifest/+1.ndjson",
+		export.AskedKey(job), export.JobPrefix(job), "jobs//", "jobs/../_cohort/1/x", export.JobPrefix(job) + "_manifest/+1.ndjson",
 		export.JobPrefix(job) + "_cohort/-1/x", export.JobPrefix(job) + "Patient/a/b.c/d.007.0.ndjson.gz",
 		export.JobPrefix(job) + "_references/.1/x", export.JobPrefix(job) + "_manifest/99999999999999999999.ndjson",
 	} {
@@ -28,6 +28,12 @@ func FuzzParseKey(f *testing.F) {
 		}
 		if _, err := export.ParseJobID(string(origin.Job)); err != nil || !strings.HasPrefix(key, export.JobPrefix(origin.Job)) {
 			t.Fatalf("%q: job %q", key, origin.Job)
+		}
+		if key == export.AskedKey(origin.Job) {
+			if origin != (export.Origin{Job: origin.Job, Unit: export.PlanUnit, Scaffolding: true}) {
+				t.Errorf("%q: %+v", key, origin)
+			}
+			return
 		}
 		if origin.Unit == "" || strings.ContainsAny(string(origin.Unit), "/.") || origin.Fence < 1 {
 			t.Errorf("%q: unit %q, fence %d", key, origin.Unit, origin.Fence)

@@ -62,7 +62,7 @@ func Scaffolding(job JobID) []string {
 type Origin struct {
 	Job         JobID
 	Unit        UnitID
-	Fence       int64
+	Fence       int64 // 0: a kick-off
 	Scaffolding bool
 }
 
@@ -78,6 +78,9 @@ func ParseKey(key string) (Origin, bool) {
 	switch folder {
 	case "_cohort":
 		origin.Unit, origin.Scaffolding = PlanUnit, true
+		if key == AskedKey(job) { // the kick-off wrote it, under no fence
+			return origin, true
+		}
 		fence, _, _ = strings.Cut(name, "/")
 	case "_references":
 		origin.Scaffolding = true

@@ -23,7 +23,7 @@ import (
 type Lifecycle struct {
 	Store   *jobstore.Store
 	Queue   *queue.Client
-	Objects *objects.Store // for Purge
+	Objects *objects.Store // for Start with patients, and for Purge
 	Audit   *audit.Log     // for ExpireDue and Purge
 	Now     func() time.Time
 

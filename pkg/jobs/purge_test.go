@@ -1,8 +1,10 @@
 package jobs
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -56,7 +58,7 @@ func newJob() export.Job {
 // started creates a job with two objects in the bucket.
 func (l *Lifecycle) started(t *testing.T) export.JobID {
 	t.Helper()
-	id, err := l.Start(t.Context(), newJob(), jobstore.Admission{Limit: 5}, func(export.JobID) error { return nil })
+	id, err := l.Start(t.Context(), newJob(), nil, jobstore.Admission{Limit: 5}, func(export.JobID) error { return nil })
 	must(t, err)
 	for _, key := range []string{export.FileKey(id, "Patient", "Patient.u.1.0.ndjson"), export.CohortPrefix(id, 1) + "chunk"} {
 		object := l.Objects.Create(t.Context(), key, "text/plain")
@@ -94,7 +96,7 @@ func TestAPurgeKilledBetweenAnyTwoSteps(t *testing.T) { // spec 6
 func TestAJobThatCannotBeRecordedInTheAuditLogIsNotStarted(t *testing.T) {
 	l := newLifecycle(t)
 	job, full := newJob(), errors.New("the disk is full")
-	if _, err := l.Start(t.Context(), job, jobstore.Admission{Limit: 5}, func(export.JobID) error { return full }); !errors.Is(err, full) {
+	if _, err := l.Start(t.Context(), job, nil, jobstore.Admission{Limit: 5}, func(export.JobID) error { return full }); !errors.Is(err, full) {
 		t.Errorf("start: %v", err)
 	}
 	if _, err := l.Store.Job(t.Context(), job.ID); !errors.Is(err, export.ErrNotFound) {
@@ -155,19 +157,47 @@ func TestAConfirmedKickOffIsNotUndone(t *testing.T) {
 	l := newLifecycle(t)
 	id := l.started(t)
 	lost := errors.New("the answer was lost")
-	if got, err := l.undo(t.Context(), id, lost); got != id || err != nil {
+	if got, err := l.undo(t.Context(), export.Job{ID: id}, lost); got != id || err != nil {
 		t.Errorf("undo of a confirmed job: %q, %v", got, err)
 	}
 	job := newJob()
 	_, err := l.Store.Create(t.Context(), job, export.FirstUnit(), jobstore.Admission{Limit: 5})
 	must(t, err)
 	for range 2 { // the second time there is no record
-		if got, err := l.undo(t.Context(), job.ID, lost); got != "" || !errors.Is(err, lost) {
+		if got, err := l.undo(t.Context(), job, lost); got != "" || !errors.Is(err, lost) {
 			t.Errorf("undo of an unconfirmed job: %q, %v", got, err)
 		}
 	}
 	if err := l.Store.Queued(t.Context(), job.ID); !errors.Is(err, export.ErrNotFound) {
 		t.Errorf("a late confirmation: %v", err)
+	}
+}
+
+// The list of the asked patients is stored before the plan can run. If the job cannot be started, neither is left.
+func TestAKickOffStoresItsPatients(t *testing.T) {
+	l := newLifecycle(t)
+	job, patients := newJob(), []string{"a", "b"}
+	id, err := l.Start(t.Context(), job, patients, jobstore.Admission{Limit: 5}, func(export.JobID) error { return nil })
+	must(t, err)
+	stored, err := l.Store.Job(t.Context(), id)
+	must(t, err)
+	object, err := l.Objects.Open(t.Context(), export.AskedKey(id), 0, -1)
+	must(t, err)
+	text, err := io.ReadAll(object)
+	must(t, errors.Join(err, object.Close()))
+	want := export.Asked{Key: export.AskedKey(id), Patients: 2, SHA256: fmt.Sprintf("%x", sha256.Sum256(text))}
+	if string(text) != "a\nb\n" || stored.Request.Asked == nil || *stored.Request.Asked != want {
+		t.Errorf("%q is described as %+v, want %+v", text, stored.Request.Asked, want)
+	}
+
+	must(t, l.Queue.Close())
+	lost := newJob()
+	if _, err := l.Start(t.Context(), lost, patients, jobstore.Admission{Limit: 5}, func(export.JobID) error { return nil }); !errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("a start without a queue: %v", err)
+	}
+	must(t, l.Objects.List(t.Context(), export.JobPrefix(lost.ID), func(objects.Info) error { return errNotEmpty }))
+	if _, err := l.Store.Job(t.Context(), lost.ID); !errors.Is(err, export.ErrNotFound) {
+		t.Errorf("the job: %v", err)
 	}
 }
 

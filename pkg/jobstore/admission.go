@@ -62,9 +62,12 @@ func (s *Store) create(
 	if err != nil {
 		return "", fmt.Errorf("encode unit: %w", err)
 	}
-	sum := sha256.Sum256(request)
+	identity, err := identityOf(job.Request)
+	if err != nil {
+		return "", err
+	}
 	args := []any{
-		job.Owner.Key(), hex.EncodeToString(sum[:16]), admission.Limit, admission.Join, checkOnly,
+		job.Owner.Key(), identity, admission.Limit, admission.Join, checkOnly,
 		s.clock(), ownerTTL.Milliseconds(), string(first.ID), unit,
 		"state", string(job.State), "owner", owner, requestField(job.Request), request, "created", millis(job.Created),
 	}
@@ -111,6 +114,22 @@ func requestField(r export.Request) string {
 		return "request"
 	}
 	return "request_2"
+}
+
+// identityOf returns what identical kick-offs share: a hash of the whole request. The key of the list of patients names the
+// job, so the list counts by its digest.
+func identityOf(request export.Request) (string, error) {
+	if request.Asked != nil {
+		asked := *request.Asked
+		asked.Key = ""
+		request.Asked = &asked
+	}
+	text, err := json.Marshal(request)
+	if err != nil {
+		return "", fmt.Errorf("encode request: %w", err)
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:16]), nil
 }
 
 // Queued marks a job as queued: identical kick-offs may join it from now on. Otherwise they may join when its plan is

@@ -174,6 +174,8 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 			"group": func(j *export.Job) { j.Request.GroupID = "h" },
 			"url":   func(j *export.Job) { j.Request.URL += "?_type=Patient" },
 			"types": func(j *export.Job) { j.Request.Types = []string{"Patient", "Observation"} },
+			"level": func(j *export.Job) { j.Request.Level = export.PatientLevel },
+			"list":  func(j *export.Job) { j.Request.Asked = &export.Asked{Key: export.AskedKey(j.ID), SHA256: "0f"} },
 			"owner": func(j *export.Job) { j.Owner.Subject = "somebody else" },
 		} {
 			other := asked(c, somebody, "g")
@@ -190,6 +192,31 @@ func TestAnIdenticalKickOffJoins(t *testing.T) {
 		// The API died before it marked the job as queued. A worker has claimed the plan, so it was queued.
 		claim(t, s, again.ID, export.PlanUnit, export.KindPlan, 1)
 		want("a planned job", asked(c, somebody, "g"), again.ID)
+	})
+}
+
+// The list of patients of a kick-off counts by its content: its key names the job.
+func TestKickOffsOfTheSamePatientsJoin(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
+		join := jobstore.Admission{Limit: 5, Join: true}
+		of := func(digest string) export.Job {
+			job := asked(c, somebody, "g")
+			job.Request.Asked = &export.Asked{Key: export.AskedKey(job.ID), Patients: 1, SHA256: digest}
+			return job
+		}
+		first := of("0a")
+		start(t, s, first, 5)
+		must(t, s.Queued(t.Context(), first.ID))
+		if stored, err := s.Job(t.Context(), first.ID); err != nil || *stored.Request.Asked != *first.Request.Asked {
+			t.Errorf("stored %+v, %v", stored.Request.Asked, err)
+		}
+		if id, err := s.Admit(t.Context(), of("0a"), join); err != nil || id != first.ID {
+			t.Errorf("the same patients: %s, %v; want %s", id, err, first.ID)
+		}
+		other := of("0b")
+		if id, err := s.Admit(t.Context(), other, join); err != nil || id != other.ID {
+			t.Errorf("other patients: %s, %v; want %s", id, err, other.ID)
+		}
 	})
 }
 

@@ -100,8 +100,9 @@ func Parse(text string) (Query, error) {
 	return q, nil
 }
 
-// nameForm is that of a parameter with its modifier. Anything else is not repeated in an error.
-var nameForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.:-]{0,99}$`)
+// nameForm is that of a parameter with its modifier, or of a chain. Anything else is not repeated in an error: it may be a
+// misplaced token, whose parts have digits.
+var nameForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]{0,39}(:[A-Za-z-]{1,40})?([.:][A-Za-z_-]{1,40}){0,4}$`)
 
 // ofTheAnswer are parameters that do not select resources (P-33).
 var ofTheAnswer = []string{"_contained", "_containedType", "_count", "_elements", "_format", "_include", "_offset",

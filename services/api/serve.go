@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/platform/rungroup"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/token"
@@ -26,7 +27,9 @@ type settings struct {
 	Addr string `env:"API_ADDR" envDefault:":8080"` // the public listener
 	// public FHIR base, such as https://host/fhir; every emitted URL starts with it
 	BaseURL string `env:"BASE_URL,required,notEmpty"`
-	Dialect string `env:"API_DIALECT" envDefault:"auto"` // auto, classic or ig (spec 9)
+	// further URLs, separated by commas; absolute references below them are local, all others are to other servers
+	DataBases []string `env:"DATA_BASES"`
+	Dialect   string   `env:"API_DIALECT" envDefault:"auto"` // auto, classic or ig (spec 9)
 	httpapi.Limits
 	// accepted token issuers, YAML: docs/access.md, docs/external-issuers.md
 	Issuers   string `env:"TOKEN_ISSUERS_FILE,required,notEmpty"`
@@ -51,6 +54,8 @@ func (c *settings) Validate() (err error) {
 			err = errors.Join(err, errors.New("SLUICE_AUTH_TOKEN_URL must look like https://host/auth/token"))
 		}
 	}
+	_, basesErr := c.bases()
+	err = errors.Join(err, basesErr)
 	switch c.Dialect {
 	case "auto", "classic", "ig":
 	default:
@@ -61,6 +66,11 @@ func (c *settings) Validate() (err error) {
 	}
 	return errors.Join(err, c.Limits.Validate(), c.Common.Validate(), c.Redis.Validate(), c.Directory.Validate(),
 		c.Objects.Validate(), c.Envelope.Validate(), c.Audit.Validate())
+}
+
+// bases returns the bases of local references.
+func (c *settings) bases() (fhir.Bases, error) {
+	return config.References{BaseURL: c.BaseURL, DataBases: c.DataBases}.Bases()
 }
 
 // CheckFiles opens the files that a start opens later.
@@ -96,9 +106,12 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 		return err
 	}
 	defer objects.Close()
-	const connections = 16 // a kick-off uses one, for two short queries
-	// No bases: workers read the members.
-	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, nil, connections)
+	bases, err := cfg.bases()
+	if err != nil {
+		return err
+	}
+	const connections = 16 // a kick-off uses one at a time, for two short queries and two more with `patient`
+	directory, err := cfg.Directory.Observed(dependencies).Open(ctx, log, bases, connections)
 	if err != nil {
 		return err
 	}
@@ -135,7 +148,7 @@ func serve(ctx context.Context, cfg settings, stderr io.Writer) (err error) {
 	}
 	handler, err := httpapi.New(httpapi.Config{
 		BaseURL: cfg.base, Dialect: cfg.Dialect, Now: time.Now, Logger: log, TokenURL: cfg.TokenURL,
-		ClientSecrets: cfg.Secrets, Limits: cfg.Limits, RequireGroupScope: cfg.NeedGroup,
+		ClientSecrets: cfg.Secrets, Limits: cfg.Limits, RequireGroupScope: cfg.NeedGroup, DataBases: cfg.DataBases,
 	}, deps)
 	if err != nil {
 		return err

@@ -195,7 +195,7 @@ func serve(ctx context.Context, opts options, stdout, stderr io.Writer) (err err
 	}
 	public, err := httpapi.New(httpapi.Config{
 		BaseURL: base, Dialect: httpapi.DialectAuto, Now: time.Now, Logger: log, TokenURL: auth.tokenURL(), ClientSecrets: true,
-		Limits: envconfig.Defaults[httpapi.Limits](),
+		Limits: envconfig.Defaults[httpapi.Limits](), DataBases: opts.bases,
 	}, parts)
 	if err != nil {
 		return err

@@ -53,7 +53,7 @@ func (s *service) recordRefusal(c *gin.Context, r refusal) error {
 // actionOf returns the action of a request by its route; without an authenticated caller it is Denied.
 func (s *service) actionOf(c *gin.Context) (action audit.Action, audited bool) {
 	switch c.FullPath() {
-	case s.template(kickoffRoute):
+	case s.template(systemRoute), s.template(patientRoute), s.template(kickoffRoute):
 		action = audit.KickOff
 	case s.template(groupRoute):
 		action = audit.Read

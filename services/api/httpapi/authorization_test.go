@@ -52,6 +52,7 @@ func TestAuthorizationRows(t *testing.T) {
 		},
 		{"P-15", "both take types away", open, "carol", "system/Patient.rs system/Observation.rs", g2, 202, "", []string{"Patient"}},
 		{"P-15", "a type that is never exported", open, "carol", "system/Patient.rs system/Group.rs", g2, 202, "", []string{"Patient"}},
+		{"Z-13", "not for the other levels", strict, "alice", "system/Patient.rs", "/fhir/Patient/$export", 202, "", []string{"Patient"}},
 		{"P-15", "only what others reference", open, "alice", "system/Practitioner.read", g1, 403, "No resource type", nil},
 		{
 			"Z-07", "several types", open, "alice", "system/Patient.rs", g1 + "?_type=Patient,Observation,Condition", 403,

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strings"
 	"text/template"
 	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/platform/buildinfo"
+	"github.com/sluice-fhir/sluice/pkg/typefilter"
 )
 
 // metadata serves the CapabilityStatement (C-01 to C-06).
@@ -36,15 +38,24 @@ func (s *service) smart(c *gin.Context) error {
 //go:embed capabilities.tmpl
 var capabilities string
 
-// newCapabilities describes the operations that this server supports: of the three levels of export only the group
-// level.
+// newCapabilities describes the operations that this server supports, and the types that an export of the system level can
+// contain with the search parameters of `_typeFilter` (C-07). Which of them a user may export depends on the grant. Of
+// Group, which alone can be searched, the parameters are those of the search (L-07); the others are in the documentation.
 func newCapabilities(base, tokenEndpoint string, since time.Time) []byte {
 	quote := func(text string) string { return string(encode(text)) }
 	var filled, compact bytes.Buffer
-	err := template.Must(template.New("").Funcs(template.FuncMap{"json": quote}).Parse(capabilities)).Execute(&filled,
+	names := func(typ string) (names []string) {
+		for _, parameter := range typefilter.Parameters(typ) {
+			names = append(names, parameter.Name)
+		}
+		return names
+	}
+	functions := template.FuncMap{"json": quote, "parameters": typefilter.Parameters, "names": names, "join": strings.Join}
+	err := template.Must(template.New("").Funcs(functions).Parse(capabilities)).Execute(&filled,
 		map[string]any{
 			"base": base, "tokenEndpoint": tokenEndpoint, "date": since.UTC().Format(time.RFC3339),
-			"version": buildinfo.Of().Version, "types": fhir.ExportableTypes(),
+			"version": buildinfo.Of().Version, "types": fhir.StoredTypes(),
+			"operations": map[string]string{"Group": "group-export", "Patient": "patient-export"},
 		})
 	if err := errors.Join(err, json.Compact(&compact, filled.Bytes())); err != nil {
 		panic(err) // the template does not fit its values

@@ -154,6 +154,9 @@ func (w *fixture) config(change ...func(*httpapi.Config)) httpapi.Config {
 	return cfg
 }
 
+// bodyKey is in place of the name of a header, and its value is the body of the request.
+const bodyKey = "the body"
+
 // reply is a complete response.
 type reply struct {
 	code   int
@@ -189,8 +192,12 @@ func (w *fixture) open(method, target string, headers ...string) (*http.Response
 	request, err := http.NewRequestWithContext(w.t.Context(), method, w.server.URL+target, nil)
 	w.must(err)
 	for i := 0; i < len(headers); i += 2 {
-		if headers[i] == "Host" {
+		switch headers[i] {
+		case "Host":
 			request.Host = headers[i+1]
+			continue
+		case bodyKey:
+			request.Body = io.NopCloser(strings.NewReader(headers[i+1])) // of unknown length
 			continue
 		}
 		request.Header.Add(headers[i], headers[i+1])
@@ -428,24 +435,28 @@ func patients(n int) content {
 // users is the directory of groups and grants, on files in a folder.
 type users struct {
 	*filedir.Groups
-	Access *filedir.Access
-	dir    string
-	exists func(group string) error // when set, decides instead of the files
+	Access  *filedir.Access
+	dir     string
+	exists  func(group string) error // when set, decides instead of the files
+	unknown func() error             // when set, its error is that of Unknown
 }
 
-// The owners: alice and bob may export everything, carol three types of the group g2.
+// The owners: alice and bob may export everything, carol three types of the group g2, and erin the patients p1 and p4 at the
+// patient level. The server holds p1 to p4; p1 to p3 are members of g1.
 const (
-	groupLines = `{"resourceType":"Group","id":"g1","type":"person","actual":true}
+	groupLines = `{"resourceType":"Group","id":"g1","type":"person","actual":true,"member":[{"entity":{"reference":"Patient/p1"}},` +
+		`{"entity":{"reference":"Patient/p2"}},{"entity":{"reference":"Patient/p3"}}]}
 {"resourceType":"Group","id":"g2","type":"person","actual":true}
 `
 	everything = `
-- {issuer: "https://%s.example.org", subject: %s, types: all, groups: all, patients: all}`
+- {issuer: "https://%s.example.org", subject: %s, types: all, groups: all, patients: all, levels: [group, patient, system]}`
 	threeTypes = `
 - issuer: https://one.example.org
   subject: carol
   types: [Patient, Condition, Organization]
   groups: [g2]
   patients: all
+- {issuer: "https://one.example.org", subject: erin, types: all, groups: all, patients: {only: [p1, p4]}, levels: [patient]}
 `
 )
 
@@ -460,6 +471,14 @@ func newUsers(t testing.TB, now func() time.Time) *users {
 	var err error
 	f.Groups, err = filedir.OpenGroups(t.Context(), dir, nil, now, slog.New(slog.DiscardHandler))
 	must(t, err)
+	f.Groups.Held = func(_ context.Context, meet func(string) error) error {
+		for _, id := range []string{"p1", "p2", "p3", "p4"} {
+			if err := meet(id); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	f.Access, err = filedir.OpenAccess(access)
 	must(t, err)
 	return f
@@ -470,6 +489,13 @@ func (f *users) Exists(ctx context.Context, group string) error {
 		return f.exists(group)
 	}
 	return f.Groups.Exists(ctx, group)
+}
+
+func (f *users) Unknown(ctx context.Context, group string, patients []string) ([]string, error) {
+	if f.unknown != nil {
+		return nil, f.unknown()
+	}
+	return f.Groups.Unknown(ctx, group, patients)
 }
 
 // Members must not be called: an API that reads members does the work of the plan in the kick-off (pitfall 12).

@@ -119,7 +119,7 @@ const (
 	callers
 )
 
-var kickoffPath = regexp.MustCompile(`^/fhir/Group/g[12]/\$export$`)
+var kickoffPath = regexp.MustCompile(`^/fhir/(Group/g[12]/|Patient/|)\$export$`)
 
 // FuzzRequest sends any request that net/http accepts to the whole API. The stores are available and complete, so every 5xx
 // is a failure. In the input {job}, {run}, {file}, {bad} and {marker} are placeholders for values of the fixture.
@@ -142,6 +142,12 @@ func FuzzRequest(f *testing.F) {
 		{"GET", "/fhir/exports/{job}/files/{bad}", "If-None-Match: \"{marker}\", *\r\nRange: bytes=99999-"},
 		{"GET", "/fhir/exports/{job}/files/../{file}", "Range: bytes=0-0,2-2"},
 		{"POST", "/fhir/Group/g1/$export", "Content-Length: 5\r\nContent-Type: application/json"},
+		{"POST", "/fhir/Patient/$export?{marker}", "Content-Length: 29\r\nContent-Type: application/json\r\n\r\n{\"resourceType\":\"Parameters\"}"},
+		{"POST", "/fhir/$export", "Content-Length: 78\r\nContent-Type: application/json\r\nPrefer: handling=lenient\r\n\r\n" +
+			"{\"resourceType\":\"Parameters\",\"parameter\":[{\"name\":\"_since\",\"valueInstant\":\"x\"}]}"},
+		{"GET", "/fhir/$export?_type=Patient&_elements=id&_typeFilter=Patient%3Fgender%3Dmale", "Prefer: handling=lenient"},
+		{"GET", "/fhir/$export?_elements={marker}", ""},
+		{"GET", "/fhir/$export?_typeFilter=Patient%3F{marker}%3D{marker}", ""},
 		{"PUT", "/fhir/exports/{job}", "Content-Length: 70000"},
 		{"OPTIONS", "/fhir/exports/{job}", "Origin: https://evil.example.com\r\nAccess-Control-Request-Method: GET"},
 		{"TRACE", "/fhir/exports/{job}", "Max-Forwards: 0"},
@@ -255,7 +261,7 @@ func (w *fuzzWorld) checkAccess(t *testing.T, request *http.Request, who byte, g
 	}
 	switch {
 	case got.header.Get("Content-Location") != "":
-		if got.code != http.StatusAccepted || request.Method != http.MethodGet || !kickoffPath.MatchString(path) ||
+		if got.code != http.StatusAccepted || !slices.Contains([]string{"GET", "POST"}, request.Method) || !kickoffPath.MatchString(path) ||
 			strings.Contains(strings.ToUpper(request.URL.EscapedPath()), "%2F") {
 			t.Errorf("%s is taken for a kick-off", about)
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,7 +16,6 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
-	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/platform/telemetry"
 	"github.com/sluice-fhir/sluice/pkg/token"
@@ -29,8 +27,13 @@ const stepTimeout = 20 * time.Second
 // groupIDForm is FHIR's form of an id.
 var groupIDForm = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)
 
-// kickoff starts the export of a group (spec 1): a few writes and one enqueue for a group of any size (pitfall 12).
-func (s *service) kickoff(c *gin.Context) (err error) {
+// kickoff returns the handler that starts an export of the level (spec 1, L-01 to L-03): a few writes and one enqueue for a
+// group of any size (pitfall 12).
+func (s *service) kickoff(level export.Level) func(*gin.Context) error {
+	return func(c *gin.Context) error { return s.start(c, level) }
+}
+
+func (s *service) start(c *gin.Context, level export.Level) (err error) {
 	ctx, span := s.Tracing.Begin(c.Request.Context(), "kick-off", trace.WithSpanKind(trace.SpanKindServer))
 	c.Request = c.Request.WithContext(ctx)
 	defer func() { endKickOff(c, span, err) }()
@@ -38,7 +41,8 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	asked, err := parseParameters(c.Request.URL.RawQuery)
+	a := asking{level: level, lenient: prefersLenient(c.Request.Header), patientOf: s.patientOf}
+	asked, err := parseParameters(a, c.Request)
 	if err != nil {
 		return err
 	}
@@ -48,29 +52,17 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	if err := s.limit(c, "kickoff", "kick-offs", s.KickOffLimit); err != nil {
 		return err
 	}
-	who := principalOf(c)
-	if s.RequireGroupScope && !who.Scopes.MayRead("Group") { // before the lookup, so the answer discloses nothing
-		return forbidden("The token has no scope that reads Group, which this server requires for an export.")
-	}
-	grant, err := s.Access.Grant(c.Request.Context(), who.Owner)
-	if err != nil {
-		return fmt.Errorf("reading the grant of owner %s: %w", who.Owner.Hash(), err)
-	}
-	group := c.Param("group")
-	if err := s.checkGroup(c.Request.Context(), group, grant); err != nil {
-		return err
-	}
-	types, err := allowedTypes(asked.types, who.Scopes, grant)
+	who, group := principalOf(c), c.Param("group") // no group at the other levels
+	request, patients, err := s.permitted(c.Request.Context(), who, group, a, &asked)
 	if err != nil {
 		return err
 	}
+	request.URL, request.Dialect, request.Ignored = s.requestURL(c.Request, level, group), dialect, asked.ignored
 
 	job := export.Job{
-		ID:    export.NewJobID(),
-		Owner: who.Owner,
-		Request: export.Request{
-			URL: s.requestURL(c.Request, group), GroupID: group, Types: types, Dialect: dialect,
-		},
+		ID:      export.NewJobID(),
+		Owner:   who.Owner,
+		Request: request,
 		State:   export.Scheduled,
 		Created: s.Now().UTC().Truncate(time.Millisecond),
 		Trace:   telemetry.TraceParent(ctx),
@@ -79,7 +71,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		job.Key = s.NewKey(job.ID, job.Owner)
 	}
 	admission := jobstore.Admission{Limit: s.JobLimit, Join: s.Repeat == repeatSame}
-	admitted, err := s.lifecycle.Start(ctx, job, admission, func(admitted export.JobID) error {
+	admitted, err := s.lifecycle.Start(ctx, job, patients, admission, func(admitted export.JobID) error {
 		if admitted == job.ID { // joining a running export takes no place
 			if err := s.checkQuota(context.WithoutCancel(ctx), who.Owner); err != nil {
 				return err
@@ -87,7 +79,7 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 		}
 		noteJob(c, admitted)
 		event := succeeded(audit.KickOff, admitted, http.StatusAccepted)
-		event.Target, event.Types = "Group/"+group, types
+		event.Target, event.Types, event.Params = targetOf(level, group), request.Types, asked.names
 		return s.recordEvent(c, event)
 	})
 	var full jobstore.FullError
@@ -100,6 +92,35 @@ func (s *service) kickoff(c *gin.Context) (err error) {
 	c.Header("Content-Location", s.statusURL(admitted))
 	writeHeader(c, http.StatusAccepted)
 	return nil
+}
+
+// permitted decides what the owner may export of what is asked: the level, the group, the types and the patients. It returns
+// the request with these and with the filters and elements, and the patients that it is limited to.
+func (s *service) permitted(
+	ctx context.Context, who token.Principal, group string, a asking, p *parameters,
+) (request export.Request, patients []string, err error) {
+	// Before the lookup, so that the answer discloses nothing.
+	if a.level == export.GroupLevel && s.RequireGroupScope && !who.Scopes.MayRead("Group") {
+		return request, nil, forbidden("The token has no scope that reads Group, which this server requires for an export.")
+	}
+	grant, err := s.Access.Grant(ctx, who.Owner)
+	if err != nil {
+		return request, nil, fmt.Errorf("reading the grant of owner %s: %w", who.Owner.Hash(), err)
+	}
+	if err := s.checkLevel(ctx, a.level, group, grant); err != nil {
+		return request, nil, err
+	}
+	request = export.Request{Level: a.level, GroupID: group, Elements: p.elements}
+	request.Types, request.Through, err = allowedTypes(a.level, p.types, who.Scopes, grant)
+	if err != nil {
+		return request, nil, err
+	}
+	request.Filters, err = p.filtersOf(a, request.Types)
+	if err != nil {
+		return request, nil, err
+	}
+	patients, err = s.knownPatients(ctx, who, group, p, a)
+	return request, patients, err
 }
 
 // endKickOff ends the root span of the job. If there is no job, the span has the status of the refusal.
@@ -151,15 +172,21 @@ func (s *service) chooseDialect(header http.Header) (export.Dialect, error) {
 	return export.Classic, nil
 }
 
-// checkGroup returns the same refusal for an unknown group and for one outside the grant, which hides whether it exists.
-func (s *service) checkGroup(ctx context.Context, group string, grant directory.Grant) error {
-	noGroup := refused(http.StatusNotFound, "not-found", "There is no such Group, or it may not be exported with this token.")
-	if !groupIDForm.MatchString(group) || !grant.Groups.Has(group) {
-		return noGroup
+// checkLevel refuses a level that the grant does not allow. At the group level the refusal is the same for an unknown
+// group, for one outside the grant and for a grant without the level, which hides whether the group exists.
+func (s *service) checkLevel(ctx context.Context, level export.Level, group string, grant directory.Grant) error {
+	if level != export.GroupLevel {
+		if !grant.Levels.Has(level) {
+			return forbidden("Exports of the " + string(level) + " level may not be started with this token.")
+		}
+		return nil
+	}
+	if !groupIDForm.MatchString(group) || !grant.Groups.Has(group) || !grant.Levels.Has(level) {
+		return noGroup()
 	}
 	err := s.Groups.Exists(ctx, group)
 	if errors.Is(err, directory.ErrNoGroup) {
-		return noGroup
+		return noGroup()
 	}
 	if err != nil {
 		return fmt.Errorf("looking up the group: %w", err)
@@ -167,30 +194,32 @@ func (s *service) checkGroup(ctx context.Context, group string, grant directory.
 	return nil
 }
 
-// allowedTypes applies the token's scopes and the owner's grant. If a requested type is not allowed, the request is refused
-// (spec 1, lenient or not). Without requested types it returns every allowed type.
-func allowedTypes(asked []string, scopes token.Scopes, grant directory.Grant) ([]string, error) {
-	may := func(typ string) bool { return scopes.MayRead(typ) && grant.Types.Has(typ) }
-	if asked != nil {
-		if denied := slices.DeleteFunc(slices.Clone(asked), may); len(denied) > 0 {
-			return nil, forbidden("The parameter _type names types that may not be exported with this token: " +
-				list(denied) + ".")
-		}
-		return asked, nil
+func noGroup() refusal {
+	return refused(http.StatusNotFound, "not-found", "There is no such Group, or it may not be exported with this token.")
+}
+
+// targetOf names what is exported: the path of the operation, and "System" for the system level.
+func targetOf(level export.Level, group string) string {
+	switch level {
+	case export.GroupLevel:
+		return "Group/" + group
+	case export.PatientLevel:
+		return "Patient"
+	case export.SystemLevel:
 	}
-	allowed := slices.DeleteFunc(fhir.ExportableTypes(), func(typ string) bool { return !may(typ) })
-	if !slices.ContainsFunc(allowed, fhir.InCompartment) {
-		return nil, forbidden("No resource type may be exported with this token.")
-	}
-	return allowed, nil
+	return "System"
 }
 
 // requestURL is the URL of the client's request on the public base. It keeps the client's spelling of $export and its
-// query, because clients compare it with the URL that they sent (M-02). The group is an id and needs no escape.
-func (s *service) requestURL(r *http.Request, group string) string {
+// query, because clients compare it with the URL that they sent (M-02). Parameters of a body are not in it. The group is an
+// id and needs no escape.
+func (s *service) requestURL(r *http.Request, level export.Level, group string) string {
 	escaped := r.URL.EscapedPath()
-	operation := escaped[strings.LastIndexByte(escaped, '/')+1:]
-	full := s.baseText + "/Group/" + group + "/" + operation
+	full := s.baseText + "/"
+	if level != export.SystemLevel {
+		full += targetOf(level, group) + "/"
+	}
+	full += escaped[strings.LastIndexByte(escaped, '/')+1:]
 	if r.URL.RawQuery != "" {
 		full += "?" + r.URL.RawQuery
 	}

@@ -43,7 +43,7 @@ func TestKickoff(t *testing.T) {
 	}
 
 	job, want := w.job(id), export.Request{
-		URL: base + "/Group/g1/$export" + query, GroupID: "g1", Types: []string{"Observation", "Patient", "Practitioner"},
+		URL: base + "/Group/g1/$export" + query, Level: export.GroupLevel, GroupID: "g1", Types: []string{"Observation", "Patient", "Practitioner"},
 		Dialect: export.Classic,
 	}
 	if !reflect.DeepEqual(job.Request, want) || job.Owner != (export.Owner{Issuer: issuerOne, Subject: "alice"}) ||
@@ -97,13 +97,15 @@ func TestKickoffSpellingsAndMethods(t *testing.T) {
 	}
 	before := w.active()
 	for _, spelling := range []string{"$export", "%24export"} {
-		for _, method := range []string{"HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
-			got := w.ask(method, "/fhir/Group/g1/"+spelling, alice...)
-			wantHeader(t, got, "Allow", "GET")
-			if method != "HEAD" {
-				wantOutcome(t, got, http.StatusMethodNotAllowed, "not-supported", "GET")
-			} else if got.code != http.StatusMethodNotAllowed {
-				t.Errorf("HEAD %s: %d", spelling, got.code)
+		for _, path := range []string{"/fhir/Group/g1/", "/fhir/Patient/", "/fhir/"} {
+			for _, method := range []string{"HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"} {
+				got := w.ask(method, path+spelling, alice...)
+				wantHeader(t, got, "Allow", "GET, POST")
+				if method != "HEAD" {
+					wantOutcome(t, got, http.StatusMethodNotAllowed, "not-supported", "GET, POST")
+				} else if got.code != http.StatusMethodNotAllowed {
+					t.Errorf("HEAD %s: %d", spelling, got.code)
+				}
 			}
 		}
 	}
@@ -113,16 +115,13 @@ func TestKickoffSpellingsAndMethods(t *testing.T) {
 	for _, path := range []string{
 		"/fhir", "/fhir/", "/fhir/metadatas", "/fhir/Groups", "/fhir/Group/g1/$export/", "/fhir/group/g1/$export",
 		"/fhir/Group/a%2Fb/$export", "/fhir/Group//$export", "/fhir/Group/g1%2F$export", "/fhir/Group/g1%2f%24export",
-		"/fhir/Group%2Fg1/$export", "/fhir%2FGroup/g1/$export", "/fhir/exports/", "/elsewhere", "/",
+		"/fhir/Group%2Fg1/$export", "/fhir%2FGroup/g1/$export", "/fhir/exports/", "/elsewhere", "/", "/fhir/Patient%2F$export",
+		"/fhir/$export/", "/fhir/Patient/p1/$export", "/fhir/Observation/$export", "/fhir/Group/$export", "/$export",
 	} {
 		wantOutcome(t, w.ask("GET", path, alice...), http.StatusNotFound, "not-found")
 	}
-	for _, path := range []string{"/fhir/$export", "/fhir/%24export", "/fhir/Patient/$export?_type=Patient"} {
-		for _, method := range []string{"GET", "POST"} {
-			got := w.ask(method, path, alice...)
-			wantOutcome(t, got, http.StatusNotFound, "not-supported", "GET "+base+"/Group/[id]/$export")
-		}
-	}
+	wantOutcome(t, w.ask("GET", "/fhir/Observation/$export", alice...), http.StatusNotFound, "not-found",
+		"GET or POST "+base+"/Group/[id]/$export, /Patient/$export or /$export.")
 	if after := w.active(); after != before {
 		t.Errorf("%d jobs, want %d as before", after, before)
 	}
@@ -152,7 +151,7 @@ func TestKickoffRefusals(t *testing.T) {
 	}{
 		"unknown type":      {alice, "?_type=Patient,Nonsense", nil, 400, "invalid", []string{"_type", "Nonsense"}},
 		"never exported":    {alice, "?_type=AuditEvent", nil, 400, "not-supported", []string{"_type", "AuditEvent"}},
-		"since, lenient":    {alice, "?_since=2020-01-01T00:00:00Z", lenient, 400, "not-supported", []string{"_since"}},
+		"since":             {alice, "?_since=2020-01-01T00:00:00Z", nil, 400, "not-supported", []string{"_since"}},
 		"unknown parameter": {alice, "?_foo=1", nil, 400, "invalid", []string{"_foo"}},
 		"Accept xml":        {alice, "", []string{"Accept", "application/fhir+xml"}, 406, "not-supported", []string{"Accept", "application/fhir+json"}},
 		"Accept html":       {alice, "", []string{"Accept", "text/html"}, 406, "not-supported", []string{"Accept"}},

@@ -113,12 +113,29 @@ func chooseCoding(header http.Header) (chosen coding, identityAllowed bool) {
 	return noCoding, false
 }
 
-// prefersAsync reports whether a Prefer header has respond-async (RFC 7240). A value and parameters have no meaning.
+// prefersAsync reports whether a Prefer header has respond-async. A value and parameters have no meaning.
 func prefersAsync(header http.Header) bool {
-	return slices.ContainsFunc(members(header.Values("Prefer")), func(member string) bool {
-		name, _, _ := strings.Cut(splitOutsideQuotes(member, ';')[0], "=")
-		return strings.ToLower(trim(name)) == "respond-async"
-	})
+	_, found := preference(header, "respond-async")
+	return found
+}
+
+// prefersLenient reports whether a Prefer header has handling=lenient (RFC 7240 section 4.4). Any other value is the
+// default, strict.
+func prefersLenient(header http.Header) bool {
+	value, _ := preference(header, "handling")
+	return strings.EqualFold(value, "lenient")
+}
+
+// preference returns the value of the first preference of the name in the Prefer headers, which alone counts (RFC 7240
+// section 2). Names have no case; parameters have no meaning for any that Sluice knows.
+func preference(header http.Header, wanted string) (value string, found bool) {
+	for _, member := range members(header.Values("Prefer")) {
+		name, value, _ := strings.Cut(splitOutsideQuotes(member, ';')[0], "=")
+		if strings.EqualFold(trim(name), wanted) {
+			return strings.Trim(trim(value), `"`), true
+		}
+	}
+	return "", false
 }
 
 // members splits the values of a list header into its members (RFC 9110 section 5.6.1). Empty members are left out.

@@ -108,7 +108,7 @@ func (s *service) record(c *gin.Context, took time.Duration, cut bool) {
 	}
 	s.metrics.requests.WithLabelValues(route, method, label).Inc()
 	s.metrics.seconds.WithLabelValues(route).Observe(took.Seconds())
-	if method == http.MethodGet && route == s.template(kickoffRoute) {
+	if s.isKickOff(c) {
 		s.metrics.kickoffs.WithLabelValues(kickoffOutcome(code)).Inc()
 	}
 

@@ -256,11 +256,11 @@ func TestChecksAreOptional(t *testing.T) {
 	}
 }
 
-// Request bodies are ignored; large ones are refused unread.
+// Large request bodies are refused unread.
 func TestBodyLimit(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	body := strings.NewReader(strings.Repeat("x", 1<<20))
+	body := strings.NewReader(strings.Repeat("x", 1<<20+1))
 	request := httptest.NewRequestWithContext(t.Context(), "GET", groupExport, body)
 	wantOutcome(t, w.answer(request), http.StatusRequestEntityTooLarge, "too-long", "body")
 }

@@ -2,19 +2,38 @@ package httpapi
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/typefilter"
 )
+
+// given is one parameter of a kick-off with all its values, from the query string or from the body.
+type given struct {
+	name   string
+	values []string
+	inBody bool
+}
 
 // parameters are the validated parameters of a kick-off.
 type parameters struct {
-	types []string // the names in `_type`, sorted, without duplicates; nil if it is absent
+	types    []string // the names in `_type`, sorted, without duplicates; nil if it is absent
+	patients []string // the ids in `patient`, the same
+	filters  []typefilter.Query
+	elements []string // the entries of `_elements`, sorted, without duplicates; nil if it is absent
+	names    []string // of the known parameters, sorted
+	ignored  []string // what handling=lenient ignored, each a sentence for the owner (K-17)
+}
+
+// asking is how a kick-off asks: what its parameters may be depends on it.
+type asking struct {
+	level     export.Level
+	lenient   bool                                        // handling=lenient
+	patientOf func(reference string) (id string, ok bool) // reads a reference to a Patient of this server
 }
 
 // outputFormats are the names of NDJSON (P-01 to P-03). A raw "+" in a query string is decoded as a space, a
@@ -29,101 +48,135 @@ var (
 	parameterForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_:-]{0,39}$`)
 )
 
-// lowerTypes has the types that can be exported by their names in lower case.
-var lowerTypes = func() map[string]string {
-	types := map[string]string{}
-	for _, typ := range fhir.ExportableTypes() {
-		types[strings.ToLower(typ)] = typ
-	}
-	return types
-}()
+const (
+	maxParameters = 100    // in a query string or a body, without `patient`
+	maxPatients   = 10_000 // in `patient` (P-42)
+	maxIgnored    = 100    // sentences about what is ignored; they are stored in the job's record
+)
 
-// parseParameters reads a kick-off's query string. Its errors are refusals.
-func parseParameters(rawQuery string) (parameters, error) {
-	var p parameters
+// parseParameters reads the query string and, of a POST, the body into one list, and validates it. Its errors are refusals.
+func parseParameters(a asking, r *http.Request) (parameters, error) {
+	all, err := parseQuery(r.URL.RawQuery)
+	if err != nil {
+		return parameters{}, err
+	}
+	if r.Method == http.MethodPost {
+		more, err := parseBody(r.Header, r.Body)
+		if err != nil {
+			return parameters{}, err
+		}
+		all = append(all, more...)
+	}
+	return a.validate(all)
+}
+
+// parseQuery reads a query string. Its errors are refusals.
+func parseQuery(raw string) ([]given, error) {
 	// The query is stored in the job record and returned in the manifest, so only characters of a URI are allowed (RFC 3986).
-	for _, char := range []byte(rawQuery) {
+	for _, char := range []byte(raw) {
 		if char <= ' ' || char > '~' {
-			return p, invalid("The query string has a character that must be percent-encoded.")
+			return nil, invalid("The query string has a character that must be percent-encoded.")
 		}
 	}
-	if strings.Count(rawQuery, "&") >= maxParameters {
-		return p, refused(http.StatusBadRequest, "too-costly",
-			fmt.Sprintf("The query string has more than %d parameters.", maxParameters))
+	if strings.Count(raw, "&") >= maxParameters {
+		return nil, tooMany("query string")
 	}
-	query, err := url.ParseQuery(rawQuery)
+	query, err := url.ParseQuery(raw)
 	if err != nil {
-		return p, invalid("The query string cannot be read: a percent-encoding is wrong or a ';' is not encoded.")
+		return nil, invalid("The query string cannot be read: a percent-encoding is wrong or a ';' is not encoded.")
 	}
-	for _, name := range slices.Sorted(maps.Keys(query)) { // so that equal requests get equal responses
-		if err := p.take(name, query[name]); err != nil {
+	all := make([]given, 0, len(query))
+	for name, values := range query {
+		all = append(all, given{name: name, values: values})
+	}
+	return all, nil
+}
+
+func tooMany(where string) refusal {
+	return refused(http.StatusBadRequest, "too-costly",
+		fmt.Sprintf("The %s has more than %d parameters.", where, maxParameters))
+}
+
+// validate reads the parameters, in the order of their names, so that equal requests get equal responses. A name that is
+// given in the query string and in the body is refused, because either may be the mistake (P-41). Its errors are refusals.
+func (a asking) validate(all []given) (parameters, error) {
+	slices.SortFunc(all, func(x, y given) int { return strings.Compare(x.name, y.name) })
+	for i, one := range all {
+		if i > 0 && all[i-1].name == one.name {
+			return parameters{}, invalid("The " + naming(one.name) + " is given in the query string and in the body.")
+		}
+	}
+	var p parameters
+	for _, one := range all {
+		if err := p.take(a, one); err != nil {
 			return parameters{}, err
 		}
 	}
 	return p, nil
 }
 
+// naming returns "parameter NAME", without a name that could be a misplaced value.
+func naming(name string) string {
+	if !parameterForm.MatchString(name) {
+		return "parameter with an unknown name"
+	}
+	return "parameter " + name
+}
+
 // take reads one parameter with all its values.
-func (p *parameters) take(name string, values []string) (err error) {
-	switch name {
+func (p *parameters) take(a asking, one given) (err error) {
+	if _, known := bodyValues[one.name]; known {
+		p.names = append(p.names, one.name)
+	}
+	switch one.name {
 	case "_type":
-		p.types, err = parseTypes(values)
+		p.types, err = p.takeTypes(a, one.values)
 		return err
 	case "_outputFormat":
-		return checkOutputFormat(values)
+		return checkOutputFormat(one.values)
+	case "patient":
+		p.patients, err = takePatients(a, one)
+		return err
 	case "_format", "_pretty": // general FHIR parameters; JSON is the only format (K-18)
 		return nil
-	case "_since", "_until", "_elements", "_typeFilter", "patient", "includeAssociatedData", "organizeOutputBy",
-		"allowPartialManifests":
-		// handling=lenient is not supported yet: an ignored parameter must be reported in the manifest's error list (K-17),
-		// and `patient` must never be ignored silently.
-		return unsupported("The parameter " + name + " is not supported.")
-	}
-	if !parameterForm.MatchString(name) {
-		return invalid("The query string has an unknown parameter.")
-	}
-	return invalid("The parameter " + name + " is unknown.")
-}
-
-// parseTypes returns the union of all repeats and comma lists of `_type` (K-14). Names are case-sensitive, and blanks
-// around them do not count. An empty name is refused: the client may have lost its list, and reading it as "all types"
-// would disclose more than intended (P-18).
-func parseTypes(values []string) ([]string, error) {
-	var types, unknown, never []string
-	compartment := false
-	for name := range strings.SplitSeq(strings.Join(values, ","), ",") {
-		name = strings.TrimSpace(name)
-		switch {
-		case name == "":
-			return nil, invalid("The parameter _type has an empty name: no value, or a comma too many.")
-		case !typeForm.MatchString(name):
-			return nil, invalid("The parameter _type has a name that is not a FHIR R4 resource type.")
-		case !fhir.IsType(name):
-			if typ := lowerTypes[strings.ToLower(name)]; typ != "" {
-				name += " (did you mean " + typ + "?)"
-			}
-			unknown = append(unknown, name)
-		case !fhir.IsExportable(name):
-			never = append(never, name)
+	case "_since", "_until", "organizeOutputBy", "allowPartialManifests":
+		if slices.ContainsFunc(one.values, func(value string) bool { return value != one.values[0] }) { // K-19
+			return invalid("The parameter " + one.name + " is given twice with different values.")
 		}
-		compartment = compartment || fhir.InCompartment(name)
-		types = append(types, name)
+		return p.ignore(a, unsupported("The parameter "+one.name+" is not supported."))
+	case "_typeFilter":
+		return p.takeFilters(a, one.values)
+	case "_elements":
+		p.elements, err = p.takeElements(a, one.values)
+		return err
+	case "includeAssociatedData":
+		return p.ignore(a, unsupported("The parameter "+one.name+" is not supported."))
 	}
-	switch {
-	case len(unknown) > 0:
-		return nil, invalid("The parameter _type has names that are not FHIR R4 resource types: " + list(unknown) +
-			". Names are case-sensitive.")
-	case len(never) > 0:
-		return nil, unsupported("The parameter _type names types that an export of a group never contains, because they " +
-			"are not about single patients: " + list(never) + ".")
-	case !compartment:
-		return nil, unsupported("The parameter _type names only types that are exported where exported resources reference " +
-			"them: " + list(types) + ". Add at least one type that is about patients.")
+	if !parameterForm.MatchString(one.name) {
+		return p.ignore(a, invalid("The request has an unknown parameter."))
 	}
-	slices.Sort(types)
-	return slices.Compact(types), nil
+	return p.ignore(a, invalid("The parameter "+one.name+" is unknown."))
 }
 
+// ignore returns the refusal, or with handling=lenient notes it for the manifest's error list (K-17, K-18). It is not for
+// contradictions, and not for what leaves nothing of a parameter that limits the export to some types or patients.
+func (p *parameters) ignore(a asking, r refusal) error {
+	if !a.lenient {
+		return r
+	}
+	if sentence := r.text + ignoredSuffix; !slices.Contains(p.ignored, sentence) {
+		p.ignored = append(p.ignored, sentence)
+	}
+	if len(p.ignored) > maxIgnored {
+		return refused(http.StatusBadRequest, "too-costly",
+			fmt.Sprintf("The request has more than %d faults that would have to be ignored.", maxIgnored))
+	}
+	return nil
+}
+
+const ignoredSuffix = " This was ignored, as handling=lenient asks."
+
+// checkOutputFormat refuses also when lenient: a client that wants another format cannot read NDJSON.
 func checkOutputFormat(values []string) error {
 	for _, value := range values {
 		if !slices.Contains(outputFormats, value) {

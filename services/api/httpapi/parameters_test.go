@@ -2,15 +2,27 @@ package httpapi
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
+
+// parseStrict reads the query string of a strict kick-off of a group.
+func parseStrict(query string) (parameters, error) {
+	all, err := parseQuery(query)
+	if err != nil {
+		return parameters{}, err
+	}
+	return asking{level: export.GroupLevel}.validate(all)
+}
 
 func TestParseParameters(t *testing.T) {
 	t.Parallel()
@@ -36,7 +48,7 @@ func TestParseParameters(t *testing.T) {
 		{"only a blank", "_type=Patient,+", nil, "empty name", ""},
 		{"a comma at the end", "_type=Patient,", nil, "a comma too many", ""},
 		{"a comma before", "_type=,Patient", nil, "empty name", ""},
-		{"P-17 only referenced", "_type=Practitioner,Organization", nil, "Organization, Practitioner", "not-supported"},
+		{"P-17 only referenced", "_type=Practitioner,Organization", []string{"Organization", "Practitioner"}, "", ""},
 		{"P-18 empty", "_type=", nil, "_type", ""},
 		{"empty member", "_type=Patient,,Observation", nil, "_type", ""},
 		{"empty repeat", "_type=Patient&_type=", nil, "_type", ""},
@@ -51,9 +63,17 @@ func TestParseParameters(t *testing.T) {
 		{"P-06 empty", "_outputFormat=", nil, "_outputFormat", "not-supported"},
 		{"tolerated", "_format=json&_pretty=true", nil, "", ""},
 		{"since", "_since=2020-01-01T00:00:00Z", nil, "_since", "not-supported"},
+		{"K-19 since", "_since=2020-01-01T00:00:00Z&_since=2021-01-01T00:00:00Z", nil, "_since", ""},
 		{"until", "_until=2020-01-01T00:00:00Z", nil, "_until", "not-supported"},
-		{"elements", "_elements=id", nil, "_elements", "not-supported"},
-		{"type filter", "_typeFilter=Patient%3Factive%3Dtrue", nil, "_typeFilter", "not-supported"},
+		{"P-19", "_elements=id,Patient.name", nil, "", ""},
+		{"P-20 nested", "_elements=Patient.name.given", nil, "_elements", ""},
+		{"too many elements", "_elements=" + strings.Repeat("id,", maxElements) + "id", nil, "_elements", "too-costly"},
+		{"P-31", "_typeFilter=Patient%3Factive%3Dtrue", nil, "", ""},
+		{"P-33 no search parameter", "_typeFilter=Patient%3F_sort%3Dbirthdate", nil, "_sort", ""},
+		{"P-34 unknown", "_typeFilter=Patient%3Fstatus%3Dactive", nil, "Patient: status", ""},
+		{"no query", "_typeFilter=", nil, "_typeFilter", ""},
+		{"too many filters", "_typeFilter=Patient%3Factive%3Dtrue" + strings.Repeat(",Patient%3Factive%3Dtrue", maxFilters), nil, "_typeFilter", "too-costly"},
+		{"long filter", "_typeFilter=Patient%3Fname%3D" + strings.Repeat("x", maxFilterText), nil, "_typeFilter", "too-costly"},
 		{"patient", "patient=Patient/123", nil, "patient", "not-supported"},
 		{"associated", "includeAssociatedData=LatestProvenanceResources", nil, "includeAssociatedData", "not-supported"},
 		{"organize", "organizeOutputBy=Patient", nil, "organizeOutputBy", "not-supported"},
@@ -68,7 +88,7 @@ func TestParseParameters(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := parseParameters(test.query)
+			got, err := parseStrict(test.query)
 			if test.want == "" {
 				if err != nil || !slices.Equal(got.types, test.types) {
 					t.Fatalf("%q, %v, want %q", got.types, err, test.types)
@@ -92,7 +112,7 @@ func TestParseParametersRepeatsNoValues(t *testing.T) {
 		"_type=" + secret, secret, secret + "=1", "patient=" + secret, "_outputFormat=" + secret, "x=" + secret,
 		"_type=%zz" + secret,
 	} {
-		_, err := parseParameters(query)
+		_, err := parseStrict(query)
 		if err == nil || strings.Contains(err.Error(), secret) {
 			t.Errorf("%q gets the refusal %v", query, err)
 		}
@@ -108,7 +128,7 @@ func FuzzParseParameters(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		got, err := parseParameters(query)
+		got, err := parseStrict(query)
 		var r refusal
 		if err != nil && !errors.As(err, &r) {
 			t.Fatalf("%q: %v is no refusal", query, err)
@@ -140,8 +160,64 @@ func FuzzParseParameters(f *testing.F) {
 				t.Errorf("%q: %s is never exported", query, typ)
 			}
 		}
-		if want != nil && !slices.ContainsFunc(got.types, fhir.InCompartment) {
-			t.Errorf("%q: %q has nothing about patients", query, got.types)
+	})
+}
+
+// FuzzParseBody: a body is refused with a 4xx that repeats nothing of it but names in a safe form, or its parameters are those of a
+// second reader of the same JSON.
+func FuzzParseBody(f *testing.F) {
+	for _, seed := range []string{
+		"", "null", "[]", `{"resourceType":"Parameters"}`, `{"resourceType":"Parameters","parameter":[]}`,
+		`{"resourceType":"Parameters","parameter":[{"name":"_type","valueString":"Patient"},{"name":"_type","valueCode":"Condition"}]}`,
+		`{"resourceType":"Parameters","parameter":[{"name":"patient","valueReference":{"reference":"Patient/1"}}]}`,
+		`{"resourceType":"Parameters","parameter":[{"name":"x","part":[{"name":"y"}]}]}`,
+		`{"resourceType":"Parameters","resourceType":"Patient"}`, `{"resourceType":"Parameters","parameter":[{"name":"_type","name":"x"}]}`,
+		`{"resourceType":"Parameters","parameter":[{"name":"allowPartialManifests","valueBoolean":true}]}`,
+		"\xef\xbb\xbf" + `{"resourceType":"Parameters"}`, `{"resourceType":"Parameters"}{}`, `{"resourceType":"Param\u0065ters"}`,
+		`{"resourceType":"Parameters","parameter":[{"name":"_type","valueString":"\ud800"}]}`, `{"a":` + strings.Repeat("[", 100) + `}`,
+	} {
+		f.Add(seed)
+	}
+	header := http.Header{"Content-Type": {fhirJSON}}
+	f.Fuzz(func(t *testing.T, text string) {
+		got, err := parseBody(header, strings.NewReader(text))
+		if err != nil {
+			var r refusal
+			if !errors.As(err, &r) || r.status < 400 || r.status > 499 || got != nil {
+				t.Fatalf("%q: %v, %v", text, got, err)
+			}
+			return
+		}
+		var resource struct {
+			ResourceType string
+			Parameter    []map[string]any
+		}
+		if err := json.Unmarshal([]byte(strings.TrimPrefix(text, "\xef\xbb\xbf")), &resource); err != nil || resource.ResourceType != "Parameters" {
+			t.Fatalf("%q is accepted: %v", text, err)
+		}
+		want := map[string][]string{}
+		for _, entry := range resource.Parameter {
+			name, _ := entry["name"].(string)
+			value := ""
+			for _, member := range bodyValues[name] {
+				switch read := entry[member].(type) {
+				case string:
+					value = read
+				case bool:
+					value = strconv.FormatBool(read)
+				case map[string]any:
+					value, _ = read["reference"].(string)
+				}
+			}
+			want[name] = append(want[name], value)
+		}
+		if len(got) != len(want) {
+			t.Errorf("%q: %+v, want %q", text, got, want)
+		}
+		for _, one := range got {
+			if !slices.Equal(one.values, want[one.name]) || !one.inBody {
+				t.Errorf("%q: %+v, want %q", text, one, want[one.name])
+			}
 		}
 	})
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/audit"
 	"github.com/sluice-fhir/sluice/pkg/directory"
 	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/jobs"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/keyring"
@@ -54,7 +55,9 @@ type Config struct {
 	TokenURL      string
 	ClientSecrets bool
 
-	RequireGroupScope bool // a kick-off needs a scope that reads Group (Z-13)
+	RequireGroupScope bool // a kick-off of a group needs a scope that reads Group (Z-13)
+	// DataBases are further base URLs whose resources are those of this server, in references of `patient`.
+	DataBases []string
 }
 
 // Deps are the dependencies of the API. Only NewKey and Tracing are optional.
@@ -75,15 +78,24 @@ type Deps struct {
 
 // Route templates, below the base URL's path. The last three documents need no token.
 const (
+	systemRoute   = "/$export"
+	patientRoute  = "/Patient/$export"
+	kickoffRoute  = "/Group/:group/$export"
 	groupsRoute   = "/Group"
 	groupRoute    = "/Group/:group"
-	kickoffRoute  = "/Group/:group/$export"
 	statusRoute   = "/exports/:job"
 	fileRoute     = "/exports/:job/files/:name"
 	metadataRoute = "/metadata"
 	smartRoute    = "/.well-known/smart-configuration"
 	jwksRoute     = "/.well-known/jwks.json"
 )
+
+// kickoffLevels returns the levels of export by their route templates.
+func kickoffLevels() map[string]export.Level {
+	return map[string]export.Level{
+		systemRoute: export.SystemLevel, patientRoute: export.PatientLevel, kickoffRoute: export.GroupLevel,
+	}
+}
 
 // Paths of the probes.
 const (
@@ -95,7 +107,9 @@ const (
 type service struct {
 	Config
 	Deps
-	baseText  string // the base URL, without a trailing slash
+	baseText  string          // the base URL, without a trailing slash
+	bases     fhir.Bases      // whose resources are those of this server
+	kickoffs  map[string]bool // the kick-off routes, as Gin reports them
 	metrics   metrics
 	lifecycle *jobs.Lifecycle
 	downloads *downloads // of files
@@ -133,15 +147,18 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 
 	// Authentication precedes every handler, so that no response reveals what exists.
 	at := strings.TrimSuffix(s.BaseURL.Path, "/")
-	fhir := router.Group(at, s.authenticate)
-	fhir.GET(kickoffRoute, s.answer(s.kickoff))
-	fhir.GET(groupRoute, s.answer(s.readGroup))
-	fhir.GET(groupsRoute, s.answer(s.searchGroups))
-	fhir.GET(statusRoute, s.answer(s.status))
-	fhir.HEAD(statusRoute, s.answer(s.status))
-	fhir.DELETE(statusRoute, s.answer(s.cancel))
-	fhir.GET(fileRoute, s.answer(s.file))
-	fhir.HEAD(fileRoute, s.answer(s.file))
+	operations := router.Group(at, s.authenticate)
+	for route, level := range kickoffLevels() {
+		operations.GET(route, s.answer(s.kickoff(level)))
+		operations.POST(route, s.answer(s.kickoff(level)))
+	}
+	operations.GET(groupRoute, s.answer(s.readGroup))
+	operations.GET(groupsRoute, s.answer(s.searchGroups))
+	operations.GET(statusRoute, s.answer(s.status))
+	operations.HEAD(statusRoute, s.answer(s.status))
+	operations.DELETE(statusRoute, s.answer(s.cancel))
+	operations.GET(fileRoute, s.answer(s.file))
+	operations.HEAD(fileRoute, s.answer(s.file))
 
 	open := router.Group(at)
 	for route, handle := range map[string]func(*gin.Context) error{
@@ -173,15 +190,24 @@ func newService(cfg Config, deps Deps) (*service, error) {
 		deps.Tokens == nil || deps.Groups == nil || deps.Access == nil || deps.Keys == nil || deps.Audit == nil || deps.Registry == nil {
 		return nil, errors.New("httpapi: a dependency is missing")
 	}
+	bases, err := fhir.NewBases(append([]string{cfg.BaseURL.String()}, cfg.DataBases...)...)
+	if err != nil {
+		return nil, fmt.Errorf("bases of the data: %w", err)
+	}
 	s := &service{
-		Config: cfg, Deps: deps, baseText: strings.TrimSuffix(cfg.BaseURL.String(), "/"), metrics: newMetrics(deps.Registry),
-		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: cfg.Now},
+		Config: cfg, Deps: deps, baseText: strings.TrimSuffix(cfg.BaseURL.String(), "/"), bases: bases,
+		metrics:   newMetrics(deps.Registry),
+		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Objects: deps.Objects, Now: cfg.Now},
 		downloads: &downloads{what: "files", running: map[export.Owner]int{}},
 		manifests: &downloads{what: "manifests", running: map[export.Owner]int{}},
 		scans:     make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	if cfg.TokenURL != "" {
 		s.smartDocument = encode(token.SMARTConfiguration(cfg.TokenURL, cfg.ClientSecrets))
+	}
+	s.kickoffs = map[string]bool{}
+	for route := range kickoffLevels() {
+		s.kickoffs[s.template(route)] = true
 	}
 	s.capabilities = newCapabilities(s.baseText, cfg.TokenURL, cfg.Now())
 	return s, nil
@@ -226,22 +252,24 @@ func CheckBase(base *url.URL) error {
 }
 
 const (
-	maxURL        = 8 << 10 // bytes of path and query: all type names together are about 1 KiB
-	maxParameters = 100     // in one query string
-	maxBody       = 64 << 10
+	maxURL  = 8 << 10  // bytes of path and query: all type names together are about 3 KiB
+	maxBody = 64 << 10 // of a request that is no kick-off
 )
 
 // bound refuses requests that are larger than any valid request, before they are read.
 func (s *service) bound(c *gin.Context) {
+	limit := int64(maxBody)
+	if s.isKickOff(c) {
+		limit = maxKickOffBody
+	}
 	switch {
 	case len(c.Request.RequestURI) > maxURL:
 		s.refuse(c, refused(http.StatusRequestURITooLong, "too-long",
 			fmt.Sprintf("The request's URL is longer than %d bytes.", maxURL)))
-	case c.Request.ContentLength > maxBody:
-		s.refuse(c, refused(http.StatusRequestEntityTooLarge, "too-long",
-			fmt.Sprintf("The request's body is longer than %d bytes.", maxBody)))
+	case c.Request.ContentLength > limit:
+		s.refuse(c, bodyTooLong(limit))
 	}
-	c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxBody)
+	c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, limit)
 }
 
 // plainPath refuses paths with an encoded slash. Routes are matched on the decoded path, where such a slash would divide
@@ -257,6 +285,9 @@ func hidesSlash(u *url.URL) bool { return strings.Contains(strings.ToUpper(u.Esc
 // template is a route in the form in which Gin reports it.
 func (s *service) template(route string) string { return path.Join("/", s.BaseURL.Path, route) }
 
+// isKickOff reports whether the request's route and method start an export.
+func (s *service) isKickOff(c *gin.Context) bool { return s.kickoffs[c.FullPath()] }
+
 // statusURL is the one URL of a job: status, cancel and, below it, its files.
 func (s *service) statusURL(job export.JobID) string { return s.baseText + "/exports/" + string(job) }
 
@@ -264,21 +295,18 @@ func (s *service) fileURL(job export.JobID, name string) string {
 	return s.statusURL(job) + "/files/" + url.PathEscape(name)
 }
 
-// noRoute names the mistakes that URLs joined by hand often have, and the levels of export that are not supported. It does
-// not redirect: many clients do not send the token again.
+// noRoute names the mistakes that URLs joined by hand often have. It does not redirect: many clients do not send the token
+// again.
 func (s *service) noRoute(c *gin.Context) error {
-	groupLevel := "GET " + s.baseText + "/Group/[id]/$export"
 	text := "Unknown path."
 	switch path := c.Request.URL.Path; {
-	case path == s.template("/$export"), path == s.template("/Patient/$export"):
-		return refused(http.StatusNotFound, "not-supported",
-			"Exports of the system and patient level are not supported. Export a group of patients: "+groupLevel+".")
 	case strings.Contains(path, "//"):
 		text += " It has a doubled slash."
 	case len(path) > 1 && strings.HasSuffix(path, "/"):
 		text += " It ends with a slash."
 	}
-	return refused(http.StatusNotFound, "not-found", text+" An export starts with "+groupLevel+".")
+	return refused(http.StatusNotFound, "not-found", text+" An export starts with GET or POST "+s.baseText+
+		"/Group/[id]/$export, /Patient/$export or /$export.")
 }
 
 func (s *service) noMethod(c *gin.Context) error {

@@ -569,6 +569,7 @@ func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 	gone := []string{
 		export.FileKey(stranger, "Patient", export.FileName("Patient-00000", 1, "Patient", 0)), // no record
 		export.CohortPrefix(stranger, 1) + "chunk-000000",
+		export.AskedKey(stranger), export.AskedKey(done), export.AskedKey(failed), // lists of patients of kick-offs
 		export.FileKey(done, "Patient", export.FileName("Patient-00000", 1, "Patient", 0)), // a lost attempt
 		export.ManifestKey(done, 1),
 		export.CohortPrefix(done, 1) + "chunk-000001", // scaffolding of an ended job
@@ -579,6 +580,7 @@ func TestTheSweepTakesOnlyWhatBelongsToNothing(t *testing.T) { // spec 6
 	kept := []string{
 		export.FileKey(running, "Patient", export.FileName("Patient-00000", 2, "Patient", 0)),
 		export.CohortPrefix(running, 1) + "chunk-000001",
+		export.AskedKey(running),
 		"somebody-elses/object",
 		"jobs/not-a-job-id/object",
 	}
