@@ -2,7 +2,7 @@
 
 -- +goose Up
 
--- As in migration 3: fail while a load runs. Readers do not lock the partitioned table.
+-- As in migration 3: fail while a load runs. Readers lock only the tables of types, so this does not wait for them.
 -- +goose StatementBegin
 DO $$
 DECLARE
@@ -15,7 +15,7 @@ BEGIN
     END IF;
     BEGIN
         SET LOCAL lock_timeout = '10s';
-        LOCK TABLE resource IN ACCESS EXCLUSIVE MODE;
+        LOCK TABLE ONLY resource IN ACCESS EXCLUSIVE MODE;
     EXCEPTION WHEN lock_not_available THEN
         RAISE EXCEPTION 'the tables are in use; migrate again';
     END;
