@@ -77,10 +77,6 @@ type Request struct {
 	Level   Level    `json:"level,omitempty"` // see AtLevel
 	GroupID string   `json:"group"`           // the group to export, at the group level
 	Types   []string `json:"types"`           // the requested types, else all allowed ones; sorted; never empty
-	// Through are the types that the owner may export beside Types. They are read for what they reference, and not written,
-	// because Types has only types that travel along (P-17). Sorted; nil if Types has one about patients, and at the system
-	// level.
-	Through []string `json:"through,omitempty"`
 	Dialect Dialect  `json:"dialect"`         // fixed at kick-off
 
 	// Through are the types that the owner may export and did not ask for. Their references count when Types has only

@@ -407,8 +407,9 @@ func (a *app) printLeftOut(r loadReport) error {
 func (r *loadReport) json() any {
 	return map[string]any{
 		"resources": r.Resources, "groups": r.Groups, "bytes": r.Bytes,
-		"leftOut": append([]loader.LeftOut{}, r.LeftOut...), "ignored": r.Ignored, "undated": r.Undated, "patientNotHeld": r.Unheld,
-		"added": r.Added, "replaced": r.Replaced, "unchanged": r.Unchanged,
+		"leftOut": append([]loader.LeftOut{}, r.LeftOut...), "ignored": r.Ignored, "undated": r.Undated,
+		"patientNotHeld": r.Unheld,
+		"added":          r.Added, "replaced": r.Replaced, "unchanged": r.Unchanged,
 		"deleted": r.Deleted, "dryRun": r.DryRun, "seconds": r.Seconds,
 	}
 }
