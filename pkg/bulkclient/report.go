@@ -227,8 +227,8 @@ func Verify(ctx context.Context, dir string, jwks []byte) (report Report, err er
 		}
 	}
 	if unproven > 0 {
-		unchecked = append(unchecked, "whether the text of "+plural.Of(unproven, "file")+" has the signed digest, which is of the "+
-			"compressed form: another version compressed it (--keep-gzip keeps that form)")
+		unchecked = append(unchecked, "whether the text of "+plural.Of(unproven, "file")+" has the signed digest, which is of "+
+			"the compressed form: another version compressed it (--keep-gzip keeps that form)")
 	}
 	entries, err := fs.ReadDir(folder.root.FS(), ".")
 	if err != nil {

@@ -94,6 +94,8 @@ func signedExport(t *testing.T, encoder, numbers string, opts Options) string {
 }
 
 func TestVerifySignature(t *testing.T) {
+	hidden := strings.NewReplacer(`"expected":5`, `"expected":null`, `"expected":6`, `"expected":null`, `"leftOut":0`, `"leftOut":null`).
+		Replace(complete)
 	for name, test := range map[string]struct {
 		encoder, numbers string
 		keep             bool
@@ -106,13 +108,9 @@ func TestVerifySignature(t *testing.T) {
 		"without numbers":         {gzipblocks.Encoder, "", true, []string{"no numbers"}},
 		"with other extensions":   {gzipblocks.Encoder, `"x"`, true, []string{"no numbers"}},
 		"without an expectation":  {gzipblocks.Encoder, strings.Replace(complete, `"expected":6`, `"expected":null`, 1), true, []string{"of Device"}},
-		"failed, without a count": {gzipblocks.Encoder, strings.ReplaceAll(complete, `"leftOut":0`, `"leftOut":null,"x":1`), true, nil},
+		"without any expectation": {gzipblocks.Encoder, hidden, true, []string{"of Device, Patient"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if strings.HasPrefix(name, "failed") {
-				test.numbers = strings.NewReplacer(`"expected":5`, `"expected":null`, `"expected":6`, `"expected":null`).Replace(test.numbers)
-				test.unchecked = []string{"of Device, Patient"}
-			}
 			dir := signedExport(t, test.encoder, test.numbers, Options{KeepGzip: test.keep})
 			report, err := Verify(t.Context(), dir, nil)
 			if err != nil || report.SignedBy != "the-key" || len(report.Unchecked) != len(test.unchecked) {
