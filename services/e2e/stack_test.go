@@ -407,12 +407,18 @@ func (s *stack) poll(status string) (m manifest, finished bool) {
 	return manifest{}, false
 }
 
-// lines downloads the files and returns their lines by resource type. It checks the count of each file.
+// lines is linesFor the subject "everything".
 func (s *stack) lines(items []fileItem) map[string][]string {
+	s.t.Helper()
+	return s.linesFor("everything", items)
+}
+
+// linesFor downloads the files and returns their lines by resource type. It checks the count of each file.
+func (s *stack) linesFor(subject string, items []fileItem) map[string][]string {
 	s.t.Helper()
 	byType := map[string][]string{}
 	for _, item := range items {
-		resp := s.request(http.MethodGet, item.URL, "everything", nil)
+		resp := s.request(http.MethodGet, item.URL, subject, nil)
 		if resp.StatusCode != http.StatusOK {
 			s.t.Fatalf("file: %s", resp.Status)
 		}
