@@ -59,6 +59,9 @@ func TestVisibleIsDecidedByTheClock(t *testing.T) {
 func TestNextUnit(t *testing.T) {
 	clinical := export.Request{Types: []string{"Observation", "Patient"}}
 	full := export.Request{Types: []string{"Organization", "Patient"}}
+	system := export.Request{Level: export.SystemLevel, Types: full.Types}
+	associated := system
+	associated.Associated = export.LatestProvenance
 	for _, row := range []struct {
 		name    string
 		request export.Request
@@ -73,6 +76,10 @@ func TestNextUnit(t *testing.T) {
 		{"empty cohort", full, export.KindPlan, true, export.SealUnit},
 		{"references closed", full, export.KindResolveReferences, false, export.SealUnit},
 		{"referenced closed", full, export.KindExportReferenced, false, export.SealUnit},
+		{"associated data", associated, export.KindExport, false, export.ReferencesUnit},
+		{"associated data, empty cohort", associated, export.KindPlan, true, export.SealUnit},
+		{"associated closed", associated, export.KindExportAssociated, false, export.SealUnit},
+		{"whole system", system, export.KindExport, false, export.SealUnit},
 		{"sealed", full, export.KindSeal, false, ""},
 	} {
 		if got := row.request.Next(row.closed, row.empty).ID; got != row.want {

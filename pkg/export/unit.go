@@ -16,8 +16,14 @@ const (
 	KindExport            Kind = "export"     // export one type of one slice of the cohort
 	KindResolveReferences Kind = "references" // close the set of referenced resources, cut their units
 	KindExportReferenced  Kind = "referenced" // export one referenced type
+	KindExportAssociated  Kind = "associated" // export the Provenance of what was exported
 	KindSeal              Kind = "seal"       // write the manifest
 )
+
+// Writes reports whether units of the kind write resources, most of the work of a job.
+func (k Kind) Writes() bool {
+	return k == KindExport || k == KindExportReferenced || k == KindExportAssociated
+}
 
 // UnitID names a unit within its job, such as "plan" or "Observation-00003". It has no dot and no slash, because it is
 // part of object keys.
@@ -34,10 +40,11 @@ const (
 func FirstUnit() Unit { return Unit{ID: PlanUnit, Kind: KindPlan} }
 
 // Next returns the unit to open after the last open unit, of the given kind, was closed: the references unit, if the job
-// has a cohort and exports referenced types, else the seal, and the zero Unit after the seal. The system level exports
-// these types whole, so nothing is followed there.
+// has a cohort and exports referenced types or associated data, else the seal, and the zero Unit after the seal. The system
+// level exports the referenced types whole, so nothing is followed there.
 func (r Request) Next(closed Kind, emptyCohort bool) Unit {
-	follows := r.AtLevel() != SystemLevel && !emptyCohort && slices.ContainsFunc(r.Types, fhir.IsReferenced)
+	follows := !emptyCohort &&
+		(r.Associated != "" || r.AtLevel() != SystemLevel && slices.ContainsFunc(r.Types, fhir.IsReferenced))
 	switch {
 	case closed == KindSeal:
 		return Unit{}
@@ -52,7 +59,7 @@ func (r Request) Next(closed Kind, emptyCohort bool) Unit {
 type Unit struct {
 	ID    UnitID `json:"id"`
 	Kind  Kind   `json:"kind"`
-	Type  string `json:"type,omitempty"`  // resource type, for the two kinds that write files
+	Type  string `json:"type,omitempty"`  // resource type, for the kinds that write resources
 	Scope Scope  `json:"scope,omitempty"` // which resources of the type, for KindExport
 	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
 	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
@@ -60,6 +67,11 @@ type Unit struct {
 
 	// Digest is what the list Input is verified against, lower-case hex. It is empty for a unit of an earlier version.
 	Digest string `json:"digest,omitempty"`
+
+	// Kept is the object key prefix of the list of the Provenance that is exported, if Request.Associated limits it, and
+	// KeptDigest what it is verified against.
+	Kept       string `json:"kept,omitempty"`
+	KeptDigest string `json:"keptDigest,omitempty"`
 }
 
 // Scope says which resources of its type a unit of KindExport reads.
@@ -80,7 +92,7 @@ const ShortBytes = 16 << 20
 
 // Short reports whether the unit takes well under a second by its estimate.
 func (u Unit) Short() bool {
-	return u.Kind != KindExport && u.Kind != KindExportReferenced || u.Bytes <= ShortBytes
+	return !u.Kind.Writes() || u.Bytes <= ShortBytes
 }
 
 // Slice is a run of chunks of a stored list: From <= chunk < To.
@@ -103,6 +115,7 @@ type Result struct {
 	Files      []File    `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
 	References []string  `json:"references,omitempty"` // object keys of sorted runs of references seen
 	Found      int64     `json:"found,omitempty"`      // resources that the source returned for this unit's own part
+	Targets    []string  `json:"targets,omitempty"`    // the same of what was written or may be associated with it
 	Withheld   int64     `json:"withheld,omitempty"`   // resources that also name a patient outside the cohort
 	Filtered   int64     `json:"filtered,omitempty"`   // resources that a stage of the chain dropped, such as `_typeFilter`
 	LeftOut    []LeftOut `json:"leftOut,omitempty"`    // what else the unit left out, by type and reason

@@ -121,7 +121,7 @@ func (s *Store) Commit(ctx context.Context, lease export.Lease, c Commit) error 
 		return fmt.Errorf("encode unit %s: %w", c.Next.ID, err)
 	}
 	weight := lease.Unit.Bytes
-	if k := lease.Unit.Kind; k != export.KindExport && k != export.KindExportReferenced {
+	if !lease.Unit.Kind.Writes() {
 		weight = -1 // only exports count as progress
 	}
 

@@ -111,7 +111,8 @@ func TestATaskReachesItsHandler(t *testing.T) {
 		handle, got := collect()
 		defer serve(t, queue.ServerConfig{URL: url}, queue.Handlers{Unit: handle})()
 		for i, kind := range []export.Kind{
-			export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
+			export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced,
+			export.KindExportAssociated, export.KindSeal,
 		} {
 			want := queue.Task{Kind: kind, Job: export.NewJobID(), Unit: "Claim-00001", Fence: int64(i) + 7}
 			must(t, client.EnqueueUnit(t.Context(), want))
@@ -339,7 +340,7 @@ func TestSteeringAndBulkHaveQueuesOfTheirOwn(t *testing.T) { // pitfall 25
 	client, inspector := open(t, url), inspect(t, url)
 	for kind, queueName := range map[export.Kind]string{
 		export.KindPlan: steering, export.KindResolveReferences: steering, export.KindSeal: steering,
-		export.KindExport: bulk, export.KindExportReferenced: bulk,
+		export.KindExport: bulk, export.KindExportReferenced: bulk, export.KindExportAssociated: bulk,
 	} {
 		unit := queue.Task{Kind: kind, Job: export.NewJobID(), Unit: "u", Fence: 1}
 		must(t, client.EnqueueUnit(t.Context(), unit))

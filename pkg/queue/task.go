@@ -41,6 +41,7 @@ var unitTypes = map[export.Kind]string{
 	export.KindExport:            "sluice:export",
 	export.KindResolveReferences: "sluice:references",
 	export.KindExportReferenced:  "sluice:referenced",
+	export.KindExportAssociated:  "sluice:associated",
 	export.KindSeal:              "sluice:seal",
 }
 
@@ -66,7 +67,7 @@ func TaskOf(lease export.Lease) Task {
 func (t Task) id() string { return fmt.Sprintf("%s:%s:%d", t.Job, t.Unit, t.Fence) }
 
 func (t Task) queue() string {
-	if (t.Kind == export.KindExport || t.Kind == export.KindExportReferenced) && !t.Short {
+	if t.Kind.Writes() && !t.Short {
 		return bulkQueue
 	}
 	return expressQueue

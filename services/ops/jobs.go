@@ -302,7 +302,7 @@ const paceAfter = 10 * time.Second
 
 func (p *pace) add(unit Unit, estimate int64) {
 	switch {
-	case unit.Kind != export.KindExport && unit.Kind != export.KindExportReferenced:
+	case !unit.Kind.Writes():
 	case unit.Open():
 		p.open += estimate + 1
 	default:

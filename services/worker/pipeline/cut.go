@@ -21,7 +21,7 @@ func cut(request export.Request, chosen selection, sizes source.Sizes, cfg Confi
 	switch {
 	case system && chosen.everybody:
 		scope = export.ScopeAll
-	case !system && !slices.ContainsFunc(types, fhir.InCompartment):
+	case !system && !slices.ContainsFunc(types, func(typ string) bool { return ofPatients(request, typ) }):
 		types, scope = allowed(request.Through, chosen.grant), export.ScopeFollowed
 	}
 	var wholes, units []export.Unit

@@ -27,6 +27,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	}
 	sink := &sink{worker: w, unit: unit, chain: next}
 	sink.refs = w.newRefCollector(job, export.ReferencesPrefix(lease.Job, unit.ID, lease.Fence))
+	if err := w.associate(ctx, lease, job, cohort, sink); err != nil {
+		return jobstore.Commit{}, err
+	}
 	var result export.Result
 	result.Files, err = w.writeWithDeleted(ctx, lease, func(out *files, gone *deletions) error {
 		sink.out, sink.gone = out, gone
@@ -34,7 +37,12 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 		case export.ScopeCohort, export.ScopeFollowed, export.ScopeJoined, export.ScopeGone:
 			return w.exportCohort(ctx, job, unit, cohort, sink)
 		case export.ScopeAll:
-			return w.exportAll(ctx, job, unit, cohort, sink)
+			for _, part := range sink.kept.divided(unit) {
+				if err := w.exportAll(ctx, job, part, cohort, sink); err != nil {
+					return err
+				}
+			}
+			return nil
 		case export.ScopeNobody:
 			return w.exportNobody(ctx, job, unit, cohort, sink)
 		default:
@@ -51,6 +59,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	result.LeftOut, result.Withheld = sink.left.List(), sink.left.Total()
 	if unit.Scope == export.ScopeFollowed {
 		result = export.Result{References: result.References} // other units export these resources, or none does
+	}
+	if err := sink.targets.store(ctx, &result); err != nil {
+		return jobstore.Commit{}, err
 	}
 	if err := result.Check(); err != nil {
 		return jobstore.Commit{}, err
@@ -124,10 +135,16 @@ type sink struct {
 	gone   *deletions
 	found  int64        // resources that are the unit's own
 	left   export.Tally // withheld
+
+	targets *targetCollector // for Request.Associated; nil: nothing is collected
+	kept    *keptList        // of KindExportAssociated, else nil
 }
 
 // take writes an admitted resource, and counts one that is withheld for the reason.
 func (s *sink) take(ctx context.Context, r source.Resource, v verdict, why export.Reason) error {
+	if v == withheld && s.kept != nil {
+		return nil // counted in the first reading
+	}
 	if v != elsewhere {
 		s.found++
 	}
@@ -138,11 +155,21 @@ func (s *sink) take(ctx context.Context, r source.Resource, v verdict, why expor
 	if v != admitted {
 		return nil
 	}
+	if kept, err := s.kept.has(ctx, r); err != nil || !kept {
+		s.chain.dropped++
+		return err
+	}
 	line, err := s.chain.pass(r.Body)
 	if err != nil || line == nil {
 		return err
 	}
+	if s.targets.areCandidates() {
+		return s.targets.candidate(ctx, r)
+	}
 	if err := s.refs.collect(ctx, r); err != nil || s.unit.Scope == export.ScopeFollowed {
+		return err
+	}
+	if err := s.targets.written(ctx, r); err != nil {
 		return err
 	}
 	return s.out.write(line)

@@ -167,7 +167,7 @@ func (w *Worker) run(ctx context.Context, log *slog.Logger, lease export.Lease) 
 	switch lease.Unit.Kind {
 	case export.KindPlan:
 		return w.plan(ctx, lease, job)
-	case export.KindExport:
+	case export.KindExport, export.KindExportAssociated:
 		return w.export(ctx, lease, job)
 	case export.KindResolveReferences:
 		return w.resolveReferences(ctx, lease, job)

@@ -18,7 +18,8 @@ import (
 // requestOf returns the request as the unit carries it out: some units read everything, whatever changed.
 func requestOf(job export.Job, unit export.Unit) export.Request {
 	request := job.Request
-	if unit.Kind != export.KindExport || unit.Scope == export.ScopeJoined || unit.Scope == export.ScopeFollowed {
+	whole := unit.Kind != export.KindExport && unit.Kind != export.KindExportAssociated
+	if whole || unit.Scope == export.ScopeJoined || unit.Scope == export.ScopeFollowed {
 		request.Since, request.After = time.Time{}, time.Time{}
 	}
 	return request
@@ -246,6 +247,9 @@ func (w *Worker) writeWithDeleted(
 func (w *Worker) deleted(
 	ctx context.Context, job export.Job, query source.DeletedQuery, unit export.Unit, yield func(source.Deletion) error,
 ) error {
+	if unit.Kind == export.KindExportAssociated {
+		return nil // the units of the first reading have written them
+	}
 	query.AsOf, query.Window = job.Snapshot, windowOf(job, unit)
 	err := w.Source.Deleted(ctx, query, func(d source.Deletion) error {
 		if until := job.Request.Until; !until.IsZero() && !d.At.Before(until) {

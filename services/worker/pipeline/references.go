@@ -23,8 +23,11 @@ const byIDBatch = 512
 func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	var frontier []string // runs of references not yet followed
 	hadProvenance := false
+	provenance := associated{kind: job.Request.Associated}
 	err := w.Jobs.Results(ctx, job.ID, func(unit export.Unit, result export.Result) error {
-		frontier = append(frontier, result.References...)
+		if !provenance.add(job.Request, unit, result) {
+			frontier = append(frontier, result.References...)
+		}
 		hadProvenance = hadProvenance || unit.Type == "Provenance"
 		return nil
 	})
@@ -39,16 +42,27 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 	withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
 		// The plan reports the other types. If Provenance is withdrawn after the plan, the Provenance of referenced resources
 		// is missing.
-		here := fhir.IsReferenced(typ) || typ == "Provenance" && hadProvenance
+		here := fhir.IsReferenced(typ) && job.Request.AtLevel() != export.SystemLevel || typ == "Provenance" && hadProvenance
 		return !here || slices.Contains(types, typ)
 	})
 	job.Request.Types = types
 
-	list, counts, cutOff, err := w.closeOver(ctx, job, export.ReferencesPrefix(job.ID, lease.Unit.ID, lease.Fence), frontier)
+	if !slices.Contains(types, "Provenance") {
+		provenance = associated{}
+	}
+	prefix := export.ReferencesPrefix(job.ID, lease.Unit.ID, lease.Fence)
+	linked, err := w.joinAssociated(ctx, job, prefix+"associated/", &provenance)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	list, counts, cutOff, err := w.closeOver(ctx, job, prefix, append(frontier, linked...), &provenance)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
 	units, err := w.cutReferenced(ctx, job, list, counts)
+	if err == nil {
+		units, err = w.cutAssociated(ctx, prefix+"associated/", &provenance, units)
+	}
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
@@ -74,7 +88,7 @@ const maxRounds = 100
 // closeOver stores the transitive closure of the references in the runs as a list below prefix. It returns the list, the
 // number of references of each type, and whether longer chains than maxRounds were cut off.
 func (w *Worker) closeOver(
-	ctx context.Context, job export.Job, prefix string, runs []string,
+	ctx context.Context, job export.Job, prefix string, runs []string, provenance *associated,
 ) (list spillset.Stored, counts map[string]int64, cutOff bool, err error) {
 	sources := spillset.Runs(runs)
 	var frontier spillset.Stored // the references that are not yet followed
@@ -101,7 +115,7 @@ func (w *Worker) closeOver(
 			frontier = list
 		}
 		next := fmt.Sprintf("%snew-%d/", prefix, round)
-		found, err := w.follow(ctx, job, list, frontier, next)
+		found, err := w.follow(ctx, job, list, frontier, next, provenance)
 		if err != nil || found.Chunks == 0 {
 			return list, counts, false, err
 		}
@@ -113,7 +127,7 @@ func (w *Worker) closeOver(
 // of their references that the list all does not have as a list below next, which it returns. It skips resources that a
 // guard refuses; the unit that exports them fails.
 func (w *Worker) follow(
-	ctx context.Context, job export.Job, all, frontier spillset.Stored, next string,
+	ctx context.Context, job export.Job, all, frontier spillset.Stored, next string, provenance *associated,
 ) (spillset.Stored, error) {
 	following, err := w.lists.Open(ctx, w.Objects, frontier.Prefix, frontier.Digest)
 	if err != nil {
@@ -124,39 +138,44 @@ func (w *Worker) follow(
 		return spillset.Stored{}, err
 	}
 	found := w.newRefCollector(job, next+"found/")
+	mixed := spillset.NewBuilder(w.Objects, next+"mixed/") // Provenance that is also about patients
 	g := listGuard{list: known}
 	followed := requestOf(job, export.Unit{Kind: export.KindResolveReferences})
 	selections := map[string]*chain{} // by type: references of a line that is not exported do not count
-	collect := func(r source.Resource, err error) error {
+	selected := func(r source.Resource, err error) (bool, error) {
 		if errors.As(err, new(export.PermanentError)) {
-			return nil
+			return false, nil
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 		selection := selections[r.Type]
 		if selection == nil {
 			if selection, err = w.newSelection(followed, r.Type); err != nil {
-				return err
+				return false, err
 			}
 			selections[r.Type] = selection
 		}
-		if line, err := selection.pass(r.Body); err != nil || line == nil {
-			return err
-		}
-		return found.collect(ctx, r)
+		line, err := selection.pass(r.Body)
+		return line != nil, err
 	}
+	collect := func(r source.Resource) error { return found.collect(ctx, r) }
 	for chunk := range following.Chunks() {
 		refs, err := following.Chunk(ctx, chunk)
 		if err != nil {
 			return spillset.Stored{}, err
 		}
+		var exported []string // of refs
 		err = w.byID(ctx, job, refs, func(r source.Resource) error {
 			verdict, err := g.checkListed(ctx, r.Type, r)
 			if verdict == withheld {
 				return nil
 			}
-			return collect(r, err)
+			if passes, err := selected(r, err); err != nil || !passes {
+				return err
+			}
+			exported = append(exported, r.Type+"/"+r.ID)
+			return collect(r)
 		})
 		if err != nil {
 			return spillset.Stored{}, fmt.Errorf("follow references: %w", err)
@@ -164,16 +183,31 @@ func (w *Worker) follow(
 		if !slices.Contains(job.Request.Types, "Provenance") {
 			continue
 		}
-		err = w.about(ctx, job, refs, func(_ []string, r source.Resource) error {
-			home, err := g.home(ctx, r)
-			if home == "" && err == nil {
-				return nil
-			}
-			return collect(r, err)
-		})
+		about := func(refs []string, yield func(source.Resource) error) error {
+			return w.about(ctx, job, refs, func(_ []string, r source.Resource) error {
+				home, err := g.home(ctx, r)
+				if home == "" && err == nil {
+					return nil
+				}
+				if passes, err := selected(r, err); err != nil || !passes {
+					return err
+				}
+				return yield(r)
+			})
+		}
+		if provenance.kind == "" {
+			err = about(refs, collect)
+		} else {
+			slices.Sort(exported)
+			err = provenance.followProvenance(ctx, exported, about, collect, mixed)
+		}
 		if err != nil {
 			return spillset.Stored{}, fmt.Errorf("follow references of Provenance: %w", err)
 		}
+	}
+	err = w.followLinks(ctx, next+"links/", provenance, mixed, func(ref string) error { return found.builder.Add(ctx, ref) })
+	if err != nil {
+		return spillset.Stored{}, err
 	}
 	list, err := spillset.Write(ctx, w.Objects, next, func(yield func(string) error) error {
 		return found.builder.Each(ctx, func(ref string) error {
@@ -268,6 +302,10 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
+	kept, err := w.openKept(ctx, job.Request, unit, nil)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
 	g := listGuard{list: list}
 	var result export.Result
 	var left export.Tally
@@ -303,6 +341,11 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 					// Another batch, here or in another unit, writes it.
 					if home < batch[0] || home > batch[len(batch)-1] {
 						return nil
+					}
+					if is, err := kept.has(ctx, r); err != nil || !is {
+						result.Found++
+						next.dropped++
+						return err
 					}
 					return write(r)
 				})

@@ -31,8 +31,8 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 			numbers.Add(job.Request, unit, result)
 			switch {
 			case result.Failure != "":
-				return out.writeIssue(fhir.Outcome("error", "incomplete", failureText(unit, result)))
-			case unit.Kind == export.KindExport || unit.Kind == export.KindExportReferenced:
+				return out.writeIssue(fhir.Outcome("error", "incomplete", failureText(job.Request, unit, result)))
+			case unit.Kind.Writes():
 				done++
 			}
 			return nil
@@ -75,8 +75,11 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	}, nil
 }
 
-func failureText(unit export.Unit, result export.Result) string {
-	if unit.Kind == export.KindResolveReferences {
+func failureText(request export.Request, unit export.Unit, result export.Result) string {
+	switch {
+	case unit.Kind == export.KindResolveReferences && request.Associated != "":
+		return "Referenced resources and Provenance are missing: " + result.Failure + "."
+	case unit.Kind == export.KindResolveReferences:
 		return "Referenced resources are missing: " + result.Failure + "."
 	}
 	return fmt.Sprintf("A part of %s (%s) is missing: %s.", unit.Type, unit.ID, result.Failure)
