@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -79,8 +80,8 @@ type Request struct {
 	Types   []string `json:"types"`           // the requested types, else all allowed ones; sorted; never empty
 	Dialect Dialect  `json:"dialect"`         // fixed at kick-off
 
-	// Through are the types that the owner may export and did not ask for. Their references count when Types has only
-	// referenced types (P-17); else it is empty.
+	// Through are the types that the owner may export and did not ask for. They are read for what they reference, and not
+	// written, when Types has only referenced types (P-17); else it is empty.
 	Through []string `json:"through,omitempty"`
 	// Asked are the patients of the parameter `patient`, which the cohort is limited to. Nil: it is not limited.
 	Asked *Asked `json:"asked,omitempty"`
@@ -106,6 +107,11 @@ type Request struct {
 
 // AtLevel returns the level. Jobs of earlier versions have none stored: they export a group.
 func (r Request) AtLevel() Level { return cmp.Or(r.Level, GroupLevel) }
+
+// Follows reports whether references in or to resources of the type count.
+func (r Request) Follows(typ string) bool {
+	return slices.Contains(r.Types, typ) || slices.Contains(r.Through, typ)
+}
 
 // Incremental reports whether the job exports only what changed since an instant, and what was deleted.
 func (r Request) Incremental() bool { return !r.Since.IsZero() || !r.After.IsZero() }

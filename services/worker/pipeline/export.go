@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"slices"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -211,7 +212,7 @@ func (w *Worker) newRefCollector(job export.Job, prefix string) *refCollector {
 	c := &refCollector{
 		types: map[string]bool{}, builder: spillset.NewBuilder(w.Objects, prefix), seed: maphash.MakeSeed(),
 	}
-	for _, typ := range job.Request.Types {
+	for _, typ := range slices.Concat(job.Request.Types, job.Request.Through) {
 		// The system level exports these types whole.
 		if fhir.IsReferenced(typ) && job.Request.AtLevel() != export.SystemLevel {
 			c.types[typ] = true

@@ -45,7 +45,7 @@ func (w *Worker) resolveReferences(ctx context.Context, lease export.Lease, job 
 		here := fhir.IsReferenced(typ) && job.Request.AtLevel() != export.SystemLevel || typ == "Provenance" && hadProvenance
 		return !here || slices.Contains(types, typ)
 	})
-	job.Request.Types = types
+	job.Request.Types, job.Request.Through = types, allowed(job.Request.Through, grant)
 
 	if !slices.Contains(types, "Provenance") {
 		provenance = associated{}
@@ -98,7 +98,7 @@ func (w *Worker) closeOver(
 		list, err = spillset.Write(ctx, w.Objects, below, func(yield func(string) error) error {
 			return spillset.Merge(ctx, w.Objects, below, sources, func(ref string) error {
 				typ, _, _ := strings.Cut(ref, "/")
-				if !slices.Contains(job.Request.Types, typ) {
+				if !job.Request.Follows(typ) {
 					return nil
 				}
 				counts[typ]++
@@ -180,7 +180,7 @@ func (w *Worker) follow(
 		if err != nil {
 			return spillset.Stored{}, fmt.Errorf("follow references: %w", err)
 		}
-		if !slices.Contains(job.Request.Types, "Provenance") {
+		if !job.Request.Follows("Provenance") {
 			continue
 		}
 		about := func(refs []string, yield func(source.Resource) error) error {

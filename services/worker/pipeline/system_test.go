@@ -168,10 +168,14 @@ func TestOnlyReferencedTypes(t *testing.T) { // P-17
 		observation(1, 1, `,"performer":[{"reference":"Practitioner/seen"}]`),
 		observation(9, 9, `,"performer":[{"reference":"Practitioner/other"}]`),
 		`{"resourceType":"Condition","id":"con-1","subject":{"reference":"Patient/pat-1"},"asserter":{"reference":"Practitioner/hidden"}}`,
-		line("Practitioner", "seen"), line("Practitioner", "other"), line("Practitioner", "hidden")), "pat-1")
-	request := export.Request{GroupID: groupID, Types: []string{"Practitioner"}, Through: []string{"Observation", "Patient"}}
+		line("Practitioner", "seen"), line("Practitioner", "other"), line("Practitioner", "hidden"),
+		observation(2, 1, `,"performer":[{"reference":"PractitionerRole/r"}]`),
+		line("PractitionerRole", "r", ref("practitioner", "Practitioner/acting")), line("Practitioner", "acting")), "pat-1")
+	request := export.Request{
+		GroupID: groupID, Types: []string{"Practitioner"}, Through: []string{"Observation", "Patient", "PractitionerRole"},
+	}
 	got := fx.run(request)
-	got.wantLines(t, line("Practitioner", "seen"))
+	got.wantLines(t, line("Practitioner", "seen"), line("Practitioner", "acting"))
 	if len(got.issues) > 0 {
 		t.Errorf("issues: %v", got.issues)
 	}
