@@ -107,6 +107,23 @@ type Request struct {
 // AtLevel returns the level. Jobs of earlier versions have none stored: they export a group.
 func (r Request) AtLevel() Level { return cmp.Or(r.Level, GroupLevel) }
 
+// Base returns the public base URL of the kick-off, without a slash at its end, and false if URL is of another form.
+func (r Request) Base() (string, bool) {
+	operation, _, _ := strings.Cut(r.URL, "?")
+	at := strings.LastIndexByte(operation, '/')
+	if at < 0 {
+		return "", false
+	}
+	switch base := operation[:at]; r.AtLevel() {
+	case SystemLevel:
+		return base, true
+	case PatientLevel:
+		return strings.CutSuffix(base, "/Patient")
+	default:
+		return strings.CutSuffix(base, "/Group/"+r.GroupID)
+	}
+}
+
 // Incremental reports whether the job exports only what changed since an instant, and what was deleted.
 func (r Request) Incremental() bool { return !r.Since.IsZero() || !r.After.IsZero() }
 

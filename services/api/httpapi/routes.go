@@ -80,6 +80,7 @@ const (
 	kickoffRoute  = "/Group/:group/$export"
 	statusRoute   = "/exports/:job"
 	fileRoute     = "/exports/:job/files/:name"
+	attachedRoute = "/exports/:job/attachments/:name"
 	metadataRoute = "/metadata"
 	smartRoute    = "/.well-known/smart-configuration"
 	jwksRoute     = "/.well-known/jwks.json"
@@ -142,6 +143,8 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 	fhir.DELETE(statusRoute, s.answer(s.cancel))
 	fhir.GET(fileRoute, s.answer(s.file))
 	fhir.HEAD(fileRoute, s.answer(s.file))
+	fhir.GET(attachedRoute, s.answer(s.attachment))
+	fhir.HEAD(attachedRoute, s.answer(s.attachment))
 
 	open := router.Group(at)
 	for route, handle := range map[string]func(*gin.Context) error{

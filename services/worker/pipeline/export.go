@@ -25,7 +25,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	sink := &sink{worker: w, unit: unit, chain: next}
+	attached := w.newAttachments(lease, job, cohort)
+	defer attached.abort()
+	sink := &sink{worker: w, unit: unit, chain: next, attached: attached}
 	sink.refs = w.newRefCollector(job, export.ReferencesPrefix(lease.Job, unit.ID, lease.Fence))
 	var result export.Result
 	result.Files, err = w.writeWithDeleted(ctx, lease, func(out *files, gone *deletions) error {
@@ -49,6 +51,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	}
 	result.Found, result.Filtered = sink.found, next.dropped
 	result.LeftOut, result.Withheld = sink.left.List(), sink.left.Total()
+	if err := attached.addTo(&result); err != nil {
+		return jobstore.Commit{}, err
+	}
 	if unit.Scope == export.ScopeFollowed {
 		result = export.Result{References: result.References} // other units export these resources, or none does
 	}
@@ -124,6 +129,8 @@ type sink struct {
 	gone   *deletions
 	found  int64        // resources that are the unit's own
 	left   export.Tally // withheld
+
+	attached *attachments
 }
 
 // take writes an admitted resource, and counts one that is withheld for the reason.
@@ -143,6 +150,9 @@ func (s *sink) take(ctx context.Context, r source.Resource, v verdict, why expor
 		return err
 	}
 	if err := s.refs.collect(ctx, r); err != nil || s.unit.Scope == export.ScopeFollowed {
+		return err
+	}
+	if line, err = s.attached.serve(ctx, line); err != nil {
 		return err
 	}
 	return s.out.write(line)

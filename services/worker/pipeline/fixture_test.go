@@ -130,7 +130,9 @@ func (fx *fixture) kickOff(types ...string) export.JobID {
 // ask records a job of the request.
 func (fx *fixture) ask(request export.Request) export.JobID {
 	fx.t.Helper()
-	request.URL = "https://x/fhir/$export"
+	request.URL = "https://x/fhir" + map[export.Level]string{
+		export.GroupLevel: "/Group/" + request.GroupID, export.PatientLevel: "/Patient", export.SystemLevel: "",
+	}[request.AtLevel()] + "/$export?_type=x"
 	request.Types = slices.Sorted(slices.Values(request.Types)) // a copy: parallel callers share theirs
 	job := export.Job{
 		ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner, Request: request,
