@@ -27,9 +27,9 @@ const longestType = 128
 // Encode returns the line that stands before the content. A content type that is not the text of a media type, or a very long
 // one, becomes application/octet-stream: it is a header of the answer.
 func (a Attachment) Encode() ([]byte, error) {
-	_, _, err := mime.ParseMediaType(a.ContentType)
+	media, _, err := mime.ParseMediaType(a.ContentType)
 	odd := strings.ContainsFunc(a.ContentType, func(r rune) bool { return r < ' ' || r > '~' })
-	if err != nil || odd || len(a.ContentType) > longestType {
+	if err != nil || odd || !strings.Contains(media, "/") || len(a.ContentType) > longestType {
 		a.ContentType = anyContent
 	}
 	line, err := json.Marshal(a)

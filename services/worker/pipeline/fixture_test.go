@@ -115,6 +115,7 @@ func (fx *fixture) worker() *pipeline.Worker {
 	fx.registry = prometheus.NewRegistry()
 	worker, err := pipeline.New(fx.cfg, pipeline.Deps{
 		Jobs: fx.jobs, Queue: fx.tasks, Objects: fx.objects, Source: fx.source, Groups: fx.people, Access: fx.people,
+		Bases: fhir.Bases{"https://ehr.example/fhir"},
 		Now: func() time.Time { return instant }, Logger: slog.New(slog.NewJSONHandler(fx.log, nil)), Registry: fx.registry,
 	})
 	must(fx.t, err)
