@@ -66,7 +66,7 @@ var binaryType = []byte("Binary")
 // serve returns the line with the URLs of its attachments, valid until the next call. A line without such an attachment is
 // returned as it is.
 func (a *attachments) serve(ctx context.Context, line []byte) ([]byte, error) {
-	if !bytes.Contains(line, binaryType) {
+	if a.lease.Unit.Type == "Binary" || !bytes.Contains(line, binaryType) { // the content of a Binary is in its line
 		return line, nil
 	}
 	facts, err := a.guard.scanner.Scan(line)
