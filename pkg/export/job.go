@@ -113,6 +113,23 @@ func (r Request) Follows(typ string) bool {
 	return slices.Contains(r.Types, typ) || slices.Contains(r.Through, typ)
 }
 
+// Base returns the public base URL of the kick-off, without a slash at its end, and false if URL is of another form.
+func (r Request) Base() (string, bool) {
+	operation, _, _ := strings.Cut(r.URL, "?")
+	at := strings.LastIndexByte(operation, '/')
+	if at < 0 {
+		return "", false
+	}
+	switch base := operation[:at]; r.AtLevel() {
+	case SystemLevel:
+		return base, true
+	case PatientLevel:
+		return strings.CutSuffix(base, "/Patient")
+	default:
+		return strings.CutSuffix(base, "/Group/"+r.GroupID)
+	}
+}
+
 // Incremental reports whether the job exports only what changed since an instant, and what was deleted.
 func (r Request) Incremental() bool { return !r.Since.IsZero() || !r.After.IsZero() }
 

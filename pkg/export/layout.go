@@ -31,6 +31,36 @@ func FileName(unit UnitID, fence int64, typ string, n int) string {
 // FileKey returns the object key of a file, which is stored gzipped.
 func FileKey(job JobID, typ, name string) string { return JobPrefix(job) + typ + "/" + name + ".gz" }
 
+// PackName returns the name of the n'th pack (from 0) of attachments that an attempt at a unit of a type writes. A pack has
+// the content of many attachments, one after another.
+func PackName(unit UnitID, fence int64, typ string, n int) string {
+	return fmt.Sprintf("%s.%s.%d.%d", typ, unit, fence, n)
+}
+
+// PackKey returns the object key of a pack.
+func PackKey(job JobID, pack string) string { return JobPrefix(job) + attachmentsFolder + "/" + pack }
+
+const attachmentsFolder = "_attachments"
+
+// AttachmentName returns the name of the attachment that begins at the offset of a pack, part of its URL.
+func AttachmentName(pack string, offset int64) string { return fmt.Sprintf("%s.%d", pack, offset) }
+
+// AttachmentPath returns the path of the URL of an attachment, below the public base URL.
+func AttachmentPath(job JobID, name string) string {
+	return "/exports/" + string(job) + "/attachments/" + name
+}
+
+// ParseAttachmentName returns the unit that wrote an attachment, and its pack and offset; false for any other text.
+func ParseAttachmentName(name string) (unit UnitID, pack string, offset int64, ok bool) {
+	parts := strings.Split(name, ".")
+	if len(parts) != 5 {
+		return "", "", 0, false
+	}
+	offset, err := strconv.ParseInt(parts[4], 10, 64)
+	ok = err == nil && offset >= 0 && strconv.FormatInt(offset, 10) == parts[4]
+	return UnitID(parts[1]), strings.Join(parts[:4], "."), offset, ok
+}
+
 // CohortPrefix returns the prefix of the cohort chunks that an attempt at the plan writes.
 func CohortPrefix(job JobID, fence int64) string {
 	return fmt.Sprintf("%s_cohort/%d/", JobPrefix(job), fence)
@@ -91,6 +121,12 @@ func ParseKey(key string) (Origin, bool) {
 	case "_manifest":
 		origin.Unit = SealUnit
 		fence, _, _ = strings.Cut(name, ".")
+	case attachmentsFolder:
+		parts := strings.Split(name, ".") // <Type>.<unit>.<fence>.<n>
+		if len(parts) != 4 || strings.Contains(name, "/") {
+			return Origin{}, false
+		}
+		origin.Unit, fence = UnitID(parts[1]), parts[2]
 	default:
 		parts := strings.Split(name, ".") // <Type>.<unit>.<fence>.<n>.ndjson.gz
 		if len(parts) != 6 || strings.Contains(name, "/") {

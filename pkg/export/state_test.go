@@ -92,11 +92,12 @@ func TestKeysLeadBackToTheirOrigin(t *testing.T) {
 	job := export.NewJobID()
 	name := export.FileName("Observation-00003", 7, "Observation", 2)
 	for key, want := range map[string]export.Origin{
-		export.FileKey(job, "Observation", name):                  {Job: job, Unit: "Observation-00003", Fence: 7},
-		export.CohortPrefix(job, 2) + "000001":                    {Job: job, Unit: export.PlanUnit, Fence: 2, Scaffolding: true},
-		export.ReferencesPrefix(job, "Claim-00000", 3) + "000001": {Job: job, Unit: "Claim-00000", Fence: 3, Scaffolding: true},
-		export.AskedKey(job):                                      {Job: job, Unit: export.PlanUnit, Scaffolding: true},
-		export.ManifestKey(job, 4):                                {Job: job, Unit: export.SealUnit, Fence: 4},
+		export.FileKey(job, "Observation", name):                           {Job: job, Unit: "Observation-00003", Fence: 7},
+		export.CohortPrefix(job, 2) + "000001":                             {Job: job, Unit: export.PlanUnit, Fence: 2, Scaffolding: true},
+		export.ReferencesPrefix(job, "Claim-00000", 3) + "000001":          {Job: job, Unit: "Claim-00000", Fence: 3, Scaffolding: true},
+		export.ManifestKey(job, 4):                                         {Job: job, Unit: export.SealUnit, Fence: 4},
+		export.PackKey(job, export.PackName("Media-00001", 5, "Media", 0)): {Job: job, Unit: "Media-00001", Fence: 5},
+		export.AskedKey(job):                                               {Job: job, Unit: export.PlanUnit, Scaffolding: true},
 	} {
 		got, ok := export.ParseKey(key)
 		if !ok || got != want {
@@ -107,6 +108,7 @@ func TestKeysLeadBackToTheirOrigin(t *testing.T) {
 		"", "jobs/", "jobs/x/y", "other/" + string(job) + "/_cohort/1/0", export.JobPrefix(job), export.JobPrefix(job) + "a",
 		export.JobPrefix(job) + "Patient/Patient.u.x.0.ndjson.gz", export.JobPrefix(job) + "_manifest/+4.ndjson",
 		export.JobPrefix(job) + "_cohort/02/x", export.AskedKey(job) + "/x", export.JobPrefix(job) + "_cohort/0/x", export.JobPrefix(job) + "_references/u.0/x",
+		export.JobPrefix(job) + "_attachments/Media.u.1", export.JobPrefix(job) + "_attachments/x/Media.u.1.0",
 		export.JobPrefix(job) + "Patient/x/Patient.u.1.0.ndjson.gz", export.JobPrefix(job) + "Patient/a.b.ndjson.gz",
 	} {
 		if origin, ok := export.ParseKey(key); ok {

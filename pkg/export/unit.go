@@ -112,7 +112,10 @@ type Lease struct {
 
 // Result is the recorded result of a closed unit.
 type Result struct {
-	Files      []File    `json:"files,omitempty"`      // NDJSON of the unit's type, and of OperationOutcome
+	Files []File `json:"files,omitempty"` // NDJSON of the unit's type, and of OperationOutcome
+	// Attachments are the packs with the content of the attachments of Files. They are not in the manifest.
+	Attachments []Pack `json:"attachments,omitempty"`
+
 	References []string  `json:"references,omitempty"` // object keys of sorted runs of references seen
 	Found      int64     `json:"found,omitempty"`      // resources that the source returned for this unit's own part
 	Targets    []string  `json:"targets,omitempty"`    // the same of what was written or may be associated with it
@@ -120,6 +123,14 @@ type Result struct {
 	Filtered   int64     `json:"filtered,omitempty"`   // resources that a stage of the chain dropped, such as `_typeFilter`
 	LeftOut    []LeftOut `json:"leftOut,omitempty"`    // what else the unit left out, by type and reason
 	Failure    string    `json:"failure,omitempty"`    // why the unit failed for good; then the other fields are empty
+}
+
+// Pack is one object with the content of attachments of resources of one type (A-03).
+type Pack struct {
+	Name   string `json:"name"`   // see PackName
+	Type   string `json:"type"`   // of the resources that have the attachments
+	Count  int64  `json:"count"`  // attachments
+	Stored int64  `json:"stored"` // bytes of the plaintext
 }
 
 // File is one NDJSON file of a job, immutable from the moment its unit is committed.

@@ -15,7 +15,7 @@ import (
 type Totals struct {
 	Resources int64 // lines, without those of error and deleted files
 	Bytes     int64 // of these lines
-	Stored    int64 // bytes in the object store, error files included
+	Stored    int64 // bytes in the object store, with error files and attachments
 }
 
 func totalsOf(result export.Result) Totals {
@@ -26,6 +26,9 @@ func totalsOf(result export.Result) Totals {
 			t.Resources += file.Count
 			t.Bytes += file.Bytes
 		}
+	}
+	for _, pack := range result.Attachments {
+		t.Stored += pack.Stored
 	}
 	return t
 }

@@ -20,13 +20,13 @@ func TestTotals(t *testing.T) {
 		result := export.Result{Files: []export.File{
 			{Name: "a", Count: 3, Bytes: 300, Stored: 30}, {Name: "b", Count: 4, Bytes: 400, Stored: 40},
 			{Name: "e", Error: true, Count: 1, Bytes: 100, Stored: 10},
-		}}
+		}, Attachments: []export.Pack{{Name: "p", Count: 5, Stored: 1000}}}
 		must(t, s.Commit(ctx, large, jobstore.Commit{Result: result, Next: sealUnit}))
 		must(t, s.Commit(ctx, large, jobstore.Commit{Result: result, Next: sealUnit})) // the first answer was lost
 		small := claim(t, s, id, "Small-00000", export.KindExport, 1)
 		must(t, s.Commit(ctx, small, jobstore.Commit{Result: export.Result{Failure: "gone"}, Next: sealUnit}))
 
-		want := jobstore.Totals{Resources: 7, Bytes: 700, Stored: 80}
+		want := jobstore.Totals{Resources: 7, Bytes: 700, Stored: 1080}
 		of, err := s.Totals(ctx, []export.JobID{other, id, export.NewJobID()})
 		if err != nil || len(of) != 3 || of[1] != want || of[0] != (jobstore.Totals{}) || of[2] != (jobstore.Totals{}) {
 			t.Errorf("totals of three jobs: %+v %v, want %+v in the middle", of, err, want)

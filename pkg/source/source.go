@@ -33,8 +33,8 @@ type Source interface {
 	// unchanged. An empty q.Patients returns nothing: an empty filter never means all patients.
 	ForPatients(ctx context.Context, q Query, yield func(Resource) error) error
 
-	// ByID streams the resources of q.Type with the ids q.IDs; it ignores unknown ids. Only the referenced types
-	// (fhir.IsReferenced) are allowed.
+	// ByID streams the resources of q.Type with the ids q.IDs; it ignores unknown ids. Only the types of HasByID are
+	// allowed.
 	ByID(ctx context.Context, q ByIDQuery, yield func(Resource) error) error
 
 	// About streams the Provenance resources that have no patient (every target is of a referenced type)
@@ -136,9 +136,13 @@ type Deletion struct {
 	At time.Time
 }
 
-// ByIDQuery selects resources of one referenced type.
+// HasByID reports whether ByID reads the type: the referenced types (fhir.IsReferenced), and Binary, which attachments
+// name.
+func HasByID(typ string) bool { return fhir.IsReferenced(typ) || typ == "Binary" }
+
+// ByIDQuery selects resources of one type.
 type ByIDQuery struct {
-	Type string
+	Type string // HasByID
 	IDs  []string // sorted ascending, no id twice
 	AsOf time.Time
 }

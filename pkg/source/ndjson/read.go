@@ -78,8 +78,8 @@ func ofPatients[E homed](s *Source, sorted []E, patients []string) iter.Seq[E] {
 
 // ByID implements source.Source. It ignores ByIDQuery.AsOf: a folder has no history.
 func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source.Resource) error) error {
-	if !fhir.IsReferenced(q.Type) {
-		return fmt.Errorf("read by id: %q is not a referenced type", q.Type)
+	if !source.HasByID(q.Type) {
+		return fmt.Errorf("read by id: %q is not a type that is read by id", q.Type)
 	}
 	if !ascending(q.IDs) {
 		return fmt.Errorf("read %s by id: %w", q.Type, errUnsorted)

@@ -30,7 +30,7 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 		}
 		size.Resources++
 		size.Bytes += int64(f.size()) + 1
-		if fhir.IsReferenced(typ) {
+		if source.HasByID(typ) {
 			k.ids = append(k.ids, f.hash[0])
 		}
 		homes = b.homesOf(homes[:0], typ, &f.entry, ranks)
@@ -45,7 +45,7 @@ func (b *builder) shrink(s *Source, typ string, ranks []uint32) {
 			k.entries = append(k.entries, e)
 		}
 	}
-	if fhir.IsReferenced(typ) {
+	if source.HasByID(typ) {
 		k.at = orderByPlace(k.entries)
 	} else {
 		slices.SortFunc(k.entries, func(x, y entry) int {

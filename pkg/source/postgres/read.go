@@ -102,7 +102,7 @@ func forPatients(
 
 // ByID implements source.Source.
 func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source.Resource) error) error {
-	if !fhir.IsReferenced(q.Type) {
+	if !source.HasByID(q.Type) {
 		return errNoType(q.Type)
 	}
 	if len(q.IDs) == 0 {

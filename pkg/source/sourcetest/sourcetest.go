@@ -326,7 +326,7 @@ func byID(t *testing.T, load Load) {
 	src := load(t, lines(
 		resource("Practitioner", "a"), resource("Practitioner", "b"), resource("Practitioner", "c"),
 		resource("Organization", "a"), resource("Location", "a"), resource("PractitionerRole", "a"),
-		resource("Medication", "a"), resource("Patient", "a"),
+		resource("Medication", "a"), resource("Patient", "a"), resource("Binary", "b"), resource("Binary", "a"),
 		resource("Observation", "a", ref("subject", "Patient/a")),
 	))
 	read := func(typ string, ids ...string) (*collector, error) {
@@ -346,6 +346,7 @@ func byID(t *testing.T, load Load) {
 		{"Location", []string{"a"}, names{"Location/a": nil}},
 		{"PractitionerRole", []string{"a"}, names{"PractitionerRole/a": nil}},
 		{"Medication", []string{"a"}, names{"Medication/a": nil}},
+		{"Binary", []string{"a", "c"}, names{"Binary/a": nil}},
 	} {
 		c, err := read(test.typ, test.ids...)
 		if err != nil || !reflect.DeepEqual(c.got, test.want) {

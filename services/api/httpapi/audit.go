@@ -59,7 +59,7 @@ func (s *service) actionOf(c *gin.Context) (action audit.Action, audited bool) {
 		action = audit.Read
 	case s.template(groupsRoute):
 		action = audit.Search
-	case s.template(fileRoute):
+	case s.template(fileRoute), s.template(attachedRoute):
 		action = audit.File
 	case s.template(statusRoute):
 		action = audit.Status

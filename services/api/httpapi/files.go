@@ -29,6 +29,14 @@ type representation struct {
 	digest string // Repr-Digest (RFC 9530), or "" when it is not known
 }
 
+// download is what a client may download: a file or an attachment.
+type download struct {
+	name      string // of the last segment of its URL
+	mediaType string
+	form      representation
+	open      func(context.Context, byteRange) (io.ReadCloser, error) // a part of the representation
+}
+
 // file serves one file of a completed job (spec 4). Files are never served by presigned URL (pitfall 31).
 func (s *service) file(c *gin.Context) error {
 	job, file, err := s.ownFile(c)
@@ -36,11 +44,19 @@ func (s *service) file(c *gin.Context) error {
 		return err
 	}
 	c.Header("Vary", "Accept-Encoding")
-	header := c.Request.Header
 	form, ranged, err := represent(c.Request, file)
 	if err != nil {
 		return fmt.Errorf("file %s of job %s: %w", file.Name, job.ID, err)
 	}
+	open := func(ctx context.Context, part byteRange) (io.ReadCloser, error) {
+		return s.openPart(ctx, job.ID, file, form, part)
+	}
+	return s.deliver(c, job.ID, download{file.Name, "application/fhir+ndjson", form, open}, ranged)
+}
+
+// deliver answers a GET or HEAD of the download. ranged reports whether a Range header applies to it.
+func (s *service) deliver(c *gin.Context, job export.JobID, d download, ranged bool) error {
+	header, form := c.Request.Header, d.form
 	// The order is that of RFC 9110 section 13.2.2. Conditions on dates are ignored: there is no Last-Modified.
 	if values := header.Values("If-Match"); len(values) > 0 && !matches(values, form.etag, false) {
 		return refused(http.StatusPreconditionFailed, "conflict",
@@ -48,8 +64,8 @@ func (s *service) file(c *gin.Context) error {
 	}
 	c.Header("ETag", form.etag)
 	if values := header.Values("If-None-Match"); matches(values, form.etag, true) {
-		event := succeeded(audit.File, job.ID, http.StatusNotModified)
-		event.File = file.Name
+		event := succeeded(audit.File, job, http.StatusNotModified)
+		event.File = d.name
 		if err := s.recordEvent(c, event); err != nil {
 			return err
 		}
@@ -69,7 +85,7 @@ func (s *service) file(c *gin.Context) error {
 		case wholeFile:
 		}
 	}
-	return s.send(c, job.ID, file, form, part, status)
+	return s.send(c, job, d, part, status)
 }
 
 // ownFile returns the file in the path if the caller may read it.
@@ -130,9 +146,7 @@ func represent(r *http.Request, file export.File) (form representation, ranged b
 }
 
 // send writes the headers and streams the part.
-func (s *service) send(
-	c *gin.Context, job export.JobID, file export.File, form representation, part byteRange, status int,
-) error {
+func (s *service) send(c *gin.Context, job export.JobID, d download, part byteRange, status int) error {
 	var body io.ReadCloser
 	if c.Request.Method == http.MethodGet {
 		end, err := s.downloads.begin(principalOf(c).Owner, s.DownloadLimit)
@@ -141,13 +155,13 @@ func (s *service) send(
 		}
 		defer end()
 		// The part is opened, and its first byte read, before the header is sent, so that an unavailable store is a 503.
-		if body, err = s.openPart(c.Request.Context(), job, file, form, part); err != nil {
+		if body, err = d.open(c.Request.Context(), part); err != nil {
 			return err
 		}
 		defer func() { _ = body.Close() }() // read only
 	}
 	event := succeeded(audit.File, job, status)
-	event.File = file.Name
+	event.File = d.name
 	if status == http.StatusPartialContent {
 		event.Range = audit.Range{Start: part.start, Length: part.length}
 	}
@@ -157,16 +171,16 @@ func (s *service) send(
 	if err := s.recordEvent(c, event); err != nil {
 		return err
 	}
-	c.Header("Content-Type", "application/fhir+ndjson")
+	c.Header("Content-Type", d.mediaType)
 	c.Header("Content-Length", strconv.FormatInt(part.length, 10))
-	if form.coding == gzipped {
+	if d.form.coding == gzipped {
 		c.Header("Content-Encoding", "gzip")
 	}
-	if form.digest != "" {
-		c.Header("Repr-Digest", form.digest)
+	if d.form.digest != "" {
+		c.Header("Repr-Digest", d.form.digest)
 	}
 	if status == http.StatusPartialContent {
-		c.Header("Content-Range", part.contentRange(form.size))
+		c.Header("Content-Range", part.contentRange(d.form.size))
 	}
 	writeHeader(c, status)
 	if body == nil {
@@ -177,7 +191,7 @@ func (s *service) send(
 			err = io.ErrUnexpectedEOF // the store returned fewer bytes than the file has
 		}
 		// refuse cuts the connection, so that the client sees an interrupted transfer and resumes.
-		return s.recordCut(c, event, sent, fmt.Errorf("sending file %s of job %s: %w", file.Name, job, err))
+		return s.recordCut(c, event, sent, fmt.Errorf("sending file %s of job %s: %w", d.name, job, err))
 	}
 	return nil
 }

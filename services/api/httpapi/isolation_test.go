@@ -94,6 +94,7 @@ func status(t target) string   { return "/fhir/exports/" + t.id }
 func dataFile(t target) string { return status(t) + "/files/" + t.data }
 func badFile(t target) string  { return status(t) + "/files/" + t.bad }
 func noFile(t target) string   { return status(t) + "/files/Patient.Patient-00009.1.0.ndjson" }
+func attached(t target) string { return status(t) + "/attachments/Patient.Patient-00000.1.0.0" }
 func oddFile(t target) string  { return status(t) + "/files/%2E%2E" }
 
 func questions() []question {
@@ -105,6 +106,9 @@ func questions() []question {
 		{"cancel", "DELETE", status, nil},
 		{"unknown file", "GET", noFile, nil},
 		{"odd file", "GET", oddFile, nil},
+		{"attachment", "GET", attached, nil},
+		{"attachment", "HEAD", attached, nil},
+		{"part of an attachment", "GET", attached, []string{"Range", "bytes=0-9"}},
 	}
 	for kind, path := range map[string]func(target) string{"data": dataFile, "errors": badFile} {
 		for name, headers := range map[string][]string{

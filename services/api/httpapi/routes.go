@@ -85,6 +85,7 @@ const (
 	groupRoute    = "/Group/:group"
 	statusRoute   = "/exports/:job"
 	fileRoute     = "/exports/:job/files/:name"
+	attachedRoute = "/exports/:job/attachments/:name"
 	metadataRoute = "/metadata"
 	smartRoute    = "/.well-known/smart-configuration"
 	jwksRoute     = "/.well-known/jwks.json"
@@ -159,6 +160,8 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 	operations.DELETE(statusRoute, s.answer(s.cancel))
 	operations.GET(fileRoute, s.answer(s.file))
 	operations.HEAD(fileRoute, s.answer(s.file))
+	operations.GET(attachedRoute, s.answer(s.attachment))
+	operations.HEAD(attachedRoute, s.answer(s.attachment))
 
 	open := router.Group(at)
 	for route, handle := range map[string]func(*gin.Context) error{

@@ -26,7 +26,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	sink := &sink{worker: w, unit: unit, chain: next}
+	attached := w.newAttachments(lease, job, cohort)
+	defer attached.abort()
+	sink := &sink{worker: w, unit: unit, chain: next, attached: attached}
 	sink.refs = w.newRefCollector(job, export.ReferencesPrefix(lease.Job, unit.ID, lease.Fence))
 	if err := w.associate(ctx, lease, job, cohort, sink); err != nil {
 		return jobstore.Commit{}, err
@@ -58,6 +60,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	}
 	result.Found, result.Filtered = sink.found, next.dropped
 	result.LeftOut, result.Withheld = sink.left.List(), sink.left.Total()
+	if err := attached.addTo(&result); err != nil {
+		return jobstore.Commit{}, err
+	}
 	if unit.Scope == export.ScopeFollowed {
 		result = export.Result{References: result.References} // other units export these resources, or none does
 	}
@@ -137,8 +142,9 @@ type sink struct {
 	found  int64        // resources that are the unit's own
 	left   export.Tally // withheld
 
-	targets *targetCollector // for Request.Associated; nil: nothing is collected
-	kept    *keptList        // of KindExportAssociated, else nil
+	targets  *targetCollector // for Request.Associated; nil: nothing is collected
+	kept     *keptList        // of KindExportAssociated, else nil
+	attached *attachments
 }
 
 // take writes an admitted resource, and counts one that is withheld for the reason.
@@ -171,6 +177,9 @@ func (s *sink) take(ctx context.Context, r source.Resource, v verdict, why expor
 		return err
 	}
 	if err := s.targets.written(ctx, r); err != nil {
+		return err
+	}
+	if line, err = s.attached.serve(ctx, line); err != nil {
 		return err
 	}
 	return s.out.write(line)

@@ -115,7 +115,8 @@ func (fx *fixture) worker() *pipeline.Worker {
 	fx.registry = prometheus.NewRegistry()
 	worker, err := pipeline.New(fx.cfg, pipeline.Deps{
 		Jobs: fx.jobs, Queue: fx.tasks, Objects: fx.objects, Source: fx.source, Groups: fx.people, Access: fx.people,
-		Now: func() time.Time { return instant }, Logger: slog.New(slog.NewJSONHandler(fx.log, nil)), Registry: fx.registry,
+		Bases: fhir.Bases{"https://ehr.example/fhir"},
+		Now:   func() time.Time { return instant }, Logger: slog.New(slog.NewJSONHandler(fx.log, nil)), Registry: fx.registry,
 	})
 	must(fx.t, err)
 	return worker
@@ -130,7 +131,9 @@ func (fx *fixture) kickOff(types ...string) export.JobID {
 // ask records a job of the request.
 func (fx *fixture) ask(request export.Request) export.JobID {
 	fx.t.Helper()
-	request.URL = "https://x/fhir/$export"
+	request.URL = "https://x/fhir" + map[export.Level]string{
+		export.GroupLevel: "/Group/" + request.GroupID, export.PatientLevel: "/Patient", export.SystemLevel: "",
+	}[request.AtLevel()] + "/$export?_type=x"
 	request.Types = slices.Sorted(slices.Values(request.Types)) // a copy: parallel callers share theirs
 	job := export.Job{
 		ID: export.NewJobID(), State: export.Scheduled, Created: instant, Owner: owner, Request: request,

@@ -77,7 +77,7 @@ func (m *memory) ForPatients(_ context.Context, q source.Query, yield func(sourc
 }
 
 func (m *memory) ByID(_ context.Context, q source.ByIDQuery, yield func(source.Resource) error) error {
-	if len(q.IDs) == 0 || !slices.IsSorted(q.IDs) || q.AsOf.IsZero() || !fhir.IsReferenced(q.Type) {
+	if len(q.IDs) == 0 || !slices.IsSorted(q.IDs) || q.AsOf.IsZero() || !source.HasByID(q.Type) {
 		return fmt.Errorf("a query that the contract forbids for %s", q.Type)
 	}
 	return m.each(q.Type, func(r source.Resource) bool {

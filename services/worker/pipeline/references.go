@@ -306,6 +306,8 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
+	attached := w.newAttachments(lease, job, nil)
+	defer attached.abort()
 	g := listGuard{list: list}
 	var result export.Result
 	var left export.Tally
@@ -319,6 +321,9 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 			result.Found++
 			line, err := next.pass(r.Body)
 			if err != nil || line == nil {
+				return err
+			}
+			if line, err = attached.serve(ctx, line); err != nil {
 				return err
 			}
 			return out.write(line)
@@ -371,6 +376,9 @@ func (w *Worker) exportReferenced(ctx context.Context, lease export.Lease, job e
 		return jobstore.Commit{}, err
 	}
 	result.LeftOut, result.Withheld, result.Filtered = left.List(), left.Total(), next.dropped
+	if err := attached.addTo(&result); err != nil {
+		return jobstore.Commit{}, err
+	}
 	if err := result.Check(); err != nil {
 		return jobstore.Commit{}, err
 	}
