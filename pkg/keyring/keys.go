@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -99,11 +100,15 @@ func (k *Keys) Current(ctx context.Context) (signing Key, published []Key, err e
 		if err != nil {
 			return Key{}, nil, err
 		}
-		after, changed, err := before.step(now, k.cfg, opened, k.seals[0].newKey)
+		sealed, resealed, err := k.reseal(before, opened)
 		if err != nil {
 			return Key{}, nil, err
 		}
-		if changed {
+		after, changed, err := sealed.step(now, k.cfg, opened, k.seals[0].newKey)
+		if err != nil {
+			return Key{}, nil, err
+		}
+		if changed || resealed {
 			swapped, err := k.swapRing(ctx, text, after)
 			if err != nil {
 				return Key{}, nil, err
@@ -118,6 +123,24 @@ func (k *Keys) Current(ctx context.Context) (signing Key, published []Key, err e
 		return published[after.signing(now)], published, nil
 	}
 	return Key{}, nil, fmt.Errorf("rotate signing keys: too many conflicts: %w", export.ErrUnavailable)
+}
+
+// reseal encrypts the keys with the first secret that are not, so that the others can be removed.
+func (k *Keys) reseal(r ring, opened []Key) (_ ring, changed bool, err error) {
+	keys := slices.Clone(r.Keys)
+	for i, key := range keys {
+		if opened[i].Private == nil {
+			continue
+		}
+		if _, err := k.seals[0].open(key); !errors.Is(err, errSeal) {
+			continue
+		}
+		if keys[i], err = k.seals[0].store(key.KID, key.Signs, opened[i].Private); err != nil {
+			return ring{}, false, err
+		}
+		changed = true
+	}
+	return ring{Keys: keys}, changed, nil
 }
 
 // open decrypts each key with the first seal that fits it.

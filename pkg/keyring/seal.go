@@ -52,17 +52,22 @@ func (s seal) newKey(signs int64) (entry, error) {
 	if err != nil {
 		return entry{}, fmt.Errorf("make a signing key: %w", err)
 	}
+	return s.store(strings.ToLower(rand.Text()), signs, private)
+}
+
+// store returns the entry of a key.
+func (s seal) store(kid string, signs int64, private *ecdsa.PrivateKey) (entry, error) {
 	secret, err := private.Bytes()
 	if err != nil {
-		return entry{}, fmt.Errorf("make a signing key: %w", err)
+		return entry{}, fmt.Errorf("encode a signing key: %w", err)
 	}
-	made := entry{KID: strings.ToLower(rand.Text()), Signs: signs}
+	stored := entry{KID: kid, Signs: signs}
 	if s.aead == nil {
-		made.Plain = secret
+		stored.Plain = secret
 	} else {
-		made.Sealed = s.aead.Seal(nil, nil, secret, []byte(made.KID)) //nolint:gosec // this AEAD generates its nonce
+		stored.Sealed = s.aead.Seal(nil, nil, secret, []byte(kid)) //nolint:gosec // this AEAD generates its nonce
 	}
-	return made, nil
+	return stored, nil
 }
 
 // open returns the private half of an entry. The zero seal opens what is in plaintext, the others what is encrypted.

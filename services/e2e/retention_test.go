@@ -176,10 +176,12 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 	defer client.Close()
 	keys, err := client.Keys(t.Context(), "sluice:*").Result()
 	must(t, err)
-	// Counters of requests and the mark of the removal expire within minutes; the totals of all jobs stay.
+	// Counters of requests and the mark of the removal expire within minutes; the totals of all jobs stay, as do the keys
+	// that sign manifests, and the instant from which the client can continue.
 	keys = slices.DeleteFunc(keys, func(key string) bool {
 		return strings.HasPrefix(key, "sluice:rate:") || strings.HasSuffix(key, "}:removed") ||
-			slices.Contains([]string{"sluice:committed", "sluice:outage", "sluice:slots"}, key)
+			strings.HasPrefix(key, "sluice:continue:") ||
+			slices.Contains([]string{"sluice:committed", "sluice:outage", "sluice:slots", "sluice:signing"}, key)
 	})
 	if len(keys) != 0 {
 		t.Errorf("left in Redis: %v", keys)
