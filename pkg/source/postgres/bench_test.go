@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 )
 
@@ -42,18 +43,18 @@ func BenchmarkPaths(b *testing.B) {
 	for _, row := range []struct {
 		name     string
 		patients []string
-		scan     bool
+		by       postgres.Path
 		per      string
 		units    int
 	}{
-		{"scan", []string{absent[0], absent[people-1]}, true, "ns/row", (people - 1) * each},
-		{"lookups", absent, false, "ns/lookup", people},
+		{"scan", []string{absent[0], absent[people-1]}, postgres.ByRange, "ns/row", (people - 1) * each},
+		{"lookups", absent, postgres.ByPatient, "ns/lookup", people},
 	} {
 		b.Run(row.name, func(b *testing.B) {
 			q := source.Query{Type: "Observation", Patients: row.patients, AsOf: time.Now()}
 			none := func(source.Resource) error { return fmt.Errorf("got a resource") }
 			for b.Loop() {
-				err := s.src.ForPatientsBy(b.Context(), row.scan, q, none)
+				err := s.src.ForPatientsBy(b.Context(), row.by, q, none)
 				must(b, err)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(row.units), row.per)
