@@ -34,7 +34,7 @@ CREATE TABLE directory_former_group (id text COLLATE "C" PRIMARY KEY);
 CREATE INDEX directory_subgroup_member ON directory_subgroup (member);
 
 -- +goose StatementBegin
-CREATE FUNCTION directory_group_since() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION directory_group_since() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
         INSERT INTO directory_former_group VALUES (OLD.id) ON CONFLICT DO NOTHING;
@@ -52,6 +52,23 @@ END $$;
 -- +goose StatementEnd
 CREATE TRIGGER directory_group_since BEFORE INSERT OR UPDATE OR DELETE ON directory_group FOR EACH ROW
     EXECUTE FUNCTION directory_group_since();
+
+-- Who may read the statistics may read the deletions, and who may read the groups the ids of former ones.
+-- +goose StatementBegin
+DO $$
+DECLARE
+    granted record;
+BEGIN
+    FOR granted IN
+        SELECT t.to_table, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role
+        FROM (VALUES ('type_stats', 'tombstone'), ('directory_group', 'directory_former_group')) AS t (from_table, to_table)
+        JOIN pg_class AS c ON c.oid = t.from_table::regclass CROSS JOIN aclexplode(c.relacl) AS a
+        WHERE a.privilege_type = 'SELECT' AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE format('GRANT SELECT ON %I TO %s', granted.to_table, granted.role);
+    END LOOP;
+END $$;
+-- +goose StatementEnd
 
 -- For Deleted: by patient, and by load.
 CREATE INDEX tombstone_patient_born ON tombstone (type, patient, born);
