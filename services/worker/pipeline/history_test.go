@@ -401,6 +401,7 @@ func TestAnOldResourceOfSomebodyWhoJoined(t *testing.T) {
 	h.now = h.now.Add(time.Minute)
 	request.After = before
 	fx.run(request).wantLines(t, patient(2), appointment("x", "pat-1", "pat-2"))
+}
 
 // TestUnknownDeletions: a window that begins before the oldest deletion that the source knows is reported, no other.
 func TestUnknownDeletions(t *testing.T) {
