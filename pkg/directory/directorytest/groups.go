@@ -452,15 +452,19 @@ func Joined(t *testing.T, open OpenGroups) {
 	now := func() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }
 	groups := open(t, now, []Group{
 		{ID: "root", Members: []Member{
-			{Reference: "Patient/always"}, {Reference: "Patient/gone", End: "2026-03-14"}, {Reference: "Patient/inactive", Inactive: true},
+			{Reference: "Patient/always"}, {Reference: "Patient/gone", End: "2026-03-14"},
+			{Reference: "Patient/inactive", Inactive: true},
 			{Reference: "Patient/early", Start: "2025"}, {Reference: "Patient/late", Start: "2026-03-10T08:00:00Z"},
 			{Reference: "Patient/to-come", Start: "2026-03-16"},
 			{Reference: "Patient/back", End: "2026-02-01"}, {Reference: "Patient/back", Start: "2026-03-01"},
 			{Reference: "Patient/renewed", End: "2026-03-09"}, {Reference: "Patient/renewed", Start: "2026-03-01"},
-			{Reference: "Group/late", Start: "2026-03-10T08:00:00Z"}, {Reference: "Group/always"}, {Reference: "Group/past", End: "2026-03-01"},
+			{Reference: "Group/late", Start: "2026-03-10T08:00:00Z"}, {Reference: "Group/always"},
+			{Reference: "Group/past", End: "2026-03-01"},
 		}},
 		{ID: "late", Members: []Member{{Reference: "Patient/by-late"}, {Reference: "Patient/always"}, {Reference: "Group/deep"}}},
-		{ID: "always", Members: []Member{{Reference: "Patient/by-always"}, {Reference: "Patient/late-there", Start: "2026-03-12"}}},
+		{ID: "always", Members: []Member{
+			{Reference: "Patient/by-always"}, {Reference: "Patient/late-there", Start: "2026-03-12"},
+		}},
 		{ID: "past", Members: []Member{{Reference: "Patient/by-past"}, {Reference: "Patient/by-late"}}},
 		{ID: "deep", Members: []Member{{Reference: "Patient/by-deep"}, {Reference: "Group/root"}}},
 		{ID: "inactive", Inactive: true, Members: []Member{{Reference: "Patient/x", Start: "2026-03-12"}}},

@@ -7,8 +7,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 )
 
-// Joined implements directory.Groups. A membership, and that of a member group, begins with its period; one without a start has
-// always been. It holds the ids of those in memory whose membership, or that of their group, began after the instant.
+// Joined implements directory.Groups. A membership, and that of a member group, begins with its period; one without a start
+// has always been. It holds the ids of those in memory whose membership, or that of their group, began after the instant.
 func (g *Groups) Joined(
 	ctx context.Context, groupID string, since time.Time, yield func(patientID string) error,
 ) error {

@@ -32,8 +32,8 @@ const selectJoined = `WITH RECURSIVE ` + reached + `, ` + earlier + `
 		WHERE r.exportable AND NOT EXISTS (SELECT FROM earlier AS e JOIN directory_member AS o ON o.group_id = e.id
 			WHERE o.patient = m.patient AND ` + were + ` OFFSET 0)`
 
-// Joined implements directory.Groups. It knows when rows of the directory were written, except those of a group that was new
-// then; see docs/access.md.
+// Joined implements directory.Groups. It knows when rows of the directory were written, except those of a group that was
+// new then; see docs/access.md.
 func (g *Groups) Joined(
 	ctx context.Context, groupID string, since time.Time, yield func(patientID string) error,
 ) error {

@@ -80,8 +80,8 @@ func countWithin(ctx context.Context, conn *pgxpool.Conn, first, last string, mo
 	return within, pgdb.Wrap("count patients", err)
 }
 
-// scans reports whether byRange is cheaper than byPatient. Lookups cost one descent for each of the asked patients, a scan costs the rows of the
-// other patients within the range. each is the number of rows of the type for each patient.
+// scans reports whether byRange is cheaper than byPatient. Lookups cost one descent for each of the asked patients, a scan
+// costs the rows of the other patients within the range. each is the number of rows of the type for each patient.
 func scans(asked, within int64, each float64) bool {
 	return float64(within-asked)*each*rowCost < float64(asked)*lookupCost
 }

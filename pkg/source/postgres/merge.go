@@ -121,7 +121,8 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 	case "Provenance":
 		buried = "" // the patients of the new versions are not known yet: attribute
 	default:
-		buried += " JOIN " + staged + " AS s USING (id) WHERE (ended.patient, ended.others) IS DISTINCT FROM (s.patient, s.others)"
+		buried += " JOIN " + staged + ` AS s USING (id)
+			WHERE (ended.patient, ended.others) IS DISTINCT FROM (s.patient, s.others)`
 	}
 	merged.Replaced, err = l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s)", buried, grown)
 	return merged, err

@@ -100,7 +100,8 @@ func (s *Source) Sizes(ctx context.Context) (source.Sizes, error) {
 	}
 	all.Patients = all.Types["Patient"].Resources
 	var since *time.Time // NULL when no record was deleted
-	err = s.pool.QueryRow(ctx, "SELECT max(b.sealed_at) FROM trim_horizon JOIN load_batch AS b ON b.no = deletions").Scan(&since)
+	err = s.pool.QueryRow(ctx, "SELECT max(b.sealed_at) FROM trim_horizon JOIN load_batch AS b ON b.no = deletions").
+		Scan(&since)
 	if since != nil {
 		all.DeletionsSince = since.UTC()
 	}

@@ -66,7 +66,8 @@ func forPatients(
 	selected := "SELECT " + columns(q.Type)
 	args := []any{at, q.Patients}
 	changed, args := filter(q.Window, args)
-	one := query{text: selected + " FROM " + leaf(q.Type) + " AS r WHERE r.patient = ANY($2) AND " + visible + changed, args: args}
+	of := " FROM " + leaf(q.Type) + " AS r WHERE r.patient "
+	one := query{text: selected + of + "= ANY($2) AND " + visible + changed, args: args}
 	several := "= ANY($2)"
 	switch by {
 	case byChange:
@@ -75,7 +76,7 @@ func forPatients(
 	case byRange:
 		several = "BETWEEN ($2::text[])[1] AND ($2::text[])[cardinality($2::text[])]"
 		rest, args := filter(q.Window, []any{at, first, final})
-		one.text = selected + " FROM " + leaf(q.Type) + " AS r WHERE r.patient BETWEEN $2 AND $3 AND " + visible + rest
+		one.text = selected + of + "BETWEEN $2 AND $3 AND " + visible + rest
 		one.args = args
 	}
 

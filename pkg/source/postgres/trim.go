@@ -6,8 +6,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// trim deletes the versions that ended before the kept history, and older deletions. It publishes the horizon before it deletes: a read that
-// may have missed a row then finds the new horizon (trimmed).
+// trim deletes the versions that ended before the kept history, and older deletions. It publishes the horizon before it
+// deletes: a read that may have missed a row then finds the new horizon (trimmed).
 func (l *Load) trim(ctx context.Context) error {
 	const newest = "(SELECT coalesce(max(no), 0) FROM load_batch WHERE sealed_at < clock_timestamp() - make_interval(secs => "
 	var horizon, deletions int32

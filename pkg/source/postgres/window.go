@@ -34,8 +34,8 @@ func filter(w source.Window, args []any) (string, []any) {
 }
 
 // walk returns what follows the columns in a query of the versions r in the window, by the index of changes: load by load,
-// the patients from the first to the last, "" for no bound. below compares with the last. The operators of patients are those
-// of this index alone, so that the planner takes no other. Versions that ended are among them.
+// the patients from the first to the last, "" for no bound. below compares with the last. The operators of patients are
+// those of this index alone, so that the planner takes no other. Versions that ended are among them.
 func walk(typ string, asOf time.Time, w source.Window, first, below, last string) (string, []any) {
 	args := []any{instant(asOf)}
 	condition := func(text string, value any) string {

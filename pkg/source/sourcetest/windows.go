@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 )
 
-// OpenHistory returns an empty source that keeps all history, and a function that loads lines, entries that delete among them.
+// OpenHistory returns an empty source that keeps all history, and a function that loads lines, also entries that delete.
 type OpenHistory func(t *testing.T) (source.Source, func(lines ...string))
 
 // Windows compares windows of random histories with a model that looks at every version.
@@ -72,7 +72,8 @@ func (h *histories) at(typ, id string, load int) *modelVersion {
 // day returns an instant that no two days share.
 func day(n int) time.Time { return time.Date(2026, 1, 1+n, 0, 0, 0, 0, time.UTC) }
 
-func (h *histories) pick(prefix string, n int) string { return fmt.Sprint(prefix, h.random.IntN(n)) }
+// pick returns one of six ids.
+func (h *histories) pick(prefix string) string { return fmt.Sprint(prefix, h.random.IntN(6)) }
 
 // change makes one load: its lines, in any order of types.
 func (h *histories) change() (lines []string) {
@@ -80,7 +81,7 @@ func (h *histories) change() (lines []string) {
 	touched := map[string]bool{}
 	for range 5 + h.random.IntN(20) {
 		typ := []string{"Patient", "Observation", "Observation", "Appointment", "Questionnaire", "Provenance"}[h.random.IntN(6)]
-		v := &modelVersion{typ: typ, id: h.pick(strings.ToLower(typ[:2]), 6), born: load, ended: never}
+		v := &modelVersion{typ: typ, id: h.pick(strings.ToLower(typ[:2])), born: load, ended: never}
 		if touched[typ+v.id] {
 			continue
 		}
@@ -104,15 +105,15 @@ func (h *histories) change() (lines []string) {
 		case "Patient":
 			v.subjects = []string{v.id}
 		case "Observation":
-			v.subjects = []string{h.pick("pa", 6)}
+			v.subjects = []string{h.pick("pa")}
 			members = append(members, ref("subject", "Patient/"+v.subjects[0]))
 		case "Appointment":
-			a, b := h.pick("pa", 6), h.pick("pa", 6)
+			a, b := h.pick("pa"), h.pick("pa")
 			v.subjects = []string{a, b}
 			members = append(members, fmt.Sprintf(`"participant":[{"actor":{"reference":"Patient/%s"}},`+
 				`{"actor":{"reference":"Patient/%s"}}]`, a, b))
 		case "Provenance":
-			v.targets = []string{h.pick("ob", 6), h.pick("ob", 6)}
+			v.targets = []string{h.pick("ob"), h.pick("ob")}
 			members = append(members, targets("Observation/"+v.targets[0], "Observation/"+v.targets[1]))
 		}
 		slices.Sort(v.subjects)
