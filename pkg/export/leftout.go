@@ -66,6 +66,10 @@ const (
 	MemberMissing      Reason = "member_missing"
 )
 
+// DeletionsUnknown is the reason of an incremental export whose window begins before the oldest deletion that the source
+// knows.
+const DeletionsUnknown Reason = "deletions_unknown"
+
 // reasons has each reason with the severity and the code of its issue, and its text.
 var reasons = map[Reason]struct{ severity, code, text string }{
 	Malformed:           {"warning", "structure", "not readable as a FHIR resource"},
@@ -91,6 +95,7 @@ var reasons = map[Reason]struct{ severity, code, text string }{
 	MemberGroup:         {"warning", "incomplete", "member groups that do not exist or cannot be exported"},
 	MemberMissing:       {"warning", "not-found", "members of the group, or patients of the request, that the data does not have"},
 	MemberType:          {"information", "incomplete", "members of the group that are not patients"},
+	DeletionsUnknown:    {"warning", "incomplete", "deletions before the oldest record; only a full export is without them"},
 }
 
 // Reasons returns every reason, sorted.

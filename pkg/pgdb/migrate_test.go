@@ -189,6 +189,41 @@ func TestMigration6(t *testing.T) {
 	expect(t, owner, "SELECT count(*) FROM resource", strconv.Itoa(len(fhir.ExportableTypes())))
 }
 
+// TestMigration8: members of before have always been members, what the previous release adds has a time, and deletions are
+// complete from the newest load on. Migration 9 has an index for each type.
+func TestMigration8(t *testing.T) {
+	url := testenv.Postgres(t)
+	must(t, pgdb.MigrateTo(t.Context(), url, 7))
+	owner := dial(t, url)
+	exec(t, owner, "INSERT INTO load_batch (no, sealed_at) VALUES (1, now() - interval '2 days'), (2, now() - interval '1 day'), (3, NULL)",
+		"INSERT INTO directory_group (id, exportable) VALUES ('g', true)",
+		"INSERT INTO directory_member (group_id, patient) VALUES ('g', 'old')")
+	role := strings.ReplaceAll("reader_"+uuid.NewString(), "-", "")
+	exec(t, owner, "CREATE ROLE "+role, "GRANT SELECT ON type_stats TO "+role, "GRANT SELECT, DELETE ON directory_group TO "+role)
+	t.Cleanup(func() { exec(t, owner, "RESET ROLE", "DROP OWNED BY "+role, "DROP ROLE "+role) })
+	exec(t, owner, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
+	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
+		t.Errorf("migrated during a load: %v", err)
+	}
+	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, owner, "INSERT INTO directory_member (group_id, patient) VALUES ('g', 'new')",
+		"INSERT INTO directory_subgroup (group_id, member, starts, ends, inactive) VALUES ('g', 'named', '-infinity', 'infinity', false)",
+		"INSERT INTO directory_group (id, exportable) VALUES ('named', true), ('other', false)")
+	expect(t, owner, "SELECT array_agg((patient, active_since IS NULL) ORDER BY patient) FROM directory_member", `{"(new,f)","(old,t)"}`)
+	expect(t, owner, "SELECT array_agg((id, exportable_since IS NULL) ORDER BY id) FROM directory_group",
+		`{"(g,t)","(named,f)","(other,t)"}`)
+	expect(t, owner, "SELECT deletions FROM trim_horizon", "2")
+	expect(t, owner, "SELECT count(*) FROM pg_class WHERE relname ~ '^resource_[a-z]+_window$'", strconv.Itoa(len(fhir.StoredTypes())))
+	exec(t, owner, "SET ROLE "+role, "SELECT FROM tombstone", "DELETE FROM directory_group WHERE id = 'other'")
+	expect(t, owner, "SELECT array_agg(id) FROM directory_former_group", "{other}")
+	exec(t, owner, "RESET ROLE")
+	must(t, pgdb.MigrateTo(t.Context(), url, 7))
+	expect(t, owner, "SELECT count(*) FROM directory_member", "2")
+}
+
 // TestMigration7: a grant of the previous release has no levels, and its statements work afterwards.
 func TestMigration7(t *testing.T) {
 	url := testenv.Postgres(t)

@@ -86,6 +86,8 @@ func (l Limits) Validate() error {
 type Sizes struct {
 	Patients int64               // Patient resources
 	Types    map[string]TypeSize // by resource type; with zero for one that earlier snapshots may hold
+	// DeletionsSince is the instant from which on Deleted is complete; zero: always.
+	DeletionsSince time.Time
 	// Identity tells the data of a store without history apart from other data: an export must not continue with other data
 	// than it was planned with. It is "" if snapshots do not change.
 	Identity string

@@ -447,6 +447,71 @@ func Groups(t *testing.T, open OpenGroups) {
 	})
 }
 
+// Joined tests Joined by periods, for members without another known time.
+func Joined(t *testing.T, open OpenGroups) {
+	now := func() time.Time { return time.Date(2026, 3, 15, 12, 0, 0, 0, time.UTC) }
+	groups := open(t, now, []Group{
+		{ID: "root", Members: []Member{
+			{Reference: "Patient/always"}, {Reference: "Patient/gone", End: "2026-03-14"},
+			{Reference: "Patient/inactive", Inactive: true},
+			{Reference: "Patient/early", Start: "2025"}, {Reference: "Patient/late", Start: "2026-03-10T08:00:00Z"},
+			{Reference: "Patient/to-come", Start: "2026-03-16"},
+			{Reference: "Patient/back", End: "2026-02-01"}, {Reference: "Patient/back", Start: "2026-03-01"},
+			{Reference: "Patient/renewed", End: "2026-03-09"}, {Reference: "Patient/renewed", Start: "2026-03-01"},
+			{Reference: "Group/late", Start: "2026-03-10T08:00:00Z"}, {Reference: "Group/always"},
+			{Reference: "Group/past", End: "2026-03-01"},
+		}},
+		{ID: "late", Members: []Member{{Reference: "Patient/by-late"}, {Reference: "Patient/always"}, {Reference: "Group/deep"}}},
+		{ID: "always", Members: []Member{
+			{Reference: "Patient/by-always"}, {Reference: "Patient/late-there", Start: "2026-03-12"},
+		}},
+		{ID: "past", Members: []Member{{Reference: "Patient/by-past"}, {Reference: "Patient/by-late"}}},
+		{ID: "deep", Members: []Member{{Reference: "Patient/by-deep"}, {Reference: "Group/root"}}},
+		{ID: "inactive", Inactive: true, Members: []Member{{Reference: "Patient/x", Start: "2026-03-12"}}},
+	})
+	for since, want := range map[string][]string{
+		"2020-01-01T00:00:00Z": {"by-deep", "early", "late", "late-there"},
+		"2026-02-15T00:00:00Z": {"back", "by-deep", "late", "late-there"},
+		"2026-03-05T00:00:00Z": {"by-deep", "by-late", "late", "late-there"},
+		"2026-03-10T07:59:59Z": {"by-deep", "by-late", "late", "late-there"},
+		"2026-03-10T08:00:00Z": {"late-there"},
+		"2026-03-15T12:00:00Z": nil,
+	} {
+		at, err := time.Parse(time.RFC3339, since)
+		must(t, err)
+		if got := joined(t, groups, "root", at); !slices.Equal(got, want) {
+			t.Errorf("since %s %q joined, want %q", since, got, want)
+		}
+	}
+	for _, id := range []string{"inactive", "unknown", "", "a/b"} {
+		if err := groups.Joined(t.Context(), id, now(), nil); !errors.Is(err, directory.ErrNoGroup) {
+			t.Errorf("group %q: %v, want ErrNoGroup", id, err)
+		}
+	}
+	enough, calls := errors.New("enough"), 0
+	err := groups.Joined(t.Context(), "root", time.Unix(0, 0), func(string) error { calls++; return enough })
+	if err != enough || calls != 1 { //nolint:errorlint // unchanged
+		t.Errorf("error %v after %d calls, want the same error after 1", err, calls)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := groups.Joined(ctx, "root", now(), nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v, want context.Canceled", err)
+	}
+}
+
+// joined returns the ids, sorted, each once.
+func joined(t *testing.T, groups directory.Groups, id string, since time.Time) []string {
+	t.Helper()
+	var ids []string
+	must(t, groups.Joined(t.Context(), id, since, func(patientID string) error {
+		ids = append(ids, patientID)
+		return nil
+	}))
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
 // Patients tests Unknown with the group "". open returns an implementation beside a source with the Patients.
 func Patients(t *testing.T, open func(t *testing.T, patients []string) directory.Groups) {
 	groups := open(t, []string{"P1", "p1", "p2", "p20"})

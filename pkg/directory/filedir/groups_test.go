@@ -45,6 +45,12 @@ func TestFind(t *testing.T) {
 	})
 }
 
+func TestJoined(t *testing.T) {
+	directorytest.Joined(t, func(t *testing.T, now func() time.Time, groups []directorytest.Group) directory.Groups {
+		return openGroups(t, folder(t, "Group.ndjson", strings.Join(directorytest.NDJSON(t, groups), "\n")), now)
+	})
+}
+
 func TestPatients(t *testing.T) {
 	directorytest.Patients(t, func(t *testing.T, patients []string) directory.Groups {
 		groups := openGroups(t, t.TempDir(), now)

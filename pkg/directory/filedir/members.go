@@ -9,6 +9,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/directory/internal/groupndjson"
 	"github.com/sluice-fhir/sluice/pkg/export"
@@ -25,10 +26,18 @@ var (
 func (g *Groups) Members(
 	ctx context.Context, groupID string, yield func(patientID string) error,
 ) ([]export.LeftOut, error) {
-	now := g.now()
+	return g.membersAt(ctx, groupID, g.now(), func(_ *version, _ groupndjson.Member, patient string) error {
+		return yield(patient)
+	})
+}
+
+// membersAt is Members at the instant, by the files as they are now. It yields the patients with the group and the entry.
+func (g *Groups) membersAt(
+	ctx context.Context, groupID string, now time.Time, yield func(*version, groupndjson.Member, string) error,
+) ([]export.LeftOut, error) {
 	var leftOut export.Tally
 	var refused error // of yield, returned unchanged
-	take := func(m groupndjson.Member) error {
+	take := func(group *version, m groupndjson.Member) error {
 		active, err := m.Covers(now)
 		if err != nil || !active {
 			return err
@@ -39,7 +48,7 @@ func (g *Groups) Members(
 			leftOut.Add("", reason, 1)
 		case member.Type == "Patient":
 			if refused = ctx.Err(); refused == nil {
-				refused = yield(member.ID)
+				refused = yield(group, m, member.ID)
 			}
 		}
 		return refused
@@ -74,7 +83,7 @@ func (g *Groups) Members(
 // stream calls f for each member of the groups, which are in the order of files and lines, and adds the groups to done.
 // With an error it returns the group that it was at.
 func (g *Groups) stream(
-	ctx context.Context, groups []*version, done map[string]bool, f func(groupndjson.Member) error,
+	ctx context.Context, groups []*version, done map[string]bool, f func(*version, groupndjson.Member) error,
 ) (at *version, err error) {
 	for len(groups) > 0 {
 		others := slices.IndexFunc(groups, func(v *version) bool { return v.file.name != groups[0].file.name })
@@ -91,7 +100,7 @@ func (g *Groups) stream(
 
 // streamFile is stream for the groups of one file.
 func (g *Groups) streamFile(
-	ctx context.Context, groups []*version, done map[string]bool, f func(groupndjson.Member) error,
+	ctx context.Context, groups []*version, done map[string]bool, f func(*version, groupndjson.Member) error,
 ) (at *version, err error) {
 	indexed := groups[0].file
 	file, err := open(filepath.Join(g.dir, filepath.FromSlash(indexed.name)))
@@ -128,7 +137,7 @@ func (g *Groups) streamFile(
 			return group, err
 		}
 		line := &lineReader{from: text}
-		err := groupndjson.Members(line, f)
+		err := groupndjson.Members(line, func(m groupndjson.Member) error { return f(group, m) })
 		position = group.offset + line.size
 		if err := cmp.Or(line.err, err); err != nil { // the decoder hides that of the line
 			return group, err

@@ -115,13 +115,15 @@ func (g *Groups) Create(ctx context.Context, groupID string, patients Patients) 
 			err = ErrGroupExists
 		}
 		return err
-	}, insertNamed)
+	}, insertNamed("NULL"))
 }
 
 // Add makes the patients members from now on, without end, and returns how many were not members before. It
 // returns directory.ErrNoGroup when the group does not exist.
 func (g *Groups) Add(ctx context.Context, groupID string, patients Patients) (added int64, err error) {
-	return g.edit(ctx, groupID, patients, g.check, lockGroup(ctx, groupID), insertNamed)
+	return g.edit(ctx, groupID, patients, g.check, lockGroup(ctx, groupID), insertNamed(`coalesce(
+		(SELECT min(greatest(m.active_since, m.starts)) FROM directory_member AS m WHERE m.group_id = $1 AND m.patient = n.patient
+			AND NOT m.inactive AND m.starts <= $2 AND m.ends > $2), clock_timestamp())`))
 }
 
 // Remove deletes the patients from the group and returns how many were in it. It returns
@@ -132,16 +134,19 @@ func (g *Groups) Remove(ctx context.Context, groupID string, patients Patients) 
 		RETURNING patient) SELECT count(DISTINCT patient) FROM gone WHERE $2::timestamptz IS NOT NULL`)
 }
 
-// insertNamed adds the patients who are not members without end at the instant $2.
-const insertNamed = `WITH added AS (
-	INSERT INTO directory_member (group_id, patient, joined)
-	SELECT $1, n.patient, coalesce(
-		(SELECT min(m.joined) FROM directory_member AS m WHERE m.group_id = $1 AND m.patient = n.patient), clock_timestamp())
-	FROM (SELECT DISTINCT patient FROM directory_named ORDER BY patient) AS n
-	WHERE NOT EXISTS (SELECT FROM directory_member AS m WHERE m.group_id = $1 AND m.patient = n.patient
-		AND NOT m.inactive AND m.starts <= $2 AND m.ends = 'infinity')
-	ON CONFLICT DO NOTHING RETURNING 1)
-	SELECT count(*) FROM added`
+// insertNamed adds the patients n who are not members without end at the instant $2, with the value of active_since.
+func insertNamed(activeSince string) string {
+	return `WITH added AS (
+		INSERT INTO directory_member (group_id, patient, joined, active_since)
+		SELECT $1, n.patient, coalesce(
+			(SELECT min(m.joined) FROM directory_member AS m WHERE m.group_id = $1 AND m.patient = n.patient),
+			clock_timestamp()), ` + activeSince + `
+		FROM (SELECT DISTINCT patient FROM directory_named ORDER BY patient) AS n
+		WHERE NOT EXISTS (SELECT FROM directory_member AS m WHERE m.group_id = $1 AND m.patient = n.patient
+			AND NOT m.inactive AND m.starts <= $2 AND m.ends = 'infinity')
+		ON CONFLICT DO NOTHING RETURNING 1)
+		SELECT count(*) FROM added`
+}
 
 // edit runs a statement on a group, with the patients in the table directory_named. open creates or locks the group.
 func (g *Groups) edit(

@@ -91,13 +91,20 @@ const selectMembers = `WITH RECURSIVE ` + reached + `
 func (g *Groups) Members(
 	ctx context.Context, groupID string, yield func(patientID string) error,
 ) ([]export.LeftOut, error) {
+	return g.stream(ctx, groupID, yield, selectMembers, g.now())
+}
+
+// stream runs a query with the columns of selectMembers.
+func (g *Groups) stream(
+	ctx context.Context, groupID string, yield func(patientID string) error, text string, args ...any,
+) ([]export.LeftOut, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if !fhir.IsID(groupID) {
 		return nil, directory.ErrNoGroup
 	}
-	rows, _ := g.pool.Query(ctx, selectMembers, groupID, g.now()) // rows returns the error
+	rows, _ := g.pool.Query(ctx, text, append([]any{groupID}, args...)...) // rows returns the error
 	found := false
 	var patient, reason *string
 	var number int64

@@ -283,6 +283,11 @@ func (l *Load) merge(deleteMissing bool) []string {
 			AND CASE WHEN g.version <> s.version THEN g.version > s.version
 				ELSE coalesce(g.last_updated, '-infinity') > coalesce(s.last_updated, '-infinity') END`,
 		"ANALYZE "+groups, "ANALYZE "+members,
+		// Members and groups of groups that the directory has, before the change.
+		`CREATE TEMPORARY TABLE directory_known ON COMMIT DROP AS
+			SELECT g.id FROM directory_group AS g JOIN `+groups+" AS s USING (id)",
+		`CREATE TEMPORARY TABLE directory_link ON COMMIT DROP AS
+			SELECT o.* FROM directory_subgroup AS o JOIN `+groups+" AS s ON s.id = o.group_id",
 		`INSERT INTO directory_group AS g (id, exportable, last_updated, version, name, identifiers, quantity)
 			SELECT id, exportable, last_updated, version, name, identifiers, quantity FROM `+groups+` ORDER BY id
 			ON CONFLICT (id) DO UPDATE SET exportable = excluded.exportable, last_updated = excluded.last_updated,
@@ -290,9 +295,10 @@ func (l *Load) merge(deleteMissing bool) []string {
 			WHERE (g.exportable, g.last_updated, g.version, g.name, g.identifiers, g.quantity) IS DISTINCT FROM
 				(excluded.exportable, excluded.last_updated, excluded.version, excluded.name, excluded.identifiers, excluded.quantity)`,
 		// Insert before the delete, to keep the time at which the patient joined. Ordered, because a group is read as a range.
-		`INSERT INTO directory_member (group_id, patient, starts, ends, inactive, joined)
+		`INSERT INTO directory_member (group_id, patient, starts, ends, inactive, joined, active_since)
 			SELECT n.*, coalesce((SELECT min(o.joined) FROM directory_member AS o
-				WHERE o.group_id = n.id AND o.patient = n.member), clock_timestamp())
+				WHERE o.group_id = n.id AND o.patient = n.member), clock_timestamp()), `+
+			activeSince("directory_member AS o WHERE o.group_id = n.id AND o.patient = n.member")+`
 			FROM (SELECT DISTINCT s.id, m.member, m.starts, m.ends, m.inactive
 				FROM `+groups+" AS s JOIN "+members+` AS m USING (place)
 				WHERE m.kind = 'patient' AND NOT EXISTS (SELECT FROM directory_member AS o WHERE o.group_id = s.id
@@ -302,15 +308,24 @@ func (l *Load) merge(deleteMissing bool) []string {
 			AND NOT EXISTS (SELECT FROM `+members+` AS m WHERE m.place = s.place AND m.kind = 'patient'
 				AND m.member = o.patient AND m.starts = o.starts AND m.ends = o.ends AND m.inactive = o.inactive)`,
 		"DELETE FROM directory_subgroup AS o USING "+groups+" AS s WHERE o.group_id = s.id",
-		`INSERT INTO directory_subgroup (group_id, member, starts, ends, inactive)
-			SELECT DISTINCT s.id, m.member, m.starts, m.ends, m.inactive
-			FROM `+groups+" AS s JOIN "+members+" AS m USING (place) WHERE m.kind = 'group'",
+		`INSERT INTO directory_subgroup (group_id, member, starts, ends, inactive, active_since)
+			SELECT n.*, `+activeSince("directory_link AS o WHERE o.group_id = n.id AND o.member = n.member")+`
+			FROM (SELECT DISTINCT s.id, m.member, m.starts, m.ends, m.inactive
+				FROM `+groups+" AS s JOIN "+members+" AS m USING (place) WHERE m.kind = 'group') AS n",
 		"DELETE FROM directory_left_out AS o USING "+groups+" AS s WHERE o.group_id = s.id",
 		`INSERT INTO directory_left_out (group_id, reason, starts, ends, inactive, members)
 			SELECT s.id, m.kind, m.starts, m.ends, m.inactive, count(*)
 			FROM `+groups+" AS s JOIN "+members+` AS m USING (place) WHERE m.kind NOT IN ('patient', 'group')
 			GROUP BY s.id, m.kind, m.starts, m.ends, m.inactive`,
 	)
+}
+
+// activeSince is the value of active_since in a row of the group n.id: null in a new group, the time of the member's rows o
+// that are active now, or now.
+func activeSince(rows string) string {
+	return `CASE WHEN EXISTS (SELECT FROM directory_known AS k WHERE k.id = n.id) THEN coalesce(
+		(SELECT min(greatest(o.active_since, o.starts)) FROM ` + rows + ` AND NOT o.inactive
+			AND o.starts <= clock_timestamp() AND o.ends > clock_timestamp()), clock_timestamp()) END`
 }
 
 // Close drops the staged rows and ends the turn. A load that was not sealed has no effect.

@@ -71,7 +71,8 @@ func (l *Load) attribute(ctx context.Context, tx pgx.Tx, grown *change) error {
 			FROM verdict AS v JOIN target AS t ON t.provenance = v.id AND t.born = v.born`,
 		`INSERT INTO additional_subject (type, patient, id) SELECT 'Provenance', p.patient, id
 			FROM verdict CROSS JOIN unnest(others[2:]) AS p (patient)
-			WHERE others IS NOT NULL AND p.patient < '`+source.Somebody+`' ON CONFLICT DO NOTHING`)
+			WHERE others IS NOT NULL AND p.patient < '`+source.Somebody+`' ON CONFLICT DO NOTHING`,
+		bury(no, stage("Provenance")+" AS s ON s.id = r.id"), bury(no, "verdict AS s ON s.id = r.id AND s.born = r.born"))
 	if err != nil {
 		return err
 	}
@@ -85,6 +86,13 @@ func (l *Load) attribute(ctx context.Context, tx pgx.Tx, grown *change) error {
 		return nil
 	})
 	return err
+}
+
+// bury returns a statement that records the versions of Provenance that this load ended and the join finds about others.
+func bury(no, join string) string {
+	return `INSERT INTO tombstone (type, id, born, patient, others, began)
+		SELECT 'Provenance', r.id, ` + no + `, r.patient, r.others, r.born FROM resource_provenance AS r JOIN ` + join + `
+		WHERE r.ended = ` + no + " AND (r.patient, r.others) IS DISTINCT FROM (s.patient, s.others)"
 }
 
 // run executes the statements.

@@ -2,12 +2,14 @@ package postgres_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 )
 
@@ -42,18 +44,18 @@ func BenchmarkPaths(b *testing.B) {
 	for _, row := range []struct {
 		name     string
 		patients []string
-		scan     bool
+		by       postgres.Path
 		per      string
 		units    int
 	}{
-		{"scan", []string{absent[0], absent[people-1]}, true, "ns/row", (people - 1) * each},
-		{"lookups", absent, false, "ns/lookup", people},
+		{"scan", []string{absent[0], absent[people-1]}, postgres.ByRange, "ns/row", (people - 1) * each},
+		{"lookups", absent, postgres.ByPatient, "ns/lookup", people},
 	} {
 		b.Run(row.name, func(b *testing.B) {
 			q := source.Query{Type: "Observation", Patients: row.patients, AsOf: time.Now()}
 			none := func(source.Resource) error { return fmt.Errorf("got a resource") }
 			for b.Loop() {
-				err := s.src.ForPatientsBy(b.Context(), row.scan, q, none)
+				err := s.src.ForPatientsBy(b.Context(), row.by, q, none)
 				must(b, err)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(row.units), row.per)
@@ -134,6 +136,65 @@ func BenchmarkIdentifiers(b *testing.B) {
 				s.load(ndjson(lines...))
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/resource")
+		})
+	}
+}
+
+// BenchmarkWindow reads the Observations of all patients in queries of 512, whole and what a second load changed: one of a
+// hundred.
+func BenchmarkWindow(b *testing.B) {
+	const people, each = 1000, 100
+	s := newStore(b)
+	keep := postgres.LoadConfig{Parallel: 2, History: time.Hour}
+	padding := strings.Repeat("x", 1000)
+	observed := func(i, j, day int) string {
+		return fmt.Sprintf(`{"resourceType":"Observation","id":"%s-%d","meta":{"lastUpdated":"2026-01-%02dT00:00:00Z"},`+
+			`"code":{"text":%q},"subject":{"reference":"Patient/%s"}}`, numbered(i), j, day, padding, numbered(i))
+	}
+	var all, first, second []string
+	for i := range people {
+		all = append(all, numbered(i))
+		first = append(first, fmt.Sprintf(`{"resourceType":"Patient","id":%q}`, numbered(i)))
+		for j := range each {
+			first = append(first, observed(i, j, 1))
+		}
+		second = append(second, observed(i, i%each, 2))
+	}
+	s.loadWith(ndjson(first...), keep)
+	between, err := s.src.Snapshot(b.Context(), time.Now())
+	must(b, err)
+	s.loadWith(ndjson(second...), keep)
+	s.open()
+	for _, way := range []struct {
+		name   string
+		window source.Window
+		rows   int
+	}{
+		{"whole", source.Window{}, people * each},
+		{"after", source.Window{After: between}, people},
+		{"since", source.Window{Since: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}, people},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			for b.Loop() {
+				rows := 0
+				for patients := range slices.Chunk(all, 512) {
+					q := source.Query{Type: "Observation", Patients: patients, AsOf: time.Now(), Window: way.window}
+					must(b, s.src.ForPatients(b.Context(), q, func(source.Resource) error { rows++; return nil }))
+				}
+				if rows != way.rows {
+					b.Fatalf("%d rows, want %d", rows, way.rows)
+				}
+			}
+		})
+		b.Run("system level, "+way.name, func(b *testing.B) {
+			for b.Loop() {
+				rows := 0
+				q := source.EverythingQuery{Type: "Observation", AsOf: time.Now(), Window: way.window}
+				must(b, s.src.Everything(b.Context(), q, func(source.Resource) error { rows++; return nil }))
+				if rows != way.rows {
+					b.Fatalf("%d rows, want %d", rows, way.rows)
+				}
+			}
 		})
 	}
 }

@@ -59,38 +59,39 @@ func TestPaths(t *testing.T) {
 		return ids
 	}
 	for name, test := range map[string]struct {
-		ask  []string
-		scan bool // of observations
+		ask []string
+		by  postgres.Path // of observations
 	}{
-		"all":             {all, true},
-		"one":             {all[17:18], true},
-		"neighbours":      {all[100:200], true},
-		"all but one":     {slices.Concat(all[:300], all[301:]), true},
-		"every second":    {every(2), false}, // eight rows of others for each lookup
-		"every hundredth": {every(100), false},
-		"first and last":  {[]string{all[0], all[people-1]}, false},
+		"all":             {all, postgres.ByRange},
+		"one":             {all[17:18], postgres.ByRange},
+		"neighbours":      {all[100:200], postgres.ByRange},
+		"all but one":     {slices.Concat(all[:300], all[301:]), postgres.ByRange},
+		"every second":    {every(2), postgres.ByPatient}, // eight rows of others for each lookup
+		"every hundredth": {every(100), postgres.ByPatient},
+		"first and last":  {[]string{all[0], all[people-1]}, postgres.ByPatient},
 	} {
 		for _, typ := range []string{"Observation", "Appointment", "Patient"} {
 			q := source.Query{Type: typ, Patients: test.ask, AsOf: time.Now()}
-			got := map[bool]string{}
-			for _, scan := range []bool{true, false} {
+			got := map[postgres.Path]string{}
+			for _, by := range []postgres.Path{postgres.ByPatient, postgres.ByRange} {
 				var ids []string
-				err := s.src.ForPatientsBy(t.Context(), scan, q, func(r source.Resource) error {
+				err := s.src.ForPatientsBy(t.Context(), by, q, func(r source.Resource) error {
 					ids = append(ids, r.ID+" "+strings.Join(r.Subjects, "+"))
 					return nil
 				})
 				must(t, err)
 				slices.Sort(ids)
-				got[scan] = strings.Join(ids, "\n")
+				got[by] = strings.Join(ids, "\n")
 			}
-			if got[true] != got[false] || got[true] == "" {
-				t.Errorf("%s of %s: the paths give %d and %d bytes of ids", typ, name, len(got[true]), len(got[false]))
+			patients, ranges := got[postgres.ByPatient], got[postgres.ByRange]
+			if patients != ranges || patients == "" {
+				t.Errorf("%s of %s: the paths give %d and %d bytes of ids", typ, name, len(patients), len(ranges))
 			}
 			if typ != "Observation" {
 				continue
 			}
-			if scan, err := s.src.ChooseScan(t.Context(), q); err != nil || scan != test.scan {
-				t.Errorf("%s: scan %v (%v), want %v", name, scan, err, test.scan)
+			if by, err := s.src.Choose(t.Context(), q); err != nil || by != test.by {
+				t.Errorf("%s: path %v (%v), want %v", name, by, err, test.by)
 			}
 		}
 	}

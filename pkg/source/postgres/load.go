@@ -24,6 +24,7 @@ type LoadConfig struct {
 	Parallel      int           // concurrent merges, each in its own session
 	DeleteMissing bool          // delete resources that are not in the load, of the types that are
 	History       time.Duration // how long an ended version stays readable before it is trimmed
+	Deletions     time.Duration // how long incremental exports know a deletion; at least History
 }
 
 // Load adds resources to the store. Stage takes them, Seal makes all of them visible at once to reads that begin later.

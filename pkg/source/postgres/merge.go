@@ -81,14 +81,14 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 		return merged, err
 	}
 	if l.cfg.DeleteMissing && l.staged[typ] > 0 {
-		merged.Deleted, err = l.end(ctx, tx, typ, "NOT EXISTS (SELECT FROM "+staged+" AS s WHERE s.id = r.id)", true, grown)
+		merged.Deleted, err = l.end(ctx, tx, typ, "NOT EXISTS (SELECT FROM "+staged+" AS s WHERE s.id = r.id)", everyEnded, grown)
 		if err != nil {
 			return merged, err
 		}
 	}
 	if l.deleted[typ] > 0 {
 		deleted, err := l.end(ctx, tx, typ, "r.id IN (SELECT id FROM "+deletions+of+
-			") AND NOT EXISTS (SELECT FROM "+staged+" AS s WHERE s.id = r.id)", true, grown)
+			") AND NOT EXISTS (SELECT FROM "+staged+" AS s WHERE s.id = r.id)", everyEnded, grown)
 		merged.Deleted += deleted
 		if err != nil {
 			return merged, err
@@ -107,7 +107,7 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 	if err != nil {
 		return merged, err
 	}
-	withheld, err := l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s WHERE "+refused+")", false, grown)
+	withheld, err := l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s WHERE "+refused+")", "", grown)
 	if err != nil {
 		return merged, err
 	}
@@ -115,7 +115,16 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 	if err := run(ctx, tx, "DELETE FROM "+staged+" AS s WHERE "+refused); err != nil {
 		return merged, err
 	}
-	merged.Replaced, err = l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s)", false, grown)
+	buried := everyEnded // NewPatients needs the intervals of all versions
+	switch typ {
+	case "Patient":
+	case "Provenance":
+		buried = "" // the patients of the new versions are not known yet: attribute
+	default:
+		buried += " JOIN " + staged + ` AS s USING (id)
+			WHERE (ended.patient, ended.others) IS DISTINCT FROM (s.patient, s.others)`
+	}
+	merged.Replaced, err = l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s)", buried, grown)
 	return merged, err
 }
 
@@ -156,16 +165,20 @@ func (c *change) add(typ string, reason export.Reason, n, bytes int64) {
 	}
 }
 
-// end ends the current versions r that meet the condition, and returns their number. Deleted ones leave a tombstone.
+// everyEnded is the argument buried of end for all versions.
+const everyEnded = "ended"
+
+// end ends the current versions r that meet the condition, and returns their number. Those of the table ended that the
+// clause selects leave a record in tombstone, "" for none.
 func (l *Load) end(
-	ctx context.Context, tx pgx.Tx, typ, condition string, deleted bool, grown *change,
+	ctx context.Context, tx pgx.Tx, typ, condition, buried string, grown *change,
 ) (ended int64, err error) {
 	text := `WITH ended AS (
 		UPDATE ` + leaf(typ) + ` AS r SET ended = $1 WHERE r.ended IS NULL AND ` + condition + `
-		RETURNING r.type, r.id, r.patient, r.others, r.left_out, octet_length(r.body) + 1 AS bytes)`
-	if deleted {
-		text += `, buried AS (INSERT INTO tombstone (type, id, born, patient, others)
-			SELECT type, id, $1, patient, others FROM ended)`
+		RETURNING r.born, r.id, r.patient, r.others, r.left_out, octet_length(r.body) + 1 AS bytes)`
+	if buried != "" {
+		text += `, buried AS (INSERT INTO tombstone (type, id, born, patient, others, began)
+			SELECT '` + typ + "', ended.id, $1, ended.patient, ended.others, ended.born FROM " + buried + ")"
 	}
 	text += " SELECT coalesce(left_out, ''), count(*), coalesce(sum(bytes), 0)::bigint FROM ended GROUP BY left_out"
 	rows, _ := tx.Query(ctx, text, l.no) // rows returns the error

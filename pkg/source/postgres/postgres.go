@@ -39,6 +39,7 @@ type Source struct {
 // choose another path; parallel workers and JIT would take CPU from the export.
 var sessions = map[string]string{
 	"jit": "off", "max_parallel_workers_per_gather": "0", "enable_seqscan": "off", "enable_bitmapscan": "off",
+	"enable_memoize":                "off", // it would keep the rows of a load in memory
 	"default_transaction_read_only": "on",
 }
 
@@ -94,8 +95,17 @@ func (s *Source) Sizes(ctx context.Context) (source.Sizes, error) {
 		all.Types[typ] = size
 		return nil
 	})
+	if err != nil {
+		return all, pgdb.Wrap("read sizes", err)
+	}
 	all.Patients = all.Types["Patient"].Resources
-	return all, pgdb.Wrap("read sizes", err)
+	var since *time.Time // NULL when no record was deleted
+	err = s.pool.QueryRow(ctx, "SELECT max(b.sealed_at) FROM trim_horizon JOIN load_batch AS b ON b.no = deletions").
+		Scan(&since)
+	if since != nil {
+		all.DeletionsSince = since.UTC()
+	}
+	return all, pgdb.Wrap("read the oldest deletion", err)
 }
 
 // recentSizes returns sizes that may be some seconds old: they only decide which path is cheaper.

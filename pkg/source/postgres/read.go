@@ -26,14 +26,10 @@ func columns(typ string) string {
 }
 
 // visible is the condition for a version to be visible as of the instant $1. The newest load sealed by then is looked up
-// once per query; if there is none, no version is visible.
-const visible = "r.born" + bornAndNotEnded
+// once per query; if there is none, no version is visible. The sum keeps the planner from the indexes of born.
+const visible = "r.born + 0 <= (SELECT max(no) FROM load_batch WHERE sealed_at <= $1) AND " + notEnded
 
-const bornAndNotEnded = ` <= (SELECT max(no) FROM load_batch WHERE sealed_at <= $1)
-	AND (r.ended IS NULL OR r.ended > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1))`
-
-// visibleOfAll is visible for a query of a whole table. It uses no index: that of born would list all pages first.
-const visibleOfAll = "r.born + 0" + bornAndNotEnded
+const notEnded = "(r.ended IS NULL OR r.ended > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1))"
 
 // trimmed selects whether versions visible as of $1 may have been deleted. It runs after the rows were read, because trim
 // publishes its horizon before it deletes.
@@ -54,50 +50,62 @@ func (s *Source) ForPatients(ctx context.Context, q source.Query, yield func(sou
 		return err
 	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		scan, err := s.chooseScan(ctx, conn, q, types)
+		by, err := s.choose(ctx, conn, q, types)
 		if err != nil {
 			return err
 		}
-		return forPatients(ctx, conn, q, scan, yield)
+		return forPatients(ctx, conn, q, by, yield)
 	})
 }
 
 func forPatients(
-	ctx context.Context, conn *pgxpool.Conn, q source.Query, scan bool, yield func(source.Resource) error,
+	ctx context.Context, conn *pgxpool.Conn, q source.Query, by path, yield func(source.Resource) error,
 ) error {
 	asked := func(patient string) bool { _, found := slices.BinarySearch(q.Patients, patient); return found }
-	at := instant(q.AsOf)
-	by, args := "= ANY($2)", []any{at, q.Patients}
-	if scan {
-		by, args = "BETWEEN $2 AND $3", []any{at, q.Patients[0], q.Patients[len(q.Patients)-1]}
+	at, first, final := instant(q.AsOf), q.Patients[0], q.Patients[len(q.Patients)-1]
+	selected := "SELECT " + columns(q.Type)
+	args := []any{at, q.Patients}
+	changed, args := filter(q.Window, args)
+	of := " FROM " + leaf(q.Type) + " AS r WHERE r.patient "
+	one := query{text: selected + of + "= ANY($2) AND " + visible + changed, args: args}
+	several := "= ANY($2)"
+	switch by {
+	case byChange:
+		from, args := walk(q.Type, q.AsOf, q.Window, first, "<=", final)
+		one.text, one.args = selected+from+" AND "+notEnded, args
+	case byRange:
+		several = "BETWEEN ($2::text[])[1] AND ($2::text[])[cardinality($2::text[])]"
+		rest, args := filter(q.Window, []any{at, first, final})
+		one.text = selected + of + "BETWEEN $2 AND $3 AND " + visible + rest
+		one.args = args
 	}
-	one := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE r.patient " + by + " AND " + visible
-	// Resources of several patients, by each patient except the smallest, each once. Few types have any.
-	several := "SELECT " + columns(q.Type) +
-		" FROM (SELECT DISTINCT id FROM additional_subject WHERE type = '" + q.Type + "' AND patient " + by + ") AS a" +
-		" JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
-		" WHERE (SELECT true FROM additional_subject WHERE type = '" + q.Type + "' LIMIT 1) AND " + visible
 
+	row := newRow(conn, q.Type)
 	last, lastAsked := "", false // rows of one patient are adjacent
-	return read(ctx, conn, q.Type, at,
-		query{one, args, func(r *source.Resource) error {
-			if len(r.Subjects) == 0 {
-				return errHead
-			}
-			if patient := r.Subjects[0]; patient != last {
-				last, lastAsked = patient, asked(patient)
-			}
-			if !lastAsked {
-				return nil
-			}
-			return yield(*r)
-		}},
-		query{several, args, func(r *source.Resource) error {
-			if slices.IndexFunc(r.Subjects, asked) < 1 { // the first query has yielded it if its smallest subject was requested
-				return nil
-			}
-			return yield(*r)
-		}})
+	one.read, one.take = row.read, func() error {
+		r := &row.resource
+		if len(r.Subjects) == 0 {
+			return errHead
+		}
+		if patient := r.Subjects[0]; patient != last {
+			last, lastAsked = patient, asked(patient)
+		}
+		if !lastAsked {
+			return nil
+		}
+		return yield(*r)
+	}
+	// Resources of several patients, by each patient except the smallest, each once. Few types have any.
+	ofSeveral := selected + " FROM (SELECT DISTINCT id FROM additional_subject WHERE type = '" + q.Type +
+		"' AND patient " + several + ") AS a JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
+		" WHERE (SELECT true FROM additional_subject WHERE type = '" + q.Type + "' LIMIT 1) AND " + visible + changed
+	return read(ctx, conn, q.Type, at, one, query{ofSeveral, args, row.read, func() error {
+		// The first query has yielded it if its smallest subject was requested.
+		if slices.IndexFunc(row.resource.Subjects, asked) < 1 {
+			return nil
+		}
+		return yield(row.resource)
+	}})
 }
 
 // ByID implements source.Source.
@@ -111,9 +119,8 @@ func (s *Source) ByID(ctx context.Context, q source.ByIDQuery, yield func(source
 	at := instant(q.AsOf)
 	text := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE r.id = ANY($2) AND " + visible
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		return read(ctx, conn, q.Type, at, query{text, []any{at, q.IDs}, func(r *source.Resource) error {
-			return yield(*r)
-		}})
+		row := newRow(conn, q.Type)
+		return read(ctx, conn, q.Type, at, row.query(text, []any{at, q.IDs}, yield))
 	})
 }
 
@@ -139,10 +146,11 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 		AND ` + visible
 	var scanner fhir.Scanner
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		return read(ctx, conn, "Provenance", at, query{text, []any{at, types, ids}, func(r *source.Resource) error {
+		row := newRow(conn, "Provenance")
+		return read(ctx, conn, "Provenance", at, row.query(text, []any{at, types, ids}, func(r source.Resource) error {
 			facts, err := scanner.Scan(r.Body)
 			if err != nil { // it was loaded under other rules; the caller decides
-				return yield(*r) //nolint:nilerr // see above
+				return yield(r) //nolint:nilerr // see above
 			}
 			wanted, all := false, facts.Unresolved+facts.Foreign+facts.Invalid == 0
 			for _, target := range facts.Subjects {
@@ -152,8 +160,8 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 			if !wanted || !all {
 				return nil
 			}
-			return yield(*r)
-		}})
+			return yield(r)
+		}))
 	})
 }
 
@@ -161,12 +169,21 @@ func (s *Source) About(ctx context.Context, q source.AboutQuery, yield func(sour
 func (s *Source) Patients(ctx context.Context, asOf time.Time, yield func(id string) error) error {
 	at := instant(asOf)
 	text := "SELECT r.head, '' FROM " + leaf("Patient") + " AS r WHERE " + visible + " ORDER BY r.id"
+	return s.patients(ctx, at, text, []any{at}, yield)
+}
+
+// patients yields the ids that a query of heads returns.
+func (s *Source) patients(
+	ctx context.Context, at pgtype.Timestamptz, text string, args []any, yield func(id string) error,
+) error {
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		return read(ctx, conn, "Patient", at, query{text, []any{at}, func(r *source.Resource) error { return yield(r.ID) }})
+		row := newRow(conn, "Patient")
+		return read(ctx, conn, "Patient", at, row.query(text, args, func(r source.Resource) error { return yield(r.ID) }))
 	})
 }
 
-// Everything implements source.Source. It reads the table in its physical order, a range of patients by their index.
+// Everything implements source.Source. It reads the table in its physical order, a range of patients by their index, and a
+// window by that of changes.
 func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield func(source.Resource) error) error {
 	if !fhir.IsStored(q.Type) {
 		return errNoType(q.Type)
@@ -178,21 +195,21 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 		q.To = ""
 	}
 	at := instant(q.AsOf)
-	condition, args := visible, []any{at}
-	if q.From == "" && q.To == "" {
-		condition = visibleOfAll
-	}
-	text := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE " + condition
-	if q.From != "" {
-		args = append(args, q.From)
-		text += fmt.Sprintf(" AND r.patient >= $%d", len(args))
-	}
-	if q.To != "" {
-		args = append(args, q.To)
-		text += fmt.Sprintf(" AND r.patient < $%d", len(args))
+	text, args := " FROM "+leaf(q.Type)+" AS r WHERE "+visible, []any{at}
+	switch {
+	case q.Window != source.Window{}:
+		text, args = walk(q.Type, q.AsOf, q.Window, q.From, "<", q.To)
+		text += " AND " + notEnded
+	case q.From != "" && q.To != "":
+		text, args = text+" AND r.patient >= $2 AND r.patient < $3", append(args, q.From, q.To)
+	case q.From != "":
+		text, args = text+" AND r.patient >= $2", append(args, q.From)
+	case q.To != "":
+		text, args = text+" AND r.patient < $2", append(args, q.To)
 	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
-		return read(ctx, conn, q.Type, at, query{text, args, func(r *source.Resource) error { return yield(*r) }})
+		row := newRow(conn, q.Type)
+		return read(ctx, conn, q.Type, at, row.query("SELECT "+columns(q.Type)+text, args, yield))
 	})
 }
 
@@ -214,11 +231,12 @@ func (s *Source) onConnection(ctx context.Context, use func(*pgxpool.Conn) error
 	return use(conn)
 }
 
-// query is one query of columns and the function that takes its rows.
+// query is one query, the function that decodes a row of it, and the one that takes what was decoded.
 type query struct {
 	text string
 	args []any
-	take func(*source.Resource) error
+	read func(values [][]byte) error
+	take func() error
 }
 
 // read runs the queries in one batch, and fails when versions that they need were trimmed.
@@ -233,7 +251,6 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 	results := conn.SendBatch(ctx, &batch)
 	var refused error // of yield, returned unchanged
 	err := func() error {
-		row := row{types: conn.Conn().TypeMap(), resource: source.Resource{Type: typ}}
 		for _, q := range queries {
 			rows, err := results.Query()
 			if err != nil {
@@ -243,10 +260,10 @@ func read(ctx context.Context, conn *pgxpool.Conn, typ string, at pgtype.Timesta
 				if err := ctx.Err(); err != nil { // rows may be buffered
 					return err
 				}
-				if err := row.read(rows.RawValues()); err != nil {
+				if err := q.read(rows.RawValues()); err != nil {
 					return err
 				}
-				if refused = q.take(&row.resource); refused != nil {
+				if refused = q.take(); refused != nil {
 					return refused
 				}
 			}
@@ -280,6 +297,15 @@ type row struct {
 	subjects []string // of a Provenance
 }
 
+func newRow(conn *pgxpool.Conn, typ string) *row {
+	return &row{types: conn.Conn().TypeMap(), resource: source.Resource{Type: typ}}
+}
+
+// query returns a query of columns whose resources go to yield.
+func (w *row) query(text string, args []any, yield func(source.Resource) error) query {
+	return query{text, args, w.read, func() error { return yield(w.resource) }}
+}
+
 // read decodes a row of columns.
 func (w *row) read(values [][]byte) error {
 	r := &w.resource
@@ -290,14 +316,21 @@ func (w *row) read(values [][]byte) error {
 	if r.Type != "Provenance" {
 		return nil
 	}
-	w.subjects = w.subjects[:0]
-	if patient, others := values[2], values[3]; others != nil {
-		if err := w.types.Scan(pgtype.TextArrayOID, pgx.BinaryFormatCode, others, &w.subjects); err != nil {
-			return fmt.Errorf("read the subjects of a Provenance: %w", err)
+	var err error
+	w.subjects, err = readSubjects(w.types, w.subjects, values[2], values[3])
+	r.Subjects = w.subjects
+	return err
+}
+
+// readSubjects decodes the columns patient and others into the slice.
+func readSubjects(types *pgtype.Map, subjects []string, patient, others []byte) ([]string, error) {
+	subjects = subjects[:0]
+	if others != nil {
+		if err := types.Scan(pgtype.TextArrayOID, pgx.BinaryFormatCode, others, &subjects); err != nil {
+			return nil, fmt.Errorf("read the subjects of a resource: %w", err)
 		}
 	} else if len(patient) > 0 {
-		w.subjects = append(w.subjects, string(patient))
+		subjects = append(subjects, string(patient))
 	}
-	r.Subjects = w.subjects
-	return nil
+	return subjects, nil
 }

@@ -6,14 +6,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// trim deletes the versions that ended before the kept history. It publishes the horizon before it deletes: a read that
-// may have missed a row then finds the new horizon (trimmed).
+// trim deletes the versions that ended before the kept history, and older deletions. It publishes the horizon before it
+// deletes: a read that may have missed a row then finds the new horizon (trimmed).
 func (l *Load) trim(ctx context.Context) error {
-	var horizon int32
-	err := l.turn.QueryRow(ctx, `UPDATE trim_horizon SET load = greatest(load, (SELECT coalesce(max(no), 0) FROM load_batch
-		WHERE sealed_at < clock_timestamp() - make_interval(secs => $1))) RETURNING load`,
-		l.cfg.History.Seconds()).Scan(&horizon)
+	const newest = "(SELECT coalesce(max(no), 0) FROM load_batch WHERE sealed_at < clock_timestamp() - make_interval(secs => "
+	var horizon, deletions int32
+	err := l.turn.QueryRow(ctx, "UPDATE trim_horizon SET load = greatest(load, "+newest+`$1))),
+		deletions = greatest(deletions, `+newest+"$2))) RETURNING load, deletions",
+		l.cfg.History.Seconds(), max(l.cfg.History, l.cfg.Deletions).Seconds()).Scan(&horizon, &deletions)
 	if err != nil || horizon == 0 {
+		return err
+	}
+	if _, err := l.turn.Exec(ctx, "DELETE FROM tombstone WHERE born <= $1", deletions); err != nil {
 		return err
 	}
 	several, err := typesOfSeveral(ctx, l.turn)
@@ -24,7 +28,6 @@ func (l *Load) trim(ctx context.Context) error {
 		`WITH gone AS (DELETE FROM resource_provenance WHERE ended <= $1 RETURNING id, born)
 			DELETE FROM target AS t USING gone WHERE t.provenance = gone.id AND t.born = gone.born`,
 		"DELETE FROM resource WHERE ended <= $1",
-		"DELETE FROM tombstone WHERE born <= $1",
 	) {
 		if _, err := l.turn.Exec(ctx, text, horizon); err != nil {
 			return err

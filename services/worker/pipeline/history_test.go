@@ -22,6 +22,7 @@ import (
 type history struct {
 	versions []version
 	now      time.Time
+	known    time.Time // source.Sizes.DeletionsSince
 }
 
 type version struct {
@@ -109,7 +110,7 @@ func within(typ, from, to string) func([]string) bool {
 func (h *history) Snapshot(context.Context, time.Time) (time.Time, error) { return h.now, nil }
 
 func (h *history) Sizes(context.Context) (source.Sizes, error) {
-	sizes := source.Sizes{Types: map[string]source.TypeSize{}}
+	sizes := source.Sizes{Types: map[string]source.TypeSize{}, DeletionsSince: h.known}
 	for _, v := range h.versions {
 		size := sizes.Types[v.Type]
 		sizes.Types[v.Type] = source.TypeSize{Resources: size.Resources + 1, Bytes: size.Bytes + int64(len(v.Body))}
@@ -400,4 +401,35 @@ func TestAnOldResourceOfSomebodyWhoJoined(t *testing.T) {
 	h.now = h.now.Add(time.Minute)
 	request.After = before
 	fx.run(request).wantLines(t, patient(2), appointment("x", "pat-1", "pat-2"))
+}
+
+// TestUnknownDeletions: a window that begins before the oldest deletion that the source knows is reported, no other.
+func TestUnknownDeletions(t *testing.T) {
+	t.Parallel()
+	h := &history{now: instant.Truncate(time.Second)}
+	h.put(t, "Patient", "pat-1", patient(1))
+	fx := newFixture(t, h)
+	start := h.now
+	h.now = h.now.Add(2 * time.Second)
+	for name, test := range map[string]struct {
+		request export.Request
+		known   time.Time
+		told    bool
+	}{
+		"a full export":        {export.Request{}, start.Add(time.Second), false},
+		"all are known":        {export.Request{After: start}, time.Time{}, false},
+		"known since then":     {export.Request{After: start}, start, false},
+		"known later":          {export.Request{After: start}, start.Add(time.Second), true},
+		"known later, by date": {export.Request{Since: start}, start.Add(time.Second), true},
+	} {
+		h.known = test.known
+		test.request.Level, test.request.Types = export.PatientLevel, []string{"Patient"}
+		got := fx.run(test.request)
+		told := slices.ContainsFunc(got.issues, func(i fhir.Issue) bool {
+			return strings.Contains(i.Diagnostics, export.DeletionsUnknown.Text())
+		})
+		if told != test.told {
+			t.Errorf("%s: issues %v, want the unknown deletions told: %v", name, got.issues, test.told)
+		}
+	}
 }

@@ -31,6 +31,14 @@ func windowOf(job export.Job, unit export.Unit) source.Window {
 	return source.Window{After: request.After, Since: request.Since}
 }
 
+// sinceOf returns the instant at which the window of an incremental request begins.
+func sinceOf(request export.Request) time.Time {
+	if !request.After.IsZero() {
+		return request.After
+	}
+	return request.Since
+}
+
 // windowStage passes the lines whose lastUpdated is after `_since` and before `_until`, and those without one (P-07, P-12,
 // P-36).
 func windowStage(request export.Request, _ string) (stage, error) {
@@ -89,10 +97,7 @@ func (w *Worker) joined(
 		return joined, err
 	}
 	prefix := stored.Prefix + "joined/"
-	since := job.Request.After
-	if since.IsZero() {
-		since = job.Request.Since
-	}
+	since := sinceOf(job.Request)
 	found := spillset.NewBuilder(w.Objects, prefix)
 	add := func(patient string) error {
 		if in, err := cohort.Contains(ctx, patient); err != nil || !in {

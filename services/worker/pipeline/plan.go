@@ -75,6 +75,9 @@ func (w *Worker) planShortfall(
 		missing := export.LeftOut{Reason: export.MemberMissing, Count: chosen.cohort.Patients}
 		result.LeftOut = append(result.LeftOut, missing)
 	}
+	if job.Request.Incremental() && sinceOf(job.Request).Before(sizes.DeletionsSince) {
+		result.LeftOut = append(result.LeftOut, export.LeftOut{Reason: export.DeletionsUnknown})
+	}
 	if job.Request.AtLevel() == export.SystemLevel && !chosen.everybody {
 		for _, typ := range types {
 			if _, held := sizes.Types[typ]; held && fhir.MayNamePatients(typ) {

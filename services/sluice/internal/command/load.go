@@ -104,6 +104,8 @@ FHIR resources are passed by. An interrupted load changes nothing. Run it again.
 		"treat the files as complete: delete every resource of their types that they do not contain")
 	f.DurationVar(&flags.store.History, "history", 7*24*time.Hour,
 		"how long exports can read replaced and deleted versions")
+	f.DurationVar(&flags.store.Deletions, "deletions", 400*24*time.Hour,
+		"how long incremental exports know of a deletion, at least --history")
 	f.IntVar(&flags.store.Parallel, "parallel", runtime.GOMAXPROCS(0), "database sessions that merge concurrently")
 	f.BoolVar(&flags.dryRun, "dry-run", false,
 		"read the files and report, without the database: references to what is only in the store stay unresolved")
@@ -115,8 +117,8 @@ func (f *loadFlags) reading() (cfg loader.Config, err error) {
 	if f.store.Parallel < 1 {
 		return cfg, usage("--parallel must be at least 1")
 	}
-	if f.store.History < 0 {
-		return cfg, usage("--history must not be negative")
+	if f.store.History < 0 || f.store.Deletions < 0 {
+		return cfg, usage("--history and --deletions must not be negative")
 	}
 	otherwise := envconfig.Defaults[source.Limits]()
 	if cfg.MaxLine, err = limit(f.maxLine, "SLUICE_MAX_LINE", otherwise.MaxLine); err != nil {
