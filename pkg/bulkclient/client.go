@@ -17,6 +17,9 @@
 // downloaded bytes: Export with Options.Resume continues in the same folder with ranges that are conditional on the
 // file's ETag. Memory use does not depend on the size of a file.
 //
+// Export with Options.Last keeps a copy up to date: it exports what changed since the export in a folder, and merges both
+// into a new folder.
+//
 // The client sends its token only to the origin of the base URL, and writes only directly inside the folder, whatever
 // names the server chooses. It writes nothing to a terminal: an [Observer] receives its progress.
 package bulkclient
@@ -49,6 +52,8 @@ var (
 	ErrCancelled = errors.New("the export was cancelled")
 	// ErrFolder: the folder cannot be used for this export.
 	ErrFolder = errors.New("the output folder cannot be used")
+	// ErrLast: the request cannot continue the export in Options.Last.
+	ErrLast = errors.New("the last export cannot be continued")
 )
 
 // TokenSource provides bearer tokens. It is called from several goroutines at once.

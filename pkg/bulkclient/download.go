@@ -121,7 +121,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	if err != nil {
 		return StoredFile{}, err
 	}
-	raw, plain, check := sha256.New(), sha256.New(), newLines(file.Type, file.Count)
+	raw, plain, check := sha256.New(), sha256.New(), linesOf(file, file.Count)
 	body := bufio.NewReaderSize(io.TeeReader(in, raw), 128<<10)
 	zipped := isGzip(body)
 	if in.err != nil {
@@ -178,7 +178,7 @@ func (d *download) attempt(ctx context.Context, file File) (stored StoredFile, e
 	d.client.cfg.Observer.Advanced(file, check.count-resources, 0)
 	resources = check.count
 
-	stored.Type, stored.Resources, stored.Bytes = check.typ, resources, length
+	stored.Type, stored.Resources, stored.Bytes = check.typ, check.resources(), length
 	stored.Size, stored.SHA256 = in.pos, hex.EncodeToString(raw.Sum(nil))
 	if unzips {
 		stored.Size, stored.SHA256 = length, hex.EncodeToString(plain.Sum(nil))

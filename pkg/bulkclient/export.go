@@ -19,6 +19,9 @@ type Options struct {
 	Dir string // the folder; created when missing, and removed again when nothing was written to it
 	// StatusURL continues this job in an empty folder, instead of a kick-off.
 	StatusURL string
+	// Last is the folder of a finished export of the same request, which a new one continues: Dir becomes an up-to-date copy.
+	// See [Client.Export].
+	Last string
 	// Resume continues the unfinished export in the folder. If there is none, a new one starts.
 	Resume bool
 	// KeepGzip keeps the files compressed when the server sends them so.
@@ -28,13 +31,21 @@ type Options struct {
 	CancelOnInterrupt bool
 	// MaxBytes limits the size of all files, uncompressed and as received; 0: no limit. A download ends when it is exceeded.
 	MaxBytes int64
+
+	last string // see state.Last
 }
 
 // Export runs a whole export into a folder: kick-off, polling, download, manifest.json. The folder must be empty, unless
 // Options.Resume. After an error, a later call with Resume continues from the folder, without a new kick-off and
 // without downloading existing bytes again. A finished folder contains only the data files,
 // manifest.json, and the signed manifest if the server signs.
+//
+// With Options.Last only what changed since that export is exported, into the folder changesDir in the folder, and merged
+// with a copy of the last folder, which is not changed. An error is ErrLast if the request cannot continue the last folder.
 func (c *Client) Export(ctx context.Context, request Request, opts Options) (report Report, err error) {
+	if opts.Last != "" {
+		return c.update(ctx, request, opts)
+	}
 	begin := time.Now()
 	folder, err := createFolder(opts.Dir)
 	if err != nil {
@@ -46,13 +57,7 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 		}
 	}()
 
-	request = request.sorted()
-	if opts.StatusURL == "" {
-		request.Level = cmp.Or(request.Level, export.GroupLevel)
-	}
-	want := state{
-		Base: c.base.String(), Request: request, Listed: request.listed(), KeepGzip: opts.KeepGzip, StatusURL: opts.StatusURL,
-	}
+	want := c.wanted(request, opts)
 	done, err := folder.finished()
 	switch {
 	case err == nil && opts.Resume:
@@ -79,15 +84,33 @@ func (c *Client) Export(ctx context.Context, request Request, opts Options) (rep
 	return report, err
 }
 
+// wanted returns the state of an export that has not begun.
+func (c *Client) wanted(request Request, opts Options) state {
+	request = request.sorted()
+	if opts.StatusURL == "" {
+		request.Level = cmp.Or(request.Level, export.GroupLevel)
+	}
+	return state{
+		Base: c.base.String(), Request: request, Listed: request.listed(), KeepGzip: opts.KeepGzip, StatusURL: opts.StatusURL,
+		Last: opts.last,
+	}
+}
+
 // fits returns an error if the export in the folder differs from the requested one.
 func (s state) fits(want state) error {
 	if want.StatusURL != "" && s.StatusURL != want.StatusURL {
 		return fmt.Errorf("%w: it holds the export %s", ErrFolder, Job{StatusURL: s.StatusURL}.ID())
 	}
-	if s.Base == want.Base && s.sameAs(want.Request) && s.Listed == want.Listed && s.KeepGzip == want.KeepGzip {
+	if s.follows(want) && s.KeepGzip == want.KeepGzip && s.Last == want.Last {
 		return nil
 	}
-	return fmt.Errorf("%w: it holds another export: the base URL, level, group, parameters or compression differ", ErrFolder)
+	return fmt.Errorf("%w: it holds another export: the base URL, level, group, parameters, compression or last export differ",
+		ErrFolder)
+}
+
+// follows reports whether two states are of the same request.
+func (s state) follows(other state) bool {
+	return s.Base == other.Base && s.sameAs(other.Request) && s.Listed == other.Listed
 }
 
 // resumeOrKickOff returns the unfinished export of the folder, or kicks off a new one and records it.
@@ -124,6 +147,9 @@ func (c *Client) fetch(
 		return Report{}, fmt.Errorf("the export no longer exists; a new one needs an empty folder: %w", err)
 	}
 	if err != nil {
+		return Report{}, err
+	}
+	if err := c.pages(ctx, job, manifest); err != nil {
 		return Report{}, err
 	}
 	recorded, err := folder.recorded()

@@ -192,7 +192,7 @@ func TestNotAManifest(t *testing.T) {
 		"credentials":       {without(`"output":[]`, `"output":[{"url":"https://u:p@a.org/x"}]`), ErrMismatch},
 		"scheme":            {without(`"output":[]`, `"output":[{"url":"file:///etc/passwd"}]`), ErrMismatch},
 		"link":              {without(`"error":[]`, `"error":[],"link":{"relation":"next"}`), ErrMismatch},
-		"page of many":      {without(`"error":[]`, `"error":[],"link":[{"relation":"next","url":"x"}]`), ErrMismatch},
+		"page of many":      {without(`"error":[]`, `"error":[],"link":[{"relation":"next","url":"1"}]`), ErrMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newFakeServer(t)

@@ -47,11 +47,13 @@ type journalEntry struct {
 type state struct {
 	Base string `json:"base"`
 	Request
-	Listed    patientList `json:"patients,omitzero"`
-	KeepGzip  bool        `json:"keep_gzip"`
-	StatusURL string      `json:"status_url"`
-	IG        bool        `json:"ig"`
-	Accepted  time.Time   `json:"accepted"`
+	Listed patientList `json:"patients,omitzero"`
+	// Last is the SHA-256 of the manifest.json of the folder that the export continues, in hex; "": none (Options.Last).
+	Last      string    `json:"last,omitempty"`
+	KeepGzip  bool      `json:"keep_gzip"`
+	StatusURL string    `json:"status_url"`
+	IG        bool      `json:"ig"`
+	Accepted  time.Time `json:"accepted"`
 }
 
 func (s state) job() Job { return Job{StatusURL: s.StatusURL, IG: s.IG} }
@@ -67,7 +69,8 @@ type run struct {
 	Export   state    `json:"export"`
 	Seconds  float64  `json:"seconds"` // duration of the run that finished the export
 	Warnings []string `json:"warnings,omitempty"`
-	Signed   bool     `json:"signed,omitempty"` // the folder has the signed manifest
+	Signed   bool     `json:"signed,omitempty"`  // the folder has the signed manifest
+	Changes  *Changes `json:"changes,omitempty"` // of a copy that was brought up to date; nil: the folder is as exported
 }
 
 // results returns the stored files of the manifest.
@@ -189,6 +192,9 @@ func (f *folder) finished() (manifest finished, err error) {
 		return finished{}, fmt.Errorf("read %s: %w", manifestFile, err)
 	}
 	read, err := readManifest(bytes.NewReader(text), &url.URL{})
+	if err == nil && read.Next != "" {
+		err = malformed("it is a page of a manifest in pages")
+	}
 	if err == nil {
 		err = json.Unmarshal(text, &manifest.run)
 	}
@@ -273,8 +279,8 @@ func (f *folder) removeExport() error {
 	var names []string
 	for _, entry := range entries {
 		name := strings.TrimSuffix(entry.Name(), newSuffix)
-		ours := slices.Contains([]string{manifestFile, stateFile, journalFile, signedFile, signatureFile, jwksFile}, name) ||
-			isData(strings.TrimSuffix(strings.TrimSuffix(name, metaSuffix), partSuffix))
+		ours := slices.Contains([]string{manifestFile, stateFile, journalFile, jwksFile}, name) ||
+			signedName.MatchString(name) || isData(strings.TrimSuffix(strings.TrimSuffix(name, metaSuffix), partSuffix))
 		if entry.Type().IsRegular() && ours {
 			names = append(names, entry.Name())
 		}

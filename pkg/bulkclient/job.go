@@ -178,8 +178,30 @@ func (c *Client) Await(ctx context.Context, job Job) (*Manifest, error) {
 	}
 }
 
-// Poll polls once. The manifest is nil while the job is not complete. polls counts the polls: without a Retry-After
-// their interval grows.
+// pages awaits the other pages of a manifest and joins them to it. A page may be ready later than the one before (P-39).
+func (c *Client) pages(ctx context.Context, job Job, manifest *Manifest) error {
+	signed, seen := len(manifest.pages) > 0, map[string]bool{job.StatusURL: true}
+	for manifest.Next != "" {
+		if seen[manifest.Next] {
+			return malformed("its pages are a circle")
+		}
+		seen[manifest.Next] = true
+		next, err := c.Await(ctx, Job{StatusURL: manifest.Next, IG: job.IG})
+		if err != nil {
+			return fmt.Errorf("the next page of the manifest: %w", err)
+		}
+		if signed != (len(next.pages) > 0) {
+			return malformed("only some of its pages are signed")
+		}
+		if err := manifest.join(next); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Poll polls once. The manifest is nil while the job is not complete; it is the first page if it has a Next. polls counts
+// the polls: without a Retry-After their interval grows.
 func (c *Client) Poll(ctx context.Context, job Job, polls int) (*Manifest, Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortCall)
 	defer cancel()
@@ -217,7 +239,9 @@ func (c *Client) Poll(ctx context.Context, job Job, polls int) (*Manifest, Statu
 	for _, item := range manifest.items() {
 		item.Local = nil // set by this client, never by the server
 	}
-	manifest.signature, manifest.raw = signature, raw.Bytes()
+	if signature != "" {
+		manifest.pages = []page{{raw.Bytes(), signature}}
+	}
 	return manifest, Status{}, nil
 }
 

@@ -9,7 +9,6 @@ import (
 	"math"
 	"net/url"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,23 +24,33 @@ type Manifest struct {
 	Output              []Item `json:"output"`
 	Deleted             []Item `json:"deleted"`
 	Error               []Item `json:"error"`
+	// OrganizedBy is the type of the resources to which the blocks of the output belong (P-37); "": a file has one type.
+	OrganizedBy string `json:"outputOrganizedBy,omitempty"`
+	// Next is the URL of the next page of the manifest (P-39); "": there is none.
+	Next string `json:"-"`
 
 	// Missing names the required members that the server did not send or sent empty. An absent requiresAccessToken
 	// counts as true for files on the origin of the base URL, and as false for others, which never get the token.
 	Missing []string `json:"-"`
 
-	numbers   []export.Numbers // of its extension; nil: none
-	raw       []byte           // as it came, if it has a signature
-	signature string           // a detached JWS over raw; "": none
+	numbers []export.Numbers // of its extension; nil: none
+	pages   []page           // as they came, if they have signatures
+}
+
+// page is a signed manifest, or a page of one.
+type page struct {
+	manifest  []byte
+	signature string // a detached JWS over manifest
 }
 
 // Item is one file of a manifest.
 type Item struct {
-	Type      string          `json:"type"`                // "": not given; all lines are of one type
-	URL       string          `json:"url"`                 // absolute once the manifest is read
-	Count     *int64          `json:"count,omitempty"`     // lines; nil when unknown
-	Extension json.RawMessage `json:"extension,omitempty"` // of any form
-	Local     *StoredFile     `json:"local,omitempty"`     // only in the manifest.json of a folder: the downloaded file
+	Type      string          `json:"type"`                      // "": not given: any one type, or see OrganizedBy
+	URL       string          `json:"url"`                       // absolute once the manifest is read
+	Count     *int64          `json:"count,omitempty"`           // lines; nil when unknown
+	Continues string          `json:"continuesInFile,omitempty"` // URL of the file with the rest of the last block
+	Extension json.RawMessage `json:"extension,omitempty"`       // of any form
+	Local     *StoredFile     `json:"local,omitempty"`           // only in the manifest.json of a folder: the downloaded file
 }
 
 // items returns the items of all lists: output, deleted, error.
@@ -172,7 +181,7 @@ func (r *manifestReader) read() (*Manifest, error) {
 		switch name {
 		case "output", "deleted", "error":
 			*lists[name], err = r.list(name)
-		case "transactionTime", "request", "requiresAccessToken", "resourceType", "link", "extension":
+		case "transactionTime", "request", "requiresAccessToken", "resourceType", "link", "extension", "outputOrganizedBy":
 			err = r.decode(&value)
 		default:
 			if err := r.skip(); err != nil {
@@ -245,15 +254,31 @@ func (r *manifestReader) item(list string) (Item, error) {
 	if item.Type != "" && !safeType.MatchString(item.Type) {
 		return Item{}, fmt.Errorf("%w: the type %q is not the name of a resource type", ErrMismatch, printable(item.Type))
 	}
-	location, err := r.from.Parse(item.URL)
-	if err != nil || item.URL == "" {
-		return Item{}, fmt.Errorf("%w: it has no URL", ErrMismatch)
-	}
-	if err := allowed(location, r.from); err != nil {
+	if item.URL, err = r.absolute(item.URL); err != nil {
 		return Item{}, fmt.Errorf("the URL of a file of type %q: %w", item.Type, err)
 	}
-	item.URL = location.String()
+	if item.Continues != "" {
+		if item.Continues, err = r.absolute(item.Continues); err != nil {
+			return Item{}, fmt.Errorf("continuesInFile of a file: %w", err)
+		}
+	}
 	return item, nil
+}
+
+// absolute resolves a URL of the manifest. A manifest.json, which comes from no URL, may have names of files instead: see
+// merge.
+func (r *manifestReader) absolute(text string) (string, error) {
+	location, err := r.from.Parse(text)
+	if err != nil || text == "" {
+		return "", fmt.Errorf("%w: it is no URL", ErrMismatch)
+	}
+	if *r.from == (url.URL{}) && isData(text) && !strings.ContainsAny(text, `:/\`) {
+		return text, nil
+	}
+	if err := allowed(location, r.from); err != nil {
+		return "", err
+	}
+	return location.String(), nil
 }
 
 // number reads a JSON number of whole units, also in quotes, as some servers send it. It returns -1 for nothing, null and
@@ -275,18 +300,29 @@ func (r *manifestReader) fill(manifest *Manifest) error {
 	if kind, ok := r.members["resourceType"]; ok {
 		return malformed("it is a FHIR resource of type %s", printable(string(kind)))
 	}
-	type link struct{ Relation string }
-	var links []link
+	var links []struct{ Relation, URL string }
 	if raw := r.members["link"]; raw != nil && json.Unmarshal(raw, &links) != nil {
 		return malformed("link is not a list")
 	}
-	if slices.ContainsFunc(links, func(l link) bool { return l.Relation == "next" }) {
-		return malformed("it is a page of a manifest in pages (it has a link next), which this client does not support")
+	for _, link := range links {
+		if link.Relation != "next" {
+			continue
+		}
+		next, err := r.absolute(link.URL)
+		if err != nil || manifest.Next != "" {
+			return malformed("its link next is not an http URL, or there are two")
+		}
+		manifest.Next = next
 	}
-	for name, to := range map[string]*string{"transactionTime": &manifest.TransactionTime, "request": &manifest.Request} {
+	for name, to := range map[string]*string{
+		"transactionTime": &manifest.TransactionTime, "request": &manifest.Request, "outputOrganizedBy": &manifest.OrganizedBy,
+	} {
 		if raw := r.members[name]; raw != nil && json.Unmarshal(raw, to) != nil {
 			return malformed("%s is not a string", name)
 		}
+	}
+	if manifest.OrganizedBy != "" && !safeType.MatchString(manifest.OrganizedBy) {
+		return malformed("outputOrganizedBy is not the name of a resource type")
 	}
 	switch raw := strings.Trim(string(r.members["requiresAccessToken"]), `"`); strings.ToLower(raw) {
 	case "true":
@@ -355,9 +391,10 @@ const (
 // File is one file of an export, and its name in the folder.
 type File struct {
 	List   List
-	Type   string  // resource type of every line; "": any one type
+	Type   string  // resource type of every line; "": any one type, unless Mixed
+	Mixed  bool    // its lines are of several types, in blocks (P-37)
 	URL    string  // absolute
-	Count  int64   // lines, -1 when unknown
+	Count  int64   // lines, -1 when unknown; of a mixed file with or without the headers of the blocks
 	Digest *Digest // nil when unknown
 	Name   string  // of the finished file without .gz, as Patient.2.ndjson: safe, and unique in the folder
 }
@@ -372,11 +409,10 @@ const untyped = "Resource"
 // the order of the manifest.
 func files(manifest *Manifest, known map[string]string) ([]File, error) {
 	var found []File
-	taken, listed := make(map[string]bool), make(map[string]bool)
+	named, listed := newFileNames(), make(map[string]bool)
 	for _, name := range known {
-		taken[strings.ToLower(name)] = true // names that differ only in case are one file on some disks
+		named.take(name)
 	}
-	next := make(map[string]int) // by type
 	for _, list := range []struct {
 		name  List
 		items []Item
@@ -392,19 +428,65 @@ func files(manifest *Manifest, known map[string]string) ([]File, error) {
 			if item.Count != nil {
 				file.Count = *item.Count
 			}
-			for typ := cmp.Or(item.Type, untyped); file.Name == ""; {
-				next[typ]++
-				name := typ + ".ndjson"
-				if next[typ] > 1 {
-					name = fmt.Sprintf("%s.%d.ndjson", typ, next[typ])
-				}
-				if !taken[strings.ToLower(name)] {
-					file.Name = name
-				}
+			stem := cmp.Or(item.Type, untyped)
+			if list.name == ListOutput && item.Type == "" && manifest.OrganizedBy != "" {
+				file.Mixed, stem = true, "By"+manifest.OrganizedBy
 			}
-			taken[strings.ToLower(file.Name)] = true
+			if file.Name == "" {
+				file.Name = named.next(stem)
+			}
 			found = append(found, file)
 		}
 	}
+	for i, item := range manifest.Output {
+		if item.Continues != "" && !listed[item.Continues] {
+			return nil, fmt.Errorf("%w: output[%d] of the manifest: it continues in a file that is not listed", ErrMismatch, i)
+		}
+	}
 	return found, nil
+}
+
+// fileNames gives out names of files. Names that differ only in case are one file on some disks.
+type fileNames struct {
+	taken map[string]bool
+	last  map[string]int // by stem
+}
+
+func newFileNames() *fileNames { return &fileNames{make(map[string]bool), make(map[string]int)} }
+
+func (n *fileNames) take(name string) { n.taken[strings.ToLower(name)] = true }
+
+// next returns the next free name: Patient.ndjson, Patient.2.ndjson.
+func (n *fileNames) next(stem string) string {
+	for {
+		n.last[stem]++
+		name := stem + ".ndjson"
+		if n.last[stem] > 1 {
+			name = fmt.Sprintf("%s.%d.ndjson", stem, n.last[stem])
+		}
+		if !n.taken[strings.ToLower(name)] {
+			n.take(name)
+			return name
+		}
+	}
+}
+
+// join adds the next page to the manifest. The pages of an export differ in their lists only; the numbers may be known on
+// the last page only.
+func (m *Manifest) join(next *Manifest) error {
+	if m.TransactionTime != next.TransactionTime || m.RequiresAccessToken != next.RequiresAccessToken ||
+		m.OrganizedBy != next.OrganizedBy {
+		return malformed("its pages are of different exports")
+	}
+	m.Output = append(m.Output, next.Output...)
+	m.Deleted = append(m.Deleted, next.Deleted...)
+	m.Error = append(m.Error, next.Error...)
+	if len(m.Output)+len(m.Deleted)+len(m.Error) > maxFiles {
+		return malformed("it lists more than %d files", maxFiles)
+	}
+	if next.numbers != nil {
+		m.numbers = next.numbers
+	}
+	m.Next, m.pages = next.Next, append(m.pages, next.pages...)
+	return nil
 }

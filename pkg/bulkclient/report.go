@@ -28,17 +28,19 @@ type Report struct {
 	StatusURL       string   `json:"statusUrl"` // of the job; DELETE removes it
 	Folder          string   `json:"folder"`
 	TransactionTime string   `json:"transactionTime"`
-	Request         Request  `json:"request"`            // empty when the export was continued by its status URL
-	Patients        int      `json:"patients,omitempty"` // in the request
-	Types           []Total  `json:"types"`              // of output, by name
-	Total           Total    `json:"total"`              // of output; its seconds are those of the whole run
-	Deleted         Total    `json:"deleted"`            // files of deletions
-	Errors          Total    `json:"errors"`             // files of OperationOutcomes
-	Incomplete      int64    `json:"incomplete"`         // issues of the error files about data that could not be exported
-	Withheld        int64    `json:"withheld"`           // issues of severity information: data that was left out by design
-	Problems        []string `json:"problems"`           // the first of Incomplete
-	Notes           []string `json:"notes"`              // the first of Withheld
-	Warnings        []string `json:"warnings"`           // about the manifest
+	Request         Request  `json:"request"`                     // empty when the export was continued by its status URL
+	Patients        int      `json:"patients,omitempty"`          // in the request
+	Types           []Total  `json:"types"`                       // of output, by name; files of several types have ""
+	Total           Total    `json:"total"`                       // of output; its seconds are those of the whole run
+	OrganizedBy     string   `json:"outputOrganizedBy,omitempty"` // see Manifest
+	Changes         *Changes `json:"changes,omitempty"`           // with Options.Last; Total is then of the whole copy
+	Deleted         Total    `json:"deleted"`                     // files of deletions
+	Errors          Total    `json:"errors"`                      // files of OperationOutcomes
+	Incomplete      int64    `json:"incomplete"`                  // issues of the error files: data that could not be exported
+	Withheld        int64    `json:"withheld"`                    // issues of severity information: left out by design
+	Problems        []string `json:"problems"`                    // the first of Incomplete
+	Notes           []string `json:"notes"`                       // the first of Withheld
+	Warnings        []string `json:"warnings"`                    // about the manifest
 
 	SignedBy  string   `json:"signedBy,omitempty"`  // only by Verify: kid of the key that signed the manifest; "": not signed
 	Unchecked []string `json:"unchecked,omitempty"` // only by Verify: what could not be checked
@@ -78,6 +80,7 @@ func newReport(folder *folder, done finished, results []result) (Report, error) 
 func (r *Report) describe(folder *folder, done finished) {
 	r.Job, r.StatusURL, r.Folder = done.Export.job().ID(), done.Export.StatusURL, folder.root.Name()
 	r.Request, r.Patients = done.Export.Request, done.Export.Listed.Count
+	r.OrganizedBy, r.Changes = done.OrganizedBy, done.Changes
 	r.TransactionTime, r.Warnings = done.TransactionTime, append(r.Warnings, done.Warnings...)
 }
 
@@ -199,9 +202,13 @@ func Verify(ctx context.Context, dir string, jwks []byte) (report Report, err er
 	var signedBy string
 	var unchecked []string
 	unsigned := !done.Signed && jwks == nil
-	if unsigned {
+	switch {
+	case unsigned && done.Changes != nil:
+		unchecked = []string{"where the files are from: this client merged them from exports; the last changes are in the " +
+			"folder " + changesDir + ", which can be verified by itself"}
+	case unsigned:
 		unchecked = []string{"where the files are from: the server did not sign its manifest"}
-	} else {
+	default:
 		proof, err := folder.signed(jwks)
 		if err == nil {
 			signedBy, unchecked, err = proof.check(done, results)
@@ -213,7 +220,7 @@ func Verify(ctx context.Context, dir string, jwks []byte) (report Report, err er
 	listed := make(map[string]bool)
 	for _, r := range results {
 		listed[r.stored.File] = true
-		proven, err := verify(ctx, folder, r)
+		proven, err := verify(ctx, folder, r, linesOf(r.file, r.stored.Resources))
 		if err != nil {
 			if ctx.Err() != nil {
 				return Report{}, ctx.Err()
@@ -245,8 +252,9 @@ func Verify(ctx context.Context, dir string, jwks []byte) (report Report, err er
 	return report, wrong
 }
 
-// verify checks one file. It reports whether the file has the digest of the manifest; a text is compressed for that.
-func verify(ctx context.Context, folder *folder, r result) (proven bool, err error) {
+// verify checks one file with a check of its lines. It reports whether the file has the digest of the manifest; a text is
+// compressed for that.
+func verify(ctx context.Context, folder *folder, r result, check *lines) (proven bool, err error) {
 	file, err := folder.root.Open(r.stored.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("%w: it is missing", ErrMismatch)
@@ -256,7 +264,7 @@ func verify(ctx context.Context, folder *folder, r result) (proven bool, err err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	zipped := strings.HasSuffix(r.stored.File, ".gz")
-	sum, check, length := sha256.New(), newLines(r.file.Type, r.stored.Resources), int64(0)
+	sum, length := sha256.New(), int64(0)
 	zip, zipSum := io.Discard, sum
 	var compress gzipblocks.Writer
 	proven = r.file.Digest != nil && (zipped || r.file.Digest.Encoder == gzipblocks.Encoder)
@@ -281,8 +289,8 @@ func verify(ctx context.Context, folder *folder, r result) (proven bool, err err
 	if err != nil {
 		return false, err
 	}
-	if r.file.Count >= 0 && r.file.Count != check.count {
-		return false, fmt.Errorf("%w: it has %d resources, not %d", ErrMismatch, check.count, r.file.Count)
+	if r.file.Count >= 0 && !check.is(r.file.Count) {
+		return false, fmt.Errorf("%w: it has %d resources, not %d", ErrMismatch, check.resources(), r.file.Count)
 	}
 	if length != r.stored.Bytes || hex.EncodeToString(sum.Sum(nil)) != r.stored.SHA256 {
 		return false, fmt.Errorf("%w: its content has changed since the download", ErrMismatch)

@@ -20,10 +20,15 @@ type Request struct {
 	Group string       `json:"group,omitempty"` // the Group's id, at the group level
 	Types []string     `json:"types,omitempty"` // resource types; none: every type that the token allows
 	Since string       `json:"since,omitempty"` // an instant: only what changed later
+	Until string       `json:"until,omitempty"` // an instant: only what changed earlier
 	// Elements are root elements such as id and Patient.name; none: resources are whole.
 	Elements []string `json:"elements,omitempty"`
 	// TypeFilters are queries such as Observation?status=final, not percent-encoded; several of a type are alternatives.
 	TypeFilters []string `json:"typeFilters,omitempty"`
+	// Associated is the value of includeAssociatedData; "": every Provenance of the exported patients (P-30).
+	Associated export.Associated `json:"includeAssociatedData,omitempty"`
+	// OrganizeBy is organizeOutputBy: files have blocks of lines, one for each resource of this type; "": by type.
+	OrganizeBy string `json:"organizeOutputBy,omitempty"`
 	// Lenient lets the server ignore what it does not support; it reports that in its error files.
 	Lenient bool `json:"lenient,omitempty"`
 	// Patients are the ids that the export is limited to; none: it is not limited. They are sent by POST (P-22, P-25).
@@ -58,7 +63,8 @@ func (r Request) listed() patientList {
 // version has no level.
 func (r Request) sameAs(other Request) bool {
 	return cmp.Or(r.Level, export.GroupLevel) == cmp.Or(other.Level, export.GroupLevel) && r.Group == other.Group &&
-		r.Since == other.Since && r.Lenient == other.Lenient && slices.Equal(r.Types, other.Types) &&
+		r.Since == other.Since && r.Until == other.Until && r.Associated == other.Associated &&
+		r.OrganizeBy == other.OrganizeBy && r.Lenient == other.Lenient && slices.Equal(r.Types, other.Types) &&
 		slices.Equal(r.Elements, other.Elements) && slices.Equal(r.TypeFilters, other.TypeFilters)
 }
 
@@ -82,11 +88,20 @@ func (r Request) parameters() []parameter {
 	if r.Since != "" {
 		all = append(all, parameter{Name: "_since", Instant: r.Since})
 	}
+	if r.Until != "" {
+		all = append(all, parameter{Name: "_until", Instant: r.Until})
+	}
 	if len(r.Elements) > 0 {
 		all = append(all, parameter{Name: "_elements", String: strings.Join(r.Elements, ",")})
 	}
 	for _, filter := range r.TypeFilters { // a comma may be part of a query (P-32)
 		all = append(all, parameter{Name: "_typeFilter", String: filter})
+	}
+	if r.Associated != "" {
+		all = append(all, parameter{Name: "includeAssociatedData", String: string(r.Associated)})
+	}
+	if r.OrganizeBy != "" {
+		all = append(all, parameter{Name: "organizeOutputBy", String: r.OrganizeBy})
 	}
 	for _, id := range r.Patients {
 		all = append(all, parameter{Name: "patient", Reference: &reference{"Patient/" + id}})

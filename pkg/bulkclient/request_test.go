@@ -18,7 +18,8 @@ func TestKickOffRequest(t *testing.T) {
 	filters := []string{"Observation?code=http://loinc.org|1-2,3-4&status=final", "Patient?gender=male"}
 	all := Request{
 		Level: export.PatientLevel, Types: []string{"Patient", "Observation"}, Since: "2026-01-02T03:04:05+01:00",
-		Elements: []string{"id", "Patient.name"}, TypeFilters: filters, Lenient: true,
+		Elements: []string{"id", "Patient.name"}, TypeFilters: filters, Lenient: true, Until: "2026-02-02T03:04:05Z",
+		Associated: export.RelevantProvenance, OrganizeBy: "Patient",
 	}
 	post := all
 	post.Post = true
@@ -35,13 +36,17 @@ func TestKickOffRequest(t *testing.T) {
 		"every parameter": {request: all, ig: true, path: "/fhir/Patient/$export", prefer: "respond-async, handling=lenient",
 			query: url.Values{
 				"_type": {"Patient,Observation"}, "_since": {"2026-01-02T03:04:05+01:00"}, "_elements": {"id,Patient.name"},
-				"_typeFilter": filters,
+				"_typeFilter": filters, "_until": {"2026-02-02T03:04:05Z"}, "organizeOutputBy": {"Patient"},
+				"includeAssociatedData": {"RelevantProvenanceResources"},
 			}},
 		"every parameter by POST": {request: post, path: "/fhir/Patient/$export", prefer: "handling=lenient",
 			body: `{"resourceType":"Parameters","parameter":[{"name":"_type","valueString":"Patient,Observation"},` +
-				`{"name":"_since","valueInstant":"2026-01-02T03:04:05+01:00"},{"name":"_elements","valueString":"id,Patient.name"},` +
+				`{"name":"_since","valueInstant":"2026-01-02T03:04:05+01:00"},` +
+				`{"name":"_until","valueInstant":"2026-02-02T03:04:05Z"},{"name":"_elements","valueString":"id,Patient.name"},` +
 				`{"name":"_typeFilter","valueString":"Observation?code=http://loinc.org|1-2,3-4\u0026status=final"},` +
-				`{"name":"_typeFilter","valueString":"Patient?gender=male"}]}`},
+				`{"name":"_typeFilter","valueString":"Patient?gender=male"},` +
+				`{"name":"includeAssociatedData","valueString":"RelevantProvenanceResources"},` +
+				`{"name":"organizeOutputBy","valueString":"Patient"}]}`},
 		"patients": {request: Request{Group: "g", Patients: []string{"a", "b"}}, path: "/fhir/Group/g/$export",
 			body: `{"resourceType":"Parameters","parameter":[{"name":"patient","valueReference":{"reference":"Patient/a"}},` +
 				`{"name":"patient","valueReference":{"reference":"Patient/b"}}]}`},
@@ -124,7 +129,7 @@ func TestFolderOfAnotherRequest(t *testing.T) {
 		return Request{
 			Group: "g", Types: []string{"Patient", "Device"}, Since: "2026-01-02T03:04:05Z", Elements: []string{"name", "id"},
 			TypeFilters: []string{"Patient?gender=male", "Device?status=active"}, Patients: []string{"secret-2", "secret-1"},
-			Lenient: true,
+			Lenient: true, Until: "2026-01-03T03:04:05Z", Associated: export.LatestProvenance, OrganizeBy: "Patient",
 		}
 	}
 	var refused *ServerError
@@ -137,6 +142,9 @@ func TestFolderOfAnotherRequest(t *testing.T) {
 		"group":         func(r *Request) { r.Group = "h" },
 		"types":         func(r *Request) { r.Types = r.Types[:1] },
 		"since":         func(r *Request) { r.Since = "" },
+		"until":         func(r *Request) { r.Until = "" },
+		"provenance":    func(r *Request) { r.Associated = export.RelevantProvenance },
+		"order":         func(r *Request) { r.OrganizeBy = "" },
 		"elements":      func(r *Request) { r.Elements = append(r.Elements, "gender") },
 		"filters":       func(r *Request) { r.TypeFilters = nil },
 		"patients":      func(r *Request) { r.Patients[0] = "secret-3" },

@@ -163,10 +163,31 @@ func TestOtherServers(t *testing.T) {
 		}, tokens: -1},
 		"200 with a result": {answers: routes{kick: {ok(`{"resourceType":"Bundle"}`)}},
 			failure: "it does not export asynchronously"},
-		"a page of a manifest": {answers: routes{
+		"a manifest in pages, of which one is late": {answers: routes{
+			kick: {accepted("SELF/jobs/1")},
+			"/jobs/1": {manifest(`"requiresAccessToken":true,"output":[{"type":"Patient","url":"SELF/1"}],"error":[],` +
+				`"link":[{"relation":"self","url":"SELF/jobs/1"},{"relation":"next","url":"2"}]`)},
+			"/jobs/2": {pending(map[string]string{"Retry-After": "1500"}),
+				manifest(`"requiresAccessToken":true,"output":[],"error":[],"link":[{"relation":"next","url":"SELF/jobs/3"}]`)},
+			"/jobs/3": {manifest(`"requiresAccessToken":true,"output":[{"type":"Patient","url":"SELF/3"}],"error":[],"link":[]`)},
+			"/1":      {ok(`{"resourceType":"Patient","id":"1"}`)},
+			"/3":      {ok(`{"resourceType":"Patient","id":"2"}`)},
+		}, waits: []time.Duration{1500 * time.Millisecond}, tokens: -1},
+		"a page of another export": {answers: routes{
 			kick:      {accepted("SELF/jobs/1")},
 			"/jobs/1": {manifest(`"requiresAccessToken":true,"output":[],"error":[],"link":[{"relation":"next","url":"SELF/2"}]`)},
-		}, failure: "a manifest in pages"},
+			"/2":      {manifest(`"requiresAccessToken":false,"output":[],"error":[]`)},
+		}, failure: "of different exports"},
+		"a page on another origin": {answers: routes{
+			kick:      {accepted("SELF/jobs/1")},
+			"/jobs/1": {manifest(`"requiresAccessToken":true,"output":[],"error":[],"link":[{"relation":"next","url":"OTHER/2"}]`)},
+			"/2":      {manifest(`"requiresAccessToken":true,"output":[],"error":[]`)},
+		}, failure: "is not on the origin of the base URL"},
+		"pages in a circle": {answers: routes{
+			kick:      {accepted("SELF/jobs/1")},
+			"/jobs/1": {manifest(`"requiresAccessToken":true,"output":[],"error":[],"link":[{"relation":"next","url":"SELF/2"}]`)},
+			"/2":      {manifest(`"requiresAccessToken":true,"output":[],"error":[],"link":[{"relation":"next","url":"SELF/2"}]`)},
+		}, failure: "a circle"},
 		"an error as a page": {answers: routes{
 			kick: {{403, nil, "<!doctype html><html><head><title>Access\n denied</title></head></html>"}},
 		}, failure: "the server answered 403 Forbidden: Access denied"},

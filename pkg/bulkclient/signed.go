@@ -12,18 +12,24 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"path"
+	"regexp"
 	"strings"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/token"
 )
 
-// The files of a finished folder whose server signs its manifests (docs/api.md).
+// The files of a finished folder whose server signs its manifests (docs/api.md). Those of further pages are numbered: see
+// numbered.
 const (
 	signedFile    = "manifest.signed.json" // the manifest, byte by byte as it came
 	signatureFile = "manifest.jws"         // its detached JWS
 	jwksFile      = "jwks.json"            // the key set of the server at the time of the export
 )
+
+// signedName matches the names of signed manifests and their signatures.
+var signedName = regexp.MustCompile(`^manifest(\.signed(\.\d+)?\.json|(\.\d+)?\.jws)$`)
 
 // signatureHeader has the signature of a manifest.
 const signatureHeader = "X-JWS-Signature"
@@ -67,25 +73,62 @@ func isSigned(signature string) bool {
 	return err == nil && json.Unmarshal(text, &header) == nil && header.Typ == token.ManifestType
 }
 
-// signed is a manifest with its signature and the key set, each as it came.
-type signed struct{ manifest, signature, jwks []byte }
+// signed is a manifest with its signatures and the key set, each as it came.
+type signed struct {
+	pages []page // at least one
+	jwks  []byte
+}
 
-// verify returns the kid of the key that signed. Errors are ErrMismatch.
-func (s signed) verify() (kid string, err error) {
-	kid, err = token.VerifyDetached(string(s.signature), s.jwks, token.ManifestType, bytes.NewReader(s.manifest))
-	if err != nil {
-		return "", fmt.Errorf("%w: the signature of the manifest: %w", ErrMismatch, err)
+// numbered returns the name of a file of the n'th page, from 1: manifest.jws, manifest.2.jws.
+func numbered(name string, n int) string {
+	if n == 1 {
+		return name
 	}
-	return printable(kid), nil
+	extension := path.Ext(name)
+	return fmt.Sprintf("%s.%d%s", strings.TrimSuffix(name, extension), n, extension)
+}
+
+// verify returns the kid of the key that signed the first page. Errors are ErrMismatch.
+func (s signed) verify() (first string, err error) {
+	for i, page := range s.pages {
+		kid, err := token.VerifyDetached(page.signature, s.jwks, token.ManifestType, bytes.NewReader(page.manifest))
+		if err != nil {
+			return "", fmt.Errorf("%w: the signature of the manifest: %w", ErrMismatch, err)
+		}
+		if i == 0 {
+			first = printable(kid)
+		}
+	}
+	return first, nil
+}
+
+// read returns the manifest with all pages. Errors are ErrMismatch.
+func (s signed) read() (all *Manifest, err error) {
+	for i, page := range s.pages {
+		manifest, err := readManifest(bytes.NewReader(page.manifest), &url.URL{})
+		if err == nil && (manifest.Next == "") != (i == len(s.pages)-1) {
+			err = malformed("it has more or fewer pages than the folder")
+		}
+		if err == nil && i > 0 {
+			err = all.join(manifest)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", numbered(signedFile, i+1), err)
+		}
+		if i == 0 {
+			all = manifest
+		}
+	}
+	return all, nil
 }
 
 // keep verifies the signature of the manifest and writes it to the folder with the key set. It reports whether there is
 // one. Requests are retried like polls.
 func (c *Client) keep(ctx context.Context, folder *folder, manifest *Manifest) (bool, error) {
-	if manifest.signature == "" {
+	if len(manifest.pages) == 0 {
 		return false, folder.remove(signedFile, signatureFile, jwksFile) // of an earlier run
 	}
-	proof := signed{manifest: manifest.raw, signature: []byte(manifest.signature)}
+	proof := signed{pages: manifest.pages}
 	for attempt := 1; ; attempt++ {
 		var err error
 		if proof.jwks, err = c.jwks(ctx); err == nil {
@@ -98,8 +141,14 @@ func (c *Client) keep(ctx context.Context, folder *folder, manifest *Manifest) (
 	if _, err := proof.verify(); err != nil {
 		return false, err
 	}
-	return true, errors.Join(folder.replace(signedFile, proof.manifest), folder.replace(signatureFile, proof.signature),
-		folder.replace(jwksFile, proof.jwks))
+	for i, page := range proof.pages {
+		err := errors.Join(folder.replace(numbered(signedFile, i+1), page.manifest),
+			folder.replace(numbered(signatureFile, i+1), []byte(page.signature)))
+		if err != nil {
+			return false, err
+		}
+	}
+	return true, folder.replace(jwksFile, proof.jwks)
 }
 
 // jwks fetches the key set of the server. The manifest does not say where it is: whoever wrote it could name another.
@@ -123,20 +172,23 @@ func (c *Client) jwks(ctx context.Context) ([]byte, error) {
 
 // signed returns the signed manifest of the folder. jwks, if not nil, replaces the key set of the folder.
 func (f *folder) signed(jwks []byte) (proof signed, err error) {
-	proof.jwks = jwks
-	for name, to := range map[string]*[]byte{
-		signedFile: &proof.manifest, signatureFile: &proof.signature, jwksFile: &proof.jwks,
-	} {
-		if *to != nil {
-			continue
-		}
+	read := func(name string) []byte {
 		text, readErr := f.root.ReadFile(name)
 		if errors.Is(readErr, fs.ErrNotExist) {
 			readErr = fmt.Errorf("%w: %s is missing", ErrMismatch, name)
 		}
-		*to, err = text, errors.Join(err, readErr)
+		err = errors.Join(err, readErr)
+		return text
 	}
-	return proof, err
+	if proof.jwks = jwks; jwks == nil {
+		proof.jwks = read(jwksFile)
+	}
+	for n := 1; ; n++ {
+		if _, missing := f.root.Stat(numbered(signedFile, n)); n > 1 && errors.Is(missing, fs.ErrNotExist) || err != nil {
+			return proof, err
+		}
+		proof.pages = append(proof.pages, page{read(numbered(signedFile, n)), string(read(numbered(signatureFile, n)))})
+	}
 }
 
 // check compares the results of the folder's manifest.json with the signed manifest, and sets the digests of their files
@@ -146,9 +198,9 @@ func (s signed) check(done finished, results []result) (kid string, unchecked []
 	if err != nil {
 		return "", nil, err
 	}
-	manifest, err := readManifest(bytes.NewReader(s.manifest), &url.URL{})
+	manifest, err := s.read()
 	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w", signedFile, err)
+		return "", nil, err
 	}
 	listed, err := files(manifest, nil)
 	if err != nil {

@@ -66,10 +66,15 @@ manifest.json is written last.
 The folder must be empty. After an interruption run the same command with --resume: it continues the same job, also in
 the middle of a file. --status-url continues a job whose folder is lost, or that another program kicked off.
 
+--since-last DIR brings an export up to date: DIR is not changed, and the folder of --out becomes a copy of it without what
+was changed or deleted since, and with what the server sends for it. The folder "changes" in it holds that export. The
+flags that say what to export must be those of DIR.
+
 The server may be any server of the HL7 Bulk Data Access IG. What its manifest lacks is printed as a warning.
 
 The table on standard output counts the downloaded resources; sizes are uncompressed. The JSON of --json has job,
-statusUrl, folder, transactionTime, request, patients (their number in the request), types, total, deleted, errors
+statusUrl, folder, transactionTime, request, patients (their number in the request), changes (with --since-last: since,
+resources, deletions, removed), outputOrganizedBy (if the server organized the files), types, total, deleted, errors
 (files, resources, bytes, seconds), incomplete and withheld (numbers of issues), problems and notes (their texts), and
 warnings.
 
@@ -79,13 +84,16 @@ warnings.
     --client-id research --client-key research.key.json
   sluice export --base https://bulk.example.org/fhir --group cohort --out export --token-file token --resume
   sluice export --base https://bulk.example.org/fhir --level patient --type-filter 'Observation?status=final' \
-    --elements id,code,subject,value --out export --token-file token`,
+    --elements id,code,subject,value --out export --token-file token
+  sluice export --base https://bulk.example.org/fhir --group cohort --since-last monday --out tuesday --token-file token`,
 		RunE: a.run(func(ctx context.Context, _ []string) error { return a.runExport(ctx, flags) }),
 	}
 	flags.serverFlags.add(cmd)
 	f := cmd.Flags()
 	f.StringVar(&flags.StatusURL, "status-url", "", "continue the job with this status URL instead of a kick-off")
 	f.StringVar(&flags.Dir, "out", "", "folder for the files; created when missing")
+	f.StringVar(&flags.Last, "since-last", "",
+		"folder of the last export with these flags: export what changed since, and make --out an up-to-date copy")
 	f.IntVar(&flags.parallel, "parallel", 4, "concurrent downloads")
 	f.Int64Var(&flags.MaxBytes, "max-bytes", 0,
 		"give up after this many bytes of files, uncompressed or as received (default: never)")
@@ -96,7 +104,7 @@ warnings.
 	f.BoolVar(&flags.noProgress, "no-progress", false, "show no progress")
 	flags.requestFlags.add(cmd)
 	require(cmd, "out")
-	folders(cmd, "out")
+	folders(cmd, "out", "since-last")
 	return a.withJSON(cmd)
 }
 
@@ -182,6 +190,10 @@ func (a *app) runExport(ctx context.Context, flags exportFlags) (err error) {
 		a.say("the export is incomplete: see %s in the OperationOutcomes in %s\n",
 			plural.Of(report.Incomplete, "problem"), flags.Dir)
 	}
+	if changes := report.Changes; changes != nil {
+		a.say("up to date since %s: %s new or changed, %s, %s removed from the copy\n", changes.Since,
+			plural.Of(changes.Resources, "resource"), plural.Of(changes.Deletions, "deletion"), plural.Of(changes.Removed, "line"))
+	}
 	a.say("written to %s (export %s, %s)\n", flags.Dir, report.Job, report.StatusURL)
 	if report.Incomplete > 0 {
 		return errPartial
@@ -240,6 +252,9 @@ func (a *app) explain(ctx context.Context, err error, flags exportFlags) error {
 		return errors.New("interrupted" + again)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Errorf("timed out after %s%s", flags.timeout, again)
+	}
+	if errors.Is(err, bulkclient.ErrLast) {
+		return usageError{fmt.Errorf("--since-last %s: %w", flags.Last, err)}
 	}
 	return advise(err, flags.Dir)
 }
@@ -370,6 +385,7 @@ type jobStatus struct {
 	Files           int    `json:"files"`
 	Resources       *int64 `json:"resources,omitempty"` // of the output; nil when the manifest has no counts
 	ErrorFiles      int    `json:"errorFiles"`
+	More            bool   `json:"more,omitempty"` // the manifest has more pages; the numbers are those of the first
 }
 
 func (a *app) status() *cobra.Command {
@@ -388,7 +404,7 @@ func (a *app) status() *cobra.Command {
 			}
 			if manifest != nil {
 				one.State, one.TransactionTime = "completed", manifest.TransactionTime
-				one.Files, one.ErrorFiles = len(manifest.Output), len(manifest.Error)
+				one.Files, one.ErrorFiles, one.More = len(manifest.Output), len(manifest.Error), manifest.Next != ""
 				text += "completed, " + plural.Of(one.Files, "file")
 				if resources, counted := countOf(manifest); counted {
 					one.Resources = &resources
@@ -396,6 +412,9 @@ func (a *app) status() *cobra.Command {
 				}
 				if one.ErrorFiles > 0 {
 					text += ", " + plural.Of(one.ErrorFiles, "error file")
+				}
+				if one.More {
+					text += ", and more pages of the manifest"
 				}
 			}
 			if a.flags.json {

@@ -20,6 +20,7 @@ import (
 type requestFlags struct {
 	bulkclient.Request
 	level        string
+	associated   string
 	patientsFile string
 }
 
@@ -30,7 +31,12 @@ var levels = func() (names []string) {
 	return names
 }()
 
-// add adds the flags to a command that has --status-url, which excludes them: it makes no kick-off.
+// organizable is the type by which an export can be organized.
+const organizable = "Patient"
+
+var associated = []string{string(export.LatestProvenance), string(export.RelevantProvenance)}
+
+// add adds the flags to a command that has --since-last, and --status-url, which excludes them: it makes no kick-off.
 func (r *requestFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&r.level, "level", string(export.GroupLevel),
@@ -41,22 +47,34 @@ func (r *requestFlags) add(cmd *cobra.Command) {
 		"query that the resources of a type must match, such as Observation?status=final; each repeat is an alternative")
 	f.StringSliceVar(&r.Elements, "elements", nil, "root elements to export, separated by commas, such as id,Patient.name")
 	f.StringVar(&r.Since, "since", "", "only what changed after this instant, such as 2026-01-31T00:00:00Z")
+	f.StringVar(&r.Until, "until", "", "only what changed before this instant")
+	f.StringVar(&r.associated, "include-associated-data", "", "which Provenance: "+strings.Join(associated, " or "))
+	f.StringVar(&r.OrganizeBy, "organize-by", "", "organize the files by the resources of this type: Patient")
 	f.StringVar(&r.patientsFile, "patients-file", "",
 		"file with the patients to export, one id or Patient/id a line; implies --post")
 	f.BoolVar(&r.Post, "post", false, "send the parameters in the body of a POST instead of the URL")
 	f.BoolVar(&r.Lenient, "lenient", false, "let the server ignore parameters that it does not support; it reports them")
 	for _, flag := range []string{
-		"level", "group", "type", "type-filter", "elements", "since", "patients-file", "post", "lenient",
+		"level", "group", "type", "type-filter", "elements", "since", "until", "since-last", "include-associated-data",
+		"organize-by", "patients-file", "post", "lenient",
 	} {
 		cmd.MarkFlagsMutuallyExclusive(flag, "status-url")
 	}
+	for _, flag := range []string{"since", "until", "organize-by"} { // its changes do not tell what a whole export has
+		cmd.MarkFlagsMutuallyExclusive(flag, "since-last")
+	}
+	completes := func(flag string, values ...string) {
+		defined(cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
+	}
+	completes("level", levels...)
+	completes("include-associated-data", associated...)
+	completes("organize-by", organizable)
 	defined(cmd.RegisterFlagCompletionFunc("type", completeList(fhir.StoredTypes())))
-	defined(cmd.RegisterFlagCompletionFunc("level", cobra.FixedCompletions(levels, cobra.ShellCompDirectiveNoFileComp)))
 }
 
 // check validates the flags of a kick-off, and reads the file of patients.
 func (r *requestFlags) check() error {
-	r.Level = export.Level(r.level)
+	r.Level, r.Associated = export.Level(r.level), export.Associated(r.associated)
 	switch {
 	case !slices.Contains(levels, r.level):
 		return usage("--level must be group, patient or system, not %q%s", r.level, didYouMean(r.level, levels))
@@ -84,10 +102,17 @@ func (r *requestFlags) check() error {
 			return usage("--elements has an empty name")
 		}
 	}
-	if r.Since != "" {
-		if _, err := time.Parse(time.RFC3339Nano, r.Since); err != nil {
-			return usage("--since must be an instant with a time zone, such as 2026-01-31T00:00:00Z, not %q", r.Since)
+	for flag, instant := range map[string]string{"since": r.Since, "until": r.Until} {
+		if _, err := time.Parse(time.RFC3339Nano, instant); err != nil && instant != "" {
+			return usage("--%s must be an instant with a time zone, such as 2026-01-31T00:00:00Z, not %q", flag, instant)
 		}
+	}
+	if r.associated != "" && !slices.Contains(associated, r.associated) {
+		return usage("--include-associated-data must be %s, not %q%s", strings.Join(associated, " or "), r.associated,
+			didYouMean(r.associated, associated))
+	}
+	if r.OrganizeBy != "" && r.OrganizeBy != organizable {
+		return usage("--organize-by must be %s, not %q", organizable, r.OrganizeBy)
 	}
 	if r.patientsFile == "" {
 		return nil

@@ -54,6 +54,9 @@ func TestExportRequest(t *testing.T) {
 				"_typeFilter=Patient%3Fgender%3Dmale  "},
 		{[]string{"--group", "g", "--since", "2026-01-31T00:00:00+01:00"},
 			"GET /fhir/Group/g/$export?_since=2026-01-31T00%3A00%3A00%2B01%3A00  "},
+		{[]string{"--group", "g", "--until", "2026-01-31T00:00:00Z", "--include-associated-data", "LatestProvenanceResources",
+			"--organize-by", "Patient"}, "GET /fhir/Group/g/$export?_until=2026-01-31T00%3A00%3A00Z&" +
+			"includeAssociatedData=LatestProvenanceResources&organizeOutputBy=Patient  "},
 		{[]string{"--group", "g", "--post", "--elements", "id"}, `POST /fhir/Group/g/$export  {"resourceType":"Parameters",` +
 			`"parameter":[{"name":"_elements","valueString":"id"}]}`},
 		{[]string{"--level", "patient", "--patients-file", patients}, `POST /fhir/Patient/$export  {"resourceType":"Parameters",` +
@@ -107,6 +110,16 @@ func TestExportRequestUsage(t *testing.T) {
 		{[]string{"--group", "g", "--type-filter", ""}, "--type-filter must be"},
 		{[]string{"--group", "g", "--elements", "id,,name"}, "--elements has an empty name"},
 		{[]string{"--group", "g", "--since", "2026-01-31"}, "--since must be an instant"},
+		{[]string{"--group", "g", "--until", "tomorrow"}, "--until must be an instant"},
+		{[]string{"--group", "g", "--include-associated-data", "LatestProvenanceResource"},
+			"(did you mean LatestProvenanceResources?)"},
+		{[]string{"--group", "g", "--organize-by", "patient"}, "--organize-by must be Patient, not"},
+		{[]string{"--group", "g", "--since-last", "x", "--since", "2026-01-31T00:00:00Z"}, "[since since-last]"},
+		{[]string{"--group", "g", "--since-last", "x", "--until", "2026-01-31T00:00:00Z"}, "[since-last until]"},
+		{[]string{"--group", "g", "--since-last", "x", "--organize-by", "Patient"}, "[organize-by since-last]"},
+		{[]string{"--status-url", "http://a.org/1", "--since-last", "x"}, "[since-last status-url]"},
+		{[]string{"--group", "g", "--since-last", filepath.Join(dir, "missing")}, "the last export cannot be continued: open the folder"},
+		{[]string{"--group", "g", "--since-last", dir}, "it holds no finished export"},
 		{[]string{"--level", "system", "--type", "Endpoints"}, "(did you mean Endpoint?)"},
 		{[]string{"--status-url", "http://a.org/1", "--level", "patient"}, "[level status-url]"},
 		{[]string{"--status-url", "http://a.org/1", "--elements", "id"}, "[elements status-url]"},
@@ -121,4 +134,32 @@ func TestExportRequestUsage(t *testing.T) {
 	do(t, ExitFailure, "--patients-file: open ", "export", "--base", "http://a.org", "--out", filepath.Join(dir, "out"), "--group",
 		"g", "--patients-file", filepath.Join(dir, "missing"))
 	do(t, ExitGood, "patient\n", "__complete", "export", "--level", "p")
+}
+
+// TestExportSinceLast: an export continues that of another folder with the same flags, and says what it did.
+func TestExportSinceLast(t *testing.T) {
+	base, kickOffs := accepting(t)
+	root := t.TempDir()
+	first, second := filepath.Join(root, "first"), filepath.Join(root, "second")
+	flags := []string{"export", "--base", base, "--no-progress", "--json", "--group", "g", "--elements", "id"}
+	do(t, ExitGood, "no data", append(flags, "--out", first)...)
+	code, stdout, stderr := run(t, append(flags, "--out", second, "--since-last", first, "--type", "Device")...)
+	if code != ExitUsage || stdout != "" || !strings.Contains(stderr, "parameters are not those of the export in the folder") {
+		t.Errorf("other flags: exit %d, %q, %q", code, stdout, stderr)
+	}
+	*kickOffs = nil
+	stdout = do(t, ExitGood, "up to date since 2026-01-02T03:04:05Z: 0 resources new or changed, 0 deletions, 0 lines removed",
+		append(flags, "--out", second, "--since-last", first)...)
+	if want := "GET /fhir/Group/g/$export?_since=2026-01-02T03%3A04%3A05Z&_elements=id  "; strings.Join(*kickOffs, "") != want {
+		t.Errorf("kicked off with %q, want %q", *kickOffs, want)
+	}
+	var report bulkclient.Report
+	must(t, json.Unmarshal([]byte(stdout), &report))
+	if report.Changes == nil || report.Folder != second || report.Request.Since != "" {
+		t.Errorf("report %+v", report)
+	}
+	code, stdout, stderr = run(t, "verify", second)
+	if code != ExitGood || !strings.Contains(stderr, "not checked: where the files are from") {
+		t.Errorf("verify: exit %d, %q, %q", code, stdout, stderr)
+	}
 }

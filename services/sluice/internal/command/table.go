@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -78,7 +79,7 @@ func reportRows(report bulkclient.Report) []row {
 		rows = append(rows, row{name, t.Files, t.Resources, progress.Size(t.Bytes), fmt.Sprintf("%.2f", t.Seconds)})
 	}
 	for _, total := range report.Types {
-		add(total.Type, total)
+		add(cmp.Or(total.Type, "(by "+report.OrganizedBy+")"), total)
 	}
 	if report.Deleted.Files > 0 {
 		add("(deleted)", report.Deleted)
