@@ -22,8 +22,9 @@ var bodyValues = func() map[string][]string {
 	instant := []string{"valueInstant", "valueDateTime", "valueString"}
 	flag := []string{"valueBoolean", "valueString", "valueCode"}
 	return map[string][]string{
-		"_outputFormat": text, "_type": text, "_elements": text, "_typeFilter": text, "includeAssociatedData": text,
-		"organizeOutputBy": text, "_format": text, "_pretty": flag, "allowPartialManifests": flag,
+		"_outputFormat": text, "_type": text, "_elements": text, "_typeFilter": text,
+		"includeAssociatedData": append([]string{"valueCoding"}, text...), // of a ballot of the IG
+		"organizeOutputBy":      text, "_format": text, "_pretty": flag, "allowPartialManifests": flag,
 		"_since": instant, "_until": instant, "patient": {"valueReference"},
 	}
 }()
@@ -143,18 +144,18 @@ func parseEntry(entry []byte) (name, value string, err error) {
 	return name, value, nil
 }
 
-// valueOf returns the value as text: of a reference its literal reference.
+// valueOf returns the value as text: of a reference its literal reference, of a coding its code.
 func valueOf(member string, raw []byte) (value string, ok bool) {
 	switch member {
 	case "valueBoolean":
 		value = string(raw)
 		return value, value == "true" || value == "false"
-	case "valueReference":
+	case "valueReference", "valueCoding":
 		members, err := object(raw)
 		if err != nil {
 			return "", false
 		}
-		return textOf(members["reference"])
+		return textOf(members[map[string]string{"valueReference": "reference", "valueCoding": "code"}[member]])
 	}
 	return textOf(raw)
 }

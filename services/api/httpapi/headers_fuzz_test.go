@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"math"
 	"net/http"
 	"strings"
 	"testing"
@@ -101,11 +102,12 @@ func FuzzManifestLines(f *testing.F) {
 	s := &service{baseText: base}
 	job := export.Job{ID: export.NewJobID()}
 	f.Fuzz(func(t *testing.T, lines string) {
-		total := 0
+		total, files := 0, 0
 		for _, list := range []string{"output", "deleted", "error"} {
 			var text bytes.Buffer
 			out := bufio.NewWriter(&text)
-			err := s.writeItems(out, job, strings.NewReader(lines), list)
+			var err error
+			files, err = s.writeItems(out, job, strings.NewReader(lines), list, 0, math.MaxInt)
 			if flushed := out.Flush(); flushed != nil {
 				t.Fatal(flushed)
 			}
@@ -128,7 +130,7 @@ func FuzzManifestLines(f *testing.F) {
 		for decoder.Decode(new(json.RawMessage)) == nil {
 			count++
 		}
-		if total != count {
+		if total != count || files != count {
 			t.Errorf("%d values became %d files", count, total)
 		}
 	})

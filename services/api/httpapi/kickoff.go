@@ -95,7 +95,7 @@ func (s *service) start(c *gin.Context, level export.Level) (err error) {
 }
 
 // permitted decides what the owner may export of what is asked: the level, the group, the types and the patients. It returns
-// the request with these and with the filters and elements, and the patients that it is limited to.
+// the request with these and with what else the parameters ask for, and the patients that it is limited to.
 func (s *service) permitted(
 	ctx context.Context, who token.Principal, group string, a asking, p *parameters,
 ) (request export.Request, patients []string, err error) {
@@ -110,8 +110,18 @@ func (s *service) permitted(
 	if err := s.checkLevel(ctx, a.level, group, grant); err != nil {
 		return request, nil, err
 	}
-	request = export.Request{Level: a.level, GroupID: group, Elements: p.elements}
+	request = export.Request{
+		Level: a.level, GroupID: group, Elements: p.elements, Until: p.until, Associated: p.associated, OrganizedBy: p.organizedBy,
+		Partial: p.partial,
+	}
 	request.Types, request.Through, err = allowedTypes(a.level, p.types, who.Scopes, grant)
+	if err == nil && p.associated != "" {
+		request.Types, request.Through, err = withProvenance(request.Types, request.Through, who.Scopes, grant)
+	}
+	if err != nil {
+		return request, nil, err
+	}
+	request.Since, request.After, err = s.window(ctx, who.Owner, request, a, p)
 	if err != nil {
 		return request, nil, err
 	}

@@ -151,7 +151,8 @@ func TestKickoffRefusals(t *testing.T) {
 	}{
 		"unknown type":      {alice, "?_type=Patient,Nonsense", nil, 400, "invalid", []string{"_type", "Nonsense"}},
 		"never exported":    {alice, "?_type=AuditEvent", nil, 400, "not-supported", []string{"_type", "AuditEvent"}},
-		"since":             {alice, "?_since=2020-01-01T00:00:00Z", nil, 400, "not-supported", []string{"_since"}},
+		"since":             {alice, "?_since=2020-01-01", nil, 400, "invalid", []string{"_since", "instant"}},
+		"P-10 future":       {alice, "?_since=2057-01-01T00:00:00%2B05:00", nil, 400, "invalid", []string{"_since", "future"}},
 		"unknown parameter": {alice, "?_foo=1", nil, 400, "invalid", []string{"_foo"}},
 		"Accept xml":        {alice, "", []string{"Accept", "application/fhir+xml"}, 406, "not-supported", []string{"Accept", "application/fhir+json"}},
 		"Accept html":       {alice, "", []string{"Accept", "text/html"}, 406, "not-supported", []string{"Accept"}},

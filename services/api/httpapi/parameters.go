@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/typefilter"
@@ -25,8 +26,14 @@ type parameters struct {
 	patients []string // the ids in `patient`, the same
 	filters  []typefilter.Query
 	elements []string // the entries of `_elements`, sorted, without duplicates; nil if it is absent
-	names    []string // of the known parameters, sorted
-	ignored  []string // what handling=lenient ignored, each a sentence for the owner (K-17)
+
+	since, until time.Time         // zero if absent
+	associated   export.Associated // of `includeAssociatedData`
+	organizedBy  string            // `organizeOutputBy`
+	partial      bool              // `allowPartialManifests`
+
+	names   []string // of the known parameters, sorted
+	ignored []string // what handling=lenient ignored, each a sentence for the owner (K-17)
 }
 
 // asking is how a kick-off asks: what its parameters may be depends on it.
@@ -112,7 +119,7 @@ func (a asking) validate(all []given) (parameters, error) {
 			return parameters{}, err
 		}
 	}
-	return p, nil
+	return p, p.combine(a)
 }
 
 // naming returns "parameter NAME", without a name that could be a misplaced value.
@@ -140,17 +147,14 @@ func (p *parameters) take(a asking, one given) (err error) {
 	case "_format", "_pretty": // general FHIR parameters; JSON is the only format (K-18)
 		return nil
 	case "_since", "_until", "organizeOutputBy", "allowPartialManifests":
-		if slices.ContainsFunc(one.values, func(value string) bool { return value != one.values[0] }) { // K-19
-			return invalid("The parameter " + one.name + " is given twice with different values.")
-		}
-		return p.ignore(a, unsupported("The parameter "+one.name+" is not supported."))
+		return p.takeSingle(a, one)
 	case "_typeFilter":
 		return p.takeFilters(a, one.values)
 	case "_elements":
 		p.elements, err = p.takeElements(a, one.values)
 		return err
 	case "includeAssociatedData":
-		return p.ignore(a, unsupported("The parameter "+one.name+" is not supported."))
+		return p.takeAssociated(a, one.values)
 	}
 	if !parameterForm.MatchString(one.name) {
 		return p.ignore(a, invalid("The request has an unknown parameter."))

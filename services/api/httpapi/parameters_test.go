@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -62,9 +63,12 @@ func TestParseParameters(t *testing.T) {
 		{"P-06 xml", "_outputFormat=application/xml", nil, "_outputFormat", "not-supported"},
 		{"P-06 empty", "_outputFormat=", nil, "_outputFormat", "not-supported"},
 		{"tolerated", "_format=json&_pretty=true", nil, "", ""},
-		{"since", "_since=2020-01-01T00:00:00Z", nil, "_since", "not-supported"},
+		{"P-07", "_since=2020-01-01T00:00:00Z", nil, "", ""},
+		{"P-08 twice", "_since=2020-01-01T00:00:00Z&_since=2020-01-01T00:00:00Z", nil, "", ""},
 		{"K-19 since", "_since=2020-01-01T00:00:00Z&_since=2021-01-01T00:00:00Z", nil, "_since", ""},
-		{"until", "_until=2020-01-01T00:00:00Z", nil, "_until", "not-supported"},
+		{"P-36", "_until=2020-01-01T00:00:00Z", nil, "", ""},
+		{"P-36 before since", "_until=2020-01-01T00:00:00Z&_since=2020-01-01T00:00:00.001Z", nil, "_until", ""},
+		{"P-36 equal", "_until=2020-01-01T01:00:00%2B01:00&_since=2020-01-01T00:00:00Z", nil, "", ""},
 		{"P-19", "_elements=id,Patient.name", nil, "", ""},
 		{"P-20 nested", "_elements=Patient.name.given", nil, "_elements", ""},
 		{"too many elements", "_elements=" + strings.Repeat("id,", maxElements) + "id", nil, "_elements", "too-costly"},
@@ -75,9 +79,17 @@ func TestParseParameters(t *testing.T) {
 		{"too many filters", "_typeFilter=Patient%3Factive%3Dtrue" + strings.Repeat(",Patient%3Factive%3Dtrue", maxFilters), nil, "_typeFilter", "too-costly"},
 		{"long filter", "_typeFilter=Patient%3Fname%3D" + strings.Repeat("x", maxFilterText), nil, "_typeFilter", "too-costly"},
 		{"patient", "patient=Patient/123", nil, "patient", "not-supported"},
-		{"associated", "includeAssociatedData=LatestProvenanceResources", nil, "includeAssociatedData", "not-supported"},
-		{"organize", "organizeOutputBy=Patient", nil, "organizeOutputBy", "not-supported"},
-		{"partial", "allowPartialManifests=true", nil, "allowPartialManifests", "not-supported"},
+		{"P-26", "includeAssociatedData=LatestProvenanceResources", nil, "", ""},
+		{"P-29", "includeAssociatedData=_custom", nil, "includeAssociatedData", "not-supported"},
+		{"P-29 empty", "includeAssociatedData=LatestProvenanceResources,", nil, "includeAssociatedData", "not-supported"},
+		{"P-37", "organizeOutputBy=Patient", nil, "", ""},
+		{"P-38", "organizeOutputBy=Group", nil, "organizeOutputBy", "not-supported"},
+		{"P-38 case", "organizeOutputBy=patient", nil, "organizeOutputBy", "not-supported"},
+		{"K-19 organize", "organizeOutputBy=Patient&organizeOutputBy=Group", nil, "organizeOutputBy", ""},
+		{"P-37 with P-26", "organizeOutputBy=Patient&includeAssociatedData=LatestProvenanceResources", nil, "includeAssociatedData", "not-supported"},
+		{"P-39", "allowPartialManifests=true", nil, "", ""},
+		{"P-39 no boolean", "allowPartialManifests=yes", nil, "allowPartialManifests", ""},
+		{"K-19 partial", "allowPartialManifests=true&allowPartialManifests=false", nil, "allowPartialManifests", ""},
 		{"K-18 unknown", "_foo=1", nil, "_foo", ""},
 		{"unknown without a value", "foo", nil, "foo", ""},
 		{"broken escape", "_type=%zz", nil, "percent-encoding", ""},
@@ -104,12 +116,41 @@ func TestParseParameters(t *testing.T) {
 	}
 }
 
+// P-08, P-09: an instant has date, time and zone, and its "+" may have become a blank.
+func TestParseInstant(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"2024-01-01T00:00:00Z": "2024-01-01T00:00:00Z", "2024-01-01T00:00:00.123Z": "2024-01-01T00:00:00.123Z",
+		"2024-01-01T00:00:00-05:00": "2024-01-01T05:00:00Z", "2024-01-01T00:00:00+05:30": "2023-12-31T18:30:00Z",
+		"2024-01-01T00:00:00 05:30": "2023-12-31T18:30:00Z", "2024-02-29T23:59:59.999999999+14:00": "2024-02-29T09:59:59.999999999Z",
+		"1000-01-01T00:00:00Z": "1000-01-01T00:00:00Z", "9999-12-31T23:59:59Z": "9999-12-31T23:59:59Z",
+	} {
+		if at, ok := parseInstant(text); !ok || at.Format(time.RFC3339Nano) != want {
+			t.Errorf("%s: %v, %t", text, at, ok)
+		}
+	}
+	for _, text := range []string{
+		"", "yesterday", "2020", "2020-01", "2020-01-01", "2020-01-01T00:00", "2020-01-01T00:00Z", "2020-01-01T00:00:00",
+		"0000-60-01T30:70:80+05:00", "2023-02-29T00:00:00Z", "2020-13-01T00:00:00Z", "2020-01-01T24:00:00Z", "2020-01-01T00:60:00Z",
+		"2020-01-01T00:00:00z", "2020-01-01t00:00:00Z", "2020-01-01 00:00:00Z", "2020-01-01T00:00:00,5Z", "2020-01-01T00:00:00.Z",
+		"2020-01-01T00:00:00+0500", "2020-01-01T00:00:00+05", "2020-01-01T00:00:00+15:00", "2020-01-01T00:00:00 +05:00",
+		"0001-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "9999-12-31T23:59:59-01:00", "2020-1-1T0:0:0Z", " 00:00",
+		"gt2020-01-01T00:00:00Z", "2020-01-01T00:00:00Z\n",
+	} {
+		if at, ok := parseInstant(text); ok {
+			t.Errorf("%q is read as %v", text, at)
+		}
+	}
+}
+
 // A misplaced value may be a token or a patient id, so it is not repeated.
 func TestParseParametersRepeatsNoValues(t *testing.T) {
 	t.Parallel()
 	const secret = "s3cr3t-8f14e45fceea167a5a36dedd4bea2543-s3cr3t"
 	for _, query := range []string{
 		"_type=" + secret, secret, secret + "=1", "patient=" + secret, "_outputFormat=" + secret, "x=" + secret,
+		"_since=" + secret, "_until=" + secret, "includeAssociatedData=" + secret, "organizeOutputBy=" + secret,
+		"allowPartialManifests=" + secret,
 		"_type=%zz" + secret,
 	} {
 		_, err := parseStrict(query)
@@ -173,6 +214,7 @@ func FuzzParseBody(f *testing.F) {
 		`{"resourceType":"Parameters","parameter":[{"name":"x","part":[{"name":"y"}]}]}`,
 		`{"resourceType":"Parameters","resourceType":"Patient"}`, `{"resourceType":"Parameters","parameter":[{"name":"_type","name":"x"}]}`,
 		`{"resourceType":"Parameters","parameter":[{"name":"allowPartialManifests","valueBoolean":true}]}`,
+		`{"resourceType":"Parameters","parameter":[{"name":"includeAssociatedData","valueCoding":{"code":"x"}}]}`,
 		"\xef\xbb\xbf" + `{"resourceType":"Parameters"}`, `{"resourceType":"Parameters"}{}`, `{"resourceType":"Param\u0065ters"}`,
 		`{"resourceType":"Parameters","parameter":[{"name":"_type","valueString":"\ud800"}]}`, `{"a":` + strings.Repeat("[", 100) + `}`,
 	} {
@@ -206,7 +248,7 @@ func FuzzParseBody(f *testing.F) {
 				case bool:
 					value = strconv.FormatBool(read)
 				case map[string]any:
-					value, _ = read["reference"].(string)
+					value, _ = read[map[bool]string{true: "code", false: "reference"}[member == "valueCoding"]].(string)
 				}
 			}
 			want[name] = append(want[name], value)

@@ -145,7 +145,7 @@ func TestLenientKickOffs(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	const secret = "s3cr3t"
-	unsupported := []string{"_since", "_until", "includeAssociatedData", "organizeOutputBy", "allowPartialManifests"}
+	refused := []string{"_since", "_until", "includeAssociatedData", "organizeOutputBy", "allowPartialManifests"}
 	type want struct {
 		types   []string
 		ignored []string // words of each sentence
@@ -159,6 +159,7 @@ func TestLenientKickOffs(t *testing.T) {
 		"?_type=Patient,Group":                                    {[]string{"Patient"}, []string{"_type names types"}},
 		"?_type=Patient,Group,Nonsense,s3cr3t%20":                 {[]string{"Patient"}, []string{"_type has a name", "Nonsense", "Group"}},
 		"?_type=Patient&_since=2020":                              {[]string{"Patient"}, []string{"_since"}},
+		"?_type=Patient&_since=2057-01-01T00:00:00Z":              {[]string{"Patient"}, []string{"_since is in the future"}},
 		"?_type=Patient&_since=" + secret + "&_since=" + secret:   {[]string{"Patient"}, []string{"_since"}},
 		"?_type=Patient&_until=" + secret + "&_format=" + secret:  {[]string{"Patient"}, []string{"_until"}},
 		"?_type=Patient&includeAssociatedData=a&organizeOutputBy": {[]string{"Patient"}, []string{"includeAssociatedData", "organizeOutputBy"}},
@@ -182,17 +183,22 @@ func TestLenientKickOffs(t *testing.T) {
 			wantOutcome(t, w.ask("GET", groupExport+query, append(w.as("alice"), prefer...)...), http.StatusBadRequest, "")
 		}
 	}
-	for _, name := range unsupported {
+	for _, name := range refused {
 		got := w.ask("GET", groupExport+"?"+name+"=x", w.as("alice")...)
-		wantOutcome(t, got, http.StatusBadRequest, "not-supported", name)
+		wantOutcome(t, got, http.StatusBadRequest, "", name)
 		got = w.ask("GET", groupExport+"?"+name+"=x", append(w.as("alice"), "Prefer", "handling=lenient")...)
-		if ignored := w.job(w.started(got)).Request.Ignored; len(ignored) != 1 || !strings.Contains(ignored[0], name) {
-			t.Errorf("%s: ignored %q", name, ignored)
+		request := w.job(w.started(got)).Request
+		if len(request.Ignored) != 1 || !strings.Contains(request.Ignored[0], name) {
+			t.Errorf("%s: ignored %q", name, request.Ignored)
+		}
+		if request.Incremental() || !request.Until.IsZero() || request.Associated != "" || request.OrganizedBy != "" || request.Partial {
+			t.Errorf("%s: %+v", name, request)
 		}
 	}
 	for query, word := range map[string]string{
 		"?_type=Nonsense": "Nonsense", "?_type=Group,Nonsense": "Nonsense", "?_type=Group": "Group", "?_type=": "empty name",
 		"?_type=Patient,": "empty name", "?_outputFormat=text/html": "_outputFormat", "?_since=a&_since=b": "_since",
+		"?_since=2026-01-02T00:00:00Z&_until=2026-01-01T00:00:00Z": "_until",
 		"?patient=Patient/p1": "POST", "?_type=%zz": "percent-encoding",
 	} {
 		got := w.ask("GET", groupExport+query, append(w.as("alice"), "Prefer", "handling=lenient")...)

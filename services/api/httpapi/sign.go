@@ -13,9 +13,9 @@ import (
 // that time, so that the signature always fits the answer that it is in.
 const signatureHeader = "X-JWS-Signature"
 
-// sign returns the signature of the manifest, of which it keeps only a hash. It reads all that the answer will have, so an
+// sign returns the signature of the page of the manifest, of which it keeps only a hash. It reads all that the answer will have, so an
 // unavailable store and a damaged list are found before the header is sent.
-func (s *service) sign(ctx context.Context, job export.Job) (string, error) {
+func (s *service) sign(ctx context.Context, job export.Job, page int) (string, error) {
 	signer, err := s.Keys.Signer()
 	if err != nil {
 		return "", err
@@ -24,7 +24,7 @@ func (s *service) sign(ctx context.Context, job export.Job) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := s.render(ctx, signed, job); err != nil {
+	if err := s.render(ctx, signed, job, page); err != nil {
 		return "", err
 	}
 	return signed.Signature()
