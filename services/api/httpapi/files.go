@@ -89,8 +89,14 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 		return job, file, fmt.Errorf("looking up a file of job %s: %w", job.ID, err)
 	}
 	// The token may be narrower than the kick-off's (F-06). Reports about the export hold no patient's data.
-	if !file.Error && !principalOf(c).Scopes.MayRead(file.Type) {
-		return job, file, forbidden("The file contains a type that this token may not read: " + file.Type + ".")
+	types := []string{file.Type}
+	if file.Organized() {
+		types = job.Request.Types // a block may have all of them
+	}
+	for _, typ := range types {
+		if !file.Error && !principalOf(c).Scopes.MayRead(typ) {
+			return job, file, forbidden("The file contains a type that this token may not read: " + typ + ".")
+		}
 	}
 	return job, file, nil
 }

@@ -18,8 +18,9 @@ import (
 
 // manifestItem is one file in the manifest.
 type manifestItem struct {
-	Type      string         `json:"type"`
+	Type      string         `json:"type,omitempty"` // "" if the lines are blocks of patients (P-37)
 	URL       string         `json:"url"`
+	Continues string         `json:"continuesInFile,omitempty"` // URL of the file in which the last block goes on
 	Count     int64          `json:"count"`
 	Extension *itemExtension `json:"extension,omitempty"` // nil without a digest
 }
@@ -65,6 +66,9 @@ func (s *service) render(ctx context.Context, to io.Writer, job export.Job) erro
 	out := bufio.NewWriterSize(to, 32<<10) // it keeps its first error
 	_, _ = fmt.Fprintf(out, `{"transactionTime":%q,"request":%s,"requiresAccessToken":true`,
 		job.TransactionTime().Format(time.RFC3339), bytes.TrimSpace(encode(job.Request.URL)))
+	if by := job.Request.OrganizedBy; by != "" {
+		_, _ = fmt.Fprintf(out, `,"outputOrganizedBy":%q`, by)
+	}
 	for _, list := range []string{"output", "deleted", "error"} {
 		_, _ = out.WriteString(`,"` + list + `":[`)
 		if list != "deleted" || job.Request.Incremental() { // M-09
@@ -135,6 +139,12 @@ func (s *service) writeItems(out *bufio.Writer, job export.Job, files io.Reader,
 			continue
 		}
 		listed := manifestItem{Type: file.Type, URL: s.fileURL(job.ID, file.Name), Count: file.Count}
+		if file.Organized() {
+			listed.Type = ""
+		}
+		if file.Continues != "" {
+			listed.Continues = s.fileURL(job.ID, file.Continues)
+		}
 		if file.SHA256 != "" {
 			listed.Extension = &itemExtension{file.SHA256, file.Stored, file.Bytes, file.Encoder}
 		}
