@@ -20,7 +20,7 @@ type companions struct {
 	*Worker
 
 	job    export.Job
-	types  map[string]bool
+	types  map[string]bool // those that are followed; true: the job exports them
 	chains map[string]*chain
 	guard  listGuard
 	recent map[string]companion // by "Type/id"
@@ -54,8 +54,8 @@ func (w *Worker) newCompanions(lease export.Lease, job export.Job, types []strin
 		prefix: export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence),
 	}
 	for _, typ := range types {
-		if fhir.IsReferenced(typ) && slices.Contains(job.Request.Types, typ) {
-			c.types[typ] = true
+		if fhir.IsReferenced(typ) {
+			c.types[typ] = slices.Contains(job.Request.Types, typ)
 		}
 	}
 	c.absent = spillset.NewBuilder(w.Objects, c.prefix)
@@ -99,7 +99,7 @@ func (c *companions) referenced(r source.Resource, to *refSet) (size int64) {
 	}
 	if !r.Attested() {
 		fhir.References(r.Body, func(ref fhir.Ref) bool {
-			if c.types[ref.Type] {
+			if _, followed := c.types[ref.Type]; followed {
 				add(ref.Type + "/" + ref.ID)
 			}
 			return true
@@ -107,7 +107,8 @@ func (c *companions) referenced(r source.Resource, to *refSet) (size int64) {
 		return size
 	}
 	for ref := range bytes.FieldsSeq(r.References) {
-		if typ, _, _ := bytes.Cut(ref, []byte{'/'}); c.types[string(typ)] {
+		typ, _, _ := bytes.Cut(ref, []byte{'/'})
+		if _, followed := c.types[string(typ)]; followed {
 			add(string(ref))
 		}
 	}
@@ -157,16 +158,19 @@ func (c *companions) each(ctx context.Context, refs *refSet, n *numbers, emit fu
 		frontier := slices.Sorted(slices.Values(refs.next))
 		refs.next = nil
 		err := c.load(ctx, frontier, func(m companion) error {
-			if m.why != "" {
+			for _, ref := range m.refs {
+				refs.add(ref)
+			}
+			switch {
+			case !c.types[m.typ]:
+				return nil
+			case m.why != "":
 				n.withhold(m.typ, m.why)
 				return nil
 			}
 			n.pass(m.typ, 1, m.line != nil)
 			if m.line == nil {
 				return nil
-			}
-			for _, ref := range m.refs {
-				refs.add(ref)
 			}
 			return emit(m.line)
 		})
@@ -291,6 +295,9 @@ func (c *companions) deleted(ctx context.Context, unit export.Unit, gone *deleti
 		return err
 	}
 	for _, typ := range slices.Sorted(maps.Keys(c.types)) {
+		if !c.types[typ] {
+			continue
+		}
 		unit.Type, unit.Slice = typ, export.Slice{To: stored.Chunks}
 		if err := c.deletedReferenced(ctx, c.job, unit, list, gone); err != nil {
 			return err

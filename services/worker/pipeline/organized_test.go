@@ -216,6 +216,8 @@ func TestBlocksOfReferencedTypesAlone(t *testing.T) {
 	request := organized("Organization")
 	request.Through = []string{"Condition", "Observation", "Patient", "Practitioner"}
 	ward, hospital := org("ward", "hospital"), org("hospital", "ward")
+	fx.wantBlocks(fx.run(request), map[string][]string{"pat-1": {ward, hospital}, "pat-3": {ward, hospital}})
+	request.Through = []string{"Observation", "Patient"}
 	fx.wantBlocks(fx.run(request), map[string][]string{"pat-3": {ward, hospital}})
 }
 
