@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
@@ -24,6 +25,16 @@ type Numbers struct {
 // Check returns an error unless everything that the source returned for the unit was written, filtered or withheld: a
 // stage may not lose a line.
 func (r Result) Check() error {
+	total := int64(0)
+	for _, t := range r.Types {
+		if t.Found != t.Written+t.Filtered+t.Withheld {
+			return fmt.Errorf("the numbers of %s do not add up: %+v", t.Type, t)
+		}
+		total += t.Found
+	}
+	if r.Types != nil && total != r.Found {
+		return fmt.Errorf("the numbers of the types have %d resources, those of the unit %d", total, r.Found)
+	}
 	if ended := r.ended(); r.Found != ended {
 		return fmt.Errorf("the source returned %d resources, of which %d were written, filtered or withheld", r.Found, ended)
 	}
@@ -32,7 +43,7 @@ func (r Result) Check() error {
 
 // ended returns the number of resources that were written, filtered or withheld.
 func (r Result) ended() int64 {
-	n := r.Filtered + r.Withheld
+	n := r.Filtered + r.Withheld - r.Headers
 	for _, file := range r.Files {
 		if !file.Error && !file.Deleted {
 			n += file.Count
@@ -76,6 +87,20 @@ func (b *Balance) Add(request Request, unit Unit, result Result) {
 			if fhir.IsReferenced(typ) {
 				b.of(typ).Failed++
 			}
+		}
+	case unit.Organized() && result.Failure != "":
+		for typ := range strings.SplitSeq(unit.Types, ",") {
+			if slices.Contains(request.Types, typ) {
+				b.of(typ).Failed++
+			}
+		}
+	case unit.Organized():
+		for _, n := range result.Types {
+			t := b.of(n.Type)
+			t.found += n.Found
+			t.Written += n.Written
+			t.Filtered += n.Filtered
+			t.Withheld += n.Withheld
 		}
 	case unit.Type == "":
 	case result.Failure != "":

@@ -20,6 +20,13 @@ func (s *Shortfall) Add(unit Unit, result Result) {
 			s.patients += file.Count
 		}
 	}
+	s.lost = s.lost || unit.Organized() && result.Failure != ""
+	for _, n := range result.Types {
+		if n.Type == "Patient" {
+			s.sought = true
+			s.patients += n.Found
+		}
+	}
 	if result.Failure != "" {
 		s.Failed++
 		return

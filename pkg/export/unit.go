@@ -41,9 +41,9 @@ func FirstUnit() Unit { return Unit{ID: PlanUnit, Kind: KindPlan} }
 
 // Next returns the unit to open after the last open unit, of the given kind, was closed: the references unit, if the job
 // has a cohort and exports referenced types or associated data, else the seal, and the zero Unit after the seal. The system
-// level exports the referenced types whole, so nothing is followed there.
+// level exports the referenced types whole, so nothing is followed there; blocks of patients have theirs in them.
 func (r Request) Next(closed Kind, emptyCohort bool) Unit {
-	follows := !emptyCohort &&
+	follows := !emptyCohort && r.OrganizedBy == "" &&
 		(r.Associated != "" || r.AtLevel() != SystemLevel && slices.ContainsFunc(r.Types, fhir.IsReferenced))
 	switch {
 	case closed == KindSeal:
@@ -59,7 +59,7 @@ func (r Request) Next(closed Kind, emptyCohort bool) Unit {
 type Unit struct {
 	ID    UnitID `json:"id"`
 	Kind  Kind   `json:"kind"`
-	Type  string `json:"type,omitempty"`  // resource type, for the kinds that write resources
+	Type  string `json:"type,omitempty"`  // resource type, for the kinds that write resources; "" if organized
 	Scope Scope  `json:"scope,omitempty"` // which resources of the type, for KindExport
 	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
 	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
@@ -72,7 +72,14 @@ type Unit struct {
 	// KeptDigest what it is verified against.
 	Kept       string `json:"kept,omitempty"`
 	KeptDigest string `json:"keptDigest,omitempty"`
+
+	// Types are the types that a unit of KindExport of organized output reads (Request.OrganizedBy): those of the request, and
+	// for their references also those of Request.Through. Sorted, separated by commas.
+	Types string `json:"types,omitempty"`
 }
+
+// Organized reports whether the unit writes blocks of patients (P-37). They have all of its types.
+func (u Unit) Organized() bool { return u.Kind == KindExport && u.Type == "" }
 
 // Scope says which resources of its type a unit of KindExport reads.
 type Scope string
@@ -122,7 +129,13 @@ type Result struct {
 	Withheld   int64     `json:"withheld,omitempty"`   // resources that also name a patient outside the cohort
 	Filtered   int64     `json:"filtered,omitempty"`   // resources that a stage of the chain dropped, such as `_typeFilter`
 	LeftOut    []LeftOut `json:"leftOut,omitempty"`    // what else the unit left out, by type and reason
-	Failure    string    `json:"failure,omitempty"`    // why the unit failed for good; then the other fields are empty
+
+	// Of an organized unit: Types has the numbers of each type, which the fields above sum up, and Headers is the number of
+	// lines of its files that are headers of blocks.
+	Types   []TypeNumbers `json:"types,omitempty"`
+	Headers int64         `json:"headers,omitempty"`
+
+	Failure string `json:"failure,omitempty"` // why the unit failed for good; then the other fields are empty
 }
 
 // Pack is one object with the content of attachments of resources of one type (A-03).
@@ -133,13 +146,27 @@ type Pack struct {
 	Stored int64  `json:"stored"` // bytes of the plaintext
 }
 
+// TypeNumbers says what became of the resources of one type that belong to an organized unit. A resource counts once for
+// each block that it belongs to.
+type TypeNumbers struct {
+	Type     string `json:"type"`
+	Found    int64  `json:"found"` // the sum of the others
+	Written  int64  `json:"written"`
+	Filtered int64  `json:"filtered,omitempty"`
+	Withheld int64  `json:"withheld,omitempty"`
+}
+
+// HeaderType is the resource type of the header of a block. It is the type of the files that have blocks.
+const HeaderType = "Parameters"
+
 // File is one NDJSON file of a job, immutable from the moment its unit is committed.
 type File struct {
 	Name  string `json:"name"`  // unique in the job, such as "Observation.Observation-00003.1.0.ndjson"
-	Type  string `json:"type"`  // resource type of every line
+	Type  string `json:"type"`  // resource type of every line; HeaderType if the lines are blocks of patients
 	Error bool   `json:"error"` // belongs to the manifest's error list
 
 	Deleted   bool   `json:"deleted,omitempty"`   // belongs to the manifest's deleted list
+	Of        string `json:"of,omitempty"`        // resource type of what is deleted; "": of several
 	Continues string `json:"continues,omitempty"` // name of the file in which the last patient's block goes on (P-37)
 
 	Key    string `json:"key"`    // object key of the gzipped file
@@ -156,3 +183,6 @@ type File struct {
 	// block, and for one of an earlier version.
 	Blocks string `json:"blocks,omitempty"`
 }
+
+// Organized reports whether the lines of the file are blocks of patients (P-37).
+func (f File) Organized() bool { return f.Type == HeaderType && !f.Error && !f.Deleted }

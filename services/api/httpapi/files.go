@@ -107,8 +107,11 @@ func (s *service) ownFile(c *gin.Context) (export.Job, export.File, error) {
 	}
 	// The token may be narrower than the kick-off's (F-06). Reports about the export hold no patient's data.
 	types := []string{file.Type}
-	if job.Request.OrganizedBy != "" && !file.Deleted {
-		types = job.Request.Types // each file has blocks of all of them
+	switch {
+	case file.Organized(), file.Deleted && file.Of == "":
+		types = job.Request.Types // it may have all of them
+	case file.Deleted:
+		types = []string{file.Of}
 	}
 	denied := slices.DeleteFunc(slices.Clone(types), principalOf(c).Scopes.MayRead)
 	if !file.Error && len(denied) > 0 {

@@ -20,8 +20,9 @@ import (
 
 // manifestItem is one file in the manifest.
 type manifestItem struct {
-	Type      string         `json:"type,omitempty"` // "": the file has blocks of several types (P-37)
+	Type      string         `json:"type,omitempty"` // "" if the lines are blocks of patients (P-37)
 	URL       string         `json:"url"`
+	Continues string         `json:"continuesInFile,omitempty"` // URL of the file in which the last block goes on
 	Count     int64          `json:"count"`
 	Extension *itemExtension `json:"extension,omitempty"` // nil without a digest
 }
@@ -180,8 +181,11 @@ func (s *service) writeItems(
 			continue
 		}
 		listed := manifestItem{Type: file.Type, URL: s.fileURL(job.ID, file.Name), Count: file.Count}
-		if list == "output" && job.Request.OrganizedBy != "" {
+		if file.Organized() {
 			listed.Type = ""
+		}
+		if file.Continues != "" {
+			listed.Continues = s.fileURL(job.ID, file.Continues)
 		}
 		if file.SHA256 != "" {
 			listed.Extension = &itemExtension{file.SHA256, file.Stored, file.Bytes, file.Encoder}

@@ -16,6 +16,9 @@ import (
 // first range, if the owner may see every patient. An owner who may not gets the data of the cohort, and of each type what
 // is about no patient: planShortfall tells which types cannot be told apart.
 func cut(request export.Request, chosen selection, sizes source.Sizes, cfg Config) []export.Unit {
+	if request.OrganizedBy != "" {
+		return cutOrganized(request, chosen, sizes, cfg)
+	}
 	types, scope := allowed(request.Types, chosen.grant), export.ScopeCohort
 	system := request.AtLevel() == export.SystemLevel
 	switch {

@@ -18,6 +18,9 @@ import (
 // lines.
 func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	unit := lease.Unit
+	if unit.Organized() {
+		return w.exportOrganized(ctx, lease, job)
+	}
 	cohort, err := w.lists.Open(ctx, w.Objects, job.Cohort.Prefix, job.Cohort.Digest)
 	if err != nil {
 		return jobstore.Commit{}, err
@@ -79,24 +82,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 func (w *Worker) exportCohort(
 	ctx context.Context, job export.Job, unit export.Unit, cohort *spillset.List, sink *sink,
 ) error {
-	g := guard{typ: unit.Type, cohort: cohort, doubtful: w.cfg.UnresolvedSubjects == exportThem}
-	sliced := cohort
-	for _, sublist := range []struct {
-		stored export.Sublist
-		list   **spillset.List
-		scope  export.Scope
-	}{{job.Cohort.Joined, &g.joined, export.ScopeJoined}, {job.Cohort.Gone, &g.gone, export.ScopeGone}} {
-		if sublist.stored.Chunks == 0 {
-			continue
-		}
-		list, err := w.lists.Open(ctx, w.Objects, sublist.stored.Prefix, sublist.stored.Digest)
-		if err != nil {
-			return err
-		}
-		*sublist.list = list
-		if unit.Scope == sublist.scope {
-			sliced = list
-		}
+	g, sliced, err := w.newGuard(ctx, job, unit, cohort)
+	if err != nil {
+		return err
 	}
 	step := chunksAtOnce(unit)
 	for from := unit.Slice.From; from < unit.Slice.To; from += step {
@@ -129,6 +117,32 @@ func (w *Worker) exportCohort(
 		}
 	}
 	return nil
+}
+
+// newGuard returns the guard of the unit, and the list that the unit has a slice of.
+func (w *Worker) newGuard(
+	ctx context.Context, job export.Job, unit export.Unit, cohort *spillset.List,
+) (g guard, sliced *spillset.List, err error) {
+	g = guard{typ: unit.Type, cohort: cohort, doubtful: w.cfg.UnresolvedSubjects == exportThem}
+	sliced = cohort
+	for _, sublist := range []struct {
+		stored export.Sublist
+		list   **spillset.List
+		scope  export.Scope
+	}{{job.Cohort.Joined, &g.joined, export.ScopeJoined}, {job.Cohort.Gone, &g.gone, export.ScopeGone}} {
+		if sublist.stored.Chunks == 0 {
+			continue
+		}
+		list, err := w.lists.Open(ctx, w.Objects, sublist.stored.Prefix, sublist.stored.Digest)
+		if err != nil {
+			return guard{}, nil, err
+		}
+		*sublist.list = list
+		if unit.Scope == sublist.scope {
+			sliced = list
+		}
+	}
+	return g, sliced, nil
 }
 
 // sink takes the resources that a guard has checked: through the chain into the files, and their references.

@@ -19,3 +19,8 @@ func Cut(request export.Request, everybody bool, sizes source.Sizes, cohort expo
 func (w *Worker) Unsettled(ctx context.Context, lease export.Lease) (jobstore.Commit, error) {
 	return w.run(ctx, w.Logger, lease)
 }
+
+// SetMemory sets what blocks and companions may need in memory, in bytes.
+func (w *Worker) SetMemory(blocks, companions int64) {
+	w.blockMemory, w.companionMemory = blocks, companions
+}

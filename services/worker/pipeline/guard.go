@@ -29,6 +29,7 @@ type guard struct {
 	cohort    *spillset.List
 	joined    *spillset.List // those of the cohort whose data is exported whole by units of their own; nil: none
 	gone      *spillset.List // patients who were in the cohort of an earlier export; nil: none
+	blocks    bool           // admit a resource about several members for each of them (P-37)
 	doubtful  bool           // admit resources that are also about somebody who cannot be identified
 	scanner   fhir.Scanner
 	requested []string      // the part of the cohort that the source was queried for, ascending
@@ -37,6 +38,7 @@ type guard struct {
 	last      string        // the only patient of the last admitted resource
 	count     int           // resources checked
 	reread    source.Resource
+	owned     []int // result of owners
 }
 
 // recheckEvery is the number of attested resources of which one is parsed: a store that was loaded with wrong rules is
@@ -106,7 +108,7 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 		return 0, refuse("a resource without a patient of the export")
 	case !requested:
 		return 0, refuse("a resource for a patient that was not requested")
-	case !here:
+	case !here && (!g.blocks || outside || somebody && !g.doubtful):
 		return elsewhere, nil
 	case outside:
 		g.why = export.OtherPatient
@@ -119,6 +121,22 @@ func (g *guard) check(ctx context.Context, r source.Resource) (verdict, error) {
 		g.last = home
 	}
 	return admitted, nil
+}
+
+// owners returns the places, among the requested patients, of those whom the admitted resource was returned for. The result
+// is valid until the next call.
+func (g *guard) owners(r source.Resource) []int {
+	patients := g.patients
+	if outdated(r) {
+		patients = r.Subjects
+	}
+	g.owned = g.owned[:0]
+	for _, patient := range patients {
+		if at, asked := slices.BinarySearch(g.requested, patient); asked && !slices.Contains(g.owned, at) {
+			g.owned = append(g.owned, at)
+		}
+	}
+	return g.owned
 }
 
 // nearer returns which of two patients of the cohort a resource about both belongs to; "" is none. A unit that reads only
@@ -209,7 +227,12 @@ func outdated(r source.Resource) bool { return r.Attestation != 0 && !r.Attested
 type listGuard struct {
 	lineGuard
 
-	list *spillset.List
+	list refList
+}
+
+// refList is a set of "Type/id".
+type refList interface {
+	Contains(ctx context.Context, ref string) (bool, error)
 }
 
 // checkListed refuses a resource that is not on the list. It withholds one that contains something about a patient: it

@@ -61,7 +61,7 @@ func windowStage(request export.Request, _ string) (stage, error) {
 
 // chooseIncrement completes the selection of an incremental export. Of an owner who gets everything only the window counts.
 func (w *Worker) chooseIncrement(ctx context.Context, job export.Job, snapshot time.Time, chosen *selection) error {
-	system := job.Request.AtLevel() == export.SystemLevel
+	system := job.Request.AtLevel() == export.SystemLevel && job.Request.OrganizedBy == ""
 	if !job.Request.Incremental() || system && chosen.everybody {
 		return nil
 	}
@@ -281,7 +281,7 @@ func (w *Worker) exportDeleted(ctx context.Context, job export.Job, unit export.
 			return nil // another chunk writes it
 		}
 		if d.Held {
-			if job.Request.AtLevel() == export.SystemLevel && len(d.Now) == 0 {
+			if job.Request.AtLevel() == export.SystemLevel && len(d.Now) == 0 && job.Request.OrganizedBy == "" {
 				return nil // the unit of what is about nobody decides about it
 			}
 			if _, has, err := g.exportable(ctx, d.Now, false); err != nil || has {

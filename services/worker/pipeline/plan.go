@@ -16,6 +16,9 @@ import (
 // plan freezes the snapshot, resolves the cohort (the patients of the job's level that the owner may see), and cuts one or
 // more units for each type (spec 8). An empty cohort has no units below the system level: it never means all patients.
 func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
+	if err := checkOrganized(job.Request); err != nil {
+		return jobstore.Commit{}, err
+	}
 	// Whole seconds, as in the transactionTime of IG clients: nothing newer than that is exported (M-01).
 	snapshot, err := w.Source.Snapshot(ctx, w.Now())
 	if err != nil {
@@ -85,9 +88,12 @@ func (w *Worker) planShortfall(
 			}
 		}
 	}
+	if job.Request.OrganizedBy != "" {
+		result.LeftOut = append(result.LeftOut, inNoBlock(job.Request, types)...)
+	}
 	withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
 		// If there are units, the references unit checks the grant again and reports the referenced types.
-		reportedLater := job.Request.AtLevel() != export.SystemLevel && fhir.IsReferenced(typ) && anyUnits
+		reportedLater := fhir.IsReferenced(typ) && anyUnits && job.Request.Next(export.KindExport, false).ID == export.ReferencesUnit
 		return slices.Contains(types, typ) || reportedLater
 	})
 	result.Files, err = w.writeErrors(ctx, lease, withdrawn, func(*files) error { return nil })
@@ -131,7 +137,8 @@ func (w *Worker) leftOut(ctx context.Context, job export.Job, types []string, co
 			continue
 		}
 		// The system level exports what is about no patient, and to those who may see every patient all that is held.
-		if job.Request.AtLevel() == export.SystemLevel && (l.Reason == export.NoPatient || counted && l.Reason.Homeless()) {
+		everything := job.Request.AtLevel() == export.SystemLevel && job.Request.OrganizedBy == ""
+		if everything && (l.Reason == export.NoPatient || counted && l.Reason.Homeless()) {
 			continue
 		}
 		if !counted {

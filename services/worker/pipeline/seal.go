@@ -82,6 +82,9 @@ func failureText(request export.Request, unit export.Unit, result export.Result)
 	case unit.Kind == export.KindResolveReferences:
 		return "Referenced resources are missing: " + result.Failure + "."
 	}
+	if unit.Organized() {
+		return fmt.Sprintf("The blocks of some patients (%s) are missing: %s.", unit.ID, result.Failure)
+	}
 	return fmt.Sprintf("A part of %s (%s) is missing: %s.", unit.Type, unit.ID, result.Failure)
 }
 

@@ -92,6 +92,8 @@ type Worker struct {
 	lists      *spillset.Cache
 	shortUnits activeShortUnits
 	metrics    metrics
+
+	blockMemory, companionMemory int64 // bytes
 }
 
 // New returns a worker.
@@ -101,6 +103,7 @@ func New(cfg Config, deps Deps) (*Worker, error) {
 	}
 	return &Worker{
 		Deps: deps, cfg: cfg, lists: spillset.NewCache(), metrics: newMetrics(deps.Registry),
+		blockMemory: blockMemory, companionMemory: companionMemory,
 		lifecycle: &jobs.Lifecycle{Store: deps.Jobs, Queue: deps.Queue, Now: deps.Now, Settings: cfg.Settings},
 	}, nil
 }

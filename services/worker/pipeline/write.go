@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,14 +74,15 @@ func (w *Worker) writeFiles(
 
 // writeUnit writes the files of an export unit. A permanent error is a refusal of a guard.
 func (w *Worker) writeUnit(ctx context.Context, lease export.Lease, write func(*files) error) ([]export.File, error) {
-	done, err := w.writeFiles(ctx, lease, lease.Unit.Type, output, write)
+	typ := cmp.Or(lease.Unit.Type, export.HeaderType) // an organized unit has no type
+	done, err := w.writeFiles(ctx, lease, typ, output, write)
 	if err == nil {
 		return done, nil
 	}
 	if errors.As(err, new(export.PermanentError)) {
 		w.metrics.refusals.Inc()
 	}
-	return nil, fmt.Errorf("export %s: %w", lease.Unit.Type, err)
+	return nil, fmt.Errorf("export %s: %w", typ, err)
 }
 
 // writeErrors writes an error file of the job: one line for each type whose permission was withdrawn, and the lines that
@@ -103,8 +105,19 @@ var errAborted = errors.New("aborted")
 
 var newline = []byte{'\n'}
 
-// write appends one resource as a line.
+// write appends one resource as a line. It finishes a file that is full.
 func (f *files) write(line []byte) error {
+	if err := f.append(line); err != nil {
+		return err
+	}
+	if f.current.Bytes >= f.worker.cfg.FileBytes {
+		return f.finish()
+	}
+	return nil
+}
+
+// append appends a line to the current file, whatever its size.
+func (f *files) append(line []byte) error {
 	if f.object == nil {
 		if err := f.begin(); err != nil {
 			return err
@@ -119,9 +132,6 @@ func (f *files) write(line []byte) error {
 	f.current.Count++
 	f.current.Bytes += int64(len(line)) + 1
 	f.throttle.wrote(len(line))
-	if f.current.Bytes >= f.worker.cfg.FileBytes {
-		return f.finish()
-	}
 	return nil
 }
 
@@ -133,11 +143,17 @@ func (f *files) writeIssue(outcome fhir.OperationOutcome) error {
 	return f.write(line)
 }
 
+// name returns the name of the n'th file, from 0.
+func (f *files) name(n int) string { return export.FileName(f.lease.Unit.ID, f.lease.Fence, f.typ, n) }
+
 func (f *files) begin() error {
-	name := export.FileName(f.lease.Unit.ID, f.lease.Fence, f.typ, len(f.done))
+	name := f.name(len(f.done))
 	f.current = export.File{
 		Name: name, Type: f.typ, Error: f.list == errorList, Deleted: f.list == deleted,
 		Key: export.FileKey(f.lease.Job, f.typ, name),
+	}
+	if f.list == deleted {
+		f.current.Of = f.lease.Unit.Type
 	}
 	f.object = f.worker.Objects.Create(f.ctx, f.current.Key, ndjsonType)
 	_, f.span = telemetry.StartSpan(f.ctx, "upload", trace.WithSpanKind(trace.SpanKindClient),
