@@ -24,8 +24,8 @@ const anyContent = "application/octet-stream"
 // longestType is the longest content type. Encoded it has at most six times as many bytes.
 const longestType = 128
 
-// Encode returns the line that stands before the content. A content type that is not the text of a media type, or a very long
-// one, becomes application/octet-stream: it is a header of the answer.
+// Encode returns the line that stands before the content. A content type that is not the text of a media type, or a very
+// long one, becomes application/octet-stream: it is a header of the answer.
 func (a Attachment) Encode() ([]byte, error) {
 	media, _, err := mime.ParseMediaType(a.ContentType)
 	odd := strings.ContainsFunc(a.ContentType, func(r rune) bool { return r < ' ' || r > '~' })

@@ -87,7 +87,7 @@ var reasons = map[Reason]struct{ severity, code, text string }{
 	NotGranted:          {"information", "suppressed", "the grant does not include them"},
 	UnresolvedReference: {"warning", "not-found", "references that match no resource, or several, and were not followed"},
 	ForeignReference:    {"information", "not-found", "references to resources of other servers, which were not followed"},
-	MissingAttachment:   {"warning", "not-found", "the content of attachments whose Binary the data does not have or cannot be read"},
+	MissingAttachment:   {"warning", "not-found", "the content of attachments whose Binary is missing or unreadable"},
 	WithheldAttachment:  {"warning", "suppressed", "the content of attachments whose Binary may be about another patient"},
 	MemberByIdentifier:  {"warning", "incomplete", "members of the group that are named by an identifier only"},
 	MemberUnresolved:    {"warning", "incomplete", "members of the group whose reference cannot be resolved to a patient"},

@@ -144,7 +144,7 @@ func HasByID(typ string) bool { return fhir.IsReferenced(typ) || typ == "Binary"
 
 // ByIDQuery selects resources of one type.
 type ByIDQuery struct {
-	Type string // HasByID
+	Type string   // HasByID
 	IDs  []string // sorted ascending, no id twice
 	AsOf time.Time
 }

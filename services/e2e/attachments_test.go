@@ -19,8 +19,9 @@ func TestAttachmentsCanBeRead(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
 	var text strings.Builder
-	text.WriteString(`{"resourceType":"Group","id":"all","type":"person","actual":true,"member":[{"entity":{"reference":"Patient/p"}}]}` +
-		"\n" + `{"resourceType":"Patient","id":"p"}` + "\n" + `{"resourceType":"Patient","id":"stranger"}` + "\n")
+	text.WriteString(`{"resourceType":"Patient","id":"p"}` + "\n" + `{"resourceType":"Patient","id":"stranger"}` + "\n")
+	const group = `{"resourceType":"Group","id":"all","type":"person","actual":true,"member":[{"entity":{"reference":"Patient/p"}}]}`
+	must(t, os.WriteFile(filepath.Join(data, "Group.ndjson"), []byte(group+"\n"), 0o600))
 	contents := map[string]string{}
 	const documents = 20
 	for i := range documents {

@@ -15,8 +15,8 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 )
 
-// attachment serves the content of an attachment of a completed job. It needs the scope of the resource that has
-// the attachment, as its file does: a client that may read the resource needs no further one.
+// attachment serves the content of an attachment of a completed job. It needs the scope of the resource that
+// has the attachment, as its file does: a client that may read the resource needs no further one.
 func (s *service) attachment(c *gin.Context) error {
 	job, err := s.ownJob(c)
 	if err != nil {
@@ -64,8 +64,8 @@ func (s *service) attachment(c *gin.Context) error {
 	return s.deliver(c, job.ID, download{c.Param("name"), found.ContentType, form, open}, ranged)
 }
 
-// findAttachment reads the description at the offset of a pack, and returns the offset of the content. At any other offset is
-// no attachment.
+// findAttachment reads the description at the offset of a pack, and returns the offset of the content. At any other offset
+// is no attachment.
 func (s *service) findAttachment(
 	ctx context.Context, job export.JobID, pack export.Pack, offset int64,
 ) (found export.Attachment, begin int64, err error) {

@@ -18,13 +18,13 @@ import (
 	"github.com/sluice-fhir/sluice/services/worker/internal/spillset"
 )
 
-// attachments serves the attachments of a unit's lines. It finds each element `url` that names a Binary of this server, below
-// the root of the line, stores the content of the Binary in a pack, and puts the URL at which the API serves it into the
-// line (A-03, A-06, L-12). It comes after all other stages, so that nothing is stored for a line or an element that is
+// attachments serves the attachments of a unit's lines. It finds each element `url` that names a Binary of this server,
+// below the root of the line, stores the content of the Binary in a pack, and puts the URL at which the API serves it into
+// the line (A-03, A-06, L-12). It comes after all other stages, so that nothing is stored for a line or an element that is
 // not exported. It is not safe for concurrent use.
 //
-// A Binary belongs to the patient, or the resource, of its securityContext. One without belongs to the resource that names it,
-// if that is about a patient of the cohort: the reference is all that R4 has about it. Any other is withheld, because
+// A Binary belongs to the patient, or the resource, of its securityContext. One without belongs to the resource that names
+// it, if that is about a patient of the cohort: the reference is all that R4 has about it. Any other is withheld, because
 // it cannot be told whose it is.
 type attachments struct {
 	worker *Worker
@@ -155,8 +155,9 @@ func idOf(bases fhir.Bases, typ string, text []byte) string {
 	return ""
 }
 
-// Why an attachment has no url (http://hl7.org/fhir/R4/extension-data-absent-reason.html).
-const absent = `"_url":{"extension":[{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason","valueCode":"%s"}]}`
+// absent says why an attachment has no url (http://hl7.org/fhir/R4/extension-data-absent-reason.html).
+const absent = `"_url":{"extension":[{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason",` +
+	`"valueCode":"%s"}]}`
 
 // url appends the member url of an object that names the Binary. Of content that is not served the reason takes its place,
 // because a url must be readable (A-03), and an element without any member is not valid.
@@ -224,7 +225,9 @@ func (g *lineGuard) checkBinary(r source.Resource) (verdict, error) {
 }
 
 // admit reports whether the resource may have a Binary with the securityContext, which is empty if it has none.
-func (a *attachments) admit(ctx context.Context, of fhir.Ref, securityContext []byte) (_ attached, admitted bool, err error) {
+func (a *attachments) admit(
+	ctx context.Context, of fhir.Ref, securityContext []byte,
+) (_ attached, admitted bool, err error) {
 	if len(securityContext) == 0 {
 		return attached{}, a.ours, nil
 	}
@@ -246,7 +249,8 @@ func (a *attachments) admit(ctx context.Context, of fhir.Ref, securityContext []
 	return attached{}, admitted, err
 }
 
-// store appends the content, in base64, to the pack and returns its URL as JSON; "" for content that is empty or not readable.
+// store appends the content, in base64, to the pack and returns its URL as JSON; "" for content that is empty or not
+// readable.
 func (a *attachments) store(ctx context.Context, contentType, data []byte) (string, error) {
 	sum := sha256.New()
 	size, err := io.Copy(sum, decoded(data))

@@ -181,7 +181,7 @@ func TestAttachments(t *testing.T) { // A-03, A-06, L-12
 	if packs, count := fx.packs(got.job.ID, "DocumentReference-00000"); len(packs) != 1 || count != 4 {
 		t.Errorf("%d attachments in %+v, want 4 in one", count, packs)
 	}
-	got.wantIssues(t, "warning", "DocumentReference: 5 left out: the content of attachments whose Binary the data does not have",
+	got.wantIssues(t, "warning", "DocumentReference: 5 left out: the content of attachments whose Binary is missing",
 		"DocumentReference: 4 left out: the content of attachments whose Binary may be about another patient")
 }
 
