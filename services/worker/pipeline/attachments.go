@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
@@ -324,6 +326,49 @@ func (a *attachments) addTo(result *export.Result) error {
 	a.left.AddAll(result.LeftOut)
 	result.LeftOut = a.left.List()
 	return nil
+}
+
+// attachedTypes serves the attachments of the lines of an organized unit, each type with packs of its own.
+type attachedTypes struct {
+	worker *Worker
+	lease  export.Lease
+	job    export.Job
+	cohort *spillset.List
+	types  map[string]*attachments
+}
+
+// serve is attachments.serve for a line of the type.
+func (t *attachedTypes) serve(ctx context.Context, typ string, line []byte) ([]byte, error) {
+	of := t.types[typ]
+	if of == nil {
+		lease, cohort := t.lease, t.cohort
+		lease.Unit.Type = typ
+		if fhir.IsReferenced(typ) {
+			cohort = nil
+		}
+		of = t.worker.newAttachments(lease, t.job, cohort)
+		t.types[typ] = of
+	}
+	return of.serve(ctx, line)
+}
+
+// addTo is attachments.addTo for all types.
+func (t *attachedTypes) addTo(result *export.Result) error {
+	var packs []export.Pack
+	for _, typ := range slices.Sorted(maps.Keys(t.types)) {
+		if err := t.types[typ].addTo(result); err != nil {
+			return err
+		}
+		packs = append(packs, result.Attachments...)
+	}
+	result.Attachments = packs
+	return nil
+}
+
+func (t *attachedTypes) abort() {
+	for _, of := range t.types {
+		of.abort()
+	}
 }
 
 // abort drops the unfinished pack of a unit that failed. It does nothing after addTo.

@@ -23,9 +23,11 @@ type companions struct {
 	types  map[string]bool // those that are followed; true: the job exports them
 	chains map[string]*chain
 	guard  listGuard
-	recent map[string]companion // by "Type/id"
-	bytes  int64                // of recent
-	full   bool                 // recent has no more room
+
+	attached *attachedTypes
+	recent   map[string]companion // by "Type/id"
+	bytes    int64                // of recent
+	full     bool                 // recent has no more room
 
 	prefix string
 	absent *spillset.Builder // references to what is not held, of an incremental export
@@ -256,6 +258,9 @@ func (c *companions) read(ctx context.Context, r source.Resource) (m companion, 
 	}
 	line, err := next.pass(r.Body)
 	if err != nil || line == nil {
+		return m, err
+	}
+	if line, err = c.attached.serve(ctx, r.Type, line); err != nil {
 		return m, err
 	}
 	var refs refSet

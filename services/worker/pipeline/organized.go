@@ -111,6 +111,7 @@ func (w *Worker) exportOrganized(ctx context.Context, lease export.Lease, job ex
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
+	defer o.attached.abort()
 	var result export.Result
 	result.Files, err = w.writeWithDeleted(ctx, lease, func(out *files, gone *deletions) error {
 		o.out, o.gone = blockWriter{out: out}, gone
@@ -129,6 +130,9 @@ func (w *Worker) exportOrganized(ctx context.Context, lease export.Lease, job ex
 		result.Withheld += n.Withheld
 		result.Types = append(result.Types, n)
 	}
+	if err := o.attached.addTo(&result); err != nil {
+		return jobstore.Commit{}, err
+	}
 	if err := result.Check(); err != nil {
 		return jobstore.Commit{}, err
 	}
@@ -145,6 +149,7 @@ type organizer struct {
 	joined     *spillset.List // those whose data units of their own export; nil: none
 	passes     []*pass
 	companions *companions
+	attached   *attachedTypes
 	numbers    numbers
 	out        blockWriter
 	gone       *deletions
@@ -166,7 +171,9 @@ func (w *Worker) newOrganizer(
 	if at := slices.Index(types, "Patient"); at > 0 { // it comes first in its block
 		types = slices.Insert(slices.Delete(types, at, at+1), 0, "Patient")
 	}
+	o.attached = &attachedTypes{worker: w, lease: lease, job: job, cohort: cohort, types: map[string]*attachments{}}
 	o.companions = w.newCompanions(lease, job, types)
+	o.companions.attached = o.attached
 	add := func(typ string, scope export.Scope, writes bool) (err error) {
 		p := &pass{unit: lease.Unit, writes: writes}
 		p.unit.Type, p.unit.Scope = typ, scope
@@ -393,6 +400,11 @@ func (o *organizer) read(
 		}
 		if line == nil {
 			return nil
+		}
+		if p.writes {
+			if line, err = o.attached.serve(ctx, r.Type, line); err != nil {
+				return err
+			}
 		}
 		return take(r, line, owners)
 	})
