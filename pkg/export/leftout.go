@@ -93,7 +93,7 @@ var reasons = map[Reason]struct{ severity, code, text string }{
 	MemberUnresolved:    {"warning", "incomplete", "members of the group whose reference cannot be resolved to a patient"},
 	MemberForeign:       {"warning", "incomplete", "members of the group that are patients of another server"},
 	MemberGroup:         {"warning", "incomplete", "member groups that do not exist or cannot be exported"},
-	MemberMissing:       {"warning", "not-found", "members of the group, or patients of the request, that the data does not have"},
+	MemberMissing:       {"warning", "not-found", "members of the group, or requested patients, that the data does not have"},
 	MemberType:          {"information", "incomplete", "members of the group that are not patients"},
 	DeletionsUnknown:    {"warning", "incomplete", "deletions before the oldest record; only a full export is without them"},
 }

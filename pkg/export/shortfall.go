@@ -40,8 +40,8 @@ func (s *Shortfall) Add(unit Unit, result Result) {
 // LeftOut returns what the units left out.
 func (s *Shortfall) LeftOut() []LeftOut { return s.left.List() }
 
-// LeftOutOf is LeftOut once all units of the job are closed. It includes the members that the data does not have, unless the
-// job reads only what changed.
+// LeftOutOf is LeftOut once all units of the job are closed. It includes the members that the data does not have, unless
+// the job reads only what changed.
 func (s *Shortfall) LeftOutOf(job Job) []LeftOut {
 	var all Tally
 	all.AddAll(s.left.List())

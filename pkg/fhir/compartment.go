@@ -80,8 +80,8 @@ var referencedTypes = []string{"Location", "Medication", "Organization", "Practi
 // namingPatients are the types outside the compartment of which R4 allows a resource to be about a patient, or of anything:
 // by reference, or by what it is, such as a slot of a patient's schedule.
 var namingPatients = []string{
-	"AuditEvent", "Binary", "BiologicallyDerivedProduct", "Contract", "EnrollmentResponse", "Group", "GuidanceResponse", "Linkage",
-	"MessageHeader", "PaymentNotice", "PaymentReconciliation", "Person", "Schedule", "Slot", "Subscription", "Task",
+	"AuditEvent", "Binary", "BiologicallyDerivedProduct", "Contract", "EnrollmentResponse", "Group", "GuidanceResponse",
+	"Linkage", "MessageHeader", "PaymentNotice", "PaymentReconciliation", "Person", "Schedule", "Slot", "Subscription", "Task",
 	"VerificationResult",
 }
 

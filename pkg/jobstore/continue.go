@@ -24,8 +24,9 @@ func continueKey(owner export.Owner, request export.Request, at time.Time) strin
 	return fmt.Sprintf("sluice:continue:%x:%d", scope[:16], at.Unix())
 }
 
-// NoteTransactionTime stores the snapshot behind the transactionTime that the manifest of the job will have. Of several exports
-// with the same one the earliest snapshot counts. Call it before the seal: a time that nobody is given does no harm.
+// NoteTransactionTime stores the snapshot behind the transactionTime that the manifest of the job will have. Of several
+// exports with the same one the earliest snapshot counts. Call it before the seal: a time that nobody is given does no
+// harm.
 func (s *Store) NoteTransactionTime(ctx context.Context, job export.Job, at time.Time) error {
 	key := continueKey(job.Owner, job.Request, at)
 	known, found, err := s.snapshotAt(ctx, key)

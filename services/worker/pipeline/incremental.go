@@ -113,7 +113,9 @@ func (w *Worker) joined(
 	if err := streamError(ctx, err); err != nil {
 		return joined, fmt.Errorf("find out who joined: %w", err)
 	}
-	joined, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error { return found.Each(ctx, yield) })
+	joined, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
+		return found.Each(ctx, yield)
+	})
 	if err != nil {
 		return joined, fmt.Errorf("store who joined: %w", err)
 	}
@@ -164,8 +166,8 @@ func (w *Worker) gone(
 // errFound ends a stream.
 var errFound = errors.New("found")
 
-// referencedChanged reports whether a resource of a referenced type of the job changed or was deleted in its window. Then the
-// references of all data count, not only of what changed: a client may hold the resource because of old data.
+// referencedChanged reports whether a resource of a referenced type of the job changed or was deleted in its window. Then
+// the references of all data count, not only of what changed: a client may hold the resource because of old data.
 func (w *Worker) referencedChanged(ctx context.Context, job export.Job, types []string, snapshot time.Time) (bool, error) {
 	window := source.Window{After: job.Request.After, Since: job.Request.Since}
 	for _, typ := range types {
@@ -265,8 +267,8 @@ func (w *Worker) deleted(
 	return streamError(ctx, err)
 }
 
-// exportDeleted writes the deletions of the patients for whom the guard's source was queried: of resources that the owner could
-// have had and does not get any more (M-09).
+// exportDeleted writes the deletions of the patients for whom the guard's source was queried: of resources that the owner
+// could have had and does not get any more (M-09).
 func (w *Worker) exportDeleted(ctx context.Context, job export.Job, unit export.Unit, g *guard, sink *sink) error {
 	if !job.Request.Incremental() || unit.Scope == export.ScopeFollowed || len(g.requested) == 0 {
 		return nil

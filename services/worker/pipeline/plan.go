@@ -93,7 +93,8 @@ func (w *Worker) planShortfall(
 	}
 	withdrawn := slices.DeleteFunc(slices.Clone(job.Request.Types), func(typ string) bool {
 		// If there are units, the references unit checks the grant again and reports the referenced types.
-		reportedLater := fhir.IsReferenced(typ) && anyUnits && job.Request.Next(export.KindExport, false).ID == export.ReferencesUnit
+		follows := job.Request.Next(export.KindExport, false).ID == export.ReferencesUnit
+		reportedLater := fhir.IsReferenced(typ) && anyUnits && follows
 		return slices.Contains(types, typ) || reportedLater
 	})
 	result.Files, err = w.writeErrors(ctx, lease, withdrawn, func(*files) error { return nil })

@@ -212,7 +212,7 @@ func TestMembersThatTheDataDoesNotHaveAreTold(t *testing.T) { // pitfall 38
 	t.Parallel()
 	told := func(o outcome) bool {
 		return slices.ContainsFunc(o.issues, func(issue fhir.Issue) bool {
-			return issue.Severity == "warning" && issue.Diagnostics == "1 left out: members of the group, or patients of the request, that the data does not have."
+			return issue.Severity == "warning" && issue.Diagnostics == "1 left out: members of the group, or requested patients, that the data does not have."
 		})
 	}
 	all := holding(t, patient(1), patient(2), observation(1, 1))
