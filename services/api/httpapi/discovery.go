@@ -42,21 +42,25 @@ var capabilities string
 // contain with the search parameters of `_typeFilter` (C-07). Which of them a user may export depends on the grant. Of
 // Group, which alone can be searched, the parameters are those of the search (L-07); the others are in the documentation.
 func newCapabilities(base, tokenEndpoint string, since time.Time) []byte {
-	quote := func(text string) string { return string(encode(text)) }
-	var filled, compact bytes.Buffer
 	names := func(typ string) (names []string) {
 		for _, parameter := range typefilter.Parameters(typ) {
 			names = append(names, parameter.Name)
 		}
 		return names
 	}
-	functions := template.FuncMap{"json": quote, "parameters": typefilter.Parameters, "names": names, "join": strings.Join}
-	err := template.Must(template.New("").Funcs(functions).Parse(capabilities)).Execute(&filled,
-		map[string]any{
-			"base": base, "tokenEndpoint": tokenEndpoint, "date": since.UTC().Format(time.RFC3339),
-			"version": buildinfo.Of().Version, "types": fhir.StoredTypes(),
-			"operations": map[string]string{"Group": "group-export", "Patient": "patient-export"},
-		})
+	functions := template.FuncMap{"parameters": typefilter.Parameters, "names": names, "join": strings.Join}
+	return fill(capabilities, functions, map[string]any{
+		"base": base, "tokenEndpoint": tokenEndpoint, "date": since.UTC().Format(time.RFC3339),
+		"version": buildinfo.Of().Version, "types": fhir.StoredTypes(),
+		"operations": map[string]string{"Group": "group-export", "Patient": "patient-export"},
+	})
+}
+
+// fill returns the JSON document of a template, whose function json quotes a value.
+func fill(text string, functions template.FuncMap, values map[string]any) []byte {
+	functions["json"] = func(value any) string { return string(encode(value)) }
+	var filled, compact bytes.Buffer
+	err := template.Must(template.New("").Funcs(functions).Parse(text)).Execute(&filled, values)
 	if err := errors.Join(err, json.Compact(&compact, filled.Bytes())); err != nil {
 		panic(err) // the template does not fit its values
 	}

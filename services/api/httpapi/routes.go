@@ -76,7 +76,7 @@ type Deps struct {
 	NewKey func(export.JobID, export.Owner) []byte
 }
 
-// Route templates, below the base URL's path. The last three documents need no token.
+// Route templates, below the base URL's path. The last four documents need no token.
 const (
 	systemRoute   = "/$export"
 	patientRoute  = "/Patient/$export"
@@ -89,6 +89,7 @@ const (
 	metadataRoute = "/metadata"
 	smartRoute    = "/.well-known/smart-configuration"
 	jwksRoute     = "/.well-known/jwks.json"
+	openAPIRoute  = "/openapi.json"
 )
 
 // kickoffLevels returns the levels of export by their route templates.
@@ -117,7 +118,8 @@ type service struct {
 	manifests *downloads
 	scans     chan struct{} // a place for each reading of a file from its beginning to a range
 
-	capabilities, smartDocument []byte // public documents; the second is nil without Config.TokenURL
+	// Public documents. The second is nil without Config.TokenURL.
+	capabilities, smartDocument, description []byte
 }
 
 // New returns the handler of the API's public listener: the FHIR routes below the base URL's path, and /livez and
@@ -165,7 +167,7 @@ func New(cfg Config, deps Deps) (http.Handler, error) {
 
 	open := router.Group(at)
 	for route, handle := range map[string]func(*gin.Context) error{
-		metadataRoute: s.metadata, smartRoute: s.smart, jwksRoute: s.jwks,
+		metadataRoute: s.metadata, smartRoute: s.smart, jwksRoute: s.jwks, openAPIRoute: s.openapi,
 	} {
 		open.GET(route, s.answer(handle))
 		open.HEAD(route, s.answer(handle))
@@ -213,6 +215,7 @@ func newService(cfg Config, deps Deps) (*service, error) {
 		s.kickoffs[s.template(route)] = true
 	}
 	s.capabilities = newCapabilities(s.baseText, cfg.TokenURL, cfg.Now())
+	s.description = newOpenAPI(s.baseText, cfg.BaseURL.Scheme+"://"+cfg.BaseURL.Host)
 	return s, nil
 }
 
