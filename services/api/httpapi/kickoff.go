@@ -94,8 +94,8 @@ func (s *service) start(c *gin.Context, level export.Level) (err error) {
 	return nil
 }
 
-// permitted decides what the owner may export of what is asked: the level, the group, the types and the patients. It returns
-// the request with these and with what else the parameters ask for, and the patients that it is limited to.
+// permitted decides what the owner may export of what is asked: the level, the group, the types and the patients. It
+// returns the request with these and with what else the parameters ask for, and the patients that it is limited to.
 func (s *service) permitted(
 	ctx context.Context, who token.Principal, group string, a asking, p *parameters,
 ) (request export.Request, patients []string, err error) {
@@ -111,8 +111,8 @@ func (s *service) permitted(
 		return request, nil, err
 	}
 	request = export.Request{
-		Level: a.level, GroupID: group, Elements: p.elements, Until: p.until, Associated: p.associated, OrganizedBy: p.organizedBy,
-		Partial: p.partial,
+		Level: a.level, GroupID: group, Elements: p.elements, Until: p.until, Associated: p.associated,
+		OrganizedBy: p.organizedBy, Partial: p.partial,
 	}
 	request.Types, request.Through, err = allowedTypes(a.level, p.types, who.Scopes, grant)
 	if err == nil && p.associated != "" {

@@ -84,8 +84,8 @@ func pageOf(c *gin.Context, job export.Job) (int, error) {
 	return int(page), nil
 }
 
-// render writes the manifest, or one page of it: a part of the sealed list of files, and the link of the next page. It reads
-// the list once for each list of the manifest. A page that does not exist is a refusal.
+// render writes the manifest, or one page of it: a part of the sealed list of files, and the link of the next page. It
+// reads the list once for each list of the manifest. A page that does not exist is a refusal.
 func (s *service) render(ctx context.Context, to io.Writer, job export.Job, page int) error {
 	first, end := 0, math.MaxInt
 	if job.Request.Partial {

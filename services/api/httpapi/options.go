@@ -67,7 +67,8 @@ func (p *parameters) combine(a asking) error {
 func withProvenance(types, through []string, scopes token.Scopes, grant directory.Grant) (_, _ []string, err error) {
 	const typ = "Provenance"
 	if !scopes.MayRead(typ) || !grant.Types.Has(typ) {
-		return nil, nil, forbidden("The parameter includeAssociatedData adds Provenance, which may not be exported with this token.")
+		return nil, nil, forbidden("The parameter includeAssociatedData adds Provenance, which may not be exported with this " +
+			"token.")
 	}
 	at, found := slices.BinarySearch(types, typ)
 	if !found {

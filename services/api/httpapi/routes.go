@@ -192,7 +192,8 @@ func newService(cfg Config, deps Deps) (*service, error) {
 		return nil, err
 	}
 	if cfg.Now == nil || cfg.Logger == nil || deps.Jobs == nil || deps.Queue == nil || deps.Objects == nil ||
-		deps.Tokens == nil || deps.Groups == nil || deps.Access == nil || deps.Keys == nil || deps.Audit == nil || deps.Registry == nil {
+		deps.Tokens == nil || deps.Groups == nil || deps.Access == nil || deps.Keys == nil || deps.Audit == nil ||
+		deps.Registry == nil {
 		return nil, errors.New("httpapi: a dependency is missing")
 	}
 	bases, err := fhir.NewBases(append([]string{cfg.BaseURL.String()}, cfg.DataBases...)...)

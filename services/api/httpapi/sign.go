@@ -13,8 +13,8 @@ import (
 // that time, so that the signature always fits the answer that it is in.
 const signatureHeader = "X-JWS-Signature"
 
-// sign returns the signature of the page of the manifest, of which it keeps only a hash. It reads all that the answer will have, so an
-// unavailable store and a damaged list are found before the header is sent.
+// sign returns the signature of the page of the manifest, of which it keeps only a hash. It reads all that the answer will
+// have, so an unavailable store, a damaged list and a page that does not exist are found before the header is sent.
 func (s *service) sign(ctx context.Context, job export.Job, page int) (string, error) {
 	signer, err := s.Keys.Signer()
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 // instantForm is FHIR's form of an instant (P-08). Years before 1000 are refused: the first one is Go's zero time.
 var instantForm = regexp.MustCompile(`^[1-9]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-](0\d|1[0-3]):[0-5]\d|[+-]14:00)$`)
 
-// parseInstant reads an instant. A raw "+" of the zone in a query string is decoded as a space, a common mistake of clients.
+// parseInstant reads an instant. A raw "+" of the zone in a query string is decoded as a space, a common mistake of
+// clients.
 func parseInstant(text string) (at time.Time, ok bool) {
 	if zone := len(text) - len(" 00:00"); zone > 0 && text[zone] == ' ' {
 		text = text[:zone] + "+" + text[zone+1:]
