@@ -46,6 +46,7 @@ func TestIsolationOfEveryParameter(t *testing.T) {
 		"GET ": nil, "HEAD ": nil, "GET ?page=1": nil, "GET ?page=2": nil, "GET ?page=x": nil, "DELETE ": nil, "GET /files/FILE": nil,
 		"HEAD /files/FILE": nil, "GET /files/FILE#": {"Accept-Encoding", "gzip", "If-None-Match", "*"},
 		"GET /files/GONE": {"Range", "bytes=0-1"}, "GET /files/none": nil,
+		"GET /attachments/Patient.Patient-00000.1.0.0": nil, "HEAD /attachments/Patient.Patient-00000.1.0.0": nil,
 	}
 	want := map[string]reply{}
 	for question, headers := range questions {

@@ -125,8 +125,8 @@ func unavailable() refusal {
 // have them: with the file's validator, a cache or a resumed download would take it for the file.
 func staleHeaders() []string {
 	return []string{
-		"ETag", "Accept-Ranges", "Content-Range", "Content-Encoding", "Repr-Digest", "Expires", "X-Progress",
-		"X-Progress-Percent",
+		"ETag", "Accept-Ranges", "Content-Range", "Content-Encoding", "Content-Disposition", "Repr-Digest", "Expires",
+		"X-Progress", "X-Progress-Percent",
 	}
 }
 
