@@ -25,7 +25,8 @@ func (s *service) openapi(c *gin.Context) error {
 var routeParameter = regexp.MustCompile(`:([a-z]+)`)
 
 // newOpenAPI describes the API in OpenAPI 3.1. The kick-offs and the values of their bodies are those of the tables by
-// which requests are read; tests compare the rest with the routes and the responses. Origin is the base URL without its path.
+// which requests are read; tests compare the rest with the routes and the responses. Origin is the base URL without its
+// path.
 func newOpenAPI(base, origin string) []byte {
 	names := slices.Sorted(maps.Keys(bodyValues))
 	inQuery := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name == "patient" }) // P-25
