@@ -28,12 +28,8 @@ func continueKey(owner export.Owner, request export.Request, at time.Time) strin
 // exports with the same one the earliest snapshot counts. Call it before the seal: a time that nobody is given does no
 // harm.
 func (s *Store) NoteTransactionTime(ctx context.Context, job export.Job, at time.Time) error {
-	key := continueKey(job.Owner, job.Request, at)
-	known, found, err := s.snapshotAt(ctx, key)
-	if err != nil || found && !job.Snapshot.Before(known) {
-		return err
-	}
-	err = s.redis.Set(ctx, key, millis(job.Snapshot), continueTTL).Err()
+	err := s.scripts.earliest.Run(ctx, s.redis, []string{continueKey(job.Owner, job.Request, at)}, millis(job.Snapshot),
+		continueTTL.Milliseconds()).Err()
 	return redisclient.Unavailable("note a transaction time", err)
 }
 

@@ -14,13 +14,13 @@ import (
 //go:embed lua/*.lua
 var luaFiles embed.FS
 
-// scripts are the compare-and-set steps of the store, one Lua file each. All except count and reachable share a prelude
+// scripts are the compare-and-set steps of the store, one Lua file each. All but the last three share a prelude
 // with the names of the keys and the transitions of pkg/export, so that the state machine is defined only once.
 type scripts struct {
 	create, queued, claim, heartbeat, stage, commit, issue, release, rescue, refence, reopen, giveup *redis.Script
 	end, remove, refile                                                                              *redis.Script
 
-	count, reachable *redis.Script // have a key of their own
+	count, reachable, earliest *redis.Script // have a key of their own
 }
 
 func loadScripts() (scripts, error) {
@@ -30,13 +30,13 @@ func loadScripts() (scripts, error) {
 		"create": &s.create, "queued": &s.queued, "claim": &s.claim, "heartbeat": &s.heartbeat, "stage": &s.stage,
 		"commit": &s.commit, "issue": &s.issue, "release": &s.release, "rescue": &s.rescue, "refence": &s.refence,
 		"reopen": &s.reopen, "giveup": &s.giveup, "end": &s.end, "remove": &s.remove, "refile": &s.refile, "count": &s.count,
-		"reachable": &s.reachable,
+		"reachable": &s.reachable, "earliest": &s.earliest,
 	} {
 		text, err := luaFiles.ReadFile("lua/" + name + ".lua")
 		if err != nil {
 			return scripts{}, fmt.Errorf("load scripts: %w", err)
 		}
-		if script == &s.count || script == &s.reachable {
+		if script == &s.count || script == &s.reachable || script == &s.earliest {
 			*script = redis.NewScript(luaClock + string(text))
 		} else {
 			*script = redis.NewScript(luaClock + prelude + string(text))

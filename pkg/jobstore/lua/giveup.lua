@@ -17,7 +17,7 @@ redis.call('ZREM', waiting, unit)
 redis.call('HDEL', claims, unit)
 redis.call('HINCRBY', fences, unit, 1)
 redis.call('HSET', attempts, unit .. '.cause', 'operator')
-if decoded.kind == 'export' or decoded.kind == 'referenced' then
+if decoded.kind == 'export' or decoded.kind == 'referenced' or decoded.kind == 'associated' then
   progress(0, decoded.bytes + 1)
 end
 return { 'OK', open_next(ARGV[3], ARGV[4]) }

@@ -16,7 +16,8 @@ if result then
   local decoded = cjson.decode(spec)
   if decoded.kind == 'references' then
     for _, other in ipairs(redis.call('HVALS', units)) do
-      if cjson.decode(other).kind == 'referenced' then return { 'CONFLICT', 'what an attempt at it has cut is there already' } end
+      local kind = cjson.decode(other).kind
+      if kind == 'referenced' or kind == 'associated' then return { 'CONFLICT', 'what an attempt at it has cut is there already' } end
     end
   end
   -- Later stages were opened without this unit's result: they are taken back, or the retry is refused if one is claimed.
@@ -34,7 +35,7 @@ if result then
     end
   end
   redis.call('HDEL', results, unit)
-  if decoded.kind == 'export' or decoded.kind == 'referenced' then
+  if decoded.kind == 'export' or decoded.kind == 'referenced' or decoded.kind == 'associated' then
     local done = tonumber(redis.call('HGET', job, 'weight_done') or '0') - decoded.bytes - 1
     redis.call('HSET', job, 'weight_done', string.format('%.0f', math.max(0, done)))
   end

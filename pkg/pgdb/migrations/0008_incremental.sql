@@ -73,11 +73,12 @@ END $$;
 -- For Deleted: by patient, and by load.
 CREATE INDEX tombstone_patient_born ON tombstone (type, patient, born);
 CREATE INDEX tombstone_born ON tombstone (type, born);
+CREATE INDEX tombstone_others ON tombstone (type, born) WHERE others IS NOT NULL;
 DROP INDEX tombstone_patient;
 
 -- +goose Down
 CREATE INDEX tombstone_patient ON tombstone (type, patient);
-DROP INDEX tombstone_patient_born, tombstone_born;
+DROP INDEX tombstone_patient_born, tombstone_born, tombstone_others;
 DROP TRIGGER directory_group_since ON directory_group;
 DROP FUNCTION directory_group_since;
 DROP INDEX directory_subgroup_member;

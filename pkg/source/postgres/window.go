@@ -105,7 +105,7 @@ func (s *Source) Deleted(ctx context.Context, q source.DeletedQuery, yield func(
 	case q.Patients != nil:
 		texts = []string{
 			selected(limited("t.patient = ANY($%d)", q.Patients)),
-			selected(" AND t.others && $3::text[] AND t.patient <> ALL($3)"),
+			selected(" AND t.others IS NOT NULL AND t.others && $3::text[] AND t.patient <> ALL($3)"),
 		}
 	default:
 		condition := ""

@@ -63,23 +63,16 @@ func (s *service) knownPatients(
 	if p.patients == nil {
 		return nil, nil
 	}
-	unknown, err := s.Groups.Unknown(ctx, group, p.patients)
-	if errors.Is(err, directory.ErrNoGroup) { // it was removed meanwhile
-		return nil, noGroup()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("looking up the patients: %w", err)
-	}
-	var known []string
-	err = s.Access.Patients(ctx, who.Owner, func(_ directory.Grant, filter *directory.PatientFilter) error {
+	// The grant first: a look-up of others would show by its time whether they exist.
+	var granted []string
+	err := s.Access.Patients(ctx, who.Owner, func(_ directory.Grant, filter *directory.PatientFilter) error {
 		for _, id := range p.patients {
 			included, err := filter.Includes(id)
 			if err != nil {
 				return err
 			}
-			_, missing := slices.BinarySearch(unknown, id)
-			if included && !missing {
-				known = append(known, id)
+			if included {
+				granted = append(granted, id)
 			}
 		}
 		return nil
@@ -87,6 +80,20 @@ func (s *service) knownPatients(
 	if err != nil {
 		return nil, fmt.Errorf("reading the patients of the grant of owner %s: %w", who.Owner.Hash(), err)
 	}
+	var unknown []string
+	if len(granted) > 0 {
+		unknown, err = s.Groups.Unknown(ctx, group, granted)
+	}
+	if errors.Is(err, directory.ErrNoGroup) { // it was removed meanwhile
+		return nil, noGroup()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking up the patients: %w", err)
+	}
+	known := slices.DeleteFunc(granted, func(id string) bool {
+		_, missing := slices.BinarySearch(unknown, id)
+		return missing
+	})
 	missing := len(p.patients) - len(known)
 	if missing == 0 {
 		return known, nil

@@ -365,6 +365,20 @@ func (t *attachedTypes) addTo(result *export.Result) error {
 	return nil
 }
 
+// mark returns a function that takes back what is counted as left out from now on.
+func (t *attachedTypes) mark() (undo func()) {
+	counted := map[string][]export.LeftOut{}
+	for typ, of := range t.types {
+		counted[typ] = of.left.List()
+	}
+	return func() {
+		for typ, of := range t.types {
+			of.left = export.Tally{}
+			of.left.AddAll(counted[typ])
+		}
+	}
+}
+
 func (t *attachedTypes) abort() {
 	for _, of := range t.types {
 		of.abort()

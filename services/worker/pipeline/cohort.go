@@ -55,6 +55,14 @@ func (w *Worker) storeCohort(
 		if chosen.everybody, err = patients.Everybody(); err != nil {
 			return err
 		}
+		if job.Request.Asked != nil {
+			chosen.leftOut = nil // it is about others
+		}
+		for i := range chosen.leftOut {
+			if !chosen.everybody {
+				chosen.leftOut[i].Count = 0 // members that the owner may not see
+			}
+		}
 		list, err := spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
 			return candidates(func(patient string) error {
 				if included, err := patients.Includes(patient); err != nil || !included {

@@ -378,7 +378,7 @@ func (fx *fixture) chain(t *testing.T, level export.Level, kind string, everybod
 		switch {
 		case fhir.IsReferenced(typ) && level != export.SystemLevel:
 		case outsiders(source.Named(nil, facts)) && (level == export.GroupLevel || now != nil):
-		case !everybody && level == export.SystemLevel && len(source.Named(nil, facts)) == 0 && fhir.InCompartment(typ):
+		case !everybody && level == export.SystemLevel && len(source.Named(nil, facts)) == 0:
 		default:
 			t.Errorf("%s: the copy still has it (held: %v): %s", name, now != nil, text)
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -71,7 +72,7 @@ func (w *Worker) chooseIncrement(ctx context.Context, job export.Job, snapshot t
 	}
 	chosen.cohort.Joined, chosen.joinedCount = sublist(joined), joined.Count
 	if job.Request.AtLevel() != export.GroupLevel {
-		gone, err := w.gone(ctx, job, snapshot, chosen.cohort)
+		gone, err := w.gone(ctx, job, snapshot, *chosen)
 		if err != nil {
 			return err
 		}
@@ -125,13 +126,13 @@ func (w *Worker) joined(
 // gone stores the patients that were deleted in the window of the job, of those that the owner may see and the request
 // names.
 func (w *Worker) gone(
-	ctx context.Context, job export.Job, snapshot time.Time, stored export.Cohort,
+	ctx context.Context, job export.Job, snapshot time.Time, chosen selection,
 ) (gone spillset.Stored, err error) {
 	asked, err := w.asked(ctx, job)
 	if err != nil {
 		return gone, err
 	}
-	prefix := stored.Prefix + "gone/"
+	prefix := chosen.cohort.Prefix + "gone/"
 	found := spillset.NewBuilder(w.Objects, prefix)
 	query := source.DeletedQuery{Type: "Patient", AsOf: snapshot, Window: windowOf(job, export.Unit{Kind: export.KindExport})}
 	err = w.Source.Deleted(ctx, query, func(d source.Deletion) error {
@@ -144,8 +145,8 @@ func (w *Worker) gone(
 		return gone, fmt.Errorf("find deleted patients: %w", err)
 	}
 	err = w.Access.Patients(ctx, job.Owner, func(read directory.Grant, patients *directory.PatientFilter) (err error) {
-		if err := checkGrant(job, read); err != nil {
-			return err
+		if read.Few, chosen.grant.Few = nil, nil; !reflect.DeepEqual(read, chosen.grant) {
+			return errors.New("the grant changed during the plan") // another attempt plans with one version of it
 		}
 		gone, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
 			return found.Each(ctx, func(patient string) error {
@@ -171,13 +172,17 @@ var errFound = errors.New("found")
 func (w *Worker) referencedChanged(ctx context.Context, job export.Job, types []string, snapshot time.Time) (bool, error) {
 	window := source.Window{After: job.Request.After, Since: job.Request.Since}
 	for _, typ := range types {
-		if !fhir.IsReferenced(typ) {
+		if !fhir.IsReferenced(typ) && typ != "Provenance" {
 			continue
 		}
-		err := w.Source.Everything(ctx, source.EverythingQuery{Type: typ, AsOf: snapshot, Window: window},
+		to := ""
+		if typ == "Provenance" { // only that of referenced resources is without a patient
+			to = source.NoPatient
+		}
+		err := w.Source.Everything(ctx, source.EverythingQuery{Type: typ, To: to, AsOf: snapshot, Window: window},
 			func(source.Resource) error { return errFound })
 		if err == nil {
-			err = w.Source.Deleted(ctx, source.DeletedQuery{Type: typ, AsOf: snapshot, Window: window},
+			err = w.Source.Deleted(ctx, source.DeletedQuery{Type: typ, To: to, AsOf: snapshot, Window: window},
 				func(source.Deletion) error { return errFound })
 		}
 		if errors.Is(err, errFound) {

@@ -166,8 +166,21 @@ type pass struct {
 func (w *Worker) newOrganizer(
 	ctx context.Context, lease export.Lease, job export.Job, cohort *spillset.List,
 ) (*organizer, error) {
+	grant, err := w.Access.Grant(ctx, job.Owner)
+	if err != nil {
+		return nil, err
+	}
 	o := &organizer{Worker: w, job: job, unit: lease.Unit}
-	types := strings.Split(lease.Unit.Types, ",")
+	planned := strings.Split(lease.Unit.Types, ",")
+	types := allowed(planned, grant)
+	for _, typ := range planned {
+		if !slices.Contains(types, typ) { // withdrawn since the plan
+			o.numbers.left.AddAll([]export.LeftOut{{Type: typ, Reason: export.NotGranted}})
+		}
+	}
+	if !slices.ContainsFunc(types, fhir.InCompartment) {
+		return nil, export.Permanent("the permission was withdrawn")
+	}
 	if at := slices.Index(types, "Patient"); at > 0 { // it comes first in its block
 		types = slices.Insert(slices.Delete(types, at, at+1), 0, "Patient")
 	}
@@ -283,9 +296,15 @@ type block struct {
 }
 
 // gather reads the blocks of the patients into memory, or returns errTooLarge. Only a success changes the numbers.
-func (o *organizer) gather(ctx context.Context, patients []string) ([]block, error) {
+func (o *organizer) gather(ctx context.Context, patients []string) (_ []block, err error) {
 	blocks := make([]block, len(patients))
 	var n numbers
+	undo := o.attached.mark()
+	defer func() {
+		if err != nil {
+			undo()
+		}
+	}()
 	room := o.blockMemory
 	hold := func(at int, line []byte) error {
 		if room -= int64(len(line)) + 1; room < 0 {

@@ -43,7 +43,9 @@ func (w *Worker) plan(ctx context.Context, lease export.Lease, job export.Job) (
 	var units []export.Unit
 	data := ""
 	result := export.Result{LeftOut: chosen.leftOut}
-	if chosen.cohort.Patients > 0 || job.Request.AtLevel() == export.SystemLevel {
+	// Deletions are told to a cohort that has become empty, too.
+	level := job.Request.AtLevel()
+	if chosen.cohort.Patients > 0 || level == export.SystemLevel || level == export.PatientLevel && job.Request.Incremental() {
 		sizes, err := w.Source.Sizes(ctx)
 		if err != nil {
 			return jobstore.Commit{}, fmt.Errorf("estimate sizes: %w", err)

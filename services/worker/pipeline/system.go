@@ -75,16 +75,16 @@ func (w *Worker) exportNobody(
 		}
 		return sink.take(ctx, r, verdict, "")
 	})
-	// Of a deleted resource of the compartment nobody can tell whether the owner could have had it.
-	if err := streamError(ctx, err); err != nil || !job.Request.Incremental() || fhir.InCompartment(unit.Type) {
+	if err := streamError(ctx, err); err != nil || !job.Request.Incremental() {
 		return err
 	}
+	// Nobody can tell whether the owner could have had what was deleted.
 	return w.deleted(ctx, job, source.DeletedQuery{Type: unit.Type, To: source.NoPatient}, unit,
 		func(d source.Deletion) error {
 			if d.Held {
 				return nil
 			}
-			return sink.gone.add(unit.Type, d.ID)
+			return sink.hide()
 		})
 }
 
@@ -172,19 +172,20 @@ func (g *nobodyGuard) check(ctx context.Context, typ string, r source.Resource) 
 			return withheld, nil
 		}
 	}
-	mayContain, err := containsPatientData(r.Body)
-	if err != nil || mayContain {
+	mayName, err := mayNamePatients(typ, r.Body)
+	if err != nil || mayName {
 		return withheld, nil //nolint:nilerr // a line that two parsers read differently is withheld
 	}
 	named := admitted
 	fhir.EachReference(r.Body, func(text []byte) bool {
 		typ, id, form := fhir.Classify(text)
+		of := string(typ)
+		// What is about a patient, or may be, leads to one.
+		harmless := of != "" && !fhir.InCompartment(of) && !fhir.MayNamePatients(of)
 		switch {
-		case form == fhir.Local && string(typ) != "Patient", form == fhir.Contained,
-			form == fhir.Foreign && len(typ) > 0 && string(typ) != "Patient",
-			form == fhir.Conditional && string(typ) != "Patient":
+		case form == fhir.Contained, harmless && (form == fhir.Local || form == fhir.Foreign || form == fhir.Conditional):
 			return true
-		case form == fhir.Local:
+		case form == fhir.Local && of == "Patient":
 			var found bool
 			if found, err = g.cohort.Contains(ctx, string(id)); err == nil && found {
 				return true
@@ -196,11 +197,10 @@ func (g *nobodyGuard) check(ctx context.Context, typ string, r source.Resource) 
 	return named, err
 }
 
-// containsPatientData reports whether the line contains a resource of the patient compartment, below its root.
-func containsPatientData(line []byte) (bool, error) {
-	if !bytes.Contains(line, []byte(`"contained"`)) && bytes.IndexByte(line, '\\') < 0 {
-		return false, nil
-	}
+// mayNamePatients reports whether the line may be about a patient whom no reference names: by a contained resource of the
+// patient compartment, by a reference of type Patient that has only an identifier, or, in a type of the compartment, by any
+// reference with an identifier.
+func mayNamePatients(typ string, line []byte) (bool, error) {
 	tokens := json.NewDecoder(bytes.NewReader(line))
 	depth, last := 0, ""
 	for {
@@ -209,10 +209,13 @@ func containsPatientData(line []byte) (bool, error) {
 			return false, nil
 		}
 		if err != nil {
-			return false, fmt.Errorf("read contained resources: %w", err)
+			return false, fmt.Errorf("read a line: %w", err)
 		}
 		switch token := token.(type) {
 		case json.Delim:
+			if token == '{' && depth > 1 && last == "identifier" && fhir.InCompartment(typ) {
+				return true, nil
+			}
 			if token == '{' || token == '[' {
 				depth++
 			} else {
@@ -220,7 +223,7 @@ func containsPatientData(line []byte) (bool, error) {
 			}
 			last = ""
 		case string:
-			if depth > 1 && last == "resourceType" && fhir.InCompartment(token) {
+			if depth > 1 && (last == "resourceType" && fhir.InCompartment(token) || last == "type" && token == "Patient") {
 				return true, nil
 			}
 			last = token

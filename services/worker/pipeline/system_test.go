@@ -36,12 +36,16 @@ var wholeStore = []string{
 	line("Substance", "t", `,"extension":[{"url":"u","valueReference":{"reference":"Patient/pat-1"}}]`),
 	line("Substance", "u", `,"extension":[{"url":"u","valueReference":{"reference":"urn:uuid:2"}}]`),
 	line("Substance", "w", `,"contained":[{"resourc\u0065Type":"Condition","subject":{"display":"N. N."}}]`),
+	line("Observation", "obs-of", ref("subject", "Location/room"), ref("encounter", "Encounter/e9")),
+	line("Observation", "obs-mrn", `,"performer":[{"type":"Patient","identifier":{"value":"9"}}]`),
+	line("Observation", "obs-id", `,"performer":[{"identifier":{"value":"9"}}]`),
+	line("MeasureReport", "m", ref("subject", "Group/h"), `,"group":[{"population":[{"count":17}]}]`),
 	line("Group", "g"), line("Group", "h"), line("Task", "t"), line("Binary", "b"),
 	provenance(1, "Observation/obs-1"), provenance("room", "Location/room"), provenance("odd", "Observation/obs-room"),
 }
 
 var storedTypes = []string{
-	"Appointment", "Binary", "Group", "Location", "Observation", "Patient", "Practitioner", "Provenance", "Questionnaire", "Substance",
+	"Appointment", "Binary", "Group", "Location", "MeasureReport", "Observation", "Patient", "Practitioner", "Provenance", "Questionnaire", "Substance",
 	"Task", "ValueSet",
 }
 
@@ -77,6 +81,7 @@ func TestSystemLevelOfSomePatients(t *testing.T) {
 	got := fx.run(at(export.SystemLevel, storedTypes...))
 	hidden := []string{
 		"pat-9", "obs-9", "obs-unheld", "both", "obs-unknown", "obs-foreign", "obs-by", "q", "s", "u", "w", "g", "h", "t", "b", "pro-odd",
+		"obs-of", "obs-mrn", "obs-id", "m",
 	}
 	want := slices.DeleteFunc(slices.Clone(wholeStore), func(text string) bool {
 		return slices.ContainsFunc(hidden, func(id string) bool {
