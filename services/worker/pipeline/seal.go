@@ -63,8 +63,11 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	}
 	finished := w.Now().UTC().Truncate(time.Millisecond)
 	job.Finished = finished
-	if err := w.Jobs.NoteTransactionTime(ctx, job, job.TransactionTime()); err != nil {
-		return jobstore.Commit{}, err
+	// What changed between `_until` and the snapshot is missing, so nothing can continue from there.
+	if until := job.Request.Until; until.IsZero() || until.After(job.Snapshot) {
+		if err := w.Jobs.NoteTransactionTime(ctx, job, job.TransactionTime()); err != nil {
+			return jobstore.Commit{}, err
+		}
 	}
 	return jobstore.Commit{
 		Result: export.Result{Files: errorFiles},
