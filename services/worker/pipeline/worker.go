@@ -161,7 +161,7 @@ func newMetrics(registry prometheus.Registerer) metrics {
 		fenced: counter("sluice_worker_fence_losses_total", "Tasks with a stale fence."),
 	}
 	m.leftOut = auto.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "sluice_source_left_out", Help: "What the source holds or was given and no export contains, by reason.",
+		Name: "sluice_source_left_out", Help: "What no export of a group or of patients contains, by reason.",
 	}, []string{"type", "reason"})
 	// Initialised, so that the first one is visible as an increase.
 	for _, reason := range []export.Reason{export.OtherPatient, export.UnknownPatient} {
