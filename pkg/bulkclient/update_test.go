@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
+
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // store is what a server holds: lines by "Type/id".
@@ -122,10 +124,7 @@ func hashes(t *testing.T, dir string) map[string]string {
 // TestUpdateAgainstAMap: after random changes and deletions an updated copy equals the store, over a chain of exports that
 // are interrupted in every phase. The folder before is not changed.
 func TestUpdateAgainstAMap(t *testing.T) {
-	seeds := uint64(25)
-	if testing.Short() {
-		seeds = 5
-	}
+	seeds := uint64(testenv.Seeds(t, 8))
 	types := []string{"Patient", "Observation", "Device"}
 	request := Request{Group: "g", Elements: []string{"id"}}
 	for seed := range seeds {

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	randomQueries = 2000 // for each kind of resources
+	randomQueries = 1000 // for each kind of resources
 	linesPerQuery = 20
 )
 

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // mirror is a client that follows one level by incremental exports, and applies them to its copy: lines by Type/id.
@@ -136,13 +138,7 @@ func (c *clinic) group() string {
 // who are no patients any more, were about, and what nothing references any more. SLUICE_TEST_SEEDS=n runs n histories.
 func TestChainsOfIncrementalExports(t *testing.T) {
 	t.Parallel()
-	seeds := 2
-	if text := os.Getenv("SLUICE_TEST_SEEDS"); text != "" {
-		var err error
-		seeds, err = strconv.Atoi(text)
-		must(t, err)
-	}
-	for seed := range seeds {
+	for seed := range testenv.Seeds(t, 1) {
 		t.Run(strconv.Itoa(seed), func(t *testing.T) {
 			t.Parallel()
 			chains(t, uint64(seed))

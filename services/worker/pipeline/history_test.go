@@ -15,6 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
 // history is a source of versions, in the simplest form: every call looks at all of them. A load at an instant ends
@@ -303,8 +304,8 @@ func TestAChainOfIncrementalExports(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/%s/%v", level, kind, everybody), func(t *testing.T) {
 					t.Parallel()
 					fx := newFixture(t, &history{})
-					for seed := range uint64(chains) {
-						fx.chain(t, level, kind, everybody, seed)
+					for seed := range testenv.Seeds(t, 2) {
+						fx.chain(t, level, kind, everybody, uint64(seed))
 						if t.Failed() {
 							t.Fatalf("seed %d", seed)
 						}
@@ -314,9 +315,6 @@ func TestAChainOfIncrementalExports(t *testing.T) {
 		}
 	}
 }
-
-// chains is the number of random histories of each kind of chain.
-const chains = 8
 
 func (fx *fixture) chain(t *testing.T, level export.Level, kind string, everybody bool, seed uint64) {
 	t.Helper()
