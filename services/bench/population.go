@@ -41,7 +41,8 @@ func (b *bench) population(ctx context.Context, patients int) (population, error
 	}
 	took := time.Since(began)
 	err = b.sluice(ctx, "admin", "grant", "set", "--database", database, "--issuer", development.IssuerName,
-		"--subject", subject, "--types", "all", "--groups", "all", "--patients", "all")
+		"--subject", subject, "--types", "all", "--groups", "all", "--patients", "all",
+		"--level", "group", "--level", "patient", "--level", "system")
 	if err := errors.Join(err, os.RemoveAll(data)); err != nil {
 		return population{}, err
 	}

@@ -304,7 +304,7 @@ func TestAChainOfIncrementalExports(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/%s/%v", level, kind, everybody), func(t *testing.T) {
 					t.Parallel()
 					fx := newFixture(t, &history{})
-					for seed := range testenv.Seeds(t, 2) {
+					for seed := range testenv.Seeds(t, 1) {
 						fx.chain(t, level, kind, everybody, uint64(seed))
 						if t.Failed() {
 							t.Fatalf("seed %d", seed)
