@@ -261,6 +261,7 @@ func associatedNetwork(t *testing.T) (all *memory, want []string) {
 }
 
 func TestAssociatedProvenanceKilledAtEveryRequestToTheStore(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []export.Kind{
 		export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindExportAssociated,
 	} {

@@ -214,6 +214,7 @@ func (fx *fixture) driveOne(id export.JobID, do func(queue.Task)) export.Job {
 }
 
 func TestKilledAtEveryRequestToTheStore(t *testing.T) { // pitfalls 8, 9, 13, 16, 20
+	t.Parallel()
 	for _, kind := range []export.Kind{
 		export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
 	} {
