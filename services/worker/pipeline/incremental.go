@@ -27,8 +27,10 @@ func requestOf(job export.Job, unit export.Unit) export.Request {
 }
 
 // windowOf returns the window of the unit's queries.
-func windowOf(job export.Job, unit export.Unit) source.Window {
-	request := requestOf(job, unit)
+func windowOf(job export.Job, unit export.Unit) source.Window { return window(requestOf(job, unit)) }
+
+// window returns the window that the request asks for.
+func window(request export.Request) source.Window {
 	return source.Window{After: request.After, Since: request.Since}
 }
 
@@ -170,7 +172,7 @@ var errFound = errors.New("found")
 // referencedChanged reports whether a resource of a referenced type of the job changed or was deleted in its window. Then
 // the references of all data count, not only of what changed: a client may hold the resource because of old data.
 func (w *Worker) referencedChanged(ctx context.Context, job export.Job, types []string, snapshot time.Time) (bool, error) {
-	window := source.Window{After: job.Request.After, Since: job.Request.Since}
+	window := window(job.Request)
 	for _, typ := range types {
 		if !fhir.IsReferenced(typ) && typ != "Provenance" {
 			continue
@@ -254,15 +256,23 @@ func (w *Worker) writeWithDeleted(
 	return append(written, gone...), err
 }
 
-// deleted streams the deletions of the query before `_until`. Those of patients who joined go back as far as is known: they
-// may have been in the cohort earlier.
+// deleted streams the deletions of the query in the unit's window. Those of patients who joined go back as far as is
+// known: they may have been in the cohort earlier.
 func (w *Worker) deleted(
 	ctx context.Context, job export.Job, query source.DeletedQuery, unit export.Unit, yield func(source.Deletion) error,
 ) error {
 	if unit.Kind == export.KindExportAssociated {
 		return nil // the units of the first reading have written them
 	}
-	query.AsOf, query.Window = job.Snapshot, windowOf(job, unit)
+	query.Window = windowOf(job, unit)
+	return w.deletedUntil(ctx, job, query, yield)
+}
+
+// deletedUntil streams the deletions of the query as of the job's snapshot and before `_until`.
+func (w *Worker) deletedUntil(
+	ctx context.Context, job export.Job, query source.DeletedQuery, yield func(source.Deletion) error,
+) error {
+	query.AsOf = job.Snapshot
 	err := w.Source.Deleted(ctx, query, func(d source.Deletion) error {
 		if until := job.Request.Until; !until.IsZero() && !d.At.Before(until) {
 			return nil
@@ -307,13 +317,11 @@ func (w *Worker) deletedReferenced(
 	if !job.Request.Incremental() || !fhir.IsReferenced(unit.Type) {
 		return nil
 	}
-	window := source.Window{After: job.Request.After, Since: job.Request.Since}
-	query := source.DeletedQuery{Type: unit.Type, AsOf: job.Snapshot, Window: window}
-	err := w.Source.Deleted(ctx, query, func(d source.Deletion) error {
+	query := source.DeletedQuery{Type: unit.Type, Window: window(job.Request)}
+	return w.deletedUntil(ctx, job, query, func(d source.Deletion) error {
 		ref := unit.Type + "/" + d.ID
 		place := list.Place(ref)
-		late := !job.Request.Until.IsZero() && !d.At.Before(job.Request.Until)
-		if d.Held || late || place < unit.Slice.From || place >= unit.Slice.To {
+		if d.Held || place < unit.Slice.From || place >= unit.Slice.To {
 			return nil
 		}
 		if listed, err := list.Contains(ctx, ref); err != nil || !listed {
@@ -321,7 +329,6 @@ func (w *Worker) deletedReferenced(
 		}
 		return gone.add(unit.Type, d.ID)
 	})
-	return streamError(ctx, err)
 }
 
 // exportable reports whether a resource about the patients is exported, or was by an earlier export, and the one of them
