@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
-	"os"
 	"slices"
 	"time"
 
@@ -42,46 +41,28 @@ type Options struct {
 //
 // With Options.Last only what changed since that export is exported, into the folder changesDir in the folder, and merged
 // with a copy of the last folder, which is not changed. An error is ErrLast if the request cannot continue the last folder.
-func (c *Client) Export(ctx context.Context, request Request, opts Options) (report Report, err error) {
+func (c *Client) Export(ctx context.Context, request Request, opts Options) (Report, error) {
 	if opts.Last != "" {
 		return c.update(ctx, request, opts)
 	}
-	begin := time.Now()
-	folder, err := createFolder(opts.Dir)
-	if err != nil {
-		return Report{}, err
-	}
-	defer func() {
-		if err = errors.Join(err, folder.Close()); err != nil && folder.created {
-			_ = os.Remove(opts.Dir) // fails if it holds anything
+	begin, want := time.Now(), c.wanted(request, opts)
+	return intoFolder(opts, want, func(folder *folder) (Report, error) {
+		have, job, err := c.resumeOrKickOff(ctx, folder, want, opts.Resume)
+		if err != nil {
+			return Report{}, err
 		}
-	}()
-
-	want := c.wanted(request, opts)
-	done, err := folder.finished()
-	switch {
-	case err == nil && opts.Resume:
-		return reportFinished(folder, done, want)
-	case err == nil:
-		return Report{}, fmt.Errorf("%w: it already holds a finished export", ErrFolder)
-	case !errors.Is(err, fs.ErrNotExist):
-		return Report{}, err
-	}
-	have, job, err := c.resumeOrKickOff(ctx, folder, want, opts.Resume)
-	if err != nil {
-		return Report{}, err
-	}
-	c.cfg.Observer.Started(job)
-	report, err = c.fetch(ctx, folder, have, job, opts.MaxBytes, begin)
-	if err != nil && opts.CancelOnInterrupt && errors.Is(ctx.Err(), context.Canceled) {
-		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelCall)
-		defer stop()
-		if cancelErr := c.Cancel(ctx, job); cancelErr != nil && !errors.Is(cancelErr, ErrNoJob) {
-			return Report{}, cancelErr
+		c.cfg.Observer.Started(job)
+		report, err := c.fetch(ctx, folder, have, job, opts.MaxBytes, begin)
+		if err != nil && opts.CancelOnInterrupt && errors.Is(ctx.Err(), context.Canceled) {
+			ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelCall)
+			defer stop()
+			if cancelErr := c.Cancel(ctx, job); cancelErr != nil && !errors.Is(cancelErr, ErrNoJob) {
+				return Report{}, cancelErr
+			}
+			return Report{}, errors.Join(ErrCancelled, err, folder.removeExport())
 		}
-		return Report{}, errors.Join(ErrCancelled, err, folder.removeExport())
-	}
-	return report, err
+		return report, err
+	})
 }
 
 // wanted returns the state of an export that has not begun.
@@ -119,7 +100,7 @@ func (c *Client) resumeOrKickOff(ctx context.Context, folder *folder, want state
 	err := folder.load(stateFile, &have)
 	switch {
 	case err == nil && !resume:
-		return state{}, Job{}, fmt.Errorf("%w: it holds an unfinished export: resume it or use another folder", ErrFolder)
+		return state{}, Job{}, errUnfinished
 	case err == nil:
 		return have, have.job(), have.fits(want)
 	case !errors.Is(err, fs.ErrNotExist):

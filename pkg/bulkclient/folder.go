@@ -93,24 +93,41 @@ func (f *finished) results() ([]result, error) {
 // folder is the only place that a client writes to. The os.Root keeps every name inside it. One process at a time
 // holds its lock.
 type folder struct {
-	root    *os.Root
-	lock    *os.File
-	created bool       // by this process
-	mu      sync.Mutex // guards the journal
+	root *os.Root
+	lock *os.File
+	mu   sync.Mutex // guards the journal
 }
 
-// createFolder opens a folder, and creates it when it is missing.
-func createFolder(dir string) (*folder, error) {
-	_, missing := os.Stat(dir)
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return nil, fmt.Errorf("create the folder: %w", err)
+// intoFolder runs the wanted export into the folder, unless an earlier run finished it there. A missing folder is created,
+// and removed again if nothing was written to it.
+func intoFolder(opts Options, want state, export func(*folder) (Report, error)) (report Report, err error) {
+	_, missing := os.Stat(opts.Dir)
+	if err := os.MkdirAll(opts.Dir, 0o750); err != nil {
+		return Report{}, fmt.Errorf("create the folder: %w", err)
 	}
-	f, err := openFolder(dir)
-	if err == nil {
-		f.created = errors.Is(missing, fs.ErrNotExist)
+	f, err := openFolder(opts.Dir)
+	if err != nil {
+		return Report{}, err
 	}
-	return f, err
+	defer func() {
+		if err = errors.Join(err, f.Close()); err != nil && errors.Is(missing, fs.ErrNotExist) {
+			_ = os.Remove(opts.Dir) // fails if it holds anything
+		}
+	}()
+	done, err := f.finished()
+	switch {
+	case err == nil && opts.Resume:
+		return reportFinished(f, done, want)
+	case err == nil:
+		return Report{}, fmt.Errorf("%w: it already holds a finished export", ErrFolder)
+	case !errors.Is(err, fs.ErrNotExist):
+		return Report{}, err
+	}
+	return export(f)
 }
+
+// errUnfinished is the refusal of a folder with an unfinished export that is not to be resumed.
+var errUnfinished = fmt.Errorf("%w: it holds an unfinished export: resume it or use another folder", ErrFolder)
 
 func openFolder(dir string) (*folder, error) {
 	root, err := os.OpenRoot(dir)

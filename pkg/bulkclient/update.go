@@ -44,55 +44,38 @@ func (c *Client) update(ctx context.Context, request Request, opts Options) (rep
 	}
 	want.Last = sum
 
-	folder, err := createFolder(opts.Dir)
-	if err != nil {
-		return Report{}, err
-	}
-	defer func() {
-		if err = errors.Join(err, folder.Close()); err != nil && folder.created {
-			_ = os.Remove(opts.Dir) // fails if it holds anything
+	return intoFolder(opts, want, func(folder *folder) (report Report, err error) {
+		_, missing := folder.root.Stat(changesDir)
+		switch {
+		case missing != nil:
+			if err := folder.mustBeEmpty(); err != nil {
+				return Report{}, err
+			}
+		case !opts.Resume:
+			return Report{}, errUnfinished
 		}
-	}()
-	done, err := folder.finished()
-	switch {
-	case err == nil && opts.Resume:
-		return reportFinished(folder, done, want)
-	case err == nil:
-		return Report{}, fmt.Errorf("%w: it already holds a finished export", ErrFolder)
-	case !errors.Is(err, fs.ErrNotExist):
-		return Report{}, err
-	}
-	_, missing := folder.root.Stat(changesDir)
-	switch {
-	case missing != nil:
-		if err := folder.mustBeEmpty(); err != nil {
+		request.Since = base.TransactionTime
+		inner := opts
+		inner.Dir, inner.Last, inner.last = filepath.Join(opts.Dir, changesDir), "", sum
+		if _, err := c.Export(ctx, request, inner); err != nil {
 			return Report{}, err
 		}
-	case !opts.Resume:
-		return Report{}, fmt.Errorf("%w: it holds an unfinished export: resume it or use another folder", ErrFolder)
-	}
-
-	request.Since = base.TransactionTime
-	inner := opts
-	inner.Dir, inner.Last, inner.last = filepath.Join(opts.Dir, changesDir), "", sum
-	if _, err := c.Export(ctx, request, inner); err != nil {
-		return Report{}, err
-	}
-	changes, err := openFolder(inner.Dir)
-	if err != nil {
-		return Report{}, err
-	}
-	defer func() { err = errors.Join(err, changes.Close()) }()
-	m := &merge{last: last, changes: changes, folder: folder, zip: opts.KeepGzip, base: base, parallel: c.cfg.Parallel}
-	done, results, err := m.run(ctx)
-	if err != nil {
-		return Report{}, fmt.Errorf("merge the changes: %w", err)
-	}
-	done.Export.Request, done.Export.Last, done.Seconds = want.Request, sum, time.Since(begin).Seconds()
-	if err := folder.save(manifestFile, done); err != nil {
-		return Report{}, err
-	}
-	return newReport(folder, done, results)
+		changes, err := openFolder(inner.Dir)
+		if err != nil {
+			return Report{}, err
+		}
+		defer func() { err = errors.Join(err, changes.Close()) }()
+		m := &merge{last: last, changes: changes, folder: folder, zip: opts.KeepGzip, base: base, parallel: c.cfg.Parallel}
+		done, results, err := m.run(ctx)
+		if err != nil {
+			return Report{}, fmt.Errorf("merge the changes: %w", err)
+		}
+		done.Export.Request, done.Export.Last, done.Seconds = want.Request, sum, time.Since(begin).Seconds()
+		if err := folder.save(manifestFile, done); err != nil {
+			return Report{}, err
+		}
+		return newReport(folder, done, results)
+	})
 }
 
 // continuable returns ErrLast if the changes of a request do not tell what its whole export would have.

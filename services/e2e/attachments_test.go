@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 // TestAttachmentsCanBeRead: an encrypted export from PostgreSQL. The url of each attachment is readable with the token of
@@ -21,7 +23,7 @@ func TestAttachmentsCanBeRead(t *testing.T) {
 	var text strings.Builder
 	text.WriteString(`{"resourceType":"Patient","id":"p"}` + "\n" + `{"resourceType":"Patient","id":"stranger"}` + "\n")
 	const group = `{"resourceType":"Group","id":"all","type":"person","actual":true,"member":[{"entity":{"reference":"Patient/p"}}]}`
-	must(t, os.WriteFile(filepath.Join(data, "Group.ndjson"), []byte(group+"\n"), 0o600))
+	check.Must(t, os.WriteFile(filepath.Join(data, "Group.ndjson"), []byte(group+"\n"), 0o600))
 	contents := map[string]string{}
 	const documents = 20
 	for i := range documents {
@@ -36,7 +38,7 @@ func TestAttachmentsCanBeRead(t *testing.T) {
 		fmt.Fprintf(&text, `{"resourceType":"DocumentReference","id":%q,"status":"current","subject":{"reference":"Patient/p"},`+
 			`"content":[{"attachment":{"contentType":"text/plain","url":"Binary/b-%s"}}]}`+"\n", id, id)
 	}
-	must(t, os.WriteFile(filepath.Join(data, "all.ndjson"), []byte(text.String()), 0o600))
+	check.Must(t, os.WriteFile(filepath.Join(data, "all.ndjson"), []byte(text.String()), 0o600))
 	keys := masterKeys(t, map[string]string{}, "a")
 	s := deploy(t, setup{
 		data: data, database: loaded(t, data), workers: 1, api: []string{keys}, worker: []string{keys, "SLUICE_FILE_BYTES=20000"},
@@ -53,7 +55,7 @@ func TestAttachmentsCanBeRead(t *testing.T) {
 			ID      string
 			Content []struct{ Attachment struct{ URL string } }
 		}
-		must(t, json.Unmarshal([]byte(line), &document))
+		check.Must(t, json.Unmarshal([]byte(line), &document))
 		url := document.Content[0].Attachment.URL
 		if document.ID == "d0" {
 			if url != "" || !strings.Contains(line, "masked") {
@@ -63,7 +65,7 @@ func TestAttachmentsCanBeRead(t *testing.T) {
 		}
 		resp := s.request(http.MethodGet, url, "everything", nil)
 		body, err := io.ReadAll(resp.Body)
-		if must(t, err); resp.StatusCode != http.StatusOK || string(body) != contents[document.ID] ||
+		if check.Must(t, err); resp.StatusCode != http.StatusOK || string(body) != contents[document.ID] ||
 			resp.Header.Get("Content-Type") != "text/plain" {
 			t.Errorf("%s of %s: %s, %d bytes", url, document.ID, resp.Status, len(body))
 		}
@@ -73,14 +75,14 @@ func TestAttachmentsCanBeRead(t *testing.T) {
 		t.Errorf("another subject: %s", resp.Status)
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, last, nil)
-	must(t, err)
+	check.Must(t, err)
 	resp, err := s.client.Do(req)
-	must(t, err)
-	if must(t, resp.Body.Close()); resp.StatusCode != http.StatusUnauthorized {
+	check.Must(t, err)
+	if check.Must(t, resp.Body.Close()); resp.StatusCode != http.StatusUnauthorized {
 		t.Errorf("without a token: %s", resp.Status)
 	}
 	if resp := s.request(http.MethodDelete, status, "everything", nil); resp.StatusCode != http.StatusAccepted {
 		t.Errorf("DELETE: %s", resp.Status)
 	}
-	eventually(t, time.Minute, "the objects are deleted", func() bool { return len(s.objectKeys()) == 0 })
+	check.Eventually(t, time.Minute, "the objects are deleted", func() bool { return len(s.objectKeys()) == 0 })
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 const (
@@ -38,9 +39,9 @@ func newAuthClient(t *testing.T, id, redis, at string) authClient {
 	sluice(t, 0, "admin", "client", "keygen", "--out", name)
 	sluice(t, 0, "admin", "client", "register", "--redis", redis, "--id", id, "--jwks-file", name+".jwks.json", "--scope", "system/*.rs")
 	key, err := os.ReadFile(name + ".key.json")
-	must(t, err)
+	check.Must(t, err)
 	signer, err := token.ParseSigner(key, token.AssertionAlgorithms()...)
-	must(t, err)
+	check.Must(t, err)
 	return authClient{t: t, id: id, signer: signer, at: at}
 }
 
@@ -48,17 +49,17 @@ func newAuthClient(t *testing.T, id, redis, at string) authClient {
 func (c authClient) ask() (int, string) {
 	c.t.Helper()
 	assertion, err := c.signer.SignAssertion(c.id, authURL, time.Now())
-	must(c.t, err)
+	check.Must(c.t, err)
 	resp, err := http.PostForm("http://"+c.at+"/auth/token", url.Values{
 		"grant_type": {"client_credentials"}, "scope": {"system/*.rs"},
 		"client_assertion_type": {token.AssertionType}, "client_assertion": {assertion},
 	})
-	must(c.t, err)
+	check.Must(c.t, err)
 	defer resp.Body.Close()
 	var answer struct {
 		AccessToken string `json:"access_token"`
 	}
-	must(c.t, json.NewDecoder(resp.Body).Decode(&answer))
+	check.Must(c.t, json.NewDecoder(resp.Body).Decode(&answer))
 	return resp.StatusCode, answer.AccessToken
 }
 
@@ -74,10 +75,10 @@ func (c authClient) token() string {
 func (s *stack) bearing(method, target, bearer string) *http.Response {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, target, nil)
-	must(s.t, err)
+	check.Must(s.t, err)
 	req.Header.Set("Authorization", "Bearer "+bearer)
 	resp, err := s.client.Do(req)
-	must(s.t, err)
+	check.Must(s.t, err)
 	s.t.Cleanup(func() { _ = resp.Body.Close() })
 	return resp
 }
@@ -99,7 +100,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	first, second := s.start("auth", environ...), s.start("auth", environ...)
 	one, two := first.ready()["public"], second.ready()["public"]
 	for _, at := range []string{one, two} {
-		eventually(t, 30*time.Second, "the token service has keys", func() bool {
+		check.Eventually(t, 30*time.Second, "the token service has keys", func() bool {
 			resp, err := http.Get("http://" + at + "/readyz")
 			if err != nil {
 				return false
@@ -109,7 +110,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 		})
 	}
 	issuers := filepath.Join(t.TempDir(), "issuers.yaml")
-	must(t, os.WriteFile(issuers, fmt.Appendf(nil, "issuers:\n- name: %q\n  audiences: [%q]\n  jwks_url: \"http://%s/auth/jwks\"\n",
+	check.Must(t, os.WriteFile(issuers, fmt.Appendf(nil, "issuers:\n- name: %q\n  audiences: [%q]\n  jwks_url: \"http://%s/auth/jwks\"\n",
 		authIssuer, publicBase, two), 0o600))
 	s.api.stop()
 	s.apiEnv = append(slices.Clone(s.apiEnv), "SLUICE_TOKEN_ISSUERS_FILE="+issuers)
@@ -124,7 +125,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	status := kickoff.Header.Get("Content-Location")
 	app.at = two // the other replica
 	var done manifest
-	eventually(t, time.Minute, "the export finishes", func() bool {
+	check.Eventually(t, time.Minute, "the export finishes", func() bool {
 		tokenB := app.token()
 		if tokenB == tokenA {
 			t.Fatal("the same token was issued twice")
@@ -133,7 +134,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 		if resp.StatusCode != http.StatusOK {
 			return false
 		}
-		must(t, json.NewDecoder(resp.Body).Decode(&done))
+		check.Must(t, json.NewDecoder(resp.Body).Decode(&done))
 		return true
 	})
 	if len(done.Output) == 0 || len(done.Error) != 0 {
@@ -151,7 +152,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	app.at = one
 	resp := s.bearing(http.MethodGet, done.Output[0].URL, app.token())
 	text, err := io.ReadAll(resp.Body)
-	must(t, err)
+	check.Must(t, err)
 	if resp.StatusCode != http.StatusOK || bytes.Count(text, []byte("\n")) != done.Output[0].Count {
 		t.Errorf("the file: %s, %d lines, want %d", resp.Status, bytes.Count(text, []byte("\n")), done.Output[0].Count)
 	}
@@ -181,23 +182,23 @@ func TestStandaloneWithRegisteredClients(t *testing.T) {
 	data, state, name := generated(t, 20), filepath.Join(dir, "state"), filepath.Join(dir, "app")
 	sluice(t, 0, "admin", "client", "keygen", "--out", name)
 	set, err := os.ReadFile(name + ".jwks.json")
-	must(t, err)
+	check.Must(t, err)
 	clients := filepath.Join(dir, "clients.yaml")
-	must(t, os.WriteFile(clients, fmt.Appendf(nil, "clients:\n- id: app\n  scope: system/Patient.rs system/Group.rs\n  jwks: %s\n",
+	check.Must(t, os.WriteFile(clients, fmt.Appendf(nil, "clients:\n- id: app\n  scope: system/Patient.rs system/Group.rs\n  jwks: %s\n",
 		strings.ReplaceAll(string(set), "\n", " ")), 0o600))
 
 	server := exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
 		"--tls-cert", cert, "--tls-key", key, "--data", data, "--state", state, "--addr", "127.0.0.1:0", "--clients", clients)
 	var said bytes.Buffer
 	server.Stdout, server.Stderr = &said, &said
-	must(t, server.Start())
+	check.Must(t, server.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Wait() }()
 	t.Cleanup(func() { _ = server.Process.Kill() })
 	var start struct {
 		BaseURL string `json:"base_url"`
 	}
-	eventually(t, time.Minute, "standalone serves", func() bool {
+	check.Eventually(t, time.Minute, "standalone serves", func() bool {
 		text, err := os.ReadFile(filepath.Join(state, "quickstart.json"))
 		return err == nil && json.Unmarshal(text, &start) == nil
 	})
@@ -215,10 +216,10 @@ func TestStandaloneWithRegisteredClients(t *testing.T) {
 	// The development issuer still works.
 	sluice(t, 0, "export", "--state", state, "--group", "all", "--type", "Patient", "--no-progress", "--out", filepath.Join(dir, "dev"))
 
-	must(t, server.Process.Signal(os.Interrupt))
+	check.Must(t, server.Process.Signal(os.Interrupt))
 	select {
 	case err := <-ended:
-		must(t, err)
+		check.Must(t, err)
 	case <-time.After(time.Minute):
 		t.Fatalf("standalone did not stop:\n%s", said.String())
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 // browser is one tab of a headless Chromium with a new profile.
@@ -34,7 +36,7 @@ func openBrowser(t *testing.T) *browser {
 	t.Cleanup(stop)
 	ctx, closeTab := chromedp.NewContext(ctx)
 	t.Cleanup(closeTab)
-	must(t, chromedp.Do(ctx)) // starts it; a context with a timeout would stop it
+	check.Must(t, chromedp.Do(ctx)) // starts it; a context with a timeout would stop it
 	return &browser{t: t, ctx: ctx}
 }
 
@@ -71,14 +73,14 @@ func (b *browser) prefer(scheme string) {
 	_, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
 	})
-	must(b.t, err)
+	check.Must(b.t, err)
 }
 
 // scripts enables or disables scripts.
 func (b *browser) scripts(on bool) {
 	b.t.Helper()
 	_, err := chromedp.Call(b.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: !on})
-	must(b.t, err)
+	check.Must(b.t, err)
 }
 
 func (b *browser) open(url string) { b.t.Helper(); ask(b, chromedp.Navigate(url)) }
@@ -99,7 +101,7 @@ func (b *browser) follow(press, shows string) {
 	if trouble != "" {
 		b.t.Fatalf("%s %s on\n%s", press, trouble, b.text("body"))
 	}
-	eventually(b.t, time.Minute, "the page shows "+shows, func() bool {
+	check.Eventually(b.t, time.Minute, "the page shows "+shows, func() bool {
 		seen, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](
 			"document.querySelector("+strconv.Quote(shows)+")?.checkVisibility() === true"))
 		return err == nil && seen // an error while the page navigates
@@ -137,5 +139,5 @@ func (b *browser) keep(name string, png []byte) {
 	if len(png) == 0 {
 		b.t.Fatalf("%s: the screenshot is empty", name)
 	}
-	must(b.t, os.WriteFile(filepath.Join(dir, name), png, 0o644))
+	check.Must(b.t, os.WriteFile(filepath.Join(dir, name), png, 0o644))
 }

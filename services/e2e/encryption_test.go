@@ -29,6 +29,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -46,7 +47,7 @@ func masterKeys(t *testing.T, secrets map[string]string, ids ...string) (setting
 		lines.WriteString(secrets[id])
 	}
 	file := filepath.Join(t.TempDir(), "keys")
-	must(t, os.WriteFile(file, []byte(lines.String()), 0o600))
+	check.Must(t, os.WriteFile(file, []byte(lines.String()), 0o600))
 	return "SLUICE_ENVELOPE_KEYS_FILE=" + file
 }
 
@@ -113,7 +114,7 @@ func (s *stack) gzipped(url, span, etag string) ([]byte, http.Header) {
 	}
 	resp := s.request(http.MethodGet, url, "everything", header)
 	content, err := io.ReadAll(resp.Body)
-	must(s.t, err)
+	check.Must(s.t, err)
 	if resp.StatusCode != want {
 		s.t.Fatalf("%s of a file: %s", span, resp.Status)
 	}
@@ -137,7 +138,7 @@ func TestMasterKeysAreRotated(t *testing.T) {
 
 	// A worker without the key waits for it.
 	keyless := s.startWorker()
-	eventually(t, time.Minute, "the worker waits for the master key", func() bool {
+	check.Eventually(t, time.Minute, "the worker waits for the master key", func() bool {
 		_, waits := keyless.find(func(e map[string]any) bool { return e["msg"] == "unit waits for an unavailable dependency" })
 		return waits
 	})
@@ -179,16 +180,16 @@ func TestAPurgeDestroysCopies(t *testing.T) {
 	s.wait(status, time.Minute)
 
 	jobs, err := jobstore.Open(s.redis, nil)
-	must(t, err)
+	check.Must(t, err)
 	defer jobs.Close()
 	keys, err := envelope.ParseKeys(secrets["a"])
-	must(t, err)
+	check.Must(t, err)
 	open := func() error { // without cached keys
 		store, err := objects.Open(objects.Config{
 			Endpoint: s.s3.Endpoint, AccessKey: s.s3.AccessKey, SecretKey: s.s3.SecretKey, Bucket: s.s3.Bucket,
 			Keys: envelope.NewRing(keys, jobs.Key, time.Now).Key,
 		})
-		must(t, err)
+		check.Must(t, err)
 		defer store.Close()
 		var problems []error
 		for _, key := range s.objectKeys() {
@@ -208,19 +209,19 @@ func TestAPurgeDestroysCopies(t *testing.T) {
 		t.Fatalf("DELETE: %s", resp.Status)
 	}
 	id, err := export.ParseJobID(status[strings.LastIndexByte(status, '/')+1:])
-	must(t, err)
-	eventually(t, time.Minute, "the job is purged", func() bool {
+	check.Must(t, err)
+	check.Eventually(t, time.Minute, "the job is purged", func() bool {
 		there, err := jobs.Exists(t.Context(), id)
 		return err == nil && !there
 	})
 	for key, content := range copies {
 		_, err := outside.PutObject(t.Context(), s.s3.Bucket, key, bytes.NewReader(content), int64(len(content)),
 			minio.PutObjectOptions{})
-		must(t, err)
+		check.Must(t, err)
 		if err := open(); !errors.Is(err, export.ErrNotFound) {
 			t.Errorf("restored copy of %s: %v, want ErrNotFound", key, err)
 		}
-		must(t, outside.RemoveObject(t.Context(), s.s3.Bucket, key, minio.RemoveObjectOptions{}))
+		check.Must(t, outside.RemoveObject(t.Context(), s.s3.Bucket, key, minio.RemoveObjectOptions{}))
 	}
 }
 
@@ -239,16 +240,16 @@ func (s *stack) bucket() *minio.Client {
 	client, err := minio.New(strings.TrimPrefix(s.s3.Endpoint, "http://"), &minio.Options{
 		Creds: credentials.NewStaticV4(s.s3.AccessKey, s.s3.SecretKey, ""),
 	})
-	must(s.t, err)
+	check.Must(s.t, err)
 	return client
 }
 
 func get(t *testing.T, client *minio.Client, bucket, key string) []byte {
 	t.Helper()
 	object, err := client.GetObject(t.Context(), bucket, key, minio.GetObjectOptions{})
-	must(t, err)
+	check.Must(t, err)
 	content, err := io.ReadAll(object)
-	must(t, errors.Join(err, object.Close()))
+	check.Must(t, errors.Join(err, object.Close()))
 	return content
 }
 
@@ -264,7 +265,7 @@ type watch struct {
 func newWatch(t *testing.T, endpoint string, needles [][]byte) *watch {
 	t.Helper()
 	target, err := url.Parse(endpoint)
-	must(t, err)
+	check.Must(t, err)
 	w := &watch{}
 	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(target)

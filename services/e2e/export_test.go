@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/synth"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -33,13 +34,13 @@ func groupsOf(t *testing.T, data string) string {
 	t.Helper()
 	dir := t.TempDir()
 	files, err := filepath.Glob(filepath.Join(data, "Group*"))
-	must(t, err)
+	check.Must(t, err)
 	for _, file := range files {
 		content, err := os.ReadFile(file)
-		must(t, err)
-		must(t, os.WriteFile(filepath.Join(dir, filepath.Base(file)), content, 0o600))
+		check.Must(t, err)
+		check.Must(t, os.WriteFile(filepath.Join(dir, filepath.Base(file)), content, 0o600))
 	}
-	must(t, os.WriteFile(filepath.Join(dir, "Group.extra.ndjson"), []byte(extraGroups), 0o600))
+	check.Must(t, os.WriteFile(filepath.Join(dir, "Group.extra.ndjson"), []byte(extraGroups), 0o600))
 	return dir
 }
 
@@ -147,6 +148,6 @@ func generated(t *testing.T, patients int) string {
 		return dir, err
 	}))
 	dir, err := once.(func() (string, error))()
-	must(t, err)
+	check.Must(t, err)
 	return dir
 }

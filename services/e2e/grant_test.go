@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -39,7 +40,7 @@ func TestAGrantOfThreeMillionPatients(t *testing.T) {
 	s := deploy(t, setup{data: data, directory: database, workers: 1})
 
 	pool, err := pgdir.Open(t.Context(), pgdb.Config{URL: database, Connections: 2})
-	must(t, err)
+	check.Must(t, err)
 	defer pool.Close()
 	ids := func() iter.Seq2[string, error] {
 		return func(yield func(string, error) bool) {
@@ -56,8 +57,8 @@ func TestAGrantOfThreeMillionPatients(t *testing.T) {
 		}
 	}
 	_, err = pgdir.NewGroups(pool, time.Now).Create(t.Context(), "population", ids())
-	must(t, err)
-	must(t, pgdir.NewAccess(pool).Set(t.Context(), directory.GrantEntry{
+	check.Must(t, err)
+	check.Must(t, pgdir.NewAccess(pool).Set(t.Context(), directory.GrantEntry{
 		Owner: export.Owner{Issuer: development.IssuerName, Subject: "everything"},
 		Types: directory.NameList{All: true}, Groups: directory.NameList{All: true},
 	}, ids()))
@@ -88,11 +89,11 @@ func TestAGrantOfThreeMillionPatients(t *testing.T) {
 func (p *process) peakMemory() int64 {
 	p.t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	must(p.t, err)
+	check.Must(p.t, err)
 	for line := range strings.Lines(string(status)) {
 		if text, found := strings.CutPrefix(line, "VmHWM:"); found {
 			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(text), "kB")), 10, 64)
-			must(p.t, err)
+			check.Must(p.t, err)
 			return kib << 10
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 // mirror is a client that follows one level by incremental exports, and applies them to its copy: lines by Type/id.
@@ -43,7 +44,7 @@ func (m *mirror) follow(s *stack) {
 		var bundle struct {
 			Entry []struct{ Request struct{ Method, URL string } }
 		}
-		must(s.t, json.Unmarshal([]byte(line), &bundle))
+		check.Must(s.t, json.Unmarshal([]byte(line), &bundle))
 		for _, entry := range bundle.Entry {
 			gone[entry.Request.URL] = true
 			delete(m.copied, entry.Request.URL)
@@ -63,7 +64,7 @@ func (m *mirror) follow(s *stack) {
 func idOf(t *testing.T, line string) string {
 	t.Helper()
 	var r struct{ ID string }
-	must(t, json.Unmarshal([]byte(line), &r))
+	check.Must(t, json.Unmarshal([]byte(line), &r))
 	return r.ID
 }
 
@@ -160,8 +161,8 @@ func chains(t *testing.T, seed uint64) {
 		}
 		lines = append(lines, c.group())
 		file := filepath.Join(dir, strconv.Itoa(c.serial), "changes.ndjson")
-		must(t, os.MkdirAll(filepath.Dir(file), 0o755))
-		must(t, os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o600))
+		check.Must(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		check.Must(t, os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o600))
 		return filepath.Dir(file)
 	}
 	store := loaded(t, write(40))

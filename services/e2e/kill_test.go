@@ -15,6 +15,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -113,7 +114,7 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11
 	if survivor == victim {
 		survivor = workers[1]
 	}
-	eventually(t, 30*time.Second, "the unit runs elsewhere", func() bool {
+	check.Eventually(t, 30*time.Second, "the unit runs elsewhere", func() bool {
 		_, found := survivor.find(func(e map[string]any) bool {
 			return observationUnit("unit claimed")(e) && e["fence"] != float64(1)
 		})
@@ -167,12 +168,12 @@ func TestAStoppingWorkerServesItsMetricsUntilItHasDrained(t *testing.T) {
 	get := func(path string) (status int, body string) {
 		t.Helper()
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, private+path, nil)
-		must(t, err)
+		check.Must(t, err)
 		response, err := http.DefaultClient.Do(request)
-		must(t, err)
+		check.Must(t, err)
 		defer response.Body.Close()
 		text, err := io.ReadAll(response.Body)
-		must(t, err)
+		check.Must(t, err)
 		return response.StatusCode, string(text)
 	}
 	g := holdObservations(proxy, 1)
@@ -182,7 +183,7 @@ func TestAStoppingWorkerServesItsMetricsUntilItHasDrained(t *testing.T) {
 		t.Errorf("before the stop: %d %s", status, report)
 	}
 	worker.signal(syscall.SIGTERM)
-	eventually(t, 30*time.Second, "the worker is not ready and serves the metrics of the last unit", func() bool {
+	check.Eventually(t, 30*time.Second, "the worker is not ready and serves the metrics of the last unit", func() bool {
 		status, _ := get("/readyz")
 		_, metrics := get("/metrics")
 		return status == http.StatusServiceUnavailable && strings.Contains(metrics, "\nsluice_worker_busy_units 1\n")
@@ -211,9 +212,9 @@ func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16
 	}
 	close(g.release) // only now the worker detects the cancel
 	// The sweep has its default grace of an hour, so only purges can delete these.
-	eventually(t, time.Minute, "the data of the job is deleted", func() bool {
+	check.Eventually(t, time.Minute, "the data of the job is deleted", func() bool {
 		uploads := 0
-		must(t, s.store().Uploads(t.Context(), func(objects.Upload) error { uploads++; return nil }))
+		check.Must(t, s.store().Uploads(t.Context(), func(objects.Upload) error { uploads++; return nil }))
 		return uploads == 0 && len(s.objectKeys()) == 0 && s.runningUnits() == 0
 	})
 	if keys := s.objectKeys(); len(keys) != 0 {
@@ -244,7 +245,7 @@ func (s *stack) runningUnits() int {
 func (s *stack) onlyManifestIsStored(status string, m manifest) {
 	s.t.Helper()
 	id, err := export.ParseJobID(status[strings.LastIndex(status, "/")+1:])
-	must(s.t, err)
+	check.Must(s.t, err)
 	want := []string{}
 	for _, item := range slices.Concat(m.Output, m.Error) {
 		want = append(want, export.FileKey(id, item.Type, item.URL[strings.LastIndex(item.URL, "/")+1:]))
@@ -254,7 +255,7 @@ func (s *stack) onlyManifestIsStored(status string, m manifest) {
 		s.t.Errorf("a file is listed twice: %v", want)
 	}
 	var stored []string
-	eventually(s.t, 30*time.Second, "only the listed files are stored", func() bool {
+	check.Eventually(s.t, 30*time.Second, "only the listed files are stored", func() bool {
 		stored = nil
 		for _, key := range s.objectKeys() {
 			if strings.HasPrefix(key, export.JobPrefix(id)) && !strings.HasPrefix(key, export.ManifestPrefix(id)) {
@@ -262,7 +263,7 @@ func (s *stack) onlyManifestIsStored(status string, m manifest) {
 			}
 		}
 		uploads := 0
-		must(s.t, s.store().Uploads(s.t.Context(), func(objects.Upload) error { uploads++; return nil }))
+		check.Must(s.t, s.store().Uploads(s.t.Context(), func(objects.Upload) error { uploads++; return nil }))
 		return slices.Equal(stored, want) && uploads == 0
 	})
 }

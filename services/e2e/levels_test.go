@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -27,7 +28,7 @@ const allLevels = `
 func (s *stack) ask(subject, method, path, body string, header http.Header) (manifest, map[string][]string) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, publicBase+path, strings.NewReader(body))
-	must(s.t, err)
+	check.Must(s.t, err)
 	for name, values := range header {
 		req.Header[name] = values
 	}
@@ -36,7 +37,7 @@ func (s *stack) ask(subject, method, path, body string, header http.Header) (man
 	}
 	req.Header.Set("Authorization", "Bearer "+s.token(subject, "system/*.rs"))
 	resp, err := s.client.Do(req)
-	must(s.t, err)
+	check.Must(s.t, err)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusAccepted {
 		text, _ := io.ReadAll(resp.Body)
@@ -44,13 +45,13 @@ func (s *stack) ask(subject, method, path, body string, header http.Header) (man
 	}
 	status := resp.Header.Get("Content-Location")
 	var m manifest
-	eventually(s.t, 2*time.Minute, "the export of "+path+" finishes", func() bool {
+	check.Eventually(s.t, 2*time.Minute, "the export of "+path+" finishes", func() bool {
 		resp := s.request(http.MethodGet, status, subject, nil)
 		defer resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
 			return false
 		}
-		must(s.t, json.NewDecoder(resp.Body).Decode(&m))
+		check.Must(s.t, json.NewDecoder(resp.Body).Decode(&m))
 		return true
 	})
 	return m, s.linesFor(subject, m.Output)
@@ -70,10 +71,10 @@ func whole(t *testing.T, dir string, p expect.Population) map[string][]string {
 		lines[r.Type] = append(lines[r.Type], r.Line)
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "Group*"))
-	must(t, err)
+	check.Must(t, err)
 	for _, file := range files {
 		content, err := os.ReadFile(file)
-		must(t, err)
+		check.Must(t, err)
 		for line := range bytes.Lines(content) {
 			lines["Group"] = append(lines["Group"], strings.TrimSpace(string(line)))
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 var metricName = regexp.MustCompile(`\bsluice_[a-z_]+`)
@@ -44,7 +45,7 @@ func TestAlertsAndDashboardUseExposedMetrics(t *testing.T) {
 	status := s.kickoff("all", "")
 	s.wait(status, time.Minute)
 	resp, err := http.PostForm("http://"+auth.ready()["public"]+"/auth/token", url.Values{"grant_type": {"nonsense"}})
-	must(t, err)
+	check.Must(t, err)
 	_ = resp.Body.Close()
 
 	client := &http.Client{Transport: &http.Transport{
@@ -53,13 +54,13 @@ func TestAlertsAndDashboardUseExposedMetrics(t *testing.T) {
 	scrape := func(p *process) map[string]*dto.MetricFamily {
 		t.Helper()
 		resp, err := client.Get("https://" + p.ready()["private"] + "/metrics")
-		must(t, err)
+		check.Must(t, err)
 		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
-		must(t, err)
+		check.Must(t, err)
 		parser := expfmt.NewTextParser(model.UTF8Validation)
 		families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
-		must(t, err)
+		check.Must(t, err)
 		return families
 	}
 	var scheduler *process
@@ -68,7 +69,7 @@ func TestAlertsAndDashboardUseExposedMetrics(t *testing.T) {
 			scheduler = p
 		}
 	}
-	eventually(t, 30*time.Second, "the survey counts the job", func() bool {
+	check.Eventually(t, 30*time.Second, "the survey counts the job", func() bool {
 		for _, metric := range scrape(scheduler)["sluice_scheduler_jobs"].GetMetric() {
 			if metric.GetLabel()[0].GetValue() == "completed" && metric.GetGauge().GetValue() == 1 {
 				return true
@@ -77,7 +78,7 @@ func TestAlertsAndDashboardUseExposedMetrics(t *testing.T) {
 		return false
 	})
 	s.request(http.MethodDelete, status, "everything", nil) // so that the scheduler records a purge
-	eventually(t, 30*time.Second, "the job is purged", func() bool {
+	check.Eventually(t, 30*time.Second, "the job is purged", func() bool {
 		_, purged := scheduler.find(func(e map[string]any) bool { return e["msg"] == "job purged" })
 		return purged
 	})
@@ -93,7 +94,7 @@ func TestAlertsAndDashboardUseExposedMetrics(t *testing.T) {
 	}
 	for _, file := range []string{"alerts.yaml", "dashboard.json"} {
 		text, err := os.ReadFile("../../k8s/monitoring/" + file)
-		must(t, err)
+		check.Must(t, err)
 		names := metricName.FindAllString(string(text), -1)
 		if len(names) == 0 {
 			t.Errorf("%s uses no metric", file)

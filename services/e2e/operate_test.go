@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -40,7 +41,7 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 		t.Errorf("%s", shown)
 	}
 	log := filepath.Join(t.TempDir(), "audit.ndjson")
-	eventually(t, 20*time.Second, "the worker is drainable and reports its units", func() bool {
+	check.Eventually(t, 20*time.Second, "the worker is drainable and reports its units", func() bool {
 		var list struct {
 			Workers []struct {
 				ID        string `json:"id"`
@@ -48,11 +49,11 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 				Units     []any  `json:"units"`
 			} `json:"workers"`
 		}
-		must(t, json.Unmarshal([]byte(s.admin(0, "worker", "list", "--json")), &list))
+		check.Must(t, json.Unmarshal([]byte(s.admin(0, "worker", "list", "--json")), &list))
 		return len(list.Workers) == 1 && list.Workers[0].ID == id && list.Workers[0].Drainable && len(list.Workers[0].Units) > 0
 	})
 	s.admin(0, "worker", "drain", id, "--yes", "--audit-log", log)
-	eventually(t, 20*time.Second, "the worker drains", func() bool {
+	check.Eventually(t, 20*time.Second, "the worker drains", func() bool {
 		_, heard := first.find(func(e map[string]any) bool { return e["msg"] == "worker is drained by an operator" })
 		return heard
 	})

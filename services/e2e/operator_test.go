@@ -20,6 +20,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -127,7 +128,7 @@ func (d desk) tryKickoff() *http.Response {
 func (b *browser) percent() int {
 	b.t.Helper()
 	n, err := strconv.Atoi(strings.TrimSuffix(b.text("#head .progress span"), " %"))
-	must(b.t, err)
+	check.Must(b.t, err)
 	return n
 }
 
@@ -179,11 +180,11 @@ func TestOperatorsPage(t *testing.T) {
 	eval[bool](b, "window.sameDocument = true")
 	first := b.percent()
 	d.hold.these("Observation", "Encounter") // some progress is visible even if the browser was slow
-	eventually(t, time.Minute, "the page shows progress", func() bool { return b.percent() > first })
+	check.Eventually(t, time.Minute, "the page shows progress", func() bool { return b.percent() > first })
 	if !eval[bool](b, "window.sameDocument === true") {
 		t.Error("the page was loaded again")
 	}
-	eventually(t, time.Minute, "units of both delayed types run", func() bool {
+	check.Eventually(t, time.Minute, "units of both delayed types run", func() bool {
 		text := b.text("#units")
 		return strings.Contains(text, "Observation-") && strings.Contains(text, "Encounter-") && strings.Contains(text, "running")
 	})
@@ -191,7 +192,7 @@ func TestOperatorsPage(t *testing.T) {
 	b.picture("operator-job-desktop.png")
 	second := d.kickoff("all", "?_type=Patient,Observation")
 	b.open(d.page)
-	eventually(t, time.Minute, "the throughput is drawn", func() bool { return eval[int](b, "document.querySelectorAll('rect.bar').length") > 0 })
+	check.Eventually(t, time.Minute, "the throughput is drawn", func() bool { return eval[int](b, "document.querySelectorAll('rect.bar').length") > 0 })
 	b.accessible("the overview")
 	for _, want := range []string{"running", "completed"} {
 		if !strings.Contains(b.text("#jobs"), want) {
@@ -259,7 +260,7 @@ func TestOperatorsPage(t *testing.T) {
 	}
 	b.follow(`a[href$="/units/failed/retry"]`, box+":checked")
 	b.follow("form[method=post] button", "main > .notice.good")
-	eventually(t, time.Minute, "the unit is not failed", func() bool { return !strings.Contains(b.text("#units"), "failed") })
+	check.Eventually(t, time.Minute, "the unit is not failed", func() bool { return !strings.Contains(b.text("#units"), "failed") })
 
 	// A job is cancelled; its owner then gets 404.
 	b.desktop()
@@ -307,7 +308,7 @@ func TestOperatorsPage(t *testing.T) {
 	if got := d.status(third); got != http.StatusNotFound {
 		t.Errorf("a purged job: status %d, want 404", got)
 	}
-	eventually(t, time.Minute, "its objects are gone", func() bool {
+	check.Eventually(t, time.Minute, "its objects are gone", func() bool {
 		return !slices.ContainsFunc(d.objectKeys(), func(key string) bool { return strings.Contains(key, jobOf(third)) })
 	})
 
@@ -315,7 +316,7 @@ func TestOperatorsPage(t *testing.T) {
 	b.open(d.page)
 	b.follow(`#workers a[href$="/drain"]`, "form[method=post] button")
 	b.follow("form[method=post] button", "main > .notice.good")
-	eventually(t, time.Minute, "a worker has ended", func() bool {
+	check.Eventually(t, time.Minute, "a worker has ended", func() bool {
 		return slices.ContainsFunc(d.processes, func(p *process) bool {
 			select {
 			case <-p.exited:
@@ -328,7 +329,7 @@ func TestOperatorsPage(t *testing.T) {
 
 	// Every change is in the audit log.
 	trail, err := os.ReadFile(d.trail)
-	must(t, err)
+	check.Must(t, err)
 	for _, want := range []string{
 		"giving up unit " + unit, "retry of unit " + unit, "pause of kick-offs", "resumption of kick-offs", "drain of worker",
 		jobOf(second), jobOf(third), "urn:sluice:operator-page",
@@ -346,14 +347,14 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 	status := d.kickoff("all", "")
 	cancel := d.jobURL(status) + "/cancel"
 	jar, err := cookiejar.New(nil)
-	must(t, err)
+	check.Must(t, err)
 	client := &http.Client{Jar: jar, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	tokenOf := func(from string) string {
 		t.Helper()
 		resp, err := client.Get(from)
-		must(t, err)
+		check.Must(t, err)
 		body, err := io.ReadAll(resp.Body)
-		must(t, err)
+		check.Must(t, err)
 		resp.Body.Close()
 		found := regexp.MustCompile(`name="token" value="([^"]+)"`).FindSubmatch(body)
 		if found == nil {
@@ -371,7 +372,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 	}
 	token := tokenOf(cancel)
 	page, err := url.Parse(d.page)
-	must(t, err)
+	check.Must(t, err)
 	origin := strings.TrimSuffix(d.page, "/operator/")
 	cookies := jar.Cookies(page)
 	if len(cookies) != 1 {
@@ -380,7 +381,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 	send := func(to, token, host string, header http.Header, cookie string) int {
 		t.Helper()
 		req, err := http.NewRequest(http.MethodPost, to, strings.NewReader(url.Values{"token": {token}}.Encode()))
-		must(t, err)
+		check.Must(t, err)
 		req.Header = header.Clone()
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		req.Host = host
@@ -388,7 +389,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 			req.AddCookie(&http.Cookie{Name: cookies[0].Name, Value: cookie})
 		}
 		resp, err := http.DefaultTransport.RoundTrip(req)
-		must(t, err)
+		check.Must(t, err)
 		resp.Body.Close()
 		return resp.StatusCode
 	}
@@ -414,7 +415,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 		}
 	}
 	resp, err := client.Get(cancel + "?token=" + token) // a GET changes nothing
-	must(t, err)
+	check.Must(t, err)
 	resp.Body.Close()
 
 	// A real browser on another site: the form submits itself, as on a hostile page.
@@ -427,7 +428,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 	b := openBrowser(t)
 	b.open(cancel) // so that the browser has a cookie of the page
 	b.open(strings.Replace(elsewhere.URL, "127.0.0.1", "localhost", 1))
-	eventually(t, time.Minute, "the form is refused", func() bool {
+	check.Eventually(t, time.Minute, "the form is refused", func() bool {
 		return strings.Contains(eval[string](b, "document.body.innerText"), "Nothing was changed")
 	})
 
@@ -438,7 +439,7 @@ func TestForgedFormsChangeNothing(t *testing.T) {
 		t.Errorf("a kick-off: %s: kick-offs are not accepted", resp.Status)
 	}
 	trail, err := os.ReadFile(d.trail)
-	must(t, err)
+	check.Must(t, err)
 	if n := strings.Count(string(trail), "this form"); n < 9 {
 		t.Errorf("%d refusals are recorded, want 9", n)
 	}

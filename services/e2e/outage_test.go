@@ -17,6 +17,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -40,7 +41,7 @@ func (s *stack) fingerprints(items []fileItem) map[string]expect.Fingerprint {
 			if err == io.EOF && len(line) == 0 { //nolint:errorlint // as readers return it
 				break
 			}
-			must(s.t, err)
+			check.Must(s.t, err)
 			sum.Add(line)
 			count++
 		}
@@ -60,7 +61,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 	if text := os.Getenv(patientsVariable); text != "" {
 		var err error
 		patients, err = strconv.Atoi(text)
-		must(t, err)
+		check.Must(t, err)
 	}
 	data := generated(t, patients)
 	server := testenv.PostgresServer(t)
@@ -116,7 +117,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 			outage.kill()
 			close(g.release)
 			if outage.affected != "" {
-				eventually(t, time.Minute, "a unit meets the outage", func() bool {
+				check.Eventually(t, time.Minute, "a unit meets the outage", func() bool {
 					for _, w := range workers {
 						if _, met := w.find(func(e map[string]any) bool { return e["msg"] == outage.affected }); met {
 							return true
@@ -167,7 +168,7 @@ func TestALoadKilledAtAnyInstant(t *testing.T) {
 		load := exec.CommandContext(t.Context(), filepath.Join(binaries, "sluice"), "load", "--database", database, data)
 		var said strings.Builder
 		load.Stderr = &said
-		must(t, load.Start())
+		check.Must(t, load.Start())
 		kill := time.AfterFunc(delay, func() { _ = load.Process.Kill() })
 		err := load.Wait()
 		kill.Stop()

@@ -14,6 +14,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -30,7 +31,7 @@ type redisProxy struct {
 func (p *redisProxy) between(t *testing.T, redis string) string {
 	t.Helper()
 	server, err := url.Parse(redis)
-	must(t, err)
+	check.Must(t, err)
 	p.to, p.address = server.Host, "127.0.0.1:0"
 	p.mend(t)
 	t.Cleanup(p.cut)
@@ -41,7 +42,7 @@ func (p *redisProxy) between(t *testing.T, redis string) string {
 func (p *redisProxy) mend(t *testing.T) {
 	t.Helper()
 	listener, err := net.Listen("tcp", p.address)
-	must(t, err)
+	check.Must(t, err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.listener, p.address, p.open = listener, listener.Addr().String(), map[net.Conn]bool{}
@@ -134,7 +135,7 @@ func exportThroughAnOutageOfRedis(t *testing.T, away, silence time.Duration, die
 	redis.cut()
 	began := time.Now()
 	close(held["Observation"].release)
-	eventually(t, time.Minute, "a finished unit waits for Redis", func() bool {
+	check.Eventually(t, time.Minute, "a finished unit waits for Redis", func() bool {
 		return s.logged(workers, map[string]any{"msg": "waiting for Redis", "unit": "Observation-00000"}) == 1
 	})
 	if die {
@@ -160,10 +161,10 @@ func exportThroughAnOutageOfRedis(t *testing.T, away, silence time.Duration, die
 		t.Errorf("errors: %v", m.Error)
 	}
 	jobs, err := jobstore.Open(s.redis, nil)
-	must(t, err)
+	check.Must(t, err)
 	defer jobs.Close()
 	detail, err := jobs.Inspect(t.Context(), export.JobID(status[strings.LastIndex(status, "/")+1:]))
-	must(t, err)
+	check.Must(t, err)
 	for _, unit := range detail.Units {
 		lost := 0
 		if die && unit.Unit.ID == "Patient-00000" {

@@ -30,6 +30,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 	"github.com/sluice-fhir/sluice/services/api/httpapi"
 	"github.com/sluice-fhir/sluice/services/config"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 	"github.com/sluice-fhir/sluice/services/scheduler/maintenance"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
@@ -45,34 +46,34 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	s = &stack{t: t, redis: testenv.Redis(t), s3: testenv.ObjectStore(t)}
 
 	issuer, err := development.Open(filepath.Join(t.TempDir(), "issuer"))
-	must(t, err)
+	check.Must(t, err)
 	s.issuer = issuer
 	// Tokens use the real clock; only jobs age in these tests.
 	tokens, err := token.NewVerifier(token.Config{Issuers: []token.Issuer{{
 		Name: development.IssuerName, Audiences: []string{publicBase}, JWKSFile: issuer.JWKSFile(),
 	}}})
-	must(t, err)
+	check.Must(t, err)
 	jobs, err := jobstore.Open(s.redis, now)
-	must(t, err)
+	check.Must(t, err)
 	tasks, err := queue.Open(s.redis)
-	must(t, err)
+	check.Must(t, err)
 	store := s.store()
-	must(t, store.EnsureBucket(t.Context()))
+	check.Must(t, store.EnsureBucket(t.Context()))
 	from := envconfig.Defaults[config.Source]()
 	from.Dir = data
 	source, err := from.Open(t.Context(), log, 0)
-	must(t, err)
+	check.Must(t, err)
 	groups, err := filedir.OpenGroups(t.Context(), data, nil, time.Now, slog.New(slog.DiscardHandler))
-	must(t, err)
+	check.Must(t, err)
 	access := filedir.AllowOnly(export.Owner{Issuer: development.IssuerName, Subject: "everything"})
 	base, err := url.Parse(publicBase)
-	must(t, err)
+	check.Must(t, err)
 	events, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.ndjson"), Process: "api", Now: now})
-	must(t, err)
-	t.Cleanup(func() { must(t, events.Close()) })
+	check.Must(t, err)
+	t.Cleanup(func() { check.Must(t, events.Close()) })
 	keys, err := jobs.SigningKeys()
-	must(t, err)
-	must(t, keys.Refresh(t.Context()))
+	check.Must(t, err)
+	check.Must(t, keys.Refresh(t.Context()))
 	handler, err := httpapi.New(httpapi.Config{
 		BaseURL: base, Dialect: httpapi.DialectAuto, Now: now, Logger: log,
 		Limits: envconfig.Defaults[httpapi.Limits](),
@@ -80,7 +81,7 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 		Jobs: jobs, Queue: tasks, Objects: store, Tokens: tokens, Groups: groups, Access: access, Keys: keys, Audit: events,
 		Registry: telemetry.NewRegistry(),
 	})
-	must(t, err)
+	check.Must(t, err)
 	server := httptest.NewServer(handler)
 	s.client = &http.Client{Transport: mapped{
 		to: strings.TrimPrefix(server.URL, "http://"), inner: &http.Transport{DisableCompression: true},
@@ -89,13 +90,13 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 		Jobs: jobs, Queue: tasks, Objects: store, Source: source, Groups: groups, Access: access,
 		Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})
-	must(t, err)
+	check.Must(t, err)
 	cfg := envconfig.Defaults[maintenance.Config]()
 	cfg.SweepGrace = 0
 	passes, err = maintenance.New(cfg, maintenance.Deps{
 		Jobs: jobs, Queue: tasks, Objects: store, Audit: events, Now: now, Logger: log, Registry: prometheus.NewRegistry(),
 	})
-	must(t, err)
+	check.Must(t, err)
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() {
@@ -104,9 +105,9 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 	}()
 	t.Cleanup(func() {
 		stop()
-		must(t, <-served)
+		check.Must(t, <-served)
 		server.Close()
-		must(t, source.Close())
+		check.Must(t, source.Close())
 		_, _ = jobs.Close(), tasks.Close()
 	})
 	return s, passes, clock
@@ -116,12 +117,12 @@ func inProcess(t *testing.T, data string) (s *stack, passes *maintenance.Runner,
 func (s *stack) awaitPurge(status string) {
 	s.t.Helper()
 	jobs, err := jobstore.Open(s.redis, nil)
-	must(s.t, err)
+	check.Must(s.t, err)
 	defer jobs.Close()
 	id := export.JobID(status[strings.LastIndexByte(status, '/')+1:])
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		exists, err := jobs.Exists(s.t.Context(), id)
-		must(s.t, err)
+		check.Must(s.t, err)
 		if !exists {
 			return
 		}
@@ -141,9 +142,9 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 
 	resp := s.request(http.MethodGet, status, "everything", nil)
 	expires, err := http.ParseTime(resp.Header.Get("Expires"))
-	must(t, err)
+	check.Must(t, err)
 	finished, err := time.Parse(time.RFC3339, m.TransactionTime)
-	must(t, err)
+	check.Must(t, err)
 	if kept := expires.Sub(finished); kept < 168*time.Hour-time.Second || kept > 168*time.Hour+time.Second {
 		t.Errorf("Expires is %s after the export finished, want 168h", kept)
 	}
@@ -151,8 +152,8 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 
 	// The header is in whole seconds; the expiry of the job is within that second.
 	clock.Store(expires.Add(-time.Second).UnixMilli())
-	must(t, passes.Expire(t.Context()))
-	must(t, passes.Sweep(t.Context()))
+	check.Must(t, passes.Expire(t.Context()))
+	check.Must(t, passes.Sweep(t.Context()))
 	expect.SameLines(t, "a second before", s.lines(s.wait(status, time.Minute).Output), before)
 
 	clock.Store(expires.Add(time.Second).UnixMilli())
@@ -165,17 +166,17 @@ func TestRetentionAsClientsSeeIt(t *testing.T) { // spec 6, pitfall 17
 	if keys := s.objectKeys(); len(keys) == 0 {
 		t.Fatal("the objects are deleted before the sweep")
 	}
-	must(t, passes.Expire(t.Context()))
+	check.Must(t, passes.Expire(t.Context()))
 	s.awaitPurge(status)
 	if keys := s.objectKeys(); len(keys) != 0 {
 		t.Errorf("left in the bucket: %v", keys)
 	}
 	opts, err := redis.ParseURL(s.redis)
-	must(t, err)
+	check.Must(t, err)
 	client := redis.NewClient(opts)
 	defer client.Close()
 	keys, err := client.Keys(t.Context(), "sluice:*").Result()
-	must(t, err)
+	check.Must(t, err)
 	// Counters of requests and the mark of the removal expire within minutes; the totals of all jobs stay, as do the keys
 	// that sign manifests, and the instant from which the client can continue.
 	keys = slices.DeleteFunc(keys, func(key string) bool {
@@ -212,13 +213,13 @@ func TestCancelDeletesEverything(t *testing.T) { // spec 5, pitfalls 15, 16
 	if resp := s.request(http.MethodDelete, status, "everything", nil); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("second DELETE: %s", resp.Status)
 	}
-	must(t, passes.Expire(t.Context()))
+	check.Must(t, passes.Expire(t.Context()))
 	s.awaitPurge(status)
 	if keys := s.objectKeys(); len(keys) != 0 {
 		t.Errorf("left in the bucket: %v", keys)
 	}
 	uploads := 0
-	must(t, s.store().Uploads(t.Context(), func(objects.Upload) error { uploads++; return nil }))
+	check.Must(t, s.store().Uploads(t.Context(), func(objects.Upload) error { uploads++; return nil }))
 	if uploads != 0 {
 		t.Errorf("%d unfinished uploads are left", uploads)
 	}
@@ -229,12 +230,12 @@ func (s *stack) answer(url string) string {
 	s.t.Helper()
 	resp := s.request(http.MethodGet, url, "everything", nil)
 	body, err := io.ReadAll(resp.Body)
-	must(s.t, err)
+	check.Must(s.t, err)
 	header := resp.Header.Clone()
 	header.Del("Date")
 	header.Del("X-Request-Id")
 	var b strings.Builder
 	b.WriteString(resp.Status + "\n")
-	must(s.t, header.Write(&b))
+	check.Must(s.t, header.Write(&b))
 	return b.String() + string(body)
 }

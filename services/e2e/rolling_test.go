@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -24,7 +25,7 @@ func workerFolders(t *testing.T) []string {
 	t.Helper()
 	list := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{.ImportPath}} {{.Dir}}", "../worker")
 	out, err := list.Output()
-	must(t, err)
+	check.Must(t, err)
 	var folders []string
 	for line := range strings.Lines(string(out)) {
 		path, dir, _ := strings.Cut(strings.TrimSpace(line), " ")

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -23,6 +22,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 // shared is a folder for all tests: services, which are built once, and generated populations. binaries is the folder of
@@ -99,16 +99,16 @@ func deploy(t *testing.T, with setup) *stack {
 	s := &stack{t: t, redis: testenv.Redis(t), s3: testenv.ObjectStore(t)}
 	dir := t.TempDir()
 	issuer, err := development.Open(filepath.Join(dir, "issuer"))
-	must(t, err)
+	check.Must(t, err)
 	s.issuer = issuer
 	issuers := filepath.Join(dir, "issuers.yaml")
-	must(t, os.WriteFile(issuers, fmt.Appendf(nil, "issuers:\n- name: %q\n  audiences: [%q]\n  jwks_file: %q\n",
+	check.Must(t, os.WriteFile(issuers, fmt.Appendf(nil, "issuers:\n- name: %q\n  audiences: [%q]\n  jwks_file: %q\n",
 		development.IssuerName, publicBase, issuer.JWKSFile()), 0o600))
 	if with.access == "" {
 		with.access = openAccess
 	}
 	access := filepath.Join(dir, "access.yaml")
-	must(t, os.WriteFile(access, []byte(with.access), 0o600))
+	check.Must(t, os.WriteFile(access, []byte(with.access), 0o600))
 	if with.groups == "" {
 		with.groups = with.data
 	}
@@ -175,7 +175,7 @@ func (s *stack) startWorker(more ...string) *process {
 // waitReady waits until the API is ready.
 func (s *stack) waitReady() {
 	s.t.Helper()
-	eventually(s.t, 30*time.Second, "the API is ready", func() bool {
+	check.Eventually(s.t, 30*time.Second, "the API is ready", func() bool {
 		resp, err := s.client.Get("https://bulk.example.org/readyz")
 		if err != nil {
 			return false
@@ -229,8 +229,8 @@ func launch(t *testing.T, name string, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{t: t, name: name, cmd: cmd, exited: make(chan struct{})}
 	stderr, err := p.cmd.StderrPipe()
-	must(t, err)
-	must(t, p.cmd.Start())
+	check.Must(t, err)
+	check.Must(t, p.cmd.Start())
 	go func() {
 		lines := bufio.NewScanner(stderr)
 		lines.Buffer(nil, 1<<20)
@@ -287,7 +287,7 @@ func (p *process) find(match func(entry map[string]any) bool) (map[string]any, b
 func (p *process) ready() map[string]string {
 	p.t.Helper()
 	found := map[string]string{}
-	eventually(p.t, 60*time.Second, p.name+" has started", func() bool {
+	check.Eventually(p.t, 60*time.Second, p.name+" has started", func() bool {
 		entry, ok := p.find(func(e map[string]any) bool {
 			msg, _ := e["msg"].(string)
 			return strings.HasSuffix(msg, " has started")
@@ -330,7 +330,7 @@ func (p *process) kill() {
 func (s *stack) token(subject, scope string) string {
 	s.t.Helper()
 	signed, err := s.issuer.Sign(subject, scope, publicBase, time.Hour, time.Now())
-	must(s.t, err)
+	check.Must(s.t, err)
 	return signed
 }
 
@@ -338,13 +338,13 @@ func (s *stack) token(subject, scope string) string {
 func (s *stack) request(method, url, subject string, header http.Header) *http.Response {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, url, nil)
-	must(s.t, err)
+	check.Must(s.t, err)
 	for name, values := range header {
 		req.Header[name] = values
 	}
 	req.Header.Set("Authorization", "Bearer "+s.token(subject, "system/*.rs"))
 	resp, err := s.client.Do(req)
-	must(s.t, err)
+	check.Must(s.t, err)
 	s.t.Cleanup(func() { _ = resp.Body.Close() })
 	return resp
 }
@@ -383,7 +383,7 @@ func (s *stack) kickoff(group, query string) (status string) {
 func (s *stack) wait(status string, most time.Duration) manifest {
 	s.t.Helper()
 	var m manifest
-	eventually(s.t, most, "the export finishes", func() (finished bool) {
+	check.Eventually(s.t, most, "the export finishes", func() (finished bool) {
 		m, finished = s.poll(status)
 		return finished
 	})
@@ -397,7 +397,7 @@ func (s *stack) poll(status string) (m manifest, finished bool) {
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
-		must(s.t, json.NewDecoder(resp.Body).Decode(&m))
+		check.Must(s.t, json.NewDecoder(resp.Body).Decode(&m))
 		return m, true
 	case http.StatusAccepted, http.StatusTooManyRequests:
 	default:
@@ -429,7 +429,7 @@ func (s *stack) linesFor(subject string, items []fileItem) map[string][]string {
 			byType[item.Type] = append(byType[item.Type], lines.Text())
 			count++
 		}
-		must(s.t, lines.Err())
+		check.Must(s.t, lines.Err())
 		if count != item.Count || count == 0 {
 			s.t.Errorf("%s: %d lines, want %d as in the manifest", item.URL, count, item.Count)
 		}
@@ -443,7 +443,7 @@ func (s *stack) objectKeys() []string {
 	s.t.Helper()
 	store := s.store()
 	var keys []string
-	must(s.t, store.List(s.t.Context(), "", func(o objects.Info) error { keys = append(keys, o.Key); return nil }))
+	check.Must(s.t, store.List(s.t.Context(), "", func(o objects.Info) error { keys = append(keys, o.Key); return nil }))
 	return keys
 }
 
@@ -451,7 +451,7 @@ func (s *stack) objectKeys() []string {
 // client can see the manifest.
 func (s *stack) settledKeys() (keys []string) {
 	s.t.Helper()
-	eventually(s.t, time.Minute, "the temporary objects are deleted", func() bool {
+	check.Eventually(s.t, time.Minute, "the temporary objects are deleted", func() bool {
 		keys = s.objectKeys()
 		return !slices.ContainsFunc(keys, func(key string) bool {
 			origin, ours := export.ParseKey(key)
@@ -466,29 +466,6 @@ func (s *stack) store() *objects.Store {
 	store, err := objects.Open(objects.Config{
 		Endpoint: s.s3.Endpoint, AccessKey: s.s3.AccessKey, SecretKey: s.s3.SecretKey, Bucket: s.s3.Bucket,
 	})
-	must(s.t, err)
+	check.Must(s.t, err)
 	return store
-}
-
-// eventually waits until done returns true; it fails the test after the given time.
-func eventually(t *testing.T, most time.Duration, what string, done func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), most)
-	defer cancel()
-	ticker := time.NewTicker(100 * time.Millisecond)
-	defer ticker.Stop()
-	for !done() {
-		select {
-		case <-ctx.Done():
-			t.Fatalf("timeout: %s", what)
-		case <-ticker.C:
-		}
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }

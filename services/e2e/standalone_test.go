@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -45,22 +46,22 @@ func TestStandaloneThatEncrypts(t *testing.T) {
 func checkSignature(t *testing.T, base, out string) {
 	t.Helper()
 	resp, err := http.Get(base + "/.well-known/jwks.json")
-	must(t, err)
+	check.Must(t, err)
 	keys, err := io.ReadAll(resp.Body)
-	must(t, errors.Join(err, resp.Body.Close()))
+	check.Must(t, errors.Join(err, resp.Body.Close()))
 	file := filepath.Join(t.TempDir(), "keys.json")
-	must(t, os.WriteFile(file, keys, 0o600))
+	check.Must(t, os.WriteFile(file, keys, 0o600))
 	for _, args := range [][]string{{"verify", "--json", out}, {"verify", "--json", "--jwks", file, out}} {
 		var report struct {
 			SignedBy  string
 			Unchecked []string
 		}
-		must(t, json.Unmarshal([]byte(sluice(t, 0, args...)), &report))
+		check.Must(t, json.Unmarshal([]byte(sluice(t, 0, args...)), &report))
 		if report.SignedBy == "" || len(report.Unchecked) > 0 {
 			t.Errorf("signed by %q, not checked: %q", report.SignedBy, report.Unchecked)
 		}
 	}
-	must(t, os.WriteFile(file, []byte(`{"keys":[]}`), 0o600))
+	check.Must(t, os.WriteFile(file, []byte(`{"keys":[]}`), 0o600))
 	sluice(t, 1, "verify", "--jwks", file, out)
 }
 
@@ -78,7 +79,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 	server.Dir = dir
 	var said bytes.Buffer
 	server.Stdout, server.Stderr = &said, &said
-	must(t, server.Start())
+	check.Must(t, server.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Wait() }()
 	t.Cleanup(func() { _ = server.Process.Kill() })
@@ -88,7 +89,7 @@ func standalone(t *testing.T, form string, flags ...string) {
 		Subject string `json:"subject"`
 		Page    string `json:"operator_url"`
 	}
-	eventually(t, time.Minute, "standalone serves", func() bool {
+	check.Eventually(t, time.Minute, "standalone serves", func() bool {
 		text, err := os.ReadFile(filepath.Join(state, "quickstart.json"))
 		return err == nil && json.Unmarshal(text, &start) == nil
 	})
@@ -110,10 +111,10 @@ func standalone(t *testing.T, form string, flags ...string) {
 	expect.SameLines(t, "downloaded", lines, want)
 
 	stored, err := filepath.Glob(filepath.Join(state, "objects", "objects", "sluice", "jobs", "*", "Patient", "*"))
-	must(t, err)
+	check.Must(t, err)
 	for _, file := range stored {
 		content, err := os.ReadFile(file)
-		must(t, err)
+		check.Must(t, err)
 		if !strings.HasPrefix(string(content), form) {
 			t.Errorf("%s does not start with %q", filepath.Base(file), form)
 		}
@@ -124,20 +125,20 @@ func standalone(t *testing.T, form string, flags ...string) {
 
 	// The admin page shows the job.
 	resp, err := http.Get(start.Page)
-	must(t, err)
+	check.Must(t, err)
 	shown, err := io.ReadAll(resp.Body)
-	must(t, err)
-	must(t, resp.Body.Close())
+	check.Must(t, err)
+	check.Must(t, resp.Body.Close())
 	if resp.StatusCode != http.StatusOK || !strings.Contains(string(shown), "completed") || !strings.Contains(string(shown), "New exports are accepted") {
 		t.Errorf("the admin page: %s\n%s", resp.Status, shown)
 	}
 
 	// verify detects a damaged file.
 	patients, err := filepath.Glob(filepath.Join(out, "Patient*.ndjson"))
-	must(t, err)
+	check.Must(t, err)
 	text, err := os.ReadFile(patients[0])
-	must(t, err)
-	must(t, os.WriteFile(patients[0], bytes.Replace(text, []byte("Patient"), []byte("Person!"), 1), 0o600))
+	check.Must(t, err)
+	check.Must(t, os.WriteFile(patients[0], bytes.Replace(text, []byte("Patient"), []byte("Person!"), 1), 0o600))
 	sluice(t, 1, "verify", out)
 
 	// The token command prints the token and nothing else, and the token is what curl needs.
@@ -147,22 +148,22 @@ func standalone(t *testing.T, form string, flags ...string) {
 	}
 	for bearer, status := range map[string]int{strings.TrimSpace(token): 403, "nonsense": 401} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, start.BaseURL+"/Group/all/$export?_type=Observation", nil)
-		must(t, err)
+		check.Must(t, err)
 		req.Header.Set("Authorization", "Bearer "+bearer)
 		resp, err := http.DefaultClient.Do(req)
-		must(t, err)
+		check.Must(t, err)
 		_, err = io.Copy(io.Discard, resp.Body)
-		must(t, err)
-		must(t, resp.Body.Close())
+		check.Must(t, err)
+		check.Must(t, resp.Body.Close())
 		if resp.StatusCode != status {
 			t.Errorf("kick-off: %s, want %d", resp.Status, status)
 		}
 	}
 
-	must(t, server.Process.Signal(syscall.SIGTERM))
+	check.Must(t, server.Process.Signal(syscall.SIGTERM))
 	select {
 	case err := <-ended:
-		must(t, err)
+		check.Must(t, err)
 	case <-time.After(time.Minute):
 		t.Fatalf("standalone did not stop:\n%s", said.String())
 	}
@@ -181,21 +182,21 @@ func startStandalone(
 ) (server *exec.Cmd, addr string) {
 	t.Helper()
 	ready := filepath.Join(state, "quickstart.json")
-	must(t, os.RemoveAll(ready))
+	check.Must(t, os.RemoveAll(ready))
 	server = exec.CommandContext(t.Context(), filepath.Join(binaries, "standalone"),
 		append([]string{"--data", data, "--state", state, "--addr", at}, flags...)...)
 	server.Stderr = said
-	must(t, server.Start())
+	check.Must(t, server.Start())
 	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
 	var start struct {
 		BaseURL string `json:"base_url"`
 	}
-	eventually(t, time.Minute, "standalone serves", func() bool {
+	check.Eventually(t, time.Minute, "standalone serves", func() bool {
 		text, err := os.ReadFile(ready)
 		return err == nil && json.Unmarshal(text, &start) == nil
 	})
 	base, err := url.Parse(start.BaseURL)
-	must(t, err)
+	check.Must(t, err)
 	return server, base.Host
 }
 
@@ -218,11 +219,11 @@ func TestStandaloneKeepsExportsOverRestarts(t *testing.T) {
 		t.Helper()
 		token := sluice(t, 0, "token", "--state", state, "--subject", "demo", "--scope", "system/*.rs")
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/fhir/Group/all/$export", nil)
-		must(t, err)
+		check.Must(t, err)
 		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(token))
 		resp, err := http.DefaultClient.Do(req)
-		must(t, err)
-		must(t, resp.Body.Close())
+		check.Must(t, err)
+		check.Must(t, resp.Body.Close())
 		if resp.StatusCode != http.StatusAccepted {
 			t.Fatalf("kick-off: %s", resp.Status)
 		}
@@ -251,15 +252,15 @@ func TestStandaloneKeepsExportsOverRestarts(t *testing.T) {
 	complete(done, "first")
 	running := kickOff()
 	at := saved()
-	eventually(t, time.Minute, "the jobs are saved", func() bool { return saved().After(at) })
-	must(t, server.Process.Kill())
+	check.Eventually(t, time.Minute, "the jobs are saved", func() bool { return saved().After(at) })
+	check.Must(t, server.Process.Kill())
 	_ = server.Wait()
 
 	server = start()
 	complete(done, "killed")
 	complete(running, "running")
-	must(t, server.Process.Signal(syscall.SIGTERM))
-	must(t, server.Wait())
+	check.Must(t, server.Process.Signal(syscall.SIGTERM))
+	check.Must(t, server.Wait())
 
 	start()
 	complete(running, "stopped")
@@ -292,13 +293,13 @@ func TestStandaloneWhoseDataChanges(t *testing.T) {
 	data, state := filepath.Join(dir, "data"), filepath.Join(dir, "state")
 	sluice(t, 0, "synth", "--patients", "20", "--seed", "3", "--out", data)
 	files, err := filepath.Glob(filepath.Join(data, "Procedure*"))
-	must(t, err)
+	check.Must(t, err)
 	add := func(text string) {
 		t.Helper()
 		file, err := os.OpenFile(files[0], os.O_APPEND|os.O_WRONLY, 0)
-		must(t, err)
+		check.Must(t, err)
 		_, err = file.WriteString(text)
-		must(t, errors.Join(err, file.Close()))
+		check.Must(t, errors.Join(err, file.Close()))
 	}
 	var said bytes.Buffer
 	server, addr := startStandalone(t, &said, data, state, "127.0.0.1:0")
@@ -308,7 +309,7 @@ func TestStandaloneWhoseDataChanges(t *testing.T) {
 		"export", "--state", state, "--group", "all", "--out", out, "--no-progress")
 	var printed bytes.Buffer
 	client.Stdout, client.Stderr = &printed, &printed
-	must(t, client.Start())
+	check.Must(t, client.Start())
 	t.Cleanup(func() { _ = client.Process.Kill(); _ = client.Wait() })
 	if err := server.Wait(); err == nil || !strings.Contains(said.String(), "changed after it was indexed; a restart reads it again") {
 		t.Fatalf("the server: %v\n%s", err, &said)
@@ -321,11 +322,11 @@ func TestStandaloneWhoseDataChanges(t *testing.T) {
 		t.Fatalf("exit code %d (%v), want 3\n%s", code, err, &printed)
 	}
 	errorFiles, err := filepath.Glob(filepath.Join(out, "*OperationOutcome*"))
-	must(t, err)
+	check.Must(t, err)
 	var reports strings.Builder
 	for _, file := range errorFiles {
 		text, err := os.ReadFile(file)
-		must(t, err)
+		check.Must(t, err)
 		reports.Write(text)
 	}
 	if !strings.Contains(reports.String(), "the data was replaced after the export was planned") {

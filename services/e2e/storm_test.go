@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -35,7 +36,7 @@ func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undis
 	if text := os.Getenv(seedVariable); text != "" {
 		var err error
 		seed, err = strconv.ParseUint(text, 10, 64)
-		must(t, err)
+		check.Must(t, err)
 	}
 	t.Logf("%s=%d", seedVariable, seed)
 	choose := rand.New(rand.NewPCG(seed, seed)) //nolint:gosec // it must be reproducible
@@ -68,7 +69,7 @@ func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undis
 	next := time.NewTicker(every)
 	defer next.Stop()
 	var m manifest
-	eventually(t, 10*time.Minute, "the export finishes", func() (finished bool) {
+	check.Eventually(t, 10*time.Minute, "the export finishes", func() (finished bool) {
 		select {
 		case <-next.C:
 			victim := choose.IntN(many)

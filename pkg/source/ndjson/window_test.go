@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
 )
 
 // start is later than the times of the files that the tests write: they set those of what changes.
@@ -402,6 +403,21 @@ func of(all, patients []string) []string {
 }
 
 // TestDeletedAgainstAModel: random versions and deletions in several files, in ranges and by patients.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	sourcetest.Refusals(t, func(t *testing.T) (source.Source, func(lines ...string)) {
+		dir, s, loads := t.TempDir(), &struct{ *Source }{}, 0
+		load := func(lines ...string) {
+			loads++
+			name := filepath.Join(dir, fmt.Sprintf("%d.ndjson", loads))
+			must(t, os.WriteFile(name, []byte(strings.Join(lines, "\n")), 0o600))
+			s.Source = open(t, dir, Config{})
+		}
+		load()
+		return s, load
+	})
+}
+
 func TestDeletedAgainstAModel(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())

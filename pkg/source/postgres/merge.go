@@ -107,7 +107,7 @@ func (l *Load) makeRoom(ctx context.Context, tx pgx.Tx, typ string, grown *chang
 	if err != nil {
 		return merged, err
 	}
-	withheld, err := l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s WHERE "+refused+")", "", grown)
+	withheld, err := l.end(ctx, tx, typ, "r.id IN (SELECT s.id FROM "+staged+" AS s WHERE "+refused+")", everyEnded, grown)
 	if err != nil {
 		return merged, err
 	}

@@ -14,12 +14,20 @@ import (
 
 func TestWindows(t *testing.T) {
 	t.Parallel()
-	sourcetest.Windows(t, 4, func(t *testing.T) (source.Source, func(lines ...string)) {
-		s := newStore(t)
-		return s.src, func(lines ...string) {
-			s.loadWith(ndjson(lines...), postgres.LoadConfig{Parallel: 2, History: time.Hour})
-		}
-	})
+	sourcetest.Windows(t, 4, openHistory)
+}
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	sourcetest.Refusals(t, openHistory)
+}
+
+func openHistory(t *testing.T) (source.Source, func(lines ...string)) {
+	t.Helper()
+	s := newStore(t)
+	return s.src, func(lines ...string) {
+		s.loadWith(ndjson(lines...), postgres.LoadConfig{Parallel: 2, History: time.Hour})
+	}
 }
 
 // TestWindowPaths reads what a small second load changed, by every path: all return the same, and the index of changes is

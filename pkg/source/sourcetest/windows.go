@@ -38,6 +38,49 @@ func Windows(t *testing.T, seeds int, open OpenHistory) {
 	}
 }
 
+// refusedVersion is a line that was cut: only whose version it is can be read.
+func refusedVersion(typ, id string, version int) string {
+	return strings.TrimSuffix(resource(typ, id, fmt.Sprintf(`"meta":{"versionId":"%d"}`, version)), "}")
+}
+
+// Refusals checks that a version that is refused deletes the older one, until a later one can be read.
+func Refusals(t *testing.T, open OpenHistory) {
+	src, load := open(t)
+	h := &histories{src: src}
+	version := func(typ, id string, version int, patient string) string {
+		return resource(typ, id, fmt.Sprintf(`"meta":{"versionId":"%d"}`, version), ref("subject", "Patient/"+patient))
+	}
+	load(resource("Patient", "a", `"meta":{"versionId":"1"}`), resource("Patient", "b"),
+		version("Observation", "1", 1, "a"), version("Observation", "2", 2, "a"), version("Observation", "3", 1, "b"),
+		resource("Provenance", "1", `"meta":{"versionId":"1"}`, targets("Observation/3")), version("List", "1", 1, "a"))
+	first, err := src.Snapshot(t.Context(), time.Now())
+	must(t, err)
+	deleted := func(typ string, want ...string) {
+		t.Helper()
+		now, err := src.Snapshot(t.Context(), time.Now())
+		must(t, err)
+		h.instants = []time.Time{now.Add(time.Hour)} // all are before the only load
+		for _, q := range []source.DeletedQuery{
+			{}, {Patients: []string{"a", "b"}}, {From: "a", To: "c"},
+		} {
+			q.Type, q.AsOf, q.Window = typ, now, source.Window{After: first}
+			same(t, fmt.Sprintf("deleted %s, %+v", typ, q), h.deleted(t, q), want)
+		}
+	}
+	load(refusedVersion("Observation", "1", 2), refusedVersion("Observation", "2", 1), refusedVersion("Provenance", "1", 2),
+		refusedVersion("Patient", "a", 2))
+	deleted("Observation", "1[a] false [] 0")
+	deleted("Provenance", "1[b] false [] 0")
+	deleted("Patient", "a[a] false [] 0")
+	deleted("List")
+	load(version("Observation", "1", 3, "a"), resource("Patient", "a", `"meta":{"versionId":"3"}`))
+	deleted("Observation")
+	deleted("Patient")
+	load(refusedVersion("Observation", "1", 4))
+	load(version("Observation", "1", 5, "b"))
+	deleted("Observation", "1[a] true [b] 0")
+}
+
 // histories is a random history, and the model of it.
 type histories struct {
 	random   *rand.Rand
@@ -95,6 +138,13 @@ func (h *histories) change() (lines []string) {
 			continue
 		}
 		h.serial++
+		if h.random.IntN(8) == 0 { // a version that is refused takes the older one away
+			if old := h.at(typ, v.id, load); old != nil {
+				old.ended = load
+			}
+			lines = append(lines, refusedVersion(typ, v.id, h.serial))
+			continue
+		}
 		meta := fmt.Sprintf(`"meta":{"versionId":"%d"}`, h.serial)
 		if h.random.IntN(5) > 0 {
 			v.updated = day(h.random.IntN(6))

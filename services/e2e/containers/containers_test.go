@@ -22,6 +22,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/synth"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
@@ -120,9 +121,9 @@ func (s *system) population() (truth map[string]expect.Fingerprint, ids map[stri
 	s.t.Helper()
 	dir := filepath.Join(s.work, "population")
 	_, err := synth.Generate(s.t.Context(), synth.Config{Patients: patients, Seed: 1, Dir: dir})
-	must(s.t, err)
+	check.Must(s.t, err)
 	people := expect.Read(s.t, dir)
-	must(s.t, os.RemoveAll(dir))
+	check.Must(s.t, os.RemoveAll(dir))
 	ids = map[string]bool{}
 	for _, r := range people.ByKey {
 		ids[r.ID] = true
@@ -147,7 +148,7 @@ func (s *system) quickstart(up string, truth map[string]expect.Fingerprint) {
 	s.step("they printed:\n%s", out)
 	dir := filepath.Join(s.state, "export")
 	s.same(dir, truth)
-	must(s.t, os.RemoveAll(dir))
+	check.Must(s.t, os.RemoveAll(dir))
 }
 
 // faults exports while containers fail, and returns the failed attempts of units that this costs.
@@ -290,7 +291,7 @@ func (s *system) busy() {
 		early, live := 0, 0
 		for _, r := range s.exports {
 			detail, err := s.operator().Inspect(s.t.Context(), r.job)
-			must(s.t, err)
+			check.Must(s.t, err)
 			if detail.State.Live() {
 				live++
 				if detail.Percent < 50 {
@@ -375,7 +376,7 @@ func (s *system) elsewhere(units []ops.RunningUnit) {
 func (s *system) unit(of ops.RunningUnit) ops.Unit {
 	s.t.Helper()
 	detail, err := s.operator().Inspect(s.t.Context(), of.Job)
-	must(s.t, err)
+	check.Must(s.t, err)
 	at := slices.IndexFunc(detail.Units, func(u ops.Unit) bool { return u.ID == of.Unit })
 	if at < 0 {
 		s.t.Fatalf("job %s has no unit %s", of.Job, of.Unit)
@@ -389,7 +390,7 @@ func (s *system) units() []ops.Unit {
 	var units []ops.Unit
 	for _, r := range s.exports {
 		detail, err := s.operator().Inspect(s.t.Context(), r.job)
-		must(s.t, err)
+		check.Must(s.t, err)
 		for _, u := range detail.Units {
 			u.ID = export.UnitID(r.job[:6]) + "/" + u.ID
 			units = append(units, u)
@@ -424,7 +425,7 @@ func (s *system) attempts() map[export.UnitID]int {
 func (s *system) nothingOrphaned() {
 	s.t.Helper()
 	page, err := s.operator().List(s.t.Context(), ops.Filter{Limit: 1000})
-	must(s.t, err)
+	check.Must(s.t, err)
 	known := map[export.JobID]bool{}
 	for _, job := range page.Jobs {
 		known[job.ID] = true
@@ -498,7 +499,7 @@ func (s *system) memory() {
 			s.t.Errorf("%s has reached its memory limit", service)
 		}
 	}
-	must(s.t, w.Flush())
+	check.Must(s.t, w.Flush())
 	s.step("memory (peak: anonymous and shared memory, sampled; page cache is in the kernel's own maximum):\n%s", &table)
 	for _, c := range s.containers() {
 		if c.State.OOMKilled || c.RestartCount > 0 {
@@ -513,7 +514,7 @@ func (s *system) observability() {
 	s.t.Helper()
 	s.compose("up", "--detach", "--wait", "--no-recreate", "prometheus")
 	rules, err := os.ReadFile(filepath.Join(s.root, "k8s", "monitoring", "alerts.yaml"))
-	must(s.t, err)
+	check.Must(s.t, err)
 	want := bytes.Count(rules, []byte("- alert: "))
 	var loaded struct {
 		Data struct {
@@ -526,7 +527,7 @@ func (s *system) observability() {
 	what := func() string { return fmt.Sprintf("%d rules are evaluated; %d are", want, count) }
 	s.eventually(time.Minute, what, func() bool {
 		count = 0
-		must(s.t, s.query("PROMETHEUS", "/api/v1/rules?type=alert", &loaded))
+		check.Must(s.t, s.query("PROMETHEUS", "/api/v1/rules?type=alert", &loaded))
 		for _, group := range loaded.Data.Groups {
 			for _, rule := range group.Rules {
 				if rule.Health == "ok" {
@@ -546,7 +547,7 @@ func (s *system) observability() {
 	}
 	s.compose("up", "--detach", "--wait", "--no-recreate", "grafana")
 	var dashboards []struct{ Title string }
-	must(s.t, s.query("GRAFANA", "/api/search?type=dash-db", &dashboards))
+	check.Must(s.t, s.query("GRAFANA", "/api/search?type=dash-db", &dashboards))
 	if len(dashboards) != 1 {
 		s.t.Errorf("Grafana has the dashboards %v, want one", dashboards)
 	}

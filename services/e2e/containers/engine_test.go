@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 // engine is a client of Docker's API.
@@ -24,7 +26,7 @@ func newEngine(t *testing.T) engine {
 	t.Helper()
 	inspect := exec.CommandContext(t.Context(), "docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
 	out, err := inspect.Output()
-	must(t, err)
+	check.Must(t, err)
 	socket, local := strings.CutPrefix(strings.TrimSpace(string(out)), "unix://")
 	if !local {
 		t.Fatalf("the engine at %s is not on this machine", out)
@@ -101,7 +103,7 @@ func (e engine) ids(ctx context.Context) ([]string, error) {
 func (s *system) containers(services ...string) (found []container) {
 	s.t.Helper()
 	ids, err := s.engine.ids(s.t.Context())
-	must(s.t, err)
+	check.Must(s.t, err)
 	for _, id := range ids {
 		var c container
 		if err := s.engine.get(s.t.Context(), "/containers/"+id+"/json", &c); err != nil {

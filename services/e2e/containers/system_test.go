@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/queue"
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 	"github.com/sluice-fhir/sluice/services/ops"
 )
@@ -51,7 +52,7 @@ type system struct {
 func newSystem(t *testing.T) *system {
 	t.Helper()
 	root, err := filepath.Abs("../../..")
-	must(t, err)
+	check.Must(t, err)
 	work := t.TempDir()
 	s := &system{
 		t: t, root: root, work: work, state: filepath.Join(work, "state"), ports: map[string]int{}, engine: newEngine(t),
@@ -67,13 +68,13 @@ func newSystem(t *testing.T) *system {
 	var held []net.Listener // so that no port comes twice
 	for _, name := range []string{"API", "AUTH", "SCHEDULER", "PROMETHEUS", "GRAFANA", "KEYCLOAK"} {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
+		check.Must(t, err)
 		held = append(held, listener)
 		s.ports[name] = listener.Addr().(*net.TCPAddr).Port
 		s.env = append(s.env, name+"_PORT="+strconv.Itoa(s.ports[name]))
 	}
 	for _, listener := range held {
-		must(t, listener.Close())
+		check.Must(t, listener.Close())
 	}
 	return s
 }
@@ -99,7 +100,7 @@ func (s *system) start(program string, args ...string) (wait func() string) {
 	var out bytes.Buffer
 	cmd := s.command(s.t.Context(), program, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
-	must(s.t, cmd.Start())
+	check.Must(s.t, cmd.Start())
 	return func() string {
 		s.t.Helper()
 		if err := cmd.Wait(); err != nil {
@@ -166,7 +167,7 @@ func (s *system) allWell() {
 func (s *system) secret(name string) string {
 	s.t.Helper()
 	content, err := os.ReadFile(filepath.Join(s.state, name))
-	must(s.t, err)
+	check.Must(s.t, err)
 	return strings.TrimSpace(string(content))
 }
 
@@ -191,9 +192,9 @@ func (s *system) operator() *ops.Operator {
 	}
 	at := strings.Replace(s.secret("redis_url"), "@redis:", "@"+address+":", 1)
 	jobs, err := jobstore.Open(at, nil)
-	must(s.t, err)
+	check.Must(s.t, err)
 	tasks, err := queue.Open(at)
-	must(s.t, err)
+	check.Must(s.t, err)
 	s.t.Cleanup(func() { _, _ = jobs.Close(), tasks.Close() })
 	s.redis, s.ops = address, &ops.Operator{Jobs: jobs, Queue: tasks, Now: time.Now}
 	return s.ops
@@ -205,7 +206,7 @@ func (s *system) bucket() *objects.Store {
 		Endpoint: "http://" + s.address("minio") + ":9000", AccessKey: "sluice",
 		SecretKey: s.secret("s3_secret_key"), Bucket: "sluice",
 	})
-	must(s.t, err)
+	check.Must(s.t, err)
 	return store
 }
 
@@ -214,12 +215,12 @@ func (s *system) stored() (files, uploads map[export.JobID]int) {
 	s.t.Helper()
 	files, uploads = map[export.JobID]int{}, map[export.JobID]int{}
 	store := s.bucket()
-	must(s.t, store.List(s.t.Context(), "", func(o objects.Info) error {
+	check.Must(s.t, store.List(s.t.Context(), "", func(o objects.Info) error {
 		job, _ := export.JobOf(o.Key)
 		files[job]++
 		return nil
 	}))
-	must(s.t, store.Uploads(s.t.Context(), func(u objects.Upload) error {
+	check.Must(s.t, store.Uploads(s.t.Context(), func(u objects.Upload) error {
 		job, _ := export.JobOf(u.Key)
 		uploads[job]++
 		return nil
@@ -273,7 +274,7 @@ func (s *system) export() *running {
 	}, s.client()...)...)
 	cmd.Env = append(slices.Clone(cmd.Env), "SSL_CERT_FILE="+filepath.Join(s.state, "ca.pem"))
 	cmd.Stdout, cmd.Stderr = &r.out, r
-	must(s.t, cmd.Start())
+	check.Must(s.t, cmd.Start())
 	go func() {
 		r.failed = cmd.Wait()
 		close(r.done)
@@ -305,12 +306,12 @@ func (s *system) verify(r *running, truth map[string]expect.Fingerprint) {
 		Errors, Total struct{ Files, Resources int }
 		Incomplete    int
 	}
-	must(s.t, json.Unmarshal(r.out.Bytes(), &report))
+	check.Must(s.t, json.Unmarshal(r.out.Bytes(), &report))
 	if report.Errors.Files != 0 || report.Incomplete != 0 {
 		s.t.Errorf("export %s: %d error files, %d problems", r.job, report.Errors.Files, report.Incomplete)
 	}
 	s.same(r.dir, truth)
-	must(s.t, os.RemoveAll(r.dir))
+	check.Must(s.t, os.RemoveAll(r.dir))
 }
 
 // same compares the files of a client with the truth.
@@ -330,23 +331,9 @@ func (s *system) same(dir string, truth map[string]expect.Fingerprint) {
 // eventually polls until done returns true.
 func (s *system) eventually(most time.Duration, what func() string, done func() bool) {
 	s.t.Helper()
-	for deadline := time.Now().Add(most); !done(); {
-		if time.Now().After(deadline) {
-			s.t.Fatalf("timeout after %s: %s", most, what())
-		}
-		select {
-		case <-s.t.Context().Done():
-			s.t.Fatal(s.t.Context().Err())
-		case <-time.After(500 * time.Millisecond):
-		}
+	if !check.Within(s.t, most, done) {
+		s.t.Fatalf("timeout after %s: %s", most, what())
 	}
 }
 
 func text(what string) func() string { return func() string { return what } }
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}

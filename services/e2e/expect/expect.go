@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/zeebo/xxh3"
+
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 // Resource is a resource of a population.
@@ -43,7 +45,7 @@ func Read(t *testing.T, dir string) Population {
 		r := parse(t, string(line))
 		if r.Type == "Group" {
 			var group map[string]any
-			must(t, json.Unmarshal(line, &group))
+			check.Must(t, json.Unmarshal(line, &group))
 			p.Groups[r.ID] = group
 			return
 		}
@@ -73,14 +75,14 @@ func Read(t *testing.T, dir string) Population {
 func eachLine(t *testing.T, dir string, do func(file string, line []byte)) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.ndjson*"))
-	must(t, err)
+	check.Must(t, err)
 	for _, name := range files {
 		file, err := os.Open(name)
-		must(t, err)
+		check.Must(t, err)
 		var reader io.Reader = file
 		if strings.HasSuffix(name, ".gz") {
 			reader, err = gzip.NewReader(file)
-			must(t, err)
+			check.Must(t, err)
 		}
 		lines := bufio.NewScanner(reader)
 		lines.Buffer(nil, 64<<20)
@@ -88,8 +90,8 @@ func eachLine(t *testing.T, dir string, do func(file string, line []byte)) {
 		for lines.Scan() {
 			do(base, lines.Bytes())
 		}
-		must(t, lines.Err())
-		must(t, file.Close())
+		check.Must(t, lines.Err())
+		check.Must(t, file.Close())
 	}
 }
 
@@ -100,9 +102,9 @@ func parse(t *testing.T, line string) *Resource {
 	t.Helper()
 	r := &Resource{Line: line}
 	var elements map[string]json.RawMessage
-	must(t, json.Unmarshal([]byte(line), &elements))
-	must(t, json.Unmarshal(elements["resourceType"], &r.Type))
-	must(t, json.Unmarshal(elements["id"], &r.ID))
+	check.Must(t, json.Unmarshal([]byte(line), &elements))
+	check.Must(t, json.Unmarshal(elements["resourceType"], &r.Type))
+	check.Must(t, json.Unmarshal(elements["id"], &r.ID))
 	for _, found := range reference.FindAllStringSubmatch(line, -1) {
 		r.references = append(r.references, found[1])
 	}
@@ -113,7 +115,7 @@ func parse(t *testing.T, line string) *Resource {
 	names := strings.Split(element, ".")
 	var at any
 	if content := elements[names[0]]; content != nil {
-		must(t, json.Unmarshal(content, &at))
+		check.Must(t, json.Unmarshal(content, &at))
 	}
 	for _, name := range names[1:] {
 		at = descend(at, name)
@@ -324,11 +326,4 @@ func Folder(t *testing.T, dir string) map[string]Fingerprint {
 		byType[typ] = sum
 	})
 	return byType
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }

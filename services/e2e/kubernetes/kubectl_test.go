@@ -4,14 +4,14 @@ package kubernetes
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 )
 
 // run runs a command with this input and returns its standard output.
@@ -86,33 +86,11 @@ func apply(t *testing.T, dir string) {
 func edit(t *testing.T, file string, replacements ...string) {
 	t.Helper()
 	content, err := os.ReadFile(file)
-	must(t, err)
+	check.Must(t, err)
 	for i := 0; i < len(replacements); i += 2 {
 		if !bytes.Contains(content, []byte(replacements[i])) {
 			t.Fatalf("%s has no %q", filepath.Base(file), replacements[i])
 		}
 	}
-	must(t, os.WriteFile(file, []byte(strings.NewReplacer(replacements...).Replace(string(content))), 0o600))
-}
-
-func eventually(t *testing.T, most time.Duration, what string, done func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), most)
-	defer cancel()
-	ticker := time.NewTicker(time.Second)
-	defer ticker.Stop()
-	for !done() {
-		select {
-		case <-ctx.Done():
-			t.Fatalf("not within %v: %s", most, what)
-		case <-ticker.C:
-		}
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	check.Must(t, os.WriteFile(file, []byte(strings.NewReplacer(replacements...).Replace(string(content))), 0o600))
 }

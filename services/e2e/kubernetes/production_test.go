@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-fhir/sluice/services/e2e/check"
 	"github.com/sluice-fhir/sluice/services/e2e/expect"
 )
 
@@ -50,14 +51,14 @@ func TestProductionOverlay(t *testing.T) {
 	want := expected(t, work)
 
 	w := startWatch(t)
-	eventually(t, time.Minute, "the first samples", func() bool { return w.last().ready > 0 })
+	check.Eventually(t, time.Minute, "the first samples", func() bool { return w.last().ready > 0 })
 	export(t, "first", 1)
-	eventually(t, 5*time.Minute, "an export without a disturbance", func() bool { return finished(t, "first", 1) })
+	check.Eventually(t, 5*time.Minute, "an export without a disturbance", func() bool { return finished(t, "first", 1) })
 	w.note("one export is complete")
 
 	export(t, "clients", clients)
 	w.note(fmt.Sprintf("%d exports began", clients))
-	eventually(t, 5*time.Minute, "KEDA adds workers", func() bool { return w.last().ready >= 3 })
+	check.Eventually(t, 5*time.Minute, "KEDA adds workers", func() bool { return w.last().ready >= 3 })
 	w.note("KEDA has added workers")
 
 	busy(t, w)
@@ -82,13 +83,13 @@ func TestProductionOverlay(t *testing.T) {
 	w.note("node 2 is drained")
 	kubectl(t, "uncordon", "node2")
 
-	eventually(t, 20*time.Minute, "all exports", func() bool { return finished(t, "clients", clients) })
+	check.Eventually(t, 20*time.Minute, "all exports", func() bool { return finished(t, "clients", clients) })
 	w.note("all exports are complete")
-	eventually(t, 10*time.Minute, "KEDA removes workers", func() bool { return w.last().ready == 1 && w.last().replicas == 1 })
+	check.Eventually(t, 10*time.Minute, "KEDA removes workers", func() bool { return w.last().ready == 1 && w.last().replicas == 1 })
 	w.note("KEDA has removed all workers but one")
 
 	folders, err := filepath.Glob(filepath.Join(os.Getenv("CLUSTER_STORE"), "*-*"))
-	must(t, err)
+	check.Must(t, err)
 	if len(folders) != clients+1 {
 		t.Fatalf("%d clients wrote a folder", len(folders))
 	}
@@ -100,7 +101,7 @@ func TestProductionOverlay(t *testing.T) {
 	peaks(t, w)
 	jobs(t)
 	if file := os.Getenv("SLUICE_CHART"); file != "" {
-		must(t, os.WriteFile(file, []byte(w.chart()), 0o644))
+		check.Must(t, os.WriteFile(file, []byte(w.chart()), 0o644))
 	}
 }
 
@@ -108,7 +109,7 @@ func TestProductionOverlay(t *testing.T) {
 // of the overlay.
 func install(t *testing.T, work string) string {
 	t.Helper()
-	must(t, os.CopyFS(filepath.Join(work, "k8s"), os.DirFS(filepath.Join(top, "k8s"))))
+	check.Must(t, os.CopyFS(filepath.Join(work, "k8s"), os.DirFS(filepath.Join(top, "k8s"))))
 	production := filepath.Join(work, "k8s/overlays/production")
 	overlay := filepath.Join(work, "k8s/test/cluster")
 	edit(t, filepath.Join(production, "kustomization.yaml"),
@@ -184,8 +185,8 @@ func connections(t *testing.T) {
 				}
 			}
 			// It is repeated until it succeeds or has failed twice: an allowed connection may have to wait for the policy.
-			eventually(t, time.Minute, "the probe", func() bool {
-				must(t, json.Unmarshal([]byte(kubectl(t, "--namespace", c.from, "get", "pod", name, "--output", "json")), &status))
+			check.Eventually(t, time.Minute, "the probe", func() bool {
+				check.Must(t, json.Unmarshal([]byte(kubectl(t, "--namespace", c.from, "get", "pod", name, "--output", "json")), &status))
 				s := status.Status
 				return s.Phase == "Succeeded" || len(s.ContainerStatuses) > 0 && s.ContainerStatuses[0].RestartCount >= 2
 			})
@@ -207,7 +208,7 @@ func hasMetrics(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, 3*time.Minute, "the load of the API", func() bool {
+	check.Eventually(t, 3*time.Minute, "the load of the API", func() bool {
 		current := get[autoscaler](t, "hpa", "sluice-api").Status.CurrentMetrics
 		return len(current) > 0 && current[0].Resource.Current.AverageUtilization != nil
 	})
@@ -217,7 +218,7 @@ func hasMetrics(t *testing.T) {
 func export(t *testing.T, name string, count int) {
 	t.Helper()
 	template, err := os.ReadFile(filepath.Join(top, "k8s/test/client/client.yaml"))
-	must(t, err)
+	check.Must(t, err)
 	job := strings.NewReplacer("@JOB@", name, "@STORE@", os.Getenv("CLUSTER_STORE"), "@CLIENTS@", strconv.Itoa(count)).
 		Replace(string(template))
 	run(t, job, "kubectl", "apply", "-f", "-")
@@ -229,28 +230,28 @@ func finished(t *testing.T, name string, count int) bool {
 	var job struct {
 		Status struct{ Succeeded int }
 	}
-	must(t, json.Unmarshal([]byte(kubectl(t, "--namespace", "ingress", "get", "job", name, "--output", "json")), &job))
+	check.Must(t, json.Unmarshal([]byte(kubectl(t, "--namespace", "ingress", "get", "job", name, "--output", "json")), &job))
 	return job.Status.Succeeded == count
 }
 
 // busy waits until several workers run units.
 func busy(t *testing.T, w *watch) {
 	t.Helper()
-	eventually(t, 5*time.Minute, "workers run units", func() bool { return w.last().Active >= 3 && w.last().ready >= 2 })
+	check.Eventually(t, 5*time.Minute, "workers run units", func() bool { return w.last().Active >= 3 && w.last().ready >= 2 })
 }
 
 // killProcess kills a worker with SIGKILL, as the kernel does.
 func killProcess(t *testing.T) {
 	t.Helper()
 	programs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	must(t, err)
+	check.Must(t, err)
 	for _, program := range programs {
 		command, _ := os.ReadFile(program)
 		groups, _ := os.ReadFile(filepath.Join(filepath.Dir(program), "cgroup"))
 		if strings.HasPrefix(string(command), "/usr/local/bin/worker\x00") && strings.Contains(string(groups), "/sluice-node") {
 			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(program)))
-			must(t, err)
-			must(t, syscall.Kill(pid, syscall.SIGKILL))
+			check.Must(t, err)
+			check.Must(t, syscall.Kill(pid, syscall.SIGKILL))
 			return
 		}
 	}
@@ -284,7 +285,7 @@ func peaks(t *testing.T, w *watch) {
 func jobs(t *testing.T) {
 	t.Helper()
 	var list struct{ States map[string]int }
-	must(t, json.Unmarshal([]byte(kubectl(t, "--namespace", namespace, "exec", "deployment/sluice-scheduler", "--",
+	check.Must(t, json.Unmarshal([]byte(kubectl(t, "--namespace", namespace, "exec", "deployment/sluice-scheduler", "--",
 		"/usr/local/bin/sluice", "admin", "job", "list", "--json")), &list))
 	if want := map[string]int{"completed": clients + 1}; !maps.Equal(list.States, want) {
 		t.Errorf("jobs: %v, want %v", list.States, want)

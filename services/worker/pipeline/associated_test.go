@@ -271,26 +271,11 @@ func TestAssociatedProvenanceKilledAtEveryRequestToTheStore(t *testing.T) {
 			fx := newFixture(t, all, members...)
 			fx.cfg.MaxAttempts = 1000
 			fx.cfg.FileBytes = 2000
-			w := fx.worker()
-			kills := 0
 			request := associating(export.LatestProvenance, everyType...)
 			request.Types = slices.Compact(slices.Sorted(slices.Values(request.Types)))
-			job := fx.driveOne(fx.ask(request), func(task queue.Task) {
-				for n := 1; task.Kind == kind && (task.Kind != export.KindExport || task.Unit == "Provenance-00000"); n++ {
-					lease := fx.claim(task)
-					died := fx.dieAt(w, lease, n)
-					task = fx.again(task)
-					if !died {
-						break
-					}
-					kills++
-				}
-				must(t, w.Handle(t.Context(), task))
+			got := fx.killedAtEveryRequest(fx.ask(request), func(task queue.Task) bool {
+				return task.Kind == kind && (kind != export.KindExport || task.Unit == "Provenance-00000")
 			})
-			if kills < 2 {
-				t.Errorf("%d deaths", kills)
-			}
-			got := fx.outcome(job)
 			got.wantLines(t, want...)
 			got.wantIssues(t, "error")
 		})

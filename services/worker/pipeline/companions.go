@@ -50,10 +50,12 @@ type companion struct {
 	refs []string
 }
 
-func (w *Worker) newCompanions(lease export.Lease, job export.Job, types []string) *companions {
+func (w *Worker) newCompanions(
+	lease export.Lease, job export.Job, types []string, attached *attachedTypes,
+) *companions {
 	c := &companions{
-		Worker: w, job: job, types: map[string]bool{}, chains: map[string]*chain{}, recent: map[string]companion{},
-		prefix: export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence),
+		Worker: w, job: job, types: map[string]bool{}, chains: map[string]*chain{}, attached: attached,
+		recent: map[string]companion{}, prefix: export.ReferencesPrefix(lease.Job, lease.Unit.ID, lease.Fence),
 	}
 	for _, typ := range types {
 		if fhir.IsReferenced(typ) {
@@ -117,15 +119,18 @@ func (c *companions) referenced(r source.Resource, to *refSet) (size int64) {
 	return size
 }
 
-// prefetch loads the companions of the blocks in few queries, as far as there is memory for them.
-func (c *companions) prefetch(ctx context.Context, blocks []block) error {
+// prefetch loads the companions of blocks in few queries, as far as there is memory for them.
+func (c *companions) prefetch(ctx context.Context, blocks []refSet) error {
 	if c.full {
 		clear(c.recent)
 		c.bytes, c.full = 0, false
 	}
+	if len(blocks) == 1 { // each reads the same
+		return nil
+	}
 	var union refSet
-	for _, b := range blocks {
-		for _, ref := range b.refs.next {
+	for _, refs := range blocks {
+		for _, ref := range refs.next {
 			union.add(ref)
 		}
 	}
@@ -289,21 +294,15 @@ func (c *companions) deleted(ctx context.Context, unit export.Unit, gone *deleti
 		return nil
 	}
 	prefix := c.prefix + "absent/"
-	stored, err := spillset.Write(ctx, c.Objects, prefix, func(yield func(string) error) error {
-		return c.absent.Each(ctx, yield)
-	})
-	if err != nil || stored.Chunks == 0 {
-		return err
-	}
-	list, err := c.lists.Open(ctx, c.Objects, prefix, stored.Digest)
-	if err != nil {
+	list, err := c.storeList(ctx, prefix, c.absent)
+	if err != nil || list == nil {
 		return err
 	}
 	for _, typ := range slices.Sorted(maps.Keys(c.types)) {
 		if !c.types[typ] {
 			continue
 		}
-		unit.Type, unit.Slice = typ, export.Slice{To: stored.Chunks}
+		unit.Type, unit.Slice = typ, export.Slice{To: list.Chunks()}
 		if err := c.deletedReferenced(ctx, c.job, unit, list, gone); err != nil {
 			return err
 		}

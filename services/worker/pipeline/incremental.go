@@ -116,10 +116,7 @@ func (w *Worker) joined(
 	if err := streamError(ctx, err); err != nil {
 		return joined, fmt.Errorf("find out who joined: %w", err)
 	}
-	joined, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
-		return found.Each(ctx, yield)
-	})
-	if err != nil {
+	if joined, err = found.Store(ctx, prefix); err != nil {
 		return joined, fmt.Errorf("store who joined: %w", err)
 	}
 	return joined, nil

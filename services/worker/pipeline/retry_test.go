@@ -224,28 +224,34 @@ func TestKilledAtEveryRequestToTheStore(t *testing.T) { // pitfalls 8, 9, 13, 16
 			fx := newFixture(t, all, members...)
 			fx.cfg.MaxAttempts = 1000
 			fx.cfg.FileBytes = 2000
-			w := fx.worker()
-			kills := 0
-			job := fx.driveOne(fx.kickOff(everyType...), func(task queue.Task) {
-				for request := 1; task.Kind == kind; request++ {
-					lease := fx.claim(task)
-					died := fx.dieAt(w, lease, request)
-					task = fx.again(task)
-					if !died {
-						break // this attempt was finished, and lost before its commit
-					}
-					kills++
-				}
-				must(t, w.Handle(t.Context(), task))
-			})
-			if kills < 2 {
-				t.Errorf("%d deaths", kills)
-			}
-			got := fx.outcome(job)
+			got := fx.killedAtEveryRequest(fx.kickOff(everyType...), func(task queue.Task) bool { return task.Kind == kind })
 			got.wantLines(t, want...)
 			got.wantIssues(t, "error")
 		})
 	}
+}
+
+// killedAtEveryRequest runs the job. A worker dies at each request to the object store of the units that are chosen, one
+// after the other.
+func (fx *fixture) killedAtEveryRequest(id export.JobID, chosen func(queue.Task) bool) outcome {
+	fx.t.Helper()
+	w, kills := fx.worker(), 0
+	job := fx.driveOne(id, func(task queue.Task) {
+		for request := 1; chosen(task); request++ {
+			lease := fx.claim(task)
+			died := fx.dieAt(w, lease, request)
+			task = fx.again(task)
+			if !died {
+				break // this attempt was finished, and lost before its commit
+			}
+			kills++
+		}
+		must(fx.t, w.Handle(fx.t.Context(), task))
+	})
+	if kills < 2 {
+		fx.t.Errorf("%d deaths", kills)
+	}
+	return fx.outcome(job)
 }
 
 // dieAt runs the unit until the object store has served the given number of requests; the worker dies before the last

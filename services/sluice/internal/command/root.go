@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,7 +176,11 @@ func missingFlags(cmd *cobra.Command) error {
 }
 
 // wrongFlag is the error of a flag that cannot be parsed.
-func wrongFlag(_ *cobra.Command, err error) error {
+func wrongFlag(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() == "" {
+		return unknownFlag(cmd, unknown.GetSpecifiedName())
+	}
 	var invalid *pflag.InvalidValueError
 	if !errors.As(err, &invalid) {
 		return usageError{err}
@@ -190,6 +195,28 @@ func wrongFlag(_ *cobra.Command, err error) error {
 		return usage("%s must be true or false, not %q", name, value)
 	}
 	return usageError{err}
+}
+
+// unknownFlag is the error of a flag that the command does not have.
+func unknownFlag(cmd *cobra.Command, name string) error {
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() && hasFlag(sub, name) {
+			return usage("--%s must follow its command, as in %q", name, cmd.CommandPath()+" COMMAND --"+name)
+		}
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			names = append(names, "--"+f.Name)
+		}
+	})
+	return usage("unknown flag --%s%s", name, didYouMean("--"+name, names))
+}
+
+// hasFlag reports whether the command, or one below it, has the flag.
+func hasFlag(cmd *cobra.Command, name string) bool {
+	return cmd.Flags().Lookup(name) != nil || cmd.PersistentFlags().Lookup(name) != nil ||
+		slices.ContainsFunc(cmd.Commands(), func(sub *cobra.Command) bool { return hasFlag(sub, name) })
 }
 
 // unknown is the error of a name that is no command below cmd.

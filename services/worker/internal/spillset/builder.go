@@ -102,6 +102,11 @@ func (b *Builder) Each(ctx context.Context, yield func(id string) error) error {
 	return Merge(ctx, b.store, b.prefix, Runs(runs), yield)
 }
 
+// Store stores the set as a list below the prefix, which ends with a slash.
+func (b *Builder) Store(ctx context.Context, prefix string) (Stored, error) {
+	return Write(ctx, b.store, prefix, func(yield func(id string) error) error { return b.Each(ctx, yield) })
+}
+
 // Run is a sorted sequence of ids: objects that are read one after the other.
 type Run []part
 
