@@ -198,7 +198,7 @@ type Cohort struct {
 	Chunks   int    `json:"chunks"`   // chunk objects, numbered from 0
 	Patients int64  `json:"patients"` // ids in all chunks, no id twice
 
-	// Digest is what the stored list is verified against, lower-case hex. It is empty for a plan of an earlier version.
+	// Digest is what the stored list is verified against, lower-case hex.
 	Digest string `json:"digest,omitempty"`
 
 	// Of an incremental export: Joined are those of the cohort whose data is exported whole, Gone are patients of the
