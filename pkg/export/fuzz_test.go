@@ -14,7 +14,7 @@ func FuzzParseKey(f *testing.F) {
 	job := export.NewJobID()
 	for _, key := range []string{
 		export.FileKey(job, "Patient", export.FileName("Patient-00000", 7, "Patient", 2)), export.ManifestKey(job, 4),
-		export.CohortPrefix(job, 2) + "chunk-000001", export.ReferencesPrefix(job, "Claim-00000", 3) + "round-0/index",
+		export.CohortPrefix(job, 2) + "chunk-000001", export.ReferencesPrefix(job, "Claim-00000", 3) + "round-0/contents",
 		export.AskedKey(job), export.JobPrefix(job), "jobs//", "jobs/../_cohort/1/x", export.JobPrefix(job) + "_manifest/+1.ndjson",
 		export.JobPrefix(job) + "_cohort/-1/x", export.JobPrefix(job) + "Patient/a/b.c/d.007.0.ndjson.gz",
 		export.PackKey(job, export.PackName("Media-00000", 1, "Media", 3)), export.JobPrefix(job) + "_references/.1/x", export.JobPrefix(job) + "_manifest/99999999999999999999.ndjson",

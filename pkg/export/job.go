@@ -101,6 +101,8 @@ type Request struct {
 	OrganizedBy string `json:"organizedBy,omitempty"`
 	// Partial is `allowPartialManifests` (P-39).
 	Partial bool `json:"partial,omitempty"`
+	// SeparateStatus says that a poll is answered with 200, and the code of the export has a header of its own (S-19).
+	SeparateStatus bool `json:"separateStatus,omitempty"`
 	// Ignored has what the kick-off ignored because of handling=lenient, each a sentence for the owner (K-17).
 	Ignored []string `json:"ignored,omitempty"`
 }
@@ -135,7 +137,9 @@ func (r Request) Incremental() bool { return !r.Since.IsZero() || !r.After.IsZer
 
 // Plain reports whether workers that know only the export of a group would run the request correctly.
 func (r Request) Plain() bool {
-	known := Request{URL: r.URL, Level: r.Level, GroupID: r.GroupID, Types: r.Types, Dialect: r.Dialect}
+	known := Request{
+		URL: r.URL, Level: r.Level, GroupID: r.GroupID, Types: r.Types, Dialect: r.Dialect, SeparateStatus: r.SeparateStatus,
+	}
 	return r.AtLevel() == GroupLevel && reflect.DeepEqual(r, known)
 }
 
@@ -194,7 +198,7 @@ type Cohort struct {
 	Chunks   int    `json:"chunks"`   // chunk objects, numbered from 0
 	Patients int64  `json:"patients"` // ids in all chunks, no id twice
 
-	// Digest is what the stored list is verified against, lower-case hex. It is empty for a plan of an earlier version.
+	// Digest is what the stored list is verified against, lower-case hex.
 	Digest string `json:"digest,omitempty"`
 
 	// Of an incremental export: Joined are those of the cohort whose data is exported whole, Gone are patients of the

@@ -65,7 +65,7 @@ type Unit struct {
 	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
 	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes, for ordering and progress
 
-	// Digest is what the list Input is verified against, lower-case hex. It is empty for a unit of an earlier version.
+	// Digest is what the list Input is verified against, lower-case hex.
 	Digest string `json:"digest,omitempty"`
 
 	// Kept is the object key prefix of the list of the Provenance that is exported, if Request.Associated limits it, and

@@ -58,6 +58,7 @@ func (s *service) start(c *gin.Context, level export.Level) (err error) {
 		return err
 	}
 	request.URL, request.Dialect, request.Ignored = s.requestURL(c.Request, level, group), dialect, asked.ignored
+	request.SeparateStatus = prefersSeparateStatus(c.Request.Header)
 
 	job := export.Job{
 		ID:      export.NewJobID(),
@@ -90,6 +91,9 @@ func (s *service) start(c *gin.Context, level export.Level) (err error) {
 		return fmt.Errorf("start the job: %w", err)
 	}
 	c.Header("Content-Location", s.statusURL(admitted))
+	if request.SeparateStatus {
+		c.Header("Preference-Applied", "respond-async, "+separateStatus)
+	}
 	writeHeader(c, http.StatusAccepted)
 	return nil
 }

@@ -62,7 +62,7 @@ func (s *service) manifest(c *gin.Context, job export.Job) error {
 	c.Header("Expires", httpDate(job.Expires))
 	c.Header("X-Progress", "completed")
 	c.Header(signatureHeader, signature)
-	writeHeader(c, http.StatusOK)
+	writeHeader(c, pollStatus(c, job, http.StatusOK))
 	if c.Request.Method == http.MethodHead {
 		return nil
 	}

@@ -119,6 +119,15 @@ func prefersAsync(header http.Header) bool {
 	return found
 }
 
+// separateStatus is the preference for polls whose status is not that of the export.
+const separateStatus = "separate-export-status"
+
+// prefersSeparateStatus reports whether a Prefer header has respond-async and separate-export-status (S-19).
+func prefersSeparateStatus(header http.Header) bool {
+	_, found := preference(header, separateStatus)
+	return found && prefersAsync(header)
+}
+
 // prefersLenient reports whether a Prefer header has handling=lenient (RFC 7240 section 4.4). Any other value is the
 // default, strict.
 func prefersLenient(header http.Header) bool {

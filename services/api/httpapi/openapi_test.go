@@ -275,6 +275,16 @@ func TestAnswersAreDescribed(t *testing.T) {
 		d.check(406, file, method, target, with(alice, "Accept-Encoding", "identity;q=0, gzip;q=0")...)
 		d.check(412, file, method, target, with(alice, "If-Match", `"x"`)...)
 	}
+	// Polls whose status is not that of the export (S-19).
+	apart := with(alice, "Prefer", "respond-async, separate-export-status")
+	d.check(202, "/Group/{group}/$export", "GET", groupExport, apart...)
+	done := w.kickoff(alice, "", "Prefer", "respond-async, separate-export-status")
+	w.run(done, patients(1))
+	failed = w.kickoff(alice, "", "Prefer", "respond-async, separate-export-status")
+	w.fail(failed, "why")
+	for _, id := range []export.JobID{done, failed} {
+		d.check(200, status, "GET", statusPath(id), alice...)
+	}
 	// The schemas are strict: an answer that differs is found.
 	for _, change := range []string{`"output":`, `"count":3`, `"sha256":"`, `"transactionTime":"`} {
 		got := w.ask("GET", statusPath(id), alice...)

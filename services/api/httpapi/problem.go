@@ -126,7 +126,7 @@ func unavailable() refusal {
 func staleHeaders() []string {
 	return []string{
 		"ETag", "Accept-Ranges", "Content-Range", "Content-Encoding", "Content-Disposition", "Repr-Digest", "Expires",
-		"X-Progress", "X-Progress-Percent",
+		"X-Progress", "X-Progress-Percent", exportStatusHeader,
 	}
 }
 

@@ -19,6 +19,21 @@ const (
 	longestPoll  = 30 * time.Second
 )
 
+// exportStatusHeader has the status of an export whose kick-off wants it apart from that of the poll (S-19).
+const exportStatusHeader = "X-Export-Status"
+
+func exportStatus(code int) string { return fmt.Sprintf("%d %s", code, http.StatusText(code)) }
+
+// pollStatus returns the status of the answer to a poll of a job whose own status is code. If the two are separate, it is
+// 200, and code goes into the header.
+func pollStatus(c *gin.Context, job export.Job, code int) int {
+	if !job.Request.SeparateStatus {
+		return code
+	}
+	c.Header(exportStatusHeader, exportStatus(code))
+	return http.StatusOK
+}
+
 // status answers in one of three ways (spec 3): 404, 202 or 200, and 500 for a job that failed as a whole.
 func (s *service) status(c *gin.Context) error {
 	job, err := s.ownJob(c)
@@ -38,7 +53,7 @@ func (s *service) status(c *gin.Context) error {
 	case export.Completed:
 		return s.manifest(c, job)
 	case export.Failed:
-		return failed(job)
+		return s.reportFailure(c, job)
 	}
 	return s.progress(c, job)
 }
@@ -81,7 +96,8 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 		return tooMuch("The status was requested far more often than the header Retry-After of its responses allows.",
 			min(wait, interval))
 	}
-	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, http.StatusAccepted)); err != nil {
+	status := pollStatus(c, job, http.StatusAccepted)
+	if err := s.recordEvent(c, succeeded(audit.Status, job.ID, status)); err != nil {
 		return err
 	}
 	unit := time.Second // RFC 9110
@@ -91,7 +107,7 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 	c.Header("Retry-After", inUnits(interval, unit))
 	c.Header("X-Progress", progressWord(job.State))
 	c.Header("X-Progress-Percent", strconv.Itoa(min(job.Percent, 99)))
-	writeHeader(c, http.StatusAccepted)
+	writeHeader(c, status)
 	return nil
 }
 
@@ -118,9 +134,27 @@ func progressWord(state export.State) string {
 	return "started"
 }
 
-// failed responds for a job that failed as a whole, until it expires. Its reason is meant for the owner. The issue code is
-// not transient: that would mean that the job is live (S-12).
-func failed(job export.Job) error {
+// reportFailure responds for a job that failed as a whole, until it expires.
+func (s *service) reportFailure(c *gin.Context, job export.Job) error {
+	r := failed(job)
+	if !job.Request.SeparateStatus {
+		return r
+	}
+	event := audit.Event{
+		Action: audit.Status, Outcome: audit.Failed, Job: job.ID, HTTPStatus: http.StatusOK, Reason: r.text,
+	}
+	if err := s.recordEvent(c, event); err != nil {
+		return err
+	}
+	r.header = append(r.header, exportStatusHeader, exportStatus(r.status))
+	r.status = http.StatusOK
+	s.writeProblem(c, r)
+	return nil
+}
+
+// failed is the answer for a failed job. Its reason is meant for the owner. The issue code is not transient: that would
+// mean that the job is live (S-12).
+func failed(job export.Job) refusal {
 	text := "The export failed."
 	if job.Failure != "" {
 		text = "The export failed: " + job.Failure

@@ -192,6 +192,50 @@ func TestStatusFailed(t *testing.T) {
 	wantOutcome(t, w.ask("GET", statusPath(id), w.as("alice")...), http.StatusNotFound, "forbidden", "not available")
 }
 
+// S-19: a poll is 200, and the status of the export is in a header. Refusals of the poll itself stay what they are. A
+// kick-off that does not ask for it is another one, with answers of the other kind.
+func TestSeparateExportStatus(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	alice := w.as("alice")
+	const apart = "respond-async, separate-export-status"
+	for _, prefer := range []string{"respond-async", "separate-export-status", ""} {
+		got := w.ask("GET", groupExport, append(w.as("alice"), "Prefer", prefer)...)
+		wantHeader(t, got, "Preference-Applied", "")
+		poll := w.ask("GET", statusPath(w.started(got)), alice...)
+		if poll.code != http.StatusAccepted {
+			t.Errorf("Prefer %q: a poll is %d", prefer, poll.code)
+		}
+		wantHeader(t, poll, "X-Export-Status", "")
+	}
+	wantHeader(t, w.ask("GET", groupExport, append(w.as("alice"), "Prefer", apart)...),
+		"Preference-Applied", "respond-async, separate-export-status")
+
+	running := w.kickoff(alice, "", "Prefer", apart)
+	got := w.ask("GET", statusPath(running), alice...)
+	if got.code != http.StatusOK || got.body != "" {
+		t.Errorf("running: %d %q, want a bare 200", got.code, got.body)
+	}
+	wantHeader(t, got, "X-Export-Status", "202 Accepted", "X-Progress", "scheduled", "Retry-After", "1", "Content-Type", "")
+	wantOutcome(t, w.ask("GET", statusPath(running), w.as("bob")...), http.StatusNotFound, "forbidden", "not available")
+
+	w.run(running, patients(1))
+	got = w.ask("GET", statusPath(running), alice...)
+	if got.code != http.StatusOK || !strings.Contains(got.body, `"output":[{`) {
+		t.Errorf("completed: %d %q, want the manifest", got.code, got.body)
+	}
+	wantHeader(t, got, "X-Export-Status", "200 OK", "Content-Type", "application/json")
+	refused := w.ask("GET", statusPath(running), w.as("alice", "system/Condition.rs")...)
+	wantOutcome(t, refused, http.StatusForbidden, "forbidden", "may not read")
+	wantHeader(t, refused, "X-Export-Status", "")
+
+	failed := w.kickoff(alice, "", "Prefer", apart)
+	w.fail(failed, "every type failed")
+	got = w.ask("GET", statusPath(failed), alice...)
+	wantOutcome(t, got, http.StatusOK, "processing", "every type failed")
+	wantHeader(t, got, "X-Export-Status", "500 Internal Server Error", "Expires", "Wed, 11 Mar 2026 05:06:07 GMT")
+}
+
 // spec 2 and 3, pitfalls 15, 17 and 19: a file that the owner's job does not have, does not have yet, or has just lost gets
 // the response for a job that never existed, byte by byte. TestIsolation covers jobs of others and jobs that are gone.
 func TestNotAvailable(t *testing.T) {

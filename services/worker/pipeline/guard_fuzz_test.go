@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,7 +27,9 @@ var fuzzCohort = []string{"pat-1", "pat-2", "pat-3"}
 // storedList returns the ids, at most a chunk, as a stored list. The store is a few canned responses: no test here writes.
 func storedList(t testing.TB, ids ...string) *spillset.List {
 	t.Helper()
-	held := map[string]string{"/shelf/c/index": ids[0] + "\n", "/shelf/c/chunk-000000": strings.Join(ids, "\n") + "\n"}
+	chunk := strings.Join(ids, "\n") + "\n"
+	contents := fmt.Sprintf("%s %x\n", ids[0], sha256.Sum256([]byte(chunk)))
+	held := map[string]string{"/shelf/c/contents": contents, "/shelf/c/chunk-000000": chunk}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		text, there := held[r.URL.Path]
 		if !there {
@@ -43,7 +46,8 @@ func storedList(t testing.TB, ids ...string) *spillset.List {
 		t.Fatal(err)
 	}
 	t.Cleanup(store.Close)
-	list, err := spillset.NewCache().Open(t.Context(), store, "c/", "")
+	digest := fmt.Sprintf("%x", sha256.Sum256([]byte(contents)))
+	list, err := spillset.NewCache().Open(t.Context(), store, "c/", digest)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -126,10 +126,8 @@ func runKey(prefix string, n int, sum []byte) string {
 }
 
 func runPart(key string) part {
-	if _, digest, is := strings.Cut(path.Base(key), "."); is {
-		return digested(key, digest)
-	}
-	return part{key: key} // of an earlier version
+	_, digest, _ := strings.Cut(path.Base(key), ".")
+	return digested(key, digest)
 }
 
 func (b *Builder) sorted() idSeq { return idsOf(slices.Sorted(maps.Keys(b.held))) }

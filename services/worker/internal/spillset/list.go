@@ -38,13 +38,12 @@ func Write(
 	ctx context.Context, store *objects.Store, prefix string, each func(yield func(id string) error) error,
 ) (Stored, error) {
 	list := Stored{Prefix: prefix}
-	var chunk, firsts, contents []string
+	var chunk, contents []string
 	flush := func() error {
 		if len(chunk) == 0 {
 			return nil
 		}
 		sum, err := writeLines(ctx, store, chunkKey(prefix, list.Chunks), idsOf(chunk))
-		firsts = append(firsts, chunk[0])
 		contents = append(contents, fmt.Sprintf("%s %x", chunk[0], sum))
 		list.sums = append(list.sums, sum)
 		list.Chunks++
@@ -66,9 +65,6 @@ func Write(
 	})
 	if err == nil {
 		err = flush()
-	}
-	if err == nil {
-		_, err = writeLines(ctx, store, indexKey(prefix), idsOf(firsts))
 	}
 	var sum []byte
 	if err == nil {
@@ -110,21 +106,15 @@ type List struct {
 	cache  *Cache
 	prefix string
 	firsts []string // the first id of every chunk
-	sums   [][]byte // SHA-256 of every chunk; nil for a list of an earlier version, which is not verified
+	sums   [][]byte // SHA-256 of every chunk
 }
 
 // Open opens a list that Write has stored with this digest. The digest comes from the job's record: without it, whoever can
-// write to the bucket could add patients to a cohort. It is empty for a list of an earlier version. Open reads the table of
-// contents at each call, so that it fails for a deleted list.
+// write to the bucket could add patients to a cohort. Open reads the table of contents at each call, so that it fails for a
+// deleted list.
 func (c *Cache) Open(ctx context.Context, store *objects.Store, prefix, digest string) (*List, error) {
 	l := &List{store: store, cache: c, prefix: prefix}
-	var err error
-	if digest == "" {
-		l.firsts, err = readLines(ctx, store, part{key: indexKey(prefix)})
-	} else {
-		err = l.readContents(ctx, digest)
-	}
-	if err != nil {
+	if err := l.readContents(ctx, digest); err != nil {
 		return nil, fmt.Errorf("open list: %w", err)
 	}
 	if !slices.IsSorted(l.firsts) {
@@ -167,11 +157,7 @@ func (l *List) Chunk(ctx context.Context, chunk int) ([]string, error) {
 	if ids, cached := l.cache.chunks.Get(key); cached {
 		return ids, nil
 	}
-	stored := part{key: key}
-	if l.sums != nil {
-		stored.sum = l.sums[chunk]
-	}
-	ids, err := readLines(ctx, l.store, stored)
+	ids, err := readLines(ctx, l.store, part{key: key, sum: l.sums[chunk]})
 	if err != nil {
 		return nil, fmt.Errorf("read chunk %d of list: %w", chunk, err)
 	}
@@ -227,6 +213,3 @@ func chunkKey(prefix string, chunk int) string { return fmt.Sprintf("%schunk-%06
 
 // contentsKey returns the key of a list's table of contents: the first id and the digest of every chunk.
 func contentsKey(prefix string) string { return prefix + "contents" }
-
-// indexKey returns the key of the first ids alone, which workers of earlier versions read.
-func indexKey(prefix string) string { return prefix + "index" }

@@ -17,14 +17,14 @@ import (
 // part is an object of ids, one a line. A part is read only as it was written: lists decide which patients are exported.
 type part struct {
 	key string
-	sum []byte // SHA-256 of its lines; nil: of an earlier version, not verified
+	sum []byte // SHA-256 of its lines
 }
 
 // digested returns the part with the digest, given in lower-case hex. Nothing has a digest of another form.
 func digested(key, digest string) part {
 	sum, err := hex.DecodeString(digest)
 	if err != nil {
-		sum = []byte{}
+		sum = nil
 	}
 	return part{key: key, sum: sum}
 }
@@ -54,7 +54,7 @@ func (l *lines) verify() error {
 	if err := l.Err(); err != nil {
 		return err
 	}
-	if l.want != nil && !bytes.Equal(l.digest.Sum(nil), l.want) {
+	if !bytes.Equal(l.digest.Sum(nil), l.want) {
 		return errors.New("stored ids were changed")
 	}
 	return nil
