@@ -67,18 +67,18 @@ func forPatients(
 	args := []any{at, q.Patients}
 	changed, args := filter(q.Window, args)
 	of := " FROM " + leaf(q.Type) + " AS r WHERE r.patient "
-	one := query{text: selected + of + "= ANY($2) AND " + visible + changed, args: args}
+	from, ofOne := of+"= ANY($2) AND "+visible+changed, args
 	several := "= ANY($2)"
 	switch by {
 	case byChange:
-		from, args := walk(q.Type, q.AsOf, q.Window, first, "<=", final)
-		one.text, one.args = selected+from+" AND "+notEnded, args
+		from, ofOne = walk(q.Type, q.AsOf, q.Window, first, "<=", final)
+		from += " AND " + notEnded
 	case byRange:
 		several = "BETWEEN ($2::text[])[1] AND ($2::text[])[cardinality($2::text[])]"
-		rest, args := filter(q.Window, []any{at, first, final})
-		one.text = selected + of + "BETWEEN $2 AND $3 AND " + visible + rest
-		one.args = args
+		from, ofOne = filter(q.Window, []any{at, first, final})
+		from = of + "BETWEEN $2 AND $3 AND " + visible + from
 	}
+	one, leftOut := narrow(conn.Conn().TypeMap(), q.Narrowing, selected, from, ofOne, "r.patient", asked)
 
 	row := newRow(conn, q.Type)
 	last, lastAsked := "", false // rows of one patient are adjacent
@@ -99,13 +99,13 @@ func forPatients(
 	ofSeveral := selected + " FROM (SELECT DISTINCT id FROM additional_subject WHERE type = '" + q.Type +
 		"' AND patient " + several + ") AS a JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
 		" WHERE (SELECT true FROM additional_subject WHERE type = '" + q.Type + "' LIMIT 1) AND " + visible + changed
-	return read(ctx, conn, q.Type, at, one, query{ofSeveral, args, row.read, func() error {
+	return read(ctx, conn, q.Type, at, append([]query{one, {ofSeveral, args, row.read, func() error {
 		// The first query has yielded it if its smallest subject was requested.
 		if slices.IndexFunc(row.resource.Subjects, asked) < 1 {
 			return nil
 		}
 		return yield(row.resource)
-	}})
+	}}}, leftOut...)...)
 }
 
 // ByID implements source.Source.
@@ -209,7 +209,9 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
 		row := newRow(conn, q.Type)
-		return read(ctx, conn, q.Type, at, row.query("SELECT "+columns(q.Type)+text, args, yield))
+		kept, leftOut := narrow(conn.Conn().TypeMap(), q.Narrowing, "SELECT "+columns(q.Type), text, args, "''",
+			func(string) bool { return true })
+		return read(ctx, conn, q.Type, at, append([]query{row.query(kept.text, kept.args, yield)}, leftOut...)...)
 	})
 }
 
