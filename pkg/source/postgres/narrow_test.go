@@ -25,7 +25,8 @@ func TestNarrowing(t *testing.T) {
 		}
 	}
 	s.load(map[string][]byte{"a.ndjson": []byte(text.String()), "p.ndjson": []byte(
-		`{"resourceType":"Observation","id":"two","subject":{"reference":"Patient/p01"},"performer":[{"reference":"Patient/p02"}]}` +
+		`{"resourceType":"Observation","id":"two","subject":{"reference":"Patient/p01"},"contained":[` +
+			`{"resourceType":"Observation","id":"c","subject":{"reference":"Patient/p02"}}]}` +
 			"\n" + `{"resourceType":"Provenance","id":"p","target":[{"reference":"Patient/p01"}],"recorded":"2001-01-01T00:00:00Z"}`)})
 	asked := []string{"p01", "p02", "p50", "p99"}
 	whole := source.Window{Since: time.Unix(0, 0)} // nothing has a date of update
