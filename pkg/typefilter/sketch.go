@@ -38,18 +38,24 @@ func sketched(p Parameter) bool {
 	return p.Type == "token" || p.Type == "date"
 }
 
-// Sketcher makes the sketches of the lines of one type. It reads lines by the paths and functions of Matches. It is not
-// safe for concurrent use.
+// Sketcher makes the sketches of the lines of one type. It reads the values that Matches reads, by the same paths and
+// functions, but each object once. It is not safe for concurrent use.
 type Sketcher struct {
-	all    *Filter // one query, whose conditions collect values and match nothing
-	values [][]byte
+	root   step
 	sketch Sketch
+}
+
+// step is what sketches hold of the values at a place in the lines.
+type step struct {
+	codes, days bool     // the value is one of a token, of a date parameter
+	names       []string // elements below
+	below       []*step  // of each name
+	found       [][]byte // of each name
 }
 
 // NewSketcher returns the sketcher of a type.
 func NewSketcher(typ string) *Sketcher {
-	s := &Sketcher{all: &Filter{typ: typ, roots: []string{"resourceType"}}}
-	codes, days := condition{test: collector(s.addCodes)}, condition{test: collector(s.addDays)}
+	s := Sketcher{root: step{names: []string{"resourceType"}, below: []*step{{}}, found: make([][]byte, 1)}}
 	for _, p := range Parameters(typ) {
 		if !sketched(p) {
 			continue
@@ -59,62 +65,81 @@ func NewSketcher(typ string) *Sketcher {
 		if err != nil {
 			continue // Parse refuses it
 		}
-		to := &codes
-		if p.Type == "date" {
-			to = &days
-		}
-		for _, path := range paths {
-			path.system = "" // a path without it has more values
-			if !slices.ContainsFunc(to.paths, path.equal) {
-				to.paths = append(to.paths, path)
-			}
+		for _, path := range paths { // whatever its system is
+			s.root.add(append([][]string{path.root}, path.steps...), p.Type == "date")
 		}
 	}
-	s.all.queries = [][]bound{{s.all.bind(codes, nil), s.all.bind(days, nil)}}
-	s.values = make([][]byte, len(s.all.roots))
-	return s
+	return &s
 }
 
-// equal reports whether two paths lead to the same values.
-func (p path) equal(other path) bool {
-	return slices.Equal(p.root, other.root) && slices.EqualFunc(p.steps, other.steps, slices.Equal)
+// add adds what is at the end of a path.
+func (s *step) add(path [][]string, days bool) {
+	if len(path) == 0 {
+		s.codes, s.days = s.codes || !days, s.days || days
+		return
+	}
+	for _, name := range path[0] {
+		i := slices.Index(s.names, name)
+		if i < 0 {
+			i = len(s.names)
+			s.names, s.below, s.found = append(s.names, name), append(s.below, &step{}), append(s.found, nil)
+		}
+		s.below[i].add(path[1:], days)
+	}
 }
 
-// Sketch returns the sketch of a line. One that Matches refuses for any query has the widest.
+// Sketch returns the sketch of a line. One that Matches may refuse has the widest.
 func (s *Sketcher) Sketch(line []byte) Sketch {
-	if !utf8.Valid(line) || fhir.OnlyFields(line, s.all.roots, s.values) != nil {
-		return widest
-	}
 	s.sketch = empty
-	for i := range s.all.queries[0] {
-		if _, err := s.all.queries[0][i].holds(s.values); err != nil {
-			return widest
-		}
+	if !utf8.Valid(line) || fhir.OnlyFields(line, s.root.names, s.root.found) != nil || s.below(&s.root) != nil {
+		return widest
 	}
 	return s.sketch
 }
 
-// collector is a test that matches no value, so that it is called with all of them.
-type collector func(value []byte) error
-
-func (collect collector) match(value []byte) (bool, error) { return false, collect(value) }
-
-func (s *Sketcher) addCodes(value []byte) error {
-	_, err := eachToken(value, func(_, code []byte) bool {
-		s.sketch.Codes |= codeBits(code)
-		return false
-	})
-	return err
+// below adds what is below the found elements.
+func (s *Sketcher) below(at *step) error {
+	for i, value := range at.found {
+		if value == nil {
+			continue
+		}
+		next := at.below[i]
+		_, err := walk(value, nil, func(value []byte) (bool, error) { return false, s.add(value, next) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (s *Sketcher) addDays(value []byte) error {
-	at, ok, err := readInterval(value)
-	if ok {
-		// A Period may end before it starts.
-		from, to := day(at.from), lastDay(at.to)
-		s.sketch.From, s.sketch.To = min(s.sketch.From, from, to), max(s.sketch.To, from, to)
+// add adds a value and what is below it.
+func (s *Sketcher) add(value []byte, at *step) error {
+	if at.codes {
+		_, err := eachToken(value, func(_, code []byte) bool {
+			s.sketch.Codes |= codeBits(code)
+			return false
+		})
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	if at.days {
+		found, ok, err := readInterval(value)
+		if err != nil {
+			return err
+		}
+		if ok { // a Period may end before it starts
+			from, to := day(found.from), lastDay(found.to)
+			s.sketch.From, s.sketch.To = min(s.sketch.From, from, to), max(s.sketch.To, from, to)
+		}
+	}
+	if len(at.names) == 0 || value[0] != '{' {
+		return nil
+	}
+	if _, err := fhir.Fields(value, at.names, at.found); err != nil {
+		return err
+	}
+	return s.below(at)
 }
 
 // codeBits returns the bits of a code in Sketch.Codes: up to three of 64.

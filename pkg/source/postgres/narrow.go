@@ -1,11 +1,10 @@
 package postgres
 
 import (
+	"bytes"
 	"fmt"
+	"strconv"
 	"strings"
-
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/typefilter"
@@ -23,29 +22,41 @@ func sketchRow(s typefilter.Sketch) []any {
 	return []any{int64(s.Codes), s.From, s.To, int32(sketchRules)} //nolint:gosec // the bits count
 }
 
-// narrow returns the query of what is selected of the versions r, without those that n leaves out, and one that counts
-// these for each patient of those that asked returns true for; "" if by is not a column of r.
-func narrow(
-	types *pgtype.Map, n source.Narrowing, selected, from string, args []any, by string, asked func(patient string) bool,
-) (kept query, leftOut []query) {
+// narrow returns the query for columns of the versions r that follow in from, without those that n leaves out. take gets what
+// was decoded into row; asked reports whether the rows of a patient are asked for.
+//
+// Reading the rows is most of the work, so one pass over them counts for each patient what is left out and notes where the
+// others are. The first row of each patient has no head, and the patient and that number as its body.
+func (w *row) narrow(
+	n source.Narrowing, from string, args []any, asked func(patient string) bool, take func() error,
+) query {
+	typ := w.resource.Type
 	if n.Bound == nil {
-		return query{text: selected + from, args: args}, nil
+		return query{"SELECT " + columns(typ) + from, args, w.read, take}
 	}
 	excluded, args := excluded(n.Bound, args)
-	var patient string
-	var rows int64
-	count := query{text: "SELECT " + by + ", count(*)" + from + " AND " + excluded + " GROUP BY 1", args: args}
-	count.read = func(values [][]byte) error {
-		patient = string(values[0])
-		return types.Scan(pgtype.Int8OID, pgx.BinaryFormatCode, values[1], &rows)
-	}
-	count.take = func() error {
-		if asked(patient) {
+	text := "SELECT " + strings.Replace(columns(typ), "r.body", "coalesce(r.body, a.patient || ' ' || a.left_out)", 1) + `
+		FROM (SELECT r.patient, count(*) FILTER (WHERE ` + excluded + `) AS left_out,
+			array_agg(r.ctid) FILTER (WHERE ` + excluded + " IS NOT TRUE) AS kept" + from + ` GROUP BY r.patient OFFSET 0) AS a
+		CROSS JOIN LATERAL (SELECT NULL::tid AS place UNION ALL SELECT unnest(a.kept)) AS k
+		LEFT JOIN ` + leaf(typ) + " AS r ON r.ctid = k.place"
+	first := false
+	return query{text, args, func(values [][]byte) error {
+		if first = values[0] == nil; !first {
+			return w.read(values)
+		}
+		patient, count, _ := bytes.Cut(values[1], []byte{' '})
+		rows, err := strconv.ParseInt(string(count), 10, 64)
+		if err == nil && asked(string(patient)) {
 			n.LeftOut(rows)
 		}
-		return nil
-	}
-	return query{text: selected + from + " AND " + excluded + " IS NOT TRUE", args: args}, []query{count}
+		return err
+	}, func() error {
+		if first {
+			return nil
+		}
+		return take()
+	}}
 }
 
 // excluded returns the condition for a version r to have no sketch that meets the bound, and the arguments with its own. It

@@ -73,16 +73,16 @@ func forPatients(
 	case byChange:
 		from, ofOne = walk(q.Type, q.AsOf, q.Window, first, "<=", final)
 		from += " AND " + notEnded
+		q.Bound = nil // the rows are few, and not in the order of patients
 	case byRange:
 		several = "BETWEEN ($2::text[])[1] AND ($2::text[])[cardinality($2::text[])]"
 		from, ofOne = filter(q.Window, []any{at, first, final})
 		from = of + "BETWEEN $2 AND $3 AND " + visible + from
 	}
-	one, leftOut := narrow(conn.Conn().TypeMap(), q.Narrowing, selected, from, ofOne, "r.patient", asked)
 
 	row := newRow(conn, q.Type)
 	last, lastAsked := "", false // rows of one patient are adjacent
-	one.read, one.take = row.read, func() error {
+	one := row.narrow(q.Narrowing, from, ofOne, asked, func() error {
 		r := &row.resource
 		if len(r.Subjects) == 0 {
 			return errHead
@@ -94,18 +94,18 @@ func forPatients(
 			return nil
 		}
 		return yield(*r)
-	}
+	})
 	// Resources of several patients, by each patient except the smallest, each once. Few types have any.
 	ofSeveral := selected + " FROM (SELECT DISTINCT id FROM additional_subject WHERE type = '" + q.Type +
 		"' AND patient " + several + ") AS a JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
 		" WHERE (SELECT true FROM additional_subject WHERE type = '" + q.Type + "' LIMIT 1) AND " + visible + changed
-	return read(ctx, conn, q.Type, at, append([]query{one, {ofSeveral, args, row.read, func() error {
+	return read(ctx, conn, q.Type, at, one, query{ofSeveral, args, row.read, func() error {
 		// The first query has yielded it if its smallest subject was requested.
 		if slices.IndexFunc(row.resource.Subjects, asked) < 1 {
 			return nil
 		}
 		return yield(row.resource)
-	}}}, leftOut...)...)
+	}})
 }
 
 // ByID implements source.Source.
@@ -192,7 +192,7 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 		if q.From != "" {
 			return nil
 		}
-		q.To = ""
+		q.To, q.Bound = "", nil
 	}
 	at := instant(q.AsOf)
 	text, args := " FROM "+leaf(q.Type)+" AS r WHERE "+visible, []any{at}
@@ -200,6 +200,7 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 	case q.Window != source.Window{}:
 		text, args = walk(q.Type, q.AsOf, q.Window, q.From, "<", q.To)
 		text += " AND " + notEnded
+		q.Bound = nil // as in forPatients
 	case q.From != "" && q.To != "":
 		text, args = text+" AND r.patient >= $2 AND r.patient < $3", append(args, q.From, q.To)
 	case q.From != "":
@@ -209,9 +210,8 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
 		row := newRow(conn, q.Type)
-		kept, leftOut := narrow(conn.Conn().TypeMap(), q.Narrowing, "SELECT "+columns(q.Type), text, args, "''",
-			func(string) bool { return true })
-		return read(ctx, conn, q.Type, at, append([]query{row.query(kept.text, kept.args, yield)}, leftOut...)...)
+		return read(ctx, conn, q.Type, at, row.narrow(q.Narrowing, text, args, func(string) bool { return true },
+			func() error { return yield(row.resource) }))
 	})
 }
 
