@@ -53,7 +53,7 @@ func BenchmarkSketch(b *testing.B) {
 		b.Fatal(err)
 	}
 	samples := readSamples(b, dir, 300)
-	for _, typ := range []string{"Observation", "Condition", "Encounter", "ExplanationOfBenefit", "Patient"} {
+	for _, typ := range []string{"Observation", "Condition", "Encounter", "DiagnosticReport", "Patient"} {
 		b.Run(typ, func(b *testing.B) {
 			b.ReportAllocs()
 			s, lines, total := typefilter.NewSketcher(typ), samples[typ], 0

@@ -3,6 +3,7 @@ package typefilter
 import (
 	"math"
 	"slices"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -56,20 +57,34 @@ type step struct {
 // NewSketcher returns the sketcher of a type.
 func NewSketcher(typ string) *Sketcher {
 	s := Sketcher{root: step{names: []string{"resourceType"}, below: []*step{{}}, found: make([][]byte, 1)}}
+	for days, paths := range sketchedPaths(typ) {
+		for _, path := range paths { // whatever its system is
+			s.root.add(append([][]string{path.root}, path.steps...), days == 1)
+		}
+	}
+	return &s
+}
+
+// compiled has the results of sketchedPaths: to compile them takes as long as to sketch a hundred lines.
+var compiled sync.Map
+
+// sketchedPaths returns the paths of the tokens and of the dates that sketches of the type hold.
+func sketchedPaths(typ string) (all [2][]path) {
+	if known, ok := compiled.Load(typ); ok {
+		return known.([2][]path)
+	}
 	for _, p := range Parameters(typ) {
 		if !sketched(p) {
 			continue
 		}
 		d, _ := define(typ, p.Name)
-		paths, err := d.compile()
-		if err != nil {
-			continue // Parse refuses it
-		}
-		for _, path := range paths { // whatever its system is
-			s.root.add(append([][]string{path.root}, path.steps...), p.Type == "date")
+		if paths, err := d.compile(); err == nil { // else Parse refuses it
+			kind := slices.Index([]string{"token", "date"}, p.Type)
+			all[kind] = append(all[kind], paths...)
 		}
 	}
-	return &s
+	compiled.Store(typ, all)
+	return all
 }
 
 // add adds what is at the end of a path.
