@@ -119,8 +119,8 @@ type Window struct {
 	Since time.Time
 }
 
-// Narrowing lets a driver leave out of a query what the caller's filter would drop, so that it need not send it. A driver may
-// ignore it. The zero Narrowing leaves out nothing.
+// Narrowing lets a driver leave out of a query what the caller's filter would drop, so that it need not send it. A driver
+// may ignore it. The zero Narrowing leaves out nothing.
 type Narrowing struct {
 	// Bound is that of the filter. A driver may leave out a resource whose sketch does not meet it, if the caller would admit
 	// the resource without looking at its line: one that is attested under the current rules, and is not about several

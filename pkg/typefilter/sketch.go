@@ -234,8 +234,8 @@ func (a *Alternative) add(c *condition) {
 	}
 }
 
-// days returns the day that the latest date of a matching line has at least, and the one that the earliest has at most: those
-// of the instants that holds compares.
+// days returns the day that the latest date of a matching line has at least, and the one that the earliest has at most:
+// those of the instants that holds compares.
 func (d *date) days() (from, to int32) {
 	from, to = math.MinInt32, math.MaxInt32
 	switch d.prefix {

@@ -2,10 +2,14 @@ package postgres
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/typefilter"
 )
@@ -22,8 +26,8 @@ func sketchRow(s typefilter.Sketch) []any {
 	return []any{int64(s.Codes), s.From, s.To, int32(sketchRules)} //nolint:gosec // the bits count
 }
 
-// narrow returns the query for columns of the versions r that follow in from, without those that n leaves out. take gets what
-// was decoded into row; asked reports whether the rows of a patient are asked for.
+// narrow returns the query for columns of the versions r that follow in from, without those that n leaves out. take gets
+// what was decoded into row; asked reports whether the rows of a patient are asked for.
 //
 // Reading the rows is most of the work, so one pass over them counts for each patient what is left out and notes where the
 // others are. The first row of each patient has no head, and the patient and that number as its body.
@@ -57,6 +61,30 @@ func (w *row) narrow(
 		}
 		return take()
 	}}
+}
+
+// A query is narrowed if at least one of leastShare of the first sampleRows rows would be left out: else it costs more than
+// it saves (BenchmarkNarrowing).
+const (
+	leastShare = 4
+	sampleRows = 1000
+)
+
+// worthwhile returns n, or nothing if a sample of the versions r in from shows that it leaves out too few.
+func worthwhile(
+	ctx context.Context, conn *pgxpool.Conn, n source.Narrowing, from string, args []any,
+) (source.Narrowing, error) {
+	if n.Bound == nil {
+		return n, nil
+	}
+	excluded, args := excluded(n.Bound, args)
+	var leftOut, rows int64
+	err := conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*) FILTER (WHERE %s), count(*) FROM (SELECT r.*%s LIMIT %d) AS r",
+		excluded, from, sampleRows), args...).Scan(&leftOut, &rows)
+	if leftOut*leastShare < rows {
+		n.Bound = nil
+	}
+	return n, pgdb.Wrap("count what is left out", err)
 }
 
 // excluded returns the condition for a version r to have no sketch that meets the bound, and the arguments with its own. It

@@ -79,10 +79,13 @@ func forPatients(
 		from, ofOne = filter(q.Window, []any{at, first, final})
 		from = of + "BETWEEN $2 AND $3 AND " + visible + from
 	}
-
+	narrowing, err := worthwhile(ctx, conn, q.Narrowing, from, ofOne)
+	if err != nil {
+		return err
+	}
 	row := newRow(conn, q.Type)
 	last, lastAsked := "", false // rows of one patient are adjacent
-	one := row.narrow(q.Narrowing, from, ofOne, asked, func() error {
+	one := row.narrow(narrowing, from, ofOne, asked, func() error {
 		r := &row.resource
 		if len(r.Subjects) == 0 {
 			return errHead
@@ -209,8 +212,12 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 		text, args = text+" AND r.patient < $2", append(args, q.To)
 	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
+		narrowing, err := worthwhile(ctx, conn, q.Narrowing, text, args)
+		if err != nil {
+			return err
+		}
 		row := newRow(conn, q.Type)
-		return read(ctx, conn, q.Type, at, row.narrow(q.Narrowing, text, args, func(string) bool { return true },
+		return read(ctx, conn, q.Type, at, row.narrow(narrowing, text, args, func(string) bool { return true },
 			func() error { return yield(row.resource) }))
 	})
 }
