@@ -66,7 +66,7 @@ func (w *row) narrow(
 // A query is narrowed if at least one of leastShare of the first sampleRows rows would be left out: else it costs more than
 // it saves (BenchmarkNarrowing).
 const (
-	leastShare = 4
+	leastShare = 3
 	sampleRows = 1000
 )
 
