@@ -205,8 +205,8 @@ func (s *sink) take(ctx context.Context, r source.Resource, v verdict, why expor
 	return s.out.write(line)
 }
 
-// narrowing lets the source leave out what the unit's filter drops. It counts like a line that the chain has dropped: a guard
-// would have admitted it (source.Narrowing).
+// narrowing lets the source leave out what the unit's filter drops. It counts like a line that the chain has dropped: a
+// guard would have admitted it (source.Narrowing).
 func (w *Worker) narrowing(job export.Job, unit export.Unit, sink *sink) (source.Narrowing, error) {
 	filter, err := w.filterOf(requestOf(job, unit), unit.Type)
 	if filter == nil {
