@@ -16,6 +16,7 @@ func Fields(text []byte, names []string, values [][]byte) (end int, err error) {
 		}
 		for n, name := range names {
 			switch {
+			case len(key) < len(name): // most names of a long list
 			case string(key) == name && values[n] != nil:
 				return 0, errDuplicate
 			case string(key) == name:

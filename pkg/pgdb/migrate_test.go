@@ -244,3 +244,25 @@ func TestMigration7(t *testing.T) {
 		}
 	}
 }
+
+// TestMigration10: rows of before and of loads of the previous release have no sketch, and readers may read the columns.
+func TestMigration10(t *testing.T) {
+	url := testenv.Postgres(t)
+	must(t, pgdb.MigrateTo(t.Context(), url, 9))
+	owner := dial(t, url)
+	readerURL, _ := reader(t, owner, url)
+	const add = "INSERT INTO resource (born, type, id, patient, head, body) VALUES (1, 'Observation', '%', '', '', '{}')"
+	exec(t, owner, strings.Replace(add, "%", "old", 1), "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
+	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
+		t.Errorf("migrated during a load: %v", err)
+	}
+	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, owner, strings.Replace(add, "%", "new", 1))
+	expect(t, dial(t, readerURL), `SELECT count(*) FROM resource_observation
+		WHERE (codes, dated_from, dated_to, sketch_rules) IS NOT DISTINCT FROM (NULL, NULL, NULL, NULL)`, "2")
+	must(t, pgdb.MigrateTo(t.Context(), url, 9))
+	expect(t, owner, "SELECT count(*) FROM resource", "2")
+}

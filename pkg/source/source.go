@@ -14,6 +14,7 @@ import (
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/fhir"
+	"github.com/sluice-fhir/sluice/pkg/typefilter"
 )
 
 // Source reads the clinical data. Methods may be called concurrently and repeatedly: the same arguments give the same
@@ -105,6 +106,7 @@ type Query struct {
 	Patients []string  // patient ids without "Patient/", sorted ascending, no id twice
 	AsOf     time.Time // a result of Snapshot, or zero for now; drivers without history ignore it
 	Window
+	Narrowing
 }
 
 // Window limits a query to what changed. The zero Window is everything. One of the fields is set at most.
@@ -115,6 +117,17 @@ type Window struct {
 	After time.Time
 	// Since is an instant: the query returns the resources whose lastUpdated is later, and those without one (P-07, P-12).
 	Since time.Time
+}
+
+// Narrowing lets a driver leave out of a query what the caller's filter would drop, so that it need not send it. A driver
+// may ignore it. The zero Narrowing leaves out nothing.
+type Narrowing struct {
+	// Bound is that of the filter. A driver may leave out a resource whose sketch does not meet it, if the caller would admit
+	// the resource without looking at its line: one that is attested under the current rules, and is not about several
+	// patients.
+	Bound typefilter.Bound
+	// LeftOut is told how many were left out, as often as the driver likes. The sum is exact when the query returns nil.
+	LeftOut func(n int64)
 }
 
 // DeletedQuery selects what was deleted, or is about others now.
@@ -164,6 +177,7 @@ type EverythingQuery struct {
 	From, To string
 	AsOf     time.Time
 	Window
+	Narrowing
 }
 
 // NoPatient sorts after no patient and before every id.

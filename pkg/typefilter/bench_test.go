@@ -45,3 +45,29 @@ func BenchmarkMatches(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSketch has the types that are frequent or long.
+func BenchmarkSketch(b *testing.B) {
+	dir := b.TempDir()
+	if _, err := synth.Generate(b.Context(), synth.Config{Patients: 20, Seed: 1, Dir: dir}); err != nil {
+		b.Fatal(err)
+	}
+	samples := readSamples(b, dir, 300)
+	for _, typ := range []string{"Observation", "Condition", "Encounter", "DiagnosticReport", "Patient"} {
+		b.Run(typ, func(b *testing.B) {
+			b.ReportAllocs()
+			s, lines, total := typefilter.NewSketcher(typ), samples[typ], 0
+			for i := 0; b.Loop(); i++ {
+				line := lines[i%len(lines)].line
+				s.Sketch(line)
+				total += len(line)
+			}
+			b.SetBytes(int64(total / b.N))
+		})
+	}
+	b.Run("of a type", func(b *testing.B) {
+		for b.Loop() {
+			typefilter.NewSketcher("Observation")
+		}
+	})
+}

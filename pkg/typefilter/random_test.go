@@ -126,7 +126,7 @@ func TestAgainstTheOracle(t *testing.T) {
 func compareAll(t *testing.T, r random, o oracle, samples map[string][]sample) {
 	types := slices.Sorted(maps.Keys(samples))
 	bases := fhir.Bases{ownBase}
-	var refused, divided, kept, compared int
+	var refused, divided, kept, compared, bounded, leftOut int
 	for range randomQueries {
 		typ := pick(r, types)
 		lines := samples[typ]
@@ -148,6 +148,10 @@ func compareAll(t *testing.T, r random, o oracle, samples map[string][]sample) {
 			continue
 		}
 		f := typefilter.Compile(typ, queries, bases)
+		sketcher, bound := typefilter.NewSketcher(typ), f.Bound()
+		if bound != nil {
+			bounded++
+		}
 		yes := 0
 		start := r.IntN(len(lines))
 		for i := range min(linesPerQuery, len(lines)) {
@@ -158,8 +162,14 @@ func compareAll(t *testing.T, r random, o oracle, samples map[string][]sample) {
 				t.Fatalf("%q of\n%s\nis %v (%v), the oracle has %v", texts, s.line, got, err, want)
 			}
 			compared++
+			sketch := sketcher.Sketch(s.line)
 			if got {
 				yes++
+				if !meets(bound, sketch) {
+					t.Fatalf("%q keeps\n%s\nand its bound %+v leaves it out, by %+v", texts, s.line, bound, sketch)
+				}
+			} else if !meets(bound, sketch) {
+				leftOut++
 			}
 		}
 		kept += yes
@@ -168,6 +178,10 @@ func compareAll(t *testing.T, r random, o oracle, samples map[string][]sample) {
 		}
 	}
 	t.Logf("%d comparisons, %d matches; %d queries kept a part of the lines, %d were refused", compared, kept, divided, refused)
+	t.Logf("%d queries had a bound, which left out %d of the %d lines that do not match", bounded, leftOut, compared-kept)
+	if leftOut < compared/25 {
+		t.Errorf("the bounds prove little: they left out %d of %d lines", leftOut, compared)
+	}
 	if divided < randomQueries/5 || refused > randomQueries/20 {
 		t.Errorf("the queries prove little: of %d, %d kept a part of the lines, %d were refused", randomQueries, divided, refused)
 	}

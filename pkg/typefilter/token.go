@@ -39,32 +39,35 @@ func parseTokens(values []string) (test, error) {
 
 var tokenNames = []string{"coding", "system", "code", "value"}
 
-// match compares a Coding, an Identifier, a ContactPoint, each Coding of a CodeableConcept, or a string or a boolean, which
-// have no system.
-func (all tokens) match(value []byte) (bool, error) {
+// match compares the tokens of a value.
+func (all tokens) match(value []byte) (bool, error) { return eachToken(value, all.contain) }
+
+// eachToken calls leaf for a Coding, an Identifier, a ContactPoint, each Coding of a CodeableConcept, or a string or a
+// boolean, which have no system, until leaf returns true.
+func eachToken(value []byte, leaf func(system, code []byte) bool) (bool, error) {
 	switch value[0] {
 	case '"':
-		return all.contain(nil, fhir.Text(value)), nil
+		return leaf(nil, fhir.Text(value)), nil
 	case '{':
 	default:
-		return all.contain(nil, value), nil
+		return leaf(nil, value), nil
 	}
 	var found [4][]byte
 	if _, err := fhir.Fields(value, tokenNames, found[:]); err != nil {
 		return false, err
 	}
 	if found[0] != nil {
-		return walk(found[0], nil, all.matchCoding)
+		return walk(found[0], nil, func(value []byte) (bool, error) { return ofCoding(value, leaf) })
 	}
 	code := fhir.Text(found[2])
 	if code == nil {
 		code = fhir.Text(found[3])
 	}
-	return all.contain(fhir.Text(found[1]), code), nil
+	return leaf(fhir.Text(found[1]), code), nil
 }
 
-// matchCoding compares one Coding of a CodeableConcept.
-func (all tokens) matchCoding(value []byte) (bool, error) {
+// ofCoding calls leaf for one Coding of a CodeableConcept.
+func ofCoding(value []byte, leaf func(system, code []byte) bool) (bool, error) {
 	if value[0] != '{' {
 		return false, nil
 	}
@@ -72,7 +75,7 @@ func (all tokens) matchCoding(value []byte) (bool, error) {
 	if _, err := fhir.Fields(value, tokenNames[1:3], found[:]); err != nil {
 		return false, err
 	}
-	return all.contain(fhir.Text(found[0]), fhir.Text(found[1])), nil
+	return leaf(fhir.Text(found[0]), fhir.Text(found[1])), nil
 }
 
 func (all tokens) contain(system, code []byte) bool {

@@ -39,8 +39,9 @@ func (b *bench) parameters(ctx context.Context) error {
 	defer d.stop()
 	observations := bulkclient.Request{Group: "all", Types: []string{"Observation"}}
 	all := bulkclient.Request{Group: "all"}
-	rare, common := observations, observations
-	rare.TypeFilters = []string{"Observation?date=ge2024-06-01&date=lt2024-06-20"}
+	days, code, common := observations, observations, observations
+	days.TypeFilters = []string{"Observation?date=ge2024-06-01&date=lt2024-06-20"}
+	code.TypeFilters = []string{"Observation?code=http://loinc.org|4544-3"}
 	common.TypeFilters = []string{"Observation?status=final,amended,preliminary,corrected"}
 	reduced := observations
 	reduced.Elements = []string{"id", "status"}
@@ -50,7 +51,8 @@ func (b *bench) parameters(ctx context.Context) error {
 	}{
 		{"patient level", bulkclient.Request{Level: export.PatientLevel}, all},
 		{"system level", bulkclient.Request{Level: export.SystemLevel}, all},
-		{"_typeFilter that keeps few", rare, observations},
+		{"_typeFilter by date that keeps few", days, observations},
+		{"_typeFilter by code that keeps few", code, observations},
 		{"_typeFilter that keeps all", common, observations},
 		{"_elements=id,status", reduced, observations},
 	} {

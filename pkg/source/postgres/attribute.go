@@ -64,8 +64,10 @@ func (l *Load) attribute(ctx context.Context, tx pgx.Tx, grown *change) error {
 			FROM verdict AS v WHERE s.id = v.id AND v.born = `+no,
 		"DELETE FROM verdict WHERE born = "+no,
 		"UPDATE resource_provenance AS r SET ended = "+no+" FROM verdict AS v WHERE r.id = v.id AND r.ended IS NULL",
-		`INSERT INTO resource_provenance (last_updated, version, born, type, id, patient, others, left_out, head, body)
-			SELECT r.last_updated, r.version, `+no+`, r.type, r.id, v.patient, v.others, v.left_out, r.head, r.body
+		`INSERT INTO resource_provenance (last_updated, version, born, type, id, patient, others, left_out, head, body,
+				`+sketchColumns+`)
+			SELECT r.last_updated, r.version, `+no+`, r.type, r.id, v.patient, v.others, v.left_out, r.head, r.body,
+				`+sketchColumns+`
 			FROM verdict AS v JOIN resource_provenance AS r ON r.id = v.id AND r.born = v.born ORDER BY v.patient, r.id`,
 		`INSERT INTO target (born, provenance, type, id) SELECT `+no+`, t.provenance, t.type, t.id
 			FROM verdict AS v JOIN target AS t ON t.provenance = v.id AND t.born = v.born`,

@@ -11,6 +11,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/source"
 	"github.com/sluice-fhir/sluice/pkg/source/postgres"
 	"github.com/sluice-fhir/sluice/pkg/source/sourcetest"
+	"github.com/sluice-fhir/sluice/pkg/typefilter"
 )
 
 func numbered(n int) string { return fmt.Sprintf("p%06d", n) }
@@ -193,6 +194,59 @@ func BenchmarkWindow(b *testing.B) {
 				must(b, s.src.Everything(b.Context(), q, func(source.Resource) error { rows++; return nil }))
 				if rows != way.rows {
 					b.Fatalf("%d rows, want %d", rows, way.rows)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkNarrowing reads the Observations of all patients in one query, checks their attestations and filters them: whole,
+// and narrowed by a filter that keeps one of a hundred, or all.
+func BenchmarkNarrowing(b *testing.B) {
+	const people, each = 500, 100
+	s := newStore(b)
+	padding := strings.Repeat("x", 1000)
+	var all, lines []string
+	for i := range people {
+		all = append(all, numbered(i))
+		lines = append(lines, fmt.Sprintf(`{"resourceType":"Patient","id":%q}`, numbered(i)))
+		for j := range each {
+			lines = append(lines, fmt.Sprintf(`{"resourceType":"Observation","id":"%s-%d","status":"final",`+
+				`"code":{"coding":[{"code":"c%d"}],"text":%q},"subject":{"reference":"Patient/%s"}}`,
+				numbered(i), j, j, padding, numbered(i)))
+		}
+	}
+	s.load(ndjson(lines...))
+	for _, way := range []struct {
+		name, query string
+		narrowed    bool
+		kept        int
+	}{
+		{"few, whole", "Observation?code=c7", false, people},
+		{"few, narrowed", "Observation?code=c7", true, people},
+		{"all, whole", "Observation?status=final", false, people * each},
+		{"all, narrowed", "Observation?status=final", true, people * each},
+	} {
+		q, err := typefilter.Parse(way.query)
+		must(b, err)
+		filter := typefilter.Compile("Observation", []typefilter.Query{q}, nil)
+		b.Run(way.name, func(b *testing.B) {
+			for b.Loop() {
+				kept, rows, leftOut := 0, 0, int64(0)
+				query := source.Query{Type: "Observation", Patients: all, AsOf: time.Now()}
+				if way.narrowed {
+					query.Narrowing = source.Narrowing{Bound: filter.Bound(), LeftOut: func(n int64) { leftOut += n }}
+				}
+				must(b, s.src.ForPatients(b.Context(), query, func(r source.Resource) error {
+					rows++
+					matches, err := filter.Matches(r.Body)
+					if matches && r.Attest() == r.Attestation {
+						kept++
+					}
+					return err
+				}))
+				if kept != way.kept || rows+int(leftOut) != people*each {
+					b.Fatalf("%d kept, %d rows and %d left out", kept, rows, leftOut)
 				}
 			}
 		})

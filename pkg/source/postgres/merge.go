@@ -133,8 +133,9 @@ func (l *Load) insert(ctx context.Context, tx pgx.Tx, typ string, grown *change)
 	table, staged := leaf(typ), stage(typ)
 	// In the order of patients, because an export reads adjacent patients. rows returns the error.
 	rows, _ := tx.Query(ctx, `WITH added AS (
-		INSERT INTO `+table+` (last_updated, version, born, type, id, patient, others, left_out, head, body)
-		SELECT last_updated, version, $1, $2, id, patient, others, left_out, head, body FROM `+staged+` ORDER BY patient, id
+		INSERT INTO `+table+` (last_updated, version, born, type, id, patient, others, left_out, head, body, `+sketchColumns+`)
+		SELECT last_updated, version, $1, $2, id, patient, others, left_out, head, body, `+sketchColumns+`
+			FROM `+staged+` ORDER BY patient, id
 		RETURNING octet_length(body) + 1 AS bytes, left_out, patient)
 		SELECT coalesce(left_out, ''), count(*), coalesce(sum(bytes), 0)::bigint, count(*) FILTER (
 			WHERE patient <> '' AND $2 <> 'Patient' AND NOT EXISTS (

@@ -67,22 +67,25 @@ func forPatients(
 	args := []any{at, q.Patients}
 	changed, args := filter(q.Window, args)
 	of := " FROM " + leaf(q.Type) + " AS r WHERE r.patient "
-	one := query{text: selected + of + "= ANY($2) AND " + visible + changed, args: args}
+	from, ofOne := of+"= ANY($2) AND "+visible+changed, args
 	several := "= ANY($2)"
 	switch by {
 	case byChange:
-		from, args := walk(q.Type, q.AsOf, q.Window, first, "<=", final)
-		one.text, one.args = selected+from+" AND "+notEnded, args
+		from, ofOne = walk(q.Type, q.AsOf, q.Window, first, "<=", final)
+		from += " AND " + notEnded
+		q.Bound = nil // the rows are few, and not in the order of patients
 	case byRange:
 		several = "BETWEEN ($2::text[])[1] AND ($2::text[])[cardinality($2::text[])]"
-		rest, args := filter(q.Window, []any{at, first, final})
-		one.text = selected + of + "BETWEEN $2 AND $3 AND " + visible + rest
-		one.args = args
+		from, ofOne = filter(q.Window, []any{at, first, final})
+		from = of + "BETWEEN $2 AND $3 AND " + visible + from
 	}
-
+	narrowing, err := worthwhile(ctx, conn, q.Narrowing, from, ofOne)
+	if err != nil {
+		return err
+	}
 	row := newRow(conn, q.Type)
 	last, lastAsked := "", false // rows of one patient are adjacent
-	one.read, one.take = row.read, func() error {
+	one := row.narrow(narrowing, from, ofOne, asked, func() error {
 		r := &row.resource
 		if len(r.Subjects) == 0 {
 			return errHead
@@ -94,7 +97,7 @@ func forPatients(
 			return nil
 		}
 		return yield(*r)
-	}
+	})
 	// Resources of several patients, by each patient except the smallest, each once. Few types have any.
 	ofSeveral := selected + " FROM (SELECT DISTINCT id FROM additional_subject WHERE type = '" + q.Type +
 		"' AND patient " + several + ") AS a JOIN " + leaf(q.Type) + " AS r ON r.id = a.id" +
@@ -192,7 +195,7 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 		if q.From != "" {
 			return nil
 		}
-		q.To = ""
+		q.To, q.Bound = "", nil
 	}
 	at := instant(q.AsOf)
 	text, args := " FROM "+leaf(q.Type)+" AS r WHERE "+visible, []any{at}
@@ -200,6 +203,7 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 	case q.Window != source.Window{}:
 		text, args = walk(q.Type, q.AsOf, q.Window, q.From, "<", q.To)
 		text += " AND " + notEnded
+		q.Bound = nil // as in forPatients
 	case q.From != "" && q.To != "":
 		text, args = text+" AND r.patient >= $2 AND r.patient < $3", append(args, q.From, q.To)
 	case q.From != "":
@@ -208,8 +212,13 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 		text, args = text+" AND r.patient < $2", append(args, q.To)
 	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
+		narrowing, err := worthwhile(ctx, conn, q.Narrowing, text, args)
+		if err != nil {
+			return err
+		}
 		row := newRow(conn, q.Type)
-		return read(ctx, conn, q.Type, at, row.query("SELECT "+columns(q.Type)+text, args, yield))
+		return read(ctx, conn, q.Type, at, row.narrow(narrowing, text, args, func(string) bool { return true },
+			func() error { return yield(row.resource) }))
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 	"github.com/sluice-fhir/sluice/pkg/pgdb"
 	"github.com/sluice-fhir/sluice/pkg/source"
+	"github.com/sluice-fhir/sluice/pkg/typefilter"
 )
 
 // stageSchema has the tables of the running load. They are unlogged: a crash of the server empties them, and the load
@@ -57,7 +58,8 @@ func (l *Load) makeStage(ctx context.Context, typ string) error {
 	err := l.inStep(ctx, func(tx pgx.Tx) error {
 		return run(ctx, tx, "CREATE UNLOGGED TABLE "+stage(typ)+` (last_updated timestamptz, version bigint,
 			place bigint NOT NULL, id text COLLATE "C" NOT NULL, patient text COLLATE "C" NOT NULL, others text[] COLLATE "C",
-			left_out text COLLATE "C", head bytea NOT NULL, body text COMPRESSION lz4 COLLATE "C" NOT NULL)
+			left_out text COLLATE "C", head bytea NOT NULL, body text COMPRESSION lz4 COLLATE "C" NOT NULL,
+			codes bigint, dated_from int, dated_to int, sketch_rules int)
 			WITH (toast_tuple_target = 8160, autovacuum_enabled = false)`)
 	})
 	l.made[typ] = err == nil
@@ -98,11 +100,13 @@ func (l *Load) Stage(ctx context.Context, typ string, lines []Line) error {
 		return pgdb.Wrap("stage "+typ, err)
 	}
 	var resource source.Resource
+	sketcher := typefilter.NewSketcher(typ)
 	// In a step: after the turn was lost the tables belong to the next load.
 	err := l.inStep(ctx, func(tx pgx.Tx) error {
 		_, err := tx.CopyFrom(ctx, pgx.Identifier{stageSchema, strings.ToLower(typ)},
-			[]string{"last_updated", "version", "place", "id", "patient", "others", "left_out", "head", "body"},
-			pgx.CopyFromSlice(len(lines), func(i int) ([]any, error) { return stageRow(lines[i], &resource), nil }))
+			append([]string{"last_updated", "version", "place", "id", "patient", "others", "left_out", "head", "body"},
+				strings.Split(sketchColumns, ", ")...),
+			pgx.CopyFromSlice(len(lines), func(i int) ([]any, error) { return stageRow(lines[i], &resource, sketcher), nil }))
 		if err != nil || len(targeted) == 0 {
 			return err
 		}
@@ -144,7 +148,7 @@ func (l *Load) Delete(ctx context.Context, list []Deletion) error {
 }
 
 // stageRow returns the row of a line. It reuses r.
-func stageRow(line Line, r *source.Resource) []any {
+func stageRow(line Line, r *source.Resource, sketcher *typefilter.Sketcher) []any {
 	var updated, version, others, leftOut any
 	if !line.Facts.LastUpdated.IsZero() {
 		updated = line.Facts.LastUpdated
@@ -153,7 +157,7 @@ func stageRow(line Line, r *source.Resource) []any {
 		version = line.Facts.Version
 	}
 	if line.Body == nil {
-		return []any{updated, version, line.Place, line.Facts.ID, "", nil, nil, []byte{}, ""}
+		return []any{updated, version, line.Place, line.Facts.ID, "", nil, nil, []byte{}, "", nil, nil, nil, nil}
 	}
 	source.Read(r, line.Facts, line.Body)
 	patient := ""
@@ -168,5 +172,6 @@ func stageRow(line Line, r *source.Resource) []any {
 			patient, others = r.Named[0], r.Named
 		}
 	}
-	return []any{updated, version, line.Place, r.ID, patient, others, leftOut, appendHead(nil, r), line.Body}
+	row := []any{updated, version, line.Place, r.ID, patient, others, leftOut, appendHead(nil, r), line.Body}
+	return append(row, sketchRow(sketcher.Sketch(line.Body))...)
 }

@@ -44,6 +44,7 @@ func Run(t *testing.T, load Load) {
 	t.Run("every type has one version", func(t *testing.T) { everyTypeHasOneVersion(t, load) })
 	t.Run("everything", func(t *testing.T) { everything(t, load) })
 	t.Run("patients", func(t *testing.T) { patients(t, load) })
+	t.Run("narrowing", func(t *testing.T) { narrowing(t, load) })
 }
 
 // lines returns one file with the lines.

@@ -52,8 +52,8 @@ func (c *chain) pass(line []byte) (_ []byte, err error) {
 	return line, nil
 }
 
-// filterStage passes the lines that match a query of `_typeFilter`. A type without a query is not filtered (P-31).
-func (w *Worker) filterStage(request export.Request, typ string) (stage, error) {
+// filterOf returns the filter of the queries of `_typeFilter`, nil for a type without one: it is not filtered (P-31).
+func (w *Worker) filterOf(request export.Request, typ string) (*typefilter.Filter, error) {
 	var queries []typefilter.Query
 	for _, text := range request.Filters {
 		query, err := typefilter.Parse(text)
@@ -64,9 +64,14 @@ func (w *Worker) filterStage(request export.Request, typ string) (stage, error) 
 			queries = append(queries, query)
 		}
 	}
-	filter := typefilter.Compile(typ, queries, w.Bases)
+	return typefilter.Compile(typ, queries, w.Bases), nil
+}
+
+// filterStage passes the lines that match a query of `_typeFilter`.
+func (w *Worker) filterStage(request export.Request, typ string) (stage, error) {
+	filter, err := w.filterOf(request, typ)
 	if filter == nil {
-		return nil, nil
+		return nil, err
 	}
 	return func(line []byte) ([]byte, error) {
 		matches, err := filter.Matches(line)

@@ -86,6 +86,10 @@ func (w *Worker) exportCohort(
 	if err != nil {
 		return err
 	}
+	narrowing, err := w.narrowing(job, unit, sink)
+	if err != nil {
+		return err
+	}
 	step := chunksAtOnce(unit)
 	for from := unit.Slice.From; from < unit.Slice.To; from += step {
 		patients, err := sliced.IDs(ctx, from, min(from+step, unit.Slice.To))
@@ -104,7 +108,9 @@ func (w *Worker) exportCohort(
 		if unit.Scope == export.ScopeGone {
 			continue
 		}
-		query := source.Query{Type: unit.Type, Patients: patients, AsOf: job.Snapshot, Window: windowOf(job, unit)}
+		query := source.Query{
+			Type: unit.Type, Patients: patients, AsOf: job.Snapshot, Window: windowOf(job, unit), Narrowing: narrowing,
+		}
 		err = w.Source.ForPatients(ctx, query, func(r source.Resource) error {
 			verdict, err := g.check(ctx, r)
 			if err != nil {
@@ -197,6 +203,19 @@ func (s *sink) take(ctx context.Context, r source.Resource, v verdict, why expor
 		return err
 	}
 	return s.out.write(line)
+}
+
+// narrowing lets the source leave out what the unit's filter drops. It counts like a line that the chain has dropped: a
+// guard would have admitted it (source.Narrowing).
+func (w *Worker) narrowing(job export.Job, unit export.Unit, sink *sink) (source.Narrowing, error) {
+	filter, err := w.filterOf(requestOf(job, unit), unit.Type)
+	if filter == nil {
+		return source.Narrowing{}, err
+	}
+	return source.Narrowing{Bound: filter.Bound(), LeftOut: func(n int64) {
+		sink.found += n
+		sink.chain.dropped += n
+	}}, nil
 }
 
 const (

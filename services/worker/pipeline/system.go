@@ -36,6 +36,11 @@ func (w *Worker) exportAll(
 	if err != nil {
 		return err
 	}
+	if groups == nil { // else the owner must not learn the number of the groups that are not granted
+		if query.Narrowing, err = w.narrowing(job, unit, sink); err != nil {
+			return err
+		}
+	}
 	var g lineGuard
 	err = w.Source.Everything(ctx, query, func(r source.Resource) error {
 		verdict, err := g.check(unit.Type, r)
