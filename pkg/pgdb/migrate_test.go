@@ -166,10 +166,11 @@ func TestMigration6(t *testing.T) {
 	exec(t, owner, "SELECT pg_advisory_unlock_all()")
 	read := dial(t, readerURL)
 	exec(t, read, "BEGIN", "SELECT FROM resource_patient") // an export goes on meanwhile
+	must(t, pgdb.MigrateTo(t.Context(), url, 9))
+	exec(t, read, "SELECT FROM resource_observation", "COMMIT")
 	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, read, "SELECT FROM resource_observation", "COMMIT")
 	for _, typ := range fhir.StoredTypes() {
 		exec(t, owner, `INSERT INTO resource (born, type, id, patient, head, body) VALUES (1, '`+typ+`', '1', '', '', '{}')`)
 		expect(t, read, "SELECT count(*) FROM resource_"+strings.ToLower(typ), "1")
