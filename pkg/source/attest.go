@@ -9,9 +9,9 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/fhir"
 )
 
-// rules is the version of the rules by which Read finds subjects and references (1 to 255). Increment it when
+// Rules is the version of the rules by which Read finds subjects and references (1 to 255). Increment it when
 // they change: a resource attested under another version is scanned again.
-const rules = 3
+const Rules = 3
 
 const rulesMask = 0xff
 
@@ -25,11 +25,11 @@ func (r *Resource) Attest() uint64 {
 		head = append(append(head, ' '), subject...)
 	}
 	head = append(append(head, '\n'), r.References...)
-	return xxh3.HashSeed(r.Body, xxh3.Hash(head))&^rulesMask | rules
+	return xxh3.HashSeed(r.Body, xxh3.Hash(head))&^rulesMask | Rules
 }
 
 // Attested reports whether r has an attestation under the current rules.
-func (r *Resource) Attested() bool { return r.Attestation&rulesMask == rules }
+func (r *Resource) Attested() bool { return r.Attestation&rulesMask == Rules }
 
 // Read sets the fields of r from a line, with an attestation: the patients of its subject-like links and its references
 // to the referenced types (spec 10). facts are those that a fhir.Scanner found in body. Subjects becomes Named; the
