@@ -29,7 +29,7 @@ const mostLeading = 10_000
 func (w *Worker) chooseFollowed(ctx context.Context, job export.Job, snapshot time.Time, chosen *selection) error {
 	most := mostLeading
 	request := job.Request
-	if request.OrganizedBy != "" || request.Associated != "" ||
+	if request.OrganizedBy != "" || request.Associated != "" || len(request.Through) > 0 ||
 		// Lines that pass may be few: many units find them sooner.
 		len(request.Filters) > 0 || !request.Until.IsZero() && request.Until.Before(snapshot) {
 		most = 0
