@@ -54,7 +54,8 @@ func (l *Load) mentionType(ctx context.Context, tx pgx.Tx, typ string, loads []i
 		from+"substr(head, 10) AS text"+where+`= $2) AS r
 		CROSS JOIN LATERAL (SELECT substr(text, position('\x0a'::bytea IN text) + 1) AS list) AS l
 		WHERE octet_length(list) > 0`), loads, source.Rules)
-	if err != nil {
+	// Only attribute copies rows of an earlier load.
+	if err != nil || len(loads) == 1 && typ != "Provenance" {
 		return err
 	}
 	return l.mentionOutdated(ctx, tx, from+"body"+where+"<> $2", loads)
