@@ -75,8 +75,8 @@ type Unit struct {
 	KeptDigest string `json:"keptDigest,omitempty"`
 
 	// Types are the types that a unit of KindExport of organized output reads (Request.OrganizedBy): those of the request, and
-	// for their references also those of Request.Through. Sorted, separated by commas. A unit of ScopeLeading reads them in their
-	// order.
+	// for their references also those of Request.Through. Sorted, separated by commas. A unit of ScopeLeading reads them in
+	// their order.
 	Types string `json:"types,omitempty"`
 }
 
@@ -92,7 +92,7 @@ const (
 	ScopeJoined   Scope = "joined"   // the same of those who joined (Cohort.Joined), whatever changed
 	ScopeGone     Scope = "gone"     // the deletions of those who are gone (Cohort.Gone)
 	ScopeFollowed Scope = "followed" // the same, only for their references: nothing is written
-	ScopeLeading  Scope = "leading"  // those that lead to changed resources of the list Input: nothing is written, see Unit.Types
+	ScopeLeading  Scope = "leading"  // those that lead to resources of the list Input: nothing is written
 	ScopeAll      Scope = "all"      // all those in the slice's range of patients; the owner may see every patient
 	ScopeNobody   Scope = "nobody"   // those that are about no patient
 )

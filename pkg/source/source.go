@@ -57,10 +57,10 @@ type Source interface {
 	// patient or not, also those that ForPatients leaves out (fhir.IsStored; system level).
 	Everything(ctx context.Context, q EverythingQuery, yield func(Resource) error) error
 
-	// Mentions streams, in any order, who mentions the referenced resources q.Refs: of q.Patients those about whom a resource
-	// does; or, if that is nil, the referenced resources that do, themselves or by a Provenance about them, as "Type/id". Pairs
-	// may come twice, and there may be more: what a version mentions that is not visible. An error of a source that does not
-	// know every pair as of q.AsOf is ErrMentionsUnknown.
+	// Mentions streams, in any order, who mentions the referenced resources q.Refs: of q.Patients those about whom a
+	// resource does; or, if that is nil, the referenced resources that do, themselves or by a Provenance about them, as
+	// "Type/id". Pairs may come twice, and there may be more: of versions that are not visible. A source that does not know
+	// every pair as of q.AsOf returns ErrMentionsUnknown.
 	Mentions(ctx context.Context, q MentionsQuery, yield func(by, ref string) error) error
 
 	// LeftOut returns what the store holds or was given and no export of a group or of patients contains, by type and reason

@@ -25,8 +25,8 @@ type parameterFigures struct {
 	Ratio     []float64 `json:"ratio"` // how many times as fast
 }
 
-// parameters compares exports with parameters with whole ones, on one worker. Before each of the last two pairs one resource
-// in a hundred changes.
+// parameters compares exports with parameters with whole ones, on one worker. Before each of the last two pairs one
+// resource in a hundred changes.
 func (b *bench) parameters(ctx context.Context) error {
 	p, err := b.population(ctx, b.patients)
 	if err != nil {

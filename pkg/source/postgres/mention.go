@@ -61,7 +61,8 @@ func (l *Load) mentionType(ctx context.Context, tx pgx.Tx, typ string, loads []i
 	return l.mentionOutdated(ctx, tx, from+"body"+where+"<> $2", loads)
 }
 
-// insertMentions returns a statement that records what the query returns: patient, others, itself and the list of references.
+// insertMentions returns a statement that records what the query returns: patient, others, itself and the list of
+// references.
 func insertMentions(query string) string {
 	return `INSERT INTO mention (ref, by) SELECT DISTINCT m.ref COLLATE "C" AS ref, b.by FROM (` + query + `) AS q
 		CROSS JOIN LATERAL string_to_table(q.list, ' ') AS m (ref)
@@ -156,7 +157,8 @@ func (s *Source) Mentions(ctx context.Context, q source.MentionsQuery, yield fun
 		add("m.by, a.ref", " CROSS JOIN unnest($2::text[]) AS p (type)"+of+"m.by >= p.type || '/' AND m.by < p.type || '0'", "",
 			referencedTypes())
 		add("t.type || '/' || t.id, a.ref", of+"m.by >= 'Provenance/' AND m.by < 'Provenance0'",
-			` CROSS JOIN LATERAL (SELECT type, id FROM target WHERE provenance = substr(m.by, length('Provenance/') + 1) OFFSET 0) AS t
+			` CROSS JOIN LATERAL (SELECT type, id FROM target
+				WHERE provenance = substr(m.by, length('Provenance/') + 1) OFFSET 0) AS t
 			WHERE t.type = ANY($2)`, referencedTypes())
 	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error { return read(ctx, conn, "mentions", at, queries...) })

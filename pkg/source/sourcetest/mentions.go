@@ -51,7 +51,9 @@ func (m *mentions) pick(prefix string) string { return fmt.Sprint(prefix, m.rand
 // change makes one load: its lines.
 func (m *mentions) change() (lines []string) {
 	touched := map[string]bool{}
-	types := []string{"Patient", "Observation", "Appointment", "Practitioner", "PractitionerRole", "Organization", "Provenance"}
+	types := []string{
+		"Patient", "Observation", "Appointment", "Practitioner", "PractitionerRole", "Organization", "Provenance",
+	}
 	for range 5 + m.random.IntN(25) {
 		typ := types[m.random.IntN(len(types))]
 		id := m.pick(strings.ToLower(typ))
@@ -116,9 +118,9 @@ func (m *mentions) change() (lines []string) {
 func (m *mentions) check(t *testing.T, src source.Source, at time.Time, held map[string]mentioning) {
 	t.Helper()
 	var refs []string
-	for _, prefix := range []string{"Organization/organization", "Practitioner/practitioner", "PractitionerRole/practitionerrole"} {
+	for _, typ := range []string{"Organization", "Practitioner", "PractitionerRole"} {
 		for n := range 5 { // one of them is mentioned by nobody
-			refs = append(refs, fmt.Sprint(prefix, n))
+			refs = append(refs, fmt.Sprint(typ, "/", strings.ToLower(typ), n))
 		}
 	}
 	want := map[[2]string]bool{}

@@ -56,7 +56,8 @@ func (w *Worker) chooseFollowed(ctx context.Context, job export.Job, snapshot ti
 	case err != nil || len(leading) == 0:
 		return err
 	}
-	chosen.leading, err = spillset.Write(ctx, w.Objects, chosen.cohort.Prefix+"leading/", func(yield func(string) error) error {
+	prefix := chosen.cohort.Prefix + "leading/"
+	chosen.leading, err = spillset.Write(ctx, w.Objects, prefix, func(yield func(string) error) error {
 		for _, ref := range slices.Sorted(maps.Keys(leading)) {
 			if err := yield(ref); err != nil {
 				return err
@@ -70,8 +71,8 @@ func (w *Worker) chooseFollowed(ctx context.Context, job export.Job, snapshot ti
 	return nil
 }
 
-// changedReferenced yields, as "Type/id", the resources of the referenced types among the types that changed or were deleted
-// in the window of the job, and the targets of changed Provenance about such resources alone.
+// changedReferenced yields, as "Type/id", the resources of the referenced types among the types that changed or were
+// deleted in the window of the job, and the targets of changed Provenance about such resources alone.
 func (w *Worker) changedReferenced(
 	ctx context.Context, job export.Job, types []string, snapshot time.Time, yield func(ref string) error,
 ) error {
@@ -114,7 +115,9 @@ func (w *Worker) changedReferenced(
 }
 
 // leadTo passes to add what mentions any of the resources, over any number of references. It adds to the set.
-func (w *Worker) leadTo(ctx context.Context, snapshot time.Time, leading map[string]bool, add func(ref string) error) error {
+func (w *Worker) leadTo(
+	ctx context.Context, snapshot time.Time, leading map[string]bool, add func(ref string) error,
+) error {
 	for refs := slices.Sorted(maps.Keys(leading)); len(refs) > 0; {
 		var further []string
 		err := w.Source.Mentions(ctx, source.MentionsQuery{Refs: refs, AsOf: snapshot}, func(by, _ string) error {
@@ -174,8 +177,8 @@ type leadingReader struct {
 	selection *chain
 }
 
-// exportLeading collects the references in the data of the cohort to the resources of the list that the plan has stored, each
-// once. Lines count as in units of ScopeFollowed: admitted, and not dropped by the chain.
+// exportLeading collects the references in the data of the cohort to the resources of the list that the plan has stored,
+// each once. Lines count as in units of ScopeFollowed: admitted, and not dropped by the chain.
 func (w *Worker) exportLeading(ctx context.Context, lease export.Lease, job export.Job) (jobstore.Commit, error) {
 	unit := lease.Unit
 	cohort, err := w.lists.Open(ctx, w.Objects, job.Cohort.Prefix, job.Cohort.Digest)
@@ -217,8 +220,8 @@ func (w *Worker) exportLeading(ctx context.Context, lease export.Lease, job expo
 	return jobstore.Commit{Result: result, Next: job.Request.Next(unit.Kind, false)}, nil
 }
 
-// leadingPairs bounds the pairs of a patient and a resource that are in memory, 8 bytes each, except that a chunk of patients
-// is never divided.
+// leadingPairs bounds the pairs of a patient and a resource that are in memory, 8 bytes each, except that a chunk of
+// patients is never divided.
 const leadingPairs = 1 << 20
 
 // chunks returns the number of chunks of the cohort to look at next.
@@ -229,8 +232,8 @@ func (l *leader) chunks() int {
 // leadingPatients is the most patients that are read at once.
 const leadingPatients = 64
 
-// look reads the data of those of the patients who mention what is sought, until it is found. For a resource that many mention it
-// reads first one patient, then, as long as no line is found, twice as many.
+// look reads the data of those of the patients who mention what is sought, until it is found. For a resource that many
+// mention it reads first one patient, then, as long as no line is found, twice as many.
 func (l *leader) look(ctx context.Context, patients []string) error {
 	refs := slices.Sorted(maps.Keys(l.found.sought))
 	type pair struct{ patient, ref int32 }
