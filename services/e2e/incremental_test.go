@@ -109,12 +109,16 @@ func (c *clinic) change() string {
 			`,"practitioner":{"reference":"Practitioner/%s"},"organization":{"reference":"Organization/%s"}`, pick("d", 3), pick("c", 3)))
 	case 14:
 		return put("Organization", pick("c", 3), fmt.Sprintf(`,"partOf":{"reference":"Organization/%s"}`, pick("c", 3)))
-	case 15, 16:
+	case 15, 16: // a load reports a Provenance without its target
+		target := pick("c", 3)
+		if c.held["Organization/"+target] == "" {
+			return put("Organization", target, "")
+		}
 		return put("Provenance", pick("v", 3), fmt.Sprintf(
-			`,"target":[{"reference":%q}],"recorded":"2026-01-01T00:00:00Z","agent":[{"who":{"reference":%q}}]`, referenced(), referenced()))
+			`,"target":[{"reference":"Organization/%s"}],"recorded":"2026-01-01T00:00:00Z","agent":[{"who":{"reference":%q}}]`,
+			target, referenced()))
 	case 17:
-		typ, id, _ := strings.Cut(referenced(), "/")
-		return drop(typ, id)
+		return drop("PractitionerRole", pick("r", 3))
 	case 4:
 		return drop("Observation", pick("o", 12))
 	case 5, 6:
