@@ -88,7 +88,7 @@ func (b *Balance) Add(request Request, unit Unit, result Result) {
 				b.of(typ).Failed++
 			}
 		}
-	case unit.Scope == ScopeFollowed && !unit.Organized():
+	case unit.Scope == ScopeLeading || unit.Scope == ScopeFollowed && !unit.Organized():
 		for _, typ := range request.Types { // its own resources are counted elsewhere, or not exported
 			if result.Failure != "" && fhir.IsReferenced(typ) {
 				b.of(typ).Failed++

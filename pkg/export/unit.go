@@ -62,8 +62,9 @@ type Unit struct {
 	Type  string `json:"type,omitempty"`  // resource type, for the kinds that write resources; "" if organized
 	Scope Scope  `json:"scope,omitempty"` // which resources of the type, for KindExport
 	Slice Slice  `json:"slice,omitzero"`  // the part of the cohort, or of the list of references
-	Input string `json:"input,omitempty"` // object key prefix of the list of references, for KindExportReferenced
-	Bytes int64  `json:"bytes"`           // estimated NDJSON bytes, for ordering and progress
+	// Input is the object key prefix of the list of references, for KindExportReferenced and ScopeLeading.
+	Input string `json:"input,omitempty"`
+	Bytes int64  `json:"bytes"` // estimated NDJSON bytes, for ordering and progress
 
 	// Digest is what the list Input is verified against, lower-case hex.
 	Digest string `json:"digest,omitempty"`
@@ -74,7 +75,8 @@ type Unit struct {
 	KeptDigest string `json:"keptDigest,omitempty"`
 
 	// Types are the types that a unit of KindExport of organized output reads (Request.OrganizedBy): those of the request, and
-	// for their references also those of Request.Through. Sorted, separated by commas.
+	// for their references also those of Request.Through. Sorted, separated by commas. A unit of ScopeLeading reads them in
+	// their order.
 	Types string `json:"types,omitempty"`
 }
 
@@ -90,6 +92,7 @@ const (
 	ScopeJoined   Scope = "joined"   // the same of those who joined (Cohort.Joined), whatever changed
 	ScopeGone     Scope = "gone"     // the deletions of those who are gone (Cohort.Gone)
 	ScopeFollowed Scope = "followed" // the same, only for their references: nothing is written
+	ScopeLeading  Scope = "leading"  // those that lead to resources of the list Input: nothing is written
 	ScopeAll      Scope = "all"      // all those in the slice's range of patients; the owner may see every patient
 	ScopeNobody   Scope = "nobody"   // those that are about no patient
 )

@@ -267,3 +267,26 @@ func TestMigration10(t *testing.T) {
 	must(t, pgdb.MigrateTo(t.Context(), url, 9))
 	expect(t, owner, "SELECT count(*) FROM resource", "2")
 }
+
+// TestMigration11: what loads of before mention is not known, nor what a load of the previous release adds afterwards.
+func TestMigration11(t *testing.T) {
+	url := testenv.Postgres(t)
+	must(t, pgdb.MigrateTo(t.Context(), url, 9))
+	owner := dial(t, url)
+	const load = "INSERT INTO load_batch (no, sealed_at) SELECT coalesce(max(no), 0) + 1, clock_timestamp() FROM load_batch"
+	exec(t, owner, load)
+	readerURL, _ := reader(t, owner, url)
+	exec(t, owner, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
+	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
+		t.Errorf("migrated during a load: %v", err)
+	}
+	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, owner, load)
+	expect(t, dial(t, readerURL), "SELECT count(*) FROM mention", "0")
+	expect(t, owner, "SELECT count(*) FROM load_batch WHERE mentions IS NULL", "2")
+	must(t, pgdb.MigrateTo(t.Context(), url, 9))
+	expect(t, owner, "SELECT count(*) FROM load_batch", "2")
+}

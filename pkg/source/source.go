@@ -58,6 +58,12 @@ type Source interface {
 	// patient or not, also those that ForPatients leaves out (fhir.IsStored; system level).
 	Everything(ctx context.Context, q EverythingQuery, yield func(Resource) error) error
 
+	// Mentions streams, in any order, who mentions the referenced resources q.Refs: of q.Patients those about whom a
+	// resource does; or, if that is nil, the referenced resources that do, themselves or by a Provenance about them, as
+	// "Type/id". Pairs may come twice, and there may be more: of versions that are not visible. A source that does not know
+	// every pair as of q.AsOf returns ErrMentionsUnknown.
+	Mentions(ctx context.Context, q MentionsQuery, yield func(by, ref string) error) error
+
 	// LeftOut returns what the store holds or was given and no export of a group or of patients contains, by type and reason
 	// (spec 11), in any order. Everything returns those of them that are held.
 	LeftOut(ctx context.Context) ([]export.LeftOut, error)
@@ -150,6 +156,16 @@ type Deletion struct {
 	// At is when that changed.
 	At time.Time
 }
+
+// MentionsQuery selects who mentions referenced resources.
+type MentionsQuery struct {
+	Refs     []string // "Type/id" of referenced types (fhir.IsReferenced), whether they are held or not
+	Patients []string // as in Query; nil: referenced resources
+	AsOf     time.Time
+}
+
+// ErrMentionsUnknown is returned by Mentions.
+var ErrMentionsUnknown = errors.New("the source does not know who mentions referenced resources")
 
 // HasByID reports whether ByID reads the type: the referenced types (fhir.IsReferenced), and Binary, which attachments
 // name.

@@ -96,11 +96,30 @@ func (c *clinic) change() string {
 			typ, id)
 	}
 	person := pick("p", 5)
-	switch c.random.IntN(12) {
+	// What travels along: an Observation mentions a Practitioner or a role, a role both others, each a part of another.
+	referenced := func() string {
+		return []string{pick("Practitioner/d", 3), pick("PractitionerRole/r", 3), pick("Organization/c", 3)}[c.random.IntN(3)]
+	}
+	switch c.random.IntN(18) {
 	case 0, 1, 2, 3:
 		return put("Observation", pick("o", 12), fmt.Sprintf(
-			`,"status":"final","code":{"text":"x"},"subject":{"reference":"Patient/%s"},"performer":[{"reference":"Practitioner/%s"}]`,
-			person, pick("d", 3)))
+			`,"status":"final","code":{"text":"x"},"subject":{"reference":"Patient/%s"},"performer":[{"reference":%q}]`,
+			person, referenced()))
+	case 12, 13:
+		return put("PractitionerRole", pick("r", 3), fmt.Sprintf(
+			`,"practitioner":{"reference":"Practitioner/%s"},"organization":{"reference":"Organization/%s"}`, pick("d", 3), pick("c", 3)))
+	case 14:
+		return put("Organization", pick("c", 3), fmt.Sprintf(`,"partOf":{"reference":"Organization/%s"}`, pick("c", 3)))
+	case 15, 16: // a load reports a Provenance without its target
+		target := pick("c", 3)
+		if c.held["Organization/"+target] == "" {
+			return put("Organization", target, "")
+		}
+		return put("Provenance", pick("v", 3), fmt.Sprintf(
+			`,"target":[{"reference":"Organization/%s"}],"recorded":"2026-01-01T00:00:00Z","agent":[{"who":{"reference":%q}}]`,
+			target, referenced()))
+	case 17:
+		return drop("PractitionerRole", pick("r", 3))
 	case 4:
 		return drop("Observation", pick("o", 12))
 	case 5, 6:
@@ -206,11 +225,13 @@ func (c *clinic) compare(t *testing.T, seed uint64, m *mirror, whole map[string]
 		} else if id, is := strings.CutPrefix(name, "Patient/"); is {
 			about = id
 		}
+		typ, _, _ := strings.Cut(name, "/")
 		group, system := strings.HasPrefix(m.path, "/Group"), m.path == "/$export"
 		switch {
 		case group && about != "" && !c.members[about]: // left
 		case !group && !system && about != "" && c.held["Patient/"+about] == "" && c.held[name] != "": // no patient any more
-		case !system && strings.HasPrefix(name, "Practitioner/"): // nothing references it
+		case !system && slices.Contains([]string{"Practitioner", "PractitionerRole", "Organization", "Provenance"}, typ):
+			// nothing references it, or its target is gone
 		default:
 			t.Errorf("seed %d, %s, %v: the copy still has %s: %s", seed, m.path, m.header, name, line)
 		}

@@ -21,6 +21,11 @@ func (s *Source) NewPatients(ctx context.Context, after, asOf time.Time, yield f
 	return s.Patients(ctx, asOf, yield)
 }
 
+// Mentions implements source.Source: a folder does not know.
+func (s *Source) Mentions(context.Context, source.MentionsQuery, func(by, ref string) error) error {
+	return source.ErrMentionsUnknown
+}
+
 // none reports whether the window has nothing because the folder is as it was.
 func (s *Source) none(ctx context.Context, w source.Window) (bool, error) {
 	if w.After.IsZero() {

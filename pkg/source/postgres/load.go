@@ -185,6 +185,9 @@ func (l *Load) Seal(
 	if err := l.merge(ctx, "Provenance"); err != nil {
 		return Merged{}, pgdb.Wrap("merge Provenance", err)
 	}
+	if err := l.mention(ctx); err != nil {
+		return Merged{}, pgdb.Wrap("record mentions", err)
+	}
 	sealed, err := l.publish(ctx, leftOut, with)
 	if err != nil {
 		return Merged{}, pgdb.Wrap("seal the load", err)

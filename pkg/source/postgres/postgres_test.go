@@ -89,7 +89,7 @@ func newStoreAt(t testing.TB, url string) *store {
 func (s *store) cleared(t *testing.T) *store {
 	t.Helper()
 	sub := &store{t: t, url: s.url, in: s.in}
-	sub.exec("TRUNCATE resource, additional_subject, target, tombstone, type_stats, left_out, load_batch")
+	sub.exec("TRUNCATE resource, additional_subject, mention, target, tombstone, type_stats, left_out, load_batch")
 	sub.exec("UPDATE trim_horizon SET load = 0")
 	sub.open()
 	return sub

@@ -24,9 +24,11 @@ type selection struct {
 	cohort    export.Cohort
 	leftOut   []export.LeftOut // members that the directory left out
 
-	// Of an incremental export: those of the cohort who joined, and whether the references of all data count.
+	// Of an incremental export: those of the cohort who joined, whether the references of all data count, and else what leads
+	// to referenced resources that changed.
 	joinedCount int64
 	followAll   bool
+	leading     spillset.Stored
 }
 
 // storeCohort stores the candidates of the job's level that the owner may see and, if the request names patients, that it

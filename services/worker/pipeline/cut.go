@@ -72,6 +72,9 @@ func cut(request export.Request, chosen selection, sizes source.Sizes, cfg Confi
 			}
 		}
 	}
+	if chosen.leading.Chunks > 0 && chosen.cohort.Chunks > 0 && scope == export.ScopeCohort {
+		units = append(units, leadingUnit(types, chosen, sizes))
+	}
 	for _, whole := range wholes {
 		units = append(units, divide(whole, cfg.unitBytes(total))...)
 	}

@@ -21,6 +21,9 @@ func (w *Worker) export(ctx context.Context, lease export.Lease, job export.Job)
 	if unit.Organized() {
 		return w.exportOrganized(ctx, lease, job)
 	}
+	if unit.Scope == export.ScopeLeading {
+		return w.exportLeading(ctx, lease, job)
+	}
 	cohort, err := w.lists.Open(ctx, w.Objects, job.Cohort.Prefix, job.Cohort.Digest)
 	if err != nil {
 		return jobstore.Commit{}, err
@@ -237,6 +240,7 @@ type refCollector struct {
 	types   map[string]bool
 	builder *spillset.Builder
 	key     []byte
+	sought  map[string]bool // only these are collected, each once; nil: all
 
 	seed   maphash.Seed
 	recent [recentLists][]byte // reference lists seen recently, each at its hash
@@ -298,9 +302,10 @@ func (c *refCollector) collect(ctx context.Context, r source.Resource) (err erro
 }
 
 func (c *refCollector) add(ctx context.Context, ref []byte) error {
-	if c.builder.Has(ref) {
+	if c.builder.Has(ref) || c.sought != nil && !c.sought[string(ref)] {
 		return nil
 	}
+	delete(c.sought, string(ref))
 	return c.builder.Add(ctx, string(ref))
 }
 

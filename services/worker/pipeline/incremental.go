@@ -20,7 +20,7 @@ import (
 func requestOf(job export.Job, unit export.Unit) export.Request {
 	request := job.Request
 	whole := unit.Kind != export.KindExport && unit.Kind != export.KindExportAssociated
-	if whole || unit.Scope == export.ScopeJoined || unit.Scope == export.ScopeFollowed {
+	if whole || slices.Contains([]export.Scope{export.ScopeJoined, export.ScopeFollowed, export.ScopeLeading}, unit.Scope) {
 		request.Since, request.After = time.Time{}, time.Time{}
 	}
 	return request
@@ -80,11 +80,10 @@ func (w *Worker) chooseIncrement(ctx context.Context, job export.Job, snapshot t
 		}
 		chosen.cohort.Gone = sublist(gone)
 	}
-	if !system {
-		types := allowed(job.Request.Types, chosen.grant)
-		chosen.followAll, err = w.referencedChanged(ctx, job, types, snapshot)
+	if system {
+		return nil
 	}
-	return err
+	return w.chooseFollowed(ctx, job, snapshot, chosen)
 }
 
 func sublist(stored spillset.Stored) export.Sublist {
@@ -165,34 +164,6 @@ func (w *Worker) gone(
 
 // errFound ends a stream.
 var errFound = errors.New("found")
-
-// referencedChanged reports whether a resource of a referenced type of the job changed or was deleted in its window. Then
-// the references of all data count, not only of what changed: a client may hold the resource because of old data.
-func (w *Worker) referencedChanged(ctx context.Context, job export.Job, types []string, snapshot time.Time) (bool, error) {
-	window := window(job.Request)
-	for _, typ := range types {
-		if !fhir.IsReferenced(typ) && typ != "Provenance" {
-			continue
-		}
-		to := ""
-		if typ == "Provenance" { // only that of referenced resources is without a patient
-			to = source.NoPatient
-		}
-		err := w.Source.Everything(ctx, source.EverythingQuery{Type: typ, To: to, AsOf: snapshot, Window: window},
-			func(source.Resource) error { return errFound })
-		if err == nil {
-			err = w.Source.Deleted(ctx, source.DeletedQuery{Type: typ, To: to, AsOf: snapshot, Window: window},
-				func(source.Deletion) error { return errFound })
-		}
-		if errors.Is(err, errFound) {
-			return true, nil
-		}
-		if err := streamError(ctx, err); err != nil {
-			return false, fmt.Errorf("look for changes of %s: %w", typ, err)
-		}
-	}
-	return false, nil
-}
 
 // without returns the ids that the list does not have.
 func without(ctx context.Context, ids []string, list *spillset.List) (rest []string, err error) {

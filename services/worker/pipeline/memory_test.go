@@ -126,6 +126,10 @@ func (m *memory) Deleted(context.Context, source.DeletedQuery, func(source.Delet
 	return nil
 }
 
+func (m *memory) Mentions(context.Context, source.MentionsQuery, func(by, ref string) error) error {
+	return source.ErrMentionsUnknown
+}
+
 func (m *memory) Everything(_ context.Context, q source.EverythingQuery, yield func(source.Resource) error) error {
 	if q.AsOf.IsZero() || !fhir.IsStored(q.Type) {
 		return fmt.Errorf("a query that the contract forbids for %s", q.Type)

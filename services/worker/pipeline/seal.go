@@ -82,7 +82,7 @@ func failureText(request export.Request, unit export.Unit, result export.Result)
 	switch {
 	case unit.Kind == export.KindResolveReferences && request.Associated != "":
 		return "Referenced resources and Provenance are missing: " + result.Failure + "."
-	case unit.Kind == export.KindResolveReferences:
+	case unit.Kind == export.KindResolveReferences || unit.Scope == export.ScopeLeading:
 		return "Referenced resources are missing: " + result.Failure + "."
 	}
 	if unit.Organized() {
