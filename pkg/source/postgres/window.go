@@ -103,9 +103,10 @@ func (s *Source) Deleted(ctx context.Context, q source.DeletedQuery, yield func(
 	case q.Patients != nil && len(q.Patients) == 0:
 		return nil
 	case q.Patients != nil:
+		args = append(args, q.Patients)
 		texts = []string{
-			selected(limited("t.patient = ANY($%d)", q.Patients)),
-			selected(" AND t.others IS NOT NULL AND t.others && $3::text[] AND t.patient <> ALL($3)"),
+			selected(" AND t.patient = ANY" + array(3)),
+			selected(" AND t.others IS NOT NULL AND t.others && " + array(3) + " AND t.patient <> ALL" + array(3)),
 		}
 	default:
 		condition := ""
@@ -117,7 +118,16 @@ func (s *Source) Deleted(ctx context.Context, q source.DeletedQuery, yield func(
 		}
 		texts = []string{selected(condition)}
 	}
+	// Mostly there are none. To plan the queries of them takes longer than this.
+	recorded := false
+	first := query{
+		"SELECT FROM tombstone WHERE type = '" + q.Type + "' AND born > " + newest(2) + " AND born <= " + newest(1) + " LIMIT 1",
+		[]any{at, start}, func([][]byte) error { return nil }, func() error { recorded = true; return nil },
+	}
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error {
+		if err := read(ctx, conn, q.Type, at, first); err != nil || !recorded {
+			return err
+		}
 		row := deletion{types: conn.Conn().TypeMap()}
 		var queries []query
 		for _, text := range texts {
