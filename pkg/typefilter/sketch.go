@@ -103,7 +103,8 @@ func (s *step) add(path [][]string, days bool) {
 	}
 }
 
-// Sketch returns the sketch of a line. One that Matches may refuse has the widest.
+// Sketch returns the sketch of a line. It is the widest if a value that a sketch holds cannot be read. Matches also refuses
+// lines for other values: such a line may have any sketch.
 func (s *Sketcher) Sketch(line []byte) Sketch {
 	s.sketch = empty
 	if !utf8.Valid(line) || fhir.OnlyFields(line, s.root.names, s.root.found) != nil || s.below(&s.root) != nil {

@@ -402,7 +402,6 @@ func of(all, patients []string) []string {
 	return some
 }
 
-// TestDeletedAgainstAModel: random versions and deletions in several files, in ranges and by patients.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	sourcetest.Refusals(t, func(t *testing.T) (source.Source, func(lines ...string)) {
@@ -418,6 +417,7 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
+// TestDeletedAgainstAModel: random versions and deletions in several files, in ranges and by patients.
 func TestDeletedAgainstAModel(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())

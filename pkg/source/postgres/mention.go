@@ -111,17 +111,41 @@ func (l *Load) mentionOutdated(ctx context.Context, tx pgx.Tx, query string, loa
 	return run(ctx, tx, insertMentions("SELECT * FROM outdated"), "DROP TABLE outdated")
 }
 
-// fewPatients is the number of patients up to which each is looked up, instead of the range from the first to the last.
-const fewPatients = 64
-
 // Mentions implements source.Source. It returns pairs of any version, and the targets of a Provenance that mentions.
 func (s *Source) Mentions(ctx context.Context, q source.MentionsQuery, yield func(by, ref string) error) error {
 	if len(q.Refs) == 0 || q.Patients != nil && len(q.Patients) == 0 {
 		return nil
 	}
 	at := instant(q.AsOf)
-	var unknown bool
-	queries := []query{{
+	var queries []query
+	var by, ref string
+	add := func(text string, args ...any) {
+		queries = append(queries, query{
+			"SELECT " + text, append([]any{q.Refs}, args...),
+			func(values [][]byte) error { by, ref = string(values[0]), string(values[1]); return nil },
+			func() error { return yield(by, ref) },
+		})
+	}
+	if q.Patients != nil {
+		// The server decides which of the three it begins with: few references may have many patients, or few of those asked for.
+		last := len(q.Patients) - 1
+		add(`m.by, m.ref FROM unnest($1::text[]) AS a (ref) CROSS JOIN unnest($2::text[]) AS p (patient)
+			JOIN mention AS m ON m.ref = a.ref AND m.by = p.patient AND m.by BETWEEN $3 AND $4`,
+			q.Patients, q.Patients[0], q.Patients[last])
+	} else {
+		// OFFSET 0 keeps the loop over the references outside.
+		add(`m.by, a.ref FROM unnest($1::text[]) AS a (ref) CROSS JOIN unnest($2::text[]) AS p (type) CROSS JOIN LATERAL (
+			SELECT by FROM mention AS m WHERE m.ref = a.ref AND m.by >= p.type || '/' AND m.by < p.type || '0' OFFSET 0) AS m`,
+			referencedTypes())
+		add(`t.type || '/' || t.id, a.ref FROM unnest($1::text[]) AS a (ref) CROSS JOIN LATERAL (
+			SELECT by FROM mention AS m WHERE m.ref = a.ref AND m.by >= 'Provenance/' AND m.by < 'Provenance0' OFFSET 0) AS m
+			CROSS JOIN LATERAL (SELECT type, id FROM target
+				WHERE provenance = substr(m.by, length('Provenance/') + 1) OFFSET 0) AS t
+			WHERE t.type = ANY($2)`, referencedTypes())
+	}
+	// Afterwards, because each query sees a state of its own, and the pairs may have been removed before the first.
+	unknown := false
+	queries = append(queries, query{
 		"SELECT EXISTS (SELECT FROM load_batch WHERE sealed_at <= $1 AND mentions IS DISTINCT FROM $2)",
 		[]any{at, source.Rules},
 		func(values [][]byte) error { unknown = values[0][0] != 0; return nil },
@@ -131,36 +155,7 @@ func (s *Source) Mentions(ctx context.Context, q source.MentionsQuery, yield fun
 			}
 			return nil
 		},
-	}}
-	var by, ref string
-	add := func(selected, condition, then string, args ...any) {
-		// OFFSET 0 keeps the loop over the references outside.
-		text := "SELECT " + selected + " FROM unnest($1::text[]) AS a (ref)" + condition + " OFFSET 0) AS m" + then
-		queries = append(queries, query{
-			text, append([]any{q.Refs}, args...),
-			func(values [][]byte) error { by, ref = string(values[0]), string(values[1]); return nil },
-			func() error {
-				if _, asked := slices.BinarySearch(q.Patients, by); q.Patients != nil && !asked {
-					return nil
-				}
-				return yield(by, ref)
-			},
-		})
-	}
-	const of = " CROSS JOIN LATERAL (SELECT by FROM mention AS m WHERE m.ref = a.ref AND "
-	switch n := len(q.Patients); {
-	case n > fewPatients:
-		add("m.by, a.ref", of+"m.by BETWEEN $2 AND $3", "", q.Patients[0], q.Patients[n-1])
-	case n > 0:
-		add("m.by, a.ref", of+"m.by = ANY($2)", "", q.Patients)
-	default:
-		add("m.by, a.ref", " CROSS JOIN unnest($2::text[]) AS p (type)"+of+"m.by >= p.type || '/' AND m.by < p.type || '0'", "",
-			referencedTypes())
-		add("t.type || '/' || t.id, a.ref", of+"m.by >= 'Provenance/' AND m.by < 'Provenance0'",
-			` CROSS JOIN LATERAL (SELECT type, id FROM target
-				WHERE provenance = substr(m.by, length('Provenance/') + 1) OFFSET 0) AS t
-			WHERE t.type = ANY($2)`, referencedTypes())
-	}
+	})
 	return s.onConnection(ctx, func(conn *pgxpool.Conn) error { return read(ctx, conn, "mentions", at, queries...) })
 }
 

@@ -31,8 +31,8 @@ const visible = "r.born + 0 <= (SELECT max(no) FROM load_batch WHERE sealed_at <
 
 const notEnded = "(r.ended IS NULL OR r.ended > (SELECT max(no) FROM load_batch WHERE sealed_at <= $1))"
 
-// array is an argument of text[] whose values the planner does not see. It would estimate how many rows each of thousands of
-// patients has, which takes longer than reading what changed.
+// array is an argument of text[] whose values the planner does not see. It would estimate how many rows each of thousands
+// of patients has, which takes longer than reading what changed.
 func array(arg int) string { return fmt.Sprintf("((SELECT $%d::text[])::text[])", arg) }
 
 // trimmed selects whether versions visible as of $1 may have been deleted. It runs after the rows were read, because trim
@@ -221,8 +221,15 @@ func (s *Source) Everything(ctx context.Context, q source.EverythingQuery, yield
 			return err
 		}
 		row := newRow(conn, q.Type)
-		return read(ctx, conn, q.Type, at, row.narrow(narrowing, text, args, func(string) bool { return true },
-			func() error { return yield(row.resource) }))
+		var queries []query
+		if narrowing.Bound != nil && q.From == "" {
+			// Narrowing takes memory for the rows of one patient, so those without a patient are read as they are.
+			homeless := "SELECT " + columns(q.Type) + " FROM " + leaf(q.Type) + " AS r WHERE r.patient = '' AND " + visible
+			queries = append(queries, row.query(homeless, []any{at}, yield))
+			text += " AND r.patient > ''"
+		}
+		return read(ctx, conn, q.Type, at, append(queries, row.narrow(narrowing, text, args, func(string) bool { return true },
+			func() error { return yield(row.resource) }))...)
 	})
 }
 

@@ -101,7 +101,7 @@ func (s *service) progress(c *gin.Context, job export.Job) error {
 		return err
 	}
 	unit := time.Second // RFC 9110
-	if job.Request.Dialect == export.Classic {
+	if job.Request.Dialect == export.Classic && status == http.StatusAccepted {
 		unit = time.Millisecond // spec 3
 	}
 	c.Header("Retry-After", inUnits(interval, unit))

@@ -73,7 +73,10 @@ func cut(request export.Request, chosen selection, sizes source.Sizes, cfg Confi
 		}
 	}
 	if chosen.leading.Chunks > 0 && chosen.cohort.Chunks > 0 && scope == export.ScopeCohort {
-		units = append(units, leadingUnit(types, chosen, sizes))
+		if whole := leadingUnit(types, chosen, sizes); whole.Types != "" { // else there is no data that could lead
+			wholes = append(wholes, whole)
+			total += whole.Bytes
+		}
 	}
 	for _, whole := range wholes {
 		units = append(units, divide(whole, cfg.unitBytes(total))...)

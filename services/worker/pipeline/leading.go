@@ -137,8 +137,9 @@ func (w *Worker) leadTo(
 	return nil
 }
 
-// leadingUnit returns the unit that looks for what leads to changed resources. It has a type because a worker of the
-// previous release would take it for organized output else: so it fails there, for its scope, and is tried again.
+// leadingUnit returns the unit that looks for what leads to changed resources, to be divided. Its Types are those with data
+// that could. It has a type because a worker of the previous release would take it for organized output else: so it fails
+// there, for its scope, and is tried again.
 func leadingUnit(types []string, chosen selection, sizes source.Sizes) export.Unit {
 	unit := export.Unit{
 		ID: "leading", Kind: export.KindExport, Scope: export.ScopeLeading, Slice: export.Slice{To: chosen.cohort.Chunks},
@@ -146,8 +147,9 @@ func leadingUnit(types []string, chosen selection, sizes source.Sizes) export.Un
 	}
 	var read []string
 	for _, typ := range types {
-		if _, held := sizes.Types[typ]; held && fhir.InCompartment(typ) {
+		if size, held := sizes.Types[typ]; held && fhir.InCompartment(typ) {
 			read = append(read, typ)
+			unit.Bytes += share(size, sizes, chosen.cohort.Patients) / changedShare // mostly it stops early
 		} else if fhir.IsReferenced(typ) {
 			unit.Type = typ
 		}
@@ -247,6 +249,9 @@ func (l *leader) look(ctx context.Context, patients []string) error {
 		}
 		return nil
 	})
+	if errors.Is(err, source.ErrMentionsUnknown) { // since the plan: the pairs were removed, or the rules have changed
+		return l.readAll(ctx, patients, refs)
+	}
 	if err := streamError(ctx, err); err != nil {
 		return fmt.Errorf("find who mentions changed resources: %w", err)
 	}
@@ -286,6 +291,20 @@ func (l *leader) look(ctx context.Context, patients []string) error {
 			l.tries[ref] = min(2*max(l.tries[ref], 1), leadingPatients)
 		}
 		pairs = rest
+	}
+	return nil
+}
+
+// readAll reads the data of the patients, whomever it mentions, until all is found.
+func (l *leader) readAll(ctx context.Context, patients, refs []string) error {
+	for some := range slices.Chunk(patients, leadingPatients) {
+		batch := make([]mentioner, len(some))
+		for i, id := range some {
+			batch[i] = mentioner{id: id, refs: refs}
+		}
+		if err := l.read(ctx, batch); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -344,7 +344,7 @@ func TestKilledWhileLeading(t *testing.T) { // pitfalls 8, 9
 		job := fx.driveOne(id, func(task queue.Task) {
 			of := task.Kind == export.KindPlan
 			if scope == export.ScopeLeading {
-				of = task.Unit == "leading"
+				of = strings.HasPrefix(string(task.Unit), "leading-")
 			}
 			for request := 1; of; request++ {
 				lease := fx.claim(task)
@@ -397,4 +397,43 @@ func (b *brokenMentions) Mentions(ctx context.Context, q source.MentionsQuery, y
 		return fmt.Errorf("the source is unreachable")
 	}
 	return b.history.Mentions(ctx, q, yield)
+}
+
+// TestMentionsThatAreForgotten: the source knew who mentions what during the plan, and does not know afterwards.
+func TestMentionsThatAreForgotten(t *testing.T) {
+	t.Parallel()
+	h, before := oldData(t, 200, `,"performer":[{"reference":"Practitioner/d"}]`)
+	changed := h.practised(t, "d")
+	fx := newFixture(t, h, "pat-0", "pat-1", "pat-199")
+	w := fx.worker()
+	id := fx.ask(export.Request{GroupID: groupID, Types: []string{"Observation", "Practitioner"}, After: before})
+	job := fx.driveOne(id, func(task queue.Task) {
+		h.mentions = task.Kind == export.KindPlan
+		must(t, w.Handle(t.Context(), task))
+	})
+	if fx.scopes(id)[export.ScopeLeading] != 1 {
+		t.Errorf("units: %v", fx.scopes(id))
+	}
+	fx.outcome(job).wantLines(t, changed)
+}
+
+// TestNoDataThatCouldLead: the store holds none of the types that could reference what changed.
+func TestNoDataThatCouldLead(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.load(t, map[string]string{
+		"Patient/pat-0":     line("Patient", "pat-0"),
+		"Observation/obs-0": observation(0, 0, `,"performer":[{"reference":"Practitioner/d"}]`),
+		"Practitioner/d":    line("Practitioner", "d"),
+	})
+	fx := newFixture(t, d, "pat-0")
+	types := []string{"Immunization", "Practitioner"}
+	first := fx.run(export.Request{GroupID: groupID, Types: types})
+	d.load(t, map[string]string{"Practitioner/d": line("Practitioner", "d", `,"active":true`)})
+	got := fx.run(export.Request{GroupID: groupID, Types: types, After: first.job.Snapshot})
+	got.wantLines(t)
+	got.wantIssues(t, "")
+	if got.job.State != export.Completed {
+		t.Errorf("state %s: %s", got.job.State, got.job.Failure)
+	}
 }
