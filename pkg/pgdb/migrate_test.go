@@ -78,11 +78,7 @@ func TestOldTableNames(t *testing.T) {
 	}
 	reads()
 
-	exec(t, loader, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
-	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
-		t.Errorf("migrated during a load: %v", err)
-	}
-	exec(t, loader, "SELECT pg_advisory_unlock_all()")
+	refusedDuringLoad(t, loader, url)
 	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +114,16 @@ func TestOldTableNames(t *testing.T) {
 	exec(t, loader, "ROLLBACK")
 }
 
+// refusedDuringLoad checks that no migration runs while the connection holds the lock of loads.
+func refusedDuringLoad(t *testing.T, loader *pgx.Conn, url string) {
+	t.Helper()
+	exec(t, loader, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
+	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
+		t.Errorf("migrated during a load: %v", err)
+	}
+	exec(t, loader, "SELECT pg_advisory_unlock_all()")
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -137,11 +143,7 @@ func TestMigration5(t *testing.T) {
 		"INSERT INTO tombstone (type, id, born, patient) VALUES ('Account', 'old', 1, 'a'), ('Account', 'new', 2, 'a')",
 		"UPDATE trim_horizon SET load = 1")
 	readerURL, _ := reader(t, owner, url)
-	exec(t, owner, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
-	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
-		t.Errorf("migrated during a load: %v", err)
-	}
-	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	refusedDuringLoad(t, owner, url)
 	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
@@ -159,11 +161,7 @@ func TestMigration6(t *testing.T) {
 	must(t, pgdb.MigrateTo(t.Context(), url, 5))
 	owner := dial(t, url)
 	readerURL, _ := reader(t, owner, url)
-	exec(t, owner, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
-	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
-		t.Errorf("migrated during a load: %v", err)
-	}
-	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	refusedDuringLoad(t, owner, url)
 	read := dial(t, readerURL)
 	exec(t, read, "BEGIN", "SELECT FROM resource_patient") // an export goes on meanwhile
 	must(t, pgdb.MigrateTo(t.Context(), url, 9))
@@ -202,11 +200,7 @@ func TestMigration8(t *testing.T) {
 	role := strings.ReplaceAll("reader_"+uuid.NewString(), "-", "")
 	exec(t, owner, "CREATE ROLE "+role, "GRANT SELECT ON type_stats TO "+role, "GRANT SELECT, DELETE ON directory_group TO "+role)
 	t.Cleanup(func() { exec(t, owner, "RESET ROLE", "DROP OWNED BY "+role, "DROP ROLE "+role) })
-	exec(t, owner, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
-	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
-		t.Errorf("migrated during a load: %v", err)
-	}
-	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	refusedDuringLoad(t, owner, url)
 	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
@@ -253,11 +247,8 @@ func TestMigration10(t *testing.T) {
 	owner := dial(t, url)
 	readerURL, _ := reader(t, owner, url)
 	const add = "INSERT INTO resource (born, type, id, patient, head, body) VALUES (1, 'Observation', '%', '', '', '{}')"
-	exec(t, owner, strings.Replace(add, "%", "old", 1), "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
-	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
-		t.Errorf("migrated during a load: %v", err)
-	}
-	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	exec(t, owner, strings.Replace(add, "%", "old", 1))
+	refusedDuringLoad(t, owner, url)
 	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
@@ -276,11 +267,7 @@ func TestMigration11(t *testing.T) {
 	const load = "INSERT INTO load_batch (no, sealed_at) SELECT coalesce(max(no), 0) + 1, clock_timestamp() FROM load_batch"
 	exec(t, owner, load)
 	readerURL, _ := reader(t, owner, url)
-	exec(t, owner, "SELECT pg_advisory_lock(x'736c7569636532'::bigint)")
-	if _, err := pgdb.Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "a load is running") {
-		t.Errorf("migrated during a load: %v", err)
-	}
-	exec(t, owner, "SELECT pg_advisory_unlock_all()")
+	refusedDuringLoad(t, owner, url)
 	if _, err := pgdb.Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
