@@ -18,10 +18,9 @@ import (
 
 // The variables that `make test` sets.
 const (
-	redisVariable    = "SLUICE_TEST_REDIS"        // redis://127.0.0.1:6379, started with --databases 1024 or so
-	s3Variable       = "SLUICE_TEST_S3"           // http://access:secret@127.0.0.1:9000
-	postgresVariable = "SLUICE_TEST_POSTGRES"     // postgres://user:password@127.0.0.1:5432/postgres?sslmode=disable
-	programsVariable = "SLUICE_TEST_POSTGRES_BIN" // /usr/lib/postgresql/15/bin, of version 14 or later
+	redisVariable    = "SLUICE_TEST_REDIS"    // redis://127.0.0.1:6379, started with --databases 1024 or so
+	s3Variable       = "SLUICE_TEST_S3"       // http://access:secret@127.0.0.1:9000
+	postgresVariable = "SLUICE_TEST_POSTGRES" // postgres://user:password@127.0.0.1:5432/postgres?sslmode=disable
 )
 
 // Redis returns the URL of an empty Redis database that no other test uses.
