@@ -38,6 +38,10 @@ containers-test: ## test `make up`: exports while containers are killed, paused,
 k8s-test: ## test k8s/overlays/production in a real cluster: KEDA scales, a worker is killed, an upgrade, a drain; as root
 	@scripts/engine.sh scripts/k8s-test.sh
 
+.PHONY: chaos
+chaos: ## break one thing after the other for 10 minutes while clients export; scripts/chaos.sh has settings
+	@scripts/chaos.sh
+
 .PHONY: verify
 verify: ## run all other checks: modules, generated code, lint, vulnerabilities, alert rules, Kubernetes
 	@scripts/verify.sh

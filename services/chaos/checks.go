@@ -1,0 +1,166 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/objects"
+)
+
+// use is what a process uses.
+type use struct{ descriptors, goroutines, memory int } // memory: MiB resident
+
+// measure returns what each service uses.
+func (s *system) measure(ctx context.Context) (map[string]use, error) {
+	uses := map[string]use{}
+	for _, each := range s.services {
+		each.mu.Lock()
+		pid, address := each.running.Pid(), each.address
+		each.mu.Unlock()
+		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			return nil, err
+		}
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		if err != nil {
+			return nil, err
+		}
+		pages, err := strconv.Atoi(strings.Fields(string(status))[1])
+		if err != nil {
+			return nil, err
+		}
+		routines, err := metric(ctx, address, "go_goroutines")
+		if err != nil {
+			return nil, err
+		}
+		uses[each.name] = use{len(open), routines, pages * os.Getpagesize() >> 20}
+	}
+	return uses, nil
+}
+
+// metric reads one metric of a service.
+func metric(ctx context.Context, address, name string) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		if text, is := strings.CutPrefix(lines.Text(), name+" "); is {
+			return strconv.Atoi(text)
+		}
+	}
+	return 0, errors.Join(fmt.Errorf("%s has no metric %s", address, name), lines.Err())
+}
+
+// check waits until all jobs are purged, and checks that nothing is left of them. What it finds is a violation.
+func (s *system) check(ctx context.Context, before map[string]use) error {
+	client := redis.NewClient(&redis.Options{Addr: s.redis.Addr()})
+	defer client.Close()
+	bucket, err := objects.Open(objects.Config{
+		Endpoint: s.store.Endpoint(), AccessKey: s.store.AccessKey(), SecretKey: s.store.SecretKey(), Bucket: bucket,
+	})
+	if err != nil {
+		return err
+	}
+	defer bucket.Close()
+	wait := s.opts.retention + 2*time.Minute
+	over := time.Now().Add(wait)
+	for {
+		keys, err := leftKeys(ctx, client)
+		if err != nil {
+			return err
+		}
+		var files []string
+		if err := bucket.List(ctx, "", func(o objects.Info) error { files = append(files, o.Key); return nil }); err != nil {
+			return err
+		}
+		if len(keys)+len(files) == 0 {
+			break
+		}
+		if time.Now().After(over) {
+			s.events.violated("%v after the last export: %d keys are left in Redis, such as %v, and %d objects, such as %v",
+				wait, len(keys), some(keys), len(files), some(files))
+			break
+		}
+		if err := pause(ctx, 2*time.Second); err != nil {
+			return err
+		}
+	}
+	if err := s.checkUses(ctx, before); err != nil {
+		return err
+	}
+	return s.checkAudit(ctx)
+}
+
+func some(all []string) []string { return all[:min(5, len(all))] }
+
+// kept are the keys that do not belong to jobs.
+var kept = []string{
+	"sluice:continue:", "sluice:committed", "sluice:outage", "sluice:swept", "sluice:signing", "sluice:auth", "asynq:servers",
+	"asynq:workers", "asynq:queues", "asynq:schedulers", "sluice:kickoffs:", "sluice:status:", "sluice:slots", "sluice:worker:", "sluice:keys",
+}
+
+// leftKeys lists the keys in Redis that a job has left behind, and tasks that wait.
+func leftKeys(ctx context.Context, client *redis.Client) (left []string, err error) {
+	scan := client.Scan(ctx, 0, "*", 1000).Iterator()
+	for scan.Next(ctx) {
+		key := scan.Val()
+		switch {
+		case strings.HasSuffix(key, "}:removed"), strings.Contains(key, ":processed:"), strings.Contains(key, ":failed:"),
+			strings.HasSuffix(key, ":processed"), strings.HasSuffix(key, ":failed"),
+			slices.ContainsFunc(kept, func(prefix string) bool { return strings.HasPrefix(key, prefix) }):
+		case strings.HasPrefix(key, "asynq:{upkeep}"), strings.HasPrefix(key, "asynq:{watch}"): // passes come again and again
+		default:
+			left = append(left, key)
+		}
+	}
+	return left, scan.Err()
+}
+
+// checkUses compares what the services use with what they used at the start.
+func (s *system) checkUses(ctx context.Context, before map[string]use) error {
+	now, err := s.measure(ctx)
+	if err != nil {
+		return err
+	}
+	for _, each := range s.services {
+		was, is := before[each.name], now[each.name]
+		s.events.say("%-12s %3d descriptors (%d before), %3d goroutines (%d), %3d MiB (%d)",
+			each.name, is.descriptors, was.descriptors, is.goroutines, was.goroutines, is.memory, was.memory)
+		if is.descriptors > was.descriptors+30 || is.goroutines > was.goroutines+60 || is.memory > 2*was.memory+100 {
+			s.events.violated("%s uses more than before: %+v, %+v", each.name, is, was)
+		}
+	}
+	return nil
+}
+
+// checkAudit stops the services, and verifies their audit logs.
+func (s *system) checkAudit(ctx context.Context) error {
+	for _, each := range s.services {
+		if err := each.stop(); err != nil {
+			s.events.violated("%s: %v", each.name, err)
+		}
+	}
+	for _, log := range s.audits {
+		if err := s.sluice(ctx, "admin", "audit", "verify", log); err != nil {
+			s.events.violated("audit log: %v", err)
+		}
+	}
+	return nil
+}

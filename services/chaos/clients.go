@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+)
+
+// client is a registered client of the token service, which exports again and again.
+type client struct {
+	id      string
+	number  int // of several with one id
+	system  *system
+	truth   *truth
+	events  *events
+	bulk    *bulkclient.Client
+	tokens  bulkclient.TokenSource
+	choose  *rand.Rand
+	dir     string
+	folders int
+	copied  copied
+}
+
+func (s *system) newClient(id string, number int, t *truth) (*client, error) {
+	c := &client{
+		id: id, number: number, system: s, truth: t, events: s.events, dir: filepath.Join(s.dir, fmt.Sprint("client-", id, "-", number)),
+		choose: rand.New(rand.NewPCG(s.opts.seed, uint64(100*number+int(id[0])))), //nolint:gosec // it must be reproducible
+	}
+	auth := s.links.between("client", toAuth)[0]
+	endpoint := "http://" + auth.address() + "/auth/token"
+	var err error
+	c.tokens, err = bulkclient.NewTokenSource(bulkclient.Credentials{
+		Base: s.front.base(), TokenURL: endpoint, Scope: "system/*.rs", Now: time.Now,
+		// The token service knows its public URL.
+		Assert: func(string) (string, error) { return s.signers[id].SignAssertion(id, tokenURL, time.Now()) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.bulk, err = bulkclient.New(bulkclient.Config{Base: s.front.base(), Tokens: c.tokens, IG: number%2 == 0, Parallel: 2})
+	return c, err
+}
+
+// run visits until done is closed; the last visit is finished.
+func (c *client) run(ctx context.Context, done <-chan struct{}) error {
+	defer c.bulk.Close()
+	for {
+		select {
+		case <-done:
+			return nil
+		default:
+		}
+		outcome, err := c.visit(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			outcome = "violation"
+			c.events.violated("%s: %v", c.id, err)
+		}
+		c.events.visited(outcome)
+		if err := pause(ctx, time.Duration(c.choose.IntN(500))*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// fresh returns a new folder.
+func (c *client) fresh() string {
+	c.folders++
+	return filepath.Join(c.dir, fmt.Sprint(c.folders))
+}
+
+// forget removes a folder.
+func (c *client) forget(dir string) {
+	if err := os.RemoveAll(dir); err != nil {
+		c.events.violated("%s: remove a folder: %v", c.id, err)
+	}
+}
+
+// The answers to a client that has a job.
+var (
+	errGone   = errors.New("404")
+	errFailed = errors.New("the job failed")
+)
+
+// classify tells what an error of the bulk client means. Everything else than errGone, errFailed and a mismatch is a
+// refusal or a lost connection: the client tries again.
+func classify(err error) error {
+	var refused *bulkclient.ServerError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, bulkclient.ErrNoJob):
+		return errGone
+	case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
+		return errGone
+	case errors.As(err, &refused) && refused.Status == http.StatusInternalServerError && len(refused.Issues) > 0:
+		return fmt.Errorf("%w: %w", errFailed, err)
+	}
+	return err
+}
+
+// get requests a URL with the client's token.
+func (c *client) get(ctx context.Context, target string, header http.Header) (*http.Response, error) {
+	token, err := c.tokens.Token(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	return http.DefaultClient.Do(req)
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/sluice-fhir/sluice/pkg/testenv/servers"
+)
+
+var redisFaults = []fault{
+	{name: "redis-killed", apply: redisAway(nil)},
+	{name: "redis-away-10", lasts: 10 * time.Second, apply: redisAway(nil)},
+	{name: "redis-away-40", lasts: 40 * time.Second, apply: redisAway(nil)},
+	{name: "redis-stopped-10", lasts: 10 * time.Second, apply: redisStopped},
+	{name: "redis-stopped-40", lasts: 40 * time.Second, apply: redisStopped},
+	{name: "redis-stopped-120", lasts: 120 * time.Second, apply: redisStopped},
+	{name: "redis-emptied", loses: true, apply: redisAway((*servers.Redis).Wipe)},
+	{name: "redis-readonly", lasts: 15 * time.Second, apply: redisSays(
+		func(r *redis.Client) redis.Cmder { return r.SlaveOf(context.Background(), "127.0.0.1", "1") },
+		func(r *redis.Client) redis.Cmder { return r.SlaveOf(context.Background(), "NO", "ONE") })},
+	{name: "redis-full", lasts: 15 * time.Second, apply: redisSays(
+		func(r *redis.Client) redis.Cmder { return r.ConfigSet(context.Background(), "maxmemory", "1") },
+		func(r *redis.Client) redis.Cmder { return r.ConfigSet(context.Background(), "maxmemory", "0") })},
+	{name: "redis-failover", loses: true, apply: redisFailover},
+}
+
+// redisAway kills Redis and starts it again, after a change of its data if there is one.
+func redisAway(change func(*servers.Redis) error) func(context.Context, *system, *rand.Rand) (func(context.Context) error, error) {
+	return func(_ context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
+		if err := s.redis.Kill(); err != nil {
+			return nil, err
+		}
+		if change != nil {
+			if err := change(s.redis); err != nil {
+				return nil, err
+			}
+		}
+		return s.redis.Start, nil
+	}
+}
+
+func redisStopped(_ context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
+	return func(context.Context) error { return s.redis.Resume() }, s.redis.Pause()
+}
+
+// redisSays sends a command that breaks Redis, and one that mends it.
+func redisSays(
+	breaks, mends func(*redis.Client) redis.Cmder,
+) func(context.Context, *system, *rand.Rand) (func(context.Context) error, error) {
+	return func(_ context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
+		client := redis.NewClient(&redis.Options{Addr: s.redis.Addr()})
+		return func(context.Context) error {
+			defer client.Close()
+			return mends(client).Err()
+		}, breaks(client).Err()
+	}
+}
+
+// redisFailover kills the primary beside a replica that Sentinel promotes. The links follow Sentinel, as a proxy does that
+// asks it for the primary.
+func redisFailover(ctx context.Context, s *system, choose *rand.Rand) (func(context.Context) error, error) {
+	old := s.redis
+	dir := filepath.Join(s.dir, fmt.Sprintf("redis-%d", choose.Uint64()))
+	replica, err := old.Replica(ctx, dir, redisSettings...)
+	if err != nil {
+		return nil, err
+	}
+	sentinel, err := servers.NewSentinel(ctx, dir+"-sentinel", old, 2*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	if err := pause(ctx, 3*time.Second); err != nil { // Sentinel learns of the replica from the primary
+		return nil, err
+	}
+	if err := old.Kill(); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		for {
+			address, err := sentinel.Master(ctx)
+			if err != nil {
+				return err
+			}
+			if address == replica.Addr() {
+				break
+			}
+			if err := pause(ctx, 100*time.Millisecond); err != nil {
+				return err
+			}
+		}
+		s.redis = replica
+		if err := s.links.point(toRedis, replica.Addr()); err != nil {
+			return err
+		}
+		if err := sentinel.Close(); err != nil {
+			return err
+		}
+		return old.Close()
+	}, nil
+}

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// report prints what was measured. The error tells that something was violated.
+func (e *events) report(recovered []recovery) error {
+	byName := map[string][]time.Duration{}
+	var names []string
+	for _, r := range recovered {
+		if byName[r.fault.name] == nil {
+			names = append(names, r.fault.name)
+		}
+		byName[r.fault.name] = append(byName[r.fault.name], r.took)
+	}
+	slices.Sort(names)
+	fmt.Fprintf(e.out, "\n%-22s %5s %10s %10s\n", "fault", "times", "median s", "worst s")
+	for _, name := range names {
+		all := byName[name]
+		slices.Sort(all)
+		fmt.Fprintf(e.out, "%-22s %5d %10.1f %10.1f\n", name, len(all), all[len(all)/2].Seconds(), all[len(all)-1].Seconds())
+	}
+	fmt.Fprintf(e.out, "\nvisits: %s\n", counts(e.visits))
+	if len(e.violations) > 0 {
+		return fmt.Errorf("%d violations, the first: %s", len(e.violations), e.violations[0])
+	}
+	fmt.Fprintln(e.out, "no violation")
+	return nil
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+)
+
+// chosen returns the faults that a run has, in the order of their list.
+func chosen(only []string) ([]*fault, error) {
+	var those []*fault
+	for i := range faults {
+		if len(only) == 0 || slices.Contains(only, faults[i].name) {
+			those = append(those, &faults[i])
+		}
+	}
+	for _, name := range only {
+		if !slices.ContainsFunc(those, func(f *fault) bool { return f.name == name }) {
+			return nil, fmt.Errorf("there is no fault %q", name)
+		}
+	}
+	return those, nil
+}
+
+// recovery is how long the system took after a fault until a small export was done.
+type recovery struct {
+	fault    *fault
+	took     time.Duration
+	outcomes map[string]int // of units while the fault was on
+}
+
+// storm applies one fault after the other, each of them once before any comes again, until the time is over.
+func (s *system) storm(ctx context.Context, those []*fault, probe *client) (recovered []recovery, err error) {
+	choose := rand.New(rand.NewPCG(s.opts.seed, 15)) //nolint:gosec // it must be reproducible
+	over := time.Now().Add(s.opts.lasts)
+	for {
+		order := slices.Clone(those)
+		choose.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		for _, f := range order {
+			if time.Now().After(over) {
+				return recovered, nil
+			}
+			r, err := s.suffer(ctx, f, choose, probe)
+			if err != nil {
+				return recovered, fmt.Errorf("%s: %w", f.name, err)
+			}
+			recovered = append(recovered, r)
+			if err := pause(ctx, time.Duration(500+choose.IntN(3000))*time.Millisecond); err != nil {
+				return recovered, err
+			}
+		}
+	}
+}
+
+// suffer applies one fault, mends it, and measures the recovery.
+func (s *system) suffer(ctx context.Context, f *fault, choose *rand.Rand, probe *client) (recovery, error) {
+	s.events.say("%s", f.name)
+	s.events.begin(f)
+	if f.loses {
+		s.events.lose()
+	}
+	mend, err := f.apply(ctx, s, choose)
+	if err != nil {
+		return recovery{}, err
+	}
+	if err := pause(ctx, f.lasts); err != nil {
+		return recovery{}, err
+	}
+	mended := time.Now()
+	if err := mend(ctx); err != nil {
+		return recovery{}, fmt.Errorf("mend: %w", err)
+	}
+	if f.loses { // what was written between the loss and now may be lost, too
+		s.events.lose()
+	}
+	if err := probe.probe(ctx); err != nil {
+		return recovery{}, err
+	}
+	took := time.Since(mended)
+	outcomes := s.events.end()
+	s.events.say("%s: recovered after %.1f s; units: %s", f.name, took.Seconds(), counts(outcomes))
+	return recovery{f, took, outcomes}, nil
+}
+
+func counts(of map[string]int) string {
+	var parts []string
+	for name, n := range of {
+		parts = append(parts, fmt.Sprintf("%s %d", name, n))
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ", ")
+}
+
+// probe exports a little, and tries at once again whatever happens.
+func (c *client) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	q := c.truth.of(c.id)[0]
+	for {
+		err := c.probeOnce(ctx, q)
+		if err == nil {
+			return nil
+		}
+		if pause(ctx, 200*time.Millisecond) != nil {
+			return fmt.Errorf("no recovery within %v: %w", patience, err)
+		}
+	}
+}
+
+func (c *client) probeOnce(ctx context.Context, q *question) error {
+	kickingOff, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	job, err := c.bulk.KickOff(kickingOff, q.request)
+	if err != nil {
+		return err
+	}
+	for {
+		polling, cancel := context.WithTimeout(ctx, 5*time.Second)
+		manifest, _, err := c.bulk.Poll(polling, job, 1)
+		cancel()
+		if manifest != nil {
+			return nil
+		}
+		var refused *bulkclient.ServerError
+		if errors.As(err, &refused) && classify(err) != err { //nolint:errorlint // whether it was replaced
+			return err
+		}
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
