@@ -71,7 +71,7 @@ func (b *bench) costs(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := worker.waitReady(ctx); err != nil {
+	if _, err := worker.Ready(ctx); err != nil {
 		return err
 	}
 	options, err := redis.ParseURL(d.redis)

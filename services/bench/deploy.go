@@ -1,27 +1,23 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
+	"github.com/sluice-fhir/sluice/services/process"
 )
 
 // deployment is one API, one scheduler and some workers, as processes, with a Redis database and a bucket of its own.
@@ -32,11 +28,11 @@ type deployment struct {
 	bucket    string
 	issuer    *development.Issuer
 	client    *bulkclient.Client
-	api       *process
-	workers   []*process
-	processes []*process
+	api       *service
+	workers   []*service
+	processes []*service
 
-	startWorker func(more ...string) (*process, error) // with further settings; it does not wait for readiness
+	startWorker func(more ...string) (*service, error) // with further settings; it does not wait for readiness
 
 	mu       sync.Mutex
 	token    string
@@ -93,8 +89,8 @@ func (b *bench) deployWith(
 		"SLUICE_S3_ACCESS_KEY=" + b.servers.s3.User.Username(), "SLUICE_S3_SECRET_KEY=" + b.servers.secret(),
 		"SLUICE_S3_BUCKET=" + d.bucket,
 	}
-	start := func(name string, env ...string) (*process, error) {
-		p, err := startProcess(ctx, filepath.Join(b.binaries, name), append(slices.Clone(common), env...))
+	start := func(name string, env ...string) (*service, error) {
+		p, err := startService(filepath.Join(b.binaries, name), append(slices.Clone(common), env...))
 		if err == nil {
 			d.processes = append(d.processes, p)
 		}
@@ -108,7 +104,7 @@ func (b *bench) deployWith(
 	if _, err = start("scheduler"); err != nil {
 		return d, err
 	}
-	d.startWorker = func(more ...string) (*process, error) {
+	d.startWorker = func(more ...string) (*service, error) {
 		return start("worker", append(slices.Clone(more),
 			"SLUICE_DIRECTORY_URL="+p.database, "SLUICE_SOURCE_URL="+p.database)...)
 	}
@@ -120,7 +116,7 @@ func (b *bench) deployWith(
 		d.workers = append(d.workers, worker)
 	}
 	for _, p := range d.processes {
-		if err := p.waitReady(ctx); err != nil {
+		if _, err := p.Ready(ctx); err != nil {
 			return d, err
 		}
 	}
@@ -167,7 +163,7 @@ func (d *deployment) Token(context.Context, string) (string, error) {
 // stop stops every process. Their data is removed with the servers.
 func (d *deployment) stop() {
 	for _, p := range d.processes {
-		p.stop()
+		_ = p.Stop(time.Minute) // a service that does not stop is killed
 	}
 	if d.client != nil {
 		d.client.Close()
@@ -186,110 +182,47 @@ func (b *bench) sluice(ctx context.Context, args ...string) error {
 	return nil
 }
 
+// service is a running service. It keeps no log, which is long.
+type service struct {
+	*process.Process
+
+	mu      sync.Mutex
+	claimed []claim
+}
+
 // claim is a line of a worker's log.
 type claim struct {
 	at    time.Time
 	fence int64
 }
 
+func startService(path string, env []string) (s *service, err error) {
+	s = &service{}
+	s.Process, err = process.Start(path, env, process.Observe(s.note))
+	return s, err
+}
+
+// note keeps the log's line of a claimed unit.
+func (s *service) note(entry map[string]any) {
+	if entry["msg"] != "unit claimed" {
+		return
+	}
+	text, _ := entry["time"].(string)
+	fence, _ := entry["fence"].(float64)
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return // it would show as a missing claim
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.claimed = append(s.claimed, claim{at: at, fence: int64(fence)})
+}
+
 // claims returns the units that the worker has claimed so far.
-func (p *process) claims() []claim {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Clone(p.claimed)
-}
-
-// process is a running service.
-type process struct {
-	name  string
-	cmd   *exec.Cmd
-	ready chan struct{} // closed when it has logged that it listens
-	done  chan struct{} // closed when it has ended
-	last  string        // its last line, to be read when done is closed
-
-	mu      sync.Mutex
-	claimed []claim
-
-	private string // address of its private listener, to be read when ready is closed
-}
-
-func startProcess(ctx context.Context, path string, env []string) (*process, error) {
-	p := &process{name: filepath.Base(path), ready: make(chan struct{}), done: make(chan struct{})}
-	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), path) // it gets SIGTERM, not SIGKILL
-	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, env...)
-	stderr, err := p.cmd.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() {
-		defer close(p.done)
-		p.follow(stderr)
-		_ = p.cmd.Wait() // it was stopped, or has logged why it exited
-	}()
-	return p, nil
-}
-
-func (p *process) follow(stderr io.Reader) {
-	said := false
-	lines := bufio.NewScanner(stderr)
-	for lines.Scan() {
-		p.last = lines.Text()
-		var entry struct {
-			Time    time.Time `json:"time"`
-			Msg     string    `json:"msg"`
-			Private string    `json:"private"`
-			Fence   int64     `json:"fence"`
-		}
-		if json.Unmarshal(lines.Bytes(), &entry) != nil {
-			continue
-		}
-		if entry.Msg == "unit claimed" {
-			p.mu.Lock()
-			p.claimed = append(p.claimed, claim{at: entry.Time, fence: entry.Fence})
-			p.mu.Unlock()
-		}
-		if strings.HasSuffix(entry.Msg, " has started") && !said {
-			said = true
-			p.private = entry.Private
-			close(p.ready)
-		}
-	}
-}
-
-func (p *process) waitReady(ctx context.Context) error {
-	select {
-	case <-p.ready:
-		return nil
-	case <-p.done:
-		return fmt.Errorf("%s ended: %s", p.name, p.last)
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (p *process) stop() {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
-	<-p.done
-}
-
-// peakMemory returns the peak of the resident set in MiB, 0 if the system does not report it.
-func (p *process) peakMemory() float64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(status)) {
-		if text, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kib, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(text), "kB")), 64)
-			if err == nil {
-				return kib / 1024
-			}
-		}
-	}
-	return 0
+func (s *service) claims() []claim {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.claimed)
 }
 
 func freeAddr(ctx context.Context) (string, error) {

@@ -28,10 +28,8 @@ func (b *bench) recovery(ctx context.Context) error {
 		return err
 	}
 	killed, other := d.workers[0], d.workers[1]
-	if err := killed.cmd.Process.Kill(); err != nil {
-		return err
-	}
 	at := time.Now()
+	killed.Kill()
 	if err := d.await(ctx, job, never); err != nil {
 		return err
 	}

@@ -32,9 +32,9 @@ func (b *bench) throughput(ctx context.Context) error {
 		}
 		err = b.pairs(ctx, d, p, &figures)
 		for _, worker := range d.workers {
-			figures.WorkerPeak = append(figures.WorkerPeak, worker.peakMemory())
+			figures.WorkerPeak = append(figures.WorkerPeak, worker.PeakMemory())
 		}
-		figures.APIPeak = d.api.peakMemory()
+		figures.APIPeak = d.api.PeakMemory()
 		d.stop()
 		if err != nil {
 			return err
@@ -199,7 +199,11 @@ func (d *deployment) profile(ctx context.Context, file string) (err error) {
 	if file == "" {
 		return nil
 	}
-	resp, err := d.get(ctx, "http://"+d.workers[0].private+"/debug/pprof/profile?seconds="+strconv.Itoa(profileSeconds), "")
+	worker, err := d.workers[0].Ready(ctx)
+	if err != nil {
+		return err
+	}
+	resp, err := d.get(ctx, "http://"+worker["private"]+"/debug/pprof/profile?seconds="+strconv.Itoa(profileSeconds), "")
 	if err != nil {
 		return err
 	}

@@ -148,7 +148,7 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	}
 
 	// One replica is lost: the API continues with its cached keys, and the client with the other replica.
-	second.kill()
+	second.Kill()
 	app.at = one
 	resp := s.bearing(http.MethodGet, done.Output[0].URL, app.token())
 	text, err := io.ReadAll(resp.Body)
@@ -166,8 +166,8 @@ func TestEachStepOfAnExportWithATokenOfItsOwn(t *testing.T) {
 	}
 	for _, p := range s.processes {
 		for _, secret := range []string{tokenA, last, "32 bytes and some more"} {
-			if strings.Contains(p.log(), secret) {
-				t.Errorf("%s has logged a token or a secret", p.name)
+			if strings.Contains(p.Log(), secret) {
+				t.Errorf("%s has logged a token or a secret", p.Name())
 			}
 		}
 	}

@@ -139,7 +139,7 @@ func TestMasterKeysAreRotated(t *testing.T) {
 	// A worker without the key waits for it.
 	keyless := s.startWorker()
 	check.Eventually(t, time.Minute, "the worker waits for the master key", func() bool {
-		_, waits := keyless.find(func(e map[string]any) bool { return e["msg"] == "unit waits for an unavailable dependency" })
+		_, waits := keyless.Find(func(e map[string]any) bool { return e["msg"] == "unit waits for an unavailable dependency" })
 		return waits
 	})
 	keyless.stop()

@@ -67,10 +67,10 @@ func (g *gate) wait(t *testing.T) {
 }
 
 // holder returns the worker that has claimed the Observation unit and not settled it.
-func holder(t *testing.T, workers []*process) *process {
+func holder(t *testing.T, workers []*service) *service {
 	t.Helper()
 	for _, w := range workers {
-		if _, found := w.find(observationUnit("unit claimed")); found {
+		if _, found := w.Find(observationUnit("unit claimed")); found {
 			return w
 		}
 	}
@@ -92,12 +92,12 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11
 		worker:    []string{"SLUICE_FILE_BYTES=300000", "SLUICE_WORKER_CONCURRENCY=2"},
 		scheduler: []string{"SLUICE_SWEEP_EVERY=1s", "SLUICE_SWEEP_GRACE=0s"},
 	})
-	workers := []*process{s.startWorker(), s.startWorker()}
+	workers := []*service{s.startWorker(), s.startWorker()}
 	undisturbed := s.lines(s.wait(s.kickoff(group, ""), time.Minute).Output)
 	for _, w := range workers { // the logs of the new ones only cover the next job
 		w.stop()
 	}
-	workers = []*process{s.startWorker(), s.startWorker()}
+	workers = []*service{s.startWorker(), s.startWorker()}
 	for _, w := range workers {
 		w.ready()
 	}
@@ -106,7 +106,7 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11
 	status := s.kickoff(group, "")
 	g.wait(t)
 	victim := holder(t, workers)
-	victim.kill()
+	victim.Kill()
 	killed := time.Now()
 	close(g.release)
 
@@ -115,7 +115,7 @@ func TestAWorkerKilledInTheMiddleOfObservation(t *testing.T) { // pitfalls 8, 11
 		survivor = workers[1]
 	}
 	check.Eventually(t, 30*time.Second, "the unit runs elsewhere", func() bool {
-		_, found := survivor.find(func(e map[string]any) bool {
+		_, found := survivor.Find(func(e map[string]any) bool {
 			return observationUnit("unit claimed")(e) && e["fence"] != float64(1)
 		})
 		return found
@@ -151,7 +151,7 @@ func TestAWorkerThatStopsHandsItsUnitBack(t *testing.T) { // pitfall 8
 	// UNIT_SILENCE is long, so the second worker can get the unit only by a hand-back.
 	m := s.wait(status, time.Minute)
 	expect.SameLines(t, "after the hand-back", s.lines(m.Output), expect.Read(t, data).Export(expect.Read(t, data).Members(group)))
-	claimed, found := second.find(observationUnit("unit claimed"))
+	claimed, found := second.Find(observationUnit("unit claimed"))
 	if !found || claimed["attempt"] != float64(1) {
 		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)
 	}
@@ -182,7 +182,7 @@ func TestAStoppingWorkerServesItsMetricsUntilItHasDrained(t *testing.T) {
 	if status, report := get("/readyz"); status != http.StatusOK {
 		t.Errorf("before the stop: %d %s", status, report)
 	}
-	worker.signal(syscall.SIGTERM)
+	worker.Signal(syscall.SIGTERM)
 	check.Eventually(t, 30*time.Second, "the worker is not ready and serves the metrics of the last unit", func() bool {
 		status, _ := get("/readyz")
 		_, metrics := get("/metrics")
@@ -190,7 +190,7 @@ func TestAStoppingWorkerServesItsMetricsUntilItHasDrained(t *testing.T) {
 	})
 	close(g.release)
 	worker.stop()
-	if _, done := worker.find(observationUnit("unit ended")); !done {
+	if _, done := worker.Find(observationUnit("unit ended")); !done {
 		t.Error("the unit was not finished")
 	}
 }
@@ -226,8 +226,7 @@ func TestACancelWhileAWorkerIsWriting(t *testing.T) { // spec 5, pitfalls 15, 16
 func (s *stack) runningUnits() int {
 	claimed := 0
 	for _, p := range s.processes {
-		p.mu.Lock()
-		for _, entry := range p.lines {
+		for _, entry := range p.Lines() {
 			switch entry["msg"] {
 			case "unit claimed":
 				claimed++
@@ -235,7 +234,6 @@ func (s *stack) runningUnits() int {
 				claimed--
 			}
 		}
-		p.mu.Unlock()
 	}
 	return claimed
 }

@@ -51,7 +51,7 @@ func TestAlertsAndDashboardUseExposedMetrics(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: authority.Pool()},
 	}}
-	scrape := func(p *process) map[string]*dto.MetricFamily {
+	scrape := func(p *service) map[string]*dto.MetricFamily {
 		t.Helper()
 		resp, err := client.Get("https://" + p.ready()["private"] + "/metrics")
 		check.Must(t, err)
@@ -63,9 +63,9 @@ func TestAlertsAndDashboardUseExposedMetrics(t *testing.T) {
 		check.Must(t, err)
 		return families
 	}
-	var scheduler *process
+	var scheduler *service
 	for _, p := range s.processes {
-		if p.name == "scheduler" {
+		if p.Name() == "scheduler" {
 			scheduler = p
 		}
 	}
@@ -79,12 +79,12 @@ func TestAlertsAndDashboardUseExposedMetrics(t *testing.T) {
 	})
 	s.request(http.MethodDelete, status, "everything", nil) // so that the scheduler records a purge
 	check.Eventually(t, 30*time.Second, "the job is purged", func() bool {
-		_, purged := scheduler.find(func(e map[string]any) bool { return e["msg"] == "job purged" })
+		_, purged := scheduler.Find(func(e map[string]any) bool { return e["msg"] == "job purged" })
 		return purged
 	})
 
 	exposed := map[string]bool{}
-	for _, p := range []*process{s.api, worker, scheduler, auth} {
+	for _, p := range []*service{s.api, worker, scheduler, auth} {
 		for name, family := range scrape(p) {
 			exposed[name] = true
 			if family.GetType() == dto.MetricType_HISTOGRAM {

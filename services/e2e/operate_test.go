@@ -54,12 +54,12 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 	})
 	s.admin(0, "worker", "drain", id, "--yes", "--audit-log", log)
 	check.Eventually(t, 20*time.Second, "the worker drains", func() bool {
-		_, heard := first.find(func(e map[string]any) bool { return e["msg"] == "worker is drained by an operator" })
+		_, heard := first.Find(func(e map[string]any) bool { return e["msg"] == "worker is drained by an operator" })
 		return heard
 	})
 	close(g.release)
-	<-first.exited
-	if code := first.cmd.ProcessState.ExitCode(); code != 0 {
+	<-first.Exited()
+	if code := first.ExitCode(); code != 0 {
 		t.Errorf("the worker exited with %d", code)
 	}
 
@@ -73,7 +73,7 @@ func TestAnOperatorDrainsAWorker(t *testing.T) {
 	m := s.wait(status, time.Minute)
 	people := expect.Read(t, data)
 	expect.SameLines(t, "after the drain", s.lines(m.Output), people.Export(people.Members(group)))
-	claimed, found := second.find(observationUnit("unit claimed"))
+	claimed, found := second.Find(observationUnit("unit claimed"))
 	if !found || claimed["attempt"] != float64(1) {
 		t.Errorf("the second worker's claim: %v; a hand-back must not count as a failure", claimed)
 	}

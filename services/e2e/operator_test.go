@@ -91,7 +91,7 @@ func deployDesk(t *testing.T) desk {
 		scheduler: []string{"SLUICE_AUDIT_LOG=" + trail},
 	})
 	t.Cleanup(hold.release) // runs before the workers are stopped: cleanups run in reverse order
-	scheduler := s.processes[slices.IndexFunc(s.processes, func(p *process) bool { return p.name == "scheduler" })]
+	scheduler := s.processes[slices.IndexFunc(s.processes, func(p *service) bool { return p.Name() == "scheduler" })]
 	return desk{stack: s, page: "http://" + scheduler.ready()["private"] + "/operator/", trail: trail, hold: hold}
 }
 
@@ -317,10 +317,10 @@ func TestOperatorsPage(t *testing.T) {
 	b.follow(`#workers a[href$="/drain"]`, "form[method=post] button")
 	b.follow("form[method=post] button", "main > .notice.good")
 	check.Eventually(t, time.Minute, "a worker has ended", func() bool {
-		return slices.ContainsFunc(d.processes, func(p *process) bool {
+		return slices.ContainsFunc(d.processes, func(p *service) bool {
 			select {
-			case <-p.exited:
-				return p.name == "worker" && p.cmd.ProcessState.ExitCode() == 0
+			case <-p.Exited():
+				return p.Name() == "worker" && p.ExitCode() == 0
 			default:
 				return false
 			}

@@ -74,7 +74,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 		worker:    []string{"SLUICE_FILE_BYTES=" + strconv.Itoa(60_000*patients), "SLUICE_WORKER_CONCURRENCY=2"},
 		scheduler: []string{"SLUICE_SWEEP_EVERY=1s", "SLUICE_SWEEP_GRACE=0s"},
 	})
-	workers := []*process{s.startWorker(), s.startWorker()}
+	workers := []*service{s.startWorker(), s.startWorker()}
 	const most = 5 * time.Minute
 	began := time.Now()
 	undisturbed := s.fingerprints(s.wait(s.kickoff("all", ""), most).Output)
@@ -92,11 +92,11 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 		affected string // log message of a worker
 	}{
 		{"PostgreSQL", server.Kill, server.Start, "unit waits for an unavailable dependency"},
-		{"the API", func() { s.api.kill() }, s.restartAPI, ""},
+		{"the API", func() { s.api.Kill() }, s.restartAPI, ""},
 		{"everything", func() {
-			holder(t, workers).kill()
+			holder(t, workers).Kill()
 			server.Kill()
-			s.api.kill()
+			s.api.Kill()
 		}, func() {
 			server.Start()
 			s.restartAPI()
@@ -106,7 +106,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 			for _, w := range workers { // the logs of the new ones only cover the next job
 				w.stop()
 			}
-			workers = []*process{s.startWorker(), s.startWorker()}
+			workers = []*service{s.startWorker(), s.startWorker()}
 			for _, w := range workers {
 				w.ready()
 			}
@@ -119,7 +119,7 @@ func TestOutagesInTheMiddleOfAPopulation(t *testing.T) { // pitfalls 8, 11, 13
 			if outage.affected != "" {
 				check.Eventually(t, time.Minute, "a unit meets the outage", func() bool {
 					for _, w := range workers {
-						if _, met := w.find(func(e map[string]any) bool { return e["msg"] == outage.affected }); met {
+						if _, met := w.Find(func(e map[string]any) bool { return e["msg"] == outage.affected }); met {
 							return true
 						}
 					}

@@ -115,7 +115,7 @@ func exportThroughAnOutageOfRedis(t *testing.T, away, silence time.Duration, die
 		},
 		scheduler: []string{"SLUICE_UNIT_SILENCE=" + silence.String(), "SLUICE_RESCUE_EVERY=" + (silence / 7).String()},
 	})
-	workers := []*process{s.startWorker(), s.startWorker()} // each holds one of the two units
+	workers := []*service{s.startWorker(), s.startWorker()} // each holds one of the two units
 	for _, w := range workers {
 		w.ready()
 	}
@@ -140,8 +140,8 @@ func exportThroughAnOutageOfRedis(t *testing.T, away, silence time.Duration, die
 	})
 	if die {
 		for _, w := range workers {
-			if s.logged([]*process{w}, map[string]any{"msg": "unit claimed", "type": "Patient"}) == 1 {
-				w.kill()
+			if s.logged([]*service{w}, map[string]any{"msg": "unit claimed", "type": "Patient"}) == 1 {
+				w.Kill()
 			}
 		}
 	}
@@ -178,9 +178,9 @@ func exportThroughAnOutageOfRedis(t *testing.T, away, silence time.Duration, die
 }
 
 // logged counts the log entries of the processes with these values.
-func (s *stack) logged(processes []*process, want map[string]any) (count int) {
+func (s *stack) logged(processes []*service, want map[string]any) (count int) {
 	for _, p := range processes {
-		p.find(func(entry map[string]any) bool {
+		p.Find(func(entry map[string]any) bool {
 			for key, value := range want {
 				if entry[key] != value {
 					return false

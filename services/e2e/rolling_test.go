@@ -94,12 +94,12 @@ func TestAJobSharedWithWorkersOfThePreviousCommit(t *testing.T) {
 		},
 		scheduler: []string{"SLUICE_SWEEP_EVERY=1s", "SLUICE_SWEEP_GRACE=0s"},
 	})
-	alone := []*process{s.startWorker()}
+	alone := []*service{s.startWorker()}
 	alone[0].ready()
 	undisturbed := s.lines(s.wait(s.kickoff("all", ""), 2*time.Minute).Output)
 	alone[0].stop()
 
-	alone = []*process{s.startProgram(old, s.env...)}
+	alone = []*service{s.startProgram(old, s.env...)}
 	alone[0].ready()
 	expect.SameLines(t, "workers of the previous commit alone", s.lines(s.wait(s.kickoff("all", ""), 2*time.Minute).Output),
 		undisturbed)
@@ -112,8 +112,8 @@ func TestAJobSharedWithWorkersOfThePreviousCommit(t *testing.T) {
 		}
 		return nil
 	})
-	before := []*process{s.startProgram(old, s.env...), s.startProgram(old, s.env...)}
-	after := []*process{s.startWorker(), s.startWorker()}
+	before := []*service{s.startProgram(old, s.env...), s.startProgram(old, s.env...)}
+	after := []*service{s.startWorker(), s.startWorker()}
 	both := append(before[:2:2], after...)
 	for _, w := range both {
 		w.ready()

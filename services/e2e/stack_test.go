@@ -2,7 +2,7 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -13,8 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +21,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/pkg/token/development"
 	"github.com/sluice-fhir/sluice/services/e2e/check"
+	"github.com/sluice-fhir/sluice/services/process"
 )
 
 // shared is a folder for all tests: services, which are built once, and generated populations. binaries is the folder of
@@ -68,8 +67,8 @@ type stack struct {
 	s3        testenv.S3
 	env       []string
 	issuer    *development.Issuer
-	processes []*process
-	api       *process
+	processes []*service
+	api       *service
 	apiEnv    []string
 	client    *http.Client
 }
@@ -168,7 +167,7 @@ func (s *stack) restartAPI() {
 	s.useAPI()
 }
 
-func (s *stack) startWorker(more ...string) *process {
+func (s *stack) startWorker(more ...string) *service {
 	return s.start("worker", append(slices.Clone(s.env), more...)...)
 }
 
@@ -197,134 +196,48 @@ func (m mapped) RoundTrip(r *http.Request) (*http.Response, error) {
 	return m.inner.RoundTrip(r)
 }
 
-// process is a running service.
-type process struct {
-	t    *testing.T
-	name string
-	cmd  *exec.Cmd
-
-	mu     sync.Mutex
-	lines  []map[string]any
-	raw    bytes.Buffer
-	exited chan struct{}
+// service is a running service that the test owns.
+type service struct {
+	*process.Process
+	t *testing.T
 }
 
-func (s *stack) start(name string, env ...string) *process {
+func (s *stack) start(name string, env ...string) *service {
 	s.t.Helper()
 	return s.startProgram(filepath.Join(binaries, name), env...)
 }
 
-// startProgram starts a service, possibly of another version.
-func (s *stack) startProgram(path string, env ...string) *process {
+// startProgram starts a service, possibly of another version. It is stopped when the test ends.
+func (s *stack) startProgram(path string, env ...string) *service {
 	s.t.Helper()
-	cmd := exec.Command(path)
-	cmd.Env = env
-	p := launch(s.t, filepath.Base(path), cmd)
+	started, err := process.Start(path, env)
+	check.Must(s.t, err)
+	p := &service{Process: started, t: s.t}
+	s.t.Cleanup(func() {
+		p.stop()
+		if s.t.Failed() {
+			s.t.Logf("%s logged:\n%s", p.Name(), p.Problems())
+		}
+	})
 	s.processes = append(s.processes, p)
 	return p
 }
 
-// launch starts a command and reads its log on stderr. The command is stopped when the test ends.
-func launch(t *testing.T, name string, cmd *exec.Cmd) *process {
-	t.Helper()
-	p := &process{t: t, name: name, cmd: cmd, exited: make(chan struct{})}
-	stderr, err := p.cmd.StderrPipe()
-	check.Must(t, err)
-	check.Must(t, p.cmd.Start())
-	go func() {
-		lines := bufio.NewScanner(stderr)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			var entry map[string]any
-			_ = json.Unmarshal(lines.Bytes(), &entry) // lines that are not JSON are only in raw
-			p.mu.Lock()
-			p.lines = append(p.lines, entry)
-			fmt.Fprintf(&p.raw, "%s\n", lines.Bytes())
-			p.mu.Unlock()
-		}
-		_ = p.cmd.Wait()
-		close(p.exited)
-	}()
-	t.Cleanup(func() {
-		p.stop()
-		if t.Failed() {
-			t.Logf("%s logged:\n%s", name, p.problems())
-		}
-	})
-	return p
-}
-
-func (p *process) log() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.raw.String()
-}
-
-// problems returns the log lines at level WARN or above.
-func (p *process) problems() string {
-	var kept []string
-	for line := range strings.Lines(p.log()) {
-		if !strings.Contains(line, `"level":"INFO"`) && !strings.Contains(line, `"level":"DEBUG"`) {
-			kept = append(kept, line)
-		}
-	}
-	return strings.Join(kept, "")
-}
-
-// find returns the first log entry that matches.
-func (p *process) find(match func(entry map[string]any) bool) (map[string]any, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, entry := range p.lines {
-		if entry != nil && match(entry) {
-			return entry, true
-		}
-	}
-	return nil, false
-}
-
 // ready waits for the log line of a service that listens, and returns its addresses.
-func (p *process) ready() map[string]string {
+func (p *service) ready() map[string]string {
 	p.t.Helper()
-	found := map[string]string{}
-	check.Eventually(p.t, 60*time.Second, p.name+" has started", func() bool {
-		entry, ok := p.find(func(e map[string]any) bool {
-			msg, _ := e["msg"].(string)
-			return strings.HasSuffix(msg, " has started")
-		})
-		for key, value := range entry {
-			if text, isText := value.(string); isText {
-				found[key] = text
-			}
-		}
-		select {
-		case <-p.exited:
-			p.t.Fatalf("%s ended: %s", p.name, p.log())
-		default:
-		}
-		return ok
-	})
+	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
+	defer cancel()
+	found, err := p.Ready(ctx)
+	check.Must(p.t, err)
 	return found
 }
 
-func (p *process) signal(sig syscall.Signal) { _ = p.cmd.Process.Signal(sig) }
-
 // stop sends SIGTERM and waits, a little longer than the drain.
-func (p *process) stop() {
-	p.signal(syscall.SIGTERM)
-	select {
-	case <-p.exited:
-	case <-time.After(40 * time.Second):
-		p.signal(syscall.SIGKILL)
-		<-p.exited
-		p.t.Errorf("%s did not stop in time", p.name)
+func (p *service) stop() {
+	if err := p.Stop(40 * time.Second); err != nil {
+		p.t.Error(err)
 	}
-}
-
-// kill sends SIGKILL, as if the machine were lost.
-func (p *process) kill() {
-	p.signal(syscall.SIGKILL)
-	<-p.exited
 }
 
 func (s *stack) token(subject, scope string) string {

@@ -51,11 +51,11 @@ func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undis
 		return nil
 	})
 	defer proxy.OnReply(nil)
-	start := func() *process {
+	start := func() *service {
 		return s.startWorker("SLUICE_WORKER_CONCURRENCY=1", "SLUICE_WORKER_EXPRESS=1", "SLUICE_WORKER_DRAIN=100ms",
 			fmt.Sprintf("SLUICE_UNIT_BYTES=%d", 410_000*patients/units))
 	}
-	var all, alive []*process
+	var all, alive []*service
 	for range many {
 		alive = append(alive, start())
 	}
@@ -73,7 +73,7 @@ func storm(t *testing.T, s *stack, proxy *objectstest.Proxy, patients int, undis
 		select {
 		case <-next.C:
 			victim := choose.IntN(many)
-			alive[victim].signal(syscall.SIGTERM)
+			alive[victim].Signal(syscall.SIGTERM)
 			alive[victim] = start()
 			all = append(all, alive[victim])
 			terms++
@@ -115,11 +115,10 @@ type executions struct {
 	fences   map[string]map[float64]bool // of each unit
 }
 
-func executionsOf(workers []*process) executions {
+func executionsOf(workers []*service) executions {
 	e := executions{settled: map[string]int{}, outcomes: map[string]int{}, fences: map[string]map[float64]bool{}}
 	for _, w := range workers {
-		w.mu.Lock()
-		for _, entry := range w.lines {
+		for _, entry := range w.Lines() {
 			unit := fmt.Sprint(entry["job_id"], " ", entry["unit"])
 			switch entry["msg"] {
 			case "unit claimed":
@@ -137,7 +136,6 @@ func executionsOf(workers []*process) executions {
 				}
 			}
 		}
-		w.mu.Unlock()
 	}
 	return e
 }

@@ -108,19 +108,17 @@ func linesNameTheJob(t *testing.T, s *stack, job, trace string) {
 	t.Helper()
 	lines := 0
 	for _, p := range s.processes {
-		p.mu.Lock()
-		for _, entry := range p.lines {
+		for _, entry := range p.Lines() {
 			_, unit := entry["unit"]
 			switch id := entry["job_id"]; {
 			case unit && id == nil:
-				t.Errorf("%s: a unit without a job: %v", p.name, entry)
+				t.Errorf("%s: a unit without a job: %v", p.Name(), entry)
 			case id == job && entry["trace_id"] != trace && entry["msg"] != "task is a duplicate, late, or of an ended job":
-				t.Errorf("%s: the job without its trace: %v", p.name, entry)
+				t.Errorf("%s: the job without its trace: %v", p.Name(), entry)
 			case id == job:
 				lines++
 			}
 		}
-		p.mu.Unlock()
 	}
 	if lines < 10 {
 		t.Errorf("only %d lines have the job's id", lines)
@@ -138,7 +136,7 @@ func TestACollectorThatIsDownHarmsNoExport(t *testing.T) {
 	lost := false
 	for _, p := range s.processes {
 		p.stop()
-		_, told := p.find(func(e map[string]any) bool {
+		_, told := p.Find(func(e map[string]any) bool {
 			msg, _ := e["msg"].(string)
 			return strings.HasPrefix(msg, "spans are lost")
 		})
