@@ -24,9 +24,10 @@ type use struct{ descriptors, goroutines, memory int } // memory: MiB resident
 func (s *system) measure(ctx context.Context) (map[string]use, error) {
 	uses := map[string]use{}
 	for _, each := range s.services {
-		each.mu.Lock()
-		pid, address := each.running.Pid(), each.address
-		each.mu.Unlock()
+		pid, address, err := each.place()
+		if err != nil {
+			return nil, err
+		}
 		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 		if err != nil {
 			return nil, err

@@ -66,6 +66,10 @@ func (e *events) note(name string, entry map[string]any) {
 		} else {
 			e.units[rand.IntN(most)] = seen
 		}
+	case "unit will be retried", "unit failed for good":
+		if !e.excused(time.Now().Add(-10 * time.Second)) { // an outage costs no attempt
+			e.violated("%s: %s %s: %s: %s", name, text("job_id"), text("unit"), text("msg"), text("err"))
+		}
 	case "unit ended":
 		unit := text("job_id") + " " + text("unit")
 		e.mu.Lock()

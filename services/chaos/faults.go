@@ -39,8 +39,8 @@ var processFaults = []fault{
 	{name: "everything-killed", apply: killed("", 8)},
 	{name: "worker-stopped", lasts: 60 * time.Second, apply: suspended},
 	{name: "rolling-restart", apply: rollingRestart},
-	{name: "clock-ahead", lasts: 30 * time.Second, apply: skewed("ahead")},
-	{name: "clock-behind", lasts: 30 * time.Second, apply: skewed("behind")},
+	{name: "clock-ahead", lasts: 30 * time.Second, apply: skewed(ahead)},
+	{name: "clock-behind", lasts: 30 * time.Second, apply: skewed(behind)},
 	{name: "tasks-repeated", apply: tasksRepeated},
 }
 

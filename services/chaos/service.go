@@ -17,7 +17,7 @@ import (
 type service struct {
 	name, program string // worker-2, worker
 	env           []string
-	log           func(name string, entry map[string]any)
+	events        *events
 
 	mu      sync.Mutex
 	bin     string // folder of its program
@@ -37,7 +37,7 @@ func (s *service) start(ctx context.Context, bin string) error {
 		return fmt.Errorf("%s runs already", s.name)
 	}
 	started, err := process.Start(filepath.Join(bin, s.program), slices.Clone(s.env),
-		process.WithLog(func(entry map[string]any) { s.log(s.name, entry) }))
+		process.Observe(func(entry map[string]any) { s.events.note(s.name, entry) }))
 	if err != nil {
 		return err
 	}
@@ -49,6 +49,15 @@ func (s *service) start(ctx context.Context, bin string) error {
 		return fmt.Errorf("%s: %w: %s", s.name, err, started.Problems())
 	}
 	s.address = listens["private"]
+	go func() { // a service never ends by itself, whatever is away
+		<-started.Exited()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.running == started {
+			s.events.violated("%s has ended by itself: %s", s.name, started.Problems())
+			s.running = nil
+		}
+	}()
 	return nil
 }
 
@@ -79,6 +88,16 @@ func (s *service) stop() error {
 		return running.Stop(drain)
 	}
 	return nil
+}
+
+// place returns the process and the address of its private listener.
+func (s *service) place() (pid int, private string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running == nil {
+		return 0, "", fmt.Errorf("%s does not run", s.name)
+	}
+	return s.running.Pid(), s.address, nil
 }
 
 func (s *service) take() *process.Process {

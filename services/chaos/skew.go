@@ -15,6 +15,8 @@ import (
 // skew is how wrong a clock is: less than the 15 minutes after which an object store refuses a request.
 const skew = 10 * time.Minute
 
+const ahead, behind = "ahead", "behind"
+
 func (s *system) skewedBin(way string) string { return filepath.Join(s.dir, "skewed", way) }
 
 // buildSkewed builds the services with a changed time.Now of the standard library, which is their only clock. The system
@@ -33,26 +35,23 @@ func (s *system) buildSkewed(ctx context.Context) error {
 	if strings.Count(string(text), reads) != 1 {
 		return errors.New("time.Now of this Go is not as expected: it cannot be changed")
 	}
-	for way, by := range map[string]time.Duration{"ahead": skew, "behind": -skew} {
-		dir := s.skewedBin(way)
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-		changed := strings.Replace(string(text), reads, fmt.Sprintf("%s\tsec += %d\n", reads, int(by.Seconds())), 1)
-		file := filepath.Join(dir, "time.go")
-		if err := os.WriteFile(file, []byte(changed), 0o600); err != nil {
-			return err
-		}
-		overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{original: file}})
-		if err != nil {
-			return err
-		}
-		list := filepath.Join(dir, "overlay.json")
-		if err := os.WriteFile(list, overlay, 0o600); err != nil {
-			return err
-		}
-		build := exec.CommandContext(ctx, "go", "build", "-overlay", list, "-o", dir+"/",
-			"./services/api", "./services/auth", "./services/scheduler", "./services/worker")
+	// The linker sets the way, so that everything is compiled only once.
+	changed := strings.Replace(string(text), reads, reads+fmt.Sprintf(
+		"\tswitch skewed {\n\tcase %[1]q:\n\t\tsec += %[3]d\n\tcase %[2]q:\n\t\tsec -= %[3]d\n\t}\n", ahead, behind, int(skew.Seconds())), 1)
+	file, overlay := filepath.Join(s.dir, "time.go"), filepath.Join(s.dir, "overlay.json")
+	if err := os.WriteFile(file, []byte(changed+"\nvar skewed string\n"), 0o600); err != nil {
+		return err
+	}
+	list, err := json.Marshal(map[string]any{"Replace": map[string]string{original: file}})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(overlay, list, 0o600); err != nil {
+		return err
+	}
+	for _, way := range []string{ahead, behind} {
+		build := exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-ldflags", "-X time.skewed="+way,
+			"-o", s.skewedBin(way)+"/", "./services/api", "./services/auth", "./services/scheduler", "./services/worker")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if said, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("build the services with a wrong clock: %w: %s", err, said)

@@ -176,7 +176,7 @@ func (s *system) plan(ctx context.Context) error {
 		many    int
 	}{{"auth", 1}, {"api", 2}, {"scheduler", 2}, {"worker", 3}} {
 		for i := range each.many {
-			made := &service{name: fmt.Sprintf("%s-%d", each.program, i+1), program: each.program, log: s.events.note}
+			made := &service{name: fmt.Sprintf("%s-%d", each.program, i+1), program: each.program, events: s.events}
 			if err := s.configure(ctx, made, auth); err != nil {
 				return err
 			}
